@@ -1,0 +1,1 @@
+"""Weights and config to hidden states, logits and losses."""
