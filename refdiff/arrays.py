@@ -1,0 +1,85 @@
+"""Whose array is this? The only file that asks.
+
+Everything above the layers is written against a namespace in the sense of the Python array API standard
+(https://data-apis.org/array-api): `xp.exp(x)` runs on NumPy, CuPy, torch or array-api-strict alike. Here is how
+to get that namespace from an array, where an array lives, and how to carry one to the host and back.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+Array = Any
+"""An array of any namespace. There is no common base class to name."""
+
+
+def namespace(*arrays: Array) -> Any:
+    """Return the array-API namespace that all the given arrays share; `None` among them is passed over.
+
+    Raises:
+        TypeError: there is no array among them, or they come from different libraries.
+    """
+    try:
+        return array_api_compat.array_namespace(*(a for a in arrays if a is not None))
+    except TypeError as error:
+        kinds = ", ".join(sorted({f"{type(a).__module__}.{type(a).__qualname__}" for a in arrays if a is not None}))
+        raise TypeError(f"need arrays of one library, got {kinds or 'none'}: convert them to one first") from error
+
+
+def device(x: Array) -> Any:
+    """Return the device that `x` lives on, in its own library's terms."""
+    return array_api_compat.device(x)
+
+
+def to_numpy(x: Array) -> np.ndarray[Any, Any]:
+    """Bring `x` to the host as a NumPy array; a NumPy array comes back as it is, without a copy."""
+    if isinstance(x, np.ndarray):
+        return x
+    if array_api_compat.is_cupy_array(x):
+        return np.asarray(x.get())
+    if array_api_compat.is_torch_array(x):
+        return np.asarray(x.detach().cpu())
+    xp = array_api_compat.array_namespace(x)
+    host = xp.__array_namespace_info__().devices()[0]
+    return np.from_dlpack(array_api_compat.to_device(x, host))
+
+
+def from_numpy(x: np.ndarray[Any, Any], xp: Any, device: Any = None) -> Array:
+    """Put a NumPy array on `device` as an array of namespace `xp`; for NumPy itself it comes back as it is."""
+    if array_api_compat.is_numpy_namespace(xp):
+        return x
+    return xp.asarray(x, device=device)
+
+
+def backend(name: str | ModuleType) -> Any:
+    """Return the array-API namespace that a user named.
+
+    Args:
+        name: `"numpy"`, `"cupy"`, or any array-API namespace module (`array_api_strict`, `array_api_compat.torch`).
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: CuPy is not installed, or a small computation on its device does not work.
+    """
+    if not isinstance(name, str):
+        return name
+    if name not in ("numpy", "cupy"):
+        raise ValueError(f'backend {name!r} is not known: use "numpy", "cupy", or an array-API namespace module')
+    if name == "cupy":
+        try:
+            cupy = importlib.import_module("cupy")
+            works = float(cupy.sum(cupy.ones(3))) == 3.0
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise RuntimeError(
+                f'backend "cupy" does not answer ({reason}): install refdiff[cupy] on a machine with a CUDA '
+                'device, or use backend "numpy"'
+            ) from error
+        if not works:
+            raise RuntimeError('backend "cupy" computed 1 + 1 + 1 wrongly: use backend "numpy"')
+    return importlib.import_module(f"array_api_compat.{name}")

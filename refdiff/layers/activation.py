@@ -1,0 +1,194 @@
+"""The elementwise functions that `hidden_act` in a config.json may name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ..arrays import Array, namespace
+
+
+def activation(x: Array, name: str) -> Array:
+    """Apply the activation that `hidden_act` names.
+
+    Equation:
+        see the function of each name in `ACTIVATIONS`; silu, x σ(x), is the Swish of Ye et al. 2024
+
+    Used as:
+        `activation(gate, config.hidden_act)` inside `swiglu`
+
+    Shapes:
+        x (...) -> (...)
+
+    Precision:
+        in the dtype of `x`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation: {name!r} is not one of {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name](x)
+
+
+def sigmoid(x: Array) -> Array:
+    """σ(x) = 1 / (1 + e^−x), arranged so that nothing overflows."""
+    xp = namespace(x)
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, 1.0, e) / (1 + e)
+
+
+def silu(x: Array) -> Array:
+    """X σ(x)  (Elfwing et al. 2017; Swish with β = 1)."""
+    return x * sigmoid(x)
+
+
+def erf(x: Array) -> Array:
+    """(2/√π) ∫₀ˣ e^(−u²) du, to about 2e-16: the standard has no erf.
+
+    For z = |x| and t = 2 / (2 + z), log(erfc(z) e^(z²) / t) is smooth in t; `_ERFC` are its Chebyshev coefficients
+    on 0 ≤ t ≤ 1, computed with mpmath at 60 digits and summed here by Clenshaw's recurrence.
+    """
+    xp = namespace(x)
+    z = xp.abs(x)
+    t = 2 / (2 + z)
+    u = 4 * t - 2
+    after, last = xp.zeros_like(u), xp.zeros_like(u)
+    for c in reversed(_ERFC[1:]):
+        last, after = c + u * last - after, last
+    erfc = t * xp.exp(0.5 * _ERFC[0] + 0.5 * u * last - after - z * z)
+    return xp.where(x >= 0, 1 - erfc, erfc - 1)
+
+
+def gelu(x: Array) -> Array:
+    """X Φ(x), Φ the normal distribution function  (Hendrycks and Gimpel 2016)."""
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
+
+
+def gelu_tanh(x: Array) -> Array:
+    """The tanh approximation of gelu  (Hendrycks and Gimpel 2016, section 2)."""
+    return 0.5 * x * (1 + namespace(x).tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def gelu_10(x: Array) -> Array:
+    """Gelu cut off at −10 and 10."""
+    return namespace(x).clip(gelu(x), -10.0, 10.0)
+
+
+def quick_gelu(x: Array) -> Array:
+    """X σ(1.702 x)  (Hendrycks and Gimpel 2016, section 2)."""
+    return x * sigmoid(1.702 * x)
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0)."""
+    return namespace(x).clip(x, 0.0, None)
+
+
+def relu2(x: Array) -> Array:
+    """max(x, 0)²  (So et al. 2021)."""
+    return relu(x) ** 2
+
+
+def relu6(x: Array) -> Array:
+    """min(max(x, 0), 6)."""
+    return namespace(x).clip(x, 0.0, 6.0)
+
+
+def leaky_relu(x: Array) -> Array:
+    """X where positive, 0.01 x elsewhere."""
+    return namespace(x).where(x > 0, x, 0.01 * x)
+
+
+def hardswish(x: Array) -> Array:
+    """X relu6(x + 3) / 6  (Howard et al. 2019)."""
+    return x * relu6(x + 3) / 6
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + eˣ), arranged so that nothing overflows."""
+    xp = namespace(x)
+    return relu(x) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
+def mish(x: Array) -> Array:
+    """X tanh(softplus(x))  (Misra 2019)."""
+    return x * namespace(x).tanh(softplus(x))
+
+
+def sqrtsoftplus(x: Array) -> Array:
+    """√softplus(x)."""
+    return namespace(x).sqrt(softplus(x))
+
+
+def laplace(x: Array) -> Array:
+    """Φ((x − √½) / σ) with σ² = 1 / 4π, as rounded in transformers  (Ma et al. 2022)."""
+    return 0.5 * (1 + erf((x - 0.707107) / (0.282095 * math.sqrt(2))))
+
+
+def identity(x: Array) -> Array:
+    """X as it is."""
+    return x
+
+
+def tanh(x: Array) -> Array:
+    """Hyperbolic tangent."""
+    return namespace(x).tanh(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_10": gelu_10,
+    "gelu_accurate": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_new": gelu_tanh,
+    "gelu_python": gelu,
+    "gelu_python_tanh": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "hardswish": hardswish,
+    "laplace": laplace,
+    "leaky_relu": leaky_relu,
+    "linear": identity,
+    "mish": mish,
+    "quick_gelu": quick_gelu,
+    "relu": relu,
+    "relu2": relu2,
+    "relu6": relu6,
+    "sigmoid": sigmoid,
+    "silu": silu,
+    "sqrtsoftplus": sqrtsoftplus,
+    "swish": silu,
+    "tanh": tanh,
+}
+"""Every `hidden_act` of transformers that has no weights of its own (prelu and xielu have)."""
+
+_ERFC = (
+    -1.3026537197817094342,
+    0.6419697923564902603,
+    0.019476473204185836312,
+    -0.0095615147868086316419,
+    -0.0009465953444820368663,
+    0.00036683949785276145187,
+    0.000042523324806907771645,
+    -0.000020278578112534243155,
+    -1.6242900046470255134e-6,
+    1.3036558355805232018e-6,
+    1.5626441722066143054e-8,
+    -8.5238095914926542293e-8,
+    6.5290544390988511623e-9,
+    5.059343495551469367e-9,
+    -9.9136415649303358984e-10,
+    -2.2736512229318302024e-10,
+    9.6467911020154658047e-11,
+    2.3940380830397503916e-12,
+    -6.8860275264981949567e-12,
+    8.9448792730970009834e-13,
+    3.1309213993370181466e-13,
+    -1.1270822361313051835e-13,
+    3.8109052504573864334e-16,
+    7.1060976139989127526e-15,
+    -1.5230282017511846106e-15,
+    -9.4574945523537258622e-17,
+    1.2102371884360811459e-16,
+    -2.8166630911616359056e-17,
+)

@@ -1,0 +1,44 @@
+"""−log softmax(z)[target]."""
+
+from __future__ import annotations
+
+import math
+
+from ..arrays import Array, namespace
+
+
+def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100) -> Array:
+    """Average the negative log-probability of the targets.
+
+    Equation:
+        L = mean over targets ≠ ignore_index of (log Σ_v exp z_v − z_target); NaN where there is no such target
+
+    Used as:
+        `cross_entropy(logits[:, :-1], labels[:, 1:])` for a causal language model
+
+    Shapes:
+        logits (..., V), targets (...) integers -> a scalar array ()
+
+    Precision:
+        in the dtype of `logits`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        IndexError: a target is neither in 0 to V − 1 nor `ignore_index`.
+    """
+    if tuple(logits.shape[:-1]) != tuple(targets.shape):
+        raise ValueError(
+            f"cross_entropy: logits have shape {tuple(logits.shape)} and targets {tuple(targets.shape)}, "
+            "but must be (..., V) and (...)"
+        )
+    xp = namespace(logits, targets)
+    V = logits.shape[-1]
+    z, t = xp.reshape(logits, (-1, V)), xp.reshape(targets, (-1,))
+    keep = t != ignore_index
+    if bool(xp.any(keep & ((t < 0) | (t >= V)))):
+        raise IndexError(f"cross_entropy: targets must be in 0 to {V - 1}, or {ignore_index} where they do not count")
+    z = z - xp.max(z, axis=-1, keepdims=True)
+    picked = xp.take_along_axis(z, xp.where(keep, t, 0)[:, None], axis=-1)[:, 0]
+    losses = xp.where(keep, xp.log(xp.sum(xp.exp(z), axis=-1)) - picked, 0.0)
+    count = xp.sum(xp.astype(keep, losses.dtype))
+    return xp.where(count > 0, xp.sum(losses) / xp.where(count > 0, count, 1.0), math.nan)

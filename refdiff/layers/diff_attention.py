@@ -1,0 +1,112 @@
+"""(softmax(Q₁K₁ᵀ/√d) − λ softmax(Q₂K₂ᵀ/√d)) V: the equation, written once."""
+
+from __future__ import annotations
+
+import math
+
+from ..arrays import Array, device, namespace
+from .mask import causal_mask
+from .softmax import check_mask, softmax
+
+
+def attention_weights(
+    q: Array, k: Array, mask: Array | None = None, bias: Array | None = None, *, causal: bool = True
+) -> Array:
+    """Compute one softmax attention map.
+
+    Equation:
+        A = softmax(Q Kᵀ / √d + bias)  (Vaswani et al. 2017, eq. 1; A₁ and A₂ of Ye et al. 2024, eq. 1)
+
+    Used as:
+        `attention_weights(q, k)`; with H = n K heads, query head h reads key head h // n (grouped queries)
+
+    Shapes:
+        q (B, H, T, d), k (B, K, S, d), mask boolean and bias broadcastable to (B, H, T, S) or None -> (B, H, T, S)
+
+    Precision:
+        in the dtype of `q`. `causal` hides later keys, the last query being aligned with the last key; a row that
+        sees no key is all zeros.
+
+    Raises:
+        ValueError: shapes that do not fit, a mask that is not boolean.
+    """
+    B, H, T, d = _check_heads("attention_weights", q, k)
+    K, S = k.shape[1], k.shape[2]
+    xp = namespace(q, k, mask, bias)
+    grouped = xp.reshape(q, (B, K, H // K, T, d))
+    keys = xp.matrix_transpose(k)[:, :, None, :, :]
+    scores = xp.reshape(grouped @ keys, (B, H, T, S)) / math.sqrt(d)
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        check_mask("attention_weights", mask, (B, H, T, S))
+    if causal and T > 1:
+        visible = causal_mask(T, S, xp=xp, device=device(q))
+        mask = visible if mask is None else mask & visible
+    return softmax(scores, mask)
+
+
+def diff_attention(
+    q1: Array,
+    k1: Array,
+    q2: Array,
+    k2: Array,
+    v: Array,
+    lambda_: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+) -> Array:
+    """Attend with the difference of two softmax maps.
+
+    Equation:
+        DiffAttn(X) = (softmax(Q₁ K₁ᵀ / √d) − λ softmax(Q₂ K₂ᵀ / √d)) V  (Ye et al. 2024, eq. 1)
+
+    Used as:
+        the wirings (`diff_heads_hf`, ...) say which heads are Q₁, Q₂, K₁, K₂ and V
+
+    Shapes:
+        q1, q2 (B, H, T, d), k1, k2 (B, K, S, d), v (B, K, S, e), lambda_ broadcastable to (B, H, T, 1),
+        mask and bias as in `attention_weights`, with the H of the first map then the H of the second on the head
+        axis if it is longer than 1 -> (B, H, T, e)
+
+    Precision:
+        in the dtype of `q1`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    B, H, T, _ = _check_heads("diff_attention", q1, k1)
+    if q2.shape != q1.shape or k2.shape != k1.shape or tuple(v.shape[:-1]) != tuple(k1.shape[:-1]):
+        raise ValueError(
+            f"diff_attention: q1 {tuple(q1.shape)} and q2 {tuple(q2.shape)}, k1 {tuple(k1.shape)} and k2 "
+            f"{tuple(k2.shape)} must be alike, and v {tuple(v.shape)} as long as k1"
+        )
+    xp = namespace(q1, k1, q2, k2, v, lambda_, mask, bias)
+    mask1, mask2 = _per_map(mask, H)
+    bias1, bias2 = _per_map(bias, H)
+    a1 = attention_weights(q1, k1, mask1, bias1, causal=causal)
+    a2 = attention_weights(q2, k2, mask2, bias2, causal=causal)
+    K, S, e = v.shape[1:]
+    grouped = xp.reshape(a1 - lambda_ * a2, (B, K, H // K, T, S))
+    return xp.reshape(grouped @ v[:, :, None, :, :], (B, H, T, e))
+
+
+def _check_heads(name: str, q: Array, k: Array) -> tuple[int, int, int, int]:
+    """Return (B, H, T, d) of `q`, or raise ValueError where `k` does not fit it."""
+    fits = q.ndim == k.ndim == 4 and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]
+    if not fits or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"{name}: q has shape {tuple(q.shape)} and k {tuple(k.shape)}, but they must be (B, H, T, d) and "
+            "(B, K, S, d) with H a multiple of K"
+        )
+    B, H, T, d = q.shape
+    return B, H, T, d
+
+
+def _per_map(x: Array | None, heads: int) -> tuple[Array | None, Array | None]:
+    """Split what has a row for every head of both maps into one part for each map."""
+    if x is None or x.ndim < 3 or x.shape[-3] != 2 * heads:
+        return x, x
+    return x[..., :heads, :, :], x[..., heads:, :, :]

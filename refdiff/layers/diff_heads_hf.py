@@ -1,0 +1,88 @@
+"""v1 as in DiffLlama: heads i and i + H/2 are a pair.
+
+H = 4 queries, K = 2 keys          pair 0             pair 1
+Q   q₀ q₁ q₂ q₃                    q₀ − λ q₂          q₁ − λ q₃
+K   k₀ k₁                          k₀ − λ k₁          k₀ − λ k₁
+V   v₀ v₁  -> one of width 2d      [v₀ v₁]            [v₀ v₁]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..arrays import Array, namespace
+from .diff_attention import diff_attention
+from .rms_norm import rms_norm
+
+
+def value_pairs_hf(v: Array) -> Array:
+    """Join the value heads j and j + K/2 into one of twice the width.
+
+    Equation:
+        V_j = [v_j ; v_{j + K/2}]  (`modeling_diffllama.py` in transformers)
+
+    Used as:
+        before the cache, so that a cached value is joined once
+
+    Shapes:
+        v (B, K, T, d) -> (B, K/2, T, 2d)
+
+    Precision:
+        exact.
+
+    Raises:
+        ValueError: K is odd.
+    """
+    _check_even("value_pairs_hf", "v", v)
+    half = v.shape[1] // 2
+    return namespace(v).concat([v[:, :half, ...], v[:, half:, ...]], axis=-1)
+
+
+def diff_heads_hf(
+    q: Array,
+    k: Array,
+    v: Array,
+    lambda_: Array,
+    lambda_init: float,
+    eps: float,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+    diff_attention: Callable[..., Array] = diff_attention,
+    rms_norm: Callable[..., Array] = rms_norm,
+) -> Array:
+    """Attend with all head pairs as DiffLlama wires them, norm each head, scale, and lay the heads side by side.
+
+    Equation:
+        head_i = DiffAttn(q_i, k_j, q_{i + H/2}, k_{j + K/2}, V_j, λ), j = i // (H / K)
+        out = concat_i (1 − λ_init) RMSNorm(head_i)  (Ye et al. 2024, eq. 3, before W_O; pairing of transformers)
+
+    Used as:
+        between RoPE and `o_proj`
+
+    Shapes:
+        q (B, H, T, d), k (B, K, S, d), v (B, K/2, S, 2d) from `value_pairs_hf`, lambda_ () -> (B, T, H d);
+        mask boolean and bias broadcastable to (B, H, T, S) or None
+
+    Precision:
+        in the dtype of `q`.
+
+    Raises:
+        ValueError: shapes that do not fit, or an odd number of heads.
+    """
+    _check_even("diff_heads_hf", "q", q)
+    _check_even("diff_heads_hf", "k", k)
+    H, K = q.shape[1] // 2, k.shape[1] // 2
+    q1, q2 = q[:, :H, ...], q[:, H:, ...]
+    k1, k2 = k[:, :K, ...], k[:, K:, ...]
+    heads = diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal)
+    heads = (1 - lambda_init) * rms_norm(heads, None, eps)
+    xp = namespace(heads)
+    B, _, T, e = heads.shape
+    return xp.reshape(xp.permute_dims(heads, (0, 2, 1, 3)), (B, T, H * e))
+
+
+def _check_even(name: str, what: str, x: Array) -> None:
+    if x.ndim != 4 or x.shape[1] % 2:
+        raise ValueError(f"{name}: {what} has shape {tuple(x.shape)}, but must be (B, heads, T, d) with even heads")

@@ -1,0 +1,92 @@
+"""Positions to which key each query may see. True means "may see".
+
+With a cache the queries are the last T of S tokens, so the triangle is aligned at the bottom right:
+
+    T = 2, S = 5        key 0 1 2 3 4
+                query 3     ■ ■ ■ ■ ·
+                query 4     ■ ■ ■ ■ ■
+
+(The other alignment, top left, would let query 3 see key 0 alone. FlashAttention before 2.1 did that.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..arrays import Array, device, namespace
+
+
+def causal_mask(queries: int, keys: int, *, xp: Any, device: Any = None) -> Array:
+    """Let each query see itself and what came before it.
+
+    Equation:
+        M[t, s] = (s ≤ t + S − T)
+
+    Used as:
+        `causal_mask(T, S, xp=xp)`
+
+    Shapes:
+        T, S -> (T, S) boolean
+
+    Precision:
+        exact.
+
+    Raises:
+        ValueError: there are fewer keys than queries.
+    """
+    if keys < queries:
+        raise ValueError(f"causal_mask: {queries} queries need at least as many keys, got {keys}")
+    t = xp.arange(queries, device=device)[:, None]
+    s = xp.arange(keys, device=device)[None, :]
+    return s <= t + (keys - queries)
+
+
+def padding_mask(attention_mask: Array) -> Array:
+    """Let every query see real tokens only.
+
+    Equation:
+        M[b, 0, 0, s] = (attention_mask[b, s] ≠ 0)
+
+    Used as:
+        `padding_mask(attention_mask)` together with `causal=True`
+
+    Shapes:
+        attention_mask (B, S) of 1 and 0, or boolean -> (B, 1, 1, S) boolean
+
+    Precision:
+        exact.
+
+    Raises:
+        ValueError: `attention_mask` is not two-dimensional.
+    """
+    if attention_mask.ndim != 2:
+        raise ValueError(f"padding_mask: attention_mask has shape {tuple(attention_mask.shape)}, but must be (B, S)")
+    xp = namespace(attention_mask)
+    return xp.astype(attention_mask, xp.bool)[:, None, None, :]
+
+
+def packed_mask(position_ids: Array) -> Array:
+    """Keep sequences that are packed in one row apart: a new one starts where positions do not go up by one.
+
+    Equation:
+        n_t = number of u ≤ t, u > 0, with p_u − p_{u−1} ≠ 1;  M[b, 0, t, s] = (n_t = n_s)
+
+    Used as:
+        `packed_mask(position_ids)` together with `causal=True`
+
+    Shapes:
+        position_ids (B, T) integers -> (B, 1, T, T) boolean
+
+    Precision:
+        exact.
+
+    Raises:
+        ValueError: `position_ids` is not two-dimensional.
+    """
+    if position_ids.ndim != 2:
+        raise ValueError(f"packed_mask: position_ids has shape {tuple(position_ids.shape)}, but must be (B, T)")
+    xp = namespace(position_ids)
+    breaks = xp.astype(position_ids[:, 1:] - position_ids[:, :-1] != 1, xp.int64)
+    first = xp.zeros((position_ids.shape[0], 1), dtype=xp.int64, device=device(position_ids))
+    number = xp.cumulative_sum(xp.concat([first, breaks], axis=1), axis=1)
+    return number[:, None, :, None] == number[:, None, None, :]

@@ -1,0 +1,74 @@
+"""Positions to cos and sin; queries and keys rotated in halves or interleaved pairs.
+
+d = 6, pairs that turn together:      halves        0 3   1 4   2 5      (transformers)
+                                      interleaved   0 1   2 3   4 5      (unilm, the RoPE paper)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..arrays import Array, device, namespace
+
+
+def rope_cos_sin(positions: Array, frequencies: Sequence[float], scale: float, dtype: Any) -> tuple[Array, Array]:
+    """Tabulate the cosine and sine of every position's angles.
+
+    Equation:
+        cos(p θ_i) · scale, sin(p θ_i) · scale  (Su et al. 2021, eq. 34)
+
+    Used as:
+        `rope_cos_sin(position_ids, *rope_frequencies(...), dtype)`, once per call of the model
+
+    Shapes:
+        positions (B, T) or (1, T) integers, n frequencies -> two of (B or 1, 1, T, n)
+
+    Precision:
+        angles in float64, rounded once to `dtype`: in float32 an angle of 100 000 radians would be off by 0.004.
+
+    Raises:
+        ValueError: `positions` is not two-dimensional.
+    """
+    if positions.ndim != 2:
+        raise ValueError(f"rope_cos_sin: positions have shape {tuple(positions.shape)}, but must be (B, T)")
+    xp = namespace(positions)
+    theta = xp.asarray(list(frequencies), dtype=xp.float64, device=device(positions))
+    angles = xp.astype(positions, xp.float64)[:, None, :, None] * theta
+    return xp.astype(xp.cos(angles) * scale, dtype), xp.astype(xp.sin(angles) * scale, dtype)
+
+
+def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Array:
+    """Rotate each pair of dimensions by its position's angle.
+
+    Equation:
+        (a, b) -> (a cos − b sin, b cos + a sin)  (Su et al. 2021, eq. 34), (a, b) = (x_i, x_{i + n}) in halves or
+        (x_{2i}, x_{2i + 1}) interleaved
+
+    Used as:
+        `rope(q, cos, sin)`, `rope(k, cos, sin)`, before the cache
+
+    Shapes:
+        x (B, H, T, d), cos and sin (B or 1, 1, T, n) with 2n ≤ d -> (B, H, T, d); dimensions past 2n are kept
+
+    Precision:
+        in the dtype of `x`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    n = cos.shape[-1]
+    if cos.shape != sin.shape or x.ndim != 4 or 2 * n > x.shape[-1] or cos.shape[-2] != x.shape[-2]:
+        raise ValueError(
+            f"rope: x has shape {tuple(x.shape)}, cos {tuple(cos.shape)}, sin {tuple(sin.shape)}, but must be "
+            "(B, H, T, d) and twice (B, 1, T, n) with 2n ≤ d"
+        )
+    xp = namespace(x, cos, sin)
+    turning, rest = x[..., : 2 * n], x[..., 2 * n :]
+    if interleaved:
+        a, b = turning[..., 0::2], turning[..., 1::2]
+        turned = xp.reshape(xp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1), turning.shape)
+    else:
+        a, b = turning[..., :n], turning[..., n:]
+        turned = xp.concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return turned if 2 * n == x.shape[-1] else xp.concat([turned, rest], axis=-1)

@@ -1,0 +1,161 @@
+"""rope_type and length to (inverse frequencies, scale).
+
+Every type is computed in float64 on the host: at most a few hundred numbers. The names of the parameters are those
+of `rope_parameters` in a `config.json`, as transformers writes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Frequencies = tuple[list[float], float]
+
+
+def rope_frequencies(
+    parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, length: int = 0
+) -> Frequencies:
+    """Compute how fast each pair of dimensions turns with position, and what cos and sin are multiplied by.
+
+    Equation:
+        θ_i = base^(−2i / d), i = 0 … d/2 − 1  (Su et al. 2021, section 3.2.2), then adapted by `rope_type`:
+        default, linear, dynamic, yarn, longrope, llama3 or proportional (see the function of that name below)
+
+    Used as:
+        `rope_frequencies(config.rope_parameters, config.head_dim, config.max_position_embeddings, length)`
+
+    Shapes:
+        `length` = the largest position + 1 that will be used; only dynamic and longrope depend on it
+        -> (list of at most d/2 inverse frequencies in radians per position, scale)
+
+    Precision:
+        float64.
+
+    Raises:
+        ValueError: an unknown `rope_type`, or a parameter that it needs is missing.
+    """
+    kind = parameters.get("rope_type", "default")
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"rope_frequencies: rope_type {kind!r} is not one of {', '.join(ROPE_TYPES)}")
+    try:
+        return ROPE_TYPES[kind](parameters, head_dim, max_position_embeddings, length)
+    except KeyError as error:
+        raise ValueError(f"rope_frequencies: rope_type {kind!r} needs the parameter {error.args[0]!r}") from error
+
+
+def _inverse_powers(base: float, dim: int, denominator: int | None = None) -> list[float]:
+    """θ_i = base^(−2i / denominator) for the dim/2 pairs; the denominator is dim unless given."""
+    return [base ** (-i / (denominator or dim)) for i in range(0, dim, 2)]
+
+
+def _rotary_dim(p: Mapping[str, Any], head_dim: int) -> int:
+    """How many leading dimensions of a head turn."""
+    return int(head_dim * p.get("partial_rotary_factor", 1.0))
+
+
+def default(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
+    """θ_i = base^(−2i/d). `partial_rotary_factor` does not count here: DiffLlama in transformers leaves it out."""
+    return _inverse_powers(p["rope_theta"], head_dim), 1.0
+
+
+def linear(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
+    """θ_i / factor: positions squeezed evenly (Chen et al. 2023, position interpolation)."""
+    powers = _inverse_powers(p["rope_theta"], _rotary_dim(p, head_dim))
+    return [f / p["factor"] for f in powers], 1.0
+
+
+def dynamic(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
+    """Raise the base with the length once it passes `max_position_embeddings` (dynamic NTK).
+
+    base' = base (factor L / L₀ − (factor − 1))^(d / (d − 2)), L = max(length, L₀)
+    """
+    dim, factor = _rotary_dim(p, head_dim), p["factor"]
+    ratio = factor * max(length, max_positions) / max_positions - (factor - 1)
+    return _inverse_powers(p["rope_theta"] * ratio ** (dim / (dim - 2)), dim), 1.0
+
+
+def yarn(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
+    """Squeeze slow dimensions, keep fast ones, ramp between (Peng et al. 2023, section 3.2), and sharpen attention.
+
+    A dimension that turns r times within the original length has index d log(L₀ / 2πr) / (2 log base); the ramp runs
+    from r = beta_fast to r = beta_slow. The scale is 0.1 log(factor) + 1 unless `attention_factor` or both `mscale`
+    and `mscale_all_dim` say otherwise.
+    """
+    dim, base, original = _rotary_dim(p, head_dim), p["rope_theta"], p["original_max_position_embeddings"]
+    factor = p["factor"] if p["factor"] is not None else max_positions / original
+
+    def index(turns: float) -> float:
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = index(p.get("beta_fast") or 32), index(p.get("beta_slow") or 1)
+    if p.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001  # a ramp of no width would divide by zero; transformers widens it by as much
+    ramp = [min(max((i - low) / (high - low), 0.0), 1.0) for i in range(dim // 2)]
+    powers = _inverse_powers(base, dim)
+    frequencies = [f / factor * r + f * (1 - r) for f, r in zip(powers, ramp, strict=True)]
+
+    def magnitude(mscale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    scale = p.get("attention_factor")
+    if scale is None:
+        mscale, mscale_all_dim = p.get("mscale"), p.get("mscale_all_dim")
+        if mscale and mscale_all_dim:
+            scale = magnitude(mscale) / magnitude(mscale_all_dim)
+        else:
+            scale = magnitude(1.0)
+    return frequencies, float(scale)
+
+
+def longrope(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
+    """Divide each θ_i by a searched factor: one list up to the original length, another beyond (Ding et al. 2024)."""
+    dim, original = _rotary_dim(p, head_dim), p["original_max_position_embeddings"]
+    factors = p["long_factor"] if length > original else p["short_factor"]
+    factor = p.get("factor")
+    if factor is None:
+        factor = max_positions / original
+    scale = p.get("attention_factor")
+    if scale is None:
+        scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    powers = _inverse_powers(p["rope_theta"], dim)
+    return [f / g for f, g in zip(powers, factors, strict=True)], float(scale)
+
+
+def llama3(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
+    """Divide slow dimensions by `factor`, keep fast ones, blend between, by wavelength (Llama 3.1, Meta 2024).
+
+    With r = L₀ / wavelength, the turns within the original length: r < low_freq_factor is divided by factor,
+    r > high_freq_factor is kept, and between them s = (r − low) / (high − low) blends (1 − s) θ / factor + s θ.
+    """
+    low: float = p["low_freq_factor"]
+    high: float = p["high_freq_factor"]
+    factor: float = p["factor"]
+    original: float = p["original_max_position_embeddings"]
+
+    def adapt(frequency: float) -> float:
+        turns = original * frequency / (2 * math.pi)
+        if turns < low:
+            return frequency / factor
+        if turns > high:
+            return frequency
+        s = (turns - low) / (high - low)
+        return (1 - s) * frequency / factor + s * frequency
+
+    return [adapt(f) for f in _inverse_powers(p["rope_theta"], _rotary_dim(p, head_dim))], 1.0
+
+
+def proportional(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
+    """Turn only the first share of the pairs, at the frequencies of the whole head; the others stand still."""
+    turning = int(p.get("partial_rotary_factor", 1.0) * head_dim // 2)
+    powers = _inverse_powers(p["rope_theta"], 2 * turning, head_dim)
+    factor = p.get("factor", 1.0)
+    return [f / factor for f in powers] + [0.0] * (head_dim // 2 - turning), 1.0
+
+
+ROPE_TYPES: dict[str, Callable[[Mapping[str, Any], int, int, int], Frequencies]] = {
+    f.__name__: f for f in (default, linear, dynamic, yarn, longrope, llama3, proportional)
+}

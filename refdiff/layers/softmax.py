@@ -1,0 +1,49 @@
+"""Scores to weights; a row that sees nothing is all zeros."""
+
+from __future__ import annotations
+
+import math
+
+from ..arrays import Array, namespace
+
+
+def softmax(scores: Array, mask: Array | None = None) -> Array:
+    """Turn each row of scores into weights that sum to one over the keys that the row may see.
+
+    Equation:
+        a_s = m_s exp(z_s) / Σ_u m_u exp(z_u), and a = 0 where Σ m = 0.
+        The largest visible score is subtracted first, which changes nothing but the range of the numbers.
+
+    Used as:
+        `softmax(scores, mask)`
+
+    Shapes:
+        scores (..., S), mask boolean, broadcastable to scores, or None -> (..., S)
+
+    Precision:
+        in the dtype of `scores`. Whether a row sees anything is decided on the mask, not on the scores. Scores of
+        masked keys are never used, whatever they hold.
+
+    Raises:
+        ValueError: `mask` is not boolean or does not broadcast to `scores`.
+    """
+    xp = namespace(scores, mask)
+    if mask is None:
+        weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+        return weights / xp.sum(weights, axis=-1, keepdims=True)
+    check_mask("softmax", mask, tuple(scores.shape))
+    scores = xp.where(mask, scores, -math.inf)
+    top = xp.max(scores, axis=-1, keepdims=True)
+    some = xp.any(xp.broadcast_to(mask, scores.shape), axis=-1, keepdims=True)
+    weights = xp.where(mask, xp.exp(scores - xp.where(some, top, 0.0)), 0.0)
+    return weights / xp.where(some, xp.sum(weights, axis=-1, keepdims=True), 1.0)
+
+
+def check_mask(name: str, mask: Array, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `mask` is boolean and broadcasts to `shape`."""
+    xp = namespace(mask)
+    if mask.dtype != xp.bool:
+        raise ValueError(f'{name}: mask has dtype {mask.dtype}, but must be boolean (True means "may see")')
+    padded = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
+    if len(padded) != len(shape) or any(m not in (1, n) for m, n in zip(padded, shape, strict=True)):
+        raise ValueError(f"{name}: mask has shape {tuple(mask.shape)}, which does not broadcast to scores {shape}")
