@@ -1,0 +1,10 @@
+"""safetensors ↔ nested dict: names, shapes and types checked before first use, nothing copied that need not be."""
+
+from refdiff.model.weights.folder import headers
+from refdiff.model.weights.initialize import initialize
+from refdiff.model.weights.load import load, resolve_dtype
+from refdiff.model.weights.names import ARCHITECTURES, count_parameters, flatten, nest, parameter_shapes
+
+__all__ = [
+    "ARCHITECTURES", "count_parameters", "flatten", "headers", "initialize", "load", "nest", "parameter_shapes", "resolve_dtype",
+]  # fmt: skip

@@ -1,0 +1,157 @@
+"""The names and shapes of a DiffLlama's parameters, and the nested dict that the model reads them from.
+
+Names are Hugging Face's. Axis letters: D hidden_size, F intermediate_size, V vocab_size, H query heads, K key/value heads, d head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refdiff.model.config import DiffLlamaConfig
+
+ARCHITECTURES = (
+    "DiffLlamaModel",
+    "DiffLlamaForCausalLM",
+    "DiffLlamaForSequenceClassification",
+    "DiffLlamaForTokenClassification",
+    "DiffLlamaForQuestionAnswering",
+)
+
+HEADS = ("lm_head", "score", "qa_outputs")
+"""First part of the name of every head's parameters; all other parameters belong to the base model."""
+
+_BACKBONE_PREFIXES = ("model.", "transformer.")
+_BACKBONE = re.compile(r"(embed_tokens|layers|norm)\.")
+
+
+def backbone_prefix(architecture: str) -> str:
+    """Return what stands before the base model's parameter names: ``""``, ``"model."`` or ``"transformer."``."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture is {architecture!r}; it must be one of {', '.join(ARCHITECTURES)}")
+    if architecture == "DiffLlamaModel":
+        return ""
+    return "transformer." if architecture == "DiffLlamaForQuestionAnswering" else "model."
+
+
+def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter of ``architecture``, in the order of Hugging Face's ``state_dict``.
+
+    A tied output matrix is not a parameter of its own: with ``config.tie_word_embeddings`` there is no ``lm_head.weight``.
+
+    Raises:
+        ValueError: ``architecture`` is not one of ``ARCHITECTURES``.
+    """
+    D, F, V, d = config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim
+    query, key = config.num_attention_heads * d, config.num_key_value_heads * d
+    prefix = backbone_prefix(architecture)
+    shapes: dict[str, tuple[int, ...]] = {f"{prefix}embed_tokens.weight": (V, D)}
+    for i in range(config.num_hidden_layers):
+        layer = f"{prefix}layers.{i}."
+        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
+            shapes[f"{layer}self_attn.{name}"] = (d,)
+        for name, rows, columns in (
+            ("q_proj", query, D), ("k_proj", key, D), ("v_proj", key, D), ("o_proj", D, query),
+        ):  # fmt: skip
+            shapes[f"{layer}self_attn.{name}.weight"] = (rows, columns)
+            if config.attention_bias:
+                shapes[f"{layer}self_attn.{name}.bias"] = (rows,)
+        shapes[f"{layer}mlp.gate_proj.weight"] = (F, D)
+        shapes[f"{layer}mlp.up_proj.weight"] = (F, D)
+        shapes[f"{layer}mlp.down_proj.weight"] = (D, F)
+        shapes[f"{layer}input_layernorm.weight"] = (D,)
+        shapes[f"{layer}post_attention_layernorm.weight"] = (D,)
+    shapes[f"{prefix}norm.weight"] = (D,)
+    shapes.update(_head_shapes(config, architecture))
+    return shapes
+
+
+def _head_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tuple[int, ...]]:
+    D = config.hidden_size
+    match architecture:
+        case "DiffLlamaForCausalLM":
+            return {} if config.tie_word_embeddings else {"lm_head.weight": (config.vocab_size, D)}
+        case "DiffLlamaForSequenceClassification":
+            return {"score.weight": (config.num_labels, D)}
+        case "DiffLlamaForTokenClassification":
+            return {"score.weight": (config.num_labels, D), "score.bias": (config.num_labels,)}
+        case "DiffLlamaForQuestionAnswering":
+            return {"qa_outputs.weight": (2, D), "qa_outputs.bias": (2,)}
+        case _:
+            return {}
+
+
+def is_head(name: str) -> bool:
+    """Say whether a parameter belongs to a head rather than to the base model."""
+    return name.split(".", 1)[0] in HEADS
+
+
+def localize(name: str, prefix: str) -> str:
+    """Return a stored name as the class whose base model stands under ``prefix`` spells it.
+
+    ``model.norm.weight``, ``transformer.norm.weight`` and ``norm.weight`` are one parameter, written by different classes. transformers adds
+    and removes its own class's prefix only, so between question answering (``transformer.``) and any other class it finds no name it knows and
+    starts from random weights with nothing but a warning; here the three spellings are equal, because nobody wants that.
+    """
+    for known in _BACKBONE_PREFIXES:
+        rest = name.removeprefix(known)
+        if rest != name and _BACKBONE.match(rest):
+            return prefix + rest
+    return prefix + name if _BACKBONE.match(name) else name
+
+
+def count_parameters(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Return how many numbers arrays of these shapes hold together."""
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn ``{"layers.0.norm.weight": a}`` into ``{"layers": [{"norm": {"weight": a}}]}``.
+
+    A level whose keys are exactly 0 … n-1 becomes a list.
+
+    Raises:
+        ValueError: One name is the beginning of another, such as ``a`` and ``a.b``.
+    """
+    root: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        level = root
+        for part in path:
+            level = level.setdefault(part, {})
+            if not isinstance(level, dict):
+                raise ValueError(f"{name!r} goes below a name that already holds a value")
+        if last in level:
+            raise ValueError(f"{name!r} is already there, as a value or as the beginning of another name")
+        level[last] = value
+    return {key: _with_lists(value) for key, value in root.items()}
+
+
+def _with_lists(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    level = {key: _with_lists(child) for key, child in value.items()}
+    if level and set(level) == {str(i) for i in range(len(level))}:
+        return [level[str(i)] for i in range(len(level))]
+    return level
+
+
+def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn nested dicts and lists back into ``{"dotted.name": value}``: the inverse of :func:`nest`."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, path: tuple[str, ...]) -> None:
+        if isinstance(value, Mapping):
+            for key, child in value.items():
+                walk(child, (*path, key))
+        elif isinstance(value, list):
+            for i, child in enumerate(value):
+                walk(child, (*path, str(i)))
+        else:
+            flat[".".join(path)] = value
+
+    walk(nested, ())
+    return flat
