@@ -1,0 +1,193 @@
+"""config.json → a checked dataclass: every spelling that published files use, unknown fields kept and reported once."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from refdiff import hub
+from refdiff.errors import CheckpointError
+from refdiff.model import config_checks, other_fields, rope_parameters
+from refdiff.model.json_files import read_json, write_json
+
+
+@dataclass(init=False)
+class DiffLlamaConfig:
+    """The settings of a DiffLlama model, with the names and defaults of transformers' `DiffLlamaConfig`.
+
+    Takes every spelling that config files use: `rope_parameters`, or `rope_theta` with `rope_scaling` (`type` or
+    `rope_type`); `dtype` or `torch_dtype`; `id2label` or `num_labels`. After construction `num_key_value_heads` and
+    `head_dim` are integers, and `rope_parameters` has `rope_type` and `rope_theta`. Fields that DiffLlama does not use
+    stay in `extra` and are written back by `save_pretrained`; one warning names those that are not in every file.
+
+    Raises `ValueError` naming the field, its value, the accepted range and the fix.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 2048
+    intermediate_size: int = 8192
+    num_hidden_layers: int = 16
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    head_dim: int = 64
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-5
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] = field(default_factory=dict)
+    attention_bias: bool = False
+    attention_dropout: float = 0.0
+    lambda_std_dev: float = 0.1
+    dtype: str | None = None
+    id2label: dict[int, str] = field(default_factory=dict)
+    label2id: dict[str, int] | None = None
+    problem_type: str | None = None
+    architectures: list[str] | None = None
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __init__(self, **given: Any) -> None:
+        remarks = self._fill(given)
+        if remarks:
+            warnings.warn("DiffLlamaConfig: " + "; ".join(remarks), stacklevel=2)
+
+    @property
+    def num_labels(self) -> int:
+        """The number of labels of a classification head: the length of `id2label`."""
+        return len(self.id2label)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> DiffLlamaConfig:
+        """Build a config from the parsed content of a config.json; `source` names the file in messages.
+
+        Raises `CheckpointError` naming the file, the field, its value, the accepted range and the fix.
+        """
+        config = cls.__new__(cls)
+        try:
+            remarks = config._fill(values)
+        except ValueError as error:
+            raise CheckpointError(f"{source}: {error}") from None
+        if remarks:
+            warnings.warn(f"{source}: " + "; ".join(remarks), stacklevel=2)
+        return config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> DiffLlamaConfig:
+        """Read the config of a checkpoint folder, a config file or a hub repo (only its config files are downloaded).
+
+        Raises `CheckpointError` naming the file or repo, the field and the fix.
+        """
+        path = Path(path_or_repo)
+        if not path.is_file():
+            path = hub.snapshot(
+                path_or_repo,
+                files=hub.CONFIG,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+            path = path / "config.json"
+        return cls.from_dict(read_json(path), source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, the extra ones and `model_type` in one dict, which `DiffLlamaConfig(**…)` accepts."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "extra"}
+        return copy.deepcopy({**self.extra, **values, "model_type": "diffllama"})
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
+        """Write `config.json` into `directory`, made if needed, atomically; return its path.
+
+        A field that was changed since construction is checked again first.
+
+        Raises `ValueError` for a field outside its range, `OSError` when the folder cannot be written.
+        """
+        values = self.to_dict()
+        type(self).__new__(type(self))._fill(values)
+        if values["id2label"] == _default_labels(2):
+            # As transformers: two unnamed labels are what every model has, classifier or not.
+            del values["id2label"], values["label2id"]
+        for name in ("dtype", "label2id", "problem_type", "architectures"):
+            if values.get(name, "") is None:
+                del values[name]
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", values)
+        return folder / "config.json"
+
+    def _fill(self, given: Mapping[str, Any]) -> list[str]:
+        """Set every field from `given`; return remarks for the one warning."""
+        for name in given:
+            if not isinstance(name, str):
+                raise ValueError(f"field names must be strings, but one is {name!r:.80}")
+        left = copy.deepcopy(dict(given))
+        nested_extra = left.pop("extra", None)
+        if nested_extra is not None:
+            if not isinstance(nested_extra, Mapping):
+                raise ValueError(f"extra is {nested_extra!r:.80}, but must be a dict of further fields")
+            left = {**nested_extra, **left}
+        other_fields.refuse_other_models(left)
+        for name, (default, check) in _SCALARS.items():
+            setattr(self, name, check(name, left.pop(name, default)))
+        config_checks.fill_heads(self, left)
+        legacy = {name: left.pop(name) for name in _LEGACY_ROPE if name in left}
+        self.rope_parameters = rope_parameters.resolve(
+            left.pop("rope_parameters", None),
+            legacy,
+            self.max_position_embeddings,
+            left.get("original_max_position_embeddings"),
+        )
+        remarks = rope_parameters.check(self.rope_parameters, self.head_dim, self.max_position_embeddings)
+        self.dtype = config_checks.dtype_name(left.pop("dtype", None), left.pop("torch_dtype", None))
+        config_checks.fill_labels(self, left)
+        left.pop("model_type", None)
+        self.extra = left
+        remarks += config_checks.token_id_remarks(self)
+        unknown = sorted(name for name in left if not other_fields.written_by_transformers(name, left[name]))
+        if unknown:
+            remarks.insert(0, other_fields.describe_unknown(unknown, [entry.name for entry in fields(self)]))
+        return remarks
+
+
+def _default_labels(count: int) -> dict[int, str]:
+    return {index: f"LABEL_{index}" for index in range(count)}
+
+
+_LEGACY_ROPE = ("rope_scaling", "rope_theta", "partial_rotary_factor")
+_Check = Callable[[str, Any], Any]
+_SCALARS: dict[str, tuple[Any, _Check]] = {
+    "vocab_size": (32000, config_checks.size(2**31 - 1)),
+    "hidden_size": (2048, config_checks.size(2**24)),
+    "intermediate_size": (8192, config_checks.size(2**28)),
+    "num_hidden_layers": (16, config_checks.size(10_000)),
+    "num_attention_heads": (32, config_checks.size(2**16)),
+    "hidden_act": ("silu", config_checks.activation),
+    "max_position_embeddings": (2048, config_checks.size(2**53)),
+    "initializer_range": (0.02, config_checks.non_negative),
+    "rms_norm_eps": (1e-5, config_checks.non_negative),
+    "use_cache": (True, config_checks.boolean),
+    "pad_token_id": (None, config_checks.token_id),
+    "bos_token_id": (1, config_checks.token_id),
+    "eos_token_id": (2, config_checks.token_id_or_list),
+    "tie_word_embeddings": (False, config_checks.boolean),
+    "attention_bias": (False, config_checks.boolean),
+    "attention_dropout": (0.0, config_checks.no_dropout),
+    "lambda_std_dev": (0.1, config_checks.non_negative),
+    "problem_type": (None, config_checks.problem_type),
+    "architectures": (None, config_checks.names),
+}

@@ -1,0 +1,241 @@
+"""The limits of each field of a config.json; every message has the value, the accepted range and the fix."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from refdiff.model.json_files import json_type
+
+if TYPE_CHECKING:
+    from refdiff.model.config import DiffLlamaConfig
+
+# Every name in transformers' ACT2FN but prelu and xielu, which have parameters of their own that DiffLlama files lack.
+ACTIVATIONS = (
+    "gelu",
+    "gelu_10",
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python",
+    "gelu_python_tanh",
+    "gelu_pytorch_tanh",
+    "hardswish",
+    "laplace",
+    "leaky_relu",
+    "linear",
+    "mish",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "sqrtsoftplus",
+    "swish",
+    "tanh",
+)
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+MAX_LABELS = 10_000_000
+
+_DTYPE_ALIASES = {"float": "float32", "double": "float64", "half": "float16"}
+
+
+def integer(name: str, value: Any, low: int, high: int) -> int:
+    """Return `value` as an int within `low` and `high`, or raise `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name} is {_show(value)}, {json_type(value)}, but must be an integer")
+    number = int(value)
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {_show(number)}, but must be between {low} and {high}")
+    return number
+
+
+def size(high: int) -> Callable[[str, Any], int]:
+    """Return the check for an integer between 1 and `high`."""
+    return lambda name, value: integer(name, value, 1, high)
+
+
+def non_negative(name: str, value: Any) -> float:
+    """Return `value` as a finite float of 0 or more, or raise `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} is {_show(value)}, {json_type(value)}, but must be a number of 0 or more")
+    number = int(value) if isinstance(value, numbers.Integral) else float(value)
+    if not 0 <= number <= 1e300:  # false for NaN too
+        raise ValueError(f"{name} is {_show(number)}, but must be finite and 0 or more")
+    return float(number)
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Return `value` if it is a bool, or raise `ValueError`."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {_show(value)}, {json_type(value)}, but must be true or false")
+    return value
+
+
+def no_dropout(name: str, value: Any) -> float:
+    """Return 0.0 if `value` is 0 or null, or raise `ValueError`: no paper defines dropout for a difference of maps."""
+    if value is None:
+        return 0.0
+    if non_negative(name, value) > 0:
+        raise ValueError(
+            f"{name} is {_show(value)}, but DiffLlama defines no dropout on its attention maps: set it to 0.0"
+        )
+    return 0.0
+
+
+def activation(name: str, value: Any) -> str:
+    """Return `value` if it names an activation without weights of its own, or raise `ValueError`."""
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise ValueError(f"{name} is {_show(value)}, but must be one of {', '.join(ACTIVATIONS)}")
+    return value
+
+
+def token_id(name: str, value: Any) -> int | None:
+    """Return `value` if it is an integer or None; ids outside the vocabulary are reported by `token_id_remarks`."""
+    return None if value is None else integer(name, value, -(2**31), 2**31 - 1)
+
+
+def token_id_or_list(name: str, value: Any) -> int | list[int] | None:
+    """Return `value` if it is an integer, a list of integers or None, or raise `ValueError`."""
+    if isinstance(value, list | tuple):
+        if len(value) > 1000:
+            raise ValueError(f"{name} lists {len(value)} ids, but at most 1000 are accepted")
+        return [integer(f"{name}[{index}]", item, -(2**31), 2**31 - 1) for index, item in enumerate(value)]
+    return token_id(name, value)
+
+
+def problem_type(name: str, value: Any) -> str | None:
+    """Return `value` if it is None or one of the three losses of sequence classification, or raise `ValueError`."""
+    if value is not None and (not isinstance(value, str) or value not in PROBLEM_TYPES):
+        raise ValueError(f"{name} is {_show(value)}, but must be null or one of {', '.join(PROBLEM_TYPES)}")
+    return value
+
+
+def names(name: str, value: Any) -> list[str] | None:
+    """Return `value` if it is None or a list of strings, or raise `ValueError`."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(
+            f"{name} is {_show(value)}, but must be a list of class names such as ['DiffLlamaForCausalLM']"
+        )
+    return list(value)
+
+
+def dtype_name(dtype: Any, torch_dtype: Any) -> str | None:
+    """Return the stored dtype as one of the four names, or None; `dtype` wins over the older `torch_dtype`.
+
+    Raises `ValueError` for any other dtype.
+    """
+    field, value = ("torch_dtype", torch_dtype) if dtype is None else ("dtype", dtype)
+    if value is None or value == "auto":
+        return None
+    name = value.removeprefix("torch.") if isinstance(value, str) else value
+    name = _DTYPE_ALIASES.get(name, name) if isinstance(name, str) else name
+    if name not in DTYPES:
+        raise ValueError(f"{field} is {_show(value)}, but must be one of {', '.join(DTYPES)}")
+    return str(name)
+
+
+def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
+    """Set `num_key_value_heads` and `head_dim` of `config`, deriving those that are absent or null.
+
+    Raises `ValueError` when the heads cannot be paired or the head size cannot be rotated.
+    """
+    heads = config.num_attention_heads
+    key_value_heads = left.pop("num_key_value_heads", None)
+    derived = key_value_heads is None
+    config.num_key_value_heads = heads if derived else integer("num_key_value_heads", key_value_heads, 1, 2**16)
+    name = "num_attention_heads (and so num_key_value_heads)" if derived else "num_key_value_heads"
+    if config.num_key_value_heads % 2:
+        raise ValueError(
+            f"{name} is {config.num_key_value_heads}, but must be even and at least 2: "
+            "differential attention splits the values into two halves along these heads"
+        )
+    if heads % config.num_key_value_heads:
+        raise ValueError(
+            f"num_key_value_heads is {config.num_key_value_heads}, but must divide num_attention_heads {heads}"
+        )
+    head_dim = left.pop("head_dim", None)
+    if head_dim is None:
+        head_dim = config.hidden_size // heads
+        if head_dim < 2 or head_dim % 2:
+            raise ValueError(
+                f"hidden_size {config.hidden_size} over num_attention_heads {heads} gives a head_dim of {head_dim}, but "
+                "it must be even and at least 2 to be rotated: give head_dim"
+            )
+    config.head_dim = integer("head_dim", head_dim, 1, 2**16)
+    if config.head_dim % 2:
+        raise ValueError(f"head_dim is {config.head_dim}, but must be even: rotary embedding turns pairs of values")
+
+
+def fill_labels(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
+    """Set `id2label` and `label2id` of `config`; a `num_labels` of another length replaces the names.
+
+    Raises `ValueError` for a map that is not {index: name}, or one label with single-label classification.
+    """
+    count, id2label, label2id = (left.pop(name, None) for name in ("num_labels", "id2label", "label2id"))
+    if count is not None:
+        count = integer("num_labels", count, 1, MAX_LABELS)
+    labels = None if id2label is None else _parse_id2label(id2label)
+    if labels is None or (count is not None and count != len(labels)):
+        labels = {index: f"LABEL_{index}" for index in range(count or 2)}
+        label2id = {label: index for index, label in labels.items()}
+    config.id2label = labels
+    config.label2id = None if label2id is None else _parse_label2id(label2id)
+    if config.problem_type == "single_label_classification" and len(labels) == 1:
+        raise ValueError(
+            "problem_type is 'single_label_classification' with 1 label, but needs at least 2: "
+            "use num_labels 2, or problem_type 'regression'"
+        )
+
+
+def token_id_remarks(config: DiffLlamaConfig) -> list[str]:
+    """Return a remark for each special token id outside the vocabulary."""
+    remarks = []
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        ids = getattr(config, name)
+        for value in ids if isinstance(ids, list) else [ids]:
+            if value is not None and not 0 <= value < config.vocab_size:
+                remarks.append(f"{name} {value} is outside the vocabulary (0 to {config.vocab_size - 1})")
+                break
+    return remarks
+
+
+def _parse_id2label(value: Any) -> dict[int, str]:
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(
+            f"id2label is {_show(value)}, but must be an object such as {{'0': 'NEGATIVE', '1': 'POSITIVE'}}"
+        )
+    labels: dict[int, str] = {}
+    for key, label in value.items():
+        index = int(key) if isinstance(key, str) and len(key) < 12 and key.isascii() and key.isdigit() else key
+        index = integer(f"the key {_show(key)} of id2label", index, 0, 2**31 - 1)
+        if not isinstance(label, str):
+            raise ValueError(f"id2label[{key}] is {_show(label)}, {json_type(label)}, but must be a string")
+        if index in labels:
+            raise ValueError(f"id2label names index {index} twice; keep one of them")
+        labels[index] = label
+    return labels
+
+
+def _parse_label2id(value: Any) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"label2id is {_show(value)}, but must be an object such as {{'NEGATIVE': 0, 'POSITIVE': 1}}")
+    indices: dict[str, int] = {}
+    for label, index in value.items():
+        if isinstance(index, str) and len(index) < 12 and index.isascii() and index.isdigit():
+            index = int(index)
+        indices[str(label)] = integer(f"label2id[{_show(label)}]", index, 0, 2**31 - 1)
+    return indices
+
+
+def _show(value: Any) -> str:
+    """Show a value of any size in a short space; Python refuses to print integers of thousands of digits."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**40:
+        return "an integer above 10^40" if value > 0 else "an integer below -10^40"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

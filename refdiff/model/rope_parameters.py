@@ -1,0 +1,177 @@
+"""Every spelling of the rotary settings in a config.json → one checked dict, as transformers 5.24 resolves them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from refdiff.model.json_files import json_type
+
+DEFAULT_THETA = 10000.0
+
+# Fields of each type: those that must be there, then those that may be. All types take rope_theta and the two below.
+_FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ()),
+    "yarn": (
+        ("factor", "original_max_position_embeddings"),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": (
+        ("short_factor", "long_factor", "original_max_position_embeddings"),
+        ("attention_factor", "factor"),
+    ),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
+    "proportional": ((), ("factor",)),
+}
+ROPE_TYPES = tuple(_FIELDS)
+_ALWAYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+_NULL_MEANS_ABSENT = {
+    "partial_rotary_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+}
+_MAY_BE_ZERO = {"mscale", "mscale_all_dim", "beta_fast", "beta_slow", "partial_rotary_factor"}
+
+
+def resolve(
+    rope_parameters: Any, legacy: Mapping[str, Any], max_position_embeddings: int, top_level_original: Any
+) -> dict[str, Any]:
+    """Merge the spellings of the rotary settings into one dict that has `rope_type` and `rope_theta`.
+
+    `legacy` holds what stood beside it at the top level: `rope_scaling`, `rope_theta`, `partial_rotary_factor`. As in
+    transformers 5.24 (`RotaryEmbeddingConfigMixin`): a `rope_scaling` that is not empty replaces `rope_parameters`; a
+    field inside the dict wins over the same one at the top level; `type` stands in for an absent `rope_type`; and for
+    yarn, longrope and llama3 a top-level `original_max_position_embeddings` wins over the one inside, with
+    `max_position_embeddings` last.
+
+    Raises `ValueError` when a setting is not an object.
+    """
+    for name, value in (("rope_scaling", legacy.get("rope_scaling")), ("rope_parameters", rope_parameters)):
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{name} is {json_type(value)}, but must be an object such as {{'rope_type': 'default'}}")
+    result = dict(legacy.get("rope_scaling") or rope_parameters or {})
+    result.setdefault("rope_theta", legacy.get("rope_theta", DEFAULT_THETA))
+    if legacy.get("partial_rotary_factor") is not None:
+        result.setdefault("partial_rotary_factor", legacy["partial_rotary_factor"])
+    result.setdefault("rope_type", result.get("type", "default"))
+    if result["rope_type"] in ("llama3", "yarn", "longrope"):
+        if top_level_original is not None:
+            result["original_max_position_embeddings"] = top_level_original
+        result.setdefault("original_max_position_embeddings", max_position_embeddings)
+    return result
+
+
+def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> list[str]:
+    """Check resolved settings against `head_dim`; return remarks about values that are odd but computable.
+
+    Raises `ValueError` naming the field, its value, the accepted range and the fix.
+    """
+    rope_type = rope["rope_type"]
+    if not isinstance(rope_type, str) or rope_type not in _FIELDS:
+        raise ValueError(f"rope_parameters.rope_type is {rope_type!r:.80}, but must be one of {', '.join(ROPE_TYPES)}")
+    required, optional = _FIELDS[rope_type]
+    missing = [name for name in required if name not in rope]
+    if missing:
+        raise ValueError(f"rope_parameters lacks {', '.join(missing)}, which rope_type '{rope_type}' needs; add it")
+    _check_number(rope, "rope_theta")
+    for name in ("partial_rotary_factor", *required, *optional):
+        if name in rope:
+            _check_field(rope, name, rope_type)
+    _check_rotary_size(rope, head_dim)
+    _check_relations(rope, head_dim)
+
+    remarks = []
+    factor = rope.get("factor")
+    if factor is not None and factor < 1 and rope_type != "default":
+        remarks.append(f"rope_parameters.factor is {factor}, below 1, which shortens the context")
+    if rope_type == "llama3":
+        if rope["high_freq_factor"] < rope["low_freq_factor"]:
+            remarks.append("rope_parameters.high_freq_factor is below low_freq_factor")
+        if rope["original_max_position_embeddings"] >= max_position_embeddings:
+            remarks.append(
+                f"rope_parameters.original_max_position_embeddings is {rope['original_max_position_embeddings']}, "
+                f"not below max_position_embeddings {max_position_embeddings}"
+            )
+    if rope_type == "yarn" and (rope.get("beta_fast") or 32) < (rope.get("beta_slow") or 1):
+        remarks.append("rope_parameters.beta_fast is below beta_slow")
+    unused = sorted(str(name) for name in rope if name not in (*_ALWAYS, *required, *optional))
+    if rope_type == "default" and rope.get("partial_rotary_factor") not in (None, 1):
+        unused.append("partial_rotary_factor")
+    if unused:
+        remarks.append(f"rope_type '{rope_type}' does not use rope_parameters.{{{', '.join(unused)}}}"[:500])
+    return remarks
+
+
+def _check_field(rope: dict[str, Any], name: str, rope_type: str) -> None:
+    value = rope[name]
+    if value is None and (name in _NULL_MEANS_ABSENT or (name == "factor" and rope_type in ("yarn", "longrope"))):
+        return
+    if name in ("short_factor", "long_factor"):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"rope_parameters.{name} is {json_type(value)}, but must be a list of numbers")
+        for index, item in enumerate(value):
+            _require_number(item, f"rope_parameters.{name}[{index}]", may_be_zero=False)
+    elif name == "truncate":
+        if not isinstance(value, bool):
+            raise ValueError(f"rope_parameters.truncate is {value!r:.80}, but must be true or false")
+    elif name == "original_max_position_embeddings":
+        _check_number(rope, name)
+        if value != int(value):
+            raise ValueError(f"rope_parameters.{name} is {value!r:.80}, but must be a whole number")
+    else:
+        _check_number(rope, name)
+
+
+def _check_number(rope: dict[str, Any], name: str) -> None:
+    _require_number(rope[name], f"rope_parameters.{name}", may_be_zero=name in _MAY_BE_ZERO)
+
+
+def _require_number(value: Any, name: str, *, may_be_zero: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is {value!r:.80}, {json_type(value)}, but must be a number")
+    limits = "0 or more" if may_be_zero else "above 0"
+    # Written so that NaN fails too; an integer beyond float's range would overflow later.
+    if not (0 <= value <= 1e300) or (value == 0 and not may_be_zero):
+        raise ValueError(f"{name} is {value!r:.80}, but must be finite and {limits}")
+
+
+def _check_rotary_size(rope: dict[str, Any], head_dim: int) -> None:
+    partial = rope.get("partial_rotary_factor")
+    if partial is None:
+        return
+    if partial > 1:
+        raise ValueError(f"rope_parameters.partial_rotary_factor is {partial}, but must be between 0 and 1")
+    # transformers' DiffLlama multiplies all of head_dim by cos and sin, so it fails on a shorter rotary part.
+    if rope["rope_type"] not in ("default", "proportional") and int(head_dim * partial) != head_dim:
+        raise ValueError(
+            f"rope_parameters.partial_rotary_factor is {partial}, but with rope_type '{rope['rope_type']}' DiffLlama "
+            "rotates the whole head: remove the field, or use rope_type 'proportional'"
+        )
+
+
+def _check_relations(rope: dict[str, Any], head_dim: int) -> None:
+    rope_type = rope["rope_type"]
+    if rope_type == "longrope":
+        for name in ("short_factor", "long_factor"):
+            if len(rope[name]) != head_dim // 2:
+                raise ValueError(
+                    f"rope_parameters.{name} has {len(rope[name])} numbers, but must have {head_dim // 2}: "
+                    f"half of head_dim {head_dim}"
+                )
+        if rope["original_max_position_embeddings"] < 2 and rope.get("attention_factor") is None:
+            raise ValueError("rope_parameters.original_max_position_embeddings is 1, but longrope divides by its log")
+    if rope_type == "llama3" and rope["high_freq_factor"] == rope["low_freq_factor"]:
+        raise ValueError(
+            f"rope_parameters.high_freq_factor and low_freq_factor are both {rope['low_freq_factor']}, but must differ"
+        )
+    if rope_type == "dynamic" and head_dim == 2:
+        raise ValueError("head_dim is 2, but rope_type 'dynamic' divides by head_dim - 2; use rope_type 'linear'")
+    if rope_type == "yarn" and math.log(rope["rope_theta"]) == 0:
+        raise ValueError("rope_parameters.rope_theta is 1, but yarn divides by its logarithm; use another value")
