@@ -1,0 +1,235 @@
+"""Our config against transformers' over generated files: the same fields, whoever wrote the file and whoever reads it."""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers.activations import ACT2CLS
+
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.config_checks import ACTIVATIONS
+
+SPELLINGS = ("rope_parameters", "rope_scaling type", "rope_scaling rope_type", "both")
+
+
+def rope_fields(rng: random.Random, rope_type: str, head_dim: int, longest: int) -> dict[str, Any]:
+    """Random settings of one rope type, with its optional fields there or not."""
+    factor = rng.choice([1.0, 2, 4.0, 32.0])
+
+    def maybe(**fields: Any) -> dict[str, Any]:
+        return {name: value for name, value in fields.items() if rng.random() < 0.5}
+
+    original = maybe(original_max_position_embeddings=longest // 2)
+    if rope_type == "default":
+        return {}
+    if rope_type in ("linear", "dynamic"):
+        return {"factor": factor}
+    if rope_type == "yarn":
+        return {"factor": factor, **original} | maybe(
+            attention_factor=1.25,
+            beta_fast=16.0,
+            beta_slow=2,
+            mscale=0.7,
+            mscale_all_dim=1.1,
+            truncate=False,
+        )
+    if rope_type == "longrope":
+        lists = {name: [1.0 + rng.random() for _ in range(head_dim // 2)] for name in ("short_factor", "long_factor")}
+        return {**lists, **original} | maybe(factor=factor, attention_factor=1.5)
+    if rope_type == "llama3":
+        return {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **original}
+    return {"partial_rotary_factor": rng.choice([0.25, 0.5, 1.0])} | maybe(factor=factor)
+
+
+def random_file(rng: random.Random) -> dict[str, Any]:
+    """The content of one config.json, in one of the spellings that published files use."""
+    head_dim = rng.choice([2, 4, 8, 10]) * 2
+    key_value_heads = rng.choice([2, 4, 6])
+    heads = key_value_heads * rng.choice([1, 2, 3, 4])
+    content: dict[str, Any] = {
+        "model_type": "diffllama",
+        "architectures": ["DiffLlamaForCausalLM"],
+        "hidden_size": head_dim * heads if rng.random() < 0.5 else rng.choice([24, 33]) * heads,
+        "num_attention_heads": heads,
+        "vocab_size": rng.choice([97, 1009]),
+        "intermediate_size": rng.choice([37, 64]),
+        "num_hidden_layers": rng.choice([1, 3]),
+        "max_position_embeddings": rng.choice([64, 2048]),
+        "hidden_act": rng.choice(ACTIVATIONS),
+        "attention_bias": rng.random() < 0.5,
+        "tie_word_embeddings": rng.random() < 0.5,
+        "rms_norm_eps": rng.choice([1e-6, 1e-5]),
+        "transformers_version": "4.46.0.dev0",
+        "eos_token_id": rng.choice([2, [2, 5], None]),
+        "pad_token_id": rng.choice([None, 0]),
+    }
+    if content["hidden_size"] != head_dim * heads or rng.random() < 0.5:
+        content["head_dim"] = head_dim
+    if heads != key_value_heads or rng.random() < 0.3:
+        content["num_key_value_heads"] = key_value_heads if heads != key_value_heads else None
+    content |= rng.choice([{}, {"torch_dtype": "bfloat16"}, {"dtype": "float16"}, {"dtype": "float64", "torch_dtype": "half"}])
+    content |= rng.choice(
+        [
+            {},
+            {"num_labels": 5},
+            {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}},
+            {"id2label": {"1": "b", "0": "a", "2": "c"}, "num_labels": 3},
+            {"id2label": {"0": "a"}, "num_labels": 4, "problem_type": "multi_label_classification"},
+            {"problem_type": "regression", "num_labels": 1},
+        ]
+    )
+    content |= rng.choice([{}, {"max_length": 20, "temperature": 0.5}, {"pretraining_tp": 1, "mlp_bias": False}])
+    rope_type = rng.choice(["default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"])
+    rope = rope_fields(rng, rope_type, head_dim, content["max_position_embeddings"])
+    spelling = rng.choice(SPELLINGS)
+    theta = rng.choice([{}, {"rope_theta": 500000.0}, {"rope_theta": 10000}])
+    if spelling == "rope_parameters":
+        content["rope_parameters"] = {**rope, **theta, "rope_type": rope_type}
+        content |= rng.choice([{}, {"rope_theta": 123.0}, {"rope_scaling": None}])
+    else:
+        content["rope_scaling"] = {**rope, "type" if spelling == "rope_scaling type" else "rope_type": rope_type}
+        content |= theta
+        if spelling == "both":
+            content["rope_parameters"] = {"rope_type": "linear", "factor": 7.0, "rope_theta": 77.0}
+    if rope_type in ("yarn", "longrope", "llama3") and rng.random() < 0.2:
+        content["original_max_position_embeddings"] = content["max_position_embeddings"] // 4
+    return content
+
+
+def read_ours(folder: Path) -> DiffLlamaConfig:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return DiffLlamaConfig.from_pretrained(folder)
+
+
+def read_theirs(folder: Path) -> Any:
+    config = transformers.DiffLlamaConfig.from_pretrained(folder)
+    # Every rope function of transformers does this first, so that it is what the model computes with.
+    config.standardize_rope_params()
+    return config
+
+
+def comparable(values: dict[str, Any]) -> dict[str, Any]:
+    """Drop what transformers overwrites with its own version, and where it keeps a file's path."""
+    return {name: value for name, value in values.items() if name not in ("transformers_version", "_name_or_path")}
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_same_fields_whoever_writes_and_reads(seed: int, tmp_path: Path) -> None:
+    content = random_file(random.Random(seed))
+    first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
+    first.mkdir()
+    (first / "config.json").write_text(json.dumps(content))
+    ours, theirs = read_ours(first), read_theirs(first)
+
+    expected = theirs.to_dict()
+    dropped = {"num_labels", "extra"}
+    ours_dict = ours.to_dict()
+    assert ours.num_labels == theirs.num_labels
+    for name, value in expected.items():
+        if name in ours_dict and name != "transformers_version":
+            assert ours_dict[name] == value, name
+    assert {"rope_parameters", "head_dim", "num_key_value_heads", "dtype", "id2label"} <= expected.keys() - dropped
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        ours.save_pretrained(second)
+    assert comparable(read_theirs(second).to_dict()) == comparable(expected)
+    assert read_ours(second) == ours
+
+    theirs.save_pretrained(third)
+    again = read_ours(third)
+    again.extra = ours.extra
+    assert again == ours
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    expected = transformers.DiffLlamaConfig().to_dict()
+    ours = DiffLlamaConfig().to_dict()
+    missing = {"transformers_version", "output_hidden_states", "output_attentions", "return_dict"}
+    missing |= {"chunk_size_feed_forward", "is_encoder_decoder", "_name_or_path"}
+    assert ours == {name: value for name, value in expected.items() if name not in missing}
+
+
+def test_every_activation_without_weights_is_accepted() -> None:
+    assert set(ACTIVATIONS) == set(ACT2CLS) - {"prelu", "xielu"}
+
+
+TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 11,
+    "max_position_embeddings": 32,
+}
+REFUSED_BY_BOTH = [
+    {"num_key_value_heads": 3, "num_attention_heads": 6, "head_dim": 4},
+    {"num_attention_heads": 5, "num_key_value_heads": None, "head_dim": 4},
+    {"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 4},
+    {"attention_dropout": 0.1},
+    {"hidden_act": "nonesuch"},
+    {"head_dim": 7},
+    {"head_dim": 3},
+    {"hidden_size": "16"},
+    {"hidden_size": 16.0},
+    {"hidden_size": True},
+    {"hidden_size": -16},
+    {"attention_bias": 1},
+    {"use_cache": None},
+    {"tie_word_embeddings": "yes"},
+    {"rms_norm_eps": "small"},
+    {"initializer_range": None},
+    {"lambda_std_dev": None},
+    {"lambda_std_dev": -1.0},
+    {"eos_token_id": "2"},
+    {"pad_token_id": 11},
+    {"dtype": "nonesuch"},
+    {"rope_scaling": 5},
+    {"rope_parameters": []},
+    {"rope_parameters": {"rope_type": "su", "factor": 2.0}},
+    {"rope_parameters": {"rope_type": None}},
+    {"rope_parameters": {"rope_theta": None}},
+    {"rope_parameters": {"rope_theta": "10000"}},
+    {"rope_parameters": {"rope_type": "linear"}},
+    {"rope_parameters": {"rope_type": "linear", "factor": None}},
+    {"rope_parameters": {"rope_type": "linear", "factor": "2"}},
+    {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
+    {"rope_parameters": {"rope_type": "yarn"}},
+    {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}},
+    {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "head_dim": 2},
+    {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0, 1.0]}},
+    {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0, 1.0, 1.0], "long_factor": [1.0, 1.0]}},
+    {"rope_parameters": {"rope_type": "longrope", "short_factor": "1", "long_factor": [1.0, 1.0]}},
+    {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}},
+    {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0, "high_freq_factor": 4.0}},
+    {"problem_type": "single_label_classification", "num_labels": 1},
+    {"id2label": {"first": "a"}},
+    {"id2label": {"0": 5}},
+]
+
+
+def runs_in_transformers(content: dict[str, Any]) -> bool:
+    """Build the model and feed it two tokens: some of its checks are in the config, some in the layers, some in torch."""
+    try:
+        config = transformers.DiffLlamaConfig(**content)
+        model = transformers.DiffLlamaForCausalLM(config)
+        return bool(torch.isfinite(model(torch.tensor([[1, 2]])).logits).all())
+    except Exception:
+        return False
+
+
+@pytest.mark.parametrize("change", REFUSED_BY_BOTH, ids=str)
+def test_refused_by_both(change: dict[str, Any]) -> None:
+    assert runs_in_transformers(json.loads(json.dumps(TINY)))
+    assert not runs_in_transformers(json.loads(json.dumps({**TINY, **change})))
+    with pytest.raises(ValueError):
+        DiffLlamaConfig(**{**TINY, **change})
