@@ -1,1 +1,70 @@
-"""refdiff."""
+"""The Differential Transformer (DiffLlama) in pure NumPy: a reference implementation.
+
+    import refdiff
+
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained("folder or hub repo")
+    tokenizer = refdiff.Tokenizer.from_pretrained("folder or hub repo")
+    ids = tokenizer(["Once upon a time"], return_tensors="np")["input_ids"]
+    print(tokenizer.decode(model.generate(ids, max_new_tokens=20)[0]))
+
+`refdiff.layers` are the equations. Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from refdiff import layers
+    from refdiff.errors import CheckpointError
+    from refdiff.generation.tokenizer import Tokenizer
+    from refdiff.model.cache import KVCache
+    from refdiff.model.config import DiffLlamaConfig
+    from refdiff.model.heads import (
+        DiffLlamaForCausalLM,
+        DiffLlamaForQuestionAnswering,
+        DiffLlamaForSequenceClassification,
+        DiffLlamaForTokenClassification,
+        DiffLlamaModel,
+    )
+    from refdiff.pipelines import pipeline
+
+__all__ = [
+    "CheckpointError",
+    "DiffLlamaConfig",
+    "DiffLlamaForCausalLM",
+    "DiffLlamaForQuestionAnswering",
+    "DiffLlamaForSequenceClassification",
+    "DiffLlamaForTokenClassification",
+    "DiffLlamaModel",
+    "KVCache",
+    "Tokenizer",
+    "layers",
+    "pipeline",
+]
+
+_HOMES = {
+    "CheckpointError": "errors",
+    "DiffLlamaConfig": "model.config",
+    "KVCache": "model.cache",
+    "Tokenizer": "generation.tokenizer",
+    "pipeline": "pipelines",
+    **{name: "model.heads" for name in __all__ if name.startswith(("DiffLlamaFor", "DiffLlamaModel"))},
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "layers":
+        return importlib.import_module("refdiff.layers")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'refdiff' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"refdiff.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -16,19 +16,19 @@ size, F inner size, V vocabulary.
                                                        packed_mask, softmax, cross_entropy
 """
 
-from .activation import activation
-from .cross_entropy import cross_entropy
-from .diff_attention import attention_weights, diff_attention
-from .diff_heads_hf import diff_heads_hf, value_pairs_hf
-from .diff_lambda import diff_lambda, lambda_init
-from .embedding import embedding
-from .linear import linear
-from .mask import causal_mask, packed_mask, padding_mask
-from .rms_norm import rms_norm
-from .rope import rope, rope_cos_sin
-from .rope_frequencies import rope_frequencies
-from .softmax import softmax
-from .swiglu import swiglu
+from refdiff.layers.activation import activation
+from refdiff.layers.cross_entropy import cross_entropy
+from refdiff.layers.diff_attention import attention_weights, diff_attention
+from refdiff.layers.diff_heads_hf import diff_heads_hf, value_pairs_hf
+from refdiff.layers.diff_lambda import diff_lambda, lambda_init
+from refdiff.layers.embedding import embedding
+from refdiff.layers.linear import linear
+from refdiff.layers.mask import causal_mask, packed_mask, padding_mask
+from refdiff.layers.rms_norm import rms_norm
+from refdiff.layers.rope import rope, rope_cos_sin
+from refdiff.layers.rope_frequencies import rope_frequencies
+from refdiff.layers.softmax import softmax
+from refdiff.layers.swiglu import swiglu
 
 __all__ = [
     "activation",

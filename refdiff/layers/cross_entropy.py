@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..arrays import Array, namespace
+from refdiff.arrays import Array, namespace
 
 
 def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100) -> Array:
@@ -35,10 +35,16 @@ def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100) ->
     V = logits.shape[-1]
     z, t = xp.reshape(logits, (-1, V)), xp.reshape(targets, (-1,))
     keep = t != ignore_index
-    if bool(xp.any(keep & ((t < 0) | (t >= V)))):
-        raise IndexError(f"cross_entropy: targets must be in 0 to {V - 1}, or {ignore_index} where they do not count")
+    t = xp.where(keep, t, 0)
+    if t.shape[0]:
+        low, high = int(xp.min(t)), int(xp.max(t))
+        if low < 0 or high >= V:
+            raise IndexError(
+                f"cross_entropy: target {low if low < 0 else high} is outside 0 to {V - 1}, and not {ignore_index}, "
+                "which would leave it out"
+            )
     z = z - xp.max(z, axis=-1, keepdims=True)
-    picked = xp.take_along_axis(z, xp.where(keep, t, 0)[:, None], axis=-1)[:, 0]
+    picked = xp.take_along_axis(z, t[:, None], axis=-1)[:, 0]
     losses = xp.where(keep, xp.log(xp.sum(xp.exp(z), axis=-1)) - picked, 0.0)
     count = xp.sum(xp.astype(keep, losses.dtype))
     return xp.where(count > 0, xp.sum(losses) / xp.where(count > 0, count, 1.0), math.nan)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ..arrays import Array, device, namespace
-from .mask import causal_mask
-from .softmax import check_mask, softmax
+from refdiff.arrays import Array, device, namespace
+from refdiff.layers.mask import causal_mask
+from refdiff.layers.softmax import check_broadcast, check_mask, softmax
 
 
 def attention_weights(
@@ -37,6 +37,7 @@ def attention_weights(
     keys = xp.matrix_transpose(k)[:, :, None, :, :]
     scores = xp.reshape(grouped @ keys, (B, H, T, S)) / math.sqrt(d)
     if bias is not None:
+        check_broadcast("attention_weights", "bias", bias, (B, H, T, S))
         scores = scores + bias
     if mask is not None:
         check_mask("attention_weights", mask, (B, H, T, S))
@@ -83,6 +84,7 @@ def diff_attention(
             f"diff_attention: q1 {tuple(q1.shape)} and q2 {tuple(q2.shape)}, k1 {tuple(k1.shape)} and k2 "
             f"{tuple(k2.shape)} must be alike, and v {tuple(v.shape)} as long as k1"
         )
+    check_broadcast("diff_attention", "lambda_", lambda_, (B, H, T, 1))
     xp = namespace(q1, k1, q2, k2, v, lambda_, mask, bias)
     mask1, mask2 = _per_map(mask, H)
     bias1, bias2 = _per_map(bias, H)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..arrays import Array, namespace
-from .diff_attention import diff_attention
-from .rms_norm import rms_norm
+from refdiff.arrays import Array, namespace
+from refdiff.layers.diff_attention import diff_attention
+from refdiff.layers.rms_norm import rms_norm
 
 
 def value_pairs_hf(v: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..arrays import Array, namespace
+from refdiff.arrays import Array, namespace
 
 
 def lambda_init(layer: int) -> float:

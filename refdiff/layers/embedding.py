@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..arrays import Array, namespace
+from refdiff.arrays import Array, namespace
 
 
 def embedding(ids: Array, weight: Array) -> Array:

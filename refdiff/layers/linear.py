@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..arrays import Array
+from refdiff.arrays import Array
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:

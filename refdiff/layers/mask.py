@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arrays import Array, device, namespace
+from refdiff.arrays import Array, namespace
 
 
 def causal_mask(queries: int, keys: int, *, xp: Any, device: Any = None) -> Array:
@@ -87,6 +87,6 @@ def packed_mask(position_ids: Array) -> Array:
         raise ValueError(f"packed_mask: position_ids has shape {tuple(position_ids.shape)}, but must be (B, T)")
     xp = namespace(position_ids)
     breaks = xp.astype(position_ids[:, 1:] - position_ids[:, :-1] != 1, xp.int64)
-    first = xp.zeros((position_ids.shape[0], 1), dtype=xp.int64, device=device(position_ids))
+    first = xp.zeros_like(position_ids[:, :1], dtype=xp.int64)
     number = xp.cumulative_sum(xp.concat([first, breaks], axis=1), axis=1)
     return number[:, None, :, None] == number[:, None, None, :]

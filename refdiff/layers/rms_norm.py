@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..arrays import Array, namespace
+from refdiff.arrays import Array, namespace
 
 
 def rms_norm(x: Array, weight: Array | None, eps: float) -> Array:

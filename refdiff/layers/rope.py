@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..arrays import Array, device, namespace
+from refdiff.arrays import Array, device, namespace
 
 
 def rope_cos_sin(positions: Array, frequencies: Sequence[float], scale: float, dtype: Any) -> tuple[Array, Array]:
@@ -58,10 +58,11 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
         ValueError: shapes that do not fit.
     """
     n = cos.shape[-1]
-    if cos.shape != sin.shape or x.ndim != 4 or 2 * n > x.shape[-1] or cos.shape[-2] != x.shape[-2]:
+    fits = x.ndim == cos.ndim == 4 and tuple(cos.shape[1:3]) == (1, x.shape[2]) and cos.shape[0] in (1, x.shape[0])
+    if not fits or cos.shape != sin.shape or 2 * n > x.shape[-1]:
         raise ValueError(
             f"rope: x has shape {tuple(x.shape)}, cos {tuple(cos.shape)}, sin {tuple(sin.shape)}, but must be "
-            "(B, H, T, d) and twice (B, 1, T, n) with 2n ≤ d"
+            "(B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d"
         )
     xp = namespace(x, cos, sin)
     turning, rest = x[..., : 2 * n], x[..., 2 * n :]

@@ -103,18 +103,18 @@ def yarn(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -
 
     scale = p.get("attention_factor")
     if scale is None:
-        mscale, mscale_all_dim = p.get("mscale"), p.get("mscale_all_dim")
-        if mscale and mscale_all_dim:
-            scale = magnitude(mscale) / magnitude(mscale_all_dim)
-        else:
-            scale = magnitude(1.0)
+        one, all_ = p.get("mscale"), p.get("mscale_all_dim")
+        scale = magnitude(one) / magnitude(all_) if one and all_ else magnitude(1.0)
     return frequencies, float(scale)
 
 
 def longrope(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
     """Divide each θ_i by a searched factor: one list up to the original length, another beyond (Ding et al. 2024)."""
     dim, original = _rotary_dim(p, head_dim), p["original_max_position_embeddings"]
-    factors = p["long_factor"] if length > original else p["short_factor"]
+    name = "long_factor" if length > original else "short_factor"
+    factors = p[name]
+    if 2 * len(factors) != dim:
+        raise ValueError(f"rope_frequencies: {name} has {len(factors)} numbers, but {dim} dimensions need {dim // 2}")
     factor = p.get("factor")
     if factor is None:
         factor = max_positions / original

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..arrays import Array, namespace
+from refdiff.arrays import Array, namespace
 
 
 def softmax(scores: Array, mask: Array | None = None) -> Array:
@@ -44,6 +44,11 @@ def check_mask(name: str, mask: Array, shape: tuple[int, ...]) -> None:
     xp = namespace(mask)
     if mask.dtype != xp.bool:
         raise ValueError(f'{name}: mask has dtype {mask.dtype}, but must be boolean (True means "may see")')
-    padded = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
+    check_broadcast(name, "mask", mask, shape)
+
+
+def check_broadcast(name: str, what: str, x: Array, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `x` broadcasts to `shape`, and not `shape` to `x`."""
+    padded = (1,) * (len(shape) - x.ndim) + tuple(x.shape)
     if len(padded) != len(shape) or any(m not in (1, n) for m, n in zip(padded, shape, strict=True)):
-        raise ValueError(f"{name}: mask has shape {tuple(mask.shape)}, which does not broadcast to scores {shape}")
+        raise ValueError(f"{name}: {what} has shape {tuple(x.shape)}, which does not broadcast to {shape}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..arrays import Array
-from .activation import activation
-from .linear import linear
+from refdiff.arrays import Array
+from refdiff.layers.activation import activation
+from refdiff.layers.linear import linear
 
 
 def swiglu(

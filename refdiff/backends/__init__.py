@@ -1,0 +1,92 @@
+"""The one seam between layers and model: `ops`, a plain namespace of the layer functions, and what can be laid over it.
+
+reference   ops = the layers                 the equations, on any array library
+fast        ops = the layers + kernels       same names and signatures, laid over
+yours       ops = overlay(ops, wrap)         traced, timed, mistaken, or your kernel in place of ours
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import array_api_compat
+
+from refdiff import layers
+
+Ops = SimpleNamespace
+"""A namespace with the public functions of `refdiff.layers`, or functions that stand for them."""
+
+Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
+
+
+def overlay(ops: Ops, wrap: Wrap) -> Ops:
+    """Return a new namespace in which each function is what `wrap(name, function)` returns for it.
+
+    A layer that is made of other layers names them as keyword-only arguments (`swiglu(..., *, linear, activation)`);
+    they are filled with the functions of the new namespace, so that laying over `linear` reaches inside `swiglu`.
+    A wrapper passes on the arguments that it does not know, and keeps the signature with `functools.wraps`.
+
+    Shapes:
+        `ops` and the result have the same names; `ops` itself is not changed.
+    """
+    new = Ops()
+    for name, function in vars(ops).items():
+        setattr(new, name, wrap(name, _with_parts_from(new, function, set(vars(ops)))))
+    return new
+
+
+def ops_for(xp: Any, kernels: str = "fast") -> Ops:
+    """Return the layer functions for arrays of namespace `xp`.
+
+    Args:
+        kernels: `"fast"` lays the backend's kernels over the layers (a kernel that returns `NotImplemented` leaves the
+            call to its layer); `"reference"` is the equations as they are written.
+
+    Raises:
+        ValueError: `kernels` is neither.
+    """
+    if kernels not in ("fast", "reference"):
+        raise ValueError(f'kernels is {kernels!r}, but must be "fast" or "reference"')
+    equations = Ops(**{name: getattr(layers, name) for name in layers.__all__})
+    module = _kernel_module(xp) if kernels == "fast" else None
+    if module is None:
+        return overlay(equations, lambda name, layer: layer)
+    return overlay(equations, lambda name, layer: _kernel_or_layer(getattr(module, name, None), layer))
+
+
+def _kernel_module(xp: Any) -> Any:
+    """Import the module of fast twins for `xp`, if there is one."""
+    if array_api_compat.is_numpy_namespace(xp):
+        return importlib.import_module("refdiff.backends.numpy_kernels")
+    return None
+
+
+def _kernel_or_layer(kernel: Callable[..., Any] | None, layer: Callable[..., Any]) -> Callable[..., Any]:
+    if kernel is None:
+        return layer
+
+    @functools.wraps(layer)
+    def fast(*args: Any, **kwargs: Any) -> Any:
+        result = kernel(*args, **kwargs)
+        return layer(*args, **kwargs) if result is NotImplemented else result
+
+    return fast
+
+
+def _with_parts_from(ops: Ops, function: Callable[..., Any], names: set[str]) -> Callable[..., Any]:
+    """Fill the keyword-only arguments of `function` that are named like layers from `ops`, when it is called."""
+    parameters = inspect.signature(function).parameters.values()
+    parts = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in names]
+    if not parts:
+        return function
+
+    @functools.wraps(function)
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **{part: getattr(ops, part) for part in parts}, **kwargs)
+
+    return bound

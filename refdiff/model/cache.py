@@ -1,0 +1,117 @@
+"""Keys and values so far: append new ones, get all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refdiff.arrays import Array, device, namespace
+
+
+class KVCache:
+    """The keys and values of every layer, kept between calls of a model.
+
+    `len(cache)` is the number of tokens that have gone through all layers. Only `append` adds; the arrays that it
+    returns are views that later calls may overwrite after a `crop`.
+
+    Args:
+        num_layers: how many layers the model has.
+        static: allocate room for this many tokens at the first `append` and never more. Without it the room grows
+            by half when it is used up, so that n tokens cost time in proportion to n.
+
+    Raises:
+        ValueError: `num_layers` or `static` is below 1.
+    """
+
+    def __init__(self, num_layers: int, *, static: int | None = None) -> None:
+        if num_layers < 1 or (static is not None and static < 1):
+            raise ValueError(f"KVCache: num_layers is {num_layers} and static is {static}, but must be 1 or more")
+        self.static = static
+        self._buffers: list[tuple[Array, Array] | None] = [None] * num_layers
+        self._lengths = [0] * num_layers
+
+    def __len__(self) -> int:
+        # A call that was interrupted between two layers has not happened: its tokens are written over by the next.
+        return min(self._lengths)
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the cache serves."""
+        return len(self._buffers)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The number of rows, or None before the first `append`."""
+        return None if self._buffers[0] is None else int(self._buffers[0][0].shape[0])
+
+    def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """Add the keys and values of new tokens to a layer, and return all that it has.
+
+        Shapes:
+            k (B, K, T, d), v (B, Kv, T, e) -> (B, K, S, d), (B, Kv, S, e), S = len(cache) before + T
+
+        Raises:
+            ValueError: the batch differs from the rows of the cache, or a static cache is full.
+        """
+        start = len(self)
+        end = start + k.shape[2]
+        if self.static is not None and end > self.static:
+            raise ValueError(
+                f"KVCache: {end} tokens do not fit into static={self.static}: make a larger one, or crop this one"
+            )
+        buffers = self._buffers[layer]
+        if buffers is not None and buffers[0].shape[0] != k.shape[0]:
+            raise ValueError(
+                f"KVCache: k has shape {tuple(k.shape)}, but the cache holds {buffers[0].shape[0]} rows: pass the same "
+                "batch, or reorder the cache first"
+            )
+        room = 0 if buffers is None else buffers[0].shape[2]
+        if buffers is None or end > room:
+            size = self.static or max(end, room + room // 2)
+            buffers = (_grown(k, size, buffers and buffers[0], start), _grown(v, size, buffers and buffers[1], start))
+            self._buffers[layer] = buffers
+        keys, values = buffers
+        keys[:, :, start:end, :] = k
+        values[:, :, start:end, :] = v
+        self._lengths[layer] = end
+        return keys[:, :, :end, :], values[:, :, :end, :]
+
+    def reorder(self, indices: Any) -> None:
+        """Replace the rows by the rows at `indices`: `cache.reorder([0, 0, 1])` also changes their number.
+
+        Raises:
+            IndexError: an index is not a row of the cache.
+        """
+        rows = [int(i) for i in indices]
+        batch = self.batch_size
+        if batch is None:
+            return
+        if any(not 0 <= i < batch for i in rows):
+            raise IndexError(f"KVCache: rows {rows} are not all in 0 to {batch - 1}")
+        for layer, buffers in enumerate(self._buffers):
+            if buffers is not None:
+                self._buffers[layer] = (_taken(buffers[0], rows), _taken(buffers[1], rows))
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens after the first `length`.
+
+        Raises:
+            ValueError: `length` is not in 0 to len(cache).
+        """
+        if not 0 <= length <= len(self):
+            raise ValueError(f"KVCache: cannot crop to {length}: the cache holds {len(self)} tokens")
+        self._lengths = [length] * self.num_layers
+
+
+def _grown(like: Array, size: int, old: Array | None, used: int) -> Array:
+    """Allocate room for `size` tokens of the shape of `like`, and move the `used` old ones over."""
+    xp = namespace(like)
+    shape = (like.shape[0], like.shape[1], size, like.shape[3])
+    new = xp.empty(shape, dtype=like.dtype, device=device(like))
+    if old is not None:
+        new[:, :, :used, :] = old[:, :, :used, :]
+    return new
+
+
+def _taken(x: Array, rows: list[int]) -> Array:
+    xp = namespace(x)
+    return xp.take(x, xp.asarray(rows, dtype=xp.int64, device=device(x)), axis=0)

@@ -1,0 +1,255 @@
+"""Hidden states → next-token logits, sequence class, token classes, answer span: the five classes, named as in HF.
+
+All take the same arguments:
+
+    input_ids (B, T) integers, or inputs_embeds (B, T, D).
+    attention_mask (B, S) of 1 and 0, S counting the tokens in the cache; or (B, 1 or H, T, S), boolean "may see" or
+        added to the scores. Without it every token sees itself and all before it.
+    position_ids (B, T); without them positions count on from the cache.
+    cache: the `out.cache` of an earlier call, or a new `KVCache`. use_cache: whether to make one (config.use_cache).
+    labels: adds `out.loss`.
+    output_attentions, output_hidden_states: add `attentions`, `differential_attentions`, `lambdas`; `hidden_states`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from refdiff.arrays import Array
+from refdiff.model import inputs, losses
+from refdiff.model.cache import KVCache
+from refdiff.model.outputs import ModelOutput
+from refdiff.model.pretrained import PreTrainedModel
+
+
+class DiffLlamaModel(PreTrainedModel):
+    """The decoder without a head."""
+
+    base_prefix: ClassVar[str | None] = None
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
+        """Compute `last_hidden_state` (B, T, D)."""
+        return self._base(
+            input_ids,
+            attention_mask,
+            position_ids,
+            cache,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+
+
+class DiffLlamaForCausalLM(PreTrainedModel):
+    """The decoder with a next-token head."""
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        logits_to_keep: Any = 0,
+    ) -> ModelOutput:
+        """Compute `logits` (B, T, V), and with labels (B, T) the `loss` of predicting each next one that is not −100.
+
+        `logits_to_keep`: only the last n positions (0 = all), or the positions in an integer array (n,) or (B, n),
+        or those that a boolean array (B, T) marks, then as (marked, V).
+        """
+        out = self._base(
+            input_ids,
+            attention_mask,
+            position_ids,
+            cache,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        hidden = self._kept(out.last_hidden_state, logits_to_keep)
+        out.last_hidden_state = None
+        head = self.params.get("lm_head") or self.base_params["embed_tokens"]
+        out.logits = self.ops.linear(hidden, **head)
+        if labels is not None:
+            out.loss = losses.causal_lm_loss(self.ops, out.logits, self._array(inputs.integers("labels", labels)))
+        return out
+
+    def generate(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        streamer: Any = None,
+        generator: np.random.Generator | None = None,
+        seed: int | None = None,
+        **generation_options: Any,
+    ) -> Any:
+        """Continue the tokens; see `refdiff.generation.generate`, which this is."""
+        from refdiff.generation import generate  # the way down the tree, for the name that HF's users know
+
+        return generate(
+            self,
+            input_ids,
+            attention_mask=attention_mask,
+            streamer=streamer,
+            generator=generator,
+            seed=seed,
+            **generation_options,
+        )
+
+    def _kept(self, hidden: Array, logits_to_keep: Any) -> Array:
+        xp = self.xp
+        if isinstance(logits_to_keep, (int, np.integer)):
+            return hidden[:, -int(logits_to_keep) :, :] if logits_to_keep else hidden
+        kept = inputs.host(logits_to_keep)
+        B, T, D = hidden.shape
+        if kept.dtype == np.bool_ and kept.shape == (B, T):
+            flat = np.flatnonzero(kept)
+            return xp.take(xp.reshape(hidden, (B * T, D)), self._array(flat), axis=0)
+        kept = inputs.integers("logits_to_keep", kept)
+        if kept.ndim not in (1, 2) or (kept.ndim == 2 and kept.shape[0] != B):
+            raise ValueError(
+                f"logits_to_keep has shape {kept.shape}, but must be (n,) or ({B}, n), or boolean ({B}, {T})"
+            )
+        if kept.size and not (kept.min() >= -T and kept.max() < T):
+            raise IndexError(f"logits_to_keep holds {kept.min()} to {kept.max()}, but there are {T} positions")
+        kept = np.broadcast_to(kept % T, (B, kept.shape[-1]))
+        rows = self._array(np.ascontiguousarray(kept + T * np.arange(B)[:, None]).reshape(-1))
+        return xp.reshape(xp.take(xp.reshape(hidden, (B * T, D)), rows, axis=0), (*kept.shape, D))
+
+
+class DiffLlamaForSequenceClassification(PreTrainedModel):
+    """The decoder with a classifier of the whole text."""
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
+        """Compute `logits` (B, C) at each row's last token that is not padding, and with labels the `loss`.
+
+        The loss is that of `config.problem_type`, see `refdiff.model.losses.sequence_loss`.
+
+        Raises:
+            ValueError: several rows, and the config has no pad_token_id to find their ends by.
+        """
+        out = self._base(
+            input_ids,
+            attention_mask,
+            position_ids,
+            cache,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        B, T, D = out.last_hidden_state.shape  # type: ignore[union-attr]
+        pad = self.config.pad_token_id
+        if pad is None and B != 1:
+            raise ValueError(f"a batch of {B} needs config.pad_token_id: without it the ends of the texts are unknown")
+        last = np.full(B, T - 1)
+        if pad is not None and input_ids is not None:
+            last = (np.arange(T) * (inputs.token_ids(input_ids) != pad)).max(axis=1)
+        rows = self._array(last + T * np.arange(B))
+        pooled = self.xp.take(self.xp.reshape(out.last_hidden_state, (B * T, D)), rows, axis=0)
+        out.last_hidden_state = None
+        out.logits = self.ops.linear(pooled, **self.params["score"])
+        if labels is not None:
+            out.loss = losses.sequence_loss(self.ops, out.logits, self._array(labels), self.config.problem_type)
+        return out
+
+
+class DiffLlamaForTokenClassification(PreTrainedModel):
+    """The decoder with a classifier of every token."""
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
+        """Compute `logits` (B, T, C), and with labels (B, T) the `loss` over those that are not −100."""
+        out = self._base(
+            input_ids,
+            attention_mask,
+            position_ids,
+            cache,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        out.logits = self.ops.linear(out.last_hidden_state, **self.params["score"])
+        out.last_hidden_state = None
+        if labels is not None:
+            out.loss = losses.token_loss(self.ops, out.logits, self._array(inputs.integers("labels", labels)))
+        return out
+
+
+class DiffLlamaForQuestionAnswering(PreTrainedModel):
+    """The decoder with a head for the start and end of an answer. Its weights stand under `transformer`."""
+
+    base_prefix: ClassVar[str | None] = "transformer"
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Any = None,
+        start_positions: Any = None,
+        end_positions: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
+        """Compute `start_logits` and `end_logits` (B, T), and with both positions (B,) the mean of their losses."""
+        out = self._base(
+            input_ids,
+            attention_mask,
+            position_ids,
+            cache,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        logits = self.ops.linear(out.last_hidden_state, **self.params["qa_outputs"])
+        out.last_hidden_state = None
+        out.start_logits, out.end_logits = logits[..., 0], logits[..., 1]
+        if start_positions is not None and end_positions is not None:
+            starts = self._array(inputs.integers("start_positions", start_positions))
+            ends = self._array(inputs.integers("end_positions", end_positions))
+            out.loss = losses.answer_loss(self.ops, out.start_logits, out.end_logits, starts, ends)
+        return out

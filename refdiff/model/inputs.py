@@ -1,0 +1,108 @@
+"""ids, masks and positions as a user gives them → checked arrays on the model's device.
+
+Ids, masks and positions are small and decide what is computed, so they are looked at on the host, once per call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.arrays import to_numpy
+
+IntArray = NDArray[np.int64]
+
+
+def host(x: Any) -> NDArray[Any]:
+    """Bring an array of any library, or nested lists, to the host."""
+    return np.asarray(x) if isinstance(x, (list, tuple, int, float)) else to_numpy(x)
+
+
+def integers(name: str, x: Any) -> IntArray:
+    """Return `x` as host integers.
+
+    Raises:
+        ValueError: it holds anything else.
+    """
+    values = host(x)
+    if values.dtype.kind not in "iu":
+        raise ValueError(f"{name} has dtype {values.dtype}, but must hold integers")
+    return values.astype(np.int64, copy=False)
+
+
+def token_ids(input_ids: Any) -> IntArray:
+    """Check (B, T) token ids.
+
+    Raises:
+        ValueError: not integers, not two-dimensional, or no tokens.
+    """
+    ids = integers("input_ids", input_ids)
+    if ids.ndim != 2:
+        raise ValueError(
+            f"input_ids has shape {ids.shape}, but must be (B, T): for one sequence write input_ids[None] or [ids]"
+        )
+    if 0 in ids.shape:
+        raise ValueError(f"input_ids has shape {ids.shape}: there must be at least one row and one token")
+    return ids
+
+
+def positions(position_ids: Any, batch: int, tokens: int, past: int) -> IntArray:
+    """Check (B or 1, T) positions, or count on from `past`.
+
+    Raises:
+        ValueError: not integers, another shape, or negative.
+    """
+    if position_ids is None:
+        return np.arange(past, past + tokens)[None, :]
+    ids = integers("position_ids", position_ids)
+    if ids.shape not in ((batch, tokens), (1, tokens)):
+        raise ValueError(f"position_ids has shape {ids.shape}, but must be ({batch}, {tokens}), as the tokens are")
+    if (ids < 0).any():
+        raise ValueError(f"position_ids holds {ids.min()}, but positions count from 0")
+    return ids
+
+
+def two_dimensional_mask(attention_mask: NDArray[Any], batch: int, total: int) -> NDArray[Any] | None:
+    """Check a (B, S) mask of 1 and 0; None if it hides nothing.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if attention_mask.shape != (batch, total):
+        raise ValueError(
+            f"attention_mask has shape {attention_mask.shape}, but must be ({batch}, {total}): one entry for every "
+            "token, those in the cache included; or four-dimensional (B, 1 or H, T, S)"
+        )
+    seen = attention_mask != 0
+    return None if seen.all() else seen
+
+
+def four_dimensional_mask(
+    attention_mask: NDArray[Any], batch: int, heads: int, tokens: int, total: int
+) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+    """Split a (B or 1, 1 or H, T, S) mask, boolean or additive, into what may be seen and what is added to scores.
+
+    An additive mask hides a key with −∞ or the most negative number of its dtype, as transformers writes it.
+
+    Raises:
+        ValueError: another shape, or neither boolean nor floating-point.
+    """
+    shape = attention_mask.shape
+    fits = shape[0] in (1, batch) and shape[1] in (1, heads) and shape[2] in (1, tokens) and shape[3] == total
+    if not fits:
+        raise ValueError(
+            f"attention_mask has shape {shape}, but must be ({batch}, 1 or {heads}, {tokens}, {total}), "
+            "with the tokens in the cache"
+        )
+    if attention_mask.dtype == np.bool_:
+        return attention_mask, None
+    if attention_mask.dtype.kind != "f":
+        raise ValueError(
+            f"a four-dimensional attention_mask must be boolean (True means may see) or floating-point (added to the "
+            f"scores), got {attention_mask.dtype}"
+        )
+    visible = attention_mask > np.finfo(attention_mask.dtype).min
+    added = np.where(visible, attention_mask, 0)
+    return (None if visible.all() else visible), (added if added.any() else None)

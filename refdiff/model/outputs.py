@@ -1,0 +1,55 @@
+"""What a call of a model gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from refdiff.arrays import Array
+from refdiff.model.cache import KVCache
+
+
+@dataclass
+class ModelOutput:
+    """The results of one call, named as Hugging Face names them; what was not asked for is None.
+
+    Arrays are of the model's backend and compute dtype. B batch, T tokens, S tokens with those in the cache,
+    H heads, D model size, V vocabulary, C labels.
+
+    Attributes:
+        loss: a scalar array, with `labels`.
+        logits: (B, T or `logits_to_keep`, V), (B, C) for sequence and (B, T, C) for token classification.
+        start_logits, end_logits: (B, T), question answering.
+        last_hidden_state: (B, T, D), the base model.
+        cache: keys and values so far, with `use_cache`.
+        hidden_states: with `output_hidden_states`, the input of every layer and the normed result, each (B, T, D).
+        attentions: with `output_attentions`, the softmax rows of every head, one (B, H, T, S) a layer.
+        differential_attentions: likewise A₁ − λ A₂ of every head pair, one (B, H/2, T, S) a layer.
+        lambdas: likewise λ, one () a layer.
+    """
+
+    loss: Array | None = None
+    logits: Array | None = None
+    start_logits: Array | None = None
+    end_logits: Array | None = None
+    last_hidden_state: Array | None = None
+    cache: KVCache | None = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+    differential_attentions: tuple[Array, ...] | None = None
+    lambdas: tuple[Array, ...] | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return the results that are there, in the order of the attributes."""
+        return tuple(value for _, value in self.items())
+
+    def keys(self) -> list[str]:
+        """Return the names of the results that are there."""
+        return [name for name, _ in self.items()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return names and results that are there."""
+        return [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None]
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]

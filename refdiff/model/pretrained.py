@@ -1,0 +1,246 @@
+"""What all five model classes share: where weights come from and go to, and the call of the base model."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Self
+
+from refdiff import hub
+from refdiff.arrays import Array, backend, from_numpy, namespace
+from refdiff.backends import ops_for
+from refdiff.model import inputs, weights
+from refdiff.model.cache import KVCache
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.diffllama import Context, Maps, diffllama
+from refdiff.model.json_files import read_json, write_json
+from refdiff.model.outputs import ModelOutput
+
+
+class PreTrainedModel:
+    """A DiffLlama with one head; use one of its subclasses.
+
+    Attributes:
+        config: the model's `DiffLlamaConfig`.
+        params: the nested weight dict under Hugging Face's names.
+        dtype: the precision of the weights, "float32", "float64", "float16" or "bfloat16". The 16-bit ones are held
+            and computed with as float32.
+        generation_config: the content of generation_config.json, or {}.
+        ops: the namespace of layer functions that the model calls; put `refdiff.backends.overlay(model.ops, wrap)`
+            here to trace, time or replace them.
+    """
+
+    base_prefix: ClassVar[str | None] = "model"
+
+    def __init__(
+        self,
+        config: DiffLlamaConfig,
+        params: dict[str, Any],
+        *,
+        dtype: str = "float32",
+        backend: str | ModuleType = "numpy",
+        device: Any = None,
+        kernels: str = "fast",
+        generation_config: dict[str, Any] | None = None,
+    ) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.xp = _backend(backend)
+        self.device = device
+        self.params = _map(lambda a: from_numpy(a, self.xp, device), params)
+        self.ops = ops_for(self.xp, kernels)
+        self.generation_config = generation_config or {}
+        self._past_limit = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        dtype: str = "auto",
+        backend: str | ModuleType = "numpy",
+        device: Any = None,
+        kernels: str = "fast",
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load a checkpoint from a folder or a hub repo.
+
+        Args:
+            path_or_repo: a folder with config.json and safetensors, or a repo id such as
+                "kajuma/DiffLlama-0.3B-handcut".
+            dtype: "auto" = as stored, or "float32", "float64", "float16", "bfloat16".
+            backend: "numpy", "cupy", or any array-API namespace module.
+            device: where that backend puts its arrays; None is its default.
+            kernels: "fast" = the backend's kernels, "reference" = the equations as written.
+            revision: branch, tag or commit of a repo.
+            cache_dir: where downloads are kept instead of the usual cache.
+            local_files_only: use what has been downloaded before, without network.
+
+        Raises:
+            CheckpointError: something is missing or broken; the message names file, tensor and what would help.
+        """
+        xp = _backend(backend)  # before anything is downloaded
+        folder = hub.snapshot(
+            path_or_repo,
+            files=hub.CONFIG + hub.WEIGHTS,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        config = DiffLlamaConfig.from_pretrained(folder)
+        params = weights.load(folder, config, cls.__name__, dtype=dtype)
+        generation = folder / "generation_config.json"
+        return cls(
+            config,
+            params,
+            dtype=weights.resolve_dtype(folder, config, dtype),
+            backend=xp,
+            device=device,
+            kernels=kernels,
+            generation_config=read_json(generation) if generation.exists() else {},
+        )
+
+    @classmethod
+    def from_config(
+        cls,
+        config: DiffLlamaConfig,
+        seed: int = 0,
+        *,
+        dtype: str = "float32",
+        backend: str | ModuleType = "numpy",
+        device: Any = None,
+        kernels: str = "fast",
+    ) -> Self:
+        """Make a model with newly drawn weights, as transformers distributes them; `seed` decides which."""
+        params = weights.initialize(config, cls.__name__, seed=seed, dtype=dtype)
+        return cls(config, params, dtype=dtype, backend=backend, device=device, kernels=kernels)
+
+    def save_pretrained(
+        self, directory: str | os.PathLike[str], max_shard_size: int | str = "5GB", *, dtype: str | None = None
+    ) -> None:
+        """Write config.json and safetensors that transformers and refdiff load; the folder is whole or as before.
+
+        Args:
+            directory: made if it is not there.
+            max_shard_size: bytes, or a number with KB, MB, GB, KiB, MiB or GiB; larger models are split into shards.
+            dtype: the stored precision; None keeps the model's.
+
+        Raises:
+            OSError: the disk is full or not writable; what was there before still is.
+        """
+        weights.save(
+            directory, self.config, self.params, type(self).__name__,
+            dtype=dtype or self.dtype, max_shard_size=max_shard_size,
+        )  # fmt: skip
+        if self.generation_config:
+            write_json(Path(directory) / "generation_config.json", self.generation_config)
+
+    def num_parameters(self) -> int:
+        """Count the numbers in the weights; tied ones count once."""
+        return sum(int(a.size) for a in weights.flatten(self.params).values())
+
+    @property
+    def base_params(self) -> dict[str, Any]:
+        """The weights of the base model, without those of the head."""
+        params: dict[str, Any] = self.params if self.base_prefix is None else self.params[self.base_prefix]
+        return params
+
+    def _array(self, x: Any) -> Array:
+        return from_numpy(inputs.host(x), self.xp, self.device)
+
+    def _base(
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        position_ids: Any,
+        cache: KVCache | None,
+        inputs_embeds: Any,
+        use_cache: bool | None,
+        output_attentions: bool,
+        output_hidden_states: bool,
+    ) -> ModelOutput:
+        """Run the base model on inputs as a user gives them."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        p, config = self.base_params, self.config
+        if inputs_embeds is None:
+            hidden = self.ops.embedding(self._array(inputs.token_ids(input_ids)), **p["embed_tokens"])
+        else:
+            hidden = self.xp.astype(self._array(inputs_embeds), p["norm"]["weight"].dtype)
+            if hidden.ndim != 3 or hidden.shape[2] != config.hidden_size:
+                raise ValueError(
+                    f"inputs_embeds has shape {tuple(hidden.shape)}, but must be (B, T, {config.hidden_size})"
+                )
+        B, T, _ = hidden.shape
+        past = 0 if cache is None else len(cache)
+        if cache is None and (config.use_cache if use_cache is None else use_cache):
+            cache = KVCache(config.num_hidden_layers)
+        positions = inputs.positions(position_ids, B, T, past)
+        context = self._context(positions, past, hidden, cache)
+        self._see(context, attention_mask, B, T, past + T, positions if position_ids is not None else None)
+        maps: list[Maps] | None = [] if output_attentions else None
+        states: list[Array] | None = [] if output_hidden_states else None
+        last = diffllama(p, hidden, context, maps=maps, hidden_states=states)
+        out = ModelOutput(last_hidden_state=last, cache=cache)
+        if states is not None:
+            out.hidden_states = tuple(states)
+        if maps is not None:
+            out.attentions = tuple(m.weights for m in maps)
+            out.differential_attentions = tuple(m.difference for m in maps)
+            out.lambdas = tuple(m.lambda_ for m in maps)
+        return out
+
+    def _context(self, positions: inputs.IntArray, past: int, hidden: Array, cache: KVCache | None) -> Context:
+        config = self.config
+        length = int(positions.max()) + 1
+        if length > config.max_position_embeddings and not self._past_limit:
+            self._past_limit = True
+            warnings.warn(
+                f"the text is longer than the {config.max_position_embeddings} positions that this model was made for "
+                "(max_position_embeddings): what follows is computed all the same, and may be worse",
+                stacklevel=4,
+            )
+        frequencies, scale = self.ops.rope_frequencies(
+            config.rope_parameters, config.head_dim, config.max_position_embeddings, length
+        )
+        cos, sin = self.ops.rope_cos_sin(self._array(positions), frequencies, scale, hidden.dtype)
+        return Context(config, self.ops, cos, sin, cache=cache)
+
+    def _see(
+        self, context: Context, attention_mask: Any, B: int, T: int, S: int, positions: inputs.IntArray | None
+    ) -> None:
+        """Decide what each query may see: causal, and what the mask hides, or just what a 4-D mask says."""
+        if attention_mask is None:
+            # transformers takes positions that restart as several sequences in one row, where there is no cache
+            if positions is not None and context.cache is None and (positions[:, 1:] - positions[:, :-1] != 1).any():
+                context.mask = self.ops.packed_mask(self._array(positions))
+            return
+        given = inputs.host(attention_mask)
+        if given.ndim == 2:
+            seen = inputs.two_dimensional_mask(given, B, S)
+            context.mask = None if seen is None else self.ops.padding_mask(self._array(seen))
+        elif given.ndim == 4:
+            mask, bias = inputs.four_dimensional_mask(given, B, self.config.num_attention_heads, T, S)
+            context.causal = False
+            context.mask = None if mask is None else self._array(mask)
+            context.bias = None if bias is None else self.xp.astype(self._array(bias), context.cos.dtype)
+        else:
+            raise ValueError(f"attention_mask has shape {given.shape}, but must be (B, S) or (B, 1 or H, T, S)")
+
+
+def _backend(name: str | ModuleType) -> Any:
+    xp = backend(name)
+    return namespace(xp.zeros(1))
+
+
+def _map(function: Callable[[Any], Any], nested: Any) -> Any:
+    if isinstance(nested, dict):
+        return {key: _map(function, value) for key, value in nested.items()}
+    if isinstance(nested, list):
+        return [_map(function, value) for value in nested]
+    return function(nested)
