@@ -1,1 +1,5 @@
 """Logits to text."""
+
+from refdiff.generation.generate import generate
+
+__all__ = ["generate"]

@@ -1,0 +1,231 @@
+"""Beam search and beam sampling: the num_beams best continuations of each prompt, kept side by side.
+
+The rules are those of transformers 5.24, to the token. At each step the best (1 + number of end tokens) · num_beams
+continuations are looked at; those among the first num_beams that end the text are finished, and the best num_beams of
+the others go on. A finished text scores log p / length ** length_penalty, its length counted without the prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.generation.context import Context
+from refdiff.generation.options import Options
+from refdiff.generation.pipeline import Pipeline
+from refdiff.generation.request import Request
+from refdiff.generation.results import GenerateBeamDecoderOnlyOutput
+from refdiff.generation.sampling import Uniforms, draw_without_replacement, log_softmax, top_indices
+
+Ids = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+# Out of the running, yet above −inf. It is transformers' number, and it decides between a beam that does not exist yet
+# and a token that is forbidden.
+_OUT = -1.0e9
+
+
+@dataclass
+class Beams:
+    """n texts a prompt: ids (B, n, T), scores (B, n), the row that each token came from (B, n, t), finished (B, n)."""
+
+    ids: Ids
+    scores: NDArray[np.float64]
+    origins: Ids
+    finished: Flags
+
+    def pick(self, index: Ids) -> Beams:
+        """The beams at `index` (B, k) of each prompt."""
+        deep = index[:, :, None]
+        return Beams(
+            np.take_along_axis(self.ids, deep, axis=1),
+            np.take_along_axis(self.scores, index, axis=1),
+            np.take_along_axis(self.origins, deep, axis=1),
+            np.take_along_axis(self.finished, index, axis=1),
+        )
+
+    def best(self, k: int) -> Beams:
+        """The k best by score, best first."""
+        return self.pick(top_indices(self.scores, k))
+
+
+def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
+    """The best `num_return_sequences` texts of each prompt by summed log-probability over length ** length_penalty.
+
+    With `do_sample` the continuations of a step are drawn, without replacement, in place of the best.
+
+    Raises:
+        ValueError: scores that no token can be chosen by; names the row (prompt · num_beams + beam) and the step.
+    """
+    o = request.options
+    (B, prompt_length), n, k = request.ids.shape, o.num_beams, o.num_return_sequences
+    rows = np.repeat(np.arange(B), n)
+    pipeline = Pipeline(o, prompt_length, None if request.padding is None else request.padding[rows])
+    streams = request.streams(np.arange(B)) if o.do_sample else []
+    context = Context(request.model, request.mask)
+    running, done = _start(request)
+    improvable = np.ones(B, dtype=bool)
+    scores_so_far, logits_so_far = [], []
+    agreed = Agreement(request)
+
+    flat = request.ids[rows]
+    logits = context.read(request.ids)[rows, -1]
+    context.take(rows)
+    for length in range(prompt_length + 1, request.max_length + 1):  # with the token that this round adds
+        pipeline.check(logits, flat)
+        log_p = pipeline(log_softmax(logits.astype(np.float64)), flat)
+        if o.output_scores:
+            scores_so_far.append(log_p.astype(logits.dtype))
+        if o.output_logits:
+            logits_so_far.append(logits)
+        candidates = _candidates(running, log_p.reshape(B, n, -1), length - prompt_length, o, streams)
+        K = candidates.scores.shape[1]
+        hits = request.stopping(candidates.ids[:, :, :length].reshape(B * K, length)).reshape(B, K)
+        done = _finish(done, candidates, hits, improvable, length - prompt_length, o)
+        candidates.scores = candidates.scores + hits * _OUT
+        running = candidates.best(n)
+        context.take(running.origins[:, :, length - prompt_length - 1].reshape(-1))
+
+        improvable &= _may_improve(running, done, length - prompt_length, request.max_length - prompt_length, o)
+        full = done.finished.all(axis=1) if o.early_stopping is True else np.zeros(B, dtype=bool)
+        over = not improvable.any() or bool(full.all()) or bool(hits.all())
+        agreed.advance(running.ids[:, :, :length], done, ~improvable | full | over)
+        if over:
+            break
+        flat = running.ids[:, :, :length].reshape(B * n, length)
+        logits = context.read(flat)[:, -1]
+
+    generated = int((done.origins[:, :k] >= 0).sum(axis=2).max())
+    sequences = done.ids[:, :k, : prompt_length + generated].reshape(B * k, -1)
+    agreed.send([row[sent:] for row, sent in zip(sequences, agreed.sent, strict=True)])
+    return GenerateBeamDecoderOnlyOutput(
+        sequences=sequences,
+        sequences_scores=done.scores[:, :k].reshape(-1) if o.output_scores else None,
+        scores=tuple(scores_so_far) if o.output_scores else None,
+        logits=tuple(logits_so_far) if o.output_logits else None,
+        beam_indices=done.origins[:, :k, :generated].reshape(B * k, -1),
+        cache=context.cache,
+    )
+
+
+def _start(request: Request) -> tuple[Beams, Beams]:
+    """Before the first step: the running beams, of which only the first counts, and no finished one."""
+    o = request.options
+    (B, prompt_length), n = request.ids.shape, o.num_beams
+    # transformers fills up with the end token where pad_token_id is 0, because 0 counts as "not set" there.
+    fill = o.pad_token_id or (o.eos_token_id or [0])[0]
+    ids = np.full((B, n, request.max_length), fill, dtype=np.int64)
+    ids[:, :, :prompt_length] = request.ids[:, None, :]
+    origins = np.full((B, n, request.max_length - prompt_length), -1, dtype=np.int64)
+    nobody = np.zeros((B, n), dtype=bool)
+    first = np.full((B, n), _OUT)
+    first[:, 0] = 0.0  # n equal beams would stay equal for ever
+    return Beams(ids, first, origins, nobody), Beams(ids, np.full((B, n), _OUT), origins, nobody)
+
+
+def _candidates(
+    running: Beams, log_p: NDArray[np.floating], generated: int, o: Options, streams: list[Uniforms]
+) -> Beams:
+    """The best (or drawn) one-token continuations of the running beams, best first.
+
+    log_p: (B, n, V); generated: tokens with this one → Beams (B, K, …), K = max(2, 1 + number of end tokens) · n
+    """
+    B, n, V = log_p.shape
+    K = min(max(2, 1 + len(o.eos_token_id or [])) * n, n * V)
+    totals = (log_p + running.scores[:, :, None]).reshape(B, n * V)
+    if o.do_sample:
+        drawn = [draw_without_replacement(row, K, stream) for row, stream in zip(totals, streams, strict=True)]
+        index = np.stack(drawn)
+        order = np.argsort(-np.take_along_axis(totals, index, axis=1), axis=1, kind="stable")
+        index = np.take_along_axis(index, order, axis=1)
+    else:
+        index = top_indices(totals, K)
+    beam = index // V
+    result = running.pick(beam)
+    result.scores = np.take_along_axis(totals, index, axis=1)
+    prompt_length = result.ids.shape[2] - result.origins.shape[2]
+    result.ids[:, :, prompt_length + generated - 1] = index % V
+    result.origins[:, :, generated - 1] = beam + np.arange(B)[:, None] * n
+    return result
+
+
+def _finish(done: Beams, candidates: Beams, hits: Flags, improvable: Flags, generated: int, o: Options) -> Beams:
+    """The best finished texts, with those that this step finished."""
+    n = o.num_beams
+    new = hits.copy()
+    new[:, n:] = False  # the rest is looked at only so that enough beams go on
+    scores = candidates.scores / generated**o.length_penalty
+    closed = ~improvable
+    if o.early_stopping is True:
+        closed = closed | done.finished.all(axis=1)
+    scores = scores + closed[:, None] * _OUT + ~new * _OUT
+    merged = Beams(
+        np.concatenate([done.ids, candidates.ids], axis=1),
+        np.concatenate([done.scores, scores], axis=1),
+        np.concatenate([done.origins, candidates.origins], axis=1),
+        np.concatenate([done.finished, new], axis=1),
+    )
+    return merged.best(n)
+
+
+def _may_improve(running: Beams, done: Beams, generated: int, longest: int, o: Options) -> Flags:
+    """Whether the best running beam of a prompt may still beat the worst finished one: (B,).
+
+    transformers' heuristic: the running beam is scored as if it ended now; with early_stopping="never" and a positive
+    length_penalty, as if it went on to the end without losing probability.
+    """
+    length = longest if o.early_stopping == "never" and o.length_penalty > 0 else generated
+    hope = running.scores[:, :1] / length**o.length_penalty
+    worst = np.where(done.finished, done.scores.min(axis=1, keepdims=True), _OUT)
+    result: Flags = (hope > worst).any(axis=1)
+    return result
+
+
+class Agreement:
+    """What can be said of the result before the search is over, so that a streamer never takes anything back.
+
+    That is the longest prefix on which all running beams agree with the finished texts that would be returned; every
+    later candidate continues a running beam, so it starts with this prefix too. A prompt whose result can no longer
+    change is said whole.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._returned = request.options.num_return_sequences
+        self._emit = request.emit
+        prompts = np.repeat(request.ids, self._returned, axis=0)
+        self._emit(prompts)
+        self._prompt_length = prompts.shape[1]
+        self.sent = [self._prompt_length] * len(prompts)
+
+    def advance(self, running: Ids, done: Beams, fixed: Flags) -> None:
+        """Emit what the beams (B, n, T) after a step agree on; `fixed` (B,): results that can no longer change."""
+        rows: list[Ids] = []
+        for prompt, beams in enumerate(running):
+            finished = []
+            for rank in range(self._returned):
+                if done.finished[prompt, rank]:
+                    end = self._prompt_length + int((done.origins[prompt, rank] >= 0).sum())
+                    finished.append(done.ids[prompt, rank, :end])
+            for rank in range(self._returned):
+                sent = self.sent[len(rows)]
+                if fixed[prompt] and rank < len(finished):
+                    rows.append(finished[rank][sent:])
+                else:
+                    rows.append(_common_prefix([*beams, *finished], sent)[sent:])
+        self.send(rows)
+
+    def send(self, rows: list[Ids]) -> None:
+        """Emit new tokens of each returned row, if there are any: (1, t) for one row, else a list of (t,)."""
+        self.sent = [sent + len(row) for sent, row in zip(self.sent, rows, strict=True)]
+        if any(len(row) for row in rows):
+            self._emit(rows[0][None, :] if len(rows) == 1 else rows)
+
+
+def _common_prefix(texts: list[Ids], known: int) -> Ids:
+    """The ids that all texts start with, given that the first `known` are equal."""
+    length = min(len(text) for text in texts)
+    stacked = np.stack([text[known:length] for text in texts])
+    differs = (stacked != stacked[0]).any(axis=0)
+    return texts[0][: known + (int(differs.argmax()) if differs.any() else stacked.shape[1])]

@@ -1,0 +1,73 @@
+"""A model, the tokens it has read and their keys and values: ids in, logits of the last positions out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.arrays import to_numpy
+
+
+class Context:
+    """Reads a growing (B, T) array of ids; only tokens not read before go through the model.
+
+    Positions are those of transformers' `generate`: from a mask, cumsum(mask) − 1 with 0 at masked tokens, then one
+    more for each generated token; without a mask, 0, 1, 2, …
+    """
+
+    def __init__(self, model: Any, mask: NDArray[np.int64] | None) -> None:
+        self.model = model
+        self.cache: Any = None
+        self.length = 0
+        self._mask = mask
+        self._positions: NDArray[np.int64] | None = None
+        if mask is not None:
+            self._positions = np.where(mask == 0, 0, np.cumsum(mask, axis=1) - 1)
+
+    def _grow(self, total: int) -> None:
+        """Unmasked tokens after the prompt, up to a length of `total`."""
+        if self._mask is None or self._positions is None or self._mask.shape[1] >= total:
+            return
+        B, T = self._mask.shape
+        new = np.arange(1, total - T + 1)
+        self._mask = np.concatenate([self._mask, np.ones((B, total - T), dtype=np.int64)], axis=1)
+        self._positions = np.concatenate([self._positions, self._positions[:, -1:] + new], axis=1)
+
+    def _run(self, ids: NDArray[np.int64], keep: int, **extra: Any) -> Any:
+        total = ids.shape[1]
+        self._grow(total)
+        arguments: dict[str, Any] = {}
+        if self._mask is not None and self._positions is not None:
+            arguments = {
+                "attention_mask": self._mask[:, :total],
+                "position_ids": self._positions[:, self.length : total],
+            }
+        out = self.model(
+            ids[:, self.length :], cache=self.cache, use_cache=True, logits_to_keep=keep, **arguments, **extra
+        )
+        self.cache = out.cache
+        self.length = total
+        return out
+
+    def read(self, ids: NDArray[np.int64], keep: int = 1) -> NDArray[np.floating]:
+        """Read what is new in ids (B, T) → logits (B, keep, V) of the last `keep` tokens, on the host."""
+        return to_numpy(self._run(ids, keep).logits)
+
+    def read_hidden(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Read what is new in ids (B, T) → logits (B, V) of the last token, last hidden states (B, new tokens, D)."""
+        out = self._run(ids, 1, output_hidden_states=True)
+        return to_numpy(out.logits)[:, -1], to_numpy(out.hidden_states[-1])
+
+    def take(self, rows: NDArray[np.int64]) -> None:
+        """Make row i what row `rows[i]` was; there may be more or fewer rows than before."""
+        self.cache.reorder(rows)
+        if self._mask is not None and self._positions is not None:
+            self._mask, self._positions = self._mask[rows], self._positions[rows]
+
+    def forget(self, length: int) -> None:
+        """Keep only the first `length` tokens, where there are more."""
+        if length < self.length:
+            self.cache.crop(length)
+            self.length = length

@@ -1,0 +1,91 @@
+"""Contrastive search: of the k most likely tokens, the one that also differs from what was said before."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.generation.context import Context
+from refdiff.generation.pipeline import Pipeline
+from refdiff.generation.request import Request
+from refdiff.generation.results import GenerateDecoderOnlyOutput
+from refdiff.generation.sampling import softmax, top_indices
+
+
+def degeneration_penalty(candidates: NDArray[np.floating], context: NDArray[np.floating]) -> NDArray[np.floating]:
+    """max over j of s(h_v, h_xj), s the cosine similarity (Su et al. 2022, eq. 5, second term).
+
+    Shapes: candidates (B, k, D), context (B, T, D), all-zero rows where there is no token → (B, k)
+    """
+    similarity = _unit(candidates) @ np.swapaxes(_unit(context), 1, 2)
+    empty = (context == 0).all(axis=2)
+    result: NDArray[np.floating] = np.where(empty[:, None, :], -np.inf, similarity).max(axis=2)
+    return result
+
+
+def _unit(x: NDArray[np.floating]) -> NDArray[np.floating]:
+    norm = np.linalg.norm(x, axis=-1, keepdims=True)
+    result: NDArray[np.floating] = x / np.where(norm == 0, 1.0, norm)
+    return result
+
+
+def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
+    """x_t = argmax over v in V(k) of (1 − α) p(v | x_<t) − α max_j s(h_v, h_xj) (Su et al. 2022, eq. 5).
+
+    V(k) are the `top_k` most likely tokens after the processors, α is `penalty_alpha`, h the model's last hidden
+    states; padding is no part of the context. The k candidates of every row are read in one batch, and the cache then
+    keeps the chosen ones.
+
+    Raises:
+        ValueError: scores that no token can be chosen by; names the row and the step.
+    """
+    o = request.options
+    alpha = o.penalty_alpha or 0.0
+    ids = request.ids
+    B, prompt_length = ids.shape
+    pipeline = Pipeline(o, prompt_length, request.padding)
+    context = Context(request.model, request.mask)
+    live = np.ones(B, dtype=bool)
+    scores_so_far, logits_so_far = [], []
+
+    request.emit(ids)
+    logits, hidden = context.read_hidden(ids)
+    if request.mask is not None:
+        hidden = hidden * request.mask[:, :, None].astype(hidden.dtype)
+    k = min(o.top_k or 1, logits.shape[1])
+    each = np.repeat(np.arange(B), k)
+    while True:
+        growing = np.ones_like(live) if o.pad_token_id is None else live
+        scores = pipeline(logits, ids, growing)
+        if o.output_scores:
+            scores_so_far.append(scores.astype(logits.dtype))
+        if o.output_logits:
+            logits_so_far.append(logits)
+        options = top_indices(scores, k)
+        p = np.take_along_axis(softmax(scores.astype(np.float64)), options, axis=1)
+
+        context.take(each)
+        extended = np.concatenate([ids[each], options.reshape(-1, 1)], axis=1)
+        next_logits, next_hidden = context.read_hidden(extended)
+        next_hidden = next_hidden.reshape(B, k, -1)
+        penalty = degeneration_penalty(next_hidden.astype(np.float64), hidden.astype(np.float64))
+        value = (1.0 - alpha) * p - alpha * penalty
+        value[p == 0.0] = -np.inf  # a forbidden token among the k because fewer than k are allowed
+        choice = value.argmax(axis=1)
+
+        chosen = np.arange(B) * k + choice
+        context.take(chosen)
+        logits = next_logits[chosen]
+        hidden = np.concatenate([hidden, next_hidden[np.arange(B), choice][:, None]], axis=1)
+        tokens = np.where(growing, options[np.arange(B), choice], o.pad_token_id or 0)
+        ids = np.concatenate([ids, tokens[:, None]], axis=1)
+        request.emit(tokens)
+        live &= ~request.stopping(ids)
+        if not live.any():
+            break
+    return GenerateDecoderOnlyOutput(
+        sequences=ids,
+        scores=tuple(scores_so_far) if o.output_scores else None,
+        logits=tuple(logits_so_far) if o.output_logits else None,
+        cache=context.cache,
+    )

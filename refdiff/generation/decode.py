@@ -1,0 +1,63 @@
+"""Greedy decoding and sampling: read, choose one token a row, until every row is finished."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refdiff.generation.context import Context
+from refdiff.generation.pipeline import Pipeline
+from refdiff.generation.request import Request
+from refdiff.generation.results import GenerateDecoderOnlyOutput
+from refdiff.generation.sampling import draw, softmax
+
+
+def decode(request: Request) -> GenerateDecoderOnlyOutput:
+    """Extend every row by its most likely token, or one drawn from its distribution, until it is finished.
+
+    With sampling each prompt row comes `num_return_sequences` times. A finished row is filled with `pad_token_id`;
+    where there is none it goes on, as in transformers, until all rows are finished.
+
+    Raises:
+        ValueError: scores that no token can be chosen by; names the row and the step.
+    """
+    o = request.options
+    rows = np.repeat(np.arange(request.ids.shape[0]), o.num_return_sequences)
+    ids = request.ids[rows]
+    padding = None if request.padding is None else request.padding[rows]
+    pipeline = Pipeline(o, ids.shape[1], padding)
+    streams = request.streams(rows) if o.do_sample else []
+    context = Context(request.model, request.mask)
+    live = np.ones(len(rows), dtype=bool)
+    scores_so_far, logits_so_far = [], []
+
+    request.emit(ids)
+    logits = context.read(request.ids)[:, -1]
+    if o.num_return_sequences > 1:
+        context.take(rows)
+        logits = logits[rows]
+    while True:
+        growing = np.ones_like(live) if o.pad_token_id is None else live
+        scores = pipeline(logits, ids, growing)
+        if o.do_sample:
+            tokens = np.zeros(len(rows), dtype=np.int64)
+            for row in np.flatnonzero(growing):
+                tokens[row] = draw(softmax(scores[row].astype(np.float64)), streams[row].next())
+        else:
+            tokens = scores.argmax(axis=1)
+        tokens = np.where(growing, tokens, o.pad_token_id or 0)
+        ids = np.concatenate([ids, tokens[:, None]], axis=1)
+        if o.output_scores:
+            scores_so_far.append(scores.astype(logits.dtype))
+        if o.output_logits:
+            logits_so_far.append(logits)
+        request.emit(tokens)
+        live &= ~request.stopping(ids)
+        if not live.any():
+            break
+        logits = context.read(ids)[:, -1]
+    return GenerateDecoderOnlyOutput(
+        sequences=ids,
+        scores=tuple(scores_so_far) if o.output_scores else None,
+        logits=tuple(logits_so_far) if o.output_logits else None,
+        cache=context.cache,
+    )

@@ -1,0 +1,84 @@
+"""`generate`: read the call, then decode in the way its options ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.generation import request as reading
+from refdiff.generation.beam import beam_search
+from refdiff.generation.contrastive import contrastive_search
+from refdiff.generation.decode import decode
+from refdiff.generation.options import resolve
+from refdiff.generation.request import Request
+from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+from refdiff.generation.speculative import speculative_decode
+from refdiff.generation.stopping import Stopping
+from refdiff.generation.stream import Streamer
+
+
+def generate(
+    model: Any,
+    input_ids: Any = None,
+    attention_mask: Any = None,
+    streamer: Streamer | None = None,
+    generator: np.random.Generator | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> NDArray[np.int64] | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
+    """Continue token sequences with a causal language model; options, defaults and results are transformers'.
+
+    num_beams > 1 means beam search. Else do_sample means sampling, penalty_alpha > 0 with top_k > 1 contrastive search,
+    and nothing greedy decoding; prompt_lookup_num_tokens or assistant_model makes sampling and greedy decoding faster.
+    Without a length, 20 tokens are added.
+
+    Random choices follow from `seed`, or from one number drawn from `generator`, and for each row from its own prompt
+    alone: the text of a prompt is the same in any batch.
+
+    Shapes: input_ids (B, T) integers, attention_mask (B, T) of 1 and 0 → int64 ids (B · num_return_sequences, T'),
+        prompt included, padded at the end; or a result object with `return_dict_in_generate=True`
+    Raises:
+        TypeError: an unknown option, or ids that are not integers.
+        ValueError: an option or an input out of its range, or scores that no token can be chosen by.
+    """
+    resolved = resolve(model, options)
+    bos = model.generation_config.get("bos_token_id")
+    vocab_size = model.config.vocab_size
+    ids = reading.read_ids(input_ids, model.config.bos_token_id if bos is None else bos, vocab_size)
+    if resolved.pad_token_id is not None and resolved.pad_token_id >= vocab_size and ids.shape[0] > 1:
+        raise ValueError(f"pad_token_id is {resolved.pad_token_id}, outside the vocabulary of {vocab_size} tokens")
+    if np.shape(input_ids)[-1:] == (0,):
+        attention_mask = None
+    mask = reading.read_mask(attention_mask, ids, resolved)
+    limit = reading.read_max_length(resolved, ids.shape[1], model.config.max_position_embeddings)
+    stopping = Stopping(limit, resolved.eos_token_id, resolved.stop_strings, resolved.tokenizer, resolved.max_time)
+    if not resolved.return_dict_in_generate:
+        resolved = replace(resolved, output_scores=False, output_logits=False)
+    request = Request(
+        model=model,
+        ids=ids,
+        mask=mask,
+        options=resolved,
+        stopping=stopping,
+        seed=reading.read_seed(seed, generator) if resolved.do_sample else 0,
+        emit=(lambda value: None) if streamer is None else streamer.put,
+    )
+    try:
+        result = _run(request)
+    finally:
+        if streamer is not None:
+            streamer.end()
+    return result if resolved.return_dict_in_generate else result.sequences
+
+
+def _run(request: Request) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
+    if request.options.num_beams > 1:
+        return beam_search(request)
+    if request.options.speculative:
+        return speculative_decode(request)
+    if request.options.contrastive:
+        return contrastive_search(request)
+    return decode(request)

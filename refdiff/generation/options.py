@@ -1,0 +1,246 @@
+"""The options of `generate`: names, defaults, accepted ranges, and what a checkpoint's files say about them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `generate` was asked for, after defaults; None means "off". Names and meaning are transformers'."""
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_new_tokens: int | None = None
+    do_sample: bool = False
+    temperature: float | None = 1.0
+    top_k: int | None = 50
+    top_p: float | None = 1.0
+    min_p: float | None = None
+    typical_p: float | None = 1.0
+    epsilon_cutoff: float | None = 0.0
+    eta_cutoff: float | None = 0.0
+    repetition_penalty: float | None = 1.0
+    no_repeat_ngram_size: int | None = 0
+    bad_words_ids: list[list[int]] | None = None
+    suppress_tokens: list[int] | None = None
+    sequence_bias: dict[tuple[int, ...], float] | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
+    eos_token_id: list[int] | None = None
+    pad_token_id: int | None = None
+    stop_strings: list[str] | None = None
+    tokenizer: Any = None
+    max_time: float | None = None
+    prompt_lookup_num_tokens: int | None = None
+    assistant_model: Any = None
+    penalty_alpha: float | None = None
+    return_dict_in_generate: bool = False
+    output_scores: bool = False
+    output_logits: bool = False
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether these options ask for contrastive search; sampling and beams come first, as in transformers."""
+        asked = self.penalty_alpha is not None and self.penalty_alpha > 0 and self.top_k is not None and self.top_k > 1
+        return asked and not self.do_sample and self.num_beams == 1
+
+    @property
+    def speculative(self) -> bool:
+        """Whether these options ask for guesses from the prompt or from an assistant."""
+        return self.prompt_lookup_num_tokens is not None or self.assistant_model is not None
+
+
+NAMES = tuple(field.name for field in fields(Options))
+_DEFAULTS = {field.name: field.default for field in fields(Options)}
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _at_least(low: int) -> tuple[Callable[[Any], bool], str]:
+    return (lambda v: _is_int(v) and v >= low), f"an integer, {low} or more"
+
+
+def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
+    return (lambda v: _is_number(v) and low <= v <= high), f"a number from {low:g} to {high:g}"
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(_is_int(v) and v >= 0 for v in value)
+
+
+_FLAG = (lambda v: isinstance(v, bool), "True or False")
+_IDS = (_is_ids, "a list of token ids, 0 or more")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": _at_least(1),
+    "max_length": _at_least(1),
+    "min_new_tokens": _at_least(0),
+    "do_sample": _FLAG,
+    "temperature": (lambda v: _is_number(v) and 0 <= v < math.inf, "a number above 0 (0 only without do_sample)"),
+    "top_k": _at_least(0),
+    "top_p": _between(0, 1),
+    "min_p": _between(0, 1),
+    "typical_p": (lambda v: _is_number(v) and 0 < v <= 1, "a number above 0, up to 1"),
+    "epsilon_cutoff": (lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
+    "eta_cutoff": (lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
+    "repetition_penalty": (lambda v: _is_number(v) and 0 < v < math.inf, "a number above 0"),
+    "no_repeat_ngram_size": _at_least(0),
+    "bad_words_ids": (
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_ids(word) and len(word) > 0 for word in v),
+        "a non-empty list of non-empty lists of token ids",
+    ),
+    "suppress_tokens": _IDS,
+    "sequence_bias": (
+        lambda v: all(_is_ids(key) and len(key) > 0 and _is_number(bias) for key, bias in _bias_items(v)),
+        "a dict {(id, id, …): bias} or a list [[[id, id, …], bias], …]",
+    ),
+    "num_beams": _at_least(1),
+    "length_penalty": (lambda v: _is_number(v) and math.isfinite(v), "a finite number"),
+    "early_stopping": (lambda v: isinstance(v, bool) or v == "never", 'True, False or "never"'),
+    "num_return_sequences": _at_least(1),
+    "eos_token_id": (lambda v: _is_int(v) or (_is_ids(v) and len(v) > 0), "a token id or a list of token ids"),
+    "pad_token_id": _at_least(0),
+    "stop_strings": (
+        lambda v: (
+            (isinstance(v, str) and v != "")
+            or (isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(s, str) and s for s in v))
+        ),
+        "a non-empty string or a list of them",
+    ),
+    "tokenizer": (lambda v: callable(getattr(v, "decode", None)), "a tokenizer, with a method decode(ids)"),
+    "max_time": (lambda v: _is_number(v) and v > 0, "seconds, above 0"),
+    "prompt_lookup_num_tokens": _at_least(1),
+    "assistant_model": (callable, "a model like the one that generates, with the same vocabulary"),
+    "penalty_alpha": _between(0, 1),
+    "return_dict_in_generate": _FLAG,
+    "output_scores": _FLAG,
+    "output_logits": _FLAG,
+}
+_SAMPLING_ONLY = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAMS_ONLY = ("length_penalty", "early_stopping")
+
+
+def _bias_items(value: Any) -> list[tuple[Any, Any]]:
+    """The pairs of a `sequence_bias` in either spelling; a pair that no check accepts where it has neither."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
+        return [(pair[0], pair[1]) for pair in value]
+    return [(None, None)]
+
+
+def _check(name: str, value: Any, origin: str) -> None:
+    if value is None:
+        return
+    accepted, description = _RANGES[name]
+    if not accepted(value):
+        raise ValueError(f"{name} is {value!r}{origin}: it has to be {description}")
+
+
+def resolve(model: Any, given: Mapping[str, Any]) -> Options:
+    """Check the options of one call and fill in the rest.
+
+    An option comes from the call, else from `model.generation_config`, else (eos and pad only) from `model.config`,
+    else from transformers' defaults; so `do_sample=True` alone means top_k=50. An explicit None turns an option off.
+
+    Raises:
+        TypeError: an unknown option; names the nearest known one.
+        ValueError: a value out of its range, or options that exclude each other.
+    """
+    for name in given:
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.4)
+            hint = f": did you mean {near[0]!r}?" if near else f"; the known ones are {', '.join(NAMES)}"
+            raise TypeError(f"generate() got an unknown option {name!r}{hint}")
+        _check(name, given[name], "")
+    values: dict[str, Any] = dict(_DEFAULTS)
+    for name in ("eos_token_id", "pad_token_id"):
+        values[name] = getattr(model.config, name, None)
+    from_file = {k: v for k, v in model.generation_config.items() if k in NAMES and v is not None}
+    for name, value in from_file.items():
+        _check(name, value, " in generation_config.json")
+    values |= from_file
+    values |= given
+    for name in ("do_sample", "num_beams", "length_penalty", "early_stopping", "num_return_sequences"):
+        values[name] = _DEFAULTS[name] if values[name] is None else values[name]
+    for name in ("return_dict_in_generate", "output_scores", "output_logits"):
+        values[name] = bool(values[name])
+    _normalize(values)
+    options = Options(**values)
+    _check_together(options)
+    _warn_ignored(options, given)
+    return options
+
+
+def _normalize(values: dict[str, Any]) -> None:
+    """One spelling for what may be given in two."""
+    eos = values["eos_token_id"]
+    if eos is not None:
+        values["eos_token_id"] = [int(eos)] if _is_int(eos) else [int(e) for e in eos]
+    if values["pad_token_id"] is None and eos is not None:
+        values["pad_token_id"] = values["eos_token_id"][0]
+    if isinstance(values["stop_strings"], str):
+        values["stop_strings"] = [values["stop_strings"]]
+    if values["sequence_bias"] is not None:
+        pairs = _bias_items(values["sequence_bias"])
+        values["sequence_bias"] = {tuple(int(i) for i in key): float(bias) for key, bias in pairs}
+    if values["bad_words_ids"] is not None:
+        ends = [[e] for e in values["eos_token_id"] or []]
+        # The end of the sequence is not a word: forbidding it would make every text run to its length limit.
+        words = [[int(i) for i in word] for word in values["bad_words_ids"]]
+        values["bad_words_ids"] = [word for word in words if word not in ends]
+
+
+def _check_together(options: Options) -> None:
+    if options.do_sample and options.temperature == 0:
+        raise ValueError("temperature is 0 with do_sample=True: it has to be above 0; for greedy text, do_sample=False")
+    wanted = options.num_return_sequences
+    if wanted > 1 and not options.do_sample and options.num_beams == 1:
+        raise ValueError(
+            f"num_return_sequences is {wanted}, but greedy decoding has one result: use do_sample=True or num_beams"
+        )
+    if 1 < options.num_beams < wanted:
+        raise ValueError(f"num_return_sequences is {wanted}: it has to be at most num_beams, {options.num_beams}")
+    if options.stop_strings is not None and options.tokenizer is None:
+        raise ValueError("stop_strings needs the model's tokenizer: pass tokenizer=…")
+    if options.speculative:
+        if options.prompt_lookup_num_tokens is not None and options.assistant_model is not None:
+            raise ValueError("prompt_lookup_num_tokens and assistant_model are two ways to guess: use one of them")
+        if options.num_beams > 1 or options.contrastive:
+            raise ValueError("prompt_lookup_num_tokens and assistant_model work with greedy decoding and sampling only")
+        if wanted > 1:
+            raise ValueError("num_return_sequences has to be 1 with prompt_lookup_num_tokens or assistant_model")
+
+
+def _warn_ignored(options: Options, given: Mapping[str, Any]) -> None:
+    """Say which options of this call have no effect, as transformers does."""
+
+    def changed(names: tuple[str, ...]) -> list[str]:
+        return [n for n in names if given.get(n) is not None and given[n] != _DEFAULTS[n]]
+
+    ignored = {
+        "do_sample=True": changed(_SAMPLING_ONLY) if not options.do_sample else [],
+        "num_beams above 1": changed(_BEAMS_ONLY) if options.num_beams == 1 else [],
+        "return_dict_in_generate=True": (
+            changed(("output_scores", "output_logits")) if not options.return_dict_in_generate else []
+        ),
+    }
+    if not options.do_sample and not options.contrastive:
+        ignored["do_sample=True"] += changed(("top_k",))
+    for needed, names in ignored.items():
+        if names:
+            warnings.warn(f"{', '.join(names)}: no effect without {needed}", UserWarning, stacklevel=4)

@@ -1,0 +1,161 @@
+"""One call of `generate`, checked and spelled out: what every way of decoding starts from."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.arrays import to_numpy
+from refdiff.generation import sampling
+from refdiff.generation.options import Options
+from refdiff.generation.stopping import Stopping
+
+Emit = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The prompt of a call, (B, T) ids with their mask (None where nothing is masked), its options and its limits."""
+
+    model: Any
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64] | None
+    options: Options
+    stopping: Stopping
+    seed: int
+    emit: Emit
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and text together, at most."""
+        return self.stopping.max_length
+
+    @property
+    def padding(self) -> NDArray[np.int64] | None:
+        """How many masked ids each row starts with, (B,); None where nothing is masked."""
+        return None if self.mask is None else (self.mask != 0).argmax(axis=1)
+
+    def streams(self, rows: NDArray[np.int64]) -> list[sampling.Uniforms]:
+        """A stream of random numbers for each of the given rows of the prompt; a row may come more than once."""
+        mask = np.ones_like(self.ids) if self.mask is None else self.mask
+        return sampling.row_streams(self.seed, [self.ids[row][mask[row] != 0] for row in rows])
+
+
+def read_ids(input_ids: Any, bos: int | None, vocab_size: int) -> NDArray[np.int64]:
+    """Prompt ids as (B, T) int64; an empty prompt becomes the beginning-of-sequence token.
+
+    Raises:
+        TypeError: ids that are not integers.
+        ValueError: not (B, T), no row, an id outside the vocabulary, or an empty prompt without a `bos_token_id`.
+    """
+    if input_ids is None:
+        input_ids = np.empty((1, 0), dtype=np.int64)
+    try:
+        array = np.asarray(input_ids) if isinstance(input_ids, list | tuple) else to_numpy(input_ids)
+    except ValueError as error:
+        raise ValueError("input_ids has rows of different lengths: pad on the left, with attention_mask") from error
+    if array.ndim != 2:
+        raise ValueError(f"input_ids has shape {array.shape}, but has to be (B, T): [[…]] for one prompt")
+    if array.shape[0] == 0:
+        raise ValueError("input_ids has no row: give one prompt or more")
+    if array.shape[1] == 0:
+        if bos is None:
+            raise ValueError(
+                "the prompt is empty, and the model has no bos_token_id to start from: give a token or more"
+            )
+        return np.full((array.shape[0], 1), bos, dtype=np.int64)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"input_ids has dtype {array.dtype}: token ids are integers")
+    outside = (array < 0) | (array >= vocab_size)
+    if outside.any():
+        row, column = (int(i) for i in np.argwhere(outside)[0])
+        raise ValueError(
+            f"input_ids[{row}, {column}] is {array[row, column]}, outside the vocabulary of {vocab_size} tokens, "
+            f"0 to {vocab_size - 1}: does the tokenizer belong to this model?"
+        )
+    return array.astype(np.int64)
+
+
+def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> NDArray[np.int64] | None:
+    """The mask as (B, T) int64, or None where nothing is masked; without one, padding is recognized by its id.
+
+    Raises:
+        ValueError: a mask of another shape than the ids, or of other values than 0 and 1.
+    """
+    if attention_mask is None:
+        pad = options.pad_token_id
+        if pad is None or pad in (options.eos_token_id or []) or not (ids == pad).any():
+            return None
+        mask = (ids != pad).astype(np.int64)
+    else:
+        mask = to_numpy(np.asarray(attention_mask) if isinstance(attention_mask, list | tuple) else attention_mask)
+        if mask.shape != ids.shape:
+            raise ValueError(f"attention_mask has shape {mask.shape}, but input_ids {ids.shape}: they have to be equal")
+        if not np.isin(mask, (0, 1)).all():
+            raise ValueError("attention_mask holds other values than 0 (padding) and 1 (token)")
+        mask = mask.astype(np.int64)
+    if (mask[:, -1] == 0).any() and ids.shape[0] > 1:
+        warnings.warn(
+            "the prompts are padded on the right: the text would go on after padding; pad on the left",
+            UserWarning,
+            stacklevel=4,
+        )
+    return None if mask.all() else mask
+
+
+def read_max_length(options: Options, prompt_length: int, max_position_embeddings: int | None) -> int:
+    """Tokens of prompt and text together: from max_new_tokens, else max_length, else 20 more than the prompt.
+
+    The default stops at `max_position_embeddings`, as transformers' does; a stated length does not.
+
+    Raises:
+        ValueError: the prompt fills that length already.
+    """
+    if options.max_new_tokens is not None:
+        limit = prompt_length + options.max_new_tokens
+    elif options.max_length is not None:
+        limit = options.max_length
+    else:
+        limit = prompt_length + 20
+        if max_position_embeddings is not None:
+            limit = min(limit, max_position_embeddings)
+    if prompt_length >= limit:
+        raise ValueError(
+            f"the prompt has {prompt_length} tokens, and the length limit is {limit}: raise max_length, or say how "
+            "many tokens to add with max_new_tokens"
+        )
+    if options.min_new_tokens is not None and prompt_length + options.min_new_tokens > limit:
+        warnings.warn(
+            f"min_new_tokens is {options.min_new_tokens}, but only {limit - prompt_length} fit: the text ends there",
+            UserWarning,
+            stacklevel=4,
+        )
+    return limit
+
+
+def read_seed(seed: int | None, generator: np.random.Generator | None) -> int:
+    """The number that every random choice of the call follows from; fresh entropy where none is given.
+
+    Raises:
+        ValueError: a negative seed, or both a seed and a generator.
+        TypeError: a seed or generator of another kind.
+    """
+    if seed is not None and generator is not None:
+        raise ValueError("seed and generator both say where random numbers come from: give one of them")
+    if generator is not None:
+        if not isinstance(generator, np.random.Generator):
+            raise TypeError(f"generator is a {type(generator).__name__}: it has to be a numpy.random.Generator")
+        return int(generator.integers(0, 2**63))
+    if seed is None:
+        return secrets.randbits(63)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"seed is {seed!r}: it has to be an integer, 0 or more")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: it has to be 0 or more")
+    return int(seed)

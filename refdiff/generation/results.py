@@ -1,0 +1,41 @@
+"""What `generate` returns with `return_dict_in_generate=True`; the names are transformers'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class GenerateDecoderOnlyOutput:
+    """The result of greedy decoding, sampling, contrastive search and guessed decoding.
+
+    sequences (R, T): prompt and text, padded at the end. scores, logits: one (R, V) array a generated token, after and
+    before the processors; None unless `output_scores`, `output_logits`. cache: keys and values of what was read.
+    """
+
+    sequences: NDArray[np.int64]
+    scores: tuple[NDArray[np.floating], ...] | None = None
+    logits: tuple[NDArray[np.floating], ...] | None = None
+    cache: Any = None
+
+
+@dataclass
+class GenerateBeamDecoderOnlyOutput:
+    """The result of beam search and beam sampling.
+
+    sequences (B · num_return_sequences, T), best first. sequences_scores (B · num_return_sequences,): the sum of
+    log-probabilities over length ** length_penalty; only with `output_scores`, as is `scores`: one (B · num_beams, V)
+    array a step, log-probabilities after the processors. beam_indices (B · num_return_sequences, generated): which row
+    of `scores` each token came from, −1 after the end.
+    """
+
+    sequences: NDArray[np.int64]
+    sequences_scores: NDArray[np.floating] | None = None
+    scores: tuple[NDArray[np.floating], ...] | None = None
+    logits: tuple[NDArray[np.floating], ...] | None = None
+    beam_indices: NDArray[np.int64] | None = None
+    cache: Any = None

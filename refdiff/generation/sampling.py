@@ -1,0 +1,200 @@
+"""Scores to a token: the warpers that reshape a distribution, and the draw from it.
+
+Every warper takes (B, V) scores and returns new ones in which a removed token is −inf; at least `keep` tokens survive.
+The results are those of transformers' warpers. The draw inverts the cumulative distribution with one uniform number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.floating]
+
+
+def log_softmax(scores: Scores) -> Scores:
+    """log p = z − max z − log Σ exp(z − max z), along the last axis.
+
+    Shapes: scores (…, V) → (…, V). −inf stays −inf.
+    """
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def softmax(scores: Scores) -> Scores:
+    """p = exp(z − max z) / Σ exp(z − max z), along the last axis.
+
+    Shapes: scores (…, V) → (…, V)
+    """
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _keep_only(scores: Scores, kept: NDArray[np.bool_]) -> Scores:
+    return np.where(kept, scores, -np.inf)
+
+
+def _at_least(scores: Scores, keep: int) -> NDArray[np.bool_]:
+    """Tokens whose score reaches the `keep`-th best of the row."""
+    V = scores.shape[1]
+    k = min(keep, V)
+    return scores >= np.partition(scores, V - k, axis=1)[:, V - k, None]
+
+
+def temperature(scores: Scores, value: float) -> Scores:
+    """z' = z / τ (Ackley, Hinton & Sejnowski 1985).
+
+    Shapes: scores (B, V) → (B, V)
+    """
+    return scores / value
+
+
+def top_k(scores: Scores, k: int, *, keep: int = 1) -> Scores:
+    """Keep the k most likely tokens, and every token as likely as the last of them (Fan et al. 2018).
+
+    Shapes: scores (B, V) → (B, V)
+    """
+    return _keep_only(scores, _at_least(scores, max(k, keep)))
+
+
+def top_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
+    """Keep the smallest set of most likely tokens whose probabilities sum to p or more (Holtzman et al. 2020, eq. 2).
+
+    Seen from the other end: drop the least likely tokens while their sum stays ≤ 1 − p.
+    Shapes: scores (B, V) → (B, V)
+    """
+    order = np.argsort(-scores, axis=1, kind="stable")
+    descending = softmax(np.take_along_axis(scores, order, axis=1))
+    from_the_end = np.cumsum(descending[:, ::-1], axis=1)[:, ::-1]
+    kept_sorted = from_the_end > 1.0 - p
+    kept_sorted[:, :keep] = True
+    kept = np.empty_like(kept_sorted)
+    np.put_along_axis(kept, order, kept_sorted, axis=1)
+    return _keep_only(scores, kept)
+
+
+def min_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
+    """Keep the tokens with probability ≥ p · max probability (Nguyen et al. 2024).
+
+    Shapes: scores (B, V) → (B, V)
+    """
+    probabilities = softmax(scores)
+    kept = probabilities >= p * probabilities.max(axis=1, keepdims=True)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
+    np.put_along_axis(kept, best, True, axis=1)
+    return _keep_only(scores, kept)
+
+
+def typical_p(scores: Scores, mass: float, *, keep: int = 1) -> Scores:
+    """Keep the tokens whose surprise is nearest to the entropy until they hold `mass` (Meister et al. 2022, eq. 10).
+
+    Order by |−log p(v) − H|, H = −Σ p log p.
+    Shapes: scores (B, V) → (B, V)
+    """
+    logs = log_softmax(scores)
+    probabilities = np.exp(logs)
+    finite_logs = np.where(probabilities > 0, logs, 0.0)
+    entropy = -(finite_logs * probabilities).sum(axis=1, keepdims=True)
+    distance = np.abs(-logs - entropy)
+    order = np.argsort(distance, axis=1, kind="stable")
+    sorted_distance = np.take_along_axis(distance, order, axis=1)
+    cumulative = np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1)
+    last = np.minimum((cumulative < mass).sum(axis=1, keepdims=True), scores.shape[1] - 1)
+    kept_sorted = sorted_distance <= np.take_along_axis(sorted_distance, last, axis=1)
+    kept_sorted[:, :keep] = True
+    kept = np.empty_like(kept_sorted)
+    np.put_along_axis(kept, order, kept_sorted, axis=1)
+    return _keep_only(scores, kept)
+
+
+def epsilon_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
+    """Keep the tokens with probability ≥ ε (Hewitt, Manning & Liang 2022, eq. 7).
+
+    Shapes: scores (B, V) → (B, V)
+    """
+    return _keep_only(scores, (softmax(scores) >= epsilon) | _at_least(scores, keep))
+
+
+def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
+    """Keep the tokens with probability ≥ η = min(ε, √ε · exp(−H)) (Hewitt, Manning & Liang 2022, eq. 9).
+
+    Shapes: scores (B, V) → (B, V)
+    """
+    logs = log_softmax(scores)
+    probabilities = np.exp(logs)
+    entropy = -(np.where(probabilities > 0, logs, 0.0) * probabilities).sum(axis=1, keepdims=True)
+    eta = np.minimum(epsilon, np.sqrt(epsilon) * np.exp(-entropy))
+    return _keep_only(scores, (probabilities >= eta) | _at_least(scores, keep))
+
+
+def top_indices(scores: Scores, k: int) -> NDArray[np.int64]:
+    """Indices of the k best scores of each row, best first; of equal scores the lower index first.
+
+    Shapes: scores (B, N) → (B, k)
+    """
+    B, N = scores.shape
+    threshold = np.partition(scores, N - k, axis=1)[:, N - k]
+    result = np.empty((B, k), dtype=np.int64)
+    for row in range(B):
+        candidates = np.flatnonzero(scores[row] >= threshold[row])
+        result[row] = candidates[np.argsort(-scores[row, candidates], kind="stable")[:k]]
+    return result
+
+
+class Uniforms:
+    """A stream of uniform numbers in [0, 1), 53 bits each, from PCG64: the same on every machine and NumPy version."""
+
+    def __init__(self, seed: np.random.SeedSequence) -> None:
+        self._bits = np.random.PCG64(seed)
+
+    def next(self) -> float:
+        """The next number of the stream."""
+        return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
+
+
+def row_streams(seed: int, prompts: Iterable[NDArray[np.int64]]) -> list[Uniforms]:
+    """One stream a prompt, keyed by the seed, the prompt's own tokens, and how often that prompt came before.
+
+    So the text of a row depends on nothing else in its batch: batch = single, and n copies of a prompt give n different
+    texts, the same ones as `num_return_sequences=n`.
+    """
+    seen: dict[bytes, int] = {}
+    streams = []
+    for prompt in prompts:
+        digest = hashlib.blake2b(prompt.astype("<i8").tobytes(), digest_size=16).digest()
+        nth = seen.get(digest, 0)
+        seen[digest] = nth + 1
+        key = (int.from_bytes(digest, "little"), nth)
+        streams.append(Uniforms(np.random.SeedSequence(seed, spawn_key=key)))
+    return streams
+
+
+def draw(probabilities: NDArray[np.floating], u: float) -> int:
+    """The token at which the cumulative distribution passes u: P(token = v) = p[v] / Σ p for u uniform in [0, 1).
+
+    Shapes: probabilities (V,), not necessarily summing to 1 → one index. A token of probability 0 is never drawn.
+    """
+    cumulative = np.cumsum(probabilities, dtype=np.float64)
+    token = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    if token == cumulative.size:  # u · Σp rounded up to Σp
+        token = int(np.flatnonzero(probabilities)[-1])
+    return token
+
+
+def draw_without_replacement(log_weights: Scores, k: int, stream: Uniforms) -> NDArray[np.int64]:
+    """k different indices, drawn one after the other, each with the weights of those that are left.
+
+    Shapes: log_weights (N,) → (k,). When fewer than k have any weight, the best of the rest follow in order.
+    """
+    weights = softmax(log_weights.astype(np.float64))
+    chosen: list[int] = []
+    for _ in range(min(k, np.count_nonzero(weights))):
+        chosen.append(draw(weights, stream.next()))
+        weights[chosen[-1]] = 0.0
+    if len(chosen) < k:
+        rest = np.argsort(-log_weights, kind="stable")
+        chosen += [int(i) for i in rest[~np.isin(rest, chosen)][: k - len(chosen)]]
+    return np.array(chosen, dtype=np.int64)

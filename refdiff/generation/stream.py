@@ -1,0 +1,172 @@
+"""Token ids to text while it is being generated, whole characters only.
+
+`generate(streamer=…)` calls `put(ids)` with the prompt (R, T), then with new ids, then `end()`, as transformers does.
+New ids come as (R,), one for each row; or, where rows advance by different numbers of tokens (guesses, beams), as
+(1, t) for one row and as a list of R arrays (t,) for more. Joined row by row, they are what `generate` returns.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Streamer(Protocol):
+    """What `generate` needs of a streamer."""
+
+    def put(self, value: Any) -> None:
+        """Receive the prompt, then new ids."""
+
+    def end(self) -> None:
+        """Receive word that no more ids come, whether the text is whole or was interrupted."""
+
+
+def rows_of(value: Any) -> list[NDArray[np.int64]]:
+    """The new ids of each row, from any of the shapes that `put` receives: R arrays (t,)."""
+    if isinstance(value, list | tuple):
+        return [np.asarray(row, dtype=np.int64) for row in value]
+    array = np.asarray(value, dtype=np.int64)
+    return list(array[:, None] if array.ndim == 1 else array)
+
+
+class BatchTextStreamer:
+    """Decodes the rows of a batch and hands each piece of text on as soon as its characters are whole.
+
+    tokenizer: a refdiff, transformers or tokenizers one. write(row, text) is called with every piece; the pieces so far
+    are joined in `texts`. An incomplete character at the very end is left out: `texts` is what decoding all ids gives,
+    without the U+FFFD that stands for it.
+
+    Raises:
+        ValueError: `put` with another number of rows than before.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        write: Callable[[int, str], object] | None = None,
+        skip_prompt: bool = False,
+        skip_special_tokens: bool = False,
+    ) -> None:
+        self._tokenizer = _backend(tokenizer)
+        self._write = write
+        self._skip_prompt = skip_prompt
+        self._skip_special_tokens = skip_special_tokens
+        self._streams: list[Any] | None = None
+        self.texts: list[str] = []
+
+    def put(self, value: Any) -> None:
+        """Receive the prompt, then new ids."""
+        from tokenizers.decoders import DecodeStream
+
+        rows = rows_of(value)
+        if self._streams is None:
+            self._streams = [DecodeStream(skip_special_tokens=self._skip_special_tokens) for _ in rows]
+            self.texts = [""] * len(rows)
+            if self._skip_prompt:
+                return
+        if len(rows) != len(self._streams):
+            raise ValueError(f"this stream has {len(self._streams)} rows, but ids of {len(rows)} were put into it")
+        for row, ids in enumerate(rows):
+            pieces = [self._streams[row].step(self._tokenizer, int(i)) for i in ids]
+            text = "".join(piece for piece in pieces if piece is not None)
+            if text:
+                self.texts[row] += text
+                self.on_text(row, text)
+
+    def on_text(self, row: int, text: str) -> None:
+        """Called with each new piece of text; hands it to `write`."""
+        if self._write is not None:
+            self._write(row, text)
+
+    def end(self) -> None:
+        """Be ready for another call of `generate`; `texts` stays until then."""
+        self._streams = None
+
+
+class TextStreamer(BatchTextStreamer):
+    """Prints the text of one prompt as it comes, and a newline at its end; `text` is what came so far.
+
+    write: called with every piece of text in place of printing.
+
+    Raises:
+        ValueError: more than one row.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        skip_prompt: bool = False,
+        skip_special_tokens: bool = False,
+        write: Callable[[str], object] | None = None,
+    ) -> None:
+        super().__init__(tokenizer, None, skip_prompt, skip_special_tokens)
+        self._write_text = write
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return self.texts[0] if self.texts else ""
+
+    def put(self, value: Any) -> None:
+        """Receive the prompt, then new ids."""
+        if len(rows := rows_of(value)) != 1:
+            raise ValueError(f"TextStreamer streams one prompt, but there are {len(rows)} rows: use BatchTextStreamer")
+        super().put(value)
+
+    def on_text(self, row: int, text: str) -> None:
+        """Called with each new piece of text; prints it or hands it to `write`."""
+        if self._write_text is not None:
+            self._write_text(text)
+        else:
+            print(text, end="", flush=True, file=sys.stdout)
+
+    def end(self) -> None:
+        """Print the final newline."""
+        super().end()
+        if self._write_text is None:
+            print(flush=True, file=sys.stdout)
+
+
+class TextIteratorStreamer(TextStreamer):
+    """An iterator over the pieces of text, for `generate` running in another thread.
+
+    timeout: seconds to wait for the next piece, None for any time.
+
+    Raises:
+        queue.Empty: no piece came within `timeout`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        skip_prompt: bool = False,
+        timeout: float | None = None,
+        skip_special_tokens: bool = False,
+    ) -> None:
+        self._queue: queue.Queue[str | None] = queue.Queue()
+        self._timeout = timeout
+        super().__init__(tokenizer, skip_prompt, skip_special_tokens, write=self._queue.put)
+
+    def end(self) -> None:
+        """End the iteration."""
+        super().end()
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        piece = self._queue.get(timeout=self._timeout)
+        if piece is None:
+            raise StopIteration
+        return piece
+
+
+def _backend(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` inside one of refdiff, or of transformers, or itself."""
+    return getattr(tokenizer, "backend", None) or getattr(tokenizer, "backend_tokenizer", tokenizer)
