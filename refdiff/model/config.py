@@ -14,6 +14,7 @@ from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.model import config_checks, other_fields, rope_parameters
 from refdiff.model.json_files import read_json, write_json
+from refdiff.model.messages import show_value
 
 
 @dataclass(init=False)
@@ -134,12 +135,12 @@ class DiffLlamaConfig:
         """Set every field from `given`; return remarks for the one warning."""
         for name in given:
             if not isinstance(name, str):
-                raise ValueError(f"field names must be strings, but one is {name!r:.80}")
+                raise ValueError(f"field names must be strings, but one is {show_value(name)}")
         left = copy.deepcopy(dict(given))
         nested_extra = left.pop("extra", None)
         if nested_extra is not None:
             if not isinstance(nested_extra, Mapping):
-                raise ValueError(f"extra is {nested_extra!r:.80}, but must be a dict of further fields")
+                raise ValueError(f"extra is {show_value(nested_extra)}, but must be a dict of further fields")
             left = {**nested_extra, **left}
         other_fields.refuse_other_models(left)
         for name, (default, check) in _SCALARS.items():

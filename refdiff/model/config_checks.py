@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from refdiff.model.json_files import json_type
+from refdiff.model.messages import json_type, show_value
 
 if TYPE_CHECKING:
     from refdiff.model.config import DiffLlamaConfig
@@ -46,10 +46,10 @@ _DTYPE_ALIASES = {"float": "float32", "double": "float64", "half": "float16"}
 def integer(name: str, value: Any, low: int, high: int) -> int:
     """Return `value` as an int within `low` and `high`, or raise `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"{name} is {_show(value)}, {json_type(value)}, but must be an integer")
+        raise ValueError(f"{name} is {show_value(value)}, {json_type(value)}, but must be an integer")
     number = int(value)
     if not low <= number <= high:
-        raise ValueError(f"{name} is {_show(number)}, but must be between {low} and {high}")
+        raise ValueError(f"{name} is {show_value(number)}, but must be between {low} and {high}")
     return number
 
 
@@ -61,17 +61,17 @@ def size(high: int) -> Callable[[str, Any], int]:
 def non_negative(name: str, value: Any) -> float:
     """Return `value` as a finite float of 0 or more, or raise `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name} is {_show(value)}, {json_type(value)}, but must be a number of 0 or more")
+        raise ValueError(f"{name} is {show_value(value)}, {json_type(value)}, but must be a number of 0 or more")
     number = int(value) if isinstance(value, numbers.Integral) else float(value)
     if not 0 <= number <= 1e300:  # false for NaN too
-        raise ValueError(f"{name} is {_show(number)}, but must be finite and 0 or more")
+        raise ValueError(f"{name} is {show_value(number)}, but must be finite and 0 or more")
     return float(number)
 
 
 def boolean(name: str, value: Any) -> bool:
     """Return `value` if it is a bool, or raise `ValueError`."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} is {_show(value)}, {json_type(value)}, but must be true or false")
+        raise ValueError(f"{name} is {show_value(value)}, {json_type(value)}, but must be true or false")
     return value
 
 
@@ -81,7 +81,7 @@ def no_dropout(name: str, value: Any) -> float:
         return 0.0
     if non_negative(name, value) > 0:
         raise ValueError(
-            f"{name} is {_show(value)}, but DiffLlama defines no dropout on its attention maps: set it to 0.0"
+            f"{name} is {show_value(value)}, but DiffLlama defines no dropout on its attention maps: set it to 0.0"
         )
     return 0.0
 
@@ -89,7 +89,7 @@ def no_dropout(name: str, value: Any) -> float:
 def activation(name: str, value: Any) -> str:
     """Return `value` if it names an activation without weights of its own, or raise `ValueError`."""
     if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise ValueError(f"{name} is {_show(value)}, but must be one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"{name} is {show_value(value)}, but must be one of {', '.join(ACTIVATIONS)}")
     return value
 
 
@@ -110,7 +110,7 @@ def token_id_or_list(name: str, value: Any) -> int | list[int] | None:
 def problem_type(name: str, value: Any) -> str | None:
     """Return `value` if it is None or one of the three losses of sequence classification, or raise `ValueError`."""
     if value is not None and (not isinstance(value, str) or value not in PROBLEM_TYPES):
-        raise ValueError(f"{name} is {_show(value)}, but must be null or one of {', '.join(PROBLEM_TYPES)}")
+        raise ValueError(f"{name} is {show_value(value)}, but must be null or one of {', '.join(PROBLEM_TYPES)}")
     return value
 
 
@@ -120,7 +120,7 @@ def names(name: str, value: Any) -> list[str] | None:
         return None
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ValueError(
-            f"{name} is {_show(value)}, but must be a list of class names such as ['DiffLlamaForCausalLM']"
+            f"{name} is {show_value(value)}, but must be a list of class names such as ['DiffLlamaForCausalLM']"
         )
     return list(value)
 
@@ -136,7 +136,7 @@ def dtype_name(dtype: Any, torch_dtype: Any) -> str | None:
     name = value.removeprefix("torch.") if isinstance(value, str) else value
     name = _DTYPE_ALIASES.get(name, name) if isinstance(name, str) else name
     if name not in DTYPES:
-        raise ValueError(f"{field} is {_show(value)}, but must be one of {', '.join(DTYPES)}")
+        raise ValueError(f"{field} is {show_value(value)}, but must be one of {', '.join(DTYPES)}")
     return str(name)
 
 
@@ -164,8 +164,8 @@ def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
         head_dim = config.hidden_size // heads
         if head_dim < 2 or head_dim % 2:
             raise ValueError(
-                f"hidden_size {config.hidden_size} over num_attention_heads {heads} gives a head_dim of {head_dim}, but "
-                "it must be even and at least 2 to be rotated: give head_dim"
+                f"hidden_size {config.hidden_size} over num_attention_heads {heads} gives a head_dim of {head_dim}, "
+                "but it must be even and at least 2 to be rotated: give head_dim"
             )
     config.head_dim = integer("head_dim", head_dim, 1, 2**16)
     if config.head_dim % 2:
@@ -194,48 +194,48 @@ def fill_labels(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
 
 
 def token_id_remarks(config: DiffLlamaConfig) -> list[str]:
-    """Return a remark for each special token id outside the vocabulary."""
+    """Return a remark for each special token id outside the vocabulary.
+
+    Raises `ValueError` for a padding id that has no row in the embedding table; -1 counts from its end, as in torch.
+    """
+    size = config.vocab_size
+    if config.pad_token_id is not None and not -size <= config.pad_token_id < size:
+        raise ValueError(f"pad_token_id is {config.pad_token_id}, but must be below vocab_size {size}, or null")
     remarks = []
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         ids = getattr(config, name)
-        for value in ids if isinstance(ids, list) else [ids]:
-            if value is not None and not 0 <= value < config.vocab_size:
-                remarks.append(f"{name} {value} is outside the vocabulary (0 to {config.vocab_size - 1})")
-                break
+        listed = ids if isinstance(ids, list) else [ids]
+        outside = [value for value in listed if value is not None and not 0 <= value < size]
+        if outside:
+            remarks.append(f"{name} {outside[0]} is outside the vocabulary (0 to {size - 1})")
     return remarks
 
 
 def _parse_id2label(value: Any) -> dict[int, str]:
     if not isinstance(value, Mapping) or not value:
         raise ValueError(
-            f"id2label is {_show(value)}, but must be an object such as {{'0': 'NEGATIVE', '1': 'POSITIVE'}}"
+            f"id2label is {show_value(value)}, but must be an object such as {{'0': 'NEGATIVE', '1': 'POSITIVE'}}"
         )
     labels: dict[int, str] = {}
     for key, label in value.items():
         index = int(key) if isinstance(key, str) and len(key) < 12 and key.isascii() and key.isdigit() else key
-        index = integer(f"the key {_show(key)} of id2label", index, 0, 2**31 - 1)
-        if not isinstance(label, str):
-            raise ValueError(f"id2label[{key}] is {_show(label)}, {json_type(label)}, but must be a string")
+        index = integer(f"the key {show_value(key)} of id2label", index, 0, 2**31 - 1)
+        if isinstance(label, dict | list) or label is None:
+            raise ValueError(f"id2label[{key}] is {show_value(label)}, {json_type(label)}, but must be a string")
         if index in labels:
             raise ValueError(f"id2label names index {index} twice; keep one of them")
-        labels[index] = label
+        labels[index] = str(label)
     return labels
 
 
 def _parse_label2id(value: Any) -> dict[str, int]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"label2id is {_show(value)}, but must be an object such as {{'NEGATIVE': 0, 'POSITIVE': 1}}")
+        raise ValueError(
+            f"label2id is {show_value(value)}, but must be an object such as {{'NEGATIVE': 0, 'POSITIVE': 1}}"
+        )
     indices: dict[str, int] = {}
     for label, index in value.items():
         if isinstance(index, str) and len(index) < 12 and index.isascii() and index.isdigit():
             index = int(index)
-        indices[str(label)] = integer(f"label2id[{_show(label)}]", index, 0, 2**31 - 1)
+        indices[str(label)] = integer(f"label2id[{show_value(label)}]", index, 0, 2**31 - 1)
     return indices
-
-
-def _show(value: Any) -> str:
-    """Show a value of any size in a short space; Python refuses to print integers of thousands of digits."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**40:
-        return "an integer above 10^40" if value > 0 else "an integer below -10^40"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
+from refdiff.model.messages import json_type, show_name
 
 MAX_BYTES = 10_000_000
 MAX_DEPTH = 100
@@ -58,8 +59,8 @@ def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
     Raises `OSError` when the folder cannot be written; an older file at `path` is then untouched.
     """
     path = Path(path)
-    text = json.dumps(_tag_floats(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, text.encode("utf-8"))
+    text = json.dumps(_tag_floats(value), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write_atomically(path, text.encode("ascii"))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -76,16 +77,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def json_type(value: Any) -> str:
-    """Name the JSON type of a parsed value, for messages."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    names = {int: "an integer", float: "a number", str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
 class _DuplicateKeyError(Exception):
     pass
 
@@ -94,7 +85,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
     result = dict(pairs)
     if len(result) != len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise _DuplicateKeyError(repr(counts.most_common(1)[0][0])[:80])
+        raise _DuplicateKeyError(show_name(counts.most_common(1)[0][0]))
     if len(result) == 1 and isinstance(tag := result.get(_FLOAT_TAG), str):
         return _TAGGED_FLOATS.get(tag, result)
     return result

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from refdiff.model.messages import show_name, show_value
+
 # Fields that transformers (4 and 5) writes into the config.json of any model and that change nothing in a DiffLlama.
 _GENERIC_FIELDS = frozenset(
     {
@@ -92,9 +94,11 @@ def refuse_other_models(given: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a config that describes something else than a plain DiffLlama."""
     model_type = given.get("model_type")
     if model_type not in (None, "diffllama"):
-        raise ValueError(f"model_type is {model_type!r:.80}, but only 'diffllama' checkpoints can be read")
+        raise ValueError(f"model_type is {show_value(model_type)}, but only 'diffllama' checkpoints can be read")
     if given.get("mlp_bias"):
-        raise ValueError(f"mlp_bias is {given['mlp_bias']!r:.80}, but DiffLlama's MLP has no bias: set it to false")
+        raise ValueError(
+            f"mlp_bias is {show_value(given['mlp_bias'])}, but DiffLlama's MLP has no bias: set it to false"
+        )
     if given.get("quantization_config"):
         raise ValueError(
             "quantization_config is set, but quantized weights cannot be read: use the unquantized checkpoint"
@@ -108,7 +112,7 @@ def describe_unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
     named = []
     for name in unknown[:20]:
         near = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.85)
-        named.append(f"{name[:80]} (did you mean {near[0]}?)" if near else name[:80])
+        named.append(f"{show_name(name)} (did you mean {near[0]}?)" if near else show_name(name))
     if len(unknown) > 20:
         named.append(f"and {len(unknown) - 20} more")
     return f"DiffLlama does not use these fields, kept for saving: {', '.join(named)}"

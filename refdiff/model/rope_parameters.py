@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from refdiff.model.json_files import json_type
+from refdiff.model.messages import json_type, show_name, show_value
 
 DEFAULT_THETA = 10000.0
 
@@ -75,7 +75,9 @@ def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> 
     """
     rope_type = rope["rope_type"]
     if not isinstance(rope_type, str) or rope_type not in _FIELDS:
-        raise ValueError(f"rope_parameters.rope_type is {rope_type!r:.80}, but must be one of {', '.join(ROPE_TYPES)}")
+        raise ValueError(
+            f"rope_parameters.rope_type is {show_value(rope_type)}, but must be one of {', '.join(ROPE_TYPES)}"
+        )
     required, optional = _FIELDS[rope_type]
     missing = [name for name in required if name not in rope]
     if missing:
@@ -101,7 +103,7 @@ def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> 
             )
     if rope_type == "yarn" and (rope.get("beta_fast") or 32) < (rope.get("beta_slow") or 1):
         remarks.append("rope_parameters.beta_fast is below beta_slow")
-    unused = sorted(str(name) for name in rope if name not in (*_ALWAYS, *required, *optional))
+    unused = sorted(show_name(str(name)) for name in rope if name not in (*_ALWAYS, *required, *optional))
     if rope_type == "default" and rope.get("partial_rotary_factor") not in (None, 1):
         unused.append("partial_rotary_factor")
     if unused:
@@ -120,11 +122,11 @@ def _check_field(rope: dict[str, Any], name: str, rope_type: str) -> None:
             _require_number(item, f"rope_parameters.{name}[{index}]", may_be_zero=False)
     elif name == "truncate":
         if not isinstance(value, bool):
-            raise ValueError(f"rope_parameters.truncate is {value!r:.80}, but must be true or false")
+            raise ValueError(f"rope_parameters.truncate is {show_value(value)}, but must be true or false")
     elif name == "original_max_position_embeddings":
         _check_number(rope, name)
         if value != int(value):
-            raise ValueError(f"rope_parameters.{name} is {value!r:.80}, but must be a whole number")
+            raise ValueError(f"rope_parameters.{name} is {show_value(value)}, but must be a whole number")
     else:
         _check_number(rope, name)
 
@@ -135,11 +137,11 @@ def _check_number(rope: dict[str, Any], name: str) -> None:
 
 def _require_number(value: Any, name: str, *, may_be_zero: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is {value!r:.80}, {json_type(value)}, but must be a number")
+        raise ValueError(f"{name} is {show_value(value)}, {json_type(value)}, but must be a number")
     limits = "0 or more" if may_be_zero else "above 0"
     # Written so that NaN fails too; an integer beyond float's range would overflow later.
     if not (0 <= value <= 1e300) or (value == 0 and not may_be_zero):
-        raise ValueError(f"{name} is {value!r:.80}, but must be finite and {limits}")
+        raise ValueError(f"{name} is {show_value(value)}, but must be finite and {limits}")
 
 
 def _check_rotary_size(rope: dict[str, Any], head_dim: int) -> None:

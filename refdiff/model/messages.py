@@ -1,0 +1,31 @@
+"""How values and names out of a file are shown in messages: short, on one line, and unable to drive a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def json_type(value: Any) -> str:
+    """Name the JSON type of a parsed value."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    names = {int: "an integer", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def show_name(name: str) -> str:
+    """Show the name of a field: as it is if it is a plain word, or else quoted, escaped and cut short."""
+    return name if name.isascii() and name.isidentifier() and len(name) <= 80 else ascii(name[:80])
+
+
+def show_value(value: Any) -> str:
+    """Show a value of any size in at most 80 characters."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**40:
+        return "an integer above 10^40" if value > 0 else "an integer below -10^40"
+    try:
+        text = ascii(value)
+    except ValueError:  # Python refuses to print integers of thousands of digits, such as those inside a list
+        return f"{json_type(value)} with an integer of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."

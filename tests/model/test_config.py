@@ -1,0 +1,394 @@
+"""The config: every spelling of the published files, round trips, limits, hostile files."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff import hub
+from refdiff.errors import CheckpointError
+from refdiff.model.config import DiffLlamaConfig
+
+HANDCUT = """{
+  "_name_or_path": "kajuma/DiffLlama-0.3B-handcut",
+  "architectures": ["DiffLlamaForCausalLM"],
+  "attention_bias": false,
+  "attention_dropout": 0.0,
+  "bos_token_id": 128000,
+  "eos_token_id": 128001,
+  "head_dim": 64,
+  "hidden_act": "silu",
+  "hidden_size": 2048,
+  "initializer_range": 0.02,
+  "intermediate_size": 8192,
+  "lambda_std_dev": 0.1,
+  "max_position_embeddings": 131072,
+  "mlp_bias": false,
+  "model_type": "diffllama",
+  "num_attention_heads": 32,
+  "num_hidden_layers": 16,
+  "num_key_value_heads": 8,
+  "pretraining_tp": 1,
+  "rms_norm_eps": 1e-05,
+  "rope_scaling": {
+    "factor": 32.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3"
+  },
+  "rope_theta": 500000.0,
+  "tie_word_embeddings": true,
+  "torch_dtype": "float32",
+  "transformers_version": "4.46.0.dev0",
+  "use_cache": true,
+  "vocab_size": 128256
+}"""
+
+ONE_BILLION = """{
+  "architectures": ["DiffLlamaForCausalLM"],
+  "attention_bias": false,
+  "attention_dropout": 0.0,
+  "bos_token_id": 1,
+  "eos_token_id": 2,
+  "hidden_act": "silu",
+  "hidden_size": 2048,
+  "initializer_range": 0.02,
+  "intermediate_size": 8192,
+  "lambda_std_dev": 0.1,
+  "max_position_embeddings": 2048,
+  "model_type": "diffllama",
+  "num_attention_heads": 32,
+  "num_hidden_layers": 16,
+  "num_key_value_heads": null,
+  "rms_norm_eps": 1e-05,
+  "rope_scaling": null,
+  "rope_theta": 10000.0,
+  "tie_word_embeddings": false,
+  "torch_dtype": "bfloat16",
+  "transformers_version": "4.49.0",
+  "use_cache": true,
+  "vocab_size": 61440
+}"""
+
+TINY_RANDOM = """{
+  "architectures": ["DiffLlamaForCausalLM"],
+  "attention_bias": false,
+  "attention_dropout": 0.0,
+  "bos_token_id": 128000,
+  "dtype": "float32",
+  "eos_token_id": 128009,
+  "head_dim": 8,
+  "hidden_act": "gelu",
+  "hidden_size": 32,
+  "initializer_range": 0.02,
+  "intermediate_size": 37,
+  "is_decoder": false,
+  "lambda_std_dev": 0.1,
+  "max_position_embeddings": 512,
+  "model_type": "diffllama",
+  "num_attention_heads": 4,
+  "num_hidden_layers": 2,
+  "num_key_value_heads": 2,
+  "pad_token_id": 128004,
+  "rms_norm_eps": 1e-05,
+  "rope_parameters": {
+    "rope_theta": 10000.0,
+    "rope_type": "default"
+  },
+  "tie_word_embeddings": false,
+  "transformers_version": "5.16.0",
+  "use_cache": true,
+  "vocab_size": 128256
+}"""
+
+
+def write(folder: Path, content: str | dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def test_the_handcut_file(tmp_path: Path) -> None:
+    config = DiffLlamaConfig.from_pretrained(write(tmp_path / "model", HANDCUT))
+    assert config.rope_parameters == {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    assert (config.dtype, config.tie_word_embeddings, config.pad_token_id) == ("float32", True, None)
+    assert (config.bos_token_id, config.eos_token_id) == (128000, 128001)
+    heads, key_values = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    attention = config.hidden_size * 2 * (heads + key_values) + 4 * config.head_dim
+    layer = attention + 3 * config.hidden_size * config.intermediate_size + 2 * config.hidden_size
+    parameters = config.vocab_size * config.hidden_size + config.num_hidden_layers * layer + config.hidden_size
+    assert parameters == 1_235_818_496
+
+
+def test_the_one_billion_file(tmp_path: Path) -> None:
+    config = DiffLlamaConfig.from_pretrained(write(tmp_path / "model", ONE_BILLION))
+    assert (config.num_key_value_heads, config.head_dim, config.dtype) == (32, 64, "bfloat16")
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def test_the_tiny_random_file(tmp_path: Path) -> None:
+    config = DiffLlamaConfig.from_pretrained(write(tmp_path / "model", TINY_RANDOM))
+    assert (config.num_key_value_heads, config.head_dim, config.hidden_act) == (2, 8, "gelu")
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+    assert (config.pad_token_id, config.eos_token_id, config.dtype) == (128004, 128009, "float32")
+    assert config.extra == {"is_decoder": False, "transformers_version": "5.16.0"}
+
+
+@pytest.mark.parametrize("content", [HANDCUT, ONE_BILLION, TINY_RANDOM])
+def test_saved_and_read_again_is_the_same(content: str, tmp_path: Path) -> None:
+    config = DiffLlamaConfig.from_pretrained(write(tmp_path / "model", content))
+    assert config.save_pretrained(tmp_path / "deep" / "saved") == tmp_path / "deep" / "saved" / "config.json"
+    assert DiffLlamaConfig.from_pretrained(tmp_path / "deep" / "saved") == config
+    assert DiffLlamaConfig(**config.to_dict()) == config
+    saved = json.loads((tmp_path / "deep" / "saved" / "config.json").read_text())
+    assert saved["model_type"] == "diffllama"
+    assert "id2label" not in saved
+    assert "torch_dtype" not in saved
+    assert saved["transformers_version"] == json.loads(content)["transformers_version"]
+
+
+def test_a_path_to_the_file_itself(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", TINY_RANDOM)
+    assert DiffLlamaConfig.from_pretrained(folder / "config.json") == DiffLlamaConfig.from_pretrained(str(folder))
+
+
+def test_labels_survive_the_string_keys_of_json(tmp_path: Path) -> None:
+    config = DiffLlamaConfig(id2label={0: "no", 1: "yes", 2: "maybe"}, label2id={"no": 0, "yes": 1, "maybe": 2})
+    config.save_pretrained(tmp_path)
+    assert set(json.loads((tmp_path / "config.json").read_text())["id2label"]) == {"0", "1", "2"}
+    again = DiffLlamaConfig.from_pretrained(tmp_path)
+    assert again == config
+    assert again.id2label == {0: "no", 1: "yes", 2: "maybe"}
+    assert again.num_labels == 3
+
+
+def test_unknown_fields_are_kept_and_named_once(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", {"num_diff_heads": 3, "note": {"by": ["me"]}, "max_length": 20, "prefix": None})
+    with pytest.warns(UserWarning, match="kept for saving: note, num_diff_heads") as caught:
+        config = DiffLlamaConfig.from_pretrained(folder)
+    assert len(caught) == 1
+    assert str(folder / "config.json") in str(caught[0].message)
+    assert config.extra == {"num_diff_heads": 3, "note": {"by": ["me"]}, "max_length": 20, "prefix": None}
+    config.save_pretrained(tmp_path / "saved")
+    with pytest.warns(UserWarning, match="note, num_diff_heads"):
+        assert DiffLlamaConfig.from_pretrained(tmp_path / "saved") == config
+
+
+def test_a_misspelled_argument_is_named_with_the_right_spelling() -> None:
+    with pytest.warns(UserWarning, match=r"DiffLlamaConfig: .*hiden_size \(did you mean hidden_size\?\)"):
+        DiffLlamaConfig(hiden_size=64)
+
+
+def test_remarks_and_unknown_fields_come_in_one_warning() -> None:
+    with pytest.warns(UserWarning, match="foo") as caught:
+        DiffLlamaConfig(foo=1, pad_token_id=-1, rope_parameters={"rope_type": "linear", "factor": 0.5})
+    (message,) = [str(warning.message) for warning in caught]
+    for part in ("foo", "pad_token_id -1 is outside the vocabulary", "factor is 0.5"):
+        assert part in message
+
+
+def test_the_input_is_not_changed_and_not_shared() -> None:
+    given_fields = {"rope_scaling": {"type": "linear", "factor": 2.0}, "architectures": ["DiffLlamaModel"]}
+    copy = json.loads(json.dumps(given_fields))
+    config = DiffLlamaConfig(**given_fields)
+    assert given_fields == copy
+    config.to_dict()["rope_parameters"]["factor"] = 5.0
+    assert config.rope_parameters["factor"] == 2.0
+
+
+def test_numbers_from_numpy_are_taken() -> None:
+    config = DiffLlamaConfig(hidden_size=np.int64(64), num_attention_heads=np.int32(4), rms_norm_eps=np.float32(0.5))
+    assert (type(config.hidden_size), type(config.head_dim), type(config.rms_norm_eps)) == (int, int, float)
+
+
+def test_extra_can_be_given_by_name() -> None:
+    config = DiffLlamaConfig(extra={"max_length": 5})
+    assert config.extra == {"max_length": 5}
+    with pytest.raises(ValueError, match="extra is 5, but must be a dict"):
+        DiffLlamaConfig(extra=5)
+
+
+def test_a_field_changed_to_nonsense_is_not_saved(tmp_path: Path) -> None:
+    config = DiffLlamaConfig()
+    config.save_pretrained(tmp_path)
+    config.hidden_size = -1
+    with pytest.raises(ValueError, match="hidden_size is -1"):
+        config.save_pretrained(tmp_path)
+    assert DiffLlamaConfig.from_pretrained(tmp_path) == DiffLlamaConfig()
+
+
+def test_saving_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        DiffLlamaConfig().save_pretrained(tmp_path / "file")
+
+
+def test_an_error_in_a_file_names_the_file_and_in_a_call_is_a_plain_value_error(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", {"hidden_size": "64"})
+    with pytest.raises(CheckpointError, match="hidden_size is '64', a string, but must be an integer") as caught:
+        DiffLlamaConfig.from_pretrained(folder)
+    assert str(folder / "config.json") in str(caught.value)
+    with pytest.raises(ValueError, match="hidden_size") as plain:
+        DiffLlamaConfig(hidden_size="64")
+    assert not isinstance(plain.value, CheckpointError)
+    with pytest.raises(CheckpointError, match="here: field names must be strings"):
+        DiffLlamaConfig.from_dict({3: 4}, source="here")  # type: ignore[dict-item]
+
+
+def test_a_folder_without_a_config(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
+        DiffLlamaConfig.from_pretrained(tmp_path)
+
+
+def test_a_repo_is_downloaded_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def snapshot(repo: str, **options: Any) -> Path:
+        calls.append((repo, options))
+        return write(tmp_path / "snapshot", TINY_RANDOM)
+
+    monkeypatch.setattr(hub, "snapshot", snapshot)
+    config = DiffLlamaConfig.from_pretrained("some/repo", revision="abc", cache_dir=tmp_path, local_files_only=True)
+    assert config.hidden_size == 32
+    options = {"files": hub.CONFIG, "revision": "abc", "cache_dir": tmp_path, "local_files_only": True}
+    assert calls == [("some/repo", options)]
+
+
+HOSTILE_FIELDS = [
+    '{"hidden_size": NaN}',
+    '{"rms_norm_eps": NaN}',
+    '{"rms_norm_eps": Infinity}',
+    '{"rms_norm_eps": 1e400}',
+    '{"rms_norm_eps": {"__float__": "NaN"}}',
+    '{"rms_norm_eps": -1e-5}',
+    '{"rms_norm_eps": "1e-5"}',
+    '{"rms_norm_eps": true}',
+    '{"rms_norm_eps": ' + "9" * 4000 + "}",
+    '{"hidden_size": ' + "9" * 4000 + "}",
+    '{"hidden_size": 1000000000000}',
+    '{"num_hidden_layers": 1000000000}',
+    '{"num_hidden_layers": true}',
+    '{"vocab_size": 0}',
+    '{"vocab_size": null}',
+    '{"hidden_act": ["silu"]}',
+    '{"hidden_act": {"a": 1}}',
+    '{"hidden_act": "__import__(\'os\')"}',
+    '{"use_cache": 1}',
+    '{"eos_token_id": [2, "3"]}',
+    '{"eos_token_id": 1.5}',
+    '{"pad_token_id": 32000}',
+    '{"architectures": "DiffLlamaForCausalLM"}',
+    '{"architectures": [1]}',
+    '{"dtype": 5}',
+    '{"torch_dtype": ["float32"]}',
+    '{"dtype": "float8_e4m3fn"}',
+    '{"id2label": []}',
+    '{"id2label": {}}',
+    '{"id2label": {"a": "b"}}',
+    '{"id2label": {"0": null}}',
+    '{"id2label": {"-1": "b"}}',
+    '{"label2id": [1], "id2label": {"0": "a"}}',
+    '{"label2id": {"a": "x"}, "id2label": {"0": "a"}}',
+    '{"id2label": {"0": "a", "00": "b"}}',
+    '{"num_labels": 0}',
+    '{"num_labels": 1e9}',
+    '{"num_labels": 100000000000}',
+    '{"problem_type": "other"}',
+    '{"problem_type": ["regression"]}',
+    '{"model_type": "llama"}',
+    '{"model_type": ["diffllama"]}',
+    '{"mlp_bias": true}',
+    '{"mlp_bias": "false"}',
+    '{"quantization_config": {"quant_method": "bitsandbytes"}}',
+    '{"per_layer_config": {"0": {"head_dim": 8}}}',
+    '{"rope_scaling": "linear"}',
+    '{"rope_scaling": [1]}',
+    '{"rope_parameters": 3}',
+    '{"rope_theta": NaN}',
+    '{"rope_theta": 1e400}',
+    '{"rope_theta": null}',
+    '{"rope_theta": [1]}',
+    '{"rope_scaling": {"type": {}}}',
+    '{"rope_scaling": {"type": "mrope"}}',
+    '{"partial_rotary_factor": "0.5"}',
+    '{"partial_rotary_factor": 1.5}',
+    '{"attention_dropout": 0.1}',
+    '{"attention_dropout": "0"}',
+    '{"num_attention_heads": 31}',
+    '{"num_key_value_heads": 7}',
+    '{"num_key_value_heads": 6}',
+    '{"head_dim": 63}',
+    '{"head_dim": 0}',
+    '{"hidden_size": 96}',
+    '{"hidden_size": 16}',
+    '{"extra": 5}',
+]
+
+
+@pytest.mark.parametrize("content", HOSTILE_FIELDS, ids=lambda content: content[:60])
+def test_a_hostile_field_gives_one_short_error_that_names_it(content: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", content)
+    field = content.split('"')[1].replace("rope_scaling", "rope_")
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError) as caught:
+        DiffLlamaConfig.from_pretrained(folder)
+    assert time.perf_counter() - start < 1
+    message = str(caught.value)
+    assert str(folder / "config.json") in message
+    assert field in message
+    assert len(message) < len(str(folder)) + 500
+    assert "\n" not in message
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = [
+    *DiffLlamaConfig().to_dict(),
+    *("rope_theta", "rope_scaling", "torch_dtype", "num_labels", "partial_rotary_factor", "mlp_bias", "extra"),
+]
+ROPE_NAMES = (
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "short_factor",
+    "long_factor",
+    "beta_fast",
+    "low_freq_factor",
+)
+ROPE_TYPE = st.sampled_from(["default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"])
+ROPE = st.dictionaries(st.sampled_from(ROPE_NAMES), ANY_JSON | ROPE_TYPE | st.floats(0.5, 8), max_size=5)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), ANY_JSON | ROPE, max_size=4))
+def test_any_content_gives_a_config_or_one_checkpoint_error(content: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        outcome: DiffLlamaConfig | CheckpointError
+        try:
+            outcome = DiffLlamaConfig.from_dict(content)
+        except CheckpointError as error:
+            outcome = error
+        if isinstance(outcome, CheckpointError):
+            assert str(outcome).startswith("config.json: ")
+        else:
+            assert DiffLlamaConfig(**outcome.to_dict()).to_dict().keys() == outcome.to_dict().keys()

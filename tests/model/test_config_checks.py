@@ -1,0 +1,127 @@
+"""The limits of each field, and that each message has the value, the range and the fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from refdiff.model import config_checks
+from refdiff.model.config import DiffLlamaConfig
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"hidden_size": 0}, "hidden_size is 0, but must be between 1 and 16777216"),
+    ({"hidden_size": 64.0}, "hidden_size is 64.0, a number, but must be an integer"),
+    ({"num_hidden_layers": 10_001}, "num_hidden_layers is 10001, but must be between 1 and 10000"),
+    ({"initializer_range": None}, "initializer_range is None, null, but must be a number of 0 or more"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, but must be finite and 0 or more"),
+    ({"attention_bias": 1}, "attention_bias is 1, an integer, but must be true or false"),
+    ({"attention_dropout": 0.1}, "attention_dropout is 0.1, but .*: set it to 0.0"),
+    ({"hidden_act": "prelu"}, "hidden_act is 'prelu', but must be one of gelu, gelu_10"),
+    ({"eos_token_id": [1, True]}, r"eos_token_id\[1\] is True, a boolean, but must be an integer"),
+    ({"eos_token_id": [0] * 1001}, "eos_token_id lists 1001 ids, but at most 1000"),
+    ({"bos_token_id": 2**40}, "bos_token_id is 1099511627776, but must be between"),
+    ({"pad_token_id": 32000}, "pad_token_id is 32000, but must be below vocab_size 32000, or null"),
+    ({"pad_token_id": -32001}, "pad_token_id is -32001"),
+    ({"problem_type": "other"}, "problem_type is 'other', but must be null or one of regression"),
+    ({"architectures": "A"}, "architectures is 'A', but must be a list of class names"),
+    ({"dtype": "int8"}, "dtype is 'int8', but must be one of float32, float64, float16, bfloat16"),
+    ({"torch_dtype": 3}, "torch_dtype is 3, but must be"),
+    ({"num_key_value_heads": 1}, "num_key_value_heads is 1, but must be even and at least 2"),
+    (
+        {"num_attention_heads": 5, "hidden_size": 20},
+        r"num_attention_heads \(and so num_key_value_heads\) is 5, but must be even",
+    ),
+    ({"num_attention_heads": 6, "num_key_value_heads": 4}, "4, but must divide num_attention_heads 6"),
+    ({"head_dim": 5}, "head_dim is 5, but must be even"),
+    ({"hidden_size": 96}, "hidden_size 96 over num_attention_heads 32 gives a head_dim of 3, but .*: give head_dim"),
+    ({"num_labels": "2"}, "num_labels is '2', a string, but must be an integer"),
+    ({"id2label": {}}, "id2label is {}, but must be an object such as"),
+    ({"id2label": {"x": "a"}}, "the key 'x' of id2label is 'x', a string, but must be an integer"),
+    ({"id2label": {"0": []}}, r"id2label\[0\] is \[\], a list, but must be a string"),
+    ({"id2label": {"0": "a", 0: "b"}}, "id2label names index 0 twice"),
+    ({"id2label": {0: "a"}, "label2id": 5}, "label2id is 5, but must be an object"),
+    ({"id2label": {0: "a"}, "label2id": {"a": -1}}, r"label2id\['a'\] is -1, but must be between"),
+    ({"problem_type": "single_label_classification", "num_labels": 1}, "with 1 label, but needs at least 2"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(next(iter(fields.items()))) for fields, _ in REFUSED])
+def test_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiffLlamaConfig(**fields)
+
+
+@pytest.mark.parametrize("name", config_checks.ACTIVATIONS)
+def test_every_activation(name: str) -> None:
+    assert DiffLlamaConfig(hidden_act=name).hidden_act == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "dtype"),
+    [
+        ({}, None),
+        ({"torch_dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": "torch.float16"}, "float16"),
+        ({"dtype": "float64", "torch_dtype": "float32"}, "float64"),
+        ({"dtype": None, "torch_dtype": "float32"}, "float32"),
+        ({"torch_dtype": "auto"}, None),
+        ({"torch_dtype": "torch.half"}, "float16"),
+        ({"dtype": "double"}, "float64"),
+        ({"dtype": "float"}, "float32"),
+    ],
+)
+def test_spellings_of_the_dtype(fields: dict[str, Any], dtype: str | None) -> None:
+    config = DiffLlamaConfig(**fields)
+    assert config.dtype == dtype
+    assert config.extra == {}
+
+
+def test_heads_and_head_size_are_derived() -> None:
+    config = DiffLlamaConfig(num_attention_heads=8, hidden_size=64, num_key_value_heads=None, head_dim=None)
+    assert (config.num_key_value_heads, config.head_dim) == (8, 8)
+    config = DiffLlamaConfig(num_attention_heads=6, hidden_size=64, num_key_value_heads=2, head_dim=128)
+    assert (config.num_key_value_heads, config.head_dim) == (2, 128)
+    assert DiffLlamaConfig(num_attention_heads=6, hidden_size=64).head_dim == 10, "rounded down, as transformers does"
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels", "inverse"),
+    [
+        ({}, {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}),
+        ({"num_labels": 1}, {0: "LABEL_0"}, {"LABEL_0": 0}),
+        ({"num_labels": None, "id2label": None}, {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}),
+        ({"id2label": {"1": "b", "0": "a"}}, {1: "b", 0: "a"}, None),
+        ({"id2label": {"0": "a"}, "label2id": {"a": "0"}, "num_labels": 1}, {0: "a"}, {"a": 0}),
+        ({"id2label": {"0": "a"}, "label2id": {"a": 0}, "num_labels": 2}, {0: "LABEL_0", 1: "LABEL_1"}, ...),
+        ({"id2label": {"0": 7}}, {0: "7"}, None),
+    ],
+)
+def test_labels(fields: dict[str, Any], labels: dict[int, str], inverse: Any) -> None:
+    config = DiffLlamaConfig(**fields)
+    assert config.id2label == labels
+    assert config.num_labels == len(labels)
+    assert config.label2id == ({name: index for index, name in labels.items()} if inverse is ... else inverse)
+
+
+def test_dropout_of_nothing_is_none() -> None:
+    assert DiffLlamaConfig(attention_dropout=None).attention_dropout == 0.0
+    assert DiffLlamaConfig(attention_dropout=0).attention_dropout == 0.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "remark"),
+    [
+        ({"pad_token_id": -1}, "pad_token_id -1 is outside the vocabulary .0 to 31999."),
+        ({"bos_token_id": 32000}, "bos_token_id 32000"),
+        ({"eos_token_id": [2, 40000]}, "eos_token_id 40000"),
+    ],
+)
+def test_token_ids_outside_the_vocabulary_are_reported(fields: dict[str, Any], remark: str) -> None:
+    with pytest.warns(UserWarning, match=remark):
+        DiffLlamaConfig(**fields)
+
+
+def test_token_ids_within_it_are_not() -> None:
+    config = DiffLlamaConfig(pad_token_id=0, bos_token_id=None, eos_token_id=[2, 31999])
+    assert config.eos_token_id == [2, 31999]

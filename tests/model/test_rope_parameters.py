@@ -1,0 +1,186 @@
+"""How the spellings of the rotary settings are merged, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.rope_parameters import ROPE_TYPES, check, resolve
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def resolved(rope_parameters: Any = None, original: Any = None, **legacy: Any) -> dict[str, Any]:
+    return resolve(rope_parameters, legacy, 2048, original)
+
+
+def test_nothing_given() -> None:
+    assert resolved() == {"rope_type": "default", "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+def test_type_and_rope_type_are_one(key: str) -> None:
+    result = resolved(rope_scaling={key: "linear", "factor": 2.0}, rope_theta=5e5)
+    assert (result["rope_type"], result["factor"], result["rope_theta"]) == ("linear", 2.0, 5e5)
+
+
+def test_rope_type_wins_over_type() -> None:
+    assert resolved({"rope_type": "linear", "type": "dynamic", "factor": 2.0})["rope_type"] == "linear"
+
+
+def test_rope_scaling_wins_over_rope_parameters_unless_it_is_empty() -> None:
+    new = {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 7.0}
+    assert resolved(new, rope_scaling={"type": "linear", "factor": 2.0}) == {
+        "type": "linear",
+        "rope_type": "linear",
+        "factor": 2.0,
+        "rope_theta": 10000.0,
+    }
+    assert resolved(new, rope_scaling={}) == new
+    assert resolved(new, rope_scaling=None) == new
+
+
+def test_inside_wins_over_the_top_level() -> None:
+    inside = {"rope_theta": 5.0, "partial_rotary_factor": 0.25}
+    result = resolved(inside, rope_theta=6.0, partial_rotary_factor=0.5)
+    assert (result["rope_theta"], result["partial_rotary_factor"]) == (5.0, 0.25)
+    result = resolved({}, rope_theta=6.0, partial_rotary_factor=0.5)
+    assert (result["rope_theta"], result["partial_rotary_factor"]) == (6.0, 0.5)
+    assert "partial_rotary_factor" not in resolved({}, partial_rotary_factor=None)
+
+
+@pytest.mark.parametrize("rope_type", ["llama3", "yarn", "longrope"])
+def test_original_length_top_level_then_inside_then_the_maximum(rope_type: str) -> None:
+    inside = {"rope_type": rope_type, "original_max_position_embeddings": 5}
+    assert resolved(inside, original=7)["original_max_position_embeddings"] == 7
+    assert resolved(inside)["original_max_position_embeddings"] == 5
+    assert resolved({"rope_type": rope_type})["original_max_position_embeddings"] == 2048
+
+
+def test_original_length_is_not_added_to_types_that_have_none() -> None:
+    assert "original_max_position_embeddings" not in resolved({"rope_type": "linear", "factor": 2.0}, original=7)
+
+
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+def test_settings_that_are_not_an_object(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is a list, but must be an object"):
+        DiffLlamaConfig(**{name: [1]})
+
+
+VALID: list[dict[str, Any]] = [
+    {"rope_type": "default"},
+    {"rope_type": "default", "partial_rotary_factor": 1},
+    {"rope_type": "linear", "factor": 2},
+    {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 1.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+    {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 512.0, "truncate": None},
+    {
+        "rope_type": "yarn",
+        "factor": 4,
+        "original_max_position_embeddings": 512,
+        "attention_factor": None,
+        "beta_fast": 32,
+        "beta_slow": None,
+        "mscale": 0,
+        "mscale_all_dim": 0.5,
+        "truncate": False,
+    },
+    {
+        "rope_type": "longrope",
+        "short_factor": [1, 1.5],
+        "long_factor": (2, 3.0),
+        "original_max_position_embeddings": 512,
+        "factor": None,
+        "attention_factor": 1.5,
+    },
+    {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 512},
+    {"rope_type": "proportional", "partial_rotary_factor": 0.25, "factor": 2.0},
+    {"rope_type": "proportional"},
+]
+
+
+@pytest.mark.parametrize("rope", VALID, ids=str)
+def test_valid_settings_pass_without_a_word(rope: dict[str, Any]) -> None:
+    assert check({"rope_theta": 10000.0, **rope}, 4, 2048) == []
+
+
+def test_valid_settings_cover_every_type() -> None:
+    assert {rope["rope_type"] for rope in VALID} == set(ROPE_TYPES)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.0],
+    "long_factor": [1.0, 1.0],
+    "original_max_position_embeddings": 512,
+}
+THREE = {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 512}
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"rope_type": "su"}, "rope_type is 'su', but must be one of default, linear"),
+    ({"rope_type": None}, "rope_type is None"),
+    ({"rope_type": ["linear"]}, "rope_type is "),
+    ({"rope_type": "default", "rope_theta": None}, "rope_theta is None, null, but must be a number"),
+    ({"rope_type": "default", "rope_theta": "10000"}, "rope_theta is '10000', a string"),
+    ({"rope_type": "default", "rope_theta": True}, "rope_theta is True, a boolean"),
+    ({"rope_type": "default", "rope_theta": 0}, "rope_theta is 0, but must be finite and above 0"),
+    ({"rope_type": "default", "rope_theta": -1.0}, "rope_theta is -1.0"),
+    ({"rope_type": "default", "rope_theta": math.nan}, "rope_theta is nan"),
+    ({"rope_type": "default", "rope_theta": math.inf}, "rope_theta is inf"),
+    ({"rope_type": "default", "rope_theta": 10**5000}, "rope_theta is an integer above 10\\^40"),
+    ({"rope_type": "default", "partial_rotary_factor": -0.5}, "partial_rotary_factor is -0.5"),
+    ({"rope_type": "proportional", "partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, but must be between"),
+    ({"rope_type": "linear"}, "lacks factor, which rope_type 'linear' needs"),
+    ({"rope_type": "linear", "factor": None}, "factor is None"),
+    ({"rope_type": "linear", "factor": 0.0}, "factor is 0.0, but must be finite and above 0"),
+    ({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "use rope_type 'proportional'"),
+    ({"rope_type": "yarn", "original_max_position_embeddings": 5}, "lacks factor"),
+    ({**YARN, "original_max_position_embeddings": 5.5}, "is 5.5, but must be a whole number"),
+    ({**YARN, "original_max_position_embeddings": None}, "original_max_position_embeddings is None"),
+    ({**YARN, "truncate": 1}, "truncate is 1, but must be true or false"),
+    ({**YARN, "mscale": -1.0}, "mscale is -1.0, but must be finite and 0 or more"),
+    ({**YARN, "attention_factor": 0}, "attention_factor is 0"),
+    ({**YARN, "beta_fast": "32"}, "beta_fast is '32'"),
+    ({**YARN, "rope_theta": 1}, "rope_theta is 1, but yarn"),
+    ({"rope_type": "longrope", "original_max_position_embeddings": 5}, "lacks short_factor, long_factor"),
+    ({**LONG, "short_factor": "1"}, "short_factor is a string, but must be a list"),
+    ({**LONG, "long_factor": [1.0, "1"]}, r"long_factor\[1\] is '1'"),
+    ({**LONG, "long_factor": [1.0, 0.0]}, r"long_factor\[1\] is 0.0"),
+    ({**LONG, "long_factor": [1.0]}, "long_factor has 1 numbers, but must have 2: half of head_dim 4"),
+    ({**LONG, "original_max_position_embeddings": 1}, "longrope divides by its log"),
+    ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 5}, "lacks low_freq_factor, high_freq"),
+    ({**THREE, "high_freq_factor": 1.0}, "both 1.0, but must differ"),
+]
+
+
+@pytest.mark.parametrize(("rope", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_refused_settings(rope: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check({"rope_theta": 10000.0, **rope}, 4, 2048)
+
+
+def test_dynamic_needs_more_than_one_pair() -> None:
+    with pytest.raises(ValueError, match="head_dim is 2, but rope_type 'dynamic'"):
+        check({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, 2, 2048)
+
+
+REMARKS: list[tuple[dict[str, Any], str]] = [
+    ({"rope_type": "linear", "factor": 0.5}, "factor is 0.5, below 1"),
+    ({**THREE, "original_max_position_embeddings": 2048}, "is 2048, not below max_position_embeddings 2048"),
+    ({**THREE, "low_freq_factor": 5.0}, "high_freq_factor is below low_freq_factor"),
+    ({**YARN, "beta_fast": 0.5}, "beta_fast is below beta_slow"),
+    ({"rope_type": "default", "factor": 2.0}, "rope_type 'default' does not use rope_parameters.{factor}"),
+    ({"rope_type": "default", "partial_rotary_factor": 0.5}, "does not use rope_parameters.{partial_rotary_factor}"),
+    ({"rope_type": "linear", "factor": 2.0, "a": 1, "b\n": 2}, r"does not use rope_parameters.{'b\n', a}"),
+]
+
+
+@pytest.mark.parametrize(("rope", "remark"), REMARKS, ids=str)
+def test_odd_but_computable_settings_give_a_remark(rope: dict[str, Any], remark: str) -> None:
+    remarks = check({"rope_theta": 10000.0, **rope}, 4, 2048)
+    assert len(remarks) == 1
+    assert remark in remarks[0]
