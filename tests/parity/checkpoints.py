@@ -166,8 +166,8 @@ class Recipe:
     spelling: str
 
     def __str__(self) -> str:
-        rope = self.config["rope_parameters"]["rope_type"]
-        return f"{self.index}-{self.architecture.removeprefix('DiffLlama')}-{rope}-{self.config['hidden_act']}-{self.dtype}"
+        head, rope = self.architecture.removeprefix("DiffLlama"), self.config["rope_parameters"]["rope_type"]
+        return f"{self.index}-{head}-{rope}-{self.config['hidden_act']}-{self.dtype}"
 
 
 def _deal(values: Sequence[Choice], rng: np.random.Generator) -> list[Choice]:
@@ -273,7 +273,7 @@ def random_weights(shapes: dict[str, tuple[int, ...]], lambdas: str, rng: np.ran
     for name, shape in shapes.items():
         kind = name.rpartition(".")[0].rpartition(".")[2]
         if "lambda_" in name:
-            prefix, _, leaf = name.rpartition(".")
+            prefix = name.rpartition(".")[0]
             if f"{prefix}.lambda_q1" not in made:
                 made |= {f"{prefix}.{key}": v for key, v in _lambda_vectors(lambdas, shape[0], rng).items()}
         elif kind == "embed_tokens":
@@ -313,6 +313,6 @@ def write(recipe: Recipe, folder: Path) -> Path:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(torch.from_numpy(weights[name]))
-    model.to(getattr(torch, recipe.dtype)).save_pretrained(folder, max_shard_size="16KB" if recipe.sharded else "5GB")
+    model.to(getattr(torch, recipe.dtype)).save_pretrained(folder, max_shard_size="4KB" if recipe.sharded else "5GB")
     _respell(folder / "config.json", recipe.spelling)
     return folder

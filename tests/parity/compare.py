@@ -33,14 +33,25 @@ def compare(got: Any, want: np.ndarray, what: str, seen: np.ndarray | None = Non
     assert difference <= TOLERANCE, f"{what}: relative difference {difference:.2e}"
 
 
-def compare_outputs(got: Any, want: SimpleNamespace, seen: np.ndarray | None = None, pooled: bool = False) -> list[str]:
-    """Compare every field that transformers filled, and say which; `pooled`: the logits have no axis of positions."""
+def compare_outputs(
+    got: Any, want: SimpleNamespace, seen: np.ndarray | None = None, pooled: np.ndarray | bool | None = None
+) -> list[str]:
+    """Compare every field that transformers filled, and say which.
+
+    `pooled`: the logits have one row a sequence, of which all count (True) or those given.
+    """
     compared = []
     for name, axis in FIELDS.items():
         expected = getattr(want, name, None)
         if expected is None:
             continue
-        positions = None if axis is None or (pooled and name == "logits") else seen
+        positions = None if axis is None else seen
+        if name == "logits" and pooled is not None and pooled is not False:
+            rows = np.full(len(expected), True) if pooled is True else pooled
+            if rows.any():
+                compare(np.asarray(got.logits)[rows], expected[rows], name)
+                compared.append(name)
+            continue
         if name in ("start_logits", "end_logits") and seen is not None:
             # one number a position: hold each to the largest of its row
             expected, given = np.where(seen, expected, 0.0), np.where(seen, np.asarray(getattr(got, name)), 0.0)

@@ -43,21 +43,23 @@ class Checkpoint:
         """transformers in float64, eager attention: gives attention maps, takes additive 4-D masks."""
         return float64_peer(self.folder, self.architecture)
 
-    @cached_property
-    def truth_sdpa(self) -> Peer:
+    def fresh_truth(self) -> Peer:
+        """The same, remembering no earlier length (dynamic RoPE does, in transformers)."""
+        if self.recipe.config["rope_parameters"]["rope_type"] != "dynamic":
+            return self.truth
+        return float64_peer(self.folder, self.architecture)
+
+    def fresh_sdpa(self) -> Peer:
         """transformers in float64 with its default attention: zeros for rows that see nothing, takes boolean masks."""
         return float64_peer(self.folder, self.architecture, attention="sdpa")
-
-    def fresh_truth(self) -> Peer:
-        """A peer that remembers no earlier length (dynamic RoPE does, in transformers)."""
-        return float64_peer(self.folder, self.architecture)
 
     @cached_property
     def float32_transformers(self) -> Peer:
         return float32_peer(self.folder, self.architecture)
 
-    def load(self, kernels: str = "fast", dtype: str = "float64") -> Any:
-        return getattr(refdiff, self.architecture).from_pretrained(self.folder, dtype=dtype, kernels=kernels)
+    def load(self, kernels: str = "fast", dtype: str = "float64", folder: Path | None = None) -> Any:
+        """refdiff's model of this checkpoint, or of another folder with the same class."""
+        return getattr(refdiff, self.architecture).from_pretrained(folder or self.folder, dtype=dtype, kernels=kernels)
 
     @cached_property
     def fast(self) -> Any:

@@ -77,7 +77,7 @@ def rotate(x: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 
 def by_hand(p: dict[str, np.ndarray], ids: np.ndarray, config: transformers.DiffLlamaConfig) -> np.ndarray:
-    """Logits (T, V) of one prompt, in extended precision, one head pair at a time, straight from the published model."""
+    """Logits (T, V) of one prompt, in extended precision, one pair of heads at a time."""
     p = {name: value.astype(LONG) for name, value in p.items()}
     T, d, half = len(ids), config.head_dim, config.num_attention_heads // 2
     repeat, kv_half = config.num_attention_heads // config.num_key_value_heads, config.num_key_value_heads // 2
@@ -92,9 +92,7 @@ def by_hand(p: dict[str, np.ndarray], ids: np.ndarray, config: transformers.Diff
         )
         lambdas = {n: w[f"self_attn.lambda_{n}"] for n in ("q1", "k1", "q2", "k2")}
         start = LONG(0.8) - LONG(0.6) * np.exp(LONG(-0.3) * i)
-        weight = (
-            np.exp((lambdas["q1"] * lambdas["k1"]).sum()) - np.exp((lambdas["q2"] * lambdas["k2"]).sum()) + start
-        )
+        weight = np.exp((lambdas["q1"] * lambdas["k1"]).sum()) - np.exp((lambdas["q2"] * lambdas["k2"]).sum()) + start
         rows = []
         for head in range(half):
             maps = []
@@ -144,7 +142,7 @@ def test_equals_a_transcription_in_extended_precision(tmp_path: Path, heads: int
 
 def test_an_unknown_number_of_casts_is_refused() -> None:
     name = "transformers.loss.loss_utils"
-    with pytest.raises(float64_transformers.UnknownRelease, match="has 1 casts to float32, not 3"):
+    with pytest.raises(float64_transformers.UnknownReleaseError, match="has 1 casts to float32, not 3"):
         float64_transformers.rewrite("x = logits.float()\n", name)
-    with pytest.raises(float64_transformers.UnknownRelease, match="still mentions 'float16'"):
+    with pytest.raises(float64_transformers.UnknownReleaseError, match="still mentions 'float16'"):
         float64_transformers.rewrite("x.float() + x.float() + x.float()\ny.to(torch.bfloat16)\n", name)

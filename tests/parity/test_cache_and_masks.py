@@ -1,0 +1,177 @@
+"""Padding, masks and the cache against transformers in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache
+
+from tests.parity.compare import TOLERANCE, compare_outputs, relative
+from tests.parity.conftest import Checkpoint
+from tests.parity.test_model import everything
+
+pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than")
+
+# rows of the batch: real tokens from, to, of 12
+SPANS = {
+    "left": [(4, 12), (0, 12), (11, 12)],
+    "right": [(0, 7), (0, 12), (0, 1)],
+    "both": [(2, 9), (5, 12), (0, 10)],
+}
+
+
+def padded(checkpoint: Checkpoint, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids with the padding token outside each row's span, and the 2-D mask."""
+    ids, mask = checkpoint.ids(3, 12, side), np.zeros((3, 12), dtype=np.int64)
+    for row, (start, end) in enumerate(SPANS[side]):
+        mask[row, start:end] = 1
+    return np.where(mask == 1, ids, checkpoint.recipe.config["pad_token_id"] or 0), mask
+
+
+def sees_something(mask: np.ndarray) -> np.ndarray:
+    """(B, T): the rows that may see at least one key, for a 2-D mask and the causal triangle."""
+    return np.cumsum(mask, axis=1) > 0
+
+
+@pytest.mark.parametrize("side", SPANS)
+def test_padding(checkpoint: Checkpoint, ours: Any, side: str) -> None:
+    ids, mask = padded(checkpoint, side)
+    want = everything(checkpoint.fresh_truth(), ids, attention_mask=mask)
+    got = everything(ours, ids, attention_mask=mask)
+    compare_outputs(got, want, sees_something(mask), pooled=checkpoint.pooled)
+
+
+@pytest.mark.parametrize("side", SPANS)
+def test_rows_that_see_nothing(checkpoint: Checkpoint, ours: Any, side: str) -> None:
+    """transformers' default attention, like refdiff, gives zeros for them; its eager one averages over everything."""
+    ids, mask = padded(checkpoint, side)
+    want = checkpoint.fresh_sdpa()(ids, attention_mask=mask, output_hidden_states=True)
+    got = everything(ours, ids, attention_mask=mask)
+    compare_outputs(got, want, pooled=checkpoint.pooled)
+    nothing = ~sees_something(mask)
+    for rows in got.attentions:
+        assert not np.moveaxis(np.asarray(rows), 2, 1)[nothing].any()
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
+def test_a_mask_with_holes(checkpoint: Checkpoint, ours: Any, dtype: type) -> None:
+    mask = (checkpoint.rng("holes").random((3, 12)) < 0.6).astype(dtype)
+    ids = checkpoint.ids(3, 12, "holes")
+    want = everything(checkpoint.fresh_truth(), ids, attention_mask=mask)
+    got = everything(ours, ids, attention_mask=mask)
+    compare_outputs(got, want, sees_something(mask), pooled=checkpoint.pooled)
+
+
+def test_padding_with_the_positions_of_generate(checkpoint: Checkpoint, ours: Any) -> None:
+    """Left padding with positions counted from the first real token: the row gives what it gives alone."""
+    ids, mask = padded(checkpoint, "left")
+    positions = np.where(mask == 1, np.cumsum(mask, axis=1) - 1, 1)
+    want = everything(checkpoint.fresh_truth(), ids, attention_mask=mask, position_ids=positions)
+    got = everything(ours, ids, attention_mask=mask, position_ids=positions)
+    compare_outputs(got, want, mask == 1, pooled=checkpoint.pooled)
+    alone = everything(ours, ids[:1, 4:])
+    if checkpoint.recipe.config["rope_parameters"]["rope_type"] not in ("dynamic", "longrope"):
+        assert relative(np.asarray(got.hidden_states[-1])[0, 4:], np.asarray(alone.hidden_states[-1])[0]) < TOLERANCE
+
+
+def may_see(checkpoint: Checkpoint, heads: int, *, blind: bool) -> np.ndarray:
+    """A random mask (3, heads, 9, 9) that is not causal; `blind`: some rows see nothing."""
+    seen = checkpoint.rng(f"4-D {heads} {blind}").random((3, heads, 9, 9)) < 0.5
+    if blind:
+        seen[:, :, 3] = False
+        seen[1, :, 7] = False
+    else:
+        seen |= np.eye(9, dtype=bool)
+    return seen
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("blind", [False, True])
+def test_boolean_4d_mask(checkpoint: Checkpoint, ours: Any, per_head: bool, blind: bool) -> None:
+    seen = may_see(checkpoint, checkpoint.recipe.config["num_attention_heads"] if per_head else 1, blind=blind)
+    ids = checkpoint.ids(3, 9, "4-D")
+    want = checkpoint.fresh_sdpa()(ids, attention_mask=seen, output_hidden_states=True)
+    got = everything(ours, ids, attention_mask=seen)
+    compare_outputs(got, want, pooled=checkpoint.pooled)
+    for rows in got.attentions:
+        assert not np.asarray(rows)[~np.broadcast_to(seen, np.shape(rows))].any()
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("hidden", [-np.inf, np.finfo(np.float32).min, np.finfo(np.float64).min], ids=str)
+def test_additive_4d_mask(checkpoint: Checkpoint, ours: Any, per_head: bool, hidden: float) -> None:
+    """Zero, a large negative number, and small ones between (as ALiBi has them)."""
+    seen = may_see(checkpoint, checkpoint.recipe.config["num_attention_heads"] if per_head else 1, blind=False)
+    bias = np.where(seen, checkpoint.rng("bias").normal(size=seen.shape), hidden)
+    ids = checkpoint.ids(3, 9, "4-D")
+    want = everything(checkpoint.fresh_truth(), ids, attention_mask=bias)
+    compare_outputs(everything(ours, ids, attention_mask=bias), want, pooled=checkpoint.pooled)
+
+
+def chunks(sizes: list[int]) -> list[slice]:
+    ends = np.cumsum(sizes)
+    return [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
+
+
+SIZES = {"decode": [5, 1, 1, 1, 1, 1], "chunked prefill": [4, 3, 2, 1], "one by one": [1] * 10}
+
+
+@pytest.mark.parametrize("way", SIZES)
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_cache(checkpoint: Checkpoint, ours: Any, way: str, side: str) -> None:
+    """Each call against the same call of transformers, with masks and positions as `generate` gives them."""
+    ids, peer = checkpoint.ids(3, 10, "cache"), checkpoint.fresh_truth()
+    mask = np.ones((3, 10), dtype=np.int64)
+    if side == "left":
+        mask[0, :4] = mask[2, :1] = 0
+    elif side == "right":
+        # as when rows of unequal length are prefilled together and decoding goes on after the padding
+        mask[0, 2:5] = mask[2, 4:5] = 0
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    theirs, cache = DynamicCache(config=peer.model.config), None
+    for part in chunks(SIZES[way]):
+        options = {} if side == "none" else {"attention_mask": mask[:, : part.stop], "position_ids": positions[:, part]}
+        want = everything(peer, ids[:, part], cache=theirs, use_cache=True, **options)
+        got = everything(ours, ids[:, part], cache=cache, use_cache=True, **options)
+        seen = sees_something(mask)[:, part]
+        compare_outputs(got, want, seen, pooled=seen[:, -1] if checkpoint.pooled else None)
+        cache = got.cache
+        assert len(cache) == theirs.get_seq_length() == part.stop
+
+
+def test_additive_4d_mask_with_a_cache(checkpoint: Checkpoint, ours: Any) -> None:
+    ids, peer = checkpoint.ids(3, 9, "4-D"), checkpoint.fresh_truth()
+    seen = may_see(checkpoint, 1, blind=False)
+    bias = np.where(seen, 0.0, np.finfo(np.float64).min)
+    theirs, cache = DynamicCache(config=peer.model.config), None
+    for part in chunks([5, 3, 1]):
+        options = {"attention_mask": bias[:, :, part, : part.stop]}
+        want = everything(peer, ids[:, part], cache=theirs, use_cache=True, **options)
+        got = everything(ours, ids[:, part], cache=cache, use_cache=True, **options)
+        visible = seen[:, 0, part, : part.stop].any(axis=-1)
+        compare_outputs(got, want, visible, pooled=visible[:, -1] if checkpoint.pooled else None)
+        cache = got.cache
+
+
+def test_reordered_and_cropped_cache(checkpoint: Checkpoint, ours: Any) -> None:
+    ids, peer = checkpoint.ids(3, 10, "reorder"), checkpoint.fresh_truth()
+    theirs = DynamicCache(config=peer.model.config)
+    peer(ids[:, :7], cache=theirs, use_cache=True)
+    cache = ours(ids[:, :7], use_cache=True).cache
+    theirs.reorder_cache(torch.tensor([2, 0, 0]))
+    cache.reorder(np.array([2, 0, 0]))
+    theirs.crop(-2)
+    cache.crop(5)
+    want = everything(peer, ids[:, 7:], cache=theirs, use_cache=True)
+    got = everything(ours, ids[:, 7:], cache=cache, use_cache=True)
+    compare_outputs(got, want, pooled=checkpoint.pooled)
+
+
+def test_past_the_original_length(checkpoint: Checkpoint, ours: Any) -> None:
+    """Longer than every limit the recipes set on RoPE but those above 64."""
+    ids = checkpoint.ids(1, 70, "long")
+    want = everything(checkpoint.fresh_truth(), ids)
+    compare_outputs(everything(ours, ids), want, pooled=checkpoint.pooled)
