@@ -1,0 +1,1 @@
+"""messages → text, by a Jinja template that may come from anyone: files, template, sandbox, budget, meter."""

@@ -1,0 +1,48 @@
+"""Where a checkpoint keeps its chat templates: files of their own, or a field of tokenizer_config.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from refdiff.errors import CheckpointError
+
+MAX_BYTES = 500_000
+
+
+def templates_in(value: Any, source: str) -> str | dict[str, str] | None:
+    """Read the field `chat_template`: one template, or a list of `{"name": …, "template": …}`, or nothing.
+
+    Raises `CheckpointError` for anything else.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        value = {item.get("name"): item.get("template") for item in value}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
+        raise CheckpointError(
+            f'{source}: chat_template must be a string or a list of objects {{"name": …, "template": …}} of strings'
+        )
+    return value
+
+
+def template_files(folder: Path) -> str | dict[str, str] | None:
+    """Read chat_template.jinja and additional_chat_templates/*.jinja, which win over tokenizer_config.json.
+
+    Raises `CheckpointError` for a file that is too large or not UTF-8.
+    """
+    found = {path.stem: _read_template(path) for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    if (path := folder / "chat_template.jinja").is_file():
+        found["default"] = _read_template(path)
+    return found["default"] if list(found) == ["default"] else found or None
+
+
+def _read_template(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_BYTES:,} bytes, the most a template may have")
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None

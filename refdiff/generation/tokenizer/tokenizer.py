@@ -1,0 +1,388 @@
+"""text ↔ token ids: tokenizer.json through the `tokenizers` library, with Hugging Face's call and padding around it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from refdiff.errors import CheckpointError
+from refdiff.generation.chat_template.files import template_files, templates_in
+from refdiff.generation.tokenizer.config import (
+    NO_LIMIT,
+    max_length_in,
+    read_tokenizer_config,
+    side_in,
+)
+from refdiff.generation.tokenizer.encoded import Encoded, batch, pad_rows, to_lists
+from refdiff.generation.tokenizer.file import load_backend, rust_errors
+from refdiff.generation.tokenizer.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import tokenizers
+    from numpy.typing import ArrayLike
+
+    from refdiff.generation.chat_template.template import ChatTemplate
+
+_TRUNCATIONS = {True: "longest_first", False: None, None: None, "do_not_truncate": None}
+_PADDINGS = {True: "longest", False: None, "do_not_pad": None, "longest": "longest", "max_length": "max_length"}
+
+Padding = bool | Literal["longest", "max_length", "do_not_pad"]
+Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"] | None
+
+
+class Tokenizer(Vocabulary):
+    """A checkpoint's tokenizer: texts → ids and mask, ids → text, messages → text or ids.
+
+    `backend` is the `tokenizers.Tokenizer` itself, `config` the fields of tokenizer_config.json. Ids, truncation,
+    padding and special tokens are those of transformers' `PreTrainedTokenizerFast` on the same files.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        config: Mapping[str, Any] | None = None,
+        *,
+        source: str | os.PathLike[str] = "tokenizer.json",
+        model_vocab_size: int | None = None,
+    ) -> None:
+        self.config = dict(config or {})
+        self.source = Path(source)
+        self.model_vocab_size = model_vocab_size
+        self._lock = threading.Lock()
+        self._compiled: dict[str, ChatTemplate] = {}
+        settings = str(self.source.parent / "tokenizer_config.json")
+        with rust_errors(self.source):
+            padding, truncation = backend.padding or {}, backend.truncation or {}
+            backend.no_padding()
+            backend.no_truncation()
+            super().__init__(backend, self.config, settings)
+            backend.encode_special_tokens = self.config.get("split_special_tokens") is True
+            if self.pad_token is None and backend.token_to_id(padding.get("pad_token", "")) is not None:
+                self.pad_token = padding["pad_token"]
+        self.padding_side = side_in(self.config, "padding_side", padding.get("direction", "right"), settings)
+        self.truncation_side = side_in(self.config, "truncation_side", truncation.get("direction", "right"), settings)
+        self.model_max_length = max_length_in(self.config, settings)
+        self.chat_template: str | dict[str, str] | None = templates_in(self.config.get("chat_template"), settings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Tokenizer:
+        """Load the tokenizer of a checkpoint: a folder, or a hub repo id.
+
+        Raises `CheckpointError`, naming the file, for one that is missing, broken, or not a tokenizer.
+        """
+        from refdiff import hub
+
+        folder = hub.snapshot(
+            path_or_repo,
+            files=(*hub.TOKENIZER, "additional_chat_templates/*.jinja", "config.json"),
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        config = read_tokenizer_config(folder)
+        if templates := template_files(folder):
+            config["chat_template"] = templates
+        return cls(
+            load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=_vocab_size_in(folder)
+        )
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        text_pair: str | Sequence[str] | None = None,
+        *,
+        padding: Padding = False,
+        truncation: Truncation = None,
+        max_length: int | None = None,
+        padding_side: Literal["left", "right"] | None = None,
+        add_special_tokens: bool = True,
+        return_tensors: Literal["np"] | None = None,
+    ) -> Encoded:
+        """Turn one text, or a list of them, into `input_ids` and `attention_mask` (1 for a token, 0 for padding).
+
+        padding: True or "longest" pads to the longest of the batch, "max_length" to `max_length`. truncation: True cuts
+        to `max_length` tokens (special tokens included), or to the tokenizer's `model_max_length`; `max_length` alone
+        cuts too. One text → flat lists, or arrays (1, T) with `return_tensors="np"`; a list → a list for each, or int64
+        arrays (B, T).
+
+        Raises `ValueError` for padding without a pad token, and when texts of different lengths should be one array.
+        """
+        if return_tensors not in (None, "np"):
+            raise ValueError(f'return_tensors is {return_tensors!r}, but must be None or "np", for NumPy arrays')
+        if padding not in _PADDINGS:
+            raise ValueError(f"padding is {padding!r}, but must be one of {', '.join(map(repr, _PADDINGS))}")
+        pad = _PADDINGS[padding]
+        if truncation is None and max_length is not None and pad is None:
+            truncation = True
+        encodings = self.encodings(
+            text, text_pair, truncation=truncation, max_length=max_length, add_special_tokens=add_special_tokens
+        )
+        ids = [encoding.ids for encoding in encodings]
+        length: int | None = None
+        if pad == "longest":
+            length = max(map(len, ids), default=0)
+        elif pad == "max_length":
+            limit = self.model_max_length if max_length is None else max_length
+            length = None if limit > NO_LIMIT else limit
+        masks = [[1] * len(row) for row in ids]
+        if length is not None:
+            side = self.padding_side if padding_side is None else padding_side
+            ids, masks = pad_rows(ids, length, self._pad_id(), side), pad_rows(masks, length, 0, side)
+        return batch({"input_ids": ids, "attention_mask": masks}, isinstance(text, str), return_tensors)
+
+    def encodings(
+        self,
+        text: str | Sequence[str],
+        text_pair: str | Sequence[str] | None = None,
+        *,
+        truncation: Truncation = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        add_special_tokens: bool = True,
+    ) -> list[tokenizers.Encoding]:
+        """Tokenize into `tokenizers.Encoding` objects, one a text: ids with offsets into the text, word numbers, masks.
+
+        What truncation cut off stands in `.overflowing`, in pieces of `max_length` that share `stride` tokens.
+
+        Raises `ValueError` for text that is no text, and a `max_length` too small for the special tokens.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        pairs = [text_pair] if isinstance(text_pair, str) else None if text_pair is None else list(text_pair)
+        inputs: Any = texts
+        _check_texts("text", texts)
+        if pairs is not None:
+            _check_texts("text_pair", pairs)
+            if len(texts) != len(pairs):
+                raise ValueError(f"text has {len(texts)} texts and text_pair {len(pairs)}, but they must be as many")
+            inputs = list(zip(texts, pairs, strict=True))
+        strategy = _TRUNCATIONS.get(truncation, truncation)
+        limit = self.model_max_length if max_length is None else max_length
+        with self._lock, rust_errors(self.source):
+            if strategy is not None and limit <= NO_LIMIT:
+                reserved = self.backend.num_special_tokens_to_add(pairs is not None) if add_special_tokens else 0
+                _check_truncation(strategy, limit, stride, reserved)
+                self.backend.enable_truncation(
+                    limit, stride=stride, strategy=strategy, direction=self.truncation_side
+                )
+            try:
+                found = self.backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
+            finally:
+                self.backend.no_truncation()
+        self._check_ids(found)
+        return found
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Turn one text into its list of token ids."""
+        ids: list[int] = self.encodings(text, add_special_tokens=add_special_tokens)[0].ids
+        return ids
+
+    @overload
+    def decode(
+        self,
+        ids: int | Sequence[int],
+        skip_special_tokens: bool = ...,
+        clean_up_tokenization_spaces: bool | None = ...,
+    ) -> str: ...
+    @overload
+    def decode(
+        self, ids: ArrayLike, skip_special_tokens: bool = ..., clean_up_tokenization_spaces: bool | None = ...
+    ) -> Any: ...
+    def decode(
+        self,
+        ids: ArrayLike,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> Any:
+        """Turn ids (T,) back into text, or a batch (B, T) into a list of texts.
+
+        Raises `ValueError` for ids that are not whole numbers from 0.
+        """
+        nested = to_lists(ids)
+        if nested and isinstance(nested[0], list):
+            return [self._decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in nested]
+        return self._decode(nested, skip_special_tokens, clean_up_tokenization_spaces)
+
+    def batch_decode(
+        self,
+        sequences: ArrayLike,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """Turn a batch of ids (B, T), or a list of lists of different lengths, into a list of B texts."""
+        rows = [row if isinstance(row, list) else [row] for row in to_lists(sequences)]
+        return [self._decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """Join tokens as the vocabulary spells them into text."""
+        with rust_errors(self.source):
+            return " ".join(tokens) if self.backend.decoder is None else self.backend.decoder.decode(list(tokens))
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        return_dict: bool = True,
+        padding: Padding = False,
+        truncation: Truncation = None,
+        max_length: int | None = None,
+        return_tensors: Literal["np"] | None = None,
+        **variables: Any,
+    ) -> Any:
+        """Write messages (`{"role": …, "content": …}`) as the model was trained to read them, with its Jinja template.
+
+        → text with `tokenize=False`, else what the tokenizer returns for that text (only its ids with
+        `return_dict=False`); a list of conversations gives a list. `chat_template` is a template or the name of one of
+        the checkpoint's; `tools` are JSON schemas; `variables` reach the template by their names. With
+        `continue_final_message` the text ends inside the last message, for the model to go on with it.
+
+        Raises `CheckpointError` for a template that is broken or never ends, `ValueError` if it refuses the messages.
+        """
+        from refdiff.generation.chat_template.template import is_batch, render
+
+        batched = is_batch(conversation)
+        template = self._compile(self._choose_template(chat_template, bool(tools)))
+        chats: Sequence[Any] = conversation if batched else [conversation]
+        texts = [
+            render(
+                template,
+                messages,
+                tools=tools,
+                documents=documents,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables={**self.special_tokens_map, **variables},
+            )
+            for messages in chats
+        ]
+        rendered = texts if batched else texts[0]
+        if not tokenize:
+            return rendered
+        encoded = self(
+            rendered,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            add_special_tokens=False,
+            return_tensors=return_tensors,
+        )
+        return encoded if return_dict else encoded["input_ids"]
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({len(self)} tokens, {self.special_tokens_map}, source={str(self.source)!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_compiled": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def _decode(self, ids: list[Any], skip_special_tokens: bool, clean_up: bool | None) -> str:
+        wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < 2**32]
+        if wrong:
+            raise ValueError(f"decode got {wrong[0]!r}, but token ids are whole numbers from 0 to 2^32 - 1")
+        with rust_errors(self.source):
+            text: str = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        if clean_up is None:
+            clean_up = self.config.get("clean_up_tokenization_spaces") is True
+        # transformers ignores the request for BPE, whose decoder puts spaces where they belong.
+        return _clean_up(text) if clean_up and type(self.backend.model).__name__ != "BPE" else text
+
+    def _pad_id(self) -> int:
+        if self.pad_token_id is None:
+            raise ValueError(
+                "padding needs a pad token and this tokenizer has none; choose one first, for example "
+                "`tokenizer.pad_token = tokenizer.eos_token`"
+            )
+        return self.pad_token_id
+
+    def _compile(self, template: str) -> ChatTemplate:
+        from refdiff.generation.chat_template.template import ChatTemplate
+
+        if template not in self._compiled:
+            self._compiled[template] = ChatTemplate(template, str(self.source.parent))
+        return self._compiled[template]
+
+    def _choose_template(self, wanted: str | None, has_tools: bool) -> str:
+        own = self.chat_template
+        if isinstance(own, dict):
+            if wanted is None:
+                wanted = "tool_use" if has_tools and "tool_use" in own else "default"
+                if wanted not in own:
+                    raise ValueError(
+                        f"the tokenizer has several chat templates and none is the default; "
+                        f"pass chat_template= one of {', '.join(map(repr, own))}"
+                    )
+            return own.get(wanted, wanted)
+        template = own if wanted is None else wanted
+        if template is None:
+            raise ValueError(
+                f"{self.source.parent}: this tokenizer has no chat template (no chat_template.jinja, no chat_template "
+                "in tokenizer_config.json); it may not be a chat model: give it plain text, or pass chat_template="
+            )
+        return template
+
+    def _check_ids(self, encodings: list[tokenizers.Encoding]) -> None:
+        limit = self.model_vocab_size
+        if limit is None:
+            return
+        for encoding in encodings:
+            if encoding.ids and max(encoding.ids) >= limit:
+                wrong = next(i for i in encoding.ids if i >= limit)
+                raise CheckpointError(
+                    f"{self.source}: the text has token {self.backend.id_to_token(wrong)!r}, id {wrong}, but "
+                    f"config.json has vocab_size {limit}: these two files do not belong together"
+                )
+
+
+def _check_texts(name: str, texts: list[Any]) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be a string or a list of strings, but has {type(text).__name__}")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name} has half of a character (a lone surrogate) at position {error.start}; read the file as UTF-8, "
+                'or repair it with text.encode("utf-8", "replace").decode()'
+            ) from None
+
+
+def _check_truncation(strategy: Any, limit: int, stride: int, reserved: int) -> None:
+    if strategy not in ("longest_first", "only_first", "only_second"):
+        raise ValueError(
+            f"truncation is {strategy!r}, but must be True, False, 'longest_first', 'only_first' or 'only_second'"
+        )
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < reserved:
+        raise ValueError(f"max_length is {limit!r}, but must be a number from {reserved}, the special tokens added, up")
+    if not 0 <= stride < max(limit - reserved, 1):
+        raise ValueError(f"stride is {stride}, but must be from 0 to {limit - reserved - 1}, below the room for text")
+
+
+def _clean_up(text: str) -> str:
+    for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(mark, mark.strip())
+    return text
+
+
+def _vocab_size_in(folder: Path) -> int | None:
+    from refdiff.model.json_files import read_json
+
+    path = folder / "config.json"
+    size = read_json(path).get("vocab_size") if path.is_file() else None
+    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None

@@ -1,0 +1,126 @@
+"""tokens ↔ ids, and the special tokens by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from refdiff.generation.tokenizer.config import NAMES, add_missing, named_tokens
+
+if TYPE_CHECKING:
+    import tokenizers
+    from numpy.typing import NDArray
+
+
+class _SpecialToken:
+    """`tokenizer.pad_token`: the token's text, or None; setting it takes a token that the vocabulary has."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, tokenizer: Vocabulary, owner: type | None = None) -> str | None:
+        return tokenizer.special_tokens_map.get(self.name)
+
+    def __set__(self, tokenizer: Vocabulary, token: str | None) -> None:
+        tokenizer._set_special(self.name, token)
+
+
+class _SpecialTokenId:
+    """`tokenizer.pad_token_id`: the same token by its id."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name.removesuffix("_id")
+
+    def __get__(self, tokenizer: Vocabulary, owner: type | None = None) -> int | None:
+        token = tokenizer.special_tokens_map.get(self.name)
+        return None if token is None else tokenizer.backend.token_to_id(token)
+
+    def __set__(self, tokenizer: Vocabulary, token_id: int | None) -> None:
+        tokenizer._set_special(self.name, None if token_id is None else tokenizer.convert_ids_to_tokens(token_id))
+
+
+class Vocabulary:
+    """The vocabulary of `backend`, completed by the special tokens that only tokenizer_config.json (`config`) knows."""
+
+    bos_token = _SpecialToken()
+    eos_token = _SpecialToken()
+    unk_token = _SpecialToken()
+    sep_token = _SpecialToken()
+    pad_token = _SpecialToken()
+    cls_token = _SpecialToken()
+    bos_token_id = _SpecialTokenId()
+    eos_token_id = _SpecialTokenId()
+    unk_token_id = _SpecialTokenId()
+    sep_token_id = _SpecialTokenId()
+    pad_token_id = _SpecialTokenId()
+    cls_token_id = _SpecialTokenId()
+
+    def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any], settings: str) -> None:
+        self.backend = backend
+        self._extra = [token.content for token in add_missing(backend, config, settings)]
+        self._special = {name: token.content for name, token in named_tokens(config, settings).items()}
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """The special tokens by name, in transformers' order: `{"bos_token": "<s>", …}`."""
+        names = [name for name in NAMES if name in self._special]
+        return {name: self._special[name] for name in [*names, *(set(self._special) - set(names))]}
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Every special token once: the named ones, then `extra_special_tokens`."""
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *self._extra]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The ids of `all_special_tokens`."""
+        ids = (self.backend.token_to_id(token) for token in self.all_special_tokens)
+        return [token_id for token_id in ids if token_id is not None]
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens without the added ones; `len(tokenizer)` counts those too."""
+        size: int = self.backend.get_vocab_size(with_added_tokens=False)
+        return size
+
+    def __len__(self) -> int:
+        size: int = self.backend.get_vocab_size(with_added_tokens=True)
+        return size
+
+    def get_vocab(self) -> dict[str, int]:
+        """token → id, added tokens included."""
+        vocab: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
+        return vocab
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]: ...
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int | None] | None:
+        """token → id, or a list of them; an unknown one gives `unk_token_id`."""
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        found = self.backend.token_to_id(tokens)
+        return self.unk_token_id if found is None else found
+
+    @overload
+    def convert_ids_to_tokens(self, ids: int) -> str | None: ...
+    @overload
+    def convert_ids_to_tokens(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> list[str | None]: ...
+    def convert_ids_to_tokens(
+        self, ids: int | Sequence[int] | NDArray[np.integer[Any]]
+    ) -> str | list[str | None] | None:
+        """id → token as the vocabulary spells it, or a list of them; an id that it has not gives None."""
+        if isinstance(ids, int | np.integer):
+            return self.backend.id_to_token(int(ids)) if ids >= 0 else None
+        return [self.convert_ids_to_tokens(int(token_id)) for token_id in ids]
+
+    def _set_special(self, name: str, token: str | None) -> None:
+        if token is None:
+            self._special.pop(name, None)
+        elif not isinstance(token, str) or self.backend.token_to_id(token) is None:
+            raise ValueError(f"{name} cannot be {token!r}: the vocabulary has no such token; choose one that it has")
+        else:
+            self._special[name] = token
