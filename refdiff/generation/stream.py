@@ -34,6 +34,46 @@ def rows_of(value: Any) -> list[NDArray[np.int64]]:
     return list(array[:, None] if array.ndim == 1 else array)
 
 
+class PieceDecoder:
+    """Turns one sequence's ids into pieces of text, as soon as its characters are whole.
+
+    tokenizer: a `tokenizers.Tokenizer`. before: ids that the text follows, so that decoders which drop a leading space
+    keep the one between them and the text.
+    """
+
+    def __init__(
+        self, tokenizer: Any, before: NDArray[np.int64] | None = None, skip_special_tokens: bool = False
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._waiting: list[int] = []
+        self._restart([] if before is None else before[-_CONTEXT:].tolist())
+
+    def __call__(self, token: int) -> str:
+        """Take the next id; return the text that it makes certain, often none."""
+        self._waiting.append(token)
+        try:
+            piece = self._stream.step(self._tokenizer, token) or ""
+        except Exception as error:  # tokenizers raises nothing narrower
+            if "Invalid prefix" not in str(error):
+                raise
+            # A byte token that turns out to be no part of a character changes what the byte tokens before it decode to,
+            # which have been passed on. Take those that wait for themselves.
+            piece = self._tokenizer.decode(self._waiting, skip_special_tokens=self._skip_special_tokens)
+            self._restart([token])
+        if piece:
+            self._waiting.clear()
+        return piece
+
+    def _restart(self, before: list[int]) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._stream = DecodeStream(ids=before, skip_special_tokens=self._skip_special_tokens)
+
+
+_CONTEXT = 8  # ids of the prompt; any character is whole within its last four
+
+
 class BatchTextStreamer:
     """Decodes the rows of a batch and hands each piece of text on as soon as its characters are whole.
 
@@ -56,24 +96,22 @@ class BatchTextStreamer:
         self._write = write
         self._skip_prompt = skip_prompt
         self._skip_special_tokens = skip_special_tokens
-        self._streams: list[Any] | None = None
+        self._streams: list[PieceDecoder] | None = None
         self.texts: list[str] = []
 
     def put(self, value: Any) -> None:
         """Receive the prompt, then new ids."""
-        from tokenizers.decoders import DecodeStream
-
         rows = rows_of(value)
         if self._streams is None:
-            self._streams = [DecodeStream(skip_special_tokens=self._skip_special_tokens) for _ in rows]
+            befores = rows if self._skip_prompt else [None] * len(rows)
+            self._streams = [PieceDecoder(self._tokenizer, before, self._skip_special_tokens) for before in befores]
             self.texts = [""] * len(rows)
             if self._skip_prompt:
                 return
         if len(rows) != len(self._streams):
             raise ValueError(f"this stream has {len(self._streams)} rows, but ids of {len(rows)} were put into it")
         for row, ids in enumerate(rows):
-            pieces = [self._streams[row].step(self._tokenizer, int(i)) for i in ids]
-            text = "".join(piece for piece in pieces if piece is not None)
+            text = "".join([self._streams[row](int(i)) for i in ids])
             if text:
                 self.texts[row] += text
                 self.on_text(row, text)
