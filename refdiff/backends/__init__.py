@@ -87,6 +87,6 @@ def _with_parts_from(ops: Ops, function: Callable[..., Any], names: set[str]) ->
 
     @functools.wraps(function)
     def bound(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **{part: getattr(ops, part) for part in parts}, **kwargs)
+        return function(*args, **{**{part: getattr(ops, part) for part in parts}, **kwargs})
 
     return bound

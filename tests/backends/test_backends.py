@@ -1,0 +1,79 @@
+"""The seam: what `ops_for` and `overlay` promise."""
+
+import functools
+import inspect
+from types import SimpleNamespace
+
+import array_api_strict
+import numpy as np
+import pytest
+
+from refdiff import layers
+from refdiff.backends import _kernel_or_layer, ops_for, overlay
+
+X = np.random.default_rng(0).normal(size=(2, 3, 5))
+MLP = {
+    "gate_proj": {"weight": np.random.default_rng(1).normal(size=(7, 5))},
+    "up_proj": {"weight": np.random.default_rng(2).normal(size=(7, 5))},
+    "down_proj": {"weight": np.random.default_rng(3).normal(size=(5, 7))},
+}
+
+
+def test_reference_ops_are_the_layers_themselves() -> None:
+    ops = ops_for(np, "reference")
+    assert set(vars(ops)) == set(layers.__all__)
+    for name in layers.__all__:
+        assert inspect.unwrap(getattr(ops, name)) is getattr(layers, name)
+
+
+def test_another_array_library_gets_the_layers() -> None:
+    assert ops_for(array_api_strict, "fast").rms_norm is layers.rms_norm
+
+
+def test_numpy_gets_kernels() -> None:
+    assert ops_for(np, "fast").linear is not layers.linear
+
+
+def test_unknown_kernels_are_refused_with_the_choice() -> None:
+    with pytest.raises(ValueError, match='kernels is \'quick\', but must be "fast" or "reference"'):
+        ops_for(np, "quick")
+
+
+def test_overlay_reaches_inside_composites() -> None:
+    calls = []
+
+    def count(name, function):
+        @functools.wraps(function)
+        def counted(*args, **kwargs):
+            calls.append(name)
+            return function(*args, **kwargs)
+
+        return counted
+
+    ops = overlay(ops_for(np, "reference"), count)
+    y = ops.swiglu(X, **MLP)
+    assert calls == ["swiglu", "linear", "activation", "linear", "linear"]
+    np.testing.assert_array_equal(y, layers.swiglu(X, **MLP))
+
+
+def test_overlay_on_overlay_uses_the_outermost() -> None:
+    base = ops_for(np, "reference")
+    doubled = overlay(
+        base, lambda name, f: functools.wraps(f)(lambda *a, **k: 2 * f(*a, **k)) if name == "linear" else f
+    )
+    again = overlay(doubled, lambda name, f: f)
+    np.testing.assert_array_equal(again.swiglu(X, **MLP), doubled.swiglu(X, **MLP))
+    assert not np.allclose(again.swiglu(X, **MLP), base.swiglu(X, **MLP))
+
+
+def test_overlay_leaves_the_namespace_under_it_alone() -> None:
+    ops = ops_for(np, "reference")
+    before = dict(vars(ops))
+    overlay(ops, lambda name, f: None)
+    assert vars(ops) == before
+
+
+def test_a_kernel_that_declines_leaves_the_call_to_its_layer() -> None:
+    fast = _kernel_or_layer(lambda *args, **kwargs: NotImplemented, layers.rms_norm)
+    np.testing.assert_array_equal(fast(X, None, 1e-5), layers.rms_norm(X, None, 1e-5))
+    assert isinstance(ops_for(np), SimpleNamespace)

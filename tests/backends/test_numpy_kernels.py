@@ -1,0 +1,154 @@
+"""Every public kernel is held to its layer; the list of kernels is read from the module, so none can be forgotten."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff import layers
+from refdiff.backends import numpy_kernels
+
+KERNELS = {
+    name: f for name, f in vars(numpy_kernels).items() if inspect.isfunction(f) and not name.startswith("_")
+}  # fmt: skip
+
+Case = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def normal(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return scale * np.random.default_rng(seed).normal(size=shape)
+
+
+def linear_cases() -> Iterator[Case]:
+    for rows in ((1, 1), (1, 2), (2, 7), (1, 131), ()):
+        for bias in (None, normal(2, 13)):
+            yield (normal(0, *rows, 11), normal(1, 13, 11), bias), {}
+    yield (normal(0, 2, 5, 11, scale=1e-4)[:, ::2], normal(1, 11, 13).T), {}
+    yield (normal(0, 0, 11), normal(1, 13, 11)), {}
+
+
+def rms_norm_cases() -> Iterator[Case]:
+    for scale in (1.0, 1e-4, 1e3):
+        for weight in (None, normal(1, 11)):
+            yield (normal(0, 2, 3, 11, scale=scale), weight, 1e-5), {}
+    yield (normal(0, 2, 11, 3).swapaxes(1, 2), normal(1, 11), 0.0), {}
+
+
+def activation_cases() -> Iterator[Case]:
+    for name in ("silu", "swish", "gelu"):
+        yield (normal(0, 2, 3, 11, scale=3.0), name), {}
+    yield (np.array([-1e4, -100.0, -0.0, 0.0, 100.0, 1e4]), "silu"), {}
+
+
+def diff_attention_cases() -> Iterator[Case]:
+    sizes = (
+        (2, 3, 3, 5, 5, 7, 14),
+        (1, 6, 2, 1, 11, 5, 3),
+        (2, 4, 2, 7, 13, 16, 6),
+        (1, 1, 1, 131, 257, 5, 4),
+        (2, 2, 1, 300, 300, 3, 2),
+    )
+    for seed, (B, H, K, T, S, d, e) in enumerate(sizes):
+        g = np.random.default_rng(seed)
+        q1, q2 = g.normal(size=(2, B, H, T, d))
+        k1, k2 = g.normal(size=(2, B, K, S, d))
+        v = g.normal(size=(B, K, S, e))
+        padding = np.ones((B, 1, 1, S), bool)
+        padding[0, ..., : S // 2] = False
+        some = g.random((B, 2 * H, T, S)) < 0.6
+        bias = g.normal(size=(1, 2 * H, T, S))
+        for lam in (np.float64(0.7), np.asarray(-1.3), g.normal(size=(B, H, T, 1))):
+            yield (q1, k1, q2, k2, v, lam), {}
+        yield (q1, k1, q2, k2, v, np.float64(0.7)), {"causal": False}
+        yield (q1, k1, q2, k2, v, np.float64(0.7), padding), {}
+        yield (q1, k1, q2, k2, v, np.float64(0.7), some, bias), {"causal": False}
+        yield (q1, k1, q2, k2, v, np.float64(0.7), some[:, :1]), {}
+        yield (q1, k1, q2, k2, v, np.float64(0.7), some[0, 0], bias[0, :H]), {}
+        yield (30 * q1, 30 * k1, 30 * q2, 30 * k2, v, np.float64(1.0)), {}
+
+
+CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "linear": linear_cases,
+    "rms_norm": rms_norm_cases,
+    "activation": activation_cases,
+    "diff_attention": diff_attention_cases,
+}
+
+
+def cast(values: Any, dtype: Any) -> Any:
+    """Copy arrays to a dtype, read-only, so that a kernel that writes to an input fails."""
+    if isinstance(values, (np.ndarray, np.floating)) and np.asarray(values).dtype.kind == "f":
+        values = np.array(values, dtype=dtype)
+        values.flags.writeable = False
+    return values
+
+
+def test_every_kernel_has_a_layer_and_cases() -> None:
+    assert set(KERNELS) == set(CASES)
+    assert set(KERNELS) <= set(layers.__all__)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_signature_is_the_layers(name: str) -> None:
+    ours, theirs = (inspect.signature(f).parameters for f in (KERNELS[name], getattr(layers, name)))
+    assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+        (p.name, p.kind, p.default) for p in theirs.values()
+    ]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_equals_its_layer(name: str) -> None:
+    served = 0
+    for args, kwargs in CASES[name]():
+        truth = getattr(layers, name)(*args, **kwargs)
+        args64, args32 = (tuple(cast(a, t) for a in args) for t in (np.float64, np.float32))
+        result = KERNELS[name](*args64, **kwargs)
+        if result is NotImplemented:
+            continue
+        served += 1
+        assert result.dtype == np.float64
+        assert result.shape == truth.shape
+        np.testing.assert_allclose(result, truth, rtol=1e-12, atol=1e-13)
+        # float32: no more than twice as far from the float64 truth as the layer itself
+        single, reference = KERNELS[name](*args32, **kwargs), getattr(layers, name)(*args32, **kwargs)
+        assert single.dtype == np.float32
+        exact = getattr(layers, name)(*(cast(a, np.float64) for a in args32), **kwargs)
+        allowed = 2 * np.abs(reference - exact).max(initial=0) + 2**-23 * np.abs(exact).max(initial=0)
+        assert np.abs(single - exact).max(initial=0) <= allowed
+        np.testing.assert_array_equal(KERNELS[name](*args32, **kwargs), single)
+    assert served, f"{name} declined every case"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("linear", (np.ones((2, 3)), np.ones((5, 4)))),
+        ("linear", (np.ones((2, 4)), np.ones((5, 4)), np.ones(4))),
+        ("rms_norm", (np.ones((2, 3)), np.ones(4), 1e-5)),
+        ("rms_norm", (np.ones((2, 3)), None, -1.0)),
+        ("activation", (np.ones(3), "no such")),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 4, np.ones((1, 2, 4, 5)), 0.5)),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.ones(3))),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, 0.5, np.ones((3, 3)))),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, 0.5, np.ones((3, 4), bool))),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5)), np.ones((1, 2, 2, 5))] * 2, np.ones((1, 2, 2, 5)), 0.5)),
+    ],
+)
+def test_what_does_not_fit_is_left_to_the_layer(args: tuple[str, tuple[Any, ...]]) -> None:
+    name, arguments = args
+    assert KERNELS[name](*arguments) is NotImplemented
+
+
+def test_attention_memory_grows_with_length_not_its_square() -> None:
+    import tracemalloc
+
+    peaks = []
+    for T in (1024, 2048, 4096):
+        q, k = np.ones((1, 2, T, 8), np.float32), np.ones((1, 2, T, 8), np.float32)
+        tracemalloc.start()
+        numpy_kernels.diff_attention(q, k, q, k, k, 0.5)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 2.2 * peaks[1] < 5 * peaks[0]
