@@ -1,9 +1,61 @@
-"""Settings that every test shares."""
+"""Settings and checkpoints that tests share."""
 
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "dev", max_examples=30, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("ci", settings.get_profile("dev"), max_examples=200)
-settings.load_profile("dev")
+settings.load_profile("ci" if os.environ.get("REFDIFF_HYPOTHESIS") == "ci" else "dev")
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[bot] {% endif %}"
+)
+
+
+def write_tokenizer(folder: Path, *, bos: bool = True) -> int:
+    """Write a byte-level tokenizer with <s> 0, </s> 1, <pad> 2, then the 256 bytes; returns the number of tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    special = ["<s>", "</s>", "<pad>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*special, *alphabet])}, merges=[]))
+    backend.add_special_tokens(special)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    backend.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "chat_template": CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names), encoding="utf-8")
+    return len(special) + len(alphabet)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a DiffLlamaForCausalLM of random weights (2 layers, float32) and a byte-level tokenizer."""
+    import refdiff
+
+    folder = tmp_path_factory.mktemp("tiny_checkpoint")
+    config = refdiff.DiffLlamaConfig(
+        vocab_size=write_tokenizer(folder),
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    refdiff.DiffLlamaForCausalLM.from_config(config, seed=7).save_pretrained(folder)
+    return folder

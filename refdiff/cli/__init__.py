@@ -1,0 +1,43 @@
+"""The command line: `refdiff <command>`; each command's module is imported when the command is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from refdiff.cli.options import UsageError, build_parser
+from refdiff.cli.terminal import discard_output, interrupted, note, one_line, warnings_in_one_line
+
+EXIT_RUN_TIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports any other program that wrote into a closed pipe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, 1 run time, 2 usage, 130 after Ctrl-C, 141 for a closed pipe."""
+    args = build_parser().parse_args(argv)
+    try:
+        with warnings_in_one_line():
+            if args.command == "generate":
+                from refdiff.cli.generate import run
+            else:
+                from refdiff.cli.inspect import run
+            status = run(args)
+            sys.stdout.flush()
+            return status
+    except KeyboardInterrupt:
+        interrupted()
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        discard_output()
+        return EXIT_CLOSED_PIPE
+    except UsageError as error:
+        if args.debug:
+            raise
+        note(f"refdiff {args.command}: error: {one_line(error)}")
+        return EXIT_USAGE
+    except Exception as error:
+        if args.debug:
+            raise
+        note(f"refdiff {args.command}: error: {one_line(error)}")
+        discard_output()
+        return EXIT_RUN_TIME

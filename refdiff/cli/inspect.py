@@ -1,0 +1,243 @@
+"""What is in a checkpoint: config, parameters, files, λ by layer and memory, from headers and the λ vectors alone."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refdiff.cli.terminal import size
+
+_WIDTH = 78
+_LAYER = re.compile(r"(.*\blayers)\.(\d+)\.(.+)")
+_KV_TOKENS = 1000
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One stored tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    file: str
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report of one checkpoint, or with --json one object that holds the same; returns the exit status."""
+    report = inspect(args.model, offline=args.offline)
+    if args.json:
+        sys.stdout.write(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    else:
+        sys.stdout.write("\n".join(_lines(report)) + "\n")
+    return 1 if report["problems"] else 0
+
+
+def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
+    """Describe a checkpoint without loading its weights: a dict that JSON can hold.
+
+    Raises:
+        CheckpointError: there is no config, or a file's header is broken.
+    """
+    from refdiff import hub
+    from refdiff.model.config import DiffLlamaConfig
+    from refdiff.model.weights import ARCHITECTURES, resolve_dtype
+    from refdiff.model.weights.folder import open_checkpoint
+
+    folder = hub.snapshot(path_or_repo, files=(*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER), local_files_only=offline)
+    config = DiffLlamaConfig.from_pretrained(folder)
+    stored = open_checkpoint(folder)
+    tensors = [
+        _Tensor(name, _DTYPES.get(t.dtype, t.dtype), t.shape, t.nbytes, Path(file.label).name)
+        for file in stored
+        for name, t in file.tensors.items()
+    ]
+    named = [name for name in config.architectures or [] if name in ARCHITECTURES]
+    architecture = named[0] if named else "DiffLlamaForCausalLM"
+    dtype = resolve_dtype(folder, config)
+    return {
+        "checkpoint": path_or_repo,
+        "architecture": architecture,
+        "parameters": sum(math.prod(t.shape) for t in tensors),
+        "dtype": dtype,
+        "config": config.to_dict(),
+        "files": _files(folder, tensors),
+        "tensors": {
+            t.name: {"dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "file": t.file} for t in tensors
+        },
+        "lambdas": _lambdas(stored),
+        "memory": _memory(config, tensors, dtype),
+        "problems": _problems(config, architecture, tensors),
+    }
+
+
+_DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _files(folder: Path, tensors: list[_Tensor]) -> list[dict[str, Any]]:
+    """The files that refdiff reads, and the rest of the folder."""
+    held = {name: list(group) for name, group in itertools.groupby(tensors, key=lambda t: t.file)}
+    return [
+        {"name": path.name, "bytes": path.stat().st_size, "tensors": len(held.get(path.name, ()))}
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    ]
+
+
+def _lambdas(stored: list[Any]) -> list[dict[str, Any]]:
+    """λ_init and λ of every layer whose four vectors are stored; these are the only numbers that are read."""
+    import numpy as np
+
+    from refdiff.layers.diff_lambda import diff_lambda, lambda_init
+    from refdiff.model.weights.precision import STORED, to_compute
+
+    vectors: dict[int, dict[str, Any]] = {}
+    for file in stored:
+        for name, tensor in file.tensors.items():
+            match = re.search(r"\blayers\.(\d+)\.self_attn\.(lambda_[qk][12])$", name)
+            if match and tensor.dtype in STORED:
+                values = to_compute(file.view(name), STORED[tensor.dtype], "float64")
+                vectors.setdefault(int(match[1]), {})[match[2]] = values
+    result = []
+    for layer, four in sorted(vectors.items()):
+        if len(four) == 4 and len({v.shape for v in four.values()}) == 1:
+            start = lambda_init(layer)
+            with np.errstate(all="ignore"):
+                value = float(
+                    diff_lambda(four["lambda_q1"], four["lambda_k1"], four["lambda_q2"], four["lambda_k2"], start)
+                )
+            result.append({"layer": layer, "lambda_init": start, "lambda": value})
+    return result
+
+
+def _memory(config: Any, tensors: list[_Tensor], dtype: str) -> dict[str, int]:
+    """Bytes that a run will hold: the weights as they are computed with, and the keys and values of the context."""
+    wide = 8 if dtype == "float64" else 4
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * wide
+    return {
+        "stored": sum(t.nbytes for t in tensors),
+        "weights": sum(math.prod(t.shape) * wide for t in tensors),
+        "mapped": sum(t.nbytes for t in tensors if t.dtype == ("float64" if wide == 8 else "float32") == dtype),
+        "kv_cache_per_1000_tokens": cache * _KV_TOKENS,
+        "kv_cache_at_max_position": cache * config.max_position_embeddings,
+    }
+
+
+def _problems(config: Any, architecture: str, tensors: list[_Tensor]) -> list[str]:
+    """Where the files and the config disagree, as far as names and shapes tell."""
+    from refdiff.model.weights.names import backbone_prefix, is_head, localize, parameter_shapes
+
+    shapes = parameter_shapes(config, architecture)
+    found = {localize(t.name, backbone_prefix(architecture)): t for t in tensors}
+    problems = [f"{name}: missing" for name in shapes if name not in found and not is_head(name)]
+    problems += [
+        f"{t.name}: shape {t.shape}, but config.json makes it {shapes[name]}"
+        for name, t in found.items()
+        if name in shapes and t.shape != shapes[name]
+    ]
+    problems += [
+        f"{t.name}: no parameter of {architecture}"
+        for name, t in found.items()
+        if name not in shapes and not is_head(name) and not name.endswith("rotary_emb.inv_freq")
+    ]
+    return problems
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{report['checkpoint']}",
+        f"{report['architecture']}, {report['parameters']:,} parameters, computed in {report['dtype']}",
+        "",
+        "config",
+        *_config_lines(report["config"]),
+        "",
+        f"{'files':48}{'tensors':>14}{'size':>16}",
+    ]
+    lines += [f"  {f['name']:<46}{f['tensors'] or '':>14}{size(f['bytes']):>16}" for f in report["files"]]
+    lines += ["", *_parameter_lines(report["tensors"])]
+    if report["lambdas"]:
+        lines += ["", *_lambda_lines(report["lambdas"])]
+    memory = report["memory"]
+    how = (
+        "mapped from the files, nothing is copied" if memory["mapped"] == memory["weights"] else "expanded when loaded"
+    )
+    lines += [
+        "",
+        "memory",
+        f"  weights                          {size(memory['weights']):>10}  {how}",
+        f"  keys and values, {_KV_TOKENS} tokens     {size(memory['kv_cache_per_1000_tokens']):>10}",
+        f"  keys and values, {report['config']['max_position_embeddings']} tokens".ljust(35)
+        + f"{size(memory['kv_cache_at_max_position']):>10}  max_position_embeddings",
+    ]
+    if report["problems"]:
+        lines += ["", "problems", *(f"  {problem}" for problem in report["problems"])]
+    return lines
+
+
+def _config_lines(config: dict[str, Any]) -> list[str]:
+    """Two columns where two fit; a nested field below its name."""
+    short: list[tuple[str, str]] = []
+    long: list[tuple[str, str]] = []
+    for key, value in config.items():
+        if value is None or value == {} or key in ("architectures", "model_type"):
+            continue
+        text = json.dumps(value, ensure_ascii=False, default=str)
+        (short if len(key) + len(text) <= _WIDTH // 2 - 5 else long).append((key, text))
+    half = (len(short) + 1) // 2
+    lines = []
+    for (key, text), right in itertools.zip_longest(short[:half], short[half:]):
+        left = f"  {key} {text}"
+        lines.append(f"{left:<{_WIDTH // 2}}  {right[0]} {right[1]}" if right else left)
+    for key, text in long:
+        lines += _wrapped(f"  {key} {text}")
+    return lines
+
+
+def _wrapped(line: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(line, _WIDTH, subsequent_indent="    ", break_long_words=True, drop_whitespace=False)
+
+
+def _parameter_lines(tensors: dict[str, Any]) -> list[str]:
+    """The table of parameters; layers that are alike stand in it once."""
+    lines = [f"{'parameters':34}{'shape':>18}{'dtype':>12}{'size':>14}"]
+    top: list[tuple[str, Any]] = []
+    layers: dict[tuple[str, int], list[tuple[str, Any]]] = {}
+    for name, tensor in tensors.items():
+        if match := _LAYER.fullmatch(name):
+            layers.setdefault((match[1], int(match[2])), []).append((match[3], tensor))
+        else:
+            top.append((name, tensor))
+
+    def row(name: str, tensor: dict[str, Any], indent: str) -> str:
+        shape = " × ".join(map(str, tensor["shape"])) or "()"
+        return f"{indent + name:<34}{shape:>18}{tensor['dtype']:>12}{size(tensor['bytes']):>14}"
+
+    def form(rows: list[tuple[str, Any]]) -> list[tuple[str, Any, Any]]:
+        return sorted((name, t["dtype"], t["shape"]) for name, t in rows)
+
+    lines += [row(name, tensor, "  ") for name, tensor in top]
+    ordered = sorted(layers.items())
+    for _, group in itertools.groupby(ordered, key=lambda item: (item[0][0], form(item[1]))):
+        alike = list(group)
+        (prefix, first), rows = alike[0]
+        last = alike[-1][0][1]
+        name = f"{prefix}.{first}" if first == last else f"{prefix}.{first} to {last}, each"
+        lines.append(f"  {name}")
+        lines += [row(part, tensor, "    ") for part, tensor in sorted(rows)]
+    return lines
+
+
+def _lambda_lines(lambdas: list[dict[str, Any]]) -> list[str]:
+    """λ by layer, four to a line; what training has added to λ_init stands in `inspect --json` for each."""
+    cells = [f"{x['layer']:>3} {x['lambda']:.3f} ({x['lambda_init']:.3f})" for x in lambdas]
+    rows = ["  ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)]
+    return ["λ by layer (λ_init in brackets)", *(f"  {row}" for row in rows)]

@@ -1,0 +1,78 @@
+"""A model and its tokenizer, with progress where somebody watches."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from refdiff.cli.options import UsageError
+
+_CHUNK = 16 * 1024 * 1024
+_SAMPLES = 64
+
+
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Return (model, tokenizer) of `-m`, downloaded first where it is a hub repo id.
+
+    Raises:
+        UsageError: no model is named.
+        CheckpointError: it is not there, or is broken.
+        RuntimeError: the backend does not work.
+    """
+    if args.model is None:
+        raise UsageError(
+            "no model: -m takes a folder with config.json, model.safetensors and tokenizer.json, or a hub repo id such "
+            "as kajuma/DiffLlama-0.3B-handcut; this version brings no model of its own"
+        )
+    import refdiff
+    from refdiff import arrays, hub
+
+    if args.threads:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(args.threads)
+    arrays.backend(args.backend)  # before a download that would be for nothing
+    watched = sys.stderr.isatty() and not args.quiet
+    folder = hub.snapshot(args.model, files=(*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER), local_files_only=args.offline)
+    tokenizer = refdiff.Tokenizer.from_pretrained(folder)
+    if watched:
+        read_ahead(sorted(folder.glob("*.safetensors")))
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype=args.dtype, backend=args.backend)
+    return model, tokenizer
+
+
+def read_ahead(files: Iterable[Path]) -> None:
+    """Bring files from the disk into the system's cache, showing how far it is; does nothing for what is there already.
+
+    The weights are a map of the file, so a first pass over the model would otherwise wait for the disk without a word.
+    """
+    from tqdm import tqdm
+
+    cold = [path for path in files if not _in_memory(path)]
+    total = sum(path.stat().st_size for path in cold)
+    if not total:
+        return
+    with tqdm(total=total, unit="B", unit_scale=True, desc="reading weights", file=sys.stderr, leave=False) as bar:
+        for path in cold:
+            with path.open("rb", buffering=0) as file:
+                while piece := file.read(_CHUNK):
+                    bar.update(len(piece))
+
+
+def _in_memory(path: Path) -> bool:
+    """Whether the system has the file in its cache, by a sample of its pages; True where it cannot tell."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return True
+    length = path.stat().st_size
+    with path.open("rb") as file:
+        for i in range(_SAMPLES):
+            try:
+                os.preadv(file.fileno(), [bytearray(1)], length * i // _SAMPLES, os.RWF_NOWAIT)
+            except OSError as error:
+                return error.errno != errno.EAGAIN
+    return True

@@ -1,0 +1,89 @@
+"""Standard output, standard error and this process's memory, as the commands use them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+def note(line: str) -> None:
+    """Write one line to standard error."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks; the kind of error where the message alone says little."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = lines[0] + " " + "; ".join(lines[1:]) if lines and lines[0].endswith(":") else " ".join(lines)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | OSError | ImportError | RuntimeError) and text:
+        return text
+    if isinstance(error, MemoryError):
+        return f"out of memory: {text or 'the model does not fit'}; --dtype float32 or a smaller model needs less"
+    return f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}; --debug shows where"
+
+
+def interrupted() -> None:
+    """Leave what has been written, on a line of its own, and say why it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard_output()
+    note("refdiff: interrupted")
+
+
+def discard_output() -> None:
+    """Send what is still to be written nowhere, so that Python does not complain about it when it exits."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Show the library's warnings as one line each, without the place in the source."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        note(f"refdiff: warning: {' '.join(str(message).split())}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process has held so far, in bytes, or None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's maximum is inherited from the process that started this one
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return None
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def size(count: float) -> str:
+    """A number of bytes for people: 4.94 GB, 17.2 MB, 512 B; powers of 1000, as disks and the hub count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,91 @@
+"""What one call of generate has produced so far: its text by complete characters, its tokens, its speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from refdiff.generation.stream import PieceDecoder
+
+
+class Transcript:
+    """A streamer, in the sense of `generate`: keeps text and times, and passes text on as it becomes certain.
+
+    `write` gets each piece; None keeps it. The text ends before the first of the `stops`; the beginning of one is held
+    back until it is known whether it is one.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str], write: Callable[[str], None] | None) -> None:
+        self._tokenizer = tokenizer.backend
+        self._decode: PieceDecoder | None = None
+        self._stops = list(stops)
+        self._write = write
+        self._pending = ""  # decoded, but perhaps the beginning of a stop
+        self._times: list[tuple[float, int]] = []
+        self._started = 0.0
+        self.text = ""
+        self.ids: list[int] = []
+        self.prompt_tokens = 0
+        self.stopped = False
+        self.finish_reason = ""
+
+    def put(self, ids: Any) -> None:
+        """Take the prompt (1, T) first, then each new token or tokens."""
+        now = time.perf_counter()
+        if self._decode is None:
+            self._decode = PieceDecoder(self._tokenizer, ids[0], skip_special_tokens=True)
+            self._started = now
+            self.prompt_tokens = ids.size
+            return
+        new = [int(i) for i in ids.reshape(-1)]
+        self.ids += new
+        self._times.append((now, len(new)))
+        for token in new:
+            self._feed(self._decode(token))
+
+    def end(self) -> None:
+        """Nothing more comes from generate; the command closes the transcript itself, with a reason."""
+
+    def close(self, finish_reason: str) -> None:
+        """Pass on what was held back."""
+        self.finish_reason = finish_reason
+        self._emit(len(self._pending))
+
+    @property
+    def prompt_speed(self) -> float | None:
+        """Prompt tokens per second, until the first new token was there."""
+        if not self._times:
+            return None
+        return self.prompt_tokens / max(self._times[0][0] - self._started, 1e-9)
+
+    @property
+    def speed(self) -> float | None:
+        """New tokens per second, from the first of them on."""
+        if len(self._times) < 2:
+            return None
+        return sum(count for _, count in self._times[1:]) / max(self._times[-1][0] - self._times[0][0], 1e-9)
+
+    def _feed(self, piece: str) -> None:
+        if self.stopped or not piece:
+            return
+        self._pending += piece
+        found = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        if found:
+            self._pending = self._pending[: min(found)]
+            self.stopped = True
+        self._emit(len(self._pending) if self.stopped else len(self._pending) - self._maybe_stop())
+
+    def _maybe_stop(self) -> int:
+        """How many characters at the end of what is pending could be the beginning of a stop."""
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        for length in range(min(longest, len(self._pending)), 0, -1):
+            if any(stop.startswith(self._pending[-length:]) for stop in self._stops if len(stop) > length):
+                return length
+        return 0
+
+    def _emit(self, count: int) -> None:
+        piece, self._pending = self._pending[:count], self._pending[count:]
+        self.text += piece
+        if piece and self._write is not None:
+            self._write(piece)

@@ -1,0 +1,75 @@
+"""A checkpoint that recites a known text, and the command as a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+
+from ..conftest import write_tokenizer
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture(scope="session")
+def reciting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that says "h" → "éあ😀!" → </s> → "h" → …, one byte a token: its layers add nothing, and its output matrix
+    has for each token the embedding of the one before it.
+    """
+    folder = tmp_path_factory.mktemp("reciting")
+    vocab_size = write_tokenizer(folder)
+    tokenizer = refdiff.Tokenizer.from_pretrained(folder)
+    config = refdiff.DiffLlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=vocab_size,
+        intermediate_size=4,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=4,
+        max_position_embeddings=100_000,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    model = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3)
+    for layer in model.params["model"]["layers"]:
+        layer["self_attn"]["o_proj"]["weight"] = np.zeros((vocab_size, 8), dtype=np.float32)
+        layer["mlp"]["down_proj"]["weight"] = np.zeros((vocab_size, 4), dtype=np.float32)
+    model.params["model"]["embed_tokens"]["weight"] = np.eye(vocab_size, dtype=np.float32)
+    following = np.full(vocab_size, 1)
+    cycle = [*tokenizer.encode("héあ😀!", add_special_tokens=False), 1]
+    following[cycle] = [*cycle[1:], cycle[0]]
+    head = np.zeros((vocab_size, vocab_size), dtype=np.float32)
+    head[following, np.arange(vocab_size)] = 1
+    model.params["lm_head"]["weight"] = head
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """An environment in which a process runs the refdiff under test, wherever it is started."""
+    tree = str(Path(refdiff.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": tree, "COLUMNS": "80", "PYTHONWARNINGS": "default"}
+
+
+@pytest.fixture
+def run(environment: dict[str, str], tmp_path: Path) -> Run:
+    """Run `refdiff ARGUMENTS` to its end as a process of its own, in an empty folder."""
+
+    def run(*arguments: str | Path, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "refdiff", *map(str, arguments)]
+        return subprocess.run(
+            command, input=stdin, capture_output=True, env=environment, cwd=tmp_path, timeout=60, check=False, **options
+        )
+
+    return run
