@@ -33,7 +33,7 @@ class Pipeline:
         self.check(logits, ids, live)
         if not self._processors and not self._warpers:
             return logits
-        scores = logits.astype(np.float64)
+        scores: Scores = logits.astype(np.float64)
         for process in self._processors:
             scores = process(scores, ids)
         self.check(scores, ids, live)

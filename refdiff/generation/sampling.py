@@ -21,7 +21,8 @@ def log_softmax(scores: Scores) -> Scores:
     Shapes: scores (…, V) → (…, V). −inf stays −inf.
     """
     shifted = scores - scores.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    result: Scores = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
 
 
 def softmax(scores: Scores) -> Scores:
@@ -30,7 +31,8 @@ def softmax(scores: Scores) -> Scores:
     Shapes: scores (…, V) → (…, V)
     """
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    result: Scores = weights / weights.sum(axis=-1, keepdims=True)
+    return result
 
 
 def _keep_only(scores: Scores, kept: NDArray[np.bool_]) -> Scores:
@@ -191,7 +193,7 @@ def draw_without_replacement(log_weights: Scores, k: int, stream: Uniforms) -> N
     """
     weights = softmax(log_weights.astype(np.float64))
     chosen: list[int] = []
-    for _ in range(min(k, np.count_nonzero(weights))):
+    for _ in range(min(k, int(np.count_nonzero(weights)))):
         chosen.append(draw(weights, stream.next()))
         weights[chosen[-1]] = 0.0
     if len(chosen) < k:

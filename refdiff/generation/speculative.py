@@ -20,7 +20,7 @@ from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw, softmax
 
 Ids = NDArray[np.int64]
-Probabilities = NDArray[np.float64]
+Probabilities = NDArray[np.floating]
 
 # The number of guesses adapts as transformers' "heuristic" schedule does: two more after a round in which all were
 # right, one less after any other.
@@ -111,7 +111,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
     o = request.options
     if request.ids.shape[0] != 1:
         raise ValueError(
-            f"prompt_lookup_num_tokens and assistant_model take one prompt, and input_ids has {request.ids.shape[0]} rows, "
+            f"prompt_lookup_num_tokens and assistant_model take one prompt, but there are {request.ids.shape[0]} rows, "
             "which would accept different numbers of guesses: call generate for each prompt"
         )
     stream = request.streams(np.arange(1))[0] if o.do_sample else None

@@ -1,0 +1,403 @@
+"""Greedy and beam search to the token, processors and warpers to rounding, against transformers' `generate`."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.generation import logits_process, stopping_criteria
+
+import refdiff
+from refdiff.generation import processors, sampling
+from refdiff.generation.stopping import Stopping
+from tests.parity.conftest import RECIPES
+from tests.parity.float64_transformers import float64_peer
+
+pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than", "ignore:Using the model-agnostic default")
+
+V = 53
+ENDS = [2, 3, 4, 5, 6, 7]
+
+
+class Pair:
+    """One random checkpoint in float64, as transformers' model and as ours."""
+
+    def __init__(self, folder: Path, seed: int, **config: Any) -> None:
+        torch.manual_seed(seed)
+        fields = {
+            "vocab_size": V,
+            "hidden_size": 32,
+            "intermediate_size": 37,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "initializer_range": 0.4,
+            "max_position_embeddings": 64,
+            "bos_token_id": 1,
+            "eos_token_id": ENDS,
+        } | config
+        transformers.DiffLlamaForCausalLM(transformers.DiffLlamaConfig(**fields)).double().save_pretrained(folder)
+        loaded = transformers.DiffLlamaForCausalLM.from_pretrained(folder)
+        self.theirs = float64_peer(folder, "DiffLlamaForCausalLM", attention="sdpa").model
+        self.theirs.generation_config = loaded.generation_config
+        self.ours = refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
+
+    def both(self, ids: np.ndarray, mask: np.ndarray | None = None, **options: Any) -> tuple[Any, Any]:
+        """What transformers and what we generate, as result objects."""
+        wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+        theirs = self.theirs.generate(
+            torch.tensor(ids), attention_mask=None if mask is None else torch.tensor(mask), **options, **wanted
+        )
+        return theirs, self.ours.generate(ids, attention_mask=mask, **options, **wanted)
+
+    def same(self, ids: np.ndarray, mask: np.ndarray | None = None, **options: Any) -> np.ndarray:
+        """The tokens, which are the same, as are scores, logits and beams."""
+        theirs, ours = self.both(ids, mask, **options)
+        np.testing.assert_array_equal(ours.sequences, theirs.sequences.numpy())
+        assert ours.sequences.dtype == np.int64
+        pad = self.ours.generation_config.get("pad_token_id")
+        for name in ("scores", "logits"):
+            assert len(getattr(ours, name)) == len(getattr(theirs, name))
+            for step, (a, b) in enumerate(zip(getattr(ours, name), getattr(theirs, name), strict=True)):
+                live = (
+                    unfinished(ours.sequences, ids.shape[1], step, pad) if "num_beams" not in options else slice(None)
+                )
+                np.testing.assert_allclose(a[live], b.numpy()[live], rtol=1e-5, atol=1e-5, err_msg=f"{name} {step}")
+        if "num_beams" in options:
+            np.testing.assert_array_equal(ours.beam_indices, theirs.beam_indices.numpy())
+            np.testing.assert_allclose(ours.sequences_scores, theirs.sequences_scores.numpy(), rtol=1e-5)
+        return ours.sequences
+
+
+def unfinished(sequences: np.ndarray, prompt: int, step: int, pad: int | None) -> np.ndarray:
+    """Rows that no end token of an earlier step has finished."""
+    return ~np.isin(sequences[:, prompt : prompt + step], ENDS).any(axis=1)
+
+
+@pytest.fixture(scope="module", params=[0, 1, 2])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Pair(tmp_path_factory.mktemp("pair"), request.param)
+
+
+def prompts(seed: int, padded: bool, B: int = 3, T: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.random.default_rng(seed).integers(8, V, (B, T))
+    mask = np.ones((B, T), dtype=np.int64)
+    if padded:
+        for row in range(B - 1):
+            mask[row, : 3 - row] = 0
+        ids[mask == 0] = 0
+    return ids, mask
+
+
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "repetition": {"repetition_penalty": 1.3},
+    "repetition below one": {"repetition_penalty": 0.8},
+    "ngram 1": {"no_repeat_ngram_size": 1},
+    "ngram 2": {"no_repeat_ngram_size": 2},
+    "ngram 3": {"no_repeat_ngram_size": 3},
+    "bad words": {"bad_words_ids": [[9], [10, 11], [12, 13, 14], [2], [20], [30], [40]]},
+    "suppress": {"suppress_tokens": list(range(8, 30))},
+    "bias": {"sequence_bias": [[[20], 4.0], [[20, 20], -9.0], [[20, 21], 3.0], [[5], -2.0]]},
+    "minimum": {"min_new_tokens": 7},
+    "all": {
+        "repetition_penalty": 1.2,
+        "no_repeat_ngram_size": 2,
+        "bad_words_ids": [[9], [10, 11]],
+        "suppress_tokens": [12, 13],
+        "sequence_bias": [[[20], 4.0], [[20, 21], 3.0]],
+        "min_new_tokens": 5,
+    },
+}
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("options", PROCESSORS.values(), ids=PROCESSORS)
+def test_greedy(pair: Pair, options: dict[str, Any], padded: bool) -> None:
+    ids, mask = prompts(1, padded)
+    sequences = pair.same(ids, mask, max_new_tokens=14, **options)
+    assert sequences.shape[1] > ids.shape[1] + 1
+
+
+BEAMS: dict[str, dict[str, Any]] = {
+    "2": {"num_beams": 2},
+    "4": {"num_beams": 4},
+    "3 of 4": {"num_beams": 4, "num_return_sequences": 3},
+    "2 of 2, early": {"num_beams": 2, "num_return_sequences": 2, "early_stopping": True},
+    "4, early": {"num_beams": 4, "early_stopping": True},
+    "4, never": {"num_beams": 4, "early_stopping": "never"},
+    "4, never, short": {"num_beams": 4, "early_stopping": "never", "length_penalty": -1.0},
+    "4, long": {"num_beams": 4, "length_penalty": 2.5},
+    "4, short": {"num_beams": 4, "length_penalty": -1.5, "num_return_sequences": 4},
+    "2, no length": {"num_beams": 2, "length_penalty": 0.0},
+    "4, early, long": {"num_beams": 4, "early_stopping": True, "length_penalty": 1.7},
+}
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("options", BEAMS.values(), ids=BEAMS)
+def test_beams(pair: Pair, options: dict[str, Any], padded: bool) -> None:
+    ids, mask = prompts(2, padded)
+    pair.same(ids, mask, max_new_tokens=12, **options)
+
+
+@pytest.mark.parametrize("name", [name for name in PROCESSORS if name != "none"])
+def test_beams_with_processors(pair: Pair, name: str) -> None:
+    ids, mask = prompts(3, True)
+    pair.same(ids, mask, max_new_tokens=10, num_beams=4, num_return_sequences=2, **PROCESSORS[name])
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("eos", [None, 2, [2, 3], [9, 20, 30]], ids=str)
+def test_end_tokens(pair: Pair, eos: Any, beams: int) -> None:
+    options = {} if beams == 1 else {"num_beams": beams}
+    ids, mask = prompts(4, True)
+    theirs, ours = pair.both(ids, mask, max_new_tokens=9, eos_token_id=eos, **options)
+    np.testing.assert_array_equal(ours.sequences, theirs.sequences.numpy())
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("pad", [None, 0, 2, 11])
+def test_padding_token(pair: Pair, pad: int | None, beams: int) -> None:
+    """After the end of a row; and in a prompt without a mask it is recognized, unless it is an end token too."""
+    options = {} if beams == 1 else {"num_beams": beams}
+    ids, mask = prompts(5, True)
+    if pad is not None:
+        ids[mask == 0] = pad
+    for given in (mask, None):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs, ours = pair.both(ids, given, max_new_tokens=12, pad_token_id=pad, **options)
+        np.testing.assert_array_equal(ours.sequences, theirs.sequences.numpy())
+
+
+def test_padding_on_the_right_is_computed_with_a_warning(pair: Pair) -> None:
+    ids, mask = prompts(6, True)
+    ids, mask = ids[:, ::-1].copy(), mask[:, ::-1].copy()
+    with pytest.warns(UserWarning, match="padded on the right"):
+        theirs, ours = pair.both(ids, mask, max_new_tokens=6)
+    np.testing.assert_array_equal(ours.sequences, theirs.sequences.numpy())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_length": 9},
+        {"max_length": 7, "max_new_tokens": 4},
+        {"max_new_tokens": 1},
+        {"num_beams": 2},
+        {"num_beams": 2, "max_new_tokens": 1},
+    ],
+    ids=str,
+)
+def test_lengths(pair: Pair, options: dict[str, Any]) -> None:
+    ids, _ = prompts(7, False)
+    sequences = pair.same(ids, eos_token_id=None, pad_token_id=0, **options)
+    assert sequences.shape[1] == 6 + options.get("max_new_tokens", options.get("max_length", 26) - 6)
+
+
+def test_the_default_length_ends_at_the_last_position(pair: Pair) -> None:
+    ids = np.random.default_rng(0).integers(8, V, (1, 50))
+    assert pair.same(ids, eos_token_id=None).shape[1] == 64
+    too_long = np.random.default_rng(0).integers(8, V, (1, 64))
+    for model, given in ((pair.theirs, torch.tensor(too_long)), (pair.ours, too_long)):
+        with pytest.raises(ValueError, match="max_new_tokens"):
+            model.generate(given)
+
+
+def test_without_input_it_starts_from_bos(pair: Pair) -> None:
+    want = pair.theirs.generate(max_new_tokens=5).numpy()
+    np.testing.assert_array_equal(pair.ours.generate(None, max_new_tokens=5), want)
+    np.testing.assert_array_equal(pair.ours.generate(np.empty((1, 0), dtype=np.int64), max_new_tokens=5), want)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_new_tokens": 4},
+        {"max_length": 11},
+        {"num_beams": 3, "length_penalty": 2.0, "max_new_tokens": 6},
+        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "max_length": 15},
+        {"eos_token_id": [9, 10, 11, 12, 13], "pad_token_id": 8, "max_new_tokens": 12},
+        {"eos_token_id": 20, "max_new_tokens": 12, "top_k": None, "suppress_tokens": [30, 31]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("given", [{}, {"max_length": 10}, {"max_new_tokens": 3}, {"num_beams": 2}], ids=str)
+def test_generation_config_json(tmp_path: Path, settings: dict[str, Any], given: dict[str, Any]) -> None:
+    made = Pair(tmp_path, 3, eos_token_id=2)
+    transformers.GenerationConfig(**settings).save_pretrained(tmp_path)
+    theirs = transformers.DiffLlamaForCausalLM.from_pretrained(tmp_path).generation_config
+    made.theirs.generation_config = theirs
+    # transformers, unlike us, takes no end token from config.json once there is a generation_config.json
+    made.theirs.generation_config.eos_token_id = settings.get("eos_token_id", 2)
+    made.ours = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path)
+    ids, mask = prompts(8, True)
+    want = made.theirs.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **given).numpy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no effect without")
+        np.testing.assert_array_equal(made.ours.generate(ids, attention_mask=mask, **given), want)
+
+
+CAUSAL = [recipe for recipe in RECIPES if recipe.architecture == "DiffLlamaForCausalLM"]
+
+
+@pytest.mark.parametrize("checkpoint", CAUSAL, ids=str, indirect=True)
+def test_every_kind_of_checkpoint(checkpoint: Any) -> None:
+    """Greedy and 2 beams over all the checkpoints that the forward pass is compared on."""
+    ids = checkpoint.ids(2, 6, "generation")
+    mask = np.ones_like(ids)
+    mask[0, :2] = 0
+    for options in ({}, {"num_beams": 2}):
+        peer = checkpoint.fresh_sdpa().model
+        peer.generation_config = transformers.DiffLlamaForCausalLM.from_pretrained(checkpoint.folder).generation_config
+        want = peer.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), max_new_tokens=8, **options)
+        got = checkpoint.fast.generate(ids, attention_mask=mask, max_new_tokens=8, **options)
+        np.testing.assert_array_equal(got, want.numpy())
+
+
+# ---- processors and warpers, one by one
+
+
+def scores_and_ids(seed: int, B: int = 5, size: int = 41) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(0, 3, (B, size)).astype(np.float32).astype(np.float64)
+    return scores, rng.integers(0, 12, (B, 9))
+
+
+def filtered(scores: np.ndarray) -> np.ndarray:
+    return np.asarray(sampling.softmax(scores))
+
+
+WARPERS = {
+    "temperature": [(sampling.temperature, logits_process.TemperatureLogitsWarper, v) for v in (0.3, 1.7)],
+    "top_k": [(sampling.top_k, logits_process.TopKLogitsWarper, v) for v in (1, 5, 100)],
+    "top_p": [(sampling.top_p, logits_process.TopPLogitsWarper, v) for v in (0.0, 0.01, 0.5, 0.9, 0.999)],
+    "min_p": [(sampling.min_p, logits_process.MinPLogitsWarper, v) for v in (0.0, 0.05, 0.5, 1.0)],
+    "typical_p": [(sampling.typical_p, logits_process.TypicalLogitsWarper, v) for v in (0.05, 0.5, 0.9, 0.99)],
+    "epsilon": [(sampling.epsilon_cutoff, logits_process.EpsilonLogitsWarper, v) for v in (1e-4, 0.02, 0.9)],
+    "eta": [(sampling.eta_cutoff, logits_process.EtaLogitsWarper, v) for v in (1e-4, 0.02, 0.9)],
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("keep", [1, 3, 60])
+@pytest.mark.parametrize(
+    "case", [c for cases in WARPERS.values() for c in cases], ids=lambda c: f"{c[1].__name__}-{c[2]}"
+)
+def test_warpers(case: Any, keep: int, seed: int) -> None:
+    """The same tokens left with the same probabilities, also where some were forbidden before."""
+    ours, theirs, value = case
+    scores, ids = scores_and_ids(seed)
+    scores[0, 3:] = -np.inf
+    scores[1, ::2] = -np.inf
+    options = {} if ours is sampling.temperature else {"keep": keep}
+    peer = theirs(value) if ours is sampling.temperature else theirs(value, min_tokens_to_keep=keep)
+    want = peer(torch.tensor(ids), torch.tensor(scores)).numpy()
+    got = ours(scores, value, **options)
+    np.testing.assert_array_equal(np.isneginf(got), np.isneginf(want))
+    np.testing.assert_allclose(filtered(got), filtered(want), rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_processors(seed: int) -> None:
+    scores, ids = scores_and_ids(seed)
+    z, tokens = torch.tensor(scores), torch.tensor(ids)
+    B = len(scores)
+
+    def same(got: np.ndarray, peer: Any) -> None:
+        np.testing.assert_allclose(got, peer(tokens, z).numpy(), rtol=1e-12)
+
+    for penalty in (0.5, 1.3):
+        same(
+            processors.repetition_penalty(scores, ids, penalty),
+            logits_process.RepetitionPenaltyLogitsProcessor(penalty),
+        )
+        skip = np.arange(B)
+        peer = logits_process.RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=torch.tensor(skip))
+        same(processors.repetition_penalty(scores, ids, penalty, skip=skip), peer)
+    for n in (1, 2, 3, 9, 10):
+        same(processors.no_repeat_ngram(scores, ids, n), logits_process.NoRepeatNGramLogitsProcessor(n))
+    last = [int(i) for i in ids[:, -1]]
+    biases = {
+        (3,): 1.5,
+        (last[0], 4): -2.0,
+        (last[1], 4): 0.25,
+        (*map(int, ids[2, -2:]), 5): 7.0,
+        tuple(range(20)): 1.0,
+    }
+    same(processors.sequence_bias(scores, ids, biases), logits_process.SequenceBiasLogitsProcessor(biases))
+    words = [[3], [last[0], 4], [*map(int, ids[1, -2:]), 5]]
+    same(processors.bad_words(scores, ids, words), logits_process.NoBadWordsLogitsProcessor(words))
+    same(processors.suppress_tokens(scores, [0, 7, 99]), logits_process.SuppressTokensLogitsProcessor([0, 7, 99]))
+    for minimum in (0, 3, 4):
+        peer = logits_process.MinNewTokensLengthLogitsProcessor(6, minimum, ENDS)
+        same(processors.min_new_tokens(scores, ids.shape[1] - 6, minimum, ENDS), peer)
+
+
+SAMPLING = [
+    {"temperature": 0.6, "top_k": 20, "top_p": 0.9},
+    {"top_k": 0, "min_p": 0.1, "repetition_penalty": 1.4},
+    {"top_k": None, "typical_p": 0.7, "temperature": 2.0},
+    {"epsilon_cutoff": 0.05, "eta_cutoff": 0.1, "top_p": 0.99, "no_repeat_ngram_size": 1},
+    {},
+]
+
+
+@pytest.mark.parametrize("beams", [1, 2], ids=["sampling", "beam sampling"])
+@pytest.mark.parametrize("options", SAMPLING, ids=str)
+def test_the_scores_that_sampling_draws_from(pair: Pair, options: dict[str, Any], beams: int) -> None:
+    """All processors and warpers of a call in transformers' order: the first step's distribution, defaults included."""
+    ids, mask = prompts(9, True)
+    theirs, ours = pair.both(ids, mask, max_new_tokens=1, do_sample=True, num_beams=beams, **options)
+    rows = slice(None) if beams == 1 else slice(0, None, beams)  # theirs has the prompt in every beam, as ours
+    np.testing.assert_array_equal(np.isneginf(ours.scores[0][rows]), np.isneginf(theirs.scores[0].numpy()[rows]))
+    np.testing.assert_allclose(filtered(ours.scores[0]), filtered(theirs.scores[0].numpy()), rtol=1e-4, atol=1e-7)
+
+
+# ---- stop strings
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """A small byte-level BPE."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    corpus = [
+        "the stop stopped at a stopping station",
+        "日本語の文章を止める 🙂🙃",
+        "stop! stop? topper lasto pped",
+    ] * 3
+    backend.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.mark.parametrize("strings", [["stop"], ["op", "at a"], ["の文"], ["🙂"], ["p"], [" stopp", "!"]], ids=str)
+def test_stop_strings(tokenizer: Any, strings: list[str]) -> None:
+    """After every token of texts split at random, the same answer as transformers' criterion."""
+    rng = np.random.default_rng(3)
+    peer = stopping_criteria.StopStringCriteria(tokenizer, strings)
+    ours = Stopping(10**6, None, strings, tokenizer)
+    vocabulary = [t for t, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    relevant = [i for i, t in enumerate(vocabulary) if set(tokenizer.decode([i])) & set("stop a!の文🙂\ufffd")]
+    hits = 0
+    for _ in range(60):
+        ids = rng.choice(relevant, (4, 12))
+        text = tokenizer("xx stop at a stop! 日本の文 🙂 stopped", add_special_tokens=False)["input_ids"]
+        ids[0] = text[(start := int(rng.integers(0, len(text) - 12))) : start + 12]
+        for end in range(1, 13):
+            want = peer(torch.tensor(ids[:, :end]), None).numpy()
+            np.testing.assert_array_equal(ours.by_content(ids[:, :end]), want, err_msg=str(ids[:, :end]))
+            hits += int(want.sum())
+    assert hits > 10
