@@ -1,0 +1,122 @@
+"""Where the arrays of a test live: every layer gives the same values on each of these places, and stays there."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import array_api_compat.numpy
+import array_api_strict
+import numpy as np
+
+from refdiff import arrays
+from tests.tolerances import FLOAT32, FLOAT64, close
+
+
+@dataclass(frozen=True)
+class Place:
+    """A namespace, one of its devices, and whether arrays may be written to."""
+
+    name: str
+    xp: Any
+    device: Any = None
+    read_only: bool = False
+
+    def put(self, x: Any) -> Any:
+        """Bring NumPy arrays here, also inside of dicts, and dtypes and `numpy` itself; the rest is left as it is."""
+        if isinstance(x, Mapping):
+            return {name: self.put(value) for name, value in x.items()}
+        if x is np:
+            return self.xp
+        if isinstance(x, type) and issubclass(x, np.generic):
+            return getattr(self.xp, x.__name__)
+        if not isinstance(x, np.ndarray):
+            return x
+        x = x.copy()
+        if self.read_only:
+            x.flags.writeable = False
+            return x
+        return self.xp.asarray(x, device=self.device)
+
+    def holds(self, x: Any) -> bool:
+        """Say whether the array `x` is of this namespace and on this device."""
+        if arrays.namespace(x) is not self.xp:
+            return False
+        return self.device is None or arrays.device(x) == self.device
+
+
+# On any device but the first, array-api-strict refuses to mix in NumPy arrays and arrays made without `device=`.
+STRICT = Place("array-api-strict on its second device", array_api_strict, array_api_strict.Device("device1"))
+NUMPY = Place("numpy", array_api_compat.numpy)
+READ_ONLY = Place("read-only numpy", array_api_compat.numpy, read_only=True)
+
+
+def places() -> list[Place]:
+    """List the places of this machine; CuPy's is among them where a small computation on it works."""
+    found = [NUMPY, READ_ONLY, STRICT]
+    try:
+        cupy = arrays.backend("cupy")
+    except RuntimeError:
+        return found
+    return [*found, Place("cupy", cupy, importlib.import_module("cupy").cuda.Device(0))]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a layer, given with NumPy arrays in float64."""
+
+    name: str
+    layer: Callable[..., Any]
+    args: tuple[Any, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    tolerance: float = FLOAT64
+    tolerance32: float = FLOAT32
+
+    def __str__(self) -> str:
+        return self.name
+
+    def check(self, place: Place) -> None:
+        """Fail unless the layer gives the same values at `place` as on NumPy, stays there, and writes to no input."""
+        expected = _leaves(self._call(NUMPY, np.float64)[0])
+        for dtype, tolerance in ((np.float64, self.tolerance), (np.float32, self.tolerance32)):
+            result, inputs = self._call(place, dtype)
+            for one, there in zip(_leaves(result), expected, strict=True):
+                assert place.holds(one), f"the result left {place.name}"
+                wanted = dtype if there.dtype.kind == "f" else there.dtype
+                here = arrays.to_numpy(one)
+                assert here.dtype == wanted, f"{here.dtype} out for {np.dtype(dtype)} in"
+                if here.dtype.kind == "f":
+                    here = here.astype(np.float64)
+                close(here, there, tolerance, empty=there.size == 0)
+            for before, after in inputs:
+                assert np.array_equal(before, arrays.to_numpy(after), equal_nan=before.dtype.kind == "f"), "wrote to it"
+
+    def _call(self, place: Place, dtype: type) -> tuple[Any, list[tuple[np.ndarray, Any]]]:
+        """Call the layer at `place`; return its result, and each input before and after."""
+        given = {str(i): _cast(x, dtype) for i, x in enumerate(self.args)} | _cast(self.options, dtype)
+        put = place.put(given)
+        positional = [put[str(i)] for i in range(len(self.args))]
+        result = self.layer(*positional, **{name: put[name] for name in self.options})
+        arrays_of = [x for x in _leaves(given) if isinstance(x, np.ndarray)]
+        arrays_at = [after for x, after in zip(_leaves(given), _leaves(put), strict=True) if isinstance(x, np.ndarray)]
+        return result, list(zip(arrays_of, arrays_at, strict=True))
+
+
+def _cast(x: Any, dtype: type) -> Any:
+    """Round the float64 arrays in `x` to `dtype`; a dtype given as an argument becomes `dtype` itself."""
+    if isinstance(x, Mapping):
+        return {name: _cast(value, dtype) for name, value in x.items()}
+    if x is np.float64:
+        return dtype
+    return x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype == np.float64 else x
+
+
+def _leaves(x: Any) -> list[Any]:
+    """List what stands in nested dicts and tuples, in order."""
+    if isinstance(x, Mapping):
+        return [leaf for value in x.values() for leaf in _leaves(value)]
+    if isinstance(x, tuple):
+        return [leaf for value in x for leaf in _leaves(value)]
+    return [x]

@@ -1,0 +1,91 @@
+"""y = x / √(mean x² + ε) · w."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.layers import linear, rms_norm
+from tests.layers import by_loops
+from tests.layers.by_loops import exact, rounded
+from tests.layers.inputs import SEEDS, rows_of_all_sizes, says
+from tests.layers.places import Case, Place
+from tests.tolerances import FLOAT64, LIMIT, close
+
+RNG = np.random.default_rng(5)
+D = 7
+WEIGHT = RNG.normal(size=D)
+CASES = [
+    Case("weight", rms_norm, (rows_of_all_sizes(RNG, 2, 3, D), WEIGHT, 1e-5)),
+    Case("no weight", rms_norm, (rows_of_all_sizes(RNG, 2, 3, D), None, 1e-5)),
+    Case("named as in a checkpoint", rms_norm, (RNG.normal(size=D),), {"weight": WEIGHT, "eps": 1e-6}),
+    Case("no epsilon", rms_norm, (RNG.normal(size=(2, D)), WEIGHT, 0.0)),
+    Case("empty", rms_norm, (np.zeros((2, 0, D)), WEIGHT, 1e-5)),
+]
+
+
+def test_by_hand() -> None:
+    x = np.array([[1.0, 7.0], [-7.0, 1.0]])  # the mean of the squares is 25
+    close(rms_norm(x, None, 0.0), np.array([[0.2, 1.4], [-1.4, 0.2]]), FLOAT64)
+    close(rms_norm(x, np.array([10.0, -1.0]), 0.0), np.array([[2.0, -1.4], [-14.0, -0.2]]), FLOAT64)
+    close(rms_norm(np.array([[1.0, 1.0, 1.0]]), None, 3.0), np.array([[0.5, 0.5, 0.5]]), FLOAT64)
+    close(rms_norm(np.zeros((1, 3)), None, 1e-6), np.zeros((1, 3)), FLOAT64)
+
+
+@given(SEEDS)
+def test_mean_square_is_one_without_epsilon_and_less_with_it(rng: np.random.Generator) -> None:
+    x = rows_of_all_sizes(rng, 2, 3, D)
+    close(np.mean(rms_norm(x, None, 0.0) ** 2, axis=-1), np.ones((2, 3)), FLOAT64)
+    m = np.mean(x**2, axis=-1)
+    close(np.mean(rms_norm(x, None, 1e-5) ** 2, axis=-1)[..., None], (m / (m + 1e-5))[..., None], FLOAT64)
+
+
+@given(SEEDS, st.floats(1e-3, 1e3), st.sampled_from([-1, 1]))
+def test_is_homogeneous_of_degree_zero_as_epsilon_vanishes(rng: np.random.Generator, c: float, sign: int) -> None:
+    x = rng.normal(size=(3, D))
+    close(rms_norm(sign * c * x, WEIGHT, 1e-20), sign * rms_norm(x, WEIGHT, 1e-20), LIMIT)
+    # at any ε, when ε is scaled with the square of x
+    close(rms_norm(sign * c * x, WEIGHT, 0.3 * c * c), sign * rms_norm(x, WEIGHT, 0.3), FLOAT64)
+
+
+@given(SEEDS)
+def test_the_weight_folds_into_the_next_linear_map(rng: np.random.Generator) -> None:
+    x, weight, after = rng.normal(size=(2, 3, D)), rng.normal(size=D), rng.normal(size=(11, D))
+    close(linear(rms_norm(x, weight, 1e-5), after), linear(rms_norm(x, None, 1e-5), after * weight), FLOAT64)
+
+
+@given(SEEDS)
+def test_turning_the_axes_turns_the_result(rng: np.random.Generator) -> None:
+    x, turn = rng.normal(size=(3, D)), np.linalg.qr(rng.normal(size=(D, D)))[0]
+    close(rms_norm(x @ turn, None, 1e-3), rms_norm(x, None, 1e-3) @ turn, FLOAT64)
+
+
+@given(SEEDS)
+def test_each_row_is_on_its_own(rng: np.random.Generator) -> None:
+    x = rows_of_all_sizes(rng, 5, D)
+    close(rms_norm(x, WEIGHT, 1e-5), np.stack([rms_norm(row, WEIGHT, 1e-5) for row in x]), FLOAT64)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1,), (), (2, 7)])
+def test_a_weight_of_another_shape(shape: tuple[int, ...]) -> None:
+    with says(ValueError, f"rms_norm: weight has shape {shape}, but the last axis of x (2, 3, 7) is 7"):
+        rms_norm(np.ones((2, 3, D)), np.ones(shape), 1e-5)
+
+
+@pytest.mark.parametrize("eps", [-1e-9, math.nan])
+def test_an_epsilon_that_is_not_positive(eps: float) -> None:
+    with says(ValueError, f"rms_norm: eps is {eps}, but must be 0 or more"):
+        rms_norm(np.ones(D), None, eps)
+
+
+@given(SEEDS, st.sampled_from([0.0, 1e-12, 1e-5, 0.1]))
+def test_precision(rng: np.random.Generator, eps: float) -> None:
+    x, weight = rows_of_all_sizes(rng, 2, 3, D), rng.normal(size=D)
+    close(rms_norm(x, weight, eps), rounded(by_loops.rms_norm(exact(x), exact(weight), eps)), FLOAT64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_backend(case: Case, xp: Place) -> None:
+    case.check(xp)
