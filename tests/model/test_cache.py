@@ -1,0 +1,134 @@
+"""The cache: append gives all, reorder and crop give what they say, and nothing else changes it."""
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.arrays import to_numpy
+from refdiff.model.cache import KVCache
+
+DEVICE = array_api_strict.Device("device1")
+
+
+def pieces(seed: int, lengths: list[int], layers: int = 2, batch: int = 3):
+    g = np.random.default_rng(seed)
+    return [
+        [(g.normal(size=(batch, 2, n, 5)), g.normal(size=(batch, 1, n, 7))) for _ in range(layers)] for n in lengths
+    ]
+
+
+@pytest.mark.parametrize("static", [None, 13])
+@given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3))
+def test_append_returns_everything_so_far(static, lengths):
+    cache, steps = KVCache(2, static=static), pieces(1, lengths)
+    for n in range(len(steps)):
+        for layer in range(2):
+            k, v = cache.append(layer, *steps[n][layer])
+            np.testing.assert_array_equal(k, np.concatenate([s[layer][0] for s in steps[: n + 1]], axis=2))
+            np.testing.assert_array_equal(v, np.concatenate([s[layer][1] for s in steps[: n + 1]], axis=2))
+        assert len(cache) == sum(lengths[: n + 1])
+    assert cache.batch_size == 3
+    assert cache.num_layers == 2
+
+
+def test_length_counts_what_went_through_all_layers():
+    cache, ((first, second), (third, fourth)) = KVCache(2), pieces(2, [3, 2])
+    cache.append(0, *first)
+    assert len(cache) == 0  # interrupted before the second layer: these tokens never happened
+    cache.append(0, *third)
+    k, _ = cache.append(1, *fourth)
+    assert len(cache) == 2
+    np.testing.assert_array_equal(k, fourth[0])
+    k, _ = cache.append(0, *first)
+    np.testing.assert_array_equal(k, np.concatenate([third[0], first[0]], axis=2))
+    assert second is not None
+
+
+def test_reorder_picks_rows_and_may_change_their_number():
+    cache, ((a, b),) = KVCache(2), pieces(3, [4])
+    cache.append(0, *a)
+    cache.append(1, *b)
+    cache.reorder(np.array([2, 0, 2, 2]))
+    assert cache.batch_size == 4
+    new = np.zeros((4, 2, 1, 5)), np.zeros((4, 1, 1, 7))
+    k, v = cache.append(1, *new)
+    np.testing.assert_array_equal(k[:, :, :4], b[0][[2, 0, 2, 2]])
+    np.testing.assert_array_equal(v[:, :, :4], b[1][[2, 0, 2, 2]])
+
+
+def test_reorder_of_an_empty_cache_is_nothing():
+    cache = KVCache(1)
+    cache.reorder([1, 0])
+    assert cache.batch_size is None
+
+
+@pytest.mark.parametrize("rows", [[3], [-1], [0, 5]])
+def test_reorder_refuses_rows_that_are_not_there(rows):
+    cache, ((a, b),) = KVCache(2), pieces(3, [4])
+    cache.append(0, *a)
+    cache.append(1, *b)
+    with pytest.raises(IndexError, match="are not all in 0 to 2"):
+        cache.reorder(rows)
+
+
+def test_crop_forgets_the_end():
+    cache, (long, short) = KVCache(2), pieces(4, [5, 2])
+    for layer in range(2):
+        cache.append(layer, *long[layer])
+    cache.crop(3)
+    assert len(cache) == 3
+    k, _ = cache.append(0, *short[0])
+    np.testing.assert_array_equal(k, np.concatenate([long[0][0][:, :, :3], short[0][0]], axis=2))
+
+
+@pytest.mark.parametrize("length", [-1, 6])
+def test_crop_refuses_what_is_not_there(length):
+    cache, (long,) = KVCache(2), pieces(4, [5])
+    for layer in range(2):
+        cache.append(layer, *long[layer])
+    with pytest.raises(ValueError, match=f"cannot crop to {length}: the cache holds 5 tokens"):
+        cache.crop(length)
+
+
+def test_a_full_static_cache_says_how_much_was_needed():
+    cache, (a, b) = KVCache(2, static=6), pieces(5, [5, 2])
+    cache.append(0, *a[0])
+    cache.append(1, *a[1])
+    with pytest.raises(ValueError, match="7 tokens do not fit into static=6"):
+        cache.append(0, *b[0])
+    assert len(cache) == 5
+
+
+def test_another_batch_is_refused():
+    cache, (a,), (b,) = KVCache(1), pieces(6, [2], layers=1), pieces(6, [2], layers=1, batch=4)
+    cache.append(0, *a[0])
+    with pytest.raises(ValueError, match="holds 3 rows"):
+        cache.append(0, *b[0])
+
+
+@pytest.mark.parametrize(("layers", "static"), [(0, None), (2, 0)])
+def test_sizes_below_one_are_refused(layers, static):
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        KVCache(layers, static=static)
+
+
+def test_growing_copies_seldom():
+    cache, moves, last = KVCache(1), 0, None
+    for _ in range(400):
+        k, _ = cache.append(0, np.zeros((1, 1, 1, 2)), np.zeros((1, 1, 1, 2)))
+        moves += k.base is not last
+        last = k.base
+    assert moves < 25
+
+
+def test_on_a_second_device():
+    cache, ((a,), (b,)) = KVCache(1), pieces(7, [3, 2], layers=1)
+    for k, v in (a, b):
+        keys, values = cache.append(
+            0, array_api_strict.asarray(k, device=DEVICE), array_api_strict.asarray(v, device=DEVICE)
+        )
+    cache.reorder([1, 0])
+    np.testing.assert_array_equal(to_numpy(keys), np.concatenate([a[0], b[0]], axis=2))
+    assert values.device == DEVICE

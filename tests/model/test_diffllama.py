@@ -1,0 +1,190 @@
+"""The decoder against a transcription of the paper in loops, and the equalities that hold at every step."""
+
+import functools
+import math
+from itertools import pairwise
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import refdiff
+from refdiff.arrays import to_numpy
+from refdiff.backends import overlay
+from tests.model.models import ids, small_model
+
+DEVICE = array_api_strict.Device("device1")
+CLOSE = {"rtol": 1e-11, "atol": 1e-12}
+
+
+def norm(x, weight, eps):
+    return [a / math.sqrt(sum(b * b for b in x) / len(x) + eps) * w for a, w in zip(x, weight, strict=True)]
+
+
+def matvec(weight, x):
+    return [sum(w * a for w, a in zip(row, x, strict=True)) for row in weight.tolist()]
+
+
+def turn(x, position, theta):
+    half = len(x) // 2
+    out = list(x)
+    for i in range(half):
+        angle = position * theta ** (-2 * i / len(x))
+        out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
+        out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
+    return out
+
+
+def weights_of(q, keys):
+    scores = [sum(a * b for a, b in zip(q, k, strict=True)) / math.sqrt(len(q)) for k in keys]
+    top = max(scores)
+    e = [math.exp(s - top) for s in scores]
+    return [x / sum(e) for x in e]
+
+
+def by_hand(model, tokens):
+    """DiffLlama in Python floats, one token after another, as the paper and HF's head pairing say."""
+    c, p = model.config, model.params
+    p = p["model"]
+    rows = [p["embed_tokens"]["weight"][t].tolist() for t in tokens]
+    H, K, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    for depth, layer in enumerate(p["layers"]):
+        a = layer["self_attn"]
+        start = 0.8 - 0.6 * math.exp(-0.3 * depth)
+        dots = [float(np.dot(a[f"lambda_q{i}"], a[f"lambda_k{i}"])) for i in (1, 2)]
+        lam = math.exp(dots[0]) - math.exp(dots[1]) + start
+        queries, keys, values = [], [], []
+        for t, x in enumerate(rows):
+            n = norm(x, layer["input_layernorm"]["weight"], c.rms_norm_eps)
+            split = lambda y: [y[i : i + d] for i in range(0, len(y), d)]  # noqa: E731
+            queries.append([turn(h, t, 10000.0) for h in split(matvec(a["q_proj"]["weight"], n))])
+            keys.append([turn(h, t, 10000.0) for h in split(matvec(a["k_proj"]["weight"], n))])
+            values.append(split(matvec(a["v_proj"]["weight"], n)))
+        for t in range(len(rows)):
+            heads = []
+            for i in range(H // 2):
+                j = i // (H // K)
+                a1 = weights_of(queries[t][i], [k[j] for k in keys[: t + 1]])
+                a2 = weights_of(queries[t][i + H // 2], [k[j + K // 2] for k in keys[: t + 1]])
+                out = [
+                    sum((a1[s] - lam * a2[s]) * (values[s][j] + values[s][j + K // 2])[e] for s in range(t + 1))
+                    for e in range(2 * d)
+                ]
+                heads += [(1 - start) * x for x in norm(out, [1.0] * (2 * d), c.rms_norm_eps)]
+            rows[t] = [x + y for x, y in zip(rows[t], matvec(a["o_proj"]["weight"], heads), strict=True)]
+        for t, x in enumerate(rows):
+            n = norm(x, layer["post_attention_layernorm"]["weight"], c.rms_norm_eps)
+            gate = [g / (1 + math.exp(-g)) for g in matvec(layer["mlp"]["gate_proj"]["weight"], n)]
+            inner = [g * u for g, u in zip(gate, matvec(layer["mlp"]["up_proj"]["weight"], n), strict=True)]
+            rows[t] = [x + y for x, y in zip(rows[t], matvec(layer["mlp"]["down_proj"]["weight"], inner), strict=True)]
+    return [matvec(model.params["lm_head"]["weight"], norm(x, p["norm"]["weight"], c.rms_norm_eps)) for x in rows]
+
+
+@pytest.mark.parametrize("kernels", ["fast", "reference"])
+def test_logits_by_hand(kernels):
+    model, tokens = small_model(kernels=kernels), ids(0, 1, 5)
+    np.testing.assert_allclose(model(tokens).logits[0], by_hand(model, tokens[0]), **CLOSE)
+
+
+@pytest.mark.parametrize("kernels", ["fast", "reference"])
+@given(seed=st.integers(0, 9), cut=st.lists(st.integers(1, 10), max_size=3), static=st.booleans())
+def test_cached_equals_uncached(kernels, seed, cut, static):
+    model, tokens = small_model(kernels=kernels, seed=seed), ids(seed, 2, 11)
+    cache = refdiff.KVCache(3, static=11 if static else None)
+    edges = [0, *sorted(set(cut)), 11]
+    logits = [model(tokens[:, a:b], cache=cache).logits for a, b in pairwise(edges)]
+    np.testing.assert_allclose(np.concatenate(logits, axis=1), model(tokens).logits, **CLOSE)
+    assert len(cache) == 11
+
+
+@pytest.mark.parametrize("kernels", ["fast", "reference"])
+@given(seed=st.integers(0, 9))
+def test_batch_equals_single(kernels, seed):
+    model, tokens = small_model(kernels=kernels, seed=seed), ids(seed, 3, 7)
+    together = model(tokens).logits
+    for row in range(3):
+        np.testing.assert_allclose(together[row], model(tokens[row : row + 1]).logits[0], **CLOSE)
+
+
+@pytest.mark.parametrize("kernels", ["fast", "reference"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@given(seed=st.integers(0, 9), padding=st.integers(1, 5))
+def test_padded_equals_unpadded(kernels, side, seed, padding):
+    model, tokens = small_model(kernels=kernels, seed=seed), ids(seed, 1, 6)
+    before, after = (padding, 0) if side == "left" else (0, padding)
+    padded = np.pad(tokens, ((0, 0), (before, after)))
+    mask = np.pad(np.ones_like(tokens), ((0, 0), (before, after)))
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    logits = model(padded, attention_mask=mask, position_ids=positions).logits
+    np.testing.assert_allclose(logits[:, before : before + 6], model(tokens).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("kernels", ["fast", "reference"])
+def test_later_tokens_change_nothing_before_them(kernels):
+    model, tokens = small_model(kernels=kernels), ids(3, 1, 9)
+    changed = np.concatenate([tokens[:, :6], ids(4, 1, 3)], axis=1)
+    np.testing.assert_allclose(model(tokens).logits[:, :6], model(changed).logits[:, :6], **CLOSE)
+
+
+def test_kernels_equal_the_equations():
+    fast, reference, tokens = small_model(), small_model(kernels="reference"), ids(5, 2, 13)
+    a, b = (m(tokens, output_attentions=True, output_hidden_states=True) for m in (fast, reference))
+    np.testing.assert_allclose(a.logits, b.logits, **CLOSE)
+    for x, y in zip(a.hidden_states + a.attentions, b.hidden_states + b.attentions, strict=True):
+        np.testing.assert_allclose(x, y, **CLOSE)
+
+
+@pytest.mark.parametrize("rope", ["default", "dynamic", "longrope"])
+def test_on_a_second_device(rope):
+    parameters = {
+        "default": {},
+        "dynamic": {"factor": 2.0},
+        "longrope": {"short_factor": [1.0, 1.5, 2.0], "long_factor": [2.0, 3.0, 4.0], "factor": 2.0,
+                     "original_max_position_embeddings": 4},
+    }[rope]  # fmt: skip
+    fields = {"rope_parameters": {"rope_type": rope, "rope_theta": 10000.0, **parameters}}
+    here = small_model(**fields)
+    there = small_model(**fields, backend=array_api_strict, device=DEVICE)
+    tokens, mask = ids(6, 2, 7), np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
+    a = here(tokens, attention_mask=mask, labels=tokens, output_attentions=True)
+    b = there(tokens, attention_mask=mask, labels=tokens, output_attentions=True)
+    assert b.logits.device == DEVICE
+    np.testing.assert_allclose(to_numpy(b.logits), a.logits, **CLOSE)
+    np.testing.assert_allclose(float(b.loss), a.loss, **CLOSE)
+    np.testing.assert_allclose(to_numpy(b.attentions[1]), a.attentions[1], **CLOSE)
+    more = there(tokens[:, :1], cache=b.cache, attention_mask=np.concatenate([mask, mask[:, -1:]], axis=1))
+    assert len(more.cache) == 8
+
+
+def test_maps_are_what_the_paper_says():
+    model, tokens = small_model(), ids(7, 2, 5)
+    out = model(tokens, output_attentions=True)
+    for layer in range(3):
+        weights, difference, lam = out.attentions[layer], out.differential_attentions[layer], out.lambdas[layer]
+        assert weights.shape == (2, 8, 5, 5)
+        assert difference.shape == (2, 4, 5, 5)
+        assert lam.shape == ()
+        np.testing.assert_allclose(weights.sum(axis=-1), 1.0, **CLOSE)
+        np.testing.assert_allclose(difference, weights[:, :4] - lam * weights[:, 4:], **CLOSE)
+        np.testing.assert_allclose(difference.sum(axis=-1), 1 - lam, **CLOSE)
+
+
+def test_every_layer_goes_through_ops():
+    model, calls = small_model(), []
+
+    def count(name, function):
+        @functools.wraps(function)
+        def counted(*args, **kwargs):
+            calls.append(name)
+            return function(*args, **kwargs)
+
+        return counted
+
+    model.ops = overlay(model.ops, count)
+    model(ids(8, 1, 3))
+    assert calls.count("diff_heads_hf") == calls.count("diff_attention") == calls.count("swiglu") == 3
+    assert calls.count("rms_norm") == 3 * 3 + 1
+    assert calls.count("linear") == 3 * 7 + 1
+    assert calls.count("rope") == 2 * 3

@@ -1,0 +1,207 @@
+"""The five classes: what each adds to the decoder."""
+
+import math
+
+import array_api_strict
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.arrays import to_numpy
+from tests.model.models import CLASSES, ids, small_model
+
+TOKENS = ids(0, 2, 7)
+
+
+def hidden_of(model, **inputs):
+    """What the base model with the same weights gives."""
+    base = refdiff.DiffLlamaModel(model.config, model.base_params, dtype="float64")
+    return base(**({"input_ids": TOKENS} | inputs)).last_hidden_state
+
+
+def test_base_model_gives_hidden_states():
+    out = small_model(refdiff.DiffLlamaModel)(TOKENS, output_hidden_states=True)
+    assert out.keys() == ["last_hidden_state", "cache", "hidden_states"]
+    assert len(out.hidden_states) == 4
+    np.testing.assert_array_equal(out.hidden_states[-1], out.last_hidden_state)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_causal_lm(tied):
+    model = small_model(tie_word_embeddings=tied)
+    weight = model.params["model"]["embed_tokens"]["weight"] if tied else model.params["lm_head"]["weight"]
+    assert ("lm_head" in model.params) != tied
+    out = model(TOKENS, labels=TOKENS)
+    np.testing.assert_allclose(out.logits, hidden_of(model) @ weight.T, rtol=1e-12, atol=1e-12)
+    z = out.logits[:, :-1]
+    logp = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+    expected = -np.take_along_axis(logp, TOKENS[:, 1:, None], axis=-1).mean()
+    np.testing.assert_allclose(out.loss, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("keep", "index"),
+    [
+        (0, np.s_[:]),
+        (1, np.s_[:, -1:]),
+        (3, np.s_[:, -3:]),
+        (np.array([0, 5, -1]), np.s_[:, [0, 5, 6]]),
+        ([2, 2], np.s_[:, [2, 2]]),
+        (np.array([[1, 2], [6, 0]]), (np.array([[0], [1]]), np.array([[1, 2], [6, 0]]))),
+        (TOKENS % 2 == 0, TOKENS % 2 == 0),
+    ],
+)
+def test_logits_to_keep(keep, index):
+    model = small_model()
+    np.testing.assert_allclose(model(TOKENS, logits_to_keep=keep).logits, model(TOKENS).logits[index], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("keep", "error", "message"),
+    [
+        ([7], IndexError, "logits_to_keep holds 7 to 7, but there are 7 positions"),
+        ([-8], IndexError, "there are 7 positions"),
+        ([[1], [2], [3]], ValueError, r"has shape \(3, 1\), but must be \(n,\) or \(2, n\)"),
+        ([0.5], ValueError, "must hold integers"),
+    ],
+)
+def test_logits_to_keep_refused(keep, error, message):
+    with pytest.raises(error, match=message):
+        small_model()(TOKENS, logits_to_keep=keep)
+
+
+def test_sequence_classification_pools_at_the_last_real_token():
+    model = small_model(refdiff.DiffLlamaForSequenceClassification, num_labels=3)
+    right, left = TOKENS.copy(), TOKENS.copy()
+    right[0, 4:], left[0, :3] = 0, 0
+    hidden = hidden_of(model, input_ids=right)
+    out = model(right, labels=[2, 0])
+    np.testing.assert_allclose(
+        out.logits, np.stack([hidden[0, 3], hidden[1, 6]]) @ model.params["score"]["weight"].T, atol=1e-12
+    )
+    assert out.loss.shape == ()
+    out = model(left)
+    np.testing.assert_allclose(
+        out.logits[0], hidden_of(model, input_ids=left)[0, 6] @ model.params["score"]["weight"].T
+    )
+
+
+def test_sequence_classification_without_a_padding_token():
+    model = small_model(refdiff.DiffLlamaForSequenceClassification, pad_token_id=None)
+    with pytest.raises(ValueError, match=r"a batch of 2 needs config\.pad_token_id"):
+        model(TOKENS)
+    assert model(TOKENS[:1]).logits.shape == (1, 2)
+
+
+def test_token_classification():
+    model = small_model(refdiff.DiffLlamaForTokenClassification, num_labels=4)
+    out = model(TOKENS, labels=TOKENS % 4)
+    score = model.params["score"]
+    np.testing.assert_allclose(out.logits, hidden_of(model) @ score["weight"].T + score["bias"], atol=1e-12)
+    assert float(out.loss) > 0
+
+
+def test_question_answering():
+    model = small_model(refdiff.DiffLlamaForQuestionAnswering)
+    out = model(TOKENS, start_positions=[1, 2], end_positions=[3, 99])
+    both = hidden_of(model) @ model.params["qa_outputs"]["weight"].T + model.params["qa_outputs"]["bias"]
+    np.testing.assert_allclose(out.start_logits, both[..., 0], atol=1e-12)
+    np.testing.assert_allclose(out.end_logits, both[..., 1], atol=1e-12)
+    assert math.isfinite(out.loss)
+    assert model(TOKENS, start_positions=[1, 2]).loss is None
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_embeddings_in_place_of_ids(kind):
+    model = small_model(kind, pad_token_id=None)
+    embedded = model.base_params["embed_tokens"]["weight"][TOKENS[:1]]
+    a, b = model(TOKENS[:1], use_cache=False), model(inputs_embeds=embedded, use_cache=False)
+    for name, value in a.items():
+        np.testing.assert_array_equal(b[name], value)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_on_a_second_device(kind):
+    device = array_api_strict.Device("device1")
+    here, there = small_model(kind), small_model(kind, backend=array_api_strict, device=device)
+    options = {"labels": [1, 0]} if kind is refdiff.DiffLlamaForSequenceClassification else {}
+    a, b = here(TOKENS, **options), there(TOKENS, **options)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if name != "cache":
+            assert b[name].device == device
+            np.testing.assert_allclose(to_numpy(b[name]), value, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "inputs", [{}, {"input_ids": TOKENS, "inputs_embeds": np.zeros((2, 7, 26))}]
+)  # fmt: skip
+def test_exactly_one_kind_of_input(inputs):
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        small_model()(**inputs)
+
+
+def test_embeddings_of_another_size_are_told_so():
+    with pytest.raises(ValueError, match=r"inputs_embeds has shape \(2, 7, 5\), but must be \(B, T, 26\)"):
+        small_model()(inputs_embeds=np.zeros((2, 7, 5)))
+
+
+def test_a_token_id_outside_the_vocabulary_is_told_so():
+    with pytest.raises(IndexError, match="token id 53 is outside 0 to 52"):
+        small_model()([[1, 53]])
+
+
+def test_mask_of_three_axes_is_refused():
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 7, 7\)"):
+        small_model()(TOKENS, attention_mask=np.ones((2, 7, 7)))
+
+
+def test_a_four_dimensional_mask_stands_alone():
+    model = small_model()
+    everything = model(TOKENS, attention_mask=np.ones((1, 1, 7, 7), bool), output_attentions=True)
+    assert (everything.attentions[0][..., 0, 6] > 0).all()  # not causal: the mask says what is seen
+    causal = np.tril(np.ones((7, 7), bool))[None, None]
+    np.testing.assert_allclose(model(TOKENS, attention_mask=causal).logits, model(TOKENS).logits, atol=1e-12)
+    lowest = np.where(causal, 0, np.finfo(np.float32).min).astype(np.float32)
+    np.testing.assert_allclose(model(TOKENS, attention_mask=lowest).logits, model(TOKENS).logits, atol=1e-12)
+    heads = np.broadcast_to(causal, (2, 8, 7, 7))
+    np.testing.assert_allclose(model(TOKENS, attention_mask=heads).logits, model(TOKENS).logits, atol=1e-12)
+
+
+def test_an_additive_mask_shifts_scores():
+    model = small_model()
+    causal = np.where(np.tril(np.ones((7, 7), bool)), 0.0, -np.inf)[None, None]
+    shifted = np.broadcast_to(causal, (1, 8, 7, 7)).copy()
+    shifted[:, 2, :, 3] += 1.5
+    plain = model(TOKENS, attention_mask=causal, output_attentions=True).attentions[0]
+    moved = model(TOKENS, attention_mask=shifted, output_attentions=True).attentions[0]
+    np.testing.assert_allclose(moved[:, [0, 1, 3, 4, 5, 6, 7]], plain[:, [0, 1, 3, 4, 5, 6, 7]], atol=1e-14)
+    odds = np.exp(1.5) * plain[:, 2, 4, 3] / (1 - plain[:, 2, 4, 3])
+    np.testing.assert_allclose(moved[:, 2, 4, 3] / (1 - moved[:, 2, 4, 3]), odds, rtol=1e-12)
+
+
+def test_restarting_positions_pack_sequences_only_without_mask_and_cache():
+    model = small_model()
+    positions = np.array([[0, 1, 2, 0, 1, 2, 3]] * 2)
+    packed = model(TOKENS, position_ids=positions, use_cache=False).logits
+    np.testing.assert_allclose(packed[:, :3], model(TOKENS[:, :3]).logits, atol=1e-12)
+    np.testing.assert_allclose(packed[:, 3:], model(TOKENS[:, 3:]).logits, atol=1e-12)
+    together = model(TOKENS, position_ids=positions, use_cache=True).logits
+    masked = model(TOKENS, position_ids=positions, attention_mask=np.ones((2, 7)), use_cache=False).logits
+    np.testing.assert_allclose(together, masked, atol=1e-12)
+    assert not np.allclose(together, packed)
+
+
+def test_use_cache_follows_the_config():
+    assert small_model()(TOKENS).cache is not None
+    assert small_model(use_cache=False)(TOKENS).cache is None
+    assert small_model()(TOKENS, use_cache=False).cache is None
+    assert small_model(use_cache=False)(TOKENS, use_cache=True).cache is not None
+
+
+def test_past_the_last_position_warns_once():
+    model = small_model(max_position_embeddings=6)
+    with pytest.warns(UserWarning, match="longer than the 6 positions") as caught:
+        [model(TOKENS) for _ in range(2)]
+    assert len(caught) == 1
+    assert caught[0].filename == __file__

@@ -1,0 +1,88 @@
+"""What a user may pass, and what each mistake is told."""
+
+import array_api_strict
+import numpy as np
+import pytest
+
+from refdiff.model import inputs
+
+
+def test_lists_and_arrays_of_any_library_come_to_the_host():
+    for x in ([[1, 2]], ((1, 2),), np.array([[1, 2]], np.int32), array_api_strict.asarray([[1, 2]])):
+        ids = inputs.token_ids(x)
+        assert ids.dtype == np.int64
+        np.testing.assert_array_equal(ids, [[1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1, 2], r"input_ids has shape \(2,\), but must be \(B, T\): for one sequence write input_ids\[None\]"),
+        ([[]], "input_ids has dtype float64, but must hold integers"),
+        (np.zeros((2, 0), int), "there must be at least one row and one token"),
+        ([[1.5]], "has dtype float64, but must hold integers"),
+        ([[True]], "has dtype bool"),
+    ],
+)
+def test_token_ids_refused(ids, message):
+    with pytest.raises(ValueError, match=message):
+        inputs.token_ids(ids)
+
+
+def test_positions_count_on_from_the_cache():
+    np.testing.assert_array_equal(inputs.positions(None, 2, 3, 5), [[5, 6, 7]])
+    np.testing.assert_array_equal(inputs.positions([[4, 2, 9]], 2, 3, 5), [[4, 2, 9]])
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([[1, 2]], r"position_ids has shape \(1, 2\), but must be \(2, 3\)"),
+        ([[0, 1, -1], [0, 1, 2]], "position_ids holds -1, but positions count from 0"),
+        ([[0.0, 1.0, 2.0]], "must hold integers"),
+    ],
+)
+def test_positions_refused(positions, message):
+    with pytest.raises(ValueError, match=message):
+        inputs.positions(positions, 2, 3, 0)
+
+
+def test_a_mask_that_hides_nothing_is_none():
+    assert inputs.two_dimensional_mask(np.ones((2, 3)), 2, 3) is None
+    seen = inputs.two_dimensional_mask(np.array([[0, 1, 1], [1, 1, 1]]), 2, 3)
+    np.testing.assert_array_equal(seen, [[False, True, True], [True, True, True]])
+
+
+def test_a_mask_shorter_than_the_cache_is_told_so():
+    with pytest.raises(
+        ValueError, match=r"attention_mask has shape \(2, 3\), but must be \(2, 5\).*those in the cache"
+    ):
+        inputs.two_dimensional_mask(np.ones((2, 3)), 2, 5)
+
+
+def test_boolean_and_additive_masks():
+    boolean = np.array([[[[True, False], [True, True]]]])
+    mask, bias = inputs.four_dimensional_mask(boolean, 1, 4, 2, 2)
+    assert mask is boolean
+    assert bias is None
+    for lowest in (-np.inf, np.finfo(np.float32).min):
+        added = np.array([[[[0.5, lowest], [0, 0]]]], np.float32)
+        mask, bias = inputs.four_dimensional_mask(added, 1, 4, 2, 2)
+        np.testing.assert_array_equal(mask, boolean)
+        np.testing.assert_array_equal(bias, [[[[0.5, 0], [0, 0]]]])
+    mask, bias = inputs.four_dimensional_mask(np.zeros((1, 1, 2, 2)), 1, 4, 2, 2)
+    assert mask is bias is None
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((1, 3, 2, 2)), r"has shape \(1, 3, 2, 2\), but must be \(1, 1 or 4, 2, 2\)"),
+        (np.zeros((3, 1, 2, 2)), "must be"),
+        (np.zeros((1, 1, 2, 3)), "must be"),
+        (np.zeros((1, 1, 2, 2), int), "must be boolean .* or floating-point .* got int64"),
+    ],
+)
+def test_four_dimensional_masks_refused(mask, message):
+    with pytest.raises(ValueError, match=message):
+        inputs.four_dimensional_mask(mask, 1, 4, 2, 2)

@@ -1,0 +1,83 @@
+"""The losses, each against its definition written out."""
+
+import math
+
+import numpy as np
+import pytest
+
+from refdiff.backends import ops_for
+from refdiff.model import losses
+
+OPS = ops_for(np)
+Z = np.random.default_rng(0).normal(size=(2, 5, 7))
+
+
+def nll(logits, target):
+    return math.log(sum(math.exp(z) for z in logits)) - logits[target]
+
+
+def test_causal_lm_predicts_the_next_token_and_ignores_minus_100():
+    labels = np.array([[3, 1, -100, 6, 0], [2, 2, 2, -100, -100]])
+    terms = [nll(Z[b, t], labels[b, t + 1]) for b in range(2) for t in range(4) if labels[b, t + 1] != -100]
+    assert len(terms) == 5
+    np.testing.assert_allclose(losses.causal_lm_loss(OPS, Z, labels), sum(terms) / 5, rtol=1e-14)
+
+
+def test_token_loss_does_not_shift():
+    labels = np.array([[3, 1, -100, 6, 0], [2, 2, 2, -100, -100]])
+    terms = [nll(Z[b, t], labels[b, t]) for b in range(2) for t in range(5) if labels[b, t] != -100]
+    np.testing.assert_allclose(losses.token_loss(OPS, Z, labels), sum(terms) / 7, rtol=1e-14)
+
+
+def test_nothing_to_predict_is_not_a_number():
+    assert math.isnan(losses.causal_lm_loss(OPS, Z[:, :1], np.array([[1], [2]])))
+
+
+@pytest.mark.parametrize("problem", [None, "single_label_classification"])
+def test_one_class_each(problem):
+    z, labels = Z[:, 0], np.array([4, 0])
+    expected = (nll(z[0], 4) + nll(z[1], 0)) / 2
+    for shape in ((2,), (2, 1)):
+        loss = losses.sequence_loss(OPS, z, labels.reshape(shape), problem)
+        np.testing.assert_allclose(loss, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_several_classes_each(problem):
+    z = np.array([[0.5, -800.0, 3.0], [900.0, 0.0, -1.0]])
+    labels = np.array([[1.0, 0.0, 0.25], [1.0, 1.0, 0.0]])
+    # −y log σ(z) − (1 − y) log(1 − σ(z)); at −800 and 900 the label is met, and that term is 0
+    terms = [
+        [math.log1p(math.exp(-0.5)), 0.0, 0.25 * math.log1p(math.exp(-3)) + 0.75 * math.log1p(math.exp(3))],
+        [0.0, math.log(2), math.log1p(math.exp(-1))],
+    ]
+    np.testing.assert_allclose(losses.sequence_loss(OPS, z, labels, problem), np.mean(terms), rtol=1e-14)
+
+
+def test_regression_of_one_value_takes_a_flat_list():
+    z, labels = np.array([[1.0], [3.0]]), np.array([0.5, 5.0])
+    for problem in (None, "regression"):
+        for shape in ((2,), (2, 1)):
+            assert losses.sequence_loss(OPS, z, labels.reshape(shape), problem) == (0.25 + 4.0) / 2
+
+
+def test_regression_of_several_values():
+    assert losses.sequence_loss(OPS, np.array([[1.0, 2.0]]), np.array([[0.0, 4.0]]), "regression") == 2.5
+
+
+def test_labels_of_another_shape_are_told_both():
+    with pytest.raises(ValueError, match=r"labels have shape \(2, 3\), but regression needs \(2, 7\)"):
+        losses.sequence_loss(OPS, Z[:, 0], np.zeros((2, 3)), "regression")
+
+
+def test_unknown_problem_type_is_told_the_known_ones():
+    with pytest.raises(ValueError, match="problem_type is 'ranking', but must be regression, single_label"):
+        losses.sequence_loss(OPS, Z[:, 0], np.zeros((2, 7)), "ranking")
+
+
+def test_answer_loss_ignores_positions_outside_the_text():
+    start, end = Z[:, :, 0], Z[:, :, 1]
+    expected = ((nll(start[0], 2) + nll(start[1], 0)) / 2 + nll(end[0], 4)) / 2
+    for shape in ((2,), (2, 1)):
+        starts, ends = np.array([2, -3]).reshape(shape), np.array([4, 99]).reshape(shape)
+        np.testing.assert_allclose(losses.answer_loss(OPS, start, end, starts, ends), expected, rtol=1e-14)

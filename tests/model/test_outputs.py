@@ -1,0 +1,21 @@
+"""The result object: by attribute, by name, by position."""
+
+import pytest
+
+from refdiff.model.outputs import ModelOutput
+
+
+def test_results_by_attribute_name_and_position():
+    out = ModelOutput(loss=1, logits=2, hidden_states=(3,))
+    assert out.logits == out["logits"] == out[1] == 2
+    assert out.keys() == ["loss", "logits", "hidden_states"]
+    assert out[:2] == (1, 2)
+    assert out.to_tuple() == (1, 2, (3,))
+    assert dict(out.items()) == {"loss": 1, "logits": 2, "hidden_states": (3,)}
+
+
+def test_what_was_not_asked_for_is_none_and_no_item():
+    out = ModelOutput(logits=2)
+    assert out.attentions is None
+    with pytest.raises(KeyError):
+        out["attentions"]
