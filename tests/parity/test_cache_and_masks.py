@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.parity.compare import TOLERANCE, compare_outputs, relative
+from tests.compare import TOLERANCE, compare_outputs, relative
 from tests.parity.conftest import Checkpoint
 from tests.parity.test_model import everything
 

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.compare import relative
 from tests.parity import float64_transformers
-from tests.parity.compare import relative
 from tests.parity.conftest import Checkpoint
 
 LONG = np.longdouble

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity.compare import compare, compare_outputs
+from tests.compare import compare, compare_outputs
 from tests.parity.conftest import RECIPES, Checkpoint
 from tests.parity.float64_transformers import float64_peer
 from tests.parity.test_cache_and_masks import SPANS, padded, sees_something

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from transformers.activations import ACT2CLS
 
+from tests.compare import TOLERANCE, compare, compare_outputs, relative
 from tests.parity.checkpoints import ACTIVATIONS, COUNT, DTYPES
-from tests.parity.compare import TOLERANCE, compare, compare_outputs, relative
 from tests.parity.conftest import RECIPES, Checkpoint
 from tests.parity.float64_transformers import float64_peer
 

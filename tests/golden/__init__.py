@@ -1,0 +1,1 @@
+"""Values that transformers gave, with the script that asked it."""
