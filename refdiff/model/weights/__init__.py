@@ -2,9 +2,20 @@
 
 from refdiff.model.weights.folder import headers
 from refdiff.model.weights.initialize import initialize
-from refdiff.model.weights.load import load, resolve_dtype
+from refdiff.model.weights.load import load, nonfinite, resolve_dtype
 from refdiff.model.weights.names import ARCHITECTURES, count_parameters, flatten, nest, parameter_shapes
+from refdiff.model.weights.save import save
 
 __all__ = [
-    "ARCHITECTURES", "count_parameters", "flatten", "headers", "initialize", "load", "nest", "parameter_shapes", "resolve_dtype",
-]  # fmt: skip
+    "ARCHITECTURES",
+    "count_parameters",
+    "flatten",
+    "headers",
+    "initialize",
+    "load",
+    "nest",
+    "nonfinite",
+    "parameter_shapes",
+    "resolve_dtype",
+    "save",
+]

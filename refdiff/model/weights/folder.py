@@ -3,130 +3,139 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from refdiff.errors import CheckpointError
-from refdiff.model.weights.safetensors_file import (
-    MAX_JSON, Tensor, _read, open_regular, parse_json, read_header, show,
-)  # fmt: skip
+from refdiff.model.json_files import read_json
+from refdiff.model.messages import show_value
+from refdiff.model.weights.safetensors_file import PICKLE_ADVICE, SafetensorsFile, open_safetensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-@dataclass(frozen=True)
-class StoredFile:
-    """One safetensors file of a checkpoint, its header read and checked."""
-
-    path: Path
-    label: str
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    size: int
-
-
 def inside(folder: Path, name: str) -> Path:
-    """Return the real path of a file of a checkpoint, or refuse it because it lies outside the checkpoint's folder.
+    """Return the real path of a file of a checkpoint; refuse one that lies outside the checkpoint's folder.
 
-    The rule: ``name`` is a plain file name, and the file it leads to, all symbolic links followed, lies in the folder itself. One layout is
-    allowed to point out of it: in Hugging Face's cache ``snapshots/<revision>/<name>`` is a link to ``blobs/<hash>`` of the same repository.
-    A checkpoint that somebody sends can so name no file of its reader.
+    ``name`` must be a plain file name, and the file it leads to, all symbolic links followed, must lie in the folder
+    itself. One layout may point out of it: in Hugging Face's cache, ``snapshots/<revision>/<name>`` is a link to
+    ``blobs/<hash>`` of the same repository. So a checkpoint from elsewhere cannot name a file of its reader's.
 
     Raises:
         CheckpointError: The name has a directory in it, or the link leads elsewhere.
     """
     if name in ("", ".", "..") or any(character in name for character in "/\\:\0"):
-        raise CheckpointError(f"{folder}: the file name {show(name)} is not a plain file name in this folder")
+        raise CheckpointError(f"{folder}: {show_value(name)} is not a plain name of a file in this folder")
     root = Path(os.path.realpath(folder))
-    try:
-        real = Path(os.path.realpath(root / name))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: the file name {show(name)} cannot be used: {error}") from error
+    real = Path(os.path.realpath(root / name))
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
     if real.parent not in (root, blobs):
         raise CheckpointError(
-            f"{folder / name}: is a link to {real}, outside the checkpoint's folder, and is not followed; "
-            "put the file itself (or a hard link to it) into the folder"
+            f"{folder}: {show_value(name)} is a link that leads out of the checkpoint's folder and is not followed; "
+            "put the file itself, or a hard link to it, into the folder"
         )
     return real
 
 
-def stored_files(folder: str | os.PathLike[str]) -> list[StoredFile]:
-    """Find a checkpoint's safetensors files and check their headers; no tensor data is read.
+def open_checkpoint(folder: str | os.PathLike[str]) -> list[SafetensorsFile]:
+    """Open a checkpoint's safetensors files and check their headers; no tensor data is read.
 
-    One ``model.safetensors`` or, where there is none, the files that ``model.safetensors.index.json`` lists (as transformers chooses).
+    One ``model.safetensors``, or where there is none the files that ``model.safetensors.index.json`` lists: the order
+    in which transformers looks.
 
     Raises:
-        CheckpointError: There is no safetensors file, the index and the files contradict each other, or a file breaks the format.
+        CheckpointError: There is no safetensors file, the index and the files contradict each other, or a file breaks
+            the format.
     """
     folder = Path(folder)
-    if _exists(folder, SINGLE):
-        return [_stored(folder, SINGLE)]
-    if not _exists(folder, INDEX):
-        raise CheckpointError(_nothing_found(folder))
-    return _sharded(folder)
+    if os.path.lexists(folder / SINGLE):
+        return [_open(folder, SINGLE)]
+    if os.path.lexists(folder / INDEX):
+        return _open_shards(folder)
+    message = f"{folder}: has neither {SINGLE} nor {INDEX}" if folder.is_dir() else f"{folder}: is not a folder"
+    if pickles := sorted(path.name for path in folder.glob("*.bin")):
+        message += f". {show_value(pickles[0])} is a pickle: {PICKLE_ADVICE}"
+    raise CheckpointError(message)
 
 
-def _exists(folder: Path, name: str) -> bool:
-    return os.path.lexists(folder / name)
+def headers(folder: str | os.PathLike[str]) -> dict[str, dict[str, tuple[str, tuple[int, ...], int]]]:
+    """List what a checkpoint stores: file name → tensor name → (dtype, shape, bytes). No tensor data is read.
+
+    Types have the names of the safetensors format, such as ``"F32"`` and ``"BF16"``; tensors are in the order of their
+    data.
+
+    Raises:
+        CheckpointError: There is no safetensors file, or one is broken.
+    """
+    return {
+        Path(file.label).name: {name: (t.dtype, t.shape, t.nbytes) for name, t in file.tensors.items()}
+        for file in open_checkpoint(folder)
+    }
 
 
-def _stored(folder: Path, name: str) -> StoredFile:
-    label = str(folder / name)
-    path = inside(folder, name)
-    tensors, metadata, size = read_header(path, label)
-    return StoredFile(path, label, tensors, metadata, size)
+def _open(folder: Path, name: str) -> SafetensorsFile:
+    return open_safetensors(inside(folder, name), str(folder / name))
 
 
-def _nothing_found(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"{folder}: is not a folder"
-    message = f"{folder}: has neither {SINGLE} nor {INDEX}"
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
-    if pickles:
-        message += (
-            f". {show(pickles[0])} is a pickle: unpickling can run any code, so it is not read; "
-            "convert the model with transformers: from_pretrained(...).save_pretrained(...)"
-        )
-    return message
-
-
-def _sharded(folder: Path) -> list[StoredFile]:
-    label = str(folder / INDEX)
-    with open_regular(inside(folder, INDEX), label) as (descriptor, size):
-        if size > MAX_JSON:
-            raise CheckpointError(f"{label}: has {size:,} bytes, more than the {MAX_JSON:,} that are read")
-        raw = _read(descriptor, size)
-    index = parse_json(raw, label)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{label}: needs a table weight_map, tensor → file name")
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{label}: tensor {show(tensor)}: {show(name)} is not the name of a safetensors file")
+def _open_shards(folder: Path) -> list[SafetensorsFile]:
+    index, label = folder / INDEX, str(folder / INDEX)
+    inside(folder, INDEX)
+    before = _identity(index)
+    weight_map = _weight_map(read_json(index), label)
     names = sorted(set(weight_map.values()))
-    missing = [name for name in names if not _exists_inside(folder, name)]
-    if missing:
-        shown = ", ".join(show(name) for name in missing[:10])
-        raise CheckpointError(f"{label}: {len(missing)} of {len(names)} files are missing: {shown}. Was the download complete?")
-    files = [_stored(folder, name) for name in names]
-    problems = []
-    for name, file in zip(names, files, strict=True):
-        listed = {tensor for tensor, owner in weight_map.items() if owner == name}
-        problems += [f"{show(tensor)} should be in {name} but is not" for tensor in sorted(listed - file.tensors.keys())]
-        problems += [
-            f"{show(tensor)} is in {name}, but the index puts it into {show(weight_map.get(tensor))}"
-            for tensor in sorted(file.tensors.keys() - listed)
-        ]
+    for name in names:
+        inside(folder, name)
+    if missing := [show_value(name) for name in names if not os.path.lexists(folder / name)]:
+        raise CheckpointError(
+            f"{label}: {len(missing)} of {len(names)} files are missing: {', '.join(missing[:10])}; "
+            "was the download complete?"
+        )
+    files = [_open(folder, name) for name in names]
+    # save() takes the index away before it touches a shard and puts the new one in place last. So while the index is
+    # the same file, the shards opened meanwhile are the ones it describes; without this check a reader could take one
+    # shard from before a save and one from after it, of equal names and shapes, and never know.
+    if _identity(index) != before:
+        raise CheckpointError(f"{label}: was replaced while the checkpoint was being loaded; load it again")
+    problems = [
+        problem for name, file in zip(names, files, strict=True) for problem in _contradictions(name, file, weight_map)
+    ]
     if problems:
         raise CheckpointError(report(label, problems))
     return files
 
 
-def _exists_inside(folder: Path, name: str) -> bool:
-    inside(folder, name)
-    return _exists(folder, name)
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _weight_map(index: dict[str, Any], label: str) -> dict[str, str]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{label}: needs the table weight_map, tensor → file name")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{label}: tensor {show_value(tensor)}: {show_value(name)} is not the name of a safetensors file"
+            )
+    return weight_map
+
+
+def _contradictions(name: str, file: SafetensorsFile, weight_map: dict[str, str]) -> list[str]:
+    listed = {tensor for tensor, owner in weight_map.items() if owner == name}
+    absent = [
+        f"{show_value(tensor)} should be in {show_value(name)}, but is not" for tensor in listed - file.tensors.keys()
+    ]
+    extra = [
+        f"{show_value(tensor)} is in {show_value(name)}, but the index "
+        + (f"says {show_value(weight_map[tensor])}" if tensor in weight_map else "does not list it")
+        for tensor in file.tensors.keys() - listed
+    ]
+    return sorted(absent) + sorted(extra)
 
 
 def report(label: str, problems: list[str], limit: int = 20) -> str:
@@ -137,15 +146,3 @@ def report(label: str, problems: list[str], limit: int = 20) -> str:
     if len(problems) > limit:
         lines.append(f"  and {len(problems) - limit} more")
     return "\n".join(lines)
-
-
-def headers(folder: str | os.PathLike[str]) -> dict[str, dict[str, tuple[str, tuple[int, ...], int]]]:
-    """List what a checkpoint stores: file name → tensor name → (dtype, shape, bytes). No tensor data is read.
-
-    Raises:
-        CheckpointError: As :func:`stored_files`.
-    """
-    return {
-        Path(file.label).name: {name: (t.dtype, t.shape, t.nbytes) for name, t in file.tensors.items()}
-        for file in stored_files(folder)
-    }

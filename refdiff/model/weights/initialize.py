@@ -1,39 +1,35 @@
-"""New weights, drawn as transformers draws them."""
+"""New weights, drawn from the distributions that transformers draws from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import nest, parameter_shapes
 from refdiff.model.weights.precision import compute_dtype, round_to
 
-if TYPE_CHECKING:
-    from refdiff.model.config import DiffLlamaConfig
 
+def initialize(config: DiffLlamaConfig, architecture: str, *, seed: int = 0, dtype: str = "float32") -> dict[str, Any]:
+    """Draw the weights of a new model, as transformers' ``_init_weights`` does (other random numbers, same law).
 
-def initialize(
-    config: DiffLlamaConfig, architecture: str, *, seed: int = 0, dtype: str = "float32"
-) -> dict[str, Any]:
-    """Draw the weights of a new model: the distributions of transformers' ``_init_weights``, not its random numbers.
-
-    Matrices and embeddings are normal with standard deviation ``initializer_range``, the embedding of the padding token is 0; biases are 0, norms 1;
-    ``lambda_*`` are normal with ``lambda_std_dev``.
+    Matrices and embeddings are normal with standard deviation ``initializer_range``, but the padding token's embedding
+    is 0; ``lambda_*`` are normal with ``lambda_std_dev``; biases are 0 and norms 1. The same seed gives the same
+    weights on every machine.
 
     Raises:
-        ValueError: ``architecture`` is not one of ``ARCHITECTURES``.
+        ValueError: ``architecture`` or ``dtype`` is none of those known.
     """
-    shapes = parameter_shapes(config, architecture)
-    return nest(draw(config, shapes.items(), seed=seed, dtype=dtype))
+    return nest(draw(config, parameter_shapes(config, architecture).items(), seed=seed, dtype=dtype))
 
 
 def draw(
     config: DiffLlamaConfig, shapes: Iterable[tuple[str, tuple[int, ...]]], *, seed: int, dtype: str
 ) -> dict[str, NDArray[Any]]:
-    """Draw the named parameters in the order given."""
+    """Draw the named parameters, in the order given; see :func:`initialize`."""
     generator = np.random.default_rng(seed)
     kind = compute_dtype(dtype)
     result = {}
@@ -43,6 +39,7 @@ def draw(
         elif name.endswith("norm.weight"):
             values = np.ones(shape, kind)
         else:
+            # A range of 0 means 0.02, as in transformers.
             deviation = config.lambda_std_dev if ".lambda_" in name else config.initializer_range or 0.02
             values = generator.standard_normal(shape, kind.type)
             values *= kind.type(deviation)

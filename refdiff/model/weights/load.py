@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.arrays import to_numpy
 from refdiff.errors import CheckpointError
-from refdiff.model.weights.folder import StoredFile, report, stored_files
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.messages import show_value
+from refdiff.model.weights.folder import open_checkpoint, report
 from refdiff.model.weights.initialize import draw
-from refdiff.model.weights.names import backbone_prefix, is_head, localize, nest, parameter_shapes
-from refdiff.model.weights.precision import DTYPES, STORED, to_compute
-from refdiff.model.weights.safetensors_file import open_views, show
+from refdiff.model.weights.names import backbone_prefix, flatten, is_head, localize, nest, parameter_shapes
+from refdiff.model.weights.precision import DTYPES, STORED, TILE, to_compute
+from refdiff.model.weights.safetensors_file import SafetensorsFile
 
-if TYPE_CHECKING:
-    from refdiff.model.config import DiffLlamaConfig
+_Place = tuple[SafetensorsFile, str]
+"""A file and the name of a tensor in it."""
 
 
 def load(
@@ -26,36 +30,38 @@ def load(
 ) -> dict[str, Any]:
     """Load a checkpoint as the parameters of ``architecture``: nested dicts of read-only float32 or float64 arrays.
 
-    Where the stored type is the wanted one, the arrays are views of the file, and nothing is read or copied. Names, shapes and types are checked
-    first and all problems reported together; values are not (see :func:`refdiff.model.weights.nonfinite`).
+    Names, shapes and types are checked first, and all problems reported together. Where the stored type is the wanted
+    one (see :func:`resolve_dtype`), the arrays are views of the file: nothing is copied, and nothing read before it is
+    used. So values are not looked at: a checkpoint with NaN in it loads, as in transformers, and :func:`nonfinite`
+    finds the place.
 
-    ``dtype``: see :func:`resolve_dtype`. The base model's parameters may be stored with any class's prefix; other classes' heads and
-    the ``rotary_emb.inv_freq`` of old files are passed over. A head that the file lacks is drawn anew, with one warning. With
-    ``tie_word_embeddings``, a stored ``lm_head.weight`` that differs from the embeddings is kept beside them, as transformers does.
+    The base model's parameters may be stored under any class's prefix. Heads of other classes are passed over, as are
+    the ``rotary_emb.inv_freq`` of old files. A head that is not stored is drawn anew, with one warning. With
+    ``tie_word_embeddings``, an ``lm_head.weight`` that is stored and differs from the embeddings is kept beside them,
+    with a warning, as in transformers.
 
     Raises:
         CheckpointError: A file is broken, or does not hold what ``config`` describes.
         ValueError: ``dtype`` or ``architecture`` is none of those known.
     """
-    files = stored_files(folder)
+    files = open_checkpoint(folder)
     wanted = _resolve(files, config, dtype)
     shapes = parameter_shapes(config, architecture)
-    arrays: dict[str, NDArray[Any]] = {}
-    found = _match(Path(folder), files, config, architecture, shapes)
-    for file, names in found:
-        views = open_views(file.path, file.label, {stored: file.tensors[stored] for stored in names.values()}, file.size)
-        for name, stored in names.items():
-            array = to_compute(views[stored], STORED[file.tensors[stored].dtype], wanted)
-            array.flags.writeable = False
-            arrays[name] = array
-    _tie(arrays, config, architecture, str(folder))
-    missing = [name for name in shapes if name not in arrays]
-    if missing:
-        warnings.warn(
-            f"{folder}: has no {', '.join(missing)}: newly initialized, to be trained before its results mean anything",
-            stacklevel=2,
-        )
+    places = _match(Path(folder), files, config, architecture)
+    arrays = {}
+    for name, (file, stored) in places.items():
+        arrays[name] = to_compute(file.view(stored), STORED[file.tensors[stored].dtype], wanted)
+        arrays[name].flags.writeable = False
+    remarks = []
+    if overflowed := [name for name, place in places.items() if _may_overflow(place, wanted, arrays[name])]:
+        remarks.append(f"rounding to {wanted} gave infinite values in {', '.join(overflowed)}; bfloat16 has more range")
+    if _is_tied(config, architecture):
+        remarks += _tie(arrays)
+    if missing := [name for name in shapes if name not in arrays]:
+        remarks.append(f"no {' and '.join(missing)} in the files: drawn at random, so train it before you trust it")
         arrays.update(draw(config, ((name, shapes[name]) for name in missing), seed=0, dtype=wanted))
+    if remarks:
+        warnings.warn(f"{folder}: " + "; ".join(remarks), stacklevel=2)
     order = [*shapes, *(name for name in arrays if name not in shapes)]
     return nest({name: arrays[name] for name in order})
 
@@ -63,77 +69,122 @@ def load(
 def resolve_dtype(folder: str | os.PathLike[str], config: DiffLlamaConfig, dtype: str = "auto") -> str:
     """Return the precision that :func:`load` gives: ``"float32"``, ``"float64"``, ``"float16"`` or ``"bfloat16"``.
 
-    ``"auto"``, as in transformers: what ``config.json`` says, and if it says nothing, what the first stored tensor has.
+    ``"auto"``, as in transformers: the one that ``config.json`` names, and if it names none, that of the first weight
+    in the first file.
 
     Raises:
+        CheckpointError: A file is broken, or ``config.dtype`` is none of the four.
         ValueError: ``dtype`` is none of these.
     """
-    return _resolve(stored_files(folder), config, dtype)
+    return _resolve(open_checkpoint(folder), config, dtype)
 
 
-def _resolve(files: list[StoredFile], config: DiffLlamaConfig, dtype: str) -> str:
+def nonfinite(params: Mapping[str, Any]) -> dict[str, int]:
+    """Count the values of each parameter that are infinite or not a number: name → count, where there are any.
+
+    Reads every value, which for weights on disk means the whole file.
+    """
+    counts = {}
+    for name, array in flatten(params).items():
+        flat = to_numpy(array).reshape(-1)
+        bad = sum(int(np.count_nonzero(~np.isfinite(flat[i : i + TILE]))) for i in range(0, flat.size, TILE))
+        if bad:
+            counts[name] = bad
+    return counts
+
+
+def _resolve(files: list[SafetensorsFile], config: DiffLlamaConfig, dtype: str) -> str:
     if dtype not in (*DTYPES, "auto"):
         raise ValueError(f"dtype is {dtype!r}; it must be one of auto, {', '.join(DTYPES)}")
     if dtype != "auto":
         return dtype
-    if config.dtype is not None:
-        if config.dtype not in DTYPES:
-            raise CheckpointError(f"config.json: dtype is {show(config.dtype)}; it must be one of {', '.join(DTYPES)}")
-        return config.dtype
-    stored = (STORED[t.dtype] for file in files for t in file.tensors.values() if t.dtype in STORED)
-    return next(stored, "float32")
-
-
-def _match(
-    folder: Path, files: list[StoredFile], config: DiffLlamaConfig, architecture: str, shapes: dict[str, tuple[int, ...]]
-) -> list[tuple[StoredFile, dict[str, str]]]:
-    """Find each parameter in the files: for every file, parameter name → stored name. Raises one error for all problems."""
-    prefix = backbone_prefix(architecture)
-    tied = architecture == "DiffLlamaForCausalLM" and config.tie_word_embeddings
-    allowed = {**shapes, "lm_head.weight": (config.vocab_size, config.hidden_size)} if tied else shapes
-    owner: dict[str, str] = {}
-    problems: list[str] = []
-    result = []
-    for file in files:
-        names: dict[str, str] = {}
-        for stored, tensor in file.tensors.items():
-            name = localize(stored, prefix)
-            where = f"{show(stored)} in {Path(file.label).name}"
-            if name not in allowed:
-                if not is_head(name) and "rotary_emb.inv_freq" not in name:
-                    problems.append(f"{where} (shape {tensor.shape}) is no parameter of a {architecture} with this config.json")
-            elif name in owner:
-                problems.append(f"{where} is the same parameter as {owner[name]}")
-            elif tensor.shape != allowed[name]:
-                problems.append(f"{where} has shape {tensor.shape}, expected {allowed[name]} from config.json")
-            elif tensor.dtype not in STORED:
-                problems.append(f"{where} has dtype {tensor.dtype}, expected one of {', '.join(STORED)}")
-            else:
-                names[name] = stored
-            owner.setdefault(name, where)
-        result.append((file, names))
-    embedding = f"{prefix}embed_tokens.weight"
-    for name, shape in shapes.items():
-        replaced = tied and name == embedding and "lm_head.weight" in owner
-        if name not in owner and not is_head(name) and not replaced:
-            problems.append(f"{show(name)} is missing, expected shape {shape}")
-    if problems:
-        raise CheckpointError(report(str(folder if len(files) > 1 else files[0].label), problems))
-    return result
-
-
-def _tie(arrays: dict[str, NDArray[Any]], config: DiffLlamaConfig, architecture: str, label: str) -> None:
-    """Settle what a stored ``lm_head.weight`` means in a model that ties it to the embeddings: drop it if it is equal."""
-    if architecture != "DiffLlamaForCausalLM" or not config.tie_word_embeddings or "lm_head.weight" not in arrays:
-        return
-    head, embedding = arrays["lm_head.weight"], arrays.get("model.embed_tokens.weight")
-    if embedding is None:  # the one that is there serves as both
-        arrays["model.embed_tokens.weight"] = arrays.pop("lm_head.weight")
-    elif all(np.array_equal(head[i : i + 1024], embedding[i : i + 1024]) for i in range(0, len(head), 1024)):
-        del arrays["lm_head.weight"]
-    else:
-        warnings.warn(
-            f"{label}: config.json ties lm_head.weight to the embeddings, but the two are stored with different values and both are kept; "
-            "set tie_word_embeddings to false to say so",
-            stacklevel=3,
+    if config.dtype is None:
+        stored = (STORED[tensor.dtype] for file in files for tensor in file.tensors.values() if tensor.dtype in STORED)
+        return next(stored, "float32")
+    if config.dtype not in DTYPES:
+        raise CheckpointError(
+            f"config.json: dtype is {show_value(config.dtype)}; it must be one of {', '.join(DTYPES)}"
         )
+    return config.dtype
+
+
+def _may_overflow(place: _Place, dtype: str, array: NDArray[Any]) -> bool:
+    """Say whether rounding to a type of less range left infinite values."""
+    file, stored = place
+    order = ("float16", "bfloat16", "float32", "float64")
+    narrower = order.index(dtype) < order.index(STORED[file.tensors[stored].dtype])
+    return narrower and not np.isfinite([array.min(), array.max()]).all()
+
+
+def _is_tied(config: DiffLlamaConfig, architecture: str) -> bool:
+    return architecture == "DiffLlamaForCausalLM" and config.tie_word_embeddings
+
+
+def _match(folder: Path, files: list[SafetensorsFile], config: DiffLlamaConfig, architecture: str) -> dict[str, _Place]:
+    """Find every parameter in the files; raises one error for all that is missing, too many or of wrong form."""
+    shapes = dict(parameter_shapes(config, architecture))
+    optional = {name for name in shapes if is_head(name)}
+    if _is_tied(config, architecture):
+        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+        optional.add("lm_head.weight")
+    places: dict[str, _Place] = {}
+    problems: list[str] = []
+    for file, stored in _all_tensors(files):
+        name = localize(stored, backbone_prefix(architecture))
+        if name not in shapes:
+            if not is_head(name) and not name.endswith("rotary_emb.inv_freq"):
+                problems.append(f"{_where(file, stored)}: no parameter of a {architecture} with this config.json")
+        elif name in places:
+            problems.append(f"{_where(file, stored)}: the same parameter as {_where(*places[name])}")
+        else:
+            places[name] = file, stored
+            problems += _form_problems(file, stored, shapes[name])
+    if "lm_head.weight" in places and _is_tied(config, architecture):
+        optional.add("model.embed_tokens.weight")  # tied: either of the two serves as both
+    problems += [
+        f"{show_value(name)} of shape {shape} is missing"
+        for name, shape in shapes.items()
+        if name not in places and name not in optional
+    ]
+    if problems:
+        raise CheckpointError(report(files[0].label if len(files) == 1 else str(folder), problems))
+    return {name: places[name] for name in shapes if name in places}
+
+
+def _all_tensors(files: list[SafetensorsFile]) -> Iterator[_Place]:
+    for file in files:
+        for stored in file.tensors:
+            yield file, stored
+
+
+def _where(file: SafetensorsFile, stored: str) -> str:
+    return f"{show_value(stored)} in {show_value(Path(file.label).name)}"
+
+
+def _form_problems(file: SafetensorsFile, stored: str, shape: tuple[int, ...]) -> list[str]:
+    tensor = file.tensors[stored]
+    problems = []
+    if tensor.shape != shape:
+        problems.append(
+            f"{_where(file, stored)}: shape is {show_value(tensor.shape)}, but config.json makes it {shape}"
+        )
+    if tensor.dtype not in STORED:
+        problems.append(f"{_where(file, stored)}: dtype is {tensor.dtype}, but weights are {', '.join(STORED)}")
+    return problems
+
+
+def _tie(arrays: dict[str, NDArray[Any]]) -> list[str]:
+    """Settle what a stored ``lm_head.weight`` is to a model that ties it to its embeddings; returns remarks."""
+    head, embeddings = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
+    if head is None:
+        return []
+    if embeddings is None:
+        arrays["model.embed_tokens.weight"] = arrays.pop("lm_head.weight")
+        return []
+    if all(np.array_equal(head[i : i + 1024], embeddings[i : i + 1024]) for i in range(0, len(head), 1024)):
+        del arrays["lm_head.weight"]
+        return []
+    return [
+        "config.json ties lm_head.weight to the embeddings, but it is stored with values of its own, which are used; "
+        "tie_word_embeddings should be false"
+    ]

@@ -1,6 +1,6 @@
 """The names and shapes of a DiffLlama's parameters, and the nested dict that the model reads them from.
 
-Names are Hugging Face's. Axis letters: D hidden_size, F intermediate_size, V vocab_size, H query heads, K key/value heads, d head_dim.
+Names are Hugging Face's. Axis letters: D hidden_size, F intermediate_size, V vocab_size, d head_dim.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.config import DiffLlamaConfig
 
 ARCHITECTURES = (
     "DiffLlamaModel",
@@ -40,7 +39,7 @@ def backbone_prefix(architecture: str) -> str:
 def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter of ``architecture``, in the order of Hugging Face's ``state_dict``.
 
-    A tied output matrix is not a parameter of its own: with ``config.tie_word_embeddings`` there is no ``lm_head.weight``.
+    With ``config.tie_word_embeddings`` the output matrix is no parameter of its own: there is no ``lm_head.weight``.
 
     Raises:
         ValueError: ``architecture`` is not one of ``ARCHITECTURES``.
@@ -92,9 +91,10 @@ def is_head(name: str) -> bool:
 def localize(name: str, prefix: str) -> str:
     """Return a stored name as the class whose base model stands under ``prefix`` spells it.
 
-    ``model.norm.weight``, ``transformer.norm.weight`` and ``norm.weight`` are one parameter, written by different classes. transformers adds
-    and removes its own class's prefix only, so between question answering (``transformer.``) and any other class it finds no name it knows and
-    starts from random weights with nothing but a warning; here the three spellings are equal, because nobody wants that.
+    ``model.norm.weight``, ``transformer.norm.weight`` and ``norm.weight`` are one parameter, written by different
+    classes. transformers adds and removes a class's own prefix only: between question answering (``transformer.``) and
+    ``model.`` it knows none of the names, and draws the whole model at random with nothing but a warning. Here the
+    three spellings are equal, because nobody wants that.
     """
     for known in _BACKBONE_PREFIXES:
         rest = name.removeprefix(known)

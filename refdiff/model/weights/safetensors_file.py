@@ -1,8 +1,10 @@
-"""One safetensors file: a header that is checked before anything in it is believed, and the numbers as views of a memory map.
+"""One safetensors file: a header that is checked before anything in it is believed, and the numbers as views of a map.
 
-The layout (https://github.com/huggingface/safetensors, "Format"): 8 bytes, little-endian, the length N of the header; N bytes of JSON, name →
-``{"dtype", "shape", "data_offsets": [begin, end]}``, and optionally ``"__metadata__"``, string → string; then the data, which the tensors cover
-from end to end without gap or overlap. The library's own loaders copy every tensor, which for a 5 GB file costs seconds and twice the memory.
+The layout (https://github.com/huggingface/safetensors, "Format"): 8 bytes, little-endian, the length N of the header;
+N bytes of JSON, name → ``{"dtype", "shape", "data_offsets": [begin, end]}`` and optionally ``"__metadata__"``,
+string → string; then the data, which the tensors cover from end to end without gap or overlap.
+
+The library's own loaders copy every tensor, which for a 5 GB file costs seconds and twice the memory; hence this one.
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ import json
 import mmap
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
+from refdiff.model.messages import show_value
 
-MAX_JSON = 10_000_000
-"""Bytes of the largest header or index that is read. The format allows 100 MB; that much hostile JSON would take gigabytes of objects, and
-10 MB name 60,000 tensors, of which a DiffLlama has about 15 a layer."""
+MAX_HEADER = 10_000_000
+"""Bytes of the longest header that is read. The format allows 100 MB, but that much hostile JSON takes gigabytes of
+objects; 10 MB name 60,000 tensors, and a DiffLlama has 13 to 17 a layer."""
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
@@ -34,15 +35,20 @@ BITS = {
 """Bits of one number of each type that the format knows."""
 
 _ARRAY_TYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
-"""How NumPy views the types that weights have; NumPy has no bfloat16, so it sees the bits."""
+"""How NumPy views the types that weights have: little-endian on every machine; bfloat16, unknown to NumPy, as bits."""
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_SIZE = 2**63 - 1
 
+PICKLE_ADVICE = (
+    "unpickling can run any code, so it is not read; convert the model with transformers: "
+    "from_pretrained(...).save_pretrained(...)"
+)
+
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies in its file: type, shape, and first and last byte, counted from the file's beginning."""
+    """Where one tensor lies in its file: type, shape, and its first byte and the one after its last."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -55,107 +61,110 @@ class Tensor:
         return self.end - self.begin
 
 
-def show(name: object) -> str:
-    """Return a name from a file fit for a message: quoted, control characters escaped, of bounded length."""
-    text = repr(name)
-    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """An open safetensors file whose header holds no contradiction; ``label`` is the name used in messages.
 
-
-@contextmanager
-def open_regular(path: Path, label: str) -> Iterator[tuple[int, int]]:
-    """Open a regular file for reading; yields its descriptor and its size in bytes.
-
-    Opened without blocking: a pipe in a file's place must not hang the reader.
+    The file is opened once and mapped: what replaces it under its name later changes nothing here.
     """
-    try:
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        descriptor = os.open(path, flags)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{label}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{label}: is not a regular file")
-        yield descriptor, status.st_size
-    finally:
-        os.close(descriptor)
+
+    label: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    memory: mmap.mmap
+
+    def view(self, name: str) -> NDArray[Any]:
+        """Return a float tensor as a read-only view of the file (bfloat16: its bits as uint16); nothing is read yet."""
+        tensor = self.tensors[name]
+        kind = np.dtype(_ARRAY_TYPES[tensor.dtype])
+        flat = np.frombuffer(self.memory, kind, count=tensor.nbytes // kind.itemsize, offset=tensor.begin)
+        return flat.reshape(tensor.shape)
 
 
-def parse_json(raw: bytes, label: str) -> Any:
-    """Parse JSON strictly: UTF-8, no key twice, no NaN or Infinity, no nesting that exhausts the stack."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise ValueError(f"the key {show(twice)} is there twice")
-        return result
-
-    def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
-
-    try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
-    except RecursionError as error:
-        raise CheckpointError(f"{label}: the JSON is nested too deeply") from error
-    except ValueError as error:
-        raise CheckpointError(f"{label}: is not valid JSON: {error}") from error
-
-
-def read_header(path: Path, label: str) -> tuple[dict[str, Tensor], dict[str, str], int]:
-    """Read and check the header of a file; returns its tensors in the order of the data, its metadata, and its size in bytes.
-
-    Reads the header only. ``label`` names the file in messages.
+def open_safetensors(path: Path, label: str) -> SafetensorsFile:
+    """Open a file, check its header against the format and the file's size, and map it; no tensor data is read.
 
     Raises:
         CheckpointError: The file breaks a rule of the format; the message says which, and names the tensor.
     """
-    with open_regular(path, label) as (descriptor, size):
-        head = os.read(descriptor, 8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > size - 8:
-            raise CheckpointError(f"{label}: {_not_safetensors(head, length, size)}")
-        if length > MAX_JSON:
-            raise CheckpointError(f"{label}: the header has {length:,} bytes, more than the {MAX_JSON:,} that are read")
-        raw = _read(descriptor, length)
-    if len(raw) != length:
-        raise CheckpointError(f"{label}: ended while its header was being read: is another program writing it?")
+    # Not blocking, and the check on the open file: a pipe in the file's place must not make us wait for a writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{label}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{label}: is not a regular file")
+        tensors, metadata = _read_header(descriptor, status.st_size, label)
+        memory = mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{label}: cannot be read: {error}") from error
+    finally:
+        os.close(descriptor)
+    return SafetensorsFile(label, tensors, metadata, memory)
+
+
+def _read_header(descriptor: int, size: int, label: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read and check a header; returns the tensors in the order of their data, and the metadata."""
+    head = os.read(descriptor, 8)
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > size - 8:
+        raise CheckpointError(f"{label}: {_not_safetensors(head, length, size)}")
+    if length > MAX_HEADER:
+        raise CheckpointError(f"{label}: the header has {length:,} bytes, more than the {MAX_HEADER:,} that are read")
+    raw = b""
+    while len(raw) < length and (piece := os.read(descriptor, length - len(raw))):
+        raw += piece
     if not raw.startswith(b"{"):
         raise CheckpointError(f"{label}: the header begins with {raw[:1]!r}, not with '{{'")
-    header = parse_json(raw, f"{label}: header")
+    header = _parse(raw, label)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{label}: __metadata__ is not a table of strings")
-    tensors = [(name, _tensor(entry, f"{label}: tensor {show(name)}", 8 + length)) for name, entry in header.items()]
+        raise CheckpointError(f"{label}: header: __metadata__ is not a table of strings")
+    data = 8 + length
+    tensors = [(name, _tensor(entry, f"{label}: tensor {show_value(name)}", data)) for name, entry in header.items()]
     tensors.sort(key=lambda item: (item[1].begin, item[1].end))
-    _check_cover(tensors, 8 + length, size, label)
-    return dict(tensors), metadata, size
-
-
-def _read(descriptor: int, length: int) -> bytes:
-    pieces = []
-    while length > 0 and (piece := os.read(descriptor, length)):
-        pieces.append(piece)
-        length -= len(piece)
-    return b"".join(pieces)
+    _check_cover(tensors, data, size, label)
+    return dict(tensors), metadata
 
 
 def _not_safetensors(head: bytes, length: int, size: int) -> str:
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return (
-            "is a pickle (a torch.save file), not safetensors. Unpickling can run any code, so it is not read; convert the "
-            "model with transformers: from_pretrained(...).save_pretrained(...)"
-        )
+        return f"is a pickle (a torch.save file), not safetensors: {PICKLE_ADVICE}"
     if head == b"version ":
-        return "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+        return "is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`"
     if size < 8:
-        return f"has {size} bytes; a safetensors file has at least 8. Was the download cut short?"
-    return f"the header should have {length:,} bytes, but the file ends after {size:,}: cut short, or not a safetensors file"
+        return f"has {size} bytes, but a safetensors file has at least 8; was the download cut short?"
+    return f"the header should have {length:,} bytes, but the file has {size:,}; cut short, or not a safetensors file"
+
+
+def _parse(raw: bytes, label: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key is there twice")
+        return result
+
+    def constant(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        # JSON can spell half a surrogate pair ("\ud800"), which is no text and could not be written to any file.
+        "".join(header).encode("utf-8")
+    except RecursionError:
+        raise CheckpointError(f"{label}: header: nested too deeply") from None
+    except ValueError as error:
+        raise CheckpointError(f"{label}: header: not valid: {error}") from None
+    return dict(header)
 
 
 def _whole(value: object) -> bool:
-    """Say whether a JSON value is a whole number that fits a file size (``True`` is an int to Python, not here)."""
+    """Say whether a JSON value is a whole number that could be a file size (``True`` is an int to Python, not here)."""
     return type(value) is int and 0 <= value <= _MAX_SIZE
 
 
@@ -164,20 +173,21 @@ def _tensor(entry: Any, label: str, data: int) -> Tensor:
         raise CheckpointError(f"{label}: needs the fields dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise CheckpointError(f"{label}: has dtype {show(dtype)}, which the format does not know")
+        raise CheckpointError(f"{label}: dtype {show_value(dtype)} is not one that the format knows")
     if not isinstance(shape, list) or not all(map(_whole, shape)):
-        raise CheckpointError(f"{label}: has shape {show(shape)}, which is not a list of whole numbers")
+        raise CheckpointError(f"{label}: shape {show_value(shape)} is not a list of whole numbers")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
-        raise CheckpointError(f"{label}: has data_offsets {show(offsets)}, which are not two whole numbers")
+        raise CheckpointError(f"{label}: data_offsets {show_value(offsets)} are not two whole numbers")
     bits = BITS[dtype]
     for axis in shape:  # stopping at the first overflow keeps the product small, however long the list is
         bits *= axis
-        if bits > _MAX_SIZE:
-            raise CheckpointError(f"{label}: the shape {show(shape)} is larger than any file")
+        if bits > 8 * _MAX_SIZE:
+            raise CheckpointError(f"{label}: shape {show_value(shape)} is larger than any file")
     begin, end = offsets
     if bits % 8 or end - begin != bits // 8:
         raise CheckpointError(
-            f"{label}: {dtype} of shape {show(tuple(shape))} takes {bits / 8:,.10g} bytes, but data_offsets {show(offsets)} span {end - begin:,}"
+            f"{label}: {dtype} of shape {show_value(tuple(shape))} takes {-(-bits // 8):,} bytes, "
+            f"but data_offsets {show_value(offsets)} span {end - begin:,}"
         )
     return Tensor(dtype, tuple(shape), data + begin, data + end)
 
@@ -186,33 +196,12 @@ def _check_cover(tensors: list[tuple[str, Tensor]], data: int, size: int, label:
     position = data
     for name, tensor in tensors:
         if tensor.begin != position:
-            fault = "overlaps the tensor before it" if tensor.begin < position else "leaves a gap before it"
+            fault = "overlaps the one before it" if tensor.begin < position else "leaves a gap before it"
             raise CheckpointError(
-                f"{label}: tensor {show(name)}: {fault}: it starts at byte {tensor.begin - data:,} of the data, "
-                f"the one before it ends at {position - data:,}"
+                f"{label}: tensor {show_value(name)} {fault}: it starts at byte {tensor.begin - data:,} of the data, "
+                f"and what precedes it ends at {position - data:,}"
             )
         position = tensor.end
     if position != size:
-        what = "is cut short" if position > size else "has bytes that belong to no tensor"
-        raise CheckpointError(f"{label}: {what}: the header describes {position:,} bytes, the file has {size:,}")
-
-
-def open_views(path: Path, label: str, tensors: dict[str, Tensor], size: int) -> dict[str, NDArray[Any]]:
-    """Map a file and return a read-only view of each tensor; nothing is read from the disk until a view is used.
-
-    Types: float32, float64, float16 in the file's byte order (little-endian), bfloat16 as its bits in uint16.
-    The map lives as long as any view of it, also when the file is replaced meanwhile (the old file stays until then).
-    """
-    with open_regular(path, label) as (descriptor, now):
-        if now != size:
-            raise CheckpointError(f"{label}: changed from {size:,} to {now:,} bytes while it was being loaded")
-        try:
-            memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{label}: cannot be mapped into memory: {error}") from error
-    views = {}
-    for name, tensor in tensors.items():
-        kind = np.dtype(_ARRAY_TYPES[tensor.dtype])
-        flat = np.frombuffer(memory, kind, count=tensor.nbytes // kind.itemsize, offset=tensor.begin)
-        views[name] = flat.reshape(tensor.shape)
-    return views
+        fault = "is cut short" if position > size else "has bytes that belong to no tensor"
+        raise CheckpointError(f"{label}: {fault}: its header describes {position:,} bytes, and it has {size:,}")
