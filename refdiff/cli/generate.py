@@ -113,9 +113,8 @@ def _generate(
     model: Any, tokenizer: Any, ids: list[int], transcript: Transcript, given: dict[str, Any], seed: int
 ) -> bool:
     """Generate into the transcript; whether Ctrl-C ended it. What was generated until then is kept."""
-    options = {
-        name: given[name] for name in ("repetition_penalty", "no_repeat_ngram_size", "num_beams") if name in given
-    }
+    options = _sampling(given)
+    options.update((name, given[name]) for name in _AS_THEY_ARE if name in given)
     limit = given.get("max_new_tokens", 128) or model.config.max_position_embeddings - len(ids)
     if limit < 1:
         raise ValueError(
@@ -157,12 +156,10 @@ def _sampling(given: dict[str, Any]) -> dict[str, Any]:
 def _finish_reason(model: Any, transcript: Transcript, full: bool, given: dict[str, Any]) -> str:
     if transcript.stopped:
         return "stop"
-    ends = model.generation_config.get("eos_token_id", model.config.eos_token_id)
-    if (
-        not given["ignore_eos"]
-        and transcript.ids
-        and transcript.ids[-1] in (ends if isinstance(ends, list) else [ends])
-    ):
+    ends = model.generation_config.get("eos_token_id")
+    ends = model.config.eos_token_id if ends is None else ends
+    ended = transcript.ids and transcript.ids[-1] in (ends if isinstance(ends, list) else [ends])
+    if ended and not given["ignore_eos"]:
         return "eos"
     return "length" if full else "stop"
 

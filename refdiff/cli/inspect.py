@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import itertools
 import json
 import math
@@ -50,6 +51,7 @@ def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
     from refdiff.model.config import DiffLlamaConfig
     from refdiff.model.weights import ARCHITECTURES, resolve_dtype
     from refdiff.model.weights.folder import open_checkpoint
+    from refdiff.model.weights.names import backbone_prefix, localize, parameter_shapes
 
     folder = hub.snapshot(path_or_repo, files=(*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER), local_files_only=offline)
     config = DiffLlamaConfig.from_pretrained(folder)
@@ -62,13 +64,16 @@ def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
     named = [name for name in config.architectures or [] if name in ARCHITECTURES]
     architecture = named[0] if named else "DiffLlamaForCausalLM"
     dtype = resolve_dtype(folder, config)
+    order = {name: i for i, name in enumerate(parameter_shapes(config, architecture))}
+    prefix = backbone_prefix(architecture)
+    tensors.sort(key=lambda t: order.get(localize(t.name, prefix), len(order)))
     return {
         "checkpoint": path_or_repo,
         "architecture": architecture,
         "parameters": sum(math.prod(t.shape) for t in tensors),
         "dtype": dtype,
         "config": config.to_dict(),
-        "files": _files(folder, tensors),
+        "files": _files(folder, collections.Counter(t.file for t in tensors)),
         "tensors": {
             t.name: {"dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "file": t.file} for t in tensors
         },
@@ -81,11 +86,10 @@ def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
 _DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
 
 
-def _files(folder: Path, tensors: list[_Tensor]) -> list[dict[str, Any]]:
-    """The files that refdiff reads, and the rest of the folder."""
-    held = {name: list(group) for name, group in itertools.groupby(tensors, key=lambda t: t.file)}
+def _files(folder: Path, tensors: collections.Counter[str]) -> list[dict[str, Any]]:
+    """The folder's files, and how many tensors each holds."""
     return [
-        {"name": path.name, "bytes": path.stat().st_size, "tensors": len(held.get(path.name, ()))}
+        {"name": path.name, "bytes": path.stat().st_size, "tensors": tensors[path.name]}
         for path in sorted(folder.iterdir())
         if path.is_file()
     ]
@@ -188,6 +192,8 @@ def _config_lines(config: dict[str, Any]) -> list[str]:
     for key, value in config.items():
         if value is None or value == {} or key in ("architectures", "model_type"):
             continue
+        if key in ("id2label", "label2id") and list(config["id2label"].values()) == ["LABEL_0", "LABEL_1"]:
+            continue  # what every config has
         text = json.dumps(value, ensure_ascii=False, default=str)
         (short if len(key) + len(text) <= _WIDTH // 2 - 5 else long).append((key, text))
     half = (len(short) + 1) // 2
@@ -232,7 +238,7 @@ def _parameter_lines(tensors: dict[str, Any]) -> list[str]:
         last = alike[-1][0][1]
         name = f"{prefix}.{first}" if first == last else f"{prefix}.{first} to {last}, each"
         lines.append(f"  {name}")
-        lines += [row(part, tensor, "    ") for part, tensor in sorted(rows)]
+        lines += [row(part, tensor, "    ") for part, tensor in rows]
     return lines
 
 

@@ -21,8 +21,8 @@ def one_line(error: BaseException) -> str:
     """An error's message without line breaks; the kind of error where the message alone says little."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     text = lines[0] + " " + "; ".join(lines[1:]) if lines and lines[0].endswith(":") else " ".join(lines)
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, ValueError | OSError | ImportError | RuntimeError) and text:
         return text
     if isinstance(error, MemoryError):

@@ -21,8 +21,9 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 @pytest.fixture(scope="session")
 def reciting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that says "h" → "éあ😀!" → </s> → "h" → …, one byte a token: its layers add nothing, and its output matrix
-    has for each token the embedding of the one before it.
+    """A model that says "éあ😀!" after "h", then </s>, then "h" again, one byte a token.
+
+    Its layers add nothing, and its output matrix has for each token the embedding of the one before it.
     """
     folder = tmp_path_factory.mktemp("reciting")
     vocab_size = write_tokenizer(folder)

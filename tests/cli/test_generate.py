@@ -1,0 +1,268 @@
+"""`refdiff generate`, called in this process: where the prompt comes from, what comes out, what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import refdiff
+from refdiff.cli import main
+from refdiff.cli.transcript import Transcript
+
+Capture = pytest.CaptureFixture[str]
+
+
+def _stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_text_alone_on_standard_output_and_statistics_on_standard_error(reciting: Path, capsys: Capture) -> None:
+    assert main(["generate", "-m", str(reciting), "-s", "5", "h"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "éあ😀!\n"
+    lines = err.splitlines()
+    assert lines[1].split()[:3] == ["prompt", "2", "tokens"]
+    assert lines[2].split()[:3] == ["generated", "11", "tokens"]
+    assert "tok/s" in lines[1]
+    assert "tok/s" in lines[2]
+    assert lines[3].startswith("finish: eos; seed: 5; peak memory: ")
+
+
+def test_quiet(reciting: Path, capsys: Capture) -> None:
+    assert main(["generate", "-q", "-m", str(reciting), "h"]) == 0
+    assert capsys.readouterr() == ("éあ😀!\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["-p", "h"], ["-"], ["-f", "prompt.txt"], ["-f", "-"], ["--", "h"]])
+def test_where_the_prompt_comes_from(
+    arguments: list[str], reciting: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompt.txt").write_bytes(b"h\r\n")
+    _stdin(monkeypatch, b"\xef\xbb\xbfh\n")
+    assert main(["generate", "-q", "-m", str(reciting), *arguments]) == 0
+    assert capsys.readouterr().out == "éあ😀!\n"
+
+
+def test_json_is_one_object(reciting: Path, capsys: Capture) -> None:
+    assert main(["generate", "--json", "-m", str(reciting), "-s", "9", "h"]) == 0
+    out, err = capsys.readouterr()
+    row = json.loads(out)
+    assert err  # statistics for people as well
+    assert out.count("\n") == 1
+    assert row["text"] == "éあ😀!"
+    assert row["prompt"] == "h"
+    assert row["model"] == str(reciting)
+    assert (row["finish_reason"], row["prompt_tokens"], row["generated_tokens"], row["seed"]) == ("eos", 2, 11, 9)
+    assert row["prompt_tokens_per_second"] > 0
+    assert row["generated_tokens_per_second"] > 0
+    assert row["peak_memory_bytes"] > 1_000_000
+
+
+@pytest.mark.parametrize("how", [[], ["--no-stream"], ["--json"]])
+def test_echo(how: list[str], reciting: Path, capsys: Capture) -> None:
+    assert main(["generate", "-q", "--echo", *how, "-m", str(reciting), "h"]) == 0
+    out = capsys.readouterr().out
+    assert (json.loads(out)["text"] if how == ["--json"] else out.removesuffix("\n")) == "héあ😀!"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "reason"),
+    [
+        (["-n", "2"], "é", "length"),
+        (["-n", "3"], "é", "length"),
+        (["-n", "5"], "éあ", "length"),
+        (["--ignore-eos", "-n", "15"], "éあ😀!hé", "length"),
+        (["--stop", "😀"], "éあ", "stop"),
+        (["--stop", "zz", "--stop", "あ😀", "--stop", "!"], "é", "stop"),
+        (["--ignore-eos", "--stop", "!h"], "éあ😀", "stop"),
+        (["--num-beams", "3"], "éあ😀!", "eos"),
+        (["-n", "0"], "éあ😀!", "eos"),
+        (["--max-tokens", "11"], "éあ😀!", "eos"),
+        (["--no-repeat-ngram-size", "1", "--ignore-eos", "-n", "11"], "éあ😀!", "length"),
+    ],
+)
+@pytest.mark.parametrize("streamed", [True, False])
+def test_where_the_text_ends(
+    arguments: list[str], text: str, reason: str, streamed: bool, reciting: Path, capsys: Capture
+) -> None:
+    how = [] if streamed else ["--no-stream"]
+    assert main(["generate", *how, "-m", str(reciting), *arguments, "h"]) == 0
+    out, err = capsys.readouterr()
+    assert out == text + "\n"
+    assert f"finish: {reason};" in err
+
+
+def test_sampling_with_a_seed_is_repeatable_and_says_its_seed(tiny_checkpoint: Path, capsys: Capture) -> None:
+    def text(*arguments: str) -> dict[str, Any]:
+        command = ["generate", "-q", "--json", "-m", str(tiny_checkpoint), "-n", "12", "--ignore-eos", *arguments, "ab"]
+        assert main(command) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    first = text("--temp", "1", "-s", "1")
+    assert text("--temp", "1", "-s", "1")["text"] == first["text"]
+    assert text("--temp", "1", "-s", "2")["text"] != first["text"]
+    unseeded = text("--temp", "1")
+    assert text("--temp", "1", "-s", str(unseeded["seed"]))["text"] == unseeded["text"]
+    assert text("--temp", "1")["seed"] != unseeded["seed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file", "expected"),
+    [
+        ([], {}, {}),
+        (["--temp", "0", "--top-k", "5"], {"do_sample": True}, {"do_sample": False}),
+        (["--temp", "0.7"], {}, {"do_sample": True, "temperature": 0.7}),
+        (["--top-p", "0.9"], {}, {"do_sample": True, "top_p": 0.9}),
+        (["--temp", "2", "--top-k", "0"], {}, {"do_sample": True, "temperature": 2.0, "top_k": 0}),
+        (["--min-p", "0.1", "--top-k", "3"], {"temperature": 0.5}, {"do_sample": True, "min_p": 0.1, "top_k": 3}),
+        (["--repetition-penalty", "1.2"], {"do_sample": True}, {"repetition_penalty": 1.2}),
+        (["--ignore-eos"], {}, {"eos_token_id": None}),
+    ],
+)  # fmt: skip
+def test_what_flags_mean_to_generate(
+    arguments: list[str],
+    file: dict[str, Any],
+    expected: dict[str, Any],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps(file))
+    seen: dict[str, Any] = {}
+
+    def generate(self: Any, ids: list[list[int]], **options: Any) -> list[list[int]]:
+        seen.update(options)
+        return [[*ids[0], 5]]
+
+    monkeypatch.setattr(refdiff.DiffLlamaForCausalLM, "generate", generate)
+    assert main(["generate", "-q", "-m", str(folder), *arguments, "x"]) == 0
+    always = {"streamer", "seed", "max_new_tokens", "num_return_sequences", "return_dict_in_generate"}
+    assert {name: value for name, value in seen.items() if name not in always} == expected
+    assert seen["max_new_tokens"] == 128
+    assert seen["num_return_sequences"] == 1
+    assert seen["return_dict_in_generate"] is False
+
+
+def test_the_end_token_of_generation_config_counts(reciting: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = shutil.copytree(reciting, tmp_path / "model")
+    bang = refdiff.Tokenizer.from_pretrained(reciting).encode("!", add_special_tokens=False)[0]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [bang, 1]}))
+    assert main(["generate", "-m", str(folder), "h"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "éあ😀!\n"
+    assert "finish: eos;" in err
+    assert "generated     10 tokens" in err
+
+
+def test_chat(reciting: Path, capsys: Capture) -> None:
+    command = ["generate", "-q", "-n", "1", "--echo", "-m", str(reciting), "--chat", "--system", "be brief", "hi"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("[system] be brief\n[user] hi\n[bot] ")
+
+
+def test_an_empty_prompt_starts_from_the_first_token(reciting: Path, capsys: Capture) -> None:
+    assert main(["generate", "-q", "--json", "-m", str(reciting), ""]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-m", "MODEL"], "no prompt: give it as an argument, with -p TEXT, with -f FILE, or - for standard input"),
+        (["-m", "MODEL", "a", "-p", "b"], "PROMPT and -p each give the prompt"),
+        (["-m", "MODEL", "a", "--prompts-file", "b"], "PROMPT and --prompts-file each give the prompt"),
+        (["a"], "no model: -m takes a folder with config.json"),
+        (["-m", "MODEL", "--system", "s", "a"], "add --chat"),
+        (["-m", "MODEL", "--stop", "", "a"], "--stop is empty"),
+        (["-m", "MODEL", "-o", "x", "a"], "-o goes with --prompts-file"),
+        (["-m", "MODEL", "--num-shards", "2", "a"], "--num-shards goes with --prompts-file"),
+        (["-m", "MODEL", "--shard-index", "3", "--num-shards", "3", "a"], "it must be from 0 to 2"),
+        (["-m", "MODEL", "-f", "bad.txt"], "bad.txt: not UTF-8 at byte 1"),
+    ],
+)
+def test_wrong_usage(
+    arguments: list[str],
+    expected: str,
+    reciting: Path,
+    capsys: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.txt").write_bytes(b"a\xffb")
+    assert main(["generate", *(str(reciting) if a == "MODEL" else a for a in arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("refdiff generate: error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-m", "no/such/folder/here", "a"], "no/such/folder/here"),
+        (["-m", "MODEL", "-f", "absent.txt"], "absent.txt: No such file or directory"),
+        (["-m", "MODEL", "-n", "0", "x" * 600], "the prompt has 601 tokens and the context 512"),
+        (["-m", "MODEL", "\udcff"], "lone surrogate"),
+    ],
+)
+def test_failures_are_one_line_and_status_1(
+    arguments: list[str],
+    expected: str,
+    tiny_checkpoint: Path,
+    capsys: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["generate", *(str(tiny_checkpoint) if a == "MODEL" else a for a in arguments)]
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("refdiff generate: error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    with pytest.raises(Exception, match=r"."):
+        main([*command, "--debug"])
+
+
+def test_debug_shows_usage_errors_too(reciting: Path) -> None:
+    with pytest.raises(Exception, match="no prompt"):
+        main(["generate", "--debug", "-m", str(reciting)])
+
+
+@pytest.mark.parametrize("how", [[], ["--no-stream"], ["--json"]])
+def test_interrupted_text_is_kept(
+    how: list[str], reciting: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Transcript.put
+
+    def interrupting(self: Transcript, ids: Any) -> None:
+        put(self, ids)
+        if len(self.ids) == 6:  # é, あ, and the first byte of the next
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Transcript, "put", interrupting)
+    assert main(["generate", *how, "-m", str(reciting), "h"]) == 130
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["text"] + "\n" if how == ["--json"] else out) == "éあ\n"
+    assert "finish: interrupted;" in err
+    assert err.endswith("refdiff: interrupted\n")
+
+
+def test_cupy_without_cupy_is_one_sentence(reciting: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert main(["generate", "--backend", "cupy", "-m", str(reciting), "h"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith('refdiff generate: error: backend "cupy" does not answer')
+    assert "refdiff[cupy]" in err
+    assert err.count("\n") == 1

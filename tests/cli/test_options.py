@@ -1,0 +1,112 @@
+"""Flags: ranges, messages, help."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+import pytest
+
+import refdiff
+from refdiff.cli import main
+from refdiff.cli.options import NUMBERS, Number, build_parser
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"]])
+def test_help_opens_with_two_examples_and_fits_80_columns(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "examples:"
+    assert lines[1].startswith("  refdiff ")
+    assert lines[2].startswith("  refdiff ")
+    assert lines[3] == ""
+    assert max(map(len, lines)) < 80
+
+
+@pytest.mark.parametrize("command", ["generate", "inspect"])
+def test_every_flag_says_its_default(command: str) -> None:
+    subcommands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    actions = [a for a in subcommands.choices[command]._actions if a.dest != "help" and a.option_strings]
+    assert len(actions) >= 3
+    for action in actions:
+        assert "(default: " in str(action.help), action.option_strings
+
+
+def test_every_number_says_what_turns_it_off() -> None:
+    for name, number in NUMBERS.items():
+        assert number.off or name == "seed", name
+
+
+def test_the_examples_of_the_help_parse() -> None:
+    parser = build_parser()
+    texts = [parser.format_help(), *(c.format_help() for c in _commands(parser).values())]
+    examples = [line.strip() for text in texts for line in text.splitlines()[1:3]]
+    assert len(examples) == 6
+    for example in examples:
+        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', example)]
+        assert words[0] == "refdiff"
+        parser.parse_args(words[1:])
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return dict(next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"refdiff {refdiff.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["translate"], "invalid choice: 'translate'"),
+        (
+            ["generate", "--top-p", "1.5", "x"],
+            "argument --top-p: 1.5 is out of range; give a number above 0 to 1 (1 = off)",
+        ),
+        (
+            ["generate", "--top-p", "0", "x"],
+            "argument --top-p: 0.0 is out of range; give a number above 0 to 1 (1 = off)",
+        ),
+        (["generate", "--top-k", "-1", "x"], "--top-k: -1 is out of range; give a whole number from 0 up (0 = off)"),
+        (["generate", "--top-k", "2.5", "x"], "--top-k: '2.5' is not a whole number; give a whole number from 0 up"),
+        (["generate", "--temp", "nan", "x"], "--temperature/--temp: nan is out of range; give a number from 0 up"),
+        (["generate", "--temp", "inf", "x"], "inf is out of range"),
+        (["generate", "-n", "many", "x"], "'many' is not a whole number"),
+        (["generate", "--num-beams", "0", "x"], "0 is out of range; give a whole number from 1 up (1 = off)"),
+        (["generate", "--repetition-penalty", "0", "x"], "give a number above 0 (1 = off)"),
+        (["generate", "--dtype", "int8", "x"], "invalid choice: 'int8'"),
+        (["generate", "--max-new", "3", "x"], "unrecognized arguments: --max-new"),
+        (["inspect"], "the following arguments are required: PATH_OR_REPO"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert expected in err
+    assert "--help" in err
+
+
+@pytest.mark.parametrize("value", [True, "3", None, 2.5, [1]])
+def test_a_field_of_another_kind_is_refused(value: object) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number"):
+        Number(int, 0).check(value)
+
+
+def test_whole_numbers_may_be_spelled_as_floats_in_json() -> None:
+    checked = Number(int, 0).check(3.0)
+    assert checked == 3
+    assert isinstance(checked, int)

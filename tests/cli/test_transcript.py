@@ -1,0 +1,93 @@
+"""Pieces of text: whole characters, stops, speeds."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import refdiff
+from refdiff.cli.transcript import Transcript
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint: Path) -> refdiff.Tokenizer:
+    return refdiff.Tokenizer.from_pretrained(tiny_checkpoint)
+
+
+def _stream(tokenizer: refdiff.Tokenizer, text: str, stops: list[str]) -> tuple[Transcript, list[str]]:
+    pieces: list[str] = []
+    transcript = Transcript(tokenizer, stops, pieces.append)
+    transcript.put(np.array([[0]]))
+    for token in tokenizer.encode(text, add_special_tokens=False):
+        transcript.put(np.array([token]))
+    transcript.close("length")
+    return transcript, pieces
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
+def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: refdiff.Tokenizer, text: str) -> None:
+    transcript, pieces = _stream(tokenizer, text, [])
+    # A character that ends in U+FFFD itself cannot be told from a broken one, and waits for what follows.
+    assert transcript.text == "".join(pieces) == text.rstrip("\ufffd")
+    assert transcript.ids == tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_a_character_cut_in_the_middle_is_left_out(tokenizer: refdiff.Tokenizer) -> None:
+    transcript = Transcript(tokenizer, [], None)
+    transcript.put(np.array([[0]]))
+    transcript.put(np.array([tokenizer.encode("é日", add_special_tokens=False)[:-1]]))
+    transcript.close("length")
+    assert transcript.text == "é"
+
+
+@given(
+    text=st.text("abあ", max_size=10),
+    stops=st.lists(st.text("abあ", min_size=1, max_size=3), min_size=1, max_size=3),
+)
+def test_the_text_ends_before_the_first_stop(tokenizer: refdiff.Tokenizer, text: str, stops: list[str]) -> None:
+    transcript, pieces = _stream(tokenizer, text, stops)
+    at = [text.find(stop) for stop in stops if stop in text]
+    # The stop that is complete first ends the text, where it begins.
+    ends = sorted((text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text)
+    assert transcript.stopped == bool(at)
+    if at:
+        complete = ends[0][0]
+        assert transcript.text == text[: min(begin for end, begin in ends if end == complete)]
+    else:
+        assert transcript.text == text
+    assert "".join(pieces) == transcript.text
+
+
+def test_what_cannot_be_a_stop_is_not_held_back(tokenizer: refdiff.Tokenizer) -> None:
+    seen: list[str] = []
+    transcript = Transcript(tokenizer, ["END"], seen.append)
+    transcript.put(np.array([[0]]))
+    for token in tokenizer.encode("xENz", add_special_tokens=False):
+        transcript.put(np.array([token]))
+    assert seen == ["x", "ENz"]
+
+
+def test_speeds(tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.0, 12.5, 13.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    transcript = Transcript(tokenizer, [], None)
+    transcript.put(np.array([[0, 5, 6, 7]]))
+    assert transcript.prompt_speed is None
+    transcript.put(np.array([8]))
+    assert transcript.speed is None
+    transcript.put(np.array([8]))
+    transcript.put(np.array([[8, 9, 10]]))
+    assert transcript.prompt_speed == 2.0
+    assert transcript.speed == 4.0
+    assert transcript.prompt_tokens == 4
+
+
+def test_special_tokens_are_no_text(tokenizer: refdiff.Tokenizer) -> None:
+    transcript, _ = _stream(tokenizer, "a</s>b", [])
+    assert transcript.text == "ab"
+    assert all(a != b for a, b in pairwise([0, *transcript.ids]))
