@@ -31,6 +31,31 @@ def activation(x: Array, name: str) -> Array:
     return ACTIVATIONS[name](x)
 
 
+def activation_vjp(g: Array, x: Array, name: str) -> tuple[Array]:
+    """Pull a gradient back through `activation`.
+
+    Equation:
+        ∂L/∂x = g act′(x), with the derivative of each name in `DERIVATIVES`; at a kink the one that torch takes
+
+    Used as:
+        `(dgate,) = activation_vjp(g, gate, config.hidden_act)`
+
+    Shapes:
+        g and x (...) -> (...)
+
+    Precision:
+        in the dtype of `x`.
+
+    Raises:
+        ValueError: an unknown name, or `g` is not of the shape of `x`.
+    """
+    if name not in DERIVATIVES:
+        raise ValueError(f"activation_vjp: {name!r} is not one of {', '.join(sorted(DERIVATIVES))}")
+    if g.shape != x.shape:
+        raise ValueError(f"activation_vjp: g has shape {tuple(g.shape)}, but x has {tuple(x.shape)}")
+    return (g * DERIVATIVES[name](x),)
+
+
 def sigmoid(x: Array) -> Array:
     """σ(x) = 1 / (1 + e^−x), arranged so that nothing overflows."""
     xp = namespace(x)
@@ -38,9 +63,21 @@ def sigmoid(x: Array) -> Array:
     return xp.where(x >= 0, 1.0, e) / (1 + e)
 
 
+def d_sigmoid(x: Array) -> Array:
+    """σ (1 − σ)."""
+    s = sigmoid(x)
+    return s * (1 - s)
+
+
 def silu(x: Array) -> Array:
     """X σ(x)  (Elfwing et al. 2017; Swish with β = 1)."""
     return x * sigmoid(x)
+
+
+def d_silu(x: Array) -> Array:
+    """σ (1 + x (1 − σ))."""
+    s = sigmoid(x)
+    return s * (1 + x * (1 - s))
 
 
 def erf(x: Array) -> Array:
@@ -60,9 +97,20 @@ def erf(x: Array) -> Array:
     return xp.where(x >= 0, 1 - erfc, erfc - 1)
 
 
+def d_erf(x: Array) -> Array:
+    """(2/√π) e^(−x²)."""
+    return 2 / math.sqrt(math.pi) * namespace(x).exp(-x * x)
+
+
 def gelu(x: Array) -> Array:
     """X Φ(x), Φ the normal distribution function  (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1 + erf(x / math.sqrt(2)))
+
+
+def d_gelu(x: Array) -> Array:
+    """Φ(x) + x φ(x), φ the normal density."""
+    z = x / math.sqrt(2)
+    return 0.5 * (1 + erf(z)) + x * d_erf(z) / (2 * math.sqrt(2))
 
 
 def gelu_tanh(x: Array) -> Array:
@@ -70,9 +118,21 @@ def gelu_tanh(x: Array) -> Array:
     return 0.5 * x * (1 + namespace(x).tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
+def d_gelu_tanh(x: Array) -> Array:
+    """½ (1 + t) + ½ x (1 − t²) u′ with t = tanh(u)."""
+    t = namespace(x).tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+    slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope
+
+
 def gelu_10(x: Array) -> Array:
     """Gelu cut off at −10 and 10."""
     return namespace(x).clip(gelu(x), -10.0, 10.0)
+
+
+def d_gelu_10(x: Array) -> Array:
+    """That of gelu where it is not cut off."""
+    return namespace(x).where(gelu(x) <= 10, d_gelu(x), 0.0)
 
 
 def quick_gelu(x: Array) -> Array:
@@ -80,9 +140,19 @@ def quick_gelu(x: Array) -> Array:
     return x * sigmoid(1.702 * x)
 
 
+def d_quick_gelu(x: Array) -> Array:
+    """That of silu at 1.702 x."""
+    return d_silu(1.702 * x)
+
+
 def relu(x: Array) -> Array:
     """max(x, 0)."""
     return namespace(x).clip(x, 0.0, None)
+
+
+def d_relu(x: Array) -> Array:
+    """1 where positive."""
+    return namespace(x).astype(x > 0, x.dtype)
 
 
 def relu2(x: Array) -> Array:
@@ -90,9 +160,19 @@ def relu2(x: Array) -> Array:
     return relu(x) ** 2
 
 
+def d_relu2(x: Array) -> Array:
+    """2 max(x, 0)."""
+    return 2 * relu(x)
+
+
 def relu6(x: Array) -> Array:
     """min(max(x, 0), 6)."""
     return namespace(x).clip(x, 0.0, 6.0)
+
+
+def d_relu6(x: Array) -> Array:
+    """1 between 0 and 6."""
+    return namespace(x).astype((x > 0) & (x < 6), x.dtype)
 
 
 def leaky_relu(x: Array) -> Array:
@@ -100,9 +180,20 @@ def leaky_relu(x: Array) -> Array:
     return namespace(x).where(x > 0, x, 0.01 * x)
 
 
+def d_leaky_relu(x: Array) -> Array:
+    """1 where positive, 0.01 elsewhere."""
+    return 0.01 + 0.99 * d_relu(x)
+
+
 def hardswish(x: Array) -> Array:
     """X relu6(x + 3) / 6  (Howard et al. 2019)."""
     return x * relu6(x + 3) / 6
+
+
+def d_hardswish(x: Array) -> Array:
+    """(2x + 3) / 6 between −3 and 3, 0 below, 1 above."""
+    xp = namespace(x)
+    return xp.where(x >= 3, 1.0, xp.where(x > -3, (2 * x + 3) / 6, 0.0 * x))
 
 
 def softplus(x: Array) -> Array:
@@ -116,9 +207,20 @@ def mish(x: Array) -> Array:
     return x * namespace(x).tanh(softplus(x))
 
 
+def d_mish(x: Array) -> Array:
+    """t + x (1 − t²) σ(x) with t = tanh(softplus(x))."""
+    t = namespace(x).tanh(softplus(x))
+    return t + x * (1 - t * t) * sigmoid(x)
+
+
 def sqrtsoftplus(x: Array) -> Array:
     """√softplus(x)."""
     return namespace(x).sqrt(softplus(x))
+
+
+def d_sqrtsoftplus(x: Array) -> Array:
+    """σ(x) / (2 √softplus(x))."""
+    return sigmoid(x) / (2 * sqrtsoftplus(x))
 
 
 def laplace(x: Array) -> Array:
@@ -126,14 +228,30 @@ def laplace(x: Array) -> Array:
     return 0.5 * (1 + erf((x - 0.707107) / (0.282095 * math.sqrt(2))))
 
 
+def d_laplace(x: Array) -> Array:
+    """The normal density of that mean and width."""
+    width = 0.282095 * math.sqrt(2)
+    return d_erf((x - 0.707107) / width) / (2 * width)
+
+
 def identity(x: Array) -> Array:
     """X as it is."""
     return x
 
 
+def d_identity(x: Array) -> Array:
+    """1."""
+    return namespace(x).ones_like(x)
+
+
 def tanh(x: Array) -> Array:
     """Hyperbolic tangent."""
     return namespace(x).tanh(x)
+
+
+def d_tanh(x: Array) -> Array:
+    """1 − tanh(x)²."""
+    return 1 - namespace(x).tanh(x) ** 2
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -161,6 +279,32 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": tanh,
 }
 """Every `hidden_act` of transformers that has no weights of its own (prelu and xielu have)."""
+
+DERIVATIVES: dict[str, Callable[[Array], Array]] = {
+    "gelu": d_gelu,
+    "gelu_10": d_gelu_10,
+    "gelu_accurate": d_gelu_tanh,
+    "gelu_fast": d_gelu_tanh,
+    "gelu_new": d_gelu_tanh,
+    "gelu_python": d_gelu,
+    "gelu_python_tanh": d_gelu_tanh,
+    "gelu_pytorch_tanh": d_gelu_tanh,
+    "hardswish": d_hardswish,
+    "laplace": d_laplace,
+    "leaky_relu": d_leaky_relu,
+    "linear": d_identity,
+    "mish": d_mish,
+    "quick_gelu": d_quick_gelu,
+    "relu": d_relu,
+    "relu2": d_relu2,
+    "relu6": d_relu6,
+    "sigmoid": d_sigmoid,
+    "silu": d_silu,
+    "sqrtsoftplus": d_sqrtsoftplus,
+    "swish": d_silu,
+    "tanh": d_tanh,
+}
+"""The derivative of each of `ACTIVATIONS`."""
 
 _ERFC = (
     -1.3026537197817094342,

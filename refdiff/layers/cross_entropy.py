@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from refdiff.arrays import Array, namespace
+from refdiff.arrays import Array, device, namespace
 
 
 def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100) -> Array:
@@ -48,3 +48,33 @@ def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100) ->
     losses = xp.where(keep, xp.log(xp.sum(xp.exp(z), axis=-1)) - picked, 0.0)
     count = xp.sum(xp.astype(keep, losses.dtype))
     return xp.where(count > 0, xp.sum(losses) / xp.where(count > 0, count, 1.0), math.nan)
+
+
+def cross_entropy_vjp(g: Array, logits: Array, targets: Array, *, ignore_index: int = -100) -> tuple[Array, None]:
+    """Pull a gradient back through `cross_entropy`.
+
+    Equation:
+        ∂L/∂z = g (softmax(z) − onehot(target)) / n in the n rows that count, 0 in the others
+
+    Used as:
+        `dz, _ = cross_entropy_vjp(g, logits, targets)`
+
+    Shapes:
+        g (), logits (..., V), targets (...) -> (..., V), None
+
+    Precision:
+        in the dtype of `logits`.
+
+    Raises:
+        ValueError: `g` is not a scalar array.
+    """
+    if g.ndim != 0:
+        raise ValueError(f"cross_entropy_vjp: g has shape {tuple(g.shape)}, but the result is a scalar ()")
+    xp = namespace(g, logits, targets)
+    z = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    probabilities = z / xp.sum(z, axis=-1, keepdims=True)
+    classes = xp.arange(logits.shape[-1], dtype=targets.dtype, device=device(targets))
+    one_hot = xp.astype(targets[..., None] == classes, logits.dtype)
+    keep = xp.astype(targets != ignore_index, logits.dtype)
+    share = keep * (g / xp.clip(xp.sum(keep), 1.0, None))
+    return (probabilities - one_hot) * share[..., None], None

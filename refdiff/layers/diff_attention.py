@@ -6,7 +6,7 @@ import math
 
 from refdiff.arrays import Array, device, namespace
 from refdiff.layers.mask import causal_mask
-from refdiff.layers.softmax import check_broadcast, check_mask, softmax
+from refdiff.layers.softmax import check_broadcast, check_mask, softmax, softmax_vjp_of
 
 
 def attention_weights(
@@ -112,3 +112,72 @@ def _per_map(x: Array | None, heads: int) -> tuple[Array | None, Array | None]:
     if x is None or x.ndim < 3 or x.shape[-3] != 2 * heads:
         return x, x
     return x[..., :heads, :, :], x[..., heads:, :, :]
+
+
+def diff_attention_vjp(
+    g: Array,
+    q1: Array,
+    k1: Array,
+    q2: Array,
+    k2: Array,
+    v: Array,
+    lambda_: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Pull a gradient back through `diff_attention`.
+
+    Equation:
+        O = P V with P = A₁ − λ A₂ gives ∂L/∂V = Pᵀ g and G = ∂L/∂P = g Vᵀ. Then ∂L/∂A₁ = G, ∂L/∂A₂ = −λ G and
+        ∂L/∂λ = −Σ G ⊙ A₂. Through each softmax, ∂L/∂S_i = A_i ⊙ (∂L/∂A_i − rowsum(∂L/∂A_i ⊙ A_i)), and with
+        S_i = Q_i K_iᵀ / √d, ∂L/∂Q_i = ∂L/∂S_i K_i / √d and ∂L/∂K_i = ∂L/∂S_iᵀ Q_i / √d. What several query heads
+        share (K, V, λ) collects the sum of their gradients.
+
+    Used as:
+        `dq1, dk1, dq2, dk2, dv, dlambda = diff_attention_vjp(g, q1, k1, q2, k2, v, lambda_, mask)`; mask and bias have
+        no gradient
+
+    Shapes:
+        g (B, H, T, e), the rest as in `diff_attention` -> the shapes of q1, k1, q2, k2, v, lambda_
+
+    Precision:
+        in the dtype of `q1`.
+
+    Raises:
+        ValueError: `g` is not of the shape of the result.
+    """
+    B, H, T, d = _check_heads("diff_attention_vjp", q1, k1)
+    K, S, e = v.shape[1:]
+    if tuple(g.shape) != (B, H, T, e):
+        raise ValueError(f"diff_attention_vjp: g has shape {tuple(g.shape)}, but the result has {(B, H, T, e)}")
+    xp = namespace(g, q1, k1, q2, k2, v, lambda_, mask, bias)
+    mask1, mask2 = _per_map(mask, H)
+    bias1, bias2 = _per_map(bias, H)
+    a1 = attention_weights(q1, k1, mask1, bias1, causal=causal)
+    a2 = attention_weights(q2, k2, mask2, bias2, causal=causal)
+
+    def grouped(x: Array) -> Array:
+        return xp.reshape(x, (B, K, H // K, *x.shape[2:]))
+
+    gv = grouped(g)
+    dv = xp.sum(xp.matrix_transpose(grouped(a1 - lambda_ * a2)) @ gv, axis=2)
+    dp = xp.reshape(gv @ xp.matrix_transpose(v)[:, :, None, :, :], (B, H, T, S))
+
+    def through(da: Array, a: Array, q: Array, k: Array) -> tuple[Array, Array]:
+        ds = grouped(softmax_vjp_of(da, a)) / math.sqrt(d)
+        dq = xp.reshape(ds @ k[:, :, None, :, :], q.shape)
+        return dq, xp.sum(xp.matrix_transpose(ds) @ grouped(q), axis=2)
+
+    dq1, dk1 = through(dp, a1, q1, k1)
+    dq2, dk2 = through(-lambda_ * dp, a2, q2, k2)
+    return dq1, dk1, dq2, dk2, dv, _sum_to(-xp.sum(dp * a2, axis=-1, keepdims=True), tuple(lambda_.shape))
+
+
+def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
+    """Sum `x` over the axes along which an array of `shape` was broadcast to it."""
+    xp = namespace(x)
+    x = xp.sum(x, axis=tuple(range(x.ndim - len(shape))))
+    axes = tuple(i for i, n in enumerate(shape) if n == 1 and x.shape[i] > 1)
+    return xp.sum(x, axis=axes, keepdims=True) if axes else x

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from refdiff.arrays import Array, namespace
-from refdiff.layers.diff_attention import diff_attention
-from refdiff.layers.rms_norm import rms_norm
+from refdiff.layers.diff_attention import diff_attention, diff_attention_vjp
+from refdiff.layers.rms_norm import rms_norm, rms_norm_vjp
 
 
 def value_pairs_hf(v: Array) -> Array:
@@ -86,3 +86,75 @@ def diff_heads_hf(
 def _check_even(name: str, what: str, x: Array) -> None:
     if x.ndim != 4 or x.shape[1] % 2:
         raise ValueError(f"{name}: {what} has shape {tuple(x.shape)}, but must be (B, heads, T, d) with even heads")
+
+
+def value_pairs_hf_vjp(g: Array, v: Array) -> tuple[Array]:
+    """Pull a gradient back through `value_pairs_hf`.
+
+    Equation:
+        the halves of each pair go back to heads j and j + K/2
+
+    Used as:
+        `(dv,) = value_pairs_hf_vjp(g, v)`
+
+    Shapes:
+        g (B, K/2, T, 2d), v (B, K, T, d) -> (B, K, T, d)
+
+    Precision:
+        exact.
+
+    Raises:
+        ValueError: `g` is not of the shape of the result.
+    """
+    B, K, T, d = v.shape
+    if tuple(g.shape) != (B, K // 2, T, 2 * d):
+        raise ValueError(
+            f"value_pairs_hf_vjp: g has shape {tuple(g.shape)}, but the result has {(B, K // 2, T, 2 * d)}"
+        )
+    return (namespace(g).concat([g[..., :d], g[..., d:]], axis=1),)
+
+
+def diff_heads_hf_vjp(
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    lambda_: Array,
+    lambda_init: float,
+    eps: float,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+    diff_attention: Callable[..., Array] = diff_attention,
+    diff_attention_vjp: Callable[..., tuple[Array, ...]] = diff_attention_vjp,
+    rms_norm_vjp: Callable[..., tuple[Array, Array | None]] = rms_norm_vjp,
+) -> tuple[Array, Array, Array, Array]:
+    """Pull a gradient back through `diff_heads_hf`.
+
+    Equation:
+        the lines of `diff_heads_hf` from bottom to top
+
+    Used as:
+        `dq, dk, dv, dlambda = diff_heads_hf_vjp(g, q, k, v, lambda_, lambda_init, eps, mask)`
+
+    Shapes:
+        g (B, T, H d), the rest as in `diff_heads_hf` -> the shapes of q, k, v, lambda_
+
+    Precision:
+        in the dtype of `q`.
+
+    Raises:
+        ValueError: `g` is not of the shape of the result.
+    """
+    B, T = q.shape[0], q.shape[2]
+    H, K, e = q.shape[1] // 2, k.shape[1] // 2, v.shape[3]
+    if tuple(g.shape) != (B, T, H * e):
+        raise ValueError(f"diff_heads_hf_vjp: g has shape {tuple(g.shape)}, but the result has {(B, T, H * e)}")
+    xp = namespace(g, q, k, v)
+    streams = (q[:, :H, ...], k[:, :K, ...], q[:, H:, ...], k[:, K:, ...], v, lambda_, mask, bias)
+    heads = diff_attention(*streams, causal=causal)
+    g = (1 - lambda_init) * xp.permute_dims(xp.reshape(g, (B, T, H, e)), (0, 2, 1, 3))
+    g, _ = rms_norm_vjp(g, heads, None, eps)
+    dq1, dk1, dq2, dk2, dv, dlambda = diff_attention_vjp(g, *streams, causal=causal)
+    return xp.concat([dq1, dq2], axis=1), xp.concat([dk1, dk2], axis=1), dv, dlambda

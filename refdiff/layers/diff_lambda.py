@@ -1,10 +1,13 @@
-"""λ_init by depth, and λ from its four learned vectors."""
+"""λ_init by depth, λ of v1 from four learned vectors, λ of v2 from every token."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from refdiff.arrays import Array, namespace
+from refdiff.layers.activation import activation
+from refdiff.layers.linear import linear
 
 
 def lambda_init(layer: int) -> float:
@@ -53,3 +56,61 @@ def diff_lambda(lambda_q1: Array, lambda_k1: Array, lambda_q2: Array, lambda_k2:
         raise ValueError(f"diff_lambda: the four vectors have shapes {shapes}, but must all be (d,)")
     xp = namespace(lambda_q1, lambda_k1, lambda_q2, lambda_k2)
     return xp.exp(xp.sum(lambda_q1 * lambda_k1)) - xp.exp(xp.sum(lambda_q2 * lambda_k2)) + lambda_init
+
+
+def diff_lambda_vjp(
+    g: Array, lambda_q1: Array, lambda_k1: Array, lambda_q2: Array, lambda_k2: Array, lambda_init: float
+) -> tuple[Array, Array, Array, Array]:
+    """Pull a gradient back through `diff_lambda`.
+
+    Equation:
+        with e_i = exp(λ_qi · λ_ki): ∂L/∂λ_q1 = g e_1 λ_k1, ∂L/∂λ_k1 = g e_1 λ_q1, and −g e_2 … for the second pair
+
+    Used as:
+        `dq1, dk1, dq2, dk2 = diff_lambda_vjp(g, lambda_q1, lambda_k1, lambda_q2, lambda_k2, lambda_init)`
+
+    Shapes:
+        g (), four times (d,), a float -> four times (d,)
+
+    Precision:
+        in the dtype of the vectors.
+
+    Raises:
+        ValueError: `g` is not a scalar array.
+    """
+    if g.ndim != 0:
+        raise ValueError(f"diff_lambda_vjp: g has shape {tuple(g.shape)}, but the result is a scalar ()")
+    xp = namespace(g, lambda_q1, lambda_k1, lambda_q2, lambda_k2)
+    e1 = g * xp.exp(xp.sum(lambda_q1 * lambda_k1))
+    e2 = -g * xp.exp(xp.sum(lambda_q2 * lambda_k2))
+    return e1 * lambda_k1, e1 * lambda_q1, e2 * lambda_k2, e2 * lambda_q2
+
+
+def diff_lambda_v2(
+    x: Array,
+    weight: Array,
+    *,
+    linear: Callable[..., Array] = linear,
+    activation: Callable[..., Array] = activation,
+) -> Array:
+    """Compute the weight λ of the second attention map for each token and head.
+
+    Equation:
+        λ = σ(x W_λᵀ)  (Ye et al. 2026, "Differential Transformer V2": a number in (0, 1), where v1's λ may be any)
+
+    Used as:
+        `diff_lambda_v2(x, **p["lambda_proj"])`, `x` being what `q_proj` gets; W_λ = 0 gives λ = 1/2
+
+    Shapes:
+        x (B, T, D), weight (h, D) -> (B, h, T, 1)
+
+    Precision:
+        in the dtype of `x`.
+
+    Raises:
+        ValueError: `x` is not three-dimensional, or `weight` does not fit it.
+    """
+    if x.ndim != 3:
+        raise ValueError(f"diff_lambda_v2: x has shape {tuple(x.shape)}, but must be (B, T, D)")
+    lambda_ = activation(linear(x, weight), "sigmoid")
+    return namespace(lambda_).permute_dims(lambda_, (0, 2, 1))[..., None]

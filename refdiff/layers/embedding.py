@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refdiff.arrays import Array, namespace
+from refdiff.arrays import Array, device, namespace
 
 
 def embedding(ids: Array, weight: Array) -> Array:
@@ -36,3 +36,31 @@ def embedding(ids: Array, weight: Array) -> Array:
                 "do tokenizer and checkpoint belong together?"
             )
     return xp.reshape(xp.take(weight, flat, axis=0), (*ids.shape, weight.shape[1]))
+
+
+def embedding_vjp(g: Array, ids: Array, weight: Array) -> tuple[None, Array]:
+    """Pull a gradient back through `embedding`.
+
+    Equation:
+        ∂L/∂E[v] = Σ over t with id_t = v of g_t, written as a product with the one-hot matrix of the ids
+
+    Used as:
+        `embedding_vjp(g, ids, weight)`
+
+    Shapes:
+        g (..., D), ids (...), weight (V, D) -> None, (V, D)
+
+    Precision:
+        in the dtype of `g`.
+
+    Raises:
+        ValueError: `g` is not of the shape of the result.
+    """
+    xp = namespace(g, ids, weight)
+    V, D = weight.shape
+    if tuple(g.shape) != (*ids.shape, D):
+        raise ValueError(f"embedding_vjp: g has shape {tuple(g.shape)}, but the result has {(*ids.shape, D)}")
+    flat = xp.reshape(ids, (-1, 1))
+    rows = xp.arange(V, dtype=flat.dtype, device=device(ids))
+    one_hot = xp.astype(flat == rows, g.dtype)
+    return None, one_hot.T @ xp.reshape(g, (-1, D))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refdiff.arrays import Array
+from refdiff.arrays import Array, namespace
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -34,3 +34,31 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
         )
     y = x @ weight.T
     return y if bias is None else y + bias
+
+
+def linear_vjp(g: Array, x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Array, Array | None]:
+    """Pull a gradient back through `linear`.
+
+    Equation:
+        ∂L/∂x = g W,  ∂L/∂W = Σ_rows gᵀ x,  ∂L/∂b = Σ_rows g
+
+    Used as:
+        `dx, dw, db = linear_vjp(g, x, **params["self_attn"]["q_proj"])`
+
+    Shapes:
+        g (..., O), x (..., I), weight (O, I), bias (O,) or None -> (..., I), (O, I), (O,) or None
+
+    Precision:
+        in the common dtype of the arguments.
+
+    Raises:
+        ValueError: `g` is not of the shape of the result.
+    """
+    if tuple(g.shape) != (*x.shape[:-1], weight.shape[0]):
+        raise ValueError(
+            f"linear_vjp: g has shape {tuple(g.shape)}, but the result has {(*x.shape[:-1], weight.shape[0])}"
+        )
+    xp = namespace(g, x, weight)
+    rows = xp.reshape(g, (-1, g.shape[-1]))
+    dw = rows.T @ xp.reshape(x, (-1, x.shape[-1]))
+    return g @ weight, dw, None if bias is None else xp.sum(rows, axis=0)

@@ -35,3 +35,35 @@ def rms_norm(x: Array, weight: Array | None, eps: float) -> Array:
     xp = namespace(x, weight)
     y = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
     return y if weight is None else y * weight
+
+
+def rms_norm_vjp(g: Array, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array | None]:
+    """Pull a gradient back through `rms_norm`.
+
+    Equation:
+        with r = 1 / √(mean(x²) + ε), x̂ = r x and h = g ⊙ w:
+        ∂L/∂x = r (h − x̂ mean(h ⊙ x̂)),  ∂L/∂w = Σ_rows g ⊙ x̂
+        (from ∂r/∂x_i = −r³ x_i / D: the part of h along x is taken away, up to ε)
+
+    Used as:
+        `dx, dw = rms_norm_vjp(g, x, **params["input_layernorm"], eps=config.rms_norm_eps)`
+
+    Shapes:
+        g and x (..., D), weight (D,) or None -> (..., D), (D,) or None
+
+    Precision:
+        in the dtype of `x`.
+
+    Raises:
+        ValueError: `g` is not of the shape of `x`.
+    """
+    if g.shape != x.shape:
+        raise ValueError(f"rms_norm_vjp: g has shape {tuple(g.shape)}, but x has {tuple(x.shape)}")
+    xp = namespace(g, x, weight)
+    r = 1 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
+    normed = x * r
+    h = g if weight is None else g * weight
+    dx = r * (h - normed * xp.mean(h * normed, axis=-1, keepdims=True))
+    if weight is None:
+        return dx, None
+    return dx, xp.sum(xp.reshape(g * normed, (-1, x.shape[-1])), axis=0)

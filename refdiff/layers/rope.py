@@ -73,3 +73,26 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
         a, b = turning[..., :n], turning[..., n:]
         turned = xp.concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
     return turned if 2 * n == x.shape[-1] else xp.concat([turned, rest], axis=-1)
+
+
+def rope_vjp(g: Array, x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> tuple[Array, None, None]:
+    """Pull a gradient back through `rope`.
+
+    Equation:
+        a rotation's transpose is the rotation by the opposite angle: ∂L/∂x = rope(g, cos, −sin)
+
+    Used as:
+        `dq, _, _ = rope_vjp(g, q, cos, sin)`; positions have no gradient
+
+    Shapes:
+        g and x (B, H, T, d), cos and sin (B or 1, 1, T, n) -> (B, H, T, d), None, None
+
+    Precision:
+        in the dtype of `g`.
+
+    Raises:
+        ValueError: `g` is not of the shape of `x`.
+    """
+    if g.shape != x.shape:
+        raise ValueError(f"rope_vjp: g has shape {tuple(g.shape)}, but x has {tuple(x.shape)}")
+    return rope(g, cos, -sin, interleaved=interleaved), None, None

@@ -52,3 +52,31 @@ def check_broadcast(name: str, what: str, x: Array, shape: tuple[int, ...]) -> N
     padded = (1,) * (len(shape) - x.ndim) + tuple(x.shape)
     if len(padded) != len(shape) or any(m not in (1, n) for m, n in zip(padded, shape, strict=True)):
         raise ValueError(f"{name}: {what} has shape {tuple(x.shape)}, which does not broadcast to {shape}")
+
+
+def softmax_vjp(g: Array, scores: Array, mask: Array | None = None) -> tuple[Array, None]:
+    """Pull a gradient back through `softmax`.
+
+    Equation:
+        ∂L/∂z = a ⊙ (g − Σ_s g_s a_s), from ∂a_s/∂z_u = a_s (δ_su − a_u); zero where the mask hides
+
+    Used as:
+        `dz, _ = softmax_vjp(g, scores, mask)`
+
+    Shapes:
+        g and scores (..., S), mask boolean, broadcastable to scores, or None -> (..., S), None
+
+    Precision:
+        in the dtype of `scores`.
+
+    Raises:
+        ValueError: `g` is not of the shape of `scores`.
+    """
+    if g.shape != scores.shape:
+        raise ValueError(f"softmax_vjp: g has shape {tuple(g.shape)}, but scores have {tuple(scores.shape)}")
+    return softmax_vjp_of(g, softmax(scores, mask)), None
+
+
+def softmax_vjp_of(g: Array, weights: Array) -> Array:
+    """a ⊙ (g − Σ_s g_s a_s), from the weights a that a forward pass has computed."""
+    return weights * (g - namespace(g, weights).sum(g * weights, axis=-1, keepdims=True))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from refdiff.arrays import Array
-from refdiff.layers.activation import activation
-from refdiff.layers.linear import linear
+from refdiff.layers.activation import activation, activation_vjp
+from refdiff.layers.linear import linear, linear_vjp
 
 
 def swiglu(
@@ -38,3 +38,43 @@ def swiglu(
     """
     gate = activation(linear(x, **gate_proj), act)
     return linear(gate * linear(x, **up_proj), **down_proj)
+
+
+def swiglu_vjp(
+    g: Array,
+    x: Array,
+    gate_proj: Mapping[str, Array],
+    up_proj: Mapping[str, Array],
+    down_proj: Mapping[str, Array],
+    *,
+    act: str = "silu",
+    linear: Callable[..., Array] = linear,
+    linear_vjp: Callable[..., tuple[Array, Array, Array | None]] = linear_vjp,
+    activation: Callable[..., Array] = activation,
+    activation_vjp: Callable[..., tuple[Array]] = activation_vjp,
+) -> tuple[Array, dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """Pull a gradient back through `swiglu`.
+
+    Equation:
+        with a = x W_Gᵀ, b = x W_1ᵀ and h = g W_2: ∂L/∂b = h ⊙ act(a), ∂L/∂a = h ⊙ b ⊙ act′(a),
+        ∂L/∂x = ∂L/∂a W_G + ∂L/∂b W_1, and the weights as in `linear_vjp`
+
+    Used as:
+        `dx, dgate, dup, ddown = swiglu_vjp(g, x, **params["mlp"], act=config.hidden_act)`
+
+    Shapes:
+        g and x (..., D), projections as in `swiglu` -> (..., D) and three dicts like the projections
+
+    Precision:
+        in the dtype of `x`.
+
+    Raises:
+        ValueError: `g` is not of the shape of the result.
+    """
+    gate, up = linear(x, **gate_proj), linear(x, **up_proj)
+    activated = activation(gate, act)
+    h, ddown, _ = linear_vjp(g, activated * up, **down_proj)
+    dx_up, dup, _ = linear_vjp(h * activated, x, **up_proj)
+    (dgate_in,) = activation_vjp(h * up, gate, act)
+    dx_gate, dgate, _ = linear_vjp(dgate_in, x, **gate_proj)
+    return dx_gate + dx_up, {"weight": dgate}, {"weight": dup}, {"weight": ddown}

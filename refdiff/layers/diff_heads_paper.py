@@ -1,0 +1,78 @@
+"""v1 as published: heads 2i and 2i + 1 are a pair, as in unilm's `multihead_flashdiff_1.py` and `_2.py`.
+
+H = 8 queries, K = 4 keys          pair 0       pair 1       pair 2       pair 3
+Q   q₀ q₁ q₂ q₃ q₄ q₅ q₆ q₇        q₀ − λ q₁    q₂ − λ q₃    q₄ − λ q₅    q₆ − λ q₇
+K   k₀ k₁ k₂ k₃                    k₀ − λ k₁    k₀ − λ k₁    k₂ − λ k₃    k₂ − λ k₃
+V   v₀ v₁, of width 2d             v₀           v₀           v₁           v₁
+
+The third file of unilm, `multihead_diffattn.py`, is this equation with as many keys as queries only. With fewer it
+repeats each key head before it pairs them, and pair 0 above becomes q₀ − λ q₁ over k₀ alone: both maps read the same
+key. With equal random weights the two files then differ by half of the largest output (0.50 to 0.58 of it in
+`tests/golden/unilm.safetensors`), and agree to 1e-15 of it with as many keys as queries. This file follows the flash
+files, whose equation transformers has as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from refdiff.arrays import Array, namespace
+from refdiff.layers.diff_attention import diff_attention
+from refdiff.layers.plain_heads import concat_heads
+from refdiff.layers.rms_norm import rms_norm
+
+SUBLN_EPS = 1e-5
+"""The ε of the norm after attention in unilm, whatever the other norms of the model have."""
+
+
+def diff_heads_paper(
+    q: Array,
+    k: Array,
+    v: Array,
+    lambda_: Array,
+    weight: Array,
+    lambda_init: float,
+    eps: float = SUBLN_EPS,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+    diff_attention: Callable[..., Array] = diff_attention,
+    rms_norm: Callable[..., Array] = rms_norm,
+) -> Array:
+    """Attend with all head pairs as the paper wires them, norm each head with a weight, scale, lay them side by side.
+
+    Equation:
+        head_i = DiffAttn(q_{2i}, k_{2j}, q_{2i+1}, k_{2j+1}, V_j, λ), j = i // (H / K)
+        out = concat_i (1 − λ_init) RMSNorm(head_i) ⊙ w  (Ye et al. 2024, eq. 3, before W_O; pairing and w of unilm)
+
+    Used as:
+        between interleaved RoPE and `o_proj`: `diff_heads_paper(q, k, v, lambda_, p["subln"]["weight"], lambda_init)`
+
+    Shapes:
+        q (B, H, T, d), k (B, K, S, d), v (B, K/2, S, 2d), lambda_ (), weight (2d,), one for all heads -> (B, T, H d);
+        mask boolean and bias broadcastable to (B, H, T, S) or None
+
+    Precision:
+        in the dtype of `q`.
+
+    Raises:
+        ValueError: shapes that do not fit, or an odd number of heads.
+    """
+    for name, x in (("q", q), ("k", k)):
+        if x.ndim != 4 or x.shape[1] % 2:
+            raise ValueError(
+                f"diff_heads_paper: {name} has shape {tuple(x.shape)}, but must be (B, heads, T, d) with even heads"
+            )
+    q1, q2, k1, k2 = q[:, 0::2, ...], q[:, 1::2, ...], k[:, 0::2, ...], k[:, 1::2, ...]
+    heads = diff_attention(
+        q1, k1, q2, k2, v, lambda_, first_then_second(mask), first_then_second(bias), causal=causal
+    )
+    return concat_heads((1 - lambda_init) * rms_norm(heads, weight, eps))
+
+
+def first_then_second(x: Array | None) -> Array | None:
+    """Put the rows of a mask or bias with a row for every head in the order of `diff_attention`: 0, 2, … 1, 3, …"""
+    if x is None or x.ndim < 3 or x.shape[-3] == 1:
+        return x
+    return namespace(x).concat([x[..., 0::2, :, :], x[..., 1::2, :, :]], axis=-3)

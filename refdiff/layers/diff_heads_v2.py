@@ -1,0 +1,58 @@
+"""v2: two query heads share one key and value head, and λ belongs to each token and head; as `multihead_flashdiffv2.py`.
+
+h = 4 outputs, K = 2 keys               output 0     output 1     output 2     output 3
+Q   q₀ q₁ q₂ q₃ q₄ q₅ q₆ q₇             q₀ − λ q₁    q₂ − λ q₃    q₄ − λ q₅    q₆ − λ q₇
+K   k₀ k₁                               k₀           k₀           k₁           k₁
+V   v₀ v₁, of width d                   v₀           v₀           v₁           v₁
+
+Pairing q₀ with q₄ instead would subtract over different keys and values: the authors show it as the wrong way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from refdiff.arrays import Array
+from refdiff.layers.diff_attention import diff_attention
+from refdiff.layers.diff_heads_paper import first_then_second
+from refdiff.layers.plain_heads import concat_heads
+
+
+def diff_heads_v2(
+    q: Array,
+    k: Array,
+    v: Array,
+    lambda_: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+    diff_attention: Callable[..., Array] = diff_attention,
+) -> Array:
+    """Attend with all query pairs as v2 wires them, without norm and scale, and lay the heads side by side.
+
+    Equation:
+        out = concat_i (softmax(Q_{2i} K_jᵀ / √d) − λ_i softmax(Q_{2i+1} K_jᵀ / √d)) V_j, j = i // (h / K)
+        (Ye et al. 2026, "Differential Transformer V2", `DiffAttnV2`, before W_O)
+
+    Used as:
+        between interleaved RoPE and `o_proj`: `diff_heads_v2(q, k, v, diff_lambda_v2(x, **p["lambda_proj"]))`
+
+    Shapes:
+        q (B, 2h, T, d), k and v (B, K, S, d), lambda_ (B, h, T, 1) from `diff_lambda_v2` -> (B, T, h d);
+        mask boolean and bias broadcastable to (B, 2h, T, S) or None
+
+    Precision:
+        in the dtype of `q`.
+
+    Raises:
+        ValueError: shapes that do not fit, or pairs that would not share a key head.
+    """
+    if q.ndim != 4 or k.ndim != 4 or k.shape[1] == 0 or q.shape[1] % (2 * k.shape[1]):
+        raise ValueError(
+            f"diff_heads_v2: q has shape {tuple(q.shape)} and k {tuple(k.shape)}, but they must be (B, 2h, T, d) and "
+            "(B, K, S, d) with h a multiple of K: the two queries of a pair read the same key"
+        )
+    q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]
+    heads = diff_attention(q1, k, q2, k, v, lambda_, first_then_second(mask), first_then_second(bias), causal=causal)
+    return concat_heads(heads)

@@ -1,0 +1,57 @@
+"""Plain multi-head attention: what differential attention is measured against, and what it becomes at λ = 0.
+
+H = 4 queries, K = 2 keys and values: query heads 0 and 1 read key head 0, query heads 2 and 3 read key head 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from refdiff.arrays import Array, namespace
+from refdiff.layers.diff_attention import attention_weights
+
+
+def plain_heads(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+    attention_weights: Callable[..., Array] = attention_weights,
+) -> Array:
+    """Attend with every head on its own, and lay the heads side by side.
+
+    Equation:
+        out = concat_i softmax(Q_i K_jᵀ / √d) V_j, j = i // (H / K)  (Vaswani et al. 2017, section 3.2.2, before W_O;
+        Ainslie et al. 2023 for H > K; with Q = [Q₁ Q₂], K = [K₁ K₂] of width 2d it is Ye et al. 2024, eq. 8)
+
+    Used as:
+        between RoPE and `o_proj`, in a Llama: `plain_heads(q, k, v)`
+
+    Shapes:
+        q (B, H, T, d), k (B, K, S, d), v (B, K, S, e) -> (B, T, H e); mask boolean and bias broadcastable to
+        (B, H, T, S) or None
+
+    Precision:
+        in the dtype of `q`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if v.ndim != 4 or tuple(v.shape[:3]) != tuple(k.shape[:3]):
+        raise ValueError(f"plain_heads: v has shape {tuple(v.shape)}, but k {tuple(k.shape)} needs (B, K, S, e)")
+    weights = attention_weights(q, k, mask, bias, causal=causal)
+    xp = namespace(weights, v)
+    B, H, T, S = weights.shape
+    K, e = v.shape[1], v.shape[3]
+    heads = xp.reshape(weights, (B, K, H // K, T, S)) @ v[:, :, None, :, :]
+    return concat_heads(xp.reshape(heads, (B, H, T, e)))
+
+
+def concat_heads(heads: Array) -> Array:
+    """(B, H, T, e) to (B, T, H e): the Concat of the papers."""
+    xp = namespace(heads)
+    B, H, T, e = heads.shape
+    return xp.reshape(xp.permute_dims(heads, (0, 2, 1, 3)), (B, T, H * e))
