@@ -1,1 +1,4 @@
-"""Each layer: by hand · properties · errors · precision · any backend. Sizes are different primes: a swapped axis fails."""
+"""Each layer: by hand · properties · errors · precision · any backend.
+
+Sizes are different primes, so that a swapped axis fails.
+"""

@@ -80,7 +80,7 @@ def attention(q: Exact, k: Exact, visible: np.ndarray, bias: np.ndarray) -> Exac
 def diff_attention(
     q1: Exact, k1: Exact, q2: Exact, k2: Exact, v: Exact, lambda_: Exact, visible: np.ndarray, bias: np.ndarray
 ) -> Exact:
-    """o_bhte = Σ_s (A₁ − λ A₂)_bhts v_b(h // n)se; `visible` and `bias` hold the first map's heads, then the second's."""
+    """o_bhte = Σ_s (A₁ − λ A₂)_bhts v_b(h // n)se; `visible` and `bias` hold the heads of A₁, then those of A₂."""
     H, K = q1.shape[1], k1.shape[1]
     a1 = attention(q1, k1, visible[:, :H], bias[:, :H])
     a2 = attention(q2, k2, visible[:, H:], bias[:, H:])

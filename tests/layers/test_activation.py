@@ -1,0 +1,134 @@
+"""The elementwise functions that `hidden_act` in a config.json may name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.layers import activation
+from refdiff.layers.activation import ACTIVATIONS, erf, sigmoid, softplus
+from tests.layers import by_loops
+from tests.layers.by_loops import DIGITS, exact, rounded
+from tests.layers.inputs import says
+from tests.layers.places import Case, Place
+from tests.tolerances import EXACT, FLOAT64, close
+
+GRID = np.concatenate([np.linspace(-12, 12, 601), [-1000.0, -87.3, -30.0, 1e-9, -1e-9, 30.0, 87.3, 1000.0]])[:, None]
+MIXED = np.random.default_rng(29).permutation(np.linspace(-9, 9, 105)).reshape(3, 5, 7)
+CASES = [Case(name, activation, (MIXED, name)) for name in sorted(ACTIVATIONS)]
+CASES.append(Case("empty", activation, (np.zeros((0, 3)), "silu")))
+NUMBERS = st.floats(-30, 30)
+
+# at −2, −1, 0, 1 and 7; to 15 digits, from the definitions
+BY_HAND = {
+    "gelu": (-0.0455002638963584, -0.158655253931457, 0.0, 0.841344746068543, 6.99999999999104),
+    "gelu_10": (-0.0455002638963584, -0.158655253931457, 0.0, 0.841344746068543, 6.99999999999104),
+    "gelu_new": (-0.045402305912225, -0.158808009391723, 0.0, 0.841191990608277, 7.0),
+    "hardswish": (-1 / 3, -1 / 3, 0.0, 2 / 3, 7.0),
+    "leaky_relu": (-0.02, -0.01, 0.0, 1.0, 7.0),
+    "linear": (-2.0, -1.0, 0.0, 1.0, 7.0),
+    "relu": (0.0, 0.0, 0.0, 1.0, 7.0),
+    "relu2": (0.0, 0.0, 0.0, 1.0, 49.0),
+    "relu6": (0.0, 0.0, 0.0, 1.0, 6.0),
+    "sigmoid": (0.119202922022118, 0.268941421369995, 0.5, 0.731058578630005, 0.999088948805599),
+    "silu": (-0.238405844044235, -0.268941421369995, 0.0, 0.731058578630005, 6.99362264163919),
+    "tanh": (-0.964027580075817, -0.761594155955765, 0.0, 0.761594155955765, 0.999998336943945),
+}
+SAME = {
+    "gelu_accurate": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_python_tanh": "gelu_new",
+    "gelu_python": "gelu",
+    "swish": "silu",
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_hand(name: str) -> None:
+    close(activation(np.array([-2.0, -1.0, 0.0, 1.0, 7.0])[:, None], name)[:, 0], np.array(BY_HAND[name]), 1e-14)
+
+
+def test_gelu_10_stops_at_10() -> None:
+    close(activation(np.array([9.0, 10.0, 11.0, 1e6]), "gelu_10"), np.array([9.0, 10.0, 10.0, 10.0]), FLOAT64)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_precision(name: str) -> None:
+    expected = rounded([[by_loops.ACTIVATIONS[name](x)] for x in exact(GRID[:, 0])])
+    actual = activation(GRID, name)
+    # to 1e-13 of the larger of the function and its argument: far out on the left gelu is a difference of large numbers
+    scale = np.maximum(np.abs(expected), np.abs(GRID))
+    close(np.hstack([actual, scale]), np.hstack([expected, scale]), FLOAT64)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "silu", "relu", "tanh", "quick_gelu", "mish", "hardswish", "leaky_relu"])
+def test_small_results_are_precise_too(name: str) -> None:
+    x = np.concatenate([np.linspace(-30, -1e-3, 101), np.linspace(1e-3, 30, 101)])[:, None]
+    close(activation(x, name), rounded([[by_loops.ACTIVATIONS[name](z)] for z in exact(x[:, 0])]), FLOAT64)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_extremes_stay_finite_and_rise_at_most_as_the_argument(name: str) -> None:
+    y = activation(np.array([-1e30, -1e4, 1e4]), name)
+    assert np.isfinite(y).all() if name != "linear" else y[0] == -1e30
+    assert y[2] >= 0
+    assert abs(y[0]) <= 1e-2 * 1e30 if name != "linear" else True
+
+
+@given(NUMBERS)
+def test_symmetries(x: float) -> None:
+    both = np.array([[x], [-x]])
+    for name in ("silu", "gelu", "gelu_new", "quick_gelu", "hardswish"):
+        y = activation(both, name)  # x σ(x) + x σ(−x) = x, for each kind of σ
+        assert abs(y[0, 0] - y[1, 0] - x) <= FLOAT64 * max(1, abs(x))
+    y = activation(both, "sigmoid")
+    assert abs(y[0, 0] + y[1, 0] - 1) <= FLOAT64
+    y = softplus(both)
+    assert abs(y[0, 0] - y[1, 0] - x) <= FLOAT64 * max(1, abs(x))
+    assert abs(activation(both, "tanh").sum()) == 0
+
+
+@given(NUMBERS, NUMBERS)
+def test_order_is_kept(x: float, y: float) -> None:
+    for name in ("linear", "relu", "relu2", "relu6", "leaky_relu", "sigmoid", "tanh", "sqrtsoftplus", "laplace"):
+        low, high = activation(np.array([[min(x, y)], [max(x, y)]]), name)
+        assert low <= high
+
+
+@pytest.mark.parametrize(("name", "other"), SAME.items())
+def test_names_for_the_same_function(name: str, other: str) -> None:
+    close(activation(GRID, name), activation(GRID, other), EXACT)
+
+
+def test_error_function() -> None:
+    x = np.linspace(-7, 7, 1401)
+    expected = rounded([DIGITS.erf(z) for z in exact(x)])
+    assert np.abs(erf(x) - expected).max() < 4e-16
+    assert abs(erf(np.array(0.0))) < 2e-16
+    close(erf(np.array([[-40.0], [40.0]])), np.array([[-1.0], [1.0]]), EXACT)
+    close(erf(-x), -erf(x), 4e-16)
+
+
+@pytest.mark.parametrize("name", ["Silu", "prelu", ""])
+def test_an_unknown_name(name: str) -> None:
+    known = (
+        "gelu, gelu_10, gelu_accurate, gelu_fast, gelu_new, gelu_python, gelu_python_tanh, gelu_pytorch_tanh, "
+        "hardswish, laplace, leaky_relu, linear, mish, quick_gelu, relu, relu2, relu6, sigmoid, silu, sqrtsoftplus, "
+        "swish, tanh"
+    )
+    with says(ValueError, f"activation: {name!r} is not one of {known}"):
+        activation(np.zeros(3), name)
+
+
+@pytest.mark.parametrize("function", [sigmoid, softplus, erf])
+def test_parts_keep_the_dtype(function: Callable[..., Any]) -> None:
+    assert function(np.zeros(3, np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_backend(case: Case, xp: Place) -> None:
+    case.check(xp)

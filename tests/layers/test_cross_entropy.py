@@ -1,0 +1,115 @@
+"""−log softmax(z)[target]."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.layers import cross_entropy
+from tests.layers import by_loops
+from tests.layers.by_loops import exact, rounded
+from tests.layers.inputs import SEEDS, says
+from tests.layers.places import Case, Place
+from tests.tolerances import EXACT, FLOAT64, close
+
+RNG = np.random.default_rng(19)
+V = 7
+LOGITS, TARGETS = RNG.normal(size=(2, 5, V)) * 3, np.array([[1, -100, 6, 0, -100], [3, 3, -100, 5, 2]])
+CASES = [
+    Case("language model", cross_entropy, (LOGITS, TARGETS)),
+    Case("another number to ignore", cross_entropy, (LOGITS[:, 0], np.array([3, 6])), {"ignore_index": 3}),
+    Case("extreme logits", cross_entropy, (np.round(LOGITS * 3000), TARGETS)),
+    Case("all ignored", cross_entropy, (LOGITS[0], np.full(5, -100))),
+    Case("one", cross_entropy, (LOGITS[0, 0], np.array(4))),
+    Case("empty", cross_entropy, (np.zeros((0, V)), np.zeros(0, np.int64))),
+]
+
+
+def test_by_hand() -> None:
+    logits = np.log([[1.0, 3.0], [4.0, 1.0], [1.0, 1.0]])
+    close(cross_entropy(logits, np.array([1, 1, 0])), np.float64(math.log(4 / 3 * 5 * 2) / 3), FLOAT64)
+    close(cross_entropy(logits, np.array([-100, 1, 0])), np.float64(math.log(5 * 2) / 2), FLOAT64)
+    assert np.shape(cross_entropy(logits, np.array([1, 1, 0]))) == ()
+
+
+def test_no_target_that_counts() -> None:
+    assert math.isnan(cross_entropy(LOGITS[0], np.full(5, -100)))
+    assert math.isnan(cross_entropy(np.zeros((0, V)), np.zeros(0, np.int64)))
+
+
+@given(SEEDS, st.floats(-1000, 1000))
+def test_a_shift_of_all_logits_of_a_row_changes_nothing(rng: np.random.Generator, shift: float) -> None:
+    logits, targets = np.round(rng.normal(size=(5, V)) * 1024) / 1024, rng.integers(0, V, 5)
+    shifts = round(shift * 1024) / 1024 * np.arange(5)[:, None]
+    close(cross_entropy(logits + shifts, targets), cross_entropy(logits, targets), EXACT)
+
+
+@given(SEEDS)
+def test_renumbering_classes_and_reordering_rows_changes_nothing(rng: np.random.Generator) -> None:
+    logits, targets = rng.normal(size=(5, V)), rng.integers(0, V, 5)
+    classes, rows = rng.permutation(V), rng.permutation(5)
+    moved = cross_entropy(logits[rows][:, classes], np.argsort(classes)[targets][rows])
+    close(moved, cross_entropy(logits, targets), FLOAT64)
+
+
+@given(SEEDS, st.integers(2, 50))
+def test_even_logits_cost_the_logarithm_of_their_number(rng: np.random.Generator, classes: int) -> None:
+    even = np.full((3, classes), rng.normal())
+    close(cross_entropy(even, rng.integers(0, classes, 3)), np.float64(math.log(classes)), FLOAT64)
+
+
+@given(SEEDS, st.integers(-100, -1) | st.integers(0, V - 1))
+def test_ignored_targets_are_as_good_as_none(rng: np.random.Generator, ignored: int) -> None:
+    logits, targets = rng.normal(size=(5, V)), rng.integers(0, V, 5)
+    targets[1] = ignored
+    keep = targets != ignored
+    if not keep.any():
+        return
+    loss = cross_entropy(logits, targets, ignore_index=ignored)
+    close(loss, cross_entropy(logits[keep], targets[keep], ignore_index=-200), FLOAT64)
+    hidden = np.where(keep[:, None], logits, 1e4 * rng.normal(size=V))
+    close(cross_entropy(hidden, targets, ignore_index=ignored), loss, EXACT)
+
+
+@given(SEEDS)
+def test_is_the_mean_of_single_losses(rng: np.random.Generator) -> None:
+    logits, targets = rng.normal(size=(2, 3, V)), rng.integers(0, V, (2, 3))
+    single = [cross_entropy(logits[i], targets[i]) for i in np.ndindex(2, 3)]
+    close(cross_entropy(logits, targets), np.mean(single), FLOAT64)
+
+
+def test_extreme_logits() -> None:
+    logits = np.array([[1e4, -1e4, 0.0], [-math.inf, 0.0, 0.0]])
+    assert cross_entropy(logits, np.array([1, 1])) == (2e4 + math.log(2)) / 2
+    assert cross_entropy(logits, np.array([0, 0])) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets"), [((2, 3, 7), (2, 4)), ((2, 3, 7), (2, 3, 1)), ((3, 7), ()), ((7,), (1,))]
+)
+def test_shapes_that_do_not_fit(logits: tuple[int, ...], targets: tuple[int, ...]) -> None:
+    message = f"cross_entropy: logits have shape {logits} and targets {targets}, but must be (..., V) and (...)"
+    with says(ValueError, message):
+        cross_entropy(np.zeros(logits), np.zeros(targets, np.int64))
+
+
+@pytest.mark.parametrize(("targets", "named"), [([0, 7], 7), ([-1, 6], -1), ([-100, -2], -2), ([-5, 99], -5)])
+def test_a_target_outside_the_classes(targets: list[int], named: int) -> None:
+    message = f"cross_entropy: target {named} is outside 0 to 6, and not -100, which would leave it out"
+    with says(IndexError, message):
+        cross_entropy(np.zeros((2, V)), np.array(targets))
+
+
+@given(SEEDS)
+def test_precision(rng: np.random.Generator) -> None:
+    logits, targets = rng.normal(size=(5, V)) * 3, rng.integers(0, V, 5)
+    targets[3] = -100
+    expected = by_loops.cross_entropy(exact(logits), targets, -100)
+    close(cross_entropy(logits, targets), rounded(expected), FLOAT64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_backend(case: Case, xp: Place) -> None:
+    case.check(xp)

@@ -1,0 +1,377 @@
+"""(softmax(Q₁K₁ᵀ/√d) − λ softmax(Q₂K₂ᵀ/√d)) V."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refdiff.layers import attention_weights, diff_attention, packed_mask, padding_mask
+from tests.layers import by_loops
+from tests.layers.by_loops import exact, rounded
+from tests.layers.inputs import SEEDS, says
+from tests.layers.places import Case, Place
+from tests.tolerances import EXACT, FLOAT64, close
+
+RNG = np.random.default_rng(31)
+B, H, K, T, S, d, e = 2, 6, 3, 5, 7, 11, 13
+LAMBDA = np.array(0.7)
+
+
+def inputs(rng: np.random.Generator, queries: int = T, keys: int = S, n: int = H // K) -> list[np.ndarray]:
+    """q1, k1, q2, k2, v with n query heads to a key head."""
+    q1, q2 = rng.normal(size=(2, B, n * K, queries, d))
+    k1, k2 = rng.normal(size=(2, B, K, keys, d))
+    return [q1, k1, q2, k2, rng.normal(size=(B, K, keys, e))]
+
+
+def seen(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """A mask in which one row of the first sequence sees nothing."""
+    mask = rng.random(shape) < 0.6
+    mask[0, 0, -1] = False
+    return mask
+
+
+INPUTS = inputs(RNG)
+PADDED = padding_mask(np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7]))
+CASES = [
+    Case("one map", attention_weights, tuple(INPUTS[:2])),
+    Case("one map, mask and bias", attention_weights, (*INPUTS[:2], PADDED, RNG.normal(size=(1, H, T, S)))),
+    Case("causal", diff_attention, (*INPUTS, LAMBDA)),
+    Case("not causal", diff_attention, (*INPUTS, LAMBDA), {"causal": False}),
+    Case("padded", diff_attention, (*INPUTS, LAMBDA, PADDED)),
+    Case("a mask for each map", diff_attention, (*INPUTS, LAMBDA, seen(RNG, B, 2 * H, T, S))),
+    Case("a bias for each map", diff_attention, (*INPUTS, LAMBDA, None, RNG.normal(size=(2 * H, T, S)))),
+    Case("λ by token and head", diff_attention, (*INPUTS, RNG.normal(size=(B, H, T, 1)))),
+    Case("square", diff_attention, (*inputs(RNG, 5, 5), LAMBDA)),
+    Case("one query", diff_attention, (*inputs(RNG, 1, 7), LAMBDA, PADDED)),
+    Case("one query, one key", diff_attention, (*inputs(RNG, 1, 1), LAMBDA)),
+    Case("empty batch", diff_attention, (*(x[:0] for x in INPUTS), LAMBDA)),
+]
+
+
+def test_one_map_by_hand() -> None:
+    # √d = 2: scores log 3 and 0, weights 3/4 and 1/4; then both halves of a bias
+    q, k = np.array([[[[2.0, 0.0, 0.0, 0.0]]]]), np.zeros((1, 1, 2, 4))
+    k[0, 0, 0] = [math.log(3), 5.0, 5.0, 5.0]
+    close(attention_weights(q, k)[0, 0], np.array([[0.75, 0.25]]), FLOAT64)
+    close(attention_weights(q, k, None, np.log([[1.0, 3.0]]))[0, 0], np.array([[0.5, 0.5]]), FLOAT64)
+    close(attention_weights(q, k, np.array([[False, True]]))[0, 0], np.array([[0.0, 1.0]]), EXACT)
+    close(attention_weights(q, k, np.array([[False, False]]))[0, 0], np.zeros((1, 2)), EXACT)
+
+
+def test_causal_by_hand() -> None:
+    # nothing in the scores: each of the last two queries spreads over what it may see of three keys
+    q, k = np.zeros((1, 1, 2, 3)), np.zeros((1, 1, 3, 3))
+    close(attention_weights(q, k)[0, 0], np.array([[0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]]), FLOAT64)
+    close(attention_weights(q, k, causal=False)[0, 0], np.full((2, 3), 1 / 3), FLOAT64)
+    padded = np.array([[[[False, True, True]]]])
+    close(attention_weights(q, k, padded)[0, 0], np.array([[0, 1, 0], [0, 0.5, 0.5]]), FLOAT64)
+
+
+def test_difference_by_hand() -> None:
+    one, log3 = np.ones((1, 1, 1, 1)), math.log(3)
+    k1, k2 = np.array([[[[log3], [0.0]]]]), np.array([[[[0.0], [0.0]]]])
+    v = np.array([[[[1.0, 10.0, 0.0], [2.0, 20.0, 4.0]]]])
+    # (3/4, 1/4) − 0.5 (1/2, 1/2) = (1/2, 0)
+    out = diff_attention(one, k1, one, k2, v, np.array(0.5))
+    close(out, np.array([[[[0.5, 5.0, 0.0]]]]), FLOAT64)
+    # the other way round: (1/2, 1/2) − 2 (3/4, 1/4) = (−1, 0)
+    out = diff_attention(one, k2, one, k1, v, np.array(2.0))
+    close(out, np.array([[[[-1.0, -10.0, 0.0]]]]), FLOAT64)
+
+
+def difference(x: list[np.ndarray], lambda_: Any = LAMBDA, *more: Any, **options: bool) -> np.ndarray:
+    """A₁ − λ A₂ itself: the layer with an identity for its values."""
+    q1, k1, q2, k2, _ = x
+    keys = k1.shape[2]
+    unit = np.broadcast_to(np.eye(keys), (B, k1.shape[1], keys, keys))
+    return diff_attention(q1, k1, q2, k2, unit, np.asarray(lambda_), *more, **options)
+
+
+@given(SEEDS, st.floats(-3, 3))
+def test_rows_of_the_difference_sum_to_one_minus_lambda(rng: np.random.Generator, lambda_: float) -> None:
+    x = inputs(rng)
+    sums = difference(x, lambda_).sum(axis=-1)
+    close(sums + lambda_, np.ones((B, H, T)), 1e-12)
+    mask = seen(rng, B, 1, T, S)
+    sums = difference(x, lambda_, mask, causal=False).sum(axis=-1)
+    close(sums + lambda_, np.broadcast_to(np.where(mask.any(axis=-1), 1, lambda_), sums.shape), 1e-12)
+
+
+@given(SEEDS)
+def test_lambda_zero_is_plain_attention(rng: np.random.Generator) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    plain = attention_weights(q1, k1) @ np.repeat(v, H // K, axis=1)
+    close(diff_attention(*x, np.array(0.0)), plain, FLOAT64)
+    other = diff_attention(q1, k1, 7 * q2, k2 - 3, v, np.array(0.0))
+    close(other, diff_attention(*x, np.array(0.0)), EXACT)
+
+
+@given(SEEDS, st.floats(0.1, 5))
+def test_swapping_the_streams_inverts_lambda(rng: np.random.Generator, lambda_: float) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    swapped = diff_attention(q2, k2, q1, k1, v, np.array(1 / lambda_))
+    close(diff_attention(*x, np.array(lambda_)), -lambda_ * swapped, 1e-12)
+
+
+@given(SEEDS, st.floats(-3, 3))
+def test_equal_values_come_out_times_one_minus_lambda(rng: np.random.Generator, lambda_: float) -> None:
+    q1, k1, q2, k2, _ = inputs(rng)
+    one = rng.normal(size=(B, K, 1, e))
+    out = diff_attention(q1, k1, q2, k2, np.repeat(one, S, axis=2), np.array(lambda_))
+    expected = np.broadcast_to(np.repeat(one, H // K, axis=1), out.shape)
+    close(out + lambda_ * expected, expected, 1e-12)
+
+
+@given(SEEDS, st.floats(-3, 3))
+def test_is_linear_in_the_values_and_in_lambda(rng: np.random.Generator, c: float) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    other = rng.normal(size=v.shape)
+    mixed = diff_attention(q1, k1, q2, k2, v + c * other, LAMBDA)
+    close(mixed - c * diff_attention(q1, k1, q2, k2, other, LAMBDA), diff_attention(*x, LAMBDA), 1e-12)
+    second = attention_weights(q2, k2) @ np.repeat(v, H // K, axis=1)
+    moved = diff_attention(*x, LAMBDA + c) + c * second
+    close(moved, diff_attention(*x, LAMBDA), 1e-12)
+
+
+@given(SEEDS)
+def test_grouped_queries_are_repeated_key_heads(rng: np.random.Generator) -> None:
+    for n in (1, 2, 3):
+        q1, k1, q2, k2, v = x = inputs(rng, n=n)
+        k1, k2, v = (np.repeat(a, n, axis=1) for a in (k1, k2, v))
+        close(diff_attention(*x, LAMBDA), diff_attention(q1, k1, q2, k2, v, LAMBDA), FLOAT64)
+
+
+@given(SEEDS)
+def test_a_shift_of_all_scores_of_a_query_changes_nothing(rng: np.random.Generator) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    # one vector added to all keys adds one number to all scores of a query
+    moved = [q1, k1 + rng.normal(size=(B, K, 1, d)), q2, k2 + rng.normal(size=(B, K, 1, d)), v]
+    close(diff_attention(*moved, LAMBDA), diff_attention(*x, LAMBDA), 1e-12)
+    bias = rng.normal(size=(B, H, T, 1))
+    close(attention_weights(q1, k1, None, bias), attention_weights(q1, k1), 1e-12)
+
+
+@given(SEEDS)
+def test_permuting_keys_with_their_values_changes_nothing(rng: np.random.Generator) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    order, mask, bias = rng.permutation(S), seen(rng, B, H, T, S), rng.normal(size=(B, H, T, S))
+    moved = [q1, k1[:, :, order], q2, k2[:, :, order], v[:, :, order]]
+    out = diff_attention(*moved, LAMBDA, mask[..., order], bias[..., order], causal=False)
+    close(out, diff_attention(*x, LAMBDA, mask, bias, causal=False), FLOAT64)
+
+
+@given(SEEDS, st.integers(0, T - 1))
+def test_later_tokens_change_nothing(rng: np.random.Generator, t: int) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    first = t + S - T + 1  # of the keys that query t may not see
+    changed = [k1.copy(), k2.copy(), v.copy()]
+    for a in changed:
+        a[:, :, first:] = rng.normal(size=a[:, :, first:].shape) * 100
+    out = diff_attention(q1, changed[0], q2, changed[1], changed[2], LAMBDA)
+    close(out[:, :, : t + 1], diff_attention(*x, LAMBDA)[:, :, : t + 1], EXACT)
+    # nor does it matter whether they are there
+    short = [q1[:, :, : t + 1], k1[:, :, :first], q2[:, :, : t + 1], k2[:, :, :first], v[:, :, :first]]
+    close(diff_attention(*short, LAMBDA), out[:, :, : t + 1], 1e-12)
+
+
+@given(SEEDS)
+def test_padded_tokens_change_nothing(rng: np.random.Generator) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    attention_mask = np.array([[0, 0, 1, 1, 1, 1, 1], [1] * S])
+    mask = padding_mask(attention_mask)
+    out = diff_attention(*x, LAMBDA, mask)
+    changed = [np.where(attention_mask[:, None, :, None] == 0, rng.normal(size=a.shape) * 100, a) for a in (k1, k2, v)]
+    close(diff_attention(q1, changed[0], q2, changed[1], changed[2], LAMBDA, mask), out, EXACT)
+    alone = [a[:1, :, 2:] if a.shape[2] == S else a[:1] for a in x]
+    close(diff_attention(*alone, LAMBDA), out[:1], 1e-12)
+    close(diff_attention(*(a[1:] for a in x), LAMBDA), out[1:], 1e-12)
+
+
+@pytest.mark.parametrize("hidden", [math.nan, math.inf, -math.inf])
+def test_keys_that_are_no_numbers_do_not_leak_through_a_mask(hidden: float) -> None:
+    q1, k1, q2, k2, v = INPUTS
+    mask = np.ones((B, 1, 1, S), bool)
+    mask[0, ..., :2], mask[1, ..., 4] = False, False
+    bad1, bad2 = k1.copy(), k2.copy()
+    for bad in (bad1, bad2):
+        bad[0, :, :2], bad[1, :, 4] = hidden, hidden
+    with np.errstate(invalid="ignore"):  # inf − inf, in scores that are not used
+        out = diff_attention(q1, bad1, q2, bad2, v, LAMBDA, mask)
+    close(out, diff_attention(*INPUTS, LAMBDA, mask), EXACT)
+    bias = np.where(mask, 0.0, hidden)
+    close(diff_attention(*INPUTS, LAMBDA, mask, bias), diff_attention(*INPUTS, LAMBDA, mask), EXACT)
+
+
+def test_a_bias_of_minus_infinity_is_a_mask() -> None:
+    mask = np.ones((B, 1, T, S), bool)
+    mask[:, :, 1:, 1], mask[0, :, :, 2] = False, False
+    bias = np.where(mask, 0.0, -math.inf)
+    close(diff_attention(*INPUTS, LAMBDA, None, bias), diff_attention(*INPUTS, LAMBDA, mask), FLOAT64)
+
+
+def test_extreme_scores() -> None:
+    # every query dotted with key s is 1e4 times ±1: all weight on the keys of sign +
+    q, k = np.full((1, 1, 1, 4), 1e2), np.full((1, 1, 3, 4), 50.0)
+    k[0, 0, 1] *= -1
+    close(attention_weights(q, k)[0, 0], np.array([[0.5, 0.0, 0.5]]), EXACT)
+    v = RNG.normal(size=(1, 1, 3, e))
+    out = diff_attention(q, k, -q, k, v, np.array(0.5))
+    close(out[0, 0, 0], (v[0, 0, 0] + v[0, 0, 2] - v[0, 0, 1]) / 2, FLOAT64)
+
+
+@given(SEEDS)
+def test_batch_and_heads_are_apart(rng: np.random.Generator) -> None:
+    x = inputs(rng)
+    out = diff_attention(*x, LAMBDA)
+    close(diff_attention(*(a[::-1] for a in x), LAMBDA), out[::-1], EXACT)
+    lambda_, mask = rng.normal(size=(B, H, T, 1)), seen(rng, B, H, T, S)
+    whole = diff_attention(*x, lambda_, mask)
+    for h in range(H):
+        j = h // (H // K)
+        q1, k1, q2, k2, v = (a[:, i : i + 1] for a, i in zip(x, (h, j, h, j, j), strict=True))
+        one = diff_attention(q1, k1, q2, k2, v, lambda_[:, h : h + 1], mask[:, h : h + 1])
+        close(one, whole[:, h : h + 1], FLOAT64)
+
+
+@given(SEEDS)
+def test_a_mask_and_bias_for_each_map(rng: np.random.Generator) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    mask, bias = seen(rng, B, 2 * H, T, S), rng.normal(size=(2 * H, T, S))
+    a1 = attention_weights(q1, k1, mask[:, :H], bias[:H])
+    a2 = attention_weights(q2, k2, mask[:, H:], bias[H:])
+    expected = (a1 - LAMBDA * a2) @ np.repeat(v, H // K, axis=1)
+    close(diff_attention(*x, LAMBDA, mask, bias), expected, FLOAT64)
+    # with an axis of one map's heads, or of length 1, or none, both maps share it
+    for few in (mask[:, :H], mask[:, :1], mask[0, 0], mask[0, 0, 0], mask[:, :1, :1]):
+        doubled = np.concatenate([np.broadcast_to(few, (B, H, T, S))] * 2, axis=1)
+        close(diff_attention(*x, LAMBDA, few, bias), diff_attention(*x, LAMBDA, doubled, bias), EXACT)
+
+
+@given(SEEDS, st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_packed_sequences_are_as_if_alone(rng: np.random.Generator, lengths: list[int]) -> None:
+    total = sum(lengths)
+    x = inputs(rng, total, total)
+    positions = np.array([[p for length in lengths for p in range(length)]] * B)
+    packed = diff_attention(*x, LAMBDA, packed_mask(positions))
+    start = 0
+    for length in lengths:
+        alone = [a[:, :, start : start + length] for a in x]
+        close(packed[:, :, start : start + length], diff_attention(*alone, LAMBDA), 1e-12)
+        start += length
+
+
+@given(SEEDS)
+def test_one_token_after_another_is_the_whole(rng: np.random.Generator) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng, S, S)
+    whole = diff_attention(*x, LAMBDA)
+    for t in range(S):
+        keys = [a[:, :, : t + 1] for a in (k1, k2, v)]
+        one = diff_attention(q1[:, :, t : t + 1], keys[0], q2[:, :, t : t + 1], keys[1], keys[2], LAMBDA)
+        close(one, whole[:, :, t : t + 1], 1e-12)
+
+
+FITS = {"q1": (2, 6, 5, 11), "k1": (2, 3, 7, 11), "q2": (2, 6, 5, 11), "k2": (2, 3, 7, 11), "v": (2, 3, 7, 13)}
+
+
+@pytest.mark.parametrize(
+    ("q", "k"),
+    [
+        ((2, 6, 5, 11), (2, 3, 7, 13)),
+        ((2, 6, 5, 11), (3, 3, 7, 11)),
+        ((2, 6, 5, 11), (2, 4, 7, 11)),
+        ((2, 6, 5, 11), (2, 0, 7, 11)),
+        ((2, 3, 5, 11), (2, 6, 7, 11)),
+        ((6, 5, 11), (3, 7, 11)),
+        ((2, 6, 5, 11), (3, 7, 11)),
+        ((6, 5, 11), (2, 3, 7, 11)),
+    ],
+)
+def test_queries_and_keys_that_do_not_fit(q: tuple[int, ...], k: tuple[int, ...]) -> None:
+    message = f"q has shape {q} and k {k}, but they must be (B, H, T, d) and (B, K, S, d) with H a multiple of K"
+    with says(ValueError, f"attention_weights: {message}"):
+        attention_weights(np.zeros(q), np.zeros(k))
+    with says(ValueError, f"diff_attention: {message}"):
+        diff_attention(*(np.zeros(s) for s in (q, k, q, k, FITS["v"])), LAMBDA)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("q2", (2, 6, 4, 11)),
+        ("q2", (2, 3, 5, 11)),
+        ("k2", (2, 3, 6, 11)),
+        ("k2", (2, 6, 7, 11)),
+        ("v", (2, 3, 6, 13)),
+        ("v", (2, 6, 7, 13)),
+        ("v", (3, 7, 13)),
+        ("v", (1, 3, 7, 13)),
+    ],
+)
+def test_maps_that_are_not_alike(name: str, shape: tuple[int, ...]) -> None:
+    shapes = FITS | {name: shape}
+    message = (
+        f"diff_attention: q1 {shapes['q1']} and q2 {shapes['q2']}, k1 {shapes['k1']} and k2 {shapes['k2']} must be "
+        f"alike, and v {shapes['v']} as long as k1"
+    )
+    with says(ValueError, message):
+        diff_attention(*(np.zeros(s) for s in shapes.values()), LAMBDA)
+
+
+@pytest.mark.parametrize("shape", [(5,), (6,), (5, 7), (3, 6, 5, 1), (1, 1, 2, 6, 5, 1), (2, 5, 5, 1)])
+def test_a_lambda_of_another_shape(shape: tuple[int, ...]) -> None:
+    with says(ValueError, f"diff_attention: lambda_ has shape {shape}, which does not broadcast to (2, 6, 5, 1)"):
+        diff_attention(*INPUTS, np.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(5,), (7, 7), (4, 5, 7), (3, 1, 5, 7), (1, 2, 6, 5, 7), (5, 0)])
+def test_a_mask_or_bias_of_another_shape(shape: tuple[int, ...]) -> None:
+    message = f"has shape {shape}, which does not broadcast to (2, 6, 5, 7)"
+    for call in (
+        lambda *more: attention_weights(*INPUTS[:2], *more),
+        lambda *more: diff_attention(*INPUTS, 1.0 * LAMBDA, *more),
+    ):
+        with says(ValueError, f"attention_weights: mask {message}"):
+            call(np.ones(shape, bool))
+        with says(ValueError, f"attention_weights: bias {message}"):
+            call(None, np.zeros(shape))
+
+
+def test_a_mask_that_is_not_boolean() -> None:
+    message = 'attention_weights: mask has dtype float64, but must be boolean (True means "may see")'
+    with says(ValueError, message):
+        attention_weights(*INPUTS[:2], np.ones((T, S)))
+    with says(ValueError, message):
+        diff_attention(*INPUTS, LAMBDA, np.ones((B, 2 * H, T, S)))
+
+
+def test_more_queries_than_keys() -> None:
+    with says(ValueError, "causal_mask: 7 queries need at least as many keys, got 5"):
+        attention_weights(np.zeros((B, H, 7, d)), np.zeros((B, K, 5, d)))
+    assert attention_weights(np.zeros((B, H, 7, d)), np.zeros((B, K, 5, d)), causal=False).shape == (B, H, 7, 5)
+
+
+@settings(max_examples=5)
+@given(SEEDS, st.booleans())
+def test_precision(rng: np.random.Generator, causal: bool) -> None:
+    B, H, K, T, S, d, e = 2, 2, 1, 3, 5, 3, 2
+    q1, q2 = rng.normal(size=(2, B, H, T, d))
+    k1, k2 = rng.normal(size=(2, B, K, S, d))
+    v, lambda_ = rng.normal(size=(B, K, S, e)), rng.normal(size=(B, H, T, 1))
+    mask, bias = seen(rng, B, 2 * H, T, S), rng.normal(size=(B, 2 * H, T, S))
+    visible = np.array(mask)
+    for t, s in np.ndindex(T, S):
+        visible[:, :, t, s] &= not causal or s <= t + S - T
+    x = [q1, k1, q2, k2, v]
+    expected = by_loops.diff_attention(*map(exact, x), exact(lambda_[..., 0]), visible, bias)
+    close(diff_attention(*x, lambda_, mask, bias, causal=causal), rounded(expected), FLOAT64)
+    one = by_loops.attention(exact(q1), exact(k1), visible[:, :H], bias[:, :H])
+    close(attention_weights(q1, k1, mask[:, :H], bias[:, :H], causal=causal), rounded(one), FLOAT64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_backend(case: Case, xp: Place) -> None:
+    case.check(xp)

@@ -1,0 +1,103 @@
+"""λ_init by depth, and λ from its four learned vectors."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.layers import diff_lambda, lambda_init
+from tests.layers import by_loops
+from tests.layers.by_loops import DIGITS, exact, rounded
+from tests.layers.inputs import SEEDS, says
+from tests.layers.places import Case, Place
+from tests.tolerances import FLOAT64, close
+
+d = 7
+CASES = [
+    Case("at its start", diff_lambda, (*np.random.default_rng(13).normal(size=(4, d)) * 0.1, 0.2)),
+    Case("far from its start", diff_lambda, (*np.random.default_rng(17).normal(size=(4, d)), 0.8)),
+]
+
+
+def test_by_hand() -> None:
+    three, two, other = np.array([math.log(3), 0.0]), np.array([5.0, math.log(2) / 7]), np.array([1.0, 7.0])
+    # e^(log 3 · 1) − e^(5 · 0 + log 2) + 0.2 = 3 − 2 + 0.2
+    close(diff_lambda(three, other, two, np.array([0.0, 7.0]), 0.2), np.float64(1.2), FLOAT64)
+    assert np.shape(diff_lambda(three, other, two, other, 0.2)) == ()
+
+
+@pytest.mark.parametrize(("layer", "expected"), [(0, 0.2), (1, 0.3555090675909693), (15, 0.793334602077055)])
+def test_start_by_hand(layer: int, expected: float) -> None:
+    assert abs(lambda_init(layer) - expected) < 1e-15
+
+
+@given(st.integers(0, 200))
+def test_start_over_layers(layer: int) -> None:
+    here, after = lambda_init(layer), lambda_init(layer + 1)
+    assert 0.2 - 1e-15 < here <= after <= 0.8
+    # what is left to 0.8 shrinks by the same factor in every layer
+    assert abs((0.8 - after) - math.exp(-0.3) * (0.8 - here)) < 1e-15
+    # the paper counts layers from 1
+    number = layer + 1
+    exact_value = DIGITS.mpf(8) / 10 - DIGITS.mpf(6) / 10 * DIGITS.exp(-DIGITS.mpf(3) / 10 * (number - 1))
+    assert abs(here - float(exact_value)) < 1e-15
+
+
+@given(SEEDS, st.floats(0, 1))
+def test_swapping_the_streams_negates_what_was_learned(rng: np.random.Generator, start: float) -> None:
+    q1, k1, q2, k2 = rng.normal(size=(4, d))
+    learned = diff_lambda(q1, k1, q2, k2, start) - start
+    close(start - diff_lambda(q2, k2, q1, k1, start), learned, 1e-11)
+    close(diff_lambda(k1, q1, k2, q2, start) - start, learned, 1e-11)
+
+
+@given(SEEDS, st.floats(0, 1))
+def test_equal_streams_leave_the_start(rng: np.random.Generator, start: float) -> None:
+    q, k = rng.normal(size=(2, d))
+    assert abs(diff_lambda(q, k, q, k, start) - start) < 1e-13 * math.exp(abs(float(q @ k)))
+    nothing = np.zeros(d)
+    assert diff_lambda(q, nothing, nothing, k, start) == start
+
+
+@given(SEEDS)
+def test_bounds(rng: np.random.Generator) -> None:
+    q1, k1, q2, k2 = rng.normal(size=(4, d))
+    above = float(np.exp(q1 @ k1))
+    # each exponential is positive: λ lies between the two one-sided values
+    assert 0.2 - float(np.exp(q2 @ k2)) < diff_lambda(q1, k1, q2, k2, 0.2) < 0.2 + above
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2, 3])
+@pytest.mark.parametrize("shape", [(5,), (1, 7), ()])
+def test_vectors_of_another_shape(wrong: int, shape: tuple[int, ...]) -> None:
+    vectors = [np.zeros(d)] * 4
+    vectors[wrong] = np.zeros(shape)
+    shapes = [v.shape for v in vectors]
+    with says(ValueError, f"diff_lambda: the four vectors have shapes {shapes}, but must all be (d,)"):
+        diff_lambda(*vectors, 0.2)
+
+
+def test_four_matrices() -> None:
+    with says(ValueError, f"diff_lambda: the four vectors have shapes {[(2, 3)] * 4}, but must all be (d,)"):
+        diff_lambda(*np.zeros((4, 2, 3)), 0.2)
+
+
+def test_a_layer_below_the_first() -> None:
+    with says(ValueError, "lambda_init: layer is -1, but layers count from 0"):
+        lambda_init(-1)
+
+
+@given(SEEDS, st.floats(0, 1))
+def test_precision(rng: np.random.Generator, start: float) -> None:
+    vectors = rng.normal(size=(4, d)) * 0.5
+    expected = by_loops.diff_lambda(*map(exact, vectors), start)
+    assert abs(diff_lambda(*vectors, start) - rounded(expected)) < 1e-14 * math.exp(
+        max(0.0, vectors[0] @ vectors[1], vectors[2] @ vectors[3])
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_backend(case: Case, xp: Place) -> None:
+    case.check(xp)

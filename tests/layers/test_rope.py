@@ -1,0 +1,171 @@
+"""Positions to cos and sin; queries and keys rotated in halves or interleaved pairs."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.layers import rope, rope_cos_sin, rope_frequencies
+from tests.layers import by_loops
+from tests.layers.by_loops import exact, rounded
+from tests.layers.inputs import SEEDS, says
+from tests.layers.places import Case, Place
+from tests.tolerances import EXACT, FLOAT64, close
+
+RNG = np.random.default_rng(11)
+B, H, T, d = 2, 3, 5, 14
+FREQUENCIES = [1.0, 0.31, 0.11, 0.029, 0.017, 0.003, 0.0007]
+POSITIONS = RNG.integers(0, 1000, (B, T))
+COS, SIN = rope_cos_sin(POSITIONS, FREQUENCIES, 1.3, np.float64)
+X = RNG.normal(size=(B, H, T, d))
+CASES = [
+    Case("table", rope_cos_sin, (POSITIONS, FREQUENCIES, 1.3, np.float64)),
+    Case("table, far away", rope_cos_sin, (np.array([[100_000, 131_071]]), FREQUENCIES, 1.0, np.float64)),
+    Case("table, empty", rope_cos_sin, (np.zeros((1, 0), np.int64), FREQUENCIES, 1.0, np.float64)),
+    Case("halves", rope, (X, COS, SIN)),
+    Case("interleaved", rope, (X, COS, SIN), {"interleaved": True}),
+    Case("halves, part of the head", rope, (X, COS[..., :3], SIN[..., :3])),
+    Case("interleaved, part of the head", rope, (X, COS[..., :3], SIN[..., :3]), {"interleaved": True}),
+    Case("one table for the batch", rope, (X, COS[:1], SIN[:1])),
+    Case("empty", rope, (X[:0], COS[:1], SIN[:1])),
+]
+
+
+def turned(x: np.ndarray, positions: list[list[int]] | np.ndarray, scale: float = 1.0, **options: bool) -> np.ndarray:
+    """Rotate by position, with the frequencies of this file."""
+    return rope(x, *rope_cos_sin(np.asarray(positions), FREQUENCIES, scale, x.dtype), **options)
+
+
+def test_table_by_hand() -> None:
+    cos, sin = rope_cos_sin(np.array([[0, 1, 2], [3, 4, 6]]), [math.pi / 2, math.pi / 6], 2.0, np.float64)
+    assert cos.shape == sin.shape == (2, 1, 3, 2)
+    three = math.sqrt(3)
+    expected = [[[2.0, 2.0], [0.0, three], [-2.0, 1.0]], [[0.0, 0.0], [2.0, -1.0], [-2.0, -2.0]]]
+    close(cos[:, 0], np.array(expected), 1e-15)
+    expected = [[[0.0, 0.0], [2.0, 1.0], [0.0, three]], [[-2.0, 2.0], [0.0, three], [0.0, 0.0]]]
+    close(sin[:, 0], np.array(expected), 1e-15)
+
+
+def test_rotation_by_hand() -> None:
+    # a quarter turn of the first pair, an eighth of one (times √2) of the second: (a, b) becomes (a − b, a + b)
+    cos, sin = np.array([[[[0.0, 1.0]]]]), np.array([[[[1.0, 1.0]]]])
+    x = np.array([1.0, 20.0, 300.0, 4000.0, 7.0])[None, None, None]
+    close(rope(x, cos, sin)[0, 0, 0], np.array([-300.0, 20.0 - 4000.0, 1.0, 4000.0 + 20.0, 7.0]), EXACT)
+    expected = np.array([-20.0, 1.0, 300.0 - 4000.0, 4000.0 + 300.0, 7.0])
+    close(rope(x, cos, sin, interleaved=True)[0, 0, 0], expected, EXACT)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_position_zero_and_frequency_zero_change_nothing(interleaved: bool) -> None:
+    close(turned(X, np.zeros((1, T), int), interleaved=interleaved), X, EXACT)
+    cos, sin = rope_cos_sin(POSITIONS, [0.0] * 7, 1.0, np.float64)
+    close(rope(X, cos, sin, interleaved=interleaved), X, EXACT)
+
+
+@given(SEEDS, st.booleans(), st.floats(0.1, 3))
+def test_norms_are_kept_up_to_the_scale(rng: np.random.Generator, interleaved: bool, scale: float) -> None:
+    x = rng.normal(size=(B, H, T, d))
+    y = turned(x, rng.integers(0, 10_000, (B, T)), scale, interleaved=interleaved)
+    close(np.linalg.norm(y, axis=-1), scale * np.linalg.norm(x, axis=-1), FLOAT64)
+
+
+@given(SEEDS, st.booleans(), st.integers(0, 10_000))
+def test_scores_depend_on_differences_of_positions_only(rng: np.random.Generator, inter: bool, shift: int) -> None:
+    q, k = rng.normal(size=(2, B, H, T, d))
+    at_q, at_k = rng.integers(0, 100, (2, B, T))
+
+    def scores(moved: int) -> np.ndarray:
+        queries, keys = turned(q, at_q + moved, interleaved=inter), turned(k, at_k + moved, interleaved=inter)
+        return np.einsum("bhtd,bhsd->bhts", queries, keys)
+
+    close(scores(shift), scores(0), 1e-11)  # an angle of 10 000 radians is off by 1e-12
+    forward = np.einsum("bhtd,bhtd->bht", turned(q, at_q, interleaved=inter), turned(k, at_k, interleaved=inter))
+    close(np.einsum("bhtd,bhtd->bht", turned(q, at_q - at_k, interleaved=inter), k), forward, FLOAT64)
+
+
+@given(SEEDS, st.booleans())
+def test_two_rotations_are_one_by_the_sum(rng: np.random.Generator, interleaved: bool) -> None:
+    x, one, two = rng.normal(size=(B, H, T, d)), *rng.integers(-50, 50, (2, B, T))
+    twice = turned(turned(x, one, interleaved=interleaved), two, interleaved=interleaved)
+    close(twice, turned(x, one + two, interleaved=interleaved), FLOAT64)
+    close(turned(turned(x, one, interleaved=interleaved), -one, interleaved=interleaved), x, FLOAT64)
+
+
+@given(SEEDS)
+def test_interleaved_is_halves_after_a_permutation(rng: np.random.Generator) -> None:
+    x, positions = rng.normal(size=(B, H, T, d)), rng.integers(0, 100, (B, T))
+    to_halves = np.concatenate([np.arange(0, d, 2), np.arange(1, d, 2)])
+    interleaved = turned(x, positions, interleaved=True)
+    close(interleaved[..., to_halves], turned(x[..., to_halves], positions), EXACT)
+
+
+@given(SEEDS, st.integers(0, 7), st.booleans())
+def test_dimensions_past_the_table_are_kept(rng: np.random.Generator, n: int, interleaved: bool) -> None:
+    x = rng.normal(size=(B, H, T, d))
+    y = rope(x, COS[..., :n], SIN[..., :n], interleaved=interleaved)
+    close(y[..., 2 * n :], x[..., 2 * n :], EXACT, empty=n == 7)
+    alone = rope(x[..., : 2 * n], COS[..., :n], SIN[..., :n], interleaved=interleaved)
+    close(y[..., : 2 * n], alone, EXACT, empty=n == 0)
+
+
+@given(SEEDS)
+def test_each_row_and_token_has_its_own_position(rng: np.random.Generator) -> None:
+    x, positions = rng.normal(size=(B, H, T, d)), rng.integers(0, 100, (B, T))
+    y = turned(x, positions)
+    for b, t in np.ndindex(B, T):
+        close(y[b : b + 1, :, t : t + 1], turned(x[b : b + 1, :, t : t + 1], positions[b : b + 1, t : t + 1]), EXACT)
+    close(turned(x, positions[:1]), turned(x, np.repeat(positions[:1], B, axis=0)), EXACT)
+
+
+def test_angles_are_not_rounded_to_float32() -> None:
+    cos, sin = rope_cos_sin(np.array([[131_071]]), [0.7], 1.0, np.float32)
+    assert cos.dtype == sin.dtype == np.float32
+    angle = 131_071 * 0.7
+    close(cos[0, 0, 0].astype(float), np.array([math.cos(angle)]), 1e-6)
+    close(sin[0, 0, 0].astype(float), np.array([math.sin(angle)]), 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 1, 5), ()])
+def test_positions_that_are_not_batch_by_length(shape: tuple[int, ...]) -> None:
+    with says(ValueError, f"rope_cos_sin: positions have shape {shape}, but must be (B, T)"):
+        rope_cos_sin(np.zeros(shape, np.int64), FREQUENCIES, 1.0, np.float64)
+
+
+@pytest.mark.parametrize(
+    ("x", "cos", "sin"),
+    [
+        ((2, 3, 5, 14), (2, 1, 5, 7), (2, 1, 5, 6)),
+        ((2, 5, 14), (2, 1, 5, 7), (2, 1, 5, 7)),
+        ((2, 3, 5, 13), (2, 1, 5, 7), (2, 1, 5, 7)),
+        ((2, 3, 5, 14), (2, 1, 1, 7), (2, 1, 1, 7)),
+        ((2, 3, 5, 14), (2, 1, 4, 7), (2, 1, 4, 7)),
+        ((2, 3, 5, 14), (2, 3, 5, 7), (2, 3, 5, 7)),
+        ((2, 3, 5, 14), (3, 1, 5, 7), (3, 1, 5, 7)),
+        ((2, 3, 5, 14), (1, 5, 7), (1, 5, 7)),
+        ((2, 3, 5, 14), (5, 7), (5, 7)),
+        ((3, 14), (2, 7), (2, 7)),
+    ],
+)
+def test_shapes_that_do_not_fit(x: tuple[int, ...], cos: tuple[int, ...], sin: tuple[int, ...]) -> None:
+    message = (
+        f"rope: x has shape {x}, cos {cos}, sin {sin}, but must be (B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d"
+    )
+    with says(ValueError, message):
+        rope(np.zeros(x), np.zeros(cos), np.zeros(sin))
+
+
+@given(SEEDS)
+def test_precision(rng: np.random.Generator) -> None:
+    frequencies, scale = rope_frequencies({"rope_theta": 10_000.0}, 6, 100)
+    x, positions = rng.normal(size=(2, 3, 2, 7)), rng.integers(0, 30, (2, 2))
+    cos, sin = rope_cos_sin(positions, frequencies, 1.1 * scale, np.float64)
+    for interleaved, pairs in ((False, [(0, 3), (1, 4), (2, 5)]), (True, [(0, 1), (2, 3), (4, 5)])):
+        expected = by_loops.rope(exact(x), positions, frequencies, 1.1, pairs)
+        close(rope(x, cos, sin, interleaved=interleaved), rounded(expected), FLOAT64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_backend(case: Case, xp: Place) -> None:
+    case.check(xp)

@@ -1,0 +1,291 @@
+"""rope_type and length to (inverse frequencies, scale)."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.layers import rope_frequencies
+from refdiff.layers.rope_frequencies import ROPE_TYPES
+from tests.layers.by_loops import DIGITS
+from tests.layers.inputs import says
+from tests.tolerances import CANCELLED, EXACT, FLOAT64, close
+
+BASE: dict[str, Any] = {"rope_theta": 10_000.0}
+TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+COMPLETE: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 3.0},
+    "dynamic": {"factor": 3.0},
+    "yarn": {"factor": 3.0, "original_max_position_embeddings": 64},
+    "longrope": {
+        "short_factor": [1.0, 1.1, 1.3, 1.7],
+        "long_factor": [2.0, 3.0, 5.0, 7.0],
+        "original_max_position_embeddings": 64,
+    },
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "proportional": {},
+}
+# yarn, with numbers that make its logarithms whole: with base 100, eight dimensions and an original length of 2000 π,
+# the index at which r turns fit is 2 log₁₀(1000 / r)
+WHOLE = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 2000 * math.pi}
+POWERS = [1.0, 100**-0.25, 0.1, 100**-0.75]
+
+
+def frequencies(kind: str, head_dim: int = 8, longest: int = 128, length: int = 0, **fields: Any) -> np.ndarray:
+    """The inverse frequencies of a complete set of parameters with these changes."""
+    parameters = {"rope_type": kind, **BASE, **COMPLETE[kind], **fields}
+    return np.array(rope_frequencies(parameters, head_dim, longest, length)[0])
+
+
+def scale(kind: str, longest: int = 128, length: int = 0, **fields: Any) -> float:
+    """What cos and sin are multiplied by."""
+    return rope_frequencies({"rope_type": kind, **BASE, **COMPLETE[kind], **fields}, 8, longest, length)[1]
+
+
+def turns_at(index: float) -> float:
+    """With the numbers of `WHOLE`, how often the dimension pair at this index turns within the original length."""
+    return 1000 / 10 ** (index / 2)
+
+
+def ramp(low: float, high: float, **fields: Any) -> np.ndarray:
+    """How far each pair is squeezed, 0 to 1, when the ramp of `WHOLE` goes from index `low` to index `high`."""
+    parameters = WHOLE | {"beta_fast": turns_at(low), "beta_slow": turns_at(high)} | fields
+    found = np.array(rope_frequencies(parameters, 8, 0)[0])
+    return (1 - found / POWERS) / (1 - 1 / 4)  # solves f = θ / 4 · r + θ (1 − r) for r
+
+
+def test_the_seven_types() -> None:
+    assert tuple(ROPE_TYPES) == TYPES
+
+
+def test_default_by_hand() -> None:
+    close(frequencies("default", head_dim=4), np.array([1.0, 0.01]), FLOAT64)
+    close(frequencies("default", head_dim=2, rope_theta=5.0), np.array([1.0]), FLOAT64)
+    close(frequencies("default", rope_theta=16.0), np.array([1.0, 0.5, 0.25, 0.125]), FLOAT64)
+    # without a type it is this one; a part of the head is not heeded
+    close(np.array(rope_frequencies({**BASE, "partial_rotary_factor": 0.5}, 4, 128)[0]), np.array([1, 0.01]), FLOAT64)
+
+
+def test_linear_by_hand() -> None:
+    close(frequencies("linear", head_dim=4, factor=4.0), np.array([0.25, 0.0025]), FLOAT64)
+    close(frequencies("linear", factor=4.0, partial_rotary_factor=0.5), np.array([0.25, 0.0025]), FLOAT64)
+
+
+def test_dynamic_by_hand() -> None:
+    # at 16 of 8 positions the base becomes 10⁴ (2 · 16 / 8 − 1)^(4 / 2) = 9 · 10⁴
+    found = frequencies("dynamic", head_dim=4, longest=8, length=16, factor=2.0)
+    close(found, np.array([1.0, 1 / 300]), FLOAT64)
+    half = frequencies("dynamic", longest=8, length=16, factor=2.0, partial_rotary_factor=0.5)
+    close(half, found, EXACT)
+    # factor 5: 5 · 12 / 8 − 4 = 3.5
+    found = frequencies("dynamic", head_dim=4, longest=8, length=12, factor=5.0)
+    close(found, np.array([1.0, 1 / 350]), FLOAT64)
+
+
+def test_dynamic_switches_after_the_longest_length() -> None:
+    for length in (0, 1, 127, 128):
+        close(frequencies("dynamic", length=length), frequencies("default"), EXACT)
+    beyond = [frequencies("dynamic", length=length) for length in (128, 129, 200, 1000)]
+    for shorter, longer in itertools.pairwise(beyond):
+        assert longer[0] == 1
+        assert np.all(longer[1:] < shorter[1:])
+    # the slowest pair then turns as far at the new length as factor 1 would at a squeezed one
+    assert frequencies("dynamic", factor=1.0, length=256)[-1] == pytest.approx(frequencies("default")[-1] / 2)
+
+
+def test_yarn_by_hand() -> None:
+    close(ramp(2, 6, truncate=False), np.array([0.0, 0.0, 0.0, 0.25]), CANCELLED)
+    close(ramp(0.5, 2.5, truncate=False), np.array([0.0, 0.25, 0.75, 1.0]), CANCELLED)
+    # to whole indices outwards, which is also what it does when not told
+    close(ramp(0.5, 2.5, truncate=True), np.array([0, 1 / 3, 2 / 3, 1]), CANCELLED)
+    close(ramp(0.5, 2.5), np.array([0, 1 / 3, 2 / 3, 1]), CANCELLED)
+    # the ramp ends at the last of the dimensions, 7, and begins at 0
+    close(ramp(0.5, 9.5), np.arange(4) / 7, CANCELLED)
+    close(ramp(-2.5, 2.5), np.arange(4) / 3, CANCELLED)
+    close(ramp(1.5, 7.5, truncate=False), np.array([0, 0, 0.5 / 5.5, 1.5 / 5.5]), CANCELLED)
+    close(ramp(-3, 4.0, truncate=False), np.arange(4) / 4, CANCELLED)
+
+
+def test_yarn_where_the_ramp_has_no_width() -> None:
+    # transformers makes it 0.001 wide
+    close(ramp(1.9996, 1.9996, truncate=False), np.array([0.0, 0.0, 0.4, 1.0]), 1e-9)
+    close(ramp(-2, 0, truncate=False), np.array([0.0, 1.0, 1.0, 1.0]), CANCELLED)
+    # and where it would end before it begins, nothing is squeezed
+    close(ramp(-3, -2, truncate=False), np.zeros(4), EXACT)
+
+
+def test_yarn_beta_when_not_told() -> None:
+    known = frequencies("yarn", beta_fast=32, beta_slow=1)
+    for absent in ({}, {"beta_fast": None, "beta_slow": None}, {"beta_fast": 0, "beta_slow": 0}):
+        close(frequencies("yarn", **absent), known, EXACT)
+    longer = {"original_max_position_embeddings": 4096}
+    for other in ({"beta_fast": 33}, {"beta_fast": 31}, {"beta_slow": 0.9}, {"beta_slow": 1.1}):
+        changed = frequencies("yarn", 64, truncate=False, **longer, **other)
+        assert not np.array_equal(changed, frequencies("yarn", 64, truncate=False, **longer))
+
+
+def test_yarn_factor_null_means_from_the_lengths() -> None:
+    parameters = {"factor": None, "original_max_position_embeddings": 64}
+    close(frequencies("yarn", longest=320, **parameters), frequencies("yarn", factor=5.0), FLOAT64)
+    assert scale("yarn", longest=320, **parameters) == scale("yarn", factor=5.0)
+
+
+def test_yarn_part_of_the_head() -> None:
+    close(frequencies("yarn", 16, partial_rotary_factor=0.5), frequencies("yarn", 8), EXACT)
+
+
+def test_yarn_scale() -> None:
+    usual = 0.1 * math.log(3) + 1
+    assert scale("yarn") == pytest.approx(usual, rel=1e-15)
+    assert scale("yarn", factor=math.e**2) == pytest.approx(1.2, rel=1e-15)
+    assert scale("yarn", factor=1.0) == scale("yarn", factor=0.5) == 1
+    assert scale("yarn", attention_factor=1.7, mscale=2.0, mscale_all_dim=3.0) == 1.7
+    # one of the two is not enough, and zero is as good as none
+    for one in ({"mscale": 2.0}, {"mscale_all_dim": 2.0}, {"mscale": 2.0, "mscale_all_dim": 0}, {"mscale": None}):
+        assert scale("yarn", **one) == pytest.approx(usual, rel=1e-15)
+    both = scale("yarn", factor=math.e**5, mscale=2.0, mscale_all_dim=3.0)
+    assert both == pytest.approx((0.1 * 2 * 5 + 1) / (0.1 * 3 * 5 + 1), rel=1e-15)
+    assert scale("yarn", factor=0.7, mscale=2.0, mscale_all_dim=3.0) == 1
+    whole = scale("yarn", attention_factor=2)
+    assert whole == 2
+    assert isinstance(whole, float)
+
+
+def test_longrope_switches_after_the_original_length() -> None:
+    default = frequencies("default")
+    for length in (0, 1, 63, 64):
+        close(frequencies("longrope", length=length), default / [1.0, 1.1, 1.3, 1.7], FLOAT64)
+    for length in (65, 10_000):
+        close(frequencies("longrope", length=length), default / [2.0, 3.0, 5.0, 7.0], FLOAT64)
+    assert scale("longrope", length=64) == scale("longrope", length=65)
+    half = frequencies("longrope", 16, partial_rotary_factor=0.5)
+    close(half, frequencies("longrope"), EXACT)
+
+
+def test_longrope_scale() -> None:
+    # √(1 + log 8 / log 2) = 2
+    assert scale("longrope", factor=8.0, original_max_position_embeddings=2) == pytest.approx(2, rel=1e-15)
+    # without a factor it is the longest length by the original one
+    for absent in ({}, {"factor": None}):
+        assert scale("longrope", longest=16, original_max_position_embeddings=2, **absent) == pytest.approx(2)
+    assert scale("longrope", longest=64) == scale("longrope", longest=3) == scale("longrope", factor=0.2) == 1
+    assert scale("longrope", factor=8.0, attention_factor=1.25) == 1.25
+    assert isinstance(scale("longrope", attention_factor=1), float)
+
+
+def test_llama3_by_hand() -> None:
+    # θ = 1, 0.1, 0.01, 0.001 turn 100, 10, 1 and 0.1 times within 200 π positions
+    fields = {"original_max_position_embeddings": 200 * math.pi, "low_freq_factor": 0.5, "high_freq_factor": 20.0}
+    found = frequencies("llama3", factor=4.0, **fields)
+    s = [None, (10 - 0.5) / 19.5, (1 - 0.5) / 19.5]
+    middle = [(1 - s[i]) * theta / 4 + s[i] * theta for i, theta in ((1, 0.1), (2, 0.01))]
+    close(found, np.array([1.0, *middle, 0.001 / 4]), FLOAT64)
+    close(found[1:3] / [0.1, 0.01], np.array([(1 - s[1]) / 4 + s[1], (1 - s[2]) / 4 + s[2]]), FLOAT64)
+    close(frequencies("llama3", 16, partial_rotary_factor=0.5), frequencies("llama3"), EXACT)
+
+
+def test_llama3_bands_meet() -> None:
+    # 10 turns at the upper edge: kept; 1 at the lower: divided; no jump on either side
+    fields = {"original_max_position_embeddings": 200 * math.pi, "factor": 4.0}
+    for low, high in ((1.0, 10.0), (1 - 1e-12, 10 - 1e-12), (1 + 1e-12, 10 + 1e-12)):
+        found = frequencies("llama3", low_freq_factor=low, high_freq_factor=high, **fields)
+        close(found / [1.0, 0.1, 0.01, 0.001], np.array([1, 1, 0.25, 0.25]), CANCELLED)
+
+
+def test_proportional_by_hand() -> None:
+    close(frequencies("proportional"), frequencies("default"), EXACT)
+    close(frequencies("proportional", partial_rotary_factor=0.5), np.array([1.0, 0.1, 0.0, 0.0]), FLOAT64)
+    close(frequencies("proportional", partial_rotary_factor=0.5, factor=4.0), np.array([0.25, 0.025, 0, 0]), FLOAT64)
+    close(frequencies("proportional", partial_rotary_factor=0.0), np.zeros(4), EXACT)
+    # 0.7 · 8 / 2 = 2.8 pairs are two; 0.3 · 10 / 2 = 1.5 are one
+    close(frequencies("proportional", partial_rotary_factor=0.7), np.array([1.0, 0.1, 0.0, 0.0]), FLOAT64)
+    close(frequencies("proportional", 10, partial_rotary_factor=0.3), np.array([1.0, 0, 0, 0, 0]), FLOAT64)
+    assert len(frequencies("proportional", 10, partial_rotary_factor=0.3)) == 5
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_only_two_types_depend_on_the_length_and_only_two_have_a_scale(kind: str) -> None:
+    short, long = frequencies(kind, length=1), frequencies(kind, length=1000)
+    assert np.array_equal(short, long) == (kind not in ("dynamic", "longrope"))
+    close(short, frequencies(kind), EXACT)  # without a length it is a short one
+    assert (scale(kind) == 1) == (kind not in ("yarn", "longrope"))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@given(theta=st.floats(100, 1e7), half=st.integers(2, 40))
+def test_frequencies_fall_from_one_pair_to_the_next(kind: str, theta: float, half: int) -> None:
+    fields = {"short_factor": [1.1] * half, "long_factor": [2.0] * half} if kind == "longrope" else {}
+    found = frequencies(kind, 2 * half, rope_theta=theta, **fields)
+    assert found.shape == (half,)
+    assert found[0] <= 1
+    assert np.all(np.diff(found) < 0)
+
+
+@given(theta=st.floats(100, 1e7), half=st.integers(1, 40), factor=st.floats(1.1, 40), length=st.integers(1, 1000))
+def test_precision(theta: float, half: int, factor: float, length: int) -> None:
+    d, base, f = 2 * half, DIGITS.mpf(theta), DIGITS.mpf(factor)
+    powers = [base ** (-DIGITS.mpf(2 * i) / d) for i in range(half)]
+
+    def same(kind: str, expected: list[Any], **fields: Any) -> None:
+        found = frequencies(kind, d, rope_theta=theta, factor=factor, length=length, **fields)
+        close(found[:, None], np.array([[float(x)] for x in expected]), 1e-12)
+
+    same("default", powers)
+    same("linear", [p / f for p in powers])
+    same("proportional", [p / f for p in powers])
+    if half > 1:
+        ratio = f * max(length, 128) / 128 - (f - 1)
+        raised = base * ratio ** (DIGITS.mpf(d) / (d - 2))
+        same("dynamic", [raised ** (-DIGITS.mpf(2 * i) / d) for i in range(half)])
+    # llama3 as a formula in the wavelength: the published code computes it this way
+    adapted = []
+    for p in powers:
+        wavelength = 2 * DIGITS.pi / p
+        smooth = min(max((64 / wavelength - 1) / (4 - 1), 0), 1)
+        adapted.append((1 - smooth) * p / f + smooth * p)
+    same("llama3", adapted)
+    # yarn: the ramp in terms of how often a pair turns within the original length
+    edges = [d * DIGITS.log(64 / (turns * 2 * DIGITS.pi)) / (2 * DIGITS.log(base)) for turns in (32, 1)]
+    for truncate in (False, True):
+        low, high = (DIGITS.floor(edges[0]), DIGITS.ceil(edges[1])) if truncate else edges
+        low, high = max(low, DIGITS.mpf(0)), min(high, DIGITS.mpf(d - 1))
+        share = [min(max((i - low) / (high - low), 0), 1) for i in range(half)]
+        yarn = [p / f * r + p * (1 - r) for p, r in zip(powers, share, strict=True)]
+        same("yarn", yarn, original_max_position_embeddings=64, truncate=truncate)
+
+
+def test_an_unknown_type() -> None:
+    message = "rope_frequencies: rope_type 'mrope' is not one of " + ", ".join(TYPES)
+    with says(ValueError, message):
+        rope_frequencies({"rope_type": "mrope", **BASE}, 8, 128)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, "rope_theta") for kind in TYPES]
+    + [("linear", "factor"), ("dynamic", "factor"), ("llama3", "factor"), ("yarn", "factor")]
+    + [(kind, "original_max_position_embeddings") for kind in ("yarn", "longrope", "llama3")]
+    + [("longrope", "short_factor"), ("llama3", "low_freq_factor"), ("llama3", "high_freq_factor")],
+)
+def test_a_parameter_that_is_missing(kind: str, name: str) -> None:
+    parameters = {"rope_type": kind, **BASE, **COMPLETE[kind]}
+    del parameters[name]
+    with says(ValueError, f"rope_frequencies: rope_type {kind!r} needs the parameter {name!r}"):
+        rope_frequencies(parameters, 8, 128)
+
+
+@pytest.mark.parametrize(("name", "length"), [("short_factor", 64), ("long_factor", 65)])
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_list_of_another_length(name: str, length: int, count: int) -> None:
+    with says(ValueError, f"rope_frequencies: {name} has {count} numbers, but 8 dimensions need 4"):
+        frequencies("longrope", length=length, **{name: [1.0] * count})
