@@ -26,8 +26,14 @@ from refdiff.generation.chat_template.budget import CALL, ELEMENT, Budget, check
 from refdiff.generation.chat_template.meter import GenerationTag, Meter
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
-    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "lteq": operator.le, "gt": operator.gt,
-    "gteq": operator.ge, "in": lambda a, b: a in b, "notin": lambda a, b: a not in b,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "lteq": operator.le,
+    "gt": operator.gt,
+    "gteq": operator.ge,
+    "in": lambda a, b: a in b,
+    "notin": lambda a, b: a not in b,
 }
 _FREE = {"abs", "attr", "count", "d", "default", "first", "float", "int", "items", "last", "length", "round", "safe"}
 _WHOLE = {"dictsort", "groupby", "max", "min", "sort", "sum", "unique"}
@@ -194,9 +200,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         if isinstance(indent, int):
             check_width(indent)
         self.budget.weigh(value)
-        encoder = json.JSONEncoder(
-            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         return self.concat(encoder.iterencode(value))
 
     def _paid(self, result: Any) -> Any:
@@ -298,5 +302,3 @@ def _paid_output(context: Any, value: Any) -> Any:
 
 def _refuse(message: Any) -> None:
     raise RefusedError(str(message)[:1000])
-
-

@@ -52,7 +52,10 @@ def to_lists(ids: Any) -> list[Any]:
     if hasattr(ids, "tolist"):
         nested = ids.tolist()
         return nested if isinstance(nested, list) else [nested]
-    return [
-        to_lists(item) if hasattr(item, "__len__") else item.item() if isinstance(item, np.integer) else item
-        for item in ids
-    ]
+    return [_plain_id(item) for item in ids]
+
+
+def _plain_id(item: Any) -> Any:
+    if isinstance(item, np.integer):
+        return int(item)
+    return to_lists(item) if isinstance(item, list | tuple) or hasattr(item, "tolist") else item

@@ -21,7 +21,14 @@ MAX_GROWTH = 100_000
 
 # The most that one step may lengthen a text, in characters, for steps where the file has no say in it.
 _FIXED_GROWTH = {
-    "NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "BertNormalizer": 12, "ByteLevel": 4, "Metaspace": 2,
+    "NFC": 3,
+    "NFD": 4,
+    "NFKC": 18,
+    "NFKD": 18,
+    "Lowercase": 3,
+    "BertNormalizer": 12,
+    "ByteLevel": 4,
+    "Metaspace": 2,
 }
 _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")
 

@@ -167,17 +167,26 @@ class Tokenizer(Vocabulary):
             inputs = list(zip(texts, pairs, strict=True))
         strategy = _TRUNCATIONS.get(truncation, truncation)
         limit = self.model_max_length if max_length is None else max_length
+        found: list[tokenizers.Encoding] | None = None
+        cut = strategy is not None and limit <= NO_LIMIT
+        if cut:
+            reserved = self.backend.num_special_tokens_to_add(pairs is not None) if add_special_tokens else 0
+            _check_truncation(strategy, limit, stride, reserved)
         with self._lock, rust_errors(self.source):
-            if strategy is not None and limit <= NO_LIMIT:
-                reserved = self.backend.num_special_tokens_to_add(pairs is not None) if add_special_tokens else 0
-                _check_truncation(strategy, limit, stride, reserved)
-                self.backend.enable_truncation(
-                    limit, stride=stride, strategy=strategy, direction=self.truncation_side
-                )
+            if cut:
+                self.backend.enable_truncation(limit, stride=stride, strategy=strategy, direction=self.truncation_side)
             try:
                 found = self.backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
+            except Exception as error:
+                if "too short to respect" not in str(error):
+                    raise
             finally:
                 self.backend.no_truncation()
+        if found is None:
+            raise ValueError(
+                f"truncation={strategy!r} may shorten one text only, which is too short to bring the pair to "
+                f"max_length {limit}; raise max_length or pass truncation=True"
+            )
         self._check_ids(found)
         return found
 

@@ -38,7 +38,10 @@ class _SpecialTokenId:
         return None if token is None else tokenizer.backend.token_to_id(token)
 
     def __set__(self, tokenizer: Vocabulary, token_id: int | None) -> None:
-        tokenizer._set_special(self.name, None if token_id is None else tokenizer.convert_ids_to_tokens(token_id))
+        token = None if token_id is None else tokenizer.backend.id_to_token(token_id)
+        if token is None and token_id is not None:
+            raise ValueError(f"{self.name}_id cannot be {token_id}: the vocabulary has ids 0 to {len(tokenizer) - 1}")
+        tokenizer._set_special(self.name, token)
 
 
 class Vocabulary:

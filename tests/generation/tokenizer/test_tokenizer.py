@@ -1,0 +1,260 @@
+"""Tokenizer: the calls, padding, truncation and decoding, by hand on tokenizers trained here."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, processors
+
+import refdiff
+from refdiff import CheckpointError, Tokenizer
+from tests.generation.trained_tokenizers import KINDS, ODD_TEXTS, TEXTS, save
+
+WORDS = {"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3, "a": 4, "b": 5, "c": 6, "d": 7}
+
+
+def words(**config: Any) -> Tokenizer:
+    """One word, one token: ids that can be written by hand."""
+    backend = Backend(models.WordLevel(WORDS, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A </s> $B", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return Tokenizer(backend, {**names, **config})
+
+
+def test_one_text_gives_flat_lists_and_attributes() -> None:
+    encoded = words()("a b x")
+    assert encoded == {"input_ids": [0, 4, 5, 3], "attention_mask": [1, 1, 1, 1]}
+    assert encoded.input_ids is encoded["input_ids"]
+    with pytest.raises(AttributeError, match=r"labels.*input_ids"):
+        _ = encoded.labels
+
+
+def test_a_list_gives_a_list_each() -> None:
+    assert words()(["a", "a b"])["input_ids"] == [[0, 4], [0, 4, 5]]
+    assert words()([]) == {"input_ids": [], "attention_mask": []}
+
+
+def test_arrays() -> None:
+    tokenizer = words()
+    encoded = tokenizer("a b", return_tensors="np")
+    np.testing.assert_array_equal(encoded["input_ids"], [[0, 4, 5]])
+    assert encoded["input_ids"].dtype == encoded["attention_mask"].dtype == np.int64
+    assert tokenizer([], return_tensors="np")["input_ids"].shape == (0, 0)
+    with pytest.raises(ValueError, match=r"from 2 to 3 tokens.*padding=True"):
+        tokenizer(["a", "a b"], return_tensors="np")
+
+
+@pytest.mark.parametrize(
+    ("side", "ids", "mask"),
+    [
+        ("left", [[2, 0, 4], [0, 4, 5]], [[0, 1, 1], [1, 1, 1]]),
+        ("right", [[0, 4, 2], [0, 4, 5]], [[1, 1, 0], [1, 1, 1]]),
+    ],
+)
+def test_padding_sides(side: Any, ids: list[Any], mask: list[Any]) -> None:
+    for encoded in (
+        words()(["a", "a b"], padding=True, padding_side=side),
+        words(padding_side=side)(["a", "a b"], padding=True),
+    ):
+        assert encoded == {"input_ids": ids, "attention_mask": mask}
+
+
+def test_padding_to_a_length() -> None:
+    tokenizer = words()
+    assert tokenizer("a", padding="max_length", max_length=4)["input_ids"] == [0, 4, 2, 2]
+    # Without any limit there is nothing to pad to, and without truncation a longer text stays whole.
+    assert tokenizer("a", padding="max_length")["input_ids"] == [0, 4]
+    assert tokenizer("a b c", padding="max_length", max_length=2)["input_ids"] == [0, 4, 5, 6]
+    assert words(model_max_length=3)("a", padding="max_length")["input_ids"] == [0, 4, 2]
+
+
+def test_padding_needs_a_pad_token() -> None:
+    tokenizer = words(pad_token=None)
+    with pytest.raises(ValueError, match=r"tokenizer\.pad_token = tokenizer\.eos_token"):
+        tokenizer(["a", "a b"], padding=True)
+    tokenizer.pad_token = tokenizer.eos_token
+    assert tokenizer(["a", "a b"], padding=True)["input_ids"] == [[0, 4, 1], [0, 4, 5]]
+
+
+def test_truncation() -> None:
+    tokenizer = words()
+    assert tokenizer("a b c", max_length=3)["input_ids"] == [0, 4, 5]
+    assert tokenizer("a b c", truncation=True, max_length=2)["input_ids"] == [0, 4]
+    assert tokenizer("a b c", truncation=False, max_length=2)["input_ids"] == [0, 4, 5, 6]
+    assert tokenizer("a b c", truncation=True)["input_ids"] == [0, 4, 5, 6]
+    assert tokenizer("a b c", truncation=True, max_length=2, add_special_tokens=False)["input_ids"] == [4, 5]
+    assert words(truncation_side="left")("a b c", max_length=3)["input_ids"] == [0, 5, 6]
+    assert words(model_max_length=2)("a b c", truncation=True)["input_ids"] == [0, 4]
+
+
+def test_pairs() -> None:
+    tokenizer = words()
+    assert tokenizer("a b", "c d")["input_ids"] == [0, 4, 5, 1, 6, 7]
+    assert tokenizer(["a"], ["c"])["input_ids"] == [[0, 4, 1, 6]]
+    assert tokenizer("a b", "c d", truncation="only_second", max_length=5)["input_ids"] == [0, 4, 5, 1, 6]
+    with pytest.raises(ValueError, match="1 texts and text_pair 2"):
+        tokenizer(["a"], ["b", "c"])
+    with pytest.raises(ValueError, match="raise max_length"):
+        tokenizer("a b c d", "a", truncation="only_second", max_length=4)
+
+
+def test_overflow_in_strides() -> None:
+    (encoding,) = words().encodings("a b c d", truncation=True, max_length=3, stride=1)
+    assert [encoding.ids, *[piece.ids for piece in encoding.overflowing]] == [[0, 4, 5], [0, 5, 6], [0, 6, 7]]
+    assert encoding.offsets == [(0, 0), (0, 1), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "yes"}, "padding is 'yes'"),
+        ({"padding": True, "padding_side": "up"}, "padding_side is 'up'"),
+        ({"truncation": "first", "max_length": 3}, "truncation is 'first'"),
+        ({"truncation": True, "max_length": 0}, "max_length is 0, but must be a number from 1"),
+        ({"truncation": True, "max_length": 2.5}, "max_length is 2.5"),
+        ({"return_tensors": "pt"}, "return_tensors is 'pt'"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        words()("a", **options)
+
+
+def test_wrong_stride() -> None:
+    with pytest.raises(ValueError, match="stride is 2, but must be from 0 to 1"):
+        words().encodings("a b c d", truncation=True, max_length=3, stride=2)
+
+
+@pytest.mark.parametrize("text", [3, None, ["a", 4], [["a"]], b"a"])
+def test_text_that_is_no_text(text: Any) -> None:
+    with pytest.raises(TypeError, match=r"string|iterable"):
+        words()(text)
+
+
+def test_half_a_character() -> None:
+    with pytest.raises(ValueError, match=r"lone surrogate.*position 1"):
+        words()("a\ud800")
+
+
+def test_decode() -> None:
+    tokenizer = words()
+    assert tokenizer.decode([0, 4, 5, 1]) == "<s> a b </s>"
+    assert tokenizer.decode([0, 4, 5, 1], skip_special_tokens=True) == "a b"
+    assert tokenizer.decode(4) == "a"
+    assert tokenizer.decode(np.int64(4)) == tokenizer.decode(np.array(4)) == "a"
+    assert tokenizer.decode(np.array([[0, 4], [5, 6]])) == ["<s> a", "b c"]
+    assert tokenizer.decode([np.array([4]), [5, np.int32(6)]]) == ["a", "b c"]
+    assert tokenizer.decode([]) == ""
+    assert tokenizer.batch_decode([[4], [5, 6]]) == ["a", "b c"]
+    assert tokenizer.batch_decode([]) == []
+    assert tokenizer.decode([4, 999]) == "a"  # as transformers: an id that no token has is left out
+
+
+@pytest.mark.parametrize("ids", [[-100], [1.5], ["a"], [2**40], [None]])
+def test_ids_that_are_no_ids(ids: Any) -> None:
+    with pytest.raises(ValueError, match="token ids are whole numbers"):
+        words().decode(ids)
+
+
+def test_clean_up() -> None:
+    backend = Backend(models.WordLevel({"n't": 0, "do": 1, ",": 2, "?": 3}, unk_token="do"))
+    tokenizer = Tokenizer(backend, {"clean_up_tokenization_spaces": True})
+    assert tokenizer.decode([1, 0, 2, 3]) == "don't,?"
+    assert tokenizer.decode([1, 0], clean_up_tokenization_spaces=False) == "do n't"
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_round_trip_through_files(kind: str, tmp_path: Path) -> None:
+    config = {"bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = refdiff.Tokenizer.from_pretrained(save(tmp_path, KINDS[kind](), tokenizer_config=config))
+    for text in TEXTS[:1] if kind == "unigram" else TEXTS + ODD_TEXTS[:6]:
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
+    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ids = tokenizer.encode(TEXTS[0])
+    assert (ids[0] == first) == (kind != "unigram")
+    assert (ids[-1] == last) == (kind == "unigram")
+
+
+@given(st.text(max_size=40))
+def test_any_text_survives_the_byte_tokenizer(text: str) -> None:
+    tokenizer = _BYTES
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+_BYTES = Tokenizer(KINDS["byte_level"]())
+
+
+@given(
+    st.lists(st.sampled_from(["a", "a b", "", "c c c", "x"]), min_size=1, max_size=5),
+    st.sampled_from(["left", "right"]),
+)
+def test_padding_changes_nothing_but_padding(texts: list[str], side: Any) -> None:
+    tokenizer = words()
+    plain, padded = tokenizer(texts), tokenizer(texts, padding=True, padding_side=side, return_tensors="np")
+    for row, ids, mask in zip(plain["input_ids"], padded["input_ids"], padded["attention_mask"], strict=True):
+        assert ids[mask == 1].tolist() == row
+        assert set(ids[mask == 0].tolist()) <= {2}
+
+
+def test_settings_of_the_backend_are_put_aside() -> None:
+    backend = words().backend
+    backend.enable_padding(direction="left", pad_id=2, pad_token="<pad>", length=9)
+    backend.enable_truncation(3, direction="left")
+    tokenizer = Tokenizer(backend)
+    assert tokenizer("a b c d")["input_ids"] == [0, 4, 5, 6, 7]
+    assert (tokenizer.pad_token, tokenizer.padding_side, tokenizer.truncation_side) == ("<pad>", "left", "left")
+
+
+def test_ids_beyond_the_model(tmp_path: Path) -> None:
+    folder = save(tmp_path, words().backend, config={"vocab_size": 6})
+    tokenizer = Tokenizer.from_pretrained(folder)
+    assert tokenizer.encode("a b") == [0, 4, 5]
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json.*'c', id 6.*vocab_size 6"):
+        tokenizer.encode("a c")
+
+
+@pytest.mark.parametrize("value", [{"vocab_size": "six"}, {}, {"vocab_size": True}])
+def test_a_config_without_vocab_size_sets_no_limit(tmp_path: Path, value: Any) -> None:
+    assert Tokenizer.from_pretrained(save(tmp_path, words().backend, config=value)).encode("c") == [0, 6]
+
+
+def test_a_panic_of_the_rust_library_is_a_checkpoint_error(capfd: pytest.CaptureFixture[str]) -> None:
+    backend = words().backend
+    backend.pre_tokenizer = pre_tokenizers.Split(__import__("tokenizers").Regex(r"(a+)+$"), "isolated")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json.*retry-limit"):
+        Tokenizer(backend)("a" * 40 + "b")
+
+
+def test_copies_and_pickles() -> None:
+    tokenizer = words()
+    tokenizer.apply_chat_template([{"role": "user", "content": "a"}], chat_template="{{ messages[0].content }}")
+    for twin in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert twin("a b") == tokenizer("a b")
+        assert twin.pad_token_id == 2
+
+
+def test_threads_share_one_tokenizer() -> None:
+    tokenizer = words()
+
+    def work(length: int) -> list[int]:
+        return [len(tokenizer("a b c d", max_length=length)["input_ids"]) for _ in range(100)]
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(work, [2, 3, 4, 5]))
+    assert [set(result) for result in results] == [{2}, {3}, {4}, {5}]
+
+
+def test_repr_names_source_and_tokens() -> None:
+    assert repr(words()).startswith("Tokenizer(8 tokens, {'bos_token': '<s>'")
