@@ -44,16 +44,24 @@ def run(args: argparse.Namespace) -> int:
 def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
     """Describe a checkpoint without loading its weights: a dict that JSON can hold.
 
+    Of a hub repo that is not in the cache, only the headers and the λ vectors of its weights are fetched.
+
     Raises:
         CheckpointError: there is no config, or a file's header is broken.
     """
     from refdiff import hub
+
+    files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
+    with hub.outline(path_or_repo, files=files, local_files_only=offline) as folder:
+        return {"checkpoint": path_or_repo, **_describe(folder)}
+
+
+def _describe(folder: Path) -> dict[str, Any]:
     from refdiff.model.config import DiffLlamaConfig
     from refdiff.model.weights import ARCHITECTURES, resolve_dtype
     from refdiff.model.weights.folder import open_checkpoint
     from refdiff.model.weights.names import backbone_prefix, localize, parameter_shapes
 
-    folder = hub.snapshot(path_or_repo, files=(*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER), local_files_only=offline)
     config = DiffLlamaConfig.from_pretrained(folder)
     stored = open_checkpoint(folder)
     tensors = [
@@ -68,7 +76,6 @@ def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
     prefix = backbone_prefix(architecture)
     tensors.sort(key=lambda t: order.get(localize(t.name, prefix), len(order)))
     return {
-        "checkpoint": path_or_repo,
         "architecture": architecture,
         "parameters": sum(math.prod(t.shape) for t in tensors),
         "dtype": dtype,
@@ -157,7 +164,7 @@ def _problems(config: Any, architecture: str, tensors: list[_Tensor]) -> list[st
 def _lines(report: dict[str, Any]) -> list[str]:
     lines = [
         f"{report['checkpoint']}",
-        f"{report['architecture']}, {report['parameters']:,} parameters, computed in {report['dtype']}",
+        f"{report['architecture']}, {report['parameters']:,} parameters, weights as {report['dtype']}",
         "",
         "config",
         *_config_lines(report["config"]),
@@ -170,7 +177,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         lines += ["", *_lambda_lines(report["lambdas"])]
     memory = report["memory"]
     how = (
-        "mapped from the files, nothing is copied" if memory["mapped"] == memory["weights"] else "expanded when loaded"
+        "mapped from the files" if memory["mapped"] == memory["weights"] else "expanded when loaded"
     )
     lines += [
         "",

@@ -37,10 +37,14 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
 
         threadpool_limits(args.threads)
     arrays.backend(args.backend)  # before a download that would be for nothing
-    watched = sys.stderr.isatty() and not args.quiet
-    folder = hub.snapshot(args.model, files=(*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER), local_files_only=args.offline)
+    folder = hub.snapshot(
+        args.model,
+        files=(*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER),
+        local_files_only=args.offline,
+        progress=not args.quiet,
+    )
     tokenizer = refdiff.Tokenizer.from_pretrained(folder)
-    if watched:
+    if sys.stderr.isatty() and not args.quiet:
         read_ahead(sorted(folder.glob("*.safetensors")))
     model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype=args.dtype, backend=args.backend)
     return model, tokenizer

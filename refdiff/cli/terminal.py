@@ -26,7 +26,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, ValueError | OSError | ImportError | RuntimeError) and text:
         return text
     if isinstance(error, MemoryError):
-        return f"out of memory: {text or 'the model does not fit'}; --dtype float32 or a smaller model needs less"
+        return f"out of memory: {text or 'the model does not fit'}; a smaller model or a shorter text needs less"
     return f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}; --debug shows where"
 
 
@@ -84,6 +84,6 @@ def size(count: float) -> str:
     """A number of bytes for people: 4.94 GB, 17.2 MB, 512 B; powers of 1000, as disks and the hub count."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+            return f"{count:.0f} B" if unit == "B" else f"{count:#.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} TB"
+    return f"{count:#.3g} TB"

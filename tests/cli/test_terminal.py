@@ -1,0 +1,72 @@
+"""One-line messages, sizes, memory."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from refdiff import CheckpointError
+from refdiff.cli.terminal import one_line, peak_memory, size, warnings_in_one_line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("top_p is 2:\n  use 1"), "top_p is 2: use 1"),
+        (CheckpointError("m: 2 problems:\n  a\n  b"), "m: 2 problems: a; b"),
+        (FileNotFoundError(2, "No such file or directory", "x.txt"), "x.txt: No such file or directory"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (RuntimeError("no device"), "no device"),
+        (ZeroDivisionError(), "ZeroDivisionError; --debug shows where"),
+        (MemoryError(), "out of memory: the model does not fit; a smaller model or a shorter text needs less"),
+    ],
+)
+def test_errors_become_one_line(error: Exception, line: str) -> None:
+    assert one_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (17_200_000, "17.2 MB"),
+        (4_943_273_984, "4.94 GB"),
+        (3e12, "3.00 TB"),
+    ],
+)
+def test_sizes(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+def test_peak_memory_counts_what_was_held() -> None:
+    before = peak_memory()
+    assert before is not None
+    held = bytearray(before + 50_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    del held
+    after = peak_memory()
+    assert after is not None
+    assert after >= before + 50_000_000
+
+
+def test_peak_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = peak_memory()
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    other = peak_memory()
+    assert expected is not None
+    assert other is not None
+    assert other >= expected * 0.9
+    monkeypatch.setitem(__import__("sys").modules, "resource", None)
+    assert peak_memory() is None
+
+
+def test_warnings_are_one_line_without_source(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings_in_one_line():
+        warnings.simplefilter("always")
+        warnings.warn("two\nlines", stacklevel=1)
+    assert capsys.readouterr().err == "refdiff: warning: two lines\n"
