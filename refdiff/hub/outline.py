@@ -1,0 +1,159 @@
+"""A hub repo's checkpoint without its weights: what there is to see of it costs kilobytes, not gigabytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from refdiff.errors import CheckpointError
+from refdiff.hub.explain import explained
+from refdiff.hub.snapshot import (
+    INDEX,
+    WEIGHTS,
+    at,
+    check_repo_id,
+    choose,
+    list_repo,
+    local_folder,
+    snapshot,
+)
+
+# Most headers are shorter than this, so that one request is enough; longer ones than the second are not read.
+_FIRST_BYTES = 100_000
+_MAX_HEADER_BYTES = 25_000_000
+_MAX_TENSOR_BYTES = 10_000_000
+_GAP_BYTES = 65_536
+
+
+@contextmanager
+def outline(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    files: Sequence[str],
+    tensors: str = r"\.lambda_[qk][12]$",
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Iterator[Path]:
+    """Give a folder with a checkpoint's files, whose weight files have their header, their size and few numbers.
+
+    A local folder, or a repo whose weights are in the cache, is given as it is. Of any other repo, `files` without the
+    weights are downloaded, and each safetensors file is a temporary one full of holes: the header and the tensors whose
+    names match `tensors` are there, everything else reads as zeros. Leaving the `with` block deletes it.
+
+    Raises `CheckpointError` as `snapshot` does.
+    """
+    options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
+    folder = local_folder(path_or_repo)
+    if folder is None:
+        folder = _cached(path_or_repo, files, local_files_only=local_files_only, **options)
+    if folder is not None:
+        yield folder
+        return
+    repo = check_repo_id(str(path_or_repo))
+    others = snapshot(repo, files=[name for name in files if name not in WEIGHTS], **options)
+    what = at(repo, revision)
+    with explained(what):
+        names, commit = list_repo(repo, others.name)
+    with tempfile.TemporaryDirectory(prefix="refdiff-outline-") as temporary:
+        target = Path(temporary)
+        for path in others.rglob("*"):
+            copy = target / path.relative_to(others)
+            if path.is_file() and not path.name.endswith(".safetensors"):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+
+        def fetch(name: str) -> Path:
+            copied = snapshot(repo, files=[name], revision=commit, cache_dir=cache_dir) / name
+            shutil.copyfile(copied, target / name)
+            return target / name
+
+        for name in choose(names, WEIGHTS, what, fetch):
+            if name != INDEX:
+                with explained(f"{what}: {name}"), (target / name).open("wb") as file:
+                    _write_outline(file, repo, name, commit, re.compile(tensors))
+        yield target
+
+
+def _cached(path_or_repo: str | os.PathLike[str], files: Sequence[str], **options: Any) -> Path | None:
+    """Return the folder in the cache if it has everything; None where the hub may be asked for the rest."""
+    try:
+        return snapshot(path_or_repo, files=files, **{**options, "local_files_only": True})
+    except CheckpointError:
+        if options["local_files_only"]:
+            raise
+        return None
+
+
+def _write_outline(file: BinaryIO, repo: str, name: str, commit: str, wanted: re.Pattern[str]) -> None:
+    first, size = _read_range(repo, name, commit, 0, _FIRST_BYTES)
+    file.truncate(size)
+    file.write(first)
+    end = 8 + int.from_bytes(first[:8], "little")
+    if end > min(size, _MAX_HEADER_BYTES):
+        return  # not a safetensors file; whoever opens the outline checks that, and says so
+    if end > len(first):
+        rest, _ = _read_range(repo, name, commit, len(first), end)
+        file.write(rest)
+        first += rest
+    for begin, stop in _ranges(first[8:end], wanted, end, size):
+        if stop > len(first):
+            piece, _ = _read_range(repo, name, commit, begin, stop)
+            file.seek(begin)
+            file.write(piece)
+
+
+def _ranges(header: bytes, wanted: re.Pattern[str], data: int, size: int) -> list[tuple[int, int]]:
+    """Find where in the file the wanted tensors are; neighbors are put together, so that few requests are made."""
+    try:
+        entries = json.loads(header).items()
+        found = sorted(
+            (data + int(entry["data_offsets"][0]), data + int(entry["data_offsets"][1]))
+            for name, entry in entries
+            if wanted.search(name)
+        )
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return []  # a broken header, which whoever opens the outline reports
+    merged: list[tuple[int, int]] = []
+    for begin, stop in found:
+        if merged and begin - merged[-1][1] <= _GAP_BYTES:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((begin, stop))
+    sound = all(data <= begin <= stop <= size for begin, stop in merged)
+    return merged if sound and sum(stop - begin for begin, stop in merged) <= _MAX_TENSOR_BYTES else []
+
+
+def _read_range(repo: str, name: str, commit: str, begin: int, end: int) -> tuple[bytes, int]:
+    """Read the bytes from `begin` up to `end` or the end of the file; return them and the size of the file."""
+    from huggingface_hub import constants, hf_hub_url, utils
+
+    http: Any = utils  # its functions are public, but not declared so for type checkers
+    headers = {**http.build_hf_headers(), "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+    url = hf_hub_url(repo, name, revision=commit)
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with http.get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
+        if response.status_code >= 400:
+            response.read()
+            http.hf_raise_for_status(response)
+        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+        if response.status_code != 206 or match is None or int(match[1]) != begin:
+            raise CheckpointError(
+                f"{repo}: {name}: the server does not send parts of a file; download the checkpoint to look at it"
+            )
+        size = int(match[3])
+        content = b""
+        for piece in response.iter_bytes():
+            content += piece
+            if len(content) >= end - begin:
+                break
+    if len(content) < min(end, size) - begin:
+        raise ConnectionError(f"got {len(content)} of {min(end, size) - begin} bytes")
+    return content[: end - begin], size

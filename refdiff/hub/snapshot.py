@@ -1,0 +1,264 @@
+"""A folder, or a hub repo id → the folder that has a checkpoint's files."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from refdiff.errors import CheckpointError
+from refdiff.hub.explain import explain, explained, is_unreachable
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+CONFIG = ("config.json", "generation_config.json")
+WEIGHTS = (SINGLE, INDEX, "model-*.safetensors")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+_MAX_INDEX_BYTES = 10_000_000
+_REPO_ID = re.compile(r"(?:[A-Za-z0-9_.-]+/)?[A-Za-z0-9_.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def snapshot(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    files: Sequence[str] = CONFIG,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Return the folder of a checkpoint: a local one as it is, a hub repo's after downloading what is not yet cached.
+
+    `files` are the names or patterns to download: `CONFIG`, `WEIGHTS`, `TOKENIZER`, or any of them added together. With
+    `WEIGHTS`, the file `model.safetensors` is downloaded, or where there is none, the shards that
+    `model.safetensors.index.json` names; never a pickle. Files that the repo lacks are left out, except `config.json`
+    and the weights. A connection that breaks is taken up again where it stopped, and a file that is not complete is
+    never kept. When the hub does not answer, files downloaded before are used, with a warning. On a terminal,
+    `progress` shows a bar for each file.
+
+    Raises `CheckpointError` naming the repo, the revision, the file and what would help.
+    """
+    folder = local_folder(path_or_repo)
+    if folder is not None:
+        return folder
+    repo = check_repo_id(str(path_or_repo))
+    options = {"revision": revision, "cache_dir": None if cache_dir is None else os.fspath(cache_dir)}
+    if local_files_only:
+        return _from_cache(repo, files, **options)
+    if revision is not None and _COMMIT.fullmatch(revision):
+        # A commit never changes, so what is complete in the cache needs no question to the hub.
+        try:
+            return _from_cache(repo, files, **options)
+        except CheckpointError:
+            pass
+    with _progress_bars(progress):
+        return _download(repo, files, **options)
+
+
+def at(repo: str, revision: str | None) -> str:
+    """Name a repo, and its revision unless that is the default one, for messages."""
+    return repo if revision is None else f"{repo} at revision {revision}"
+
+
+def check_repo_id(repo: str) -> str:
+    """Return `repo` if it can be a repo id, or raise `CheckpointError`."""
+    if not _REPO_ID.fullmatch(repo) or ".." in repo or "--" in repo or len(repo) > 193:
+        raise CheckpointError(
+            f"{ascii(repo)[:200]}: neither a folder nor a repo id; give a folder that exists, "
+            "or an id such as kajuma/DiffLlama-0.3B-handcut"
+        )
+    return repo
+
+
+def list_repo(repo: str, revision: str | None) -> tuple[list[str], str]:
+    """Ask the hub for the names of all files of a repo, and the commit that has them."""
+    from huggingface_hub import HfApi, constants
+
+    info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    if not info.sha or not _COMMIT.fullmatch(info.sha):
+        raise CheckpointError(f"{at(repo, revision)}: {constants.ENDPOINT} does not answer as a hub; check HF_ENDPOINT")
+    return [name for name in names if not {"", ".", ".."} & set(name.split("/"))], info.sha
+
+
+def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Callable[[str], Path]) -> list[str]:
+    """Choose from a repo's `names` those that `files` asks for, weights last; `fetch` gets the index if it decides.
+
+    Raises `CheckpointError` when the repo has no `config.json`, no weights, or not all shards.
+    """
+    plain = [pattern for pattern in files if pattern not in WEIGHTS]
+    chosen = [name for pattern in plain for name in sorted(names) if _matches(name, pattern)]
+    tokenizer_alone = SINGLE not in files and "tokenizer.json" in chosen
+    if "config.json" in files and "config.json" not in chosen and not tokenizer_alone:
+        raise CheckpointError(f"{what}: has no config.json, but {_examples(names)}; is it a transformers model?")
+    if SINGLE in files:
+        chosen += _choose_weights(names, what, fetch)
+    if not chosen:
+        raise CheckpointError(f"{what}: has none of {', '.join(files)}, but {_examples(names)}")
+    return list(dict.fromkeys(chosen))
+
+
+def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
+    """Return the folder if there is one, None for a string that can only be a repo id, or raise `CheckpointError`."""
+    text = os.fspath(path_or_repo)
+    if "\0" in text or not text:
+        raise CheckpointError(f"{ascii(text)[:200]}: neither a folder nor a repo id")
+    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    try:
+        if path.is_dir():
+            return path
+        is_file = path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{text[:200]}: cannot be read: {error.strerror}") from None
+    if is_file:
+        raise CheckpointError(f"{path}: is a file; give the folder that it is in")
+    if isinstance(path_or_repo, os.PathLike) or text.startswith((".", "/", "~", "\\")) or text.count("/") > 1:
+        raise CheckpointError(f"{path}: no such folder")
+    if text.endswith(("/", "\\")) or ":" in text or "\\" in text:
+        raise CheckpointError(f"{path}: no such folder")
+    return None
+
+
+def _download(repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    what = at(repo, revision)
+    try:
+        names, _ = list_repo(repo, revision)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        if not is_unreachable(error):
+            raise CheckpointError(f"{what}: {explain(error)}") from None
+        return _instead_of_hub(error, repo, files, revision=revision, cache_dir=cache_dir)
+
+    # The first file is asked for by the name of the revision, so that huggingface_hub notes its commit for offline use.
+    # All others come from that commit: one snapshot, even if the repo changes meanwhile.
+    wanted = revision or "main"
+    folder = Path()
+
+    def fetch(name: str) -> Path:
+        nonlocal wanted, folder
+        with explained(f"{what}: {name}"):
+            path = Path(hf_hub_download(repo, name, revision=wanted, cache_dir=cache_dir))
+        folder = path.parents[name.count("/")]
+        wanted = folder.name
+        return path
+
+    for name in choose(names, files, what, fetch):
+        fetch(name)
+    return folder
+
+
+def _instead_of_hub(
+    error: BaseException, repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None
+) -> Path:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        folder = _from_cache(repo, files, revision=revision, cache_dir=cache_dir)
+    except CheckpointError as not_cached:
+        if isinstance(error, OfflineModeIsEnabled):
+            raise
+        raise CheckpointError(f"{at(repo, revision)}: {explain(error)}") from not_cached
+    if not isinstance(error, OfflineModeIsEnabled):
+        warnings.warn(f"{at(repo, revision)}: {explain(error)}; using the copy in the cache", stacklevel=4)
+    return folder
+
+
+def _from_cache(repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    what = at(repo, revision)
+    with explained(what):
+        folder = Path(
+            snapshot_download(
+                repo, revision=revision, cache_dir=cache_dir, local_files_only=True, allow_patterns=["config.json"]
+            )
+        )
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    try:
+        choose(names, files, what, folder.joinpath)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} (in the cache, {folder}; run once without local_files_only and HF_HUB_OFFLINE for the rest)"
+        ) from None
+    return folder
+
+
+def _choose_weights(names: Collection[str], what: str, fetch: Callable[[str], Path]) -> list[str]:
+    if SINGLE in names:
+        return [SINGLE]
+    if INDEX not in names:
+        pickles = sorted(name for name in names if name.endswith(_PICKLES))
+        if pickles:
+            raise CheckpointError(
+                f"{what}: has its weights only as pickles such as {pickles[0]}, which can run any code when read; "
+                "convert them with transformers: from_pretrained(...).save_pretrained(...)"
+            )
+        raise CheckpointError(f"{what}: has neither {SINGLE} nor {INDEX}, but {_examples(names)}")
+    shards = _shards(fetch(INDEX), what)
+    missing = [name for name in shards if name not in names]
+    if missing:
+        raise CheckpointError(
+            f"{what}: {INDEX} names {len(shards)} files, but {len(missing)} of them are missing, such as {missing[0]}"
+        )
+    return [INDEX, *shards]
+
+
+def _shards(index: Path, what: str) -> list[str]:
+    try:
+        if index.stat().st_size > _MAX_INDEX_BYTES:
+            raise CheckpointError(f"{what}: {INDEX}: larger than {_MAX_INDEX_BYTES:,} bytes")
+        content: Any = json.loads(index.read_bytes())
+        shards = sorted(set(content["weight_map"].values()))
+        plain = all(name.endswith(".safetensors") and PurePosixPath(name).name == name for name in shards)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{what}: {INDEX}: has no table weight_map from tensors to file names") from None
+    if not shards or not plain:
+        raise CheckpointError(f"{what}: {INDEX}: names a file that is not a safetensors file of the same folder")
+    return shards
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # fnmatch lets * match a slash; a pattern here is for one level of folders.
+    return fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
+
+
+def _examples(names: Collection[str]) -> str:
+    shown = [ascii(name)[1:-1][:80] for name in sorted(names) if not name.startswith(".git")]
+    return f"has {', '.join(shown[:5])}{' and more' if len(shown) > 5 else ''}" if shown else "is empty"
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    """Switch huggingface_hub's bars off for a while, unless they are to be shown; it shows them on a terminal only."""
+    from huggingface_hub import utils
+
+    bars: Any = utils  # its functions are public, but not declared so for type checkers
+    if shown or bars.are_progress_bars_disabled():
+        yield
+        return
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bars()
