@@ -20,7 +20,8 @@ def inside(folder: Path, name: str) -> Path:
 
     ``name`` must be a plain file name, and the file it leads to, all symbolic links followed, must lie in the folder
     itself. One layout may point out of it: in Hugging Face's cache, ``snapshots/<revision>/<name>`` is a link to
-    ``blobs/<hash>`` of the same repository. So a checkpoint from elsewhere cannot name a file of its reader's.
+    ``blobs/<hash>`` of the same repository, or from huggingface_hub 2 on further to ``blobs/<2 digits>/<hash>`` of the
+    whole cache. So a checkpoint from elsewhere cannot name a file of its reader's.
 
     Raises:
         CheckpointError: The name has a directory in it, or the link leads elsewhere.
@@ -29,8 +30,11 @@ def inside(folder: Path, name: str) -> Path:
         raise CheckpointError(f"{folder}: {show_value(name)} is not a plain name of a file in this folder")
     root = Path(os.path.realpath(folder))
     real = Path(os.path.realpath(root / name))
-    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-    if real.parent not in (root, blobs):
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        repo = root.parent.parent
+        allowed += [repo / "blobs", repo.parent / "blobs" / real.name[:2]]
+    if real.parent not in allowed:
         raise CheckpointError(
             f"{folder}: {show_value(name)} is a link that leads out of the checkpoint's folder and is not followed; "
             "put the file itself, or a hard link to it, into the folder"
