@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from tests.compare import TOLERANCE, compare_outputs, relative
-from tests.parity.conftest import Checkpoint
+from tests.parity.conftest import RECIPES, Checkpoint
 from tests.parity.test_model import everything
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than")
@@ -175,3 +175,33 @@ def test_past_the_original_length(checkpoint: Checkpoint, ours: Any) -> None:
     ids = checkpoint.ids(1, 70, "long")
     want = everything(checkpoint.fresh_truth(), ids)
     compare_outputs(everything(ours, ids), want, pooled=checkpoint.pooled)
+
+
+LONG_PROMPT = [recipe for recipe in RECIPES if recipe.architecture == "DiffLlamaForCausalLM"][:8]
+
+
+@pytest.mark.parametrize("checkpoint", LONG_PROMPT, ids=str, indirect=True)
+@pytest.mark.parametrize("kind", ["plain", "padded", "packed", "4-D", "chunks"])
+def test_more_tokens_than_a_block(checkpoint: Checkpoint, ours: Any, kind: str) -> None:
+    """The fast kernel goes through queries in blocks of 128: prompts of 300 cross two of their edges."""
+    T, heads = 300, checkpoint.recipe.config["num_attention_heads"]
+    ids, peer, rng = checkpoint.ids(2, T, "blocks"), checkpoint.fresh_truth(), checkpoint.rng("blocks")
+    if kind == "chunks":
+        theirs, cache = DynamicCache(config=peer.model.config), None
+        mask = (rng.random((2, T)) < 0.9).astype(np.int64)
+        mask[:, 0] = 1
+        for part in chunks([140, 159, 1]):
+            options = {"attention_mask": mask[:, : part.stop], "use_cache": True}
+            got = ours(ids[:, part], cache=cache, **options)
+            compare_outputs(got, peer(ids[:, part], cache=theirs, **options))
+            cache = got.cache
+        return
+    options = {"plain": {}}
+    mask = np.arange(T) >= np.array([[137], [0]])
+    options["padded"] = {"attention_mask": mask}
+    options["packed"] = {"position_ids": np.concatenate([np.arange(130), np.arange(170)])[None].repeat(2, 0)}
+    bias = np.where(rng.random((2, heads, T, T)) < 0.7, rng.normal(size=(2, heads, T, T)), -np.inf)
+    options["4-D"] = {"attention_mask": bias}
+    seen = mask if kind == "padded" else None
+    want = peer(ids, use_cache=False, **options[kind])
+    compare_outputs(ours(ids, use_cache=False, **options[kind]), want, seen)
