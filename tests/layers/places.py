@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import array_api_compat.numpy
 import array_api_strict
 import numpy as np
 
+import tests.layers
 from refdiff import arrays
 from tests.tolerances import FLOAT32, FLOAT64, close
 
@@ -120,3 +122,9 @@ def _leaves(x: Any) -> list[Any]:
     if isinstance(x, tuple):
         return [leaf for value in x for leaf in _leaves(value)]
     return [x]
+
+
+def every_case() -> list[Case]:
+    """List the cases of every file of tests beside this one."""
+    files = [importlib.import_module(f"tests.layers.{m.name}") for m in pkgutil.iter_modules(tests.layers.__path__)]
+    return [case for file in files for case in getattr(file, "CASES", [])]

@@ -1,0 +1,144 @@
+"""Whose array is this?"""
+
+import importlib
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import array_api_compat
+import array_api_compat.numpy
+import array_api_strict
+import numpy as np
+import pytest
+
+from refdiff import arrays
+from tests.layers.inputs import says
+from tests.layers.places import READ_ONLY, STRICT
+
+X = np.arange(6.0).reshape(2, 3)
+
+
+def test_namespace() -> None:
+    assert arrays.namespace(X) is array_api_compat.numpy
+    assert arrays.namespace(None, X, None, np.float32(1)) is array_api_compat.numpy
+    assert arrays.namespace(STRICT.put(X), None) is array_api_strict
+
+
+def test_namespace_of_two_libraries() -> None:
+    message = "need arrays of one library, got array_api_strict._array_object.Array, numpy.ndarray: "
+    with says(TypeError, message + "convert them to one first"):
+        arrays.namespace(X, None, STRICT.put(X))
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"), [((), "none"), ((None,), "none"), (([1.0], "x"), "builtins.list, builtins.str")]
+)
+def test_namespace_of_no_array(given: tuple[Any, ...], kinds: str) -> None:
+    with says(TypeError, f"need arrays of one library, got {kinds}: convert them to one first"):
+        arrays.namespace(*given)
+
+
+def test_device() -> None:
+    assert arrays.device(X) == "cpu"
+    assert arrays.device(STRICT.put(X)) == STRICT.device
+
+
+def test_to_numpy() -> None:
+    assert arrays.to_numpy(X) is X
+    assert arrays.to_numpy(READ_ONLY.put(X)).flags.writeable is False
+    scalar = arrays.to_numpy(np.float32(1.5))
+    assert isinstance(scalar, np.ndarray)
+    assert (scalar.shape, scalar.dtype, float(scalar)) == ((), np.float32, 1.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, np.bool])
+def test_to_numpy_and_back(dtype: type) -> None:
+    x = X.astype(dtype)
+    there = arrays.from_numpy(x, array_api_strict, STRICT.device)
+    assert STRICT.holds(there)
+    back = arrays.to_numpy(there)
+    assert type(back) is np.ndarray
+    assert back.dtype == dtype
+    assert np.array_equal(back, x)
+
+
+def test_from_numpy() -> None:
+    assert arrays.from_numpy(X, np) is X
+    assert arrays.from_numpy(X, array_api_compat.numpy, "cpu") is X
+    there = arrays.from_numpy(X, array_api_strict)
+    assert arrays.device(there) == array_api_strict.Device("CPU_DEVICE")
+
+
+def test_to_numpy_from_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnDevice:
+        """What tells a CuPy array from others: `get` brings it to the host."""
+
+        def get(self) -> np.ndarray:
+            return X
+
+    monkeypatch.setattr(array_api_compat, "is_cupy_array", lambda x: isinstance(x, OnDevice))
+    assert arrays.to_numpy(OnDevice()) is X
+
+
+def test_backend() -> None:
+    assert arrays.backend("numpy") is array_api_compat.numpy
+    assert arrays.backend(array_api_strict) is array_api_strict
+
+
+@pytest.mark.parametrize("name", ["torch", "Numpy", ""])
+def test_backend_of_another_name(name: str) -> None:
+    message = f'backend {name!r} is not known: use "numpy", "cupy", or an array-API namespace module'
+    with says(ValueError, message):
+        arrays.backend(name)
+
+
+def cupy_that(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
+    """Put a stand-in for CuPy in place whose `sum` gives `result`, or raises it."""
+
+    def total(x: Any) -> Any:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(sum=total, ones=np.ones))
+
+
+def test_cupy_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy_that(monkeypatch, np.float64(3.0))
+    there = ModuleType("array_api_compat.cupy")
+    monkeypatch.setitem(sys.modules, "array_api_compat.cupy", there)
+    assert arrays.backend("cupy") is there
+
+
+def test_cupy_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    message = (
+        'backend "cupy" does not answer (ModuleNotFoundError: import of cupy halted; None in sys.modules): install '
+        'refdiff[cupy] on a machine with a CUDA device, or use backend "numpy"'
+    )
+    with says(RuntimeError, message):
+        arrays.backend("cupy")
+
+
+def test_cupy_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy_that(monkeypatch, OSError("no CUDA-capable device\nwas found"))
+    message = (
+        'backend "cupy" does not answer (OSError: no CUDA-capable device): install '
+        'refdiff[cupy] on a machine with a CUDA device, or use backend "numpy"'
+    )
+    with says(RuntimeError, message):
+        arrays.backend("cupy")
+
+
+def test_cupy_that_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy_that(monkeypatch, 2.0)
+    with says(RuntimeError, 'backend "cupy" computed 1 + 1 + 1 wrongly: use backend "numpy"'):
+        arrays.backend("cupy")
+
+
+def test_naming_a_backend_imports_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    real = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", lambda name: asked.append(name) or real(name))
+    arrays.backend("numpy")
+    assert asked == ["array_api_compat.numpy"]
