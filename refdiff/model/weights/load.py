@@ -50,7 +50,7 @@ def load(
     places = _match(Path(folder), files, config, architecture)
     arrays = {}
     for name, (file, stored) in places.items():
-        arrays[name] = to_compute(file.view(stored), STORED[file.tensors[stored].dtype], wanted)
+        arrays[name] = _converted(file, stored, wanted)
         arrays[name].flags.writeable = False
     remarks = []
     if overflowed := [name for name, place in places.items() if _may_overflow(place, wanted, arrays[name])]:
@@ -64,6 +64,15 @@ def load(
         warnings.warn(f"{folder}: " + "; ".join(remarks), stacklevel=2)
     order = [*shapes, *(name for name in arrays if name not in shapes)]
     return nest({name: arrays[name] for name in order})
+
+
+def _converted(file: SafetensorsFile, stored: str, dtype: str) -> NDArray[Any]:
+    tensor = file.tensors[stored]
+
+    def done(first: int, last: int) -> None:
+        file.forget(tensor.begin + first, tensor.begin + last)
+
+    return to_compute(file.view(stored), STORED[tensor.dtype], dtype, done)
 
 
 def resolve_dtype(folder: str | os.PathLike[str], config: DiffLlamaConfig, dtype: str = "auto") -> str:

@@ -6,6 +6,7 @@ computes slowly in float16. ``dtype="bfloat16"`` therefore means float32 arrays 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,13 @@ def decode(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32) if dtype == "bfloat16" else bits
 
 
-def to_compute(stored: NDArray[Any], stored_dtype: str, dtype: str) -> NDArray[Any]:
-    """Return numbers in the form of :func:`encode` as values of ``dtype``: the same array if that changes nothing."""
+def to_compute(
+    stored: NDArray[Any], stored_dtype: str, dtype: str, done: Callable[[int, int], None] | None = None
+) -> NDArray[Any]:
+    """Return numbers in the form of :func:`encode` as values of ``dtype``: the same array if that changes nothing.
+
+    ``done(first, last)`` is told which bytes of ``stored`` have been converted.
+    """
     kind = compute_dtype(dtype)
     if stored_dtype == dtype and dtype in ("float32", "float64"):
         # Copied only where BLAS would copy it again in every call: data off its natural boundary, which the file format
@@ -75,4 +81,6 @@ def to_compute(stored: NDArray[Any], stored_dtype: str, dtype: str) -> NDArray[A
     for start in range(0, source.size, TILE):
         tile = decode(source[start : start + TILE], stored_dtype)
         target[start : start + TILE] = tile if stored_dtype == dtype else round_to(tile, dtype)
+        if done is not None:
+            done(start * source.itemsize, (start + tile.size) * source.itemsize)
     return result

@@ -80,6 +80,16 @@ class SafetensorsFile:
         flat = np.frombuffer(self.memory, kind, count=tensor.nbytes // kind.itemsize, offset=tensor.begin)
         return flat.reshape(tensor.shape)
 
+    def forget(self, begin: int, end: int) -> None:
+        """Let go of the memory that bytes of the file take; the system reads them again if they are used again.
+
+        Without this, weights that are converted would stay in memory twice.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows, which does so by itself when memory gets short
+            begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+            if end > begin:
+                self.memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
 
 def open_safetensors(path: Path, label: str) -> SafetensorsFile:
     """Open a file, check its header against the format and the file's size, and map it; no tensor data is read.
