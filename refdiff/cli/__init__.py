@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from refdiff.cli.options import UsageError, build_parser
-from refdiff.cli.terminal import discard_output, interrupted, note, one_line, warnings_in_one_line
+from refdiff.cli.terminal import discard_output, interrupted, note, one_line, text_is_utf8, warnings_in_one_line
 
 EXIT_RUN_TIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports any other program that wrote into a closed pipe
@@ -15,6 +15,7 @@ EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports any other program 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, 1 run time, 2 usage, 130 after Ctrl-C, 141 for a closed pipe."""
     args = build_parser().parse_args(argv)
+    text_is_utf8()
     try:
         with warnings_in_one_line():
             if args.command == "generate":

@@ -176,9 +176,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     if report["lambdas"]:
         lines += ["", *_lambda_lines(report["lambdas"])]
     memory = report["memory"]
-    how = (
-        "mapped from the files" if memory["mapped"] == memory["weights"] else "expanded when loaded"
-    )
+    how = "mapped from the files" if memory["mapped"] == memory["weights"] else "expanded when loaded"
     lines += [
         "",
         "memory",

@@ -60,7 +60,8 @@ def reciting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment() -> dict[str, str]:
     """An environment in which a process runs the refdiff under test, wherever it is started."""
     tree = str(Path(refdiff.__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": tree, "COLUMNS": "80", "PYTHONWARNINGS": "default"}
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    return {**inherited, "PYTHONPATH": tree, "COLUMNS": "80", "PYTHONWARNINGS": "default"}
 
 
 @pytest.fixture

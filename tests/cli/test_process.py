@@ -1,0 +1,228 @@
+"""The command as a process of its own: pipes, signals, terminals, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run
+
+Start = Callable[..., subprocess.Popen[bytes]]
+TEXT = "éあ😀!"
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    """Start `refdiff ARGUMENTS` with its output in pipes; what still runs at the end of the test is ended."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str | Path, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "refdiff", *map(str, arguments)]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd=tmp_path,
+            bufsize=0,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def _read_until(process: subprocess.Popen[bytes], text: bytes) -> bytes:
+    """What the process has written by the time that `text` is in it."""
+    assert process.stdout is not None
+    seen = b""
+    deadline = time.monotonic() + 30
+    while text not in seen:
+        assert select.select([process.stdout], [], [], max(deadline - time.monotonic(), 0))[0], seen
+        piece = os.read(process.stdout.fileno(), 1000)
+        assert piece, seen
+        seen += piece
+    return seen
+
+
+def test_text_in_any_language_comes_out_whatever_the_locale(
+    reciting: Path, environment: dict[str, str], run: Run
+) -> None:
+    for locale in ("C", "C.UTF-8", "POSIX"):
+        environment.update(LC_ALL=locale, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+        done = run("generate", "-m", reciting, "--echo", "-", stdin=b"\xe6\x97\xa5\xe6\x9c\xac h\n")
+        assert (done.returncode, done.stdout.decode()) == (0, f"日本 h{TEXT}\n"), done.stderr.decode()
+
+
+def test_text_is_streamed_into_a_pipe_by_whole_characters(reciting: Path, start: Start) -> None:
+    process = start("generate", "-m", reciting, "-n", "0", "--ignore-eos", "h")
+    seen = _read_until(process, (TEXT + "h" + TEXT).encode())
+    assert process.poll() is None  # it goes on for 100,000 tokens
+    more = os.read(process.stdout.fileno(), 64) if process.stdout else b""
+    assert (seen + more).decode()[: len(TEXT)] == TEXT  # decodes: nothing was cut inside a character
+
+
+def test_ctrl_c_keeps_the_text_so_far_and_ends_with_130(reciting: Path, start: Start) -> None:
+    process = start("generate", "-m", reciting, "-n", "0", "--ignore-eos", "h")
+    seen = _read_until(process, TEXT.encode())
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    text = (seen + rest).decode()
+    assert text.endswith("\n")
+    assert set(text) <= set(f"h{TEXT}\n")
+    assert b"finish: interrupted" in err
+    assert err.endswith(b"refdiff: interrupted\n")
+    assert b"Traceback" not in err
+
+
+def test_a_closed_pipe_is_silent(reciting: Path, start: Start) -> None:
+    process = start("generate", "-m", reciting, "-n", "0", "--ignore-eos", "h")
+    _read_until(process, "é".encode())
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+
+
+def test_inspect_into_a_closed_pipe_is_silent(reciting: Path, start: Start) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("inspect", reciting, stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+@pytest.mark.parametrize("command", ["generate", "inspect"])
+def test_a_full_disk_is_one_line_and_status_1(command: str, reciting: Path, start: Start) -> None:
+    arguments = ["generate", "-m", reciting, "h"] if command == "generate" else ["inspect", reciting]
+    with Path("/dev/full").open("wb") as full:
+        process = start(*arguments, stdout=full.fileno())
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.decode() == f"refdiff {command}: error: No space left on device\n"
+
+
+def test_exit_statuses(reciting: Path, run: Run) -> None:
+    for arguments, status in (
+        (["generate", "-m", reciting, "h"], 0),
+        (["inspect", reciting], 0),
+        (["--help"], 0),
+        (["--version"], 0),
+        (["generate", "-m", "absent/folder/here", "h"], 1),
+        (["generate", "-m", reciting], 2),
+        (["generate", "-m", reciting, "--top-k", "x", "h"], 2),
+        ([], 2),
+    ):
+        done = run(*arguments)
+        assert done.returncode == status, (arguments, done)
+        assert b"Traceback" not in done.stderr
+    done = run("generate", "--debug", "-m", "absent/folder/here", "h")
+    assert done.returncode == 1
+    assert b"Traceback" in done.stderr
+
+
+def test_a_killed_run_of_many_prompts_goes_on_where_it_was(
+    reciting: Path, run: Run, start: Start, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"prompt {i} h\n" for i in range(24)))
+    command = ["generate", "-m", reciting, "--prompts-file", prompts, "-n", "90", "--ignore-eos", "-o"]
+    process = start(*command, "out.jsonl")
+    out = tmp_path / "out.jsonl"
+    deadline = time.monotonic() + 30
+    while not (out.exists() and out.read_bytes().count(b"\n") >= 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    complete = out.read_bytes().count(b"\n")
+    assert 3 <= complete < 24
+    with out.open("ab") as file:  # as if it had been killed inside a write
+        file.write(b'{"index": 99, "prom')
+    done = run(*command, "out.jsonl")
+    assert done.returncode == 0
+    assert f"{complete} of 24 prompts are in out.jsonl already" in done.stderr.decode()
+    assert [json.loads(line)["index"] for line in out.read_bytes().splitlines()] == list(range(24))
+    assert run(*command, "whole.jsonl").returncode == 0
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def _in_terminal(environment: dict[str, str], cwd: Path, *arguments: str | Path) -> tuple[int, str]:
+    """Run with standard error on a terminal 80 columns wide; its exit status and what the terminal got."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refdiff", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        env=environment,
+        cwd=cwd,
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while piece := os.read(ours, 10_000):
+            seen += piece
+    except OSError:  # Linux's way to say that the other side is closed
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(timeout=30), seen.decode()
+
+
+def test_the_progress_bar_is_for_terminals_only(
+    reciting: Path, run: Run, environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a h\nb h\nc h\n")
+    command = ["generate", "-m", reciting, "--prompts-file", "prompts.txt"]
+    status, seen = _in_terminal(environment, tmp_path, *command)
+    assert status == 0
+    assert re.search(r"100%\|.*\| 3/3 \[", seen)
+    assert max(len(line) for line in re.split(r"[\r\n]+", seen)) <= 80
+    status, seen = _in_terminal(environment, tmp_path, *command, "-q")
+    assert (status, seen) == (0, "")
+    done = run(*command)
+    assert b"%|" not in done.stderr
+    assert b"3 prompts answered" in done.stderr
+
+
+def test_help_is_fast_and_loads_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    plain = {key: value for key, value in environment.items() if not key.startswith("COV")}
+    command = [sys.executable, "-m", "refdiff", "--help"]
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(command, env=plain, cwd=tmp_path, check=True, capture_output=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.2
+    code = "import sys, refdiff.cli\ntry: refdiff.cli.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], env=plain, cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "refdiff.cli" in loaded
+    assert not {"numpy", "tokenizers", "huggingface_hub", "jinja2", "tqdm", "safetensors"} & set(loaded)
