@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+from refdiff.generation.token_bytes import backend_of
+
 
 @dataclass(frozen=True)
 class Options:
@@ -121,7 +123,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ),
         "a non-empty string or a list of them",
     ),
-    "tokenizer": (lambda v: callable(getattr(v, "decode", None)), "a tokenizer, with a method decode(ids)"),
+    "tokenizer": (
+        lambda v: callable(getattr(backend_of(v), "id_to_token", None)),
+        "a tokenizer of refdiff, of tokenizers, or a fast one of transformers",
+    ),
     "max_time": (lambda v: _is_number(v) and v > 0, "seconds, above 0"),
     "prompt_lookup_num_tokens": _at_least(1),
     "assistant_model": (callable, "a model like the one that generates, with the same vocabulary"),

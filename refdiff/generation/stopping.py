@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.generation.token_bytes import TokenBytes
+
 
 class Stopping:
     """Tells which rows of (B, T) ids end with their last token."""
@@ -24,13 +26,10 @@ class Stopping:
     ) -> None:
         self.max_length = max_length
         self._eos = np.array(eos or [], dtype=np.int64)
-        self._stop_strings = list(stop_strings or [])
-        self._tokenizer = tokenizer
+        self._stop_strings = [s.encode() for s in stop_strings or []]
+        self._token_bytes = TokenBytes(tokenizer) if self._stop_strings else None
         self._clock = clock
         self._deadline = None if max_time is None else clock() + max_time
-        # A token is a byte or more, so this many hold any stop string, and two before it shield it from decoders that
-        # treat the first token of a text differently (SentencePiece drops its leading space).
-        self._window = 2 + max((len(s.encode()) for s in self._stop_strings), default=0)
 
     def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows are finished: (B, T) → (B,)."""
@@ -42,16 +41,18 @@ class Stopping:
     def by_content(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows end in an end-of-sequence token or a stop string: (B, T) → (B,)."""
         done: NDArray[np.bool_] = np.isin(ids[:, -1], self._eos)
-        if self._stop_strings:
-            done |= np.array([self._ends_in_stop_string(row) for row in ids], dtype=bool)
+        if self._token_bytes is not None:
+            done |= np.array([self._ends_in_stop_string(row.tolist(), self._token_bytes) for row in ids], dtype=bool)
         return done
 
-    def _ends_in_stop_string(self, row: NDArray[np.int64]) -> bool:
+    def _ends_in_stop_string(self, row: list[int], token_bytes: TokenBytes) -> bool:
         """Whether some stop string reaches into the text of the last token; that token may say more after it."""
-        tail = row[-self._window :].tolist()
-        before = self._tokenizer.decode(tail[:-1], skip_special_tokens=False)
-        after = self._tokenizer.decode(tail, skip_special_tokens=False)
-        same = 0
-        while same < min(len(before), len(after)) and before[same] == after[same]:
-            same += 1
-        return any(after.find(s, max(0, same - len(s) + 1)) >= 0 for s in self._stop_strings)
+        last = token_bytes[row[-1]]
+        longest = max(len(s) for s in self._stop_strings)
+        before = b""
+        for token in reversed(row[:-1]):
+            if len(before) >= longest:
+                break
+            before = token_bytes[token] + before
+        text = before + last
+        return any(text.find(s, max(0, len(before) - len(s) + 1)) >= 0 for s in self._stop_strings)

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.generation.token_bytes import backend_of
+
 
 class Streamer(Protocol):
     """What `generate` needs of a streamer."""
@@ -35,19 +37,21 @@ def rows_of(value: Any) -> list[NDArray[np.int64]]:
 
 
 class PieceDecoder:
-    """Turns one sequence's ids into pieces of text, as soon as its characters are whole.
+    """Turns one sequence's ids into pieces of text, each as soon as its characters are whole (DecodeStream does it).
 
-    tokenizer: a `tokenizers.Tokenizer`. before: ids that the text follows, so that decoders which drop a leading space
-    keep the one between them and the text.
+    tokenizer: one of refdiff, transformers or tokenizers. before: ids that the text follows, so that decoders which
+    drop a leading space keep the one between them and the text, and a character that they begin is whole.
     """
 
     def __init__(
         self, tokenizer: Any, before: NDArray[np.int64] | None = None, skip_special_tokens: bool = False
     ) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = backend_of(tokenizer)
         self._skip_special_tokens = skip_special_tokens
-        self._waiting: list[int] = []
-        self._restart([] if before is None else before[-_CONTEXT:].tolist())
+        self._waiting: list[int] = []  # ids whose text has not been given out
+        self._restart()
+        for token in [] if before is None else before[-_CONTEXT:].tolist():
+            self(token)
 
     def __call__(self, token: int) -> str:
         """Take the next id; return the text that it makes certain, often none."""
@@ -59,16 +63,26 @@ class PieceDecoder:
                 raise
             # A byte token that turns out to be no part of a character changes what the byte tokens before it decode to,
             # which have been passed on. Take those that wait for themselves.
-            piece = self._tokenizer.decode(self._waiting, skip_special_tokens=self._skip_special_tokens)
-            self._restart([token])
+            piece = self._waiting_text()
+            self._restart()
+            self._stream.step(self._tokenizer, token)
         if piece:
             self._waiting.clear()
         return piece
 
-    def _restart(self, before: list[int]) -> None:
+    def end(self) -> str:
+        """The whole characters of what waits; an incomplete one at the very end is left out."""
+        rest = self._waiting_text().rstrip("\ufffd")
+        self._waiting.clear()
+        return rest
+
+    def _waiting_text(self) -> str:
+        return str(self._tokenizer.decode(self._waiting, skip_special_tokens=self._skip_special_tokens))
+
+    def _restart(self) -> None:
         from tokenizers.decoders import DecodeStream
 
-        self._stream = DecodeStream(ids=before, skip_special_tokens=self._skip_special_tokens)
+        self._stream = DecodeStream(skip_special_tokens=self._skip_special_tokens)
 
 
 _CONTEXT = 8  # ids of the prompt; any character is whole within its last four
@@ -78,8 +92,8 @@ class BatchTextStreamer:
     """Decodes the rows of a batch and hands each piece of text on as soon as its characters are whole.
 
     tokenizer: a refdiff, transformers or tokenizers one. write(row, text) is called with every piece; the pieces so far
-    are joined in `texts`. An incomplete character at the very end is left out: `texts` is what decoding all ids gives,
-    without the U+FFFD that stands for it.
+    are joined in `texts`. That is what decoding all ids gives, but for an incomplete character at the very end, which
+    is left out where decoding gives U+FFFD.
 
     Raises:
         ValueError: `put` with another number of rows than before.
@@ -92,7 +106,7 @@ class BatchTextStreamer:
         skip_prompt: bool = False,
         skip_special_tokens: bool = False,
     ) -> None:
-        self._tokenizer = _backend(tokenizer)
+        self._tokenizer = tokenizer
         self._write = write
         self._skip_prompt = skip_prompt
         self._skip_special_tokens = skip_special_tokens
@@ -111,10 +125,12 @@ class BatchTextStreamer:
         if len(rows) != len(self._streams):
             raise ValueError(f"this stream has {len(self._streams)} rows, but ids of {len(rows)} were put into it")
         for row, ids in enumerate(rows):
-            text = "".join([self._streams[row](int(i)) for i in ids])
-            if text:
-                self.texts[row] += text
-                self.on_text(row, text)
+            self._give(row, "".join([self._streams[row](int(i)) for i in ids]))
+
+    def _give(self, row: int, text: str) -> None:
+        if text:
+            self.texts[row] += text
+            self.on_text(row, text)
 
     def on_text(self, row: int, text: str) -> None:
         """Called with each new piece of text; hands it to `write`."""
@@ -122,7 +138,9 @@ class BatchTextStreamer:
             self._write(row, text)
 
     def end(self) -> None:
-        """Be ready for another call of `generate`; `texts` stays until then."""
+        """Give out the rest, and be ready for another call of `generate`; `texts` stays until then."""
+        for row, decoder in enumerate(self._streams or []):
+            self._give(row, decoder.end())
         self._streams = None
 
 
@@ -203,8 +221,3 @@ class TextIteratorStreamer(TextStreamer):
         if piece is None:
             raise StopIteration
         return piece
-
-
-def _backend(tokenizer: Any) -> Any:
-    """The `tokenizers.Tokenizer` inside one of refdiff, or of transformers, or itself."""
-    return getattr(tokenizer, "backend", None) or getattr(tokenizer, "backend_tokenizer", tokenizer)

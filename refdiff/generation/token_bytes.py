@@ -1,0 +1,71 @@
+"""What each token says, in bytes, so that characters which begin in one token and end in another are no special case."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def backend_of(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` inside one of refdiff, or of transformers, or itself."""
+    for name in ("backend_tokenizer", "backend"):
+        inner = getattr(tokenizer, name, None)
+        if hasattr(inner, "id_to_token"):
+            return inner
+    return tokenizer
+
+
+class TokenBytes:
+    """`token_bytes[id]`: the UTF-8 bytes that a token adds to a text.
+
+    Byte-level vocabularies spell each byte as a letter (GPT-2), byte-fallback ones as <0xNN> (SentencePiece); other
+    tokens add what decoding shows after some text, so that marks such as ▁ and ## have become what they stand for.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._backend = backend_of(tokenizer)
+        decoder = self._backend.decoder
+        kinds = set() if decoder is None else _kinds(json.loads(decoder.__getstate__()))
+        self._letters = _letters_of_bytes() if "ByteLevel" in kinds else None
+        self._byte_tokens = "ByteFallback" in kinds
+        self._context = self._backend.encode("a", add_special_tokens=False).ids
+        self._context_text = self._decode([])
+        self._known: dict[int, bytes] = {}
+
+    def __getitem__(self, token: int) -> bytes:
+        if token not in self._known:
+            self._known[token] = self._look_up(token)
+        return self._known[token]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._backend.decode(self._context + ids, skip_special_tokens=False))
+
+    def _look_up(self, token: int) -> bytes:
+        spelled = self._backend.id_to_token(token)
+        if spelled is None:  # the model's vocabulary may be larger than the tokenizer's
+            return b""
+        if self._letters is not None and all(letter in self._letters for letter in spelled):
+            return bytes(self._letters[letter] for letter in spelled)
+        if self._byte_tokens and (byte := _BYTE_TOKEN.fullmatch(spelled)):
+            return bytes.fromhex(byte[1])
+        text = self._decode([token])
+        return (text[len(self._context_text) :] if text.startswith(self._context_text) else spelled).encode()
+
+
+def _kinds(decoder: Any) -> set[str]:
+    """The types of a decoder and of all decoders in it."""
+    if isinstance(decoder, list):
+        return {kind for part in decoder for kind in _kinds(part)}
+    if not isinstance(decoder, dict):
+        return set()
+    return {str(decoder.get("type"))} | {kind for part in decoder.values() for kind in _kinds(part)}
+
+
+def _letters_of_bytes() -> dict[str, int]:
+    """GPT-2's spelling: printable Latin-1 bytes stand for themselves, the others for the letters from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -1,0 +1,194 @@
+"""Names, ranges, where a value comes from, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+
+from refdiff.generation.options import NAMES, Options, resolve
+from tests.generation.fakes import FakeModel, letters
+
+INTERFACE = """max_new_tokens max_length min_new_tokens do_sample temperature top_k top_p min_p typical_p epsilon_cutoff
+eta_cutoff repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens sequence_bias num_beams length_penalty
+early_stopping num_return_sequences eos_token_id pad_token_id stop_strings tokenizer max_time prompt_lookup_num_tokens
+assistant_model penalty_alpha return_dict_in_generate output_scores output_logits"""
+
+
+def test_the_options_are_those_of_the_interface() -> None:
+    assert sorted(NAMES) == sorted(INTERFACE.split())
+
+
+def test_defaults() -> None:
+    got = resolve(FakeModel(), {})
+    assert got == Options(eos_token_id=[2], pad_token_id=0)
+    assert got.top_k == 50
+    assert not got.contrastive
+    assert not got.speculative
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("max_tokens", "max_new_tokens"), ("temprature", "temperature"), ("topp", "top_p"), ("num_beam", "num_beams")],
+)
+def test_an_unknown_option_names_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(TypeError, match=f"unknown option '{name}': did you mean '{near}'"):
+        resolve(FakeModel(), {name: 1})
+
+
+def test_an_unknown_option_unlike_any_other_lists_them() -> None:
+    with pytest.raises(TypeError, match=r"unknown option 'zzz'; the known ones are max_new_tokens, .*output_logits"):
+        resolve(FakeModel(), {"zzz": 1})
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("max_new_tokens", 0, "an integer, 1 or more"),
+    ("max_new_tokens", 2.0, "an integer"),
+    ("max_new_tokens", True, "an integer"),
+    ("max_length", -1, "an integer, 1 or more"),
+    ("min_new_tokens", -1, "an integer, 0 or more"),
+    ("do_sample", 1, "True or False"),
+    ("temperature", -0.1, "a number above 0"),
+    ("temperature", float("nan"), "a number above 0"),
+    ("temperature", float("inf"), "a number above 0"),
+    ("temperature", "hot", "a number above 0"),
+    ("top_k", -1, "an integer, 0 or more"),
+    ("top_p", 1.01, "a number from 0 to 1"),
+    ("min_p", -0.01, "a number from 0 to 1"),
+    ("typical_p", 0.0, "above 0, up to 1"),
+    ("epsilon_cutoff", 1.0, "from 0 to below 1"),
+    ("eta_cutoff", -1e-9, "from 0 to below 1"),
+    ("repetition_penalty", 0, "a number above 0"),
+    ("no_repeat_ngram_size", -2, "an integer, 0 or more"),
+    ("bad_words_ids", [], "a non-empty list of non-empty lists"),
+    ("bad_words_ids", [3], "a non-empty list of non-empty lists"),
+    ("bad_words_ids", [[]], "a non-empty list of non-empty lists"),
+    ("bad_words_ids", [[-1]], "a non-empty list of non-empty lists"),
+    ("suppress_tokens", [1, "x"], "a list of token ids"),
+    ("suppress_tokens", 5, "a list of token ids"),
+    ("sequence_bias", {3: 1.0}, "a dict"),
+    ("sequence_bias", {(): 1.0}, "a dict"),
+    ("sequence_bias", {(3,): "x"}, "a dict"),
+    ("sequence_bias", [[[3], 1.0, 2]], "a dict"),
+    ("sequence_bias", 7, "a dict"),
+    ("num_beams", 0, "an integer, 1 or more"),
+    ("length_penalty", float("inf"), "a finite number"),
+    ("early_stopping", "always", 'True, False or "never"'),
+    ("num_return_sequences", 0, "an integer, 1 or more"),
+    ("eos_token_id", "x", "a token id or a list"),
+    ("eos_token_id", [], "a token id or a list"),
+    ("pad_token_id", -1, "an integer, 0 or more"),
+    ("stop_strings", "", "a non-empty string"),
+    ("stop_strings", ["a", ""], "a non-empty string"),
+    ("tokenizer", "gpt2", "a tokenizer"),
+    ("max_time", 0, "seconds, above 0"),
+    ("prompt_lookup_num_tokens", 0, "an integer, 1 or more"),
+    ("assistant_model", "small", "a model"),
+    ("penalty_alpha", 1.5, "a number from 0 to 1"),
+    ("return_dict_in_generate", "yes", "True or False"),
+    ("output_scores", 0, "True or False"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "accepted"), WRONG)
+def test_a_wrong_value_names_itself_and_what_is_accepted(name: str, value: Any, accepted: str) -> None:
+    with pytest.raises(ValueError, match=accepted) as caught:
+        resolve(FakeModel(), {name: value})
+    assert str(caught.value).startswith(f"{name} is {value!r}: it has to be")
+
+
+def test_every_option_has_a_range_that_is_tested() -> None:
+    assert {name for name, _, _ in WRONG} | {"output_logits"} == set(NAMES)
+
+
+def test_a_wrong_value_in_the_file_says_so() -> None:
+    model = FakeModel()
+    model.generation_config = {"top_p": 3}
+    with pytest.raises(ValueError, match=r"top_p is 3 in generation_config.json: it has to be a number from 0 to 1"):
+        resolve(model, {})
+
+
+def test_where_a_value_comes_from() -> None:
+    """The call, then generation_config.json, then config.json for special tokens; unknown entries are passed over."""
+    model = FakeModel(eos_token_id=[3, 4])
+    model.generation_config = {"temperature": 0.6, "top_k": 7, "top_p": None, "transformers_version": "5", "min_p": 0.1}
+    got = resolve(model, {"do_sample": True, "top_k": 9})
+    assert (got.temperature, got.top_k, got.top_p, got.min_p, got.eos_token_id) == (0.6, 9, 1.0, 0.1, [3, 4])
+    model.generation_config = {"eos_token_id": 5, "pad_token_id": 6}
+    assert (resolve(model, {}).eos_token_id, resolve(model, {}).pad_token_id) == ([5], 6)
+    assert resolve(model, {"eos_token_id": [7, 8]}).eos_token_id == [7, 8]
+
+
+def test_an_explicit_none_turns_an_option_off() -> None:
+    model = FakeModel(pad_token_id=None)
+    model.generation_config = {"top_k": 7, "num_beams": 3, "return_dict_in_generate": True, "early_stopping": True}
+    got = resolve(model, {"top_k": None, "num_beams": None, "eos_token_id": None, "return_dict_in_generate": None})
+    assert (got.top_k, got.num_beams, got.eos_token_id, got.pad_token_id) == (None, 1, None, None)
+    assert got.return_dict_in_generate is False
+
+
+def test_the_padding_token_is_the_first_end_token_where_there_is_none() -> None:
+    assert resolve(FakeModel(pad_token_id=None, eos_token_id=[5, 6]), {}).pad_token_id == 5
+
+
+def test_both_spellings_become_one() -> None:
+    got = resolve(FakeModel(), {"sequence_bias": [[[3, 4], 1]], "stop_strings": "x", "tokenizer": letters()})
+    assert got.sequence_bias == {(3, 4): 1.0}
+    assert got.stop_strings == ["x"]
+
+
+def test_the_end_token_is_not_a_bad_word() -> None:
+    assert resolve(FakeModel(), {"bad_words_ids": [[2], [3], [2, 2]]}).bad_words_ids == [[3], [2, 2]]
+    assert resolve(FakeModel(), {"bad_words_ids": [[2]]}).bad_words_ids == []
+
+
+TOGETHER: list[tuple[dict[str, Any], str]] = [
+    ({"do_sample": True, "temperature": 0}, "for greedy text, do_sample=False"),
+    ({"num_return_sequences": 2}, "greedy decoding has one result"),
+    ({"num_return_sequences": 4, "num_beams": 3}, "at most num_beams, 3"),
+    ({"stop_strings": "x"}, "needs the model's tokenizer"),
+    ({"prompt_lookup_num_tokens": 3, "assistant_model": FakeModel()}, "two ways to guess"),
+    ({"prompt_lookup_num_tokens": 3, "num_beams": 2}, "greedy decoding and sampling only"),
+    ({"assistant_model": FakeModel(), "penalty_alpha": 0.5}, "greedy decoding and sampling only"),
+    ({"prompt_lookup_num_tokens": 3, "do_sample": True, "num_return_sequences": 2}, "has to be 1 with"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), TOGETHER)
+def test_options_that_exclude_each_other(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(FakeModel(), given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"temperature": 0.5, "top_p": 0.9}, "temperature, top_p: no effect without do_sample=True"),
+        ({"top_k": 5}, "top_k: no effect without do_sample=True"),
+        (
+            {"length_penalty": 2.0, "early_stopping": True},
+            "length_penalty, early_stopping: no effect without num_beams",
+        ),
+        ({"output_scores": True}, "output_scores: no effect without return_dict_in_generate=True"),
+    ],
+)
+def test_what_has_no_effect_is_said(given: dict[str, Any], message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        resolve(FakeModel(), given)
+
+
+def test_what_the_file_says_or_what_changes_nothing_is_not_warned_about() -> None:
+    model = FakeModel()
+    model.generation_config = {"temperature": 0.6, "top_k": 5, "length_penalty": 2.0, "output_scores": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resolve(model, {"temperature": 1.0, "top_k": 50, "typical_p": 1.0, "early_stopping": False})
+        assert resolve(model, {"top_k": 4, "penalty_alpha": 0.6}).contrastive
+
+
+def test_sampling_and_beams_come_before_contrastive_search() -> None:
+    assert not resolve(FakeModel(), {"penalty_alpha": 0.6, "do_sample": True}).contrastive
+    assert not resolve(FakeModel(), {"penalty_alpha": 0.6, "num_beams": 2}).contrastive
+    assert not resolve(FakeModel(), {"penalty_alpha": 0.6, "top_k": None}).contrastive
+    assert not resolve(FakeModel(), {"penalty_alpha": 0.0}).contrastive

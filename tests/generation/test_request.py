@@ -1,0 +1,123 @@
+"""Ids, masks, lengths and seeds as a user gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.generation.options import Options
+from refdiff.generation.request import read_ids, read_mask, read_max_length, read_seed
+
+
+def test_ids_become_int64() -> None:
+    for given in ([[1, 2], [3, 4]], np.array([[1, 2], [3, 4]], dtype=np.uint8), ((1, 2), (3, 4))):
+        got = read_ids(given, None, 5)
+        np.testing.assert_array_equal(got, [[1, 2], [3, 4]])
+        assert got.dtype == np.int64
+
+
+def test_an_empty_prompt_starts_from_bos() -> None:
+    np.testing.assert_array_equal(read_ids(None, 1, 5), [[1]])
+    np.testing.assert_array_equal(read_ids(np.empty((3, 0), dtype=np.int64), 1, 5), [[1], [1], [1]])
+    np.testing.assert_array_equal(read_ids([[], []], 1, 5), [[1], [1]])
+    with pytest.raises(ValueError, match="the prompt is empty, and the model has no bos_token_id"):
+        read_ids([[]], None, 5)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ([1, 2], ValueError, r"has shape \(2,\), but has to be \(B, T\)"),
+        ([[[1]]], ValueError, r"has shape \(1, 1, 1\)"),
+        (np.empty((0, 3), dtype=int), ValueError, "no row"),
+        ([[1, 2], [3]], ValueError, "different lengths"),
+        ([[1.0, 2.0]], TypeError, "dtype float64"),
+        ([[True, False]], TypeError, "dtype bool"),
+        ([["a"]], TypeError, "token ids are integers"),
+        ([[1, 2], [3, 5]], ValueError, r"input_ids\[1, 1\] is 5, outside the vocabulary of 5 tokens, 0 to 4"),
+        ([[-1, 2]], ValueError, r"input_ids\[0, 0\] is -1"),
+    ],
+)
+def test_wrong_ids(ids: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        read_ids(ids, 1, 5)
+
+
+IDS = np.array([[0, 3, 4], [3, 0, 4]])
+
+
+def test_padding_is_recognized_by_its_id_unless_it_is_an_end_token() -> None:
+    np.testing.assert_array_equal(read_mask(None, IDS, Options(pad_token_id=0)), [[0, 1, 1], [1, 0, 1]])  # type: ignore[arg-type]
+    assert read_mask(None, IDS, Options(pad_token_id=0, eos_token_id=[2, 0])) is None
+    assert read_mask(None, IDS, Options(pad_token_id=9)) is None
+    assert read_mask(None, IDS, Options()) is None
+
+
+def test_a_mask_that_hides_nothing_is_none() -> None:
+    assert read_mask(np.ones((2, 3), dtype=bool), IDS, Options(pad_token_id=0)) is None
+    np.testing.assert_array_equal(read_mask([[0, 1, 1], [1, 1, 1]], IDS, Options()), [[0, 1, 1], [1, 1, 1]])  # type: ignore[arg-type]
+
+
+def test_wrong_masks() -> None:
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 2\), but input_ids \(2, 3\)"):
+        read_mask([[1, 1], [1, 1]], IDS, Options())
+    with pytest.raises(ValueError, match="other values than 0"):
+        read_mask([[0, 1, 2], [1, 1, 1]], IDS, Options())
+    with pytest.warns(UserWarning, match="padded on the right"):
+        read_mask([[1, 1, 0], [1, 1, 1]], IDS, Options())
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        (Options(), 25),
+        (Options(max_new_tokens=3), 8),
+        (Options(max_length=7), 7),
+        (Options(max_length=7, max_new_tokens=9), 14),
+        (Options(max_new_tokens=100), 105),
+    ],
+)
+def test_lengths(options: Options, limit: int) -> None:
+    assert read_max_length(options, 5, 64) == limit
+
+
+def test_the_default_length_ends_with_the_positions() -> None:
+    assert read_max_length(Options(), 50, 64) == 64
+    assert read_max_length(Options(), 50, None) == 70
+
+
+def test_a_prompt_that_fills_the_limit() -> None:
+    with pytest.raises(ValueError, match="the prompt has 7 tokens, and the length limit is 7: raise max_length"):
+        read_max_length(Options(max_length=7), 7, 64)
+
+
+def test_a_minimum_that_does_not_fit() -> None:
+    with pytest.warns(UserWarning, match="min_new_tokens is 9, but only 4 fit"):
+        read_max_length(Options(max_new_tokens=4, min_new_tokens=9), 5, 64)
+
+
+def test_seeds() -> None:
+    assert read_seed(7, None) == 7
+    assert read_seed(np.int32(7), None) == 7  # type: ignore[arg-type]
+    first, second = read_seed(None, np.random.default_rng(0)), read_seed(None, np.random.default_rng(0))
+    assert first == second
+    generator = np.random.default_rng(0)
+    assert read_seed(None, generator) != read_seed(None, generator)
+    assert read_seed(None, None) != read_seed(None, None)
+
+
+@pytest.mark.parametrize(
+    ("seed", "generator", "error", "message"),
+    [
+        (1, np.random.default_rng(0), ValueError, "give one of them"),
+        (-1, None, ValueError, "seed is -1: it has to be 0 or more"),
+        (1.5, None, TypeError, "an integer"),
+        (True, None, TypeError, "an integer"),
+        (None, np.random.RandomState(0), TypeError, "numpy.random.Generator"),
+    ],
+)
+def test_wrong_seeds(seed: Any, generator: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        read_seed(seed, generator)

@@ -1,0 +1,85 @@
+"""Lengths, end tokens, stop strings across tokens, time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff.generation.stopping import Stopping
+from tests.generation.fakes import letters, words
+from tests.generation.trained_tokenizers import KINDS
+
+
+def test_length_finishes_every_row() -> None:
+    stopping = Stopping(3)
+    assert stopping(np.zeros((2, 2), dtype=int)).tolist() == [False, False]
+    assert stopping(np.zeros((2, 3), dtype=int)).tolist() == [True, True]
+
+
+def test_end_tokens_count_at_the_end_only() -> None:
+    assert Stopping(9, [5, 7])(np.array([[5, 1], [1, 5], [1, 7], [1, 2]])).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stops"),
+    [
+        (["st", "op"], True),
+        (["stop"], True),
+        (["st", "opera"], True),
+        (["sto", "pper"], True),
+        (["las", "topper"], True),
+        (["s", "to", "pped"], True),
+        (["stop", "at"], False),
+        (["st", "op", "at"], False),
+        (["st", "opera", "tion"], False),
+        (["st", "", "op"], True),
+        (["stop", ""], False),
+        (["stopsto", "p"], True),
+    ],
+)
+def test_a_stop_string_has_to_reach_into_the_last_token(tokens: list[str], stops: bool) -> None:
+    vocabulary = sorted(set(tokens))
+    stopping = Stopping(99, None, ["stop"], words(*vocabulary))
+    assert stopping(np.array([[vocabulary.index(token) for token in tokens]])).tolist() == [stops]
+
+
+def test_one_of_several_stop_strings_is_enough() -> None:
+    stopping = Stopping(99, [25], ["ab", "cd"], letters())
+    ids = np.array([[0, 1], [2, 3], [0, 3], [0, 25]])
+    assert stopping(ids).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stop", ["猫である", "名前はま", "fox jumps", " lazy", "stop.", "."])
+def test_stop_strings_of_real_tokenizers(kind: str, stop: str) -> None:
+    """Token by token through a text, it stops first where the decoded text first holds the string."""
+    tokenizer = KINDS[kind]()
+    text = "The quick brown fox jumps over the lazy dog, and it doesn't stop. 吾輩は猫である。名前はまだ無い。"
+    ids = np.array(tokenizer.encode(text).ids)
+    if stop not in tokenizer.decode(ids.tolist()):  # unigram joins words by its own mark
+        pytest.fail(f"{kind} does not keep the text")
+    stopping = Stopping(10**6, None, [stop], tokenizer)
+    first = next(end for end in range(1, len(ids) + 1) if stop in tokenizer.decode(ids[:end].tolist()))
+    assert [end for end in range(1, first + 1) if stopping(ids[None, :end])[0]] == [first]
+
+
+def test_a_stop_string_in_the_prompt_does_not_stop_what_follows() -> None:
+    """Also where the prompt and the text are one run of byte tokens."""
+    for kind in KINDS.values():
+        tokenizer = kind()
+        ids = np.array(tokenizer.encode("猫でも", add_special_tokens=False).ids)
+        stopping = Stopping(99, None, ["猫"], tokenizer)
+        ends = [end for end in range(1, len(ids) + 1) if stopping(ids[None, :end])[0]]
+        assert len(ends) == 1
+        assert ends[0] < len(ids)
+
+
+def test_time() -> None:
+    now = 100.0
+    stopping = Stopping(99, max_time=5.0, clock=lambda: now)
+    ids = np.zeros((2, 2), dtype=int)
+    assert not stopping(ids).any()
+    now = 105.0
+    assert not stopping(ids).any()
+    now = 105.1
+    assert stopping(ids).all()
