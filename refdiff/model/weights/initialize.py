@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.weights.names import nest, parameter_shapes
+from refdiff.model.weights.names import LAMBDA_VECTORS, nest, parameter_shapes
 from refdiff.model.weights.precision import compute_dtype, round_to
 
 
@@ -17,8 +17,8 @@ def initialize(config: DiffLlamaConfig, architecture: str, *, seed: int = 0, dty
     """Draw the weights of a new model, as transformers' ``_init_weights`` does (other random numbers, same law).
 
     Matrices and embeddings are normal with standard deviation ``initializer_range``, but the padding token's embedding
-    is 0; ``lambda_*`` are normal with ``lambda_std_dev``; biases are 0 and norms 1. The same seed gives the same
-    weights on every machine.
+    is 0; the four vectors of λ are normal with ``lambda_std_dev``; biases are 0 and norms 1. The same seed gives the
+    same weights on every machine.
 
     Raises:
         ValueError: ``architecture`` or ``dtype`` is none of those known.
@@ -36,11 +36,11 @@ def draw(
     for name, shape in shapes:
         if name.endswith(".bias"):
             values = np.zeros(shape, kind)
-        elif name.endswith("norm.weight"):
+        elif name.endswith(("norm.weight", "subln.weight")):
             values = np.ones(shape, kind)
         else:
             # A range of 0 means 0.02, as in transformers.
-            deviation = config.lambda_std_dev if ".lambda_" in name else config.initializer_range or 0.02
+            deviation = config.lambda_std_dev if name.endswith(LAMBDA_VECTORS) else config.initializer_range or 0.02
             values = generator.standard_normal(shape, kind.type)
             values *= kind.type(deviation)
         if name.endswith("embed_tokens.weight") and config.pad_token_id is not None:

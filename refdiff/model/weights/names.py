@@ -1,6 +1,7 @@
 """The names and shapes of a DiffLlama's parameters, and the nested dict that the model reads them from.
 
-Names are Hugging Face's. Axis letters: D hidden_size, F intermediate_size, V vocab_size, d head_dim.
+Names are Hugging Face's, and unilm's for what transformers lacks (``subln``, ``lambda_proj``).
+Axis letters: D hidden_size, F intermediate_size, V vocab_size, d head_dim.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ ARCHITECTURES = (
     "DiffLlamaForTokenClassification",
     "DiffLlamaForQuestionAnswering",
 )
+
+LAMBDA_VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+"""Last part of the name of the four vectors that v1 makes λ of."""
 
 HEADS = ("lm_head", "score", "qa_outputs")
 """First part of the name of every head's parameters; all other parameters belong to the base model."""
@@ -45,15 +49,14 @@ def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tu
         ValueError: ``architecture`` is not one of ``ARCHITECTURES``.
     """
     D, F, V, d = config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim
-    query, key = config.num_attention_heads * d, config.num_key_value_heads * d
+    query, key, out = (n * d for n in (config.num_query_heads, config.num_key_value_heads, config.num_attention_heads))
     prefix = backbone_prefix(architecture)
     shapes: dict[str, tuple[int, ...]] = {f"{prefix}embed_tokens.weight": (V, D)}
     for i in range(config.num_hidden_layers):
         layer = f"{prefix}layers.{i}."
-        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
-            shapes[f"{layer}self_attn.{name}"] = (d,)
+        shapes.update({f"{layer}self_attn.{name}": shape for name, shape in _wiring_shapes(config).items()})
         for name, rows, columns in (
-            ("q_proj", query, D), ("k_proj", key, D), ("v_proj", key, D), ("o_proj", D, query),
+            ("q_proj", query, D), ("k_proj", key, D), ("v_proj", key, D), ("o_proj", D, out),
         ):  # fmt: skip
             shapes[f"{layer}self_attn.{name}.weight"] = (rows, columns)
             if config.attention_bias:
@@ -66,6 +69,18 @@ def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tu
     shapes[f"{prefix}norm.weight"] = (D,)
     shapes.update(_head_shapes(config, architecture))
     return shapes
+
+
+def _wiring_shapes(config: DiffLlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters that attention has beside its four projections."""
+    vectors: dict[str, tuple[int, ...]] = dict.fromkeys(LAMBDA_VECTORS, (config.head_dim,))
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "hf": vectors,
+        "paper": {**vectors, "subln.weight": (2 * config.head_dim,)},
+        "v2": {"lambda_proj.weight": (config.num_attention_heads, config.hidden_size)},
+        "none": {},
+    }
+    return shapes[config.wiring]
 
 
 def _head_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tuple[int, ...]]:

@@ -46,6 +46,8 @@ def round_to(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Return numbers as a file holds them: little-endian, rounded to ``dtype``; bfloat16 as its bits in uint16."""
+    import ml_dtypes
+
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows or is no number is the caller's to judge
         if dtype == "float64":
             return values.astype("<f8", copy=False)
@@ -54,9 +56,7 @@ def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
             return single
         if dtype == "float16":
             return single.astype("<f2")
-    import ml_dtypes
-
-    return single.astype(ml_dtypes.bfloat16).view(np.uint16).astype("<u2", copy=False)
+        return single.astype(ml_dtypes.bfloat16).view(np.uint16).astype("<u2", copy=False)
 
 
 def decode(bits: NDArray[Any], dtype: str) -> NDArray[Any]:

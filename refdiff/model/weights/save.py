@@ -143,7 +143,8 @@ def _in_layer_order(name: str) -> list[tuple[int, str]]:
 
 def _described(config: DiffLlamaConfig, architecture: str, dtype: str) -> DiffLlamaConfig:
     described = copy.copy(config)
-    described.architectures = [architecture]
+    # what transformers would build it with: a Llama's classes are named like these, without the Diff
+    described.architectures = [architecture.removeprefix("Diff") if config.wiring == "none" else architecture]
     described.dtype = dtype
     return described
 
