@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from refdiff.errors import CheckpointError
-from refdiff.hub.explain import explained
-from refdiff.hub.snapshot import (
+from refdiff.hub.download import (
     INDEX,
     WEIGHTS,
     at,
@@ -24,6 +23,7 @@ from refdiff.hub.snapshot import (
     local_folder,
     snapshot,
 )
+from refdiff.hub.explain import explained
 
 # Most headers are shorter than this, so that one request is enough; longer ones than the second are not read.
 _FIRST_BYTES = 100_000
@@ -50,7 +50,7 @@ def outline(
 
     Raises `CheckpointError` as `snapshot` does.
     """
-    options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
+    options: dict[str, Any] = {"revision": revision, "cache_dir": None if cache_dir is None else os.fspath(cache_dir)}
     folder = local_folder(path_or_repo)
     if folder is None:
         folder = _cached(path_or_repo, files, local_files_only=local_files_only, **options)
@@ -71,9 +71,11 @@ def outline(
                 shutil.copyfile(path, copy)
 
         def fetch(name: str) -> Path:
-            copied = snapshot(repo, files=[name], revision=commit, cache_dir=cache_dir) / name
-            shutil.copyfile(copied, target / name)
-            return target / name
+            from huggingface_hub import hf_hub_download
+
+            with explained(f"{what}: {name}"):
+                cached = hf_hub_download(repo, name, revision=commit, cache_dir=options["cache_dir"])
+                return Path(shutil.copyfile(cached, target / name))
 
         for name in choose(names, WEIGHTS, what, fetch):
             if name != INDEX:

@@ -1,0 +1,580 @@
+"""Downloads from the look-alike through huggingface_hub's own code: what is fetched, resumed, refused and said."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import pty
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from refdiff import hub
+from refdiff.errors import CheckpointError
+from refdiff.model import weights
+from refdiff.model.config import DiffLlamaConfig
+from tests.hub.lookalike import TOKEN, Lookalike
+
+ALL = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
+ROOT = Path(__file__).parents[2]
+
+
+def tensors(seed: int, size: int = 5000) -> bytes:
+    return save({f"t{seed}": np.random.default_rng(seed).normal(size=size).astype(np.float32)})
+
+
+def model_files(**more: bytes) -> dict[str, bytes]:
+    return {
+        "README.md": b"A model.",
+        "config.json": b'{"model_type": "diffllama"}',
+        "generation_config.json": b"{}",
+        "model.safetensors": tensors(1),
+        "pytorch_model.bin": b"\x80\x02never",
+        "tokenizer.json": b"{}",
+        **more,
+    }
+
+
+def sharded_files() -> dict[str, bytes]:
+    shards = {f"model-0000{index}-of-00002.safetensors": tensors(index) for index in (1, 2)}
+    weight_map = {f"t{index}": name for index, name in enumerate(shards, start=1)}
+    files = model_files(**shards, **{"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()})
+    del files["model.safetensors"]
+    return {**files, "model-00009-of-00009.safetensors": tensors(9)}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def blobs(cache: Path) -> list[Path]:
+    return [path for path in cache.rglob("*") if path.parent.name == "blobs"]
+
+
+# What is fetched
+
+
+def test_only_the_files_asked_for_are_fetched(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    folder = hub.snapshot("ai/model")
+    assert names(folder) == {"config.json", "generation_config.json"}
+    assert (folder / "config.json").read_bytes() == b'{"model_type": "diffllama"}'
+    assert not hub_server.asked("/cdn/")
+    assert names(hub.snapshot("ai/model", files=hub.TOKENIZER)) >= {"tokenizer.json"}
+    assert hub.snapshot("ai/model", files=ALL) == folder
+    assert names(folder) == {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
+    assert (folder / "model.safetensors").read_bytes() == tensors(1)
+    assert weights.headers(folder) == {"model.safetensors": {"t1": ("F32", (5000,), 20000)}}
+
+
+def test_a_sharded_model_is_fetched_by_its_index(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/sharded", sharded_files())
+    folder = hub.snapshot("ai/sharded", files=hub.WEIGHTS)
+    assert names(folder) == {
+        "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    }
+    assert list(weights.headers(folder)) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+def test_one_file_is_preferred_to_shards(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/both", {**sharded_files(), "model.safetensors": tensors(1)})
+    folder = hub.snapshot("ai/both", files=hub.WEIGHTS)
+    assert names(folder) == {"model.safetensors"}
+
+
+def test_a_pattern_matches_within_one_folder(hub_server: Lookalike) -> None:
+    files = {"config.json": b"{}", "extra/a.jinja": b"a", "extra/deep/b.jinja": b"b", "c.jinja": b"c"}
+    hub_server.repo("ai/deep", files)
+    folder = hub.snapshot("ai/deep", files=("config.json", "extra/*.jinja"))
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        "config.json",
+        "extra/a.jinja",
+    }
+    assert hub.snapshot("ai/deep", files=("extra/*.jinja",)) == folder
+
+
+def test_the_second_call_fetches_nothing(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    folder = hub.snapshot("ai/model", files=ALL)
+    hub_server.requests.clear()
+    assert hub.snapshot("ai/model", files=ALL) == folder
+    assert hub_server.asked("/resolve/") == hub_server.asked("/cdn/") == []
+    hub_server.requests.clear()
+    assert hub.snapshot("ai/model", files=ALL, revision=folder.name) == folder
+    assert hub_server.requests == []
+
+
+def test_a_changed_repo_is_fetched_again_but_for_what_stayed(hub_server: Lookalike) -> None:
+    repo = hub_server.repo("ai/model", model_files())
+    old = hub.snapshot("ai/model", files=ALL)
+    repo.commit(model_files(**{"config.json": b'{"hidden_size": 64}'}))
+    hub_server.requests.clear()
+    new = hub.snapshot("ai/model", files=ALL)
+    assert new != old
+    assert (new / "config.json").read_bytes() != (old / "config.json").read_bytes()
+    assert (new / "model.safetensors").read_bytes() == tensors(1)
+    assert not hub_server.asked("/cdn/"), "the same weights were fetched twice"
+
+
+def test_revisions(hub_server: Lookalike) -> None:
+    repo = hub_server.repo("ai/model", model_files())
+    first = repo.branches["main"]
+    repo.commit(model_files(**{"config.json": b'{"hidden_size": 64}'}), branch="v2")
+    assert hub.snapshot("ai/model").name == first
+    assert hub.snapshot("ai/model", revision=first).name == first
+    assert hub.snapshot("ai/model", revision="v2").name == repo.branches["v2"]
+    assert json.loads((hub.snapshot("ai/model", revision="v2") / "config.json").read_text()) == {"hidden_size": 64}
+
+
+def test_one_snapshot_even_if_the_repo_changes_meanwhile(
+    hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    repo = hub_server.repo("ai/model", model_files())
+    download = huggingface_hub.hf_hub_download
+
+    def slow(repo_id: str, name: str, **options: Any) -> str:
+        path: str = download(repo_id, name, **options)
+        repo.commit(model_files(**{"tokenizer.json": b'{"new": 1}'}))
+        return path
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", slow)
+    folder = hub.snapshot("ai/model", files=ALL)
+    assert (folder / "tokenizer.json").read_bytes() == b"{}"
+
+
+def test_the_cache_folder_can_be_chosen(hub_server: Lookalike, tmp_path: Path) -> None:
+    hub_server.repo("ai/model", model_files())
+    folder = hub.snapshot("ai/model", cache_dir=tmp_path / "mine")
+    assert folder.is_relative_to(tmp_path / "mine")
+    assert hub.snapshot("ai/model", cache_dir=tmp_path / "mine", local_files_only=True) == folder
+    with pytest.raises(CheckpointError, match=r"not in the cache"):
+        hub.snapshot("ai/model", local_files_only=True)
+
+
+def test_a_config_straight_from_the_hub(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files(**{"config.json": b'{"hidden_size": 64, "num_attention_heads": 4}'}))
+    config = DiffLlamaConfig.from_pretrained("ai/model")
+    assert config.head_dim == 16
+    assert not hub_server.asked("/cdn/")
+
+
+def test_the_shared_blobs_of_huggingface_hub_2_can_be_read(hub_server: Lookalike) -> None:
+    """With Xet, the blob of a repo is itself a link into a store of the whole cache."""
+    hub_server.repo("ai/model", model_files())
+    folder = hub.snapshot("ai/model", files=ALL)
+    blob = (folder / "model.safetensors").resolve()
+    store = blob.parents[2] / "blobs" / "ab" / ("ab" * 32)
+    store.parent.mkdir(parents=True)
+    shutil.move(blob, store)
+    blob.symlink_to(os.path.relpath(store, blob.parent))
+    assert list(weights.headers(folder)) == ["model.safetensors"]
+
+
+# Private repos
+
+
+@pytest.mark.parametrize("access", ["private", "gated"])
+def test_a_token_opens_what_is_closed_and_does_not_leave_the_hub(
+    access: str, hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_server.repo("ai/secret", model_files(), access=access)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    folder = hub.snapshot("ai/secret", files=ALL)
+    assert (folder / "model.safetensors").read_bytes() == tensors(1)
+    assert all(request.authorized for request in hub_server.asked("/resolve/"))
+    assert not any(request.authorized for request in hub_server.asked("/cdn/"))
+
+
+# Connections that break
+
+
+def test_a_download_that_is_cut_goes_on_where_it_stopped(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.fail("/cdn/", "cut", 7000)
+    hub_server.fail("/cdn/", "cut", 5000)
+    folder = hub.snapshot("ai/model", files=hub.WEIGHTS)
+    assert (folder / "model.safetensors").read_bytes() == tensors(1)
+    assert [request.range for request in hub_server.asked("/cdn/")] == [None, "bytes=7000-", "bytes=12000-"]
+
+
+def test_a_small_file_that_is_cut_goes_on_too(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files(**{"config.json": b"x" * 5000}))
+    hub_server.fail("config.json", "cut", 2000)
+    assert (hub.snapshot("ai/model") / "config.json").read_bytes() == b"x" * 5000
+
+
+def test_a_server_that_ignores_the_range_starts_again(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.fail("/cdn/", "cut", 7000)
+    hub_server.fail("/cdn/", "no ranges", 0)
+    assert (hub.snapshot("ai/model", files=hub.WEIGHTS) / "model.safetensors").read_bytes() == tensors(1)
+
+
+@pytest.mark.parametrize(("how", "number", "times"), [("cut", 0, 20), ("reset", 7000, 1)])
+def test_a_download_that_fails_for_good_leaves_nothing_that_loads(
+    how: str, number: int, times: int, hub_server: Lookalike, tmp_path: Path
+) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.fail("/cdn/", how, number, times)
+    with pytest.raises(CheckpointError) as caught:
+        hub.snapshot("ai/model", files=ALL)
+    message = str(caught.value)
+    assert message.startswith("ai/model: model.safetensors: the connection to http://127.0.0.1:")
+    assert "run again: files that are complete are kept" in message
+    assert caught.value.__cause__ is None
+    folder = hub.snapshot("ai/model", files=hub.CONFIG)
+    assert "model.safetensors" not in names(folder)
+    assert all(path.stat().st_size < 1000 for path in blobs(tmp_path / "cache"))
+    with pytest.raises(CheckpointError, match=r"model.safetensors"):
+        hub.snapshot("ai/model", files=ALL, local_files_only=True)
+    with pytest.raises(CheckpointError, match=r"has neither model.safetensors nor"):
+        weights.headers(folder)
+
+    hub_server.faults.clear()
+    hub_server.requests.clear()
+    folder = hub.snapshot("ai/model", files=ALL)
+    assert (folder / "model.safetensors").read_bytes() == tensors(1)
+    assert not hub_server.asked("tokenizer.json"), "complete files were fetched again"
+
+
+def test_a_shard_that_fails_is_named(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/sharded", sharded_files())
+    hub_server.fail("/cdn/", "cut", 30_000, 1)  # longer than the file: no fault
+    hub_server.fail("model-00002-of-00002", "status", 403)
+    with pytest.raises(CheckpointError, match=r"ai/sharded: model-00002-of-00002\.safetensors: .*refused access"):
+        hub.snapshot("ai/sharded", files=ALL)
+    with pytest.raises(CheckpointError, match=r"1 of them are missing, such as model-00002-of-00002\.safetensors"):
+        hub.snapshot("ai/sharded", files=ALL, local_files_only=True)
+    assert len(weights.headers(hub.snapshot("ai/sharded", files=ALL))) == 2
+
+
+def test_trouble_that_passes_is_waited_for(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.fail("/resolve/", "status", 503, times=2)
+    assert names(hub.snapshot("ai/model")) == {"config.json", "generation_config.json"}
+
+
+# Offline
+
+
+def test_offline_after_a_download(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    folder = hub.snapshot("ai/model", files=ALL)
+    hub_server.requests.clear()
+    assert hub.snapshot("ai/model", files=ALL, local_files_only=True) == folder
+    assert hub.snapshot("ai/model", files=ALL, local_files_only=True, revision="main") == folder
+    assert hub.snapshot("ai/model", files=ALL, local_files_only=True, revision=folder.name) == folder
+    assert hub_server.requests == []
+
+
+def test_offline_without_a_download(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    for revision, what in ((None, "ai/model: "), ("v2", "ai/model at revision v2: ")):
+        with pytest.raises(CheckpointError, match=rf"^{what}not in the cache, .* run once without local_files_only"):
+            hub.snapshot("ai/model", revision=revision, local_files_only=True)
+
+
+def test_offline_with_only_the_config(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    folder = hub.snapshot("ai/model")
+    with pytest.raises(
+        CheckpointError, match=r"ai/model: has neither model\.safetensors nor .* run once without"
+    ) as caught:
+        hub.snapshot("ai/model", files=ALL, local_files_only=True)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_blob_that_was_deleted_counts_as_missing(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    folder = hub.snapshot("ai/model", files=ALL)
+    (folder / "model.safetensors").resolve().unlink()
+    with pytest.raises(CheckpointError, match=r"has neither model\.safetensors"):
+        hub.snapshot("ai/model", files=ALL, local_files_only=True)
+    assert hub.snapshot("ai/model", files=ALL) == folder
+    assert (folder / "model.safetensors").read_bytes() == tensors(1)
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_when_the_hub_has_trouble_the_cache_is_used(status: int, hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    folder = hub.snapshot("ai/model", files=ALL)
+    hub_server.fail("/api/models", "status", status)
+    with pytest.warns(UserWarning, match=rf"ai/model: http.*HTTP {status}.*; using the copy in the cache"):
+        assert hub.snapshot("ai/model", files=ALL) == folder
+
+
+def test_when_the_hub_is_gone_the_cache_is_used(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    hub_server.repo("ai/model", model_files())
+    folder = hub.snapshot("ai/model", files=ALL)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.warns(
+        UserWarning, match=r"the connection to http://127.0.0.1:9 failed .*; using the copy in the cache"
+    ):
+        assert hub.snapshot("ai/model", files=ALL) == folder
+    with pytest.raises(
+        CheckpointError, match=r"^ai/other: the connection to http://127.0.0.1:9 failed .*check the network"
+    ):
+        hub.snapshot("ai/other")
+
+
+def run_with_environment(server: Lookalike, home: Path, code: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a fresh Python, because huggingface_hub reads the environment when it is imported."""
+    environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), **more}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_environment_variables_are_honored(hub_server: Lookalike, tmp_path: Path) -> None:
+    hub_server.repo("ai/model", model_files())
+    code = "from refdiff import hub; print(hub.snapshot('ai/model', files=hub.CONFIG + hub.WEIGHTS))"
+    first = run_with_environment(hub_server, tmp_path / "home", code)
+    assert (first.returncode, first.stderr) == (0, "")
+    folder = Path(first.stdout.strip())
+    assert folder.is_relative_to(tmp_path / "home")
+    assert names(folder) == {"config.json", "generation_config.json", "model.safetensors"}
+    hub_server.requests.clear()
+    offline = run_with_environment(hub_server, tmp_path / "home", code, HF_HUB_OFFLINE="1")
+    assert (offline.returncode, offline.stdout, offline.stderr) == (0, first.stdout, "")
+    empty = run_with_environment(hub_server, tmp_path / "other", code, HF_HUB_OFFLINE="1")
+    assert "CheckpointError: ai/model: not in the cache, and downloading is switched off" in empty.stderr
+    assert hub_server.requests == []
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_terminal_shows_progress(progress: bool, hub_server: Lookalike, tmp_path: Path) -> None:
+    hub_server.repo("ai/model", model_files())
+    code = f"from refdiff import hub; hub.snapshot('ai/model', files=hub.WEIGHTS, progress={progress})"
+    environment = {**os.environ, "HF_ENDPOINT": hub_server.endpoint, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(screen, 10_000)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(screen)
+    assert process.wait(60) == 0
+    assert (b"model.safetensors" in shown and b"100%" in shown) is progress
+
+
+def test_progress_bars_are_left_as_they_were(hub_server: Lookalike) -> None:
+    from huggingface_hub import utils
+
+    bars: Any = utils
+    hub_server.repo("ai/model", model_files())
+    hub.snapshot("ai/model", progress=False)
+    assert not bars.are_progress_bars_disabled()
+    bars.disable_progress_bars()
+    try:
+        hub.snapshot("ai/model", progress=False)
+        assert bars.are_progress_bars_disabled()
+    finally:
+        bars.enable_progress_bars()
+
+
+# What is refused, and what the message says
+
+
+def test_a_repo_that_is_not_there(hub_server: Lookalike) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"^ai/none: there is no such repo at http.* check the spelling, .*HF_TOKEN"
+    ):
+        hub.snapshot("ai/none")
+
+
+def test_a_private_repo_without_a_token(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/secret", model_files(), access="private")
+    with pytest.raises(CheckpointError, match=r"^ai/secret: .* if the repo is private, log in"):
+        hub.snapshot("ai/secret")
+
+
+def test_a_gated_repo_without_a_token(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/gated", model_files(), access="gated")
+    with pytest.raises(CheckpointError, match=r"^ai/gated: config\.json: the repo is gated; accept its conditions"):
+        hub.snapshot("ai/gated")
+
+
+def test_a_revision_that_is_not_there(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    for revision in ("v9", "c" * 40):
+        with pytest.raises(CheckpointError, match=rf"^ai/model at revision {revision}: the repo has no such revision"):
+            hub.snapshot("ai/model", revision=revision)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "refused access"),
+        (403, "refused access .HTTP 403.; your token"),
+        (418, "answered with HTTP 418"),
+        (429, "limits the rate"),
+        (502, "has trouble .HTTP 502.; try again later"),
+    ],
+)
+def test_other_answers(status: int, message: str, hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.fail("/resolve/", "status", status, times=20)
+    with pytest.raises(CheckpointError, match=rf"^ai/model: config\.json: .*{message}"):
+        hub.snapshot("ai/model")
+
+
+def without(files: dict[str, bytes], *names: str) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name not in names}
+
+
+def index(content: Any) -> bytes:
+    return json.dumps(content).encode()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no config.json, but is empty"),
+        (
+            without(model_files(), "config.json"),
+            "has no config.json, but has README.md, .*tokenizer.json; is it a transformers model.$",
+        ),
+        (without(model_files(), "model.safetensors"), "only as pickles such as pytorch_model.bin, .*convert them"),
+        (
+            without(model_files(), "model.safetensors", "pytorch_model.bin"),
+            r"has neither model\.safetensors nor model\.safetensors\.index\.json, but has README",
+        ),
+        (
+            without(sharded_files(), "model-00002-of-00002.safetensors"),
+            r"names 2 files, but 1 of them are missing, such as model-00002-of-00002\.safetensors",
+        ),
+        ({"config.json": b"{}", "model.safetensors.index.json": b"[" * 100_000}, "no table weight_map"),
+        ({"config.json": b"{}", "model.safetensors.index.json": b"\xff"}, "no table weight_map"),
+        ({"config.json": b"{}", "model.safetensors.index.json": b"[1]"}, "no table weight_map"),
+        ({"config.json": b"{}", "model.safetensors.index.json": index({"weight_map": [1]})}, "no table weight_map"),
+        ({"config.json": b"{}", "model.safetensors.index.json": index({"weight_map": {"a": [1]}})}, "no table"),
+        ({"config.json": b"{}", "model.safetensors.index.json": index({"weight_map": {"a": 1}})}, "no table"),
+        (
+            {"config.json": b"{}", "model.safetensors.index.json": index({"weight_map": {}})},
+            "is not a safetensors file",
+        ),
+        (
+            {"config.json": b"{}", "model.safetensors.index.json": index({"weight_map": {"a": "../a.safetensors"}})},
+            "names a file that is not a safetensors file of the same folder",
+        ),
+        (
+            {"config.json": b"{}", "model.safetensors.index.json": index({"weight_map": {"a": "pytorch_model.bin"}})},
+            "names a file that is not a safetensors file",
+        ),
+        ({"config.json": b"{}", "model.safetensors.index.json": b" " * 10_000_001}, "larger than 10,000,000 bytes"),
+    ],
+    ids=range(15),
+)
+def test_repos_that_lack_something(files: dict[str, bytes], message: str, hub_server: Lookalike) -> None:
+    hub_server.repo("ai/broken", files)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        hub.snapshot("ai/broken", files=ALL)
+    assert str(caught.value).startswith("ai/broken: ")
+    assert not hub_server.asked("pytorch_model.bin")
+
+
+def test_a_tokenizer_needs_no_config(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/tokenizer", {"tokenizer.json": b"{}"})
+    assert names(hub.snapshot("ai/tokenizer", files=(*hub.TOKENIZER, "config.json"))) == {"tokenizer.json"}
+    with pytest.raises(
+        CheckpointError, match=r"ai/tokenizer: has none of generation_config.json, but has tokenizer.json"
+    ):
+        hub.snapshot("ai/tokenizer", files=("generation_config.json",))
+
+
+def test_names_that_climb_out_of_the_cache_are_passed_over(hub_server: Lookalike, tmp_path: Path) -> None:
+    evil = {"../config.json": b"{}", "a/../../../tokenizer.json": b"{}", "model-/../../x.safetensors": b""}
+    hub_server.repo("ai/evil", {**model_files(), **evil})
+    folder = hub.snapshot("ai/evil", files=(*ALL, "../*.json", "*/*/*/*/*.json"))
+    assert names(folder) == {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
+
+
+def test_a_server_that_is_no_hub(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = hub_server.repo("ai/model", model_files())
+    repo.commits = {"../../main": model_files()}
+    repo.branches = {"main": "../../main"}
+    with pytest.raises(CheckpointError, match=r"ai/model: http.* does not answer as a hub; check HF_ENDPOINT"):
+        hub.snapshot("ai/model")
+
+
+def test_a_full_disk_and_a_cache_that_cannot_be_written(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    hub_server.repo("ai/model", model_files())
+    for number, message in (
+        (errno.ENOSPC, "the disk is full; free some space, or choose another disk with cache_dir or HF_HOME"),
+        (errno.EACCES, "/some/file cannot be written; choose another folder with cache_dir or HF_HOME"),
+        (errno.EIO, "OSError: .*Input/output error"),
+    ):
+
+        def fail(*_: Any, number: int = number, **__: Any) -> str:
+            raise OSError(number, os.strerror(number), "/some/file")
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+        with pytest.raises(CheckpointError, match=rf"^ai/model: config\.json: {message}"):
+            hub.snapshot("ai/model")
+
+
+# Folders
+
+
+def test_a_folder_is_returned_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub.snapshot(tmp_path) == tmp_path
+    assert hub.snapshot(str(tmp_path)) == tmp_path
+    (tmp_path / "ai" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub.snapshot("ai/model") == Path("ai/model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.snapshot("~/ai") == tmp_path / "ai"
+
+
+@pytest.mark.parametrize(
+    "path", ["./model", "../model", "/no/model", "~/no/model", "a/b/c", "model/", ".", "C:model", "a\\b", "..", "a//b"]
+)
+def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if path in (".", ".."):
+        assert hub.snapshot(path) == Path(path)
+        return
+    with pytest.raises(CheckpointError, match=r"no such folder"):
+        hub.snapshot(path)
+    with pytest.raises(CheckpointError, match=r"no such folder"):
+        hub.snapshot(Path("ai/model"))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b/c", "a/b\n", "a\0b", "日本/語", "a--b/c", "-/--", "a..b", "x" * 200, "ai/" + "x" * 300]
+)
+def test_what_is_neither_a_path_nor_a_repo_id(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"neither a folder nor a repo id|cannot be read: File name too long"):
+        hub.snapshot(name)
+
+
+def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"is a file; give the folder that it is in"):
+        hub.snapshot(tmp_path / "model.safetensors")
