@@ -194,9 +194,11 @@ def _tensor(entry: Any, label: str, data: int) -> Tensor:
         if bits > 8 * _MAX_SIZE:
             raise CheckpointError(f"{label}: shape {show_value(shape)} is larger than any file")
     begin, end = offsets
-    if bits % 8 or end - begin != bits // 8:
+    if bits % 8:
+        raise CheckpointError(f"{label}: {dtype} of shape {show_value(tuple(shape))} ends in the middle of a byte")
+    if end - begin != bits // 8:
         raise CheckpointError(
-            f"{label}: {dtype} of shape {show_value(tuple(shape))} takes {-(-bits // 8):,} bytes, "
+            f"{label}: {dtype} of shape {show_value(tuple(shape))} takes {bits // 8:,} bytes, "
             f"but data_offsets {show_value(offsets)} span {end - begin:,}"
         )
     return Tensor(dtype, tuple(shape), data + begin, data + end)

@@ -1,0 +1,325 @@
+"""The format: what the library writes is read, and each of its rules is enforced by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from numpy.testing import assert_array_equal
+
+from refdiff import CheckpointError
+from refdiff.model.weights import safetensors_file
+from refdiff.model.weights.safetensors_file import SafetensorsFile, Tensor, open_safetensors
+from tests.model.weights.files import ARRAY_TYPES, array, join, pack, stored
+
+
+def put(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(content)
+    return path
+
+
+def opened(tmp_path: Path, content: bytes) -> SafetensorsFile:
+    return open_safetensors(put(tmp_path, content), "file.safetensors")
+
+
+def refused(tmp_path: Path, content: bytes) -> str:
+    with pytest.raises(CheckpointError, match=r"^file\.safetensors: ") as caught:
+        opened(tmp_path, content)
+    return str(caught.value)
+
+
+def header_of(fields: dict[str, Any], data: int = 0) -> bytes:
+    return join(json.dumps(fields).encode(), bytes(data))
+
+
+@pytest.mark.parametrize("name", ARRAY_TYPES)
+def test_reads_what_the_library_writes(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {"b": rng.standard_normal((3, 2)).astype(ARRAY_TYPES[name]), "a": np.ones(5, ARRAY_TYPES[name])}
+    path = tmp_path / "file.safetensors"
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    file = open_safetensors(path, "label")
+    assert file.metadata == {"format": "pt"}
+    assert {key: (t.dtype, t.shape, t.nbytes) for key, t in file.tensors.items()} == {
+        key: (name, value.shape, value.nbytes) for key, value in tensors.items()
+    }
+    for key, value in tensors.items():
+        view = file.view(key)
+        assert view.tobytes() == value.tobytes()
+        assert view.shape == value.shape
+        assert not view.flags.writeable
+        assert not view.flags.owndata
+
+
+def test_tensors_are_listed_in_the_order_of_their_data(tmp_path: Path) -> None:
+    header = {
+        "second": {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]},
+        "first": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+    }
+    assert list(opened(tmp_path, header_of(header, 3)).tensors) == ["first", "second"]
+
+
+def test_types_that_weights_never_have_are_listed_too(tmp_path: Path) -> None:
+    header = {
+        "f4": {"dtype": "F4", "shape": [2, 3], "data_offsets": [0, 3]},
+        "i": {"dtype": "I64", "shape": [], "data_offsets": [3, 11]},
+        "none": {"dtype": "F8_E4M3", "shape": [0, 4], "data_offsets": [11, 11]},
+    }
+    data = 8 + len(json.dumps(header))
+    tensors = opened(tmp_path, header_of(header, 11)).tensors
+    assert tensors == {
+        "f4": Tensor("F4", (2, 3), data, data + 3),
+        "i": Tensor("I64", (), data + 3, data + 11),
+        "none": Tensor("F8_E4M3", (0, 4), data + 11, data + 11),
+    }
+
+
+def test_types_are_those_of_the_library(tmp_path: Path) -> None:
+    for name, bits in safetensors_file.BITS.items():
+        path = put(tmp_path, header_of({"t": {"dtype": name, "shape": [8], "data_offsets": [0, bits]}}, bits))
+        with safetensors.safe_open(path, "numpy") as file:
+            assert file.get_slice("t").get_dtype() == name
+
+
+def test_empty_file_of_the_format(tmp_path: Path) -> None:
+    assert opened(tmp_path, join(b"{}", b"")).tensors == {}
+    assert opened(tmp_path, join(b"{}      ", b"")).tensors == {}  # padded with spaces, as writers do
+
+
+def test_data_off_its_natural_boundary(tmp_path: Path) -> None:
+    tensor = stored(np.arange(6.0).reshape(2, 3))
+    content = pack({"pad": stored(np.zeros(1), "F16"), "x": tensor}, align=0)
+    assert_array_equal(opened(tmp_path, content).view("x"), array(tensor))
+
+
+def test_views_outlive_the_file(tmp_path: Path) -> None:
+    file = opened(tmp_path, pack({"x": stored(np.arange(6.0))}))
+    view = file.view("x")
+    newer = tmp_path / "newer"
+    newer.write_bytes(pack({"x": stored(np.zeros(6))}))
+    newer.replace(tmp_path / "file.safetensors")
+    del file
+    assert_array_equal(view, np.arange(6.0))
+
+
+def test_forgotten_memory_is_read_again(tmp_path: Path) -> None:
+    values = np.arange(50_000.0)
+    file = opened(tmp_path, pack({"x": stored(values)}))
+    view = file.view("x")
+    assert_array_equal(view, values)
+    file.forget(0, len(file.memory))
+    file.forget(5, 6)
+    assert_array_equal(view, values)
+
+
+def test_forgetting_where_the_system_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = opened(tmp_path, pack({"x": stored(np.arange(6.0))}))
+    monkeypatch.delattr(safetensors_file.mmap, "MADV_DONTNEED")
+    file.forget(0, len(file.memory))
+    assert_array_equal(file.view("x"), np.arange(6.0))
+
+
+# ---- files that are something else
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="label: cannot be opened: No such file or directory"):
+        open_safetensors(tmp_path / "nowhere", "label")
+
+
+def test_impossible_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"label: cannot be opened: .*null"):
+        open_safetensors(tmp_path / "a\0b", "label")
+
+
+def test_folder_in_its_place(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="label: is not a regular file"):
+        open_safetensors(tmp_path, "label")
+
+
+def test_pipe_in_its_place_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="label: is not a regular file"):
+        open_safetensors(tmp_path / "pipe", "label")
+
+
+def test_disk_that_cannot_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(safetensors_file.mmap, "mmap", fail)
+    assert "cannot be read: [Errno 19] No such device" in refused(tmp_path, pack({"x": stored(np.zeros(2))}))
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04rest of it", b"\x80\x02}q\x00.....", b"\x80\x04\x95....\x00.."])
+def test_pickles_are_named_and_not_read(tmp_path: Path, start: bytes) -> None:
+    assert "is a pickle" in refused(tmp_path, start * 20)
+    assert "convert the model" in refused(tmp_path, start)
+
+
+def test_git_lfs_pointer(tmp_path: Path) -> None:
+    assert "git lfs pull" in refused(tmp_path, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_too_short_for_a_length(tmp_path: Path, size: int) -> None:
+    assert f"has {size} bytes" in refused(tmp_path, bytes(size))
+
+
+def test_web_page(tmp_path: Path) -> None:
+    assert "not a safetensors file" in refused(tmp_path, b"<!DOCTYPE html><html>404</html>")
+
+
+def test_file_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, calls = os.read, iter(range(9))
+
+    def shrunk(descriptor: int, count: int) -> bytes:
+        return read(descriptor, count if next(calls) == 0 else 0)
+
+    monkeypatch.setattr(safetensors_file.os, "read", shrunk)
+    assert "begins with b''" in refused(tmp_path, pack({"x": stored(np.zeros(2))}))
+
+
+def test_header_arrives_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = put(tmp_path, pack({"x": stored(np.arange(2.0))})), os.read
+    monkeypatch.setattr(safetensors_file.os, "read", lambda descriptor, count: read(descriptor, min(count, 11)))
+    assert_array_equal(open_safetensors(path, "label").view("x"), [0, 1])
+
+
+# ---- headers
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"", "begins with b''"),
+        (b"[]", "begins with b'['"),
+        (b' {"a":1}', "begins with b' '"),
+        (b"{", "not valid: "),
+        (b"{}\0\0", "not valid: "),
+        (b"{} x", "not valid: "),
+        (b"{'a':1}", "not valid: "),
+        (b'{"a":\xff}', "not valid: "),
+        (b'{"a":NaN}', "NaN is no JSON number"),
+        (b'{"a":1,"a":1}', "a key is there twice"),
+        (b'{"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}', "a key is there twice"),
+        (b'{"\\ud800":1}', "surrogates not allowed"),
+        (b'{"a":' + b"[" * 100_000 + b"}", "nested too deeply"),
+        (b'{"a":' + b"9" * 5000 + b"}", "not valid: "),
+        (b'{"__metadata__":1}', "__metadata__ is not a table of strings"),
+        (b'{"__metadata__":{"a":1}}', "__metadata__ is not a table of strings"),
+        (b'{"__metadata__":null}', "__metadata__ is not a table of strings"),
+    ],
+)
+def test_header_that_is_none(tmp_path: Path, header: bytes, message: str) -> None:
+    assert message in refused(tmp_path, join(header, b""))
+
+
+def test_header_longer_than_the_file(tmp_path: Path) -> None:
+    content = pack({"x": stored(np.zeros(2))})
+    assert "the header should have 9,223,372,036,854,775,807 bytes" in refused(
+        tmp_path, (2**63 - 1).to_bytes(8, "little") + content[8:]
+    )
+
+
+def test_header_longer_than_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = pack({"x": stored(np.zeros(2))})
+    monkeypatch.setattr(safetensors_file, "MAX_HEADER", int.from_bytes(content[:8], "little"))
+    opened(tmp_path, content)
+    monkeypatch.setattr(safetensors_file, "MAX_HEADER", int.from_bytes(content[:8], "little") - 1)
+    assert "more than the" in refused(tmp_path, content)
+
+
+GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "F33"}, "dtype 'F33' is not one"),
+        ({"dtype": "f32"}, "dtype 'f32' is not one"),
+        ({"dtype": None}, "dtype None is not one"),
+        ({"dtype": ["F32"]}, "dtype ['F32'] is not one"),
+        ({"shape": None}, "shape None is not a list"),
+        ({"shape": "2"}, "shape '2' is not a list"),
+        ({"shape": {"0": 2}}, "shape {'0': 2} is not a list"),
+        ({"shape": [2, -3]}, "shape [2, -3] is not a list of whole numbers"),
+        ({"shape": [2, 3.0]}, "shape [2, 3.0] is not a list of whole numbers"),
+        ({"shape": [True, 6]}, "shape [True, 6] is not a list of whole numbers"),
+        ({"shape": [2**64, 0]}, "is not a list of whole numbers"),
+        ({"shape": [2**62, 2**62]}, "is larger than any file"),
+        ({"shape": [2**62, 2**62, 0]}, "is larger than any file"),
+        ({"shape": [2, 4]}, "takes 32 bytes, but data_offsets [0, 24] span 24"),
+        ({"shape": []}, "takes 4 bytes"),
+        ({"dtype": "F64"}, "takes 48 bytes"),
+        ({"dtype": "F4", "shape": [47]}, "ends in the middle of a byte"),
+        ({"data_offsets": [24, 0]}, "span -24"),
+        ({"data_offsets": [-24, 0]}, "are not two whole numbers"),
+        ({"data_offsets": [0]}, "are not two whole numbers"),
+        ({"data_offsets": [0, 24, 24]}, "are not two whole numbers"),
+        ({"data_offsets": [0, 24.0]}, "are not two whole numbers"),
+        ({"data_offsets": None}, "are not two whole numbers"),
+        ({"data_offsets": [1, 25]}, "leaves a gap before it: it starts at byte 1"),
+    ],
+)
+def test_tensor_that_contradicts_itself(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    assert opened(tmp_path, header_of({"the name": GOOD}, 24)).tensors
+    text = refused(tmp_path, header_of({"the name": {**GOOD, **change}}, 24))
+    assert "tensor 'the name'" in text
+    assert message in text
+
+
+@pytest.mark.parametrize("field", list(GOOD))
+def test_field_left_out(tmp_path: Path, field: str) -> None:
+    tensor = {key: value for key, value in GOOD.items() if key != field}
+    assert "tensor 'x': needs the fields" in refused(tmp_path, header_of({"x": tensor}, 24))
+
+
+@pytest.mark.parametrize("entry", [None, [], 1, "F32"])
+def test_entry_that_is_no_table(tmp_path: Path, entry: object) -> None:
+    assert "tensor 'x': needs the fields" in refused(tmp_path, header_of({"x": entry}, 24))
+
+
+@pytest.mark.parametrize(
+    ("second", "data", "message"),
+    [
+        ([20, 44], 44, "tensor 'y' overlaps the one before it: it starts at byte 20 of the data, and what precedes"),
+        ([0, 24], 24, "tensor 'y' overlaps the one before it"),
+        (
+            [28, 52],
+            52,
+            "tensor 'y' leaves a gap before it: it starts at byte 28 of the data, and what precedes it ends",
+        ),
+        ([24, 48], 47, "is cut short: its header describes"),
+        ([24, 48], 49, "has bytes that belong to no tensor"),
+    ],
+)
+def test_tensors_that_do_not_cover_the_data(tmp_path: Path, second: list[int], data: int, message: str) -> None:
+    content = header_of({"x": GOOD, "y": {**GOOD, "data_offsets": second}}, data)
+    assert message in refused(tmp_path, content)
+
+
+def test_long_and_hostile_names_stay_short_and_harmless(tmp_path: Path) -> None:
+    name = "\x1b[2J" + "x" * 100_000
+    text = refused(tmp_path, header_of({name: {**GOOD, "shape": [1] * 100_000}}, 24))
+    assert len(text) < 400
+    assert text.isprintable()
+
+
+def test_shape_of_a_million_axes_takes_no_time(tmp_path: Path) -> None:
+    assert "takes 4 bytes" in refused(tmp_path, header_of({"x": {**GOOD, "shape": [1] * 1_000_000}}, 24))
+    assert "larger" in refused(tmp_path, header_of({"x": {**GOOD, "shape": [2**61] * 300_000}}, 24))
+
+
+def test_bfloat16_is_seen_as_bits(tmp_path: Path) -> None:
+    values = np.array([1.5, -2.0], ml_dtypes.bfloat16)
+    view = opened(tmp_path, pack({"x": stored(values, "BF16")})).view("x")
+    assert view.dtype == np.uint16
+    assert_array_equal(view, values.view(np.uint16))
