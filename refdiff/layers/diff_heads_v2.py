@@ -1,4 +1,4 @@
-"""v2: two query heads share one key and value head, and λ belongs to each token and head; as `multihead_flashdiffv2.py`.
+"""v2: two query heads share one key and value head, λ is per token and head; as unilm's `multihead_flashdiffv2.py`.
 
 h = 4 outputs, K = 2 keys               output 0     output 1     output 2     output 3
 Q   q₀ q₁ q₂ q₃ q₄ q₅ q₆ q₇             q₀ − λ q₁    q₂ − λ q₃    q₄ − λ q₅    q₆ − λ q₇

@@ -26,6 +26,10 @@ class DiffLlamaConfig:
     `head_dim` are integers, and `rope_parameters` has `rope_type` and `rope_theta`. Fields that DiffLlama does not use
     stay in `extra` and are written back by `save_pretrained`; one warning names those that are not in every file.
 
+    `wiring` says how attention is built from its heads: "hf" as in transformers' DiffLlama, "paper" as in unilm's flash
+    files, "v2" as in DIFF V2 (where there are twice `num_attention_heads` query heads), "none" as in a Llama, without a
+    difference. Files tell it by their `model_type`: diffllama, diff_transformer, diff_transformer_v2 and llama.
+
     Raises `ValueError` naming the field, its value, the accepted range and the fix.
     """
 
@@ -49,6 +53,7 @@ class DiffLlamaConfig:
     attention_bias: bool = False
     attention_dropout: float = 0.0
     lambda_std_dev: float = 0.1
+    wiring: str = "hf"
     dtype: str | None = None
     id2label: dict[int, str] = field(default_factory=dict)
     label2id: dict[str, int] | None = None
@@ -65,6 +70,11 @@ class DiffLlamaConfig:
     def num_labels(self) -> int:
         """The number of labels of a classification head: the length of `id2label`."""
         return len(self.id2label)
+
+    @property
+    def num_query_heads(self) -> int:
+        """The number of rows that attention weights have: `num_attention_heads`, and in v2 twice as many."""
+        return self.num_attention_heads * (2 if self.wiring == "v2" else 1)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> DiffLlamaConfig:
@@ -108,8 +118,9 @@ class DiffLlamaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, the extra ones and `model_type` in one dict, which `DiffLlamaConfig(**…)` accepts."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "extra"}
-        return copy.deepcopy({**self.extra, **values, "model_type": "diffllama"})
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        del values["extra"], values["wiring"]
+        return copy.deepcopy({**self.extra, **values, "model_type": config_checks.MODEL_TYPES[self.wiring]})
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
         """Write `config.json` into `directory`, made if needed, atomically; return its path.
@@ -143,6 +154,9 @@ class DiffLlamaConfig:
                 raise ValueError(f"extra is {show_value(nested_extra)}, but must be a dict of further fields")
             left = {**nested_extra, **left}
         other_fields.refuse_other_models(left)
+        self.wiring = config_checks.wiring(left.pop("wiring", None), left.get("model_type"))
+        if left.pop("model_type", None) == "llama":
+            left = {**config_checks.LLAMA_DEFAULTS, **left}
         for name, (default, check) in _SCALARS.items():
             setattr(self, name, check(name, left.pop(name, default)))
         config_checks.fill_heads(self, left)
@@ -156,7 +170,6 @@ class DiffLlamaConfig:
         remarks = rope_parameters.check(self.rope_parameters, self.head_dim, self.max_position_embeddings)
         self.dtype = config_checks.dtype_name(left.pop("dtype", None), left.pop("torch_dtype", None))
         config_checks.fill_labels(self, left)
-        left.pop("model_type", None)
         self.extra = left
         remarks += config_checks.token_id_remarks(self)
         unknown = sorted(name for name in left if not other_fields.written_by_transformers(name, left[name]))

@@ -39,6 +39,12 @@ ACTIVATIONS = (
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 MAX_LABELS = 10_000_000
+MODEL_TYPES = {"hf": "diffllama", "paper": "diff_transformer", "v2": "diff_transformer_v2", "none": "llama"}
+"""How a file says which wiring it has. transformers knows the first and the last, and refuses the other two."""
+LLAMA_DEFAULTS = {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+"""What a field that a Llama's file leaves out means, where it means something else in a DiffLlama's."""
 
 _DTYPE_ALIASES = {"float": "float32", "double": "float64", "half": "float16"}
 
@@ -140,6 +146,25 @@ def dtype_name(dtype: Any, torch_dtype: Any) -> str | None:
     return str(name)
 
 
+def wiring(given: Any, model_type: Any) -> str:
+    """Return the wiring that a config names, or the one that its `model_type` stands for; "hf" if neither is there.
+
+    Raises `ValueError` for an unknown one, and for two that contradict each other.
+    """
+    of_type = {value: name for name, value in MODEL_TYPES.items()}
+    if model_type is not None and (not isinstance(model_type, str) or model_type not in of_type):
+        raise ValueError(
+            f"model_type is {show_value(model_type)}, but only {', '.join(of_type)} checkpoints can be read"
+        )
+    if given is None:
+        return of_type[model_type or "diffllama"]
+    if not isinstance(given, str) or given not in MODEL_TYPES:
+        raise ValueError(f"wiring is {show_value(given)}, but must be one of {', '.join(MODEL_TYPES)}")
+    if model_type not in (None, "diffllama", MODEL_TYPES[given]):
+        raise ValueError(f"wiring is {given!r}, but model_type {model_type!r} stands for {of_type[model_type]!r}")
+    return given
+
+
 def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
     """Set `num_key_value_heads` and `head_dim` of `config`, deriving those that are absent or null.
 
@@ -150,7 +175,7 @@ def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
     derived = key_value_heads is None
     config.num_key_value_heads = heads if derived else integer("num_key_value_heads", key_value_heads, 1, 2**16)
     name = "num_attention_heads (and so num_key_value_heads)" if derived else "num_key_value_heads"
-    if config.num_key_value_heads % 2:
+    if config.num_key_value_heads % 2 and config.wiring in ("hf", "paper"):
         raise ValueError(
             f"{name} is {config.num_key_value_heads}, but must be even and at least 2: "
             "differential attention splits the values into two halves along these heads"

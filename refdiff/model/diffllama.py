@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from refdiff.arrays import Array, namespace
+from refdiff.arrays import Array
 from refdiff.backends import Ops
 from refdiff.model.cache import KVCache
 from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.wirings import WIRINGS, Heads, split_heads
 
 
 @dataclass
@@ -35,7 +36,11 @@ class Context:
 
 @dataclass
 class Maps:
-    """What one layer looked at: weights (B, H, T, S), difference (B, H/2, T, S) = A₁ − λ A₂, and λ ()."""
+    """What one layer looked at.
+
+    weights (B, H, T, S): the softmax rows of every query head. difference (B, H/2, T, S): A₁ − λ A₂ of every pair.
+    lambda_ (), in v2 (B, H/2, T, 1). Without pairs (wiring "none") the difference is the weights, and λ is 0.
+    """
 
     weights: Array
     difference: Array
@@ -82,7 +87,7 @@ def decoder_layer(p: dict[str, Any], x: Array, layer: int, context: Context, map
 
 
 def self_attention(p: dict[str, Any], x: Array, layer: int, context: Context, maps: list[Maps] | None = None) -> Array:
-    """Run multi-head differential attention from normed hidden states to the output projection.
+    """Run multi-head attention, in the wiring of the config, from normed hidden states to the output projection.
 
     Equation:
         MultiHead(X) = Concat(head_1, …, head_h) W_O  (Ye et al. 2024, eq. 3)
@@ -90,27 +95,15 @@ def self_attention(p: dict[str, Any], x: Array, layer: int, context: Context, ma
     Shapes:
         x (B, T, D) -> (B, T, D)
     """
-    ops, config = context.ops, context.config
-    q = _heads(ops.linear(x, **p["q_proj"]), config.head_dim)
-    k = _heads(ops.linear(x, **p["k_proj"]), config.head_dim)
-    v = ops.value_pairs_hf(_heads(ops.linear(x, **p["v_proj"]), config.head_dim))
-    q, k = ops.rope(q, context.cos, context.sin), ops.rope(k, context.cos, context.sin)
+    ops, config, wiring = context.ops, context.config, WIRINGS[context.config.wiring]
+    q = split_heads(ops.linear(x, **p["q_proj"]), config.head_dim)
+    k = split_heads(ops.linear(x, **p["k_proj"]), config.head_dim)
+    v = wiring.values(ops, ops.linear(x, **p["v_proj"]), config.head_dim)
+    q, k = (ops.rope(y, context.cos, context.sin, interleaved=wiring.interleaved) for y in (q, k))
     if context.cache is not None:
         k, v = context.cache.append(layer, k, v)
-    start = ops.lambda_init(layer)
-    lambda_ = ops.diff_lambda(p["lambda_q1"], p["lambda_k1"], p["lambda_q2"], p["lambda_k2"], start)
+    see = {"mask": context.mask, "bias": context.bias, "causal": context.causal}
+    heads = Heads(q, k, v, wiring.lambda_(ops, p, x, layer), see)
     if maps is not None:
-        weights = ops.attention_weights(q, k, context.mask, context.bias, causal=context.causal)
-        half = weights.shape[1] // 2
-        maps.append(Maps(weights, weights[:, :half, ...] - lambda_ * weights[:, half:, ...], lambda_))
-    out = ops.diff_heads_hf(
-        q, k, v, lambda_, start, config.rms_norm_eps, context.mask, context.bias, causal=context.causal
-    )
-    return ops.linear(out, **p["o_proj"])
-
-
-def _heads(x: Array, head_dim: int) -> Array:
-    """(B, T, heads · d) to (B, heads, T, d)."""
-    xp = namespace(x)
-    B, T, width = x.shape
-    return xp.permute_dims(xp.reshape(x, (B, T, width // head_dim, head_dim)), (0, 2, 1, 3))
+        maps.append(Maps(*wiring.maps(ops, heads)))
+    return ops.linear(wiring.attend(ops, heads, p, layer, config.rms_norm_eps), **p["o_proj"])

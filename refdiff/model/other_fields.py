@@ -91,10 +91,7 @@ def written_by_transformers(name: str, value: Any) -> bool:
 
 
 def refuse_other_models(given: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a config that describes something else than a plain DiffLlama."""
-    model_type = given.get("model_type")
-    if model_type not in (None, "diffllama"):
-        raise ValueError(f"model_type is {show_value(model_type)}, but only 'diffllama' checkpoints can be read")
+    """Raise `ValueError` for a config that describes something else than one plain stack of layers."""
     if given.get("mlp_bias"):
         raise ValueError(
             f"mlp_bias is {show_value(given['mlp_bias'])}, but DiffLlama's MLP has no bias: set it to false"

@@ -24,8 +24,8 @@ class ModelOutput:
         cache: keys and values so far, with `use_cache`.
         hidden_states: with `output_hidden_states`, the input of every layer and the normed result, each (B, T, D).
         attentions: with `output_attentions`, the softmax rows of every head, one (B, H, T, S) a layer.
-        differential_attentions: likewise A₁ − λ A₂ of every head pair, one (B, H/2, T, S) a layer.
-        lambdas: likewise λ, one () a layer.
+        differential_attentions: likewise A₁ − λ A₂ of every head pair, one (B, H/2, T, S) a layer; in a Llama, A.
+        lambdas: likewise λ, one () a layer; in v2 (B, H/2, T, 1); in a Llama, 0.
     """
 
     loss: Array | None = None

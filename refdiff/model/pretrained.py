@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace
-from refdiff.backends import ops_for
+from refdiff.backends import kernels_for, ops_for
 from refdiff.model import inputs, weights
 from refdiff.model.cache import KVCache
 from refdiff.model.config import DiffLlamaConfig
@@ -44,6 +45,7 @@ class PreTrainedModel:
         backend: str | ModuleType = "numpy",
         device: Any = None,
         kernels: str = "fast",
+        threads: int | None = None,
         generation_config: dict[str, Any] | None = None,
     ) -> None:
         self.config = config
@@ -51,7 +53,8 @@ class PreTrainedModel:
         self.xp = _backend(backend)
         self.device = device
         self.params = _map(lambda a: from_numpy(a, self.xp, device), params)
-        self.ops = ops_for(self.xp, kernels)
+        self.kernels = kernels_for(self.xp, kernels, threads)
+        self.ops = ops_for(self.kernels)
         self.generation_config = generation_config or {}
         self._past_limit = False
 
@@ -64,6 +67,7 @@ class PreTrainedModel:
         backend: str | ModuleType = "numpy",
         device: Any = None,
         kernels: str = "fast",
+        threads: int | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -77,6 +81,7 @@ class PreTrainedModel:
             backend: "numpy", "cupy", or any array-API namespace module.
             device: where that backend puts its arrays; None is its default.
             kernels: "fast" = the backend's kernels, "reference" = the equations as written.
+            threads: how many the fast kernels may use on a CPU; None is all cores.
             revision: branch, tag or commit of a repo.
             cache_dir: where downloads are kept instead of the usual cache.
             local_files_only: use what has been downloaded before, without network.
@@ -102,6 +107,7 @@ class PreTrainedModel:
             backend=xp,
             device=device,
             kernels=kernels,
+            threads=threads,
             generation_config=read_json(generation) if generation.exists() else {},
         )
 
@@ -115,10 +121,11 @@ class PreTrainedModel:
         backend: str | ModuleType = "numpy",
         device: Any = None,
         kernels: str = "fast",
+        threads: int | None = None,
     ) -> Self:
         """Make a model with newly drawn weights, as transformers distributes them; `seed` decides which."""
         params = weights.initialize(config, cls.__name__, seed=seed, dtype=dtype)
-        return cls(config, params, dtype=dtype, backend=backend, device=device, kernels=kernels)
+        return cls(config, params, dtype=dtype, backend=backend, device=device, kernels=kernels, threads=threads)
 
     def save_pretrained(
         self, directory: str | os.PathLike[str], max_shard_size: int | str = "5GB", *, dtype: str | None = None
@@ -185,7 +192,8 @@ class PreTrainedModel:
         self._see(context, attention_mask, B, T, past + T, positions if position_ids is not None else None)
         maps: list[Maps] | None = [] if output_attentions else None
         states: list[Array] | None = [] if output_hidden_states else None
-        last = diffllama(p, hidden, context, maps=maps, hidden_states=states)
+        with contextlib.nullcontext() if self.kernels is None else self.kernels.running():
+            last = diffllama(p, hidden, context, maps=maps, hidden_states=states)
         out = ModelOutput(last_hidden_state=last, cache=cache)
         if states is not None:
             out.hidden_states = tuple(states)
@@ -225,7 +233,7 @@ class PreTrainedModel:
             seen = inputs.two_dimensional_mask(given, B, S)
             context.mask = None if seen is None else self.ops.padding_mask(self._array(seen))
         elif given.ndim == 4:
-            mask, bias = inputs.four_dimensional_mask(given, B, self.config.num_attention_heads, T, S)
+            mask, bias = inputs.four_dimensional_mask(given, B, self.config.num_query_heads, T, S)
             context.causal = False
             context.mask = None if mask is None else self._array(mask)
             context.bias = None if bias is None else self.xp.astype(self._array(bias), context.cos.dtype)

@@ -13,7 +13,10 @@ from refdiff.model.config import DiffLlamaConfig
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama', but only 'diffllama' checkpoints can be read"),
+        (
+            {"model_type": "gpt2"},
+            "model_type is 'gpt2', but only diffllama, diff_transformer, diff_transformer_v2, llama checkpoints can be",
+        ),
         ({"mlp_bias": True}, "mlp_bias is True, but .*: set it to false"),
         (
             {"quantization_config": {"quant_method": "gptq"}},
