@@ -115,7 +115,8 @@ def _generate(
     """Generate into the transcript; whether Ctrl-C ended it. What was generated until then is kept."""
     options = _sampling(given)
     options.update((name, given[name]) for name in _AS_THEY_ARE if name in given)
-    limit = given.get("max_new_tokens", 128) or model.config.max_position_embeddings - len(ids)
+    limit = given.get("max_new_tokens", model.generation_config.get("max_new_tokens") or 128)
+    limit = limit or model.config.max_position_embeddings - len(ids)
     if limit < 1:
         raise ValueError(
             f"the prompt has {len(ids)} tokens and the context {model.config.max_position_embeddings}: there is no "

@@ -224,7 +224,7 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
         metavar="T",
         help="randomness",
     )
-    number("top_k", "--top-k", default="0", metavar="K", help="sample among the K most probable tokens")
+    number("top_k", "--top-k", default="50 when sampling", metavar="K", help="sample among the K most probable tokens")
     number(
         "top_p",
         "--top-p",

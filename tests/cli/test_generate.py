@@ -117,6 +117,7 @@ def test_sampling_with_a_seed_is_repeatable_and_says_its_seed(tiny_checkpoint: P
     ("arguments", "file", "expected"),
     [
         ([], {}, {}),
+        ([], {"max_new_tokens": 7}, {}),
         (["--temp", "0", "--top-k", "5"], {"do_sample": True}, {"do_sample": False}),
         (["--temp", "0.7"], {}, {"do_sample": True, "temperature": 0.7}),
         (["--top-p", "0.9"], {}, {"do_sample": True, "top_p": 0.9}),
@@ -146,7 +147,7 @@ def test_what_flags_mean_to_generate(
     assert main(["generate", "-q", "-m", str(folder), *arguments, "x"]) == 0
     always = {"streamer", "seed", "max_new_tokens", "num_return_sequences", "return_dict_in_generate"}
     assert {name: value for name, value in seen.items() if name not in always} == expected
-    assert seen["max_new_tokens"] == 128
+    assert seen["max_new_tokens"] == file.get("max_new_tokens", 128)
     assert seen["num_return_sequences"] == 1
     assert seen["return_dict_in_generate"] is False
 
