@@ -8,7 +8,6 @@ yours       ops = overlay(ops, wrap)         traced, timed, mistaken, or your ke
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -40,30 +39,33 @@ def overlay(ops: Ops, wrap: Wrap) -> Ops:
     return new
 
 
-def ops_for(xp: Any, kernels: str = "fast") -> Ops:
-    """Return the layer functions for arrays of namespace `xp`.
+def kernels_for(xp: Any, kernels: str = "fast", threads: int | None = None) -> Any:
+    """Return the backend's kernels for arrays of namespace `xp`, or None where the layers serve.
 
     Args:
-        kernels: `"fast"` lays the backend's kernels over the layers (a kernel that returns `NotImplemented` leaves the
-            call to its layer); `"reference"` is the equations as they are written.
+        kernels: `"fast"` = the backend's, if it has any; `"reference"` = none, the equations as they are written.
+        threads: how many a CPU's kernels may use; None is all cores.
 
     Raises:
-        ValueError: `kernels` is neither.
+        ValueError: `kernels` is neither, or `threads` is below 1.
     """
     if kernels not in ("fast", "reference"):
         raise ValueError(f'kernels is {kernels!r}, but must be "fast" or "reference"')
-    equations = Ops(**{name: getattr(layers, name) for name in layers.__all__})
-    module = _kernel_module(xp) if kernels == "fast" else None
-    if module is None:
-        return overlay(equations, lambda name, layer: layer)
-    return overlay(equations, lambda name, layer: _kernel_or_layer(getattr(module, name, None), layer))
+    if kernels == "fast" and array_api_compat.is_numpy_namespace(xp):
+        from refdiff.backends.numpy_kernels import NumpyKernels
+        from refdiff.backends.workers import Workers
 
-
-def _kernel_module(xp: Any) -> Any:
-    """Import the module of fast twins for `xp`, if there is one."""
-    if array_api_compat.is_numpy_namespace(xp):
-        return importlib.import_module("refdiff.backends.numpy_kernels")
+        return NumpyKernels(Workers(threads))
     return None
+
+
+def ops_for(kernels: Any = None) -> Ops:
+    """Return the layer functions, those that `kernels` has a method for laid over.
+
+    A kernel that returns `NotImplemented` leaves the call to its layer.
+    """
+    equations = Ops(**{name: getattr(layers, name) for name in layers.__all__})
+    return overlay(equations, lambda name, layer: _kernel_or_layer(getattr(kernels, name, None), layer))
 
 
 def _kernel_or_layer(kernel: Callable[..., Any] | None, layer: Callable[..., Any]) -> Callable[..., Any]:

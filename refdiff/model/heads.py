@@ -21,7 +21,7 @@ from refdiff.arrays import Array
 from refdiff.model import inputs, losses
 from refdiff.model.cache import KVCache
 from refdiff.model.outputs import ModelOutput
-from refdiff.model.pretrained import PreTrainedModel
+from refdiff.model.pretrained import PreTrainedModel, one_pass
 
 
 class DiffLlamaModel(PreTrainedModel):
@@ -29,6 +29,7 @@ class DiffLlamaModel(PreTrainedModel):
 
     base_prefix: ClassVar[str | None] = None
 
+    @one_pass
     def __call__(
         self,
         input_ids: Any = None,
@@ -56,6 +57,7 @@ class DiffLlamaModel(PreTrainedModel):
 class DiffLlamaForCausalLM(PreTrainedModel):
     """The decoder with a next-token head."""
 
+    @one_pass
     def __call__(
         self,
         input_ids: Any = None,
@@ -138,6 +140,7 @@ class DiffLlamaForCausalLM(PreTrainedModel):
 class DiffLlamaForSequenceClassification(PreTrainedModel):
     """The decoder with a classifier of the whole text."""
 
+    @one_pass
     def __call__(
         self,
         input_ids: Any = None,
@@ -186,6 +189,7 @@ class DiffLlamaForSequenceClassification(PreTrainedModel):
 class DiffLlamaForTokenClassification(PreTrainedModel):
     """The decoder with a classifier of every token."""
 
+    @one_pass
     def __call__(
         self,
         input_ids: Any = None,
@@ -221,6 +225,7 @@ class DiffLlamaForQuestionAnswering(PreTrainedModel):
 
     base_prefix: ClassVar[str | None] = "transformer"
 
+    @one_pass
     def __call__(
         self,
         input_ids: Any = None,

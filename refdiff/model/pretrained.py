@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, ParamSpec, Self
 
 from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace
@@ -19,6 +20,20 @@ from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.diffllama import Context, Maps, diffllama
 from refdiff.model.json_files import read_json, write_json
 from refdiff.model.outputs import ModelOutput
+
+P = ParamSpec("P")
+
+
+def one_pass(call: Callable[P, ModelOutput]) -> Callable[P, ModelOutput]:
+    """Let the model's kernels have the cores to themselves for the length of a call."""
+
+    @functools.wraps(call)
+    def called(*args: P.args, **kwargs: P.kwargs) -> ModelOutput:
+        model: Any = args[0]
+        with contextlib.nullcontext() if model.kernels is None else model.kernels.running():
+            return call(*args, **kwargs)
+
+    return called
 
 
 class PreTrainedModel:
@@ -192,8 +207,7 @@ class PreTrainedModel:
         self._see(context, attention_mask, B, T, past + T, positions if position_ids is not None else None)
         maps: list[Maps] | None = [] if output_attentions else None
         states: list[Array] | None = [] if output_hidden_states else None
-        with contextlib.nullcontext() if self.kernels is None else self.kernels.running():
-            last = diffllama(p, hidden, context, maps=maps, hidden_states=states)
+        last = diffllama(p, hidden, context, maps=maps, hidden_states=states)
         out = ModelOutput(last_hidden_state=last, cache=cache)
         if states is not None:
             out.hidden_states = tuple(states)
@@ -211,7 +225,7 @@ class PreTrainedModel:
             warnings.warn(
                 f"the text is longer than the {config.max_position_embeddings} positions that this model was made for "
                 "(max_position_embeddings): what follows is computed all the same, and may be worse",
-                stacklevel=4,
+                stacklevel=5,  # the caller of the model
             )
         frequencies, scale = self.ops.rope_frequencies(
             config.rope_parameters, config.head_dim, config.max_position_embeddings, length

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends import _kernel_or_layer, ops_for, overlay
+from refdiff.backends import _kernel_or_layer, kernels_for, ops_for, overlay
 
 X = np.random.default_rng(0).normal(size=(2, 3, 5))
 MLP = {
@@ -20,23 +20,25 @@ MLP = {
 
 
 def test_reference_ops_are_the_layers_themselves() -> None:
-    ops = ops_for(np, "reference")
+    ops = ops_for()
     assert set(vars(ops)) == set(layers.__all__)
     for name in layers.__all__:
         assert inspect.unwrap(getattr(ops, name)) is getattr(layers, name)
 
 
 def test_another_array_library_gets_the_layers() -> None:
-    assert ops_for(array_api_strict, "fast").rms_norm is layers.rms_norm
+    assert kernels_for(array_api_strict, "fast") is None
+    assert ops_for().rms_norm is layers.rms_norm
 
 
 def test_numpy_gets_kernels() -> None:
-    assert ops_for(np, "fast").linear is not layers.linear
+    assert kernels_for(np, "reference") is None
+    assert ops_for(kernels_for(np)).linear is not layers.linear
 
 
 def test_unknown_kernels_are_refused_with_the_choice() -> None:
     with pytest.raises(ValueError, match='kernels is \'quick\', but must be "fast" or "reference"'):
-        ops_for(np, "quick")
+        kernels_for(np, "quick")
 
 
 def test_overlay_reaches_inside_composites() -> None:
@@ -50,14 +52,14 @@ def test_overlay_reaches_inside_composites() -> None:
 
         return counted
 
-    ops = overlay(ops_for(np, "reference"), count)
+    ops = overlay(ops_for(), count)
     y = ops.swiglu(X, **MLP)
     assert calls == ["swiglu", "linear", "activation", "linear", "linear"]
     np.testing.assert_array_equal(y, layers.swiglu(X, **MLP))
 
 
 def test_overlay_on_overlay_uses_the_outermost() -> None:
-    base = ops_for(np, "reference")
+    base = ops_for()
     doubled = overlay(
         base, lambda name, f: functools.wraps(f)(lambda *a, **k: 2 * f(*a, **k)) if name == "linear" else f
     )
@@ -67,7 +69,7 @@ def test_overlay_on_overlay_uses_the_outermost() -> None:
 
 
 def test_overlay_leaves_the_namespace_under_it_alone() -> None:
-    ops = ops_for(np, "reference")
+    ops = ops_for()
     before = dict(vars(ops))
     overlay(ops, lambda name, f: None)
     assert vars(ops) == before
@@ -76,4 +78,4 @@ def test_overlay_leaves_the_namespace_under_it_alone() -> None:
 def test_a_kernel_that_declines_leaves_the_call_to_its_layer() -> None:
     fast = _kernel_or_layer(lambda *args, **kwargs: NotImplemented, layers.rms_norm)
     np.testing.assert_array_equal(fast(X, None, 1e-5), layers.rms_norm(X, None, 1e-5))
-    assert isinstance(ops_for(np), SimpleNamespace)
+    assert isinstance(ops_for(), SimpleNamespace)

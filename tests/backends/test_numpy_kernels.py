@@ -9,10 +9,14 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends import numpy_kernels
+from refdiff.backends.workers import Workers
 
+FAST = numpy_kernels.NumpyKernels(Workers(3))
 KERNELS = {
-    name: f for name, f in vars(numpy_kernels).items() if inspect.isfunction(f) and not name.startswith("_")
-}  # fmt: skip
+    name: getattr(FAST, name)
+    for name, f in vars(numpy_kernels.NumpyKernels).items()
+    if inspect.isfunction(f) and not name.startswith("_")
+}
 
 Case = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -27,6 +31,8 @@ def linear_cases() -> Iterator[Case]:
             yield (normal(0, *rows, 11), normal(1, 13, 11), bias), {}
     yield (normal(0, 2, 5, 11, scale=1e-4)[:, ::2], normal(1, 11, 13).T), {}
     yield (normal(0, 0, 11), normal(1, 13, 11)), {}
+    for rows in (1, 2, 8, 25, 130):  # large enough for several threads and pieces
+        yield (normal(0, rows, 2048), normal(1, 1031, 2048, scale=0.02), normal(2, 1031)), {}
 
 
 def rms_norm_cases() -> Iterator[Case]:
@@ -39,7 +45,16 @@ def rms_norm_cases() -> Iterator[Case]:
 def activation_cases() -> Iterator[Case]:
     for name in ("silu", "swish", "gelu"):
         yield (normal(0, 2, 3, 11, scale=3.0), name), {}
+    yield (normal(0, 1031, 1024, scale=3.0), "silu"), {}
+    yield (normal(0, 1031, 1024, scale=3.0).T, "silu"), {}
     yield (np.array([-1e4, -100.0, -0.0, 0.0, 100.0, 1e4]), "silu"), {}
+
+
+def swiglu_cases() -> Iterator[Case]:
+    for rows, inner in (((1, 1), 13), ((2, 7), 13), ((1, 5), 2**17)):
+        weights = [{"weight": normal(i, *shape, scale=0.3)} for i, shape in ((1, (inner, 11)), (2, (inner, 11)))]
+        yield (normal(0, *rows, 11), *weights, {"weight": normal(3, 11, inner, scale=0.3)}), {}
+        yield (normal(0, *rows, 11), *weights, {"weight": normal(3, 11, inner, scale=0.3)}), {"act": "gelu"}
 
 
 def diff_attention_cases() -> Iterator[Case]:
@@ -73,12 +88,15 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "linear": linear_cases,
     "rms_norm": rms_norm_cases,
     "activation": activation_cases,
+    "swiglu": swiglu_cases,
     "diff_attention": diff_attention_cases,
 }
 
 
 def cast(values: Any, dtype: Any) -> Any:
     """Copy arrays to a dtype, read-only, so that a kernel that writes to an input fails."""
+    if isinstance(values, dict):
+        return {name: cast(value, dtype) for name, value in values.items()}
     if isinstance(values, (np.ndarray, np.floating)) and np.asarray(values).dtype.kind == "f":
         values = np.array(values, dtype=dtype)
         values.flags.writeable = False
@@ -108,6 +126,8 @@ def test_kernel_equals_its_layer(name: str) -> None:
         if result is NotImplemented:
             continue
         served += 1
+        with FAST.running():
+            np.testing.assert_allclose(KERNELS[name](*args64, **kwargs), result, rtol=1e-12, atol=1e-13)
         assert result.dtype == np.float64
         assert result.shape == truth.shape
         np.testing.assert_allclose(result, truth, rtol=1e-12, atol=1e-13)
@@ -117,7 +137,10 @@ def test_kernel_equals_its_layer(name: str) -> None:
         exact = getattr(layers, name)(*(cast(a, np.float64) for a in args32), **kwargs)
         allowed = 2 * np.abs(reference - exact).max(initial=0) + 2**-23 * np.abs(exact).max(initial=0)
         assert np.abs(single - exact).max(initial=0) <= allowed
-        np.testing.assert_array_equal(KERNELS[name](*args32, **kwargs), single)
+        with FAST.running():  # the same numbers every time, whichever thread takes what
+            again = [KERNELS[name](*args32, **kwargs) for _ in range(2)]
+        np.testing.assert_array_equal(*again)
+        assert np.abs(again[0] - exact).max(initial=0) <= allowed
     assert served, f"{name} declined every case"
 
 
@@ -148,7 +171,7 @@ def test_attention_memory_grows_with_length_not_its_square() -> None:
     for T in (1024, 2048, 4096):
         q, k = np.ones((1, 2, T, 8), np.float32), np.ones((1, 2, T, 8), np.float32)
         tracemalloc.start()
-        numpy_kernels.diff_attention(q, k, q, k, k, 0.5)
+        FAST.diff_attention(q, k, q, k, k, 0.5)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 2.2 * peaks[1] < 5 * peaks[0]

@@ -8,7 +8,7 @@ import pytest
 from refdiff.backends import ops_for
 from refdiff.model import losses
 
-OPS = ops_for(np)
+OPS = ops_for()
 Z = np.random.default_rng(0).normal(size=(2, 5, 7))
 
 

@@ -1,0 +1,65 @@
+"""Threads: every part is done once, errors come out, and BLAS gets its threads back."""
+
+import threading
+
+import pytest
+from threadpoolctl import threadpool_info
+
+from refdiff.backends.workers import Workers
+
+
+def blas_threads() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 160, 1031])
+def test_split_covers_every_index_once(threads, size):
+    workers, parts = Workers(threads), []
+    with workers.running():
+        workers.split(size, lambda start, stop: parts.append((start, stop)), align=16)
+    parts.sort()
+    assert [i for start, stop in parts for i in range(start, stop)] == list(range(size))
+    assert all(start % 16 == 0 for start, _ in parts)
+    assert len(parts) <= threads
+
+
+def test_outside_of_a_pass_everything_is_done_here():
+    workers, seen = Workers(4), []
+    workers.split(100, lambda start, stop: seen.append((start, stop, threading.current_thread())))
+    assert seen == [(0, 100, threading.current_thread())]
+
+
+def test_a_pass_takes_the_cores_from_blas_and_gives_them_back():
+    workers, before = Workers(2), blas_threads()
+    assert before
+    with workers.running():
+        assert set(blas_threads()) == {1}
+        with workers.running():
+            assert set(blas_threads()) == {1}
+        assert set(blas_threads()) == {1}
+    assert blas_threads() == before
+
+
+def test_several_threads_take_part():
+    workers, meeting = Workers(3), threading.Barrier(3, timeout=20)
+    with workers.running():
+        workers.each(lambda _: meeting.wait(), range(3))  # passes only if three items are under way at once
+
+
+def test_errors_come_out():
+    workers = Workers(2)
+
+    def fail(item: int) -> None:
+        raise KeyError(item)
+
+    with pytest.raises(KeyError), workers.running():
+        workers.each(fail, range(5))
+    with pytest.raises(ZeroDivisionError), workers.running():
+        workers.each(lambda item: 1 // item, [1, 1, 0, 1])
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_below_one_are_refused(threads):
+    with pytest.raises(ValueError, match=f"threads is {threads}, but must be 1 or more, or None for all cores"):
+        Workers(threads)
