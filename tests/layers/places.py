@@ -11,6 +11,7 @@ from typing import Any
 import array_api_compat.numpy
 import array_api_strict
 import numpy as np
+import pytest
 
 import tests.layers
 from refdiff import arrays
@@ -94,6 +95,18 @@ class Case:
                 close(here, there, tolerance, empty=there.size == 0)
             for before, after in inputs:
                 assert np.array_equal(before, arrays.to_numpy(after), equal_nan=before.dtype.kind == "f"), "wrote to it"
+
+    def check_mixed(self) -> None:
+        """Fail unless one array of another library among the others is refused.
+
+        The message is ours, but for `linear`, which needs no namespace: there it is the library's.
+        """
+        ours = "" if self.layer.__name__ == "linear" else r"^need arrays of one library, .*: convert them to one first$"
+        for i, stranger in enumerate(self.args):
+            others = [x for j, x in enumerate(self.args) if j != i and isinstance(x, np.ndarray)]
+            if isinstance(stranger, np.ndarray) and others:
+                with pytest.raises(TypeError, match=ours):
+                    self.layer(*(STRICT.put(x) if j == i else x for j, x in enumerate(self.args)), **self.options)
 
     def _call(self, place: Place, dtype: type) -> tuple[Any, list[tuple[np.ndarray, Any]]]:
         """Call the layer at `place`; return its result, and each input before and after."""
