@@ -46,7 +46,9 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     tokenizer = refdiff.Tokenizer.from_pretrained(folder)
     if sys.stderr.isatty() and not args.quiet:
         read_ahead(sorted(folder.glob("*.safetensors")))
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype=args.dtype, backend=args.backend)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(
+        folder, dtype=args.dtype, backend=args.backend, threads=args.threads or None
+    )
     return model, tokenizer
 
 

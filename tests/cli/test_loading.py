@@ -22,10 +22,11 @@ def _args(model: Path | str, **options: Any) -> argparse.Namespace:
 
 def test_threads_limits_the_linear_algebra_library(tiny_checkpoint: Path) -> None:
     with threadpool_limits(None):  # restores what was before
-        load(_args(tiny_checkpoint, threads=1))
+        model, _ = load(_args(tiny_checkpoint, threads=1))
         counts = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     assert counts
     assert set(counts) == {1}
+    assert model.kernels._workers.threads == 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])

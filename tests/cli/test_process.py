@@ -144,7 +144,7 @@ def test_a_killed_run_of_many_prompts_goes_on_where_it_was(
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"prompt {i} h\n" for i in range(24)))
-    command = ["generate", "-m", reciting, "--prompts-file", prompts, "-n", "90", "--ignore-eos", "-o"]
+    command = ["generate", "-m", reciting, "--prompts-file", prompts, "-n", "40", "--ignore-eos", "-o"]
     process = start(*command, "out.jsonl")
     out = tmp_path / "out.jsonl"
     deadline = time.monotonic() + 30
