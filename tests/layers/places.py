@@ -101,7 +101,7 @@ class Case:
 
         The message is ours, but for `linear`, which needs no namespace: there it is the library's.
         """
-        ours = "" if self.layer.__name__ == "linear" else r"^need arrays of one library, .*: convert them to one first$"
+        ours = None if self.layer.__name__ == "linear" else r"^need arrays of one library, .*: convert them to one first$"
         for i, stranger in enumerate(self.args):
             others = [x for j, x in enumerate(self.args) if j != i and isinstance(x, np.ndarray)]
             if isinstance(stranger, np.ndarray) and others:
