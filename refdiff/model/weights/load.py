@@ -131,6 +131,12 @@ def _is_tied(config: DiffLlamaConfig, architecture: str) -> bool:
 
 def _match(folder: Path, files: list[SafetensorsFile], config: DiffLlamaConfig, architecture: str) -> dict[str, _Place]:
     """Find every parameter in the files; raises one error for all that is missing, too many or of wrong form."""
+    label = files[0].label if len(files) == 1 else str(folder)
+    count = sum(len(file.tensors) for file in files)
+    if count < config.num_hidden_layers:  # and thousands of missing tensors would say no more than this
+        raise CheckpointError(
+            f"{label}: config.json has {config.num_hidden_layers} layers, but there are {count} tensors"
+        )
     shapes = dict(parameter_shapes(config, architecture))
     optional = {name for name in shapes if is_head(name)}
     if _is_tied(config, architecture):
@@ -156,7 +162,7 @@ def _match(folder: Path, files: list[SafetensorsFile], config: DiffLlamaConfig, 
         if name not in places and name not in optional
     ]
     if problems:
-        raise CheckpointError(report(files[0].label if len(files) == 1 else str(folder), problems))
+        raise CheckpointError(report(label, problems))
     return {name: places[name] for name in shapes if name in places}
 
 

@@ -1,0 +1,243 @@
+"""Which files belong to a checkpoint, and which may be read at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from refdiff import CheckpointError
+from refdiff.model.weights import folder as folder_module
+from refdiff.model.weights import headers
+from refdiff.model.weights.folder import INDEX, SINGLE, inside, open_checkpoint, report
+from tests.model.weights.files import pack, random_tensors, split, write
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(folder)
+    return str(caught.value)
+
+
+def with_index(folder: Path, index: object) -> Path:
+    write(folder, split(random_tensors(), 2))
+    (folder / INDEX).write_bytes(index if isinstance(index, bytes) else json.dumps(index).encode())
+    return folder
+
+
+def with_map(folder: Path, **changes: object) -> Path:
+    """Shards whose index says something else: `None` takes a tensor out of it."""
+    index = json.loads(split(random_tensors(), 2)[INDEX])
+    weight_map = {**index["weight_map"], **changes}
+    return with_index(folder, {"weight_map": {k: v for k, v in weight_map.items() if v is not None}})
+
+
+# ---- what is found
+
+
+def test_one_file(tmp_path: Path) -> None:
+    write(tmp_path, {SINGLE: pack(random_tensors())})
+    (file,) = open_checkpoint(tmp_path)
+    assert file.label == str(tmp_path / SINGLE)
+    assert file.tensors.keys() == random_tensors().keys()
+
+
+def test_shards(tmp_path: Path) -> None:
+    write(tmp_path, split(random_tensors(), 3))
+    files = open_checkpoint(str(tmp_path))
+    assert [Path(file.label).name for file in files] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert [name for file in files for name in file.tensors] == list(random_tensors())
+
+
+def test_one_file_goes_before_an_index(tmp_path: Path) -> None:
+    write(tmp_path, split(random_tensors(), 2))
+    write(tmp_path, {SINGLE: pack(random_tensors())})
+    assert len(open_checkpoint(tmp_path)) == 1
+
+
+def test_headers(tmp_path: Path) -> None:
+    write(tmp_path, split(random_tensors(dtype="BF16"), 2))
+    found = headers(tmp_path)
+    assert list(found) == [FIRST, SECOND]
+    assert found[FIRST]["model.embed_tokens.weight"] == ("BF16", (7, 6), 84)
+    assert found[SECOND]["lm_head.weight"] == ("BF16", (7, 6), 84)
+
+
+def test_nothing(tmp_path: Path) -> None:
+    assert refused(tmp_path) == f"{tmp_path}: has neither {SINGLE} nor {INDEX}"
+    assert refused(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: is not a folder"
+
+
+def test_pickle_instead(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
+    assert "'pytorch_model.bin' is a pickle: unpickling can run any code" in refused(tmp_path)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", ".", "..", "../model.safetensors", "sub/model.safetensors", "/etc/passwd", "..\\model.safetensors",
+        "C:model.safetensors", "model.safetensors\0", "./model.safetensors", "model.safetensors/",
+    ],
+)  # fmt: skip
+def test_names_with_a_way_out(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="is not a plain name of a file in this folder"):
+        inside(tmp_path, name)
+
+
+def test_links_inside_the_folder_are_followed(tmp_path: Path) -> None:
+    write(tmp_path, {"real.safetensors": pack(random_tensors())})
+    (tmp_path / SINGLE).symlink_to("real.safetensors")
+    assert len(open_checkpoint(tmp_path)) == 1
+
+
+def test_a_link_to_the_folder_itself_is_followed(tmp_path: Path) -> None:
+    write(tmp_path / "real", {SINGLE: pack(random_tensors())})
+    (tmp_path / "link").symlink_to("real")
+    assert len(open_checkpoint(tmp_path / "link")) == 1
+
+
+@pytest.mark.parametrize("name", [SINGLE, INDEX, SECOND])
+@pytest.mark.parametrize("relative", [True, False])
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path, name: str, relative: bool) -> None:
+    folder = write(tmp_path / "checkpoint", split(random_tensors(), 2))
+    outside = write(tmp_path / "outside", {"secret": pack(random_tensors()), **split(random_tensors(), 2)})
+    target = outside / name if name != SINGLE else outside / "secret"
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(Path("..") / target.relative_to(tmp_path) if relative else target)
+    message = refused(folder)
+    assert f"{name!r} is a link that leads out of the checkpoint's folder" in message
+    assert "hard link" in message
+
+
+def test_links_that_go_in_circles(tmp_path: Path) -> None:
+    (tmp_path / SINGLE).symlink_to("other")
+    (tmp_path / "other").symlink_to(SINGLE)
+    assert SINGLE in refused(tmp_path)
+
+
+def test_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / SINGLE).symlink_to("gone.safetensors")
+    assert "cannot be opened: No such file" in refused(tmp_path)
+
+
+def cache(tmp_path: Path) -> tuple[Path, Path]:
+    """Lay out files as Hugging Face's cache does: snapshots/<commit>/<name> → ../../blobs/<hash>."""
+    repo = tmp_path / "models--a--b"
+    blobs = write(repo / "blobs", split(random_tensors(), 2))
+    snapshot = repo / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    return repo, snapshot
+
+
+def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
+    _, snapshot = cache(tmp_path)
+    assert len(open_checkpoint(snapshot)) == 2
+
+
+def test_links_to_another_repo_of_the_cache_are_not(tmp_path: Path) -> None:
+    other, _ = cache(tmp_path / "other")
+    _, snapshot = cache(tmp_path)
+    (snapshot / FIRST).unlink()
+    (snapshot / FIRST).symlink_to(other / "blobs" / FIRST)
+    assert "leads out of the checkpoint's folder" in refused(snapshot)
+
+
+# ---- indexes
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[]", "must be an object"),
+        (b'{"weight_map": {"a": "b.safetensors", "a": "b.safetensors"}}', "stands twice"),
+        ({}, "needs the table weight_map"),
+        ({"weight_map": None}, "needs the table weight_map"),
+        ({"weight_map": []}, "needs the table weight_map"),
+        ({"weight_map": {}}, "needs the table weight_map"),
+        ({"weight_map": {"w": 1}}, "tensor 'w': 1 is not the name of a safetensors file"),
+        ({"weight_map": {"w": ["a.safetensors"]}}, "is not the name of a safetensors file"),
+        ({"weight_map": {"w": "pytorch_model-00001-of-00002.bin"}}, "is not the name of a safetensors file"),
+        ({"weight_map": {"w": "../a.safetensors"}}, "is not a plain name"),
+        ({"weight_map": {"w": "/etc/a.safetensors"}}, "is not a plain name"),
+        ({"weight_map": {"w": "gone.safetensors"}}, "1 of 1 files are missing: 'gone.safetensors'"),
+    ],
+)
+def test_index_that_cannot_be(tmp_path: Path, index: object, message: str) -> None:
+    text = refused(with_index(tmp_path, index))
+    assert message in text
+    assert str(tmp_path) in text
+
+
+def test_missing_shards_are_all_named(tmp_path: Path) -> None:
+    write(tmp_path, split(random_tensors(), 3))
+    for i in (1, 3):
+        (tmp_path / f"model-0000{i}-of-00003.safetensors").unlink()
+    assert "2 of 3 files are missing: 'model-00001-of-00003.safetensors', 'model-00003" in refused(tmp_path)
+
+
+def test_tensor_missing_from_its_shard(tmp_path: Path) -> None:
+    message = refused(with_map(tmp_path, extra=FIRST))
+    assert message == f"{tmp_path / INDEX}: 'extra' should be in '{FIRST}', but is not"
+
+
+def test_tensor_in_another_shard(tmp_path: Path) -> None:
+    message = refused(with_map(tmp_path, **{"lm_head.weight": FIRST}))
+    assert "2 problems" in message
+    assert f"'lm_head.weight' should be in '{FIRST}', but is not" in message
+    assert f"'lm_head.weight' is in '{SECOND}', but the index says '{FIRST}'" in message
+
+
+def test_tensor_that_the_index_forgets(tmp_path: Path) -> None:
+    message = refused(with_map(tmp_path, **{"lm_head.weight": None}))
+    assert f"'lm_head.weight' is in '{SECOND}', but the index does not list it" in message
+
+
+def test_tensor_in_two_shards(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    write(tmp_path, split(tensors, 2))
+    first = dict(list(tensors.items())[:8])
+    (tmp_path / FIRST).write_bytes(pack({**first, "lm_head.weight": tensors["lm_head.weight"]}))
+    assert f"'lm_head.weight' is in '{FIRST}', but the index says '{SECOND}'" in refused(tmp_path)
+
+
+def test_broken_shard_is_named(tmp_path: Path) -> None:
+    write(tmp_path, split(random_tensors(), 2))
+    (tmp_path / SECOND).write_bytes((tmp_path / SECOND).read_bytes()[:-1])
+    assert refused(tmp_path).startswith(f"{tmp_path / SECOND}: is cut short")
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_save_in_the_middle_of_a_load_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool) -> None:
+    write(tmp_path, split(random_tensors(), 2))
+    original = folder_module.open_safetensors
+
+    def meanwhile(path: Path, label: str) -> object:
+        if label.endswith(SECOND):
+            content = (tmp_path / INDEX).read_bytes()
+            (tmp_path / "newer").write_bytes(content)
+            (tmp_path / "newer").replace(tmp_path / INDEX)
+            if gone:
+                (tmp_path / INDEX).unlink()
+        return original(path, label)
+
+    monkeypatch.setattr(folder_module, "open_safetensors", meanwhile)
+    assert "was replaced while the checkpoint was being loaded; load it again" in refused(tmp_path)
+
+
+def test_report_is_one_line_for_one_problem_and_bounded_for_many() -> None:
+    assert report("here", ["one"]) == "here: one"
+    assert report("here", ["one", "two"]) == "here: 2 problems:\n  one\n  two"
+    lines = report("here", [str(i) for i in range(50)]).splitlines()
+    assert len(lines) == 22
+    assert lines[-1] == "  and 30 more"

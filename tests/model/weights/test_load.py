@@ -1,0 +1,356 @@
+"""A folder → the parameters of any class: names, types, ties, heads, and every problem in one message."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import warnings
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from refdiff import CheckpointError
+from refdiff.model.weights import ARCHITECTURES, flatten, load, nonfinite, resolve_dtype
+from refdiff.model.weights.folder import SINGLE
+from tests.model.weights.files import (
+    ARRAY_TYPES,
+    PREFIXES,
+    Stored,
+    array,
+    pack,
+    random_tensors,
+    shapes_of,
+    split,
+    stored,
+    tiny_config,
+    write,
+)
+
+CAUSAL = "DiffLlamaForCausalLM"
+
+
+def base_of(name: str) -> str:
+    return name.removeprefix("model.").removeprefix("transformer.")
+
+
+def put(folder: Path, tensors: dict[str, Stored]) -> Path:
+    return write(folder, {SINGLE: pack(tensors)})
+
+
+def refused(folder: Path, architecture: str = CAUSAL, **fields: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load(folder, tiny_config(**fields), architecture)
+    return str(caught.value)
+
+
+def memory_of(values: Any) -> Any:
+    """The object that owns an array's memory."""
+    while isinstance(values, np.ndarray):
+        values = values.base
+    return values.obj if isinstance(values, memoryview) else values
+
+
+# ---- values
+
+
+@pytest.mark.parametrize("shards", [0, 3])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_class_gets_its_values(tmp_path: Path, architecture: str, shards: int) -> None:
+    tensors = random_tensors(architecture)
+    write(tmp_path, split(tensors, shards) if shards else {SINGLE: pack(tensors)})
+    loaded = flatten(load(tmp_path, tiny_config(), architecture))
+    assert list(loaded) == list(shapes_of(architecture))
+    for name, values in loaded.items():
+        assert_array_equal(values, array(tensors[name]), strict=False)
+        assert values.dtype == np.float32
+        assert not values.flags.writeable
+
+
+def test_nested_as_the_model_reads_it(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    params = load(put(tmp_path, tensors), tiny_config(), CAUSAL)
+    assert_array_equal(
+        params["model"]["layers"][0]["mlp"]["up_proj"]["weight"], array(tensors["model.layers.0.mlp.up_proj.weight"])
+    )
+    assert params.keys() == {"model", "lm_head"}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("F32", "float32"), ("F64", "float64")])
+def test_stored_as_wanted_is_not_copied(tmp_path: Path, name: str, dtype: str) -> None:
+    put(tmp_path, random_tensors(dtype=name))
+    owners = {id(memory_of(v)) for v in flatten(load(tmp_path, tiny_config(), CAUSAL, dtype=dtype)).values()}
+    assert len(owners) == 1
+    values = load(tmp_path, tiny_config(), CAUSAL, dtype=dtype)["lm_head"]["weight"]
+    assert isinstance(memory_of(values), mmap.mmap)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ARRAY_TYPES)
+def test_every_pair_of_types(tmp_path: Path, name: str, dtype: str) -> None:
+    tensors = random_tensors(dtype=name)
+    loaded = flatten(load(put(tmp_path, tensors), tiny_config(), CAUSAL, dtype=dtype))
+    wanted = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
+    for key, values in loaded.items():
+        assert_array_equal(values, array(tensors[key]).astype(np.float32).astype(wanted[dtype]).astype(np.float64))
+        assert values.dtype == (np.float64 if dtype == "float64" else np.float32)
+        assert not values.flags.writeable
+
+
+def test_unaligned_data(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    write(tmp_path, {SINGLE: pack({"score.weight": stored(np.zeros(1), "F16"), **tensors}, align=0)})
+    for name, values in flatten(load(tmp_path, tiny_config(), CAUSAL, dtype="float32")).items():
+        assert_array_equal(values, array(tensors[name]))
+        assert values.flags.aligned
+
+
+@pytest.mark.parametrize(
+    ("dtype", "config_dtype", "name", "resolved"),
+    [
+        ("auto", None, "BF16", "bfloat16"),
+        ("auto", None, "F64", "float64"),
+        ("auto", "float32", "BF16", "float32"),
+        ("auto", "bfloat16", "F32", "bfloat16"),
+        ("float16", "bfloat16", "F32", "float16"),
+    ],
+)
+def test_which_precision(tmp_path: Path, dtype: str, config_dtype: str | None, name: str, resolved: str) -> None:
+    put(tmp_path, random_tensors(dtype=name))
+    config = tiny_config(dtype=config_dtype)
+    assert resolve_dtype(tmp_path, config, dtype) == resolved
+    loaded = load(tmp_path, config, CAUSAL, dtype=dtype)["lm_head"]["weight"]
+    assert_array_equal(loaded, load(tmp_path, config, CAUSAL, dtype=resolved)["lm_head"]["weight"])
+
+
+def test_precision_of_the_first_weight_decides_where_config_says_nothing(tmp_path: Path) -> None:
+    tensors = random_tensors(dtype="F16")
+    put(tmp_path, {"position_ids": Stored("I64", (1,), bytes(8)), **tensors})
+    assert resolve_dtype(tmp_path, tiny_config()) == "float16"
+    put(tmp_path, {"position_ids": Stored("I64", (1,), bytes(8))})
+    assert resolve_dtype(tmp_path, tiny_config()) == "float32"
+
+
+def test_unknown_precision(tmp_path: Path) -> None:
+    put(tmp_path, random_tensors())
+    for function in (
+        lambda d: load(tmp_path, tiny_config(), CAUSAL, dtype=d),
+        lambda d: resolve_dtype(tmp_path, tiny_config(), d),
+    ):
+        with pytest.raises(ValueError, match="dtype is 'int8'; it must be one of auto, float32, "):
+            function("int8")
+    config = tiny_config()
+    config.dtype = "float8_e4m3fn"
+    with pytest.raises(CheckpointError, match=r"config\.json: dtype is 'float8_e4m3fn'; it must be one of float32"):
+        load(tmp_path, config, CAUSAL)
+
+
+def test_unknown_class(tmp_path: Path) -> None:
+    put(tmp_path, random_tensors())
+    with pytest.raises(ValueError, match="architecture is 'GPT2'"):
+        load(tmp_path, tiny_config(), "GPT2")
+
+
+# ---- the files of one class in another
+
+
+@pytest.mark.parametrize("target", ARCHITECTURES)
+@pytest.mark.parametrize("source", ARCHITECTURES)
+def test_any_class_takes_the_base_model_of_any_other(tmp_path: Path, source: str, target: str) -> None:
+    tensors = random_tensors(source)
+    put(tmp_path, tensors)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded = flatten(load(tmp_path, tiny_config(), target))
+    assert list(loaded) == list(shapes_of(target))
+    by_base = {base_of(name): tensor for name, tensor in tensors.items()}
+    drawn = [name for name in loaded if base_of(name) not in by_base]
+    for name, values in loaded.items():
+        if name not in drawn:
+            assert_array_equal(values, array(by_base[base_of(name)]))
+    assert len(caught) == bool(drawn)
+    if drawn:
+        assert f"no {' and '.join(drawn)} in the files: drawn at random" in str(caught[0].message)
+        assert caught[0].filename == __file__
+        assert all((loaded[name] == 0).all() == name.endswith("bias") for name in drawn)
+
+
+def test_drawn_heads_are_the_same_each_time(tmp_path: Path) -> None:
+    put(tmp_path, random_tensors("DiffLlamaModel"))
+    heads = []
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="drawn at random"):
+            heads.append(load(tmp_path, tiny_config(), CAUSAL)["lm_head"]["weight"])
+    assert_array_equal(*heads)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "transformer."])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_spelling_of_the_base_model(tmp_path: Path, architecture: str, prefix: str) -> None:
+    own = PREFIXES.get(architecture, "model.")
+    tensors = random_tensors(architecture)
+    heads = {"lm_head", "score", "qa_outputs"}
+    spelled = {
+        name if name.split(".")[0] in heads else prefix + name.removeprefix(own): tensor
+        for name, tensor in tensors.items()
+    }
+    loaded = flatten(load(put(tmp_path, spelled), tiny_config(), architecture))
+    for name, tensor in tensors.items():
+        assert_array_equal(loaded[name], array(tensor))
+
+
+@pytest.mark.parametrize("name", ["model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv_freq"])
+def test_frequencies_of_old_files_are_passed_over(tmp_path: Path, name: str) -> None:
+    put(tmp_path, {**random_tensors(), name: stored(np.ones(1))})
+    assert name not in flatten(load(tmp_path, tiny_config(), CAUSAL))
+
+
+# ---- tied embeddings
+
+
+def tied(tmp_path: Path, tensors: dict[str, Stored], architecture: str = CAUSAL) -> dict[str, Any]:
+    return flatten(load(put(tmp_path, tensors), tiny_config(tie_word_embeddings=True), architecture))
+
+
+def test_tied_without_a_matrix_of_its_own(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    del tensors["lm_head.weight"]
+    assert list(tied(tmp_path, tensors)) == list(tensors)
+
+
+@pytest.mark.parametrize("rows", [7, 3000])
+def test_tied_with_an_equal_matrix(tmp_path: Path, rows: int) -> None:
+    tensors = random_tensors()
+    values = np.random.default_rng(0).standard_normal((rows, 6))
+    tensors["model.embed_tokens.weight"] = tensors["lm_head.weight"] = stored(values)
+    config = tiny_config(tie_word_embeddings=True, vocab_size=rows)
+    assert "lm_head.weight" not in flatten(load(put(tmp_path, tensors), config, CAUSAL))
+    # one number in the last row
+    values[-1, -1] += 1
+    tensors["lm_head.weight"] = stored(values)
+    put(tmp_path, tensors)
+    with pytest.warns(UserWarning, match="stored with values of its own"):
+        assert "lm_head.weight" in flatten(load(tmp_path, config, CAUSAL))
+
+
+def test_tied_with_a_different_matrix_keeps_both(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    with pytest.warns(UserWarning, match=r"ties lm_head\.weight to the embeddings, .* tie_word_embeddings"):
+        loaded = tied(tmp_path, tensors)
+    assert_array_equal(loaded["lm_head.weight"], array(tensors["lm_head.weight"]))
+    assert_array_equal(loaded["model.embed_tokens.weight"], array(tensors["model.embed_tokens.weight"]))
+
+
+def test_tied_with_nothing_but_the_output_matrix(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    del tensors["model.embed_tokens.weight"]
+    loaded = tied(tmp_path, tensors)
+    assert_array_equal(loaded["model.embed_tokens.weight"], array(tensors["lm_head.weight"]))
+    assert "lm_head.weight" not in loaded
+
+
+def test_tied_with_neither(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    del tensors["model.embed_tokens.weight"], tensors["lm_head.weight"]
+    message = refused(put(tmp_path, tensors), tie_word_embeddings=True)
+    assert "'model.embed_tokens.weight' of shape (7, 6) is missing" in message
+
+
+def test_untied_needs_its_embeddings(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    del tensors["model.embed_tokens.weight"]
+    assert "'model.embed_tokens.weight' of shape (7, 6) is missing" in refused(put(tmp_path, tensors))
+
+
+def test_tie_means_nothing_to_other_heads(tmp_path: Path) -> None:
+    loaded = tied(tmp_path, random_tensors("DiffLlamaForTokenClassification"), "DiffLlamaForTokenClassification")
+    assert "score.weight" in loaded
+
+
+# ---- problems
+
+
+def test_all_problems_in_one_message(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    del tensors["model.norm.weight"]
+    tensors["model.layers.0.mlp.up_proj.weight"] = stored(np.zeros((6, 5)))
+    tensors["model.layers.0.mlp.down_proj.weight"] = Stored("I64", (6, 5), bytes(240))
+    tensors["model.layers.0.self_attn.lambda_q1"] = Stored("F8_E4M3", (3,), bytes(3))
+    tensors["model.layers.1.mlp.up_proj.weight"] = stored(np.zeros((5, 6)))
+    tensors["embed_tokens.weight"] = tensors["model.embed_tokens.weight"]
+    lines = refused(put(tmp_path, tensors)).splitlines()
+    assert lines[0] == f"{tmp_path / SINGLE}: 7 problems:"
+    where = f"in '{SINGLE}'"
+    assert sorted(lines[1:]) == sorted(
+        [
+            f"  'model.layers.0.mlp.up_proj.weight' {where}: shape is (6, 5), but config.json makes it (5, 6)",
+            f"  'model.layers.0.mlp.down_proj.weight' {where}: dtype is I64, but weights are F32, F64, F16, BF16",
+            f"  'model.layers.0.self_attn.lambda_q1' {where}: shape is (3,), but config.json makes it (2,)",
+            f"  'model.layers.0.self_attn.lambda_q1' {where}: dtype is F8_E4M3, but weights are F32, F64, F16, BF16",
+            f"  'model.layers.1.mlp.up_proj.weight' {where}: no parameter of a {CAUSAL} with this config.json",
+            f"  'embed_tokens.weight' {where}: the same parameter as 'model.embed_tokens.weight' {where}",
+            "  'model.norm.weight' of shape (6,) is missing",
+        ]
+    )
+
+
+def test_problems_in_shards_name_the_folder_and_the_shard(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    tensors["lm_head.weight"] = stored(np.zeros((7, 5)))
+    write(tmp_path, split(tensors, 2))
+    assert refused(tmp_path) == (
+        f"{tmp_path}: 'lm_head.weight' in 'model-00002-of-00002.safetensors': "
+        "shape is (7, 5), but config.json makes it (7, 6)"
+    )
+
+
+def test_a_stored_head_must_fit(tmp_path: Path) -> None:
+    put(tmp_path, random_tensors("DiffLlamaForSequenceClassification"))
+    message = refused(tmp_path, "DiffLlamaForSequenceClassification", num_labels=3)
+    assert "'score.weight' in 'model.safetensors': shape is (2, 6), but config.json makes it (3, 6)" in message
+
+
+def test_more_layers_than_tensors(tmp_path: Path) -> None:
+    put(tmp_path, random_tensors())
+    message = refused(tmp_path, num_hidden_layers=9_999)
+    assert "9999 layers" in message
+    assert "16 tensors" in message
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    put(tmp_path, {})
+    assert "0 tensors" in refused(tmp_path)
+
+
+# ---- values that are no numbers
+
+
+def test_values_that_are_no_numbers_load_as_they_are(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    tensors["model.norm.weight"] = stored(np.array([np.nan, np.inf, -np.inf, 1, 2, 3]))
+    params = load(put(tmp_path, tensors), tiny_config(), CAUSAL)
+    assert_array_equal(params["model"]["norm"]["weight"], [np.nan, np.inf, -np.inf, 1, 2, 3])
+    assert nonfinite(params) == {"model.norm.weight": 3}
+
+
+def test_no_such_values(tmp_path: Path) -> None:
+    assert nonfinite(load(put(tmp_path, random_tensors()), tiny_config(), CAUSAL)) == {}
+
+
+def test_rounding_to_less_range_is_reported(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    tensors["model.norm.weight"] = stored(np.full(6, 1e6))
+    put(tmp_path, tensors)
+    with pytest.warns(UserWarning, match=r"rounding to float16 gave infinite values in model\.norm\.weight; bfloat16"):
+        loaded = load(tmp_path, tiny_config(), CAUSAL, dtype="float16")
+    assert_array_equal(loaded["model"]["norm"]["weight"], np.inf)
+    load(tmp_path, tiny_config(), CAUSAL, dtype="bfloat16")
+
+
+def test_config_json_is_not_needed(tmp_path: Path) -> None:
+    """The config is an argument: `load` reads safetensors files and their index only."""
+    write(tmp_path, {SINGLE: pack(random_tensors()), "config.json": json.dumps({"vocab_size": -1}).encode()})
+    load(tmp_path, tiny_config(), CAUSAL)
