@@ -28,14 +28,15 @@ def overlay(ops: Ops, wrap: Wrap) -> Ops:
 
     A layer that is made of other layers names them as keyword-only arguments (`swiglu(..., *, linear, activation)`);
     they are filled with the functions of the new namespace, so that laying over `linear` reaches inside `swiglu`.
-    A wrapper passes on the arguments that it does not know, and keeps the signature with `functools.wraps`.
+    A wrapper passes on the arguments that it does not know, and keeps the signature with `functools.wraps`; a function
+    of your own that does not name such arguments is not given them.
 
     Shapes:
         `ops` and the result have the same names; `ops` itself is not changed.
     """
     new = Ops()
     for name, function in vars(ops).items():
-        setattr(new, name, wrap(name, _with_parts_from(new, function, set(vars(ops)))))
+        setattr(new, name, _with_parts_from(new, wrap(name, function), set(vars(ops))))
     return new
 
 

@@ -68,10 +68,31 @@ def test_overlay_on_overlay_uses_the_outermost() -> None:
     assert not np.allclose(again.swiglu(X, **MLP), base.swiglu(X, **MLP))
 
 
+def test_a_kernel_that_is_a_composite_is_given_the_other_kernels() -> None:
+    given = {}
+
+    class Kernels:
+        def linear(self, x, weight, bias=None):
+            return layers.linear(x, weight, bias)
+
+        def swiglu(self, x, gate_proj, up_proj, down_proj, *, act="silu", linear, activation):
+            given.update(linear=linear, activation=activation)
+            return NotImplemented
+
+    ops = ops_for(Kernels())
+    np.testing.assert_array_equal(ops.swiglu(X, **MLP), layers.swiglu(X, **MLP))
+    assert given == {"linear": ops.linear, "activation": ops.activation}
+
+
+def test_a_function_of_ones_own_needs_no_parts() -> None:
+    ops = overlay(ops_for(), lambda name, f: (lambda x, gate_proj, up_proj, down_proj: x) if name == "swiglu" else f)
+    assert ops.swiglu(X, **MLP) is X
+
+
 def test_overlay_leaves_the_namespace_under_it_alone() -> None:
     ops = ops_for()
     before = dict(vars(ops))
-    overlay(ops, lambda name, f: None)
+    overlay(ops, lambda name, f: len)
     assert vars(ops) == before
 
 
