@@ -32,7 +32,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
         raise ValueError(
             f"linear: bias has shape {tuple(bias.shape)}, but weight {tuple(weight.shape)} needs ({weight.shape[0]},)"
         )
-    y = x @ weight.T
+    y = namespace(x, weight, bias).matmul(x, weight.T)
     return y if bias is None else y + bias
 
 

@@ -97,15 +97,11 @@ class Case:
                 assert np.array_equal(before, arrays.to_numpy(after), equal_nan=before.dtype.kind == "f"), "wrote to it"
 
     def check_mixed(self) -> None:
-        """Fail unless one array of another library among the others is refused.
-
-        The message is ours, but for `linear`, which needs no namespace: there it is the library's.
-        """
-        ours = None if self.layer.__name__ == "linear" else r"^need arrays of one library, .*: convert them to one first$"
+        """Fail unless one array of another library among the others is refused, and how to mend it said."""
         for i, stranger in enumerate(self.args):
             others = [x for j, x in enumerate(self.args) if j != i and isinstance(x, np.ndarray)]
             if isinstance(stranger, np.ndarray) and others:
-                with pytest.raises(TypeError, match=ours):
+                with pytest.raises(TypeError, match=r"^need arrays of one library, .*: convert them to one first$"):
                     self.layer(*(STRICT.put(x) if j == i else x for j, x in enumerate(self.args)), **self.options)
 
     def _call(self, place: Place, dtype: type) -> tuple[Any, list[tuple[np.ndarray, Any]]]:
