@@ -29,7 +29,7 @@ CALLS = [
         "prompt",
         "padded left",
         "padded right",
-        *{"DiffLlamaForCausalLM": ("packed",), "DiffLlamaModel": ("4-D mask", "embedded")}.get(
+        *{"DiffLlamaForCausalLM": ("packed",), "DiffLlamaModel": ("4-D mask", "4-D bias", "embedded")}.get(
             case["architecture"], ()
         ),
     )

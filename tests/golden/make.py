@@ -39,6 +39,7 @@ LONG = {
 }
 LLAMA3 = {
     "rope_type": "llama3",
+    "rope_theta": 100.0,
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -47,10 +48,11 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 YARN_ALL = {
     "rope_type": "yarn",
+    "rope_theta": 100.0,
     "factor": 8.0,
     "original_max_position_embeddings": 16,
-    "beta_fast": 8.0,
-    "beta_slow": 0.5,
+    "beta_fast": 2.0,
+    "beta_slow": 0.25,
     "mscale": 0.8,
     "mscale_all_dim": 0.4,
     "truncate": False,
@@ -99,7 +101,7 @@ CASES = {
         2, LM, {"rope_type": "dynamic", "factor": 2.0}, max_position_embeddings=6, lambdas="large"
     ),
     "lm-yarn-sharded": recipe(3, LM, YARN, sharded=True, num_attention_heads=6, lambdas="negative", rms_norm_eps=0.01),
-    "lm-yarn-every-field": recipe(4, LM, YARN_ALL, max_position_embeddings=128, hidden_act="relu2", head_dim=8),
+    "lm-yarn-every-field": recipe(4, LM, YARN_ALL, max_position_embeddings=128, hidden_act="relu2", head_dim=12),
     "lm-longrope-float16": recipe(5, LM, LONG, dtype="float16", max_position_embeddings=24, hidden_act="gelu_new"),
     "lm-llama3-as-published": recipe(
         6,
@@ -109,16 +111,20 @@ CASES = {
         tie_word_embeddings=True,
         spelling="rope_scaling with rope_type",
         num_attention_heads=8,
+        head_dim=8,
     ),
     "lm-proportional-float64": recipe(
         7,
         LM,
-        {"rope_type": "proportional", "partial_rotary_factor": 0.5},
+        {"rope_type": "proportional", "partial_rotary_factor": 0.5, "factor": 2.0},
         dtype="float64",
         hidden_act="quick_gelu",
         head_dim=8,
     ),
     "model": recipe(8, "DiffLlamaModel", {"rope_type": "default"}, spelling="rope_scaling with type", head_dim=4),
+    "model-longrope-attention-factor": recipe(
+        14, "DiffLlamaModel", LONG | {"attention_factor": 1.3}, max_position_embeddings=24, attention_bias=True
+    ),
     "sequence-one-of-three": recipe(9, SEQUENCE, {"rope_type": "default"}, num_labels=3),
     "sequence-any-of-four": recipe(
         10, SEQUENCE, YARN, num_labels=4, problem_type="multi_label_classification", attention_bias=True
@@ -195,6 +201,10 @@ class Case:
         seen[:, :, 2] = False
         inputs = {"input_ids": self.ids(), "attention_mask": seen}
         self.record("4-D mask", inputs, self.peer("sdpa")(**inputs))
+        shape = (BATCH, self.recipe.config["num_attention_heads"], LENGTH, LENGTH)
+        hidden = (self.rng.random(shape) < 0.4) & ~np.eye(LENGTH, dtype=bool)
+        inputs = {"input_ids": self.ids(), "attention_mask": np.where(hidden, -np.inf, self.rng.normal(size=shape))}
+        self.record("4-D bias", inputs, self.peer()(**inputs))
 
     def packed(self) -> None:
         inputs = {
