@@ -102,7 +102,7 @@ def test_a_mask_that_is_not_boolean(dtype: type) -> None:
         softmax(np.zeros((T, S)), np.ones((T, S), dtype))
 
 
-@pytest.mark.parametrize("shape", [(5,), (7, 7), (2, 5, 7), (1, 5, 7), (5, 0)])
+@pytest.mark.parametrize("shape", [(5,), (7, 7), (2, 5, 7), (1, 5, 7), (1, 7, 1), (1, 1, 1), (5, 0)])
 def test_a_mask_of_another_shape(shape: tuple[int, ...]) -> None:
     with says(ValueError, f"softmax: mask has shape {shape}, which does not broadcast to (5, 7)"):
         softmax(np.zeros((T, S)), np.ones(shape, bool))
