@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = sorted((PACKAGE / "layers").glob("[!_]*.py"))
 
 # A file imports only from those before it: the tree is the path of the data, and the order of imports.
-ORDER = ("errors", "arrays", "hub", "layers", "backends", "model", "generation", "pipelines", "cli")
+ORDER = ("errors", "arrays", "hub", "layers", "backends", "model", "convert", "generation", "pipelines", "cli")
 HEADINGS = ("Equation:", "Used as:", "Shapes:", "Precision:", "Raises:")
 
 

@@ -40,7 +40,7 @@ def small_model(kind: type[PreTrainedModel] = refdiff.DiffLlamaForCausalLM, seed
     g = np.random.default_rng(seed + 100)
     flat = refdiff.model.weights.flatten(model.params)
     for name in flat:
-        if name.endswith(("norm.weight", "bias")):
+        if name.endswith(("norm.weight", "subln.weight", "bias")):
             flat[name] = g.normal(1.0, 0.3, size=flat[name].shape)
     return kind(model.config, refdiff.model.weights.nest(flat), dtype="float64", **placed)
 

@@ -1,0 +1,215 @@
+"""The same function in another wiring, on random models; and what has no exact answer is refused."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import refdiff
+from refdiff.convert import convert, prove
+from refdiff.layers.diff_heads_paper import SUBLN_EPS
+from refdiff.model import weights
+from tests.model.models import CLASSES, ids, small_model
+from tests.tolerances import EXACT, close
+
+CONVERTED = 1e-10
+"""Logits of a converted model against those of the model it was made of, as a share of the row's largest."""
+
+# (query heads, key heads): with as many and with fewer keys, an odd number of queries to a key, one pair of keys
+HEADS = [(2, 2), (4, 4), (4, 2), (6, 2), (8, 4), (12, 4)]
+ROPES: list[dict[str, Any]] = [
+    {},
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    {"rope_type": "proportional", "partial_rotary_factor": 0.5},
+]
+
+
+@st.composite
+def models(draw: st.DrawFn, wiring: str, **fields: Any) -> Any:
+    """A small random model in float64, with weights, biases, norms and λ far from their start."""
+    heads, keys = draw(st.sampled_from(HEADS))
+    options = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys,
+        "head_dim": draw(st.sampled_from([4, 8, 12])),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "attention_bias": draw(st.booleans()),
+        "tie_word_embeddings": draw(st.booleans()),
+        "rms_norm_eps": draw(st.sampled_from([SUBLN_EPS, 1e-6, 1e-3])),
+        "rope_parameters": {"rope_theta": draw(st.sampled_from([100.0, 10000.0])), **draw(st.sampled_from(ROPES))},
+        **fields,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about fields that these configs set for the sake of variety
+        return small_model(seed=draw(st.integers(0, 99)), wiring=wiring, kernels="reference", **options)
+
+
+def rewired(model: Any, wiring: str, **options: Any) -> Any:
+    config, params = convert(model.config, model.params, wiring, **options)
+    assert config.wiring == wiring
+    shapes = {name: array.shape for name, array in weights.flatten(params).items()}
+    assert shapes == weights.parameter_shapes(config, type(model).__name__)
+    return type(model)(config, params, dtype="float64", kernels="reference")
+
+
+def zero_lambda_proj(model: Any) -> Any:
+    """Make λ = 1/2 for every token."""
+    params = copy.deepcopy(model.params)
+    for layer in params["model"]["layers"]:
+        layer["self_attn"]["lambda_proj"]["weight"][...] = 0
+    return type(model)(model.config, params, dtype="float64", kernels="reference")
+
+
+@settings(max_examples=40)
+@given(models("hf"), st.integers(0, 9))
+def test_hf_to_paper(model: Any, seed: int) -> None:
+    tokens, paper = ids(seed, 2, 9), rewired(model, "paper")
+    close(paper(tokens).logits, model(tokens).logits, CONVERTED)
+    for layer in paper.params["model"]["layers"]:
+        close(layer["self_attn"]["subln"]["weight"], np.ones(2 * model.config.head_dim), EXACT)
+
+
+@settings(max_examples=40)
+@given(models("paper"), st.integers(0, 9))
+def test_paper_to_hf(model: Any, seed: int) -> None:
+    tokens = ids(seed, 2, 9)
+    close(rewired(model, "hf")(tokens).logits, model(tokens).logits, CONVERTED)
+
+
+@settings(max_examples=40)
+@given(models("none"), st.integers(0, 9))
+def test_llama_to_v2_and_back(model: Any, seed: int) -> None:
+    tokens, v2 = ids(seed, 2, 9), rewired(model, "v2")
+    close(v2(tokens).logits, model(tokens).logits, CONVERTED)
+    back = rewired(v2, "none")
+    before, after = weights.flatten(model.params), weights.flatten(back.params)
+    for name in before:
+        close(after[name], before[name], EXACT)
+
+
+def test_llama_with_an_odd_number_of_heads_to_v2() -> None:
+    model = small_model(wiring="none", num_attention_heads=3, num_key_value_heads=1, kernels="reference")
+    tokens = ids(0, 2, 9)
+    close(rewired(model, "v2")(tokens).logits, model(tokens).logits, CONVERTED)
+
+
+@settings(max_examples=20)
+@given(models("v2"), st.integers(0, 9))
+def test_v2_with_one_lambda_for_all_is_a_llama_with_twice_the_heads(model: Any, seed: int) -> None:
+    model, tokens = zero_lambda_proj(model), ids(seed, 2, 9)
+    llama = rewired(model, "none")
+    assert llama.config.num_attention_heads == 2 * model.config.num_attention_heads
+    close(llama(tokens).logits, model(tokens).logits, CONVERTED)
+
+
+@given(models("hf", rms_norm_eps=SUBLN_EPS))
+def test_there_and_back_is_the_same_to_the_last_bit(model: Any) -> None:
+    back = rewired(rewired(model, "paper"), "hf")
+    before, after = weights.flatten(model.params), weights.flatten(back.params)
+    assert before.keys() == after.keys()
+    for name in before:
+        close(after[name], before[name], EXACT)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2")])
+def test_every_class(kind: Any, one: str, other: str) -> None:
+    model, tokens = small_model(kind, wiring=one), ids(3, 1, 7)
+    a, b = model(tokens), rewired(model, other)(tokens)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if name != "cache":
+            close(b[name], value, CONVERTED)
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+def test_to_itself(wiring: str) -> None:
+    model = small_model(wiring=wiring)
+    config, params = convert(model.config, model.params, wiring)
+    assert config == model.config
+    assert config is not model.config
+    assert params == model.params
+
+
+def test_nothing_is_written_to_and_the_rest_is_shared() -> None:
+    model = small_model(wiring="paper")
+    kept = copy.deepcopy(model.params)
+    _, params = convert(model.config, model.params, "hf")
+    for name, array in weights.flatten(model.params).items():
+        close(array, weights.flatten(kept)[name], EXACT)
+    assert params["model"]["embed_tokens"]["weight"] is model.params["model"]["embed_tokens"]["weight"]
+    assert model.config.wiring == "paper"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("none", "hf"), ("none", "paper"), ("hf", "none"), ("paper", "none"),
+     ("hf", "v2"), ("paper", "v2"), ("v2", "hf"), ("v2", "paper")],
+)  # fmt: skip
+def test_where_the_norm_is_in_the_way(one: str, other: str) -> None:
+    model = small_model(wiring=one)
+    with pytest.raises(ValueError, match=f"no exact conversion from wiring '{one}' to '{other}': the norm after"):
+        convert(model.config, model.params, other)
+
+
+def test_a_lambda_that_depends_on_the_token_is_no_llama() -> None:
+    model = small_model(wiring="v2")
+    with pytest.raises(ValueError, match="where λ depends on the token"):
+        convert(model.config, model.params, "none")
+
+
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf")])
+def test_no_size_of_the_values_makes_up_for_an_epsilon_of_0(one: str, other: str) -> None:
+    model = small_model(wiring=one, rms_norm_eps=0.0)
+    with pytest.raises(ValueError, match="no exact conversion between a norm with ε = "):
+        convert(model.config, model.params, other)
+
+
+def test_an_unknown_wiring() -> None:
+    model = small_model()
+    with pytest.raises(ValueError, match="wiring is 'flash', but must be one of hf, paper, v2, none"):
+        convert(model.config, model.params, "flash")
+
+
+def test_weights_of_the_eager_file() -> None:
+    grouped, full = small_model(wiring="paper"), small_model(wiring="paper", num_key_value_heads=8)
+    with pytest.raises(ValueError, match=r"multihead_diffattn\.py repeats 4 key heads to 8 before it pairs them"):
+        convert(grouped.config, grouped.params, "hf", eager=True)
+    tokens = ids(4, 1, 7)
+    close(rewired(full, "hf", eager=True)(tokens).logits, full(tokens).logits, CONVERTED)
+    with pytest.raises(ValueError, match="eager is for weights in the wiring \"paper\", but these are in 'hf'"):
+        convert(small_model().config, small_model().params, "paper", eager=True)
+
+
+def test_the_proof_finds_a_single_wrong_row() -> None:
+    model = small_model(wiring="paper")
+    config, params = convert(model.config, model.params, "hf")
+    before = (model.config, model.params)
+    assert prove(before, (config, params)).worst < 1e-13
+    assert str(prove(before, (config, params))).startswith("3 attention layers in both wirings, in float64, on random")
+    wrong = copy.deepcopy(params)
+    rows = wrong["model"]["layers"][1]["self_attn"]["k_proj"]["weight"]
+    rows[[0, 1]] = rows[[1, 0]]
+    proof = prove(before, (config, wrong))
+    assert proof.worst > 1e-3
+    assert "(layer 1)" in str(proof)
+
+
+def test_zero_weights_for_the_second_map_are_uniform_attention_not_none() -> None:
+    model = small_model(refdiff.DiffLlamaForCausalLM, wiring="hf")
+    params = copy.deepcopy(model.params)
+    half = model.config.num_attention_heads // 2 * model.config.head_dim
+    for layer in params["model"]["layers"]:
+        layer["self_attn"]["q_proj"]["weight"][half:] = 0
+    out = type(model)(model.config, params, dtype="float64")(ids(5, 1, 6), output_attentions=True)
+    uniform = np.tril(np.ones((6, 6))) / np.arange(1, 7)[:, None]
+    for rows in out.attentions:
+        close(rows[0, model.config.num_attention_heads // 2 :], np.broadcast_to(uniform, (4, 6, 6)), 1e-13)
