@@ -90,11 +90,15 @@ def list_repo(repo: str, revision: str | None) -> tuple[list[str], str]:
     """Ask the hub for the names of all files of a repo, and the commit that has them."""
     from huggingface_hub import HfApi, constants
 
-    info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    names = [sibling.rfilename for sibling in info.siblings or []]
-    if not info.sha or not _COMMIT.fullmatch(info.sha):
-        raise CheckpointError(f"{at(repo, revision)}: {constants.ENDPOINT} does not answer as a hub; check HF_ENDPOINT")
-    return [name for name in names if not {"", ".", ".."} & set(name.split("/"))], info.sha
+    try:
+        info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        commit, names = info.sha or "", [sibling.rfilename for sibling in info.siblings or []]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        commit, names = "", []
+    if not _COMMIT.fullmatch(commit):
+        # Such as the page on which a hotel's network wants a password.
+        raise ConnectionError("the answer is not that of a hub")
+    return [name for name in names if not {"", ".", ".."} & set(name.split("/"))], commit
 
 
 def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Callable[[str], Path]) -> list[str]:
@@ -117,6 +121,8 @@ def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Calla
 def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
     """Return the folder if there is one, None for a string that can only be a repo id, or raise `CheckpointError`."""
     text = os.fspath(path_or_repo)
+    if re.match(r"(?:https?|hf)://", text):
+        raise CheckpointError(f"{text[:200]}: is a web address; give the repo id in it, such as user/name")
     if "\0" in text or not text:
         raise CheckpointError(f"{ascii(text)[:200]}: neither a folder nor a repo id")
     path = Path(text).expanduser() if text.startswith("~") else Path(text)
@@ -141,8 +147,6 @@ def _download(repo: str, files: Sequence[str], *, revision: str | None, cache_di
     what = at(repo, revision)
     try:
         names, _ = list_repo(repo, revision)
-    except CheckpointError:
-        raise
     except Exception as error:
         if not is_unreachable(error):
             raise CheckpointError(f"{what}: {explain(error)}") from None

@@ -62,7 +62,7 @@ def outline(
     what = at(repo, revision)
     with explained(what):
         names, commit = list_repo(repo, others.name)
-    with tempfile.TemporaryDirectory(prefix="refdiff-outline-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=f"outline-{repo.replace('/', '--')}-") as temporary:
         target = Path(temporary)
         for path in others.rglob("*"):
             copy = target / path.relative_to(others)

@@ -71,6 +71,11 @@ class DiffLlamaConfig:
         """The number of labels of a classification head: the length of `id2label`."""
         return len(self.id2label)
 
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if count != len(self.id2label):
+            config_checks.fill_labels(self, {"num_labels": count})
+
     @property
     def num_query_heads(self) -> int:
         """The number of rows that attention weights have: `num_attention_heads`, and in v2 twice as many."""

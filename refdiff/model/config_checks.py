@@ -38,7 +38,7 @@ ACTIVATIONS = (
 )
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-MAX_LABELS = 10_000_000
+MAX_LABELS = 1_000_000
 MODEL_TYPES = {"hf": "diffllama", "paper": "diff_transformer", "v2": "diff_transformer_v2", "none": "llama"}
 """How a file says which wiring it has. transformers knows the first and the last, and refuses the other two."""
 LLAMA_DEFAULTS = {
@@ -69,8 +69,8 @@ def non_negative(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name} is {show_value(value)}, {json_type(value)}, but must be a number of 0 or more")
     number = int(value) if isinstance(value, numbers.Integral) else float(value)
-    if not 0 <= number <= 1e300:  # false for NaN too
-        raise ValueError(f"{name} is {show_value(number)}, but must be finite and 0 or more")
+    if not 0 <= number <= 1e30:  # false for NaN too; more would not fit float32
+        raise ValueError(f"{name} is {show_value(number)}, but must be between 0 and 1e30")
     return float(number)
 
 

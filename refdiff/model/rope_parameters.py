@@ -138,10 +138,11 @@ def _check_number(rope: dict[str, Any], name: str) -> None:
 def _require_number(value: Any, name: str, *, may_be_zero: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is {show_value(value)}, {json_type(value)}, but must be a number")
-    limits = "0 or more" if may_be_zero else "above 0"
-    # Written so that NaN fails too; an integer beyond float's range would overflow later.
-    if not (0 <= value <= 1e300) or (value == 0 and not may_be_zero):
-        raise ValueError(f"{name} is {show_value(value)}, but must be finite and {limits}")
+    # NaN fails this too. The limits leave room for the powers and products of the formulas.
+    if not (1e-30 <= value <= 1e30 or (may_be_zero and value == 0)):
+        raise ValueError(
+            f"{name} is {show_value(value)}, but must be {'0, or ' if may_be_zero else ''}between 1e-30 and 1e30"
+        )
 
 
 def _check_rotary_size(rope: dict[str, Any], head_dim: int) -> None:

@@ -49,13 +49,17 @@ class Repo:
 
 @dataclass
 class Lookalike:
-    """The hub: its repos, the faults that it has been told to make, and what it was asked for."""
+    """The hub: its repos, the faults that it has been told to make, and what it was asked for.
+
+    `info` is sent in place of any repo's description.
+    """
 
     endpoint: str = ""
     cdn: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     faults: list[tuple[str, str, int]] = field(default_factory=list)
+    info: bytes | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def repo(self, name: str, files: dict[str, bytes], access: str = "public") -> Repo:
@@ -150,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         if sha := self._commit(name, revision, authorized):
             siblings = [{"rfilename": file} for file in self.lookalike.repos[name].commits[sha]]
             info = {"_id": "1", "id": name, "modelId": name, "sha": sha, "private": False, "siblings": siblings}
-            self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+            self._send(200, self.lookalike.info or json.dumps(info).encode(), {"Content-Type": "application/json"})
 
     def _resolve(self, name: str, revision: str, file: str, authorized: bool) -> None:
         sha = self._commit(name, revision, authorized)

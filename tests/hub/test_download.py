@@ -510,12 +510,25 @@ def test_names_that_climb_out_of_the_cache_are_passed_over(hub_server: Lookalike
     assert names(folder) == {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
 
 
-def test_a_server_that_is_no_hub(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
-    repo = hub_server.repo("ai/model", model_files())
-    repo.commits = {"../../main": model_files()}
-    repo.branches = {"main": "../../main"}
-    with pytest.raises(CheckpointError, match=r"ai/model: http.* does not answer as a hub; check HF_ENDPOINT"):
+@pytest.mark.parametrize("answer", [b"<html>Password?</html>", b"[1]", b"{}", b'{"id": "ai/model", "sha": "../main"}'])
+def test_a_server_that_is_no_hub(answer: bytes, hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.info = answer
+    with pytest.raises(
+        CheckpointError, match=r"^ai/model: the connection to http.*not that of a hub.*check .*HF_ENDPOINT"
+    ):
         hub.snapshot("ai/model")
+    hub_server.info = None
+    folder = hub.snapshot("ai/model")
+    hub_server.info = answer
+    with pytest.warns(UserWarning, match="not that of a hub.*; using the copy in the cache"):
+        assert hub.snapshot("ai/model") == folder
+
+
+@pytest.mark.parametrize("address", ["https://huggingface.co/ai/model", "http://huggingface.co/ai", "hf://ai/model"])
+def test_a_web_address(address: str) -> None:
+    with pytest.raises(CheckpointError, match=r"is a web address; give the repo id in it, such as user/name"):
+        hub.snapshot(address)
 
 
 def test_a_full_disk_and_a_cache_that_cannot_be_written(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
+import pickle
 import time
 import warnings
 from pathlib import Path
@@ -215,6 +218,28 @@ def test_the_input_is_not_changed_and_not_shared() -> None:
 def test_numbers_from_numpy_are_taken() -> None:
     config = DiffLlamaConfig(hidden_size=np.int64(64), num_attention_heads=np.int32(4), rms_norm_eps=np.float32(0.5))
     assert (type(config.hidden_size), type(config.head_dim), type(config.rms_norm_eps)) == (int, int, float)
+
+
+def test_the_number_of_labels_can_be_changed() -> None:
+    config = DiffLlamaConfig(id2label={0: "a", 1: "b"})
+    config.num_labels = 2
+    assert config.id2label == {0: "a", 1: "b"}
+    config.num_labels = 3
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    with pytest.raises(ValueError, match="num_labels is 0, but must be between 1 and"):
+        config.num_labels = 0
+
+
+def test_a_config_can_be_copied() -> None:
+    with pytest.warns(UserWarning, match="note"):
+        config = DiffLlamaConfig(rope_theta=5.0, num_labels=3, note=1)
+    assert copy.deepcopy(config) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+    with pytest.warns(UserWarning, match="note"):
+        changed = dataclasses.replace(config, hidden_size=128)
+    assert changed.hidden_size == 128
+    assert changed.rope_parameters == config.rope_parameters
+    assert changed.extra == {"note": 1}
 
 
 def test_extra_can_be_given_by_name() -> None:

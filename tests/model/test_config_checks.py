@@ -14,7 +14,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 64.0}, "hidden_size is 64.0, a number, but must be an integer"),
     ({"num_hidden_layers": 10_001}, "num_hidden_layers is 10001, but must be between 1 and 10000"),
     ({"initializer_range": None}, "initializer_range is None, null, but must be a number of 0 or more"),
-    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, but must be finite and 0 or more"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, but must be between 0 and 1e30"),
     ({"attention_bias": 1}, "attention_bias is 1, an integer, but must be true or false"),
     ({"attention_dropout": 0.1}, "attention_dropout is 0.1, but .*: set it to 0.0"),
     ({"hidden_act": "prelu"}, "hidden_act is 'prelu', but must be one of gelu, gelu_10"),

@@ -17,7 +17,7 @@ from transformers.activations import ACT2CLS
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.config_checks import ACTIVATIONS
 
-FIELDS = [entry.name for entry in dataclasses.fields(DiffLlamaConfig) if entry.name != "extra"]
+FIELDS = [entry.name for entry in dataclasses.fields(DiffLlamaConfig) if entry.name not in ("extra", "wiring")]
 SPELLINGS = ("rope_parameters", "rope_scaling type", "rope_scaling rope_type", "both")
 
 
