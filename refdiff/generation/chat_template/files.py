@@ -37,6 +37,29 @@ def template_files(folder: Path) -> str | dict[str, str] | None:
     return found["default"] if list(found) == ["default"] else found or None
 
 
+def choose(own: str | dict[str, str] | None, wanted: str | None, has_tools: bool, source: str) -> str:
+    """Pick the text of a template: the one asked for, by name or itself, else the checkpoint's `own`.
+
+    Raises `ValueError` when there is none, or several and no default.
+    """
+    if isinstance(own, dict):
+        if wanted is None:
+            wanted = "tool_use" if has_tools and "tool_use" in own else "default"
+            if wanted not in own:
+                names = ", ".join(map(repr, own))
+                raise ValueError(
+                    f"{source}: of several chat templates none is the default; pass chat_template= {names}"
+                )
+        return own.get(wanted, wanted)
+    template = own if wanted is None else wanted
+    if template is None:
+        raise ValueError(
+            f"{source}: there is no chat template (no chat_template.jinja, no chat_template in tokenizer_config.json), "
+            "so this may not be a chat model: give it plain text, or pass chat_template="
+        )
+    return template
+
+
 def _read_template(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:

@@ -89,7 +89,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _refuse
         self.globals["strftime_now"] = strftime_now
         self.globals["namespace"] = PlainNamespace
-        self.globals["dict"] = self._dict
+        self.globals["dict"] = _PaidDict(self.budget)
         del self.globals["lipsum"]
         self.filters = {
             name: self._priced_filter(name, self.filters[name]) for name in _FREE | _WHOLE | _LAZY | _TEXT | _PRICED
@@ -183,10 +183,6 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         template: nodes.Template = Meter().visit(super()._parse(source, name, filename))
         return template
 
-    def _dict(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        self.budget.weigh(list(args))
-        return dict(*args, **kwargs)
-
     def _tojson(
         self,
         value: Any,
@@ -276,6 +272,21 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             return function(*args)
 
         return priced
+
+
+class _PaidDict:
+    """`dict(…)` and `dict.fromkeys(…)`, and nothing else of Python's dict."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        self._budget.weigh(list(args))
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        self._budget.weigh(keys)
+        return dict.fromkeys(keys, value)
 
 
 class _PaidFormatter(SandboxedFormatter):

@@ -14,8 +14,8 @@ from refdiff.generation.chat_template.budget import OverBudgetError
 from refdiff.generation.chat_template.files import MAX_BYTES
 from refdiff.generation.chat_template.sandbox import RefusedError, TemplateSandbox
 
-# What a rendering may use: about a second of work and 100 MB, and more for long conversations.
-_BUDGET = 20_000_000
+# What a rendering may use: about a second of work and 50 MB, and more for long conversations.
+_BUDGET = 10_000_000
 _BUDGET_PER_CHARACTER = 200
 
 _CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "

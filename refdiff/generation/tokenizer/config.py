@@ -95,6 +95,13 @@ def max_length_in(config: dict[str, Any], source: str) -> int:
     return int(min(value, 10**30))
 
 
+def vocab_size_in(folder: Path) -> int | None:
+    """Read how many ids the model of the same folder has, when there is a config.json that says so."""
+    path = folder / "config.json"
+    size = read_json(path).get("vocab_size") if path.is_file() else None
+    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
+
+
 def _extra_tokens(config: dict[str, Any], source: str) -> Iterable[AddedToken]:
     value = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     if isinstance(value, dict):  # the named form, which named_tokens reads

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from refdiff.errors import CheckpointError
-from refdiff.generation.chat_template.files import template_files, templates_in
+from refdiff.generation.chat_template.files import choose, template_files, templates_in
+from refdiff.generation.tokenizer.checks import check_texts, check_truncation
 from refdiff.generation.tokenizer.config import (
     NO_LIMIT,
     max_length_in,
     read_tokenizer_config,
     side_in,
+    vocab_size_in,
 )
 from refdiff.generation.tokenizer.encoded import Encoded, batch, pad_rows, to_lists
 from refdiff.generation.tokenizer.file import load_backend, rust_errors
@@ -93,7 +95,7 @@ class Tokenizer(Vocabulary):
         if templates := template_files(folder):
             config["chat_template"] = templates
         return cls(
-            load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=_vocab_size_in(folder)
+            load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=vocab_size_in(folder)
         )
 
     def __call__(
@@ -159,9 +161,9 @@ class Tokenizer(Vocabulary):
         texts = [text] if isinstance(text, str) else list(text)
         pairs = [text_pair] if isinstance(text_pair, str) else None if text_pair is None else list(text_pair)
         inputs: Any = texts
-        _check_texts("text", texts)
+        check_texts("text", texts)
         if pairs is not None:
-            _check_texts("text_pair", pairs)
+            check_texts("text_pair", pairs)
             if len(texts) != len(pairs):
                 raise ValueError(f"text has {len(texts)} texts and text_pair {len(pairs)}, but they must be as many")
             inputs = list(zip(texts, pairs, strict=True))
@@ -171,7 +173,7 @@ class Tokenizer(Vocabulary):
         cut = strategy is not None and limit <= NO_LIMIT
         if cut:
             reserved = self.backend.num_special_tokens_to_add(pairs is not None) if add_special_tokens else 0
-            _check_truncation(strategy, limit, stride, reserved)
+            check_truncation(strategy, limit, stride, reserved)
         with self._lock, rust_errors(self.source):
             if cut:
                 self.backend.enable_truncation(limit, stride=stride, strategy=strategy, direction=self.truncation_side)
@@ -265,7 +267,7 @@ class Tokenizer(Vocabulary):
         from refdiff.generation.chat_template.template import is_batch, render
 
         batched = is_batch(conversation)
-        template = self._compile(self._choose_template(chat_template, bool(tools)))
+        template = self._compile(choose(self.chat_template, chat_template, bool(tools), str(self.source.parent)))
         chats: Sequence[Any] = conversation if batched else [conversation]
         texts = [
             render(
@@ -327,25 +329,6 @@ class Tokenizer(Vocabulary):
             self._compiled[template] = ChatTemplate(template, str(self.source.parent))
         return self._compiled[template]
 
-    def _choose_template(self, wanted: str | None, has_tools: bool) -> str:
-        own = self.chat_template
-        if isinstance(own, dict):
-            if wanted is None:
-                wanted = "tool_use" if has_tools and "tool_use" in own else "default"
-                if wanted not in own:
-                    raise ValueError(
-                        f"the tokenizer has several chat templates and none is the default; "
-                        f"pass chat_template= one of {', '.join(map(repr, own))}"
-                    )
-            return own.get(wanted, wanted)
-        template = own if wanted is None else wanted
-        if template is None:
-            raise ValueError(
-                f"{self.source.parent}: this tokenizer has no chat template (no chat_template.jinja, no chat_template "
-                "in tokenizer_config.json); it may not be a chat model: give it plain text, or pass chat_template="
-            )
-        return template
-
     def _check_ids(self, encodings: list[tokenizers.Encoding]) -> None:
         limit = self.model_vocab_size
         if limit is None:
@@ -359,39 +342,7 @@ class Tokenizer(Vocabulary):
                 )
 
 
-def _check_texts(name: str, texts: list[Any]) -> None:
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"{name} must be a string or a list of strings, but has {type(text).__name__}")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{name} has half of a character (a lone surrogate) at position {error.start}; read the file as UTF-8, "
-                'or repair it with text.encode("utf-8", "replace").decode()'
-            ) from None
-
-
-def _check_truncation(strategy: Any, limit: int, stride: int, reserved: int) -> None:
-    if strategy not in ("longest_first", "only_first", "only_second"):
-        raise ValueError(
-            f"truncation is {strategy!r}, but must be True, False, 'longest_first', 'only_first' or 'only_second'"
-        )
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < reserved:
-        raise ValueError(f"max_length is {limit!r}, but must be a number from {reserved}, the special tokens added, up")
-    if not 0 <= stride < max(limit - reserved, 1):
-        raise ValueError(f"stride is {stride}, but must be from 0 to {limit - reserved - 1}, below the room for text")
-
-
 def _clean_up(text: str) -> str:
     for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
         text = text.replace(mark, mark.strip())
     return text
-
-
-def _vocab_size_in(folder: Path) -> int | None:
-    from refdiff.model.json_files import read_json
-
-    path = folder / "config.json"
-    size = read_json(path).get("vocab_size") if path.is_file() else None
-    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None

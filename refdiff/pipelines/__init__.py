@@ -1,0 +1,72 @@
+"""text → answer in one call: model and tokenizer together, with the results of transformers' pipelines.
+
+generate = refdiff.pipeline("text-generation", model="folder or hub repo")
+generate("Plants create energy through a process known as", max_new_tokens=20)
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refdiff.generation.tokenizer import Tokenizer
+    from refdiff.pipelines.base import Pipeline
+
+_CLASSES = {
+    "text-generation": "TextGenerationPipeline",
+    "text-classification": "TextClassificationPipeline",
+    "token-classification": "TokenClassificationPipeline",
+    "question-answering": "QuestionAnsweringPipeline",
+    "feature-extraction": "FeatureExtractionPipeline",
+}
+_ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
+_HUB_OPTIONS = ("revision", "cache_dir", "local_files_only")
+_MODEL_OPTIONS = ("dtype", "backend", "device", "kernels", *_HUB_OPTIONS)
+
+
+def pipeline(
+    task: str,
+    model: Any,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
+    **options: Any,
+) -> Pipeline:
+    """Make the pipeline of a task: a function from text to what the task asks for.
+
+    `task` is text-generation, text-classification (sentiment-analysis), token-classification (ner), question-answering
+    or feature-extraction. `model` is a folder or hub repo, loaded with `dtype`, `backend`, `device`, `kernels`,
+    `revision`, `cache_dir` and `local_files_only` as by `from_pretrained`; or a model, which then needs a `tokenizer`.
+    The remaining options are those of the pipeline, and become its defaults.
+
+    Raises `ValueError` for an unknown task, `TypeError` for an unknown option or a model of another task.
+    """
+    name = _ALIASES.get(task, task)
+    if name not in _CLASSES:
+        near = difflib.get_close_matches(str(task), [*_CLASSES, *_ALIASES], n=1)
+        known = f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join([*_CLASSES, *_ALIASES])}"
+        raise ValueError(f"task is {task!r}, which is unknown: {known}")
+    module = importlib.import_module(f"refdiff.pipelines.{name.replace('-', '_')}")
+    cls: type[Pipeline] = getattr(module, _CLASSES[name])
+    loading = {key: options.pop(key) for key in _MODEL_OPTIONS if key in options}
+    source: Any = None
+    if isinstance(model, str | os.PathLike):
+        source, heads = model, importlib.import_module("refdiff.model.heads")
+        model = getattr(heads, cls.architecture).from_pretrained(source, **loading)
+    elif unused := [key for key in loading if key not in _HUB_OPTIONS or not isinstance(tokenizer, str | os.PathLike)]:
+        raise TypeError(f"{', '.join(unused)}: the model is loaded already; pass these to its from_pretrained")
+    return cls(model, _tokenizer(tokenizer, source, loading), **options)
+
+
+def _tokenizer(tokenizer: Any, source: Any, loading: dict[str, Any]) -> Tokenizer:
+    from refdiff.generation.tokenizer import Tokenizer
+
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if tokenizer is None and source is None:
+        raise TypeError("a model that is loaded already needs tokenizer=, a Tokenizer or the folder or repo of one")
+    hub_options = {key: value for key, value in loading.items() if key in _HUB_OPTIONS}
+    if tokenizer is not None:
+        hub_options.pop("revision", None)  # it names a commit of the model's repo
+    return Tokenizer.from_pretrained(source if tokenizer is None else tokenizer, **hub_options)

@@ -1,0 +1,76 @@
+"""What all pipelines share: options checked by name, one input or many."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.arrays import to_numpy
+from refdiff.generation.tokenizer import Tokenizer
+
+
+class Pipeline:
+    """A model and its tokenizer as one function; `run` of the subclass handles one input.
+
+    A list gives a list of results, an iterator gives an iterator that works when read.
+    """
+
+    task: ClassVar[str]
+    architecture: ClassVar[str]
+    other_architectures: ClassVar[tuple[str, ...]] = ()
+    run: Callable[..., Any]
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, **options: Any) -> None:
+        accepted = (self.architecture, *self.other_architectures)
+        if type(model).__name__ not in accepted:
+            raise TypeError(f"{self.task} needs a {' or '.join(accepted)}, but got a {type(model).__name__}")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.options = self._checked(options)
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Handle one input, a list or an iterator of them; options given here win over those of the pipeline."""
+        merged = {**self.options, **self._checked(options)}
+        if isinstance(inputs, Iterator):
+            return (self.run(item, **merged) for item in inputs)
+        if isinstance(inputs, list):
+            return [self.run(item, **merged) for item in inputs]
+        return self.run(inputs, **merged)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {self.tokenizer!r})"
+
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        known = self._known()
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join(known)}"
+                raise TypeError(f"{self.task} has no option {name!r}: {hint}")
+        return options
+
+    def _known(self) -> list[str]:
+        return keywords(self.run)
+
+
+def keywords(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's keyword-only arguments."""
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def host(array: Any) -> NDArray[Any]:
+    """Bring a result of the model to NumPy."""
+    return np.asarray(to_numpy(array))
+
+
+def softmax(scores: NDArray[Any]) -> NDArray[Any]:
+    """exp(x − max x) / Σ exp(x − max x) over the last axis."""
+    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    result: NDArray[Any] = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result

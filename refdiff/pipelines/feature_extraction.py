@@ -1,0 +1,39 @@
+"""text → hidden states."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from refdiff.pipelines.base import Pipeline, host
+
+
+class FeatureExtractionPipeline(Pipeline):
+    """The last hidden states of a text, as nested lists [1][tokens][hidden_size] or, with `return_tensors`, an array.
+
+    A model with a head gives its logits instead, as in transformers.
+    """
+
+    task: ClassVar[str] = "feature-extraction"
+    architecture: ClassVar[str] = "DiffLlamaModel"
+    other_architectures: ClassVar[tuple[str, ...]] = (
+        "DiffLlamaForCausalLM", "DiffLlamaForSequenceClassification", "DiffLlamaForTokenClassification",
+        "DiffLlamaForQuestionAnswering",
+    )  # fmt: skip
+
+    def run(
+        self,
+        item: Any,
+        *,
+        return_tensors: bool = False,
+        truncation: Any = None,
+        tokenize_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Compute the features of one text; `tokenize_kwargs` go to the tokenizer."""
+        tokenizing = dict(tokenize_kwargs or {})
+        if truncation is not None:
+            if "truncation" in tokenizing:
+                raise ValueError("truncation is given twice: as an option and in tokenize_kwargs")
+            tokenizing["truncation"] = truncation
+        encoded = self.tokenizer(item, return_tensors="np", **tokenizing)
+        features = host(self.model(**encoded, use_cache=False)[0])
+        return features if return_tensors else features.tolist()

@@ -1,0 +1,152 @@
+"""question and context → the span of the context that answers.
+
+transformers dropped this pipeline in version 5; this one gives what that of 4.57.6 gave.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.pipelines.base import Pipeline, host
+
+Answer = dict[str, Any]
+
+
+class QuestionAnsweringPipeline(Pipeline):
+    """The answer in a context: `{"score": …, "start": …, "end": …, "answer": …}`, start and end in characters.
+
+    Call it as `answer(question=…, context=…)`, each a text or a list of texts (one context may serve all questions), or
+    with a dict or a list of dicts that have both. `top_k` above 1 gives a list of answers, best first.
+    """
+
+    task: ClassVar[str] = "question-answering"
+    architecture: ClassVar[str] = "DiffLlamaForQuestionAnswering"
+
+    def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:
+        """Answer one question or several."""
+        if (question is None) != (context is None) or (inputs is None) == (question is None):
+            raise TypeError("question-answering takes question= and context=, or one dict or list of dicts with both")
+        if inputs is None:
+            inputs = _paired(question, context)
+        # transformers unpacks a list of one example.
+        return super().__call__(inputs[0] if isinstance(inputs, list) and len(inputs) == 1 else inputs, **options)
+
+    def run(
+        self,
+        item: Any,
+        *,
+        top_k: int = 1,
+        doc_stride: int | None = None,
+        max_answer_len: int = 15,
+        max_seq_len: int | None = None,
+        handle_impossible_answer: bool = False,
+        align_to_words: bool = True,
+    ) -> Answer | list[Answer]:
+        """Answer one question.
+
+        A context that with its question has more than `max_seq_len` (384) tokens is read in pieces that share
+        `doc_stride` (128) tokens. Answers have at most `max_answer_len` tokens, and are widened to whole words with
+        `align_to_words`. handle_impossible_answer: the empty answer takes part.
+        """
+        for name, value in (("top_k", top_k), ("max_answer_len", max_answer_len)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
+        question, text = _example(item)
+        length = min(self.tokenizer.model_max_length, 384) if max_seq_len is None else max_seq_len
+        stride = min(length // 2, 128) if doc_stride is None else doc_stride
+        if stride > length:
+            raise ValueError(f"doc_stride is {stride}, but must be at most max_seq_len, {length}")
+        first = self.tokenizer.padding_side == "right"
+        (whole,) = self.tokenizer.encodings(
+            question if first else text,
+            text if first else question,
+            truncation="only_second" if first else "only_first",
+            max_length=length,
+            stride=stride,
+        )
+        answers: list[Answer] = []
+        null_score = np.inf
+        for piece in [whole, *whole.overflowing]:
+            out = self.model(input_ids=np.asarray([piece.ids], dtype=np.int64), use_cache=False)
+            allowed = self._allowed(piece, first)
+            start, end = (_probabilities(host(logits)[0], allowed) for logits in (out.start_logits, out.end_logits))
+            null_score = min(null_score, float(start[0] * end[0]))
+            start[0] = end[0] = 0
+            # Widening to words makes some candidates equal, so more are needed.
+            wanted = top_k * 2 + 10 if align_to_words else top_k
+            for s, e, score in _spans(start, end, wanted, max_answer_len, allowed):
+                _add(answers, text, _characters(piece, s, e, 1 if first else 0, align_to_words), score)
+        if handle_impossible_answer:
+            answers.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
+        answers = sorted(answers, key=lambda answer: answer["score"], reverse=True)[:top_k]
+        return answers[0] if len(answers) == 1 else answers
+
+    def _allowed(self, encoding: Any, question_first: bool) -> NDArray[np.bool_]:
+        ids = encoding.ids
+        # With the context first, transformers lets every token take part in an answer.
+        allowed = [sequence == 1 or not question_first for sequence in encoding.sequence_ids]
+        cls = self.tokenizer.cls_token_id
+        return np.array([ok or token_id == cls for ok, token_id in zip(allowed, ids, strict=True)])
+
+
+def _paired(questions: Any, contexts: Any) -> list[dict[str, Any]]:
+    if isinstance(questions, str) and isinstance(contexts, str):
+        questions, contexts = [questions], [contexts]
+    elif isinstance(questions, list) and isinstance(contexts, str):
+        contexts = [contexts] * len(questions)
+    if not isinstance(questions, list) or not isinstance(contexts, list):
+        raise TypeError("question and context must be texts, or lists of texts")
+    if len(questions) != len(contexts):
+        raise ValueError(
+            f"there are {len(questions)} questions and {len(contexts)} contexts; give one context or as many"
+        )
+    return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
+
+
+def _example(item: Any) -> tuple[str, str]:
+    if not isinstance(item, dict) or not {"question", "context"} <= item.keys():
+        raise TypeError('a question is given as {"question": …, "context": …}')
+    question, context = item["question"], item["context"]
+    for name, text in (("question", question), ("context", context)):
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"{name} is {text!r}, but must be a text that is not empty")
+    return question, context
+
+
+def _probabilities(logits: NDArray[Any], allowed: NDArray[np.bool_]) -> NDArray[Any]:
+    logits = np.where(allowed, logits, logits.dtype.type(-10000))
+    shifted = np.exp(logits - logits.max())
+    result: NDArray[Any] = shifted / shifted.sum()
+    return result
+
+
+def _spans(
+    start: NDArray[Any], end: NDArray[Any], count: int, longest: int, allowed: NDArray[np.bool_]
+) -> list[tuple[int, int, float]]:
+    """The `count` best pairs s ≤ e < s + longest by start[s] · end[e], without those that begin or end outside."""
+    scores = np.tril(np.triu(np.outer(start, end)), longest - 1)
+    best = np.argsort(-scores, axis=None, kind="stable")[:count]
+    pairs = zip(*np.unravel_index(best, scores.shape), strict=True)
+    return [(int(s), int(e), float(scores[s, e])) for s, e in pairs if allowed[s] and allowed[e]]
+
+
+def _characters(encoding: Any, start: int, end: int, sequence: int, align_to_words: bool) -> tuple[int, int]:
+    if align_to_words:
+        words = [encoding.token_to_word(token) for token in (start, end)]
+        spans = [None if word is None else encoding.word_to_chars(word, sequence) for word in words]
+        if spans[0] is not None and spans[1] is not None:
+            return spans[0][0], spans[1][1]
+    return encoding.offsets[start][0], encoding.offsets[end][1]
+
+
+def _add(answers: list[Answer], text: str, span: tuple[int, int], score: float) -> None:
+    """Append an answer, or add its score to an equal one."""
+    found = text[span[0] : span[1]]
+    for answer in answers:
+        if answer["answer"].lower() == found.lower():
+            answer["score"] += score
+            return
+    answers.append({"score": score, "start": span[0], "end": span[1], "answer": found})

@@ -1,0 +1,204 @@
+"""prompt or chat → the text that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from refdiff.generation.options import NAMES as GENERATE
+from refdiff.generation.tokenizer import Encoded, Tokenizer
+from refdiff.pipelines.base import Pipeline, keywords
+
+# transformers' pipeline samples unless it is told otherwise, here or in generation_config.json.
+_DEFAULTS = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
+_TOKENIZING = ("truncation", "max_length", "padding", "add_special_tokens")
+Record = dict[str, Any]
+
+
+class TextGenerationPipeline(Pipeline):
+    """What follows a prompt: `[{"generated_text": …}]`, one entry for each returned sequence.
+
+    A chat (a list of `{"role": …, "content": …}`) is written with the chat template; its result is the chat with the
+    answer added, or with its last message continued when that is the assistant's. Options that are not listed under
+    `run` are those of `generate`, `seed=` among them. Without options up to 256 tokens are sampled at temperature 0.7.
+    """
+
+    task: ClassVar[str] = "text-generation"
+    architecture: ClassVar[str] = "DiffLlamaForCausalLM"
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, batch_size: int = 1, **options: Any) -> None:
+        super().__init__(model, tokenizer, **options)
+        self.batch_size = _batch_size(batch_size)
+
+    def __call__(self, inputs: Any, *, batch_size: int | None = None, **options: Any) -> Any:
+        """Continue one prompt or chat, or a list or an iterator of them, `batch_size` at a time."""
+        merged = {**self.options, **self._checked(options)}
+        size = self.batch_size if batch_size is None else _batch_size(batch_size)
+        if isinstance(inputs, Iterator):
+            return (self.run(item, **merged) for item in inputs)
+        if isinstance(inputs, str) or _is_chat(inputs):
+            return self.run(inputs, **merged)
+        if not isinstance(inputs, list | tuple):
+            raise TypeError(f"text-generation takes a text, a chat, or a list of them, but got {type(inputs).__name__}")
+        batches = [list(inputs[start : start + size]) for start in range(0, len(inputs), size)]
+        return [records for batch in batches for records in self._run_batch(batch, **merged)]
+
+    def run(self, item: Any, **options: Any) -> list[Record]:
+        """Continue one prompt or chat; the options are those of `_run_batch`, and of `generate`."""
+        return self._run_batch([item], **options)[0]
+
+    def _run_batch(
+        self,
+        items: list[Any],
+        *,
+        return_full_text: bool | None = None,
+        return_text: bool | None = None,
+        return_tensors: bool | None = None,
+        prefix: str = "",
+        stop_sequence: str | list[str] | None = None,
+        handle_long_generation: str | None = None,
+        clean_up_tokenization_spaces: bool | None = None,
+        skip_special_tokens: bool = True,
+        continue_final_message: bool | None = None,
+        tools: Any = None,
+        documents: Any = None,
+        tokenizer_encode_kwargs: dict[str, Any] | None = None,
+        **generation: Any,
+    ) -> list[list[Record]]:
+        """Continue several prompts or chats together.
+
+        return_full_text: False leaves the prompt out. return_tensors: `generated_token_ids` instead of text.
+        stop_sequence: where to stop. handle_long_generation="hole": cut the prompt on the left so that prompt and text
+        fit the tokenizer's model_max_length. add_special_tokens, truncation, padding and max_length (which also limits
+        the result) go to the tokenizer, as do `tokenizer_encode_kwargs`, for a chat to its template.
+        """
+        if return_tensors and (return_full_text is not None or return_text is not None):
+            raise ValueError("return_tensors gives no text: leave return_full_text and return_text out")
+        if return_text is not None and return_full_text is not None:
+            raise ValueError("return_text and return_full_text exclude each other: pass return_full_text alone")
+        tokenizing = {name: generation.pop(name) for name in _TOKENIZING[2:] if name in generation}
+        tokenizing |= {name: generation[name] for name in ("max_length",) if generation.get(name) is not None}
+        tokenizing |= {name: generation.pop(name) for name in ("truncation",) if name in generation}
+        tokenizing |= tokenizer_encode_kwargs or {}
+        template = {"tools": tools, "documents": documents}
+        prompts = [_Prompt(item, continue_final_message) for item in items]
+        encoded = self._encode(prompts, prefix, tokenizing, template)
+        generation = self._with_defaults(generation, stop_sequence)
+        if handle_long_generation is not None:
+            encoded = self._make_room(encoded, generation, handle_long_generation)
+        ids, width = encoded["input_ids"], encoded["input_ids"].shape[1]
+        sequences = self.model.generate(ids, attention_mask=encoded["attention_mask"], **generation)
+        each = len(sequences) // len(items)
+        records = []
+        for index, prompt in enumerate(prompts):
+            rows = sequences[index * each : (index + 1) * each].tolist()
+            if return_tensors:
+                records.append([{"generated_token_ids": row} for row in rows])
+                continue
+            texts = [
+                self.tokenizer.decode(row[width:], skip_special_tokens, clean_up_tokenization_spaces) for row in rows
+            ]
+            full = return_full_text is not False
+            records.append([{"generated_text": prompt.joined(text) if full else text} for text in texts])
+        return records
+
+    def _known(self) -> list[str]:
+        return [*keywords(self._run_batch), *_TOKENIZING, *GENERATE, "seed", "generator", "streamer"]
+
+    def _encode(
+        self, prompts: list[_Prompt], prefix: str, tokenizing: dict[str, Any], template: dict[str, Any]
+    ) -> Encoded:
+        chat = any(prompt.is_chat for prompt in prompts)
+        if chat and not all(prompt.is_chat for prompt in prompts):
+            raise TypeError("a list holds either prompts or chats, not both")
+        if not chat:
+            texts = [prefix + prompt.item for prompt in prompts]
+        else:
+            rest = {name: value for name, value in tokenizing.items() if name not in _TOKENIZING}
+            tokenizing = {name: value for name, value in tokenizing.items() if name in _TOKENIZING}
+            tokenizing["add_special_tokens"] = False  # the template writes them
+            texts = [
+                self.tokenizer.apply_chat_template(
+                    prompt.item,
+                    tokenize=False,
+                    add_generation_prompt=not prompt.continues,
+                    continue_final_message=prompt.continues,
+                    **template,
+                    **rest,
+                )
+                for prompt in prompts
+            ]
+        if len(texts) > 1:
+            # Rows of one batch grow on the right, so that is where they must end.
+            tokenizing = {"padding": True, "padding_side": "left", **tokenizing}
+        return self.tokenizer(texts, return_tensors="np", **tokenizing)
+
+    def _with_defaults(self, generation: dict[str, Any], stop_sequence: str | list[str] | None) -> dict[str, Any]:
+        given = dict(generation)
+        if stop_sequence is not None:
+            given["stop_strings"] = [stop_sequence] if isinstance(stop_sequence, str) else stop_sequence
+        if given.get("stop_strings") is not None:
+            given.setdefault("tokenizer", self.tokenizer)
+        in_file = {name for name, value in self.model.generation_config.items() if value is not None}
+        settled = in_file | given.keys()
+        added = {name: value for name, value in _DEFAULTS.items() if name not in settled}
+        if "max_length" in settled:
+            added.pop("max_new_tokens", None)
+        if not {**self.model.generation_config, **given, **added}.get("do_sample"):
+            added.pop("temperature", None)
+        if "pad_token_id" not in settled and self.tokenizer.pad_token_id is not None:
+            added["pad_token_id"] = self.tokenizer.pad_token_id
+        return {**given, **added}
+
+    def _make_room(self, encoded: Encoded, generation: dict[str, Any], how: str) -> Encoded:
+        if how != "hole":
+            raise ValueError(f'handle_long_generation is {how!r}, but must be "hole" or None')
+        settings = {**self.model.generation_config, **generation}
+        width = encoded["input_ids"].shape[1]
+        new = settings.get("max_new_tokens")
+        new = settings["max_length"] - width if new is None else new
+        limit = self.tokenizer.model_max_length
+        if width + new <= limit:
+            return encoded
+        if not 0 <= new < limit:
+            raise ValueError(f"no room for {new} new tokens within the tokenizer's model_max_length of {limit}")
+        return Encoded({name: array[:, new - limit :] for name, array in encoded.items()})
+
+
+class _Prompt:
+    """A prompt or chat, and how a result is joined to it."""
+
+    def __init__(self, item: Any, continue_final_message: bool | None) -> None:
+        self.item = item
+        self.is_chat = _is_chat(item)
+        if not self.is_chat and not isinstance(item, str):
+            raise TypeError(
+                'a prompt is a text, a chat a list of messages {"role": …, "content": …}; '
+                f"this is a {type(item).__name__}"
+            )
+        last_role = item[-1].get("role") if self.is_chat else None
+        # Few models know two assistant messages in a row, so a chat that ends in one is to be continued.
+        self.continues = last_role == "assistant" if continue_final_message is None else continue_final_message
+
+    def joined(self, text: str) -> Any:
+        if not self.is_chat:
+            return self.item + text
+        if not self.continues:
+            return [*self.item, {"role": "assistant", "content": text}]
+        return [*self.item[:-1], {"role": self.item[-1]["role"], "content": self.item[-1]["content"] + text}]
+
+
+def _is_chat(item: Any) -> bool:
+    return (
+        isinstance(item, list | tuple)
+        and len(item) > 0
+        and all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in item)
+    )
+
+
+def _batch_size(value: Any) -> int:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"batch_size is {value!r}, but must be a number from 1")
+    return int(value)

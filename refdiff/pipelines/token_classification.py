@@ -1,0 +1,146 @@
+"""text → a label for each token, or for each entity."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.generation.tokenizer.config import NO_LIMIT
+from refdiff.pipelines.base import Pipeline, host, softmax
+
+_STRATEGIES = ("none", "simple", "first", "average", "max")
+Entity = dict[str, Any]
+
+
+class TokenClassificationPipeline(Pipeline):
+    """The labels of a text's tokens: `entity`, `score`, `index`, `word`, `start`, `end` (characters) for each.
+
+    With an `aggregation_strategy` tokens are grouped, and `entity_group` takes the place of `entity` and `index`.
+    Labels B-X begin a group, I-X go on with one. "simple" groups tokens as they are labeled; the others first give each
+    word one label: that of its first token, of its most certain token ("max"), or of the mean of its tokens' scores.
+    Words are what stands between spaces, unless the tokenizer marks the middle of words.
+    """
+
+    task: ClassVar[str] = "token-classification"
+    architecture: ClassVar[str] = "DiffLlamaForTokenClassification"
+
+    def run(
+        self,
+        item: Any,
+        *,
+        aggregation_strategy: str = "none",
+        ignore_labels: list[str] | None = None,
+        stride: int | None = None,
+    ) -> list[Entity]:
+        """Label one text.
+
+        ignore_labels: left out of the result, `["O"]` unless given. stride: read a text longer than the tokenizer's
+        model_max_length in pieces that share `stride` tokens; needs an aggregation_strategy.
+        """
+        if not isinstance(item, str):
+            raise TypeError(f"token-classification takes a text or a list of texts, but got {type(item).__name__}")
+        strategy = str(aggregation_strategy).lower()
+        if strategy not in _STRATEGIES:
+            raise ValueError(f"aggregation_strategy is {aggregation_strategy!r}, but must be one of {_STRATEGIES}")
+        if stride is not None and strategy == "none":
+            raise ValueError("stride needs an aggregation_strategy other than 'none', to put the pieces together")
+        ignored = ["O"] if ignore_labels is None else ignore_labels
+        truncation = 0 < self.tokenizer.model_max_length <= NO_LIMIT
+        (whole,) = self.tokenizer.encodings(item, truncation=truncation, stride=stride or 0)
+        pieces = [whole] if stride is None else [whole, *whole.overflowing]
+        found: list[Entity] = []
+        for piece in pieces:
+            ids = np.asarray([piece.ids], dtype=np.int64)
+            logits = host(self.model(input_ids=ids, use_cache=False).logits)[0] if piece.ids else np.zeros((0, 1))
+            tokens = self._tokens(item, piece, softmax(logits) if len(logits) else logits)
+            entities = self._aggregate(tokens, strategy)
+            found += [entity for entity in entities if entity.get("entity", entity.get("entity_group")) not in ignored]
+        return _without_overlaps(found) if len(pieces) > 1 else found
+
+    def _tokens(self, text: str, encoding: Any, scores: NDArray[Any]) -> list[Entity]:
+        prefix = getattr(self.tokenizer.backend.model, "continuing_subword_prefix", None)
+        tokens = []
+        for index, (token_id, (start, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
+            if encoding.special_tokens_mask[index]:
+                continue
+            word, written = encoding.tokens[index], text[start:end]
+            inside = len(word) != len(written) if prefix else start > 0 and " " not in text[start - 1 : start + 1]
+            if token_id == self.tokenizer.unk_token_id:
+                word, inside = written, False
+            tokens.append(
+                {"word": word, "scores": scores[index], "start": start, "end": end, "index": index, "inside": inside}
+            )
+        return tokens
+
+    def _aggregate(self, tokens: list[Entity], strategy: str) -> list[Entity]:
+        if strategy in ("none", "simple"):
+            entities = []
+            for token in tokens:
+                label, score = self._label(token["scores"])
+                entity = {"entity": label, "score": score}
+                entities.append(entity | {name: token[name] for name in ("index", "word", "start", "end")})
+        else:
+            entities = [self._word(word, strategy) for word in _words(tokens)]
+        return entities if strategy == "none" else self._groups(entities)
+
+    def _word(self, tokens: list[Entity], strategy: str) -> Entity:
+        if strategy == "first":
+            scores = tokens[0]["scores"]
+        elif strategy == "max":
+            scores = max(tokens, key=lambda token: token["scores"].max())["scores"]
+        else:
+            scores = np.nanmean(np.stack([token["scores"] for token in tokens]), axis=0)
+        label, score = self._label(scores)
+        text = self.tokenizer.convert_tokens_to_string([token["word"] for token in tokens])
+        return {"entity": label, "score": score, "word": text, "start": tokens[0]["start"], "end": tokens[-1]["end"]}
+
+    def _groups(self, entities: list[Entity]) -> list[Entity]:
+        groups: list[list[Entity]] = []
+        for entity in entities:
+            begins, tag = _tag(entity["entity"])
+            if groups and not begins and tag == _tag(groups[-1][-1]["entity"])[1]:
+                groups[-1].append(entity)
+            else:
+                groups.append([entity])
+        return [
+            {
+                "entity_group": group[0]["entity"].split("-", 1)[-1],
+                "score": np.nanmean([entity["score"] for entity in group]),
+                "word": self.tokenizer.convert_tokens_to_string([entity["word"] for entity in group]),
+                "start": group[0]["start"],
+                "end": group[-1]["end"],
+            }
+            for group in groups
+        ]
+
+    def _label(self, scores: NDArray[Any]) -> tuple[str, Any]:
+        best = int(scores.argmax())
+        return self.model.config.id2label[best], scores[best]
+
+
+def _words(tokens: list[Entity]) -> list[list[Entity]]:
+    words: list[list[Entity]] = []
+    for token in tokens:
+        if words and token["inside"]:
+            words[-1].append(token)
+        else:
+            words.append([token])
+    return words
+
+
+def _tag(label: str) -> tuple[bool, str]:
+    return label.startswith("B-"), label[2:] if label.startswith(("B-", "I-")) else label
+
+
+def _without_overlaps(entities: list[Entity]) -> list[Entity]:
+    """Where pieces of a text overlap, keep the longer entity, of equally long ones the more certain."""
+    kept: list[Entity] = []
+    for entity in sorted(entities, key=lambda entity: entity["start"]):
+        last = kept[-1] if kept else None
+        if last is None or not last["start"] <= entity["start"] < last["end"]:
+            kept.append(entity)
+        elif (entity["end"] - entity["start"], entity["score"]) > (last["end"] - last["start"], last["score"]):
+            kept[-1] = entity
+    return kept

@@ -1,0 +1,146 @@
+"""Messages through templates: what the template sees, refusals, continued messages, where templates are found."""
+
+from __future__ import annotations
+
+import enum
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff import CheckpointError, Tokenizer
+from refdiff.generation.chat_template.template import ChatTemplate, plain
+from tests.generation.tokenizer.test_tokenizer import words
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def show(template: str, chat: Any = CHAT, **options: Any) -> Any:
+    return words().apply_chat_template(chat, chat_template=template, tokenize=False, **options)
+
+
+def test_text_and_ids() -> None:
+    tokenizer = words(chat_template="{{ bos_token }} {% for m in messages %}{{ m.content }} {% endfor %}")
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == "<s> a b "
+    assert tokenizer.apply_chat_template(CHAT) == {"input_ids": [0, 4, 5], "attention_mask": [1, 1, 1]}
+    assert tokenizer.apply_chat_template(CHAT, return_dict=False) == [0, 4, 5]
+    batch = tokenizer.apply_chat_template([CHAT, CHAT[:1]], padding=True, return_tensors="np")
+    np.testing.assert_array_equal(batch["input_ids"], [[0, 4, 5], [0, 4, 2]])
+    assert tokenizer.apply_chat_template([CHAT], tokenize=False) == ["<s> a b "]
+    assert tokenizer.apply_chat_template(CHAT, max_length=2, return_dict=False) == [0, 4]
+
+
+def test_what_the_template_sees() -> None:
+    tools = [{"name": "t"}]
+    assert show("{{ tools | length }}{{ documents }}{{ mood }}", tools=tools, mood="!") == "1None!"
+    assert show("{{ add_generation_prompt }}", add_generation_prompt=True) == "True"
+    assert show("{{ eos_token }}{{ sep_token is defined }}") == "</s>False"
+    assert show("{{ eos_token }}", eos_token="x") == "x"
+    assert show("{{ 'name' in messages[0] }}", [{"role": "user", "name": None, "content": ""}]) == "False"
+    assert show("{{ messages[0].reasoning_content }}", [{"role": "x", "thinking": "hm"}]) == "hm"
+    assert len(show("{{ strftime_now('%Y-%m-%d') }}")) == 10
+    assert show("{% generation %}{% set x = 1 %}in{% endgeneration %}{{ x is defined }}") == "inFalse"
+
+
+class Mood(enum.StrEnum):
+    GOOD = "good"
+
+
+def test_only_plain_data_reaches_the_template() -> None:
+    value = {"a": Mood.GOOD, "b": np.int64(3), "c": np.zeros(2), "d": (1, None, True), "e": float("inf"), 5: object}
+    assert plain(value) == {"a": "good", "b": 3, "c": "<ndarray>", "d": [1, None, True], "e": float("inf"), 5: "<type>"}
+    assert type(plain(Mood.GOOD)) is str
+
+
+def test_messages_are_not_changed() -> None:
+    chat = [{"role": "assistant", "content": [{"type": "text", "text": "b"}], "thinking": "t"}]
+    show("{{ messages[0].content[0].text }}", chat, continue_final_message=True)
+    assert chat == [{"role": "assistant", "content": [{"type": "text", "text": "b"}], "thinking": "t"}]
+
+
+def test_refusal_is_about_the_messages() -> None:
+    with pytest.raises(ValueError, match="refuses these messages: roles must alternate") as caught:
+        show("{{ raise_exception('roles must alternate') }}")
+    assert not isinstance(caught.value, CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("content", "template", "expected"),
+    [
+        ("b", "{{ messages[-1].content }}<end>", "b"),
+        ("b ", "{{ messages[-1].content }}<end>", "b "),
+        ("b ", "{{ messages[-1].content | trim }}<end>", "b"),
+        ([{"type": "image"}, {"type": "text", "text": "b"}], "{{ messages[-1].content[1].text }}<end>", "b"),
+    ],
+)
+def test_continue_final_message(content: Any, template: str, expected: str) -> None:
+    chat = [{"role": "assistant", "content": content}]
+    assert show(template, chat, continue_final_message=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "chat", "options", "message"),
+    [
+        ("{{ messages }}", CHAT, {"add_generation_prompt": True}, "pass one"),
+        ("fixed", CHAT, {}, "template that reads it"),
+        ("{{ messages[0].content }}", CHAT, {}, "does not print the last message"),
+        ("{{ messages[0].content }}", [{"role": "x"}], {}, "last message with content"),
+        ("{{ messages[0].content }}", [{"role": "x", "content": [{"type": "image"}]}], {}, "found no text"),
+    ],
+)
+def test_continue_final_message_that_cannot(template: str, chat: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        show(template, chat, continue_final_message=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("chat", "error", "message"),
+    [
+        ([], ValueError, "at least one message"),
+        ("hello", TypeError, "a list of messages"),
+        ({"role": "user"}, TypeError, "a list of messages"),
+        (3, TypeError, "a list of messages"),
+        (["hello"], TypeError, "a message must be a dict"),
+        ([CHAT, ["x"]], TypeError, "a message must be a dict"),
+    ],
+)
+def test_conversations_of_the_wrong_kind(chat: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        show("x", chat)
+
+
+def test_tools_must_be_schemas() -> None:
+    with pytest.raises(TypeError, match="tools must be a list of dicts"):
+        show("x", tools=[print])
+
+
+def test_named_templates() -> None:
+    tokenizer = words(chat_template=[{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}])
+
+    def text(**options: Any) -> Any:
+        return tokenizer.apply_chat_template(CHAT, tokenize=False, **options)
+
+    assert (text(), text(tools=[{}]), text(chat_template="tool_use"), text(chat_template="own")) == (
+        "D",
+        "T",
+        "T",
+        "own",
+    )
+    with pytest.raises(ValueError, match="none is the default; pass chat_template= 'rag'"):
+        words(chat_template=[{"name": "rag", "template": ""}]).apply_chat_template(CHAT)
+
+
+def test_no_template_at_all() -> None:
+    with pytest.raises(ValueError, match=r"no chat template.*chat_template="):
+        Tokenizer(words().backend).apply_chat_template(CHAT)
+
+
+def test_threads_share_one_template() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", "f")
+
+    def work(letter: str) -> set[str]:
+        return {template.render({"messages": [{"content": letter}] * 20}) for _ in range(50)}
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, "abcd")) == [{letter * 20} for letter in "abcd"]
