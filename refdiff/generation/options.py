@@ -187,6 +187,7 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
     _normalize(values)
     options = Options(**values)
     _check_together(options)
+    _check_vocabulary(options, model.config.vocab_size)
     _warn_ignored(options, given)
     return options
 
@@ -229,6 +230,14 @@ def _check_together(options: Options) -> None:
             raise ValueError("prompt_lookup_num_tokens and assistant_model work with greedy decoding and sampling only")
         if wanted > 1:
             raise ValueError("num_return_sequences has to be 1 with prompt_lookup_num_tokens or assistant_model")
+
+
+def _check_vocabulary(options: Options, vocab_size: int) -> None:
+    named = [("sequence_bias", token) for sequence in options.sequence_bias or {} for token in sequence]
+    named += [("bad_words_ids", token) for word in options.bad_words_ids or [] for token in word]
+    for name, token in named:
+        if token >= vocab_size:
+            raise ValueError(f"{name} names token {token}, outside the vocabulary of {vocab_size} tokens")
 
 
 def _warn_ignored(options: Options, given: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,18 +22,16 @@ class Stopping:
         stop_strings: Sequence[str] | None = None,
         tokenizer: Any = None,
         max_time: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.max_length = max_length
         self._eos = np.array(eos or [], dtype=np.int64)
         self._stop_strings = [s.encode() for s in stop_strings or []]
         self._token_bytes = TokenBytes(tokenizer) if self._stop_strings else None
-        self._clock = clock
-        self._deadline = None if max_time is None else clock() + max_time
+        self._deadline = None if max_time is None else time.monotonic() + max_time
 
     def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows are finished: (B, T) → (B,)."""
-        timeout = self._deadline is not None and self._clock() > self._deadline
+        timeout = self._deadline is not None and time.monotonic() > self._deadline
         if timeout or ids.shape[1] >= self.max_length:
             return np.ones(ids.shape[0], dtype=bool)
         return self.by_content(ids)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.generation.token_bytes import backend_of
+from refdiff.generation.token_bytes import TokenBytes, backend_of
 
 
 class Streamer(Protocol):
@@ -49,9 +49,19 @@ class PieceDecoder:
         self._tokenizer = backend_of(tokenizer)
         self._skip_special_tokens = skip_special_tokens
         self._waiting: list[int] = []  # ids whose text has not been given out
+        self._shown = ""  # the whole characters of what waits at the end of `before`
         self._restart()
-        for token in [] if before is None else before[-_CONTEXT:].tolist():
+        for token in [] if before is None else self._context(before.tolist()):
             self(token)
+        self._shown = self._waiting_text().rstrip("\ufffd")
+
+    def _context(self, before: list[int]) -> list[int]:
+        """The last ids, from the beginning of a character: a decoder of byte tokens is lost within one."""
+        token_bytes = TokenBytes(self._tokenizer)
+        start = max(0, len(before) - _CONTEXT)
+        while start > 0 and token_bytes[before[start]][:1] in _CONTINUATIONS:
+            start -= 1
+        return before[start:]
 
     def __call__(self, token: int) -> str:
         """Take the next id; return the text that it makes certain, often none."""
@@ -68,11 +78,12 @@ class PieceDecoder:
             self._stream.step(self._tokenizer, token)
         if piece:
             self._waiting.clear()
+            piece, self._shown = piece.removeprefix(self._shown), ""
         return piece
 
     def end(self) -> str:
         """The whole characters of what waits; an incomplete one at the very end is left out."""
-        rest = self._waiting_text().rstrip("\ufffd")
+        rest = self._waiting_text().rstrip("\ufffd").removeprefix(self._shown)
         self._waiting.clear()
         return rest
 
@@ -85,7 +96,8 @@ class PieceDecoder:
         self._stream = DecodeStream(skip_special_tokens=self._skip_special_tokens)
 
 
-_CONTEXT = 8  # ids of the prompt; any character is whole within its last four
+_CONTEXT = 8  # ids of the prompt, enough to know whether a space comes before the next word
+_CONTINUATIONS = tuple(bytes([byte]) for byte in range(0x80, 0xC0))  # bytes within a UTF-8 character
 
 
 class BatchTextStreamer:

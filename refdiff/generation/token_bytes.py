@@ -1,4 +1,4 @@
-"""What each token says, in bytes, so that characters which begin in one token and end in another are no special case."""
+"""What each token says, in bytes, so that a character may begin in one token and end in another."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -74,9 +76,10 @@ def test_a_stop_string_in_the_prompt_does_not_stop_what_follows() -> None:
         assert ends[0] < len(ids)
 
 
-def test_time() -> None:
+def test_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    stopping = Stopping(99, max_time=5.0, clock=lambda: now)
+    monkeypatch.setattr("refdiff.generation.stopping.time", SimpleNamespace(monotonic=lambda: now))
+    stopping = Stopping(99, max_time=5.0)
     ids = np.zeros((2, 2), dtype=int)
     assert not stopping(ids).any()
     now = 105.0

@@ -1,0 +1,199 @@
+"""Beam search against exhaustive search, and what holds for it: order, padding, batches, streams."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.generation import generate
+from refdiff.generation.beam import _common_prefix
+from refdiff.generation.results import GenerateBeamDecoderOnlyOutput
+from refdiff.generation.sampling import log_softmax
+from tests.generation.fakes import Bigrams, FakeModel, Recorder, letters
+
+
+def all_texts(model: FakeModel, prompt: list[int], n: int, eos: int, penalty: float) -> list[tuple[float, list[int]]]:
+    """Every text of up to n tokens that ends with eos or has n tokens, with its score, best first."""
+    V = model.config.vocab_size
+    found = []
+    for length in range(1, n + 1):
+        for body in itertools.product([t for t in range(V) if t != eos], repeat=length - 1):
+            for last in [eos] if length < n else range(V):
+                text = [*body, last]
+                logits = model(np.array([prompt + text[:-1]]), logits_to_keep=length).logits[0]
+                score = log_softmax(logits)[np.arange(length), text].sum() / length**penalty
+                found.append((float(score), prompt + text))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0, -1.0])
+def test_with_enough_beams_the_best_of_all_texts_is_found(seed: int, penalty: float) -> None:
+    model = FakeModel(seed, V=4, scale=1.0)
+    want = all_texts(model, [3, 1], 4, 2, penalty)
+    out = generate(
+        model,
+        [[3, 1]],
+        max_new_tokens=4,
+        num_beams=64,
+        num_return_sequences=8,
+        length_penalty=penalty,
+        early_stopping="never",
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    assert isinstance(out, GenerateBeamDecoderOnlyOutput)
+    assert out.sequences_scores is not None
+    np.testing.assert_allclose(out.sequences_scores, [score for score, _ in want[:8]], rtol=1e-10)
+    for row, (_, text) in zip(out.sequences.tolist(), want, strict=False):
+        assert row[: len(text)] == text
+        assert set(row[len(text) :]) <= {2}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scores_are_those_of_the_texts(seed: int) -> None:
+    """sequences_scores and beam_indices, recomputed from the returned texts alone and from `scores`."""
+    model = FakeModel(seed, V=9, scale=1.5)
+    out = generate(
+        model,
+        [[3, 4], [5, 6]],
+        max_new_tokens=8,
+        num_beams=3,
+        num_return_sequences=3,
+        length_penalty=0.7,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+    )
+    assert isinstance(out, GenerateBeamDecoderOnlyOutput)
+    assert out.scores is not None
+    assert out.logits is not None
+    assert out.beam_indices is not None
+    assert out.sequences_scores is not None
+    assert out.sequences.shape == (6, 2 + out.beam_indices.shape[1])
+    for row, origins, total in zip(out.sequences, out.beam_indices, out.sequences_scores, strict=True):
+        n = int((origins >= 0).sum())
+        logits = model(row[None, : 2 + n - 1], logits_to_keep=n).logits[0]
+        log_p = log_softmax(logits)[np.arange(n), row[2 : 2 + n]]
+        np.testing.assert_allclose(total, log_p.sum() / n**0.7)
+        np.testing.assert_allclose([out.scores[t][origins[t], row[2 + t]] for t in range(n)], log_p)
+        np.testing.assert_allclose([out.logits[t][origins[t]] for t in range(n)], logits)
+    assert (np.diff(out.sequences_scores.reshape(2, 3), axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"early_stopping": True}, {"length_penalty": 2.0}], ids=str)
+def test_a_row_does_not_depend_on_its_batch(options: dict[str, Any]) -> None:
+    model = FakeModel(1, V=11, scale=1.5)
+    for do_sample in (False, True):
+        shared: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 9, "do_sample": do_sample, "seed": 4} | options
+        alone = generate(model, [[5, 6]], **shared)[0, 2:].tolist()
+        rows, mask = [[0, 0, 7, 8], [0, 0, 5, 6], [9, 5, 6, 7]], [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
+        batch = generate(model, rows, mask, **shared)[1, 4:].tolist()
+        length = min(len(alone), len(batch))
+        assert batch[:length] == alone[:length]
+        assert set(batch[length:]) | set(alone[length:]) <= {2}
+
+
+def test_more_end_tokens_than_beams_leave_beams_to_go_on() -> None:
+    model = FakeModel(0, V=9, eos_token_id=[2, 3, 4, 5, 6])
+    assert generate(model, [[7, 8]], num_beams=2, max_new_tokens=6).shape[1] > 2
+
+
+def test_a_vocabulary_smaller_than_the_candidates() -> None:
+    out = generate(
+        FakeModel(0, V=2, eos_token_id=None), [[0, 1]], num_beams=4, num_return_sequences=4, max_new_tokens=3
+    )
+    assert len({tuple(row) for row in out.tolist()}) == 4
+
+
+def test_beam_sampling_follows_the_model() -> None:
+    """One step of two beams draws four tokens without replacement; the best of them is returned."""
+    p = np.array([0.04, 0.06, 0.1, 0.15, 0.25, 0.4])
+    want = np.zeros(6)
+    for drawn in itertools.permutations(range(6), 4):
+        left = 1.0 - np.cumsum([0.0, *p[list(drawn[:-1])]])
+        want[max(drawn)] += np.prod(p[list(drawn)] / left)
+    n = 3000
+    model = Bigrams(np.tile(p, (6, 1)), eos_token_id=None, pad_token_id=None)
+    got = generate(model, [[0]] * n, num_beams=2, do_sample=True, max_new_tokens=1, seed=1)
+    counts = Counter(got[:, 1].tolist())
+    for token, expected in enumerate(want * n):
+        assert abs(counts[token] - expected) <= 5 * np.sqrt(expected) + 1e-9
+    assert counts[4] > 50
+
+
+def test_beam_sampling_differs_by_seed_and_repeats() -> None:
+    model = FakeModel(0, V=40, scale=0.4)
+    options: dict[str, Any] = {"num_beams": 2, "do_sample": True, "max_new_tokens": 8, "eos_token_id": None}
+    texts = {tuple(generate(model, [[5, 6]], seed=s, **options)[0].tolist()) for s in range(5)}
+    assert len(texts) == 5
+    np.testing.assert_array_equal(
+        generate(model, [[5, 6]], seed=3, **options), generate(model, [[5, 6]], seed=3, **options)
+    )
+
+
+def test_nan_names_the_beam() -> None:
+    model = FakeModel()
+    model.W[3] = np.nan
+    with pytest.raises(ValueError, match="row 0, step 0: a score is NaN"):
+        generate(model, [[5, 6], [7, 8]], num_beams=2)
+
+
+# ---- streams
+
+
+STREAMED: list[dict[str, Any]] = [
+    {},
+    {"early_stopping": True},
+    {"early_stopping": "never", "length_penalty": 2.0},
+    {"length_penalty": -1.0},
+    {"num_return_sequences": 3},
+    {"do_sample": True, "seed": 1},
+    {"stop_strings": ["e", "fa"], "tokenizer": letters()},
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("options", STREAMED, ids=lambda o: ",".join(o))
+def test_a_beam_stream_is_the_result_and_takes_nothing_back(options: dict[str, Any], rows: int, seed: int) -> None:
+    model = FakeModel(seed, V=11, scale=2.0, eos_token_id=[2, 3])
+    recorder = Recorder()
+    prompts = np.random.default_rng(seed).integers(4, 11, (rows, 3))
+    got = generate(model, prompts, num_beams=3, max_new_tokens=12, streamer=recorder, **options)
+    assert recorder.rows == got.tolist()
+    assert recorder.ended == 1
+    np.testing.assert_array_equal(generate(model, prompts, num_beams=3, max_new_tokens=12, **options), got)
+
+
+def test_a_beam_stream_speaks_before_the_end() -> None:
+    """All beams agree on what a nearly certain model says, but for their last tokens."""
+    table = np.full((6, 6), 1e-3) + np.roll(np.eye(6), 1, axis=1)
+    recorder = Recorder()
+    generate(Bigrams(table, eos_token_id=None), [[0]], num_beams=2, max_new_tokens=20, streamer=recorder)
+    assert len(recorder.puts) > 10
+    assert all(np.asarray(put).shape[0] == 1 for put in recorder.puts)
+
+
+def test_rows_of_a_beam_stream_advance_by_themselves() -> None:
+    table = np.full((6, 6), 1e-3) + np.roll(np.eye(6), 1, axis=1)
+    table[4] = [0.2, 0.2, 0.2, 0.2, 0.2, 0.0]
+    recorder = Recorder()
+    generate(
+        Bigrams(table, eos_token_id=None, pad_token_id=None),
+        [[0], [4]],
+        num_beams=2,
+        max_new_tokens=3,
+        streamer=recorder,
+    )
+    assert any(len({len(row) for row in put}) == 2 for put in recorder.puts[1:])
+
+
+def test_common_prefix() -> None:
+    texts = [np.array([1, 2, 3, 4]), np.array([1, 2, 3]), np.array([1, 2, 9, 4])]
+    assert _common_prefix(texts, 1).tolist() == [1, 2]
+    assert _common_prefix(texts[:2], 3).tolist() == [1, 2, 3]

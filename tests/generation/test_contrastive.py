@@ -1,0 +1,128 @@
+"""Contrastive search against a slow transcription of its paper: Su et al. 2022, equation 5, one text, no cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.generation import generate
+from refdiff.generation.contrastive import degeneration_penalty
+from refdiff.generation.results import GenerateDecoderOnlyOutput
+from tests.generation.fakes import FakeModel, Recorder
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def paper(model: Any, prompt: list[int], k: int, alpha: float, n: int, eos: int | None = None) -> list[int]:
+    """x_t = argmax over the k most probable v of (1 − α) p(v | x_<t) − α max_j s(h_v, h_xj)."""
+    x = list(prompt)
+    while len(x) < len(prompt) + n:
+        out = model(np.array([x]), output_hidden_states=True, logits_to_keep=1)
+        z = out.logits[0, -1]
+        p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+        h = out.hidden_states[-1][0]
+        best_value, best_token = -np.inf, -1
+        for v in np.argsort(-p, kind="stable")[:k]:
+            h_v = model(np.array([[*x, int(v)]]), output_hidden_states=True, logits_to_keep=1).hidden_states[-1][0, -1]
+            value = (1 - alpha) * p[v] - alpha * max(cosine(h_v, h_j) for h_j in h)
+            if value > best_value:
+                best_value, best_token = value, int(v)
+        x.append(best_token)
+        if best_token == eos:
+            break
+    return x
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    config = refdiff.DiffLlamaConfig(
+        vocab_size=29,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, dtype="float64")
+
+
+CASES = [(2, 0.6), (4, 0.6), (5, 0.1), (4, 1.0), (29, 0.5), (80, 0.9)]
+
+
+@pytest.mark.parametrize(("k", "alpha"), CASES)
+def test_against_the_paper(small: Any, k: int, alpha: float) -> None:
+    for model in (small, FakeModel(2, V=29, scale=1.0)):
+        want = paper(model, [5, 6, 7], min(k, 29), alpha, 10, 2)
+        assert generate(model, [[5, 6, 7]], penalty_alpha=alpha, top_k=k, max_new_tokens=10)[0].tolist() == want
+
+
+def test_it_differs_from_greedy_and_degenerates_to_it(small: Any) -> None:
+    greedy = generate(small, [[5, 6, 7]], max_new_tokens=12, eos_token_id=None).tolist()
+    options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None, "top_k": 4}
+    assert generate(small, [[5, 6, 7]], penalty_alpha=0.6, **options).tolist() != greedy
+    assert generate(small, [[5, 6, 7]], penalty_alpha=1e-12, **options).tolist() == greedy
+
+
+def test_rows_do_not_depend_on_batch_or_padding(small: Any) -> None:
+    rows, mask = [[0, 0, 7, 8], [0, 5, 6, 7], [9, 5, 6, 7]], [[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]
+    options: dict[str, Any] = {"penalty_alpha": 0.5, "top_k": 4, "max_new_tokens": 9}
+    batch = generate(small, rows, mask, **options)
+    for row, ids, seen in zip(batch, rows, mask, strict=True):
+        prompt = [i for i, m in zip(ids, seen, strict=True) if m]
+        want = paper(small, prompt, 4, 0.5, 9, 2)[len(prompt) :]
+        assert row[4 : 4 + len(want)].tolist() == want
+        assert set(row[4 + len(want) :].tolist()) <= {0}
+
+
+def test_candidates_are_read_in_one_batch() -> None:
+    model = FakeModel()
+    generate(model, [[5, 6, 7], [8, 9, 4]], penalty_alpha=0.5, top_k=3, max_new_tokens=2, eos_token_id=None)
+    assert model.calls == [(2, 3), (6, 1), (6, 1)]
+
+
+def test_processors_results_and_streams(small: Any) -> None:
+    recorder = Recorder()
+    out = generate(
+        small,
+        [[5, 6, 7], [7, 8, 9]],
+        streamer=recorder,
+        penalty_alpha=0.5,
+        top_k=4,
+        max_new_tokens=8,
+        no_repeat_ngram_size=1,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+    )
+    assert isinstance(out, GenerateDecoderOnlyOutput)
+    assert out.scores is not None
+    assert out.logits is not None
+    assert recorder.rows == out.sequences.tolist()
+    text = out.sequences[0].tolist()
+    text = text[: text.index(2)] if 2 in text else text
+    assert len(set(text)) == len(text)
+    assert len(out.scores) == len(out.logits) == out.sequences.shape[1] - 3
+    assert np.isneginf(out.scores[0][0, [5, 6, 7]]).all()
+
+
+def test_a_forbidden_token_is_not_chosen_for_want_of_others(small: Any) -> None:
+    allowed = [4, 9]
+    forbidden = [i for i in range(29) if i not in allowed]
+    got = generate(
+        small, [[5, 6]], penalty_alpha=1.0, top_k=6, suppress_tokens=forbidden, max_new_tokens=6, eos_token_id=None
+    )
+    assert set(got[0, 2:].tolist()) <= set(allowed)
+
+
+def test_penalty_by_hand() -> None:
+    candidates = np.array([[[2.0, 0.0], [0.0, -3.0]]])
+    context = np.array([[[1.0, 1.0], [0.0, 5.0], [0.0, 0.0]]])
+    np.testing.assert_allclose(degeneration_penalty(candidates, context), [[np.sqrt(0.5), -np.sqrt(0.5)]])

@@ -1,0 +1,159 @@
+"""Greedy decoding and sampling on models that can be followed by hand."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.generation import generate
+from refdiff.generation.results import GenerateDecoderOnlyOutput
+from tests.generation.fakes import Bigrams, FakeModel, letters
+
+# a → b → c → d → end (0), or from e only to itself
+CHAIN = np.full((6, 6), 0.01)
+for a, b in ((1, 2), (2, 3), (3, 4), (4, 0), (0, 5), (5, 5)):
+    CHAIN[a, b] = 1.0
+CHAIN /= CHAIN.sum(axis=1, keepdims=True)
+
+
+def chain(**config: Any) -> Bigrams:
+    return Bigrams(CHAIN, **{"eos_token_id": 0, "pad_token_id": 5} | config)
+
+
+def slow_greedy(model: FakeModel, prompt: list[int], n: int, eos: int) -> list[int]:
+    """Without a cache, a batch or a mask."""
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(int(model(np.array([ids]), logits_to_keep=1).logits[0, -1].argmax()))
+        if ids[-1] == eos:
+            break
+    return ids
+
+
+def test_greedy_by_hand() -> None:
+    assert generate(chain(), [[1]]).tolist() == [[1, 2, 3, 4, 0]]
+    assert generate(chain(), [[1], [4], [3]]).tolist() == [[1, 2, 3, 4, 0], [4, 0, 5, 5, 5], [3, 4, 0, 5, 5]]
+    assert generate(chain(), [[1]], max_new_tokens=2).tolist() == [[1, 2, 3]]
+    assert generate(chain(), [[4]], min_new_tokens=2, max_new_tokens=2).tolist()[0][1] != 0
+    assert generate(chain(), [[1]], eos_token_id=[9, 3]).tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_greedy_is_what_it_says(seed: int) -> None:
+    model = FakeModel(seed)
+    prompt = [5, 6, 7]
+    assert generate(model, [prompt], max_new_tokens=30)[0].tolist() == slow_greedy(model, prompt, 30, 2)
+
+
+def test_one_token_is_read_at_a_time() -> None:
+    model = FakeModel()
+    generate(model, [[5, 6, 7], [8, 9, 10]], max_new_tokens=4, eos_token_id=None)
+    assert model.calls == [(2, 3), (2, 1), (2, 1), (2, 1)]
+
+
+def test_without_end_and_padding_tokens_stopped_rows_go_on() -> None:
+    model = chain(eos_token_id=None, pad_token_id=None)
+    options: dict[str, Any] = {"stop_strings": ["d"], "tokenizer": letters(), "max_new_tokens": 9}
+    got = generate(model, [[1], [2]], **options)
+    assert got.tolist() == [[1, 2, 3], [2, 3, 4]]  # "d" is token 3; the second row went on while the first did
+    padded = generate(model, [[1], [2]], pad_token_id=5, **options)
+    assert padded.tolist() == [[1, 2, 3], [2, 3, 5]]
+
+
+def test_results() -> None:
+    model = FakeModel(1)
+    out = generate(
+        model,
+        [[5, 6]],
+        max_new_tokens=3,
+        repetition_penalty=1.5,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+    )
+    assert isinstance(out, GenerateDecoderOnlyOutput)
+    assert out.scores is not None
+    assert out.logits is not None
+    assert len(out.scores) == len(out.logits) == 3
+    want = model(out.sequences[:, :-1], logits_to_keep=3).logits
+    np.testing.assert_allclose(np.stack(out.logits, axis=1), want, rtol=1e-12)
+    assert (out.scores[1] != out.logits[1]).sum() == len(set(out.sequences[0, :3].tolist()))
+    assert len(out.cache) == 4
+    plain = generate(model, [[5, 6]], max_new_tokens=3, return_dict_in_generate=True)
+    assert isinstance(plain, GenerateDecoderOnlyOutput)
+    assert plain.scores is plain.logits is None
+
+
+def test_sampling_follows_the_model() -> None:
+    """Frequencies of all two-token continuations against the table, top_k off."""
+    table = np.array([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25], [0.3, 0.3, 0.4]])
+    n = 4000
+    got = generate(
+        Bigrams(table, eos_token_id=None), [[0]], do_sample=True, max_new_tokens=2, num_return_sequences=n, seed=5
+    )
+    counts = Counter((int(a), int(b)) for _, a, b in got)
+    for (a, b), count in counts.items():
+        want = n * table[0, a] * table[a, b]
+        assert abs(count - want) < 5 * np.sqrt(want), (a, b, count, want)
+    assert len(counts) == 9
+
+
+def test_seeds() -> None:
+    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 12, "eos_token_id": None}
+    model = FakeModel(scale=0.5)
+    first = generate(model, [[5, 6]], seed=1, **options)
+    np.testing.assert_array_equal(generate(model, [[5, 6]], seed=1, **options), first)
+    assert (generate(model, [[5, 6]], seed=2, **options) != first).any()
+    assert (generate(model, [[5, 6]], **options) != generate(model, [[5, 6]], **options)).any()
+    a, b = np.random.default_rng(3), np.random.default_rng(3)
+    one, two = generate(model, [[5, 6]], generator=a, **options), generate(model, [[5, 6]], generator=a, **options)
+    assert (one != two).any()
+    np.testing.assert_array_equal(generate(model, [[5, 6]], generator=b, **options), one)
+
+
+def test_a_sampled_text_is_the_same_everywhere() -> None:
+    """Written down: a change of these tokens breaks the promise that a seed gives the same text in every version."""
+    got = generate(FakeModel(scale=0.5), [[5, 6]], seed=1, do_sample=True, max_new_tokens=8, eos_token_id=None)
+    assert got[0].tolist() == [5, 6, 4, 2, 20, 14, 11, 11, 3, 3]
+
+
+def test_a_row_does_not_depend_on_its_batch() -> None:
+    """batch = single for sampling too, whatever the other rows, the padding, and the row's place."""
+    model = FakeModel(scale=0.5)
+    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 12, "seed": 3, "top_p": 0.9}
+    alone = generate(model, [[5, 6]], **options)[0, 2:].tolist()
+    rows = [[0, 0, 7, 8], [0, 0, 5, 6], [9, 5, 6, 7]]
+    mask = [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
+    batch = generate(model, rows, mask, **options)[1, 4:].tolist()
+    length = min(len(alone), len(batch))
+    assert batch[:length] == alone[:length]
+    assert set(batch[length:]) | set(alone[length:]) <= {0}
+
+
+def test_copies_of_a_prompt_are_num_return_sequences() -> None:
+    model = FakeModel(scale=0.5)
+    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 10, "seed": 3, "eos_token_id": None}
+    got = generate(model, [[5, 6], [7, 8]], num_return_sequences=3, **options)
+    np.testing.assert_array_equal(got, generate(model, [[5, 6]] * 3 + [[7, 8]] * 3, **options))
+    assert len({tuple(row) for row in got.tolist()}) == 6
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_nan_names_row_and_step(do_sample: bool) -> None:
+    model = FakeModel()
+    model.W[3] = np.nan
+    with pytest.raises(ValueError, match="row 0, step 0: a score is NaN"):
+        generate(model, [[5, 6], [7, 8]], do_sample=do_sample)
+
+
+def test_max_time_ends_a_text_that_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FakeModel()
+    ticks = itertools.count()
+    monkeypatch.setattr("refdiff.generation.stopping.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    got = generate(model, [[5, 6]], eos_token_id=None, max_new_tokens=50, max_time=3.5)
+    assert got.shape[1] == 2 + 4

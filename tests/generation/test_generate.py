@@ -1,0 +1,158 @@
+"""`generate` on the real model: the equalities that hold at every step, and its errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import refdiff
+from refdiff.generation import generate
+from tests.generation.fakes import FakeModel, Recorder
+
+V = 31
+
+
+def make(seed: int = 0, **config: Any) -> Any:
+    fields: dict[str, Any] = {
+        "vocab_size": V,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.35,
+        "eos_token_id": [2, 3],
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+    }
+    return refdiff.DiffLlamaForCausalLM.from_config(
+        refdiff.DiffLlamaConfig(**fields | config), seed=seed, dtype="float64"
+    )
+
+
+MODEL = make()
+SMALL = make(9, hidden_size=8, num_hidden_layers=1)
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "seed": 3},
+    "beams": {"num_beams": 3},
+    "beam sampling": {"num_beams": 2, "do_sample": True, "seed": 3},
+    "contrastive": {"penalty_alpha": 0.5, "top_k": 4},
+}
+
+
+def slow(model: Any, prompt: list[int], n: int) -> list[int]:
+    """Greedy decoding without a cache."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + n:
+        ids.append(int(np.asarray(model([ids]).logits)[0, -1].argmax()))
+        if ids[-1] in (2, 3):
+            break
+    return ids
+
+
+prompts = st.lists(st.integers(4, V - 1), min_size=1, max_size=6)
+
+
+@given(prompts, st.integers(1, 12))
+def test_cached_is_uncached(prompt: list[int], n: int) -> None:
+    assert generate(MODEL, [prompt], max_new_tokens=n)[0].tolist() == slow(MODEL, prompt, n)
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+@given(st.lists(prompts, min_size=1, max_size=3))
+def test_batch_is_single_and_padded_is_unpadded(options: dict[str, Any], texts: list[list[int]]) -> None:
+    width = max(map(len, texts)) + 1
+    ids = np.array([[0] * (width - len(text)) + text for text in texts])
+    mask = (ids != 0).astype(int)
+    got = generate(MODEL, ids, mask, max_new_tokens=6, **options)
+    np.testing.assert_array_equal(generate(MODEL, ids, max_new_tokens=6, **options), got)  # known by the padding token
+    for index, (row, text) in enumerate(zip(got, texts, strict=True)):
+        if texts.index(text) != index:  # a copy of an earlier prompt, which samples another text
+            continue
+        alone = generate(MODEL, [text], max_new_tokens=6, **options)[0, len(text) :].tolist()
+        together = row[width:].tolist()
+        shorter = min(len(alone), len(together))
+        assert together[:shorter] == alone[:shorter]
+        assert set(together[shorter:]) | set(alone[shorter:]) <= {0, 2}
+
+
+@given(prompts, st.sampled_from([{}, {"repetition_penalty": 1.4}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 4}]))
+def test_one_beam_is_greedy(prompt: list[int], options: dict[str, Any]) -> None:
+    greedy = generate(MODEL, [prompt], max_new_tokens=8, **options)
+    np.testing.assert_array_equal(generate(MODEL, [prompt], max_new_tokens=8, num_beams=1, **options), greedy)
+
+
+@given(
+    prompts, st.sampled_from([{"prompt_lookup_num_tokens": 5}, {"assistant_model": SMALL}, {"assistant_model": MODEL}])
+)
+def test_guesses_change_nothing(prompt: list[int], guesser: dict[str, Any]) -> None:
+    greedy = generate(MODEL, [prompt], max_new_tokens=12)
+    np.testing.assert_array_equal(generate(MODEL, [prompt], max_new_tokens=12, **guesser), greedy)
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+@given(st.lists(prompts, min_size=1, max_size=3))
+def test_a_stream_is_the_result(options: dict[str, Any], texts: list[list[int]]) -> None:
+    width = max(map(len, texts))
+    ids = np.array([[0] * (width - len(text)) + text for text in texts])
+    recorder = Recorder()
+    got = generate(MODEL, ids, streamer=recorder, max_new_tokens=6, **options)
+    assert recorder.rows == got.tolist()
+    assert recorder.ended == 1
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+def test_the_method_is_the_function(options: dict[str, Any]) -> None:
+    got = MODEL.generate([[5, 6]], max_new_tokens=5, **options)
+    np.testing.assert_array_equal(got, generate(MODEL, [[5, 6]], max_new_tokens=5, **options))
+    assert isinstance(got, np.ndarray)
+    assert got.dtype == np.int64
+
+
+def test_seed_and_generator_of_the_method() -> None:
+    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 8, "eos_token_id": None}
+    a = MODEL.generate([[5, 6]], generator=np.random.default_rng(1), **options)
+    np.testing.assert_array_equal(a, MODEL.generate([[5, 6]], generator=np.random.default_rng(1), **options))
+    assert (a != MODEL.generate([[5, 6]], seed=1, **options)).any()
+
+
+def test_inputs_are_not_written_to() -> None:
+    ids, mask = np.array([[0, 5, 6]]), np.array([[0, 1, 1]])
+    ids.flags.writeable = mask.flags.writeable = False
+    for options in WAYS.values():
+        generate(MODEL, ids, mask, max_new_tokens=3, **options)
+
+
+def test_an_empty_prompt_is_bos() -> None:
+    want = generate(MODEL, [[1]], max_new_tokens=4)
+    np.testing.assert_array_equal(generate(MODEL, None, max_new_tokens=4), want)
+    np.testing.assert_array_equal(generate(MODEL, np.empty((1, 0), int), np.empty((1, 0)), max_new_tokens=4), want)
+    model = FakeModel()
+    model.generation_config = {"bos_token_id": 9}
+    assert generate(model, [[]], max_new_tokens=1)[0, 0] == 9
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "error", "message"),
+    [
+        ([[5, V]], {}, ValueError, rf"input_ids\[0, 1\] is {V}, outside the vocabulary of {V} tokens"),
+        ([[5], [6]], {"pad_token_id": V}, ValueError, "pad_token_id is 31, outside the vocabulary"),
+        ([[5]], {"max_tokens": 3}, TypeError, "did you mean 'max_new_tokens'"),
+        ([[5]], {"seed": 1, "generator": np.random.default_rng(0), "do_sample": True}, ValueError, "give one of them"),
+        ([[5]], {"max_length": 1}, ValueError, "the length limit is 1"),
+        ([[5]], {"sequence_bias": {(V,): 1.0}}, ValueError, "sequence_bias names token 31, outside the vocabulary"),
+        ([[5]], {"bad_words_ids": [[5, V + 1]]}, ValueError, "bad_words_ids names token 32, outside the vocabulary"),
+    ],
+)
+def test_errors(ids: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        generate(MODEL, ids, **options)
+
+
+def test_a_padding_token_outside_the_vocabulary_does_not_matter_for_one_row() -> None:
+    assert generate(MODEL, [[5]], pad_token_id=V + 5, max_new_tokens=2).shape == (1, 3)

@@ -1,0 +1,202 @@
+"""Guesses never change the text: greedy the same tokens, sampling the same distribution."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.generation import generate
+from refdiff.generation.results import GenerateDecoderOnlyOutput
+from refdiff.generation.sampling import Uniforms, draw
+from refdiff.generation.speculative import PromptLookup, speculative_step
+from tests.generation.fakes import Bigrams, FakeModel, Recorder, letters
+
+TARGET = FakeModel(1, V=19, scale=2.5)
+ASSISTANTS = {
+    "itself": FakeModel(1, V=19, scale=2.5),
+    "similar": FakeModel(1, V=19, scale=2.5),
+    "stranger": FakeModel(8, V=19),
+}
+ASSISTANTS["similar"].W += np.random.default_rng(0).normal(0, 0.6, (19, 7))
+PROMPT = [[5, 6, 7, 5, 6, 8, 9, 5, 6]]
+GUESSERS: dict[str, dict[str, Any]] = {
+    "lookup 1": {"prompt_lookup_num_tokens": 1},
+    "lookup 4": {"prompt_lookup_num_tokens": 4},
+    "lookup 30": {"prompt_lookup_num_tokens": 30},
+} | {name: {"assistant_model": model} for name, model in ASSISTANTS.items()}
+
+GREEDY: dict[str, dict[str, Any]] = {
+    "plain": {"eos_token_id": None},
+    "eos": {},
+    "many eos": {"eos_token_id": [2, 3, 11, 12]},
+    "one token": {"max_new_tokens": 1},
+    "two tokens": {"max_new_tokens": 2},
+    "max_length": {"max_new_tokens": None, "max_length": 17},
+    "minimum": {"min_new_tokens": 15, "eos_token_id": [2, 3, 4, 5]},
+    "stop strings": {"stop_strings": ["k", "ab", "pp", "q"], "tokenizer": letters(), "eos_token_id": None},
+    "repetition": {"repetition_penalty": 1.7, "eos_token_id": None},
+    "ngram": {"no_repeat_ngram_size": 2, "eos_token_id": None},
+    "bias": {"sequence_bias": {(5,): 2.0, (5, 6): 4.0}, "bad_words_ids": [[7], [6, 8]], "suppress_tokens": [3]},
+}
+
+
+@pytest.mark.parametrize("guesser", GUESSERS.values(), ids=GUESSERS)
+@pytest.mark.parametrize("options", GREEDY.values(), ids=GREEDY)
+def test_greedy_is_the_same_as_without_guesses(guesser: dict[str, Any], options: dict[str, Any]) -> None:
+    shared: dict[str, Any] = {"max_new_tokens": 40} | options
+    shared |= {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    recorder = Recorder()
+    want = generate(TARGET, PROMPT, **shared)
+    got = generate(TARGET, PROMPT, streamer=recorder, **shared, **guesser)
+    assert isinstance(got, GenerateDecoderOnlyOutput)
+    assert isinstance(want, GenerateDecoderOnlyOutput)
+    np.testing.assert_array_equal(got.sequences, want.sequences)
+    assert recorder.rows == got.sequences.tolist()
+    for name in ("scores", "logits"):
+        np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=1e-9)
+    assert len(got.cache) == got.sequences.shape[1] - 1
+
+
+def test_padding_on_the_left() -> None:
+    ids, mask = [[0, 0, *PROMPT[0]]], [[0, 0, *[1] * 9]]
+    want = generate(TARGET, ids, mask, max_new_tokens=20, repetition_penalty=1.2)
+    for guesser in GUESSERS.values():
+        np.testing.assert_array_equal(
+            generate(TARGET, ids, mask, max_new_tokens=20, repetition_penalty=1.2, **guesser), want
+        )
+
+
+def test_guesses_save_calls() -> None:
+    """An assistant that is always right: 5 guesses, then 7, then 9, …, each checked with one call."""
+    model = FakeModel(1, V=19, scale=2.5)
+    generate(model, PROMPT, max_new_tokens=40, eos_token_id=None, assistant_model=ASSISTANTS["itself"])
+    assert [tokens for _, tokens in model.calls] == [9 + 5, 8, 10, 12, 4]
+    generate(
+        repeating := Bigrams(np.roll(np.eye(5) + 0.01, 1, axis=1)),
+        [[0, 1, 2, 3, 4, 0, 1]],
+        max_new_tokens=30,
+        eos_token_id=None,
+        prompt_lookup_num_tokens=9,
+    )
+    assert len(repeating.calls) < 8
+
+
+def test_guesses_become_fewer_when_they_are_wrong() -> None:
+    """A guess always wrong: 5 guesses, 4, 3, 2, then 1 each time."""
+    target = Bigrams(np.roll(np.eye(5) + 0.01, 1, axis=1), eos_token_id=None)
+    wrong = Bigrams(np.roll(np.eye(5) + 0.01, 2, axis=1), eos_token_id=None)
+    generate(target, [[0]], max_new_tokens=7, assistant_model=wrong)
+    assert [tokens for _, tokens in target.calls] == [6, 5, 4, 3, 2, 2, 1]
+
+
+def test_the_assistant_reads_every_token_once() -> None:
+    assistant = FakeModel(1, V=19, scale=2.5)
+    generate(TARGET, PROMPT, max_new_tokens=30, eos_token_id=None, assistant_model=assistant)
+    assert assistant.calls[0] == (1, 9)
+    assert all(tokens <= 2 for _, tokens in assistant.calls[1:])
+
+
+def test_prompt_lookup() -> None:
+    ids = np.array([[1, 2, 3, 9, 2, 3, 4, 1, 2, 3]])
+    guess = PromptLookup().guess
+    assert guess(ids, 3)[0].tolist() == [9, 2, 3]  # after the first "2 3"
+    assert guess(ids, 99)[0].tolist() == [9, 2, 3, 4, 1, 2, 3]
+    assert guess(ids[:, :8], 2)[0].tolist() == [2, 3]  # only "1" came before
+    assert guess(ids[:, :4], 2)[0].tolist() == []
+    assert guess(ids[:, :1], 2)[0].tolist() == []
+    assert guess(np.array([[7, 7, 7]]), 5)[0].tolist() == [7]
+
+
+# ---- sampling
+
+
+@pytest.mark.parametrize("name", ["lookup 1", "lookup 4", "lookup 30"])
+@pytest.mark.parametrize("seed", range(8))
+def test_prompt_lookup_gives_the_very_text_of_sampling(name: str, seed: int) -> None:
+    options: dict[str, Any] = {"do_sample": True, "seed": seed, "max_new_tokens": 30, "temperature": 0.7, "top_k": 6}
+    want = generate(TARGET, PROMPT, **options)
+    np.testing.assert_array_equal(generate(TARGET, PROMPT, **options, **GUESSERS[name]), want)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_speculative_step_keeps_the_distribution(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p, q = rng.dirichlet(np.full(5, 0.5)), rng.dirichlet(np.full(5, 0.5))
+    stream = Uniforms(np.random.SeedSequence(seed))
+    n = 20_000
+    accepted = 0
+    counts: Counter[int] = Counter()
+    for _ in range(n):
+        guess = draw(q, stream.next())
+        token = speculative_step(p, q, guess, stream)
+        accepted += token == guess
+        counts[token] += 1
+    for token in range(5):
+        assert abs(counts[token] - n * p[token]) <= 5 * np.sqrt(n * p[token]) + 1e-9
+    # accepted as often as two distributions can agree: Σ min(p, q)
+    assert abs(accepted - n * np.minimum(p, q).sum()) < 5 * np.sqrt(n)
+
+
+def test_speculative_step_when_rounding_leaves_nothing() -> None:
+    p = np.array([0.5, 0.5])
+    stream = Uniforms(np.random.SeedSequence(0))
+    q = np.nextafter(p, 1.0)
+    assert {speculative_step(p, q, 0, stream) for _ in range(20)} <= {0, 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6, "top_p": 0.95}], ids=str)
+def test_an_assistant_keeps_the_distribution(options: dict[str, Any]) -> None:
+    """All continuations of three tokens, against the table that the options make of the model's."""
+    rng = np.random.default_rng(0)
+    table, draft = rng.dirichlet(np.full(3, 1.0), 3), rng.dirichlet(np.full(3, 1.0), 3)
+    target, assistant = Bigrams(table, eos_token_id=None), Bigrams(draft, eos_token_id=None)
+    shared: dict[str, Any] = {"do_sample": True, "max_new_tokens": 3, "pad_token_id": None} | options
+    one = generate(target, [[t] for t in range(3)], return_dict_in_generate=True, output_scores=True, seed=0, **shared)
+    assert isinstance(one, GenerateDecoderOnlyOutput)
+    assert one.scores is not None
+    p = np.exp(one.scores[0]) / np.exp(one.scores[0]).sum(axis=1, keepdims=True)
+    n = 2500
+    counts = Counter(
+        tuple(generate(target, [[0]], seed=seed, assistant_model=assistant, **shared)[0, 1:].tolist())
+        for seed in range(n)
+    )
+    chi2 = 0.0
+    for a, b, c in itertools.product(range(3), repeat=3):
+        want = n * p[0, a] * p[a, b] * p[b, c]
+        assert abs(counts[a, b, c] - want) <= 5 * np.sqrt(want) + 1e-9
+        chi2 += (counts[a, b, c] - want) ** 2 / want if want else 0.0
+    assert chi2 < 60  # 26 degrees of freedom at most: 54 is the one-in-a-thousand value
+
+
+def test_an_assistant_and_a_seed_give_the_same_text_again() -> None:
+    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 20, "assistant_model": ASSISTANTS["similar"]}
+    np.testing.assert_array_equal(
+        generate(TARGET, PROMPT, seed=1, **options), generate(TARGET, PROMPT, seed=1, **options)
+    )
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    "guesser", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": ASSISTANTS["itself"]}], ids=str
+)
+def test_one_prompt_at_a_time(guesser: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"take one prompt, but there are 2 rows.*call generate for each prompt"):
+        generate(TARGET, [[5, 6], [7, 8]], **guesser)
+
+
+def test_another_vocabulary() -> None:
+    with pytest.raises(ValueError, match="assistant_model has 23 tokens and the model 19: they need one vocabulary"):
+        generate(TARGET, PROMPT, assistant_model=FakeModel())
+
+
+def test_nan_names_the_step() -> None:
+    model = FakeModel(1, V=19)
+    model.W[3] = np.nan
+    with pytest.raises(ValueError, match="row 0, step 0: a score is NaN"):
+        generate(model, PROMPT, prompt_lookup_num_tokens=3)

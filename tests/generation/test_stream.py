@@ -1,0 +1,233 @@
+"""Streamed text is the text: whole characters, no half ones, for one prompt, batches and other threads."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.generation import generate
+from refdiff.generation.stream import (
+    BatchTextStreamer,
+    PieceDecoder,
+    TextIteratorStreamer,
+    TextStreamer,
+    rows_of,
+)
+from tests.generation.fakes import FakeModel, letters
+from tests.generation.trained_tokenizers import KINDS, TEXTS
+
+
+def pieces(tokenizer: Any, ids: list[int], **options: Any) -> list[str]:
+    decoder = PieceDecoder(tokenizer, **options)
+    return [*map(decoder, ids), decoder.end()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("skip", [False, True])
+def test_whole_texts(kind: str, skip: bool) -> None:
+    """Piece by piece the same as at once, and no piece holds half a character."""
+    tokenizer = KINDS[kind]()
+    for text in [*TEXTS, "".join(TEXTS)]:
+        ids = tokenizer.encode(text).ids
+        got = pieces(tokenizer, ids, skip_special_tokens=skip)
+        assert "".join(got) == tokenizer.decode(ids, skip_special_tokens=skip)
+        assert not any("\ufffd" in piece for piece in got)
+        assert sum(map(bool, got)) > len(text) / 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_that_end_anywhere(kind: str) -> None:
+    """An incomplete character at the end is left out, and nothing else is."""
+    tokenizer = KINDS[kind]()
+    text = "".join(TEXTS)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    whole = tokenizer.decode(ids)
+    incomplete = 0
+    for end in range(1, len(ids)):
+        got = "".join(pieces(tokenizer, ids[:end]))
+        at_once = tokenizer.decode(ids[:end])
+        assert whole.startswith(got)
+        incomplete += at_once != got
+        assert got == at_once or at_once.endswith("\ufffd")
+        if kind == "byte_level":  # a byte-fallback decoder gives up on the whole run of bytes
+            assert got == at_once.rstrip("\ufffd")
+    assert incomplete > 20 or kind == "unigram"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_ids_at_all(kind: str) -> None:
+    """Ids that form no characters: the stream neither fails nor loses what is whole."""
+    tokenizer = KINDS[kind]()
+    rng = random.Random(0)
+    for _ in range(200):
+        ids = [rng.randrange(tokenizer.get_vocab_size()) for _ in range(rng.randrange(1, 30))]
+        got = "".join(pieces(tokenizer, ids))
+        if kind != "byte_fallback":
+            assert got == tokenizer.decode(ids, skip_special_tokens=False).rstrip("\ufffd")
+        rest = iter(got)
+        for token in ids:
+            if not (spelled := tokenizer.id_to_token(token)).startswith("<0x") and spelled.isascii():
+                assert all(character in rest for character in spelled)  # in this order
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_comes_before_is_not_repeated_but_counts(kind: str) -> None:
+    """Prompt and text joined are the whole: the space between them, and a character across the border."""
+    tokenizer = KINDS[kind]()
+    for text in TEXTS[:5]:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        for border in range(1, len(ids)):
+            before, after = ids[:border], ids[border:]
+            got = "".join(pieces(tokenizer, after, before=np.array(before)))
+            assert "".join(pieces(tokenizer, before)) + got == tokenizer.decode(ids)
+
+
+def test_an_error_of_another_kind_is_not_hidden() -> None:
+    class Broken:
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            return ""
+
+        id_to_token = None
+
+    with pytest.raises(TypeError):
+        PieceDecoder(Broken())(3)
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [
+        (np.array([1, 2]), [[1], [2]]),
+        (np.array([[1, 2]]), [[1, 2]]),
+        (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+        ([np.array([1, 2]), np.array([], dtype=int)], [[1, 2], []]),
+    ],
+)
+def test_rows_of(value: Any, want: list[list[int]]) -> None:
+    assert [row.tolist() for row in rows_of(value)] == want
+
+
+# ---- with generate
+
+
+MODEL = FakeModel(0, V=26, scale=0.5, eos_token_id=2, pad_token_id=0)
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"do_sample": True, "seed": 1},
+    {"num_beams": 3},
+    {"num_beams": 2, "num_return_sequences": 2},
+    {"penalty_alpha": 0.5, "top_k": 3},
+    {"do_sample": True, "seed": 1, "num_return_sequences": 2},
+]
+SINGLE: list[dict[str, Any]] = [
+    {"prompt_lookup_num_tokens": 4},
+    {"prompt_lookup_num_tokens": 4, "do_sample": True, "seed": 2},
+    {"assistant_model": FakeModel(3, V=26)},
+]
+
+
+def text_of(ids: np.ndarray) -> str:
+    return str(letters().decode(ids.tolist()))
+
+
+@pytest.mark.parametrize("prompts", [[[5, 6, 7]], [[5, 6, 7], [8, 9, 10], [5, 6, 7]]], ids=["one", "three"])
+@pytest.mark.parametrize("options", WAYS, ids=str)
+@pytest.mark.parametrize("skip_prompt", [False, True])
+def test_a_stream_of_any_way_of_decoding(prompts: Any, options: dict[str, Any], skip_prompt: bool) -> None:
+    got: dict[int, str] = {}
+    streamer = BatchTextStreamer(
+        letters(), lambda row, text: got.update({row: got.get(row, "") + text}), skip_prompt=skip_prompt
+    )
+    ids = generate(MODEL, prompts, streamer=streamer, max_new_tokens=15, **options)
+    want = [text_of(row[3 * skip_prompt :]) for row in ids]
+    assert streamer.texts == want == [got[row] for row in range(len(ids))]
+    again = generate(MODEL, prompts, max_new_tokens=15, **options)
+    np.testing.assert_array_equal(again, ids)
+    generate(MODEL, prompts, streamer=streamer, max_new_tokens=15, **options)  # and it can be used again
+    assert streamer.texts == want
+
+
+@pytest.mark.parametrize("options", SINGLE, ids=lambda o: ",".join(o))
+def test_a_stream_of_guesses(options: dict[str, Any]) -> None:
+    streamer = TextStreamer(letters(), write=lambda text: None)
+    ids = generate(MODEL, [[5, 6, 7, 5, 6]], streamer=streamer, max_new_tokens=15, **options)
+    assert streamer.text == text_of(ids[0])
+
+
+def test_printing(capsys: pytest.CaptureFixture[str]) -> None:
+    ids = generate(MODEL, [[5, 6, 7]], streamer=TextStreamer(letters()), max_new_tokens=5)
+    assert capsys.readouterr().out == text_of(ids[0]) + "\n"
+    assert TextStreamer(letters()).text == ""
+
+
+def test_transformers_own_protocol() -> None:
+    """One prompt: the prompt as (1, T), then one id at a time as (1,), then the end."""
+    seen: list[Any] = []
+
+    class Theirs:
+        def put(self, value: Any) -> None:
+            seen.append(value.shape)
+
+        def end(self) -> None:
+            seen.append("end")
+
+    generate(MODEL, [[5, 6, 7]], streamer=Theirs(), max_new_tokens=3, eos_token_id=None)
+    assert seen == [(1, 3), (1,), (1,), (1,), "end"]
+
+
+def test_a_batch_is_refused_by_the_streamer_of_one() -> None:
+    with pytest.raises(ValueError, match="there are 2 rows: use BatchTextStreamer"):
+        generate(MODEL, [[5, 6], [7, 8]], streamer=TextStreamer(letters()))
+    streamer = BatchTextStreamer(letters())
+    streamer.put(np.array([[1], [2]]))
+    with pytest.raises(ValueError, match="this stream has 2 rows, but ids of 3"):
+        streamer.put(np.array([1, 2, 3]))
+
+
+def test_another_thread() -> None:
+    streamer = TextIteratorStreamer(letters(), skip_prompt=True, timeout=20)
+    options: dict[str, Any] = {"streamer": streamer, "max_new_tokens": 12, "eos_token_id": None}
+    thread = threading.Thread(target=generate, args=(MODEL, [[5, 6, 7]]), kwargs=options)
+    thread.start()
+    got = list(streamer)
+    thread.join()
+    assert "".join(got) == text_of(generate(MODEL, [[5, 6, 7]], max_new_tokens=12, eos_token_id=None)[0, 3:])
+    assert len(got) == 12
+
+
+def test_another_thread_does_not_hang_when_generate_fails() -> None:
+    streamer = TextIteratorStreamer(letters(), timeout=20)
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        generate(MODEL, [[5, 99]], streamer=streamer)
+    with pytest.raises(queue.Empty):  # generate never began, so nothing ended
+        TextIteratorStreamer(letters(), timeout=0.01).__next__()
+    model = FakeModel()
+    model.W[3] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        generate(model, [[5, 6]], streamer=streamer)
+    assert "".join(streamer) == "fg"
+
+
+@pytest.mark.parametrize("options", [*WAYS, *SINGLE], ids=str)
+def test_ctrl_c_keeps_what_came_so_far(options: dict[str, Any]) -> None:
+    class Interrupted(FakeModel):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            if len(self.calls) == 4:
+                raise KeyboardInterrupt
+            return super().__call__(*args, **kwargs)
+
+    streamer = BatchTextStreamer(letters())
+    prompt = [[5, 6, 7, 5, 6]]
+    whole = generate(MODEL, prompt, max_new_tokens=15, eos_token_id=None, **options)
+    with pytest.raises(KeyboardInterrupt):
+        generate(
+            Interrupted(0, V=26, scale=0.5), prompt, streamer=streamer, max_new_tokens=15, eos_token_id=None, **options
+        )
+    assert len(streamer.texts) == len(whole)
+    for row, text in zip(whole, streamer.texts, strict=True):
+        assert text_of(row).startswith(text)
+        assert len(text) >= (5 if "num_beams" in options else 7)
