@@ -1,23 +1,26 @@
-"""λ_init by depth, and λ from its four learned vectors."""
+"""λ_init by depth, λ of v1 from four learned vectors, λ of v2 from every token."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.layers import diff_lambda, lambda_init
+from refdiff.layers import activation, diff_lambda, diff_lambda_v2, lambda_init, linear
 from tests.layers import by_loops
 from tests.layers.by_loops import DIGITS, exact, rounded
 from tests.layers.inputs import SEEDS, says
 from tests.layers.places import Case, Place
-from tests.tolerances import FLOAT64, close
+from tests.tolerances import EXACT, FLOAT64, close
 
 d = 7
 CASES = [
     Case("at its start", diff_lambda, (*np.random.default_rng(13).normal(size=(4, d)) * 0.1, 0.2)),
     Case("far from its start", diff_lambda, (*np.random.default_rng(17).normal(size=(4, d)), 0.8)),
+    Case("v2", diff_lambda_v2, (np.random.default_rng(19).normal(size=(2, 5, d)), np.eye(3, d) * 3)),
+    Case("v2, empty", diff_lambda_v2, (np.zeros((2, 0, d)), np.eye(3, d))),
 ]
 
 
@@ -101,3 +104,58 @@ def test_precision(rng: np.random.Generator, start: float) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_any_backend(case: Case, xp: Place) -> None:
     case.check(xp)
+
+
+def test_v2_by_hand() -> None:
+    x = np.array([[[math.log(3), 0.0], [0.0, -math.log(7)], [0.0, 0.0]]])
+    # σ(log 3) = 3/4, σ(−log 7) = 1/8; heads on the first axis after the batch, tokens on the next
+    expected = np.array([[[[3 / 4], [1 / 2], [1 / 2]], [[1 / 2], [1 / 8], [1 / 2]]]])
+    close(diff_lambda_v2(x, np.eye(2)), expected, FLOAT64)
+
+
+@given(SEEDS, st.floats(-2, 3))
+def test_v2_lies_between_0_and_1(rng: np.random.Generator, size: float) -> None:
+    x, weight = rng.normal(size=(2, 5, d)), rng.normal(size=(3, d)) * 10.0**size
+    lambda_ = diff_lambda_v2(x, weight)
+    assert lambda_.shape == (2, 3, 5, 1)
+    assert np.all((lambda_ >= 0) & (lambda_ <= 1))
+    # −x weighs the maps the other way round
+    assert np.all(np.abs(diff_lambda_v2(-x, weight) - (1 - lambda_)) < 1e-15)
+    close(diff_lambda_v2(x, np.zeros((3, d))), np.full((2, 3, 5, 1), 0.5), EXACT)
+
+
+@given(SEEDS)
+def test_v2_is_of_each_token_and_head_alone(rng: np.random.Generator) -> None:
+    x, weight = rng.normal(size=(2, 5, d)), rng.normal(size=(3, d))
+    lambda_ = diff_lambda_v2(x, weight)
+    for b, i, t in np.ndindex(2, 3, 5):
+        alone = diff_lambda_v2(x[b : b + 1, t : t + 1], weight[i : i + 1])
+        close(alone, lambda_[b : b + 1, i : i + 1, t : t + 1], 1e-12)
+
+
+def test_v2_calls_the_kernels_that_it_is_given() -> None:
+    calls: list[Any] = []
+
+    def noted_linear(x: Any, weight: Any) -> Any:
+        calls.append((x.shape, weight.shape))
+        return linear(x, weight)
+
+    def noted_activation(x: Any, name: str) -> Any:
+        calls.append(name)
+        return activation(x, name)
+
+    diff_lambda_v2(np.ones((2, 5, d)), np.ones((3, d)), linear=noted_linear, activation=noted_activation)
+    assert calls == [((2, 5, d), (3, d)), "sigmoid"]
+
+
+@pytest.mark.parametrize("shape", [(5, d), (d,), (1, 2, 5, d)])
+def test_v2_of_what_is_no_batch_of_sequences(shape: tuple[int, ...]) -> None:
+    with says(ValueError, f"diff_lambda_v2: x has shape {shape}, but must be (B, T, D)"):
+        diff_lambda_v2(np.ones(shape), np.ones((3, d)))
+
+
+@given(SEEDS)
+def test_v2_precision(rng: np.random.Generator) -> None:
+    x, weight = rng.normal(size=(1, 3, d)), rng.normal(size=(2, d))
+    expected = rounded(by_loops.diff_lambda_v2(exact(x), exact(weight)))[..., None]
+    close(diff_lambda_v2(x, weight), expected, 10 * FLOAT64)

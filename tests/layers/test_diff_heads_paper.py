@@ -1,0 +1,308 @@
+"""v1 as published: heads 2i and 2i + 1 are a pair."""
+
+import importlib
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refdiff.layers import (
+    attention_weights,
+    diff_attention,
+    diff_heads_hf,
+    diff_heads_paper,
+    diff_lambda,
+    lambda_init,
+    linear,
+    padding_mask,
+    plain_heads,
+    rms_norm,
+    rope,
+    rope_cos_sin,
+    value_pairs_hf,
+)
+from tests.golden import unilm
+from tests.layers import by_loops
+from tests.layers.by_loops import exact, rounded
+from tests.layers.inputs import SEEDS, says
+from tests.layers.places import Case, Place
+from tests.tolerances import EXACT, FLOAT64, LIMIT, close
+
+RNG = np.random.default_rng(41)
+B, T, S, d = 2, 5, 7, 3
+H, K = 12, 4  # three query heads to a key head
+LAMBDA, START, EPS = np.array(0.7), 0.35, 1e-5
+SIZES = st.sampled_from([(2, 2), (4, 4), (4, 2), (8, 4), (12, 4)])
+
+
+def inputs(rng: np.random.Generator, H: int = H, K: int = K, queries: int = T, keys: int = S) -> list[np.ndarray]:
+    """q, k, v and the norm's weight; v small enough for ε to matter."""
+    q, k = rng.normal(size=(B, H, queries, d)), rng.normal(size=(B, K, keys, d))
+    v = rng.normal(size=(B, K // 2, keys, 2 * d)) * 10.0 ** rng.uniform(-4, 1, size=(B, K // 2, 1, 1))
+    return [q, k, v, rng.normal(size=2 * d)]
+
+
+def heads(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, weight: np.ndarray, *more: Any, lambda_: Any = LAMBDA,
+    start: float = START, eps: float = EPS, **options: Any,
+) -> np.ndarray:  # fmt: skip
+    return diff_heads_paper(q, k, v, lambda_, weight, start, eps, *more, **options)
+
+
+Q, KEYS, V, WEIGHT = inputs(RNG)
+MASK = RNG.random((B, H, T, S)) < 0.7
+MASK[0, :, 1] = False
+CASES = [
+    Case("causal", diff_heads_paper, (Q, KEYS, V, LAMBDA, WEIGHT, START)),
+    Case("not causal", diff_heads_paper, (Q, KEYS, V, LAMBDA, WEIGHT, START), {"causal": False, "eps": 1e-3}),
+    Case("mask and bias", diff_heads_paper, (Q, KEYS, V, LAMBDA, WEIGHT, START, EPS, MASK, RNG.normal(size=(T, S)))),
+    Case("bias by head", diff_heads_paper, (Q, KEYS, V, LAMBDA, WEIGHT, START, EPS, None, RNG.normal(size=(H, T, S)))),
+    Case("one token", diff_heads_paper, (Q[:, :, :1], KEYS[:, :, :1], V[:, :, :1], LAMBDA, WEIGHT, START)),
+    Case("empty", diff_heads_paper, (Q[:0], KEYS[:0], V[:0], LAMBDA, WEIGHT, START)),
+]
+
+
+def test_by_hand() -> None:
+    # one token sees itself alone: A₁ = A₂ = 1, the head is 0.5 · (1, 7), its mean square 25 / 4
+    one, v = np.ones((1, 2, 1, 1)), np.array([[[[1.0, 7.0]]]])
+    out = heads(one, one, v, np.array([1.0, -10.0]), lambda_=np.array(0.5), start=0.2, eps=0.0)
+    close(out, np.array([[[0.8 * 0.2, -0.8 * 14.0]]]), FLOAT64)
+    # with ε = 75 / 4 the root doubles
+    out = heads(one, one, v, np.ones(2), lambda_=np.array(0.5), start=0.2, eps=75 / 4)
+    close(out, np.array([[[0.4 * 0.2, 0.4 * 1.4]]]), FLOAT64)
+
+
+def test_epsilon_is_1e_5_unless_given() -> None:
+    close(diff_heads_paper(Q, KEYS, V, LAMBDA, WEIGHT, START), heads(Q, KEYS, V, WEIGHT, eps=1e-5), EXACT)
+
+
+def test_pairing_by_hand() -> None:
+    # q₀ sees only key 0, q₁ both, q₂ and q₃ only key 1: scores 0 or −1e4; d = 1, H = 4, K = 2
+    pick = np.array([[[[1.0, 0.0]], [[0.0, 0.0]], [[0.0, 1.0]], [[0.0, 1.0]]]]) * 1e4
+    k = np.repeat(np.eye(2)[None, None], 2, axis=1)
+    v = np.array([[[[1.0, 5.0, 2.0, 6.0], [3.0, 7.0, 4.0, 8.0]]]])
+    out = heads(pick, k, v, np.ones(4), lambda_=np.array(1.0), start=0.0, eps=1.0, causal=False)
+    # pair 0: q₀ − q₁ = (1, 0) − (1/2, 1/2) = (1/2, −1/2); all four values fall by 2 from key to key: −1 each
+    # pair 1: q₂ − q₃ = 0
+    close(out, np.array([[[-1.0, -1, -1, -1, 0, 0, 0, 0]]]) / math.sqrt(2), FLOAT64)
+
+
+@given(SEEDS, SIZES)
+def test_each_pair_is_one_differential_head(rng: np.random.Generator, sizes: tuple[int, int]) -> None:
+    H, K = sizes
+    q, k, v, weight = inputs(rng, H, K)
+    out = heads(q, k, v, weight).reshape(B, T, H // 2, 2 * d)
+    for i in range(H // 2):
+        j = i // (H // K)
+        pair = [a[:, h : h + 1] for a, h in ((q, 2 * i), (k, 2 * j), (q, 2 * i + 1), (k, 2 * j + 1))]
+        alone = (1 - START) * rms_norm(diff_attention(*pair, v[:, j : j + 1], LAMBDA), weight, EPS)
+        close(out[:, :, i], alone[:, 0], 1e-12)
+
+
+@given(SEEDS, SIZES, st.booleans(), st.booleans())
+def test_equals_hf_after_a_permutation_of_heads(
+    rng: np.random.Generator, sizes: tuple[int, int], causal: bool, masked: bool
+) -> None:
+    H, K = sizes
+    q, k, v, _ = inputs(rng, H, K)
+    mask = rng.random((B, H, T, S)) < 0.8 if masked else None
+    bias = rng.normal(size=(B, H, T, S)) if masked else None
+    split = np.stack([v[..., :d], v[..., d:]], axis=2).reshape(B, K, S, d)  # heads 2j, 2j + 1 of width d
+
+    def hf(x: Any) -> Any:
+        return None if x is None else np.concatenate([x[:, 0::2], x[:, 1::2]], axis=1)
+
+    out = heads(q, k, v, np.ones(2 * d), mask, bias, causal=causal)
+    other = diff_heads_hf(
+        hf(q), hf(k), value_pairs_hf(hf(split)), LAMBDA, START, EPS, hf(mask), hf(bias), causal=causal
+    )
+    close(out, other, EXACT)
+
+
+@pytest.mark.parametrize("size", ["mha", "gqa2", "gqa3"])
+def test_equals_the_flash_files_of_unilm(size: str) -> None:
+    case = unilm.case(f"v1-{size}")
+    out = run_unilm(case)
+    assert {"multihead_flashdiff_1", "multihead_flashdiff_2", "multihead_diffattn"} == set(case.outputs)
+    close(out, case.outputs["multihead_flashdiff_1"], unilm.SAME)
+    close(out, case.outputs["multihead_flashdiff_2"], unilm.SAME)
+
+
+@pytest.mark.parametrize(("size", "documented"), [("mha", "1e-15"), ("gqa2", "1.15"), ("gqa3", "1.26")])
+def test_the_eager_file_of_unilm_is_as_far_off_as_documented(size: str, documented: str) -> None:
+    case = unilm.case(f"v1-{size}")
+    eager, flash = case.outputs["multihead_diffattn"], case.outputs["multihead_flashdiff_1"]
+    share = np.abs(eager - flash).max() / np.abs(flash).max()
+    assert share < 1e-15 if size == "mha" else f"{share:.2f}" == documented
+    text = importlib.import_module("refdiff.layers.diff_heads_paper").__doc__
+    assert re.search(rf"\b{documented}\b", text or "")
+
+
+def run_unilm(case: unilm.Case) -> np.ndarray:
+    """The attention of unilm on a case, from its input to `out_proj`."""
+    x, w, h, kv = case.x, case.weights, case.options["num_heads"], case.key_heads
+    B, T, D = x.shape
+    width = D // h // 2
+
+    def split(name: str, count: int, size: int) -> np.ndarray:
+        return np.moveaxis(linear(x, w[f"{name}.weight"]).reshape(B, T, count, size), 1, 2)
+
+    frequencies = [unilm.THETA ** (-2 * i / width) for i in range(width // 2)]
+    turn = rope_cos_sin(np.arange(T)[None], frequencies, 1.0, np.float64)
+    q, k = (rope(split(f"{n}_proj", 2 * c, width), *turn, interleaved=True) for n, c in (("q", h), ("k", kv)))
+    start = lambda_init(case.options["depth"])
+    lambda_ = diff_lambda(w["lambda_q1"], w["lambda_k1"], w["lambda_q2"], w["lambda_k2"], start)
+    out = diff_heads_paper(q, k, split("v_proj", kv, 2 * width), lambda_, w["subln.weight"], start)
+    return linear(out, w["out_proj.weight"])
+
+
+@given(SEEDS)
+def test_grouped_queries_are_repeated_pairs_of_key_heads(rng: np.random.Generator) -> None:
+    q, k, v, weight = inputs(rng)
+    n = H // K
+    pairs = np.repeat(k.reshape(B, K // 2, 2, S, d), n, axis=1).reshape(B, H, S, d)
+    close(heads(q, k, v, weight), heads(q, pairs, np.repeat(v, n, axis=1), weight), 1e-12)
+
+
+@given(SEEDS, st.floats(0.1, 5))
+def test_swapping_the_streams_negates_the_output(rng: np.random.Generator, lambda_: float) -> None:
+    q, k, v, weight = inputs(rng)
+    other_q, other_k = (a.reshape(B, -1, 2, a.shape[2], d)[:, :, ::-1].reshape(a.shape) for a in (q, k))
+    out = heads(q, k, v, weight, lambda_=np.array(lambda_))
+    # only the norm's ε feels the factor λ: it is scaled with its square
+    swapped = heads(other_q, other_k, v, weight, lambda_=np.array(1 / lambda_), eps=EPS / lambda_**2)
+    close(out, -swapped, 1e-11)
+
+
+@given(SEEDS, st.floats(1e-2, 1e2))
+def test_scaling_the_values_changes_nothing_as_epsilon_vanishes(rng: np.random.Generator, c: float) -> None:
+    q, k, v, weight = inputs(rng)
+    close(heads(q, k, c * v, weight, eps=1e-24), heads(q, k, v, weight, eps=1e-24), LIMIT)
+    close(heads(q, k, c * v, weight, eps=c * c * EPS), heads(q, k, v, weight), 1e-12)
+
+
+@given(SEEDS)
+def test_the_weight_folds_into_the_next_linear_map(rng: np.random.Generator) -> None:
+    q, k, v, weight = inputs(rng)
+    after = rng.normal(size=(11, H * d))
+    folded = after * np.tile(weight, H // 2)
+    close(linear(heads(q, k, v, weight), after), linear(heads(q, k, v, np.ones(2 * d)), folded), 1e-11)
+
+
+@given(SEEDS, st.floats(0, 0.9))
+def test_each_head_has_the_size_of_the_scale(rng: np.random.Generator, start: float) -> None:
+    q, k, v, _ = inputs(rng)
+    out = heads(q, k, v, np.ones(2 * d), start=start, eps=0.0).reshape(B, T, H // 2, 2 * d)
+    close(np.mean(out**2, axis=-1), np.full((B, T, H // 2), (1 - start) ** 2), 1e-12)
+
+
+@given(SEEDS)
+def test_lambda_zero_is_plain_attention_normed(rng: np.random.Generator) -> None:
+    q, k, v, weight = inputs(rng)
+    plain = plain_heads(q[:, 0::2], k[:, 0::2], v).reshape(B, T, H // 2, 2 * d)
+    expected = (1 - START) * rms_norm(plain, weight, EPS)
+    close(heads(q, k, v, weight, lambda_=np.array(0.0)), expected.reshape(B, T, H * d), 1e-12)
+
+
+@given(SEEDS, st.floats(-1, 3))
+def test_constant_values_are_weighed_by_one_minus_lambda(rng: np.random.Generator, lambda_: float) -> None:
+    q, k, v, weight = inputs(rng)
+    constant = np.broadcast_to(v[:, :, :1], v.shape)
+    expected = (1 - START) * rms_norm((1 - lambda_) * np.repeat(v[:, :, :1], H // K, axis=1), weight, EPS)
+    out = heads(q, k, constant, weight, lambda_=np.array(lambda_)).reshape(B, T, H // 2, 2 * d)
+    error = np.abs(out - np.moveaxis(expected, 1, 2))
+    # near λ = 1 the rounding of the row sums is all that is left, and the norm makes it larger: 1e-16 / √ε
+    assert error.max() < 1e-11 * np.abs(v).max()
+
+
+@given(SEEDS)
+def test_what_a_token_may_not_see_changes_nothing(rng: np.random.Generator) -> None:
+    q, k, v, weight = inputs(rng)
+    attention_mask = np.array([[0, 0, 1, 1, 1, 1, 1], [1] * S])
+    mask = padding_mask(attention_mask)
+    out = heads(q, k, v, weight, mask)
+    later = np.arange(S) >= S - 2
+    for hidden, rows in ((attention_mask == 0, slice(None)), (np.stack([later, later]), slice(T - 2))):
+        changed = [np.where(hidden[:, None, :, None], rng.normal(size=a.shape) * 100, a) for a in (k, v)]
+        close(heads(q, *changed, weight, mask)[:, rows], out[:, rows], EXACT)
+
+
+@given(SEEDS)
+def test_sequences_of_a_batch_are_apart(rng: np.random.Generator) -> None:
+    q, k, v, weight = inputs(rng)
+    close(heads(q[::-1], k[::-1], v[::-1], weight), heads(q, k, v, weight)[::-1], EXACT)
+    close(heads(q[:1], k[:1], v[:1], weight), heads(q, k, v, weight)[:1], 1e-12)
+
+
+def test_a_row_that_sees_nothing_is_zero() -> None:
+    out = heads(Q, KEYS, V, WEIGHT, MASK)
+    close(out[0, 1], np.zeros(H * d), EXACT)
+    assert np.all(out[1, 1] != 0)
+
+
+def test_a_mask_hides_keys_from_the_head_whose_row_it_is() -> None:
+    mask = np.ones((1, H, T, S), dtype=bool)
+    mask[:, 5, :, 2:] = False  # the second map of pair 2
+    out, all_seen = heads(Q, KEYS, V, WEIGHT, mask), heads(Q, KEYS, V, WEIGHT)
+    changed = np.abs(out - all_seen).reshape(B, T, H // 2, 2 * d).max(axis=(0, 1, 3)) > 0
+    assert changed.tolist() == [False, False, True, False, False, False]
+    pair = [Q[:, 4:5], KEYS[:, 0:1], Q[:, 5:6], KEYS[:, 1:2], V[:, 0:1]]
+    a1, a2 = attention_weights(Q[:, 4:5], KEYS[:, 0:1]), attention_weights(Q[:, 5:6], KEYS[:, 1:2], mask[:, 5:6])
+    expected = (1 - START) * rms_norm((a1 - LAMBDA * a2) @ pair[4], WEIGHT, EPS)
+    close(out.reshape(B, T, H // 2, 2 * d)[:, :, 2], expected[:, 0], 1e-12)
+
+
+def test_calls_the_kernels_that_it_is_given() -> None:
+    calls: list[tuple[str, Any]] = []
+
+    def noted_attention(*args: Any, **options: Any) -> Any:
+        calls.append(("attention", [a.shape for a in args[:5]]))
+        return diff_attention(*args, **options)
+
+    def noted_norm(x: Any, weight: Any, eps: float) -> Any:
+        calls.append(("norm", (x.shape, weight.shape, eps)))
+        return rms_norm(x, weight, eps)
+
+    out = heads(Q, KEYS, V, WEIGHT, diff_attention=noted_attention, rms_norm=noted_norm)
+    close(out, heads(Q, KEYS, V, WEIGHT), EXACT)
+    q, k = (2, 6, 5, 3), (2, 2, 7, 3)
+    assert calls == [("attention", [q, k, q, k, (2, 2, 7, 6)]), ("norm", ((2, 6, 5, 6), (6,), EPS))]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 3), (4, 5, 3), (4, 5), (1, 2, 4, 5, 3)])
+def test_heads_that_do_not_pair(shape: tuple[int, ...]) -> None:
+    message = f"has shape {shape}, but must be (B, heads, T, d) with even heads"
+    with says(ValueError, f"diff_heads_paper: q {message}"):
+        heads(np.zeros(shape), KEYS, V, WEIGHT)
+    with says(ValueError, f"diff_heads_paper: k {message}"):
+        heads(Q, np.zeros(shape), V, WEIGHT)
+
+
+def test_a_weight_of_another_shape() -> None:
+    with says(ValueError, "rms_norm: weight has shape (3,), but the last axis of x (2, 6, 5, 6) is 6"):
+        heads(Q, KEYS, V, np.ones(d))
+
+
+@settings(max_examples=10)
+@given(SEEDS, st.booleans(), st.sampled_from([1e-12, 1e-5, 0.1]))
+def test_precision(rng: np.random.Generator, causal: bool, eps: float) -> None:
+    H, K, T, S = 8, 4, 2, 4
+    q, k, v, weight = inputs(rng, H, K, T, S)
+    mask, bias = rng.random((B, H, T, S)) < 0.7, rng.normal(size=(B, H, T, S))
+    mask[0, :, 1] = False
+    visible = mask & (np.arange(S) <= np.arange(T)[:, None] + S - T) if causal else mask
+    expected = by_loops.diff_heads_paper(
+        *map(exact, (q, k, v)), by_loops.DIGITS.mpf(0.7), exact(weight), START, eps, visible, bias
+    )
+    out = heads(q, k, v, weight, mask, bias, eps=eps, causal=causal)
+    # where the maps nearly cancel, ten times more of the rounding shows
+    close(out.reshape(B, T, H // 2, -1), rounded(expected).reshape(B, T, H // 2, -1), 10 * FLOAT64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_backend(case: Case, xp: Place) -> None:
+    case.check(xp)
