@@ -54,6 +54,15 @@ def test_causal_lm_padded(checkpoint: Checkpoint, ours: Any, side: str) -> None:
     same(checkpoint, ours, ids, sees_something(mask), attention_mask=mask, labels=labels)
 
 
+@of("DiffLlamaForCausalLM")
+@pytest.mark.parametrize("side", SPANS)
+def test_causal_lm_padded_with_every_token_a_target(checkpoint: Checkpoint, ours: Any, side: str) -> None:
+    """Then rows that see nothing predict the first tokens: as with transformers' default attention."""
+    ids, mask = padded(checkpoint, side)
+    options = {"attention_mask": mask, "labels": np.where(mask == 1, ids, -100)}
+    compare_outputs(ours(ids, **options), checkpoint.fresh_sdpa()(ids, **options))
+
+
 @of("DiffLlamaForTokenClassification")
 @pytest.mark.parametrize("side", SPANS)
 def test_token_classification(checkpoint: Checkpoint, ours: Any, side: str) -> None:
