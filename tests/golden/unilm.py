@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 FILE = Path(__file__).with_name("unilm.safetensors")
 THETA = 10_000.0
@@ -35,9 +36,7 @@ def case(name: str) -> Case:
     """Read the case of this name: v1, v2 or plain, with -mha, -gqa2 or -gqa3."""
     with safe_open(FILE, "np") as file:
         about = json.loads(file.metadata()["made_by"])
-        arrays = {
-            key.removeprefix(f"{name}/"): file.get_tensor(key) for key in file.keys() if key.startswith(f"{name}/")
-        }
+    arrays = {key.removeprefix(f"{name}/"): x for key, x in load_file(FILE).items() if key.startswith(f"{name}/")}
     by_kind: dict[str, dict[str, np.ndarray]] = {"in": {}, "weight": {}, "out": {}}
     for key, array in arrays.items():
         kind, _, rest = key.partition("/")

@@ -1,0 +1,258 @@
+"""v2: two query heads share one key and value head, λ is per token and head."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refdiff.layers import (
+    attention_weights,
+    diff_attention,
+    diff_heads_v2,
+    diff_lambda_v2,
+    linear,
+    padding_mask,
+    plain_heads,
+    rope,
+    rope_cos_sin,
+)
+from tests.golden import unilm
+from tests.layers import by_loops
+from tests.layers.by_loops import exact, rounded
+from tests.layers.inputs import SEEDS, says
+from tests.layers.places import Case, Place
+from tests.tolerances import EXACT, FLOAT64, close
+
+RNG = np.random.default_rng(43)
+B, T, S, d = 2, 5, 7, 3
+h, K = 6, 2  # three outputs, six queries to a key head
+SIZES = st.sampled_from([(1, 1), (3, 1), (3, 3), (4, 2), (6, 2)])
+
+
+def inputs(rng: np.random.Generator, h: int = h, K: int = K, queries: int = T, keys: int = S) -> list[np.ndarray]:
+    """q, k, v and λ."""
+    q = rng.normal(size=(B, 2 * h, queries, d))
+    k, v = rng.normal(size=(2, B, K, keys, d))
+    return [q, k, v, rng.uniform(size=(B, h, queries, 1))]
+
+
+Q, KEYS, V, LAMBDA = inputs(RNG)
+MASK = RNG.random((B, 2 * h, T, S)) < 0.7
+MASK[0, :, 1] = False
+CASES = [
+    Case("causal", diff_heads_v2, (Q, KEYS, V, LAMBDA)),
+    Case("not causal", diff_heads_v2, (Q, KEYS, V, LAMBDA), {"causal": False}),
+    Case("mask and bias", diff_heads_v2, (Q, KEYS, V, LAMBDA, MASK, RNG.normal(size=(T, S)))),
+    Case("bias by head", diff_heads_v2, (Q, KEYS, V, LAMBDA, None, RNG.normal(size=(2 * h, T, S)))),
+    Case("one token", diff_heads_v2, (Q[:, :, :1], KEYS[:, :, :1], V[:, :, :1], LAMBDA[:, :, :1])),
+    Case("empty", diff_heads_v2, (Q[:0], KEYS[:0], V[:0], LAMBDA[:0])),
+]
+
+
+def test_by_hand() -> None:
+    # q₀ sees only key 0, q₁ both, q₂ only key 1, q₃ only key 0: scores 0 or −1e4; d = 2, one key head
+    pick = np.array([[[[1.0, 0.0]], [[0.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]]]]) * 1e4
+    v = np.array([[[[1.0, 10.0], [3.0, 20.0]]]])
+    lambda_ = np.array([[[[0.5]], [[0.25]]]])
+    out = diff_heads_v2(pick, np.eye(2)[None, None], v, lambda_, causal=False)
+    # v₀ − ½ (v₀ + v₁) / 2 and v₁ − ¼ v₀
+    close(out, np.array([[[1 - 1.0, 10 - 7.5, 3 - 0.25, 20 - 2.5]]]), FLOAT64)
+
+
+@given(SEEDS, SIZES)
+def test_each_output_is_one_differential_head_on_one_key(rng: np.random.Generator, sizes: tuple[int, int]) -> None:
+    h, K = sizes
+    q, k, v, lambda_ = inputs(rng, h, K)
+    out = diff_heads_v2(q, k, v, lambda_).reshape(B, T, h, d)
+    for i in range(h):
+        j = i // (h // K)
+        key, value = k[:, j : j + 1], v[:, j : j + 1]
+        alone = diff_attention(
+            q[:, 2 * i : 2 * i + 1], key, q[:, 2 * i + 1 : 2 * i + 2], key, value, lambda_[:, i : i + 1]
+        )
+        close(out[:, :, i], alone[:, 0], 1e-12)
+
+
+@pytest.mark.parametrize("size", ["mha", "gqa2", "gqa3"])
+def test_equals_the_file_of_unilm(size: str) -> None:
+    case = unilm.case(f"v2-{size}")
+    x, w, h, width = case.x, case.weights, case.options["num_heads"], case.options["head_dim"]
+    B, T, _ = x.shape
+    frequencies = [unilm.THETA ** (-2 * i / width) for i in range(width // 2)]
+    turn = rope_cos_sin(np.arange(T)[None], frequencies, 1.0, np.float64)
+
+    def split(name: str, count: int) -> np.ndarray:
+        return np.moveaxis(linear(x, w[f"{name}.weight"]).reshape(B, T, count, width), 1, 2)
+
+    q, k = (rope(split(f"{n}_proj", c), *turn, interleaved=True) for n, c in (("q", 2 * h), ("k", case.key_heads)))
+    lambda_ = diff_lambda_v2(x, w["lambda_proj.weight"])
+    out = linear(diff_heads_v2(q, k, split("v_proj", case.key_heads), lambda_), w["o_proj.weight"])
+    close(out, case.outputs["multihead_flashdiffv2"], unilm.SAME)
+
+
+@given(SEEDS, SIZES)
+def test_is_plain_attention_with_twice_the_heads_subtracted_in_pairs(
+    rng: np.random.Generator, sizes: tuple[int, int]
+) -> None:
+    h, K = sizes
+    q, k, v, lambda_ = inputs(rng, h, K)
+    plain = plain_heads(q, k, v).reshape(B, T, h, 2, d)
+    expected = plain[:, :, :, 0] - np.moveaxis(lambda_, 1, 2) * plain[:, :, :, 1]
+    close(diff_heads_v2(q, k, v, lambda_), expected.reshape(B, T, h * d), 1e-12)
+
+
+@given(SEEDS)
+def test_tied_pairs_are_plain_attention_times_one_minus_lambda(rng: np.random.Generator) -> None:
+    q, k, v, lambda_ = inputs(rng)
+    one = q[:, 0::2]
+    plain = plain_heads(one, k, v).reshape(B, T, h, d) * (1 - np.moveaxis(lambda_, 1, 2))
+    close(diff_heads_v2(np.repeat(one, 2, axis=1), k, v, lambda_), plain.reshape(B, T, h * d), 1e-12)
+
+
+@given(SEEDS)
+def test_lambda_0_is_plain_attention(rng: np.random.Generator) -> None:
+    q, k, v, lambda_ = inputs(rng)
+    close(diff_heads_v2(q, k, v, 0 * lambda_), plain_heads(q[:, 0::2], k, v), 1e-12)
+
+
+@given(SEEDS)
+def test_swapping_a_pair_turns_it_over(rng: np.random.Generator) -> None:
+    q, k, v, lambda_ = inputs(rng)
+    other = q.reshape(B, h, 2, T, d)[:, :, ::-1].reshape(q.shape)
+    swapped = diff_heads_v2(other, k, v, 1 / lambda_).reshape(B, T, h, d) * np.moveaxis(lambda_, 1, 2)
+    close(diff_heads_v2(q, k, v, lambda_), -swapped.reshape(B, T, h * d), 1e-11)
+
+
+@given(SEEDS, st.floats(-100, 100))
+def test_is_linear_in_the_values(rng: np.random.Generator, c: float) -> None:
+    q, k, v, lambda_ = inputs(rng)
+    more = rng.normal(size=v.shape)
+    both = diff_heads_v2(q, k, c * v + more, lambda_)
+    expected = c * diff_heads_v2(q, k, v, lambda_) + diff_heads_v2(q, k, more, lambda_)
+    assert np.abs(both - expected).max() < 1e-11 * (1 + abs(c))
+
+
+@given(SEEDS)
+def test_constant_values_are_weighed_by_one_minus_lambda(rng: np.random.Generator) -> None:
+    q, k, v, lambda_ = inputs(rng)
+    out = diff_heads_v2(q, k, np.broadcast_to(v[:, :, :1], v.shape), lambda_)
+    expected = (1 - lambda_) * np.repeat(v[:, :, :1], h // K, axis=1)
+    close(out, np.moveaxis(expected, 1, 2).reshape(B, T, h * d), 1e-11)
+
+
+@given(SEEDS, st.floats(-3, 2))
+def test_the_size_of_the_context_is_between_0_and_the_root_of_2(rng: np.random.Generator, sharpness: float) -> None:
+    """Values that are uncorrelated and of RMS 1: plain attention gives [1/√n, 1], v2 gives (0, √2)."""
+    n = 8
+    v = math.sqrt(n) * np.linalg.qr(rng.normal(size=(n, n)))[0][None, None]
+    q, k = rng.normal(size=(1, 2, n, n)) * 10**sharpness, rng.normal(size=(1, 1, n, n))
+    lambda_ = rng.uniform(1e-6, 1 - 1e-6, size=(1, 1, n, 1))
+    plain = np.sqrt(np.mean(plain_heads(q[:, :1], k, v, causal=False) ** 2, axis=-1))
+    assert np.all((plain >= 1 / math.sqrt(n) - 1e-12) & (plain <= 1 + 1e-12))
+    size = np.sqrt(np.mean(diff_heads_v2(q, k, v, lambda_, causal=False) ** 2, axis=-1))
+    assert np.all((size > 0) & (size < math.sqrt(2)))
+
+
+def test_the_size_of_the_context_reaches_its_bounds() -> None:
+    n = 8
+    v, k = math.sqrt(n) * np.eye(n)[None, None], np.eye(n)[None, None]
+    same, apart = np.zeros((1, 2, 1, n)), np.zeros((1, 2, 1, n))
+    apart[0, 0, 0, 0] = apart[0, 1, 0, 1] = 1e4
+    almost = np.full((1, 1, 1, 1), 1 - 1e-9)
+    for q, bound in ((same, 0.0), (apart, math.sqrt(2))):
+        size = float(np.sqrt(np.mean(diff_heads_v2(q, k, v, almost, causal=False) ** 2)))
+        assert abs(size - bound) < 1e-8
+
+
+@given(SEEDS)
+def test_what_a_token_may_not_see_changes_nothing(rng: np.random.Generator) -> None:
+    q, k, v, lambda_ = inputs(rng)
+    attention_mask = np.array([[0, 0, 1, 1, 1, 1, 1], [1] * S])
+    mask = padding_mask(attention_mask)
+    out = diff_heads_v2(q, k, v, lambda_, mask)
+    later = np.arange(S) >= S - 2
+    for hidden, rows in ((attention_mask == 0, slice(None)), (np.stack([later, later]), slice(T - 2))):
+        changed = [np.where(hidden[:, None, :, None], rng.normal(size=a.shape) * 100, a) for a in (k, v)]
+        close(diff_heads_v2(q, *changed, lambda_, mask)[:, rows], out[:, rows], EXACT)
+
+
+@given(SEEDS)
+def test_order_of_keys_and_of_sequences_does_not_matter(rng: np.random.Generator) -> None:
+    q, k, v, lambda_ = inputs(rng)
+    order = rng.permutation(S)
+    out = diff_heads_v2(q, k, v, lambda_, causal=False)
+    close(diff_heads_v2(q, k[:, :, order], v[:, :, order], lambda_, causal=False), out, 1e-11)
+    close(diff_heads_v2(q[::-1], k[::-1], v[::-1], lambda_[::-1], causal=False), out[::-1], EXACT)
+
+
+@given(SEEDS)
+def test_lambda_is_of_each_token(rng: np.random.Generator) -> None:
+    q, k, v, lambda_ = inputs(rng)
+    other = lambda_.copy()
+    other[1, 4, 3] += 0.1
+    changed = (diff_heads_v2(q, k, v, other) != diff_heads_v2(q, k, v, lambda_)).reshape(B, T, h, d).any(axis=-1)
+    assert np.argwhere(changed).tolist() == [[1, 3, 4]]
+
+
+def test_a_row_that_sees_nothing_is_zero() -> None:
+    out = diff_heads_v2(Q, KEYS, V, LAMBDA, MASK)
+    close(out[0, 1], np.zeros(h * d), EXACT)
+    assert np.all(out[1, 1] != 0)
+
+
+def test_a_mask_hides_keys_from_the_query_whose_row_it_is() -> None:
+    mask = np.ones((1, 2 * h, T, S), dtype=bool)
+    mask[:, 7, :, 2:] = False  # the second query of output 3
+    out = diff_heads_v2(Q, KEYS, V, LAMBDA, mask).reshape(B, T, h, d)
+    a1, a2 = attention_weights(Q[:, 6:7], KEYS[:, 1:2]), attention_weights(Q[:, 7:8], KEYS[:, 1:2], mask[:, 7:8])
+    close(out[:, :, 3], ((a1 - LAMBDA[:, 3:4] * a2) @ V[:, 1:2])[:, 0], 1e-12)
+    all_seen = diff_heads_v2(Q, KEYS, V, LAMBDA).reshape(B, T, h, d)
+    close(np.delete(out, 3, axis=2), np.delete(all_seen, 3, axis=2), EXACT)
+
+
+def test_calls_the_kernel_that_it_is_given() -> None:
+    shapes: list[Any] = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        shapes.append([a.shape for a in args[:6]])
+        return diff_attention(*args, **options)
+
+    close(diff_heads_v2(Q, KEYS, V, LAMBDA, diff_attention=noted), diff_heads_v2(Q, KEYS, V, LAMBDA), EXACT)
+    q, k = (2, 6, 5, 3), (2, 2, 7, 3)
+    assert shapes == [[q, k, q, k, k, (2, 6, 5, 1)]]
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys"),
+    [((2, 6, 5, 3), (2, 2, 7, 3)), ((2, 3, 5, 3), (2, 1, 7, 3)), ((2, 4, 5, 3), (2, 0, 7, 3)),
+     ((4, 5, 3), (2, 2, 7, 3)), ((2, 4, 5, 3), (2, 7, 3))],
+)  # fmt: skip
+def test_pairs_that_would_not_share_a_key(queries: tuple[int, ...], keys: tuple[int, ...]) -> None:
+    message = (
+        f"diff_heads_v2: q has shape {queries} and k {keys}, but they must be (B, 2h, T, d) and (B, K, S, d) "
+        "with h a multiple of K: the two queries of a pair read the same key"
+    )
+    with says(ValueError, message):
+        diff_heads_v2(np.zeros(queries), np.zeros(keys), np.zeros(keys), LAMBDA)
+
+
+@settings(max_examples=10)
+@given(SEEDS, st.booleans())
+def test_precision(rng: np.random.Generator, causal: bool) -> None:
+    h, K, T, S = 4, 2, 2, 4
+    q, k, v, lambda_ = inputs(rng, h, K, T, S)
+    mask, bias = rng.random((B, 2 * h, T, S)) < 0.7, rng.normal(size=(B, 2 * h, T, S))
+    mask[0, :, 1] = False
+    visible = mask & (np.arange(S) <= np.arange(T)[:, None] + S - T) if causal else mask
+    expected = by_loops.diff_heads_v2(*map(exact, (q, k, v, lambda_[..., 0])), visible, bias)
+    out = diff_heads_v2(q, k, v, lambda_, mask, bias, causal=causal)
+    # where the maps nearly cancel, ten times more of the rounding shows
+    close(out, rounded(expected), 10 * FLOAT64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_backend(case: Case, xp: Place) -> None:
+    case.check(xp)

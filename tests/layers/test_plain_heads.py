@@ -1,0 +1,160 @@
+"""Plain multi-head attention."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refdiff.layers import attention_weights, diff_attention, linear, padding_mask, plain_heads, rope, rope_cos_sin
+from tests.golden import unilm
+from tests.layers import by_loops
+from tests.layers.by_loops import exact, rounded
+from tests.layers.inputs import SEEDS, says
+from tests.layers.places import Case, Place
+from tests.tolerances import EXACT, FLOAT64, close
+
+RNG = np.random.default_rng(47)
+B, T, S, d, e = 2, 5, 7, 3, 4
+H, K = 6, 2
+SIZES = st.sampled_from([(1, 1), (3, 1), (3, 3), (4, 2), (6, 2)])
+
+
+def inputs(rng: np.random.Generator, H: int = H, K: int = K, queries: int = T, keys: int = S) -> list[np.ndarray]:
+    return [rng.normal(size=(B, H, queries, d)), rng.normal(size=(B, K, keys, d)), rng.normal(size=(B, K, keys, e))]
+
+
+Q, KEYS, V = inputs(RNG)
+MASK = RNG.random((B, H, T, S)) < 0.7
+MASK[0, :, 1] = False
+CASES = [
+    Case("causal", plain_heads, (Q, KEYS, V)),
+    Case("not causal", plain_heads, (Q, KEYS, V), {"causal": False}),
+    Case("mask and bias", plain_heads, (Q, KEYS, V, MASK, RNG.normal(size=(T, S)))),
+    Case("one token", plain_heads, (Q[:, :, :1], KEYS[:, :, :1], V[:, :, :1])),
+    Case("empty", plain_heads, (Q[:0], KEYS[:0], V[:0])),
+]
+
+
+def test_by_hand() -> None:
+    # q₀ sees only key 0, q₁ both, q₂ and q₃ only key 1; heads 0 and 1 read the first values, 2 and 3 the second
+    pick = np.array([[[[1.0, 0.0]], [[0.0, 0.0]], [[0.0, 1.0]], [[0.0, 1.0]]]]) * 1e4
+    k = np.repeat(np.eye(2)[None, None], 2, axis=1)
+    v = np.array([[[[1.0], [3.0]], [[5.0], [7.0]]]])
+    close(plain_heads(pick, k, v, causal=False), np.array([[[1.0, 2.0, 7.0, 7.0]]]), FLOAT64)
+
+
+@given(SEEDS, SIZES)
+def test_each_head_is_on_its_own(rng: np.random.Generator, sizes: tuple[int, int]) -> None:
+    H, K = sizes
+    q, k, v = inputs(rng, H, K)
+    out = plain_heads(q, k, v).reshape(B, T, H, e)
+    for i in range(H):
+        j = i // (H // K)
+        close(out[:, :, i], (attention_weights(q[:, i : i + 1], k[:, j : j + 1]) @ v[:, j : j + 1])[:, 0], 1e-12)
+
+
+@given(SEEDS, SIZES)
+def test_is_differential_attention_at_lambda_0(rng: np.random.Generator, sizes: tuple[int, int]) -> None:
+    q, k, v = inputs(rng, *sizes)
+    other_q, other_k = rng.normal(size=q.shape), rng.normal(size=k.shape)
+    heads = diff_attention(q, k, other_q, other_k, v, np.array(0.0))
+    close(plain_heads(q, k, v), np.moveaxis(heads, 1, 2).reshape(B, T, -1), 1e-12)
+
+
+@pytest.mark.parametrize("size", ["mha", "gqa2", "gqa3"])
+def test_equals_the_baseline_of_unilm(size: str) -> None:
+    case = unilm.case(f"plain-{size}")
+    x, w, H, width = case.x, case.weights, case.options["num_heads"], case.options["head_dim"]
+    B, T, _ = x.shape
+    frequencies = [unilm.THETA ** (-2 * i / width) for i in range(width // 2)]
+    turn = rope_cos_sin(np.arange(T)[None], frequencies, 1.0, np.float64)
+
+    def split(name: str, count: int) -> np.ndarray:
+        return np.moveaxis(linear(x, w[f"{name}.weight"]).reshape(B, T, count, width), 1, 2)
+
+    q, k = (rope(split(f"{n}_proj", c), *turn, interleaved=True) for n, c in (("q", H), ("k", case.key_heads)))
+    out = linear(plain_heads(q, k, split("v_proj", case.key_heads)), w["o_proj.weight"])
+    close(out, case.outputs["multihead_flashdiffv2"], unilm.SAME)
+
+
+@given(SEEDS)
+def test_two_streams_side_by_side_are_one_map_of_the_sum_of_their_scores(rng: np.random.Generator) -> None:
+    """Ye et al. 2024, eq. 8: softmax((Q₁K₁ᵀ + Q₂K₂ᵀ) / √2d) is plain attention with heads of width 2d."""
+    q1, k1, v = inputs(rng, 4, 2)
+    q2, k2 = rng.normal(size=q1.shape), rng.normal(size=k1.shape)
+    scores = (q1 @ np.repeat(k1, 2, axis=1).mT + q2 @ np.repeat(k2, 2, axis=1).mT) / np.sqrt(2 * d)
+    powers = np.exp(scores)
+    expected = powers / powers.sum(axis=-1, keepdims=True) @ np.repeat(v, 2, axis=1)
+    out = plain_heads(np.concatenate([q1, q2], axis=-1), np.concatenate([k1, k2], axis=-1), v, causal=False)
+    close(out, np.moveaxis(expected, 1, 2).reshape(B, T, -1), 1e-12)
+
+
+@given(SEEDS)
+def test_constant_values_come_out_as_they_are(rng: np.random.Generator) -> None:
+    q, k, v = inputs(rng)
+    out = plain_heads(q, k, np.broadcast_to(v[:, :, :1], v.shape)).reshape(B, T, H, e)
+    expected = np.broadcast_to(np.repeat(v[:, :, 0], H // K, axis=1)[:, None], out.shape)
+    close(out, expected, 1e-12)
+
+
+@given(SEEDS)
+def test_what_a_token_may_not_see_changes_nothing(rng: np.random.Generator) -> None:
+    q, k, v = inputs(rng)
+    attention_mask = np.array([[0, 0, 1, 1, 1, 1, 1], [1] * S])
+    mask = padding_mask(attention_mask)
+    out = plain_heads(q, k, v, mask)
+    later = np.arange(S) >= S - 2
+    for hidden, rows in ((attention_mask == 0, slice(None)), (np.stack([later, later]), slice(T - 2))):
+        changed = [np.where(hidden[:, None, :, None], rng.normal(size=a.shape) * 100, a) for a in (k, v)]
+        close(plain_heads(q, *changed, mask)[:, rows], out[:, rows], EXACT)
+
+
+@given(SEEDS)
+def test_order_of_keys_and_of_sequences_does_not_matter(rng: np.random.Generator) -> None:
+    q, k, v = inputs(rng)
+    order = rng.permutation(S)
+    out = plain_heads(q, k, v, causal=False)
+    close(plain_heads(q, k[:, :, order], v[:, :, order], causal=False), out, 1e-12)
+    close(plain_heads(q[::-1], k[::-1], v[::-1], causal=False), out[::-1], EXACT)
+
+
+def test_a_row_that_sees_nothing_is_zero() -> None:
+    out = plain_heads(Q, KEYS, V, MASK)
+    close(out[0, 1], np.zeros(H * e), EXACT)
+    assert np.all(out[1, 1] != 0)
+
+
+def test_calls_the_kernel_that_it_is_given() -> None:
+    shapes: list[Any] = []
+
+    def noted(q: Any, k: Any, *args: Any, **options: Any) -> Any:
+        shapes.append((q.shape, k.shape, options))
+        return attention_weights(q, k, *args, **options)
+
+    close(plain_heads(Q, KEYS, V, attention_weights=noted), plain_heads(Q, KEYS, V), EXACT)
+    assert shapes == [((2, 6, 5, 3), (2, 2, 7, 3), {"causal": True})]
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 6, 4), (2, 3, 7, 4), (1, 2, 7, 4), (2, 7, 4)])
+def test_values_that_do_not_fit(shape: tuple[int, ...]) -> None:
+    with says(ValueError, f"plain_heads: v has shape {shape}, but k (2, 2, 7, 3) needs (B, K, S, e)"):
+        plain_heads(Q, KEYS, np.zeros(shape))
+
+
+@settings(max_examples=10)
+@given(SEEDS, st.booleans())
+def test_precision(rng: np.random.Generator, causal: bool) -> None:
+    H, K, T, S = 4, 2, 2, 4
+    q, k, v = inputs(rng, H, K, T, S)
+    mask, bias = rng.random((B, H, T, S)) < 0.7, rng.normal(size=(B, H, T, S))
+    mask[0, :, 1] = False
+    visible = mask & (np.arange(S) <= np.arange(T)[:, None] + S - T) if causal else mask
+    expected = by_loops.plain_heads(*map(exact, (q, k, v)), visible, bias)
+    close(plain_heads(q, k, v, mask, bias, causal=causal), rounded(expected), 10 * FLOAT64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_backend(case: Case, xp: Place) -> None:
+    case.check(xp)
