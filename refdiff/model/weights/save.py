@@ -173,10 +173,11 @@ def _commit(staging: Path, directory: Path, files: list[str]) -> None:
     else:
         _replace_together(staging, directory, [_CONFIG, *files])
     _sync(directory)
-    stale = [path for path in directory.iterdir() if _SHARD.fullmatch(path.name) or path.name in _ENTRIES]
-    for path in stale:
-        if path.name not in files:
-            path.unlink()
+    # The new checkpoint stands; what is left of the old one is in nobody's way, should it resist.
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if path.name not in files and (path.name in _ENTRIES or _SHARD.fullmatch(path.name)):
+                path.unlink()
 
 
 def _replace_together(staging: Path, directory: Path, names: list[str]) -> None:
@@ -211,8 +212,8 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _sync(directory: Path) -> None:
-    """Make renames in a folder durable, in the order they were made; Windows cannot and need not open a folder."""
-    with contextlib.suppress(PermissionError):
+    """Make the renames in a folder durable before the next ones, where the system can do that."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)

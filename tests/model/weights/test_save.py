@@ -1,0 +1,409 @@
+"""Saving: what is written, and that no crash, full disk or reader in between meets half a checkpoint."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import resource
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from refdiff import CheckpointError, DiffLlamaConfig
+from refdiff.model.weights import ARCHITECTURES, flatten, initialize, load, nest, parameter_shapes, save
+from tests.model.weights.files import tiny_config
+
+CAUSAL = "DiffLlamaForCausalLM"
+SMALL = 400  # bytes; splits the 1,376 bytes of the tiny model over several files
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def constant(value: float, config: DiffLlamaConfig | None = None) -> dict[str, Any]:
+    shapes = parameter_shapes(config or tiny_config(), CAUSAL)
+    return nest({name: np.full(shape, value, np.float32) for name, shape in shapes.items()})
+
+
+# ---- what is written
+
+
+@pytest.mark.parametrize("size", ["5GB", SMALL])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_comes_back_the_same(tmp_path: Path, architecture: str, size: int | str) -> None:
+    params = initialize(tiny_config(attention_bias=True), architecture)
+    save(tmp_path, tiny_config(attention_bias=True), params, architecture, max_shard_size=size)
+    config = DiffLlamaConfig.from_pretrained(tmp_path)
+    assert config.architectures == [architecture]
+    assert config.dtype == "float32"
+    again = flatten(load(tmp_path, config, architecture))
+    assert list(again) == list(flatten(params))
+    for name, values in flatten(params).items():
+        assert_array_equal(again[name], values)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_precision_in_the_file(tmp_path: Path, dtype: str) -> None:
+    params = initialize(tiny_config(), CAUSAL, dtype=dtype)
+    save(tmp_path, tiny_config(), params, CAUSAL, dtype=dtype)
+    config = DiffLlamaConfig.from_pretrained(tmp_path)
+    assert config.dtype == dtype
+    for name, values in flatten(load(tmp_path, config, CAUSAL)).items():
+        assert_array_equal(values, flatten(params)[name])
+    count = sum(values.size for values in flatten(params).values())
+    width = {"float32": 4, "float64": 8}.get(dtype, 2)
+    header = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
+    assert (tmp_path / "model.safetensors").stat().st_size == 8 + header + count * width
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_without_a_precision_nothing_is_rounded(tmp_path: Path, dtype: str) -> None:
+    save(tmp_path, tiny_config(), initialize(tiny_config(), CAUSAL, dtype=dtype), CAUSAL)
+    assert DiffLlamaConfig.from_pretrained(tmp_path).dtype == dtype
+
+
+def test_the_callers_config_is_left_alone(tmp_path: Path) -> None:
+    config = tiny_config()
+    save(tmp_path, config, initialize(config, "DiffLlamaModel"), "DiffLlamaModel", dtype="bfloat16")
+    assert (config.architectures, config.dtype) == (None, None)
+
+
+def test_same_bytes_each_time(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        save(tmp_path / folder, tiny_config(), constant(1.5), CAUSAL, max_shard_size=SMALL)
+    assert names(tmp_path / "one") == names(tmp_path / "two")
+    for name in names(tmp_path / "one"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_shards_by_hand(tmp_path: Path) -> None:
+    # Sorted by name: lm_head 168 bytes, embed_tokens 168, then input_layernorm 24 tips it over 340.
+    save(
+        tmp_path,
+        tiny_config(num_hidden_layers=11),
+        constant(1, tiny_config(num_hidden_layers=11)),
+        CAUSAL,
+        max_shard_size=340,
+    )
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    placed = index["weight_map"]
+    assert index["metadata"] == {"total_parameters": 90 + 11 * 254, "total_size": 4 * (90 + 11 * 254)}
+    shards = sorted(set(placed.values()))
+    assert names(tmp_path) == sorted(["config.json", "model.safetensors.index.json", *shards])
+    assert {name for name, shard in placed.items() if shard == shards[0]} == {
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+    }
+    order = [placed[f"model.layers.{i}.input_layernorm.weight"] for i in range(11)]
+    assert order == sorted(order)  # layer 10 after layer 9, not after layer 1
+    assert all((tmp_path / shard).stat().st_size < 8 + 2000 + 340 for shard in shards)
+
+
+def test_tensor_larger_than_a_shard_gets_one_to_itself(tmp_path: Path) -> None:
+    save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=167)
+    placed = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    alone = placed["lm_head.weight"]
+    assert [name for name, shard in placed.items() if shard == alone] == ["lm_head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("size", "files"), [(1376, 1), (1375, 2), ("1.376KB", 1), ("1.375 kb", 2), ("1MB", 1), ("5GB", 1), ("1TB", 1)]
+)
+def test_shard_sizes(tmp_path: Path, size: int | str, files: int) -> None:
+    total = 4 * sum(int(np.prod(shape)) for shape in parameter_shapes(tiny_config(), CAUSAL).values())
+    assert total == 1376
+    save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=size)
+    assert len(list(tmp_path.glob("*.safetensors"))) == files
+
+
+@pytest.mark.parametrize("size", ["", "5", "GB", "5 XB", "-1GB", "0GB", "1e3KB", 0, -1, 1.5, True, None])
+def test_shard_sizes_that_are_none(tmp_path: Path, size: Any) -> None:
+    with pytest.raises(ValueError, match=r"max_shard_size is .*'5GB' or '200MB'"):
+        save(tmp_path / "new", tiny_config(), constant(1), CAUSAL, max_shard_size=size)
+    assert not (tmp_path / "new").exists()
+
+
+def test_unknown_precision(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dtype is 'auto'"):
+        save(tmp_path / "new", tiny_config(), constant(1), CAUSAL, dtype="auto")
+    assert not (tmp_path / "new").exists()
+
+
+def test_parameters_that_do_not_fit(tmp_path: Path) -> None:
+    flat = flatten(constant(1))
+    del flat["lm_head.weight"]
+    flat["model.norm.weight"] = np.zeros(7, np.float32)
+    flat["model.more.weight"] = np.zeros(7, np.float32)
+    with pytest.raises(ValueError, match="not the parameters of a DiffLlamaForCausalLM") as caught:
+        save(tmp_path / "new", tiny_config(), nest(flat), CAUSAL)
+    assert str(caught.value).splitlines()[1:] == [
+        "  lm_head.weight is missing",
+        "  model.more.weight is no parameter of it",
+        "  model.norm.weight has shape (7,), expected (6,)",
+    ]
+    assert not (tmp_path / "new").exists()
+
+
+def test_tied_model_with_a_matrix_of_its_own_keeps_it(tmp_path: Path) -> None:
+    config = tiny_config(tie_word_embeddings=True)
+    flat = flatten(constant(1, config))
+    assert "lm_head.weight" not in flat
+    save(tmp_path / "tied", config, nest(flat), CAUSAL)
+    assert "lm_head.weight" not in flatten(load(tmp_path / "tied", config, CAUSAL))
+    save(tmp_path / "both", config, nest({**flat, "lm_head.weight": np.full((7, 6), 3, np.float32)}), CAUSAL)
+    with pytest.warns(UserWarning, match="with values of its own"):
+        assert_array_equal(flatten(load(tmp_path / "both", config, CAUSAL))["lm_head.weight"], 3)
+
+
+@pytest.mark.parametrize("size", ["5GB", SMALL])
+def test_onto_the_files_that_the_model_is_a_view_of(tmp_path: Path, size: int | str) -> None:
+    params = initialize(tiny_config(), CAUSAL)
+    save(tmp_path, tiny_config(), params, CAUSAL, max_shard_size=size)
+    mapped = load(tmp_path, tiny_config(), CAUSAL)
+    for dtype in ("float32", "bfloat16"):
+        save(tmp_path, tiny_config(), mapped, CAUSAL, dtype=dtype, max_shard_size=size)
+    for name, values in flatten(params).items():
+        assert_array_equal(flatten(mapped)[name], values)
+    reloaded = flatten(load(tmp_path, DiffLlamaConfig.from_pretrained(tmp_path), CAUSAL))
+    assert_array_equal(reloaded["model.norm.weight"], flatten(params)["model.norm.weight"])
+
+
+def test_links_are_replaced_and_not_written_through(tmp_path: Path) -> None:
+    save(tmp_path / "blobs", tiny_config(), constant(1), CAUSAL)
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for name in names(tmp_path / "blobs"):
+        (snapshot / name).symlink_to(Path("../../blobs") / name)
+    before = (tmp_path / "blobs" / "model.safetensors").read_bytes()
+    save(snapshot, tiny_config(), constant(2), CAUSAL)
+    assert (tmp_path / "blobs" / "model.safetensors").read_bytes() == before
+    assert not (snapshot / "model.safetensors").is_symlink()
+
+
+def test_other_peoples_files_stay(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "model-card.safetensors", "model-1-of-2.safetensors", "adapter.safetensors"):
+        (tmp_path / name).write_text("mine")
+    save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=SMALL)
+    save(tmp_path, tiny_config(), constant(1), CAUSAL)
+    assert names(tmp_path) == [
+        "adapter.safetensors", "config.json", "model-1-of-2.safetensors", "model-card.safetensors", "model.safetensors",
+        "tokenizer.json",
+    ]  # fmt: skip
+
+
+def test_files_have_the_rights_that_new_files_get(tmp_path: Path) -> None:
+    save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=SMALL)
+    (tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+
+# ---- every way to be interrupted
+
+OLD, NEW = 1.0, 2.0
+LAYOUTS: dict[str, int | str] = {"single": "5GB", "two shards": 900, "four shards": 400}
+CHANGES = list(itertools.product(["none", *LAYOUTS], LAYOUTS, ["same config", "other config"]))
+
+
+class CrashError(BaseException):
+    """The power went off: nothing that would come after it happens."""
+
+
+class Interruption:
+    """Counts what a save asks of the file system; from the `limit`-th time on, nothing succeeds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException, *, lasting: bool) -> None:
+        self.error, self.lasting = error, lasting
+        self.count, self.limit = 0, 10**9
+        for name in ("replace", "unlink", "fsync", "mkdir", "rmdir"):
+            monkeypatch.setattr(os, name, self._counted(name, getattr(os, name)))
+
+    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count == self.limit or (self.lasting and self.count > self.limit):
+                raise self.error
+            if name == "fsync":  # takes long, and a test has no power to lose
+                return None
+            return function(*arguments, **options)
+
+        return counted
+
+    def start(self, limit: int) -> None:
+        self.count, self.limit = 0, limit
+
+
+def configs(change: str) -> tuple[DiffLlamaConfig, DiffLlamaConfig]:
+    return tiny_config(), tiny_config(rms_norm_eps=0.25 if change == "other config" else 1e-5)
+
+
+def prepare(folder: Path, before: str) -> None:
+    if before != "none":
+        save(folder, tiny_config(), constant(OLD), CAUSAL, max_shard_size=LAYOUTS[before])
+
+
+def state(folder: Path) -> tuple[float, float] | None:
+    """What a reader finds: (rms_norm_eps, the value of all weights); None if it is told that there is nothing."""
+    try:
+        config = DiffLlamaConfig.from_pretrained(folder)
+        values = {float(v) for array in flatten(load(folder, config, CAUSAL)).values() for v in np.unique(array)}
+    except CheckpointError:
+        return None
+    (value,) = values  # more than one: a mixture
+    return config.rms_norm_eps, value
+
+
+@pytest.mark.parametrize(("before", "after", "change"), CHANGES)
+def test_crash_at_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str, change: str
+) -> None:
+    old, new = configs(change)
+    crash = Interruption(monkeypatch, CrashError(), lasting=True)
+    seen = []
+    for step in range(1, 200):
+        folder = tmp_path / str(step)
+        crash.start(10**9)
+        prepare(folder, before)
+        crash.start(step)
+        try:
+            save(folder, new, constant(NEW), CAUSAL, max_shard_size=LAYOUTS[after])
+            finished = True
+        except CrashError:
+            finished = False
+        crash.start(10**9)
+        seen.append(state(folder))
+        if finished:
+            break
+    assert finished
+    assert seen[-1] == (new.rms_norm_eps, NEW)
+    complete = {(old.rms_norm_eps, OLD), (new.rms_norm_eps, NEW)}
+    assert set(seen) <= complete | {None}
+    # once new, it stays new
+    assert seen[seen.index((new.rms_norm_eps, NEW)) :] == [(new.rms_norm_eps, NEW)] * seen.count(
+        (new.rms_norm_eps, NEW)
+    )
+    if (before, after, change) == ("single", "single", "same config"):
+        assert None not in seen
+
+
+@pytest.mark.parametrize(("before", "after", "change"), CHANGES)
+def test_error_at_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str, change: str
+) -> None:
+    _, new = configs(change)
+    fault = Interruption(monkeypatch, OSError(errno.EIO, "Input/output error"), lasting=False)
+    outcomes = []
+    for step in range(1, 200):
+        folder = tmp_path / str(step)
+        fault.start(10**9)
+        prepare(folder, before)
+        kept = contents(folder)
+        fault.start(step)
+        message = error_of(partial(save, folder, new, constant(NEW), CAUSAL, max_shard_size=LAYOUTS[after]))
+        reached = fault.count >= step
+        fault.start(10**9)
+        outcomes.append(message)
+        if message is None:
+            assert state(folder) == (new.rms_norm_eps, NEW)
+        else:
+            assert (
+                "cannot save the model (1,376 bytes): Input/output error; what was there before is unharmed" in message
+            )
+            assert str(folder) in message
+            assert contents(folder) == kept
+        if not reached:
+            break
+    assert outcomes[-1] is None
+    assert not reached
+    assert len([message for message in outcomes if message]) > 3
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+def error_of(function: Callable[[], None]) -> str | None:
+    try:
+        function()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("size", ["5GB", SMALL])
+def test_disk_that_takes_no_more(tmp_path: Path, size: int | str) -> None:
+    """A real refusal by the operating system, in the middle of a file."""
+    config = tiny_config(vocab_size=5000)
+    save(tmp_path, config, constant(OLD, config), CAUSAL, max_shard_size=size)
+    kept = contents(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot save the model \(241,.* unharmed") as caught:
+            save(tmp_path, config, constant(NEW, config), CAUSAL, max_shard_size=size)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert contents(tmp_path) == kept
+
+
+def test_value_too_large_leaves_the_old_files(tmp_path: Path) -> None:
+    save(tmp_path, tiny_config(), constant(OLD), CAUSAL)
+    with pytest.raises(ValueError, match="beyond float16's range"):
+        save(tmp_path, tiny_config(), constant(1e6), CAUSAL, dtype="float16")
+    assert names(tmp_path) == ["config.json", "model.safetensors"]
+    assert state(tmp_path) == (1e-5, OLD)
+
+
+def test_interrupted_by_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, tiny_config(), constant(OLD), CAUSAL)
+    before = names(tmp_path)
+    stop = Interruption(monkeypatch, KeyboardInterrupt(), lasting=False)
+    stop.start(6)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, tiny_config(rms_norm_eps=0.25), constant(NEW), CAUSAL)
+    assert names(tmp_path) == before
+    assert state(tmp_path) == (1e-5, OLD)
+
+
+def test_file_in_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot save the model"):
+        save(tmp_path / "file", tiny_config(), constant(1), CAUSAL)
+    with pytest.raises(OSError, match="cannot save the model"):
+        save(tmp_path / "file" / "below", tiny_config(), constant(1), CAUSAL)
+
+
+@pytest.mark.parametrize("size", ["5GB", 600])
+def test_reader_beside_a_writer_never_sees_a_mixture(tmp_path: Path, size: int | str) -> None:
+    save(tmp_path, tiny_config(), constant(OLD), CAUSAL, max_shard_size=size)
+    done = threading.Event()
+
+    def write() -> None:
+        for value in itertools.islice(itertools.cycle([NEW, OLD]), 60):
+            save(tmp_path, tiny_config(), constant(value), CAUSAL, max_shard_size=size)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = []
+    while not done.is_set():
+        try:
+            params = flatten(load(tmp_path, tiny_config(), CAUSAL))
+        except CheckpointError:
+            seen.append(None)
+        else:
+            (value,) = {float(v) for array in params.values() for v in np.unique(array)}
+            seen.append(value)
+    writer.join()
+    assert {OLD, NEW} <= set(seen)
+    if size == "5GB":
+        assert None not in seen
