@@ -68,13 +68,12 @@ def top_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
     Seen from the other end: drop the least likely tokens while their sum stays ≤ 1 − p.
     Shapes: scores (B, V) → (B, V)
     """
-    order = np.argsort(-scores, axis=1, kind="stable")
-    descending = softmax(np.take_along_axis(scores, order, axis=1))
-    from_the_end = np.cumsum(descending[:, ::-1], axis=1)[:, ::-1]
-    kept_sorted = from_the_end > 1.0 - p
-    kept_sorted[:, :keep] = True
-    kept = np.empty_like(kept_sorted)
-    np.put_along_axis(kept, order, kept_sorted, axis=1)
+    kept = np.zeros(scores.shape, dtype=bool)
+    for row, values in enumerate(scores):
+        possible = np.flatnonzero(values > -np.inf)
+        from_the_end = np.cumsum(softmax(np.sort(values[possible])))
+        count = max(int((from_the_end > 1.0 - p).sum()), min(keep, possible.size))
+        kept[row, possible[top_indices(values[None, possible], count)[0]]] = True
     return _keep_only(scores, kept)
 
 
@@ -85,8 +84,7 @@ def min_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
     """
     probabilities = softmax(scores)
     kept = probabilities >= p * probabilities.max(axis=1, keepdims=True)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
-    np.put_along_axis(kept, best, True, axis=1)
+    np.put_along_axis(kept, top_indices(scores, min(keep, scores.shape[1])), True, axis=1)
     return _keep_only(scores, kept)
 
 

@@ -49,7 +49,7 @@ IDS = np.array([[0, 3, 4], [3, 0, 4]])
 
 
 def test_padding_is_recognized_by_its_id_unless_it_is_an_end_token() -> None:
-    np.testing.assert_array_equal(read_mask(None, IDS, Options(pad_token_id=0)), [[0, 1, 1], [1, 0, 1]])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(read_mask(None, IDS, Options(pad_token_id=0)), [[0, 1, 1], [1, 0, 1]])
     assert read_mask(None, IDS, Options(pad_token_id=0, eos_token_id=[2, 0])) is None
     assert read_mask(None, IDS, Options(pad_token_id=9)) is None
     assert read_mask(None, IDS, Options()) is None
@@ -57,7 +57,7 @@ def test_padding_is_recognized_by_its_id_unless_it_is_an_end_token() -> None:
 
 def test_a_mask_that_hides_nothing_is_none() -> None:
     assert read_mask(np.ones((2, 3), dtype=bool), IDS, Options(pad_token_id=0)) is None
-    np.testing.assert_array_equal(read_mask([[0, 1, 1], [1, 1, 1]], IDS, Options()), [[0, 1, 1], [1, 1, 1]])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(read_mask([[0, 1, 1], [1, 1, 1]], IDS, Options()), [[0, 1, 1], [1, 1, 1]])
 
 
 def test_wrong_masks() -> None:
@@ -100,7 +100,7 @@ def test_a_minimum_that_does_not_fit() -> None:
 
 def test_seeds() -> None:
     assert read_seed(7, None) == 7
-    assert read_seed(np.int32(7), None) == 7  # type: ignore[arg-type]
+    assert read_seed(np.int32(7), None) == 7
     first, second = read_seed(None, np.random.default_rng(0)), read_seed(None, np.random.default_rng(0))
     assert first == second
     generator = np.random.default_rng(0)
