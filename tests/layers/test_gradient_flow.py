@@ -1,0 +1,187 @@
+"""Appendix G of Ye et al. 2024: the gradients of one differential head and of one plain head of the same size.
+
+Eq. 7 and 9 are transcribed here, held to finite differences of the layers, and then measured at initialization. What
+the measurement says of the claim that the scale 1 − λ_init aligns the gradients with a Transformer's:
+
+- Without norm and scale, the gradients of W_Q1 and W_K1 are √2 times the plain ones, those of W_Q2 and W_K2 √2 λ times,
+  those of W_V and W_O about 1 − λ times: constants, as the appendix says (A ≐ A₁ ≐ A₂).
+- The norm divides all of them by the size of (A₁ − λA₂) V, about 1 − λ times that of A V. The scale takes 1 − λ_init
+  back, so that the gradients of W_Q1 and W_K1 are the same at every depth; without it they grow with λ_init, up to
+  fourfold. Those of W_V and W_O would be the same at every depth without the scale, and fall as 1 − λ_init with it.
+- The division by the size of A V stays. At initialization attention is uniform, and that size is the values' over √n:
+  the gradients are larger than the plain ones by about √n over the values' size, scale or not. The authors give this
+  as the reason why DIFF V2 has no norm.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.layers import diff_attention, diff_heads_paper, lambda_init, plain_heads
+from tests.layers.inputs import SEEDS
+from tests.tolerances import close
+
+NAMES = ("W_Q1", "W_Q2", "W_K1", "W_K2", "W_V", "W_O")
+SLOPE = 1e-6
+"""How far central differences with steps of 1e-5 may be off."""
+
+
+def draw(rng: np.random.Generator, N: int, D: int, d: int, deviation: float) -> tuple[np.ndarray, dict, np.ndarray]:
+    """X (N, D) as a norm leaves it, the parameters of one head, and the gradient of the loss by the output (N, D)."""
+    shapes = dict.fromkeys(NAMES[:4], (D, d)) | {"W_V": (D, 2 * d), "W_O": (2 * d, D)}
+    weights = {name: rng.normal(size=shape) * deviation for name, shape in shapes.items()}
+    return rng.normal(size=(N, D)), weights, rng.normal(size=(N, D))
+
+
+def streams(x: np.ndarray, w: dict) -> list[np.ndarray]:
+    """Q₁, Q₂, K₁, K₂ and V as heads, (1, 1, N, ·)."""
+    return [(x @ w[name])[None, None] for name in NAMES[:5]]
+
+
+def differential(x: np.ndarray, w: dict, lambda_: float, start: float) -> np.ndarray:
+    """Eq. 6."""
+    q1, q2, k1, k2, v = streams(x, w)
+    q, k = np.concatenate([q1, q2], axis=1), np.concatenate([k1, k2], axis=1)
+    ones = np.ones(v.shape[-1])
+    return diff_heads_paper(q, k, v, np.array(lambda_), ones, start, 1e-5)[0] @ w["W_O"]
+
+
+def without_norm(x: np.ndarray, w: dict, lambda_: float) -> np.ndarray:
+    """Eq. 6 without GroupNorm, which is how eq. 7 differentiates it."""
+    q1, q2, k1, k2, v = streams(x, w)
+    return diff_attention(q1, k1, q2, k2, v, np.array(lambda_))[0, 0] @ w["W_O"]
+
+
+def plain(x: np.ndarray, w: dict) -> np.ndarray:
+    """Eq. 8."""
+    q1, q2, k1, k2, v = streams(x, w)
+    return plain_heads(np.concatenate([q1, q2], axis=-1), np.concatenate([k1, k2], axis=-1), v)[0] @ w["W_O"]
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    z = np.where(np.tri(len(z), dtype=bool), z, -np.inf)
+    powers = np.exp(z - z.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def gradients_of_differential(
+    x: np.ndarray, w: dict, g: np.ndarray, lambda_: float, scale: float | None
+) -> dict[str, np.ndarray]:
+    """Eq. 7; with a scale, GroupNorm and the scale are differentiated as well (ε = 1e-5)."""
+    q1, q2, k1, k2, v = (a[0, 0] for a in streams(x, w))
+    d, J = q1.shape[1], np.ones((len(x), len(x)))
+    a1, a2 = softmax(q1 @ k1.T / math.sqrt(d)), softmax(q2 @ k2.T / math.sqrt(d))
+    head, g_head = (a1 - lambda_ * a2) @ v, g @ w["W_O"].T
+    if scale is not None:
+        size = np.sqrt(np.mean(head**2, axis=-1, keepdims=True) + 1e-5)
+        g_head = scale / size * (g_head - head * np.mean(head * g_head, axis=-1, keepdims=True) / size**2)
+        head = scale * head / size
+    z1 = a1 * (g_head @ v.T - (a1 * (g_head @ v.T)) @ J) / math.sqrt(d)
+    z2 = -lambda_ * a2 * (g_head @ v.T - (a2 * (g_head @ v.T)) @ J) / math.sqrt(d)
+    return {
+        "W_O": head.T @ g, "W_V": x.T @ (a1 - lambda_ * a2).T @ g_head,
+        "W_Q1": x.T @ z1 @ k1, "W_Q2": x.T @ z2 @ k2, "W_K1": x.T @ z1.T @ q1, "W_K2": x.T @ z2.T @ q2,
+    }  # fmt: skip
+
+
+def gradients_of_plain(x: np.ndarray, w: dict, g: np.ndarray) -> dict[str, np.ndarray]:
+    """Eq. 9."""
+    q1, q2, k1, k2, v = (a[0, 0] for a in streams(x, w))
+    d, J = q1.shape[1], np.ones((len(x), len(x)))
+    a = softmax((q1 @ k1.T + q2 @ k2.T) / math.sqrt(2 * d))
+    g_head = g @ w["W_O"].T
+    z = a * (g_head @ v.T - (a * (g_head @ v.T)) @ J) / math.sqrt(2 * d)
+    return {
+        "W_O": (a @ v).T @ g, "W_V": x.T @ a.T @ g_head,
+        "W_Q1": x.T @ z @ k1, "W_Q2": x.T @ z @ k2, "W_K1": x.T @ z.T @ q1, "W_K2": x.T @ z.T @ q2,
+    }  # fmt: skip
+
+
+def by_differences(loss: object, w: dict) -> dict[str, np.ndarray]:
+    """Central differences of `loss(w)` by every single weight."""
+    result = {}
+    for name, weight in w.items():
+        slope = np.empty_like(weight)
+        for index in np.ndindex(*weight.shape):
+            step = np.zeros_like(weight)
+            step[index] = 1e-5
+            above, below = (loss(w | {name: weight + sign * step}) for sign in (1, -1))  # type: ignore[operator]
+            slope[index] = (above - below) / 2e-5
+        result[name] = slope
+    return result
+
+
+def agree(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    largest = max(np.abs(a).max() for a in expected.values())
+    for name in NAMES:
+        close(actual[name].reshape(1, -1) / largest + 1, expected[name].reshape(1, -1) / largest + 1, SLOPE)
+
+
+@given(SEEDS, st.floats(-0.5, 1.5))
+def test_eq_7(rng: np.random.Generator, lambda_: float) -> None:
+    x, w, g = draw(rng, 4, 3, 2, 1.0)
+    expected = by_differences(lambda w: np.sum(g * without_norm(x, w, lambda_)), w)
+    agree(gradients_of_differential(x, w, g, lambda_, None), expected)
+
+
+@given(SEEDS, st.floats(0, 0.8), st.floats(-0.1, 0.1))
+def test_eq_7_with_norm_and_scale(rng: np.random.Generator, start: float, learned: float) -> None:
+    x, w, g = draw(rng, 4, 3, 2, 1.0)
+    expected = by_differences(lambda w: np.sum(g * differential(x, w, start + learned, start)), w)
+    agree(gradients_of_differential(x, w, g, start + learned, 1 - start), expected)
+
+
+@given(SEEDS)
+def test_eq_9(rng: np.random.Generator) -> None:
+    x, w, g = draw(rng, 4, 3, 2, 1.0)
+    agree(gradients_of_plain(x, w, g), by_differences(lambda w: np.sum(g * plain(x, w)), w))
+
+
+def measured(n: int, layer: int) -> dict[str, dict[str, float]]:
+    """How many times larger the gradients of a differential head are at initialization, on average over three draws."""
+    start = lambda_init(layer)
+    variants = {"no norm": None, "norm": 1.0, "norm, 1 − λ_init": 1 - start}
+    ratios: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in NAMES} for kind in variants}
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        x, w, g = draw(rng, n, 256, 16, 0.02)
+        # four vectors of deviation 0.1: λ starts within a few hundredths of λ_init
+        vectors = rng.normal(size=(4, 16)) * 0.1
+        lambda_ = start + math.exp(vectors[0] @ vectors[1]) - math.exp(vectors[2] @ vectors[3])
+        of_plain = gradients_of_plain(x, w, g)
+        for kind, scale in variants.items():
+            of_differential = gradients_of_differential(x, w, g, lambda_, scale)
+            for name in NAMES:
+                ratios[kind][name].append(float(np.linalg.norm(of_differential[name]) / np.linalg.norm(of_plain[name])))
+    return {kind: {name: float(np.mean(values)) for name, values in row.items()} for kind, row in ratios.items()}
+
+
+def test_scale_of_gradients_at_initialization(capsys: pytest.CaptureFixture[str]) -> None:
+    depths = [0, 3, 27]
+    table = {(n, layer): measured(n, layer) for n in (32, 128) for layer in depths}
+    with capsys.disabled():
+        print("\ngradients of a differential head, in those of a plain one (D = 256, 2d = 32, initialization)")
+        print(f"{'n':>5} layer λ_init  {'':18}" + "".join(f"{name:>7}" for name in NAMES))
+        for (n, layer), rows in table.items():
+            for kind, row in rows.items():
+                numbers = "".join(f"{row[name]:7.2f}" for name in NAMES)
+                print(f"{n:5} {layer:5} {lambda_init(layer):6.2f}  {kind:18}{numbers}")
+    for (_, layer), rows in table.items():
+        start, bare = lambda_init(layer), rows["no norm"]
+        for first, second in (("W_Q1", "W_Q2"), ("W_K1", "W_K2")):
+            assert abs(bare[first] - math.sqrt(2)) < 0.1
+            assert abs(bare[second] - math.sqrt(2) * start) < 0.1
+        for name in ("W_V", "W_O"):
+            assert abs(bare[name] - (1 - start)) < 0.1
+    for n in (32, 128):
+        first, last = table[n, depths[0]], table[n, depths[-1]]
+        for name in ("W_Q1", "W_K1"):
+            assert 0.7 < last["norm, 1 − λ_init"][name] / first["norm, 1 − λ_init"][name] < 1.1
+            assert last["norm"][name] / first["norm"][name] > 2.8
+        # four times the tokens: twice the gradients
+        assert table[128, 0]["norm, 1 − λ_init"]["W_Q1"] / table[32, 0]["norm, 1 − λ_init"]["W_Q1"] > 1.6
