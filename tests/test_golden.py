@@ -59,8 +59,8 @@ def pooled(name: str) -> bool:
 
 def test_the_cases_cover_what_they_should() -> None:
     ropes = set()
-    for path in FOLDER.glob("*/config.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
+    for name in CASES:
+        config = json.loads((FOLDER / name / "config.json").read_text(encoding="utf-8"))
         rope = config.get("rope_parameters") or config["rope_scaling"] or {"rope_type": "default"}
         ropes.add(rope.get("rope_type", rope.get("type")))
     assert ropes == {"default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"}
@@ -74,7 +74,6 @@ def test_the_cases_cover_what_they_should() -> None:
             "ForQuestionAnswering",
         )
     }
-    assert sorted(CASES) == sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
     assert {key for name in LANGUAGE_MODELS for key in CASES[name]["generate"]} == {"greedy", "beams"}
 
 
