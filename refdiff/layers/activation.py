@@ -51,6 +51,7 @@ def activation_vjp(g: Array, x: Array, name: str) -> tuple[Array]:
     """
     if name not in DERIVATIVES:
         raise ValueError(f"activation_vjp: {name!r} is not one of {', '.join(sorted(DERIVATIVES))}")
+    namespace(g, x)
     if g.shape != x.shape:
         raise ValueError(f"activation_vjp: g has shape {tuple(g.shape)}, but x has {tuple(x.shape)}")
     return (g * DERIVATIVES[name](x),)

@@ -106,12 +106,13 @@ def value_pairs_hf_vjp(g: Array, v: Array) -> tuple[Array]:
     Raises:
         ValueError: `g` is not of the shape of the result.
     """
+    xp = namespace(g, v)
     B, K, T, d = v.shape
     if tuple(g.shape) != (B, K // 2, T, 2 * d):
         raise ValueError(
             f"value_pairs_hf_vjp: g has shape {tuple(g.shape)}, but the result has {(B, K // 2, T, 2 * d)}"
         )
-    return (namespace(g).concat([g[..., :d], g[..., d:]], axis=1),)
+    return (xp.concat([g[..., :d], g[..., d:]], axis=1),)
 
 
 def diff_heads_hf_vjp(

@@ -54,11 +54,11 @@ def linear_vjp(g: Array, x: Array, weight: Array, bias: Array | None = None) -> 
     Raises:
         ValueError: `g` is not of the shape of the result.
     """
+    xp = namespace(g, x, weight, bias)
     if tuple(g.shape) != (*x.shape[:-1], weight.shape[0]):
         raise ValueError(
             f"linear_vjp: g has shape {tuple(g.shape)}, but the result has {(*x.shape[:-1], weight.shape[0])}"
         )
-    xp = namespace(g, x, weight)
     rows = xp.reshape(g, (-1, g.shape[-1]))
     dw = rows.T @ xp.reshape(x, (-1, x.shape[-1]))
     return g @ weight, dw, None if bias is None else xp.sum(rows, axis=0)

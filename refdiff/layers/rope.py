@@ -93,6 +93,7 @@ def rope_vjp(g: Array, x: Array, cos: Array, sin: Array, *, interleaved: bool = 
     Raises:
         ValueError: `g` is not of the shape of `x`.
     """
+    namespace(g, x, cos, sin)
     if g.shape != x.shape:
         raise ValueError(f"rope_vjp: g has shape {tuple(g.shape)}, but x has {tuple(x.shape)}")
     return rope(g, cos, -sin, interleaved=interleaved), None, None

@@ -1,0 +1,147 @@
+"""Random calls of every layer that has a derivative, for the checks by differences here and by torch in parity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from refdiff import layers
+from refdiff.layers.activation import ACTIVATIONS
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+NAMES = sorted(name.removesuffix("_vjp") for name in layers.__all__ if name.endswith("_vjp"))
+
+
+def draw(name: str, seed: int) -> Call:
+    """Draw sizes, masks, groupings and values of one call of layer `name`."""
+    return DRAWS[name](np.random.default_rng([seed, sum(map(ord, name))]))
+
+
+def leading(g: np.random.Generator) -> tuple[int, ...]:
+    return tuple(g.integers(1, 4, size=g.integers(0, 3)).tolist())
+
+
+def sizes(g: np.random.Generator, n: int) -> list[int]:
+    return g.integers(1, 8, size=n).tolist()
+
+
+def optional(g: np.random.Generator, x: Any) -> Any:
+    return x if g.random() < 0.5 else None
+
+
+def linear(g: np.random.Generator) -> Call:
+    i, o = sizes(g, 2)
+    return (g.normal(size=(*leading(g), i)), g.normal(size=(o, i)), optional(g, g.normal(size=o))), {}
+
+
+def embedding(g: np.random.Generator) -> Call:
+    v, width = sizes(g, 2)
+    return (g.integers(0, v, size=leading(g)), g.normal(size=(v, width))), {}
+
+
+def rms_norm(g: np.random.Generator) -> Call:
+    width = int(g.integers(2, 8))  # a row of one number is normed to ±1: its slope is what ε leaves after cancelling
+    scale, eps = float(10.0 ** g.integers(-3, 2)), float(10.0 ** g.integers(-6, -1))
+    return (scale * g.normal(size=(*leading(g), width)), optional(g, g.normal(size=width)), eps), {}
+
+
+def rope(g: np.random.Generator) -> Call:
+    b, h, t, n, rest = sizes(g, 5)
+    angles = g.normal(size=(1 if g.random() < 0.5 else b, 1, t, n))
+    x = g.normal(size=(b, h, t, 2 * n + rest - 1))
+    return (x, np.cos(angles), np.sin(angles)), {"interleaved": bool(g.random() < 0.5)}
+
+
+def softmax(g: np.random.Generator) -> Call:
+    shape = (*leading(g), g.integers(1, 8))
+    return (3 * g.normal(size=shape), optional(g, g.random(shape) < 0.7)), {}
+
+
+def diff_lambda(g: np.random.Generator) -> Call:
+    (width,) = sizes(g, 1)
+    return (*(0.5 * g.normal(size=(4, width))), float(g.uniform(0.2, 0.8))), {}
+
+
+def attention(g: np.random.Generator, pairs: int = 1) -> tuple[list[Any], dict[str, Any], tuple[int, ...]]:
+    """Queries, keys, a mask or none, a bias or none, and (B, H, K, T, S) for `pairs` maps in one array."""
+    b, k, t = g.integers(1, 4, size=3).tolist()
+    h, s, d = k * int(g.integers(1, 4)), t + int(g.integers(0, 4)), int(g.integers(1, 6))
+    q, key = g.normal(size=(b, pairs * h, t, d)), g.normal(size=(b, pairs * k, s, d))
+    rows = 2 * h if g.random() < 0.3 else 1
+    mask = optional(g, g.random((b, rows, t if g.random() < 0.5 else 1, s)) < 0.8)
+    bias = optional(g, g.normal(size=(1, rows, t, s)))
+    return [q, key, mask, bias], {"causal": bool(g.random() < 0.7)}, (b, h, k, t, s)
+
+
+def diff_attention(g: np.random.Generator) -> Call:
+    (q, key, mask, bias), options, (b, h, k, t, s) = attention(g)
+    v = g.normal(size=(b, k, s, g.integers(1, 6)))
+    lambda_ = g.normal(size=[(), (b, h, t, 1), (h, 1, 1), (1, h, 1, 1)][g.integers(4)])
+    return (q, key, g.normal(size=q.shape), g.normal(size=key.shape), v, np.asarray(lambda_), mask, bias), options
+
+
+def diff_heads_hf(g: np.random.Generator) -> Call:
+    (q, key, mask, bias), options, (b, _, k, _, s) = attention(g, pairs=2)
+    v = g.normal(size=(b, k, s, 2 * q.shape[3]))
+    return (q, key, v, np.asarray(g.normal()), float(g.uniform(0.2, 0.8)), 1e-3, mask, bias), options
+
+
+def value_pairs_hf(g: np.random.Generator) -> Call:
+    b, k, t, d = sizes(g, 4)
+    return (g.normal(size=(b, 2 * k, t, d)),), {}
+
+
+def activation(g: np.random.Generator) -> Call:
+    name = sorted(ACTIVATIONS)[g.integers(len(ACTIVATIONS))]
+    x = 3 * g.normal(size=(*leading(g), 5))
+    for kink in (-3, 0, 3, 6, 10):  # of relu, relu6, hardswish and their like
+        x = np.where(np.abs(x - kink) < 0.1, kink + 0.2, x)
+    return (x, name), {}
+
+
+def swiglu(g: np.random.Generator) -> Call:
+    width, inner = sizes(g, 2)
+    shapes = ((inner, width), (inner, width), (width, inner))
+    act = ("silu", "gelu", "tanh")[g.integers(3)]
+    return (g.normal(size=(*leading(g), width)), *({"weight": g.normal(size=s)} for s in shapes)), {"act": act}
+
+
+def cross_entropy(g: np.random.Generator) -> Call:
+    rows, classes = leading(g), int(g.integers(1, 8))
+    targets = g.integers(0, classes, size=rows)
+    return (2 * g.normal(size=(*rows, classes)), np.where(g.random(rows) < 0.3, -100, targets)), {}
+
+
+DRAWS: dict[str, Callable[[np.random.Generator], Call]] = {
+    f.__name__: f
+    for f in [
+        *(activation, cross_entropy, diff_attention, diff_heads_hf, diff_lambda, embedding),
+        *(linear, rms_norm, rope, softmax, swiglu, value_pairs_hf),
+    ]
+}
+
+
+def differentiable(name: str, args: tuple[Any, ...]) -> list[tuple[int, str | None]]:
+    """List where the arrays stand that have a derivative: an argument's index, and a key where it is a dict."""
+    without = {"rope": {1, 2}, "diff_attention": {6, 7}, "diff_heads_hf": {6, 7}}.get(name, set())
+    where: list[tuple[int, str | None]] = []
+    for i, a in enumerate(args):
+        if isinstance(a, Mapping):
+            where += [(i, key) for key in a]
+        elif isinstance(a, np.ndarray) and a.dtype.kind == "f" and i not in without:
+            where.append((i, None))
+    return where
+
+
+def gradients(name: str, args: tuple[Any, ...], result: tuple[Any, ...]) -> list[Any]:
+    """Pick from what `<name>_vjp` gave the gradients of `differentiable`, and fail if it gave others too."""
+    arrays = [i for i, a in enumerate(args) if isinstance(a, (np.ndarray, Mapping))]
+    takes_none = {"rms_norm": 2, "linear": 3}.get(name)
+    order = list(range(takes_none)) if takes_none else arrays
+    given = {i: result[n] for n, i in enumerate(order[: len(result)])}
+    wanted = differentiable(name, args)
+    assert {i for i, value in given.items() if value is not None} == {i for i, _ in wanted}
+    return [given[i] if key is None else given[i][key] for i, key in wanted]
