@@ -34,6 +34,10 @@ def test_by_hand() -> None:
     assert np.shape(cross_entropy(logits, np.array([1, 1, 0]))) == ()
 
 
+def test_a_single_class_costs_nothing() -> None:
+    assert cross_entropy(np.array([[3.0], [4.0]]), np.array([0, -100])) == 0
+
+
 def test_no_target_that_counts() -> None:
     assert math.isnan(cross_entropy(LOGITS[0], np.full(5, -100)))
     assert math.isnan(cross_entropy(np.zeros((0, V)), np.zeros(0, np.int64)))

@@ -125,6 +125,9 @@ def test_angles_are_not_rounded_to_float32() -> None:
     angle = 131_071 * 0.7
     close(cos[0, 0, 0].astype(float), np.array([math.cos(angle)]), 1e-6)
     close(sin[0, 0, 0].astype(float), np.array([math.sin(angle)]), 1e-6)
+    # nor are positions: float32 would make 2²⁴ of this one
+    cos, _ = rope_cos_sin(np.array([[2**24 + 1]]), [1.0], 1.0, np.float64)
+    close(cos[0, 0, 0], np.array([math.cos(2**24 + 1)]), FLOAT64)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 1, 5), ()])
