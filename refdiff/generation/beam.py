@@ -46,6 +46,13 @@ class Beams:
             np.take_along_axis(self.finished, index, axis=1),
         )
 
+    def append(self, tokens: Ids, origins: Ids) -> None:
+        """Add a token to every text, and the row that it came from; both (B, n), or one value for all."""
+        for name, new in (("ids", tokens), ("origins", origins)):
+            old = getattr(self, name)
+            column = np.broadcast_to(new, old.shape[:2])[:, :, None]
+            setattr(self, name, np.concatenate([old, column], axis=2))
+
     def best(self, k: int) -> Beams:
         """The k best by score, best first."""
         return self.pick(top_indices(self.scores, k))
@@ -57,10 +64,13 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     With `do_sample` the continuations of a step are drawn, without replacement, in place of the best.
 
     Raises:
-        ValueError: scores that no token can be chosen by; names the row (prompt · num_beams + beam) and the step.
+        ValueError: scores that no token can be chosen by; names the row (prompt · num_beams + beam) and the step. Or
+            several results of different lengths and no `pad_token_id`.
     """
     o = request.options
     (B, prompt_length), n, k = request.ids.shape, o.num_beams, o.num_return_sequences
+    if o.stop_strings is not None and o.pad_token_id is None and B * k > 1:
+        raise ValueError("stop_strings make texts of different lengths: several beam results need a pad_token_id")
     rows = np.repeat(np.arange(B), n)
     pipeline = Pipeline(o, prompt_length, None if request.padding is None else request.padding[rows])
     streams = request.streams(np.arange(B)) if o.do_sample else []
@@ -80,21 +90,21 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
             scores_so_far.append(log_p.astype(logits.dtype))
         if o.output_logits:
             logits_so_far.append(logits)
-        candidates = _candidates(running, log_p.reshape(B, n, -1), length - prompt_length, o, streams)
+        candidates = _candidates(running, log_p.reshape(B, n, -1), o, streams)
         K = candidates.scores.shape[1]
-        hits = request.stopping(candidates.ids[:, :, :length].reshape(B * K, length)).reshape(B, K)
+        hits = request.stopping(candidates.ids.reshape(B * K, length)).reshape(B, K)
         done = _finish(done, candidates, hits, improvable, length - prompt_length, o)
         candidates.scores = candidates.scores + hits * _OUT
         running = candidates.best(n)
-        context.take(running.origins[:, :, length - prompt_length - 1].reshape(-1))
+        context.take(running.origins[:, :, -1].reshape(-1))
 
         improvable &= _may_improve(running, done, length - prompt_length, request.max_length - prompt_length, o)
         full = done.finished.all(axis=1) if o.early_stopping is True else np.zeros(B, dtype=bool)
         over = not improvable.any() or bool(full.all()) or bool(hits.all())
-        agreed.advance(running.ids[:, :, :length], done, ~improvable | full | over)
+        agreed.advance(running.ids, done, ~improvable | full | over)
         if over:
             break
-        flat = running.ids[:, :, :length].reshape(B * n, length)
+        flat = running.ids.reshape(B * n, length)
         logits = context.read(flat)[:, -1]
 
     generated = int((done.origins[:, :k] >= 0).sum(axis=2).max())
@@ -112,25 +122,19 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
 
 def _start(request: Request) -> tuple[Beams, Beams]:
     """Before the first step: the running beams, of which only the first counts, and no finished one."""
-    o = request.options
-    (B, prompt_length), n = request.ids.shape, o.num_beams
-    # transformers fills up with the end token where pad_token_id is 0, because 0 counts as "not set" there.
-    fill = o.pad_token_id or (o.eos_token_id or [0])[0]
-    ids = np.full((B, n, request.max_length), fill, dtype=np.int64)
-    ids[:, :, :prompt_length] = request.ids[:, None, :]
-    origins = np.full((B, n, request.max_length - prompt_length), -1, dtype=np.int64)
+    B, n = len(request.ids), request.options.num_beams
+    ids = np.repeat(request.ids[:, None, :], n, axis=1)
+    origins = np.empty((B, n, 0), dtype=np.int64)
     nobody = np.zeros((B, n), dtype=bool)
     first = np.full((B, n), _OUT)
     first[:, 0] = 0.0  # n equal beams would stay equal for ever
     return Beams(ids, first, origins, nobody), Beams(ids, np.full((B, n), _OUT), origins, nobody)
 
 
-def _candidates(
-    running: Beams, log_p: NDArray[np.floating], generated: int, o: Options, streams: list[Uniforms]
-) -> Beams:
+def _candidates(running: Beams, log_p: NDArray[np.floating], o: Options, streams: list[Uniforms]) -> Beams:
     """The best (or drawn) one-token continuations of the running beams, best first.
 
-    log_p: (B, n, V); generated: tokens with this one → Beams (B, K, …), K = max(2, 1 + number of end tokens) · n
+    log_p: (B, n, V) → Beams (B, K, …), K = max(2, 1 + number of end tokens) · n
     """
     B, n, V = log_p.shape
     K = min(max(2, 1 + len(o.eos_token_id or [])) * n, n * V)
@@ -145,9 +149,7 @@ def _candidates(
     beam = index // V
     result = running.pick(beam)
     result.scores = np.take_along_axis(totals, index, axis=1)
-    prompt_length = result.ids.shape[2] - result.origins.shape[2]
-    result.ids[:, :, prompt_length + generated - 1] = index % V
-    result.origins[:, :, generated - 1] = beam + np.arange(B)[:, None] * n
+    result.append(index % V, beam + np.arange(B)[:, None] * n)
     return result
 
 
@@ -161,6 +163,8 @@ def _finish(done: Beams, candidates: Beams, hits: Flags, improvable: Flags, gene
     if o.early_stopping is True:
         closed = closed | done.finished.all(axis=1)
     scores = scores + closed[:, None] * _OUT + ~new * _OUT
+    # transformers fills up with the end token where pad_token_id is 0, because 0 counts as "not set" there.
+    done.append(np.full_like(done.ids[:, :, 0], o.pad_token_id or (o.eos_token_id or [0])[0]), np.array(-1))
     merged = Beams(
         np.concatenate([done.ids, candidates.ids], axis=1),
         np.concatenate([done.scores, scores], axis=1),

@@ -12,7 +12,7 @@ from refdiff.generation import request as reading
 from refdiff.generation.beam import beam_search
 from refdiff.generation.contrastive import contrastive_search
 from refdiff.generation.decode import decode
-from refdiff.generation.options import resolve
+from refdiff.generation.options import Options, resolve
 from refdiff.generation.request import Request
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from refdiff.generation.speculative import speculative_decode
@@ -44,34 +44,44 @@ def generate(
         TypeError: an unknown option, or ids that are not integers.
         ValueError: an option or an input out of its range, or scores that no token can be chosen by.
     """
-    resolved = resolve(model, options)
+    try:
+        resolved = resolve(model, options)
+        result = _run(_read(model, input_ids, attention_mask, streamer, generator, seed, resolved))
+    finally:
+        if streamer is not None:
+            streamer.end()  # also after an error, so that whoever reads the stream in another thread does not wait
+    return result if resolved.return_dict_in_generate else result.sequences
+
+
+def _read(
+    model: Any,
+    input_ids: Any,
+    attention_mask: Any,
+    streamer: Streamer | None,
+    generator: np.random.Generator | None,
+    seed: int | None,
+    options: Options,
+) -> Request:
+    """The request that a call makes."""
     bos = model.generation_config.get("bos_token_id")
     vocab_size = model.config.vocab_size
     ids = reading.read_ids(input_ids, model.config.bos_token_id if bos is None else bos, vocab_size)
-    if resolved.pad_token_id is not None and resolved.pad_token_id >= vocab_size and ids.shape[0] > 1:
-        raise ValueError(f"pad_token_id is {resolved.pad_token_id}, outside the vocabulary of {vocab_size} tokens")
+    if options.pad_token_id is not None and options.pad_token_id >= vocab_size and ids.shape[0] > 1:
+        raise ValueError(f"pad_token_id is {options.pad_token_id}, outside the vocabulary of {vocab_size} tokens")
     if np.shape(input_ids)[-1:] == (0,):
         attention_mask = None
-    mask = reading.read_mask(attention_mask, ids, resolved)
-    limit = reading.read_max_length(resolved, ids.shape[1], model.config.max_position_embeddings)
-    stopping = Stopping(limit, resolved.eos_token_id, resolved.stop_strings, resolved.tokenizer, resolved.max_time)
-    if not resolved.return_dict_in_generate:
-        resolved = replace(resolved, output_scores=False, output_logits=False)
-    request = Request(
+    limit = reading.read_max_length(options, ids.shape[1], model.config.max_position_embeddings)
+    if not options.return_dict_in_generate:
+        options = replace(options, output_scores=False, output_logits=False)
+    return Request(
         model=model,
         ids=ids,
-        mask=mask,
-        options=resolved,
-        stopping=stopping,
-        seed=reading.read_seed(seed, generator) if resolved.do_sample else 0,
+        mask=reading.read_mask(attention_mask, ids, options),
+        options=options,
+        stopping=Stopping(limit, options.eos_token_id, options.stop_strings, options.tokenizer, options.max_time),
+        seed=reading.read_seed(seed, generator) if options.do_sample else 0,
         emit=(lambda value: None) if streamer is None else streamer.put,
     )
-    try:
-        result = _run(request)
-    finally:
-        if streamer is not None:
-            streamer.end()
-    return result if resolved.return_dict_in_generate else result.sequences
 
 
 def _run(request: Request) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+from refdiff.errors import CheckpointError
 from refdiff.generation.token_bytes import backend_of
 
 
@@ -135,6 +136,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output_scores": _FLAG,
     "output_logits": _FLAG,
 }
+_OBJECTS = ("tokenizer", "assistant_model")
+_SHOWN = 80  # characters of a wrong value in an error
 _SAMPLING_ONLY = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS_ONLY = ("length_penalty", "early_stopping")
 
@@ -148,12 +151,25 @@ def _bias_items(value: Any) -> list[tuple[Any, Any]]:
     return [(None, None)]
 
 
-def _check(name: str, value: Any, origin: str) -> None:
-    if value is None:
-        return
+def _checked(name: str, value: Any, error: type[ValueError] = ValueError, origin: str = "") -> Any:
+    """The value, arrays as lists, if it is in its range."""
+    if name not in _OBJECTS and callable(getattr(value, "tolist", None)):
+        value = value.tolist()
     accepted, description = _RANGES[name]
-    if not accepted(value):
-        raise ValueError(f"{name} is {value!r}{origin}: it has to be {description}")
+    if value is not None and not accepted(value):
+        shown = repr(value) if len(repr(value)) <= _SHOWN else repr(value)[:_SHOWN] + "…"
+        raise error(f"{origin}{name} is {shown}: it has to be {description}")
+    return value
+
+
+def _from_files(model: Any) -> dict[str, Any]:
+    """What the checkpoint says: generation_config.json, and config.json for the end and padding tokens."""
+    entries = {k: v for k, v in model.generation_config.items() if k in NAMES and k not in _OBJECTS and v is not None}
+    found = {name: getattr(model.config, name, None) for name in ("eos_token_id", "pad_token_id")} | entries
+    for name in ("eos_token_id", "pad_token_id"):
+        if _is_int(found[name]) and found[name] < 0:  # how some files write "there is none"
+            found[name] = None
+    return {k: _checked(k, v, CheckpointError, "generation_config.json: ") for k, v in found.items()}
 
 
 def resolve(model: Any, given: Mapping[str, Any]) -> Options:
@@ -165,21 +181,15 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
     Raises:
         TypeError: an unknown option; names the nearest known one.
         ValueError: a value out of its range, or options that exclude each other.
+        CheckpointError: a value out of its range in generation_config.json.
     """
     for name in given:
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.4)
             hint = f": did you mean {near[0]!r}?" if near else f"; the known ones are {', '.join(NAMES)}"
             raise TypeError(f"generate() got an unknown option {name!r}{hint}")
-        _check(name, given[name], "")
-    values: dict[str, Any] = dict(_DEFAULTS)
-    for name in ("eos_token_id", "pad_token_id"):
-        values[name] = getattr(model.config, name, None)
-    from_file = {k: v for k, v in model.generation_config.items() if k in NAMES and v is not None}
-    for name, value in from_file.items():
-        _check(name, value, " in generation_config.json")
-    values |= from_file
-    values |= given
+    given = {name: _checked(name, value) for name, value in given.items()}
+    values: dict[str, Any] = _DEFAULTS | _from_files(model) | given
     for name in ("do_sample", "num_beams", "length_penalty", "early_stopping", "num_return_sequences"):
         values[name] = _DEFAULTS[name] if values[name] is None else values[name]
     for name in ("return_dict_in_generate", "output_scores", "output_logits"):

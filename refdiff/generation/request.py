@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import to_numpy
+from refdiff.errors import CheckpointError
 from refdiff.generation import sampling
 from refdiff.generation.options import Options
 from refdiff.generation.stopping import Stopping
@@ -47,7 +48,7 @@ class Request:
         return sampling.row_streams(self.seed, [self.ids[row][mask[row] != 0] for row in rows])
 
 
-def read_ids(input_ids: Any, bos: int | None, vocab_size: int) -> NDArray[np.int64]:
+def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:
     """Prompt ids as (B, T) int64; an empty prompt becomes the beginning-of-sequence token.
 
     Raises:
@@ -68,6 +69,11 @@ def read_ids(input_ids: Any, bos: int | None, vocab_size: int) -> NDArray[np.int
         if bos is None:
             raise ValueError(
                 "the prompt is empty, and the model has no bos_token_id to start from: give a token or more"
+            )
+        if isinstance(bos, bool) or not isinstance(bos, int) or not 0 <= bos < vocab_size:
+            raise CheckpointError(
+                f"bos_token_id is {bos!r:.40}, but has to be from 0 to {vocab_size - 1} to start an empty prompt: give "
+                "one token or more, or correct generation_config.json or config.json"
             )
         return np.full((array.shape[0], 1), bos, dtype=np.int64)
     if not np.issubdtype(array.dtype, np.integer):

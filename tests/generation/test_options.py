@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 
+from refdiff.errors import CheckpointError
 from refdiff.generation.options import NAMES, Options, resolve
 from tests.generation.fakes import FakeModel, letters
 
@@ -105,8 +107,26 @@ def test_every_option_has_a_range_that_is_tested() -> None:
 def test_a_wrong_value_in_the_file_says_so() -> None:
     model = FakeModel()
     model.generation_config = {"top_p": 3}
-    with pytest.raises(ValueError, match=r"top_p is 3 in generation_config.json: it has to be a number from 0 to 1"):
+    with pytest.raises(CheckpointError, match=r"^generation_config.json: top_p is 3: it has to be a number"):
         resolve(model, {})
+    model.generation_config = {"suppress_tokens": ["x"] * 10_000}
+    with pytest.raises(CheckpointError, match="suppress_tokens is") as caught:
+        resolve(model, {"suppress_tokens": [3]})
+    assert len(str(caught.value)) < 200
+
+
+def test_negative_special_tokens_in_files_mean_none() -> None:
+    model = FakeModel(pad_token_id=-1, eos_token_id=2)
+    assert resolve(model, {}).pad_token_id == 2
+    model.generation_config = {"eos_token_id": -1, "pad_token_id": -1, "tokenizer": "x", "assistant_model": 3}
+    got = resolve(model, {})
+    assert (got.eos_token_id, got.pad_token_id, got.tokenizer, got.assistant_model) == (None, None, None, None)
+
+
+def test_arrays_are_lists_of_ids() -> None:
+    given = {"eos_token_id": np.array([3, 4]), "top_p": np.float32(0.5), "num_beams": np.int64(2), "top_k": np.array(3)}
+    got = resolve(FakeModel(), given | {"do_sample": True})
+    assert (got.eos_token_id, got.top_p, got.num_beams, got.top_k) == ([3, 4], 0.5, 2, 3)
 
 
 def test_where_a_value_comes_from() -> None:

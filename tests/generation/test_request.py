@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.errors import CheckpointError
 from refdiff.generation.options import Options
 from refdiff.generation.request import read_ids, read_mask, read_max_length, read_seed
 
@@ -22,6 +23,9 @@ def test_an_empty_prompt_starts_from_bos() -> None:
     np.testing.assert_array_equal(read_ids(None, 1, 5), [[1]])
     np.testing.assert_array_equal(read_ids(np.empty((3, 0), dtype=np.int64), 1, 5), [[1], [1], [1]])
     np.testing.assert_array_equal(read_ids([[], []], 1, 5), [[1], [1]])
+    for bos in (5, -1, "x", [1], True):
+        with pytest.raises(CheckpointError, match=r"bos_token_id is .*, but has to be from 0 to 4"):
+            read_ids([[]], bos, 5)
     with pytest.raises(ValueError, match="the prompt is empty, and the model has no bos_token_id"):
         read_ids([[]], None, 5)
 

@@ -200,11 +200,15 @@ def test_another_thread() -> None:
 
 
 def test_another_thread_does_not_hang_when_generate_fails() -> None:
+    with pytest.raises(queue.Empty):
+        next(TextIteratorStreamer(letters(), timeout=0.01))
     streamer = TextIteratorStreamer(letters(), timeout=20)
     with pytest.raises(ValueError, match="outside the vocabulary"):
         generate(MODEL, [[5, 99]], streamer=streamer)
-    with pytest.raises(queue.Empty):  # generate never began, so nothing ended
-        TextIteratorStreamer(letters(), timeout=0.01).__next__()
+    assert list(streamer) == []
+    with pytest.raises(TypeError, match="unknown option"):
+        generate(MODEL, [[5]], streamer=streamer, nonsense=1)
+    assert list(streamer) == []
     model = FakeModel()
     model.W[3] = np.nan
     with pytest.raises(ValueError, match="NaN"):

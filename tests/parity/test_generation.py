@@ -364,6 +364,25 @@ def test_the_scores_that_sampling_draws_from(pair: Pair, options: dict[str, Any]
 # ---- stop strings
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("eos", [2, ENDS], ids=str)
+def test_stop_strings_of_generate(pair: Pair, eos: Any, beams: int) -> None:
+    """A vocabulary of letters, so that strings of two letters often come up, across tokens."""
+    from tokenizers import Tokenizer, decoders, models
+
+    letters = {chr(0x41 + i): i for i in range(V)}
+    backend = Tokenizer(models.BPE(letters, [], fuse_unk=True))
+    backend.decoder = decoders.Fuse()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    ids, mask = prompts(10, True)
+    options = {"max_new_tokens": 14, "eos_token_id": eos, "pad_token_id": 1} | ({"num_beams": 3} if beams > 1 else {})
+    free = pair.ours.generate(ids, attention_mask=mask, **options)
+    strings = [tokenizer.decode(free[row, 8:10].tolist()) for row in (0, 2)] + ["K"]
+    theirs, ours = pair.both(ids, mask, stop_strings=strings, tokenizer=tokenizer, **options)
+    np.testing.assert_array_equal(ours.sequences, theirs.sequences.numpy())
+    assert ours.sequences.shape[1] < free.shape[1] or (ours.sequences != free).any()
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """A small byte-level BPE."""
