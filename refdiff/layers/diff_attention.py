@@ -148,7 +148,7 @@ def diff_attention_vjp(
     Raises:
         ValueError: `g` is not of the shape of the result.
     """
-    B, H, T, d = _check_heads("diff_attention_vjp", q1, k1)
+    B, H, T, _ = _check_heads("diff_attention_vjp", q1, k1)
     K, S, e = v.shape[1:]
     if tuple(g.shape) != (B, H, T, e):
         raise ValueError(f"diff_attention_vjp: g has shape {tuple(g.shape)}, but the result has {(B, H, T, e)}")
@@ -165,14 +165,48 @@ def diff_attention_vjp(
     dv = xp.sum(xp.matrix_transpose(grouped(a1 - lambda_ * a2)) @ gv, axis=2)
     dp = xp.reshape(gv @ xp.matrix_transpose(v)[:, :, None, :, :], (B, H, T, S))
 
-    def through(da: Array, a: Array, q: Array, k: Array) -> tuple[Array, Array]:
-        ds = grouped(softmax_vjp_of(da, a)) / math.sqrt(d)
-        dq = xp.reshape(ds @ k[:, :, None, :, :], q.shape)
-        return dq, xp.sum(xp.matrix_transpose(ds) @ grouped(q), axis=2)
-
-    dq1, dk1 = through(dp, a1, q1, k1)
-    dq2, dk2 = through(-lambda_ * dp, a2, q2, k2)
+    dq1, dk1 = _through_scores(dp, a1, q1, k1)
+    dq2, dk2 = _through_scores(-lambda_ * dp, a2, q2, k2)
     return dq1, dk1, dq2, dk2, dv, _sum_to(-xp.sum(dp * a2, axis=-1, keepdims=True), tuple(lambda_.shape))
+
+
+def attention_weights_vjp(
+    g: Array, q: Array, k: Array, mask: Array | None = None, bias: Array | None = None, *, causal: bool = True
+) -> tuple[Array, Array]:
+    """Pull a gradient back through `attention_weights`.
+
+    Equation:
+        with ∂L/∂S = A ⊙ (g − rowsum(g ⊙ A)): ∂L/∂Q = ∂L/∂S K / √d, ∂L/∂K = ∂L/∂Sᵀ Q / √d
+
+    Used as:
+        `dq, dk = attention_weights_vjp(g, q, k, mask)`; mask and bias have no gradient
+
+    Shapes:
+        g (B, H, T, S), q (B, H, T, d), k (B, K, S, d) -> the shapes of q and k
+
+    Precision:
+        in the dtype of `q`.
+
+    Raises:
+        ValueError: `g` is not of the shape of the result.
+    """
+    B, H, T, _ = _check_heads("attention_weights_vjp", q, k)
+    namespace(g, q, k, mask, bias)
+    if tuple(g.shape) != (B, H, T, k.shape[2]):
+        raise ValueError(
+            f"attention_weights_vjp: g has shape {tuple(g.shape)}, but the result has {(B, H, T, k.shape[2])}"
+        )
+    return _through_scores(g, attention_weights(q, k, mask, bias, causal=causal), q, k)
+
+
+def _through_scores(da: Array, a: Array, q: Array, k: Array) -> tuple[Array, Array]:
+    """From the gradient of a map to those of its queries and keys."""
+    xp = namespace(da, a, q, k)
+    B, H, T, d = q.shape
+    K, S = k.shape[1:3]
+    ds = xp.reshape(softmax_vjp_of(da, a) / math.sqrt(d), (B, K, H // K, T, S))
+    dq = xp.reshape(ds @ k[:, :, None, :, :], q.shape)
+    return dq, xp.sum(xp.matrix_transpose(ds) @ xp.reshape(q, (B, K, H // K, T, d)), axis=2)
 
 
 def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:

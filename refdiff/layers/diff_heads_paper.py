@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from refdiff.arrays import Array, namespace
-from refdiff.layers.diff_attention import diff_attention
-from refdiff.layers.plain_heads import concat_heads
-from refdiff.layers.rms_norm import rms_norm
+from refdiff.layers.diff_attention import diff_attention, diff_attention_vjp
+from refdiff.layers.plain_heads import concat_heads, split_heads
+from refdiff.layers.rms_norm import rms_norm, rms_norm_vjp
 
 SUBLN_EPS = 1e-5
 """The ε of the norm after attention in unilm, whatever the other norms of the model have."""
@@ -74,3 +74,54 @@ def first_then_second(x: Array | None) -> Array | None:
     if x is None or x.ndim < 3 or x.shape[-3] == 1:
         return x
     return namespace(x).concat([x[..., 0::2, :, :], x[..., 1::2, :, :]], axis=-3)
+
+
+def diff_heads_paper_vjp(
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    lambda_: Array,
+    weight: Array,
+    lambda_init: float,
+    eps: float = SUBLN_EPS,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+    diff_attention: Callable[..., Array] = diff_attention,
+    diff_attention_vjp: Callable[..., tuple[Array, ...]] = diff_attention_vjp,
+    rms_norm_vjp: Callable[..., tuple[Array, Array | None]] = rms_norm_vjp,
+) -> tuple[Array, Array, Array, Array, Array | None]:
+    """Pull a gradient back through `diff_heads_paper`.
+
+    Equation:
+        the lines of `diff_heads_paper` from bottom to top
+
+    Used as:
+        `dq, dk, dv, dlambda, dweight = diff_heads_paper_vjp(g, q, k, v, lambda_, weight, lambda_init)`; mask and bias
+        have no gradient
+
+    Shapes:
+        g (B, T, H d), the rest as in `diff_heads_paper` -> the shapes of q, k, v, lambda_, weight
+
+    Precision:
+        in the dtype of `q`.
+
+    Raises:
+        ValueError: `g` is not of the shape of the result.
+    """
+    namespace(g, q, k, v, lambda_, weight, mask, bias)
+    q1, q2, k1, k2 = q[:, 0::2, ...], q[:, 1::2, ...], k[:, 0::2, ...], k[:, 1::2, ...]
+    streams = (q1, k1, q2, k2, v, lambda_, first_then_second(mask), first_then_second(bias))
+    g = (1 - lambda_init) * split_heads("diff_heads_paper_vjp", g, q1.shape[1], q.shape[2], v.shape[3])
+    g, dweight = rms_norm_vjp(g, diff_attention(*streams, causal=causal), weight, eps)
+    dq1, dk1, dq2, dk2, dv, dlambda = diff_attention_vjp(g, *streams, causal=causal)
+    return in_turn(dq1, dq2), in_turn(dk1, dk2), dv, dlambda, dweight
+
+
+def in_turn(first: Array, second: Array) -> Array:
+    """Put the heads of two maps back in turn: first 0, second 0, first 1, …; (B, H, …) twice to (B, 2H, …)."""
+    xp = namespace(first, second)
+    B, H, *rest = first.shape
+    return xp.reshape(xp.stack([first, second], axis=2), (B, 2 * H, *rest))

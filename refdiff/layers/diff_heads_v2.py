@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from refdiff.arrays import Array
-from refdiff.layers.diff_attention import diff_attention
-from refdiff.layers.diff_heads_paper import first_then_second
-from refdiff.layers.plain_heads import concat_heads
+from refdiff.arrays import Array, namespace
+from refdiff.layers.diff_attention import diff_attention, diff_attention_vjp
+from refdiff.layers.diff_heads_paper import first_then_second, in_turn
+from refdiff.layers.plain_heads import concat_heads, split_heads
 
 
 def diff_heads_v2(
@@ -56,3 +56,40 @@ def diff_heads_v2(
     q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]
     heads = diff_attention(q1, k, q2, k, v, lambda_, first_then_second(mask), first_then_second(bias), causal=causal)
     return concat_heads(heads)
+
+
+def diff_heads_v2_vjp(
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    lambda_: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+    diff_attention_vjp: Callable[..., tuple[Array, ...]] = diff_attention_vjp,
+) -> tuple[Array, Array, Array, Array]:
+    """Pull a gradient back through `diff_heads_v2`.
+
+    Equation:
+        as in `diff_attention_vjp`; both maps read the same keys, whose gradients add up
+
+    Used as:
+        `dq, dk, dv, dlambda = diff_heads_v2_vjp(g, q, k, v, lambda_, mask)`; mask and bias have no gradient
+
+    Shapes:
+        g (B, T, h d), the rest as in `diff_heads_v2` -> the shapes of q, k, v, lambda_
+
+    Precision:
+        in the dtype of `q`.
+
+    Raises:
+        ValueError: `g` is not of the shape of the result.
+    """
+    namespace(g, q, k, v, lambda_, mask, bias)
+    q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]
+    g = split_heads("diff_heads_v2_vjp", g, q1.shape[1], q.shape[2], v.shape[3])
+    see = (first_then_second(mask), first_then_second(bias))
+    dq1, dk1, dq2, dk2, dv, dlambda = diff_attention_vjp(g, q1, k, q2, k, v, lambda_, *see, causal=causal)
+    return in_turn(dq1, dq2), dk1 + dk2, dv, dlambda

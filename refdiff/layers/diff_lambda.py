@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 
 from refdiff.arrays import Array, namespace
-from refdiff.layers.activation import activation
-from refdiff.layers.linear import linear
+from refdiff.layers.activation import activation, activation_vjp
+from refdiff.layers.linear import linear, linear_vjp
 
 
 def lambda_init(layer: int) -> float:
@@ -114,3 +114,41 @@ def diff_lambda_v2(
         raise ValueError(f"diff_lambda_v2: x has shape {tuple(x.shape)}, but must be (B, T, D)")
     lambda_ = activation(linear(x, weight), "sigmoid")
     return namespace(lambda_).permute_dims(lambda_, (0, 2, 1))[..., None]
+
+
+def diff_lambda_v2_vjp(
+    g: Array,
+    x: Array,
+    weight: Array,
+    *,
+    linear: Callable[..., Array] = linear,
+    linear_vjp: Callable[..., tuple[Array, Array, Array | None]] = linear_vjp,
+    activation_vjp: Callable[..., tuple[Array]] = activation_vjp,
+) -> tuple[Array, Array]:
+    """Pull a gradient back through `diff_lambda_v2`.
+
+    Equation:
+        ∂L/∂z = g λ (1 − λ) for z = x W_λᵀ; then as in `linear_vjp`
+
+    Used as:
+        `dx, dweight = diff_lambda_v2_vjp(g, x, **p["lambda_proj"])`
+
+    Shapes:
+        g (B, h, T, 1), x (B, T, D), weight (h, D) -> (B, T, D), (h, D)
+
+    Precision:
+        in the dtype of `x`.
+
+    Raises:
+        ValueError: `g` is not of the shape of the result.
+    """
+    xp = namespace(g, x, weight)
+    B, T, _ = x.shape
+    if tuple(g.shape) != (B, weight.shape[0], T, 1):
+        raise ValueError(
+            f"diff_lambda_v2_vjp: g has shape {tuple(g.shape)}, but the result has {(B, weight.shape[0], T, 1)}"
+        )
+    logits = linear(x, weight)
+    (dlogits,) = activation_vjp(xp.permute_dims(g[..., 0], (0, 2, 1)), logits, "sigmoid")
+    dx, dweight, _ = linear_vjp(dlogits, x, weight)
+    return dx, dweight

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from refdiff.arrays import Array, namespace
-from refdiff.layers.diff_attention import attention_weights
+from refdiff.layers.diff_attention import attention_weights, attention_weights_vjp
 
 
 def plain_heads(
@@ -50,8 +50,55 @@ def plain_heads(
     return concat_heads(xp.reshape(heads, (B, H, T, e)))
 
 
+def plain_heads_vjp(
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+    attention_weights: Callable[..., Array] = attention_weights,
+    attention_weights_vjp: Callable[..., tuple[Array, Array]] = attention_weights_vjp,
+) -> tuple[Array, Array, Array]:
+    """Pull a gradient back through `plain_heads`.
+
+    Equation:
+        O = A V gives ∂L/∂V = Aᵀ g and ∂L/∂A = g Vᵀ; then as in `attention_weights_vjp`
+
+    Used as:
+        `dq, dk, dv = plain_heads_vjp(g, q, k, v, mask)`; mask and bias have no gradient
+
+    Shapes:
+        g (B, T, H e), the rest as in `plain_heads` -> the shapes of q, k, v
+
+    Precision:
+        in the dtype of `q`.
+
+    Raises:
+        ValueError: `g` is not of the shape of the result.
+    """
+    xp = namespace(g, q, k, v, mask, bias)
+    B, H, T, _ = q.shape
+    K, S, e = v.shape[1:]
+    grouped = xp.reshape(split_heads("plain_heads_vjp", g, H, T, e), (B, K, H // K, T, e))
+    weights = xp.reshape(attention_weights(q, k, mask, bias, causal=causal), (B, K, H // K, T, S))
+    dv = xp.sum(xp.matrix_transpose(weights) @ grouped, axis=2)
+    dweights = xp.reshape(grouped @ xp.matrix_transpose(v)[:, :, None, :, :], (B, H, T, S))
+    return *attention_weights_vjp(dweights, q, k, mask, bias, causal=causal), dv
+
+
 def concat_heads(heads: Array) -> Array:
     """(B, H, T, e) to (B, T, H e): the Concat of the papers."""
     xp = namespace(heads)
     B, H, T, e = heads.shape
     return xp.reshape(xp.permute_dims(heads, (0, 2, 1, 3)), (B, T, H * e))
+
+
+def split_heads(name: str, g: Array, H: int, T: int, e: int) -> Array:
+    """(B, T, H e) to (B, H, T, e): the transpose of `concat_heads`, for gradients."""
+    if g.ndim != 3 or tuple(g.shape[1:]) != (T, H * e):
+        raise ValueError(f"{name}: g has shape {tuple(g.shape)}, but the result has (B, {T}, {H * e})")
+    xp = namespace(g)
+    return xp.permute_dims(xp.reshape(g, (g.shape[0], T, H, e)), (0, 2, 1, 3))

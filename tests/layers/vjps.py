@@ -89,6 +89,35 @@ def diff_heads_hf(g: np.random.Generator) -> Call:
     return (q, key, v, np.asarray(g.normal()), float(g.uniform(0.2, 0.8)), 1e-3, mask, bias), options
 
 
+def diff_heads_paper(g: np.random.Generator) -> Call:
+    (q, key, mask, bias), options, (b, _, k, _, s) = attention(g, pairs=2)
+    e = 2 * q.shape[3]
+    v, weight = g.normal(size=(b, k, s, e)), g.normal(size=e)
+    return (q, key, v, np.asarray(g.normal()), weight, float(g.uniform(0.2, 0.8)), 1e-3, mask, bias), options
+
+
+def diff_heads_v2(g: np.random.Generator) -> Call:
+    (q, key, mask, bias), options, (b, h, _, t, _) = attention(g)
+    q = np.concatenate([q, g.normal(size=q.shape)], axis=1)
+    return (q, key, g.normal(size=key.shape), g.uniform(size=(b, h, t, 1)), mask, bias), options
+
+
+def diff_lambda_v2(g: np.random.Generator) -> Call:
+    b, t, h, width = sizes(g, 4)
+    return (g.normal(size=(b, t, width)), g.normal(size=(h, width))), {}
+
+
+def attention_weights(g: np.random.Generator) -> Call:
+    (q, key, mask, bias), options, (_, h, *_) = attention(g)
+    return (q, key, *(None if x is None else x[:, :h] for x in (mask, bias))), options
+
+
+def plain_heads(g: np.random.Generator) -> Call:
+    (q, key, mask, bias), options, (b, h, k, _, s) = attention(g)
+    e = int(g.integers(1, 6))
+    return (q, key, g.normal(size=(b, k, s, e)), *(None if x is None else x[:, :h] for x in (mask, bias))), options
+
+
 def value_pairs_hf(g: np.random.Generator) -> Call:
     b, k, t, d = sizes(g, 4)
     return (g.normal(size=(b, 2 * k, t, d)),), {}
@@ -118,15 +147,18 @@ def cross_entropy(g: np.random.Generator) -> Call:
 DRAWS: dict[str, Callable[[np.random.Generator], Call]] = {
     f.__name__: f
     for f in [
-        *(activation, cross_entropy, diff_attention, diff_heads_hf, diff_lambda, embedding),
-        *(linear, rms_norm, rope, softmax, swiglu, value_pairs_hf),
+        *(activation, attention_weights, cross_entropy, diff_attention, diff_heads_hf, diff_heads_paper),
+        *(diff_heads_v2, diff_lambda, diff_lambda_v2, embedding, linear, plain_heads, rms_norm, rope, softmax),
+        *(swiglu, value_pairs_hf),
     ]
 }
 
 
 def differentiable(name: str, args: tuple[Any, ...]) -> list[tuple[int, str | None]]:
     """List where the arrays stand that have a derivative: an argument's index, and a key where it is a dict."""
-    without = {"rope": {1, 2}, "diff_attention": {6, 7}, "diff_heads_hf": {6, 7}}.get(name, set())
+    see = {"attention_weights": 2, "plain_heads": 3, "diff_attention": 6, "diff_heads_hf": 6, "diff_heads_paper": 7}
+    see |= {"diff_heads_v2": 4, "rope": 1}
+    without = range(see[name], see[name] + 2) if name in see else ()  # mask and bias, cos and sin
     where: list[tuple[int, str | None]] = []
     for i, a in enumerate(args):
         if isinstance(a, Mapping):
