@@ -145,7 +145,7 @@ def test_stop_strings_without_a_token_to_fill_up_with() -> None:
         generate(model, [[5, 6]], num_return_sequences=2, **options)
     text = letters().decode(generate(model, [[5, 6]], **options)[0].tolist())
     assert text.endswith("gj")
-    assert len(text) < 10
+    assert len(text) < 22
 
 
 def test_nan_names_the_beam() -> None:
