@@ -53,7 +53,7 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
                     test_plain_heads::test_precision
     eq. 9           ∂L/∂W^O, ∂L/∂W^V, ∂L/∂W^Q_i, ∂L/∂W^K_i of eq. 8
         by          plain_heads
-        held by     test_gradient_flow::test_eq_9
+        held by     test_gradient_flow::test_eq_9, test_gradient_flow::test_eq_9_is_the_derivative_of_the_layer
     appendix G      the gradients of eq. 7 and 9 differ by constant factors
         by          diff_heads_paper, plain_heads
         held by     test_gradient_flow::test_scale_of_gradients_at_initialization

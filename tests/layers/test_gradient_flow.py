@@ -22,7 +22,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.layers import diff_attention, diff_heads_paper, lambda_init, plain_heads
+from refdiff.layers import (
+    diff_attention,
+    diff_attention_vjp,
+    diff_heads_paper,
+    lambda_init,
+    plain_heads,
+    plain_heads_vjp,
+)
 from tests.layers.inputs import SEEDS
 from tests.tolerances import close
 
@@ -129,6 +136,16 @@ def test_eq_7(rng: np.random.Generator, lambda_: float) -> None:
     agree(gradients_of_differential(x, w, g, lambda_, None), expected)
 
 
+@given(SEEDS, st.floats(-0.5, 1.5))
+def test_eq_7_is_the_derivative_of_the_layer(rng: np.random.Generator, lambda_: float) -> None:
+    x, w, g = draw(rng, 7, 5, 3, 1.0)
+    q1, q2, k1, k2, v = streams(x, w)
+    by_layer = diff_attention_vjp((g @ w["W_O"].T)[None, None], q1, k1, q2, k2, v, np.array(lambda_))
+    expected = gradients_of_differential(x, w, g, lambda_, None)
+    for name, gradient in zip(("W_Q1", "W_K1", "W_Q2", "W_K2", "W_V"), by_layer[:5], strict=True):
+        close(x.T @ gradient[0, 0], expected[name], 1e-10)
+
+
 @given(SEEDS, st.floats(0, 0.8), st.floats(-0.1, 0.1))
 def test_eq_7_with_norm_and_scale(rng: np.random.Generator, start: float, learned: float) -> None:
     x, w, g = draw(rng, 4, 3, 2, 1.0)
@@ -140,6 +157,17 @@ def test_eq_7_with_norm_and_scale(rng: np.random.Generator, start: float, learne
 def test_eq_9(rng: np.random.Generator) -> None:
     x, w, g = draw(rng, 4, 3, 2, 1.0)
     agree(gradients_of_plain(x, w, g), by_differences(lambda w: np.sum(g * plain(x, w)), w))
+
+
+@given(SEEDS)
+def test_eq_9_is_the_derivative_of_the_layer(rng: np.random.Generator) -> None:
+    x, w, g = draw(rng, 7, 5, 3, 1.0)
+    q1, q2, k1, k2, v = streams(x, w)
+    q, k = np.concatenate([q1, q2], axis=-1), np.concatenate([k1, k2], axis=-1)
+    by_q, by_k, by_v = (gradient[0, 0] for gradient in plain_heads_vjp((g @ w["W_O"].T)[None], q, k, v))
+    expected = gradients_of_plain(x, w, g)
+    for names, gradient in ((("W_Q1", "W_Q2"), by_q), (("W_K1", "W_K2"), by_k), (("W_V",), by_v)):
+        close(x.T @ gradient, np.concatenate([expected[name] for name in names], axis=-1), 1e-10)
 
 
 def measured(n: int, layer: int) -> dict[str, dict[str, float]]:

@@ -1,0 +1,291 @@
+"""Every wiring as a whole model: unilm's files, the equalities that hold at every step, sizes, and what is saved."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import refdiff
+from refdiff.arrays import to_numpy
+from refdiff.backends import ops_for, overlay
+from refdiff.model.diffllama import Context, self_attention
+from refdiff.model.weights import count_parameters, nest, parameter_shapes
+from refdiff.model.wirings import WIRINGS
+from tests.golden import unilm
+from tests.model.models import CLASSES, ids, small_config, small_model
+from tests.tolerances import EXACT, close
+
+SAME = 1e-10
+EACH = pytest.mark.parametrize("wiring", sorted(WIRINGS))
+KERNELS = pytest.mark.parametrize("kernels", ["fast", "reference"])
+
+
+@pytest.mark.parametrize(("kind", "file"), [("v1", "multihead_flashdiff_1"), ("v2", "multihead_flashdiffv2")])
+@pytest.mark.parametrize("size", ["mha", "gqa2", "gqa3"])
+def test_equals_the_files_of_unilm(kind: str, file: str, size: str) -> None:
+    case = unilm.case(f"{kind}-{size}")
+    pairs, D = case.options["num_heads"], case.x.shape[2]
+    if kind == "v1":
+        sizes = {
+            "head_dim": D // pairs // 2,
+            "num_attention_heads": 2 * pairs,
+            "num_key_value_heads": 2 * case.key_heads,
+        }
+    else:
+        sizes = {
+            "head_dim": case.options["head_dim"],
+            "num_attention_heads": pairs,
+            "num_key_value_heads": case.key_heads,
+        }
+    # an ε that unilm's norm must not take
+    config = small_config(wiring={"v1": "paper", "v2": "v2"}[kind], hidden_size=D, rms_norm_eps=0.1, **sizes)
+    p = nest({name.replace("out_proj", "o_proj"): array for name, array in case.weights.items()})
+    expected = {name.split("self_attn.")[1]: shape for name, shape in parameter_shapes(config, "DiffLlamaModel").items()
+                if name.startswith("layers.0.self_attn.")}  # fmt: skip
+    assert {name.replace("out_proj", "o_proj"): a.shape for name, a in case.weights.items()} == expected
+    ops = ops_for()
+    frequencies = ops.rope_frequencies(config.rope_parameters, config.head_dim, 64, 7)
+    cos, sin = ops.rope_cos_sin(np.arange(7)[None], *frequencies, np.float64)
+    out = self_attention(p, case.x, case.options.get("depth", 0), Context(config, ops, cos, sin))
+    close(out, case.outputs[file], unilm.SAME)
+
+
+@EACH
+@KERNELS
+@given(seed=st.integers(0, 9), cut=st.lists(st.integers(1, 10), max_size=3), static=st.booleans())
+def test_cached_equals_uncached(wiring: str, kernels: str, seed: int, cut: list[int], static: bool) -> None:
+    model, tokens = small_model(kernels=kernels, seed=seed, wiring=wiring), ids(seed, 2, 11)
+    cache = refdiff.KVCache(3, static=11 if static else None)
+    edges = [0, *sorted(set(cut)), 11]
+    logits = [model(tokens[:, a:b], cache=cache).logits for a, b in pairwise(edges)]
+    close(np.concatenate(logits, axis=1), model(tokens).logits, SAME)
+
+
+@EACH
+@KERNELS
+def test_batch_equals_single_and_padded_equals_unpadded(wiring: str, kernels: str) -> None:
+    model, tokens = small_model(kernels=kernels, wiring=wiring), ids(1, 3, 6)
+    together = model(tokens).logits
+    mask = np.pad(np.ones((1, 6), dtype=int), ((0, 0), (3, 2)))
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    for row in range(3):
+        one = tokens[row : row + 1]
+        close(together[row], model(one).logits[0], SAME)
+        padded = model(np.pad(one, ((0, 0), (3, 2))), attention_mask=mask, position_ids=positions).logits
+        close(padded[0, 3:9], together[row], SAME)
+
+
+@EACH
+def test_later_tokens_change_nothing_before_them(wiring: str) -> None:
+    model, tokens = small_model(wiring=wiring), ids(3, 1, 9)
+    changed = np.concatenate([tokens[:, :6], ids(4, 1, 3)], axis=1)
+    close(model(changed).logits[:, :6], model(tokens).logits[:, :6], SAME)
+
+
+@EACH
+def test_kernels_equal_the_equations(wiring: str) -> None:
+    fast, reference, tokens = (
+        small_model(wiring=wiring),
+        small_model(wiring=wiring, kernels="reference"),
+        ids(5, 2, 13),
+    )
+    a, b = (m(tokens, output_attentions=True) for m in (fast, reference))
+    close(a.logits, b.logits, SAME)
+    for x, y in zip(a.attentions, b.attentions, strict=True):
+        close(x, y, SAME)
+
+
+@EACH
+def test_on_a_second_device(wiring: str) -> None:
+    device = array_api_strict.Device("device1")
+    here, there = small_model(wiring=wiring), small_model(wiring=wiring, backend=array_api_strict, device=device)
+    tokens, mask = ids(6, 2, 7), np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
+    a, b = (m(tokens, attention_mask=mask, output_attentions=True) for m in (here, there))
+    assert b.logits.device == device
+    close(to_numpy(b.logits), a.logits, SAME)
+    for name in ("attentions", "differential_attentions", "lambdas"):
+        for x, y in zip(a[name], b[name], strict=True):
+            assert y.device == device
+            close(to_numpy(y), x, 1e-9)
+
+
+@EACH
+def test_maps_are_what_multiplies_the_values(wiring: str) -> None:
+    """Through a mask for each query head, the maps that are reported give the output that is computed."""
+    model, tokens = small_model(wiring=wiring, num_hidden_layers=1, kernels="reference"), ids(7, 2, 5)
+    config, p = model.config, model.params["model"]["layers"][0]["self_attn"]
+    heads, n = config.num_query_heads, config.num_attention_heads // config.num_key_value_heads
+    mask = (np.random.default_rng(0).random((2, heads, 5, 5)) < 0.8) & np.tri(5, dtype=bool) | np.eye(5, dtype=bool)
+    seen: dict[str, Any] = {}
+
+    def note(name: str, function: Any) -> Any:
+        def noted(*args: Any, **options: Any) -> Any:
+            seen.setdefault(name, function(*args, **options))
+            return function(*args, **options)
+
+        return noted if name in ("diff_attention", "plain_heads") else function
+
+    model.ops = overlay(model.ops, note)
+    inputs: list[Any] = []
+    inner = model.ops.linear
+    model.ops.linear = lambda x, weight: inputs.append((x, weight)) or inner(x, weight)
+    out = model(tokens, attention_mask=mask, output_attentions=True)
+    weights, difference, lambda_ = out.attentions[0], out.differential_attentions[0], out.lambdas[0]
+    assert weights.shape == mask.shape
+    assert np.all(weights[~mask] == 0)
+    close(weights.sum(axis=-1), np.ones(mask.shape[:3]), SAME)
+    first, second = {
+        "hf": (slice(0, heads // 2), slice(heads // 2, None)), "none": (slice(None), slice(None)),
+    }.get(wiring, (slice(0, None, 2), slice(1, None, 2)))  # fmt: skip
+    close(difference, weights[:, first] - lambda_ * weights[:, second], SAME)
+    # the values, by head, from what v_proj gives
+    x = next(x for x, weight in inputs if weight is p["v_proj"]["weight"])
+    v = (x @ p["v_proj"]["weight"].T).reshape(2, 5, config.num_key_value_heads, 6).swapaxes(1, 2)
+    if wiring == "hf":
+        v = np.concatenate([v[:, :2], v[:, 2:]], axis=-1)
+    elif wiring == "paper":
+        v = np.concatenate([v[:, 0::2], v[:, 1::2]], axis=-1)
+    expected = difference @ np.repeat(v, n, axis=1)
+    if wiring == "none":
+        close(seen["plain_heads"], np.moveaxis(expected, 1, 2).reshape(2, 5, -1), SAME)
+    else:
+        close(seen["diff_attention"], expected, SAME)
+
+
+@EACH
+def test_every_layer_goes_through_ops(wiring: str) -> None:
+    model, calls = small_model(wiring=wiring), Counter[str]()
+
+    def count(name: str, function: Any) -> Any:
+        def counted(*args: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **options)
+
+        return counted
+
+    model.ops = overlay(model.ops, count)
+    model(ids(8, 1, 3))
+    own = {
+        "hf": {"diff_heads_hf": 3, "value_pairs_hf": 3, "diff_lambda": 3},
+        "paper": {"diff_heads_paper": 3, "diff_lambda": 3},
+        "v2": {"diff_heads_v2": 3, "diff_lambda_v2": 3},
+        "none": {"plain_heads": 3},
+    }
+    of_wirings = {name for layers in own.values() for name in layers}
+    assert {name: calls[name] for name in of_wirings if calls[name]} == own[wiring]
+
+
+@EACH
+def test_greedy_text_is_the_same_with_and_without_cache(wiring: str) -> None:
+    model, tokens = small_model(wiring=wiring, eos_token_id=None), ids(9, 2, 4)
+    ids_with_cache = model.generate(tokens, max_new_tokens=8)
+    longer = tokens
+    for _ in range(8):
+        longer = np.concatenate([longer, np.argmax(model(longer).logits[:, -1], axis=-1)[:, None]], axis=1)
+    assert np.array_equal(ids_with_cache, longer)
+
+
+@EACH
+@pytest.mark.parametrize("kind", CLASSES)
+def test_saved_and_loaded_is_the_same(wiring: str, kind: Any, tmp_path: Path) -> None:
+    model = small_model(kind, wiring=wiring, attention_bias=True)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert "wiring" not in saved
+    assert saved["model_type"] == {
+        "hf": "diffllama", "paper": "diff_transformer", "v2": "diff_transformer_v2", "none": "llama"
+    }[wiring]  # fmt: skip
+    assert saved["architectures"] == [kind.__name__.removeprefix("Diff") if wiring == "none" else kind.__name__]
+    again = kind.from_pretrained(tmp_path)
+    assert again.config.wiring == wiring
+    a, b = model(ids(2, 1, 5)), again(ids(2, 1, 5))
+    for name, value in a.items():
+        if name != "cache":
+            close(b[name], value, EXACT)
+
+
+def test_a_llama_may_have_any_number_of_key_heads_and_a_difference_needs_pairs() -> None:
+    for wiring in ("v2", "none"):
+        assert small_config(wiring=wiring, num_attention_heads=3, num_key_value_heads=1).num_key_value_heads == 1
+    for wiring in ("hf", "paper"):
+        with pytest.raises(ValueError, match="num_key_value_heads is 1, but must be even"):
+            small_config(wiring=wiring, num_attention_heads=3, num_key_value_heads=1)
+
+
+def test_what_a_llama_leaves_out_means_what_it_means_in_transformers() -> None:
+    config = refdiff.DiffLlamaConfig(model_type="llama", num_attention_heads=32)
+    assert (config.wiring, config.hidden_size, config.intermediate_size) == ("none", 4096, 11008)
+    assert (config.num_hidden_layers, config.rms_norm_eps, config.head_dim) == (32, 1e-6, 128)
+    assert refdiff.DiffLlamaConfig(wiring="none").rms_norm_eps == 1e-5  # made here: the defaults of this class
+
+
+@given(pairs=st.integers(1, 4), keys=st.integers(1, 3), size=st.sampled_from([2, 4, 6]), layers=st.integers(1, 3))
+def test_parameters_are_those_of_a_llama_but_for_lambda(pairs: int, keys: int, size: int, layers: int) -> None:
+    heads = {"num_attention_heads": 2 * pairs * keys, "num_key_value_heads": 2 * keys, "head_dim": size}
+    sizes = {"hidden_size": 2 * pairs * keys * size, "num_hidden_layers": layers, **heads}
+    count = {
+        wiring: count_parameters(parameter_shapes(small_config(wiring=wiring, **sizes), CLASSES[1].__name__).values())
+        for wiring in WIRINGS
+    }
+    assert count["hf"] - count["none"] == layers * 4 * size
+    assert count["paper"] - count["none"] == layers * (4 * size + 2 * size)
+    # v2 pays for the second queries, and λ
+    h, D = heads["num_attention_heads"], sizes["hidden_size"]
+    assert count["v2"] - count["none"] == layers * (h * size + h) * D
+
+
+class Counted(np.ndarray):
+    """An array that counts the multiplications of the matrix products it takes part in."""
+
+    products = 0
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        plain = [x.view(np.ndarray) if isinstance(x, Counted) else x for x in inputs]
+        if "out" in options:
+            options["out"] = tuple(x.view(np.ndarray) for x in options["out"])
+        result = getattr(ufunc, method)(*plain, **options)
+        if ufunc is np.matmul:
+            Counted.products += result.size * plain[0].shape[-1]
+        return result.view(Counted) if isinstance(result, np.ndarray) else result
+
+    def __array_function__(self, *call: Any) -> Any:
+        result = super().__array_function__(*call)
+        return result.view(Counted) if isinstance(result, np.ndarray) else result
+
+
+def products(wiring: str, T: int, **sizes: Any) -> int:
+    """The multiplications of one layer of attention, from hidden states to hidden states."""
+    model = refdiff.DiffLlamaModel.from_config(
+        small_config(wiring=wiring, **sizes), kernels="reference", dtype="float64"
+    )
+    p = {name: {key: x.view(Counted) for key, x in value.items()} if isinstance(value, dict) else value.view(Counted)
+         for name, value in model.params["layers"][0]["self_attn"].items()}  # fmt: skip
+    cos, sin = (np.ones((1, 1, T, model.config.head_dim // 2)).view(Counted) for _ in range(2))
+    Counted.products = 0
+    x = np.ones((1, T, model.config.hidden_size)).view(Counted)
+    self_attention(p, x, 0, Context(model.config, model.ops, cos, sin))
+    return Counted.products
+
+
+@given(pairs=st.integers(1, 3), keys=st.integers(1, 2), size=st.sampled_from([2, 4]), T=st.integers(1, 7))
+def test_operations_are_those_of_a_llama(pairs: int, keys: int, size: int, T: int) -> None:
+    heads = {"num_attention_heads": 2 * pairs * keys, "num_key_value_heads": 2 * keys, "head_dim": size}
+    D = 2 * pairs * keys * size
+    plain = products("none", T, hidden_size=D, **heads)
+    # q, k, v and o; scores and weighted values of every head
+    key_width = heads["num_key_value_heads"] * size
+    assert plain == T * D * (2 * D + 2 * key_width) + 2 * heads["num_attention_heads"] * T * T * size
+    assert products("hf", T, hidden_size=D, **heads) == plain
+    assert products("paper", T, hidden_size=D, **heads) == plain
+    # v2: as many weighted values, twice the queries and their scores, and λ
+    more = T * D * D + heads["num_attention_heads"] * (T * T * size + T * D)
+    assert products("v2", T, hidden_size=D, **heads) == plain + more
