@@ -126,11 +126,14 @@ def _probabilities(logits: NDArray[Any], allowed: NDArray[np.bool_]) -> NDArray[
 def _spans(
     start: NDArray[Any], end: NDArray[Any], count: int, longest: int, allowed: NDArray[np.bool_]
 ) -> list[tuple[int, int, float]]:
-    """The `count` best pairs s ≤ e < s + longest by start[s] · end[e], without those that begin or end outside."""
+    """The `count` best pairs s ≤ e < s + longest by start[s] · end[e], without those that begin or end outside.
+
+    transformers pads the list with impossible pairs of score 0 when there are too few; these are left out here.
+    """
     scores = np.tril(np.triu(np.outer(start, end)), longest - 1)
     best = np.argsort(-scores, axis=None, kind="stable")[:count]
     pairs = zip(*np.unravel_index(best, scores.shape), strict=True)
-    return [(int(s), int(e), float(scores[s, e])) for s, e in pairs if allowed[s] and allowed[e]]
+    return [(int(s), int(e), float(scores[s, e])) for s, e in pairs if s <= e and allowed[s] and allowed[e]]
 
 
 def _characters(encoding: Any, start: int, end: int, sequence: int, align_to_words: bool) -> tuple[int, int]:

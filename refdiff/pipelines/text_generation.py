@@ -13,7 +13,7 @@ from refdiff.pipelines.base import Pipeline, keywords
 
 # transformers' pipeline samples unless it is told otherwise, here or in generation_config.json.
 _DEFAULTS = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
-_TOKENIZING = ("truncation", "max_length", "padding", "add_special_tokens")
+_TOKENIZING = ("truncation", "padding", "add_special_tokens")
 Record = dict[str, Any]
 
 
@@ -74,13 +74,15 @@ class TextGenerationPipeline(Pipeline):
         fit the tokenizer's model_max_length. add_special_tokens, truncation, padding and max_length (which also limits
         the result) go to the tokenizer, as do `tokenizer_encode_kwargs`, for a chat to its template.
         """
+        if generation.get("return_dict_in_generate"):
+            raise TypeError("return_dict_in_generate: a pipeline gives text; for scores and logits call model.generate")
         if return_tensors and (return_full_text is not None or return_text is not None):
             raise ValueError("return_tensors gives no text: leave return_full_text and return_text out")
         if return_text is not None and return_full_text is not None:
             raise ValueError("return_text and return_full_text exclude each other: pass return_full_text alone")
-        tokenizing = {name: generation.pop(name) for name in _TOKENIZING[2:] if name in generation}
-        tokenizing |= {name: generation[name] for name in ("max_length",) if generation.get(name) is not None}
-        tokenizing |= {name: generation.pop(name) for name in ("truncation",) if name in generation}
+        tokenizing = {name: generation.pop(name) for name in _TOKENIZING if name in generation}
+        if generation.get("max_length") is not None:
+            tokenizing["max_length"] = generation["max_length"]
         tokenizing |= tokenizer_encode_kwargs or {}
         template = {"tools": tools, "documents": documents}
         prompts = [_Prompt(item, continue_final_message) for item in items]
@@ -116,8 +118,9 @@ class TextGenerationPipeline(Pipeline):
         if not chat:
             texts = [prefix + prompt.item for prompt in prompts]
         else:
-            rest = {name: value for name, value in tokenizing.items() if name not in _TOKENIZING}
-            tokenizing = {name: value for name, value in tokenizing.items() if name in _TOKENIZING}
+            names = (*_TOKENIZING, "max_length")
+            rest = {name: value for name, value in tokenizing.items() if name not in names}
+            tokenizing = {name: value for name, value in tokenizing.items() if name in names}
             tokenizing["add_special_tokens"] = False  # the template writes them
             texts = [
                 self.tokenizer.apply_chat_template(

@@ -1,0 +1,187 @@
+"""Prompts and chats to text, on a model that counts upwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff import Tokenizer
+from refdiff.pipelines.text_generation import TextGenerationPipeline
+from tests.pipelines.models import folder_of, model_of, words
+
+TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}<s> {% endif %}"
+CHAT = [{"role": "user", "content": "a"}]
+PREFILL = [*CHAT, {"role": "assistant", "content": "c"}]
+
+
+class DiffLlamaForCausalLM:
+    """Continues each row with the ids that follow its last one, and remembers how it was called."""
+
+    def __init__(self, **generation_config: Any) -> None:
+        self.generation_config = generation_config
+        self.calls: list[dict[str, Any]] = []
+
+    def generate(self, ids: Any, attention_mask: Any, **options: Any) -> Any:
+        self.calls.append({"ids": ids.tolist(), "mask": attention_mask.tolist(), **options})
+        new = np.minimum(ids[:, -1:] + np.arange(1, 3), 7) if ids.shape[1] else np.full((len(ids), 2), 4)
+        return np.repeat(np.concatenate([ids, new], axis=1), options.get("num_return_sequences", 1), axis=0)
+
+
+def pipe(tokenizer: Tokenizer | None = None, generation_config: Any = None, **options: Any) -> TextGenerationPipeline:
+    model = DiffLlamaForCausalLM(**(generation_config or {}))
+    return TextGenerationPipeline(model, tokenizer or words(chat_template=TEMPLATE), **options)
+
+
+def test_text() -> None:
+    generate = pipe()
+    assert generate("a") == [{"generated_text": "ab c"}], "what decodes to 'b c' is joined to the prompt as it is"
+    assert generate("a", return_full_text=False) == [{"generated_text": "b c"}]
+    assert generate("a", return_tensors=True) == [{"generated_token_ids": [0, 4, 5, 6]}]
+    assert generate("a", num_return_sequences=2) == [{"generated_text": "ab c"}] * 2
+    assert generate(["a", "b"], return_full_text=False) == [[{"generated_text": "b c"}], [{"generated_text": "c d"}]]
+    assert generate([]) == []
+    assert list(generate(iter(["a"]))) == [generate("a")]
+
+
+def test_chats() -> None:
+    generate = pipe()
+    assert generate(CHAT) == [{"generated_text": [*CHAT, {"role": "assistant", "content": ""}]}], "</s> and <pad>"
+    assert generate(PREFILL) == [{"generated_text": [*CHAT, {"role": "assistant", "content": "cd d"}]}]
+    assert generate([PREFILL, PREFILL], return_full_text=False) == [[{"generated_text": "d d"}]] * 2
+    assert generate.model.calls[0]["ids"] == [[4, 0]], "no second bos: the template writes the special tokens"
+    assert generate.model.calls[1]["ids"] == [[4, 6]]
+    generate(PREFILL, continue_final_message=False)
+    assert generate.model.calls[-1]["ids"] == [[4, 6, 0]]
+    assert PREFILL[-1] == {"role": "assistant", "content": "c"}
+
+
+def test_batches_end_on_the_right() -> None:
+    generate = pipe()
+    expected = generate(["a", "a b", "c"])
+    calls = len(generate.model.calls)
+    assert generate(["a", "a b", "c"], batch_size=2) == expected
+    assert [call["ids"] for call in generate.model.calls[calls:]] == [[[2, 0, 4], [0, 4, 5]], [[0, 6]]]
+    assert generate.model.calls[calls]["mask"] == [[0, 1, 1], [1, 1, 1]]
+    assert pipe(batch_size=3)(["a", "a b", "c"]) == expected
+    assert generate.tokenizer.padding_side == "right"
+    with pytest.raises(ValueError, match="needs a pad token"):
+        pipe(words(pad_token=None))(["a", "a b"], batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("in_file", "given", "expected"),
+    [
+        ({}, {}, {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}),
+        ({}, {"do_sample": False}, {"max_new_tokens": 256, "do_sample": False}),
+        ({}, {"temperature": 0.3}, {"max_new_tokens": 256, "do_sample": True, "temperature": 0.3}),
+        ({"temperature": 0.3}, {}, {"max_new_tokens": 256, "do_sample": True}),
+        ({"do_sample": False}, {}, {"max_new_tokens": 256}),
+        ({"max_length": 9}, {"do_sample": False}, {"do_sample": False}),
+        ({"max_new_tokens": None}, {"do_sample": False}, {"max_new_tokens": 256, "do_sample": False}),
+        ({}, {"max_length": 9, "do_sample": False}, {"max_length": 9, "do_sample": False}),
+        ({}, {"max_new_tokens": 4, "seed": 1}, {"max_new_tokens": 4, "do_sample": True, "temperature": 0.7, "seed": 1}),
+    ],
+)
+def test_defaults(in_file: dict[str, Any], given: dict[str, Any], expected: dict[str, Any]) -> None:
+    generate = pipe(generation_config=in_file)
+    generate("a", **given)
+    call = generate.model.calls[-1]
+    assert {name: value for name, value in call.items() if name not in ("ids", "mask")} == {
+        **expected,
+        "pad_token_id": 2,
+    }
+
+
+def test_the_checkpoints_pad_token_wins() -> None:
+    generate = pipe(generation_config={"pad_token_id": 5})
+    generate("a")
+    assert "pad_token_id" not in generate.model.calls[-1]
+
+
+def test_options_of_tokenizer_and_template() -> None:
+    generate = pipe()
+    read = generate.model.calls
+    generate("a b c", prefix="d ")
+    assert read[-1]["ids"] == [[0, 7, 4, 5, 6]]
+    generate("a b c", add_special_tokens=False)
+    assert read[-1]["ids"] == [[4, 5, 6]]
+    generate("a b c", truncation=True, max_length=2)
+    assert (read[-1]["ids"], read[-1]["max_length"]) == ([[0, 4]], 2)
+    generate("a b c", tokenizer_encode_kwargs={"truncation": True, "max_length": 2})
+    assert (read[-1]["ids"], "max_length" in read[-1]) == ([[0, 4]], False)
+    generate("a", stop_sequence="c")
+    assert (read[-1]["stop_strings"], read[-1]["tokenizer"]) == (["c"], generate.tokenizer)
+    generate("a", stop_strings=["c", "d"])
+    assert read[-1]["tokenizer"] is generate.tokenizer
+    assert generate("a", skip_special_tokens=False, return_full_text=False) == [{"generated_text": "b c"}]
+    seen = "{{ tools | length }}{{ documents | length }}{{ mood }}"
+    chatty = pipe(words(chat_template=seen + "{{ messages | length }}", unk_token="<unk>"))
+    chatty(
+        CHAT, tools=[{}], documents=[{}, {}], tokenizer_encode_kwargs={"mood": "a", "truncation": True, "max_length": 9}
+    )
+    assert chatty.model.calls[-1]["ids"] == [[3]]
+
+
+def test_long_prompts_in_a_hole() -> None:
+    generate = pipe(words(model_max_length=4))
+    generate("a b c d", handle_long_generation="hole", max_new_tokens=2)
+    assert generate.model.calls[-1]["ids"] == [[6, 7]]
+    assert generate.model.calls[-1]["mask"] == [[1, 1]]
+    generate("a", handle_long_generation="hole", max_new_tokens=2)
+    assert generate.model.calls[-1]["ids"] == [[0, 4]]
+    generate("a b", handle_long_generation="hole", max_length=3)
+    assert generate.model.calls[-1]["ids"] == [[0, 4, 5]]
+    with pytest.raises(ValueError, match="no room for 4 new tokens"):
+        generate("a b c d", handle_long_generation="hole", max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "error", "message"),
+    [
+        (5, {}, TypeError, "takes a text, a chat, or a list"),
+        ([5], {}, TypeError, "a prompt is a text"),
+        ([[{"role": "user"}]], {}, TypeError, "a prompt is a text"),
+        (["a", CHAT], {"batch_size": 2}, TypeError, "either prompts or chats"),
+        ("a", {"batch_size": 0}, ValueError, "batch_size is 0"),
+        ("a", {"return_full_text": True, "return_tensors": True}, ValueError, "return_tensors gives no text"),
+        ("a", {"return_full_text": True, "return_text": True}, ValueError, "exclude each other"),
+        ("a", {"handle_long_generation": "cut"}, ValueError, "handle_long_generation is 'cut'"),
+        ("a", {"max_new_token": 3}, TypeError, "did you mean 'max_new_tokens'"),
+        ("a", {"return_dict_in_generate": True}, TypeError, "call model.generate"),
+    ],
+)
+def test_wrong_calls(inputs: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pipe()(inputs, **options)
+
+
+def test_an_empty_prompt_starts_from_nothing() -> None:
+    tokenizer = words()
+    tokenizer.backend.post_processor = None
+    assert pipe(tokenizer)("") == [{"generated_text": "a a"}]
+
+
+def test_the_two_ways_to_run_a_checkpoint_agree(tmp_path: Path) -> None:
+    """The snippets of transformers' DiffLlama page, with refdiff in their place."""
+    folder = folder_of(tmp_path, "DiffLlamaForCausalLM")
+    pipe = refdiff.pipeline(task="text-generation", model=folder)
+    text = pipe("a b c", max_new_tokens=5, do_sample=False)[0]["generated_text"]
+
+    tokenizer = refdiff.Tokenizer.from_pretrained(folder)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
+    inputs = tokenizer("a b c", return_tensors="np")
+    output = model.generate(**inputs, max_new_tokens=5)
+    assert text == "a b c" + tokenizer.decode(output[0][inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    assert tokenizer.batch_decode(model.generate(inputs.input_ids, max_length=9), skip_special_tokens=True)[0]
+
+
+def test_sampling_follows_the_seed() -> None:
+    generate = refdiff.pipeline("text-generation", model_of("DiffLlamaForCausalLM"), words(), max_new_tokens=12)
+    texts = {seed: generate("a b", seed=seed) for seed in range(5)}
+    assert texts == {seed: generate("a b", seed=seed) for seed in range(5)}
+    assert len({str(text) for text in texts.values()}) > 1
+    assert generate(["a b", "c"], seed=3, batch_size=2)[0] == generate("a b", seed=3)
