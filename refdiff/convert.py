@@ -60,11 +60,15 @@ class Proof:
         """The largest of the differences."""
         return max(self.differences)
 
+    @property
+    def layer(self) -> int:
+        """The layer that has it, counted from 0."""
+        return self.differences.index(self.worst)
+
     def __str__(self) -> str:
-        layer = self.differences.index(self.worst)
         return (
             f"{len(self.differences)} attention layers in both wirings, in float64, on random inputs: they differ by "
-            f"at most {self.worst:.1e} of the largest output (layer {layer}); the other weights are the same"
+            f"at most {self.worst:.1e} of the largest output (layer {self.layer}); the other weights are the same"
         )
 
 
@@ -95,7 +99,7 @@ def convert(
         raise ValueError(f"there is no exact conversion from wiring {step[0]!r} to {step[1]!r}: {_REFUSED[step]}")
     new = copy.deepcopy(config)
     new.wiring = wiring
-    layers = _layers(params)
+    layers = layers_of(params)
     if step == ("v2", "none") and not _tied(layers, config):
         new.num_attention_heads = 2 * config.num_attention_heads
     change = _STEPS[step]
@@ -114,7 +118,7 @@ def prove(
     inputs = np.random.default_rng(seed).normal(size=(3, 9, before[0].hidden_size))
     inputs[2] *= 1e-3
     differences = []
-    for layer, (one, other) in enumerate(zip(_layers(before[1]), _layers(after[1]), strict=True)):
+    for layer, (one, other) in enumerate(zip(layers_of(before[1]), layers_of(after[1]), strict=True)):
         a = _attention(before[0], one["self_attn"], layer, inputs)
         b = _attention(after[0], other["self_attn"], layer, inputs)
         differences.append(float(np.abs(a - b).max() / np.abs(a).max()))
@@ -253,7 +257,7 @@ def _tied(layers: list[Params], config: DiffLlamaConfig) -> bool:
     return all(np.array_equal(pair[:, 0], pair[:, 1]) for pair in pairs)
 
 
-def _layers(params: Mapping[str, Any]) -> list[Params]:
+def layers_of(params: Mapping[str, Any]) -> list[Params]:
     """The decoder layers, which stand under `model`, under `transformer`, or on top."""
     base = params.get("model") or params.get("transformer") or params
     layers: list[Params] = base["layers"]

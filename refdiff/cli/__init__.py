@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -18,11 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text_is_utf8()
     try:
         with warnings_in_one_line():
-            if args.command == "generate":
-                from refdiff.cli.generate import run
-            else:
-                from refdiff.cli.inspect import run
-            status = run(args)
+            status: int = importlib.import_module(f"refdiff.cli.{args.command}").run(args)
             sys.stdout.flush()
             return status
     except KeyboardInterrupt:

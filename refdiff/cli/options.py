@@ -111,6 +111,7 @@ examples:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     _add_generate(commands)
     _add_inspect(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -300,6 +301,44 @@ examples:
     )
     parser.add_argument("model", metavar="PATH_OR_REPO", help="a folder, or a hub repo id")
     parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    _add_common(parser)
+
+
+def _add_convert(commands: Any) -> None:
+    examples = """
+examples:
+  refdiff convert kajuma/DiffLlama-0.3B-handcut path/to/new --to paper
+  refdiff convert path/to/llama path/to/new --to v2
+"""
+    parser = commands.add_parser(
+        "convert",
+        examples=examples,
+        help="the same function in another wiring",
+        description="Rearrange a checkpoint's weights for another wiring of its heads, write them, and print how far "
+        "the two are apart on random inputs. hf and paper go into each other, none (a Llama) into v2, and v2 into none "
+        "where its λ depends on nothing. The rest has no exact answer and is refused.",
+    )
+    parser.add_argument("model", metavar="PATH_OR_REPO", help="a folder, or a hub repo id")
+    parser.add_argument("output", metavar="OUTPUT", help="the folder to write, which must be new or empty")
+    parser.add_argument(
+        "--to",
+        choices=("hf", "paper", "v2", "none"),
+        required=True,
+        help="hf = transformers' DiffLlama, paper = unilm's multihead_flashdiff_1.py, v2 = DIFF V2, none = a Llama "
+        "(default: none, one is needed)",
+    )
+    parser.add_argument(
+        "--eager",
+        action="store_true",
+        help="the weights were trained with unilm's multihead_diffattn.py, which pairs other keys where there are "
+        "fewer keys than queries (default: off)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float64", "float16", "bfloat16"),
+        default="auto",
+        help="the type to write; what is multiplied is rounded to it (default: auto = as stored)",
+    )
     _add_common(parser)
 
 

@@ -12,7 +12,7 @@ from refdiff.cli import main
 from refdiff.cli.options import NUMBERS, Number, build_parser
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"]])
+@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["convert"]])
 def test_help_opens_with_two_examples_and_fits_80_columns(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,7 +45,7 @@ def test_the_examples_of_the_help_parse() -> None:
     parser = build_parser()
     texts = [parser.format_help(), *(c.format_help() for c in _commands(parser).values())]
     examples = [line.strip() for text in texts for line in text.splitlines()[1:3]]
-    assert len(examples) == 6
+    assert len(examples) == 8
     for example in examples:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', example)]
         assert words[0] == "refdiff"

@@ -1,0 +1,123 @@
+"""`refdiff convert`: what it writes computes the same, and it says how nearly."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.cli import main
+from tests.model.models import CLASSES, ids, small_model
+from tests.tolerances import close
+
+Capture = pytest.CaptureFixture[str]
+REPORT = re.compile(
+    r"\A(?P<one>\w+) to (?P<other>\w+): 3 attention layers in both wirings, in float64, on random inputs: they differ "
+    r"by at most (?P<exact>\S+) of the largest output \(layer \d\); the other weights are the same\n"
+    r"as written to (?P<folder>.+) in (?P<dtype>\w+): at most (?P<written>\S+) \(layer \d\)\n\Z"
+)
+
+
+def saved(folder: Path, dtype: str = "float64", kind: Any = CLASSES[1], **options: Any) -> Any:
+    model = small_model(kind, **options)
+    model.save_pretrained(folder, dtype=dtype)
+    return kind.from_pretrained(folder, dtype="float64")
+
+
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2")])
+@pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-13), ("float32", 1e-5), ("bfloat16", 0.1)])
+def test_what_is_written_computes_the_same(
+    one: str, other: str, dtype: str, limit: float, tmp_path: Path, capsys: Capture
+) -> None:
+    model = saved(tmp_path / "old", dtype, wiring=one)
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", other]) == 0
+    report = REPORT.match(capsys.readouterr().out)
+    assert report
+    assert (report["one"], report["other"], report["dtype"]) == (one, other, dtype)
+    assert report["folder"] == str(tmp_path / "new")
+    assert float(report["exact"]) < 1e-13
+    assert float(report["written"]) <= limit
+    new = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "new", dtype="float64")
+    assert new.config.wiring == other
+    assert new.config.dtype == dtype
+    close(new(ids(0, 1, 7)).logits, model(ids(0, 1, 7)).logits, 100 * limit)
+
+
+def test_only_moving_numbers_rounds_nothing(tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old", "bfloat16", wiring="hf")
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 0
+    report = REPORT.match(capsys.readouterr().out)
+    assert report
+    assert float(report["written"]) < 1e-13
+
+
+def test_another_type(tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old", "bfloat16", wiring="paper")
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "hf", "--dtype", "float32"]) == 0
+    report = REPORT.match(capsys.readouterr().out)
+    assert report
+    assert report["dtype"] == "float32"
+    assert float(report["written"]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_class_keeps_its_head(kind: Any, tmp_path: Path) -> None:
+    model = saved(tmp_path / "old", kind=kind, wiring="none")
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "v2"]) == 0
+    new = kind.from_pretrained(tmp_path / "new")
+    assert new.config.architectures == [kind.__name__]
+    a, b = model(ids(1, 1, 5)), new(ids(1, 1, 5))
+    for name, value in a.items():
+        if name != "cache":
+            close(b[name], value, 1e-10)
+
+
+def test_tokenizer_and_generation_config_come_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(tiny_checkpoint), str(tmp_path / "new"), "--to", "paper"]) == 0
+    for path in tiny_checkpoint.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes()
+    assert (tmp_path / "new" / "tokenizer.json").exists()
+    one, other = (refdiff.DiffLlamaForCausalLM.from_pretrained(f) for f in (tiny_checkpoint, tmp_path / "new"))
+    assert np.array_equal(*(m.generate([[0, 5, 7]], max_new_tokens=5, seed=0) for m in (one, other)))
+
+
+def test_what_has_no_exact_answer_writes_nothing(tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old", wiring="none")
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "hf"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("refdiff convert: error: there is no exact conversion from wiring 'none' to 'hf': the norm")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_of_the_eager_file(tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old", wiring="paper")
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "hf", "--eager"]) == 1
+    assert "repeats 4 key heads to 8 before it pairs them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["a file in it", "a file of its name"])
+def test_nothing_is_written_over(content: str, tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old")
+    new = tmp_path / "new"
+    if content == "a file in it":
+        new.mkdir()
+    kept = new / "notes.txt" if content == "a file in it" else new
+    kept.write_text("mine", encoding="utf-8")
+    assert main(["convert", str(tmp_path / "old"), str(new), "--to", "paper"]) == 2
+    assert f"{new} is there already: name a new folder, or an empty one" in capsys.readouterr().err
+    assert kept.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_wrong_conversion_is_not_written(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refdiff.convert._interleaved", lambda config: np.arange(config.head_dim))
+    saved(tmp_path / "old")
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 1
+    assert "is more than rounding; nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
