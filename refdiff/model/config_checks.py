@@ -205,7 +205,7 @@ def fill_labels(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
     count, id2label, label2id = (left.pop(name, None) for name in ("num_labels", "id2label", "label2id"))
     if count is not None:
         count = integer("num_labels", count, 1, MAX_LABELS)
-    labels = None if id2label is None else _parse_id2label(id2label)
+    labels = None if id2label in (None, {}) else _parse_id2label(id2label)
     if labels is None or (count is not None and count != len(labels)):
         labels = {index: f"LABEL_{index}" for index in range(count or 2)}
         label2id = {label: index for index, label in labels.items()}
@@ -237,7 +237,7 @@ def token_id_remarks(config: DiffLlamaConfig) -> list[str]:
 
 
 def _parse_id2label(value: Any) -> dict[int, str]:
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, Mapping):
         raise ValueError(
             f"id2label is {show_value(value)}, but must be an object such as {{'0': 'NEGATIVE', '1': 'POSITIVE'}}"
         )

@@ -29,7 +29,6 @@ _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 ROPE_TYPES = tuple(_FIELDS)
 _ALWAYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _NULL_MEANS_ABSENT = {
-    "partial_rotary_factor",
     "attention_factor",
     "beta_fast",
     "beta_slow",
@@ -57,6 +56,8 @@ def resolve(
         if value is not None and not isinstance(value, Mapping):
             raise ValueError(f"{name} is {json_type(value)}, but must be an object such as {{'rope_type': 'default'}}")
     result = dict(legacy.get("rope_scaling") or rope_parameters or {})
+    if result.get("partial_rotary_factor", 1) is None:
+        del result["partial_rotary_factor"]
     result.setdefault("rope_theta", legacy.get("rope_theta", DEFAULT_THETA))
     if legacy.get("partial_rotary_factor") is not None:
         result.setdefault("partial_rotary_factor", legacy["partial_rotary_factor"])
@@ -90,8 +91,8 @@ def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> 
     _check_relations(rope, head_dim)
 
     remarks = []
-    factor = rope.get("factor")
-    if factor is not None and factor < 1 and rope_type != "default":
+    factor = rope.get("factor") if "factor" in (*required, *optional) else None
+    if factor is not None and factor < 1:
         remarks.append(f"rope_parameters.factor is {factor}, below 1, which shortens the context")
     if rope_type == "llama3":
         if rope["high_freq_factor"] < rope["low_freq_factor"]:

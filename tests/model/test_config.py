@@ -324,7 +324,6 @@ HOSTILE_FIELDS = [
     '{"torch_dtype": ["float32"]}',
     '{"dtype": "float8_e4m3fn"}',
     '{"id2label": []}',
-    '{"id2label": {}}',
     '{"id2label": {"a": "b"}}',
     '{"id2label": {"0": null}}',
     '{"id2label": {"-1": "b"}}',

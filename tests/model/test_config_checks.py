@@ -36,7 +36,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"head_dim": 5}, "head_dim is 5, but must be even"),
     ({"hidden_size": 96}, "hidden_size 96 over num_attention_heads 32 gives a head_dim of 3, but .*: give head_dim"),
     ({"num_labels": "2"}, "num_labels is '2', a string, but must be an integer"),
-    ({"id2label": {}}, "id2label is {}, but must be an object such as"),
+    ({"id2label": [1]}, r"id2label is \[1\], but must be an object such as"),
     ({"id2label": {"x": "a"}}, "the key 'x' of id2label is 'x', a string, but must be an integer"),
     ({"id2label": {"0": []}}, r"id2label\[0\] is \[\], a list, but must be a string"),
     ({"id2label": {"0": "a", 0: "b"}}, "id2label names index 0 twice"),
@@ -89,6 +89,7 @@ def test_heads_and_head_size_are_derived() -> None:
     ("fields", "labels", "inverse"),
     [
         ({}, {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}),
+        ({"id2label": {}}, {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}),
         ({"num_labels": 1}, {0: "LABEL_0"}, {"LABEL_0": 0}),
         ({"num_labels": None, "id2label": None}, {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}),
         ({"id2label": {"1": "b", "0": "a"}}, {1: "b", 0: "a"}, None),

@@ -6,7 +6,10 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from refdiff.layers.rope_frequencies import rope_frequencies
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.rope_parameters import ROPE_TYPES, check, resolve
 
@@ -50,6 +53,8 @@ def test_inside_wins_over_the_top_level() -> None:
     result = resolved({}, rope_theta=6.0, partial_rotary_factor=0.5)
     assert (result["rope_theta"], result["partial_rotary_factor"]) == (6.0, 0.5)
     assert "partial_rotary_factor" not in resolved({}, partial_rotary_factor=None)
+    assert "partial_rotary_factor" not in resolved({"partial_rotary_factor": None})
+    assert resolved({"partial_rotary_factor": None}, partial_rotary_factor=0.5)["partial_rotary_factor"] == 0.5
 
 
 @pytest.mark.parametrize("rope_type", ["llama3", "yarn", "longrope"])
@@ -168,11 +173,35 @@ def test_dynamic_needs_more_than_one_pair() -> None:
         check({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, 2, 2048)
 
 
+ANYTHING = st.sampled_from([None, True, 0, 1, 2.0, -1, 0.5, 1e-30, 1e30, "2", [1.0, 2.0], [1.0], {}, math.nan])
+NAMES = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "attention_factor")
+MORE = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "partial_rotary_factor", "rope_theta")
+
+
+@settings(max_examples=500)
+@given(
+    st.sampled_from([*VALID, YARN, LONG, THREE]),
+    st.dictionaries(st.sampled_from([*NAMES, *MORE, "short_factor", "long_factor"]), ANYTHING, max_size=4),
+    st.sampled_from([2, 4]),
+)
+def test_what_passes_can_be_computed(valid: dict[str, Any], changes: dict[str, Any], head_dim: int) -> None:
+    try:
+        rope = resolve({**valid, **changes}, {}, 2048, None)
+        check(rope, head_dim, 2048)
+    except ValueError:
+        return
+    for length in (0, 1, 10_000_000):
+        frequencies, scale = rope_frequencies(rope, head_dim, 2048, length)
+        assert len(frequencies) == head_dim // 2
+        assert all(map(math.isfinite, [*frequencies, scale]))
+
+
 REMARKS: list[tuple[dict[str, Any], str]] = [
     ({"rope_type": "linear", "factor": 0.5}, "factor is 0.5, below 1"),
     ({**THREE, "original_max_position_embeddings": 2048}, "is 2048, not below max_position_embeddings 2048"),
     ({**THREE, "low_freq_factor": 5.0}, "high_freq_factor is below low_freq_factor"),
     ({**YARN, "beta_fast": 0.5}, "beta_fast is below beta_slow"),
+    ({"rope_type": "default", "factor": [1]}, "rope_type 'default' does not use rope_parameters.{factor}"),
     ({"rope_type": "default", "factor": 2.0}, "rope_type 'default' does not use rope_parameters.{factor}"),
     ({"rope_type": "default", "partial_rotary_factor": 0.5}, "does not use rope_parameters.{partial_rotary_factor}"),
     ({"rope_type": "linear", "factor": 2.0, "a": 1, "b\n": 2}, r"does not use rope_parameters.{'b\n', a}"),
