@@ -32,6 +32,7 @@ EXPECTED = {
     "transformers.loss.loss_utils": 3,
     "transformers.modeling_layers": 2,
     "transformers.models.diffllama.modeling_diffllama": 7,
+    "transformers.models.llama.modeling_llama": 5,
 }
 
 
@@ -89,11 +90,12 @@ def float64_by_default() -> Iterator[None]:
 
 
 def float64_class(architecture: str) -> type[torch.nn.Module]:
-    """One of the five DiffLlama classes, double throughout; the heads build the double DiffLlamaModel."""
+    """A DiffLlama class or LlamaForCausalLM, double throughout; the heads build the double DiffLlamaModel."""
     modules = {name: load(name) for name in EXPECTED}
     diffllama = modules["transformers.models.diffllama.modeling_diffllama"]
     modules["transformers.modeling_layers"].AutoModel = SimpleNamespace(from_config=diffllama.DiffLlamaModel)
-    return getattr(diffllama, architecture)
+    llama = modules["transformers.models.llama.modeling_llama"]
+    return getattr(llama if architecture == "LlamaForCausalLM" else diffllama, architecture)
 
 
 class SqrtSoftplus(torch.nn.Module):
