@@ -72,12 +72,11 @@ class Assistant:
         self._pipeline = Pipeline(request.options, request.ids.shape[1], request.padding)
         self._eos = request.options.eos_token_id or []
         self._stream = stream
-        self._read: Ids | None = None
 
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
         """The assistant's own continuation, up to an end-of-sequence token."""
-        # What it read beyond the accepted text is forgotten, and one token at least is read anew.
-        self._context.forget(min(self._accepted(ids), ids.shape[1] - 1))
+        # All but the last token of the text are the prompt and guesses that were right; what it read beyond was wrong.
+        self._context.forget(ids.shape[1] - 1)
         text = ids
         distributions: list[Probabilities] = []
         while text.shape[1] < ids.shape[1] + most:
@@ -90,16 +89,7 @@ class Assistant:
             text = np.concatenate([text, [[token]]], axis=1)
             if token in self._eos:
                 break
-        self._read = text
         return text[0, ids.shape[1] :], distributions if self._stream is not None else None
-
-    def _accepted(self, ids: Ids) -> int:
-        """How many tokens of what was read are still part of the text."""
-        if self._read is None:
-            return 0
-        common = min(self._read.shape[1], ids.shape[1])
-        differs = self._read[0, :common] != ids[0, :common]
-        return int(differs.argmax()) if differs.any() else common
 
 
 def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:

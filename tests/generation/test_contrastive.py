@@ -72,7 +72,7 @@ def test_it_differs_from_greedy_and_degenerates_to_it(small: Any) -> None:
 
 
 def test_rows_do_not_depend_on_batch_or_padding(small: Any) -> None:
-    rows, mask = [[0, 0, 7, 8], [0, 5, 6, 7], [9, 5, 6, 7]], [[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]
+    rows, mask = [[11, 12, 7, 8], [13, 5, 6, 7], [9, 5, 6, 7]], [[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]
     options: dict[str, Any] = {"penalty_alpha": 0.5, "top_k": 4, "max_new_tokens": 9}
     batch = generate(small, rows, mask, **options)
     for row, ids, seen in zip(batch, rows, mask, strict=True):

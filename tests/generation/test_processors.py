@@ -33,6 +33,7 @@ def test_bad_words_by_hand() -> None:
 def test_repetition_penalty_by_hand() -> None:
     got = processors.repetition_penalty(SCORES, IDS, 2.0)
     np.testing.assert_array_equal(got, [[1.0, -4.0, 1.5, 0.0, -INF], [0.25, 0.5, -0.5, 2.0, 1.0]])
+    np.testing.assert_array_equal(processors.repetition_penalty(np.array([[-0.5]]), np.array([[0]]), 2.0), [[-1.0]])
 
 
 def test_repetition_penalty_passes_over_padding() -> None:

@@ -59,6 +59,12 @@ def test_by_hand(warp: Callable[..., np.ndarray], value: float, keep: int, want:
     assert (got[np.isfinite(got)] == Z[np.isfinite(got)]).all()
 
 
+def test_top_p_keeps_no_more_than_it_needs() -> None:
+    """Four tokens of exactly a quarter each: two of them are half."""
+    assert kept(sampling.top_p(np.zeros((1, 4)), 0.5)) == [[0, 1]]
+    assert kept(sampling.top_p(np.zeros((1, 4)), np.nextafter(0.5, 1.0))) == [[0, 1, 2]]
+
+
 def test_typical_p_prefers_what_is_as_surprising_as_expected() -> None:
     """Entropy of the first row is 1.26 nats; its tokens' surprises are 0.69, 1.39, 1.90, 2.66, 3.51."""
     assert kept(sampling.typical_p(Z, 0.2)) == [[1], [2, 3, 4]]

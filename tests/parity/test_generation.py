@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.generation import logits_process, stopping_criteria
 import refdiff
 from refdiff.generation import processors, sampling
 from refdiff.generation.stopping import Stopping
+from tests.golden import make_generation
 from tests.parity.conftest import RECIPES
 from tests.parity.float64_transformers import float64_peer
 
@@ -260,6 +262,11 @@ def test_every_kind_of_checkpoint(checkpoint: Any) -> None:
         want = peer.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), max_new_tokens=8, **options)
         got = checkpoint.fast.generate(ids, attention_mask=mask, max_new_tokens=8, **options)
         np.testing.assert_array_equal(got, want.numpy())
+
+
+def test_the_golden_values_are_reproducible() -> None:
+    stored = json.loads((make_generation.FOLDER / "generation.json").read_text(encoding="utf-8"))["calls"]
+    assert make_generation.answers() == stored
 
 
 # ---- processors and warpers, one by one

@@ -62,6 +62,13 @@ def test_shallow_is_cheap() -> None:
     assert price(lambda b: b.pay_shallow(None)) == 1
 
 
+def test_searches_compare_with_each_element() -> None:
+    needle = ["x" * 1000]
+    assert price(lambda b: b.pay_search(needle, [1] * 10)) >= 10_000
+    assert price(lambda b: b.pay_search("x", {"y": "z" * 1000})) < 200
+    assert price(lambda b: b.pay_search("x", "y" * 1000)) >= 1000
+
+
 def test_products() -> None:
     assert price(lambda b: b.pay_product("ab", 1000)) >= 2000
     assert price(lambda b: b.pay_product(1000, [1])) >= 1000

@@ -98,6 +98,8 @@ STOPPED = {
     "compare in a loop": BIG + MANY.replace("BODY", "{% if a == b %}{% endif %}"),
     "search in a loop": BIG + MANY.replace("BODY", "{% if 'b' in a %}{% endif %}"),
     "search by method": BIG + MANY.replace("BODY", "{{ a.count('b') }}"),
+    "long lists in lists": "{% set l = range(20000) | list %}{% set m = [(l[:-1] + [0])] * 1000 %}"
+    + MANY.replace("BODY", "{{ l in m }}{{ m.count(l) }}"),
     "slice in a loop": BIG + MANY.replace("BODY", "{% set c = a[::-1] %}"),
     "upper in a loop": BIG + MANY.replace("BODY", "{% set c = a | upper %}"),
     "reverse in a loop": BIG + MANY.replace("BODY", "{% set c = a | reverse %}"),

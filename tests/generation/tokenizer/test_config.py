@@ -41,6 +41,12 @@ def test_flags_are_kept(tmp_path: Path) -> None:
     assert (added.lstrip, added.rstrip, added.special) == (True, False, False)
 
 
+def test_named_extra_tokens(tmp_path: Path) -> None:
+    tokenizer = load(tmp_path, tokenizer_config={"extra_special_tokens": {"image_token": "<image>"}})
+    assert tokenizer.special_tokens_map == {"image_token": "<image>"}
+    assert tokenizer.decode(tokenizer.encode("a <image>"), skip_special_tokens=True) == "a"
+
+
 def test_no_files_at_all(tmp_path: Path) -> None:
     assert read_tokenizer_config(tmp_path) == {}
     assert load(tmp_path).special_tokens_map == {}

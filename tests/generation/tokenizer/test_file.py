@@ -126,14 +126,14 @@ def test_ordinary_steps_are_far_from_the_limit() -> None:
     for kind in KINDS.values():
         parsed = json.loads(kind().to_str())
         assert (
-            max(file._growth(parsed[name]) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"))
+            max(file.growth_of(parsed[name]) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"))
             < 100
         )
 
 
 def test_steps_of_the_wrong_type_are_left_to_the_library() -> None:
     for step in (None, 3, [], {"type": 5}, {"type": "Sequence"}, replace(None, "x"), {"type": "Precompiled"}):
-        assert file._growth(step) >= 1
+        assert file.growth_of(step) >= 1
 
 
 def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,13 +143,24 @@ def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_file_says_what_would_help(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file.*published beside its weights"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file; copy the tokenizer\.json"):
         use(tmp_path)
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"only a vocab\.json: convert it once with transformers"):
         use(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"only a SentencePiece tokenizer\.model: convert it once"):
+        use(tmp_path)
+
+
+def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"model": MODEL})
+
+    def denied(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be read: Permission denied"):
         use(tmp_path)
 
 
