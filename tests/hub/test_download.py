@@ -378,19 +378,20 @@ def test_a_terminal_shows_progress(progress: bool, hub_server: Lookalike, tmp_pa
     assert (b"model.safetensors" in shown and b"100%" in shown) is progress
 
 
-def test_progress_bars_are_left_as_they_were(hub_server: Lookalike) -> None:
+@pytest.mark.parametrize("disabled", [False, True])
+def test_progress_bars_are_left_as_they_were(disabled: bool, hub_server: Lookalike) -> None:
     from huggingface_hub import utils
 
     bars: Any = utils
     hub_server.repo("ai/model", model_files())
-    hub.snapshot("ai/model", progress=False)
-    assert not bars.are_progress_bars_disabled()
-    bars.disable_progress_bars()
+    before = bars.are_progress_bars_disabled()
     try:
-        hub.snapshot("ai/model", progress=False)
-        assert bars.are_progress_bars_disabled()
+        (bars.disable_progress_bars if disabled else bars.enable_progress_bars)()
+        for progress in (False, True):
+            hub.snapshot("ai/model", progress=progress)
+            assert bars.are_progress_bars_disabled() is disabled
     finally:
-        bars.enable_progress_bars()
+        (bars.disable_progress_bars if before else bars.enable_progress_bars)()
 
 
 # What is refused, and what the message says
