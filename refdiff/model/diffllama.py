@@ -54,7 +54,7 @@ def diffllama(
     """Run all decoder layers and the last norm.
 
     Equation:
-        X^0 = embeddings; X^{l+1} = decoder_layer(X^l); result LN(X^L)  (Ye et al. 2024, section 2.2)
+        X^0 = embeddings; X^{l+1} = decoder_layer(X^l)  (Ye et al. 2024, section 2); result LN(X^L), as in Llama
 
     Shapes:
         hidden (B, T, D) embeddings -> (B, T, D). `hidden_states` receives the input of every layer and the result,

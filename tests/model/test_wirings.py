@@ -289,3 +289,41 @@ def test_operations_are_those_of_a_llama(pairs: int, keys: int, size: int, T: in
     # v2: as many weighted values, twice the queries and their scores, and λ
     more = T * D * D + heads["num_attention_heads"] * (T * T * size + T * D)
     assert products("v2", T, hidden_size=D, **heads) == plain + more
+
+
+def test_new_weights() -> None:
+    """The norm's weight starts at 1, W_λ as any matrix, so that λ of v2 starts near 1/2."""
+    options = {"hidden_size": 96, "num_attention_heads": 8, "initializer_range": 0.02, "lambda_std_dev": 3.0}
+    paper = refdiff.DiffLlamaModel.from_config(small_config(wiring="paper", **options))
+    v2 = refdiff.DiffLlamaModel.from_config(small_config(wiring="v2", **options))
+    for layer in paper.params["layers"]:
+        close(layer["self_attn"]["subln"]["weight"], np.ones(12, dtype=np.float32), EXACT)
+        assert 1 < np.std(np.concatenate([layer["self_attn"][f"lambda_{n}"] for n in ("q1", "k1", "q2", "k2")])) < 5
+    for layer in v2.params["layers"]:
+        assert 0.017 < np.std(layer["self_attn"]["lambda_proj"]["weight"]) < 0.023
+    for lambda_ in v2(ids(0, 1, 5), output_attentions=True).lambdas:
+        assert np.all(np.abs(lambda_ - 0.5) < 0.25)
+
+
+@EACH
+def test_config_says_its_wiring_by_model_type(wiring: str) -> None:
+    config = small_config(wiring=wiring)
+    again = refdiff.DiffLlamaConfig(**config.to_dict())
+    assert again == config
+    assert again.wiring == wiring
+    assert config.num_query_heads == (16 if wiring == "v2" else 8)
+    # the family's own name contradicts none of them
+    assert refdiff.DiffLlamaConfig(model_type="diffllama", wiring=wiring).wiring == wiring
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"wiring": "flash"}, "wiring is 'flash', but must be one of hf, paper, v2, none"),
+        ({"wiring": None, "model_type": "gpt2"}, "model_type is 'gpt2', but only diffllama, diff_transformer, "),
+        ({"wiring": "v2", "model_type": "llama"}, "wiring is 'v2', but model_type 'llama' stands for 'none'"),
+    ],
+)
+def test_wirings_that_are_none(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        refdiff.DiffLlamaConfig(**fields)
