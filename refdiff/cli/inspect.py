@@ -195,7 +195,7 @@ def _config_lines(config: dict[str, Any]) -> list[str]:
     short: list[tuple[str, str]] = []
     long: list[tuple[str, str]] = []
     for key, value in config.items():
-        if value is None or value == {} or key in ("architectures", "model_type"):
+        if value is None or value == {} or key == "architectures" or (key, value) == ("model_type", "diffllama"):
             continue
         if key in ("id2label", "label2id") and list(config["id2label"].values()) == ["LABEL_0", "LABEL_1"]:
             continue  # what every config has

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 import refdiff
 from refdiff.cli import main
 from refdiff.cli.inspect import inspect
+from tests.model.models import small_model
 
 Capture = pytest.CaptureFixture[str]
 
@@ -180,3 +181,16 @@ def test_a_repo_is_seen_in_outline(tiny_checkpoint: Path, monkeypatch: pytest.Mo
     assert seen["repo"] == "someone/somemodel"
     assert seen["local_files_only"] is True
     assert {"config.json", "tokenizer.json", "model.safetensors"} <= set(seen["files"])
+
+
+@pytest.mark.parametrize(("wiring", "shown"), [("hf", False), ("paper", True), ("v2", True), ("none", True)])
+def test_a_model_that_is_no_diffllama_is_shown_as_what_it_is(
+    wiring: str, shown: bool, tmp_path: Path, capsys: Capture
+) -> None:
+    model = small_model(wiring=wiring)
+    model.save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert ("model_type" in out) == shown
+    assert f"{model.num_parameters():,} parameters" in out
+    assert ("λ by layer" in out) == (wiring in ("hf", "paper"))
