@@ -173,7 +173,9 @@ def test_dynamic_needs_more_than_one_pair() -> None:
         check({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, 2, 2048)
 
 
-ANYTHING: st.SearchStrategy[Any] = st.sampled_from([None, True, 0, 1, 2.0, -1, 0.5, 1e-30, 1e30, "2", [1.0, 2.0], [1.0], {}, math.nan])
+ANYTHING: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, 0, 1, 2.0, -1, 0.5, 1e-30, 1e30, "2", [1.0, 2.0], [1.0], {}, math.nan]
+)
 NAMES = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "attention_factor")
 MORE = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "partial_rotary_factor", "rope_theta")
 
