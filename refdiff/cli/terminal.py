@@ -90,8 +90,10 @@ def peak_memory() -> int | None:
 
 def size(count: float) -> str:
     """A number of bytes for people: 4.94 GB, 17.2 MB, 512 B; powers of 1000, as disks and the hub count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:#.3g} {unit}"
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
         count /= 1000
-    return f"{count:#.3g} TB"
+        if count < 1000:
+            break
+    return f"{count:.{2 if count < 10 else 1 if count < 100 else 0}f} {unit}"

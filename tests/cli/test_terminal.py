@@ -35,6 +35,8 @@ def test_errors_become_one_line(error: Exception, line: str) -> None:
         (999, "999 B"),
         (1000, "1.00 kB"),
         (17_200_000, "17.2 MB"),
+        (246_000_000, "246 MB"),
+        (5e15, "5000 TB"),
         (4_943_273_984, "4.94 GB"),
         (3e12, "3.00 TB"),
     ],
