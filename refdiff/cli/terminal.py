@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 import warnings
@@ -90,10 +91,7 @@ def peak_memory() -> int | None:
 
 def size(count: float) -> str:
     """A number of bytes for people: 4.94 GB, 17.2 MB, 512 B; powers of 1000, as disks and the hub count."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB"):
-        count /= 1000
-        if count < 1000:
-            break
-    return f"{count:.{2 if count < 10 else 1 if count < 100 else 0}f} {unit}"
+    power = min(int(math.log10(max(count, 1))) // 3, 4)
+    value = count / 1000**power
+    digits = 0 if power == 0 or value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
