@@ -26,7 +26,7 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         CheckpointError: The name has a directory in it, or the link leads elsewhere.
     """
-    if name in ("", ".", "..") or any(character in name for character in "/\\:\0"):
+    if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\:"):
         raise CheckpointError(f"{folder}: {show_value(name)} is not a plain name of a file in this folder")
     root = Path(os.path.realpath(folder))
     real = Path(os.path.realpath(root / name))

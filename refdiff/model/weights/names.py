@@ -24,8 +24,8 @@ ARCHITECTURES = (
 LAMBDA_VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 """Last part of the name of the four vectors that v1 makes λ of."""
 
-HEADS = ("lm_head", "score", "qa_outputs")
-"""First part of the name of every head's parameters; all other parameters belong to the base model."""
+HEAD_PARAMETERS = {"lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias"}
+"""The parameters of every class's head; all others belong to the base model."""
 
 _BACKBONE_PREFIXES = ("model.", "transformer.")
 _BACKBONE = re.compile(r"(embed_tokens|layers|norm)\.")
@@ -100,7 +100,7 @@ def _head_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tuple[
 
 def is_head(name: str) -> bool:
     """Say whether a parameter belongs to a head rather than to the base model."""
-    return name.split(".", 1)[0] in HEADS
+    return name in HEAD_PARAMETERS
 
 
 def localize(name: str, prefix: str) -> str:
