@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from refdiff.errors import CheckpointError
 
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -55,7 +56,7 @@ def explain(error: BaseException) -> str:
         return _explain_status(_status(error), constants.ENDPOINT)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space, or choose another disk with cache_dir or HF_HOME"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
         place = error.filename or constants.HF_HUB_CACHE
         return f"{place} cannot be written; choose another folder with cache_dir or HF_HOME"
     if _is_network(error) or isinstance(error, ConnectionError | TimeoutError) or "Consistency check" in str(error):

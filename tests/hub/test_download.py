@@ -539,6 +539,7 @@ def test_a_full_disk_and_a_cache_that_cannot_be_written(hub_server: Lookalike, m
     for number, message in (
         (errno.ENOSPC, "the disk is full; free some space, or choose another disk with cache_dir or HF_HOME"),
         (errno.EACCES, "/some/file cannot be written; choose another folder with cache_dir or HF_HOME"),
+        (errno.ENOTDIR, "/some/file cannot be written"),
         (errno.EIO, "OSError: .*Input/output error"),
     ):
 
