@@ -99,8 +99,24 @@ def test_a_row_does_not_depend_on_its_batch(options: dict[str, Any]) -> None:
 
 
 def test_more_end_tokens_than_beams_leave_beams_to_go_on() -> None:
-    model = FakeModel(0, V=9, eos_token_id=[2, 3, 4, 5, 6])
-    assert generate(model, [[7, 8]], num_beams=2, max_new_tokens=6).shape[1] > 2
+    """Four end tokens, each four times as likely as any other token, and a penalty under which only length counts.
+
+    With early_stopping="never" the search goes on to the full length; else it ends where going on looks worse now.
+    """
+    p = np.array([0.05, 0.2, 0.2, 0.2, 0.2, 0.05, 0.05, 0.05])
+    model = Bigrams(np.tile(p, (8, 1)), eos_token_id=[1, 2, 3, 4], pad_token_id=None)
+    options: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 6, "length_penalty": 5.0}
+    assert generate(model, [[0]], early_stopping="never", **options).shape == (1, 7)
+    assert generate(model, [[0]], early_stopping=False, **options).shape == (1, 2)
+
+
+def test_early_stopping_ends_as_soon_as_there_are_enough_texts() -> None:
+    """The first is finished in the first step, the second in the second; a longer one would score better."""
+    model = Bigrams(np.tile([0.02, 0.5, 0.45, 0.03], (4, 1)), eos_token_id=1, pad_token_id=None)
+    options: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 6, "length_penalty": 5.0}
+    assert generate(model, [[0]], early_stopping=True, **options).tolist() == [[0, 2, 1]]
+    assert len(model.calls) == 2
+    assert generate(model, [[0]], early_stopping=False, **options).shape == (1, 7)
 
 
 def test_a_vocabulary_smaller_than_the_candidates() -> None:

@@ -75,6 +75,16 @@ def test_any_ids_at_all(kind: str) -> None:
                 assert all(character in rest for character in spelled)  # in this order
 
 
+def test_a_wrong_byte_after_a_whole_character() -> None:
+    """The decoder would take the character back; it stays, the byte is marked, and the words after it keep their space."""
+    tokenizer = KINDS["byte_fallback"]()
+    cat, fox = (tokenizer.encode(text, add_special_tokens=False).ids for text in ("猫", "a fox"))
+    cat = [token for token in cat if tokenizer.id_to_token(token).startswith("<0x")]
+    assert len(cat) == 3
+    got = pieces(tokenizer, [*cat, cat[0], tokenizer.token_to_id("q"), *fox])
+    assert "".join(got) == "猫\ufffdq a fox"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_comes_before_is_not_repeated_but_counts(kind: str) -> None:
     """Prompt and text joined are the whole: the space between them, and a character across the border."""
