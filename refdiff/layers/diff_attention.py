@@ -167,7 +167,7 @@ def diff_attention_vjp(
 
     dq1, dk1 = _through_scores(dp, a1, q1, k1)
     dq2, dk2 = _through_scores(-lambda_ * dp, a2, q2, k2)
-    return dq1, dk1, dq2, dk2, dv, _sum_to(-xp.sum(dp * a2, axis=-1, keepdims=True), tuple(lambda_.shape))
+    return dq1, dk1, dq2, dk2, dv, sum_to(-xp.sum(dp * a2, axis=-1, keepdims=True), tuple(lambda_.shape))
 
 
 def attention_weights_vjp(
@@ -209,7 +209,7 @@ def _through_scores(da: Array, a: Array, q: Array, k: Array) -> tuple[Array, Arr
     return dq, xp.sum(xp.matrix_transpose(ds) @ xp.reshape(q, (B, K, H // K, T, d)), axis=2)
 
 
-def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
+def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
     """Sum `x` over the axes along which an array of `shape` was broadcast to it."""
     xp = namespace(x)
     x = xp.sum(x, axis=tuple(range(x.ndim - len(shape))))

@@ -7,7 +7,7 @@ All take the same arguments:
         added to the scores. Without it every token sees itself and all before it.
     position_ids (B, T); without them positions count on from the cache.
     cache: the `out.cache` of an earlier call, or a new `KVCache`. use_cache: whether to make one (config.use_cache).
-    labels: adds `out.loss`.
+    labels: adds `out.loss`; `loss_and_grad` gives that loss with the gradients of all weights.
     output_attentions, output_hidden_states: add `attentions`, `differential_attentions`, `lambdas`; `hidden_states`.
 """
 
@@ -20,8 +20,10 @@ import numpy as np
 from refdiff.arrays import Array
 from refdiff.model import inputs, losses
 from refdiff.model.cache import KVCache
+from refdiff.model.diffllama_vjp import linear_back
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.pretrained import PreTrainedModel, one_pass
+from refdiff.model.trainable import HeadResult, TrainableModel
 
 
 class DiffLlamaModel(PreTrainedModel):
@@ -54,7 +56,7 @@ class DiffLlamaModel(PreTrainedModel):
         )
 
 
-class DiffLlamaForCausalLM(PreTrainedModel):
+class DiffLlamaForCausalLM(TrainableModel):
     """The decoder with a next-token head."""
 
     @one_pass
@@ -88,8 +90,7 @@ class DiffLlamaForCausalLM(PreTrainedModel):
         )
         hidden = self._kept(out.last_hidden_state, logits_to_keep)
         out.last_hidden_state = None
-        head = self.params.get("lm_head") or self.base_params["embed_tokens"]
-        out.logits = self.ops.linear(hidden, **head)
+        out.logits = self.ops.linear(hidden, **self._head)
         if labels is not None:
             out.loss = losses.causal_lm_loss(self.ops, out.logits, self._array(inputs.integers("labels", labels)))
         return out
@@ -116,6 +117,19 @@ class DiffLlamaForCausalLM(PreTrainedModel):
             **generation_options,
         )
 
+    @property
+    def _head(self) -> dict[str, Array]:
+        head: dict[str, Array] = self.params.get("lm_head") or self.base_params["embed_tokens"]
+        return head
+
+    def _head_loss_and_grad(self, last: Array, input_ids: Any, labels: Any) -> HeadResult:
+        targets = self._array(inputs.integers("labels", labels))
+        logits = self.ops.linear(last, **self._head)
+        loss = losses.causal_lm_loss(self.ops, logits, targets)
+        dlogits = losses.causal_lm_loss_vjp(self.ops, self._one(loss), logits, targets)
+        dlast, head = linear_back(self.ops, dlogits, last, self._head)
+        return loss, dlast, {"lm_head": head}
+
     def _kept(self, hidden: Array, logits_to_keep: Any) -> Array:
         xp = self.xp
         if isinstance(logits_to_keep, (int, np.integer)):
@@ -137,7 +151,7 @@ class DiffLlamaForCausalLM(PreTrainedModel):
         return xp.reshape(xp.take(xp.reshape(hidden, (B * T, D)), rows, axis=0), (*kept.shape, D))
 
 
-class DiffLlamaForSequenceClassification(PreTrainedModel):
+class DiffLlamaForSequenceClassification(TrainableModel):
     """The decoder with a classifier of the whole text."""
 
     @one_pass
@@ -170,23 +184,38 @@ class DiffLlamaForSequenceClassification(PreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
-        B, T, D = out.last_hidden_state.shape  # type: ignore[union-attr]
-        pad = self.config.pad_token_id
-        if pad is None and B != 1:
-            raise ValueError(f"a batch of {B} needs config.pad_token_id: without it the ends of the texts are unknown")
-        last = np.full(B, T - 1)
-        if pad is not None and input_ids is not None:
-            last = (np.arange(T) * (inputs.token_ids(input_ids) != pad)).max(axis=1)
-        rows = self._array(last + T * np.arange(B))
-        pooled = self.xp.take(self.xp.reshape(out.last_hidden_state, (B * T, D)), rows, axis=0)
+        pooled, _ = self._pooled(out.last_hidden_state, input_ids)
         out.last_hidden_state = None
         out.logits = self.ops.linear(pooled, **self.params["score"])
         if labels is not None:
             out.loss = losses.sequence_loss(self.ops, out.logits, self._array(labels), self.config.problem_type)
         return out
 
+    def _pooled(self, last: Any, input_ids: Any) -> tuple[Array, Array]:
+        """Return each row's last hidden state (B, D) that is not padding's, and where it stands in (B T)."""
+        B, T, D = last.shape
+        pad = self.config.pad_token_id
+        if pad is None and B != 1:
+            raise ValueError(f"a batch of {B} needs config.pad_token_id: without it the ends of the texts are unknown")
+        end = np.full(B, T - 1)
+        if pad is not None and input_ids is not None:
+            end = (np.arange(T) * (inputs.token_ids(input_ids) != pad)).max(axis=1)
+        rows = self._array(end + T * np.arange(B))
+        return self.xp.take(self.xp.reshape(last, (B * T, D)), rows, axis=0), rows
 
-class DiffLlamaForTokenClassification(PreTrainedModel):
+    def _head_loss_and_grad(self, last: Array, input_ids: Any, labels: Any) -> HeadResult:
+        targets, kind = self._array(labels), self.config.problem_type
+        pooled, rows = self._pooled(last, input_ids)
+        logits = self.ops.linear(pooled, **self.params["score"])
+        loss = losses.sequence_loss(self.ops, logits, targets, kind)
+        dlogits = losses.sequence_loss_vjp(self.ops, self._one(loss), logits, targets, kind)
+        dpooled, score = linear_back(self.ops, dlogits, pooled, self.params["score"])
+        flat = self.xp.reshape(last, (-1, last.shape[-1]))
+        _, dlast = self.ops.embedding_vjp(dpooled, rows, flat)  # to pool is to look up rows
+        return loss, self.xp.reshape(dlast, last.shape), {"score": score}
+
+
+class DiffLlamaForTokenClassification(TrainableModel):
     """The decoder with a classifier of every token."""
 
     @one_pass
@@ -219,8 +248,16 @@ class DiffLlamaForTokenClassification(PreTrainedModel):
             out.loss = losses.token_loss(self.ops, out.logits, self._array(inputs.integers("labels", labels)))
         return out
 
+    def _head_loss_and_grad(self, last: Array, input_ids: Any, labels: Any) -> HeadResult:
+        targets = self._array(inputs.integers("labels", labels))
+        logits = self.ops.linear(last, **self.params["score"])
+        loss = losses.token_loss(self.ops, logits, targets)
+        dlogits = losses.token_loss_vjp(self.ops, self._one(loss), logits, targets)
+        dlast, score = linear_back(self.ops, dlogits, last, self.params["score"])
+        return loss, dlast, {"score": score}
 
-class DiffLlamaForQuestionAnswering(PreTrainedModel):
+
+class DiffLlamaForQuestionAnswering(TrainableModel):
     """The decoder with a head for the start and end of an answer. Its weights stand under `transformer`."""
 
     base_prefix: ClassVar[str | None] = "transformer"
@@ -258,3 +295,26 @@ class DiffLlamaForQuestionAnswering(PreTrainedModel):
             ends = self._array(inputs.integers("end_positions", end_positions))
             out.loss = losses.answer_loss(self.ops, out.start_logits, out.end_logits, starts, ends)
         return out
+
+    @one_pass
+    def loss_and_grad(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        start_positions: Any = None,
+        end_positions: Any = None,
+    ) -> tuple[Array, dict[str, Any]]:
+        """Compute the loss that a call with these positions has, and its gradients; see `TrainableModel`."""
+        spans = {"start_positions": start_positions, "end_positions": end_positions}
+        return self._loss_and_grad(input_ids, attention_mask, position_ids, inputs_embeds, spans)
+
+    def _head_loss_and_grad(self, last: Array, input_ids: Any, labels: Any) -> HeadResult:
+        starts, ends = (self._array(inputs.integers(name, at)) for name, at in labels.items())
+        logits = self.ops.linear(last, **self.params["qa_outputs"])
+        halves = (logits[..., 0], logits[..., 1])
+        loss = losses.answer_loss(self.ops, *halves, starts, ends)
+        dlogits = self.xp.stack(losses.answer_loss_vjp(self.ops, self._one(loss), *halves, starts, ends), axis=-1)
+        dlast, outputs = linear_back(self.ops, dlogits, last, self.params["qa_outputs"])
+        return loss, dlast, {"qa_outputs": outputs}

@@ -1,10 +1,13 @@
-"""Logits and labels → the losses that transformers computes."""
+"""Logits and labels → the losses that transformers computes; each derivative `f_vjp` stands under its f.
+
+A derivative takes the gradient g () of the loss first, and gives that of the logits.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from refdiff.arrays import Array, namespace
+from refdiff.arrays import Array, device, namespace
 from refdiff.backends import Ops
 
 
@@ -14,7 +17,20 @@ def causal_lm_loss(ops: Ops, logits: Array, labels: Array) -> Array:
     Shapes:
         logits (B, T, V), labels (B, T) -> ()
     """
-    return ops.cross_entropy(logits[:, :-1, :], labels[:, 1:])
+    return ops.cross_entropy(logits, _next(labels))
+
+
+def causal_lm_loss_vjp(ops: Ops, g: Array, logits: Array, labels: Array) -> Array:
+    """Pull a gradient back through `causal_lm_loss`; -> (B, T, V)."""
+    dlogits: Array = ops.cross_entropy_vjp(g, logits, _next(labels))[0]
+    return dlogits
+
+
+def _next(labels: Array) -> Array:
+    """What each token is to predict: the label after it, and nothing (−100) after the last."""
+    xp = namespace(labels)
+    nothing = xp.full((labels.shape[0], 1), -100, dtype=labels.dtype, device=device(labels))
+    return xp.concat([labels[:, 1:], nothing], axis=1)
 
 
 def token_loss(ops: Ops, logits: Array, labels: Array) -> Array:
@@ -24,6 +40,12 @@ def token_loss(ops: Ops, logits: Array, labels: Array) -> Array:
         logits (B, T, C), labels (B, T) -> ()
     """
     return ops.cross_entropy(logits, labels)
+
+
+def token_loss_vjp(ops: Ops, g: Array, logits: Array, labels: Array) -> Array:
+    """Pull a gradient back through `token_loss`; -> (B, T, C)."""
+    dlogits: Array = ops.cross_entropy_vjp(g, logits, labels)[0]
+    return dlogits
 
 
 def sequence_loss(ops: Ops, logits: Array, labels: Array, problem_type: str | None) -> Array:
@@ -37,27 +59,46 @@ def sequence_loss(ops: Ops, logits: Array, labels: Array, problem_type: str | No
     Raises:
         ValueError: labels of another shape, an unknown `problem_type`.
     """
+    problem_type, target = _problem(logits, labels, problem_type)
+    xp = namespace(logits, target)
+    if problem_type == "single_label_classification":
+        return ops.cross_entropy(logits, target)
+    if problem_type == "regression":
+        return xp.mean((logits - target) ** 2)
+    # −y log σ(z) − (1 − y) log(1 − σ(z)), arranged so that nothing overflows
+    return xp.mean(xp.clip(logits, 0.0, None) - logits * target + xp.log1p(xp.exp(-xp.abs(logits))))
+
+
+def sequence_loss_vjp(ops: Ops, g: Array, logits: Array, labels: Array, problem_type: str | None) -> Array:
+    """Pull a gradient back through `sequence_loss`: over n numbers 2 (z − y) / n, or (σ(z) − y) / n; -> (B, C)."""
+    problem_type, target = _problem(logits, labels, problem_type)
+    if problem_type == "single_label_classification":
+        dlogits: Array = ops.cross_entropy_vjp(g, logits, target)[0]
+        return dlogits
+    if problem_type == "regression":
+        return (logits - target) * (2 * g / logits.size)
+    return (ops.activation(logits, "sigmoid") - target) * (g / logits.size)
+
+
+def _problem(logits: Array, labels: Array, problem_type: str | None) -> tuple[str, Array]:
+    """Return the kind of a sequence classification, and its labels in the shape and type that it needs."""
     xp = namespace(logits, labels)
     if problem_type is None:
         whole = xp.isdtype(labels.dtype, "integral")
         kinds = ("regression", "single_label_classification", "multi_label_classification")
         problem_type = kinds[0] if logits.shape[1] == 1 else kinds[1] if whole else kinds[2]
     if problem_type == "single_label_classification":
-        return ops.cross_entropy(logits, xp.reshape(labels, (-1,)))
+        return problem_type, xp.reshape(labels, (-1,))
     if labels.ndim == 1 and logits.shape[1] == 1:
         labels = labels[:, None]
     if tuple(labels.shape) != tuple(logits.shape):
         raise ValueError(f"labels have shape {tuple(labels.shape)}, but {problem_type} needs {tuple(logits.shape)}")
-    target = xp.astype(labels, logits.dtype)
-    if problem_type == "regression":
-        return xp.mean((logits - target) ** 2)
-    if problem_type == "multi_label_classification":
-        # −y log σ(z) − (1 − y) log(1 − σ(z)), arranged so that nothing overflows
-        return xp.mean(xp.clip(logits, 0.0, None) - logits * target + xp.log1p(xp.exp(-xp.abs(logits))))
-    raise ValueError(
-        f"problem_type is {problem_type!r}, but must be regression, single_label_classification or "
-        "multi_label_classification"
-    )
+    if problem_type not in ("regression", "multi_label_classification"):
+        raise ValueError(
+            f"problem_type is {problem_type!r}, but must be regression, single_label_classification or "
+            "multi_label_classification"
+        )
+    return problem_type, xp.astype(labels, logits.dtype)
 
 
 def answer_loss(ops: Ops, start_logits: Array, end_logits: Array, starts: Any, ends: Any) -> Array:
@@ -66,11 +107,25 @@ def answer_loss(ops: Ops, start_logits: Array, end_logits: Array, starts: Any, e
     Shapes:
         start_logits and end_logits (B, T), starts and ends (B,) or (B, 1) -> ()
     """
-    xp = namespace(start_logits, starts)
     outside = start_logits.shape[1]
+    halves = [
+        ops.cross_entropy(logits, _inside(at, outside), ignore_index=outside)
+        for logits, at in ((start_logits, starts), (end_logits, ends))
+    ]
+    return (halves[0] + halves[1]) / 2
 
-    def half(logits: Array, at: Array) -> Array:
-        at = xp.clip(xp.reshape(at, (-1,)), 0, outside)
-        return ops.cross_entropy(logits, at, ignore_index=outside)
 
-    return (half(start_logits, starts) + half(end_logits, ends)) / 2
+def answer_loss_vjp(
+    ops: Ops, g: Array, start_logits: Array, end_logits: Array, starts: Any, ends: Any
+) -> tuple[Array, Array]:
+    """Pull a gradient back through `answer_loss`; -> (B, T) twice."""
+    outside = start_logits.shape[1]
+    dstart, _ = ops.cross_entropy_vjp(g / 2, start_logits, _inside(starts, outside), ignore_index=outside)
+    dend, _ = ops.cross_entropy_vjp(g / 2, end_logits, _inside(ends, outside), ignore_index=outside)
+    return dstart, dend
+
+
+def _inside(at: Array, outside: int) -> Array:
+    """Put every position that is not in the text at the one just behind it, which does not count."""
+    xp = namespace(at)
+    return xp.clip(xp.reshape(at, (-1,)), 0, outside)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, ParamSpec, Self
+from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace
@@ -22,13 +22,14 @@ from refdiff.model.json_files import read_json, write_json
 from refdiff.model.outputs import ModelOutput
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def one_pass(call: Callable[P, ModelOutput]) -> Callable[P, ModelOutput]:
+def one_pass(call: Callable[P, R]) -> Callable[P, R]:
     """Let the model's kernels have the cores to themselves for the length of a call."""
 
     @functools.wraps(call)
-    def called(*args: P.args, **kwargs: P.kwargs) -> ModelOutput:
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
         model: Any = args[0]
         with contextlib.nullcontext() if model.kernels is None else model.kernels.running():
             return call(*args, **kwargs)
@@ -187,6 +188,29 @@ class PreTrainedModel:
         output_hidden_states: bool,
     ) -> ModelOutput:
         """Run the base model on inputs as a user gives them."""
+        hidden, context = self._start(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)
+        maps: list[Maps] | None = [] if output_attentions else None
+        states: list[Array] | None = [] if output_hidden_states else None
+        last = diffllama(self.base_params, hidden, context, maps=maps, hidden_states=states)
+        out = ModelOutput(last_hidden_state=last, cache=context.cache)
+        if states is not None:
+            out.hidden_states = tuple(states)
+        if maps is not None:
+            out.attentions = tuple(m.weights for m in maps)
+            out.differential_attentions = tuple(m.difference for m in maps)
+            out.lambdas = tuple(m.lambda_ for m in maps)
+        return out
+
+    def _start(
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        position_ids: Any,
+        cache: KVCache | None,
+        inputs_embeds: Any,
+        use_cache: bool | None,
+    ) -> tuple[Array, Context]:
+        """Turn inputs as a user gives them into embeddings and what is the same for every layer."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         p, config = self.base_params, self.config
@@ -205,17 +229,7 @@ class PreTrainedModel:
         positions = inputs.positions(position_ids, B, T, past)
         context = self._context(positions, past, hidden, cache)
         self._see(context, attention_mask, B, T, past + T, positions if position_ids is not None else None)
-        maps: list[Maps] | None = [] if output_attentions else None
-        states: list[Array] | None = [] if output_hidden_states else None
-        last = diffllama(p, hidden, context, maps=maps, hidden_states=states)
-        out = ModelOutput(last_hidden_state=last, cache=cache)
-        if states is not None:
-            out.hidden_states = tuple(states)
-        if maps is not None:
-            out.attentions = tuple(m.weights for m in maps)
-            out.differential_attentions = tuple(m.difference for m in maps)
-            out.lambdas = tuple(m.lambda_ for m in maps)
-        return out
+        return hidden, context
 
     def _context(self, positions: inputs.IntArray, past: int, hidden: Array, cache: KVCache | None) -> Context:
         config = self.config
@@ -225,7 +239,7 @@ class PreTrainedModel:
             warnings.warn(
                 f"the text is longer than the {config.max_position_embeddings} positions that this model was made for "
                 "(max_position_embeddings): what follows is computed all the same, and may be worse",
-                stacklevel=5,  # the caller of the model
+                stacklevel=6,  # the caller of the model
             )
         frequencies, scale = self.ops.rope_frequencies(
             config.rope_parameters, config.head_dim, config.max_position_embeddings, length

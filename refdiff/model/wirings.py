@@ -38,14 +38,14 @@ class Wiring:
     interleaved: which dimensions RoPE turns together.
     values (ops, v (B, T, width), d) -> (B, heads, T, width of a head), as the cache keeps them.
     lambda_ (ops, p, x (B, T, D), layer) -> λ, or None where there is none.
-    attend (ops, heads, p, layer, eps) -> (B, T, H d).
+    attend (ops, heads, p, layer, eps, parts of the layer to use in place of those of ops) -> (B, T, H d).
     maps (ops, heads) -> the softmax rows of every query head, what multiplies the values, λ.
     """
 
     interleaved: bool
     values: Callable[[Ops, Array, int], Array]
     lambda_: Callable[[Ops, dict[str, Any], Array, int], Array | None]
-    attend: Callable[[Ops, Heads, dict[str, Any], int, float], Array]
+    attend: Callable[..., Array]
     maps: Callable[[Ops, Heads], tuple[Array, Array, Array]]
 
 
@@ -92,8 +92,8 @@ WIRINGS = {
         interleaved=False,
         values=lambda ops, v, d: ops.value_pairs_hf(split_heads(v, d)),
         lambda_=_v1_lambda,
-        attend=lambda ops, a, p, layer, eps: ops.diff_heads_hf(
-            a.q, a.k, a.v, a.lambda_, ops.lambda_init(layer), eps, **a.see
+        attend=lambda ops, a, p, layer, eps, **parts: ops.diff_heads_hf(
+            a.q, a.k, a.v, a.lambda_, ops.lambda_init(layer), eps, **a.see, **parts
         ),
         maps=_hf_maps,
     ),
@@ -102,8 +102,8 @@ WIRINGS = {
         values=lambda ops, v, d: split_heads(v, 2 * d),
         lambda_=_v1_lambda,
         # without eps: the norm after attention has unilm's own, not the model's
-        attend=lambda ops, a, p, layer, eps: ops.diff_heads_paper(
-            a.q, a.k, a.v, a.lambda_, p["subln"]["weight"], ops.lambda_init(layer), **a.see
+        attend=lambda ops, a, p, layer, eps, **parts: ops.diff_heads_paper(
+            a.q, a.k, a.v, a.lambda_, p["subln"]["weight"], ops.lambda_init(layer), **a.see, **parts
         ),
         maps=_paper_maps,
     ),
@@ -111,14 +111,14 @@ WIRINGS = {
         interleaved=True,
         values=lambda ops, v, d: split_heads(v, d),
         lambda_=lambda ops, p, x, layer: ops.diff_lambda_v2(x, **p["lambda_proj"]),
-        attend=lambda ops, a, p, layer, eps: ops.diff_heads_v2(a.q, a.k, a.v, a.lambda_, **a.see),
+        attend=lambda ops, a, p, layer, eps, **parts: ops.diff_heads_v2(a.q, a.k, a.v, a.lambda_, **a.see, **parts),
         maps=_v2_maps,
     ),
     "none": Wiring(
         interleaved=False,
         values=lambda ops, v, d: split_heads(v, d),
         lambda_=lambda ops, p, x, layer: None,
-        attend=lambda ops, a, p, layer, eps: ops.plain_heads(a.q, a.k, a.v, **a.see),
+        attend=lambda ops, a, p, layer, eps, **parts: ops.plain_heads(a.q, a.k, a.v, **a.see, **parts),
         maps=_plain_maps,
     ),
 }

@@ -1,0 +1,218 @@
+"""Gradients of whole models: every head, wiring and mask against central differences, and on a second device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff import arrays
+from refdiff.backends import overlay
+from refdiff.model import weights
+from tests.model.models import CLASSES, ids, small_config, small_model
+
+ROUGH = 3e-8  # what four evaluations in float64 can tell of a slope
+WIRINGS = ("hf", "paper", "v2", "none")
+HEADS = CLASSES[1:]
+IDS = ids(0, 2, 7)
+
+
+def targets(kind: type, count: int = 7) -> dict[str, Any]:
+    if kind is refdiff.DiffLlamaForQuestionAnswering:
+        return {"start_positions": np.array([1, 2]), "end_positions": np.array([3, count + 2])}
+    if kind is refdiff.DiffLlamaForSequenceClassification:
+        return {"labels": np.array([1, 2])}
+    labels = ids(1, 2, count) % 3
+    labels[0, 2] = -100
+    return {"labels": labels}
+
+
+def flat(nested: Any) -> dict[str, np.ndarray]:
+    return {name: arrays.to_numpy(a) for name, a in weights.flatten(nested).items()}
+
+
+def error_of_slope(model: Any, options: dict[str, Any], wrong: dict[str, float] | None = None) -> float:
+    """Compare the slope along a random direction in all parameters at once with differences, relative to its parts."""
+    loss, grads = model.loss_and_grad(**options)
+    assert loss == model(use_cache=False, **options).loss  # not a bit between the two ways forward
+    parameters, gradient = flat(model.params), flat(grads)
+    assert list(parameters) == list(gradient)
+    assert all(gradient[name].shape == a.shape for name, a in parameters.items())
+    g = np.random.default_rng(5)
+    way = {name: g.normal(size=a.shape) * np.abs(a).max() for name, a in parameters.items()}
+
+    def at(by: float) -> float:
+        moved = weights.nest({name: a + by * way[name] for name, a in parameters.items()})
+        return float(type(model)(model.config, moved, dtype="float64")(use_cache=False, **options).loss)
+
+    h = 1e-5
+    by_difference = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+    parts = [np.sum(gradient[name] * way[name]) * (1 + (wrong or {}).get(name, 0.0)) for name in parameters]
+    return float(abs(by_difference - sum(parts)) / sum(abs(part) for part in parts))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_every_head_and_wiring(kind: type, wiring: str) -> None:
+    model = small_model(kind, wiring=wiring, num_labels=3, attention_bias=True)
+    assert error_of_slope(model, {"input_ids": IDS, **targets(kind)}) < ROUGH
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_the_equations_as_written_have_the_gradients_of_the_kernels(wiring: str) -> None:
+    fast, reference = (small_model(wiring=wiring, kernels=kernels) for kernels in ("fast", "reference"))
+    ours, theirs = (flat(model.loss_and_grad(IDS, labels=IDS)[1]) for model in (fast, reference))
+    for name, gradient in theirs.items():
+        assert np.abs(ours[name] - gradient).max() <= 1e-12 * np.abs(gradient).max()
+
+
+def four_dimensional(heads: int) -> np.ndarray:
+    visible = np.tril(np.random.default_rng(3).random((2, heads, 7, 7)) < 0.7)
+    return visible | np.eye(7, dtype=bool)
+
+
+SEEN = {
+    "padding at the left": {"attention_mask": np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7])},
+    "padding at the right": {"attention_mask": np.array([[1, 1, 1, 1, 1, 0, 0], [1] * 7])},
+    "boolean rows of one head": {"attention_mask": four_dimensional(1)},
+    "boolean rows of every head": {"attention_mask": four_dimensional(8)},
+    "additive": {"attention_mask": np.where(four_dimensional(8), np.random.default_rng(4).normal(size=7), -np.inf)},
+    "packed": {"position_ids": np.array([[0, 1, 2, 0, 1, 2, 3], [0, 0, 1, 2, 3, 4, 5]])},
+    "later positions": {"position_ids": np.arange(3, 10)[None]},
+}
+
+
+@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize("wiring", ["hf", "paper"])
+def test_masks_and_positions(seen: str, wiring: str) -> None:
+    model = small_model(wiring=wiring)
+    assert error_of_slope(model, {"input_ids": IDS, "labels": IDS, **SEEN[seen]}) < ROUGH
+
+
+def test_packed_sequences_have_the_gradients_of_their_batch() -> None:
+    """One row with two texts: the mean over both of what each by itself has."""
+    model = small_model()
+    positions = np.array([[0, 1, 2, 0, 1, 2, 3]])
+    labels = np.where(positions == 0, -100, IDS[:1])
+    _, packed = model.loss_and_grad(IDS[:1], position_ids=positions, labels=labels)
+    first, second = (flat(model.loss_and_grad(part, labels=part)[1]) for part in (IDS[:1, :3], IDS[:1, 3:]))
+    for name, gradient in flat(packed).items():
+        expected = (2 * first[name] + 3 * second[name]) / 5
+        assert np.abs(gradient - expected).max() <= 1e-12 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("act", ["gelu", "tanh", "silu"])
+def test_activations(act: str) -> None:
+    assert error_of_slope(small_model(hidden_act=act), {"input_ids": IDS, "labels": IDS}) < ROUGH
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_embeddings_get_both_gradients(tied: bool) -> None:
+    model = small_model(tie_word_embeddings=tied)
+    assert ("lm_head" in model.params) != tied
+    assert error_of_slope(model, {"input_ids": IDS, "labels": IDS}) < ROUGH
+
+
+@pytest.mark.parametrize(
+    ("problem", "labels", "count"),
+    [
+        ("regression", np.array([[0.5, 2.0, -1.0], [3.0, 0.0, 1.0]]), 3),
+        (None, np.array([0.5, 2.0]), 1),
+        ("multi_label_classification", np.array([[1.0, 0.0, 0.3], [0.0, 0.0, 1.0]]), 3),
+        ("single_label_classification", np.array([[2], [0]]), 3),
+    ],
+)
+def test_losses_of_sequences(problem: str | None, labels: np.ndarray, count: int) -> None:
+    model = small_model(refdiff.DiffLlamaForSequenceClassification, num_labels=count, problem_type=problem)
+    assert error_of_slope(model, {"input_ids": IDS, "labels": labels}) < ROUGH
+
+
+def test_embeddings_in_place_of_ids() -> None:
+    model = small_model()
+    given = model.params["model"]["embed_tokens"]["weight"][IDS]
+    loss, grads = model.loss_and_grad(inputs_embeds=given, labels=IDS)
+    expected, by_ids = model.loss_and_grad(IDS, labels=IDS)
+    assert loss == expected
+    assert not np.any(grads["model"]["embed_tokens"]["weight"])
+    np.testing.assert_array_equal(grads["lm_head"]["weight"], by_ids["lm_head"]["weight"])
+
+
+def test_the_padding_token_is_not_trained_by_being_looked_up() -> None:
+    model = small_model()
+    with_padding = IDS.copy()
+    with_padding[0, 1] = model.config.pad_token_id
+    _, grads = model.loss_and_grad(with_padding, labels=IDS)
+    assert not np.any(grads["model"]["embed_tokens"]["weight"][0])
+    assert np.any(grads["model"]["embed_tokens"]["weight"][with_padding[0, 0]])
+
+
+def test_a_thousandth_in_any_gradient_is_seen() -> None:
+    model = small_model(attention_bias=True)
+    options = {"input_ids": IDS, "labels": IDS}
+    parts = ("embed_tokens.weight", "q_proj.weight", "lambda_q1", "o_proj.bias", "down_proj.weight", "norm.weight")
+    for part in parts:
+        names = [name for name in flat(model.params) if name.endswith(part)]
+        assert error_of_slope(model, options, dict.fromkeys(names, 1e-3)) > ROUGH, part
+
+
+def test_a_derivative_that_is_wrong_inside_is_seen() -> None:
+    model = small_model()
+
+    def wrong(name: str, function: Any) -> Any:
+        if name != "rope_vjp":
+            return function
+        return lambda *a, **k: (1.001 * function(*a, **k)[0],)
+
+    model.ops = overlay(model.ops, wrong)
+    assert error_of_slope(model, {"input_ids": IDS, "labels": IDS}) > ROUGH
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_on_a_second_device(kind: type, wiring: str) -> None:
+    place = array_api_strict.Device("device1")
+    here = small_model(kind, wiring=wiring, num_labels=3)
+    there = small_model(kind, wiring=wiring, num_labels=3, backend=array_api_strict, device=place)
+    options = targets(kind)
+    expected, grads = here.loss_and_grad(IDS, **options)
+    loss, strict = there.loss_and_grad(IDS, **options)
+    assert arrays.device(loss) == place
+    assert abs(float(loss) - float(expected)) < 1e-12
+    mine = flat(grads)
+    for name, gradient in weights.flatten(strict).items():
+        assert arrays.device(gradient) == place
+        scale = np.abs(mine[name]).max()
+        # a shift of all logits changes no loss, so the bias of qa_outputs has a gradient of nothing but roundings
+        assert np.abs(arrays.to_numpy(gradient) - mine[name]).max() <= 1e-11 * scale + 1e-14, name
+
+
+def test_float32_is_near_float64() -> None:
+    model = small_model()
+    single = refdiff.DiffLlamaForCausalLM(
+        model.config, weights.nest({n: a.astype(np.float32) for n, a in flat(model.params).items()})
+    )
+    grads = flat(single.loss_and_grad(IDS, labels=IDS)[1])
+    for name, gradient in flat(model.loss_and_grad(IDS, labels=IDS)[1]).items():
+        assert grads[name].dtype == np.float32
+        assert np.abs(grads[name] - gradient).max() < 1e-4 * np.abs(gradient).max(), name
+
+
+def test_without_labels_there_is_no_loss() -> None:
+    with pytest.raises(ValueError, match="loss_and_grad needs labels"):
+        small_model().loss_and_grad(IDS)
+    with pytest.raises(ValueError, match="loss_and_grad needs end_positions"):
+        small_model(refdiff.DiffLlamaForQuestionAnswering).loss_and_grad(IDS, start_positions=[1, 2])
+    with pytest.raises(ValueError, match="exactly one of input_ids"):
+        small_model().loss_and_grad(labels=IDS)
+
+
+def test_parameters_and_inputs_are_not_written_to() -> None:
+    model = small_model()
+    before = {name: a.copy() for name, a in flat(model.params).items()}
+    model.loss_and_grad(IDS, labels=IDS)
+    for name, a in flat(model.params).items():
+        np.testing.assert_array_equal(a, before[name])
+    assert model.config.to_dict() == small_config().to_dict()

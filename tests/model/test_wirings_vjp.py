@@ -1,0 +1,36 @@
+"""What the rows of derivatives are made of; their numbers are held in test_diffllama_vjp.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff.backends import ops_for
+from refdiff.model.wirings import WIRINGS
+from refdiff.model.wirings_vjp import WIRINGS_VJP, Kept
+
+
+def test_every_wiring_has_its_derivatives() -> None:
+    assert list(WIRINGS_VJP) == list(WIRINGS)
+
+
+def test_kept_results_come_again_in_order_without_a_second_computation() -> None:
+    calls = []
+
+    def layer(x: int, *, twice: bool = False) -> int:
+        calls.append(x)
+        return 2 * x if twice else x
+
+    kept = Kept(layer)
+    assert [kept(3), kept(5, twice=True)] == [3, 10]
+    assert [kept.again(0), kept.again("anything", at=1)] == [3, 10]
+    assert calls == [3, 5]
+
+
+@pytest.mark.parametrize("name", WIRINGS)
+def test_values_come_back_to_their_places(name: str) -> None:
+    """To split into heads and back is a permutation: its transpose is its inverse."""
+    v = np.random.default_rng(0).normal(size=(2, 3, 24))
+    ops, d = ops_for(), 6
+    k = np.empty((2, 4, 3, 6))
+    np.testing.assert_array_equal(WIRINGS_VJP[name].values(ops, WIRINGS[name].values(ops, v, d), k), v)
