@@ -203,6 +203,16 @@ def test_the_proof_finds_a_single_wrong_row() -> None:
     assert "(layer 1)" in str(proof)
 
 
+def test_the_proof_finds_another_epsilon() -> None:
+    model = small_model(wiring="hf", rms_norm_eps=1e-6)
+    config, params = convert(model.config, model.params, "paper")
+    before = (model.config, model.params)
+    assert prove(before, (config, params)).worst < 1e-13
+    same = small_model(wiring="hf", rms_norm_eps=SUBLN_EPS)  # the same weights, which need no other size of values
+    _, wrong = convert(same.config, same.params, "paper")
+    assert prove(before, (config, wrong)).worst > 1e-3
+
+
 def test_zero_weights_for_the_second_map_are_uniform_attention_not_none() -> None:
     model = small_model(refdiff.DiffLlamaForCausalLM, wiring="hf")
     params = copy.deepcopy(model.params)

@@ -256,6 +256,15 @@ def test_a_mask_hides_keys_from_the_head_whose_row_it_is() -> None:
     close(out.reshape(B, T, H // 2, 2 * d)[:, :, 2], expected[:, 0], 1e-12)
 
 
+@given(SEEDS)
+def test_a_bias_for_every_head_may_come_without_a_batch(rng: np.random.Generator) -> None:
+    bias, mask = rng.normal(size=(H, T, S)), rng.random((H, T, S)) < 0.8
+    out = heads(Q, KEYS, V, WEIGHT, mask, bias)
+    close(out, heads(Q, KEYS, V, WEIGHT, np.stack([mask] * B), np.stack([bias] * B)), EXACT)
+    # one row of them is for all heads
+    close(heads(Q, KEYS, V, WEIGHT, mask[:1], bias[0]), heads(Q, KEYS, V, WEIGHT, mask[:1], bias[:1]), EXACT)
+
+
 def test_calls_the_kernels_that_it_is_given() -> None:
     calls: list[tuple[str, Any]] = []
 

@@ -213,6 +213,13 @@ def test_a_mask_hides_keys_from_the_query_whose_row_it_is() -> None:
     close(np.delete(out, 3, axis=2), np.delete(all_seen, 3, axis=2), EXACT)
 
 
+@given(SEEDS)
+def test_a_bias_for_every_query_may_come_without_a_batch(rng: np.random.Generator) -> None:
+    bias, mask = rng.normal(size=(2 * h, T, S)), rng.random((2 * h, T, S)) < 0.8
+    out = diff_heads_v2(Q, KEYS, V, LAMBDA, mask, bias)
+    close(out, diff_heads_v2(Q, KEYS, V, LAMBDA, np.stack([mask] * B), np.stack([bias] * B)), EXACT)
+
+
 def test_calls_the_kernel_that_it_is_given() -> None:
     shapes: list[Any] = []
 
