@@ -76,7 +76,7 @@ def test_any_ids_at_all(kind: str) -> None:
 
 
 def test_a_wrong_byte_after_a_whole_character() -> None:
-    """The decoder would take the character back; it stays, the byte is marked, and the words after it keep their space."""
+    """The decoder would take the character back; it stays, the byte is marked, the words after it keep their space."""
     tokenizer = KINDS["byte_fallback"]()
     cat, fox = (tokenizer.encode(text, add_special_tokens=False).ids for text in ("猫", "a fox"))
     cat = [token for token in cat if tokenizer.id_to_token(token).startswith("<0x")]
