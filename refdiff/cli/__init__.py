@@ -6,7 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from refdiff.cli.options import UsageError, build_parser
+from refdiff.cli.flags import UsageError
+from refdiff.cli.options import build_parser
 from refdiff.cli.terminal import discard_output, interrupted, note, one_line, text_is_utf8, warnings_in_one_line
 
 EXIT_RUN_TIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.options import UsageError
+from refdiff.cli.flags import UsageError
 
 _EXACT = 1e-10
 """What float64 leaves of a layer's largest output after some hundred roundings, with room; more would be a mistake."""

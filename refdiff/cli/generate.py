@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.cli import prompts_file
+from refdiff.cli.flags import UsageError
+from refdiff.cli.generate_flags import NUMBERS
 from refdiff.cli.loading import load
-from refdiff.cli.options import NUMBERS, UsageError
 from refdiff.cli.terminal import note, peak_memory, size
 from refdiff.cli.transcript import Transcript
 

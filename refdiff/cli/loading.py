@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.options import UsageError
+from refdiff.cli.flags import UsageError
 
 _CHUNK = 16 * 1024 * 1024
 _SAMPLES = 64

@@ -1,68 +1,14 @@
-"""The flags of every command: names, ranges, defaults, and what turns each of them off."""
+"""The whole command line: every command, and the flags of the smaller ones."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
-
-class UsageError(Exception):
-    """A command line that cannot be carried out, found after parsing; the exit status is 2."""
-
-
-@dataclass(frozen=True)
-class Number:
-    """A whole or real number between two limits: argparse's `type`, and the check of a field in a JSONL file."""
-
-    kind: type[int] | type[float]
-    low: float
-    high: float = math.inf
-    above: bool = False  # the lower limit itself is outside
-    off: str = ""
-
-    def __call__(self, text: str) -> int | float:
-        try:
-            value = self.kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {self._name}; {self.accepted}") from None
-        return self.check(value)
-
-    def check(self, value: object) -> int | float:
-        """Return a number that is inside the limits; raises argparse.ArgumentTypeError for anything else."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or (self.kind is int and value != int(value)):
-            raise argparse.ArgumentTypeError(f"{value!r} is not a {self._name}; {self.accepted}")
-        if not (self.low < value if self.above else self.low <= value) or value > self.high or math.isinf(value):
-            raise argparse.ArgumentTypeError(f"{value} is out of range; {self.accepted}")
-        return self.kind(value)
-
-    @property
-    def _name(self) -> str:
-        return "whole number" if self.kind is int else "number"
-
-    @property
-    def accepted(self) -> str:
-        """The limits in words, and what turns the option off."""
-        low = f"a {self._name} {'above' if self.above else 'from'} {self.low:g}"
-        limits = f"{low} to {self.high:g}" if math.isfinite(self.high) else low if self.above else f"{low} up"
-        return f"give {limits}" + (f" ({self.off})" if self.off else "")
-
-
-# What a prompt in a JSONL file can set for itself too. The keys are the names of refdiff.generate's options.
-NUMBERS = {
-    "max_new_tokens": Number(int, 0, off="0 = until the end token, or until the context is full"),
-    "temperature": Number(float, 0, off="0 = greedy"),
-    "top_k": Number(int, 0, off="0 = off"),
-    "top_p": Number(float, 0, 1, above=True, off="1 = off"),
-    "min_p": Number(float, 0, 1, off="0 = off"),
-    "repetition_penalty": Number(float, 0, above=True, off="1 = off"),
-    "no_repeat_ngram_size": Number(int, 0, off="0 = off"),
-    "num_beams": Number(int, 1, off="1 = off"),
-    "seed": Number(int, 0),
-}
+from refdiff.cli.flags import add_common
+from refdiff.cli.generate_flags import add_generate
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,181 +55,10 @@ examples:
     )
     parser.add_argument("--version", action=_Version, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    _add_generate(commands)
+    add_generate(commands)
     _add_inspect(commands)
     _add_convert(commands)
     return parser
-
-
-def _add_generate(commands: Any) -> None:
-    examples = """
-examples:
-  refdiff generate -m path/to/checkpoint -n 50 "The capital of France is"
-  refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
-"""
-    parser = commands.add_parser(
-        "generate",
-        examples=examples,
-        help="text from a prompt",
-        description="Continue a prompt. The text goes to standard output as it comes; everything else goes to "
-        "standard error.",
-    )
-    given = parser.add_argument_group("model and prompt")
-    given.add_argument(
-        "-m",
-        "--model",
-        metavar="PATH_OR_REPO",
-        help="a folder with config.json, model.safetensors and tokenizer.json, or a hub repo id (default: none; "
-        "this version has no model of its own)",
-    )
-    given.add_argument(
-        "prompt", nargs="?", metavar="PROMPT", help="the prompt; - reads standard input (default: none, one is needed)"
-    )
-    given.add_argument(
-        "-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="the same, as a flag (default: none)"
-    )
-    given.add_argument(
-        "-f",
-        "--file",
-        metavar="FILE",
-        help="read the prompt from a UTF-8 file; one newline at its end is dropped (default: none)",
-    )
-    given.add_argument(
-        "--chat", action="store_true", help="put the prompt into the checkpoint's chat template (default: off)"
-    )
-    given.add_argument("--system", metavar="TEXT", help="the system message, with --chat (default: none)")
-
-    _add_choices(
-        parser.add_argument_group(
-            "choice of tokens", "Where the checkpoint's generation_config.json sets one of these, that is the default."
-        )
-    )
-    _add_output(parser.add_argument_group("output"))
-
-    many = parser.add_argument_group("many prompts")
-    many.add_argument(
-        "--prompts-file",
-        metavar="FILE",
-        help="one prompt a line, or JSONL with the fields prompt (or text), id, system, stop and any of "
-        f"{', '.join(NUMBERS)}; writes one JSON object a line (default: none)",
-    )
-    many.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="where those lines go; prompts that FILE already answers are skipped (default: standard output)",
-    )
-    many.add_argument(
-        "--num-shards",
-        type=Number(int, 1, off="1 = off"),
-        default=1,
-        metavar="N",
-        help="split the prompts among N runs (default: 1 = off)",
-    )
-    many.add_argument(
-        "--shard-index",
-        type=Number(int, 0),
-        default=0,
-        metavar="I",
-        help="this run takes the prompts I, I + N, I + 2N, ... (default: 0)",
-    )
-
-    machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--backend", choices=("numpy", "cupy"), default="numpy", help="numpy = CPU, cupy = CUDA (default: numpy)"
-    )
-    machine.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "float64", "float16", "bfloat16"),
-        default="auto",
-        help="the weights' type (default: auto = as stored)",
-    )
-    machine.add_argument(
-        "--threads",
-        type=Number(int, 0, off="0 = all cores"),
-        default=0,
-        metavar="N",
-        help="processor threads (default: 0 = all cores)",
-    )
-    _add_common(machine)
-
-
-def _add_choices(group: argparse._ArgumentGroup) -> None:
-    def number(option: str, *flags: str, default: str, **kwargs: Any) -> None:
-        known = NUMBERS[option]
-        kwargs["help"] += f" (default: {default}" + (f"; {known.off})" if known.off else ")")
-        group.add_argument(*flags, dest=option, type=known, **kwargs)
-
-    number(
-        "max_new_tokens", "-n", "--max-new-tokens", "--max-tokens", default="128", metavar="N", help="at most N tokens"
-    )
-    number(
-        "temperature",
-        "--temperature",
-        "--temp",
-        default="0, or 1 with --top-k, --top-p or --min-p",
-        metavar="T",
-        help="randomness",
-    )
-    number("top_k", "--top-k", default="50 when sampling", metavar="K", help="sample among the K most probable tokens")
-    number(
-        "top_p",
-        "--top-p",
-        default="1",
-        metavar="P",
-        help="sample among the fewest tokens that together have probability P",
-    )
-    number(
-        "min_p",
-        "--min-p",
-        default="0",
-        metavar="P",
-        help="leave out tokens less probable than P times the most probable one",
-    )
-    number(
-        "repetition_penalty",
-        "--repetition-penalty",
-        default="1",
-        metavar="X",
-        help="divide the positive logits of tokens that have occurred by X, multiply the negative ones",
-    )
-    number(
-        "no_repeat_ngram_size",
-        "--no-repeat-ngram-size",
-        default="0",
-        metavar="N",
-        help="no N tokens in a row twice",
-    )
-    number("num_beams", "--num-beams", default="1", metavar="N", help="beam search with N hypotheses")
-    number(
-        "seed",
-        "-s",
-        "--seed",
-        default="a new one each time, shown with the statistics; with --prompts-file 0, to which each prompt's index "
-        "is added",
-        metavar="SEED",
-        help="makes sampling repeatable",
-    )
-    group.add_argument(
-        "--stop",
-        action="append",
-        metavar="TEXT",
-        help="end before TEXT; may be given more than once (default: none)",
-    )
-    group.add_argument(
-        "--ignore-eos", action="store_true", help="go on after the end-of-text token (default: off = stop there)"
-    )
-
-
-def _add_output(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--echo", action="store_true", help="print the prompt before the text (default: off)")
-    group.add_argument(
-        "--no-stream", action="store_true", help="print the text when it is complete (default: off = as it comes)"
-    )
-    group.add_argument("-q", "--quiet", action="store_true", help="no statistics and no progress (default: off)")
-    group.add_argument(
-        "--json", action="store_true", help="print one JSON object with text and statistics (default: off)"
-    )
 
 
 def _add_inspect(commands: Any) -> None:
@@ -301,7 +76,7 @@ examples:
     )
     parser.add_argument("model", metavar="PATH_OR_REPO", help="a folder, or a hub repo id")
     parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
-    _add_common(parser)
+    add_common(parser)
 
 
 def _add_convert(commands: Any) -> None:
@@ -339,9 +114,4 @@ examples:
         default="auto",
         help="the type to write; what is multiplied is rounded to it (default: auto = as stored)",
     )
-    _add_common(parser)
-
-
-def _add_common(group: Any) -> None:
-    group.add_argument("--offline", action="store_true", help="use only files that are here already (default: off)")
-    group.add_argument("--debug", action="store_true", help="show a traceback when something fails (default: off)")
+    add_common(parser)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from refdiff.cli.options import NUMBERS, UsageError
+from refdiff.cli.flags import UsageError
+from refdiff.cli.generate_flags import NUMBERS
 from refdiff.cli.terminal import note, one_line
 
 _OPENING = b'{"index": '  # of every line

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from refdiff.cli import main
-from refdiff.cli.options import UsageError
+from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file import Prompt, read_prompts
 from refdiff.cli.transcript import Transcript
 

@@ -1,0 +1,54 @@
+"""What the flags of all commands are made of: numbers with limits, flags in common, the error of a wrong one."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+class UsageError(Exception):
+    """A command line that cannot be carried out, found after parsing; the exit status is 2."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A whole or real number between two limits: argparse's `type`, and the check of a field in a JSONL file."""
+
+    kind: type[int] | type[float]
+    low: float
+    high: float = math.inf
+    above: bool = False  # the lower limit itself is outside
+    off: str = ""
+
+    def __call__(self, text: str) -> int | float:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {self._name}; {self.accepted}") from None
+        return self.check(value)
+
+    def check(self, value: object) -> int | float:
+        """Return a number that is inside the limits; raises argparse.ArgumentTypeError for anything else."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or (self.kind is int and value != int(value)):
+            raise argparse.ArgumentTypeError(f"{value!r} is not a {self._name}; {self.accepted}")
+        if not (self.low < value if self.above else self.low <= value) or value > self.high or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"{value} is out of range; {self.accepted}")
+        return self.kind(value)
+
+    @property
+    def _name(self) -> str:
+        return "whole number" if self.kind is int else "number"
+
+    @property
+    def accepted(self) -> str:
+        """The limits in words, and what turns the option off."""
+        low = f"a {self._name} {'above' if self.above else 'from'} {self.low:g}"
+        limits = f"{low} to {self.high:g}" if math.isfinite(self.high) else low if self.above else f"{low} up"
+        return f"give {limits}" + (f" ({self.off})" if self.off else "")
+
+
+def add_common(group: Any) -> None:
+    group.add_argument("--offline", action="store_true", help="use only files that are here already (default: off)")
+    group.add_argument("--debug", action="store_true", help="show a traceback when something fails (default: off)")

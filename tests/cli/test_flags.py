@@ -1,0 +1,21 @@
+"""Numbers with limits."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from refdiff.cli.flags import Number
+
+
+@pytest.mark.parametrize("value", [True, "3", None, 2.5, [1]])
+def test_a_field_of_another_kind_is_refused(value: object) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number"):
+        Number(int, 0).check(value)
+
+
+def test_whole_numbers_may_be_spelled_as_floats_in_json() -> None:
+    checked = Number(int, 0).check(3.0)
+    assert checked == 3
+    assert isinstance(checked, int)
