@@ -7,7 +7,8 @@
     ids = tokenizer(["Once upon a time"], return_tensors="np")["input_ids"]
     print(tokenizer.decode(model.generate(ids, max_new_tokens=20)[0]))
 
-`refdiff.layers` are the equations. Names are imported when they are first used.
+`refdiff.layers` are the equations, `refdiff.convert` turns one wiring of their heads into another. Names are imported
+when they are first used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from refdiff import layers
+    from refdiff import convert, layers
     from refdiff.errors import CheckpointError
     from refdiff.generation.tokenizer import Tokenizer
     from refdiff.model.cache import KVCache
@@ -42,6 +43,7 @@ __all__ = [
     "DiffLlamaModel",
     "KVCache",
     "Tokenizer",
+    "convert",
     "layers",
     "pipeline",
 ]
@@ -57,8 +59,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "layers":
-        return importlib.import_module("refdiff.layers")
+    if name in ("convert", "layers"):
+        return importlib.import_module(f"refdiff.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'refdiff' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"refdiff.{_HOMES[name]}"), name)

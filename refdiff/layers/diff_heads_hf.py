@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from refdiff.arrays import Array, namespace
 from refdiff.layers.diff_attention import diff_attention, diff_attention_vjp
+from refdiff.layers.plain_heads import concat_heads
 from refdiff.layers.rms_norm import rms_norm, rms_norm_vjp
 
 
@@ -77,10 +78,7 @@ def diff_heads_hf(
     q1, q2 = q[:, :H, ...], q[:, H:, ...]
     k1, k2 = k[:, :K, ...], k[:, K:, ...]
     heads = diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal)
-    heads = (1 - lambda_init) * rms_norm(heads, None, eps)
-    xp = namespace(heads)
-    B, _, T, e = heads.shape
-    return xp.reshape(xp.permute_dims(heads, (0, 2, 1, 3)), (B, T, H * e))
+    return concat_heads((1 - lambda_init) * rms_norm(heads, None, eps))
 
 
 def _check_even(name: str, what: str, x: Array) -> None:

@@ -1,12 +1,6 @@
-"""What the four wirings of attention do differently; `WIRINGS` has a row for each.
+"""What the four wirings of attention do differently in a model; `WIRINGS` has a row for each.
 
-           query heads   RoPE          key, value heads   λ                     norm and scale after
-    hf     H             halves        K, K/2 of 2d       one number            RMS over 2d, no weight; 1 − λ_init
-    paper  H             interleaved   K, K/2 of 2d       one number            RMS over 2d, weight;    1 − λ_init
-    v2     2 H           interleaved   K, K               by token and head     none
-    none   H             halves        K, K               none                  none
-
-H is `num_attention_heads` and K is `num_key_value_heads`. Which heads are a pair stands in the file of each layer.
+Which heads are a pair, and what each pair computes, stands in the layers, side by side in `refdiff/layers/__init__.py`.
 """
 
 from __future__ import annotations
