@@ -38,12 +38,6 @@ Params = dict[str, Any]
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
 
-_NORM = "the norm after attention divides each token's head by its own size, which no weights can do or undo"
-_REFUSED = {
-    ("none", "hf"): _NORM, ("none", "paper"): _NORM, ("hf", "none"): _NORM, ("paper", "none"): _NORM,
-    ("hf", "v2"): _NORM, ("paper", "v2"): _NORM, ("v2", "hf"): _NORM, ("v2", "paper"): _NORM,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Proof:
@@ -79,7 +73,8 @@ def convert(
 
     Args:
         config: what the weights belong to; its `wiring` is where they come from.
-        params: the nested weight dict of any of the five classes; it is not changed, and shares what needs no change.
+        params: the nested weight dict of any of the five classes, on any backend; it is not changed, and the result
+            shares with it what needs no change. What does comes as NumPy arrays.
         wiring: "hf", "paper", "v2" or "none".
         eager: the weights, in the wiring "paper", were trained with unilm's `multihead_diffattn.py`, not a flash file.
 
@@ -95,8 +90,11 @@ def convert(
     step = config.wiring, wiring
     if config.wiring == wiring:
         return copy.deepcopy(config), dict(params)
-    if step in _REFUSED:
-        raise ValueError(f"there is no exact conversion from wiring {step[0]!r} to {step[1]!r}: {_REFUSED[step]}")
+    if step not in _STEPS:
+        raise ValueError(
+            f"there is no exact conversion from wiring {step[0]!r} to {step[1]!r}: the norm after attention divides "
+            "each token's head by its own size, which no weights can do or undo"
+        )
     new = copy.deepcopy(config)
     new.wiring = wiring
     layers = layers_of(params)
@@ -152,8 +150,8 @@ def _refuse_eager(config: DiffLlamaConfig, eager: bool) -> None:
 def _hf_to_paper(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
     paired = _move_heads(p, old, inverse=False)
     paired["v_proj"] = _scaled(paired["v_proj"], _size_for_epsilon(SUBLN_EPS, old.rms_norm_eps))
-    weight = paired["o_proj"]["weight"]
-    return {**paired, "subln": {"weight": np.ones(2 * old.head_dim, dtype=weight.dtype)}}
+    dtype = to_numpy(p["o_proj"]["weight"]).dtype
+    return {**paired, "subln": {"weight": np.ones(2 * old.head_dim, dtype=dtype)}}
 
 
 def _paper_to_hf(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
@@ -167,12 +165,12 @@ def _paper_to_hf(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Param
 
 def _none_to_v2(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
     H, K, turned = old.num_attention_heads, old.num_key_value_heads, _interleaved(old)
-    weight = p["o_proj"]["weight"]
+    weight = to_numpy(p["o_proj"]["weight"])
     return {
         **p,
         "q_proj": _rows(p["q_proj"], np.repeat(np.arange(H), 2), turned),
         "k_proj": _rows(p["k_proj"], np.arange(K), turned),
-        "o_proj": {**p["o_proj"], "weight": 2 * to_numpy(weight)},
+        "o_proj": {**p["o_proj"], "weight": 2 * weight},
         "lambda_proj": {"weight": np.zeros((H, old.hidden_size), dtype=weight.dtype)},
     }
 

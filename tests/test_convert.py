@@ -6,12 +6,14 @@ import copy
 import warnings
 from typing import Any
 
+import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import refdiff
+from refdiff.arrays import to_numpy
 from refdiff.convert import convert, prove
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
@@ -128,6 +130,16 @@ def test_every_class(kind: Any, one: str, other: str) -> None:
     for name, value in a.items():
         if name != "cache":
             close(b[name], value, CONVERTED)
+
+
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2")])
+def test_weights_on_another_backend(one: str, other: str) -> None:
+    device = array_api_strict.Device("device1")
+    there = small_model(wiring=one, rms_norm_eps=1e-6, backend=array_api_strict, device=device)
+    config, params = convert(there.config, there.params, other)
+    new = type(there)(config, params, dtype="float64", backend=array_api_strict, device=device)
+    close(to_numpy(new(ids(0, 1, 7)).logits), to_numpy(there(ids(0, 1, 7)).logits), CONVERTED)
+    assert prove((there.config, there.params), (config, params)).worst < 1e-13
 
 
 @pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
