@@ -66,6 +66,15 @@ class Budget:
         else:
             self.pay(1)
 
+    def pay_search(self, value: Any, among: Any) -> None:
+        """Pay for comparing `value` with each element of `among`, or for looking it up in a dict or a text."""
+        before = self.left
+        self.weigh(value)
+        spent = before - self.left
+        self.pay_shallow(among)
+        if isinstance(among, list | tuple):
+            self.pay(spent * len(among))
+
     def pay_product(self, left: Any, right: Any) -> None:
         """Pay for `left * right`: a product of numbers, or text and lists repeated."""
         if isinstance(left, int) and isinstance(right, int):
@@ -76,6 +85,7 @@ class Budget:
 
     def pay_percent(self, text: str, values: Any) -> None:
         """Pay for `text % values`, each field as if it printed all values."""
+        self.pay(len(text) * (1 + text.count("%(")))  # the search for a closing bracket may run to the end each time
         fields = re.findall(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d*)(?:\.(\*|\d*))?", text)
         for width in [number for field in fields for number in field if number]:
             check_width(width)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.visitor import NodeTransformer
 
 # Units of the budget for one pass of a loop or macro, and for each node of its body.
 PASS = 50
 NODE = 5
+MAX_DEPTH = 40
 
 
 class GenerationTag(Extension):
@@ -31,8 +32,22 @@ class GenerationTag(Extension):
 class Meter(NodeTransformer):
     """Put a payment into every place of a parsed template that Jinja has no hook for."""
 
+    def __init__(self) -> None:
+        self._sizes: dict[int, int] = {}
+        self._depth = 0
+
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        """Rewrite one node, and refuse statements nested deeper than Python could run: compiling them takes minutes."""
+        depth = self._depth
+        self._depth += isinstance(node, nodes.Stmt)
+        if self._depth > MAX_DEPTH:
+            raise TemplateSyntaxError(f"statements nested deeper than {MAX_DEPTH} levels", node.lineno)
+        result = super().visit(node, *args, **kwargs)
+        self._depth = depth
+        return result
+
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (Jinja's naming)
-        price = PASS + NODE * _size(node)
+        price = PASS + NODE * self._size(node)
         self.generic_visit(node)
         node.body.insert(0, _paid_statement(price, node.lineno))
         if node.test is not None:
@@ -40,7 +55,7 @@ class Meter(NodeTransformer):
         return node
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802
-        price = PASS + NODE * _size(node)
+        price = PASS + NODE * self._size(node)
         self.generic_visit(node)
         node.body.insert(0, _paid_statement(price, node.lineno))
         return node
@@ -71,9 +86,11 @@ class Meter(NodeTransformer):
             node.key = _call("weighed", [node.key])
         return node
 
-
-def _size(node: nodes.Node) -> int:
-    return sum(1 + _size(child) for child in node.iter_child_nodes())
+    def _size(self, node: nodes.Node) -> int:
+        # Kept, because a loop is counted again for each loop around it.
+        if id(node) not in self._sizes:
+            self._sizes[id(node)] = 1 + sum(map(self._size, node.iter_child_nodes()))
+        return self._sizes[id(node)]
 
 
 def _call(method: str, arguments: list[nodes.Expr]) -> nodes.Call:

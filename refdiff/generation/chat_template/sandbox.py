@@ -35,13 +35,26 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "in": lambda a, b: a in b,
     "notin": lambda a, b: a not in b,
 }
-_FREE = {"abs", "attr", "count", "d", "default", "first", "float", "int", "items", "last", "length", "round", "safe"}
+_FREE = {"abs", "attr", "count", "d", "default", "first", "items", "last", "length", "round", "safe"}
 _WHOLE = {"dictsort", "groupby", "max", "min", "sort", "sum", "unique"}
 _LAZY = {"map", "reject", "rejectattr", "select", "selectattr"}
-_TEXT = {"capitalize", "e", "escape", "lower", "string", "title", "trim", "truncate", "upper", "wordcount"}
+_TEXT = {
+    "capitalize",
+    "e",
+    "escape",
+    "float",
+    "int",
+    "lower",
+    "string",
+    "title",
+    "trim",
+    "truncate",
+    "upper",
+    "wordcount",
+}
 _PRICED = {"center", "format", "indent", "join", "list", "replace", "reverse"}
 _NUMBER_ATTRIBUTES = {"bit_length", "is_integer"}
-_TEXT_ATTRIBUTES_OUT = {"encode", "maketrans", "translate"}
+_TEXT_ATTRIBUTES_OUT = {"encode", "maketrans", "striptags", "translate", "unescape"}
 
 
 class RefusedError(Exception):
@@ -118,10 +131,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def compare(self, left: Any, *rest: Any) -> bool:
         for name, right in zip(rest[::2], rest[1::2], strict=True):
             if name in ("in", "notin"):
-                self.budget.weigh(left)
-                self.budget.pay_shallow(right)
-                if not isinstance(left, str | int) and hasattr(right, "__len__"):
-                    self.budget.pay(len(right) * ELEMENT)
+                self.budget.pay_search(left, right)
             elif isinstance(left, str) and isinstance(right, str):
                 self.budget.pay(min(len(left), len(right)) + 1)
             else:
@@ -150,10 +160,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             args = __self.budget.pay_method(owner, __obj.__name__, args, kwargs)
         elif owner is not None and owner is not __self and owner is not __self.budget:
-            # A container's method reads its elements and compares them with the arguments.
-            __self.budget.pay_shallow(owner)
-            for value in (*args, *kwargs.values()):
-                __self.budget.weigh(value)
+            # A container's method reads its elements, and compares each with the argument.
+            __self.budget.pay_search([*args, *kwargs.values()], owner)
         return __self._paid(super().call(__context, __obj, *args, **kwargs))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
@@ -175,6 +183,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         formatter, text, is_map = _PaidFormatter(self), str(value.__self__), value.__name__ == "format_map"
 
         def paid_format(*args: Any, **kwargs: Any) -> str:
+            self.budget.pay_shallow(text)
             return formatter.vformat(text, () if is_map else args, args[0] if is_map else kwargs)
 
         return paid_format

@@ -18,6 +18,8 @@ from refdiff.generation.chat_template.sandbox import RefusedError, TemplateSandb
 _BUDGET = 10_000_000
 _BUDGET_PER_CHARACTER = 200
 
+_MAX_TIME_FORMAT = 200
+
 _CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -36,7 +38,7 @@ class ChatTemplate:
             raise CheckpointError(
                 f"{source}: the chat template has {len(text):,} characters, but may have {MAX_BYTES:,}"
             )
-        self._environment = TemplateSandbox(lambda form: datetime.now().strftime(form))
+        self._environment = TemplateSandbox(_strftime_now)
         try:
             self._template = self._environment.from_string(text)
         except Exception as error:  # Jinja, Python's compiler and number parsing each have errors of their own
@@ -174,6 +176,13 @@ def _cut_at_mark(text: str, final: str) -> str:
     at = text.rindex(mark)
     # A template that trims the content took the mark's trailing space away, and with it the space before the mark.
     return text[:at] if text.startswith(_CONTINUE_HERE, at) else text[:at].rstrip()
+
+
+def _strftime_now(form: str) -> str:
+    # Python tries buffers of up to 256 times the format's length.
+    if len(form) > _MAX_TIME_FORMAT:
+        raise OverBudgetError
+    return datetime.now().strftime(form)
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +90,7 @@ def _other_formats(folder: Path) -> str:
         return f"; the folder has only a SentencePiece tokenizer.model: {convert}"
     if (folder / "vocab.json").is_file():
         return f"; the folder has only a vocab.json: {convert}"
-    return "; a model folder with text needs the tokenizer.json that was published beside its weights"
+    return f"; copy the tokenizer.json that belongs to the model here; where there is only a tokenizer.model, {convert}"
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
@@ -121,10 +120,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_growth(path: Path, parsed: dict[str, Any]) -> None:
     for section in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        try:
-            growth = _growth(parsed.get(section))
-        except RecursionError:
-            growth = math.inf
+        growth = growth_of(parsed.get(section))
         if growth > MAX_GROWTH:
             raise CheckpointError(
                 f"{path}: the steps of its {section!r} could make a text {growth:.3g} times longer; "
@@ -132,14 +128,20 @@ def _check_growth(path: Path, parsed: dict[str, Any]) -> None:
             )
 
 
-def _growth(step: Any) -> float:
-    """Bound how many times longer a text can get in `step`; a chain of steps multiplies."""
-    if not isinstance(step, dict):
-        return 1.0
+def growth_of(section: Any) -> float:
+    """Bound how many times longer a text can get in a section of tokenizer.json; a chain of steps multiplies."""
+    growth, open_steps = 1.0, [section]
+    while open_steps:
+        step = open_steps.pop()
+        if isinstance(step, dict) and step.get("type") == "Sequence":
+            open_steps += [child for key in _CHILDREN if isinstance(step.get(key), list) for child in step[key]]
+        elif isinstance(step, dict):
+            growth *= _step_growth(step)
+    return growth
+
+
+def _step_growth(step: dict[str, Any]) -> float:
     kind = step.get("type")
-    if kind == "Sequence":
-        children = [child for key in _CHILDREN if isinstance(step.get(key), list) for child in step[key]]
-        return math.prod(_growth(child) for child in children)
     if kind == "Replace":
         return _replace_growth(step)
     if kind == "Prepend":

@@ -237,6 +237,13 @@ def test_a_panic_of_the_rust_library_is_a_checkpoint_error(capfd: pytest.Capture
         Tokenizer(backend)("a" * 40 + "b")
 
 
+def test_a_model_without_its_unknown_token() -> None:
+    tokenizer = Tokenizer(Backend(models.WordLevel({"a": 0}, unk_token="[UNK]")))
+    assert tokenizer.encode("a") == [0]
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json.*UNK"):
+        tokenizer.encode("b")
+
+
 def test_copies_and_pickles() -> None:
     tokenizer = words()
     tokenizer.apply_chat_template([{"role": "user", "content": "a"}], chat_template="{{ messages[0].content }}")
