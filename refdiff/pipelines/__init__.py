@@ -54,7 +54,10 @@ def pipeline(
     if isinstance(model, str | os.PathLike):
         source, heads = model, importlib.import_module("refdiff.model.heads")
         model = getattr(heads, cls.architecture).from_pretrained(source, **loading)
-    elif unused := [key for key in loading if key not in _HUB_OPTIONS or not isinstance(tokenizer, str | os.PathLike)]:
+    cls.check_model(model)
+    if source is None and (
+        unused := [key for key in loading if key not in _HUB_OPTIONS or not isinstance(tokenizer, str | os.PathLike)]
+    ):
         raise TypeError(f"{', '.join(unused)}: the model is loaded already; pass these to its from_pretrained")
     return cls(model, _tokenizer(tokenizer, source, loading), **options)
 
@@ -66,6 +69,10 @@ def _tokenizer(tokenizer: Any, source: Any, loading: dict[str, Any]) -> Tokenize
         return tokenizer
     if tokenizer is None and source is None:
         raise TypeError("a model that is loaded already needs tokenizer=, a Tokenizer or the folder or repo of one")
+    if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
+        raise TypeError(
+            f"tokenizer must be a Tokenizer, or the folder or repo of one, but is {type(tokenizer).__name__}"
+        )
     hub_options = {key: value for key, value in loading.items() if key in _HUB_OPTIONS}
     if tokenizer is not None:
         hub_options.pop("revision", None)  # it names a commit of the model's repo

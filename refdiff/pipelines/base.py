@@ -26,12 +26,17 @@ class Pipeline:
     run: Callable[..., Any]
 
     def __init__(self, model: Any, tokenizer: Tokenizer, **options: Any) -> None:
-        accepted = (self.architecture, *self.other_architectures)
-        if type(model).__name__ not in accepted:
-            raise TypeError(f"{self.task} needs a {' or '.join(accepted)}, but got a {type(model).__name__}")
+        self.check_model(model)
         self.model = model
         self.tokenizer = tokenizer
         self.options = self._checked(options)
+
+    @classmethod
+    def check_model(cls, model: Any) -> None:
+        """Raise `TypeError` for a model that is not of this task."""
+        accepted = (cls.architecture, *cls.other_architectures)
+        if type(model).__name__ not in accepted:
+            raise TypeError(f"{cls.task} needs a {' or '.join(accepted)}, but got a {type(model).__name__}")
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """Handle one input, a list or an iterator of them; options given here win over those of the pipeline."""

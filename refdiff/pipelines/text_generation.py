@@ -190,7 +190,16 @@ class _Prompt:
             return self.item + text
         if not self.continues:
             return [*self.item, {"role": "assistant", "content": text}]
-        return [*self.item[:-1], {"role": self.item[-1]["role"], "content": self.item[-1]["content"] + text}]
+        last = self.item[-1]
+        return [*self.item[:-1], {"role": last["role"], "content": _continued(last["content"], text)}]
+
+
+def _continued(content: Any, text: str) -> Any:
+    if isinstance(content, str):
+        return content + text
+    # Content in parts: the text goes on in the last part that has one, as apply_chat_template left it open there.
+    index = max(index for index, part in enumerate(content) if "text" in part)
+    return [*content[:index], {**content[index], "text": content[index]["text"] + text}, *content[index + 1 :]]
 
 
 def _is_chat(item: Any) -> bool:

@@ -59,6 +59,14 @@ def test_chats() -> None:
     assert PREFILL[-1] == {"role": "assistant", "content": "c"}
 
 
+def test_a_prefill_in_parts() -> None:
+    parts = [{"type": "text", "text": "c"}, {"type": "image"}]
+    generate = pipe(words(chat_template="{{ messages[0].content[0].text }}"))
+    (record,) = generate([{"role": "assistant", "content": parts}])
+    assert record["generated_text"] == [{"role": "assistant", "content": [{"type": "text", "text": "cd d"}, parts[1]]}]
+    assert parts[0]["text"] == "c"
+
+
 def test_batches_end_on_the_right() -> None:
     generate = pipe()
     expected = generate(["a", "a b", "c"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,8 @@ def to_lists(ids: Any) -> list[Any]:
     if hasattr(ids, "tolist"):
         nested = ids.tolist()
         return nested if isinstance(nested, list) else [nested]
+    if not isinstance(ids, Iterable):
+        raise ValueError(f"token ids are expected, but got {type(ids).__name__}")
     return [_plain_id(item) for item in ids]
 
 

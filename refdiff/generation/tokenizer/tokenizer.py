@@ -158,12 +158,10 @@ class Tokenizer(Vocabulary):
 
         Raises `ValueError` for text that is no text, and a `max_length` too small for the special tokens.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        pairs = [text_pair] if isinstance(text_pair, str) else None if text_pair is None else list(text_pair)
+        texts = check_texts("text", text)
+        pairs = None if text_pair is None else check_texts("text_pair", text_pair)
         inputs: Any = texts
-        check_texts("text", texts)
         if pairs is not None:
-            check_texts("text_pair", pairs)
             if len(texts) != len(pairs):
                 raise ValueError(f"text has {len(texts)} texts and text_pair {len(pairs)}, but they must be as many")
             inputs = list(zip(texts, pairs, strict=True))

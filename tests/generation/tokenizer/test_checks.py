@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from refdiff.generation.tokenizer.checks import check_texts, check_truncation
 
 
 def test_good_calls_pass() -> None:
-    check_texts("text", ["", "東京", "\x00"])
+    assert check_texts("text", ["", "東京", "\x00"]) == ["", "東京", "\x00"]
+    assert check_texts("text", "a") == check_texts("text", ("a",)) == check_texts("text", np.array(["a"])) == ["a"]
+    check_truncation("longest_first", np.int64(3), 0, 2)
     check_truncation("longest_first", 2, 0, 2)
     check_truncation("only_first", 9, 6, 2)
 

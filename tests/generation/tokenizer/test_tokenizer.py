@@ -137,9 +137,9 @@ def test_wrong_stride() -> None:
         words().encodings("a b c d", truncation=True, max_length=3, stride=2)
 
 
-@pytest.mark.parametrize("text", [3, None, ["a", 4], [["a"]], b"a"])
+@pytest.mark.parametrize("text", [3, None, ["a", 4], [["a"]], b"a", {"text": "a"}])
 def test_text_that_is_no_text(text: Any) -> None:
-    with pytest.raises(TypeError, match=r"string|iterable"):
+    with pytest.raises(TypeError, match="text must be a string or a list of strings, but has"):
         words()(text)
 
 
@@ -162,9 +162,9 @@ def test_decode() -> None:
     assert tokenizer.decode([4, 999]) == "a"  # as transformers: an id that no token has is left out
 
 
-@pytest.mark.parametrize("ids", [[-100], [1.5], ["a"], [2**40], [None]])
+@pytest.mark.parametrize("ids", [[-100], [1.5], ["a"], [2**40], [None], None, np.ones(2), [[[1]]]])
 def test_ids_that_are_no_ids(ids: Any) -> None:
-    with pytest.raises(ValueError, match="token ids are whole numbers"):
+    with pytest.raises(ValueError, match="token ids are"):
         words().decode(ids)
 
 
