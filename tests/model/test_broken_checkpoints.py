@@ -18,8 +18,8 @@ import pytest
 import refdiff
 from refdiff import CheckpointError
 from refdiff.model.weights import flatten
-from tests.model import broken
-from tests.model.broken import KINDS, SOUND, Case, put
+from tests.model.broken.cases import SECRET, SOUND, Case, put
+from tests.model.broken.kinds import KINDS
 from tests.model.weights.files import pack, random_tensors, write
 
 SAMPLE = 36  # cases of each kind in the default run
@@ -72,7 +72,7 @@ def watch() -> Watch:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to fill again and again, beside a file that it may not read; what is imported late has been imported."""
     top = tmp_path_factory.mktemp("broken")
-    write(top, {broken.SECRET: pack(random_tensors(seed=99))})
+    write(top, {SECRET: pack(random_tensors(seed=99))})
     checkpoint = write(top / "checkpoint", SOUND)
     refdiff.DiffLlamaForCausalLM.from_pretrained(checkpoint)
     (checkpoint / "config.json").write_bytes(b"{")
