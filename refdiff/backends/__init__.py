@@ -53,10 +53,10 @@ def kernels_for(xp: Any, kernels: str = "fast", threads: int | None = None) -> A
     if kernels not in ("fast", "reference"):
         raise ValueError(f'kernels is {kernels!r}, but must be "fast" or "reference"')
     if kernels == "fast" and array_api_compat.is_numpy_namespace(xp):
-        from refdiff.backends.numpy_kernels import NumpyKernels
+        from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
         from refdiff.backends.workers import Workers
 
-        return NumpyKernels(Workers(threads))
+        return NumpyVjpKernels(Workers(threads))
     return None
 
 

@@ -91,7 +91,7 @@ class NumpyKernels:
         """Compute silu, x / (1 + e^−x), piece by piece."""
         if name not in ("silu", "swish"):
             return NotImplemented
-        return self._elementwise(_silu, x)
+        return self._pieces(_silu, 1, x)[0]
 
     def swiglu(
         self,
@@ -108,11 +108,7 @@ class NumpyKernels:
         if act not in ("silu", "swish"):
             return NotImplemented
 
-        def inner(gate: FloatArray, out: FloatArray, up: FloatArray) -> None:
-            _silu(gate, out)
-            out *= up
-
-        hidden = self._elementwise(inner, linear(x, **gate_proj), linear(x, **up_proj))
+        (hidden,) = self._pieces(gated, 1, linear(x, **gate_proj), linear(x, **up_proj))
         return linear(hidden, **down_proj)
 
     def diff_attention(
@@ -133,19 +129,18 @@ class NumpyKernels:
         With P = exp(S − max S) and row sums s, (P₁/s₁ − λ P₂/s₂) V = ((P₁ − λ (s₁/s₂) P₂) V) / s₁. Only the scores of
         a block are held, so that memory grows with T and not with T².
         """
-        if not _fits(q1, k1, q2, k2, v):
+        if not fits(q1, k1, q2, k2, v):
             return NotImplemented
         B, H, T, _ = q1.shape
         K, S, e = v.shape[1:]
         lambdas = np.asarray(lambda_, dtype=q1.dtype)
-        if (causal and S < T) or not _covers(lambdas, (B, H, T, 1)) or (mask is not None and mask.dtype != np.bool_):
+        if (causal and S < T) or not covers(lambdas, (B, H, T, 1)) or (mask is not None and mask.dtype != np.bool_):
             return NotImplemented
-        if any(x is not None and not _covers(x, (B, _mask_heads(x, H), T, S)) for x in (mask, bias)):
+        if any(x is not None and not covers(x, (B, mask_heads(x, H), T, S)) for x in (mask, bias)):
             return NotImplemented
         lambdas = np.broadcast_to(lambdas, (B, H, T, 1))
-        masks, biases = _by_map(mask, H), _by_map(bias, H)
+        masks, biases = by_map(mask, H), by_map(bias, H)
         out = np.empty((B, H, T, e), q1.dtype)
-        G = H // K
 
         def block(at: tuple[slice, slice, slice, slice]) -> None:
             b, h, k, t = at
@@ -153,17 +148,57 @@ class NumpyKernels:
             hidden = np.triu(np.ones((t.stop - t.start,) * 2, dtype=np.bool_), 1) if causal else None
             maps = []
             for q, key, m, z in ((q1, k1, masks[0], biases[0]), (q2, k2, masks[1], biases[1])):
-                m, z = (None if x is None else _part(x, (b, h, t, slice(keys))) for x in (m, z))
-                maps.append(_map(q[b, h, t], key[b, k, :keys], m, z, hidden))
+                m, z = (None if x is None else part_of(x, (b, h, t, slice(keys))) for x in (m, z))
+                maps.append(softmax_rows(q[b, h, t], key[b, k, :keys], m, z, hidden))
             (p1, s1), (p2, s2) = maps
             p2 *= lambdas[b, h, t] * (s1 / s2)
             p1 -= p2
             product = p1.reshape(*p1.shape[:1], k.stop - k.start, -1, keys) @ v[b, k, :keys]
             np.divide(product.reshape(*p1.shape[:3], e), s1, out=out[b, h, t])
 
+        self._by_queries(block, (B, H, T, S), K)
+        return out
+
+    def plain_heads(
+        self,
+        q: FloatArray,
+        k: FloatArray,
+        v: FloatArray,
+        mask: NDArray[np.bool_] | None = None,
+        bias: FloatArray | None = None,
+        *,
+        causal: bool = True,
+        attention_weights: Callable[..., Any] = layers.attention_weights,
+    ) -> Any:
+        """Go through heads and blocks of queries as `diff_attention` does, over one map."""
+        if not fits(q, k, q, k, v) or (causal and k.shape[2] < q.shape[2]):
+            return NotImplemented
+        (B, H, T, _), (K, S, e) = q.shape, v.shape[1:]
+        if any(x is not None and not covers(x, (B, H, T, S)) for x in (mask, bias)):
+            return NotImplemented
+        if mask is not None and mask.dtype != np.bool_:
+            return NotImplemented
+        see = [None if x is None else x[(None,) * (4 - x.ndim)] for x in (mask, bias)]
+        out = np.empty((B, T, H, e), q.dtype)
+
+        def block(at: tuple[slice, slice, slice, slice]) -> None:
+            b, h, k_, t = at
+            keys = S - T + t.stop if causal else S
+            hidden = np.triu(np.ones((t.stop - t.start,) * 2, dtype=np.bool_), 1) if causal else None
+            m, z = (None if x is None else part_of(x, (b, h, t, slice(keys))) for x in see)
+            p, sums = softmax_rows(q[b, h, t], k[b, k_, :keys], m, z, hidden)
+            product = p.reshape(*p.shape[:1], k_.stop - k_.start, -1, keys) @ v[b, k_, :keys]
+            np.divide(product.reshape(*p.shape[:3], e), sums, out=out[b, t, h].swapaxes(1, 2))
+
+        self._by_queries(block, (B, H, T, S), K)
+        return out.reshape(B, T, H * e)
+
+    def _by_queries(self, block: Callable[[Any], None], shape: tuple[int, int, int, int], groups: int) -> None:
+        """Call `block` for slices of batch, query heads, key heads and queries with about `SCORES` scores a map."""
+        (B, H, T, S), G = shape, shape[1] // groups
         if B * H * T * S <= SCORES:
-            block((slice(0, B), slice(0, H), slice(0, K), slice(0, T)))
-            return out
+            block((slice(0, B), slice(0, H), slice(0, groups), slice(0, T)))
+            return
         rows = min(max(SCORES // (G * S), 1), QUERIES)
         self._workers.each(
             block,
@@ -171,32 +206,38 @@ class NumpyKernels:
                 (slice(b, b + 1), slice(k * G, k * G + G), slice(k, k + 1), slice(t, min(t + rows, T)))
                 for t in reversed(range(0, T, rows))  # the longest rows first, so that threads end together
                 for b in range(B)
-                for k in range(K)
+                for k in range(groups)
             ],
         )
-        return out
 
-    def _elementwise(self, step: Callable[..., None], *arrays: FloatArray) -> FloatArray:
-        """Call `step(first, out, *others)` on pieces of arrays of one shape, whatever order they lie in."""
+    def _pieces(self, step: Callable[..., None], results: int, *arrays: FloatArray) -> list[FloatArray]:
+        """Call `step(outs, *arrays)` on pieces of arrays of one shape, whatever order they lie in."""
         first = arrays[0]
-        order: Literal["F", "C"] = "F" if first.flags.f_contiguous and not first.flags.c_contiguous else "C"
-        flat = [a.ravel(order=order) for a in arrays]
-        out: FloatArray = np.empty(first.size, first.dtype)
+        rows = first.reshape(-1, first.shape[-1]) if first.ndim > 1 and first.size else first
+        order: Literal["F", "C"] = "F" if rows.flags.f_contiguous and not rows.flags.c_contiguous else "C"
+        flat = [a.reshape(rows.shape).ravel(order=order) for a in arrays]
+        outs: list[FloatArray] = [np.empty(first.size, first.dtype) for _ in range(results)]
 
         def part(start: int, stop: int) -> None:
             for i in range(start, stop, ELEMENTS):
                 piece = slice(i, min(i + ELEMENTS, stop))
-                step(flat[0][piece], out[piece], *(a[piece] for a in flat[1:]))
+                step([out[piece] for out in outs], *(a[piece] for a in flat))
 
         if first.size < WORTH_A_THREAD:
             part(0, first.size)
         else:
             self._workers.split(first.size, part, align=16)
-        result: FloatArray = out.reshape(first.shape, order=order)
-        return result
+        return [out.reshape(rows.shape, order=order).reshape(first.shape) for out in outs]
 
 
-def _silu(x: FloatArray, out: FloatArray) -> None:
+def gated(outs: list[FloatArray], gate: FloatArray, up: FloatArray) -> None:
+    """Write silu(gate) ⊙ up."""
+    _silu(outs, gate)
+    outs[0] *= up
+
+
+def _silu(outs: list[FloatArray], x: FloatArray) -> None:
+    (out,) = outs
     np.negative(x, out=out)
     with np.errstate(over="ignore"):  # e^−x = ∞ gives the right limit, 0
         np.exp(out, out=out)
@@ -204,7 +245,8 @@ def _silu(x: FloatArray, out: FloatArray) -> None:
     np.divide(x, out, out=out)
 
 
-def _fits(q1: FloatArray, k1: FloatArray, q2: FloatArray, k2: FloatArray, v: FloatArray) -> bool:
+def fits(q1: FloatArray, k1: FloatArray, q2: FloatArray, k2: FloatArray, v: FloatArray) -> bool:
+    """Whether queries, keys and values are (B, H, T, d), (B, K, S, d), (B, K, S, e), with H a multiple of K."""
     return (
         q1.ndim == k1.ndim == v.ndim == 4
         and q1.shape == q2.shape
@@ -219,18 +261,18 @@ def _fits(q1: FloatArray, k1: FloatArray, q2: FloatArray, k2: FloatArray, v: Flo
     )
 
 
-def _mask_heads(x: NDArray[Any], heads: int) -> int:
+def mask_heads(x: NDArray[Any], heads: int) -> int:
     """How many heads a mask or bias may have: those of one map, or those of both."""
     return 2 * heads if x.ndim > 2 and x.shape[-3] == 2 * heads else heads
 
 
-def _covers(x: NDArray[Any], shape: tuple[int, ...]) -> bool:
+def covers(x: NDArray[Any], shape: tuple[int, ...]) -> bool:
     """Whether `x` broadcasts to `shape` without enlarging it."""
     axes = (1,) * (len(shape) - x.ndim) + x.shape
     return len(axes) == len(shape) and all(m in (1, n) for m, n in zip(axes, shape, strict=True))
 
 
-def _by_map(x: NDArray[Any] | None, heads: int) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+def by_map(x: NDArray[Any] | None, heads: int) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
     """Give each map its part of a mask or bias, with all four axes."""
     if x is None:
         return None, None
@@ -238,12 +280,12 @@ def _by_map(x: NDArray[Any] | None, heads: int) -> tuple[NDArray[Any] | None, ND
     return (x[:, :heads], x[:, heads:]) if x.shape[1] == 2 * heads else (x, x)
 
 
-def _part(x: NDArray[Any], at: tuple[slice, slice, slice, slice]) -> NDArray[Any]:
+def part_of(x: NDArray[Any], at: tuple[slice, slice, slice, slice]) -> NDArray[Any]:
     """Cut a mask or bias to a block; an axis of length 1 stands for all."""
     return x[tuple(s if n > 1 else slice(None) for s, n in zip(at, x.shape, strict=True))]
 
 
-def _map(
+def softmax_rows(
     q: FloatArray,
     k: FloatArray,
     mask: NDArray[Any] | None,
