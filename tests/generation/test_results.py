@@ -1,0 +1,67 @@
+"""What comes back with `return_dict_in_generate`, whichever way was decoded: kinds, shapes, and what each number is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.generation.generate import generate
+from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+from refdiff.generation.sampling import log_softmax
+
+from .fakes import FakeModel
+
+PROMPT = [[5, 6, 7], [8, 9, 10]]
+ASKED = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "max_new_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, 2),
+        ({"do_sample": True, "num_return_sequences": 3}, 6),
+        ({"penalty_alpha": 0.6, "top_k": 4}, 2),
+    ],
+)
+def test_one_text_at_a_time(options: dict[str, Any], rows: int) -> None:
+    out = generate(FakeModel(), PROMPT, seed=1, eos_token_id=None, repetition_penalty=1.5, **ASKED, **options)
+    assert isinstance(out, GenerateDecoderOnlyOutput)
+    assert out.sequences.shape == (rows, 7)
+    assert out.sequences.dtype == np.int64
+    assert out.scores is not None
+    assert out.logits is not None
+    assert [s.shape for s in out.scores] == [s.shape for s in out.logits] == [(rows, 23)] * 4
+    assert not any(np.array_equal(s, z) for s, z in zip(out.scores, out.logits, strict=True))  # a processor was between
+    assert len(out.cache) >= 6
+
+
+@pytest.mark.parametrize("asked", [{}, {"output_scores": True}, {"output_logits": True}])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_only_what_was_asked_for_is_there(asked: dict[str, bool], beams: int) -> None:
+    out = generate(FakeModel(), PROMPT, num_beams=beams, max_new_tokens=3, return_dict_in_generate=True, **asked)
+    assert isinstance(out, GenerateBeamDecoderOnlyOutput if beams > 1 else GenerateDecoderOnlyOutput)
+    assert (out.scores is not None) == ("output_scores" in asked)
+    assert (out.logits is not None) == ("output_logits" in asked)
+    if isinstance(out, GenerateBeamDecoderOnlyOutput):
+        assert (out.sequences_scores is not None) == ("output_scores" in asked)
+
+
+def test_beams_add_up() -> None:
+    """The score of a sequence is the sum of its tokens' entries in `scores`, found through `beam_indices`."""
+    options = {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.0, "eos_token_id": None}
+    out = generate(FakeModel(), PROMPT, **ASKED, **options)
+    assert isinstance(out, GenerateBeamDecoderOnlyOutput)
+    assert out.sequences.shape == (4, 7)
+    assert out.sequences_scores is not None
+    assert out.sequences_scores.shape == (4,)
+    assert out.beam_indices is not None
+    assert out.beam_indices.shape == (4, 4)
+    assert out.scores is not None
+    assert out.logits is not None
+    assert [s.shape for s in out.scores] == [(8, 23)] * 4
+    for row in range(4):
+        tokens = out.sequences[row, 3:]
+        steps = [log_softmax(z)[i, t] for z, i, t in zip(out.logits, out.beam_indices[row], tokens, strict=True)]
+        np.testing.assert_allclose(out.sequences_scores[row], np.sum(steps), rtol=1e-12)
