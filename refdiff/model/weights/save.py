@@ -53,7 +53,7 @@ def save(
     ``dtype`` is the precision in the file; None stores the arrays as they are, float32 or float64. ``max_shard_size``
     is in bytes, or a number with KB, MB, GB or TB (powers of 1000): weights that do not fit are split in
     the order of their names, and a tensor larger than that gets a file to itself. The same input gives the same bytes,
-    which are those that transformers writes.
+    which are those that transformers writes of a model it has loaded.
 
     Raises:
         ValueError: ``params`` are not those of ``architecture`` with this ``config``, a value is beyond float16's
