@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """A command line that cannot be carried out, found after parsing; the exit status is 2."""
 
 
@@ -27,14 +27,17 @@ class Number:
             value = self.kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a {self._name}; {self.accepted}") from None
-        return self.check(value)
+        return self.check(value, text)
 
-    def check(self, value: object) -> int | float:
+    def check(self, value: object, shown: str | None = None) -> int | float:
         """Return a number that is inside the limits; raises argparse.ArgumentTypeError for anything else."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or (self.kind is int and value != int(value)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise argparse.ArgumentTypeError(f"{value!r} is not a {self._name}; {self.accepted}")
-        if not (self.low < value if self.above else self.low <= value) or value > self.high or math.isinf(value):
-            raise argparse.ArgumentTypeError(f"{value} is out of range; {self.accepted}")
+        if self.kind is int and isinstance(value, float) and not value.is_integer():
+            raise argparse.ArgumentTypeError(f"{value!r} is not a {self._name}; {self.accepted}")
+        inside = self.low < value if self.above else self.low <= value
+        if not inside or value > self.high or value == math.inf:
+            raise argparse.ArgumentTypeError(f"{shown or value} is out of range; {self.accepted}")
         return self.kind(value)
 
     @property

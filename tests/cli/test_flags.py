@@ -9,10 +9,16 @@ import pytest
 from refdiff.cli.flags import Number
 
 
-@pytest.mark.parametrize("value", [True, "3", None, 2.5, [1]])
+@pytest.mark.parametrize("value", [True, "3", None, 2.5, [1], float("inf"), float("nan")])
 def test_a_field_of_another_kind_is_refused(value: object) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number"):
         Number(int, 0).check(value)
+
+
+def test_a_number_of_any_length_is_compared() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is out of range"):
+        Number(float, 0, 1).check(10**400)
+    assert Number(int, 0).check(10**400) == 10**400
 
 
 def test_whole_numbers_may_be_spelled_as_floats_in_json() -> None:

@@ -68,7 +68,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["generate", "--top-p", "0", "x"],
-            "argument --top-p: 0.0 is out of range; give a number above 0 to 1 (1 = off)",
+            "argument --top-p: 0 is out of range; give a number above 0 to 1 (1 = off)",
         ),
         (["generate", "--top-k", "-1", "x"], "--top-k: -1 is out of range; give a whole number from 0 up (0 = off)"),
         (["generate", "--top-k", "2.5", "x"], "--top-k: '2.5' is not a whole number; give a whole number from 0 up"),
