@@ -97,7 +97,7 @@ class DiffLlamaForCausalLM(TrainableModel):
 
     def generate(
         self,
-        input_ids: Any,
+        input_ids: Any = None,
         attention_mask: Any = None,
         streamer: Any = None,
         generator: np.random.Generator | None = None,
