@@ -148,6 +148,7 @@ def test_yarn_scale() -> None:
     usual = 0.1 * math.log(3) + 1
     assert scale("yarn") == pytest.approx(usual, rel=1e-15)
     assert scale("yarn", factor=math.e**2) == pytest.approx(1.2, rel=1e-15)
+    assert scale("yarn", factor=1.5) == pytest.approx(0.1 * math.log(1.5) + 1, rel=1e-15)
     assert scale("yarn", factor=1.0) == scale("yarn", factor=0.5) == 1
     assert scale("yarn", attention_factor=1.7, mscale=2.0, mscale_all_dim=3.0) == 1.7
     # one of the two is not enough, and zero is as good as none
