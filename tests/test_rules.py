@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = sorted((PACKAGE / "layers").glob("[!_]*.py"))
 
 # A file imports only from those before it: the tree is the path of the data, and the order of imports.
-ORDER = ("errors", "arrays", "hub", "layers", "backends", "model", "convert", "generation", "pipelines", "cli")
+ORDER = ("errors", "arrays", "hub", "layers", "backends", "model", "convert", "generation", "training", "pipelines", "cli")
 HEADINGS = ("Equation:", "Used as:", "Shapes:", "Precision:", "Raises:")
 
 
@@ -111,7 +111,7 @@ def test_layer_docstrings_have_their_headings_in_order(path: Path) -> None:
 
 MIRRORED = [
     path
-    for part in ("layers", "model", "generation", "backends", "cli", "hub")
+    for part in ("layers", "model", "generation", "training", "backends", "cli", "hub")
     for path in sorted((PACKAGE / part).rglob("[!_]*.py"))
 ]
 

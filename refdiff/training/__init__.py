@@ -1,0 +1,7 @@
+"""TEXT → WEIGHTS: data, optimizers, and the loop that trains a model and can be killed at any moment."""
+
+from refdiff.training.adamw import AdamW
+from refdiff.training.muon import Muon, newton_schulz
+from refdiff.training.schedule import clip, global_norm, learning_rate
+
+__all__ = ["AdamW", "Muon", "clip", "global_norm", "learning_rate", "newton_schulz"]

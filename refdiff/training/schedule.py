@@ -1,0 +1,61 @@
+"""Learning rate by step, and gradients kept to a length."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from refdiff.arrays import Array, namespace
+
+SCHEDULES = ("cosine", "constant")
+
+
+def learning_rate(
+    step: int, *, peak: float, steps: int, warmup: int, schedule: str = "cosine", final: float = 0.1
+) -> float:
+    """Return the learning rate of a step: up in a line, then down along a cosine, or constant.
+
+    Equation:
+        η = peak · (step + 1) / warmup in the first steps; then peak · (f + (1 − f) (1 + cos π x) / 2), x from 0 to 1
+        over the others, or peak
+
+    Args:
+        step: from 0.
+        final: f, the part of the peak that is left at the end of the cosine.
+
+    Raises:
+        ValueError: an unknown schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule is {schedule!r}, but must be one of {', '.join(SCHEDULES)}")
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    x = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return peak * (final + (1 - final) * (1 + math.cos(math.pi * x)) / 2)
+
+
+def global_norm(grads: dict[str, Array]) -> float:
+    """Return √ Σ g² over all gradients."""
+    return math.sqrt(sum(float(namespace(g).sum(g * g)) for g in grads.values()))
+
+
+def clip(grads: dict[str, Array], limit: float) -> tuple[dict[str, Array], float]:
+    """Scale all gradients by one factor where their common norm is above `limit`; return them and the norm before.
+
+    Equation:
+        g ← g · min(1, limit / (|g| + 10⁻⁶)), as in torch
+    """
+    norm = global_norm(grads)
+    factor = limit / (norm + 1e-6)
+    return (grads if factor >= 1 else {name: g * factor for name, g in grads.items()}), norm
+
+
+def add(total: Any, more: Any, share: float) -> Any:
+    """Return total + share · more of two nested dicts of gradients; None for `total` is nothing yet."""
+    if isinstance(more, dict):
+        return {name: add(None if total is None else total[name], value, share) for name, value in more.items()}
+    if isinstance(more, list):
+        return [add(None if total is None else total[i], value, share) for i, value in enumerate(more)]
+    return more * share if total is None else total + more * share
