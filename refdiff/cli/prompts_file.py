@@ -111,6 +111,8 @@ def run(
     A prompt that fails is reported on standard error, leaves no line, and is tried again by the next run; the exit
     status is then 1.
     """
+    if args.output == "-":
+        args.output = None
     base = 0 if args.seed is None else args.seed
     shard = [p for p in prompts if p.index % args.num_shards == args.shard_index]
     seeds = {p.index: p.options.get("seed", base + p.index) for p in shard}
@@ -173,7 +175,7 @@ def _answer(
 @contextmanager
 def _output(path: str | None, prompts: dict[int, Prompt], seeds: dict[int, int]) -> Iterator[tuple[BinaryIO, set[int]]]:
     """Open the output for appending, and tell which prompts it answers already; a half-written last line is removed."""
-    if path in (None, "-"):
+    if path is None:
         yield sys.stdout.buffer, set()
         return
     with open(path, "ab+") as file:  # noqa: PTH123, there is one way to open in this mode

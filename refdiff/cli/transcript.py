@@ -50,6 +50,8 @@ class Transcript:
     def close(self, finish_reason: str) -> None:
         """Pass on what was held back."""
         self.finish_reason = finish_reason
+        if self._decode is not None:
+            self._feed(self._decode.end())
         self._emit(len(self._pending))
 
     @property

@@ -165,6 +165,14 @@ def test_a_killed_run_of_many_prompts_goes_on_where_it_was(
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def test_prompts_from_a_pipe_into_a_pipe(reciting: Path, run: Run) -> None:
+    command = ["generate", "-q", "-m", reciting, "--prompts-file", "-", "-o", "-"]
+    done = run(*command, stdin="h\n日本h\n".encode())
+    assert (done.returncode, done.stderr) == (0, b"")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["prompt"], row["text"]) for row in rows] == [("h", TEXT), ("日本h", TEXT)]
+
+
 def _in_terminal(environment: dict[str, str], cwd: Path, *arguments: str | Path) -> tuple[int, str]:
     """Run with standard error on a terminal 80 columns wide; its exit status and what the terminal got."""
     import fcntl
