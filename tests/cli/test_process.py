@@ -173,7 +173,7 @@ def test_prompts_from_a_pipe_into_a_pipe(reciting: Path, run: Run) -> None:
     assert [(row["prompt"], row["text"]) for row in rows] == [("h", TEXT), ("日本h", TEXT)]
 
 
-def _in_terminal(environment: dict[str, str], cwd: Path, *arguments: str | Path) -> tuple[int, str]:
+def in_terminal(environment: dict[str, str], cwd: Path, *arguments: str | Path) -> tuple[int, str]:
     """Run with standard error on a terminal 80 columns wide; its exit status and what the terminal got."""
     import fcntl
     import pty
@@ -208,11 +208,11 @@ def test_the_progress_bar_is_for_terminals_only(
 ) -> None:
     (tmp_path / "prompts.txt").write_text("a h\nb h\nc h\n")
     command = ["generate", "-m", reciting, "--prompts-file", "prompts.txt"]
-    status, seen = _in_terminal(environment, tmp_path, *command)
+    status, seen = in_terminal(environment, tmp_path, *command)
     assert status == 0
     assert re.search(r"100%\|.*\| 3/3 \[", seen)
     assert max(len(line) for line in re.split(r"[\r\n]+", seen)) <= 80
-    status, seen = _in_terminal(environment, tmp_path, *command, "-q")
+    status, seen = in_terminal(environment, tmp_path, *command, "-q")
     assert (status, seen) == (0, "")
     done = run(*command)
     assert b"%|" not in done.stderr

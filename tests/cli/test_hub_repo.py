@@ -1,0 +1,64 @@
+"""A hub repo from the command line: downloads with progress, offline, seen from afar; the hub is a look-alike."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..hub.lookalike import Lookalike, serve
+from .conftest import Run
+from .test_process import TEXT, in_terminal
+
+
+@pytest.fixture
+def hub(reciting: Path, environment: dict[str, str], tmp_path: Path) -> Iterator[Lookalike]:
+    """A hub with the repo ai/reciting, which the processes of this test ask in place of the real one."""
+    with serve() as server:
+        server.repo("ai/reciting", {path.name: path.read_bytes() for path in reciting.iterdir()})
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+            environment.pop(name, None)
+        environment.update(HF_ENDPOINT=server.endpoint, HF_HOME=str(tmp_path / "home"), HF_HUB_DISABLE_XET="1")
+        yield server
+
+
+def test_generate_downloads_once_and_then_works_offline(hub: Lookalike, run: Run) -> None:
+    done = run("generate", "-m", "ai/reciting", "h")
+    assert (done.returncode, done.stdout.decode()) == (0, TEXT + "\n"), done.stderr.decode()
+    assert b"%|" not in done.stderr
+    asked = len(hub.requests)
+    done = run("generate", "-q", "--offline", "-m", "ai/reciting", "h")
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, TEXT + "\n", b"")
+    assert len(hub.requests) == asked
+
+
+def test_a_download_shows_bytes_and_eta_on_a_terminal(
+    hub: Lookalike, environment: dict[str, str], tmp_path: Path
+) -> None:
+    status, seen = in_terminal(environment, tmp_path, "generate", "-m", "ai/reciting", "h")
+    assert status == 0
+    assert "model.safetensors" in seen
+    assert "B/s" in seen
+    shutil.rmtree(tmp_path / "home")
+    status, seen = in_terminal(environment, tmp_path, "generate", "-q", "-m", "ai/reciting", "h")
+    assert (status, seen) == (0, "")
+
+
+def test_inspect_does_not_download_the_weights(hub: Lookalike, run: Run, reciting: Path, tmp_path: Path) -> None:
+    done = run("inspect", "ai/reciting")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().splitlines()[0] == "ai/reciting"
+    here = run("inspect", reciting).stdout.decode()
+    assert done.stdout.decode().splitlines()[1:] == here.splitlines()[1:]
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+    assert all(request.range for request in hub.asked("model.safetensors"))
+
+
+@pytest.mark.parametrize("command", [["inspect", "ai/absent"], ["generate", "-m", "ai/absent", "h"]])
+def test_a_repo_that_is_not_there_is_one_line(command: list[str], hub: Lookalike, run: Run) -> None:
+    done = run(*command)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(f"refdiff {command[0]}: error: ai/absent: ".encode())
+    assert done.stderr.count(b"\n") == 1
