@@ -1,0 +1,198 @@
+"""A text file → tokens on disk → packed batches, in an order that a seed decides.
+
+A corpus is a folder: the tokenizer, and the tokens of the training and the validation part, each as one flat file that
+is mapped and never read as a whole. Before each document, and behind the last, stands the separator's token:
+
+    tokens       ⊣ a b c d e ⊣ f g h ⊣ ...        rows of T = 6 that share one token, so that each is predicted once
+    row 0        ⊣ a b c d e
+    row 1                  e ⊣ f g h ⊣
+    positions              0 0 1 2 3 0            a document begins at 0 and sees nothing of the one before
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.model.json_files import read_json, write_json
+from refdiff.training.documents import SEPARATOR, pieces, split_at
+
+if TYPE_CHECKING:
+    import tokenizers
+
+SMALLEST_VOCABULARY = 257
+"""The 256 bytes and the separator."""
+
+PARTS = ("train", "validation")
+_TOGETHER = 64  # pieces that are encoded in one call
+
+
+class Corpus:
+    """The tokens of a text on disk.
+
+    Attributes:
+        folder: where they are, with tokenizer.json and tokenizer_config.json.
+        vocab_size: how many tokens the tokenizer has.
+        separator: the id of the separator.
+        num_bytes: of each part, how many bytes of text its documents have.
+        tokens: of each part, the mapped ids.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        about = read_json(folder / "corpus.json")
+        self.folder = folder
+        self.vocab_size: int = about["vocab_size"]
+        self.separator: int = about["separator"]
+        self.num_bytes: dict[str, int] = about["num_bytes"]
+        self.tokens: dict[str, NDArray[Any]] = {
+            part: np.memmap(folder / f"{part}.bin", about["dtype"], "r", shape=(about["num_tokens"][part],))
+            for part in PARTS
+        }
+
+    @classmethod
+    def from_text(
+        cls, text: Path, folder: Path, *, vocab_size: int, validation: float = 0.02,
+        progress: Callable[[str], None] = lambda what: None,
+    ) -> Corpus:  # fmt: skip
+        """Train a byte-level BPE tokenizer on all but the last part of a text, and write the tokens of both parts.
+
+        Args:
+            text: a UTF-8 file; a line `<|endoftext|>` separates two documents.
+            folder: made; whole, or not there.
+            vocab_size: 257 or more.
+            validation: the part of the file, at its end, that training never sees; nor does the tokenizer's training.
+            progress: is told what begins.
+
+        Raises:
+            ValueError: the file is empty, too short or not UTF-8, or has not enough in it for such a vocabulary.
+            OSError: it cannot be read, or the disk is full; then `folder` is not there.
+        """
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"vocab_size is {vocab_size}, but must be {SMALLEST_VOCABULARY} or more: 256 bytes and one"
+            )
+        cut, size = split_at(text, validation), text.stat().st_size
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            progress("training the tokenizer")
+            tokenizer = _train_tokenizer(text, cut, vocab_size)
+            _save_tokenizer(tokenizer, staging)
+            kind = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+            counts = {}
+            for part, start, stop in (("train", 0, cut), ("validation", cut, size)):
+                progress(f"encoding the {part} part")
+                counts[part] = _encode(tokenizer, pieces(text, start, stop), staging / f"{part}.bin", kind)
+            about = {
+                "vocab_size": vocab_size,
+                "separator": tokenizer.token_to_id(SEPARATOR),
+                "dtype": kind.str,
+                "num_tokens": {part: counts[part][0] for part in PARTS},
+                "num_bytes": {part: counts[part][1] for part in PARTS},
+                "source": {"name": text.name, "bytes": size, "validation_from_byte": cut},
+            }
+            write_json(staging / "corpus.json", about)
+            staging.rename(folder)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        return cls(folder)
+
+    def rows(self, part: str, length: int) -> int:
+        """How many rows of `length` tokens a part has.
+
+        Raises:
+            ValueError: not one.
+        """
+        count = (len(self.tokens[part]) - 1) // (length - 1)
+        if count < 1:
+            raise ValueError(
+                f"the {part} part of the text has {len(self.tokens[part])} tokens, but a row needs {length}: take a "
+                "longer text, a shorter context, or another share for validation"
+            )
+        return count
+
+    def batch(self, part: str, rows: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the ids (B, T) of rows by number, and the positions of each token in its document."""
+        at = rows[:, None] * (length - 1) + np.arange(length)
+        ids = self.tokens[part][at].astype(np.int64)
+        index = np.arange(length)
+        starts = np.maximum.accumulate(np.where(ids == self.separator, index, 0), axis=1)
+        return ids, index - starts
+
+
+def row_order(count: int, seed: int, first: int, number: int) -> NDArray[np.int64]:
+    """Return the rows number `first` to `first + number` of an endless order: every epoch a new shuffle of all rows."""
+    chosen: list[NDArray[np.int64]] = []
+    while number > 0:
+        epoch, start = divmod(first, count)
+        order = np.random.default_rng((seed, epoch)).permutation(count)[start : start + number]
+        chosen.append(order)
+        first, number = first + len(order), number - len(order)
+    return np.concatenate(chosen)
+
+
+def _train_tokenizer(text: Path, cut: int, vocab_size: int) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((piece for piece, _ in pieces(text, 0, cut)), trainer)
+    found = tokenizer.get_vocab_size()
+    if found == SMALLEST_VOCABULARY < vocab_size:
+        raise ValueError(f"{text}: there is no text to learn from: the file is empty, or has a line or two")
+    if found < vocab_size:
+        raise ValueError(f"vocab_size is {vocab_size}, but this text has only enough for {found}: take that or less")
+    separator = tokenizer.token_to_id(SEPARATOR)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SEPARATOR} $A", special_tokens=[(SEPARATOR, separator)]
+    )
+    return tokenizer
+
+
+def _save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    names = {f"{name}_token": SEPARATOR for name in ("bos", "eos")}
+    write_json(
+        folder / "tokenizer_config.json",
+        {**names, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False},
+    )
+
+
+def _encode(
+    tokenizer: tokenizers.Tokenizer, text: Iterator[tuple[str, bool]], path: Path, kind: np.dtype[Any]
+) -> tuple[int, int]:
+    """Write the tokens of all documents, and return how many there are, and the bytes of text."""
+    separator = tokenizer.token_to_id(SEPARATOR)
+    tokenizer.encode_special_tokens = True  # a separator inside a line is text
+    count, num_bytes, begins = 0, 0, True
+    try:
+        with path.open("wb") as file:
+            while together := list(itertools.islice(text, _TOGETHER)):
+                encoded = tokenizer.encode_batch_fast([piece for piece, _ in together], add_special_tokens=False)
+                for (piece, ends), encoding in zip(together, encoded, strict=True):
+                    ids = np.array([separator] * begins + encoding.ids, kind)
+                    file.write(ids.tobytes())
+                    count, begins = count + len(ids), ends
+                    num_bytes += len(piece.encode())
+            file.write(np.array([separator], kind).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        tokenizer.encode_special_tokens = False
+    return count + 1, num_bytes

@@ -1,0 +1,146 @@
+"""Text to packed batches: every token predicted once, nothing seen of other documents, the same order again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.training import documents
+from refdiff.training.data import Corpus, row_order
+
+WORDS = ("king", "queen", "forest", "little", "once", "there", "lived", "and", "the", "fox", "dream", "golden")
+
+
+def text(documents_: int = 60, seed: int = 0) -> str:
+    rng = np.random.default_rng(seed)
+    made = [" ".join(rng.choice(WORDS, rng.integers(5, 60))) + ".\n" for _ in range(documents_)]
+    return "<|endoftext|>\n".join(made)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(text(), encoding="utf-8")
+    return path
+
+
+def make(path: Path, vocab_size: int = 280, **options: float) -> Corpus:
+    return Corpus.from_text(path, path.parent / "corpus", vocab_size=vocab_size, **options)
+
+
+def test_tokens_say_the_text_and_validation_is_its_end(path: Path) -> None:
+    corpus = make(path, validation=0.2)
+    tokenizer = refdiff.Tokenizer.from_pretrained(corpus.folder)
+    parts = [tokenizer.decode(corpus.tokens[part]).split("<|endoftext|>") for part in ("train", "validation")]
+    assert [part[0] for part in parts] == [part[-1] for part in parts] == ["", ""]
+    whole = path.read_text(encoding="utf-8")
+    found = "".join(t for part in parts for t in part).replace("\n", "")
+    assert found == whole.replace("<|endoftext|>", "").replace("\n", "")
+    assert 0.1 < corpus.num_bytes["validation"] / len(whole) < 0.21
+    assert corpus.num_bytes["train"] == sum(len(t) for t in parts[0])
+    assert corpus.vocab_size == 280
+
+
+def test_prompts_begin_as_documents_do(path: Path) -> None:
+    corpus = make(path)
+    tokenizer = refdiff.Tokenizer.from_pretrained(corpus.folder)
+    ids = tokenizer.encode("the king")
+    assert ids[0] == corpus.separator == tokenizer.eos_token_id
+    assert tokenizer.decode(ids[1:]) == "the king"
+
+
+def test_the_tokenizer_has_not_seen_the_validation_part(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(text() + "zzzzzz zzzzzz\n" * 12, encoding="utf-8")
+    corpus = Corpus.from_text(path, tmp_path / "corpus", vocab_size=280, validation=0.008)
+    assert len(corpus.tokens["validation"]) > 60  # of one letter each
+
+
+def test_every_token_but_the_first_is_predicted_once(path: Path) -> None:
+    corpus = make(path)
+    tokens, length = corpus.tokens["train"], 7
+    rows = corpus.rows("train", length)
+    ids, _ = corpus.batch("train", np.arange(rows), length)
+    np.testing.assert_array_equal(ids[:, 1:].reshape(-1), tokens[1 : rows * 6 + 1])
+    np.testing.assert_array_equal(ids[1:, 0], ids[:-1, -1])
+    assert len(tokens) - (rows * 6 + 1) < 6
+
+
+def test_documents_begin_at_position_0(path: Path) -> None:
+    corpus = make(path)
+    ids, positions = corpus.batch("train", np.arange(corpus.rows("train", 50)), 50)
+    for row, places in zip(ids, positions, strict=True):
+        count = -1
+        for token, place in zip(row, places, strict=True):
+            count = 0 if token == corpus.separator else count + 1
+            assert place == count
+    assert (positions[:, 1:] == 0).any()
+
+
+def test_gradients_see_nothing_of_the_document_before(path: Path) -> None:
+    corpus = make(path)
+    ids, positions = corpus.batch("train", np.arange(1), 200)
+    start = np.flatnonzero(positions[0] == 0)[1]
+    config = refdiff.DiffLlamaConfig(
+        vocab_size=280, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=4, pad_token_id=None,
+    )  # fmt: skip
+    model = refdiff.DiffLlamaForCausalLM.from_config(config)
+    labels = np.where(np.arange(200) > start, ids, -100)
+    loss, grads = model.loss_and_grad(ids, position_ids=positions, labels=labels)
+    other = ids.copy()
+    other[0, 1:start] = 5
+    again, _ = model.loss_and_grad(other, position_ids=positions, labels=labels)
+    assert loss == again
+    assert np.isfinite(grads["lm_head"]["weight"]).all()
+
+
+def test_the_order_is_a_shuffle_each_epoch_and_the_same_in_whatever_steps() -> None:
+    whole = row_order(10, 3, 0, 30)
+    for epoch in range(3):
+        assert sorted(whole[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert not np.array_equal(whole[:10], whole[10:20])
+    np.testing.assert_array_equal(np.concatenate([row_order(10, 3, i, 4) for i in range(0, 28, 4)]), whole[:28])
+    assert not np.array_equal(row_order(10, 4, 0, 10), whole[:10])
+
+
+def test_long_documents_have_the_tokens_of_the_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make(path)
+    monkeypatch.setattr(documents, "PIECE", 100)
+    cut = Corpus.from_text(path, path.parent / "other", vocab_size=280)
+    np.testing.assert_array_equal(cut.tokens["train"], whole.tokens["train"])
+
+
+def test_a_vocabulary_larger_than_the_text_allows(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"vocab_size is 5000, but this text has only enough for \d{3}: take"):
+        make(path, 5000)
+    assert [p.name for p in path.parent.iterdir()] == ["text.txt"]
+    with pytest.raises(ValueError, match="vocab_size is 256, but must be 257 or more"):
+        make(path, 256)
+
+
+@pytest.mark.parametrize("content", ["", "\n", "one line of text and no more"])
+def test_no_text_to_learn_from(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no text to learn from|only enough for"):
+        make(path)
+
+
+def test_too_few_tokens_for_one_row(path: Path) -> None:
+    corpus = make(path)
+    with pytest.raises(ValueError, match=r"the validation part of the text has \d+ tokens, but a row needs 10000"):
+        corpus.rows("validation", 10_000)
+
+
+def test_a_full_disk_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("refdiff.training.data.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(path)
+    assert [p.name for p in path.parent.iterdir()] == ["text.txt"]
