@@ -1,0 +1,74 @@
+"""What the README says: its code runs, its tree and its links are there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import refdiff
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "refdiff"
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_code_runs(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = _blocks("python")
+    names: dict[str, Any] = {}
+    exec(code.replace("PATH_OR_REPO", str(tiny_checkpoint)), names)
+    B, T = names["inputs"]["input_ids"].shape
+    out, config = names["out"], names["model"].config
+    assert names["ids"].shape[1] > T
+    assert capsys.readouterr().out
+    assert out.logits.shape == (B, T, config.vocab_size)
+    assert out.attentions[0].shape == (B, config.num_attention_heads, T, T)
+    assert out.differential_attentions[0].shape == (B, config.num_attention_heads // 2, T, T)
+    assert len(out.lambdas) == config.num_hidden_layers
+
+
+def test_the_commands_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "max_new_tokens": 3}\n')
+    lines = [line.split("#")[0] for block in _blocks("sh") for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith("refdiff") and "PATH_OR_REPO" in line]
+    assert len(commands) >= 3
+    for command in commands:
+        arguments = [word.replace("PATH_OR_REPO", str(tiny_checkpoint)) for word in command[1:]]
+        subprocess.run(
+            [sys.executable, "-m", "refdiff", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(refdiff.__file__).parents[1])},
+            check=True,
+            capture_output=True,
+        )
+    assert (tmp_path / "out.jsonl").read_bytes().count(b"\n") == 1
+
+
+def test_the_tree_is_the_one_that_is_there() -> None:
+    block = TEXT.split("<!-- tree -->")[1].split("<!-- end -->")[0]
+    named = re.findall(r"^[│├└─ ]*([\w.]+\.py|\w+/)", block, flags=re.MULTILINE)
+    assert len(named) > 10
+    known = {p.name for p in PACKAGE.rglob("*.py")} | {f"{p.name}/" for p in [*ROOT.iterdir(), *PACKAGE.rglob("*")]}
+    assert not [name for name in named if name not in known]
+    top = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in PACKAGE.iterdir()
+        if not path.name.startswith("_") and path.name != "py.typed"
+    }
+    assert not top - set(named)
+
+
+def test_links_lead_to_files_that_are_there() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in target]
+    assert targets
+    assert not [target for target in targets if not (ROOT / target).exists()]
