@@ -7,13 +7,25 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
+# dev: seconds, ci: minutes, nightly: an hour; chosen by REFDIFF_HYPOTHESIS, or by pytest's --hypothesis-profile.
+# All but nightly draw the same examples each time; a failing one is printed as the arguments of a call, and as a
+# @reproduce_failure line that runs it again. mutation is for tests that are to fail, and need not explain.
 settings.register_profile(
-    "dev", max_examples=30, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "dev",
+    max_examples=30,
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("ci", settings.get_profile("dev"), max_examples=200)
-settings.load_profile("ci" if os.environ.get("REFDIFF_HYPOTHESIS") == "ci" else "dev")
+settings.register_profile("nightly", settings.get_profile("dev"), max_examples=4000, derandomize=False)
+settings.register_profile(
+    "mutation", settings.get_profile("dev"), phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False
+)
+settings.load_profile(os.environ.get("REFDIFF_HYPOTHESIS") or "dev")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[bot] {% endif %}"

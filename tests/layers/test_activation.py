@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.layers import activation
-from refdiff.layers.activation import ACTIVATIONS, erf, sigmoid, softplus
+from refdiff.layers import activation, activation_vjp
+from refdiff.layers.activation import ACTIVATIONS, DERIVATIVES, erf, sigmoid, softplus
 from tests.layers import by_loops
 from tests.layers.by_loops import DIGITS, exact, rounded
 from tests.layers.inputs import says
@@ -97,6 +97,35 @@ def test_order_is_kept(x: float, y: float) -> None:
     for name in ("linear", "relu", "relu2", "relu6", "leaky_relu", "sigmoid", "tanh", "sqrtsoftplus", "laplace"):
         low, high = activation(np.array([[min(x, y)], [max(x, y)]]), name)
         assert low <= high
+
+
+def test_every_function_has_its_derivative() -> None:
+    assert list(DERIVATIVES) == list(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_derivative_is_that_of_the_definition(name: str) -> None:
+    x = np.array([-8.0, -3.5, -2.1, -1.0, -0.3, 0.2, 0.7, 1.3, 2.2, 3.4, 5.5, 6.5, 9.5, 11.0])[:, None]
+    expected = rounded([[DIGITS.diff(by_loops.ACTIVATIONS[name], z)] for z in exact(x[:, 0])])
+    (actual,) = activation_vjp(np.full(x.shape, 2.0), x, name)
+    assert np.abs(actual - 2 * expected).max() < 1e-12
+
+
+# where a function has a kink, and the derivative that torch takes there
+KINKS = {
+    "gelu_10": {10.0: 1.0, 10.1: 0.0},
+    "hardswish": {-3.0: 0.0, 3.0: 1.0},
+    "leaky_relu": {0.0: 0.01},
+    "relu": {0.0: 0.0},
+    "relu2": {0.0: 0.0},
+    "relu6": {0.0: 0.0, 6.0: 0.0},
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_derivative_at_a_kink(name: str) -> None:
+    x = np.array(list(KINKS[name]))[:, None]
+    close(*activation_vjp(np.ones(x.shape), x, name), np.array(list(KINKS[name].values()))[:, None], FLOAT64)
 
 
 @pytest.mark.parametrize(("name", "other"), SAME.items())

@@ -1,0 +1,61 @@
+"""Plant every mistake in turn, and run the property tests of its layer alone: `python -m tests.mistakes [name ...]`.
+
+A property test is one for which Hypothesis draws the inputs: no golden values, no transformers.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+os.environ |= {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "REFDIFF_HYPOTHESIS": "mutation",
+}
+
+from refdiff import layers
+from tests.mistakes import CATALOGUE, Mistake
+from tests.mutation.planted import Job, prepare, run
+
+ROOT = Path(__file__).parents[2]
+PROPERTIES = ("-m", "hypothesis and not slow")
+
+
+def tests_for(mistake: Mistake) -> tuple[str, ...]:
+    """The test file of the layer, or that of all derivatives."""
+    file = getattr(layers, mistake.layer).__module__.rpartition(".")[2]
+    return (f"tests/layers/test_{'vjp' if mistake.layer.endswith('_vjp') else file}.py",)
+
+
+def plant(name: str) -> None:
+    """Plant the mistake `name`; the modules of the parent are gone, so that it is looked up anew."""
+    from tests import mistakes
+
+    mistakes.plant(next(m for m in mistakes.CATALOGUE if m.name == name))
+
+
+def main(names: list[str]) -> int:
+    """Print what noticed each mistake; 1 where one of them was not noticed, or the tests fail without any."""
+    chosen = [m for m in CATALOGUE if not names or m.name in names]
+    prepare()
+    without = {tests: Job(lambda: None, tests, 120, PROPERTIES) for tests in map(tests_for, chosen)}
+    broken = [o.by for _, o in run(without.values(), ROOT) if o.result != "survived"]
+    if broken or not chosen:
+        print(f"without any mistake: {broken}" if broken else f"no mistake is called {names}")
+        return 1
+    jobs = [Job(functools.partial(plant, m.name), tests_for(m), 120, PROPERTIES) for m in chosen]
+    unnoticed = 0
+    for number, outcome in run(jobs, ROOT):
+        m = chosen[number]
+        unnoticed += outcome.result != "killed"
+        by = outcome.by.partition("::")[2] if outcome.result == "killed" else f"NOT NOTICED ({outcome.result})"
+        print(f"{m.axis:16} {m.row or '-':4} {m.name:45} {by}", flush=True)
+    print(f"{len(chosen) - unnoticed} of {len(chosen)} noticed")
+    return int(unnoticed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""What a mistake is, how it is laid over a namespace of layers, and how it is planted into the layers themselves."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Layer = Callable[..., Any]
+
+UNILM = "https://github.com/microsoft/unilm"
+HF = "https://github.com/huggingface/transformers/blob/main/src/transformers/models/diffllama/modeling_diffllama.py"
+HF_FIRST = "https://github.com/huggingface/transformers/pull/34083"
+V2 = "https://huggingface.co/blog/microsoft/diff-attn-v2"
+MOTIF = "https://github.com/ppaleja/llama.cpp/blob/2d0dab543f92e5cc8a1a7ff53ad58021ef79249e/src/models/motif.cpp"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One wrong layer: which it stands for, the choice that it gets wrong, and where that happened."""
+
+    name: str
+    what: str
+    layer: str
+    axis: str
+    row: str
+    link: str
+    call: Callable[..., Any]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def of(self, right: Layer) -> Layer:
+        """The wrong layer, made from the right one; it has its signature."""
+
+        @functools.wraps(right)
+        def wrong(*args: Any, **options: Any) -> Any:
+            return self.call(right, *args, **options)
+
+        return wrong
+
+
+def mistake(
+    into: list[Mistake], layer: str, axis: str, row: str = "", link: str = ""
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Note a function as a mistake in `layer`: it gets the right layer, then the arguments of a call."""
+
+    def note(call: Callable[..., Any]) -> Callable[..., Any]:
+        what = " ".join((call.__doc__ or "").split())
+        into.append(Mistake(call.__name__, what, layer, axis, row, link, call))
+        return call
+
+    return note
+
+
+def wrap(mistake: Mistake) -> Callable[[str, Layer], Layer]:
+    """For `refdiff.backends.overlay`."""
+    return lambda name, layer: mistake.of(layer) if name == mistake.layer else layer
+
+
+def plant(mistake: Mistake) -> None:
+    """Put the mistake into the layers, for the rest of this process: everywhere the right function is known by name."""
+    layers = importlib.import_module("refdiff.layers")
+    right = getattr(layers, mistake.layer)
+    wrong = mistake.of(right)
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] != "refdiff":
+            continue
+        for known_as, value in list(vars(module).items()):
+            if value is right:
+                setattr(module, known_as, wrong)
+            elif inspect.isfunction(value) and value.__kwdefaults__:
+                parts = value.__kwdefaults__.items()
+                value.__kwdefaults__ = {part: wrong if f is right else f for part, f in parts}

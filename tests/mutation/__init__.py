@@ -1,0 +1,8 @@
+"""Test the tests: change one thing in the source, run the tests that should notice, list what nobody noticed.
+
+    python -m tests.mutation --path refdiff/layers                    all mutants of the layers
+    python -m tests.mutation --sample 100 --seed "$(git rev-parse HEAD)" --jobs 2
+
+mutants.py makes them, planted.py runs tests on one, equivalent.toml lists those that no test could tell from the
+source, each with its reason. Everything runs in a copy of the tree.
+"""

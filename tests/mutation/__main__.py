@@ -1,0 +1,189 @@
+"""The command line: see tests/mutation/__init__.py."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# before NumPy is imported: a child is one thread, and Hypothesis shows nothing that would have to be shrunk first
+os.environ |= {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "REFDIFF_HYPOTHESIS": "mutation",
+}
+
+from tests.mutation.mutants import Mutant, mutants_under
+from tests.mutation.planted import Job, Outcome, Replaced, prepare, run
+
+ROOT = Path(__file__).parents[2]
+EQUIVALENT = Path(__file__).with_name("equivalent.toml")
+COPIED = ("refdiff", "tests", "setup.cfg", "pyproject.toml", "README.md")
+DEFAULT = ("refdiff/layers", "refdiff/model", "refdiff/generation/sampling.py")
+ALSO = {
+    "refdiff/layers": ("tests/layers/test_vjp.py", "tests/layers/test_init.py"),
+    "refdiff/model/wirings_vjp.py": ("tests/model/test_trainable.py",),
+    "refdiff/model/diffllama_vjp.py": ("tests/model/test_trainable.py",),
+}
+"""Tests that notice mistakes in a file, or in the files of a folder, beside those of its own name."""
+
+
+def tests_for(mutant: Mutant) -> tuple[str, ...]:
+    """The test file that mirrors the mutant's, then the others that hold it; for a derivative the others first."""
+    path = Path(mutant.file)
+    mirror = str(Path("tests", *path.parts[1:]).with_name(f"test_{path.stem.strip('_')}.py"))
+    others = [t for place, tests in ALSO.items() if mutant.file.startswith(place) for t in tests]
+    derivative = mutant.function.endswith("_vjp") or mutant.function.startswith(("d_", "_through", "sum_to"))
+    return (*others[:1], mirror, *others[1:]) if derivative else (mirror, *others)
+
+
+def plant(root: Path, mutant: Mutant) -> None:
+    """Have the mutated source imported in place of the file's."""
+    module = ".".join(Path(mutant.file).with_suffix("").parts).removesuffix(".__init__")
+    sys.meta_path.insert(0, Replaced(module, root / mutant.file, mutant.source))
+
+
+def read_equivalent(path: Path) -> dict[tuple[str, str, str, str], str]:
+    """The listed mutants that no test can tell, and why."""
+    entries = tomllib.loads(path.read_text(encoding="utf-8")).get("mutant", [])
+    return {(e["file"], e["function"], e["before"], e["after"]): e["reason"] for e in entries}
+
+
+def choose(mutants: list[Mutant], equivalent: set[tuple[str, ...]], sample: int | None, seed: str) -> list[Mutant]:
+    """All mutants, or those that `seed` draws of the ones that are not listed as equivalent, in the files' order."""
+    if sample is None:
+        return mutants
+    drawn = sorted((m for m in mutants if m.key not in equivalent), key=lambda m: m.rank(seed))[:sample]
+    return [m for m in mutants if m in set(drawn)]
+
+
+def limits(root: Path, mutants: list[Mutant]) -> dict[tuple[str, ...], float]:
+    """Run the tests on the source as it is, and allow a mutant twice as long, and ten seconds.
+
+    Raises:
+        SystemExit: they fail.
+    """
+    found: dict[tuple[str, ...], float] = {}
+    for tests in dict.fromkeys(tests_for(m) for m in mutants):
+        if (same := tuple(sorted(tests))) in found:
+            continue
+        missing = [t for t in tests if not (root / t).exists()]
+        if missing:
+            raise SystemExit(f"there is no {', '.join(missing)}")
+        [(_, outcome)] = run([Job(lambda: None, tests, 600)], root)
+        if outcome.result != "survived":
+            raise SystemExit(f"{', '.join(tests)} fail as they are: {outcome.by or outcome.result}")
+        found[same] = 10 + 2 * outcome.seconds
+    return found
+
+
+def judge(root: Path, mutants: list[Mutant], jobs: int, until: float) -> Iterator[tuple[Mutant, Outcome]]:
+    """Run each mutant's tests, as long as there is time."""
+    allowed = limits(root, mutants)
+
+    def queue() -> Iterator[Job]:
+        for mutant in mutants:
+            if time.monotonic() > until:
+                return
+            tests = tests_for(mutant)
+            yield Job(functools.partial(plant, root, mutant), tests, allowed[tuple(sorted(tests))])
+
+    for number, outcome in run(queue(), root, jobs):
+        yield mutants[number], outcome
+
+
+def table(results: list[tuple[Mutant, Outcome]], known: set[tuple[str, ...]], left_out: Counter[str]) -> str:
+    """One line for each file: mutants, killed, equivalent, survived, score, seconds a mutant, mutants not run."""
+    lines = [f"{'file':44} run killed equiv. survived score  s each not run"]
+    files = [*dict.fromkeys([*(m.file for m, _ in results), *left_out])]
+    for file in [*files, "all"]:
+        of_file = [(m, o) for m, o in results if file in (m.file, "all")]
+        survived = [m for m, o in of_file if o.result == "survived"]
+        equal = sum(m.key in known for m in survived)
+        killed, wrong = len(of_file) - len(survived), len(survived) - equal
+        score = f"{100 * killed / (killed + wrong):5.1f}%" if killed + wrong else "     -"
+        each = sum(o.seconds for _, o in of_file) / max(1, len(of_file))
+        rest = left_out.total() if file == "all" else left_out[file]
+        lines.append(f"{file:44} {len(of_file):3} {killed:6} {equal:6} {wrong:8} {score} {each:7.2f} {rest:7}")
+    return "\n".join(lines)
+
+
+def report(results: list[tuple[Mutant, Outcome]], known: dict[tuple[str, str, str, str], str]) -> list[dict[str, Any]]:
+    """The same as `table`, mutant by mutant, for a JSON file."""
+    return [
+        {
+            "file": m.file, "line": m.line, "function": m.function, "kind": m.kind, "before": m.before,
+            "after": m.after, "result": o.result, "by": o.by, "seconds": round(o.seconds, 2),
+            "equivalent": known.get(m.key),
+        }
+        for m, o in results
+    ]  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the mutants; 0 where all that survived are known, none of those known has changed, and the score is met."""
+    parser = argparse.ArgumentParser("python -m tests.mutation", description=__doc__)
+    parser.add_argument("--path", type=Path, action="append", help=f"file or folder; {' '.join(DEFAULT)} unless given")
+    parser.add_argument("--sample", type=int, help="run only so many, drawn by --seed")
+    parser.add_argument("--seed", default="", help="any text, such as a commit's hash")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at once")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no more after so long")
+    parser.add_argument("--at-least", type=float, default=100, help="the score in percent below which this fails")
+    parser.add_argument("--json", type=Path, help="write every mutant and its outcome here")
+    parser.add_argument("--equivalent", type=Path, default=EQUIVALENT, help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    until, root = time.monotonic() + 60 * args.minutes, args.root.resolve()
+    paths = [root / p for p in args.path or DEFAULT]
+    mutants, known = list(mutants_under(paths, root)), read_equivalent(args.equivalent)
+
+    keys = {m.key for m in mutants}
+    here = [key for key in known if any((root / key[0]).is_relative_to(p) for p in paths)]
+    stale = [f"no such mutant: {key[0]}, {key[1]}: {key[2]} -> {key[3]}" for key in here if key not in keys]
+    chosen = choose(mutants, set(known), args.sample, args.seed)
+
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        copy = Path(folder).resolve()
+        for name in COPIED:
+            if (root / name).is_dir():
+                shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif (root / name).exists():
+                shutil.copy2(root / name, copy / name)
+        prepare()
+        results = []
+        for mutant, outcome in judge(copy, chosen, args.jobs, until):
+            results.append((mutant, outcome))
+            if outcome.result == "survived" and mutant.key not in known:
+                print(f"survived: {mutant.file}:{mutant.line} in {mutant.function or 'the module'}", flush=True)
+                print(mutant.diff(), flush=True)
+            if outcome.result != "survived" and mutant.key in known:
+                stale.append(
+                    f"listed, but {outcome.result} by {outcome.by}: {mutant.file}:{mutant.line} {mutant.diff()}"
+                )
+    results.sort(key=lambda r: (r[0].file, r[0].line))
+    run_already = {m for m, _ in results}
+    left_out = Counter(m.file for m in mutants if m not in run_already)
+    print(table(results, set(known), left_out))
+    print(*stale, sep="\n")
+    if args.json:
+        args.json.write_text(json.dumps(report(results, known), indent=1, ensure_ascii=False), encoding="utf-8")
+    killed = sum(o.result != "survived" for _, o in results)
+    wrong = sum(o.result == "survived" and m.key not in known for m, o in results)
+    score = 100 * killed / max(1, killed + wrong)
+    if score < args.at_least:
+        print(f"{wrong} mutants survived that equivalent.toml does not list: score {score:.1f}, not {args.at_least}")
+    return int(bool(stale) or score < args.at_least)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Run tests in a forked process into which a mistake was planted.
+
+The parent has imported numpy, pytest and hypothesis, and nothing of refdiff: a child starts in a few milliseconds, and
+imports refdiff and the tests anew, from a copy of the tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.abc
+import importlib.util
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SHARED = (
+    "numpy", "array_api_compat.numpy", "array_api_strict", "hypothesis", "hypothesis.strategies", "mpmath", "ml_dtypes",
+    "hypothesis.internal.conjecture.engine", "_hypothesis_pytestplugin", "pytest", "_pytest.main", "safetensors.numpy",
+)  # fmt: skip
+OPTIONS = (
+    *("-x", "-q", "--tb=no", "--no-header", "--assert=plain", "-p", "no:cacheprovider"),
+    *("-p", "_hypothesis_pytestplugin", "-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
+MEMORY = 16 << 30
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to plant, and which tests are to notice it."""
+
+    plant: Callable[[], None]
+    tests: tuple[str, ...]
+    limit: float
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`result` is "survived", "killed" or "timeout"; `by` the first test that failed."""
+
+    result: str
+    by: str
+    seconds: float
+
+
+def prepare() -> None:
+    """Import what every child needs, once; set before this what must be set before NumPy is imported."""
+    for name in SHARED:
+        importlib.import_module(name)
+
+
+def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Iterator[tuple[int, Outcome]]:
+    """Run each job in a child of its own, `at_once` together; give its number and outcome as it ends."""
+    waiting, running = enumerate(jobs), {}
+    more = True
+    while more or running:
+        while more and len(running) < at_once:
+            number, job = next(waiting, (None, None))
+            if job is None or number is None:
+                more = False
+                break
+            reader, writer = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.close(reader)
+                _child(job, root, writer)
+            os.close(writer)
+            running[pid] = (number, reader, time.monotonic(), job.limit)
+        for pid, (number, reader, start, limit) in list(running.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            late = not ended and time.monotonic() - start > limit
+            if late:
+                os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            if ended or late:
+                del running[pid]
+                with os.fdopen(reader) as pipe:
+                    said = pipe.read()
+                yield number, _outcome(said, None if late else status, time.monotonic() - start)
+        time.sleep(0.005)
+
+
+def _outcome(said: str, status: int | None, seconds: float) -> Outcome:
+    if status is None:
+        return Outcome("timeout", "", seconds)
+    if not os.WIFEXITED(status):
+        return Outcome("killed", f"signal {os.WTERMSIG(status)}", seconds)
+    code, by = json.loads(said) if said else (-1, "")
+    if code == 5:
+        raise RuntimeError("no test was collected")
+    return Outcome("survived" if code == 0 else "killed", by or f"pytest ended with {code}", seconds)
+
+
+class _First:
+    """A pytest plugin that keeps the name of the first test, or file, that failed."""
+
+    name = ""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.name:
+            self.name = report.nodeid
+
+    pytest_collectreport = pytest_runtest_logreport
+
+
+def _child(job: Job, root: Path, writer: int) -> None:
+    """Run the tests and leave this process."""
+    code, first = -1, _First()
+    try:
+        os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        os.chdir(root)
+        for name in [n for n in sys.modules if n.split(".")[0] in ("refdiff", "tests")]:
+            del sys.modules[name]
+        sys.path[0] = str(root)
+        importlib.invalidate_caches()
+        import pytest
+
+        with contextlib.suppress(SystemExit):
+            job.plant()
+            for file in job.tests:  # one after the other: most mutants end in the first
+                code = int(pytest.main([*OPTIONS, *job.options, file], plugins=[first]))
+                if code:
+                    break
+    finally:
+        with contextlib.suppress(OSError):
+            os.write(writer, json.dumps([code, first.name]).encode())
+        os._exit(0)
+
+
+class Replaced(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+    """An import hook that gives one module another source."""
+
+    def __init__(self, module: str, path: Path, source: str) -> None:
+        self.module, self.path, self.source = module, str(path), source
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != self.module:
+            return None
+        package = [str(Path(self.path).parent)] if self.path.endswith("__init__.py") else None
+        return importlib.util.spec_from_file_location(name, self.path, loader=self, submodule_search_locations=package)
+
+    def get_filename(self, fullname: str) -> str:
+        return self.path
+
+    def get_data(self, path: str) -> bytes:
+        if path != self.path:
+            raise OSError(path)  # no bytecode of this
+        return self.source.encode()
