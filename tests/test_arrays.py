@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -31,7 +32,12 @@ def test_namespace_of_two_libraries() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kinds"), [((), "none"), ((None,), "none"), (([1.0], "x"), "builtins.list, builtins.str")]
+    ("given", "kinds"),
+    [
+        ((), "none"),
+        ((None,), "none"),
+        ((set(), {}, [1.0], "x", ()), "builtins.dict, builtins.list, builtins.set, builtins.str, builtins.tuple"),
+    ],
 )
 def test_namespace_of_no_array(given: tuple[Any, ...], kinds: str) -> None:
     with says(TypeError, f"need arrays of one library, got {kinds}: convert them to one first"):
@@ -92,19 +98,13 @@ def test_backend_of_another_name(name: str) -> None:
         arrays.backend(name)
 
 
-def cupy_that(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
-    """Put a stand-in for CuPy in place whose `sum` gives `result`, or raises it."""
-
-    def total(x: Any) -> Any:
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(sum=total, ones=np.ones))
+def cupy_that(monkeypatch: pytest.MonkeyPatch, computes: Callable[[np.ndarray], Any]) -> None:
+    """Put a stand-in for CuPy in place whose `sum` is `computes`."""
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(sum=computes, ones=np.ones))
 
 
 def test_cupy_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    cupy_that(monkeypatch, np.float64(3.0))
+    cupy_that(monkeypatch, lambda x: x.sum())
     there = ModuleType("array_api_compat.cupy")
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", there)
     assert arrays.backend("cupy") is there
@@ -121,7 +121,10 @@ def test_cupy_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cupy_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    cupy_that(monkeypatch, OSError("no CUDA-capable device\nwas found"))
+    def fails(x: np.ndarray) -> Any:
+        raise OSError("no CUDA-capable device\nwas found")
+
+    cupy_that(monkeypatch, fails)
     message = (
         'backend "cupy" does not answer (OSError: no CUDA-capable device): install '
         'refdiff[cupy] on a machine with a CUDA device, or use backend "numpy"'
@@ -131,7 +134,7 @@ def test_cupy_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cupy_that_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
-    cupy_that(monkeypatch, 2.0)
+    cupy_that(monkeypatch, lambda x: x.sum() - 1)
     with says(RuntimeError, 'backend "cupy" computed 1 + 1 + 1 wrongly: use backend "numpy"'):
         arrays.backend("cupy")
 
