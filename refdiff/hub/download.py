@@ -14,6 +14,7 @@ from typing import Any
 
 from refdiff.errors import CheckpointError
 from refdiff.hub.explain import explain, explained, is_unreachable
+from refdiff.hub.links import follow
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -128,6 +129,9 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
     path = Path(text).expanduser() if text.startswith("~") else Path(text)
     try:
         if path.is_dir():
+            for pattern in (*CONFIG, *WEIGHTS, *TOKENIZER, "additional_chat_templates/*"):
+                for file in path.glob(pattern):
+                    follow(path, file)
             return path
         is_file = path.exists()
     except OSError as error:

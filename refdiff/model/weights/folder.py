@@ -7,39 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
+from refdiff.hub.links import inside
 from refdiff.model.json_files import read_json
 from refdiff.model.messages import show_value
 from refdiff.model.weights.safetensors_file import PICKLE_ADVICE, SafetensorsFile, open_safetensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-def inside(folder: Path, name: str) -> Path:
-    """Return the real path of a file of a checkpoint; refuse one that lies outside the checkpoint's folder.
-
-    ``name`` must be a plain file name, and the file it leads to, all symbolic links followed, must lie in the folder
-    itself. One layout may point out of it: in Hugging Face's cache, ``snapshots/<revision>/<name>`` is a link to
-    ``blobs/<hash>`` of the same repository, or from huggingface_hub 2 on further to ``blobs/<2 digits>/<hash>`` of the
-    whole cache. So a checkpoint from elsewhere cannot name a file of its reader's.
-
-    Raises:
-        CheckpointError: The name has a directory in it, or the link leads elsewhere.
-    """
-    if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\:"):
-        raise CheckpointError(f"{folder}: {show_value(name)} is not a plain name of a file in this folder")
-    root = Path(os.path.realpath(folder))
-    real = Path(os.path.realpath(root / name))
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        repo = root.parent.parent
-        allowed += [repo / "blobs", repo.parent / "blobs" / real.name[:2]]
-    if real.parent not in allowed:
-        raise CheckpointError(
-            f"{folder}: {show_value(name)} is a link that leads out of the checkpoint's folder and is not followed; "
-            "put the file itself, or a hard link to it, into the folder"
-        )
-    return real
 
 
 def open_checkpoint(folder: str | os.PathLike[str]) -> list[SafetensorsFile]:

@@ -11,8 +11,10 @@ from refdiff.model.weights.folder import SINGLE
 from tests.model.broken.cases import (
     CONFIG,
     FIELDS,
+    SECRET,
     SOUND,
     Case,
+    Link,
     Trap,
     flipped,
 )
@@ -100,6 +102,9 @@ def config_files() -> Iterator[Case]:
     ):
         yield Case({**SOUND, CONFIG: raw}, None if raw == b"{}" else True, (CONFIG,) if raw != b"{}" else ())
     yield Case({SINGLE: SOUND[SINGLE]}, True, (CONFIG,))
+    for name in (CONFIG, "generation_config.json"):
+        for target in (f"../{SECRET}", f"{{outside}}/{SECRET}", "/dev/zero", "/proc/self/mem", "..", ".", name):
+            yield Case({**SOUND, name: Link(target)}, True, (name,))
 
 
 def with_config(fields: dict[str, Any], fails: bool | None = None) -> Case:
