@@ -53,8 +53,8 @@ def load(
         arrays[name] = _converted(file, stored, wanted)
         arrays[name].flags.writeable = False
     remarks = []
-    if overflowed := [name for name, place in places.items() if _may_overflow(place, wanted, arrays[name])]:
-        remarks.append(f"rounding to {wanted} gave infinite values in {', '.join(overflowed)}; bfloat16 has more range")
+    if overflowed := [name for name, place in places.items() if _overflowed(place, wanted, arrays[name])]:
+        remarks.append(f"rounded to {wanted}, {', '.join(overflowed)} have infinite values; float32 has more range")
     if _is_tied(config, architecture):
         remarks += _tie(arrays)
     if missing := [name for name in shapes if name not in arrays]:
@@ -117,12 +117,14 @@ def _resolve(files: list[SafetensorsFile], config: DiffLlamaConfig, dtype: str) 
     return config.dtype
 
 
-def _may_overflow(place: _Place, dtype: str, array: NDArray[Any]) -> bool:
-    """Say whether rounding to a type of less range left infinite values."""
+def _overflowed(place: _Place, dtype: str, array: NDArray[Any]) -> bool:
+    """Say whether there are infinite values after rounding to a type of less range."""
     file, stored = place
     order = ("float16", "bfloat16", "float32", "float64")
-    narrower = order.index(dtype) < order.index(STORED[file.tensors[stored].dtype])
-    return narrower and not np.isfinite([array.min(), array.max()]).all()
+    if order.index(dtype) >= order.index(STORED[file.tensors[stored].dtype]):
+        return False
+    extremes = [np.fmin.reduce(array, axis=None), np.fmax.reduce(array, axis=None)]  # these pass over NaN
+    return bool(np.isinf(extremes).any())
 
 
 def _is_tied(config: DiffLlamaConfig, architecture: str) -> bool:

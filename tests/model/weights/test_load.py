@@ -342,12 +342,14 @@ def test_no_such_values(tmp_path: Path) -> None:
 
 def test_rounding_to_less_range_is_reported(tmp_path: Path) -> None:
     tensors = random_tensors()
-    tensors["model.norm.weight"] = stored(np.full(6, 1e6))
+    tensors["model.norm.weight"] = stored(np.full(6, -1e6))
+    tensors["model.layers.0.input_layernorm.weight"] = stored(np.full(6, np.nan))
     put(tmp_path, tensors)
-    with pytest.warns(UserWarning, match=r"rounding to float16 gave infinite values in model\.norm\.weight; bfloat16"):
+    with pytest.warns(UserWarning, match=r"rounded to float16, model\.norm\.weight have infinite values; float32 has"):
         loaded = load(tmp_path, tiny_config(), CAUSAL, dtype="float16")
-    assert_array_equal(loaded["model"]["norm"]["weight"], np.inf)
-    load(tmp_path, tiny_config(), CAUSAL, dtype="bfloat16")
+    assert_array_equal(loaded["model"]["norm"]["weight"], -np.inf)
+    for dtype in ("bfloat16", "float32", "float64"):
+        load(tmp_path, tiny_config(), CAUSAL, dtype=dtype)
 
 
 def test_config_json_is_not_needed(tmp_path: Path) -> None:

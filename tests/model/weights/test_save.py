@@ -115,6 +115,12 @@ def test_tensor_larger_than_a_shard_gets_one_to_itself(tmp_path: Path) -> None:
     assert [name for name, shard in placed.items() if shard == alone] == ["lm_head.weight"]
 
 
+def test_every_tensor_in_a_file_of_its_own(tmp_path: Path) -> None:
+    save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=1)
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(parameter_shapes(tiny_config(), CAUSAL))
+    assert state(tmp_path) == (1e-5, 1.0)
+
+
 @pytest.mark.parametrize(
     ("size", "files"), [(1376, 1), (1375, 2), ("1.376KB", 1), ("1.375 kb", 2), ("1MB", 1), ("5GB", 1), ("1TB", 1)]
 )
