@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.layers import cross_entropy
+from refdiff.layers import cross_entropy, cross_entropy_vjp
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS, says
@@ -56,6 +56,14 @@ def test_renumbering_classes_and_reordering_rows_changes_nothing(rng: np.random.
     classes, rows = rng.permutation(V), rng.permutation(5)
     moved = cross_entropy(logits[rows][:, classes], np.argsort(classes)[targets][rows])
     close(moved, cross_entropy(logits, targets), FLOAT64)
+
+
+@given(SEEDS, st.floats(-10_000, 10_000))
+def test_a_shift_of_all_logits_of_a_row_does_not_change_the_gradient(rng: np.random.Generator, shift: float) -> None:
+    logits, targets = np.round(rng.normal(size=(5, V)) * 1024) / 1024, rng.integers(0, V, 5)
+    shifts = round(shift * 1024) / 1024 * np.arange(5)[:, None]
+    (moved, _), (gradient, _) = (cross_entropy_vjp(np.array(1.3), z, targets) for z in (logits + shifts, logits))
+    close(moved, gradient, EXACT)
 
 
 @given(SEEDS, st.integers(2, 50))

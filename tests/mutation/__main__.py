@@ -67,36 +67,33 @@ def choose(mutants: list[Mutant], equivalent: set[tuple[str, ...]], sample: int 
     return [m for m in mutants if m in set(drawn)]
 
 
-def limits(root: Path, mutants: list[Mutant]) -> dict[tuple[str, ...], float]:
+def limits(root: Path, mutants: list[Mutant], jobs: int) -> dict[tuple[str, ...], float]:
     """Run the tests on the source as it is, and allow a mutant twice as long, and ten seconds.
 
     Raises:
         SystemExit: they fail.
     """
-    found: dict[tuple[str, ...], float] = {}
-    for tests in dict.fromkeys(tests_for(m) for m in mutants):
-        if (same := tuple(sorted(tests))) in found:
-            continue
-        missing = [t for t in tests if not (root / t).exists()]
-        if missing:
-            raise SystemExit(f"there is no {', '.join(missing)}")
-        [(_, outcome)] = run([Job(lambda: None, tests, 600)], root)
+    files = list(dict.fromkeys(t for m in mutants for t in tests_for(m)))
+    if missing := [t for t in files if not (root / t).exists()]:
+        raise SystemExit(f"there is no {', '.join(missing)}")
+    seconds: dict[str, float] = {}
+    for number, outcome in run([Job(lambda: None, (file,), 600) for file in files], root, jobs):
         if outcome.result != "survived":
-            raise SystemExit(f"{', '.join(tests)} fail as they are: {outcome.by or outcome.result}")
-        found[same] = 10 + 2 * outcome.seconds
-    return found
+            raise SystemExit(f"{files[number]} fails as it is: {outcome.by or outcome.result}")
+        seconds[files[number]] = outcome.seconds
+    return {tests: 10 + 2 * sum(seconds[t] for t in tests) for tests in {tests_for(m) for m in mutants}}
 
 
 def judge(root: Path, mutants: list[Mutant], jobs: int, until: float) -> Iterator[tuple[Mutant, Outcome]]:
     """Run each mutant's tests, as long as there is time."""
-    allowed = limits(root, mutants)
+    allowed = limits(root, mutants, jobs)
 
     def queue() -> Iterator[Job]:
         for mutant in mutants:
             if time.monotonic() > until:
                 return
             tests = tests_for(mutant)
-            yield Job(functools.partial(plant, root, mutant), tests, allowed[tuple(sorted(tests))])
+            yield Job(functools.partial(plant, root, mutant), tests, allowed[tests])
 
     for number, outcome in run(queue(), root, jobs):
         yield mutants[number], outcome
