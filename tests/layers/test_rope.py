@@ -23,6 +23,7 @@ X = RNG.normal(size=(B, H, T, d))
 CASES = [
     Case("table", rope_cos_sin, (POSITIONS, FREQUENCIES, 1.3, np.float64)),
     Case("table, far away", rope_cos_sin, (np.array([[100_000, 131_071]]), FREQUENCIES, 1.0, np.float64)),
+    Case("table, frequencies that are whole numbers", rope_cos_sin, (POSITIONS, [2, 1, 0], 1.0, np.float64)),
     Case("table, empty", rope_cos_sin, (np.zeros((1, 0), np.int64), FREQUENCIES, 1.0, np.float64)),
     Case("halves", rope, (X, COS, SIN)),
     Case("interleaved", rope, (X, COS, SIN), {"interleaved": True}),

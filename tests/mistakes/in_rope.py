@@ -18,7 +18,7 @@ def the_other_pairs_turn(right: Any, x: Array, cos: Array, sin: Array, *, interl
 
 @mistake(IN_ROPE, "rope", "rope kind")
 def turned_the_other_way(right: Any, x: Array, cos: Array, sin: Array, **options: Any) -> Any:
-    """By the opposite angle: scores stay as they are, cached keys of others do not fit."""
+    """By the opposite angle: what comes before counts as coming after."""
     return right(x, cos, -sin, **options)
 
 
