@@ -193,7 +193,7 @@ def test_values_that_were_not_joined() -> None:
         diff_heads_hf(Q, KEYS, V, LAMBDA, START, EPS)
 
 
-@settings(max_examples=10)
+@settings(max_examples=settings().max_examples // 3)
 @given(SEEDS, st.booleans(), st.sampled_from([1e-12, 1e-5, 0.1]))
 def test_precision(rng: np.random.Generator, causal: bool, eps: float) -> None:
     H, K, T, S = 4, 2, 3, 5

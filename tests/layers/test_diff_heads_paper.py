@@ -299,7 +299,7 @@ def test_a_weight_of_another_shape() -> None:
         heads(Q, KEYS, V, np.ones(d))
 
 
-@settings(max_examples=10)
+@settings(max_examples=settings().max_examples // 3)
 @given(SEEDS, st.booleans(), st.sampled_from([1e-12, 1e-5, 0.1]))
 def test_precision(rng: np.random.Generator, causal: bool, eps: float) -> None:
     H, K, T, S = 8, 4, 2, 4

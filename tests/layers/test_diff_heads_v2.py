@@ -246,7 +246,7 @@ def test_pairs_that_would_not_share_a_key(queries: tuple[int, ...], keys: tuple[
         diff_heads_v2(np.zeros(queries), np.zeros(keys), np.zeros(keys), LAMBDA)
 
 
-@settings(max_examples=10)
+@settings(max_examples=settings().max_examples // 3)
 @given(SEEDS, st.booleans())
 def test_precision(rng: np.random.Generator, causal: bool) -> None:
     h, K, T, S = 4, 2, 2, 4

@@ -143,7 +143,7 @@ def test_values_that_do_not_fit(shape: tuple[int, ...]) -> None:
         plain_heads(Q, KEYS, np.zeros(shape))
 
 
-@settings(max_examples=10)
+@settings(max_examples=settings().max_examples // 3)
 @given(SEEDS, st.booleans())
 def test_precision(rng: np.random.Generator, causal: bool) -> None:
     H, K, T, S = 4, 2, 2, 4
