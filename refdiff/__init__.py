@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from refdiff import convert, layers
+    from refdiff import convert, layers, training
     from refdiff.errors import CheckpointError
     from refdiff.generation.tokenizer import Tokenizer
     from refdiff.model.cache import KVCache
@@ -46,6 +46,7 @@ __all__ = [
     "convert",
     "layers",
     "pipeline",
+    "training",
 ]
 
 _HOMES = {
@@ -59,7 +60,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "layers"):
+    if name in ("convert", "layers", "training"):
         return importlib.import_module(f"refdiff.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'refdiff' has no attribute {name!r}")

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from refdiff.cli.flags import add_common
 from refdiff.cli.generate_flags import add_generate
+from refdiff.cli.train_flags import add_train
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,6 +59,7 @@ examples:
     add_generate(commands)
     _add_inspect(commands)
     _add_convert(commands)
+    add_train(commands)
     return parser
 
 

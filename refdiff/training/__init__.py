@@ -1,7 +1,20 @@
 """TEXT → WEIGHTS: data, optimizers, and the loop that trains a model and can be killed at any moment."""
 
 from refdiff.training.adamw import AdamW
+from refdiff.training.data import Corpus
 from refdiff.training.muon import Muon, newton_schulz
 from refdiff.training.schedule import clip, global_norm, learning_rate
+from refdiff.training.train import Settings, Trainer, TrainingError
 
-__all__ = ["AdamW", "Muon", "clip", "global_norm", "learning_rate", "newton_schulz"]
+__all__ = [
+    "AdamW",
+    "Corpus",
+    "Muon",
+    "Settings",
+    "Trainer",
+    "TrainingError",
+    "clip",
+    "global_norm",
+    "learning_rate",
+    "newton_schulz",
+]

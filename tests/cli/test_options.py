@@ -40,7 +40,7 @@ def test_the_examples_of_the_help_parse() -> None:
     parser = build_parser()
     texts = [parser.format_help(), *(c.format_help() for c in _commands(parser).values())]
     examples = [line.strip() for text in texts for line in text.splitlines()[1:3]]
-    assert len(examples) == 8
+    assert len(examples) == 10
     for example in examples:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', example)]
         assert words[0] == "refdiff"

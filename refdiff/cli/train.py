@@ -1,0 +1,138 @@
+"""`refdiff train`: a small model from a text file."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refdiff.cli.flags import UsageError
+from refdiff.cli.terminal import note
+from refdiff.cli.train_flags import SETTINGS, SIZES
+
+if TYPE_CHECKING:
+    from refdiff.model.config import DiffLlamaConfig
+    from refdiff.training.train import Settings, Trainer
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or go on training; prints the folder of the last checkpoint.
+
+    Raises:
+        UsageError: no text, flags that do not fit together, or a folder that has a run in it already.
+        ValueError: the text has too little in it.
+        TrainingError: the loss is not finite.
+        OSError: something cannot be read or written.
+    """
+    if args.threads:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(args.threads)
+    trainer = _resumed(args) if args.resume else _started(args)
+    if not args.quiet:
+        model, corpus = trainer.model, trainer.corpus
+        counts = ", ".join(f"{len(tokens):,} tokens for {part}" for part, tokens in corpus.tokens.items())
+        note(f"{model.num_parameters():,} parameters; {counts}; step {trainer.step} of {trainer.settings.steps}")
+    try:
+        folder = _watched(trainer, quiet=args.quiet)
+    except KeyboardInterrupt:
+        note(f"refdiff train: stopped at step {trainer.step}; --resume goes on from the last checkpoint")
+        raise
+    sys.stdout.write(f"{folder}\n")
+    return 0
+
+
+def _resumed(args: argparse.Namespace) -> Trainer:
+    from refdiff.training.train import Trainer
+
+    if args.text is not None:
+        raise UsageError("--resume goes on with the text and the settings that the run began with: leave TEXT out")
+    return Trainer.resume(Path(args.output), threads=args.threads or None)
+
+
+def _started(args: argparse.Namespace) -> Trainer:
+    from refdiff.training import checkpoint
+    from refdiff.training.data import Corpus
+    from refdiff.training.train import Trainer
+
+    if args.text is None:
+        raise UsageError("no text: name a UTF-8 file, or go on with --resume")
+    text, out = Path(args.text), Path(args.output)
+    if not text.is_file():
+        raise UsageError(f"{text}: no such file")
+    if checkpoint.checkpoints(out):
+        raise UsageError(f"{out} has a run in it already: go on with --resume, or name another folder")
+    try:
+        config, settings = _config(args), _settings(args)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    shutil.rmtree(out / "corpus", ignore_errors=True)  # of a run that was ended before its first checkpoint
+    (out / "log.jsonl").unlink(missing_ok=True)
+    corpus = Corpus.from_text(
+        text,
+        out / "corpus",
+        vocab_size=config.vocab_size,
+        validation=args.validation,
+        progress=(lambda what: None) if args.quiet else note,
+    )
+    config.bos_token_id = config.eos_token_id = corpus.separator
+    return Trainer.start(out, config, corpus, settings, dtype=args.dtype, threads=args.threads or None)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from refdiff.training.train import Settings
+
+    names = (*SETTINGS, "optimizer", "schedule", "prompt")
+    return Settings(**{name: getattr(args, name) for name in names})
+
+
+def _config(args: argparse.Namespace) -> DiffLlamaConfig:
+    """Put the config together: the file, or small sizes that fit together, and the flags over it."""
+    from refdiff.model.config import DiffLlamaConfig
+
+    given: dict[str, Any] = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
+    if args.config is not None:
+        fields = DiffLlamaConfig.from_pretrained(args.config).to_dict()
+        if args.wiring is not None:
+            del fields["model_type"]
+    else:
+        fields = {name: default for name, (_, _, _, default) in SIZES.items() if isinstance(default, int)} | given
+        width, heads = fields["hidden_size"], fields["num_attention_heads"]
+        fields.setdefault("num_key_value_heads", heads)
+        fields.setdefault("head_dim", max(width // heads, 1))
+        fields.setdefault("intermediate_size", max(round(width * 8 / 3 / 8), 1) * 8)
+        fields |= {"tie_word_embeddings": True, "max_position_embeddings": args.context}
+    wiring = {} if args.wiring is None else {"wiring": args.wiring}
+    return DiffLlamaConfig(**{**fields, **given, **wiring, "pad_token_id": None, "dtype": args.dtype})
+
+
+def _watched(trainer: Trainer, *, quiet: bool) -> Path:
+    """Run with a bar where somebody watches, and lines for what comes now and then."""
+    from tqdm import tqdm
+
+    hidden = quiet or not sys.stderr.isatty()
+    with tqdm(total=trainer.settings.steps, initial=trainer.step, unit="step", file=sys.stderr, disable=hidden) as bar:
+
+        def report(record: dict[str, Any]) -> None:
+            bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tok/s", refresh=False)
+            bar.update()
+            if not quiet:
+                for line in _lines(record):
+                    bar.write(line, file=sys.stderr)
+
+        return trainer.run(report)
+
+
+def _lines(record: dict[str, Any]) -> list[str]:
+    """What a record says beyond its loss."""
+    lines = []
+    if "validation" in record:
+        lines.append(
+            f"step {record['step']}: loss {record['loss']:.4f}, validation {record['validation']:.4f} "
+            f"({record['bits_per_byte']:.4f} bits per byte), {record['tokens_per_second']:.0f} tok/s"
+        )
+    if "sample" in record:
+        lines.append(f"step {record['step']}: {record['sample']!r}")
+    return lines

@@ -1,0 +1,133 @@
+"""A training run on disk: checkpoints that are ordinary model folders, written whole or not at all.
+
+    OUT/corpus/            tokens and tokenizer, see data.py
+    OUT/step-000400/       config.json, model.safetensors, tokenizer.json: what transformers and refdiff load;
+                           optimizer.safetensors and training.json: what going on needs beside that
+    OUT/log.jsonl          one line for each record
+
+A checkpoint is written under another name and renamed when all of it is on the disk, so that a folder named step-… is
+whole. The one before it is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refdiff.errors import CheckpointError
+from refdiff.model.json_files import read_json, write_atomically, write_json
+from refdiff.model.weights.writing import write_safetensors
+
+KEPT = 2
+"""How many checkpoints stay on the disk."""
+
+_STEP = re.compile(r"step-(\d{6,})")
+_STAGING = ".step-"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+def save(out: Path, step: int, model: Any, state: dict[str, Any], about: dict[str, Any], tokenizer: Path) -> Path:
+    """Write the checkpoint of a step, and take away those before the last two; return its folder.
+
+    Raises:
+        OSError: the disk is full or not writable; the checkpoints that were there still are.
+    """
+    staging, folder = out / f"{_STAGING}{step:06d}", out / f"step-{step:06d}"
+    replaced = out / f"{_STAGING}{step:06d}-before"
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        model.save_pretrained(staging)
+        for name in _TOKENIZER:
+            shutil.copyfile(tokenizer / name, staging / name)
+        write_safetensors(staging / "optimizer.safetensors", state, model.dtype)
+        write_json(staging / "training.json", {**about, "step": step})
+        if folder.exists():  # of the same step, saved again
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
+        staging.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise OSError(
+            error.errno,
+            f"cannot write the checkpoint of step {step}: {error.strerror or error}; "
+            f"those before it are unharmed: free some space, then go on with --resume",
+            str(out),
+        ) from error
+    _sync(out)
+    for _, old in checkpoints(out)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def checkpoints(out: Path) -> list[tuple[int, Path]]:
+    """List (step, folder) of all checkpoints, the last one last."""
+    found = [(int(match[1]), path) for path in out.glob("step-*") if (match := _STEP.fullmatch(path.name))]
+    return sorted(found)
+
+
+def latest(out: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the last checkpoint's folder and training.json, and sweep up what a killed run left half-written.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = checkpoints(out)
+    if not found:
+        raise CheckpointError(f"{out}: there is no checkpoint to go on from (no folder step-…): train without --resume")
+    for path in out.glob(f"{_STAGING}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    return found[-1][1], read_json(found[-1][1] / "training.json")
+
+
+def optimizer_state(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Read the arrays that the optimizer had.
+
+    Raises:
+        CheckpointError: the file is missing or broken.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / "optimizer.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error}; delete {folder} to go on from the one before"
+        ) from None
+
+
+def log(out: Path, record: dict[str, Any]) -> None:
+    """Add a line to the log."""
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def cut_log(out: Path, step: int) -> None:
+    """Take away what the log says of steps after `step`, and a line that was cut off."""
+    path, kept = out / "log.jsonl", []
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_atomically(path, "".join(kept).encode())
+
+
+def _sync(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # a system that cannot open folders
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

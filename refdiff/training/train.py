@@ -1,0 +1,241 @@
+"""The loop: batches → gradients → weights, with a checkpoint now and then from which it goes on bit for bit.
+
+What a step does depends on its number, the seed and the weights alone, so that a run that was killed and resumed has
+the weights of one that was not (on one machine, with one number of threads).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refdiff.errors import CheckpointError
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.heads import DiffLlamaForCausalLM
+from refdiff.model.weights import flatten, nest
+from refdiff.training import checkpoint
+from refdiff.training.adamw import AdamW
+from refdiff.training.data import Corpus, row_order
+from refdiff.training.muon import Muon
+from refdiff.training.schedule import SCHEDULES, add, clip, learning_rate
+
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+SAMPLED = 60
+"""Tokens of a sample."""
+GLANCE = 128
+"""Rows of the validation part that are looked at during training; at its end all are."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the steps of a run.
+
+    steps, batch (rows a step), context (tokens a row), accumulate (parts that a step's rows are computed in);
+    optimizer, rate (the highest learning rate), schedule, warmup (steps), decay, clip (the longest gradient); seed;
+    evaluate_every, save_every, sample_every (steps; 0 = only at the end), prompt of the samples.
+    """
+
+    steps: int = 1000
+    batch: int = 16
+    context: int = 256
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup: int = 50
+    decay: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+    evaluate_every: int = 200
+    save_every: int = 200
+    sample_every: int = 200
+    prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch is {self.batch}, which accumulate {self.accumulate} does not divide")
+        if self.optimizer not in OPTIMIZERS or self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"optimizer is {self.optimizer!r} and schedule {self.schedule!r}, but must be one of "
+                f"{', '.join(OPTIMIZERS)} and one of {', '.join(SCHEDULES)}"
+            )
+        if self.context < 2:
+            raise ValueError(f"context is {self.context}, but must be 2 or more: one token to see, one to predict")
+
+
+class Trainer:
+    """A model, its optimizer and its data at some step of a run.
+
+    Attributes:
+        model: the `DiffLlamaForCausalLM`, whose weights change.
+        step: how many steps have been made.
+    """
+
+    def __init__(self, out: Path, model: DiffLlamaForCausalLM, corpus: Corpus, settings: Settings) -> None:
+        params = {name: np.array(a, order="C") for name, a in flatten(model.params).items()}  # written to from now on
+        model.params = nest(params)
+        self.out, self.model, self.corpus, self.settings = out, model, corpus, settings
+        self.step = 0
+        self._params = params
+        make: Any = OPTIMIZERS[settings.optimizer]
+        self._optimizer = make(params, weight_decay=settings.decay)
+        self._rows = corpus.rows("train", settings.context)
+        corpus.rows("validation", 2)
+
+    @classmethod
+    def start(
+        cls, out: Path, config: DiffLlamaConfig, corpus: Corpus, settings: Settings, *, dtype: str = "float32",
+        threads: int | None = None,
+    ) -> Trainer:  # fmt: skip
+        """Begin with new weights, drawn from the settings' seed."""
+        model = DiffLlamaForCausalLM.from_config(config, settings.seed, dtype=dtype, threads=threads)
+        return cls(out, model, corpus, settings)
+
+    @classmethod
+    def resume(cls, out: Path, *, threads: int | None = None) -> Trainer:
+        """Go on from the last checkpoint in a folder.
+
+        Raises:
+            CheckpointError: there is none, or it is broken.
+        """
+        folder, about = checkpoint.latest(out)
+        model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads)
+        try:
+            trainer = cls(out, model, Corpus(out / "corpus"), Settings(**about["settings"]))
+            trainer.step = about["step"]
+            trainer._optimizer.restore(checkpoint.optimizer_state(folder), trainer.step)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder}: not what this version writes: {error}; train from the beginning"
+            ) from None
+        checkpoint.cut_log(out, trainer.step)
+        return trainer
+
+    def run(self, report: Callable[[dict[str, Any]], None] = lambda record: None) -> Path:
+        """Make all steps that are left, and return the folder of the last checkpoint.
+
+        `report` gets a record for each step: step, loss, rate, gradient (its length before clipping), λ by layer as
+        lambdas, tokens_per_second; now and then with validation (nats a token), bits_per_byte, sample, checkpoint.
+
+        Raises:
+            TrainingError: the loss or a gradient is not finite; says at which step and layer. The last checkpoint, of
+                finite weights, is still there.
+            OSError: the disk is full; likewise.
+        """
+        s = self.settings
+        last = self.save() if self.step == 0 else checkpoint.latest(self.out)[0]
+        while self.step < s.steps:
+            started = time.perf_counter()
+            record = self._one_step()
+            record["tokens_per_second"] = round(s.batch * (s.context - 1) / (time.perf_counter() - started), 1)
+            at_end = self.step == s.steps
+            if at_end or (s.evaluate_every and self.step % s.evaluate_every == 0):
+                record |= self.evaluate(None if at_end else GLANCE)
+            if at_end or (s.sample_every and self.step % s.sample_every == 0):
+                record["sample"] = self.sample()
+            if at_end or (s.save_every and self.step % s.save_every == 0):
+                last = self.save()
+                record["checkpoint"] = last.name
+            checkpoint.log(self.out, record)
+            report(record)
+        return last
+
+    def save(self) -> Path:
+        """Write a checkpoint, unless a weight is not finite."""
+        for name, p in self._params.items():
+            if not np.isfinite(p).all():
+                raise TrainingError(f"step {self.step}: {name} is not finite, so no checkpoint is written; {_ADVICE}")
+        about = {"settings": asdict(self.settings)}
+        state = self._optimizer.state()
+        return checkpoint.save(self.out, self.step, self.model, state, about, self.corpus.folder)
+
+    def evaluate(self, most: int | None = None) -> dict[str, float]:
+        """Compute the mean loss over the validation part, or over about `most` of its rows, and its bits per byte.
+
+        Bits per byte counts the separators among what must be predicted, but not among the bytes.
+        """
+        s, tokens = self.settings, self.corpus.tokens["validation"]
+        length = min(s.context, len(tokens))
+        rows = np.arange(self.corpus.rows("validation", length))
+        if most is not None:
+            rows = rows[:: -(-len(rows) // most)]
+        total, count = 0.0, 0
+        for start in range(0, len(rows), s.batch):
+            ids, positions = self.corpus.batch("validation", rows[start : start + s.batch], length)
+            loss = self.model(ids, position_ids=positions, labels=ids, use_cache=False).loss
+            total, count = total + float(loss) * ids[:, 1:].size, count + ids[:, 1:].size  # type: ignore[arg-type]
+        mean = total / count
+        bytes_a_token = self.corpus.num_bytes["validation"] / (len(tokens) - 1)
+        return {"validation": mean, "bits_per_byte": mean / math.log(2) / bytes_a_token}
+
+    def sample(self) -> str:
+        """Continue the prompt with random tokens, the same ones whenever this step is made."""
+        from refdiff.generation.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.from_pretrained(self.corpus.folder)
+        ids = tokenizer(self.settings.prompt, return_tensors="np")["input_ids"]
+        room = max(self.settings.context - ids.shape[1], 1)
+        made = self.model.generate(
+            ids, max_new_tokens=min(SAMPLED, room), do_sample=True, seed=self.step, eos_token_id=self.corpus.separator
+        )
+        text: str = tokenizer.decode(made[0], skip_special_tokens=True)
+        return text
+
+    def _one_step(self) -> dict[str, Any]:
+        s, losses = self.settings, []
+        total: Any = None
+        rows = row_order(self._rows, s.seed, self.step * s.batch, s.batch)
+        with np.errstate(all="ignore"):  # what is not finite is looked for
+            for part in np.split(rows, s.accumulate):
+                ids, positions = self.corpus.batch("train", part, s.context)
+                loss, grads = self.model.loss_and_grad(ids, position_ids=positions, labels=ids)
+                losses.append(float(loss))
+                total = grads if s.accumulate == 1 else add(total, grads, 1 / s.accumulate)
+                if not math.isfinite(losses[-1]):
+                    raise TrainingError(
+                        f"step {self.step + 1}: the loss is {losses[-1]}, {self._culprit(ids, positions)}"
+                    )
+            clipped, norm = clip(flatten(total), s.clip)
+            if not math.isfinite(norm):
+                names = [name for name, g in clipped.items() if not np.isfinite(g).all()]
+                where = f"in {names[-1]}" if names else "its square overflows"
+                raise TrainingError(f"step {self.step + 1}: the gradient is not finite, {where}; {_ADVICE}")
+            rate = learning_rate(self.step, peak=s.rate, steps=s.steps, warmup=s.warmup, schedule=s.schedule)
+            self._optimizer.step(clipped, rate)
+        self.step += 1
+        record = {"step": self.step, "loss": sum(losses) / len(losses), "rate": rate, "gradient": norm}
+        return record | ({"lambdas": lambdas} if (lambdas := self._lambdas()) else {})
+
+    def _lambdas(self) -> list[float]:
+        """Λ of every layer, where it is one number a layer."""
+        layers, ops = self.model.base_params["layers"], self.model.ops
+        if "lambda_q1" not in layers[0]["self_attn"]:
+            return []
+        vectors = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+        return [
+            round(float(ops.diff_lambda(*(layer["self_attn"][name] for name in vectors), ops.lambda_init(i))), 6)
+            for i, layer in enumerate(layers)
+        ]
+
+    def _culprit(self, ids: np.ndarray[Any, Any], positions: np.ndarray[Any, Any]) -> str:
+        """Say which layer's result is the first that is not finite."""
+        states = self.model(ids, position_ids=positions, use_cache=False, output_hidden_states=True).hidden_states
+        for i, state in enumerate(states or ()):
+            if not np.isfinite(state).all():
+                last = i == self.model.config.num_hidden_layers
+                where = "the embeddings are" if i == 0 else f"the result of layer {i - 1} is" if not last else ""
+                return f"and {where or f'the result of layer {i - 1} or of the last norm is'} not finite; {_ADVICE}"
+        return f"and only the output matrix's result is not finite; {_ADVICE}"
+
+
+_ADVICE = "the last checkpoint is unharmed: take a lower rate, a longer warm-up or a shorter gradient (clip)"

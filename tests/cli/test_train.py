@@ -1,0 +1,138 @@
+"""`refdiff train` as a process: killed and resumed, and its errors."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import refdiff
+from tests.training.conftest import tale
+
+SMALL = (
+    *("--vocab-size", "270", "--hidden-size", "16", "--layers", "2", "--heads", "2", "--inner-size", "24"),
+    *("--batch", "4", "--context", "16", "--warmup", "2", "--validation", "0.1", "--save-every", "5"),
+)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text(tale(), encoding="utf-8")
+    return tmp_path / "text.txt"
+
+
+def lines_of(out: Path) -> list[str]:
+    path = out / "log.jsonl"
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines_of(out)]
+
+
+def test_from_text_to_a_model(run: Any, text: Path, tmp_path: Path) -> None:
+    options = ("--steps", "12", "--evaluate-every", "5", "--sample-every", "6", "--prompt", "the king")
+    result = run("train", text, "-o", "out", *SMALL, *options)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode() == "out/step-000012\n"
+    shown = result.stderr.decode()
+    assert "parameters" in shown
+    assert "bits per byte" in shown
+    assert "'the king" in shown
+    records = lines(tmp_path / "out")
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert [record["step"] for record in records if "validation" in record] == [5, 10, 12]
+    generated = run("generate", "-m", "out/step-000012", "-n", "3", "the king", "-q")
+    assert generated.returncode == 0, generated.stderr
+
+
+@pytest.mark.parametrize("wiring", ["hf", "v2"])
+def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_weights(
+    run: Any, text: Path, tmp_path: Path, environment: dict[str, str], wiring: str
+) -> None:
+    options = (*SMALL, "--steps", "60", "--wiring", wiring, "--threads", "1", "-q")
+    assert run("train", text, "-o", "whole", *options).returncode == 0
+    command = [sys.executable, "-m", "refdiff", "train", "-o", "cut", "--threads", "1", "-q"]
+    killed = 0
+    for at in (8, 21, 38):
+        rest = [str(text), *options] if at == 8 else ["--resume"]
+        process = subprocess.Popen([*command, *rest], env=environment, cwd=tmp_path)
+        while process.poll() is None and len(lines_of(tmp_path / "cut")) < at:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed == 3
+    result = run("train", "-o", "cut", "--resume", "--threads", "1")
+    assert result.returncode == 0, result.stderr
+    for file in ("model.safetensors", "optimizer.safetensors", "config.json", "training.json", "tokenizer.json"):
+        whole, cut = (tmp_path / name / "step-000060" / file for name in ("whole", "cut"))
+        assert whole.read_bytes() == cut.read_bytes(), file
+    losses = [[record["loss"] for record in lines(tmp_path / name)] for name in ("whole", "cut")]
+    assert losses[0] == losses[1]
+    assert not list((tmp_path / "cut").glob(".*"))
+
+
+def test_a_config_file_and_flags_over_it(run: Any, text: Path, tmp_path: Path) -> None:
+    refdiff.DiffLlamaConfig(
+        vocab_size=300, hidden_size=24, intermediate_size=16, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, rms_norm_eps=1e-3,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    result = run(
+        *("train", text, "-o", "out", "--config", "config.json", "--layers", "1", "--wiring", "paper", "--vocab-size"),
+        *("265", "--steps", "1", "--context", "8", "-q"),
+    )
+    assert result.returncode == 0, result.stderr
+    config = refdiff.DiffLlamaConfig.from_pretrained(tmp_path / "out/step-000001")
+    assert (config.num_hidden_layers, config.wiring, config.vocab_size) == (1, "paper", 265)
+    assert (config.hidden_size, config.num_key_value_heads, config.rms_norm_eps) == (24, 2, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("train", "-o", "out"), 2, "no text: name a UTF-8 file, or go on with --resume"),
+        (("train", "none.txt", "-o", "out"), 2, "none.txt: no such file"),
+        (("train", "text.txt", "-o", "out", "--resume"), 2, "leave TEXT out"),
+        (("train", "-o", "out", "--resume"), 1, "no checkpoint to go on from"),
+        (("train", "text.txt", "-o", "out", "--heads", "3"), 2, "num_key_value_heads"),
+        (("train", "text.txt", "-o", "out", "--batch", "4", "--accumulate", "3"), 2, "does not divide"),
+        (("train", "text.txt", "-o", "out", "--vocab-size", "5000"), 1, "only enough for"),
+        (("train", "text.txt", "-o", "out", "--vocab-size", "262", "--context", "9000"), 1, "but a row needs 9000"),
+        (("train", "empty.txt", "-o", "out"), 1, "no text to learn from"),
+        (("train", "line.txt", "-o", "out"), 1, "this text has only enough for 2"),
+        (("train", "text.txt", "-o", "out", "--rate", "0"), 2, "--rate: 0 is out of range; give a number above 0"),
+    ],
+)
+def test_errors_are_one_line(
+    run: Any, text: Path, tmp_path: Path, arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "line.txt").write_text("once upon a time\n")
+    result = run(*arguments)
+    assert result.returncode == status
+    assert result.stdout == b""
+    last = result.stderr.decode().splitlines()[-1]
+    assert message in last
+    assert last.startswith("refdiff train: error: ")
+
+
+def test_a_folder_with_a_run_in_it_is_not_written_over(run: Any, text: Path) -> None:
+    options = (*SMALL, "--steps", "1", "-q")
+    assert run("train", text, "-o", "out", *options).returncode == 0
+    result = run("train", text, "-o", "out", *options)
+    assert result.returncode == 2
+    assert b"out has a run in it already: go on with --resume" in result.stderr
+
+
+def test_numbers_that_end_stop_the_run_and_are_located(run: Any, text: Path, tmp_path: Path) -> None:
+    result = run("train", text, "-o", "out", *SMALL, "--steps", "30", "--rate", "1e30", "--warmup", "0", "-q")
+    assert result.returncode == 1
+    assert b"refdiff train: error: step " in result.stderr
+    assert b"the last checkpoint is unharmed" in result.stderr
+    assert (tmp_path / "out" / "step-000000" / "model.safetensors").exists()

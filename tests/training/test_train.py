@@ -1,0 +1,174 @@
+"""The loop: it learns, goes on bit for bit, adds up parts, says where numbers end, and counts bits as they are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.errors import CheckpointError
+from refdiff.model.weights import flatten
+from refdiff.training import checkpoint
+from refdiff.training.train import Settings, Trainer, TrainingError
+
+Start = Callable[..., Trainer]
+
+
+def weights(trainer: Trainer) -> dict[str, np.ndarray]:
+    return {name: a.copy() for name, a in flatten(trainer.model.params).items()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+def test_it_learns(start: Start, wiring: str, optimizer: str) -> None:
+    records: list[dict[str, Any]] = []
+    trainer = start(wiring=wiring, optimizer=optimizer, steps=40, rate=2e-2, save_every=0)
+    first = trainer.evaluate()["validation"]
+    folder = trainer.run(records.append)
+    assert folder.name == "step-000040"
+    assert records[-1]["validation"] < first - 1.5
+    assert [record["step"] for record in records] == list(range(1, 41))
+    assert (len(records[0].get("lambdas", [])) == 2) == (wiring in ("hf", "paper"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_resumed_it_has_the_weights_of_a_run_never_stopped(start: Start, optimizer: str, dtype: str) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["step"] == 5:
+            raise StopError
+
+    whole = start("whole", optimizer=optimizer, dtype=dtype)
+    whole.run()
+    cut = start("cut", optimizer=optimizer, dtype=dtype)
+    with pytest.raises(StopError):
+        cut.run(stop)
+    again = Trainer.resume(cut.out)
+    assert again.step == 4  # the last checkpoint
+    again.run()
+    for name, a in weights(whole).items():
+        np.testing.assert_array_equal(weights(again)[name], a)
+    files = ("model.safetensors", "optimizer.safetensors", "config.json", "training.json")
+    for file in files:
+        assert (cut.out / "step-000006" / file).read_bytes() == (whole.out / "step-000006" / file).read_bytes()
+    steps = [json.loads(line)["step"] for line in (cut.out / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_step_in_parts_is_the_step_of_the_whole(start: Start) -> None:
+    whole, parts = start("whole", dtype="float64", steps=3), start("parts", dtype="float64", steps=3, accumulate=2)
+    whole.run()
+    parts.run()
+    for name, a in weights(whole).items():
+        np.testing.assert_allclose(weights(parts)[name], a, rtol=1e-6, atol=1e-9)
+
+
+def test_another_seed_has_other_weights_and_another_order(start: Start) -> None:
+    one, other = start("one", steps=1), start("other", steps=1, seed=1)
+    a, b = [], []
+    one.run(a.append)
+    other.run(b.append)
+    assert a[0]["loss"] != b[0]["loss"]
+
+
+def test_bits_per_byte_of_a_model_that_knows_nothing(start: Start) -> None:
+    """All logits equal: each token costs log₂ V bits, whatever it is."""
+    trainer = start()
+    trainer.model.params["model"]["embed_tokens"]["weight"][...] = 0
+    found = trainer.evaluate()
+    tokens = len(trainer.corpus.tokens["validation"]) - 1
+    assert found["validation"] == pytest.approx(math.log(270), rel=1e-6)
+    expected = tokens * math.log2(270) / trainer.corpus.num_bytes["validation"]
+    assert found["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_samples_are_the_same_each_time_and_begin_with_the_prompt(start: Start) -> None:
+    trainer = start(prompt="the king")
+    assert trainer.sample() == trainer.sample()
+    assert trainer.sample().startswith("the king")
+    assert isinstance(start("other").sample(), str)
+
+
+def test_checkpoints_are_models(start: Start) -> None:
+    trainer = start(steps=2)
+    folder = trainer.run()
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
+    for name, a in flatten(model.params).items():
+        np.testing.assert_array_equal(a, weights(trainer)[name])
+    ids = refdiff.Tokenizer.from_pretrained(folder)("the king", return_tensors="np")["input_ids"]
+    assert model.generate(ids, max_new_tokens=2).shape == (1, ids.shape[1] + 2)
+
+
+@pytest.mark.parametrize(
+    ("part", "where"),
+    [
+        (("embed_tokens", "weight"), "the embeddings are not finite"),
+        (("layers", 0, "mlp", "up_proj", "weight"), "the result of layer 0 is not finite"),
+        (("layers", 1, "self_attn", "lambda_q1"), "the result of layer 1 or of the last norm is not finite"),
+        (("norm", "weight"), "the result of layer 1 or of the last norm is not finite"),
+    ],
+)
+def test_a_loss_that_is_no_number_stops_and_is_located(start: Start, part: tuple[Any, ...], where: str) -> None:
+    trainer = start()
+
+    def poison(record: dict[str, Any]) -> None:
+        if record["step"] == 3:
+            at = trainer.model.params["model"]
+            for key in part:
+                at = at[key]
+            at[...] = np.nan
+
+    with pytest.raises(TrainingError, match=rf"step 4: the loss is nan, and {where}; the last checkpoint is unharmed"):
+        trainer.run(poison)
+    folder, about = checkpoint.latest(trainer.out)
+    assert about["step"] == 2
+    assert all(
+        np.isfinite(a).all() for a in flatten(refdiff.DiffLlamaForCausalLM.from_pretrained(folder).params).values()
+    )
+
+
+def test_a_gradient_that_is_no_number_stops(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = start()
+    plain = trainer.model.ops.rope_vjp
+    monkeypatch.setattr(trainer.model.ops, "rope_vjp", lambda g, *a, **k: plain(g * np.float32(np.nan), *a, **k))
+    with pytest.raises(TrainingError, match=r"step 1: the gradient is not finite, in model\.\S+; the last"):
+        trainer.run()
+
+
+def test_weights_that_are_no_numbers_are_not_saved(start: Start) -> None:
+    trainer = start()
+    trainer.model.params["model"]["norm"]["weight"][0] = np.inf
+    with pytest.raises(TrainingError, match=r"step 0: model\.norm\.weight is not finite, so no checkpoint"):
+        trainer.save()
+
+
+def test_settings_that_do_not_fit_together() -> None:
+    for wrong, message in (
+        ({"batch": 4, "accumulate": 3}, "batch is 4, which accumulate 3 does not divide"),
+        ({"optimizer": "sgd"}, "one of adamw, muon"),
+        ({"schedule": "linear"}, "one of cosine, constant"),
+        ({"context": 1}, "context is 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Settings(**wrong)
+
+
+def test_a_context_longer_than_the_text(start: Start) -> None:
+    with pytest.raises(ValueError, match="but a row needs 100000"):
+        start(context=100_000)
+
+
+def test_a_training_file_of_another_kind(start: Start) -> None:
+    trainer = start(steps=1)
+    folder = trainer.run()
+    (folder / "training.json").write_text('{"step": 1, "settings": {"speed": 3}}')
+    with pytest.raises(CheckpointError, match="not what this version writes"):
+        Trainer.resume(trainer.out)
