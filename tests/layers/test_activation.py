@@ -114,7 +114,7 @@ def test_derivative_is_that_of_the_definition(name: str) -> None:
 # where a function has a kink, and the derivative that torch takes there
 KINKS = {
     "gelu_10": {10.0: 1.0, 10.1: 0.0},
-    "hardswish": {-3.0: 0.0, 3.0: 1.0},
+    "hardswish": {-3.0: 0.0, 0.0: 0.5, 3.0: 1.0},
     "leaky_relu": {0.0: 0.01},
     "relu": {0.0: 0.0},
     "relu2": {0.0: 0.0},

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refdiff.layers import attention_weights, diff_attention, packed_mask, padding_mask
+from refdiff.layers import (
+    attention_weights,
+    attention_weights_vjp,
+    diff_attention,
+    diff_attention_vjp,
+    packed_mask,
+    padding_mask,
+)
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS, says
@@ -297,6 +304,10 @@ def test_queries_and_keys_that_do_not_fit(q: tuple[int, ...], k: tuple[int, ...]
         attention_weights(np.zeros(q), np.zeros(k))
     with says(ValueError, f"diff_attention: {message}"):
         diff_attention(*(np.zeros(s) for s in (q, k, q, k, FITS["v"])), LAMBDA)
+    with says(ValueError, f"attention_weights_vjp: {message}"):
+        attention_weights_vjp(np.zeros(1), np.zeros(q), np.zeros(k))
+    with says(ValueError, f"diff_attention_vjp: {message}"):
+        diff_attention_vjp(np.zeros(1), *(np.zeros(s) for s in (q, k, q, k, FITS["v"])), LAMBDA)
 
 
 @pytest.mark.parametrize(
