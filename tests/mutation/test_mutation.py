@@ -66,7 +66,7 @@ import pytest
 from refdiff.layers.half import half
 
 def test_half() -> None:
-    assert [half(x) for x in (-3.0, 5.0)] == [-1.5, 2.5]
+    assert [half(x) for x in (-3.0, 0.5)] == [-1.5, 0.25]
 """
 ENTRY = """
 [[mutant]]
@@ -82,8 +82,8 @@ reason = "half of 0 is 0"
 @pytest.mark.parametrize(
     ("listed", "code", "says"),
     [
-        ([], 1, "score 87.5"),
-        (["(x > 0)"], 0, "7      1        0 100.0%"),
+        ([], 1, "score 88.9"),
+        (["(x > 0)"], 0, "8      1        0 100.0%"),
         (["(x > 0)", "(x < 0)"], 1, "no such mutant"),
         (["(x > 0)", "(not (x >= 0))"], 1, "listed, but killed by tests/layers/test_half.py::test_half"),
     ],
