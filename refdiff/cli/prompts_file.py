@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -156,7 +157,7 @@ def _answer(
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 file.flush()
                 if args.output and time.monotonic() - synced > _SYNC_EVERY:
-                    os.fsync(file.fileno())
+                    _sync(file)
                     synced = time.monotonic()
                 answered += 1
                 tokens += fields["generated_tokens"]
@@ -186,16 +187,21 @@ def _output(path: str | None, prompts: dict[int, Prompt], seeds: dict[int, int])
             if not line.endswith(b"\n"):  # the run was killed while it wrote this line
                 if not (line.startswith(_OPENING) or _OPENING.startswith(line)):
                     raise UsageError(f"{path} line {number}: not a line that generate wrote; give another -o")
+                file.truncate(end)
                 break
             end += len(line)
             if line.strip():
                 done.add(_check_answer(line, f"{path} line {number}", prompts, seeds))
-        file.truncate(end)
         file.seek(0, os.SEEK_END)
         yield file, done
         file.flush()
-        if file.seekable() and not file.isatty():
-            os.fsync(file.fileno())
+        _sync(file)
+
+
+def _sync(file: BinaryIO) -> None:
+    """Have the system write what it holds to the disk, if there is one behind the file."""
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        os.fsync(file.fileno())
 
 
 def _check_answer(line: bytes, where: str, prompts: dict[int, Prompt], seeds: dict[int, int]) -> int:
@@ -205,11 +211,11 @@ def _check_answer(line: bytes, where: str, prompts: dict[int, Prompt], seeds: di
         index, text, seed = row["index"], row["prompt"], row["seed"]
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{where}: not a line that generate wrote; give another -o") from None
-    if index not in prompts or prompts[index].text != text:
+    if not isinstance(index, int) or index not in prompts or prompts[index].text != text:
         raise UsageError(f"{where}: answers a prompt that is not at index {index} of the prompts; give another -o")
     if seeds.get(index, seed) != seed:
         raise UsageError(f"{where}: has seed {seed}, this run would use {seeds[index]}; give the same -s or another -o")
-    return int(index)
+    return index
 
 
 def _lock(file: BinaryIO, path: str) -> None:

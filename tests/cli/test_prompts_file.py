@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ def test_nothing_left_to_do_loads_no_model(command: list[str], tmp_path: Path, c
         (b"my precious notes", "line 1: not a line that generate wrote"),
         (b'{"index": 0}\n', "line 1: not a line that generate wrote"),
         (b'{"index": 0, "prompt": "other", "seed": 0}\n', "line 1: answers a prompt that is not at index 0"),
+        (b'{"index": [], "prompt": "other", "seed": 0}\n', "line 1: answers a prompt that is not at index []"),
         (b'{"index": 77, "prompt": "ab", "seed": 0}\n', "line 1: answers a prompt that is not at index 77"),
         (b'{"index": 0, "prompt": "ab", "seed": 9}\n', "line 1: has seed 9, this run would use 0"),
     ],
@@ -124,6 +126,36 @@ def test_two_runs_do_not_write_to_one_file(command: list[str], tmp_path: Path, c
         fcntl.flock(other, fcntl.LOCK_EX)
         assert main([*command, "-o", str(out)]) == 2
     assert "another run is writing to it" in capsys.readouterr().err
+
+
+def test_without_locks_a_run_goes_without(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refused(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    assert main([*command, "-q", "-o", str(tmp_path / "a.jsonl")]) == 0
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert main([*command, "-q", "-o", str(tmp_path / "b.jsonl")]) == 0
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="not on this system")
+def test_output_to_nowhere(command: list[str]) -> None:
+    assert main([*command, "-q", "-o", "/dev/null"]) == 0
+
+
+def test_lines_are_synced_while_the_run_goes_on(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr("refdiff.cli.prompts_file._SYNC_EVERY", -1.0)
+    monkeypatch.setattr("os.fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    assert main([*command, "-q", "-o", str(tmp_path / "out.jsonl")]) == 0
+    assert len(sizes) == 6  # once a prompt, once at the end
+    assert sizes == sorted(sizes)
+    assert sizes[0] > 0
 
 
 def test_jsonl_with_ids_and_options_of_its_own(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
