@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from refdiff import convert, layers, training
     from refdiff.errors import CheckpointError
+    from refdiff.generation.stream import BatchTextStreamer, TextIteratorStreamer, TextStreamer
     from refdiff.generation.tokenizer import Tokenizer
     from refdiff.model.cache import KVCache
     from refdiff.model.config import DiffLlamaConfig
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from refdiff.pipelines import pipeline
 
 __all__ = [
+    "BatchTextStreamer",
     "CheckpointError",
     "DiffLlamaConfig",
     "DiffLlamaForCausalLM",
@@ -42,6 +44,8 @@ __all__ = [
     "DiffLlamaForTokenClassification",
     "DiffLlamaModel",
     "KVCache",
+    "TextIteratorStreamer",
+    "TextStreamer",
     "Tokenizer",
     "convert",
     "layers",
@@ -54,6 +58,7 @@ _HOMES = {
     "DiffLlamaConfig": "model.config",
     "KVCache": "model.cache",
     "Tokenizer": "generation.tokenizer",
+    **dict.fromkeys(("BatchTextStreamer", "TextIteratorStreamer", "TextStreamer"), "generation.stream"),
     "pipeline": "pipelines",
     **{name: "model.heads" for name in __all__ if name.startswith(("DiffLlamaFor", "DiffLlamaModel"))},
 }
@@ -70,4 +75,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(__all__)

@@ -1,15 +1,4 @@
-"""Hidden states → next-token logits, sequence class, token classes, answer span: the five classes, named as in HF.
-
-All take the same arguments:
-
-    input_ids (B, T) integers, or inputs_embeds (B, T, D).
-    attention_mask (B, S) of 1 and 0, S counting the tokens in the cache; or (B, 1 or H, T, S), boolean "may see" or
-        added to the scores. Without it every token sees itself and all before it.
-    position_ids (B, T); without them positions count on from the cache.
-    cache: the `out.cache` of an earlier call, or a new `KVCache`. use_cache: whether to make one (config.use_cache).
-    labels: adds `out.loss`; `loss_and_grad` gives that loss with the gradients of all weights.
-    output_attentions, output_hidden_states: add `attentions`, `differential_attentions`, `lambdas`; `hidden_states`.
-"""
+"""Hidden states → next-token logits, sequence class, token classes, answer span: the five classes, named as in HF."""
 
 from __future__ import annotations
 
@@ -45,15 +34,9 @@ class DiffLlamaModel(PreTrainedModel):
     ) -> ModelOutput:
         """Compute `last_hidden_state` (B, T, D)."""
         return self._base(
-            input_ids,
-            attention_mask,
-            position_ids,
-            cache,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-        )
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache,
+            output_attentions, output_hidden_states,
+        )  # fmt: skip
 
 
 class DiffLlamaForCausalLM(TrainableModel):
@@ -79,15 +62,9 @@ class DiffLlamaForCausalLM(TrainableModel):
         or those that a boolean array (B, T) marks, then as (marked, V).
         """
         out = self._base(
-            input_ids,
-            attention_mask,
-            position_ids,
-            cache,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-        )
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache,
+            output_attentions, output_hidden_states,
+        )  # fmt: skip
         hidden = self._kept(out.last_hidden_state, logits_to_keep)
         out.last_hidden_state = None
         out.logits = self.ops.linear(hidden, **self._head)
@@ -175,15 +152,9 @@ class DiffLlamaForSequenceClassification(TrainableModel):
             ValueError: several rows, and the config has no pad_token_id to find their ends by.
         """
         out = self._base(
-            input_ids,
-            attention_mask,
-            position_ids,
-            cache,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-        )
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache,
+            output_attentions, output_hidden_states,
+        )  # fmt: skip
         pooled, _ = self._pooled(out.last_hidden_state, input_ids)
         out.last_hidden_state = None
         out.logits = self.ops.linear(pooled, **self.params["score"])
@@ -233,15 +204,9 @@ class DiffLlamaForTokenClassification(TrainableModel):
     ) -> ModelOutput:
         """Compute `logits` (B, T, C), and with labels (B, T) the `loss` over those that are not −100."""
         out = self._base(
-            input_ids,
-            attention_mask,
-            position_ids,
-            cache,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-        )
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache,
+            output_attentions, output_hidden_states,
+        )  # fmt: skip
         out.logits = self.ops.linear(out.last_hidden_state, **self.params["score"])
         out.last_hidden_state = None
         if labels is not None:
@@ -278,15 +243,9 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
     ) -> ModelOutput:
         """Compute `start_logits` and `end_logits` (B, T), and with both positions (B,) the mean of their losses."""
         out = self._base(
-            input_ids,
-            attention_mask,
-            position_ids,
-            cache,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-        )
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache,
+            output_attentions, output_hidden_states,
+        )  # fmt: skip
         logits = self.ops.linear(out.last_hidden_state, **self.params["qa_outputs"])
         out.last_hidden_state = None
         out.start_logits, out.end_logits = logits[..., 0], logits[..., 1]

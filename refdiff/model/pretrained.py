@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
+import numpy as np
+
 from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace
 from refdiff.backends import kernels_for, ops_for
@@ -24,9 +26,27 @@ from refdiff.model.outputs import ModelOutput
 P = ParamSpec("P")
 R = TypeVar("R")
 
+ARGUMENTS = """
+        Args:
+            input_ids: (B, T) integers, or in their place `inputs_embeds` (B, T, D).
+            attention_mask: (B, S) of 1 and 0, S counting the tokens in the cache; or (B, 1 or H, T, S), boolean "may
+                see" or added to the scores. Without it every token sees itself and all before it.
+            position_ids: (B, T); without them positions count on from the cache.
+            cache: the `out.cache` of an earlier call, or a new `KVCache`; `use_cache` says whether to make one
+                (config.use_cache).
+            labels: add `out.loss`; `loss_and_grad` gives that loss with the gradients of all weights.
+            output_attentions: add `attentions`, `differential_attentions` and `lambdas`.
+            output_hidden_states: add `hidden_states`.
+
+        Raises:
+            ValueError: an input of another kind or shape; the message has what was given and what is taken.
+            IndexError: a token id outside the vocabulary.
+"""
+"""What every class takes when it is called, for the docstrings of all of them."""
+
 
 def one_pass(call: Callable[P, R]) -> Callable[P, R]:
-    """Let the model's kernels have the cores to themselves for the length of a call."""
+    """Let the model's kernels have the cores to themselves for the length of a call; document its arguments."""
 
     @functools.wraps(call)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -34,11 +54,14 @@ def one_pass(call: Callable[P, R]) -> Callable[P, R]:
         with contextlib.nullcontext() if model.kernels is None else model.kernels.running():
             return call(*args, **kwargs)
 
+    called.__doc__ = f"{(call.__doc__ or '').rstrip()}\n{ARGUMENTS}"
     return called
 
 
 class PreTrainedModel:
     """A DiffLlama with one head; use one of its subclasses.
+
+    `DiffLlamaForCausalLM(config)` has newly drawn weights, the same as `from_config(config)`; `from_pretrained` loads.
 
     Attributes:
         config: the model's `DiffLlamaConfig`.
@@ -55,15 +78,18 @@ class PreTrainedModel:
     def __init__(
         self,
         config: DiffLlamaConfig,
-        params: dict[str, Any],
+        params: dict[str, Any] | None = None,
         *,
-        dtype: str = "float32",
+        dtype: Any = "float32",
         backend: str | ModuleType = "numpy",
         device: Any = None,
         kernels: str = "fast",
         threads: int | None = None,
         generation_config: dict[str, Any] | None = None,
     ) -> None:
+        dtype = _dtype_name(dtype)
+        if params is None:
+            params = weights.initialize(config, type(self).__name__, dtype=dtype)
         self.config = config
         self.dtype = dtype
         self.xp = _backend(backend)
@@ -79,7 +105,7 @@ class PreTrainedModel:
         cls,
         path_or_repo: str | os.PathLike[str],
         *,
-        dtype: str = "auto",
+        dtype: Any = "auto",
         backend: str | ModuleType = "numpy",
         device: Any = None,
         kernels: str = "fast",
@@ -93,7 +119,7 @@ class PreTrainedModel:
         Args:
             path_or_repo: a folder with config.json and safetensors, or a repo id such as
                 "kajuma/DiffLlama-0.3B-handcut".
-            dtype: "auto" = as stored, or "float32", "float64", "float16", "bfloat16".
+            dtype: "auto" = as stored, or "float32", "float64", "float16", "bfloat16", or NumPy's dtype of that name.
             backend: "numpy", "cupy", or any array-API namespace module.
             device: where that backend puts its arrays; None is its default.
             kernels: "fast" = the backend's kernels, "reference" = the equations as written.
@@ -105,7 +131,7 @@ class PreTrainedModel:
         Raises:
             CheckpointError: something is missing or broken; the message names file, tensor and what would help.
         """
-        xp = _backend(backend)  # before anything is downloaded
+        xp, dtype = _backend(backend), _dtype_name(dtype)  # before anything is downloaded
         folder = hub.snapshot(
             path_or_repo,
             files=hub.CONFIG + hub.WEIGHTS,
@@ -133,18 +159,19 @@ class PreTrainedModel:
         config: DiffLlamaConfig,
         seed: int = 0,
         *,
-        dtype: str = "float32",
+        dtype: Any = "float32",
         backend: str | ModuleType = "numpy",
         device: Any = None,
         kernels: str = "fast",
         threads: int | None = None,
     ) -> Self:
         """Make a model with newly drawn weights, as transformers distributes them; `seed` decides which."""
+        dtype = _dtype_name(dtype)
         params = weights.initialize(config, cls.__name__, seed=seed, dtype=dtype)
         return cls(config, params, dtype=dtype, backend=backend, device=device, kernels=kernels, threads=threads)
 
     def save_pretrained(
-        self, directory: str | os.PathLike[str], max_shard_size: int | str = "5GB", *, dtype: str | None = None
+        self, directory: str | os.PathLike[str], max_shard_size: int | str = "5GB", *, dtype: Any = None
     ) -> None:
         """Write config.json and safetensors that transformers and refdiff load; the folder is whole or as before.
 
@@ -158,7 +185,7 @@ class PreTrainedModel:
         """
         weights.save(
             directory, self.config, self.params, type(self).__name__,
-            dtype=dtype or self.dtype, max_shard_size=max_shard_size,
+            dtype=self.dtype if dtype is None else _dtype_name(dtype), max_shard_size=max_shard_size,
         )  # fmt: skip
         if self.generation_config:
             write_json(Path(directory) / "generation_config.json", self.generation_config)
@@ -280,3 +307,8 @@ def _map(function: Callable[[Any], Any], nested: Any) -> Any:
     if isinstance(nested, list):
         return [_map(function, value) for value in nested]
     return function(nested)
+
+
+def _dtype_name(dtype: Any) -> str:
+    """Name a precision given by its name or as a NumPy dtype; whether it is one of those known is checked later."""
+    return dtype if isinstance(dtype, str) else np.dtype(dtype).name

@@ -77,3 +77,26 @@ def test_cupy_without_a_device_is_one_clear_sentence(monkeypatch):
 def test_a_folder_that_is_not_there_is_named():
     with pytest.raises(refdiff.CheckpointError, match="nowhere/at/all"):
         refdiff.DiffLlamaForCausalLM.from_pretrained("./nowhere/at/all")
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_config_alone_makes_a_model_with_new_weights(kind):
+    config = small_config()
+    a, b = weights.flatten(kind(config).params), weights.flatten(kind.from_config(config).params)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        np.testing.assert_array_equal(b[name], value)
+
+
+def test_a_precision_may_be_numpys(tmp_path):
+    kind = refdiff.DiffLlamaForCausalLM
+    for dtype in (np.float64, np.dtype("float64")):
+        assert kind.from_config(small_config(), dtype=dtype).dtype == "float64"
+    kind(small_config(), dtype=np.float16).save_pretrained(tmp_path, dtype=np.float32)
+    assert kind.from_pretrained(tmp_path).dtype == "float32"
+    assert kind.from_pretrained(tmp_path, dtype=np.float64).dtype == "float64"
+
+
+def test_help_names_every_argument():
+    for kind in CLASSES:
+        assert "attention_mask: (B, S) of 1 and 0" in kind.__call__.__doc__
