@@ -68,7 +68,8 @@ def _started(args: argparse.Namespace) -> Trainer:
         config, settings = _config(args), _settings(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    shutil.rmtree(out / "corpus", ignore_errors=True)  # of a run that was ended before its first checkpoint
+    for left in (out / "corpus", *out.glob(".corpus-*")):  # by a run that was ended before its first checkpoint
+        shutil.rmtree(left, ignore_errors=True)
     (out / "log.jsonl").unlink(missing_ok=True)
     corpus = Corpus.from_text(
         text,

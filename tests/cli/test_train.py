@@ -122,6 +122,16 @@ def test_errors_are_one_line(
     assert last.startswith("refdiff train: error: ")
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_is_begun_again(run: Any, text: Path, tmp_path: Path) -> None:
+    for left in ("corpus", ".corpus-half"):
+        (tmp_path / "out" / left).mkdir(parents=True)
+        (tmp_path / "out" / left / "train.bin").write_bytes(b"half")
+    assert run("train", text, "-o", "out", *SMALL, "--steps", "1", "-q").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("corpus", "log.jsonl", "step-000000", "step-000001")
+    ]
+
+
 def test_a_folder_with_a_run_in_it_is_not_written_over(run: Any, text: Path) -> None:
     options = (*SMALL, "--steps", "1", "-q")
     assert run("train", text, "-o", "out", *options).returncode == 0
