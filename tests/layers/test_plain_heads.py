@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refdiff.layers import attention_weights, diff_attention, linear, padding_mask, plain_heads, rope, rope_cos_sin
+from refdiff.layers import (
+    attention_weights,
+    diff_attention,
+    linear,
+    padding_mask,
+    plain_heads,
+    plain_heads_vjp,
+    rope,
+    rope_cos_sin,
+)
 from tests.golden import unilm
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
@@ -141,6 +150,12 @@ def test_calls_the_kernel_that_it_is_given() -> None:
 def test_values_that_do_not_fit(shape: tuple[int, ...]) -> None:
     with says(ValueError, f"plain_heads: v has shape {shape}, but k (2, 2, 7, 3) needs (B, K, S, e)"):
         plain_heads(Q, KEYS, np.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 23), (2, 6, 24), (10, 24)])
+def test_a_gradient_of_another_shape(shape: tuple[int, ...]) -> None:
+    with says(ValueError, f"plain_heads_vjp: g has shape {shape}, but the result has (B, 5, 24)"):
+        plain_heads_vjp(np.zeros(shape), Q, KEYS, V)
 
 
 @settings(max_examples=settings().max_examples // 3)

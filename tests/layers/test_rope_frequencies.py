@@ -290,3 +290,10 @@ def test_a_parameter_that_is_missing(kind: str, name: str) -> None:
 def test_a_list_of_another_length(name: str, length: int, count: int) -> None:
     with says(ValueError, f"rope_frequencies: {name} has {count} numbers, but 8 dimensions need 4"):
         frequencies("longrope", length=length, **{name: [1.0] * count})
+
+
+@pytest.mark.parametrize("kind", ["linear", "proportional"])
+def test_all_dimensions_turn_unless_said_otherwise(kind: str) -> None:
+    frequencies, _ = rope_frequencies({"rope_type": kind, "rope_theta": 10_000.0, "factor": 1.0}, 2048, 64)
+    default, _ = rope_frequencies({"rope_type": "default", "rope_theta": 10_000.0}, 2048, 64)
+    assert frequencies == default
