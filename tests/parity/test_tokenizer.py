@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch  # noqa: F401 (transformers without torch would be another program)
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import refdiff
 from tests.generation.trained_tokenizers import KINDS, ODD_TEXTS, TEXTS, save
@@ -147,6 +147,83 @@ def test_special_tokens_in_every_spelling(tmp_path: Path, kind: str, spelling: s
     assert len(ours) == len(theirs)
     assert ours.vocab_size == theirs.vocab_size
     assert ours.get_vocab() == theirs.get_vocab()
+
+
+SAVED: dict[str, Callable[[], dict[str, Any]]] = {
+    **SPELLINGS,
+    "named extra of another form": lambda: {
+        "tokenizer_config": {**CONFIG, "extra_special_tokens": {"image": "<image>", "video_token": "<|x|>"}}
+    },
+    "every setting": lambda: {
+        "tokenizer_config": {
+            **CONFIG,
+            "padding_side": "left",
+            "truncation_side": "left",
+            "model_max_length": 12,
+            "clean_up_tokenization_spaces": True,
+            "tokenizer_class": "LlamaTokenizer",
+            "chat_template": "{{ bos_token }}{% for m in messages %}{{ m.content }}é\n{% endfor %}",
+        }
+    },
+    "many templates": lambda: {
+        "tokenizer_config": {
+            **CONFIG,
+            "chat_template": [
+                {"name": "default", "template": "{{ messages[0].content }}"},
+                {"name": "tool_use", "template": "{{ tools | length }}"},
+            ],
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("spelling", list(SAVED))
+def test_saved_files_load_to_the_same(tmp_path: Path, kind: str, spelling: str) -> None:
+    """What `save_pretrained` wrote is, for both libraries, the tokenizer that was saved."""
+    before, saved = both(save(tmp_path / "from", KINDS[kind](), **SAVED[spelling]()))
+    folder = tmp_path / "to"
+    saved.save_pretrained(folder)
+    theirs, ours = both(folder)
+    refdiff.DiffLlamaConfig().save_pretrained(folder)  # AutoTokenizer looks at the model's type too
+    text = "The fox </s> <pad>  [PAD]<|x|> <image> <extra>\n<|im_end|>end . It 's"
+    for loaded in (theirs, ours, AutoTokenizer.from_pretrained(folder)):
+        same_lists(before(text), loaded(text))
+        if before.pad_token is not None:
+            for options in ({"padding": True}, {"padding": "max_length", "truncation": True, "max_length": 7}):
+                same_lists(before(ALL_TEXTS, **options), loaded(ALL_TEXTS, **options))
+        for skip in (True, False):
+            ids = before(text)["input_ids"]
+            assert loaded.decode(ids, skip_special_tokens=skip) == before.decode(ids, skip_special_tokens=skip)
+        assert loaded.special_tokens_map == before.special_tokens_map
+        assert sorted(loaded.all_special_ids) == sorted(before.all_special_ids)
+        assert loaded.get_vocab() == before.get_vocab()
+        assert (loaded.padding_side, loaded.truncation_side) == (before.padding_side, before.truncation_side)
+        assert (
+            loaded.model_max_length == before.model_max_length
+            or min(loaded.model_max_length, before.model_max_length) >= 10**30
+        )
+        assert loaded.chat_template == before.chat_template
+        for tools in (None, TOOLS) if before.chat_template else ():
+            expected = before.apply_chat_template(CHATS[1], tokenize=False, tools=tools)
+            assert loaded.apply_chat_template(CHATS[1], tokenize=False, tools=tools) == expected
+
+
+@pytest.mark.parametrize("padding", [True, "max_length", False])
+@pytest.mark.parametrize("multiple", [1, 7, 8])
+@pytest.mark.parametrize("max_length", [None, 8, 16])
+@pytest.mark.parametrize("truncation", [True, False])
+@pytest.mark.filterwarnings("ignore:`max_length` is ignored")
+def test_padding_to_a_multiple(pair: Pair, padding: Any, multiple: int, max_length: Any, truncation: bool) -> None:
+    theirs, ours = pair
+    options = {"padding": padding, "pad_to_multiple_of": multiple, "max_length": max_length, "truncation": truncation}
+    try:
+        expected = theirs(ALL_TEXTS, **options)
+    except ValueError:
+        with pytest.raises(ValueError, match=f"pad_to_multiple_of {multiple}"):
+            ours(ALL_TEXTS, **options)
+    else:
+        same_lists(expected, ours(ALL_TEXTS, **options))
 
 
 def test_settings_inside_tokenizer_json(tmp_path: Path) -> None:

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
+from refdiff.model.json_files import write_atomically
 
 MAX_BYTES = 100_000  # those in use have from 1,000 to 60,000
+
+_DEFAULT = "chat_template.jinja"
+_NAMED = "additional_chat_templates/*.jinja"
 
 
 def templates_in(value: Any, source: str) -> str | dict[str, str] | None:
@@ -31,10 +35,25 @@ def template_files(folder: Path) -> str | dict[str, str] | None:
 
     Raises `CheckpointError` for a file that is too large or not UTF-8.
     """
-    found = {path.stem: _read_template(path) for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
-    if (path := folder / "chat_template.jinja").is_file():
+    found = {path.stem: _read_template(path) for path in sorted(folder.glob(_NAMED))}
+    if (path := folder / _DEFAULT).is_file():
         found["default"] = _read_template(path)
     return found["default"] if list(found) == ["default"] else found or None
+
+
+def write_templates(folder: Path, templates: str | dict[str, str] | None) -> None:
+    """Write the templates as `template_files` reads them; others that lie there are removed.
+
+    Raises `ValueError` for a name that is no file name, before anything is written.
+    """
+    named = {"default": templates} if isinstance(templates, str) else templates or {}
+    paths = {_path(folder, name): text.encode("utf-8") for name, text in named.items()}
+    for path, text in paths.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    for path in [folder / _DEFAULT, *folder.glob(_NAMED)]:
+        if path not in paths:
+            path.unlink(missing_ok=True)
 
 
 def choose(own: str | dict[str, str] | None, wanted: str | None, has_tools: bool, source: str) -> str:
@@ -58,6 +77,14 @@ def choose(own: str | dict[str, str] | None, wanted: str | None, has_tools: bool
             "so this may not be a chat model: give it plain text, or pass chat_template="
         )
     return template
+
+
+def _path(folder: Path, name: str) -> Path:
+    if name == "default":
+        return folder / _DEFAULT
+    if not name.isprintable() or Path(f"{name}.jinja").name != f"{name}.jinja" or set(name) & set("\\:") or not name:
+        raise ValueError(f"a chat template cannot be saved as a file named {name!r}; rename it in `chat_template`")
+    return folder / _NAMED.replace("*", name)
 
 
 def _read_template(path: Path) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from refdiff.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 _LISTS = (list, tuple, np.ndarray)
 
@@ -38,3 +44,29 @@ def check_truncation(strategy: Any, limit: int, stride: int, reserved: int) -> N
         raise ValueError(f"max_length is {limit!r}, but must be a number from {reserved}, the special tokens added, up")
     if not 0 <= stride < max(limit - reserved, 1):
         raise ValueError(f"stride is {stride}, but must be from 0 to {limit - reserved - 1}, below the room for text")
+
+
+def check_multiple(multiple: Any, max_length: int | None, cut: bool) -> None:
+    """Raise `ValueError` for a `pad_to_multiple_of` below 1, or one that a `max_length` to cut to does not keep."""
+    if isinstance(multiple, bool) or not isinstance(multiple, int | np.integer) or multiple < 1:
+        raise ValueError(f"pad_to_multiple_of is {multiple!r}, but must be a whole number from 1")
+    if cut and max_length is not None and max_length % multiple:
+        raise ValueError(
+            f"max_length {max_length} is no multiple of pad_to_multiple_of {multiple}, so texts cut to it would be "
+            f"padded beyond it; pass max_length={max_length - max_length % multiple or multiple}"
+        )
+
+
+def check_ids(
+    encodings: list[tokenizers.Encoding], backend: tokenizers.Tokenizer, limit: int | None, source: Path
+) -> None:
+    """Raise `CheckpointError` for an id beyond the `limit` that config.json sets; None sets no limit."""
+    if limit is None:
+        return
+    for encoding in encodings:
+        if encoding.ids and max(encoding.ids) >= limit:
+            wrong = next(i for i in encoding.ids if i >= limit)
+            raise CheckpointError(
+                f"{source}: the text has token {backend.id_to_token(wrong)!r}, id {wrong}, but "
+                f"config.json has vocab_size {limit}: these two files do not belong together"
+            )

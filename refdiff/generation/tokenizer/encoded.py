@@ -1,4 +1,4 @@
-"""Lists of token ids ↔ padded batches of them."""
+"""Lists of token ids ↔ padded batches of them, and the tidying of their text."""
 
 from __future__ import annotations
 
@@ -62,3 +62,10 @@ def _plain_id(item: Any) -> Any:
     if isinstance(item, np.integer):
         return int(item)
     return to_lists(item) if isinstance(item, list | tuple) or hasattr(item, "tolist") else item
+
+
+def clean_up_spaces(text: str) -> str:
+    """Take out the spaces before English punctuation and contractions, as `clean_up_tokenization_spaces` asks for."""
+    for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(mark, mark.strip())
+    return text

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from refdiff.errors import CheckpointError
 from refdiff.generation.chat_template.files import choose, template_files, templates_in
-from refdiff.generation.tokenizer.checks import check_texts, check_truncation
+from refdiff.generation.tokenizer.checks import check_ids, check_multiple, check_texts, check_truncation
 from refdiff.generation.tokenizer.config import (
     NO_LIMIT,
     max_length_in,
@@ -18,8 +17,9 @@ from refdiff.generation.tokenizer.config import (
     side_in,
     vocab_size_in,
 )
-from refdiff.generation.tokenizer.encoded import Encoded, batch, pad_rows, to_lists
+from refdiff.generation.tokenizer.encoded import Encoded, batch, clean_up_spaces, pad_rows, to_lists
 from refdiff.generation.tokenizer.file import load_backend, rust_errors
+from refdiff.generation.tokenizer.saving import settings_to_write, write_files
 from refdiff.generation.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -98,6 +98,20 @@ class Tokenizer(Vocabulary):
             load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=vocab_size_in(folder)
         )
 
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write tokenizer.json, tokenizer_config.json and the chat templates, which transformers loads to the same.
+
+        Raises `ValueError` for a chat template whose name is no file name, `OSError` when the folder cannot be written.
+        """
+        with self._lock:  # a call in another thread may have switched truncation on, which tokenizer.json would keep
+            text = self.backend.to_str(pretty=True)
+        settings = settings_to_write(
+            self.config, self.special_tokens_map, self._extra, self.backend.get_added_tokens_decoder(),
+            padding_side=self.padding_side, truncation_side=self.truncation_side,
+            model_max_length=self.model_max_length,
+        )  # fmt: skip
+        write_files(Path(directory), text, settings, self.chat_template)
+
     def __call__(
         self,
         text: str | Sequence[str],
@@ -106,16 +120,17 @@ class Tokenizer(Vocabulary):
         padding: Padding = False,
         truncation: Truncation = None,
         max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
         padding_side: Literal["left", "right"] | None = None,
         add_special_tokens: bool = True,
         return_tensors: Literal["np"] | None = None,
     ) -> Encoded:
         """Turn one text, or a list of them, into `input_ids` and `attention_mask` (1 for a token, 0 for padding).
 
-        padding: True or "longest" pads to the longest of the batch, "max_length" to `max_length`. truncation: True cuts
-        to `max_length` tokens (special tokens included), or to the tokenizer's `model_max_length`; `max_length` alone
-        cuts too. One text → flat lists, or arrays (1, T) with `return_tensors="np"`; a list → a list for each, or int64
-        arrays (B, T).
+        padding: True or "longest" pads to the longest of the batch, "max_length" to `max_length`; `pad_to_multiple_of`
+        rounds that length up. truncation: True cuts to `max_length` tokens (special tokens included), or to the
+        tokenizer's `model_max_length`; `max_length` alone cuts too. One text → flat lists, or arrays (1, T) with
+        `return_tensors="np"`; a list → a list for each, or int64 arrays (B, T).
 
         Raises `ValueError` for padding without a pad token, and when texts of different lengths should be one array.
         """
@@ -126,6 +141,8 @@ class Tokenizer(Vocabulary):
         pad = _PADDINGS[padding]
         if truncation is None and max_length is not None and pad is None:
             truncation = True
+        if pad is not None and pad_to_multiple_of is not None:
+            check_multiple(pad_to_multiple_of, max_length, _TRUNCATIONS.get(truncation, truncation) is not None)
         encodings = self.encodings(
             text, text_pair, truncation=truncation, max_length=max_length, add_special_tokens=add_special_tokens
         )
@@ -138,6 +155,7 @@ class Tokenizer(Vocabulary):
             length = None if limit > NO_LIMIT else limit
         masks = [[1] * len(row) for row in ids]
         if length is not None:
+            length += -length % (pad_to_multiple_of or 1)
             side = self.padding_side if padding_side is None else padding_side
             ids, masks = pad_rows(ids, length, self._pad_id(), side), pad_rows(masks, length, 0, side)
         return batch({"input_ids": ids, "attention_mask": masks}, isinstance(text, str), return_tensors)
@@ -187,7 +205,7 @@ class Tokenizer(Vocabulary):
                 f"truncation={strategy!r} may shorten one text only, which is too short to bring the pair to "
                 f"max_length {limit}; raise max_length or pass truncation=True"
             )
-        self._check_ids(found)
+        check_ids(found, self.backend, self.model_vocab_size, self.source)
         return found
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -310,7 +328,7 @@ class Tokenizer(Vocabulary):
         if clean_up is None:
             clean_up = self.config.get("clean_up_tokenization_spaces") is True
         # transformers ignores the request for BPE, whose decoder puts spaces where they belong.
-        return _clean_up(text) if clean_up and type(self.backend.model).__name__ != "BPE" else text
+        return clean_up_spaces(text) if clean_up and type(self.backend.model).__name__ != "BPE" else text
 
     def _pad_id(self) -> int:
         if self.pad_token_id is None:
@@ -326,21 +344,3 @@ class Tokenizer(Vocabulary):
         if template not in self._compiled:
             self._compiled[template] = ChatTemplate(template, str(self.source.parent))
         return self._compiled[template]
-
-    def _check_ids(self, encodings: list[tokenizers.Encoding]) -> None:
-        limit = self.model_vocab_size
-        if limit is None:
-            return
-        for encoding in encodings:
-            if encoding.ids and max(encoding.ids) >= limit:
-                wrong = next(i for i in encoding.ids if i >= limit)
-                raise CheckpointError(
-                    f"{self.source}: the text has token {self.backend.id_to_token(wrong)!r}, id {wrong}, but "
-                    f"config.json has vocab_size {limit}: these two files do not belong together"
-                )
-
-
-def _clean_up(text: str) -> str:
-    for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
-        text = text.replace(mark, mark.strip())
-    return text

@@ -265,3 +265,16 @@ def test_threads_share_one_tokenizer() -> None:
 
 def test_repr_names_source_and_tokens() -> None:
     assert repr(words()).startswith("Tokenizer(8 tokens, {'bos_token': '<s>'")
+
+
+def test_padding_to_a_multiple() -> None:
+    tokenizer = words()
+    assert tokenizer("a b", padding=True, pad_to_multiple_of=4)["input_ids"] == [0, 4, 5, 2]
+    assert tokenizer("a b c", padding=True, pad_to_multiple_of=4)["attention_mask"] == [1, 1, 1, 1]
+    assert len(tokenizer("a", padding="max_length", max_length=5, pad_to_multiple_of=3)["input_ids"]) == 6
+    assert tokenizer("a b", pad_to_multiple_of=4)["input_ids"] == [0, 4, 5]
+    for wrong in (0, -8, 1.5, True, "8"):
+        with pytest.raises(ValueError, match="pad_to_multiple_of is"):
+            tokenizer("a", padding=True, pad_to_multiple_of=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"max_length 7 is no multiple of .* 4.*max_length=4"):
+        tokenizer("a", padding=True, truncation=True, max_length=7, pad_to_multiple_of=4)

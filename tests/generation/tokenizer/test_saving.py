@@ -1,0 +1,107 @@
+"""What save_pretrained writes, by hand; that transformers loads it to the same is tested in tests/parity."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from refdiff import Tokenizer
+from refdiff.generation.tokenizer.saving import settings_to_write
+from tests.generation.tokenizer.test_tokenizer import words
+
+FILES = {"tokenizer.json", "tokenizer_config.json"}
+
+
+def test_what_was_set_after_loading_is_saved(tmp_path: Path) -> None:
+    tokenizer = words(padding_side="right", chat_template="old", legacy=False)
+    tokenizer.pad_token = "d"
+    tokenizer.unk_token = None
+    tokenizer.padding_side = "left"
+    tokenizer.model_max_length = 5
+    tokenizer.chat_template = "{{ messages[0].content }}\r\né"
+    tokenizer.save_pretrained(tmp_path / "new" / "folder")
+    loaded = Tokenizer.from_pretrained(tmp_path / "new" / "folder")
+    assert loaded.special_tokens_map == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "d"}
+    assert loaded(["a b", "c"], padding=True)["input_ids"] == [[0, 4, 5], [7, 0, 6]]
+    assert loaded.model_max_length == 5
+    assert loaded.chat_template == tokenizer.chat_template
+    assert loaded.config["legacy"] is False
+    assert {path.name for path in loaded.source.parent.iterdir()} == FILES | {"chat_template.jinja"}
+
+
+def test_what_an_older_save_left_does_not_come_back(tmp_path: Path) -> None:
+    first = words()
+    first.chat_template = {"default": "a", "rag": "b"}
+    first.save_pretrained(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "a"}', encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"vocab_size": 8}', encoding="utf-8")
+    second = words()
+    second.chat_template = {"rag": "c"}
+    second.save_pretrained(tmp_path)
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert loaded.chat_template == {"rag": "c"}
+    assert loaded.pad_token == "<pad>"
+    second.chat_template = None
+    second.save_pretrained(tmp_path)
+    assert Tokenizer.from_pretrained(tmp_path).chat_template is None
+    assert (tmp_path / "config.json").is_file()
+
+
+def test_saving_over_what_was_loaded(tmp_path: Path) -> None:
+    words().save_pretrained(tmp_path)
+    first = {name: (tmp_path / name).read_bytes() for name in FILES}
+    Tokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == first
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_a_failing_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words().save_pretrained(tmp_path)
+    before = (tmp_path / "tokenizer.json").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    other = words()
+    other.backend.add_tokens(["more"])
+    with pytest.raises(OSError, match="No space"):
+        other.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_the_settings() -> None:
+    config = {"pad_token": {"content": "x"}, "mask_token": None, "auto_map": {"AutoTokenizer": "a.B"}, "legacy": True}
+    settings = settings_to_write(config, {"eos_token": "e", "image": "i"}, [], {}, padding_side="left")
+    assert settings == {
+        "eos_token": "e",
+        "extra_special_tokens": {"image": "i"},
+        "padding_side": "left",
+        "legacy": True,
+        "added_tokens_decoder": {},
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    assert settings_to_write({}, {}, ["x"], {})["extra_special_tokens"] == ["x"]
+
+
+def test_flags_of_added_tokens_are_in_the_settings_too(tmp_path: Path) -> None:
+    words(additional_special_tokens=[{"content": "<e>", "lstrip": True}]).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["extra_special_tokens"] == ["<e>"]
+    added = {token["content"]: token for token in settings["added_tokens_decoder"].values()}
+    assert added["<e>"]["lstrip"] is True
+    assert added["<e>"]["special"] is True
+    assert Tokenizer.from_pretrained(tmp_path).all_special_tokens[-1] == "<e>"
+
+
+@pytest.mark.parametrize("name", ["", "../out", "a/b", "a\\b", "c:d", "a\nb", "\0"])
+def test_template_names_that_are_no_file_names(tmp_path: Path, name: str) -> None:
+    tokenizer = words()
+    tokenizer.chat_template = {"default": "x", name: "y"}
+    with pytest.raises(ValueError, match="rename it"):
+        tokenizer.save_pretrained(tmp_path / "to")
+    assert list((tmp_path / "to").iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"to"}
