@@ -48,7 +48,9 @@ def slopes(name: str, seed: int, wrong: float = 0.0) -> tuple[float, float, floa
     direction = [np.abs(a).max(initial=0) * upstream(a, seed + 1 + n) for n, a in enumerate(arrays)]
     f = {n: layer(*moved(name, args, direction, n * STEP), **options) for n in (-2, -1, 1, 2)}
     by_difference = float(np.sum(g * (8 * (f[1] - f[-1]) - (f[2] - f[-2])))) / (12 * STEP)
-    terms = [d * w for d, w in zip(gradients(name, args, vjp(g, *args, **options)), direction, strict=True)]
+    found = gradients(name, args, vjp(g, *args, **options))
+    assert [np.shape(d) for d in found] == [a.shape for a in arrays]
+    terms = [d * w for d, w in zip(found, direction, strict=True)]
     scale = float(sum(np.sum(np.abs(t)) for t in terms)) + float(np.sum(np.abs(g * value))) + 1e-300
     return by_difference, (1 + wrong) * float(sum(np.sum(t) for t in terms)), scale
 
