@@ -2,17 +2,20 @@
 
     python tests/full_size.py handcut FOLDER    # 4.94 GB, float32: the dimensions of kajuma/DiffLlama-0.3B-handcut
     python tests/full_size.py 1b FOLDER         # 2.78 GB, bfloat16: about the size of kajuma/DiffLlama-1B
+    python tests/full_size.py check FOLDER      # generate greedily with both: the same text, in less than 6 GB?
 
-Needs the extra `parity` (transformers and torch) and as much memory as the file is large. `config.json` is spelled as
-the transformers of the time spelled it. The dimensions of `1b` are assumed: what is known is 1.39 B parameters,
-bfloat16, and the ids of bos and eos; taken are those of TinyLlama with a vocabulary of 102,400, which gives that count.
-The tokenizer knows bytes, and a made-up word for every other id.
+`check` compares in float32 also where the file is bfloat16: refdiff computes in float32, and with random weights the
+best two tokens are often closer than bfloat16 can tell apart. Needs the extra `parity` (transformers and torch) and as
+much memory as the file is large. `config.json` is spelled as the transformers of the time spelled it. The dimensions of
+`1b` are assumed: what is known is 1.39 B parameters, bfloat16, and the ids of bos and eos; taken are those of TinyLlama
+with a vocabulary of 102,400, which gives that count. The tokenizer knows bytes, and a made-up word for every other id.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,13 +106,33 @@ def tokenizer(fields: dict[str, Any]) -> Tokenizer:
     return made
 
 
+def check(folder: Path, new_tokens: int = 24, most: float = 6e9) -> None:
+    """Generate from `folder` with the command line and with transformers in float32; fail where they differ."""
+    prompt = "Once upon a time"
+    command = [sys.executable, "-m", "refdiff", "generate", "-m", str(folder), "--temp", "0", "--json", "-q"]
+    done = subprocess.run([*command, "-n", str(new_tokens), prompt], stdout=subprocess.PIPE, check=True)
+    ours = json.loads(done.stdout)
+    print(f"refdiff       {ours['text']!r}, peak memory {ours['peak_memory_bytes'] / 1e9:.2f} GB")
+    made = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    model = transformers.DiffLlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    inputs = made(prompt, return_tensors="pt")
+    ids = model.generate(inputs.input_ids, do_sample=False, max_new_tokens=new_tokens)
+    theirs = made.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    print(f"transformers  {theirs!r}")
+    if ours["text"] != theirs or ours["peak_memory_bytes"] > most:
+        raise SystemExit(f"not the same text, or more than {most / 1e9:.0f} GB")
+
+
 def main(arguments: list[str]) -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("size", choices=sorted(SIZES))
+    parser.add_argument("what", choices=[*sorted(SIZES), "check"], help="the size to write, or what is there to check")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
-    write(options.size, options.folder)
+    if options.what == "check":
+        check(options.folder)
+    else:
+        write(options.what, options.folder)
 
 
 if __name__ == "__main__":
