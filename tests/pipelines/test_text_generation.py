@@ -174,7 +174,7 @@ def test_an_empty_prompt_starts_from_nothing() -> None:
 
 
 def test_the_two_ways_to_run_a_checkpoint_agree(tmp_path: Path) -> None:
-    """The snippets of transformers' DiffLlama page, with refdiff in their place."""
+    """A pipeline, and a tokenizer and a model called one after the other."""
     folder = folder_of(tmp_path, "DiffLlamaForCausalLM")
     pipe = refdiff.pipeline(task="text-generation", model=folder)
     text = pipe("a b c", max_new_tokens=5, do_sample=False)[0]["generated_text"]
@@ -185,6 +185,37 @@ def test_the_two_ways_to_run_a_checkpoint_agree(tmp_path: Path) -> None:
     output = model.generate(**inputs, max_new_tokens=5)
     assert text == "a b c" + tokenizer.decode(output[0][inputs.input_ids.shape[1] :], skip_special_tokens=True)
     assert tokenizer.batch_decode(model.generate(inputs.input_ids, max_length=9), skip_special_tokens=True)[0]
+
+
+def test_the_code_of_transformers_diffllama_page(tmp_path: Path) -> None:
+    """Its two pieces, with refdiff in place of transformers: a model from a config alone; a prompt continued.
+
+    Other names are `Tokenizer` for `AutoTokenizer` and `return_tensors="np"`; the sizes are small.
+    """
+    from refdiff import DiffLlamaConfig, DiffLlamaModel
+
+    configuration = DiffLlamaConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = DiffLlamaModel(configuration)
+    configuration = model.config
+    assert configuration.hidden_size == 16
+    assert model([[1, 2, 3]]).last_hidden_state.shape == (1, 3, 16)
+
+    from refdiff import DiffLlamaForCausalLM, Tokenizer
+
+    folder = folder_of(tmp_path, "DiffLlamaForCausalLM")
+    model = DiffLlamaForCausalLM.from_pretrained(folder)
+    tokenizer = Tokenizer.from_pretrained(folder)
+
+    prompt = "a b c"
+    inputs = tokenizer(prompt, return_tensors="np")
+
+    generate_ids = model.generate(inputs.input_ids, max_length=30)
+    text = tokenizer.batch_decode(generate_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)[0]
+    assert text.startswith(prompt)
+    assert generate_ids.shape[1] <= 30
+    assert text.split() == [word for word in tokenizer.decode(generate_ids[0]).split() if word in "abcd"]
 
 
 def test_sampling_follows_the_seed() -> None:
