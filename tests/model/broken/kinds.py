@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tests.model.broken import configs, file_bytes, headers, shards, tensors
+from tests.model.broken import configs, file_bytes, headers, shards, tensors, texts
 from tests.model.broken.cases import (
     SHARDED,
     SOUND,
@@ -44,5 +44,20 @@ KINDS: dict[str, Callable[[], Iterator[Case]]] = {
         shards.ways_out_of_the_folder,
         shards.index_files,
         configs.config_files,
+    )
+}
+
+# What is read by the tokenizer.
+TEXT_KINDS: dict[str, Callable[[], Iterator[texts.TextCase]]] = {
+    kind.__name__: kind
+    for kind in (
+        texts.sound_texts,
+        texts.tokenizer_bytes,
+        texts.tokenizer_fields,
+        texts.tokenizer_wounds,
+        texts.template_bytes,
+        texts.template_escapes,
+        texts.template_bombs,
+        texts.template_refusals,
     )
 }
