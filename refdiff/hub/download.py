@@ -184,7 +184,8 @@ def _instead_of_hub(
     except CheckpointError as not_cached:
         if isinstance(error, OfflineModeIsEnabled):
             raise
-        raise CheckpointError(f"{at(repo, revision)}: {explain(error)}") from not_cached
+        why = f"no such folder here, and {explain(error)}"  # a plain name may have been meant as either
+        raise CheckpointError(f"{at(repo, revision)}: {why}") from not_cached
     if not isinstance(error, OfflineModeIsEnabled):
         warnings.warn(f"{at(repo, revision)}: {explain(error)}; using the copy in the cache", stacklevel=4)
     return folder

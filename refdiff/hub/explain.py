@@ -40,7 +40,10 @@ def explain(error: BaseException) -> str:
         # huggingface_hub looked in its cache after the hub failed; why the hub failed is the better news.
         return explain(error.__cause__)
     if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
-        return "not in the cache, and downloading is switched off; run once without local_files_only and HF_HUB_OFFLINE"
+        return (
+            "no such folder here, not in the cache, and downloading is switched off; "
+            "run once without local_files_only and HF_HUB_OFFLINE"
+        )
     if isinstance(error, errors.GatedRepoError):
         return f"the repo is gated; accept its conditions on its page at {constants.ENDPOINT}, then {_LOG_IN}"
     if isinstance(error, errors.RepositoryNotFoundError):

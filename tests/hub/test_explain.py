@@ -27,7 +27,10 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ("error", "message"),
     [
         (errors.OfflineModeIsEnabled("off"), "not in the cache, and downloading is switched off"),
-        (errors.LocalEntryNotFoundError("no"), "not in the cache, and downloading is switched off"),
+        (
+            errors.LocalEntryNotFoundError("no"),
+            "no such folder here, not in the cache, and downloading is switched off",
+        ),
         (caused(errors.LocalEntryNotFoundError("no"), TimeoutError("slow")), "failed (TimeoutError: slow); check"),
         (errors.EntryNotFoundError("no"), "the repo has no such file"),
         (FromTheNetwork("reset\nby peer"), "failed (FromTheNetwork: reset); check the network"),
