@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
 from refdiff.generation.token_bytes import backend_of
+from refdiff.generation.unknown_option import unknown_option
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,9 @@ def _from_files(model: Any) -> dict[str, Any]:
     for name in ("eos_token_id", "pad_token_id"):
         if _is_int(found[name]) and found[name] < 0:  # how some files write "there is none"
             found[name] = None
-    return {k: _checked(k, v, CheckpointError, "generation_config.json: ") for k, v in found.items()}
+    file = "generation_config.json"
+    origin = str(Path(model.source) / file) if model.source else file
+    return {k: _checked(k, v, CheckpointError, f"{origin}: ") for k, v in found.items()}
 
 
 def resolve(model: Any, given: Mapping[str, Any]) -> Options:
@@ -185,9 +188,7 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
     """
     for name in given:
         if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.4)
-            hint = f": did you mean {near[0]!r}?" if near else f"; the known ones are {', '.join(NAMES)}"
-            raise TypeError(f"generate() got an unknown option {name!r}{hint}")
+            raise unknown_option(name, NAMES)
     given = {name: _checked(name, value) for name, value in given.items()}
     values: dict[str, Any] = _DEFAULTS | _from_files(model) | given
     for name in ("do_sample", "num_beams", "length_penalty", "early_stopping", "num_return_sequences"):

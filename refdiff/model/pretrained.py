@@ -69,6 +69,7 @@ class PreTrainedModel:
         dtype: the precision of the weights, "float32", "float64", "float16" or "bfloat16". The 16-bit ones are held
             and computed with as float32.
         generation_config: the content of generation_config.json, or {}.
+        source: the folder that the model was loaded from, or None.
         ops: the namespace of layer functions that the model calls; put `refdiff.backends.overlay(model.ops, wrap)`
             here to trace, time or replace them.
     """
@@ -98,6 +99,7 @@ class PreTrainedModel:
         self.kernels = kernels_for(self.xp, kernels, threads)
         self.ops = ops_for(self.kernels)
         self.generation_config = generation_config or {}
+        self.source: str | None = None
         self._past_limit = False
 
     @classmethod
@@ -142,7 +144,7 @@ class PreTrainedModel:
         config = DiffLlamaConfig.from_pretrained(folder)
         params = weights.load(folder, config, cls.__name__, dtype=dtype)
         generation = folder / "generation_config.json"
-        return cls(
+        model = cls(
             config,
             params,
             dtype=weights.resolve_dtype(folder, config, dtype),
@@ -152,6 +154,8 @@ class PreTrainedModel:
             threads=threads,
             generation_config=read_json(generation) if generation.exists() else {},
         )
+        model.source = str(folder)
+        return model
 
     @classmethod
     def from_config(

@@ -34,6 +34,7 @@ class FakeModel:
         fields = {"vocab_size": V, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
         self.config = SimpleNamespace(**fields | {"max_position_embeddings": 512} | config)
         self.generation_config: dict[str, Any] = {}
+        self.source: str | None = None
         self.calls: list[tuple[int, int]] = []
 
     def __call__(

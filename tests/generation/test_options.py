@@ -109,6 +109,9 @@ def test_a_wrong_value_in_the_file_says_so() -> None:
     model.generation_config = {"top_p": 3}
     with pytest.raises(CheckpointError, match=r"^generation_config.json: top_p is 3: it has to be a number"):
         resolve(model, {})
+    model.source = "some/folder"
+    with pytest.raises(CheckpointError, match=r"^some.folder.generation_config.json: top_p is 3: it has to be"):
+        resolve(model, {})
     model.generation_config = {"suppress_tokens": ["x"] * 10_000}
     with pytest.raises(CheckpointError, match="suppress_tokens is") as caught:
         resolve(model, {"suppress_tokens": [3]})
