@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from refdiff.cli.flags import UsageError
+from refdiff.cli.flags import UsageError, in_flags
 from refdiff.cli.options import build_parser
 from refdiff.cli.terminal import discard_output, interrupted, note, one_line, text_is_utf8, warnings_in_one_line
 
@@ -37,6 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        note(f"refdiff {args.command}: error: {one_line(error)}")
+        note(f"refdiff {args.command}: error: {in_flags(one_line(error))}")
         discard_output()
         return EXIT_RUN_TIME

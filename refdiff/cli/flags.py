@@ -52,6 +52,17 @@ class Number:
         return f"give {limits}" + (f" ({self.off})" if self.off else "")
 
 
+# What the library's messages tell a Python program to do → the same on a command line.
+_IN_FLAGS = {"local_files_only": "--offline", "cache_dir or HF_HOME": "HF_HOME"}
+
+
+def in_flags(message: str) -> str:
+    """Put the flags of the command line in place of the library's arguments in a message."""
+    for argument, flag in _IN_FLAGS.items():
+        message = message.replace(argument, flag)
+    return message
+
+
 def add_common(group: Any) -> None:
     group.add_argument("--offline", action="store_true", help="use only files that are here already (default: off)")
     group.add_argument("--debug", action="store_true", help="show a traceback when something fails (default: off)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -21,6 +22,16 @@ class _Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         return f"{self._examples.strip()}\n\n{super().format_help()}"
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what no flag of this command takes; argparse itself would leave that to the parser of all commands."""
+        known, others = super().parse_known_args(args, namespace)
+        if others:
+            flags = [word.partition("=")[0] for word in others if word.startswith("-")]
+            near = [n for flag in flags for n in difflib.get_close_matches(flag, self._option_string_actions, n=1)]
+            hint = f" (did you mean {', '.join(near)}?)" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(others)}{hint}")
+        return known, others
 
     def error(self, message: str) -> NoReturn:
         line = " ".join(message.split())

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from refdiff.cli.flags import Number
+from refdiff.cli.flags import Number, in_flags
 
 
 @pytest.mark.parametrize("value", [True, "3", None, 2.5, [1], float("inf"), float("nan")])
@@ -25,3 +25,8 @@ def test_whole_numbers_may_be_spelled_as_floats_in_json() -> None:
     checked = Number(int, 0).check(3.0)
     assert checked == 3
     assert isinstance(checked, int)
+
+
+def test_messages_name_flags_instead_of_arguments() -> None:
+    assert in_flags("run once without local_files_only and X") == "run once without --offline and X"
+    assert in_flags("choose another disk with cache_dir or HF_HOME") == "choose another disk with HF_HOME"

@@ -56,6 +56,22 @@ def test_inspect_does_not_download_the_weights(hub: Lookalike, run: Run, recitin
     assert all(request.range for request in hub.asked("model.safetensors"))
 
 
+@pytest.mark.parametrize("command", [["inspect", "nowhere"], ["generate", "h", "-m", "nowhere"]])
+def test_a_plain_name_may_have_been_meant_as_a_folder(
+    command: list[str], hub: Lookalike, run: Run, environment: dict[str, str]
+) -> None:
+    done = run(*command, "--offline")
+    assert (done.returncode, done.stderr.decode()) == (
+        1,
+        f"refdiff {command[0]}: error: nowhere: no such folder here, not in the cache, and downloading is switched "
+        "off; run once without --offline and HF_HUB_OFFLINE\n",
+    )
+    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    done = run(*command)
+    assert done.returncode == 1
+    assert b"error: nowhere: no such folder here, and the connection to http://127.0.0.1:9 failed" in done.stderr
+
+
 @pytest.mark.parametrize("command", [["inspect", "ai/absent"], ["generate", "-m", "ai/absent", "h"]])
 def test_a_repo_that_is_not_there_is_one_line(command: list[str], hub: Lookalike, run: Run) -> None:
     done = run(*command)

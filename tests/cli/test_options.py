@@ -78,7 +78,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "--num-beams", "0", "x"], "0 is out of range; give a whole number from 1 up (1 = off)"),
         (["generate", "--repetition-penalty", "0", "x"], "give a number above 0 (1 = off)"),
         (["generate", "--dtype", "int8", "x"], "invalid choice: 'int8'"),
-        (["generate", "--max-new", "3", "x"], "unrecognized arguments: --max-new"),
+        (["generate", "--max-new", "3"], "unrecognized arguments: --max-new (did you mean --max-new-tokens?)"),
+        (
+            ["generate", "--temperatur", "1"],
+            "refdiff generate: error: unrecognized arguments: --temperatur (did you mean --temperature?); see ",
+        ),
+        (["generate", "-temp=1", "x"], "unrecognized arguments: -temp=1 (did you mean --temp?)"),
+        (["generate", "x", "y", "--qqq"], "unrecognized arguments: y --qqq; see refdiff generate --help"),
         (["inspect"], "the following arguments are required: PATH_OR_REPO"),
     ],
 )
