@@ -25,10 +25,12 @@ def run(args: argparse.Namespace) -> int:
     _check_together(args)
     if args.prompts_file is not None:
         prompts = prompts_file.read_prompts(args.prompts_file)
-        return prompts_file.run(prompts, args, lambda: _completer(args))
+        _check_with_prompts(args, prompts)
+        return prompts_file.run(prompts, args, _given(args), lambda: _completer(args))
     prompt = _read_prompt(args)
     seed = secrets.randbits(32) if args.seed is None else args.seed
     model, tokenizer = load(args)
+    _check_template(tokenizer, args)
     text, ids = _encode(tokenizer, prompt, chat=args.chat, system=args.system)
     streamed = not (args.no_stream or args.json)
     transcript = Transcript(tokenizer, args.stop or [], _write if streamed else None)
@@ -73,8 +75,34 @@ def _check_together(args: argparse.Namespace) -> None:
         for flag, used in (("-o", args.output is not None), ("--num-shards", args.num_shards > 1)):
             if used:
                 raise UsageError(f"{flag} goes with --prompts-file")
+        _check_greedy(args)
+    for flag, used in (("--json", args.json), ("--no-stream", args.no_stream)):
+        if used and args.prompts_file is not None:
+            raise UsageError(f"{flag} is for one prompt; --prompts-file writes lines of JSON as it is")
     if "" in (args.stop or []):
         raise UsageError("--stop is empty; give the text to stop before")
+
+
+def _check_greedy(args: argparse.Namespace) -> None:
+    filters = [f"--{name.replace('_', '-')}" for name in _FILTERS if getattr(args, name) is not None]
+    if args.temperature == 0 and filters:
+        raise UsageError(f"{', '.join(filters)}: no effect with --temperature 0, which takes the most probable token")
+
+
+def _check_with_prompts(args: argparse.Namespace, prompts: list[prompts_file.Prompt]) -> None:
+    """Refuse a flag, and name a field, that would do nothing for any of the prompts."""
+    if not any(prompt.options.get("temperature") for prompt in prompts):
+        _check_greedy(args)
+    if not args.chat and any("system" in prompt.options for prompt in prompts):
+        note(f"refdiff: warning: {args.prompts_file}: system has a place in a chat template only, ignored; add --chat")
+
+
+def _check_template(tokenizer: Any, args: argparse.Namespace) -> None:
+    """Refuse --chat where the checkpoint has no template, or none that is the default."""
+    own = tokenizer.chat_template
+    if args.chat and (own is None or (isinstance(own, dict) and "default" not in own)):
+        has = "has no chat template" if own is None else f"none of its chat templates ({', '.join(own)}) is the default"
+        raise ValueError(f"{args.model}: {has}; leave out --chat")
 
 
 def _read_prompt(args: argparse.Namespace) -> str:
@@ -116,7 +144,8 @@ def _generate(
     """Generate into the transcript; whether Ctrl-C ended it. What was generated until then is kept."""
     options = _sampling(given)
     options.update((name, given[name]) for name in _AS_THEY_ARE if name in given)
-    limit = given.get("max_new_tokens", model.generation_config.get("max_new_tokens") or 128)
+    in_file = model.generation_config.get("max_new_tokens")  # generate refuses what is no number, naming the file
+    limit = given.get("max_new_tokens", in_file if type(in_file) is int and in_file > 0 else 128)
     limit = limit or model.config.max_position_embeddings - len(ids)
     if limit < 1:
         raise ValueError(
@@ -169,6 +198,7 @@ def _finish_reason(model: Any, transcript: Transcript, full: bool, given: dict[s
 def _completer(args: argparse.Namespace) -> Any:
     """Load the model once → a function that answers one prompt of a file."""
     model, tokenizer = load(args)
+    _check_template(tokenizer, args)
     common = _given(args)
 
     def complete(prompt: prompts_file.Prompt, seed: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import stat
@@ -79,6 +80,8 @@ def _from_json(index: int, line: str, where: str) -> tuple[Prompt, list[str]]:
         raise UsageError(f"{where}: not JSON: {error}") from None
     if not isinstance(row, dict):
         raise UsageError(f'{where}: not an object; give {{"prompt": "..."}}')
+    others = [key for key in row if key not in NUMBERS and key not in ("prompt", "text", "id", "system", "stop")]
+    row = {key: value for key, value in row.items() if value is not None}  # null: not given
     text = row.get("prompt", row.get("text"))
     if not isinstance(text, str):
         raise UsageError(f'{where}: needs a field "prompt" (or "text") that is a string')
@@ -98,37 +101,53 @@ def _from_json(index: int, line: str, where: str) -> tuple[Prompt, list[str]]:
         if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
             raise UsageError(f"{where}: stop: {row['stop']!r} is neither a string nor a list of strings, none empty")
         options["stop"] = stop
-    others = [key for key in row if key not in NUMBERS and key not in ("prompt", "text", "id", "system", "stop")]
     return Prompt(index, text, row.get("id"), options), others
 
 
 def run(
     prompts: list[Prompt],
     args: argparse.Namespace,
+    given: dict[str, Any],
     load: Callable[[], Callable[[Prompt, int], dict[str, Any]]],
 ) -> int:
     """Answer this shard's prompts that have no answer yet; load() → complete(prompt, seed) → fields of a line.
 
-    A prompt that fails is reported on standard error, leaves no line, and is tried again by the next run; the exit
-    status is then 1.
+    `given` are the command line's options of generation. A prompt that fails is reported on standard error, leaves no
+    line, and is tried again by the next run; the exit status is then 1.
     """
     if args.output == "-":
         args.output = None
     base = 0 if args.seed is None else args.seed
     shard = [p for p in prompts if p.index % args.num_shards == args.shard_index]
     seeds = {p.index: p.options.get("seed", base + p.index) for p in shard}
-    with _output(args.output, {p.index: p for p in prompts}, seeds) as (file, done):
+    runs = {p.index: _digest(args, {**given, **p.options}) for p in shard}
+    with _output(args.output, {p.index: p for p in prompts}, seeds, runs) as (file, done):
         left = [p for p in shard if p.index not in done]
         if done and not args.quiet:
             note(f"refdiff: {len(shard) - len(left)} of {len(shard)} prompts are in {args.output} already")
         if not left:
             return 0
-        return _answer(left, seeds, load(), file, args)
+        return _answer(left, seeds, runs, load(), file, args)
+
+
+def _digest(args: argparse.Namespace, given: dict[str, Any]) -> str:
+    """A few letters that differ where the model, the form of the prompt or the options of generation differ."""
+    local = args.model is not None and Path(args.model).expanduser().is_dir()
+    what = {
+        **{name: value for name, value in given.items() if name not in ("seed", "system")},
+        "model": str(Path(args.model).expanduser().resolve()) if local else args.model,
+        "dtype": args.dtype,
+        "system": given.get("system", args.system) if args.chat else None,
+        "chat": args.chat,
+        "echo": args.echo,
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _answer(
     prompts: list[Prompt],
     seeds: dict[int, int],
+    runs: dict[int, str],
     complete: Callable[[Prompt, int], dict[str, Any]],
     file: BinaryIO,
     args: argparse.Namespace,
@@ -151,7 +170,13 @@ def _answer(
                     note(f"refdiff generate: error: prompt {prompt.index}: {one_line(error)}")
                     bar.update()
                     continue
-                row = {"index": prompt.index, "id": prompt.id, "prompt": prompt.text, **fields}
+                row = {
+                    "index": prompt.index,
+                    "id": prompt.id,
+                    "prompt": prompt.text,
+                    **fields,
+                    "run": runs[prompt.index],
+                }
                 if prompt.id is None:
                     del row["id"]
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -169,12 +194,14 @@ def _answer(
             raise
     if not args.quiet:
         seconds = time.monotonic() - started
-        note(f"{answered} prompts answered, {failed} failed; {tokens} tokens in {seconds:.1f} s")
+        note(f"{answered} prompt{'s' * (answered != 1)} answered, {failed} failed; {tokens} tokens in {seconds:.1f} s")
     return 1 if failed else 0
 
 
 @contextmanager
-def _output(path: str | None, prompts: dict[int, Prompt], seeds: dict[int, int]) -> Iterator[tuple[BinaryIO, set[int]]]:
+def _output(
+    path: str | None, prompts: dict[int, Prompt], seeds: dict[int, int], runs: dict[int, str]
+) -> Iterator[tuple[BinaryIO, set[int]]]:
     """Open the output for appending, and tell which prompts it answers already; a half-written last line is removed."""
     if path is None:
         yield sys.stdout.buffer, set()
@@ -191,7 +218,7 @@ def _output(path: str | None, prompts: dict[int, Prompt], seeds: dict[int, int])
                 break
             end += len(line)
             if line.strip():
-                done.add(_check_answer(line, f"{path} line {number}", prompts, seeds))
+                done.add(_check_answer(line, f"{path} line {number}", prompts, seeds, runs))
         file.seek(0, os.SEEK_END)
         yield file, done
         file.flush()
@@ -204,7 +231,9 @@ def _sync(file: BinaryIO) -> None:
         os.fsync(file.fileno())
 
 
-def _check_answer(line: bytes, where: str, prompts: dict[int, Prompt], seeds: dict[int, int]) -> int:
+def _check_answer(
+    line: bytes, where: str, prompts: dict[int, Prompt], seeds: dict[int, int], runs: dict[int, str]
+) -> int:
     """The index of the prompt that this line answers; refuses a line that answers something else."""
     try:
         row = json.loads(line)
@@ -215,6 +244,10 @@ def _check_answer(line: bytes, where: str, prompts: dict[int, Prompt], seeds: di
         raise UsageError(f"{where}: answers a prompt that is not at index {index} of the prompts; give another -o")
     if seeds.get(index, seed) != seed:
         raise UsageError(f"{where}: has seed {seed}, this run would use {seeds[index]}; give the same -s or another -o")
+    if index in runs and row.get("run") != runs[index]:
+        raise UsageError(
+            f"{where}: is of another model, --dtype or options of generation; give the same ones or another -o"
+        )
     return index
 
 

@@ -119,7 +119,7 @@ def test_sampling_with_a_seed_is_repeatable_and_says_its_seed(tiny_checkpoint: P
     [
         ([], {}, {}),
         ([], {"max_new_tokens": 7}, {}),
-        (["--temp", "0", "--top-k", "5"], {"do_sample": True}, {"do_sample": False}),
+        (["--temp", "0"], {"do_sample": True}, {"do_sample": False}),
         (["--temp", "0.7"], {}, {"do_sample": True, "temperature": 0.7}),
         (["--top-p", "0.9"], {}, {"do_sample": True, "top_p": 0.9}),
         (["--temp", "2", "--top-k", "0"], {}, {"do_sample": True, "temperature": 2.0, "top_k": 0}),
@@ -170,6 +170,39 @@ def test_chat(reciting: Path, capsys: Capture) -> None:
     assert capsys.readouterr().out.startswith("[system] be brief\n[user] hi\n[bot] ")
 
 
+@pytest.mark.parametrize("templates", [None, {"rag": "a", "tool_use": "b"}])
+@pytest.mark.parametrize("how", [["h"], ["--prompts-file", "prompts.txt"]])
+def test_chat_without_a_template_says_to_leave_out_the_flag(
+    how: list[str],
+    templates: dict[str, str] | None,
+    reciting: Path,
+    capsys: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("h\nh\n")
+    folder = Path(shutil.copytree(reciting, "model"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    listed = [{"name": name, "template": text} for name, text in (templates or {}).items()]
+    settings["chat_template"] = listed or None
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert main(["generate", "-m", str(folder), "--chat", *how]) == 1
+    expected = "none of its chat templates (rag, tool_use) is the default" if templates else "has no chat template"
+    assert capsys.readouterr() == ("", f"refdiff generate: error: model: {expected}; leave out --chat\n")
+
+
+@pytest.mark.parametrize("value", ["x", -1, True, 2.5])
+def test_a_wrong_entry_of_generation_config_names_the_folder(
+    value: Any, reciting: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = shutil.copytree(reciting, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": value}))
+    assert main(["generate", "-m", str(folder), "h"]) == 1
+    expected = f"error: {folder / 'generation_config.json'}: max_new_tokens is {value!r}: it has to be an integer"
+    assert expected in capsys.readouterr().err
+
+
 def test_an_empty_prompt_starts_from_the_first_token(reciting: Path, capsys: Capture) -> None:
     assert main(["generate", "-q", "--json", "-m", str(reciting), ""]) == 0
     assert json.loads(capsys.readouterr().out)["prompt_tokens"] == 1
@@ -187,6 +220,12 @@ def test_an_empty_prompt_starts_from_the_first_token(reciting: Path, capsys: Cap
         (["-m", "MODEL", "-o", "x", "a"], "-o goes with --prompts-file"),
         (["-m", "MODEL", "--num-shards", "2", "a"], "--num-shards goes with --prompts-file"),
         (["-m", "MODEL", "--shard-index", "3", "--num-shards", "3", "a"], "it must be from 0 to 2"),
+        (
+            ["-m", "MODEL", "--temp", "0", "--top-k", "5", "--min-p", "0.1", "a"],
+            "--top-k, --min-p: no effect with --temp",
+        ),
+        (["-m", "MODEL", "--json", "--prompts-file", "b"], "--json is for one prompt"),
+        (["-m", "MODEL", "--no-stream", "--prompts-file", "b"], "--no-stream is for one prompt"),
         (["-m", "MODEL", "-f", "bad.txt"], "bad.txt: not UTF-8 at byte 1"),
     ],
 )

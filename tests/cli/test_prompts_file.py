@@ -41,7 +41,16 @@ def test_one_prompt_a_line(command: list[str], capsys: Capture) -> None:
     assert [row["prompt"] for row in rows] == ["ab", "c d ", "あ", "xyz", "last"]
     assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["seed"] for row in rows] == [0, 1, 2, 3, 4]
-    assert set(rows[0]) == {"index", "prompt", "text", "finish_reason", "prompt_tokens", "generated_tokens", "seed"}
+    assert set(rows[0]) == {
+        "index",
+        "prompt",
+        "text",
+        "finish_reason",
+        "prompt_tokens",
+        "generated_tokens",
+        "seed",
+        "run",
+    }
     assert "5 prompts answered, 0 failed" in err
 
 
@@ -81,16 +90,92 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unstopped_one(
     assert stopped.read_bytes() == whole.read_bytes()
     err = capsys.readouterr().err
     assert (f"{complete} of 5 prompts are in {stopped} already" in err) == (complete > 0)
-    assert f"{5 - complete} prompts answered" in err
+    assert f"{5 - complete} prompt{'s' * (complete != 4)} answered" in err
 
 
-def test_nothing_left_to_do_loads_no_model(command: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_nothing_left_to_do_loads_no_model(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.jsonl"
     assert main([*command, "-o", str(out)]) == 0
     before = out.read_bytes()
-    gone = [str(tmp_path / "gone") if a == command[2] else a for a in command]
-    assert main([*gone, "-o", str(out)]) == 0
+
+    def refused(_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("refdiff.cli.generate.load", refused)
+    assert main([*command, "-o", str(out)]) == 0
     assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["-m other", "--dtype float64", "-n 5", "--temp 0.5", "--top-k 3", "--stop x", "--ignore-eos", "--echo", "--chat"],
+)
+def test_answers_of_another_model_or_other_options_are_refused(
+    change: str, command: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert main([*command, "-q", "-o", str(out)]) == 0
+    before = out.read_bytes()
+    assert main([*command, "-q", "-o", str(out), *change.split()]) == 2
+    assert out.read_bytes() == before
+    expected = f"{out} line 1: is of another model, --dtype or options of generation; give the same ones or another -o"
+    assert capsys.readouterr() == ("", f"refdiff generate: error: {expected}\n")
+
+
+def test_what_changes_no_answer_goes_on(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out.jsonl"
+    assert main([*command, "-q", "-o", str(out)]) == 0
+    monkeypatch.chdir(Path(command[2]).parent)
+    command[2] = Path(command[2]).name  # the same folder by another name
+    assert main([*command, "-q", "-o", str(out), "--threads", "1", "-s", "0", "--offline"]) == 0
+
+
+def test_the_options_of_a_row_are_compared_too(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    path, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    command = ["generate", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "3", "-o", str(out)]
+    path.write_text('{"prompt": "ab"}\n{"prompt": "cd", "temperature": 1}\n')
+    assert main(command) == 0
+    first, second = (row["run"] for row in _rows(out))
+    assert first != second
+    path.write_text('{"prompt": "ab"}\n{"prompt": "cd", "temperature": 2}\n')
+    assert main(command) == 2
+    assert "line 2: is of another model, --dtype or options" in capsys.readouterr().err
+
+
+def test_one_is_singular(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "prompts"
+    path.write_text("ab\n")
+    assert main(["generate", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "1"]) == 0
+    assert "1 prompt answered, 0 failed" in capsys.readouterr().err
+
+
+def test_filters_with_temperature_0_need_a_row_that_samples(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    command = ["generate", "-q", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "1", "--temp", "0"]
+    path.write_text('{"prompt": "ab"}\n{"prompt": "ab", "temperature": 0}\n')
+    assert main([*command, "--top-k", "5"]) == 2
+    assert "--top-k: no effect with --temperature 0" in capsys.readouterr().err
+    path.write_text('{"prompt": "ab", "temperature": 0.5}\n')
+    assert main([*command, "--top-k", "5"]) == 0
+
+
+def test_a_system_message_without_chat_is_said_to_be_ignored(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "ab", "system": "s"}\n{"prompt": "ab", "system": "s"}\n')
+    assert main(["generate", "-q", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "1"]) == 0
+    assert capsys.readouterr().err == (
+        f"refdiff: warning: {path}: system has a place in a chat template only, ignored; add --chat\n"
+    )
+
+
+def test_null_is_not_given(tmp_path: Path) -> None:
+    path = tmp_path / "prompts"
+    path.write_text('{"prompt": null, "text": "a", "temperature": null, "stop": null, "system": null, "id": null}\n')
+    assert read_prompts(str(path)) == [Prompt(0, "a")]
 
 
 @pytest.mark.parametrize(
