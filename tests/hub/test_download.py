@@ -352,7 +352,10 @@ def test_the_environment_variables_are_honored(hub_server: Lookalike, tmp_path: 
     offline = run_with_environment(hub_server, tmp_path / "home", code, HF_HUB_OFFLINE="1")
     assert (offline.returncode, offline.stdout, offline.stderr) == (0, first.stdout, "")
     empty = run_with_environment(hub_server, tmp_path / "other", code, HF_HUB_OFFLINE="1")
-    assert "CheckpointError: ai/model: no such folder here, not in the cache, and downloading is switched off" in empty.stderr
+    assert (
+        "CheckpointError: ai/model: no such folder here, not in the cache, and downloading is switched off"
+        in empty.stderr
+    )
     assert hub_server.requests == []
 
 
