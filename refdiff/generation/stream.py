@@ -105,7 +105,8 @@ class BatchTextStreamer:
 
     tokenizer: a refdiff, transformers or tokenizers one. write(row, text) is called with every piece; the pieces so far
     are joined in `texts`. That is what decoding all ids gives, but for an incomplete character at the very end, which
-    is left out where decoding gives U+FFFD.
+    is left out where decoding gives U+FFFD, and but for `clean_up_tokenization_spaces`, which may take back a space
+    that has been shown: the stream keeps it (decoding BPE does too).
 
     Raises:
         ValueError: `put` with another number of rows than before.

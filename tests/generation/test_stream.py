@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import refdiff
 from refdiff.generation import generate
 from refdiff.generation.stream import (
     BatchTextStreamer,
@@ -245,3 +246,14 @@ def test_ctrl_c_keeps_what_came_so_far(options: dict[str, Any]) -> None:
     for row, text in zip(whole, streamer.texts, strict=True):
         assert text_of(row).startswith(text)
         assert len(text) >= (5 if "num_beams" in options else 7)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_space_that_was_shown_is_not_cleaned_up(kind: str) -> None:
+    tokenizer = refdiff.Tokenizer(KINDS[kind](), {"clean_up_tokenization_spaces": True})
+    ids = tokenizer("do n't , it 's fine ?", add_special_tokens=False)["input_ids"]
+    streamer = BatchTextStreamer(tokenizer)
+    streamer.put([ids])
+    streamer.end()
+    assert streamer.texts == [tokenizer.decode(ids, clean_up_tokenization_spaces=False)]
+    assert (tokenizer.decode(ids) == streamer.texts[0]) == (kind != "unigram")
