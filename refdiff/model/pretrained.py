@@ -181,7 +181,7 @@ class PreTrainedModel:
 
         Args:
             directory: made if it is not there.
-            max_shard_size: bytes, or a number with KB, MB, GB, KiB, MiB or GiB; larger models are split into shards.
+            max_shard_size: bytes, or a number with KB, MB, GB or TB; larger models are split into shards.
             dtype: the stored precision; None keeps the model's.
 
         Raises:
