@@ -109,7 +109,7 @@ def test_a_local_folder_is_given_as_it_is(tmp_path: Path) -> None:
 def test_offline(hub_server: Lookalike) -> None:
     hub_server.repo("ai/model", repo_files(layer(0)))
     with (
-        pytest.raises(CheckpointError, match=r"ai/model: not in the cache"),
+        pytest.raises(CheckpointError, match=r"ai/model: no such folder here, not in the cache"),
         hub.outline("ai/model", files=ALL, local_files_only=True),
     ):
         pass
