@@ -50,6 +50,12 @@ def write_tokenizer(folder: Path, *, bos: bool = True) -> int:
     return len(special) + len(alphabet)
 
 
+@pytest.fixture
+def outside() -> dict[str, str]:
+    """The environment without what pytest and coverage put there, for a process that runs pytest itself."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a DiffLlamaForCausalLM of random weights (2 layers, float32) and a byte-level tokenizer."""

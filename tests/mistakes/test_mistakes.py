@@ -97,10 +97,15 @@ def test_a_model_can_be_mistaken(mistake: Mistake) -> None:
 
 
 @pytest.mark.slow
-def test_the_property_tests_notice_every_mistake() -> None:
+def test_the_property_tests_notice_every_mistake(outside: dict[str, str]) -> None:
     """Without golden values and without transformers."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.mistakes"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests.mistakes"],
+        cwd=ROOT,
+        env=outside,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(CATALOGUE)} of {len(CATALOGUE)} noticed" in done.stdout

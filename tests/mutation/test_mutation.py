@@ -89,7 +89,7 @@ reason = "half of 0 is 0"
     ],
 )
 def test_what_survives_must_be_listed_and_what_is_listed_must_survive(
-    tmp_path: Path, listed: list[str], code: int, says: str
+    tmp_path: Path, outside: dict[str, str], listed: list[str], code: int, says: str
 ) -> None:
     for name, text in {
         "refdiff/layers/half.py": HALF,
@@ -103,7 +103,12 @@ def test_what_survives_must_be_listed_and_what_is_listed_must_survive(
         (tmp_path / name).write_text(text, encoding="utf-8")
     args = ["--root", str(tmp_path), "--equivalent", str(tmp_path / "list.toml"), "--path", "refdiff/layers"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.mutation", *args], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests.mutation", *args],
+        cwd=ROOT,
+        env=outside,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert says in done.stdout, done.stdout + done.stderr
     assert done.returncode == code, done.stdout + done.stderr
