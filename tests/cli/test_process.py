@@ -80,7 +80,7 @@ def test_ctrl_c_keeps_the_text_so_far_and_ends_with_130(reciting: Path, start: S
     process = start("generate", "-m", reciting, "-n", "0", "--ignore-eos", "h")
     seen = _read_until(process, TEXT.encode())
     process.send_signal(signal.SIGINT)
-    rest, err = process.communicate(timeout=30)
+    rest, err = process.communicate(timeout=120)
     assert process.returncode == 130
     text = (seen + rest).decode()
     assert text.endswith("\n")
@@ -105,7 +105,7 @@ def test_inspect_into_a_closed_pipe_is_silent(reciting: Path, start: Start) -> N
     os.close(reader)
     process = start("inspect", reciting, stdout=writer)
     os.close(writer)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (141, b"")
 
 
@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_line_and_status_1(command: str, reciting: Path, star
     arguments = ["generate", "-m", reciting, "h"] if command == "generate" else ["inspect", reciting]
     with Path("/dev/full").open("wb") as full:
         process = start(*arguments, stdout=full.fileno())
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.decode() == f"refdiff {command}: error: No space left on device\n"
 
