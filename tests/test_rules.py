@@ -31,6 +31,9 @@ ORDER = (
     "generation",
     "training",
     "pipelines",
+    "oracle",
+    "viz",
+    "bench",
     "cli",
 )
 HEADINGS = ("Equation:", "Used as:", "Shapes:", "Precision:", "Raises:")
@@ -123,7 +126,7 @@ def test_layer_docstrings_have_their_headings_in_order(path: Path) -> None:
 
 MIRRORED = [
     path
-    for part in ("layers", "model", "generation", "training", "backends", "cli", "hub")
+    for part in ("layers", "model", "generation", "training", "backends", "oracle", "viz", "bench", "cli", "hub")
     for path in sorted((PACKAGE / part).rglob("[!_]*.py"))
 ]
 
