@@ -15,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
-from refdiff.backends.workers import Workers
-
-FloatArray = NDArray[np.floating[Any]]
+from refdiff.backends.numpy_row_kernels import ELEMENTS, WORTH_A_THREAD, FloatArray, NumpyRowKernels
 
 FEW = 24
 """Up to so many rows, a product is cut into pieces that OpenBLAS multiplies without packing."""
@@ -26,25 +24,15 @@ UNPACKED = 10**6
 """The largest rows · N · K of such a piece: OpenBLAS's limit for its small-matrix kernels, just over which a product
 takes twice as long. Other BLAS libraries lose little by the pieces."""
 
-WORTH_A_THREAD = 2**19
-"""The fewest multiplications, or elements of exp, for which handing a part to another thread pays."""
-
 SCORES = 2**18
 """How many attention scores of one map a block holds: 1 MB in float32, what a core's cache takes."""
 
 QUERIES = 128
 """The most queries in a block: more would compute too much of the triangle that causality hides."""
 
-ELEMENTS = 2**15
-"""How many elements an elementwise step handles at a time, so that its temporaries stay in the cache."""
 
-
-class NumpyKernels:
-    """The kernels of one model, and the threads that they share."""
-
-    def __init__(self, workers: Workers | None = None) -> None:
-        self._workers = workers or Workers()
-        self.running = self._workers.running
+class NumpyKernels(NumpyRowKernels):
+    """The kernels of one model's way forward, and the threads that they share."""
 
     def linear(self, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
         """Put the weight first, W Xᵀ, cut over its rows: a matrix-vector product, unpacked pieces, or whole halves."""
@@ -73,19 +61,6 @@ class NumpyKernels:
         if bias is not None:
             result += bias
         return result
-
-    def rms_norm(self, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
-        """Sum squares without holding them, and scale once."""
-        if not eps >= 0 or (weight is not None and weight.shape != x.shape[-1:]):
-            return NotImplemented
-        scale = np.vecdot(x, x)[..., None]
-        scale /= x.shape[-1]
-        scale += eps
-        np.sqrt(scale, out=scale)
-        y = x / scale
-        if weight is not None:
-            y *= weight
-        return y
 
     def activation(self, x: FloatArray, name: str) -> Any:
         """Compute silu, x / (1 + e^−x), piece by piece."""

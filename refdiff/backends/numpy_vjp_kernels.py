@@ -16,8 +16,6 @@ from refdiff import layers
 from refdiff.backends.numpy_kernels import (
     QUERIES,
     SCORES,
-    WORTH_A_THREAD,
-    FloatArray,
     NumpyKernels,
     by_map,
     covers,
@@ -27,6 +25,7 @@ from refdiff.backends.numpy_kernels import (
     part_of,
     softmax_rows,
 )
+from refdiff.backends.numpy_row_kernels import WORTH_A_THREAD, FloatArray
 from refdiff.layers.diff_attention import sum_to
 
 BLOCK = SCORES // 2
@@ -48,28 +47,6 @@ class NumpyVjpKernels(NumpyKernels):
         self._product(weight.T, rows.T, dx)
         self._product(rows.T, flat, dw)
         return dx.T.reshape(x.shape), dw, None if bias is None else rows.sum(axis=0)
-
-    def rms_norm_vjp(self, g: FloatArray, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
-        """Take the part along x from the gradient without holding the normed x."""
-        if not eps >= 0 or g.shape != x.shape or (weight is not None and weight.shape != x.shape[-1:]):
-            return NotImplemented
-        root = _dots(x, x)
-        root /= x.shape[-1]
-        root += eps
-        np.sqrt(root, out=root)
-        h = g if weight is None else g * weight
-        along = _dots(h, x)
-        along /= root
-        along /= root
-        along /= x.shape[-1]
-        dx = x * along
-        np.subtract(h, dx, out=dx)
-        dx /= root
-        if weight is None:
-            return dx, None
-        normed = x / root
-        normed *= g
-        return dx, normed.reshape(-1, x.shape[-1]).sum(axis=0)
 
     def swiglu_vjp(
         self,
@@ -278,13 +255,6 @@ class NumpyVjpKernels(NumpyKernels):
         """Call `block` for slices of the rows of z that hold about `SCORES` numbers each."""
         size = max(SCORES // z.shape[1], 1)
         self._workers.each(block, [slice(i, min(i + size, len(z))) for i in range(0, len(z), size)])
-
-
-def _dots(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Sum a ⊙ b over the last axis, which stays as 1; where that axis is not the dense one, BLAS would go in leaps."""
-    if a.strides[-1] == a.itemsize:
-        return np.asarray(np.vecdot(a, b)[..., None])
-    return np.asarray((a * b).sum(axis=-1, keepdims=True))
 
 
 def _gated_vjp(out: list[FloatArray], gate: FloatArray, up: FloatArray, h: FloatArray) -> None:

@@ -35,6 +35,22 @@ def rms_norm_cases() -> Iterator[Case]:
         for weight in (None, normal(1, 11)):
             yield (normal(0, 2, 3, 11, scale=scale), weight, 1e-5), {}
     yield (normal(0, 2, 11, 3).swapaxes(1, 2), normal(1, 11), 0.0), {}
+    yield (normal(0, 131, 1031).T, normal(1, 131), 1e-5), {}  # feature-major, several blocks and threads
+    yield (normal(0, 0, 11), normal(1, 11), 1e-5), {}
+
+
+def turns(B: int, T: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    angles = normal(7, B, 1, T, n, scale=9.0)
+    return np.cos(angles), np.sin(angles)
+
+
+def rope_cases() -> Iterator[Case]:
+    for interleaved in (False, True):
+        for B, one, n in ((2, 2, 7), (3, 1, 7), (2, 1, 5)):  # positions of each row, of all, and a part that stays
+            yield (normal(0, B, 3, 5, 14), *turns(one, 5, n)), {"interleaved": interleaved}
+        heads = normal(1, 3 * 14, 2 * 5).T.reshape(2, 5, 3, 14).swapaxes(1, 2)  # as they come from a projection
+        yield (heads, *turns(2, 5, 7)), {"interleaved": interleaved}
+        yield (normal(2, 1, 3, 2053, 34), *turns(1, 2053, 17)), {"interleaved": interleaved}
 
 
 def activation_cases() -> Iterator[Case]:
@@ -82,6 +98,8 @@ def diff_attention_cases() -> Iterator[Case]:
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "linear": linear_cases,
     "rms_norm": rms_norm_cases,
+    "rope": rope_cases,
+    "rope_vjp": lambda: (((normal(3, *x.shape), x, *turn), options) for (x, *turn), options in rope_cases()),
     "activation": activation_cases,
     "swiglu": swiglu_cases,
     "diff_attention": diff_attention_cases,
@@ -167,6 +185,10 @@ def test_kernel_equals_its_layer(name: str) -> None:
         ("linear", (np.ones((2, 4)), np.ones((5, 4)), np.ones(4))),
         ("rms_norm", (np.ones((2, 3)), np.ones(4), 1e-5)),
         ("rms_norm", (np.ones((2, 3)), None, -1.0)),
+        ("rope", (np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 5, 2))] * 2)),
+        ("rope", (np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 3))] * 2)),
+        ("rope", (np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 2), np.float32)] * 2)),
+        ("rope_vjp", (np.ones((1, 2, 3, 5)), np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 2))] * 2)),
         ("activation", (np.ones(3), "no such")),
         ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 4, np.ones((1, 2, 4, 5)), 0.5)),
         ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.ones(3))),

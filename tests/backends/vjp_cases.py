@@ -28,6 +28,8 @@ def rms_norm_vjp_cases() -> Iterator[Case]:
         for weight in (None, normal(1, 11)):
             yield (normal(2, 2, 3, 11), normal(0, 2, 3, 11, scale=scale), weight, 1e-5), {}
     yield (normal(2, 2, 11, 3).swapaxes(1, 2), normal(0, 2, 11, 3).swapaxes(1, 2), normal(1, 11), 0.0), {}
+    yield (normal(2, 131, 1031).T, normal(0, 131, 1031).T, normal(1, 131), 1e-5), {}
+    yield (normal(2, 0, 11), normal(0, 0, 11), normal(1, 11), 1e-5), {}
 
 
 def swiglu_vjp_cases() -> Iterator[Case]:

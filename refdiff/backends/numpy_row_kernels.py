@@ -1,0 +1,136 @@
+"""Fast twins for NumPy of what treats each token, or each head of a token, by itself: norm, RoPE, and their way back.
+
+Rows are taken a block at a time, so that what a step writes is still in the cache when the next step reads it, and each
+block by one thread. A block that does not lie densely is copied first: less than what every step would lose on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.backends.workers import Workers
+
+FloatArray = NDArray[np.floating[Any]]
+
+ELEMENTS = 2**15
+"""How many elements an elementwise step handles at a time, so that its temporaries stay in the cache."""
+
+WORTH_A_THREAD = 2**19
+"""The fewest multiplications, or elements of exp, for which handing a part to another thread pays."""
+
+
+class NumpyRowKernels:
+    """Kernels that share the threads of `workers`."""
+
+    def __init__(self, workers: Workers | None = None) -> None:
+        self._workers = workers or Workers()
+        self.running = self._workers.running
+
+    def rms_norm(self, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
+        """Sum squares without holding them, and scale once."""
+        if not eps >= 0 or (weight is not None and weight.shape != x.shape[-1:]):
+            return NotImplemented
+        y = np.empty(x.shape, x.dtype if weight is None else np.result_type(x, weight))
+        into = y.reshape(-1, x.shape[-1])
+        rows = x.reshape(into.shape)
+
+        def block(at: slice) -> None:
+            piece = np.ascontiguousarray(rows[at])
+            np.divide(piece, _root(piece, eps), out=into[at])
+            if weight is not None:
+                into[at] *= weight
+
+        self._blocks(block, *into.shape)
+        return y
+
+    def rms_norm_vjp(self, g: FloatArray, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
+        """Take the part along x from the gradient; the weight's is summed block by block, in their order."""
+        if not eps >= 0 or x.size == 0 or g.shape != x.shape or (weight is not None and weight.shape != x.shape[-1:]):
+            return NotImplemented
+        dx = np.empty(x.shape, np.result_type(g, x) if weight is None else np.result_type(g, x, weight))
+        into = dx.reshape(-1, x.shape[-1])
+        rows, gradients = x.reshape(into.shape), g.reshape(into.shape)
+        sums: dict[int, FloatArray] = {}
+
+        def block(at: slice) -> None:
+            piece, h = np.ascontiguousarray(rows[at]), np.ascontiguousarray(gradients[at])
+            root = _root(piece, eps)
+            if weight is not None:
+                normed = piece / root
+                normed *= h
+                sums[at.start] = normed.sum(axis=0)
+                h = h * weight
+            along = np.vecdot(h, piece)[:, None]
+            along /= root
+            along /= root
+            along /= x.shape[-1]
+            np.multiply(piece, along, out=into[at])
+            np.subtract(h, into[at], out=into[at])
+            into[at] /= root
+
+        self._blocks(block, *into.shape)
+        if weight is None:
+            return dx, None
+        return dx, np.sum([sums[start] for start in sorted(sums)], axis=0)
+
+    def rope(self, x: FloatArray, cos: FloatArray, sin: FloatArray, *, interleaved: bool = False) -> Any:
+        """Rotate into the result, in a block of tokens of one row of the batch at a time."""
+        n = cos.shape[-1]
+        if x.ndim != 4 or cos.ndim != 4 or cos.shape != sin.shape or 2 * n > x.shape[-1]:
+            return NotImplemented
+        if cos.shape[1:3] != (1, x.shape[2]) or cos.shape[0] not in (1, x.shape[0]):
+            return NotImplemented
+        if not x.dtype == cos.dtype == sin.dtype:
+            return NotImplemented
+        B, H, T, d = x.shape
+        y = np.empty(x.shape, x.dtype)
+        first, second = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if interleaved else (slice(0, n), slice(n, 2 * n))
+
+        def block(at: tuple[int, slice]) -> None:
+            b, t = at
+            out, c, s = y[b, :, t], cos[b % len(cos), :, t], sin[b % len(sin), :, t]
+            one, two = x[b, :, t, first], x[b, :, t, second]
+            np.multiply(one, c, out=out[..., first])
+            out[..., first] -= two * s
+            np.multiply(two, c, out=out[..., second])
+            out[..., second] += one * s
+            out[..., 2 * n :] = x[b, :, t, 2 * n :]
+
+        size = max(ELEMENTS // max(H * d, 1), 1)
+        items = [(b, slice(t, min(t + size, T))) for b in range(B) for t in range(0, T, size)]
+        self._each(block, items, x.size)
+        return y
+
+    def rope_vjp(
+        self, g: FloatArray, x: FloatArray, cos: FloatArray, sin: FloatArray, *, interleaved: bool = False
+    ) -> Any:
+        """Rotate back."""
+        if g.shape != x.shape:
+            return NotImplemented
+        turned = self.rope(g, cos, -sin, interleaved=interleaved)
+        return turned if turned is NotImplemented else (turned, None, None)
+
+    def _blocks(self, block: Callable[[slice], None], rows: int, width: int) -> None:
+        """Call `block` for slices of rows that hold about `ELEMENTS` elements each."""
+        size = max(ELEMENTS // max(width, 1), 1)
+        self._each(block, [slice(i, min(i + size, rows)) for i in range(0, rows, size)], rows * width)
+
+    def _each(self, block: Callable[[Any], None], items: list[Any], elements: int) -> None:
+        if elements < WORTH_A_THREAD // 4:
+            for item in items:
+                block(item)
+        else:
+            self._workers.each(block, items)
+
+
+def _root(rows: FloatArray, eps: float) -> FloatArray:
+    """√(mean x² + ε) of each row."""
+    root: FloatArray = np.vecdot(rows, rows)[:, None]
+    root /= rows.shape[-1]
+    root += eps
+    np.sqrt(root, out=root)
+    return root
