@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,9 @@ def test_softmax_and_its_log() -> None:
     huge = np.array([[1000.0, -np.inf, 1000.0]])
     np.testing.assert_array_equal(sampling.softmax(huge), [[0.5, 0.0, 0.5]])
     np.testing.assert_allclose(sampling.log_softmax(huge), [[-np.log(2), -np.inf, -np.log(2)]])
+    stacked = np.stack([Z[:, ::-1], Z + 1000.0])  # rows so far apart that one maximum for all would be none for most
+    np.testing.assert_allclose(sampling.softmax(stacked), np.stack([P[:, ::-1], P]), rtol=1e-12)
+    np.testing.assert_allclose(sampling.log_softmax(stacked), np.log(np.stack([P[:, ::-1], P])), rtol=1e-12)
 
 
 def test_temperature() -> None:
@@ -59,6 +63,23 @@ def test_by_hand(warp: Callable[..., np.ndarray], value: float, keep: int, want:
     assert (got[np.isfinite(got)] == Z[np.isfinite(got)]).all()
 
 
+HARSH = [
+    (sampling.top_k, 1), (sampling.top_p, 0.0), (sampling.min_p, 1.0), (sampling.typical_p, 0.1),
+    (sampling.epsilon_cutoff, 0.9), (sampling.eta_cutoff, 0.9),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("warp", "value"), HARSH)
+def test_one_token_stays_unless_more_are_to(warp: Callable[..., np.ndarray], value: float) -> None:
+    assert [len(row) for row in kept(warp(Z[:1], value))] == [1]
+
+
+def test_what_is_just_at_the_limit_stays() -> None:
+    p = np.exp(sampling.log_softmax(Z))
+    assert kept(sampling.epsilon_cutoff(Z, float(sampling.softmax(Z)[0, 1])))[0] == [0, 1]
+    assert kept(sampling.eta_cutoff(Z, float(p[0, 4])))[0] == [0, 1, 2, 3, 4]
+
+
 def test_top_p_keeps_no_more_than_it_needs() -> None:
     """Four tokens of exactly a quarter each: two of them are half."""
     assert kept(sampling.top_p(np.zeros((1, 4)), 0.5)) == [[0, 1]]
@@ -71,6 +92,21 @@ def test_typical_p_prefers_what_is_as_surprising_as_expected() -> None:
     assert kept(sampling.typical_p(Z, 0.5))[0] == [0, 1]
     assert kept(sampling.typical_p(Z, 0.8))[0] == [0, 1, 2]
     assert kept(sampling.typical_p(Z, 0.2, keep=3))[0] == [0, 1, 2]
+    exactly = np.exp(sampling.log_softmax(Z))[0, 1]
+    assert kept(sampling.typical_p(Z, float(exactly)))[0] == [1]
+    assert kept(sampling.typical_p(Z, float(np.nextafter(exactly, 1.0))))[0] == [0, 1]
+    assert kept(sampling.typical_p(Z[:1], 1.0 + 1e-9)) == [[0, 1, 2, 3, 4]]  # more than all of them sum to
+
+
+def test_of_equally_good_ones_the_first_stay() -> None:
+    """So many of them that a sort which is not stable would mix them up."""
+    scores = np.zeros((1, 90))
+    scores[0, ::3] = 5.0  # thirty that are nearer to what is expected than the others
+    assert kept(sampling.typical_p(scores, 0.01)) == [list(range(0, 90, 3))]
+    assert kept(sampling.typical_p(scores, 0.01, keep=34)) == [sorted([*range(0, 90, 3), 1, 2, 4, 5])]
+    weights = np.full(40, -np.inf)
+    weights[30] = 0.0
+    assert draw_without_replacement(weights, 4, Uniforms(np.random.SeedSequence(0))).tolist() == [30, 0, 1, 2]
 
 
 WARPERS: list[tuple[Callable[..., np.ndarray], st.SearchStrategy[float]]] = [
@@ -132,6 +168,16 @@ def test_streams_depend_on_seed_prompt_and_how_often_it_came() -> None:
     assert mixed[3] == first["second a"]
 
 
+def test_a_seed_gives_what_it_gave() -> None:
+    """Texts are quoted with their seed, so the streams of a seed must stay what they are from version to version."""
+    prompt = np.array([1, 2], dtype=np.int32)
+    got = [stream.next() for stream in row_streams(5, [prompt] * 3)]
+    key = int.from_bytes(hashlib.blake2b(bytes([1, *[0] * 7, 2, *[0] * 7]), digest_size=16).digest(), "little")
+    seeds = [np.random.SeedSequence(5, spawn_key=(key, nth)) for nth in range(3)]
+    assert got == [np.random.Generator(np.random.PCG64(seed)).random() for seed in seeds]
+    assert got == [0.9323582202636805, 0.1493631197883648, 0.7335558012420551]
+
+
 @pytest.mark.parametrize(
     ("u", "want"), [(0.0, 1), (0.2499, 1), (0.25, 3), (0.7499, 3), (0.75, 4), (np.nextafter(1.0, 0.0), 4)]
 )
@@ -149,6 +195,12 @@ def test_a_token_of_probability_zero_is_never_drawn(p: np.ndarray, u: float) -> 
 def test_draw_when_rounding_reaches_the_sum() -> None:
     """u · Σp rounds up to Σp for subnormal sums; the last possible token is drawn, not one past the end."""
     assert draw(np.array([0.0, 5e-324, 0.0]), 0.9999999) == 1
+
+
+def test_draw_sums_in_float64() -> None:
+    """In float32 the four small ones would not move the sum, and never be drawn."""
+    p = np.array([1.0, *[2.0**-25] * 4], dtype=np.float32)
+    assert draw(p, (1 + 2.5 * 2.0**-25) / (1 + 4 * 2.0**-25)) == 3
 
 
 def test_draw_follows_the_probabilities() -> None:
@@ -176,3 +228,5 @@ def test_without_replacement_falls_back_on_the_best_of_the_impossible() -> None:
     weights = np.array([-np.inf, 0.0, -1e9, -2e9, -np.inf])
     got = draw_without_replacement(weights, 4, Uniforms(np.random.SeedSequence(0)))
     assert got.tolist() == [1, 2, 3, 0]
+    none = draw_without_replacement(weights, 0, Uniforms(np.random.SeedSequence(0)))
+    assert (none.shape, none.dtype) == ((0,), np.int64)

@@ -58,6 +58,15 @@ def test_reorder_picks_rows_and_may_change_their_number():
     np.testing.assert_array_equal(v[:, :, :4], b[1][[2, 0, 2, 2]])
 
 
+def test_reorder_may_leave_no_row():
+    cache, ((a,),) = KVCache(1), pieces(3, [4], layers=1)
+    cache.append(0, *a)
+    cache.reorder([])
+    assert cache.batch_size == 0
+    k, _ = cache.append(0, np.zeros((0, 2, 1, 5)), np.zeros((0, 1, 1, 7)))
+    assert k.shape == (0, 2, 5, 5)
+
+
 def test_reorder_of_an_empty_cache_is_nothing():
     cache = KVCache(1)
     cache.reorder([1, 0])
@@ -81,6 +90,17 @@ def test_crop_forgets_the_end():
     assert len(cache) == 3
     k, _ = cache.append(0, *short[0])
     np.testing.assert_array_equal(k, np.concatenate([long[0][0][:, :, :3], short[0][0]], axis=2))
+
+
+def test_crop_to_all_and_to_nothing():
+    cache, (long, short) = KVCache(1), pieces(4, [5, 2], layers=1)
+    cache.append(0, *long[0])
+    cache.crop(5)
+    assert len(cache) == 5
+    cache.crop(0)
+    assert len(cache) == 0
+    k, _ = cache.append(0, *short[0])
+    np.testing.assert_array_equal(k, short[0][0])
 
 
 @pytest.mark.parametrize("length", [-1, 6])
@@ -114,13 +134,30 @@ def test_sizes_below_one_are_refused(layers, static):
         KVCache(layers, static=static)
 
 
-def test_growing_copies_seldom():
-    cache, moves, last = KVCache(1), 0, None
+def test_room_grows_by_half():
+    cache, rooms, moves, last = KVCache(1), [], 0, None
     for _ in range(400):
         k, _ = cache.append(0, np.zeros((1, 1, 1, 2)), np.zeros((1, 1, 1, 2)))
+        rooms.append(k.base.shape[2])
         moves += k.base is not last
         last = k.base
-    assert moves < 25
+    assert rooms[:14] == [1, 2, 3, 4, 6, 6, 9, 9, 9, 13, 13, 13, 13, 19]
+    assert moves == len(set(rooms))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_static_cache_is_filled_to_the_last_token_and_never_moves(size):
+    cache = KVCache(1, static=size)
+    places = [cache.append(0, *pieces(n, [1], layers=1)[0][0])[0].base for n in range(size)]
+    assert len(cache) == size
+    assert all(place is places[0] for place in places)
+    with pytest.raises(ValueError, match=f"{size + 1} tokens do not fit into static={size}"):
+        cache.append(0, *pieces(9, [1], layers=1)[0][0])
+
+
+def test_the_precision_stays():
+    k, v = (np.zeros((1, 1, 2, 3), dtype) for dtype in (np.float32, np.float16))
+    assert [x.dtype for x in KVCache(1).append(0, k, v)] == [np.float32, np.float16]
 
 
 def test_on_a_second_device():
