@@ -1,0 +1,99 @@
+"""Arrays of the libraries themselves go to NumPy bit for bit: torch, JAX, MLX."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+
+from refdiff.oracle.any_array import any_array
+from tests.oracle.arrays import DTYPES, LAYOUTS, numbers, same_bits
+
+
+def to_torch(x: np.ndarray) -> torch.Tensor:
+    if x.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(x.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(x.copy())
+
+
+def to_mlx(x: np.ndarray) -> Any:
+    if x.dtype == ml_dtypes.bfloat16:
+        return mx.array(x.view(np.uint16)).view(mx.bfloat16)
+    return mx.array(x)
+
+
+PUT: dict[str, Callable[[np.ndarray], Any]] = {"torch": to_torch, "jax": jnp.asarray, "mlx": to_mlx}
+# MLX makes float32 of NumPy's float64
+TYPES = [(library, dtype) for library in PUT for dtype in DTYPES if (library, dtype) != ("mlx", "float64")]
+ZERO_STRIDE: dict[str, Callable[[Any], Any]] = {
+    "torch": lambda x: x.expand(3, 2, 5, 7),
+    "jax": lambda x: jnp.broadcast_to(x, (3, 2, 5, 7)),
+    "mlx": lambda x: mx.broadcast_to(x, (3, 2, 5, 7)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _float64_in_jax() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "zero stride"])
+@pytest.mark.parametrize(("library", "dtype"), TYPES)
+def test_bit_for_bit(library: str, dtype: str, layout: str) -> None:
+    x = numbers(dtype)
+    there = PUT[library](x)
+    views = {**LAYOUTS, "zero stride": ZERO_STRIDE[library]}
+    read = any_array(views[layout](there))
+    expected = np.asarray({**LAYOUTS, "zero stride": lambda x: np.broadcast_to(x, (3, *x.shape))}[layout](x))
+    assert type(read) is np.ndarray
+    assert same_bits(read, expected)
+    assert layout == "empty" or not read.flags.writeable
+    assert same_bits(any_array(there), x)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_tensors_with_a_gradient(dtype: str) -> None:
+    x = numbers(dtype)
+    parameter = to_torch(x).requires_grad_()
+    read = any_array(parameter[:, ::2].transpose(0, 1))
+    assert same_bits(read, x[:, ::2].swapaxes(0, 1))
+    assert parameter.requires_grad
+    assert parameter.grad is None
+
+
+def test_a_view_of_torch_copies_nothing_and_outlives_its_tensor() -> None:
+    x = numbers("bfloat16")
+    tensor = to_torch(x)
+    read = any_array(tensor)
+    assert read.ctypes.data == tensor.data_ptr()
+    del tensor
+    for _ in range(50):
+        to_torch(x + x)
+    assert same_bits(read, x)
+
+
+@pytest.mark.parametrize("library", ["torch", "jax", "mlx"])
+def test_the_other_libraries_are_not_imported(library: str) -> None:
+    make = {"torch": "import torch as t", "jax": "import jax.numpy as t", "mlx": "import mlx.core as t"}
+    code = (
+        f"{make[library]}\n"
+        "import sys\n"
+        "from refdiff.oracle.any_array import any_array\n"
+        "from refdiff.oracle import dlpack\n"
+        "before = set(sys.modules)\n"
+        "any_array(t.zeros(3, dtype=t.bfloat16))\n"
+        "print(*(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert not loaded & ({"torch", "jax", "mlx", "cupy", "tensorflow"} - {library})
