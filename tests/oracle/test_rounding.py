@@ -1,0 +1,117 @@
+"""Every sixteen-bit number, every midpoint between two, and their neighbours, against ml_dtypes and NumPy's float16."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.oracle.rounding import FORMATS, round_to, ulp
+
+PATTERNS = np.arange(1 << 16, dtype=np.uint16)
+SIXTEEN = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def _values(name: str) -> np.ndarray:
+    """Every finite number of the type, in order, as float64."""
+    with np.errstate(invalid="ignore"):  # signalling NaN among them
+        values = PATTERNS.view(SIXTEEN[name]).astype(np.float64)
+    return np.unique(values[np.isfinite(values)])
+
+
+@pytest.mark.parametrize("name", SIXTEEN)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_number_of_the_type_stays(name: str, dtype: type) -> None:
+    with np.errstate(invalid="ignore"):
+        values = PATTERNS.view(SIXTEEN[name]).astype(dtype)
+    rounded = round_to(values, name)
+    assert rounded.dtype == dtype
+    same = values.view(f"u{values.itemsize}") == rounded.view(f"u{values.itemsize}")
+    assert (same | (np.isnan(values) & np.isnan(rounded))).all(), "bits, so the sign of zero too"
+
+
+@pytest.mark.parametrize("name", SIXTEEN)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_between_two_neighbours_the_nearer_wins_and_a_tie_goes_to_the_even(name: str, dtype: type) -> None:
+    values = _values(name)
+    below, above = values[:-1], values[1:]
+    middle = (below + above) / 2  # exact in float64, and in float32 down to its own subnormals
+    bits = below.astype(SIXTEEN[name]).view(np.uint16)
+    even = np.where((bits & 1) == 0, below, above)
+    kept = middle.astype(dtype).astype(np.float64) == middle
+    assert kept.mean() > 0.98
+    middle, below, above, even = (a[kept].astype(dtype) for a in (middle, below, above, even))
+    np.testing.assert_array_equal(round_to(middle, name), even)
+    np.testing.assert_array_equal(round_to(np.nextafter(middle, dtype(np.inf)), name), above)
+    np.testing.assert_array_equal(round_to(np.nextafter(middle, dtype(-np.inf)), name), below)
+
+
+@pytest.mark.parametrize("name", SIXTEEN)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_beyond_the_range_is_infinite(name: str, dtype: type) -> None:
+    top, half = FORMATS[name].top, 2.0 ** (FORMATS[name].largest - FORMATS[name].bits)
+    below = np.nextafter(dtype(top + half), dtype(0))
+    want = np.asarray([top, top, np.inf, np.inf, np.inf], dtype=dtype)
+    with np.errstate(over="ignore"):  # 1.5 times the top of bfloat16 is beyond float32 too
+        edge = np.asarray([top, below, top + half, 1.5 * top, np.inf]).astype(dtype)
+    np.testing.assert_array_equal(round_to(edge, name), want)
+    np.testing.assert_array_equal(round_to(-edge, name), -want)
+    assert _values(name).max() == top
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_random_float32_as_the_other_libraries_round(name: str) -> None:
+    rng = np.random.default_rng(5)
+    raw = rng.integers(0, 1 << 32, 200_000, dtype=np.uint32).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = raw.astype(SIXTEEN[name]).astype(np.float32)
+    np.testing.assert_array_equal(round_to(raw, name), want)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        np.testing.assert_array_equal(round_to(raw.astype(np.float64), name), want)
+
+
+def test_random_float64_to_float16_in_one_step() -> None:
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal(50_000) * 2.0 ** rng.integers(-30, 20, 50_000)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(round_to(x, "float16"), x.astype(np.float16).astype(np.float64))
+        np.testing.assert_array_equal(round_to(x, "float32"), x.astype(np.float32).astype(np.float64))
+
+
+def test_float64_is_not_rounded_twice() -> None:
+    # just above the middle of 1 and 1 + 2⁻⁷, by less than float32 can tell
+    x = np.asarray([1 + 2.0**-8 + 2.0**-40])
+    assert round_to(x, "bfloat16") == 1 + 2.0**-7
+    assert x.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64) == 1.0
+
+
+@given(st.integers(-(2**40), 2**40), st.integers(-160, 60), st.sampled_from(["tf32", "bfloat16", "float16"]))
+def test_rounds_as_fractions_do(numerator: int, exponent: int, name: str) -> None:
+    x, form = numerator * 2.0**exponent, FORMATS[name]
+    exact = Fraction(numerator) * Fraction(2) ** exponent
+    size = max(abs(x), 2.0**form.smallest)
+    q = Fraction(2) ** (int(np.frexp(size)[1]) - form.bits)
+    want = float(round(exact / q) * q)  # Python rounds fractions to even
+    got = round_to(np.asarray([x]), name)[0]
+    assert got == (want if abs(want) <= form.top else np.copysign(np.inf, x))
+
+
+def test_units() -> None:
+    assert FORMATS["bfloat16"].u == 2.0**-8
+    assert FORMATS["float16"].u == 2.0**-11
+    assert FORMATS["float32"].u == np.finfo(np.float32).eps / 2
+    assert FORMATS["float16"].tiny == float(np.finfo(np.float16).smallest_subnormal) / 2
+    np.testing.assert_array_equal(ulp(np.asarray([1.0, -1.5, 2.0]), "bfloat16"), [2.0**-7, 2.0**-7, 2.0**-6])
+    assert ulp(np.asarray(0.0), "float16") == np.finfo(np.float16).smallest_subnormal
+    assert ulp(np.asarray(1.0), "float32") == np.finfo(np.float32).eps
+
+
+def test_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="no number type is called 'fp7'"):
+        round_to(np.ones(2), "fp7")
+    with pytest.raises(ValueError, match="dtype int64"):
+        round_to(np.ones(2, dtype=int), "float16")
