@@ -30,6 +30,13 @@ def attention_weights(
     Raises:
         ValueError: shapes that do not fit, a mask that is not boolean.
     """
+    return softmax(*attention_scores(q, k, mask, bias, causal=causal))
+
+
+def attention_scores(
+    q: Array, k: Array, mask: Array | None = None, bias: Array | None = None, *, causal: bool = True
+) -> tuple[Array, Array | None]:
+    """Q Kᵀ / √d + bias (B, H, T, S), and which of them `attention_weights` sees: boolean, or None for all."""
     B, H, T, d = _check_heads("attention_weights", q, k)
     K, S = k.shape[1], k.shape[2]
     xp = namespace(q, k, mask, bias)
@@ -44,7 +51,7 @@ def attention_weights(
     if causal and T > 1:
         visible = causal_mask(T, S, xp=xp, device=device(q))
         mask = visible if mask is None else mask & visible
-    return softmax(scores, mask)
+    return scores, mask
 
 
 def diff_attention(
