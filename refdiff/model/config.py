@@ -56,7 +56,7 @@ class DiffLlamaConfig:
     wiring: str = "hf"
     dtype: str | None = None
     id2label: dict[int, str] = field(default_factory=dict)
-    label2id: dict[str, int] | None = None
+    label2id: dict[str, int] | None = field(default_factory=dict)
     problem_type: str | None = None
     architectures: list[str] | None = None
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -140,8 +140,8 @@ class DiffLlamaConfig:
             # As transformers: two unnamed labels are what every model has, classifier or not.
             del values["id2label"], values["label2id"]
         for name in ("dtype", "label2id", "problem_type", "architectures"):
-            if values.get(name, "") is None:
-                del values[name]
+            if values.get(name) is None:
+                values.pop(name, None)
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", values)
@@ -162,8 +162,8 @@ class DiffLlamaConfig:
         self.wiring = config_checks.wiring(left.pop("wiring", None), left.get("model_type"))
         if left.pop("model_type", None) == "llama":
             left = {**config_checks.LLAMA_DEFAULTS, **left}
-        for name, (default, check) in _SCALARS.items():
-            setattr(self, name, check(name, left.pop(name, default)))
+        for name, check in _CHECKS.items():
+            setattr(self, name, check(name, left.pop(name, getattr(DiffLlamaConfig, name))))
         config_checks.fill_heads(self, left)
         legacy = {name: left.pop(name) for name in _LEGACY_ROPE if name in left}
         self.rope_parameters = rope_parameters.resolve(
@@ -189,24 +189,24 @@ def _default_labels(count: int) -> dict[int, str]:
 
 _LEGACY_ROPE = ("rope_scaling", "rope_theta", "partial_rotary_factor")
 _Check = Callable[[str, Any], Any]
-_SCALARS: dict[str, tuple[Any, _Check]] = {
-    "vocab_size": (32000, config_checks.size(2**31 - 1)),
-    "hidden_size": (2048, config_checks.size(2**24)),
-    "intermediate_size": (8192, config_checks.size(2**28)),
-    "num_hidden_layers": (16, config_checks.size(10_000)),
-    "num_attention_heads": (32, config_checks.size(2**16)),
-    "hidden_act": ("silu", config_checks.activation),
-    "max_position_embeddings": (2048, config_checks.size(2**53)),
-    "initializer_range": (0.02, config_checks.non_negative),
-    "rms_norm_eps": (1e-5, config_checks.non_negative),
-    "use_cache": (True, config_checks.boolean),
-    "pad_token_id": (None, config_checks.token_id),
-    "bos_token_id": (1, config_checks.token_id),
-    "eos_token_id": (2, config_checks.token_id_or_list),
-    "tie_word_embeddings": (False, config_checks.boolean),
-    "attention_bias": (False, config_checks.boolean),
-    "attention_dropout": (0.0, config_checks.no_dropout),
-    "lambda_std_dev": (0.1, config_checks.non_negative),
-    "problem_type": (None, config_checks.problem_type),
-    "architectures": (None, config_checks.names),
+_CHECKS: dict[str, _Check] = {
+    "vocab_size": config_checks.size(2**31 - 1),
+    "hidden_size": config_checks.size(2**24),
+    "intermediate_size": config_checks.size(2**28),
+    "num_hidden_layers": config_checks.size(10_000),
+    "num_attention_heads": config_checks.size(2**16),
+    "hidden_act": config_checks.activation,
+    "max_position_embeddings": config_checks.size(2**53),
+    "initializer_range": config_checks.non_negative,
+    "rms_norm_eps": config_checks.non_negative,
+    "use_cache": config_checks.boolean,
+    "pad_token_id": config_checks.token_id,
+    "bos_token_id": config_checks.token_id,
+    "eos_token_id": config_checks.token_id_or_list,
+    "tie_word_embeddings": config_checks.boolean,
+    "attention_bias": config_checks.boolean,
+    "attention_dropout": config_checks.no_dropout,
+    "lambda_std_dev": config_checks.non_negative,
+    "problem_type": config_checks.problem_type,
+    "architectures": config_checks.names,
 }

@@ -19,99 +19,7 @@ from hypothesis import strategies as st
 from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
-
-HANDCUT = """{
-  "_name_or_path": "kajuma/DiffLlama-0.3B-handcut",
-  "architectures": ["DiffLlamaForCausalLM"],
-  "attention_bias": false,
-  "attention_dropout": 0.0,
-  "bos_token_id": 128000,
-  "eos_token_id": 128001,
-  "head_dim": 64,
-  "hidden_act": "silu",
-  "hidden_size": 2048,
-  "initializer_range": 0.02,
-  "intermediate_size": 8192,
-  "lambda_std_dev": 0.1,
-  "max_position_embeddings": 131072,
-  "mlp_bias": false,
-  "model_type": "diffllama",
-  "num_attention_heads": 32,
-  "num_hidden_layers": 16,
-  "num_key_value_heads": 8,
-  "pretraining_tp": 1,
-  "rms_norm_eps": 1e-05,
-  "rope_scaling": {
-    "factor": 32.0,
-    "high_freq_factor": 4.0,
-    "low_freq_factor": 1.0,
-    "original_max_position_embeddings": 8192,
-    "rope_type": "llama3"
-  },
-  "rope_theta": 500000.0,
-  "tie_word_embeddings": true,
-  "torch_dtype": "float32",
-  "transformers_version": "4.46.0.dev0",
-  "use_cache": true,
-  "vocab_size": 128256
-}"""
-
-ONE_BILLION = """{
-  "architectures": ["DiffLlamaForCausalLM"],
-  "attention_bias": false,
-  "attention_dropout": 0.0,
-  "bos_token_id": 1,
-  "eos_token_id": 2,
-  "hidden_act": "silu",
-  "hidden_size": 2048,
-  "initializer_range": 0.02,
-  "intermediate_size": 8192,
-  "lambda_std_dev": 0.1,
-  "max_position_embeddings": 2048,
-  "model_type": "diffllama",
-  "num_attention_heads": 32,
-  "num_hidden_layers": 16,
-  "num_key_value_heads": null,
-  "rms_norm_eps": 1e-05,
-  "rope_scaling": null,
-  "rope_theta": 10000.0,
-  "tie_word_embeddings": false,
-  "torch_dtype": "bfloat16",
-  "transformers_version": "4.49.0",
-  "use_cache": true,
-  "vocab_size": 61440
-}"""
-
-TINY_RANDOM = """{
-  "architectures": ["DiffLlamaForCausalLM"],
-  "attention_bias": false,
-  "attention_dropout": 0.0,
-  "bos_token_id": 128000,
-  "dtype": "float32",
-  "eos_token_id": 128009,
-  "head_dim": 8,
-  "hidden_act": "gelu",
-  "hidden_size": 32,
-  "initializer_range": 0.02,
-  "intermediate_size": 37,
-  "is_decoder": false,
-  "lambda_std_dev": 0.1,
-  "max_position_embeddings": 512,
-  "model_type": "diffllama",
-  "num_attention_heads": 4,
-  "num_hidden_layers": 2,
-  "num_key_value_heads": 2,
-  "pad_token_id": 128004,
-  "rms_norm_eps": 1e-05,
-  "rope_parameters": {
-    "rope_theta": 10000.0,
-    "rope_type": "default"
-  },
-  "tie_word_embeddings": false,
-  "transformers_version": "5.16.0",
-  "use_cache": true,
-  "vocab_size": 128256
-}"""
+from tests.model.config_files import HANDCUT, ONE_BILLION, TINY_RANDOM
 
 
 def write(folder: Path, content: str | dict[str, Any]) -> Path:
@@ -166,6 +74,79 @@ def test_saved_and_read_again_is_the_same(content: str, tmp_path: Path) -> None:
     assert saved["transformers_version"] == json.loads(content)["transformers_version"]
 
 
+COMMON = {
+    "hidden_act": "silu", "max_position_embeddings": 2048, "initializer_range": 0.02, "use_cache": True,
+    "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "attention_bias": False,
+    "attention_dropout": 0.0, "lambda_std_dev": 0.1, "vocab_size": 32000, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "dtype": None, "id2label": {0: "LABEL_0", 1: "LABEL_1"},
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    "problem_type": None, "architectures": None, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}  # fmt: skip
+DIFFLLAMA = {
+    **COMMON, "model_type": "diffllama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+    "rms_norm_eps": 1e-5, "head_dim": 64,
+}  # fmt: skip
+LLAMA = {
+    **COMMON, "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "rms_norm_eps": 1e-6, "head_dim": 128,
+}  # fmt: skip
+
+
+def test_what_is_left_out_is_what_it_is_in_transformers() -> None:
+    """The defaults of transformers' DiffLlamaConfig and LlamaConfig; tests/parity compares with theirs."""
+    assert DiffLlamaConfig().to_dict() == DIFFLLAMA
+    assert DiffLlamaConfig(model_type="llama").to_dict() == LLAMA
+    assert DiffLlamaConfig(wiring="none").to_dict() == {**DIFFLLAMA, "model_type": "llama"}
+
+
+def test_the_defaults_that_the_class_shows_are_those_that_it_takes() -> None:
+    config = DiffLlamaConfig()
+    for entry in dataclasses.fields(DiffLlamaConfig):
+        if entry.default is not dataclasses.MISSING:
+            assert getattr(config, entry.name) == entry.default, entry.name
+    assert "extra" not in repr(DiffLlamaConfig(max_length=3))
+
+
+LIMITS = {
+    "vocab_size": 2_147_483_647, "hidden_size": 16_777_216, "intermediate_size": 268_435_456,
+    "num_hidden_layers": 10_000, "num_attention_heads": 65_536, "max_position_embeddings": 9_007_199_254_740_992,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_sizes_go_up_to_their_limit(name: str) -> None:
+    fields = {"head_dim": 2, "num_attention_heads": 2, "bos_token_id": None, "eos_token_id": None}
+    for value in (1 if name != "num_attention_heads" else 2, LIMITS[name]):
+        assert getattr(DiffLlamaConfig(**{**fields, name: value}), name) == value
+    for value in (0, LIMITS[name] + 1):
+        with pytest.raises(ValueError, match=f"{name} is {value}, but must be between 1 and {LIMITS[name]}"):
+            DiffLlamaConfig(**{**fields, name: value})
+
+
+def test_v2_has_twice_as_many_query_heads() -> None:
+    counts = {wiring: DiffLlamaConfig(wiring=wiring).num_query_heads for wiring in ("hf", "paper", "v2", "none")}
+    assert counts == {"hf": 32, "paper": 32, "v2": 64, "none": 32}
+
+
+def test_a_length_beside_the_rotary_settings_wins_over_the_one_inside() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    config = DiffLlamaConfig(rope_parameters=yarn, original_max_position_embeddings=256)
+    assert config.rope_parameters["original_max_position_embeddings"] == 256
+
+
+def test_what_is_unset_is_not_in_the_file(tmp_path: Path) -> None:
+    DiffLlamaConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert DIFFLLAMA.keys() - saved.keys() == {
+        "id2label", "label2id", "dtype", "problem_type", "architectures",
+    }  # fmt: skip
+    assert saved.keys() <= DIFFLLAMA.keys()
+    DiffLlamaConfig(num_labels=3).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["label2id"] == {f"LABEL_{i}": i for i in range(3)}
+    DiffLlamaConfig(id2label={0: "no", 1: "yes", 2: "maybe"}).save_pretrained(tmp_path)
+    assert "label2id" not in json.loads((tmp_path / "config.json").read_text())
+
+
 def test_a_path_to_the_file_itself(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", TINY_RANDOM)
     assert DiffLlamaConfig.from_pretrained(folder / "config.json") == DiffLlamaConfig.from_pretrained(str(folder))
@@ -201,9 +182,14 @@ def test_a_misspelled_argument_is_named_with_the_right_spelling() -> None:
 def test_remarks_and_unknown_fields_come_in_one_warning() -> None:
     with pytest.warns(UserWarning, match="foo") as caught:
         DiffLlamaConfig(foo=1, pad_token_id=-1, rope_parameters={"rope_type": "linear", "factor": 0.5})
-    (message,) = [str(warning.message) for warning in caught]
-    for part in ("foo", "pad_token_id -1 is outside the vocabulary", "factor is 0.5"):
-        assert part in message
+    told = (
+        "DiffLlama does not use these fields, kept for saving: foo; rope_parameters.factor is 0.5, below 1, which "
+        "shortens the context; pad_token_id -1 is outside the vocabulary (0 to 31999)"
+    )
+    assert [(str(w.message), w.filename) for w in caught] == [(f"DiffLlamaConfig: {told}", __file__)]
+    with pytest.warns(UserWarning, match="foo") as caught:
+        DiffLlamaConfig.from_dict({"foo": 1, "pad_token_id": -1, "rope_scaling": {"type": "linear", "factor": 0.5}})
+    assert [(str(w.message), w.filename) for w in caught] == [(f"config.json: {told}", __file__)]
 
 
 def test_the_input_is_not_changed_and_not_shared() -> None:
@@ -292,6 +278,9 @@ def test_a_repo_is_downloaded_without_its_weights(tmp_path: Path, monkeypatch: p
     config = DiffLlamaConfig.from_pretrained("some/repo", revision="abc", cache_dir=tmp_path, local_files_only=True)
     assert config.hidden_size == 32
     options = {"files": hub.CONFIG, "revision": "abc", "cache_dir": tmp_path, "local_files_only": True}
+    assert calls.pop() == ("some/repo", options)
+    DiffLlamaConfig.from_pretrained("some/repo")
+    options = {"files": hub.CONFIG, "revision": None, "cache_dir": None, "local_files_only": False}
     assert calls == [("some/repo", options)]
 
 
