@@ -1,0 +1,94 @@
+"""The input dictionary: what a kernel is given, by name, with the shape of each array.
+
+Axis letters as in `refdiff.layers` (B batch, T queries, S keys, H query heads, K key heads, d head size, D model size),
+and h output heads, V heads of v, w the width of v, e the width of an output head, N sequences, P pages, p keys a page.
+
+The attention core, from q, k and v to the heads after norm and scale:
+
+    q                (B, H, T, d)   before RoPE where the spec has one
+    k                (B, K, S, d)
+    v                (B, V, S, w)   V and w by `spec.values`
+    lambda_q1, lambda_k1, lambda_q2, lambda_k2   (d,)         lambda_form "exp"
+    lambda_logits    (B, T, h)                                lambda_form "sigmoid"
+    lambda_full      (), (h,) or (B, h, T)                    lambda_form "given"
+    norm_weight      (e,)           where the spec has one
+  and if you like
+    q_positions      (B, T) or (1, T), k_positions (B, S) or (1, S)   for RoPE; else the queries are the last T of S
+    key_mask         (B, S)         boolean, False is padding
+    mask             boolean "may see", broadcastable to (B, h, T, S), beside causal and window
+    bias             broadcastable to (B, h, T, S), added to the scores of both maps
+
+Packed sequences: B is 1, T and S are those of all sequences one after another.
+
+    cu_seqlens_q     (N + 1,)       where each sequence starts, from 0; the last number is T
+    cu_seqlens_k     (N + 1,)       the same for keys; left out, it is cu_seqlens_q
+
+Paged keys and values, in place of k and v, for the sequences of a batch or of `cu_seqlens_q`:
+
+    k_pages          (P, K, p, d)
+    v_pages          (P, V, p, w)
+    block_table      (N, n)         the pages of each sequence in order; entries past its length may be anything
+    lengths          (N,)           how many keys each sequence has
+
+The whole attention layer, from normed hidden states to `o_proj`, has these in place of q, k, v and lambda_logits, and
+may be packed, but not paged:
+
+    x                (B, T, D)
+    x_past           (B, S - T, D)  if you like: earlier tokens, whose keys and values are seen beside those of x
+    q_proj.weight    (H d, D), k_proj.weight (K d, D), v_proj.weight (V w, D), o_proj.weight (D, h e); each may have
+                     a .bias of as many numbers as rows
+    lambda_proj.weight   (h, D)     lambda_form "sigmoid"
+
+The result: out (B, h, T, e), of a layer (B, T, D); lse1, lse2 (B, h, T); lambda_full () or (B, h, T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from refdiff.oracle.spec import Spec
+
+VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+INTEGERS = ("q_positions", "k_positions", "cu_seqlens_q", "cu_seqlens_k", "block_table", "lengths")
+BOOLEANS = ("key_mask", "mask")
+
+
+def is_layer(inputs: Mapping[str, Any]) -> bool:
+    """Whether these are inputs of the whole attention layer."""
+    return "x" in inputs
+
+
+def shapes(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, str]:
+    """Return the axis letters of every name that such inputs may have, for a layer, a paged or a dense core."""
+    names: dict[str, str] = {}
+    if is_layer(inputs):
+        names |= {"x": "B T D", "q_proj.weight": "Hd D", "k_proj.weight": "Kd D", "v_proj.weight": "Vw D"}
+        names |= {"o_proj.weight": "D he"}
+    elif "k_pages" in inputs:
+        names |= {"q": "B H T d", "k_pages": "P K p d", "v_pages": "P V p w", "block_table": "N n", "lengths": "N"}
+    else:
+        names |= {"q": "B H T d", "k": "B K S d", "v": "B V S w"}
+    if spec.lambda_form == "exp":
+        names |= dict.fromkeys(VECTORS, "d")
+    elif spec.lambda_form == "given":
+        names["lambda_full"] = "…"
+    elif is_layer(inputs):
+        names["lambda_proj.weight"] = "h D"
+    else:
+        names["lambda_logits"] = "B T h"
+    if spec.norm_weight:
+        names["norm_weight"] = "e"
+    return names
+
+
+def options(inputs: Mapping[str, Any]) -> dict[str, str]:
+    """Return the axis letters of every name that such inputs may have beside those that they must have."""
+    names = {"q_positions": "B T", "k_positions": "B S", "key_mask": "B S", "mask": "…", "bias": "…"}
+    names |= {"cu_seqlens_q": "M"}
+    if is_layer(inputs):
+        names |= {"x_past": "B R D", "q_proj.bias": "Hd", "k_proj.bias": "Kd", "v_proj.bias": "Vw", "o_proj.bias": "D"}
+    if "k_pages" not in inputs:
+        names["cu_seqlens_k"] = "M"
+    return names

@@ -1,0 +1,48 @@
+"""The published differential attentions, each as the fields of a `Spec`; named after their sources.
+
+hf_diffllama  transformers, `models/diffllama/modeling_diffllama.py` (5.24). ε is the model's `rms_norm_eps`.
+ms_v1         microsoft/unilm, `Diff-Transformer/multihead_flashdiff_1.py` and `_2.py`. ε of the norm is 1e-5.
+ms_v1_naive   the same folder's `multihead_diffattn.py`, which repeats keys before it pairs them: as `ms_v1` where there
+              are as many keys as queries, another function where there are fewer.
+timm          huggingface/pytorch-image-models, `timm/layers/diff_attention.py`: images, so no RoPE and no causal mask,
+              and as many keys as queries. Not here: its optional `qk_norm`, `scale_norm` and `dual_lambda`.
+phi4flash     vLLM, `models/phi4flash.py` with `differential_flash_attn.py`: no RoPE; the model sets `window` in some
+              layers (vLLM's `sliding_window - 1` keys to the left are `window` keys with the query's own).
+motif         Motif-2.6B in vLLM, `models/motif.py`: λ_init of layer l is that of l − 1. ε is `attn_rms_norm_eps`, whose
+              default was read from a port to MLX.
+diff_v2       microsoft/unilm, `Diff-Transformer/Diff-Transformer-V2/multihead_flashdiffv2.py`.
+gda           Motif-2-12.7B: grouped differential attention (Lim et al. 2025, arXiv 2510.06949) as in vLLM's pull
+              request 27396. Heads stand group by group, each `ratio` signals, then their noise. Uncertain: λ_init of
+              l − 1 is that of the ports to MLX and Swift; the model's own file was not read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_UNILM: dict[str, Any] = {
+    "pairing": "interleaved",
+    "values": "wide",
+    "rope": "interleaved",
+    "norm_weight": True,
+}
+_VLLM: dict[str, Any] = {"pairing": "interleaved", "values": "interleaved", "norm_weight": True}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "hf_diffllama": {},
+    "ms_v1": _UNILM,
+    "ms_v1_naive": {**_UNILM, "gqa": "repeat_then_pair"},
+    "timm": {**_UNILM, "rope": "none", "causal": "none"},
+    "phi4flash": {**_VLLM, "rope": "none"},
+    "motif": {**_VLLM, "rope": "halves", "lambda_base": "depth - 1"},
+    "diff_v2": {
+        "pairing": "interleaved",
+        "keys": "shared",
+        "values": "single",
+        "rope": "interleaved",
+        "lambda_form": "sigmoid",
+        "norm": "none",
+        "out_scale": "none",
+    },
+    "gda": {**_VLLM, "rope": "halves", "lambda_base": "depth - 1", "ratio": 4},
+}

@@ -1,0 +1,90 @@
+"""Packed and paged inputs, taken apart into dense ones: one attention problem for each sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Numpy = np.ndarray[Any, Any]
+Inputs = dict[str, Numpy]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Dense inputs of one sequence, or of the whole batch, and where they came from.
+
+    batch, queries: its place in the result, `out[batch, :, queries]`. keys: its place on the axis S of dense or packed
+    k, or None where k came by pages.
+    """
+
+    inputs: Inputs
+    batch: slice
+    queries: slice
+    keys: slice | None
+    number: int
+
+
+def sequences(inputs: Inputs) -> Iterator[Sequence]:
+    """Take core inputs apart; dense ones are one problem, whatever B is."""
+    if "cu_seqlens_q" not in inputs and "k_pages" not in inputs:
+        yield Sequence(inputs, slice(None), slice(None), slice(None), 0)
+        return
+    starts = inputs.get("cu_seqlens_q")
+    count = inputs["q"].shape[0] if starts is None else len(starts) - 1
+    for n in range(count):
+        batch = slice(n, n + 1) if starts is None else slice(0, 1)
+        queries = slice(None) if starts is None else slice(int(starts[n]), int(starts[n + 1]))
+        keys = None
+        if "k_pages" not in inputs:
+            of_keys = inputs.get("cu_seqlens_k", inputs["cu_seqlens_q"])
+            keys = slice(int(of_keys[n]), int(of_keys[n + 1]))
+        yield Sequence(_dense(inputs, batch, queries, keys, n), batch, queries, keys, n)
+
+
+def _dense(inputs: Inputs, batch: slice, queries: slice, keys: slice | None, n: int) -> Inputs:
+    part = {name: x for name, x in inputs.items() if name.startswith("lambda_") or name == "norm_weight"}
+    part["q"] = inputs["q"][batch, :, queries]
+    if keys is None:
+        length = int(inputs["lengths"][n])
+        for name, pages in (("k", "k_pages"), ("v", "v_pages")):
+            part[name] = gather(inputs[pages], inputs["block_table"][n], length)
+    else:
+        part |= {"k": inputs["k"][batch, :, keys], "v": inputs["v"][batch, :, keys]}
+        if "key_mask" in inputs:
+            part["key_mask"] = inputs["key_mask"][batch, keys]
+    if "q_positions" in inputs:
+        part["q_positions"] = _of_batch(inputs["q_positions"], batch)[:, queries]
+    if "k_positions" in inputs:
+        positions = _of_batch(inputs["k_positions"], batch)
+        part["k_positions"] = positions[:, : part["k"].shape[2]] if keys is None else positions[:, keys]
+    if "lambda_logits" in inputs:
+        part["lambda_logits"] = inputs["lambda_logits"][batch, queries]
+    if "lambda_full" in inputs and inputs["lambda_full"].ndim == 3:
+        part["lambda_full"] = inputs["lambda_full"][batch, :, queries]
+    return part
+
+
+def _of_batch(x: Numpy, batch: slice) -> Numpy:
+    return x if x.shape[0] == 1 else x[batch]
+
+
+def gather(pages: Numpy, table: Numpy, length: int) -> Numpy:
+    """The first `length` keys of a sequence: (P, K, p, d) to (1, K, length, d); no other slot is read."""
+    page, slot = slots(pages, table, length)
+    return np.moveaxis(pages[page, :, slot], 0, 1)[None]
+
+
+def scatter(into: Numpy, x: Numpy, table: Numpy, length: int) -> None:
+    """Add (1, K, length, d) to the slots that `gather` reads; a page that two sequences share gets both."""
+    page, slot = slots(into, table, length)
+    by_slot = np.moveaxis(into, 1, 2)
+    np.add.at(by_slot, (page, slot), np.moveaxis(x[0], 1, 0))
+
+
+def slots(pages: Numpy, table: Numpy, length: int) -> tuple[Numpy, Numpy]:
+    """For each of the first `length` keys, its page and its place in the page."""
+    s = np.arange(length)
+    return table[s // pages.shape[2]], s % pages.shape[2]

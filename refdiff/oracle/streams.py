@@ -1,0 +1,146 @@
+"""What goes into `diff_attention`: q1, k1, q2, k2, v, λ and who sees whom, for each output head of a dense problem."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import Ops
+from refdiff.oracle.inputs import VECTORS
+from refdiff.oracle.sequences import Inputs
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.visible import is_plain_causal, visible
+from refdiff.oracle.wiring import value_heads, wiring
+
+Numpy = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The arguments of `diff_attention`, with as many key heads as query heads.
+
+    q1, q2 (B, h, T, d), k1, k2 (B, h, S, d), v (B, h, S, e), lambda_full () or (B, h, T, 1), see boolean and bias or
+    None (B or 1, h or 1, T, S). The scores are q kᵀ / √d: another scale of the spec is in q1 and q2 already, and
+    scores with a softcap come as q1, q2 (B, h, T, S), with √S times the identity for k1 and k2.
+    """
+
+    q1: Numpy
+    k1: Numpy
+    q2: Numpy
+    k2: Numpy
+    v: Numpy
+    lambda_full: Numpy
+    see: Numpy
+    bias: Numpy | None
+
+
+def streams(spec: Spec, inputs: Inputs, ops: Ops) -> Streams:
+    """Return the arguments of `diff_attention` for dense core inputs, S being 1 or more."""
+    q, k = rotated(spec, inputs, ops)
+    see = visible(spec, inputs)
+    k, v = finite(k, see), finite(joined(spec, inputs["v"], ops), see)
+    w = wiring(spec)
+    if spec.scale is not None:
+        q = q * (spec.scale * math.sqrt(spec.head_dim))
+    q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
+    if spec.softcap is not None:
+        (q1, k1), (q2, k2) = (_capped(a, b, spec.softcap) for a, b in ((q1, k1), (q2, k2)))
+    bias = inputs.get("bias")
+    if spec.masked_rows == "uniform":
+        # zero scores to every key, in place of none to any
+        some = np.any(see, axis=-1, keepdims=True)
+        q1, q2, see = np.where(some, q1, 0.0), np.where(some, q2, 0.0), see | ~some
+        bias = None if bias is None else np.where(some, bias, 0.0)
+    return Streams(q1, k1, q2, k2, v, lambda_of(spec, inputs, ops), see, bias)
+
+
+def rotated(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
+    """Return q and k after RoPE; without positions the queries are the last T of S."""
+    q, k = inputs["q"], inputs["k"]
+    if spec.rope == "none":
+        return q, k
+    T, S = q.shape[2], k.shape[2]
+    at_q = inputs.get("q_positions", np.arange(S - T, S)[None])
+    at_k = inputs.get("k_positions", np.arange(S)[None])
+    parameters = {"rope_type": "default", "rope_theta": spec.rope_theta}
+    turn = ops.rope_frequencies(parameters, spec.head_dim, 1)
+    kind = {"interleaved": spec.rope == "interleaved"}
+    q = ops.rope(q, *ops.rope_cos_sin(at_q, *turn, q.dtype), **kind)
+    return q, ops.rope(k, *ops.rope_cos_sin(at_k, *turn, k.dtype), **kind)
+
+
+def joined(spec: Spec, v: Numpy, ops: Ops) -> Numpy:
+    """Lay the heads of v side by side as the spec has it: (B, V, S, w) to (B, groups, S, e)."""
+    if spec.values == "halves":
+        pairs: Numpy = ops.value_pairs_hf(v)
+        return pairs
+    parts = value_heads(spec)
+    return v if len(parts) == 1 else np.concatenate([v[:, part] for part in parts], axis=-1)
+
+
+def lambda_init(spec: Spec, ops: Ops) -> float:
+    """The λ_init of the spec's layer."""
+    if spec.lambda_init is not None:
+        return spec.lambda_init
+    if spec.lambda_base == "depth":
+        return float(ops.lambda_init(spec.layer))
+    if spec.layer > 0:
+        return float(ops.lambda_init(spec.layer - 1))
+    return 0.8 - (0.8 - float(ops.lambda_init(0))) * math.exp(0.3)  # the same curve at −1, where the layer refuses
+
+
+def lambda_of(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
+    """λ as `diff_attention` takes it: () or (1 or B, h, 1 or T, 1)."""
+    if spec.lambda_form == "exp":
+        return np.asarray(ops.diff_lambda(*(inputs[name] for name in VECTORS), lambda_init(spec, ops)))
+    if spec.lambda_form == "sigmoid":
+        logits = inputs["lambda_logits"]
+        by_token: Numpy = ops.diff_lambda_v2(logits, np.eye(logits.shape[2]))
+        return by_token
+    given = inputs["lambda_full"]
+    return given if given.ndim == 0 else given[None, :, None, None] if given.ndim == 1 else given[..., None]
+
+
+def sight(spec: Spec, inputs: Inputs) -> tuple[Numpy | None, bool]:
+    """`mask` and `causal` for a layer: the triangle is the layer's own where it has that one."""
+    if not is_plain_causal(spec, inputs):
+        return visible(spec, inputs), False
+    if "key_mask" not in inputs and "mask" not in inputs:
+        return None, True
+    return visible(spec.replace(causal="none"), inputs), True
+
+
+def finite(x: Numpy, see: Numpy) -> Numpy:
+    """Put 0 where a key or value that no query sees is not a number: 0 · NaN would be one."""
+    bad = ~np.isfinite(x)
+    if not bad.any():
+        return x
+    seen = np.any(see, axis=(1, 2))[:, None, :, None]
+    return np.where(bad & ~seen, 0.0, x)
+
+
+def _capped(q: Numpy, k: Numpy, cap: float) -> tuple[Numpy, Numpy]:
+    """Capped scores, as queries and keys whose scores they are."""
+    scores = cap * np.tanh(q @ np.swapaxes(k, -1, -2) / (math.sqrt(q.shape[-1]) * cap))
+    unit = math.sqrt(scores.shape[-1]) * np.eye(scores.shape[-1])
+    return scores, np.broadcast_to(unit, (*scores.shape[:2], *unit.shape))
+
+
+def scores(s: Streams, number: int) -> Numpy:
+    """The scores of map 1 or 2, −∞ where a query does not see: (B, h, T, S)."""
+    q, k = (s.q1, s.k1) if number == 1 else (s.q2, s.k2)
+    z = q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
+    z = z if s.bias is None else z + s.bias
+    return np.where(s.see, z, -math.inf)
+
+
+def log_sum_exp(z: Numpy) -> Numpy:
+    """log Σ exp z over the last axis, −∞ for a row of nothing but that: (…, S) to (…)."""
+    top = np.max(z, axis=-1, keepdims=True, initial=-math.inf)
+    safe = np.where(np.isneginf(top), 0.0, top)
+    with np.errstate(divide="ignore"):
+        lse: Numpy = safe + np.log(np.sum(np.exp(z - safe), axis=-1, keepdims=True))
+    return lse[..., 0]

@@ -1,0 +1,44 @@
+"""Which key each query may see: causal in both alignments, windows, padding and masks together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refdiff import layers
+from refdiff.oracle.spec import Spec
+
+Numpy = np.ndarray[Any, Any]
+
+
+def visible(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
+    """Return what the queries of dense core inputs may see.
+
+    Equation:
+        with t' = t + S − T, or t' = t for `causal="top_left"`: s ≤ t', and t' − window < s; without causal
+        |s − t'| < window. Then `key_mask` and `mask`.
+
+    Shapes:
+        (B or 1, h or 1, T, S) boolean
+    """
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    t = np.arange(T)[:, None] + (0 if spec.causal == "top_left" else S - T)
+    s = np.arange(S)[None, :]
+    see = np.ones((1, 1, T, S), dtype=np.bool_)
+    if spec.causal != "none":
+        see &= s <= t
+    if spec.window is not None:
+        see &= np.abs(s - t) < spec.window
+    if "key_mask" in inputs:
+        see = see & layers.padding_mask(inputs["key_mask"])
+    if "mask" in inputs:
+        mask = inputs["mask"]
+        see = see & mask[(None,) * (4 - mask.ndim)]
+    return see
+
+
+def is_plain_causal(spec: Spec, inputs: dict[str, Numpy]) -> bool:
+    """Whether `causal=True` of the layers says the same as the spec's causal and window."""
+    bottom_right = spec.causal == "bottom_right" and spec.window is None
+    return bottom_right and inputs["q"].shape[2] <= inputs["k"].shape[2]
