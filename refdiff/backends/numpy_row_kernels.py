@@ -29,6 +29,7 @@ class NumpyRowKernels:
     def __init__(self, workers: Workers | None = None) -> None:
         self._workers = workers or Workers()
         self.running = self._workers.running
+        self.each = self._workers.each
 
     def rms_norm(self, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
         """Sum squares without holding them, and scale once."""

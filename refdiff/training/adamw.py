@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from refdiff.arrays import Array, namespace
+
+Each = Callable[[Callable[[Any], None], Iterable[Any]], None]
+"""Calls a function for every item, in any order, on as many threads as it likes."""
+
+
+def one_by_one(work: Callable[[Any], None], items: Iterable[Any]) -> None:
+    """Call `work` for every item in this thread."""
+    for item in items:
+        work(item)
 
 
 class AdamW:
@@ -42,20 +52,23 @@ class AdamW:
         self._means = {name: namespace(p).zeros_like(p) for name, p in self.params.items()}
         self._squares = {name: namespace(p).zeros_like(p) for name, p in self.params.items()}
 
-    def step(self, grads: Mapping[str, Array], learning_rate: float) -> None:
-        """Move every parameter; `grads` has the gradient of each by the same names."""
+    def step(self, grads: Mapping[str, Array], learning_rate: float, *, each: Each = one_by_one) -> None:
+        """Move every parameter; `grads` has the gradient of each by the same names, `each` may use threads."""
         self.steps += 1
         (b1, b2), eta = self.betas, learning_rate
         size = eta / (1 - b1**self.steps)
         root = math.sqrt(1 - b2**self.steps)
-        for name, p in self.params.items():
-            g, m, v = grads[name], self._means[name], self._squares[name]
+
+        def move(name: str) -> None:
+            p, g, m, v = self.params[name], grads[name], self._means[name], self._squares[name]
             if p.ndim >= 2:
                 p *= 1 - eta * self.weight_decay
             m += (1 - b1) * (g - m)
             v *= b2
             v += (1 - b2) * (g * g)
             p -= size * (m / (namespace(v).sqrt(v) / root + self.eps))
+
+        each(move, self.params)
 
     def state(self) -> dict[str, Array]:
         """Return the arrays that the next step needs beside the parameters, by name."""

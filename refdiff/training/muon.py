@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from refdiff.arrays import Array, namespace
-from refdiff.training.adamw import AdamW
+from refdiff.training.adamw import AdamW, Each, one_by_one
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of the iteration: the steepest at 0 of those that keep singular values near 1 (Jordan 2024)."""
@@ -69,15 +69,18 @@ class Muon:
         """How many steps have been made."""
         return self._adamw.steps
 
-    def step(self, grads: Mapping[str, Array], learning_rate: float) -> None:
-        """Move every parameter; `grads` has the gradient of each by the same names."""
-        self._adamw.step(grads, learning_rate)
+    def step(self, grads: Mapping[str, Array], learning_rate: float, *, each: Each = one_by_one) -> None:
+        """Move every parameter; `grads` has the gradient of each by the same names, `each` may use threads."""
+        self._adamw.step(grads, learning_rate, each=each)
         mu = self.momentum
-        for name, p in self.params.items():
-            g, b = grads[name], self._momenta[name]
+
+        def move(name: str) -> None:
+            p, g, b = self.params[name], grads[name], self._momenta[name]
             b += (1 - mu) * (g - b)
             p *= 1 - learning_rate * self.weight_decay
             p -= learning_rate * 0.2 * math.sqrt(max(p.shape)) * newton_schulz(g + mu * (b - g))
+
+        each(move, self.params)
 
     def state(self) -> dict[str, Array]:
         """Return the arrays that the next step needs beside the parameters, by name."""

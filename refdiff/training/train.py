@@ -211,10 +211,19 @@ class Trainer:
                 where = f"in {names[-1]}" if names else "its square overflows"
                 raise TrainingError(f"step {self.step + 1}: the gradient is not finite, {where}; {_ADVICE}")
             rate = learning_rate(self.step, peak=s.rate, steps=s.steps, warmup=s.warmup, schedule=s.schedule)
-            self._optimizer.step(clipped, rate)
+            self._move(clipped, rate)
         self.step += 1
         record = {"step": self.step, "loss": sum(losses) / len(losses), "rate": rate, "gradient": norm}
         return record | ({"lambdas": lambdas} if (lambdas := self._lambdas()) else {})
+
+    def _move(self, grads: dict[str, Any], rate: float) -> None:
+        """Make the optimizer's step, on the threads that the model's kernels have."""
+        kernels = self.model.kernels
+        if kernels is None:
+            self._optimizer.step(grads, rate)
+            return
+        with kernels.running():
+            self._optimizer.step(grads, rate, each=kernels.each)
 
     def _lambdas(self) -> list[float]:
         """Λ of every layer, where it is one number a layer."""
