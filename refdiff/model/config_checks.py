@@ -6,36 +6,14 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from refdiff.layers.activation import ACTIVATIONS as FUNCTIONS
 from refdiff.model.messages import json_type, show_value
 
 if TYPE_CHECKING:
     from refdiff.model.config import DiffLlamaConfig
 
-# Every name in transformers' ACT2FN but prelu and xielu, which have parameters of their own that DiffLlama files lack.
-ACTIVATIONS = (
-    "gelu",
-    "gelu_10",
-    "gelu_accurate",
-    "gelu_fast",
-    "gelu_new",
-    "gelu_python",
-    "gelu_python_tanh",
-    "gelu_pytorch_tanh",
-    "hardswish",
-    "laplace",
-    "leaky_relu",
-    "linear",
-    "mish",
-    "quick_gelu",
-    "relu",
-    "relu2",
-    "relu6",
-    "sigmoid",
-    "silu",
-    "sqrtsoftplus",
-    "swish",
-    "tanh",
-)
+ACTIVATIONS = tuple(sorted(FUNCTIONS))
+"""Every name in transformers' ACT2FN but prelu and xielu, whose parameters DiffLlama files lack."""
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 MAX_LABELS = 1_000_000
@@ -192,7 +170,7 @@ def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
                 f"hidden_size {config.hidden_size} over num_attention_heads {heads} gives a head_dim of {head_dim}, "
                 "but it must be even and at least 2 to be rotated: give head_dim"
             )
-    config.head_dim = integer("head_dim", head_dim, 1, 2**16)
+    config.head_dim = integer("head_dim", head_dim, 2, 2**16)
     if config.head_dim % 2:
         raise ValueError(f"head_dim is {config.head_dim}, but must be even: rotary embedding turns pairs of values")
 

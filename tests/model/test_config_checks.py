@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from refdiff.model import config_checks
+from refdiff.layers.activation import ACTIVATIONS
 from refdiff.model.config import DiffLlamaConfig
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -43,7 +43,82 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"id2label": {0: "a"}, "label2id": 5}, "label2id is 5, but must be an object"),
     ({"id2label": {0: "a"}, "label2id": {"a": -1}}, r"label2id\['a'\] is -1, but must be between"),
     ({"problem_type": "single_label_classification", "num_labels": 1}, "with 1 label, but needs at least 2"),
+    ({"rms_norm_eps": 1.0001e30}, "rms_norm_eps is 1.0001e.30, but must be between 0 and 1e30"),
+    ({"bos_token_id": 2**31}, "bos_token_id is 2147483648, but must be between -2147483648 and 2147483647"),
+    ({"bos_token_id": -(2**31) - 1}, "bos_token_id is -2147483649, but must be between"),
+    ({"eos_token_id": [2**31]}, r"eos_token_id\[0\] is 2147483648, but must be between -2147483648 and 2147483647"),
+    ({"eos_token_id": [-(2**31) - 1]}, r"eos_token_id\[0\] is -2147483649, but must be between"),
+    ({"architectures": ["A", 1]}, r"architectures is \['A', 1\], but must be a list of class names"),
+    ({"num_key_value_heads": 2**16 + 1}, "num_key_value_heads is 65537, but must be between 1 and 65536"),
+    ({"num_key_value_heads": 1, "wiring": "paper"}, "num_key_value_heads is 1, but must be even and at least 2"),
+    ({"head_dim": 1}, "head_dim is 1, but must be between 2 and 65536"),
+    ({"head_dim": 2**16 + 2}, "head_dim is 65538, but must be between 2 and 65536"),
+    ({"hidden_size": 63}, "hidden_size 63 over num_attention_heads 32 gives a head_dim of 1"),
+    ({"num_labels": 1_000_001}, "num_labels is 1000001, but must be between 1 and 1000000"),
+    ({"id2label": {2**31: "a"}}, "the key 2147483648 of id2label is 2147483648, but must be between 0 and 2147483647"),
+    (
+        {"id2label": {"000000000001": "a"}},
+        "the key '000000000001' of id2label is '000000000001', a string, but",
+    ),
+    ({"id2label": {0: "a"}, "label2id": {"a": 2**31}}, r"label2id\['a'\] is 2147483648, .* between 0 and 2147483647"),
+    ({"id2label": {0: "a"}, "label2id": {"a": "000000000001"}}, r"label2id\['a'\] is '000000000001', a string, but"),
+    ({"wiring": "flash"}, "wiring is 'flash', but must be one of hf, paper, v2, none"),
+    ({"wiring": ["hf"]}, r"wiring is \['hf'\], but must be one of"),
+    (
+        {"model_type": "gpt2"},
+        "'gpt2', but only diffllama, diff_transformer, diff_transformer_v2, llama check",
+    ),
+    ({"model_type": ["llama"]}, r"model_type is \['llama'\], but only"),
+    ({"wiring": "v2", "model_type": "llama"}, "wiring is 'v2', but model_type 'llama' stands for 'none'"),
+    ({"wiring": "none", "model_type": "diff_transformer"}, "is 'none', but model_type 'diff_transformer' .* 'paper'"),
 ]
+
+ACCEPTED: list[dict[str, Any]] = [
+    {"rms_norm_eps": 1e30},
+    {"rms_norm_eps": 0.0},
+    {"attention_bias": True},
+    {"pad_token_id": -32000},
+    {"bos_token_id": 2**31 - 1},
+    {"bos_token_id": -(2**31)},
+    {"eos_token_id": 31999},
+    {"eos_token_id": [2**31 - 1, -(2**31)]},
+    {"eos_token_id": [7] * 1000},
+    {"architectures": ["A", "B"]},
+    {"problem_type": "regression"},
+    {"problem_type": "single_label_classification"},
+    {"problem_type": "multi_label_classification"},
+    {"num_attention_heads": 2**16, "num_key_value_heads": 2**16, "head_dim": 2},
+    {"num_key_value_heads": 1, "wiring": "v2"},
+    {"num_key_value_heads": 1, "wiring": "none"},
+    {"head_dim": 2},
+    {"head_dim": 2**16},
+    {"id2label": {2**31 - 1: "a"}, "label2id": {"a": 2**31 - 1}},
+]
+
+
+@pytest.mark.parametrize("fields", ACCEPTED, ids=str)
+@pytest.mark.filterwarnings("ignore:.*outside the vocabulary")
+def test_accepted_up_to_the_limit(fields: dict[str, Any]) -> None:
+    config = DiffLlamaConfig(**fields)
+    assert {name: getattr(config, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "wiring", "model_type"),
+    [
+        ({}, "hf", "diffllama"),
+        ({"model_type": "diffllama"}, "hf", "diffllama"),
+        ({"model_type": "diff_transformer"}, "paper", "diff_transformer"),
+        ({"model_type": "diff_transformer_v2"}, "v2", "diff_transformer_v2"),
+        ({"model_type": "llama"}, "none", "llama"),
+        ({"wiring": "paper"}, "paper", "diff_transformer"),
+        ({"wiring": "v2", "model_type": "diffllama"}, "v2", "diff_transformer_v2"),
+        ({"wiring": "none", "model_type": "llama"}, "none", "llama"),
+    ],
+)
+def test_the_wiring_and_the_type_of_a_model(fields: dict[str, Any], wiring: str, model_type: str) -> None:
+    config = DiffLlamaConfig(**fields)
+    assert (config.wiring, config.to_dict()["model_type"]) == (wiring, model_type)
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(next(iter(fields.items()))) for fields, _ in REFUSED])
@@ -52,8 +127,8 @@ def test_refused(fields: dict[str, Any], message: str) -> None:
         DiffLlamaConfig(**fields)
 
 
-@pytest.mark.parametrize("name", config_checks.ACTIVATIONS)
-def test_every_activation(name: str) -> None:
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_of_the_layers(name: str) -> None:
     assert DiffLlamaConfig(hidden_act=name).hidden_act == name
 
 
@@ -82,6 +157,7 @@ def test_heads_and_head_size_are_derived() -> None:
     assert (config.num_key_value_heads, config.head_dim) == (8, 8)
     config = DiffLlamaConfig(num_attention_heads=6, hidden_size=64, num_key_value_heads=2, head_dim=128)
     assert (config.num_key_value_heads, config.head_dim) == (2, 128)
+    assert DiffLlamaConfig(num_attention_heads=32, hidden_size=64).head_dim == 2
     assert DiffLlamaConfig(num_attention_heads=6, hidden_size=64).head_dim == 10, "rounded down, as transformers does"
 
 
@@ -96,6 +172,7 @@ def test_heads_and_head_size_are_derived() -> None:
         ({"id2label": {"0": "a"}, "label2id": {"a": "0"}, "num_labels": 1}, {0: "a"}, {"a": 0}),
         ({"id2label": {"0": "a"}, "label2id": {"a": 0}, "num_labels": 2}, {0: "LABEL_0", 1: "LABEL_1"}, ...),
         ({"id2label": {"0": 7}}, {0: "7"}, None),
+        ({"id2label": {"00000000001": "a"}, "label2id": {"a": "00000000001"}}, {1: "a"}, {"a": 1}),
     ],
 )
 def test_labels(fields: dict[str, Any], labels: dict[int, str], inverse: Any) -> None:

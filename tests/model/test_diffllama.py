@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refdiff
+from refdiff import layers
 from refdiff.arrays import to_numpy
 from refdiff.backends import overlay
+from refdiff.model.diffllama import decoder_layer
 from tests.model.models import ids, small_model
 
 DEVICE = array_api_strict.Device("device1")
@@ -76,16 +78,32 @@ def by_hand(model, tokens):
             rows[t] = [x + y for x, y in zip(rows[t], matvec(a["o_proj"]["weight"], heads), strict=True)]
         for t, x in enumerate(rows):
             n = norm(x, layer["post_attention_layernorm"]["weight"], c.rms_norm_eps)
-            gate = [g / (1 + math.exp(-g)) for g in matvec(layer["mlp"]["gate_proj"]["weight"], n)]
+            act = {"silu": lambda g: g / (1 + math.exp(-g)), "relu": lambda g: max(g, 0.0)}[c.hidden_act]
+            gate = [act(g) for g in matvec(layer["mlp"]["gate_proj"]["weight"], n)]
             inner = [g * u for g, u in zip(gate, matvec(layer["mlp"]["up_proj"]["weight"], n), strict=True)]
             rows[t] = [x + y for x, y in zip(rows[t], matvec(layer["mlp"]["down_proj"]["weight"], inner), strict=True)]
     return [matvec(model.params["lm_head"]["weight"], norm(x, p["norm"]["weight"], c.rms_norm_eps)) for x in rows]
 
 
+@pytest.mark.parametrize("act", ["silu", "relu"])
 @pytest.mark.parametrize("kernels", ["fast", "reference"])
-def test_logits_by_hand(kernels):
-    model, tokens = small_model(kernels=kernels), ids(0, 1, 5)
+def test_logits_by_hand(kernels, act):
+    model, tokens = small_model(kernels=kernels, hidden_act=act), ids(0, 1, 5)
     np.testing.assert_allclose(model(tokens).logits[0], by_hand(model, tokens[0]), **CLOSE)
+
+
+def test_hidden_states_are_what_each_layer_was_given_and_the_normed_result():
+    model, tokens = small_model(refdiff.DiffLlamaModel, kernels="reference"), ids(1, 2, 5)
+    out = model(tokens, output_hidden_states=True)
+    assert len(out.hidden_states) == 4
+    np.testing.assert_array_equal(out.hidden_states[0], model.params["embed_tokens"]["weight"][tokens])
+    _, context = model._start(tokens, None, None, None, None, False)
+    for i, layer in enumerate(model.params["layers"]):
+        after = decoder_layer(layer, out.hidden_states[i], i, context)
+        if i < 2:
+            np.testing.assert_array_equal(out.hidden_states[i + 1], after)
+    np.testing.assert_array_equal(out.hidden_states[3], layers.rms_norm(after, model.params["norm"]["weight"], 1e-5))
+    np.testing.assert_array_equal(out.hidden_states[3], out.last_hidden_state)
 
 
 @pytest.mark.parametrize("kernels", ["fast", "reference"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -90,3 +91,25 @@ def test_the_way_back_lets_go_of_what_it_used() -> None:
     back(np.ones_like(x))
     assert len(alive) == 3
     assert alive[0] > alive[1] > alive[2]
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_the_way_back_computes_nothing_twice_but_softmax_rows(wiring: str) -> None:
+    p, x, context = parts(wiring)
+    calls: list[str] = []
+
+    def counted(name: str, function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    context.ops = overlay(context.ops, counted)
+    _, back = diffllama_vjp.diffllama(p, x, context)
+    calls.clear()
+    back(np.ones_like(x))
+    twice = Counter(name for name in calls if not name.endswith("_vjp"))
+    assert twice["linear"] == (3 if wiring == "v2" else 0), "of v2, the small one that makes λ"
+    assert not twice.keys() - {"linear", "attention_weights", "softmax", "lambda_init", "activation"}
