@@ -105,7 +105,7 @@ def whole_wiring(spec: Spec, inputs: Inputs) -> str | None:
 
 def differences(spec: Spec, s: Streams, ops: Ops) -> Numpy:
     """The heads before the norm, `groupnorm`'s input: (B, h, T, e)."""
-    heads: Numpy = ops.diff_attention(s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.see, s.bias, causal=False)
+    heads: Numpy = ops.diff_attention(s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal)
     if spec.masked_rows == "nan":
         heads = np.where(np.any(s.see, axis=-1, keepdims=True), heads, math.nan)
     return heads

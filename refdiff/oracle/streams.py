@@ -22,9 +22,10 @@ Numpy = np.ndarray[Any, Any]
 class Streams:
     """The arguments of `diff_attention`, with as many key heads as query heads.
 
-    q1, q2 (B, h, T, d), k1, k2 (B, h, S, d), v (B, h, S, e), lambda_full () or (B, h, T, 1), see boolean and bias or
-    None (B or 1, h or 1, T, S). The scores are q kᵀ / √d: another scale of the spec is in q1 and q2 already, and
-    scores with a softcap come as q1, q2 (B, h, T, S), with √S times the identity for k1 and k2.
+    q1, q2 (B, h, T, d), k1, k2 (B, h, S, d), v (B, h, S, e), lambda_full () or (B, h, T, 1); bias, or None, and see:
+    (B or 1, h or 1, T, S). mask and causal say the same as see in the layer's terms. The scores are q kᵀ / √d: another
+    scale of the spec is in q1 and q2 already, and scores with a softcap come as q1, q2 (B, h, T, S), with √S times the
+    identity for k1 and k2.
     """
 
     q1: Numpy
@@ -33,8 +34,10 @@ class Streams:
     k2: Numpy
     v: Numpy
     lambda_full: Numpy
-    see: Numpy
     bias: Numpy | None
+    see: Numpy
+    mask: Numpy | None
+    causal: bool
 
 
 def streams(spec: Spec, inputs: Inputs, ops: Ops) -> Streams:
@@ -43,33 +46,37 @@ def streams(spec: Spec, inputs: Inputs, ops: Ops) -> Streams:
     see = visible(spec, inputs)
     k, v = finite(k, see), finite(joined(spec, inputs["v"], ops), see)
     w = wiring(spec)
-    if spec.scale is not None:
-        q = q * (spec.scale * math.sqrt(spec.head_dim))
+    q = q * query_factor(spec)
     q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
     if spec.softcap is not None:
-        (q1, k1), (q2, k2) = (_capped(a, b, spec.softcap) for a, b in ((q1, k1), (q2, k2)))
-    bias = inputs.get("bias")
+        (q1, k1), (q2, k2) = (capped(a, b, spec.softcap) for a, b in ((q1, k1), (q2, k2)))
+    bias, (mask, causal) = inputs.get("bias"), sight(spec, inputs)
     if spec.masked_rows == "uniform":
         # zero scores to every key, in place of none to any
         some = np.any(see, axis=-1, keepdims=True)
         q1, q2, see = np.where(some, q1, 0.0), np.where(some, q2, 0.0), see | ~some
         bias = None if bias is None else np.where(some, bias, 0.0)
-    return Streams(q1, k1, q2, k2, v, lambda_of(spec, inputs, ops), see, bias)
+        mask, causal = see, False
+    return Streams(q1, k1, q2, k2, v, lambda_of(spec, inputs, ops), bias, see, mask, causal)
 
 
 def rotated(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
-    """Return q and k after RoPE; without positions the queries are the last T of S."""
+    """Return q and k after RoPE."""
     q, k = inputs["q"], inputs["k"]
     if spec.rope == "none":
         return q, k
-    T, S = q.shape[2], k.shape[2]
+    of_q, of_k = angles(spec, inputs, ops)
+    kind = {"interleaved": spec.rope == "interleaved"}
+    return ops.rope(q, *of_q, **kind), ops.rope(k, *of_k, **kind)
+
+
+def angles(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[tuple[Numpy, Numpy], tuple[Numpy, Numpy]]:
+    """cos and sin for q, and those for k; without positions the queries are the last T of S."""
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     at_q = inputs.get("q_positions", np.arange(S - T, S)[None])
     at_k = inputs.get("k_positions", np.arange(S)[None])
-    parameters = {"rope_type": "default", "rope_theta": spec.rope_theta}
-    turn = ops.rope_frequencies(parameters, spec.head_dim, 1)
-    kind = {"interleaved": spec.rope == "interleaved"}
-    q = ops.rope(q, *ops.rope_cos_sin(at_q, *turn, q.dtype), **kind)
-    return q, ops.rope(k, *ops.rope_cos_sin(at_k, *turn, k.dtype), **kind)
+    turn = ops.rope_frequencies({"rope_type": "default", "rope_theta": spec.rope_theta}, spec.head_dim, 1)
+    return ops.rope_cos_sin(at_q, *turn, np.float64), ops.rope_cos_sin(at_k, *turn, np.float64)
 
 
 def joined(spec: Spec, v: Numpy, ops: Ops) -> Numpy:
@@ -122,7 +129,12 @@ def finite(x: Numpy, see: Numpy) -> Numpy:
     return np.where(bad & ~seen, 0.0, x)
 
 
-def _capped(q: Numpy, k: Numpy, cap: float) -> tuple[Numpy, Numpy]:
+def query_factor(spec: Spec) -> float:
+    """What q is multiplied by, so that the layer's 1/√d makes the scale of the spec."""
+    return 1.0 if spec.scale is None else spec.scale * math.sqrt(spec.head_dim)
+
+
+def capped(q: Numpy, k: Numpy, cap: float) -> tuple[Numpy, Numpy]:
     """Capped scores, as queries and keys whose scores they are."""
     scores = cap * np.tanh(q @ np.swapaxes(k, -1, -2) / (math.sqrt(q.shape[-1]) * cap))
     unit = math.sqrt(scores.shape[-1]) * np.eye(scores.shape[-1])

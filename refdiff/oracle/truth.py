@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.arrays import to_numpy
 from refdiff.backends import Ops, ops_for
+from refdiff.oracle.backward import backward
 from refdiff.oracle.forward import differences, forward, out_shape, project
 from refdiff.oracle.input_checks import as_float64
 from refdiff.oracle.inputs import is_layer
@@ -64,7 +66,8 @@ def truth(
     exact = as_float64(spec, inputs)
     out = forward(spec, exact, ops) if "out" in want else None
     inner = _inner(spec, project(spec, exact, ops) if is_layer(exact) else exact, want, ops)
-    return Result(out=out, **inner)
+    grads = {} if dout is None else backward(spec, exact, to_numpy(dout).astype(np.float64), ops)
+    return Result(out=out, grads=grads, **inner)
 
 
 def _inner(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str, Any]:
