@@ -138,9 +138,17 @@ def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy
     if spec.masked_rows == "uniform":  # the zeros that stand there do not depend on q
         sees = np.any(visible(spec, inputs), axis=-1, keepdims=True)
         dq1, dq2 = np.where(sees, dq1, 0.0), np.where(sees, dq2, 0.0)
-    dq, dk = _through_heads(spec, inputs, s, (dq1, dk1, dq2, dk2), ops)
-    found = {"q": dq, "k": dk, "v": _through_values(spec, inputs["v"], dv, ops), "lambda": dlambda}
+    found = {**through_streams(spec, inputs, s, (dq1, dk1, dq2, dk2, dv), ops), "lambda": dlambda}
     return found if dweight is None else {**found, "norm_weight": dweight}
+
+
+def through_streams(
+    spec: Spec, inputs: Inputs, s: Streams, grads: tuple[Numpy, Numpy, Numpy, Numpy, Numpy], ops: Ops
+) -> dict[str, Numpy]:
+    """From the gradients of a dense problem's q1, k1, q2, k2, v to those of its q, k and v, by name."""
+    *of_maps, dv = grads
+    dq, dk = _through_heads(spec, inputs, s, (of_maps[0], of_maps[1], of_maps[2], of_maps[3]), ops)
+    return {"q": dq, "k": dk, "v": _through_values(spec, inputs["v"], dv, ops)}
 
 
 def _sum_like(x: Numpy, like: Numpy) -> Numpy:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.arrays import to_numpy
+from refdiff.oracle.any_array import any_array
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS, is_layer, options, shapes
 from refdiff.oracle.spec import Spec
 
@@ -54,7 +54,7 @@ def as_float64(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, Numpy]:
     Raises:
         ValueError, TypeError: as `check_inputs`.
     """
-    arrays = {name: to_numpy(x) for name, x in inputs.items()}
+    arrays = {name: any_array(x, name) for name, x in inputs.items()}
     check_inputs(spec, arrays)
     kinds: dict[str, Any] = dict.fromkeys(INTEGERS, np.int64) | dict.fromkeys(BOOLEANS, np.bool_)
     return {name: x.astype(kinds.get(name, np.float64), copy=False) for name, x in arrays.items()}

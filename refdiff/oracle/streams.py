@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops
+from refdiff.layers.diff_attention import attention_scores
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
@@ -144,9 +145,9 @@ def capped(q: Numpy, k: Numpy, cap: float) -> tuple[Numpy, Numpy]:
 def scores(s: Streams, number: int) -> Numpy:
     """The scores of map 1 or 2, −∞ where a query does not see: (B, h, T, S)."""
     q, k = (s.q1, s.k1) if number == 1 else (s.q2, s.k2)
-    z = q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
-    z = z if s.bias is None else z + s.bias
-    return np.where(s.see, z, -math.inf)
+    z, see = attention_scores(q, k, s.mask, s.bias, causal=s.causal)
+    hidden: Numpy = z if see is None else np.where(see, z, -math.inf)
+    return hidden
 
 
 def log_sum_exp(z: Numpy) -> Numpy:
