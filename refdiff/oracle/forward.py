@@ -1,8 +1,8 @@
 """From a spec and its inputs to the output, through the functions of `ops`: the layers, or what is laid over them.
 
 Where the layers have the whole wiring of the spec (`diff_heads_hf`, `diff_heads_paper`, `diff_heads_v2`), that function
-is called; any other goes by `diff_attention`, `rms_norm` and the heads of `wiring`. So a mistake, a rounding or a
-recorder that is laid over `ops` acts here as it does in a model.
+is called; any other is brought into the order of `diff_heads_paper`, every output head with keys and values of its own.
+So a mistake, a rounding or a recorder that is laid over `ops` acts here as it does in a model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops, ops_for
+from refdiff.layers.diff_heads_paper import in_turn
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
@@ -70,7 +71,7 @@ def dense(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
         return finished(spec, _of_nothing(spec, inputs), inputs, ops)
     name = whole_wiring(spec, inputs)
     if name is None:
-        return finished(spec, differences(spec, streams(spec, inputs, ops), ops), inputs, ops)
+        return _in_paper_order(spec, streams(spec, inputs, ops), inputs, ops)
     (q, k), v = rotated(spec, inputs, ops), joined(spec, inputs["v"], ops)
     see, causal = sight(spec, inputs)
     seen = visible(spec, inputs)
@@ -83,6 +84,27 @@ def dense(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     else:
         weight = inputs["norm_weight"]
         flat = ops.diff_heads_paper(*heads.values(), weight, lambda_init(spec, ops), spec.norm_eps, **options)
+    return _by_head(spec, inputs, flat)
+
+
+def _in_paper_order(spec: Spec, s: Streams, inputs: Inputs, ops: Ops) -> Numpy:
+    q, k = in_turn(s.q1, s.q2), in_turn(s.k1, s.k2)
+    mask, bias = (x if x is None or x.shape[1] == 1 else np.repeat(x, 2, axis=1) for x in (s.mask, s.bias))
+    parts: dict[str, Any] = {}
+    if spec.norm == "none" or spec.norm_over != "head":
+        parts["rms_norm"] = lambda x, weight, eps: normed(spec, x, weight, ops)
+    scale = 1 - out_factor(spec, inputs, ops)
+    weight = inputs.get("norm_weight")
+    flat = ops.diff_heads_paper(
+        q, k, s.v, s.lambda_full, weight, scale, spec.norm_eps, mask, bias, causal=s.causal, **parts
+    )
+    heads = _by_head(spec, inputs, flat)
+    if spec.masked_rows == "nan":
+        heads = np.where(np.any(s.see, axis=-1, keepdims=True), heads, math.nan)
+    return heads
+
+
+def _by_head(spec: Spec, inputs: Inputs, flat: Numpy) -> Numpy:
     B, h, T, e = out_shape(spec, inputs)
     return np.moveaxis(flat.reshape(B, T, h, e), 1, 2)
 

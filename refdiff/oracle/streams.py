@@ -52,6 +52,7 @@ def streams(spec: Spec, inputs: Inputs, ops: Ops) -> Streams:
     if spec.softcap is not None:
         (q1, k1), (q2, k2) = (capped(a, b, spec.softcap) for a, b in ((q1, k1), (q2, k2)))
     bias, (mask, causal) = inputs.get("bias"), sight(spec, inputs)
+    bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
     if spec.masked_rows == "uniform":
         # zero scores to every key, in place of none to any
         some = np.any(see, axis=-1, keepdims=True)
