@@ -29,7 +29,7 @@ def integers(name: str, x: Any) -> IntArray:
     values = host(x)
     if values.dtype.kind not in "iu":
         raise ValueError(f"{name} has dtype {values.dtype}, but must hold integers")
-    return values.astype(np.int64, copy=False)
+    return values.astype(np.int64)
 
 
 def token_ids(input_ids: Any) -> IntArray:

@@ -1,12 +1,11 @@
 """The five classes: what each adds to the decoder."""
 
-import math
-
 import array_api_strict
 import numpy as np
 import pytest
 
 import refdiff
+from refdiff import generation
 from refdiff.arrays import to_numpy
 from tests.model.models import CLASSES, ids, small_model
 
@@ -48,6 +47,7 @@ def test_causal_lm(tied):
         (np.array([0, 5, -1]), np.s_[:, [0, 5, 6]]),
         ([2, 2], np.s_[:, [2, 2]]),
         (np.array([[1, 2], [6, 0]]), (np.array([[0], [1]]), np.array([[1, 2], [6, 0]]))),
+        ([-7], np.s_[:, [0]]),
         (TOKENS % 2 == 0, TOKENS % 2 == 0),
     ],
 )
@@ -56,13 +56,27 @@ def test_logits_to_keep(keep, index):
     np.testing.assert_allclose(model(TOKENS, logits_to_keep=keep).logits, model(TOKENS).logits[index], atol=1e-12)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_logits_to_keep_by_row(count):
+    """Of three rows, each its own; as many as there are tokens are still positions, not marks."""
+    model, tokens = small_model(), ids(1, 3, 7)
+    keep = np.argsort(np.random.default_rng(2).random((3, 7)), axis=1)[:, :count]
+    everything = model(tokens).logits
+    for dtype in (np.int64, np.uint8):
+        got = model(tokens, logits_to_keep=keep.astype(dtype)).logits
+        np.testing.assert_allclose(got, np.take_along_axis(everything, keep[..., None], axis=1), atol=1e-12)
+    shared = model(tokens, logits_to_keep=keep[0]).logits
+    np.testing.assert_allclose(shared, everything[:, keep[0]], atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("keep", "error", "message"),
     [
         ([7], IndexError, "logits_to_keep holds 7 to 7, but there are 7 positions"),
         ([-8], IndexError, "there are 7 positions"),
         ([[1], [2], [3]], ValueError, r"has shape \(3, 1\), but must be \(n,\) or \(2, n\)"),
-        ([0.5], ValueError, "must hold integers"),
+        ([0.5], ValueError, "logits_to_keep has dtype float64, but must hold integers"),
+        (np.ones((2, 2, 2), int), ValueError, r"has shape \(2, 2, 2\)"),
     ],
 )
 def test_logits_to_keep_refused(keep, error, message):
@@ -86,11 +100,27 @@ def test_sequence_classification_pools_at_the_last_real_token():
     )
 
 
+def test_sequence_classification_pools_each_of_three_rows():
+    model = small_model(refdiff.DiffLlamaForSequenceClassification)
+    tokens = ids(1, 3, 7)
+    tokens[1, 2:], tokens[2, 5:] = 0, 0
+    pooled = hidden_of(model, input_ids=tokens)[[0, 1, 2], [6, 1, 4]]
+    np.testing.assert_allclose(model(tokens).logits, pooled @ model.params["score"]["weight"].T, atol=1e-12)
+
+
 def test_sequence_classification_without_a_padding_token():
     model = small_model(refdiff.DiffLlamaForSequenceClassification, pad_token_id=None)
     with pytest.raises(ValueError, match=r"a batch of 2 needs config\.pad_token_id"):
         model(TOKENS)
-    assert model(TOKENS[:1]).logits.shape == (1, 2)
+    last = hidden_of(model, input_ids=TOKENS[:1])[:, -1]
+    np.testing.assert_allclose(model(TOKENS[:1]).logits, last @ model.params["score"]["weight"].T, atol=1e-12)
+
+
+def test_sequence_classification_of_embeddings_takes_the_last():
+    """Without ids nobody can tell padding, as in transformers."""
+    model = small_model(refdiff.DiffLlamaForSequenceClassification)
+    embedded = model.base_params["embed_tokens"]["weight"][TOKENS]
+    np.testing.assert_allclose(model(inputs_embeds=embedded).logits, model(TOKENS).logits, atol=1e-12)
 
 
 def test_token_classification():
@@ -107,8 +137,75 @@ def test_question_answering():
     both = hidden_of(model) @ model.params["qa_outputs"]["weight"].T + model.params["qa_outputs"]["bias"]
     np.testing.assert_allclose(out.start_logits, both[..., 0], atol=1e-12)
     np.testing.assert_allclose(out.end_logits, both[..., 1], atol=1e-12)
-    assert math.isfinite(out.loss)
+    logp = both - np.log(np.exp(both).sum(axis=1, keepdims=True))
+    starts, end = (logp[0, 1, 0] + logp[1, 2, 0]) / 2, logp[0, 3, 1]  # 99 is outside the text and does not count
+    np.testing.assert_allclose(out.loss, -(starts + end) / 2, rtol=1e-12)
     assert model(TOKENS, start_positions=[1, 2]).loss is None
+    assert model(TOKENS, end_positions=[1, 2]).loss is None
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_class_hands_everything_on(kind):
+    """In the order of a call without names: what the decoder sees and returns is what the base model alone does."""
+    model, positions = small_model(kind), np.arange(7)[None] * 2
+    base = refdiff.DiffLlamaModel(model.config, model.base_params, dtype="float64")
+    mask = np.ones((2, 7), int)
+    mask[1, :3] = 0
+    want = base(TOKENS, mask, positions, output_hidden_states=True).hidden_states
+    out = model(TOKENS, mask, positions, use_cache=False, output_hidden_states=True)
+    for ours, theirs in zip(out.hidden_states, want, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert ("last_hidden_state" in out.keys()) == (kind is refdiff.DiffLlamaModel)  # noqa: SIM118
+    assert (out.cache, out.attentions) == (None, None)
+    cache = refdiff.KVCache(3)
+    out = model(TOKENS, mask, positions, cache, output_attentions=True)
+    assert out.cache is cache
+    assert out.hidden_states is None
+    assert len(out.attentions) == len(out.lambdas) == len(out.differential_attentions) == 3
+
+
+TARGETS = {
+    refdiff.DiffLlamaForCausalLM: {"labels": TOKENS},
+    refdiff.DiffLlamaForSequenceClassification: {"labels": [1, 0]},
+    refdiff.DiffLlamaForTokenClassification: {"labels": TOKENS % 2},
+    refdiff.DiffLlamaForQuestionAnswering: {"start_positions": [1, 2], "end_positions": [3, 4]},
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_loss_and_grad_hands_everything_on(kind):
+    model, positions, mask = small_model(kind), np.arange(7)[None] * 2, np.ones((2, 7), int)
+    mask[1, :3] = 0
+    embedded = model.base_params["embed_tokens"]["weight"][TOKENS]
+    for given in ((TOKENS, mask, positions, None), (None, mask, positions, embedded)):
+        loss, _ = model.loss_and_grad(*given, **TARGETS[kind])
+        inputs = dict(zip(("input_ids", "attention_mask", "position_ids", "inputs_embeds"), given, strict=True))
+        np.testing.assert_allclose(loss, model(**inputs, **TARGETS[kind]).loss, rtol=1e-13)
+
+
+def test_generate_is_the_function_of_that_name(monkeypatch):
+    calls, model, streamer, numbers = [], small_model(), object(), np.random.default_rng(0)
+    monkeypatch.setattr(generation, "generate", lambda *args, **options: calls.append((args, options)) or "!")
+    assert model.generate(TOKENS, "mask", streamer, numbers, 5, max_new_tokens=3) == "!"
+    named = {"attention_mask": "mask", "streamer": streamer, "generator": numbers, "seed": 5, "max_new_tokens": 3}
+    assert calls == [((model, TOKENS), named)]
+
+
+NAMES = [
+    (refdiff.DiffLlamaForCausalLM, "labels"),
+    (refdiff.DiffLlamaForTokenClassification, "labels"),
+    (refdiff.DiffLlamaForQuestionAnswering, "start_positions"),
+    (refdiff.DiffLlamaForQuestionAnswering, "end_positions"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMES)
+def test_targets_that_are_no_integers_are_told_so_by_name(kind, name):
+    model = small_model(kind)
+    given = {"start_positions": [0, 1], "end_positions": [0, 1]} if name != "labels" else {}
+    for call in (model, model.loss_and_grad):
+        with pytest.raises(ValueError, match=f"^{name} has dtype float64, but must hold integers"):
+            call(TOKENS, **{**given, name: TOKENS * 0.5})
 
 
 @pytest.mark.parametrize("kind", CLASSES)

@@ -31,7 +31,8 @@ def test_token_ids_refused(ids, message):
 
 def test_positions_count_on_from_the_cache():
     np.testing.assert_array_equal(inputs.positions(None, 2, 3, 5), [[5, 6, 7]])
-    np.testing.assert_array_equal(inputs.positions([[4, 2, 9]], 2, 3, 5), [[4, 2, 9]])
+    np.testing.assert_array_equal(inputs.positions([[4, 0, 9]], 2, 3, 5), [[4, 0, 9]])
+    np.testing.assert_array_equal(inputs.positions([[4, 2, 9], [0, 1, 2]], 2, 3, 5), [[4, 2, 9], [0, 1, 2]])
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_positions_count_on_from_the_cache():
     [
         ([[1, 2]], r"position_ids has shape \(1, 2\), but must be \(2, 3\)"),
         ([[0, 1, -1], [0, 1, 2]], "position_ids holds -1, but positions count from 0"),
-        ([[0.0, 1.0, 2.0]], "must hold integers"),
+        ([[0.0, 1.0, 2.0]], "position_ids has dtype float64, but must hold integers"),
     ],
 )
 def test_positions_refused(positions, message):
@@ -74,12 +75,19 @@ def test_boolean_and_additive_masks():
     assert mask is bias is None
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 2, 5), (1, 4, 2, 5), (3, 1, 2, 5), (3, 4, 1, 5), (1, 1, 1, 5)])
+def test_an_axis_of_one_serves_for_all(shape):
+    mask, bias = inputs.four_dimensional_mask(np.zeros(shape, bool), 3, 4, 2, 5)
+    assert (mask.shape, bias) == (shape, None)
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
         (np.zeros((1, 3, 2, 2)), r"has shape \(1, 3, 2, 2\), but must be \(1, 1 or 4, 2, 2\)"),
         (np.zeros((3, 1, 2, 2)), "must be"),
         (np.zeros((1, 1, 2, 3)), "must be"),
+        (np.zeros((1, 1, 3, 2)), "must be"),
         (np.zeros((1, 1, 2, 2), int), "must be boolean .* or floating-point .* got int64"),
     ],
 )
