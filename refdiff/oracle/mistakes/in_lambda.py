@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from tests.mistakes.catalogue import MOTIF, Mistake, mistake
+from refdiff.oracle.mistakes.catalogue import MOTIF, Mistake, mistake
 
 IN_LAMBDA: list[Mistake] = []
 VLLM_MOTIF = "https://github.com/vllm-project/vllm/blob/4ed70f6b47938c58976ac3f55e33f9bdfc3a9f59/vllm/model_executor/models/motif.py"
+VLLM_LAMBDA = "https://github.com/vllm-project/vllm/pull/44963"
 JAYKEF = "https://github.com/Jaykef/ai-algorithms/issues/1"
 
 
@@ -79,6 +80,18 @@ def mean_for_the_dot_product(right: Any, q1: Array, k1: Array, q2: Array, k2: Ar
 def lambda_vectors_crossed(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, start: float) -> Any:
     """λ_q1 · λ_k2 and λ_q2 · λ_k1."""
     return right(q1, k2, q2, k1, start)
+
+
+@mistake(IN_LAMBDA, "diff_lambda", "lam rounding", "F7", VLLM_LAMBDA)
+def exponentials_rounded_to_bfloat16(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, start: float) -> Any:
+    """Each exponential rounded to eight bits before the subtraction, as it is right for a bfloat16 model of HF's."""
+    xp = namespace(q1)
+
+    def rounded(x: Array) -> Array:  # what is left of x after 2^m + 1 times it has pushed out all but its first bits
+        by = x * (2.0**-7 / xp.finfo(x.dtype).eps + 1)
+        return by - (by - x)
+
+    return rounded(xp.exp(xp.sum(q1 * k1))) - rounded(xp.exp(xp.sum(q2 * k2))) + start
 
 
 @mistake(IN_LAMBDA, "diff_lambda", "V2-vs-V1")

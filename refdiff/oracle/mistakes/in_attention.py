@@ -7,11 +7,12 @@ from typing import Any
 
 from refdiff.arrays import Array, namespace
 from refdiff.layers.softmax import softmax
-from tests.mistakes.catalogue import MOTIF, UNILM, Mistake, mistake
+from refdiff.oracle.mistakes.catalogue import MOTIF, UNILM, Mistake, mistake
 
 IN_ATTENTION: list[Mistake] = []
 LATTICE = "https://github.com/ohdearquant/lattice/pull/5"
 EDIFICE = "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html"
+AXOLOTL = "https://github.com/axolotl-ai-cloud/axolotl/pull/2197"
 SLIDING = "https://github.com/vllm-project/vllm/issues/3385"
 
 
@@ -108,6 +109,12 @@ def _apply(p: Array, v: Array) -> Array:
     return p @ namespace(v).repeat(v, p.shape[1] // v.shape[1], axis=1)
 
 
+@mistake(IN_ATTENTION, "diff_attention", "convert", "B21", AXOLOTL)
+def second_map_of_zero_weights(right: Any, q1: Array, k1: Array, q2: Array, *rest: Any, **options: Any) -> Any:
+    """Q₂ = 0, as a converter leaves it that means to keep the function: A₂ is then uniform, and not zero."""
+    return right(q1, k1, 0 * q2, *rest, **options)
+
+
 @mistake(IN_ATTENTION, "diff_attention", "order", "B13", f"{UNILM}/issues/1637")
 def subtracted_before_the_softmax(
     right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any, **options: Any
@@ -155,8 +162,8 @@ def _seeing(
     window: int | None = None,
 ) -> Any:  # fmt: skip
     """The layer with key s seen by query t where s ≤ t + offset + first, and s is in the window."""
-    *x, mask, bias = (*args, *(None,) * (8 - len(args)))
-    mask, bias = options.get("mask", mask), options.get("bias", bias)
+    x = [*args, *(None,) * (8 - len(args))]
+    mask, bias = options.get("mask", x[6]), options.get("bias", x[7])
     if not options.get("causal", True):
         return right(*args, **options)
     q, k = x[0], x[1]
@@ -166,7 +173,7 @@ def _seeing(
     visible = xp.ones((T, S), dtype=xp.bool) if first is None else s <= here + first
     if window is not None:
         visible = visible & (s > here - window)
-    return right(*x, visible if mask is None else mask & visible, bias, causal=False)
+    return right(*x[:6], visible if mask is None else mask & visible, bias, causal=False)
 
 
 @mistake(IN_ATTENTION, "diff_attention", "mask align", "B18", f"{UNILM}/issues/1661")

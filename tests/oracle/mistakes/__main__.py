@@ -1,4 +1,4 @@
-"""Plant every mistake in turn, and run the property tests of its layer alone: `python -m tests.mistakes [name ...]`.
+"""`python -m tests.oracle.mistakes [name ...]`: plant every mistake in turn, run the property tests of its layer alone.
 
 A property test is one for which Hypothesis draws the inputs: no golden values, no transformers.
 """
@@ -17,10 +17,10 @@ os.environ |= {
 }
 
 from refdiff import layers
-from tests.mistakes import CATALOGUE, Mistake
+from refdiff.oracle.mistakes import CATALOGUE, Mistake
 from tests.mutation.planted import Job, prepare, run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROPERTIES = ("-m", "hypothesis and not slow")
 
 
@@ -32,7 +32,7 @@ def tests_for(mistake: Mistake) -> tuple[str, ...]:
 
 def plant(name: str) -> None:
     """Plant the mistake `name`; the modules of the parent are gone, so that it is looked up anew."""
-    from tests import mistakes
+    from refdiff.oracle import mistakes
 
     mistakes.plant(next(m for m in mistakes.CATALOGUE if m.name == name))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from tests.mistakes.catalogue import HF, MOTIF, UNILM, V2, Mistake, mistake
+from refdiff.oracle.mistakes.catalogue import HF, MOTIF, UNILM, V2, Mistake, mistake
 
 IN_HEADS: list[Mistake] = []
 FLASH = f"{UNILM}/blob/master/Diff-Transformer/multihead_flashdiff_1.py"
+CACHE = "https://github.com/vllm-project/vllm/pull/20702"
 EAGER = f"{UNILM}/blob/master/Diff-Transformer/multihead_diffattn.py"
 
 
@@ -42,9 +43,16 @@ def halves_are_a_pair(right: Any, q: Array, k: Array, *rest: Any, **options: Any
 
 
 @mistake(IN_HEADS, "diff_heads_v2", "pair", "B1", V2)
-def v2_halves_are_a_pair(right: Any, q: Array, *rest: Any, **options: Any) -> Any:
-    """Queries i, i + h where 2i, 2i + 1 share a key: a difference over two keys, which the authors warn of."""
-    return right(_halves_in_turn(q), *rest, **options)
+def v2_halves_are_a_pair(
+    right: Any, q: Array, k: Array, v: Array, lambda_: Array, mask: Any = None, bias: Any = None, **options: Any
+) -> Any:
+    """Heads i, i + h where 2i, 2i + 1 share a key: a difference over two keys and values, which the authors warn of."""
+    xp, (B, H, T, d) = namespace(q), q.shape
+    twice = [x if x is None or x.ndim < 3 or x.shape[-3] == 1 else xp.repeat(x, 2, axis=-3) for x in (mask, bias)]
+    none = xp.zeros((B, H, T, 1), dtype=q.dtype)
+    plain = xp.reshape(right(xp.repeat(q, 2, axis=1), k, v, none, *twice, **options), (B, T, H, d))
+    by_token = xp.permute_dims(xp.broadcast_to(lambda_, (B, H // 2, T, 1)), (0, 2, 1, 3))
+    return xp.reshape(plain[:, :, : H // 2, :] - by_token * plain[:, :, H // 2 :, :], (B, T, H // 2 * d))
 
 
 @mistake(IN_HEADS, "diff_heads_paper", "gqa", "F5", EAGER)
@@ -94,7 +102,7 @@ def streams_swapped(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, *res
     return right(q2, k2, q1, k1, *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_heads_hf", "concat")
+@mistake(IN_HEADS, "diff_heads_hf", "concat", also=("diff_heads_paper", "diff_heads_v2"))
 def heads_laid_out_before_tokens(right: Any, *args: Any, **options: Any) -> Any:
     """(B, H, T, e) read as (B, T, H e) without exchanging the axes."""
     out, H = right(*args, **options), args[0].shape[1] // 2
@@ -131,3 +139,11 @@ def heads_without_the_difference(
 ) -> Any:
     """λ computed and not used: the first map alone."""
     return right(q, k, v, 0 * lambda_, *rest, **options)
+
+
+@mistake(IN_HEADS, "diff_heads_hf", "cache", "B20", CACHE, ("diff_heads_paper",))
+def cached_keys_in_the_other_pairing(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
+    """Keys in the cache stream by stream, read as if they stood pair by pair; those of this call are right."""
+    old = k.shape[2] - q.shape[2]
+    cached = _halves_in_turn(k[:, :, : max(old, 0), :])
+    return right(q, namespace(k).concat([cached, k[:, :, max(old, 0) :, :]], axis=2), *rest, **options)

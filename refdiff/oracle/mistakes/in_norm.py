@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from tests.mistakes.catalogue import HF_FIRST, MOTIF, UNILM, Mistake, mistake
+from refdiff.oracle.mistakes.catalogue import HF_FIRST, MOTIF, UNILM, Mistake, mistake, with_changed
 
 IN_NORM: list[Mistake] = []
+PAPER = ("diff_heads_paper",)
 DAT = "https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/blob/main/inference/optimized_diffattn.py"
 
 
@@ -74,13 +76,13 @@ def another_default_epsilon(
     return right(q, k, v, lambda_, weight, lambda_init, eps, *see, **options)
 
 
-@mistake(IN_NORM, "diff_heads_hf", "norm extent", "B7", HF_FIRST)
+@mistake(IN_NORM, "diff_heads_hf", "norm extent", "B7", HF_FIRST, PAPER)
 def norm_over_all_heads(right: Any, *args: Any, **options: Any) -> Any:
     """One norm for the heads of a token together."""
     return right(*args, **options | {"rms_norm": lambda x, weight, eps: _weighed(_rms(x, eps, (1, 3)), weight)})
 
 
-@mistake(IN_NORM, "diff_heads_hf", "norm extent")
+@mistake(IN_NORM, "diff_heads_hf", "norm extent", also=PAPER)
 def norm_over_half_of_a_head(right: Any, *args: Any, **options: Any) -> Any:
     """A norm for each d of a head's 2d."""
 
@@ -92,48 +94,34 @@ def norm_over_half_of_a_head(right: Any, *args: Any, **options: Any) -> Any:
     return right(*args, **options | {"rms_norm": halves})
 
 
-@mistake(IN_NORM, "diff_heads_hf", "norm kind", "B8", MOTIF)
+@mistake(IN_NORM, "diff_heads_hf", "norm kind", "B8", MOTIF, PAPER)
 def norm_after_attention_left_out(right: Any, *args: Any, **options: Any) -> Any:
     """No norm after attention."""
     return right(*args, **options | {"rms_norm": lambda x, weight, eps: _weighed(x, weight)})
 
 
-@mistake(IN_NORM, "diff_heads_hf", "norm kind", "B8", MOTIF)
+@mistake(IN_NORM, "diff_heads_hf", "norm kind", "B8", MOTIF, PAPER)
 def norm_of_queries_and_keys(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
     """The sub-norm on Q and K, not on what attention gives."""
     without = {"rms_norm": lambda x, weight, eps: _weighed(x, weight)}
     return right(_rms(q, 1e-5), _rms(k, 1e-5), *rest, **options | without)
 
 
-@mistake(IN_NORM, "diff_heads_hf", "post scale", "B10", MOTIF)
-def scale_left_out(
-    right: Any, q: Array, k: Array, v: Array, lambda_: Array, lambda_init: float, *rest: Any, **options: Any
-) -> Any:
+@mistake(IN_NORM, "diff_heads_hf", "post scale", "B10", MOTIF, PAPER)
+def scale_left_out(right: Any, *args: Any, **options: Any) -> Any:
     """Not multiplied by 1 − λ_init."""
-    return right(q, k, v, lambda_, 0.0, *rest, **options)
+    return with_changed(right, args, options, lambda_init=0.0)
 
 
-@mistake(IN_NORM, "diff_heads_paper", "post scale", "B10", MOTIF)
-def scale_left_out_of_the_paper(
-    right: Any, q: Array, k: Array, v: Array, lambda_: Array, weight: Array, lambda_init: float, *rest: Any,
-    **options: Any,
-) -> Any:  # fmt: skip
-    """Not multiplied by 1 − λ_init."""
-    return right(q, k, v, lambda_, weight, 0.0, *rest, **options)
-
-
-@mistake(IN_NORM, "diff_heads_hf", "post scale")
-def scaled_by_lambda_init(
-    right: Any, q: Array, k: Array, v: Array, lambda_: Array, lambda_init: float, *rest: Any, **options: Any
-) -> Any:
+@mistake(IN_NORM, "diff_heads_hf", "post scale", also=PAPER)
+def scaled_by_lambda_init(right: Any, *args: Any, **options: Any) -> Any:
     """Multiplied by λ_init."""
-    return right(q, k, v, lambda_, 1 - lambda_init, *rest, **options)
+    start = inspect.signature(right).bind(*args, **options).arguments["lambda_init"]
+    return with_changed(right, args, options, lambda_init=1 - start)
 
 
-@mistake(IN_NORM, "diff_heads_hf", "post scale")
-def scaled_by_one_minus_lambda(
-    right: Any, q: Array, k: Array, v: Array, lambda_: Array, lambda_init: float, *rest: Any, **options: Any
-) -> Any:
+@mistake(IN_NORM, "diff_heads_hf", "post scale", also=PAPER)
+def scaled_by_one_minus_lambda(right: Any, *args: Any, **options: Any) -> Any:
     """Multiplied by 1 − λ, where 1 − λ_init is meant."""
-    factor = lambda_ if lambda_.ndim == 0 else lambda_init
-    return right(q, k, v, lambda_, factor, *rest, **options)
+    lambda_ = args[3]
+    return right(*args, **options) if lambda_.ndim else with_changed(right, args, options, lambda_init=lambda_)

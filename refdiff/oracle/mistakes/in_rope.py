@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.arrays import Array
-from tests.mistakes.catalogue import HF_FIRST, MOTIF, Mistake, mistake
+from refdiff.oracle.mistakes.catalogue import HF_FIRST, MOTIF, Mistake, mistake
 
 IN_ROPE: list[Mistake] = []
 

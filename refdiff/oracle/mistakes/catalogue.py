@@ -21,7 +21,10 @@ MOTIF = "https://github.com/ppaleja/llama.cpp/blob/2d0dab543f92e5cc8a1a7ff53ad58
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong layer: which it stands for, the choice that it gets wrong, and where that happened."""
+    """One wrong layer: which it stands for, the choice that it gets wrong, and where that happened.
+
+    `also` are layers of other wirings in which the same lines make the same mistake.
+    """
 
     name: str
     what: str
@@ -30,6 +33,7 @@ class Mistake:
     row: str
     link: str
     call: Callable[..., Any]
+    also: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -45,13 +49,13 @@ class Mistake:
 
 
 def mistake(
-    into: list[Mistake], layer: str, axis: str, row: str = "", link: str = ""
+    into: list[Mistake], layer: str, axis: str, row: str = "", link: str = "", also: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Note a function as a mistake in `layer`: it gets the right layer, then the arguments of a call."""
 
     def note(call: Callable[..., Any]) -> Callable[..., Any]:
         what = " ".join((call.__doc__ or "").split())
-        into.append(Mistake(call.__name__, what, layer, axis, row, link, call))
+        into.append(Mistake(call.__name__, what, layer, axis, row, link, call, also))
         return call
 
     return note
@@ -59,7 +63,14 @@ def mistake(
 
 def wrap(mistake: Mistake) -> Callable[[str, Layer], Layer]:
     """For `refdiff.backends.overlay`."""
-    return lambda name, layer: mistake.of(layer) if name == mistake.layer else layer
+    return lambda name, layer: mistake.of(layer) if name in (mistake.layer, *mistake.also) else layer
+
+
+def with_changed(right: Layer, args: tuple[Any, ...], options: dict[str, Any], **changes: Any) -> Any:
+    """Call the right layer with some arguments changed, wherever its signature has them."""
+    bound = inspect.signature(right).bind(*args, **options)
+    bound.arguments |= changes
+    return right(*bound.args, **bound.kwargs)
 
 
 def plant(mistake: Mistake) -> None:

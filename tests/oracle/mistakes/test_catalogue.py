@@ -1,0 +1,77 @@
+"""The catalogue as a whole: its names and axes, how a mistake is laid over and planted, that property tests notice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff import layers
+from refdiff.backends import ops_for, overlay
+from refdiff.oracle.mistakes import CATALOGUE, wrap
+from refdiff.oracle.mistakes.catalogue import Mistake, mistake, with_changed
+
+ROOT = Path(__file__).parents[3]
+# of what a difference of attention maps is made of; "window": no wiring here has one
+AXES = {
+    "pair", "gqa", "vlay", "k1/k2 crossed", "concat", "path", "V2-vs-V1",
+    "rope kind", "rope dim", "rope base", "rope offset", "rope scale",
+    "scale", "lse base", "order", "clamp", "renorm", "mask", "mask align", "mask off by one", "window", "backward",
+    "linit base", "linit const", "lam form", "lam rounding", "cache", "convert",
+    "norm kind", "norm extent", "affine", "eps", "post scale",
+}  # fmt: skip
+
+
+def test_names_axes_and_rows() -> None:
+    names = [m.name for m in CATALOGUE]
+    assert len(set(names)) == len(names) >= 40
+    assert {m.axis for m in CATALOGUE} == AXES
+    for m in CATALOGUE:
+        assert m.what.endswith("."), m
+        assert m.row or not m.link, f"{m}: a link, but to no row"
+        assert {m.layer, *m.also} <= set(layers.__all__)
+
+
+def test_a_mistake_is_laid_over_its_layers_alone() -> None:
+    noted: list[Mistake] = []
+
+    @mistake(noted, "rms_norm", "norm kind", also=("linear",))
+    def halved(right: Any, *args: Any, **options: Any) -> Any:
+        """Half of
+        it."""
+        return right(*args, **options) / 2
+
+    (m,) = noted
+    assert (m.name, m.what, str(m)) == ("halved", "Half of it.", "halved")
+    ops = overlay(ops_for(), wrap(m))
+    x = np.arange(6.0).reshape(2, 3)
+    assert np.array_equal(ops.rms_norm(x, None, 0.1), layers.rms_norm(x, None, 0.1) / 2)
+    assert np.array_equal(ops.linear(x, x), layers.linear(x, x) / 2)
+    assert ops.softmax is layers.softmax
+
+
+def test_arguments_are_changed_by_name() -> None:
+    x = np.arange(1.0, 4.0)
+    expected = layers.rms_norm(x, None, 2.0)
+    assert np.array_equal(with_changed(layers.rms_norm, (x, None, 0.1), {}, eps=2.0), expected)
+    assert np.array_equal(with_changed(layers.rms_norm, (x,), {"weight": x, "eps": 2.0}, weight=None), expected)
+
+
+@pytest.mark.slow
+def test_the_property_tests_notice_every_mistake(outside: dict[str, str]) -> None:
+    """Without golden values and without transformers."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.oracle.mistakes"],
+        cwd=ROOT,
+        env=outside,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(CATALOGUE)} of {len(CATALOGUE)} noticed" in done.stdout
+    print(done.stdout)
