@@ -59,7 +59,7 @@ def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
     Raises `OSError` when the folder cannot be written; an older file at `path` is then untouched.
     """
     path = Path(path)
-    text = json.dumps(_tag_floats(value), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    text = json.dumps(_tag_floats(value), indent=2, sort_keys=True) + "\n"
     write_atomically(path, text.encode("ascii"))
 
 

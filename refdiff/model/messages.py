@@ -22,7 +22,7 @@ def show_name(name: str) -> str:
 
 def show_value(value: Any) -> str:
     """Show a value of any size in at most 80 characters."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**40:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**40:
         return "an integer above 10^40" if value > 0 else "an integer below -10^40"
     try:
         text = ascii(value)

@@ -108,7 +108,7 @@ def describe_unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
     """Name the unknown fields in one sentence, each with the known field it may be a misspelling of."""
     named = []
     for name in unknown[:20]:
-        near = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.85)
+        near = difflib.get_close_matches(name[:80], known, cutoff=0.85)
         named.append(f"{show_name(name)} (did you mean {near[0]}?)" if near else show_name(name))
     if len(unknown) > 20:
         named.append(f"and {len(unknown) - 20} more")

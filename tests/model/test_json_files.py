@@ -17,8 +17,8 @@ from refdiff.errors import CheckpointError
 from refdiff.model.json_files import read_json, write_json
 
 HOSTILE = {
-    "empty": (b"", "not valid JSON.*empty"),
-    "not JSON": (b"hello", "not valid JSON.*line 1, column 1"),
+    "empty": (b"", "not valid JSON.*; the file is empty, so download or write it again$"),
+    "not JSON": (b"hello", "not valid JSON.*line 1, column 1$"),
     "cut short": (b'{"a": 1, "b', "not valid JSON"),
     "two values": (b"{} {}", "not valid JSON"),
     "a list": (b"[1, 2]", "a list, but must be an object"),
@@ -33,8 +33,11 @@ HOSTILE = {
     "the same key twice": (b'{"hidden_size": 1, "hidden_size": 2}', "the key hidden_size stands twice"),
     "the same key twice inside": (b'{"a": [{"b": 1, "b": 1}]}', "the key b stands twice"),
     "an endless integer": (b'{"a": ' + b"9" * 5000 + b"}", "more than 4300 digits"),
-    "a git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    "a web page": (b"<!DOCTYPE html><title>Sign in</title>", "web page.*download it again"),
+    "a git-lfs pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "; this is a git-lfs pointer, .*: run `git lfs pull`$",
+    ),
+    "a web page": (b"<!DOCTYPE html><title>Sign in</title>", "; this looks like a web page .*: download it again$"),
     "a pickle": (b"\x80\x02}q\x00.", "not UTF-8"),
 }
 
@@ -49,6 +52,33 @@ def test_hostile_content_gives_one_error_that_names_the_file(name: str, tmp_path
         read_json(path)
     assert str(path) in str(caught.value)
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(("inner", "outer"), [("[{}]", 98), ("{}", 99), ("1", 100)])
+def test_a_hundred_levels_are_read(inner: str, outer: int, tmp_path: Path) -> None:
+    for more in (0, 1):
+        levels = outer + more - 1
+        (tmp_path / "config.json").write_text('{"a": ' + "[" * levels + inner + "]" * levels + "}")
+        if more:
+            with pytest.raises(CheckpointError, match="nested too deeply; at most 100 levels are read"):
+                read_json(tmp_path / "config.json")
+        else:
+            assert read_json(tmp_path / "config.json").keys() == {"a"}
+
+
+def test_paths_may_be_strings(tmp_path: Path) -> None:
+    write_json(str(tmp_path / "config.json"), {"a": 1})
+    assert read_json(str(tmp_path / "config.json")) == {"a": 1}
+
+
+def test_a_refused_file_is_not_left_open(tmp_path: Path) -> None:
+    before = os.dup(0)  # the lowest free number
+    os.close(before)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read_json(tmp_path)
+    after = os.dup(0)
+    os.close(after)
+    assert after == before
 
 
 def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
@@ -171,6 +201,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
         write_json(path, {"a": 2})
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_whole_before_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+    write_json(tmp_path / "config.json", {"a": 1})
+    assert synced == [(tmp_path / "config.json").stat().st_size]
+
+
+def test_a_folder_that_is_not_there_is_the_only_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        write_json(tmp_path / "none" / "config.json", {})
+    assert caught.value.__context__ is None
 
 
 def test_a_value_that_json_cannot_hold_touches_nothing(tmp_path: Path) -> None:

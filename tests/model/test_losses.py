@@ -2,10 +2,11 @@
 
 import math
 
+import array_api_strict
 import numpy as np
 import pytest
 
-from refdiff.backends import ops_for
+from refdiff.backends import kernels_for, ops_for
 from refdiff.model import losses
 
 OPS = ops_for()
@@ -81,3 +82,47 @@ def test_answer_loss_ignores_positions_outside_the_text():
     for shape in ((2,), (2, 1)):
         starts, ends = np.array([2, -3]).reshape(shape), np.array([4, 99]).reshape(shape)
         np.testing.assert_allclose(losses.answer_loss(OPS, start, end, starts, ends), expected, rtol=1e-14)
+
+
+LABELS = np.array([[3, 1, -100, 6, 0], [2, 2, 2, -100, -100]])
+SOFT = np.random.default_rng(1).random((2, 7))
+SLOPES = {
+    "causal_lm": (losses.causal_lm_loss, losses.causal_lm_loss_vjp, (Z,), (LABELS,)),
+    "token": (losses.token_loss, losses.token_loss_vjp, (Z,), (LABELS,)),
+    "one class": (losses.sequence_loss, losses.sequence_loss_vjp, (Z[:, 0],), (np.array([4, 0]), None)),
+    "one class, a column": (losses.sequence_loss, losses.sequence_loss_vjp, (Z[:, 0],), (np.array([[4], [0]]), None)),
+    "several classes": (losses.sequence_loss, losses.sequence_loss_vjp, (Z[:, 0],), (SOFT, None)),
+    "one value": (losses.sequence_loss, losses.sequence_loss_vjp, (Z[:, 0, :1],), (SOFT[:, 0], None)),
+    "values": (losses.sequence_loss, losses.sequence_loss_vjp, (Z[:, 0],), (SOFT, "regression")),
+    "answer": (
+        losses.answer_loss, losses.answer_loss_vjp, (Z[:, :, 0], Z[:, :, 1]), (np.array([2, 0]), np.array([4, 99]))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_slopes(name):
+    """Every entry of the gradient, times g, against central differences of the loss."""
+    loss, vjp, logits, rest = SLOPES[name]
+    g, h = np.asarray(1.7), 1e-5
+    grads = vjp(OPS, g, *logits, *rest)
+    for i, grad in enumerate(grads if isinstance(grads, tuple) else (grads,)):
+        assert grad.shape == logits[i].shape
+        for at in np.ndindex(grad.shape):
+            step = np.zeros(grad.shape)
+            step[at] = h
+            up, down = (loss(OPS, *(z + sign * step if j == i else z for j, z in enumerate(logits)), *rest)
+                        for sign in (1, -1))  # fmt: skip
+            assert abs(g * (up - down) / (2 * h) - grad[at]) < 1e-9
+
+
+def test_labels_are_on_the_device_of_the_model_or_refused():
+    xp, device = array_api_strict, array_api_strict.Device("device1")
+    z, labels = xp.asarray(Z, device=device), xp.asarray(LABELS, device=device)
+    ops = ops_for(kernels_for(xp))
+    expected = losses.causal_lm_loss(OPS, Z, LABELS)
+    np.testing.assert_allclose(float(losses.causal_lm_loss(ops, z, labels)), expected, rtol=1e-14)
+    for problem in (None, "regression", "multi_label_classification"):
+        for call in (losses.sequence_loss, lambda ops, *given: losses.sequence_loss_vjp(ops, z[0, 0, 0], *given)):
+            with pytest.raises(TypeError):
+                call(ops, z[:, 0, :], SOFT, problem)

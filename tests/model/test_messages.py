@@ -24,6 +24,8 @@ def test_names_of_types(value: object, name: str) -> None:
         ("a b", "'a b'"),
         ("\x1b[31m", r"'\x1b[31m'"),
         ("日", r"'\u65e5'"),
+        ("x" * 80, "x" * 80),
+        ("x" * 81, f"'{'x' * 80}'"),
         ("x" * 99, f"'{'x' * 80}'"),
     ],
 )
@@ -36,13 +38,19 @@ def test_names_in_messages_cannot_drive_a_terminal(name: str, shown: str) -> Non
     [
         (5, "5"),
         (True, "True"),
+        (10**40, f"1{'0' * 40}"),
+        (-(10**40), f"-1{'0' * 40}"),
+        (10**40 + 1, "an integer above 10^40"),
+        (-(10**40) - 1, "an integer below -10^40"),
         (10**5000, "an integer above 10^40"),
         (-(10**5000), "an integer below -10^40"),
         ([10**5000], "a list with an integer of thousands of digits"),
         ("x" * 100, f"'{'x' * 76}..."),
+        ("x" * 78, f"'{'x' * 78}'"),
+        ("x" * 79, f"'{'x' * 76}..."),
         ("日\n\x1b", r"'\u65e5\n\x1b'"),
     ],
-    ids=range(7),
+    ids=range(13),
 )
 def test_values_in_messages_are_short(value: object, shown: str) -> None:
     assert messages.show_value(value) == shown

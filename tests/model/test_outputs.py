@@ -19,3 +19,23 @@ def test_what_was_not_asked_for_is_none_and_no_item():
     assert out.attentions is None
     with pytest.raises(KeyError):
         out["attentions"]
+
+
+def test_every_result_is_an_item_in_the_order_of_the_class():
+    names = [
+        "loss",
+        "logits",
+        "start_logits",
+        "end_logits",
+        "last_hidden_state",
+        "cache",
+        "hidden_states",
+        "attentions",
+        "differential_attentions",
+        "lambdas",
+    ]
+    out = ModelOutput(**{name: name.upper() for name in reversed(names)})
+    assert out.keys() == names
+    assert [getattr(out, name) for name in names] == list(out.to_tuple()) == [name.upper() for name in names]
+    assert ModelOutput().keys() == []
+    assert all(getattr(ModelOutput(), name) is None for name in names)
