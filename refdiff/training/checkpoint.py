@@ -30,7 +30,7 @@ KEPT = 2
 
 _STEP = re.compile(r"step-(\d{6,})")
 _STAGING = ".step-"
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 def save(out: Path, step: int, model: Any, state: dict[str, Any], about: dict[str, Any], tokenizer: Path) -> Path:
@@ -45,7 +45,7 @@ def save(out: Path, step: int, model: Any, state: dict[str, Any], about: dict[st
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         model.save_pretrained(staging)
-        for name in _TOKENIZER:
+        for name in TOKENIZER:
             shutil.copyfile(tokenizer / name, staging / name)
         write_safetensors(staging / "optimizer.safetensors", state, model.dtype)
         write_json(staging / "training.json", {**about, "step": step})

@@ -43,6 +43,7 @@ class Corpus:
         vocab_size: how many tokens the tokenizer has.
         separator: the id of the separator.
         num_bytes: of each part, how many bytes of text its documents have.
+        source: of the text file its name, bytes, and validation_from_byte.
         tokens: of each part, the mapped ids.
     """
 
@@ -52,6 +53,7 @@ class Corpus:
         self.vocab_size: int = about["vocab_size"]
         self.separator: int = about["separator"]
         self.num_bytes: dict[str, int] = about["num_bytes"]
+        self.source: dict[str, Any] = about["source"]
         self.tokens: dict[str, NDArray[Any]] = {
             part: np.memmap(folder / f"{part}.bin", about["dtype"], "r", shape=(about["num_tokens"][part],))
             for part in PARTS

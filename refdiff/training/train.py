@@ -160,23 +160,8 @@ class Trainer:
         return checkpoint.save(self.out, self.step, self.model, state, about, self.corpus.folder)
 
     def evaluate(self, most: int | None = None) -> dict[str, float]:
-        """Compute the mean loss over the validation part, or over about `most` of its rows, and its bits per byte.
-
-        Bits per byte counts the separators among what must be predicted, but not among the bytes.
-        """
-        s, tokens = self.settings, self.corpus.tokens["validation"]
-        length = min(s.context, len(tokens))
-        rows = np.arange(self.corpus.rows("validation", length))
-        if most is not None:
-            rows = rows[:: -(-len(rows) // most)]
-        total, count = 0.0, 0
-        for start in range(0, len(rows), s.batch):
-            ids, positions = self.corpus.batch("validation", rows[start : start + s.batch], length)
-            loss = self.model(ids, position_ids=positions, labels=ids, use_cache=False).loss
-            total, count = total + float(loss) * ids[:, 1:].size, count + ids[:, 1:].size  # type: ignore[arg-type]
-        mean = total / count
-        bytes_a_token = self.corpus.num_bytes["validation"] / (len(tokens) - 1)
-        return {"validation": mean, "bits_per_byte": mean / math.log(2) / bytes_a_token}
+        """Call `evaluate` for this model, corpus, context and batch."""
+        return evaluate(self.model, self.corpus, self.settings.context, self.settings.batch, most)
 
     def sample(self) -> str:
         """Continue the prompt with random tokens, the same ones whenever this step is made."""
@@ -245,6 +230,32 @@ class Trainer:
                 where = "the embeddings are" if i == 0 else f"the result of layer {i - 1} is" if not last else ""
                 return f"and {where or f'the result of layer {i - 1} or of the last norm is'} not finite; {_ADVICE}"
         return f"and only the output matrix's result is not finite; {_ADVICE}"
+
+
+def evaluate(
+    model: DiffLlamaForCausalLM, corpus: Corpus, context: int, batch: int, most: int | None = None
+) -> dict[str, float]:
+    """Compute the mean loss over the validation part, or over about `most` of its rows, and its bits per byte.
+
+    Bits per byte counts the separators among what must be predicted, but not among the bytes. Each row of `context`
+    tokens begins without those before it.
+
+    Units:
+        validation: nats a token; bits_per_byte: bits a byte of text
+    """
+    tokens = corpus.tokens["validation"]
+    length = min(context, len(tokens))
+    rows = np.arange(corpus.rows("validation", length))
+    if most is not None:
+        rows = rows[:: -(-len(rows) // most)]
+    total, count = 0.0, 0
+    for start in range(0, len(rows), batch):
+        ids, positions = corpus.batch("validation", rows[start : start + batch], length)
+        loss = model(ids, position_ids=positions, labels=ids, use_cache=False).loss
+        total, count = total + float(loss) * ids[:, 1:].size, count + ids[:, 1:].size  # type: ignore[arg-type]
+    mean = total / count
+    bytes_a_token = corpus.num_bytes["validation"] / (len(tokens) - 1)
+    return {"validation": mean, "bits_per_byte": mean / math.log(2) / bytes_a_token}
 
 
 _ADVICE = "the last checkpoint is unharmed: take a lower rate, a longer warm-up or a shorter gradient (clip)"

@@ -1,0 +1,189 @@
+"""A finished run → a model folder to give away: weights of 16 bits, the tokenizer, and a card that says what it is.
+
+    python -m refdiff.training.bundle RUN OUTPUT --manifest manifest.json
+
+What the card says was computed, by this command from the run's files or by the run: nothing in it is typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.heads import DiffLlamaForCausalLM
+from refdiff.model.json_files import write_atomically
+from refdiff.training import checkpoint
+from refdiff.training.data import Corpus
+from refdiff.training.train import evaluate
+
+LIMIT = 6_000_000
+"""The most bytes that a model in the package may have."""
+PROMPT, SAMPLE_TOKENS, SAMPLE_SEED = "Once upon a time", 120, 1
+_SIZES = {
+    "vocab_size": "vocab-size",
+    "hidden_size": "hidden-size",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv-heads",
+    "head_dim": "head-dim",
+    "intermediate_size": "inner-size",
+}
+
+
+def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: str = "float16") -> dict[str, float]:
+    """Write the last checkpoint of a run, its weights in `dtype`, and its card to a folder; return what it reaches.
+
+    Args:
+        manifest: the sources of the text, each with repo, commit, pg_id, stories, bytes and rights.
+
+    Raises:
+        ValueError: the run is not finished, or the folder would be larger than a package should carry.
+        CheckpointError: there is no checkpoint, or it is broken.
+    """
+    folder, about = checkpoint.latest(run)
+    settings = about["settings"]
+    if about["step"] != settings["steps"]:
+        raise ValueError(f"{run} has made {about['step']} of {settings['steps']} steps: go on with --resume first")
+    out.mkdir(parents=True, exist_ok=True)
+    DiffLlamaForCausalLM.from_pretrained(folder, dtype=dtype).save_pretrained(out)
+    for name in checkpoint.TOKENIZER:
+        write_atomically(out / name, (folder / name).read_bytes())
+    model, corpus = DiffLlamaForCausalLM.from_pretrained(out, dtype="float32"), Corpus(run / "corpus")
+    reached = evaluate(model, corpus, settings["context"], settings["batch"])
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    card = _card(model, corpus, settings, log, manifest, reached, dtype)
+    write_atomically(out / "README.md", card.encode())
+    size = sum((out / name).stat().st_size for name in ("model.safetensors", "config.json", *checkpoint.TOKENIZER))
+    if size > LIMIT:
+        raise ValueError(f"{out} has {size:,} bytes, but a package should not carry more than {LIMIT:,}")
+    return reached
+
+
+def command(config: DiffLlamaConfig, settings: dict[str, Any], text: str) -> str:
+    """The command line that makes such a run, every choice written out."""
+    flags = [f"--wiring {config.wiring}"]
+    flags += [f"--{flag} {getattr(config, name)}" for name, flag in _SIZES.items()]
+    flags += [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in settings.items() if value != ""
+    ]
+    lines, line = [], f"refdiff train {shlex.quote(text)} -o run"
+    for flag in flags:
+        if len(line) + len(flag) > 100:
+            lines.append(line)
+            line = "   "
+        line += f" {flag}"
+    return " \\\n".join([*lines, line])
+
+
+def _card(
+    model: DiffLlamaForCausalLM, corpus: Corpus, settings: dict[str, Any], log: Sequence[dict[str, Any]],
+    manifest: Sequence[dict[str, Any]], reached: dict[str, float], dtype: str,
+) -> str:  # fmt: skip
+    config, seen = model.config, settings["steps"] * settings["batch"] * (settings["context"] - 1)
+    source = corpus.source
+    unseen = 100 * (1 - source["validation_from_byte"] / source["bytes"])
+    kind = "a Llama" if config.wiring == "none" else f"a Differential Transformer, wiring `{config.wiring}`"
+    curve = [r for r in log if "validation" in r]
+    rows = "\n".join(
+        f"| {r['step']} | {r['loss']:.3f} | {r['validation']:.3f} | {r['bits_per_byte']:.3f} |" for r in curve
+    )
+    books = "\n".join(
+        f"| [{m['pg_id']}](https://www.gutenberg.org/ebooks/{m['pg_id']}) | {m['repo'].removeprefix('github:')} "
+        f"| {m['commit'][:12]} | {m['stories']} | {_rights(m)} |"
+        for m in manifest
+    )
+    return f"""---
+license: apache-2.0
+language: en
+library_name: refdiff
+pipeline_tag: text-generation
+tags: [diffllama, differential-transformer, fairy-tales]
+---
+
+# A small model of fairy tales
+
+{model.num_parameters():,} parameters, {kind} of {config.num_hidden_layers} layers,
+{config.hidden_size} wide, trained from nothing by `refdiff train`, in NumPy. It is there so that the first command of
+the package works without a network, and to look into. It says the kind of thing that fairy tales say, and knows
+nothing. It is an ordinary checkpoint: transformers loads it.
+
+On the last {unseen:.0f} % of the text, which neither the model nor its tokenizer saw in training, it needs
+**{reached["bits_per_byte"]:.3f} bits per byte** ({reached["validation"]:.3f} nats a token, rows of
+{settings["context"]} tokens, weights in {dtype}).
+
+```
+{_sample(model, corpus)}
+```
+
+(From "{PROMPT}", temperature 0.7, seed {SAMPLE_SEED}.)
+
+## How it was made
+
+```sh
+{command(config, settings, source["name"])}
+python -m refdiff.training.bundle run OUTPUT --manifest manifest.json
+```
+
+{seen:,} tokens in {settings["steps"]:,} steps over a training part of {len(corpus.tokens["train"]):,} tokens. During
+training the validation loss was that of some rows of the validation part, at the end that of all:
+
+| step | loss | validation | bits per byte |
+|---|---|---|---|
+{rows}
+
+## What it was trained on
+
+{source["bytes"]:,} bytes of fairy tales in the public domain: the books of Project Gutenberg below, in the editions of
+these repositories on GitHub. The text itself is not in the package.
+
+| Gutenberg | repository | commit | tales | rights as stated there |
+|---|---|---|---|---|
+{books}
+
+## Licence
+
+The weights, like the package, are under Apache-2.0. The books are not under copyright in the USA; elsewhere their
+authors' dates decide.
+"""
+
+
+def _rights(source: dict[str, Any]) -> str:
+    """The first line of what a source says about its rights."""
+    return str((source.get("rights") or ["not stated"])[0]).removeprefix("rights: ").rstrip(".")
+
+
+def _sample(model: DiffLlamaForCausalLM, corpus: Corpus) -> str:
+    from refdiff.generation.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_pretrained(corpus.folder)
+    ids = tokenizer(PROMPT, return_tensors="np")["input_ids"]
+    room = max(model.config.max_position_embeddings - ids.shape[1], 1)
+    made = model.generate(
+        ids, max_new_tokens=min(SAMPLE_TOKENS, room), do_sample=True, temperature=0.7, seed=SAMPLE_SEED,
+        eos_token_id=corpus.separator,
+    )  # fmt: skip
+    return str(tokenizer.decode(made[0], skip_special_tokens=True)).strip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the folder, and say what the model in it reaches."""
+    parser = argparse.ArgumentParser("python -m refdiff.training.bundle", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the folder of a finished `refdiff train`")
+    parser.add_argument("output", type=Path, help="the model folder to write")
+    parser.add_argument("--manifest", type=Path, required=True, help="JSON: the sources of the text")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16", help="default: float16")
+    args = parser.parse_args(argv)
+    manifest = json.loads(args.manifest.read_text(encoding="utf-8"))
+    reached = bundle(args.run, args.output, manifest, dtype=args.dtype)
+    sys.stdout.write(f"{args.output}: {reached['bits_per_byte']:.4f} bits per byte\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
