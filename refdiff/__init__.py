@@ -7,8 +7,8 @@
     ids = tokenizer(["Once upon a time"], return_tensors="np")["input_ids"]
     print(tokenizer.decode(model.generate(ids, max_new_tokens=20)[0]))
 
-`refdiff.layers` are the equations, `refdiff.convert` turns one wiring of their heads into another. Names are imported
-when they are first used.
+`refdiff.layers` are the equations, `refdiff.convert` turns one wiring of their heads into another, `refdiff.viz` draws.
+Names are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from refdiff import convert, layers, training
+    from refdiff import convert, layers, training, viz
     from refdiff.errors import CheckpointError
     from refdiff.generation.stream import BatchTextStreamer, TextIteratorStreamer, TextStreamer
     from refdiff.generation.tokenizer import Tokenizer
@@ -51,6 +51,7 @@ __all__ = [
     "layers",
     "pipeline",
     "training",
+    "viz",
 ]
 
 _HOMES = {
@@ -65,7 +66,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "layers", "training"):
+    if name in ("convert", "layers", "training", "viz"):
         return importlib.import_module(f"refdiff.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'refdiff' has no attribute {name!r}")

@@ -1,0 +1,36 @@
+"""Pictures: what the heads look at, λ, RoPE, errors along a trace, training; and a page to explore attention in.
+
+    maps = refdiff.viz.attention_maps(model, "Once upon a time")
+    refdiff.viz.plot_attention(maps, layer=2, pair=0).savefig("maps.png")
+    refdiff.viz.explore(model, "Once upon a time")  # in a notebook: choose layer, pair and token
+
+Functions take arrays, maps or a model's output, and return a figure, or the axes that they drew into: pass `axes=` or
+`figure=` to place them. None calls `show`. Figures belong to no window; a notebook shows them after %matplotlib inline.
+Matplotlib comes with `pip install 'refdiff[plot]'`, and is imported when something is drawn; the page needs none.
+"""
+
+from refdiff.viz.attention import plot_attention, plot_attention_grid
+from refdiff.viz.explore import explore
+from refdiff.viz.lambdas import plot_lambdas
+from refdiff.viz.maps import AttentionMaps, attention_maps, maps_of
+from refdiff.viz.page import attention_page
+from refdiff.viz.rope import plot_rope_wavelengths
+from refdiff.viz.spans import attention_to, plot_attention_to
+from refdiff.viz.trace_error import plot_trace_error
+from refdiff.viz.training import plot_training
+
+__all__ = [
+    "AttentionMaps",
+    "attention_maps",
+    "attention_page",
+    "attention_to",
+    "explore",
+    "maps_of",
+    "plot_attention",
+    "plot_attention_grid",
+    "plot_attention_to",
+    "plot_lambdas",
+    "plot_rope_wavelengths",
+    "plot_trace_error",
+    "plot_training",
+]

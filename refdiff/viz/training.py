@@ -1,0 +1,90 @@
+"""Training as a picture: loss, and λ by layer, over the steps of a log."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refdiff.viz.appearance import BLUE, INK, ORANGE, depth_colours, dress, legend, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the records of a log.jsonl, or of the one in a run's folder; a last line that was cut off is left out.
+
+    Raises:
+        ValueError: it is not a log.
+        OSError: there is none.
+    """
+    file = Path(path)
+    file = file / "log.jsonl" if file.is_dir() else file
+    lines = file.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            float(record["step"]), float(record["loss"])
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise ValueError(f"{file}, line {number}: not a record of training with step and loss") from None
+        records.append(record)
+    return records
+
+
+def plot_training(log: str | os.PathLike[str] | Iterable[Mapping[str, Any]], *, figure: Figure | None = None) -> Figure:
+    """Draw the loss of every step and of the validations, and beside it λ of each layer where it is one number.
+
+    `log` is the folder of a run of `refdiff train`, its log.jsonl, or the records of one.
+
+    Raises:
+        ValueError: there is no step in it.
+    """
+    records = read_log(log) if isinstance(log, str | os.PathLike) else list(log)
+    if not records:
+        raise ValueError("the log has no steps yet, so there is nothing to draw")
+    with_lambdas = [record for record in records if record.get("lambdas")]
+    figure = new_figure(11 if with_lambdas else 6, 3.8, figure)
+    panels = figure.subplots(1, 2 if with_lambdas else 1, squeeze=False)[0]
+    axes = dress(panels[0])
+    axes.plot(
+        [r["step"] for r in records],
+        [r["loss"] for r in records],
+        color=BLUE,
+        alpha=0.75,
+        linewidth=1,
+        label="training",
+    )
+    seen = [r for r in records if "validation" in r]
+    if seen:
+        axes.plot(
+            [r["step"] for r in seen], [r["validation"] for r in seen], color=ORANGE, marker="o", markersize=3,
+            linestyle="--", label="validation",
+        )  # fmt: skip
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats a token")
+    legend(axes)
+    if with_lambdas:
+        _draw_lambdas(dress(panels[1]), with_lambdas)
+    return figure
+
+
+def _draw_lambdas(axes: Any, records: list[Mapping[str, Any]]) -> None:
+    """A line for each layer, named at its end."""
+    steps = [r["step"] for r in records]
+    count = len(records[0]["lambdas"])
+    for layer, colour in enumerate(depth_colours(count)):
+        values = [r["lambdas"][layer] for r in records]
+        axes.plot(steps, values, color=colour, linewidth=1.2, label=f"layer {layer}")
+        axes.annotate(
+            f"{layer}", (steps[-1], values[-1]), xytext=(4, 0), textcoords="offset points", color=colour, fontsize=8,
+            va="center",
+        )  # fmt: skip
+    axes.set_xlabel("step")
+    axes.set_ylabel("λ by layer")
+    axes.set_title("each line is a layer, its number at the end", fontsize=9, color=INK)

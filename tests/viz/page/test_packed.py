@@ -1,0 +1,67 @@
+"""What a page carries, read back by the rules of packed.py's docstring."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.viz import AttentionMaps
+from refdiff.viz.page.packed import STEPS, packed
+
+from ..conftest import lambda_by_query
+
+
+def read(text: str, like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The triangles of a map as whole squares."""
+    squares = np.zeros(like.shape)
+    rows, columns = np.tril_indices(like.shape[2])
+    numbers = np.frombuffer(base64.b64decode(text), dtype="<u2").reshape(*like.shape[:2], -1)
+    squares[:, :, rows, columns] = numbers / 65535
+    return squares
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+def test_read_back_it_is_within_the_error_that_it_states(maps_in: Callable[[str], AttentionMaps], wiring: str) -> None:
+    maps = maps_in(wiring)
+    kept = packed(maps)
+    first = read(kept["first"], maps.first)
+    found = [np.abs(first - maps.first).max()]
+    assert found[0] <= 0.5001 / STEPS
+    if wiring == "none":
+        assert (kept["second"], kept["lambdas"], kept["starts"]) == (None, None, None)
+    else:
+        assert maps.second is not None
+        second = read(kept["second"], maps.first)
+        found.append(np.abs(second - maps.second).max())
+        found.append(np.abs(first - lambda_by_query(maps) * second - maps.difference).max())
+        np.testing.assert_array_equal(kept["lambdas"], maps.lambdas)  # type: ignore[arg-type]
+    assert kept["error"] == pytest.approx(max(found), rel=1e-6)
+    assert (kept["layers"], kept["pairs"], len(kept["tokens"])) == (3, 8 if wiring in ("none", "v2") else 4, 7)
+
+
+def test_a_large_lambda_is_in_the_error(maps: AttentionMaps) -> None:
+    assert maps.lambdas is not None
+    assert maps.second is not None
+    lambdas = maps.lambdas + 1000
+    large = replace(maps, lambdas=lambdas, difference=maps.first - lambdas[:, None, None, None] * maps.second)
+    assert 1e-3 < packed(large)["error"] < 1e-2
+
+
+def test_errors(maps: AttentionMaps) -> None:
+    late = {name: getattr(maps, name)[:, :, 2:] for name in ("first", "second", "difference")}
+    with pytest.raises(ValueError, match="5 queries and 7 keys"):
+        packed(replace(maps, **late))
+    for wrong in (np.nan, -0.1, 1.5):
+        first = maps.first.copy()
+        first[1, 2, 4, 3] = wrong
+        with pytest.raises(ValueError, match="no weight from 0 to 1"):
+            packed(replace(maps, first=first))
+    first = maps.first.copy()
+    first[0, 0, 1, 2] = 0.5
+    with pytest.raises(ValueError, match="looks at a later key"):
+        packed(replace(maps, first=first))

@@ -1,0 +1,97 @@
+"""What is drawn is what the maps hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.viz import AttentionMaps, plot_attention, plot_attention_grid
+
+
+def images(figure: Any) -> list[Any]:
+    """The pictures of a figure without its colour bar's, in the order of the axes."""
+    return [axes.images[0] for axes in figure.axes if axes.get_label() != "<colorbar>"]
+
+
+def words(labels: Any) -> list[str]:
+    return [label.get_text() for label in labels]
+
+
+@pytest.mark.parametrize(("layer", "pair"), [(1, 2), (None, None), (2, None), (None, 3)])
+def test_three_maps_on_one_scale(maps: AttentionMaps, layer: int | None, pair: int | None) -> None:
+    figure = plot_attention(maps, layer, pair)
+    drawn = images(figure)
+    assert len(drawn) == 3
+    for image, name in zip(drawn, ("first", "second", "difference"), strict=True):
+        np.testing.assert_array_equal(image.get_array(), maps.map(name, layer, pair))
+        assert image.norm is drawn[0].norm
+        assert image.get_interpolation() == "nearest"
+    assert drawn[0].norm.vmin == -drawn[0].norm.vmax
+    assert figure.get_suptitle() == maps.title(layer, pair)
+    titles = [image.axes.get_title() for image in drawn]
+    assert titles == ["A₁", "A₂", "A₁ − λ A₂"]
+    for image in drawn:
+        assert words(image.axes.get_xticklabels()) == words(image.axes.get_yticklabels()) == list(maps.tokens)
+
+
+def test_the_first_query_stands_above(maps: AttentionMaps) -> None:
+    axes = images(plot_attention(maps, 0, 0))[0].axes
+    low, high = axes.get_ylim()
+    assert low > high  # row 0 on top
+
+
+def test_the_colour_bar_shows_the_scale_with_zero_in_its_middle(maps: AttentionMaps) -> None:
+    figure = plot_attention(maps, 0, 0, limit=0.3)
+    (bar,) = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+    assert bar.get_ylim() == (-0.3, 0.3)
+    (gradient,) = bar.images
+    assert gradient.norm is images(figure)[0].norm
+    np.testing.assert_allclose(np.asarray(gradient.get_array()).ravel()[[0, 255, 510]], [-0.3, 0, 0.3], atol=1e-15)
+    figure.canvas.draw()
+
+
+def test_of_a_llama_there_is_one(maps_in: Callable[[str], AttentionMaps]) -> None:
+    maps = maps_in("none")
+    (image,) = images(plot_attention(maps, 1, 5))
+    np.testing.assert_array_equal(image.get_array(), maps.difference[1, 5])
+    assert image.axes.get_title() == "A"
+
+
+def test_fewer_queries_than_keys(maps: AttentionMaps) -> None:
+    assert maps.second is not None
+    late = AttentionMaps(
+        maps.tokens, maps.first[:, :, 4:], maps.second[:, :, 4:], maps.difference[:, :, 4:], maps.lambdas, maps.starts
+    )
+    axes = images(plot_attention(late))[1].axes
+    assert words(axes.get_yticklabels()) == ["t4", "t5", "t6"]
+    assert words(axes.get_xticklabels()) == list(maps.tokens)
+
+
+@pytest.mark.parametrize("name", ["first", "difference"])
+def test_all_layers_and_pairs(maps: AttentionMaps, name: str) -> None:
+    figure = plot_attention_grid(maps, name)
+    drawn = images(figure)
+    assert len(drawn) == 12
+    for i, image in enumerate(drawn):
+        np.testing.assert_array_equal(image.get_array(), getattr(maps, name)[i // 4, i % 4])
+    assert [image.axes.get_title() for image in drawn[:4]] == ["pair 0", "pair 1", "pair 2", "pair 3"]
+    assert maps.lambdas is not None
+    assert [image.axes.get_ylabel() for image in drawn[::4]] == [
+        f"layer {i}\nλ = {maps.lambdas[i]:.2f}" for i in range(3)
+    ]
+    assert words(drawn[-1].axes.get_xticklabels()) == list(maps.tokens)
+    figure.canvas.draw()
+
+
+def test_into_a_figure_that_is_there(maps: AttentionMaps) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    assert plot_attention_grid(maps, figure=figure) is figure
+    with pytest.raises(IndexError, match="layer is 9"):
+        plot_attention(maps, 9)
+    with pytest.raises(ValueError, match="no map 'both'"):
+        plot_attention_grid(maps, "both")

@@ -1,0 +1,109 @@
+"""Maps out of a model: which heads are a pair, means, λ, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.viz import AttentionMaps, attention_maps, maps_of
+from refdiff.viz.maps import check_size
+from tests.model.models import small_config
+
+from .conftest import lambda_by_query
+
+MapsIn = Callable[[str], AttentionMaps]
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2"])
+def test_the_three_maps_belong_together(maps_in: MapsIn, outputs: Callable[[str], Any], wiring: str) -> None:
+    maps = maps_in(wiring)
+    assert maps.second is not None
+    P = 8 if wiring == "v2" else 4  # v2 has two queries a head
+    assert maps.first.shape == maps.second.shape == (3, P, 7, 7)
+    np.testing.assert_allclose(maps.first - lambda_by_query(maps) * maps.second, maps.difference, atol=1e-14)
+    out = outputs(wiring)
+    first = [0, 1, 2, 3] if wiring == "hf" else range(0, 2 * P, 2)
+    second = [4, 5, 6, 7] if wiring == "hf" else range(1, 2 * P, 2)
+    for layer, weights in enumerate(out.attentions):
+        np.testing.assert_array_equal(maps.first[layer], weights[1, first])
+        np.testing.assert_array_equal(maps.second[layer], weights[1, second])
+        np.testing.assert_array_equal(maps.difference[layer], out.differential_attentions[layer][1])
+
+
+def test_lambda_begins_where_the_depth_says(maps_in: MapsIn) -> None:
+    np.testing.assert_allclose(maps_in("hf").starts, 0.8 - 0.6 * np.exp(-0.3 * np.arange(3)), rtol=1e-15)
+    assert maps_in("v2").starts is None
+    assert maps_in("v2").lambdas.shape == (3, 8, 7)  # type: ignore[union-attr]
+
+
+def test_a_llama_has_one_map_a_head(maps_in: MapsIn, outputs: Callable[[str], Any]) -> None:
+    maps = maps_in("none")
+    assert maps.names == ("difference",)
+    assert (maps.second, maps.lambdas, maps.starts, maps.lambda_()) == (None, None, None, None)
+    np.testing.assert_array_equal(maps.map("difference", 2, 5), outputs("none").attentions[2][1, 5])
+    assert maps.title(2, 5) == "layer 2, head 5"
+
+
+def test_means(maps_in: MapsIn) -> None:
+    maps = maps_in("hf")
+    np.testing.assert_array_equal(maps.map("first", 1, 3), maps.first[1, 3])
+    np.testing.assert_allclose(maps.map("second", 2), maps.second[2].mean(0), rtol=1e-14)  # type: ignore[index]
+    np.testing.assert_allclose(maps.map("difference", pair=0), maps.difference[:, 0].mean(0), rtol=1e-12)
+    np.testing.assert_allclose(maps.map("difference"), maps.difference.reshape(12, 7, 7).mean(0), rtol=1e-12)
+    assert maps.lambdas is not None
+    assert maps.lambda_(1, 2) == maps.lambdas[1]
+    np.testing.assert_allclose(maps.lambda_(), maps.lambdas.mean(), rtol=1e-14)
+    v2 = maps_in("v2")
+    assert v2.lambdas is not None
+    np.testing.assert_array_equal(v2.lambda_(1, 2), v2.lambdas[1, 2])
+    np.testing.assert_allclose(v2.lambda_(1), v2.lambdas[1].mean(0), rtol=1e-14)
+
+
+def test_titles(maps_in: MapsIn) -> None:
+    maps = maps_in("hf")
+    assert maps.lambdas is not None
+    assert maps.title(1, 2) == f"layer 1, pair 2, λ = {maps.lambdas[1]:.3f}"
+    assert maps.title() == f"mean over layers, mean over pairs, mean λ = {maps.lambdas.mean():.3f}"
+
+
+def test_from_a_text(tiny_checkpoint: Path) -> None:
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint)
+    tokenizer = refdiff.Tokenizer.from_pretrained(tiny_checkpoint)
+    maps = attention_maps(model, "a b")
+    assert maps.tokens == ("<s>", "a", "·", "b")
+    assert maps.queries == maps.tokens
+    out = model([tokenizer.encode("a b")], output_attentions=True)
+    np.testing.assert_array_equal(maps.first[1], out.attentions[1][0, :2])
+    np.testing.assert_array_equal(attention_maps(model, tokenizer.encode("a b"), tokenizer).first, maps.first)
+    with pytest.raises(ValueError, match="the text has no tokens"):
+        attention_maps(model, [])
+    fresh = refdiff.DiffLlamaForCausalLM.from_config(model.config)
+    with pytest.raises(ValueError, match="pass its tokenizer="):
+        attention_maps(fresh, "a")
+
+
+def test_what_would_not_fit_is_refused() -> None:
+    model = refdiff.DiffLlamaForCausalLM.from_config(small_config())  # 3 layers, 8 heads, 8 bytes
+    check_size(model, 3227)  # 3 · 8 · 2 · 4 · 3227² = 2.0 e9
+    with pytest.raises(ValueError, match=r"3228 tokens, .* 2\.0 GB: give a text of at most 3227 tokens"):
+        check_size(model, 3228)
+
+
+def test_errors(maps: AttentionMaps, outputs: Callable[[str], Any]) -> None:
+    with pytest.raises(IndexError, match="layer is 3, but must be from 0 to 2, or None for the mean"):
+        maps.map("first", 3)
+    with pytest.raises(IndexError, match="pair is -1, but must be from 0 to 3"):
+        maps.lambda_(0, -1)
+    with pytest.raises(ValueError, match="no map 'third'; there is first, second, difference"):
+        maps.map("third")
+    with pytest.raises(ValueError, match="call the model with output_attentions=True"):
+        maps_of(refdiff.model.outputs.ModelOutput(), ["a"])
+    with pytest.raises(ValueError, match="6 tokens: maps must be"):
+        maps_of(outputs("hf"), ["t"] * 6)
+    with pytest.raises(ValueError, match=r"second has shape \(3, 4, 7, 6\), but first has \(3, 4, 7, 7\)"):
+        AttentionMaps(maps.tokens, maps.first, maps.first[..., :6], maps.difference, None, None)

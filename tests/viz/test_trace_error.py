@@ -1,0 +1,61 @@
+"""Errors along a trace as they are drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff.viz import plot_trace_error
+
+NAMES = ["embed", "$q$", "k", "scores", "out"]
+
+
+def test_errors_zeros_and_what_is_not_finite() -> None:
+    axes = plot_trace_error(NAMES, [0.0, 1e-8, 1e-6, np.inf, np.nan])
+    error, zero, broken = axes.lines
+    np.testing.assert_array_equal(error.get_ydata(), [np.nan, 1e-8, 1e-6, np.nan, np.nan])
+    np.testing.assert_allclose(zero.get_xydata(), [[0, 1e-9]])
+    np.testing.assert_allclose(broken.get_xydata(), [[3, 1e-5], [4, 1e-5]])
+    assert zero.get_markerfacecolor() == "none"
+    assert axes.get_yscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == NAMES
+    assert axes.get_title() == ""
+    axes.figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    ("errors", "limits", "first"),
+    [
+        ([1e-9, 1e-7, 1e-3, 1e-9, 1e-2], 1e-5, 2),
+        ([1e-9, 1e-7, 1e-3, 1e-9, 1e-2], [1e-5, 1e-5, 1e-2, 1e-5, 1e-5], 4),
+        ([1e-9, np.nan, 1e-3, 1e-9, 1e-2], 1e-5, 1),
+        ([1e-9, 1e-5, 1e-9, 1e-9, 1e-9], 1e-5, None),
+    ],
+)
+def test_the_first_above_its_limit_is_marked(
+    errors: list[float], limits: float | list[float], first: int | None
+) -> None:
+    axes = plot_trace_error(NAMES, errors, limits=limits)
+    marks = [line for line in axes.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
+    if first is None:
+        assert not marks
+        assert axes.get_title() == ""
+    else:
+        (mark,) = marks
+        assert set(mark.get_xdata()) == {first}
+        assert axes.get_title() == f"first above its limit: {NAMES[first]}"
+    (limit,) = [line for line in axes.lines if line.get_label() == "limit"]
+    np.testing.assert_array_equal(limit.get_ydata(), np.broadcast_to(limits, 5))
+    axes.figure.canvas.draw()
+
+
+def test_of_a_long_trace_some_names_are_written() -> None:
+    axes = plot_trace_error([f"op{i}" for i in range(100)], np.full(100, 1e-7))
+    assert [label.get_text() for label in axes.get_xticklabels()] == [f"op{i}" for i in range(0, 100, 3)]
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match=r"errors has shape \(2,\), but there are 5 names"):
+        plot_trace_error(NAMES, [1.0, 2.0])
+    with pytest.raises(ValueError, match="the error of k is negative"):
+        plot_trace_error(NAMES, [0, 0, -1e-3, 0, -1])

@@ -1,0 +1,53 @@
+"""A log as it is read and drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.viz import plot_training
+from refdiff.viz.training import read_log
+
+RECORDS: list[dict[str, Any]] = [
+    {"step": 1, "loss": 5.0, "lambdas": [0.2, 0.35]},
+    {"step": 2, "loss": 4.0, "lambdas": [0.21, 0.34], "validation": 4.5},
+    {"step": 3, "loss": 3.5, "lambdas": [0.25, 0.3], "validation": 4.25},
+]
+
+
+def test_loss_and_lambda() -> None:
+    figure = plot_training(RECORDS)
+    losses, lambdas = figure.axes
+    training, validation = losses.lines
+    np.testing.assert_array_equal(training.get_xydata(), [[1, 5], [2, 4], [3, 3.5]])
+    np.testing.assert_array_equal(validation.get_xydata(), [[2, 4.5], [3, 4.25]])
+    assert [list(line.get_ydata()) for line in lambdas.lines] == [[0.2, 0.21, 0.25], [0.35, 0.34, 0.3]]
+    assert [text.get_text() for text in lambdas.texts] == ["0", "1"]
+    figure.canvas.draw()
+
+
+def test_without_one_lambda_a_layer_there_is_the_loss_alone() -> None:
+    (axes,) = plot_training([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]).axes
+    (line,) = axes.lines
+    assert list(line.get_ydata()) == [2, 1]
+
+
+def test_from_a_folder_with_a_line_cut_off(tmp_path: Path) -> None:
+    text = "\n".join(map(json.dumps, RECORDS))
+    (tmp_path / "log.jsonl").write_text(text + '\n{"step": 4, "lo', encoding="utf-8")
+    assert read_log(tmp_path) == read_log(tmp_path / "log.jsonl") == RECORDS
+    assert list(plot_training(tmp_path).axes[0].lines[0].get_xdata()) == [1, 2, 3]
+
+
+def test_errors(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "loss": 1.0}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 1: not a record of training"):
+        read_log(tmp_path)
+    with pytest.raises(ValueError, match="no steps yet"):
+        plot_training([])
+    with pytest.raises(FileNotFoundError):
+        read_log(tmp_path / "none.jsonl")
