@@ -6,13 +6,13 @@ import argparse
 import json
 import secrets
 import sys
-from pathlib import Path
 from typing import Any
 
 from refdiff.cli import prompts_file
 from refdiff.cli.flags import UsageError
 from refdiff.cli.generate_flags import NUMBERS
 from refdiff.cli.loading import load
+from refdiff.cli.prompt import check_prompt, read_prompt
 from refdiff.cli.terminal import note, peak_memory, size
 from refdiff.cli.transcript import Transcript
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         prompts = prompts_file.read_prompts(args.prompts_file)
         _check_with_prompts(args, prompts)
         return prompts_file.run(prompts, args, _given(args), lambda: _completer(args))
-    prompt = _read_prompt(args)
+    prompt = read_prompt(args)
     seed = secrets.randbits(32) if args.seed is None else args.seed
     model, tokenizer = load(args)
     _check_template(tokenizer, args)
@@ -53,17 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_together(args: argparse.Namespace) -> None:
     """Refuse flags that contradict each other, or that would do nothing."""
-    given = {
-        "PROMPT": args.prompt,
-        "-p": args.prompt_flag,
-        "-f": args.file,
-        "--prompts-file": args.prompts_file,
-    }
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise UsageError(f"{' and '.join(named)} each give the prompt; use one of them")
-    if not named:
-        raise UsageError("no prompt: give it as an argument, with -p TEXT, with -f FILE, or - for standard input")
+    check_prompt(args, {"--prompts-file": args.prompts_file})
     if args.system is not None and not args.chat:
         raise UsageError("--system has a place in a chat template only; add --chat")
     if args.shard_index >= args.num_shards:
@@ -103,21 +93,6 @@ def _check_template(tokenizer: Any, args: argparse.Namespace) -> None:
     if args.chat and (own is None or (isinstance(own, dict) and "default" not in own)):
         has = "has no chat template" if own is None else f"none of its chat templates ({', '.join(own)}) is the default"
         raise ValueError(f"{args.model}: {has}; leave out --chat")
-
-
-def _read_prompt(args: argparse.Namespace) -> str:
-    """The prompt's text, from where the flags say; one newline at the end of a file or of standard input is dropped."""
-    if args.prompt_flag is not None:
-        return str(args.prompt_flag)
-    if args.prompt not in (None, "-"):
-        return str(args.prompt)
-    name = "standard input" if args.prompt == "-" or args.file == "-" else args.file
-    raw = sys.stdin.buffer.read() if name == "standard input" else Path(args.file).read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name}: not UTF-8 at byte {error.start}; convert it, for instance with iconv") from None
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _encode(tokenizer: Any, prompt: str, *, chat: bool, system: str | None) -> tuple[str, list[int]]:

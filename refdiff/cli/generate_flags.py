@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from refdiff.cli.flags import Number, add_common
+from refdiff.cli.prompt import add_prompt
 
 # What a prompt in a JSONL file can set for itself too. The keys are the names of refdiff.generate's options.
 NUMBERS = {
@@ -42,18 +43,7 @@ examples:
         help="a folder with config.json, model.safetensors and tokenizer.json, or a hub repo id (default: none; "
         "this version has no model of its own)",
     )
-    given.add_argument(
-        "prompt", nargs="?", metavar="PROMPT", help="the prompt; - reads standard input (default: none, one is needed)"
-    )
-    given.add_argument(
-        "-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="the same, as a flag (default: none)"
-    )
-    given.add_argument(
-        "-f",
-        "--file",
-        metavar="FILE",
-        help="read the prompt from a UTF-8 file; one newline at its end is dropped (default: none)",
-    )
+    add_prompt(given)
     given.add_argument(
         "--chat", action="store_true", help="put the prompt into the checkpoint's chat template (default: off)"
     )

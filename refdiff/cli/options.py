@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from refdiff.cli.attention_flags import add_attention
 from refdiff.cli.flags import add_common
 from refdiff.cli.generate_flags import add_generate
 from refdiff.cli.train_flags import add_train
@@ -69,6 +70,7 @@ examples:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     add_generate(commands)
     _add_inspect(commands)
+    add_attention(commands)
     _add_convert(commands)
     add_train(commands)
     return parser

@@ -12,7 +12,7 @@ from refdiff.cli import main
 from refdiff.cli.options import build_parser
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["convert"]])
+@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["convert"], ["attention"]])
 def test_help_opens_with_two_examples_and_fits_80_columns(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -27,7 +27,7 @@ def test_help_opens_with_two_examples_and_fits_80_columns(
     assert max(map(len, lines)) < 80
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect"])
+@pytest.mark.parametrize("command", ["generate", "inspect", "attention"])
 def test_every_flag_says_its_default(command: str) -> None:
     subcommands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     actions = [a for a in subcommands.choices[command]._actions if a.dest != "help" and a.option_strings]
@@ -40,7 +40,7 @@ def test_the_examples_of_the_help_parse() -> None:
     parser = build_parser()
     texts = [parser.format_help(), *(c.format_help() for c in _commands(parser).values())]
     examples = [line.strip() for text in texts for line in text.splitlines()[1:3]]
-    assert len(examples) == 10
+    assert len(examples) == 2 * (1 + len(_commands(parser)))
     for example in examples:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', example)]
         assert words[0] == "refdiff"
