@@ -9,7 +9,7 @@ from typing import Any
 import array_api_strict
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import refdiff
@@ -70,7 +70,6 @@ def zero_lambda_proj(model: Any) -> Any:
     return type(model)(model.config, params, dtype="float64", kernels="reference")
 
 
-@settings(max_examples=40)
 @given(models("hf"), st.integers(0, 9))
 def test_hf_to_paper(model: Any, seed: int) -> None:
     tokens, paper = ids(seed, 2, 9), rewired(model, "paper")
@@ -79,14 +78,12 @@ def test_hf_to_paper(model: Any, seed: int) -> None:
         close(layer["self_attn"]["subln"]["weight"], np.ones(2 * model.config.head_dim), EXACT)
 
 
-@settings(max_examples=40)
 @given(models("paper"), st.integers(0, 9))
 def test_paper_to_hf(model: Any, seed: int) -> None:
     tokens = ids(seed, 2, 9)
     close(rewired(model, "hf")(tokens).logits, model(tokens).logits, CONVERTED)
 
 
-@settings(max_examples=40)
 @given(models("none"), st.integers(0, 9))
 def test_llama_to_v2_and_back(model: Any, seed: int) -> None:
     tokens, v2 = ids(seed, 2, 9), rewired(model, "v2")
@@ -103,7 +100,6 @@ def test_llama_with_an_odd_number_of_heads_to_v2() -> None:
     close(rewired(model, "v2")(tokens).logits, model(tokens).logits, CONVERTED)
 
 
-@settings(max_examples=20)
 @given(models("v2"), st.integers(0, 9))
 def test_v2_with_one_lambda_for_all_is_a_llama_with_twice_the_heads(model: Any, seed: int) -> None:
     model, tokens = zero_lambda_proj(model), ids(seed, 2, 9)

@@ -28,7 +28,6 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> di
     Raises `CheckpointError`, naming the file, for a missing file, one that is not a regular file, larger than
     `max_bytes`, not UTF-8, not JSON, nested deeper than 100 levels, or with a key given twice.
     """
-    path = Path(path)
     raw = _read_regular_file(path, max_bytes)
     try:
         text = raw.decode("utf-8")
@@ -111,7 +110,7 @@ def _depth(value: Any) -> int:
     return deepest
 
 
-def _read_regular_file(path: Path, max_bytes: int) -> bytes:
+def _read_regular_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     # O_NONBLOCK, and the check on the open file: a FIFO put in place of the file must not make us wait for a writer.
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

@@ -95,7 +95,7 @@ SLOPES = {
     "one value": (losses.sequence_loss, losses.sequence_loss_vjp, (Z[:, 0, :1],), (SOFT[:, 0], None)),
     "values": (losses.sequence_loss, losses.sequence_loss_vjp, (Z[:, 0],), (SOFT, "regression")),
     "answer": (
-        losses.answer_loss, losses.answer_loss_vjp, (Z[:, :, 0], Z[:, :, 1]), (np.array([2, 0]), np.array([4, 99]))
+        losses.answer_loss, losses.answer_loss_vjp, (Z[:, :, 0], Z[:, :, 1]), (np.array([99, 2]), np.array([4, 99]))
     ),
 }  # fmt: skip
 

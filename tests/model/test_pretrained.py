@@ -1,5 +1,6 @@
 """Loading, drawing, saving: what comes back is what went in."""
 
+import contextlib
 import sys
 
 import array_api_strict
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff import hub
+from refdiff.backends import overlay
 from refdiff.model import weights
 from tests.model.models import CLASSES, ids, small_config, small_model
 
@@ -99,4 +102,109 @@ def test_a_precision_may_be_numpys(tmp_path):
 
 def test_help_names_every_argument():
     for kind in CLASSES:
-        assert "attention_mask: (B, S) of 1 and 0" in kind.__call__.__doc__
+        text = kind.__call__.__doc__
+        assert text.startswith("Compute `")
+        assert "\n\n        Args:\n            input_ids: (B, T) integers" in text
+        assert "attention_mask: (B, S) of 1 and 0" in text
+
+
+KIND = refdiff.DiffLlamaForCausalLM
+
+
+def test_every_way_to_a_model_takes_every_choice(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    ways = (KIND, KIND.from_config, lambda config, **choice: KIND.from_pretrained(tmp_path, **choice))
+    device = array_api_strict.Device("device1")
+    for way in ways:
+        for choice, message in ({"threads": 0}, "threads"), ({"kernels": "slow"}, "kernels"):
+            with pytest.raises(ValueError, match=message):
+                way(small_config(), **choice)
+        assert way(small_config(), kernels="reference").kernels is None
+        assert way(small_config()).kernels is not None
+        model = way(small_config(), backend=array_api_strict, device=device, dtype="float64")
+        placed = model.params["lm_head"]["weight"]
+        assert placed.device == device
+        assert placed.dtype == array_api_strict.float64
+        exact = way(small_config(), dtype="float64")
+        assert exact.dtype == "float64"
+        assert all(a.dtype == np.float64 for a in weights.flatten(exact.params).values())
+        assert way(small_config()).generation_config == {}
+
+
+def test_where_a_model_came_from(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    assert KIND.from_pretrained(tmp_path).source == str(tmp_path)
+    assert KIND(small_config()).source is None
+
+
+def test_a_repo_is_asked_for_its_config_and_weights(tmp_path, monkeypatch):
+    small_model().save_pretrained(tmp_path)
+    calls = []
+    monkeypatch.setattr(hub, "snapshot", lambda repo, **options: calls.append((repo, options)) or tmp_path)
+    options = {"revision": "abc", "cache_dir": tmp_path, "local_files_only": True}
+    for given in (options, {}):
+        KIND.from_pretrained("some/repo", **given)
+        asked = {"revision": None, "cache_dir": None, "local_files_only": False, **given}
+        assert calls[0] == ("some/repo", {"files": hub.CONFIG + hub.WEIGHTS, **asked})
+        calls.clear()
+
+
+def test_large_weights_are_split(tmp_path):
+    small_model().save_pretrained(tmp_path, "20KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    np.testing.assert_array_equal(KIND.from_pretrained(tmp_path)(TOKENS).logits, small_model()(TOKENS).logits)
+
+
+def test_a_call_has_the_kernels_to_itself_for_its_length():
+    model, inside = small_model(), []
+
+    @contextlib.contextmanager
+    def running():
+        inside.append("in")
+        yield
+        inside.append("out")
+
+    model.kernels.running = running
+    model.ops = overlay(model.ops, lambda name, f: lambda *a, **k: (inside.append(name), f(*a, **k))[1])
+    model(TOKENS)
+    assert inside[0] == "in"
+    assert inside[-1] == "out"
+    assert inside.count("in") == 1
+    assert "diff_heads_hf" in inside
+
+
+@pytest.mark.parametrize("rope", ["default", "dynamic"])
+def test_frequencies_are_those_of_the_longest_position(rope):
+    """Counted from 1, with what is in the cache, and with positions that were given."""
+    parameters = {"rope_type": rope, "rope_theta": 100.0, **({"factor": 2.0} if rope == "dynamic" else {})}
+    model, asked = small_model(max_position_embeddings=9, rope_parameters=parameters), []
+
+    def watched(name, function):
+        def call(*args, **options):
+            if name == "rope_frequencies":
+                asked.append(args)
+            return function(*args, **options)
+
+        return call
+
+    model.ops = overlay(model.ops, watched)
+    cache = refdiff.KVCache(3)
+    model(TOKENS, cache=cache)
+    model(TOKENS[:, :4], cache=cache)  # the ninth token is within the limit: no warning
+    model(TOKENS, position_ids=[[0, 3, 8, 1, 2]])
+    config = model.config
+    assert asked == [(config.rope_parameters, 6, 9, n) for n in (5, 9, 9)]
+    with pytest.warns(UserWarning, match="longer than the 9 positions") as caught:
+        model(TOKENS[:, :1], cache=cache)
+    assert caught[0].filename == __file__
+    assert asked[-1] == (config.rope_parameters, 6, 9, 10)
+
+
+def test_embeddings_are_computed_with_in_the_precision_of_the_weights():
+    model = KIND(small_config())
+    given = np.random.default_rng(0).normal(size=(1, 3, 26))
+    assert model(inputs_embeds=given).logits.dtype == np.float32
+    assert model(inputs_embeds=given.astype(np.float16)).logits.dtype == np.float32
+    for shape in ((1, 26), (1, 3, 25), (1, 1, 3, 26)):
+        with pytest.raises(ValueError, match=r"inputs_embeds has shape .*, but must be \(B, T, 26\)"):
+            model(inputs_embeds=np.zeros(shape))

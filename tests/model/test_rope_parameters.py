@@ -180,7 +180,7 @@ NAMES = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position
 MORE = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "partial_rotary_factor", "rope_theta")
 
 
-@settings(max_examples=500)
+@settings(max_examples=16 * settings().max_examples)
 @given(
     st.sampled_from([*VALID, YARN, LONG, THREE]),
     st.dictionaries(st.sampled_from([*NAMES, *MORE, "short_factor", "long_factor"]), ANYTHING, max_size=4),

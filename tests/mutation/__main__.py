@@ -31,6 +31,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 COPIED = ("refdiff", "tests", "setup.cfg", "pyproject.toml", "README.md")
 DEFAULT = ("refdiff/layers", "refdiff/model", "refdiff/generation/sampling.py")
 ALSO = {
+    "refdiff/model/pretrained.py": ("tests/model/test_heads.py", "tests/model/test_diffllama.py"),
     "refdiff/model/heads.py": ("tests/model/test_trainable.py",),
     "refdiff/model/diffllama.py": ("tests/model/test_wirings.py",),
     "refdiff/model/config_checks.py": ("tests/model/test_config.py",),
