@@ -1,0 +1,119 @@
+"""What an array that is not right is all the same: the right one in another order of heads, transposed, scaled."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.oracle.divergence.layouts import arrangements, axes_of
+from refdiff.oracle.divergence.passes import Expected, Floats
+from refdiff.oracle.divergence.verdict import compare
+
+_OF_A_MAP = re.compile(r"(.*(?:scores|lse|probs|attn))([12])(\[\d+\])?$")
+
+
+def explanation(path: str, mine: Floats, expected: Expected, reference: Mapping[str, NDArray[Any]], unit: float) -> str:
+    """Say what `mine` is equal up to, or nothing where it is none of what is tried.
+
+    Tried are: a factor (of `lse`, the base of the logarithm), an order of heads, also across the two maps, an order of
+    axes.
+    """
+    for tried in (_factor, _heads, _axes):
+        if said := tried(path, mine, expected, reference, unit):
+            return f"equal up to {said}"
+    return ""
+
+
+def _factor(path: str, mine: Floats, expected: Expected, reference: Any, unit: float) -> str:
+    right, hidden = expected.values[path], expected.hidden.get(path)
+    counted = np.isfinite(mine) & np.isfinite(right) & (True if hidden is None else ~hidden)
+    x, y = mine[counted], right[counted]
+    square = float(y @ y)
+    if y.size < 2 or square == 0 or not (x @ x) > 0:
+        return ""
+    factor = float(x @ y) / square
+    if not compare(mine, factor * right, factor**2 * expected.spread[path], unit, hidden).ok:
+        return ""
+    if "lse" in path.rpartition(".")[2]:
+        for base, log in (("2", math.log(2)), ("10", math.log(10))):
+            if abs(factor * log - 1) < 1e-2:
+                return f"the base of the logarithm: {base}, not e"
+    return f"the factor {factor:.5g}{_known(factor, path, reference)}"
+
+
+def _known(factor: float, path: str, reference: Mapping[str, NDArray[Any]]) -> str:
+    """What a factor of scores may come from."""
+    q = reference.get(path.rpartition(".")[0] + ".q_rope", reference.get("q_rope"))
+    if q is None or "scores" not in path:
+        return ""
+    d = q.shape[-1]
+    known = {
+        f"√d, d = {d}: not scaled": math.sqrt(d), f"1/√d, d = {d}: scaled twice": 1 / math.sqrt(d),
+        "√2: scaled by the root of half of d": math.sqrt(2), "1/√2: scaled by the root of 2d": math.sqrt(0.5),
+        "log₂ e": 1 / math.log(2), "ln 2": math.log(2),
+    }  # fmt: skip
+    return next((f" = {name}" for name, value in known.items() if abs(factor / value - 1) < 1e-2), "")
+
+
+def _heads(path: str, mine: Floats, expected: Expected, reference: Mapping[str, NDArray[Any]], unit: float) -> str:
+    match = _OF_A_MAP.match(path)
+    names = [path]
+    if match and reference.keys() >= {f"{match[1]}{i}{match[3] or ''}" for i in "12"}:
+        names = [f"{match[1]}{i}{match[3] or ''}" for i in "12"]
+    pool: list[tuple[Floats, Any, Any]] = []
+    for name in names:
+        spread, hidden = expected.spread[name], expected.hidden.get(name)
+        heads = _by_head(name, expected.values[name], reference)
+        if heads is None:
+            return ""
+        hid = [None] * len(heads) if hidden is None else _by_head(name, hidden, reference)
+        spreads = _by_head(name, np.broadcast_to(spread[..., None], expected.values[name].shape), reference)
+        pool += [(h, s[..., 0], d) for h, s, d in zip(heads, spreads, hid, strict=True)]
+    own = _by_head(path, mine, reference)
+    if own is None or len(own) < 2:
+        return ""
+    order = []
+    for head in own:
+        fits = [(found.ratio, i) for i, (h, s, d) in enumerate(pool) if (found := compare(head, h, s, unit, d)).ok]
+        if not fits:
+            return ""
+        order.append(min(fits)[1])
+    first = names.index(path) * len(own)
+    if len(set(order)) < len(order):
+        return f"heads that are there several times: {_listed(order)}"
+    return "" if order == list(range(first, first + len(own))) else f"an order of heads: {_listed(order)}"
+
+
+def _listed(order: list[int]) -> str:
+    return "(" + ", ".join(map(str, order)) + ")"
+
+
+def _by_head(path: str, array: Any, reference: Mapping[str, NDArray[Any]]) -> Any:
+    """The heads of an array, one by one; None where it has none."""
+    axes = axes_of(path, reference)
+    names = axes.names
+    if not set(names) & set("HKp"):
+        return None
+    fine = array.reshape(axes.sizes)
+    front = [i for i, n in enumerate(names) if n in "HKp"]
+    # the halves of a joined value are heads too, in the order (half, head) in which they came
+    front.sort(key=lambda i: names[i] != "p")
+    rest = [i for i in range(len(names)) if i not in front]
+    heads = fine.transpose(front + rest)
+    return heads.reshape(-1, *heads.shape[len(front) :])
+
+
+def _axes(path: str, mine: Floats, expected: Expected, reference: Mapping[str, NDArray[Any]], unit: float) -> str:
+    axes = axes_of(path, reference)
+    plain = "".join(n for n, size in zip(axes.names, axes.sizes, strict=True) if size != 1)
+    for array, order in arrangements(mine.reshape(-1), axes):
+        if order != plain and array.shape == mine.shape:
+            found = compare(array, expected.values[path], expected.spread[path], unit, expected.hidden.get(path))
+            if found.ok:
+                return f"a transpose: its numbers lie as ({', '.join(order)}), not ({', '.join(plain)})"
+    return ""

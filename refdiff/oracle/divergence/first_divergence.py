@@ -1,0 +1,224 @@
+"""The first point of a run that is not what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.model.wirings import WIRINGS
+from refdiff.oracle.divergence.explain import explanation
+from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
+from refdiff.oracle.divergence.passes import Expected, expect
+from refdiff.oracle.divergence.units import UNITS, precision_of
+from refdiff.oracle.divergence.verdict import Found, compare
+from refdiff.oracle.tracing.names import canonical_names
+from refdiff.oracle.tracing.reading import Source, read_trace
+from refdiff.oracle.tracing.trace import Trace, new_path
+
+MODES = ("local", "free")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One point: "equal", "equal up to" something, "differs", or "missing" in the run under test.
+
+    what: an arrangement that was undone, what it is equal up to, or how it differs. ratio: its worst row's error, in
+    units of what is allowed; row, error and size: where that is, and its root mean squares of error and right value.
+    """
+
+    path: str
+    status: str
+    what: str = ""
+    ratio: float = 0.0
+    row: tuple[int, ...] = ()
+    error: float = 0.0
+    size: float = 0.0
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What `first_divergence` found: `path` is the first point that is not right, None where all are.
+
+    mode: "local" or "free", or "recorded" where the run could not be repeated and was compared with what the
+    reference's file holds. precision: the type that the run was taken to compute in. stages: every point of the
+    reference in order. unknown: names of the run under test that are no point.
+    """
+
+    path: str | None
+    mode: str
+    precision: str
+    stages: tuple[Stage, ...]
+    unknown: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        """True where something diverges."""
+        return self.path is not None
+
+    @property
+    def first(self) -> Stage | None:
+        """The stage of `path`."""
+        return next((s for s in self.stages if s.path == self.path), None)
+
+    def __str__(self) -> str:
+        from refdiff.oracle.divergence.report import lines
+
+        return "\n".join(lines(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON holds it."""
+        from refdiff.oracle.divergence.report import as_dict
+
+        return as_dict(self)
+
+
+def first_divergence(
+    mine: Source,
+    ref: Source,
+    *,
+    mode: str = "local",
+    aliases: str | Mapping[str, str] = "auto",
+    precision: str = "auto",
+    model: Any = None,
+) -> Divergence:
+    """Find the first point of the run `mine` that is not what it should be.
+
+    Args:
+        mine, ref: a `Trace`, a dict of arrays, a file or a folder (`read_trace`); `ref` is of this package.
+        mode: "local": each point is computed in float64 from the points before it in `mine`, so that an error belongs
+            to the point that made it. "free": from the inputs of the run, so that errors add up.
+        aliases: "auto" takes the names of transformers, unilm, timm, vLLM and llama.cpp; "none" only those of
+            `refdiff.oracle.tracing.points`; or a dict, your name → the point's, beside "auto".
+        precision: what the run computes in, a key of `UNITS`; "auto": from the types and values of its arrays.
+        model: the model of `ref`, where its file names none that is here.
+
+    Raises:
+        ValueError: nothing in `mine` is a point of `ref`, or an argument is none of those above.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}, but must be one of {', '.join(MODES)}")
+    if precision not in ("auto", *UNITS):
+        raise ValueError(f"precision is {precision!r}, but must be auto or one of {', '.join(UNITS)}")
+    if isinstance(aliases, str) and aliases not in ("auto", "none"):
+        raise ValueError(f'aliases is {aliases!r}, but must be "auto", "none", or a dict of your names to points')
+    reference, given = _complete(read_trace(ref, model=model)), read_trace(mine)
+    names = canonical_names(given, reference, aliases)
+    points = maps_apart({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
+    known = {path: points[path] for path in reference if path in points}
+    if not known:
+        raise ValueError(
+            f"none of the names in the trace is a point of the reference: it has {_some(given)}, the reference "
+            f"{_some(reference)}"
+        )
+    precision = precision_of(known) if precision == "auto" else precision
+    used = {name for name, path in names.items() if path in known or not _is_point(path, points)}
+    unknown = tuple(name for name in given if name not in used)
+    return _judge(known, reference, mode, precision, unknown)
+
+
+def _complete(reference: Trace) -> Trace:
+    """The reference with every point that there is, in float64; as it is where it cannot be run again."""
+    if reference.run is None:
+        return reference
+    points: dict[str, NDArray[Any]] = {}
+
+    def keep(path: str, value: Any, **_: Any) -> Any:
+        points[new_path(path, points)] = np.array(value, dtype=np.float64)
+        return value
+
+    reference.run(keep, maps=True)
+    return replace(reference, points=points)
+
+
+def _is_point(path: str, points: Mapping[str, Any]) -> bool:
+    """Whether a path was left as it was, and not taken apart."""
+    return path in points
+
+
+def _some(names: Mapping[str, Any]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:4]) + (f", … ({len(listed)})" if len(listed) > 4 else "")
+
+
+def _interleaved(reference: Trace) -> bool:
+    """Whether heads 2i, 2i + 1 are a pair."""
+    if "spec" in reference.about:
+        return bool(reference.about["spec"]["pairing"] == "interleaved")
+    wiring = reference.about.get("config", {}).get("wiring", "hf")
+    return WIRINGS[wiring].interleaved
+
+
+def _judge(
+    known: dict[str, NDArray[Any]], reference: Trace, mode: str, precision: str, unknown: tuple[str, ...]
+) -> Divergence:
+    unit = max(UNITS[precision], 2.0**-50)  # what is computed here is in float64 itself
+    laid = {path: arranged(array, path, reference) for path, array in known.items()}
+    fitting: dict[str, Floats] = {path: array for path, (array, _) in laid.items() if array is not None}
+    if reference.run is None:
+        expected, mode = _recorded(reference, unit), "recorded"
+    else:
+        expected = expect(reference.run, fitting, unit, local=mode == "local")
+    _hide_padding(expected, reference)
+    stages = [_stage(path, laid, expected, reference, unit) for path in reference]
+    bad = next((s.path for s in stages if s.status in ("differs", "equal up to") and not _harmless(s)), None)
+    return Divergence(bad, mode, precision, tuple(stages), unknown)
+
+
+def _hide_padding(expected: Expected, reference: Trace) -> None:
+    """Leave out what stands at padding: nobody uses it, and transformers' own attentions differ there."""
+    mask = reference.inputs.get("attention_mask")
+    if mask is None or np.ndim(mask) != 2 or np.all(mask):
+        return
+    for path, value in expected.values.items():
+        axes = axes_of(path, reference)
+        place = next((axes.names.index(n) for n in "TS" if n in axes.names), None)
+        if axes.names[:1] != "B" or place is None:
+            continue
+        padding = np.asarray(mask)[:, -value.shape[place] :] == 0
+        if padding.shape != (value.shape[0], value.shape[place]):
+            continue
+        shape = [1] * value.ndim
+        shape[0], shape[place] = padding.shape
+        hidden = expected.hidden.get(path, np.zeros(value.shape, dtype=np.bool_))
+        expected.hidden[path] = hidden | padding.reshape(shape)
+
+
+def _harmless(stage: Stage) -> bool:
+    """Nothing is computed from a log-sum-exp, so its base is a matter of taste."""
+    return "the base of the logarithm" in stage.what
+
+
+def _stage(path: str, laid: Mapping[str, Any], expected: Expected, reference: Trace, unit: float) -> Stage:
+    if path not in laid or path not in expected.values:
+        return Stage(path, "missing")
+    array, how = laid[path]
+    if array is None:
+        return Stage(path, "differs", how, np.inf)
+    right, hidden = expected.values[path], expected.hidden.get(path)
+    found = compare(array, right, expected.spread[path], unit, hidden)
+    numbers = (found.ratio, found.worst, found.error, found.size)
+    if found.ok:
+        return Stage(path, "equal", f"lies as ({', '.join(how)})" if how else "", *numbers)
+    said = explanation(path, array, expected, reference, unit)
+    return Stage(path, "equal up to" if said else "differs", said or _difference(found), *numbers)
+
+
+def _difference(found: Found) -> str:
+    if np.isinf(found.ratio):
+        return f"{found.error:g} stands where {found.size:g} should"
+    return f"off by {found.error:.2g} where it should be {found.size:.2g} (root mean squares of the worst row)"
+
+
+def _recorded(reference: Trace, unit: float) -> Expected:
+    """Without the model: what the file holds, and differences that grow with the number of points passed."""
+    expected = Expected()
+    for number, (path, array) in enumerate(reference.items()):
+        wide = array.astype(np.float64)
+        finite = wide[np.isfinite(wide)]
+        size = float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+        expected.values[path] = wide
+        expected.spread[path] = np.full(wide.shape[:-1], (4 * unit * size) ** 2 * (1 + number))
+    return expected

@@ -1,0 +1,129 @@
+"""What each point should be, and how far off it may be: the run once more in float64, and with rounding put in.
+
+"local": whatever is computed goes on from the arrays of the run under test, so that an error belongs to the point that
+made it. "free": it goes on from what was computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.arrays import Array
+from refdiff.oracle.divergence.verdict import counting
+from refdiff.oracle.tracing.points import DOUBLE, SINGLE
+
+Floats = NDArray[np.float64]
+
+MEMBERS = 6
+"""How many times the run is repeated with rounding."""
+
+DOUBTFUL = 3.09
+"""How many standard deviations (1 in 1000) the spread that so few rounded numbers show may be too small."""
+
+ROUNDING = 0.4
+"""The standard deviation of the rounding of one value, in units of roundoff: 0.29 for one, more where there are two."""
+
+SUMMATION = 0.15
+"""That of a sum of n terms, in roundoffs of float32 times √n, as accumulated in a row."""
+
+
+@dataclass
+class Expected:
+    """The points of a run in float64, entries that nobody uses, and the squares of what rounding does to each row."""
+
+    values: dict[str, Floats] = field(default_factory=dict)
+    hidden: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    spread: dict[str, Floats] = field(default_factory=dict)
+
+
+def expect(run: Callable[..., None], given: Mapping[str, Floats], unit: float, *, local: bool) -> Expected:
+    """Run again: once exactly, then `MEMBERS` times with every value off by about `unit`.
+
+    Args:
+        given: the arrays of the run under test, in the axes of the points.
+        unit: the unit roundoff of the run under test.
+    """
+    expected, paths = Expected(), _Paths()
+    sure: dict[str, Floats] = {}
+
+    def exactly(
+        path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None, doubt: Callable[[float], Any] | None = None
+    ) -> Array:
+        path = paths.next(path)
+        expected.values[path] = np.array(value, dtype=np.float64)
+        expected.spread[path] = np.zeros(expected.values[path].shape[:-1])
+        if hidden is not None:
+            expected.hidden[path] = hidden
+        if doubt is not None:
+            spread = np.broadcast_to(np.asarray(doubt(unit), dtype=np.float64), value.shape)
+            sure[path] = _row_mean(spread**2, None)
+        return _going_on(path, value, hidden)
+
+    def _going_on(path: str, value: Array, hidden: NDArray[np.bool_] | None) -> Array:
+        if not local or path not in given:
+            return value
+        return given[path] if hidden is None else np.where(hidden, 0.0, given[path])
+
+    run(exactly, maps=True)
+    for member in range(MEMBERS):
+        rng = np.random.default_rng(member)
+        paths = _Paths()
+
+        def rounded(
+            path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
+            doubt: Callable[[float], Any] | None = None, rng: np.random.Generator = rng, paths: _Paths = paths,
+        ) -> Array:  # fmt: skip
+            path = paths.next(path)
+            with np.errstate(invalid="ignore"):
+                off = np.asarray(value, dtype=np.float64) - expected.values[path]
+            expected.spread[path] += _row_mean(np.where(np.isfinite(off), off, 0.0) ** 2, hidden) / MEMBERS
+            value = np.asarray(_going_on(path, value, hidden), dtype=np.float64)
+            noise = ROUNDING * unit
+            if value.ndim:
+                noise += SUMMATION * (SINGLE if unit >= SINGLE else DOUBLE) * value.shape[-1] ** 0.5
+            value = value * (1 + noise * rng.standard_normal(value.shape))
+            if doubt is not None:
+                value = value + ROUNDING * np.asarray(doubt(unit)) * rng.standard_normal(value.shape)
+            return value
+
+        run(rounded, maps=True)
+    for path, spread in expected.spread.items():
+        expected.spread[path] = spread * _margin(expected.values[path], expected.hidden.get(path)) + sure.get(path, 0.0)
+    return expected
+
+
+def _margin(value: Floats, hidden: NDArray[np.bool_] | None) -> Any:
+    """What a mean of squares of n numbers is multiplied by, so that it is hardly ever too small; 1 for large n.
+
+    Wilson and Hilferty 1931: (χ²ₙ / n)^⅓ is about normal, of mean 1 − 2/(9n) and variance 2/(9n).
+    """
+    n = MEMBERS * counting(value, hidden)
+    return (1 - 2 / (9 * n) - DOUBTFUL * np.sqrt(2 / (9 * n))) ** -3.0
+
+
+def _row_mean(x: Floats, hidden: NDArray[np.bool_] | None) -> Floats:
+    """The mean over the last axis of what is not hidden; of a single number, itself."""
+    if x.ndim == 0 or x.shape[-1] == 0:
+        return x if x.ndim == 0 else np.zeros(x.shape[:-1])
+    if hidden is None:
+        return np.asarray(x.mean(axis=-1))
+    seen = ~hidden
+    mean: Floats = np.where(seen, x, 0.0).sum(axis=-1) / np.maximum(seen.sum(axis=-1), 1)
+    return mean
+
+
+class _Paths:
+    """Paths that a run comes to several times are numbered, as in a trace."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def next(self, path: str) -> str:
+        n = self._seen.get(path, -1) + 1
+        self._seen[path] = n
+        return f"{path}[{n}]" if n else path

@@ -1,0 +1,89 @@
+"""A divergence for people, 80 columns wide, and for programs."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refdiff.oracle.divergence.first_divergence import Divergence, Stage
+
+WIDTH = 80
+_MODES = {
+    "local": "each point computed from those before it in this run",
+    "free": "each point computed from the inputs of the run",
+    "recorded": "each point compared with the reference's file: its model is not here",
+}
+
+
+def lines(found: Divergence) -> list[str]:
+    """The first point that is not right, then every point that was compared."""
+    compared = [s for s in found.stages if s.status != "missing"]
+    head = f"{len(compared)} of {len(found.stages)} points compared in {found.precision}: {_MODES[found.mode]}"
+    result = textwrap.wrap(head, WIDTH)
+    first = found.first
+    if first is None:
+        result += ["", "nothing diverges"]
+    else:
+        result += ["", f"first divergence: {first.path}", *textwrap.wrap(first.what, WIDTH - 2, **_INDENT)]
+        if first.row:
+            result += [f"  worst row {first.row}, {_times(first)} what rounding explains"]
+        before = [s for s in compared[: compared.index(first)] if s.status == "equal"]
+        skipped = _missing_before(found, first)
+        if skipped:
+            text = f"not in the trace, so the mistake may be there: {', '.join(skipped)}"
+            result += textwrap.wrap(text, WIDTH - 2, **_INDENT)
+        elif before:
+            result += [f"  right up to {before[-1].path}"]
+    result += ["", f"  {'':12}{'error/allowed':>13}  point"]
+    for stage in compared:
+        mark = {"equal": "equal", "equal up to": "equal up to", "differs": "DIFFERS"}[stage.status]
+        result += [f"  {mark:12}{stage.ratio:>13.2g}  {stage.path}"]
+        if stage.what:
+            result += textwrap.wrap(stage.what, WIDTH - 2, initial_indent=" " * 29, subsequent_indent=" " * 29)
+    if found.unknown:
+        names = ", ".join(found.unknown[:8]) + (f", … ({len(found.unknown)})" if len(found.unknown) > 8 else "")
+        result += ["", *textwrap.wrap(f"no point of the reference: {names}", WIDTH)]
+    return result
+
+
+_INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "  "}
+
+
+def _times(stage: Stage) -> str:
+    return f"{stage.ratio:.3g} times"
+
+
+def _missing_before(found: Divergence, first: Stage) -> list[str]:
+    """The points just before the first divergence that the trace has not."""
+    at = found.stages.index(first)
+    names = []
+    for stage in reversed(found.stages[:at]):
+        if stage.status != "missing":
+            break
+        names.append(stage.path.rpartition(".")[2])
+    return names[::-1]
+
+
+def as_dict(found: Divergence) -> dict[str, Any]:
+    """Numbers that JSON has not, as infinities, become null."""
+    return {
+        "diverges": bool(found),
+        "path": found.path,
+        "what": found.first.what if found.first else "",
+        "mode": found.mode,
+        "precision": found.precision,
+        "stages": [
+            {
+                "path": s.path,
+                "status": s.status,
+                "what": s.what,
+                "ratio": s.ratio if s.ratio < float("inf") else None,
+                "row": list(s.row),
+                "error": s.error if abs(s.error) < float("inf") else None,
+                "size": s.size if abs(s.size) < float("inf") else None,
+            }
+            for s in found.stages
+        ],
+        "unknown": list(found.unknown),
+    }
