@@ -8,12 +8,13 @@ import secrets
 import sys
 from typing import Any
 
+from refdiff.bench.memory import peak_memory
 from refdiff.cli import prompts_file
 from refdiff.cli.flags import UsageError
 from refdiff.cli.generate_flags import NUMBERS
 from refdiff.cli.loading import load
 from refdiff.cli.prompt import check_prompt, read_prompt
-from refdiff.cli.terminal import note, peak_memory, size
+from refdiff.cli.terminal import note, size
 from refdiff.cli.transcript import Transcript
 
 _AS_THEY_ARE = ("repetition_penalty", "no_repeat_ngram_size", "num_beams")

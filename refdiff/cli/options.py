@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from refdiff.cli.attention_flags import add_attention
+from refdiff.cli.bench_flags import add_bench
 from refdiff.cli.flags import add_common
 from refdiff.cli.generate_flags import add_generate
 from refdiff.cli.train_flags import add_train
@@ -73,6 +74,7 @@ examples:
     add_attention(commands)
     _add_convert(commands)
     add_train(commands)
+    add_bench(commands)
     return parser
 
 

@@ -12,7 +12,7 @@ from refdiff.cli import main
 from refdiff.cli.options import build_parser
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["convert"], ["attention"]])
+@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["convert"], ["attention"], ["bench"]])
 def test_help_opens_with_two_examples_and_fits_80_columns(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -27,7 +27,7 @@ def test_help_opens_with_two_examples_and_fits_80_columns(
     assert max(map(len, lines)) < 80
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect", "attention"])
+@pytest.mark.parametrize("command", ["generate", "inspect", "attention", "bench"])
 def test_every_flag_says_its_default(command: str) -> None:
     subcommands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     actions = [a for a in subcommands.choices[command]._actions if a.dest != "help" and a.option_strings]

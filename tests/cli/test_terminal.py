@@ -1,14 +1,13 @@
-"""One-line messages, sizes, memory."""
+"""One-line messages, sizes."""
 
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import pytest
 
 from refdiff import CheckpointError
-from refdiff.cli.terminal import one_line, peak_memory, size, warnings_in_one_line
+from refdiff.cli.terminal import one_line, size, warnings_in_one_line
 
 
 @pytest.mark.parametrize(
@@ -43,28 +42,6 @@ def test_errors_become_one_line(error: Exception, line: str) -> None:
 )
 def test_sizes(count: float, text: str) -> None:
     assert size(count) == text
-
-
-def test_peak_memory_counts_what_was_held() -> None:
-    before = peak_memory()
-    assert before is not None
-    held = bytearray(before + 50_000_000)
-    held[::4096] = b"x" * len(held[::4096])
-    del held
-    after = peak_memory()
-    assert after is not None
-    assert after >= before + 50_000_000
-
-
-def test_peak_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = peak_memory()
-    monkeypatch.setattr(Path, "exists", lambda self: False)
-    other = peak_memory()
-    assert expected is not None
-    assert other is not None
-    assert other >= expected * 0.9
-    monkeypatch.setitem(__import__("sys").modules, "resource", None)
-    assert peak_memory() is None
 
 
 def test_warnings_are_one_line_without_source(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,71 @@
+"""The machine that numbers were measured on, in words that fit into a table; no paths, no names of people or hosts."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from refdiff.backends.workers import Workers
+
+PACKAGES = ("numpy", "transformers", "torch", "onnxruntime")
+
+
+def cores() -> int:
+    """How many cores this process may run on."""
+    return Workers().threads
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """Name processor, memory, system and versions; a package that is not installed is not there."""
+    import numpy as np
+
+    import refdiff
+
+    versions = {"refdiff": refdiff.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    build: Any = np.show_config(mode="dicts")
+    blas = build.get("Build Dependencies", {}).get("blas", {})
+    return {
+        "processor": processor(),
+        "cores": cores(),
+        "threads": threads,
+        "memory_bytes": memory(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "blas": " ".join(filter(None, (blas.get("name"), blas.get("version")))),
+        "versions": versions,
+    }
+
+
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Name the processor as its maker does, where the system says."""
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model", "cpu model"):
+                return " ".join(value.split())
+    return platform.processor() or platform.machine()
+
+
+def memory() -> int | None:
+    """Bytes of memory that the machine has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def one_line(machine: dict[str, Any]) -> str:
+    """The machine as a sentence under a table."""
+    names = {"python": "Python", "numpy": "NumPy", "onnxruntime": "ONNX Runtime"}
+    versions = ", ".join(f"{names.get(name, name)} {number}" for name, number in machine["versions"].items())
+    memory = f", {machine['memory_bytes'] / 1e9:.0f} GB" if machine["memory_bytes"] else ""
+    cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return f"{machine['processor']}, {cores}{memory}, {machine['system']}; {threads}; {machine['blas']}; {versions}"

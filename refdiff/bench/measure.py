@@ -1,0 +1,264 @@
+"""One row: who is asked what, in which process, and what the answers say of each other."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refdiff.bench import pairs
+from refdiff.bench.children import Child, first_output
+from refdiff.bench.model_side import LOOKED_UP
+from refdiff.bench.rows import Row
+from refdiff.bench.side import Settings
+from refdiff.bench.work import WEIGHT, Work, work_of
+from refdiff.model.config import DiffLlamaConfig
+
+OURS = "refdiff"
+DECODED_FOR_MEMORY = 16
+LOOKUP_PROMPT = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    folder: the checkpoint, or None where no row needs one. against: the sides beside refdiff. pairs: rounds that
+    count. steps: tokens decoded at a time. least: seconds that products go on for. rest: seconds before each side's
+    turn, so that the threads of the one before it fall asleep. batch and context: of a training step.
+    """
+
+    folder: str | None = None
+    against: tuple[str, ...] = ()
+    pairs: int = 5
+    steps: int = 16
+    least: float = 0.3
+    rest: float = 0.3
+    batch: int = 16
+    context: int = 256
+    settings: Settings = field(default_factory=Settings)
+
+
+@dataclass
+class Measured:
+    """One row's answers, as JSON has them under `rows`.
+
+    `sides`: name → what each round gave, in seconds or bytes, and as a rate. `against`: name → the ratio (above 1:
+    refdiff is faster; of memory, below 1: it needs less), and where the two did not do the same. `ceiling`: the
+    machine's rate in each round, and the share of it that each side reached. `error`: why there is nothing.
+    """
+
+    row: Row
+    work: Work
+    answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    rates: list[float] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def title(self) -> str:
+        """How a table names it."""
+        memory = self.row.kind == "train" and self.work.unit == "B"
+        return f"training memory, {self.row.model}" if memory else self.row.title
+
+    @property
+    def failed(self) -> bool:
+        """Whether it could not be measured, or the sides did different things."""
+        return self.error is not None or any(entry["difference"] for entry in self.to_dict()["against"].values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Evaluate the answers."""
+        key = "bytes" if self.work.unit == "B" else "seconds"
+        numbers = {name: [a[key] for a in answers] for name, answers in self.answers.items()}
+        sides: dict[str, Any] = {}
+        for name, values in numbers.items():
+            sides[name] = {key: values, "rate": pairs.Spread.of([self.work.rate(v) for v in values]).to_dict()}
+            own = [a["own_bytes"] for a in self.answers[name] if a.get("own_bytes")]
+            if own:
+                sides[name]["own_bytes"] = own
+        against = {}
+        for name, values in numbers.items():
+            if name == OURS:
+                continue
+            over, under = (values, numbers[OURS]) if key == "seconds" else (numbers[OURS], values)
+            compared = map(pairs.difference, self.answers[OURS], self.answers[name])
+            against[name] = {
+                "ratio": pairs.ratios(over, under).to_dict(),
+                "difference": next((found for found in compared if found), None),
+            }
+        ceiling = None
+        if self.rates and numbers:
+            shares = {
+                name: pairs.Spread.of(
+                    [self.work.of_ceiling(s, r) for s, r in zip(values, self.rates, strict=True)]
+                ).to_dict()
+                for name, values in numbers.items()
+            }
+            ceiling = {"kind": self.work.ceiling, "rates": self.rates, "share": shares}
+        return {
+            "row": self.row.spelled,
+            "title": self.title,
+            "unit": self.work.unit,
+            "sides": sides,
+            "against": against,
+            "ceiling": ceiling,
+            "error": self.error,
+        }
+
+
+class Measurer:
+    """Measures rows one after the other, keeping the processes that several of them use; `close` ends these."""
+
+    def __init__(self, options: Options, turn: Callable[[Row, str], None] = lambda row, side: None) -> None:
+        self.options = options
+        self._turn = turn
+        self._children: dict[str, Child] = {}
+        self._opened: set[str] = set()
+        self.config = None if options.folder is None else DiffLlamaConfig.from_pretrained(options.folder)
+
+    def close(self) -> None:
+        """End all processes."""
+        for child in self._children.values():
+            child.close()
+        self._children.clear()
+        self._opened.clear()
+
+    def sides_of(self, row: Row) -> list[str]:
+        """Name who takes part in a row: a side without models takes part in products."""
+        return [OURS, *(name for name in self.options.against if name != "onnxruntime" or row.kind == "product")]
+
+    def check(self) -> None:
+        """Start every side once, so that what is not installed is said before an hour of measuring.
+
+        Raises:
+            UnavailableError: a side cannot be measured here.
+        """
+        for name in (OURS, *self.options.against):
+            self._child(name)
+
+    def measure(self, row: Row, training: Path | None = None) -> list[Measured]:
+        """Measure one row; a training row, of the model in the folder `training`, gives its memory as a second one."""
+        if row.kind == "train":
+            return self._train(row, training)
+        work = self._work(row, self.config)
+        single = {"cold": self._cold, "load": self._fresh, "memory": self._fresh}.get(row.kind, self._kept)
+        rounds = 1 if row.kind == "memory" else self.options.pairs
+        asks, warm = {}, {}
+        for name in self.sides_of(row):
+            asks[name], warm[name] = single(row, name)
+        pairs.interleave(warm, 1)
+        return [self._rounds(row, work, asks, rounds)]
+
+    def _rounds(self, row: Row, work: Work, asks: dict[str, Callable[[], Any]], rounds: int) -> Measured:
+        if work.ceiling:
+            ceilings = self._child("ceilings")
+            asks = {**asks, "ceilings": lambda: ceilings.ask(work.ceiling)}
+            asks["ceilings"]()
+        turns = iter(list(asks) * rounds)
+        answers = pairs.interleave(asks, rounds, lambda: self._before(row, next(turns)))
+        rates = [a["rate"] for a in answers.pop("ceilings", [])]
+        return Measured(row, work, answers, rates)
+
+    def _before(self, row: Row, side: str) -> None:
+        self._turn(row, side)
+        time.sleep(self.options.rest)
+
+    def _work(self, row: Row, config: DiffLlamaConfig | None) -> Work:
+        o = self.options
+        itemsize = 8 if o.settings.dtype == "float64" else 4
+        return work_of(row, config, steps=o.steps, itemsize=itemsize, batch=o.batch, context=o.context)
+
+    def _child(self, name: str) -> Child:
+        if name not in self._children:
+            self._children[name] = Child(name, self.options.settings)
+        return self._children[name]
+
+    def _kept(self, row: Row, name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """What to ask a process that stays, and what to ask it before that, not counted."""
+        o, child = self.options, self._child(name)
+        if row.kind == "product":
+            shape = {"outputs": WEIGHT[0], "inputs": WEIGHT[1], "size": row.size}
+            return lambda: child.ask("product", **shape, least=o.least), lambda: child.ask("product", **shape, least=0)
+        if name not in self._opened:
+            child.ask("open")
+            self._opened.add(name)
+        rows = {"size": row.size, "batch": row.batch}
+        match row.kind:
+            case "prefill":
+                less = {**rows, "size": min(row.size, 128)}
+                return lambda: child.ask("prefill", **rows), lambda: child.ask("prefill", **less)
+            case "decode":
+                return lambda: child.ask("decode", **rows, steps=o.steps), lambda: child.ask("decode", **rows, steps=1)
+            case _:
+                size = LOOKUP_PROMPT
+                return (
+                    lambda: child.ask("lookup", size=size, steps=o.steps),
+                    lambda: child.ask("lookup", size=size, steps=min(o.steps, 2 * LOOKED_UP)),
+                )
+
+    def _fresh(self, row: Row, name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """What to ask a process that is started for it; the file is in the system's cache after the first time."""
+
+        def ask() -> dict[str, Any]:
+            with Child(name, self.options.settings) as child:
+                if row.kind == "load":
+                    return child.ask("open")
+                return child.ask("memory", size=row.size, batch=row.batch, steps=DECODED_FOR_MEMORY)
+
+        return ask, (ask if row.kind == "load" else dict)
+
+    def _cold(self, row: Row, name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """Run what a user would: the command here, a script of a few lines there."""
+        s, folder = self.options.settings, str(self.options.folder)
+        prompt = sixteen_tokens(folder)
+        if name == OURS:
+            command = ["-m", "refdiff", "generate", "-m", folder, "-p", prompt, "-n", "1", "--temp", "0", "-q"]
+            command += ["--threads", str(s.threads), "--dtype", s.dtype, "--offline"]
+        else:
+            from refdiff.bench.transformers_side import WHAT_ONE_WOULD_WRITE
+
+            command = ["-c", WHAT_ONE_WOULD_WRITE, folder, prompt, s.dtype]
+
+        def ask() -> dict[str, Any]:
+            seconds, text = first_output([sys.executable, *command], s.threads)
+            return {"seconds": seconds, "text": text.strip()}
+
+        return ask, ask
+
+    def _train(self, row: Row, folder: Path | None) -> list[Measured]:
+        """Measure steps in processes that do nothing else, so that their memory is that of training."""
+        o = self.options
+        config = DiffLlamaConfig.from_pretrained(str(folder))
+        what = {"folder": str(folder), "batch": o.batch, "context": o.context, "vocab_size": config.vocab_size}
+        children: dict[str, Child] = {}
+        try:
+            for name in self.sides_of(row):
+                children[name] = Child(name, o.settings)
+            asks: dict[str, Callable[[], Any]] = {
+                name: functools.partial(child.ask, "train", **what) for name, child in children.items()
+            }
+            pairs.interleave(asks, 1)
+            speed = self._rounds(row, self._work(row, config), asks, o.pairs)
+            peaks = {name: [child.ask("peak")] for name, child in children.items()}
+        finally:
+            for child in children.values():
+                child.close()
+        return [speed, Measured(row, Work("B"), peaks)]
+
+
+def sixteen_tokens(folder: str) -> str:
+    """Return the beginning of a sentence that is at most 16 tokens long.
+
+    Raises:
+        CheckpointError: the checkpoint has no tokenizer.
+    """
+    from refdiff.generation.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_pretrained(folder)
+    text = "Once upon a time there was a king who had three sons, and the youngest of them"
+    while len(tokenizer.encode(text)) > 16 and len(text) > 1:
+        text = text[:-1]
+    return text.rstrip()

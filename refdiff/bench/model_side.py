@@ -1,0 +1,119 @@
+"""A side with a model: what is measured of it, out of steps that each library does in its own way."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.bench.side import ProductSide, Settings
+
+Ids = NDArray[np.int64]
+
+LOOKED_UP = 10
+"""prompt_lookup_num_tokens of both sides."""
+
+PATTERN = 16
+"""Tokens that the prompt of prompt lookup says over and over."""
+
+
+class ModelSide(ProductSide):
+    """A library with a causal language model and a cache, which `start` begins and `step` continues."""
+
+    asked = (*ProductSide.asked, "open", "prefill", "decode", "lookup", "memory", "train")
+    vocab_size: int
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._in_cache: tuple[int, int] | None = None
+        self._first: Ids = np.empty(0, np.int64)
+        self._train_step: Callable[[], float] | None = None
+
+    @abstractmethod
+    def load(self, folder: str) -> None:
+        """Open the checkpoint, and set `vocab_size`."""
+
+    @abstractmethod
+    def start(self, ids: Ids) -> Ids:
+        """Read (B, T) into a new cache, and give the most likely next token of each row (B,)."""
+
+    @abstractmethod
+    def step(self, tokens: Ids) -> Ids:
+        """Read one more token of each row (B,), and give the next ones."""
+
+    @abstractmethod
+    def rewind(self, length: int) -> None:
+        """Forget all tokens after the first `length`."""
+
+    @abstractmethod
+    def by_lookup(self, ids: Ids, new: int) -> Ids:
+        """Continue (1, T) by `new` tokens, guessing them from the prompt; gives the new ones."""
+
+    @abstractmethod
+    def trainer(self, folder: str, ids: Ids) -> Callable[[], float]:
+        """Make a function that does one training step on ids (B, T) and gives the loss before it."""
+
+    def open(self) -> dict[str, Any]:
+        """Open the checkpoint.
+
+        Raises:
+            ValueError: there is none among the settings.
+        """
+        folder = self.settings.folder
+        if folder is None:
+            raise ValueError("there is no checkpoint to open")
+        seconds, _ = self.timed(lambda: self.load(folder))
+        return {"seconds": seconds}
+
+    def prefill(self, size: int, batch: int) -> dict[str, Any]:
+        """Read prompts of `size` tokens."""
+        self._in_cache = None
+        ids = random_ids(batch, size, self.vocab_size)
+        seconds, tokens = self.timed(lambda: self.start(ids))
+        return {"seconds": seconds, "tokens": tokens.tolist()}
+
+    def decode(self, size: int, batch: int, steps: int) -> dict[str, Any]:
+        """Decode `steps` tokens a row after a context of `size`, which is read once and kept, not timed."""
+        if self._in_cache == (size, batch):
+            self.rewind(size)
+        else:
+            self._in_cache = None
+            self._first = self.start(random_ids(batch, size, self.vocab_size))
+            self._in_cache = size, batch
+
+        def decoded() -> Ids:
+            made = [self._first]
+            for _ in range(steps):
+                made.append(self.step(made[-1]))
+            return np.stack(made, axis=1)
+
+        seconds, tokens = self.timed(decoded)
+        return {"seconds": seconds, "tokens": tokens.tolist()}
+
+    def lookup(self, size: int, steps: int) -> dict[str, Any]:
+        """Continue a prompt of `size` tokens that repeats itself."""
+        self._in_cache = None
+        ids = np.resize(random_ids(1, min(PATTERN, size), self.vocab_size), (1, size))
+        seconds, tokens = self.timed(lambda: self.by_lookup(ids, steps))
+        return {"seconds": seconds, "tokens": tokens.tolist()}
+
+    def memory(self, size: int, batch: int, steps: int) -> dict[str, Any]:
+        """Open, read and decode, and give the most memory that this took; to be asked of a new process."""
+        self.open()
+        tokens = self.decode(size, batch, steps)["tokens"]
+        return {**self.peak(), "tokens": tokens}
+
+    def train(self, folder: str, batch: int, context: int, vocab_size: int) -> dict[str, Any]:
+        """Make one more training step of the model in `folder`, always on the same ids."""
+        if self._train_step is None:
+            self._train_step = self.trainer(folder, random_ids(batch, context, vocab_size))
+        seconds, loss = self.timed(self._train_step)
+        return {"seconds": seconds, "loss": loss}
+
+
+def random_ids(batch: int, tokens: int, vocab_size: int) -> Ids:
+    """Draw token ids, the same on every side."""
+    return np.random.default_rng(batch * 1_000_003 + tokens).integers(0, vocab_size, (batch, tokens))

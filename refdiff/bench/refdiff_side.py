@@ -1,0 +1,86 @@
+"""refdiff, as it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refdiff.arrays import namespace
+from refdiff.backends import kernels_for, ops_for
+from refdiff.bench.model_side import LOOKED_UP, Ids, ModelSide
+from refdiff.bench.side import FloatArray
+from refdiff.generation.context import Context
+from refdiff.model.heads import DiffLlamaForCausalLM
+from refdiff.model.weights.names import flatten, nest
+from refdiff.training.adamw import AdamW
+
+
+class RefdiffSide(ModelSide):
+    """A `DiffLlamaForCausalLM`, read by what its `generate` reads by."""
+
+    model: DiffLlamaForCausalLM
+
+    def load(self, folder: str) -> None:
+        """Map the files."""
+        s = self.settings
+        self.model = DiffLlamaForCausalLM.from_pretrained(
+            folder, dtype=s.dtype, backend=s.backend, threads=s.threads, local_files_only=True
+        )
+        self.vocab_size = self.model.config.vocab_size
+
+    def start(self, ids: Ids) -> Ids:
+        """Read a prompt."""
+        self._context, self._ids = Context(self.model, None), ids
+        return self._next()
+
+    def step(self, tokens: Ids) -> Ids:
+        """Read what `generate` would read next."""
+        self._ids = np.concatenate([self._ids, tokens[:, None]], axis=1)
+        return self._next()
+
+    def _next(self) -> Ids:
+        return np.asarray(self._context.read(self._ids)[:, -1].argmax(axis=1))
+
+    def rewind(self, length: int) -> None:
+        """Crop the cache."""
+        self._context.forget(length)
+        self._ids = self._ids[:, :length]
+
+    def by_lookup(self, ids: Ids, new: int) -> Ids:
+        """Call `generate`."""
+        options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": False}
+        made = self.model.generate(ids, max_new_tokens=new, prompt_lookup_num_tokens=LOOKED_UP, **options)
+        return np.asarray(made[:, ids.shape[1] :])
+
+    def hold(self, weight: FloatArray) -> Callable[[FloatArray], Any]:
+        """Call `linear` as a model does, its kernel having the cores to itself."""
+        if not hasattr(self, "_kernels"):
+            self._kernels = kernels_for(namespace(weight), threads=self.settings.threads)
+            self._ops = ops_for(self._kernels)
+
+        def multiply(x: FloatArray) -> Any:
+            with self._kernels.running():
+                return self._ops.linear(x, weight)
+
+        return multiply
+
+    def trainer(self, folder: str, ids: Ids) -> Callable[[], float]:
+        """Make a step of what `refdiff.training` does: loss and gradients, then AdamW."""
+        s = self.settings
+        model = DiffLlamaForCausalLM.from_pretrained(folder, dtype=s.dtype, threads=s.threads)
+        params = {name: np.array(a, order="C") for name, a in flatten(model.params).items()}
+        model.params = nest(params)
+        optimizer = AdamW(params)
+
+        def one_step() -> float:
+            loss, grads = model.loss_and_grad(ids, labels=ids)
+            if model.kernels is None:
+                optimizer.step(flatten(grads), 1e-3)
+            else:
+                with model.kernels.running():
+                    optimizer.step(flatten(grads), 1e-3, each=model.kernels.each)
+            return float(loss)
+
+        return one_step

@@ -1,0 +1,118 @@
+"""One side of a comparison, as the process that is measured holds it: a clock, and what it may be asked for.
+
+What is measured is written once, here and in `model_side.py`, out of a few steps that each library does in its own
+way, so that all sides have the same inputs and the clock runs over the same work.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.bench.memory import own_memory, peak_memory
+
+CACHES = 256 * 2**20
+"""Bytes of weights that a product goes through: more than the caches of most machines hold."""
+
+FloatArray = NDArray[np.float32]
+
+
+class UnavailableError(RuntimeError):
+    """A side that cannot be measured here; the message says what to install."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a side is told once: the checkpoint (or None), threads, dtype, and refdiff's backend."""
+
+    folder: str | None = None
+    threads: int = 1
+    dtype: str = "float32"
+    backend: str = "numpy"
+
+
+class Side:
+    """What all sides share.
+
+    Every answer is a dict that JSON can hold. `seconds` is the time of the work alone; `tokens`, `loss` and `sample`
+    are what it gave, by which the parent sees that both sides did the same.
+    """
+
+    asked: ClassVar[tuple[str, ...]] = ("prepare", "peak")
+    clock: Callable[[], float] = staticmethod(time.perf_counter)
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def answer(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Do what is asked for by name.
+
+        Raises:
+            ValueError: this side does not do that.
+        """
+        if do not in self.asked:
+            raise ValueError(f"{type(self).__name__} is asked for {do!r}, but does {', '.join(self.asked)}")
+        result: dict[str, Any] = getattr(self, do)(**arguments)
+        return result
+
+    def prepare(self) -> dict[str, Any]:
+        """Import what the work needs, and set the number of threads; not timed.
+
+        Raises:
+            UnavailableError: a package is not installed.
+        """
+        return {}
+
+    def peak(self) -> dict[str, Any]:
+        """The most memory that this process has held, and what of it is not mapped from files now."""
+        return {"bytes": peak_memory(), "own_bytes": own_memory()}
+
+    def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        """Return how many seconds the work took, and its result."""
+        self.sync()
+        started = self.clock()
+        result = work()
+        self.sync()
+        return self.clock() - started, result
+
+    def sync(self) -> None:
+        """Wait until the device has done all that it was given; a CPU always has."""
+
+
+class ProductSide(Side, ABC):
+    """A side that multiplies by weights."""
+
+    asked = (*Side.asked, "product")
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._held: dict[tuple[int, int], list[Callable[[FloatArray], Any]]] = {}
+
+    @abstractmethod
+    def hold(self, weight: FloatArray) -> Callable[[FloatArray], Any]:
+        """Make x (N, inputs) → x weightᵀ of a weight (outputs, inputs), as fast as the library can."""
+
+    def product(self, size: int, outputs: int, inputs: int, least: float) -> dict[str, Any]:
+        """Multiply `size` tokens with weights of outputs × inputs that no cache holds, for `least` seconds or more."""
+        shape = outputs, inputs
+        if shape not in self._held:
+            first = np.random.default_rng(0).standard_normal(shape, np.float32)
+            self._held = {shape: [self.hold(first.copy()) for _ in range(max(CACHES // first.nbytes, 1))]}
+        x = np.random.default_rng(1).standard_normal((size, inputs), np.float32)
+
+        def passes() -> tuple[int, Any]:
+            started, count = self.clock(), 0
+            while count == 0 or self.clock() - started < least:
+                results = [multiply(x) for multiply in self._held[shape]]
+                count += len(results)
+            return count, results[0]
+
+        seconds, (count, result) = self.timed(passes)
+        sample = np.asarray(result, np.float64).reshape(size, outputs)[-1, :: max(outputs // 8, 1)]
+        return {"seconds": seconds / count, "sample": sample.tolist()}

@@ -1,0 +1,104 @@
+"""How much work a row is: tokens made, bytes that must be read, multiplications and additions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from refdiff.bench.rows import Row
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.weights.names import count_parameters, parameter_shapes
+
+WEIGHT = 2048, 8192
+"""Outputs and inputs of the weight that `product` multiplies with."""
+
+FEW = 16
+"""Up to so many tokens, what a product costs is reading its weight."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens that a row makes or reads, bytes that it must read, operations that a plain pass does; 0 if not counted.
+
+    unit: what a table shows: tok/s, s, B, GB/s or GFLOP/s.
+    ceiling: what the machine holds against it: gemv (bytes a second), sgemm (operations a second) or "".
+    """
+
+    unit: str
+    ceiling: str = ""
+    tokens: int = 0
+    bytes: int = 0
+    operations: int = 0
+
+    def rate(self, measured: float) -> float:
+        """Turn seconds (or bytes) into what the unit says."""
+        match self.unit:
+            case "tok/s":
+                return self.tokens / measured
+            case "GB/s":
+                return self.bytes / measured / 1e9
+            case "GFLOP/s":
+                return self.operations / measured / 1e9
+            case _:
+                return measured
+
+    def of_ceiling(self, seconds: float, rate: float) -> float:
+        """Say which share of the machine's rate was reached."""
+        return (self.bytes if self.ceiling == "gemv" else self.operations) / seconds / rate
+
+
+def work_of(row: Row, config: DiffLlamaConfig | None, *, steps: int, itemsize: int = 4, **shape: int) -> Work:
+    """Count a row's work on a model; `shape` is the training batch's."""
+    if row.kind in ("cold", "load"):
+        return Work("s")
+    if row.kind == "memory":
+        return Work("B")
+    if row.kind == "product":
+        outputs, inputs = WEIGHT
+        few = row.size <= FEW
+        return Work(
+            "GB/s" if few else "GFLOP/s",
+            "gemv" if few else "sgemm",
+            bytes=4 * outputs * inputs,
+            operations=2 * outputs * inputs * row.size,
+        )
+    if config is None:
+        raise ValueError(f"{row.spelled} needs a model")
+    if row.kind == "lookup":
+        return Work("tok/s", tokens=steps)
+    if row.kind == "prefill":
+        once = _pass(config, row.size) + 2 * config.vocab_size * config.hidden_size
+        return Work("tok/s", "sgemm", tokens=row.size * row.batch, operations=once * row.batch)
+    if row.kind == "decode":
+        read = steps * itemsize * _matrices(config, head=True)
+        cached = sum(_cache(config) * (row.size + i) for i in range(1, steps + 1))
+        return Work("tok/s", "gemv", tokens=steps * row.batch, bytes=read + cached * row.batch * itemsize)
+    tokens = shape["batch"] * shape["context"]
+    logits = 2 * config.vocab_size * config.hidden_size * tokens
+    backward = 3  # the gradients of both factors of every product cost as much as the product each
+    operations = backward * (_pass(config, shape["context"]) * shape["batch"] + logits)
+    return Work("tok/s", "sgemm", tokens=tokens, operations=operations)
+
+
+def _matrices(config: DiffLlamaConfig, *, head: bool) -> int:
+    """Numbers in the matrices that every token is multiplied by, those of the head among them or not."""
+    shapes: dict[str, Any] = parameter_shapes(config, "DiffLlamaForCausalLM")
+    layers = count_parameters(s for name, s in shapes.items() if len(s) > 1 and ".layers." in name)
+    return layers + (config.vocab_size * config.hidden_size if head else 0)
+
+
+def _cache(config: DiffLlamaConfig) -> int:
+    """Numbers of keys and values that one token has in the cache."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+
+
+def _pass(config: DiffLlamaConfig, tokens: int) -> int:
+    """Operations of all layers on a row of tokens, attention over the keys that causality shows and no others.
+
+    What a clever pass leaves out (all but the keys and values of the last layer where only the last token's logits are
+    read) counts as if it were done.
+    """
+    seen = tokens * (tokens + 1) // 2
+    heads = config.num_query_heads * config.head_dim  # scores; as much again for the values of pairs of twice the width
+    attention = 2 * 2 * config.num_hidden_layers * heads * seen
+    return 2 * _matrices(config, head=False) * tokens + attention

@@ -1,0 +1,135 @@
+"""`refdiff bench`: how fast, and how much memory, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refdiff.cli.flags import UsageError
+from refdiff.cli.terminal import note
+
+if TYPE_CHECKING:
+    from refdiff.bench.measure import Measured, Options
+    from refdiff.bench.rows import Row
+
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; 1 where a row failed, or the sides gave different tokens.
+
+    Raises:
+        UsageError: flags that do not fit together.
+        UnavailableError: what it should be measured against is not installed.
+    """
+    from refdiff.bench import run as bench
+
+    rows = _rows(args)
+    like = _like(args, rows)
+    if like is not None and not args.quiet:
+        note(f"refdiff bench: random weights in the dimensions of {like}")
+    results: list[Measured] = []
+    with bench.checkpoint(like, _folder(args)) as folder:
+        options = _options(args, folder)
+        try:
+            with _watched(rows, quiet=args.quiet) as (turn, done), closing(bench.run(rows, options, turn)) as run:
+                for measured in run:
+                    results.append(measured)
+                    done(measured)
+        finally:
+            if results:  # after Ctrl-C too
+                model = bench.describe_model(like, folder, args.model)
+                _show(args, bench.report(bench.in_order(results, rows), options, model=model))
+    return 1 if any(measured.failed for measured in results) else 0
+
+
+def _rows(args: argparse.Namespace) -> list[Row]:
+    """Read the rows, and refuse what contradicts itself before anything is written or measured."""
+    from refdiff.bench import rows as known
+
+    if args.train and args.rows is not None:
+        raise UsageError("--train and --rows each say what is measured; use one of them (--rows train:3m)")
+    if args.plot is not None and Path(args.plot).suffix.lower() not in _PICTURES:
+        raise UsageError(f"--plot {args.plot}: the name must end in one of {', '.join(_PICTURES)}")
+    if args.rows is None:
+        everything, short = (known.TRAIN, known.QUICK_TRAIN) if args.train else (known.ALL, known.QUICK)
+        rows = short if args.quick else everything
+    else:
+        try:
+            rows = known.parse_rows(args.rows)
+        except ValueError as error:
+            raise UsageError(f"--rows: {error}") from None
+    if args.against == ["onnxruntime"] and not any(row.kind == "product" for row in rows):
+        raise UsageError("--against onnxruntime compares products only; add --rows product:1,product:16")
+    return rows
+
+
+def _like(args: argparse.Namespace, rows: list[Row]) -> str | None:
+    """Which model random weights are drawn for, if any."""
+    if args.model is not None and args.like is not None:
+        raise UsageError("-m and --like each give the model; use one of them")
+    if args.folder is not None and args.like is None:
+        raise UsageError("--folder is where --like's checkpoint is kept; add --like, or name a checkpoint with -m")
+    if args.model is not None or not any(row.needs_model for row in rows):
+        return None
+    return str(args.like or "tiny")
+
+
+def _folder(args: argparse.Namespace) -> str | None:
+    if args.model is None:
+        return None if args.folder is None else str(args.folder)
+    from refdiff import hub
+
+    files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
+    return str(hub.snapshot(args.model, files=files, local_files_only=args.offline, progress=not args.quiet))
+
+
+def _options(args: argparse.Namespace, folder: str | None) -> Options:
+    from refdiff.bench.machine import cores
+    from refdiff.bench.measure import Options
+    from refdiff.bench.side import Settings
+
+    settings = Settings(folder, args.threads or cores(), args.dtype)
+    against = tuple(dict.fromkeys(args.against or ()))
+    if args.quick:
+        short: dict[str, Any] = {"steps": 4, "least": 0.0, "rest": 0.0, "batch": 2, "context": 32}
+        return Options(folder, against, args.pairs or 1, settings=settings, **short)
+    return Options(folder, against, args.pairs or 5, settings=settings)
+
+
+@contextmanager
+def _watched(
+    rows: list[Row], *, quiet: bool
+) -> Iterator[tuple[Callable[[Row, str], None], Callable[[Measured], None]]]:
+    """Show whose turn it is where somebody watches, and a line for every row elsewhere."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(rows), unit="row", file=sys.stderr, disable=quiet or not sys.stderr.isatty()) as bar:
+
+        def turn(row: Row, side: str) -> None:
+            bar.set_postfix_str(f"{row.title}: {side}")
+
+        def done(measured: Measured) -> None:
+            bar.update()
+            if bar.disable and not quiet:
+                note(f"refdiff bench: {measured.title}: {measured.error or 'measured'}")
+
+        yield turn, done
+
+
+def _show(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    from refdiff.cli.bench_table import markdown_lines, text_lines
+
+    lines = markdown_lines(report) if args.markdown else text_lines(report)
+    sys.stdout.write("\n".join(lines) + "\n")
+    if args.json is not None:
+        Path(args.json).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        from refdiff.bench.plot import plot
+
+        plot(report, args.plot)

@@ -1,0 +1,105 @@
+"""The report of `refdiff bench` for people: lines of 80 columns, or Markdown."""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from typing import Any
+
+from refdiff.bench.machine import one_line
+from refdiff.cli.terminal import size
+
+_WIDTH = 79
+_NAMES = {"refdiff": "refdiff", "transformers": "transformers", "onnxruntime": "ONNX Runtime"}
+_SHORT = {"transformers": "torch", "onnxruntime": "ORT"}
+"""Who multiplied, where a product was measured beside both."""
+
+
+def text_lines(report: dict[str, Any]) -> list[str]:
+    """The table in 80 columns; a row that was measured beside two others takes two lines."""
+    head = ("", "refdiff", _other(report), "ratio", "spread") if _other(report) else ("", "refdiff", "", "", "")
+    lines = [_columns(*head)]
+    for row in report["rows"]:
+        lines += [_columns(*cells) for cells in _rows(row)]
+        if row["ceiling"]:
+            lines += textwrap.wrap(_share(row), _WIDTH, initial_indent="  ", subsequent_indent="  ")
+        for failure in _failures(row):
+            lines += textwrap.wrap(failure, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return [*lines, "", *textwrap.wrap(_caption(report), _WIDTH)]
+
+
+def markdown_lines(report: dict[str, Any]) -> list[str]:
+    """The same as a table in Markdown, with the machine under it."""
+    other = _other(report)
+    titles = ["", "refdiff", *([other, "ratio (spread)"] if other else []), "share of the ceiling"]
+    lines = [_cells(titles), _cells(["---"] * len(titles), "")]
+    for row in report["rows"]:
+        share = _share(row) if row["ceiling"] else ""
+        for title, ours, theirs, ratio, spread in _rows(row):
+            beside = [theirs, f"**{ratio}** ({spread})" if ratio else ""] if other else []
+            lines.append(_cells([title, ours, *beside, "; ".join([*filter(None, [share]), *_failures(row)])]))
+    return [*lines, "", _caption(report)]
+
+
+def _other(report: dict[str, Any]) -> str:
+    """Name the other column."""
+    names = {name for row in report["rows"] for name in row["against"]}
+    return _NAMES[names.pop()] if len(names) == 1 else "the other" if names else ""
+
+
+def _columns(title: str, ours: str, theirs: str, ratio: str, spread: str) -> str:
+    return f"{title:<27}{ours:>14}{theirs:>14}{ratio:>9}{spread:>14}".rstrip()
+
+
+def _cells(cells: list[str], pad: str = " ") -> str:
+    return "|" + "|".join(f"{pad}{cell}{pad}" if cell else " " for cell in cells) + "|"
+
+
+def _rows(row: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Return title, refdiff, the other, ratio and spread, beside each other side."""
+    if row["error"]:
+        return [(row["title"], "failed", "", "", "")]
+    ours = _number(row["sides"]["refdiff"]["rate"]["median"], row["unit"])
+    if not row["against"]:
+        return [(row["title"], ours, "", "", "")]
+    found = []
+    for name, entry in row["against"].items():
+        theirs = _number(row["sides"][name]["rate"]["median"], row["unit"])
+        ratio = entry["ratio"]
+        spread = f"{ratio['low']:.2f}–{ratio['high']:.2f}"
+        title = row["title"] if len(row["against"]) == 1 else f"{row['title']}, {_SHORT[name]}"
+        found.append((title, ours, theirs, f"{ratio['median']:.2f}×", spread))
+    return found
+
+
+def _share(row: dict[str, Any]) -> str:
+    """Name the ceiling, and the share of it that each side reached."""
+    ceiling = row["ceiling"]
+    rate = statistics.median(ceiling["rates"])
+    unit = f"{rate / 1e9:.1f} GB/s" if ceiling["kind"] == "gemv" else f"{rate / 1e9:.0f} GFLOP/s"
+    shares = ", ".join(f"{_NAMES[name]} {100 * s['median']:.0f} %" for name, s in ceiling["share"].items())
+    return f"{shares} of {ceiling['kind']} ({unit})"
+
+
+def _failures(row: dict[str, Any]) -> list[str]:
+    failures = [row["error"]] if row["error"] else []
+    failures += [
+        f"not the same as {_NAMES[name]}: {entry['difference']}"
+        for name, entry in row["against"].items()
+        if entry["difference"]
+    ]
+    return [f"FAILED: {failure}" for failure in failures]
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "B":
+        return size(value)
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 4
+    return f"{value:.{digits}f} {unit}"
+
+
+def _caption(report: dict[str, Any]) -> str:
+    settings, model = report["settings"], report["model"]
+    what = f"{model['name']}, {model['parameters']:,} parameters, " if model else ""
+    pairs = f"median of {settings['pairs']} interleaved pair{'s' * (settings['pairs'] > 1)}"
+    return f"{what}{settings['dtype']}, {pairs}. {one_line(report['machine'])}."

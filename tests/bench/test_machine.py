@@ -1,0 +1,57 @@
+"""The machine in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from refdiff.bench import machine
+
+from .fakes import report
+
+
+def test_what_is_said_of_this_one() -> None:
+    found = machine.describe(3)
+    assert found["threads"] == 3
+    assert 1 <= found["cores"] <= (os.cpu_count() or 1)
+    assert found["versions"]["python"] == platform.python_version()
+    assert {"refdiff", "numpy"} <= set(found["versions"])
+    assert found["processor"]
+    assert found["memory_bytes"] > 100_000_000
+    text = json.dumps(found)
+    assert str(Path.home()) not in text
+    assert platform.node() not in text.replace("Linux", "")
+    assert os.sep + "lib" not in text
+
+
+def test_processor(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor : 0\nmodel name\t: Some   CPU @ 2.50GHz\nflags : x\nmodel name : Other\n")
+    assert machine.processor(info) == "Some CPU @ 2.50GHz"
+    info.write_text("processor : 0\n")
+    assert machine.processor(info) == (platform.processor() or platform.machine())
+    assert machine.processor(tmp_path / "none") == (platform.processor() or platform.machine())
+
+
+def test_packages_that_are_not_installed_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PACKAGES", ("numpy", "no-such-package-anywhere"))
+    assert set(machine.describe(1)["versions"]) == {"refdiff", "python", "numpy"}
+
+
+def test_memory_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sysconf")
+    assert machine.memory() is None
+
+
+def test_one_line() -> None:
+    one = report()["machine"]
+    assert machine.one_line(one) == (
+        "A Processor, 2 cores, 25 GB, Linux x86_64; 1 thread; openblas 0.3; refdiff 1.2.3, NumPy 2.4.6"
+    )
+    assert machine.one_line({**one, "memory_bytes": None, "cores": 1, "threads": 4}) == (
+        "A Processor, 1 core, Linux x86_64; 4 threads; openblas 0.3; refdiff 1.2.3, NumPy 2.4.6"
+    )

@@ -1,0 +1,199 @@
+"""One row: who is asked what, and what the answers come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pytest
+
+from refdiff.bench import measure
+from refdiff.bench.measure import Measured, Measurer, Options, sixteen_tokens
+from refdiff.bench.rows import Row, parse_rows
+from refdiff.bench.side import Settings
+from refdiff.bench.work import Work
+from refdiff.errors import CheckpointError
+
+
+def test_answers_are_evaluated() -> None:
+    answers = {
+        "refdiff": [{"seconds": 1.0, "tokens": [1]}, {"seconds": 10.0, "tokens": [1]}, {"seconds": 2.0, "tokens": [1]}],
+        "transformers": [
+            {"seconds": 2.0, "tokens": [1]},
+            {"seconds": 30.0, "tokens": [1]},
+            {"seconds": 3.0, "tokens": [1]},
+        ],
+    }
+    work = Work("tok/s", "gemv", tokens=8, bytes=10)
+    found = Measured(Row("decode", 128), work, answers, rates=[20.0, 2.0, 10.0]).to_dict()
+    assert found["row"] == "decode:128"
+    assert found["sides"]["refdiff"]["seconds"] == [1.0, 10.0, 2.0]
+    assert found["sides"]["refdiff"]["rate"] == {"median": 4.0, "low": 0.8, "high": 8.0}
+    assert found["against"]["transformers"] == {
+        "ratio": {"median": 2.0, "low": 1.5, "high": 3.0},
+        "difference": None,
+    }
+    assert found["ceiling"]["kind"] == "gemv"
+    assert found["ceiling"]["share"]["refdiff"] == {"median": 0.5, "low": 0.5, "high": 0.5}
+    assert found["ceiling"]["share"]["transformers"]["median"] == pytest.approx(0.25)
+    assert not Measured(Row("decode", 128), work, answers, rates=[20.0, 2.0, 10.0]).failed
+
+
+def test_less_memory_is_below_one() -> None:
+    answers = {"refdiff": [{"bytes": 3, "own_bytes": 1}], "transformers": [{"bytes": 4, "own_bytes": None}]}
+    measured = Measured(Row("memory", 128), Work("B"), answers)
+    found = measured.to_dict()
+    assert found["against"]["transformers"]["ratio"]["median"] == 0.75
+    assert found["sides"]["refdiff"]["own_bytes"] == [1]
+    assert "own_bytes" not in found["sides"]["transformers"]
+    assert found["ceiling"] is None
+    assert measured.title == "memory 128"
+    assert Measured(Row("train", model="3m"), Work("B"), answers).title == "training memory, 3m"
+
+
+def test_other_tokens_are_a_failure() -> None:
+    answers = {"refdiff": [{"seconds": 1.0, "tokens": [1]}], "transformers": [{"seconds": 9.0, "tokens": [2]}]}
+    measured = Measured(Row("prefill", 5), Work("tok/s", tokens=5), answers)
+    assert measured.to_dict()["against"]["transformers"]["difference"] == "token 0 of row 0 is 1 here and 2 there"
+    assert measured.failed
+
+
+def test_a_row_that_could_not_be_measured() -> None:
+    measured = Measured(Row("load"), Work("s"), error="no room")
+    assert measured.failed
+    assert measured.to_dict() == {
+        "row": "load",
+        "title": "load",
+        "unit": "s",
+        "sides": {},
+        "against": {},
+        "ceiling": None,
+        "error": "no room",
+    }
+
+
+class FakeChild:
+    """A process that answers what it is asked, and remembers."""
+
+    log: ClassVar[list[tuple[str, Any]]] = []
+    living: ClassVar[int] = 0
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self._note("new")
+        FakeChild.living += 1
+
+    def _note(self, what: Any) -> None:
+        FakeChild.log.append((self.name, what))
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        self._note((do, *arguments.values()) if arguments else do)
+        if do in ("gemv", "sgemm"):
+            return {"rate": 1e9}
+        if do == "peak":
+            return {"bytes": 5, "own_bytes": 2}
+        return {"seconds": 2.0, "bytes": 7, "tokens": [1], "loss": 3.0, "sample": [1.0]}
+
+    def close(self) -> None:
+        self._note("end")
+        FakeChild.living -= 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeChild]]:
+    monkeypatch.setattr(measure, "Child", FakeChild)
+    FakeChild.log, FakeChild.living = [], 0
+    yield FakeChild
+    assert FakeChild.living == 0
+
+
+def _measure(
+    folder: Path, spelled: str, against: tuple[str, ...] = ("transformers",), **options: Any
+) -> list[Measured]:
+    measurer = Measurer(Options(str(folder), against, 2, steps=3, rest=0, **options))
+    try:
+        return measurer.measure(parse_rows(spelled)[0], folder)
+    finally:
+        measurer.close()
+
+
+def test_sides_that_stay_take_turns_with_the_ceiling(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
+    (measured,) = _measure(tiny_checkpoint, "decode:9x2")
+    a, b, c = "refdiff", "transformers", "ceilings"
+    turn = [(a, ("decode", 9, 2, 3)), (b, ("decode", 9, 2, 3)), (c, "gemv")]
+    assert fake.log == [
+        *[(a, "new"), (a, "open"), (b, "new"), (b, "open")],
+        *[(a, ("decode", 9, 2, 1)), (b, ("decode", 9, 2, 1)), (c, "new"), (c, "gemv")],
+        *turn,
+        *turn,
+        *[(a, "end"), (b, "end"), (c, "end")],
+    ]
+    assert measured.to_dict()["sides"]["refdiff"]["rate"]["median"] == 3 * 2 / 2.0
+    assert measured.rates == [1e9, 1e9]
+
+
+def test_a_long_prompt_is_warmed_up_by_a_short_one(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
+    _measure(tiny_checkpoint, "prefill:500", ())
+    assert [what for name, what in fake.log if name == "refdiff"] == [
+        "new", "open", ("prefill", 128, 1), ("prefill", 500, 1), ("prefill", 500, 1), "end",
+    ]  # fmt: skip
+
+
+def test_processes_of_their_own(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
+    _measure(tiny_checkpoint, "load", ())
+    assert [what for _, what in fake.log] == ["new", "open", "end"] * 3
+    fake.log.clear()
+    (measured,) = _measure(tiny_checkpoint, "memory:9x2", ("transformers", "onnxruntime"))
+    once = ["new", ("memory", 9, 2, 16), "end"]
+    assert fake.log == [(name, what) for name in ("refdiff", "transformers") for what in once]
+    assert measured.to_dict()["against"]["transformers"]["ratio"]["median"] == 1.0
+
+
+def test_products_are_measured_beside_everyone(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
+    (measured,) = _measure(tiny_checkpoint, "product:4", ("transformers", "onnxruntime"), least=0.7)
+    assert set(measured.to_dict()["against"]) == {"transformers", "onnxruntime"}
+    asked = [what for name, what in fake.log if name == "onnxruntime"]
+    assert asked == ["new", ("product", 2048, 8192, 4, 0), *[("product", 2048, 8192, 4, 0.7)] * 2, "end"]
+    assert not [what for _, what in fake.log if what == "open"]
+
+
+def test_training_gives_its_memory_too(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
+    speed, memory = _measure(tiny_checkpoint, "train:3m", batch=2, context=5)
+    assert speed.to_dict()["unit"] == "tok/s"
+    assert speed.to_dict()["sides"]["refdiff"]["rate"]["median"] == 2 * 5 / 2.0
+    assert memory.to_dict()["sides"]["transformers"]["bytes"] == [5]
+    steps = [what for name, what in fake.log if name == "refdiff"]
+    assert steps == ["new", *[("train", str(tiny_checkpoint), 2, 5, 259)] * 3, "peak", "end"]
+
+
+def test_the_start_of_a_command_is_what_a_user_runs(
+    fake: type[FakeChild], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(measure, "first_output", lambda command, threads: ran.append(command) or (2.0, " a\n"))
+    (measured,) = _measure(tiny_checkpoint, "cold")
+    assert measured.answers["transformers"] == [{"seconds": 2.0, "text": "a"}] * 2
+    assert ran[0][1:5] == ["-m", "refdiff", "generate", "-m"]
+    assert "DiffLlama" not in ran[1][2]
+    assert "AutoModelForCausalLM" in ran[1][2]
+    assert len(ran) == 6
+
+
+def test_who_is_not_installed_is_noticed_first(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
+    measurer = Measurer(Options(None, ("transformers", "onnxruntime")))
+    measurer.check()
+    measurer.close()
+    assert [name for name, what in fake.log if what == "new"] == ["refdiff", "transformers", "onnxruntime"]
+
+
+def test_a_prompt_of_sixteen_tokens(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert sixteen_tokens(str(tiny_checkpoint)) == "Once upon a tim"  # a byte a token, and <s>
+    with pytest.raises(CheckpointError):
+        sixteen_tokens(str(tmp_path))

@@ -1,0 +1,49 @@
+"""How much memory this process has held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from refdiff.bench.memory import own_memory, peak_memory
+
+
+def test_peak_memory_counts_what_was_held() -> None:
+    before = peak_memory()
+    assert before is not None
+    held = bytearray(before + 50_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    del held
+    after = peak_memory()
+    assert after is not None
+    assert after >= before + 50_000_000
+
+
+def test_peak_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = peak_memory()
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    other = peak_memory()
+    assert expected is not None
+    assert other is not None
+    assert other >= expected * 0.9
+    assert own_memory() is None
+    monkeypatch.setitem(__import__("sys").modules, "resource", None)
+    assert peak_memory() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says")
+def test_own_memory_counts_what_is_held_and_no_mapped_file(tmp_path: Path) -> None:
+    import mmap
+
+    before = own_memory()
+    assert before is not None
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 30_000_000)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[::4096]) > 0
+        held = bytearray(b"y" * 40_000_000)
+        after = own_memory()
+        assert after is not None
+        assert 39_000_000 <= after - before <= 60_000_000
+        assert held[-1] == ord("y")

@@ -1,0 +1,113 @@
+"""What is measured of a model, by a side whose steps take known times."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff.bench.model_side import PATTERN, random_ids
+from refdiff.bench.side import Settings
+
+from .fakes import FakeSide
+
+
+def _opened() -> FakeSide:
+    side = FakeSide()
+    side.open()
+    side.did.clear()
+    return side
+
+
+def test_open() -> None:
+    side = FakeSide()
+    assert side.open() == {"seconds": 7.5}
+    assert side.did == [("load", "somewhere")]
+    with pytest.raises(ValueError, match="there is no checkpoint to open"):
+        FakeSide(Settings()).open()
+
+
+def test_prefill() -> None:
+    side = _opened()
+    answer = side.prefill(size=6, batch=3)
+    ((_, ids),) = side.did
+    np.testing.assert_array_equal(ids, random_ids(3, 6, 11))
+    assert answer == {"seconds": 5.5, "tokens": ids[:, -1].tolist()}
+
+
+def test_decoding_reads_its_context_once_and_does_not_count_it() -> None:
+    side = _opened()
+    first = side.decode(size=6, batch=2, steps=3)
+    assert first["seconds"] == 3 * 2 + 0.5
+    assert [name for name, _ in side.did] == ["start", "step", "step", "step"]
+    last = random_ids(2, 6, 11)[:, -1]
+    np.testing.assert_array_equal(first["tokens"], (last[:, None] + np.arange(4)) % 11)
+    side.did.clear()
+    assert side.decode(size=6, batch=2, steps=3) == first
+    assert side.did[0] == ("rewind", 6)
+    assert [name for name, _ in side.did[1:]] == ["step"] * 3
+
+
+@pytest.mark.parametrize("between", ["prefill", "lookup", "another context"])
+def test_another_text_in_the_cache_is_noticed(between: str) -> None:
+    side = _opened()
+    first = side.decode(size=6, batch=2, steps=1)
+    match between:
+        case "prefill":
+            side.prefill(size=6, batch=2)
+        case "lookup":
+            side.lookup(size=6, steps=2)
+        case _:
+            side.decode(size=5, batch=2, steps=1)
+    side.did.clear()
+    assert side.decode(size=6, batch=2, steps=1) == first
+    assert side.did[0][0] == "start"
+
+
+def test_a_context_that_failed_is_read_again() -> None:
+    side = _opened()
+    side.decode(size=6, batch=1, steps=1)
+
+    def fail(ids: object) -> np.ndarray:
+        raise MemoryError
+
+    side.start = fail  # type: ignore[assignment, method-assign]
+    with pytest.raises(MemoryError):
+        side.decode(size=7, batch=1, steps=1)
+    del side.start
+    side.did.clear()
+    side.decode(size=7, batch=1, steps=1)
+    assert side.did[0][0] == "start"
+
+
+def test_prompt_lookup_has_a_prompt_that_repeats_itself() -> None:
+    side = _opened()
+    assert side.lookup(size=3 * PATTERN + 5, steps=4) == {"seconds": 4.5, "tokens": [[0, 1, 2, 3]]}
+    ((_, ids),) = side.did
+    assert ids.shape == (1, 53)
+    np.testing.assert_array_equal(ids[0, PATTERN:], ids[0, :-PATTERN])
+    assert len(set(ids[0].tolist())) > 3
+
+
+def test_memory_is_that_of_opening_reading_and_decoding() -> None:
+    side = FakeSide()
+    answer = side.memory(size=6, batch=1, steps=2)
+    assert [name for name, _ in side.did] == ["load", "start", "step", "step"]
+    assert answer["bytes"] > 1_000_000
+    assert len(answer["tokens"][0]) == 3
+
+
+def test_training_makes_its_step_once() -> None:
+    side = FakeSide()
+    for _ in range(2):
+        assert side.train("there", batch=2, context=5, vocab_size=17) == {"seconds": 3.5, "loss": 1.5}
+    ((_, folder, ids),) = side.did
+    assert folder == "there"
+    np.testing.assert_array_equal(ids, random_ids(2, 5, 17))
+
+
+def test_ids_are_the_same_everywhere_and_differ_by_shape() -> None:
+    np.testing.assert_array_equal(random_ids(2, 7, 50), random_ids(2, 7, 50))
+    ids = random_ids(3, 1000, 50)
+    assert ids.dtype == np.int64
+    assert set(ids.ravel().tolist()) == set(range(50))
+    assert (random_ids(1, 7, 50) != random_ids(2, 7, 50)[0]).any()

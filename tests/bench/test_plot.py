@@ -1,0 +1,52 @@
+"""What is drawn of a report; that it is drawn: `tests/parity/test_bench.py`, where matplotlib is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from refdiff.bench.plot import panels, plot
+
+from .fakes import report
+
+
+def _row(spelled: str, **sides: list[float]) -> dict[str, Any]:
+    key = "bytes" if spelled.startswith("memory") else "seconds"
+    return {"row": spelled, "sides": {name: {key: values} for name, values in sides.items()}, "error": None}
+
+
+def test_panels_by_hand() -> None:
+    rows = [
+        _row("prefill:512", refdiff=[2.0, 1.0, 3.0], transformers=[4.0]),
+        _row("prefill:128", refdiff=[0.5], transformers=[1.5]),
+        _row("decode:128", refdiff=[4.0], transformers=[8.0]),
+        _row("decode:128x8", refdiff=[8.0], transformers=[16.0]),
+        _row("memory:128", refdiff=[3e9]),
+        _row("memory:2048", refdiff=[5e9]),
+        _row("train:3m", refdiff=[1.0]),
+        _row("load", refdiff=[1.0]),
+        {**_row("prefill:2048", refdiff=[]), "error": "no room"},
+    ]
+    found = {title: (x, y, sides) for title, x, y, sides in panels(report(rows=rows))}
+    assert found == {
+        "reading a prompt": (
+            "tokens of the prompt",
+            "seconds",
+            {"refdiff": [(128, 0.5, 0.5, 0.5), (512, 2.0, 1.0, 3.0)],
+             "transformers": [(128, 1.5, 1.5, 1.5), (512, 4.0, 4.0, 4.0)]},
+        ),
+        "memory": ("tokens read", "peak, GB", {"refdiff": [(128, 3.0, 3.0, 3.0), (2048, 5.0, 5.0, 5.0)]}),
+        "tokens of all rows, 128 tokens each": (
+            "rows",
+            "tokens a second",
+            {"refdiff": [(1, 1.0, 1.0, 1.0), (8, 4.0, 4.0, 4.0)],
+             "transformers": [(1, 0.5, 0.5, 0.5), (8, 2.0, 2.0, 2.0)]},
+        ),
+    }  # fmt: skip
+
+
+def test_one_point_is_no_picture() -> None:
+    rows = [_row("prefill:512", refdiff=[2.0]), _row("decode:128", refdiff=[2.0])]
+    with pytest.raises(ValueError, match="nothing to plot: measure a kind of row at two sizes or more"):
+        plot(report(rows=rows), "nowhere.png")

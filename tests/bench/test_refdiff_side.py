@@ -1,0 +1,67 @@
+"""refdiff as it is measured does what a user's calls do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.bench.model_side import random_ids
+from refdiff.bench.refdiff_side import RefdiffSide
+from refdiff.bench.side import Settings
+
+
+@pytest.fixture
+def side(tiny_checkpoint: Path) -> RefdiffSide:
+    side = RefdiffSide(Settings(str(tiny_checkpoint), 1))
+    assert side.open()["seconds"] > 0
+    return side
+
+
+def _greedy(folder: Path, ids: np.ndarray, new: int) -> list[list[int]]:
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
+    made = model.generate(ids, max_new_tokens=new, do_sample=False, eos_token_id=None)
+    rows: list[list[int]] = made[:, ids.shape[1] :].tolist()
+    return rows
+
+
+def test_tokens_are_those_of_generate(side: RefdiffSide, tiny_checkpoint: Path) -> None:
+    ids = random_ids(2, 9, side.vocab_size)
+    expected = _greedy(tiny_checkpoint, ids, 4)
+    assert side.prefill(9, 2)["tokens"] == [row[0] for row in expected]
+    first = side.decode(9, 2, steps=3)
+    assert first["tokens"] == expected
+    assert first["seconds"] > 0
+    assert side.decode(9, 2, steps=2)["tokens"] == [row[:3] for row in expected], "the cache was not rewound"
+
+
+def test_lookup_gives_the_same_text(side: RefdiffSide, tiny_checkpoint: Path) -> None:
+    ids = np.resize(random_ids(1, 16, side.vocab_size), (1, 40))
+    assert side.lookup(40, steps=7)["tokens"] == _greedy(tiny_checkpoint, ids, 7)
+
+
+def test_memory(tiny_checkpoint: Path) -> None:
+    answer = RefdiffSide(Settings(str(tiny_checkpoint), 1)).answer("memory", size=9, batch=2, steps=3)
+    assert answer["tokens"] == _greedy(tiny_checkpoint, random_ids(2, 9, 259), 4)
+    assert answer["bytes"] > 10_000_000
+
+
+def test_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refdiff.bench.side.CACHES", 1)
+    weight = np.random.default_rng(0).standard_normal((24, 31), np.float32)
+    for size in (1, 5):
+        x = np.random.default_rng(1).standard_normal((size, 31), np.float32)
+        answer = RefdiffSide(Settings(None, 2)).product(size, outputs=24, inputs=31, least=0)
+        np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1, ::3], rtol=1e-5)
+
+
+def test_training_goes_down(tiny_checkpoint: Path) -> None:
+    side = RefdiffSide(Settings(None, 1))
+    losses = [side.train(str(tiny_checkpoint), batch=2, context=11, vocab_size=259)["loss"] for _ in range(4)]
+    ids = random_ids(2, 11, 259)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint)
+    assert losses[0] == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-5)  # type: ignore[arg-type]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] - 0.01

@@ -1,0 +1,77 @@
+"""Checkpoints of random weights in the dimensions of published models."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+import refdiff
+from refdiff.bench import sizes
+from refdiff.model.weights.names import count_parameters, parameter_shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("kajuma/DiffLlama-0.3B-handcut", 1_235_818_496),
+        ("kajuma/DiffLlama-1B", 1_388_412_416),
+        ("tiny", 512 * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128 + 4 * 8 + 2 * 64) + 64),
+    ],
+)
+def test_dimensions(name: str, count: int) -> None:
+    config = refdiff.DiffLlamaConfig(**sizes.LIKE[name])
+    assert count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values()) == count
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("3m", 2.9e6, 3.2e6), ("30m", 28e6, 31e6), ("tiny", 5e4, 2e5)])
+def test_dimensions_of_what_is_trained(name: str, low: float, high: float) -> None:
+    config = sizes.trained_config(name)
+    assert low < count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values()) < high
+    assert config.head_dim * config.num_attention_heads == config.hidden_size
+
+
+def test_a_checkpoint_is_written_once(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    sizes.write_like("tiny", folder)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
+    assert model.config.rope_parameters["rope_type"] == "llama3"
+    assert model.dtype == "float32"
+    tokenizer = refdiff.Tokenizer.from_pretrained(folder)
+    ids = tokenizer.encode("Once あ")
+    assert ids[0] == 1
+    assert len(ids) == 1 + 5 + 3
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "Once あ"
+    assert len(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]) == 512
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    sizes.write_like("tiny", folder)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_run_that_was_ended_before_the_tokenizer_goes_on(tmp_path: Path) -> None:
+    sizes.write_like("tiny", tmp_path)
+    weights = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    (tmp_path / "tokenizer_config.json").unlink()
+    sizes.write_like("tiny", tmp_path)
+    assert (tmp_path / "tokenizer_config.json").exists()
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_another_model_is_not_written_over(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=re.escape(f"{folder} holds another model than tiny: name a new folder")):
+        sizes.write_like("tiny", folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 400_000))
+    with pytest.raises(OSError, match=r"tiny takes 0\.00 GB, but there is room for 0\.00 GB where it goes"):
+        sizes.write_like("tiny", tmp_path / "new")
+    assert not (tmp_path / "new" / "config.json").exists()

@@ -1,0 +1,71 @@
+"""How much work a row is, counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+import refdiff
+from refdiff.bench.rows import parse_rows
+from refdiff.bench.work import Work, work_of
+
+# 2 layers; q 8×5... are (8, 6), k and v (4, 6), o (6, 8), gate and up (7, 6), down (6, 7)
+CONFIG = refdiff.DiffLlamaConfig(
+    vocab_size=13,
+    hidden_size=6,
+    intermediate_size=7,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=2,
+)
+LAYER = 8 * 6 + 2 * 4 * 6 + 6 * 8 + 3 * 7 * 6
+HEAD = 13 * 6
+
+
+def _work(spelled: str, steps: int = 3) -> Work:
+    return work_of(parse_rows(spelled)[0], CONFIG, steps=steps, batch=2, context=5)
+
+
+def test_prefill() -> None:
+    # 5 queries see 1 + 2 + 3 + 4 + 5 = 15 keys; a score of 4 heads is 4 · 2 · 2 operations, and so are its values
+    once = 2 * 5 * 2 * LAYER + 2 * 15 * (2 * 4 * 2 + 2 * 4 * 2) + 2 * HEAD
+    assert _work("prefill:5x3") == Work("tok/s", "sgemm", tokens=15, operations=3 * once)
+
+
+def test_decode() -> None:
+    # after 10 tokens the next three see 11, 12 and 13; a token has 2 layers · (k and v) · 2 heads · 2 numbers
+    read = 3 * 4 * (2 * LAYER + HEAD)
+    cached = (11 + 12 + 13) * 2 * 2 * 2 * 2 * 4
+    assert _work("decode:10") == Work("tok/s", "gemv", tokens=3, bytes=read + cached)
+    assert _work("decode:10x5") == Work("tok/s", "gemv", tokens=15, bytes=read + 5 * cached)
+
+
+def test_training_is_three_passes_with_all_logits() -> None:
+    one = 2 * 5 * 2 * LAYER + 2 * 15 * 32
+    assert _work("train:3m") == Work("tok/s", "sgemm", tokens=10, operations=3 * (2 * one + 10 * 2 * HEAD))
+
+
+def test_products() -> None:
+    assert _work("product:16") == Work("GB/s", "gemv", bytes=2048 * 8192 * 4, operations=2 * 2048 * 8192 * 16)
+    assert _work("product:17").ceiling == "sgemm"
+
+
+def test_double_precision_reads_twice_as_much() -> None:
+    row = parse_rows("decode:10")[0]
+    assert work_of(row, CONFIG, steps=3, itemsize=8).bytes == 2 * work_of(row, CONFIG, steps=3).bytes
+
+
+def test_rates() -> None:
+    work = Work("tok/s", "gemv", tokens=6, bytes=12_000_000_000, operations=4_000_000_000)
+    assert work.rate(2.0) == 3.0
+    assert work.of_ceiling(2.0, 8e9) == 0.75
+    assert Work("GFLOP/s", "sgemm", operations=4_000_000_000).rate(2.0) == 2.0
+    assert Work("GFLOP/s", "sgemm", operations=4_000_000_000).of_ceiling(2.0, 4e9) == 0.5
+    assert Work("GB/s", "gemv", bytes=12_000_000_000).rate(2.0) == 6.0
+    assert [Work(unit).rate(2.0) for unit in ("s", "B")] == [2.0, 2.0]
+    assert [_work(kind).unit for kind in ("cold", "load", "memory:5", "lookup")] == ["s", "s", "B", "tok/s"]
+
+
+def test_a_model_is_needed() -> None:
+    with pytest.raises(ValueError, match="decode:10 needs a model"):
+        work_of(parse_rows("decode:10")[0], None, steps=1)

@@ -1,0 +1,193 @@
+"""`refdiff bench`: flags that do not fit together, a run, exit statuses, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refdiff.bench import run as bench
+from refdiff.bench.measure import Measured, Options
+from refdiff.bench.rows import Row
+from refdiff.bench.side import UnavailableError
+from refdiff.bench.work import Work
+from refdiff.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "speed"], "--rows: row 'speed' is none of those known: cold"),
+        (["--rows", "load", "--train"], "--train and --rows each say what is measured"),
+        (["-m", "x", "--like", "tiny"], "-m and --like each give the model"),
+        (["--folder", "x"], "--folder is where --like's checkpoint is kept"),
+        (["--against", "onnxruntime", "--rows", "load"], "--against onnxruntime compares products only"),
+        (["--plot", "x.txt"], "--plot x.txt: the name must end in one of .png, .svg, .pdf"),
+    ],
+)
+def test_flags_that_do_not_fit(arguments: list[str], message: str, capsys: Capture) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert f"refdiff bench: error: {message}" in capsys.readouterr().err
+
+
+def test_a_run(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "report.json"
+    rows = ["--rows", "decode:4,prefill:8x2"]
+    arguments = ["bench", "-m", str(tiny_checkpoint), *rows, "--quick", "--pairs", "2", "--threads", "1"]
+    assert main([*arguments, "--json", str(file)]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:5:2]] == ["decode 4", "prefill 8, 2 rows"]
+    assert lines[1].endswith(" tok/s")
+    assert "of gemv (" in lines[2]
+    assert "of sgemm (" in lines[4]
+    assert max(map(len, lines)) < 80
+    assert err.splitlines() == [f"refdiff bench: {title}: measured" for title in ("decode 4", "prefill 8, 2 rows")]
+    report = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["row"] for row in report["rows"]] == ["decode:4", "prefill:8x2"]
+    assert report["settings"]["pairs"] == 2
+    assert report["machine"]["threads"] == 1
+    assert len(report["rows"][0]["sides"]["refdiff"]["seconds"]) == 2
+    assert len(report["rows"][0]["ceiling"]["rates"]) == 2
+    assert str(tiny_checkpoint) not in out + file.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Row], Options]]:
+    """Nothing is measured: a row that is named "load" goes well, "lookup" gave other tokens, "cold" failed."""
+    calls: list[tuple[list[Row], Options]] = []
+
+    def run(rows: list[Row], options: Options, turn: Any) -> Generator[Measured, None, None]:
+        calls.append((rows, options))
+        for row in rows:
+            turn(row, "refdiff")
+            if row.kind == "cold":
+                yield Measured(row, Work("s"), error="no room")
+            else:
+                answers = {"refdiff": [{"seconds": 1.0, "tokens": [1]}]}
+                if options.against:
+                    answers["transformers"] = [{"seconds": 2.0, "tokens": [2 if row.kind == "lookup" else 1]}]
+                yield Measured(row, Work("s"), answers)
+
+    monkeypatch.setattr(bench, "run", run)
+    return calls
+
+
+@pytest.mark.parametrize(("rows", "status"), [("load", 0), ("lookup", 1), ("cold", 1), ("load,lookup", 1)])
+def test_exit_status(
+    rows: str, status: int, calls: list[tuple[list[Row], Options]], tiny_checkpoint: Path, capsys: Capture
+) -> None:
+    given = ["bench", "-m", str(tiny_checkpoint), "--rows", rows, "--against", "transformers", "-q"]
+    assert main(given) == status
+    out, err = capsys.readouterr()
+    assert ("FAILED" in out) == (status == 1)
+    assert ("token 0 of row 0 is 1 here and 2 there" in out) == ("lookup" in rows)
+    assert err == ""
+
+
+def test_what_is_measured_by_default(calls: list[tuple[list[Row], Options]], tiny_checkpoint: Path) -> None:
+    from refdiff.bench.rows import ALL, QUICK, QUICK_TRAIN, TRAIN
+
+    for flags, expected, pairs in (
+        ([], ALL, 5),
+        (["--quick"], QUICK, 1),
+        (["--train"], TRAIN, 5),
+        (["--train", "--quick", "--pairs", "3"], QUICK_TRAIN, 3),
+    ):
+        main(["bench", "-q", "-m", str(tiny_checkpoint), *flags])
+        rows, options = calls[-1]
+        assert rows == expected
+        assert options.pairs == pairs
+        assert (options.rest == 0) == ("--quick" in flags)
+    main(["bench", "-q", "--train", "--threads", "3", "--dtype", "float64"])
+    assert calls[-1][1].settings.threads == 3
+    assert calls[-1][1].settings.dtype == "float64"
+    assert calls[-1][1].folder is None, "training needs no checkpoint"
+
+
+def test_like_writes_a_checkpoint_once(calls: list[tuple[list[Row], Options]], tmp_path: Path, capsys: Capture) -> None:
+    kept = tmp_path / "kept"
+    for _ in range(2):
+        assert main(["bench", "--like", "tiny", "--folder", str(kept), "--rows", "load"]) == 0
+        assert calls[-1][1].folder == str(kept)
+    out, err = capsys.readouterr()
+    assert "random weights in the dimensions of tiny, 106,880 parameters" in out.replace("\n", " ")
+    assert err.startswith("refdiff bench: random weights in the dimensions of tiny\n")
+    assert main(["bench", "--rows", "load", "-q"]) == 0
+    assert calls[-1][1].folder not in (None, str(kept))
+
+
+def test_markdown(calls: list[tuple[list[Row], Options]], tiny_checkpoint: Path, capsys: Capture) -> None:
+    assert main(["bench", "-m", str(tiny_checkpoint), "--rows", "load", "--markdown", "-q"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "| | refdiff | share of the ceiling |\n|---|---|---|\n| load | 1.00 s | |"
+    )
+
+
+def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def run(*_: object) -> Generator[Measured, None, None]:
+        raise UnavailableError("--against transformers needs transformers and torch")
+        yield
+
+    monkeypatch.setattr(bench, "run", run)
+    assert main(["bench", "--train", "--against", "transformers", "-q"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "refdiff bench: error: --against transformers needs transformers and torch\n"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes")
+def test_ctrl_c_ends_all_processes_and_shows_what_there_is(environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "refdiff", "bench", "--quick", "--rows", "load,decode:4", "--pairs", "100000"]
+    process = subprocess.Popen(
+        [*command, "--threads", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**environment, "TMPDIR": str(tmp_path)}, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (children := _children(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert children
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert err.decode().endswith("refdiff: interrupted\n")
+    assert "Traceback" not in err.decode()
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert list(tmp_path.iterdir()) == [], "the temporary checkpoint is still there"
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal() and int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_what_was_measured_until_ctrl_c_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, capsys: Capture
+) -> None:
+    def run(rows: list[Row], *_: object) -> Generator[Measured, None, None]:
+        yield Measured(rows[0], Work("s"), {"refdiff": [{"seconds": 1.0}]})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "run", run)
+    assert main(["bench", "-m", str(tiny_checkpoint), "--rows", "load,cold", "-q"]) == 130
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split() == ["load", "1.00", "s"]
+    assert err == "refdiff: interrupted\n"

@@ -1,0 +1,82 @@
+"""The benchmark's other sides, as they are installed: the same work, the same results; and its picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refdiff.bench import run as bench
+from refdiff.bench.measure import Options
+from refdiff.bench.onnxruntime_side import OnnxRuntimeSide
+from refdiff.bench.plot import plot
+from refdiff.bench.rows import parse_rows
+from refdiff.bench.side import Settings
+from refdiff.bench.sizes import write_like
+from refdiff.bench.transformers_side import TransformersSide
+
+ROWS = "cold,load,prefill:19,prefill:7,decode:19,decode:7x3,lookup,memory:19,product:1,product:20,train:tiny"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_like("tiny", folder)
+    return folder
+
+
+def test_all_rows_beside_all_others(tiny: Path, tmp_path: Path) -> None:
+    settings = Settings(str(tiny), 1)
+    options = Options(
+        str(tiny), ("transformers", "onnxruntime"), 1, steps=6, least=0, rest=0, batch=2, context=8, settings=settings
+    )
+    rows = parse_rows(ROWS)
+    found = bench.in_order(list(bench.run(rows, options)), rows)
+    report = bench.report(found, options, model=None)
+    assert [(row["row"], row["error"]) for row in report["rows"]] == [(row.spelled, None) for row in [*rows, rows[-1]]]
+    for row in report["rows"]:
+        others = {"transformers", "onnxruntime"} if row["row"].startswith("product") else {"transformers"}
+        assert set(row["against"]) == others
+        assert {entry["difference"] for entry in row["against"].values()} == {None}, row["row"]
+        assert all(entry["ratio"]["low"] > 0 for entry in row["against"].values())
+    assert not any(measured.failed for measured in found)
+    assert json.loads(json.dumps(report)) == report
+    assert {"torch", "transformers", "onnxruntime"} <= set(report["machine"]["versions"])
+    for name in ("picture.png", "picture.svg"):
+        plot(report, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_other_weights_are_noticed(tiny: Path, tiny_checkpoint: Path) -> None:
+    """The sides are compared by what they say, so two models must not pass for one."""
+    from refdiff.bench.pairs import difference
+    from refdiff.bench.refdiff_side import RefdiffSide
+
+    theirs = TransformersSide(Settings(str(tiny), 1))
+    theirs.prepare()
+    theirs.open()
+    ours = RefdiffSide(Settings(str(tiny_checkpoint), 1))
+    ours.open()
+    assert difference(ours.decode(7, 2, 5), theirs.decode(7, 2, 5)) is not None
+
+
+def test_transformers_rewinds(tiny: Path) -> None:
+    side = TransformersSide(Settings(str(tiny), 1))
+    side.prepare()
+    side.open()
+    first = side.decode(9, 2, steps=4)["tokens"]
+    assert side.decode(9, 2, steps=4)["tokens"] == first
+    assert side.decode(9, 2, steps=2)["tokens"] == [row[:3] for row in first]
+
+
+@pytest.mark.parametrize("kind", [TransformersSide, OnnxRuntimeSide])
+def test_products(kind: type[TransformersSide | OnnxRuntimeSide], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refdiff.bench.side.CACHES", 1)
+    side = kind(Settings(None, 1))
+    side.prepare()
+    answer = side.product(3, outputs=16, inputs=37, least=0)
+    weight = np.random.default_rng(0).standard_normal((16, 37), np.float32)
+    x = np.random.default_rng(1).standard_normal((3, 37), np.float32)
+    np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1, ::2], rtol=1e-4, atol=1e-4)
