@@ -105,6 +105,26 @@ VALID: list[dict[str, Any]] = [
     {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 512},
     {"rope_type": "proportional", "partial_rotary_factor": 0.25, "factor": 2.0},
     {"rope_type": "proportional"},
+    {"rope_type": "proportional", "partial_rotary_factor": 0},
+    {"rope_type": "default", "rope_theta": 1e-30},
+    {"rope_type": "default", "rope_theta": 1e30},
+    {"rope_type": "linear", "type": "linear", "factor": 1},
+    {"rope_type": "dynamic", "factor": 1.0},
+    {"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": 1, "beta_fast": 1, "mscale": None},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5, "beta_fast": None, "beta_slow": 32},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5, "beta_fast": 7, "beta_slow": 7},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5, "beta_fast": 0, "beta_slow": 0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5, "mscale_all_dim": 0, "truncate": True},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5, "mscale_all_dim": None},
+    {"rope_type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1], "original_max_position_embeddings": 2},
+    {
+        "rope_type": "longrope",
+        "short_factor": [1, 1],
+        "long_factor": [1, 1],
+        "original_max_position_embeddings": 1,
+        "attention_factor": 1.0,
+    },
+    {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 2047},
 ]
 
 
@@ -159,6 +179,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**LONG, "original_max_position_embeddings": 1}, "longrope divides by its log"),
     ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 5}, "lacks low_freq_factor, high_freq"),
     ({**THREE, "high_freq_factor": 1.0}, "both 1.0, but must differ"),
+    ({"rope_type": "default", "rope_theta": 9e-31}, "rope_theta is 9e-31, but must be between 1e-30 and 1e30"),
+    ({"rope_type": "default", "rope_theta": 1.0001e30}, "rope_theta is 1.0001e.30"),
+    ({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.9}, "is 0.9, but with rope_type 'linear'"),
+    ({"rope_type": "dynamic", "factor": None}, "factor is None"),
+    ({**THREE, "factor": None}, "factor is None"),
+    ({**THREE, "low_freq_factor": 0}, "low_freq_factor is 0, but must be between"),
+    ({**YARN, "factor": 0}, "factor is 0"),
+    ({**YARN, "original_max_position_embeddings": "5"}, "original_max_position_embeddings is '5', a string"),
+    ({**LONG, "short_factor": [1.0]}, "short_factor has 1 numbers, but must have 2: half of head_dim 4"),
+    ({**LONG, "short_factor": [True, 1.0]}, r"short_factor\[0\] is True, a boolean"),
+    ({**LONG, "attention_factor": "1"}, "attention_factor is '1'"),
 ]
 
 
@@ -171,6 +202,13 @@ def test_refused_settings(rope: dict[str, Any], message: str) -> None:
 def test_dynamic_needs_more_than_one_pair() -> None:
     with pytest.raises(ValueError, match="head_dim is 2, but rope_type 'dynamic'"):
         check({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, 2, 2048)
+    assert check({"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}, 2, 2048) == []
+
+
+def test_the_input_is_not_written_to() -> None:
+    scaling: dict[str, Any] = {"type": "yarn", "partial_rotary_factor": None}
+    resolved(rope_scaling=scaling)
+    assert scaling == {"type": "yarn", "partial_rotary_factor": None}
 
 
 ANYTHING: st.SearchStrategy[Any] = st.sampled_from(
@@ -208,6 +246,47 @@ REMARKS: list[tuple[dict[str, Any], str]] = [
     ({"rope_type": "default", "partial_rotary_factor": 0.5}, "does not use rope_parameters.{partial_rotary_factor}"),
     ({"rope_type": "linear", "factor": 2.0, "a": 1, "b\n": 2}, r"does not use rope_parameters.{'b\n', a}"),
 ]
+
+
+WHOLE_REMARKS: list[tuple[dict[str, Any], list[str]]] = [
+    (
+        {**YARN, "factor": 0.5, "beta_slow": 33, "foo": 1},
+        [
+            "rope_parameters.factor is 0.5, below 1, which shortens the context",
+            "rope_parameters.beta_fast is below beta_slow",
+            "rope_type 'yarn' does not use rope_parameters.{foo}",
+        ],
+    ),
+    (
+        {**THREE, "low_freq_factor": 5.0, "original_max_position_embeddings": 2049},
+        [
+            "rope_parameters.high_freq_factor is below low_freq_factor",
+            "rope_parameters.original_max_position_embeddings is 2049, not below max_position_embeddings 2048",
+        ],
+    ),
+    (
+        {"rope_type": "proportional", "factor": 0.5},
+        ["rope_parameters.factor is 0.5, below 1, which shortens the context"],
+    ),
+    ({**YARN, "beta_fast": None, "beta_slow": 32.5}, ["rope_parameters.beta_fast is below beta_slow"]),
+    ({**YARN, "beta_fast": 0.9, "beta_slow": None}, ["rope_parameters.beta_fast is below beta_slow"]),
+    (
+        {"rope_type": "default", "partial_rotary_factor": 0.5, "a": 1},
+        ["rope_type 'default' does not use rope_parameters.{a, partial_rotary_factor}"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("rope", "remarks"), WHOLE_REMARKS, ids=str)
+def test_remarks_word_for_word(rope: dict[str, Any], remarks: list[str]) -> None:
+    assert check({"rope_theta": 10000.0, **rope}, 4, 2048) == remarks
+
+
+def test_a_long_remark_is_cut() -> None:
+    many = {f"field_{i:03}": 1 for i in range(99)}
+    (remark,) = check({"rope_type": "default", "rope_theta": 10000.0, **many}, 4, 2048)
+    assert len(remark) == 500
+    assert remark.startswith("rope_type 'default' does not use rope_parameters.{field_000, field_001, ")
 
 
 @pytest.mark.parametrize(("rope", "remark"), REMARKS, ids=str)
