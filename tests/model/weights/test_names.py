@@ -29,6 +29,29 @@ def test_the_five_classes() -> None:
     assert set(ARCHITECTURES) == set(HEADS)
 
 
+VECTORS = dict.fromkeys(("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"), (2,))
+
+
+@pytest.mark.parametrize(
+    ("wiring", "own", "queries"),
+    [
+        ("hf", VECTORS, 8),
+        ("paper", {**VECTORS, "subln.weight": (4,)}, 8),
+        ("v2", {"lambda_proj.weight": (4, 6)}, 16),
+        ("none", {}, 8),
+    ],
+)
+def test_what_each_wiring_has_beside_its_projections(wiring: str, own: dict[str, Any], queries: int) -> None:
+    shapes = parameter_shapes(tiny_config(wiring=wiring), "DiffLlamaModel")
+    attention = {name.split("self_attn.")[1]: shape for name, shape in shapes.items() if "self_attn" in name}
+    projections = {
+        "q_proj.weight": (queries, 6), "k_proj.weight": (4, 6), "v_proj.weight": (4, 6), "o_proj.weight": (6, 8),
+    }  # fmt: skip
+    assert list(attention.items()) == [*own.items(), *projections.items()]
+    others = {name for name in shapes_of("DiffLlamaModel") if "self_attn" not in name}
+    assert {name for name in shapes if "self_attn" not in name} == others
+
+
 def test_biases_stand_beside_their_matrices() -> None:
     with_bias = parameter_shapes(tiny_config(attention_bias=True), "DiffLlamaModel")
     added = {name: shape for name, shape in with_bias.items() if name not in shapes_of("DiffLlamaModel")}
