@@ -6,9 +6,8 @@
 
 `check` compares in float32 also where the file is bfloat16: refdiff computes in float32, and with random weights the
 best two tokens are often closer than bfloat16 can tell apart. Needs the extra `parity` (transformers and torch) and as
-much memory as the file is large. `config.json` is spelled as the transformers of the time spelled it. The dimensions of
-`1b` are assumed: what is known is 1.39 B parameters, bfloat16, and the ids of bos and eos; taken are those of TinyLlama
-with a vocabulary of 102,400, which gives that count. The tokenizer knows bytes, and a made-up word for every other id.
+much memory as the file is large. `config.json` is spelled as the transformers of the time spelled it. The dimensions are
+those of `refdiff/bench/sizes.py`, for `1b` assumed ones.
 """
 
 from __future__ import annotations
@@ -18,57 +17,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-HANDCUT: dict[str, Any] = {
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "hidden_size": 2048,
-    "initializer_range": 0.02,
-    "intermediate_size": 8192,
-    "lambda_std_dev": 0.1,
-    "max_position_embeddings": 131072,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 16,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5,
-    "rope_scaling": {
-        "factor": 32.0,
-        "high_freq_factor": 4.0,
-        "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "float32",
-    "transformers_version": "4.46.0.dev0",
-    "use_cache": True,
-    "vocab_size": 128256,
-}
-ONE_B: dict[str, Any] = {
-    **HANDCUT,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "intermediate_size": 5632,
-    "max_position_embeddings": 4096,
-    "num_hidden_layers": 22,
-    "num_key_value_heads": 4,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.49.0",
-    "vocab_size": 102400,
-}
+from refdiff.bench.sizes import HANDCUT, ONE_B, write_tokenizer
+
 SIZES = {"handcut": (HANDCUT, 1_235_818_496), "1b": (ONE_B, 1_388_412_416)}
 
 
@@ -86,24 +40,7 @@ def write(name: str, folder: Path) -> None:
         raise SystemExit(f"{name} has {found:,} parameters, not {parameters:,}")
     model.save_pretrained(folder, max_shard_size="10GB")
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    tokenizer(fields).save(str(folder / "tokenizer.json"))
-    special = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
-
-
-def tokenizer(fields: dict[str, Any]) -> Tokenizer:
-    """Make a byte-level tokenizer with exactly `vocab_size` ids."""
-    special = {fields["bos_token_id"]: "<|begin|>", fields["eos_token_id"]: "<|end|>"}
-    symbols = iter(sorted(pre_tokenizers.ByteLevel.alphabet()))
-    words = {special.get(i) or next(symbols, f"Ġ{i}"): i for i in range(fields["vocab_size"])}
-    made = Tokenizer(models.BPE(vocab=words, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(text, special=True) for text in special.values()])
-    made.post_processor = processors.TemplateProcessing(
-        single="<|begin|> $A", special_tokens=[("<|begin|>", fields["bos_token_id"])]
-    )
-    return made
+    write_tokenizer(fields, folder)
 
 
 def check(folder: Path, new_tokens: int = 24, most: float = 6e9) -> None:
