@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from refdiff.cli.flags import UsageError
 from refdiff.cli.loading import load
+from refdiff.cli.pictures import PICTURES, check_file, write_picture
 from refdiff.cli.prompt import check_prompt, read_prompt
 from refdiff.model.json_files import write_atomically
 
 if TYPE_CHECKING:
     from refdiff.viz import AttentionMaps
 
-_PICTURES = (".png", ".svg")
-KINDS = (".html", *_PICTURES, ".npz")
+KINDS = (".html", *PICTURES, ".npz")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,45 +41,39 @@ def run(args: argparse.Namespace) -> int:
         maps.title(args.layer, args.pair)
     except IndexError as error:
         raise UsageError(f"--{error}") from None
-    write_atomically(path, _written(maps, args, path.suffix.lower(), prompt))
+    _write(maps, args, path, prompt)
     sys.stdout.write(f"{path}\n")
     return 0
 
 
 def _check_output(args: argparse.Namespace, path: Path) -> None:
     """Refuse, before a model is loaded, what could not be written after it."""
+    check_file("-o", path, KINDS)
     kind = path.suffix.lower()
-    if kind not in KINDS:
-        raise UsageError(f"-o {path}: the ending says what to write, and must be one of {', '.join(KINDS)}")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"-o {path}: there is no folder {path.parent}")
-    if args.grid and kind not in _PICTURES:
-        raise UsageError(f"--grid is for pictures, {' and '.join(_PICTURES)}; the page shows all layers and pairs")
+    if args.grid and kind not in PICTURES:
+        raise UsageError(f"--grid is for pictures, {' and '.join(PICTURES)}; the page shows all layers and pairs")
     if args.grid and (args.layer is not None or args.pair is not None):
         raise UsageError("--grid shows every layer and pair; leave out --layer and --pair")
     if kind == ".npz" and (args.layer is not None or args.pair is not None):
         raise UsageError("an .npz holds every layer and pair; leave out --layer and --pair")
-    if kind in _PICTURES:
-        from refdiff.viz.appearance import new_figure
-
-        new_figure(1, 1)  # says how to install matplotlib where it is missing
 
 
-def _written(maps: AttentionMaps, args: argparse.Namespace, kind: str, prompt: str) -> bytes:
-    """The file's content."""
+def _write(maps: AttentionMaps, args: argparse.Namespace, path: Path, prompt: str) -> None:
     from refdiff import viz
 
-    if kind == ".html":
+    kind = path.suffix.lower()
+    if kind in PICTURES:
+        write_picture(
+            viz.plot_attention_grid(maps) if args.grid else viz.plot_attention(maps, args.layer, args.pair), path
+        )
+    elif kind == ".html":
         page = viz.attention_page(maps, prompt=prompt, model=args.model, layer=args.layer, pair=args.pair)
-        return page.encode("utf-8")
-    content = io.BytesIO()
-    if kind == ".npz":
+        write_atomically(path, page.encode("utf-8"))
+    else:
         import numpy as np
 
         arrays = {name: getattr(maps, name) for name in ("first", "second", "difference", "lambdas", "starts")}
         kept = {name: array for name, array in arrays.items() if array is not None}
+        content = io.BytesIO()
         np.savez_compressed(content, tokens=np.array(maps.tokens), **kept)
-    else:
-        figure = viz.plot_attention_grid(maps) if args.grid else viz.plot_attention(maps, args.layer, args.pair)
-        figure.savefig(content, format=kind[1:], dpi=150)
-    return content.getvalue()
+        write_atomically(path, content.getvalue())

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import UsageError
-from refdiff.cli.terminal import note
+from refdiff.cli.pictures import check_file, write_picture
+from refdiff.cli.terminal import note, one_line
 from refdiff.cli.train_flags import SETTINGS, SIZES
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: no text, flags that do not fit together, or a folder that has a run in it already.
+        ImportError: --plot without matplotlib.
         ValueError: the text has too little in it.
         TrainingError: the loss is not finite.
         OSError: something cannot be read or written.
@@ -30,13 +32,16 @@ def run(args: argparse.Namespace) -> int:
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(args.threads)
+    plot = None if args.plot is None else Path(args.plot)
+    if plot is not None:
+        check_file("--plot", plot)
     trainer = _resumed(args) if args.resume else _started(args)
     if not args.quiet:
         model, corpus = trainer.model, trainer.corpus
         counts = ", ".join(f"{len(tokens):,} tokens for {part}" for part, tokens in corpus.tokens.items())
         note(f"{model.num_parameters():,} parameters; {counts}; step {trainer.step} of {trainer.settings.steps}")
     try:
-        folder = _watched(trainer, quiet=args.quiet)
+        folder = _watched(trainer, plot, quiet=args.quiet)
     except KeyboardInterrupt:
         note(f"refdiff train: stopped at step {trainer.step}; --resume goes on from the last checkpoint")
         raise
@@ -109,7 +114,7 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
     return DiffLlamaConfig(**{**fields, **given, **wiring, "pad_token_id": None, "dtype": args.dtype})
 
 
-def _watched(trainer: Trainer, *, quiet: bool) -> Path:
+def _watched(trainer: Trainer, plot: Path | None, *, quiet: bool) -> Path:
     """Run with a bar where somebody watches, and lines for what comes now and then."""
     from tqdm import tqdm
 
@@ -122,8 +127,20 @@ def _watched(trainer: Trainer, *, quiet: bool) -> Path:
             if not quiet:
                 for line in _lines(record):
                     bar.write(line, file=sys.stderr)
+            if plot is not None and "validation" in record:
+                _draw(trainer.out, plot)
 
         return trainer.run(report)
+
+
+def _draw(out: Path, plot: Path) -> None:
+    """Draw what the log has by now; a picture that cannot be written is no reason to stop."""
+    from refdiff.viz import plot_training
+
+    try:
+        write_picture(plot_training(out), plot)
+    except OSError as error:
+        note(f"refdiff: warning: no picture: {one_line(error)}")
 
 
 def _lines(record: dict[str, Any]) -> list[str]:

@@ -68,6 +68,13 @@ def add_train(commands: Any) -> None:
         help="the share of the text, at its end, that training never sees (default: 0.02)",
     )
 
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw loss and lambda by layer over the steps into a .png or .svg, anew at each validation (needs "
+        "matplotlib; default: none)",
+    )
+
     model = parser.add_argument_group("model")
     model.add_argument(
         "--config", metavar="FILE", help="a config.json; flags win over what it says (default: none, the flags below)"

@@ -43,14 +43,15 @@ def test_arrays(tiny_checkpoint: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(stored[name], getattr(maps, name))
 
 
-@pytest.mark.parametrize("extra", [[], ["--layer", "0", "--pair", "1"], ["--grid"]])
-def test_pictures(tiny_checkpoint: Path, tmp_path: Path, extra: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "extra"), [("a.png", []), ("a.SVG", ["--layer", "0", "--pair", "1"]), ("a.png", ["--grid"])]
+)
+def test_pictures(tiny_checkpoint: Path, tmp_path: Path, name: str, extra: list[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("a $b 日\n", encoding="utf-8")
-    for ending, beginning in ((".png", b"\x89PNG"), (".SVG", b"<?xml")):
-        path = tmp_path / f"maps{ending}"
-        assert main(["attention", "-m", str(tiny_checkpoint), "-f", str(text), "-o", str(path), *extra]) == 0
-        assert path.read_bytes().startswith(beginning)
+    path = tmp_path / name
+    assert main(["attention", "-m", str(tiny_checkpoint), "-f", str(text), "-o", str(path), *extra]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG" if name == "a.png" else b"<?xml")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 import refdiff
+from refdiff.cli import main
+from refdiff.cli.pictures import write_picture
 from tests.training.conftest import tale
 
 SMALL = (
@@ -146,3 +148,29 @@ def test_numbers_that_end_stop_the_run_and_are_located(run: Any, text: Path, tmp
     assert b"refdiff train: error: step " in result.stderr
     assert b"the last checkpoint is unharmed" in result.stderr
     assert (tmp_path / "out" / "step-000000" / "model.safetensors").exists()
+
+
+def test_a_picture_of_the_run(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Drawn at every validation; one that cannot be written stops nothing, and an ending not known begins nothing."""
+    monkeypatch.chdir(tmp_path)
+    steps = []
+
+    def write(figure: Any, path: Path) -> None:
+        steps.append(len(figure.axes[0].lines[0].get_xdata()))
+        if len(steps) == 1:
+            raise OSError(28, "No space left on device")
+        write_picture(figure, path)
+
+    monkeypatch.setattr("refdiff.cli.train.write_picture", write)
+    options = [*SMALL, "--steps", "5", "--evaluate-every", "2", "-q", "--plot"]
+    assert main(["train", str(text), "-o", "out", *options, "a.pdf"]) == 2
+    assert not (tmp_path / "out").exists()
+    capsys.readouterr()
+    assert main(["train", str(text), "-o", "out", *options, "a.svg"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "out/step-000005\n"
+    assert err == "refdiff: warning: no picture: No space left on device\n"
+    assert steps == [2, 4, 5]
+    assert b"<svg" in (tmp_path / "a.svg").read_bytes()
