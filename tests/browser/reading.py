@@ -1,0 +1,55 @@
+"""What a page shows, read from its document, and what it should show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refdiff.viz import AttentionMaps
+
+from .chromium import Chromium
+
+PageOf = Callable[..., Path]
+TABLE = "[...document.querySelectorAll('#rows tr')].map((row) => [...row.children].map((cell) => cell.textContent))"
+TEXT = "document.getElementById('{}').textContent"
+BODY = "getComputedStyle(document.body)"
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-"))
+
+
+def table(browser: Chromium) -> list[tuple[int, str, list[float]]]:
+    """The rows of the table: key, token, values."""
+    return [(int(row[0]), row[1], [number(cell) for cell in row[2:]]) for row in browser.run(TABLE)]
+
+
+def pick(browser: Chromium, **chosen: Any) -> None:
+    """Choose layer or pair in their lists, as a reader's change of them does."""
+    for name, value in chosen.items():
+        index = -1 if value is None else value
+        browser.run(
+            f"(() => {{const s = document.getElementById('{name}'); s.value = '{index}';"
+            "s.dispatchEvent(new Event('change'))})()"
+        )
+
+
+def text(browser: Chromium, name: str) -> str:
+    return str(browser.run(TEXT.format(name)))
+
+
+def token(key: int) -> str:
+    return f"#tokens [role=option]:nth-child({key + 1})"
+
+
+def expect(browser: Chromium, maps: AttentionMaps, layer: int | None, pair: int | None, query: int) -> None:
+    """The table shows the row of `query` to four digits."""
+    rows = table(browser)
+    assert [row[:2] for row in rows] == [(key, maps.tokens[key]) for key in range(query + 1)]
+    shown = np.array([row[2] for row in rows])
+    right = np.column_stack([maps.map(name, layer, pair)[query, : query + 1] for name in maps.names])
+    assert np.abs(shown - right).max() <= 0.5e-4 + 1e-5
+    assert text(browser, "numbers-title") == f"Numbers for “{maps.tokens[query]}”"
