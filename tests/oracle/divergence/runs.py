@@ -6,14 +6,17 @@ Every value that either sees is rounded, and the run goes on with that, as a pro
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 import refdiff
+from refdiff import layers
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.model.weights import flatten, nest
 from refdiff.oracle.mistakes import Mistake
@@ -24,8 +27,8 @@ INSIDE = re.compile(r"(scores|lse|attn)[12]$")
 KINDS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 
 
-def model(wiring: str, dtype: str = "float32", seed: int = 0, **fields: Any) -> Any:
-    """Four layers in which every mistake shows: small values where ε counts, rotations of another scale, uneven λ."""
+def model(wiring: str, dtype: str = "float32", *, seed: int = 0, whisper: bool = False, **fields: Any) -> Any:
+    """Four layers in which mistakes show: ε counts, rotations have a scale, λ are uneven; `whisper`: values are small."""
     sizes = {
         "vocab_size": 53, "hidden_size": 26, "intermediate_size": 37, "num_hidden_layers": 4, "head_dim": 6,
         "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 256, "pad_token_id": 0,
@@ -44,7 +47,7 @@ def model(wiring: str, dtype: str = "float32", seed: int = 0, **fields: Any) -> 
             flat[name] = g.normal(1.0, 0.3, size=x.shape)
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             flat[name] = 1.6 * x
-        if name.endswith(f"layers.{LAYER}.self_attn.v_proj.weight"):
+        if whisper and name.endswith(f"layers.{LAYER}.self_attn.v_proj.weight"):
             flat[name] = 2e-3 * x
         flat[name] = flat[name].astype(KINDS[dtype]).astype(np.float32)
     return refdiff.DiffLlamaForCausalLM(drawn.config, nest(flat), kernels="reference")
@@ -84,8 +87,10 @@ def run(of: Any, call: dict[str, Any], dtype: str, mistake: Mistake | None = Non
     if mistake is not None:
         ops = overlay(ops, where.only_there(mistake))
     outer = Points(weights, rounded(lambda path, x: points.__setitem__(path, x)), whole=True)
-    of.ops = where.over(outer.over(ops))
-    of(**call, use_cache=False)
+    changed = copy.copy(of)
+    changed.ops = where.over(outer.over(ops))
+    with where.softmax(mistake):
+        changed(**call, use_cache=False)
     for path in [path for path in points if INSIDE.search(path)]:
         del points[path]
         found = inner.get(path, [])
@@ -122,6 +127,17 @@ class Where:
             return looked_at
 
         return overlay(ops, wrap)
+
+    @contextmanager
+    def softmax(self, mistake: Mistake | None) -> Iterator[None]:
+        """The softmax that the recorder itself calls, mistaken."""
+        right = layers.softmax
+        if mistake is not None and mistake.layer == "softmax":
+            layers.softmax = self.only_there(mistake)("softmax", right)
+        try:
+            yield
+        finally:
+            layers.softmax = right
 
     def only_there(self, mistake: Mistake) -> Callable[[str, Any], Any]:
         """The mistake in layer `LAYER`; one outside of all layers everywhere."""

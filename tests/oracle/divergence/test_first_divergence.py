@@ -1,0 +1,278 @@
+"""The right point for every mistake of the catalogue, in float32 and bfloat16; nothing where there is none."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.backends import ops_for, overlay
+from refdiff.oracle.divergence import Divergence, first_divergence
+from refdiff.oracle.forward import forward
+from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.mistakes import CATALOGUE, Mistake, wrap
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.tracing import Trace, trace
+from refdiff.oracle.tracing.points import Points
+from refdiff.oracle.tracing.trace import new_path
+from tests.layers.inputs import says
+from tests.oracle.divergence.runs import LAYER, inputs, model, run
+
+# Where a mistake first shows, by what it does; what its layer is made of stands before what the layer gives.
+AT = {
+    **dict.fromkeys(
+        ("neighbors_are_a_pair", "neighboring_queries_on_halved_keys", "halves_are_a_pair", "v2_halves_are_a_pair",
+         "keys_repeated_before_they_pair", "keys_tiled", "keys_crossed", "streams_swapped", "scores_not_scaled",
+         "scores_scaled_by_the_root_of_half_of_d", "scores_scaled_by_the_root_of_2d", "scores_scaled_twice",
+         "norm_of_queries_and_keys"),
+        "scores1",
+    ),
+    **dict.fromkeys(("one_key_for_both", "second_map_not_scaled", "second_map_of_zero_weights"), "scores2"),
+    **dict.fromkeys(
+        ("tokens_that_do_not_see_themselves", "one_future_token_seen", "no_causal_mask", "no_padding_mask",
+         "a_sliding_window", "the_first_key_lost"),
+        "lse1",
+    ),
+    "powers_of_two": "attn1",
+    **dict.fromkeys(
+        ("lambda_not_used", "lambda_added", "lambda_on_both", "subtracted_before_the_softmax",
+         "each_map_normed_before_the_difference", "negative_weights_cut_off", "rows_made_to_sum_to_one",
+         "heads_without_the_difference", "v2_with_one_lambda_a_layer"),
+        "diff",
+    ),
+    **dict.fromkeys(("neighboring_values_joined", "values_joined_in_the_other_order"), "values"),
+    **dict.fromkeys(("another_default_epsilon", "weight_of_the_sub_norm_left_out"), "groupnorm"),
+    **dict.fromkeys(
+        ("norm_over_all_heads", "norm_over_half_of_a_head", "norm_after_attention_left_out", "scale_left_out", "scaled_by_lambda_init", "scaled_by_one_minus_lambda",
+         "heads_laid_out_before_tokens", "v2_with_the_norm_of_v1"),
+        "scaled",
+    ),
+}  # fmt: skip
+BY_LAYER = {
+    "rope": "q_rope", "lambda_init": "lambda_init", "diff_lambda": "lambda_full", "diff_lambda_v2": "lambda_full",
+    "rope_frequencies": "rotary_emb.cos", "rope_cos_sin": "rotary_emb.cos", "rms_norm": "input_layernorm",
+}  # fmt: skip
+# what a run without a cache does not show, and what rounds as bfloat16 does
+UNSEEN = {"triangle_at_the_top_left", "cached_keys_in_the_other_pairing", "a_row_that_sees_nothing_is_uniform"}
+ROUNDING = {"exponentials_rounded_to_bfloat16"}
+FORWARD = [m for m in CATALOGUE if not m.layer.endswith("_vjp") and m.name not in UNSEEN]
+SAMPLE = [
+    "streams_swapped", "heads_laid_out_before_tokens", "the_other_pairs_turn", "one_future_token_seen",
+    "subtracted_before_the_softmax", "no_exponentials", "epsilon_outside_the_root", "norm_over_half_of_a_head",
+    "another_default_epsilon", "v2_with_one_lambda_a_layer", "powers_of_two",
+]  # fmt: skip
+
+
+def wiring_of(mistake: Mistake) -> str:
+    return {"diff_heads_paper": "paper", "diff_heads_v2": "v2", "diff_lambda_v2": "v2"}.get(mistake.layer, "hf")
+
+
+def place_of(mistake: Mistake) -> str:
+    at = AT.get(mistake.name) or BY_LAYER[mistake.layer]
+    if at.startswith("rotary"):
+        return f"model.{at}"
+    return f"model.layers.{LAYER}.{at}" if at.endswith("layernorm") else f"model.layers.{LAYER}.self_attn.{at}"
+
+
+@functools.cache
+def prepared(wiring: str, dtype: str, whisper: bool = False) -> tuple[Any, Trace]:
+    of = model(wiring, dtype, whisper=whisper)
+    return of, trace(of, inputs())
+
+
+def found_in(mistake: Mistake, dtype: str, **options: Any) -> Divergence:
+    of, ref = prepared(wiring_of(mistake), dtype, mistake.axis == "eps")
+    return first_divergence(run(of, inputs(), dtype, mistake), ref, **options)
+
+
+@pytest.mark.parametrize("mistake", [m for m in FORWARD if m.name in SAMPLE], ids=str)
+def test_sample_of_mistakes(mistake: Mistake) -> None:
+    assert found_in(mistake, "bfloat16").path == place_of(mistake)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", FORWARD, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_mistake(dtype: str, mistake: Mistake) -> None:
+    found = found_in(mistake, dtype)
+    if mistake.name in ROUNDING and dtype == "bfloat16":
+        assert found.path is None
+        return
+    assert found.path == place_of(mistake), str(found)
+
+
+def test_the_sample_is_of_the_catalogue() -> None:
+    assert {m.name for m in FORWARD} >= set(SAMPLE)
+    assert {m.name for m in CATALOGUE} >= {*AT, *UNSEEN, *ROUNDING}
+
+
+@pytest.mark.parametrize("mode", ["local", "free"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+def test_clean_runs(wiring: str, dtype: str, mode: str) -> None:
+    if wiring == "none":
+        of = model("none", dtype)
+        ref = trace(of, inputs())
+        mine: Any = {path: x.astype(np.float32) for path, x in ref.items()} if dtype == "float32" else dict(ref)
+        found = first_divergence(mine, ref, mode=mode)
+    else:
+        of, ref = prepared(wiring, dtype)
+        found = first_divergence(run(of, inputs(), dtype), ref, mode=mode)
+        assert found.precision == dtype
+    assert not found
+    assert found.path is None
+    assert {s.status for s in found.stages} <= {"equal", "missing"}
+    assert sum(s.status == "equal" for s in found.stages) > 50
+
+
+def mistaken(name: str, dtype: str = "float32") -> tuple[dict[str, np.ndarray], Trace]:
+    mistake = next(m for m in CATALOGUE if m.name == name)
+    of, ref = prepared(wiring_of(mistake), dtype)
+    return run(of, inputs(), dtype, mistake), ref
+
+
+def test_only_the_point_that_made_the_error_is_charged() -> None:
+    mine, ref = mistaken("lambda_added")
+    local = first_divergence(mine, ref)
+    assert [s.path for s in local.stages if s.status != "equal" and s.status != "missing"] == [local.path]
+    free = first_divergence(mine, ref, mode="free")
+    assert free.path == local.path
+    wrong = [s.path for s in free.stages if s.status == "differs"]
+    assert "lm_head" in wrong
+    assert len(wrong) > 20
+
+
+def test_missing_points_are_skipped_and_said() -> None:
+    """With the points of transformers' modules alone, the whole of attention is one step."""
+    mine, ref = mistaken("one_future_token_seen")
+    modules = {"q_proj", "k_proj", "v_proj", "groupnorm", "o_proj", "input_layernorm", "down_proj", "lm_head"}
+    few = {path: x for path, x in mine.items() if path.rpartition(".")[2] in modules}
+    found = first_divergence(few, ref)
+    assert found.path == f"model.layers.{LAYER}.self_attn.groupnorm"
+    assert {s.path for s in found.stages if s.status != "missing"} == set(few)
+    said = " ".join(str(found).split())
+    assert "not in the trace, so the mistake may be there: values, q_rope, k_rope, lambda_init, lambda_full" in said
+
+
+def test_one_point_is_enough() -> None:
+    mine, ref = mistaken("lambda_added")
+    found = first_divergence({"lm_head": mine["lm_head"]}, ref)
+    assert found.path == "lm_head"
+    assert sum(s.status != "missing" for s in found.stages) == 1
+
+
+def test_not_a_number_diverges() -> None:
+    of, ref = prepared("hf", "float32")
+    mine = run(of, inputs(), "float32")
+    path = "model.layers.1.mlp.up_proj"
+    mine[path][0, 5, 7] = np.nan
+    found = first_divergence(mine, ref)
+    assert found.path == path
+    assert found.first is not None
+    assert found.first.row == (0, 5)
+    assert found.first.what.startswith("nan stands where ")
+    assert found.to_dict()["stages"][[s.path for s in found.stages].index(path)]["ratio"] is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_number_off(dtype: str) -> None:
+    of, ref = prepared("hf", dtype)
+    mine = run(of, inputs(), dtype)
+    path = "model.layers.3.self_attn.o_proj"
+    at = np.unravel_index(np.argmax(np.abs(mine[path][0].astype(np.float32))), mine[path][0].shape)
+    mine[path][0][at] *= 1.25
+    found = first_divergence(mine, ref)
+    assert found.path == path
+    assert found.first is not None
+    assert found.first.row == (0, int(at[0]))
+
+
+def test_padding_is_nobodys() -> None:
+    of, ref = prepared("hf", "float32")
+    mine = run(of, inputs(), "float32")
+    for path, x in mine.items():
+        if x.ndim == 3 and x.shape[1] == 11:
+            x[1, :2] += 1  # the two tokens that the mask hides
+    assert first_divergence(mine, ref).path != "model.embed_tokens"
+    plain = trace(of, inputs()["input_ids"])
+    mine = {path: x.astype(np.float32) for path, x in plain.items()}
+    mine["model.embed_tokens"][1, 0, 0] += 1
+    assert first_divergence(mine, plain).path == "model.embed_tokens"
+
+
+SPEC = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=6, layer=2)
+
+
+def spec_inputs(T: int = 3, S: int = 7) -> dict[str, np.ndarray]:
+    g = np.random.default_rng(1)
+    shapes = {"q": (2, 8, T, 6), "k": (2, 4, S, 6), "v": (2, 4, S, 6)}
+    made = {name: g.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return made | {f"lambda_{n}": g.normal(0, 0.4, 6).astype(np.float32) for n in ("q1", "k1", "q2", "k2")}
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("triangle_at_the_top_left", "lse1"),
+        ("cached_keys_in_the_other_pairing", "scores1"),
+        ("keys_crossed", "scores1"),
+        ("no_start", "lambda_full"),
+        ("scale_left_out", "scaled"),
+    ],
+)
+def test_attention_alone(name: str, at: str) -> None:
+    """Fewer queries than keys, where the triangle and the cache can be wrong."""
+    given = spec_inputs()
+    ref = trace(SPEC, given)
+    points: dict[str, np.ndarray] = {}
+
+    def keep(path: str, value: Any, **_: Any) -> Any:
+        points[new_path(path, points)] = np.array(value, dtype=np.float32)
+        return value
+
+    inside = Points({}, keep, whole=False).over(ops_for())
+    ops = overlay(ops_for(), lambda n, f: inside.diff_attention if n == "diff_attention" else f)
+    ops = overlay(ops, wrap(next(m for m in CATALOGUE if m.name == name)))
+    exact = as_float64(SPEC, given)
+
+    def outside(path: str, value: Any, **_: Any) -> Any:
+        return value if path.startswith(("scores", "lse", "attn")) else keep(path, value)
+
+    points["out"] = forward(SPEC, exact, Points(exact, outside).over(ops)).astype(np.float32)
+    found = first_divergence(points, ref)
+    assert found.path == at
+    assert found.mode == "local"
+    assert not first_divergence(dict(ref), ref, precision="float32")
+
+
+def test_arguments() -> None:
+    of, ref = prepared("hf", "float32")
+    with says(ValueError, "mode is 'far', but must be one of local, free"):
+        first_divergence(ref, ref, mode="far")
+    with says(ValueError, 'aliases is \'all\', but must be "auto", "none", or a dict of your names to points'):
+        first_divergence(ref, ref, aliases="all")
+    with pytest.raises(ValueError, match=r"precision is 'fp8', but must be auto or one of float64, float32, tf32"):
+        first_divergence(ref, ref, precision="fp8")
+    with pytest.raises(ValueError, match=r"none of the names in the trace is a point of the reference: it has a, b, "):
+        first_divergence({"a": np.ones(3), "b": np.ones(3)}, ref)
+
+
+def test_precision_decides_what_is_allowed() -> None:
+    of, ref = prepared("hf", "bfloat16")
+    mine = run(of, inputs(), "bfloat16")
+    assert not first_divergence(mine, ref)
+    assert first_divergence(mine, ref, precision="float32").path is not None
+    widened = {path: x.astype(np.float32) for path, x in mine.items()}
+    assert first_divergence(widened, ref).precision == "bfloat16"
+
+
+def test_without_the_model() -> None:
+    """What the file holds is all there is to compare with."""
+    of, ref = prepared("hf", "float32")
+    bare = Trace(ref.points, ref.inputs, ref.about)
+    assert first_divergence(run(of, inputs(), "float32"), bare).mode == "recorded"
+    assert not first_divergence(run(of, inputs(), "float32"), bare)
+    mine, _ = mistaken("lambda_added")
+    assert first_divergence(mine, bare).path == f"model.layers.{LAYER}.self_attn.diff"
