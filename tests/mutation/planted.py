@@ -7,6 +7,7 @@ imports refdiff and the tests anew, from a copy of the tree.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.abc
 import importlib.util
@@ -28,6 +29,8 @@ SHARED = (
 OPTIONS = (
     *("-x", "-q", "--tb=no", "--no-header", "--assert=plain", "-p", "no:cacheprovider"),
     *("-p", "_hypothesis_pytestplugin", "-W", "ignore::pytest.PytestAssertRewriteWarning"),
+    # these two go through all objects of the process when it ends, which takes longer than most files of tests
+    *("-p", "no:unraisableexception", "-p", "no:threadexception"),
 )
 MEMORY = 16 << 30
 
@@ -55,6 +58,7 @@ def prepare() -> None:
     """Import what every child needs, once; set before this what must be set before NumPy is imported."""
     for name in SHARED:
         importlib.import_module(name)
+    gc.freeze()  # what the children share is not looked through in each, and so not copied
 
 
 def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Iterator[tuple[int, Outcome]]:
