@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from refdiff import layers
 from refdiff.backends.numpy_row_kernels import ELEMENTS, WORTH_A_THREAD, FloatArray, NumpyRowKernels
+from refdiff.backends.numpy_stored import ROWS, expand, is_stored
 
 FEW = 24
 """Up to so many rows, a product is cut into pieces that OpenBLAS multiplies without packing."""
@@ -35,23 +36,32 @@ class NumpyKernels(NumpyRowKernels):
     """The kernels of one model's way forward, and the threads that they share."""
 
     def linear(self, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
-        """Put the weight first, W Xᵀ, cut over its rows: a matrix-vector product, unpacked pieces, or whole halves."""
+        """Put the weight first, W Xᵀ, cut over its rows: a matrix-vector product, unpacked pieces, or whole halves.
+
+        A weight of 16 bits is expanded as it is used, see numpy_stored.py; a result then has the dtype of `x`.
+        """
         if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1] or x.size == 0:
             return NotImplemented
         if bias is not None and bias.shape != weight.shape[:1]:
             return NotImplemented
         outputs, K = weight.shape
-        flat = x.reshape(-1, K)
+        flat, stored = x.reshape(-1, K), is_stored(weight)
         N = len(flat)
-        y = np.empty((outputs, N), np.result_type(x, weight))
+        y = np.empty((outputs, N), x.dtype if stored else np.result_type(x, weight))
         columns = flat.T if N > 1 else flat[0]
         out = y if N > 1 else y[:, 0]
         rows = max(UNPACKED // (N * K) // 4 * 4, 4) if 1 < N <= FEW else outputs
+        rows = min(rows, ROWS) if stored else rows
 
         def part(start: int, stop: int) -> None:
+            tile = np.empty((min(rows, stop - start), K), y.dtype) if stored else None
             for i in range(start, stop, rows):
                 j = min(i + rows, stop)
-                np.matmul(weight[i:j], columns, out=out[i:j])
+                piece = weight[i:j]
+                if tile is not None:
+                    expand(piece, tile[: j - i])
+                    piece = tile[: j - i]
+                np.matmul(piece, columns, out=out[i:j])
 
         if outputs * N * K < WORTH_A_THREAD:
             part(0, outputs)

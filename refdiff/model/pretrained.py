@@ -11,17 +11,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
+import array_api_compat
 import numpy as np
 
 from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace
 from refdiff.backends import kernels_for, ops_for
-from refdiff.model import inputs, weights
+from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.diffllama import Context, Maps, diffllama
 from refdiff.model.json_files import read_json, write_json
 from refdiff.model.outputs import ModelOutput
+from refdiff.model.weights import flatten, initialize, load, resolve_dtype, save
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -90,7 +92,7 @@ class PreTrainedModel:
     ) -> None:
         dtype = _dtype_name(dtype)
         if params is None:
-            params = weights.initialize(config, type(self).__name__, dtype=dtype)
+            params = initialize(config, type(self).__name__, dtype=dtype)
         self.config = config
         self.dtype = dtype
         self.xp = _backend(backend)
@@ -111,6 +113,7 @@ class PreTrainedModel:
         backend: str | ModuleType = "numpy",
         device: Any = None,
         kernels: str = "fast",
+        weights: str = "expanded",
         threads: int | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -125,6 +128,8 @@ class PreTrainedModel:
             backend: "numpy", "cupy", or any array-API namespace module.
             device: where that backend puts its arrays; None is its default.
             kernels: "fast" = the backend's kernels, "reference" = the equations as written.
+            weights: "expanded" = 16-bit weights become float32 when they are loaded; "stored" = their matrices stay as
+                they are in the file, for half the memory, and NumPy's fast kernels expand what they use.
             threads: how many the fast kernels may use on a CPU; None is all cores.
             revision: branch, tag or commit of a repo.
             cache_dir: where downloads are kept instead of the usual cache.
@@ -134,6 +139,7 @@ class PreTrainedModel:
             CheckpointError: something is missing or broken; the message names file, tensor and what would help.
         """
         xp, dtype = _backend(backend), _dtype_name(dtype)  # before anything is downloaded
+        _check_weights(weights, xp, kernels)
         folder = hub.snapshot(
             path_or_repo,
             files=hub.CONFIG + hub.WEIGHTS,
@@ -142,12 +148,12 @@ class PreTrainedModel:
             local_files_only=local_files_only,
         )
         config = DiffLlamaConfig.from_pretrained(folder)
-        params = weights.load(folder, config, cls.__name__, dtype=dtype)
+        params = load(folder, config, cls.__name__, dtype=dtype, stored=weights == "stored")
         generation = folder / "generation_config.json"
         model = cls(
             config,
             params,
-            dtype=weights.resolve_dtype(folder, config, dtype),
+            dtype=resolve_dtype(folder, config, dtype),
             backend=xp,
             device=device,
             kernels=kernels,
@@ -171,7 +177,7 @@ class PreTrainedModel:
     ) -> Self:
         """Make a model with newly drawn weights, as transformers distributes them; `seed` decides which."""
         dtype = _dtype_name(dtype)
-        params = weights.initialize(config, cls.__name__, seed=seed, dtype=dtype)
+        params = initialize(config, cls.__name__, seed=seed, dtype=dtype)
         return cls(config, params, dtype=dtype, backend=backend, device=device, kernels=kernels, threads=threads)
 
     def save_pretrained(
@@ -187,7 +193,7 @@ class PreTrainedModel:
         Raises:
             OSError: the disk is full or not writable; what was there before still is.
         """
-        weights.save(
+        save(
             directory, self.config, self.params, type(self).__name__,
             dtype=self.dtype if dtype is None else _dtype_name(dtype), max_shard_size=max_shard_size,
         )  # fmt: skip
@@ -196,7 +202,7 @@ class PreTrainedModel:
 
     def num_parameters(self) -> int:
         """Count the numbers in the weights; tied ones count once."""
-        return sum(int(a.size) for a in weights.flatten(self.params).values())
+        return sum(int(a.size) for a in flatten(self.params).values())
 
     @property
     def base_params(self) -> dict[str, Any]:
@@ -247,6 +253,7 @@ class PreTrainedModel:
         p, config = self.base_params, self.config
         if inputs_embeds is None:
             hidden = self.ops.embedding(self._array(inputs.token_ids(input_ids)), **p["embed_tokens"])
+            hidden = self.xp.astype(hidden, p["norm"]["weight"].dtype, copy=False)  # of weights kept as stored
         else:
             hidden = self.xp.astype(self._array(inputs_embeds), p["norm"]["weight"].dtype)
             if hidden.ndim != 3 or hidden.shape[2] != config.hidden_size:
@@ -311,6 +318,16 @@ def _map(function: Callable[[Any], Any], nested: Any) -> Any:
     if isinstance(nested, list):
         return [_map(function, value) for value in nested]
     return function(nested)
+
+
+def _check_weights(weights: str, xp: ModuleType, kernels: str) -> None:
+    if weights not in ("expanded", "stored"):
+        raise ValueError(f'weights is {weights!r}, but must be "expanded" or "stored"')
+    if weights == "stored" and (kernels != "fast" or not array_api_compat.is_numpy_namespace(xp)):
+        raise ValueError(
+            'weights="stored" needs NumPy\'s fast kernels, which expand them as they go: leave backend and kernels '
+            'out, or take weights="expanded"'
+        )
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -44,6 +44,10 @@ class TrainableModel(PreTrainedModel):
         for name, value in targets.items():
             if value is None:
                 raise ValueError(f"loss_and_grad needs {name}: without it there is no loss")
+        if self.base_params["embed_tokens"]["weight"].dtype != self.base_params["norm"]["weight"].dtype:
+            raise ValueError(
+                'loss_and_grad needs weights in the precision of the gradients: load with weights="expanded"'
+            )
         hidden, context = self._start(input_ids, attention_mask, position_ids, None, inputs_embeds, False)
         last, back = diffllama_vjp.diffllama(self.base_params, hidden, context)
         loss, dlast, head = self._head_loss_and_grad(last, input_ids, targets.get("labels", targets))

@@ -18,7 +18,7 @@ from refdiff.model.messages import show_value
 from refdiff.model.weights.folder import open_checkpoint, report
 from refdiff.model.weights.initialize import draw
 from refdiff.model.weights.names import backbone_prefix, flatten, is_head, localize, nest, parameter_shapes
-from refdiff.model.weights.precision import DTYPES, STORED, TILE, to_compute
+from refdiff.model.weights.precision import DTYPES, NBYTES, STORED, TILE, to_compute
 from refdiff.model.weights.safetensors_file import SafetensorsFile
 
 _Place = tuple[SafetensorsFile, str]
@@ -26,7 +26,12 @@ _Place = tuple[SafetensorsFile, str]
 
 
 def load(
-    folder: str | os.PathLike[str], config: DiffLlamaConfig, architecture: str, *, dtype: str = "auto"
+    folder: str | os.PathLike[str],
+    config: DiffLlamaConfig,
+    architecture: str,
+    *,
+    dtype: str = "auto",
+    stored: bool = False,
 ) -> dict[str, Any]:
     """Load a checkpoint as the parameters of ``architecture``: nested dicts of read-only float32 or float64 arrays.
 
@@ -34,6 +39,9 @@ def load(
     one (see :func:`resolve_dtype`), the arrays are views of the file: nothing is copied, and nothing read before it is
     used. So values are not looked at: a checkpoint with NaN in it loads, as in transformers, and :func:`nonfinite`
     finds the place.
+
+    With ``stored``, matrices of 16 bits whose values ``dtype`` can hold stay views of the file too, of NumPy's float16
+    or ml_dtypes' bfloat16: half the memory, for kernels that expand them where they are used.
 
     The base model's parameters may be stored under any class's prefix. Heads of other classes are passed over, as are
     the ``rotary_emb.inv_freq`` of old files. A head that is not stored is drawn anew, with one warning. With
@@ -49,8 +57,9 @@ def load(
     shapes = parameter_shapes(config, architecture)
     places = _match(Path(folder), files, config, architecture)
     arrays = {}
-    for name, (file, stored) in places.items():
-        arrays[name] = _converted(file, stored, wanted)
+    for name, (file, tensor) in places.items():
+        as_it_is = stored and _can_stay(name, file.tensors[tensor].dtype, wanted)
+        arrays[name] = _sixteen_bits(file, tensor) if as_it_is else _converted(file, tensor, wanted)
         arrays[name].flags.writeable = False
     remarks = []
     if overflowed := [name for name, place in places.items() if _overflowed(place, wanted, arrays[name])]:
@@ -64,6 +73,21 @@ def load(
         warnings.warn(f"{folder}: " + "; ".join(remarks), stacklevel=2)
     order = [*shapes, *(name for name in arrays if name not in shapes)]
     return nest({name: arrays[name] for name in order})
+
+
+def _can_stay(name: str, stored_dtype: str, dtype: str) -> bool:
+    """Whether a parameter is a factor of `linear` or a table, and has 16 bits that need no rounding."""
+    matrix = name.endswith(("_proj.weight", "embed_tokens.weight", "lm_head.weight")) and "lambda_proj" not in name
+    return matrix and NBYTES[STORED[stored_dtype]] == 2 and dtype in (STORED[stored_dtype], "float32", "float64")
+
+
+def _sixteen_bits(file: SafetensorsFile, stored: str) -> NDArray[Any]:
+    bits = file.view(stored)
+    if STORED[file.tensors[stored].dtype] == "float16":
+        return bits.astype(np.float16, copy=False)
+    import ml_dtypes
+
+    return bits.astype(np.uint16, copy=False).view(ml_dtypes.bfloat16)
 
 
 def _converted(file: SafetensorsFile, stored: str, dtype: str) -> NDArray[Any]:

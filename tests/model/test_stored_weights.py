@@ -1,0 +1,82 @@
+"""`weights="stored"`: 16-bit matrices stay in the file, and the model computes what it computes with expanded ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.model.weights import flatten
+
+IDS = np.array([[5, 17, 3, 11, 2], [7, 1, 13, 19, 23]])
+
+
+@pytest.fixture(params=["bfloat16", "float16"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    config = refdiff.DiffLlamaConfig(
+        vocab_size=29, hidden_size=24, intermediate_size=44, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=6,
+    )  # fmt: skip
+    refdiff.DiffLlamaForCausalLM.from_config(config, 3, dtype=request.param).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def load(folder: Path, **options: Any) -> refdiff.DiffLlamaForCausalLM:
+    return refdiff.DiffLlamaForCausalLM.from_pretrained(folder, **options)
+
+
+def test_matrices_stay_and_the_rest_is_expanded(folder: Path) -> None:
+    model = load(folder, weights="stored")
+    kinds = {name: a.dtype for name, a in flatten(model.params).items()}
+    kept = np.dtype(ml_dtypes.bfloat16) if model.dtype == "bfloat16" else np.dtype(np.float16)
+    assert {kind for name, kind in kinds.items() if name.endswith(("_proj.weight", "embed_tokens.weight"))} == {kept}
+    assert kinds["lm_head.weight"] == kept
+    assert {kind for name, kind in kinds.items() if "norm" in name or "lambda" in name} == {np.dtype(np.float32)}
+    for array in flatten(model.params).values():
+        assert not array.flags.writeable
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        assert array.ndim < 2 or owner.base is not None  # a view of the file, not an array of its own
+
+
+def test_logits_and_text_are_those_of_expanded_weights(folder: Path) -> None:
+    stored, expanded = load(folder, weights="stored"), load(folder)
+    ours, theirs = stored(IDS).logits, expanded(IDS).logits
+    assert ours.dtype == theirs.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+    np.testing.assert_array_equal(
+        stored.generate(IDS, max_new_tokens=9, eos_token_id=None),
+        expanded.generate(IDS, max_new_tokens=9, eos_token_id=None),
+    )
+
+
+def test_in_a_wider_type_they_stay_too_and_in_a_narrower_one_they_are_rounded(folder: Path) -> None:
+    wide, exact = load(folder, weights="stored", dtype="float64"), load(folder, dtype="float64")
+    assert wide.params["lm_head"]["weight"].dtype.itemsize == 2
+    np.testing.assert_allclose(wide(IDS).logits, exact(IDS).logits, rtol=1e-12, atol=1e-14)
+    other = "float16" if wide.config.dtype == "bfloat16" else "bfloat16"
+    assert load(folder, weights="stored", dtype=other).params["lm_head"]["weight"].dtype == np.float32
+
+
+def test_they_are_saved_as_they_were(folder: Path, tmp_path: Path) -> None:
+    load(folder, weights="stored").save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_what_needs_expanded_ones_says_so(folder: Path) -> None:
+    with pytest.raises(ValueError, match='load with weights="expanded"'):
+        load(folder, weights="stored").loss_and_grad(IDS, labels=IDS)
+    with pytest.raises(ValueError, match="weights is 'quantised', but must be"):
+        load(folder, weights="quantised")
+    for options in ({"kernels": "reference"}, {"backend": "array_api_strict"}):
+        if options.get("backend"):
+            import array_api_strict
+
+            options = {"backend": array_api_strict}
+        with pytest.raises(ValueError, match="needs NumPy's fast kernels"):
+            load(folder, weights="stored", **options)
