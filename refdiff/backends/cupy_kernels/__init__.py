@@ -1,0 +1,250 @@
+"""Fast twins for CUDA: the name and signature of a layer, the same result, fewer and larger steps.
+
+    cuda/*.cu       the kernels, readable by themselves
+    geometry.py     how their work is cut into blocks
+    device.py       NVRTC, launches, cuBLAS
+    attention.py    the arguments of the kernels of attention
+
+A kernel returns `NotImplemented` for what it does not serve; the layer then answers, or raises. Numbers are float32,
+float16 or bfloat16, and summed in float32. Weights may be of a 16-bit type where activations are float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from refdiff import layers
+from refdiff.arrays import Array, namespace
+from refdiff.backends.cupy_kernels.attention import Call
+from refdiff.backends.cupy_kernels.device import NUMBERS, Device
+from refdiff.backends.cupy_kernels.geometry import row_threads
+from refdiff.backends.numpy_kernels import fits
+from refdiff.layers.diff_attention import sum_to
+
+FEW = 16
+"""Up to so many rows a product with a 16-bit weight reads it in a kernel of ours, which keeps the rows in float32."""
+
+SIXTEEN_BITS = ("float16", "bfloat16")
+
+
+class CupyKernels:
+    """The kernels of one model.
+
+    Args:
+        device: what compiles and launches; None is the current CUDA device.
+    """
+
+    def __init__(self, device: Any = None) -> None:
+        self._device = device or Device()
+        self.running = contextlib.nullcontext
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
+        """Multiply with a 16-bit weight as it is stored: few rows in float32, many rounded to its type.
+
+        Weights of the type of `x` are left to cuBLAS, which is where the layer's product goes.
+        """
+        if weight.dtype.name not in SIXTEEN_BITS or x.dtype.name != "float32" or weight.ndim != 2 or x.ndim < 1:
+            return NotImplemented
+        if x.shape[-1] != weight.shape[1] or x.size == 0 or (bias is not None and bias.shape != weight.shape[:1]):
+            return NotImplemented
+        xp = namespace(x)
+        outputs, inputs = weight.shape
+        flat = xp.reshape(x, (-1, inputs))
+        if bias is not None:
+            bias = xp.astype(bias, xp.float32, copy=False)
+        if flat.shape[0] > FEW:
+            y = self._device.product(xp.astype(flat, weight.dtype), weight.copy(order="C") if _gaps(weight) else weight)
+            return xp.reshape(y if bias is None else y + bias, (*x.shape[:-1], outputs))
+        flat, weight = (y.copy(order="C") if _gaps(y) else y for y in (flat, weight))
+        rows = 1
+        while rows < min(flat.shape[0], 8):
+            rows *= 2
+        y = self._device.empty((flat.shape[0], outputs), np.float32)
+        self._device.launch(
+            "linear.cu", "linear", {"NUMBER": "float", "WEIGHT": weight.dtype.name, "ROWS": rows},
+            (-(-outputs // 8), -(-flat.shape[0] // rows), 1), 256,
+            (flat, weight, bias, y, np.int32(flat.shape[0]), np.int32(outputs), np.int32(inputs)),
+        )  # fmt: skip
+        return xp.reshape(y, (*x.shape[:-1], outputs))
+
+    def linear_vjp(self, g: Array, x: Array, weight: Array, bias: Array | None = None) -> Any:
+        """Widen a 16-bit weight, and go the layer's way back."""
+        if weight.dtype.name not in SIXTEEN_BITS:
+            return NotImplemented
+        return layers.linear_vjp(g, x, namespace(x).astype(weight, x.dtype), bias)
+
+    def embedding(self, ids: Array, weight: Array) -> Any:
+        """Look up without waiting for the device: whether the ids are known was seen where they came from."""
+        if weight.ndim != 2 or ids.size == 0:
+            return NotImplemented
+        xp = namespace(ids, weight)
+        rows = xp.take(weight, xp.reshape(ids, (-1,)), axis=0)
+        if weight.dtype.name in SIXTEEN_BITS:
+            rows = xp.astype(rows, xp.float32)
+        return xp.reshape(rows, (*ids.shape, weight.shape[1]))
+
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Any:
+        """Go once through each row, in whatever order the rows lie."""
+        served = x.dtype.name in NUMBERS and (weight is None or weight.dtype.name in NUMBERS)
+        if not served or not eps >= 0 or x.ndim < 1 or x.size == 0:
+            return NotImplemented
+        if weight is not None and (tuple(weight.shape) != x.shape[-1:] or _gaps(weight)):
+            return NotImplemented
+        xp = namespace(x, weight)
+        order = sorted(range(x.ndim - 1), key=lambda axis: -x.strides[axis])
+        lying = xp.permute_dims(x, (*order, x.ndim - 1))
+        if _gaps(lying):
+            lying = lying.copy(order="C")
+        y = self._device.empty(lying.shape, x.dtype)
+        size, threads = x.shape[-1], row_threads(x.shape[-1])
+        defines = {"NUMBER": NUMBERS[x.dtype.name], "WEIGHT": NUMBERS[(x if weight is None else weight).dtype.name]}
+        self._device.launch(
+            "rms_norm.cu", "rms_norm", defines, (x.size // size, 1, 1), threads,
+            (lying, weight, y, np.int32(size), np.float32(eps)), 4 * 32,
+        )  # fmt: skip
+        return xp.permute_dims(y, (*(order.index(axis) for axis in range(x.ndim - 1)), x.ndim - 1))
+
+    def rope(self, x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Any:
+        """Turn all pairs of a row at once, and leave them as the cache keeps them: by head and token."""
+        if x.ndim != 4 or cos.ndim != 4 or x.dtype.name not in NUMBERS or x.size == 0:
+            return NotImplemented
+        (B, H, T, d), n = x.shape, cos.shape[-1]
+        alike = tuple(cos.shape) in ((1, 1, T, n), (B, 1, T, n)) and cos.shape == sin.shape and 2 * n <= d
+        if not alike or max(H, B) >= 2**16 or (d > 1 and x.strides[-1] != x.itemsize):
+            return NotImplemented
+        xp = namespace(x, cos, sin)
+        cos, sin = (xp.astype(y, xp.float32, copy=False) for y in (cos, sin))
+        cos, sin = (y.copy(order="C") if _gaps(y) else y for y in (cos, sin))
+        y = self._device.empty((B, T, H, d), x.dtype)
+        steps = [np.int64(step // x.itemsize) for step in x.strides[:3]]
+        self._device.launch(
+            "rope.cu", "rope", {"NUMBER": NUMBERS[x.dtype.name]}, (T, H, B), 32 if d <= 64 else 128,
+            (x, cos, sin, y, *steps, np.int64(0 if cos.shape[0] == 1 else T * n),
+             *(np.int32(i) for i in (H, T, d, n, interleaved))),
+        )  # fmt: skip
+        return xp.permute_dims(y, (0, 2, 1, 3))
+
+    def swiglu(
+        self,
+        x: Array,
+        gate_proj: Mapping[str, Array],
+        up_proj: Mapping[str, Array],
+        down_proj: Mapping[str, Array],
+        *,
+        act: str = "silu",
+        linear: Callable[..., Any] = layers.linear,
+        activation: Callable[..., Any] = layers.activation,
+    ) -> Any:
+        """Multiply silu(gate) and up in one step."""
+        if act not in ("silu", "swish") or x.dtype.name not in NUMBERS or x.size == 0:
+            return NotImplemented
+        gate, up = linear(x, **gate_proj), linear(x, **up_proj)
+        gate, up = (y.copy(order="C") if _gaps(y) else y for y in (gate, up))
+        hidden = self._device.empty(gate.shape, gate.dtype)
+        blocks = min(-(-gate.size // 256), 32 * self._device.multiprocessors)
+        self._device.launch(
+            "gated.cu", "gated", {"NUMBER": NUMBERS[gate.dtype.name]}, (blocks, 1, 1), 256,
+            (gate, up, hidden, np.int64(gate.size)),
+        )  # fmt: skip
+        return linear(hidden, **down_proj)
+
+    def diff_attention(
+        self,
+        q1: Array,
+        k1: Array,
+        q2: Array,
+        k2: Array,
+        v: Array,
+        lambda_: Array,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        *,
+        causal: bool = True,
+    ) -> Any:
+        """Sum up both softmax maps in one pass over keys and values; no scores are kept."""
+        if not fits(q1, k1, q2, k2, v):
+            return NotImplemented
+        call = Call.of(self._device, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal)
+        return NotImplemented if call is None else namespace(q1).permute_dims(call.forward(), (0, 2, 1, 3))
+
+    def diff_attention_vjp(
+        self,
+        g: Array,
+        q1: Array,
+        k1: Array,
+        q2: Array,
+        k2: Array,
+        v: Array,
+        lambda_: Array,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        *,
+        causal: bool = True,
+    ) -> Any:
+        """Compute the weights anew tile by tile, from the largest score and the sum of each row."""
+        if not fits(q1, k1, q2, k2, v) or tuple(g.shape) != (*q1.shape[:3], v.shape[3]) or g.dtype != q1.dtype:
+            return NotImplemented
+        call = Call.of(self._device, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal, backward=True)
+        if call is None:
+            return NotImplemented
+        dq1, dq2, dk1, dk2, dv, dlambda = call.backward(g)
+        xp = namespace(g)
+        lambda_ = xp.asarray(lambda_)
+        return dq1, dk1, dq2, dk2, dv, xp.astype(sum_to(dlambda, tuple(lambda_.shape)), lambda_.dtype)
+
+    def plain_heads(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        *,
+        causal: bool = True,
+        attention_weights: Callable[..., Any] = layers.attention_weights,
+    ) -> Any:
+        """Sum up one softmax map as `diff_attention` does two."""
+        if not fits(q, k, q, k, v) or not _one_map(q, mask, bias):
+            return NotImplemented
+        call = Call.of(self._device, (q,), (k,), v, None, mask, bias, causal)
+        return NotImplemented if call is None else namespace(q).reshape(call.forward(), (q.shape[0], q.shape[2], -1))
+
+    def plain_heads_vjp(
+        self,
+        g: Array,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        *,
+        causal: bool = True,
+        attention_weights: Callable[..., Any] = layers.attention_weights,
+        attention_weights_vjp: Callable[..., Any] = layers.attention_weights_vjp,
+    ) -> Any:
+        """Compute the weights anew, as `diff_attention_vjp` does."""
+        if not fits(q, k, q, k, v) or not _one_map(q, mask, bias) or g.dtype != q.dtype:
+            return NotImplemented
+        (B, H, T, _), e = q.shape, v.shape[3]
+        if tuple(g.shape) != (B, T, H * e):
+            return NotImplemented
+        call = Call.of(self._device, (q,), (k,), v, None, mask, bias, causal, backward=True)
+        if call is None:
+            return NotImplemented
+        xp = namespace(g, q)
+        dq, _, dk, _, dv, _ = call.backward(xp.permute_dims(xp.reshape(g, (B, T, H, e)), (0, 2, 1, 3)))
+        return dq, dk, dv
+
+
+def _gaps(x: Array) -> bool:
+    """Whether the array does not lie in one piece, first axis outermost."""
+    return not x.flags.c_contiguous
+
+
+def _one_map(q: Array, *masks: Array | None) -> bool:
+    """Whether no mask has rows for the heads of two maps."""
+    return all(x is None or x.ndim < 3 or x.shape[-3] in (1, q.shape[1]) for x in masks)

@@ -1,0 +1,177 @@
+"""Attention on the device, forward and back: what attention.cu and attention_vjp.cu are told, and with what."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.arrays import Array, namespace
+from refdiff.backends.cupy_kernels.device import NUMBERS
+from refdiff.backends.cupy_kernels.geometry import Tiles, attention_tiles, key_splits
+from refdiff.backends.numpy_kernels import by_map, covers, mask_heads
+
+AXES = np.dtype([(name, np.int64) for name in ("batch", "head", "row", "key")])
+"""`Axes` of attention.cuh: distances in elements between neighbours along an axis, 0 where all share one."""
+
+SHAPE = np.dtype(
+    [(name, AXES) for name in ("q", "k", "v", "lambda", "mask", "bias")]
+    + [(name, np.int32) for name in ("H", "K", "T", "S", "causal", "splits", "keys_of_a_split")]
+    + [("scale", np.float32)]
+)
+"""`Shape` of attention.cuh."""
+
+MAX_GRID = 2**16 - 1
+"""The largest second or third axis of a grid."""
+
+
+def axes_of(x: Array | None) -> Any:
+    """Fill `Axes` for an array with up to four axes; an axis of length 1 stands for all."""
+    if x is None:
+        return np.zeros((), AXES)
+    steps = [0 if n == 1 else stride // x.itemsize for n, stride in zip(x.shape, x.strides, strict=True)]
+    return np.array((*steps, *[0] * (4 - len(steps))), AXES)
+
+
+def rows_lie_whole(*arrays: Array) -> tuple[Array, ...]:
+    """Return arrays whose last axes lie without gaps, and that all lie alike: themselves, or copies."""
+    first = arrays[0]
+    alike = all(x.strides == first.strides for x in arrays)
+    if alike and (first.shape[-1] == 1 or first.strides[-1] == first.itemsize):
+        return arrays
+    return tuple(x.copy(order="C") for x in arrays)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of attention: its arrays, in the order in which the kernels take them, and its shape."""
+
+    device: Any
+    defines: dict[str, Any]
+    streams: tuple[Array | None, ...]
+    masks: tuple[Array | None, ...]
+    shape: Any
+    tiles: Tiles
+    rows: int
+    sizes: tuple[int, int, int, int, int, int, int]
+
+    @classmethod
+    def of(
+        cls,
+        device: Any,
+        q: tuple[Array, ...],
+        k: tuple[Array, ...],
+        v: Array,
+        lambda_: Any,
+        mask: Array | None,
+        bias: Array | None,
+        causal: bool,
+        *,
+        backward: bool = False,
+    ) -> Call | None:
+        """Read the arguments of a layer; None for what the kernels do not serve."""
+        B, H, T, d = q[0].shape
+        K, S, e = v.shape[1:]
+        maps, number = len(q), NUMBERS.get(q[0].dtype.name)
+        if number is None or any(x.dtype != q[0].dtype for x in (*q, *k, v)):
+            return None
+        if (causal and S < T) or B * K > MAX_GRID or (mask is not None and mask.dtype.name != "bool"):
+            return None
+        if any(x is not None and not covers(x, (B, mask_heads(x, H), T, S)) for x in (mask, bias)):
+            return None
+        xp = namespace(*q, *k, v)
+        if lambda_ is not None:
+            lambda_ = xp.asarray(lambda_, dtype=xp.float32)
+            if not covers(lambda_, (B, H, T, 1)):
+                return None
+            lambda_ = lambda_[(None,) * (4 - lambda_.ndim)]
+        tiles = attention_tiles(d, e, maps, H // K * T, device.shared, backward=backward)
+        if tiles is None:
+            return None
+        if bias is not None:
+            bias = xp.astype(bias, xp.float32, copy=False)
+        masks, biases = by_map(mask, H), by_map(bias, H)
+        q, k, (v,) = rows_lie_whole(*q), rows_lie_whole(*k), rows_lie_whole(v)
+        shape = np.zeros((), SHAPE)
+        for name, x in (
+            ("q", q[0]),
+            ("k", k[0]),
+            ("v", v),
+            ("lambda", lambda_),
+            ("mask", masks[0]),
+            ("bias", biases[0]),
+        ):
+            shape[name] = axes_of(x)
+        for name, number_ in (("H", H), ("K", K), ("T", T), ("S", S), ("causal", causal), ("splits", 1)):
+            shape[name] = number_
+        shape["keys_of_a_split"], shape["scale"] = S, 1 / math.sqrt(d)
+        return cls(
+            device,
+            {"NUMBER": number, "MAPS": maps, "D": d, "E": e, "ROWS": tiles.rows, "KEYS": tiles.keys},
+            (*(x[m] if m < maps else None for m in range(2) for x in (q, k)), v, lambda_),
+            (*masks, *biases),
+            shape,
+            tiles,
+            -(-(H // K * T) // tiles.rows),
+            (B, H, K, T, S, d, e),
+        )
+
+    def forward(self) -> Array:
+        """Compute (B, T, H, e)."""
+        B, H, K, T, S, _, e = self.sizes
+        splits, each = key_splits(self.rows * B * K, S, self.tiles.keys, self.device.multiprocessors)
+        out = self.device.empty((B, T, H, e), self.streams[0].dtype)  # type: ignore[union-attr]
+        if splits == 1:
+            self._attention((self.rows, 1, B * K), out, None, self.shape)
+            return out
+        shape = self.shape.copy()
+        shape["splits"], shape["keys_of_a_split"] = splits, each
+        partial = self._partial(splits)
+        self._attention((self.rows, splits, B * K), out, partial, shape)
+        arguments = (partial, self.streams[5], out, shape)
+        self.device.launch("attention.cu", "combine", self.defines, (B * H * T, 1, 1), 128, arguments)
+        return out
+
+    def backward(self, g: Array) -> tuple[Array | None, ...]:
+        """Compute ∂L/∂q and ∂L/∂k of both maps, ∂L/∂v, and ∂L/∂λ of each row (B, H, T, 1), from g (B, H, T, e).
+
+        What belongs to a second map is None where there is one.
+        """
+        B, H, K, T, S, d, e = self.sizes
+        maps, launch = self.defines["MAPS"], self.device.launch
+        (g,) = rows_lie_whole(g)
+        axes, dtype = axes_of(g), g.dtype
+        partial = self._partial(1)
+        self._attention((self.rows, 1, B * K), None, partial, self.shape)
+        sums = self.device.empty((B * H * T, maps, 3), np.float32)
+        dlambda = self.device.empty((B, H, T, 1), np.float32) if maps == 2 else None
+        launch(
+            "attention_vjp.cu", "row_sums", self.defines, (B * H * T, 1, 1), 32,
+            (partial, g, sums, dlambda, axes, self.shape),
+        )  # fmt: skip
+        arguments = (g, *self.streams, *self.masks, sums)
+        dq, dk = (
+            [self.device.empty(shape, dtype) if m < maps else None for m in range(2)]
+            for shape in ((B, H, T, d), (B, K, S, d))
+        )
+        dv = self.device.empty((B, K, S, e), dtype)
+        bytes_ = self.tiles.shared
+        launch(
+            "attention_vjp.cu", "to_queries", self.defines, (self.rows, 1, B * K), 256,
+            (*arguments, *dq, axes, self.shape), bytes_,
+        )  # fmt: skip
+        launch(
+            "attention_vjp.cu", "to_keys", self.defines, (-(-S // self.tiles.keys), 1, B * K), 256,
+            (*arguments, *dk, dv, axes, self.shape), bytes_,
+        )  # fmt: skip
+        return *dq, *dk, dv, dlambda
+
+    def _partial(self, splits: int) -> Array:
+        B, H, _, T, _, _, e = self.sizes
+        return self.device.empty((splits, B * H * T, self.defines["MAPS"], e + 2), np.float32)
+
+    def _attention(self, grid: tuple[int, int, int], out: Array | None, partial: Array | None, shape: Any) -> None:
+        arguments = (*self.streams, *self.masks, out, partial, shape)
+        self.device.launch("attention.cu", "attention", self.defines, grid, 256, arguments, self.tiles.shared)

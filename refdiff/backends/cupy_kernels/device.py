@@ -1,0 +1,101 @@
+"""The way to the device: sources compiled by NVRTC through CuPy, launched on its current stream; and cuBLAS."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SOURCES = Path(__file__).parent / "cuda"
+
+OPTIONS = ("--std=c++17",)
+"""What every source is compiled with. No fast mathematics: NaN and infinities go through as in the layers."""
+
+PLAIN_SHARED = 48 * 1024
+"""The bytes of shared memory that a block gets without asking for more."""
+
+NUMBERS = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
+"""The name of a dtype, and its name in the sources."""
+
+
+DATA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
+"""cudaDataType, of which CuPy 13 does not name bfloat16."""
+
+
+@functools.cache
+def source(name: str) -> str:
+    """Return the text of a source, with the files that it includes in their places."""
+    text = (SOURCES / name).read_text(encoding="utf-8")
+    return re.sub(r'^#include "(.+)"$', lambda include: source(include[1]), text, flags=re.MULTILINE)
+
+
+def options(defines: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the compiler's options for a source with these values in it."""
+    return (*OPTIONS, *(f"-D{name}={value}" for name, value in defines.items()))
+
+
+class Device:
+    """The current CUDA device.
+
+    Attributes:
+        shared: the bytes of shared memory that a block may have.
+        multiprocessors: how many it has.
+    """
+
+    def __init__(self) -> None:
+        import cupy
+
+        self._cupy = cupy
+        attributes = cupy.cuda.Device().attributes
+        self.shared = int(attributes["MaxSharedMemoryPerBlockOptin"])
+        self.multiprocessors = int(attributes["MultiProcessorCount"])
+        self._kernels: dict[Any, Any] = {}
+
+    def launch(
+        self,
+        file: str,
+        kernel: str,
+        defines: Mapping[str, Any],
+        grid: tuple[int, int, int],
+        threads: int,
+        arguments: Sequence[Any],
+        shared: int = 0,
+    ) -> None:
+        """Start a kernel, compiled at its first use; CuPy keeps what was compiled on the disk.
+
+        Arguments are arrays of the device, None for a null pointer, NumPy numbers, or NumPy records for structs.
+        """
+        key = (file, kernel, *defines.items())
+        function = self._kernels.get(key)
+        if function is None:
+            module = self._cupy.RawModule(code=source(file), options=options(defines), backend="nvrtc")
+            function = self._kernels[key] = module.get_function(kernel)
+        if shared > PLAIN_SHARED and function.max_dynamic_shared_size_bytes < shared:
+            function.max_dynamic_shared_size_bytes = shared
+        function(grid, (threads, 1, 1), tuple(arguments), shared_mem=shared)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Make an array of whatever was there before."""
+        return self._cupy.empty(shape, dtype=dtype)
+
+    def product(self, x: Any, weight: Any) -> Any:
+        """Multiply x (N, I) and weight (O, I), both of one 16-bit type, as x Wᵀ (N, O) in float32, summed in float32.
+
+        cuBLAS counts columns first, and so takes the transposes: yᵀ = W xᵀ.
+        """
+        cupy = self._cupy
+        cublas, kind = cupy.cuda.cublas, DATA_TYPES[weight.dtype.name]
+        (N, inputs), outputs = x.shape, weight.shape[0]
+        y = cupy.empty((N, outputs), dtype=np.float32)
+        one, zero = np.ones((), np.float32), np.zeros((), np.float32)
+        cublas.gemmEx(
+            cupy.cuda.Device().cublas_handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, outputs, N, inputs,
+            one.ctypes.data, weight.data.ptr, kind, inputs, x.data.ptr, kind, inputs,
+            zero.ctypes.data, y.data.ptr, DATA_TYPES["float32"], outputs,
+            cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT,
+        )  # fmt: skip
+        return y

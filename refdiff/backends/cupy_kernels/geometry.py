@@ -1,0 +1,87 @@
+"""How a kernel's work is cut into blocks: sizes of tiles, shared memory, numbers of splits; no device needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_QUERY, MAX_VALUE = 256, 512
+"""The widest queries and values that attention has registers for."""
+
+SUMS_OF_A_THREAD = 64
+"""How many sums of values a thread may keep in its registers, beside what else it needs."""
+
+WAVES = 2
+"""How many blocks a multiprocessor should have to work on when keys are split."""
+
+LEAST_KEYS = 128
+"""The fewest keys that are worth a block of their own."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The rows and keys of a tile, and the bytes of shared memory that a block so needs."""
+
+    rows: int
+    keys: int
+    shared: int
+
+
+def attention_tiles(d: int, e: int, maps: int, rows: int, limit: int, *, backward: bool = False) -> Tiles | None:
+    """Choose the largest tiles of which two blocks fit into the shared memory of a multiprocessor, else one.
+
+    Args:
+        d: the width of a query.
+        e: the width of a value.
+        maps: 2, or 1 for plain attention.
+        rows: how many rows of queries read one key head.
+        limit: the bytes of shared memory that a block may have.
+        backward: whether it is for the way back, which keeps more.
+
+    Returns:
+        None where no tile fits, or no thread could hold its sums.
+    """
+    if not (0 < d <= MAX_QUERY and 0 < e <= MAX_VALUE):
+        return None
+    columns = -(-e // 16)
+    sizes = [
+        Tiles(r, k, shared_bytes(d, e, maps, r, k, backward))
+        for r in (64, 32, 16)
+        for k in (32, 16)
+        if r == 16 or (r < rows + 16 and maps * columns * r // 16 <= SUMS_OF_A_THREAD)
+    ]
+    fitting = [tiles for tiles in sizes if tiles.shared <= limit // 2] or [
+        tiles for tiles in sizes[-1:] if tiles.shared <= limit
+    ]
+    return fitting[0] if fitting else None
+
+
+def shared_bytes(d: int, e: int, maps: int, rows: int, keys: int, backward: bool = False) -> int:
+    """Count the bytes that the tiles of attention.cu, or of attention_vjp.cu, take."""
+    both = maps * (rows + keys) * (d + 1) + maps * rows * (keys + 1)
+    own = (rows + keys) * (e + 1) + rows * (keys + 1) if backward else keys * e
+    return 4 * (both + own)
+
+
+def key_splits(blocks: int, keys: int, tile: int, multiprocessors: int) -> tuple[int, int]:
+    """Choose how many blocks share the keys of a row, and how many keys each takes: (1, keys) where rows are enough.
+
+    Args:
+        blocks: the blocks that there are without splitting.
+        keys: how many keys there are.
+        tile: the keys of a tile, of which each block takes a multiple.
+        multiprocessors: of the device.
+    """
+    splits = min(-(-WAVES * multiprocessors // blocks), keys // LEAST_KEYS)
+    if splits < 2:
+        return 1, keys
+    each = -(-keys // splits)
+    each = -(-each // tile) * tile
+    return -(-keys // each), each
+
+
+def row_threads(size: int) -> int:
+    """Choose the threads for a row of `size` numbers: a power of two from 32 to 1024, about 4 numbers each."""
+    threads = 32
+    while threads < 1024 and 4 * threads < size:
+        threads *= 2
+    return threads

@@ -1,0 +1,89 @@
+"""Tiles, splits and rows: what is chosen fits the device, covers the work, and is what the sources lay out."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.backends.cupy_kernels.geometry import (
+    MAX_QUERY,
+    MAX_VALUE,
+    SUMS_OF_A_THREAD,
+    Tiles,
+    attention_tiles,
+    key_splits,
+    row_threads,
+    shared_bytes,
+)
+
+KIB = 1024
+SM75, SM86, SM80, SM90 = 64 * KIB, 99 * KIB, 163 * KIB, 227 * KIB
+"""What a block may have at most on each of these."""
+
+widths = st.integers(1, MAX_QUERY)
+
+
+def test_shared_bytes_by_hand() -> None:
+    queries, keys, values, weights = 2 * 64 * 65, 2 * 32 * 65, 32 * 128, 2 * 64 * 33
+    assert shared_bytes(64, 128, 2, 64, 32) == 4 * (queries + keys + values + weights)
+    values, gradients, difference = 32 * 129, 64 * 129, 64 * 33
+    assert shared_bytes(64, 128, 2, 64, 32, True) == 4 * (queries + keys + values + gradients + weights + difference)
+
+
+@given(d=widths, e=st.integers(1, MAX_VALUE), maps=st.sampled_from([1, 2]), rows=st.integers(1, 10**6),
+       limit=st.sampled_from([SM75, SM86, SM80, SM90]), backward=st.booleans())  # fmt: skip
+def test_tiles_fit_the_device(d: int, e: int, maps: int, rows: int, limit: int, backward: bool) -> None:
+    tiles = attention_tiles(d, e, maps, rows, limit, backward=backward)
+    if tiles is None:
+        assert shared_bytes(d, e, maps, 16, 16, backward) > limit
+        return
+    assert tiles.shared == shared_bytes(d, e, maps, tiles.rows, tiles.keys, backward) <= limit
+    assert tiles.rows % 16 == tiles.keys % 16 == 0
+    assert tiles.rows == 16 or tiles.rows < rows + 16  # no more than the last 16 rows stand empty
+    assert tiles.rows == 16 or maps * -(-e // 16) * (tiles.rows // 16) <= SUMS_OF_A_THREAD
+
+
+@pytest.mark.parametrize(("d", "e"), [(0, 16), (8, 0), (MAX_QUERY + 1, 16), (8, MAX_VALUE + 1)])
+def test_widths_out_of_range_have_no_tiles(d: int, e: int) -> None:
+    assert attention_tiles(d, e, 2, 100, SM90) is None
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("d", [32, 64, 128, 256])
+def test_usual_heads_are_served_from_sm80_on(d: int, backward: bool) -> None:
+    assert attention_tiles(d, 2 * d, 2, 4096, SM80, backward=backward) is not None
+
+
+def test_small_devices_serve_what_fits() -> None:
+    assert attention_tiles(64, 128, 2, 4096, SM75) == Tiles(16, 16, 27008)
+    assert attention_tiles(256, 512, 2, 4096, SM75) is None
+    assert attention_tiles(256, 512, 2, 4096, SM86) == Tiles(16, 16, 100736)
+
+
+def test_two_blocks_share_a_multiprocessor_where_they_can() -> None:
+    assert attention_tiles(64, 128, 2, 4096, SM90) == Tiles(64, 32, 83200)
+    assert SM90 >= 2 * 83200
+    assert attention_tiles(64, 128, 2, 4, SM90) == Tiles(16, 32, 45568)
+
+
+@given(blocks=st.integers(1, 10**5), keys=st.integers(1, 10**6), tile=st.sampled_from([16, 32]),
+       multiprocessors=st.integers(1, 200))  # fmt: skip
+def test_splits_cover_the_keys_without_an_empty_one(blocks: int, keys: int, tile: int, multiprocessors: int) -> None:
+    splits, each = key_splits(blocks, keys, tile, multiprocessors)
+    assert splits >= 1
+    assert splits * each >= keys > (splits - 1) * each
+    assert splits == 1 or each % tile == 0
+
+
+def test_keys_are_split_only_where_rows_are_few() -> None:
+    assert key_splits(264, 10**5, 32, 132) == (1, 10**5)
+    assert key_splits(4, 255, 32, 132) == (1, 255)
+    assert key_splits(4, 4096, 32, 132) == (32, 128)
+    assert key_splits(4, 131072, 32, 132) == (66, 1984 + 32)
+
+
+@given(size=st.integers(1, 10**6))
+def test_threads_of_a_row(size: int) -> None:
+    threads = row_threads(size)
+    assert threads in (32, 64, 128, 256, 512, 1024)
+    assert threads == 1024 or 4 * threads >= size
+    assert threads == 32 or 2 * threads < size

@@ -1,0 +1,219 @@
+"""Every kernel of CUDA is held to its layer, on a CPU: the sources are those that NVRTC compiles (tests/cuda)."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff import layers
+from refdiff.backends import ops_for
+from refdiff.backends.cupy_kernels import FEW, CupyKernels
+from tests.backends.cupy_cases import CASES
+from tests.backends.vjp_cases import normal
+from tests.cuda.emulation import BFLOAT16, EmulatedDevice
+
+KERNELS = [name for name, _ in inspect.getmembers(CupyKernels, inspect.isfunction) if not name.startswith("_")]
+OF_WEIGHTS = ("linear", "linear_vjp", "swiglu", "embedding")
+"""Kernels whose weights alone may be of a 16-bit type."""
+
+FLOAT32_ARGUMENTS = {"diff_attention": (5,), "diff_attention_vjp": (6,), "rope": (1, 2)}
+"""Which arguments are float32 whatever the numbers are: λ, cos and sin."""
+
+ROUNDING = {"float32": 2.0**-23, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def cast(name: str, args: tuple[Any, ...], dtype: Any) -> tuple[Any, ...]:
+    """Copy arguments to the types that a model on the device has, read-only, views staying views."""
+
+    def one(x: Any, to: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: one(value, to) for key, value in x.items()}
+        if not isinstance(x, np.ndarray | np.floating) or np.asarray(x).dtype.kind != "f":
+            return x
+        x = np.asarray(x)
+        new = np.empty_like(x, dtype=to, subok=False) if x.flags.c_contiguous else x.astype(to, order="K")
+        new[...] = x
+        new.flags.writeable = False
+        return new
+
+    if name in OF_WEIGHTS:
+        return tuple(one(x, dtype if isinstance(x, dict) or x is args[_weight(name)] else np.float32) for x in args)
+    singles = FLOAT32_ARGUMENTS.get(name, ())
+    return tuple(one(x, np.float32 if i in singles else dtype) for i, x in enumerate(args))
+
+
+def _weight(name: str) -> int:
+    return {"linear": 1, "linear_vjp": 2, "embedding": 1, "swiglu": 1}[name]
+
+
+def widened(x: Any, dtype: Any) -> Any:
+    """The same values as NumPy's own numbers, for the layers."""
+    if isinstance(x, dict):
+        return {key: widened(value, dtype) for key, value in x.items()}
+    if isinstance(x, np.ndarray) and x.dtype.name in ROUNDING:
+        return x.astype(dtype)
+    return x
+
+
+def leaves(result: Any) -> list[Any]:
+    if isinstance(result, tuple):
+        return [leaf for one in result for leaf in leaves(one)]
+    return [result]
+
+
+def terms_of_dlambda(given: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """The sum of the sizes of all that adds up to ∂L/∂λ: |g| |v|ᵀ ⊙ A₂."""
+    g, q1, k1, q2, k2, v, _ = (widened(x, np.float64) for x in given)
+    one = np.float64(1)
+    return float(abs(layers.diff_attention_vjp(np.abs(g), q1, k1, q2, k2, np.abs(v), one, **kwargs)[-1]))
+
+
+def hold(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: Any, **device: Any) -> bool:
+    """Fail unless a kernel is as near to the float64 truth as its layer in float32; False where it declines."""
+    given = cast(name, args, dtype)
+    if "bias" in kwargs:
+        kwargs = {**kwargs, "bias": kwargs["bias"].astype(np.float32)}
+    results = []
+    for order in (0, 2):
+        kernels = CupyKernels(EmulatedDevice(order=order, **device))
+        results.append(getattr(ops_for(kernels) if name == "swiglu" else kernels, name)(*given, **kwargs))
+        if results[0] is NotImplemented:
+            return False
+    layer = getattr(layers, name)
+    exacts, references = (
+        leaves(layer(*(widened(x, to) for x in given), **{key: widened(x, to) for key, x in kwargs.items()}))
+        for to in (np.float64, np.float32)
+    )
+    for one, again, exact, reference in zip(*map(leaves, results), exacts, references, strict=True):
+        if exact is None:
+            assert one is None
+            continue
+        np.testing.assert_array_equal(one, again)  # whichever thread goes first
+        assert one.shape == exact.shape
+        size = np.abs(exact).max(initial=0)
+        kind = np.dtype(np.float32) if name in OF_WEIGHTS or (exact.ndim == 0) else np.dtype(dtype)
+        if name == "diff_attention_vjp" and exact is exacts[-1]:
+            kind = np.dtype(np.float32)  # ∂L/∂λ is of λ's type, and what rows that share λ add to it cancels
+            size = terms_of_dlambda(given, kwargs)
+        assert one.dtype == kind
+        allowed = 2 * np.abs(reference - exact).max(initial=0) + 4 * 2.0**-23 * size
+        if kind.name != "float32":
+            allowed += ROUNDING[kind.name] * size
+        assert np.abs(one.astype(np.float64) - exact).max(initial=0) <= allowed, (name, kwargs.keys(), kind)
+    return True
+
+
+def test_every_kernel_has_a_layer_and_cases() -> None:
+    assert set(KERNELS) == set(CASES)
+    assert set(KERNELS) <= set(layers.__all__)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_signature_is_the_layers(name: str) -> None:
+    ours, theirs = (inspect.signature(f).parameters for f in (getattr(CupyKernels, name), getattr(layers, name)))
+    assert [(p.name, p.kind, p.default) for p in ours.values() if p.name != "self"] == [
+        (p.name, p.kind, p.default) for p in theirs.values()
+    ]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_equals_its_layer(name: str) -> None:
+    """Every case in one type, and one case in the others."""
+    cases = list(CASES[name](False))
+    first = np.float16 if name.startswith("linear") else np.float32
+    served = [hold(name, args, kwargs, first) for args, kwargs in cases]
+    assert any(served), f"{name} declined every case"
+    for dtype in (np.float16, BFLOAT16):
+        assert hold(name, *cases[served.index(True)], dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BFLOAT16], ids=["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_equals_its_layer_in_all_sizes(name: str, dtype: Any) -> None:
+    served = [hold(name, args, kwargs, dtype) for args, kwargs in CASES[name](True)]
+    assert all(served) or (name.startswith("linear") and dtype is np.float32)
+
+
+@pytest.mark.parametrize("multiprocessors", [0, 3, 132])
+def test_keys_split_among_blocks_give_the_same_to_rounding(multiprocessors: int) -> None:
+    """A split that a mask hides wholly, here the first half of the keys, adds nothing."""
+    args, kwargs = [case for case in CASES["diff_attention"](False) if case[0][1].shape[2] == 1031][2]
+    assert not kwargs["mask"][0, 0, 0, :500].any()
+    assert hold("diff_attention", args, kwargs, np.float32, multiprocessors=multiprocessors)
+    device = EmulatedDevice(multiprocessors=multiprocessors)
+    CupyKernels(device).diff_attention(*cast("diff_attention", args, np.float32), **kwargs)
+    assert device.launched == (["attention", "combine"] if multiprocessors else ["attention"])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=["float16", "bfloat16"])
+def test_a_product_of_many_rows_rounds_them_to_the_type_of_the_weight(dtype: Any) -> None:
+    x, weight, bias = (normal(i, *shape).astype(np.float32) for i, shape in enumerate(((2, FEW, 11), (13, 11), (13,))))
+    weight = weight.astype(dtype)
+    y = CupyKernels(EmulatedDevice()).linear(x, weight, bias)
+    exact = layers.linear(x.astype(dtype).astype(np.float64), weight.astype(np.float64), bias.astype(np.float64))
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_nan_and_infinity_go_through() -> None:
+    """A NaN in a query reaches its own row and no other, as in the layer; it is not taken for a row without keys."""
+    args, _ = next(CASES["diff_attention"](False))
+    q1, *rest = cast("diff_attention", args, np.float32)
+    for bad in (np.nan, np.inf):
+        q = q1.copy()
+        q[0, 1, 2, 3] = bad
+        with np.errstate(invalid="ignore"):
+            expected = np.isnan(layers.diff_attention(q, *rest)).all(axis=-1)
+        got = np.isnan(CupyKernels(EmulatedDevice()).diff_attention(q, *rest)).all(axis=-1)
+        np.testing.assert_array_equal(got, expected)
+        assert expected.sum() == 1
+
+
+one, two = np.ones((1, 2, 3, 5), np.float32), np.ones((1, 2, 4, 5), np.float32)
+ONE, MASK = np.float32(1), np.ones((3, 3), bool)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("linear", (np.ones((2, 4), np.float32), np.ones((5, 4), np.float32))),
+        ("linear", (np.ones((2, 3), np.float32), np.ones((5, 4), np.float16))),
+        ("linear", (np.ones((2, 4), np.float32), np.ones((5, 4), np.float16), np.ones(4))),
+        ("linear_vjp", (np.ones((2, 5)), np.ones((2, 4)), np.ones((5, 4)))),
+        ("embedding", (np.ones((0,), np.int64), np.ones((5, 4)))),
+        ("rms_norm", (np.ones((2, 3)), None, 1e-5)),
+        ("rms_norm", (np.ones((2, 3), np.float32), np.ones(4, np.float32), 1e-5)),
+        ("rms_norm", (np.ones((2, 3), np.float32), None, -1.0)),
+        ("rope", (one, *[np.ones((1, 1, 4, 2), np.float32)] * 2)),
+        ("rope", (one, *[np.ones((1, 1, 3, 3), np.float32)] * 2)),
+        ("rope", (one.astype(np.float64), *[np.ones((1, 1, 3, 2), np.float32)] * 2)),
+        ("swiglu", (np.ones((2, 3)), {}, {}, {})),
+        ("diff_attention", (*[one.astype(np.float64)] * 5, ONE)),
+        ("diff_attention", (*[one] * 4, two, ONE)),
+        ("diff_attention", (two, one, two, one, one, ONE)),
+        ("diff_attention", (*[one] * 5, np.ones(3, np.float32))),
+        ("diff_attention", (*[one] * 5, ONE, MASK.astype(np.float32))),
+        ("diff_attention", (*[one] * 5, ONE, MASK[:, :2])),
+        ("diff_attention", (*[one] * 4, np.ones((1, 2, 3, 513), np.float32), ONE)),
+        ("diff_attention", (*[np.ones((1, 2, 3, 257), np.float32)] * 4, one, ONE)),
+        ("diff_attention_vjp", (two, *[one] * 5, ONE)),
+        ("diff_attention_vjp", (one, *[one] * 5, np.ones(3, np.float32))),
+        ("plain_heads", (one, one, two)),
+        ("plain_heads", (one, one, one, np.ones((1, 4, 3, 3), bool))),
+        ("plain_heads_vjp", (np.ones((1, 3, 11), np.float32), one, one, one)),
+        ("plain_heads_vjp", (np.ones((1, 3, 10), np.float32), one, one, two)),
+    ],
+)
+def test_what_is_not_served_is_left_to_the_layer(name: str, args: tuple[Any, ...]) -> None:
+    device = EmulatedDevice()
+    assert getattr(CupyKernels(device), name)(*args) is NotImplemented
+    assert device.launched == []
+
+
+def test_a_device_with_little_shared_memory_leaves_wide_heads_to_the_layer() -> None:
+    wide = np.ones((1, 2, 3, 256), np.float32)
+    assert CupyKernels(EmulatedDevice(shared=64 * 1024)).diff_attention(*[wide] * 5, ONE) is NotImplemented

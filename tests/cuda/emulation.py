@@ -1,0 +1,152 @@
+"""The device's stand-in: the kernels' own sources, compiled as C++ with `emulated.h` before them, on NumPy arrays."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from refdiff.backends.cupy_kernels import device
+
+HERE = Path(__file__).parent
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+ORDERS = (0, 1, 2)
+"""Threads first to last, last to first, and shuffled."""
+
+_GUARD = 1 << 15
+_SHARED = "extern __shared__ float shared[];"
+
+
+@functools.cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="refdiff-cuda-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _compile(text: str, options: list[str]) -> Path:
+    name = hashlib.blake2b(repr((text, options)).encode(), digest_size=12).hexdigest()
+    library = _folder() / f"{name}.so"
+    command = ["g++", "-std=c++17", "-O1", "-w", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", f"-I{HERE}", *options]
+    done = subprocess.run(
+        [*command, "-x", "c++", "-", "-o", library], input=text, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return library
+
+
+@functools.cache
+def _scheduler() -> ctypes.CDLL:
+    """Compile what runs threads, and let every kernel find it."""
+    return ctypes.CDLL(str(_compile((HERE / "emulated.cpp").read_text(), [])), mode=ctypes.RTLD_GLOBAL)
+
+
+@functools.cache
+def compiled(text: str, defines: tuple[tuple[str, Any], ...]) -> ctypes.CDLL:
+    """Compile a source for the CPU and load it."""
+    _scheduler()
+    kernels = re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", text)
+    text = text.replace(_SHARED, "float* const shared = reinterpret_cast<float*>(emulated::memory);")
+    text = "\n".join(['#include "emulated.h"', text, *(f"EMULATE({kernel})" for kernel in kernels)])
+    return ctypes.CDLL(str(_compile(text, [f"-D{name}={value}" for name, value in defines])))
+
+
+class EmulatedDevice:
+    """Runs kernels as `refdiff.backends.cupy_kernels.device.Device` does, and fails where one reads or writes astray.
+
+    Args:
+        shared: the bytes of shared memory that a block may have.
+        multiprocessors: how many the device claims to have.
+        order: in which order threads run.
+        change: makes of a source another one, to plant a mistake.
+    """
+
+    def __init__(
+        self,
+        shared: int = 227 * 1024,
+        multiprocessors: int = 4,
+        order: int = 0,
+        change: Callable[[str], str] = lambda text: text,
+    ) -> None:
+        self.shared, self.multiprocessors, self.order, self.change = shared, multiprocessors, order, change
+        self.launched: list[str] = []
+
+    def launch(
+        self,
+        file: str,
+        kernel: str,
+        defines: Mapping[str, Any],
+        grid: tuple[int, int, int],
+        threads: int,
+        arguments: Sequence[Any],
+        shared: int = 0,
+    ) -> None:
+        library = compiled(self.change(device.source(file)), tuple(defines.items()))
+        self.launched.append(kernel)
+        assert all(n > 0 for n in grid)
+        assert max(grid[1:]) < 2**16
+        assert shared <= self.shared
+        given = [_Given(x) for x in arguments]
+        pointers = (ctypes.c_void_p * len(given))(*(x.address for x in given))
+        function = getattr(library, f"emulate_{kernel}")
+        function.restype = ctypes.c_char_p
+        three = ctypes.c_uint * 3
+        problem = function(pointers, three(*grid), three(threads, 1, 1), ctypes.c_uint(shared), self.order)
+        assert problem is None, f"{kernel}: {problem.decode()}"
+        for i, x in enumerate(given):
+            x.take_back(f"{kernel}: argument {i}")
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Memory full of NaN, so that a number that no thread wrote shows."""
+        x = np.empty(shape, dtype)
+        x.reshape(-1).view(np.uint8)[:] = 0xFF
+        return x
+
+    def product(self, x: Any, weight: Any) -> Any:
+        return (x.astype(np.float64) @ weight.astype(np.float64).T).astype(np.float32)
+
+
+class _Given:
+    """An argument in memory of its own: arrays between two guards of NaN, which must be there afterwards."""
+
+    def __init__(self, x: Any) -> None:
+        self.array = x if isinstance(x, np.ndarray) and x.dtype.names is None else None
+        if x is None:
+            self.keep: Any = ctypes.c_void_p(0)
+            self.address = ctypes.addressof(self.keep)
+            return
+        if self.array is None:
+            assert isinstance(x, np.generic | np.ndarray), f"{x!r} is not typed"
+            self.keep = np.array(x)
+            self.address = self.keep.ctypes.data
+            return
+        low, high = np.lib.array_utils.byte_bounds(self.array)
+        self.size = high - low
+        self.buffer = np.full(self.size + 2 * _GUARD + 64, 0xFF, np.uint8)
+        self.start = _GUARD + (-(self.buffer.ctypes.data + _GUARD)) % 64
+        source = (ctypes.c_ubyte * self.size).from_address(low)
+        self.source = np.frombuffer(source, np.uint8)
+        self.inside = self.buffer[self.start : self.start + self.size]
+        self.inside[:] = self.source
+        self.keep = ctypes.c_void_p(self.inside.ctypes.data + (self.array.ctypes.data - low))
+        self.address = ctypes.addressof(self.keep)
+
+    def take_back(self, name: str) -> None:
+        if self.array is None:
+            return
+        assert (self.buffer[: self.start] == 0xFF).all(), f"{name}: written before its begin"
+        assert (self.buffer[self.start + self.size :] == 0xFF).all(), f"{name}: written past its end"
+        if not np.array_equal(self.inside, self.source):
+            assert self.array.flags.writeable, f"{name}: an input was written to"
+            self.source[:] = self.inside

@@ -1,0 +1,135 @@
+"""The tester is tested: mistakes planted in the kernels are caught, and so is all that the emulation watches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.backends.cupy_kernels import CupyKernels, device
+from tests.backends.cupy_cases import CASES
+from tests.backends.test_cupy_kernels import hold
+from tests.cuda.emulation import ORDERS, EmulatedDevice
+
+MISTAKES = [
+    ("diff_attention", "key <= s.S - s.T + rows.query(row)", "key < s.S - s.T + rows.query(row)"),
+    ("diff_attention", "key <= s.S - s.T + rows.query(row)", "key <= rows.query(row)"),
+    ("diff_attention", "S - T + query(min(end, count) - 1) + 1", "S - T + query(min(end, count) - 1)"),
+    ("diff_attention", "return kv * G + row % G", "return kv + row % G * K"),
+    ("diff_attention", "return row / G", "return row % T"),
+    ("diff_attention", "b(blockIdx.z / s.K)", "b(0)"),
+    ("diff_attention", "m ? mask2 : mask1", "mask1"),
+    ("diff_attention", "m ? bias2 : bias1", "bias2"),
+    ("diff_attention", "z * s.scale + (bias ?", "s.scale * z * (bias ?"),
+    ("diff_attention", "m ? k2 : k1, s.k", "k1, s.k"),
+    ("diff_attention", "float shrink = expf(top[m][i] - base);", "float shrink = 1.0f;"),
+    ("diff_attention", "if (seen && mask) seen =", "if (mask) seen ="),
+    ("diff_attention", "float base = highest == -infinity() ? 0.0f : highest;", "float base = highest;"),
+    ("diff_attention", "lambda[rows.at(s.lambda, row)] / sum", "lambda[0] / sum"),
+    ("diff_attention", "share *= -lambda[", "share *= lambda["),
+    ("diff_attention", "weighted += part[2 + e] * expf(part[0] - top[m])", "weighted += part[2 + e]"),
+    ("diff_attention", "first + c < end ? widen", "widen"),
+    ("diff_attention", "        __syncthreads();  // all have used the tile before\n", ""),
+    ("diff_attention", "        __syncwarp();  // a row's weights are written and read by one warp\n", ""),
+    ("diff_attention", "if (row >= rows.count) continue;", ""),
+    ("diff_attention_vjp", "(gv[i][j] - of.pull)", "gv[i][j]"),
+    ("diff_attention_vjp", "(gv[i][j] - of.pull) * s.scale", "(gv[i][j] - of.pull)"),
+    ("diff_attention_vjp", "max(key - (s.S - s.T), 0) * rows.G", "max(key - (s.S - s.T), 0) * rows.G + ROWS"),
+    ("diff_attention_vjp", "dlambda[row] = -pull", "dlambda[row] = pull"),
+    ("diff_attention_vjp", "m == 0 ? 1.0f : there ? -lambda", "m == 0 ? 1.0f : there ? lambda"),
+    ("diff_attention_vjp", "if (key + y + 16 * j >= end) continue;", ""),
+    ("rms_norm", "widen(x[i]) / root", "widen(x[i]) / (root + 1e-3f)"),
+    ("rms_norm", "    __syncthreads();\n", ""),
+    ("rope", "interleaved ? 2 * i + 1 : i + turning", "interleaved ? 2 * i + 1 : i + size / 2"),
+    ("rope", "q * cosine[i] + p * sine[i]", "q * cosine[i] - p * sine[i]"),
+    ("rope", "for (int i = 2 * turning + threadIdx.x", "for (int i = 2 * turning + 1 + threadIdx.x"),
+    ("swiglu", "1.0f + expf(-x)", "1.0f + expf(x)"),
+    ("linear", "if (lane == 0 && first + r < rows)", "if (lane == 0)"),
+    ("linear", "int i = whole + lane;", "int i = lane;"),
+    ("linear", "if (output >= outputs) return;", ""),
+]
+
+
+QUICK = 4
+
+
+@pytest.mark.parametrize(
+    ("kernel", "right", "wrong"),
+    [
+        pytest.param(*mistake, id=f"{mistake[0]} {i}", marks=() if i < QUICK else pytest.mark.slow)
+        for i, mistake in enumerate(MISTAKES)
+    ],
+)
+def test_a_planted_mistake_is_caught(kernel: str, right: str, wrong: str) -> None:
+    places = [file.name for file in device.SOURCES.glob("*.cu*") if right in file.read_text()]
+    assert len(places) >= 1, "the source has changed: plant it anew"
+    dtype = np.float16 if kernel == "linear" else np.float32
+    with pytest.raises(AssertionError), np.errstate(all="ignore"):
+        for args, kwargs in CASES[kernel](False):
+            hold(kernel, args, kwargs, dtype, change=lambda text: text.replace(right, wrong), multiprocessors=4)
+
+
+COPY = 'extern "C" __global__ void copy(const float* x, float* y, int n) {{ const int i = threadIdx.x; {} }}'
+
+
+def run_source(monkeypatch: pytest.MonkeyPatch, body: str, shared: int = 0, order: int = 0) -> Any:
+    """Run a kernel of 64 threads that is to copy 64 numbers."""
+    monkeypatch.setattr(device, "source", lambda name: COPY.format(body))
+    x, y = np.arange(64, dtype=np.float32), np.full(64, np.nan, np.float32)
+    x.flags.writeable = False
+    EmulatedDevice(order=order).launch("copy.cu", "copy", {}, (1, 1, 1), 64, (x, y, np.int32(64)), shared)
+    return y
+
+
+SHARED = "extern __shared__ float shared[];"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_threads_meet_at_barriers_and_in_warps(monkeypatch: pytest.MonkeyPatch, order: int) -> None:
+    backwards = f"{SHARED} shared[i] = x[i]; __syncthreads(); y[i] = shared[63 - i];"
+    np.testing.assert_array_equal(run_source(monkeypatch, backwards, 256, order), np.arange(63, -1, -1))
+    in_pairs = "y[i] = __shfl_xor_sync(0xffffffff, x[i], 1) + 100.0f * __shfl_xor_sync(0xffffffff, x[i], 16);"
+    i = np.arange(64)
+    np.testing.assert_array_equal(run_source(monkeypatch, in_pairs, 0, order), (i ^ 1) + 100.0 * (i ^ 16))
+
+
+@pytest.mark.parametrize(
+    ("body", "shared", "says"),
+    [
+        ("y[i + 1] = x[i];", 0, "argument 1: written past its end"),
+        ("y[i - 1] = x[i];", 0, "argument 1: written before its begin"),
+        ("((float*)x)[i] = 7.0f;", 0, "argument 0: an input was written to"),
+        (f"{SHARED} shared[i + 1] = x[i];", 256, "wrote past the shared memory"),
+        ("if (i < 7) __syncthreads();", 0, "threads wait in vain: 7 at a barrier, 0 for their warp, and 57 have ended"),
+        ("if (i < 32) __syncthreads(); else __syncwarp();  if (i > 60) __syncthreads();", 0, "wait in vain"),
+    ],
+)
+def test_what_goes_astray_is_said(monkeypatch: pytest.MonkeyPatch, body: str, shared: int, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        run_source(monkeypatch, body, shared)
+
+
+def test_what_no_thread_wrote_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    y = run_source(monkeypatch, f"{SHARED} if (i != 5) shared[i] = x[i]; __syncthreads(); y[i] = shared[i];", 256)
+    assert np.isnan(y[5])
+    assert np.isfinite(np.delete(y, 5)).all()
+    past = run_source(monkeypatch, "y[i] = x[i + 1];")
+    assert np.isnan(past[-1])
+    assert np.isnan(EmulatedDevice().empty((3,), np.float16)).all()
+
+
+def test_a_missing_barrier_depends_on_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = f"{SHARED} shared[i] = x[i]; y[i] = shared[63 - i];"
+    first, last = (run_source(monkeypatch, body, 256, order) for order in (0, 1))
+    assert not np.array_equal(first, last)
+
+
+def test_arguments_must_have_a_type() -> None:
+    with pytest.raises(AssertionError, match="64 is not typed"):
+        EmulatedDevice().launch("gated.cu", "gated", {"NUMBER": "float"}, (1, 1, 1), 32, (64,))
+
+
+def test_kernels_run_on_numpy_arrays_in_place_of_the_devices() -> None:
+    x = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(CupyKernels(EmulatedDevice()).rms_norm(x, None, 0.0), x)
