@@ -1,0 +1,118 @@
+"""One way to deviate from a spec: another spec, other inputs, or a wrong layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import Ops, ops_for, overlay
+from refdiff.oracle.forward import forward, whole_wiring
+from refdiff.oracle.inputs import is_layer, shapes
+from refdiff.oracle.mistakes import Mistake, wrap
+from refdiff.oracle.sequences import Inputs
+from refdiff.oracle.spec import Spec
+
+Numpy = np.ndarray[Any, Any]
+HEADS = ("pair", "gqa", "cache")
+"""Axes of mistakes about the numbers of heads: they are themselves only in the layer that has the whole wiring."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A spec, float64 inputs, and the mistakes that are laid over the layers."""
+
+    spec: Spec
+    inputs: Inputs
+    mistakes: tuple[Mistake, ...] = ()
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A deviation by name: what it does, the choice it concerns, its row in oracle.md and a link to where it happened.
+
+    Exactly one of: fields, the spec's fields that it changes, or None where it cannot; arrays, the inputs as they are
+    misread, or None; mistake, a wrong layer.
+    """
+
+    name: str
+    what: str
+    axis: str
+    row: str = ""
+    link: str = ""
+    fields: Callable[[Spec], dict[str, Any] | None] | None = None
+    arrays: Callable[[Spec, Inputs], Inputs | None] | None = None
+    mistake: Mistake | None = None
+    aliases: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+    def apply(self, problem: Problem) -> Problem | None:
+        """Return the problem that deviates, or None where this one has no such deviation."""
+        spec, inputs = problem.spec, problem.inputs
+        if self.mistake is not None:
+            m = self.mistake
+            known = {whole_wiring(spec, inputs), *(() if m.axis in HEADS else (m.layer,))}
+            fits = not m.layer.startswith("diff_heads") or known & {m.layer, *m.also}
+            return replace(problem, mistakes=(*problem.mistakes, m)) if fits else None
+        if self.arrays is not None:
+            misread = self.arrays(spec, inputs)
+            return None if misread is None else replace(problem, inputs=misread)
+        changes = self.fields(spec) if self.fields else None
+        if not changes:
+            return None
+        try:
+            changed = spec.replace(**changes)
+        except ValueError:
+            return None
+        recast = _recast(spec, changed, inputs)
+        return None if recast is None or changed == spec else replace(problem, spec=changed, inputs=recast)
+
+
+def deviated(spec: Spec, inputs: Inputs, deviations: Iterable[Deviation]) -> Problem | None:
+    """Return the problem with all of `deviations`, one after another; None where one of them cannot be."""
+    problem: Problem | None = Problem(spec, inputs)
+    for deviation in deviations:
+        problem = None if problem is None else deviation.apply(problem)
+    return problem
+
+
+@lru_cache(maxsize=4096)
+def laid_over(mistakes: tuple[Mistake, ...]) -> Ops:
+    """The layers with these mistakes over them, the first one innermost."""
+    return overlay(laid_over(mistakes[:-1]), wrap(mistakes[-1])) if mistakes else ops_for()
+
+
+def output(problem: Problem) -> Numpy | None:
+    """The output of a problem; None where a wrong layer cannot work on such inputs."""
+    try:
+        with np.errstate(all="ignore"):
+            return forward(problem.spec, problem.inputs, laid_over(problem.mistakes))
+    except (ValueError, IndexError, ZeroDivisionError, TypeError):
+        return None
+
+
+def _recast(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:
+    """The same memory read as the changed spec has it; None where it does not fit."""
+    if (changed.heads, changed.out_dim) != (spec.heads, spec.out_dim):
+        return None
+    if changed.value_heads * changed.value_dim != spec.value_heads * spec.value_dim:
+        return None
+    made = dict(inputs)
+    if not is_layer(inputs):
+        for name in ("v", "v_pages"):
+            if name in made:
+                made[name] = _reread(made[name], changed.value_heads, changed.value_dim)
+    if not changed.norm_weight:
+        made.pop("norm_weight", None)
+    return made if set(shapes(changed, made)) <= set(made) else None
+
+
+def _reread(v: Numpy, heads: int, width: int) -> Numpy:
+    """(B, V, S, w) with the same numbers of each token in other heads."""
+    B, _, S, _ = v.shape
+    return np.moveaxis(np.moveaxis(v, 1, 2).reshape(B, S, heads, width), 2, 1)

@@ -1,0 +1,115 @@
+"""Which deviations a spec has: each function once, whatever the ways to write it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
+from refdiff.oracle.deviations.of_inputs import OF_INPUTS
+from refdiff.oracle.deviations.of_spec import OF_SPEC
+from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.mistakes import CATALOGUE
+from refdiff.oracle.sequences import Inputs
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies.structure import Structure
+from refdiff.oracle.strategies.values import draw
+
+Numpy = np.ndarray[Any, Any]
+KINDS = ("dense", "packed", "paged", "layer")
+SAME = 1e-9
+"""Two outputs no further apart than this, as a share of the largest number, are one function's."""
+
+OF_MISTAKES: tuple[Deviation, ...] = tuple(
+    Deviation(m.name, m.what, m.axis, m.row, m.link, mistake=m) for m in CATALOGUE if not m.layer.endswith("_vjp")
+)
+EVERY: tuple[Deviation, ...] = (*OF_MISTAKES, *OF_SPEC, *OF_INPUTS)
+"""All that any spec may have, a mistake's name before a field's."""
+
+
+def kind_of(inputs: Inputs) -> str:
+    """Which sort of inputs these are: "dense", "packed", "paged" or "layer"."""
+    names = (("x", "layer"), ("k_pages", "paged"), ("cu_seqlens_q", "packed"))
+    return next((kind for name, kind in names if name in inputs), "dense")
+
+
+@lru_cache(maxsize=64)
+def deviations(spec: Spec, kind: str = "dense") -> tuple[Deviation, ...]:
+    """Return the deviations that are another function than `spec`, on some input of this kind.
+
+    Those that are one function are one entry, under the name in the catalogue of mistakes if it is there, the others
+    in `aliases`. Of two ways to compute it the one that changes the spec is kept, which can be put together with more.
+    """
+    probes = [as_float64(spec, x) for x in _probes(spec, kind)]
+    right = [_flat(output(Problem(spec, x))) for x in probes]
+    kept: list[tuple[Deviation, list[Numpy | None]]] = []
+    for deviation in EVERY:
+        found = [_result(spec, x, deviation) for x in probes]
+        acts = [f is not None and not _equal(f, y) for f, y in zip(found, right, strict=True)]
+        if not any(acts):
+            continue
+        wrong = [f if here else None for f, here in zip(found, acts, strict=True)]
+        for n, (other, results) in enumerate(kept):
+            if _same(wrong, results):
+                merged = [a if b is None else b for a, b in zip(results, wrong, strict=True)]
+                kept[n] = (_merged(other, deviation), merged)
+                break
+        else:
+            kept.append((deviation, wrong))
+    return tuple(deviation for deviation, _ in kept)
+
+
+def _result(spec: Spec, inputs: Inputs, deviation: Deviation) -> Numpy | None:
+    problem = deviated(spec, inputs, [deviation])
+    return None if problem is None or (out := output(problem)) is None else _flat(out)
+
+
+def _flat(x: Numpy | None) -> Numpy:
+    return np.zeros(0) if x is None else np.ravel(x)
+
+
+def _equal(x: Numpy, y: Numpy) -> bool:
+    return x.shape == y.shape and np.allclose(x, y, rtol=0, atol=SAME * _largest(y), equal_nan=True)
+
+
+def _same(a: list[Numpy | None], b: list[Numpy | None]) -> bool:
+    """Whether they are equal wherever both act, and both act somewhere: a wrong layer may not know every case."""
+    both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    return bool(both) and all(_equal(x, y) for x, y in both)
+
+
+def _largest(x: Numpy) -> float:
+    return float(np.max(np.abs(x), initial=1e-300, where=np.isfinite(x)))
+
+
+def _merged(first: Deviation, second: Deviation) -> Deviation:
+    """One entry: the first's name, and the way of the second where that is no wrong layer and the first's is one."""
+    aliases = (*first.aliases, second.name)
+    if first.mistake is not None and second.mistake is None:
+        return replace(first, fields=second.fields, arrays=second.arrays, mistake=None, aliases=aliases)
+    return replace(first, aliases=aliases)
+
+
+def _probes(spec: Spec, kind: str) -> Iterator[Inputs]:
+    """Small inputs on which every deviation of the spec can be seen."""
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}")
+    w = min(spec.window or 0, 64)
+    if kind == "packed":
+        yield draw(spec, Structure(packed=((3, 3), (4, w + 6), (5, 5 + w))), "identify", 1)
+        yield draw(spec, Structure(packed=((6, 4), (2, w + 4))), "identify", 2)
+    elif kind == "paged":
+        yield draw(spec, Structure(pages=((1, w + 9), (1, 3), (1, w + 6))), "identify", 1)
+        yield draw(spec, Structure(pages=((3, w + 7), (1, w + 5))), "whisper", 2)
+    elif kind == "layer":
+        D = 2 * spec.head_dim + 1
+        yield draw(spec, Structure(queries=5, keys=w + 8, hidden=D), "identify", 1)
+        yield draw(spec, Structure(queries=w + 5, keys=w + 5, hidden=D), "whisper", 2)
+    else:
+        yield draw(spec, Structure(queries=5, keys=w + 8, padding="left"), "identify", 1)
+        yield draw(spec, Structure(queries=w + 6, keys=w + 6), "whisper", 2)
+        yield draw(spec, Structure(queries=6, keys=4), "identify", 3)  # the first two rows see nothing

@@ -1,0 +1,133 @@
+"""Cases by profile: the same list for the same seed, whatever the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refdiff.oracle.forward import out_shape
+from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.presets import PRESETS
+from refdiff.oracle.sequences import Inputs
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies.structure import Structure
+from refdiff.oracle.strategies.values import draw, stored
+
+if TYPE_CHECKING:
+    from refdiff.oracle.deviations.deviation import Deviation
+
+Numpy = np.ndarray[Any, Any]
+
+_NATURAL = (Structure(2, 16, 24), Structure(1, 17, 17))
+PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
+    "natural": ("natural", _NATURAL),
+    "identify": (
+        "identify",
+        (Structure(2, 9, 14, padding="left"), Structure(2, 11, 11), Structure(1, 7, 4), Structure(1, 6, 13, hidden=24)),
+    ),
+    "cancel": ("cancel", _NATURAL),
+    "whisper": ("whisper", (Structure(2, 9, 14), Structure(1, 11, 11))),
+    "extreme": ("extreme", _NATURAL),
+    "degenerate": (
+        "degenerate",
+        (
+            *(Structure(1, 1, 1), Structure(0, 3, 5), Structure(2, 0, 5), Structure(1, 3, 0), Structure(2, 5, 2)),
+            *(Structure(2, 4, 4), Structure(1, 1, 17, padding="left")),
+        ),
+    ),
+    "layout": (
+        "identify",
+        (
+            Structure(packed=((5, 5), (0, 3), (4, 7), (2, 0), (1, 1))),
+            Structure(packed=((6, 6), (0, 0), (9, 9)), hidden=24),
+            *(Structure(3, 7, 11, padding="right"), Structure(3, 7, 11, padding="left")),
+            Structure(pages=((1, 13), (1, 0), (1, 6)), page=5),
+        ),
+    ),
+    "serving": (
+        "identify",
+        (
+            Structure(pages=((1, 17), (1, 3), (1, 31)), page=8),  # decode
+            Structure(pages=((9, 20), (1, 12), (5, 5)), page=8),  # chunks of prompts beside decoding
+            Structure(pages=((4, 11), (4, 21)), page=4),  # four tokens to be verified
+            Structure(2, 1, 19),
+        ),
+    ),
+}
+"""For each profile, the numbers of `draw` and the structures."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Inputs for a kernel, in the dtype that it is given them in, and the gradient of its output.
+
+    `name` says what it is, and is the same in every run.
+    """
+
+    name: str
+    profile: str
+    seed: int
+    dtype: str
+    spec: Spec
+    structure: Structure
+    inputs: Inputs
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def dout(self) -> Numpy:
+        """A gradient of the shape of the output, in the storage dtype."""
+        if is_layer(self.inputs):
+            shape: tuple[int, ...] = self.inputs["x"].shape
+        else:
+            shape = out_shape(self.spec, self.inputs)
+        return stored(np.random.default_rng([self.seed, 977]).normal(size=shape), self.dtype)
+
+    @cached_property
+    def blind_to(self) -> tuple[Deviation, ...]:
+        """The deviations that these inputs cannot show to a kernel of the usual recipe of their dtype."""
+        from refdiff.oracle.blind_spots import blind_spots
+
+        return blind_spots(self.spec, self.inputs, self.dtype)
+
+
+def small_spec(preset: str) -> Spec:
+    """A preset with dimensions in which every choice is seen: grouped queries, depth, heads of 16."""
+    dims = {"query_heads": 12, "key_heads": 4, "head_dim": 16}
+    if preset == "gda":
+        dims["query_heads"] = 20
+    if preset == "timm":
+        dims["key_heads"] = 12
+    if preset == "diff_v2":
+        dims["key_heads"] = 3
+    return Spec.preset(preset, **dims, layer=2)
+
+
+def cases(profile: str, seed: int = 0, *, spec: Spec | None = None, dtype: str = "float32") -> list[Case]:
+    """Return the cases of a profile: of your spec, or of every preset.
+
+    Args:
+        profile: natural; identify, on which mistakes differ most; cancel, λ near 1 and maps alike; whisper, small
+            values, on which ε is seen; extreme, large scores, ties and sinks; degenerate, lengths of 0 and 1, rows
+            that see nothing; layout, packed, padded and paged; serving, decoding and chunks with pages.
+        seed: the same seed gives the same numbers.
+        dtype: that the inputs are stored in: "float32", "bfloat16" or "float16".
+
+    Raises:
+        ValueError: no profile has that name, or no numbers that dtype.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"no profile is called {profile!r}: there are {', '.join(PROFILES)}")
+    values, structures = PROFILES[profile]
+    made = []
+    specs = {name: small_spec(name) for name in PRESETS} if spec is None else {"": spec}
+    for n, (preset, one) in enumerate(specs.items()):
+        for m, structure in enumerate(structures):
+            inputs = draw(one, structure, values, 1000 * seed + 20 * n + m, dtype)
+            name = "-".join(part for part in (profile, preset, str(m), dtype, str(seed)) if part)
+            made.append(Case(name, profile, 1000 * seed + 20 * n + m, dtype, one, structure, inputs))
+    return made

@@ -1,0 +1,102 @@
+"""The shape of a problem without its numbers: lengths, padding, packing, pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.spec import Spec
+
+Numpy = np.ndarray[Any, Any]
+PADDING = ("none", "left", "right")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the inputs of a spec look like.
+
+    batch B, queries T, keys S: a dense problem; padding: which side of the keys is padding, a different number of them
+    in each sequence. hidden: D, for inputs of the whole layer.
+    packed: (queries, keys) of each sequence, one after another; B is then 1, T and S are their sums.
+    pages: (queries, keys) of each sequence, the keys in shuffled pages of `page` keys among others that belong to
+    nobody; queries that differ are packed.
+
+    Raises:
+        ValueError: a length below 0, an unknown padding, packed and paged at once.
+    """
+
+    batch: int = 2
+    queries: int = 5
+    keys: int = 7
+    hidden: int | None = None
+    padding: str = "none"
+    packed: tuple[tuple[int, int], ...] | None = None
+    pages: tuple[tuple[int, int], ...] | None = None
+    page: int = 4
+
+    def __post_init__(self) -> None:
+        lengths = [n for pair in (*(self.packed or ()), *(self.pages or ())) for n in pair]
+        if min(self.batch, self.queries, self.keys, *lengths, 0) < 0 or self.page < 1:
+            raise ValueError(f"{self}: lengths must be 0 or more, and a page holds 1 key or more")
+        if self.padding not in PADDING:
+            raise ValueError(f"padding is {self.padding!r}, but must be one of {', '.join(map(repr, PADDING))}")
+        if self.packed is not None and self.pages is not None:
+            raise ValueError("packed and pages are two ways to say how long the sequences are: give one of them")
+        if self.hidden is not None and self.pages is not None:
+            raise ValueError("a whole layer has its keys from x, not from pages: hidden must be None")
+
+    @property
+    def sequences(self) -> tuple[tuple[int, int], ...] | None:
+        """(queries, keys) of each sequence, where they are packed or paged."""
+        return self.packed if self.pages is None else self.pages
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether the queries are packed: B is 1."""
+        return self.packed is not None or (self.pages is not None and len({q for q, _ in self.pages}) > 1)
+
+    def lengths(self, spec: Spec) -> dict[str, int]:
+        """The length of each axis by its letter, as `refdiff.oracle.inputs` uses them."""
+        B, T, S = self.batch, self.queries, self.keys
+        if self.sequences is not None:
+            of_q, of_k = [q for q, _ in self.sequences], [k for _, k in self.sequences]
+            B, T, S = (1, sum(of_q), sum(of_k)) if self.is_ragged else (len(of_q), max(of_q, default=0), 0)
+        if self.hidden is not None and self.packed is not None:
+            S = T
+        n = {"B": B, "T": T, "S": S, "D": self.hidden or 0, "R": max(S - T, 0)}
+        n |= {"H": spec.query_heads, "K": spec.key_heads, "V": spec.value_heads, "h": spec.heads}
+        n |= {"d": spec.head_dim, "w": spec.value_dim, "e": spec.out_dim}
+        n |= {"Hd": n["H"] * n["d"], "Kd": n["K"] * n["d"], "Vw": n["V"] * n["w"], "he": n["h"] * n["e"]}
+        return n
+
+    def tables(self, rng: np.random.Generator) -> dict[str, Numpy]:
+        """The integer and boolean inputs: where sequences start, which pages they have, what is padding."""
+        if self.sequences is None:
+            return self._padding(rng)
+        of_q, of_k = ([q for q, _ in self.sequences], [k for _, k in self.sequences])
+        found: dict[str, Numpy] = {}
+        if self.is_ragged:
+            found["cu_seqlens_q"] = np.cumsum([0, *of_q]).astype(np.int32)
+        if self.packed is not None:
+            return found if self.hidden is not None else found | {"cu_seqlens_k": np.cumsum([0, *of_k], dtype=np.int32)}
+        return found | self._pages(rng, of_k)
+
+    def _padding(self, rng: np.random.Generator) -> dict[str, Numpy]:
+        if self.padding == "none" or self.keys == 0:
+            return {}
+        count = rng.permutation(np.arange(self.batch) % max(1, self.keys - 1))
+        s = np.arange(self.keys)[None]
+        real = s >= count[:, None] if self.padding == "left" else s < self.keys - count[:, None]
+        return {"key_mask": real}
+
+    def _pages(self, rng: np.random.Generator, keys: list[int]) -> dict[str, Numpy]:
+        counts = [-(-k // self.page) for k in keys]
+        order = rng.permutation(sum(counts) + 2)  # two pages belong to nobody
+        table = np.full((len(keys), max(counts, default=0)), int(order[-1]), dtype=np.int32)
+        taken = 0
+        for row, count in zip(table, counts, strict=True):
+            row[:count] = order[taken : taken + count]
+            taken += count
+        return {"block_table": table, "lengths": np.asarray(keys, dtype=np.int32)}
