@@ -3,6 +3,7 @@
     python -m tests.mutation --path refdiff/layers                    all mutants of the layers
     python -m tests.mutation --sample 100 --seed "$(git rev-parse HEAD)" --jobs 2
 
-mutants.py makes them, planted.py runs tests on one, equivalent.toml lists those that no test could tell from the
-source, each with its reason. Everything runs in a copy of the tree.
+mutants.py makes them, planted.py runs tests on one. equivalent.toml lists those that no test could tell from the
+source, which the score leaves out; tolerated.toml those that no test needs to tell, which it counts; each with its
+reason. Everything runs in a copy of the tree.
 """

@@ -80,16 +80,18 @@ reason = "half of 0 is 0"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("listed", "code", "says"),
+    ("kind", "listed", "code", "says"),
     [
-        ([], 1, "score 88.9"),
-        (["(x > 0)"], 0, "8      1        0 100.0%"),
-        (["(x > 0)", "(x < 0)"], 1, "no such mutant"),
-        (["(x > 0)", "(not (x >= 0))"], 1, "listed, but killed by tests/layers/test_half.py::test_half"),
+        ("equivalent", [], 1, "score 88.9"),
+        ("equivalent", ["(x > 0)"], 0, "8      1        0 100.0%"),
+        ("equivalent", ["(x > 0)", "(x < 0)"], 1, "no such mutant"),
+        ("equivalent", ["(x > 0)", "(not (x >= 0))"], 1, "listed, but killed by tests/layers/test_half.py::test_half"),
+        ("tolerated", ["(x > 0)"], 1, "8      0        1  88.9%"),
+        ("tolerated", ["(x < 0)"], 1, "no such mutant"),
     ],
 )
 def test_what_survives_must_be_listed_and_what_is_listed_must_survive(
-    tmp_path: Path, outside: dict[str, str], listed: list[str], code: int, says: str
+    tmp_path: Path, outside: dict[str, str], kind: str, listed: list[str], code: int, says: str
 ) -> None:
     for name, text in {
         "refdiff/__init__.py": "",  # else the project's own refdiff, a package, comes before this one
@@ -99,11 +101,14 @@ def test_what_survives_must_be_listed_and_what_is_listed_must_survive(
         "tests/layers/test_vjp.py": "def test_nothing() -> None:\n    pass\n",
         "tests/layers/test_init.py": "def test_nothing() -> None:\n    pass\n",
         "setup.cfg": "[tool:pytest]\npythonpath = .\naddopts = --import-mode=importlib\n",
-        "list.toml": "".join(ENTRY.format(after=after) for after in listed),
+        "equivalent.toml": "",
+        "tolerated.toml": "",
+        f"{kind}.toml": "".join(ENTRY.format(after=after) for after in listed),
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    args = ["--root", str(tmp_path), "--equivalent", str(tmp_path / "list.toml"), "--path", "refdiff/layers"]
+    lists = [arg for name in ("equivalent", "tolerated") for arg in (f"--{name}", str(tmp_path / f"{name}.toml"))]
+    args = ["--root", str(tmp_path), *lists, "--path", "refdiff/layers"]
     done = subprocess.run(
         [sys.executable, "-m", "tests.mutation", *args],
         cwd=ROOT,
@@ -114,3 +119,4 @@ def test_what_survives_must_be_listed_and_what_is_listed_must_survive(
     )
     assert says in done.stdout, done.stdout + done.stderr
     assert done.returncode == code, done.stdout + done.stderr
+    assert ("survived: refdiff/layers/half.py" in done.stdout) == ("(x > 0)" not in listed)
