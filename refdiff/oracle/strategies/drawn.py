@@ -71,7 +71,7 @@ def structures(profile: str = "identify", *, longest: int = 33) -> SearchStrateg
     return st.builds(lambda B, T, S: Structure(B, T, max(T, S)), st.integers(1, 3), some, some)
 
 
-def _paged(pairs: Any) -> Any:
+def _paged(pairs: Any) -> SearchStrategy[Structure]:
     from hypothesis import strategies as st
 
     return st.builds(lambda lengths, page: Structure(pages=lengths, page=page), pairs, st.sampled_from([1, 4, 8, 16]))
