@@ -6,8 +6,8 @@
 
 `check` compares in float32 also where the file is bfloat16: refdiff computes in float32, and with random weights the
 best two tokens are often closer than bfloat16 can tell apart. Needs the extra `parity` (transformers and torch) and as
-much memory as the file is large. `config.json` is spelled as the transformers of the time spelled it. The dimensions are
-those of `refdiff/bench/sizes.py`, for `1b` assumed ones.
+much memory as the file is large. `config.json` is spelled as the transformers of the time spelled it. The dimensions
+are those of `refdiff/bench/sizes.py`, for `1b` assumed ones.
 """
 
 from __future__ import annotations
