@@ -112,7 +112,7 @@ def _about(model: PreTrainedModel) -> dict[str, Any]:
         "model": model.source,
         "class": type(model).__name__,
         "dtype": model.dtype,
-        "config": model.config.to_dict(),
+        "config": json.loads(json.dumps(model.config.to_dict())),  # as a file holds it
     }
 
 

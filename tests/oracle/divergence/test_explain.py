@@ -1,0 +1,97 @@
+"""What a wrong array is all the same."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.divergence.explain import explanation
+from refdiff.oracle.divergence.first_divergence import first_divergence
+from refdiff.oracle.divergence.passes import Expected
+from refdiff.oracle.tracing import trace
+from tests.model.models import ids, small_model
+
+# as many keys as queries, so that an order of heads is an order of scores
+REF = trace(small_model(num_key_value_heads=8), ids(0, 2, 5), maps=True)
+AT = "model.layers.1.self_attn."
+EXPECTED = Expected(dict(REF), {}, {path: np.zeros(x.shape[:-1]) for path, x in REF.items()})
+
+
+def said(name: str, mine: np.ndarray) -> str:
+    return explanation(AT + name, mine, EXPECTED, REF, 2.0**-40)
+
+
+def of(name: str) -> np.ndarray:
+    return REF[AT + name]
+
+
+@pytest.mark.parametrize(
+    ("factor", "why"),
+    [
+        (math.sqrt(6), "2.4495 = √d, d = 6: not scaled"),
+        (1 / math.sqrt(6), "0.40825 = 1/√d, d = 6: scaled twice"),
+        (math.sqrt(2), "1.4142 = √2: scaled by the root of half of d"),
+        (math.sqrt(0.5), "0.70711 = 1/√2: scaled by the root of 2d"),
+        (1 / math.log(2), "1.4427 = log₂ e"),
+        (-1.0, "-1"),
+    ],
+)
+def test_factors_of_scores(factor: float, why: str) -> None:
+    assert said("scores1", factor * of("scores1")) == f"equal up to the factor {why}"
+
+
+def test_bases_of_the_logarithm() -> None:
+    assert said("lse2", of("lse2") / math.log(2)) == "equal up to the base of the logarithm: 2, not e"
+    assert said("lse2", of("lse2") / math.log(10)) == "equal up to the base of the logarithm: 10, not e"
+
+
+def test_another_base_diverges_from_nothing() -> None:
+    mine = {path: x / math.log(2) if "lse" in path else x for path, x in REF.items()}
+    found = first_divergence(mine, REF)
+    assert not found
+    stages = {s.path: s for s in found.stages}
+    assert stages[AT + "lse1"].status == "equal up to"
+
+
+@pytest.mark.parametrize("name", ["scores1", "attn2", "lse1", "diff", "groupnorm", "probs2"])
+def test_orders_of_heads(name: str) -> None:
+    assert said(name, of(name)[:, [1, 0, 3, 2]]).endswith(
+        {"1": "an order of heads: (1, 0, 3, 2)", "2": "an order of heads: (5, 4, 7, 6)"}.get(
+            name[-1], "an order of heads: (1, 0, 3, 2)"
+        )
+    )
+
+
+def test_orders_of_heads_across_the_maps() -> None:
+    assert said("scores1", of("scores2")) == "equal up to an order of heads: (4, 5, 6, 7)"
+    both = np.concatenate([of("scores1"), of("scores2")], 1)
+    assert said("scores1", both[:, 0::2]) == "equal up to an order of heads: (0, 2, 4, 6)"
+    assert said("scores2", of("scores2")[:, [0, 0, 2, 3]]).endswith("heads that are there several times: (4, 4, 6, 7)")
+
+
+def test_orders_of_heads_side_by_side() -> None:
+    x = of("q_proj").reshape(2, 5, 8, 6)[:, :, [1, 0, 2, 3, 4, 5, 7, 6]].reshape(2, 5, 48)
+    assert said("q_proj", x) == "equal up to an order of heads: (1, 0, 2, 3, 4, 5, 7, 6)"
+
+
+def test_the_halves_of_joined_values_are_heads() -> None:
+    heads = of("v_proj").reshape(2, 5, 8, 6).transpose(0, 2, 1, 3)
+    joined = np.concatenate([heads[:, 0::2], heads[:, 1::2]], -1)
+    assert said("values", joined) == "equal up to an order of heads: (0, 2, 4, 6, 1, 3, 5, 7)"
+
+
+def test_transposes() -> None:
+    x = of("scaled").reshape(2, 5, 4, 12).transpose(0, 2, 1, 3).reshape(2, 5, 48)
+    assert said("scaled", x) == "equal up to a transpose: its numbers lie as (B, H, T, e), not (B, T, H, e)"
+    assert said("scores1", of("scores1").swapaxes(2, 3)).startswith(
+        "equal up to a transpose: its numbers lie as (B, H, S, T)"
+    )
+
+
+@pytest.mark.parametrize("name", ["scores1", "lse1", "q_proj", "values", "o_proj", "lambda_full"])
+def test_nothing_of_that(name: str) -> None:
+    g = np.random.default_rng(3)
+    assert said(name, g.normal(size=of(name).shape)) == ""
+    assert said(name, np.zeros(of(name).shape)) == ""

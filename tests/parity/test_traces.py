@@ -1,0 +1,106 @@
+"""Runs of transformers itself: its debugger's folder, and hooks on the live model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.model_debugging_utils import model_addition_debugger_context
+
+import refdiff
+from refdiff.errors import CheckpointError
+from refdiff.oracle.divergence import first_divergence
+from refdiff.oracle.tracing import Trace, hooks, trace
+
+SIZES = {
+    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 6, "max_position_embeddings": 128, "initializer_range": 0.25,
+    "lambda_std_dev": 0.5, "pad_token_id": 0,
+}  # fmt: skip
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def prepared(folder: Path, dtype: str, attention: str, seed: int = 0) -> tuple[Any, dict[str, torch.Tensor], Trace]:
+    """transformers' model, what it is called with, and the trace of ours."""
+    torch.manual_seed(seed)
+    config = transformers.DiffLlamaConfig(**SIZES, attn_implementation=attention)
+    peer = transformers.DiffLlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
+    peer.save_pretrained(folder)
+    ids = np.random.default_rng(seed).integers(1, 97, (2, 13))
+    mask = np.ones_like(ids)
+    mask[1, :3] = 0
+    ours = refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
+    call = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    return peer, call, trace(ours, ids, attention_mask=mask)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_nothing_diverges_in_the_debuggers_folder(tmp_path: Path, dtype: str, attention: str) -> None:
+    """Layers 0 to 3, whatever the debugger leaves out of its JSON."""
+    peer, call, ref = prepared(tmp_path / "model", dtype, attention)
+    with model_addition_debugger_context(peer, debug_path=str(tmp_path / "run"), use_repr=False):
+        peer(**call)
+    for mode in ("local", "free"):
+        found = first_divergence(tmp_path / "run", ref, mode=mode)
+        assert not found, str(found)
+        assert found.precision == dtype
+        compared = [s.path for s in found.stages if s.status == "equal"]
+        assert len(compared) == 65
+        assert {f"model.layers.{i}.self_attn.diff" for i in range(4)} < set(compared)
+        assert found.unknown == ()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_nothing_diverges_under_hooks(tmp_path: Path, dtype: str, attention: str, seed: int) -> None:
+    peer, call, ref = prepared(tmp_path / "model", dtype, attention, seed)
+    with torch.no_grad(), hooks(peer) as mine:
+        peer(**call, output_attentions=attention == "eager")
+    for mode in ("local", "free"):
+        found = first_divergence(mine, ref, mode=mode)
+        assert not found, str(found)
+        assert sum(s.status == "equal" for s in found.stages) == (73 if attention == "eager" else 65)
+        assert found.unknown == ()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("module", "wrong", "at"),
+    [
+        ("model.layers.2.self_attn.q_proj", lambda x: x.roll(1, -1), "model.layers.2.self_attn.q_proj"),
+        ("model.layers.1.input_layernorm", lambda x: x * 1.1, "model.layers.1.input_layernorm"),
+        ("model.layers.3.self_attn.groupnorm", lambda x: x - x.mean(-1, keepdim=True), "model.layers.3.self_attn.groupnorm"),
+        ("model.layers.0.mlp.act_fn", lambda x: x.abs(), "model.layers.0.mlp.act_fn"),
+        ("model.norm", lambda x: x * 0.9, "model.norm"),
+    ],
+)  # fmt: skip
+def test_a_wrong_module_is_found(tmp_path: Path, dtype: str, module: str, wrong: Any, at: str) -> None:
+    peer, call, ref = prepared(tmp_path / "model", dtype, "eager")
+    peer.get_submodule(module).register_forward_hook(lambda _, args, out: wrong(out))
+    with torch.no_grad(), hooks(peer) as mine:
+        peer(**call)
+    assert first_divergence(mine, ref).path == at
+
+
+def test_a_wrong_lambda_init_is_found_behind_what_is_no_module(tmp_path: Path) -> None:
+    peer, call, ref = prepared(tmp_path / "model", "bfloat16", "sdpa")
+    peer.model.layers[2].self_attn.lambda_init = 0.8
+    with model_addition_debugger_context(peer, debug_path=str(tmp_path / "run"), use_repr=False):
+        peer(**call)
+    found = first_divergence(tmp_path / "run", ref)
+    assert found.path == "model.layers.2.self_attn.diff"
+    assert "lambda_init, lambda_full" in " ".join(str(found).split())
+
+
+def test_a_folder_of_printed_numbers(tmp_path: Path) -> None:
+    peer, call, ref = prepared(tmp_path / "model", "float32", "sdpa")
+    with model_addition_debugger_context(peer, debug_path=str(tmp_path / "run")):
+        peer(**call)
+    with pytest.raises(CheckpointError, match="write them with use_repr=False"):
+        first_divergence(tmp_path / "run", ref)
