@@ -80,8 +80,12 @@ def _read(
         options=options,
         stopping=Stopping(limit, options.eos_token_id, options.stop_strings, options.tokenizer, options.max_time),
         seed=reading.read_seed(seed, generator) if options.do_sample else 0,
-        emit=(lambda value: None) if streamer is None else streamer.put,
+        emit=_to_nobody if streamer is None else streamer.put,
     )
+
+
+def _to_nobody(value: Any) -> None:
+    """Where tokens go that nobody reads one by one: a function with a name, so that requests pickle."""
 
 
 def _run(request: Request) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:

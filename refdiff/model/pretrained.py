@@ -23,6 +23,7 @@ from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.diffllama import Context, Maps, diffllama
 from refdiff.model.json_files import read_json, write_json
 from refdiff.model.outputs import ModelOutput
+from refdiff.model.pickled import Pickled
 from refdiff.model.weights import flatten, initialize, load, resolve_dtype, save
 
 P = ParamSpec("P")
@@ -60,7 +61,7 @@ def one_pass(call: Callable[P, R]) -> Callable[P, R]:
     return called
 
 
-class PreTrainedModel:
+class PreTrainedModel(Pickled):
     """A DiffLlama with one head; use one of its subclasses.
 
     `DiffLlamaForCausalLM(config)` has newly drawn weights, the same as `from_config(config)`; `from_pretrained` loads.
@@ -103,6 +104,8 @@ class PreTrainedModel:
         self.generation_config = generation_config or {}
         self.source: str | None = None
         self._past_limit = False
+        self._made = {"kernels": kernels, "threads": threads, "ops": self.ops}
+        self._of_file: tuple[str, dict[str, Any]] | None = None
 
     @classmethod
     def from_pretrained(
@@ -122,8 +125,8 @@ class PreTrainedModel:
         """Load a checkpoint from a folder or a hub repo.
 
         Args:
-            path_or_repo: a folder with config.json and safetensors, or a repo id such as
-                "kajuma/DiffLlama-0.3B-handcut".
+            path_or_repo: a folder with config.json and safetensors, a repo id such as
+                "kajuma/DiffLlama-0.3B-handcut", or "bundled", the small model that the package brings.
             dtype: "auto" = as stored, or "float32", "float64", "float16", "bfloat16", or NumPy's dtype of that name.
             backend: "numpy", "cupy", or any array-API namespace module.
             device: where that backend puts its arrays; None is its default.
@@ -161,6 +164,7 @@ class PreTrainedModel:
             generation_config=read_json(generation) if generation.exists() else {},
         )
         model.source = str(folder)
+        model._of_file = weights, flatten(model.params)
         return model
 
     @classmethod

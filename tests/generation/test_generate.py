@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
 from typing import Any
 
 import numpy as np
@@ -156,3 +158,19 @@ def test_errors(ids: Any, options: dict[str, Any], error: type[Exception], messa
 
 def test_a_padding_token_outside_the_vocabulary_does_not_matter_for_one_row() -> None:
     assert generate(MODEL, [[5]], pad_token_id=V + 5, max_new_tokens=2).shape == (1, 3)
+
+
+@pytest.mark.parametrize("options", [*WAYS.values(), {"assistant_model": SMALL}], ids=[*WAYS, "assistant"])
+def test_a_request_pickles(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its model, and gives the text where it arrives that it gives here."""
+    expected = generate(MODEL, [[5, 6, 7]], max_new_tokens=6, **options)
+    module = importlib.import_module("refdiff.generation.generate")
+    run, sent = module._run, []
+
+    def elsewhere(request: Any) -> Any:
+        sent.append(pickle.dumps(request))
+        return run(pickle.loads(sent[-1]))
+
+    monkeypatch.setattr(module, "_run", elsewhere)
+    np.testing.assert_array_equal(generate(MODEL, [[5, 6, 7]], max_new_tokens=6, **options), expected)
+    assert len(sent) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,3 +87,22 @@ def test_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not stopping(ids).any()
     now = 105.1
     assert stopping(ids).all()
+
+
+def test_what_is_left_of_the_time_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a process whose clock began at another time."""
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    stopping = Stopping(9, [5], max_time=3.0)
+    now = 1001.0
+    raw = pickle.dumps(stopping)
+    now = 50.0
+    twin = pickle.loads(raw)
+    now = 51.9
+    assert not twin(np.array([[1]])).any()
+    assert twin(np.array([[5]])).all()
+    now = 52.1
+    assert twin(np.array([[1]])).all()
+    now = 1001.0
+    assert not stopping(np.array([[1]])).any(), "the one that was pickled has its own time"
+    assert pickle.loads(pickle.dumps(Stopping(9, [5])))(np.array([[5]])).all()

@@ -1,0 +1,184 @@
+"""A model of a file pickles as its path, any other as its weights; both are the same model where they arrive."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.backends import overlay
+from refdiff.model.weights import flatten
+from refdiff.training.adamw import AdamW
+
+from .models import CLASSES, small_model
+
+IDS = np.array([[3, 5, 2, 7, 11]])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    small_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def _same(a: Any, b: Any) -> None:
+    assert type(a) is type(b)
+    ours, theirs = flatten(a.params), flatten(b.params)
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], name)
+    assert a.config == b.config
+    assert (a.dtype, a.generation_config, a.source) == (b.dtype, b.generation_config, b.source)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_a_model_of_a_file_is_its_path(kind: Any, tmp_path: Path) -> None:
+    small_model(kind).save_pretrained(tmp_path / "model")
+    model = kind.from_pretrained(tmp_path / "model")
+    raw = pickle.dumps(model)
+    assert len(raw) < 4000 < sum(a.nbytes for a in flatten(model.params).values()) / 20
+    twin = pickle.loads(raw)
+    _same(twin, model)
+    for array in flatten(twin.params).values():
+        assert not array.flags.owndata, "mapped again, not sent"
+        assert not array.flags.writeable
+    np.testing.assert_array_equal(_result(twin), _result(model))
+    assert pickle.dumps(twin) == raw, "it is still that of a file"
+
+
+def _result(model: Any) -> Any:
+    out = model(IDS)
+    return next(x for x in (out.logits, out.start_logits, out.last_hidden_state) if x is not None)
+
+
+def test_choices_go_along(folder: Path) -> None:
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float32", kernels="reference", threads=3)
+    model.generation_config = {"max_new_tokens": 5}
+    model.config.use_cache = False
+    twin = pickle.loads(pickle.dumps(model))
+    _same(twin, model)
+    assert twin.kernels is None
+    assert twin.dtype == "float32"
+    assert not twin.config.use_cache
+    assert twin(IDS).cache is None
+    fast = pickle.loads(pickle.dumps(refdiff.DiffLlamaForCausalLM.from_pretrained(folder, threads=3)))
+    assert fast._made["threads"] == 3
+    assert fast.kernels is not None
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("weights", ["stored", "expanded"])
+def test_narrow_weights(weights: str, dtype: str, tmp_path: Path) -> None:
+    small_model().save_pretrained(tmp_path, dtype=dtype)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path, weights=weights)
+    raw = pickle.dumps(model)
+    assert len(raw) < 4000
+    twin = pickle.loads(raw)
+    _same(twin, model)
+    assert {a.dtype for a in flatten(twin.params).values()} == {a.dtype for a in flatten(model.params).values()}
+
+
+def test_new_weights_are_sent() -> None:
+    model = small_model()
+    twin = pickle.loads(pickle.dumps(model))
+    _same(twin, model)
+    np.testing.assert_array_equal(twin(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("change", ["one replaced", "all replaced", "one added", "one written to"])
+def test_changed_weights_are_sent(change: str, folder: Path) -> None:
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
+    norm = model.params["model"]["norm"]
+    match change:
+        case "one replaced":
+            norm["weight"] = norm["weight"] * 2
+        case "all replaced":
+            flat = {name: np.array(a) for name, a in flatten(model.params).items()}
+            AdamW(flat).step({name: np.ones_like(a) for name, a in flat.items()}, 0.1)
+            model.params = refdiff.model.weights.nest(flat)
+        case "one added":
+            model.params["lm_head"] = {"weight": np.ones((53, 26))}
+        case _:
+            norm["weight"] = writable = np.array(norm["weight"])
+            model._of_file = "expanded", flatten(model.params)
+            writable += 1
+    twin = pickle.loads(pickle.dumps(model))
+    _same(twin, model)
+    np.testing.assert_array_equal(twin(IDS).logits, model(IDS).logits)
+    assert pickle.loads(pickle.dumps(twin)).source == str(folder)
+
+
+def test_a_head_that_was_drawn_is_sent(tmp_path: Path) -> None:
+    small_model(refdiff.DiffLlamaModel).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="drawn at random"):
+        model = refdiff.DiffLlamaForTokenClassification.from_pretrained(tmp_path)
+    model.params["score"]["weight"][:] = 7
+    _same(pickle.loads(pickle.dumps(model)), model)
+
+
+def test_another_backend_is_found_again() -> None:
+    import array_api_strict
+
+    model = small_model(backend=array_api_strict)
+    twin = pickle.loads(pickle.dumps(model))
+    assert twin.xp is model.xp
+    assert type(twin.params["model"]["norm"]["weight"]) is type(model.params["model"]["norm"]["weight"])
+    np.testing.assert_array_equal(np.asarray(twin(IDS).logits), np.asarray(model(IDS).logits))
+
+
+def test_ops_of_ones_own_do_not_pickle(folder: Path) -> None:
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
+    own, model.ops = model.ops, overlay(model.ops, lambda name, function: function)
+    with pytest.raises(TypeError, match="this model has ops of its own, and they do not pickle: send it without"):
+        pickle.dumps(model)
+    model.ops = own
+    pickle.dumps(model)
+
+
+def test_copies() -> None:
+    model = small_model()
+    model.ops = overlay(model.ops, lambda name, function: function)
+    shallow = copy.copy(model)
+    assert type(shallow) is type(model)
+    assert shallow.ops is model.ops
+    assert shallow.params is model.params
+    shallow.params = {}
+    assert model.params
+    model.ops = small_model().ops
+    model._made["ops"] = model.ops
+    deep = copy.deepcopy(model)
+    _same(deep, model)
+    assert not np.shares_memory(deep.params["model"]["norm"]["weight"], model.params["model"]["norm"]["weight"])
+
+
+def test_a_folder_that_is_gone_is_named(folder: Path, tmp_path: Path) -> None:
+    raw = pickle.dumps(refdiff.DiffLlamaForCausalLM.from_pretrained(folder))
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(refdiff.CheckpointError, match=re.escape(str(folder))):
+        pickle.loads(raw)
+
+
+def test_another_process_maps_the_file_itself(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the model was loaded from a relative path, and the other process stands elsewhere."""
+    monkeypatch.chdir(folder.parent)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder.name)
+    (tmp_path / "pickle").write_bytes(pickle.dumps(model))
+    code = """
+import json, pickle, sys
+model = pickle.load(open(sys.argv[1], "rb"))
+print(json.dumps(model.generate([[3, 5, 2]], max_new_tokens=6).tolist()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "pickle")],
+        capture_output=True, check=True, cwd=Path(refdiff.__file__).parents[1],
+    )  # fmt: skip
+    assert json.loads(done.stdout) == model.generate([[3, 5, 2]], max_new_tokens=6).tolist()
