@@ -47,15 +47,19 @@ def test_it_opens_with_the_layer_and_pair_that_were_asked_for(browser: Chromium,
 def test_the_pointer_previews_and_a_click_stays(browser: Chromium, page_of: PageOf) -> None:
     maps = drawn_maps()
     browser.open(page_of(maps, layer=0, pair=0))
-    before = text(browser, "status")
+    browser.run(
+        "window.said = 0; new MutationObserver(() => said++)"
+        ".observe(document.getElementById('status'), {childList: true})"
+    )
     browser.point(token(3))
     expect(browser, maps, 0, 0, 3)
-    assert text(browser, "status") == before  # a preview is not said aloud
     browser.away()
     expect(browser, maps, 0, 0, 7)
+    assert browser.run("said") == 0  # a preview is not said aloud
     browser.point(token(4), click=True)
     browser.away()
     expect(browser, maps, 0, 0, 4)
+    assert browser.run("said") == 1
     assert text(browser, "status").startswith("“·there” looks: A₁ most at “")
     best = int(np.argmax(maps.first[0, 0, 4]))
     assert f"A₁ most at “{WORDS[best]}”, {maps.first[0, 0, 4, best]:.4f}" in text(browser, "status")
@@ -70,6 +74,12 @@ def test_the_pointer_on_a_map_names_the_cell(browser: Chromium, page_of: PageOf)
     values = [number(part.split(" ")[-1]) for part in shown.split(": ")[1].split(", ")]
     np.testing.assert_allclose(values, [maps.map(name, 1, 1)[6, 2] for name in maps.names], atol=1e-4)
     expect(browser, maps, 1, 1, 6)
+    marks = browser.run(
+        "[...document.querySelectorAll('.canvas')].map((box) => ['canvas', 'i'].map((part) => {"
+        "const b = box.querySelector(part).getBoundingClientRect(); return [b.top, b.height]}))"
+    )
+    for (top, height), (line_top, line_height) in marks:
+        np.testing.assert_allclose([line_top, line_height], [top + height * 6 / 8, height / 8], atol=1)
     browser.point("figure:nth-child(1) canvas", x=(6 + 0.5) / 8, y=(2 + 0.5) / 8)
     assert text(browser, "pointed") == "“·a” does not see “↵”, which comes later"
     browser.away()
@@ -79,21 +89,24 @@ def test_the_pointer_on_a_map_names_the_cell(browser: Chromium, page_of: PageOf)
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_are_signs_and_sizes(browser: Chromium, page_of: PageOf, scheme: str) -> None:
-    maps = drawn_maps()
+    maps = drawn_maps(tokens=tuple(f"·w{i}" for i in range(30)))
     browser.open(page_of(maps, layer=1, pair=0), scheme=scheme)
     full = number(text(browser, "scale-high").split(" ")[0])
+    sizes = np.sort([np.abs(maps.map(name, 1, 0)[np.tri(30, dtype=bool)]) for name in maps.names], axis=None)
+    assert sizes[-1] == 1.0
+    assert abs(full - sizes[int(0.99 * (len(sizes) - 1))]) <= 1e-4  # not the 1 that the first query must give
     assert text(browser, "scale-low") == f"−{full:.4f} or less"
     plus, minus = ([42, 139, 208], [224, 112, 26]) if scheme == "light" else ([31, 111, 180], [184, 83, 9])
     for i, name in enumerate(maps.names):
         pixels = np.array(
             browser.run(
                 f"Array.from(document.querySelectorAll('#figures canvas')[{i}]"
-                ".getContext('2d').getImageData(0, 0, 8, 8).data)"
+                ".getContext('2d').getImageData(0, 0, 30, 30).data)"
             )
-        ).reshape(8, 8, 4)
+        ).reshape(30, 30, 4)
         values = maps.map(name, 1, 0)
         strong = np.sqrt(np.minimum(np.abs(values) / full, 1))
-        np.testing.assert_allclose(pixels[..., 3], np.where(np.tri(8), 255 * strong, 0), atol=2)
+        np.testing.assert_allclose(pixels[..., 3], np.where(np.tri(30), 255 * strong, 0), atol=2)
         for sign, colour in ((1, plus), (-1, minus)):
             clear = (values * sign > 0) & (strong > 0.3)
             assert np.abs(pixels[clear][:, :3] - colour).max(initial=0) <= 3  # the canvas rounds by its alpha
