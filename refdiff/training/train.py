@@ -6,6 +6,7 @@ the weights of one that was not (on one machine, with one number of threads).
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.backends import overlay
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
@@ -125,7 +127,8 @@ class Trainer:
         """Make all steps that are left, and return the folder of the last checkpoint.
 
         `report` gets a record for each step: step, loss, rate, gradient (its length before clipping), λ by layer as
-        lambdas, tokens_per_second; now and then with validation (nats a token), bits_per_byte, sample, checkpoint.
+        lambdas (v2: means, with validation), tokens_per_second; now and then validation (nats a token), bits_per_byte,
+        sample, checkpoint.
 
         Raises:
             TrainingError: the loss or a gradient is not finite; says at which step and layer. The last checkpoint, of
@@ -159,9 +162,29 @@ class Trainer:
         state = self._optimizer.state()
         return checkpoint.save(self.out, self.step, self.model, state, about, self.corpus.folder)
 
-    def evaluate(self, most: int | None = None) -> dict[str, float]:
-        """Call `evaluate` for this model, corpus, context and batch."""
-        return evaluate(self.model, self.corpus, self.settings.context, self.settings.batch, most)
+    def evaluate(self, most: int | None = None) -> dict[str, Any]:
+        """Call `evaluate` for this model, corpus, context and batch; in v2 add the mean λ of every layer as lambdas."""
+        given = (self.model, self.corpus, self.settings.context, self.settings.batch, most)
+        if self.model.config.wiring != "v2":
+            return evaluate(*given)
+        means: list[tuple[float, int]] = []
+
+        def wrap(name: str, function: Any) -> Any:
+            @functools.wraps(function)
+            def measured(*args: Any, **kwargs: Any) -> Any:
+                result = function(*args, **kwargs)
+                means.append((float(result.mean()), result.size))
+                return result
+
+            return measured if name == "diff_lambda_v2" else function
+
+        ops, self.model.ops = self.model.ops, overlay(self.model.ops, wrap)
+        try:
+            result = evaluate(*given)
+        finally:
+            self.model.ops = ops
+        layers = self.model.config.num_hidden_layers
+        return {**result, "lambdas": [round(_mean(means[layer::layers]), 6) for layer in range(layers)]}
 
     def sample(self) -> str:
         """Continue the prompt with random tokens, the same ones whenever this step is made."""
@@ -256,6 +279,11 @@ def evaluate(
     mean = total / count
     bytes_a_token = corpus.num_bytes["validation"] / (len(tokens) - 1)
     return {"validation": mean, "bits_per_byte": mean / math.log(2) / bytes_a_token}
+
+
+def _mean(parts: list[tuple[float, int]]) -> float:
+    """The mean of all numbers, from the mean and the size of each part."""
+    return sum(mean * size for mean, size in parts) / sum(size for _, size in parts)
 
 
 _ADVICE = "the last checkpoint is unharmed: take a lower rate, a longer warm-up or a shorter gradient (clip)"

@@ -17,6 +17,7 @@ def test_numbers_are_those_of_the_arrays(browser: Chromium, page_of: PageOf, wir
     maps = drawn_maps(wiring)
     browser.open(page_of(maps))
     expect(browser, maps, None, None, 7)
+    assert browser.run("document.getElementById('colours').offsetHeight > 0") == (wiring != "none")
     for layer, pair in itertools.product((None, 0, 1, 2), (None, 0, 1)):
         pick(browser, layer=layer, pair=pair)
         for query in (0, 3, 7):

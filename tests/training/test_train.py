@@ -36,6 +36,19 @@ def test_it_learns(start: Start, wiring: str, optimizer: str) -> None:
     assert (len(records[0].get("lambdas", [])) == 2) == (wiring in ("hf", "paper"))
 
 
+def test_lambda_of_v2_is_logged_at_validation_as_the_mean_over_its_tokens(start: Start) -> None:
+    records: list[dict[str, Any]] = []
+    trainer = start(wiring="v2", dtype="float64", steps=5, evaluate_every=2, batch=4)
+    trainer.run(records.append)
+    assert [record["step"] for record in records if "lambdas" in record] == [2, 4, 5]
+    rows = np.arange(trainer.corpus.rows("validation", 16))
+    ids, positions = trainer.corpus.batch("validation", rows, 16)
+    out = trainer.model(ids, position_ids=positions, output_attentions=True)
+    assert len(rows) % 4  # the last batch counts for less
+    np.testing.assert_allclose(records[-1]["lambdas"], [float(x.mean()) for x in out.lambdas], atol=1e-6)
+    assert "lambdas" not in start("plain", wiring="none").evaluate()
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_resumed_it_has_the_weights_of_a_run_never_stopped(start: Start, optimizer: str, dtype: str) -> None:
