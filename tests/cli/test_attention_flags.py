@@ -11,7 +11,7 @@ from refdiff.cli.options import build_parser
 def test_without_flags_everything_is_a_mean_on_the_cpu() -> None:
     args = build_parser().parse_args(["attention", "x", "-o", "a.html"])
     assert (args.layer, args.pair, args.grid, args.quiet, args.offline) == (None, None, False, False, False)
-    assert (args.backend, args.dtype, args.threads, args.model) == ("numpy", "auto", 0, None)
+    assert (args.backend, args.dtype, args.threads) == ("numpy", "auto", 0)
 
 
 def test_the_help_names_every_kind_of_file(capsys: pytest.CaptureFixture[str]) -> None:
