@@ -6,7 +6,7 @@ is the namespace of layer functions (`refdiff.backends`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from refdiff.arrays import Array
@@ -21,7 +21,8 @@ class Context:
     """What is the same for every layer of one call.
 
     cos, sin (B or 1, 1, T, n): the rotations of the positions. mask, boolean, and bias broadcast to (B, H, T, S) or
-    are None. causal: whether later keys are hidden beside what the mask hides.
+    are None. causal: whether later keys are hidden beside what the mask hides. read: how many of the last tokens the
+    result is wanted of; None is all.
     """
 
     config: DiffLlamaConfig
@@ -32,6 +33,14 @@ class Context:
     bias: Array | None = None
     causal: bool = True
     cache: KVCache | None = None
+    read: int | None = None
+
+    def of_last(self, n: int) -> Context:
+        """Be the context of the last n queries."""
+        cos, sin, mask, bias = (
+            None if a is None else a[..., -n:, :] for a in (self.cos, self.sin, self.mask, self.bias)
+        )
+        return replace(self, cos=cos, sin=sin, mask=mask, bias=bias)
 
 
 @dataclass
@@ -57,53 +66,61 @@ def diffllama(
         X^0 = embeddings; X^{l+1} = decoder_layer(X^l)  (Ye et al. 2024, section 2); result LN(X^L), as in Llama
 
     Shapes:
-        hidden (B, T, D) embeddings -> (B, T, D). `hidden_states` receives the input of every layer and the result,
-        `maps` what each layer looked at.
+        hidden (B, T, D) embeddings -> (B, T, D), or (B, context.read, D). `hidden_states` receives the input of every
+        layer and the result, `maps` what each layer looked at.
     """
     for layer, weights in enumerate(p["layers"]):
         if hidden_states is not None:
             hidden_states.append(hidden)
-        hidden = decoder_layer(weights, hidden, layer, context, maps)
+        # of a token that nothing reads, the last layer's keys and values are all that the others need
+        read = context.read if layer + 1 == len(p["layers"]) else None
+        hidden = decoder_layer(weights, hidden, layer, context, maps, read)
     hidden = context.ops.rms_norm(hidden, **p["norm"], eps=context.config.rms_norm_eps)
     if hidden_states is not None:
         hidden_states.append(hidden)
     return hidden
 
 
-def decoder_layer(p: dict[str, Any], x: Array, layer: int, context: Context, maps: list[Maps] | None = None) -> Array:
+def decoder_layer(
+    p: dict[str, Any], x: Array, layer: int, context: Context, maps: list[Maps] | None = None, read: int | None = None
+) -> Array:
     """Run one layer: attention and feed-forward network, each after a norm and beside a residual path.
 
     Equation:
         Y = MultiHead(LN(X)) + X;  X' = SwiGLU(LN(Y)) + Y  (Ye et al. 2024, eq. 4 and 5)
 
     Shapes:
-        x (B, T, D) -> (B, T, D)
+        x (B, T, D) -> (B, T, D), or (B, read, D): of the last tokens
     """
     ops, config = context.ops, context.config
     normed = ops.rms_norm(x, **p["input_layernorm"], eps=config.rms_norm_eps)
-    x = x + self_attention(p["self_attn"], normed, layer, context, maps)
+    attended = self_attention(p["self_attn"], normed, layer, context, maps, read)
+    x = (x if read is None else x[:, -read:, :]) + attended
     normed = ops.rms_norm(x, **p["post_attention_layernorm"], eps=config.rms_norm_eps)
     return x + ops.swiglu(normed, **p["mlp"], act=config.hidden_act)
 
 
-def self_attention(p: dict[str, Any], x: Array, layer: int, context: Context, maps: list[Maps] | None = None) -> Array:
+def self_attention(
+    p: dict[str, Any], x: Array, layer: int, context: Context, maps: list[Maps] | None = None, read: int | None = None
+) -> Array:
     """Run multi-head attention, in the wiring of the config, from normed hidden states to the output projection.
 
     Equation:
         MultiHead(X) = Concat(head_1, …, head_h) W_O  (Ye et al. 2024, eq. 3)
 
     Shapes:
-        x (B, T, D) -> (B, T, D)
+        x (B, T, D) -> (B, T, D), or (B, read, D): of the last tokens
     """
     ops, config, wiring = context.ops, context.config, WIRINGS[context.config.wiring]
-    q = split_heads(ops.linear(x, **p["q_proj"]), config.head_dim)
+    asking, asked = (x, context) if read is None else (x[:, -read:, :], context.of_last(read))
+    q = split_heads(ops.linear(asking, **p["q_proj"]), config.head_dim)
     k = split_heads(ops.linear(x, **p["k_proj"]), config.head_dim)
     v = wiring.values(ops, ops.linear(x, **p["v_proj"]), config.head_dim)
-    q, k = (ops.rope(y, context.cos, context.sin, interleaved=wiring.interleaved) for y in (q, k))
+    q, k = (ops.rope(y, c.cos, c.sin, interleaved=wiring.interleaved) for y, c in ((q, asked), (k, context)))
     if context.cache is not None:
         k, v = context.cache.append(layer, k, v)
-    see = {"mask": context.mask, "bias": context.bias, "causal": context.causal}
-    heads = Heads(q, k, v, wiring.lambda_(ops, p, x, layer), see)
+    see = {"mask": asked.mask, "bias": asked.bias, "causal": context.causal}
+    heads = Heads(q, k, v, wiring.lambda_(ops, p, asking, layer), see)
     if maps is not None:
         maps.append(Maps(*wiring.maps(ops, heads)))
     return ops.linear(wiring.attend(ops, heads, p, layer, config.rms_norm_eps), **p["o_proj"])

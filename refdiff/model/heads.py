@@ -61,9 +61,10 @@ class DiffLlamaForCausalLM(TrainableModel):
         `logits_to_keep`: only the last n positions (0 = all), or the positions in an integer array (n,) or (B, n),
         or those that a boolean array (B, T) marks, then as (marked, V).
         """
+        last = int(logits_to_keep) if isinstance(logits_to_keep, int | np.integer) and logits_to_keep > 0 else 0
         out = self._base(
             input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache,
-            output_attentions, output_hidden_states,
+            output_attentions, output_hidden_states, last,
         )  # fmt: skip
         hidden = self._kept(out.last_hidden_state, logits_to_keep)
         out.last_hidden_state = None

@@ -227,11 +227,14 @@ class PreTrainedModel(Pickled):
         use_cache: bool | None,
         output_attentions: bool,
         output_hidden_states: bool,
+        read: int = 0,
     ) -> ModelOutput:
-        """Run the base model on inputs as a user gives them."""
+        """Run the base model on inputs as a user gives them; of the result only the last `read` tokens, 0 = all."""
         hidden, context = self._start(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)
         maps: list[Maps] | None = [] if output_attentions else None
         states: list[Array] | None = [] if output_hidden_states else None
+        if read and not (output_attentions or output_hidden_states):
+            context.read = read
         last = diffllama(self.base_params, hidden, context, maps=maps, hidden_states=states)
         out = ModelOutput(last_hidden_state=last, cache=context.cache)
         if states is not None:

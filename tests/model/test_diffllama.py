@@ -206,3 +206,60 @@ def test_every_layer_goes_through_ops():
     assert calls.count("rms_norm") == 3 * 3 + 1
     assert calls.count("linear") == 3 * 7 + 1
     assert calls.count("rope") == 2 * 3
+
+
+MASKS = {
+    "none": lambda B, T, S, H: {},
+    "padding": lambda B, T, S, H: {"attention_mask": (np.arange(S) >= np.arange(B)[:, None] * 2).astype(int)},
+    "may see": lambda B, T, S, H: {"attention_mask": np.tril(np.ones((B, 1, T, S)), S - T - 1) + np.eye(T, S) > 0},
+    "added": lambda B, T, S, H: {"attention_mask": np.random.default_rng(3).standard_normal((B, H, T, S))},
+}
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("past", [0, 4])
+@pytest.mark.parametrize("keep", [1, 3, 9])
+def test_tokens_that_nobody_reads_change_nothing(wiring, mask, past, keep):
+    """The last layer computes only what is read; more than there is, is all."""
+    model, tokens = small_model(wiring=wiring), ids(4, 3, past + 7)
+    see = MASKS[mask](3, 7, past + 7, model.config.num_query_heads)
+    results = []
+    for options in ({}, {"logits_to_keep": keep}, {"logits_to_keep": keep, "output_hidden_states": True}):
+        cache = model(tokens[:, :past], use_cache=True).cache if past else None
+        out = model(tokens[:, past:], cache=cache, use_cache=True, **see, **options)
+        results.append((out.logits, model(ids(5, 3, 2), cache=out.cache).logits))
+    (everything, later), (read, then), (shown, after) = results
+    np.testing.assert_allclose(read, everything[:, -keep:], **CLOSE)
+    np.testing.assert_allclose(then, later, **CLOSE)
+    np.testing.assert_allclose(shown, everything[:, -keep:], **CLOSE)
+    np.testing.assert_allclose(after, later, **CLOSE)
+
+
+def test_packed_rows_that_are_read_at_their_end():
+    model, tokens = small_model(), ids(4, 2, 7)
+    positions = np.array([[0, 1, 2, 0, 1, 2, 3], [0, 0, 1, 2, 3, 4, 0]])
+    everything = model(tokens, position_ids=positions, use_cache=False).logits
+    read = model(tokens, position_ids=positions, use_cache=False, logits_to_keep=3).logits
+    np.testing.assert_allclose(read, everything[:, -3:], **CLOSE)
+
+
+def test_the_last_layer_works_for_what_is_read_only():
+    model, seen = small_model(), []
+
+    def watched(name, function):
+        @functools.wraps(function)
+        def call(x, *args, **kwargs):
+            seen.append((name, x.shape[1]))
+            return function(x, *args, **kwargs)
+
+        return call if name == "swiglu" else function
+
+    model.ops = overlay(model.ops, watched)
+    for options, last in (({"logits_to_keep": 2}, 2), ({}, 7), ({"logits_to_keep": [6]}, 7)):
+        seen.clear()
+        model(ids(4, 1, 7), **options)
+        assert seen == [("swiglu", 7), ("swiglu", 7), ("swiglu", last)]
+    seen.clear()
+    model(ids(4, 1, 7), logits_to_keep=2, output_attentions=True)
+    assert seen[-1] == ("swiglu", 7)
