@@ -29,7 +29,7 @@ def test_numbers_are_those_of_the_arrays(browser: Chromium, page_of: PageOf, wir
                 assert shown == ""
                 continue
             value = float(lambda_ if lambda_.ndim == 0 else lambda_[query])
-            assert f"λ = {value:.4f}" in shown
+            assert f"λ = {value:.4f}".replace("-", "−") in shown
             assert shown.startswith("mean") == (layer is None or (wiring == "v2" and pair is None))
             assert (f"“{WORDS[query]}”" in shown) == (wiring == "v2")
             if wiring == "hf" and layer is not None:
@@ -86,6 +86,19 @@ def test_the_pointer_on_a_map_names_the_cell(browser: Chromium, page_of: PageOf)
     browser.away()
     assert text(browser, "pointed") == ""
     expect(browser, maps, 1, 1, 7)
+
+
+def test_the_largest_come_first_if_asked(browser: Chromium, page_of: PageOf) -> None:
+    maps = drawn_maps()
+    browser.open(page_of(maps, layer=1, pair=0))
+    order = (
+        "(() => {const s = document.getElementById('order'); s.value = '%s'; s.dispatchEvent(new Event('change'))})()"
+    )
+    browser.run(order % "size")
+    values = maps.map("difference", 1, 0)[7]
+    assert [row[0] for row in table(browser)] == list(np.argsort(-np.abs(values), kind="stable"))
+    browser.run(order % "")
+    expect(browser, maps, 1, 0, 7)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

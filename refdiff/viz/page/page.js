@@ -13,6 +13,7 @@ const state = {
   preview: null,
   colour: result,
   threshold: 0,
+  order: "",
 };
 let view = maps.view(state.layer, state.pair);
 let full = fullColour(view);
@@ -20,7 +21,8 @@ const colours = { plus: "", minus: "" };
 
 const $ = (id) => document.getElementById(id);
 const shown = () => state.preview ?? state.query;
-const digits = (value) => value.toFixed(4).replace("-", "−");
+const signed = (value, decimals) => value.toFixed(decimals).replace("-", "−");
+const digits = (value) => signed(value, 4);
 const quoted = (key) => `“${data.tokens[key]}”`;
 
 function element(tag, properties = {}, children = []) {
@@ -69,6 +71,7 @@ function build() {
   }
   $("colours").hidden = !maps.paired;
   $("threshold").addEventListener("input", () => choose({ threshold: Number($("threshold").value) }));
+  $("order").addEventListener("change", () => choose({ order: $("order").value }));
   data.tokens.forEach((token, i) => {
     const option = element("div", { role: "option", tabIndex: -1, textContent: token });
     option.addEventListener("pointerenter", () => choose({ preview: i }));
@@ -127,7 +130,7 @@ function buildGrid(kind) {
   grid.append(element("span"));
   for (const pair of pairs) grid.append(element("span", { className: "head", textContent: pair < 0 ? "mean" : pair }));
   for (const layer of [...Array(maps.layers).keys(), -1]) {
-    const lambda = maps.paired ? `, λ ${maps.lambdaOf(layer, -1, maps.size - 1).toFixed(2)}` : "";
+    const lambda = maps.paired ? `, λ ${signed(maps.lambdaOf(layer, -1, maps.size - 1), 2)}` : "";
     const named = perToken ? "" : lambda;
     grid.append(element("span", { textContent: (layer < 0 ? "mean" : `layer ${layer}`) + named }));
     for (const pair of pairs) {
@@ -190,10 +193,9 @@ function drawAll() {
     button.setAttribute("aria-pressed", String(pressed));
     button.tabIndex = pressed ? 0 : -1;
   }
-  const signed = maps.paired;
-  $("scale-low").textContent = signed ? `${digits(-full)} or less` : "0";
+  $("scale-low").textContent = maps.paired ? `${digits(-full)} or less` : "0";
   $("scale-high").textContent = `${digits(full)} or more`;
-  const stops = Array.from({ length: 21 }, (_, i) => rgba(full * (signed ? i / 10 - 1 : i / 20)));
+  const stops = Array.from({ length: 21 }, (_, i) => rgba(full * (maps.paired ? i / 10 - 1 : i / 20)));
   $("scale-bar").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
   drawQuery();
 }
@@ -244,7 +246,7 @@ function drawLambda(query) {
     return;
   }
   const mean = state.layer < 0 || (state.pair < 0 && perToken);
-  const start = data.starts && state.layer >= 0 ? `, began at ${data.starts[state.layer].toFixed(4)}` : "";
+  const start = data.starts && state.layer >= 0 ? `, began at ${digits(data.starts[state.layer])}` : "";
   const lambda = digits(maps.lambdaOf(state.layer, state.pair, query));
   const whose = perToken ? ` for ${quoted(query)}` : "";
   $("lambda").textContent = `${mean ? "mean λ" : "λ"} = ${lambda}${whose}${start}`;
@@ -261,11 +263,11 @@ function drawProfile(query) {
   }
   most = most || 1;
   for (const name of maps.names) {
-    const signed = name === "difference";
+    const both = name === "difference";
     const svg = document.createElementNS(SVG, "svg");
-    svg.setAttribute("viewBox", `0 -1 ${maps.size} ${signed ? 2 : 1}`);
+    svg.setAttribute("viewBox", `0 -1 ${maps.size} ${both ? 2 : 1}`);
     svg.setAttribute("preserveAspectRatio", "none");
-    if (signed) svg.classList.add("signed");
+    if (both) svg.classList.add("signed");
     for (let key = 0; key <= query; key++) {
       const value = view[name][maps.at(query, key)];
       const bar = document.createElementNS(SVG, "rect");
@@ -281,14 +283,17 @@ function drawProfile(query) {
       axis.setAttribute(attribute, number);
     }
     svg.append(axis);
-    parts.push(element("span", { textContent: titles[name] }), svg, element("span", { textContent: (signed ? "±" : "") + digits(most) }));
+    parts.push(element("span", { textContent: titles[name] }), svg, element("span", { textContent: (both ? "±" : "") + digits(most) }));
   }
   $("profile").replaceChildren(...parts);
 }
 
 function drawNumbers(query) {
   const rows = [];
-  for (let key = 0; key <= query; key++) {
+  const keys = [...Array(query + 1).keys()];
+  const size = (key) => Math.abs(view[result][maps.at(query, key)]);
+  if (state.order) keys.sort((a, b) => size(b) - size(a));
+  for (const key of keys) {
     const values = maps.names.map((name) => view[name][maps.at(query, key)]);
     if (!values.some(visible)) continue;
     const cells = [
