@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
 from refdiff.oracle.deviations.of_inputs import OF_INPUTS
-from refdiff.oracle.deviations.of_spec import OF_SPEC
+from refdiff.oracle.deviations.of_spec import OF_PRESETS, OF_SPEC
 from refdiff.oracle.input_checks import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.sequences import Inputs
@@ -27,11 +27,11 @@ SAME = 1e-9
 OF_MISTAKES: tuple[Deviation, ...] = tuple(
     Deviation(m.name, m.what, m.axis, m.row, m.link, mistake=m) for m in CATALOGUE if not m.layer.endswith("_vjp")
 )
-EVERY: tuple[Deviation, ...] = (*OF_MISTAKES, *OF_SPEC, *OF_INPUTS)
+EVERY: tuple[Deviation, ...] = (*OF_MISTAKES, *OF_SPEC, *OF_INPUTS, *OF_PRESETS)
 """All that any spec may have, a mistake's name before a field's."""
 
 
-def kind_of(inputs: Inputs) -> str:
+def kind_of(inputs: Mapping[str, Any]) -> str:
     """Which sort of inputs these are: "dense", "packed", "paged" or "layer"."""
     names = (("x", "layer"), ("k_pages", "paged"), ("cu_seqlens_q", "packed"))
     return next((kind for name, kind in names if name in inputs), "dense")

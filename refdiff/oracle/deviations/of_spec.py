@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.mistakes import ROWS
+from refdiff.oracle.presets import PRESETS
 from refdiff.oracle.spec import Spec
 
 Fields = Callable[[Spec], dict[str, Any] | None]
@@ -95,3 +97,23 @@ OF_SPEC: tuple[Deviation, ...] = (
     _of("rows_that_see_nothing_zero", "0 in a row that sees nothing.", "mask", "", _is(masked_rows="zeros")),
 )  # fmt: skip
 """In the order in which a name is chosen where two of them are one function."""
+
+
+def _as_in(preset: str) -> Fields:
+    def fields(spec: Spec) -> dict[str, Any] | None:
+        plain = {f: getattr(spec, f) for f in WIRING}
+        there = {**_DEFAULTS, **PRESETS[preset]}
+        changes = {f: there[f] for f in WIRING if there[f] != plain[f]}
+        return changes if len(changes) > 1 and there.get("keys") == spec.keys else None
+
+    return fields
+
+
+WIRING = ("pairing", "gqa", "values", "rope", "lambda_base")
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Spec) if field.name in (*WIRING, "keys")}
+OF_PRESETS: tuple[Deviation, ...] = tuple(
+    _of(f"wired_as_in_{name}", f"Weights of this spec read as if they were of {name}: heads, values and RoPE of it.",
+        "source", "F1", _as_in(name))
+    for name in PRESETS
+)  # fmt: skip
+"""Several choices at once, all of one other source: what becomes of a checkpoint in another's code."""

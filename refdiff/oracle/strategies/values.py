@@ -26,7 +26,8 @@ def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = 
     """Return inputs of a spec, rounded to a storage dtype.
 
     Equation:
-        identify: λ between 0.35 and 0.85 with both exponentials of order 1, weights of either sign, scores of order 1
+        identify: λ between 0.35 and 0.85 and not near λ_init, its exponentials and the scores of order 1, weights of
+        either sign
         cancel: λ between 0.9 and 1.1, the second query and key of most pairs close to the first
         whisper: as identify, the values 2e-3 times as large
         extreme: scores up to some thousands, some keys equal, one of them far above the others
@@ -83,14 +84,17 @@ def _of(name: str, shape: list[int], rng: np.random.Generator, values: str) -> N
 
 def _lambda(spec: Spec, values: str, rng: np.random.Generator) -> Inputs:
     """The λ vectors, such that λ is where the profile wants it; or λ itself."""
-    target = float(rng.uniform(0.92, 1.08) if values == "cancel" else rng.uniform(0.4, 0.8))
+    start = lambda_init(spec, ops_for())
+    away = 0.25 if start < 0.55 else -0.25
+    target = float(rng.uniform(0.92, 1.08) if values == "cancel" else min(max(start + away, 0.4), 0.8))
+    target += float(rng.uniform(-0.04, 0.04))
     if spec.lambda_form == "given":
         return {"lambda_full": np.asarray(target)}
     if spec.lambda_form == "sigmoid":
         return {}
     # e₁ − e₂ = λ − λ_init, both of order 1 and apart from 1, so that no other formula gives the same
     second = float(rng.uniform(0.5, 0.75))
-    first = max(second + target - lambda_init(spec, ops_for()), 0.15)
+    first = max(second + target - start, 0.15)
     made: Inputs = {}
     for name, dot in (("1", math.log(first)), ("2", math.log(second))):
         a, b = _normal(rng, (spec.head_dim,)), _normal(rng, (spec.head_dim,))

@@ -1,0 +1,123 @@
+"""What is the mistake called? Every deviation is computed, and the output held against each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.any_array import any_array
+from refdiff.oracle.blind_spots import blind_spots
+from refdiff.oracle.budget import Budget, budget
+from refdiff.oracle.deviations.deviation import deviated, output
+from refdiff.oracle.deviations.listed import deviations, kind_of
+from refdiff.oracle.diagnosis.fits import fits
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
+from refdiff.oracle.diagnosis.search import search
+from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.statistics import over, root_mean_square
+from refdiff.oracle.strategies.fixed import Case, cases
+
+Numpy = np.ndarray[Any, Any]
+APART = 5.0
+"""In budgets: two deviations that differ by this much in a row are told apart by a case."""
+
+
+def diagnose(
+    actual: Any,
+    spec: Spec,
+    inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    *,
+    recipe: Recipe | str,
+    max_deviations: int = 2,
+) -> Ranking:
+    """Name what your kernel does differently from its spec.
+
+    Args:
+        actual: the output, or a mapping with it under "out"; an array of any library. Or a list of them, one for each
+            of a list of `inputs`: a name must then fit all, and what one case hides the other may show.
+        recipe: what the kernel rounds, or a type's name for the usual.
+        max_deviations: 1 or 2, how many together are looked for.
+
+    Raises:
+        ValueError: inputs or an output that do not fit `spec`, or not as many of both.
+        TypeError: something is no array.
+    """
+    if max_deviations not in (1, 2):
+        raise ValueError(f"max_deviations is {max_deviations!r}, but must be 1 or 2")
+    recipe = Recipe.of(recipe)
+    several = [inputs] if isinstance(inputs, Mapping) else list(inputs)
+    outs = [actual] if isinstance(inputs, Mapping) else list(actual)
+    if len(outs) != len(several) or not outs:
+        raise ValueError(
+            f"there are {len(outs)} outputs and {len(several)} inputs, but must be as many, and one or more"
+        )
+    known = [budget(spec, x, recipe, members=4) for x in several]
+    targets = tuple(Target.of(_out(given), b) for given, b in zip(outs, known, strict=True))
+    verdicts = [b.judge({"out": t.actual}).status for b, t in zip(known, targets, strict=True)]
+    if "fail" not in verdicts:
+        return Ranking(NO_DEVIATION, notes=_hidden(spec, several, recipe, known))
+    kinds = {kind_of(x) for x in several}
+    if len(kinds) > 1:
+        raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
+    fitting, closest = search(spec, targets, deviations(spec, kinds.pop()), max_deviations)
+    if len(fitting) == 1:
+        return Ranking(UNIQUE, tuple(fitting))
+    if fitting:
+        return Ranking(AMBIGUOUS, tuple(fitting), separating=separating(spec, recipe, fitting))
+    return Ranking(NONE_FITS, tuple(closest), fits(spec, targets), notes=(_how_close(closest),))
+
+
+def _out(given: Any) -> Numpy:
+    return any_array(given["out"] if isinstance(given, Mapping) else given, "out").astype(np.float64)
+
+
+def _hidden(spec: Spec, inputs: list[Mapping[str, Any]], recipe: Recipe, known: list[Budget]) -> tuple[str, ...]:
+    """What none of the inputs could show."""
+    blind = [blind_spots(spec, x, recipe, known=b) for x, b in zip(inputs, known, strict=True)]
+    everywhere = [d.name for d in blind[0] if all(d.name in {o.name for o in other} for other in blind[1:])]
+    return (f"these inputs could not show {len(everywhere)} deviations: {', '.join(everywhere)}",) if everywhere else ()
+
+
+def _how_close(closest: list[Candidate]) -> str:
+    best = max((c.explains for c in closest), default=0.0)
+    return f"the closest explains {best:.0%} of the squared difference"
+
+
+def separating(spec: Spec, recipe: Recipe, candidates: list[Candidate]) -> Case | None:
+    """Return a case on which as many of the candidates as possible differ from each other; None where none does."""
+    best: tuple[int, Case | None] = (0, None)
+    pairs = len(candidates) * (len(candidates) - 1) // 2
+    for profile in ("identify", "whisper", "extreme"):
+        for case in cases(profile, 7, spec=spec, dtype=recipe.storage):
+            count = _told_apart(case, recipe, candidates)
+            if count > best[0]:
+                best = (count, case)
+            if count == pairs:
+                return case
+    return best[1]
+
+
+def _told_apart(case: Case, recipe: Recipe, candidates: list[Candidate]) -> int:
+    known = budget(case.spec, case.inputs, recipe, members=2)
+    exact = as_float64(case.spec, known.inputs)
+    outs: list[Numpy | None] = []
+    for candidate in candidates:
+        problem = deviated(case.spec, exact, candidate.deviations)
+        outs.append(None if problem is None else output(problem))
+    count = 0
+    for n, a in enumerate(outs):
+        for b in outs[:n]:
+            if a is None or b is None or a.shape != b.shape:
+                count += (a is None) != (b is None)
+            elif not np.array_equal(np.isfinite(a), np.isfinite(b)):
+                count += 1
+            else:
+                off = root_mean_square(np.where(np.isfinite(a), a - b, 0.0))
+                size = np.maximum(known.rows["out"], recipe.u * root_mean_square(np.where(np.isfinite(a), a, 0.0)))
+                count += float(np.max(over(off, size), initial=0.0)) > APART
+    return count

@@ -1,0 +1,102 @@
+"""What `diagnose` answers: the deviations that give your output, how sure that is, and what would make it sure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from refdiff.oracle.deviations.deviation import Deviation
+
+if TYPE_CHECKING:
+    from refdiff.oracle.strategies.fixed import Case
+
+NO_DEVIATION, UNIQUE, AMBIGUOUS, NONE_FITS = "no deviation", "unique", "ambiguous", "none fits"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Some deviations together, and how well they give the output.
+
+    residual: the error of a row in its budget, root mean square over rows; about 1 or less for the right name.
+    explains: the share of the squared difference from the truth that is gone. fits: whether the output passes as that
+    of a kernel with these deviations.
+    """
+
+    deviations: tuple[Deviation, ...]
+    residual: float
+    explains: float
+    fits: bool
+
+    @property
+    def name(self) -> str:
+        """The names, joined by a plus."""
+        return " + ".join(d.name for d in self.deviations)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}  ({'fits' if self.fits else 'does not fit'}, residual {self.residual:.3g})"]
+        for d in self.deviations:
+            known = " ".join(part for part in (d.row and f"[{d.row}]", d.link) if part)
+            also = f" Also called {', '.join(d.aliases)}." if d.aliases else ""
+            lines.append(f"    {d.axis}: {d.what}{also}{f' {known}' if known else ''}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        named = [
+            {"name": d.name, "axis": d.axis, "what": d.what, "row": d.row, "link": d.link, "aliases": list(d.aliases)}
+            for d in self.deviations
+        ]
+        return {"deviations": named, "residual": self.residual, "explains": self.explains, "fits": self.fits}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A number of the spec, fitted to the output: its name, its value, in words, and whether the output then passes."""
+
+    parameter: str
+    value: Any
+    text: str
+    residual: float
+    fits: bool
+
+    def __str__(self) -> str:
+        return f"{self.text}  ({'fits' if self.fits else 'does not fit'}, residual {self.residual:.3g})"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The answer. `status` is "no deviation", "unique", "ambiguous" or "none fits".
+
+    candidates: those that fit, with the fewest deviations; where none does, the three that come closest. fits: numbers
+    that were fitted, where no name fits. separating: where several fit, a case on which they differ.
+    """
+
+    status: str
+    candidates: tuple[Candidate, ...] = ()
+    fits: tuple[Fit, ...] = ()
+    separating: Case | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str | None:
+        """The one name, or None where there is not one."""
+        return self.candidates[0].name if self.status == UNIQUE and self.candidates else None
+
+    def __str__(self) -> str:
+        lines = [f"{self.status}: {self.name}" if self.name else self.status]
+        lines += [f"  {line}" for c in self.candidates for line in str(c).splitlines()]
+        lines += [f"  {fit}" for fit in self.fits]
+        if self.separating is not None:
+            lines.append(f"  the case {self.separating.name} tells them apart: run your kernel on its inputs")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return {
+            "status": self.status,
+            "name": self.name,
+            "candidates": [c.to_dict() for c in self.candidates],
+            "fits": [{"parameter": f.parameter, "value": f.value, "text": f.text, "fits": f.fits} for f in self.fits],
+            "separating": None if self.separating is None else self.separating.name,
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,108 @@
+"""How far an output is from that of a kernel with certain deviations: quickly for all, with their own budget for few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import overlay
+from refdiff.oracle.budget import Budget
+from refdiff.oracle.deviations.deviation import Problem, output
+from refdiff.oracle.forward import forward
+from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.judge import judge_rows
+from refdiff.oracle.mistakes import wrap
+from refdiff.oracle.order import DRAWS, MEMBERS, Order
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.rounded_layers import rounded_ops
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.sequences import Inputs
+from refdiff.oracle.statistics import Limits, RowBudget, over, root_mean_square, slope
+
+Numpy = np.ndarray[Any, Any]
+FLOOR = 0.29
+NEAR = 30.0
+"""A quick residual above this is not worth a budget of its own."""
+LOOSE = Limits(row=4.5, bulk=2.0, element=4.5, slope=12.0)
+"""Wider than for a right kernel: nobody knows in which order and where a wrong one rounds."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be explained: an output of these inputs, the truth, what a right kernel may be off by in each row."""
+
+    inputs: Inputs
+    actual: Numpy
+    expected: Numpy
+    rows: Numpy
+    recipe: Recipe
+
+    @staticmethod
+    def of(actual: Numpy, known: Budget) -> Target:
+        """From an output and the budget of its inputs."""
+        exact = as_float64(known.spec, known.inputs)
+        return Target(exact, actual, known.expected["out"], known.rows["out"], known.recipe)
+
+
+def quick_residual(target: Target, wrong: Numpy | None) -> float:
+    """The error in budgets, root mean square over rows, the budget being the truth's, as large as the rows now are."""
+    if wrong is None or wrong.shape != target.actual.shape:
+        return np.inf
+    known = np.isfinite(target.actual)
+    if not np.array_equal(known, np.isfinite(round_to(wrong, target.recipe.storage))):
+        return np.inf
+    off = np.where(known, np.where(known, target.actual, 0.0) - np.where(known, wrong, 0.0), 0.0)
+    size, before = (root_mean_square(np.where(np.isfinite(x), x, 0.0)) for x in (wrong, target.expected))
+    rows = np.maximum(target.rows * np.minimum(over(size, before), 1e6), FLOOR * target.recipe.u * size)
+    rows = np.maximum(rows, np.where(before == 0, target.rows, 0.0))
+    ratio = np.minimum(over(root_mean_square(off), rows), 1e9)
+    return float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0
+
+
+def explained(target: Target, wrong: Numpy | None) -> float:
+    """The share of the squared difference from the truth that is gone; 0 where it is more than before."""
+    if wrong is None or wrong.shape != target.actual.shape:
+        return 0.0
+    known = np.isfinite(target.actual) & np.isfinite(wrong) & np.isfinite(target.expected)
+    before, now = (float(np.sum((target.actual - x)[known] ** 2)) for x in (target.expected, wrong))
+    return max(0.0, 1.0 - now / before) if before > 0 else 0.0
+
+
+def row_budget(problem: Problem, wrong: Numpy, recipe: Recipe, members: int = 3) -> RowBudget:
+    """What a kernel with these deviations may be off by from what they compute."""
+    finite = np.isfinite(wrong)
+    rows = FLOOR * recipe.u * root_mean_square(np.where(finite, wrong, 0.0))
+    slopes, doubtful = [0.0], np.zeros(rows.shape, dtype=np.bool_)
+    for order in (*DRAWS, *MEMBERS[:members]):
+        run = _rounded(problem, recipe, order)
+        lost = np.any(~np.isfinite(run) & finite, axis=-1)
+        doubtful |= lost
+        kept = finite & ~lost[..., None]
+        y = np.where(kept, wrong, 0.0)
+        off = np.where(kept, np.where(kept, run, 0.0) - y, 0.0)
+        rows = np.maximum(rows, root_mean_square(off))
+        unit = float(np.abs(y).max(initial=0.0)) or 1.0
+        slopes.append(abs(slope(off / unit, y / unit)))
+    return RowBudget(wrong, rows, np.full(rows.shape, np.inf), max(slopes), recipe.storage, "b h t", doubtful)
+
+
+def judged(problem: Problem, target: Target) -> tuple[bool, float]:
+    """Whether the output passes as that of a kernel with these deviations, and its residual in their own budget."""
+    wrong = output(problem)
+    if wrong is None or wrong.shape != target.actual.shape:
+        return False, np.inf
+    allowed = row_budget(problem, wrong, target.recipe)
+    verdict = judge_rows("out", target.actual, allowed, LOOSE)
+    bulk = next((s.value for s in verdict.statistics if s.name == "bulk"), 0.0)
+    return verdict.status != "fail", bulk
+
+
+def _rounded(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
+    """The output of a kernel of this recipe, with the problem's mistakes over its rounded layers."""
+    ops = rounded_ops(recipe, order)
+    for mistake in problem.mistakes:
+        ops = overlay(ops, wrap(mistake))
+    with np.errstate(all="ignore"):
+        return round_to(forward(problem.spec, problem.inputs, ops), recipe.storage)
