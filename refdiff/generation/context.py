@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import to_numpy
 
+PIECE = 1024
+"""Tokens of all rows that go through the model at once: more would only need more memory."""
+
+_BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of RoPE whose frequencies depend on the length of the text, so that it has to be read at once."""
+
 
 class Context:
     """Reads a growing (B, T) array of ids; only tokens not read before go through the model.
@@ -35,7 +41,15 @@ class Context:
         self._mask = np.concatenate([self._mask, np.ones((B, total - T), dtype=np.int64)], axis=1)
         self._positions = np.concatenate([self._positions, self._positions[:, -1:] + new], axis=1)
 
-    def _run(self, ids: NDArray[np.int64], keep: int, **extra: Any) -> Any:
+    def _stops(self, ids: NDArray[np.int64], keep: int) -> range:
+        """Where to stop on the way, so that a long prompt needs no more memory than its pieces."""
+        config = self.model.config
+        if getattr(config, "rope_parameters", {}).get("rope_type") in _BY_LENGTH:
+            return range(0)
+        step = max(PIECE // ids.shape[0], 1)
+        return range(self.length + step, ids.shape[1] - keep + 1, step)
+
+    def _pass(self, ids: NDArray[np.int64], keep: int, **extra: Any) -> Any:
         total = ids.shape[1]
         self._grow(total)
         arguments: dict[str, Any] = {}
@@ -53,11 +67,13 @@ class Context:
 
     def read(self, ids: NDArray[np.int64], keep: int = 1) -> NDArray[np.floating]:
         """Read what is new in ids (B, T) → logits (B, keep, V) of the last `keep` tokens, on the host."""
-        return to_numpy(self._run(ids, keep).logits)
+        for total in self._stops(ids, keep):
+            self._pass(ids[:, :total], 1)
+        return to_numpy(self._pass(ids, keep).logits)
 
     def read_hidden(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Read what is new in ids (B, T) → logits (B, V) of the last token, last hidden states (B, new tokens, D)."""
-        out = self._run(ids, 1, output_hidden_states=True)
+        out = self._pass(ids, 1, output_hidden_states=True)
         return to_numpy(out.logits)[:, -1], to_numpy(out.hidden_states[-1])
 
     def take(self, rows: NDArray[np.int64]) -> None:

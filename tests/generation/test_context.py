@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
+from refdiff.generation import context as context_module
 from refdiff.generation.context import Context
 from tests.generation.fakes import FakeModel
 
@@ -74,3 +76,51 @@ def test_hidden_states() -> None:
     logits, hidden = context.read_hidden(IDS)
     np.testing.assert_allclose(logits, hidden[:, -1] @ FakeModel().W.T)
     assert hidden.shape == (2, 4, 7)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("keep", [1, 3])
+def test_a_long_prompt_is_read_in_pieces(masked: bool, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(3, 20, (2, 11)), None
+    if masked:
+        mask = np.ones((2, 11), dtype=np.int64)
+        mask[1, :6] = 0  # a whole piece of nothing
+    want = Context(FakeModel(), mask).read(ids, keep)
+    monkeypatch.setattr(context_module, "PIECE", 9)  # of two rows 4 tokens each
+    model = FakeModel()
+    context = Context(model, mask)
+    np.testing.assert_allclose(context.read(ids, keep), want, rtol=1e-12)
+    assert model.calls == [(2, 4), (2, 4), (2, 3)]
+    more = np.concatenate([ids, rng.integers(3, 20, (2, 5))], axis=1)
+    model.calls.clear()
+    np.testing.assert_allclose(
+        context.read(more, keep), Context(FakeModel(), _longer(mask)).read(more, keep), rtol=1e-12
+    )
+    assert model.calls == ([(2, 4), (2, 1)] if keep == 1 else [(2, 5)]), "the last pass has all that is asked for"
+
+
+def _longer(mask: Any) -> Any:
+    return None if mask is None else np.concatenate([mask, np.ones((2, 5), dtype=np.int64)], axis=1)
+
+
+def test_more_rows_than_a_piece_are_read_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context_module, "PIECE", 1)
+    model = FakeModel()
+    Context(model, None).read(IDS)
+    assert model.calls == [(2, 1)] * 4
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("dynamic", 1), ("longrope", 1), ("llama3", 2), ("default", 2)])
+def test_a_text_whose_length_changes_its_positions_is_read_at_once(
+    kind: str, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context_module, "PIECE", 4)
+    model = FakeModel(rope_parameters={"rope_type": kind})
+    Context(model, None).read(IDS)
+    assert len(model.calls) == calls
+
+
+def test_hidden_states_are_those_of_all_new_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context_module, "PIECE", 2)
+    assert Context(FakeModel(), None).read_hidden(IDS)[1].shape == (2, 4, 7)

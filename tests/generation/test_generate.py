@@ -174,3 +174,12 @@ def test_a_request_pickles(options: dict[str, Any], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "_run", elsewhere)
     np.testing.assert_array_equal(generate(MODEL, [[5, 6, 7]], max_new_tokens=6, **options), expected)
     assert len(sent) == 1
+
+
+@pytest.mark.parametrize("options", [*WAYS.values(), {"prompt_lookup_num_tokens": 3}], ids=[*WAYS, "lookup"])
+@given(prompt=st.lists(st.integers(4, V - 1), min_size=4, max_size=9))
+def test_a_prompt_in_pieces_gives_the_same_text(options: dict[str, Any], prompt: list[int]) -> None:
+    expected = generate(MODEL, [prompt], max_new_tokens=6, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refdiff.generation.context.PIECE", 3)
+        np.testing.assert_array_equal(generate(MODEL, [prompt], max_new_tokens=6, **options), expected)
