@@ -1,0 +1,100 @@
+"""What your kernel rounds, and where: the promise that its result is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from refdiff.oracle.rounding import FORMATS
+
+ALIASES = {
+    "fp32": "float32",
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+}
+STORAGE = ("float32", "bfloat16", "float16")
+MATMUL = ("ieee", "tf32")
+EXP = ("exact", "ex2approx")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The types of a kernel: of what it is given and gives back, and of what it holds in between.
+
+    storage: q, k, v, the output, and the gradients. Inputs are rounded to it once, before anything is judged.
+    rope: q and k after RoPE, and RoPE's own products. None = storage.
+    qk: the scores Q Kᵀ before the softmax, and in the way back the gradient of the weights. A kernel that never stores
+        them has "float32"; the eager way, matrix by matrix, has the storage type.
+    p: the softmax weights as they enter the product with V. None = storage.
+    o: the two maps' outputs, their difference, and the norm's result before it is scaled. None = storage; "float32" is
+        a kernel that holds them in registers until the end.
+    lam: λ, and its two exponentials. None = storage.
+    norm: what the norm after the difference is computed in.
+    matmul: "ieee", or "tf32": operands of float32 products cut to 11 significant bits. Sums are in float32.
+    exp: "exact" to a unit in the last place of float32, or "ex2approx": a GPU's 2^x, off by up to 2⁻²².
+
+    Raises:
+        ValueError: a type that is not one of these, wider storage than the sums, tf32 with other than float32.
+    """
+
+    storage: str = "bfloat16"
+    qk: str = "float32"
+    p: str | None = None
+    o: str | None = None
+    lam: str | None = None
+    norm: str = "float32"
+    matmul: str = "ieee"
+    exp: str = "exact"
+    rope: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("storage", "qk", "p", "o", "lam", "norm", "rope"):
+            value = getattr(self, name)
+            value = self.storage if value is None else ALIASES.get(value, value)
+            allowed = STORAGE if name == "storage" else tuple(dict.fromkeys((self.storage, "float32")))
+            if value not in allowed:
+                also = " (the storage type, or float32)" if name != "storage" else ""
+                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}{also}")
+            object.__setattr__(self, name, value)
+        if self.matmul not in MATMUL or self.exp not in EXP:
+            raise ValueError(
+                f"matmul is {self.matmul!r} and exp {self.exp!r}, but must be one of {', '.join(MATMUL)} and one of "
+                f"{', '.join(EXP)}"
+            )
+        if self.matmul == "tf32" and self.storage != "float32":
+            raise ValueError(f"matmul is 'tf32', which cuts float32 operands, but storage is {self.storage!r}")
+
+    @staticmethod
+    def of(what: Recipe | str, **changes: Any) -> Recipe:
+        """Return a recipe as it is, or the one that a type's name stands for; "tf32" is float32 with tf32 products."""
+        if isinstance(what, Recipe):
+            return replace(what, **changes) if changes else what
+        if what == "tf32":
+            return Recipe(**{"storage": "float32", "matmul": "tf32", **changes})
+        return Recipe(**{"storage": what, **changes})
+
+    @staticmethod
+    def eager(storage: str) -> Recipe:
+        """A framework that goes op by op and stores every result: scores in the storage type too."""
+        return Recipe(storage, qk=storage)
+
+    @property
+    def u(self) -> float:
+        """Unit roundoff of the storage type: 2⁻²⁴, 2⁻⁸ or 2⁻¹¹."""
+        return FORMATS[self.storage].u
+
+    @property
+    def name(self) -> str:
+        """The recipe in few words: its storage type, and what is not as that says."""
+        base = Recipe(self.storage)
+        rest = [
+            f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != getattr(base, f.name)
+        ]
+        return " ".join([self.storage, *rest])
+
+    def to_dict(self) -> dict[str, str]:
+        """Every field by name: `Recipe(**recipe.to_dict()) == recipe`."""
+        return asdict(self)

@@ -1,0 +1,170 @@
+"""The rule by which a tensor is accepted: four numbers, each with a limit, and masks that must be the same.
+
+A row r is the last axis at one place of the others: (b, h, t) of an output. e is the error, y the truth, E_r what legal
+kernels were seen to be off by (root mean square over the row), u the unit roundoff of the storage type.
+
+    row       max_r  rms(e_r) / E_r                       a key lost in one row stands here, whatever the others do
+    bulk      rms_r (rms(e_r) / E_r)                      a small error everywhere
+    element   max_i  |e_i| / (6 E_r + 2 u |y_i|)          one wrong number
+    slope     |⟨e, y⟩ / ⟨y, y⟩| over all rows             a scale, which is small in every row and points one way
+
+A rule with one tolerance for a tensor, set by its worst row, would pass anything in the other rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.rounding import FORMATS, round_to
+
+Numpy = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far each number may go; `noise`, `share`: which rows are too uncertain, and how many of them are too many."""
+
+    row: float = 3.0
+    bulk: float = 1.3
+    element: float = 3.0
+    slope: float = 6.0
+    noise: float = 0.25
+    share: float = 0.05
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class RowBudget:
+    """What one tensor may be: the truth, E_r and the hard bound B_r by row, the slope of legal kernels.
+
+    expected (…, e), rows and bounds (…); axes names those of `rows`, such as "b h t". doubtful: rows in which legal
+    kernels themselves overflow, so that nothing can be said of them.
+    """
+
+    expected: Numpy
+    rows: Numpy
+    bounds: Numpy
+    slope: float
+    storage: str
+    axes: str
+    doubtful: Numpy
+    relative_to: str = "row"
+
+    @property
+    def u(self) -> float:
+        """Unit roundoff of the storage type."""
+        return FORMATS[self.storage].u
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One number of the rule: its value, its limit, and where it was found."""
+
+    name: str
+    value: float
+    limit: float
+    at: tuple[int, ...] | None = None
+    what: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is within the limit; NaN is not."""
+        return self.value <= self.limit
+
+
+def root_mean_square(x: Numpy) -> Numpy:
+    """Over the last axis, without overflow: each row is divided by its largest entry first."""
+    if x.shape[-1] == 0:
+        return np.zeros(x.shape[:-1])
+    top = np.abs(x).max(axis=-1, keepdims=True)
+    unit = np.where((top > 0) & np.isfinite(top), top, 1.0)
+    result: Numpy = np.sqrt(np.mean((x / unit) ** 2, axis=-1)) * unit[..., 0]
+    return result
+
+
+def over(x: Numpy, y: Numpy) -> Numpy:
+    """x / y for what is not negative, with 0 / 0 = 0: an error of nothing is within a budget of nothing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(x == 0, 0.0, x / np.where(y == 0, 0.0, y))
+
+
+def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> list[Statistic]:
+    """Measure a tensor against its budget; the first entries are the masks, then bound, row, bulk, element, slope.
+
+    Shapes:
+        actual as `budget.expected`, float64
+    """
+    stored = round_to(budget.expected, budget.storage)
+    certain = ~budget.doubtful[..., None] & np.ones(actual.shape, dtype=bool)
+    edge = np.isfinite(stored) ^ (np.abs(budget.expected) < FORMATS[budget.storage].top * (1 - 2 * budget.u))
+    finite = np.isfinite(stored) & np.isfinite(actual)
+    wrong = certain & ~edge & (_kind(actual) != _kind(stored))
+    found = [_masks(wrong, actual, stored)]
+    counted = certain & finite
+    error = np.where(counted, np.abs(np.where(counted, actual, 0.0) - np.where(counted, budget.expected, 0.0)), 0.0)
+    by_row = root_mean_square(error)
+    seen = counted.any(axis=-1)
+    rows = np.where(budget.doubtful, 0.0, budget.rows)
+    ratio = np.where(seen, over(by_row, rows), 0.0)
+    found.append(_largest("bound", np.where(seen, over(by_row, budget.bounds), 0.0), 1.0, "hard bound B_r"))
+    found.append(_largest("row", ratio, limits.row, "rms(e_r) / E_r"))
+    n = max(int(seen.sum()), 1)
+    # the mean of few rows scatters: with one row it is that row's own number
+    bulk = limits.bulk + (limits.row - limits.bulk) / math.sqrt(n)
+    found.append(Statistic("bulk", float(root_mean_square(ratio[seen][None])[0]), bulk, None, "rms over rows"))
+    size = np.where(counted, np.abs(budget.expected), 0.0)
+    allowed = 6.0 * rows[..., None] + 2.0 * budget.u * size
+    found.append(_largest("element", over(error, allowed), limits.element, "|e| / (6 E_r + 2 u |y|)"))
+    found.append(_slope(actual, counted, budget, limits))
+    return found
+
+
+def _kind(x: Numpy) -> Numpy:
+    """0 for a number, 1 for +∞, 2 for −∞, 3 for NaN."""
+    return np.where(np.isnan(x), 3, np.where(np.isposinf(x), 1, np.where(np.isneginf(x), 2, 0)))
+
+
+def _masks(wrong: Numpy, actual: Numpy, stored: Numpy) -> Statistic:
+    where = np.argwhere(wrong)
+    if not len(where):
+        return Statistic("masks", 0.0, 0.0, None, "NaN and ∞ in other places than in the truth")
+    at = tuple(int(i) for i in where[0])
+    return Statistic("masks", float(len(where)), 0.0, at, f"{actual[at]:g} where the truth is {stored[at]:g}")
+
+
+def _largest(name: str, x: Numpy, limit: float, what: str) -> Statistic:
+    if x.size == 0:
+        return Statistic(name, 0.0, limit, None, what)
+    at = tuple(int(i) for i in np.unravel_index(int(np.argmax(x)), x.shape))
+    return Statistic(name, float(x[at]), limit, at, what)
+
+
+def _slope(actual: Numpy, counted: Numpy, budget: RowBudget, limits: Limits) -> Statistic:
+    y = np.where(counted, budget.expected, 0.0)
+    e = np.where(counted, actual, 0.0) - y
+    unit = float(np.abs(y).max(initial=0.0)) or 1.0
+    value = abs(slope(e / unit, y / unit))
+    return Statistic("slope", value, limits.slope * (budget.slope + 0.02 * budget.u), None, "|⟨e, y⟩ / ⟨y, y⟩|")
+
+
+def slope(e: Numpy, y: Numpy) -> float:
+    """⟨e, y⟩ / ⟨y, y⟩, the factor by which e is y; 0 where y is 0."""
+    square = float(np.sum(y * y))
+    return float(np.sum(e * y)) / square if square > 0 else 0.0
+
+
+def uncertain(budget: RowBudget, limits: Limits = LIMITS) -> float:
+    """The share of rows in which legal kernels differ from the truth by more than `limits.noise` of it."""
+    y = np.where(np.isfinite(budget.expected), budget.expected, 0.0)
+    size = root_mean_square(y)
+    if budget.relative_to == "tensor":
+        size = np.full(size.shape, math.sqrt(float(np.mean(size**2))) if size.size else 0.0)
+    if not size.size:
+        return 0.0
+    return float(np.mean((over(budget.rows, size) > limits.noise) | budget.doubtful))

@@ -1,0 +1,88 @@
+"""Verdicts of single tensors, and their words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.judge import judge_lse, judge_rows, judge_sums, place
+from refdiff.oracle.statistics import RowBudget
+
+
+def _budget(y: np.ndarray, e: float = 1e-3) -> RowBudget:
+    rows = np.full(y.shape[:-1], e)
+    return RowBudget(y, rows, np.full(rows.shape, np.inf), 1e-4, "bfloat16", "b h t", np.zeros(rows.shape, bool))
+
+
+def _y() -> np.ndarray:
+    return np.random.default_rng(3).normal(size=(2, 3, 5, 8))
+
+
+def test_the_worst_row_and_what_was_allowed() -> None:
+    y = _y()
+    actual = y.copy()
+    actual[1, 2, 4] += 0.01
+    verdict = judge_rows("out", actual, _budget(y))
+    assert verdict.status == "fail"
+    (row,) = (line for line in verdict.reasons if line.startswith("row"))
+    assert "is 10, allowed 3" in row
+    assert "row (b 1, head 2, t 4) is off by 0.01 rms, allowed 0.003" in row
+    assert str(verdict).count("fail") == 1
+
+
+def test_one_element() -> None:
+    y = _y()
+    actual = y.copy()
+    actual[0, 1, 2, 3] += 0.05 + 6 * 2.0**-8 * abs(y[0, 1, 2, 3])
+    verdict = judge_rows("out", actual, _budget(y, 2e-3))
+    (line,) = (line for line in verdict.reasons if line.startswith("element"))
+    assert f"at (b 0, head 1, t 2, i 3) it is {actual[0, 1, 2, 3]:.6g}, the truth {y[0, 1, 2, 3]:.6g} ± " in line
+
+
+def test_inconclusive_is_no_pass() -> None:
+    y = _y()
+    verdict = judge_rows("out", y, _budget(y, 0.5))
+    assert verdict.status == "inconclusive"
+    assert "cannot tell right from wrong" in verdict.notes[0]
+
+
+def test_nan_is_said_where() -> None:
+    y = _y()
+    actual = y.copy()
+    actual[0, 0, 1, 2] = np.nan
+    assert "nan where the truth is" in judge_rows("out", actual, _budget(y)).reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"), [((2, 5, 3, 8), "heads and tokens are swapped"), ((2, 5, 24), "as many numbers"), ((1,), "")]
+)
+def test_another_shape(shape: tuple[int, ...], hint: str) -> None:
+    with pytest.raises(ValueError, match=r"out has shape \(.*but must be \(2, 3, 5, 8\)" + f".*{hint}"):
+        judge_rows("out", np.zeros(shape), _budget(_y()))
+
+
+def test_sums_have_an_absolute_bound() -> None:
+    y = np.asarray([1e-3, -2.0])
+    assert judge_sums("dlambda_q1", y + np.asarray([9e-3, -0.01]), y, np.asarray([1e-2, 0.1])).status == "pass"
+    verdict = judge_sums("dlambda_q1", y + np.asarray([0.0, 0.2]), y, np.asarray(0.1))
+    assert (verdict.status, verdict.statistics[0].at) == ("fail", (1,))
+    assert "is -1.8 at (1,), the truth -2 ± 0.1" in verdict.reasons[0]
+    assert judge_sums("dlambda_full", np.asarray(np.nan), np.asarray(1.0), np.asarray(1.0)).status == "fail"
+
+
+def test_log_sum_exp_and_its_other_conventions() -> None:
+    y = np.asarray([[[1.5, -np.inf, 30.0]]])
+    allowed = np.full(y.shape, 1e-5)
+    others = {"it is to base 2": y / np.log(2), "it is the top": y - 1}
+    assert judge_lse("lse1", y + 5e-6, y, allowed, others).status == "pass"
+    verdict = judge_lse("lse1", y / np.log(2) + 1e-6, y, allowed, others)
+    assert (verdict.status, verdict.notes) == ("fail", ("it is to base 2",))
+    assert judge_lse("lse1", y - 1, y, allowed, others).notes == ("it is the top",)
+    assert judge_lse("lse1", y + 3, y, allowed, others).notes == ()
+    finite = np.where(np.isinf(y), 0.0, y)
+    assert judge_lse("lse1", finite, y, allowed).statistics[0].at == (0, 0, 1)
+
+
+def test_places_in_words() -> None:
+    assert place("b h t", (0, 3, 95)) == "(b 0, head 3, t 95)"
+    assert place("b K s", (1, 2, 3, 4)) == "(b 1, head 2, s 3, i 4)"

@@ -1,0 +1,47 @@
+"""What a recipe may say."""
+
+from __future__ import annotations
+
+import pytest
+
+from refdiff.oracle.recipe import Recipe
+
+
+def test_what_is_not_said_is_the_storage_type() -> None:
+    recipe = Recipe("bf16")
+    assert recipe == Recipe("bfloat16", p="bfloat16", o="bf16", lam="bfloat16", rope="bf16")
+    assert (recipe.storage, recipe.p, recipe.qk, recipe.norm) == ("bfloat16", "bfloat16", "float32", "float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "u"), [("float32", 2.0**-24), ("tf32", 2.0**-24), ("bfloat16", 2.0**-8), ("float16", 2.0**-11)]
+)
+def test_names_of_recipes(name: str, u: float) -> None:
+    recipe = Recipe.of(name)
+    assert recipe.u == u
+    assert (recipe.matmul == "tf32") == (name == "tf32")
+    assert Recipe(**recipe.to_dict()) == recipe
+    assert Recipe.of(recipe) is recipe
+    assert Recipe.of(recipe, exp="ex2approx").exp == "ex2approx"
+
+
+def test_a_recipe_in_words() -> None:
+    assert Recipe("fp16").name == "float16"
+    assert Recipe.eager("bf16").name == "bfloat16 qk=bfloat16"
+    assert Recipe.of("tf32", exp="ex2approx").name == "float32 matmul=tf32 exp=ex2approx"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"storage": "float64"}, "storage is 'float64', but must be one of float32, bfloat16, float16"),
+        ({"storage": "bf16", "p": "fp16"}, r"p is 'float16', but must be one of bfloat16, float32 \(the storage"),
+        ({"storage": "float32", "qk": "bf16"}, "qk is 'bfloat16', but must be one of float32"),
+        ({"matmul": "tf64"}, "matmul is 'tf64'"),
+        ({"exp": "fast"}, "exp 'fast'"),
+        ({"storage": "bf16", "matmul": "tf32"}, "storage is 'bfloat16'"),
+    ],
+)
+def test_refuses_what_no_kernel_does(fields: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**fields)

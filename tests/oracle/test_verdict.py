@@ -1,0 +1,48 @@
+"""The answer as a whole."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from refdiff.oracle.statistics import Statistic
+from refdiff.oracle.verdict import TensorVerdict, Verdict
+
+
+def _verdict(*states: str) -> Verdict:
+    row = Statistic("row", float("inf"), 3.0, (0, 1), "rms(e_r) / E_r")
+    return Verdict({f"x{i}": TensorVerdict(f"x{i}", s, (row,), ("because",)) for i, s in enumerate(states)}, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [
+        (("pass", "pass"), "pass"),
+        (("pass", "inconclusive"), "inconclusive"),
+        (("inconclusive", "fail"), "fail"),
+    ],
+)
+def test_the_worst_of_its_tensors(states: tuple[str, ...], status: str) -> None:
+    verdict = _verdict(*states)
+    assert verdict.status == status
+    assert bool(verdict) == (status == "pass")
+    assert str(verdict).startswith(f"{status}, judged as bfloat16")
+
+
+def test_raises_with_the_report_unless_it_is_a_pass() -> None:
+    _verdict("pass").raise_for_status()
+    for status in ("fail", "inconclusive"):
+        with pytest.raises(AssertionError, match=r"(?s)row inf/3.*because"):
+            _verdict(status).raise_for_status()
+
+
+def test_json_holds_it() -> None:
+    found = json.loads(json.dumps(_verdict("pass", "fail").to_dict(), allow_nan=False))
+    assert found["status"] == "fail"
+    assert found["tensors"]["x1"]["statistics"]["row"] == {
+        "value": "inf",
+        "limit": 3.0,
+        "at": [0, 1],
+        "what": "rms(e_r) / E_r",
+    }
