@@ -7,6 +7,7 @@ import pytest
 import refdiff
 from refdiff import generation
 from refdiff.arrays import to_numpy
+from refdiff.backends import overlay
 from tests.model.models import CLASSES, ids, small_model
 
 TOKENS = ids(0, 2, 7)
@@ -287,6 +288,21 @@ def test_restarting_positions_pack_sequences_only_without_mask_and_cache():
     masked = model(TOKENS, position_ids=positions, attention_mask=np.ones((2, 7)), use_cache=False).logits
     np.testing.assert_allclose(together, masked, atol=1e-12)
     assert not np.allclose(together, packed)
+
+
+def test_positions_that_never_go_on_are_as_many_sequences():
+    model = small_model()
+    alone = model(TOKENS, position_ids=np.zeros((2, 7), int), use_cache=False).logits
+    for t in range(7):
+        np.testing.assert_allclose(alone[:, t : t + 1], model(TOKENS[:, t : t + 1]).logits, atol=1e-12)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_positions_that_go_on_need_no_mask(first):
+    model, made = small_model(), []
+    model.ops = overlay(model.ops, lambda name, f: (lambda *a: made.append(name)) if name == "packed_mask" else f)
+    model(TOKENS, position_ids=[list(range(first, first + 7))], use_cache=False)
+    assert made == []
 
 
 def test_use_cache_follows_the_config():
