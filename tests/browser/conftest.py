@@ -59,7 +59,7 @@ def drawn_maps(
     if wiring == "none":
         return AttentionMaps(tokens, first, None, first, None, None)
     shape = (layers,) if wiring == "hf" else (layers, pairs, T)
-    lambdas = rng.uniform(-0.9, 1.9, shape)  # trained ones go that far
+    lambdas = rng.uniform(-0.9, 1.9, shape) if wiring == "hf" else rng.uniform(0.1, 0.9, shape)  # as trained ones are
     by_query = lambdas[:, None, None, None] if wiring == "hf" else lambdas[..., None]
     starts = np.linspace(0.2, 0.6, layers) if wiring == "hf" else None
     return AttentionMaps(tokens, first, second, first - by_query * second, lambdas, starts)

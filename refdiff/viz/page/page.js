@@ -128,7 +128,8 @@ function buildGrid(kind) {
   grid.style.gridTemplateColumns = `auto repeat(${maps.pairs + 1}, ${side})`;
   const pairs = [...Array(maps.pairs).keys(), -1];
   grid.append(element("span"));
-  for (const pair of pairs) grid.append(element("span", { className: "head", textContent: pair < 0 ? "mean" : pair }));
+  const mean = maps.pairs > 8 ? "all" : "mean"; // what fits above a small map
+  for (const pair of pairs) grid.append(element("span", { className: "head", textContent: pair < 0 ? mean : pair }));
   for (const layer of [...Array(maps.layers).keys(), -1]) {
     const lambda = maps.paired ? `, λ ${signed(maps.lambdaOf(layer, -1, maps.size - 1), 2)}` : "";
     const named = perToken ? "" : lambda;
