@@ -28,7 +28,7 @@ KINDS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat1
 
 
 def model(wiring: str, dtype: str = "float32", *, seed: int = 0, whisper: bool = False, **fields: Any) -> Any:
-    """Four layers in which mistakes show: ε counts, rotations have a scale, λ are uneven; `whisper`: values are small."""
+    """Four layers in which mistakes show: ε counts, rotations have a scale; `whisper`: one layer has small values."""
     sizes = {
         "vocab_size": 53, "hidden_size": 26, "intermediate_size": 37, "num_hidden_layers": 4, "head_dim": 6,
         "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 256, "pad_token_id": 0,

@@ -45,7 +45,8 @@ AT = {
     **dict.fromkeys(("neighboring_values_joined", "values_joined_in_the_other_order"), "values"),
     **dict.fromkeys(("another_default_epsilon", "weight_of_the_sub_norm_left_out"), "groupnorm"),
     **dict.fromkeys(
-        ("norm_over_all_heads", "norm_over_half_of_a_head", "norm_after_attention_left_out", "scale_left_out", "scaled_by_lambda_init", "scaled_by_one_minus_lambda",
+        ("norm_over_all_heads", "norm_over_half_of_a_head", "norm_after_attention_left_out", "scale_left_out",
+         "scaled_by_lambda_init", "scaled_by_one_minus_lambda",
          "heads_laid_out_before_tokens", "v2_with_the_norm_of_v1"),
         "scaled",
     ),
@@ -192,7 +193,7 @@ def test_one_number_off(dtype: str) -> None:
 def test_padding_is_nobodys() -> None:
     of, ref = prepared("hf", "float32")
     mine = run(of, inputs(), "float32")
-    for path, x in mine.items():
+    for x in mine.values():
         if x.ndim == 3 and x.shape[1] == 11:
             x[1, :2] += 1  # the two tokens that the mask hides
     assert first_divergence(mine, ref).path != "model.embed_tokens"
@@ -248,7 +249,7 @@ def test_attention_alone(name: str, at: str) -> None:
 
 
 def test_arguments() -> None:
-    of, ref = prepared("hf", "float32")
+    _, ref = prepared("hf", "float32")
     with says(ValueError, "mode is 'far', but must be one of local, free"):
         first_divergence(ref, ref, mode="far")
     with says(ValueError, 'aliases is \'all\', but must be "auto", "none", or a dict of your names to points'):

@@ -1,0 +1,72 @@
+"""The manifest and the index of a folder of test vectors: how they are written, and whether they were changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refdiff.errors import CheckpointError
+
+FORMAT = "refdiff-golden 1"
+MANIFEST, INDEX = "manifest.json", "index.txt"
+COLUMNS = ("hi", "lo", "budget", "bound", "u", "row", "bulk", "element", "slope", "certain")
+"""What an index has of each tensor after its name, kind, n and width."""
+
+
+def sha256(data: bytes) -> str:
+    """The SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """Write a manifest in the one way that there is, with the hash of the rest in it."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return _canonical({**rest, "sha256": sha256(_canonical(rest).encode())})
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read a folder's manifest, and say what was changed: its own text (then it has no cases), or files that it lists.
+
+    Raises:
+        CheckpointError: there is no manifest, or it cannot be read as one.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_bytes()
+        manifest = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: no manifest of golden files: {reason}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: the format is not {FORMAT!r}, the one that this version reads")
+    if manifest_text(manifest).encode() != text:  # nothing else that it says can be believed
+        return {**manifest, "cases": []}, [f"{MANIFEST}: its text has been changed"]
+    changed = []
+    for name, entry in manifest["files"].items():
+        try:
+            data = (folder / name).read_bytes()
+        except OSError as error:
+            changed.append(f"{name}: {error.strerror}")
+            continue
+        if sha256(data) != entry["sha256"]:
+            changed.append(f"{name}: its bytes have been changed: SHA-256 is not the manifest's")
+    return manifest, changed
+
+
+def index_text(cases: list[tuple[str, str, bytes, list[dict[str, Any]]]]) -> str:
+    """Write the index: of each case (id, file, its bytes, tensors)."""
+    lines = [FORMAT]
+    for name, file, data, tensors in cases:
+        lines.append(f"case {name} {file} {len(data)} {zlib.crc32(data):08x} {len(tensors)}")
+        for t in tensors:
+            numbers = " ".join(f"{t[column]:.17g}" for column in COLUMNS)
+            lines.append(f"{t['name']} {t['kind']} {t['n']} {t['width']} {numbers}")
+    return "\n".join(lines) + "\n"

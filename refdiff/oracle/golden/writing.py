@@ -1,0 +1,205 @@
+"""Cases → a folder of test vectors."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import refdiff
+from refdiff.model.weights.safetensors_file import open_safetensors
+from refdiff.oracle.budget import Budget, budget
+from refdiff.oracle.files import write_arrays
+from refdiff.oracle.golden.manifest import FORMAT, INDEX, MANIFEST, index_text, manifest_text, sha256
+from refdiff.oracle.inputs import options, shapes
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.rounding import FORMATS, round_to
+from refdiff.oracle.statistics import LIMITS, RowBudget, uncertain
+from refdiff.oracle.strategies.fixed import Case
+
+Numpy = np.ndarray[Any, Any]
+
+FORMATS_OF_FILES = ("safetensors", "npz")
+LARGEST_CASE, LARGEST_FOLDER = 1_000_000, 20_000_000
+"""Bytes of one case's file, and of a folder: what a repository takes without a thought."""
+
+
+def export(
+    path: str | os.PathLike[str],
+    cases: Iterable[Case],
+    formats: Sequence[str] = ("safetensors",),
+    *,
+    recipe: Recipe | str | None = None,
+    gradients: bool = True,
+) -> None:
+    """Write cases as test vectors for any language; the same cases give the same bytes of inputs.
+
+    Args:
+        path: a folder, which is made; files of an earlier export in it are replaced, others left.
+        cases: of `refdiff.oracle.strategies`.
+        formats: "safetensors", and "npz" beside it.
+        recipe: what the kernels round; None is the usual recipe of each case's dtype.
+        gradients: whether the right gradients are written too, for the gradient `dout` of the output.
+
+    Raises:
+        ValueError: no cases, two of one name, an unknown format, or more bytes than are meant for a repository.
+    """
+    cases = list(cases)
+    if unknown := [name for name in formats if name not in FORMATS_OF_FILES]:
+        raise ValueError(f"formats has {unknown}, but may have {', '.join(FORMATS_OF_FILES)}")
+    if not cases or "safetensors" not in formats:
+        raise ValueError("there must be at least one case, and safetensors among the formats")
+    names = [_name(case) for case in cases]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two cases have one name: {sorted(n for n in set(names) if names.count(n) > 1)}")
+    made = [_case(name, case, recipe, gradients) for name, case in zip(names, cases, strict=True)]
+    files = {file: data for _, file, data, _, _ in made}
+    if "npz" in formats:
+        files |= {file.replace(".safetensors", ".npz"): _npz(arrays) for _, file, _, _, arrays in made}
+    files[INDEX] = index_text([(name, file, data, entry["judged"]) for name, file, data, entry, _ in made]).encode()
+    total = sum(map(len, files.values()))
+    if total > LARGEST_FOLDER:
+        raise ValueError(f"the cases take {total:,} bytes, more than {LARGEST_FOLDER:,}: give fewer or smaller ones")
+    manifest = {
+        "format": FORMAT,
+        "licence": "Apache-2.0",
+        "provenance": {"refdiff": refdiff.__version__, "numpy": np.__version__},
+        "files": {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()},
+        "cases": [entry for _, _, _, entry, _ in made],
+    }
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in {**files, MANIFEST: manifest_text(manifest).encode()}.items():
+        (folder / name).write_bytes(data)
+
+
+def _name(case: Case) -> str:
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", case.name)
+    return name.strip(".") or "case"
+
+
+def _case(
+    name: str, case: Case, recipe: Recipe | str | None, gradients: bool
+) -> tuple[str, str, bytes, dict[str, Any], dict[str, Numpy]]:
+    """The name, the file, its bytes, the entry in the manifest, and the arrays of a case."""
+    used = Recipe.of(case.dtype if recipe is None else recipe)
+    found = budget(case.spec, case.inputs, used, dout=case.dout if gradients else None)
+    arrays: dict[str, Numpy] = {f"inputs.{n}": x for n, x in case.inputs.items()}
+    if gradients:
+        arrays["inputs.dout"] = case.dout
+    judged = [_judged(n, found, arrays) for n in found.names]
+    spec, of_recipe = json.dumps(case.spec.to_dict()), json.dumps(used.to_dict())
+    file = f"case_{name}.safetensors"
+    data = _bytes(arrays, {"format": FORMAT, "spec": spec, "recipe": of_recipe})
+    if len(data) > LARGEST_CASE:
+        raise ValueError(f"{name} takes {len(data):,} bytes, more than {LARGEST_CASE:,}: give a smaller case")
+    begins = _begins(data)
+    for tensor in judged:
+        at = tensor["name"]
+        tensor |= {"hi": begins[f"expected.{at}.hi"], "lo": begins[f"expected.{at}.lo"]}
+        tensor |= {"budget": begins[f"budget.{at}"], "bound": begins.get(f"bound.{at}", 0)}
+    letters = {**shapes(case.spec, case.inputs), **options(case.inputs)}
+    entry = {
+        "id": name,
+        "file": file,
+        "profile": case.profile,
+        "seed": case.seed,
+        "spec": case.spec.to_dict(),
+        "recipe": used.to_dict(),
+        "blind_to": sorted(deviation.name for deviation in case.blind_to),
+        "judged": judged,
+        "tensors": [_entry(n, x, letters) for n, x in arrays.items()],
+    }
+    return name, file, data, entry, arrays
+
+
+def _judged(name: str, found: Budget, arrays: dict[str, Numpy]) -> dict[str, Any]:
+    """Add the arrays of one tensor that is judged, and say by what limits."""
+    if name in found.tensors:
+        tensor = found.tensors[name]
+        expected, rows = tensor.expected, np.where(tensor.doubtful, np.inf, tensor.rows)
+        arrays[f"bound.{name}"] = _single(tensor.bounds)
+        of = _of_rows(tensor)
+    else:
+        expected, rows = found.absolute(name)
+        rows = np.broadcast_to(rows, expected.shape)
+        of = {"kind": "numbers", "axes": "", "n": expected.size, "width": 1, "u": found.recipe.u, "row": 1.0,
+              "bulk": 0.0, "element": 0.0, "slope": 0.0, "certain": 1}  # fmt: skip
+    arrays[f"expected.{name}"] = np.asarray(expected, dtype=np.float64)
+    arrays[f"expected.{name}.hi"], arrays[f"expected.{name}.lo"] = split(expected, found.recipe.storage)
+    arrays[f"budget.{name}"] = _single(rows)
+    return {"name": name, **of}
+
+
+def _of_rows(tensor: RowBudget) -> dict[str, Any]:
+    return {
+        "kind": "rows",
+        "axes": tensor.axes,
+        "n": tensor.rows.size,
+        "width": tensor.expected.shape[-1],
+        "u": tensor.u,
+        "row": LIMITS.row,
+        "bulk": LIMITS.bulk,
+        "element": LIMITS.element,
+        "slope": LIMITS.slope * (tensor.slope + 0.02 * tensor.u),
+        "certain": int(uncertain(tensor) <= LIMITS.share),
+        "legal_slope": tensor.slope,
+        "storage": tensor.storage,
+        "relative_to": tensor.relative_to,
+    }
+
+
+def split(x: Numpy, storage: str) -> tuple[Numpy, Numpy]:
+    """Write float64 numbers as sums of two of float32, infinite where the storage type has no such number.
+
+    The second is NaN where rounding may give the largest number of the storage type or infinity.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = round_to(np.asarray(x, dtype=np.float64), storage)
+        hi = np.where(np.isfinite(stored), x, stored).astype(np.float32)
+        lo = np.where(np.isfinite(hi), x - hi.astype(np.float64), 0.0).astype(np.float32)
+        top = FORMATS[storage].top * (1 - 2 * FORMATS[storage].u)
+        edge = np.isfinite(stored) ^ (np.abs(x) < top)
+    return hi, np.where(edge & ~np.isnan(x), np.float32(math.nan), lo).astype(np.float32)
+
+
+def _single(x: Numpy) -> Numpy:
+    with np.errstate(over="ignore"):
+        return np.asarray(x, dtype=np.float32)
+
+
+def _bytes(arrays: Mapping[str, Numpy], metadata: Mapping[str, str]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write_arrays(Path(folder) / "case", arrays, metadata)
+        return (Path(folder) / "case").read_bytes()
+
+
+def _begins(data: bytes) -> dict[str, int]:
+    """Where each tensor begins in a safetensors file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "case"
+        path.write_bytes(data)
+        return {name: tensor.begin for name, tensor in open_safetensors(path, "case").tensors.items()}
+
+
+def _npz(arrays: Mapping[str, Numpy]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "case.npz", **dict(arrays))  # type: ignore[arg-type]
+        return (Path(folder) / "case.npz").read_bytes()
+
+
+def _entry(name: str, array: Numpy, letters: Mapping[str, str]) -> dict[str, Any]:
+    role, _, rest = name.partition(".")
+    of = rest.removesuffix(".hi").removesuffix(".lo")
+    role = {"inputs": "input", "bound": "budget"}.get(role, role)
+    if role == "expected" and of.startswith("d"):
+        role = "grad"
+    axes = letters.get(rest if role == "input" else of.removeprefix("d"), "")
+    return {"name": name, "role": role, "dtype": array.dtype.name, "shape": list(array.shape), "axes": axes}

@@ -1,0 +1,1 @@
+"""Programs in other languages that read the oracle's test vectors."""

@@ -1,0 +1,85 @@
+"""Manifests: one way to write them, and every change is seen."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.errors import CheckpointError
+from refdiff.oracle.golden.manifest import COLUMNS, FORMAT, index_text, manifest_text, read_manifest, sha256
+
+REST: dict[str, Any] = {"format": FORMAT, "cases": [], "λ": 0.8, "files": {}}
+
+
+def write(folder: Path, files: dict[str, bytes]) -> bytes:
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
+    text = manifest_text({**REST, "files": listed}).encode()
+    (folder / "manifest.json").write_bytes(text)
+    return text
+
+
+def test_has_its_own_hash() -> None:
+    text = manifest_text(REST)
+    manifest = json.loads(text)
+    assert manifest_text(manifest) == text
+    del manifest["sha256"]
+    assert manifest == REST
+    assert manifest_text(dict(reversed(REST.items()))) == text
+
+
+def test_untouched(tmp_path: Path) -> None:
+    write(tmp_path, {"a": b"123", "b": b""})
+    manifest, changed = read_manifest(tmp_path)
+    assert changed == []
+    assert manifest["λ"] == 0.8
+
+
+@given(data=st.data())
+def test_one_byte_of_the_manifest(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("golden")
+    text = bytearray(write(folder, {"a": b"123"}))
+    at = data.draw(st.integers(0, len(text) - 1))
+    text[at] ^= data.draw(st.integers(1, 255))
+    (folder / "manifest.json").write_bytes(text)
+    try:
+        _, changed = read_manifest(folder)
+    except CheckpointError as error:
+        assert "manifest.json: " in str(error)  # noqa: PT017
+    except (KeyError, TypeError, AttributeError) as error:
+        pytest.fail(f"byte {at} of {bytes(text)!r}: {error!r}")
+    else:
+        assert changed != []
+
+
+def test_one_byte_of_a_file(tmp_path: Path) -> None:
+    write(tmp_path, {"a": b"123", "b": b"456"})
+    (tmp_path / "b").write_bytes(b"457")
+    assert read_manifest(tmp_path)[1] == ["b: its bytes have been changed: SHA-256 is not the manifest's"]
+    (tmp_path / "b").unlink()
+    assert read_manifest(tmp_path)[1] == ["b: No such file or directory"]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_no_manifest(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json: "):
+        read_manifest(tmp_path)
+    with pytest.raises(CheckpointError, match="no manifest of golden files: No such file or directory"):
+        read_manifest(tmp_path / "elsewhere")
+
+
+def test_index() -> None:
+    tensor = {"name": "out", "kind": "rows", "n": 6, "width": 4, **dict.fromkeys(COLUMNS, 0.1)}
+    text = index_text([("a", "case_a", b"123", [tensor, {**tensor, "name": "dq"}])])
+    lines = text.splitlines()
+    assert lines[:2] == [FORMAT, f"case a case_a 3 {zlib.crc32(b'123'):08x} 2"]
+    assert lines[2].split() == ["out", "rows", "6", "4", *["0.10000000000000001"] * 10]
+    assert lines[3].startswith("dq ")

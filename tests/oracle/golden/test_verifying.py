@@ -1,0 +1,118 @@
+"""Outputs judged by the files alone, as `check` judges them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refdiff.errors import CheckpointError
+from refdiff.oracle import golden
+from refdiff.oracle.budget import budget
+from refdiff.oracle.files import write_arrays
+from tests.layers.inputs import says
+from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, right, write_raw
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("golden") / "vectors"
+    golden.export(made, [case(kind) for kind in KINDS if kind != "cancelled"])
+    return made
+
+
+def test_right_outputs(vectors: Path, tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", right(vectors))
+    report = golden.verify(vectors, tmp_path / "raw")
+    assert report.cases.keys() == KINDS.keys() - {"cancelled"}
+    for name, verdict in report.cases.items():
+        of = case(name)
+        expected = budget(of.spec, of.inputs, of.dtype, dout=of.dout).judge(right(vectors)[name])
+        assert {n: t.status for n, t in verdict.tensors.items()} == {n: t.status for n, t in expected.tensors.items()}
+        assert verdict.status != "fail"
+        assert verdict.tensors["out"].status == "pass"
+    for suffix in ("safetensors", "npz"):
+        folder = tmp_path / suffix
+        folder.mkdir()
+        for name, arrays in right(vectors).items():
+            if suffix == "npz":
+                np.savez(folder / f"{name}.npz", **arrays)
+            else:
+                write_arrays(folder / f"{name}.safetensors", arrays, {})
+        assert golden.verify(vectors, folder).to_dict() == report.to_dict()
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_mutations_fail_as_check_says(vectors: Path, tmp_path: Path, mutation: str) -> None:
+    kind, name, change = MUTATIONS[mutation]
+    outputs = right(vectors)
+    outputs[kind][name] = change(outputs[kind][name]).astype("<f4")
+    write_raw(tmp_path / "raw", outputs)
+    report = golden.verify(vectors, tmp_path / "raw")
+    assert report.status == "fail"
+    assert not report
+    failed = {(c, t) for c, v in report.cases.items() for t, of in v.tensors.items() if of.status == "fail"}
+    assert failed == {(kind, name)}
+    of = case(kind)
+    verdict = budget(of.spec, of.inputs, of.dtype, dout=of.dout).judge({name: outputs[kind][name]})
+    assert verdict.status == "fail"
+    assert f"{kind}: fail" in str(report)
+
+
+def test_one_byte_of_the_vectors(vectors: Path, tmp_path: Path) -> None:
+    shutil.copytree(vectors, tmp_path / "vectors")
+    write_raw(tmp_path / "raw", right(vectors))
+    file = tmp_path / "vectors" / "case_v2.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    report = golden.verify(tmp_path / "vectors", tmp_path / "raw")
+    assert report.status == "fail"
+    assert report.changed == ("case_v2.safetensors: its bytes have been changed: SHA-256 is not the manifest's",)
+    assert "v2" not in report.cases
+    assert "changed: case_v2.safetensors" in str(report)
+
+
+def test_missing_outputs(vectors: Path, tmp_path: Path) -> None:
+    outputs = right(vectors)
+    del outputs["half"]["out"], outputs["v2"]
+    write_raw(tmp_path / "raw", outputs)
+    report = golden.verify(vectors, tmp_path / "raw")
+    assert (report.status, report.missing) == ("fail", ("half", "v2"))
+    assert "missing: half: no output" in str(report)
+    assert golden.verify(vectors, tmp_path).missing == ("whole", "half", "packed", "v2", "unseen")
+
+
+def test_the_output_alone_is_enough(vectors: Path, tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", {kind: {"out": of["out"]} for kind, of in right(vectors).items()})
+    report = golden.verify(vectors, tmp_path / "raw")
+    assert report
+    assert str(report) == "pass: 5 cases"
+
+
+def test_outputs_that_do_not_fit(vectors: Path, tmp_path: Path) -> None:
+    outputs = right(vectors)
+    write_raw(tmp_path / "raw", {"v2": {"out": outputs["v2"]["out"][..., :-1].copy()}})
+    with pytest.raises(
+        CheckpointError, match=r"v2\.out\.f32: 56 numbers of float32, but out has the shape \(1, 2, 4, 8\)"
+    ):
+        golden.verify(vectors, tmp_path / "raw")
+    write_arrays(tmp_path / "v2.safetensors", {"out": np.ones((2, 4, 8))}, {})
+    with says(CheckpointError, "v2: out has shape (2, 4, 8), but must be (1, 2, 4, 8)"):
+        golden.verify(vectors, tmp_path)
+    write_arrays(tmp_path / "v2.safetensors", {"result": np.ones(2)}, {})
+    with pytest.raises(CheckpointError, match="v2: 'result' is nothing that is judged: there are out, dq, dk"):
+        golden.verify(vectors, tmp_path)
+
+
+def test_inconclusive(tmp_path: Path) -> None:
+    golden.export(tmp_path / "vectors", [case("cancelled")], recipe="bf16", gradients=False)
+    write_raw(tmp_path / "raw", right(tmp_path / "vectors"))
+    report = golden.verify(tmp_path / "vectors", tmp_path / "raw")
+    of = case("cancelled")
+    expected = budget(of.spec, of.inputs, "bf16").judge(right(tmp_path / "vectors")["cancelled"])
+    assert report.status == expected.status
+    assert json.dumps(report.to_dict(), allow_nan=False)

@@ -1,0 +1,144 @@
+"""What a folder of test vectors holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.oracle import golden
+from refdiff.oracle.budget import budget
+from refdiff.oracle.files import read_arrays
+from refdiff.oracle.golden import writing
+from refdiff.oracle.golden.writing import split
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth import truth
+from tests.layers.inputs import says
+from tests.oracle.arrays import same_bits
+from tests.oracle.golden.vectors import KINDS, case
+from tests.tolerances import FLOAT64, close
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("golden") / "vectors"
+    golden.export(made, [case(kind) for kind in KINDS], formats=("safetensors", "npz"))
+    return made
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return manifest
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_case(folder: Path, kind: str) -> None:
+    entry = next(c for c in manifest_of(folder)["cases"] if c["id"] == kind)
+    arrays, metadata = read_arrays(folder / entry["file"])
+    of = case(kind)
+    for name, x in of.inputs.items():
+        assert same_bits(arrays[f"inputs.{name}"], np.asarray(x))
+    assert same_bits(arrays["inputs.dout"], of.dout)
+    found = budget(of.spec, of.inputs, of.dtype, dout=of.dout)
+    assert [t["name"] for t in entry["judged"]] == list(found.names)
+    right = truth(of.spec, of.inputs, dout=of.dout)
+    close(arrays["expected.out"], right.out, FLOAT64)
+    close(arrays["expected.dv"], right.grads["v"], FLOAT64)
+    close(arrays["expected.lse1"], right.lse1, FLOAT64)
+    close(arrays["budget.out"], found.rows["out"].astype(np.float32), 1e-7)
+    assert Spec(**entry["spec"]) == Spec(**json.loads(metadata["spec"])) == of.spec
+    assert entry["recipe"] == json.loads(metadata["recipe"])
+    listed = {t["name"]: t for t in entry["tensors"]}
+    assert listed.keys() == arrays.keys()
+    assert all(listed[name]["shape"] == list(x.shape) for name, x in arrays.items())
+    assert listed["inputs.q"] == {"name": "inputs.q", "role": "input", "dtype": of.dtype, "axes": "B H T d",
+                                  "shape": list(of.inputs["q"].shape)}  # fmt: skip
+    roles = {t["role"] for t in entry["tensors"]}
+    assert roles == {"input", "expected", "grad", "budget"}
+    with np.load(folder / f"case_{kind}.npz") as file:
+        assert set(file.files) == set(arrays)
+
+
+def test_index_says_where_everything_begins(folder: Path) -> None:
+    lines = iter((folder / "index.txt").read_text().splitlines()[1:])
+    seen = 0
+    for line in lines:
+        _, kind, file, size, _, count = line.split()
+        data = (folder / file).read_bytes()
+        arrays, _ = read_arrays(folder / file)
+        assert len(data) == int(size)
+        for _ in range(int(count)):
+            name, _, n, width, hi, lo, rows, bound, *_ = next(lines).split()
+            for begin, of in ((hi, f"expected.{name}.hi"), (lo, f"expected.{name}.lo"), (rows, f"budget.{name}")):
+                length = int(n) if of.startswith("budget") else int(n) * int(width)
+                read = np.frombuffer(data, "<f4", length, int(begin))
+                assert np.array_equal(read, arrays[of].reshape(-1), equal_nan=True), (kind, of)
+            assert (f"bound.{name}" in arrays) == (int(bound) > 0)
+            seen += 1
+    assert seen > 40
+
+
+@given(
+    st.floats(-1e40, 1e40, allow_subnormal=False) | st.sampled_from([np.inf, -np.inf, np.nan]),
+    st.sampled_from(["float32", "bfloat16"]),
+)
+def test_hi_and_lo(x: float, storage: str) -> None:
+    hi, lo = split(np.array(x), storage)
+    assert hi.dtype == lo.dtype == np.float32
+    if np.isnan(lo):
+        assert abs(x) > 3.3e38
+        return
+    if np.isfinite(hi) and np.isfinite(x):
+        assert abs((x - float(hi)) - float(lo)) <= abs(x) * 2.0**-48 + 2.0**-149
+    else:
+        with np.errstate(over="ignore"):
+            assert np.array_equal(hi, np.float32(x), equal_nan=True)
+
+
+def test_numbers_at_the_edge_of_float16_may_be_either() -> None:
+    hi, lo = split(np.array([65000.0, 65519.0, 65521.0, 70000.0, -np.inf]), "float16")
+    assert np.isfinite(hi).tolist() == [True, True, False, False, False]
+    assert np.isnan(lo).tolist() == [False, True, False, False, False]
+
+
+def test_the_same_again(folder: Path, tmp_path: Path) -> None:
+    golden.export(tmp_path, [case(kind) for kind in ("v2", "unseen")])
+    for kind in ("v2", "unseen"):
+        one, other = (read_arrays(at / f"case_{kind}.safetensors")[0] for at in (folder, tmp_path))
+        for name, x in one.items():
+            if name.startswith("inputs."):
+                assert same_bits(other[name], x)
+            elif name.startswith("expected.") and x.dtype == np.float64:
+                assert np.allclose(other[name], x, rtol=1e-13, atol=0, equal_nan=True)
+
+
+def test_blind_spots_and_recipes(tmp_path: Path) -> None:
+    golden.export(tmp_path, [case("unseen", blind=True)], recipe="bf16", gradients=False)
+    (entry,) = manifest_of(tmp_path)["cases"]
+    assert entry["blind_to"] == sorted(d.name for d in case("unseen", blind=True).blind_to)
+    assert len(entry["blind_to"]) > 1
+    assert entry["recipe"]["storage"] == "bfloat16"
+    assert "inputs.dout" not in {t["name"] for t in entry["tensors"]}
+    assert [t["name"] for t in entry["judged"]] == ["out", "lse1", "lse2", "lambda_full"]
+
+
+def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with says(ValueError, "formats has ['gguf'], but may have safetensors, npz"):
+        golden.export(tmp_path, [case("v2")], formats=("safetensors", "gguf"))
+    for cases, formats in (([], ("safetensors",)), ([case("v2")], ("npz",))):
+        with says(ValueError, "there must be at least one case, and safetensors among the formats"):
+            golden.export(tmp_path, cases, formats=formats)
+    with says(ValueError, "two cases have one name: ['v2']"):
+        golden.export(tmp_path, [case("v2"), case("v2")])
+    monkeypatch.setattr(writing, "LARGEST_FOLDER", 1000)
+    with pytest.raises(ValueError, match=r"the cases take [\d,]+ bytes, more than 1,000: give fewer or smaller ones"):
+        golden.export(tmp_path, [case("v2")])
+    monkeypatch.setattr(writing, "LARGEST_CASE", 1000)
+    with pytest.raises(ValueError, match=r"v2 takes [\d,]+ bytes, more than 1,000: give a smaller case"):
+        golden.export(tmp_path, [case("v2")])
+    assert list(tmp_path.iterdir()) == []

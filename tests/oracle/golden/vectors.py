@@ -1,0 +1,85 @@
+"""Small cases, and outputs for them: right ones, and some that have been tampered with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from refdiff.oracle.files import read_arrays
+from refdiff.oracle.golden.manifest import read_manifest
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies.fixed import Case
+from refdiff.oracle.strategies.structure import Structure
+from refdiff.oracle.strategies.values import draw
+
+HF = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=2)
+V2 = Spec.preset("diff_v2", query_heads=4, key_heads=1, head_dim=8)
+KINDS = {
+    "whole": (HF, Structure(2, 5, 7, padding="left"), "identify", "float32"),
+    "half": (HF, Structure(1, 6, 6), "identify", "bfloat16"),
+    "packed": (HF, Structure(packed=((3, 3), (0, 2), (2, 5))), "identify", "float16"),
+    "v2": (V2, Structure(1, 4, 9), "whisper", "bfloat16"),
+    "unseen": (HF, Structure(1, 4, 2), "identify", "float32"),
+    "cancelled": (HF, Structure(1, 4, 6), "cancel", "bfloat16"),
+}
+
+
+def case(kind: str, *, blind: bool = False) -> Case:
+    """One of the kinds; what it is blind to takes seconds to find, and is left out unless it is wanted."""
+    spec, structure, values, dtype = KINDS[kind]
+    seed = list(KINDS).index(kind)
+    made = Case(kind, values, seed, dtype, spec, structure, draw(spec, structure, values, seed, dtype))
+    if not blind:
+        made.__dict__["blind_to"] = ()
+    return made
+
+
+def right(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """For each case of a folder the right outputs, rounded as a program would store them."""
+    found = {}
+    for entry in read_manifest(folder)[0]["cases"]:
+        arrays, _ = read_arrays(folder / entry["file"])
+        kind = entry["recipe"]["storage"]
+        dtype = ml_dtypes.bfloat16 if kind == "bfloat16" else np.dtype(kind)
+        found[entry["id"]] = {
+            t["name"]: arrays[f"expected.{t['name']}"]
+            .astype(dtype if t["kind"] == "rows" else np.float32)
+            .astype("<f4")
+            for t in entry["judged"]
+        }
+    return found
+
+
+def write_raw(folder: Path, outputs: dict[str, dict[str, np.ndarray]]) -> None:
+    """Write outputs as raw float32."""
+    folder.mkdir()
+    for name, arrays in outputs.items():
+        for tensor, x in arrays.items():
+            x.tofile(folder / f"{name}.{tensor}.f32")
+
+
+def _put(at: tuple[Any, ...], change: Callable[[Any], Any]) -> Callable[[np.ndarray], np.ndarray]:
+    def changed(x: np.ndarray) -> np.ndarray:
+        y = x.copy()
+        y[at] = change(y[at])
+        return y
+
+    return changed
+
+
+MUTATIONS: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
+    "all a little too large": ("whole", "out", lambda x: x * np.float32(1 + 1e-5)),
+    "one number": ("half", "out", _put((0, 0, 3, 5), lambda x: x + 0.5)),
+    "one row": ("whole", "out", _put((1, 1, 4), lambda x: x * 1.001)),
+    "two rows exchanged": ("half", "out", _put((0, 0, [2, 3]), lambda x: x[::-1])),
+    "not a number": ("packed", "out", _put((0, 1, 0, 0), lambda x: np.nan)),
+    "infinite": ("whole", "dq", _put((0, 0, 0, 0), lambda x: -np.inf)),
+    "a number where none is": ("unseen", "lse1", _put((0, 0, 0), lambda x: 0.0)),
+    "another base": ("whole", "lse2", lambda x: x / np.log(np.float32(2))),
+    "a sum": ("whole", "dlambda_q1", _put((3,), lambda x: x + 0.01)),
+    "streams exchanged": ("v2", "out", lambda x: -x),
+}
