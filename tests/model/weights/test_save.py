@@ -19,6 +19,7 @@ from numpy.testing import assert_array_equal
 
 from refdiff import CheckpointError, DiffLlamaConfig
 from refdiff.model.weights import ARCHITECTURES, flatten, initialize, load, nest, parameter_shapes, save
+from refdiff.model.weights.save import _in_bytes as in_bytes
 from tests.model.weights.files import tiny_config
 
 CAUSAL = "DiffLlamaForCausalLM"
@@ -129,6 +130,27 @@ def test_shard_sizes(tmp_path: Path, size: int | str, files: int) -> None:
     assert total == 1376
     save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=size)
     assert len(list(tmp_path.glob("*.safetensors"))) == files
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        ("1KB", 10**3),
+        ("2MB", 2 * 10**6),
+        ("5GB", 5 * 10**9),
+        ("3 tb", 3 * 10**12),
+        (".5KB", 500),
+        ("1.KB", 1000),
+        (7, 7),
+    ],
+)
+def test_units_are_powers_of_a_thousand(size: int | str, count: int) -> None:
+    assert in_bytes(size) == count
+
+
+def test_into_a_folder_in_folders_that_are_not_there(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "b", tiny_config(), constant(1), CAUSAL)
+    assert state(tmp_path / "a" / "b") == (1e-5, 1.0)
 
 
 @pytest.mark.parametrize("size", ["", "5", "GB", "5 XB", "-1GB", "0GB", "1e3KB", 0, -1, 1.5, True, None])
