@@ -1,4 +1,4 @@
-"""How far an output is from that of a kernel with certain deviations: quickly for all, with their own budget for few."""
+"""How far an output is from that of a kernel with certain deviations: quickly, or with a budget of their own."""
 
 from __future__ import annotations
 
