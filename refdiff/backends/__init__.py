@@ -7,15 +7,18 @@ yours       ops = overlay(ops, wrap)         traced, timed, mistaken, or your ke
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import array_api_compat
+import numpy as np
 
 from refdiff import layers
+from refdiff.arrays import from_numpy
 
 Ops = SimpleNamespace
 """A namespace with the public functions of `refdiff.layers`, or functions that stand for them."""
@@ -57,7 +60,26 @@ def kernels_for(xp: Any, kernels: str = "fast", threads: int | None = None) -> A
         from refdiff.backends.workers import Workers
 
         return NumpyVjpKernels(Workers(threads))
+    if kernels == "fast" and array_api_compat.is_cupy_namespace(xp):
+        from refdiff.backends.cupy_kernels import CupyKernels
+
+        return CupyKernels()
     return None
+
+
+@contextlib.contextmanager
+def placing(xp: Any, device: Any, total: int) -> Iterator[Callable[[Any], Any]]:
+    """Give what puts NumPy arrays, `total` bytes in all, on `device` as arrays of namespace `xp`."""
+    if not array_api_compat.is_cupy_namespace(xp):
+        yield lambda x: from_numpy(x, xp, device)
+        return
+    from refdiff.backends.cupy_upload import Upload
+
+    upload = Upload(total, device)
+    try:
+        yield lambda x: upload(x) if isinstance(x, np.ndarray) else x
+    finally:
+        upload.close()
 
 
 def ops_for(kernels: Any = None) -> Ops:

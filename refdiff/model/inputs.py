@@ -48,6 +48,20 @@ def token_ids(input_ids: Any) -> IntArray:
     return ids
 
 
+def check_known(ids: IntArray, vocab_size: int) -> None:
+    """Raise where `ids` are outside the vocabulary: here, on the host, so that no device is waited for.
+
+    Raises:
+        IndexError: an id is negative or not below `vocab_size`.
+    """
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise IndexError(
+            f"embedding: token id {low if low < 0 else high} is outside 0 to {vocab_size - 1}: "
+            "do tokenizer and checkpoint belong together?"
+        )
+
+
 def positions(position_ids: Any, batch: int, tokens: int, past: int) -> IntArray:
     """Check (B or 1, T) positions, or count on from `past`.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace
-from refdiff.backends import kernels_for, ops_for
+from refdiff.backends import kernels_for, ops_for, placing
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 from refdiff.model.config import DiffLlamaConfig
@@ -98,7 +98,8 @@ class PreTrainedModel(Pickled):
         self.dtype = dtype
         self.xp = _backend(backend)
         self.device = device
-        self.params = _map(lambda a: from_numpy(a, self.xp, device), params)
+        with placing(self.xp, device, sum(a.nbytes for a in flatten(params).values())) as put:
+            self.params = _map(put, params)
         self.kernels = kernels_for(self.xp, kernels, threads)
         self.ops = ops_for(self.kernels)
         self.generation_config = generation_config or {}
@@ -132,7 +133,7 @@ class PreTrainedModel(Pickled):
             device: where that backend puts its arrays; None is its default.
             kernels: "fast" = the backend's kernels, "reference" = the equations as written.
             weights: "expanded" = 16-bit weights become float32 when they are loaded; "stored" = their matrices stay as
-                they are in the file, for half the memory, and NumPy's fast kernels expand what they use.
+                they are in the file, for half the memory, and the fast kernels expand what they use.
             threads: how many the fast kernels may use on a CPU; None is all cores.
             revision: branch, tag or commit of a repo.
             cache_dir: where downloads are kept instead of the usual cache.
@@ -259,7 +260,9 @@ class PreTrainedModel(Pickled):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         p, config = self.base_params, self.config
         if inputs_embeds is None:
-            hidden = self.ops.embedding(self._array(inputs.token_ids(input_ids)), **p["embed_tokens"])
+            ids = inputs.token_ids(input_ids)
+            inputs.check_known(ids, config.vocab_size)
+            hidden = self.ops.embedding(self._array(ids), **p["embed_tokens"])
             hidden = self.xp.astype(hidden, p["norm"]["weight"].dtype, copy=False)  # of weights kept as stored
         else:
             hidden = self.xp.astype(self._array(inputs_embeds), p["norm"]["weight"].dtype)
@@ -330,10 +333,11 @@ def _map(function: Callable[[Any], Any], nested: Any) -> Any:
 def _check_weights(weights: str, xp: ModuleType, kernels: str) -> None:
     if weights not in ("expanded", "stored"):
         raise ValueError(f'weights is {weights!r}, but must be "expanded" or "stored"')
-    if weights == "stored" and (kernels != "fast" or not array_api_compat.is_numpy_namespace(xp)):
+    expand = array_api_compat.is_numpy_namespace(xp) or array_api_compat.is_cupy_namespace(xp)
+    if weights == "stored" and (kernels != "fast" or not expand):
         raise ValueError(
-            'weights="stored" needs NumPy\'s fast kernels, which expand them as they go: leave backend and kernels '
-            'out, or take weights="expanded"'
+            'weights="stored" needs the fast kernels of NumPy or CuPy, which expand them as they go: leave backend and '
+            'kernels out, or take weights="expanded"'
         )
 
 

@@ -31,11 +31,6 @@ def linear_cases(slow: bool) -> Iterator[Case]:
     yield (normal(0, 2, 1096), normal(1, 19, 1096, scale=0.02), normal(2, 19)), {}
 
 
-def linear_vjp_cases(slow: bool) -> Iterator[Case]:
-    for bias in (None, normal(2, 13)):
-        yield (normal(3, 2, 7, 13), normal(0, 2, 7, 11), normal(1, 13, 11), bias), {}
-
-
 def embedding_cases(slow: bool) -> Iterator[Case]:
     yield (np.array([[3, 0, 12], [7, 7, 1]]), normal(1, 13, 11)), {}
 

@@ -100,3 +100,38 @@ def test_a_kernel_that_declines_leaves_the_call_to_its_layer() -> None:
     fast = _kernel_or_layer(lambda *args, **kwargs: NotImplemented, layers.rms_norm)
     np.testing.assert_array_equal(fast(X, None, 1e-5), layers.rms_norm(X, None, 1e-5))
     assert isinstance(ops_for(), SimpleNamespace)
+
+
+def test_cupy_gets_its_kernels_and_its_uploads(monkeypatch):
+    """Which is chosen; what they do is in their own tests."""
+    import array_api_compat
+
+    from refdiff.backends import cupy_kernels, cupy_upload, placing
+
+    class Upload:
+        closed = False
+
+        def __init__(self, total, device):
+            assert (total, device) == (40, 1)
+
+        def __call__(self, x):
+            return ("there", x)
+
+        def close(self):
+            type(self).closed = True
+
+    cupy = SimpleNamespace()
+    monkeypatch.setattr(array_api_compat, "is_cupy_namespace", lambda xp: xp is cupy)
+    monkeypatch.setattr(array_api_compat, "is_numpy_namespace", lambda xp: xp is np)
+    monkeypatch.setattr(cupy_kernels, "Device", lambda: "the current device")
+    monkeypatch.setattr(cupy_upload, "Upload", Upload)
+    assert isinstance(kernels_for(cupy), cupy_kernels.CupyKernels)
+    assert kernels_for(cupy, "reference") is None
+    with placing(cupy, 1, 40) as put:
+        x = np.ones(5)
+        assert put(x)[1] is x
+        assert put("there already") == "there already"
+        assert not Upload.closed
+    assert Upload.closed
+    with placing(np, None, 40) as put:
+        assert put(x) is x

@@ -1,9 +1,12 @@
 """What a user may pass, and what each mistake is told."""
 
+import re
+
 import array_api_strict
 import numpy as np
 import pytest
 
+from refdiff import layers
 from refdiff.model import inputs
 
 
@@ -94,3 +97,13 @@ def test_an_axis_of_one_serves_for_all(shape):
 def test_four_dimensional_masks_refused(mask, message):
     with pytest.raises(ValueError, match=message):
         inputs.four_dimensional_mask(mask, 1, 4, 2, 2)
+
+
+def test_ids_outside_the_vocabulary_are_refused_as_the_layer_refuses_them():
+    weight = np.zeros((7, 2))
+    for ids, wrong in (([[0, 7]], 7), ([[-1, 7]], -1)):
+        message = f"embedding: token id {wrong} is outside 0 to 6: do tokenizer and checkpoint belong together?"
+        for refuse in (lambda x: inputs.check_known(x, 7), lambda x: layers.embedding(x, weight)):
+            with pytest.raises(IndexError, match=f"^{re.escape(message)}$"):
+                refuse(np.array(ids))
+    inputs.check_known(np.array([[0, 6]]), 7)

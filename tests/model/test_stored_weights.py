@@ -78,5 +78,5 @@ def test_what_needs_expanded_ones_says_so(folder: Path) -> None:
             import array_api_strict
 
             options = {"backend": array_api_strict}
-        with pytest.raises(ValueError, match="needs NumPy's fast kernels"):
+        with pytest.raises(ValueError, match="needs the fast kernels of NumPy or CuPy"):
             load(folder, weights="stored", **options)

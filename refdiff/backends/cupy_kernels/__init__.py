@@ -71,12 +71,6 @@ class CupyKernels:
         )  # fmt: skip
         return xp.reshape(y, (*x.shape[:-1], outputs))
 
-    def linear_vjp(self, g: Array, x: Array, weight: Array, bias: Array | None = None) -> Any:
-        """Widen a 16-bit weight, and go the layer's way back."""
-        if weight.dtype.name not in SIXTEEN_BITS:
-            return NotImplemented
-        return layers.linear_vjp(g, x, namespace(x).astype(weight, x.dtype), bias)
-
     def embedding(self, ids: Array, weight: Array) -> Any:
         """Look up without waiting for the device: whether the ids are known was seen where they came from."""
         if weight.ndim != 2 or ids.size == 0:

@@ -72,7 +72,8 @@ class Device:
         key = (file, kernel, *defines.items())
         function = self._kernels.get(key)
         if function is None:
-            module = self._cupy.RawModule(code=source(file), options=options(defines), backend="nvrtc")
+            cupy = self._cupy
+            module = cupy.RawModule(code=source(file), options=options(defines), backend="nvrtc")
             function = self._kernels[key] = module.get_function(kernel)
         if shared > PLAIN_SHARED and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = shared
@@ -80,7 +81,8 @@ class Device:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Make an array of whatever was there before."""
-        return self._cupy.empty(shape, dtype=dtype)
+        cupy = self._cupy
+        return cupy.empty(shape, dtype=dtype)
 
     def product(self, x: Any, weight: Any) -> Any:
         """Multiply x (N, I) and weight (O, I), both of one 16-bit type, as x Wᵀ (N, O) in float32, summed in float32.
@@ -88,14 +90,15 @@ class Device:
         cuBLAS counts columns first, and so takes the transposes: yᵀ = W xᵀ.
         """
         cupy = self._cupy
-        cublas, kind = cupy.cuda.cublas, DATA_TYPES[weight.dtype.name]
+        kind = DATA_TYPES[weight.dtype.name]
         (N, inputs), outputs = x.shape, weight.shape[0]
         y = cupy.empty((N, outputs), dtype=np.float32)
         one, zero = np.ones((), np.float32), np.zeros((), np.float32)
-        cublas.gemmEx(
-            cupy.cuda.Device().cublas_handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, outputs, N, inputs,
+        cupy.cuda.cublas.gemmEx(
+            cupy.cuda.Device().cublas_handle,
+            cupy.cuda.cublas.CUBLAS_OP_T, cupy.cuda.cublas.CUBLAS_OP_N, outputs, N, inputs,
             one.ctypes.data, weight.data.ptr, kind, inputs, x.data.ptr, kind, inputs,
             zero.ctypes.data, y.data.ptr, DATA_TYPES["float32"], outputs,
-            cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT,
+            cupy.cuda.cublas.CUBLAS_COMPUTE_32F, cupy.cuda.cublas.CUBLAS_GEMM_DEFAULT,
         )  # fmt: skip
         return y

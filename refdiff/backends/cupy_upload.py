@@ -1,0 +1,71 @@
+"""Weights to the device, once: from the map of their file through two pinned buffers, one filled while one is sent."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.arrays import Array
+
+BUFFER = 32 * 1024 * 1024
+"""Bytes of a pinned buffer: enough for a transfer to run at full speed, little enough to pin anywhere."""
+
+WORTH_A_BAR = 256 * 1024 * 1024
+"""Fewer bytes are there before a progress bar could be read."""
+
+
+class Upload:
+    """Sends NumPy arrays to a CUDA device, and shows on a terminal how far it is.
+
+    Args:
+        total: how many bytes will be sent in all.
+        device: a CuPy device or its number; None is the current one.
+    """
+
+    def __init__(self, total: int, device: Any = None) -> None:
+        import cupy
+
+        self._cupy = cupy
+        self._place = cupy.cuda.Device() if device is None else cupy.cuda.Device(int(device))
+        with self._place:
+            self._buffers = [(cupy.cuda.alloc_pinned_memory(BUFFER), cupy.cuda.Event()) for _ in range(2)]
+        self._turn = 0
+        self._bar: Any = None
+        if total >= WORTH_A_BAR and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="weights to the device", leave=False)
+
+    def __call__(self, x: NDArray[Any]) -> Array:
+        """Return a copy of `x` on the device; bfloat16, which CuPy has from 14 on, comes as float32 before that."""
+        cupy = self._cupy
+        if x.dtype.name == "bfloat16" and int(cupy.__version__.split(".")[0]) < 14:
+            x = x.astype(np.float32)
+        source = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+        with self._place:
+            stream = cupy.cuda.get_current_stream()
+            y = cupy.empty(x.shape, dtype=x.dtype)
+            for start in range(0, source.size, BUFFER):
+                pinned, sent = self._buffers[self._turn]
+                self._turn = 1 - self._turn
+                sent.synchronize()  # what this buffer held before has arrived
+                piece = source[start : start + BUFFER]
+                np.frombuffer(pinned, np.uint8, piece.size)[:] = piece
+                cupy.cuda.runtime.memcpyAsync(
+                    y.data.ptr + start, pinned.ptr, piece.size, cupy.cuda.runtime.memcpyHostToDevice, stream.ptr
+                )
+                sent.record(stream)
+                if self._bar is not None:
+                    self._bar.update(piece.size)
+        return y
+
+    def close(self) -> None:
+        """Wait until all has arrived, and let go of the buffers."""
+        for _, sent in self._buffers:
+            sent.synchronize()
+        self._buffers = []
+        if self._bar is not None:
+            self._bar.close()

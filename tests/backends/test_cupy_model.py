@@ -1,0 +1,108 @@
+"""The whole model on the kernels of CUDA, run on a CPU: logits, cached tokens, generated text, gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.backends import ops_for
+from refdiff.backends.cupy_kernels import CupyKernels
+from refdiff.model.weights import flatten
+from tests.cuda.emulation import EmulatedDevice
+
+SIZES = {
+    "vocab_size": 41, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1,
+    "pad_token_id": 2,
+}  # fmt: skip
+IDS = np.random.default_rng(0).integers(3, 41, size=(2, 7))
+MASK = np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
+
+
+def on_the_device(model: Any) -> EmulatedDevice:
+    """Give a model in NumPy the kernels of CUDA."""
+    device = EmulatedDevice(order=2)
+    model.kernels = CupyKernels(device)
+    model.ops = ops_for(model.kernels)
+    return device
+
+
+@contextlib.contextmanager
+def no_layer_of(names: tuple[str, ...], model: Any) -> Iterator[None]:
+    """Fail where one of these calls is left to its layer."""
+    for name in names:
+        kernel = getattr(model.kernels, name)
+
+        def served(*args: Any, _kernel: Any = kernel, _name: str = name, **kwargs: Any) -> Any:
+            result = _kernel(*args, **kwargs)
+            assert result is not NotImplemented, f"{_name} was left to the layer"
+            return result
+
+        setattr(model.kernels, name, served)
+    model.ops = ops_for(model.kernels)
+    yield
+
+
+def models(**config: Any) -> tuple[Any, Any]:
+    """The same weights twice: with the kernels of CUDA, and as the equations in float64."""
+    of = refdiff.DiffLlamaConfig(**{**SIZES, **config})
+    fast = refdiff.DiffLlamaForCausalLM.from_config(of, seed=3)
+    exact = refdiff.DiffLlamaForCausalLM.from_config(of, seed=3, dtype="float64", kernels="reference")
+    for name, x in flatten(exact.params).items():
+        x[...] = flatten(fast.params)[name]
+    return fast, exact
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+def test_a_model_is_its_equations(wiring: str) -> None:
+    fast, exact = models(wiring=wiring)
+    device = on_the_device(fast)
+    with no_layer_of(("rms_norm", "rope", "swiglu", "embedding"), fast):
+        for options in ({}, {"attention_mask": MASK}):
+            ours, theirs = fast(IDS, **options), exact(IDS, **options)
+            np.testing.assert_allclose(ours.logits, theirs.logits, atol=3e-6)
+            assert ours.logits.dtype == np.float32
+        next_ids = IDS[:, :1]
+        ours, theirs = (m(next_ids, cache=o.cache, attention_mask=np.pad(MASK, ((0, 0), (0, 1)), constant_values=1))
+                        for m, o in ((fast, ours), (exact, theirs)))  # fmt: skip
+        np.testing.assert_allclose(ours.logits, theirs.logits, atol=3e-6)
+    assert set(device.launched) == {"rms_norm", "rope", "gated", "attention"}
+
+
+def test_generated_text_and_gradients_are_those_of_the_equations() -> None:
+    fast, exact = models()
+    device = on_the_device(fast)
+    options = {"max_new_tokens": 6, "eos_token_id": None}
+    np.testing.assert_array_equal(fast.generate(IDS, **options), exact.generate(IDS, **options))
+    (loss, grads), (true_loss, true_grads) = (m.loss_and_grad(IDS, labels=IDS) for m in (fast, exact))
+    np.testing.assert_allclose(loss, true_loss, rtol=1e-6)
+    for name, truth in flatten(true_grads).items():
+        rtol = 1e-2 if "lambda" in name else 2e-4  # what rows that share λ add to its gradient cancels
+        atol = 3e-6 * np.abs(truth).max()
+        np.testing.assert_allclose(flatten(grads)[name], truth, rtol=rtol, atol=atol, err_msg=name)
+    assert {"row_sums", "to_queries", "to_keys"} <= set(device.launched)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_stay_as_they_are_stored(tmp_path: Path, dtype: str) -> None:
+    refdiff.DiffLlamaForCausalLM.from_config(refdiff.DiffLlamaConfig(**SIZES), seed=3, dtype=dtype).save_pretrained(
+        tmp_path
+    )
+    fast = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path, weights="stored")
+    exact = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path, dtype="float64", kernels="reference")
+    device = on_the_device(fast)
+    assert fast.params["model"]["layers"][0]["mlp"]["up_proj"]["weight"].dtype.name == dtype
+    with no_layer_of(("linear", "rms_norm", "swiglu", "embedding", "diff_attention"), fast):
+        few, many = fast(IDS).logits, fast(np.tile(IDS, (1, 2))).logits  # 14 rows in a kernel, 28 in cuBLAS
+    assert "linear" in device.launched
+    np.testing.assert_allclose(few, exact(IDS).logits, atol=3e-6)  # the weights are exact, and so is what they multiply
+    scale = np.abs(many).max()
+    np.testing.assert_allclose(
+        many, exact(np.tile(IDS, (1, 2))).logits, atol=scale * (2**-6 if dtype == "bfloat16" else 2**-9)
+    )

@@ -1,0 +1,146 @@
+"""Uploads through pinned buffers, with a stand-in for CuPy whose copies happen as late as CUDA allows."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from refdiff.backends import cupy_upload
+from refdiff.backends.cupy_upload import Upload
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class Pinned(bytearray):
+    @property
+    def ptr(self) -> int:
+        return ctypes.addressof(ctypes.c_char.from_buffer(self))
+
+
+class Late:
+    """A stream: a copy happens when somebody waits for what comes after it, and reads its source only then."""
+
+    ptr = 7
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+
+    def copy(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
+        assert (kind, stream) == (1, self.ptr)
+        self.waiting.append((to, source, size))
+
+    def arrive(self, until: int) -> None:
+        while self.waiting and until > 0:
+            ctypes.memmove(*self.waiting.pop(0))
+            until -= 1
+
+
+class Event:
+    stream: Late | None = None
+    behind = 0
+
+    def record(self, stream: Late) -> None:
+        self.stream, self.behind = stream, len(stream.waiting)
+        self.pieces = list(stream.waiting)
+
+    def synchronize(self) -> None:
+        if self.stream is not None:
+            while any(piece in self.stream.waiting for piece in self.pieces):
+                self.stream.arrive(1)
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    stream = Late()
+    runtime = SimpleNamespace(memcpyAsync=stream.copy, memcpyHostToDevice=1)
+    devices: list[Any] = []
+
+    def device(number: Any = None) -> Any:
+        devices.append(number)
+        return nullcontext()
+
+    def empty(shape: Any, dtype: Any) -> Any:
+        array = np.full(shape, 99, dtype)
+        return SimpleNamespace(array=array, dtype=array.dtype, data=SimpleNamespace(ptr=array.ctypes.data))
+
+    fake = SimpleNamespace(
+        __version__="14.2.0", empty=empty, devices=devices,
+        cuda=SimpleNamespace(
+            Device=device, Event=Event, alloc_pinned_memory=Pinned, runtime=runtime, get_current_stream=lambda: stream
+        ),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(cupy_upload, "BUFFER", 100)
+    return fake
+
+
+ARRAYS = (
+    np.arange(31, dtype=np.float32).reshape(1, 31),
+    np.arange(600, dtype=np.float16).reshape(20, 30)[:, ::2],
+    np.float64(3).reshape(()),
+    np.zeros((0, 5), np.float32),
+    np.arange(77).astype(BFLOAT16),
+)
+
+
+def test_all_arrives_however_late_the_copies_are(cupy: Any) -> None:
+    upload = Upload(sum(x.nbytes for x in ARRAYS))
+    there = [upload(x) for x in ARRAYS]
+    upload.close()
+    for x, y in zip(ARRAYS, there, strict=True):
+        assert y.dtype == x.dtype
+        np.testing.assert_array_equal(y.array, x)
+    assert cupy.devices == [None]
+
+
+def test_a_buffer_is_not_filled_again_before_it_was_sent(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Event, "synchronize", lambda self: None)
+    upload = Upload(0)
+    x = np.arange(500, dtype=np.uint8)
+    y = upload(x)
+    cupy.cuda.get_current_stream().arrive(100)
+    assert not np.array_equal(y.array, x), "the stand-in would not notice"
+
+
+def test_an_older_cupy_has_no_bfloat16(cupy: Any) -> None:
+    cupy.__version__ = "13.6.0"
+    upload = Upload(0, device=1)
+    y = upload(ARRAYS[-1])
+    upload.close()
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y.array, np.arange(77))
+    assert cupy.devices == [1]
+
+
+@pytest.mark.parametrize(("total", "terminal", "bars"), [(10**9, True, 1), (10**9, False, 0), (10**6, True, 0)])
+def test_progress_is_for_terminals_and_much_to_send(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, total: int, terminal: bool, bars: int
+) -> None:
+    made: list[Any] = []
+
+    class Bar:
+        def __init__(self, **options: Any) -> None:
+            self.total, self.sent, self.closed = options["total"], 0, False
+            made.append(self)
+
+        def update(self, n: int) -> None:
+            self.sent += n
+
+        def close(self) -> None:
+            self.closed = True
+
+    import tqdm
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    upload = Upload(total)
+    upload(ARRAYS[0])
+    upload.close()
+    assert [(bar.total, bar.sent, bar.closed) for bar in made] == [(total, ARRAYS[0].nbytes, True)] * bars

@@ -1,0 +1,101 @@
+"""Every name of CuPy that the code calls is there, with the arguments of the call, in the CuPys that it may meet."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cuda import cupy_uses
+from tests.cuda.cupy_uses import Use
+from tests.cuda.wheels import fetched
+
+ROOT = Path(__file__).parents[2]
+
+
+def oldest() -> str:
+    """The oldest CuPy that setup.cfg admits."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    match = re.search(r"cupy-cuda12x>=([\d.]+)", config["options.extras_require"]["cupy"])
+    assert match is not None
+    return match[1]
+
+
+CUPYS = {
+    "oldest, CUDA 12": ("12", f"cupy-cuda12x=={oldest()}.*", "fastrlock"),
+    "newest, CUDA 12": ("12", "cupy-cuda12x>=14", "cuda-pathfinder"),
+    "oldest, CUDA 13": ("13", "cupy-cuda13x==13.*", "fastrlock"),
+    "newest, CUDA 13": ("13", "cupy-cuda13x>=14", "cuda-pathfinder"),
+}
+
+
+def hollow_cublas(cupy: Path, cuda: str, folder: Path) -> None:
+    """Make libraries with cuBLAS's names and nothing in them: enough to import CuPy's module, without its 600 MB."""
+    (module,) = cupy.glob("cupy_backends/cuda/libs/cublas.*.so")
+    names = sorted(set(re.findall(rb"cublas[A-Z]\w+", module.read_bytes())))
+    functions = "".join(f"int {name.decode()}(void) {{ return 1; }}\n" for name in names)
+    for library, text in (("libcublas", functions), ("libcublasLt", "")):
+        target = f"{library}.so.{cuda}"
+        command = ["gcc", "-shared", "-fPIC", "-w", "-x", "c", "-", f"-Wl,-soname,{target}", "-o", folder / target]
+        subprocess.run(command, input=text, text=True, check=True)
+
+
+def ask(folder: Path, hollow: Path, found: list[Use]) -> Any:
+    """Run the questions in a process of their own; a warning at import fails."""
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "LD_LIBRARY_PATH": str(hollow),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.cuda.cupy_uses"],
+        input=cupy_uses.as_json(found), env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CUPYS)
+def test_cupy_has_what_is_asked_of_it(name: str, tmp_path: Path) -> None:
+    cuda, *requirements = CUPYS[name]
+    folder = fetched(*requirements)
+    hollow_cublas(folder, cuda, tmp_path)
+    found = cupy_uses.uses(ROOT / "refdiff")
+    planted = [Use("cupy.no_such_function", "planted"), Use("cupy.empty", "planted", True, 1, ("no_such_argument",))]
+    answer = ask(folder, tmp_path, [*found, *planted])
+    assert [said for said in answer["problems"] if "planted" not in said] == []
+    assert len(answer["problems"]) == len(planted)
+    major = "13" if name.startswith("oldest") else "14"
+    assert answer["version"].startswith(major)
+    if not Path("/dev/nvidiactl").exists():
+        assert "cuda" in answer["refused"].lower()
+
+
+def test_uses_are_read_from_the_source() -> None:
+    found = cupy_uses.uses(ROOT / "refdiff")
+    paths = {use.path for use in found}
+    assert {"array_api_compat.cupy.permute_dims", "array_api_compat.cupy.take", "cupy.cuda.cublas.gemmEx"} <= paths
+    assert Use("cupy.empty", "backends/cupy_kernels/device.py", True, 1, ("dtype",)) in found
+    (product,) = [use for use in found if use.path == "cupy.cuda.cublas.gemmEx"]
+    assert product.positional == 19
+
+
+def test_signatures_are_read_from_what_cython_writes() -> None:
+    signature = cupy_uses._read("intptr_t dst, size_t size, *, bool blocking=True, **kwargs")
+    assert str(signature) == "(dst, size, *, blocking=None, **kwargs)"
+    assert str(cupy_uses._read("x, /, out=None, *, casting='same_kind', dtype=None")) == (
+        "(x, /, out=None, *, casting=None, dtype=None)"
+    )
+
+    def function() -> None:
+        """function(self, int a, b=2) -> None"""
+
+    function.__signature__ = "not one"  # type: ignore[attr-defined]
+    assert str(cupy_uses._parameters(function, "function")) == "(self, a, b=None)"

@@ -1,0 +1,118 @@
+"""Every source compiles for every device and type, by the compiler that CuPy calls, and keeps its sums in registers.
+
+CI takes every device and type with a few sizes in turn; `REFDIFF_CUDA_ALL=1` takes all. Either way
+`pytest -m slow -s tests/cuda/test_nvrtc.py` prints the registers and what was spilled.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from typing import Any
+
+import pytest
+
+from refdiff.backends.cupy_kernels import device
+from refdiff.backends.cupy_kernels.geometry import attention_tiles
+from tests.cuda.nvrtc import Nvrtc, Resources, resources
+from tests.cuda.wheels import fetched
+
+COMPILERS = {"CUDA 12": "nvidia-cuda-nvrtc-cu12==12.*", "CUDA 13": "nvidia-cuda-nvrtc==13.*"}
+LIMITS = {"sm_75": 64, "sm_80": 163, "sm_90": 227, "sm_100": 227}
+"""KiB of shared memory that a block may have."""
+
+SOURCES = sorted(path.name for path in device.SOURCES.glob("*.cu"))
+
+
+def variants(name: str, number: str, limit: int) -> list[dict[str, Any]]:
+    """What a source is compiled with, for a device with so much shared memory."""
+    if name.startswith("attention"):
+        backward = name == "attention_vjp.cu"
+        shapes = [
+            (d, e, maps, attention_tiles(d, e, maps, rows, limit * 1024, backward=backward))
+            for d, e, maps, rows in (
+                (32, 64, 2, 4096), (64, 128, 2, 4096), (64, 128, 2, 4), (128, 256, 2, 4096), (256, 512, 2, 4096),
+                (64, 64, 2, 4096), (128, 128, 1, 4096),
+            )
+        ]  # fmt: skip
+        return [
+            {"NUMBER": number, "MAPS": maps, "D": d, "E": e, "ROWS": tiles.rows, "KEYS": tiles.keys}
+            for d, e, maps, tiles in shapes
+            if tiles is not None
+        ]
+    if name == "linear.cu":
+        return [{"NUMBER": "float", "WEIGHT": number, "ROWS": rows} for rows in (1, 2, 4, 8)]
+    if name == "rms_norm.cu":
+        return [{"NUMBER": number, "WEIGHT": number}, {"NUMBER": "float", "WEIGHT": number}]
+    return [{"NUMBER": number}]
+
+
+@functools.cache
+def compiler(cuda: str) -> Nvrtc:
+    return Nvrtc(fetched(COMPILERS[cuda]))
+
+
+def check(cuda: str, name: str, architecture: str, defines: dict[str, Any]) -> None:
+    """Compile, print what was used, and fail where a thread's numbers do not stay in its registers."""
+    text = device.source(name)
+    used = compiler(cuda).compile(text, device.options(defines), architecture)
+    assert set(used) == set(re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", text))
+    for kernel, of in used.items():
+        values = " ".join(f"{key}={value}" for key, value in defines.items())
+        print(
+            f"{cuda} {architecture} {kernel} {values}: {of.registers} registers, {of.stack} stack, {of.spilled} spilled"
+        )
+        assert of.registers <= (128 if name.startswith("attention") else 96)
+        assert of.spilled <= 64
+        assert of.stack <= 128
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["float", "float16", "bfloat16"])
+@pytest.mark.parametrize("architecture", LIMITS)
+def test_every_source_compiles(architecture: str, number: str) -> None:
+    """Each device and type by one of the two compilers, in two sizes."""
+    turn = list(LIMITS).index(architecture) + 4 * list(device.NUMBERS.values()).index(number)
+    for name in SOURCES:
+        all_of = variants(name, number, LIMITS[architecture])
+        chosen = range(len(all_of)) if os.environ.get("REFDIFF_CUDA_ALL") else {turn, turn + 3}
+        for i in chosen:
+            check(list(COMPILERS)[(turn + i) % 2], name, architecture, all_of[i % len(all_of)])
+
+
+@pytest.mark.slow
+def test_a_source_that_is_wrong_does_not_compile() -> None:
+    for cuda in COMPILERS:
+        with pytest.raises(AssertionError, match="rows_of_x"):
+            compiler(cuda).compile(
+                device.source("gated.cu").replace("size", "rows_of_x", 1), ("-DNUMBER=float",), "sm_90"
+            )
+
+
+@pytest.mark.slow
+def test_the_compilers_are_of_the_versions_that_they_are_called() -> None:
+    assert {f"CUDA {compiler(cuda).version()[0]}" for cuda in COMPILERS} == set(COMPILERS)
+
+
+def test_what_ptxas_says_is_read() -> None:
+    log = (
+        "ptxas info    : Compiling entry function 'one' for 'sm_90'\nptxas info    : Function properties for one\n"
+        "    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n"
+        "ptxas info    : Used 40 registers, used 0 barriers\n"
+        "ptxas info    : Compiling entry function 'two' for 'sm_90'\n    0 bytes stack frame, 0 bytes spill stores\n"
+        "ptxas info    : Used 255 registers\n"
+    )
+    assert resources(log) == {"one": Resources(40, 16, 12), "two": Resources(255, 0, 0)}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_has_variants(name: str) -> None:
+    """All names that the compiler must be told are told: a source that is new needs its line here."""
+    told = set(variants(name, "float", 227)[0])
+    asked = {
+        word
+        for word in ("NUMBER", "WEIGHT", "MAPS", "D", "E", "ROWS", "KEYS")
+        if re.search(rf"\b{word}\b", device.source(name))
+    }
+    assert asked == told
