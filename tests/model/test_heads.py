@@ -266,6 +266,16 @@ def test_a_four_dimensional_mask_stands_alone():
     np.testing.assert_allclose(model(TOKENS, attention_mask=heads).logits, model(TOKENS).logits, atol=1e-12)
 
 
+def test_a_four_dimensional_mask_counts_the_tokens_in_the_cache():
+    model, cache = small_model(), refdiff.KVCache(3)
+    causal = np.tril(np.ones((7, 7), bool))[None, None]
+    model(TOKENS[:, :4], cache=cache)
+    got = model(TOKENS[:, 4:], attention_mask=causal[:, :, 4:], cache=cache).logits
+    np.testing.assert_allclose(got, model(TOKENS).logits[:, 4:], atol=1e-12)
+    with pytest.raises(ValueError, match=r"must be \(2, 1 or 8, 3, 10\)"):
+        model(TOKENS[:, 4:], attention_mask=causal[:, :, 4:], cache=cache)
+
+
 def test_an_additive_mask_shifts_scores():
     model = small_model()
     causal = np.where(np.tril(np.ones((7, 7), bool)), 0.0, -np.inf)[None, None]
