@@ -12,6 +12,8 @@ from refdiff.cli.attention_flags import add_attention
 from refdiff.cli.bench_flags import add_bench
 from refdiff.cli.flags import add_common
 from refdiff.cli.generate_flags import add_generate
+from refdiff.cli.golden_flags import add_golden
+from refdiff.cli.trace_flags import add_trace
 from refdiff.cli.train_flags import add_train
 
 
@@ -72,6 +74,8 @@ examples:
     add_generate(commands)
     _add_inspect(commands)
     add_attention(commands)
+    add_trace(commands)
+    add_golden(commands)
     _add_convert(commands)
     add_train(commands)
     add_bench(commands)

@@ -20,8 +20,8 @@ A folder has
                                    <element> <slope> <certain>
                                in one line; hi, lo, budget, bound: where those begin in the file, in bytes
 
-The error of y is (y − hi) − lo, which float32 can compute. In "rows" (n rows of `width` numbers), with E the budget of a
-row, B its bound and e its errors, all of these hold or it fails; rows whose E is infinite are left out:
+The error of y is (y − hi) − lo, which float32 can compute. In "rows" (n rows of `width` numbers), with E the budget of
+a row, B its bound and e its errors, all of these hold or it fails; rows whose E is infinite are left out:
 
     NaN and ±∞ stand where hi has them (where lo is NaN, either may be), and other numbers count
     rms(e) ≤ B                     and rms(e) ≤ row · E

@@ -1,0 +1,46 @@
+"""`refdiff golden`: write test vectors for kernels in any language, or judge a program's outputs by them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from refdiff.cli.flags import UsageError
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write vectors and print their folder, or print the report; the exit status of anything but a pass is 1.
+
+    Raises:
+        UsageError: flags that do not fit together.
+        CheckpointError: vectors or outputs that cannot be read.
+    """
+    return _export(args) if args.action == "export" else _verify(args)
+
+
+def _export(args: argparse.Namespace) -> int:
+    if args.outputs is not None or args.json:
+        raise UsageError("export takes VECTORS alone; OUTPUTS and --json are for verify")
+    from refdiff.oracle import golden
+    from refdiff.oracle.strategies.fixed import cases, small_spec
+
+    profiles = dict.fromkeys(args.profile or ("identify", "whisper"))
+    made = [
+        case for name in profiles for case in cases(name, args.seed, spec=small_spec(args.preset), dtype=args.dtype)
+    ]
+    formats = ("safetensors", "npz") if args.npz else ("safetensors",)
+    golden.export(args.folder, made, formats, gradients=not args.no_gradients)
+    sys.stdout.write(f"{args.folder}\n")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    if args.outputs is None:
+        raise UsageError("verify needs OUTPUTS, the folder of what your program computed")
+    from refdiff.oracle import golden
+
+    report = golden.verify(args.folder, args.outputs)
+    text = json.dumps(report.to_dict(), ensure_ascii=False, indent=2, allow_nan=False) if args.json else str(report)
+    sys.stdout.write(text + "\n")
+    return int(not report)

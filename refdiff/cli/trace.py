@@ -1,0 +1,87 @@
+"""`refdiff trace`: record every intermediate of a run, or say where two runs part."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from refdiff.cli.flags import UsageError
+from refdiff.cli.terminal import note, size
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write a trace and print its name, or print a comparison; the exit status of one that diverges is 1.
+
+    Raises:
+        UsageError: flags that do not fit together.
+        CheckpointError: a model or a file that cannot be read.
+    """
+    return _compare(args) if args.compare else _record(args)
+
+
+def _record(args: argparse.Namespace) -> int:
+    if args.of is None or (args.prompt is None) == (args.ids is None):
+        raise UsageError("to record, give MODEL, and either PROMPT or --ids; to compare, --compare MINE REF")
+    if args.output is None:
+        raise UsageError("no file to write: give one with -o, such as -o run.safetensors")
+    for flag, given in (("-m", args.model), ("--free", args.free), ("--json", args.json)):
+        if given:
+            raise UsageError(f"{flag} is for --compare; the model to record is the first argument")
+    ids: Any = None if args.ids is None else _ids(args.ids)
+    model, tokenizer = _load(args)
+    if tokenizer is not None:
+        ids = tokenizer([args.prompt], return_tensors="np")["input_ids"]
+    from refdiff.oracle.tracing import trace
+
+    traced = trace(model, ids, maps=args.maps)
+    traced.write(args.output)
+    if not args.quiet:
+        note(f"{len(traced)} points of {len(ids[0])} tokens, {size(Path(args.output).stat().st_size)}")
+    sys.stdout.write(f"{args.output}\n")
+    return 0
+
+
+def _ids(text: str) -> list[list[int]]:
+    try:
+        ids = [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise UsageError(f"--ids is {text!r}, but must be whole numbers with commas between, such as 1,15,7") from None
+    if not ids or min(ids) < 0:
+        raise UsageError(f"--ids is {text!r}, but must be one or more token ids, from 0")
+    return [ids]
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model, and where a text is given its tokenizer."""
+    if args.ids is None:
+        from refdiff.cli.loading import load
+
+        return load(argparse.Namespace(**{**vars(args), "model": args.of, "backend": "numpy"}))
+    import refdiff
+
+    return refdiff.DiffLlamaForCausalLM.from_pretrained(
+        args.of, dtype=args.dtype, threads=args.threads or None, local_files_only=args.offline
+    ), None
+
+
+def _compare(args: argparse.Namespace) -> int:
+    for flag, given in (("MODEL", args.of), ("-o", args.output), ("--ids", args.ids), ("--maps", args.maps)):
+        if given:
+            raise UsageError(f"{flag} is to record; --compare takes MINE and REF")
+    from refdiff.oracle.divergence import first_divergence
+    from refdiff.oracle.tracing import read_trace
+
+    mine, ref = args.compare
+    model = args.model
+    if model is not None:
+        from refdiff import hub
+
+        model = hub.snapshot(model, files=hub.CONFIG + hub.WEIGHTS, local_files_only=args.offline)
+    reference = read_trace(ref, model=model)
+    found = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
+    text = json.dumps(found.to_dict(), ensure_ascii=False, indent=2, allow_nan=False) if args.json else str(found)
+    sys.stdout.write(text + "\n")
+    return int(bool(found))

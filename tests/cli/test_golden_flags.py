@@ -1,0 +1,19 @@
+"""The flags of `refdiff golden` are what the oracle has."""
+
+from __future__ import annotations
+
+from refdiff.cli import golden_flags
+from refdiff.cli.options import build_parser
+from refdiff.oracle.presets import PRESETS
+from refdiff.oracle.strategies.fixed import PROFILES
+
+
+def test_presets_and_profiles() -> None:
+    assert set(golden_flags.PRESETS) == set(PRESETS)
+    assert set(golden_flags.PROFILES) == set(PROFILES)
+
+
+def test_defaults() -> None:
+    args = vars(build_parser().parse_args(["golden", "export", "x"]))
+    assert (args["preset"], args["profile"], args["dtype"], args["seed"]) == ("hf_diffllama", None, "float32", 0)
+    assert not [name for name in ("outputs", "npz", "no_gradients", "json") if args[name]]

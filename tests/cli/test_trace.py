@@ -1,0 +1,107 @@
+"""`refdiff trace`: record, compare, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.cli import main
+from refdiff.oracle.files import read_arrays, write_arrays
+from refdiff.oracle.tracing import read_trace, trace
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def recorded(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> Path:
+    path = tmp_path / "run.safetensors"
+    assert main(["trace", str(tiny_checkpoint), "--ids", "5,7 , 11", "-o", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{path}\n"
+    assert "points of 3 tokens, " in err
+    return path
+
+
+def test_of_ids(recorded: Path, tiny_checkpoint: Path) -> None:
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint)
+    expected = trace(model, [[5, 7, 11]])
+    read = read_trace(recorded)
+    assert list(read) == list(expected)
+    assert all(np.array_equal(x, expected[path]) for path, x in read.items())
+
+
+def test_of_a_text(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "run.safetensors"
+    assert main(["trace", str(tiny_checkpoint), "hé", "-o", str(path), "--maps", "--dtype", "float64", "-q"]) == 0
+    assert capsys.readouterr().err == ""
+    read = read_trace(path)
+    ids = refdiff.Tokenizer.from_pretrained(tiny_checkpoint)(["hé"], return_tensors="np")["input_ids"]
+    assert np.array_equal(read.inputs["input_ids"], ids)
+    assert read["model.layers.0.self_attn.probs1"].dtype == np.float64
+
+
+def mistaken(recorded: Path, path: Path) -> Path:
+    arrays, _ = read_arrays(recorded)
+    at = "model.layers.1.self_attn.lambda_full"
+    write_arrays(path, {**arrays, at: arrays[at] + np.float32(0.1)}, {})
+    return path
+
+
+def test_comparisons(recorded: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["trace", "--compare", str(recorded), str(recorded)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "nothing diverges" in lines
+    assert max(map(len, lines)) <= 80
+    wrong = mistaken(recorded, tmp_path / "mine.safetensors")
+    assert main(["trace", "--compare", str(wrong), str(recorded)]) == 1
+    assert "first divergence: model.layers.1.self_attn.lambda_full" in capsys.readouterr().out
+    assert main(["trace", "--compare", str(wrong), str(recorded), "--free", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["path"], found["mode"]) == ("model.layers.1.self_attn.lambda_full", "free")
+    assert main(["trace", "--compare", str(recorded), str(recorded), "--json", "--precision", "bfloat16"]) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "bfloat16"
+
+
+def test_where_the_model_is(recorded: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    moved = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    path = tmp_path / "moved.safetensors"
+    assert main(["trace", str(moved), "--ids", "5", "-o", str(path)]) == 0
+    shutil.rmtree(moved)
+    for more, mode in (([], "recorded"), (["-m", str(tiny_checkpoint), "--offline"], "local")):
+        capsys.readouterr()
+        assert main(["trace", "--compare", str(path), str(path), "--json", *more]) == 0
+        assert json.loads(capsys.readouterr().out)["mode"] == mode
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "to record, give MODEL, and either PROMPT or --ids; to compare, --compare MINE REF"),
+        (["m"], "to record, give MODEL, and either PROMPT or --ids; to compare, --compare MINE REF"),
+        (["m", "text", "--ids", "1"], "to record, give MODEL, and either PROMPT or --ids; to compare, --compare"),
+        (["m", "text"], "no file to write: give one with -o, such as -o run.safetensors"),
+        (["m", "text", "-o", "x", "--free"], "--free is for --compare; the model to record is the first argument"),
+        (["m", "text", "-o", "x", "-m", "n"], "-m is for --compare; the model to record is the first argument"),
+        (["m", "--ids", "1,x", "-o", "x"], "--ids is '1,x', but must be whole numbers with commas between, such as"),
+        (["m", "--ids", ",", "-o", "x"], "--ids is ',', but must be one or more token ids, from 0"),
+        (["m", "--ids", "3,-1", "-o", "x"], "--ids is '3,-1', but must be one or more token ids, from 0"),
+        (["m", "--compare", "a", "b"], "MODEL is to record; --compare takes MINE and REF"),
+        (["--compare", "a", "b", "-o", "x"], "-o is to record; --compare takes MINE and REF"),
+    ],
+)
+def test_usage(args: list[str], says: str, capsys: Capture) -> None:
+    assert main(["trace", *args]) == 2
+    assert capsys.readouterr().err.startswith(f"refdiff trace: error: {says}")
+
+
+def test_files_that_cannot_be_read(recorded: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["trace", "--compare", str(tmp_path / "none"), str(recorded)]) == 1
+    assert "cannot be opened" in capsys.readouterr().err
+    write_arrays(tmp_path / "other.safetensors", {"a": np.ones(2)}, {})
+    assert main(["trace", "--compare", str(tmp_path / "other.safetensors"), str(recorded)]) == 1
+    assert "none of the names in the trace is a point of the reference" in capsys.readouterr().err
