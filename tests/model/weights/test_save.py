@@ -109,6 +109,26 @@ def test_shards_by_hand(tmp_path: Path) -> None:
     assert all((tmp_path / shard).stat().st_size < 8 + 2000 + 340 for shard in shards)
 
 
+@pytest.mark.parametrize(
+    ("limit", "shards"),
+    [
+        (
+            144,
+            ["lm_head", "embed_tokens", "input_layernorm down_proj", "gate_proj", "up_proj post_attention_layernorm"],
+        ),
+        (120, ["lm_head", "embed_tokens", "input_layernorm", "down_proj", "gate_proj", "up_proj"]),
+    ],
+)
+def test_a_shard_is_filled_to_the_last_byte(tmp_path: Path, limit: int, shards: list[str]) -> None:
+    """In bytes: lm_head and embed_tokens 168, the norms 24, each matrix of the MLP 120."""
+    save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=limit)
+    placed = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    files: dict[str, list[str]] = {}
+    for name in sorted(placed):
+        files.setdefault(placed[name], []).append(name.split(".")[-2])
+    assert [" ".join(files[name]) for name in sorted(files)][: len(shards)] == shards
+
+
 def test_tensor_larger_than_a_shard_gets_one_to_itself(tmp_path: Path) -> None:
     save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=167)
     placed = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
