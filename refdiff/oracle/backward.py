@@ -15,7 +15,6 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.streams import (
     Streams,
     angles,
-    finite,
     lambda_init,
     lambda_of,
     query_factor,
@@ -181,7 +180,7 @@ def _through_heads(
     w = wiring(spec)
     q, k = rotated(spec, inputs, ops)
     if spec.softcap is not None:
-        k, q = finite(k, s.see), q * query_factor(spec)
+        q = q * query_factor(spec)
         dq1, dk1 = _through_cap(spec.softcap, dq1, s.q1, q[:, w.q1], k[:, w.k1])
         dq2, dk2 = _through_cap(spec.softcap, dq2, s.q2, q[:, w.q2], k[:, w.k2])
     dq = query_factor(spec) * (_to_heads(dq1, w.q1, q) + _to_heads(dq2, w.q2, q))

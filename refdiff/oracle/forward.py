@@ -75,7 +75,7 @@ def dense(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     (q, k), v = rotated(spec, inputs, ops), joined(spec, inputs["v"], ops)
     see, causal = sight(spec, inputs)
     seen = visible(spec, inputs)
-    heads = {"q": q, "k": finite(k, seen), "v": finite(v, seen), "lambda_": lambda_of(spec, inputs, ops)}
+    heads = {"q": q, "k": k, "v": finite(v, seen), "lambda_": lambda_of(spec, inputs, ops)}
     options = {"mask": see, "bias": inputs.get("bias"), "causal": causal}
     if name == "diff_heads_v2":
         flat = ops.diff_heads_v2(*heads.values(), **options)

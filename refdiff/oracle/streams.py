@@ -45,7 +45,7 @@ def streams(spec: Spec, inputs: Inputs, ops: Ops) -> Streams:
     """Return the arguments of `diff_attention` for dense core inputs, S being 1 or more."""
     q, k = rotated(spec, inputs, ops)
     see = visible(spec, inputs)
-    k, v = finite(k, see), finite(joined(spec, inputs["v"], ops), see)
+    v = finite(joined(spec, inputs["v"], ops), see)
     w = wiring(spec)
     q = q * query_factor(spec)
     q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
@@ -63,8 +63,8 @@ def streams(spec: Spec, inputs: Inputs, ops: Ops) -> Streams:
 
 
 def rotated(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
-    """Return q and k after RoPE."""
-    q, k = inputs["q"], inputs["k"]
+    """Return q and k after RoPE; what nobody sees is a number first, lest it turn into something that is none."""
+    q, k = inputs["q"], finite(inputs["k"], visible(spec, inputs))
     if spec.rope == "none":
         return q, k
     of_q, of_k = angles(spec, inputs, ops)
