@@ -5,27 +5,43 @@
     spec = oracle.Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=64)
     right = oracle.truth(spec, inputs)   # out, lse1, lse2, lambda_full in float64; with dout= all gradients
 
+    oracle.diagnose(mine, spec, inputs, recipe="bfloat16")   # the name of the mistake, its row, where it happened
+    oracle.cases("identify", spec=spec)  # inputs on which mistakes show; each knows what it is blind to
+
     ref = oracle.trace(model, ids)       # every intermediate, from a model or a spec
     print(oracle.first_divergence("mine.safetensors", ref))   # the first that is not what its own inputs make it
 
 `refdiff.oracle.inputs` says what the input dictionary holds.
 """
 
-from refdiff.oracle import golden
+from refdiff.oracle import golden, strategies
+from refdiff.oracle.blind_spots import blind_spots
+from refdiff.oracle.deviations import Deviation, deviations
+from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.divergence import Divergence, first_divergence
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies import Case
+from refdiff.oracle.strategies.fixed import cases
 from refdiff.oracle.tracing import Trace, hooks, read_trace, trace
 from refdiff.oracle.truth import Result, truth
 
 __all__ = [
+    "Case",
+    "Deviation",
     "Divergence",
+    "Ranking",
     "Result",
     "Spec",
     "Trace",
+    "blind_spots",
+    "cases",
+    "deviations",
+    "diagnose",
     "first_divergence",
     "golden",
     "hooks",
     "read_trace",
+    "strategies",
     "trace",
     "truth",
 ]
