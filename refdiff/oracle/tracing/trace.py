@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
-from refdiff.backends import ops_for
+from refdiff.backends import ops_for, overlay
 from refdiff.model.pretrained import PreTrainedModel
 from refdiff.model.weights import flatten, nest
 from refdiff.oracle.any_array import any_array
@@ -125,11 +126,22 @@ class ModelRun:
 
     def __call__(self, visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
         if self._exact is None:
-            wide = {name: to_numpy(x).astype(np.float64) for name, x in flatten(self._of.params).items()}
+            # matrices are widened when they are multiplied with: all of them at once would take twice the memory
+            flat = {name: to_numpy(x) for name, x in flatten(self._of.params).items()}
+            wide = {name: x if x.ndim > 1 else x.astype(np.float64) for name, x in flat.items()}
             self._exact = type(self._of)(self._of.config, nest(wide), dtype="float64", kernels="reference")
         model = copy.copy(self._exact)
-        model.ops = Points(flatten(model.params), visit, maps=maps, whole=whole).over(model.ops)
+        ops = overlay(model.ops, lambda name, function: _widened(function) if name == "embedding" else function)
+        model.ops = Points(flatten(model.params), visit, maps=maps, whole=whole).over(ops)
         model(**self._call)  # type: ignore[operator]
+
+
+def _widened(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wide(*args: Any) -> Any:
+        return function(*args).astype(np.float64)
+
+    return wide
 
 
 class SpecRun:

@@ -248,6 +248,57 @@ def test_attention_alone(name: str, at: str) -> None:
     assert not first_divergence(dict(ref), ref, precision="float32")
 
 
+def as_llama_cpp(ref: Trace) -> dict[str, np.ndarray]:
+    """One row of a run as llama.cpp's callback gives it: without batch, tokens before heads, both maps in one."""
+    mine = {}
+    for path, x in ref.items():
+        layer, _, name = path.removeprefix("model.layers.").partition(".self_attn.")
+        if name in ("q_rope", "k_rope"):
+            mine[f"{name[0].upper()}cur-{layer}"] = x[0].transpose(1, 0, 2)
+        if name == "scores1":
+            both = np.concatenate([x, ref[path[:-1] + "2"]], 1)
+            mine[f"kq-{layer}"] = np.sqrt(6) * both[0]
+        if name == "attn1":
+            mine[f"kqv-{layer}"] = np.concatenate([x, ref[path[:-1] + "2"]], 1)[0]
+        if name == "groupnorm":
+            mine[f"attn_sub_norm-{layer}"] = x[0].transpose(1, 0, 2)
+        if name == "scaled":
+            mine[f"kqv_out-{layer}"] = x[0]
+    return {**mine, "inp_embd": ref["model.embed_tokens"][0], "result_output": ref["lm_head"][0]}
+
+
+def test_a_run_under_names_of_llama_cpp() -> None:
+    of, _ = prepared("hf", "float32")
+    ref = trace(of, np.arange(1, 8)[None])
+    mine = {name: x.astype(np.float32) for name, x in as_llama_cpp(ref).items()}
+    found = first_divergence(mine, ref)
+    assert not found, str(found)
+    assert found.unknown == ()
+    assert sum(s.status == "equal" for s in found.stages) == 4 * 8 + 2
+    mine["kqv-2"] = mine["kqv-2"] * np.float32(1.01)
+    found = first_divergence(mine, ref)
+    assert found.path == "model.layers.2.self_attn.attn1"
+    assert found.first is not None
+    assert found.first.what == "equal up to the factor 1.01"
+
+
+def test_a_run_under_names_of_unilm_and_vllm() -> None:
+    of, _ = prepared("paper", "float32")
+    ref = trace(of, np.arange(1, 8)[None])
+    at = "decoder.layers.1.self_attn."
+    own = {at + "subln": "groupnorm", at + "out_proj": "o_proj", at + "q_proj": "q_proj"}
+    mine = {name: ref[f"model.layers.1.self_attn.{point}"] for name, point in own.items()}
+    for i in "12":
+        x = ref[f"model.layers.1.self_attn.attn{i}"].transpose(0, 2, 1, 3)
+        mine |= {f"{at}attn{i}1": x[..., :6], f"{at}attn{i}2": x[..., 6:]}
+    found = first_divergence(mine, ref)
+    assert not found, str(found)
+    assert found.unknown == ()
+    assert {s.path.rpartition(".")[2] for s in found.stages if s.status == "equal"} == {
+        "groupnorm", "o_proj", "q_proj", "attn1", "attn2",
+    }  # fmt: skip
+
+
 def test_arguments() -> None:
     _, ref = prepared("hf", "float32")
     with says(ValueError, "mode is 'far', but must be one of local, free"):

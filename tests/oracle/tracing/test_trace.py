@@ -70,6 +70,10 @@ def test_is_run_again_in_float64() -> None:
     assert again["lm_head"].dtype == np.float64
     assert set(again) >= set(traced)
     assert 0 < np.abs(again["lm_head"] - traced["lm_head"]).max() < 1e-4
+    assert {str(x.dtype) for x in again.values()} == {"float64"}
+    wide = {n: x.astype(np.float32).astype(np.float64) for n, x in flat.items()}
+    right = refdiff.DiffLlamaForCausalLM(exact.config, refdiff.model.weights.nest(wide), kernels="reference")
+    close(again["lm_head"], right(ids(0, 2, 5)).logits, FLOAT64)
 
 
 def test_of_every_class() -> None:
