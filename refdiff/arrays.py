@@ -17,6 +17,8 @@ import numpy as np
 Array = Any
 """An array of any namespace. There is no common base class to name."""
 
+_NUMBERS = (bool, int, float, complex)
+
 
 def namespace(*arrays: Array) -> Any:
     """Return the array-API namespace that all the given arrays share; `None` among them is passed over.
@@ -24,11 +26,23 @@ def namespace(*arrays: Array) -> Any:
     Raises:
         TypeError: there is no array among them, or they come from different libraries.
     """
+    if _all_numpy(arrays):
+        return np
     try:
         return array_api_compat.array_namespace(*(a for a in arrays if a is not None))
     except TypeError as error:
         kinds = ", ".join(sorted({f"{type(a).__module__}.{type(a).__qualname__}" for a in arrays if a is not None}))
         raise TypeError(f"need arrays of one library, got {kinds or 'none'}: convert them to one first") from error
+
+
+def _all_numpy(arrays: tuple[Array, ...]) -> bool:
+    """Whether there are NumPy arrays, and beside them nothing but numbers and `None`.
+
+    NumPy has been such a namespace itself since 2.1. array_api_compat's wrapping of it imports all that NumPy has, its
+    compiler of Fortran too, which takes longer than everything else that a command imports.
+    """
+    theirs = [isinstance(a, np.ndarray | np.generic) for a in arrays if a is not None and type(a) not in _NUMBERS]
+    return bool(theirs) and all(theirs)
 
 
 def device(x: Array) -> Any:
@@ -70,16 +84,17 @@ def backend(name: str | ModuleType) -> Any:
         return name
     if name not in ("numpy", "cupy"):
         raise ValueError(f'backend {name!r} is not known: use "numpy", "cupy", or an array-API namespace module')
-    if name == "cupy":
-        try:
-            cupy = importlib.import_module("cupy")
-            works = float(cupy.sum(cupy.ones(3))) == 3.0
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise RuntimeError(
-                f'backend "cupy" does not answer ({reason}): install refdiff[cupy] on a machine with a CUDA '
-                'device, or use backend "numpy"'
-            ) from error
-        if not works:
-            raise RuntimeError('backend "cupy" computed 1 + 1 + 1 wrongly: use backend "numpy"')
-    return importlib.import_module(f"array_api_compat.{name}")
+    if name == "numpy":
+        return np
+    try:
+        cupy = importlib.import_module("cupy")
+        works = float(cupy.sum(cupy.ones(3))) == 3.0
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RuntimeError(
+            f'backend "cupy" does not answer ({reason}): install refdiff[cupy] on a machine with a CUDA '
+            'device, or use backend "numpy"'
+        ) from error
+    if not works:
+        raise RuntimeError('backend "cupy" computed 1 + 1 + 1 wrongly: use backend "numpy"')
+    return importlib.import_module("array_api_compat.cupy")

@@ -1,8 +1,10 @@
 """Whose array is this?"""
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -20,8 +22,8 @@ X = np.arange(6.0).reshape(2, 3)
 
 
 def test_namespace() -> None:
-    assert arrays.namespace(X) is array_api_compat.numpy
-    assert arrays.namespace(None, X, None, np.float32(1)) is array_api_compat.numpy
+    assert arrays.namespace(X) is np
+    assert arrays.namespace(None, X, None, np.float32(1), 2.5, 3, True) is np
     assert arrays.namespace(STRICT.put(X), None) is array_api_strict
 
 
@@ -87,7 +89,7 @@ def test_to_numpy_from_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_backend() -> None:
-    assert arrays.backend("numpy") is array_api_compat.numpy
+    assert arrays.backend("numpy") is np
     assert arrays.backend(array_api_strict) is array_api_strict
 
 
@@ -144,4 +146,24 @@ def test_naming_a_backend_imports_no_other(monkeypatch: pytest.MonkeyPatch) -> N
     real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", lambda name: asked.append(name) or real(name))
     arrays.backend("numpy")
-    assert asked == ["array_api_compat.numpy"]
+    assert asked == []
+
+
+def test_numpy_is_not_wrapped() -> None:
+    """array_api_compat.numpy imports numpy.f2py and all else that NumPy has, for more than a command's own time."""
+    code = """
+import sys
+import refdiff
+model = refdiff.DiffLlamaForCausalLM(refdiff.DiffLlamaConfig(
+    vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=2, head_dim=4))
+model.generate([[3, 4]], max_new_tokens=2)
+print(*sys.modules)
+"""
+    root = Path(arrays.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    loaded = done.stdout.split()
+    assert "refdiff.model.heads" in loaded
+    assert not [
+        name for name in loaded if name in ("numpy.f2py", "numpy.testing", "numpy.ma", "array_api_compat.numpy")
+    ]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import array_api_compat.numpy
 import array_api_strict
 import numpy as np
 import pytest
@@ -52,8 +51,8 @@ class Place:
 
 # On any device but the first, array-api-strict refuses to mix in NumPy arrays and arrays made without `device=`.
 STRICT = Place("array-api-strict on its second device", array_api_strict, array_api_strict.Device("device1"))
-NUMPY = Place("numpy", array_api_compat.numpy)
-READ_ONLY = Place("read-only numpy", array_api_compat.numpy, read_only=True)
+NUMPY = Place("numpy", np)
+READ_ONLY = Place("read-only numpy", np, read_only=True)
 
 
 def places() -> list[Place]:
