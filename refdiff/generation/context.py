@@ -41,6 +41,12 @@ class Context:
         self._mask = np.concatenate([self._mask, np.ones((B, total - T), dtype=np.int64)], axis=1)
         self._positions = np.concatenate([self._positions, self._positions[:, -1:] + new], axis=1)
 
+    def _run(self, ids: NDArray[np.int64], keep: int) -> Any:
+        """Let what is new go through the model piece by piece; its logits are wanted at the last `keep` tokens."""
+        for total in self._stops(ids, keep):
+            self._pass(ids[:, :total], 1)
+        return self._pass(ids, keep)
+
     def _stops(self, ids: NDArray[np.int64], keep: int) -> range:
         """Where to stop on the way, so that a long prompt needs no more memory than its pieces."""
         config = self.model.config
@@ -67,9 +73,7 @@ class Context:
 
     def read(self, ids: NDArray[np.int64], keep: int = 1) -> NDArray[np.floating]:
         """Read what is new in ids (B, T) → logits (B, keep, V) of the last `keep` tokens, on the host."""
-        for total in self._stops(ids, keep):
-            self._pass(ids[:, :total], 1)
-        return to_numpy(self._pass(ids, keep).logits)
+        return to_numpy(self._run(ids, keep).logits)
 
     def read_hidden(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Read what is new in ids (B, T) → logits (B, V) of the last token, last hidden states (B, new tokens, D)."""
