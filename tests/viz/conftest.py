@@ -43,3 +43,10 @@ def lambda_by_query(maps: AttentionMaps) -> np.ndarray[Any, Any]:
     """λ as (L, 1 or P, 1 or T, 1), to multiply A₂ with."""
     assert maps.lambdas is not None
     return maps.lambdas[:, None, None, None] if maps.lambdas.ndim == 1 else maps.lambdas[..., None]
+
+
+def render(figure: Any) -> None:
+    """Draw a figure as a file of it would be drawn; a figure without a window draws nothing by itself."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure).draw()

@@ -21,6 +21,8 @@ from refdiff.viz.appearance import (
     signed_range,
 )
 
+from .conftest import render
+
 PAGES = ("#ffffff", "#0d1117")
 # Machado, Oliveira and Fernandes 2009, severity 1: what people without one of the three cones see, in linear RGB
 VISION = {
@@ -98,11 +100,14 @@ def test_ticks_are_tokens_while_they_fit_and_then_numbers() -> None:
     name_ticks(axes, ["$a$", "\\frac{", "b"])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["$a$", "\\frac{", "b"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["$a$", "\\frac{", "b"]
-    axes.figure.canvas.draw()  # mathematics would fail here
+    render(axes.figure)  # mathematics would fail here
+    assert axes.get_yticklabels()[0].get_fontsize() == 8
+    name_ticks(axes, ["t"] * 65)
+    assert axes.get_yticklabels()[0].get_fontsize() == 4
     axes = new_axes(None)
     axes.set_xlim(0, 99)
     name_ticks(axes, ["t"] * 100, "x")
-    axes.figure.canvas.draw()
+    render(axes.figure)
     assert all(label.get_text().isdigit() for label in axes.get_xticklabels())
 
 

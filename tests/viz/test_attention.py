@@ -10,6 +10,8 @@ import pytest
 
 from refdiff.viz import AttentionMaps, plot_attention, plot_attention_grid
 
+from .conftest import render
+
 
 def images(figure: Any) -> list[Any]:
     """The pictures of a figure without its colour bar's, in the order of the axes."""
@@ -50,7 +52,7 @@ def test_the_colour_bar_shows_the_scale_with_zero_in_its_middle(maps: AttentionM
     (gradient,) = bar.images
     assert gradient.norm is images(figure)[0].norm
     np.testing.assert_allclose(np.asarray(gradient.get_array()).ravel()[[0, 255, 510]], [-0.3, 0, 0.3], atol=1e-15)
-    figure.canvas.draw()
+    render(figure)
 
 
 def test_of_a_llama_there_is_one(maps_in: Callable[[str], AttentionMaps]) -> None:
@@ -83,7 +85,7 @@ def test_all_layers_and_pairs(maps: AttentionMaps, name: str) -> None:
         f"layer {i}\nλ = {maps.lambdas[i]:.2f}" for i in range(3)
     ]
     assert words(drawn[-1].axes.get_xticklabels()) == list(maps.tokens)
-    figure.canvas.draw()
+    render(figure)
 
 
 def test_into_a_figure_that_is_there(maps: AttentionMaps) -> None:

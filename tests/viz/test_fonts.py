@@ -7,6 +7,8 @@ import warnings
 from refdiff.viz.appearance import name_ticks, new_axes
 from refdiff.viz.fonts import in_fonts
 
+from .conftest import render
+
 
 def test_what_matplotlibs_own_font_has_stays() -> None:
     families, labels = in_fonts(["·king", "é", "↵⇥", "A₁ − λ"])
@@ -25,4 +27,4 @@ def test_no_letter_is_missing_when_it_is_drawn() -> None:
     name_ticks(axes, ["日本", "\U000e0fff", "😀"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        axes.figure.canvas.draw()
+        render(axes.figure)

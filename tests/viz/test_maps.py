@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ def test_means(maps_in: MapsIn) -> None:
     assert v2.lambdas is not None
     np.testing.assert_array_equal(v2.lambda_(1, 2), v2.lambdas[1, 2])
     np.testing.assert_allclose(v2.lambda_(1), v2.lambdas[1].mean(0), rtol=1e-14)
+
+
+def test_queries_are_the_last_of_the_keys(maps: AttentionMaps) -> None:
+    late = {name: getattr(maps, name)[:, :, 5:] for name in ("first", "second", "difference")}
+    assert replace(maps, **late).queries == ("t5", "t6")
 
 
 def test_titles(maps_in: MapsIn) -> None:

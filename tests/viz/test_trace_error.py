@@ -7,6 +7,8 @@ import pytest
 
 from refdiff.viz import plot_trace_error
 
+from .conftest import render
+
 NAMES = ["embed", "$q$", "k", "scores", "out"]
 
 
@@ -20,7 +22,7 @@ def test_errors_zeros_and_what_is_not_finite() -> None:
     assert axes.get_yscale() == "log"
     assert [label.get_text() for label in axes.get_xticklabels()] == NAMES
     assert axes.get_title() == ""
-    axes.figure.canvas.draw()
+    render(axes.figure)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_the_first_above_its_limit_is_marked(
         assert axes.get_title() == f"first above its limit: {NAMES[first]}"
     (limit,) = [line for line in axes.lines if line.get_label() == "limit"]
     np.testing.assert_array_equal(limit.get_ydata(), np.broadcast_to(limits, 5))
-    axes.figure.canvas.draw()
+    render(axes.figure)
 
 
 def test_of_a_long_trace_some_names_are_written() -> None:

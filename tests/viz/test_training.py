@@ -12,6 +12,8 @@ import pytest
 from refdiff.viz import plot_training
 from refdiff.viz.training import read_log
 
+from .conftest import render
+
 RECORDS: list[dict[str, Any]] = [
     {"step": 1, "loss": 5.0, "lambdas": [0.2, 0.35]},
     {"step": 2, "loss": 4.0, "lambdas": [0.21, 0.34], "validation": 4.5},
@@ -27,7 +29,7 @@ def test_loss_and_lambda() -> None:
     np.testing.assert_array_equal(validation.get_xydata(), [[2, 4.5], [3, 4.25]])
     assert [list(line.get_ydata()) for line in lambdas.lines] == [[0.2, 0.21, 0.25], [0.35, 0.34, 0.3]]
     assert [text.get_text() for text in lambdas.texts] == ["0", "1"]
-    figure.canvas.draw()
+    render(figure)
 
 
 def test_without_one_lambda_a_layer_there_is_the_loss_alone() -> None:

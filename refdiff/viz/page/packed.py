@@ -39,6 +39,8 @@ def packed(maps: AttentionMaps) -> dict[str, Any]:
             raise ValueError(
                 "a map holds what is no weight from 0 to 1: check the model's weights, or compute in float32"
             )
+    if not np.isfinite(maps.difference).all():
+        raise ValueError("A₁ − λ A₂ has numbers that are not finite: check the model's λ, or compute in float32")
     if any(np.triu(m, 1).any() for m in (maps.first, maps.second) if m is not None):
         raise ValueError("a query looks at a later key: a page shows causal attention")
     whole = [np.rint(np.minimum(m, 1).astype(np.float64) * STEPS).astype("<u2") for m in kept]

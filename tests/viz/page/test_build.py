@@ -79,6 +79,11 @@ def test_json_says_the_same_and_ends_no_element(value: Any) -> None:
     assert not set("<>&") & set(text)
 
 
+def test_json_has_no_nan() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        as_json([float("nan")])
+
+
 def test_nothing_is_fetched_and_nothing_else_runs(maps: AttentionMaps) -> None:
     page = attention_page(maps)
     tags = Parsed(page).tags
@@ -104,6 +109,9 @@ def test_a_page_that_would_be_too_large_is_refused() -> None:
     maps = AttentionMaps(("t",) * T, squares, squares, squares, np.zeros(6), None)
     with pytest.raises(ValueError, match=r"a page of 2000 tokens would be 192 MB: give a text of at most 1182 tokens"):
         attention_page(maps)
+    llama = AttentionMaps(("t",) * T, squares, None, squares, None, None)
+    with pytest.raises(ValueError, match="a page of 2000 tokens would be 96 MB"):
+        attention_page(llama)
 
 
 def test_a_layer_that_is_not_there(maps: AttentionMaps) -> None:

@@ -61,6 +61,8 @@ def test_errors(maps: AttentionMaps) -> None:
         first[1, 2, 4, 3] = wrong
         with pytest.raises(ValueError, match="no weight from 0 to 1"):
             packed(replace(maps, first=first))
+    with pytest.raises(ValueError, match="A₁ − λ A₂ has numbers that are not finite"):
+        packed(replace(maps, difference=np.full_like(maps.difference, np.nan)))
     first = maps.first.copy()
     first[0, 0, 1, 2] = 0.5
     with pytest.raises(ValueError, match="looks at a later key"):
