@@ -56,8 +56,8 @@ class Deviation:
         spec, inputs = problem.spec, problem.inputs
         if self.mistake is not None:
             m = self.mistake
-            known = {whole_wiring(spec, inputs), *(() if m.axis in HEADS else (m.layer,))}
-            fits = not m.layer.startswith("diff_heads") or known & {m.layer, *m.also}
+            route = whole_wiring(spec, inputs) or (None if m.axis in HEADS else "diff_heads_paper")
+            fits = not m.layer.startswith("diff_heads") or route in (m.layer, *m.also)
             return replace(problem, mistakes=(*problem.mistakes, m)) if fits else None
         if self.arrays is not None:
             misread = self.arrays(spec, inputs)

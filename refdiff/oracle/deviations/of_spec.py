@@ -114,6 +114,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Spec) if 
 OF_PRESETS: tuple[Deviation, ...] = tuple(
     _of(f"wired_as_in_{name}", f"Weights of this spec read as if they were of {name}: heads, values and RoPE of it.",
         "source", "F1", _as_in(name))
-    for name in PRESETS
+    for name, fields in PRESETS.items()
+    if fields.get("keys") != "shared"
 )  # fmt: skip
 """Several choices at once, all of one other source: what becomes of a checkpoint in another's code."""
