@@ -44,4 +44,7 @@ text = run("generate", "-m", str(folder), "-n", "5", "--ignore-eos", "hello")
 again = run("generate", "-m", str(folder), "-n", "5", "--ignore-eos", "--no-stream", "hello")
 if text != again or not text.endswith("\n"):
     sys.exit(f"streamed {text!r}, whole {again!r}")
+run("attention", "-m", str(folder), "hello", "-o", str(folder / "page.html"))
+if "</html>" not in (folder / "page.html").read_text(encoding="utf-8"):
+    sys.exit("the page of refdiff attention is not whole")
 print("the wheel works")

@@ -148,6 +148,7 @@ HEAVY = (
     "ml_dtypes",
     "threadpoolctl",
     "torch",
+    "matplotlib",
 )
 
 
