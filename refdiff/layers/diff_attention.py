@@ -34,7 +34,7 @@ def attention_weights(
 
 
 def attention_scores(
-    q: Array, k: Array, mask: Array | None = None, bias: Array | None = None, *, causal: bool = True
+    q: Array, k: Array, mask: Array | None, bias: Array | None, *, causal: bool
 ) -> tuple[Array, Array | None]:
     """Q Kᵀ / √d + bias (B, H, T, S), and which of them `attention_weights` sees: boolean, or None for all."""
     B, H, T, d = _check_heads("attention_weights", q, k)

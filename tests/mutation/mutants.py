@@ -10,7 +10,8 @@ Each mutant differs from its file in one place:
     statement     an assignment, expression, return or raise replaced by pass
     slice         a bound dropped, `[:n]` and `[n:]` exchanged
 
-Left alone: annotations, docstrings, imports, `__all__`, and the text of errors (what stands in a `raise`).
+Left alone: annotations, docstrings and other texts of several lines, imports, `__all__`, and the text of errors (what
+stands in a `raise`).
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ class _Finder(ast.NodeVisitor):
             changed = value + 1
         elif isinstance(value, float):
             changed = value * 1.001 if value else 1.0
-        elif isinstance(value, str):
+        elif isinstance(value, str) and "\n " not in value:
             changed = value + "x"
         else:
             return
