@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import to_numpy
+from refdiff.arrays import Array, to_numpy
 
 PIECE = 1024
 """Tokens of all rows that go through the model at once: more would only need more memory."""
@@ -74,6 +74,10 @@ class Context:
     def read(self, ids: NDArray[np.int64], keep: int = 1) -> NDArray[np.floating]:
         """Read what is new in ids (B, T) → logits (B, keep, V) of the last `keep` tokens, on the host."""
         return to_numpy(self._run(ids, keep).logits)
+
+    def read_there(self, ids: NDArray[np.int64]) -> Array:
+        """Read what is new in ids (B, T) → logits (B, V) of the last token, where the model computes."""
+        return self._run(ids, 1).logits[:, -1, :]
 
     def read_hidden(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Read what is new in ids (B, T) → logits (B, V) of the last token, last hidden states (B, new tokens, D)."""

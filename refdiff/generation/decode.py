@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from refdiff.arrays import Array
+from refdiff.generation.choice import ChoiceOnDevice
 from refdiff.generation.context import Context
 from refdiff.generation.pipeline import Pipeline
 from refdiff.generation.request import Request
@@ -27,23 +30,30 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     pipeline = Pipeline(o, ids.shape[1], padding)
     streams = request.streams(rows) if o.do_sample else []
     context = Context(request.model, request.mask)
+    there = ChoiceOnDevice.of(request.model, o, pipeline)
     live = np.ones(len(rows), dtype=bool)
     scores_so_far, logits_so_far = [], []
 
+    def read(all_ids: NDArray[np.int64]) -> Array:
+        return context.read(all_ids)[:, -1] if there is None else context.read_there(all_ids)
+
     request.emit(ids)
-    logits = context.read(request.ids)[:, -1]
+    logits = read(request.ids)
     if o.num_return_sequences > 1:
         context.take(rows)
         logits = logits[rows]
     while True:
         growing = np.ones_like(live) if o.pad_token_id is None else live
-        scores = pipeline(logits, ids, growing)
-        if o.do_sample:
-            tokens = np.zeros(len(rows), dtype=np.int64)
-            for row in np.flatnonzero(growing):
-                tokens[row] = draw(softmax(scores[row].astype(np.float64)), streams[row].next())
+        if there is not None:
+            tokens = there(logits, ids, growing, streams)
         else:
-            tokens = scores.argmax(axis=1)
+            scores = pipeline(logits, ids, growing)
+            if o.do_sample:
+                tokens = np.zeros(len(rows), dtype=np.int64)
+                for row in np.flatnonzero(growing):
+                    tokens[row] = draw(softmax(scores[row].astype(np.float64)), streams[row].next())
+            else:
+                tokens = scores.argmax(axis=1)
         tokens = np.where(growing, tokens, o.pad_token_id or 0)
         ids = np.concatenate([ids, tokens[:, None]], axis=1)
         if o.output_scores:
@@ -54,7 +64,7 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
         live &= ~request.stopping(ids)
         if not live.any():
             break
-        logits = context.read(ids)[:, -1]
+        logits = read(ids)
     return GenerateDecoderOnlyOutput(
         sequences=ids,
         scores=tuple(scores_so_far) if o.output_scores else None,

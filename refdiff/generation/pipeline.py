@@ -43,6 +43,11 @@ class Pipeline:
                 scores = warp(scores)
         return scores
 
+    @property
+    def has_processors(self) -> bool:
+        """Whether anything but warpers changes the logits."""
+        return bool(self._processors)
+
     def check(self, scores: Scores, ids: Ids, live: NDArray[np.bool_] | None = None) -> None:
         """Raise where an unfinished row has scores that no token can be chosen by."""
         best = scores.max(axis=1)  # NaN where the row holds one

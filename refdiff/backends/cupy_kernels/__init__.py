@@ -4,6 +4,7 @@
     geometry.py     how their work is cut into blocks
     device.py       NVRTC, launches, cuBLAS
     attention.py    the arguments of the kernels of attention
+    choosing.py     from logits to a token
 
 A kernel returns `NotImplemented` for what it does not serve; the layer then answers, or raises. Numbers are float32,
 float16 or bfloat16, and summed in float32. Weights may be of a 16-bit type where activations are float32.
@@ -12,6 +13,7 @@ float16 or bfloat16, and summed in float32. Weights may be of a 16-bit type wher
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 from refdiff import layers
 from refdiff.arrays import Array, namespace
 from refdiff.backends.cupy_kernels.attention import Call
+from refdiff.backends.cupy_kernels.choosing import choose
 from refdiff.backends.cupy_kernels.device import NUMBERS, Device
 from refdiff.backends.cupy_kernels.geometry import row_threads
 from refdiff.backends.numpy_kernels import fits
@@ -41,6 +44,7 @@ class CupyKernels:
     def __init__(self, device: Any = None) -> None:
         self._device = device or Device()
         self.running = contextlib.nullcontext
+        self.choose = functools.partial(choose, self._device)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
         """Multiply with a 16-bit weight as it is stored: few rows in float32, many rounded to its type.

@@ -1,0 +1,123 @@
+"""Tokens chosen on the device are those that the host would choose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.backends.cupy_kernels import device
+from refdiff.backends.cupy_kernels.choosing import choose
+from refdiff.generation import sampling
+from tests.cuda.emulation import BFLOAT16, ORDERS, EmulatedDevice
+from tests.layers.inputs import SEEDS
+
+
+def on_the_host(
+    logits: np.ndarray, uniforms: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float
+) -> np.ndarray:
+    """The distribution by the warpers of `generate`, and the draw from it."""
+    scores = sampling.temperature(logits.astype(np.float64), temperature)
+    if top_k:
+        scores = sampling.top_k(scores, top_k)
+    if top_p < 1:
+        scores = sampling.top_p(scores, top_p)
+    if min_p:
+        scores = sampling.min_p(scores, min_p)
+    return np.array([sampling.draw(sampling.softmax(row), u) for row, u in zip(scores, uniforms, strict=True)])
+
+
+WARPERS = {
+    "temperature": st.sampled_from([0.3, 1.0, 2.5]),
+    "top_k": st.sampled_from([0, 1, 5, 1000]),
+    "top_p": st.sampled_from([0.05, 0.5, 0.93, 1.0]),
+    "min_p": st.sampled_from([0.0, 0.07, 1.0]),
+}
+
+
+@given(rng=SEEDS, size=st.sampled_from([1, 7, 97, 301]), ties=st.booleans(), order=st.sampled_from(ORDERS), **WARPERS)
+def test_draws_are_the_hosts(rng: Any, size: int, ties: bool, order: int, **warpers: Any) -> None:
+    logits = rng.normal(size=(3, size + 2)).astype(np.float32)[:, :size] * 3
+    if ties:
+        logits = np.round(logits)
+    logits[0, rng.integers(size, size=size // 3)] = -np.inf
+    logits[0, rng.integers(size)] = 0.5
+    uniforms = rng.random(3)
+    tokens = choose(EmulatedDevice(order=order), logits, uniforms, **warpers)
+    np.testing.assert_array_equal(tokens, on_the_host(logits, uniforms, **warpers))
+
+
+@pytest.mark.parametrize("u", [0.0, 0.25, 0.5, 1 - 2.0**-53])
+def test_the_ends_of_the_distribution(u: float) -> None:
+    """Four tokens of a quarter each, among tokens of none: u decides which, and never one of none."""
+    logits = np.full((1, 40), -np.inf, np.float32)
+    logits[0, [3, 11, 12, 38]] = 2
+    expected = {0.0: 3, 0.25: 11, 0.5: 12}.get(u, 38)
+    assert choose(EmulatedDevice(), logits, np.array([u])).item() == expected
+
+
+@given(rng=SEEDS, size=st.integers(1, 200), order=st.sampled_from(ORDERS))
+def test_without_a_draw_it_is_the_first_of_the_most_likely(rng: Any, size: int, order: int) -> None:
+    logits = rng.integers(-3, 4, size=(2, size)).astype(np.float32)
+    logits[0, 0] = np.inf if size % 3 == 0 else -np.inf
+    logits[0, -1] = max(logits[0, -1], -3)
+    np.testing.assert_array_equal(choose(EmulatedDevice(order=order), logits), logits.argmax(axis=1))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
+def test_logits_of_16_bits(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    logits, uniforms = (3 * rng.normal(size=(5, 97))).astype(dtype), rng.random(5)
+    tokens = choose(EmulatedDevice(), logits, uniforms, top_p=0.9)
+    np.testing.assert_array_equal(tokens, on_the_host(logits.astype(np.float32), uniforms, 1.0, 0, 0.9, 0.0))
+
+
+def test_rows_that_no_token_can_be_chosen_by() -> None:
+    logits = np.zeros((4, 9), np.float32)
+    logits[0, 3], logits[1], logits[2, 4] = np.nan, -np.inf, np.inf
+    np.testing.assert_array_equal(choose(EmulatedDevice(), logits), [-1, -1, 4, 0])
+    assert choose(EmulatedDevice(), logits, np.full(4, 0.99)).tolist() == [-1, -1, -1, 8]
+
+
+def test_what_is_not_served() -> None:
+    assert choose(EmulatedDevice(), np.zeros((2, 5))) is NotImplemented
+    assert choose(EmulatedDevice(), np.zeros((2, 0), np.float32)) is NotImplemented
+    assert choose(EmulatedDevice(), np.zeros((2, 10), np.float32)[:, ::2]) is NotImplemented
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("at(i) / temperature - top / temperature", "at(i) - top"),
+        ("rank_reached_by(row, top_k, sums)", "rank_reached_by(row, top_k + 1, sums)"),
+        ("(1.0 - top_p) *", "top_p *"),
+        ("tie++ >= ties_kept", "false"),
+        ("row.weight(i) < min_p", "row.weight(i) <= min_p"),
+        ("before > goal", "before >= goal"),
+        ("~bits : bits | 0x80000000", "bits : bits | 0x80000000"),
+        ("        __syncthreads();\n        sums[threadIdx.x] += other;", "        sums[threadIdx.x] += other;"),
+    ],
+)
+def test_a_planted_mistake_is_caught(right: str, wrong: str) -> None:
+    """Of forty draws with every option, at least one is another token, or a token that is none."""
+    assert right in (device.SOURCES / "choose.cu").read_text()
+    rng = np.random.default_rng(5)
+    logits = np.round(2 * rng.normal(size=(40, 97))).astype(np.float32)
+    uniforms = np.append(rng.random(39), 0.0)
+    uniforms[:20] = np.arange(20) / 20
+    different = 0
+    for warpers in (
+        (0.5, 0, 1.0, 0.0),
+        (1.0, 9, 1.0, 0.0),
+        (1.0, 0, 0.7, 0.0),
+        (1.0, 0, 1.0, np.exp(-2.0)),
+        (1.0, 1, 1.0, 0.0),
+    ):
+        names = dict(zip(WARPERS, warpers, strict=True))
+        there = EmulatedDevice(order=1, change=lambda text: text.replace(right, wrong))
+        tokens = choose(there, logits, uniforms, **names)
+        different += (tokens != on_the_host(logits, uniforms, **names)).sum()
+    assert different
