@@ -119,6 +119,14 @@ def test_on_a_second_device(wiring: str) -> None:
 
 
 @EACH
+def test_the_precision_of_maps_is_that_of_the_model(wiring: str) -> None:
+    model = refdiff.DiffLlamaForCausalLM(small_config(wiring=wiring))
+    out = model(ids(0, 1, 4), output_attentions=True)
+    for name in ("attentions", "differential_attentions", "lambdas"):
+        assert out[name][0].dtype == np.float32, name
+
+
+@EACH
 def test_maps_are_what_multiplies_the_values(wiring: str) -> None:
     """Through a mask for each query head, the maps that are reported give the output that is computed."""
     model, tokens = small_model(wiring=wiring, num_hidden_layers=1, kernels="reference"), ids(7, 2, 5)

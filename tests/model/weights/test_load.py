@@ -15,7 +15,8 @@ from numpy.testing import assert_array_equal
 
 from refdiff import CheckpointError
 from refdiff.model.weights import ARCHITECTURES, flatten, load, nonfinite, resolve_dtype
-from refdiff.model.weights.folder import SINGLE
+from refdiff.model.weights.folder import SINGLE, open_checkpoint
+from refdiff.model.weights.safetensors_file import SafetensorsFile
 from tests.model.weights.files import (
     ARRAY_TYPES,
     PREFIXES,
@@ -106,6 +107,15 @@ def test_unaligned_data(tmp_path: Path) -> None:
     for name, values in flatten(load(tmp_path, tiny_config(), CAUSAL, dtype="float32")).items():
         assert_array_equal(values, array(tensors[name]))
         assert values.flags.aligned
+
+
+def test_what_was_converted_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte of every tensor once, so that weights are not in memory twice."""
+    spans: list[tuple[int, int]] = []
+    monkeypatch.setattr(SafetensorsFile, "forget", lambda self, begin, end: spans.append((begin, end)))
+    load(put(tmp_path, random_tensors(dtype="F16")), tiny_config(), CAUSAL)
+    (file,) = open_checkpoint(tmp_path)
+    assert sorted(spans) == sorted((tensor.begin, tensor.end) for tensor in file.tensors.values())
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,12 @@ def test_without_a_precision_nothing_is_rounded(tmp_path: Path, dtype: str) -> N
     assert DiffLlamaConfig.from_pretrained(tmp_path).dtype == dtype
 
 
+def test_a_llama_is_named_as_transformers_names_it(tmp_path: Path) -> None:
+    config = tiny_config(wiring="none")
+    save(tmp_path, config, initialize(config, CAUSAL), CAUSAL)
+    assert DiffLlamaConfig.from_pretrained(tmp_path).architectures == ["LlamaForCausalLM"]
+
+
 def test_the_callers_config_is_left_alone(tmp_path: Path) -> None:
     config = tiny_config()
     save(tmp_path, config, initialize(config, "DiffLlamaModel"), "DiffLlamaModel", dtype="bfloat16")
