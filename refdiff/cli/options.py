@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from refdiff.cli.attention_flags import add_attention
 from refdiff.cli.bench_flags import add_bench
+from refdiff.cli.check_flags import add_check
 from refdiff.cli.flags import add_common
 from refdiff.cli.generate_flags import add_generate
 from refdiff.cli.golden_flags import add_golden
@@ -78,6 +79,7 @@ examples:
     add_golden(commands)
     _add_convert(commands)
     add_train(commands)
+    add_check(commands)
     add_bench(commands)
     return parser
 

@@ -15,26 +15,37 @@
 """
 
 from refdiff.oracle import golden, strategies
+from refdiff.oracle.assert_close import assert_close
 from refdiff.oracle.blind_spots import blind_spots
+from refdiff.oracle.budget import Budget, budget
+from refdiff.oracle.check import check
 from refdiff.oracle.deviations import Deviation, deviations
 from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.divergence import Divergence, first_divergence
+from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies import Case
 from refdiff.oracle.strategies.fixed import cases
 from refdiff.oracle.tracing import Trace, hooks, read_trace, trace
 from refdiff.oracle.truth import Result, truth
+from refdiff.oracle.verdict import Verdict
 
 __all__ = [
+    "Budget",
     "Case",
     "Deviation",
     "Divergence",
     "Ranking",
+    "Recipe",
     "Result",
     "Spec",
     "Trace",
+    "Verdict",
+    "assert_close",
     "blind_spots",
+    "budget",
     "cases",
+    "check",
     "deviations",
     "diagnose",
     "first_divergence",

@@ -133,8 +133,8 @@ def budget(
     """Evaluate a recipe in several legal orders, and take from it what a right kernel may be off by.
 
     Equation:
-        E_r = max over members of rms(member − truth) in row r, at least 0.29 u rms(truth); for a sum of terms
-        6 u ‖terms‖₂ + 2 ulp, or 6 times the largest error of a member
+        E_r = max over members of rms(member − truth) in row r, at least 0.29 u rms(truth); in a gradient more by the
+        standard deviation over members. For a sum of terms 6 u ‖terms‖₂ + 2 ulp, or 6 times a member's largest error
 
     Args:
         inputs: as `refdiff.oracle.inputs` has them; q, k and v are rounded to the storage type first.
@@ -173,16 +173,20 @@ def _core(spec: Spec, inputs: Inputs) -> Inputs:
 
 def _by_rows(name: str, y: Numpy, runs: list[Numpy], hard: Numpy | None, recipe: Recipe, axes: str) -> RowBudget:
     finite = np.isfinite(y)
-    rows, slopes = FLOOR * recipe.u * root_mean_square(np.where(finite, y, 0.0)), [0.0]
-    doubtful = np.zeros(rows.shape, dtype=np.bool_)
+    floor, errors, slopes = FLOOR * recipe.u * root_mean_square(np.where(finite, y, 0.0)), [], [0.0]
+    doubtful = np.zeros(floor.shape, dtype=np.bool_)
     for run in runs:
         lost = np.any(~np.isfinite(run) & finite, axis=-1)
         doubtful |= lost
         known = finite & ~lost[..., None]
         off = np.where(known, np.where(known, run, 0.0) - np.where(known, y, 0.0), 0.0)
-        rows = np.maximum(rows, root_mean_square(off))
+        errors.append(root_mean_square(off))
         unit = float(np.abs(np.where(known, y, 0.0)).max(initial=0.0)) or 1.0
         slopes.append(abs(slope(off / unit, np.where(known, y, 0.0) / unit)))
+    rows = np.maximum(floor, np.max(errors, axis=0))
+    if name != "out":
+        # one number, ⟨dout, out⟩, moves a whole row of a gradient: members scatter, and may all be near by luck
+        rows = np.maximum(rows, np.max(errors, axis=0) + np.std(errors, axis=0))
     if hard is None:
         hard = np.full(rows.shape, np.inf)
     elif np.any((rows > hard) & ~doubtful):

@@ -1,0 +1,110 @@
+"""`refdiff check`: a file with a kernel's inputs and outputs → pass, fail or inconclusive."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refdiff.cli.flags import UsageError
+from refdiff.cli.terminal import note
+
+if TYPE_CHECKING:
+    from refdiff.oracle.recipe import Recipe
+    from refdiff.oracle.spec import Spec
+
+_OUTPUTS = ("out", "lse1", "lse2")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the verdict, or the selftest's table; 0 for a pass, 1 for anything else."""
+    if args.selftest == (args.file is not None):
+        raise UsageError("give a FILE, or --selftest, and not both")
+    if args.selftest:
+        return _selftest(args)
+    from refdiff.oracle.check import check
+    from refdiff.oracle.files import read_arrays
+
+    arrays, _ = read_arrays(args.file)
+    given, inputs, dout = parts(arrays)
+    if "q" not in inputs and "x" not in inputs:
+        raise UsageError(f"{args.file} holds {', '.join(sorted(arrays))}, but no q and no x: it needs the inputs too")
+    if not given:
+        raise UsageError(f"{args.file} holds {', '.join(sorted(arrays))}, but nothing to judge: out, lse1, dq, ...")
+    spec, recipe = _spec(args, inputs), _recipe(args.recipe, inputs)
+    verdict = check(given, spec, inputs, recipe=recipe, dout=dout)
+    report: dict[str, Any] = {"file": args.file, "spec": spec.to_dict(), **verdict.to_dict()}
+    text = str(verdict)
+    if args.diagnose and "out" in given and verdict.status == "fail":
+        from refdiff.oracle.diagnosis import diagnose
+
+        ranking = diagnose(given["out"], spec, inputs, recipe=recipe)
+        report["diagnosis"] = ranking.to_dict()
+        text = f"{text}\ndiagnosis: {ranking}"
+    sys.stdout.write((json.dumps(report, ensure_ascii=False, indent=2) if args.json else text) + "\n")
+    return 0 if verdict else 1
+
+
+def parts(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Split a file's arrays into what was computed, what it was computed from, and the gradient of the output.
+
+    λ itself is an input where a kernel is given it: `lambda_full` is taken for what it computed beside λ's vectors or
+    logits alone.
+    """
+    computed = any(name.startswith(("lambda_q", "lambda_k", "lambda_logits", "lambda_proj")) for name in arrays)
+    outputs = (*_OUTPUTS, "lambda_full") if computed else _OUTPUTS
+    given = {n: x for n, x in arrays.items() if n in outputs or (n.startswith("d") and n != "dout")}
+    inputs = {n: x for n, x in arrays.items() if n not in given and n != "dout"}
+    return given, inputs, arrays.get("dout")
+
+
+def _spec(args: argparse.Namespace, inputs: dict[str, Any]) -> Spec:
+    from refdiff.oracle.presets import PRESETS
+    from refdiff.oracle.spec import Spec
+
+    if args.spec.endswith(".json"):
+        return Spec(**_fields(args.spec))
+    if args.spec not in PRESETS:
+        raise UsageError(f"--spec {args.spec}: there are {', '.join(PRESETS)}, or the name of a JSON file")
+    if "q" not in inputs:
+        raise UsageError("--spec: the dimensions of a whole layer cannot be read off its arrays; give a JSON file")
+    keys = inputs.get("k", inputs.get("k_pages"))
+    if inputs["q"].ndim != 4 or keys is None or keys.ndim != 4:
+        raise UsageError(f"q has shape {inputs['q'].shape}, but must be (B, H, T, d), and k (B, K, S, d)")
+    dims = {"query_heads": inputs["q"].shape[1], "key_heads": keys.shape[1], "head_dim": inputs["q"].shape[3]}
+    return Spec.preset(args.spec, **dims, layer=args.layer)
+
+
+def _recipe(name: str, inputs: dict[str, Any]) -> Recipe:
+    from refdiff.oracle.recipe import Recipe
+
+    if name.endswith(".json"):
+        return Recipe(**_fields(name))
+    if name == "auto":
+        name = str(inputs["q" if "q" in inputs else "x"].dtype)
+    try:
+        return Recipe.of(name)
+    except ValueError as error:
+        raise UsageError(f"--recipe {name}: {error}; or give tf32, or the name of a JSON file") from error
+
+
+def _fields(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no JSON object with fields")
+    return found
+
+
+def _selftest(args: argparse.Namespace) -> int:
+    from refdiff.oracle.selftest import selftest
+
+    table = selftest(range(args.seeds), done=lambda name: note(f"{name} done"))
+    sys.stdout.write((json.dumps(table.to_dict(), indent=2) if args.json else str(table)) + "\n")
+    return 0 if table.holds else 1

@@ -1,0 +1,60 @@
+"""The flags of `refdiff check`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refdiff.cli.flags import Number
+
+
+def add_check(commands: Any) -> None:
+    """Add the command to the parser of all commands."""
+    examples = """
+examples:
+  refdiff check --spec hf_diffllama --layer 3 mine.safetensors
+  refdiff check --selftest --seeds 1
+"""
+    parser = commands.add_parser(
+        "check",
+        examples=examples,
+        help="is a kernel's output right",
+        description="Judge what a differential attention kernel computed. The file (safetensors or npz) holds its "
+        "inputs under the names of refdiff.oracle.inputs (q, k, v, lambda_q1, ...) and what it computed: any of "
+        "out, lse1, lse2, and with dout also dq, dk, dv, dlambda_q1, ... Exit status: 0 pass, 1 fail or "
+        "inconclusive, 2 wrong usage.",
+    )
+    parser.add_argument("file", metavar="FILE", nargs="?", help="inputs and outputs of the kernel")
+    parser.add_argument(
+        "--spec",
+        metavar="NAME_OR_FILE",
+        default="hf_diffllama",
+        help="a preset, whose dimensions are read off the arrays: hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, "
+        "motif, diff_v2 or gda; or a JSON file with the fields of a Spec (default: hf_diffllama)",
+    )
+    parser.add_argument(
+        "--layer",
+        type=Number(int, 0),
+        default=0,
+        metavar="N",
+        help="depth of the layer, from 0, for λ_init; not with a JSON file (default: 0)",
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME_OR_FILE",
+        default="auto",
+        help="what the kernel rounds: float32, tf32, bfloat16 or float16; or a JSON file with the fields of a Recipe "
+        "(default: auto = the type of q)",
+    )
+    parser.add_argument(
+        "--diagnose", action="store_true", help="where it fails, name the mistake; takes seconds (default: off)"
+    )
+    parser.add_argument(
+        "--selftest",
+        action="store_true",
+        help="test the tester on mutants and legal kernels, and print the table (default: off)",
+    )
+    parser.add_argument(
+        "--seeds", type=Number(int, 1), default=1, metavar="N", help="of the selftest: how many (default: 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    parser.add_argument("--debug", action="store_true", help="show a traceback when something fails (default: off)")

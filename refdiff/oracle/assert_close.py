@@ -1,0 +1,58 @@
+"""`check` for a test: nothing, or an AssertionError that says which row, since which point, and by what mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from refdiff.oracle.check import check
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.spec import Spec
+
+LINES = 10
+"""Of a diagnosis: its answer, and three candidates with what they do and where it happened."""
+
+
+def assert_close(
+    actual: Any,
+    spec: Spec,
+    inputs: Mapping[str, Any],
+    *,
+    recipe: Recipe | str,
+    dout: Any = None,
+    diagnose: bool = True,
+    traces: tuple[Any, Any] | None = None,
+) -> None:
+    """Fail a test unless `check` passes; an inconclusive check fails it too.
+
+    Args:
+        actual, spec, inputs, recipe, dout: as `check` takes them.
+        diagnose: whether a failing output is compared with what known mistakes would give, which takes seconds.
+        traces: your run and refdiff's, as `first_divergence` takes them, to say where the first one went wrong.
+
+    Raises:
+        AssertionError: the verdict, then the first divergence, then up to three diagnoses.
+        ValueError, TypeError: as `check`.
+    """
+    verdict = check(actual, spec, inputs, recipe=recipe, dout=dout)
+    if verdict:
+        return
+    parts = [str(verdict)]
+    if traces is not None:
+        from refdiff.oracle.divergence import first_divergence
+
+        parts.append(f"first divergence: {first_divergence(*traces)}")
+    out = actual.get("out") if isinstance(actual, Mapping) else actual
+    if diagnose and out is not None and verdict.tensors["out"].status == "fail":
+        parts.append(_diagnoses(out, spec, inputs, recipe))
+    raise AssertionError("\n".join(parts))
+
+
+def _diagnoses(out: Any, spec: Spec, inputs: Mapping[str, Any], recipe: Recipe | str) -> str:
+    from refdiff.oracle.diagnosis import diagnose
+
+    try:
+        ranking = diagnose(out, spec, inputs, recipe=recipe)
+    except (ValueError, ArithmeticError) as error:  # the verdict stands, whether it has a name or not
+        return f"diagnosis: none ({error})"
+    return "diagnosis: " + "\n".join(str(ranking).splitlines()[:LINES])

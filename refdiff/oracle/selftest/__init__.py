@@ -1,0 +1,6 @@
+"""The tester tested: mutants that must fail, legal kernels that must pass, and other rules on the same runs."""
+
+from refdiff.oracle.selftest.run import PROFILES, RECIPES, selftest
+from refdiff.oracle.selftest.table import Count, Table
+
+__all__ = ["PROFILES", "RECIPES", "Count", "Table", "selftest"]

@@ -1,0 +1,71 @@
+"""The suite, run as its users run it: on right functions and on wrong ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refdiff.oracle.conformance import chosen, kernel_of, recipe_of, spec_of
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.strategies.fixed import PROFILES
+
+ROOT = Path(__file__).parents[2]
+
+
+def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int, str]:
+    given = {"REFDIFF_KERNEL": f"tests.oracle.user_kernels:{function}", **variables}
+    environment = {**outside, "PYTHONPATH": str(ROOT), **given}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rs", "--pyargs", "refdiff.oracle.conformance", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("function", "recipe", "profiles", "says"),
+    [
+        ("dense_with_gradients", "float32", "natural,layout", " skipped"),
+        ("wrong_rope", "float32", "identify", "one row is wrong"),
+        *(
+            pytest.param(*run, marks=pytest.mark.slow)
+            for run in (
+                ("right", "bfloat16", "natural,degenerate,serving", " passed"),
+                ("wrong_gradient", "float32", "natural", "  dk           fail"),
+                ("changes_its_input", "float32", "natural", "changed its input q"),
+                ("sees_the_future", "bfloat16", "natural", "Keys and values of the last token do not touch"),
+                ("declines", "float32", "natural", "no output was compared"),
+            )
+        ),
+    ],
+)
+def test_right_functions_pass_and_wrong_ones_fail(
+    function: str, recipe: str, profiles: str, says: str, outside: dict[str, str]
+) -> None:
+    status, text = _run(function, outside, REFDIFF_RECIPE=recipe, REFDIFF_PROFILES=profiles)
+    assert says in text, text
+    assert status == (0 if function in ("right", "dense_with_gradients") else 1), text
+
+
+def test_variables() -> None:
+    assert {c.profile for c in chosen({})} == set(PROFILES)
+    fields = spec_of("ms_v1").to_dict()
+    some = chosen({"REFDIFF_SPEC": json.dumps(fields), "REFDIFF_RECIPE": "bf16", "REFDIFF_PROFILES": "whisper"})
+    assert {(c.profile, c.dtype, c.spec) for c in some} == {("whisper", "bfloat16", spec_of("ms_v1"))}
+    assert recipe_of('{"storage": "fp16", "o": "fp32"}') == Recipe("float16", o="float32")
+
+
+@pytest.mark.parametrize("name", ["nothing", "math:", ":f", "math:nothing"])
+def test_kernels_that_are_none(name: str) -> None:
+    with pytest.raises(ValueError, match="REFDIFF_KERNEL is"):
+        kernel_of(name)
+    assert kernel_of("os:getcwd") is os.getcwd

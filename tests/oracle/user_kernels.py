@@ -1,0 +1,72 @@
+"""Kernels as a user would have them: a right one, wrong ones, one with a backward pass; in NumPy, in float32."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.ensemble import evaluate, quantised
+from refdiff.oracle.order import HELD_OUT
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth import truth
+
+
+def _dtype(inputs: dict[str, Any]) -> str:
+    return str(inputs["q"].dtype)
+
+
+def right(spec: Spec, inputs: dict[str, Any]) -> Any:
+    """Rounded as its inputs are, in an order that no budget is made of."""
+    recipe = Recipe.of(_dtype(inputs))
+    return evaluate(spec, quantised(inputs, recipe), recipe, HELD_OUT[0])["out"].astype(inputs["q"].dtype)
+
+
+def dense_with_gradients(spec: Spec, inputs: dict[str, Any], dout: Any = None) -> Any:
+    if dout is None:
+        return right(spec, inputs)
+    if "k" not in inputs or "cu_seqlens_q" in inputs:
+        return NotImplemented
+    recipe = Recipe.of(_dtype(inputs))
+    found = evaluate(spec, quantised(inputs, recipe), recipe, HELD_OUT[1], np.asarray(dout, dtype=np.float64))
+    sums = truth(spec, inputs, want=("lse1", "lse2"))
+    return {**found, "lse1": sums.lse1, "lse2": sums.lse2}
+
+
+def wrong_rope(spec: Spec, inputs: dict[str, Any]) -> Any:
+    return right(spec.replace(rope="interleaved"), inputs)
+
+
+def wrong_gradient(spec: Spec, inputs: dict[str, Any], dout: Any = None) -> Any:
+    found = dense_with_gradients(spec, inputs, dout)
+    return found if dout is None or found is NotImplemented else {**found, "dk": 1.02 * found["dk"]}
+
+
+def sees_the_future(spec: Spec, inputs: dict[str, Any]) -> Any:
+    """Wrong by less than bfloat16 shows: the last value is added to all rows, very small."""
+    out = right(spec, inputs)
+    if "v" in inputs and out.size and "cu_seqlens_q" not in inputs and inputs["v"].size:
+        out = out + np.asarray(1e-4 * inputs["v"][:, :1, -1:, :1], dtype=out.dtype)
+    return out
+
+
+def changes_its_input(spec: Spec, inputs: dict[str, Any]) -> Any:
+    out = right(spec, inputs)
+    inputs["q"] *= 2
+    return out
+
+
+@functools.cache
+def _calls() -> list[int]:
+    return [0]
+
+
+def another_each_time(spec: Spec, inputs: dict[str, Any]) -> Any:
+    _calls()[0] += 1
+    return right(spec, inputs) * np.asarray(1 + 1e-7 * (_calls()[0] % 2), dtype=inputs["q"].dtype)
+
+
+def declines(spec: Spec, inputs: dict[str, Any]) -> Any:
+    return NotImplemented
