@@ -50,6 +50,15 @@ def test_seed() -> None:
     assert not np.array_equal(once["embed_tokens"]["weight"], other["embed_tokens"]["weight"])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_numbers_are_the_generators_in_the_order_of_the_names(dtype: type) -> None:
+    params = flatten(initialize(tiny_config(), "DiffLlamaModel", seed=5, dtype=np.dtype(dtype).name))
+    generator = np.random.default_rng(5)
+    for name in list(params)[:6]:
+        deviation = 0.1 if "lambda" in name else 0.02
+        assert_array_equal(params[name], generator.standard_normal(params[name].shape, dtype) * dtype(deviation))
+
+
 @pytest.mark.parametrize(("dtype", "held"), [("float32", "float32"), ("float64", "float64"), ("bfloat16", "float32")])
 def test_precision(dtype: str, held: str) -> None:
     values = initialize(tiny_config(), "DiffLlamaModel", dtype=dtype)["embed_tokens"]["weight"]

@@ -73,6 +73,11 @@ def test_every_pair_of_types(stored_dtype: str, dtype: str) -> None:
     assert result.shape == (5, 11)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bytes_of_a_number(dtype: str) -> None:
+    assert precision.NBYTES[dtype] == encode(np.ones(1), dtype).nbytes
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_wanted_type_is_not_copied(dtype: str) -> None:
     values = np.ones((3, 2), dtype)
