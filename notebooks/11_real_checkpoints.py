@@ -1,0 +1,192 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+
+# %% [markdown]
+# # 11 · Running the real checkpoints
+#
+# **What you will see.** The commands for DiffLlama checkpoints of the hub, and what they need, worked out from the
+# dimensions of the models: parameters, memory for weights, memory for keys and values, and the least time that a
+# token can take. Nothing is downloaded here.
+
+# %%
+# %matplotlib inline
+import inspect
+import math
+
+import refdiff
+from refdiff import viz
+from refdiff.bench.sizes import HANDCUT, ONE_B
+from refdiff.model.weights.names import count_parameters, parameter_shapes
+
+# %% [markdown]
+# ## The commands
+#
+# ```sh
+# refdiff inspect kajuma/DiffLlama-0.3B-handcut        # reads headers alone: config, parameters, λ, memory
+# refdiff generate -m kajuma/DiffLlama-0.3B-handcut "The capital of France is"
+# refdiff attention -m kajuma/DiffLlama-0.3B-handcut "The capital of France is" -o page.html
+# ```
+#
+# The first run of `generate` downloads the checkpoint; later ones find it on disk. In Python:
+#
+# ```python
+# model = refdiff.DiffLlamaForCausalLM.from_pretrained("kajuma/DiffLlama-0.3B-handcut")
+# tokenizer = refdiff.Tokenizer.from_pretrained("kajuma/DiffLlama-0.3B-handcut")
+# ```
+#
+# ## How many parameters
+#
+# A config decides the shape of every weight. refdiff computes them with this function before it opens a file, to
+# check the file against it:
+
+# %%
+print(inspect.getsource(parameter_shapes))
+
+# %% [markdown]
+# Here are the dimensions of the hub's `DiffLlama-0.3B-handcut`. In spite of its name it has more than a billion
+# parameters. Beside it, a model of about the size of `DiffLlama-1B`; its exact dimensions are assumed. And the small
+# one that refdiff brings.
+
+# %%
+configs = {
+    "handcut": refdiff.DiffLlamaConfig(**HANDCUT),
+    "1B": refdiff.DiffLlamaConfig(**ONE_B),
+    "bundled": refdiff.DiffLlamaForCausalLM.from_pretrained("bundled").config,
+}
+shapes = {name: parameter_shapes(config, "DiffLlamaForCausalLM") for name, config in configs.items()}
+parameters = {name: count_parameters(of.values()) for name, of in shapes.items()}
+for name, config in configs.items():
+    print(
+        f"{name:8} {config.num_hidden_layers:2} layers, D = {config.hidden_size}, F = {config.intermediate_size}, "
+        f"H = {config.num_attention_heads}, K = {config.num_key_value_heads}, V = {config.vocab_size:,}: "
+        f"{parameters[name]:,} parameters"
+    )
+
+# %% [markdown]
+# The paper (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258), section 2.1) takes $h =
+# d_{model}/2d$ heads, half as many as a Transformer, each with two queries and two keys. So a differential model has
+# the parameters of a plain one, but for the λ vectors. Here is a model like `handcut` without the difference, a
+# Llama:
+
+# %%
+llama = parameter_shapes(refdiff.DiffLlamaConfig(**HANDCUT, wiring="none"), "DiffLlamaForCausalLM")
+extra = parameters["handcut"] - count_parameters(llama.values())
+print(f"a Llama of that size has {extra:,} parameters fewer: 4 vectors of {HANDCUT['head_dim']} in each layer")
+
+# %% [markdown]
+# Where the parameters are:
+
+# %%
+parts = {"embeddings, head": ("embed_tokens", "lm_head"), "attention": ("self_attn",), "feed-forward": ("mlp",)}
+shares = {}
+for name, of in shapes.items():
+    sizes = {
+        part: sum(math.prod(s) for w, s in of.items() if any(key in w for key in keys)) for part, keys in parts.items()
+    }
+    shares[name] = {part: size / parameters[name] for part, size in sizes.items()}
+axes = viz.plot_attention_to(shares)
+axes.set_ylabel("share of the parameters")
+axes.figure
+
+# %% [markdown]
+# ## How much memory
+#
+# **Weights.** float32 takes 4 bytes a number, bfloat16 takes 2. A float32 file is mapped: its pages count as the
+# process's memory when they are read, and the system may drop them again. A bfloat16 file is computed with as
+# float32, so by default it takes 4 bytes a number too, in memory of the process. `--weights stored` (in Python
+# `weights="stored"`) keeps it as in the file.
+#
+# **Keys and values.** Each layer keeps, for each token, K keys and K values of d numbers:
+# $2 \cdot \mathrm{layers} \cdot K \cdot d \cdot 4$ bytes a token.
+
+# %%
+gigabyte = 10**9
+print(f"{'':8} {'float32':>10} {'bfloat16':>10} {'K and V of a token':>20} {'of 4096 tokens':>15}")
+cache = {}
+for name, config in configs.items():
+    cache[name] = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    print(
+        f"{name:8} {4 * parameters[name] / gigabyte:7.3f} GB {2 * parameters[name] / gigabyte:7.3f} GB "
+        f"{cache[name]:14,} bytes {4096 * cache[name] / gigabyte:12.3f} GB"
+    )
+
+# %% [markdown]
+# `handcut` is stored as float32, so a machine should have 6 GB free for it; the 1B model is stored as bfloat16, takes
+# half of that with `--weights stored`, and about as much as `handcut` without. (What a whole run was measured to take
+# stands in the README.)
+#
+# ## How much time
+#
+# To make one token, every weight is read from memory once (of the embeddings only the rows that are needed, but a
+# tied table is read whole for the scores). A processor computes faster than it reads, so the bytes decide:
+#
+# $$\text{seconds a token} \ge \frac{\text{bytes of weights} + \text{bytes of keys and values}}{\text{bytes a second}}$$
+#
+# The machine that you have is not known here. `refdiff bench` measures its memory and how near refdiff comes to this
+# bound. For a memory of 10, 50 and 200 GB a second:
+
+# %%
+print(f"{'':24} {'10 GB/s':>9} {'50 GB/s':>9} {'200 GB/s':>9}   tokens a second at most")
+for name in ("handcut", "1B"):
+    read = parameters[name]
+    if not configs[name].tie_word_embeddings:
+        read -= math.prod(shapes[name]["model.embed_tokens.weight"])
+    for dtype, width in (("float32", 4), ("bfloat16, stored", 2)):
+        rates = [speed * gigabyte / (width * read) for speed in (10, 50, 200)]
+        print(f"{name:7} {dtype:16} " + " ".join(f"{rate:9.1f}" for rate in rates))
+
+# %% [markdown]
+# A prompt is cheaper a token than what follows it: its tokens go through together, and each weight is read once for
+# all of them.
+#
+# ## If it does not fit
+#
+# - Keep 16-bit weights as stored: `--weights stored`.
+# - Shorten the text: keys and values grow with it, weights do not.
+# - Look before you load: `refdiff inspect` says what weights and cache will take, and reads no weights.
+#
+# ## Exercise
+#
+# How long may a text be until `handcut`'s keys and values take as much memory as its weights? How long would it be if
+# every query head had its own key head (K = 32)?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# Weights: 4 bytes · 1.24 · 10⁹ = 4.94 GB. A token: 2 · 16 · 8 · 64 · 4 = 65,536 bytes. That is about 75,400 tokens,
+# more than half of its 131,072 positions. With K = 32 a token takes four times as much, and it is about 18,900 tokens
+# (leaving aside that the larger W_K and W_V make the weights larger too).
+#
+# ```python
+# 4 * parameters["handcut"] // cache["handcut"]
+# ```
+#
+# </details>
+#
+# ## What must hold
+
+# %%
+assert parameters["handcut"] == 1_235_818_496
+assert extra == 4 * HANDCUT["head_dim"] * HANDCUT["num_hidden_layers"]
+assert parameters["bundled"] == refdiff.DiffLlamaForCausalLM.from_pretrained("bundled").num_parameters()
+assert 75_000 < 4 * parameters["handcut"] // cache["handcut"] < 76_000
+
+# %% [questions]
+# Q: How much memory do the weights of handcut take in float32?
+# A: 4 bytes for each of its 1.24 billion parameters: 4.94 GB.
+#
+# Q: What limits the speed of generation, and by which formula?
+# A: Reading memory: a token takes at least (bytes of weights + bytes of keys and values) / (bytes a second).
+#
+# Q: How many parameters does differential attention add to a Llama of the same size?
+# A: Only the λ vectors: four of d numbers in each layer.
