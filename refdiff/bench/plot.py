@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from refdiff.bench.pairs import Spread
 from refdiff.bench.rows import Row, parse_rows
 
 SIDES = ("refdiff", "transformers")
@@ -24,8 +25,8 @@ def series(
         if entry["error"] or (row := parse_rows(entry["row"])[0]).model or not wanted(row):
             continue
         for name, side in entry["sides"].items():
-            values = sorted(y(row, value) for value in side.get("seconds") or side["bytes"])
-            found.setdefault(name, []).append((x(row), values[len(values) // 2], values[0], values[-1]))
+            spread = Spread.of([y(row, value) for value in side.get("seconds") or side["bytes"]])
+            found.setdefault(name, []).append((x(row), spread.median, spread.low, spread.high))
     return {name: sorted(points) for name, points in found.items()}
 
 
@@ -77,7 +78,7 @@ def plot(report: dict[str, Any], file: str | os.PathLike[str]) -> None:
         axes.set_xticks(sorted({x for points in sides.values() for x, *_ in points}))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(high for points in sides.values() for *_, high in points))
         axes.grid(alpha=0.3)
         legend(dress(axes))
     figure.savefig(file, dpi=144)
