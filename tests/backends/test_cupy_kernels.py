@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refdiff import layers
+from refdiff import arrays, layers
 from refdiff.backends import ops_for
 from refdiff.backends.cupy_kernels import FEW, CupyKernels
 from tests.backends.cupy_cases import CASES
@@ -67,17 +68,51 @@ def terms_of_dlambda(given: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     return float(abs(layers.diff_attention_vjp(np.abs(g), q1, k1, q2, k2, np.abs(v), one, **kwargs)[-1]))
 
 
-def hold(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: Any, **device: Any) -> bool:
+def cuda() -> Any:
+    """CuPy, where a small computation on its device works; else None."""
+    try:
+        arrays.backend("cupy")
+    except RuntimeError:
+        return None
+    return importlib.import_module("cupy")
+
+
+CUDA = cuda()
+
+
+def moved(x: Any, move: Any, kind: type) -> Any:
+    """Move the arrays of `kind` in dicts and tuples; the rest stays."""
+    if isinstance(x, dict):
+        return {key: moved(value, move, kind) for key, value in x.items()}
+    if isinstance(x, tuple):
+        return tuple(moved(value, move, kind) for value in x)
+    return move(x) if isinstance(x, kind) else x
+
+
+def run_twice(name: str, given: tuple[Any, ...], kwargs: dict[str, Any], real: bool, **device: Any) -> list[Any]:
+    """Results of a kernel on the CUDA device, or emulated with threads in two orders."""
+    results = []
+    for order in (0, 2):
+        kernels = CupyKernels() if real else CupyKernels(EmulatedDevice(order=order, **device))
+        call = getattr(ops_for(kernels) if name == "swiglu" else kernels, name)
+        if real:
+            there, options = (moved(x, CUDA.asarray, np.ndarray) for x in (given, kwargs))
+            results.append(moved(call(*there, **options), CUDA.asnumpy, CUDA.ndarray))
+        else:
+            results.append(call(*given, **kwargs))
+    return results
+
+
+def hold(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: Any, *, real: bool = False, **device: Any
+) -> bool:
     """Fail unless a kernel is as near to the float64 truth as its layer in float32; False where it declines."""
     given = cast(name, args, dtype)
     if "bias" in kwargs:
         kwargs = {**kwargs, "bias": kwargs["bias"].astype(np.float32)}
-    results = []
-    for order in (0, 2):
-        kernels = CupyKernels(EmulatedDevice(order=order, **device))
-        results.append(getattr(ops_for(kernels) if name == "swiglu" else kernels, name)(*given, **kwargs))
-        if results[0] is NotImplemented:
-            return False
+    results = run_twice(name, given, kwargs, real, **device)
+    if results[0] is NotImplemented:
+        return False
     layer = getattr(layers, name)
     exacts, references = (
         leaves(layer(*(widened(x, to) for x in given), **{key: widened(x, to) for key, x in kwargs.items()}))

@@ -1,0 +1,97 @@
+"""`backend="cupy"` on a device: the kernels' results, and logits, text and gradients as on the CPU.
+
+Without a device the first test alone runs: what is said then. tests/gpu_run.sh runs the rest where there is one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.arrays import to_numpy
+from refdiff.model.weights import flatten
+from tests.backends.cupy_cases import CASES
+from tests.backends.test_cupy_kernels import CUDA, KERNELS, hold
+from tests.backends.test_cupy_model import IDS, MASK, SIZES
+from tests.cuda.emulation import BFLOAT16
+
+on_cuda = pytest.mark.skipif(CUDA is None, reason="no CUDA device answers through CuPy")
+
+
+@pytest.mark.skipif(CUDA is not None, reason="there is a device")
+def test_without_a_device_one_sentence_says_so_and_offers_the_cpu() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "refdiff", "generate", "--backend", "cupy", "-m", "nowhere", "Hello"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert 'backend "cupy" does not answer (' in done.stderr
+    assert done.stderr.rstrip().endswith('or use backend "numpy"')
+
+
+def pair(**config: Any) -> tuple[Any, Any]:
+    of = refdiff.DiffLlamaConfig(**{**SIZES, **config})
+    return tuple(refdiff.DiffLlamaForCausalLM.from_config(of, seed=3, backend=name) for name in ("cupy", "numpy"))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("wiring", [] if CUDA is None else ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("head_dim", [8, 64, 128])
+def test_logits_text_and_gradients(wiring: str, head_dim: int) -> None:
+    there, here = pair(wiring=wiring, head_dim=head_dim)
+    for options in ({}, {"attention_mask": MASK}):
+        ours, theirs = there(IDS, **options).logits, here(IDS, **options).logits
+        np.testing.assert_allclose(to_numpy(ours), theirs, atol=1e-5)
+    for options in ({}, {"do_sample": True, "seed": 4}):
+        options |= {"max_new_tokens": 9, "eos_token_id": None}
+        np.testing.assert_array_equal(there.generate(IDS, **options), here.generate(IDS, **options))
+    (loss, grads), (true_loss, true_grads) = (m.loss_and_grad(IDS, labels=IDS) for m in (there, here))
+    np.testing.assert_allclose(to_numpy(loss), true_loss, rtol=1e-5)
+    for name, truth in flatten(true_grads).items():
+        atol = 1e-4 * np.abs(truth).max() + 1e-9
+        np.testing.assert_allclose(to_numpy(flatten(grads)[name]), truth, atol=atol, rtol=2e-2, err_msg=name)
+
+
+@on_cuda
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_stay_as_they_are_stored(tmp_path: Any, dtype: str) -> None:
+    refdiff.DiffLlamaForCausalLM.from_config(refdiff.DiffLlamaConfig(**SIZES), dtype=dtype).save_pretrained(tmp_path)
+    there = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path, backend="cupy", weights="stored")
+    here = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path)
+    np.testing.assert_allclose(to_numpy(there(IDS).logits), here(IDS).logits, atol=1e-5)
+    many = np.tile(IDS, (1, 3))
+    scale = np.abs(here(many).logits).max()
+    np.testing.assert_allclose(to_numpy(there(many).logits), here(many).logits, atol=scale * 2.0**-6)
+
+
+@on_cuda
+def test_a_step_brings_back_its_ids_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from refdiff.generation import choice, context
+
+    there, _ = pair()
+    fetched: list[int] = []
+
+    def watched(x: Any) -> Any:
+        fetched.append(x.nbytes)
+        return to_numpy(x)
+
+    for module in (choice, context):
+        monkeypatch.setattr(module, "to_numpy", watched)
+    there.generate(IDS, max_new_tokens=4, eos_token_id=None)
+    assert fetched == [8 * len(IDS)] * 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BFLOAT16], ids=["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("sizes", ["small", "usual"])
+@pytest.mark.parametrize("name", [] if CUDA is None else KERNELS)
+def test_kernel_equals_its_layer(name: str, sizes: str, dtype: Any) -> None:
+    if dtype is BFLOAT16 and int(CUDA.__version__.split(".")[0]) < 14:
+        pytest.skip("this CuPy has no bfloat16")
+    served = [hold(name, args, kwargs, dtype, real=True) for args, kwargs in CASES[name](sizes == "usual")]
+    assert any(served) or (name == "linear" and dtype is np.float32)
