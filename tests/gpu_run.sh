@@ -16,7 +16,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=0
 
-say() { printf '%s\n' "$*" | tee -a "$report"; }
+say() { printf '%s\n' "$@" | tee -a "$report"; }
 
 run() { # title, seconds, command...: run it, and put how it ended and its last lines into the report
     local title=$1 limit=$2 code started=$SECONDS
