@@ -16,6 +16,7 @@ from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.streams import lambda_init
 
+STEPS = 22
 LOW, HIGH = -2.0, 3.0
 """Where λ is looked for."""
 
@@ -64,7 +65,7 @@ def _by_head(spec: Spec, actual: Numpy, first: Numpy, second: Numpy, weight: Num
     h = out.shape[1]
     centre, width = np.full(h, (LOW + HIGH) / 2), (HIGH - LOW) / 2
     factors = np.ones(h)
-    for step in range(9):
+    for step in range(STEPS):
         offsets = np.linspace(-1.0, 1.0, 101 if step == 0 else 11) * width
         errors, scales = [], []
         for offset in offsets:

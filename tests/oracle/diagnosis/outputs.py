@@ -1,0 +1,46 @@
+"""Outputs of wrong kernels: what a legal order of roundings makes of a problem with deviations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from refdiff.backends import overlay
+from refdiff.oracle.deviations import EVERY, Deviation, deviated, deviations
+from refdiff.oracle.ensemble import quantised
+from refdiff.oracle.forward import forward
+from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.mistakes import wrap
+from refdiff.oracle.order import HELD_OUT
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.rounded_layers import rounded_ops
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.strategies.fixed import Case, cases, small_spec
+
+
+def kernel(case: Case, some: Sequence[Deviation], order: int = 0) -> np.ndarray | None:
+    """What a kernel with these deviations gives, in an order that no budget is made of; None where it has none."""
+    recipe = Recipe.of(case.dtype)
+    problem = deviated(case.spec, as_float64(case.spec, quantised(case.inputs, recipe)), some)
+    if problem is None:
+        return None
+    ops = rounded_ops(recipe, HELD_OUT[order % len(HELD_OUT)])
+    for mistake in problem.mistakes:
+        ops = overlay(ops, wrap(mistake))
+    with np.errstate(all="ignore"):
+        return round_to(forward(problem.spec, problem.inputs, ops), recipe.storage)
+
+
+@lru_cache(maxsize=8)
+def pair_of_cases(preset: str, dtype: str) -> tuple[Case, Case]:
+    """One of identify, with padding, and one of whisper."""
+    spec = small_spec(preset)
+    return cases("identify", 5, spec=spec, dtype=dtype)[0], cases("whisper", 5, spec=spec, dtype=dtype)[0]
+
+
+def named(preset: str, name: str) -> Deviation:
+    """The deviation of this name among those of a preset, or of all."""
+    every = (*deviations(small_spec(preset)), *EVERY)
+    return next(d for d in every if name in (d.name, *d.aliases))

@@ -1,0 +1,207 @@
+"""The name of the mistake, from an output that a wrong kernel gave: a sample here, all of them among the slow tests."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.budget import budget
+from refdiff.oracle.deviations import deviations
+from refdiff.oracle.diagnosis.diagnose import diagnose, separating
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies.fixed import Case, cases, small_spec
+from refdiff.oracle.strategies.structure import Structure
+from refdiff.oracle.strategies.values import draw
+from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
+
+HF, MS = small_spec("hf_diffllama"), small_spec("ms_v1")
+
+
+def ask(preset: str, dtype: str, *names: str, order: int = 0, most: int = 1) -> Ranking:
+    """Diagnose a kernel with the deviations of these names on both cases."""
+    both = pair_of_cases(preset, dtype)
+    outs = [kernel(case, [named(preset, name) for name in names], order) for case in both]
+    assert all(out is not None for out in outs)
+    spec = both[0].spec
+    return diagnose(outs, spec, [case.inputs for case in both], recipe=dtype, max_deviations=most)
+
+
+@pytest.mark.parametrize(
+    ("preset", "dtype", "name"),
+    [
+        ("hf_diffllama", "bfloat16", "neighbors_are_a_pair"),
+        ("hf_diffllama", "float16", "epsilon_of_1e-6"),
+        ("ms_v1", "float32", "keys_repeated_before_they_pair"),
+        ("diff_v2", "bfloat16", "v2_halves_are_a_pair"),
+        ("gda", "float32", "signals_and_noises_in_the_other_order"),
+    ],
+)
+def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
+    found = ask(preset, dtype, name)
+    assert found.status == UNIQUE, found
+    assert name in (found.candidates[0].deviations[0].name, *found.candidates[0].deviations[0].aliases)
+    assert name in str(found)
+
+
+@pytest.mark.slow
+def test_two_together_are_named() -> None:
+    found = ask("hf_diffllama", "bfloat16", "layer_norm", "scale_left_out", most=2)
+    assert found.status == UNIQUE
+    assert {d.name for d in found.candidates[0].deviations} == {"layer_norm", "scale_left_out"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_right_output_has_no_deviation(dtype: str) -> None:
+    found = ask("hf_diffllama", dtype)
+    assert found.status == NO_DEVIATION
+    assert not found.candidates
+    assert found.name is None
+
+
+def test_noise_is_no_mistake() -> None:
+    case = pair_of_cases("hf_diffllama", "bfloat16")[0]
+    right = kernel(case, [])
+    assert right is not None
+    noise = np.random.default_rng(0).normal(size=right.shape)
+    found = diagnose(noise, HF, case.inputs, recipe="bfloat16", max_deviations=1)
+    assert found.status == NONE_FITS
+    assert 0 < len(found.candidates) <= 3
+    assert not any(c.fits for c in found.candidates)
+    assert "the closest explains" in found.notes[0]
+
+
+def test_what_inputs_cannot_tell_apart_is_ambiguous_with_a_case_that_can() -> None:
+    """With one key λ (A₁ − A₂) V is zero, and so is an output that is multiplied by 1 − λ_init with λ_init = 1."""
+    case = cases("degenerate", spec=MS, dtype="bfloat16")[0]
+    out = kernel(case, [named("ms_v1", "lambda_on_both")])
+    assert out is not None
+    assert not out.any()
+    found = diagnose(out, MS, case.inputs, recipe="bfloat16", max_deviations=1)
+    assert found.status == AMBIGUOUS
+    assert found.name is None
+    assert {"lambda_on_both", "lambda_init_is_1"} <= {c.name for c in found.candidates}
+    assert found.separating is not None
+    assert found.separating.name in str(found)
+
+
+@pytest.mark.slow
+def test_naive_inputs_give_no_wrong_name() -> None:
+    """Few tokens, as many keys as queries, fresh numbers, bfloat16: what cannot be told apart is not told."""
+    spec = HF.replace(key_heads=12)
+    inputs = draw(spec, Structure(1, 2, 2), "natural", 0, "bfloat16")
+    case = Case("naive", "natural", 0, "bfloat16", spec, Structure(1, 2, 2), inputs)
+    for n, d in enumerate(deviations(spec)):
+        out = kernel(case, [d], n)
+        if out is not None:
+            found = diagnose(out, spec, inputs, recipe="bfloat16", max_deviations=1)
+            assert found.name in (None, d.name), str(found)
+
+
+def test_a_case_that_separates() -> None:
+    two = [Candidate((named("hf_diffllama", n),), 1.0, 1.0, True) for n in ("layers_from_one", "layers_one_too_low")]
+    from refdiff.oracle.recipe import Recipe
+
+    case = separating(HF, Recipe.of("bfloat16"), two)
+    assert case is not None
+    assert case.profile == "identify"
+
+
+def test_replay_of_a_constant_lambda_init() -> None:
+    """Row B10: with λ_init = 1 the output is zero."""
+    case = pair_of_cases("hf_diffllama", "float32")[0]
+    zero = np.zeros((2, 6, 9, 32))
+    found = diagnose(zero, HF, case.inputs, recipe="float32", max_deviations=1)
+    assert found.name == "lambda_init_is_1"
+    assert found.candidates[0].deviations[0].row == "B10"
+
+
+def test_replay_of_the_eager_file_under_gqa() -> None:
+    """Row F5: unilm's two implementations, each taken for the other."""
+    eager, flash = small_spec("ms_v1_naive"), MS
+    case = cases("identify", 5, spec=flash, dtype="float32")[0]
+    from refdiff.oracle.truth import truth
+
+    out = truth(eager, case.inputs).out
+    found = diagnose(out, flash, case.inputs, recipe="float32", max_deviations=1)
+    assert found.status == UNIQUE
+    assert found.candidates[0].deviations[0].row == "F5"
+
+
+def test_replay_of_weights_of_hf_in_the_code_of_unilm() -> None:
+    """Rows F1, F2 and F6 together: three choices, and one name."""
+    case = cases("identify", 5, spec=HF, dtype="float32")[0]
+    out = kernel(case, [named("hf_diffllama", "wired_as_in_ms_v1")])
+    assert out is not None
+    found = diagnose(out, HF, case.inputs, recipe="float32", max_deviations=1)
+    assert found.name == "wired_as_in_ms_v1"
+
+
+@pytest.mark.parametrize(("kind", "name"), [(0, "sequences_seen_together"), (4, "pages_as_they_lie")])
+def test_layouts(kind: int, name: str) -> None:
+    case = cases("layout", 5, spec=HF, dtype="bfloat16")[kind]
+    d = next(d for d in deviations(HF, "packed" if kind == 0 else "paged") if d.name == name)
+    out = kernel(case, [d])
+    found = diagnose(out, HF, case.inputs, recipe="bfloat16", max_deviations=1)
+    assert name in [c.name for c in found.candidates if c.fits]
+
+
+def test_arguments() -> None:
+    case = pair_of_cases("hf_diffllama", "float32")[0]
+    out = np.zeros((2, 6, 9, 32))
+    with pytest.raises(ValueError, match="max_deviations is 3, but must be 1 or 2"):
+        diagnose(out, HF, case.inputs, recipe="float32", max_deviations=3)
+    with pytest.raises(ValueError, match="there are 1 outputs and 2 inputs"):
+        diagnose([out], HF, [case.inputs] * 2, recipe="float32")
+    with pytest.raises(ValueError, match=r"out has shape \(2, 9, 6, 32\)"):
+        diagnose(np.swapaxes(out, 1, 2), HF, case.inputs, recipe="float32")
+    with pytest.raises(TypeError):
+        diagnose({"out": "no"}, HF, case.inputs, recipe="float32")
+
+
+def seen(preset: str, dtype: str, names: tuple[str, ...]) -> bool:
+    """Whether the output of a kernel with these deviations fails in one of the cases."""
+    for case in pair_of_cases(preset, dtype):
+        out = kernel(case, [named(preset, name) for name in names])
+        if out is not None and budget(case.spec, case.inputs, dtype).judge({"out": out}).status == "fail":
+            return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "dtype"), [("hf_diffllama", "bfloat16"), ("diff_v2", "float16")])
+def test_all_singles_are_named(preset: str, dtype: str) -> None:
+    """Those that both cases can show; the case of whisper has no padding, which a mistake about padding needs."""
+    wrong: dict[str, Any] = {}
+    for n, d in enumerate(deviations(small_spec(preset))):
+        both = pair_of_cases(preset, dtype)
+        outs = [kernel(case, [d], n) for case in both]
+        kept = [(out, case.inputs) for out, case in zip(outs, both, strict=True) if out is not None]
+        spec: Spec = both[0].spec
+        found = diagnose([o for o, _ in kept], spec, [x for _, x in kept], recipe=dtype, max_deviations=1)
+        if found.status != NO_DEVIATION and found.name != d.name:
+            wrong[d.name] = (found.status, [c.name for c in found.candidates if c.fits])
+    assert not wrong
+
+
+@pytest.mark.slow
+def test_pairs_are_named() -> None:
+    """A sample of compatible pairs that are seen: at least 95 in 100, and never another name alone."""
+    preset, dtype = "hf_diffllama", "bfloat16"
+    pairs = [p for p in combinations(deviations(small_spec(preset)), 2) if p[0].axis != p[1].axis]
+    chosen = np.random.default_rng(3).permutation(len(pairs))[:14]
+    asked = right = 0
+    for n in chosen:
+        names = tuple(d.name for d in pairs[n])
+        both = pair_of_cases(preset, dtype)
+        if any(kernel(case, pairs[n]) is None for case in both) or not seen(preset, dtype, names):
+            continue
+        found = ask(preset, dtype, *names, order=int(n), most=2)
+        asked += 1
+        right += found.name is not None and set(found.name.split(" + ")) == set(names)
+        assert found.status != UNIQUE or set((found.name or "").split(" + ")) <= set(names), (names, str(found))
+    assert asked >= 8
+    assert right >= asked - 1

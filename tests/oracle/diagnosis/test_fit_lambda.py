@@ -1,0 +1,67 @@
+"""λ and the scale of each head, from an output that has others than the spec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.layers import lambda_init
+from refdiff.oracle.budget import budget
+from refdiff.oracle.diagnosis.fit_lambda import fit_lambda
+from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.inputs import VECTORS
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies.fixed import small_spec
+from refdiff.oracle.strategies.structure import Structure
+from refdiff.oracle.strategies.values import draw
+from refdiff.oracle.truth import truth
+
+
+def target(spec: Spec, lambdas: Any, factor: float, structure: Structure | None = None) -> Target:
+    """An output with these λ and this factor, float32."""
+    inputs = draw(spec, structure or Structure(2, 7, 9), "identify", 3)
+    changed = spec.replace(
+        lambda_form="given", lambda_base="constant", lambda_init=1 - factor, out_scale="1 - lambda_init"
+    )
+    other = {n: x for n, x in inputs.items() if n not in (*VECTORS, "lambda_logits")} | {
+        "lambda_full": np.asarray(lambdas)
+    }
+    out = truth(changed, other).out
+    assert out is not None
+    return Target.of(round_to(out, "float32"), budget(spec, inputs, "float32", members=2))
+
+
+@pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1", "diff_v2"])
+def test_lambda_of_every_head_and_the_scale(name: str) -> None:
+    spec = small_spec(name)
+    lambdas = np.linspace(0.2, 0.9, 6)
+    (found,) = fit_lambda(spec, (target(spec, lambdas, 0.37),))
+    assert found.fits
+    assert found.value["lambda_full"] == pytest.approx(lambdas, abs=1e-6)
+    assert found.value["scale"] == pytest.approx([0.37] * 6, rel=1e-4)
+    assert "by head 0.2, 0.34" in found.text
+
+
+def test_a_lambda_that_has_a_name() -> None:
+    spec = small_spec("hf_diffllama")
+    (found,) = fit_lambda(spec, (target(spec, lambda_init(3), 0.5),))
+    assert found.fits
+    assert f"λ is {lambda_init(3):.4g} in every head, which is λ_init of the next layer" in found.text
+
+
+def test_packed_sequences() -> None:
+    spec = small_spec("hf_diffllama")
+    (found,) = fit_lambda(spec, (target(spec, 0.33, 0.5, Structure(packed=((3, 3), (5, 8)))),))
+    assert found.fits
+    assert found.value["lambda_full"] == pytest.approx([0.33] * 6, abs=1e-6)
+
+
+def test_where_there_is_nothing_to_fit() -> None:
+    spec = small_spec("hf_diffllama")
+    t = target(spec, 0.5, 0.5)
+    empty = Target(t.inputs, t.actual[:0], t.expected[:0], t.rows[:0], t.recipe)
+    assert fit_lambda(spec, (empty,)) == []
+    assert fit_lambda(spec.replace(norm_over="all_heads"), (t,)) == []

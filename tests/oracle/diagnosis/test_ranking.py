@@ -1,0 +1,46 @@
+"""An answer in words and as JSON."""
+
+from __future__ import annotations
+
+import json
+
+from refdiff.oracle.deviations.deviation import Deviation
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
+from refdiff.oracle.strategies.fixed import cases
+from tests.oracle.inputs import small
+
+ONE = Deviation("halved", "Half of it.", "scale", "B14", "https://example.org/1", aliases=("cut_in_two",))
+TWO = Deviation("turned", "The other way.", "rope kind")
+
+
+def test_a_name_with_its_row_and_link() -> None:
+    ranking = Ranking(UNIQUE, (Candidate((ONE, TWO), 0.71, 0.999, True),))
+    assert ranking.name == "halved + turned"
+    assert str(ranking).splitlines() == [
+        "unique: halved + turned",
+        "  halved + turned  (fits, residual 0.71)",
+        "      scale: Half of it. Also called cut_in_two. [B14] https://example.org/1",
+        "      rope kind: The other way.",
+    ]
+
+
+def test_several_names_have_none() -> None:
+    case = cases("identify", spec=small("ms_v1"))[0]
+    some = (Candidate((ONE,), 0.7, 1.0, True), Candidate((TWO,), 0.8, 1.0, True))
+    ranking = Ranking(AMBIGUOUS, some, separating=case, notes=("look",))
+    assert ranking.name is None
+    assert str(ranking).splitlines()[0] == "ambiguous"
+    assert f"the case {case.name} tells them apart" in str(ranking)
+    assert str(ranking).endswith("look")
+
+
+def test_json() -> None:
+    fit = Fit("norm_eps", 0.01, "ε is 0.01", 0.9, True)
+    ranking = Ranking(NONE_FITS, (Candidate((ONE,), 40.0, 0.2, False),), (fit,))
+    found = json.loads(json.dumps(ranking.to_dict()))
+    assert found["status"] == "none fits"
+    assert found["name"] is None
+    assert found["candidates"][0]["deviations"][0]["link"] == "https://example.org/1"
+    assert found["fits"] == [{"parameter": "norm_eps", "value": 0.01, "text": "ε is 0.01", "fits": True}]
+    assert "does not fit" in str(ranking)
+    assert "ε is 0.01  (fits, residual 0.9)" in str(ranking)

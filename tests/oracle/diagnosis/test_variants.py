@@ -1,0 +1,63 @@
+"""Residuals: small for the right deviation, large for others, and budgets of deviating kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refdiff.oracle.budget import budget
+from refdiff.oracle.deviations import Problem, deviated, output
+from refdiff.oracle.diagnosis.variants import NEAR, Target, explained, judged, quick_residual, row_budget
+from refdiff.oracle.recipe import Recipe
+from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
+
+CASE = pair_of_cases("hf_diffllama", "bfloat16")[0]
+WRONG = named("hf_diffllama", "layer_norm")
+
+
+def target() -> Target:
+    out = kernel(CASE, [WRONG])
+    assert out is not None
+    return Target.of(out, budget(CASE.spec, CASE.inputs, "bfloat16", members=2))
+
+
+def test_residuals() -> None:
+    t = target()
+    problem = deviated(CASE.spec, t.inputs, [WRONG])
+    other = deviated(CASE.spec, t.inputs, [named("hf_diffllama", "keys_crossed")])
+    assert problem is not None
+    assert other is not None
+    assert quick_residual(t, output(problem)) < 3
+    assert quick_residual(t, output(other)) > NEAR
+    assert judged(problem, t)[0]
+    assert judged(problem, t)[1] < 2
+    assert not judged(other, t)[0]
+    assert not judged(Problem(CASE.spec, t.inputs), t)[0]
+
+
+def test_what_cannot_be_compared_is_as_far_as_can_be() -> None:
+    t = target()
+    assert quick_residual(t, None) == np.inf
+    assert quick_residual(t, t.actual[:, :, 1:]) == np.inf
+    assert quick_residual(t, np.where(t.actual > 1, np.nan, t.actual)) == np.inf
+    assert explained(t, None) == 0
+
+
+def test_the_share_that_is_explained() -> None:
+    t = target()
+    assert explained(t, t.actual) == 1
+    assert explained(t, t.expected) == 0
+    assert explained(t, (t.actual + t.expected) / 2) == 0.75
+    assert explained(t, t.expected - (t.actual - t.expected)) == 0
+
+
+def test_a_budget_of_a_deviating_kernel_is_about_its_own_output() -> None:
+    t = target()
+    problem = deviated(CASE.spec, t.inputs, [WRONG])
+    assert problem is not None
+    wrong = output(problem)
+    assert wrong is not None
+    allowed = row_budget(problem, wrong, Recipe.of("bfloat16"))
+    assert np.array_equal(allowed.expected, wrong)
+    size = np.sqrt(np.mean(wrong**2, axis=-1))
+    assert (allowed.rows >= 0.29 * 2**-8 * size * (1 - 1e-12)).all()
+    assert np.median(allowed.rows / np.maximum(size, 1e-300)) < 0.05
