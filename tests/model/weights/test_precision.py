@@ -82,6 +82,7 @@ def test_bytes_of_a_number(dtype: str) -> None:
 def test_the_wanted_type_is_not_copied(dtype: str) -> None:
     values = np.ones((3, 2), dtype)
     assert to_compute(values, dtype, dtype) is values
+    assert encode(values, dtype) is values
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
