@@ -18,18 +18,21 @@ from refdiff.oracle.tracing import Trace, hooks, trace
 
 SIZES = {
     "vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
-    "num_key_value_heads": 4, "head_dim": 6, "max_position_embeddings": 128, "initializer_range": 0.25,
+    "num_key_value_heads": 4, "head_dim": 6, "max_position_embeddings": 4096, "initializer_range": 0.25,
     "lambda_std_dev": 0.5, "pad_token_id": 0,
 }  # fmt: skip
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def prepared(folder: Path, dtype: str, attention: str, seed: int = 0) -> tuple[Any, dict[str, torch.Tensor], Trace]:
-    """transformers' model, what it is called with, and the trace of ours."""
+    """transformers' model, what it is called with, and the trace of ours.
+
+    It is loaded: `model.to(torch.bfloat16)` would round the frequencies of RoPE too.
+    """
     torch.manual_seed(seed)
-    config = transformers.DiffLlamaConfig(**SIZES, attn_implementation=attention)
-    peer = transformers.DiffLlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
-    peer.save_pretrained(folder)
+    kind = transformers.DiffLlamaForCausalLM
+    kind(transformers.DiffLlamaConfig(**SIZES)).to(getattr(torch, dtype)).save_pretrained(folder)
+    peer = kind.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation=attention).eval()
     ids = np.random.default_rng(seed).integers(1, 97, (2, 13))
     mask = np.ones_like(ids)
     mask[1, :3] = 0
@@ -96,6 +99,18 @@ def test_a_wrong_lambda_init_is_found_behind_what_is_no_module(tmp_path: Path) -
     found = first_divergence(tmp_path / "run", ref)
     assert found.path == "model.layers.2.self_attn.diff"
     assert "lambda_init, lambda_full" in " ".join(str(found).split())
+
+
+def test_frequencies_that_are_rounded_with_the_weights_are_found(tmp_path: Path) -> None:
+    """`.to(torch.bfloat16)` rounds a buffer that `from_pretrained(dtype=torch.bfloat16)` leaves in float32."""
+    peer, call, ref = prepared(tmp_path / "model", "bfloat16", "sdpa")
+    call["position_ids"] = torch.arange(2000, 2013)[None]
+    ours = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "model")
+    ref = trace(ours, call["input_ids"], position_ids=call["position_ids"])
+    for model, at in ((peer, None), (peer.to(torch.bfloat16), "model.rotary_emb.cos")):
+        with torch.no_grad(), hooks(model) as mine:
+            model(input_ids=call["input_ids"], position_ids=call["position_ids"])
+        assert first_divergence(mine, ref).path == at
 
 
 def test_a_folder_of_printed_numbers(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ MEMBERS = 6
 DOUBTFUL = 3.09
 """How many standard deviations (1 in 1000) the spread that so few rounded numbers show may be too small."""
 
-ROUNDING = 0.4
-"""The standard deviation of the rounding of one value, in units of roundoff: 0.29 for one, more where there are two."""
+ROUNDING = 0.6
+"""The standard deviation of the rounding of one value, in units of roundoff: 0.29 for one rounding, and twice that for
+four, as the scores of transformers' eager attention have (product, scale, mask, and the exponential's argument)."""
 
 SUMMATION = 0.15
 """That of a sum of n terms, in roundoffs of float32 times √n, as accumulated in a row."""

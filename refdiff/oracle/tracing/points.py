@@ -114,7 +114,7 @@ class Points:
         angles = np.abs(to_numpy(positions)[:, None, :, None] * np.asarray(frequencies))
 
         def doubt(unit: float) -> Any:
-            return scale * (unit + 4 * max(SINGLE if unit >= SINGLE else 0.0, DOUBLE) * angles)
+            return scale * (SINGLE if unit >= SINGLE else DOUBLE) * (1 + 4 * angles)  # whatever the run's own type
 
         at = f"{self._base}rotary_emb."
         return self._visit(at + "cos", cos, doubt=doubt), self._visit(at + "sin", sin, doubt=doubt)

@@ -139,3 +139,4 @@ def test_hidden_scores_and_doubts() -> None:
     assert cos.shape == (1, 1, 5, 3)
     assert cos[0, 0, 0].tolist() == [2.0**-24] * 3
     close(cos[0, 0, 4, 0], np.asarray(2.0**-24 * (1 + 4 * 4)), FLOAT64)
+    assert np.array_equal(doubts["model.rotary_emb.sin"](2.0**-8), cos)
