@@ -1,0 +1,68 @@
+"""A part of a large case is the same rows of the whole, for nearly every deviation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.deviations import Problem, output
+from refdiff.oracle.diagnosis import sub_case
+from refdiff.oracle.diagnosis.sub_case import cost, reduced
+from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from tests.oracle.diagnosis.outputs import named
+from tests.oracle.inputs import draw, small
+
+
+def whole(spec: Spec, T: int, S: int, **more: Any) -> Target:
+    inputs = {**draw(spec, T=T, S=S), **more}
+    right = output(Problem(spec, inputs))
+    assert right is not None
+    return Target(inputs, right, right, np.ones(right.shape[:-1]), Recipe.of("float32"))
+
+
+@pytest.fixture(autouse=True)
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sub_case, "LARGE", 6000)
+
+
+@pytest.mark.parametrize(("T", "S"), [(23, 23), (9, 23)])
+@pytest.mark.parametrize("name", ["hf_diffllama", "diff_v2", "gda"])
+def test_the_part_is_those_rows(name: str, T: int, S: int) -> None:
+    spec = small(name)
+    rng = np.random.default_rng(0)
+    more: dict[str, Any] = {"key_mask": np.arange(S)[None] >= np.array([[2], [0]]), "bias": rng.normal(size=(T, S))}
+    more |= {"q_positions": rng.integers(0, 40, (1, T))}
+    t = whole(spec, T, S, **more)
+    part = reduced(spec, t)
+    assert part is not None
+    assert part.target.inputs["q"].shape[2] < T
+    assert (part.rows.start == 0) == (T == S)
+    again = output(Problem(spec, part.target.inputs))
+    assert np.allclose(again, t.actual[:1, :, part.rows], rtol=0, atol=1e-12)
+    assert part.target.actual.shape == part.target.expected.shape == (1, spec.heads, again.shape[2], spec.out_dim)
+    assert cost(spec, part.target.inputs) < cost(spec, t.inputs)
+
+
+def test_which_deviations_act_alike() -> None:
+    spec = small("hf_diffllama")
+    t = whole(spec, 23, 23)
+    part = reduced(spec, t)
+    assert part is not None
+    alike = {
+        n: part.same(spec, t, named("hf_diffllama", n)) for n in ("keys_crossed", "scale_left_out", "no_causal_mask")
+    }
+    assert alike == {"keys_crossed": True, "scale_left_out": True, "no_causal_mask": False}
+    assert part.same(spec, t, named("hf_diffllama", "padding_seen"))  # neither has it
+
+
+def test_small_and_other_kinds_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = small("hf_diffllama")
+    one = draw(spec, B=1, T=23, S=23)
+    packed = whole(spec, 23, 23, **one, cu_seqlens_q=np.array([0, 9, 23]))
+    assert reduced(spec, packed) is None
+    monkeypatch.setattr(sub_case, "LARGE", 10**9)
+    assert reduced(spec, whole(spec, 23, 23)) is None
