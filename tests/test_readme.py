@@ -40,8 +40,13 @@ def test_the_python_code_runs(tiny_checkpoint: Path, capsys: pytest.CaptureFixtu
 def test_the_commands_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "a", "max_new_tokens": 3}\n')
     lines = [line.split("#")[0] for block in _blocks("sh") for line in block.splitlines()]
-    commands = [shlex.split(line) for line in lines if line.startswith("refdiff") and "PATH_OR_REPO" in line]
-    assert len(commands) >= 3
+    elsewhere = ("kajuma/", "refdiff bench", "refdiff train")  # the hub; what takes long has tests of its own
+    commands = [
+        shlex.split(line)
+        for line in lines
+        if line.startswith("refdiff") and not any(word in line for word in elsewhere)
+    ]
+    assert len(commands) >= 8
     for command in commands:
         arguments = [word.replace("PATH_OR_REPO", str(tiny_checkpoint)) for word in command[1:]]
         subprocess.run(

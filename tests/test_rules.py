@@ -23,6 +23,7 @@ LAYERS = sorted((PACKAGE / "layers").glob("[!_]*.py"))
 ORDER = (
     "errors",
     "arrays",
+    "bundled",
     "hub",
     "layers",
     "backends",

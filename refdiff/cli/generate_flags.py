@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from refdiff import bundled
 from refdiff.cli.flags import Number, add_common
+from refdiff.cli.loading import add_machine
 from refdiff.cli.prompt import add_prompt
 
 # What a prompt in a JSONL file can set for itself too. The keys are the names of refdiff.generate's options.
@@ -40,8 +42,9 @@ examples:
         "-m",
         "--model",
         metavar="PATH_OR_REPO",
-        help="a folder with config.json, model.safetensors and tokenizer.json, or a hub repo id (default: none; "
-        "this version has no model of its own)",
+        default=bundled.NAME,
+        help="a folder with config.json, model.safetensors and tokenizer.json, or a hub repo id (default: bundled, a "
+        "small model of fairy tales that the package brings)",
     )
     add_prompt(given)
     given.add_argument(
@@ -85,22 +88,7 @@ examples:
     )
 
     machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--backend", choices=("numpy", "cupy"), default="numpy", help="numpy = CPU, cupy = CUDA (default: numpy)"
-    )
-    machine.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "float64", "float16", "bfloat16"),
-        default="auto",
-        help="the weights' type (default: auto = as stored)",
-    )
-    machine.add_argument(
-        "--threads",
-        type=Number(int, 0, off="0 = all cores"),
-        default=0,
-        metavar="N",
-        help="processor threads (default: 0 = all cores)",
-    )
+    add_machine(machine)
     add_common(machine)
 
 

@@ -10,25 +10,46 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.flags import UsageError
+from refdiff.cli.flags import Number
 
 _CHUNK = 16 * 1024 * 1024
 _SAMPLES = 64
+
+
+def add_machine(group: Any) -> None:
+    """Add the flags that say how a model is loaded and computed."""
+    group.add_argument(
+        "--backend", choices=("numpy", "cupy"), default="numpy", help="numpy = CPU, cupy = CUDA (default: numpy)"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float64", "float16", "bfloat16"),
+        default="auto",
+        help="the weights' type (default: auto = as stored)",
+    )
+    group.add_argument(
+        "--weights",
+        choices=("expanded", "stored"),
+        default="expanded",
+        help="stored = matrices of 16 bits stay so, for half the memory and some of the speed (default: expanded = to "
+        "float32, once)",
+    )
+    group.add_argument(
+        "--threads",
+        type=Number(int, 0, off="0 = all cores"),
+        default=0,
+        metavar="N",
+        help="processor threads (default: 0 = all cores)",
+    )
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """Return (model, tokenizer) of `-m`, downloaded first where it is a hub repo id.
 
     Raises:
-        UsageError: no model is named.
         CheckpointError: it is not there, or is broken.
         RuntimeError: the backend does not work.
     """
-    if args.model is None:
-        raise UsageError(
-            "no model: -m takes a folder with config.json, model.safetensors and tokenizer.json, or a hub repo id such "
-            "as kajuma/DiffLlama-0.3B-handcut; this version brings no model of its own"
-        )
     import refdiff
     from refdiff import arrays, hub
 
@@ -47,7 +68,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     if sys.stderr.isatty() and not args.quiet:
         read_ahead(sorted(folder.glob("*.safetensors")))
     model = refdiff.DiffLlamaForCausalLM.from_pretrained(
-        folder, dtype=args.dtype, backend=args.backend, threads=args.threads or None
+        folder, dtype=args.dtype, backend=args.backend, weights=args.weights, threads=args.threads or None
     )
     return model, tokenizer
 

@@ -59,7 +59,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     if args.ids is None:
         from refdiff.cli.loading import load
 
-        return load(argparse.Namespace(**{**vars(args), "model": args.of, "backend": "numpy"}))
+        return load(argparse.Namespace(**{**vars(args), "model": args.of, "backend": "numpy", "weights": "expanded"}))
     import refdiff
 
     return refdiff.DiffLlamaForCausalLM.from_pretrained(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from refdiff import bundled
 from refdiff.errors import CheckpointError
 from refdiff.hub.explain import explain, explained, is_unreachable
 from refdiff.hub.links import follow
@@ -45,6 +46,8 @@ def snapshot(
     progress: bool = True,
 ) -> Path:
     """Return the folder of a checkpoint: a local one as it is, a hub repo's after downloading what is not yet cached.
+
+    `"bundled"` is the model that the package brings.
 
     `files` are the names or patterns to download: `CONFIG`, `WEIGHTS`, `TOKENIZER`, or any of them added together. With
     `WEIGHTS`, the file `model.safetensors` is downloaded, or where there is none, the shards that
@@ -120,7 +123,10 @@ def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Calla
 
 
 def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
-    """Return the folder if there is one, None for a string that can only be a repo id, or raise `CheckpointError`."""
+    """Return the folder if there is one, None for a string that can only be a repo id, or raise `CheckpointError`.
+
+    `"bundled"` is the package's own model, unless there is a folder of that name.
+    """
     text = os.fspath(path_or_repo)
     if re.match(r"(?:https?|hf)://", text):
         raise CheckpointError(f"{text[:200]}: is a web address; give the repo id in it, such as user/name")
@@ -136,6 +142,8 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
         is_file = path.exists()
     except OSError as error:
         raise CheckpointError(f"{text[:200]}: cannot be read: {error.strerror}") from None
+    if text == bundled.NAME:
+        return bundled.FOLDER
     if is_file:
         raise CheckpointError(f"{path}: is a file; give the folder that it is in")
     if isinstance(path_or_repo, os.PathLike) or text.startswith((".", "/", "~", "\\")) or text.count("/") > 1:

@@ -130,6 +130,9 @@ On the last {unseen:.0f} % of the text, which neither the model nor its tokenize
 python -m refdiff.training.bundle run OUTPUT --manifest manifest.json
 ```
 
+With another `--wiring`, `none` above all, the first command trains its twin: as many parameters but for λ, and the same
+rows.
+
 {seen:,} tokens in {settings["steps"]:,} steps over a training part of {len(corpus.tokens["train"]):,} tokens. During
 training the validation loss was that of some rows of the validation part, at the end that of all:
 

@@ -214,7 +214,6 @@ def test_an_empty_prompt_starts_from_the_first_token(reciting: Path, capsys: Cap
         (["-m", "MODEL"], "no prompt: give it as an argument, with -p TEXT, with -f FILE, or - for standard input"),
         (["-m", "MODEL", "a", "-p", "b"], "PROMPT and -p each give the prompt"),
         (["-m", "MODEL", "a", "--prompts-file", "b"], "PROMPT and --prompts-file each give the prompt"),
-        (["a"], "no model: -m takes a folder with config.json"),
         (["-m", "MODEL", "--system", "s", "a"], "add --chat"),
         (["-m", "MODEL", "--stop", "", "a"], "--stop is empty"),
         (["-m", "MODEL", "-o", "x", "a"], "-o goes with --prompts-file"),

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -16,8 +17,14 @@ from refdiff.cli.loading import load, read_ahead
 
 
 def _args(model: Path | str, **options: Any) -> argparse.Namespace:
-    usual = {"offline": False, "quiet": False, "threads": 0, "backend": "numpy", "dtype": "auto"}
+    usual = {"offline": False, "quiet": False, "threads": 0, "backend": "numpy", "weights": "expanded", "dtype": "auto"}
     return argparse.Namespace(model=str(model), **{**usual, **options})
+
+
+def test_weights_can_stay_as_they_are_stored() -> None:
+    model, _ = load(_args("bundled", weights="stored"))
+    assert model.params["model"]["embed_tokens"]["weight"].dtype == np.float16
+    assert load(_args("bundled"))[0].params["model"]["embed_tokens"]["weight"].dtype == np.float32
 
 
 def test_threads_limits_the_linear_algebra_library(tiny_checkpoint: Path) -> None:
