@@ -118,6 +118,21 @@ def test_on_a_second_device(wiring: str) -> None:
             close(to_numpy(y), x, 1e-9)
 
 
+def test_a_llamas_attention_by_hand() -> None:
+    """RoPE turns value i of a head with value i + d/2, as a complex number; two query heads share a key head."""
+    model, tokens = small_model(refdiff.DiffLlamaModel, wiring="none", num_hidden_layers=1), ids(0, 2, 5)
+    p, d = model.params["layers"][0]["self_attn"], model.config.head_dim
+    hidden, context = model._start(tokens, None, None, None, None, False)
+    q, k, v = ((hidden @ p[f"{name}_proj"]["weight"].T).reshape(2, 5, -1, d).transpose(0, 2, 1, 3) for name in "qkv")
+    turn = np.exp(1j * np.arange(5)[:, None] * 10000.0 ** (-2 * np.arange(d // 2) / d))
+    q, k = ((x[..., : d // 2] + 1j * x[..., d // 2 :]) * turn for x in (q, k))
+    scores = np.einsum("bhtd,bhsd->bhts", q, np.repeat(k, 2, axis=1).conj()).real / np.sqrt(d)
+    weights = np.exp(scores) * np.tri(5)
+    heads = weights / weights.sum(axis=-1, keepdims=True) @ np.repeat(v, 2, axis=1)
+    want = heads.transpose(0, 2, 1, 3).reshape(2, 5, -1) @ p["o_proj"]["weight"].T
+    close(self_attention(p, hidden, 0, context), want, SAME)
+
+
 @EACH
 def test_the_precision_of_maps_is_that_of_the_model(wiring: str) -> None:
     model = refdiff.DiffLlamaForCausalLM(small_config(wiring=wiring))
