@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -52,20 +52,19 @@ class Child:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115, closed by close()
-        self._process = subprocess.Popen(  # noqa: S603, this very Python
-            [sys.executable, "-m", "refdiff.bench.child", json.dumps({"side": name, **asdict(settings)})],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            env=environment(settings.threads),
-            start_new_session=True,
-        )
-        try:
+        with ExitStack() as undo:  # Ctrl-C may come at any line
+            self._said = undo.enter_context(tempfile.TemporaryFile())
+            self._process = subprocess.Popen(  # noqa: S603, this very Python
+                [sys.executable, "-m", "refdiff.bench.child", json.dumps({"side": name, **asdict(settings)})],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                env=environment(settings.threads),
+                start_new_session=True,
+            )
+            undo.callback(self.close)
             self.ask("prepare")
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Have it do something, and return its answer.
