@@ -173,7 +173,12 @@ def _core(spec: Spec, inputs: Inputs) -> Inputs:
 
 def _by_rows(name: str, y: Numpy, runs: list[Numpy], hard: Numpy | None, recipe: Recipe, axes: str) -> RowBudget:
     finite = np.isfinite(y)
-    floor, errors, slopes = FLOOR * recipe.u * root_mean_square(np.where(finite, y, 0.0)), [], [0.0]
+    size = root_mean_square(np.where(finite, y, 0.0))
+    # what is below the type's range, or what a processor that flushes takes for zero, may be lost
+    floor = FLOOR * recipe.u * size + np.where(
+        np.any(y != 0, axis=-1), max(FORMATS[recipe.storage].tiny, 2.0**-126), 0.0
+    )
+    errors, slopes = [], [0.0]
     doubtful = np.zeros(floor.shape, dtype=np.bool_)
     for run in runs:
         lost = np.any(~np.isfinite(run) & finite, axis=-1)

@@ -46,12 +46,12 @@ class Order:
 
 
 MEMBERS = (
-    Order("two passes, op by op", stored=True, terms=8),
+    Order("two passes, op by op", stored=True, terms=1),
     Order("weights subtracted", subtract="weights", shift=1.0),
     Order("online, 16 keys", tile=16, terms=4, base2=True),
     Order("online, 64 keys", tile=64, shift=-1.0, scale_first=True),
     Order("online, 16 keys from the last", tile=16, reverse=True, stored=True),
-    Order("weights subtracted, op by op", subtract="weights", stored=True, terms=4, base2=True),
+    Order("weights subtracted, op by op", subtract="weights", stored=True, terms=2, base2=True),
     Order("two passes", terms=2, shift=1.0),
     Order("online, 128 keys, op by op", tile=128, stored=True, base2=True, shift=-1.0),
 )

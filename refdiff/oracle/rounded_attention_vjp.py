@@ -1,7 +1,8 @@
 """`diff_attention_vjp` as a kernel computes it: rounded where a recipe stores, in one of the legal orders.
 
-The weights are computed again from the scores, as flash kernels do. Eager ways store the gradient of the weights: it is
-rounded to the recipe's `qk`, as the scores are.
+Kernels that go by tiles compute the weights again from the scores and the stored log-sum-exp: exp(z − lse), where an
+lse of 400 in float32 is off by 2⁻¹⁶, and so is every weight of its row. Eager ways store the gradient of the weights:
+it is rounded to the recipe's `qk`, as the scores are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from refdiff.layers.diff_attention import sum_to
 from refdiff.oracle.order import Arithmetic
-from refdiff.oracle.rounded_attention import attend, difference, scores_of_maps, weights
+from refdiff.oracle.rounded_attention import attend, difference, scores_of_maps, top, weights
 
 Numpy = np.ndarray[Any, Any]
 
@@ -37,7 +38,7 @@ def rounded_attention_vjp(
     keys = [np.repeat(how.array(k), H // K, axis=1) for k in (k1, k2)]
     values = np.repeat(how.array(v), H // K, axis=1)
     maps = list(scores_of_maps(how, (q1, keys[0], q2, keys[1]), mask, bias, causal))
-    w1, w2 = (weights(how, z) for z in maps)
+    w1, w2 = (_weights_again(how, z) for z in maps)
     g, lambda_ = how.hold(how.array(g), "o"), how.array(lambda_)
     with np.errstate(over="ignore", invalid="ignore"):
         g2 = how.hold(-lambda_ * g, "o")
@@ -65,6 +66,16 @@ def rounded_attention_vjp(
         ]
     results = (dq1, shared[0], dq2, shared[1], shared[2], sum_to(dlambda, tuple(lambda_.shape)))
     return tuple(np.asarray(x, dtype=np.float64) for x in results)
+
+
+def _weights_again(how: Arithmetic, z: Numpy) -> Numpy:
+    order = how.order
+    if order.subtract == "weights" or not (order.tile or order.noise):
+        return weights(how, z)
+    largest = top(z)
+    total = np.sum(how.exp(z, largest), axis=-1, keepdims=True)
+    lse = how.single_step(largest + np.log(np.where(total == 0, how.dtype(1), total)))
+    return how.exp(z, how.array(lse))
 
 
 def _turned(x: Numpy) -> Numpy:

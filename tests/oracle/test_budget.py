@@ -121,3 +121,12 @@ def test_refuses(actual: object, message: str) -> None:
     spec = small("hf_diffllama")
     with pytest.raises(ValueError, match=message):
         budget(spec, draw(spec), "bfloat16", members=2).judge(actual)
+
+
+def test_numbers_below_the_range_of_the_type_may_be_lost() -> None:
+    spec = small("diff_v2")
+    x = draw(spec, T=5, S=7)
+    x["v"] = np.full_like(x["v"], 2.0**-24)
+    found = budget(spec, x, "float16")
+    assert found.expected["out"].any()
+    assert found.judge(np.zeros_like(found.expected["out"])).tensors["out"].status != "fail"

@@ -37,3 +37,15 @@ def test_eager_ways_store_the_gradient_of_the_weights() -> None:
         rounded_attention_vjp(Arithmetic(r, order), g, *x)[0] for r in (Recipe("bf16"), Recipe.eager("bf16"))
     )
     assert np.mean((eager - want) ** 2) > 1.2 * np.mean((fused - want) ** 2)
+
+
+def test_weights_from_a_large_log_sum_exp_in_float32() -> None:
+    q1, k1, q2, k2, v, lambda_ = inputs("float32")
+    x = (30 * q1, 10 * k1, q2, k2, v, lambda_)  # scores of hundreds
+    g = np.random.default_rng(8).normal(size=(2, 4, 19, 12))
+    want = layers.diff_attention_vjp(g, *x)[4]
+    whole, by_tiles = (
+        np.sqrt(np.mean((rounded_attention_vjp(Arithmetic(Recipe("float32"), o), g, *x)[4] - want) ** 2))
+        for o in (Order(""), Order("", tile=16))
+    )
+    assert by_tiles > 1.5 * whole

@@ -1,0 +1,117 @@
+"""Differential attention by implementations that are not of this project: transformers' DiffLlama, torch's sdpa.
+
+Each is `kernel(spec, inputs, dout, dtype)` -> {"out", "dq", "dk", "dv"} in float64, gradients by torch's autograd.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import DiffLlamaConfig
+from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaRotaryEmbedding
+
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.visible import visible
+from refdiff.oracle.wiring import wiring
+
+Arrays = dict[str, np.ndarray]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _numbers(x: torch.Tensor | None) -> np.ndarray:
+    assert x is not None
+    return x.detach().to(torch.float64).numpy()
+
+
+def transformers_diffllama(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, implementation: str) -> Arrays:
+    """The attention module itself: q, k and v come through projections that select them, which rounds nothing."""
+    kind, (B, H, T, d), K = DTYPES[dtype], inputs["q"].shape, spec.key_heads
+    assert inputs["k"].shape[2] == T, "the module has as many keys as queries"
+    width = (H + 2 * K) * d
+    config = DiffLlamaConfig(
+        hidden_size=width,
+        num_attention_heads=H,
+        num_key_value_heads=K,
+        head_dim=d,
+        rms_norm_eps=spec.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+        num_hidden_layers=spec.layer + 1,
+        attn_implementation=implementation,
+    )
+    module = DiffLlamaAttention(config, spec.layer).to(kind)
+    eye = torch.eye(width, dtype=kind)
+    with torch.no_grad():
+        for projection, start, heads in ((module.q_proj, 0, H), (module.k_proj, H, K), (module.v_proj, H + K, K)):
+            projection.weight.copy_(eye[start * d : (start + heads) * d])
+        module.o_proj.weight.copy_(eye[:, : H * d])
+        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
+            getattr(module, name).copy_(torch.as_tensor(inputs[name]))
+    flat = [np.moveaxis(inputs[name], 1, 2).reshape(B, T, -1) for name in ("q", "k", "v")]
+    x = torch.as_tensor(np.concatenate(flat, axis=-1)).to(kind).requires_grad_()
+    angles = DiffLlamaRotaryEmbedding(config)(x, torch.arange(T)[None])
+    mask = None
+    if implementation == "eager":
+        mask = torch.full((T, T), torch.finfo(kind).min, dtype=kind).triu(1)[None, None]
+    out, _ = module(x, angles, mask)
+    g = np.zeros((B, T, width))
+    g[..., : H * d] = np.moveaxis(dout, 1, 2).reshape(B, T, H * d)
+    out.backward(torch.as_tensor(g).to(kind))
+    grads = _numbers(x.grad)
+    found = {"out": np.moveaxis(_numbers(out)[..., : H * d].reshape(B, T, spec.heads, 2 * d), 1, 2)}
+    for name, start, heads in (("dq", 0, H), ("dk", H, K), ("dv", H + K, K)):
+        part = grads[..., start * d : (start + heads) * d]
+        found[name] = np.moveaxis(part.reshape(B, T, heads, d), 1, 2)
+    return found
+
+
+def torch_sdpa(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, backend: SDPBackend) -> Arrays:
+    """unilm's two passes, each over both halves of V, through one backend of torch's scaled_dot_product_attention."""
+    kind, w, d = DTYPES[dtype], wiring(spec), spec.head_dim
+    q, k, v = (torch.as_tensor(inputs[name]).to(kind).requires_grad_() for name in ("q", "k", "v"))
+    T, S = q.shape[2], k.shape[2]
+    see = torch.as_tensor(np.broadcast_to(visible(spec, inputs), (1, 1, T, S)).copy())
+    turned_q, turned_k = _interleaved(q, S - T, spec), _interleaved(k, 0, spec)
+    maps = []
+    for of_q, of_k in ((w.q1, w.k1), (w.q2, w.k2)):
+        halves = []
+        for half in (v[..., :d], v[..., d:]):
+            with sdpa_kernel([backend]):
+                halves.append(
+                    torch.nn.functional.scaled_dot_product_attention(
+                        turned_q[:, of_q].contiguous(),
+                        turned_k[:, of_k].contiguous(),
+                        half[:, w.v].contiguous(),
+                        attn_mask=see,
+                    )
+                )
+        maps.append(torch.cat(halves, dim=-1))
+    vectors = [torch.as_tensor(inputs[f"lambda_{n}"]).float() for n in ("q1", "k1", "q2", "k2")]
+    start = 0.8 - 0.6 * float(np.exp(-0.3 * spec.layer))
+    lambda_ = (vectors[0] @ vectors[1]).exp() - (vectors[2] @ vectors[3]).exp() + start
+    heads = maps[0] - lambda_.to(kind) * maps[1]
+    wide = heads.float()
+    normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + spec.norm_eps)).to(kind)
+    out = (1 - start) * (normed * torch.as_tensor(inputs["norm_weight"]).to(kind))
+    out.backward(torch.as_tensor(dout).to(kind))
+    return {"out": _numbers(out), "dq": _numbers(q.grad), "dk": _numbers(k.grad), "dv": _numbers(v.grad)}
+
+
+def _interleaved(x: torch.Tensor, first: int, spec: Spec) -> torch.Tensor:
+    d = x.shape[-1]
+    turn = 1.0 / spec.rope_theta ** (torch.arange(0, d, 2).float() / d)
+    angles = torch.arange(first, first + x.shape[2]).float()[:, None] * turn
+    a, b = x[..., 0::2].float(), x[..., 1::2].float()
+    turned = torch.stack([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+KERNELS: dict[str, tuple[str, bool, Any]] = {
+    "transformers eager": ("hf_diffllama", True, lambda *x: transformers_diffllama(*x, "eager")),
+    "transformers sdpa": ("hf_diffllama", False, lambda *x: transformers_diffllama(*x, "sdpa")),
+    "torch sdpa math": ("ms_v1", False, lambda *x: torch_sdpa(*x, SDPBackend.MATH)),
+    "torch sdpa flash": ("ms_v1", False, lambda *x: torch_sdpa(*x, SDPBackend.FLASH_ATTENTION)),
+}
+"""By name: the preset, whether every operation's result is stored, and the function."""
