@@ -10,7 +10,7 @@ import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation, deviated, output
 from refdiff.oracle.diagnosis.ranking import Candidate
-from refdiff.oracle.diagnosis.sub_case import reduced
+from refdiff.oracle.diagnosis.sub_case import acts_alike, reduced
 from refdiff.oracle.diagnosis.variants import NEAR, Target, explained, judged, quick_residual
 from refdiff.oracle.spec import Spec
 
@@ -24,30 +24,22 @@ def search(
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Return the candidates that fit all targets, with the fewest deviations; and the ones that come closest.
 
-    A pair is of two axes. Where a single fits, no pair is looked for. Pairs are compared on a part of a large case, and
-    are of deviations that act in that part as in the whole; those that come near are judged on all of it.
+    A pair is of two axes. Where a single fits, no pair is looked for. On a part of a large case all are
+    compared that act there as in the whole; those that come near are judged on all of it.
     """
     closest: list[Candidate] = []
+    small = tuple(target if (part := reduced(spec, target)) is None else part.target for target in targets)
+    untouched = all(a is b for a, b in zip(small, targets, strict=True))
+    alike = tuple(d for d in known if untouched or acts_alike(d))
     for count in range(1, max_deviations + 1):
-        small, local = (targets, known) if count == 1 else _reduced(spec, targets, known)
-        found = _ranked(spec, targets, small, _together(local, count))
+        scored = _scored(spec, small, _together(alike, count))
+        if count == 1:
+            scored += _scored(spec, targets, ((d,) for d in known if d not in alike))
+        found = _ranked(spec, targets, scored)
         closest = sorted([*closest, *found], key=lambda c: (-c.explains, len(c.deviations)))[:3]
         if fitting := [c for c in found if c.fits]:
             return [c for c in fitting if c.residual <= AS_GOOD * fitting[0].residual], closest
     return [], closest
-
-
-def _reduced(
-    spec: Spec, targets: tuple[Target, ...], known: tuple[Deviation, ...]
-) -> tuple[tuple[Target, ...], tuple[Deviation, ...]]:
-    """Parts of the targets that are large, and the deviations that act on the parts as on the whole."""
-    small, local = [], known
-    for target in targets:
-        part = reduced(spec, target)
-        small.append(target if part is None else part.target)
-        if part is not None:
-            local = tuple(d for d in local if part.same(spec, target, d))
-    return tuple(small), local
 
 
 def _together(known: tuple[Deviation, ...], count: int) -> Iterable[tuple[Deviation, ...]]:
@@ -56,11 +48,13 @@ def _together(known: tuple[Deviation, ...], count: int) -> Iterable[tuple[Deviat
             yield some
 
 
-def _ranked(
-    spec: Spec, targets: tuple[Target, ...], small: tuple[Target, ...], sets: Iterable[tuple[Deviation, ...]]
-) -> list[Candidate]:
-    """Every set with its quick residual on the small targets, those near with one of their own budget on all."""
-    scored = [c for some in sets if (c := _quick(spec, small, some)) is not None]
+def _scored(spec: Spec, targets: tuple[Target, ...], sets: Iterable[tuple[Deviation, ...]]) -> list[Candidate]:
+    """Every set with its quick residual."""
+    return [c for some in sets if (c := _quick(spec, targets, some)) is not None]
+
+
+def _ranked(spec: Spec, targets: tuple[Target, ...], scored: list[Candidate]) -> list[Candidate]:
+    """Those that are near with a residual in their own budget, on all of the targets; and those that come closest."""
     scored.sort(key=lambda c: (c.residual, -c.explains))
     final = [_judged(spec, targets, c) if c.residual < NEAR else c for c in scored[:FINALISTS]]
     best = sorted(scored, key=lambda c: -c.explains)[:3]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from refdiff.oracle.budget import budget
+from refdiff.oracle.diagnosis import sub_case
 from refdiff.oracle.diagnosis.search import search
 from refdiff.oracle.diagnosis.variants import Target
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
@@ -46,3 +49,12 @@ def test_what_one_target_hides_the_other_shows() -> None:
 def test_pairs_are_of_two_axes() -> None:
     of_one_axis = targets("layer_norm", "norm_by_the_sum_of_squares")
     assert search(BOTH[0].spec, of_one_axis, KNOWN[:2], 2)[0] == []
+
+
+def test_a_large_case_is_searched_by_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sub_case, "LARGE", 20_000)
+    fitting, _ = search(BOTH[0].spec, targets("scale_left_out", "keys_crossed"), KNOWN, 2)
+    assert [c.name for c in fitting] == ["scale_left_out + keys_crossed"]
+    mask = named("hf_diffllama", "one_future_token_seen")
+    fitting, _ = search(BOTH[0].spec, targets("one_future_token_seen"), (*KNOWN, mask), 1)
+    assert [c.name for c in fitting] == ["one_future_token_seen"]
