@@ -98,7 +98,7 @@ class PreTrainedModel(Pickled):
         self.dtype = dtype
         self.xp = _backend(backend)
         self.device = device
-        with placing(self.xp, device, sum(a.nbytes for a in flatten(params).values())) as put:
+        with placing(self.xp, device, sum(getattr(a, "nbytes", 0) for a in flatten(params).values())) as put:
             self.params = _map(put, params)
         self.kernels = kernels_for(self.xp, kernels, threads)
         self.ops = ops_for(self.kernels)
