@@ -10,7 +10,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # 04 · Three wirings, and a published file that differs
 #
@@ -59,7 +58,6 @@ rng = np.random.default_rng(4)
 B, H, T, d = 1, 8, 9, 4
 lambda_, start, eps = np.asarray(0.6), 0.35, 1e-5
 ones = np.ones(2 * d)  # the paper's norm has a weight; Hugging Face's has none
-
 
 for K in (8, 4, 2):
     q = rng.standard_normal((B, H, T, d))

@@ -10,7 +10,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # 05 · Load and generate
 #
@@ -91,19 +90,19 @@ print("by hand, as generate:", np.array_equal(text, model.generate(ids, max_new_
 count = {"multiplications": 0}
 
 
-def counting(name, function):
+def count_products(name, function):
     if name != "linear":
         return function
 
     @functools.wraps(function)
-    def counted(x, weight, bias=None):
+    def counted_linear(x, weight, bias=None):
         count["multiplications"] += x.size * weight.shape[0]
         return function(x, weight, bias)
 
-    return counted
+    return counted_linear
 
 
-ops, model.ops = model.ops, overlay(model.ops, counting)
+ops, model.ops = model.ops, overlay(model.ops, count_products)
 greedy = model.generate(ids, max_new_tokens=24)
 with_cache = count["multiplications"]
 count["multiplications"] = 0
@@ -129,8 +128,11 @@ print("tokens in the cache:", len(rest.cache))
 # %% [markdown]
 # ## Sampling
 #
-# Greedy text repeats itself. Sampling draws the next token from the probabilities
-# $p = \mathrm{softmax}(z)$, after reshaping them:
+# Greedy text repeats itself. Sampling draws the next token $v$ from the probabilities
+#
+# $$p_v = \mathrm{softmax}(z)_v = \frac{\exp z_v}{\sum_u \exp z_u},$$
+#
+# after reshaping them:
 #
 # - **temperature** τ: $z' = z/\tau$. Below 1 it sharpens, above 1 it flattens (Ackley et al. 1985).
 # - **top-k**: only the k most likely tokens stay (Fan et al. 2018).
@@ -142,8 +144,7 @@ print(inspect.getsource(sampling.top_p))
 
 # %%
 z = model(ids).logits[:, -1]
-best = sampling.top_indices(z, 6)[0]
-
+best = sampling.top_indices(z, 4)[0]
 
 shapes = {
     "p": z,
@@ -169,7 +170,7 @@ axes.figure
 p = sampling.softmax(shapes["top-p 0.8"])[0]
 drawn = [sampling.draw(p, u) for u in np.random.default_rng(5).random(4000)]
 frequencies = np.bincount(drawn, minlength=len(p)) / len(drawn)
-for token, word in zip(best[:4], words, strict=False):
+for token, word in zip(best, words, strict=True):
     print(f"{word:12} probability {p[token]:.3f}   drawn {frequencies[token]:.3f}")
 
 # %% [markdown]

@@ -58,6 +58,7 @@ def notebook_of(path: Path) -> Any:
     }
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number:02}", {}
+        cell.source = cell.source.strip("\n")  # the formatter wants empty lines before a function
     return notebook
 
 

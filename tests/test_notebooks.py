@@ -1,0 +1,292 @@
+"""The notebooks: pairs in step, what each must have, and that they run: in order, and each alone."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks"
+SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+NAMES = [path.stem for path in SOURCES]
+QUESTIONS = "# %% [questions]"
+ALLOWED = {"refdiff", "numpy", "matplotlib", *sys.stdlib_module_names}
+
+
+def _script(name: str) -> ModuleType:
+    """One of the folder's scripts as a module."""
+    spec = importlib.util.spec_from_file_location(f"notebooks_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _cells(path: Path) -> list[tuple[str, str]]:
+    """(kind, source) of each cell of a .py: a reader that does without jupytext."""
+    shown = path.read_text(encoding="utf-8").split(QUESTIONS)[0]
+    cells = []
+    for part in re.split(r"^# %%", shown, flags=re.MULTILINE)[1:]:
+        head, _, body = part.partition("\n")
+        body = body.strip("\n")
+        if head == " [markdown]":
+            cells.append(("markdown", re.sub(r"^# ?", "", body, flags=re.MULTILINE)))
+        else:
+            assert not head, f"a cell begins with # %%{head}"
+            cells.append(("code", re.sub(r"^# (?=%\w)", "", body, flags=re.MULTILINE)))
+    return cells
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    notebook: dict[str, Any] = json.loads(path.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    return notebook
+
+
+def _code(path: Path) -> list[ast.Module]:
+    return [ast.parse(source.replace("%matplotlib", "# ")) for kind, source in _cells(path) if kind == "code"]
+
+
+def _text(path: Path) -> str:
+    return "\n\n".join(source for kind, source in _cells(path) if kind == "markdown")
+
+
+def test_they_are_numbered_from_1_to_11() -> None:
+    assert [name[:2] for name in NAMES] == [f"{i:02}" for i in range(1, 12)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_the_pair_is_in_step(path: Path) -> None:
+    stored = _stored(path)
+    assert [(cell["cell_type"], "".join(cell["source"])) for cell in stored["cells"]] == _cells(path), (
+        f"stale: run python notebooks/build.py {path.stem}"
+    )
+    assert all(cell["execution_count"] for cell in stored["cells"] if cell["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_outputs_hold_no_error_warning_path_or_time(path: Path) -> None:
+    outputs = [o for cell in _stored(path)["cells"] for o in cell.get("outputs", [])]
+    assert {o["output_type"] for o in outputs} <= {"stream", "display_data", "execute_result"}
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    text = "\n".join("".join(o.get("text", [])) for o in outputs)
+    assert not re.search(r"(?<![\w.])/(?:home|Users|root|work|opt|tmp)/\w|Warning|tokens_per_second", text)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_every_figure_says_what_it_draws(path: Path) -> None:
+    outputs = [
+        o for cell in _stored(path)["cells"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
+    ]
+    assert outputs, "a notebook has a picture"
+    for output in outputs:
+        axes = output["metadata"]["drawn"]["axes"]
+        assert any(one["artists"] for one in axes)
+        assert all(re.fullmatch(r"\w+:( [-+\d.e]+){7}", artist) for one in axes for artist in one["artists"])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_imports_are_of_refdiff_numpy_matplotlib_and_python(path: Path) -> None:
+    imported: set[str] = set()
+    for tree in _code(path):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").split(".")[0])
+    assert "refdiff" in imported
+    assert not imported - ALLOWED
+
+
+def _defined_in_refdiff() -> set[str]:
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "refdiff").rglob("*.py"))
+    return {n.name for t in trees for n in t.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+
+
+def test_they_define_nothing_that_refdiff_has() -> None:
+    has = _defined_in_refdiff()
+    assert {"rms_norm", "diff_attention", "plot_attention", "top_p"} <= has
+    for path in SOURCES:
+        defined = {
+            n.name for tree in _code(path) for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)
+        }
+        assert not defined & has, path.name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_source_is_shown_of_the_functions_that_run(path: Path) -> None:
+    shown = [
+        ast.unparse(call.args[0])
+        for tree in _code(path)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "inspect.getsource"
+    ]
+    assert shown
+    names: dict[str, Any] = {}
+    for tree in _code(path):
+        imports: list[ast.stmt] = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), path.name, "exec"), names)
+    for expression in shown:
+        assert eval(expression, names).__module__.startswith("refdiff.")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_each_has_all_its_parts(path: Path) -> None:
+    text = _text(path)
+    assert text.startswith(f"# {path.stem[:2]} · ")
+    assert "**What you will see.**" in text
+    assert "arXiv 2410.05258" in " ".join(text.split())
+    assert re.search(r"eq\. \d|section 2\.\d", text), "the number of an equation in the paper"
+    assert "$$" in text
+    assert text.count("## Exercise") == 1
+    exercise = text.split("## Exercise")[1]
+    assert re.search(r"<details>\n<summary>Answer</summary>\n\n.+\n\n</details>", exercise, re.DOTALL)
+    assert "## What must hold" in exercise
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_it_ends_in_assertions(path: Path) -> None:
+    last = _code(path)[-1]
+    assert _cells(path)[-1][0] == "code"
+    found = [n for n in ast.walk(last) if isinstance(n, ast.Assert)]
+    assert len(found) >= 2
+    assert isinstance(last.body[-1], ast.Assert | ast.For)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_three_questions_are_answered_in_its_source_alone(path: Path) -> None:
+    block = path.read_text(encoding="utf-8").split(QUESTIONS)[1]
+    assert re.findall(r"^# ([QA]): \S.{15,}", block, flags=re.MULTILINE) == ["Q", "A"] * 3
+    shown = path.with_suffix(".ipynb").read_text(encoding="utf-8")
+    first = re.findall(r"^# Q: (.{20})", block, flags=re.MULTILINE)[0]
+    assert first not in shown
+
+
+def test_numbers_are_near_or_not() -> None:
+    near = _script("compare").near
+    assert near("0.123", "0.124")
+    assert near("-1.50", "−1.50")
+    assert near("0.00", "-0.00")
+    assert near("1.2e-07", "1.3e-07")
+    assert near("1234.56", "1236.5")
+    assert not near("0.123", "0.125")
+    assert not near("7", "8")
+    assert not near("1.2e-07", "1.2e-06")
+
+
+def _notebook(text: str, artist: str = "line: 4 4 0 1 0.5 0.25 0.1", words: str = "λ = 0.500") -> SimpleNamespace:
+    drawn = {"drawn": {"axes": [{"words": [words], "artists": [artist]}]}}
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": text},
+        {"output_type": "display_data", "data": {"image/png": artist}, "metadata": drawn},
+    ]
+    return SimpleNamespace(cells=[{"cell_type": "code", "outputs": outputs}])
+
+
+def test_outputs_are_compared_by_words_numbers_and_data_drawn() -> None:
+    differences = _script("compare").differences
+    stored = _notebook("loss 0.1234\n")
+    assert differences(stored, _notebook("loss 0.1235\n")) == []
+    assert differences(stored, _notebook("loss 0.1234\n", "line: 4 4 0 1 0.5 0.2501 0.1")) == []
+    assert "numbers" in differences(stored, _notebook("loss 0.1334\n"))[0]
+    assert "text" in differences(stored, _notebook("cost 0.1234\n"))[0]
+    assert "other data" in differences(stored, _notebook("loss 0.1234\n", "line: 4 4 0 1 0.5 0.26 0.1"))[0]
+    assert "draws" in differences(stored, _notebook("loss 0.1234\n", "line: 5 5 0 1 0.5 0.25 0.1"))[0]
+    assert "numbers" in differences(stored, _notebook("loss 0.1234\n", words="λ = 0.600"))[0]
+    fewer = _notebook("loss 0.1234\n")
+    del fewer.cells[0]["outputs"][1]
+    assert "outputs" in differences(stored, fewer)[0]
+
+
+def test_a_figure_is_summed_up_by_its_data() -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    drawn = _script("drawn").drawn
+
+    def picture(values: list[float], label: str = "loss") -> Any:
+        axes = Figure().add_subplot()
+        axes.plot(values)
+        axes.bar([0, 1], values[:2])
+        axes.fill_between([0, 1], values[:2])
+        axes.imshow(np.reshape(values, (2, 2)))
+        axes.set_ylabel(label)
+        return drawn(axes.figure)
+
+    values = [0.5, -1.0, 2.0, 0.25]
+    assert picture(values) == picture(values)
+    for place in range(4):
+        moved = [*values]
+        moved[place] += 0.1
+        assert picture(moved) != picture(values)
+    assert picture(values[::-1]) != picture(values)
+    assert picture(values, "λ")[0]["words"] == ["λ"]
+    assert {artist.split(":")[0] for artist in picture(values)[0]["artists"]} == {
+        "line",
+        "patches",
+        "collection",
+        "image",
+    }
+
+
+def test_sums_of_nothing_and_of_what_is_not_finite() -> None:
+    sums = _script("drawn").sums
+    assert sums([]) == [0, 0, 0, 0, 0, 0, 0]
+    assert sums([np.nan, 1.0, np.inf])[:4] == [3, 1, 1, 1]
+
+
+def test_names_choose_notebooks_and_unknown_ones_are_refused() -> None:
+    build = _script("build")
+    assert [path.stem for path in build.sources(["03", "01_one"])] == [NAMES[0], NAMES[2]]
+    assert build.sources() == SOURCES
+    with pytest.raises(ValueError, match="no notebook is called 99"):
+        build.sources(["99"])
+
+
+def _needs_kernel() -> Any:
+    for name in ("jupytext", "nbclient", "ipykernel"):
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install '.[notebooks]'")
+    return _script("build")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_it_runs_alone_and_gives_what_is_stored(path: Path) -> None:
+    """Each in a kernel of its own, as `build.py --check` does; here in order, and each can be chosen by its name."""
+    build = _needs_kernel()
+    assert build.check(path) == []
+
+
+@pytest.mark.slow
+def test_check_fails_on_a_stale_pair_a_changed_output_and_a_cell_that_fails(tmp_path: Path) -> None:
+    build = _needs_kernel()
+    path = tmp_path / "01_made.py"
+    path.write_text("# %%\nx = 0.25\nprint('x is', x)\n", encoding="utf-8")
+    assert "there is no .ipynb" in build.check(path)[0]
+    assert build.build(path)
+    assert build.check(path) == []
+    before = path.with_suffix(".ipynb").read_bytes()
+    assert not build.build(path)
+    assert path.with_suffix(".ipynb").read_bytes() == before
+
+    path.write_text("# %%\nx = 0.5\nprint('x is', x)\n", encoding="utf-8")
+    assert "cells [0]" in build.check(path)[0]
+    path.with_suffix(".ipynb").write_text(before.decode().replace("x = 0.25", "x = 0.5"), encoding="utf-8")
+    assert "numbers are 0.5, stored 0.25" in build.check(path)[0]
+
+    path.write_text("# %%\nraise ValueError('no')\n", encoding="utf-8")
+    with pytest.raises(RuntimeError, match="no"):
+        build.executed(path)
+    path.write_text("# %%\nimport warnings\n\nwarnings.warn('careful')\n", encoding="utf-8")
+    with pytest.raises(RuntimeError, match="careful"):
+        build.executed(path)
