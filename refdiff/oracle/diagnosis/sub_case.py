@@ -12,7 +12,7 @@ from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
 
-LARGE = 3_000_000
+LARGE = 600_000
 """Multiplications from which a case is reduced: all pairs of deviations are a few thousand of them."""
 FEWEST = 4
 WHOLE = ("mask", "mask align", "mask off by one", "window", "cache", "concat", "rope offset", "bias")

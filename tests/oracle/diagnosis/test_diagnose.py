@@ -176,13 +176,15 @@ def seen(preset: str, dtype: str, names: tuple[str, ...]) -> bool:
 def test_all_singles_are_named(preset: str, dtype: str) -> None:
     """Those that both cases can show; the case of whisper has no padding, which a mistake about padding needs."""
     wrong: dict[str, Any] = {}
+    # its wrong layer takes logarithms of weights that float16 has rounded to zero, which no kernel would do
+    lossy = {"subtracted_before_the_softmax"} if dtype == "float16" else set()
     for n, d in enumerate(deviations(small_spec(preset))):
         both = pair_of_cases(preset, dtype)
         outs = [kernel(case, [d], n) for case in both]
         kept = [(out, case.inputs) for out, case in zip(outs, both, strict=True) if out is not None]
         spec: Spec = both[0].spec
         found = diagnose([o for o, _ in kept], spec, [x for _, x in kept], recipe=dtype, max_deviations=1)
-        if found.status != NO_DEVIATION and found.name != d.name:
+        if found.status != NO_DEVIATION and found.name != d.name and d.name not in lossy:
             wrong[d.name] = (found.status, [c.name for c in found.candidates if c.fits])
     assert not wrong
 
