@@ -60,6 +60,7 @@ DRAWS = (
     Order("at random", noise=1),
     Order("at random, weights subtracted", noise=2, subtract="weights", stored=True),
     Order("at random, op by op", noise=3, stored=True),
+    Order("at random, online, 16 keys", noise=4, tile=16),
 )
 
 HELD_OUT = (
