@@ -156,6 +156,7 @@ viz.plot_lambdas(outputs["second, reference"]).figure
 # libraries `np.sqrt` fails or copies to the host. Right is:
 #
 # ```python
+# x = there[0] ** 2
 # xp = arrays.namespace(x)
 # 1 / xp.sqrt(x)
 # ```

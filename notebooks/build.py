@@ -6,6 +6,7 @@
 
 A .py is in jupytext's percent format. What follows its line `# %% [questions]` does not go into the .ipynb: three
 questions that the text must let a newcomer answer, with the answers, for whoever reads it to check the text.
+The code in the hidden answer of an exercise is run with the rest, behind the last cell, and what it shows is dropped.
 
 A pair is stale when their cells differ. Outputs are compared by compare.py, figures by what they draw (drawn.py), which
 stands in the outputs' metadata. A run that gives what is stored leaves the file as it is, byte for byte. Needs
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -73,6 +75,8 @@ def executed(path: Path) -> Any:
     from nbclient.exceptions import CellExecutionError
 
     notebook = notebook_of(path)
+    shown = len(notebook.cells)
+    notebook.cells += [nbformat.v4.new_code_cell(code) for code in _answers(notebook)]
     notebook.cells.insert(0, nbformat.v4.new_code_cell("import drawn\n\ndrawn.record()\ndel drawn"))
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -84,12 +88,18 @@ def executed(path: Path) -> Any:
         client.execute(env=env, stderr=subprocess.DEVNULL)  # the kernel's own; what cells write there is a message
     except CellExecutionError as error:
         raise RuntimeError(f"{path.name}: {error}") from None
-    del notebook.cells[0]
+    notebook.cells = notebook.cells[1 : shown + 1]
     for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
         cell.execution_count = number
         for output in cell.outputs:
             _clean(output, number, path)
     return notebook
+
+
+def _answers(notebook: Any) -> list[str]:
+    """The Python code that stands in hidden answers."""
+    hidden = (cell.source.partition("<details>")[2] for cell in notebook.cells if cell.cell_type == "markdown")
+    return [code for text in hidden for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
 
 
 def _clean(output: Any, number: int, path: Path) -> None:

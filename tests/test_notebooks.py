@@ -151,6 +151,7 @@ def test_each_has_all_its_parts(path: Path) -> None:
     assert text.count("## Exercise") == 1
     exercise = text.split("## Exercise")[1]
     assert re.search(r"<details>\n<summary>Answer</summary>\n\n.+\n\n</details>", exercise, re.DOTALL)
+    assert "```python\n" in exercise.split("</details>")[0], "the answer has code, which build.py runs"
     assert "## What must hold" in exercise
 
 
@@ -284,6 +285,10 @@ def test_check_fails_on_a_stale_pair_a_changed_output_and_a_cell_that_fails(tmp_
     path.with_suffix(".ipynb").write_text(before.decode().replace("x = 0.25", "x = 0.5"), encoding="utf-8")
     assert "numbers are 0.5, stored 0.25" in build.check(path)[0]
 
+    answer = "# %% [markdown]\n# <details>\n#\n# ```python\n# nothing_of_this_name\n# ```\n#\n# </details>\n"
+    path.write_text(answer, encoding="utf-8")
+    with pytest.raises(RuntimeError, match="nothing_of_this_name"):
+        build.executed(path)
     path.write_text("# %%\nraise ValueError('no')\n", encoding="utf-8")
     with pytest.raises(RuntimeError, match="no"):
         build.executed(path)
