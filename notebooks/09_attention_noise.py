@@ -77,8 +77,8 @@ print(inspect.getsource(retrieval._shares))
 # ## The runs
 #
 # If the folder `data` holds the results of the real experiment (made by `python -m refdiff.training.retrieval -o
-# notebooks/data/retrieval.json`, which takes hours), they are shown. If not, a very small one is run here. It shows
-# how it goes, and proves nothing.
+# notebooks/data/retrieval.json`, which trains several models of each kind and takes long), they are shown. If not, a
+# very small one is run here. It shows how it goes, and proves nothing.
 
 # %%
 if stored:
@@ -100,7 +100,7 @@ print({name: x for name, x in asdict(experiment).items() if name in ("width", "l
 print("parameters:", {run["wiring"]: run["parameters"] for run in runs}, "  hf is differential, none is plain")
 
 # %% [markdown]
-# How long each took to learn. A blind guess among the values has the dotted loss.
+# How long each took to learn. The last line has the loss of a blind guess among the values.
 
 # %%
 names = {"hf": "differential", "none": "plain"}
@@ -138,8 +138,8 @@ axes.figure
 
 # %% [markdown]
 # How to read it: *answer* is attention to the needle that is asked for, *noise* to the rest of the haystack. What is
-# left to 1 goes to the questions themselves. Two bars differ for sure only where their intervals do not touch; with
-# few seeds the intervals are wide.
+# left to 1 goes to the questions themselves. Where the intervals of two bars overlap, their
+# difference may be chance; with few seeds the intervals are wide.
 #
 # ## Exercise
 #
