@@ -24,7 +24,7 @@ def _blocks(language: str) -> list[str]:
 
 
 def test_the_python_code_runs(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = _blocks("python")
+    code, _ = _blocks("python")
     names: dict[str, Any] = {}
     exec(code.replace("PATH_OR_REPO", str(tiny_checkpoint)), names)
     B, T = names["inputs"]["input_ids"].shape
@@ -35,6 +35,14 @@ def test_the_python_code_runs(tiny_checkpoint: Path, capsys: pytest.CaptureFixtu
     assert out.attentions[0].shape == (B, config.num_attention_heads, T, T)
     assert out.differential_attentions[0].shape == (B, config.num_attention_heads // 2, T, T)
     assert len(out.lambdas) == config.num_hidden_layers
+
+
+def test_the_mistake_in_the_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(_blocks("python")[1], {})
+    said = capsys.readouterr().out
+    assert said.startswith("fail")
+    assert "\nunique: neighbors_are_a_pair\n" in said
+    assert "github.com/microsoft/unilm" in said
 
 
 def test_the_commands_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
