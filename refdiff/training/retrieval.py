@@ -33,7 +33,7 @@ from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.json_files import read_json, write_json
 from refdiff.model.weights import flatten, nest
-from refdiff.training.adamw import AdamW
+from refdiff.training.muon import Muon
 from refdiff.training.schedule import clip, learning_rate
 
 WIRINGS = ("hf", "none")
@@ -49,11 +49,11 @@ class Experiment:
     (measured of each length).
     """
 
-    keys: int = 64
-    values: int = 64
-    fillers: int = 64
-    needles: int = 6
-    questions: int = 6
+    keys: int = 32
+    values: int = 32
+    fillers: int = 32
+    needles: int = 4
+    questions: int = 4
     train_lengths: tuple[int, ...] = (32, 64, 128)
     lengths: tuple[int, ...] = (32, 64, 128, 192, 256)
     width: int = 64
@@ -61,7 +61,7 @@ class Experiment:
     heads: int = 4
     steps: int = 2000
     batch: int = 32
-    rate: float = 3e-3
+    rate: float = 1e-2
     rows: int = 256
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ def train(
     model = DiffLlamaForCausalLM.from_config(x.config(wiring), seed, threads=threads)
     params = {name: np.array(a, order="C") for name, a in flatten(model.params).items()}
     model.params = nest(params)
-    optimizer = AdamW(params, weight_decay=0.01)
+    optimizer = Muon(params, weight_decay=0.01)
     for step in range(x.steps):
         rows = draw_rows(x, x.batch, x.train_lengths[step % len(x.train_lengths)], rng)
         loss, grads = model.loss_and_grad(rows.ids, labels=rows.labels)
