@@ -37,6 +37,9 @@ class FakeModel:
         self.source: str | None = None
         self.calls: list[tuple[int, int]] = []
 
+    def __repr__(self) -> str:
+        return "FakeModel"  # in the names of tests, which must not change from run to run
+
     def __call__(
         self,
         input_ids: np.ndarray,
