@@ -93,14 +93,13 @@ def _cut(x: Numpy, bits: int) -> Numpy:
 
 def _by_adding(x: Numpy, form: Format) -> Numpy:
     kind = x.dtype.char
-    within = np.clip(x, -4 * form.top, 4 * form.top) if form.largest < 127 else x
+    within = np.clip(x, -4 * form.top, 4 * form.top)  # infinite all the same, and what is added stays finite
     raw = np.ascontiguousarray(within).view(_EXPONENT[kind].dtype)
     power = (raw & _EXPONENT[kind]).view(x.dtype).reshape(x.shape)  # 2^e of each number
     shift = np.maximum(power, x.dtype.type(2.0**form.smallest)) * x.dtype.type(1.5 * 2.0 ** (_BITS[kind] - form.bits))
-    with np.errstate(invalid="ignore"):  # ∞ − ∞, put right below
+    with np.errstate(invalid="ignore"):  # a signalling NaN
         rounded = (within + shift) - shift
     rounded = np.where(np.abs(rounded) > form.top, np.inf, rounded)
-    rounded = np.where(np.isinf(x), np.inf, rounded)
     return np.copysign(rounded, x).astype(x.dtype, copy=False)
 
 

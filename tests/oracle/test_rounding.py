@@ -63,6 +63,13 @@ def test_beyond_the_range_is_infinite(name: str, dtype: type) -> None:
     assert _values(name).max() == top
 
 
+@pytest.mark.parametrize("name", ["tf32", "bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("exponent", [128, 400, 977, 978, 979, 980, 1008, 1023])
+def test_numbers_near_the_end_of_float64_are_infinite_too(name: str, exponent: int) -> None:
+    x = 1.9 * 2.0 ** np.float64(exponent)
+    assert round_to(np.asarray([x, -x, np.inf, 1.0]), name).tolist() == [np.inf, -np.inf, np.inf, 1.0]
+
+
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_random_float32_as_the_other_libraries_round(name: str) -> None:
     rng = np.random.default_rng(5)
