@@ -30,14 +30,14 @@ def explanation(path: str, mine: Floats, expected: Expected, reference: Mapping[
 
 
 def _factor(path: str, mine: Floats, expected: Expected, reference: Any, unit: float) -> str:
-    right, hidden = expected.values[path], expected.hidden.get(path)
+    right, hidden, growth = expected.values[path], expected.hidden.get(path), expected.growth.get(path, 0.0)
     counted = np.isfinite(mine) & np.isfinite(right) & (True if hidden is None else ~hidden)
     x, y = mine[counted], right[counted]
     square = float(y @ y)
     if y.size < 2 or square == 0 or not (x @ x) > 0:
         return ""
     factor = float(x @ y) / square
-    if not compare(mine, factor * right, factor**2 * expected.spread[path], unit, hidden).ok:
+    if not compare(mine, factor * right, factor**2 * expected.spread[path], unit, hidden, growth).ok:
         return ""
     if "lse" in path.rpartition(".")[2]:
         for base, log in (("2", math.log(2)), ("10", math.log(10))):
@@ -77,9 +77,10 @@ def _heads(path: str, mine: Floats, expected: Expected, reference: Mapping[str, 
     own = _by_head(path, mine, reference)
     if own is None or len(own) < 2:
         return ""
-    order = []
+    order, growth = [], expected.growth.get(path, 0.0)
     for head in own:
-        fits = [(found.ratio, i) for i, (h, s, d) in enumerate(pool) if (found := compare(head, h, s, unit, d)).ok]
+        found = [(compare(head, h, s, unit, d, growth), i) for i, (h, s, d) in enumerate(pool)]
+        fits = [(one.ratio, i) for one, i in found if one.ok]
         if not fits:
             return ""
         order.append(min(fits)[1])
@@ -113,7 +114,8 @@ def _axes(path: str, mine: Floats, expected: Expected, reference: Mapping[str, N
     plain = "".join(n for n, size in zip(axes.names, axes.sizes, strict=True) if size != 1)
     for array, order in arrangements(mine.reshape(-1), axes):
         if order != plain and array.shape == mine.shape:
-            found = compare(array, expected.values[path], expected.spread[path], unit, expected.hidden.get(path))
+            right, spread, hidden = expected.values[path], expected.spread[path], expected.hidden.get(path)
+            found = compare(array, right, spread, unit, hidden, expected.growth.get(path, 0.0))
             if found.ok:
                 return f"a transpose: its numbers lie as ({', '.join(order)}), not ({', '.join(plain)})"
     return ""

@@ -201,7 +201,7 @@ def _stage(path: str, laid: Mapping[str, Any], expected: Expected, reference: Tr
     if array is None:
         return Stage(path, "differs", how, np.inf)
     right, hidden = expected.values[path], expected.hidden.get(path)
-    found = compare(array, right, expected.spread[path], unit, hidden)
+    found = compare(array, right, expected.spread[path], unit, hidden, expected.growth.get(path, 0.0))
     numbers = (found.ratio, found.worst, found.error, found.size)
     if found.ok:
         return Stage(path, "equal", f"lies as ({', '.join(how)})" if how else "", *numbers)

@@ -6,6 +6,7 @@ made it. "free": it goes on from what was computed here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array
 from refdiff.oracle.divergence.verdict import counting
-from refdiff.oracle.tracing.points import DOUBLE, SINGLE
+from refdiff.oracle.tracing.points import SINGLE
 
 Floats = NDArray[np.float64]
 
@@ -25,21 +26,41 @@ MEMBERS = 6
 DOUBTFUL = 3.09
 """How many standard deviations (1 in 1000) the spread that so few rounded numbers show may be too small."""
 
-ROUNDING = 0.6
-"""The standard deviation of the rounding of one value, in units of roundoff: 0.29 for one rounding, and twice that for
-four, as the scores of transformers' eager attention have (product, scale, mask, and the exponential's argument)."""
+ONE = 0.42
+"""The standard deviation of one rounding, in units of roundoff: an error even within ± u 2^e, of numbers whose places
+in [2^e, 2^(e + 1)) are as even in their logarithm, √(1 / (8 ln 2))."""
 
-SUMMATION = 0.15
-"""That of a sum of n terms, in roundoffs of float32 times √n, as accumulated in a row."""
+ROUNDING = 0.6
+"""That of the value of a point: of two roundings. `ROW` leaves room for the four that the scores of transformers' eager
+attention have (product, scale, mask, and the exponential's argument)."""
+
+SUMMATION = ONE / math.sqrt(6)
+"""That of a sum of n terms, in roundoffs of float32 times √n and the root of the sum of their squares; see `growth`."""
 
 
 @dataclass
 class Expected:
-    """The points of a run in float64, entries that nobody uses, and the squares of what rounding does to each row."""
+    """The points of a run in float64, entries that nobody uses, and the squares of what rounding does to each row.
+
+    growth: of points that are sums, what their own size adds, relative to it.
+    """
 
     values: dict[str, Floats] = field(default_factory=dict)
     hidden: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     spread: dict[str, Floats] = field(default_factory=dict)
+    growth: dict[str, float] = field(default_factory=dict)
+
+
+def growth(terms: int, unit: float) -> float:
+    """How far off rounding of its partial sums brings a sum, relative to the sum itself.
+
+    Equation:
+        a sum y of n terms t, added up one by one, is rounded at each partial sum s_k: variance (`ONE` u)² Σ_k s_k².
+        Over all orders in which the terms may stand, the mean of Σ_k s_k² is (n + 1) (Σ t² / 6 + y² / 3). The first
+        part, of terms that cancel, is put into the factors as noise (`SUMMATION`); this is the root of the second,
+        of terms that add up, as those of trained weights do. Blocked and pairwise sums have fewer steps.
+    """
+    return ONE / math.sqrt(3) * min(unit, SINGLE) * math.sqrt(max(terms - 1, 0))
 
 
 def expect(run: Callable[..., None], given: Mapping[str, Floats], unit: float, *, local: bool) -> Expected:
@@ -53,11 +74,13 @@ def expect(run: Callable[..., None], given: Mapping[str, Floats], unit: float, *
     sure: dict[str, Floats] = {}
 
     def exactly(
-        path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None, doubt: Callable[[float], Any] | None = None
-    ) -> Array:
+        path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
+        doubt: Callable[[float], Any] | None = None, terms: int = 1,
+    ) -> Array:  # fmt: skip
         path = paths.next(path)
         expected.values[path] = np.array(value, dtype=np.float64)
         expected.spread[path] = np.zeros(expected.values[path].shape[:-1])
+        expected.growth[path] = growth(terms, unit)
         if hidden is not None:
             expected.hidden[path] = hidden
         if doubt is not None:
@@ -77,7 +100,8 @@ def expect(run: Callable[..., None], given: Mapping[str, Floats], unit: float, *
 
         def rounded(
             path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
-            doubt: Callable[[float], Any] | None = None, rng: np.random.Generator = rng, paths: _Paths = paths,
+            doubt: Callable[[float], Any] | None = None, terms: int = 1,
+            rng: np.random.Generator = rng, paths: _Paths = paths,
         ) -> Array:  # fmt: skip
             path = paths.next(path)
             with np.errstate(invalid="ignore"):
@@ -86,7 +110,9 @@ def expect(run: Callable[..., None], given: Mapping[str, Floats], unit: float, *
             value = np.asarray(_going_on(path, value, hidden), dtype=np.float64)
             noise = ROUNDING * unit
             if value.ndim:
-                noise += SUMMATION * (SINGLE if unit >= SINGLE else DOUBLE) * value.shape[-1] ** 0.5
+                noise += SUMMATION * min(unit, SINGLE) * value.shape[-1] ** 0.5
+            if not local or path not in given:
+                noise += growth(terms, unit)  # what is given has its error, and goes on with it
             value = value * (1 + noise * rng.standard_normal(value.shape))
             if doubt is not None:
                 value = value + ROUNDING * np.asarray(doubt(unit)) * rng.standard_normal(value.shape)

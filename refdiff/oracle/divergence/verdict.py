@@ -17,7 +17,7 @@ FLOOR = 0.4
 """The least spread of a row: so many units of roundoff, times the root mean square of its numbers."""
 
 ELEMENT = (12.0, 4.0)
-"""How far off one number may be: so many spreads of its row, and so many roundoffs of itself."""
+"""How far off one number may be: so many spreads of its row, and so many roundoffs and growths of itself."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,15 @@ class Found:
         return self.ratio <= 1
 
 
-def compare(mine: Floats, right: Floats, spread: Any, unit: float, hidden: NDArray[np.bool_] | None = None) -> Found:
-    """Compare two arrays of one shape; `spread` (without the last axis) are the mean squares of what rounding does."""
+def compare(
+    mine: Floats, right: Floats, spread: Any, unit: float, hidden: NDArray[np.bool_] | None = None, growth: float = 0.0
+) -> Found:
+    """Compare two arrays of one shape.
+
+    Args:
+        spread: without the last axis, the mean squares of what rounding does.
+        growth: the standard deviation of what it does beside that, relative to each number.
+    """
     if right.ndim == 0:
         mine, right, spread = mine[None], right[None], np.asarray(spread)
     if right.size == 0:
@@ -58,10 +65,10 @@ def compare(mine: Floats, right: Floats, spread: Any, unit: float, hidden: NDArr
     n = np.maximum(counted.sum(axis=-1), 1)
     error, size = (np.sqrt((x**2).sum(axis=-1) / n) for x in (off, value))
     # of few numbers the mean is less sure, up to what a single one may be off by
-    allowed = np.sqrt(spread + (1 + 4 / counting(right, hidden)) * (FLOOR * unit * size) ** 2)
+    allowed = np.sqrt(spread + (1 + 4 / counting(right, hidden)) * ((FLOOR * unit) ** 2 + growth**2) * size**2)
     # what is 0 by right may hold a rounding of what was taken away to get there
     allowed = np.maximum(allowed, float(np.finfo(np.float32).tiny) * unit)
-    element = np.abs(off) / (ELEMENT[0] * allowed[..., None] + ELEMENT[1] * unit * np.abs(value))
+    element = np.abs(off) / (ELEMENT[0] * allowed[..., None] + ELEMENT[1] * (unit + growth) * np.abs(value))
     ratio = np.maximum(error / (ROW * allowed), element.max(axis=-1))
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
     return Found(float(ratio[at]), at, float(error[at]), float(size[at]))

@@ -52,12 +52,12 @@ class Visit(Protocol):
     """Gets the path of a point and its value, and gives back the value that the run goes on with.
 
     hidden: entries that nobody uses. doubt: from the unit roundoff of a run, how far off a right evaluation may be
-    beside the rounding of the value itself.
+    beside the rounding of the value itself. terms: how many products each number is a sum of, in whatever order.
     """
 
     def __call__(
         self, path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
-        doubt: Callable[[float], Any] | None = None,
+        doubt: Callable[[float], Any] | None = None, terms: int = 1,
     ) -> Array: ...  # fmt: skip
 
 
@@ -128,7 +128,7 @@ class Points:
             path = "lm_head"  # tied
         if last == "q_proj":
             self._at, self._rotated = head + dot, 0
-        return self._visit(path, function(x, weight, bias))
+        return self._visit(path, function(x, weight, bias), terms=x.shape[-1])
 
     def _rms_norm(self, function: Callable[..., Any], x: Array, weight: Array | None, eps: float) -> Array:
         path = self._names.get(id(weight), "")
@@ -198,7 +198,7 @@ class Points:
         xp = namespace(q, k, v)
         scores, see = attention_scores(q, k, mask, bias, causal=causal)
         hidden = None if see is None else ~np.broadcast_to(to_numpy(see), scores.shape)
-        scores = self._visit(f"{self._at}scores{number}", scores, hidden=hidden)
+        scores = self._visit(f"{self._at}scores{number}", scores, hidden=hidden, terms=q.shape[-1])
         seen = to_numpy(scores) if hidden is None else np.where(hidden, -math.inf, to_numpy(scores))
         self._visit(f"{self._at}lse{number}", log_sum_exp(seen))
         probs = layers.softmax(scores, see)
@@ -206,7 +206,7 @@ class Points:
             probs = self._visit(f"{self._at}probs{number}", probs)
         (B, H, T, S), (K, e) = probs.shape, (v.shape[1], v.shape[3])
         attn = xp.reshape(probs, (B, K, H // K, T, S)) @ v[:, :, None, :, :]
-        return self._visit(f"{self._at}attn{number}", xp.reshape(attn, (B, H, T, e)))
+        return self._visit(f"{self._at}attn{number}", xp.reshape(attn, (B, H, T, e)), terms=S)
 
     def _diff_lambda(
         self, function: Callable[..., Any], q1: Array, k1: Array, q2: Array, k2: Array, start: float

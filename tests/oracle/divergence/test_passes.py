@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refdiff.oracle.divergence.passes import MEMBERS, ROUNDING, expect
+from refdiff.oracle.divergence.passes import MEMBERS, ONE, ROUNDING, SUMMATION, expect, growth
 
 U = 2.0**-8
 
@@ -69,6 +70,52 @@ def test_few_numbers_get_a_margin() -> None:
     few = int((spread < (ROUNDING * U * np.arange(1.0, 501.0)) ** 2).sum())
     assert few <= 5
     assert MEMBERS == 6
+
+
+def test_partial_sums_over_all_orders() -> None:
+    """The mean of Σ s² that `growth` and `SUMMATION` are made of."""
+    t = np.array([3.0, -1.0, 4.0, 1.0, -5.0, 9.0])
+    n, orders = len(t), np.array(list(itertools.permutations(t)))
+    mean = (np.cumsum(orders, axis=-1) ** 2).sum(-1).mean()
+    assert mean == pytest.approx((n + 1) * ((t**2).sum() / 6 + t.sum() ** 2 / 3))
+    u = 2.0**-24
+    assert pytest.approx(ONE / 6**0.5) == SUMMATION
+    assert growth(n, U) ** 2 == pytest.approx((ONE * u) ** 2 * (n - 1) / 3)  # the first term is a sum by itself
+    assert growth(1, U) == growth(0, U) == 0
+    assert growth(5, 2.0**-50) == pytest.approx(ONE * 2.0**-50 * (4 / 3) ** 0.5)
+
+
+def test_one_rounding() -> None:
+    x = 2.0 ** np.random.default_rng(0).uniform(0, 8, 100_000)
+    off = (x.astype(np.float32) / x - 1) * 2.0**24
+    assert off.std() == pytest.approx(ONE, rel=0.03)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.1, 1.0])
+def test_sums_in_float32_are_off_by_what_is_said(mean: float) -> None:
+    n, u = 193, 2.0**-24
+    t = np.random.default_rng(7).normal(mean, 1.0, (3000, n)).astype(np.float32)
+    exact = t.astype(np.float64)
+    off = np.cumsum(t, axis=-1)[:, -1] - exact.sum(-1)
+    said = SUMMATION**2 * u**2 * n * (exact**2).sum(-1) + (growth(n, u) * exact.sum(-1)) ** 2
+    assert (off**2).mean() == pytest.approx(said.mean(), rel=0.25)
+
+
+def test_growth_goes_on_where_a_point_is_not_given() -> None:
+    n = 10_001  # so that growth is far above the rounding of a value
+
+    def summed(visit: Any, *, maps: bool = False) -> None:
+        x = visit("x", np.ones((1, 500)), terms=n)
+        visit("y", 1.0 * x)
+
+    given = {"x": np.ones((1, 500))}
+    u = 2.0**-24
+    one = (ROUNDING + SUMMATION * 500**0.5) * u
+    assert expect(summed, {}, u, local=True).growth == {"x": growth(n, u), "y": 0.0}
+    for paths, local, noise in (({}, True, one + growth(n, u)), (given, True, one), (given, False, one + growth(n, u))):
+        spread = expect(summed, paths, u, local=local).spread
+        assert spread["x"] == 0
+        assert np.allclose(spread["y"], noise**2, rtol=0.2, atol=0)
 
 
 def test_paths_that_come_again_are_numbered() -> None:

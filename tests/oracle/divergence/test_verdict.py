@@ -44,6 +44,25 @@ def test_one_number_that_is_off() -> None:
     assert compare(mine, x, np.full((3, 5), (20 * U) ** 2), U).ok
 
 
+@pytest.mark.parametrize("growth", [10 * U, 100 * U])
+def test_a_large_number_may_be_off_by_its_own_growth(growth: float) -> None:
+    """One activation thousands of times the others, as trained models have."""
+    x = np.concatenate([drawn()] * 64, axis=-1)
+    x[1, 2, 3] = 3000
+    mine = x.copy()
+    mine[1, 2, 3] *= 1 + 2.5 * growth
+    none = np.zeros((3, 5))
+    assert not compare(mine, x, none, U).ok
+    assert compare(mine, x, none, U, None, growth).ok
+    mine[1, 2, 3] = x[1, 2, 3] * (1 + 30 * growth)
+    assert compare(mine, x, none, U, None, growth).worst == (1, 2)
+    assert not compare(mine, x, none, U, None, growth).ok
+    mine = x.copy()
+    mine[0, 2, 63] += 60 * growth * np.sqrt(np.mean(x[0, 2] ** 2))
+    assert compare(mine, x, none, U, None, growth).worst == (0, 2)
+    assert not compare(mine, x, none, U, None, growth).ok
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_must_stand_in_the_same_places(value: float) -> None:
     x = drawn()

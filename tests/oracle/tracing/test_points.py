@@ -117,14 +117,18 @@ def test_the_residual_path_is_changed_too() -> None:
     close(after[at], put + after["model.layers.1.self_attn.o_proj"], FLOAT64 * 10)
 
 
-def test_hidden_scores_and_doubts() -> None:
+def test_hidden_scores_doubts_and_terms() -> None:
     model = small_model()
     hidden: dict[str, Any] = {}
     doubts: dict[str, Any] = {}
+    sums: dict[str, int] = {}
 
-    def visit(path: str, value: Any, *, hidden: Any = None, doubt: Any = None, _kept: Any = hidden) -> Any:
+    def visit(
+        path: str, value: Any, *, hidden: Any = None, doubt: Any = None, terms: int = 1, _kept: Any = hidden
+    ) -> Any:
         _kept[path] = hidden
         doubts[path] = doubt
+        sums[path] = terms
         return value
 
     model.ops = Points(flatten(model.params), visit).over(ops_for())
@@ -140,3 +144,8 @@ def test_hidden_scores_and_doubts() -> None:
     assert cos[0, 0, 0].tolist() == [2.0**-24] * 3
     close(cos[0, 0, 4, 0], np.asarray(2.0**-24 * (1 + 4 * 4)), FLOAT64)
     assert np.array_equal(doubts["model.rotary_emb.sin"](2.0**-8), cos)
+    of = {path.rpartition(".")[2]: n for path, n in sums.items() if n > 1}
+    assert of == {
+        "q_proj": 26, "k_proj": 26, "v_proj": 26, "scores1": 6, "scores2": 6, "attn1": 5, "attn2": 5, "o_proj": 48,
+        "gate_proj": 26, "up_proj": 26, "down_proj": 37, "lm_head": 26,
+    }  # fmt: skip
