@@ -72,8 +72,16 @@ HELD_OUT = (
 )
 
 
-_USUAL = 0.6
+USUAL = 0.6
 """Root mean square of a rounding's error in units of u |x|: 1/√3 at a power of two, half of it just below one."""
+
+
+def error_of_sums(n: int) -> float:
+    """What a sum of n products in float32 is usually off by, in units of the root of their squares' sum.
+
+    One after another, the k-th partial sum is rounded, which has grown as √k.
+    """
+    return USUAL * FORMATS["float32"].u * math.sqrt(1 + n / 4)
 
 
 class Arithmetic:
@@ -104,11 +112,15 @@ class Arithmetic:
         with np.errstate(invalid="ignore", over="ignore"):
             exact = np.isfinite(x)
             size = np.where(exact, np.abs(x), 0.0)
-            noisy = x + self._sign(x) * (_USUAL * (form.u * size + np.minimum(size, form.tiny)))
+            noisy = x + self._sign(x) * (USUAL * (form.u * size + np.minimum(size, form.tiny)))
         return np.where(np.abs(noisy) > form.top, np.copysign(np.inf, x), noisy)
 
     def _sign(self, x: Numpy) -> Numpy:
         return np.asarray(self._random.integers(0, 2, x.shape) * 2.0 - 1.0)
+
+    def off_by(self, x: Numpy, error: Numpy) -> Numpy:
+        """x with an error of this size, of either sign, where errors are drawn at random; else x."""
+        return x + self._sign(x) * error if self.order.noise else x
 
     def single_step(self, x: Numpy) -> Numpy:
         """What one operation in float32 is off by, where errors are drawn at random; else nothing is done."""
@@ -132,9 +144,7 @@ class Arithmetic:
             for i in range(step, n, step):
                 total += np.matmul(a[..., i : i + step], b[..., i : i + step, :])
             if self.order.noise:
-                # one after another, the k-th partial sum is rounded, which has grown as √k
-                usual = _USUAL * FORMATS["float32"].u * math.sqrt(1 + n / 4)
-                total = total + self._sign(total) * (np.sqrt(np.matmul(a * a, b * b)) * usual)
+                total = total + self._sign(total) * (np.sqrt(np.matmul(a * a, b * b)) * error_of_sums(n))
             return total
 
     def inner(self, a: Numpy, b: Numpy, site: str) -> Numpy:

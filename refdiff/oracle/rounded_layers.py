@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops, ops_for, overlay
-from refdiff.oracle.order import Arithmetic, Order
+from refdiff.oracle.order import USUAL, Arithmetic, Order, error_of_sums
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.rounded_attention import rounded_attention
 from refdiff.oracle.rounded_attention_vjp import rounded_attention_vjp
+from refdiff.oracle.rounding import FORMATS
 
 Numpy = np.ndarray[Any, Any]
 
@@ -60,15 +61,25 @@ def _linear(how: Arithmetic, layer: Any, x: Numpy, weight: Numpy, bias: Numpy | 
 
 
 def _frequencies(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Any:
-    """Stored in float32, as everybody has them."""
-    frequencies, scale = layer(*args, **options)
-    return [float(np.float32(f)) for f in frequencies], scale
+    """Stored in float32, as everybody has them; which are not everybody's same numbers.
+
+    θ^(−2i/d) in float32, or exp(−2i/d log θ), is off by its own roundings and by that of the exponent, times |log f|.
+    At position p the angle is then off by p as many units, far more than sin, cos and the rotation are themselves.
+    """
+    exact, scale = layer(*args, **options)
+    frequencies = np.asarray(exact, dtype=np.float64)
+    if not how.order.noise:
+        return frequencies.astype(np.float32).astype(np.float64).tolist(), scale
+    units = np.sqrt(2.0 + np.log(frequencies) ** 2)
+    noisy = how.off_by(frequencies, USUAL * FORMATS["float32"].u * units * frequencies)
+    return np.where(frequencies == 1, 1.0, noisy).tolist(), scale
 
 
 def _cos_sin(how: Arithmetic, layer: Any, positions: Numpy, frequencies: Any, scale: float, dtype: Any) -> Any:
     """Angles in float32: at position p they are off by up to p 2⁻²⁴ of a radian, in kernels as in frameworks."""
     turns = how.array(positions)[:, None, :, None] * np.asarray(frequencies, dtype=how.dtype)
-    return tuple(_double(how.step(f(turns) * np.float32(scale), "rope")) for f in (np.cos, np.sin))
+    turns = np.where(turns == turns.astype(np.float32), turns, how.single_step(turns))
+    return tuple(_double(how.step(how.single_step(f(turns) * np.float32(scale)), "rope")) for f in (np.cos, np.sin))
 
 
 def _rope(
@@ -103,14 +114,12 @@ def _lambda(how: Arithmetic, layer: Any, q1: Numpy, k1: Numpy, q2: Numpy, k2: Nu
         e1, e2 = (how.step(np.asarray(np.exp(x), dtype=how.dtype), "lam") for x in logs)
         exact = how.step(e1 - e2, "lam") + np.float32(start)
         if how.order.shift:
-            terms = [
-                e1,
-                e2,
-                e1 - e2,
-                exact,
-                *(e * math.sqrt(_squares(q, k)) for e, q, k in ((e1, q1, k1), (e2, q2, k2))),
-            ]
-            usual = how.u("lam") / math.sqrt(3) * math.sqrt(float(sum(float(x) ** 2 for x in terms)))
+            sizes = [float(e1), float(e2), float(e1 - e2), float(exact)]
+            sums = [e * math.sqrt(_squares(q, k)) for e, q, k in ((sizes[0], q1, k1), (sizes[1], q2, k2))]
+            # partial sums are rounded too, and two large ones that cancel leave their roundings
+            units = [how.u("lam") / math.sqrt(3) * x for x in (*sizes, *sums)]
+            units += [error_of_sums(q1.size) * x for x in sums]
+            usual = math.sqrt(sum(x**2 for x in units))
             exact = exact + np.float32(how.order.shift * usual)
     return _double(how.hold(np.asarray(exact, dtype=how.dtype), "lam"))
 

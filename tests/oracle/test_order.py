@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle.order import DRAWS, HELD_OUT, MEMBERS, Arithmetic, Order
+from refdiff.oracle.order import DRAWS, HELD_OUT, MEMBERS, Arithmetic, Order, error_of_sums
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.rounding import round_to
 
@@ -85,3 +85,20 @@ def test_a_number_for_a_whole_row_is_never_right_by_luck() -> None:
     how = Arithmetic(Recipe("bfloat16"), DRAWS[0])
     off = np.abs(how.inner(a, a, "o") - np.sum(a * a, -1, keepdims=True))
     assert np.all(off >= 0.99 * how.u("o") * np.sqrt(np.sum((a * a) ** 2, -1, keepdims=True)))
+
+
+@pytest.mark.parametrize("n", [1, 7, 101, 1009])
+def test_what_a_sum_is_usually_off_by(n: int) -> None:
+    a, b = np.random.default_rng(4).normal(size=(2, 500, n)).astype(np.float32)
+    got = (a * b).cumsum(axis=-1, dtype=np.float32)[:, -1]
+    wide = a.astype(np.float64) * b
+    off = np.sqrt(np.mean((got - wide.sum(axis=-1)) ** 2 / np.sum(wide**2, axis=-1)))
+    assert 0.8 * off <= error_of_sums(n) <= 2 * off
+
+
+def test_an_error_of_a_given_size_where_errors_are_drawn() -> None:
+    x, error = np.linspace(1.0, 2.0, 200), np.linspace(0.0, 0.1, 200)
+    off = Arithmetic(Recipe("float32"), DRAWS[0]).off_by(x, error) - x
+    np.testing.assert_allclose(np.abs(off), error, atol=1e-15)
+    assert 50 < np.sum(off > 0) < 150
+    np.testing.assert_array_equal(Arithmetic(Recipe("float32"), PLAIN).off_by(x, error), x)
