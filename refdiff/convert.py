@@ -12,7 +12,9 @@ v2 → none     where W_λ = 0: λ is 1/2 everywhere, and W_O (A₁ − A₂/2) 
 The rest has no exact answer, and is refused. From a Llama to v1 (hf, paper) it is not λ that is in the way: λ_q1 = 0
 and λ_q2 · λ_k2 = log(1 + λ_init) make it 0. (Zero weights for the second map would not: they make its scores equal,
 which is uniform attention, not none.) It is the norm after attention, which divides each token's head by its own size,
-and no weights undo that. For the same reason v1 becomes neither v2 nor a Llama.
+and no weights undo that exactly. (Values scaled down until their squares vanish beside ε, and W_O scaled up as much,
+come as near as rounding: RMSNorm(s c) → s c / √ε. Such weights leave float16 and cannot be trained on, so that is not a
+conversion to give away.) For the same reason v1 becomes neither v2 nor a Llama.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from refdiff.layers.rope_frequencies import rope_frequencies
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.config_checks import MODEL_TYPES
 from refdiff.model.diffllama import Context, self_attention
+from refdiff.model.weights import flatten
 
 Params = dict[str, Any]
 FloatArray = NDArray[np.floating[Any]]
@@ -45,9 +48,11 @@ class Proof:
 
     Attributes:
         differences: for each layer, the largest difference, as a share of the layer's largest output.
+        changed: the names of weights outside of attention that are not the same.
     """
 
     differences: tuple[float, ...]
+    changed: tuple[str, ...] = ()
 
     @property
     def worst(self) -> float:
@@ -60,9 +65,10 @@ class Proof:
         return self.differences.index(self.worst)
 
     def __str__(self) -> str:
+        others = f"not the same are {', '.join(self.changed)}" if self.changed else "the other weights are the same"
         return (
             f"{len(self.differences)} attention layers in both wirings, in float64, on random inputs: they differ by "
-            f"at most {self.worst:.1e} of the largest output (layer {self.layer}); the other weights are the same"
+            f"at most {self.worst:.1e} of the largest output (layer {self.layer}); {others}"
         )
 
 
@@ -110,6 +116,8 @@ def prove(
 ) -> Proof:
     """Compute every attention layer of two models on the same random inputs, in float64, and compare the outputs.
 
+    All other weights are compared as they are.
+
     One layer at a time, so that a model of any size needs the memory of a layer. Some of the inputs are so small that
     the ε of the norm matters.
     """
@@ -120,7 +128,21 @@ def prove(
         a = _attention(before[0], one["self_attn"], layer, inputs)
         b = _attention(after[0], other["self_attn"], layer, inputs)
         differences.append(float(np.abs(a - b).max() / np.abs(a).max()))
-    return Proof(tuple(differences))
+    return Proof(tuple(differences), _changed(before[1], after[1]))
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the weights outside of attention that only one has, or that differ."""
+    one, other = (
+        {name: a for name, a in flatten(params).items() if ".self_attn." not in name} for params in (before, after)
+    )
+    return tuple(
+        name
+        for name in {**one, **other}
+        if name not in one
+        or name not in other
+        or not (one[name] is other[name] or np.array_equal(to_numpy(one[name]), to_numpy(other[name]), equal_nan=True))
+    )
 
 
 def _attention(config: DiffLlamaConfig, p: Params, layer: int, x: FloatArray) -> FloatArray:

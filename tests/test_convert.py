@@ -9,7 +9,7 @@ from typing import Any
 import array_api_strict
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import refdiff
@@ -31,7 +31,16 @@ ROPES: list[dict[str, Any]] = [
     {"rope_type": "dynamic", "factor": 2.0},
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
     {"rope_type": "proportional", "partial_rotary_factor": 0.5},
+    {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
 ]
+MORE = settings(max_examples=2 * settings().max_examples)
+"""Of the profile's examples some are alike: so many have more than thirty different configs, and a test says so."""
 
 
 @st.composite
@@ -70,6 +79,7 @@ def zero_lambda_proj(model: Any) -> Any:
     return type(model)(model.config, params, dtype="float64", kernels="reference")
 
 
+@MORE
 @given(models("hf"), st.integers(0, 9))
 def test_hf_to_paper(model: Any, seed: int) -> None:
     tokens, paper = ids(seed, 2, 9), rewired(model, "paper")
@@ -78,12 +88,14 @@ def test_hf_to_paper(model: Any, seed: int) -> None:
         close(layer["self_attn"]["subln"]["weight"], np.ones(2 * model.config.head_dim), EXACT)
 
 
+@MORE
 @given(models("paper"), st.integers(0, 9))
 def test_paper_to_hf(model: Any, seed: int) -> None:
     tokens = ids(seed, 2, 9)
     close(rewired(model, "hf")(tokens).logits, model(tokens).logits, CONVERTED)
 
 
+@MORE
 @given(models("none"), st.integers(0, 9))
 def test_llama_to_v2_and_back(model: Any, seed: int) -> None:
     tokens, v2 = ids(seed, 2, 9), rewired(model, "v2")
@@ -100,6 +112,7 @@ def test_llama_with_an_odd_number_of_heads_to_v2() -> None:
     close(rewired(model, "v2")(tokens).logits, model(tokens).logits, CONVERTED)
 
 
+@MORE
 @given(models("v2"), st.integers(0, 9))
 def test_v2_with_one_lambda_for_all_is_a_llama_with_twice_the_heads(model: Any, seed: int) -> None:
     model, tokens = zero_lambda_proj(model), ids(seed, 2, 9)
@@ -108,6 +121,7 @@ def test_v2_with_one_lambda_for_all_is_a_llama_with_twice_the_heads(model: Any, 
     close(llama(tokens).logits, model(tokens).logits, CONVERTED)
 
 
+@MORE
 @given(models("hf", rms_norm_eps=SUBLN_EPS))
 def test_there_and_back_is_the_same_to_the_last_bit(model: Any) -> None:
     back = rewired(rewired(model, "paper"), "hf")
@@ -211,6 +225,20 @@ def test_the_proof_finds_a_single_wrong_row() -> None:
     assert "(layer 1)" in str(proof)
 
 
+def test_the_proof_looks_at_the_other_weights_too() -> None:
+    model = small_model(refdiff.DiffLlamaForCausalLM, wiring="hf")
+    config, params = convert(model.config, model.params, "paper")
+    before = (model.config, model.params)
+    assert prove(before, (config, params)).changed == ()
+    wrong = copy.deepcopy(params)
+    wrong["model"]["embed_tokens"]["weight"][3] *= 2
+    del wrong["model"]["layers"][1]["mlp"]["up_proj"]
+    proof = prove(before, (config, wrong))
+    assert proof.worst < 1e-13
+    assert set(proof.changed) == {"model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"}
+    assert "not the same are model.embed_tokens.weight, model.layers.1.mlp.up_proj.weight" in str(proof)
+
+
 def test_the_proof_finds_another_epsilon() -> None:
     model = small_model(wiring="hf", rms_norm_eps=1e-6)
     config, params = convert(model.config, model.params, "paper")
@@ -231,3 +259,16 @@ def test_zero_weights_for_the_second_map_are_uniform_attention_not_none() -> Non
     uniform = np.tril(np.ones((6, 6))) / np.arange(1, 7)[:, None]
     for rows in out.attentions:
         close(rows[0, model.config.num_attention_heads // 2 :], np.broadcast_to(uniform, (4, 6, 6)), 1e-13)
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+def test_thirty_configs_and_more_are_converted(wiring: str) -> None:
+    configs = set()
+
+    @MORE
+    @given(models(wiring), st.integers(0, 9))
+    def draw(model: Any, seed: int) -> None:
+        configs.add(str(sorted(model.config.to_dict().items(), key=str)))
+
+    draw()
+    assert len(configs) > 30
