@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -131,6 +132,19 @@ def test_a_llamas_attention_by_hand() -> None:
     heads = weights / weights.sum(axis=-1, keepdims=True) @ np.repeat(v, 2, axis=1)
     want = heads.transpose(0, 2, 1, 3).reshape(2, 5, -1) @ p["o_proj"]["weight"].T
     close(self_attention(p, hidden, 0, context), want, SAME)
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper"])
+@given(seed=st.integers(0, 99), layers=st.integers(1, 7), size=st.sampled_from([2, 4, 6]), spread=st.floats(0.01, 0.7))
+def test_lambda_of_every_layer_is_that_of_the_paper(
+    wiring: str, seed: int, layers: int, size: int, spread: float
+) -> None:
+    model = small_model(wiring=wiring, seed=seed, num_hidden_layers=layers, head_dim=size, lambda_std_dev=spread)
+    lambdas = model(ids(seed, 1, 2), output_attentions=True).lambdas
+    for layer, (p, lambda_) in enumerate(zip(model.params["model"]["layers"], lambdas, strict=True)):
+        q1, k1, q2, k2 = (p["self_attn"][f"lambda_{name}"].tolist() for name in ("q1", "k1", "q2", "k2"))
+        dots = [sum(a * b for a, b in zip(q, k, strict=True)) for q, k in ((q1, k1), (q2, k2))]
+        close(lambda_, np.array(math.exp(dots[0]) - math.exp(dots[1]) + 0.8 - 0.6 * math.exp(-0.3 * layer)), SAME)
 
 
 @EACH
