@@ -47,9 +47,9 @@ def frequencies(kind: str, head_dim: int = 8, longest: int = 128, length: int = 
     return np.array(rope_frequencies(parameters, head_dim, longest, length)[0])
 
 
-def scale(kind: str, longest: int = 128, length: int = 0, **fields: Any) -> float:
+def scale(kind: str, longest: int = 128, length: int = 0, head_dim: int = 8, **fields: Any) -> float:
     """What cos and sin are multiplied by."""
-    return rope_frequencies({"rope_type": kind, **BASE, **COMPLETE[kind], **fields}, 8, longest, length)[1]
+    return rope_frequencies({"rope_type": kind, **BASE, **COMPLETE[kind], **fields}, head_dim, longest, length)[1]
 
 
 def turns_at(index: float) -> float:
@@ -232,14 +232,22 @@ def test_frequencies_fall_from_one_pair_to_the_next(kind: str, theta: float, hal
     assert np.all(np.diff(found) < 0)
 
 
-@given(theta=st.floats(100, 1e7), half=st.integers(1, 40), factor=st.floats(1.1, 40), length=st.integers(1, 1000))
-def test_precision(theta: float, half: int, factor: float, length: int) -> None:
+@given(
+    theta=st.floats(100, 1e7),
+    half=st.integers(1, 40),
+    factor=st.floats(0.5, 40),
+    length=st.integers(1, 1000),
+    original=st.integers(2, 500),
+    seed=st.integers(0, 99),
+)
+def test_precision(theta: float, half: int, factor: float, length: int, original: int, seed: int) -> None:
     d, base, f = 2 * half, DIGITS.mpf(theta), DIGITS.mpf(factor)
     powers = [base ** (-DIGITS.mpf(2 * i) / d) for i in range(half)]
 
-    def same(kind: str, expected: list[Any], **fields: Any) -> None:
-        found = frequencies(kind, d, rope_theta=theta, factor=factor, length=length, **fields)
-        close(found[:, None], np.array([[float(x)] for x in expected]), 1e-12)
+    def same(kind: str, expected: list[Any], size: Any = 1, **fields: Any) -> None:
+        fields = {"head_dim": d, "rope_theta": theta, "factor": factor, "length": length, **fields}
+        close(frequencies(kind, **fields)[:, None], np.array([[float(x)] for x in expected]), 1e-12)
+        close(scale(kind, **fields), float(size), FLOAT64)
 
     same("default", powers)
     same("linear", [p / f for p in powers])
@@ -262,7 +270,18 @@ def test_precision(theta: float, half: int, factor: float, length: int) -> None:
         low, high = max(low, DIGITS.mpf(0)), min(high, DIGITS.mpf(d - 1))
         share = [min(max((i - low) / (high - low), 0), 1) for i in range(half)]
         yarn = [p / f * r + p * (1 - r) for p, r in zip(powers, share, strict=True)]
-        same("yarn", yarn, original_max_position_embeddings=64, truncate=truncate)
+        sizes = [0.1 * DIGITS.mpf(m) * DIGITS.log(f) + 1 if f > 1 else DIGITS.mpf(1) for m in (1, 0.5, 3)]
+        same("yarn", yarn, sizes[0], truncate=truncate)
+        same("yarn", yarn, sizes[1] / sizes[2], truncate=truncate, mscale=0.5, mscale_all_dim=3.0)
+    # longrope: its factors as they are, the short ones up to the original length itself
+    short, long = np.random.default_rng(seed).uniform(1, 60, (2, half)).tolist()
+    for at in (length, original, original + 1):
+        divided = [p / DIGITS.mpf(g) for p, g in zip(powers, short if at <= original else long, strict=True)]
+        for told in (factor, None):
+            stretch = DIGITS.mpf(128) / original if told is None else f
+            size = DIGITS.sqrt(1 + DIGITS.log(stretch) / DIGITS.log(original)) if stretch > 1 else 1
+            same("longrope", divided, size, factor=told, length=at, short_factor=short, long_factor=long,
+                 original_max_position_embeddings=original)  # fmt: skip
 
 
 def test_an_unknown_type() -> None:
