@@ -15,7 +15,8 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
                     test_diff_attention::test_rows_of_the_difference_sum_to_one_minus_lambda
     eq. 2           λ = exp(λ_q1 · λ_k1) − exp(λ_q2 · λ_k2) + λ_init
         by          diff_lambda
-        held by     test_diff_lambda::test_precision, test_diff_lambda::test_bounds
+        held by     test_diff_lambda::test_precision, test_diff_lambda::test_bounds,
+                    model/test_wirings::test_lambda_of_every_layer_is_that_of_the_paper
     section 2.1     λ_init = 0.8 − 0.6 exp(−0.3 (l − 1)), layers counted from 1
         by          lambda_init
         held by     test_diff_lambda::test_start_over_layers
@@ -31,10 +32,12 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
                     model/test_wirings::test_operations_are_those_of_a_llama
     eq. 4           Y^l = MultiHead(LN(X^l)) + X^l
         by          model.diffllama.decoder_layer
-        held by     model/test_diffllama::test_logits_by_hand
+        held by     model/test_diffllama::test_logits_by_hand,
+                    model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
     eq. 5           X^{l+1} = SwiGLU(LN(Y^l)) + Y^l
         by          model.diffllama.decoder_layer
-        held by     model/test_diffllama::test_logits_by_hand
+        held by     model/test_diffllama::test_logits_by_hand,
+                    model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
     section 2.2     LN(·) is RMSNorm
         by          rms_norm
         held by     test_rms_norm::test_precision

@@ -82,8 +82,8 @@ def test_its_tests_exist(entry: Entry) -> None:
         assert function in functions_of(file), f"{file} has no {function}"
 
 
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if not any("." in name for name in e.functions)], ids=str)
-def test_an_equation_of_layers_has_a_property(entry: Entry) -> None:
+@pytest.mark.parametrize("entry", ENTRIES, ids=str)
+def test_an_equation_has_a_property(entry: Entry) -> None:
     tests = [functions_of(file)[function] for file, _, function in (name.partition("::") for name in entry.tests)]
     assert any(map(is_drawn, tests)) or entry.label == "appendix G"  # measured at initialization, not at random
 

@@ -14,7 +14,7 @@ import refdiff
 from refdiff import layers
 from refdiff.arrays import to_numpy
 from refdiff.backends import overlay
-from refdiff.model.diffllama import decoder_layer
+from refdiff.model.diffllama import Context, decoder_layer
 from tests.model.models import ids, small_model
 
 DEVICE = array_api_strict.Device("device1")
@@ -104,6 +104,57 @@ def test_hidden_states_are_what_each_layer_was_given_and_the_normed_result():
             np.testing.assert_array_equal(out.hidden_states[i + 1], after)
     np.testing.assert_array_equal(out.hidden_states[3], layers.rms_norm(after, model.params["norm"]["weight"], 1e-5))
     np.testing.assert_array_equal(out.hidden_states[3], out.last_hidden_state)
+
+
+def attention_of_layers(p, x, layer, context):
+    """Eq. 3 in every wiring, from the layers alone."""
+    c, start = context.config, 0.8 - 0.6 * math.exp(-0.3 * layer)
+
+    def heads(name, width):
+        return np.moveaxis(layers.linear(x, **p[f"{name}_proj"]).reshape(*x.shape[:2], -1, width), 2, 1)
+
+    turned = {"interleaved": c.wiring in ("paper", "v2")}
+    q, k = (layers.rope(heads(name, c.head_dim), context.cos, context.sin, **turned) for name in "qk")
+    v = heads("v", c.head_dim * (2 if c.wiring == "paper" else 1))
+    if c.wiring == "none":
+        y = layers.plain_heads(q, k, v)
+    elif c.wiring == "v2":
+        y = layers.diff_heads_v2(q, k, v, layers.diff_lambda_v2(x, **p["lambda_proj"]))
+    else:
+        lambda_ = layers.diff_lambda(*(p[f"lambda_{name}"] for name in ("q1", "k1", "q2", "k2")), start)
+        if c.wiring == "hf":
+            y = layers.diff_heads_hf(q, k, layers.value_pairs_hf(v), lambda_, start, c.rms_norm_eps)
+        else:
+            y = layers.diff_heads_paper(q, k, v, lambda_, p["subln"]["weight"], start)
+    return layers.linear(y, **p["o_proj"])
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@given(
+    seed=st.integers(0, 99),
+    sizes=st.tuples(*[st.integers(1, 3)] * 4),
+    D=st.integers(2, 17),
+    layer=st.integers(0, 9),
+    eps=st.sampled_from([1e-6, 1e-2]),
+)
+def test_each_half_of_a_layer_is_added_to_what_it_was_given(wiring, seed, sizes, D, layer, eps):
+    B, T, keys, queries = sizes
+    heads = {"num_key_value_heads": 2 * keys, "num_attention_heads": 2 * keys * queries}
+    model = small_model(
+        seed=seed, wiring=wiring, kernels="reference", num_hidden_layers=1, hidden_size=D, rms_norm_eps=eps, **heads
+    )
+    p, x = model.params["model"]["layers"][0], np.random.default_rng(seed).standard_normal((B, T, D))
+    angles = layers.rope_cos_sin(np.arange(T)[None], [1.0, 0.1, 0.01], 1.0, np.float64)
+    context = Context(model.config, model.ops, *angles)
+    silent = {**p["mlp"], "down_proj": {"weight": np.zeros((D, 37))}}
+    y = decoder_layer({**p, "mlp": silent}, x, layer, context)
+    attended = attention_of_layers(
+        p["self_attn"], layers.rms_norm(x, p["input_layernorm"]["weight"], eps), layer, context
+    )
+    np.testing.assert_allclose(y - x, attended, **CLOSE)
+    normed = layers.rms_norm(y, p["post_attention_layernorm"]["weight"], eps)
+    fed = layers.swiglu(normed, **p["mlp"], act="silu")
+    np.testing.assert_allclose(decoder_layer(p, x, layer, context) - y, fed, **CLOSE)
 
 
 @pytest.mark.parametrize("kernels", ["fast", "reference"])
