@@ -135,6 +135,14 @@ def test_a_shard_is_filled_to_the_last_byte(tmp_path: Path, limit: int, shards: 
     assert [" ".join(files[name]) for name in sorted(files)][: len(shards)] == shards
 
 
+@pytest.mark.parametrize("limit", [1, 144, SMALL, 700])
+def test_shards_are_numbered_from_one(tmp_path: Path, limit: int) -> None:
+    save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=limit)
+    shards = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert shards == [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+
+
 def test_tensor_larger_than_a_shard_gets_one_to_itself(tmp_path: Path) -> None:
     save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=167)
     placed = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
