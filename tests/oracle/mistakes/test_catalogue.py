@@ -16,7 +16,9 @@ from refdiff.oracle.mistakes import CATALOGUE, wrap
 from refdiff.oracle.mistakes.catalogue import Mistake, mistake, with_changed
 
 ROOT = Path(__file__).parents[3]
-# of what a difference of attention maps is made of; "window": no wiring here has one
+# of what a difference of attention maps is made of; "window": no wiring here has one. The order of signals and noises
+# where several signals share a noise (row F9) is none of these: no layer here has that ratio. It is a field of `Spec`
+# (`ratio`, with `pairing`), and its deviation is `signals_and_noises_in_the_other_order`.
 AXES = {
     "pair", "gqa", "vlay", "k1/k2 crossed", "concat", "path", "V2-vs-V1",
     "rope kind", "rope dim", "rope base", "rope offset", "rope scale",
