@@ -55,6 +55,21 @@ def test_only_moving_numbers_rounds_nothing(tmp_path: Path, capsys: Capture) -> 
     assert float(report["written"]) < 1e-13
 
 
+def test_weights_under_unilms_names(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    model = saved(tmp_path / "old", wiring="paper")
+    stored = load_file(tmp_path / "old" / "model.safetensors")
+    save_file(
+        {name.replace("o_proj", "out_proj"): array for name, array in stored.items()},
+        tmp_path / "old" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "hf"]) == 0
+    new = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "new", dtype="float64")
+    close(new(ids(0, 1, 7)).logits, model(ids(0, 1, 7)).logits, 1e-11)
+
+
 def test_another_type(tmp_path: Path, capsys: Capture) -> None:
     saved(tmp_path / "old", "bfloat16", wiring="paper")
     assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "hf", "--dtype", "float32"]) == 0

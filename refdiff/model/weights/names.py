@@ -109,8 +109,9 @@ def localize(name: str, prefix: str) -> str:
     ``model.norm.weight``, ``transformer.norm.weight`` and ``norm.weight`` are one parameter, written by different
     classes. transformers adds and removes a class's own prefix only: between question answering (``transformer.``) and
     ``model.`` it knows none of the names, and draws the whole model at random with nothing but a warning. Here the
-    three spellings are equal, because nobody wants that.
+    three spellings are equal, because nobody wants that. unilm's attention calls ``o_proj`` ``out_proj``.
     """
+    name = name.replace(".self_attn.out_proj.", ".self_attn.o_proj.")
     for known in _BACKBONE_PREFIXES:
         rest = name.removeprefix(known)
         if rest != name and _BACKBONE.match(rest):

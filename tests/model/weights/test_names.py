@@ -160,3 +160,9 @@ _TREES = st.recursive(
 @given(st.dictionaries(st.text("abcxyz_", min_size=1, max_size=3), _TREES, min_size=1, max_size=3))
 def test_nest_undoes_flatten(tree: dict[str, Any]) -> None:
     assert nest(flatten(tree)) == tree
+
+
+def test_unilms_name_of_the_last_projection() -> None:
+    for stored in ("model.layers.3.self_attn.out_proj.weight", "layers.3.self_attn.out_proj.weight"):
+        assert localize(stored, "model.") == "model.layers.3.self_attn.o_proj.weight"
+    assert localize("model.layers.3.mlp.out_proj.weight", "model.") == "model.layers.3.mlp.out_proj.weight"
