@@ -92,7 +92,8 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
             logits_so_far.append(logits)
         candidates = _candidates(running, log_p.reshape(B, n, -1), o, streams)
         K = candidates.scores.shape[1]
-        hits = request.stopping(candidates.ids.reshape(B * K, length)).reshape(B, K)
+        padding = None if request.padding is None else np.repeat(request.padding, K)
+        hits = request.stopping(candidates.ids.reshape(B * K, length), padding).reshape(B, K)
         done = _finish(done, candidates, hits, improvable, length - prompt_length, o)
         candidates.scores = candidates.scores + hits * _OUT
         running = candidates.best(n)
@@ -107,11 +108,13 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
         flat = running.ids.reshape(B * n, length)
         logits = context.read(flat)[:, -1]
 
-    generated = int((done.origins[:, :k] >= 0).sum(axis=2).max())
+    lengths = (done.origins[:, :k] >= 0).sum(axis=2)
+    generated = int(lengths.max())
     sequences = done.ids[:, :k, : prompt_length + generated].reshape(B * k, -1)
     agreed.send([row[sent:] for row, sent in zip(sequences, agreed.sent, strict=True)])
     return GenerateBeamDecoderOnlyOutput(
         sequences=sequences,
+        lengths=prompt_length + lengths.reshape(B * k),
         sequences_scores=done.scores[:, :k].reshape(-1) if o.output_scores else None,
         scores=tuple(scores_so_far) if o.output_scores else None,
         logits=tuple(logits_so_far) if o.output_logits else None,

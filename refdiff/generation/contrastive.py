@@ -46,6 +46,7 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
     pipeline = Pipeline(o, prompt_length, request.padding)
     context = Context(request.model, request.mask)
     live = np.ones(B, dtype=bool)
+    lengths = np.full(B, prompt_length)
     scores_so_far, logits_so_far = [], []
 
     request.emit(ids)
@@ -80,11 +81,13 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
         tokens = np.where(growing, options[np.arange(B), choice], o.pad_token_id or 0)
         ids = np.concatenate([ids, tokens[:, None]], axis=1)
         request.emit(tokens)
-        live &= ~request.stopping(ids)
+        lengths[live] = ids.shape[1]
+        live &= ~request.stopping(ids, request.padding)
         if not live.any():
             break
     return GenerateDecoderOnlyOutput(
         sequences=ids,
+        lengths=lengths,
         scores=tuple(scores_so_far) if o.output_scores else None,
         logits=tuple(logits_so_far) if o.output_logits else None,
         cache=context.cache,

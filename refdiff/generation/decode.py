@@ -32,6 +32,7 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     context = Context(request.model, request.mask)
     there = ChoiceOnDevice.of(request.model, o, pipeline)
     live = np.ones(len(rows), dtype=bool)
+    lengths = np.full(len(rows), ids.shape[1])
     scores_so_far, logits_so_far = [], []
 
     def read(all_ids: NDArray[np.int64]) -> Array:
@@ -61,12 +62,14 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
         if o.output_logits:
             logits_so_far.append(logits)
         request.emit(tokens)
-        live &= ~request.stopping(ids)
+        lengths[live] = ids.shape[1]
+        live &= ~request.stopping(ids, padding)
         if not live.any():
             break
         logits = read(ids)
     return GenerateDecoderOnlyOutput(
         sequences=ids,
+        lengths=lengths,
         scores=tuple(scores_so_far) if o.output_scores else None,
         logits=tuple(logits_so_far) if o.output_logits else None,
         cache=context.cache,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ def generate(
     attention_mask: Any = None,
     streamer: Streamer | None = None,
     generator: np.random.Generator | None = None,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     **options: Any,
 ) -> NDArray[np.int64] | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
     """Continue token sequences with a causal language model; options, defaults and results are transformers'.
@@ -35,8 +36,8 @@ def generate(
     and nothing greedy decoding; prompt_lookup_num_tokens or assistant_model makes sampling and greedy decoding faster.
     Without a length, 20 tokens are added.
 
-    Random choices follow from `seed`, or from one number drawn from `generator`, and for each row from its own prompt
-    alone: the text of a prompt is the same in any batch.
+    Random choices follow from `seed` (one, or one for each prompt), or from one number drawn from `generator`, and for
+    each row from its own prompt alone: the text of a prompt is the same in any batch.
 
     Shapes: input_ids (B, T) integers, attention_mask (B, T) of 1 and 0 → int64 ids (B · num_return_sequences, T'),
         prompt included, padded at the end; or a result object with `return_dict_in_generate=True`
@@ -59,7 +60,7 @@ def _read(
     attention_mask: Any,
     streamer: Streamer | None,
     generator: np.random.Generator | None,
-    seed: int | None,
+    seed: int | Sequence[int] | None,
     options: Options,
 ) -> Request:
     """The request that a call makes."""
@@ -79,7 +80,7 @@ def _read(
         mask=reading.read_mask(attention_mask, ids, options),
         options=options,
         stopping=Stopping(limit, options.eos_token_id, options.stop_strings, options.tokenizer, options.max_time),
-        seed=reading.read_seed(seed, generator) if options.do_sample else 0,
+        seed=reading.read_seed(seed, generator, len(ids)) if options.do_sample else 0,
         emit=_to_nobody if streamer is None else streamer.put,
     )
 

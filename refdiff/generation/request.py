@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Request:
     mask: NDArray[np.int64] | None
     options: Options
     stopping: Stopping
-    seed: int
+    seed: int | tuple[int, ...]
     emit: Emit
 
     @property
@@ -45,7 +45,8 @@ class Request:
     def streams(self, rows: NDArray[np.int64]) -> list[sampling.Uniforms]:
         """A stream of random numbers for each of the given rows of the prompt; a row may come more than once."""
         mask = np.ones_like(self.ids) if self.mask is None else self.mask
-        return sampling.row_streams(self.seed, [self.ids[row][mask[row] != 0] for row in rows])
+        seed = self.seed if isinstance(self.seed, int) else [self.seed[row] for row in rows]
+        return sampling.row_streams(seed, [self.ids[row][mask[row] != 0] for row in rows])
 
 
 def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:
@@ -145,11 +146,13 @@ def read_max_length(options: Options, prompt_length: int, max_position_embedding
     return limit
 
 
-def read_seed(seed: int | None, generator: np.random.Generator | None) -> int:
-    """The number that every random choice of the call follows from; fresh entropy where none is given.
+def read_seed(
+    seed: int | Sequence[int] | None, generator: np.random.Generator | None, prompts: int
+) -> int | tuple[int, ...]:
+    """The number that every random choice of the call follows from, or one for each prompt; fresh entropy for None.
 
     Raises:
-        ValueError: a negative seed, or both a seed and a generator.
+        ValueError: a negative seed, both a seed and a generator, or not one seed for each prompt.
         TypeError: a seed or generator of another kind.
     """
     if seed is not None and generator is not None:
@@ -160,6 +163,16 @@ def read_seed(seed: int | None, generator: np.random.Generator | None) -> int:
         return int(generator.integers(0, 2**63))
     if seed is None:
         return secrets.randbits(63)
+    if isinstance(seed, list | tuple | np.ndarray):
+        if np.shape(seed) != (prompts,):
+            raise ValueError(
+                f"seed has shape {np.shape(seed)}: it has to be one integer, or ({prompts},), one a prompt"
+            )
+        return tuple(_checked_seed(one) for one in seed)
+    return _checked_seed(seed)
+
+
+def _checked_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise TypeError(f"seed is {seed!r}: it has to be an integer, 0 or more")
     if seed < 0:

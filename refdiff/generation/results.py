@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 class GenerateDecoderOnlyOutput:
     """The result of greedy decoding, sampling, contrastive search and guessed decoding.
 
-    sequences (R, T): prompt and text, padded at the end. scores, logits: one (R, V) array a generated token, after and
+    sequences (R, T): prompt and text, padded at the end. lengths (R,): ids of each without that end. scores, logits: one (R, V) array a generated token, after and
     before the processors; None unless `output_scores`, `output_logits`. cache: keys and values of what was read.
     """
 
     sequences: NDArray[np.int64]
     scores: tuple[NDArray[np.floating], ...] | None = None
     logits: tuple[NDArray[np.floating], ...] | None = None
+    lengths: NDArray[np.int64] | None = None
     cache: Any = None
 
 
@@ -27,9 +28,10 @@ class GenerateDecoderOnlyOutput:
 class GenerateBeamDecoderOnlyOutput:
     """The result of beam search and beam sampling.
 
-    sequences (B · num_return_sequences, T), best first. sequences_scores (B · num_return_sequences,): the sum of
-    log-probabilities over length ** length_penalty; only with `output_scores`, as is `scores`: one (B · num_beams, V)
-    array a step, log-probabilities after the processors. beam_indices (B · num_return_sequences, generated): which row
+    sequences (B · num_return_sequences, T), best first, padded at the end. lengths (B · num_return_sequences,): ids of
+    each without that end. sequences_scores (B · num_return_sequences,): the sum of log-probabilities over length **
+    length_penalty; only with `output_scores`, as is `scores`: one (B · num_beams, V) array a step, log-probabilities
+    after the processors. beam_indices (B · num_return_sequences, generated): which row
     of `scores` each token came from, −1 after the end.
     """
 
@@ -38,4 +40,5 @@ class GenerateBeamDecoderOnlyOutput:
     scores: tuple[NDArray[np.floating], ...] | None = None
     logits: tuple[NDArray[np.floating], ...] | None = None
     beam_indices: NDArray[np.int64] | None = None
+    lengths: NDArray[np.int64] | None = None
     cache: Any = None

@@ -129,7 +129,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
                 scores_so_far.append(scores.astype(logits.dtype))
             if o.output_logits:
                 logits_so_far.append(logits[i : i + 1])
-            finished = bool(request.stopping(ids)[0])
+            finished = bool(request.stopping(ids, request.padding)[0])
             if finished or token != guess:
                 break
             right += 1
@@ -138,6 +138,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
         count = min(most, count + 2) if right == len(guesses) else max(1, count - 1)
     return GenerateDecoderOnlyOutput(
         sequences=ids,
+        lengths=np.array([ids.shape[1]]),
         scores=tuple(scores_so_far) if o.output_scores else None,
         logits=tuple(logits_so_far) if o.output_logits else None,
         cache=context.cache,

@@ -41,18 +41,20 @@ class Stopping:
         if self._deadline is not None:
             self._deadline += time.monotonic()
 
-    def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which rows are finished: (B, T) → (B,)."""
+    def __call__(self, ids: NDArray[np.int64], padding: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """Which rows are finished: (B, T), of which each row's first `padding` (B,) are no text → (B,)."""
         timeout = self._deadline is not None and time.monotonic() > self._deadline
         if timeout or ids.shape[1] >= self.max_length:
             return np.ones(ids.shape[0], dtype=bool)
-        return self.by_content(ids)
+        return self.by_content(ids, padding)
 
-    def by_content(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def by_content(self, ids: NDArray[np.int64], padding: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """Which rows end in an end-of-sequence token or a stop string: (B, T) → (B,)."""
         done: NDArray[np.bool_] = np.isin(ids[:, -1], self._eos)
         if self._token_bytes is not None:
-            done |= np.array([self._ends_in_stop_string(row.tolist(), self._token_bytes) for row in ids], dtype=bool)
+            starts = np.zeros(len(ids), dtype=np.int64) if padding is None else padding
+            texts = [row[start:].tolist() for row, start in zip(ids, starts, strict=True)]
+            done |= np.array([self._ends_in_stop_string(text, self._token_bytes) for text in texts], dtype=bool)
         return done
 
     def _ends_in_stop_string(self, row: list[int], token_bytes: TokenBytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -79,7 +80,7 @@ class DiffLlamaForCausalLM(TrainableModel):
         attention_mask: Any = None,
         streamer: Any = None,
         generator: np.random.Generator | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         **generation_options: Any,
     ) -> Any:
         """Continue the tokens; see `refdiff.generation.generate`, which this is."""

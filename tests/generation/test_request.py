@@ -103,13 +103,15 @@ def test_a_minimum_that_does_not_fit() -> None:
 
 
 def test_seeds() -> None:
-    assert read_seed(7, None) == 7
-    assert read_seed(np.int32(7), None) == 7
-    first, second = read_seed(None, np.random.default_rng(0)), read_seed(None, np.random.default_rng(0))
+    assert read_seed(7, None, 1) == 7
+    assert read_seed(np.int32(7), None, 3) == 7
+    first, second = read_seed(None, np.random.default_rng(0), 1), read_seed(None, np.random.default_rng(0), 1)
     assert first == second
     generator = np.random.default_rng(0)
-    assert read_seed(None, generator) != read_seed(None, generator)
-    assert read_seed(None, None) != read_seed(None, None)
+    assert read_seed(None, generator, 1) != read_seed(None, generator, 1)
+    assert read_seed(None, None, 1) != read_seed(None, None, 1)
+    for several in ([7, 0, 7], (7, 0, 7), np.array([7, 0, 7])):
+        assert read_seed(several, None, 3) == (7, 0, 7)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +121,12 @@ def test_seeds() -> None:
         (-1, None, ValueError, "seed is -1: it has to be 0 or more"),
         (1.5, None, TypeError, "an integer"),
         (True, None, TypeError, "an integer"),
+        ([1, 2], None, ValueError, r"seed has shape \(2,\): it has to be one integer, or \(3,\), one a prompt"),
+        ([1, -2, 3], None, ValueError, "seed is -2"),
+        ([1, "2", 3], None, TypeError, "seed is '2'"),
         (None, np.random.RandomState(0), TypeError, "numpy.random.Generator"),
     ],
 )
 def test_wrong_seeds(seed: Any, generator: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        read_seed(seed, generator)
+        read_seed(seed, generator, 3)

@@ -48,6 +48,25 @@ def test_only_what_was_asked_for_is_there(asked: dict[str, bool], beams: int) ->
         assert (out.sequences_scores is not None) == ("output_scores" in asked)
 
 
+@pytest.mark.parametrize("pad", [0, None])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"do_sample": True, "num_return_sequences": 2}, {"penalty_alpha": 0.6, "top_k": 4}, {"num_beams": 3}],
+)
+def test_lengths_are_those_of_each_text_alone(options: dict[str, Any], pad: int | None) -> None:
+    asked = {"eos_token_id": [2, 7, 11], "max_new_tokens": 9, "return_dict_in_generate": True, **options}
+    model = FakeModel(3)
+    model.config.pad_token_id = pad
+    prompts, n = [[5, 6, 7], [8, 9, 10], [3, 3, 4], [12, 5, 6]], options.get("num_return_sequences", 1)
+    out = generate(model, prompts, seed=1, **asked)
+    alone = [generate(model, [prompt], seed=1, **asked) for prompt in prompts]
+    assert out.lengths is not None
+    assert out.lengths.tolist() == [length for one in alone for length in one.lengths]
+    assert len(set(out.lengths.tolist())) > 1
+    for row, (length, one) in enumerate(zip(out.lengths, np.repeat(np.array(alone, dtype=object), n), strict=True)):
+        np.testing.assert_array_equal(out.sequences[row, :length], one.sequences[row % n, :length])
+
+
 def test_beams_add_up() -> None:
     """The score of a sequence is the sum of its tokens' entries in `scores`, found through `beam_indices`."""
     options = {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.0, "eos_token_id": None}

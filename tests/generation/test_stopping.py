@@ -77,6 +77,13 @@ def test_a_stop_string_in_the_prompt_does_not_stop_what_follows() -> None:
         assert ends[0] < len(ids)
 
 
+def test_padding_is_no_text() -> None:
+    stopping = Stopping(9, None, ["aaa"], letters())
+    ids = np.array([[0, 0, 0, 0], [1, 1, 0, 0]])
+    assert stopping(ids).tolist() == [True, False]
+    assert stopping(ids, np.array([2, 0])).tolist() == [False, False]
+
+
 def test_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("refdiff.generation.stopping.time", SimpleNamespace(monotonic=lambda: now))
