@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 class GenerateDecoderOnlyOutput:
     """The result of greedy decoding, sampling, contrastive search and guessed decoding.
 
-    sequences (R, T): prompt and text, padded at the end. lengths (R,): ids of each without that end. scores, logits: one (R, V) array a generated token, after and
-    before the processors; None unless `output_scores`, `output_logits`. cache: keys and values of what was read.
+    sequences (R, T): prompt and text, padded at the end. lengths (R,): ids of each without that end. scores, logits:
+    one (R, V) array a generated token, after and before the processors; None unless `output_scores`, `output_logits`.
+    cache: keys and values of what was read.
     """
 
     sequences: NDArray[np.int64]

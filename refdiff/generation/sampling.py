@@ -159,8 +159,8 @@ class Uniforms:
 def row_streams(seed: int | Sequence[int], prompts: Iterable[NDArray[np.int64]]) -> list[Uniforms]:
     """One stream a prompt, keyed by its seed, the prompt's own tokens, and how often it came before with that seed.
 
-    seed: one for all prompts, or one for each. So the text of a row depends on nothing else in its batch: batch = single, and n copies of a prompt give n different
-    texts, the same ones as `num_return_sequences=n`.
+    seed: one for all prompts, or one for each. So the text of a row depends on nothing else in its batch: batch =
+    single, and n copies of a prompt give n different texts, the same ones as `num_return_sequences=n`.
     """
     seen: dict[tuple[int, bytes], int] = {}
     streams = []
