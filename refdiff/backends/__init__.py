@@ -23,6 +23,10 @@ from refdiff.arrays import from_numpy
 Ops = SimpleNamespace
 """A namespace with the public functions of `refdiff.layers`, or functions that stand for them."""
 
+FUSED = ("rope_append",)
+"""Steps of a model, each of several layers, that a backend may do at once. What is laid over the layers must see them
+all, so `overlay` leaves these out, and the model does the layers one by one."""
+
 Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 
@@ -35,11 +39,13 @@ def overlay(ops: Ops, wrap: Wrap) -> Ops:
     of your own that does not name such arguments is not given them.
 
     Shapes:
-        `ops` and the result have the same names; `ops` itself is not changed.
+        `ops` and the result have the same names but for those of `FUSED`; `ops` itself is not changed.
     """
     new = Ops()
-    for name, function in vars(ops).items():
-        setattr(new, name, _with_parts_from(new, wrap(name, function), set(vars(ops))))
+    names = set(vars(ops)) - set(FUSED)
+    for name in vars(ops):
+        if name in names:
+            setattr(new, name, _with_parts_from(new, wrap(name, getattr(ops, name)), names))
     return new
 
 
@@ -88,7 +94,11 @@ def ops_for(kernels: Any = None) -> Ops:
     A kernel that returns `NotImplemented` leaves the call to its layer.
     """
     equations = Ops(**{name: getattr(layers, name) for name in layers.__all__})
-    return overlay(equations, lambda name, layer: _kernel_or_layer(getattr(kernels, name, None), layer))
+    ops = overlay(equations, lambda name, layer: _kernel_or_layer(getattr(kernels, name, None), layer))
+    for name in FUSED:
+        if hasattr(kernels, name):
+            setattr(ops, name, getattr(kernels, name))
+    return ops
 
 
 def _kernel_or_layer(kernel: Callable[..., Any] | None, layer: Callable[..., Any]) -> Callable[..., Any]:

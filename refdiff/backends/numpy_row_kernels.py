@@ -1,7 +1,8 @@
 """Fast twins for NumPy of what treats each token, or each head of a token, by itself: norm, RoPE, and their way back.
 
 Rows are taken a block at a time, so that what a step writes is still in the cache when the next step reads it, and each
-block by one thread. A block that does not lie densely is copied first: less than what every step would lose on it.
+block by one thread. What lies feature-major (`feature_major`), as products leave it, is taken and left like that: the
+next product and the sum with the residual path need no other order.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ FloatArray = NDArray[np.floating[Any]]
 ELEMENTS = 2**15
 """How many elements an elementwise step handles at a time, so that its temporaries stay in the cache."""
 
+COLUMNS = 512
+"""How many tokens an elementwise step handles at a time where they lie side by side."""
+
 WORTH_A_THREAD = 2**19
 """The fewest multiplications, or elements of exp, for which handing a part to another thread pays."""
 
@@ -31,11 +35,21 @@ class NumpyRowKernels:
         self.running = self._workers.running
         self.each = self._workers.each
 
+    def embedding(self, ids: NDArray[np.integer[Any]], weight: FloatArray) -> Any:
+        """Lay the rows down feature-major, as everything that is added to them comes."""
+        if weight.ndim != 2 or ids.size < 2 or ids.min() < 0 or ids.max() >= len(weight):
+            return NotImplemented
+        return np.ascontiguousarray(weight[ids.reshape(-1)].T).T.reshape(*ids.shape, weight.shape[1])
+
     def rms_norm(self, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
         """Sum squares without holding them, and scale once."""
         if not eps >= 0 or (weight is not None and weight.shape != x.shape[-1:]):
             return NotImplemented
-        y = np.empty(x.shape, x.dtype if weight is None else np.result_type(x, weight))
+        dtype = x.dtype if weight is None else np.result_type(x, weight)
+        columns = feature_major(x)
+        if columns is not None:
+            return self._norm_columns(columns, weight, eps, like(x, dtype))
+        y = np.empty(x.shape, dtype)
         into = y.reshape(-1, x.shape[-1])
         rows = x.reshape(into.shape)
 
@@ -46,6 +60,28 @@ class NumpyRowKernels:
                 into[at] *= weight
 
         self._blocks(block, *into.shape)
+        return y
+
+    def _norm_columns(self, x: FloatArray, weight: FloatArray | None, eps: float, y: FloatArray) -> FloatArray:
+        """Normalise x (groups, features, tokens), some features at a time, into `y`, which lies like x."""
+        into = feature_major(y)
+        groups, features, tokens = x.shape
+        rows = max(ELEMENTS // min(tokens, COLUMNS), 1)
+
+        def block(at: tuple[int, slice]) -> None:
+            piece, out = x[at[0], :, at[1]], into[at[0], :, at[1]]
+            squares = np.zeros(piece.shape[1], x.dtype)
+            parts = [slice(i, min(i + rows, features)) for i in range(0, features, rows)]
+            for part in parts:
+                squares += np.square(piece[part]).sum(axis=0)
+            root = np.sqrt(squares / features + eps, dtype=x.dtype)
+            for part in parts:
+                np.divide(piece[part], root, out=out[part])
+                if weight is not None:
+                    out[part] *= weight[part, None]
+
+        items = [(g, slice(t, min(t + COLUMNS, tokens))) for g in range(groups) for t in range(0, tokens, COLUMNS)]
+        self._each(block, items, x.size)
         return y
 
     def rms_norm_vjp(self, g: FloatArray, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
@@ -88,6 +124,9 @@ class NumpyRowKernels:
         if not x.dtype == cos.dtype == sin.dtype:
             return NotImplemented
         B, H, T, d = x.shape
+        columns = feature_major(x)
+        if columns is not None:
+            return self._turn_columns(columns, cos, sin, interleaved, like(x, x.dtype))
         y = np.empty(x.shape, x.dtype)
         first, second = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if interleaved else (slice(0, n), slice(n, 2 * n))
 
@@ -103,6 +142,26 @@ class NumpyRowKernels:
 
         size = max(ELEMENTS // max(H * d, 1), 1)
         items = [(b, slice(t, min(t + size, T))) for b in range(B) for t in range(0, T, size)]
+        self._each(block, items, x.size)
+        return y
+
+    def _turn_columns(self, x: FloatArray, cos: FloatArray, sin: FloatArray, interleaved: bool, y: FloatArray) -> Any:
+        """Rotate x (heads, d, tokens), a head and some tokens at a time, into `y`, which lies like x."""
+        into, B, T = feature_major(y), y.shape[0], y.shape[2]
+        turns = (np.broadcast_to(a, (B, *a.shape[1:])).transpose(1, 3, 0, 2).reshape(-1, B * T) for a in (cos, sin))
+        (c, s), n = map(np.ascontiguousarray, turns), cos.shape[-1]
+        first, second = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if interleaved else (slice(0, n), slice(n, 2 * n))
+
+        def block(at: tuple[int, slice]) -> None:
+            h, t = at
+            one, two, out = x[h, first, t], x[h, second, t], into[h, :, t]
+            np.multiply(one, c[:, t], out=out[first])
+            out[first] -= two * s[:, t]
+            np.multiply(two, c[:, t], out=out[second])
+            out[second] += one * s[:, t]
+            out[2 * n :] = x[h, 2 * n :, t]
+
+        items = [(h, slice(t, min(t + COLUMNS, B * T))) for h in range(len(x)) for t in range(0, B * T, COLUMNS)]
         self._each(block, items, x.size)
         return y
 
@@ -126,6 +185,24 @@ class NumpyRowKernels:
                 block(item)
         else:
             self._workers.each(block, items)
+
+
+def feature_major(x: FloatArray) -> FloatArray | None:
+    """View (…, D), or (B, H, T, D) by heads, as (1 or H, D, tokens), where it lies like that; None where it does not."""
+    if x.ndim < 2 or x.size == x.shape[-1]:
+        return None
+    turned = x.transpose(1, 3, 0, 2) if x.ndim == 4 else np.moveaxis(x, -1, 0)[None]
+    if not turned.flags.c_contiguous:
+        return None
+    return turned.reshape(*turned.shape[:2], -1)
+
+
+def like(x: FloatArray, dtype: Any) -> FloatArray:
+    """Allocate what lies feature-major like `x`."""
+    if x.ndim == 4:
+        B, H, T, D = x.shape
+        return np.empty((H, D, B, T), dtype).transpose(2, 0, 3, 1)
+    return np.moveaxis(np.empty((x.shape[-1], *x.shape[:-1]), dtype), 0, -1)
 
 
 def _root(rows: FloatArray, eps: float) -> FloatArray:

@@ -10,8 +10,8 @@ from refdiff.arrays import Array, device, namespace
 class KVCache:
     """The keys and values of every layer, kept between calls of a model.
 
-    `len(cache)` is the number of tokens that have gone through all layers. Only `append` adds; the arrays that it
-    returns are views that later calls may overwrite after a `crop`.
+    `len(cache)` is the number of tokens that have gone through all layers. Only `append`, or its two halves, adds; the
+    arrays that it returns are views that later calls may overwrite after a `crop`.
 
     Args:
         num_layers: how many layers the model has.
@@ -52,6 +52,20 @@ class KVCache:
         Raises:
             ValueError: the batch differs from the rows of the cache, or a static cache is full.
         """
+        keys, values, start = self.room(layer, k, v)
+        end = start + k.shape[2]
+        keys[:, :, start:end, :] = k
+        values[:, :, start:end, :] = v
+        return self.filled(layer, end)
+
+    def room(self, layer: int, k: Array, v: Array) -> tuple[Array, Array, int]:
+        """Make room for new tokens of a layer: its whole buffers, and where in them the tokens belong.
+
+        Whoever writes them there says so with `filled`; `append` is both.
+
+        Raises:
+            ValueError: as `append`.
+        """
         start = len(self)
         end = start + k.shape[2]
         if self.static is not None and end > self.static:
@@ -69,11 +83,15 @@ class KVCache:
             size = self.static or max(end, room + room // 2)
             buffers = (_grown(k, size, buffers and buffers[0], start), _grown(v, size, buffers and buffers[1], start))
             self._buffers[layer] = buffers
-        keys, values = buffers
-        keys[:, :, start:end, :] = k
-        values[:, :, start:end, :] = v
+        return *buffers, start
+
+    def filled(self, layer: int, end: int) -> tuple[Array, Array]:
+        """Count the tokens of a layer before `end` as there, and return their keys and values."""
+        buffers = self._buffers[layer]
+        if buffers is None:
+            raise ValueError(f"KVCache: layer {layer} has no room yet: append to it first")
         self._lengths[layer] = end
-        return keys[:, :, :end, :], values[:, :, :end, :]
+        return buffers[0][:, :, :end, :], buffers[1][:, :, :end, :]
 
     def reorder(self, indices: Any) -> None:
         """Replace the rows by the rows at `indices`: `cache.reorder([0, 0, 1])` also changes their number.

@@ -112,15 +112,27 @@ def self_attention(
         x (B, T, D) -> (B, T, D), or (B, read, D): of the last tokens
     """
     ops, config, wiring = context.ops, context.config, WIRINGS[context.config.wiring]
-    asking, asked = (x, context) if read is None else (x[:, -read:, :], context.of_last(read))
+    asking, asked = (x, context) if read in (None, x.shape[1]) else (x[:, -read:, :], context.of_last(read))
     q = split_heads(ops.linear(asking, **p["q_proj"]), config.head_dim)
     k = split_heads(ops.linear(x, **p["k_proj"]), config.head_dim)
     v = wiring.values(ops, ops.linear(x, **p["v_proj"]), config.head_dim)
-    q, k = (ops.rope(y, c.cos, c.sin, interleaved=wiring.interleaved) for y, c in ((q, asked), (k, context)))
-    if context.cache is not None:
-        k, v = context.cache.append(layer, k, v)
+    q, k, v = _rotated(q, k, v, layer, asked, context)
     see = {"mask": asked.mask, "bias": asked.bias, "causal": context.causal}
     heads = Heads(q, k, v, wiring.lambda_(ops, p, asking, layer), see)
     if maps is not None:
         maps.append(Maps(*wiring.maps(ops, heads)))
     return ops.linear(wiring.attend(ops, heads, p, layer, config.rms_norm_eps), **p["o_proj"])
+
+
+def _rotated(
+    q: Array, k: Array, v: Array, layer: int, asked: Context, context: Context
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Turn queries and keys by their positions; with a cache, give all keys and values so far."""
+    ops, cache, interleaved = context.ops, context.cache, WIRINGS[context.config.wiring].interleaved
+    fused = getattr(ops, "rope_append", None)
+    if fused is not None and cache is not None and asked is context:
+        done: Any = fused(cache, layer, q, k, v, context.cos, context.sin, interleaved=interleaved)
+        if done is not NotImplemented:
+            return done  # type: ignore[no-any-return]
+    q, k = (ops.rope(y, c.cos, c.sin, interleaved=interleaved) for y, c in ((q, asked), (k, context)))
+    return q, *((k, v) if cache is None else cache.append(layer, k, v))

@@ -44,6 +44,15 @@ def rms_norm_cases(slow: bool) -> Iterator[Case]:
     yield (normal(0, 3, 4133), normal(1, 4133), 1e-5), {}
 
 
+def rms_norm_vjp_cases(slow: bool) -> Iterator[Case]:
+    for weight in (None, normal(2, 11)):
+        yield (normal(0, 2, 3, 11), normal(1, 2, 3, 11, scale=1e-3), weight, 1e-5), {}
+    for rows, size in ((1, 11), (7, 37), (131, 67)):
+        yield (normal(0, rows, size), normal(1, rows, size), normal(2, size), 1e-5), {}
+    yield (normal(0, 2, 5, 3, 11).swapaxes(1, 2), normal(1, 2, 5, 3, 11).swapaxes(1, 2), None, 1e-6), {}
+    yield (normal(0, 3, 4133), normal(1, 3, 4133), normal(2, 4133), 0.0), {}
+
+
 def rope_cases(slow: bool) -> Iterator[Case]:
     for (batch, n, size), interleaved in itertools.product(((1, 4, 8), (2, 3, 10), (2, 64, 130)), (False, True)):
         angles = np.random.default_rng(1).uniform(-7, 7, size=(batch, 1, 5, n))

@@ -94,4 +94,4 @@ def test_kernel_equals_its_layer(name: str, sizes: str, dtype: Any) -> None:
     if dtype is BFLOAT16 and int(CUDA.__version__.split(".")[0]) < 14:
         pytest.skip("this CuPy has no bfloat16")
     served = [hold(name, args, kwargs, dtype, real=True) for args, kwargs in CASES[name](sizes == "usual")]
-    assert any(served) or (name == "linear" and dtype is np.float32)
+    assert any(served)

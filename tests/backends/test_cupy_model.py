@@ -64,7 +64,7 @@ def test_a_model_is_its_equations(wiring: str) -> None:
     fast, exact = models(wiring=wiring)
     device = on_the_device(fast)
     with no_layer_of(("rms_norm", "rope", "swiglu", "embedding"), fast):
-        for options in ({}, {"attention_mask": MASK}):
+        for options in ({}, {"use_cache": False}, {"attention_mask": MASK}):
             ours, theirs = fast(IDS, **options), exact(IDS, **options)
             np.testing.assert_allclose(ours.logits, theirs.logits, atol=3e-6)
             assert ours.logits.dtype == np.float32
@@ -72,7 +72,7 @@ def test_a_model_is_its_equations(wiring: str) -> None:
         ours, theirs = (m(next_ids, cache=o.cache, attention_mask=np.pad(MASK, ((0, 0), (0, 1)), constant_values=1))
                         for m, o in ((fast, ours), (exact, theirs)))  # fmt: skip
         np.testing.assert_allclose(ours.logits, theirs.logits, atol=3e-6)
-    assert set(device.launched) == {"rms_norm", "rope", "gated", "attention"}
+    assert set(device.launched) == {"linear", "rms_norm", "rope", "rope_append", "gated", "attention"}
 
 
 def test_generated_text_and_gradients_are_those_of_the_equations() -> None:
@@ -86,7 +86,7 @@ def test_generated_text_and_gradients_are_those_of_the_equations() -> None:
         rtol = 1e-2 if "lambda" in name else 2e-4  # what rows that share λ add to its gradient cancels
         atol = 3e-6 * np.abs(truth).max()
         np.testing.assert_allclose(flatten(grads)[name], truth, rtol=rtol, atol=atol, err_msg=name)
-    assert {"row_sums", "to_queries", "to_keys"} <= set(device.launched)
+    assert {"row_sums", "to_queries", "to_keys", "to_rows", "to_weight"} <= set(device.launched)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

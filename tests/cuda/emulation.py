@@ -117,6 +117,9 @@ class EmulatedDevice:
         x.reshape(-1).view(np.uint8)[:] = 0xFF
         return x
 
+    def address(self, x: Any) -> int:
+        return int(x.ctypes.data)
+
     def product(self, x: Any, weight: Any) -> Any:
         return (x.astype(np.float64) @ weight.astype(np.float64).T).astype(np.float32)
 

@@ -13,8 +13,8 @@ from tests.backends.test_cupy_kernels import hold
 from tests.cuda.emulation import ORDERS, EmulatedDevice
 
 MISTAKES = [
-    ("diff_attention", "key <= s.S - s.T + rows.query(row)", "key < s.S - s.T + rows.query(row)"),
-    ("diff_attention", "key <= s.S - s.T + rows.query(row)", "key <= rows.query(row)"),
+    ("diff_attention", "key <= rows.S - s.T + rows.query(row)", "key < rows.S - s.T + rows.query(row)"),
+    ("diff_attention", "key <= rows.S - s.T + rows.query(row)", "key <= rows.query(row)"),
     ("diff_attention", "S - T + query(min(end, count) - 1) + 1", "S - T + query(min(end, count) - 1)"),
     ("diff_attention", "return kv * G + row % G", "return kv + row % G * K"),
     ("diff_attention", "return row / G", "return row % T"),
@@ -41,6 +41,10 @@ MISTAKES = [
     ("diff_attention_vjp", "if (key + y + 16 * j >= end) continue;", ""),
     ("rms_norm", "widen(x[i]) / root", "widen(x[i]) / (root + 1e-3f)"),
     ("rms_norm", "    __syncthreads();\n", ""),
+    ("rms_norm_vjp", "(h - widen(x[i]) * r * mean)", "h"),
+    ("rms_norm_vjp", "* roots[row]", ""),
+    ("rms_norm_vjp", "for (int i = 1; i < 8; i++) sum", "for (int i = 1; i < 7; i++) sum"),
+    ("rms_norm_vjp", "row += gridDim.y * 8", "row += 8"),
     ("rope", "interleaved ? 2 * i + 1 : i + turning", "interleaved ? 2 * i + 1 : i + size / 2"),
     ("rope", "q * cosine[i] + p * sine[i]", "q * cosine[i] - p * sine[i]"),
     ("rope", "for (int i = 2 * turning + threadIdx.x", "for (int i = 2 * turning + 1 + threadIdx.x"),

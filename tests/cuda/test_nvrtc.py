@@ -43,7 +43,7 @@ def variants(name: str, number: str, limit: int) -> list[dict[str, Any]]:
         ]
     if name == "linear.cu":
         return [{"NUMBER": "float", "WEIGHT": number, "ROWS": rows} for rows in (1, 2, 4, 8)]
-    if name == "rms_norm.cu":
+    if name.startswith("rms_norm"):
         return [{"NUMBER": number, "WEIGHT": number}, {"NUMBER": "float", "WEIGHT": number}]
     return [{"NUMBER": number}]
 

@@ -46,6 +46,21 @@ def test_length_counts_what_went_through_all_layers():
     assert second is not None
 
 
+def test_its_two_halves_are_append():
+    """Whoever writes where there is room, and says so, has appended."""
+    whole, halves, ((a,), (b,)) = KVCache(1), KVCache(1), pieces(5, [3, 2], layers=1)
+    for k, v in (a, b):
+        expected = whole.append(0, k, v)
+        keys, values, start = halves.room(0, k, v)
+        assert start == len(halves)
+        keys[:, :, start : start + k.shape[2]], values[:, :, start : start + k.shape[2]] = k, v
+        assert len(halves) == start
+        for one, exact in zip(halves.filled(0, start + k.shape[2]), expected, strict=True):
+            np.testing.assert_array_equal(one, exact)
+    with pytest.raises(ValueError, match="layer 0 has no room yet"):
+        KVCache(1).filled(0, 1)
+
+
 def test_reorder_picks_rows_and_may_change_their_number():
     cache, ((a, b),) = KVCache(2), pieces(3, [4])
     cache.append(0, *a)

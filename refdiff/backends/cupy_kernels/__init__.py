@@ -4,6 +4,7 @@
     geometry.py     how their work is cut into blocks
     device.py       NVRTC, launches, cuBLAS
     attention.py    the arguments of the kernels of attention
+    rotation.py     the arguments of those of RoPE, and of RoPE with the cache
     choosing.py     from logits to a token
 
 A kernel returns `NotImplemented` for what it does not serve; the layer then answers, or raises. Numbers are float32,
@@ -14,17 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from refdiff import layers
 from refdiff.arrays import Array, namespace
+from refdiff.backends.cupy_kernels import rotation
 from refdiff.backends.cupy_kernels.attention import Call
 from refdiff.backends.cupy_kernels.choosing import choose
 from refdiff.backends.cupy_kernels.device import NUMBERS, Device
-from refdiff.backends.cupy_kernels.geometry import row_threads
+from refdiff.backends.cupy_kernels.geometry import row_shares, row_threads
 from refdiff.backends.numpy_kernels import fits
 from refdiff.layers.diff_attention import sum_to
 
@@ -43,15 +45,26 @@ class CupyKernels:
 
     def __init__(self, device: Any = None) -> None:
         self._device = device or Device()
-        self.running = contextlib.nullcontext
+        self.running, self.each = contextlib.nullcontext, _one_by_one  # as the kernels of a CPU have them
         self.choose = functools.partial(choose, self._device)
+        self.rope_append, self.counted_by = self._rope_append, self._counted_by
+        self._length: Array | None = None
+
+    @contextlib.contextmanager
+    def _counted_by(self, length: Array) -> Iterator[None]:
+        """Let the device count the tokens of the cache, in `length` (1,) int64, where the shapes say how many fit."""
+        self._length = length
+        try:
+            yield
+        finally:
+            self._length = None
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
-        """Multiply with a 16-bit weight as it is stored: few rows in float32, many rounded to its type.
+        """Multiply with a weight as it is stored: few rows in float32, many rounded to its type.
 
-        Weights of the type of `x` are left to cuBLAS, which is where the layer's product goes.
+        Many rows and a weight in float32 are left to cuBLAS, which is where the layer's product goes.
         """
-        if weight.dtype.name not in SIXTEEN_BITS or x.dtype.name != "float32" or weight.ndim != 2 or x.ndim < 1:
+        if weight.dtype.name not in NUMBERS or x.dtype.name != "float32" or weight.ndim != 2 or x.ndim < 1:
             return NotImplemented
         if x.shape[-1] != weight.shape[1] or x.size == 0 or (bias is not None and bias.shape != weight.shape[:1]):
             return NotImplemented
@@ -61,6 +74,8 @@ class CupyKernels:
         if bias is not None:
             bias = xp.astype(bias, xp.float32, copy=False)
         if flat.shape[0] > FEW:
+            if weight.dtype.name not in SIXTEEN_BITS:
+                return NotImplemented
             y = self._device.product(xp.astype(flat, weight.dtype), weight.copy(order="C") if _gaps(weight) else weight)
             return xp.reshape(y if bias is None else y + bias, (*x.shape[:-1], outputs))
         flat, weight = (y.copy(order="C") if _gaps(y) else y for y in (flat, weight))
@@ -69,7 +84,7 @@ class CupyKernels:
             rows *= 2
         y = self._device.empty((flat.shape[0], outputs), np.float32)
         self._device.launch(
-            "linear.cu", "linear", {"NUMBER": "float", "WEIGHT": weight.dtype.name, "ROWS": rows},
+            "linear.cu", "linear", {"NUMBER": "float", "WEIGHT": NUMBERS[weight.dtype.name], "ROWS": rows},
             (-(-outputs // 8), -(-flat.shape[0] // rows), 1), 256,
             (flat, weight, bias, y, np.int32(flat.shape[0]), np.int32(outputs), np.int32(inputs)),
         )  # fmt: skip
@@ -106,25 +121,36 @@ class CupyKernels:
         )  # fmt: skip
         return xp.permute_dims(y, (*(order.index(axis) for axis in range(x.ndim - 1)), x.ndim - 1))
 
+    def rms_norm_vjp(self, g: Array, x: Array, weight: Array | None, eps: float) -> Any:
+        """Sum up each row once for ∂L/∂x, and each column in a few shares of the rows for ∂L/∂w."""
+        served = x.dtype.name in NUMBERS and (weight is None or weight.dtype.name in NUMBERS)
+        if not served or g.dtype != x.dtype or g.shape != x.shape or not eps >= 0 or x.ndim < 1 or x.size == 0:
+            return NotImplemented
+        if weight is not None and (tuple(weight.shape) != x.shape[-1:] or _gaps(weight)):
+            return NotImplemented
+        xp = namespace(g, x, weight)
+        g, x = (y.copy(order="C") if _gaps(y) else y for y in (g, x))
+        size, threads = x.shape[-1], row_threads(x.shape[-1])
+        rows = x.size // size
+        dx, roots = self._device.empty(x.shape, x.dtype), self._device.empty((rows,), np.float32)
+        defines = {"NUMBER": NUMBERS[x.dtype.name], "WEIGHT": NUMBERS[(x if weight is None else weight).dtype.name]}
+        self._device.launch(
+            "rms_norm_vjp.cu", "to_rows", defines, (rows, 1, 1), threads,
+            (g, x, weight, dx, roots, np.int32(size), np.float32(eps)), 8 * threads // 32,
+        )  # fmt: skip
+        if weight is None:
+            return dx, None
+        shares = row_shares(rows)
+        partial = self._device.empty((shares, size), np.float32)
+        self._device.launch(
+            "rms_norm_vjp.cu", "to_weight", defines, (-(-size // 32), shares, 1), 256,
+            (g, x, roots, partial, np.int32(rows), np.int32(size)), 4 * 256,
+        )  # fmt: skip
+        return dx, xp.astype(xp.sum(partial, axis=0), weight.dtype)
+
     def rope(self, x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Any:
         """Turn all pairs of a row at once, and leave them as the cache keeps them: by head and token."""
-        if x.ndim != 4 or cos.ndim != 4 or x.dtype.name not in NUMBERS or x.size == 0:
-            return NotImplemented
-        (B, H, T, d), n = x.shape, cos.shape[-1]
-        alike = tuple(cos.shape) in ((1, 1, T, n), (B, 1, T, n)) and cos.shape == sin.shape and 2 * n <= d
-        if not alike or max(H, B) >= 2**16 or (d > 1 and x.strides[-1] != x.itemsize):
-            return NotImplemented
-        xp = namespace(x, cos, sin)
-        cos, sin = (xp.astype(y, xp.float32, copy=False) for y in (cos, sin))
-        cos, sin = (y.copy(order="C") if _gaps(y) else y for y in (cos, sin))
-        y = self._device.empty((B, T, H, d), x.dtype)
-        steps = [np.int64(step // x.itemsize) for step in x.strides[:3]]
-        self._device.launch(
-            "rope.cu", "rope", {"NUMBER": NUMBERS[x.dtype.name]}, (T, H, B), 32 if d <= 64 else 128,
-            (x, cos, sin, y, *steps, np.int64(0 if cos.shape[0] == 1 else T * n),
-             *(np.int32(i) for i in (H, T, d, n, interleaved))),
-        )  # fmt: skip
-        return xp.permute_dims(y, (0, 2, 1, 3))
+        return rotation.rope(self._device, x, cos, sin, interleaved=interleaved)
 
     def swiglu(
         self,
@@ -236,6 +262,16 @@ class CupyKernels:
         xp = namespace(g, q)
         dq, _, dk, _, dv, _ = call.backward(xp.permute_dims(xp.reshape(g, (B, T, H, e)), (0, 2, 1, 3)))
         return dq, dk, dv
+
+    def _rope_append(self, *args: Any, **kwargs: Any) -> Any:
+        """Rotate, and append to the cache; see `rotation.rope_append`."""
+        return rotation.rope_append(self._device, self._length, *args, **kwargs)
+
+
+def _one_by_one(work: Callable[[Any], Any], items: Iterable[Any]) -> None:
+    """Call `work` for every item: the device has its own threads, and the host only hands it work."""
+    for item in items:
+        work(item)
 
 
 def _gaps(x: Array) -> bool:

@@ -17,7 +17,8 @@ AXES = np.dtype([(name, np.int64) for name in ("batch", "head", "row", "key")])
 """`Axes` of attention.cuh: distances in elements between neighbours along an axis, 0 where all share one."""
 
 SHAPE = np.dtype(
-    [(name, AXES) for name in ("q", "k", "v", "lambda", "mask", "bias")]
+    [("length", np.int64)]
+    + [(name, AXES) for name in ("q", "k", "v", "lambda", "mask", "bias")]
     + [(name, np.int32) for name in ("H", "K", "T", "S", "causal", "splits", "keys_of_a_split")]
     + [("scale", np.float32)]
 )

@@ -84,6 +84,10 @@ class Device:
         cupy = self._cupy
         return cupy.empty(shape, dtype=dtype)
 
+    def address(self, x: Any) -> int:
+        """Where an array lies, for a struct that points at it."""
+        return int(x.data.ptr)
+
     def product(self, x: Any, weight: Any) -> Any:
         """Multiply x (N, I) and weight (O, I), both of one 16-bit type, as x Wᵀ (N, O) in float32, summed in float32.
 

@@ -85,3 +85,8 @@ def row_threads(size: int) -> int:
     while threads < 1024 and 4 * threads < size:
         threads *= 2
     return threads
+
+
+def row_shares(rows: int) -> int:
+    """Choose in how many shares `rows` are summed up, eight rows at a time: enough for many blocks, few to add up."""
+    return max(1, min(-(-rows // 64), 64))

@@ -11,6 +11,7 @@ from refdiff.backends.cupy_kernels.geometry import (
     Tiles,
     attention_tiles,
     key_splits,
+    row_shares,
     row_threads,
     shared_bytes,
 )
@@ -87,3 +88,10 @@ def test_threads_of_a_row(size: int) -> None:
     assert threads in (32, 64, 128, 256, 512, 1024)
     assert threads == 1024 or 4 * threads >= size
     assert threads == 32 or 2 * threads < size
+
+
+@given(rows=st.integers(1, 10**7))
+def test_shares_of_rows(rows: int) -> None:
+    shares = row_shares(rows)
+    assert 1 <= shares <= 64
+    assert shares == 64 or 64 * shares >= rows > 64 * (shares - 1)

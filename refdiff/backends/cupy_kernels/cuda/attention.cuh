@@ -19,6 +19,7 @@ struct Axes {
 };
 
 struct Shape {
+    const int64* length;  // where the device counts the keys that were there before these queries; null: there are S
     Axes q, k, v, lambda, mask, bias;
     int H, K, T, S, causal, splits, keys_of_a_split;
     float scale;
@@ -28,7 +29,8 @@ struct Rows {
     int H, K, G, T, S, count, b, kv;
 
     __device__ Rows(const Shape& s)
-        : H(s.H), K(s.K), G(s.H / s.K), T(s.T), S(s.S), count(s.H / s.K * s.T), b(blockIdx.z / s.K), kv(blockIdx.z % s.K) {}
+        : H(s.H), K(s.K), G(s.H / s.K), T(s.T), S(s.length ? *s.length + s.T : s.S), count(s.H / s.K * s.T),
+          b(blockIdx.z / s.K), kv(blockIdx.z % s.K) {}
 
     __device__ int query(int row) const { return row / G; }
 
@@ -85,7 +87,7 @@ __device__ void products(float (&z)[I][J], const float* a, const float* b) {
 // Scale the products of a row and a key, add the bias, and hide what the row may not see behind −∞.
 __device__ __forceinline__ float score(
     float z, int row, int key, int end, const unsigned char* mask, const float* bias, const Shape& s, const Rows& rows) {
-    bool seen = row < rows.count && key < end && (!s.causal || key <= s.S - s.T + rows.query(row));
+    bool seen = row < rows.count && key < end && (!s.causal || key <= rows.S - s.T + rows.query(row));
     if (seen && mask) seen = mask[rows.at(s.mask, row) + key * s.mask.key];
     if (!seen) return -infinity();
     return z * s.scale + (bias ? bias[rows.at(s.bias, row) + key * s.bias.key] : 0.0f);
