@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.backends import overlay
+from refdiff.backends import numpy_kernels, overlay
 from refdiff.model import diffllama, diffllama_vjp, weights
 from tests.model.models import ids, small_model
 
@@ -113,3 +113,12 @@ def test_the_way_back_computes_nothing_twice_but_softmax_rows(wiring: str) -> No
     twice = Counter(name for name in calls if not name.endswith("_vjp"))
     assert twice["linear"] == (3 if wiring == "v2" else 0), "of v2, the small one that makes λ"
     assert not twice.keys() - {"linear", "attention_weights", "softmax", "lambda_init", "activation"}
+
+
+def test_the_way_back_has_whole_products_where_the_forward_pass_takes_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numpy_kernels, "TOKENS", 3)
+    _, expected = small_model(kernels="reference").loss_and_grad(IDS, labels=IDS)
+    _, grads = small_model().loss_and_grad(IDS, labels=IDS)
+    found = weights.flatten(grads)
+    for name, grad in weights.flatten(expected).items():
+        np.testing.assert_allclose(found[name], grad, rtol=1e-9, atol=1e-12)
