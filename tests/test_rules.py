@@ -23,6 +23,7 @@ LAYERS = sorted((PACKAGE / "layers").glob("[!_]*.py"))
 ORDER = (
     "errors",
     "arrays",
+    "cluster",
     "bundled",
     "hub",
     "layers",
@@ -150,6 +151,7 @@ HEAVY = (
     "threadpoolctl",
     "torch",
     "matplotlib",
+    "distributed",
 )
 
 

@@ -66,3 +66,12 @@ def in_flags(message: str) -> str:
 def add_common(group: Any) -> None:
     group.add_argument("--offline", action="store_true", help="use only files that are here already (default: off)")
     group.add_argument("--debug", action="store_true", help="show a traceback when something fails (default: off)")
+
+
+def add_dask(group: Any, piece: str) -> None:
+    """Add --dask; `piece` says what goes to a worker at a time."""
+    group.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help=f"let the workers of a dask scheduler do it, {piece}; tcp://scheduler:8786 (default: none = this process)",
+    )

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from refdiff import bundled
-from refdiff.cli.flags import Number, add_common
+from refdiff.cli.flags import Number, add_common, add_dask
 from refdiff.cli.loading import add_machine
 from refdiff.cli.prompt import add_prompt
 
@@ -73,6 +73,14 @@ examples:
         help="where those lines go; prompts that FILE already answers are skipped (default: standard output)",
     )
     many.add_argument(
+        "--batch-size",
+        type=Number(int, 1, off="1 = off"),
+        default=1,
+        metavar="N",
+        help="up to N prompts that follow each other, with the same options, in one pass; the texts stay the same, but "
+        "for tokens between which rounding decides (default: 1 = off)",
+    )
+    many.add_argument(
         "--num-shards",
         type=Number(int, 1, off="1 = off"),
         default=1,
@@ -86,6 +94,7 @@ examples:
         metavar="I",
         help="this run takes the prompts I, I + N, I + 2N, ... (default: 0)",
     )
+    add_dask(many, "a batch at a time")
 
     machine = parser.add_argument_group("machine")
     add_machine(machine)

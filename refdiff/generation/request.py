@@ -43,10 +43,19 @@ class Request:
         return None if self.mask is None else (self.mask != 0).argmax(axis=1)
 
     def streams(self, rows: NDArray[np.int64]) -> list[sampling.Uniforms]:
-        """A stream of random numbers for each of the given rows of the prompt; a row may come more than once."""
+        """A stream of random numbers for each of the given rows of the prompt; a row may come more than once.
+
+        A prompt with a seed of its own has the streams that it has alone, whatever other prompts are equal to it.
+        """
         mask = np.ones_like(self.ids) if self.mask is None else self.mask
-        seed = self.seed if isinstance(self.seed, int) else [self.seed[row] for row in rows]
-        return sampling.row_streams(seed, [self.ids[row][mask[row] != 0] for row in rows])
+        prompts = [self.ids[row][mask[row] != 0] for row in rows]
+        if isinstance(self.seed, int):
+            return sampling.row_streams(self.seed, prompts)
+        streams: list[sampling.Uniforms] = []
+        for i, row in enumerate(rows):
+            copies = int((rows[: i + 1] == row).sum())
+            streams.append(sampling.row_streams(self.seed[row], [prompts[i]] * copies)[-1])
+        return streams
 
 
 def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:

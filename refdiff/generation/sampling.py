@@ -7,8 +7,7 @@ The results are those of transformers' warpers. The draw inverts the cumulative 
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,21 +155,20 @@ class Uniforms:
         return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
 
 
-def row_streams(seed: int | Sequence[int], prompts: Iterable[NDArray[np.int64]]) -> list[Uniforms]:
-    """One stream a prompt, keyed by its seed, the prompt's own tokens, and how often it came before with that seed.
+def row_streams(seed: int, prompts: Iterable[NDArray[np.int64]]) -> list[Uniforms]:
+    """One stream a prompt, keyed by the seed, the prompt's own tokens, and how often that prompt came before.
 
-    seed: one for all prompts, or one for each. So the text of a row depends on nothing else in its batch: batch =
-    single, and n copies of a prompt give n different texts, the same ones as `num_return_sequences=n`.
+    So the text of a row depends on nothing else in its batch: batch = single, and n copies of a prompt give n different
+    texts, the same ones as `num_return_sequences=n`.
     """
-    seen: dict[tuple[int, bytes], int] = {}
+    seen: dict[bytes, int] = {}
     streams = []
-    seeds = itertools.repeat(seed) if isinstance(seed, int) else seed
-    for prompt, its_seed in zip(prompts, seeds, strict=False):
+    for prompt in prompts:
         digest = hashlib.blake2b(prompt.astype("<i8").tobytes(), digest_size=16).digest()
-        nth = seen.get((its_seed, digest), 0)
-        seen[its_seed, digest] = nth + 1
+        nth = seen.get(digest, 0)
+        seen[digest] = nth + 1
         key = (int.from_bytes(digest, "little"), nth)
-        streams.append(Uniforms(np.random.SeedSequence(its_seed, spawn_key=key)))
+        streams.append(Uniforms(np.random.SeedSequence(seed, spawn_key=key)))
     return streams
 
 

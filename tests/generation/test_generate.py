@@ -183,3 +183,14 @@ def test_a_prompt_in_pieces_gives_the_same_text(options: dict[str, Any], prompt:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("refdiff.generation.context.PIECE", 3)
         np.testing.assert_array_equal(generate(MODEL, [prompt], max_new_tokens=6, **options), expected)
+
+
+@pytest.mark.parametrize("way", [{}, {"num_return_sequences": 2}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 3}])
+def test_a_seed_for_each_prompt(way: dict[str, int]) -> None:
+    prompts, seeds = [[5, 6, 7], [8, 9, 10], [5, 6, 7], [5, 6, 7]], [3, 3, 3, 4]
+    if "prompt_lookup_num_tokens" in way:
+        prompts, seeds = prompts[:1], seeds[:1]
+    options = {"do_sample": True, "temperature": 5.0, "max_new_tokens": 6, "eos_token_id": None, **way}
+    alone = np.concatenate([MODEL.generate([p], seed=s, **options) for p, s in zip(prompts, seeds, strict=True)])
+    np.testing.assert_array_equal(MODEL.generate(prompts, seed=seeds, **options), alone)
+    assert (alone[0] != alone[-1]).any() or len(prompts) == 1

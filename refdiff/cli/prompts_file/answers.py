@@ -1,0 +1,157 @@
+"""The file of answers: what earlier runs left in it, and more lines at its end."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import stat
+import sys
+import time
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from refdiff.cli.flags import UsageError
+from refdiff.cli.prompts_file.reading import Prompt
+
+_OPENING = b'{"index": '  # of every line
+_SYNC_EVERY = 1.0  # seconds; a killed process loses nothing that was flushed, a power cut at most this much
+
+
+class Answers:
+    """Where lines go, and which prompts have one; 32 bytes of memory for each. No path is standard output.
+
+    Until the first line is written the file is as it was, so that whoever refuses what `has` finds has changed nothing.
+
+    Raises:
+        UsageError: the file holds something else, or another run is writing to it.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._end: int | None = None
+        self._synced = time.monotonic()
+        self._rows = np.empty((0, 4), dtype=np.int64)  # index, line, where it starts, what it answers: by index
+        if path is None:
+            self._file: BinaryIO = sys.stdout.buffer
+            return
+        self._file = open(path, "ab+")  # noqa: PTH123, SIM115, there is one way to open in this mode; see __exit__
+        try:
+            _lock(self._file, path)
+            self._read(path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._path is not None:
+            self._file.flush()
+            _sync(self._file)
+            self._file.close()
+
+    def _read(self, path: str) -> None:
+        found = array.array("q")
+        self._file.seek(0)
+        end = 0
+        for number, line in enumerate(self._file, 1):
+            where = f"{path} line {number}"
+            if not line.endswith(b"\n"):  # the run was killed while it wrote this line
+                if not (line.startswith(_OPENING) or _OPENING.startswith(line)):
+                    raise UsageError(f"{where}: not a line that generate wrote; give another -o")
+                self._end = end
+                break
+            if line.strip():
+                index, text, seed, run = _parsed(line, where)
+                found.extend((index, number, end, hash((text, seed, run))))
+            end += len(line)
+        rows = np.frombuffer(found, dtype=np.int64).reshape(-1, 4)
+        self._rows = rows[np.argsort(rows[:, 0], kind="stable")]
+
+    def has(self, prompt: Prompt, seed: int, run: str) -> bool:
+        """Whether a prompt has been answered with this seed; `run` stands for the model and all other options.
+
+        Raises:
+            UsageError: it has been answered otherwise.
+        """
+        first, last = np.searchsorted(self._rows[:, 0], [prompt.index, prompt.index + 1])
+        for row in self._rows[first:last]:
+            if row[3] != hash((prompt.text, seed, run)):
+                self._refuse(row, prompt, seed)
+        return bool(last > first)
+
+    def _refuse(self, row: Any, prompt: Prompt, seed: int) -> None:
+        self._file.seek(int(row[2]))
+        where = f"{self._path} line {row[1]}"
+        index, text, written, _ = _parsed(self._file.readline(), where)
+        if text != prompt.text:
+            raise _not_there(where, index)
+        if written != seed:
+            raise UsageError(f"{where}: has seed {written}, this run would use {seed}; give the same -s or another -o")
+        raise UsageError(
+            f"{where}: is of another model, --dtype or options of generation; give the same ones or another -o"
+        )
+
+    def check_count(self, prompts: int) -> None:
+        """Refuse answers of prompts after the last.
+
+        Raises:
+            UsageError: there are some.
+        """
+        if len(self._rows) and self._rows[-1, 0] >= prompts:
+            raise _not_there(f"{self._path} line {self._rows[-1, 1]}", self._rows[-1, 0])
+
+    def cut(self) -> None:
+        """Remove a last line that was written by half."""
+        if self._end is not None:
+            self._file.truncate(self._end)
+            self._end = None
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a line, and see to it that it stays."""
+        self.cut()
+        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        if self._path is not None and time.monotonic() - self._synced > _SYNC_EVERY:
+            _sync(self._file)
+            self._synced = time.monotonic()
+
+
+def _parsed(line: bytes, where: str) -> tuple[int, str, Any, Any]:
+    """The index, prompt, seed and run of a line."""
+    try:
+        row = json.loads(line)
+        index, text, seed = row["index"], row["prompt"], row["seed"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{where}: not a line that generate wrote; give another -o") from None
+    if not isinstance(index, int) or not 0 <= index < 2**63 or not isinstance(text, str):
+        raise _not_there(where, index)
+    run = row.get("run")
+    return index, text, seed if isinstance(seed, int) else repr(seed), run if isinstance(run, str) else None
+
+
+def _not_there(where: str, index: object) -> UsageError:
+    return UsageError(f"{where}: answers a prompt that is not at index {index} of the prompts; give another -o")
+
+
+def _sync(file: BinaryIO) -> None:
+    """Have the system write what it holds to the disk, if there is one behind the file."""
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        os.fsync(file.fileno())
+
+
+def _lock(file: BinaryIO, path: str) -> None:
+    """Keep a second run away from this file for as long as it is open."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"{path}: another run is writing to it; wait for it or give another -o") from None
+    except OSError:  # a file system without locks
+        return

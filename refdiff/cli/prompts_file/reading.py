@@ -1,0 +1,142 @@
+"""A file of prompts, one a line or JSONL, read as they come."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refdiff.cli.completion import FILTERS
+from refdiff.cli.flags import UsageError
+from refdiff.cli.generate_flags import NUMBERS
+
+_FIELDS = ("prompt", "text", "id", "system", "stop", *NUMBERS)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of the file: its place among the prompts, its text, and what it sets for itself."""
+
+    index: int
+    text: str
+    id: object = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Prompts:
+    """Iterates over the prompts of a file, of which one line at a time is in memory; empty lines do not count.
+
+    A file is JSONL if its name ends in .jsonl or its first line is a JSON object.
+
+    Attributes:
+        repeatable: whether it can be gone through again; a pipe cannot.
+        ignored: names of fields without a meaning, as far as it has been read.
+        samples, has_system: whether some prompt read so far has a temperature above 0, or a system message.
+
+    Raises:
+        UsageError: while it is iterated over, at a line that is no prompt, naming file and line; or no prompts at all.
+    """
+
+    def __init__(self, path: str, temperature: float | None = None) -> None:
+        self.name = "standard input" if path == "-" else path
+        self._json = path.endswith(".jsonl")
+        self._temperature = temperature
+        self._file = sys.stdin.buffer if path == "-" else Path(path).open("rb")  # noqa: SIM115, closed in __exit__
+        self.repeatable = self._file.seekable()
+        self._start = self._file.tell() if self.repeatable else 0
+        self.ignored: dict[str, None] = {}
+        self.samples = self.has_system = False
+
+    def __enter__(self) -> Prompts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not sys.stdin.buffer:
+            self._file.close()
+
+    def __iter__(self) -> Iterator[Prompt]:
+        if self.repeatable:
+            self._file.seek(self._start)
+        index = -1
+        for index, (number, line) in enumerate(self._lines()):
+            if index == 0:
+                self._json = self._json or _is_object(line)
+            yield self._of_json(index, number, line) if self._json else Prompt(index, line)
+        if index < 0:
+            raise UsageError(f"{self.name}: no prompts in it; give one a line")
+
+    def _lines(self) -> Iterator[tuple[int, str]]:
+        # Only a newline ends a line: U+2028 and the like are text, and JSON leaves them as they are.
+        for number, raw in enumerate(self._file, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError:
+                raise UsageError(
+                    f"{self.name} line {number}: not UTF-8; convert the file, for instance with iconv"
+                ) from None
+            if line.strip():
+                yield number, line
+
+    def _of_json(self, index: int, number: int, line: str) -> Prompt:
+        where = f"{self.name} line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{where}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UsageError(f'{where}: not an object; give {{"prompt": "..."}}')
+        self.ignored.update(dict.fromkeys(key for key in row if key not in _FIELDS))
+        row = {key: value for key, value in row.items() if value is not None}  # null: not given
+        text = row.get("prompt", row.get("text"))
+        if not isinstance(text, str):
+            raise UsageError(f'{where}: needs a field "prompt" (or "text") that is a string')
+        options = _options(row, where)
+        self._check_greedy(options, where)
+        self.samples = self.samples or bool(options.get("temperature"))
+        self.has_system = self.has_system or "system" in options
+        return Prompt(index, text, row.get("id"), options)
+
+    def _check_greedy(self, options: dict[str, Any], where: str) -> None:
+        """Refuse what the flags would be refused for: a filter of the row's own that does nothing."""
+        filters = [name for name in FILTERS if name in options]
+        if filters and options.get("temperature", self._temperature) == 0:
+            said, more = (
+                ("temperature", "")
+                if "temperature" in options
+                else ("--temperature", "; give this prompt a temperature too")
+            )
+            raise UsageError(
+                f"{where}: {', '.join(filters)}: no effect with {said} 0, which takes the most probable token{more}"
+            )
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _options(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a row sets for itself, checked."""
+    options: dict[str, Any] = {}
+    for key, value in row.items():
+        if key in NUMBERS:
+            try:
+                options[key] = NUMBERS[key].check(value)
+            except argparse.ArgumentTypeError as error:
+                raise UsageError(f"{where}: {key}: {error}") from None
+    if "system" in row:
+        if not isinstance(row["system"], str):
+            raise UsageError(f"{where}: system: {row['system']!r} is not a string")
+        options["system"] = row["system"]
+    if "stop" in row:
+        stop = [row["stop"]] if isinstance(row["stop"], str) else row["stop"]
+        if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
+            raise UsageError(f"{where}: stop: {row['stop']!r} is neither a string nor a list of strings, none empty")
+        options["stop"] = stop
+    return options

@@ -1,0 +1,149 @@
+"""`refdiff generate --prompts-file`: what is left to answer, answered in order, with progress."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from refdiff import cluster
+from refdiff.cli.completion import check_greedy, given_options
+from refdiff.cli.prompts_file.answers import Answers
+from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
+from refdiff.cli.prompts_file.reading import Prompts
+from refdiff.cli.terminal import note
+
+Answer = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer this shard's prompts that have no answer yet.
+
+    A file that can be read twice is checked as a whole before the model is loaded. A prompt that fails is reported on
+    standard error, leaves no line, and is tried again by the next run; the exit status is then 1.
+    """
+    with (
+        Prompts(args.prompts_file, args.temperature) as prompts,
+        Answers(None if args.output == "-" else args.output) as answers,
+    ):
+        left: int | None = None
+        if prompts.repeatable:
+            done, left = 0, 0
+            for task in _tasks(prompts, answers, args):
+                done, left = (done + 1, left) if task is None else (done, left + 1)
+            _check_flags(prompts, args)
+            answers.cut()
+            if done and not args.quiet:
+                note(f"refdiff: {done} of {done + left} prompts are in {args.output} already")
+            if not left:
+                return 0
+        with _answering(args) as answer:
+            tasks = (task for task in _tasks(prompts, answers, args) if task is not None)
+            failed = _write(answer(batched(tasks, args.batch_size)), answers, left, args)
+        if not prompts.repeatable:
+            _check_flags(prompts, args)
+        return 1 if failed else 0
+
+
+def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace) -> Iterator[Task | None]:
+    """This shard's prompts, None for one that has its answer."""
+    base, given, model = args.seed or 0, given_options(args), _model(args)
+    count = 0
+    for prompt in prompts:
+        count += 1
+        seed = prompt.options.get("seed", base + prompt.index)
+        run = _digest(model, args, {**given, **prompt.options})
+        done = answers.has(prompt, seed, run)
+        if prompt.index % args.num_shards == args.shard_index:
+            yield None if done else Task(prompt, seed, run)
+    answers.check_count(count)
+
+
+def _model(args: argparse.Namespace) -> str:
+    """The model's folder or repo, by one name however the folder was named."""
+    folder = Path(args.model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else str(args.model)
+
+
+def _digest(model: str, args: argparse.Namespace, given: dict[str, Any]) -> str:
+    """A few letters that differ where the model, the form of the prompt or the options of generation differ."""
+    what = {
+        **{name: value for name, value in given.items() if name not in ("seed", "system")},
+        "model": model,
+        "dtype": args.dtype,
+        "system": given.get("system", args.system) if args.chat else None,
+        "chat": args.chat,
+        "echo": args.echo,
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _check_flags(prompts: Prompts, args: argparse.Namespace) -> None:
+    """Refuse a flag, and name a field, that does nothing for any of the prompts."""
+    if prompts.ignored:
+        note(f"refdiff: warning: {prompts.name}: fields without a meaning here, ignored: {', '.join(prompts.ignored)}")
+    if prompts.repeatable and not prompts.samples:
+        check_greedy(args)
+    if prompts.has_system and not args.chat:
+        note(f"refdiff: warning: {prompts.name}: system has a place in a chat template only, ignored; add --chat")
+
+
+@contextmanager
+def _answering(args: argparse.Namespace) -> Iterator[Answer]:
+    """What answers batches in their order, here or on a cluster."""
+    if args.dask is not None:
+        with cluster.connected(args.dask) as client:
+            from refdiff.cli.prompts_file.on_cluster import answering  # which imports what `connected` asks for
+
+            with answering(client, args) as answer:
+                yield answer
+        return
+    model = Answering(args)
+    yield lambda batches: ((batch, model(batch)) for batch in batches)
+
+
+def _write(
+    answered: Iterable[tuple[list[Task], list[Result]]], answers: Answers, total: int | None, args: argparse.Namespace
+) -> int:
+    """Write the lines as they come; how many prompts failed."""
+    from tqdm import tqdm
+
+    failed = count = tokens = 0
+    started = time.monotonic()
+    # disable=None: only on a terminal
+    with tqdm(total=total, unit="prompt", disable=True if args.quiet else None, file=sys.stderr) as bar:
+        try:
+            for batch, results in answered:
+                for task, result in zip(batch, results, strict=True):
+                    bar.update()
+                    if isinstance(result, str):
+                        failed += 1
+                        bar.clear()
+                        note(f"refdiff generate: error: prompt {task.prompt.index}: {result}")
+                        bar.refresh()
+                        continue
+                    answers.write(_line(task, result))
+                    count += 1
+                    tokens += result["generated_tokens"]
+        except KeyboardInterrupt:
+            bar.close()
+            again = "; the same command goes on from here" if args.output not in (None, "-") else ""
+            of = "" if total is None else f" of {total}"
+            note(f"refdiff: {count}{of} prompts answered{again}")
+            raise
+    if not args.quiet:
+        seconds = time.monotonic() - started
+        note(f"{count} prompt{'s' * (count != 1)} answered, {failed} failed; {tokens} tokens in {seconds:.1f} s")
+    return failed
+
+
+def _line(task: Task, result: dict[str, Any]) -> dict[str, Any]:
+    """What is written about one prompt."""
+    own = {} if task.prompt.id is None else {"id": task.prompt.id}
+    return {"index": task.prompt.index, **own, "prompt": task.prompt.text, **result, "run": task.run}

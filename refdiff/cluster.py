@@ -1,0 +1,103 @@
+"""Work on the workers of a dask scheduler: `dask.distributed` does all of it, this says what goes wrong in a line."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+TIMEOUT = 10.0
+"""Seconds to wait for a scheduler to answer, and for it to have a worker."""
+
+_AHEAD = 4  # pieces of work that each thread of the workers may have before it, so that none waits for this process
+
+T = TypeVar("T")
+
+
+class WorkersDiedError(RuntimeError):
+    """Every worker that a piece of work was given to died while it computed it."""
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Client]:
+    """A client of the scheduler at an address such as tcp://scheduler:8786; what it was asked for ends with it.
+
+    Raises:
+        ImportError: distributed is not installed.
+        RuntimeError: nothing answers there, it has no worker, or a worker has another version of refdiff.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError(f'--dask needs dask.distributed ({error}): pip install "refdiff[dask]"') from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it logs what is raised here too
+    try:
+        client = Client(address, timeout=TIMEOUT, set_as_default=False)
+    except (TimeoutError, OSError, ValueError) as error:
+        raise RuntimeError(
+            f"--dask {address}: no dask scheduler answered within {TIMEOUT:g} s ({_first_line(error)}); start one with "
+            "`dask scheduler` and workers with `dask worker ADDRESS`"
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=TIMEOUT)
+        except TimeoutError as error:
+            raise RuntimeError(
+                f"--dask {address}: the scheduler has no worker after {TIMEOUT:g} s; start some with `dask worker "
+                f"{address}`"
+            ) from error
+        _check_versions(client)
+        yield client
+
+
+def _check_versions(client: Client) -> None:
+    found = client.get_versions(packages=["refdiff"])
+    here = found["client"]["packages"]["refdiff"]
+    for address, worker in found["workers"].items():
+        there = worker["packages"].get("refdiff")
+        if there != here:
+            raise RuntimeError(
+                f"worker {address} has refdiff {there or 'not installed'}, and this is {here or 'not installed'}: "
+                "install the same version there"
+            )
+
+
+def in_order(client: Client, function: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[T, Any]]:
+    """Call a function of each item on the workers; yields items with results in their order, a few items read ahead.
+
+    What a worker had not finished when it died is given to another by distributed; after the deaths that its
+    `allowed-failures` counts, the result is a `WorkersDiedError`.
+
+    Raises:
+        RuntimeError: the scheduler has gone.
+        Exception: what the function raised.
+    """
+    waiting: deque[tuple[T, Any]] = deque()
+    for item in items:
+        waiting.append((item, client.submit(function, item, pure=False)))
+        if len(waiting) >= _AHEAD * max(sum(client.nthreads().values()), 1):
+            yield _result(client, *waiting.popleft())
+    while waiting:
+        yield _result(client, *waiting.popleft())
+
+
+def _result(client: Client, item: T, future: Any) -> tuple[T, Any]:
+    from distributed import KilledWorker
+
+    try:
+        return item, future.result()
+    except KilledWorker as error:
+        died = f"{error.allowed_failures + 1} workers died while they computed it, the last was at"
+        return item, WorkersDiedError(f"{died} {error.last_worker.address}; its log may say why")
+    except CancelledError as error:
+        raise RuntimeError(f"the scheduler at {client.scheduler.address} has gone: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,183 @@
+"""Several prompts in one pass: each text is the one that its prompt has alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.cli import main
+from refdiff.cli.options import build_parser
+from refdiff.cli.prompts_file.batches import Answering, Task, batched
+from refdiff.cli.prompts_file.reading import Prompt
+
+PROMPTS = ["ab", "c d efgh", "あ", "xyz!", "q", "the last of them", "ab"]
+
+
+def tasks(texts: list[str] = PROMPTS, **options: Any) -> list[Task]:
+    return [Task(Prompt(i, text, None, options), 40 + i % 6, "run") for i, text in enumerate(texts)]
+
+
+def arguments(folder: Path, *more: str) -> argparse.Namespace:
+    return build_parser().parse_args(["generate", "-m", str(folder), "--prompts-file", "x", *more])
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shape of the ids of every call of generate."""
+    seen: list[tuple[int, ...]] = []
+    generate = refdiff.DiffLlamaForCausalLM.generate
+
+    def watched(self: Any, ids: Any, **options: Any) -> Any:
+        seen.append(np.shape(ids))
+        return generate(self, ids, **options)
+
+    monkeypatch.setattr(refdiff.DiffLlamaForCausalLM, "generate", watched)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def float64(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint in float64, and with logits far apart, so that rounding decides nothing."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("float64") / "model")
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint, dtype="float64")
+    model.params["lm_head"] = {"weight": 20 * np.asarray(model.params["model"]["embed_tokens"]["weight"])}
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "-n 9",
+        "-n 9 --temp 1",
+        "-n 9 --temp 2 --top-p 0.9 --ignore-eos",
+        "-n 7 --temp 1 --repetition-penalty 1.5 --echo",
+        "-n 12 --temp 3 --stop a --stop e",
+        "-n 12 --temp 3 --stop abc --ignore-eos",
+        "-n 8 --no-repeat-ngram-size 1",
+        "-n 8 --temp 3 --no-repeat-ngram-size 2",
+        "-n 6 --num-beams 3",
+        "-n 0 --num-beams 2 --ignore-eos",
+        "-n 0 --temp 9 --ignore-eos",
+        "-n 5 --chat --system s",
+    ],
+)
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_texts_do_not_depend_on_the_batch(flags: str, size: int, float64: Path) -> None:
+    if "-n 0" in flags and size == 3:
+        return  # the others say it
+    answering = Answering(arguments(float64, *flags.split()))
+    answering._model.config.max_position_embeddings = 48
+    alone = [answering([task])[0] for task in tasks()]
+    assert all(isinstance(result, dict) for result in alone)
+    together = [result for batch in batched(tasks(), size) for result in answering(batch)]
+    assert together == alone
+
+
+def test_all_rows_go_through_the_model_at_once(float64: Path, shapes: list[tuple[int, ...]]) -> None:
+    Answering(arguments(float64, "-n", "3", "--temp", "1"))(tasks())
+    assert shapes == [(7, 17)]
+
+
+def test_rows_end_for_different_reasons(reciting: Path) -> None:
+    answering = Answering(arguments(reciting, "-n", "6"))
+    results = answering(tasks(["h", "あ😀", "a h", "é"]))
+    assert [r["finish_reason"] for r in results] == ["length", "eos", "length", "length"]
+    assert [r["text"] for r in results] == ["éあ", "!", "éあ", "あ"]
+    assert [r["generated_tokens"] for r in results] == [6, 2, 6, 6]
+    assert [r["prompt_tokens"] for r in results] == [2, 8, 4, 3]
+
+
+def test_one_with_less_room_does_not_cut_the_others(float64: Path, shapes: list[tuple[int, ...]]) -> None:
+    answering = Answering(arguments(float64, "-n", "0", "--ignore-eos"))
+    answering._model.config.max_position_embeddings = 20
+    results = answering(tasks(["abcdefghijklmnop", "ab"]))
+    assert [r["generated_tokens"] for r in results] == [3, 17]
+    assert shapes == [(2, 17), (1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "file", "expected"),
+    [
+        ("--num-beams 2 -n 0 --ignore-eos", {}, [(1, 4), (2, 3)]),
+        ("--num-beams 2 -n 4", {}, [(3, 4)]),
+        ("--no-repeat-ngram-size 3 -n 2", {}, [(1, 4), (2, 3)]),
+        ("-n 2", {"bad_words_ids": [[5, 6]]}, [(1, 4), (2, 3)]),
+        ("-n 2", {"prompt_lookup_num_tokens": 2}, [(1, 3), (1, 3), (1, 4)]),
+    ],
+)
+def test_what_padding_would_change_is_not_padded(
+    flags: str, file: dict[str, Any], expected: list[tuple[int, int]], float64: Path, shapes: list[tuple[int, ...]]
+) -> None:
+    answering = Answering(arguments(float64, *flags.split()))
+    answering._model.config.max_position_embeddings = 12
+    answering._model.generation_config = file
+    answering(tasks(["ab", "abc", "cd"]))
+    assert sorted(shapes) == expected
+
+
+def test_frequencies_that_follow_from_the_longest_text(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0},
+        "max_position_embeddings": 6,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    answering = Answering(arguments(folder, "-n", "4", "--dtype", "float64"))
+    with pytest.warns(UserWarning, match="longer than the 6 positions"):
+        together = answering(tasks())
+    assert together == [answering([task])[0] for task in tasks()]
+
+
+def test_a_prompt_that_fails_leaves_the_others(float64: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = Answering(arguments(float64, "-n", "0", "--ignore-eos"))
+    answering._model.config.max_position_embeddings = 12
+    results = answering(tasks(["ab", "abcdefghijklmnop", "cd"]))
+    assert [type(result) for result in results] == [dict, str, dict]
+    assert "the prompt has 17 tokens and the context 12" in str(results[1])
+
+
+def test_a_batch_that_fails_is_tried_one_by_one(float64: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = Answering(arguments(float64, "-n", "3"))
+    embeddings = np.array(answering._model.params["model"]["embed_tokens"]["weight"])
+    embeddings[answering._tokenizer.encode("~", add_special_tokens=False)] = np.nan
+    answering._model.params["model"]["embed_tokens"]["weight"] = embeddings
+    with np.errstate(invalid="ignore"):
+        results = answering(tasks(["ab", "a~", "cd"]))
+        assert [type(result) for result in results] == [dict, str, dict]
+        assert "a score is NaN" in str(results[1])
+        answering._args.debug = True
+        with pytest.raises(ValueError, match="a score is NaN"):
+            answering(tasks(["ab", "a~", "cd"]))
+
+
+def test_a_batch_has_one_set_of_options() -> None:
+    rows = [{}, {"seed": 3}, {"system": "s"}, {"temperature": 1}, {"temperature": 1, "seed": 2}, {}, {}, {}, {}]
+    given = [Task(Prompt(i, "a", None, options), 0, "") for i, options in enumerate(rows)]
+    got = [[task.prompt.index for task in batch] for batch in batched(given, 3)]
+    assert got == [[0, 1, 2], [3, 4], [5, 6, 7], [8]]
+    assert [len(batch) for batch in batched(given, 1)] == [1] * 9
+
+
+def test_without_batches_none_waits_for_the_next() -> None:
+    def coming() -> Any:
+        yield Task(Prompt(0, "a"), 0, "")
+        raise AssertionError("the next was asked for")
+
+    assert len(next(batched(coming(), 1))) == 1
+
+
+def test_the_command_takes_a_size(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "-q"]) == 0
+    alone = capsys.readouterr().out
+    assert main([*command, "-q", "--batch-size", "4"]) == 0
+    assert capsys.readouterr().out == alone

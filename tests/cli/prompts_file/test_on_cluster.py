@@ -1,0 +1,115 @@
+"""What a worker does with a model, without a worker; tests/cluster has real ones."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import pickle
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from refdiff.cli.options import build_parser
+from refdiff.cli.prompts_file.batches import Task
+from refdiff.cli.prompts_file.reading import Prompt
+
+BATCH = [Task(Prompt(0, "ab"), 1, ""), Task(Prompt(1, "c"), 2, "")]
+NAME = "refdiff.cli.prompts_file.on_cluster"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module, over what it takes from distributed: a base class, and who runs a task."""
+    stand_in = ModuleType("distributed")
+    stand_in.WorkerPlugin = object  # type: ignore[attr-defined]
+    stand_in.get_worker = lambda: WORKER  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "distributed", stand_in)
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
+    yield importlib.import_module(NAME)
+    sys.modules.pop(NAME, None)
+
+
+WORKER: Any = SimpleNamespace(address="tcp://there:1", state=SimpleNamespace(nthreads=3), plugins={})
+
+
+def arguments(folder: Path, *more: str) -> argparse.Namespace:
+    return build_parser().parse_args(["generate", "-n", "3", "-m", str(folder), "--prompts-file", "x", *more])
+
+
+@pytest.mark.parametrize(("flags", "threads"), [([], 3), (["--threads", "1"], 1)])
+def test_a_worker_loads_the_model_once_with_its_own_threads(
+    flags: list[str], threads: int, module: Any, tiny_checkpoint: Path
+) -> None:
+    plugin = pickle.loads(pickle.dumps(module.ModelOnWorker(arguments(tiny_checkpoint, *flags))))
+    asyncio.run(plugin.setup(WORKER))
+    model = plugin._answering._model
+    assert model._made["threads"] == threads
+    WORKER.plugins["a name"] = plugin
+    results = module.answer(("a name", BATCH))
+    assert [result["generated_tokens"] for result in results] == [3, 3]
+    assert plugin._answering._model is model
+    plugin.teardown(WORKER)
+    with pytest.raises(RuntimeError, match="has let go of its model"):
+        module.answer(("a name", BATCH))
+
+
+def test_one_batch_at_a_time(module: Any, tiny_checkpoint: Path) -> None:
+    plugin = module.ModelOnWorker(arguments(tiny_checkpoint))
+    asyncio.run(plugin.setup(WORKER))
+    running, most = [0], [0]
+    release = threading.Event()
+
+    def answering(batch: list[Task]) -> list[dict[str, int]]:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        release.wait(0.05)
+        running[0] -= 1
+        return [{} for _ in batch]
+
+    plugin._answering = answering
+    threads = [threading.Thread(target=plugin.answer, args=(BATCH,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+
+
+def test_a_worker_without_the_model_is_named(module: Any, tmp_path: Path) -> None:
+    plugin = module.ModelOnWorker(arguments(tmp_path / "missing"))
+    with pytest.raises(RuntimeError, match=r"worker tcp://there:1: .*" + re.escape(str(tmp_path / "missing"))):
+        asyncio.run(plugin.setup(WORKER))
+
+
+def test_what_is_sent_names_the_folder_by_its_whole_path(
+    module: Any, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, Any] = {}
+    client = SimpleNamespace(
+        register_plugin=lambda plugin, name: sent.update(plugin=plugin, name=name),
+        unregister_worker_plugin=lambda name: sent.update(gone=name),
+    )
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    args = arguments(Path(tiny_checkpoint.name))
+    with module.answering(client, args):
+        assert sent["plugin"]._args.model == str(tiny_checkpoint)
+        assert "gone" not in sent
+    assert sent["gone"] == sent["name"]
+    with module.answering(client, arguments(Path("an/unknown-repo"))):
+        assert sent["plugin"]._args.model == "an/unknown-repo"
+    assert args.model == tiny_checkpoint.name
+
+
+def test_prompts_of_dead_workers_have_failed(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    died = module.cluster.WorkersDiedError("4 workers died")
+    monkeypatch.setattr(module.cluster, "in_order", lambda client, function, items: ((i, died) for i in items))
+    client = SimpleNamespace(register_plugin=lambda plugin, name: None, unregister_worker_plugin=lambda name: 1 / 0)
+    with module.answering(client, arguments(Path("a/model"))) as answers:
+        assert list(answers([BATCH])) == [(BATCH, ["4 workers died", "4 workers died"])]

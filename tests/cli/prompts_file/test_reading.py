@@ -1,0 +1,128 @@
+"""Forms of the file, and what is no prompt."""
+
+from __future__ import annotations
+
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from refdiff.cli.flags import UsageError
+from refdiff.cli.prompts_file.reading import Prompt, Prompts
+
+
+def read(path: Path, temperature: float | None = None) -> list[Prompt]:
+    with Prompts(str(path), temperature) as prompts:
+        return list(prompts)
+
+
+def test_null_is_not_given(tmp_path: Path) -> None:
+    path = tmp_path / "prompts"
+    path.write_text('{"prompt": null, "text": "a", "temperature": null, "stop": null, "system": null, "id": null}\n')
+    assert read(path) == [Prompt(0, "a")]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "no prompts in it"),
+        (b"\n \n", "no prompts in it"),
+        (b"a\nb\xff\n", "line 2: not UTF-8"),
+        (b'{"prompt": "a"}\nplain\n', "line 2: not JSON"),
+        (b'{"prompt": "a"}\n\n["b"]\n', "line 3: not an object"),
+        (b'{"promt": "a"}\n', 'line 1: needs a field "prompt" (or "text") that is a string'),
+        (b'{"prompt": 5}\n', "that is a string"),
+        (b'{"prompt": "a", "top_p": 7}\n', "line 1: top_p: 7 is out of range; give a number above 0 to 1 (1 = off)"),
+        (b'{"prompt": "a", "max_new_tokens": "7"}\n', "max_new_tokens: '7' is not a whole number"),
+        (b'{"prompt": "a", "stop": [""]}\n', "none empty"),
+        (b'{"prompt": "a", "stop": 5}\n', "stop: 5 is neither a string nor a list of strings"),
+        (b'{"prompt": "a", "system": 5}\n', "system: 5 is not a string"),
+    ],
+)
+def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts"
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        read(path)
+    assert str(error.value).startswith(str(path))
+    assert expected in str(error.value)
+
+
+def test_a_line_that_looks_like_json_but_is_no_object_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "prompts"
+    path.write_bytes(b"\xef\xbb\xbf[1, 2]\r\n{not json\r\n")
+    assert read(path) == [Prompt(0, "[1, 2]"), Prompt(1, "{not json")]
+
+
+@pytest.mark.parametrize(
+    ("row", "temperature", "expected"),
+    [
+        (
+            {"temperature": 0, "top_k": 5},
+            None,
+            "top_k: no effect with temperature 0, which takes the most probable token",
+        ),
+        ({"temperature": 0, "top_p": 0.5, "min_p": 0.1}, 0.7, "top_p, min_p: no effect with temperature 0, which"),
+        (
+            {"top_k": 5},
+            0,
+            "top_k: no effect with --temperature 0, which takes the most probable token; give this prompt a",
+        ),
+        ({"temperature": 0.5, "top_k": 5}, 0, ""),
+        ({"top_k": 5}, 0.5, ""),
+        ({"top_k": 5}, None, ""),
+        ({"temperature": 0}, 0.5, ""),
+    ],
+)
+def test_a_filter_that_does_nothing_is_refused_as_the_flag_is(
+    row: dict[str, float], temperature: float | None, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts"
+    path.write_text(json.dumps({"prompt": "ab"}) + "\n" + json.dumps({"prompt": "ab", **row}) + "\n")
+    if not expected:
+        assert read(path, temperature)[1].options == row
+        return
+    with pytest.raises(UsageError) as error:
+        read(path, temperature)
+    assert str(error.value).startswith(f"{path} line 2: {expected}")
+
+
+def test_a_file_is_gone_through_twice(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('\n{"prompt": "a", "x": 1, "temperature": 1}\n{"text": "b", "system": "s", "y": 1}\n')
+    with Prompts(str(path)) as prompts:
+        assert prompts.repeatable
+        first = list(prompts)
+        assert (
+            list(prompts) == first == [Prompt(0, "a", None, {"temperature": 1}), Prompt(1, "b", None, {"system": "s"})]
+        )
+        assert list(prompts.ignored) == ["x", "y"]
+        assert prompts.samples
+        assert prompts.has_system
+
+
+def test_one_line_at_a_time_is_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "prompts"
+    path.write_text("".join(f"{i} {'x' * 10_000}\n" for i in range(1_000)))
+    with Prompts(str(path)) as prompts:
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in prompts) == 1_000
+            assert tracemalloc.get_traced_memory()[1] < 300_000  # of 10 MB
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_pipe_is_read_as_it_comes() -> None:
+    reading, writing = os.pipe()
+    with Prompts(f"/dev/fd/{reading}") as prompts:
+        assert not prompts.repeatable
+        found = iter(prompts)
+        for i in range(3):
+            os.write(writing, f"prompt {i}\n".encode())
+            assert next(found) == Prompt(i, f"prompt {i}")
+        os.close(writing)
+        assert list(found) == []
+    os.close(reading)

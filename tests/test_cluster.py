@@ -1,0 +1,40 @@
+"""What is said without dask.distributed; tests/cluster has a real cluster."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from refdiff import cluster
+from refdiff.cli import main
+
+
+def test_without_distributed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ImportError, match=r'--dask needs dask.distributed .*: pip install "refdiff\[dask\]"'):
+        cluster.connected("tcp://127.0.0.1:1").__enter__()
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompts-file", "prompts"]])
+def test_the_commands_say_so_in_one_line(
+    command: list[str], tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.chdir(str(tmp_path))
+    with open("prompts", "w") as file:  # noqa: PTH123, in the folder that the test is in
+        file.write("ab\n")
+    assert main([*command, "--dask", "tcp://127.0.0.1:1"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"refdiff {command[0]}: error: --dask needs dask.distributed")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [(["generate", "ab"], "--dask goes with --prompts-file")],
+)
+def test_where_there_is_nothing_to_share_out(command: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--dask", "tcp://127.0.0.1:1"]) == 2
+    assert capsys.readouterr().err == f"refdiff {command[0]}: error: {says}\n"
