@@ -86,7 +86,7 @@ def packed_mask(position_ids: Array) -> Array:
     if position_ids.ndim != 2:
         raise ValueError(f"packed_mask: position_ids has shape {tuple(position_ids.shape)}, but must be (B, T)")
     xp = namespace(position_ids)
-    breaks = xp.astype(position_ids[:, 1:] - position_ids[:, :-1] != 1, xp.int64)
-    first = xp.zeros_like(position_ids[:, :1], dtype=xp.int64)
-    number = xp.cumulative_sum(xp.concat([first, breaks], axis=1), axis=1)
+    # at u = 0 the last position stands for the one before: whether that counts is the same for all t
+    breaks = position_ids - xp.roll(position_ids, 1, axis=1) != 1
+    number = xp.cumulative_sum(xp.astype(breaks, xp.int64), axis=1)
     return number[:, None, :, None] == number[:, None, None, :]

@@ -67,7 +67,8 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
     xp = namespace(x, cos, sin)
     turning, rest = x[..., : 2 * n], x[..., 2 * n :]
     if interleaved:
-        a, b = turning[..., 0::2], turning[..., 1::2]
+        pairs = xp.reshape(turning, (*x.shape[:3], n, 2))
+        a, b = pairs[..., 0], pairs[..., 1]
         turned = xp.reshape(xp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1), turning.shape)
     else:
         a, b = turning[..., :n], turning[..., n:]

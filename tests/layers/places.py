@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import array_api_strict
@@ -25,6 +26,11 @@ class Place:
     xp: Any
     device: Any = None
     read_only: bool = False
+    reached: list[str] = field(default_factory=list, compare=False, repr=False)
+    """The names of the layers that were called here, for the test that runs to look at and to clear."""
+
+    def __str__(self) -> str:
+        return self.name
 
     def put(self, x: Any) -> Any:
         """Bring NumPy arrays here, also inside of dicts, and dtypes and `numpy` itself; the rest is left as it is."""
@@ -32,15 +38,15 @@ class Place:
             return {name: self.put(value) for name, value in x.items()}
         if x is np:
             return self.xp
-        if isinstance(x, type) and issubclass(x, np.generic):
-            return getattr(self.xp, x.__name__)
-        if not isinstance(x, np.ndarray):
+        if isinstance(x, np.dtype) or (isinstance(x, type) and issubclass(x, np.generic)):
+            return getattr(self.xp, np.dtype(x).name)
+        if not isinstance(x, np.ndarray | np.generic):
             return x
-        x = x.copy()
         if self.read_only:
+            x = np.array(x)
             x.flags.writeable = False
             return x
-        return self.xp.asarray(x, device=self.device)
+        return x if self.xp is np else self.xp.asarray(np.array(x), device=self.device)
 
     def holds(self, x: Any) -> bool:
         """Say whether the array `x` is of this namespace and on this device."""
@@ -81,10 +87,11 @@ class Case:
 
     def check(self, place: Place) -> None:
         """Fail unless the layer gives the same values at `place` as on NumPy, stays there, and writes to no input."""
-        expected = _leaves(self._call(NUMPY, np.float64)[0])
+        place.reached.append(self.layer.__name__)
+        expected = leaves(self._call(NUMPY, np.float64)[0])
         for dtype, tolerance in ((np.float64, self.tolerance), (np.float32, self.tolerance32)):
             result, inputs = self._call(place, dtype)
-            for one, there in zip(_leaves(result), expected, strict=True):
+            for one, there in zip(leaves(result), expected, strict=True):
                 assert place.holds(one), f"the result left {place.name}"
                 wanted = dtype if there.dtype.kind == "f" else there.dtype
                 here = arrays.to_numpy(one)
@@ -106,33 +113,37 @@ class Case:
     def _call(self, place: Place, dtype: type) -> tuple[Any, list[tuple[np.ndarray, Any]]]:
         """Call the layer at `place`; return its result, and each input before and after."""
         given = {str(i): _cast(x, dtype) for i, x in enumerate(self.args)} | _cast(self.options, dtype)
-        put = place.put(given)
+        put = place.put(_cast(given, dtype))
         positional = [put[str(i)] for i in range(len(self.args))]
         result = self.layer(*positional, **{name: put[name] for name in self.options})
-        arrays_of = [x for x in _leaves(given) if isinstance(x, np.ndarray)]
-        arrays_at = [after for x, after in zip(_leaves(given), _leaves(put), strict=True) if isinstance(x, np.ndarray)]
-        return result, list(zip(arrays_of, arrays_at, strict=True))
+        pairs = zip(leaves(given), leaves(put), strict=True)
+        return result, [(before, after) for before, after in pairs if isinstance(before, np.ndarray)]
 
 
 def _cast(x: Any, dtype: type) -> Any:
-    """Round the float64 arrays in `x` to `dtype`; a dtype given as an argument becomes `dtype` itself."""
+    """Copy the arrays in `x`, those of float64 rounded to `dtype`; a dtype given as an argument becomes `dtype`."""
     if isinstance(x, Mapping):
         return {name: _cast(value, dtype) for name, value in x.items()}
     if x is np.float64:
         return dtype
-    return x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype == np.float64 else x
+    return x.astype(dtype if x.dtype == np.float64 else x.dtype) if isinstance(x, np.ndarray) else x
 
 
-def _leaves(x: Any) -> list[Any]:
+def leaves(x: Any) -> list[Any]:
     """List what stands in nested dicts and tuples, in order."""
     if isinstance(x, Mapping):
-        return [leaf for value in x.values() for leaf in _leaves(value)]
+        return [leaf for value in x.values() for leaf in leaves(value)]
     if isinstance(x, tuple):
-        return [leaf for value in x for leaf in _leaves(value)]
+        return [leaf for value in x for leaf in leaves(value)]
     return [x]
+
+
+def files_of_tests() -> list[ModuleType]:
+    """Import every file of tests beside this one."""
+    names = [m.name for m in pkgutil.iter_modules(tests.layers.__path__) if m.name.startswith("test_")]
+    return [importlib.import_module(f"tests.layers.{name}") for name in names]
 
 
 def every_case() -> list[Case]:
     """List the cases of every file of tests beside this one."""
-    files = [importlib.import_module(f"tests.layers.{m.name}") for m in pkgutil.iter_modules(tests.layers.__path__)]
-    return [case for file in files for case in getattr(file, "CASES", [])]
+    return [case for file in files_of_tests() for case in getattr(file, "CASES", [])]

@@ -31,11 +31,13 @@ def test_by_hand() -> None:
     assert np.shape(diff_lambda(three, other, two, other, 0.2)) == ()
 
 
+@pytest.mark.no_arrays
 @pytest.mark.parametrize(("layer", "expected"), [(0, 0.2), (1, 0.3555090675909693), (15, 0.793334602077055)])
 def test_start_by_hand(layer: int, expected: float) -> None:
     assert abs(lambda_init(layer) - expected) < 1e-15
 
 
+@pytest.mark.no_arrays
 @given(st.integers(0, 200))
 def test_start_over_layers(layer: int) -> None:
     here, after = lambda_init(layer), lambda_init(layer + 1)
@@ -87,6 +89,7 @@ def test_four_matrices() -> None:
         diff_lambda(*np.zeros((4, 2, 3)), 0.2)
 
 
+@pytest.mark.no_arrays
 def test_a_layer_below_the_first() -> None:
     with says(ValueError, "lambda_init: layer is -1, but layers count from 0"):
         lambda_init(-1)

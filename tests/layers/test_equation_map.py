@@ -13,6 +13,8 @@ import pytest
 
 from refdiff import layers
 
+pytestmark = pytest.mark.no_arrays
+
 TESTS = Path(__file__).parents[1]
 ENTRY = re.compile(
     r"^ {4}(?P<label>\S.{14}) (?P<equation>.+)\n"

@@ -191,6 +191,7 @@ def measured(n: int, layer: int) -> dict[str, dict[str, float]]:
     return {kind: {name: float(np.mean(values)) for name, values in row.items()} for kind, row in ratios.items()}
 
 
+@pytest.mark.no_arrays
 def test_scale_of_gradients_at_initialization(capsys: pytest.CaptureFixture[str]) -> None:
     depths = [0, 3, 27]
     table = {(n, layer): measured(n, layer) for n in (32, 128) for layer in depths}

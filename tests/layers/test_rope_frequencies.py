@@ -15,6 +15,8 @@ from tests.layers.by_loops import DIGITS
 from tests.layers.inputs import says
 from tests.tolerances import CANCELLED, EXACT, FLOAT64, close
 
+pytestmark = pytest.mark.no_arrays  # numbers in, numbers out
+
 BASE: dict[str, Any] = {"rope_theta": 10_000.0}
 TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 COMPLETE: dict[str, dict[str, Any]] = {

@@ -97,9 +97,10 @@ def test_one_key_has_all_the_weight() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
-def test_a_mask_that_is_not_boolean(dtype: type) -> None:
-    with says(ValueError, f'softmax: mask has dtype {np.dtype(dtype)}, but must be boolean (True means "may see")'):
-        softmax(np.zeros((T, S)), np.ones((T, S), dtype))
+def test_a_mask_that_is_not_boolean(dtype: type, xp: Place) -> None:
+    mask = np.ones((T, S), dtype)
+    with says(ValueError, f'softmax: mask has dtype {xp.put(mask).dtype}, but must be boolean (True means "may see")'):
+        softmax(np.zeros((T, S)), mask)
 
 
 @pytest.mark.parametrize("shape", [(5,), (7, 7), (2, 5, 7), (1, 5, 7), (1, 7, 1), (1, 1, 1), (5, 0)])

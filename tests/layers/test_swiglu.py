@@ -82,7 +82,7 @@ def test_calls_the_kernels_that_it_is_given() -> None:
     calls: list[str] = []
 
     def noted_linear(*args: Any, **weights: Any) -> Any:
-        calls.append(f"linear {weights['weight'].shape}")
+        calls.append(f"linear {tuple(weights['weight'].shape)}")
         return linear(*args, **weights)
 
     def noted_activation(*args: Any) -> Any:

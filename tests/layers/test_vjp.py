@@ -55,6 +55,7 @@ def slopes(name: str, seed: int, wrong: float = 0.0) -> tuple[float, float, floa
     return by_difference, (1 + wrong) * float(sum(np.sum(t) for t in terms)), scale
 
 
+@pytest.mark.no_arrays
 def test_every_derivative_has_draws() -> None:
     assert set(NAMES) <= set(DRAWS)
 
@@ -72,6 +73,7 @@ def test_the_check_sees_an_error_of_a_thousandth(name: str) -> None:
     assert any(abs(actual - expected) > ROUGH * scale for expected, actual, scale in results)
 
 
+@pytest.mark.no_arrays
 @pytest.mark.parametrize("name", NAMES)
 def test_arguments_are_g_and_those_of_the_layer(name: str) -> None:
     layer, vjp = (inspect.signature(getattr(layers, n)).parameters for n in (name, f"{name}_vjp"))

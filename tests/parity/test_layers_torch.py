@@ -1,24 +1,36 @@
-"""Every case of every layer once more, on torch's CPU tensors through array-api-compat."""
+"""Every test of every layer once more, on torch's CPU tensors through array-api-compat: tests/layers/everywhere.py."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 import array_api_compat.torch
-import numpy as np
 import pytest
 import torch
 
-from refdiff import arrays, layers
-from tests.layers.places import Case, Place, every_case
+from refdiff import arrays
+from tests.layers.everywhere import check, computing, needs_no_place
+from tests.layers.places import Place, files_of_tests
 
 TORCH = Place("torch", array_api_compat.torch, torch.device("cpu"))
 
+# test_rms_norm.py's test_by_hand as test_rms_norm__by_hand, with the marks that it has there
+for file in files_of_tests():
+    for name, test in vars(file).items():
+        if name.startswith("test_") and not needs_no_place(file, test):
+            globals()[f"{file.__name__.rpartition('.')[2]}_{name.removeprefix('test')}"] = test
 
-@pytest.mark.parametrize("case", every_case(), ids=lambda case: f"{case.layer.__name__}, {case}")
-def test_any_backend(case: Case) -> None:
-    case.check(TORCH)
+
+@pytest.fixture(scope="module", autouse=True)
+def xp() -> Iterator[Place]:
+    with computing(TORCH, *files_of_tests()):
+        yield TORCH
 
 
+@pytest.fixture(autouse=True)
+def _is_computed_there(request: pytest.FixtureRequest, xp: Place) -> Iterator[None]:
+    yield from check(request, xp)
+
+
+@pytest.mark.no_arrays
 def test_arrays() -> None:
     x = torch.tensor([[1.0, 2.0]], requires_grad=True)
     assert arrays.namespace(x) is array_api_compat.torch
@@ -26,43 +38,3 @@ def test_arrays() -> None:
     assert arrays.to_numpy(x).tolist() == [[1.0, 2.0]]
     assert arrays.backend(array_api_compat.torch) is array_api_compat.torch
     assert arrays.from_numpy(arrays.to_numpy(x), array_api_compat.torch, torch.device("cpu")).dtype == torch.float32
-
-
-def zeros(*shapes: tuple[int, ...]) -> list[np.ndarray]:
-    return [np.zeros(shape) for shape in shapes]
-
-
-Q, K, V = (2, 6, 5, 11), (2, 3, 7, 11), (2, 3, 7, 13)
-WRONG: list[tuple[Callable[..., Any], list[Any]]] = [
-    (layers.embedding, [np.array([0]), np.zeros(7)]),
-    (layers.embedding, [np.array([7]), np.zeros((7, 5))]),
-    (layers.embedding, [np.array([-1]), np.zeros((7, 5))]),
-    (layers.linear, zeros((2, 7), (7, 5))),
-    (layers.linear, zeros((2, 5), (7, 5), (5,))),
-    (layers.rms_norm, [*zeros((2, 5), (7,)), 1e-5]),
-    (layers.softmax, [np.zeros((5, 7)), np.ones((7, 5), bool)]),
-    (layers.padding_mask, zeros((5,))),
-    (layers.packed_mask, zeros((5,))),
-    (layers.rope_cos_sin, [np.zeros(5), [1.0], 1.0, np.float64]),
-    (layers.rope, zeros((2, 3, 5, 14), (5, 7), (5, 7))),
-    (layers.diff_lambda, [*zeros((5,), (5,), (5,), (7,)), 0.2]),
-    (layers.cross_entropy, [np.zeros((2, 7)), np.array([0])]),
-    (layers.cross_entropy, [np.zeros((2, 7)), np.array([0, 7])]),
-    (layers.cross_entropy, [np.zeros((2, 7)), np.array([-1, 2])]),
-    (layers.attention_weights, zeros(Q, (2, 4, 7, 11))),
-    (layers.attention_weights, [*zeros(Q, K), np.ones((7, 5), bool)]),
-    (layers.attention_weights, [*zeros(Q, K), None, np.ones((7, 5))]),
-    (layers.diff_attention, zeros(Q, K, Q, K, (2, 3, 6, 13), ())),
-    (layers.diff_attention, zeros(Q, K, Q, K, V, (5,))),
-    (layers.value_pairs_hf, zeros(V)),
-    (layers.diff_heads_hf, [*zeros(Q, K, V, ()), 0.2, 1e-5]),
-]
-
-
-@pytest.mark.parametrize(("layer", "args"), WRONG, ids=lambda x: x.__name__ if callable(x) else "")
-def test_messages_are_those_for_numpy(layer: Callable[..., Any], args: list[Any]) -> None:
-    with pytest.raises((ValueError, IndexError)) as here:
-        layer(*args)
-    with pytest.raises(here.type) as there:
-        layer(*map(TORCH.put, args))
-    assert str(there.value) == str(here.value)
