@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from refdiff.oracle.recipe import Recipe
     from refdiff.oracle.spec import Spec
 
+FIRST_SEED = 3000
+"""Of the selftest: none on which anything was tuned."""
 _OUTPUTS = ("out", "lse1", "lse2")
 
 
@@ -22,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the verdict, or the selftest's table; 0 for a pass, 1 for anything else."""
     if args.selftest == (args.file is not None):
         raise UsageError("give a FILE, or --selftest, and not both")
+    if args.json and args.markdown:
+        raise UsageError("give --json or --markdown, not both")
     if args.selftest:
         return _selftest(args)
     from refdiff.oracle.check import check
@@ -103,8 +107,18 @@ def _fields(path: str) -> dict[str, Any]:
 
 
 def _selftest(args: argparse.Namespace) -> int:
-    from refdiff.oracle.selftest import selftest
+    from refdiff.oracle.selftest import page, selftest
 
-    table = selftest(range(args.seeds), done=lambda name: note(f"{name} done"))
-    sys.stdout.write((json.dumps(table.to_dict(), indent=2) if args.json else str(table)) + "\n")
+    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+    try:
+        table = selftest(
+            seeds, kernels=args.kernels, jobs=args.jobs, keep=args.keep, done=lambda name: note(f"{name} done")
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if args.json:
+        text = json.dumps(table.to_dict(), indent=2)
+    else:
+        text = page(table, len(seeds), args.kernels) if args.markdown else str(table)
+    sys.stdout.write(text + "\n")
     return 0 if table.holds else 1

@@ -13,6 +13,7 @@ def add_check(commands: Any) -> None:
 examples:
   refdiff check --spec hf_diffllama --layer 3 mine.safetensors
   refdiff check --selftest --seeds 1
+  refdiff check --selftest --seeds 20 --jobs 2 --keep runs --markdown
 """
     parser = commands.add_parser(
         "check",
@@ -55,6 +56,24 @@ examples:
     )
     parser.add_argument(
         "--seeds", type=Number(int, 1), default=1, metavar="N", help="of the selftest: how many (default: 1)"
+    )
+    parser.add_argument(
+        "--jobs", type=Number(int, 1), default=1, metavar="N", help="of the selftest: seeds at a time (default: 1)"
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="FOLDER",
+        help="of the selftest: a file here for every seed that is done, so that a run that was stopped goes on "
+        "(default: none)",
+    )
+    parser.add_argument(
+        "--kernels",
+        metavar="MODULE:NAME",
+        help="of the selftest: right kernels of others to judge too, as in tests.parity.real_kernels:KERNELS "
+        "(default: none)",
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="of the selftest: print a page, not a table (default: off)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
     parser.add_argument("--debug", action="store_true", help="show a traceback when something fails (default: off)")

@@ -160,11 +160,14 @@ def slope(e: Numpy, y: Numpy) -> float:
 
 
 def uncertain(budget: RowBudget, limits: Limits = LIMITS) -> float:
-    """The share of rows in which legal kernels differ from the truth by more than `limits.noise` of it."""
+    """The share of rows in which legal kernels differ from the truth by more than `limits.noise` of it.
+
+    Of a gradient, in which most rows may be next to nothing, a row counts as no smaller than the tensor's usual row.
+    """
     y = np.where(np.isfinite(budget.expected), budget.expected, 0.0)
     size = root_mean_square(y)
     if budget.relative_to == "tensor":
-        size = np.full(size.shape, math.sqrt(float(np.mean(size**2))) if size.size else 0.0)
+        size = np.maximum(size, math.sqrt(float(np.mean(size**2))) if size.size else 0.0)
     if not size.size:
         return 0.0
     return float(np.mean((over(budget.rows, size) > limits.noise) | budget.doubtful))

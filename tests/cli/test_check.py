@@ -101,14 +101,44 @@ def test_lambda_is_an_input_or_an_output() -> None:
     assert given == {"lambda_full": 2}
 
 
-def test_selftest(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A run of the selftest that takes no time; what it was asked for."""
     from refdiff.oracle import selftest
 
-    small_run = selftest.selftest
-    monkeypatch.setattr(
-        selftest, "selftest", lambda seeds, done: small_run(seeds, recipes=["float16"], profiles=["whisper"], done=done)
-    )
+    asked = []
+
+    def run(seeds: range, *, done: Any, **options: Any) -> Any:
+        asked.append({"seeds": [*seeds], **options})
+        done("seed 1")
+        table = selftest.Table()
+        killed = 100 if options["jobs"] < 3 else 98
+        table.counts["float16", "cancel", "lse", "rows"] = selftest.Count(
+            mutants=120, identifiable=100, killed=killed, killed_identifiable=killed, own=5
+        )
+        return table
+
+    monkeypatch.setattr(selftest, "selftest", run)
+    return asked
+
+
+def test_selftest(tables: list[dict[str, Any]], capsys: Capture) -> None:
     assert main(["check", "--selftest", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["holds"]
-    assert {row["rule"] for row in report["rows"]} >= {"rows", "flash 2x", "flex mean", "allclose 1e-2"}
+    out, err = capsys.readouterr()
+    assert json.loads(out)["rows"][0]["killed_identifiable"] == 100
+    assert "seed 1 done" in err
+    assert len(tables[0].pop("seeds")) == 1
+    assert tables[0] == {"kernels": None, "jobs": 1, "keep": None}
+    assert main(["check", "--selftest"]) == 0
+    assert "100.0 % of 100" in capsys.readouterr().out
+    words = ["--seeds", "3", "--jobs", "3", "--keep", "folder", "--kernels", "a.b:C", "--markdown"]
+    assert main(["check", "--selftest", *words]) == 1, "it killed 98 %"
+    assert "| rows | 98 of 100 (98.0 %) |" in capsys.readouterr().out
+    assert len(tables[2].pop("seeds")) == 3
+    assert tables[2] == {"kernels": "a.b:C", "jobs": 3, "keep": "folder"}
+
+
+@pytest.mark.parametrize("words", [["--json", "--markdown"], ["--kernels", "nowhere_at_all:KERNELS"]])
+def test_selftest_as_nobody_can_have_it(words: list[str], capsys: Capture) -> None:
+    assert main(["check", "--selftest", *words]) == 2
+    assert words[-1] in capsys.readouterr().err

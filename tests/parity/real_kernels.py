@@ -1,6 +1,8 @@
-"""Differential attention by implementations that are not of this project: transformers' DiffLlama, torch's sdpa.
+"""Differential attention by implementations that are not of this project: transformers, torch's sdpa, jax.
 
-Each is `kernel(spec, inputs, dout, dtype)` -> {"out", "dq", "dk", "dv"} in float64, gradients by torch's autograd.
+Each is `kernel(spec, inputs, dout, dtype)` -> {"out", "dq", "dk", "dv"} in float64, gradients by torch's autograd or
+jax's; and {"lse1", "lse2"} where the library gives them. `refdiff check --selftest --kernels
+tests.parity.real_kernels:KERNELS` has them judged.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention,
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.visible import visible
 from refdiff.oracle.wiring import wiring
+from tests.parity.jax_kernels import jax_two_passes, jax_weights_subtracted
 
 Arrays = dict[str, np.ndarray]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,14 +82,8 @@ def torch_sdpa(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, backend
         halves = []
         for half in (v[..., :d], v[..., d:]):
             with sdpa_kernel([backend]):
-                halves.append(
-                    torch.nn.functional.scaled_dot_product_attention(
-                        turned_q[:, of_q].contiguous(),
-                        turned_k[:, of_k].contiguous(),
-                        half[:, w.v].contiguous(),
-                        attn_mask=see,
-                    )
-                )
+                heads = (x.contiguous() for x in (turned_q[:, of_q], turned_k[:, of_k], half[:, w.v]))
+                halves.append(torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=see))
         maps.append(torch.cat(halves, dim=-1))
     vectors = [torch.as_tensor(inputs[f"lambda_{n}"]).float() for n in ("q1", "k1", "q2", "k2")]
     start = 0.8 - 0.6 * float(np.exp(-0.3 * spec.layer))
@@ -96,7 +93,14 @@ def torch_sdpa(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, backend
     normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + spec.norm_eps)).to(kind)
     out = (1 - start) * (normed * torch.as_tensor(inputs["norm_weight"]).to(kind))
     out.backward(torch.as_tensor(dout).to(kind))
-    return {"out": _numbers(out), "dq": _numbers(q.grad), "dk": _numbers(k.grad), "dv": _numbers(v.grad)}
+    found = {"out": _numbers(out), "dq": _numbers(q.grad), "dk": _numbers(k.grad), "dv": _numbers(v.grad)}
+    if backend == SDPBackend.FLASH_ATTENTION:
+        bias = torch.zeros(see.shape, dtype=kind).masked_fill(~see, -torch.inf)
+        for number, (of_q, of_k) in enumerate(((w.q1, w.k1), (w.q2, w.k2)), start=1):
+            heads = (x.detach().contiguous() for x in (turned_q[:, of_q], turned_k[:, of_k], v[:, w.v, :, :d]))
+            flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            found[f"lse{number}"] = _numbers(flash(*heads, 0.0, False, attn_mask=bias)[1])
+    return found
 
 
 def _interleaved(x: torch.Tensor, first: int, spec: Spec) -> torch.Tensor:
@@ -113,5 +117,8 @@ KERNELS: dict[str, tuple[str, bool, Any]] = {
     "transformers sdpa": ("hf_diffllama", False, lambda *x: transformers_diffllama(*x, "sdpa")),
     "torch sdpa math": ("ms_v1", False, lambda *x: torch_sdpa(*x, SDPBackend.MATH)),
     "torch sdpa flash": ("ms_v1", False, lambda *x: torch_sdpa(*x, SDPBackend.FLASH_ATTENTION)),
+    "jax dot_product_attention": ("ms_v1", False, jax_two_passes),
+    "jax weights subtracted": ("hf_diffllama", False, jax_weights_subtracted),
 }
 """By name: the preset, whether every operation's result is stored, and the function."""
+NOT_SERVED = {("jax dot_product_attention", "float16")}

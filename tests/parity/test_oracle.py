@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import numpy as np
@@ -13,15 +14,14 @@ from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies.fixed import small_spec
 from refdiff.oracle.strategies.structure import Structure
 from refdiff.oracle.strategies.values import draw
-from tests.parity.real_kernels import DTYPES, KERNELS
+from tests.parity.real_kernels import DTYPES, KERNELS, NOT_SERVED
 
 SEEDS = range(int(os.environ.get("REFDIFF_SEEDS", "1")))
 PROFILES = ("natural", "cancel", "whisper", "extreme")
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kernel", "dtype"), [x for x in itertools.product(KERNELS, DTYPES) if x not in NOT_SERVED])
 def test_no_false_alarm(kernel: str, dtype: str, profile: str) -> None:
     preset, eager, function = KERNELS[kernel]
     spec = small_spec(preset)
@@ -33,6 +33,7 @@ def test_no_false_alarm(kernel: str, dtype: str, profile: str) -> None:
         dout = round_to(np.random.default_rng(seed).normal(size=shape), dtype)
         found = budget(spec, inputs, recipe, dout=dout)
         actual = function(spec, found.inputs, dout, dtype)
+        assert {"out", "dq", "dk", "dv"} <= set(actual)
         verdict = found.judge(actual)
         assert verdict.status != "fail", f"seed {seed}: {verdict}"
         if profile in ("natural", "whisper"):

@@ -5,7 +5,8 @@ flex mean      PyTorch's tests of flex-attention: mean |golden − out| ≤ f me
 assert_close   the defaults of torch.testing.assert_close: |out − golden| ≤ atol + rtol |golden|, by the type
 allclose 1e-2  what many write: the same with 1e-2 for both
 
-`eager` is the recipe's storage type, op by op with every result stored; `ref` the truth in the storage type.
+`eager` is the recipe's storage type, op by op with every result stored; `ref` the truth in the storage type. Gradients
+and log-sum-exps, which are float32, are judged by the same lines; of several tensors each has to be accepted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DEFAULTS = {"float32": (1e-5, 1.3e-6), "bfloat16": (1e-5, 1.6e-2), "float16": (1
 
 @dataclass(frozen=True)
 class Given:
-    """What a rule sees beside the output: the truth in float64, an eager run in the storage type, and that type."""
+    """What a rule sees beside a tensor: the truth in float64, an eager run in the storage type, and that type."""
 
     golden: Numpy
     eager: Numpy
@@ -72,4 +73,10 @@ RIVALS: dict[str, Callable[[Numpy, Given], bool]] = {
     "assert_close": assert_close,
     "allclose 1e-2": allclose,
 }
-"""Whether each accepts an output."""
+"""Whether each accepts a tensor."""
+
+
+def accepts(rule: str, found: dict[str, Numpy], given: dict[str, Given]) -> bool:
+    """Whether a rule accepts all tensors."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return all(RIVALS[rule](np.asarray(x, dtype=np.float64), given[name]) for name, x in found.items())

@@ -5,35 +5,47 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle.selftest.local_mistakes import LOCAL, OF_GRADIENTS, Local
+from refdiff.oracle.selftest.local_mistakes import KEYS, PLACES, OfKeys, OfPlace
 from refdiff.oracle.truth import truth
+from refdiff.oracle.visible import visible
 from tests.oracle.inputs import draw, small
 
 SPEC = small("hf_diffllama")
 X = draw(SPEC, T=40, S=44)
 OUT = truth(SPEC, X, want=("out",)).out
-ROWS = {
-    "eight_rows_lose_eight_keys": 16,  # in both sequences of the batch
-    "every_32nd_row_sees_a_future_key": 2 * SPEC.heads,
-    "last_row_loses_the_first_key": 2,
-    "one_row_loses_its_own_key": 2,
-    "two_rows_swapped": 2,
+KEYS_CHANGED = {
+    "eight_rows_lose_eight_keys": 64,
+    "every_32nd_row_sees_a_future_key": 2 * SPEC.heads,  # in both sequences of the batch
+    "last_row_loses_the_first_key": 1,
+    "one_row_loses_its_own_key": 1,
 }
 
 
-@pytest.mark.parametrize("local", LOCAL, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("local", PLACES, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_is_wrong_in_its_rows_alone(local: Local, seed: int) -> None:
+def test_is_wrong_in_its_rows_alone(local: OfPlace, seed: int) -> None:
     before = OUT.copy()
-    wrong = local(np.random.default_rng(seed), SPEC, X, OUT)
+    wrong = local(np.random.default_rng(seed), OUT)
     np.testing.assert_array_equal(OUT, before)
     assert wrong.shape == OUT.shape
     rows = np.any((wrong != OUT) | np.isnan(wrong), axis=-1)
-    assert rows.sum() == ROWS.get(local.__name__, 1)
+    assert rows.sum() == (2 if local.__name__ == "two_rows_swapped" else 1)
 
 
-def test_there_are_more_than_ten_and_gradients_need_no_truth() -> None:
-    assert len(LOCAL) >= 10
-    assert len({f.__name__ for f in LOCAL}) == len(LOCAL)
-    for local in OF_GRADIENTS:
-        assert local(np.random.default_rng(0), SPEC, {}, OUT).shape == OUT.shape
+@pytest.mark.parametrize("local", KEYS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sees_other_keys_in_its_rows_alone(local: OfKeys, seed: int) -> None:
+    spec, inputs = local(np.random.default_rng(seed), SPEC, X)
+    assert "mask" not in X
+    shape = (2, SPEC.heads, 40, 44)
+    right, wrong = (np.broadcast_to(visible(s, x), shape) for s, x in ((SPEC, X), (spec, inputs)))
+    batch = 1 if inputs["mask"].shape[0] == 1 else 2
+    assert (right != wrong)[:batch].sum() == KEYS_CHANGED[local.__name__]
+    rows = np.any(right != wrong, axis=-1)
+    out = truth(spec, inputs, want=("out",)).out
+    np.testing.assert_allclose(out[~rows], OUT[~rows], rtol=1e-12)
+    assert np.all(np.any(out[rows] != OUT[rows], axis=-1))
+
+
+def test_there_are_more_than_ten() -> None:
+    assert len({f.__name__ for f in (*KEYS, *PLACES)}) == len(KEYS) + len(PLACES) >= 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from refdiff.oracle.selftest.table import Count, Table
+from refdiff.oracle.selftest.table import Count, Table, of_dict, share
 
 
 def _table(**count: int) -> Table:
@@ -14,33 +14,63 @@ def _table(**count: int) -> Table:
 
 
 def test_holds_from_99_percent_without_a_false_alarm() -> None:
-    assert _table(mutants=200, visible=100, killed=110, killed_visible=99, legal=5).holds
-    assert not _table(mutants=200, visible=100, killed=110, killed_visible=98, legal=5).holds
-    assert not _table(mutants=200, visible=100, killed=110, killed_visible=100, legal=5, refused=1).holds
-    assert not _table(legal=5).holds, "nothing was visible"
+    enough = {"mutants": 200, "killed": 110, "identifiable": 100, "own": 5}
+    assert _table(**enough, killed_identifiable=99).holds
+    assert not _table(**enough, killed_identifiable=98).holds
+    assert not _table(**enough, killed_identifiable=100, own_refused=1).holds
+    assert not _table(**enough, killed_identifiable=100, real=5, real_refused=1).holds
+    assert not _table(own=5).holds, "nothing was identifiable"
+
+
+def test_what_is_counted() -> None:
+    count = Count()
+    count.mutant(True, identifiable=True, plain=True)
+    count.mutant(True, identifiable=False, plain=True)
+    count.mutant(False, identifiable=True, plain=False)
+    count.legal(refused=False, undecided=True, real=False)
+    count.legal(refused=True, real=True)
+    assert count == Count(
+        mutants=3, killed=2, identifiable=2, killed_identifiable=1, plain=2, killed_plain=2,
+        own=1, own_undecided=1, real=1, real_refused=1,
+    )  # fmt: skip
+    assert count.refused == 1
+
+
+def _two() -> Table:
+    table = _table(mutants=4, identifiable=2, killed=3, killed_identifiable=2, own=5, own_undecided=1)
+    other = _table(mutants=4, identifiable=2, killed=1, killed_identifiable=1, own=5, own_refused=1)
+    other.counts["float16", "cancel", "backward", "flex mean"].add(Count(mutants=3))
+    other.by_name["forward", "local", "one_nan"].add(Count(mutants=2))
+    other.seeds["forward", "local", "one_nan"] |= {4, 3}
+    other.survivors["float32", "forward", "one_nan"] += 1
+    other.refusals.append("because")
+    other.errors["float16", "cancel", "lse", "torch"].append(1.5)
+    table.add(other)
+    return table
 
 
 def test_sums_and_text() -> None:
-    table = _table(mutants=4, visible=2, killed=3, killed_visible=2, legal=5, undecided=1)
-    other = _table(mutants=4, visible=2, killed=1, killed_visible=1, legal=5, refused=1)
-    other.counts["float16", "cancel", "backward", "flex mean"].add(Count(mutants=3))
-    other.survivors["float32", "forward", "one_nan"] += 1
-    other.refusals.append("because")
-    table.add(other)
-    assert vars(table.total(rule="rows")) == {
-        "mutants": 8,
-        "visible": 4,
-        "killed": 4,
-        "killed_visible": 3,
-        "legal": 10,
-        "refused": 1,
-        "undecided": 1,
-    }
+    table = _two()
+    assert table.total(rule="rows") == Count(
+        mutants=8, identifiable=4, killed=4, killed_identifiable=3, own=10, own_refused=1, own_undecided=1
+    )
     assert table.total(recipe="float16").mutants == 3
+    assert table.rules == ("rows", "flex mean")
     text = str(table)
     assert "75.0 % of 4" in text
     assert "50.0 % of 8" in text
     assert "1/10 +1?" in text
     assert "1 x one_nan (float32, forward)" in text
     assert text.endswith("because")
-    assert json.loads(json.dumps(table.to_dict()))["survivors"][0]["mutant"] == "one_nan"
+
+
+def test_json_and_back() -> None:
+    table = _two()
+    assert of_dict(json.loads(json.dumps(table.to_dict()))) == table
+
+
+def test_a_share_is_not_rounded_up_to_all() -> None:
+    assert share(9999, 10000) == "99.9 % of 10000"
+    assert share(3, 3) == "100.0 % of 3"
+    assert share(0, 3) == "0.0 % of 3"
+    assert share(0, 0) == "-"

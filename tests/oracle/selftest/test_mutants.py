@@ -1,0 +1,44 @@
+"""Mutants: all three ways, none of which changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.selftest.mutants import Mutant, mutants, way_of
+from refdiff.oracle.selftest.one_case import Trial
+from refdiff.oracle.selftest.settings import settings
+
+
+def _of(seed: int, number: int) -> tuple[Trial, list[Mutant]]:
+    trial = Trial(settings(seed)[number], seed, Recipe("float32"), "natural")
+    rng = np.random.default_rng(0)
+    return trial, list(mutants(trial.setting, trial.budget.inputs, trial.right, trial.dout, rng))
+
+
+def test_the_main_problem() -> None:
+    trial, found = _of(1, 0)
+    for mutant in found:
+        assert mutant.wrong
+        for name, y in mutant.wrong.items():
+            assert way_of(name) == mutant.way
+            assert y.shape == trial.right[name].shape
+            assert not np.array_equal(y, trial.right[name], equal_nan=True), mutant.name
+    names = {way: {m.name for m in found if m.way == way} for way in ("forward", "backward", "lse")}
+    assert len(names["forward"]) >= 70
+    assert len(names["backward"]) >= 70
+    assert "gradient_without_the_causal_mask" in names["backward"] - names["forward"]
+    assert {"maps swapped", "it is to base 2, the spec's is e", "scores_not_scaled"} & names["lse"]
+    local = {m.name for m in found if m.axis == "local"}
+    assert len(local) == 14
+    assert "one_row_loses_its_own_key" in names["forward"] & names["backward"] & names["lse"]
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_the_other_problems_have_output_and_gradients(number: int) -> None:
+    trial, found = _of(0, number)
+    tried = {d.name for d in trial.setting.deviations}
+    assert {m.way for m in found} == {"forward", "backward"}
+    assert {m.name for m in found if m.way == "forward"} <= tried
+    assert len({m.name for m in found if m.way == "forward"}) >= 0.6 * len(tried)

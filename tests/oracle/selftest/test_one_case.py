@@ -1,0 +1,96 @@
+"""A case by the right checker, and by checkers that are wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.selftest import one_case as module
+from refdiff.oracle.selftest.one_case import one_case
+from refdiff.oracle.selftest.settings import Setting, settings
+from refdiff.oracle.selftest.table import Table
+from refdiff.oracle.statistics import LIMITS
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the main problem every fourth deviation, and of the others none."""
+
+    def some(seed: int) -> tuple[Setting, ...]:
+        main = settings(seed)[0]
+        return (replace(main, deviations=main.deviations[1::4]),)
+
+    monkeypatch.setattr(module, "settings", some)
+
+
+@pytest.mark.usefixtures("few")
+def test_one_case_has_all_kinds_of_mutants_and_legal_kernels() -> None:
+    table = one_case(41, Recipe("bfloat16"), "whisper", "bfloat16")
+    forward, backward, lse = (table.total(rule="rows", direction=way) for way in ("forward", "backward", "lse"))
+    assert forward.mutants >= 28
+    assert forward.identifiable >= 20
+    assert backward.mutants >= 25
+    assert lse.mutants >= 10
+    assert forward.own == backward.own == lse.own == 5
+    whole = table.total(rule="rows")
+    assert whole.own_refused == 0, table.refusals
+    assert whole.killed_identifiable >= 0.97 * whole.identifiable, str(table)
+    assert table.total(rule="flash 2x", direction="forward").mutants == forward.mutants
+    assert table.total(rule="assert_close").refused > 0, "a rule that refuses legal kernels is seen to"
+    assert sum(c.mutants for c in table.by_name.values()) == whole.mutants
+    assert table.seeds["forward", "scale", "scores_not_scaled"] == {41}
+    assert len([key for key in table.by_name if key[:2] == ("forward", "local")]) == 14
+
+
+def _killed(table: Table) -> float:
+    ours = table.total(rule="rows")
+    return ours.killed_identifiable / ours.identifiable
+
+
+@pytest.mark.usefixtures("few")
+def test_a_tester_that_lets_pass_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = module.Budget.judge
+    loose = type(LIMITS)(row=1e9, bulk=1e9, element=1e9, slope=1e9)
+    monkeypatch.setattr(module.Budget, "judge", lambda self, x: judge(self, x, loose))
+    table = one_case(43, Recipe("float16"), "natural", "float16")
+    assert not table.holds
+    assert _killed(table) < 0.9, "the hard bound, the masks and the sums are left"
+    assert sum(table.survivors.values()) > 0
+
+
+@pytest.mark.usefixtures("few")
+def test_a_budget_that_allows_too_much_does_not_make_mutants_unidentifiable(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = one_case(43, Recipe("float16"), "natural", "float16").total(rule="rows")
+    budget = module.budget
+
+    def generous(*args: object, **options: object) -> object:
+        found = budget(*args, **options)  # type: ignore[arg-type]
+        tensors = {name: replace(b, rows=100 * b.rows, slope=100 * b.slope) for name, b in found.tensors.items()}
+        return replace(found, tensors=tensors)
+
+    monkeypatch.setattr(module, "budget", generous)
+    table = one_case(43, Recipe("float16"), "natural", "float16")
+    ours = table.total(rule="rows")
+    assert ours.identifiable == right.identifiable
+    assert not table.holds
+    assert _killed(table) < 0.95 < right.killed_identifiable / right.identifiable
+
+
+@pytest.mark.usefixtures("few")
+def test_a_tester_that_refuses_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = module.Budget.judge
+    strict = type(LIMITS)(row=0.1, bulk=0.1)
+    monkeypatch.setattr(module.Budget, "judge", lambda self, x: judge(self, x, strict))
+    table = one_case(44, Recipe("float16"), "natural", "float16")
+    assert not table.holds
+    assert len(table.refusals) == table.total(rule="rows").refused == 10, "log-sum-exps have another rule"
+
+
+def test_gradients_of_the_output_are_of_its_shape() -> None:
+    for setting in settings(0):
+        trial = module.Trial(setting, 0, Recipe("float32"), "natural")
+        assert trial.dout.shape == trial.right["out"].shape
+        assert np.array_equal(trial.dout, trial.dout.astype(np.float32))
