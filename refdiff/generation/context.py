@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
+from refdiff.generation.recorded_step import BY_LENGTH, RecordedStep
 
 PIECE = 1024
 """Tokens of all rows that go through the model at once: more would only need more memory."""
-
-_BY_LENGTH = ("dynamic", "longrope")
-"""Kinds of RoPE whose frequencies depend on the length of the text, so that it has to be read at once."""
 
 
 class Context:
@@ -27,6 +25,7 @@ class Context:
         self.model = model
         self.cache: Any = None
         self.length = 0
+        self.step = RecordedStep.of(model)
         self._mask = mask
         self._positions: NDArray[np.int64] | None = None
         if mask is not None:
@@ -50,8 +49,8 @@ class Context:
     def _stops(self, ids: NDArray[np.int64], keep: int) -> range:
         """Where to stop on the way, so that a long prompt needs no more memory than its pieces."""
         config = self.model.config
-        if getattr(config, "rope_parameters", {}).get("rope_type") in _BY_LENGTH:
-            return range(0)
+        if getattr(config, "rope_parameters", {}).get("rope_type") in BY_LENGTH:
+            return range(0)  # the frequencies depend on the length: it has to be read at once
         step = max(PIECE // ids.shape[0], 1)
         return range(self.length + step, ids.shape[1] - keep + 1, step)
 
@@ -76,7 +75,17 @@ class Context:
         return to_numpy(self._run(ids, keep).logits)
 
     def read_there(self, ids: NDArray[np.int64]) -> Array:
-        """Read what is new in ids (B, T) → logits (B, V) of the last token, where the model computes."""
+        """Read what is new in ids (B, T) → logits (B, V) of the last token, where the model computes.
+
+        The next call may write over them.
+        """
+        if self.step is not None and ids.shape[1] == self.length + 1:
+            self._grow(ids.shape[1])
+            positions = np.full(len(ids), self.length) if self._positions is None else self._positions[:, self.length]
+            logits = self.step(self.cache, ids[:, -1], positions, self._mask)
+            if logits is not None:
+                self.length += 1
+                return logits
         return self._run(ids, 1).logits[:, -1, :]
 
     def read_hidden(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:

@@ -93,6 +93,35 @@ class KVCache:
         self._lengths[layer] = end
         return buffers[0][:, :, :end, :], buffers[1][:, :, :end, :]
 
+    @property
+    def buffers(self) -> tuple[Array, ...]:
+        """Keys and values of every layer that has any, with all room: (B, K, room, d), (B, Kv, room, e)."""
+        return tuple(x for pair in self._buffers if pair is not None for x in pair)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` tokens in every layer that has any, where there is less.
+
+        Raises:
+            ValueError: the cache is static, and smaller.
+        """
+        if self.static is not None and tokens > self.static:
+            raise ValueError(f"KVCache: room for {tokens} tokens was asked of static={self.static}: make a larger one")
+        for layer, buffers in enumerate(self._buffers):
+            if buffers is not None and buffers[0].shape[2] < tokens:
+                k, v = (_grown(x, tokens, x, len(self)) for x in buffers)
+                self._buffers[layer] = (k, v)
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more as there, which the device has written into the room of every layer.
+
+        Raises:
+            ValueError: there is no room for them.
+        """
+        end = len(self) + tokens
+        if any(buffers is None or buffers[0].shape[2] < end for buffers in self._buffers):
+            raise ValueError(f"KVCache: there is no room for {end} tokens in every layer: reserve it first")
+        self._lengths = [end] * self.num_layers
+
     def reorder(self, indices: Any) -> None:
         """Replace the rows by the rows at `indices`: `cache.reorder([0, 0, 1])` also changes their number.
 

@@ -10,6 +10,7 @@ import numpy as np
 from refdiff.arrays import Array
 from refdiff.model import inputs, losses
 from refdiff.model.cache import KVCache
+from refdiff.model.diffllama import Context, diffllama
 from refdiff.model.diffllama_vjp import linear_back
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.pretrained import PreTrainedModel, one_pass
@@ -73,6 +74,17 @@ class DiffLlamaForCausalLM(TrainableModel):
         if labels is not None:
             out.loss = losses.causal_lm_loss(self.ops, out.logits, self._array(inputs.integers("labels", labels)))
         return out
+
+    def step(self, ids: Array, context: Context) -> Array:
+        """Compute the next logits (B, V) from one more token of each row, looking at nothing on the host.
+
+        ids (B, 1) are on the model's device and known to be in the vocabulary; `context` says the rest.
+        """
+        p = self.base_params
+        hidden = context.ops.embedding(ids, **p["embed_tokens"])
+        hidden = self.xp.astype(hidden, p["norm"]["weight"].dtype, copy=False)
+        logits: Array = context.ops.linear(diffllama(p, hidden, context), **self._head)
+        return logits[:, -1, :]
 
     def generate(
         self,

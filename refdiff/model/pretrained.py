@@ -73,6 +73,7 @@ class PreTrainedModel(Pickled):
             and computed with as float32.
         generation_config: the content of generation_config.json, or {}.
         source: the folder that the model was loaded from, or None.
+        warned_of_length: whether it has warned that a text was longer than it was made for.
         ops: the namespace of layer functions that the model calls; put `refdiff.backends.overlay(model.ops, wrap)`
             here to trace, time or replace them.
     """
@@ -104,7 +105,7 @@ class PreTrainedModel(Pickled):
         self.ops = ops_for(self.kernels)
         self.generation_config = generation_config or {}
         self.source: str | None = None
-        self._past_limit = False
+        self.warned_of_length = False
         self._made = {"kernels": kernels, "threads": threads, "ops": self.ops}
         self._of_file: tuple[str, dict[str, Any]] | None = None
 
@@ -282,8 +283,8 @@ class PreTrainedModel(Pickled):
     def _context(self, positions: inputs.IntArray, past: int, hidden: Array, cache: KVCache | None) -> Context:
         config = self.config
         length = int(positions.max()) + 1
-        if length > config.max_position_embeddings and not self._past_limit:
-            self._past_limit = True
+        if length > config.max_position_embeddings and not self.warned_of_length:
+            self.warned_of_length = True
             warnings.warn(
                 f"the text is longer than the {config.max_position_embeddings} positions that this model was made for "
                 "(max_position_embeddings): what follows is computed all the same, and may be worse",

@@ -85,6 +85,7 @@ class EmulatedDevice:
     ) -> None:
         self.shared, self.multiprocessors, self.order, self.change = shared, multiprocessors, order, change
         self.launched: list[str] = []
+        self.trace: list[Any] = []
 
     def launch(
         self,
@@ -98,6 +99,7 @@ class EmulatedDevice:
     ) -> None:
         library = compiled(self.change(device.source(file)), tuple(defines.items()))
         self.launched.append(kernel)
+        self.trace.append((kernel, defines, grid, threads, shared, [_form(x) for x in arguments]))
         assert all(n > 0 for n in grid)
         assert max(grid[1:]) < 2**16
         assert shared <= self.shared
@@ -113,15 +115,91 @@ class EmulatedDevice:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Memory full of NaN, so that a number that no thread wrote shows."""
-        x = np.empty(shape, dtype)
+        x = np.empty(shape, dtype).view(OnDevice)
         x.reshape(-1).view(np.uint8)[:] = 0xFF
         return x
 
     def address(self, x: Any) -> int:
         return int(x.ctypes.data)
 
+    def fill(self, x: Any, numbers: Any) -> None:
+        x[...] = numbers
+
+    def recorder(self) -> EmulatedRecorder:
+        return EmulatedRecorder(self)
+
     def product(self, x: Any, weight: Any) -> Any:
         return (x.astype(np.float64) @ weight.astype(np.float64).T).astype(np.float32)
+
+
+class OnDevice(np.ndarray[Any, Any]):
+    """An array whose numbers the host must not ask for while `refusing`: it would wait for the device."""
+
+    refusing = False
+
+    def _ask(self, name: str, *args: Any) -> Any:
+        assert not OnDevice.refusing, f"{name} of an array of the device, which is being recorded"
+        return getattr(super(), name)(*args)
+
+    def __bool__(self) -> bool:
+        return bool(self._ask("__bool__"))
+
+    def __float__(self) -> float:
+        return float(self._ask("__float__"))
+
+    def __int__(self) -> int:
+        return int(self._ask("__int__"))
+
+    def __index__(self) -> int:
+        return int(self._ask("__index__"))
+
+    def item(self, *args: Any) -> Any:
+        return self._ask("item", *args)
+
+    def tolist(self) -> Any:
+        return self._ask("tolist")
+
+
+class EmulatedRecorder:
+    """Records what a device launches, and holds every replay to it: kernels, grids, shapes, numbers and structs."""
+
+    def __init__(self, of: EmulatedDevice) -> None:
+        self._device = of
+
+    def record(self, work: Callable[[], Any]) -> EmulatedGraph:
+        work()
+        return EmulatedGraph(self._device, work)
+
+
+class EmulatedGraph:
+    """Does the work again in place of launching a graph, and fails where a graph would not have done the same."""
+
+    def __init__(self, of: EmulatedDevice, work: Callable[[], Any]) -> None:
+        self._device, self._work, self.replays = of, work, 0
+        self._recorded, self._result = self._run()
+
+    def _run(self) -> tuple[list[Any], Any]:
+        self._device.trace = []
+        OnDevice.refusing = True
+        try:
+            result = self._work()
+        finally:
+            OnDevice.refusing = False
+        return self._device.trace, result
+
+    def replay(self) -> Any:
+        trace, result = self._run()
+        assert trace == self._recorded
+        self._result[...] = result
+        self.replays += 1
+        return self._result
+
+
+def _form(x: Any) -> Any:
+    """What a graph keeps of an argument: numbers and structs as they are, of arrays how they lie."""
+    if isinstance(x, np.ndarray) and x.dtype.names is None:
+        return x.shape, x.strides, x.dtype.name
+    return None if x is None else np.asarray(x).tobytes()
 
 
 class _Given:

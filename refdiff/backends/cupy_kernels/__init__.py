@@ -6,6 +6,7 @@
     attention.py    the arguments of the kernels of attention
     rotation.py     the arguments of those of RoPE, and of RoPE with the cache
     choosing.py     from logits to a token
+    graph.py        a step's launches as one
 
 A kernel returns `NotImplemented` for what it does not serve; the layer then answers, or raises. Numbers are float32,
 float16 or bfloat16, and summed in float32. Weights may be of a 16-bit type where activations are float32.
@@ -27,7 +28,8 @@ from refdiff.backends.cupy_kernels.attention import Call
 from refdiff.backends.cupy_kernels.choosing import choose
 from refdiff.backends.cupy_kernels.device import NUMBERS, Device
 from refdiff.backends.cupy_kernels.geometry import row_shares, row_threads
-from refdiff.backends.numpy_kernels import fits
+from refdiff.backends.cupy_kernels.graph import GraphError, recordable
+from refdiff.backends.numpy_attention_kernels import fits
 from refdiff.layers.diff_attention import sum_to
 
 FEW = 16
@@ -49,6 +51,9 @@ class CupyKernels:
         self.choose = functools.partial(choose, self._device)
         self.rope_append, self.counted_by = self._rope_append, self._counted_by
         self._length: Array | None = None
+        self.fill = self._device.fill
+        self.record, self.refusal = self._record, GraphError
+        self.recordable_ops = functools.partial(recordable, self)
 
     @contextlib.contextmanager
     def _counted_by(self, length: Array) -> Iterator[None]:
@@ -192,7 +197,7 @@ class CupyKernels:
         """Sum up both softmax maps in one pass over keys and values; no scores are kept."""
         if not fits(q1, k1, q2, k2, v):
             return NotImplemented
-        call = Call.of(self._device, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal)
+        call = Call.of(self._device, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal, length=self._length)
         return NotImplemented if call is None else namespace(q1).permute_dims(call.forward(), (0, 2, 1, 3))
 
     def diff_attention_vjp(
@@ -234,7 +239,7 @@ class CupyKernels:
         """Sum up one softmax map as `diff_attention` does two."""
         if not fits(q, k, q, k, v) or not _one_map(q, mask, bias):
             return NotImplemented
-        call = Call.of(self._device, (q,), (k,), v, None, mask, bias, causal)
+        call = Call.of(self._device, (q,), (k,), v, None, mask, bias, causal, length=self._length)
         return NotImplemented if call is None else namespace(q).reshape(call.forward(), (q.shape[0], q.shape[2], -1))
 
     def plain_heads_vjp(
@@ -262,6 +267,10 @@ class CupyKernels:
         xp = namespace(g, q)
         dq, _, dk, _, dv, _ = call.backward(xp.permute_dims(xp.reshape(g, (B, T, H, e)), (0, 2, 1, 3)))
         return dq, dk, dv
+
+    def _record(self, work: Callable[[], Any]) -> Any:
+        """Record work; see `graph.Recorder`."""
+        return self._device.recorder().record(work)
 
     def _rope_append(self, *args: Any, **kwargs: Any) -> Any:
         """Rotate, and append to the cache; see `rotation.rope_append`."""

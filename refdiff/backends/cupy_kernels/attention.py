@@ -11,7 +11,7 @@ import numpy as np
 from refdiff.arrays import Array, namespace
 from refdiff.backends.cupy_kernels.device import NUMBERS
 from refdiff.backends.cupy_kernels.geometry import Tiles, attention_tiles, key_splits
-from refdiff.backends.numpy_kernels import by_map, covers, mask_heads
+from refdiff.backends.numpy_attention_kernels import by_map, covers, mask_heads
 
 AXES = np.dtype([(name, np.int64) for name in ("batch", "head", "row", "key")])
 """`Axes` of attention.cuh: distances in elements between neighbours along an axis, 0 where all share one."""
@@ -71,8 +71,12 @@ class Call:
         causal: bool,
         *,
         backward: bool = False,
+        length: Array | None = None,
     ) -> Call | None:
-        """Read the arguments of a layer; None for what the kernels do not serve."""
+        """Read the arguments of a layer; None for what the kernels do not serve.
+
+        `length` (1,) int64 on the device counts the keys that are there beside those of the T queries, if not all are.
+        """
         B, H, T, d = q[0].shape
         K, S, e = v.shape[1:]
         maps, number = len(q), NUMBERS.get(q[0].dtype.name)
@@ -96,6 +100,7 @@ class Call:
         masks, biases = by_map(mask, H), by_map(bias, H)
         q, k, (v,) = rows_lie_whole(*q), rows_lie_whole(*k), rows_lie_whole(v)
         shape = np.zeros((), SHAPE)
+        shape["length"] = 0 if length is None else device.address(length)
         for name, x in (
             ("q", q[0]),
             ("k", k[0]),

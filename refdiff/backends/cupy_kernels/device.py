@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.backends.cupy_kernels.graph import Recorder
+
 SOURCES = Path(__file__).parent / "cuda"
 
 OPTIONS = ("--std=c++17",)
@@ -87,6 +89,14 @@ class Device:
     def address(self, x: Any) -> int:
         """Where an array lies, for a struct that points at it."""
         return int(x.data.ptr)
+
+    def fill(self, x: Any, numbers: Any) -> None:
+        """Write numbers of the host into an array, in the order of the current stream."""
+        x.set(numbers)
+
+    def recorder(self) -> Recorder:
+        """Make what records launches on this device."""
+        return Recorder()
 
     def product(self, x: Any, weight: Any) -> Any:
         """Multiply x (N, I) and weight (O, I), both of one 16-bit type, as x Wᵀ (N, O) in float32, summed in float32.

@@ -1,13 +1,16 @@
 """What the kernels of attention are told of their arrays."""
 
-import ctypes
-import re
+from typing import Any
 
 import numpy as np
+import pytest
 
-from refdiff.backends.cupy_kernels import device
+from refdiff import layers
+from refdiff.backends.cupy_kernels import CupyKernels
 from refdiff.backends.cupy_kernels.attention import AXES, SHAPE, Call, axes_of, rows_lie_whole
+from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import EmulatedDevice
+from tests.cuda.structs import declared
 
 
 def test_axes_count_elements_and_shared_ones_are_zero() -> None:
@@ -22,26 +25,11 @@ def test_axes_count_elements_and_shared_ones_are_zero() -> None:
 
 def test_structs_are_laid_out_as_in_the_source() -> None:
     """The fields in order, and no padding that C would put between them."""
-    source = (device.SOURCES / "attention.cuh").read_text()
-    declared = {}
-    for name in ("Axes", "Shape"):
-        body = re.search(rf"struct {name} {{(.*?)}};", source, re.DOTALL)
-        assert body is not None
-        declared[name] = [
-            (field.strip(), kind)
-            for kind, fields in re.findall(r"(\w+) ([\w, ]+);", body[1])
-            for field in fields.split(",")
-        ]
-    kinds = {"int64": np.dtype(np.int64), "Axes": AXES, "int": np.dtype(np.int32), "float": np.dtype(np.float32)}
-    for name, dtype in (("Axes", AXES), ("Shape", SHAPE)):
-        assert [(field, kinds[kind]) for field, kind in declared[name]] == [
-            (field, dtype.fields[field][0]) for field in dtype.names
-        ]
-
-    class Tail(ctypes.Structure):
-        _fields_ = (("axes", ctypes.c_int64 * 24), ("ints", ctypes.c_int32 * 7), ("scale", ctypes.c_float))
-
-    assert SHAPE.itemsize == ctypes.sizeof(Tail)
+    axes = declared("attention.cuh", "Axes")
+    shape = declared("attention.cuh", "Shape", Axes=axes)
+    for ours, theirs in ((AXES, axes), (SHAPE, shape)):
+        assert ours.fields == theirs.fields
+        assert ours.itemsize == theirs.itemsize
 
 
 def test_arrays_are_copied_only_where_they_must_be() -> None:
@@ -65,3 +53,31 @@ def test_a_call_knows_its_grid() -> None:
     assert call.defines == {"NUMBER": "float", "MAPS": 2, "D": 8, "E": 16, "ROWS": 64, "KEYS": 32}
     assert call.shape["scale"] == np.float32(8**-0.5)
     assert (call.shape["causal"], call.shape["T"], call.shape["S"]) == (1, 37, 41)
+
+
+COUNTED = [
+    ("s.length ? *s.length + s.T : s.S", "s.S"),
+    ("s.length ? *s.length + s.T : s.S", "s.length ? *s.length : s.S"),
+]
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+@pytest.mark.parametrize("mistake", [None, *COUNTED])
+def test_where_the_device_counts_keys_what_lies_past_them_is_not_read(multiprocessors: int, mistake: Any) -> None:
+    """Room for 523 keys, of which 301 are there: the rest is NaN, and the splits that have none add nothing."""
+    B, H, K, T, d, e, room, there = 2, 4, 2, 1, 5, 6, 523, 301
+    q1, q2 = (normal(i, B, H, T, d).astype(np.float32) for i in range(2))
+    k1, k2 = (normal(i, B, K, room, d).astype(np.float32) for i in range(2, 4))
+    v = normal(4, B, K, room, e).astype(np.float32)
+    mask = np.random.default_rng(5).random((B, 1, 1, room)) < 0.7
+    exact = layers.diff_attention(
+        q1, k1[:, :, :there], q2, k2[:, :, :there], v[:, :, :there], np.float32(0.7), mask[..., :there]
+    )
+    for x in (k1, k2, v):
+        x[:, :, there:] = np.nan
+    change = (lambda text: text) if mistake is None else (lambda text: text.replace(*mistake))
+    kernels = CupyKernels(EmulatedDevice(multiprocessors=multiprocessors, change=change))
+    with kernels.counted_by(np.array([there - T])), np.errstate(all="ignore"):
+        got = kernels.diff_attention(q1, k1, q2, k2, v, np.float32(0.7), mask)
+    right = bool(np.allclose(got, exact, rtol=1e-5, atol=1e-5))
+    assert right is (mistake is None)

@@ -10,9 +10,11 @@ import pytest
 from refdiff import layers
 from refdiff.backends import FUSED, Ops, ops_for, overlay
 from refdiff.backends.cupy_kernels import CupyKernels, device
+from refdiff.backends.cupy_kernels.rotation import APPEND, STEPS
 from refdiff.model.cache import KVCache
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice
+from tests.cuda.structs import declared
 
 B, H, K, Kv, d, e, n = 2, 6, 4, 3, 10, 14, 3
 
@@ -62,6 +64,14 @@ def test_where_the_device_counts_it_is_the_devices_number_that_says_where() -> N
     np.testing.assert_array_equal(values[:, :, 4:6], v)
     for buffer, before in ((keys, 7), (values, 8)):
         assert (np.delete(buffer, [4, 5], axis=2) == before).all()
+
+
+def test_structs_are_laid_out_as_in_the_source() -> None:
+    steps = declared("rope.cu", "Steps")
+    append = declared("rope.cu", "Append", Steps=steps)
+    for ours, theirs in ((STEPS, steps), (APPEND, append)):
+        assert ours.fields == theirs.fields
+        assert ours.itemsize == theirs.itemsize
 
 
 MISTAKES = [

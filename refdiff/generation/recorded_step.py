@@ -1,0 +1,161 @@
+"""One more token a row as a single launch: a step of decoding, recorded on the device and replayed.
+
+The token, its position and the number of tokens in the cache are numbers in the device's memory, and the cache has room
+for more, so that one recording serves step after step. It is made again where it no longer fits: the room is used up
+(each time it doubles), or the cache's buffers are others than were recorded (rows were taken or reordered).
+
+Decoding goes on without it where a recording would be wrong or cannot be: kernels other than the backend's own are laid
+over, frequencies of RoPE depend on the length, more rows than `linear` has a kernel for, or the device refuses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.arrays import Array, from_numpy
+from refdiff.model import inputs
+from refdiff.model.cache import KVCache
+from refdiff.model.diffllama import Context
+
+BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of RoPE whose frequencies depend on the length of the text."""
+
+LEAST_ROOM = 256
+"""Tokens that the cache has room for at least."""
+
+WORTH = 3
+"""After so many steps a recording, which costs about as many, is worth it."""
+
+
+class RecordedStep:
+    """The step of one call of `generate`, in which a model's weights and functions stay the same.
+
+    Attributes:
+        refused: why nothing is recorded, or None.
+        recordings: how many were made.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._steps = 0
+        self._recorded: Any = None
+        self._buffers: tuple[Array, ...] = ()
+        self._state: Array = None
+        self.refused: str | None = None
+        self.recordings = 0
+
+    @classmethod
+    def of(cls, model: Any) -> RecordedStep | None:
+        """Return the step of a model, or None where its kind of RoPE, kernels or functions rule it out."""
+        kernels: Any = getattr(model, "kernels", None)
+        if not hasattr(kernels, "record") or getattr(model.ops, "rope_append", None) is not kernels.rope_append:
+            return None
+        return None if model.config.rope_parameters.get("rope_type") in BY_LENGTH else cls(model)
+
+    def __call__(
+        self, cache: KVCache, tokens: NDArray[np.int64], positions: NDArray[np.int64], mask: NDArray[np.int64] | None
+    ) -> Array | None:
+        """Read one more token of each row; None, and nothing is done, where a step has to be done as usual.
+
+        Shapes:
+            tokens and positions (B,), mask (B, S) of what is in the cache and the new token, or None -> logits (B, V),
+            which the next call writes over
+        """
+        inputs.check_known(tokens, self._model.config.vocab_size)
+        self._steps += 1
+        if self.refused is not None or self._steps <= WORTH or self._warns(positions):
+            return None
+        length = len(cache)
+        if self._recorded is None or length >= self._room or not self._same(cache):
+            self._record(cache, tokens, positions, mask)
+            if self._recorded is None:
+                return None
+        self._fill(tokens, positions, length)
+        logits = self._recorded.replay()
+        cache.advance(1)
+        return logits
+
+    @property
+    def _room(self) -> int:
+        return int(self._buffers[0].shape[2])
+
+    def _same(self, cache: KVCache) -> bool:
+        """Whether the buffers of the cache are those that were recorded."""
+        now = cache.buffers
+        return len(now) == len(self._buffers) and all(a is b for a, b in zip(now, self._buffers, strict=True))
+
+    def _warns(self, positions: NDArray[np.int64]) -> bool:
+        """Whether the model has yet to warn that the text is longer than it was made for."""
+        past = int(positions.max()) >= self._model.config.max_position_embeddings
+        return past and not self._model.warned_of_length
+
+    def _fill(self, tokens: NDArray[np.int64], positions: NDArray[np.int64], length: int) -> None:
+        self._model.kernels.fill(self._state, np.concatenate([tokens, positions, [length]]).astype(np.int64))
+
+    def _record(
+        self, cache: KVCache, tokens: NDArray[np.int64], positions: NDArray[np.int64], mask: NDArray[np.int64] | None
+    ) -> None:
+        self._recorded = None
+        kernels, length = self._model.kernels, len(cache)
+        if cache.static is not None and length >= cache.static:
+            return  # the step as usual says so
+        cache.reserve(cache.static or max(LEAST_ROOM, 2 * length))
+        self._buffers = cache.buffers
+        B = len(tokens)
+        self._state = self._put(np.zeros(2 * B + 1, np.int64))
+        self._fill(tokens, positions, length)
+        step = self._step(B, mask)
+        try:
+            self._recorded = kernels.record(step)
+        except kernels.refusal as error:
+            self.refused = str(error)
+            return
+        self.recordings += 1
+
+    def _step(self, B: int, mask: NDArray[np.int64] | None) -> Any:
+        """Make the function that is recorded: it knows the state, the cache's buffers, and what never changes."""
+        model, xp, room = self._model, self._model.xp, self._room
+        config, state, ops = model.config, self._state, model.kernels.recordable_ops()
+        frequencies, scale = ops.rope_frequencies(
+            config.rope_parameters, config.head_dim, config.max_position_embeddings, room
+        )
+        dtype = model.base_params["norm"]["weight"].dtype
+        tables = ops.rope_cos_sin(self._put(np.arange(room)[None, :]), frequencies, scale, dtype)
+        cos, sin = (xp.reshape(table, (room, table.shape[3])) for table in tables)
+        seen = None
+        if (
+            mask is not None and not mask.all()
+        ):  # of the room, the new tokens are seen; what is not there yet is not read
+            whole = np.ones((B, room), bool)
+            whole[:, : mask.shape[1]] = mask != 0
+            seen = ops.padding_mask(self._put(whole))
+        places: Any = _Places(self._buffers)
+
+        def step() -> Array:
+            here = [
+                xp.reshape(xp.take(table, state[B : 2 * B], axis=0), (B, 1, 1, table.shape[1])) for table in (cos, sin)
+            ]
+            context = Context(config, ops, here[0], here[1], mask=seen, cache=places)
+            with model.kernels.counted_by(state[2 * B :]):
+                return model.step(xp.reshape(state[:B], (B, 1)), context)
+
+        return step
+
+    def _put(self, x: NDArray[Any]) -> Array:
+        return from_numpy(x, self._model.xp, self._model.device)
+
+
+class _Places:
+    """A cache whose buffers are all there: where in them tokens belong, the device knows."""
+
+    def __init__(self, buffers: tuple[Array, ...]) -> None:
+        self._buffers = buffers
+
+    def room(self, layer: int, k: Array, v: Array) -> tuple[Array, Array, int]:
+        return *self.filled(layer, 0), 0
+
+    def filled(self, layer: int, end: int) -> tuple[Array, Array]:
+        return self._buffers[2 * layer], self._buffers[2 * layer + 1]

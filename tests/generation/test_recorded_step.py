@@ -1,0 +1,192 @@
+"""Replayed steps give the logits and the text of steps done one by one; where a recording would be wrong there is none.
+
+The kernels of CUDA run on a CPU (tests/cuda). Their recorder holds every replay to what was recorded: the same
+launches with the same numbers, and no answer asked for by the host.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.backends import overlay
+from refdiff.backends.cupy_kernels.graph import GraphError
+from refdiff.generation import recorded_step
+from refdiff.generation.context import Context
+from refdiff.generation.recorded_step import WORTH, RecordedStep
+from refdiff.model.weights import flatten
+from tests.backends.test_cupy_model import IDS, MASK, models, on_the_device
+from tests.cuda.emulation import OnDevice
+
+NEW = 12
+OPTIONS = {"max_new_tokens": NEW, "eos_token_id": None}
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[RecordedStep]:
+    """The steps that were made, in order; rooms are small, so that they are used up."""
+    made: list[RecordedStep] = []
+    of = RecordedStep.of
+
+    def watched(model: Any) -> RecordedStep | None:
+        step = of(model)
+        made.extend([] if step is None else [step])
+        return step
+
+    monkeypatch.setattr(RecordedStep, "of", watched)
+    monkeypatch.setattr(recorded_step, "LEAST_ROOM", 13)
+    monkeypatch.setattr(recorded_step, "from_numpy", lambda x, xp, device: x.view(OnDevice))
+    return made
+
+
+def there(**config: Any) -> tuple[Any, Any]:
+    """A model whose weights refuse to be looked at while a step is recorded, and its equations."""
+    fast, exact = models(**config)
+    on_the_device(fast)
+    fast.params = _map(fast.params)
+    return fast, exact
+
+
+def _map(nested: Any) -> Any:
+    if isinstance(nested, dict):
+        return {key: _map(value) for key, value in nested.items()}
+    return [_map(value) for value in nested] if isinstance(nested, list) else nested.view(OnDevice)
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+def test_the_text_is_that_of_the_equations(steps: list[RecordedStep], wiring: str) -> None:
+    fast, exact = there(wiring=wiring)
+    for options in ({}, {"attention_mask": MASK}, {"do_sample": True, "seed": 4}):
+        np.testing.assert_array_equal(
+            fast.generate(IDS, **options, **OPTIONS), exact.generate(IDS, **options, **OPTIONS)
+        )
+    # 7 tokens, 3 usual steps, a room of 20: one recording for what is left
+    assert [(step.recordings, step.refused) for step in steps] == [(1, None)] * 3
+
+
+def test_it_is_recorded_again_where_the_room_is_used_up(steps: list[RecordedStep]) -> None:
+    fast, exact = there()
+    logits, usual = Context(fast, MASK), Context(exact, MASK)
+    ids = np.random.default_rng(1).integers(3, 41, size=(2, 45))
+    for total in range(7, 46):
+        ours, theirs = (context.read_there(ids[:, :total]) for context in (logits, usual))
+        np.testing.assert_allclose(ours, theirs, atol=3e-6)
+        assert len(logits.cache) == logits.length == total
+    assert steps[0].recordings == 3  # rooms of 20, 40 and 80
+    recorded = steps[0]._recorded
+    assert recorded.replays == 45 - 40
+
+
+def test_after_rows_were_taken_it_is_recorded_again_and_after_tokens_were_forgotten_it_is_not(
+    steps: list[RecordedStep],
+) -> None:
+    fast, exact = there()
+    ours, theirs = Context(fast, MASK), Context(exact, MASK)
+    ids = np.random.default_rng(1).integers(3, 41, size=(2, 20))
+
+    def read(rows: list[int], totals: range) -> None:
+        for total in totals:
+            a, b = (context.read_there(ids[rows, :total]) for context in (ours, theirs))
+            np.testing.assert_allclose(a, b, atol=3e-6)
+
+    read([0, 1], range(7, 13))
+    assert steps[0].recordings == 1
+    for context in (ours, theirs):
+        context.forget(9)
+    read([0, 1], range(10, 13))
+    assert steps[0].recordings == 1
+    for context in (ours, theirs):
+        context.take(np.array([1, 0, 1]))
+    read([1, 0, 1], range(13, 16))
+    assert steps[0].recordings == 2
+
+
+def test_a_short_text_is_not_worth_a_recording(steps: list[RecordedStep]) -> None:
+    fast, _ = there()
+    fast.generate(IDS, max_new_tokens=WORTH, eos_token_id=None)
+    assert steps[0].recordings == 0
+
+
+def test_what_a_kernel_declines_is_refused_once_and_goes_on_as_usual(steps: list[RecordedStep]) -> None:
+    """Seventeen rows have no kernel of `linear`, and cuBLAS cannot be recorded."""
+    fast, exact = there()
+    many = np.tile(IDS[:1], (17, 1))
+    options = {"max_new_tokens": WORTH + 3, "eos_token_id": None}
+    np.testing.assert_array_equal(fast.generate(many, **options), exact.generate(many, **options))
+    assert steps[0].refused == "linear has no kernel for these shapes and types"
+    assert steps[0].recordings == 0
+
+
+def test_what_is_laid_over_the_layers_sees_every_step() -> None:
+    fast, _ = there()
+    assert RecordedStep.of(fast) is not None
+    fast.ops = overlay(fast.ops, lambda name, function: function)
+    assert RecordedStep.of(fast) is None
+
+
+def test_no_other_model_is_recorded() -> None:
+    fast, exact = there()
+    assert RecordedStep.of(exact) is None
+    by_length, _ = there(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    assert RecordedStep.of(by_length) is None
+    assert RecordedStep.of(object()) is None
+    assert fast is not None
+
+
+def test_the_warning_of_a_long_text_comes_once(steps: list[RecordedStep]) -> None:
+    fast, _ = there(max_position_embeddings=14)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fast.generate(IDS, max_new_tokens=12, eos_token_id=None)
+    assert [str(w.message)[:32] for w in caught] == ["the text is longer than the 14 p"]
+    assert steps[0].recordings >= 1
+
+
+def test_a_full_static_cache_says_so_as_without_a_recording(steps: list[RecordedStep]) -> None:
+    from refdiff.model.cache import KVCache
+
+    fast, _ = there()
+    context = Context(fast, None)
+    context.cache = KVCache(2, static=13)
+    ids = np.random.default_rng(1).integers(3, 41, size=(2, 14))
+    for total in range(7, 14):
+        context.read_there(ids[:, :total])
+    assert steps[0].recordings == 1
+    with pytest.raises(ValueError, match="14 tokens do not fit into static=13"):
+        context.read_there(ids)
+
+
+def test_an_unknown_token_is_refused_before_the_device_sees_it(steps: list[RecordedStep]) -> None:
+    fast, _ = there()
+    context = Context(fast, None)
+    context.read_there(IDS)
+    with pytest.raises(IndexError, match="token id 41 is outside 0 to 40"):
+        context.read_there(np.concatenate([IDS, [[41], [3]]], axis=1))
+
+
+def test_the_recorder_would_notice_what_a_graph_does_not_do(steps: list[RecordedStep]) -> None:
+    """A number of the host's in a launch, here the tokens in the cache, is not the same in the next step."""
+    fast, _ = there()
+    context = Context(fast, None)
+    ids = np.random.default_rng(1).integers(3, 41, size=(2, 20))
+    for total in range(7, 12):
+        context.read_there(ids[:, :total])
+    assert steps[0].recordings == 1
+    steps[0]._recorded._recorded[0][1]["NUMBER"] = "another"
+    with pytest.raises(AssertionError):
+        context.read_there(ids[:, :12])
+
+
+@pytest.mark.parametrize("look", [float, int, bool, lambda x: x.item(), lambda x: x.tolist()])
+def test_the_recorder_would_notice_a_number_that_the_host_asks_for(look: Any) -> None:
+    fast, _ = there()
+    scalar = np.ones(()).view(OnDevice)
+    look(scalar)
+    with pytest.raises(AssertionError, match="of an array of the device, which is being recorded"):
+        fast.kernels.record(lambda: look(scalar) if OnDevice.refusing else scalar)
+    assert not OnDevice.refusing
+    assert issubclass(fast.kernels.refusal, GraphError)
+    assert all(isinstance(x, OnDevice) for x in flatten(fast.params).values())
