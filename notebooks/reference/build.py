@@ -1,0 +1,138 @@
+"""Builds the reference pages: the map of equations, notebooks, interface, command line, guides.
+
+    python notebooks/reference/build.py                # build/reference/index.html
+    python notebooks/reference/build.py -o elsewhere
+    python notebooks/reference/build.py --addresses    # asks the network for every address in them; builds nothing
+
+Sphinx makes them, and takes a warning for an error. Then every link of every page must lead to a place that is there
+(links.py), and the code in them must name what exists (code_blocks.py). The pages need no network to be read.
+Needs `pip install '.[docs]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(ROOT)]
+
+import code_blocks  # noqa: E402  (a folder of scripts, not a package)
+import links  # noqa: E402
+import pages  # noqa: E402
+
+LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+
+
+def written() -> dict[str, Path]:
+    """The pages that files have: where each stands among the pages, and its file."""
+    found = {"readme.md": ROOT / "README.md", "card.md": ROOT / "refdiff" / "bundled" / "README.md"}
+    found |= {f"guides/{path.name}": path for path in sorted((ROOT / "refdiff" / "oracle").rglob("*.md"))}
+    return found | {f"notebooks/{path.name}": path for path in sorted(HERE.parent.glob("[0-9][0-9]_*.ipynb"))}
+
+
+def assemble(folder: Path) -> None:
+    """Write the sources of all pages."""
+    if left_out := pages.missing():
+        raise ValueError(f"{', '.join(left_out)} list public names and are on no page: add them to INTERFACE")
+    files = written()
+    places = {path: name for name, path in files.items()}
+    made = {"index.md": pages.front_page(), "tests.md": pages.tests_page(), "commands.md": pages.commands_page()}
+    made |= {f"interface/{name}.rst": text for name, text in pages.interface_pages().items()}
+    for name, path in files.items():
+        text = path.read_text(encoding="utf-8")
+        made[name] = text if path.suffix == ".ipynb" else relinked(without_front_matter(text), name, path, places)
+    if not any(name.startswith("guides/") for name in made):
+        made["index.md"] = made["index.md"].replace(pages.GUIDES, "")
+    for name, text in made.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+
+
+def without_front_matter(text: str) -> str:
+    """A Markdown file without what a hub reads at its top."""
+    return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+
+
+def relinked(text: str, name: str, path: Path, places: dict[Path, str]) -> str:
+    """A Markdown file whose links to files of the project lead to their pages, or to where the project is published."""
+    up = "../" * name.count("/")
+
+    def target(match: re.Match[str]) -> str:
+        words, link = match.groups()
+        if "://" in link or link.startswith(("#", "mailto:")):
+            return match[0]
+        file, _, at = link.partition("#")
+        where = (path.parent / file).resolve()
+        if where in places:
+            return f"[{words}]({up}{places[where]}{'#' + at if at else ''})"
+        inside = where.relative_to(ROOT).as_posix()
+        if inside.startswith("refdiff/layers/") and not inside.endswith("__init__.py"):
+            return f"[{words}](#{pages.label(where.stem)})"
+        if repository := os.environ.get("GITHUB_REPOSITORY"):
+            return f"[{words}](https://github.com/{repository}/blob/{os.environ.get('GITHUB_SHA', 'main')}/{inside})"
+        return words
+
+    return "".join(
+        part if part.startswith("```") else LINK.sub(target, part)
+        for part in re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
+    )
+
+
+def build(out: Path) -> list[str]:
+    """Make the pages, and say what is wrong with them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source, new = Path(scratch) / "source", Path(scratch) / "html"
+        assemble(source)
+        wrong = [] if sphinx("html", source, new) else ["sphinx: see above"]
+        wrong += code_blocks.wrong_in(source)
+        if new.is_dir():
+            pictures = HERE.parent / "pictures"
+            if pictures.is_dir():  # the README has them as HTML, which Sphinx does not look into
+                shutil.copytree(pictures, new / "notebooks" / "pictures")
+            wrong += links.wrong_in(new)
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.copytree(new, out)
+    return wrong
+
+
+def addresses() -> list[str]:
+    """Ask the network for every address in the pages."""
+    with tempfile.TemporaryDirectory() as scratch:
+        assemble(Path(scratch) / "source")
+        answered = sphinx("linkcheck", Path(scratch) / "source", Path(scratch) / "answers")
+        return [] if answered else (Path(scratch) / "answers" / "output.txt").read_text(encoding="utf-8").splitlines()
+
+
+def sphinx(builder: str, source: Path, out: Path) -> bool:
+    """Run Sphinx, and say whether it had nothing to complain of."""
+    options = ["-q", "--fail-on-warning", "--keep-going", "-b", builder, "-c", str(HERE), "-d", str(out) + ".read"]
+    command = [sys.executable, "-m", "sphinx", *options, str(source), str(out)]
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, env=env, check=False).returncode == 0  # noqa: S603  (this very Python)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build the pages; 1 if anything is wrong with them."""
+    parser = argparse.ArgumentParser("python notebooks/reference/build.py", description="Build the reference pages.")
+    default = ROOT / "build" / "reference"
+    parser.add_argument("-o", "--output", type=Path, default=default, help="a folder (default: build/reference)")
+    parser.add_argument("--addresses", action="store_true", help="check addresses on the network (default: off)")
+    args = parser.parse_args(argv)
+    wrong = addresses() if args.addresses else build(args.output)
+    sys.stderr.write("".join(f"{line}\n" for line in wrong))
+    sys.stdout.write("" if wrong or args.addresses else f"{args.output / 'index.html'}\n")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

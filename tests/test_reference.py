@@ -1,0 +1,197 @@
+"""The reference pages: equations of docstrings as LaTeX, docstrings as markup, links and code that are checked."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import refdiff
+from refdiff import layers
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks" / "reference"
+SCRIPTS = ("equations", "docstrings", "pages", "links", "code_blocks", "build")
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[dict[str, ModuleType]]:
+    """The folder's scripts as modules, which are there for these tests alone."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield {name: importlib.import_module(name) for name in SCRIPTS}
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in SCRIPTS:
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("y = x Wᵀ + b", r"$y = x W^{\top} + b$"),
+        ("λ = exp(λ_q1 · λ_k1)", r"$\lambda = \exp \left(\lambda _{q1} \cdot \lambda _{k1}\right)$"),
+        ("x / √(mean(x²) + ε)", r"$x / \sqrt{\operatorname{mean}\left(x^{2}\right) + \varepsilon }$"),
+        ("softmax(Q Kᵀ / √2d)", r"$\operatorname{softmax}\left(Q K^{\top} / \sqrt{2d}\right)$"),
+        ("∂L/∂x = g W", r"$\frac{\partial L}{\partial x} = g W$"),
+        ("∂L/∂Sᵀ Q", r"$\left(\frac{\partial L}{\partial S}\right)^\top Q$"),
+        ("softmax(z)_ij v_j", r"$\operatorname{softmax}\left(z\right)_{ij} v_{j}$"),
+        ("X^{l+1} = W^Q_i", r"$X^{l+1} = W^{Q}_{i}$"),
+        ("a = 0 where Σ m = 0.", r"$a = 0$ where $\sum m = 0$."),
+        ("a plain head of size 2d", r"a plain head of size $2d$"),
+        ("A (Ye et al. 2024, eq. 1)", r"$A$ (Ye et al. 2024, eq. 1)"),
+        ("with r = 1, of which part `h` is v1's", r"with $r = 1$, of which part `h` is v1's"),
+        ("(from ∂r/∂x_i: up to ε)", r"(from $\frac{\partial r}{\partial x_{i}}$: up to $\varepsilon$)"),
+        ("λ_init of the first 3 layers", r"$\lambda _{\mathrm{init}}$ of the first 3 layers"),
+        ("mean over targets ≠ ignore_index", r"mean over targets $\ne \mathtt{ignore\_index}$"),
+    ],
+)
+def test_words_and_equations_are_told_apart(scripts: dict[str, ModuleType], line: str, expected: str) -> None:
+    assert scripts["equations"].to_markdown(line) == expected
+
+
+def _lines_with_equations() -> list[str]:
+    text = layers.__doc__ or ""
+    lines = re.findall(r"^ {4}\S.{14} (\S.*)\n {8}by", text, flags=re.MULTILINE)
+    for name in layers.__all__:
+        block = re.search(r"Equation:\n((?:    .*\n)+)", inspect.getdoc(getattr(layers, name)) or "")
+        lines += [" ".join(block[1].split())] if block else []
+    return lines
+
+
+def test_every_equation_of_the_layers_is_set_with_nothing_left_over(scripts: dict[str, ModuleType]) -> None:
+    """Words keep no sign of mathematics, LaTeX has as many closing braces as opening ones, and no letter is lost."""
+    lines = _lines_with_equations()
+    assert len(lines) > 50
+    for line in lines:
+        pieces = scripts["equations"].typeset(line)
+        words = "".join(text for kind, text in pieces if kind == "text")
+        assert not re.search(r"[=√Σ∂⊙₀-₉ᵀ²^]|\w_\w|[α-ω]", words), (line, words)
+        for kind, text in pieces:
+            if kind == "math":
+                assert text.count("{") == text.count("}"), line
+                assert text.count(r"\left") == text.count(r"\right"), line
+                assert not re.search(r"[√Σ∂⊙₀-₉ᵀ²−]|[α-ω]", text), (line, text)
+
+
+def test_a_role_stands_apart_from_the_words_beside_it(scripts: dict[str, ModuleType]) -> None:
+    made = scripts["equations"].to_rst("of θ_i’s (λ), `x`")
+    assert made == r"of :math:`\theta _{i}`\ ’s :math:`\left(\lambda \right)`, `x`"
+
+
+DOCSTRING = """Scale *each* row_ by `softmax` and `f(x)`.
+
+    y = refdiff.f(x)
+
+Equation:
+    y = √x
+    and so on
+
+Shapes:
+    x (..., D) -> (D,)
+
+Raises:
+    ValueError: a shape
+        that does not fit.
+    TypeError: `x` is no array."""
+
+
+def test_a_docstring_becomes_markup(scripts: dict[str, ModuleType]) -> None:
+    made = "\n".join(scripts["docstrings"].convert(DOCSTRING.splitlines()))
+    assert made.startswith(r"Scale \*each\* row\_ by :py:obj:`softmax` and ``f(x)``.")
+    assert ".. code-block:: python\n\n   y = refdiff.f(x)\n" in made
+    assert ":Equation:\n    | :math:`y = \\sqrt{x}` and so on\n" in made
+    assert ":Shapes:\n    x (..., D) → (D,)\n" in made
+    assert "* ``ValueError``: a shape that does not fit.\n    * ``TypeError``: :py:obj:`x` is no array." in made
+
+
+def test_every_package_with_public_names_has_its_page(scripts: dict[str, ModuleType]) -> None:
+    pages = scripts["pages"]
+    assert pages.missing() == []
+    assert {f"refdiff.{name}" for name in refdiff.__all__} <= {
+        *pages.public_names().values(),
+        *(name for page, others in pages.INTERFACE.items() for name in (page, *others)),
+    }
+    listed = pages.INTERFACE.pop("refdiff.viz")
+    try:
+        assert pages.missing() == ["refdiff.viz"]
+    finally:
+        pages.INTERFACE["refdiff.viz"] = listed
+
+
+def test_the_map_leads_to_functions_and_tests(scripts: dict[str, ModuleType]) -> None:
+    pages = scripts["pages"]
+    front, tests = pages.front_page(), pages.tests_page()
+    assert front.count("\n  computed by ") == (layers.__doc__ or "").count("        by  ")
+    anchors = re.findall(r"tests\.md#([\w-]+)", front)
+    assert len(anchors) > 40
+    assert not [a for a in anchors if f"({a})=\n" not in tests]
+    assert "def test_rows_of_the_difference_sum_to_one_minus_lambda(" in tests
+    with pytest.raises(ValueError, match="json_files"):
+        pages.linked("model.json_files.read_json")
+
+
+def test_every_command_has_its_help(scripts: dict[str, ModuleType]) -> None:
+    page = scripts["pages"].commands_page()
+    for command in ("generate", "inspect", "attention", "trace", "golden", "convert", "train", "check", "bench"):
+        assert f"## refdiff {command}\n" in page
+        assert f"usage: refdiff {command}" in page
+
+
+def test_links_that_lead_nowhere_are_named(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<p id="here"><a href="b.html#there"></a><a href="#here"></a><a href="https://example.org/x"></a>'
+        '<a href="no.html"></a><a href="b.html#no"></a><img src="no.png"><source srcset="b.html 2x, no.svg 1x">',
+    )
+    (tmp_path / "b.html").write_text('<h1 id="there"></h1>')
+    wrong = scripts["links"].wrong_in(tmp_path)
+    assert [line.split(": ")[1].split(" ")[0] for line in wrong] == ["b.html#no", "no.html", "no.png", "no.svg"]
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "why"),
+    [
+        ("python", "from refdiff import layers\nlayers.rms_norm(x, w, eps=1e-5)", None),
+        ("python", "from refdiff import layers\nlayers.rms_norm(x, w, epsilon=1e-5)", "no argument epsilon"),
+        ("python", "from refdiff import layers\nlayers.rmsnorm(x)", "no rmsnorm"),
+        ("python", "from refdiff.oracle import verify_all", "no verify_all"),
+        ("python", "import refdiff\nrefdiff.DiffLlamaModel.from_pretrain('x')", "no from_pretrain"),
+        ("python", "for x in\n", "does not parse"),
+        ("sh", "refdiff inspect --json x  # comment", None),
+        ("sh", "A=1 python -m refdiff check --no-such-flag x | head", "no-such-flag"),
+        ("sh", "make --no-such-flag", None),
+        ("json", '{"a": 1}', None),
+        ("json", "{a: 1}", "no JSON"),
+        ("text", "for x in", None),
+    ],
+)
+def test_code_that_names_what_is_not_there_is_named(
+    scripts: dict[str, ModuleType], language: str, code: str, why: str | None
+) -> None:
+    found = scripts["code_blocks"].wrong_with(language, code)
+    assert found == [] if why is None else why in found[0]
+
+
+def test_the_code_of_the_readme_names_what_is_there(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    assert scripts["code_blocks"].wrong_in(tmp_path) == []
+
+
+def test_links_of_a_file_lead_to_pages(scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    build = scripts["build"]
+    text = "[a](notebooks/01_one_token.ipynb) [b](refdiff/layers/rope.py) [c](setup.cfg) [d](https://x.y)"
+    places = {ROOT / "notebooks" / "01_one_token.ipynb": "notebooks/01_one_token.ipynb"}
+    made = build.relinked(text, "guides/x.md", ROOT / "README.md", places)
+    assert made == "[a](../notebooks/01_one_token.ipynb) [b](#layer-rope) c [d](https://x.y)"
+    monkeypatch.setenv("GITHUB_REPOSITORY", "some/one")
+    assert "[c](https://github.com/some/one/blob/main/setup.cfg)" in build.relinked(
+        text, "x.md", ROOT / "README.md", {}
+    )
+    assert build.without_front_matter("---\na: b\n---\n# Title\n") == "# Title\n"
