@@ -18,6 +18,7 @@ TIMEOUT = 10.0
 _AHEAD = 4  # pieces of work that each thread of the workers may have before it, so that none waits for this process
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class WorkersDiedError(RuntimeError):
@@ -34,15 +35,19 @@ def connected(address: str) -> Iterator[Client]:
     """
     try:
         from distributed import Client
+        from distributed.comm import get_address_host_port
     except ImportError as error:
         raise ImportError(f'--dask needs dask.distributed ({error}): pip install "refdiff[dask]"') from error
+    try:
+        get_address_host_port(address, strict=True)
+    except ValueError as error:
+        raise RuntimeError(f"--dask {address}: {error}; give tcp://HOST:PORT, as `dask scheduler` shows it") from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it logs what is raised here too
     try:
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
-    except (TimeoutError, OSError, ValueError) as error:
+    except OSError as error:
         raise RuntimeError(
-            f"--dask {address}: no dask scheduler answered within {TIMEOUT:g} s ({_first_line(error)}); start one with "
-            "`dask scheduler` and workers with `dask worker ADDRESS`"
+            f"--dask {address}: no dask scheduler answered within {TIMEOUT:g} s; is `dask scheduler` running there?"
         ) from error
     with client:
         try:
@@ -85,6 +90,19 @@ def in_order(client: Client, function: Callable[[T], Any], items: Iterable[T]) -
             yield _result(client, *waiting.popleft())
     while waiting:
         yield _result(client, *waiting.popleft())
+
+
+def each(client: Client, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """Call a function of each item as `in_order` does, for those who need every result.
+
+    Raises:
+        WorkersDiedError: all workers that it was given to died.
+        RuntimeError: the scheduler has gone.
+    """
+    for item, result in in_order(client, function, items):
+        if isinstance(result, WorkersDiedError):
+            raise result
+        yield item, result
 
 
 def _result(client: Client, item: T, future: Any) -> tuple[T, Any]:

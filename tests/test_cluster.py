@@ -16,7 +16,7 @@ def test_without_distributed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         cluster.connected("tcp://127.0.0.1:1").__enter__()
 
 
-@pytest.mark.parametrize("command", [["generate", "--prompts-file", "prompts"]])
+@pytest.mark.parametrize("command", [["generate", "--prompts-file", "prompts"], ["check", "--selftest"]])
 def test_the_commands_say_so_in_one_line(
     command: list[str], tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -33,8 +33,13 @@ def test_the_commands_say_so_in_one_line(
 
 @pytest.mark.parametrize(
     ("command", "says"),
-    [(["generate", "ab"], "--dask goes with --prompts-file")],
+    [(["generate", "ab"], "--dask goes with --prompts-file"), (["check", "x.npz"], "--dask goes with --selftest")],
 )
 def test_where_there_is_nothing_to_share_out(command: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--dask", "tcp://127.0.0.1:1"]) == 2
     assert capsys.readouterr().err == f"refdiff {command[0]}: error: {says}\n"
+
+
+def test_processes_here_and_workers_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--selftest", "--jobs", "2", "--dask", "tcp://127.0.0.1:1"]) == 2
+    assert "--jobs are processes of this machine, and --dask has its workers" in capsys.readouterr().err

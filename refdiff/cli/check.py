@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refdiff import cluster
 from refdiff.cli.flags import UsageError
 from refdiff.cli.terminal import note
 
@@ -26,6 +28,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give a FILE, or --selftest, and not both")
     if args.json and args.markdown:
         raise UsageError("give --json or --markdown, not both")
+    if args.dask is not None and not args.selftest:
+        raise UsageError("--dask goes with --selftest")
+    if args.dask is not None and args.jobs > 1:
+        raise UsageError("--jobs are processes of this machine, and --dask has its workers; use one of them")
     if args.selftest:
         return _selftest(args)
     from refdiff.oracle.check import check
@@ -110,10 +116,13 @@ def _selftest(args: argparse.Namespace) -> int:
     from refdiff.oracle.selftest import page, selftest
 
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+    given = {"kernels": args.kernels, "jobs": args.jobs, "keep": args.keep, "done": lambda name: note(f"{name} done")}
     try:
-        table = selftest(
-            seeds, kernels=args.kernels, jobs=args.jobs, keep=args.keep, done=lambda name: note(f"{name} done")
-        )
+        if args.dask is None:
+            table = selftest(seeds, **given)
+        else:
+            with cluster.connected(args.dask) as client:
+                table = selftest(seeds, each=partial(cluster.each, client), **given)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if args.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from refdiff.cli.flags import Number
+from refdiff.cli.flags import Number, add_dask
 
 
 def add_check(commands: Any) -> None:
@@ -60,6 +60,7 @@ examples:
     parser.add_argument(
         "--jobs", type=Number(int, 1), default=1, metavar="N", help="of the selftest: seeds at a time (default: 1)"
     )
+    add_dask(parser, "a seed of the selftest at a time")
     parser.add_argument(
         "--keep",
         metavar="FOLDER",

@@ -16,6 +16,7 @@ from distributed import WorkerPlugin, get_worker
 from refdiff import cluster
 from refdiff.cli.prompts_file.batches import Answering, Result, Task
 from refdiff.cli.terminal import one_line
+from refdiff.errors import CheckpointError
 
 
 class ModelOnWorker(WorkerPlugin):
@@ -37,9 +38,8 @@ class ModelOnWorker(WorkerPlugin):
         try:
             self._answering = await asyncio.to_thread(Answering, self._args)
         except Exception as error:
-            raise RuntimeError(
-                f"worker {worker.address}: {one_line(error)}; a model has to be there under the same name as here"
-            ) from error
+            place = "; each worker opens the model itself" if isinstance(error, CheckpointError) else ""
+            raise RuntimeError(f"worker {worker.address}: {one_line(error)}{place}") from error
 
     def answer(self, batch: list[Task]) -> list[Result]:
         """Answer a batch; others wait, because one uses all of the worker's threads."""

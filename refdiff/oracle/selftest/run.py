@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from refdiff.oracle.recipe import STORAGE, Recipe
 from refdiff.oracle.selftest.of_others import case_of_others, kernels_of
 from refdiff.oracle.selftest.one_case import one_case
 from refdiff.oracle.selftest.table import Table, of_dict
+
+Each = Callable[[Callable[[int], Table], Sequence[int]], Iterable[tuple[int, Table]]]
+"""Calls a function of each seed, and gives seeds with what came of them, in any order."""
 
 RECIPES = ("float32", "tf32", "bfloat16", "float16")
 PROFILES = ("natural", "cancel", "whisper", "extreme")
@@ -24,6 +28,7 @@ def selftest(
     profiles: Sequence[str] = PROFILES,
     kernels: str | None = None,
     jobs: int = 1,
+    each: Each | None = None,
     keep: str | Path | None = None,
     done: Callable[[str], None] | None = None,
 ) -> Table:
@@ -33,6 +38,7 @@ def selftest(
         seeds: of the numbers; budgets were calibrated on seeds from 1000.
         kernels: package.module:NAME, right kernels of others to judge too (`refdiff.oracle.selftest.of_others`).
         jobs: how many seeds at a time, each in a process of its own.
+        each: who calls a function of each seed in place of these processes, as a cluster does (`refdiff.cluster`).
         keep: a folder with a file for every seed that is done, by the same recipes and profiles: it is not done again.
         done: called with words for each seed that is done.
 
@@ -41,9 +47,8 @@ def selftest(
     """
     folder = None if keep is None else Path(keep)
     table = Table()
-    for seed, found in _each(
-        [s for s in seeds if not _kept(folder, s)], tuple(recipes), tuple(profiles), kernels, jobs
-    ):
+    work = partial(one_seed, recipes=tuple(recipes), profiles=tuple(profiles), kernels=kernels)
+    for seed, found in (each or partial(_each, jobs))(work, [s for s in seeds if not _kept(folder, s)]):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             part = _file(folder, seed).with_suffix(".part")
@@ -71,15 +76,13 @@ def one_seed(seed: int, recipes: Sequence[str], profiles: Sequence[str], kernels
     return table
 
 
-def _each(
-    seeds: Sequence[int], recipes: Sequence[str], profiles: Sequence[str], kernels: str | None, jobs: int
-) -> Iterable[tuple[int, Table]]:
+def _each(jobs: int, work: Callable[[int], Table], seeds: Sequence[int]) -> Iterable[tuple[int, Table]]:
     if jobs == 1 or len(seeds) < 2:
         for seed in seeds:
-            yield seed, one_seed(seed, recipes, profiles, kernels)
+            yield seed, work(seed)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        runs = {pool.submit(one_seed, seed, recipes, profiles, kernels): seed for seed in seeds}
+        runs = {pool.submit(work, seed): seed for seed in seeds}
         for run in as_completed(runs):
             yield runs[run], run.result()
 
