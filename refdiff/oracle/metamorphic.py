@@ -6,6 +6,7 @@ it does not serve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.statistics import LIMITS, over, root_mean_square
-from refdiff.oracle.streams import lambda_of
+from refdiff.oracle.streams import lambda_init, lambda_of
+from refdiff.oracle.wiring import wiring
 
 Numpy = np.ndarray[Any, Any]
 Kernel = Callable[[Spec, Inputs], Any]
@@ -136,6 +138,28 @@ def ones_for_values(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) 
     return _near(out, np.broadcast_to(np.mean(out, axis=-1, keepdims=True), out.shape), spec, ones, recipe)
 
 
+def maps_swapped(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """Maps swapped and 1/λ for λ turn the sign of the output, but for what ε does: A₂ − A₁/λ = −(A₁ − λ A₂)/λ."""
+    _need(spec.ratio == 1 and spec.keys == "own" and spec.gqa == "pair_then_group", "a query and a key for each map")
+    _need(spec.norm == "rms" and spec.lambda_form == "exp" and spec.out_scale != "1 - lambda", "a norm, and λ of v1")
+    free, w = spec.replace(norm_eps=1e-30), wiring(spec)
+    exact = {name: np.asarray(x, dtype=np.float64) for name, x in inputs.items()}
+    lambda_, start = float(lambda_of(spec, exact, ops_for())), lambda_init(spec, ops_for())
+    _need(lambda_ > 0.05, "a positive λ")
+    swapped = dict(inputs)
+    for name, first, second in (("q", w.q1, w.q2), ("k", w.k1, w.k2)):
+        swapped[name] = inputs[name].copy()
+        swapped[name][:, first], swapped[name][:, second] = inputs[name][:, second], inputs[name][:, first]
+    # λ = e₁ − e₂ + λ_init of vectors that have one number each, so that λ is 1/λ but for its rounding
+    less = max(0.0, start - 1 / lambda_) + 0.5
+    for name, power in (("1", 1 / lambda_ - start + less), ("2", less)):
+        vector = np.zeros(spec.head_dim)
+        vector[0] = 1.0
+        swapped[f"lambda_q{name}"] = vector.astype(np.float32)
+        swapped[f"lambda_k{name}"] = (vector * math.log(power)).astype(np.float32)
+    return _near(-run(kernel, free, swapped), run(kernel, free, inputs), free, inputs, recipe)
+
+
 RELATIONS: tuple[Callable[[Kernel, Spec, Inputs, Recipe], str], ...] = (
     same_twice,
     past_unmoved,
@@ -145,6 +169,7 @@ RELATIONS: tuple[Callable[[Kernel, Spec, Inputs, Recipe], str], ...] = (
     groups_as_copies,
     values_scaled,
     ones_for_values,
+    maps_swapped,
 )
 """Each returns what does not hold, in words, or nothing."""
 

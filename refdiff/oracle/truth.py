@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.arrays import Array, device, from_numpy, namespace
 from refdiff.backends import Ops, ops_for
 from refdiff.oracle.any_array import any_array
 from refdiff.oracle.backward import backward
@@ -40,6 +41,19 @@ class Result:
     diff: Numpy | None = None
     grads: dict[str, Numpy] = field(default_factory=dict)
 
+    def like(self, x: Array) -> Result:
+        """Return the same as arrays of the library of `x`, on its device: of torch, JAX, CuPy, any array-API library.
+
+        JAX has float64 only with `jax_enable_x64`, and warns of it otherwise.
+        """
+        xp, where = namespace(x), device(x)
+
+        def moved(y: Numpy | None) -> Any:
+            return None if y is None else from_numpy(y, xp, where)
+
+        made = {name: moved(getattr(self, name)) for name in WANTS}
+        return Result(**made, grads={name: moved(g) for name, g in self.grads.items()})
+
 
 def truth(
     spec: Spec,
@@ -50,6 +64,8 @@ def truth(
     ops: Ops | None = None,
 ) -> Result:
     """Compute the right answer in float64, from the numbers that the inputs hold in their storage dtype.
+
+    It comes back as NumPy arrays; `truth(...).like(x)` are arrays of the library of `x`.
 
     Args:
         dout: a gradient of the shape of `out`; with it the result has `grads`.

@@ -25,7 +25,7 @@ def _inputs(spec: Spec, dtype: str = "float32", **lengths: int) -> dict[str, Any
 @pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1", "diff_v2", "phi4flash"])
 def test_holds_for_a_right_kernel(preset: str, relation: Callable[..., str]) -> None:
     spec = small(preset)
-    if preset == "diff_v2" and relation.__name__ in ("groups_as_copies", "values_scaled"):
+    if preset == "diff_v2" and relation.__name__ in ("groups_as_copies", "values_scaled", "maps_swapped"):
         with pytest.raises(DeclinedError, match="it needs"):
             relation(right, spec, _inputs(spec), Recipe("float32"))
     else:
@@ -56,6 +56,10 @@ def _values_shifted(spec: Spec, inputs: dict[str, Any]) -> Any:
     return right(spec, {**inputs, "v": inputs["v"] + np.arange(inputs["v"].shape[-1], dtype=np.float32)})
 
 
+def _lambda_of_the_layer(spec: Spec, inputs: dict[str, Any]) -> Any:
+    return right(spec, {n: 0 * x if n.startswith("lambda_") else x for n, x in inputs.items()})
+
+
 @pytest.mark.parametrize(
     ("relation", "kernel"),
     [
@@ -67,6 +71,7 @@ def _values_shifted(spec: Spec, inputs: dict[str, Any]) -> Any:
         ("groups_as_copies", _by_keys),
         ("values_scaled", _not_normed),
         ("ones_for_values", _values_shifted),
+        ("maps_swapped", _lambda_of_the_layer),
     ],
 )
 def test_is_broken_by_a_wrong_kernel(relation: str, kernel: Callable[..., Any]) -> None:

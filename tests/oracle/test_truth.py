@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import array_api_strict
 import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
 
+from refdiff.arrays import to_numpy
 from refdiff.oracle.presets import PRESETS
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies.fixed import small_spec
@@ -190,3 +192,17 @@ def test_an_unknown_want() -> None:
     spec = small("hf_diffllama")
     with pytest.raises(ValueError, match=r"want has \['lse'\], but may have out, lse1"):
         truth(spec, draw(spec), want=("lse",))
+
+
+def test_comes_back_in_the_library_that_is_asked_for() -> None:
+    spec = small("ms_v1")
+    x = draw(spec)
+    right = truth(spec, x, want=("out", "lse1"), dout=np.ones((2, spec.heads, x["q"].shape[2], spec.out_dim)))
+    assert isinstance(right.out, np.ndarray)
+    device = array_api_strict.Device("device1")
+    found = right.like(array_api_strict.zeros(2, device=device))
+    assert found.lambda_full is None
+    for got, exact in ((found.out, right.out), (found.lse1, right.lse1), (found.grads["q"], right.grads["q"])):
+        assert got.device == device
+        np.testing.assert_array_equal(to_numpy(got), exact)
+    assert right.like(x["q"]).out is right.out, "NumPy's own are not copied"
