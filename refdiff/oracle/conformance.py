@@ -13,46 +13,28 @@ run in which nothing was compared fails.
     REFDIFF_RECIPE     float32, tf32, bfloat16 or float16, or a JSON object with the fields of a Recipe (float32)
     REFDIFF_PROFILES   of the cases, by commas (all)
     REFDIFF_SEED       of their numbers (0)
+    REFDIFF_DASK       tcp://scheduler:8786: the workers of a dask scheduler run the kernel, a case at a time, with what
+                       can be imported there (this process runs it)
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import os
-import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 
-from refdiff.oracle.check import check
-from refdiff.oracle.metamorphic import RELATIONS, DeclinedError
+from refdiff import cluster
+from refdiff.oracle.metamorphic import RELATIONS
+from refdiff.oracle.outcome import Outcome, against_itself, against_truth, in_words
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies.fixed import PROFILES, Case, cases, small_spec
 
 _compared: list[str] = []
-
-
-def kernel_of(name: str) -> Any:
-    """Import `package.module:function`, from the folder that pytest was started in too.
-
-    Raises:
-        ValueError: it is written in another way, or names nothing that can be called.
-    """
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise ValueError(f"REFDIFF_KERNEL is {name!r}, but must be package.module:function")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    found = getattr(importlib.import_module(module), function, None)
-    if not callable(found):
-        raise ValueError(f"REFDIFF_KERNEL is {name!r}, but {module} has no function {function!r}")
-    return found
 
 
 def spec_of(text: str) -> Spec:
@@ -84,53 +66,55 @@ def pytest_generate_tests(metafunc: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def kernel() -> Any:
-    """The function under test."""
+def outcomes(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Outcome]]:
+    """The outcome of a test by its node's name; with REFDIFF_DASK the tests after it are under way as well."""
     name = os.environ.get("REFDIFF_KERNEL", "")
     if not name:
         pytest.fail("set REFDIFF_KERNEL=package.module:function", pytrace=False)
-    return kernel_of(name)
+    pieces = {item.nodeid: _piece(name, item) for item in request.session.items if hasattr(item, "callspec")}
+    address = os.environ.get("REFDIFF_DASK")
+    if not address:
+        yield lambda node: pieces[node]()
+        return
+    with cluster.connected(address) as client:
+        coming = cluster.each(client, in_words, pieces.values())
+        names, there = iter(pieces), {}
+
+        def get(node: str) -> Outcome:
+            while node not in there:
+                there[next(names)] = next(coming)[1]
+            return there.pop(node)
+
+        yield get
 
 
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    """What it rounds."""
-    return _recipe(os.environ)
+def _piece(name: str, item: Any) -> Callable[[], Outcome]:
+    given, recipe = item.callspec.params, _recipe(os.environ)
+    if "case" in given:
+        return partial(against_truth, name, recipe, given["case"])
+    spec = spec_of(os.environ.get("REFDIFF_SPEC", "hf_diffllama"))
+    natural = cases("natural", int(os.environ.get("REFDIFF_SEED", "0")), spec=spec, dtype=recipe.storage)
+    return partial(against_itself, name, recipe, given["relation"], natural)
 
 
-def test_against_the_truth(kernel: Any, case: Case, recipe: Recipe) -> None:
+def _tell(outcome: Outcome, node: str) -> None:
+    if outcome.compared:
+        _compared.append(node)
+    if outcome.status == "skip":
+        pytest.skip(outcome.text)
+    if outcome.status == "fail":
+        pytest.fail(outcome.text, pytrace=False)
+
+
+def test_against_the_truth(case: Case, outcomes: Callable[[str], Outcome], request: pytest.FixtureRequest) -> None:
     """Output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe."""
-    more: dict[str, Any] = {"dout": case.dout} if "dout" in inspect.signature(kernel).parameters else {}
-    given = {name: np.array(x) for name, x in case.inputs.items()}
-    actual = kernel(case.spec, given, **more)
-    if actual is NotImplemented:
-        pytest.skip("the kernel returned NotImplemented")
-    for name, x in case.inputs.items():
-        if given[name].tobytes() != x.tobytes():
-            pytest.fail(f"the kernel has changed its input {name}", pytrace=False)
-    verdict = check(actual, case.spec, case.inputs, recipe=recipe, **more)
-    if verdict.status == "inconclusive":
-        pytest.skip(str(verdict))
-    _compared.append(case.name)
-    if not verdict:
-        pytest.fail(str(verdict), pytrace=False)
+    _tell(outcomes(request.node.nodeid), case.name)
 
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.__name__)
-def test_against_itself(kernel: Any, recipe: Recipe, relation: Any) -> None:
+def test_against_itself(relation: Any, outcomes: Callable[[str], Outcome], request: pytest.FixtureRequest) -> None:
     """What must hold between two runs."""
-    spec = spec_of(os.environ.get("REFDIFF_SPEC", "hf_diffllama"))
-    seed = int(os.environ.get("REFDIFF_SEED", "0"))
-    for case in cases("natural", seed, spec=spec, dtype=recipe.storage):
-        try:
-            wrong = relation(kernel, spec, case.inputs, recipe)
-        except DeclinedError as reason:
-            skipped = str(reason)
-            continue
-        if wrong:
-            pytest.fail(f"{relation.__doc__} {case.name}: {wrong}", pytrace=False)
-        return
-    pytest.skip(skipped)
+    _tell(outcomes(request.node.nodeid), relation.__name__)
 
 
 def test_something_was_compared() -> None:

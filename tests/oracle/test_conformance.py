@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from refdiff.oracle.conformance import chosen, kernel_of, recipe_of, spec_of
+from refdiff.oracle.conformance import chosen, recipe_of, spec_of
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.strategies.fixed import PROFILES
 
@@ -62,10 +61,3 @@ def test_variables() -> None:
     some = chosen({"REFDIFF_SPEC": json.dumps(fields), "REFDIFF_RECIPE": "bf16", "REFDIFF_PROFILES": "whisper"})
     assert {(c.profile, c.dtype, c.spec) for c in some} == {("whisper", "bfloat16", spec_of("ms_v1"))}
     assert recipe_of('{"storage": "fp16", "o": "fp32"}') == Recipe("float16", o="float32")
-
-
-@pytest.mark.parametrize("name", ["nothing", "math:", ":f", "math:nothing"])
-def test_kernels_that_are_none(name: str) -> None:
-    with pytest.raises(ValueError, match="REFDIFF_KERNEL is"):
-        kernel_of(name)
-    assert kernel_of("os:getcwd") is os.getcwd
