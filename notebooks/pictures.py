@@ -1,0 +1,189 @@
+"""Makes the README's pictures and its table of error budgets.
+
+    python notebooks/pictures.py             # writes notebooks/pictures/*.png, and the table into README.md
+    python notebooks/pictures.py needle      # one of the pictures
+    python notebooks/pictures.py --check     # writes nothing; exit 1 if a fresh run draws or counts something else
+
+Each picture is there twice, in the ink of a light page and in that of a dark one. A file holds, beside its pixels, what
+it draws (drawn.py); that is compared, by compare.py, as it is for notebooks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from compare import differences  # noqa: E402  (a folder of scripts, not a package)
+from drawn import drawn  # noqa: E402
+
+import refdiff  # noqa: E402
+from refdiff import layers, oracle, viz  # noqa: E402
+from refdiff.oracle.deviations import deviations  # noqa: E402
+from refdiff.oracle.statistics import LIMITS, root_mean_square  # noqa: E402
+from refdiff.viz.appearance import BLUE, INK, ORANGE, new_figure  # noqa: E402
+
+FOLDER = HERE / "pictures"
+README = HERE.parent / "README.md"
+INKS = {"light": "#57606a", "dark": "#a9b1ba"}
+BEGIN, END = "<!-- budgets: python notebooks/pictures.py -->\n", "<!-- end -->"
+
+
+def cancelling() -> Any:
+    """A₁, A₂ and A₁ − λ A₂ of one pair of heads of the bundled model, on a sentence; as in notebook 03."""
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
+    text = "There was once a king who had three sons. The eldest son was very proud, and the youngest"
+    maps = viz.attention_maps(model, text)
+    layer = int(np.abs(maps.lambdas - 1).argmin())
+    alike = np.minimum(maps.first[layer], maps.second[layer]).sum(axis=-1).mean(axis=-1)
+    return viz.plot_attention(maps, layer, int(alike.argmax()))
+
+
+def needle() -> Any:
+    """One query and 48 keys, of which one matters; the two maps have the rest in common. As in notebook 03."""
+    rng = np.random.default_rng(3)
+    S, d, at = 48, 16, 30
+    query = rng.standard_normal((1, 1, 1, d))
+    keys_2 = rng.standard_normal((1, 1, S, d))
+    keys_1 = keys_2 + 0.1 * rng.standard_normal((1, 1, S, d))
+    keys_1[0, 0, at] += 0.3 * query[0, 0, 0]
+    first, second = (layers.attention_weights(query, k, causal=False)[0, 0, 0] for k in (keys_1, keys_2))
+    rows = {"A₁": first, "A₂": second, "A₁ − 0.75 A₂": first - 0.75 * second}
+    figure = new_figure(8.0, 3.6)
+    grid = figure.subplots(len(rows), 1, sharex=True, sharey=True)
+    for axes, (name, row) in zip(grid, rows.items(), strict=True):
+        viz.appearance.dress(axes)
+        axes.bar(range(S), row, 0.7, color=[ORANGE if s == at else BLUE for s in range(S)])
+        axes.axhline(0, color=INK, linewidth=0.5)
+        share = viz.attention_to(row[None], {"needle": [at]})["needle"]
+        axes.set_title(f"{name}: {share:.0%} of the attention is at the key that matters", fontsize=10, loc="left")
+        axes.title.set_color(INK)
+    grid[-1].set_xlabel("key")
+    return figure
+
+
+PICTURES: dict[str, Callable[[], Any]] = {"cancelling": cancelling, "needle": needle}
+
+
+def in_ink(figure: Any, ink: str) -> None:
+    """Change what a figure writes and its lines of axes from the ink that serves both pages to that of one."""
+    from matplotlib.spines import Spine
+    from matplotlib.text import Text
+
+    for axes in figure.axes:
+        axes.tick_params(colors=ink, which="both")
+    for text in figure.findobj(Text):
+        text.set_color(ink)
+    for spine in figure.findobj(Spine):
+        spine.set_edgecolor(ink)
+
+
+def budgets() -> str:
+    """The table: what a right kernel may be off by, of the size of a row, on inputs of several kinds."""
+    spec = oracle.Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=2)
+    kinds = {"natural": "ordinary", "cancel": "maps alike, λ near 1", "whisper": "tiny values"}
+    known = {deviation.name for deviation in deviations(spec, "dense")}
+    lines = [
+        f"| a kernel that rounds to | {' | '.join(kinds.values())} | hidden, of {len(known)} deviations |",
+        "|---|---|---|---|---|",
+    ]
+    for dtype in ("float32", "float16", "bfloat16"):
+        cells, hidden = [], known
+        for profile in (*kinds, "identify"):
+            allowed = []
+            for case in oracle.cases(profile, spec=spec, dtype=dtype):
+                budget = oracle.budget(spec, case.inputs, dtype)
+                size = root_mean_square(budget.expected["out"])
+                allowed += list((LIMITS.row * budget.rows["out"])[size > 0] / size[size > 0])
+                hidden = hidden & {deviation.name for deviation in case.blind_to}
+            cells.append(_written(float(np.median(allowed))))
+        lines.append(f"| {dtype} | {' | '.join(cells[: len(kinds)])} | {len(hidden)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _written(share: float) -> str:
+    return f"{np.format_float_positional(100 * share, 2, fractional=False, trim='-')} %"
+
+
+def save(name: str, figure: Any) -> None:
+    """Write a picture for a light page and for a dark one, with what it draws."""
+    FOLDER.mkdir(exist_ok=True)
+    said = json.dumps(drawn(figure), ensure_ascii=True)
+    for page, ink in INKS.items():
+        in_ink(figure, ink)
+        metadata = {"Software": None, "Description": said}
+        figure.savefig(FOLDER / f"{name}-{page}.png", dpi=120, metadata=metadata, transparent=True)
+
+
+def stored(name: str) -> dict[str, list[Any]]:
+    """What the files of a picture say that they draw; nothing for one that is not there."""
+    from PIL import Image
+
+    said = {}
+    for page in INKS:
+        if (path := FOLDER / f"{name}-{page}.png").exists():
+            with Image.open(path) as image:
+                said[page] = json.loads(image.info["Description"])
+    return said
+
+
+def table_of_the_readme() -> str:
+    """The table that stands in the README."""
+    return README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip("\n") + "\n"
+
+
+def wrong_with(name: str, axes: list[Any]) -> list[str]:
+    """Say where the files of a picture differ from what is drawn now."""
+    found = stored(name)
+    wrong = [f"{name}-{page}.png is not there" for page in INKS if page not in found]
+    fresh = _shown({"metadata": {"drawn": {"axes": axes}}})
+    for page, old in found.items():
+        why = differences(_shown({"metadata": {"drawn": {"axes": old}}}), fresh)
+        wrong += [f"{name}-{page}.png: {one}" for one in why]
+    return wrong
+
+
+def _shown(output: dict[str, Any]) -> SimpleNamespace:
+    return SimpleNamespace(cells=[{"outputs": [{"output_type": "display_data", **output}]}])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the pictures and the table, or check them."""
+    parser = argparse.ArgumentParser("python notebooks/pictures.py", description="Make the README's pictures.")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(PICTURES)}, budgets (default: all)")
+    parser.add_argument("--check", action="store_true", help="write nothing, compare with a fresh run (default: off)")
+    args = parser.parse_args(argv)
+    names = args.names or [*PICTURES, "budgets"]
+    if unknown := set(names) - {*PICTURES, "budgets"}:
+        parser.error(f"no picture is called {', '.join(sorted(unknown))}; there are {', '.join(PICTURES)}, budgets")
+    wrong = []
+    for name in names:
+        if name == "budgets":
+            old, new = table_of_the_readme(), budgets()
+            if args.check:
+                wrong += [f"README.md: {why}" for why in differences(_shown({"text": old}), _shown({"text": new}))]
+            else:
+                before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+                after = rest.partition(END)[2]
+                README.write_text(f"{before}{BEGIN}{new}{END}{after}", encoding="utf-8")
+            continue
+        figure = PICTURES[name]()
+        if args.check:
+            wrong += wrong_with(name, drawn(figure))
+        else:
+            save(name, figure)
+    sys.stdout.write("".join(f"{line}\n" for line in wrong))
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The README's pictures and its table: there, of the data that a fresh run draws, and readable on both pages."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Iterator[ModuleType]:
+    """The script as a module, and its neighbours, which are there for these tests alone."""
+    sys.path.insert(0, str(ROOT / "notebooks"))
+    try:
+        yield importlib.import_module("pictures")
+    finally:
+        sys.path.remove(str(ROOT / "notebooks"))
+        for name in ("pictures", "compare", "drawn"):
+            sys.modules.pop(name, None)
+
+
+def test_the_readme_shows_each_on_both_pages_and_says_what_is_seen(pictures: ModuleType) -> None:
+    for name in pictures.PICTURES:
+        block = re.search(rf"<picture>(?:(?!</picture>).)*{name}-light.*?</picture>", TEXT, flags=re.DOTALL)
+        assert block is not None, f"README.md does not show {name}"
+        assert f'(prefers-color-scheme: dark)" srcset="notebooks/pictures/{name}-dark.png"' in block[0]
+        assert re.search(r'alt="[^"]{40,}"', block[0])
+
+
+def test_the_files_are_small_and_say_what_they_draw(pictures: ModuleType) -> None:
+    for name in pictures.PICTURES:
+        said = pictures.stored(name)
+        assert said["light"] == said["dark"]
+        assert any(axes["artists"] for axes in said["light"])
+        assert all((pictures.FOLDER / f"{name}-{page}.png").stat().st_size < 150_000 for page in said)
+
+
+def _figure(height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(2, 1)).add_subplot()
+    axes.bar([0, 1], [0.5, height])
+    axes.set_title("made", color="#777777")
+    return axes.figure
+
+
+def test_a_picture_of_other_data_or_no_picture_is_named(
+    pictures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path / "new")
+    assert pictures.wrong_with("made", []) == ["made-light.png is not there", "made-dark.png is not there"]
+    pictures.save("made", _figure(1.0))
+    assert pictures.wrong_with("made", pictures.drawn(_figure(1.0))) == []
+    assert len(pictures.wrong_with("made", pictures.drawn(_figure(1.1)))) == 2
+
+
+def test_each_page_has_its_own_ink(pictures: ModuleType) -> None:
+    for ink in pictures.INKS.values():
+        figure = _figure(1.0)
+        pictures.in_ink(figure, ink)
+        (axes,) = figure.axes
+        assert {axes.title.get_color(), axes.xaxis.get_ticklabels()[0].get_color()} == {ink}
+
+
+def test_a_table_of_other_numbers_is_named(
+    pictures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pictures.table_of_the_readme()
+    assert table.startswith("| a kernel that rounds to |")
+    monkeypatch.setattr(pictures, "budgets", lambda: table)
+    assert pictures.main(["budgets", "--check"]) == 0
+    monkeypatch.setattr(pictures, "budgets", lambda: table.replace("| bfloat16 | 5", "| bfloat16 | 7"))
+    assert pictures.main(["budgets", "--check"]) == 1
+    assert "numbers are 7.3, stored 5.3" in capsys.readouterr().out
+    readme = tmp_path / "README.md"
+    text = f"before\n{pictures.BEGIN}%s{pictures.END} between {pictures.END} after\n"
+    monkeypatch.setattr(pictures, "README", readme)
+    for old in ("", "old\n"):
+        readme.write_text(text % old, encoding="utf-8")
+        assert pictures.main(["budgets"]) == 0
+        assert readme.read_text(encoding="utf-8") == text % pictures.budgets()
+    assert pictures.main(["budgets", "--check"]) == 0
+
+
+def test_an_unknown_name_is_refused(pictures: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        pictures.main(["noise"])
+    assert raised.value.code == 2
+    assert "there are cancelling, needle" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_fresh_run_draws_and_counts_what_is_stored(pictures: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pictures.main(["--check"]) == 0, capsys.readouterr().out
