@@ -59,7 +59,9 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
         held by     test_gradient_flow::test_eq_9, test_gradient_flow::test_eq_9_is_the_derivative_of_the_layer
     appendix G      the gradients of eq. 7 and 9 differ by constant factors
         by          diff_heads_paper, plain_heads
-        held by     test_gradient_flow::test_scale_of_gradients_at_initialization
+        held by     test_gradient_flow::test_scale_of_gradients_at_initialization,
+                    model/test_gradient_scale::test_one_layer_of_many_heads,
+                    model/test_gradient_scale::test_whole_models
 
 Ye et al. 2026, "Differential Transformer V2" (huggingface.co/blog/microsoft/diff-attn-v2), which numbers none
 
