@@ -49,12 +49,13 @@ def overlay(ops: Ops, wrap: Wrap) -> Ops:
     return new
 
 
-def kernels_for(xp: Any, kernels: str = "fast", threads: int | None = None) -> Any:
+def kernels_for(xp: Any, kernels: str = "fast", threads: int | None = None, matrices: str = "float32") -> Any:
     """Return the backend's kernels for arrays of namespace `xp`, or None where the layers serve.
 
     Args:
         kernels: `"fast"` = the backend's, if it has any; `"reference"` = none, the equations as they are written.
         threads: how many a CPU's kernels may use; None is all cores.
+        matrices: the type that a model's matrices are kept in.
 
     Raises:
         ValueError: `kernels` is neither, or `threads` is below 1.
@@ -67,9 +68,9 @@ def kernels_for(xp: Any, kernels: str = "fast", threads: int | None = None) -> A
 
         return NumpyVjpKernels(Workers(threads))
     if kernels == "fast" and array_api_compat.is_cupy_namespace(xp):
-        from refdiff.backends.cupy_kernels import CupyKernels
+        from refdiff.backends.cupy_kernels import SIXTEEN_BITS, CupyKernels
 
-        return CupyKernels()
+        return CupyKernels(rounded=matrices if matrices in SIXTEEN_BITS else None)
     return None
 
 
@@ -110,7 +111,13 @@ def _kernel_or_layer(kernel: Callable[..., Any] | None, layer: Callable[..., Any
         result = kernel(*args, **kwargs)
         return layer(*args, **kwargs) if result is NotImplemented else result
 
+    vars(fast)["itself"] = fast  # `functools.wraps` copies it, so that what is laid over it can be told from it
     return fast
+
+
+def untouched(function: Callable[..., Any]) -> bool:
+    """Whether nothing was laid over a function of `ops_for`: nobody counts how often, or with what, it is called."""
+    return getattr(function, "itself", None) is function
 
 
 def _with_parts_from(ops: Ops, function: Callable[..., Any], names: set[str]) -> Callable[..., Any]:

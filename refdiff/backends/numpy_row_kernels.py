@@ -7,18 +7,23 @@ next product and the sum with the residual path need no other order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.backends.workers import Workers
+from refdiff.backends.workspace import Workspace
 
 FloatArray = NDArray[np.floating[Any]]
 
-ELEMENTS = 2**15
-"""How many elements an elementwise step handles at a time, so that its temporaries stay in the cache."""
+ELEMENTS = 2**17
+"""How many elements an elementwise step handles at a time: temporaries stay in the cache, calls cost little."""
+
+SUMMED = 2**15
+"""How many of them where rows are summed: a sum of sums of few is more exact."""
 
 COLUMNS = 512
 """How many tokens an elementwise step handles at a time where they lie side by side."""
@@ -27,19 +32,42 @@ WORTH_A_THREAD = 2**19
 """The fewest multiplications, or elements of exp, for which handing a part to another thread pays."""
 
 
+LARGE = 2**22
+"""The fewest weights of a matrix that one token is multiplied with on BLAS's own threads."""
+
+
 class NumpyRowKernels:
     """Kernels that share the threads of `workers`."""
 
     def __init__(self, workers: Workers | None = None) -> None:
         self._workers = workers or Workers()
-        self.running = self._workers.running
+        self._workspace = Workspace()
         self.each = self._workers.each
+        self.running = self._pass
+
+    @contextlib.contextmanager
+    def _pass(self, multiplications: int | None = None) -> Iterator[None]:
+        """Share out the cores, and keep memory, for the length of a `with` block, a whole pass through a model.
+
+        A pass of one token, with so many `multiplications` in its largest product, reads large weights with BLAS's own
+        threads, which lose less time on meeting than Python's. In any other the threads are ours.
+        """
+        with self._workers.running(alone=multiplications is None or multiplications < LARGE) as outermost:
+            if outermost:
+                self._workspace.open()
+            try:
+                yield
+            finally:
+                if outermost:
+                    self._workspace.close()
 
     def embedding(self, ids: NDArray[np.integer[Any]], weight: FloatArray) -> Any:
         """Lay the rows down feature-major, as everything that is added to them comes."""
         if weight.ndim != 2 or ids.size < 2 or ids.min() < 0 or ids.max() >= len(weight):
             return NotImplemented
-        return np.ascontiguousarray(weight[ids.reshape(-1)].T).T.reshape(*ids.shape, weight.shape[1])
+        y = self._workspace.empty((weight.shape[1], ids.size), weight.dtype)
+        y[...] = weight[ids.reshape(-1)].T
+        return y.T.reshape(*ids.shape, weight.shape[1])
 
     def rms_norm(self, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
         """Sum squares without holding them, and scale once."""
@@ -48,8 +76,8 @@ class NumpyRowKernels:
         dtype = x.dtype if weight is None else np.result_type(x, weight)
         columns = feature_major(x)
         if columns is not None:
-            return self._norm_columns(columns, weight, eps, like(x, dtype))
-        y = np.empty(x.shape, dtype)
+            return self._norm_columns(columns, weight, eps, *self._like(x, dtype))
+        y = self._workspace.empty(x.shape, dtype)
         into = y.reshape(-1, x.shape[-1])
         rows = x.reshape(into.shape)
 
@@ -62,26 +90,27 @@ class NumpyRowKernels:
         self._blocks(block, *into.shape)
         return y
 
-    def _norm_columns(self, x: FloatArray, weight: FloatArray | None, eps: float, y: FloatArray) -> FloatArray:
-        """Normalise x (groups, features, tokens), some features at a time, into `y`, which lies like x."""
-        into = feature_major(y)
+    def _norm_columns(
+        self, x: FloatArray, weight: FloatArray | None, eps: float, y: FloatArray, into: FloatArray
+    ) -> FloatArray:
+        """Normalise x (groups, features, tokens), some features at a time, into the like view of `y`."""
         groups, features, tokens = x.shape
-        rows = max(ELEMENTS // min(tokens, COLUMNS), 1)
+        rows = min(max(ELEMENTS // min(tokens, COLUMNS), 1), features)
+        ones = np.ones(rows, x.dtype)
 
         def block(at: tuple[int, slice]) -> None:
             piece, out = x[at[0], :, at[1]], into[at[0], :, at[1]]
             squares = np.zeros(piece.shape[1], x.dtype)
             parts = [slice(i, min(i + rows, features)) for i in range(0, features, rows)]
             for part in parts:
-                squares += np.square(piece[part]).sum(axis=0)
+                squares += ones[: part.stop - part.start] @ np.square(piece[part])
             root = np.sqrt(squares / features + eps, dtype=x.dtype)
             for part in parts:
                 np.divide(piece[part], root, out=out[part])
                 if weight is not None:
                     out[part] *= weight[part, None]
 
-        items = [(g, slice(t, min(t + COLUMNS, tokens))) for g in range(groups) for t in range(0, tokens, COLUMNS)]
-        self._each(block, items, x.size)
+        self._each(block, [(g, t) for g in range(groups) for t in self._tokens(tokens, groups)], x.size)
         return y
 
     def rms_norm_vjp(self, g: FloatArray, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
@@ -109,7 +138,7 @@ class NumpyRowKernels:
             np.subtract(h, into[at], out=into[at])
             into[at] /= root
 
-        self._blocks(block, *into.shape)
+        self._blocks(block, *into.shape, SUMMED)
         if weight is None:
             return dx, None
         return dx, np.sum([sums[start] for start in sorted(sums)], axis=0)
@@ -126,7 +155,7 @@ class NumpyRowKernels:
         B, H, T, d = x.shape
         columns = feature_major(x)
         if columns is not None:
-            return self._turn_columns(columns, cos, sin, interleaved, like(x, x.dtype))
+            return self._turn_columns(columns, cos, sin, interleaved, *self._like(x, x.dtype))
         y = np.empty(x.shape, x.dtype)
         first, second = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if interleaved else (slice(0, n), slice(n, 2 * n))
 
@@ -145,9 +174,11 @@ class NumpyRowKernels:
         self._each(block, items, x.size)
         return y
 
-    def _turn_columns(self, x: FloatArray, cos: FloatArray, sin: FloatArray, interleaved: bool, y: FloatArray) -> Any:
-        """Rotate x (heads, d, tokens), a head and some tokens at a time, into `y`, which lies like x."""
-        into, B, T = feature_major(y), y.shape[0], y.shape[2]
+    def _turn_columns(
+        self, x: FloatArray, cos: FloatArray, sin: FloatArray, interleaved: bool, y: FloatArray, into: FloatArray
+    ) -> FloatArray:
+        """Rotate x (heads, d, tokens), a head and some tokens at a time, into the like view of `y`."""
+        B, T = y.shape[0], y.shape[2]
         turns = (np.broadcast_to(a, (B, *a.shape[1:])).transpose(1, 3, 0, 2).reshape(-1, B * T) for a in (cos, sin))
         (c, s), n = map(np.ascontiguousarray, turns), cos.shape[-1]
         first, second = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if interleaved else (slice(0, n), slice(n, 2 * n))
@@ -161,8 +192,7 @@ class NumpyRowKernels:
             out[second] += one * s[:, t]
             out[2 * n :] = x[h, 2 * n :, t]
 
-        items = [(h, slice(t, min(t + COLUMNS, B * T))) for h in range(len(x)) for t in range(0, B * T, COLUMNS)]
-        self._each(block, items, x.size)
+        self._each(block, [(h, t) for h in range(len(x)) for t in self._tokens(B * T, len(x))], x.size)
         return y
 
     def rope_vjp(
@@ -174,9 +204,23 @@ class NumpyRowKernels:
         turned = self.rope(g, cos, -sin, interleaved=interleaved)
         return turned if turned is NotImplemented else (turned, None, None)
 
-    def _blocks(self, block: Callable[[slice], None], rows: int, width: int) -> None:
-        """Call `block` for slices of rows that hold about `ELEMENTS` elements each."""
-        size = max(ELEMENTS // max(width, 1), 1)
+    def _tokens(self, tokens: int, groups: int) -> list[slice]:
+        """Cut tokens that lie side by side so that every thread has some of them, or some groups."""
+        size = COLUMNS if groups > 1 else min(-(-tokens // (16 * self._workers.threads)) * 16, COLUMNS)
+        return [slice(t, min(t + size, tokens)) for t in range(0, tokens, size)]
+
+    def _like(self, x: FloatArray, dtype: Any) -> tuple[FloatArray, FloatArray]:
+        """Allocate what lies feature-major like `x`, and view it as `feature_major` does."""
+        if x.ndim == 4:
+            B, H, T, D = x.shape
+            y = self._workspace.empty((H, D, B, T), dtype)
+            return y.transpose(2, 0, 3, 1), y.reshape(H, D, B * T)
+        y = self._workspace.empty((x.shape[-1], *x.shape[:-1]), dtype)
+        return np.moveaxis(y, 0, -1), y.reshape(1, len(y), -1)
+
+    def _blocks(self, block: Callable[[slice], None], rows: int, width: int, elements: int = ELEMENTS) -> None:
+        """Call `block` for slices of rows that hold about so many elements each."""
+        size = max(elements // max(width, 1), 1)
         self._each(block, [slice(i, min(i + size, rows)) for i in range(0, rows, size)], rows * width)
 
     def _each(self, block: Callable[[Any], None], items: list[Any], elements: int) -> None:
@@ -188,21 +232,14 @@ class NumpyRowKernels:
 
 
 def feature_major(x: FloatArray) -> FloatArray | None:
-    """View (…, D), or (B, H, T, D) by heads, as (1 or H, D, tokens), where it lies like that; None where it does not."""
-    if x.ndim < 2 or x.size == x.shape[-1]:
+    """View (…, D), or (B, H, T, D) by heads, as (1 or H, D, tokens) where it lies like that, else return None."""
+    tokens = x.shape[0] * x.shape[2] if x.ndim == 4 else x.size // max(x.shape[-1], 1)
+    if x.ndim < 2 or tokens < 2:
         return None
     turned = x.transpose(1, 3, 0, 2) if x.ndim == 4 else np.moveaxis(x, -1, 0)[None]
     if not turned.flags.c_contiguous:
         return None
     return turned.reshape(*turned.shape[:2], -1)
-
-
-def like(x: FloatArray, dtype: Any) -> FloatArray:
-    """Allocate what lies feature-major like `x`."""
-    if x.ndim == 4:
-        B, H, T, D = x.shape
-        return np.empty((H, D, B, T), dtype).transpose(2, 0, 3, 1)
-    return np.moveaxis(np.empty((x.shape[-1], *x.shape[:-1]), dtype), 0, -1)
 
 
 def _root(rows: FloatArray, eps: float) -> FloatArray:

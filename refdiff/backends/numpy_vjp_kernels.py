@@ -13,22 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
-from refdiff.backends.numpy_kernels import (
+from refdiff.backends.numpy_attention_kernels import (
     QUERIES,
-    SCORES,
-    NumpyKernels,
     by_map,
     covers,
     fits,
-    gated,
     mask_heads,
     part_of,
     softmax_rows,
 )
+from refdiff.backends.numpy_kernels import NumpyKernels, gated
 from refdiff.backends.numpy_row_kernels import WORTH_A_THREAD, FloatArray
 from refdiff.layers.diff_attention import sum_to
 
-BLOCK = SCORES // 2
+BLOCK = 2**17
 """How many scores of one map the way back holds: it has four arrays of them at a time, the way forward two."""
 
 
@@ -252,8 +250,8 @@ class NumpyVjpKernels(NumpyKernels):
             self._workers.split(len(a), part, align=16)
 
     def _by_rows(self, block: Callable[[slice], None], z: FloatArray) -> None:
-        """Call `block` for slices of the rows of z that hold about `SCORES` numbers each."""
-        size = max(SCORES // z.shape[1], 1)
+        """Call `block` for slices of the rows of z that hold about 2 `BLOCK` numbers each."""
+        size = max(2 * BLOCK // z.shape[1], 1)
         self._workers.each(block, [slice(i, min(i + size, len(z))) for i in range(0, len(z), size)])
 
 

@@ -35,23 +35,25 @@ class Workers:
         self._running = 0
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, *, alone: bool = True) -> Iterator[bool]:
         """Take the cores from BLAS for the length of a `with` block, a whole pass through a model.
 
         Outside of such a block `split` and `each` do everything in the calling thread, and BLAS keeps its threads.
+        The value is whether this is the outermost of blocks within each other. With `alone=False` BLAS has all threads,
+        and these here have none.
         """
         if self._running:
-            yield
+            yield False
             return
         if self._controller is None:
             self._controller = ThreadpoolController()
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="refdiff")
-        with self._controller.limit(limits=1):
-            self._running += 1
+        with self._controller.limit(limits=1 if alone else self.threads):
+            self._running += alone
             try:
-                yield
+                yield True
             finally:
-                self._running -= 1
+                self._running -= alone
 
     def split(self, size: int, work: Callable[[int, int], Any], *, align: int = 1) -> None:
         """Call `work(start, stop)` on parts of range(size), one part a thread, starts being multiples of `align`."""

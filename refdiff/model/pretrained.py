@@ -54,7 +54,10 @@ def one_pass(call: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(call)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         model: Any = args[0]
-        with contextlib.nullcontext() if model.kernels is None else model.kernels.running():
+        given: Any = args[1] if len(args) > 1 else kwargs.get("input_ids")
+        running = contextlib.nullcontext if model.kernels is None else model.kernels.running
+        one = given is not None and np.size(given) == 1
+        with running(model.config.hidden_size * model.config.intermediate_size if one else None):
             return call(*args, **kwargs)
 
     called.__doc__ = f"{(call.__doc__ or '').rstrip()}\n{ARGUMENTS}"
@@ -101,7 +104,8 @@ class PreTrainedModel(Pickled):
         self.device = device
         with placing(self.xp, device, sum(getattr(a, "nbytes", 0) for a in flatten(params).values())) as put:
             self.params = _map(put, params)
-        self.kernels = kernels_for(self.xp, kernels, threads)
+        matrices = self.base_params["layers"][0]["self_attn"]["o_proj"]["weight"].dtype
+        self.kernels = kernels_for(self.xp, kernels, threads, getattr(matrices, "name", "float32"))
         self.ops = ops_for(self.kernels)
         self.generation_config = generation_config or {}
         self.source: str | None = None

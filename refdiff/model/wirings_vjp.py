@@ -24,9 +24,6 @@ class Kept:
     computed on the way forward in place of computing it a second time.
     """
 
-    keeps = True
-    """Says to kernels that each call must have the whole of its arrays: pieces would be given again one by one."""
-
     def __init__(self, layer: Callable[..., Array]) -> None:
         self._layer = layer
         self._results: list[Array] = []

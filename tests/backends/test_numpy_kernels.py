@@ -30,6 +30,11 @@ def linear_cases() -> Iterator[Case]:
         yield (normal(0, rows, 2048), normal(1, 1031, 2048, scale=0.02), normal(2, 1031)), {}
 
 
+def embedding_cases() -> Iterator[Case]:
+    for shape in ((2, 3), (7,), (1, 1)):
+        yield (np.random.default_rng(0).integers(0, 13, shape), normal(1, 13, 11)), {}
+
+
 def rms_norm_cases() -> Iterator[Case]:
     for scale in (1.0, 1e-4, 1e3):
         for weight in (None, normal(1, 11)):
@@ -96,6 +101,7 @@ def diff_attention_cases() -> Iterator[Case]:
 
 
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "embedding": embedding_cases,
     "linear": linear_cases,
     "rms_norm": rms_norm_cases,
     "rope": rope_cases,

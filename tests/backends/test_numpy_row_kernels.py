@@ -1,9 +1,12 @@
 """Norm and RoPE; that they equal their layers, test_numpy_kernels.py says of every kernel."""
 
 import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
 
-from refdiff.backends.numpy_row_kernels import ELEMENTS, NumpyRowKernels
+from refdiff.backends.numpy_row_kernels import COLUMNS, ELEMENTS, LARGE, NumpyRowKernels, feature_major
 from refdiff.backends.workers import Workers
+from tests.model.models import small_model
 
 
 def test_a_long_gradient_of_the_weight_is_the_same_with_one_thread_and_with_three() -> None:
@@ -25,3 +28,43 @@ def test_the_result_lies_densely_and_the_input_is_as_it_was() -> None:
     assert NumpyRowKernels().rope(x, cos, sin).flags.c_contiguous
     assert NumpyRowKernels().rms_norm(x, None, 1e-5).flags.c_contiguous
     np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5), (2, 3, 7, 5), (1, 3, 2 * COLUMNS + 5, 6)])
+def test_what_lies_feature_major_is_left_like_that(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(size=shape)
+    if x.ndim == 4:
+        turned = x.transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1)
+    else:
+        turned = np.moveaxis(np.moveaxis(x, -1, 0).copy(), 0, -1)
+    columns = feature_major(turned)
+    assert columns is not None
+    assert np.shares_memory(columns, turned)
+    assert feature_major(x) is None
+    found, weight = NumpyRowKernels(Workers(2)), np.arange(1.0, shape[-1] + 1)
+    normed = found.rms_norm(turned, weight, 1e-5)
+    assert feature_major(normed) is not None
+    np.testing.assert_allclose(normed, found.rms_norm(x, weight, 1e-5), rtol=1e-13)
+    if x.ndim == 4:
+        cos, sin = np.random.default_rng(1).normal(size=(2, 1, 1, shape[2], 2))
+        for interleaved in (False, True):
+            rotated = found.rope(turned, cos, sin, interleaved=interleaved)
+            assert feature_major(rotated) is not None
+            np.testing.assert_array_equal(rotated, found.rope(x, cos, sin, interleaved=interleaved))
+
+
+def test_one_token_reads_large_weights_with_the_threads_of_blas() -> None:
+    kernels = NumpyRowKernels(Workers(2))
+    for multiplications, expected in ((None, 1), (LARGE - 1, 1), (LARGE, 2)):
+        with kernels.running(multiplications):
+            blas = {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+        assert blas == {expected}
+
+
+def test_the_model_says_when_a_pass_is_of_one_token() -> None:
+    model, said = small_model(), []
+    whole = model.kernels.running
+    model.kernels.running = lambda weights: (said.append(weights), whole(weights))[1]
+    for ids in ([[3]], [[3, 4]], [[3], [4]]):
+        model(np.array(ids))
+    assert said == [model.config.hidden_size * model.config.intermediate_size, None, None]

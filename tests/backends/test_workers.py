@@ -41,6 +41,17 @@ def test_a_pass_takes_the_cores_from_blas_and_gives_them_back():
     assert blas_threads() == before
 
 
+def test_blas_can_have_as_many_threads_as_were_asked_for_and_these_none():
+    before, seen = blas_threads(), []
+    for threads in (1, 2):
+        with Workers(threads).running(alone=False) as outermost:
+            assert outermost
+            assert set(blas_threads()) == {threads}
+            Workers(threads).split(100, lambda start, stop: seen.append((start, stop, threading.current_thread())))
+    assert seen == [(0, 100, threading.current_thread())] * 2
+    assert blas_threads() == before
+
+
 def test_several_threads_take_part():
     workers, meeting = Workers(3), threading.Barrier(3, timeout=20)
     with workers.running():

@@ -1,0 +1,97 @@
+"""Each way of going through heads, queries and keys, held to the layer; which way is taken, and what it holds."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from refdiff import layers
+from refdiff.backends import numpy_attention_kernels
+from refdiff.backends.numpy_attention_kernels import LEAST, NumpyAttentionKernels
+from refdiff.backends.workers import Workers
+
+KERNELS = NumpyAttentionKernels(Workers(2))
+WAYS = ("_at_once", "_by_keys", "_by_blocks")
+
+
+def streams(B, H, K, T, S, d, e, scale=1.0):
+    g = np.random.default_rng(T + S)
+    q1, q2 = scale * g.normal(size=(2, B, H, T, d))
+    k1, k2 = g.normal(size=(2, B, K, S, d))
+    return q1, k1, q2, k2, g.normal(size=(B, K, S, e)), np.float64(0.7)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    ways = []
+    for way in WAYS:
+        whole = getattr(NumpyAttentionKernels, way)
+        monkeypatch.setattr(NumpyAttentionKernels, way, lambda *a, w=way, f=whole: (ways.append(w), f(*a))[1])
+    return ways
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "way"),
+    [
+        (1, 2053, "_by_keys"),
+        (LEAST - 1, 1031, "_by_keys"),
+        (LEAST, LEAST, "_at_once"),
+        (LEAST, 3001, "_by_blocks"),
+        (97, 97, "_at_once"),
+        (211, 307, "_by_blocks"),
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 90.0], ids=["small", "large"])
+def test_every_way_is_the_layer_for_scores_of_any_size(taken, T, S, way, scale):
+    """Scores of 40 and more have their maximum taken away: without that, e to the score would be infinite."""
+    inputs = streams(2, 6, 3, T, S, 5, 4, scale)
+    padding = np.ones((2, 1, 1, S), bool)
+    padding[1, ..., : S - T + 1] = False
+    for mask in (None, padding):
+        with KERNELS.running():
+            found = KERNELS.diff_attention(*inputs, mask)
+        np.testing.assert_allclose(found, layers.diff_attention(*inputs, mask), rtol=1e-10, atol=1e-12)
+    assert taken == [way, way]
+
+
+@pytest.mark.parametrize(("T", "S"), [(1, 67), (5, 67), (67, 67), (307, 307)])
+def test_one_map_goes_the_same_ways(taken, T, S):
+    q, k, _, _, v, _ = streams(2, 6, 3, T, S, 5, 5)
+    bias = np.random.default_rng(1).normal(size=(1, 6, T, S))
+    for extra in ((), (None, bias), (bias[0, 0] > -1, bias)):
+        np.testing.assert_allclose(
+            KERNELS.plain_heads(q, k, v, *extra), layers.plain_heads(q, k, v, *extra), rtol=1e-10, atol=1e-12
+        )
+    assert len(set(taken)) == 1
+
+
+def test_blocks_of_any_size_give_the_layer(monkeypatch):
+    inputs = streams(1, 4, 2, 97, 101, 8, 6)
+    expected = layers.diff_attention(*inputs)
+    for scores, queries, cached in ((1, 128, 1), (10**4, 13, 100), (10**9, 128, 10**3)):
+        monkeypatch.setattr(numpy_attention_kernels, "SCORES", scores)
+        monkeypatch.setattr(numpy_attention_kernels, "QUERIES", queries)
+        monkeypatch.setattr(numpy_attention_kernels, "CACHED", cached)
+        np.testing.assert_allclose(KERNELS.diff_attention(*inputs), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_memory_grows_with_the_tokens_and_not_with_their_square():
+    def peak(T):
+        inputs = [np.asarray(x, np.float32) for x in streams(1, 2, 1, T, T, 4, 4)]
+        tracemalloc.start()
+        try:
+            KERNELS.diff_attention(*inputs)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(4096) < 3 * peak(2048)
+    assert peak(4096) < 4 * 4096**2 * 2  # the scores of one map in float32
+
+
+def test_a_layout_by_features_is_taken_and_left_as_it_is():
+    q1, k1, q2, k2, v, lam = streams(2, 4, 2, 300, 300, 8, 6)
+    by_features = [x.transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1) for x in (q1, k1, q2, k2)]
+    found = KERNELS.diff_attention(by_features[0], by_features[1], by_features[2], by_features[3], v, lam)
+    assert found.transpose(1, 3, 0, 2).flags.c_contiguous
+    np.testing.assert_allclose(found, layers.diff_attention(q1, k1, q2, k2, v, lam), rtol=1e-12, atol=1e-13)

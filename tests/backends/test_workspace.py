@@ -1,0 +1,80 @@
+"""Memory is handed out again only when nothing refers to it any more."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from refdiff.backends.workspace import LEAST, Workspace
+
+SHAPE = (LEAST // 4 + 1,)
+
+
+@pytest.fixture
+def workspace():
+    space = Workspace()
+    space.open()
+    return space
+
+
+def owner(x):
+    return x if x.base is None else x.base
+
+
+def test_a_new_array_takes_the_memory_of_one_that_is_gone(workspace):
+    first = workspace.empty(SHAPE, np.float32)
+    block = id(owner(first))
+    del first
+    assert id(owner(workspace.empty(SHAPE, np.float32))) == block
+
+
+@pytest.mark.parametrize("held", [lambda x: x, lambda x: x[3:7], lambda x: x.reshape(-1, 1).T, memoryview])
+def test_what_is_referred_to_keeps_its_memory(workspace, held):
+    view = held(workspace.empty(SHAPE, np.float32))
+    assert not np.shares_memory(workspace.empty(SHAPE, np.float32), view)
+
+
+def test_sizes_do_not_mix_and_dtypes_of_one_size_do(workspace):
+    first = workspace.empty((2, LEAST), np.float32)
+    block = id(owner(first))
+    del first
+    assert id(owner(workspace.empty((2, LEAST - 1), np.float32))) != block
+    second = workspace.empty((LEAST,), np.float64)
+    assert id(owner(second)) == block
+    assert second.shape == (LEAST,)
+    assert second.dtype == np.float64
+    assert second.flags.c_contiguous
+    assert second.flags.aligned
+
+
+def test_what_is_small_or_asked_for_while_closed_is_not_kept():
+    space = Workspace()
+    assert space.empty(SHAPE, np.float32).base is None
+    space.open()
+    assert space.empty((3, 5), np.float32).base is None
+    kept = space.empty(SHAPE, np.float32)
+    before = sys.getrefcount(kept.base)
+    space.close()
+    after = sys.getrefcount(kept.base)
+    assert after == before - 1
+    assert space.empty(SHAPE, np.float32).base is None
+
+
+def test_threads_never_share_a_block(workspace):
+    def fill(value):
+        for _ in range(200):
+            x = workspace.empty(SHAPE, np.float32)
+            x[:] = value
+            y = workspace.empty(SHAPE, np.float32)
+            y[:] = -value
+            assert (x == value).all()
+        return True
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(fill, range(1, 5)))
+    finally:
+        sys.setswitchinterval(interval)
