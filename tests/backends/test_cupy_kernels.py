@@ -75,6 +75,12 @@ def rounding_of_scores(streams: tuple[Any, ...]) -> float:
     return float(2.0**-24 * np.sqrt(q.shape[3]) * scores)
 
 
+def rounding_of_weights(given: tuple[Any, ...]) -> float:
+    """What a sum of values is off by where each weight of both maps is off by 1, in parts of the weight."""
+    q_k_v, lambda_ = given[: 3 if len(given) == 3 else 5], given[5:6]
+    return float(np.abs(q_k_v[-1].astype(np.float64)).max()) * (1 + float(np.abs(lambda_[0]).max() if lambda_ else 0))
+
+
 def cuda() -> Any:
     """CuPy, where a small computation on its device works; else None."""
     try:
@@ -143,6 +149,8 @@ def hold(
             allowed += (3 if back else 1) * rounding_of_scores(given[back:]) * size
         if kind.name != "float32":
             allowed += ROUNDING[kind.name] * size
+            if name in ("diff_attention", "plain_heads") and (real or device.get("capability")):
+                allowed += rounding_of_weights(given) * ROUNDING[kind.name]  # of the softmax, on tensor cores
         assert np.abs(one.astype(np.float64) - exact).max(initial=0) <= allowed, (name, kwargs.keys(), kind)
     return True
 

@@ -56,6 +56,16 @@ T __shfl_xor_sync(unsigned, T x, int lanes) {
     return x;
 }
 
+template <class T>
+T __shfl_sync(unsigned, T x, int lane) {
+    static_assert(sizeof(T) == 4, "four bytes at a time");
+    std::memcpy(&emulated::exchanged[emulated::current], &x, 4);
+    __syncwarp();
+    std::memcpy(&x, &emulated::exchanged[emulated::current / 32 * 32 + lane], 4);
+    __syncwarp();
+    return x;
+}
+
 template <class A, class B>
 auto min(A a, B b) -> decltype(a + b) { return b < a ? b : a; }
 

@@ -72,6 +72,7 @@ class EmulatedDevice:
     Args:
         shared: the bytes of shared memory that a block may have.
         multiprocessors: how many the device claims to have.
+        capability: 75, 80, …: whether it claims to have tensor cores.
         order: in which order threads run.
         change: makes of a source another one, to plant a mistake.
     """
@@ -80,10 +81,12 @@ class EmulatedDevice:
         self,
         shared: int = 227 * 1024,
         multiprocessors: int = 4,
+        capability: int = 0,
         order: int = 0,
         change: Callable[[str], str] = lambda text: text,
     ) -> None:
         self.shared, self.multiprocessors, self.order, self.change = shared, multiprocessors, order, change
+        self.capability = capability
         self.launched: list[str] = []
         self.trace: list[Any] = []
 
@@ -118,6 +121,8 @@ class EmulatedDevice:
         x = np.empty(shape, dtype).view(OnDevice)
         x.reshape(-1).view(np.uint8)[:] = 0xFF
         return x
+
+    tensor_cores = device.Device.tensor_cores
 
     def address(self, x: Any) -> int:
         return int(x.ctypes.data)

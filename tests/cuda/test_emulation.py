@@ -33,6 +33,12 @@ MISTAKES = [
     ("diff_attention", "        __syncthreads();  // all have used the tile before\n", ""),
     ("diff_attention", "        __syncwarp();  // a row's weights are written and read by one warp\n", ""),
     ("diff_attention", "if (row >= rows.count) continue;", ""),
+    ("diff_attention", "o[m][e].of[2 * i] *= shrink;", ""),
+    ("diff_attention", "4 * g + there", "4 * t + there"),
+    ("diff_attention", "high[0], high[1]), pack(high[2], high[3])", "high[2], high[3]), pack(high[0], high[1])"),
+    ("diff_attention", "tile[c * STRIDE_V + k] =", "tile[k * STRIDE_V + c] ="),
+    ("diff_attention", "highest = max_over(highest, 4);", ""),
+    ("diff_attention", "pack(low[0], low[1])", "pack(low[1], low[0])"),
     ("diff_attention_vjp", "(gv[i][j] - of.pull)", "gv[i][j]"),
     ("diff_attention_vjp", "(gv[i][j] - of.pull) * s.scale", "(gv[i][j] - of.pull)"),
     ("diff_attention_vjp", "max(key - (s.S - s.T), 0) * rows.G", "max(key - (s.S - s.T), 0) * rows.G + ROWS"),
@@ -68,10 +74,13 @@ QUICK = 4
 def test_a_planted_mistake_is_caught(kernel: str, right: str, wrong: str) -> None:
     places = [file.name for file in device.SOURCES.glob("*.cu*") if right in file.read_text()]
     assert len(places) >= 1, "the source has changed: plant it anew"
-    dtype = np.float16 if kernel == "linear" else np.float32
+    mma = not any(place in places for place in ("attention.cu", "attention.cuh", "attention_rows.cuh", "numbers.cuh"))
+    mma = mma and kernel == "diff_attention"
+    dtype = np.float16 if kernel == "linear" or mma else np.float32
     with pytest.raises(AssertionError), np.errstate(all="ignore"):
         for args, kwargs in CASES[kernel](False):
-            hold(kernel, args, kwargs, dtype, change=lambda text: text.replace(right, wrong), multiprocessors=4)
+            hold(kernel, args, kwargs, dtype, change=lambda text: text.replace(right, wrong), multiprocessors=4,
+                 capability=80 * mma)  # fmt: skip
 
 
 COPY = 'extern "C" __global__ void copy(const float* x, float* y, int n) {{ const int i = threadIdx.x; {} }}'

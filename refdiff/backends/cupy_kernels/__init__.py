@@ -43,14 +43,16 @@ class CupyKernels:
 
     Args:
         device: what compiles and launches; None is the current CUDA device.
+        rounded: the 16-bit type of the model's matrices, if it is one: where many rows are multiplied, they are rounded
+            to it, in attention too.
     """
 
-    def __init__(self, device: Any = None) -> None:
+    def __init__(self, device: Any = None, rounded: str | None = None) -> None:
         self._device = device or Device()
         self.running, self.each = contextlib.nullcontext, _one_by_one  # as the kernels of a CPU have them
         self.choose = functools.partial(choose, self._device)
         self.rope_append, self.counted_by = self._rope_append, self._counted_by
-        self._length: Array | None = None
+        self._state: dict[str, Any] = {"length": None, "rounded": rounded}
         self.fill = self._device.fill
         self.record, self.refusal = self._record, GraphError
         self.recordable_ops = functools.partial(recordable, self)
@@ -58,11 +60,11 @@ class CupyKernels:
     @contextlib.contextmanager
     def _counted_by(self, length: Array) -> Iterator[None]:
         """Let the device count the tokens of the cache, in `length` (1,) int64, where the shapes say how many fit."""
-        self._length = length
+        self._state["length"] = length
         try:
             yield
         finally:
-            self._length = None
+            self._state["length"] = None
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
         """Multiply with a weight as it is stored: few rows in float32, many rounded to its type.
@@ -197,7 +199,7 @@ class CupyKernels:
         """Sum up both softmax maps in one pass over keys and values; no scores are kept."""
         if not fits(q1, k1, q2, k2, v):
             return NotImplemented
-        call = Call.of(self._device, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal, length=self._length)
+        call = Call.of(self._device, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal, **self._state)
         return NotImplemented if call is None else namespace(q1).permute_dims(call.forward(), (0, 2, 1, 3))
 
     def diff_attention_vjp(
@@ -239,7 +241,7 @@ class CupyKernels:
         """Sum up one softmax map as `diff_attention` does two."""
         if not fits(q, k, q, k, v) or not _one_map(q, mask, bias):
             return NotImplemented
-        call = Call.of(self._device, (q,), (k,), v, None, mask, bias, causal, length=self._length)
+        call = Call.of(self._device, (q,), (k,), v, None, mask, bias, causal, **self._state)
         return NotImplemented if call is None else namespace(q).reshape(call.forward(), (q.shape[0], q.shape[2], -1))
 
     def plain_heads_vjp(
@@ -274,7 +276,7 @@ class CupyKernels:
 
     def _rope_append(self, *args: Any, **kwargs: Any) -> Any:
         """Rotate, and append to the cache; see `rotation.rope_append`."""
-        return rotation.rope_append(self._device, self._length, *args, **kwargs)
+        return rotation.rope_append(self._device, self._state["length"], *args, **kwargs)
 
 
 def _one_by_one(work: Callable[[Any], Any], items: Iterable[Any]) -> None:

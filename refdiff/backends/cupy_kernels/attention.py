@@ -10,7 +10,7 @@ import numpy as np
 
 from refdiff.arrays import Array, namespace
 from refdiff.backends.cupy_kernels.device import NUMBERS
-from refdiff.backends.cupy_kernels.geometry import Tiles, attention_tiles, key_splits
+from refdiff.backends.cupy_kernels.geometry import Tiles, attention_tiles, key_splits, mma_columns, mma_tiles
 from refdiff.backends.numpy_attention_kernels import by_map, covers, mask_heads
 
 AXES = np.dtype([(name, np.int64) for name in ("batch", "head", "row", "key")])
@@ -47,7 +47,10 @@ def rows_lie_whole(*arrays: Array) -> tuple[Array, ...]:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of attention: its arrays, in the order in which the kernels take them, and its shape."""
+    """One call of attention: its arrays, in the order in which the kernels take them, and its shape.
+
+    tile: the 16-bit type that tensor cores compute it in, or None where they do not.
+    """
 
     device: Any
     defines: dict[str, Any]
@@ -57,6 +60,7 @@ class Call:
     tiles: Tiles
     rows: int
     sizes: tuple[int, int, int, int, int, int, int]
+    tile: str | None = None
 
     @classmethod
     def of(
@@ -72,10 +76,12 @@ class Call:
         *,
         backward: bool = False,
         length: Array | None = None,
+        rounded: str | None = None,
     ) -> Call | None:
         """Read the arguments of a layer; None for what the kernels do not serve.
 
         `length` (1,) int64 on the device counts the keys that are there beside those of the T queries, if not all are.
+        `rounded` is the 16-bit type that float32 may be rounded to, so that tensor cores can multiply it.
         """
         B, H, T, d = q[0].shape
         K, S, e = v.shape[1:]
@@ -122,13 +128,23 @@ class Call:
             tiles,
             -(-(H // K * T) // tiles.rows),
             (B, H, K, T, S, d, e),
+            device.tensor_cores(rounded if number == "float" else number),
         )
 
     def forward(self) -> Array:
         """Compute (B, T, H, e)."""
-        B, H, K, T, S, _, e = self.sizes
+        B, H, K, T, S, d, e = self.sizes
         splits, each = key_splits(self.rows * B * K, S, self.tiles.keys, self.device.multiprocessors)
         out = self.device.empty((B, T, H, e), self.streams[0].dtype)  # type: ignore[union-attr]
+        mma = (
+            mma_tiles(d, e, self.defines["MAPS"], H // K * T, self.device.shared) if self.tile and splits == 1 else None
+        )
+        if mma is not None:
+            defines = {**self.defines, "TILE": self.tile, "ROWS": mma.rows, "KEYS": mma.keys}
+            grid = (-(-(H // K * T) // mma.rows), -(-e // mma_columns(e)), B * K)
+            arguments: tuple[Any, ...] = (*self.streams, *self.masks, out, self.shape)
+            self.device.launch("attention_mma.cu", "attention_mma", defines, grid, 2 * mma.rows, arguments, mma.shared)
+            return out
         if splits == 1:
             self._attention((self.rows, 1, B * K), out, None, self.shape)
             return out

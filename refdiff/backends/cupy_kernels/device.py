@@ -30,9 +30,17 @@ DATA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
 
 @functools.cache
 def source(name: str) -> str:
-    """Return the text of a source, with the files that it includes in their places."""
-    text = (SOURCES / name).read_text(encoding="utf-8")
-    return re.sub(r'^#include "(.+)"$', lambda include: source(include[1]), text, flags=re.MULTILINE)
+    """Return the text of a source, with the files that it includes in the place where each is first named."""
+    there: set[str] = set()
+
+    def whole(name: str) -> str:
+        if name in there:
+            return ""
+        there.add(name)
+        text = (SOURCES / name).read_text(encoding="utf-8")
+        return re.sub(r'^#include "(.+)"$', lambda include: whole(include[1]), text, flags=re.MULTILINE)
+
+    return whole(name)
 
 
 def options(defines: Mapping[str, Any]) -> tuple[str, ...]:
@@ -45,6 +53,7 @@ class Device:
 
     Attributes:
         shared: the bytes of shared memory that a block may have.
+        capability: 75, 80, …: its instructions are those of sm_75, sm_80, …
         multiprocessors: how many it has.
     """
 
@@ -54,6 +63,7 @@ class Device:
         self._cupy = cupy
         attributes = cupy.cuda.Device().attributes
         self.shared = int(attributes["MaxSharedMemoryPerBlockOptin"])
+        self.capability = 10 * int(attributes["ComputeCapabilityMajor"]) + int(attributes["ComputeCapabilityMinor"])
         self.multiprocessors = int(attributes["MultiProcessorCount"])
         self._kernels: dict[Any, Any] = {}
 
@@ -85,6 +95,11 @@ class Device:
         """Make an array of whatever was there before."""
         cupy = self._cupy
         return cupy.empty(shape, dtype=dtype)
+
+    def tensor_cores(self, number: str | None) -> str | None:
+        """Return `number`, a type of the sources, where tensor cores multiply it as in mma.cuh, else None."""
+        known = {"float16": 75, "bfloat16": 80}
+        return number if number is not None and self.capability >= known.get(number, 1000) else None
 
     def address(self, x: Any) -> int:
         """Where an array lies, for a struct that points at it."""

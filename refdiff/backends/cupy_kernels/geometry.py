@@ -55,6 +55,23 @@ def attention_tiles(d: int, e: int, maps: int, rows: int, limit: int, *, backwar
     return fitting[0] if fitting else None
 
 
+def mma_tiles(d: int, e: int, maps: int, rows: int, limit: int) -> Tiles | None:
+    """Choose tiles for attention_mma.cu as `attention_tiles` does; None where none fits, or rows are few."""
+    if not (0 < d <= MAX_QUERY and 0 < e <= MAX_VALUE) or rows < 16:
+        return None
+    keys = 32
+    for tile in (64, 32, 16):
+        bytes_ = 2 * (maps * (tile + keys) * (-(-d // 16) * 16 + 8) + mma_columns(e) * (keys + 8))
+        if bytes_ <= limit and (tile == 16 or tile < rows + 16):
+            return Tiles(tile, keys, bytes_)
+    return None
+
+
+def mma_columns(e: int) -> int:
+    """How many columns of the values a block of attention_mma.cu takes."""
+    return min(-(-e // 8) * 8, 128)
+
+
 def shared_bytes(d: int, e: int, maps: int, rows: int, keys: int, backward: bool = False) -> int:
     """Count the bytes that the tiles of attention.cu, or of attention_vjp.cu, take."""
     both = maps * (rows + keys) * (d + 1) + maps * rows * (keys + 1)

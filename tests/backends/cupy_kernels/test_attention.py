@@ -9,7 +9,7 @@ from refdiff import layers
 from refdiff.backends.cupy_kernels import CupyKernels
 from refdiff.backends.cupy_kernels.attention import AXES, SHAPE, Call, axes_of, rows_lie_whole
 from tests.backends.vjp_cases import normal
-from tests.cuda.emulation import EmulatedDevice
+from tests.cuda.emulation import BFLOAT16, EmulatedDevice
 from tests.cuda.structs import declared
 
 
@@ -25,8 +25,8 @@ def test_axes_count_elements_and_shared_ones_are_zero() -> None:
 
 def test_structs_are_laid_out_as_in_the_source() -> None:
     """The fields in order, and no padding that C would put between them."""
-    axes = declared("attention.cuh", "Axes")
-    shape = declared("attention.cuh", "Shape", Axes=axes)
+    axes = declared("attention_rows.cuh", "Axes")
+    shape = declared("attention_rows.cuh", "Shape", Axes=axes)
     for ours, theirs in ((AXES, axes), (SHAPE, shape)):
         assert ours.fields == theirs.fields
         assert ours.itemsize == theirs.itemsize
@@ -81,3 +81,42 @@ def test_where_the_device_counts_keys_what_lies_past_them_is_not_read(multiproce
         got = kernels.diff_attention(q1, k1, q2, k2, v, np.float32(0.7), mask)
     right = bool(np.allclose(got, exact, rtol=1e-5, atol=1e-5))
     assert right is (mistake is None)
+
+
+@pytest.mark.parametrize(("number", "rounded"), [(np.float16, None), (BFLOAT16, None), (np.float32, "bfloat16")])
+def test_tensor_cores_round_what_they_multiply_and_nothing_else(number: Any, rounded: str | None) -> None:
+    """Several tiles of rows, of keys and of columns of the values; a query is wider than one matrix."""
+    B, H, K, T, S, d, e = 1, 4, 2, 37, 41, 21, 136
+    tile = np.dtype(number) if rounded is None else BFLOAT16
+    q1, q2 = (normal(i, B, H, T, d).astype(tile).astype(number) for i in range(2))
+    k1, k2 = (normal(i, B, K, S, d).astype(tile).astype(number) for i in range(2, 4))
+    v, lambda_ = normal(4, B, K, S, e).astype(tile).astype(number), normal(5, B, H, T, 1).astype(np.float32)
+    mask = np.random.default_rng(6).random((B, 1, T, S)) < 0.8
+    mask[0, 0, 5] = False
+    emulated = EmulatedDevice(capability=80, order=2, multiprocessors=1)
+    got = CupyKernels(emulated, rounded).diff_attention(q1, k1, q2, k2, v, lambda_, mask)
+    assert emulated.launched == ["attention_mma"]
+    assert got.dtype == number
+    exact = layers.diff_attention(*(x.astype(np.float64) for x in (q1, k1, q2, k2, v, lambda_)), mask)
+    unit = 2.0**-9 if tile == BFLOAT16 else 2.0**-12  # each weight, and then the result where it is of 16 bits
+    bound = unit * (1 + np.abs(lambda_).max()) * np.abs(v.astype(np.float64)).max() + unit * np.abs(exact).max()
+    assert np.abs(got.astype(np.float64) - exact).max() < bound
+    assert (got[0, :, 5] == 0).all()
+
+
+def test_who_has_tensor_cores() -> None:
+    for capability, number, has in (
+        (70, "float16", False), (75, "float16", True), (75, "bfloat16", False), (80, "bfloat16", True),
+        (90, "float", False), (90, None, False),
+    ):  # fmt: skip
+        assert EmulatedDevice(capability=capability).tensor_cores(number) == (number if has else None)
+
+
+def test_few_rows_and_float32_are_not_rounded() -> None:
+    one = np.ones((1, 2, 5, 8), np.float32)
+    for x, kernels in (
+        (one[:, :, :3], CupyKernels(emulated := EmulatedDevice(capability=90), "bfloat16")),
+        (np.ones((1, 2, 31, 8), np.float32), CupyKernels(other := EmulatedDevice(capability=90))),
+    ):
+        kernels.diff_attention(*[x] * 5, np.float32(1))
+    assert emulated.launched == other.launched == ["attention"]

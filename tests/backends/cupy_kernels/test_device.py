@@ -51,7 +51,14 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
         def get_function(self, name: str) -> FakeFunction:
             return functions.setdefault(name, FakeFunction())
 
-    there = SimpleNamespace(attributes={"MaxSharedMemoryPerBlockOptin": 232448, "MultiProcessorCount": 132})
+    there = SimpleNamespace(
+        attributes={
+            "MaxSharedMemoryPerBlockOptin": 232448,
+            "MultiProcessorCount": 132,
+            "ComputeCapabilityMajor": 9,
+            "ComputeCapabilityMinor": 0,
+        }
+    )
     cublas = SimpleNamespace(
         gemmEx=lambda *args: products.append(args), CUBLAS_OP_T=1, CUBLAS_OP_N=0, CUBLAS_COMPUTE_32F=68,
         CUBLAS_GEMM_DEFAULT=-1,
@@ -75,7 +82,7 @@ class Pointed:
 
 def test_a_kernel_is_compiled_once_for_each_set_of_values(cupy: Any) -> None:
     there = device.Device()
-    assert (there.shared, there.multiprocessors) == (232448, 132)
+    assert (there.shared, there.multiprocessors, there.capability) == (232448, 132, 90)
     for _ in range(2):
         there.launch("gated.cu", "gated", {"NUMBER": "float"}, (5, 1, 1), 256, [1, 2])
     assert cupy.compiled == [(device.source("gated.cu"), device.options({"NUMBER": "float"}), "nvrtc")]

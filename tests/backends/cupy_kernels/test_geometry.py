@@ -11,6 +11,8 @@ from refdiff.backends.cupy_kernels.geometry import (
     Tiles,
     attention_tiles,
     key_splits,
+    mma_columns,
+    mma_tiles,
     row_shares,
     row_threads,
     shared_bytes,
@@ -95,3 +97,20 @@ def test_shares_of_rows(rows: int) -> None:
     shares = row_shares(rows)
     assert 1 <= shares <= 64
     assert shares == 64 or 64 * shares >= rows > 64 * (shares - 1)
+
+
+@given(d=widths, e=st.integers(1, MAX_VALUE), maps=st.integers(1, 2), rows=st.integers(1, 10**5),
+       limit=st.sampled_from([SM75, SM86, SM80, SM90]))  # fmt: skip
+def test_tiles_of_tensor_cores_fit_and_are_no_taller_than_the_rows(
+    d: int, e: int, maps: int, rows: int, limit: int
+) -> None:
+    tiles = mma_tiles(d, e, maps, rows, limit)
+    if tiles is None:
+        assert rows < 16 or limit == SM75
+        return
+    assert tiles.shared <= limit
+    assert tiles.rows in (16, 32, 64)
+    assert tiles.rows < rows + 16
+    assert mma_columns(e) % 8 == 0
+    width = -(-d // 16) * 16 + 8
+    assert tiles.shared == 2 * (maps * (tiles.rows + 32) * width + mma_columns(e) * 40)
