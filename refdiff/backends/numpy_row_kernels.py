@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.backends.numpy_stored import is_stored
 from refdiff.backends.workers import Workers
 from refdiff.backends.workspace import Workspace
 
@@ -46,13 +47,15 @@ class NumpyRowKernels:
         self.running = self._pass
 
     @contextlib.contextmanager
-    def _pass(self, multiplications: int | None = None) -> Iterator[None]:
+    def _pass(self, weight: NDArray[Any] | None = None) -> Iterator[None]:
         """Share out the cores, and keep memory, for the length of a `with` block, a whole pass through a model.
 
-        A pass of one token, with so many `multiplications` in its largest product, reads large weights with BLAS's own
-        threads, which lose less time on meeting than Python's. In any other the threads are ours.
+        A pass of one token, which says so by one of its large weights, multiplies with BLAS's own threads: they lose
+        less time on meeting than Python's. In any other, and where weights are expanded as they go, the threads are
+        ours.
         """
-        with self._workers.running(alone=multiplications is None or multiplications < LARGE) as outermost:
+        for_blas = weight is not None and weight.size >= LARGE and not is_stored(weight)
+        with self._workers.running(alone=not for_blas) as outermost:
             if outermost:
                 self._workspace.open()
             try:

@@ -17,6 +17,7 @@ from refdiff.bench.side import Settings, Side
 
 SIDES = {
     "refdiff": ("refdiff_side", "RefdiffSide"),
+    "stored": ("refdiff_side", "StoredSide"),
     "transformers": ("transformers_side", "TransformersSide"),
     "onnxruntime": ("onnxruntime_side", "OnnxRuntimeSide"),
     "ceilings": ("ceilings", "CeilingSide"),

@@ -19,6 +19,9 @@ from refdiff.bench.work import WEIGHT, Work, work_of
 from refdiff.model.config import DiffLlamaConfig
 
 OURS = "refdiff"
+ONLY = {"onnxruntime": ("product",), "stored": ("load", "prefill", "decode", "lookup", "memory")}
+"""Which kinds of rows a side takes part in, where it is not all of them."""
+
 DECODED_FOR_MEMORY = 16
 LOOKUP_PROMPT = 256
 
@@ -127,8 +130,8 @@ class Measurer:
         self._opened.clear()
 
     def sides_of(self, row: Row) -> list[str]:
-        """Name who takes part in a row: a side without models takes part in products."""
-        return [OURS, *(name for name in self.options.against if name != "onnxruntime" or row.kind == "product")]
+        """Name who takes part in a row."""
+        return [OURS, *(name for name in self.options.against if row.kind in ONLY.get(name, (row.kind,)))]
 
     def check(self) -> None:
         """Start every side once, so that what is not installed is said before an hour of measuring.

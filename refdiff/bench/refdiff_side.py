@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,12 +21,13 @@ class RefdiffSide(ModelSide):
     """A `DiffLlamaForCausalLM`, read by what its `generate` reads by."""
 
     model: DiffLlamaForCausalLM
+    weights: ClassVar[str] = "expanded"
 
     def load(self, folder: str) -> None:
         """Map the files."""
         s = self.settings
         self.model = DiffLlamaForCausalLM.from_pretrained(
-            folder, dtype=s.dtype, backend=s.backend, threads=s.threads, local_files_only=True
+            folder, dtype=s.dtype, backend=s.backend, threads=s.threads, weights=self.weights, local_files_only=True
         )
         self.vocab_size = self.model.config.vocab_size
 
@@ -84,3 +85,9 @@ class RefdiffSide(ModelSide):
             return float(loss)
 
         return one_step
+
+
+class StoredSide(RefdiffSide):
+    """The same, its weights of 16 bits kept as the file has them."""
+
+    weights = "stored"

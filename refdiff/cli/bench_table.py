@@ -10,8 +10,13 @@ from refdiff.bench.machine import one_line
 from refdiff.cli.terminal import size
 
 _WIDTH = 79
-_NAMES = {"refdiff": "refdiff", "transformers": "transformers", "onnxruntime": "ONNX Runtime"}
-_SHORT = {"transformers": "torch", "onnxruntime": "ORT"}
+_NAMES = {
+    "refdiff": "refdiff",
+    "transformers": "transformers",
+    "onnxruntime": "ONNX Runtime",
+    "stored": "stored",
+}
+_SHORT = {"transformers": "torch", "onnxruntime": "ORT", "stored": "stored"}
 """Who multiplied, where a product was measured beside both."""
 
 

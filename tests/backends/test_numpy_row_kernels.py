@@ -55,8 +55,9 @@ def test_what_lies_feature_major_is_left_like_that(shape: tuple[int, ...]) -> No
 
 def test_one_token_reads_large_weights_with_the_threads_of_blas() -> None:
     kernels = NumpyRowKernels(Workers(2))
-    for multiplications, expected in ((None, 1), (LARGE - 1, 1), (LARGE, 2)):
-        with kernels.running(multiplications):
+    large = np.zeros(LARGE, np.float32)
+    for weight, expected in ((None, 1), (large[1:], 1), (large, 2), (np.zeros(LARGE, np.float16), 1)):
+        with kernels.running(weight):
             blas = {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
         assert blas == {expected}
 
@@ -64,7 +65,11 @@ def test_one_token_reads_large_weights_with_the_threads_of_blas() -> None:
 def test_the_model_says_when_a_pass_is_of_one_token() -> None:
     model, said = small_model(), []
     whole = model.kernels.running
-    model.kernels.running = lambda weights: (said.append(weights), whole(weights))[1]
+    model.kernels.running = lambda weight: (said.append(weight), whole(weight))[1]
     for ids in ([[3]], [[3, 4]], [[3], [4]]):
         model(np.array(ids))
-    assert said == [model.config.hidden_size * model.config.intermediate_size, None, None]
+    assert [None if weight is None else weight.shape for weight in said] == [
+        (model.config.intermediate_size, model.config.hidden_size),
+        None,
+        None,
+    ]

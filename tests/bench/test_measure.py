@@ -164,6 +164,18 @@ def test_products_are_measured_beside_everyone(fake: type[FakeChild], tiny_check
     assert not [what for _, what in fake.log if what == "open"]
 
 
+def test_each_side_takes_part_where_it_does_something_of_its_own() -> None:
+    measurer = Measurer(Options(against=("transformers", "onnxruntime", "stored")))
+    found = {row.spelled: measurer.sides_of(row)[1:] for row in parse_rows("cold,load,decode:9,product:4,train:3m")}
+    assert found == {
+        "cold": ["transformers"],
+        "load": ["transformers", "stored"],
+        "decode:9": ["transformers", "stored"],
+        "product:4": ["transformers", "onnxruntime"],
+        "train:3m": ["transformers"],
+    }
+
+
 def test_training_gives_its_memory_too(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
     speed, memory = _measure(tiny_checkpoint, "train:3m", batch=2, context=5)
     assert speed.to_dict()["unit"] == "tok/s"

@@ -9,7 +9,7 @@ import pytest
 
 import refdiff
 from refdiff.bench.model_side import random_ids
-from refdiff.bench.refdiff_side import RefdiffSide
+from refdiff.bench.refdiff_side import RefdiffSide, StoredSide
 from refdiff.bench.side import Settings
 
 
@@ -65,3 +65,14 @@ def test_training_goes_down(tiny_checkpoint: Path) -> None:
     assert losses[0] == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-5)  # type: ignore[arg-type]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 0.01
+
+
+def test_weights_stay_as_they_are_stored(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path, dtype="bfloat16")
+    sides = [kind(Settings(str(tmp_path), 1)) for kind in (RefdiffSide, StoredSide)]
+    answers = []
+    for side, bits in zip(sides, (32, 16), strict=True):
+        side.open()
+        assert side.model.params["model"]["layers"][0]["mlp"]["gate_proj"]["weight"].dtype.itemsize == bits // 8
+        answers.append(side.decode(9, 2, steps=3)["tokens"])
+    assert answers[0] == answers[1]

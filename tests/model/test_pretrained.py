@@ -159,7 +159,7 @@ def test_a_call_has_the_kernels_to_itself_for_its_length():
     model, inside = small_model(), []
 
     @contextlib.contextmanager
-    def running(multiplications):
+    def running(weight):
         inside.append("in")
         yield
         inside.append("out")
