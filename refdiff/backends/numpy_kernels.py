@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refdiff import layers
 from refdiff.backends import untouched
 from refdiff.backends.numpy_attention_kernels import UNPACKED, NumpyAttentionKernels
 from refdiff.backends.numpy_row_kernels import ELEMENTS, WORTH_A_THREAD, FloatArray
-from refdiff.backends.numpy_stored import ROWS, expand, is_stored
+from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, WHOLE, expand, has_words, is_stored
 
 FEW = 24
 """Up to so many rows, a product is cut into pieces over its outputs."""
@@ -66,18 +67,13 @@ class NumpyKernels(NumpyAttentionKernels):
         columns = flat.T if N > 1 else flat[0]
         out = y if N > 1 else y[:, 0]
         rows = self._rows(N, K) if 1 < N <= FEW else outputs
-        rows = min(rows, ROWS) if stored else rows
 
-        def part(start: int, stop: int) -> None:
-            tile = np.empty((min(rows, stop - start), K), y.dtype) if stored else None
+        def plain(start: int, stop: int) -> None:
             for i in range(start, stop, rows):
                 j = min(i + rows, stop)
-                piece = weight[i:j]
-                if tile is not None:
-                    expand(piece, tile[: j - i])
-                    piece = tile[: j - i]
-                np.matmul(piece, columns, out=out[i:j])
+                np.matmul(weight[i:j], columns, out=out[i:j])
 
+        part = _expanding(weight, columns, out) if stored else plain
         if outputs * N * K < WORTH_A_THREAD:
             part(0, outputs)
         else:
@@ -145,6 +141,29 @@ class NumpyKernels(NumpyAttentionKernels):
         else:
             self._workers.split(first.size, part, align=16)
         return [out.reshape(rows.shape, order=order).reshape(first.shape) for out in outs]
+
+
+def _expanding(weight: NDArray[Any], columns: FloatArray, out: FloatArray) -> Callable[[int, int], None]:
+    """Return what writes some rows of a product with a stored weight into `out`."""
+    few = columns.ndim == 1 or columns.shape[1] <= FEW
+    by_halves = few and has_words(weight, out.dtype)
+    places, rows = ((EVEN, ODD), max(NUMBERS // weight.shape[1], 1)) if by_halves else ((WHOLE,), ROWS)
+    factors = [columns[place] if place is WHOLE else np.ascontiguousarray(columns[place]) for place in places]
+
+    def part(start: int, stop: int) -> None:
+        size = min(rows, stop - start)
+        tiles = [np.empty((size, len(factor)), out.dtype) for factor in factors]
+        for i in range(start, stop, size):
+            j = min(i + size, stop)
+            for place, factor, tile in zip(places, factors, tiles, strict=True):
+                piece = tile[: j - i]
+                expand(weight[i:j], piece, place)
+                if place is ODD:
+                    out[i:j] += piece @ factor
+                else:
+                    np.matmul(piece, factor, out=out[i:j])
+
+    return part
 
 
 def gated(outs: list[FloatArray], gate: FloatArray, up: FloatArray) -> None:
