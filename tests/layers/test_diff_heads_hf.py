@@ -131,6 +131,25 @@ def test_lambda_zero_is_plain_attention_normed(rng: np.random.Generator) -> None
     close(heads(q, k, v, lambda_=np.array(0.0)), np.moveaxis(expected, 1, 2).reshape(B, T, H * d), 1e-12)
 
 
+@given(SEEDS, st.floats(-1, 3))
+def test_constant_values_are_weighed_by_one_minus_lambda(rng: np.random.Generator, lambda_: float) -> None:
+    q, k, v = inputs(rng)
+    constant = np.repeat(v[:, :, :1], S, axis=2)
+    joined = np.repeat(value_pairs_hf(v)[:, :, :1], H // K, axis=1)
+    expected = (1 - START) * rms_norm((1 - lambda_) * joined, None, EPS)
+    out = heads(q, k, constant, lambda_=np.array(lambda_)).reshape(B, T, H // 2, 2 * d)
+    # near λ = 1 the rounding of the row sums is all that is left, and the norm makes it larger: 1e-16 / √ε
+    assert np.abs(out - np.moveaxis(expected, 1, 2)).max() < 1e-11 * np.abs(v).max()
+
+
+@given(SEEDS)
+def test_order_of_keys_does_not_matter(rng: np.random.Generator) -> None:
+    q, k, v = inputs(rng)
+    order = rng.permutation(S)
+    out = heads(q, k, v, causal=False)
+    close(heads(q, k[:, :, order], v[:, :, order], causal=False), out, 1e-10)
+
+
 @given(SEEDS)
 def test_what_a_token_may_not_see_changes_nothing(rng: np.random.Generator) -> None:
     q, k, v = inputs(rng)

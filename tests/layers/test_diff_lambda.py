@@ -74,6 +74,18 @@ def test_bounds(rng: np.random.Generator) -> None:
     assert 0.2 - float(np.exp(q2 @ k2)) < diff_lambda(q1, k1, q2, k2, 0.2) < 0.2 + above
 
 
+@given(SEEDS, st.floats(0, 1), st.integers(1, 64))
+def test_at_initialization_it_is_near_its_start(rng: np.random.Generator, start: float, size: int) -> None:
+    q1, k1, q2, k2 = rng.normal(size=(4, size)) * 0.1
+    one, two = (float(np.linalg.norm(q) * np.linalg.norm(k)) for q, k in ((q1, k1), (q2, k2)))
+    moved = diff_lambda(q1, k1, q2, k2, start) - start
+    assert math.exp(-one) - math.exp(two) - 1e-15 <= moved <= math.exp(one) - math.exp(-two) + 1e-15
+    # two products of `size` pairs of deviation 0.1: a deviation of √(2 · size) / 100, and here 6 of them
+    draws = rng.normal(size=(20, 4, size)) * 0.1
+    mean = np.mean([diff_lambda(*vectors, start) for vectors in draws]) - start
+    assert abs(mean) < 6 * math.sqrt(2 * size / 20) / 100
+
+
 @pytest.mark.parametrize("wrong", [0, 1, 2, 3])
 @pytest.mark.parametrize("shape", [(5,), (1, 7), ()])
 def test_vectors_of_another_shape(wrong: int, shape: tuple[int, ...]) -> None:
