@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from refdiff.bench.gpu import CupyGpu
 from refdiff.bench.side import CACHES, Side
 
 REPEATS = 3
@@ -13,9 +15,15 @@ REPEATS = 3
 
 
 class CeilingSide(Side):
-    """NumPy's BLAS on all its threads, on operands of the best shape."""
+    """NumPy's BLAS on all its threads, or a CUDA device, on operands of the best shape."""
 
-    asked = (*Side.asked, "gemv", "sgemm")
+    asked = (*Side.asked, "gemv", "sgemm", "copy", "matmul")
+
+    def prepare(self) -> dict[str, Any]:
+        """Ask for the device, where it is that whose ceilings are wanted."""
+        if self.settings.backend == "cupy":
+            self.gpu = CupyGpu()
+        return {}
 
     def gemv(self, rows: int = CACHES // 4 // 8192, columns: int = 8192) -> dict[str, Any]:
         """Bytes of a weight that a matrix-vector product reads in a second."""
@@ -31,5 +39,20 @@ class CeilingSide(Side):
             self._result = np.empty((size, size), np.float32)
         return {"rate": 2 * size**3 / self._fastest(self._square, self._square, self._result)}
 
+    def copy(self, size: int = 4 * CACHES) -> dict[str, Any]:
+        """Bytes that copies within the device read and write in a second."""
+        if not hasattr(self, "_copy"):
+            self._copy = self.gpu.copy(size)
+        return {"rate": 2 * size / self._fastest_of(self._copy)}
+
+    def matmul(self, size: int = 8192) -> dict[str, Any]:
+        """Multiplications and additions that the device does in a second in a large product, in the sides' dtype."""
+        if not hasattr(self, "_matmul"):
+            self._matmul = self.gpu.matmul(size, self.settings.dtype)
+        return {"rate": 2 * size**3 / self._fastest_of(self._matmul)}
+
     def _fastest(self, a: Any, b: Any, out: Any) -> float:
-        return min(self.timed(lambda: np.matmul(a, b, out=out))[0] for _ in range(REPEATS))
+        return self._fastest_of(lambda: np.matmul(a, b, out=out))
+
+    def _fastest_of(self, work: Callable[[], Any]) -> float:
+        return min(self.timed(work)[0] for _ in range(REPEATS))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.backends.workers import Workers
+from refdiff.bench.gpu import CupyGpu
 
 PACKAGES = ("numpy", "transformers", "torch", "onnxruntime")
 
@@ -18,8 +19,8 @@ def cores() -> int:
     return Workers().threads
 
 
-def describe(threads: int) -> dict[str, Any]:
-    """Name processor, memory, system and versions; a package that is not installed is not there."""
+def describe(threads: int, backend: str = "numpy") -> dict[str, Any]:
+    """Name processor, memory, system and versions, and the backend's device; a package that is not installed is not."""
     import numpy as np
 
     import refdiff
@@ -30,9 +31,12 @@ def describe(threads: int) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
+    card = CupyGpu().describe() if backend == "cupy" else {}
+    versions |= {name: card[name] for name in ("cupy", "cuda") if card}
     build: Any = np.show_config(mode="dicts")
     blas = build.get("Build Dependencies", {}).get("blas", {})
     return {
+        **({"device": card["device"]} if card else {}),
         "processor": processor(),
         "cores": cores(),
         "threads": threads,
@@ -63,9 +67,12 @@ def memory() -> int | None:
 
 def one_line(machine: dict[str, Any]) -> str:
     """The machine as a sentence under a table."""
-    names = {"python": "Python", "numpy": "NumPy", "onnxruntime": "ONNX Runtime"}
+    names = {"python": "Python", "numpy": "NumPy", "onnxruntime": "ONNX Runtime", "cupy": "CuPy", "cuda": "CUDA"}
     versions = ", ".join(f"{names.get(name, name)} {number}" for name, number in machine["versions"].items())
     memory = f", {machine['memory_bytes'] / 1e9:.0f} GB" if machine["memory_bytes"] else ""
     cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
-    return f"{machine['processor']}, {cores}{memory}, {machine['system']}; {threads}; {machine['blas']}; {versions}"
+    card = f"{machine['device']}; " if "device" in machine else ""
+    return (
+        f"{card}{machine['processor']}, {cores}{memory}, {machine['system']}; {threads}; {machine['blas']}; {versions}"
+    )

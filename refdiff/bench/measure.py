@@ -6,12 +6,13 @@ import functools
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from refdiff.bench import pairs
 from refdiff.bench.children import Child, first_output
+from refdiff.bench.gpu import CEILINGS, SIXTEEN_BITS
 from refdiff.bench.model_side import LOOKED_UP
 from refdiff.bench.rows import Row
 from refdiff.bench.side import Settings
@@ -52,13 +53,15 @@ class Measured:
 
     `sides`: name → what each round gave, in seconds or bytes, and as a rate. `against`: name → the ratio (above 1:
     refdiff is faster; of memory, below 1: it needs less), and where the two did not do the same. `ceiling`: the
-    machine's rate in each round, and the share of it that each side reached. `error`: why there is nothing.
+    machine's rate in each round, and the share of it that each side reached. `rounded`: the sides round to 16 bits,
+    each in other places, so that their tokens may differ. `error`: why there is nothing.
     """
 
     row: Row
     work: Work
     answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
+    rounded: bool = False
     error: str | None = None
 
     @property
@@ -87,7 +90,7 @@ class Measured:
             if name == OURS:
                 continue
             over, under = (values, numbers[OURS]) if key == "seconds" else (numbers[OURS], values)
-            compared = map(pairs.difference, self.answers[OURS], self.answers[name])
+            compared = [] if self.rounded else map(pairs.difference, self.answers[OURS], self.answers[name])
             against[name] = {
                 "ratio": pairs.ratios(over, under).to_dict(),
                 "difference": next((found for found in compared if found), None),
@@ -163,7 +166,7 @@ class Measurer:
         turns = iter(list(asks) * rounds)
         answers = pairs.interleave(asks, rounds, lambda: self._before(row, next(turns)))
         rates = [a["rate"] for a in answers.pop("ceilings", [])]
-        return Measured(row, work, answers, rates)
+        return Measured(row, work, answers, rates, rounded=self.options.settings.dtype in SIXTEEN_BITS)
 
     def _before(self, row: Row, side: str) -> None:
         self._turn(row, side)
@@ -172,7 +175,10 @@ class Measurer:
     def _work(self, row: Row, config: DiffLlamaConfig | None) -> Work:
         o = self.options
         itemsize = 8 if o.settings.dtype == "float64" else 4
-        return work_of(row, config, steps=o.steps, itemsize=itemsize, batch=o.batch, context=o.context)
+        matrices = 2 if o.settings.dtype in SIXTEEN_BITS else itemsize
+        shape = {"batch": o.batch, "context": o.context}
+        work = work_of(row, config, steps=o.steps, itemsize=itemsize, matrices=matrices, **shape)
+        return work if o.settings.backend == "numpy" else replace(work, ceiling=CEILINGS[work.ceiling])
 
     def _child(self, name: str) -> Child:
         if name not in self._children:
@@ -219,11 +225,12 @@ class Measurer:
         prompt = sixteen_tokens(folder)
         if name == OURS:
             command = ["-m", "refdiff", "generate", "-m", folder, "-p", prompt, "-n", "1", "--temp", "0", "-q"]
-            command += ["--threads", str(s.threads), "--dtype", s.dtype, "--offline"]
+            command += ["--threads", str(s.threads), "--dtype", s.dtype, "--offline", "--backend", s.backend]
+            command += ["--weights", "stored"] if s.dtype in SIXTEEN_BITS else []
         else:
-            from refdiff.bench.transformers_side import WHAT_ONE_WOULD_WRITE
+            from refdiff.bench.transformers_side import WHAT_ONE_WOULD_WRITE, device_of
 
-            command = ["-c", WHAT_ONE_WOULD_WRITE, folder, prompt, s.dtype]
+            command = ["-c", WHAT_ONE_WOULD_WRITE, folder, prompt, s.dtype, device_of(s)]
 
         def ask() -> dict[str, Any]:
             seconds, text = first_output([sys.executable, *command], s.threads)

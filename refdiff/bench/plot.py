@@ -9,7 +9,7 @@ from typing import Any
 from refdiff.bench.pairs import Spread
 from refdiff.bench.rows import Row, parse_rows
 
-SIDES = ("refdiff", "transformers")
+SIDES = ("refdiff", "transformers", "stored")
 """Who is drawn, in the order of their colours."""
 
 
@@ -56,6 +56,15 @@ def plot(report: dict[str, Any], file: str | os.PathLike[str]) -> None:
     """Draw the panels of a report into a file, whose name ends in .png, .svg or .pdf.
 
     Raises:
+        ValueError, ImportError: as `draw`.
+    """
+    draw(report).savefig(file, dpi=144)
+
+
+def draw(report: dict[str, Any]) -> Any:
+    """Return a figure of the panels of a report.
+
+    Raises:
         ValueError: no kind of row was measured at two sizes.
         ImportError: matplotlib is not installed.
     """
@@ -81,7 +90,7 @@ def plot(report: dict[str, Any], file: str | os.PathLike[str]) -> None:
         axes.set_ylim(0, 1.1 * max(high for points in sides.values() for *_, high in points))
         axes.grid(alpha=0.3)
         legend(dress(axes))
-    figure.savefig(file, dpi=144)
+    return figure
 
 
 def _is(kind: str, **fields: int) -> Callable[[Row], bool]:

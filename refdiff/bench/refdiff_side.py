@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from refdiff.arrays import namespace
+from refdiff.arrays import namespace, to_numpy
 from refdiff.backends import kernels_for, ops_for
+from refdiff.bench.gpu import SIXTEEN_BITS, CupyGpu
 from refdiff.bench.model_side import LOOKED_UP, Ids, ModelSide
 from refdiff.bench.side import FloatArray
 from refdiff.generation.context import Context
@@ -23,12 +24,30 @@ class RefdiffSide(ModelSide):
     model: DiffLlamaForCausalLM
     weights: ClassVar[str] = "expanded"
 
+    def prepare(self) -> dict[str, Any]:
+        """Ask for the device, where one is to be used."""
+        if self.settings.backend == "cupy":
+            self.gpu = CupyGpu()
+        return {}
+
     def load(self, folder: str) -> None:
-        """Map the files."""
+        """Map the files; matrices of a 16-bit dtype stay so.
+
+        Raises:
+            ValueError: the file has them in another type.
+        """
         s = self.settings
         self.model = DiffLlamaForCausalLM.from_pretrained(
-            folder, dtype=s.dtype, backend=s.backend, threads=s.threads, weights=self.weights, local_files_only=True
+            folder,
+            dtype=s.dtype,
+            backend=s.backend,
+            threads=s.threads,
+            local_files_only=True,
+            weights="stored" if s.dtype in SIXTEEN_BITS else self.weights,
         )
+        found = self.model.base_params["layers"][0]["self_attn"]["o_proj"]["weight"].dtype.name
+        if s.dtype in SIXTEEN_BITS and found != s.dtype:
+            raise ValueError(f"--dtype {s.dtype} measures matrices as they are stored, but here they are {found}")
         self.vocab_size = self.model.config.vocab_size
 
     def start(self, ids: Ids) -> Ids:
@@ -42,7 +61,11 @@ class RefdiffSide(ModelSide):
         return self._next()
 
     def _next(self) -> Ids:
-        return np.asarray(self._context.read(self._ids)[:, -1].argmax(axis=1))
+        if self.gpu is None:
+            return np.asarray(self._context.read(self._ids)[:, -1].argmax(axis=1))
+        logits = self._context.read_there(self._ids)
+        chosen: Ids = to_numpy(namespace(logits).argmax(logits, axis=1))
+        return chosen
 
     def rewind(self, length: int) -> None:
         """Crop the cache."""
@@ -70,8 +93,11 @@ class RefdiffSide(ModelSide):
     def trainer(self, folder: str, ids: Ids) -> Callable[[], float]:
         """Make a step of what `refdiff.training` does: loss and gradients, then AdamW."""
         s = self.settings
-        model = DiffLlamaForCausalLM.from_pretrained(folder, dtype=s.dtype, threads=s.threads)
-        params = {name: np.array(a, order="C") for name, a in flatten(model.params).items()}
+        model = DiffLlamaForCausalLM.from_pretrained(folder, dtype=s.dtype, backend=s.backend, threads=s.threads)
+        params = {
+            name: np.array(a, order="C") if isinstance(a, np.ndarray) else a
+            for name, a in flatten(model.params).items()
+        }
         model.params = nest(params)
         optimizer = AdamW(params)
 

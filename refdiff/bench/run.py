@@ -24,16 +24,19 @@ _BY_THEMSELVES = ("cold", "load", "memory")
 
 
 @contextmanager
-def checkpoint(like: str | None, folder: str | None) -> Iterator[str | None]:
-    """Give a folder with a checkpoint: the one named, or one like `like`, there or in a folder that is removed."""
+def checkpoint(like: str | None, folder: str | None, dtype: str | None = None) -> Iterator[str | None]:
+    """Give a folder with a checkpoint: the one named, or one like `like`, there or in a folder that is removed.
+
+    `dtype` is what a new one is stored in; None is what the model that it is like is stored in.
+    """
     if like is None:
         yield folder
     elif folder is not None:
-        sizes.write_like(like, Path(folder))
+        sizes.write_like(like, Path(folder), dtype)
         yield folder
     else:
         with tempfile.TemporaryDirectory(prefix="refdiff-bench-") as made:
-            sizes.write_like(like, Path(made))
+            sizes.write_like(like, Path(made), dtype)
             yield made
 
 
@@ -79,7 +82,7 @@ def report(results: list[Measured], options: Options, *, model: dict[str, Any] |
     """Make what `--json` writes: machine, model, how it was measured, and the rows."""
     return {
         "format": "refdiff bench 1",
-        "machine": machine.describe(options.settings.threads),
+        "machine": machine.describe(options.settings.threads, options.settings.backend),
         "model": model,
         "settings": {
             "dtype": options.settings.dtype,

@@ -41,11 +41,13 @@ class Side:
     """What all sides share.
 
     Every answer is a dict that JSON can hold. `seconds` is the time of the work alone; `tokens`, `loss` and `sample`
-    are what it gave, by which the parent sees that both sides did the same.
+    are what it gave, by which the parent sees that both sides did the same. `gpu` is the device that it works on, if it
+    is one of CUDA's.
     """
 
     asked: ClassVar[tuple[str, ...]] = ("prepare", "peak")
     clock: Callable[[], float] = staticmethod(time.perf_counter)
+    gpu: Any = None
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -70,7 +72,9 @@ class Side:
         return {}
 
     def peak(self) -> dict[str, Any]:
-        """The most memory that this process has held, and what of it is not mapped from files now."""
+        """The most memory that this process has held, and what of it is not mapped from files now; or the device's."""
+        if self.gpu is not None:
+            return {"bytes": self.gpu.held()}
         return {"bytes": peak_memory(), "own_bytes": own_memory()}
 
     def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
@@ -83,6 +87,8 @@ class Side:
 
     def sync(self) -> None:
         """Wait until the device has done all that it was given; a CPU always has."""
+        if self.gpu is not None:
+            self.gpu.wait()
 
 
 class ProductSide(Side, ABC):

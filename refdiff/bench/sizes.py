@@ -103,14 +103,16 @@ def trained_config(name: str) -> DiffLlamaConfig:
     )
 
 
-def write_like(name: str, folder: Path) -> None:
+def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
     """Write a checkpoint with the dimensions of `LIKE[name]` and a tokenizer, where the folder does not hold them yet.
+
+    `dtype` is what it is stored in; None is what `LIKE[name]` says.
 
     Raises:
         ValueError: the folder holds another model.
         OSError: the disk has too little room.
     """
-    fields = LIKE[name]
+    fields = LIKE[name] if dtype is None else {**LIKE[name], "torch_dtype": dtype}
     config = DiffLlamaConfig(**fields)
     shapes = parameter_shapes(config, "DiffLlamaForCausalLM")
     if (folder / "config.json").exists():

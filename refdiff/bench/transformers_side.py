@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.bench.gpu import TorchGpu
 from refdiff.bench.model_side import LOOKED_UP, Ids, ModelSide
-from refdiff.bench.side import FloatArray, UnavailableError
+from refdiff.bench.side import FloatArray, Settings, UnavailableError
 
 WHAT_ONE_WOULD_WRITE = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, prompt, dtype = sys.argv[1:]
+folder, prompt, dtype, device = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-given = tokenizer(prompt, return_tensors="pt")
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+given = tokenizer(prompt, return_tensors="pt").to(device)
 made = model.generate(**given, do_sample=False, max_new_tokens=1)
 print(tokenizer.decode(made[0, given["input_ids"].shape[1]:], skip_special_tokens=True), flush=True)
 """
@@ -40,6 +41,8 @@ class TransformersSide(ModelSide):
             raise UnavailableError(
                 f"--against transformers needs transformers and torch (pip install 'refdiff[parity]'): {error}"
             ) from None
+        if self.settings.backend == "cupy":
+            self.gpu = TorchGpu(self._torch)
         self._torch.set_num_threads(self.settings.threads)
         self._transformers.logging.set_verbosity_error()
         return {}
@@ -52,7 +55,10 @@ class TransformersSide(ModelSide):
     def _loaded(self, folder: str) -> Any:
         return self._transformers.DiffLlamaForCausalLM.from_pretrained(
             folder, dtype=getattr(self._torch, self.settings.dtype), attn_implementation="sdpa", local_files_only=True
-        )
+        ).to(device_of(self.settings))
+
+    def _there(self, ids: Ids) -> Any:
+        return self._torch.from_numpy(ids).to(device_of(self.settings))
 
     def start(self, ids: Ids) -> Ids:
         """Read a prompt into a `DynamicCache`."""
@@ -65,8 +71,8 @@ class TransformersSide(ModelSide):
 
     def _next(self, ids: Ids) -> Ids:
         with self._torch.inference_mode():
-            out = self._model(self._torch.from_numpy(ids), cache=self._cache, use_cache=True, logits_to_keep=1)
-            return np.asarray(out.logits[:, -1].argmax(dim=-1).numpy())
+            out = self._model(self._there(ids), cache=self._cache, use_cache=True, logits_to_keep=1)
+            return np.asarray(out.logits[:, -1].argmax(dim=-1).cpu().numpy())
 
     def rewind(self, length: int) -> None:
         """Crop the cache, which takes how many to remove, as a negative number."""
@@ -76,16 +82,15 @@ class TransformersSide(ModelSide):
 
     def by_lookup(self, ids: Ids, new: int) -> Ids:
         """Call its `generate`."""
-        torch = self._torch
         self._model.generation_config.eos_token_id = None
         made = self._model.generate(
-            torch.from_numpy(ids),
-            attention_mask=torch.ones(ids.shape, dtype=torch.int64),
+            self._there(ids),
+            attention_mask=self._there(np.ones(ids.shape, np.int64)),
             do_sample=False,
             max_new_tokens=new,
             prompt_lookup_num_tokens=LOOKED_UP,
         )
-        return np.asarray(made[:, ids.shape[1] :].numpy())
+        return np.asarray(made[:, ids.shape[1] :].cpu().numpy())
 
     def hold(self, weight: FloatArray) -> Callable[[FloatArray], Any]:
         """Call torch's product."""
@@ -105,7 +110,7 @@ class TransformersSide(ModelSide):
             {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = self._torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
-        given = self._torch.from_numpy(ids)
+        given = self._there(ids)
 
         def one_step() -> float:
             optimizer.zero_grad(set_to_none=True)
@@ -115,3 +120,8 @@ class TransformersSide(ModelSide):
             return float(loss.detach())
 
         return one_step
+
+
+def device_of(settings: Settings) -> str:
+    """Name the device in torch's terms."""
+    return "cuda" if settings.backend == "cupy" else "cpu"

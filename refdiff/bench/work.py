@@ -21,7 +21,8 @@ class Work:
     """Tokens that a row makes or reads, bytes that it must read, operations that a plain pass does; 0 if not counted.
 
     unit: what a table shows: tok/s, s, B, GB/s or GFLOP/s.
-    ceiling: what the machine holds against it: gemv (bytes a second), sgemm (operations a second) or "".
+    ceiling: what the machine holds against it: gemv, on a device copy (bytes a second), sgemm, on a device matmul
+        (operations a second), or "".
     """
 
     unit: str
@@ -44,11 +45,19 @@ class Work:
 
     def of_ceiling(self, seconds: float, rate: float) -> float:
         """Say which share of the machine's rate was reached."""
-        return (self.bytes if self.ceiling == "gemv" else self.operations) / seconds / rate
+        return (self.bytes if self.ceiling in ("gemv", "copy") else self.operations) / seconds / rate
 
 
-def work_of(row: Row, config: DiffLlamaConfig | None, *, steps: int, itemsize: int = 4, **shape: int) -> Work:
-    """Count a row's work on a model; `shape` is the training batch's."""
+def work_of(
+    row: Row,
+    config: DiffLlamaConfig | None,
+    *,
+    steps: int,
+    itemsize: int = 4,
+    matrices: int | None = None,
+    **shape: int,
+) -> Work:
+    """Count a row's work on a model of `itemsize` bytes a number, `matrices` in a matrix; `shape` is of training."""
     if row.kind in ("cold", "load"):
         return Work("s")
     if row.kind == "memory":
@@ -70,7 +79,7 @@ def work_of(row: Row, config: DiffLlamaConfig | None, *, steps: int, itemsize: i
         once = _pass(config, row.size) + 2 * config.vocab_size * config.hidden_size
         return Work("tok/s", "sgemm", tokens=row.size * row.batch, operations=once * row.batch)
     if row.kind == "decode":
-        read = steps * itemsize * _matrices(config, head=True)
+        read = steps * (matrices or itemsize) * _matrices(config, head=True)
         cached = sum(_cache(config) * (row.size + i) for i in range(1, steps + 1))
         return Work("tok/s", "gemv", tokens=steps * row.batch, bytes=read + cached * row.batch * itemsize)
     tokens = shape["batch"] * shape["context"]

@@ -26,15 +26,21 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UsageError: flags that do not fit together.
         UnavailableError: what it should be measured against is not installed.
+        RuntimeError: there is no CUDA device.
     """
+    from refdiff import arrays
     from refdiff.bench import run as bench
+    from refdiff.bench.gpu import SIXTEEN_BITS
 
     rows = _rows(args)
+    if args.backend == "cupy":
+        arrays.backend("cupy")  # before a checkpoint is written for nothing
     like = _like(args, rows)
     if like is not None and not args.quiet:
         note(f"refdiff bench: random weights in the dimensions of {like}")
     results: list[Measured] = []
-    with bench.checkpoint(like, _folder(args)) as folder:
+    stored = args.dtype if args.dtype in SIXTEEN_BITS else None
+    with bench.checkpoint(like, _folder(args), stored) as folder:
         options = _options(args, folder)
         try:
             with _watched(rows, quiet=args.quiet) as (turn, done), closing(bench.run(rows, options, turn)) as run:
@@ -51,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def _rows(args: argparse.Namespace) -> list[Row]:
     """Read the rows, and refuse what contradicts itself before anything is written or measured."""
     from refdiff.bench import rows as known
+    from refdiff.bench.gpu import SIXTEEN_BITS
 
     if args.train and args.rows is not None:
         raise UsageError("--train and --rows each say what is measured; use one of them (--rows train:3m)")
@@ -64,8 +71,27 @@ def _rows(args: argparse.Namespace) -> list[Row]:
             rows = known.parse_rows(args.rows)
         except ValueError as error:
             raise UsageError(f"--rows: {error}") from None
+    if args.backend == "cupy":
+        rows = _rows_of_a_device(args, rows)
+    elif args.dtype in SIXTEEN_BITS:
+        raise UsageError(f"--dtype {args.dtype} is for --backend cupy; a processor computes in float32 or float64")
     if args.against == ["onnxruntime"] and not any(row.kind == "product" for row in rows):
         raise UsageError("--against onnxruntime compares products only; add --rows product:1,product:16")
+    return rows
+
+
+def _rows_of_a_device(args: argparse.Namespace, rows: list[Row]) -> list[Row]:
+    """Leave out, or refuse, what is only measured on a processor."""
+    from refdiff.bench.gpu import SIXTEEN_BITS
+
+    if args.rows is None:
+        rows = [row for row in rows if row.kind != "product"]
+    elif any(row.kind == "product" for row in rows):
+        raise UsageError("--rows product is measured on a processor; --backend cupy has models only")
+    if "onnxruntime" in (args.against or ()):
+        raise UsageError("--against onnxruntime compares products, on a processor; with --backend cupy name another")
+    if args.dtype in SIXTEEN_BITS and any(row.kind == "train" for row in rows):
+        raise UsageError(f"--dtype {args.dtype}: training is in float32 or float64")
     return rows
 
 
@@ -94,7 +120,7 @@ def _options(args: argparse.Namespace, folder: str | None) -> Options:
     from refdiff.bench.measure import Options
     from refdiff.bench.side import Settings
 
-    settings = Settings(folder, args.threads or cores(), args.dtype)
+    settings = Settings(folder, args.threads or cores(), args.dtype, args.backend)
     against = tuple(dict.fromkeys(args.against or ()))
     if args.quick:
         short: dict[str, Any] = {"steps": 4, "least": 0.0, "rest": 0.0, "batch": 2, "context": 32}

@@ -73,10 +73,18 @@ def add_bench(commands: Any) -> None:
         help="processor threads of every side (default: 0 = all cores)",
     )
     how.add_argument(
+        "--backend",
+        choices=("numpy", "cupy"),
+        default="numpy",
+        help="where every side computes: numpy = CPU, cupy = CUDA device, held against its own copies and products "
+        "(default: numpy)",
+    )
+    how.add_argument(
         "--dtype",
-        choices=("float32", "float64"),
+        choices=("float32", "float64", "float16", "bfloat16"),
         default="float32",
-        help="what every side computes in, whatever the file holds (default: float32)",
+        help="what every side computes in, whatever the file holds; with cupy the 16-bit types too, which "
+        "--like's file then has: tokens may differ, and are not compared (default: float32)",
     )
     shown = parser.add_argument_group("output")
     shown.add_argument("--json", metavar="FILE", help="also write everything as JSON (default: off)")

@@ -81,7 +81,7 @@ def _share(row: dict[str, Any]) -> str:
     """Name the ceiling, and the share of it that each side reached."""
     ceiling = row["ceiling"]
     rate = statistics.median(ceiling["rates"])
-    unit = f"{rate / 1e9:.1f} GB/s" if ceiling["kind"] == "gemv" else f"{rate / 1e9:.0f} GFLOP/s"
+    unit = f"{rate / 1e9:.1f} GB/s" if ceiling["kind"] in ("gemv", "copy") else f"{rate / 1e9:.0f} GFLOP/s"
     shares = ", ".join(f"{_NAMES[name]} {100 * s['median']:.0f} %" for name, s in ceiling["share"].items())
     return f"{shares} of {ceiling['kind']} ({unit})"
 

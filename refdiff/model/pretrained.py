@@ -76,7 +76,6 @@ class PreTrainedModel(Pickled):
             and computed with as float32.
         generation_config: the content of generation_config.json, or {}.
         source: the folder that the model was loaded from, or None.
-        warned_of_length: whether it has warned that a text was longer than it was made for.
         ops: the namespace of layer functions that the model calls; put `refdiff.backends.overlay(model.ops, wrap)`
             here to trace, time or replace them.
     """

@@ -32,12 +32,31 @@ Capture = pytest.CaptureFixture[str]
         (["-m", "x", "--like", "tiny"], "-m and --like each give the model"),
         (["--folder", "x"], "--folder is where --like's checkpoint is kept"),
         (["--against", "onnxruntime", "--rows", "load"], "--against onnxruntime compares products only"),
+        (["--dtype", "float16"], "--dtype float16 is for --backend cupy; a processor computes in float32 or float64"),
+        (["--backend", "cupy", "--rows", "product:8"], "--rows product is measured on a processor"),
+        (["--backend", "cupy", "--against", "onnxruntime"], "--against onnxruntime compares products, on a processor"),
+        (["--backend", "cupy", "--dtype", "float16", "--train"], "--dtype float16: training is in float32 or float64"),
         (["--plot", "x.txt"], "--plot x.txt: the name must end in one of .png, .svg, .pdf"),
     ],
 )
 def test_flags_that_do_not_fit(arguments: list[str], message: str, capsys: Capture) -> None:
     assert main(["bench", *arguments]) == 2
     assert f"refdiff bench: error: {message}" in capsys.readouterr().err
+
+
+def test_without_a_device_one_sentence_says_so(tmp_path: Path) -> None:
+    """Before a checkpoint is written; with a device that answers there is nothing to say."""
+    folder = tmp_path / "like"
+    command = [sys.executable, "-m", "refdiff", "bench", "--backend", "cupy", "--like", "tiny", "--folder", str(folder)]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=hidden)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "refdiff bench: error: " in done.stderr
+    assert "does not answer (" in done.stderr
+    assert done.stderr.rstrip().endswith(("--backend numpy", 'backend "numpy"'))
+    assert not folder.exists()
 
 
 def test_a_run(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -1,0 +1,211 @@
+"""The device in the bench, with NumPy in CuPy's place: what is asked of it, and what is held against what."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.arrays import to_numpy
+from refdiff.bench import gpu, machine
+from refdiff.bench.ceilings import CeilingSide
+from refdiff.bench.gpu import CEILINGS, CupyGpu, TorchGpu
+from refdiff.bench.measure import Measurer, Options
+from refdiff.bench.refdiff_side import RefdiffSide
+from refdiff.bench.rows import parse_rows
+from refdiff.bench.side import Settings, UnavailableError
+from refdiff.bench.transformers_side import TransformersSide, device_of
+
+
+class Card:
+    """A device with 1000 bytes, of which others use 300; what waits is counted."""
+
+    def __init__(self) -> None:
+        self.used, self.waits = 300, 0
+        self.copied: list[int] = []
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Card:
+    there = Card()
+
+    def copyto(target: Any, source: Any) -> None:
+        there.copied.append(source.nbytes)
+        target[...] = source
+
+    runtime = SimpleNamespace(
+        memGetInfo=lambda: (1000 - there.used, 1000), getDevice=lambda: 3, runtimeGetVersion=lambda: 12080,
+        getDeviceProperties=lambda number: {"name": b"A Card"} if number == 3 else {},
+    )  # fmt: skip
+    random = SimpleNamespace(
+        standard_normal=lambda shape, dtype: np.random.default_rng(0).standard_normal(shape, dtype)
+    )  # fmt: skip
+    fake = SimpleNamespace(
+        __version__="14.2.0", sum=np.sum, ones=np.ones, zeros=np.zeros, empty=np.empty, matmul=np.matmul, copyto=copyto,
+        random=random, cuda=SimpleNamespace(get_current_stream=lambda: there, runtime=runtime),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setitem(sys.modules, "array_api_compat.cupy", np)
+    return there
+
+
+def test_what_a_side_holds_is_what_came_since_it_began(card: Card) -> None:
+    there = CupyGpu()
+    assert there.held() == 0
+    card.used = 720
+    assert there.held() == 420
+    there.wait()
+    assert card.waits == 1
+    assert there.describe() == {"device": "A Card", "cupy": "14.2.0", "cuda": "12.8"}
+
+
+@pytest.mark.parametrize("side", [RefdiffSide, CeilingSide])
+def test_a_side_waits_for_the_device_and_counts_its_memory(card: Card, side: Any) -> None:
+    made = side(Settings(backend="cupy"))
+    assert made.prepare() == {}
+    card.used = 500
+    assert made.peak() == {"bytes": 200}
+    made.timed(lambda: None)
+    assert card.waits == 2  # before the clock starts, and before it stops
+    on_cpu = side(Settings())
+    on_cpu.prepare()
+    on_cpu.sync()
+    assert card.waits == 2
+    assert "own_bytes" in on_cpu.peak()
+
+
+def test_ceilings_count_copies_both_ways_and_products_in_the_dtype(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    products: list[Any] = []
+
+    class Device:
+        def product(self, a: Any, b: Any) -> None:
+            products.append((a.dtype.name, b.dtype.name))
+
+    monkeypatch.setattr("refdiff.backends.cupy_kernels.device.Device", Device)
+    for dtype, launched in (("float32", []), ("bfloat16", [("bfloat16", "bfloat16")] * 3)):
+        side = CeilingSide(Settings(dtype=dtype, backend="cupy"))
+        side.prepare()
+        ticks = iter([0.0, 4.0, 10.0, 12.0, 20.0, 25.0])
+        side.clock = lambda ticks=ticks: next(ticks)
+        assert side.answer("copy", size=700) == {"rate": 2 * 700 / 2.0}
+        ticks = iter([0.0, 4.0, 10.0, 18.0, 20.0, 25.0])
+        side.clock = lambda ticks=ticks: next(ticks)
+        assert side.answer("matmul", size=7) == {"rate": 2 * 7**3 / 4.0}
+        assert products == launched
+    assert card.copied == [700] * 6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "row", "ceiling", "weight"),
+    [("float32", "decode:9", "copy", 4), ("bfloat16", "decode:9", "copy", 2), ("float16", "prefill:9", "matmul", 2)],
+)
+def test_what_is_held_against_what(tiny_checkpoint: Path, dtype: str, row: str, ceiling: str, weight: int) -> None:
+    """Decoding reads the matrices as they are stored, and a cache in float32."""
+    works = []
+    for settings in (Settings(dtype=dtype, backend="cupy"), Settings()):
+        measurer = Measurer(Options(str(tiny_checkpoint), steps=1, settings=settings))
+        works.append(measurer._work(parse_rows(row)[0], measurer.config))
+    there, here = works
+    assert there.ceiling == ceiling == CEILINGS[here.ceiling]
+    assert there.operations == here.operations
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint)
+    matrices = sum(a.size for name, a in gpu_matrices(model).items())
+    assert here.bytes - there.bytes == (4 - weight) * matrices * row.startswith("decode")
+
+
+def gpu_matrices(model: Any) -> dict[str, Any]:
+    from refdiff.model.weights import flatten
+
+    found = {name: a for name, a in flatten(model.params).items() if a.ndim == 2}
+    if "lm_head.weight" in found:  # the embeddings are looked up, not multiplied
+        del found["model.embed_tokens.weight"]
+    return found
+
+
+def test_tokens_that_round_to_sixteen_bits_are_not_compared() -> None:
+    from refdiff.bench.measure import Measured
+    from refdiff.bench.rows import Row
+    from refdiff.bench.work import Work
+
+    answers = {"refdiff": [{"seconds": 1.0, "tokens": [1]}], "transformers": [{"seconds": 2.0, "tokens": [2]}]}
+    for rounded in (False, True):
+        measured = Measured(Row("prefill", 9), Work("tok/s", tokens=9), answers, rounded=rounded)
+        assert measured.failed is not rounded
+
+
+def test_matrices_must_be_stored_in_the_dtype_that_is_measured(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    side = RefdiffSide(Settings(str(tiny_checkpoint), 1, "bfloat16"))
+    with pytest.raises(
+        ValueError, match="--dtype bfloat16 measures matrices as they are stored, but here they are flo"
+    ):
+        side.open()
+    refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path, dtype="bfloat16")
+    side = RefdiffSide(Settings(str(tmp_path), 1, "bfloat16"))
+    side.open()
+    assert side.model.params["model"]["layers"][0]["mlp"]["gate_proj"]["weight"].dtype.name == "bfloat16"
+
+
+def test_on_a_device_tokens_are_chosen_there(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = RefdiffSide(Settings(str(tiny_checkpoint), 1))
+    side.open()
+    expected = side.decode(9, 2, steps=3)["tokens"]
+    side = RefdiffSide(Settings(str(tiny_checkpoint), 1))
+    side.open()
+    side.gpu = SimpleNamespace(wait=lambda: None)
+    fetched: list[tuple[int, ...]] = []
+
+    def watched(x: Any) -> Any:
+        fetched.append(x.shape)
+        return to_numpy(x)
+
+    monkeypatch.setattr("refdiff.bench.refdiff_side.to_numpy", watched)
+    monkeypatch.setattr("refdiff.generation.context.to_numpy", None)
+    assert side.decode(9, 2, steps=3)["tokens"] == expected
+    assert fetched == [(2,)] * 4
+
+
+def test_a_machine_with_a_card_is_named_by_it(card: Card) -> None:
+    found = machine.describe(2, "cupy")
+    assert found["device"] == "A Card"
+    assert found["versions"]["cuda"] == "12.8"
+    line = machine.one_line(found)
+    assert line.startswith("A Card; ")
+    assert "CuPy 14.2.0, CUDA 12.8" in line
+    assert "device" not in machine.describe(2)
+
+
+def test_without_a_device_a_side_says_what_backends_say() -> None:
+    try:
+        importlib.import_module("cupy")
+    except ImportError:
+        with pytest.raises(UnavailableError, match=r'backend "cupy" does not answer .* use backend "numpy"'):
+            CupyGpu()
+
+
+def torch(available: bool) -> Any:
+    waits: list[int] = []
+    cuda = SimpleNamespace(
+        is_available=lambda: available, synchronize=lambda: waits.append(1), mem_get_info=lambda: (400, 1000)
+    )
+    return SimpleNamespace(cuda=cuda, waits=waits, set_num_threads=lambda n: None)
+
+
+def test_torch_must_see_the_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = TorchGpu(torch(True))
+    there.wait()
+    assert there.held() == 0
+    modules = {"torch": torch(False), "transformers": SimpleNamespace()}
+    monkeypatch.setattr(importlib, "import_module", modules.__getitem__)
+    with pytest.raises(UnavailableError, match="needs a torch that sees the CUDA device"):
+        TransformersSide(Settings(backend="cupy")).prepare()
+    assert [device_of(Settings(backend=name)) for name in ("numpy", "cupy")] == ["cpu", "cuda"]
+    assert set(gpu.CEILINGS) == {"gemv", "sgemm", ""}
