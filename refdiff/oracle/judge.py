@@ -21,7 +21,6 @@ from refdiff.oracle.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict
 Numpy = np.ndarray[Any, Any]
 
 WORDS = {
-    "row": "one row is wrong",
     "bulk": "a small error in most rows",
     "element": "one number is wrong",
     "slope": "a factor: all rows are too large or too small by the same part",
@@ -41,7 +40,10 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget, limits: Limits = LIM
     check_shape(name, actual, budget.expected)
     actual = np.asarray(actual, dtype=np.float64)
     found = statistics(actual, budget, limits)
-    reasons = [_reason(s, actual, budget) for s in found if not s.holds]
+    broken = [s for s in found if not s.holds]
+    wrong = _wrong_rows(actual, budget, limits) if broken else np.zeros(budget.rows.shape, dtype=np.bool_)
+    told = [s for s in broken if not _follows(s, broken, wrong, actual, budget)] or broken
+    reasons = [_reason(s, actual, budget, wrong) for s in told]
     share = uncertain(budget, limits)
     notes = []
     if share > limits.share:
@@ -72,12 +74,59 @@ def place(axes: str, at: tuple[int, ...]) -> str:
     return "(" + ", ".join(f"{n} {i}" for n, i in zip(names, at, strict=False)) + ")"
 
 
-def _reason(s: Statistic, actual: Numpy, budget: RowBudget) -> str:
+def _wrong_rows(actual: Numpy, budget: RowBudget, limits: Limits) -> Numpy:
+    """Which rows are beyond the limit of one row."""
+    return over(root_mean_square(_errors(actual, budget)), budget.rows) > limits.row
+
+
+def _errors(actual: Numpy, budget: RowBudget) -> Numpy:
+    known = np.isfinite(actual) & np.isfinite(budget.expected) & ~budget.doubtful[..., None]
+    return np.where(known, np.where(known, actual, 0.0) - np.where(known, budget.expected, 0.0), 0.0)
+
+
+def _follows(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
+    """Whether wrong rows, which are named by themselves, are all that a number over the whole tensor shows.
+
+    The bulk does not, where the other rows by themselves are too far off; the scale does not, where the larger part of
+    the error is along the truth.
+    """
+    if s.name not in ("bulk", "slope") or not any(other.name == "row" for other in broken):
+        return False
+    errors = _errors(actual, budget)
+    if s.name == "slope":
+        along = s.value**2 * float(np.sum(np.where(np.isfinite(budget.expected), budget.expected, 0.0) ** 2))
+        return along < 0.5 * float(np.sum(errors**2))
+    rest = over(root_mean_square(errors), budget.rows)[~wrong]
+    return float(root_mean_square(rest[None])[0]) <= s.limit
+
+
+def _how_many(wrong: Numpy, axes: str) -> str:
+    """How many rows are wrong, and what they have in common."""
+    where = np.argwhere(wrong)
+    names = {"b": "sequence", "h": "head", "H": "head", "K": "head", "V": "head", "t": "token", "s": "key"}
+    shared = [_some(names[a], where[:, n], wrong.shape[n]) for n, a in enumerate(axes.split()) if a in names]
+    common = " of ".join(word for word in reversed(shared) if word)
+    of = f", all in {common}" if common and len(where) > 1 else ""
+    return f"{len(where)} of {wrong.size} rows {'is' if len(where) == 1 else 'are'} wrong{of}"
+
+
+def _some(name: str, found: Numpy, size: int) -> str:
+    """One index, or one stretch of them, where it is not the whole axis: "head 3", "heads 4 to 7"."""
+    low, high = int(np.min(found, initial=size)), int(np.max(found, initial=0))
+    if len(set(found.tolist())) != high - low + 1 or high - low + 1 == size:
+        return ""
+    return f"{name} {low}" if low == high else f"{name}s {low} to {high}"
+
+
+def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str:
     if s.name == "masks":
         return f"{int(s.value)} numbers are NaN or infinite in other places than in the truth: {s.what} at " + place(
             budget.axes, s.at or ()
         )
-    text = f"{s.name}: {WORDS[s.name]}, {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"
+    words = _how_many(wrong, budget.axes) if s.name == "row" else WORDS[s.name]
+    if s.name == "element" and np.any(wrong):
+        words = "the worst number"
+    text = f"{s.name}: {words}, {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"
     if s.at is None:
         return text
     row = s.at[: budget.rows.ndim]

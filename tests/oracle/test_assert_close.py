@@ -23,7 +23,7 @@ def test_row_and_name_of_the_mistake() -> None:
     with pytest.raises(AssertionError) as caught:
         assert_close(wrong, spec, x, recipe="float32")
     text = str(caught.value)
-    assert "row: one row is wrong" in text
+    assert "rows are wrong" in text
     assert "(b " in text
     assert "diagnosis:" in text
     assert "the_other_pairs_turn" in text.partition("diagnosis:")[2]

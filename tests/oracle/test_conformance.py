@@ -34,7 +34,7 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
     ("function", "recipe", "profiles", "says"),
     [
         ("dense_with_gradients", "float32", "natural,layout", " skipped"),
-        ("wrong_rope", "float32", "identify", "one row is wrong"),
+        ("wrong_rope", "float32", "identify", "rows are wrong"),
         *(
             pytest.param(*run, marks=pytest.mark.slow)
             for run in (

@@ -25,9 +25,43 @@ def test_the_worst_row_and_what_was_allowed() -> None:
     verdict = judge_rows("out", actual, _budget(y))
     assert verdict.status == "fail"
     (row,) = (line for line in verdict.reasons if line.startswith("row"))
+    assert row.startswith("row: 1 of 30 rows is wrong, ")
     assert "is 10, allowed 3" in row
     assert "row (b 1, head 2, t 4) is off by 0.01 rms, allowed 0.003" in row
     assert str(verdict).count("fail") == 1
+
+
+def _names(actual: np.ndarray, budget: RowBudget) -> list[str]:
+    return [line.split(":")[0] for line in judge_rows("out", actual, budget).reasons]
+
+
+def test_wrong_rows_are_counted_and_what_they_share_is_said() -> None:
+    y = _y()
+    actual = y.copy()
+    actual[1, 2, 1:4] += 0.01
+    (row,) = (line for line in judge_rows("out", actual, _budget(y)).reasons if line.startswith("row"))
+    assert row.startswith("row: 3 of 30 rows are wrong, all in tokens 1 to 3 of head 2 of sequence 1, ")
+    actual[0, 0] += 0.01
+    (row,) = (line for line in judge_rows("out", actual, _budget(y)).reasons if line.startswith("row"))
+    assert row.startswith("row: 8 of 30 rows are wrong, rms")
+
+
+def test_what_a_few_wrong_rows_do_to_the_whole_is_not_told_again() -> None:
+    y = _y()
+    actual = y.copy()
+    actual[0, 0, 0] += 1.0
+    found = judge_rows("out", actual, _budget(y))
+    assert {s.name for s in found.statistics if not s.holds} >= {"row", "bulk", "slope"}
+    assert _names(actual, _budget(y)) == ["row", "element"]
+    many = y + 2.5e-3 * np.sign(np.random.default_rng(1).normal(size=y.shape))
+    many[0, 0, 0] += 1.0
+    assert _names(many, _budget(y)) == ["row", "bulk", "element"], "most of the other rows are off too"
+
+
+def test_a_factor_is_told_where_it_is_most_of_the_error() -> None:
+    y = _y()
+    assert _names(1.2 * y, _budget(y)) == ["row", "element", "slope"]
+    assert _names(1.002 * y, _budget(y)) == ["bulk", "slope"]
 
 
 def test_one_element() -> None:
