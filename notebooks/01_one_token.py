@@ -114,6 +114,10 @@ print("cos, sin (1, 1, T, d/2)", cos.shape, sin.shape)
 # $$\mathrm{DiffAttn}(X) = \left(\mathrm{softmax}\frac{Q_1K_1^\top}{\sqrt d} - \lambda\,
 # \mathrm{softmax}\frac{Q_2K_2^\top}{\sqrt d}\right)V \tag{eq. 1}$$
 #
+# A row of a map has one token's weights over itself and the tokens before it, and the product with V adds up their
+# values with these weights. This is the only step in which a token learns of others: embedding, norms, matrices and
+# the feed-forward network work on each token by itself, and RoPE only turns it by its own position.
+#
 # `diff_heads_hf` does it for all pairs, norms each head, scales it by $1 - \lambda_{init}$, and lays the heads side
 # by side (eq. 3). The output matrix mixes them.
 

@@ -100,7 +100,8 @@ print(f"largest change against no RoPE: {np.abs(near_scores - plain_scores).max(
 # %% [markdown]
 # **Halves or neighbours.** The RoPE paper, and unilm's Differential Transformer, pair neighbours $(x_{2i},
 # x_{2i+1})$: `interleaved=True`. Hugging Face pairs halves. Both are the same rotation of differently ordered
-# dimensions; a checkpoint made for one gives nonsense under the other, with no error to tell you.
+# dimensions; a checkpoint made for one gives nonsense under the other, with no error to tell you: the wrong dimensions
+# are turned together. What makes it right is to reorder the rows of $W_Q$ and $W_K$, from which the dimensions come.
 
 # %%
 order = np.concatenate([np.arange(0, d, 2), np.arange(1, d, 2)])  # neighbours → halves

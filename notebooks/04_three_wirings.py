@@ -135,8 +135,8 @@ for second_key in (1, 0):
 # ## The second version
 #
 # Differential Transformer V2 (Ye et al. 2026) makes the sharing a principle: the two queries of a pair read one key
-# and one value. It has twice as many query heads, a λ for every token and head, $\lambda = \sigma(xW_\lambda)$, and
-# no norm.
+# and one value. It has twice as many query heads, a λ for every token and head, $\lambda = \sigma(xW_\lambda)$ (σ is
+# the sigmoid, so that λ lies between 0 and 1), and no norm.
 
 # %%
 print(inspect.getsource(layers.diff_heads_v2))

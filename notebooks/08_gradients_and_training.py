@@ -192,5 +192,5 @@ assert all(abs(a - b) > 1e-3 for a, b in zip(records[0]["lambdas"], records[-1][
 # A: Move the input a little forward and back along a direction; the difference of the losses over 2h must be gradient
 #    · direction.
 #
-# Q: Why do the four λ vectors not start at zero?
-# A: Then all their gradients are zero, and λ would never move from λ_init.
+# Q: The training loss falls and falls, and the validation loss rises again: what has the model done?
+# A: Learned its text by heart: 11 kB are too few to learn English from.

@@ -3,6 +3,7 @@
     python notebooks/build.py             # runs all, writes those that changed
     python notebooks/build.py 03 05_load  # some of them, by the beginning of their names
     python notebooks/build.py --check     # writes nothing; exit 1 if a pair is stale or a fresh run gives other outputs
+    python notebooks/build.py --questions # prints the questions that each must let a newcomer answer; runs nothing
 
 A .py is in jupytext's percent format. What follows its line `# %% [questions]` does not go into the .ipynb: three
 questions that the text must let a newcomer answer, with the answers, for whoever reads it to check the text.
@@ -62,6 +63,13 @@ def notebook_of(path: Path) -> Any:
         cell.id, cell.metadata = f"cell-{number:02}", {}
         cell.source = cell.source.strip("\n")  # the formatter wants empty lines before a function
     return notebook
+
+
+def questions(path: Path) -> list[str]:
+    """The questions of a notebook, without their answers."""
+    block = path.read_text(encoding="utf-8").partition(QUESTIONS)[2]
+    asked = re.findall(r"^# Q: (.+(?:\n# {4}\S.*)*)", block, re.MULTILINE)
+    return [re.sub(r"\n#\s+", " ", question) for question in asked]
 
 
 def executed(path: Path) -> Any:
@@ -156,11 +164,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python notebooks/build.py", description="Run notebooks, or check them.")
     parser.add_argument("names", nargs="*", help="beginnings of their names (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing, compare with a fresh run (default: off)")
+    parser.add_argument("--questions", action="store_true", help="print questions to a reader (default: off)")
     args = parser.parse_args(argv)
     try:
         paths = sources(args.names)
     except ValueError as error:
         parser.error(str(error))
+    if args.questions:
+        for path in paths:
+            numbered = "".join(f"{i}. {question}\n" for i, question in enumerate(questions(path), 1))
+            sys.stdout.write(f"{path.with_suffix('.ipynb').name}\n\n{numbered}\n")
+        return 0
     bad = False
     for path in paths:
         try:

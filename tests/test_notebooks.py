@@ -254,6 +254,17 @@ def test_names_choose_notebooks_and_unknown_ones_are_refused() -> None:
         build.sources(["99"])
 
 
+def test_questions_are_printed_without_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    build = _script("build")
+    assert build.main(["--questions"]) == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^[123]\. \S.+\?$", said, flags=re.MULTILINE)) == 3 * len(SOURCES)
+    for path in SOURCES:
+        assert path.with_suffix(".ipynb").name in said
+        block = path.read_text(encoding="utf-8").split(QUESTIONS)[1]
+        assert not [answer for answer in re.findall(r"^# A: (.{25})", block, flags=re.MULTILINE) if answer in said]
+
+
 def _needs_kernel() -> Any:
     for name in ("jupytext", "nbclient", "ipykernel"):
         pytest.importorskip(name, reason=f"{name} is not installed: pip install '.[notebooks]'")
