@@ -76,6 +76,9 @@ print(inspect.getsource(retrieval._shares))
 #
 # ## The runs
 #
+# Both kinds of model are trained on the same rows, which depend on the seed alone, with the same steps; they differ in the
+# λ vectors only, four of d numbers in each layer.
+#
 # If the folder `data` holds the results of the real experiment (made by `python -m refdiff.training.retrieval -o
 # notebooks/data/retrieval.json`, which trains several models of each kind and takes long), they are shown. If not, a
 # very small one is run here. It shows how it goes, and proves nothing.
