@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -33,6 +34,16 @@ def test_orders_that_it_was_not_made_of_pass(preset: str, recipe: str) -> None:
         assert verdict.status != "fail", str(verdict)
         assert verdict.tensors["out"].status == "pass"
         assert set(verdict.tensors) == set(found.expected)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_a_log_sum_exp_of_a_narrow_type_may_be_rounded_to_it(dtype: type) -> None:
+    spec, found, _ = _case("hf_diffllama", "float32")
+    lse = np.asarray(truth(spec, found.inputs).lse1)
+    rounded = lse.astype(dtype)
+    assert found.judge({"lse1": rounded})
+    assert not found.judge({"lse1": rounded.astype(np.float32)}), "what is given as float32 is held to float32"
+    assert not found.judge({"lse1": (lse * 1.02).astype(dtype)})
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

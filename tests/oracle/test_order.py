@@ -80,6 +80,14 @@ def test_errors_at_random_have_the_size_of_roundings(storage: str) -> None:
     assert 1 < off / rounded < 2
 
 
+def test_what_some_processors_flush_is_zero_in_some_draws() -> None:
+    tiny = np.asarray([1e-39, -3e-42, 2e-38])
+    flushing, keeping = (Arithmetic(Recipe("float32"), DRAWS[n]) for n in (0, 1))
+    np.testing.assert_array_equal(flushing.hold(tiny, "p") == 0, [True, True, False])
+    assert np.all(keeping.hold(tiny, "p") != 0)
+    assert flushing.exp(np.asarray(-90.0), np.asarray(0.0)) == 0 < keeping.exp(np.asarray(-90.0), np.asarray(0.0))
+
+
 def test_a_number_for_a_whole_row_is_never_right_by_luck() -> None:
     a = np.random.default_rng(0).normal(size=(50, 16))
     how = Arithmetic(Recipe("bfloat16"), DRAWS[0])

@@ -127,6 +127,19 @@ def test_a_gradient_is_held_against_the_size_of_the_tensor() -> None:
     assert uncertain(RowBudget(**{**vars(budget), "relative_to": "tensor"})) == 0.0
 
 
+def test_of_a_gradient_a_row_that_is_large_is_held_against_itself() -> None:
+    y, _ = _case()
+    y[0, 0, 0] *= 1e4
+    usual = np.sqrt(np.mean(y**2))
+    rows = np.zeros(y.shape[:-1])
+    rows[0, 0, 0] = 0.5 * usual
+    budget = RowBudget(**{**vars(_budget(y)), "rows": rows, "relative_to": "tensor"})
+    assert uncertain(budget) == 0.0, "half of the usual row, and a hundredth of its own"
+    small = np.zeros(y.shape[:-1])
+    small[0, 1, 0] = 0.5 * usual
+    assert uncertain(RowBudget(**{**vars(budget), "rows": small})) > 0
+
+
 def test_nothing_to_measure() -> None:
     y = np.zeros((0, 2, 3, 4))
     assert all(_found(y, _budget(y)).values())
