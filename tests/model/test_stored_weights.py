@@ -44,6 +44,20 @@ def test_matrices_stay_and_the_rest_is_expanded(folder: Path) -> None:
         assert array.ndim < 2 or owner.base is not None  # a view of the file, not an array of its own
 
 
+def test_the_map_of_lambda_is_expanded_too(tmp_path: Path) -> None:
+    """A projection by its name, but not one that stays."""
+    config = refdiff.DiffLlamaConfig(
+        vocab_size=29, hidden_size=24, intermediate_size=44, num_hidden_layers=1, num_attention_heads=8,
+        num_key_value_heads=2, head_dim=6, wiring="v2",
+    )  # fmt: skip
+    refdiff.DiffLlamaForCausalLM.from_config(config, 3, dtype="bfloat16").save_pretrained(tmp_path)
+    model = load(tmp_path, weights="stored")
+    kinds = {name: a.dtype.itemsize for name, a in flatten(model.params).items() if name.endswith("_proj.weight")}
+    assert {size for name, size in kinds.items() if "lambda_proj" in name} == {4}
+    assert {size for name, size in kinds.items() if "lambda_proj" not in name} == {2}
+    np.testing.assert_allclose(model(IDS).logits, load(tmp_path)(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
 def test_logits_and_text_are_those_of_expanded_weights(folder: Path) -> None:
     stored, expanded = load(folder, weights="stored"), load(folder)
     ours, theirs = stored(IDS).logits, expanded(IDS).logits
@@ -58,6 +72,7 @@ def test_logits_and_text_are_those_of_expanded_weights(folder: Path) -> None:
 def test_in_a_wider_type_they_stay_too_and_in_a_narrower_one_they_are_rounded(folder: Path) -> None:
     wide, exact = load(folder, weights="stored", dtype="float64"), load(folder, dtype="float64")
     assert wide.params["lm_head"]["weight"].dtype.itemsize == 2
+    assert load(folder, weights="stored", dtype="float32").params["lm_head"]["weight"].dtype.itemsize == 2
     np.testing.assert_allclose(wide(IDS).logits, exact(IDS).logits, rtol=1e-12, atol=1e-14)
     other = "float16" if wide.config.dtype == "bfloat16" else "bfloat16"
     assert load(folder, weights="stored", dtype=other).params["lm_head"]["weight"].dtype == np.float32

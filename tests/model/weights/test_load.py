@@ -16,6 +16,7 @@ from numpy.testing import assert_array_equal
 from refdiff import CheckpointError
 from refdiff.model.weights import ARCHITECTURES, flatten, load, nonfinite, resolve_dtype
 from refdiff.model.weights.folder import SINGLE, open_checkpoint
+from refdiff.model.weights.initialize import draw
 from refdiff.model.weights.safetensors_file import SafetensorsFile
 from tests.model.weights.files import (
     ARRAY_TYPES,
@@ -116,6 +117,12 @@ def test_what_was_converted_is_let_go(tmp_path: Path, monkeypatch: pytest.Monkey
     load(put(tmp_path, random_tensors(dtype="F16")), tiny_config(), CAUSAL)
     (file,) = open_checkpoint(tmp_path)
     assert sorted(spans) == sorted((tensor.begin, tensor.end) for tensor in file.tensors.values())
+    # of one that takes several steps, after each of them
+    spans.clear()
+    monkeypatch.setattr("refdiff.model.weights.precision.TILE", 7)
+    load(tmp_path, tiny_config(), CAUSAL)
+    steps = [(t.begin + n, min(t.begin + n + 14, t.end)) for t in file.tensors.values() for n in range(0, t.nbytes, 14)]
+    assert sorted(spans) == sorted(steps)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +202,8 @@ def test_drawn_heads_are_the_same_each_time(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="drawn at random"):
             heads.append(load(tmp_path, tiny_config(), CAUSAL)["lm_head"]["weight"])
     assert_array_equal(*heads)
+    expected = draw(tiny_config(), [("lm_head.weight", heads[0].shape)], seed=0, dtype="float32")
+    assert_array_equal(heads[0], expected["lm_head.weight"])
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "transformer."])
@@ -361,6 +370,13 @@ def test_rounding_to_less_range_is_reported(tmp_path: Path) -> None:
     assert_array_equal(loaded["model"]["norm"]["weight"], -np.inf)
     for dtype in ("bfloat16", "float32", "float64"):
         load(tmp_path, tiny_config(), CAUSAL, dtype=dtype)
+
+
+def test_all_remarks_in_one_warning(tmp_path: Path) -> None:
+    put(tmp_path, random_tensors("DiffLlamaModel") | {"norm.weight": stored(np.full(6, 1e6))})
+    with pytest.warns(UserWarning, match=r"float32 has more range; no lm_head\.weight in the files") as caught:
+        load(tmp_path, tiny_config(), CAUSAL, dtype="float16")
+    assert len(caught) == 1
 
 
 def test_config_json_is_not_needed(tmp_path: Path) -> None:
