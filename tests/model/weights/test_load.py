@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import mmap
 import warnings
@@ -348,11 +349,14 @@ def test_empty_file(tmp_path: Path) -> None:
 # ---- values that are no numbers
 
 
-def test_values_that_are_no_numbers_load_as_they_are(tmp_path: Path) -> None:
+def test_values_that_are_no_numbers_load_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = random_tensors()
     tensors["model.norm.weight"] = stored(np.array([np.nan, np.inf, -np.inf, 1, 2, 3]))
     params = load(put(tmp_path, tensors), tiny_config(), CAUSAL)
     assert_array_equal(params["model"]["norm"]["weight"], [np.nan, np.inf, -np.inf, 1, 2, 3])
+    assert nonfinite(params) == {"model.norm.weight": 3}
+    # counted step by step where there are many
+    monkeypatch.setattr(importlib.import_module("refdiff.model.weights.load"), "TILE", 2)
     assert nonfinite(params) == {"model.norm.weight": 3}
 
 
