@@ -111,6 +111,14 @@ def test_a_docstring_becomes_markup(scripts: dict[str, ModuleType]) -> None:
     assert "* ``ValueError``: a shape that does not fit.\n    * ``TypeError``: :py:obj:`x` is no array." in made
 
 
+def test_programs_in_docstrings_name_what_is_there(scripts: dict[str, ModuleType]) -> None:
+    docstrings, check = scripts["docstrings"], scripts["code_blocks"].wrong_with
+    assert docstrings.programs(DOCSTRING) == ["y = refdiff.f(x)\n\n\n"]
+    programs = [p for text in scripts["pages"].docstrings_of_all().values() for p in docstrings.programs(text)]
+    assert len(programs) > 3
+    assert [why for program in programs for why in check("python", program)] == []
+
+
 def test_every_package_with_public_names_has_its_page(scripts: dict[str, ModuleType]) -> None:
     pages = scripts["pages"]
     assert pages.missing() == []

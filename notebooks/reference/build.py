@@ -26,8 +26,12 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 import code_blocks  # noqa: E402  (a folder of scripts, not a package)
+import docstrings  # noqa: E402
 import links  # noqa: E402
 import pages  # noqa: E402
+
+import refdiff  # noqa: E402
+from refdiff import viz  # noqa: E402
 
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
@@ -35,7 +39,8 @@ LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 def written() -> dict[str, Path]:
     """The pages that files have: where each stands among the pages, and its file."""
     found = {"readme.md": ROOT / "README.md", "card.md": ROOT / "refdiff" / "bundled" / "README.md"}
-    found |= {f"guides/{path.name}": path for path in sorted((ROOT / "refdiff" / "oracle").rglob("*.md"))}
+    guides = [*sorted((ROOT / "refdiff" / "oracle").rglob("*.md")), *sorted((HERE.parent / "data").glob("*.md"))]
+    found |= {f"guides/{path.name}": path for path in guides}
     return found | {f"notebooks/{path.name}": path for path in sorted(HERE.parent.glob("[0-9][0-9]_*.ipynb"))}
 
 
@@ -95,14 +100,25 @@ def build(out: Path) -> list[str]:
         assemble(source)
         wrong = [] if sphinx("html", source, new) else ["sphinx: see above"]
         wrong += code_blocks.wrong_in(source)
+        for name, text in pages.docstrings_of_all().items():
+            programs = docstrings.programs(text)
+            wrong += [f"{name}: {why}" for code in programs for why in code_blocks.wrong_with("python", code)]
         if new.is_dir():
             pictures = HERE.parent / "pictures"
             if pictures.is_dir():  # the README has them as HTML, which Sphinx does not look into
                 shutil.copytree(pictures, new / "notebooks" / "pictures")
+            (new / "explore.html").write_text(explore(), encoding="utf-8")
             wrong += links.wrong_in(new)
             shutil.rmtree(out, ignore_errors=True)
             shutil.copytree(new, out)
     return wrong
+
+
+def explore() -> str:
+    """The page to explore attention in, of the bundled model."""
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
+    text = "There was once a king who had three sons. The eldest son was very proud, and the youngest"
+    return viz.attention_page(viz.attention_maps(model, text), model="bundled")
 
 
 def addresses() -> list[str]:

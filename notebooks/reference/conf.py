@@ -35,7 +35,6 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_type_aliases = {"Array": "Array", "Inputs": "Inputs", "Numpy": "Numpy", "Scores": "Scores", "Ids": "Ids"}
 python_use_unqualified_type_names = True
-maximum_signature_line_length = 90
 toc_object_entries_show_parents = "hide"
 
 # lines of a file change with every commit, so that the anchors to them are not looked for
@@ -47,11 +46,12 @@ html_theme = "furo"
 html_title = "refdiff"
 html_static_path = [str(HERE / "static")]
 html_css_files = ["reference.css"]
+html_js_files = ["reference.js"]
 html_copy_source = False
 html_show_sphinx = False
 templates_path: list[str] = []
-pygments_style = "friendly"
-pygments_dark_style = "github-dark"
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
 
 # one file of MathJax, kept beside the pages: they need no network
 mathjax_path = "mathjax/tex-svg.js"

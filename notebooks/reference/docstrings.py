@@ -39,6 +39,13 @@ def convert(lines: Sequence[str]) -> list[str]:
     return made
 
 
+def programs(text: str) -> list[str]:
+    """The Python programs in a docstring."""
+    made = "\n".join(convert(text.splitlines()))
+    found = re.findall(r"^\.\. code-block:: python\n\n((?:   .*\n|\n)+)", f"{made}\n", flags=re.MULTILINE)
+    return [re.sub("^   ", "", program, flags=re.MULTILINE) for program in found]
+
+
 def _indented(lines: Sequence[str], at: int) -> tuple[list[str], int]:
     """Lines from `at` on that are indented or empty, without the indentation."""
     end = at

@@ -7,7 +7,6 @@ import functools
 import importlib
 import inspect
 import os
-import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 from equations import to_markdown, to_rst
 
-import refdiff
 from refdiff import layers
 from refdiff.cli.options import build_parser
 
@@ -68,9 +66,12 @@ def names_of(module: str) -> list[str]:
 def missing() -> list[str]:
     """Name the packages that list their names and are on no page; the command line has its own."""
     known = {name for page, others in INTERFACE.items() for name in (page, *others)}
-    packages = [info.name for info in pkgutil.walk_packages(refdiff.__path__, "refdiff.") if info.ispkg]
-    others = [name for name in packages if name not in known and not name.startswith("refdiff.cli")]
-    return [name for name in others if hasattr(importlib.import_module(name), "__all__")]
+    listing = [
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for path in sorted((ROOT / "refdiff").rglob("__init__.py"))
+        if re.search("^__all__", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    ]
+    return [name for name in listing if name not in known and not name.startswith("refdiff.cli")]
 
 
 # --- the map
@@ -98,6 +99,16 @@ def public_names() -> dict[int, str]:
         for module in (page, *others):
             for name in names_of(module):
                 found.setdefault(id(getattr(importlib.import_module(module), name)), f"{module}.{name}")
+    return found
+
+
+def docstrings_of_all() -> dict[str, str]:
+    """The docstrings of all public names, and of the modules that they are in."""
+    modules = [name for page, others in INTERFACE.items() for name in (page, *others)]
+    found = {name: importlib.import_module(name).__doc__ or "" for name in modules}
+    for place in public_names().values():
+        home, _, name = place.rpartition(".")
+        found[place] = inspect.getdoc(getattr(importlib.import_module(home), name)) or ""
     return found
 
 
@@ -133,7 +144,8 @@ def front_page() -> str:
         "# refdiff",
         "The Differential Transformer as equations that run: each equation of the papers, the function that computes "
         "it, and the tests that hold it to what is printed. A function leads to its page and its source, a test to "
-        "its own. [How to install it, and what it does](readme.md).",
+        "its own. [How to install it, and what it does](readme.md). Where a small model looks, layer by layer and pair "
+        'by pair, is <a href="explore.html">to be explored</a>.',
         axes,
     ]
     for heading, body in sections(text):

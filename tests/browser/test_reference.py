@@ -1,0 +1,76 @@
+"""The reference pages in the browser: without a network, in both themes, on narrow and wide windows, for everyone.
+
+REFERENCE names a folder of built pages; without one they are built, which needs `pip install '.[docs]'`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .chromium import Chromium
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("index", "readme", "commands", "interface/refdiff.layers", "notebooks/03_differential_attention")
+TYPESET = "MathJax.startup.promise.then(() => document.querySelectorAll('mjx-container').length)"
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if named := os.environ.get("REFERENCE"):
+        return Path(named).resolve()
+    pytest.importorskip("sphinx", reason="the reference pages are not built: pip install '.[docs]'")
+    folder = tmp_path_factory.mktemp("reference")
+    subprocess.run([sys.executable, ROOT / "notebooks" / "reference" / "build.py", "-o", folder], check=True)
+    return folder
+
+
+@pytest.mark.parametrize(("page", "least"), [("index", 20), ("interface/refdiff.layers", 80), (PAGES[-1], 8)])
+def test_equations_are_set_without_a_network(browser: Chromium, reference: Path, page: str, least: int) -> None:
+    browser.open(reference / f"{page}.html")
+    assert browser.run(TYPESET) >= least
+    assert browser.run("document.querySelectorAll('mjx-merror, [data-mjx-error]').length") == 0
+    assert (
+        browser.run("[...document.querySelectorAll('.math')].filter((e) => !e.querySelector('mjx-container')).length")
+        == 0
+    )
+
+
+@pytest.mark.parametrize("width", [400, 2000])
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_is_wider_than_the_window(browser: Chromium, reference: Path, page: str, width: int) -> None:
+    browser.open(reference / f"{page}.html", width=width)
+    browser.run(TYPESET) if browser.run("typeof MathJax") == "object" else None
+    assert browser.run("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES)
+def test_axe_finds_nothing_serious(browser: Chromium, reference: Path, axe: str, page: str, scheme: str) -> None:
+    browser.open(reference / f"{page}.html", scheme=scheme)
+    browser.run(axe + "; 0")
+    browser.run(TYPESET) if browser.run("typeof MathJax") == "object" else None
+    # without preload, which asks for style sheets as no page on a disk may
+    result = browser.run("axe.run({preload: false}).then((r) => [r.violations, r.passes.length])")
+    found = [
+        (v["id"], v["impact"], [node["html"][:120] for node in v["nodes"]][:3])
+        for v in result[0]
+        if v["impact"] in ("serious", "critical")
+    ]
+    assert found == []
+    assert result[1] > 15
+
+
+def test_an_equation_leads_to_its_function_and_its_test(browser: Chromium, reference: Path) -> None:
+    browser.open(reference / "index.html")
+    links = browser.run("[...document.querySelectorAll('article dd a')].map((a) => a.href)")
+    function = next(link for link in links if link.endswith("#refdiff.layers.diff_attention"))
+    test = next(link for link in links if link.endswith("rows-of-the-difference-sum-to-one-minus-lambda"))
+    for link, word in ((function, "Attend with the difference"), (test, "def test_rows_of_the_difference")):
+        path, _, place = link.removeprefix("file://").partition("#")
+        browser.open(Path(path))
+        assert word in browser.run(f"document.getElementById('{place}').parentElement.textContent")
