@@ -2,76 +2,116 @@
 # Everything about CUDA that needs a device, by one command on a machine with one: bash tests/gpu_run.sh [REPORT]
 #
 # An environment with refdiff, its tests and a CuPy of the driver's CUDA; then, each with its own time and result in one
-# report: the whole test suite with CuPy in its fixtures, the kernels against their layers, compute-sanitizer over small
-# shapes, and the bench. A step that fails does not stop those after it; what was not run is said. The report is
-# tests/gpu_reports/DATE-CARD.md unless another name is given.
+# report: the kernels against their layers, the model, the whole test suite with CuPy in its fixtures, compute-sanitizer
+# over small shapes, a profile of decoding, and the bench. A step that fails does not stop those after it, and makes the
+# exit status 1; what was not run is said, and why. The report is tests/gpu_reports/DATE-CARD.md unless named.
+#
+#   GPU_RUN_DRY=1     show the commands and run none; no device is needed
+#   GPU_RUN_HERE=1    use the Python that is there (PYTHON, else python3) with what it has, and install nothing
+#   GPU_RUN_LIKE=…    the model of the bench (default: kajuma/DiffLlama-0.3B-handcut, 4.94 GB on disk while it runs)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-command -v nvidia-smi >/dev/null || { echo "no nvidia-smi: this needs a machine with a CUDA device" >&2; exit 1; }
-card=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)
-report=${1:-tests/gpu_reports/$(date +%F)-${card//[^A-Za-z0-9]/-}.md}
-mkdir -p "$(dirname "$report")"
-work=$(mktemp -d)
+dry=${GPU_RUN_DRY:-} here=${GPU_RUN_HERE:-$dry} like=${GPU_RUN_LIKE:-kajuma/DiffLlama-0.3B-handcut}
+python=${PYTHON:-python3}
+if [[ -n $dry ]]; then
+    card="no card: a dry run" report=/dev/null
+else
+    command -v nvidia-smi >/dev/null || { echo "no nvidia-smi: this needs a machine with a CUDA device" >&2; exit 1; }
+    card=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)
+    report=${1:-tests/gpu_reports/$(date +%F)-${card//[^A-Za-z0-9]/-}.md}
+    mkdir -p "$(dirname "$report")" || exit 1
+fi
+work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 failed=0
 
 say() { printf '%s\n' "$@" | tee -a "$report"; }
 
-run() { # title, seconds, command...: run it, and put how it ended and its last lines into the report
-    local title=$1 limit=$2 code started=$SECONDS
-    shift 2
-    echo "== $title" >&2
-    timeout "$limit" "$@" >"$work/log" 2>&1
-    code=$?
-    say "" "## $title" "" "\`$*\`" "" "exit $code after $((SECONDS - started)) s" "" '```'
-    tail -n "${LINES_KEPT:-25}" "$work/log" | tee -a "$report"
-    say '```'
-    [[ $code == 0 ]] || failed=1
+not_run() { # title, why
+    say "" "## $1" "" "Not run: $2."
 }
 
-python=${PYTHON:-python3}
-if [[ -z ${GPU_RUN_HERE:-} ]]; then # GPU_RUN_HERE=1: use the Python that is there, with what it has
+run() { # title, seconds, command...: run it, and put how it ended and its last lines into the report
+    local title=$1 limit=$2 code started=$SECONDS kept=${LINES_KEPT:-25}
+    shift 2
+    local command
+    printf -v command '%q ' "$@"
+    say "" "## $title" "" "\`${command//$work/\$work}\`"
+    [[ -z $dry ]] || return 0
+    timeout "$limit" "$@" >"$work/log" 2>&1
+    code=$?
+    [[ $code == 0 ]] || { failed=1; kept=200; }
+    say "" "exit $code after $((SECONDS - started)) s$([[ $code != 124 ]] || echo " (its limit)")" "" '```'
+    tail -n "$kept" "$work/log" | tee -a "$report"
+    say '```'
+}
+
+has() { # program: whether it is here, or would be looked for
+    [[ -n $dry ]] || command -v "$1" >/dev/null
+}
+
+if [[ -z $here ]]; then
     cuda=$(nvidia-smi | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p' | head -1)
     [[ ${cuda:-12} -ge 13 ]] && cupy='cupy-cuda13x[ctk]>=14' || cupy='cupy-cuda12x[ctk]>=14'
-    "$python" -m venv "$work/venv" && python=$work/venv/bin/python
+    "$python" -m venv "$work/venv" || exit 1
+    python=$work/venv/bin/python
     "$python" -m pip install -q '.[test]' "$cupy" || { echo "pip could not install the tests and $cupy" >&2; exit 1; }
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 
 : >"$report"
 say "# refdiff on $card, $(date -u +'%F %H:%M') UTC" ""
-say "$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv)" ""
-say "commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)$(git diff --quiet HEAD 2>/dev/null || echo ', with changes')"
-say "$("$python" -c 'import cupy, numpy, sys
+if [[ -z $dry ]]; then
+    say "$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv)" ""
+    say "commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)$(git diff --quiet HEAD 2>/dev/null || echo ', with changes')"
+    say "$("$python" -c 'import cupy, numpy, sys
 print("Python", sys.version.split()[0], "· NumPy", numpy.__version__, "· CuPy", cupy.__version__, "· CUDA", cupy.cuda.runtime.runtimeGetVersion())' 2>&1 | tail -1)"
-
-if ! "$python" -c 'from refdiff import arrays; arrays.backend("cupy")' 2>"$work/log"; then
-    say "" "CuPy does not answer: $(tail -1 "$work/log")" "" "Nothing else was run."
-    exit 1
+    if ! "$python" -c 'from refdiff import arrays; arrays.backend("cupy")' 2>"$work/log"; then
+        say "" "CuPy does not answer: $(tail -1 "$work/log")" "" "Nothing else was run."
+        exit 1
+    fi
 fi
 
 tests=("$python" -m pytest -p no:cacheprovider -rs)
 run "kernels against their layers" 900 "${tests[@]}" tests/backends/test_cupy_device.py -k kernel
 run "the model, its text and its gradients on the device" 600 "${tests[@]}" tests/backends/test_cupy_device.py -k 'not kernel'
 run "the layers, with CuPy among the places" 900 "${tests[@]}" tests/layers
-run "all quick tests" 1800 "${tests[@]}"
+run "all quick tests" 2400 "${tests[@]}"
 
-if command -v compute-sanitizer >/dev/null; then
+if has compute-sanitizer; then
     small=("$python" -m pytest -p no:cacheprovider tests/backends/test_cupy_device.py -k "kernel and small")
     for tool in memcheck racecheck synccheck initcheck; do
         LINES_KEPT=12 run "compute-sanitizer: $tool" 1800 compute-sanitizer --tool "$tool" --error-exitcode 9 "${small[@]}"
     done
 else
-    say "" "## compute-sanitizer" "" "Not run: it is not on this machine."
+    not_run "compute-sanitizer" "it is not on this machine (it comes with CUDA's toolkit)"
 fi
 
-if "$python" -m refdiff bench --help 2>/dev/null | grep -q -- --backend; then
-    LINES_KEPT=80 run "bench" 1800 "$python" -m refdiff bench --backend cupy
+# Host synchronisations stand in the table of calls: one small copy a token, and none a layer.
+if has nsys; then
+    LINES_KEPT=60 run "profile of 64 decoded tokens" 900 nsys profile --output "$work/profile" --force-overwrite true \
+        --stats true --trace cuda "$python" -m refdiff generate --backend cupy -m bundled -p Once -n 64 --temp 0 --quiet
 else
-    say "" "## bench" "" "Not run: this version's bench does not know --backend."
+    not_run "profile of decoding" "nsys is not on this machine"
 fi
 
+# after the tests, which are to run as with CuPy alone
+[[ -n $here ]] || "$python" -m pip install -q 'torch>=2.6' 'transformers>=5.24,<6' || echo "pip could not install torch" >&2
+against=(--against transformers)
+if [[ -z $dry ]] && ! "$python" -c 'import torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then
+    not_run "transformers beside refdiff" "there is no torch that sees the device, so that the bench is of refdiff alone"
+    against=()
+fi
+bench=("$python" -m refdiff bench --backend cupy)
+for dtype in float32 float16 bfloat16; do
+    LINES_KEPT=80 run "bench in $dtype" 3000 "${bench[@]}" --dtype "$dtype" --like "$like" --folder "$work/$dtype" \
+        --markdown ${against[@]+"${against[@]}"}
+    rm -rf "${work:?}/$dtype"
+done
+LINES_KEPT=40 run "bench of training" 1800 "${bench[@]}" --train --markdown ${against[@]+"${against[@]}"}
+
+[[ -z $dry ]] || { say "" "Nothing was run: these are the commands."; exit 0; }
 say "" "$([[ $failed == 0 ]] && echo 'All that was run passed.' || echo 'Something above failed.')"
 echo "report: $report" >&2
 exit "$failed"

@@ -14,6 +14,9 @@ import pytest
 
 import refdiff
 from refdiff.arrays import to_numpy
+from refdiff.backends.cupy_kernels import CupyKernels
+from refdiff.generation.context import Context
+from refdiff.model.cache import KVCache
 from refdiff.model.weights import flatten
 from tests.backends.cupy_cases import CASES
 from tests.backends.test_cupy_kernels import CUDA, KERNELS, hold
@@ -68,6 +71,34 @@ def test_weights_stay_as_they_are_stored(tmp_path: Any, dtype: str) -> None:
     many = np.tile(IDS, (1, 3))
     scale = np.abs(here(many).logits).max()
     np.testing.assert_allclose(to_numpy(there(many).logits), here(many).logits, atol=scale * 2.0**-6)
+
+
+@on_cuda
+def test_decoding_is_recorded_and_replayed_as_it_is_done_step_by_step() -> None:
+    there, _ = pair(max_position_embeddings=512)
+    recorded, usual = Context(there, MASK), Context(there, MASK)
+    usual.step = None
+    ids = np.random.default_rng(1).integers(3, 41, size=(2, 300))
+    for total in range(7, 301):
+        ours, theirs = (to_numpy(context.read_there(ids[:, :total])) for context in (recorded, usual))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert recorded.step is not None
+    assert recorded.step.refused is None
+    assert recorded.step.recordings == 2  # rooms of 256 and of 512 tokens
+
+
+@on_cuda
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rope_and_the_cache_in_one_kernel(dtype: Any) -> None:
+    from tests.backends.cupy_kernels.test_rotation import one_by_one, step
+
+    ours, theirs, kernels = KVCache(1), KVCache(1), CupyKernels()
+    rounding = 2.0**-10 if dtype is np.float16 else 2e-6
+    for seed, T in enumerate((5, 1, 3)):
+        arguments = step(seed, T, dtype, 2)
+        got = kernels.rope_append(ours, 0, *(CUDA.asarray(x) for x in arguments))
+        for one, exact in zip(got, one_by_one(theirs, *arguments, False), strict=True):
+            np.testing.assert_allclose(CUDA.asnumpy(one), exact, rtol=rounding, atol=rounding)
 
 
 @on_cuda
