@@ -92,18 +92,22 @@ def limits(root: Path, mutants: list[Mutant], jobs: int) -> dict[tuple[str, ...]
 
 
 def judge(root: Path, mutants: list[Mutant], jobs: int, until: float) -> Iterator[tuple[Mutant, Outcome]]:
-    """Run each mutant's tests, as long as there is time."""
-    allowed = limits(root, mutants, jobs)
+    """Run each mutant's tests, as long as there is time; first the one that noticed another mutant of its function."""
+    allowed, noticed = limits(root, mutants, jobs), dict[tuple[str, str], str]()
 
     def queue() -> Iterator[Job]:
         for mutant in mutants:
             if time.monotonic() > until:
                 return
             tests = tests_for(mutant)
-            yield Job(functools.partial(plant, root, mutant), tests, allowed[tests])
+            first = tuple(noticed[place] for place in [(mutant.file, mutant.function)] if place in noticed)
+            yield Job(functools.partial(plant, root, mutant), (*first, *tests), allowed[tests])
 
     for number, outcome in run(queue(), root, jobs):
-        yield mutants[number], outcome
+        mutant = mutants[number]
+        if "::" in outcome.by:
+            noticed[mutant.file, mutant.function] = outcome.by
+        yield mutant, outcome
 
 
 def table(results: list[tuple[Mutant, Outcome]], known: set[tuple[str, ...]], left_out: Counter[str]) -> str:
