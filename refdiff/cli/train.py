@@ -26,12 +26,16 @@ def run(args: argparse.Namespace) -> int:
         ImportError: --plot without matplotlib.
         ValueError: the text has too little in it.
         TrainingError: the loss is not finite.
+        RuntimeError: the backend does not work.
         OSError: something cannot be read or written.
     """
+    from refdiff import arrays
+
     if args.threads:
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(args.threads)
+    arrays.backend(args.backend)  # before a folder is made for nothing
     plot = None if args.plot is None else Path(args.plot)
     if plot is not None:
         check_file("--plot", plot)
@@ -54,7 +58,7 @@ def _resumed(args: argparse.Namespace) -> Trainer:
 
     if args.text is not None:
         raise UsageError("--resume goes on with the text and the settings that the run began with: leave TEXT out")
-    return Trainer.resume(Path(args.output), threads=args.threads or None)
+    return Trainer.resume(Path(args.output), threads=args.threads or None, backend=args.backend)
 
 
 def _started(args: argparse.Namespace) -> Trainer:
@@ -84,7 +88,9 @@ def _started(args: argparse.Namespace) -> Trainer:
         progress=(lambda what: None) if args.quiet else note,
     )
     config.bos_token_id = config.eos_token_id = corpus.separator
-    return Trainer.start(out, config, corpus, settings, dtype=args.dtype, threads=args.threads or None)
+    return Trainer.start(
+        out, config, corpus, settings, dtype=args.dtype, threads=args.threads or None, backend=args.backend
+    )
 
 
 def _settings(args: argparse.Namespace) -> Settings:

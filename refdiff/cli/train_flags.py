@@ -106,6 +106,9 @@ def add_train(commands: Any) -> None:
 
     machine = parser.add_argument_group("machine")
     machine.add_argument(
+        "--backend", choices=("numpy", "cupy"), default="numpy", help="numpy = CPU, cupy = CUDA (default: numpy)"
+    )
+    machine.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="the weights' type (default: float32)"
     )
     machine.add_argument(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from refdiff.arrays import Array, namespace
 
 SCHEDULES = ("cosine", "constant")
@@ -37,8 +39,12 @@ def learning_rate(
 
 
 def global_norm(grads: dict[str, Array]) -> float:
-    """Return √ Σ g² over all gradients."""
-    return math.sqrt(sum(float(namespace(g).sum(g * g)) for g in grads.values()))
+    """Return √ Σ g² over all gradients; a device is waited for once."""
+    squares = [namespace(g).sum(g * g) for g in grads.values()]
+    if squares and not isinstance(squares[0], np.generic | np.ndarray):
+        xp = namespace(*squares)
+        return math.sqrt(float(xp.sum(xp.astype(xp.stack(squares), xp.float64))))
+    return math.sqrt(sum(map(float, squares)))
 
 
 def clip(grads: dict[str, Array], limit: float) -> tuple[dict[str, Array], float]:

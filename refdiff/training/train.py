@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from refdiff.arrays import Array, from_numpy, namespace, to_numpy
 from refdiff.backends import overlay
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
@@ -84,7 +86,7 @@ class Trainer:
     """
 
     def __init__(self, out: Path, model: DiffLlamaForCausalLM, corpus: Corpus, settings: Settings) -> None:
-        params = {name: np.array(a, order="C") for name, a in flatten(model.params).items()}  # written to from now on
+        params = {name: _own(a) for name, a in flatten(model.params).items()}  # written to from now on
         model.params = nest(params)
         self.out, self.model, self.corpus, self.settings = out, model, corpus, settings
         self.step = 0
@@ -97,25 +99,30 @@ class Trainer:
     @classmethod
     def start(
         cls, out: Path, config: DiffLlamaConfig, corpus: Corpus, settings: Settings, *, dtype: str = "float32",
-        threads: int | None = None,
+        threads: int | None = None, backend: str | ModuleType = "numpy", device: Any = None,
     ) -> Trainer:  # fmt: skip
         """Begin with new weights, drawn from the settings' seed."""
-        model = DiffLlamaForCausalLM.from_config(config, settings.seed, dtype=dtype, threads=threads)
+        model = DiffLlamaForCausalLM.from_config(
+            config, settings.seed, dtype=dtype, threads=threads, backend=backend, device=device
+        )
         return cls(out, model, corpus, settings)
 
     @classmethod
-    def resume(cls, out: Path, *, threads: int | None = None) -> Trainer:
+    def resume(
+        cls, out: Path, *, threads: int | None = None, backend: str | ModuleType = "numpy", device: Any = None
+    ) -> Trainer:
         """Go on from the last checkpoint in a folder.
 
         Raises:
             CheckpointError: there is none, or it is broken.
         """
         folder, about = checkpoint.latest(out)
-        model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads)
+        model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads, backend=backend, device=device)
         try:
             trainer = cls(out, model, Corpus(out / "corpus"), Settings(**about["settings"]))
             trainer.step = about["step"]
-            trainer._optimizer.restore(checkpoint.optimizer_state(folder), trainer.step)
+            state = {n: from_numpy(a, model.xp, device) for n, a in checkpoint.optimizer_state(folder).items()}
+            trainer._optimizer.restore(state, trainer.step)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{folder}: not what this version writes: {error}; train from the beginning"
@@ -156,10 +163,10 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint, unless a weight is not finite."""
         for name, p in self._params.items():
-            if not np.isfinite(p).all():
+            if not _finite(p):
                 raise TrainingError(f"step {self.step}: {name} is not finite, so no checkpoint is written; {_ADVICE}")
         about = {"settings": asdict(self.settings)}
-        state = self._optimizer.state()
+        state = {name: to_numpy(a) for name, a in self._optimizer.state().items()}
         return checkpoint.save(self.out, self.step, self.model, state, about, self.corpus.folder)
 
     def evaluate(self, most: int | None = None) -> dict[str, Any]:
@@ -173,7 +180,7 @@ class Trainer:
             @functools.wraps(function)
             def measured(*args: Any, **kwargs: Any) -> Any:
                 result = function(*args, **kwargs)
-                means.append((float(result.mean()), result.size))
+                means.append((float(namespace(result).mean(result)), result.size))
                 return result
 
             return measured if name == "diff_lambda_v2" else function
@@ -215,7 +222,7 @@ class Trainer:
                     )
             clipped, norm = clip(flatten(total), s.clip)
             if not math.isfinite(norm):
-                names = [name for name, g in clipped.items() if not np.isfinite(g).all()]
+                names = [name for name, g in clipped.items() if not _finite(g)]
                 where = f"in {names[-1]}" if names else "its square overflows"
                 raise TrainingError(f"step {self.step + 1}: the gradient is not finite, {where}; {_ADVICE}")
             rate = learning_rate(self.step, peak=s.rate, steps=s.steps, warmup=s.warmup, schedule=s.schedule)
@@ -248,7 +255,7 @@ class Trainer:
         """Say which layer's result is the first that is not finite."""
         states = self.model(ids, position_ids=positions, use_cache=False, output_hidden_states=True).hidden_states
         for i, state in enumerate(states or ()):
-            if not np.isfinite(state).all():
+            if not _finite(state):
                 last = i == self.model.config.num_hidden_layers
                 where = "the embeddings are" if i == 0 else f"the result of layer {i - 1} is" if not last else ""
                 return f"and {where or f'the result of layer {i - 1} or of the last norm is'} not finite; {_ADVICE}"
@@ -279,6 +286,16 @@ def evaluate(
     mean = total / count
     bytes_a_token = corpus.num_bytes["validation"] / (len(tokens) - 1)
     return {"validation": mean, "bits_per_byte": mean / math.log(2) / bytes_a_token}
+
+
+def _own(x: Array) -> Array:
+    """Copy an array, so that what it came from is not written to."""
+    return np.array(x, order="C") if isinstance(x, np.ndarray) else namespace(x).asarray(x, copy=True)
+
+
+def _finite(x: Array) -> bool:
+    xp = namespace(x)
+    return bool(xp.all(xp.isfinite(x)))
 
 
 def _mean(parts: list[tuple[float, int]]) -> float:

@@ -34,7 +34,10 @@ def _corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(_corpus: Path, tmp_path: Path) -> Callable[..., Trainer]:
     """Begin a run in a folder of its own: `start(name, wiring=…, steps=…, …)`."""
 
-    def start(name: str = "run", *, wiring: str = "hf", dtype: str = "float32", **settings: Any) -> Trainer:
+    def start(
+        name: str = "run", *, wiring: str = "hf", dtype: str = "float32", backend: Any = "numpy", device: Any = None,
+        **settings: Any,
+    ) -> Trainer:  # fmt: skip
         out = tmp_path / name
         shutil.copytree(_corpus, out / "corpus")
         corpus = Corpus(out / "corpus")
@@ -45,6 +48,7 @@ def start(_corpus: Path, tmp_path: Path) -> Callable[..., Trainer]:
         )  # fmt: skip
         given = {"steps": 6, "batch": 4, "context": 16, "warmup": 2, "rate": 1e-2, "save_every": 2}
         given |= {"evaluate_every": 0, "sample_every": 0}
-        return Trainer.start(out, config, corpus, Settings(**(given | settings)), dtype=dtype)
+        place = {"backend": backend, "device": device}
+        return Trainer.start(out, config, corpus, Settings(**(given | settings)), dtype=dtype, **place)
 
     return start
