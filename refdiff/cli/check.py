@@ -128,6 +128,6 @@ def _selftest(args: argparse.Namespace) -> int:
     if args.json:
         text = json.dumps(table.to_dict(), indent=2)
     else:
-        text = page(table, len(seeds), args.kernels) if args.markdown else str(table)
+        text = page(table, seeds, args.kernels) if args.markdown else str(table)
     sys.stdout.write(text + "\n")
     return 0 if table.holds else 1

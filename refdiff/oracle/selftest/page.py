@@ -11,8 +11,10 @@ from refdiff.oracle.selftest.table import OURS, Count, Table, share
 _HEAD = """\
 # The tester tested
 
-What `{command}` found: every single deviation and {local} mistakes in one place, on {seeds} seeds on which nothing was
-tuned, in {recipes}, on the profiles {profiles}; output, gradients and log-sum-exps.
+    {command}
+
+Every single deviation, and {local} mistakes in one place; seeds {seeds}, on which nothing was tuned; types {recipes};
+profiles {profiles}; outputs, gradients and log-sum-exps.
 
 A *mutant* is a legal kernel with a mistake in it; it is *killed* if it fails. It is *identifiable* where, without any
 rounding, it moves some row, some number, some sum or the scale of a tensor by more than five times the largest error
@@ -22,32 +24,37 @@ errors are beside those of real kernels is below. A *right kernel* that fails is
 was neither passed nor failed.
 
 `rows` is this project's rule. The others are FlashAttention's `2×` (`flash 2x`), the mean rule of PyTorch's tests of
-flex-attention (`flex mean`), `numpy.allclose` with 1e-2, and `torch.testing.assert_close` with its defaults, all on the
+flex-attention (`flex mean`), `allclose` with 1e-2, and `torch.testing.assert_close` with its defaults, all on the
 same arrays.
 """
 
 
-def page(table: Table, seeds: int, kernels: str | None = None) -> str:
-    """Return the page of a run of so many seeds, with these kernels of others."""
+def page(table: Table, seeds: Sequence[int], kernels: str | None = None) -> str:
+    """Return the page of a run of these seeds, with these kernels of others."""
     recipes, profiles = ([*dict.fromkeys(key[n] for key in table.in_order())] for n in (0, 1))
-    command = f"refdiff check --selftest --seeds {seeds}" + (f" --kernels {kernels}" if kernels else "")
+    command = f"refdiff check --selftest --seeds {len(seeds)}" + (f" --kernels {kernels}" if kernels else "")
     local = len({name for _, axis, name in table.by_name if axis == "local"})
     head = _HEAD.format(
         command=f"{command} --markdown",
         local=local,
-        seeds=seeds,
+        seeds=f"{seeds[0]} to {seeds[-1]}",
         recipes=", ".join(recipes),
         profiles=", ".join(profiles),
     )
     parts = [head, "## By rule\n", _by_rule(table), _plainly(table.total(rule=OURS))]
     parts += ["## Identifiable mutants killed, by regime\n", _killed(table)]
-    parts += ["## Right kernels refused, by regime\n", _refused(table)]
+    parts += ["## Right kernels refused, by regime\n", _UNDECIDED, _refused(table)]
     if table.errors:
         parts += ["## Real kernels\n", _REAL, _real(table)]
     parts += ["## Every mutant\n", _MUTANTS, _by_name(table), *_survivors(table)]
     return "\n".join(parts).rstrip()
 
 
+_UNDECIDED = """\
+How many right kernels there were, of this project and of others, how many of them our rule left undecided, and how many
+each rule refused. A run is undecided where right kernels may be off by more than a quarter of a row in more than 5 % of
+the rows: inputs on which such a type cannot tell right from wrong, and a pass would say nothing.
+"""
 _REAL = """\
 Runs in the three ways, those refused and undecided, and how far off the worst row (or number, or scale) of a run is, in
 units of the noise of legal kernels that *identifiable* is measured by: 1 is the largest error that those have there.

@@ -9,6 +9,11 @@ from typing import Any
 
 OURS = "rows"
 AXES = ("recipe", "profile", "direction", "rule")
+IN_TURN = (
+    ("forward", "backward", "lse"),
+    ("float32", "tf32", "bfloat16", "float16"),
+    ("natural", "cancel", "whisper", "extreme"),
+)
 ENOUGH = 0.99
 
 
@@ -176,4 +181,12 @@ def share(part: int, whole: int) -> str:
 
 def _order(key: Iterable[str]) -> tuple[Any, ...]:
     recipe, profile, way, rule = key
-    return rule != OURS, rule, ("forward", "backward", "lse").index(way), recipe, profile
+    return (
+        rule != OURS,
+        rule,
+        *(_place(name, known) for name, known in zip((way, recipe, profile), IN_TURN, strict=True)),
+    )
+
+
+def _place(name: str, known: tuple[str, ...]) -> tuple[int, str]:
+    return (known.index(name) if name in known else len(known), name)
