@@ -203,3 +203,19 @@ def test_links_of_a_file_lead_to_pages(scripts: dict[str, ModuleType], monkeypat
         text, "x.md", ROOT / "README.md", {}
     )
     assert build.without_front_matter("---\na: b\n---\n# Title\n") == "# Title\n"
+
+
+def test_sources_of_the_pages(scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = scripts["build"]
+    files = {name: path for name, path in build.written().items() if not name.startswith("guides/")}
+    assert {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("[01]*.ipynb")} <= set(files)
+    for folder, found in (("without", files), ("with", {**files, "guides/readme.md": files["readme.md"]})):
+        monkeypatch.setattr(build, "written", lambda found=found: found)
+        build.assemble(tmp_path / folder)
+        index = (tmp_path / folder / "index.md").read_text(encoding="utf-8")
+        assert ("guides/*" in index) == (folder == "with")
+        assert index.count("```{toctree}") == index.count("\n:hidden:\n") == 3 + (folder == "with")
+        assert (tmp_path / folder / "interface" / "refdiff.layers.rst").exists()
+    monkeypatch.setattr(scripts["pages"], "missing", lambda: ["refdiff.new"])
+    with pytest.raises(ValueError, match=r"refdiff\.new list public names and are on no page"):
+        build.assemble(tmp_path)
