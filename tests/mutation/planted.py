@@ -37,7 +37,10 @@ MEMORY = 16 << 30
 
 @dataclass(frozen=True)
 class Job:
-    """What to plant, and which files of tests are to notice it; or single tests, whose names may be out of date."""
+    """What to plant, and which files of tests are to notice it; or single tests, whose names may be out of date.
+
+    limit: seconds of the processor's, so that a busy machine makes no mutant look as if it never ended.
+    """
 
     plant: Callable[[], None]
     tests: tuple[str, ...]
@@ -80,7 +83,9 @@ def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Iterator[tuple[int
             running[pid] = (number, reader, time.monotonic(), job.limit)
         for pid, (number, reader, start, limit) in list(running.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
-            late = not ended and time.monotonic() - start > limit
+            late = (
+                not ended and time.monotonic() - start > 20 * limit
+            )  # one that waits, and so takes no time of its own
             if late:
                 os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -93,7 +98,7 @@ def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Iterator[tuple[int
 
 
 def _outcome(said: str, status: int | None, seconds: float) -> Outcome:
-    if status is None:
+    if status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
         return Outcome("timeout", "", seconds)
     if not os.WIFEXITED(status):
         return Outcome("killed", f"signal {os.WTERMSIG(status)}", seconds)
@@ -121,6 +126,7 @@ def _child(job: Job, root: Path, writer: int) -> None:
     try:
         os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(job.limit) + 1, int(job.limit) + 5))
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)

@@ -248,7 +248,7 @@ def test_tied_with_an_equal_matrix(tmp_path: Path, rows: int) -> None:
     tensors["model.embed_tokens.weight"] = tensors["lm_head.weight"] = stored(values)
     config = tiny_config(tie_word_embeddings=True, vocab_size=rows)
     assert "lm_head.weight" not in flatten(load(put(tmp_path, tensors), config, CAUSAL))
-    for row in (0, -1):  # one number in it
+    for row in (0, 1024 % rows, -1):  # one number in it
         other = values.copy()
         other[row, -1] += 1
         tensors["lm_head.weight"] = stored(other)
@@ -339,6 +339,7 @@ def test_more_layers_than_tensors(tmp_path: Path) -> None:
     message = refused(tmp_path, num_hidden_layers=9_999)
     assert "9999 layers" in message
     assert "16 tensors" in message
+    assert "missing" in refused(tmp_path, num_hidden_layers=16)  # as many could be layers' norms: each is named
 
 
 def test_empty_file(tmp_path: Path) -> None:
