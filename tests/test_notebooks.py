@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -136,8 +137,14 @@ def test_source_is_shown_of_the_functions_that_run(path: Path) -> None:
     for tree in _code(path):
         imports: list[ast.stmt] = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
         exec(compile(ast.Module(imports, []), path.name, "exec"), names)
+    outputs = [o for cell in _stored(path)["cells"] for o in cell.get("outputs", [])]
+    printed = "\n".join("".join(o.get("text", [])) for o in outputs)
     for expression in shown:
-        assert eval(expression, names).__module__.startswith("refdiff.")
+        function = eval(expression, names)
+        assert function.__module__.startswith("refdiff.")
+        assert inspect.getsource(function) in printed, (
+            f"{expression} has changed: run python notebooks/build.py {path.stem}"
+        )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
