@@ -200,6 +200,16 @@ def test_float32_is_near_float64() -> None:
         assert np.abs(grads[name] - gradient).max() < 1e-4 * np.abs(gradient).max(), name
 
 
+@pytest.mark.parametrize("kernels", ["fast", "reference"])
+@pytest.mark.parametrize("kind", HEADS)
+def test_gradients_have_the_precision_of_the_weights(kind: type, kernels: str) -> None:
+    exact = small_model(kind, num_labels=3)
+    single = weights.nest({name: a.astype(np.float32) for name, a in flat(exact.params).items()})
+    model = kind(exact.config, single, kernels=kernels)
+    loss, grads = model.loss_and_grad(IDS, **targets(kind))
+    assert {a.dtype for a in (loss, *flat(grads).values())} == {np.dtype(np.float32)}
+
+
 def test_without_labels_there_is_no_loss() -> None:
     with pytest.raises(ValueError, match="loss_and_grad needs labels"):
         small_model().loss_and_grad(IDS)

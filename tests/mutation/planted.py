@@ -141,7 +141,8 @@ def _child(job: Job, root: Path, writer: int) -> None:
             job.plant()
             for file in job.tests:  # one after the other: most mutants end in the first
                 code = int(pytest.main([*OPTIONS, *job.options, file], plugins=[first]))
-                if code and not (code == pytest.ExitCode.USAGE_ERROR and "::" in file):  # that: no such test now
+                gone = code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED) and "::" in file
+                if code and not gone:
                     break
     finally:
         with contextlib.suppress(OSError):
