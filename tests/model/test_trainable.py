@@ -147,6 +147,8 @@ def test_the_padding_token_is_not_trained_by_being_looked_up() -> None:
     _, grads = model.loss_and_grad(with_padding, labels=IDS)
     assert not np.any(grads["model"]["embed_tokens"]["weight"][0])
     assert np.any(grads["model"]["embed_tokens"]["weight"][with_padding[0, 0]])
+    _, grads = model.loss_and_grad(np.full_like(IDS, model.config.pad_token_id), labels=IDS)
+    assert not np.any(grads["model"]["embed_tokens"]["weight"])
 
 
 def test_a_thousandth_in_any_gradient_is_seen() -> None:
@@ -168,6 +170,13 @@ def test_a_derivative_that_is_wrong_inside_is_seen() -> None:
 
     model.ops = overlay(model.ops, wrong)
     assert error_of_slope(model, {"input_ids": IDS, "labels": IDS}) > ROUGH
+
+
+def test_without_a_padding_token_all_are_trained() -> None:
+    for place in ({}, {"backend": array_api_strict, "device": array_api_strict.Device("device1")}):
+        _, grads = small_model(pad_token_id=None, **place).loss_and_grad(IDS, labels=IDS)
+        gradient = arrays.to_numpy(grads["model"]["embed_tokens"]["weight"])
+        assert np.flatnonzero(np.any(gradient != 0, axis=-1)).tolist() == np.unique(IDS[:, :-1]).tolist()
 
 
 @pytest.mark.parametrize("kind", HEADS)

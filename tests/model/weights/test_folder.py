@@ -39,9 +39,9 @@ def with_map(folder: Path, **changes: object) -> Path:
 
 
 def test_one_file(tmp_path: Path) -> None:
-    write(tmp_path, {SINGLE: pack(random_tensors())})
+    write(tmp_path, {"model.safetensors": pack(random_tensors())})
     (file,) = open_checkpoint(tmp_path)
-    assert file.label == str(tmp_path / SINGLE)
+    assert file.label == str(tmp_path / "model.safetensors")
     assert file.tensors.keys() == random_tensors().keys()
 
 
@@ -188,7 +188,7 @@ def test_tensor_in_another_shard(tmp_path: Path) -> None:
 
 def test_tensor_that_the_index_forgets(tmp_path: Path) -> None:
     message = refused(with_map(tmp_path, **{"lm_head.weight": None}))
-    assert f"'lm_head.weight' is in '{SECOND}', but the index does not list it" in message
+    assert message.endswith(f"'lm_head.weight' is in '{SECOND}', but the index does not list it")
 
 
 def test_tensor_in_two_shards(tmp_path: Path) -> None:
