@@ -229,3 +229,4 @@ def test_report_is_one_line_for_one_problem_and_bounded_for_many() -> None:
     lines = report("here", [str(i) for i in range(50)]).splitlines()
     assert len(lines) == 22
     assert lines[-1] == "  and 30 more"
+    assert report("here", [str(i) for i in range(20)]).endswith("\n  19")
