@@ -42,7 +42,8 @@ def connected(address: str) -> Iterator[Client]:
         get_address_host_port(address, strict=True)
     except ValueError as error:
         raise RuntimeError(f"--dask {address}: {error}; give tcp://HOST:PORT, as `dask scheduler` shows it") from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it logs what is raised here too
+    for logger in ("distributed", "distributed.client"):  # they log what is raised here too
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
     except OSError as error:
@@ -83,13 +84,18 @@ def in_order(client: Client, function: Callable[[T], Any], items: Iterable[T]) -
         RuntimeError: the scheduler has gone.
         Exception: what the function raised.
     """
+    from distributed.comm import CommClosedError
+
     waiting: deque[tuple[T, Any]] = deque()
-    for item in items:
-        waiting.append((item, client.submit(function, item, pure=False)))
-        if len(waiting) >= _AHEAD * max(sum(client.nthreads().values()), 1):
-            yield _result(client, *waiting.popleft())
-    while waiting:
-        yield _result(client, *waiting.popleft())
+    try:
+        for item in items:
+            waiting.append((item, client.submit(function, item, pure=False)))
+            if len(waiting) >= _AHEAD * max(sum(client.nthreads().values()), 1):
+                yield _result(*waiting.popleft())
+        while waiting:
+            yield _result(*waiting.popleft())
+    except (CancelledError, CommClosedError) as error:
+        raise RuntimeError(f"the scheduler at {client.scheduler.address} has gone") from error
 
 
 def each(client: Client, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
@@ -105,7 +111,7 @@ def each(client: Client, function: Callable[[T], R], items: Iterable[T]) -> Iter
         yield item, result
 
 
-def _result(client: Client, item: T, future: Any) -> tuple[T, Any]:
+def _result(item: T, future: Any) -> tuple[T, Any]:
     from distributed import KilledWorker
 
     try:
@@ -113,9 +119,3 @@ def _result(client: Client, item: T, future: Any) -> tuple[T, Any]:
     except KilledWorker as error:
         died = f"{error.allowed_failures + 1} workers died while they computed it, the last was at"
         return item, WorkersDiedError(f"{died} {error.last_worker.address}; its log may say why")
-    except CancelledError as error:
-        raise RuntimeError(f"the scheduler at {client.scheduler.address} has gone: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
