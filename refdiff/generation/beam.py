@@ -74,7 +74,7 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     rows = np.repeat(np.arange(B), n)
     pipeline = Pipeline(o, prompt_length, None if request.padding is None else request.padding[rows])
     streams = request.streams(np.arange(B)) if o.do_sample else []
-    context = Context(request.model, request.mask)
+    context = Context(request.model, request.mask, request.max_length)
     running, done = _start(request)
     improvable = np.ones(B, dtype=bool)
     scores_so_far, logits_so_far = [], []

@@ -9,9 +9,13 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
 from refdiff.generation.recorded_step import BY_LENGTH, RecordedStep
+from refdiff.model.cache import KVCache
 
 PIECE = 1024
 """Tokens of all rows that go through the model at once: more would only need more memory."""
+
+AHEAD = 256
+"""Tokens after a prompt that the cache has room for at once, if so many may come."""
 
 
 class Context:
@@ -19,13 +23,16 @@ class Context:
 
     Positions are those of transformers' `generate`: from a mask, cumsum(mask) − 1 with 0 at masked tokens, then one
     more for each generated token; without a mask, 0, 1, 2, …
+
+    most: how many tokens there will be at the end, so that the cache has room for them and for no more.
     """
 
-    def __init__(self, model: Any, mask: NDArray[np.int64] | None) -> None:
+    def __init__(self, model: Any, mask: NDArray[np.int64] | None, most: int | None = None) -> None:
         self.model = model
         self.cache: Any = None
         self.length = 0
         self.step = RecordedStep.of(model)
+        self._most = most
         self._mask = mask
         self._positions: NDArray[np.int64] | None = None
         if mask is not None:
@@ -42,9 +49,17 @@ class Context:
 
     def _run(self, ids: NDArray[np.int64], keep: int) -> Any:
         """Let what is new go through the model piece by piece; its logits are wanted at the last `keep` tokens."""
+        self._begin(ids.shape[1])
         for total in self._stops(ids, keep):
             self._pass(ids[:, :total], 1)
         return self._pass(ids, keep)
+
+    def _begin(self, prompt: int) -> None:
+        """Have a cache with room for a prompt, not for its first piece only, and for the text that is likely."""
+        layers = getattr(self.model.config, "num_hidden_layers", None)
+        if self.cache is None and layers is not None and self._most is not None:
+            self.cache = KVCache(layers, most=self._most)
+            self.cache.reserve(min(self._most, max(prompt * 3 // 2, prompt + AHEAD)))
 
     def _stops(self, ids: NDArray[np.int64], keep: int) -> range:
         """Where to stop on the way, so that a long prompt needs no more memory than its pieces."""
@@ -90,6 +105,7 @@ class Context:
 
     def read_hidden(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Read what is new in ids (B, T) → logits (B, V) of the last token, last hidden states (B, new tokens, D)."""
+        self._begin(ids.shape[1])
         out = self._pass(ids, 1, output_hidden_states=True)
         return to_numpy(out.logits)[:, -1], to_numpy(out.hidden_states[-1])
 

@@ -29,7 +29,7 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     padding = None if request.padding is None else request.padding[rows]
     pipeline = Pipeline(o, ids.shape[1], padding)
     streams = request.streams(rows) if o.do_sample else []
-    context = Context(request.model, request.mask)
+    context = Context(request.model, request.mask, request.max_length)
     there = ChoiceOnDevice.of(request.model, o, pipeline)
     live = np.ones(len(rows), dtype=bool)
     lengths = np.full(len(rows), ids.shape[1])

@@ -102,7 +102,8 @@ class RecordedStep:
         kernels, length = self._model.kernels, len(cache)
         if cache.static is not None and length >= cache.static:
             return  # the step as usual says so
-        cache.reserve(cache.static or max(LEAST_ROOM, 2 * length))
+        room = max(LEAST_ROOM, 2 * length)
+        cache.reserve(cache.static or max(min(room, cache.most or room), length + 1))
         self._buffers = cache.buffers
         B = len(tokens)
         self._state = self._put(np.zeros(2 * B + 1, np.int64))

@@ -68,7 +68,7 @@ class Assistant:
     """Guesses what a smaller model of the same vocabulary says, with the same options."""
 
     def __init__(self, request: Request, stream: Uniforms | None) -> None:
-        self._context = Context(request.options.assistant_model, request.mask)
+        self._context = Context(request.options.assistant_model, request.mask, request.max_length)
         self._pipeline = Pipeline(request.options, request.ids.shape[1], request.padding)
         self._eos = request.options.eos_token_id or []
         self._stream = stream
@@ -108,7 +108,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
     guesser, most = _guesser(request, stream)
     count = min(_FIRST_GUESSES, most)
     pipeline = Pipeline(o, request.ids.shape[1], request.padding)
-    context = Context(request.model, request.mask)
+    context = Context(request.model, request.mask, request.max_length)
     ids = request.ids
     scores_so_far, logits_so_far = [], []
 

@@ -11,21 +11,27 @@ class KVCache:
     """The keys and values of every layer, kept between calls of a model.
 
     `len(cache)` is the number of tokens that have gone through all layers. Only `append`, or its two halves, adds; the
-    arrays that it returns are views that later calls may overwrite after a `crop`.
+    arrays that it returns are views that later calls may overwrite after a `crop` or a `reorder`.
 
     Args:
         num_layers: how many layers the model has.
-        static: allocate room for this many tokens at the first `append` and never more. Without it the room grows
-            by half when it is used up, so that n tokens cost time in proportion to n.
+        static: allocate room for this many tokens at the first `append` and never more. Without it there is room for
+            an eighth more than the first tokens, 8 to 256, or for what was reserved; and it grows by half when it is
+            used up, so that n tokens cost time in proportion to n.
+        most: how many tokens it will have at the end, where that is known: room does not grow past it.
 
     Raises:
-        ValueError: `num_layers` or `static` is below 1.
+        ValueError: `num_layers`, `static` or `most` is below 1.
     """
 
-    def __init__(self, num_layers: int, *, static: int | None = None) -> None:
-        if num_layers < 1 or (static is not None and static < 1):
-            raise ValueError(f"KVCache: num_layers is {num_layers} and static is {static}, but must be 1 or more")
+    def __init__(self, num_layers: int, *, static: int | None = None, most: int | None = None) -> None:
+        if any(size is not None and size < 1 for size in (num_layers, static, most)):
+            raise ValueError(
+                f"KVCache: num_layers is {num_layers}, static is {static} and most is {most}, but must be 1 or more"
+            )
         self.static = static
+        self.most = most
+        self._reserved = 0
         self._buffers: list[tuple[Array, Array] | None] = [None] * num_layers
         self._lengths = [0] * num_layers
 
@@ -80,10 +86,15 @@ class KVCache:
             )
         room = 0 if buffers is None else buffers[0].shape[2]
         if buffers is None or end > room:
-            size = self.static or max(end, room + room // 2)
+            size = self.static or max(end, self._next_room(end, room))
             buffers = (_grown(k, size, buffers and buffers[0], start), _grown(v, size, buffers and buffers[1], start))
             self._buffers[layer] = buffers
         return *buffers, start
+
+    def _next_room(self, end: int, room: int) -> int:
+        """Where `end` tokens do not fit into `room`, or are the first (0): how many should."""
+        wanted = max(end + min(max(end // 8, 8), 256), self._reserved) if room == 0 else room + room // 2
+        return wanted if self.most is None else min(wanted, self.most)
 
     def filled(self, layer: int, end: int) -> tuple[Array, Array]:
         """Count the tokens of a layer before `end` as there, and return their keys and values."""
@@ -99,13 +110,14 @@ class KVCache:
         return tuple(x for pair in self._buffers if pair is not None for x in pair)
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` tokens in every layer that has any, where there is less.
+        """Make room for `tokens` tokens in every layer, where there is less; in an empty one when it gets its first.
 
         Raises:
             ValueError: the cache is static, and smaller.
         """
         if self.static is not None and tokens > self.static:
             raise ValueError(f"KVCache: room for {tokens} tokens was asked of static={self.static}: make a larger one")
+        self._reserved = tokens
         for layer, buffers in enumerate(self._buffers):
             if buffers is not None and buffers[0].shape[2] < tokens:
                 k, v = (_grown(x, tokens, x, len(self)) for x in buffers)
@@ -136,7 +148,8 @@ class KVCache:
             raise IndexError(f"KVCache: rows {rows} are not all in 0 to {batch - 1}")
         for layer, buffers in enumerate(self._buffers):
             if buffers is not None:
-                self._buffers[layer] = (_taken(buffers[0], rows), _taken(buffers[1], rows))
+                k, v = (_reordered(x, rows, len(self)) for x in buffers)
+                self._buffers[layer] = (k, v)
 
     def crop(self, length: int) -> None:
         """Forget all tokens after the first `length`.
@@ -159,6 +172,17 @@ def _grown(like: Array, size: int, old: Array | None, used: int) -> Array:
     return new
 
 
-def _taken(x: Array, rows: list[int]) -> Array:
-    xp = namespace(x)
-    return xp.take(x, xp.asarray(rows, dtype=xp.int64, device=device(x)), axis=0)
+def _reordered(x: Array, rows: list[int], used: int) -> Array:
+    """Put rows in the place of others, of which only the `used` tokens are moved; in place where their number stays."""
+    xp, where = namespace(x), device(x)
+    moved = [i for i, row in enumerate(rows) if row != i]
+    new = x[:, :, :, :]  # another array, if over the same memory: whoever keeps the buffers sees that they changed
+    if len(rows) != x.shape[0]:
+        moved = list(range(len(rows)))
+        new = xp.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=where)
+    if moved:
+        there = xp.asarray([rows[i] for i in moved], dtype=xp.int64, device=where)
+        taken = xp.take(x[:, :, :used, :], there, axis=0)
+        for i, row in enumerate(moved):
+            new[row, :, :used, :] = taken[i, ...]
+    return new

@@ -10,7 +10,9 @@ import pytest
 
 from refdiff.generation import context as context_module
 from refdiff.generation.context import Context
+from refdiff.model import cache as cache_module
 from tests.generation.fakes import FakeModel
+from tests.model.models import small_model
 
 IDS = np.array([[0, 0, 5, 6], [0, 7, 8, 9]])
 MASK = np.array([[0, 0, 1, 1], [0, 1, 1, 1]])
@@ -124,3 +126,45 @@ def test_a_text_whose_length_changes_its_positions_is_read_at_once(
 def test_hidden_states_are_those_of_all_new_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context_module, "PIECE", 2)
     assert Context(FakeModel(), None).read_hidden(IDS)[1].shape == (2, 4, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, 2),
+        ({"do_sample": True, "seed": 1}, 2),
+        ({"num_beams": 3}, 6),
+        ({"penalty_alpha": 0.6, "top_k": 4}, 2),
+    ],
+)
+@pytest.mark.parametrize(("prompt", "new"), [(5, 7), (3, 40)])
+def test_the_cache_has_room_for_the_text_and_no_more_and_is_not_copied(
+    options: dict[str, Any], rows: int, prompt: int, new: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated: list[int] = []
+    grown = cache_module._grown
+
+    def counted(like: Any, size: int, old: Any, used: int) -> Any:
+        allocated.append(size)
+        return grown(like, size, old, used)
+
+    monkeypatch.setattr(cache_module, "_grown", counted)
+    model = small_model(max_position_embeddings=512)
+    ids = np.random.default_rng(1).integers(3, 50, size=(2, prompt))
+    out = model.generate(ids, max_new_tokens=new, eos_token_id=None, return_dict_in_generate=True, **options)
+    assert allocated == [prompt + new] * 2 * model.config.num_hidden_layers
+    assert out.cache.buffers[0].shape[:3:2] == (rows, prompt + new)
+
+
+def test_a_prompt_in_pieces_has_its_room_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context_module, "PIECE", 8)
+    context = Context(small_model(max_position_embeddings=512), None, 5_000)
+    context.read(np.full((2, 400), 3))
+    assert {x.shape[2] for x in context.cache.buffers} == {656}, "half as much again is less than 256 more"
+
+
+def test_a_text_that_may_get_long_does_not_have_its_room_at_once() -> None:
+    out = small_model().generate(
+        [[3, 5]], max_new_tokens=5_000, eos_token_id=list(range(53)), return_dict_in_generate=True
+    )
+    assert out.cache.buffers[0].shape[2] == 258

@@ -1,5 +1,7 @@
 """The cache: append gives all, reorder and crop give what they say, and nothing else changes it."""
 
+import tracemalloc
+
 import array_api_strict
 import numpy as np
 import pytest
@@ -143,10 +145,10 @@ def test_another_batch_is_refused():
         cache.append(0, *b[0])
 
 
-@pytest.mark.parametrize(("layers", "static"), [(0, None), (2, 0)])
-def test_sizes_below_one_are_refused(layers, static):
+@pytest.mark.parametrize(("layers", "sizes"), [(0, {}), (2, {"static": 0}), (2, {"most": 0})])
+def test_sizes_below_one_are_refused(layers, sizes):
     with pytest.raises(ValueError, match="must be 1 or more"):
-        KVCache(layers, static=static)
+        KVCache(layers, **sizes)
 
 
 def test_room_grows_by_half():
@@ -156,8 +158,61 @@ def test_room_grows_by_half():
         rooms.append(k.base.shape[2])
         moves += k.base is not last
         last = k.base
-    assert rooms[:14] == [1, 2, 3, 4, 6, 6, 9, 9, 9, 13, 13, 13, 13, 19]
+    assert sorted(set(rooms)) == [9, 13, 19, 28, 42, 63, 94, 141, 211, 316, 474]
+    assert rooms[8:10] == [9, 13]
     assert moves == len(set(rooms))
+
+
+def one(tokens: int):
+    return np.zeros((2, 1, tokens, 3)), np.zeros((2, 1, tokens, 4))
+
+
+@pytest.mark.parametrize(("first", "room"), [(1, 9), (71, 79), (72, 81), (2048, 2304), (2056, 2312), (9000, 9256)])
+def test_the_first_token_after_a_prompt_is_not_copied_with_it(first, room):
+    cache = KVCache(1)
+    before = cache.append(0, *one(first))[0].base
+    after = cache.append(0, *one(1))[0].base
+    assert after is before
+    assert after.shape[2] == room
+
+
+@pytest.mark.parametrize(
+    ("most", "rooms"), [(10, {10}), (12, {11, 12}), (40, {11, 16, 24, 36, 40}), (None, {11, 16, 24, 36, 54})]
+)
+def test_room_does_not_grow_past_what_there_will_be(most, rooms):
+    cache, pieces_of = KVCache(1, most=most), (3, *(1,) * (min(most or 40, 40) - 3))
+    assert {cache.append(0, *one(tokens))[0].base.shape[2] for tokens in pieces_of} == rooms
+    assert cache.append(0, *one(30))[0].shape[2] == len(cache), "more than was said has room too"
+
+
+def test_what_is_reserved_before_the_first_token():
+    cache = KVCache(2, most=70)
+    cache.reserve(50)
+    k, v = cache.append(0, *one(3))
+    assert k.base.shape[2] == v.base.shape[2] == 50
+    cache.append(1, *one(47))
+    cache.reserve(60)
+    assert [x.shape[2] for x in cache.buffers] == [60] * 4
+
+
+def test_reordering_moves_what_is_used_and_allocates_no_room():
+    cache, size = KVCache(1, static=1_000), 1_000 * 8
+    cache.append(0, *(np.random.default_rng(0).normal(size=(4, 2, 10, d)) for d in (3, 4)))
+    before = cache.buffers
+    kept = [x[:, :, :10].copy() for x in before]
+    tracemalloc.start()
+    try:
+        cache.reorder([0, 3, 2, 1])
+        assert tracemalloc.get_traced_memory()[1] < size, "of 4 * 2 * (3 + 4) * 8000 bytes"
+    finally:
+        tracemalloc.stop()
+    for x, old, was in zip(cache.buffers, before, kept, strict=True):
+        assert np.shares_memory(x, old)
+        assert x is not old, "whoever has kept the buffers sees that they are others"
+        np.testing.assert_array_equal(x[:, :, :10], was[[0, 3, 2, 1]])
+    cache.reorder([1, 1, 0])
+    assert cache.buffers[0].shape == (3, 2, 1_000, 3)
+    np.testing.assert_array_equal(cache.buffers[0][:, :, :10], kept[0][[3, 3, 0]])
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
