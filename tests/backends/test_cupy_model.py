@@ -13,8 +13,8 @@ import pytest
 import refdiff
 from refdiff.backends import ops_for
 from refdiff.backends.cupy_kernels import CupyKernels
-from refdiff.model.weights import flatten
-from tests.cuda.emulation import EmulatedDevice
+from refdiff.model.weights import flatten, nest
+from tests.cuda.emulation import EmulatedDevice, OnDevice
 
 SIZES = {
     "vocab_size": 41, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -106,3 +106,32 @@ def test_weights_stay_as_they_are_stored(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_allclose(
         many, exact(np.tile(IDS, (1, 2))).logits, atol=scale * (2**-6 if dtype == "bfloat16" else 2**-9)
     )
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+def test_the_host_asks_for_no_number_on_the_way(wiring: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading, decoding and gradients only hand work to the device; of text, one id a row and step comes back.
+
+    Labels, which are not of the device here, are looked at once a step: `cross_entropy` refuses unknown ones.
+    """
+    model, _ = models(wiring=wiring)
+    device = on_the_device(model)
+    model.params = nest({name: x.view(OnDevice) for name, x in flatten(model.params).items()})
+    monkeypatch.setattr(OnDevice, "refusing", True)
+    out = model(IDS, attention_mask=MASK)
+    model(IDS[:, :1], cache=out.cache, attention_mask=np.pad(MASK, ((0, 0), (0, 1)), constant_values=1))
+    _, grads = model.loss_and_grad(IDS, labels=IDS)
+    assert isinstance(out.logits, OnDevice)
+    assert all(isinstance(x, OnDevice) for name, x in flatten(grads).items() if "norm" in name)
+    fetched: list[tuple[int, ...]] = []
+
+    def watched(x: Any) -> Any:
+        fetched.append(x.shape)
+        return np.array(x)
+
+    for module in ("choice", "context"):
+        monkeypatch.setattr(f"refdiff.generation.{module}.to_numpy", watched)
+    monkeypatch.setattr(OnDevice, "refusing", True)
+    model.generate(IDS, max_new_tokens=4, eos_token_id=None)
+    assert fetched == [(2,)] * 4
+    assert device.launched.count("choose") == 4
