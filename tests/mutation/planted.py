@@ -141,8 +141,8 @@ def _child(job: Job, root: Path, writer: int) -> None:
             job.plant()
             for file in job.tests:  # one after the other: most mutants end in the first
                 code = int(pytest.main([*OPTIONS, *job.options, file], plugins=[first]))
-                gone = code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED) and "::" in file
-                if code and not gone:
+                no_such_test = code == pytest.ExitCode.USAGE_ERROR and "::" in file and not first.name
+                if code and not no_such_test:
                     break
     finally:
         with contextlib.suppress(OSError):
