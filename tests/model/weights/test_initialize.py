@@ -41,13 +41,22 @@ def test_spread() -> None:
 
 def test_a_range_of_zero_means_the_usual_one() -> None:
     drawn = flatten(initialize(tiny_config(hidden_size=200, initializer_range=0.0), "DiffLlamaModel"))
+    usual = flatten(initialize(tiny_config(hidden_size=200), "DiffLlamaModel"))
     assert drawn["layers.0.mlp.up_proj.weight"].std() == pytest.approx(0.02, rel=0.1)
+    assert_array_equal(drawn["layers.0.mlp.up_proj.weight"], usual["layers.0.mlp.up_proj.weight"])
 
 
 def test_seed() -> None:
     once, again, other = (initialize(tiny_config(), "DiffLlamaModel", seed=seed) for seed in (5, 5, 6))
     assert_array_equal(once["embed_tokens"]["weight"], again["embed_tokens"]["weight"])
     assert not np.array_equal(once["embed_tokens"]["weight"], other["embed_tokens"]["weight"])
+    unless_told, told = initialize(tiny_config(), "DiffLlamaModel"), initialize(tiny_config(), "DiffLlamaModel", seed=0)
+    assert_array_equal(unless_told["embed_tokens"]["weight"], told["embed_tokens"]["weight"])
+
+
+def test_norms_of_heads_are_one_too() -> None:
+    drawn = flatten(initialize(tiny_config(wiring="paper"), "DiffLlamaModel"))
+    assert_array_equal(drawn["layers.0.self_attn.subln.weight"], 1)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -61,8 +70,9 @@ def test_the_numbers_are_the_generators_in_the_order_of_the_names(dtype: type) -
 
 @pytest.mark.parametrize(("dtype", "held"), [("float32", "float32"), ("float64", "float64"), ("bfloat16", "float32")])
 def test_precision(dtype: str, held: str) -> None:
-    values = initialize(tiny_config(), "DiffLlamaModel", dtype=dtype)["embed_tokens"]["weight"]
-    assert values.dtype == held
+    drawn = flatten(initialize(tiny_config(attention_bias=True), "DiffLlamaModel", dtype=dtype))
+    assert {values.dtype.name for values in drawn.values()} == {held}
+    values = drawn["embed_tokens.weight"]
     if dtype == "bfloat16":
         assert not (values.view(np.uint32) & 0xFFFF).any()
     if dtype == "float64":

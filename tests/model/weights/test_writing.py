@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ def test_bytes_are_those_of_the_library(tmp_path: Path, dtype: str, tile: int, m
     write_safetensors(tmp_path / "ours", given, dtype)
     theirs = {name: values.astype(TYPES[dtype]) for name, values in given.items()}
     assert (tmp_path / "ours").read_bytes() == safetensors.numpy.save(theirs, metadata={"format": "pt"})
+
+
+def test_all_of_it_is_on_the_disk_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a power cut after a rename does not leave a short file under the right name."""
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    write_safetensors(tmp_path / "ours", arrays(), "float32")
+    assert sizes == [(tmp_path / "ours").stat().st_size]
 
 
 @pytest.mark.parametrize("name", ["fortran", "strided", "big-endian", "read-only"])
