@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from refdiff.backends import ops_for
+from refdiff.backends import ops_for, overlay
 from refdiff.model.wirings import WIRINGS
 from refdiff.model.wirings_vjp import WIRINGS_VJP, Kept
+from tests.model.models import ids, small_model
 
 
 def test_every_wiring_has_its_derivatives() -> None:
@@ -25,6 +28,20 @@ def test_kept_results_come_again_in_order_without_a_second_computation() -> None
     assert [kept(3), kept(5, twice=True)] == [3, 10]
     assert [kept.again(0), kept.again("anything", at=1)] == [3, 10]
     assert calls == [3, 5]
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper"])
+def test_the_difference_of_a_layer_is_computed_once(wiring: str) -> None:
+    model, calls = small_model(wiring=wiring), []
+
+    def counted(name: str, function: Any) -> Any:
+        if name != "diff_attention":
+            return function
+        return lambda *args, **options: calls.append(name) or function(*args, **options)
+
+    model.ops = overlay(model.ops, counted)
+    model.loss_and_grad(ids(0, 2, 5), labels=ids(0, 2, 5))
+    assert len(calls) == model.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("name", WIRINGS)

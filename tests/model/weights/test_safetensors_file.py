@@ -229,6 +229,13 @@ def test_header_longer_than_the_file(tmp_path: Path) -> None:
     )
 
 
+def test_ten_million_bytes_of_header_are_the_most_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / "long.safetensors").write_bytes((10_000_001).to_bytes(8, "little"))
+    os.truncate(tmp_path / "long.safetensors", 10_000_009)  # the rest is zeros, and takes no room
+    with pytest.raises(CheckpointError, match="has 10,000,001 bytes, more than the 10,000,000 that are read"):
+        open_safetensors(tmp_path / "long.safetensors", "long")
+
+
 def test_header_longer_than_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = pack({"x": stored(np.zeros(2))})
     monkeypatch.setattr(safetensors_file, "MAX_HEADER", int.from_bytes(content[:8], "little"))
