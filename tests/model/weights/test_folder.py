@@ -73,7 +73,9 @@ def test_nothing(tmp_path: Path) -> None:
 
 def test_pickle_instead(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
-    assert "'pytorch_model.bin' is a pickle: unpickling can run any code" in refused(tmp_path)
+    message = refused(tmp_path)
+    assert "'pytorch_model.bin' is a pickle: unpickling can run any code" in message
+    assert message.endswith("with transformers: from_pretrained(...).save_pretrained(...)")
 
 
 # ---- what is refused

@@ -229,6 +229,10 @@ def test_header_longer_than_the_file(tmp_path: Path) -> None:
     )
 
 
+def test_sizes_are_those_that_a_file_may_have() -> None:
+    assert [safetensors_file._whole(size) for size in (-1, 0, 2**63 - 1, 2**63)] == [False, True, True, False]
+
+
 def test_ten_million_bytes_of_header_are_the_most_that_is_read(tmp_path: Path) -> None:
     (tmp_path / "long.safetensors").write_bytes((10_000_001).to_bytes(8, "little"))
     os.truncate(tmp_path / "long.safetensors", 10_000_009)  # the rest is zeros, and takes no room
