@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -227,6 +228,21 @@ def test_header_longer_than_the_file(tmp_path: Path) -> None:
     assert "the header should have 9,223,372,036,854,775,807 bytes" in refused(
         tmp_path, (2**63 - 1).to_bytes(8, "little") + content[8:]
     )
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system has no such advice")
+def test_whole_pages_are_let_go_and_no_others() -> None:
+    class Memory:
+        advice: ClassVar[list[tuple[int, int, int]]] = []
+
+        def madvise(self, kind: int, start: int, length: int) -> None:
+            self.advice.append((kind, start, length))
+
+    page, file = mmap.PAGESIZE, SafetensorsFile("", {}, {}, Memory())  # type: ignore[arg-type]
+    for begin, end in ((1, 3 * page), (page, page + 5), (2 * page, 2 * page), (7, page - 1), (page + 1, 2 * page + 1)):
+        file.forget(begin, end)
+    spans = [(page, 2 * page), (page, 5), (2 * page, 1)]
+    assert Memory.advice == [(mmap.MADV_DONTNEED, start, length) for start, length in spans]
 
 
 def test_sizes_are_those_that_a_file_may_have() -> None:
