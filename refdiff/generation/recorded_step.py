@@ -19,6 +19,7 @@ from refdiff.arrays import Array, from_numpy
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 from refdiff.model.diffllama import Context
+from refdiff.model.weights import flatten
 
 BY_LENGTH = ("dynamic", "longrope")
 """Kinds of RoPE whose frequencies depend on the length of the text."""
@@ -117,7 +118,7 @@ class RecordedStep:
         self.recordings += 1
 
     def _step(self, B: int, mask: NDArray[np.int64] | None) -> Any:
-        """Make the function that is recorded: it knows the state, the cache's buffers, and what never changes."""
+        """Make the function that is recorded: it holds the state, the cache's buffers, the weights and the tables."""
         model, xp, room = self._model, self._model.xp, self._room
         config, state, ops = model.config, self._state, model.kernels.recordable_ops()
         frequencies, scale = ops.rope_frequencies(
@@ -134,8 +135,9 @@ class RecordedStep:
             whole[:, : mask.shape[1]] = mask != 0
             seen = ops.padding_mask(self._put(whole))
         places: Any = _Places(self._buffers)
+        weights = flatten(model.params)
 
-        def step() -> Array:
+        def step(_kept: Any = weights) -> Array:
             here = [
                 xp.reshape(xp.take(table, state[B : 2 * B], axis=0), (B, 1, 1, table.shape[1])) for table in (cos, sin)
             ]

@@ -22,10 +22,14 @@ class GraphError(RuntimeError):
 
 
 class Recorded:
-    """Launches that were recorded, and the arrays that they leave their results in."""
+    """Launches that were recorded, and the arrays that they leave their results in.
 
-    def __init__(self, graph: Any, result: Any) -> None:
-        self._graph, self._result = graph, result
+    A graph knows addresses only. What lies there lives as long as this: `kept` is what was worked with, the pool that
+    the memory in between came from among it.
+    """
+
+    def __init__(self, graph: Any, result: Any, kept: tuple[Any, ...]) -> None:
+        self._graph, self._result, self._kept = graph, result, kept
 
     def replay(self) -> Any:
         """Launch all on the current stream; the result is always the same array, with new numbers in it."""
@@ -70,7 +74,7 @@ class Recorder:
             with contextlib.suppress(Exception):  # a stream must not stay in this state
                 self._stream.end_capture()
             raise
-        return Recorded(self._stream.end_capture(), result)
+        return Recorded(self._stream.end_capture(), result, (work, self._pool, self._stream))
 
 
 def recordable(kernels: Any) -> Ops:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,8 +60,12 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def __init__(self, allocator: Any) -> None:
             self.name = allocator()
 
+    class MemoryPool:
+        def malloc(self) -> str:
+            return "pool"
+
     cuda = SimpleNamespace(
-        Stream=Stream, MemoryPool=lambda: SimpleNamespace(malloc=lambda: "pool"), using_allocator=using_allocator,
+        Stream=Stream, MemoryPool=MemoryPool, using_allocator=using_allocator,
         get_current_stream=Stream,
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     )  # fmt: skip
@@ -83,6 +89,24 @@ def test_the_work_is_done_once_and_recorded_the_second_time(said: list[Any]) -> 
     assert said == [*BEFORE, "work", "wait for its own", "begin", "work", "end", *AFTER]
     assert recorded.replay() == recorded.replay() == "second"
     assert said[-2:] == ["launch", "launch"]
+
+
+def test_what_a_graph_points_at_lives_as_long_as_it(said: list[Any]) -> None:
+    class Array:
+        pass
+
+    def recorded() -> tuple[Any, list[Any]]:
+        array, recorder = Array(), Recorder()
+        made = recorder.record(lambda: (array, "result")[1])
+        return made, [weakref.ref(x) for x in (array, recorder._pool)]
+
+    made, references = recorded()
+    gc.collect()
+    assert all(reference() is not None for reference in references)
+    assert made.replay() == "result"
+    del made
+    gc.collect()
+    assert all(reference() is None for reference in references)
 
 
 @pytest.mark.parametrize("refusal", [CUDARuntimeError, OutOfMemoryError, NotImplementedError])
