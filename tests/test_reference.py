@@ -17,7 +17,7 @@ from refdiff import layers
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks" / "reference"
-SCRIPTS = ("equations", "docstrings", "pages", "links", "code_blocks", "build")
+SCRIPTS = ("equations", "docstrings", "interface", "pages", "links", "code_blocks", "build")
 
 
 @pytest.fixture(scope="module")
@@ -111,16 +111,25 @@ def test_a_docstring_becomes_markup(scripts: dict[str, ModuleType]) -> None:
     assert "* ``ValueError``: a shape that does not fit.\n    * ``TypeError``: :py:obj:`x` is no array." in made
 
 
+def test_fields_of_a_class_become_a_list(scripts: dict[str, ModuleType]) -> None:
+    convert = scripts["docstrings"].convert
+    fields = ["storage: q and k. None =", "    `float32`.", "lam, norm: λ_1", "", "So it is: this", "and no field."]
+    made = "\n".join(convert(fields))
+    assert "* ``storage``: q and k. None = :py:obj:`float32`.\n* ``lam, norm``: λ_1\n" in made
+    assert made.endswith("So it is: this\nand no field.")
+    assert convert(["right: one line", "and another"]) == ["right: one line", "and another"]
+
+
 def test_programs_in_docstrings_name_what_is_there(scripts: dict[str, ModuleType]) -> None:
     docstrings, check = scripts["docstrings"], scripts["code_blocks"].wrong_with
     assert docstrings.programs(DOCSTRING) == ["y = refdiff.f(x)\n\n\n"]
-    programs = [p for text in scripts["pages"].docstrings_of_all().values() for p in docstrings.programs(text)]
+    programs = [p for text in scripts["interface"].docstrings_of_all().values() for p in docstrings.programs(text)]
     assert len(programs) > 3
     assert [why for program in programs for why in check("python", program)] == []
 
 
 def test_every_package_with_public_names_has_its_page(scripts: dict[str, ModuleType]) -> None:
-    pages = scripts["pages"]
+    pages = scripts["interface"]
     assert pages.missing() == []
     assert {f"refdiff.{name}" for name in refdiff.__all__} <= {
         *pages.public_names().values(),
@@ -131,6 +140,15 @@ def test_every_package_with_public_names_has_its_page(scripts: dict[str, ModuleT
         assert pages.missing() == ["refdiff.viz"]
     finally:
         pages.INTERFACE["refdiff.viz"] = listed
+
+
+def test_a_constant_has_the_string_under_it(scripts: dict[str, ModuleType]) -> None:
+    said_of = scripts["interface"].said_of
+    assert (
+        said_of("refdiff.oracle.strategies", "PROFILES")
+        == "For each profile, the numbers of `draw` and the structures."
+    )
+    assert said_of("refdiff.hub", "no_such_name") == ""
 
 
 def test_the_map_leads_to_functions_and_tests(scripts: dict[str, ModuleType]) -> None:
@@ -216,6 +234,6 @@ def test_sources_of_the_pages(scripts: dict[str, ModuleType], tmp_path: Path, mo
         assert ("guides/*" in index) == (folder == "with")
         assert index.count("```{toctree}") == index.count("\n:hidden:\n") == 3 + (folder == "with")
         assert (tmp_path / folder / "interface" / "refdiff.layers.rst").exists()
-    monkeypatch.setattr(scripts["pages"], "missing", lambda: ["refdiff.new"])
+    monkeypatch.setattr(scripts["interface"], "missing", lambda: ["refdiff.new"])
     with pytest.raises(ValueError, match=r"refdiff\.new list public names and are on no page"):
         build.assemble(tmp_path)

@@ -27,6 +27,7 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 
 import code_blocks  # noqa: E402  (a folder of scripts, not a package)
 import docstrings  # noqa: E402
+import interface  # noqa: E402
 import links  # noqa: E402
 import pages  # noqa: E402
 
@@ -46,12 +47,12 @@ def written() -> dict[str, Path]:
 
 def assemble(folder: Path) -> None:
     """Write the sources of all pages."""
-    if left_out := pages.missing():
+    if left_out := interface.missing():
         raise ValueError(f"{', '.join(left_out)} list public names and are on no page: add them to INTERFACE")
     files = written()
     places = {path: name for name, path in files.items()}
     made = {"index.md": pages.front_page(), "tests.md": pages.tests_page(), "commands.md": pages.commands_page()}
-    made |= {f"interface/{name}.rst": text for name, text in pages.interface_pages().items()}
+    made |= {f"interface/{name}.rst": text for name, text in interface.interface_pages().items()}
     for name, path in files.items():
         text = path.read_text(encoding="utf-8")
         made[name] = text if path.suffix == ".ipynb" else relinked(without_front_matter(text), name, path, places)
@@ -82,7 +83,7 @@ def relinked(text: str, name: str, path: Path, places: dict[Path, str]) -> str:
             return f"[{words}]({up}{places[where]}{'#' + at if at else ''})"
         inside = where.relative_to(ROOT).as_posix()
         if inside.startswith("refdiff/layers/") and not inside.endswith("__init__.py"):
-            return f"[{words}](#{pages.label(where.stem)})"
+            return f"[{words}](#{interface.label(where.stem)})"
         if repository := os.environ.get("GITHUB_REPOSITORY"):
             return f"[{words}](https://github.com/{repository}/blob/{os.environ.get('GITHUB_SHA', 'main')}/{inside})"
         return words
@@ -100,7 +101,7 @@ def build(out: Path) -> list[str]:
         assemble(source)
         wrong = [] if sphinx("html", source, new) else ["sphinx: see above"]
         wrong += code_blocks.wrong_in(source)
-        for name, text in pages.docstrings_of_all().items():
+        for name, text in interface.docstrings_of_all().items():
             programs = docstrings.programs(text)
             wrong += [f"{name}: {why}" for code in programs for why in code_blocks.wrong_with("python", code)]
         if new.is_dir():

@@ -30,6 +30,9 @@ def convert(lines: Sequence[str]) -> list[str]:
         if heading := _HEADING.fullmatch(line.strip()) if line[:1] != " " else None:
             block, at = _indented(lines, at + 1)
             made += ["", *_field(heading[1], block), ""]
+        elif block := _definitions(lines, at):
+            made += ["", *_items(block), ""]
+            at += len(block)
         elif line.startswith("    "):
             block, at = _indented(lines, at)
             made += ["", *_literal(block), ""]
@@ -68,6 +71,15 @@ def _paragraph(lines: Sequence[str], at: int) -> tuple[list[str], int]:
             break
         end += 1
     return list(lines[at:end]), end
+
+
+def _definitions(lines: Sequence[str], at: int) -> list[str]:
+    """Lines from `at` on, if they are two fields or more, each with what it is; further lines of one are indented."""
+    end = at
+    while end < len(lines) and (_ITEM.fullmatch(lines[end]) or (end > at and lines[end].startswith("    "))):
+        end += 1
+    ends = end == len(lines) or not lines[end].strip()
+    return list(lines[at:end]) if ends and sum(line[:1] != " " for line in lines[at:end]) > 1 else []
 
 
 def _is_aligned(lines: Sequence[str]) -> bool:

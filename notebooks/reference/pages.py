@@ -1,80 +1,26 @@
-"""The pages that no file has: the map of equations, the tests that hold them, the interface and the command line."""
+"""The pages that no file has: the map of equations, the tests that hold them, and the command line."""
 
 from __future__ import annotations
 
 import ast
-import functools
 import importlib
-import inspect
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from equations import to_markdown, to_rst
+from equations import to_markdown
+from interface import INTERFACE, public_names
 
 from refdiff import layers
 from refdiff.cli.options import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-INTERFACE = {
-    "refdiff": (),
-    "refdiff.layers": (),
-    "refdiff.model": ("refdiff.model.diffllama", "refdiff.model.outputs", "refdiff.model.weights"),
-    "refdiff.generation": ("refdiff.generation.tokenizer", "refdiff.generation.results", "refdiff.generation.sampling"),
-    "refdiff.pipelines": (),
-    "refdiff.training": ("refdiff.training.retrieval",),
-    "refdiff.convert": (),
-    "refdiff.oracle": (
-        "refdiff.oracle.inputs",
-        "refdiff.oracle.tracing",
-        "refdiff.oracle.diagnosis",
-        "refdiff.oracle.divergence",
-        "refdiff.oracle.deviations",
-        "refdiff.oracle.strategies",
-        "refdiff.oracle.golden",
-        "refdiff.oracle.mistakes",
-        "refdiff.oracle.selftest",
-        "refdiff.oracle.conformance",
-    ),
-    "refdiff.viz": (),
-    "refdiff.viz.page": (),
-    "refdiff.backends": (),
-    "refdiff.arrays": (),
-    "refdiff.hub": (),
-}
-"""Pages of the interface, and which modules follow on each."""
-
 ENTRY = re.compile(
     r"^ {4}(?P<label>\S.{14}) (?P<equation>.+)\n {8}by {10}(?P<functions>.+)\n"
     r" {8}held by {5}(?P<tests>.+(?:\n {20}.+)*)",
     re.MULTILINE,
 )
-BUILTIN = ("dict", "object", "Exception", "ValueError", "RuntimeError", "Mapping", "Pickled", "tuple")
-"""Classes whose own methods are not listed again under those made of them."""
-
-
-def names_of(module: str) -> list[str]:
-    """List what a module offers: its `__all__`, or what it defines and does not hide."""
-    made = importlib.import_module(module)
-    listed = getattr(made, "__all__", None)
-    own = [n for n, x in vars(made).items() if not n.startswith("_") and getattr(x, "__module__", None) == module]
-    return [name for name in (listed or own) if not inspect.ismodule(getattr(made, name))]
-
-
-def missing() -> list[str]:
-    """Name the packages that list their names and are on no page; the command line has its own."""
-    known = {name for page, others in INTERFACE.items() for name in (page, *others)}
-    listing = [
-        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
-        for path in sorted((ROOT / "refdiff").rglob("__init__.py"))
-        if re.search("^__all__", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    ]
-    return [name for name in listing if name not in known and not name.startswith("refdiff.cli")]
-
-
-# --- the map
 
 
 def sections(text: str) -> Iterator[tuple[str, str]]:
@@ -89,27 +35,6 @@ def sections(text: str) -> Iterator[tuple[str, str]]:
 def tests_in(names: str) -> list[str]:
     """The tests of an entry, each file::name with its file's path in tests."""
     return [test if "/" in test else f"layers/{test}" for test in re.sub(r"\s+", " ", names).split(", ")]
-
-
-@functools.cache
-def public_names() -> dict[int, str]:
-    """Where each function and class stands on the pages of the interface, by its identity."""
-    found: dict[int, str] = {}
-    for page, others in INTERFACE.items():
-        for module in (page, *others):
-            for name in names_of(module):
-                found.setdefault(id(getattr(importlib.import_module(module), name)), f"{module}.{name}")
-    return found
-
-
-def docstrings_of_all() -> dict[str, str]:
-    """The docstrings of all public names, and of the modules that they are in."""
-    modules = [name for page, others in INTERFACE.items() for name in (page, *others)]
-    found = {name: importlib.import_module(name).__doc__ or "" for name in modules}
-    for place in public_names().values():
-        home, _, name = place.rpartition(".")
-        found[place] = inspect.getdoc(getattr(importlib.import_module(home), name)) or ""
-    return found
 
 
 def linked(function: str) -> str:
@@ -217,69 +142,6 @@ def tests_page() -> str:
             code = "\n".join(source.splitlines()[first - 1 : node.end_lineno])
             made.append(f"({anchor(test)})=\n\n### {node.name}\n\n```python\n{code}\n```")
     return "\n\n".join(made) + "\n"
-
-
-# --- the interface
-
-
-def interface_pages() -> dict[str, str]:
-    """The pages of all public names, in reStructuredText, by the module's name."""
-    seen: set[int] = set()
-    return {page: _interface_page(page, others, seen) for page, others in INTERFACE.items()}
-
-
-def _interface_page(page: str, others: tuple[str, ...], seen: set[int]) -> str:
-    made = [_title(f"``{page}``", "=")]
-    if page == "refdiff.layers":
-        made.append("The equations: pure functions on arrays of any array-API namespace. :doc:`The map </index>` has "
-                    "each with its number in the paper, and the tests that hold it.")  # fmt: skip
-        made.append(f".. py:module:: {page}\n")
-        for module in dict.fromkeys(getattr(layers, name).__module__ for name in names_of(page)):
-            first = (importlib.import_module(module).__doc__ or "").splitlines()[0].rstrip(".")
-            made += [f".. _{label(module)}:", _title(module.split(".")[-1], "-"), to_rst(first)]
-            own = [n for n in names_of(page) if getattr(layers, n).__module__ == module]
-            made += [f".. py:currentmodule:: {page}\n", *(_entry(page, name, seen) for name in own)]
-        return "\n\n".join(made) + "\n"
-    made += [f".. automodule:: {page}\n   :no-members:\n", *_entries(page, seen)]
-    for module in others:
-        taken = "   :no-index:\n" if module.rpartition(".")[2] in names_of(page) else ""  # a function has that name
-        made += [_title(f"``{module}``", "-"), f".. automodule:: {module}\n   :no-members:\n{taken}"]
-        made += _entries(module, seen)
-    return "\n\n".join(made) + "\n"
-
-
-def label(layer: str) -> str:
-    """The place of a file of layers among the pages."""
-    return f"layer-{layer.rpartition('.')[2].replace('_', '-')}"
-
-
-def _entries(module: str, seen: set[int]) -> list[str]:
-    names = [n for n in names_of(module) if n != "main"]
-    made = [f".. py:currentmodule:: {module}\n"]
-    made += [entry for name in names if (entry := _entry(module, name, seen))]
-    return made
-
-
-def _entry(module: str, name: str, seen: set[int]) -> str:
-    """One name; one that another page has already leads there."""
-    thing: Any = getattr(importlib.import_module(module), name)
-    if callable(thing):
-        if id(thing) in seen:
-            return ""
-        seen.add(id(thing))
-    if inspect.isclass(thing):
-        bases = "" if thing.__bases__ == (object,) else "   :show-inheritance:\n"
-        return f".. autoclass:: {name}\n   :members:\n   :inherited-members: {', '.join(BUILTIN)}\n{bases}"
-    if callable(thing) and not isinstance(thing, type):
-        return f".. autofunction:: {name}\n"
-    return f".. autodata:: {name}\n   :no-value:\n"
-
-
-def _title(text: str, line: str) -> str:
-    return f"{text}\n{line * len(text)}"
-
-
-# --- the command line
 
 
 def commands_page() -> str:

@@ -1,0 +1,161 @@
+"""The interface's pages: every public name, in reStructuredText for autodoc, and which of them are missing."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import docstrings
+from equations import to_rst
+
+from refdiff import layers
+
+ROOT = Path(__file__).resolve().parents[2]
+INTERFACE = {
+    "refdiff": (),
+    "refdiff.layers": (),
+    "refdiff.model": ("refdiff.model.diffllama", "refdiff.model.outputs", "refdiff.model.weights"),
+    "refdiff.generation": ("refdiff.generation.tokenizer", "refdiff.generation.results", "refdiff.generation.sampling"),
+    "refdiff.pipelines": (),
+    "refdiff.training": ("refdiff.training.retrieval",),
+    "refdiff.convert": (),
+    "refdiff.oracle": (
+        "refdiff.oracle.inputs",
+        "refdiff.oracle.tracing",
+        "refdiff.oracle.diagnosis",
+        "refdiff.oracle.divergence",
+        "refdiff.oracle.deviations",
+        "refdiff.oracle.strategies",
+        "refdiff.oracle.golden",
+        "refdiff.oracle.mistakes",
+        "refdiff.oracle.selftest",
+        "refdiff.oracle.conformance",
+    ),
+    "refdiff.viz": (),
+    "refdiff.viz.page": (),
+    "refdiff.backends": (),
+    "refdiff.arrays": (),
+    "refdiff.hub": (),
+}
+"""Pages of the interface, and which modules follow on each."""
+
+BUILTIN = ("dict", "object", "Exception", "ValueError", "RuntimeError", "Mapping", "Pickled", "tuple")
+"""Classes whose own methods are not listed again under those made of them."""
+
+
+def names_of(module: str) -> list[str]:
+    """List what a module offers: its `__all__`, or what it defines and does not hide."""
+    made = importlib.import_module(module)
+    listed = getattr(made, "__all__", None)
+    own = [n for n, x in vars(made).items() if not n.startswith("_") and getattr(x, "__module__", None) == module]
+    return [name for name in (listed or own) if not inspect.ismodule(getattr(made, name))]
+
+
+def missing() -> list[str]:
+    """Name the packages that list their names and are on no page; the command line has its own."""
+    known = {name for page, others in INTERFACE.items() for name in (page, *others)}
+    listing = [
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for path in sorted((ROOT / "refdiff").rglob("__init__.py"))
+        if re.search("^__all__", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    ]
+    return [name for name in listing if name not in known and not name.startswith("refdiff.cli")]
+
+
+@functools.cache
+def public_names() -> dict[int, str]:
+    """Where each function and class stands on the pages of the interface, by its identity."""
+    found: dict[int, str] = {}
+    for page, others in INTERFACE.items():
+        for module in (page, *others):
+            for name in names_of(module):
+                found.setdefault(id(getattr(importlib.import_module(module), name)), f"{module}.{name}")
+    return found
+
+
+def docstrings_of_all() -> dict[str, str]:
+    """The docstrings of all public names, and of the modules that they are in."""
+    modules = [name for page, others in INTERFACE.items() for name in (page, *others)]
+    found = {name: importlib.import_module(name).__doc__ or "" for name in modules}
+    for place in public_names().values():
+        home, _, name = place.rpartition(".")
+        thing = getattr(importlib.import_module(home), name)
+        found[place] = (inspect.getdoc(thing) or "") if callable(thing) else said_of(home, name)
+    return found
+
+
+def interface_pages() -> dict[str, str]:
+    """The pages of all public names, in reStructuredText, by the module's name."""
+    seen: set[int] = set()
+    return {page: _interface_page(page, others, seen) for page, others in INTERFACE.items()}
+
+
+def _interface_page(page: str, others: tuple[str, ...], seen: set[int]) -> str:
+    made = [_title(f"``{page}``", "=")]
+    if page == "refdiff.layers":
+        made.append("The equations: pure functions on arrays of any array-API namespace. :doc:`The map </index>` has "
+                    "each with its number in the paper, and the tests that hold it.")  # fmt: skip
+        made.append(f".. py:module:: {page}\n")
+        for module in dict.fromkeys(getattr(layers, name).__module__ for name in names_of(page)):
+            first = (importlib.import_module(module).__doc__ or "").splitlines()[0].rstrip(".")
+            made += [f".. _{label(module)}:", _title(module.split(".")[-1], "-"), to_rst(first)]
+            own = [n for n in names_of(page) if getattr(layers, n).__module__ == module]
+            made += [f".. py:currentmodule:: {page}\n", *(_entry(page, name, seen) for name in own)]
+        return "\n\n".join(made) + "\n"
+    made += [f".. automodule:: {page}\n   :no-members:\n", *_entries(page, seen)]
+    for module in others:
+        taken = "   :no-index:\n" if module.rpartition(".")[2] in names_of(page) else ""  # a function has that name
+        made += [_title(f"``{module}``", "-"), f".. automodule:: {module}\n   :no-members:\n{taken}"]
+        made += _entries(module, seen)
+    return "\n\n".join(made) + "\n"
+
+
+def label(layer: str) -> str:
+    """The place of a file of layers among the pages."""
+    return f"layer-{layer.rpartition('.')[2].replace('_', '-')}"
+
+
+def _entries(module: str, seen: set[int]) -> list[str]:
+    names = [n for n in names_of(module) if n != "main"]
+    made = [f".. py:currentmodule:: {module}\n"]
+    made += [entry for name in names if (entry := _entry(module, name, seen))]
+    return made
+
+
+def _entry(module: str, name: str, seen: set[int]) -> str:
+    """One name; one that another page has already leads there."""
+    thing: Any = getattr(importlib.import_module(module), name)
+    if callable(thing):
+        if id(thing) in seen:
+            return ""
+        seen.add(id(thing))
+    if inspect.isclass(thing):
+        bases = "" if thing.__bases__ == (object,) else "   :show-inheritance:\n"
+        return f".. autoclass:: {name}\n   :members:\n   :inherited-members: {', '.join(BUILTIN)}\n{bases}"
+    if callable(thing) and not isinstance(thing, type):
+        return f".. autofunction:: {name}\n"
+    said = docstrings.convert(said_of(module, name).splitlines())
+    return "\n".join([f".. py:data:: {name}", "", *(f"   {line}".rstrip() for line in said), ""])
+
+
+def said_of(module: str, name: str) -> str:
+    """The string under a constant, where that is defined; Python itself does not keep it."""
+    tree = ast.parse(inspect.getsource(importlib.import_module(module))).body
+    for node in tree:
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            return said_of(node.module or "", name)
+    for node, after in itertools.pairwise(tree):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(t, ast.Name) and t.id == name for t in targets) and isinstance(after, ast.Expr):
+            return inspect.cleandoc(ast.literal_eval(after.value))
+    return ""
+
+
+def _title(text: str, line: str) -> str:
+    return f"{text}\n{line * len(text)}"
