@@ -7,6 +7,7 @@ made it. "free": it goes on from what was computed here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array
-from refdiff.oracle.divergence.verdict import counting
+from refdiff.oracle.divergence.verdict import ROW, counting
 from refdiff.oracle.tracing.points import SINGLE
 
 Floats = NDArray[np.float64]
 
+_DIFF = re.compile(r"(.*?)diff((?:\[\d+\])?)")
+
 MEMBERS = 6
 """How many times the run is repeated with rounding."""
+
+STRONG = 16
+"""How many times more in "free" mode, with errors `ROW` times as large. Where errors only add up, such a run is off by
+as much more, and says nothing new. Where two keys have nearly the same score, errors that have come so far decide which
+is the larger: a right run may see the other one, though none of a few usual draws did. Most of these do."""
+
+MORE = 1.5
+"""The furthest of them, divided by `ROW`, must be so many times what usual draws show (in squares) for errors not to
+just add up."""
+
+JUMP = 1.5
+"""How much further than the furthest of them a right run may then be. Of a row that may lose half of itself nothing can
+be said."""
 
 DOUBTFUL = 3.09
 """How many standard deviations (1 in 1000) the spread that so few rounded numbers show may be too small."""
@@ -64,7 +80,7 @@ def growth(terms: int, unit: float) -> float:
 
 
 def expect(run: Callable[..., None], given: Mapping[str, Floats], unit: float, *, local: bool) -> Expected:
-    """Run again: once exactly, then `MEMBERS` times with every value off by about `unit`.
+    """Run again: once exactly, then `MEMBERS` times with every value off by about `unit`, and `STRONG` by more if free.
 
     Args:
         given: the arrays of the run under test, in the axes of the points.
@@ -94,34 +110,62 @@ def expect(run: Callable[..., None], given: Mapping[str, Floats], unit: float, *
         return given[path] if hidden is None else np.where(hidden, 0.0, given[path])
 
     run(exactly, maps=True)
-    for member in range(MEMBERS):
+    furthest: dict[str, Floats] = {}
+    for member in range(MEMBERS if local else MEMBERS + STRONG):
         rng = np.random.default_rng(member)
         paths = _Paths()
 
         def rounded(
             path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
             doubt: Callable[[float], Any] | None = None, terms: int = 1,
-            rng: np.random.Generator = rng, paths: _Paths = paths,
+            rng: np.random.Generator = rng, paths: _Paths = paths, usual: bool = member < MEMBERS,
         ) -> Array:  # fmt: skip
             path = paths.next(path)
             with np.errstate(invalid="ignore"):
                 off = np.asarray(value, dtype=np.float64) - expected.values[path]
-            expected.spread[path] += _row_mean(np.where(np.isfinite(off), off, 0.0) ** 2, hidden) / MEMBERS
+            square = _row_mean(np.where(np.isfinite(off), off, 0.0) ** 2, hidden)
+            if usual:
+                expected.spread[path] += square / MEMBERS
+            else:
+                furthest[path] = np.maximum(furthest.get(path, 0.0), square)
             value = np.asarray(_going_on(path, value, hidden), dtype=np.float64)
             noise = ROUNDING * unit
             if value.ndim:
                 noise += SUMMATION * min(unit, SINGLE) * value.shape[-1] ** 0.5
             if not local or path not in given:
                 noise += growth(terms, unit)  # what is given has its error, and goes on with it
-            value = value * (1 + noise * rng.standard_normal(value.shape))
+            size = 1.0 if usual else ROW
+            value = value * (1 + size * noise * rng.standard_normal(value.shape))
             if doubt is not None:
-                value = value + ROUNDING * np.asarray(doubt(unit)) * rng.standard_normal(value.shape)
+                value = value + size * ROUNDING * np.asarray(doubt(unit)) * rng.standard_normal(value.shape)
             return value
 
         run(rounded, maps=True)
     for path, spread in expected.spread.items():
-        expected.spread[path] = spread * _margin(expected.values[path], expected.hidden.get(path)) + sure.get(path, 0.0)
+        usual = spread * _margin(expected.values[path], expected.hidden.get(path))
+        jump = furthest.get(path, np.zeros(usual.shape)) / ROW**2
+        value = expected.values[path]
+        half = _row_mean(np.where(np.isfinite(value), value, 0.0) ** 2, None) / 4
+        far = np.where((JUMP * ROW) ** 2 * jump > half, np.inf, JUMP**2 * jump)
+        expected.spread[path] = np.where(jump > MORE * usual, far, usual) + sure.get(path, 0.0)
+    _of_whole_kernels(expected)
     return expected
+
+
+def _of_whole_kernels(expected: Expected) -> None:
+    """Add to the difference what both of its maps may be off by.
+
+    A kernel that gives the difference alone has not computed it from the `attn1` and `attn2` of the trace, which were
+    computed beside it: its own sums and scores are rounded in another order.
+    """
+    for path in [p for p in expected.spread if _DIFF.fullmatch(p)]:
+        of = {name: _DIFF.sub(rf"\g<1>{name}\g<2>", path) for name in ("attn1", "attn2", "lambda_full")}
+        if all(p in expected.values for p in of.values()):
+            lambda_ = expected.values[of["lambda_full"]]
+            square = (lambda_ if lambda_.ndim == 0 else lambda_[..., 0]) ** 2
+            expected.spread[path] = (
+                expected.spread[path] + expected.spread[of["attn1"]] + square * expected.spread[of["attn2"]]
+            )
 
 
 def _margin(value: Floats, hidden: NDArray[np.bool_] | None) -> Any:
