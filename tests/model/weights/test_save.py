@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import resource
+import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -185,6 +186,19 @@ def test_units_are_powers_of_a_thousand(size: int | str, count: int) -> None:
 def test_into_a_folder_in_folders_that_are_not_there(tmp_path: Path) -> None:
     save(tmp_path / "a" / "b", tiny_config(), constant(1), CAUSAL)
     assert state(tmp_path / "a" / "b") == (1e-5, 1.0)
+    save(str(tmp_path / "c"), tiny_config(), constant(1), CAUSAL)
+    assert state(tmp_path / "c") == (1e-5, 1.0)
+
+
+def test_what_is_not_yet_a_checkpoint_is_in_a_hidden_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    make = tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **options: made.append(make(**options)) or made[-1])
+    save(tmp_path, tiny_config(), constant(1), CAUSAL)
+    (folder,) = map(Path, made)
+    assert folder.parent == tmp_path
+    assert folder.name.startswith(".refdiff-save-")
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("size", ["", "5", "GB", "5 XB", "-1GB", "0GB", "1e3KB", 0, -1, 1.5, True, None])
