@@ -8,6 +8,8 @@ import pytest
 from refdiff import layers
 from refdiff.backends.cupy_kernels import CupyKernels
 from refdiff.backends.cupy_kernels.attention import AXES, SHAPE, Call, axes_of, rows_lie_whole
+from tests.backends.cupy_cases import heads, seen
+from tests.backends.test_cupy_kernels import hold
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice
 from tests.cuda.structs import declared
@@ -102,6 +104,19 @@ def test_tensor_cores_round_what_they_multiply_and_nothing_else(number: Any, rou
     bound = unit * (1 + np.abs(lambda_).max()) * np.abs(v.astype(np.float64)).max() + unit * np.abs(exact).max()
     assert np.abs(got.astype(np.float64) - exact).max() < bound
     assert (got[0, :, 5] == 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("d", "e", "number"), [(32, 64, np.float16), (80, 80, BFLOAT16), (128, 256, BFLOAT16), (256, 136, np.float16)]
+)
+def test_tensor_cores_in_all_sizes(d: int, e: int, number: Any) -> None:
+    """Every mask and bias, one map and two, in sizes of a head."""
+    for name in ("diff_attention", "plain_heads"):
+        q1, k1, q2, k2, v = heads(3, d, e)
+        for kwargs in seen(3, 1 if name == "plain_heads" else 2):
+            args = (q1, k1, v) if name == "plain_heads" else (q1, k1, q2, k2, v, np.asarray(-1.3))
+            assert hold(name, args, kwargs, number, capability=80, multiprocessors=1)
 
 
 def test_who_has_tensor_cores() -> None:

@@ -77,7 +77,7 @@ __device__ void through_softmax(
 }
 
 // Grid (tiles of rows, 1, B K), 256 threads. dq1, dq2 (B, H, T, D).
-extern "C" __global__ void __launch_bounds__(THREADS) to_queries(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) to_queries(
     const NUMBER* g, const NUMBER* q1, const NUMBER* k1, const NUMBER* q2, const NUMBER* k2, const NUMBER* v,
     const float* lambda, const unsigned char* mask1, const unsigned char* mask2, const float* bias1, const float* bias2,
     const Sums* sums, NUMBER* dq1, NUMBER* dq2, const Axes axes, const Shape s) {
