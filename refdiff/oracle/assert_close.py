@@ -42,8 +42,8 @@ def assert_close(
         from refdiff.oracle.divergence import first_divergence
 
         parts.append(f"first divergence: {first_divergence(*traces)}")
-    out = actual.get("out") if isinstance(actual, Mapping) else actual
-    if diagnose and out is not None and verdict.tensors["out"].status == "fail":
+    if diagnose and "out" in verdict.tensors and verdict.tensors["out"].status == "fail":
+        out = actual["out"] if isinstance(actual, Mapping) else actual
         parts.append(_diagnoses(out, spec, inputs, recipe))
     raise AssertionError("\n".join(parts))
 

@@ -44,11 +44,11 @@ def deviations(spec: Spec, kind: str = "dense") -> tuple[Deviation, ...]:
     Those that are one function are one entry, under the name in the catalogue of mistakes if it is there, the others
     in `aliases`. Of two ways to compute it the one that changes the spec is kept, which can be put together with more.
     """
-    probes = [as_float64(spec, x) for x in _probes(spec, kind)]
-    right = [_flat(output(Problem(spec, x))) for x in probes]
+    shown = probes(spec, kind)
+    right = [_flat(output(Problem(spec, x))) for x in shown]
     kept: list[tuple[Deviation, list[Numpy | None]]] = []
     for deviation in EVERY:
-        found = [_result(spec, x, deviation) for x in probes]
+        found = [_result(spec, x, deviation) for x in shown]
         acts = [f is not None and not _equal(f, y) for f, y in zip(found, right, strict=True)]
         if not any(acts):
             continue
@@ -94,8 +94,12 @@ def _merged(first: Deviation, second: Deviation) -> Deviation:
     return replace(first, aliases=aliases)
 
 
+def probes(spec: Spec, kind: str) -> list[Inputs]:
+    """Small inputs on which every deviation of the spec can be seen, as float64."""
+    return [as_float64(spec, x) for x in _probes(spec, kind)]
+
+
 def _probes(spec: Spec, kind: str) -> Iterator[Inputs]:
-    """Small inputs on which every deviation of the spec can be seen."""
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}")
     w = min(spec.window or 0, 64)

@@ -33,13 +33,16 @@ def diagnose(
     inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     *,
     recipe: Recipe | str,
+    dout: Any = None,
     max_deviations: int = 2,
 ) -> Ranking:
     """Name what your kernel does differently from its spec.
 
     Args:
         actual: the output, or a mapping with it under "out"; an array of any library. Or a list of them, one for each
-            of a list of `inputs`: a name must then fit all, and what one case hides the other may show.
+            of a list of `inputs`: a name must then fit all, and what one case hides the other may show. A name is of
+            the output; what else `check` judges and is wrong where the output is right stands in the notes.
+        dout: as in `check`, where the mapping has gradients; a list with a list.
         recipe: what the kernel rounds, or a type's name for the usual.
         max_deviations: 1 or 2, how many together are looked for.
 
@@ -56,24 +59,40 @@ def diagnose(
         raise ValueError(
             f"there are {len(outs)} outputs and {len(several)} inputs, but must be as many, and one or more"
         )
-    known = [budget(spec, x, recipe, members=4) for x in several]
+    douts = [dout] if isinstance(inputs, Mapping) else [None] * len(several) if dout is None else list(dout)
+    known = [budget(spec, x, recipe, members=4, dout=d) for x, d in zip(several, douts, strict=True)]
     targets = tuple(Target.of(_out(given), b) for given, b in zip(outs, known, strict=True))
     verdicts = [b.judge({"out": t.actual}).status for b, t in zip(known, targets, strict=True)]
     if "fail" not in verdicts:
+        if beside := _beside(known, outs):
+            return Ranking(NONE_FITS, notes=beside)
         return Ranking(NO_DEVIATION, notes=_hidden(spec, several, recipe, known))
     kinds = {kind_of(x) for x in several}
     if len(kinds) > 1:
         raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
-    fitting, closest = search(spec, targets, deviations(spec, kinds.pop()), max_deviations)
+    fitting, closest, left = search(spec, targets, deviations(spec, kinds.pop()), max_deviations)
     if len(fitting) == 1:
         return Ranking(UNIQUE, tuple(fitting))
     if fitting:
         return Ranking(AMBIGUOUS, tuple(fitting), separating=separating(spec, recipe, fitting))
-    return Ranking(NONE_FITS, tuple(closest), fits(spec, targets), notes=(_how_close(closest),))
+    return Ranking(NONE_FITS, tuple(closest), fits(spec, targets), notes=(_how_close(closest), *left))
 
 
 def _out(given: Any) -> Numpy:
     return any_array(given["out"] if isinstance(given, Mapping) else given, "out").astype(np.float64)
+
+
+def _beside(known: list[Budget], given: list[Any]) -> tuple[str, ...]:
+    """What is wrong though the output is right: log-sum-exps, λ, gradients."""
+    said = {}
+    for one, b in zip(given, known, strict=True):
+        more = {name: x for name, x in one.items() if name != "out"} if isinstance(one, Mapping) else {}
+        for name, found in b.judge(more).tensors.items() if more else ():
+            if found.status == "fail":
+                said.setdefault(
+                    name, f"the output is right, {name} is not: {'; '.join((*found.notes, *found.reasons))}"
+                )
+    return tuple(said.values())
 
 
 def _hidden(spec: Spec, inputs: list[Mapping[str, Any]], recipe: Recipe, known: list[Budget]) -> tuple[str, ...]:

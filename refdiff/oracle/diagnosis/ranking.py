@@ -19,13 +19,14 @@ class Candidate:
 
     residual: the error of a row in its budget, root mean square over rows; about 1 or less for the right name.
     explains: the share of the squared difference from the truth that is gone. fits: whether the output passes as that
-    of a kernel with these deviations.
+    of a kernel with these deviations. also: names of other deviations that are the same function.
     """
 
     deviations: tuple[Deviation, ...]
     residual: float
     explains: float
     fits: bool
+    also: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -38,6 +39,7 @@ class Candidate:
             known = " ".join(part for part in (d.row and f"[{d.row}]", d.link) if part)
             also = f" Also called {', '.join(d.aliases)}." if d.aliases else ""
             lines.append(f"    {d.axis}: {d.what}{also}{f' {known}' if known else ''}")
+        lines += [f"    the same function: {name}" for name in self.also]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,7 +48,8 @@ class Candidate:
             {"name": d.name, "axis": d.axis, "what": d.what, "row": d.row, "link": d.link, "aliases": list(d.aliases)}
             for d in self.deviations
         ]
-        return {"deviations": named, "residual": self.residual, "explains": self.explains, "fits": self.fits}
+        numbers = {"residual": self.residual, "explains": self.explains, "fits": self.fits}
+        return {"deviations": named, **numbers, "also": list(self.also)}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,13 +71,26 @@ def explained(target: Target, wrong: Numpy | None) -> float:
     return max(0.0, 1.0 - now / before) if before > 0 else 0.0
 
 
-def row_budget(problem: Problem, wrong: Numpy, recipe: Recipe, members: int = 3) -> RowBudget:
-    """What a kernel with these deviations may be off by from what they compute."""
+@dataclass(frozen=True)
+class Judgement:
+    """An output held against that of a kernel with certain deviations.
+
+    wrong: what they compute. rows: what such a kernel may be off by in each row; runs: what several orders of it give.
+    """
+
+    fits: bool
+    residual: float
+    wrong: Numpy
+    rows: Numpy
+    runs: tuple[Numpy, ...]
+
+
+def row_budget(wrong: Numpy, runs: Iterable[Numpy], recipe: Recipe) -> RowBudget:
+    """What a kernel with some deviations may be off by from what they compute, from runs in several orders."""
     finite = np.isfinite(wrong)
     rows = FLOOR * recipe.u * root_mean_square(np.where(finite, wrong, 0.0))
     slopes, doubtful = [0.0], np.zeros(rows.shape, dtype=np.bool_)
-    for order in (*DRAWS, *MEMBERS[:members]):
-        run = _rounded(problem, recipe, order)
+    for run in runs:
         lost = np.any(~np.isfinite(run) & finite, axis=-1)
         doubtful |= lost
         kept = finite & ~lost[..., None]
@@ -88,15 +102,22 @@ def row_budget(problem: Problem, wrong: Numpy, recipe: Recipe, members: int = 3)
     return RowBudget(wrong, rows, np.full(rows.shape, np.inf), max(slopes), recipe.storage, "b h t", doubtful)
 
 
-def judged(problem: Problem, target: Target) -> tuple[bool, float]:
-    """Whether the output passes as that of a kernel with these deviations, and its residual in their own budget."""
+def judgement(problem: Problem, target: Target, members: int = 3) -> Judgement | None:
+    """Hold the output against these deviations, with a budget of their own; None where the shapes differ."""
     wrong = output(problem)
     if wrong is None or wrong.shape != target.actual.shape:
-        return False, np.inf
-    allowed = row_budget(problem, wrong, target.recipe)
+        return None
+    runs = tuple(_rounded(problem, target.recipe, order) for order in (*DRAWS, *MEMBERS[:members]))
+    allowed = row_budget(wrong, runs, target.recipe)
     verdict = judge_rows("out", target.actual, allowed, LOOSE)
     bulk = next((s.value for s in verdict.statistics if s.name == "bulk"), 0.0)
-    return verdict.status != "fail", bulk
+    return Judgement(verdict.status != "fail", bulk, wrong, allowed.rows, runs)
+
+
+def judged(problem: Problem, target: Target) -> tuple[bool, float]:
+    """Whether the output passes as that of a kernel with these deviations, and its residual in their own budget."""
+    found = judgement(problem, target)
+    return (False, np.inf) if found is None else (found.fits, found.residual)
 
 
 def _rounded(problem: Problem, recipe: Recipe, order: Order) -> Numpy:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget import budget
 from refdiff.oracle.deviations import deviations
 from refdiff.oracle.diagnosis.diagnose import diagnose, separating
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
@@ -16,6 +14,8 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies.fixed import Case, cases, small_spec
 from refdiff.oracle.strategies.structure import Structure
 from refdiff.oracle.strategies.values import draw
+from refdiff.oracle.truth import truth
+from tests.oracle.diagnosis.__main__ import asked, compatible
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
 
 HF, MS = small_spec("hf_diffllama"), small_spec("ms_v1")
@@ -60,6 +60,20 @@ def test_a_right_output_has_no_deviation(dtype: str) -> None:
     assert found.status == NO_DEVIATION
     assert not found.candidates
     assert found.name is None
+
+
+def test_what_is_wrong_beside_a_right_output_is_said() -> None:
+    """A log-sum-exp to base 2, and a backward pass without the triangle."""
+    case = cases("identify", 5, spec=HF, dtype="float32")[1]
+    right = truth(HF, case.inputs, dout=case.dout)
+    given = {"out": right.out, "lse1": right.lse1 / np.log(2), "lse2": right.lse2, "dv": right.grads["v"]}
+    found = diagnose(given, HF, case.inputs, recipe="float32", dout=case.dout)
+    assert found.status == NONE_FITS
+    (note,) = found.notes
+    assert note.startswith("the output is right, lse1 is not: it is to base 2, the spec's is e")
+    without = truth(HF.replace(causal="none"), case.inputs, dout=case.dout).grads["v"]
+    found = diagnose({"out": right.out, "dv": without}, HF, case.inputs, recipe="float32", dout=case.dout)
+    assert found.notes[0].startswith("the output is right, dv is not")
 
 
 def test_noise_is_no_mistake() -> None:
@@ -123,8 +137,6 @@ def test_replay_of_the_eager_file_under_gqa() -> None:
     """Row F5: unilm's two implementations, each taken for the other."""
     eager, flash = small_spec("ms_v1_naive"), MS
     case = cases("identify", 5, spec=flash, dtype="float32")[0]
-    from refdiff.oracle.truth import truth
-
     out = truth(eager, case.inputs).out
     found = diagnose(out, flash, case.inputs, recipe="float32", max_deviations=1)
     assert found.status == UNIQUE
@@ -162,15 +174,6 @@ def test_arguments() -> None:
         diagnose({"out": "no"}, HF, case.inputs, recipe="float32")
 
 
-def seen(preset: str, dtype: str, names: tuple[str, ...]) -> bool:
-    """Whether the output of a kernel with these deviations fails in one of the cases."""
-    for case in pair_of_cases(preset, dtype):
-        out = kernel(case, [named(preset, name) for name in names])
-        if out is not None and budget(case.spec, case.inputs, dtype).judge({"out": out}).status == "fail":
-            return True
-    return False
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "dtype"), [("hf_diffllama", "bfloat16"), ("diff_v2", "float16")])
 def test_all_singles_are_named(preset: str, dtype: str) -> None:
@@ -191,22 +194,16 @@ def test_all_singles_are_named(preset: str, dtype: str) -> None:
 
 @pytest.mark.slow
 def test_pairs_are_named() -> None:
-    """A sample of compatible pairs that are seen: never another name alone, and most by name.
+    """A sample of the compatible pairs, of which `python -m tests.oracle.diagnosis` asks for more: 95 in 100 and more.
 
-    10 of 13 when this was written; 95 in 100 is the aim, and what is left of it are answers that say "ambiguous".
+    In bfloat16 a kernel rounds the exponentials of λ as one of the deviations does, which then is none.
     """
     preset, dtype = "hf_diffllama", "bfloat16"
-    pairs = [p for p in combinations(deviations(small_spec(preset)), 2) if p[0].axis != p[1].axis]
-    chosen = np.random.default_rng(3).permutation(len(pairs))[:14]
-    asked = right = 0
-    for n in chosen:
-        names = tuple(d.name for d in pairs[n])
-        both = pair_of_cases(preset, dtype)
-        if any(kernel(case, pairs[n]) is None for case in both) or not seen(preset, dtype, names):
-            continue
-        found = ask(preset, dtype, *names, order=int(n), most=2)
-        asked += 1
-        right += found.name is not None and set(found.name.split(" + ")) == set(names)
-        assert found.status != UNIQUE or set((found.name or "").split(" + ")) <= set(names), (names, str(found))
-    assert asked >= 8
-    assert right >= 0.7 * asked
+    pairs = [p for p in compatible(preset) if "exponentials_rounded_to_bfloat16" not in {d.name for d in p}]
+    answers = {}
+    for n in np.random.default_rng(3).permutation(len(pairs))[:10]:
+        answer = asked(preset, dtype, pairs[n], int(n))
+        if answer is not None:
+            answers[" + ".join(d.name for d in pairs[n])] = answer[0]
+    assert len(answers) >= 9
+    assert [a for a in answers.values() if a != "named"] in ([], ["ambiguous"], ["one hidden"]), answers

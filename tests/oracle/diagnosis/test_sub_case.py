@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.oracle.deviations import Problem, deviated, deviations, output
 from refdiff.oracle.diagnosis import sub_case
-from refdiff.oracle.diagnosis.sub_case import acts_alike, cost, reduced
+from refdiff.oracle.diagnosis.sub_case import Parts, acts_alike, cost, reduced
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -71,3 +71,33 @@ def test_small_and_other_kinds_stay_as_they_are(monkeypatch: pytest.MonkeyPatch)
     assert reduced(spec, packed) is None
     monkeypatch.setattr(sub_case, "LARGE", 10**9)
     assert reduced(spec, whole(spec, 23, 23)) is None
+
+
+def test_parts_by_what_deviations_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sub_case, "TINY", 3000)
+    spec = small("hf_diffllama")
+    t = whole(spec, 23, 23)
+    parts = Parts.of(spec, (t,))
+    by_axis = {d.axis: d for d in deviations(spec)}
+    norm, mask, triangle = by_axis["norm kind"], by_axis["mask off by one"], by_axis["concat"]
+    assert parts.which([norm]) is parts.small
+    assert parts.which([norm, mask]) is parts.last
+    assert parts.which([mask, triangle]) is parts.whole
+    assert cost(spec, parts.tiny[0].inputs) < cost(spec, parts.small[0].inputs) < parts.cost
+    last = parts.last[0]
+    assert last.inputs["k"].shape[2] == 23
+    T = last.inputs["q"].shape[2]
+    for d in deviations(spec):
+        if d.axis in sub_case.OF_KEYS:
+            there, here = deviated(spec, t.inputs, [d]), deviated(spec, last.inputs, [d])
+            if there is not None and here is not None:
+                a, b = output(there), output(here)
+                assert a is not None
+                assert b is not None
+                assert np.allclose(a[:1, :, -T:], b, rtol=0, atol=1e-10), d
+
+
+def test_queries_from_the_top_left_are_not_reduced_where_keys_are_more() -> None:
+    spec = small("hf_diffllama").replace(causal="top_left")
+    assert reduced(spec, whole(spec, 9, 23)) is None
+    assert reduced(spec, whole(spec, 23, 23)) is not None

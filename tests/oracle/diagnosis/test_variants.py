@@ -6,7 +6,7 @@ import numpy as np
 
 from refdiff.oracle.budget import budget
 from refdiff.oracle.deviations import Problem, deviated, output
-from refdiff.oracle.diagnosis.variants import NEAR, Target, explained, judged, quick_residual, row_budget
+from refdiff.oracle.diagnosis.variants import NEAR, Target, explained, judged, judgement, quick_residual, row_budget
 from refdiff.oracle.recipe import Recipe
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
 
@@ -56,7 +56,11 @@ def test_a_budget_of_a_deviating_kernel_is_about_its_own_output() -> None:
     assert problem is not None
     wrong = output(problem)
     assert wrong is not None
-    allowed = row_budget(problem, wrong, Recipe.of("bfloat16"))
+    found = judgement(problem, t)
+    assert found is not None
+    assert found.fits
+    allowed = row_budget(wrong, found.runs, Recipe.of("bfloat16"))
+    assert np.array_equal(allowed.rows, found.rows)
     assert np.array_equal(allowed.expected, wrong)
     size = np.sqrt(np.mean(wrong**2, axis=-1))
     assert (allowed.rows >= 0.29 * 2**-8 * size * (1 - 1e-12)).all()

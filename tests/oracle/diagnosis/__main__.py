@@ -1,0 +1,108 @@
+"""`python -m tests.oracle.diagnosis [PRESET] [DTYPE] [PAIRS]`: how many mistakes are named, of singles and of pairs.
+
+Each is asked for on cases of identify and whisper together, from what a kernel gives in an order that no budget is made
+of. Pairs are drawn from all that are compatible: of two axes, both possible on these cases, and another function than
+either alone and than the spec. "one hidden": the answer is one of the two, and the output passes as that of a kernel
+with it alone. PAIRS is how many are drawn (50), or `all`, which takes an hour or two.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+
+from refdiff.oracle.deviations import Deviation, Problem, deviated, deviations, output
+from refdiff.oracle.deviations.listed import probes
+from refdiff.oracle.diagnosis import Ranking, diagnose
+from refdiff.oracle.diagnosis.told_apart import equal
+from refdiff.oracle.strategies.fixed import Case, cases, small_spec
+from tests.oracle.diagnosis.outputs import kernel
+
+Some = tuple[Deviation, ...]
+
+
+def shown(preset: str, dtype: str) -> tuple[Case, ...]:
+    """One with padding, one with rows that see nothing, one of small values."""
+    spec = small_spec(preset)
+    identify, whisper = (cases(profile, 5, spec=spec, dtype=dtype) for profile in ("identify", "whisper"))
+    return identify[0], identify[2], whisper[0]
+
+
+def compatible(preset: str) -> Iterator[Some]:
+    """All pairs of two axes that are a function of their own, on the inputs by which deviations are told apart."""
+    spec = small_spec(preset)
+    inputs = probes(spec, "dense")
+
+    def outs(some: Some) -> list[np.ndarray | None]:
+        problems = [deviated(spec, x, some) for x in inputs]
+        return [None if p is None else output(p) for p in problems]
+
+    right = [output(Problem(spec, x)) for x in inputs]
+    known = deviations(spec)
+    alone = {d.name: outs((d,)) for d in known}
+    for pair in combinations(known, 2):
+        if pair[0].axis != pair[1].axis:
+            both = outs(pair)
+            others = (right, *(alone[d.name] for d in pair))
+            same = any(all(equal(x, y) for x, y in zip(both, other, strict=True)) for other in others)
+            if not same and any(x is not None for x in both):
+                yield pair
+
+
+def asked(preset: str, dtype: str, some: Some, order: int) -> tuple[str, Ranking] | None:
+    """In one word whether `diagnose` is right about a kernel with these deviations, and what it says; None: no kernel.
+
+    A mistake about padding is none where there is no padding: such a case is left out.
+    """
+    outs = [(case, kernel(case, some, order)) for case in shown(preset, dtype)]
+    kept = [(case, out) for case, out in outs if out is not None]
+    if not kept:
+        return None
+    spec, inputs = kept[0][0].spec, [case.inputs for case, _ in kept]
+    found = diagnose([out for _, out in kept], spec, inputs, recipe=dtype, max_deviations=len(some))
+    return word(found, {d.name for d in some}), found
+
+
+def word(found: Ranking, names: set[str]) -> str:
+    """Whether an answer is right."""
+    if found.name is None:
+        return found.status
+    answers = [set(name.split(" + ")) for name in (found.name, *found.candidates[0].also)]
+    if names in answers:
+        return "named"
+    return "one hidden" if answers[0] < names else "wrong name"
+
+
+def measure(preset: str, dtype: str, pairs: int | None) -> None:
+    """Print the counts, and every answer that is not right."""
+    singles: list[Some] = [(d,) for d in deviations(small_spec(preset))]
+    doubles = list(compatible(preset))
+    chosen = np.random.default_rng(0).permutation(len(doubles))[:pairs]
+    for kind, some in (("singles", singles), ("pairs", [doubles[n] for n in chosen])):
+        counts, slowest = Counter[str](), 0.0
+        for n, each in enumerate(some):
+            start = time.process_time()
+            answer = asked(preset, dtype, each, n)
+            slowest = max(slowest, time.process_time() - start)
+            if answer is None:
+                continue
+            counts[answer[0]] += 1
+            if answer[0] != "named":
+                fitting = [f"{c.name} ({c.residual:.2g})" for c in answer[1].candidates if c.fits]
+                print(f"    {' + '.join(d.name for d in each)}: {answer[0]}; {', '.join(fitting[:4])}", flush=True)
+        of = len(singles) if kind == "singles" else len(doubles)
+        print(
+            f"{preset} {dtype} {kind}: {counts['named']} of {counts.total()} named (there are {of}), {dict(counts)}, "
+            f"slowest {slowest:.1f} s of one core",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    preset, dtype, pairs = (*sys.argv[1:], *("hf_diffllama", "bfloat16", "50")[len(sys.argv) - 1 :])
+    measure(preset, dtype, None if pairs == "all" else int(pairs))
