@@ -37,7 +37,7 @@ def page(table: Table, seeds: Sequence[int], kernels: str | None = None) -> str:
     head = _HEAD.format(
         command=f"{command} --markdown",
         local=local,
-        seeds=f"{seeds[0]} to {seeds[-1]}",
+        seeds=_numbers(seeds),
         recipes=", ".join(recipes),
         profiles=", ".join(profiles),
     )
@@ -63,6 +63,11 @@ _MUTANTS = """\
 Identifiable ones killed, of how many, and in how many seeds they were identifiable; `-` where it is not one of this way
 or is nowhere identifiable. A backward mutant of a wrong forward without a backward of its own has one wrong row.
 """
+
+
+def _numbers(seeds: Sequence[int]) -> str:
+    stretch = len(seeds) == seeds[-1] - seeds[0] + 1 > 2
+    return f"{seeds[0]} to {seeds[-1]}" if stretch else ", ".join(map(str, seeds))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
