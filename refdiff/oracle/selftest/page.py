@@ -56,8 +56,8 @@ each rule refused. A run is undecided where right kernels may be off by more tha
 the rows: inputs on which such a type cannot tell right from wrong, and a pass would say nothing.
 """
 _REAL = """\
-Runs in the three ways, those refused and undecided, and how far off the worst row (or number, or scale) of a run is, in
-units of the noise of legal kernels that *identifiable* is measured by: 1 is the largest error that those have there.
+How far off the worst row (or number, or scale) of each tensor of a run is, in units of the noise of legal kernels that
+*identifiable* is measured by: 1 is the largest error that those have there.
 """
 _MUTANTS = """\
 Identifiable ones killed, of how many, and in how many seeds they were identifiable; `-` where it is not one of this way
