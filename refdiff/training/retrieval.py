@@ -1,15 +1,25 @@
 """Does differential attention put less attention on noise? Key retrieval at a size that a laptop trains.
 
     haystack   · · k₃ v₃ · · · k₁ v₁ · k₂ v₂ · ·      needles (a key, then its value) between fillers
-    questions  k₂ v₂ k₁ v₁                            a key again: its value is to be said
+    questions  k₂ k₁ ·                                keys again: at each, its value is to be said
 
-A model sees a key a second time and must say the value that stood behind it the first time. Differential and plain
-models of one size are trained from the same seeds on the same rows. Then, for rows of every length, are measured: how
-often the answer is right; and what share of the attention of the asking token goes to the needle that it asks for, and
-what share to noise, that is, fillers and the other needles (after table 3 of Ye et al. 2024).
+A model sees a key a second time and must say the value that stood behind it the first time. No answer is shown in a
+row: where answers are shown, a model learns to leave out the values that were said before, and never looks for the key.
 
-A row of A₁ − λ A₂ has weights below 0 and does not sum to 1, so a share is that of |weight|, of all that a head gives
-away; for plain attention that is the weight itself. Shares are means over heads and layers, as the paper drew them.
+Differential and plain models of one size are trained from the same seeds on the same rows. A model finds a value when
+one layer has carried the key on to the value behind it, and a later layer looks there; each is of no use without the
+other, and both kinds of model stay for a long time at naming any value of the row. So training begins with short rows
+in which one thing more is asked: at each value, the key before it. Then it goes on without that, on all lengths.
+
+Then, for rows of every length, are measured: how often the answer is right; and how much of the attention of the asking
+token goes to the needle that it asks for, and how much to noise, that is, to fillers and the other needles; for needles
+at five depths of the haystack, as in table 3 of Ye et al. 2024. How they normalised, and joined heads and layers, is
+not written there; a row of A₁ − λ A₂ has weights below 0 and sums to 1 − λ. So there are two measures, the same for
+plain attention:
+
+    share      Σ over the group of |weight| / Σ over the row of |weight|, for each head; the mean over heads and layers
+    net share  with signs, Σ over heads, layers and the group / Σ over heads, layers and the row: noise that one head
+               adds and another takes away counts as none
 
     python -m refdiff.training.retrieval -o retrieval.json
 """
@@ -18,11 +28,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +45,9 @@ from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.json_files import read_json, write_json
 from refdiff.model.weights import flatten, nest
 from refdiff.training.muon import Muon
+from refdiff.training.retrieval_table import DEPTHS, WIRINGS, depth_table, table
 from refdiff.training.schedule import clip, learning_rate
 
-WIRINGS = ("hf", "none")
 IGNORED = -100
 
 
@@ -45,22 +56,24 @@ class Experiment:
     """What is trained, on what, and where it is measured.
 
     keys, values, fillers (tokens of each kind); needles, questions (of a row); train_lengths (tokens of a training
-    row; one is drawn for each step); lengths (of the rows measured); width, layers, heads; steps, batch, rate; rows
+    row, from the shortest); lengths (of the rows measured); width, layers, heads; steps, and how many of them begin
+    with the shortest rows, where keys are asked too, before all lengths take turns; tokens (of a step); rate; rows
     (measured of each length).
     """
 
-    keys: int = 32
-    values: int = 32
-    fillers: int = 32
+    keys: int = 16
+    values: int = 16
+    fillers: int = 16
     needles: int = 4
     questions: int = 4
-    train_lengths: tuple[int, ...] = (32, 64, 128)
-    lengths: tuple[int, ...] = (32, 64, 128, 192, 256)
+    train_lengths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 384, 512)
     width: int = 64
-    layers: int = 3
+    layers: int = 2
     heads: int = 4
-    steps: int = 2000
-    batch: int = 32
+    steps: int = 1500
+    begin: int = 300
+    tokens: int = 2048
     rate: float = 1e-2
     rows: int = 256
 
@@ -70,9 +83,11 @@ class Experiment:
                 f"questions are {self.questions}, needles {self.needles}, keys {self.keys}, but must be from 1 up, "
                 "and none more than the next"
             )
-        shortest = 2 * self.needles + 2 * self.questions
+        shortest, longest = 2 * self.needles + self.questions + 1, max(self.train_lengths)
         if min(*self.train_lengths, *self.lengths) < shortest:
             raise ValueError(f"a row needs {shortest} tokens or more for its needles and questions")
+        if self.tokens < longest:
+            raise ValueError(f"a step has {self.tokens} tokens, but a row of {longest} must find room in it")
 
     def config(self, wiring: str) -> DiffLlamaConfig:
         """The model's config, the same sizes for every wiring."""
@@ -92,11 +107,27 @@ class Experiment:
             pad_token_id=None,
         )
 
+    @property
+    def longest(self) -> int:
+        """The longest rows measured that are not longer than those of training, or else the shortest measured."""
+        return max((n for n in self.lengths if n <= max(self.train_lengths)), default=min(self.lengths))
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate: constant after a warm-up while rows are short, then down along a cosine."""
+        if step < self.begin:
+            return learning_rate(step, peak=self.rate, steps=self.steps, warmup=50, schedule="constant")
+        return learning_rate(step - self.begin, peak=self.rate, steps=self.steps - self.begin, warmup=0)
+
+
+QUICK = Experiment(train_lengths=(16, 32), lengths=(16, 32, 64), steps=400, begin=250, tokens=1024, rows=64)
+"""Under a minute for both kinds: shows how it goes, and decides nothing."""
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of the task: ids (N, T); labels (N, T), −100 but for the answers; for each question (N, R) the position of
-    the token that asks, and of the needle's key; the haystack is the first `haystack` tokens."""
+    """Rows of the task: ids (N, T); labels (N, T), −100 but behind the questions, where the answers would be; for each
+    question (N, R) the position of the token that asks, and of the needle's key; the haystack is the first `haystack`
+    tokens."""
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -105,10 +136,16 @@ class Rows:
     haystack: int
 
 
-def draw_rows(experiment: Experiment, count: int, length: int, rng: np.random.Generator) -> Rows:
-    """Draw rows: keys differ within a row, needles do not overlap, and every needle may be asked for once."""
+def draw_rows(
+    experiment: Experiment, count: int, length: int, rng: np.random.Generator, *, keys_too: bool = False
+) -> Rows:
+    """Draw rows: keys differ within a row, needles do not overlap, and every needle may be asked for once.
+
+    The last token is a filler: the label of a question stands behind it. With `keys_too` there is also a label behind
+    every needle: its key.
+    """
     x, (N, R) = experiment, (experiment.needles, experiment.questions)
-    haystack = length - 2 * R
+    haystack = length - R - 1
     ids = rng.integers(x.keys + x.values, x.keys + x.values + x.fillers, (count, length))
     keys = rng.random((count, x.keys)).argsort(axis=1)[:, :N]
     values = rng.integers(x.keys, x.keys + x.values, (count, N))
@@ -117,10 +154,12 @@ def draw_rows(experiment: Experiment, count: int, length: int, rng: np.random.Ge
     row = np.arange(count)[:, None]
     ids[row, starts], ids[row, starts + 1] = keys, values
     asked = rng.random((count, N)).argsort(axis=1)[:, :R]
-    asking = np.broadcast_to(haystack + 2 * np.arange(R), (count, R))
-    ids[row, asking], ids[row, asking + 1] = keys[row, asked], values[row, asked]
+    asking = np.broadcast_to(haystack + np.arange(R), (count, R))
+    ids[row, asking] = keys[row, asked]
     labels = np.full_like(ids, IGNORED)
     labels[row, asking + 1] = values[row, asked]
+    if keys_too:
+        labels[row, starts + 2] = keys
     return Rows(ids, labels, asking, starts[row, asked], haystack)
 
 
@@ -135,81 +174,107 @@ def train(
     model.params = nest(params)
     optimizer = Muon(params, weight_decay=0.01)
     for step in range(x.steps):
-        rows = draw_rows(x, x.batch, x.train_lengths[step % len(x.train_lengths)], rng)
+        begins = step < x.begin
+        length = x.train_lengths[0 if begins else step % len(x.train_lengths)]
+        rows = draw_rows(x, x.tokens // length, length, rng, keys_too=begins)
         loss, grads = model.loss_and_grad(rows.ids, labels=rows.labels)
         clipped, _ = clip(flatten(grads), 1.0)
-        optimizer.step(clipped, learning_rate(step, peak=x.rate, steps=x.steps, warmup=x.steps // 20 + 1))
+        optimizer.step(clipped, x.rate_at(step))
         report(step + 1, float(loss))
     return model
 
 
-def measure(experiment: Experiment, model: DiffLlamaForCausalLM, length: int, seed: int = 0) -> dict[str, float]:
-    """Accuracy, and the shares of attention on the needle asked for ("answer") and on the rest of the haystack
-    ("noise"), over `rows` rows that training does not draw."""
+def measure(experiment: Experiment, model: DiffLlamaForCausalLM, length: int, seed: int = 0) -> dict[str, Any]:
+    """Measure `rows` rows that training does not draw.
+
+    Returns accuracy; the shares "answer", of the needle asked for, and "noise", of the rest of the haystack, and
+    "net answer" and "net noise"; under "heads" the shares by layer and head; under "depths" accuracy and shares of the
+    needles at each of `DEPTHS`, the nearest of them (None where there was no needle).
+    """
     x, rng = experiment, np.random.default_rng((seed, 1, length))
-    right, shares, seen = 0, np.zeros(2), 0
-    for start in range(0, x.rows, x.batch):
-        rows = draw_rows(x, min(x.batch, x.rows - start), length, rng)
+    found: list[NDArray[Any]] = []  # of each batch (questions, 1 depth + 1 right + layers · heads · 2 shares + 3 sums)
+    batch = max(x.tokens // length, 1)
+    for start in range(0, x.rows, batch):
+        rows = draw_rows(x, min(batch, x.rows - start), length, rng)
         out = model(rows.ids, output_attentions=True, use_cache=False)
         row = np.arange(len(rows.ids))[:, None]
-        said = np.asarray(out.logits)[row, rows.asking].argmax(axis=-1)
-        right += int((said == rows.labels[row, rows.asking + 1]).sum())
-        shares += sum(_shares(maps, rows) for maps in out.differential_attentions or ())
-        seen += rows.asking.size
-    answer, noise = shares / (seen * x.layers)
-    return {"accuracy": right / seen, "answer": float(answer), "noise": float(noise)}
+        right = np.asarray(out.logits)[row, rows.asking].argmax(axis=-1) == rows.labels[row, rows.asking + 1]
+        depth = np.rint(rows.needle / (rows.haystack - 2) * (len(DEPTHS) - 1)) if rows.haystack > 2 else rows.needle
+        by_layer = [_attention(maps, rows) for maps in out.differential_attentions or ()]
+        net = sum(signed for _, signed in by_layer)
+        columns = [depth[..., None], right[..., None], *(shares for shares, _ in by_layer), net]
+        found.append(np.concatenate(columns, axis=-1).reshape(rows.asking.size, -1))
+    depth, right, *columns = np.concatenate(found).T
+    shares = np.array(columns[:-3]).reshape(x.layers, -1, 2, len(depth))
+    net_answer, net_noise, net_all = (float(c.sum()) for c in columns[-3:])
+    groups = [depth == i for i in range(len(DEPTHS))]
+    answer, noise = shares.mean(axis=(0, 1))
+    return {
+        "accuracy": float(right.mean()),
+        "answer": float(answer.mean()),
+        "noise": float(noise.mean()),
+        "net answer": net_answer / net_all,
+        "net noise": net_noise / net_all,
+        "heads": {name: shares[:, :, i].mean(axis=-1).tolist() for i, name in enumerate(("answer", "noise"))},
+        "depths": {
+            name: [float(values[group].mean()) if group.any() else None for group in groups]
+            for name, values in (("accuracy", right), ("answer", answer), ("noise", noise))
+        },
+    }
 
 
-def _shares(maps: NDArray[Any], rows: Rows) -> NDArray[Any]:
-    """The shares of a layer's maps (N, heads, T, T), means over heads, sums over questions."""
-    row = np.arange(len(maps))[:, None]
-    given = np.abs(maps[row, :, rows.asking].astype(np.float64))  # (N, R, heads, T)
-    given = (given / given.sum(axis=-1, keepdims=True)).mean(axis=2)
-    question = np.arange(rows.asking.shape[1])
-    answer = given[row, question, rows.needle] + given[row, question, rows.needle + 1]
-    return np.array([answer.sum(), given[..., : rows.haystack].sum() - answer.sum()])
+def _attention(maps: NDArray[Any], rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
+    """What the asking tokens give in one layer's maps (N, heads, T, T): the shares of answer and noise by head
+    (N, R, heads · 2); and with signs, sums over heads, the weights of answer, noise, and all (N, R, 3)."""
+    row, question = np.arange(len(maps))[:, None], np.arange(rows.asking.shape[1])
+    given = maps[row, :, rows.asking].astype(np.float64)  # (N, R, heads, T)
+
+    def groups(weights: NDArray[Any]) -> list[NDArray[Any]]:
+        answer = weights[row, question, ..., rows.needle] + weights[row, question, ..., rows.needle + 1]
+        return [answer, weights[..., : rows.haystack].sum(axis=-1) - answer]
+
+    size = np.abs(given)
+    shares = np.stack(groups(size / size.sum(axis=-1, keepdims=True)), axis=-1)
+    net = given.sum(axis=2)
+    return shares.reshape(*rows.asking.shape, -1), np.stack([*groups(net), net.sum(axis=-1)], axis=-1)
 
 
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Student's t of a 95 % confidence interval for 1, 2, … degrees of freedom; from 11 on the last is used, too wide."""
+def run(experiment: Experiment, wiring: str, seed: int, threads: int | None = None) -> dict[str, Any]:
+    """Train one model, saying on standard error how far it is, and measure it at every length."""
+    losses: list[float] = []
+    started = time.monotonic()
 
+    def report(step: int, loss: float) -> None:
+        losses.append(loss)
+        if step % 200 == 0 or step == experiment.steps:
+            left = (time.monotonic() - started) / step * (experiment.steps - step)
+            mean = sum(losses[-50:]) / len(losses[-50:])
+            sys.stderr.write(
+                f"{wiring} seed {seed}: step {step} of {experiment.steps}, loss {mean:.3f}, {left:.0f} s left\n"
+            )
 
-def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
-    """Return the mean, and the half width of its 95 % confidence interval (not a number for one number alone)."""
-    n = len(numbers)
-    mean = math.fsum(numbers) / n
-    if n < 2:
-        return mean, math.nan
-    variance = math.fsum((x - mean) ** 2 for x in numbers) / (n - 1)
-    return mean, T_95[min(n - 1, len(T_95)) - 1] * math.sqrt(variance / n)
-
-
-def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Return a line for each length and wiring: accuracy and both shares in percent, mean ± 95 % over seeds."""
-    lines = [f"{'tokens':>6} {'wiring':6} {'seeds':>5} {'accuracy %':>13} {'answer %':>13} {'noise %':>13}"]
-    for length in sorted({int(key) for run in runs for key in run["measured"]}):
-        for wiring in WIRINGS:
-            found = [run["measured"][str(length)] for run in runs if run["wiring"] == wiring]
-            if found:
-                pairs = [mean_and_interval([100 * f[name] for f in found]) for name in ("accuracy", "answer", "noise")]
-                cells = " ".join(f"{mean:6.1f} ± {half:4.1f}" for mean, half in pairs)
-                lines.append(f"{length:6} {wiring:6} {len(found):5} {cells}")
-    return "\n".join(lines)
+    model = train(experiment, wiring, seed, threads=threads, report=report)
+    curve = [round(loss, 5) for loss in losses[:: max(experiment.steps // 100, 1)]]
+    measured = {str(length): measure(experiment, model, length, seed) for length in experiment.lengths}
+    return {"wiring": wiring, "seed": seed, "parameters": model.num_parameters(), "losses": curve, "measured": measured}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train and measure what the file does not have yet, writing it after each model; print the table."""
-    default = Experiment()
+    """Train and measure what the file does not have yet, writing it after each model; print the tables."""
     parser = argparse.ArgumentParser(
         "python -m refdiff.training.retrieval",
         description="Train differential and plain models on key retrieval; where does their attention go?",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file; what is in it is not run again")
-    parser.add_argument("--seeds", type=int, default=5, help="models of each wiring (default: 5)")
-    parser.add_argument("--steps", type=int, default=default.steps, help=f"training steps (default: {default.steps})")
-    parser.add_argument("--threads", type=int, default=None, help="processor threads (default: all cores)")
+    parser.add_argument("--seeds", type=int, help="models of each wiring (default: 5; with --quick 1)")
+    parser.add_argument("--steps", type=int, help=f"training steps (default: {Experiment().steps})")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time, each in a process (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads of a model (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="short rows, few steps, one seed: to see it work")
     args = parser.parse_args(argv)
-    experiment = Experiment(steps=args.steps)
+    experiment = QUICK if args.quick else Experiment()
+    if args.steps:
+        experiment = replace(experiment, steps=args.steps, begin=experiment.begin * args.steps // experiment.steps)
     about = json.loads(json.dumps(asdict(experiment)))
     runs: list[dict[str, Any]] = []
     if args.output.exists():
@@ -217,33 +282,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if found.get("experiment") != about:
             parser.error(f"{args.output} is of another experiment: {found.get('experiment')}")
         runs = found["runs"]
-    for seed in range(args.seeds):
-        for wiring in WIRINGS:
-            if any(run["wiring"] == wiring and run["seed"] == seed for run in runs):
-                continue
-            losses: list[float] = []
-            model = train(experiment, wiring, seed, threads=args.threads, report=_progress(wiring, seed, losses, args))
-            measured = {str(length): measure(experiment, model, length, seed) for length in experiment.lengths}
-            curve = [round(loss, 5) for loss in losses[:: max(args.steps // 100, 1)]]
-            count = model.num_parameters()
-            runs.append({"wiring": wiring, "seed": seed, "parameters": count, "losses": curve, "measured": measured})
-            write_json(args.output, {"experiment": about, "runs": runs})
-    sys.stdout.write(table(runs) + "\n")
+    done = {(r["wiring"], r["seed"]) for r in runs}
+    seeds = range(args.seeds or (1 if args.quick else 5))
+    asked = [(wiring, seed) for seed in seeds for wiring in WIRINGS if (wiring, seed) not in done]
+    for result in _results(experiment, asked, args.jobs, args.threads):
+        runs = sorted([*runs, result], key=lambda r: (r["seed"], r["wiring"]))
+        write_json(args.output, {"experiment": about, "runs": runs})
+    sys.stdout.write(f"{table(runs)}\n\n{depth_table(runs, experiment.longest)}\n")
     return 0
 
 
-def _progress(wiring: str, seed: int, losses: list[float], args: argparse.Namespace) -> Callable[[int, float], None]:
-    """Keep the losses, and say every hundred steps on standard error how far training is."""
-    started = time.monotonic()
-
-    def report(step: int, loss: float) -> None:
-        losses.append(loss)
-        if step % 100 == 0 or step == args.steps:
-            each = (time.monotonic() - started) / step
-            left = each * (args.steps - step)
-            sys.stderr.write(f"{wiring} seed {seed}: step {step} of {args.steps}, loss {loss:.3f}, {left:.0f} s left\n")
-
-    return report
+def _results(
+    experiment: Experiment, asked: Iterable[tuple[str, int]], jobs: int, threads: int
+) -> Iterator[dict[str, Any]]:
+    """Run what is asked for, one by one or several at a time; the numbers are the same."""
+    if jobs == 1:
+        yield from (run(experiment, wiring, seed, threads) for wiring, seed in asked)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(run, experiment, wiring, seed, threads) for wiring, seed in asked]
+        yield from (future.result() for future in as_completed(futures))
 
 
 if __name__ == "__main__":
