@@ -118,7 +118,8 @@ def test_other_names_stay(name: str) -> None:
 
 
 def test_heads() -> None:
-    assert [is_head(name) for name in ("lm_head.weight", "score.bias", "qa_outputs.weight")] == [True] * 3
+    heads = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
+    assert [is_head(name) for name in heads] == [True] * 5
     others = ("model.norm.weight", "scores.weight", "model.lm_head.weight", "lm_head.wfight", "lm_head", "lm_head.bias")
     assert not any(is_head(name) for name in others)
 
