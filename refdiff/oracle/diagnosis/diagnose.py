@@ -84,10 +84,11 @@ def _out(given: Any) -> Numpy:
 
 def _beside(known: list[Budget], given: list[Any]) -> tuple[str, ...]:
     """What is wrong though the output is right: log-sum-exps, λ, gradients."""
-    said = {}
+    said: dict[str, str] = {}
     for one, b in zip(given, known, strict=True):
         more = {name: x for name, x in one.items() if name != "out"} if isinstance(one, Mapping) else {}
-        for name, found in b.judge(more).tensors.items() if more else ():
+        tensors = b.judge(more).tensors if more else {}
+        for name, found in tensors.items():
             if found.status == "fail":
                 said.setdefault(
                     name, f"the output is right, {name} is not: {'; '.join((*found.notes, *found.reasons))}"
