@@ -86,8 +86,8 @@ print("logits equal to 1e-9:", np.allclose(logits, logits_after, rtol=0, atol=1e
 # ## The file that differs
 #
 # With fewer keys than queries (grouped queries, GQA), each key is shared by $n$ queries. The authors' *flash* files
-# pair first and share then. Their third file, `multihead_diffattn.py`, shares first: it repeats each key head $n$
-# times, and then pairs neighbours. After the repetition the neighbours are copies.
+# pair first and share then. Their third file, `multihead_diffattn.py`, called the *eager* file below, shares first: it
+# repeats each key head $n$ times, and then pairs neighbours. After the repetition the neighbours are copies.
 #
 # We can compute both with the same function. It only gets other keys:
 
@@ -129,8 +129,8 @@ for second_key in (1, 0):
     display(figure)  # noqa: F821  (a notebook has it)
 
 # %% [markdown]
-# With as many keys as queries ($n = 1$) nothing is repeated, and the three files agree. That is why tests on small
-# models did not show it.
+# With as many key heads as query heads ($n = 1$) nothing is repeated, and the three files agree. So tests with as many
+# key heads as query heads do not show it.
 #
 # ## The second version
 #

@@ -55,8 +55,9 @@ for name, x in inputs.items():
 print("the truth:", oracle.truth(spec, inputs).out.shape)
 
 # %% [markdown]
-# The inputs are not `randn`. They are made so that mistakes show: rows so small that ε matters, λ far from its start,
-# several queries to a key, more keys than queries.
+# The inputs are not `randn`. The set of cases that they come from is made so that mistakes show. Between them, its
+# cases have rows so small that ε matters, λ far from its start, several query heads to a key head, and more keys than
+# queries or fewer. The case here is one of the set; it has as many keys as queries.
 #
 # ## Your kernel
 #
