@@ -161,7 +161,8 @@ for token in np.argsort(-probabilities)[:5]:
 
 # %% [markdown]
 # Where did the tokens look? One picture for each layer (down) and each pair of heads (across): what multiplies V,
-# that is $A_1 - \lambda A_2$. Blue is attention above zero, orange below, and no colour is none.
+# that is $A_1 - \lambda A_2$. In each picture queries go down and keys across, in the order of the text. Blue is a
+# weight above zero, orange one below. Blank is hidden (above the diagonal stand later tokens) or next to no weight.
 
 # %%
 viz.plot_attention_grid(viz.maps_of(out, labels))

@@ -98,9 +98,11 @@ print(inspect.getsource(layers.diff_lambda))
 print("λ_init of the first six layers:", [round(layers.lambda_init(layer), 3) for layer in range(6)])
 
 # %% [markdown]
-# With all four vectors at zero, both exponentials are 1 and cancel: λ = λ_init. Training moves it from there. Here is
-# where it went in refdiff's small model. Nothing keeps λ between 0 and 1. Where it is negative, the layer *adds* its
-# two maps; where it is above 1, the second map is the stronger one.
+# The four vectors begin as small random numbers (standard deviation 0.1). Both exponentials are then near 1 and almost
+# cancel, so λ begins near λ_init. (With all four at zero it would be λ_init exactly, and they would never move: the
+# gradient of each vector has the other one of its product as a factor.) Training moves λ from there. Here is where it
+# went in refdiff's small model. Nothing keeps λ between 0 and 1. Where it is negative, the layer *adds* its two maps;
+# where it is above 1, the second map is the stronger one.
 
 # %%
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
@@ -123,7 +125,9 @@ print(f"layer {layer}, pair {pair}: the maps have {overlap[pair]:.0%} of their w
 viz.plot_attention(maps, layer, pair)
 
 # %% [markdown]
-# What is in both maps is gone from the third, and what only one of them sees stays, with its sign. A negative weight
+# Not the whole of what both maps have is gone from the third, but a part of it: λ A₂ is taken away, and the two maps
+# are alike in a part of their weight only, as the numbers above say. Where A₁ has more than λ A₂, the rest of it stays,
+# in blue. Where A₁ has little, as on the even ground of A₂, the difference turns negative, in orange. A negative weight
 # is nothing strange: the value of that token is taken away from the sum.
 #
 # How much cancels, over all layers and pairs? Compare the sizes of the weights before and after.
@@ -187,5 +191,5 @@ assert np.allclose(by_hand, by_layer, rtol=0, atol=1e-12)
 # A: No. It lowers what both maps have in common; the share of what only A₁ sees becomes larger.
 #
 # Q: What does it mean when λ of a layer is negative, and what is λ at the start of training?
-# A: Negative: the layer adds the two maps and nothing cancels. At the start λ is near λ_init (equal to it when the
-#    four vectors are zero), which grows with depth from 0.2 towards 0.8.
+# A: Negative: the layer adds the two maps and nothing cancels. At the start λ is near λ_init, which grows with depth
+#    from 0.2 towards 0.8: near, because the four vectors are small random numbers (at zero they would never move).

@@ -56,7 +56,7 @@ for path in reference:
 #
 # In the paper layers count from 1. In code they count from 0, and then the exponent is $-0.3\,l$. Whoever counts from
 # 1 *and* leaves out the $-1$ has every λ_init one layer too deep. We make that model, by laying a wrong function over
-# one layer:
+# one layer function, `lambda_init`; all decoder layers of the model call it:
 
 # %%
 print(inspect.getsource(layers.lambda_init))
@@ -101,7 +101,9 @@ labels = [s.path.removeprefix("model.layers.").replace("self_attn.", "").replace
 viz.plot_trace_error(labels, [max(s.error / s.size, 1e-12) for s in shown], limits=1e-10).figure
 
 # %% [markdown]
-# From λ on, everything is wrong. If the model had a second mistake in layer 1, this picture would not show it.
+# Everything that λ reaches is wrong: `diff` of layer 0, and all after it. The two maps of layer 0 (`scores1` to
+# `attn2`) stand behind λ in the list, but λ does not go into them, and they are right. If the model had a second
+# mistake in layer 1, this picture would not show it.
 #
 # ## Each point from its own inputs
 #
@@ -163,7 +165,8 @@ print("first divergence:", found.path)
 # <summary>Answer</summary>
 #
 # Both report `lambda_init` of layer 0 first, since it comes before the norm. But only local mode lists both: in free
-# mode every point after the first mistake is off, and whether one of them has a mistake of its own cannot be seen.
+# mode every point that the first mistake reaches is off, the norm after attention too, and whether one of them has a
+# mistake of its own cannot be seen.
 #
 # ```python
 # both = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")

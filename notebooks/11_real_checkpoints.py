@@ -31,7 +31,7 @@ from refdiff.model.weights.names import count_parameters, parameter_shapes
 # ## The commands
 #
 # ```sh
-# refdiff inspect kajuma/DiffLlama-0.3B-handcut        # reads headers alone: config, parameters, λ, memory
+# refdiff inspect kajuma/DiffLlama-0.3B-handcut        # reads headers and λ vectors: config, parameters, λ, memory
 # refdiff generate -m kajuma/DiffLlama-0.3B-handcut "The capital of France is"
 # refdiff attention -m kajuma/DiffLlama-0.3B-handcut "The capital of France is" -o page.html
 # ```
@@ -132,7 +132,8 @@ for name, config in configs.items():
 # $$\text{seconds a token} \ge \frac{\text{bytes of weights} + \text{bytes of keys and values}}{\text{bytes a second}}$$
 #
 # The machine that you have is not known here. `refdiff bench` measures its memory and how near refdiff comes to this
-# bound. For a memory of 10, 50 and 200 GB a second:
+# bound. For a memory of 10, 50 and 200 GB a second (the file of `handcut` is float32; its second row is for a copy of
+# it in bfloat16, kept as stored):
 
 # %%
 print(f"{'':24} {'10 GB/s':>9} {'50 GB/s':>9} {'200 GB/s':>9}   tokens a second at most")
@@ -152,7 +153,8 @@ for name in ("handcut", "1B"):
 #
 # - Keep 16-bit weights as stored: `--weights stored`.
 # - Shorten the text: keys and values grow with it, weights do not.
-# - Look before you load: `refdiff inspect` says what weights and cache will take, and reads no weights.
+# - Look before you load: `refdiff inspect` says what weights and cache will take, and reads no weights but the λ
+#   vectors.
 #
 # ## Exercise
 #
