@@ -102,8 +102,12 @@ with tempfile.TemporaryDirectory() as folder:
 # **2. Memory → device, once.** `from_pretrained(..., backend="cupy")` sends the weights to the card when the model is
 # made.
 #
-# **3. Each step.** Token ids go there, and logits come back, because the next token is chosen on the host. Keys,
-# values and everything between stay there. We count the bytes of both ways for the bundled model:
+# **3. Each step.** With the default kernels on CuPy, `generate` chooses the next token on the card, and one id a row
+# comes back and goes there again. Keys, values and everything between stay there, the logits too. They come back only
+# where the host must see them: for logits processors (`repetition_penalty`, for one), `output_scores` and
+# `output_logits`, the cutoffs `typical_p`, `epsilon_cutoff` and `eta_cutoff`, several `num_return_sequences`, beams,
+# and with `kernels="reference"`. Here are the bytes for one row of the bundled model where the host chooses (where the
+# card does, one id of 8 bytes comes back in place of the logits). They are worked out from the config, not measured:
 
 # %%
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", backend=xp)
@@ -180,7 +184,9 @@ assert np.allclose(on_host, back, rtol=0, atol=1e-12)
 # A: It asks its arguments for their namespace (arrays.namespace) and calls that namespace's functions.
 #
 # Q: Which numbers cross between host and card when text is generated, and how often?
-# A: The weights once; at each step the new token's id to the card and a row of logits back. Keys and values stay.
+# A: The weights once; at each step the last token's id to the card, and the id that was chosen there back. Keys, values
+#    and logits stay; logits come back only where the host must see them (logits processors, output_scores,
+#    output_logits, rare cutoffs, beams, kernels="reference").
 #
 # Q: Is a float32 checkpoint copied into memory when it is loaded on NumPy?
 # A: No, it is mapped: the arrays are views of the file. 16-bit ones are copied, because they are widened.
