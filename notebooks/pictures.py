@@ -1,11 +1,12 @@
-"""Makes the README's pictures and its table of error budgets.
+"""Makes the README's pictures and its tables of error budgets and of speed.
 
-    python notebooks/pictures.py             # writes notebooks/pictures/*.png, and the table into README.md
+    python notebooks/pictures.py             # writes notebooks/pictures/*.png, and the tables into README.md
     python notebooks/pictures.py needle      # one of the pictures
     python notebooks/pictures.py --check     # writes nothing; exit 1 if a fresh run draws or counts something else
 
 Each picture is there twice, in the ink of a light page and in that of a dark one. A file holds, beside its pixels, what
-it draws (drawn.py); that is compared, by compare.py, as it is for notebooks.
+it draws (drawn.py); that is compared, by compare.py, as it is for notebooks. Speed is not measured here: what
+`refdiff bench --json` wrote stands in data/speed.json.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from drawn import drawn  # noqa: E402
 
 import refdiff  # noqa: E402
 from refdiff import layers, oracle, viz  # noqa: E402
+from refdiff.bench.plot import draw  # noqa: E402
+from refdiff.cli.bench_table import markdown_lines  # noqa: E402
 from refdiff.oracle.deviations import deviations  # noqa: E402
 from refdiff.oracle.statistics import LIMITS, root_mean_square  # noqa: E402
 from refdiff.viz.appearance import BLUE, INK, ORANGE, new_figure  # noqa: E402
@@ -35,7 +38,8 @@ from refdiff.viz.appearance import BLUE, INK, ORANGE, new_figure  # noqa: E402
 FOLDER = HERE / "pictures"
 README = HERE.parent / "README.md"
 INKS = {"light": "#57606a", "dark": "#a9b1ba"}
-BEGIN, END = "<!-- budgets: python notebooks/pictures.py -->\n", "<!-- end -->"
+SPEED = HERE / "data" / "speed.json"
+BEGIN, END = "<!-- {}: python notebooks/pictures.py -->\n", "<!-- end -->"
 
 
 def cancelling() -> Any:
@@ -71,7 +75,17 @@ def needle() -> Any:
     return figure
 
 
-PICTURES: dict[str, Callable[[], Any]] = {"cancelling": cancelling, "needle": needle}
+def speed() -> Any:
+    """How time and memory grow with tokens and rows."""
+    return draw(_speed())
+
+
+def _speed() -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(SPEED.read_text(encoding="utf-8"))
+    return report
+
+
+PICTURES: dict[str, Callable[[], Any]] = {"cancelling": cancelling, "needle": needle, "speed": speed}
 
 
 def in_ink(figure: Any, ink: str) -> None:
@@ -110,6 +124,14 @@ def budgets() -> str:
     return "\n".join(lines) + "\n"
 
 
+def speeds() -> str:
+    """The table of `refdiff bench`."""
+    return "\n".join(markdown_lines(_speed())) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {"budgets": budgets, "speeds": speeds}
+
+
 def _written(share: float) -> str:
     return f"{np.format_float_positional(100 * share, 2, fractional=False, trim='-')} %"
 
@@ -136,9 +158,9 @@ def stored(name: str) -> dict[str, list[Any]]:
     return said
 
 
-def table_of_the_readme() -> str:
-    """The table that stands in the README."""
-    return README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip("\n") + "\n"
+def table_of_the_readme(name: str) -> str:
+    """A table as it stands in the README."""
+    return README.read_text(encoding="utf-8").partition(BEGIN.format(name))[2].partition(END)[0].strip("\n") + "\n"
 
 
 def wrong_with(name: str, axes: list[Any]) -> list[str]:
@@ -157,24 +179,25 @@ def _shown(output: dict[str, Any]) -> SimpleNamespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the pictures and the table, or check them."""
+    """Write the pictures and the tables, or check them."""
+    everything = [*PICTURES, *TABLES]
     parser = argparse.ArgumentParser("python notebooks/pictures.py", description="Make the README's pictures.")
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(PICTURES)}, budgets (default: all)")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(everything)} (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing, compare with a fresh run (default: off)")
     args = parser.parse_args(argv)
-    names = args.names or [*PICTURES, "budgets"]
-    if unknown := set(names) - {*PICTURES, "budgets"}:
-        parser.error(f"no picture is called {', '.join(sorted(unknown))}; there are {', '.join(PICTURES)}, budgets")
+    if unknown := set(args.names) - set(everything):
+        parser.error(f"no picture is called {', '.join(sorted(unknown))}; there are {', '.join(everything)}")
     wrong = []
-    for name in names:
-        if name == "budgets":
-            old, new = table_of_the_readme(), budgets()
+    for name in args.names or everything:
+        if name in TABLES:
+            old, new = table_of_the_readme(name), TABLES[name]()
             if args.check:
                 wrong += [f"README.md: {why}" for why in differences(_shown({"text": old}), _shown({"text": new}))]
             else:
-                before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+                begin = BEGIN.format(name)
+                before, _, rest = README.read_text(encoding="utf-8").partition(begin)
                 after = rest.partition(END)[2]
-                README.write_text(f"{before}{BEGIN}{new}{END}{after}", encoding="utf-8")
+                README.write_text(f"{before}{begin}{new}{END}{after}", encoding="utf-8")
             continue
         figure = PICTURES[name]()
         if args.check:

@@ -1,4 +1,4 @@
-"""The README's pictures and its table: there, of the data that a fresh run draws, and readable on both pages."""
+"""The README's pictures and its tables: there, of the data that a fresh run draws, and readable on both pages."""
 
 from __future__ import annotations
 
@@ -76,21 +76,30 @@ def test_each_page_has_its_own_ink(pictures: ModuleType) -> None:
 def test_a_table_of_other_numbers_is_named(
     pictures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = pictures.table_of_the_readme()
+    table = pictures.table_of_the_readme("budgets")
     assert table.startswith("| a kernel that rounds to |")
-    monkeypatch.setattr(pictures, "budgets", lambda: table)
+    monkeypatch.setitem(pictures.TABLES, "budgets", lambda: table)
     assert pictures.main(["budgets", "--check"]) == 0
-    monkeypatch.setattr(pictures, "budgets", lambda: table.replace("| bfloat16 | 5", "| bfloat16 | 7"))
+    monkeypatch.setitem(pictures.TABLES, "budgets", lambda: table.replace("| bfloat16 | 5", "| bfloat16 | 7"))
     assert pictures.main(["budgets", "--check"]) == 1
     assert "numbers are 7.3, stored 5.3" in capsys.readouterr().out
     readme = tmp_path / "README.md"
-    text = f"before\n{pictures.BEGIN}%s{pictures.END} between {pictures.END} after\n"
+    text = f"before\n{pictures.BEGIN.format('budgets')}%s{pictures.END} between {pictures.END} after\n"
     monkeypatch.setattr(pictures, "README", readme)
     for old in ("", "old\n"):
         readme.write_text(text % old, encoding="utf-8")
         assert pictures.main(["budgets"]) == 0
-        assert readme.read_text(encoding="utf-8") == text % pictures.budgets()
+        assert readme.read_text(encoding="utf-8") == text % pictures.TABLES["budgets"]()
     assert pictures.main(["budgets", "--check"]) == 0
+
+
+def test_the_speeds_are_those_that_were_measured(pictures: ModuleType) -> None:
+    assert pictures.table_of_the_readme("speeds") == pictures.speeds()
+    report = pictures._speed()
+    assert report["settings"]["pairs"] >= 5
+    assert not any(
+        row["error"] or any(side["difference"] for side in row["against"].values()) for row in report["rows"]
+    )
 
 
 def test_an_unknown_name_is_refused(pictures: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
