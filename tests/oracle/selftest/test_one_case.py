@@ -41,7 +41,9 @@ def test_one_case_has_all_kinds_of_mutants_and_legal_kernels() -> None:
     assert table.total(rule="flash 2x", direction="forward").mutants == forward.mutants
     assert table.total(rule="assert_close").refused > 0, "a rule that refuses legal kernels is seen to"
     assert sum(c.mutants for c in table.by_name.values()) == whole.mutants
-    assert table.seeds["forward", "scale", "scores_not_scaled"] == {41}
+    identified = {key for key, count in table.by_name.items() if count.identifiable}
+    assert len(identified) >= 30
+    assert all(table.seeds[key] == {41} for key in identified)
     assert len([key for key in table.by_name if key[:2] == ("forward", "local")]) == 14
 
 
