@@ -50,7 +50,7 @@ def test_the_commands_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "a", "max_new_tokens": 3}\n')
     lines = [line.split("#")[0] for block in _blocks("sh") for line in block.splitlines()]
     # the hub; what takes long, and a cluster, have tests of their own
-    elsewhere = ("kajuma/", "refdiff bench", "refdiff train", "--dask")
+    elsewhere = ("kajuma/", "refdiff bench", "refdiff train", "--dask", "--selftest")
     commands = [
         shlex.split(line)
         for line in lines
