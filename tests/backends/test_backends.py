@@ -123,7 +123,7 @@ def test_cupy_gets_its_kernels_and_its_uploads(monkeypatch):
     cupy = SimpleNamespace()
     monkeypatch.setattr(array_api_compat, "is_cupy_namespace", lambda xp: xp is cupy)
     monkeypatch.setattr(array_api_compat, "is_numpy_namespace", lambda xp: xp is np)
-    monkeypatch.setattr(cupy_kernels, "Device", lambda: "the current device")
+    monkeypatch.setattr(cupy_kernels, "Device", lambda: SimpleNamespace(fill=None))
     monkeypatch.setattr(cupy_upload, "Upload", Upload)
     assert isinstance(kernels_for(cupy), cupy_kernels.CupyKernels)
     assert kernels_for(cupy, "reference") is None
