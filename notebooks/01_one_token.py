@@ -127,7 +127,7 @@ start = layers.lambda_init(0)
 lambda_ = layers.diff_lambda(*vectors, start)
 heads = layers.diff_heads_hf(q, k, v, lambda_, start, config.rms_norm_eps)
 attended = layers.linear(heads, **attention["o_proj"])
-print("λ", lambda_.shape, f"= {float(lambda_):.3f}, it began at λ_init = {start:.3f}")
+print("λ", lambda_.shape, f"= {float(lambda_):.3f}, it began near λ_init = {start:.3f}")
 print("heads, side by side (B, T, H d)", heads.shape)
 print("MultiHead(LN(X)) (B, T, D)", attended.shape)
 

@@ -121,7 +121,13 @@ viz.plot_lambdas(maps).figure
 layer = int(np.abs(maps.lambdas - 1).argmin())
 overlap = np.minimum(maps.first[layer], maps.second[layer]).sum(axis=-1).mean(axis=-1)
 pair = int(overlap.argmax())
+strength = maps.lambdas[layer]
+weights = maps.difference[layer, pair]
+cancelled = 1 - np.abs(weights).sum() / (maps.first[layer, pair] + strength * maps.second[layer, pair]).sum()
+negative = np.abs(weights[weights < 0]).sum() / np.abs(weights).sum()
 print(f"layer {layer}, pair {pair}: the maps have {overlap[pair]:.0%} of their weight in common")
+print(f"λ = {strength:.3f}: of the weight of A₁ and λ A₂ together {cancelled:.0%} cancels")
+print(f"of what is left {negative:.0%} is negative")
 viz.plot_attention(maps, layer, pair)
 
 # %% [markdown]
@@ -179,6 +185,8 @@ assert shares["A₁ − 0.75 A₂"]["needle"] > 2 * shares["A₁ alone"]["needle
 rows = maps.difference.sum(axis=-1)
 assert np.allclose(rows, 1 - maps.lambdas[:, None, None], rtol=0, atol=1e-10)
 values = rng.standard_normal((1, 1, S, d))
+assert 0 < cancelled < 1
+assert 0 < negative < 1
 by_hand = (first - 0.5 * second) @ values
 by_layer = layers.diff_attention(query, keys_1, query, keys_2, values, np.asarray(0.5), causal=False)
 assert np.allclose(by_hand, by_layer, rtol=0, atol=1e-12)

@@ -184,6 +184,10 @@ assert not oracle.first_divergence(oracle.trace(model, ids), reference)
 assert free.path == local.path == "model.layers.0.self_attn.lambda_init"
 assert guilty == [f"model.layers.{layer}.self_attn.lambda_init" for layer in range(model.config.num_hidden_layers)]
 assert found.path == "model.layers.0.self_attn.groupnorm"
+off_by = {s.path: s.error / max(s.size, 1e-30) for s in free.stages if s.status != "missing"}
+order, attention = list(off_by), "model.layers.0.self_attn."
+assert all(off_by[attention + name] < 1e-10 for name in ("scores1", "attn1", "scores2", "attn2"))
+assert all(off_by[path] > 1e-10 for path in order[order.index(attention + "diff") :])
 
 # %% [questions]
 # Q: What is the difference between the modes free and local?

@@ -264,7 +264,15 @@ assert counts["hf"] - counts["none"] == 4 * (experiment.width // experiment.head
 assert {(run["wiring"], run["seed"]) for run in runs} == {(wiring, seed) for wiring in kinds for seed in seeds}
 assert len(seeds) >= 5
 assert all(m["answer"] + m["noise"] <= 1 + 1e-6 for run in runs for m in run["measured"].values())
-assert all(run["measured"][str(n)]["accuracy"] > 0.9 for run in runs for n in experiment.train_lengths)
+assert all(run["measured"][str(n)]["accuracy"] > 0.99 for run in runs for n in experiment.train_lengths)
+strongest = {kind: [of[f"{what},\nits strongest head"] for what in ("answer", "noise")] for kind, of in shares.items()}
+assert strongest["plain"][0] > 0.99 > strongest["differential"][0]
+assert strongest["differential"][1] < 1 - sum(strongest["differential"])
+signs = {(16, "answer"): -1, (16, "noise"): 1, (256, "answer"): 0, (256, "noise"): 0, (256, "accuracy"): -1,
+         (512, "accuracy"): -1}  # fmt: skip
+for (n, measure), sign in signs.items():
+    mean, half = retrieval_table.mean_and_interval(retrieval_table.differences(runs, n, measure))
+    assert sign == (mean > half) - (mean < -half), (n, measure)
 
 # %% [questions]
 # Q: How is a share of attention taken when weights are negative?

@@ -30,6 +30,7 @@ import numpy as np
 
 import refdiff
 from refdiff import arrays, layers, viz
+from refdiff.generation import choice
 
 try:
     xp = arrays.backend("cupy")
@@ -102,23 +103,31 @@ with tempfile.TemporaryDirectory() as folder:
 # **2. Memory → device, once.** `from_pretrained(..., backend="cupy")` sends the weights to the card when the model is
 # made.
 #
-# **3. Each step.** With the default kernels on CuPy, `generate` chooses the next token on the card, and one id a row
-# comes back and goes there again. Keys, values and everything between stay there, the logits too. They come back only
-# where the host must see them: for logits processors (`repetition_penalty`, for one), `output_scores` and
-# `output_logits`, the cutoffs `typical_p`, `epsilon_cutoff` and `eta_cutoff`, several `num_return_sequences`, beams,
-# and with `kernels="reference"`. Here are the bytes for one row of the bundled model where the host chooses (where the
-# card does, one id of 8 bytes comes back in place of the logits). They are worked out from the config, not measured:
+# **3. Each step.** With the default kernels on CuPy, `generate` chooses the next token on the card, greedily or by
+# sampling, and one id a row comes back. The id, its position and the length of the text go there (and to sample, one
+# random number a row). Keys, values and everything between stay there, the logits too.
+#
+# Logits come back only where the host must see them: for logits processors (`repetition_penalty`, for one),
+# `output_scores` and `output_logits`, the cutoffs `typical_p`, `epsilon_cutoff` and `eta_cutoff`, several
+# `num_return_sequences`, beams, and with `kernels="reference"`. This decides it; None is the host:
+
+# %%
+print(inspect.getsource(choice.ChoiceOnDevice.of))
+
+# %% [markdown]
+# Here are the bytes for one row of the bundled model on a card. They are worked out from the config, not measured:
 
 # %%
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", backend=xp)
 config = model.config
 weights = 4 * model.num_parameters()
-ids, logits = 8, 4 * config.vocab_size
+number, logits = 8, 4 * config.vocab_size
 cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
 print(f"once       weights           {weights:>12,} bytes →")
-print(f"each step  one id            {ids:>12,} bytes →")
-print(f"each step  a row of logits   {logits:>12,} bytes ←")
+print(f"each step  id, place, length {3 * number:>12,} bytes →")
+print(f"each step  the id chosen     {number:>12,} bytes ←")
 print(f"never      keys and values   {cache:>12,} bytes a token, they stay where they were made")
+print(f"at need    a row of logits   {logits:>12,} bytes ←  only where the host chooses")
 
 # %% [markdown]
 # ## The same text
@@ -184,9 +193,9 @@ assert np.allclose(on_host, back, rtol=0, atol=1e-12)
 # A: It asks its arguments for their namespace (arrays.namespace) and calls that namespace's functions.
 #
 # Q: Which numbers cross between host and card when text is generated, and how often?
-# A: The weights once; at each step the last token's id to the card, and the id that was chosen there back. Keys, values
-#    and logits stay; logits come back only where the host must see them (logits processors, output_scores,
-#    output_logits, rare cutoffs, beams, kernels="reference").
+# A: The weights once; at each step the last token's id (with its position and the length) to the card, and the id that
+#    was chosen there back. Keys, values and logits stay; logits come back only where the host must see them (logits
+#    processors, output_scores, output_logits, rare cutoffs, beams, kernels="reference").
 #
 # Q: Is a float32 checkpoint copied into memory when it is loaded on NumPy?
 # A: No, it is mapped: the arrays are views of the file. 16-bit ones are copied, because they are widened.

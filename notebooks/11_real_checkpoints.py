@@ -137,11 +137,11 @@ for name, config in configs.items():
 
 # %%
 print(f"{'':24} {'10 GB/s':>9} {'50 GB/s':>9} {'200 GB/s':>9}   tokens a second at most")
-for name in ("handcut", "1B"):
+for name, halved in (("handcut", "bfloat16 copy"), ("1B", "bfloat16, stored")):
     read = parameters[name]
     if not configs[name].tie_word_embeddings:
         read -= math.prod(shapes[name]["model.embed_tokens.weight"])
-    for dtype, width in (("float32", 4), ("bfloat16, stored", 2)):
+    for dtype, width in (("float32", 4), (halved, 2)):
         rates = [speed * gigabyte / (width * read) for speed in (10, 50, 200)]
         print(f"{name:7} {dtype:16} " + " ".join(f"{rate:9.1f}" for rate in rates))
 

@@ -1,4 +1,4 @@
-"""λ by layer: where training took it, and where it began."""
+"""λ by layer: where training took it, and near what it began."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plot_lambdas(lambdas: Any, *, axes: Axes | None = None, starts: bool = True)
     axes.plot(at, flat.mean(axis=1), color=BLUE, marker="o", markersize=4, label="mean λ" if many else "λ")
     if starts and not many:
         begun = [layers.lambda_init(int(layer)) for layer in at]
-        axes.plot(at, begun, color=INK, linestyle="--", marker="_", label="λ_init, where it began")
+        axes.plot(at, begun, color=INK, linestyle="--", marker="_", label="λ_init, near which it began")
     axes.set_xlabel("layer")
     axes.set_ylabel("λ")
     whole_numbers(axes.xaxis)

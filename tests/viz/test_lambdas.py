@@ -18,7 +18,7 @@ def test_trained_and_begun(maps: AttentionMaps, outputs: Callable[[str], Any]) -
         now, begun = axes.lines
         np.testing.assert_array_equal(now.get_xydata(), np.column_stack([np.arange(3), maps.lambdas]))  # type: ignore[arg-type]
         np.testing.assert_allclose(begun.get_ydata(), 0.8 - 0.6 * np.exp(-0.3 * np.arange(3)), rtol=1e-15)
-        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["λ", "λ_init, where it began"]
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["λ", "λ_init, near which it began"]
     assert len(plot_lambdas(maps, starts=False).lines) == 1
 
 
