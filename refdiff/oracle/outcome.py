@@ -76,8 +76,9 @@ def against_itself(name: str, recipe: Recipe, relation: Callable[..., str], case
 
 
 def in_words(piece: Callable[[], Outcome]) -> Outcome:
-    """Call a piece on another machine, from which an error comes back as words."""
+    """Call a piece on another machine, from which an error comes back as words: what it is first, then where."""
     try:
         return piece()
-    except Exception:
-        return Outcome("fail", traceback.format_exc())
+    except Exception as error:
+        what = "".join(traceback.format_exception_only(error))
+        return Outcome("fail", f"{what}{traceback.format_exc()}")

@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.ensemble import evaluate, quantised
+from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.order import HELD_OUT
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
 
 
-def _dtype(inputs: dict[str, Any]) -> str:
-    return str(inputs["q"].dtype)
+def _dtype(inputs: dict[str, Any]) -> Any:
+    return inputs["x" if is_layer(inputs) else "q"].dtype
 
 
 def right(spec: Spec, inputs: dict[str, Any]) -> Any:
     """Rounded as its inputs are, in an order that no budget is made of."""
-    recipe = Recipe.of(_dtype(inputs))
-    return evaluate(spec, quantised(inputs, recipe), recipe, HELD_OUT[0])["out"].astype(inputs["q"].dtype)
+    recipe = Recipe.of(str(_dtype(inputs)))
+    return evaluate(spec, quantised(inputs, recipe), recipe, HELD_OUT[0])["out"].astype(_dtype(inputs))
 
 
 def dense_with_gradients(spec: Spec, inputs: dict[str, Any], dout: Any = None) -> Any:
@@ -29,7 +30,7 @@ def dense_with_gradients(spec: Spec, inputs: dict[str, Any], dout: Any = None) -
         return right(spec, inputs)
     if "k" not in inputs or "cu_seqlens_q" in inputs:
         return NotImplemented
-    recipe = Recipe.of(_dtype(inputs))
+    recipe = Recipe.of(str(_dtype(inputs)))
     found = evaluate(spec, quantised(inputs, recipe), recipe, HELD_OUT[1], np.asarray(dout, dtype=np.float64))
     sums = truth(spec, inputs, want=("lse1", "lse2"))
     return {**found, "lse1": sums.lse1, "lse2": sums.lse2}
@@ -65,7 +66,7 @@ def _calls() -> list[int]:
 
 def another_each_time(spec: Spec, inputs: dict[str, Any]) -> Any:
     _calls()[0] += 1
-    return right(spec, inputs) * np.asarray(1 + 1e-7 * (_calls()[0] % 2), dtype=inputs["q"].dtype)
+    return right(spec, inputs) * np.asarray(1 + 1e-7 * (_calls()[0] % 2), dtype=_dtype(inputs))
 
 
 def declines(spec: Spec, inputs: dict[str, Any]) -> Any:
