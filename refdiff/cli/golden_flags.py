@@ -30,13 +30,19 @@ def add_golden(commands: Any) -> None:
     parser.add_argument("outputs", nargs="?", metavar="OUTPUTS", help="verify: the folder of outputs (default: none)")
     export = parser.add_argument_group("export")
     export.add_argument(
-        "--preset", choices=PRESETS, default="hf_diffllama", help="whose attention (default: hf_diffllama)"
+        "--preset",
+        choices=PRESETS,
+        metavar="NAME",
+        default="hf_diffllama",
+        help=f"whose attention: {', '.join(PRESETS)} (default: hf_diffllama)",
     )
     export.add_argument(
         "--profile",
         action="append",
         choices=PROFILES,
-        help="what the numbers are like; may be given several times (default: identify and whisper)",
+        metavar="NAME",
+        help=f"what the numbers are like, {', '.join(PROFILES)}; may be given several times (default: identify and "
+        "whisper)",
     )
     export.add_argument(
         "--dtype",
