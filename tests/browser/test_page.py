@@ -33,7 +33,7 @@ def test_numbers_are_those_of_the_arrays(browser: Chromium, page_of: PageOf, wir
             assert shown.startswith("mean") == (layer is None or (wiring == "v2" and pair is None))
             assert (f"“{WORDS[query]}”" in shown) == (wiring == "v2")
             if wiring == "hf" and layer is not None:
-                assert shown.endswith(f"began at {maps.starts[layer]:.4f}")  # type: ignore[index]
+                assert shown.endswith(f"began near λ_init = {maps.starts[layer]:.4f}")  # type: ignore[index]
 
 
 def test_it_opens_with_the_layer_and_pair_that_were_asked_for(browser: Chromium, page_of: PageOf) -> None:

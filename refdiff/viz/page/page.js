@@ -247,7 +247,7 @@ function drawLambda(query) {
     return;
   }
   const mean = state.layer < 0 || (state.pair < 0 && perToken);
-  const start = data.starts && state.layer >= 0 ? `, began at ${digits(data.starts[state.layer])}` : "";
+  const start = data.starts && state.layer >= 0 ? `, began near λ_init = ${digits(data.starts[state.layer])}` : "";
   const lambda = digits(maps.lambdaOf(state.layer, state.pair, query));
   const whose = perToken ? ` for ${quoted(query)}` : "";
   $("lambda").textContent = `${mean ? "mean λ" : "λ"} = ${lambda}${whose}${start}`;
