@@ -3,11 +3,15 @@
     python notebooks/build.py             # runs all, writes those that changed
     python notebooks/build.py 03 05_load  # some of them, by the beginning of their names
     python notebooks/build.py --check     # writes nothing; exit 1 if a pair is stale or a fresh run gives other outputs
+    python notebooks/build.py --check --installed # with the refdiff that pip installed, not the one beside this folder
     python notebooks/build.py --questions # prints the questions that each must let a newcomer answer; runs nothing
 
 A .py is in jupytext's percent format. What follows its line `# %% [questions]` does not go into the .ipynb: three
 questions that the text must let a newcomer answer, with the answers, for whoever reads it to check the text.
 The code in the hidden answer of an exercise is run with the rest, behind the last cell, and what it shows is dropped.
+
+Kernels run the refdiff that stands beside this folder, installed or not. With --installed they run what a reader's own
+would, who has done `pip install '.[notebooks]'`; where that is this same folder, it fails.
 
 A pair is stale when their cells differ. Outputs are compared by compare.py, figures by what they draw (drawn.py), which
 stands in the outputs' metadata. A run that gives what is stored leaves the file as it is, byte for byte. Needs
@@ -21,6 +25,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +37,14 @@ from compare import differences  # noqa: E402  (a folder of scripts, not a packa
 from drawn import MIME  # noqa: E402
 
 QUESTIONS = "# %% [questions]"
+FIRST = """
+import drawn
+import refdiff
+
+drawn.record()
+print(refdiff.__file__)
+del drawn, refdiff
+"""
 SECONDS = 900
 """What one cell may take, on a busy machine."""
 
@@ -72,11 +85,12 @@ def questions(path: Path) -> list[str]:
     return [re.sub(r"\n#\s+", " ", question) for question in asked]
 
 
-def executed(path: Path) -> Any:
+def executed(path: Path, *, installed: bool = False) -> Any:
     """Run the notebook of a .py in a new kernel, and return it with its outputs.
 
     Raises:
-        RuntimeError: a cell failed, or wrote to standard error (a warning, too, is not what a reader should see).
+        RuntimeError: a cell failed, or wrote to standard error (a warning, too, is not what a reader should see); or
+            refdiff is that of this folder and should be `installed`.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -85,8 +99,8 @@ def executed(path: Path) -> Any:
     notebook = notebook_of(path)
     shown = len(notebook.cells)
     notebook.cells += [nbformat.v4.new_code_cell(code) for code in _answers(notebook)]
-    notebook.cells.insert(0, nbformat.v4.new_code_cell("import drawn\n\ndrawn.record()\ndel drawn"))
-    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(FIRST))
+    paths = [*([] if installed else [str(HERE.parent)]), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
     client = NotebookClient(
         notebook, timeout=SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True,
@@ -96,6 +110,9 @@ def executed(path: Path) -> Any:
         client.execute(env=env, stderr=subprocess.DEVNULL)  # the kernel's own; what cells write there is a message
     except CellExecutionError as error:
         raise RuntimeError(f"{path.name}: {error}") from None
+    ran = Path(notebook.cells[0].outputs[0].text.strip()).resolve()
+    if installed and ran.is_relative_to(HERE.parent):
+        raise RuntimeError(f"{path.name} ran {ran.parent}: pip install '.[notebooks]' elsewhere, and no PYTHONPATH")
     notebook.cells = notebook.cells[1 : shown + 1]
     for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
         cell.execution_count = number
@@ -140,18 +157,18 @@ def _stored(path: Path) -> Any:
     return nbformat.read(file, as_version=4) if file.exists() else None
 
 
-def check(path: Path) -> list[str]:
+def check(path: Path, *, installed: bool = False) -> list[str]:
     """Say all that is wrong with one pair; a stale one is not run."""
     if why := stale(path):
         return [f"stale: {why}; run python notebooks/build.py {path.stem}"]
-    return differences(_stored(path), executed(path))
+    return differences(_stored(path), executed(path, installed=installed))
 
 
-def build(path: Path) -> bool:
+def build(path: Path, *, installed: bool = False) -> bool:
     """Run a notebook, and write its .ipynb if it is not there, is stale or has other outputs; say whether it was."""
     import nbformat
 
-    fresh = executed(path)
+    fresh = executed(path, installed=installed)
     if not stale(path) and not differences(_stored(path), fresh):
         return False
     text = nbformat.writes(fresh)
@@ -164,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python notebooks/build.py", description="Run notebooks, or check them.")
     parser.add_argument("names", nargs="*", help="beginnings of their names (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing, compare with a fresh run (default: off)")
+    parser.add_argument("--installed", action="store_true", help="run what pip installed (default: this folder's)")
     parser.add_argument("--questions", action="store_true", help="print questions to a reader (default: off)")
     args = parser.parse_args(argv)
     try:
@@ -177,13 +195,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     bad = False
     for path in paths:
+        sys.stdout.write(f"{path.stem}: ")  # the rest of the line comes when it has run
+        sys.stdout.flush()
+        began, wrong = time.perf_counter(), []
         try:
-            wrong = check(path) if args.check else []
-            done = "as stored" if args.check else "written" if build(path) else "unchanged"
+            if args.check:
+                wrong = check(path, installed=args.installed)
+                done = "differs" if wrong else "as stored"
+            else:
+                done = "written" if build(path, installed=args.installed) else "unchanged"
         except RuntimeError as error:
-            wrong, done = [str(error)], ""
+            wrong, done = [str(error)], "failed"
         bad |= bool(wrong)
-        sys.stdout.write("".join(f"{path.stem}: {line}\n" for line in wrong or [done]))
+        sys.stdout.write(f"{done}, {time.perf_counter() - began:.0f} s\n" + "".join(f"  {line}\n" for line in wrong))
         sys.stdout.flush()
     return int(bad)
 

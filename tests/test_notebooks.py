@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -85,12 +86,12 @@ def test_outputs_hold_no_error_warning_path_or_time(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_every_figure_says_what_it_draws(path: Path) -> None:
-    outputs = [
-        o for cell in _stored(path)["cells"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
-    ]
-    assert outputs, "a notebook has a picture"
+def test_every_figure_and_page_says_what_it_draws(path: Path) -> None:
+    outputs = [o for cell in _stored(path)["cells"] for o in cell.get("outputs", [])]
+    assert [o for o in outputs if "image/png" in o.get("data", {})], "a notebook has a picture"
     for output in outputs:
+        if not {"image/png", "text/html"} & set(output.get("data", {})):
+            continue
         axes = output["metadata"]["drawn"]["axes"]
         assert any(one["artists"] for one in axes)
         assert all(re.fullmatch(r"\w+:( [-+\d.e]+){7}", artist) for one in axes for artist in one["artists"])
@@ -247,6 +248,41 @@ def test_a_figure_is_summed_up_by_its_data() -> None:
     }
 
 
+def test_a_page_in_a_notebook_is_compared_by_its_maps_and_its_words() -> None:
+    explored = [o for cell in _stored(SOURCES[2])["cells"] for o in cell.get("outputs", []) if "text/html" in str(o)]
+    assert len(explored) == 1
+    page = "".join(explored[0]["data"]["text/html"])
+    assert len(page) < 100_000
+    differences = _script("compare").differences
+
+    def notebook(html: str, drawn: dict[str, Any]) -> SimpleNamespace:
+        output = {"output_type": "execute_result", "data": {"text/html": html}, "metadata": {"drawn": drawn}}
+        return SimpleNamespace(cells=[{"cell_type": "code", "outputs": [output]}])
+
+    drawn = explored[0]["metadata"]["drawn"]
+    stored = notebook(page, drawn)
+    (packed,) = re.findall(r"first&quot;:&quot;(.+?)&quot;", page)
+    rounded = page.replace(packed, packed[:20] + ("B" if packed[20] == "A" else "A") + packed[21:])
+    assert rounded != page
+    assert differences(stored, notebook(rounded, drawn)) == []
+    assert "text" in differences(stored, notebook(page.replace("Where tokens look", "Elsewhere"), drawn))[0]
+    moved = json.loads(json.dumps(drawn))
+    artists = moved["axes"][0]["artists"]
+    assert [artist.split(":")[0] for artist in artists] == ["maps"] * 3
+    artists[1] = artists[0]
+    assert "other data" in differences(stored, notebook(page, moved))[0]
+
+
+def test_the_sums_of_a_page_are_those_of_its_maps() -> None:
+    drawn, sums = _script("drawn").drawn, _script("drawn").sums
+    first = np.tril(np.full((2, 1, 3, 3), 0.25))
+    page = SimpleNamespace(maps=SimpleNamespace(tokens=("a", "b", "c"), first=first, second=None, difference=-first))
+    (axes,) = drawn(page)
+    assert axes["words"] == ["a", "b", "c"]
+    found = [[float(number) for number in artist.partition(": ")[2].split()] for artist in axes["artists"]]
+    assert np.allclose(found, [sums(first), sums(-first)], rtol=1e-5)
+
+
 def test_sums_of_nothing_and_of_what_is_not_finite() -> None:
     sums = _script("drawn").sums
     assert sums([]) == [0, 0, 0, 0, 0, 0, 0]
@@ -286,14 +322,46 @@ def test_it_runs_alone_and_gives_what_is_stored(path: Path) -> None:
     assert build.check(path) == []
 
 
+def test_ci_runs_them_with_the_package_that_pip_installed() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "unset PYTHONPATH" in script
+    assert "/bin/pip\" install -q '.[notebooks]'\n" in script
+    assert script.count("notebooks/build.py") == script.count("notebooks/build.py --check --installed") == 1
+
+
 @pytest.mark.slow
-def test_check_fails_on_a_stale_pair_a_changed_output_and_a_cell_that_fails(tmp_path: Path) -> None:
+def test_kernels_run_this_folder_or_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = _needs_kernel()
+    path = tmp_path / "01_made.py"
+    path.write_text("# %%\nimport refdiff\n\nprint(refdiff.__file__)\n", encoding="utf-8")
+    site = tmp_path / "site"
+    shutil.copytree(ROOT / "refdiff", site / "refdiff", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
+
+    def ran(*, installed: bool) -> Path:
+        return Path(build.executed(path, installed=installed).cells[0].outputs[0].text.strip()).parents[1]
+
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    assert ran(installed=True) == site
+    assert ran(installed=False) == ROOT
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pytest.raises(RuntimeError, match="ran .*refdiff: pip install"):
+        ran(installed=True)
+
+
+@pytest.mark.slow
+def test_check_fails_on_a_stale_pair_a_changed_output_and_a_cell_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     build = _needs_kernel()
     path = tmp_path / "01_made.py"
     path.write_text("# %%\nx = 0.25\nprint('x is', x)\n", encoding="utf-8")
     assert "there is no .ipynb" in build.check(path)[0]
     assert build.build(path)
     assert build.check(path) == []
+    monkeypatch.setattr(build, "sources", lambda names: [path])
+    assert build.main(["--check"]) == 0
+    assert re.fullmatch(r"01_made: as stored, \d+ s\n", capsys.readouterr().out)
+    monkeypatch.undo()
     before = path.with_suffix(".ipynb").read_bytes()
     assert not build.build(path)
     assert path.with_suffix(".ipynb").read_bytes() == before
