@@ -145,9 +145,18 @@ for layer_number, share in enumerate((1 - after / before).mean(axis=(1, 2))):
     print(f"layer {layer_number}: λ = {maps.lambdas[layer_number]:6.3f}, {max(share, 0):5.1%} of the weight cancels")
 
 # %% [markdown]
-# A layer with a negative λ cancels nothing, as said above. (To look at all layers and pairs, and to move over the
-# tokens, run `viz.explore(model, text)` in a notebook of your own, or `refdiff attention "your text" -o page.html`.)
+# A layer with a negative λ cancels nothing, as said above.
 #
+# ## Look for yourself
+#
+# The same maps, of all layers and pairs: choose one, and move over the tokens. (This is a page in a frame. GitHub, and
+# Jupyter before you have run the cell, may leave an empty place here. `refdiff attention "your text" -o page.html`
+# writes it as a file.)
+
+# %%
+viz.explore(model, text, layer=layer, pair=pair)
+
+# %% [markdown]
 # ## After the subtraction
 #
 # Each head's result is normed and scaled,

@@ -1,4 +1,4 @@
-"""Is what a fresh run gives what is stored? Words are equal, numbers are near, figures draw the same data."""
+"""Is what a fresh run gives what is stored? Words are equal, numbers are near, figures and pages draw the same data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ RELATIVE = 2e-3
 """How far two numbers may be apart, of the larger; besides, by one and a half of the last digit that is written."""
 
 _NUMBER = re.compile(r"(?<![\w.])[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])", re.IGNORECASE)
+
+
+_PACKED = re.compile(r"[\w+/]{80,}=*")
+"""The maps of a page, which are compared as what it draws."""
 
 
 def differences(stored: Any, fresh: Any) -> list[str]:
@@ -84,4 +88,5 @@ def _kinds(output: Any) -> list[str]:
 
 def _text(output: Any) -> str:
     data = output.get("data", {})
-    return "\n".join([output.get("text", ""), *(data[kind] for kind in sorted(data) if kind.startswith("text/"))])
+    text = "\n".join([output.get("text", ""), *(data[kind] for kind in sorted(data) if kind.startswith("text/"))])
+    return _PACKED.sub("…", text)

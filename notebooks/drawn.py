@@ -1,4 +1,4 @@
-"""What a figure draws, as a few numbers and words: to compare two figures by their data, not by their pixels.
+"""What a figure or a page draws, as a few numbers and words: to compare two by their data, not by pixels or bytes.
 
 An exact hash of the data would change with the last bit of a sum, which differs between processors. So each artist is
 summed up in numbers that change little when its data change little, and by much when they change much: how many it
@@ -28,7 +28,10 @@ def sums(values: Any) -> list[float]:
 
 
 def drawn(figure: Any) -> list[dict[str, Any]]:
-    """List what each axes of a figure shows: its words, and for each artist its kind and sums."""
+    """List what each axes of a figure shows: its words, and for each artist its kind and sums. A page has one."""
+    if hasattr(figure, "maps"):
+        weights = [m for m in (figure.maps.first, figure.maps.second, figure.maps.difference) if m is not None]
+        return [{"words": list(figure.maps.tokens), "artists": [_summed("maps", values) for values in weights]}]
     return [_of_axes(axes) for axes in figure.axes]
 
 
@@ -44,8 +47,11 @@ def _of_axes(axes: Any) -> dict[str, Any]:
     legend = axes.get_legend()
     words = [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(text.get_text() for text in axes.texts)]
     words += [] if legend is None else [text.get_text() for text in legend.get_texts()]
-    summed = [f"{kind}: {' '.join(f'{number:.6g}' for number in sums(values))}" for kind, values in artists]
-    return {"words": [word for word in words if word], "artists": summed}
+    return {"words": [word for word in words if word], "artists": [_summed(*artist) for artist in artists]}
+
+
+def _summed(kind: str, values: Any) -> str:
+    return f"{kind}: {' '.join(f'{number:.6g}' for number in sums(values))}"
 
 
 def _scaled(axes: Any, points: Any) -> Any:
@@ -55,17 +61,19 @@ def _scaled(axes: Any, points: Any) -> Any:
 
 
 def record() -> None:
-    """Let every figure that a cell shows give its sums as well, under `MIME`."""
+    """Let every figure and page that a cell shows give its sums as well, under `MIME`."""
     import matplotlib.font_manager  # noqa: F401  (makes the cache of fonts, and says so, here and not in a notebook)
     from IPython import get_ipython
     from IPython.core.formatters import BaseFormatter
     from matplotlib.figure import Figure
     from traitlets import Unicode
 
+    from refdiff.viz.explore import Exploration
+
     class Drawn(BaseFormatter):  # type: ignore[misc]
         format_type = Unicode(MIME)
 
         def __call__(self, shown: Any) -> dict[str, Any] | None:
-            return {"axes": drawn(shown)} if isinstance(shown, Figure) else None
+            return {"axes": drawn(shown)} if isinstance(shown, Figure | Exploration) else None
 
     get_ipython().display_formatter.formatters[MIME] = Drawn()
