@@ -344,7 +344,7 @@ def test_kernels_run_this_folder_or_what_is_installed(tmp_path: Path, monkeypatc
     assert ran(installed=True) == site
     assert ran(installed=False) == ROOT
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    with pytest.raises(RuntimeError, match="ran .*refdiff: pip install"):
+    with pytest.raises(RuntimeError, match=r"ran .*refdiff: pip install"):
         ran(installed=True)
 
 

@@ -54,8 +54,9 @@ def test_axe_finds_nothing_serious(browser: Chromium, reference: Path, axe: str,
     browser.open(reference / f"{page}.html", scheme=scheme)
     browser.run(axe + "; 0")
     browser.run(TYPESET) if browser.run("typeof MathJax") == "object" else None
-    # without preload, which asks for style sheets as no page on a disk may
-    result = browser.run("axe.run({preload: false}).then((r) => [r.violations, r.passes.length])")
+    # without preload, which asks for style sheets as no page on a disk may, and without explore's frame, whose page has
+    # a test of its own, and which no script of this one reaches
+    result = browser.run("axe.run({preload: false, iframes: false}).then((r) => [r.violations, r.passes.length])")
     found = [
         (v["id"], v["impact"], [node["html"][:120] for node in v["nodes"]][:3])
         for v in result[0]
@@ -63,6 +64,15 @@ def test_axe_finds_nothing_serious(browser: Chromium, reference: Path, axe: str,
     ]
     assert found == []
     assert result[1] > 15
+
+
+def test_the_page_to_explore_is_alive_in_its_notebook(browser: Chromium, reference: Path) -> None:
+    browser.open(reference / f"{PAGES[-1]}.html")
+    contexts = [e["params"]["context"] for e in browser.events if e["method"] == "Runtime.executionContextCreated"]
+    (inside,) = [context["id"] for context in contexts if context["auxData"]["frameId"] != browser.frame]
+    words = "document.getElementById('lambda').textContent"
+    said = browser.call("Runtime.evaluate", expression=words, returnByValue=True, contextId=inside)["result"]["value"]
+    assert said.startswith("λ = 0.75")
 
 
 def test_an_equation_leads_to_its_function_and_its_test(browser: Chromium, reference: Path) -> None:
