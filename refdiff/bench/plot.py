@@ -73,7 +73,7 @@ def draw(report: dict[str, Any]) -> Any:
         raise ValueError("nothing to plot: measure a kind of row at two sizes or more, as in prefill:128,prefill:512")
     from refdiff.viz.appearance import MARKERS, SERIES, STYLES, dress, legend, new_figure
 
-    columns = min(len(drawn), 3)
+    columns = 2 if len(drawn) == 4 else min(len(drawn), 3)
     rows = -(-len(drawn) // columns)
     figure = new_figure(4.2 * columns, 3.4 * rows)
     for i, (title, x_name, y_name, sides) in enumerate(drawn):
