@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib
 import importlib.util
 import inspect
@@ -253,10 +254,13 @@ def test_a_page_in_a_notebook_is_compared_by_its_maps_and_its_words() -> None:
     assert len(explored) == 1
     page = "".join(explored[0]["data"]["text/html"])
     assert len(page) < 100_000
+    for part in ("page.js", "numbers.js", "page.css"):
+        now = (ROOT / "refdiff" / "viz" / "page" / part).read_text(encoding="utf-8")
+        assert now in html.unescape(page), f"{part} has changed: run python notebooks/build.py 03"
     differences = _script("compare").differences
 
-    def notebook(html: str, drawn: dict[str, Any]) -> SimpleNamespace:
-        output = {"output_type": "execute_result", "data": {"text/html": html}, "metadata": {"drawn": drawn}}
+    def notebook(shown: str, drawn: dict[str, Any]) -> SimpleNamespace:
+        output = {"output_type": "execute_result", "data": {"text/html": shown}, "metadata": {"drawn": drawn}}
         return SimpleNamespace(cells=[{"cell_type": "code", "outputs": [output]}])
 
     drawn = explored[0]["metadata"]["drawn"]
