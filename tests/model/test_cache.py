@@ -195,6 +195,47 @@ def test_what_is_reserved_before_the_first_token():
     assert [x.shape[2] for x in cache.buffers] == [60] * 4
 
 
+@pytest.mark.parametrize("grow", [lambda cache: cache.reserve(60), lambda cache: cache.append(0, *one(30))])
+def test_what_is_there_moves_into_the_larger_room(grow):
+    cache, first = KVCache(1), [np.random.default_rng(3).normal(size=x.shape) for x in one(5)]
+    cache.append(0, *first)
+    before = cache.buffers
+    for x in before:
+        x[:, :, 5:] = np.nan
+    grow(cache)
+    for x, old, was in zip(cache.buffers, before, first, strict=True):
+        assert x is not old
+        assert x.shape[2] > old.shape[2]
+        np.testing.assert_array_equal(x[:, :, :5], was)
+
+
+def test_room_that_is_there_is_not_reserved_again():
+    cache = KVCache(2, static=9)
+    for layer in range(2):
+        cache.append(layer, *one(3))
+    before = cache.buffers
+    cache.reserve(9)
+    assert all(x is old for x, old in zip(cache.buffers, before, strict=True))
+    with pytest.raises(ValueError, match=r"room for 10 tokens was asked of static=9"):
+        cache.reserve(10)
+
+
+def test_a_device_fills_the_room_to_the_last_token():
+    cache = KVCache(2)
+    with pytest.raises(ValueError, match="no room for 1 tokens in every layer"):
+        cache.advance(1)
+    for layer in range(2):
+        cache.append(layer, *one(3))
+    cache.reserve(20)
+    cache.advance(2)
+    assert len(cache) == 5
+    cache.advance(15)
+    assert len(cache) == 20
+    with pytest.raises(ValueError, match="no room for 21 tokens in every layer"):
+        cache.advance(1)
+    assert cache.append(1, *one(1))[0].shape[2] == 21
+
+
 def test_reordering_moves_what_is_used_and_allocates_no_room():
     cache, size = KVCache(1, static=1_000), 1_000 * 8
     cache.append(0, *(np.random.default_rng(0).normal(size=(4, 2, 10, d)) for d in (3, 4)))
@@ -227,7 +268,10 @@ def test_a_static_cache_is_filled_to_the_last_token_and_never_moves(size):
 
 def test_the_precision_stays():
     k, v = (np.zeros((1, 1, 2, 3), dtype) for dtype in (np.float32, np.float16))
-    assert [x.dtype for x in KVCache(1).append(0, k, v)] == [np.float32, np.float16]
+    cache = KVCache(1)
+    assert [x.dtype for x in cache.append(0, k, v)] == [np.float32, np.float16]
+    cache.reorder([0, 0])
+    assert [x.dtype for x in cache.buffers] == [np.float32, np.float16]
 
 
 def test_on_a_second_device():
