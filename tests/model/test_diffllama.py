@@ -314,3 +314,33 @@ def test_the_last_layer_works_for_what_is_read_only():
     seen.clear()
     model(ids(4, 1, 7), logits_to_keep=2, output_attentions=True)
     assert seen[-1] == ("swiglu", 7)
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("serves", [True, False])
+def test_a_backend_may_rotate_and_append_at_once(wiring, serves):
+    """Called with all that it needs where a cache is filled and every token is read; what it declines, the layers do."""
+    plain, fused, seen = small_model(wiring=wiring), small_model(wiring=wiring), []
+
+    def rope_append(cache, layer, q, k, v, cos, sin, *, interleaved):
+        seen.append((layer, q.shape[2]))
+        if not serves:
+            return NotImplemented
+        q, k = (layers.rope(x, cos, sin, interleaved=interleaved) for x in (q, k))
+        return q, *cache.append(layer, k, v)
+
+    fused.ops.rope_append = rope_append
+    tokens = ids(4, 2, 7)
+    first, second = (model(tokens[:, :6], use_cache=True) for model in (plain, fused))
+    np.testing.assert_array_equal(second.logits, first.logits)
+    options = {"logits_to_keep": 1}
+    np.testing.assert_array_equal(
+        fused(tokens[:, 6:], cache=second.cache, **options).logits,
+        plain(tokens[:, 6:], cache=first.cache, **options).logits,
+    )
+    assert seen == [(layer, tokens) for tokens in (6, 1) for layer in range(3)]
+    seen.clear()
+    fused(tokens, use_cache=False)
+    assert not seen, "there is no cache to append to"
+    fused(tokens, use_cache=True, logits_to_keep=2)
+    assert seen == [(0, 7), (1, 7)], "of the last layer two queries are turned and all keys"
