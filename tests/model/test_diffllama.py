@@ -319,7 +319,7 @@ def test_the_last_layer_works_for_what_is_read_only():
 @pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
 @pytest.mark.parametrize("serves", [True, False])
 def test_a_backend_may_rotate_and_append_at_once(wiring, serves):
-    """Called with all that it needs where a cache is filled and every token is read; what it declines, the layers do."""
+    """It is called where a cache is filled and every token is read; what it declines, the layers do."""
     plain, fused, seen = small_model(wiring=wiring), small_model(wiring=wiring), []
 
     def rope_append(cache, layer, q, k, v, cos, sin, *, interleaved):

@@ -215,7 +215,7 @@ def test_embeddings_in_place_of_ids(kind):
     embedded = model.base_params["embed_tokens"]["weight"][TOKENS[:1]]
     a, b = model(TOKENS[:1], use_cache=False), model(inputs_embeds=embedded, use_cache=False)
     for name, value in a.items():
-        np.testing.assert_allclose(b[name], value, rtol=1e-12, atol=1e-13)  # they lie in another order, sums are of another
+        np.testing.assert_allclose(b[name], value, rtol=1e-12, atol=1e-13)  # sums are of another order
 
 
 @pytest.mark.parametrize("kind", CLASSES)
