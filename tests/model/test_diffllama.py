@@ -307,9 +307,9 @@ def test_the_last_layer_works_for_what_is_read_only():
         return call if name == "swiglu" else function
 
     model.ops = overlay(model.ops, watched)
-    for options, last in (({"logits_to_keep": 2}, 2), ({}, 7), ({"logits_to_keep": [6]}, 7)):
+    for keep, last in ((2, 2), (1, 1), (0, 7), ([6], 7)):
         seen.clear()
-        model(ids(4, 1, 7), **options)
+        model(ids(4, 1, 7), logits_to_keep=keep)
         assert seen == [("swiglu", 7), ("swiglu", 7), ("swiglu", last)]
     seen.clear()
     model(ids(4, 1, 7), logits_to_keep=2, output_attentions=True)

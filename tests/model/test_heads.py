@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff import generation
+from refdiff import generation, layers
 from refdiff.arrays import to_numpy
 from refdiff.backends import overlay
+from refdiff.model.diffllama import Context
 from tests.model.models import CLASSES, ids, small_model
 
 TOKENS = ids(0, 2, 7)
@@ -328,3 +329,17 @@ def test_past_the_last_position_warns_once():
         [model(TOKENS) for _ in range(2)]
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("stored", [np.float64, np.float32])
+def test_a_step_is_a_call_with_one_more_token_of_each_row(stored):
+    model = small_model()
+    table = model.base_params["embed_tokens"]
+    table["weight"] = table["weight"].astype(stored)  # as with weights kept as stored; what follows is float64
+    first, second = (model(TOKENS[:, :6], use_cache=True).cache for _ in range(2))
+    frequencies = layers.rope_frequencies(model.config.rope_parameters, 6, 64)
+    cos, sin = layers.rope_cos_sin(np.full((2, 1), 6), *frequencies, np.float64)
+    got = model.step(TOKENS[:, 6:], Context(model.config, model.ops, cos, sin, cache=first))
+    assert got.dtype == np.float64
+    np.testing.assert_array_equal(got, model(TOKENS[:, 6:], cache=second).logits[:, -1])
+    assert len(first) == 7

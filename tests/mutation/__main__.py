@@ -36,7 +36,7 @@ ALSO = {
     "refdiff/model/trainable.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/wirings.py": ("tests/model/test_diffllama.py",),
     "refdiff/model/pretrained.py": ("tests/model/test_heads.py", "tests/model/test_diffllama.py"),
-    "refdiff/model/heads.py": ("tests/model/test_trainable.py",),
+    "refdiff/model/heads.py": ("tests/model/test_trainable.py", "tests/model/test_diffllama.py"),
     "refdiff/model/diffllama.py": ("tests/model/test_wirings.py",),
     "refdiff/model/config_checks.py": ("tests/model/test_config.py",),
     "refdiff/layers": ("tests/layers/test_vjp.py", "tests/layers/test_init.py"),
