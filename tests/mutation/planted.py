@@ -33,6 +33,8 @@ OPTIONS = (
     *("-p", "no:unraisableexception", "-p", "no:threadexception"),
 )
 MEMORY = 16 << 30
+WAITS = 120.0
+"""Seconds after which a child that has not computed anything is taken to wait for what never comes."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,10 @@ def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Iterator[tuple[int
                 os.close(reader)
                 _child(job, root, writer)
             os.close(writer)
-            running[pid] = (number, reader, time.monotonic(), job.limit)
-        for pid, (number, reader, start, limit) in list(running.items()):
+            running[pid] = (number, reader, time.monotonic(), _Waiting())
+        for pid, (number, reader, start, waiting_for) in list(running.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
-            late = (
-                not ended and time.monotonic() - start > 20 * limit
-            )  # one that waits, and so takes no time of its own
+            late = not ended and waiting_for.too_long(pid)
             if late:
                 os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -95,6 +95,23 @@ def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Iterator[tuple[int
                     said = pipe.read()
                 yield number, _outcome(said, None if late else status, time.monotonic() - start)
         time.sleep(0.005)
+
+
+class _Waiting:
+    """Tells a child that waits for what never comes, and so takes no time of the processor's, from a slow one."""
+
+    def __init__(self) -> None:
+        self.used, self.since = -1, time.monotonic()
+
+    def too_long(self, pid: int) -> bool:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            used = int(fields[11]) + int(fields[12])
+        except (OSError, IndexError):  # it has just ended, or this is no Linux: it counts as one that never works
+            used = self.used
+        if used != self.used:
+            self.used, self.since = used, time.monotonic()
+        return time.monotonic() - self.since > WAITS
 
 
 def _outcome(said: str, status: int | None, seconds: float) -> Outcome:

@@ -120,3 +120,33 @@ def test_what_survives_must_be_listed_and_what_is_listed_must_survive(
     assert says in done.stdout, done.stdout + done.stderr
     assert done.returncode == code, done.stdout + done.stderr
     assert ("survived: refdiff/layers/half.py" in done.stdout) == ("(x > 0)" not in listed)
+
+
+WAITER = """
+import sys
+import time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from tests.mutation import planted
+
+def works() -> None:
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        pass
+
+planted.WAITS = 1.0
+jobs = [planted.Job(lambda: time.sleep(600), ("test_it.py",), 60), planted.Job(works, ("test_it.py",), 60)]
+for number, outcome in planted.run(jobs, Path({place!r})):
+    print(number, outcome.result, outcome.seconds < 60)
+"""
+
+
+@pytest.mark.slow
+def test_a_child_that_waits_is_ended_and_one_that_works_is_not(tmp_path: Path, outside: dict[str, str]) -> None:
+    (tmp_path / "test_it.py").write_text("def test_nothing() -> None:\n    pass\n", encoding="utf-8")
+    code = WAITER.format(root=str(ROOT), place=str(tmp_path))
+    environment = {**outside, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # as __main__ has it
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    assert done.stdout.splitlines() == ["0 timeout True", "1 survived True"]
