@@ -208,3 +208,24 @@ def test_embeddings_are_computed_with_in_the_precision_of_the_weights():
     for shape in ((1, 26), (1, 3, 25), (1, 1, 3, 26)):
         with pytest.raises(ValueError, match=r"inputs_embeds has shape .*, but must be \(B, T, 26\)"):
             model(inputs_embeds=np.zeros(shape))
+
+
+def test_a_call_of_one_token_shows_its_kernels_a_weight():
+    """By which they tell whether its products are large enough to leave the cores to BLAS."""
+    model, seen = small_model(), []
+    one = ids(0, 1, 1)
+
+    class Kernels:
+        @staticmethod
+        def running(weight):
+            seen.append(weight)
+            return contextlib.nullcontext()
+
+    model.kernels = Kernels()
+    embedded = model.base_params["embed_tokens"]["weight"][one]
+    calls = (((one,), {}), ((), {"input_ids": one}), ((ids(0, 2, 1),), {}), ((), {"inputs_embeds": embedded}))
+    for args, options in calls:
+        model(*args, **options)
+    gate = model.base_params["layers"][0]["mlp"]["gate_proj"]["weight"]
+    assert [weight is gate for weight in seen] == [True, True, False, False]
+    assert seen[2:] == [None, None]
