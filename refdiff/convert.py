@@ -47,7 +47,8 @@ class Proof:
     """How far two models' attention layers are apart on random inputs, computed in float64.
 
     Attributes:
-        differences: for each layer, the largest difference, as a share of the layer's largest output.
+        differences: for each layer, the largest difference, as a share of the layer's largest output: 0 where both
+            give zeros alone, infinite where only one does, or where one gives NaN or infinity.
         changed: the names of weights outside of attention that are not the same.
     """
 
@@ -56,13 +57,13 @@ class Proof:
 
     @property
     def worst(self) -> float:
-        """The largest of the differences."""
-        return max(self.differences)
+        """The largest of the differences; NaN where one is."""
+        return float(np.max(self.differences))
 
     @property
     def layer(self) -> int:
         """The layer that has it, counted from 0."""
-        return self.differences.index(self.worst)
+        return int(np.argmax(self.differences))
 
     def __str__(self) -> str:
         others = f"not the same are {', '.join(self.changed)}" if self.changed else "the other weights are the same"
@@ -127,8 +128,15 @@ def prove(
     for layer, (one, other) in enumerate(zip(layers_of(before[1]), layers_of(after[1]), strict=True)):
         a = _attention(before[0], one["self_attn"], layer, inputs)
         b = _attention(after[0], other["self_attn"], layer, inputs)
-        differences.append(float(np.abs(a - b).max() / np.abs(a).max()))
+        differences.append(_apart(a, b))
     return Proof(tuple(differences), _changed(before[1], after[1]))
+
+
+def _apart(a: FloatArray, b: FloatArray) -> float:
+    size, other = (float(np.abs(x).max()) for x in (a, b))
+    if not (math.isfinite(size) and math.isfinite(other)) or (size == 0) != (other == 0):
+        return math.inf
+    return float(np.abs(a - b).max()) / size if size else 0.0
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
@@ -151,7 +159,8 @@ def _attention(config: DiffLlamaConfig, p: Params, layer: int, x: FloatArray) ->
     frequencies = ops.rope_frequencies(config.rope_parameters, config.head_dim, config.max_position_embeddings, T)
     cos, sin = ops.rope_cos_sin(np.arange(T)[None], *frequencies, np.float64)
     p = _map(lambda a: to_numpy(a).astype(np.float64), p)
-    result: FloatArray = self_attention(p, x, layer, Context(config, ops, cos, sin))
+    with np.errstate(all="ignore"):  # what is not finite shows in the result
+        result: FloatArray = self_attention(p, x, layer, Context(config, ops, cos, sin))
     return result
 
 

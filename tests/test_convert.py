@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 import refdiff
 from refdiff.arrays import to_numpy
-from refdiff.convert import convert, prove
+from refdiff.convert import Proof, convert, prove
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
 from tests.model.models import CLASSES, ids, small_model
@@ -223,6 +224,38 @@ def test_the_proof_finds_a_single_wrong_row() -> None:
     proof = prove(before, (config, wrong))
     assert proof.worst > 1e-3
     assert "(layer 1)" in str(proof)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_the_proof_is_not_blind_to_what_is_not_finite(layer: int) -> None:
+    model = small_model(wiring="hf")
+    config, params = convert(model.config, model.params, "paper")
+    before = (model.config, model.params)
+    for value in (math.nan, math.inf):
+        wrong = copy.deepcopy(params)
+        wrong["model"]["layers"][layer]["self_attn"]["v_proj"]["weight"][2, 3] = value
+        for proof in (prove(before, (config, wrong)), prove((config, wrong), before), prove(*2 * [(config, wrong)])):
+            assert (proof.worst, proof.layer) == (math.inf, layer)
+            assert sum(difference < 1e-13 for difference in proof.differences) == 2
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_the_proof_of_a_layer_that_gives_zeros(layer: int) -> None:
+    model = small_model(wiring="hf")
+    before = (model.config, model.params)
+    wrong = copy.deepcopy(convert(*before, "paper"))
+    model.params["model"]["layers"][layer]["self_attn"]["o_proj"]["weight"][...] = 0
+    right = prove(before, convert(*before, "paper"))
+    assert right.differences[layer] == 0
+    assert right.worst < 1e-13
+    assert prove(before, wrong).differences[layer] == math.inf
+    assert prove(wrong, before).differences[layer] == math.inf
+
+
+def test_a_nan_is_the_worst_of_a_proof() -> None:
+    proof = Proof((1e-16, math.nan, 3e-16))
+    assert math.isnan(proof.worst)
+    assert proof.layer == 1
 
 
 def test_the_proof_looks_at_the_other_weights_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
         UsageError: the output folder is not empty.
         CheckpointError: the checkpoint is not there, or is broken.
         ValueError: there is no exact conversion; the message says why.
+        RuntimeError: the two differ by more than rounding, or cannot be compared.
     """
     from refdiff import hub
     from refdiff.convert import convert, prove
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         for path in folder.glob(pattern):
             shutil.copyfile(path, output / path.name)
     written = prove(before, (after[0], weights.load(output, after[0], architecture, dtype=dtype)))
+    _refuse_what_cannot_be_compared(written, f", as written in {dtype},")
     sys.stdout.write(f"as written to {output} in {dtype}: at most {written.worst:.1e} (layer {written.layer})\n")
     return 0
 
@@ -63,8 +66,16 @@ def _in_float64(before: tuple[Any, dict[str, Any]], args: argparse.Namespace) ->
     }
     proof = prove((config, wide), convert(config, wide, args.to, eager=args.eager))
     sys.stdout.write(f"{config.wiring} to {args.to}: {proof}\n")
-    if not proof.worst <= _EXACT:
+    _refuse_what_cannot_be_compared(proof)
+    if proof.worst > _EXACT:
         raise RuntimeError(f"the conversion is wrong: {proof.worst:.1e} is more than rounding; nothing was written")
+
+
+def _refuse_what_cannot_be_compared(proof: Any, how: str = "") -> None:
+    if not math.isfinite(proof.worst):
+        raise RuntimeError(
+            f"attention layer {proof.layer}{how} gives NaN or infinity, or zeros in one of the two alone: no proof"
+        )
 
 
 def _architecture(named: list[str] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,39 @@ def test_a_wrong_conversion_is_not_written(tmp_path: Path, capsys: Capture, monk
     assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 1
     assert "is more than rounding; nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def changed(folder: Path, name: str, value: float) -> None:
+    """Give one number of the weights in `folder` another value; or all of them where it is 0."""
+    from safetensors.numpy import load_file, save_file
+
+    stored = {key: array.copy() for key, array in load_file(folder / "model.safetensors").items()}
+    stored[name][(slice(0, None if value == 0 else 1),) * 2] = value
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_cannot_be_proved(layer: int, value: float, tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old", wiring="hf")
+    changed(tmp_path / "old", f"model.layers.{layer}.self_attn.o_proj.weight", value)
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 1
+    assert f"attention layer {layer} gives NaN or infinity, or zeros in one" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_layer_that_gives_zeros_is_converted(layer: int, tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old", wiring="hf")
+    changed(tmp_path / "old", f"model.layers.{layer}.self_attn.o_proj.weight", 0)
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 0
+    report = REPORT.match(capsys.readouterr().out)
+    assert report
+    assert float(report["exact"]) < 1e-13
+
+
+def test_what_the_written_type_cannot_hold_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old", wiring="hf")
+    changed(tmp_path / "old", "model.layers.1.self_attn.o_proj.weight", 1e39)  # infinite in float32
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper", "--dtype", "float32"]) == 1
+    assert "attention layer 1, as written in float32, gives NaN or infinity" in capsys.readouterr().err
