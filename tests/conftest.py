@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import array_api_strict
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
@@ -31,6 +34,21 @@ settings.load_profile(os.environ.get("REFDIFF_HYPOTHESIS") or "dev")
 # A shell starts what it runs in the background with Ctrl-C ignored, and the processes of tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _only_minus_one_is_a_length_to_find() -> Iterator[None]:
+    """Have array-api-strict refuse a length of −2, which it hands on to NumPy, which takes it for −1; torch refuses it."""
+    reshape = array_api_strict.reshape
+
+    def strict(x: Any, /, shape: tuple[int, ...], **options: Any) -> Any:
+        if min(shape, default=0) < -1:
+            raise ValueError(f"reshape: no length is {min(shape)}")
+        return reshape(x, shape, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(array_api_strict, "reshape", strict)
+        yield
 
 
 CHAT_TEMPLATE = (

@@ -83,6 +83,8 @@ def yarn(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -
     and `mscale_all_dim` say otherwise.
     """
     dim, base, original = _rotary_dim(p, head_dim), p["rope_theta"], p["original_max_position_embeddings"]
+    if dim % 2:
+        raise ValueError(f"rope_frequencies: {dim} dimensions turn, but yarn needs an even number of them")
     factor = p["factor"] if p["factor"] is not None else max_positions / original
 
     def index(turns: float) -> float:

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from refdiff.arrays import namespace
+from tests.layers.places import STRICT
 
 pytestmark = pytest.mark.no_arrays
 
@@ -57,6 +61,13 @@ SAYS = {
     "test_numbers_marked": "",
     "test_arrays_marked": "gives arrays to linear",
 }
+
+
+def test_a_length_below_minus_one_is_refused() -> None:
+    x = STRICT.put(np.ones((2, 3)))
+    assert namespace(x).reshape(x, (-1,)).shape == (6,)
+    with pytest.raises(ValueError, match="reshape: no length is -2"):
+        namespace(x).reshape(x, (2, -2))
 
 
 def test_a_test_that_is_not_on_every_place_fails(tmp_path: Path, outside: dict[str, str]) -> None:

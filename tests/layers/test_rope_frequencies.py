@@ -313,6 +313,11 @@ def test_a_list_of_another_length(name: str, length: int, count: int) -> None:
         frequencies("longrope", length=length, **{name: [1.0] * count})
 
 
+def test_yarn_of_an_odd_number_of_dimensions() -> None:
+    with says(ValueError, "rope_frequencies: 7 dimensions turn, but yarn needs an even number of them"):
+        frequencies("yarn", 14, partial_rotary_factor=0.5)
+
+
 @pytest.mark.parametrize("kind", ["linear", "proportional"])
 def test_all_dimensions_turn_unless_said_otherwise(kind: str) -> None:
     frequencies, _ = rope_frequencies({"rope_type": kind, "rope_theta": 10_000.0, "factor": 1.0}, 2048, 64)

@@ -114,8 +114,7 @@ def test_hidden_keys_get_no_gradient() -> None:
         assert (d[:, :, [0, 2]] != 0).any()
 
 
-def vjp_case(name: str, seed: int) -> Case:
-    args, options = draw(name, seed)
+def vjp_case(name: str, call: str, args: tuple[Any, ...], options: dict[str, Any], seed: int = 0) -> Case:
     value = getattr(layers, name)(*args, **options)
     vjp = getattr(layers, f"{name}_vjp")
 
@@ -123,10 +122,15 @@ def vjp_case(name: str, seed: int) -> Case:
     def only_arrays(*args: Any, **options: Any) -> tuple[Any, ...]:
         return tuple(d for d in vjp(*args, **options) if d is not None)
 
-    return Case(f"drawn from {seed}", only_arrays, (upstream(value, seed), *args), options, CANCELLED, 1e-3)
+    return Case(call, only_arrays, (upstream(value, seed), *args), options, CANCELLED, 1e-3)
 
 
-CASES = [vjp_case(name, seed) for name in NAMES for seed in range(4)]
+IDS = np.array([3, 0, 4], np.uint64)  # which the standard compares with no other type
+CASES = [
+    *(vjp_case(name, f"drawn from {seed}", *draw(name, seed), seed) for name in NAMES for seed in range(4)),
+    vjp_case("embedding", "unsigned ids", (IDS, np.ones((5, 2))), {}),
+    vjp_case("cross_entropy", "unsigned targets", (np.arange(15.0).reshape(3, 5) % 4, IDS), {"ignore_index": 0}),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -116,6 +116,18 @@ def test_slopes(name):
             assert abs(g * (up - down) / (2 * h) - grad[at]) < 1e-9
 
 
+@pytest.mark.parametrize("name", SLOPES)
+def test_on_a_second_device(name):
+    loss, _, logits, rest = SLOPES[name]
+    xp, device = array_api_strict, array_api_strict.Device("device1")
+    z, labels = (
+        [xp.asarray(x, device=device) if isinstance(x, np.ndarray) else x for x in given] for given in (logits, rest)
+    )
+    found = loss(ops_for(kernels_for(xp)), *z, *labels)
+    assert found.device == device
+    np.testing.assert_allclose(float(found), loss(OPS, *logits, *rest), rtol=1e-14)
+
+
 def test_labels_are_on_the_device_of_the_model_or_refused():
     xp, device = array_api_strict, array_api_strict.Device("device1")
     z, labels = xp.asarray(Z, device=device), xp.asarray(LABELS, device=device)
