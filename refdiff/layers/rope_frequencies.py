@@ -114,16 +114,17 @@ def longrope(p: Mapping[str, Any], head_dim: int, max_positions: int, length: in
     """Divide each θ_i by a searched factor: one list up to the original length, another beyond (Ding et al. 2024)."""
     dim, original = _rotary_dim(p, head_dim), p["original_max_position_embeddings"]
     name = "long_factor" if length > original else "short_factor"
-    factors = p[name]
-    if 2 * len(factors) != dim:
-        raise ValueError(f"rope_frequencies: {name} has {len(factors)} numbers, but {dim} dimensions need {dim // 2}")
+    factors, powers = p[name], _inverse_powers(p["rope_theta"], dim)
+    if len(factors) != len(powers):
+        raise ValueError(
+            f"rope_frequencies: {name} has {len(factors)} numbers, but {dim} dimensions need {len(powers)}"
+        )
     factor = p.get("factor")
     if factor is None:
         factor = max_positions / original
     scale = p.get("attention_factor")
     if scale is None:
         scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    powers = _inverse_powers(p["rope_theta"], dim)
     return [f / g for f, g in zip(powers, factors, strict=True)], float(scale)
 
 

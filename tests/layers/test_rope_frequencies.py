@@ -313,6 +313,13 @@ def test_a_list_of_another_length(name: str, length: int, count: int) -> None:
         frequencies("longrope", length=length, **{name: [1.0] * count})
 
 
+def test_longrope_of_an_odd_number_of_dimensions() -> None:
+    odd = {"partial_rotary_factor": 0.5, "short_factor": [1.0, 2.0, 4.0, 8.0]}
+    close(frequencies("longrope", 14, **odd), 10_000 ** (-np.arange(0, 7, 2) / 7) / [1, 2, 4, 8], FLOAT64)
+    with says(ValueError, "rope_frequencies: short_factor has 3 numbers, but 7 dimensions need 4"):
+        frequencies("longrope", 14, **odd | {"short_factor": [1.0] * 3})
+
+
 def test_yarn_of_an_odd_number_of_dimensions() -> None:
     with says(ValueError, "rope_frequencies: 7 dimensions turn, but yarn needs an even number of them"):
         frequencies("yarn", 14, partial_rotary_factor=0.5)
