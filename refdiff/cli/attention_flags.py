@@ -43,8 +43,7 @@ def add_attention(commands: Any) -> None:
         "--output",
         metavar="FILE",
         required=True,
-        help=".html = the page, .png or .svg = a picture (needs matplotlib), .npz = NumPy arrays (default: none, one "
-        "is needed)",
+        help=".html = the page, .png or .svg = a picture (needs matplotlib), .npz = NumPy arrays (required)",
     )
     output.add_argument(
         "--layer",

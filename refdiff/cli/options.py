@@ -123,7 +123,7 @@ examples:
         choices=("hf", "paper", "v2", "none"),
         required=True,
         help="hf = transformers' DiffLlama, paper = unilm's multihead_flashdiff_1.py, v2 = DIFF V2, none = a Llama "
-        "(default: none, one is needed)",
+        "(required)",
     )
     parser.add_argument(
         "--eager",

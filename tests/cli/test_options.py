@@ -31,13 +31,13 @@ def test_help_opens_with_examples_and_fits_80_columns(
     assert max(map(len, lines)) < 80
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect", "attention", "bench"])
-def test_every_flag_says_its_default(command: str) -> None:
+@pytest.mark.parametrize("command", ["generate", "inspect", "convert", "attention", "bench"])
+def test_every_flag_says_its_default_or_that_it_has_none(command: str) -> None:
     subcommands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     actions = [a for a in subcommands.choices[command]._actions if a.dest != "help" and a.option_strings]
     assert len(actions) >= 3
     for action in actions:
-        assert "(default: " in str(action.help), action.option_strings
+        assert ("(required)" if action.required else "(default: ") in str(action.help), action.option_strings
 
 
 def test_the_examples_of_the_help_parse() -> None:
