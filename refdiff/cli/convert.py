@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +42,30 @@ def run(args: argparse.Namespace) -> int:
     _in_float64(before, args)
     after = convert(config, params, args.to, eager=args.eager)
     dtype = weights.resolve_dtype(folder, config) if args.dtype == "auto" else args.dtype
-    weights.save(output, *after, architecture, dtype=dtype)
-    for pattern in ("generation_config.json", *hub.TOKENIZER):
-        for path in folder.glob(pattern):
-            shutil.copyfile(path, output / path.name)
-    written = prove(before, (after[0], weights.load(output, after[0], architecture, dtype=dtype)))
-    _refuse_what_cannot_be_compared(written, f", as written in {dtype},")
+    with _all_or_nothing(output):
+        weights.save(output, *after, architecture, dtype=dtype)
+        for pattern in ("generation_config.json", *hub.TOKENIZER):
+            for path in folder.glob(pattern):
+                shutil.copyfile(path, output / path.name)
+        written = prove(before, (after[0], weights.load(output, after[0], architecture, dtype=dtype)))
+        _refuse_what_cannot_be_compared(written, f", as written in {dtype},")
     sys.stdout.write(f"as written to {output} in {dtype}: at most {written.worst:.1e} (layer {written.layer})\n")
     return 0
+
+
+@contextlib.contextmanager
+def _all_or_nothing(output: Path) -> Iterator[None]:
+    """Leave the folder as it was, empty or not there, where an error or Ctrl-C ends this."""
+    was_there = output.exists()
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # what ended this is the error to tell
+            for path in output.iterdir():
+                path.unlink()
+            if not was_there:
+                output.rmdir()
+        raise
 
 
 def _in_float64(before: tuple[Any, dict[str, Any]], args: argparse.Namespace) -> None:
@@ -74,7 +92,8 @@ def _in_float64(before: tuple[Any, dict[str, Any]], args: argparse.Namespace) ->
 def _refuse_what_cannot_be_compared(proof: Any, how: str = "") -> None:
     if not math.isfinite(proof.worst):
         raise RuntimeError(
-            f"attention layer {proof.layer}{how} gives NaN or infinity, or zeros in one of the two alone: no proof"
+            f"attention layer {proof.layer}{how} gives NaN or infinity, or zeros in one of the two alone; nothing was "
+            "written"
         )
 
 

@@ -173,3 +173,27 @@ def test_what_the_written_type_cannot_hold_is_refused(tmp_path: Path, capsys: Ca
     changed(tmp_path / "old", "model.layers.1.self_attn.o_proj.weight", 1e39)  # infinite in float32
     assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper", "--dtype", "float32"]) == 1
     assert "attention layer 1, as written in float32, gives NaN or infinity" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_a_failed_write_leaves_nothing_behind(was_there: bool, tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old", wiring="none")
+    changed(tmp_path / "old", "model.layers.1.self_attn.o_proj.weight", 4e4)  # v2's is twice as large
+    new = tmp_path / "new"
+    if was_there:
+        new.mkdir()
+    assert main(["convert", str(tmp_path / "old"), str(new), "--to", "v2", "--dtype", "float16"]) == 1
+    assert "beyond float16's range" in capsys.readouterr().err
+    assert new.exists() == was_there
+    assert not was_there or not list(new.iterdir())
+
+
+def test_ctrl_c_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        assert (tmp_path / "new" / "model.safetensors").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.copyfile", interrupted)
+    assert main(["convert", str(tiny_checkpoint), str(tmp_path / "new"), "--to", "paper"]) == 130
+    assert not (tmp_path / "new").exists()
