@@ -38,7 +38,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session", autouse=True)
 def _only_minus_one_is_a_length_to_find() -> Iterator[None]:
-    """Have array-api-strict refuse a length of −2, which it hands on to NumPy, which takes it for −1; torch refuses it."""
+    """Have array-api-strict refuse a length of −2, like torch: it leaves that to NumPy, which takes it for −1."""
     reshape = array_api_strict.reshape
 
     def strict(x: Any, /, shape: tuple[int, ...], **options: Any) -> Any:

@@ -6,6 +6,8 @@ import ast
 import functools
 import importlib
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from refdiff import layers
 
 pytestmark = pytest.mark.no_arrays
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
 ENTRY = re.compile(
     r"^ {4}(?P<label>\S.{14}) (?P<equation>.+)\n"
     r" {8}by {10}(?P<functions>.+)\n"
@@ -100,3 +103,13 @@ def test_every_layer_has_an_equation(name: str) -> None:
 def test_a_hole_in_the_map_is_seen() -> None:
     without_test = re.sub(r"\n {8}held by {5}test_rms_norm::test_precision", "", TEXT)
     assert len(read(without_test)) == len(ENTRIES) - 1
+
+
+@pytest.mark.slow
+def test_its_tests_notice_each_function_that_is_wrong(outside: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.layers"], cwd=ROOT, env=outside, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    functions = sum(len(entry.functions) for entry in ENTRIES)
+    assert f"{functions} of {functions} noticed" in done.stdout

@@ -41,13 +41,13 @@ def models(layers: int, seed: int) -> dict[str, Any]:
         "initializer_range": 0.08,  # so that a map changes sizes as one of 0.02 does at D = 1024
     }  # fmt: skip
     config = refdiff.DiffLlamaConfig(wiring="paper", **fields)
-    scaled = refdiff.DiffLlamaForCausalLM.from_config(config, seed, dtype="float64")
+    scaled = refdiff.DiffLlamaForCausalLM.from_config(config, seed, dtype="float64", kernels="reference")
     flat = weights.flatten(scaled.params)
     bare = {name: a / (1 - lambda_init(layer_of(name))) if "subln" in name else a for name, a in flat.items()}
     plain = {name: a for name, a in flat.items() if "subln" not in name and "lambda" not in name}
 
     def model(config: refdiff.DiffLlamaConfig, p: dict[str, Any]) -> Any:
-        return refdiff.DiffLlamaForCausalLM(config, weights.nest(p), dtype="float64")
+        return refdiff.DiffLlamaForCausalLM(config, weights.nest(p), dtype="float64", kernels="reference")
 
     llama = model(refdiff.DiffLlamaConfig(wiring="none", **fields), plain)
     return {"1 − λ_init": scaled, "no scale": model(config, bare), "plain": llama}

@@ -75,9 +75,12 @@ def with_changed(right: Layer, args: tuple[Any, ...], options: dict[str, Any], *
 
 def plant(mistake: Mistake) -> None:
     """Put the mistake into the layers, for the rest of this process: everywhere the right function is known by name."""
-    layers = importlib.import_module("refdiff.layers")
-    right = getattr(layers, mistake.layer)
-    wrong = mistake.of(right)
+    right = getattr(importlib.import_module("refdiff.layers"), mistake.layer)
+    replace(right, mistake.of(right))
+
+
+def replace(right: Layer, wrong: Layer) -> None:
+    """Put one function in the place of another, everywhere in refdiff that the other is known by name."""
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] != "refdiff":
             continue
