@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import array_api_strict
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, is_hypothesis_test, settings
 from hypothesis import strategies as st
 
 import refdiff
@@ -20,6 +21,8 @@ from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
 from tests.model.models import CLASSES, ids, small_model
 from tests.tolerances import EXACT, close
+
+pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than the")  # where frequencies switch
 
 CONVERTED = 1e-10
 """Logits of a converted model against those of the model it was made of, as a share of the row's largest."""
@@ -41,31 +44,60 @@ ROPES: list[dict[str, Any]] = [
     },
 ]
 MORE = settings(max_examples=2 * settings().max_examples)
-"""Of the profile's examples some are alike: so many have more than thirty different configs, and a test says so."""
+"""Of the profile's examples some are alike: so many have more than thirty different configs."""
+TOKENS = 9
+LENGTHS = [5, 64]
+"""Below and above the number of tokens: where dynamic and longrope have switched, and where they have not."""
+SEEN: set[str] = set()
+"""The configs whose models were converted in the test that runs."""
+
+
+@pytest.fixture(autouse=True)
+def _more_than_thirty_configs(request: pytest.FixtureRequest) -> Iterator[None]:
+    SEEN.clear()
+    yield
+    if is_hypothesis_test(request.function):
+        assert len(SEEN) > 30
 
 
 @st.composite
-def models(draw: st.DrawFn, wiring: str, **fields: Any) -> Any:
-    """A small random model in float64, with weights, biases, norms and λ far from their start."""
+def options(draw: st.DrawFn, wiring: str, **fields: Any) -> dict[str, Any]:
+    """What `made` makes a model of, and what a failing example is printed with."""
     heads, keys = draw(st.sampled_from(HEADS))
-    options = {
+    size = draw(st.sampled_from([4, 8, 12]))
+    longrope = {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + i / 8 for i in range(size // 2)],
+        "long_factor": [2.0 + i for i in range(size // 2)],
+        "original_max_position_embeddings": draw(st.sampled_from(LENGTHS)),
+    }
+    rope = draw(st.sampled_from([*ROPES, longrope]))
+    return {
+        "wiring": wiring,
+        "seed": draw(st.integers(0, 99)),
         "num_attention_heads": heads,
         "num_key_value_heads": keys,
-        "head_dim": draw(st.sampled_from([4, 8, 12])),
+        "head_dim": size,
+        "max_position_embeddings": draw(st.sampled_from(LENGTHS)),
         "num_hidden_layers": draw(st.integers(1, 3)),
         "attention_bias": draw(st.booleans()),
         "tie_word_embeddings": draw(st.booleans()),
         "rms_norm_eps": draw(st.sampled_from([SUBLN_EPS, 1e-6, 1e-3])),
-        "rope_parameters": {"rope_theta": draw(st.sampled_from([100.0, 10000.0])), **draw(st.sampled_from(ROPES))},
+        "rope_parameters": {"rope_theta": draw(st.sampled_from([100.0, 10000.0])), **rope},
         **fields,
     }
+
+
+def made(options: dict[str, Any]) -> Any:
+    """A small random model in float64, with weights, biases, norms and λ far from their start."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about fields that these configs set for the sake of variety
-        return small_model(seed=draw(st.integers(0, 99)), wiring=wiring, kernels="reference", **options)
+        return small_model(kernels="reference", **options)
 
 
 def rewired(model: Any, wiring: str, **options: Any) -> Any:
     config, params = convert(model.config, model.params, wiring, **options)
+    SEEN.add(str(sorted(model.config.to_dict().items())))
     assert config.wiring == wiring
     shapes = {name: array.shape for name, array in weights.flatten(params).items()}
     assert shapes == weights.parameter_shapes(config, type(model).__name__)
@@ -81,25 +113,27 @@ def zero_lambda_proj(model: Any) -> Any:
 
 
 @MORE
-@given(models("hf"), st.integers(0, 9))
-def test_hf_to_paper(model: Any, seed: int) -> None:
-    tokens, paper = ids(seed, 2, 9), rewired(model, "paper")
+@given(options("hf"), st.integers(0, 9))
+def test_hf_to_paper(options: dict[str, Any], seed: int) -> None:
+    model, tokens = made(options), ids(seed, 2, TOKENS)
+    paper = rewired(model, "paper")
     close(paper(tokens).logits, model(tokens).logits, CONVERTED)
     for layer in paper.params["model"]["layers"]:
         close(layer["self_attn"]["subln"]["weight"], np.ones(2 * model.config.head_dim), EXACT)
 
 
 @MORE
-@given(models("paper"), st.integers(0, 9))
-def test_paper_to_hf(model: Any, seed: int) -> None:
-    tokens = ids(seed, 2, 9)
+@given(options("paper"), st.integers(0, 9))
+def test_paper_to_hf(options: dict[str, Any], seed: int) -> None:
+    model, tokens = made(options), ids(seed, 2, TOKENS)
     close(rewired(model, "hf")(tokens).logits, model(tokens).logits, CONVERTED)
 
 
 @MORE
-@given(models("none"), st.integers(0, 9))
-def test_llama_to_v2_and_back(model: Any, seed: int) -> None:
-    tokens, v2 = ids(seed, 2, 9), rewired(model, "v2")
+@given(options("none"), st.integers(0, 9))
+def test_llama_to_v2_and_back(options: dict[str, Any], seed: int) -> None:
+    model, tokens = made(options), ids(seed, 2, TOKENS)
+    v2 = rewired(model, "v2")
     close(v2(tokens).logits, model(tokens).logits, CONVERTED)
     back = rewired(v2, "none")
     before, after = weights.flatten(model.params), weights.flatten(back.params)
@@ -114,17 +148,18 @@ def test_llama_with_an_odd_number_of_heads_to_v2() -> None:
 
 
 @MORE
-@given(models("v2"), st.integers(0, 9))
-def test_v2_with_one_lambda_for_all_is_a_llama_with_twice_the_heads(model: Any, seed: int) -> None:
-    model, tokens = zero_lambda_proj(model), ids(seed, 2, 9)
+@given(options("v2"), st.integers(0, 9))
+def test_v2_with_one_lambda_for_all_is_a_llama_with_twice_the_heads(options: dict[str, Any], seed: int) -> None:
+    model, tokens = zero_lambda_proj(made(options)), ids(seed, 2, TOKENS)
     llama = rewired(model, "none")
     assert llama.config.num_attention_heads == 2 * model.config.num_attention_heads
     close(llama(tokens).logits, model(tokens).logits, CONVERTED)
 
 
 @MORE
-@given(models("hf", rms_norm_eps=SUBLN_EPS))
-def test_there_and_back_is_the_same_to_the_last_bit(model: Any) -> None:
+@given(options("hf", rms_norm_eps=SUBLN_EPS))
+def test_there_and_back_is_the_same_to_the_last_bit(options: dict[str, Any]) -> None:
+    model = made(options)
     back = rewired(rewired(model, "paper"), "hf")
     before, after = weights.flatten(model.params), weights.flatten(back.params)
     assert before.keys() == after.keys()
@@ -292,16 +327,3 @@ def test_zero_weights_for_the_second_map_are_uniform_attention_not_none() -> Non
     uniform = np.tril(np.ones((6, 6))) / np.arange(1, 7)[:, None]
     for rows in out.attentions:
         close(rows[0, model.config.num_attention_heads // 2 :], np.broadcast_to(uniform, (4, 6, 6)), 1e-13)
-
-
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
-def test_thirty_configs_and_more_are_converted(wiring: str) -> None:
-    configs = set()
-
-    @MORE
-    @given(models(wiring), st.integers(0, 9))
-    def draw(model: Any, seed: int) -> None:
-        configs.add(str(sorted(model.config.to_dict().items(), key=str)))
-
-    draw()
-    assert len(configs) > 30
