@@ -6,8 +6,13 @@ replaced by the functions below: `flash_attn` and `flex_head_fa` by attention wr
 by the rotation that it is documented to be. Their casts to float32 are taken out by making `Tensor.float` do nothing.
 
 Names in the file are `case/in/x`, `case/weight/parameter` and `case/out/file`. Its metadata holds the seed, versions,
-the commit, and the git blob of every file that was run, which `git rev-parse COMMIT:PATH` gives for any commit. The
-commit in it is one before `Diff-Transformer-V2` came; that folder's file is the one of 31646c58ba06.
+the commit, and the git blob of every file that was run, which `git rev-parse COMMIT:PATH` gives for any commit.
+
+They came from two commits, of which the metadata names the first: it has the files of v1; `Diff-Transformer-V2` came
+later. With both, all five blobs are those in the metadata, and the outputs the same up to rounding:
+
+    git checkout 768a3c873f598bb9b4d4dfb9267b099e35f8fe56
+    git checkout 31646c58ba06272ce1771bf07681751f0114abd0 -- Diff-Transformer/Diff-Transformer-V2
 """
 
 from __future__ import annotations
