@@ -174,7 +174,8 @@ def _refuse_eager(config: DiffLlamaConfig, eager: bool) -> None:
         raise ValueError(
             f"unilm's multihead_diffattn.py repeats {K} key heads to {H} before it pairs them, so that both maps of a "
             "pair may read the same key. No wiring does that with the same number of keys; with the heads of k_proj "
-            f"and v_proj repeated in the weights, so that num_key_value_heads is {H}, they can be converted"
+            f"and of v_proj, whose are {2 * config.head_dim} wide, repeated in the weights, so that "
+            f"num_key_value_heads is {H}, they can be converted"
         )
 
 

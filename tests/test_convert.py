@@ -16,10 +16,14 @@ from hypothesis import strategies as st
 
 import refdiff
 from refdiff.arrays import to_numpy
+from refdiff.backends import ops_for
 from refdiff.convert import Proof, convert, prove
+from refdiff.layers import rope_cos_sin, rope_frequencies
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
-from tests.model.models import CLASSES, ids, small_model
+from refdiff.model.diffllama import Context, self_attention
+from tests.golden import unilm
+from tests.model.models import CLASSES, ids, small_config, small_model
 from tests.tolerances import EXACT, close
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than the")  # where frequencies switch
@@ -245,6 +249,33 @@ def test_weights_of_the_eager_file() -> None:
     close(rewired(full, "hf", eager=True)(tokens).logits, full(tokens).logits, CONVERTED)
     with pytest.raises(ValueError, match="eager is for weights in the wiring \"paper\", but these are in 'hf'"):
         convert(small_model().config, small_model().params, "paper", eager=True)
+
+
+@pytest.mark.parametrize("size", ["gqa2", "gqa3"])
+def test_weights_of_the_eager_file_with_heads_repeated(size: str) -> None:
+    """What the message advises, with the weights and the output of unilm's own file."""
+    case = unilm.case(f"v1-{size}")
+    pairs, layer, D = case.options["num_heads"], case.options["depth"], case.x.shape[2]
+    d, n = D // pairs // 2, pairs // case.key_heads
+    p = weights.nest({name.replace("out_proj", "o_proj"): array for name, array in case.weights.items()})
+    sizes = {"wiring": "paper", "hidden_size": D, "num_attention_heads": 2 * pairs, "head_dim": d, "rms_norm_eps": 1e-6}
+
+    def to_hf(key_heads: int, attention: dict[str, Any]) -> Any:
+        config = small_config(num_key_value_heads=key_heads, **sizes)
+        return convert(config, {"layers": [{"self_attn": attention}]}, "hf", eager=True)
+
+    with pytest.raises(
+        ValueError, match=f"v_proj, whose are {2 * d} wide, .* num_key_value_heads is {2 * pairs}, they"
+    ):
+        to_hf(2 * case.key_heads, p)
+    for name, width in (("k_proj", d), ("v_proj", 2 * d)):
+        heads = p[name]["weight"].reshape(-1, width, D)
+        p[name] = {"weight": np.repeat(heads, n, axis=0).reshape(-1, D)}
+    config, params = to_hf(2 * pairs, p)
+    cos, sin = rope_cos_sin(np.arange(7)[None], *rope_frequencies(config.rope_parameters, d, 64, 7), np.float64)
+    context = Context(config, ops_for(), cos, sin)
+    out = self_attention(params["layers"][0]["self_attn"], case.x, layer, context)
+    close(out, case.outputs["multihead_diffattn"], unilm.SAME)
 
 
 def test_the_proof_finds_a_single_wrong_row() -> None:
