@@ -26,10 +26,10 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
                     test_diff_heads_paper::test_equals_hf_after_a_permutation_of_heads,
                     test_diff_heads_paper::test_equals_the_flash_files_of_unilm,
                     model/test_wirings::test_equals_the_files_of_unilm
-    section 2.1     with h = d_model / 2d heads, parameters and operations are those of a Transformer
+    section 2.1     with h = d_model / 2d heads, parameters and multiplications of matrix products as in a Transformer
         by          model.weights.names.parameter_shapes, model.diffllama.self_attention
         held by     model/test_wirings::test_parameters_are_those_of_a_llama_but_for_lambda,
-                    model/test_wirings::test_operations_are_those_of_a_llama
+                    model/test_wirings::test_multiplications_are_those_of_a_llama
     eq. 4           Y^l = MultiHead(LN(X^l)) + X^l
         by          model.diffllama.decoder_layer
         held by     model/test_diffllama::test_logits_by_hand,

@@ -314,7 +314,7 @@ def products(wiring: str, T: int, **sizes: Any) -> int:
 
 
 @given(pairs=st.integers(1, 3), keys=st.integers(1, 2), size=st.sampled_from([2, 4]), T=st.integers(1, 7))
-def test_operations_are_those_of_a_llama(pairs: int, keys: int, size: int, T: int) -> None:
+def test_multiplications_are_those_of_a_llama(pairs: int, keys: int, size: int, T: int) -> None:
     heads = {"num_attention_heads": 2 * pairs * keys, "num_key_value_heads": 2 * keys, "head_dim": size}
     D = 2 * pairs * keys * size
     plain = products("none", T, hidden_size=D, **heads)
