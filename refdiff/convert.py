@@ -101,6 +101,7 @@ def convert(
         raise ValueError(
             f"there is no exact conversion from wiring {step[0]!r} to {step[1]!r}: the norm after attention divides "
             "each token's head by its own size, which no weights can do or undo"
+            + ("; weights of 0 for the second map make it uniform attention, not none" if step[0] == "none" else "")
         )
     new = copy.deepcopy(config)
     new.wiring = wiring

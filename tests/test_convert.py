@@ -218,8 +218,11 @@ def test_nothing_is_written_to_and_the_rest_is_shared() -> None:
 )  # fmt: skip
 def test_where_the_norm_is_in_the_way(one: str, other: str) -> None:
     model = small_model(wiring=one)
-    with pytest.raises(ValueError, match=f"no exact conversion from wiring '{one}' to '{other}': the norm after"):
+    with pytest.raises(
+        ValueError, match=f"no exact conversion from wiring '{one}' to '{other}': the norm after"
+    ) as said:
         convert(model.config, model.params, other)
+    assert ("weights of 0 for the second map make it uniform attention" in str(said.value)) == (one == "none")
 
 
 def test_a_lambda_that_depends_on_the_token_is_no_llama() -> None:

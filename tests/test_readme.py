@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import refdiff
+from refdiff.model.config_checks import MODEL_TYPES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "refdiff"
@@ -35,6 +37,31 @@ def test_the_python_code_runs(tiny_checkpoint: Path, capsys: pytest.CaptureFixtu
     assert out.attentions[0].shape == (B, config.num_attention_heads, T, T)
     assert out.differential_attentions[0].shape == (B, config.num_attention_heads // 2, T, T)
     assert len(out.lambdas) == config.num_hidden_layers
+
+
+def test_the_python_code_that_converts_runs(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (block for block in _blocks("python") if "convert" in block)
+    names: dict[str, Any] = {}
+    exec(code.replace("PATH_OR_REPO", str(tiny_checkpoint)), names)
+    assert "2 attention layers in both wirings" in capsys.readouterr().out
+    a, b = (names[model]([[0, 5, 7]]).logits for model in ("model", "same"))
+    assert np.abs(a - b).max() < 1e-5 * np.abs(a).max()
+
+
+def test_the_table_of_conversions_is_what_convert_does() -> None:
+    lines = TEXT.split("<!-- conversions -->")[1].split("<!-- end -->")[0].strip().splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    wirings = [cell.split()[1] for cell in head[1:]]
+    assert [row[0] for row in rows] == wirings == list(MODEL_TYPES)
+    for one, *cells in rows:
+        for other, cell in zip(wirings, cells, strict=True):
+            config, outcome = refdiff.DiffLlamaConfig(wiring=one), ""
+            try:
+                refdiff.convert.convert(config, {"layers": []}, other)
+            except ValueError as error:
+                outcome = "refused: the norm" if "the norm after attention" in str(error) else str(error)
+            assert cell.startswith(outcome or ("exact" if one != other else "")), f"{one} to {other}: {outcome}"
+            assert bool(cell) == (one != other)
 
 
 def test_the_mistake_in_the_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
