@@ -1,7 +1,8 @@
 """Test the tests: change one thing in the source, run the tests that should notice, list what nobody noticed.
 
-    python -m tests.mutation --path refdiff/layers                    all mutants of the layers
-    python -m tests.mutation --sample 100 --seed "$(git rev-parse HEAD)" --jobs 2
+    python -m tests.mutation --path refdiff/layers --at-least 97
+    python -m tests.mutation --path refdiff/model --path refdiff/generation/sampling.py --at-least 90
+    python -m tests.mutation --sample 100 --seed "$(git rev-parse HEAD)" --jobs 2 --at-least 90
 
 mutants.py makes them, planted.py runs tests on one. equivalent.toml lists those that no test could tell from the
 source, which the score leaves out; tolerated.toml those that no test needs to tell, which it counts; each with its
