@@ -10,7 +10,7 @@ import pytest
 import refdiff
 from refdiff import hub
 from refdiff.backends import overlay
-from refdiff.model import weights
+from refdiff.model import pretrained, weights
 from tests.model.models import CLASSES, ids, small_config, small_model
 
 TOKENS = ids(0, 1, 5)
@@ -229,3 +229,31 @@ def test_a_call_of_one_token_shows_its_kernels_a_weight():
     gate = model.base_params["layers"][0]["mlp"]["gate_proj"]["weight"]
     assert [weight is gate for weight in seen] == [True, True, False, False]
     assert seen[2:] == [None, None]
+
+
+@pytest.mark.parametrize(("weights_", "matrices"), [("expanded", "float32"), ("stored", "float16")])
+def test_what_a_backend_is_told(weights_, matrices, tmp_path, monkeypatch):
+    small_model().save_pretrained(tmp_path / "there")
+    half = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "there", dtype="float16")
+    half.save_pretrained(tmp_path / "half")
+    given = []
+
+    def told(name, function):
+        def call(*args):
+            given.append((name, args[1:]))
+            return function(*args)
+
+        monkeypatch.setattr(f"refdiff.model.pretrained.{name}", call)
+
+    told("placing", pretrained.placing)
+    told("kernels_for", pretrained.kernels_for)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "half", weights=weights_, threads=1)
+    flat = weights.flatten(model.params).values()
+    assert given == [("placing", (None, sum(x.nbytes for x in flat))), ("kernels_for", ("fast", 1, matrices))]
+
+
+def test_a_library_without_names_of_dtypes_and_sizes_in_bytes():
+    model = small_model(backend=array_api_strict)
+    assert model.kernels is None
+    again = refdiff.DiffLlamaForCausalLM(model.config, model.params, dtype="float64", backend=array_api_strict)
+    np.testing.assert_array_equal(again(TOKENS).logits, model(TOKENS).logits)

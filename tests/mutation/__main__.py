@@ -35,7 +35,11 @@ ALSO = {
     "refdiff/model/weights/load.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/trainable.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/wirings.py": ("tests/model/test_diffllama.py",),
-    "refdiff/model/pretrained.py": ("tests/model/test_heads.py", "tests/model/test_diffllama.py"),
+    "refdiff/model/pretrained.py": (
+        "tests/model/test_heads.py",
+        "tests/model/test_diffllama.py",
+        "tests/model/test_pickled.py",
+    ),
     "refdiff/model/heads.py": ("tests/model/test_trainable.py", "tests/model/test_diffllama.py"),
     "refdiff/model/diffllama.py": ("tests/model/test_wirings.py",),
     "refdiff/model/config_checks.py": ("tests/model/test_config.py",),
