@@ -89,7 +89,9 @@ class Device:
             function = self._kernels[key] = module.get_function(kernel)
         if shared > PLAIN_SHARED and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = shared
-        function(grid, (threads, 1, 1), tuple(arguments), shared_mem=shared)
+        # CuPy before 14 passes nothing at all for None, and the kernel finds whatever lies there
+        given = tuple(np.int64(0) if x is None else x for x in arguments)
+        function(grid, (threads, 1, 1), given, shared_mem=shared)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Make an array of whatever was there before."""

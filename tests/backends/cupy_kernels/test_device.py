@@ -99,6 +99,13 @@ def test_more_shared_memory_is_asked_for_only_where_it_is_needed(cupy: Any) -> N
         assert cupy.functions["gated"].calls[-1][-1] == shared
 
 
+def test_a_null_pointer_is_eight_bytes_of_zero(cupy: Any) -> None:
+    device.Device().launch("gated.cu", "gated", {"NUMBER": "float"}, (1, 1, 1), 32, [7, None])
+    (given,) = (call[2] for call in cupy.functions["gated"].calls)
+    assert given == (7, 0)
+    assert type(given[1]) is np.int64
+
+
 @pytest.mark.parametrize(("dtype", "kind"), [(np.float16, 2), (ml_dtypes.bfloat16, 14)])
 def test_a_product_is_asked_of_cublas_columns_first(cupy: Any, dtype: Any, kind: int) -> None:
     x, weight = Pointed(np.ones((5, 11), dtype)), Pointed(np.ones((13, 11), dtype))
