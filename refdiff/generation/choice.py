@@ -39,6 +39,8 @@ class ChoiceOnDevice:
             return None
         if o.output_scores or o.output_logits or (o.do_sample and rare):
             return None
+        if model.base_params["norm"]["weight"].dtype.name == "float64":  # and so are the logits, which it does not take
+            return None
         return cls(model, options, pipeline)
 
     def __call__(

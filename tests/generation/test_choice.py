@@ -17,12 +17,12 @@ from tests.layers.inputs import says
 IDS = np.random.default_rng(0).integers(3, 41, size=(3, 5))
 
 
-def model(on_device: bool) -> tuple[Any, list[str]]:
+def model(on_device: bool, dtype: str = "float32") -> tuple[Any, list[str]]:
     config = refdiff.DiffLlamaConfig(
         vocab_size=41, hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=2, initializer_range=0.6,
     )  # fmt: skip
-    made = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3)
+    made = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, dtype=dtype)
     device = EmulatedDevice()
     if on_device:
         made.kernels = CupyKernels(device)
@@ -63,6 +63,15 @@ def test_text_is_that_of_the_host(options: dict[str, Any]) -> None:
 def test_what_the_host_must_see_is_chosen_there(options: dict[str, Any]) -> None:
     there, launched = model(True)
     there.generate(IDS, max_new_tokens=2, **options)
+    assert "choose" not in launched
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 5}])
+def test_float64_has_no_kernel_and_is_chosen_by_on_the_host(options: dict[str, Any]) -> None:
+    (here, _), (there, launched) = model(False, "float64"), model(True, "float64")
+    np.testing.assert_array_equal(
+        there.generate(IDS, max_new_tokens=6, **options), here.generate(IDS, max_new_tokens=6, **options)
+    )
     assert "choose" not in launched
 
 

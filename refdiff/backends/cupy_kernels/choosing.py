@@ -28,8 +28,10 @@ def choose(
         −inf, or with an infinity to draw by; NotImplemented for logits of other types.
     """
     B, V = logits.shape
-    if logits.dtype.name not in NUMBERS or V == 0 or (V > 1 and logits.strides[1] != logits.itemsize):
+    if logits.dtype.name not in NUMBERS or V == 0:
         return NotImplemented
+    if V > 1 and logits.strides[1] != logits.itemsize:
+        logits = logits.copy(order="C")
     tokens, threads = device.empty((B,), np.int64), row_threads(V)
     device.launch(
         "choose.cu", "choose", {"NUMBER": NUMBERS[logits.dtype.name]}, (B, 1, 1), threads,
