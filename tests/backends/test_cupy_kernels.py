@@ -198,6 +198,22 @@ def test_keys_split_among_blocks_give_the_same_to_rounding(multiprocessors: int)
     assert device.launched == (["attention", "combine"] if multiprocessors else ["attention"])
 
 
+def shifted(x: np.ndarray) -> np.ndarray:
+    """Copy to where no row starts at a multiple of eight bytes."""
+    view = np.empty(x.size + 1, x.dtype)[1:].reshape(x.shape)
+    view[...] = x
+    return view
+
+
+def test_rows_may_start_where_numbers_cannot_be_read_together() -> None:
+    """There the sums are of the same products in another order; a read of what is not aligned would end the process."""
+    x, weight = normal(0, 3, 64).astype(np.float32), normal(1, 13, 64).astype(np.float16)
+    exact = x.astype(np.float64) @ weight.astype(np.float64).T
+    for ours, theirs in ((x, weight), (shifted(x), weight), (x, shifted(weight))):
+        y = CupyKernels(EmulatedDevice()).linear(ours, theirs)
+        np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=["float16", "bfloat16"])
 def test_a_product_of_many_rows_rounds_them_to_the_type_of_the_weight(dtype: Any) -> None:
     x, weight, bias = (normal(i, *shape).astype(np.float32) for i, shape in enumerate(((2, FEW, 11), (13, 11), (13,))))

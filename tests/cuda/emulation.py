@@ -207,8 +207,18 @@ def _form(x: Any) -> Any:
     return None if x is None else np.asarray(x).tobytes()
 
 
+def _begin(x: np.ndarray[Any, Any]) -> int:
+    """Where the memory begins that an array is a view of."""
+    while isinstance(x.base, np.ndarray):
+        x = x.base
+    return int(np.lib.array_utils.byte_bounds(x)[0])
+
+
 class _Given:
-    """An argument in memory of its own: arrays between two guards of NaN, which must be there afterwards."""
+    """An argument in memory of its own: arrays between two guards of NaN, which must be there afterwards.
+
+    An array starts at a multiple of 64 bytes, as memory of a device does, and a view as far from there as in NumPy.
+    """
 
     def __init__(self, x: Any) -> None:
         self.array = x if isinstance(x, np.ndarray) and x.dtype.names is None else None
@@ -224,7 +234,7 @@ class _Given:
         low, high = np.lib.array_utils.byte_bounds(self.array)
         self.size = high - low
         self.buffer = np.full(self.size + 2 * _GUARD + 64, 0xFF, np.uint8)
-        self.start = _GUARD + (-(self.buffer.ctypes.data + _GUARD)) % 64
+        self.start = _GUARD + (low - _begin(self.array) - self.buffer.ctypes.data - _GUARD) % 64
         source = (ctypes.c_ubyte * self.size).from_address(low)
         self.source = np.frombuffer(source, np.uint8)
         self.inside = self.buffer[self.start : self.start + self.size]

@@ -58,6 +58,7 @@ MISTAKES = [
     ("linear", "if (lane == 0 && first + r < rows)", "if (lane == 0)"),
     ("linear", "int i = whole + lane;", "int i = lane;"),
     ("linear", "if (output >= outputs) return;", ""),
+    ("linear", "widen(eight.of[4 + j])", "widen(eight.of[j])"),
 ]
 
 

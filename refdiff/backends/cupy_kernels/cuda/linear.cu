@@ -1,12 +1,18 @@
 // y = x Wᵀ + b for few rows of x and a weight kept as it is stored: what decoding spends its time on.
 //
 // Each warp takes one row of W, reads it once, 8 numbers a thread at a time where it may, and multiplies it by up to
-// ROWS rows of x, summed in float32. Grid (rows of W / 8, rows of x / ROWS), 256 threads. NUMBER is that of x and y.
+// ROWS rows of x, summed in float32. x, which every warp reads, comes 4 numbers at a time: one by one, the cache would
+// be asked four times as often, the threads being 8 numbers apart. Grid (rows of W / 8, rows of x / ROWS), 256 threads.
+// NUMBER is that of x and y.
 
 #include "numbers.cuh"
 
 struct __align__(8 * sizeof(WEIGHT)) Eight {
     WEIGHT of[8];
+};
+
+struct __align__(4 * sizeof(NUMBER)) Four {
+    NUMBER of[4];
 };
 
 extern "C" __global__ void linear(
@@ -17,12 +23,17 @@ extern "C" __global__ void linear(
     float sum[ROWS];
     for (int r = 0; r < ROWS; r++) sum[r] = 0.0f;
     // a row of 8 n numbers starts where 8 can be read at once, if the first one does
-    const int whole = inputs % 8 == 0 && (size_t)weight % sizeof(Eight) == 0 ? inputs : 0;
+    const bool starts = (size_t)weight % sizeof(Eight) == 0 && (size_t)x % sizeof(Four) == 0;
+    const int whole = inputs % 8 == 0 && starts ? inputs : 0;
     for (int i = 8 * lane; i < whole; i += 8 * 32) {
         const Eight eight = *(const Eight*)(w + i);
-        for (int r = 0; r < ROWS; r++)
-            if (first + r < rows)
-                for (int j = 0; j < 8; j++) sum[r] += widen(eight.of[j]) * widen(x[(int64)(first + r) * inputs + i + j]);
+        for (int r = 0; r < ROWS; r++) {
+            if (first + r >= rows) continue;
+            const Four* fours = (const Four*)(x + (int64)(first + r) * inputs + i);
+            const Four low = fours[0], high = fours[1];
+            for (int j = 0; j < 4; j++) sum[r] += widen(eight.of[j]) * widen(low.of[j]);
+            for (int j = 0; j < 4; j++) sum[r] += widen(eight.of[4 + j]) * widen(high.of[j]);
+        }
     }
     for (int i = whole + lane; i < inputs; i += 32)
         for (int r = 0; r < ROWS; r++)
