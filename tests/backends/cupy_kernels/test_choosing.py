@@ -80,6 +80,9 @@ def test_rows_that_no_token_can_be_chosen_by() -> None:
     logits[0, 3], logits[1], logits[2, 4] = np.nan, -np.inf, np.inf
     np.testing.assert_array_equal(choose(EmulatedDevice(), logits), [-1, -1, 4, 0])
     assert choose(EmulatedDevice(), logits, np.full(4, 0.99)).tolist() == [-1, -1, -1, 8]
+    logits[0, 3] = -np.float32(np.nan)  # whose bits are below those of −inf
+    logits[0, 4] = np.inf
+    assert choose(EmulatedDevice(), logits)[0] == -1
 
 
 def test_logits_may_lie_in_any_way() -> None:

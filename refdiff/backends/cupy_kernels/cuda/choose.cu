@@ -2,8 +2,9 @@
 // temperature, top-k, top-p and min-p, in this order and with the results of refdiff/generation/sampling.py.
 //
 // A block for each row; its threads, a power of two, take V numbers in turn, or an equal run of them each where order
-// matters. Sums are in float64, as on the host. Scores keep their order as integers, so that a threshold is found by
-// halving, one bit a pass. A row that no token can be chosen by gets −1.
+// matters. Sums are in float64, as on the host. Scores keep their order as integers, so that the most likely token is
+// the largest of numbers that carry their places, found in one pass, and a threshold is found by halving, one bit a
+// pass. A row that no token can be chosen by gets −1.
 
 #include "numbers.cuh"
 
@@ -11,6 +12,17 @@
 __device__ __forceinline__ unsigned rank_of(float x) {
     const unsigned bits = __float_as_uint(x);
     return bits & 0x80000000 ? ~bits : bits | 0x80000000;
+}
+
+// The largest over all threads of a block; every one gets it.
+__device__ unsigned long long block_max(unsigned long long x, unsigned long long* most) {
+    most[threadIdx.x] = x;
+    for (int step = blockDim.x / 2; step > 0; step /= 2) {
+        __syncthreads();
+        if (threadIdx.x < step) most[threadIdx.x] = max(most[threadIdx.x], most[threadIdx.x + step]);
+    }
+    __syncthreads();
+    return most[0];
 }
 
 // The sum over all threads of a block; every one gets it.
@@ -85,30 +97,22 @@ extern "C" __global__ void choose(
     double* sums = (double*)shared;
     Row row = {logits + blockIdx.x * row_stride, size, 0.0f, temperature, 0};
 
-    double wrong = 0.0;  // NaN; and, for a draw, +inf
-    for (int i = threadIdx.x; i < size; i += blockDim.x)
-        wrong += row.at(i) != row.at(i) || (uniforms && row.at(i) == infinity());
-    wrong = block_sum(wrong, sums);
-    const unsigned highest = rank_reached_by(row, 1, sums);
-    if (wrong > 0.0 || highest <= rank_of(-infinity())) {
-        if (threadIdx.x == 0) tokens[blockIdx.x] = -1;
+    // NaN ranks above all; of equal scores the first has the largest number
+    unsigned long long best = 0;
+    for (int i = threadIdx.x; i < size; i += blockDim.x) {
+        const unsigned rank = row.at(i) == row.at(i) ? rank_of(row.at(i)) : 0xffffffff;
+        best = max(best, (unsigned long long)rank << 32 | (0xffffffff - i));
+    }
+    best = block_max(best, (unsigned long long*)shared);
+    const unsigned highest = best >> 32, infinite = rank_of(infinity());
+    const bool wrong = highest <= rank_of(-infinity()) || highest > infinite || (uniforms && highest == infinite);
+    if (wrong || !uniforms) {
+        if (threadIdx.x == 0) tokens[blockIdx.x] = wrong ? -1 : (int64)(0xffffffff - (unsigned)best);
         return;
     }
 
     const int run = (size + blockDim.x - 1) / blockDim.x;
     const int first = min((int)threadIdx.x * run, size), last = min(first + run, size);
-    if (!uniforms) {
-        double equal = 0.0;
-        for (int i = first; i < last; i++) equal += rank_of(row.at(i)) == highest;
-        const double before = sum_before(equal, sums);
-        for (int i = first; i < last && before == 0.0 && equal > 0.0; i++)
-            if (rank_of(row.at(i)) == highest) {
-                tokens[blockIdx.x] = i;
-                return;
-            }
-        return;
-    }
-
     row.top = __uint_as_float(highest & 0x80000000 ? highest & 0x7fffffff : ~highest);
     row.least = rank_of(-infinity()) + 1;
     if (top_k > 0 && top_k < size) row.least = max(row.least, rank_reached_by(row, top_k, sums));
