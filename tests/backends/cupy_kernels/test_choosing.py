@@ -67,6 +67,15 @@ def test_without_a_draw_it_is_the_first_of_the_most_likely(rng: Any, size: int, 
     np.testing.assert_array_equal(choose(EmulatedDevice(order=order), logits), logits.argmax(axis=1))
 
 
+def test_minus_zero_is_zero() -> None:
+    """So the first of the two is the most likely, and top_k = 1 keeps both."""
+    logits = np.array([[-0.0, 0.0, -1.0], [0.0, -0.0, -1.0], [-1.0, -2.0, -0.0]], np.float32)
+    assert choose(EmulatedDevice(), logits).tolist() == [0, 0, 2]
+    uniforms = np.array([0.1, 0.9, 0.5])
+    assert choose(EmulatedDevice(), logits, uniforms, top_k=1).tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(on_the_host(logits, uniforms, 1.0, 1, 1.0, 0.0), [0, 1, 2])
+
+
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
 def test_logits_of_16_bits(dtype: Any) -> None:
     rng = np.random.default_rng(0)
@@ -105,7 +114,7 @@ def test_what_is_not_served() -> None:
         ("tie++ >= ties_kept", "false"),
         ("row.weight(i) < min_p", "row.weight(i) <= min_p"),
         ("before > goal", "before >= goal"),
-        ("~bits : bits | 0x80000000", "bits : bits | 0x80000000"),
+        ("0u - bits : bits | 0x80000000", "bits : bits | 0x80000000"),
         ("        __syncthreads();\n        sums[threadIdx.x] += other;", "        sums[threadIdx.x] += other;"),
     ],
 )

@@ -8,10 +8,10 @@
 
 #include "numbers.cuh"
 
-// What lies above what as numbers does so as integers; −inf is the least of them.
+// What lies above what as numbers does so as integers, and −0 is 0; −inf is the least of them.
 __device__ __forceinline__ unsigned rank_of(float x) {
     const unsigned bits = __float_as_uint(x);
-    return bits & 0x80000000 ? ~bits : bits | 0x80000000;
+    return bits & 0x80000000 ? 0u - bits : bits | 0x80000000;
 }
 
 // The largest over all threads of a block; every one gets it.
@@ -113,7 +113,7 @@ extern "C" __global__ void choose(
 
     const int run = (size + blockDim.x - 1) / blockDim.x;
     const int first = min((int)threadIdx.x * run, size), last = min(first + run, size);
-    row.top = __uint_as_float(highest & 0x80000000 ? highest & 0x7fffffff : ~highest);
+    row.top = __uint_as_float(highest & 0x80000000 ? highest & 0x7fffffff : 0u - highest);
     row.least = rank_of(-infinity()) + 1;
     if (top_k > 0 && top_k < size) row.least = max(row.least, rank_reached_by(row, top_k, sums));
     double ties_kept = size;  // of the scores that are the least
