@@ -100,12 +100,15 @@ class EmulatedDevice:
         arguments: Sequence[Any],
         shared: int = 0,
     ) -> None:
-        library = compiled(self.change(device.source(file)), tuple(defines.items()))
+        text = device.source(file)
+        library = compiled(self.change(text), tuple(defines.items()))
         self.launched.append(kernel)
         self.trace.append((kernel, defines, grid, threads, shared, [_form(x) for x in arguments]))
         assert all(n > 0 for n in grid)
         assert max(grid[1:]) < 2**16
         assert shared <= self.shared
+        # with as many registers as a thread may have, a block has no more than 256
+        assert threads <= 256 or re.search(rf"__launch_bounds__\([^)]*\) {kernel}\(", text), "more threads than it says"
         given = [_Given(x) for x in arguments]
         pointers = (ctypes.c_void_p * len(given))(*(x.address for x in given))
         function = getattr(library, f"emulate_{kernel}")

@@ -90,7 +90,7 @@ __device__ unsigned rank_over_mass(const Row& row, double mass, double* sums) {
 
 // Grid (rows), any power of two of threads, 8 bytes of shared memory for each. uniforms in [0, 1), or null for the most
 // likely token. top_k = 0, top_p = 1 and min_p = 0 leave everything in.
-extern "C" __global__ void choose(
+extern "C" __global__ void __launch_bounds__(1024) choose(
     const NUMBER* logits, const double* uniforms, int64* tokens, int64 row_stride, int size, double temperature,
     int top_k, double top_p, double min_p) {
     extern __shared__ float shared[];

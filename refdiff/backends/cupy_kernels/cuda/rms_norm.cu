@@ -5,7 +5,8 @@
 
 #include "numbers.cuh"
 
-extern "C" __global__ void rms_norm(const NUMBER* x, const WEIGHT* weight, NUMBER* y, int size, float eps) {
+extern "C" __global__ void __launch_bounds__(1024) rms_norm(
+    const NUMBER* x, const WEIGHT* weight, NUMBER* y, int size, float eps) {
     extern __shared__ float shared[];  // one of each warp
     x += (int64)blockIdx.x * size;
     y += (int64)blockIdx.x * size;

@@ -7,7 +7,7 @@
 #include "numbers.cuh"
 
 // Grid (rows), a power of two of threads from 32 on, 8 bytes of shared memory for each warp. roots (rows).
-extern "C" __global__ void to_rows(
+extern "C" __global__ void __launch_bounds__(1024) to_rows(
     const NUMBER* g, const NUMBER* x, const WEIGHT* weight, NUMBER* dx, float* roots, int size, float eps) {
     extern __shared__ float shared[];
     const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
