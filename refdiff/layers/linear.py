@@ -61,4 +61,4 @@ def linear_vjp(g: Array, x: Array, weight: Array, bias: Array | None = None) -> 
         )
     rows = xp.reshape(g, (-1, g.shape[-1]))
     dw = rows.T @ xp.reshape(x, (-1, x.shape[-1]))
-    return g @ weight, dw, None if bias is None else xp.sum(rows, axis=0)
+    return xp.reshape(rows @ weight, x.shape), dw, None if bias is None else xp.sum(rows, axis=0)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from refdiff.backends.cupy_kernels import device
+from refdiff.backends.cupy_kernels.graph import GraphError
 
 HERE = Path(__file__).parent
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -137,6 +138,9 @@ class EmulatedDevice:
         return EmulatedRecorder(self)
 
     def product(self, x: Any, weight: Any) -> Any:
+        if OnDevice.refusing:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        assert x.ndim == 2
         return (x.astype(np.float64) @ weight.astype(np.float64).T).astype(np.float32)
 
 
@@ -176,7 +180,10 @@ class EmulatedRecorder:
 
     def record(self, work: Callable[[], Any]) -> EmulatedGraph:
         work()
-        return EmulatedGraph(self._device, work)
+        try:
+            return EmulatedGraph(self._device, work)
+        except NotImplementedError as error:
+            raise GraphError(f"NotImplementedError: {error}") from error
 
 
 class EmulatedGraph:

@@ -110,13 +110,14 @@ def test_a_short_text_is_not_worth_a_recording(steps: list[RecordedStep]) -> Non
     assert steps[0].recordings == 0
 
 
-def test_what_a_kernel_declines_is_refused_once_and_goes_on_as_usual(steps: list[RecordedStep]) -> None:
-    """Seventeen rows have no kernel of `linear`, and cuBLAS cannot be recorded."""
+def test_what_cannot_be_recorded_is_refused_once_and_goes_on_as_usual(steps: list[RecordedStep]) -> None:
+    """Seventeen rows are multiplied by cuBLAS."""
     fast, exact = there()
     many = np.tile(IDS[:1], (17, 1))
     options = {"max_new_tokens": WORTH + 3, "eos_token_id": None}
     np.testing.assert_array_equal(fast.generate(many, **options), exact.generate(many, **options))
-    assert steps[0].refused == "linear has no kernel for these shapes and types"
+    assert steps[0].refused is not None
+    assert "cuBLAS" in steps[0].refused
     assert steps[0].recordings == 0
 
 

@@ -67,10 +67,7 @@ class CupyKernels:
             self._state["length"] = None
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
-        """Multiply with a weight as it is stored: few rows in float32, many rounded to its type.
-
-        Many rows and a weight in float32 are left to cuBLAS, which is where the layer's product goes.
-        """
+        """Multiply with a weight as it is stored: few rows in float32, many rounded to its type and by cuBLAS."""
         if weight.dtype.name not in NUMBERS or x.dtype.name != "float32" or weight.ndim != 2 or x.ndim < 1:
             return NotImplemented
         if x.shape[-1] != weight.shape[1] or x.size == 0 or (bias is not None and bias.shape != weight.shape[:1]):
@@ -81,9 +78,8 @@ class CupyKernels:
         if bias is not None:
             bias = xp.astype(bias, xp.float32, copy=False)
         if flat.shape[0] > FEW:
-            if weight.dtype.name not in SIXTEEN_BITS:
-                return NotImplemented
-            y = self._device.product(xp.astype(flat, weight.dtype), weight.copy(order="C") if _gaps(weight) else weight)
+            flat = xp.astype(flat, weight.dtype, copy=False)
+            y = self._device.product(flat, weight.copy(order="C") if _gaps(weight) else weight)
             return xp.reshape(y if bias is None else y + bias, (*x.shape[:-1], outputs))
         flat, weight = (y.copy(order="C") if _gaps(y) else y for y in (flat, weight))
         rows = 1

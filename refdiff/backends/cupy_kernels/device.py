@@ -116,11 +116,14 @@ class Device:
         return Recorder()
 
     def product(self, x: Any, weight: Any) -> Any:
-        """Multiply x (N, I) and weight (O, I), both of one 16-bit type, as x Wᵀ (N, O) in float32, summed in float32.
+        """Multiply x (N, I) and weight (O, I), both of one type, as x Wᵀ (N, O) in float32, summed in float32.
 
-        cuBLAS counts columns first, and so takes the transposes: yᵀ = W xᵀ.
+        cuBLAS counts columns first, and so takes the transposes: yᵀ = W xᵀ. In float32 CuPy asks it so for two axes;
+        of x with more it would first copy Wᵀ.
         """
         cupy = self._cupy
+        if weight.dtype == np.float32:
+            return x @ weight.T
         kind = DATA_TYPES[weight.dtype.name]
         (N, inputs), outputs = x.shape, weight.shape[0]
         y = cupy.empty((N, outputs), dtype=np.float32)

@@ -116,3 +116,9 @@ def test_a_product_is_asked_of_cublas_columns_first(cupy: Any, dtype: Any, kind:
     assert (handle, ta, tb, m, n, k, a_kind, lda, b_kind, ldb) == (7, 1, 0, 13, 5, 11, kind, 11, kind, 11)
     assert (a, b, c, c_kind, ldc, compute) == (weight.data.ptr, x.data.ptr, y.data.ptr, 0, 13, 68)
     assert one != zero
+
+
+def test_a_product_in_float32_is_cupys_of_two_axes(cupy: Any) -> None:
+    x, weight = np.ones((5, 11), np.float32), np.ones((13, 11), np.float32)
+    np.testing.assert_array_equal(device.Device().product(x, weight), np.full((5, 13), 11))
+    assert cupy.products == []
