@@ -68,6 +68,12 @@ def swiglu_cases(slow: bool) -> Iterator[Case]:
     yield (normal(0, 1, 3, 11, scale=100.0), *weights, {"weight": normal(3, 11, inner)}), {"act": "swish"}
 
 
+def diff_lambda_cases(slow: bool) -> Iterator[Case]:
+    for size in (5, 32, 131):
+        for init in (0.2, 0.8):
+            yield (*(normal(i, size, scale=0.2) for i in range(4)), init), {}
+
+
 def heads(seed: int, d: int, e: int) -> tuple[Any, ...]:
     """Queries and keys of two maps, as views of one array, and values."""
     B, H, K, T, S = SIZES[seed]

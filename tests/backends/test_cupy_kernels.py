@@ -20,8 +20,10 @@ KERNELS = [name for name, _ in inspect.getmembers(CupyKernels, inspect.isfunctio
 OF_WEIGHTS = ("linear", "swiglu", "embedding")
 """Kernels whose weights alone may be of a 16-bit type."""
 
-FLOAT32_ARGUMENTS = {"diff_attention": (5,), "diff_attention_vjp": (6,), "rope": (1, 2)}
-"""Which arguments are float32 whatever the numbers are: λ, cos and sin."""
+FLOAT32_ARGUMENTS = {
+    "diff_attention": (5,), "diff_attention_vjp": (6,), "diff_lambda": (0, 1, 2, 3), "rope": (1, 2),
+}  # fmt: skip
+"""Which arguments are float32 whatever the numbers are: λ and its vectors, cos and sin."""
 
 ROUNDING = {"float32": 2.0**-23, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -272,6 +274,10 @@ ONE, MASK = np.float32(1), np.ones((3, 3), bool)
         ("rope", (one, *[np.ones((1, 1, 3, 3), np.float32)] * 2)),
         ("rope", (one.astype(np.float64), *[np.ones((1, 1, 3, 2), np.float32)] * 2)),
         ("swiglu", (np.ones((2, 3)), {}, {}, {})),
+        ("diff_lambda", (*[np.ones(5)] * 4, 0.8)),
+        ("diff_lambda", (*[np.ones(5, np.float32)] * 3, np.ones(4, np.float32), 0.8)),
+        ("diff_lambda", (*[np.ones((2, 5), np.float32)] * 4, 0.8)),
+        ("diff_lambda", (*[np.ones(10, np.float32)[::2]] * 4, 0.8)),
         ("diff_attention", (*[one.astype(np.float64)] * 5, ONE)),
         ("diff_attention", (*[one] * 4, two, ONE)),
         ("diff_attention", (two, one, two, one, one, ONE)),

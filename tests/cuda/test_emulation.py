@@ -54,6 +54,8 @@ MISTAKES = [
     ("rope", "interleaved ? 2 * i + 1 : i + turning", "interleaved ? 2 * i + 1 : i + size / 2"),
     ("rope", "q * cosine[i] + p * sine[i]", "q * cosine[i] - p * sine[i]"),
     ("rope", "for (int i = 2 * turning + threadIdx.x", "for (int i = 2 * turning + 1 + threadIdx.x"),
+    ("diff_lambda", "second += q2[i] * k2[i]", "second += q1[i] * k2[i]"),
+    ("diff_lambda", "- expf(second) + init", "- expf(second)"),
     ("swiglu", "1.0f + expf(-x)", "1.0f + expf(x)"),
     ("linear", "if (lane == 0 && first + r < rows)", "if (lane == 0)"),
     ("linear", "int i = whole + lane;", "int i = lane;"),

@@ -179,6 +179,20 @@ class CupyKernels:
         )  # fmt: skip
         return linear(hidden, **down_proj)
 
+    def diff_lambda(
+        self, lambda_q1: Array, lambda_k1: Array, lambda_q2: Array, lambda_k2: Array, lambda_init: float
+    ) -> Any:
+        """Compute λ at once; every token read asks for it in every layer."""
+        vectors = (lambda_q1, lambda_k1, lambda_q2, lambda_k2)
+        if any(x.dtype.name != "float32" or x.ndim != 1 or x.shape != lambda_q1.shape or _gaps(x) for x in vectors):
+            return NotImplemented
+        lambda_ = self._device.empty((), np.float32)
+        self._device.launch(
+            "diff_lambda.cu", "diff_lambda", {}, (1, 1, 1), 32,
+            (*vectors, lambda_, np.int32(lambda_q1.size), np.float32(lambda_init)),
+        )  # fmt: skip
+        return lambda_
+
     def diff_attention(
         self,
         q1: Array,
