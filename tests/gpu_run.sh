@@ -8,12 +8,13 @@
 #
 #   GPU_RUN_DRY=1     show the commands and run none; no device is needed
 #   GPU_RUN_HERE=1    use the Python that is there (PYTHON, else python3) with what it has, and install nothing
+#   PYTHON=…          the one to make an environment with (default: the first of python3.11 to 3.13 and python3 that can)
 #   GPU_RUN_LIKE=…    the model of the bench (default: kajuma/DiffLlama-0.3B-handcut, 4.94 GB on disk while it runs)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 dry=${GPU_RUN_DRY:-} here=${GPU_RUN_HERE:-$dry} like=${GPU_RUN_LIKE:-kajuma/DiffLlama-0.3B-handcut}
-python=${PYTHON:-python3}
+python=${PYTHON:-${here:+python3}}
 if [[ -n $dry ]]; then
     card="no card: a dry run" report=/dev/null
 else
@@ -54,6 +55,12 @@ has() { # program: whether it is here, or would be looked for
 if [[ -z $here ]]; then
     cuda=$(nvidia-smi | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p' | head -1)
     [[ ${cuda:-12} -ge 13 ]] && cupy='cupy-cuda13x[ctk]>=14' || cupy='cupy-cuda12x[ctk]>=14'
+    if [[ -z $python ]]; then
+        for python in python3.11 python3.12 python3.13 python3 ""; do
+            "$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
+        done
+        [[ -n $python ]] || { echo "no python3.11 to 3.13 and no python3 is Python 3.11 or newer with venv" >&2; exit 1; }
+    fi
     "$python" -m venv "$work/venv" || exit 1
     python=$work/venv/bin/python
     "$python" -m pip install -q '.[test]' "$cupy" || { echo "pip could not install the tests and $cupy" >&2; exit 1; }
@@ -77,12 +84,23 @@ tests=("$python" -m pytest -p no:cacheprovider -rs)
 run "kernels against their layers" 900 "${tests[@]}" tests/backends/test_cupy_device.py -k kernel
 run "the model, its text and its gradients on the device" 600 "${tests[@]}" tests/backends/test_cupy_device.py -k 'not kernel'
 run "the layers, with CuPy among the places" 900 "${tests[@]}" tests/layers
-run "all quick tests" 2400 "${tests[@]}"
+run "all tests" 7200 "${tests[@]}" -m ""
 
-if has compute-sanitizer; then
-    small=("$python" -m pytest -p no:cacheprovider tests/backends/test_cupy_device.py -k "kernel and small")
+sanitizer=(compute-sanitizer)
+if [[ -z $here ]] && ! has compute-sanitizer; then # a package has it, for CUDA 12 in other folders and not executable
+    [[ ${cuda:-12} -ge 13 ]] && package=nvidia-cuda-sanitizer-api || package=nvidia-cuda-sanitizer-api-cu12
+    "$python" -m pip install -q "$package" || echo "pip could not install $package" >&2
+    program=$(find "$work/venv" -name compute-sanitizer -type f -size +1M | head -1)
+    library=$(find "$work/venv" -name libsanitizer-collection.so | head -1)
+    [[ -z $program ]] || chmod +x "$program"
+    sanitizer=("${program:-compute-sanitizer}" --injection-path "${library%/*}")
+fi
+if has "${sanitizer[0]}"; then
+    # with memory from CUDA itself: in CuPy's pool an array has no end that a tool could see
+    small=("$python" -m pytest -p no:cacheprovider tests/backends/test_cupy_device.py -k small)
     for tool in memcheck racecheck synccheck initcheck; do
-        LINES_KEPT=12 run "compute-sanitizer: $tool" 1800 compute-sanitizer --tool "$tool" --error-exitcode 9 "${small[@]}"
+        LINES_KEPT=12 run "compute-sanitizer: $tool" 1800 \
+            env REFDIFF_NO_POOL=1 "${sanitizer[@]}" --tool "$tool" --error-exitcode 9 "${small[@]}"
     done
 else
     not_run "compute-sanitizer" "it is not on this machine (it comes with CUDA's toolkit)"

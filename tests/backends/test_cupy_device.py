@@ -5,6 +5,7 @@ Without a device the first test alone runs: what is said then. tests/gpu_run.sh 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -19,9 +20,13 @@ from refdiff.generation.context import Context
 from refdiff.model.cache import KVCache
 from refdiff.model.weights import flatten
 from tests.backends.cupy_cases import CASES
+from tests.backends.cupy_kernels.test_choosing import on_the_host
 from tests.backends.test_cupy_kernels import CUDA, KERNELS, hold
 from tests.backends.test_cupy_model import IDS, MASK, SIZES
 from tests.cuda.emulation import BFLOAT16
+
+if CUDA is not None and os.environ.get("REFDIFF_NO_POOL"):  # each array a piece of memory of its own
+    CUDA.cuda.set_allocator(None)
 
 on_cuda = pytest.mark.skipif(CUDA is None, reason="no CUDA device answers through CuPy")
 
@@ -74,21 +79,25 @@ def test_weights_stay_as_they_are_stored(tmp_path: Any, dtype: str) -> None:
 
 
 @on_cuda
-def test_decoding_is_recorded_and_replayed_as_it_is_done_step_by_step() -> None:
+@pytest.mark.parametrize(
+    ("tokens", "recordings"),
+    [pytest.param(20, 1, id="small"), pytest.param(300, 2, id="usual")],  # rooms of 256 and of 512 tokens
+)
+def test_decoding_is_recorded_and_replayed_as_it_is_done_step_by_step(tokens: int, recordings: int) -> None:
     there, _ = pair(max_position_embeddings=512)
     recorded, usual = Context(there, MASK), Context(there, MASK)
     usual.step = None
-    ids = np.random.default_rng(1).integers(3, 41, size=(2, 300))
-    for total in range(7, 301):
+    ids = np.random.default_rng(1).integers(3, 41, size=(2, tokens))
+    for total in range(7, tokens + 1):
         ours, theirs = (to_numpy(context.read_there(ids[:, :total])) for context in (recorded, usual))
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert recorded.step is not None
     assert recorded.step.refused is None
-    assert recorded.step.recordings == 2  # rooms of 256 and of 512 tokens
+    assert recorded.step.recordings == recordings
 
 
 @on_cuda
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["small-float32", "small-float16"])
 def test_rope_and_the_cache_in_one_kernel(dtype: Any) -> None:
     from tests.backends.cupy_kernels.test_rotation import one_by_one, step
 
@@ -99,6 +108,20 @@ def test_rope_and_the_cache_in_one_kernel(dtype: Any) -> None:
         got = kernels.rope_append(ours, 0, *(CUDA.asarray(x) for x in arguments))
         for one, exact in zip(got, one_by_one(theirs, *arguments, False), strict=True):
             np.testing.assert_allclose(CUDA.asnumpy(one), exact, rtol=rounding, atol=rounding)
+
+
+@on_cuda
+@pytest.mark.parametrize("size", [pytest.param(97, id="small"), pytest.param(32011, id="usual")])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_choose_kernel(size: int, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    logits, uniforms = (3 * rng.normal(size=(5, size))).astype(dtype), rng.random(5)
+    logits[1, 3:9] = logits[1].max() + 1  # the most likely six times
+    there, choose = CUDA.asarray(logits), CupyKernels().choose
+    np.testing.assert_array_equal(CUDA.asnumpy(choose(there)), logits.argmax(axis=1))
+    warpers = {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "min_p": 0.01}
+    drawn = choose(there, CUDA.asarray(uniforms), **warpers)
+    np.testing.assert_array_equal(CUDA.asnumpy(drawn), on_the_host(logits.astype(np.float32), uniforms, **warpers))
 
 
 @on_cuda

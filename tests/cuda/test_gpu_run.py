@@ -67,6 +67,23 @@ def test_its_tests_are_there() -> None:
     assert {"kernel" in name for name in names} == {True, False}
 
 
+def test_every_kernel_has_a_small_test_for_the_sanitizer() -> None:
+    """Those of the layers, and what is none: RoPE with the cache, the choice of a token, a recorded step."""
+    found = [words for words in commands() if "--error-exitcode" in words]
+    assert len(found) == 4
+    for words in found:
+        assert words[words.index("-k") + 1] == "small"
+        assert "REFDIFF_NO_POOL=1" in words
+    pieces = (ROOT / "tests/backends/test_cupy_device.py").read_text().split("\n\n\n")
+    small = [re.findall(r"^def (test_\w+)", piece, re.MULTILINE) for piece in pieces if '"small' in piece]
+    assert [name for names in small for name in names] == [
+        "test_decoding_is_recorded_and_replayed_as_it_is_done_step_by_step",
+        "test_rope_and_the_cache_in_one_kernel",
+        "test_choose_kernel",
+        "test_kernel_equals_its_layer",
+    ]
+
+
 def test_its_commands_are_ones_that_there_are(tmp_path: Path) -> None:
     found = [words[words.index("refdiff") + 1 :] for words in commands() if "refdiff" in words]
     assert [words[0] for words in found] == ["generate", "bench", "bench", "bench", "bench"]
@@ -123,3 +140,26 @@ def test_without_a_device_it_says_so(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == "no nvidia-smi: this needs a machine with a CUDA device\n"
     assert sys.platform != "win32"
+
+
+@pytest.mark.parametrize(
+    ("able", "says"),
+    [("python3.12", "pip could not install the tests and cupy-"), (None, "no python3.11 to 3.13 and no python3 is Py")],
+)
+def test_the_environment_is_made_by_the_first_python_that_can(tmp_path: Path, able: str | None, says: str) -> None:
+    names = ("python3.11", "python3.12", "python3.13", "python3")
+    texts = {name: PYTHON if name == able else "#!/bin/sh\nexit 1\n" for name in names}
+    for name, text in {**texts, "nvidia-smi": "#!/bin/sh\necho 'A Card'\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": str(calls), "FAILING": "nothing", "TMPDIR": str(tmp_path)
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(SCRIPT), str(tmp_path / "report.md")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert ("-m venv" in calls.read_text()) == (able is not None)
