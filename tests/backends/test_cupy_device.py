@@ -22,7 +22,7 @@ from refdiff.model.weights import flatten
 from tests.backends.cupy_cases import CASES
 from tests.backends.cupy_kernels.test_choosing import on_the_host
 from tests.backends.test_cupy_kernels import CUDA, KERNELS, hold
-from tests.backends.test_cupy_model import IDS, MASK, SIZES
+from tests.backends.test_cupy_model import IDS, MASK, SIZES, models
 from tests.cuda.emulation import BFLOAT16
 
 if CUDA is not None and os.environ.get("REFDIFF_NO_POOL"):  # each array a piece of memory of its own
@@ -64,6 +64,16 @@ def test_logits_text_and_gradients(wiring: str, head_dim: int) -> None:
     for name, truth in flatten(true_grads).items():
         atol = 1e-4 * np.abs(truth).max() + 1e-9
         np.testing.assert_allclose(to_numpy(flatten(grads)[name]), truth, atol=atol, rtol=2e-2, err_msg=name)
+
+
+@pytest.mark.parametrize("wiring", [] if CUDA is None else ["hf", "paper", "v2", "none"])
+def test_logits_are_as_near_to_float64_as_on_the_cpu(wiring: str) -> None:
+    there, here = pair(wiring=wiring, head_dim=64)
+    _, exact = models(wiring=wiring, head_dim=64)
+    for ids in (IDS, np.tile(IDS, (1, 8))):  # up to 16 rows are multiplied in a kernel, more by cuBLAS
+        truth = exact(ids).logits
+        ours, theirs = (np.abs(to_numpy(model(ids).logits) - truth).max() for model in (there, here))
+        assert ours <= 2 * theirs + 1e-7 * np.abs(truth).max()
 
 
 @on_cuda
