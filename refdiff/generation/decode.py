@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import Array
+from refdiff.arrays import Array, to_numpy
 from refdiff.generation.choice import ChoiceOnDevice
 from refdiff.generation.context import Context
 from refdiff.generation.pipeline import Pipeline
@@ -36,7 +36,8 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     scores_so_far, logits_so_far = [], []
 
     def read(all_ids: NDArray[np.int64]) -> Array:
-        return context.read(all_ids)[:, -1] if there is None else context.read_there(all_ids)
+        logits = context.read_there(all_ids)
+        return to_numpy(logits) if there is None else logits
 
     request.emit(ids)
     logits = read(request.ids)

@@ -136,7 +136,7 @@ def test_choose_kernel(size: int, dtype: Any) -> None:
 
 @on_cuda
 def test_a_step_brings_back_its_ids_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from refdiff.generation import choice, context
+    from refdiff.generation import choice, context, decode
 
     there, _ = pair()
     fetched: list[int] = []
@@ -145,7 +145,7 @@ def test_a_step_brings_back_its_ids_alone(monkeypatch: pytest.MonkeyPatch) -> No
         fetched.append(x.nbytes)
         return to_numpy(x)
 
-    for module in (choice, context):
+    for module in (choice, context, decode):
         monkeypatch.setattr(module, "to_numpy", watched)
     there.generate(IDS, max_new_tokens=4, eos_token_id=None)
     assert fetched == [8 * len(IDS)] * 4

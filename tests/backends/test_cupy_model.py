@@ -130,7 +130,7 @@ def test_the_host_asks_for_no_number_on_the_way(wiring: str, monkeypatch: pytest
         fetched.append(x.shape)
         return np.array(x)
 
-    for module in ("choice", "context"):
+    for module in ("choice", "context", "decode"):
         monkeypatch.setattr(f"refdiff.generation.{module}.to_numpy", watched)
     monkeypatch.setattr(OnDevice, "refusing", True)
     model.generate(IDS, max_new_tokens=4, eos_token_id=None)

@@ -67,6 +67,19 @@ def test_the_text_is_that_of_the_equations(steps: list[RecordedStep], wiring: st
     assert [(step.recordings, step.refused) for step in steps] == [(1, None)] * 3
 
 
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, {"output_scores": True}])
+def test_what_the_host_must_see_comes_from_recorded_steps_too(
+    steps: list[RecordedStep], options: dict[str, Any]
+) -> None:
+    fast, exact = there()
+    options = {**options, **OPTIONS, "return_dict_in_generate": True}
+    ours, theirs = fast.generate(IDS, **options), exact.generate(IDS, **options)
+    np.testing.assert_array_equal(ours.sequences, theirs.sequences)
+    for one, other in zip(ours.scores or (), theirs.scores or (), strict=True):
+        np.testing.assert_allclose(one, other, atol=3e-6)
+    assert [step.recordings for step in steps] == [1]
+
+
 def test_it_is_recorded_again_where_the_room_is_used_up(steps: list[RecordedStep]) -> None:
     fast, exact = there()
     logits, usual = Context(fast, MASK), Context(exact, MASK)
