@@ -63,8 +63,7 @@ class RefdiffSide(ModelSide):
     def _next(self) -> Ids:
         if self.gpu is None:
             return np.asarray(self._context.read(self._ids)[:, -1].argmax(axis=1))
-        logits = self._context.read_there(self._ids)
-        chosen: Ids = to_numpy(namespace(logits).argmax(logits, axis=1))
+        chosen: Ids = to_numpy(self.model.kernels.choose(self._context.read_there(self._ids)))
         return chosen
 
     def rewind(self, length: int) -> None:

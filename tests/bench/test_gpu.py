@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,14 @@ import pytest
 import refdiff
 from refdiff.arrays import to_numpy
 from refdiff.bench import gpu, machine
-from refdiff.bench.ceilings import CeilingSide
+from refdiff.bench.ceilings import ON_A_DEVICE, CeilingSide
 from refdiff.bench.gpu import CEILINGS, CupyGpu, TorchGpu
 from refdiff.bench.measure import Measurer, Options
 from refdiff.bench.refdiff_side import RefdiffSide
 from refdiff.bench.rows import parse_rows
 from refdiff.bench.side import Settings, UnavailableError
 from refdiff.bench.transformers_side import TransformersSide, device_of
+from tests.backends.test_cupy_model import on_the_device
 
 
 class Card:
@@ -91,17 +93,17 @@ def test_ceilings_count_copies_both_ways_and_products_in_the_dtype(card: Card, m
             products.append((a.dtype.name, b.dtype.name))
 
     monkeypatch.setattr("refdiff.backends.cupy_kernels.device.Device", Device)
-    for dtype, launched in (("float32", []), ("bfloat16", [("bfloat16", "bfloat16")] * 3)):
+    for dtype, launched in (("float32", []), ("bfloat16", [("bfloat16", "bfloat16")] * ON_A_DEVICE)):
         side = CeilingSide(Settings(dtype=dtype, backend="cupy"))
         side.prepare()
-        ticks = iter([0.0, 4.0, 10.0, 12.0, 20.0, 25.0])
+        ticks = itertools.chain([0.0, 4.0, 10.0, 12.0], itertools.count(20.0, 5.0))
         side.clock = lambda ticks=ticks: next(ticks)
         assert side.answer("copy", size=700) == {"rate": 2 * 700 / 2.0}
-        ticks = iter([0.0, 4.0, 10.0, 18.0, 20.0, 25.0])
+        ticks = itertools.chain([0.0, 4.0, 10.0, 18.0], itertools.count(20.0, 5.0))
         side.clock = lambda ticks=ticks: next(ticks)
         assert side.answer("matmul", size=7) == {"rate": 2 * 7**3 / 4.0}
         assert products == launched
-    assert card.copied == [700] * 6
+    assert card.copied == [700] * 2 * ON_A_DEVICE
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,7 @@ def test_on_a_device_tokens_are_chosen_there(tiny_checkpoint: Path, monkeypatch:
     side = RefdiffSide(Settings(str(tiny_checkpoint), 1))
     side.open()
     side.gpu = SimpleNamespace(wait=lambda: None)
+    device = on_the_device(side.model)
     fetched: list[tuple[int, ...]] = []
 
     def watched(x: Any) -> Any:
@@ -171,6 +174,7 @@ def test_on_a_device_tokens_are_chosen_there(tiny_checkpoint: Path, monkeypatch:
     monkeypatch.setattr("refdiff.generation.context.to_numpy", None)
     assert side.decode(9, 2, steps=3)["tokens"] == expected
     assert fetched == [(2,)] * 4
+    assert device.launched.count("choose") == 4, "as generate chooses"
 
 
 def test_a_machine_with_a_card_is_named_by_it(card: Card) -> None:
