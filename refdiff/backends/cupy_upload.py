@@ -23,15 +23,22 @@ class Upload:
     Args:
         total: how many bytes will be sent in all.
         device: a CuPy device or its number; None is the current one.
+
+    Raises:
+        ValueError: it is another than the current one, where kernels would not find what was sent.
     """
 
     def __init__(self, total: int, device: Any = None) -> None:
         import cupy
 
         self._cupy = cupy
-        self._place = cupy.cuda.Device() if device is None else cupy.cuda.Device(int(device))
-        with self._place:
-            self._buffers = [(cupy.cuda.alloc_pinned_memory(BUFFER), cupy.cuda.Event()) for _ in range(2)]
+        current = int(cupy.cuda.Device())
+        if device is not None and int(device) != current:
+            raise ValueError(
+                f"device is {int(device)}, but kernels run on CuPy's current device, which is {current}: call "
+                f"cupy.cuda.Device({int(device)}).use() before, and leave device out"
+            )
+        self._buffers = [(cupy.cuda.alloc_pinned_memory(BUFFER), cupy.cuda.Event()) for _ in range(2)]
         self._turn = 0
         self._bar: Any = None
         if total >= WORTH_A_BAR and sys.stderr.isatty():
@@ -45,21 +52,20 @@ class Upload:
         if x.dtype.name == "bfloat16" and int(cupy.__version__.split(".")[0]) < 14:
             x = x.astype(np.float32)
         source = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
-        with self._place:
-            stream = cupy.cuda.get_current_stream()
-            y = cupy.empty(x.shape, dtype=x.dtype)
-            for start in range(0, source.size, BUFFER):
-                pinned, sent = self._buffers[self._turn]
-                self._turn = 1 - self._turn
-                sent.synchronize()  # what this buffer held before has arrived
-                piece = source[start : start + BUFFER]
-                np.frombuffer(pinned, np.uint8, piece.size)[:] = piece
-                cupy.cuda.runtime.memcpyAsync(
-                    y.data.ptr + start, pinned.ptr, piece.size, cupy.cuda.runtime.memcpyHostToDevice, stream.ptr
-                )
-                sent.record(stream)
-                if self._bar is not None:
-                    self._bar.update(piece.size)
+        stream = cupy.cuda.get_current_stream()
+        y = cupy.empty(x.shape, dtype=x.dtype)
+        for start in range(0, source.size, BUFFER):
+            pinned, sent = self._buffers[self._turn]
+            self._turn = 1 - self._turn
+            sent.synchronize()  # what this buffer held before has arrived
+            piece = source[start : start + BUFFER]
+            np.frombuffer(pinned, np.uint8, piece.size)[:] = piece
+            cupy.cuda.runtime.memcpyAsync(
+                y.data.ptr + start, pinned.ptr, piece.size, cupy.cuda.runtime.memcpyHostToDevice, stream.ptr
+            )
+            sent.record(stream)
+            if self._bar is not None:
+                self._bar.update(piece.size)
         return y
 
     def close(self) -> None:
