@@ -79,7 +79,7 @@ def compiler(cuda: str) -> Nvrtc:
 def check(cuda: str, name: str, architecture: str, defines: dict[str, Any]) -> None:
     """Compile, print what was used, and fail where a thread's numbers do not stay in its registers."""
     text = device.source(name)
-    used = compiler(cuda).compile(text, device.options(defines), architecture)
+    used = compiler(cuda).compile(text, (*device.options(defines), "-ftz=true"), architecture)  # which CuPy adds
     assert set(used) == set(re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", text))
     for kernel, of in used.items():
         values = " ".join(f"{key}={value}" for key, value in defines.items())
