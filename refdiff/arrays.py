@@ -90,7 +90,9 @@ def backend(name: str | ModuleType) -> Any:
         cupy = importlib.import_module("cupy")
         works = float(cupy.sum(cupy.ones(3))) == 3.0
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        told = error.__cause__ or error  # of an import that fails CuPy gives advice, between lines of signs
+        lines = [line.strip() for line in str(told).splitlines() if any(c.isalpha() for c in line)]
+        reason = f"{type(told).__name__}: {lines[0] if lines else told}"
         raise RuntimeError(
             f'backend "cupy" does not answer ({reason}): install refdiff[cupy] on a machine with a CUDA '
             'device, or use backend "numpy"'

@@ -1,6 +1,7 @@
 """Whose array is this?"""
 
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -132,6 +133,17 @@ def test_cupy_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
         'refdiff[cupy] on a machine with a CUDA device, or use backend "numpy"'
     )
     with says(RuntimeError, message):
+        arrays.backend("cupy")
+
+
+@pytest.mark.parametrize("cause", [None, OSError("libcuda.so.1: cannot open shared object file")])
+def test_the_reason_is_not_lost_between_signs(monkeypatch: pytest.MonkeyPatch, cause: Exception | None) -> None:
+    def fails(x: np.ndarray) -> float:
+        raise ImportError("\n=====\nFailed to import CuPy.\n\nOriginal error:\n=====\n") from cause
+
+    cupy_that(monkeypatch, fails)
+    reason = "ImportError: Failed to import CuPy." if cause is None else f"OSError: {cause}"
+    with pytest.raises(RuntimeError, match=re.escape(f'backend "cupy" does not answer ({reason}): install')):
         arrays.backend("cupy")
 
 
