@@ -25,7 +25,7 @@ def newton_schulz(matrix: Array, *, iterations: int = 5, eps: float = 1e-7) -> A
     xp = namespace(matrix)
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = x / max(float(xp.sqrt(xp.sum(x * x))), eps)
+    x = x / xp.maximum(xp.sqrt(xp.sum(x * x)), eps)
     for _ in range(iterations):
         gram = x @ x.T
         x = a * x + (b * gram + c * (gram @ gram)) @ x

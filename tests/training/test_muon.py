@@ -7,6 +7,7 @@ import pytest
 
 from refdiff.training.adamw import AdamW
 from refdiff.training.muon import Muon, newton_schulz
+from tests.cuda.emulation import OnDevice
 
 
 @pytest.mark.parametrize("shape", [(5, 13), (13, 5), (7, 7)])
@@ -22,6 +23,12 @@ def test_the_length_of_a_gradient_does_not_matter() -> None:
     m = np.random.default_rng(0).normal(size=(5, 13))
     np.testing.assert_allclose(newton_schulz(1e-3 * m), newton_schulz(m), rtol=1e-10)
     assert not newton_schulz(np.zeros((3, 4))).any()
+
+
+def test_the_host_asks_for_no_number_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    m = np.random.default_rng(0).normal(size=(5, 13)).view(OnDevice)
+    monkeypatch.setattr(OnDevice, "refusing", True)
+    assert newton_schulz(m).shape == (5, 13)
 
 
 def test_embeddings_heads_and_vectors_go_to_adamw() -> None:
