@@ -31,8 +31,8 @@ def add_machine(group: Any) -> None:
         "--weights",
         choices=("expanded", "stored"),
         default="expanded",
-        help="stored = matrices of 16 bits stay so, for half the memory and some of the speed (default: expanded = to "
-        "float32, once)",
+        help="stored = matrices of 16 bits stay so, for half the memory and, on a CPU, some of the speed (default: "
+        "expanded = to float32, once, with cupy too)",
     )
     group.add_argument(
         "--threads",

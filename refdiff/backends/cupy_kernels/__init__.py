@@ -44,7 +44,7 @@ class CupyKernels:
     Args:
         device: what compiles and launches; None is the current CUDA device.
         rounded: the 16-bit type of the model's matrices, if it is one: where many rows are multiplied, they are rounded
-            to it, in attention too.
+            to it, in attention too; in float16, what is above 65504 is infinite there, and NaN from there on.
     """
 
     def __init__(self, device: Any = None, rounded: str | None = None) -> None:
