@@ -37,6 +37,6 @@ def choose(
         "choose.cu", "choose", {"NUMBER": NUMBERS[logits.dtype.name]}, (B, 1, 1), threads,
         (logits, uniforms, tokens, np.int64(logits.strides[0] // logits.itemsize), np.int32(V), np.float64(temperature),
          np.int32(top_k), np.float64(top_p), np.float64(min_p)),
-        8 * threads,
+        24 * threads,
     )  # fmt: skip
     return tokens

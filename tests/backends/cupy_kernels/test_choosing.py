@@ -111,6 +111,8 @@ def test_what_is_not_served() -> None:
         ("at(i) / temperature - top / temperature", "at(i) - top"),
         ("rank_reached_by(row, top_k, sums)", "rank_reached_by(row, top_k + 1, sums)"),
         ("(1.0 - top_p) *", "top_p *"),
+        ("reached[k - 1] >= count", "reached[k - 1] > count"),
+        ("below[k - 1] <= mass", "below[k - 1] <= 0.9 * mass"),
         ("tie++ >= ties_kept", "false"),
         ("row.weight(i) < min_p", "row.weight(i) <= min_p"),
         ("before > goal", "before >= goal"),

@@ -3,8 +3,8 @@
 //
 // A block for each row; its threads, a power of two, take V numbers in turn, or an equal run of them each where order
 // matters. Sums are in float64, as on the host. Scores keep their order as integers, so that the most likely token is
-// the largest of numbers that carry their places, found in one pass, and a threshold is found by halving, one bit a
-// pass. A row that no token can be chosen by gets −1.
+// the largest of numbers that carry their places, found in one pass, and a threshold is found from its highest bits on,
+// two bits a pass. A row that no token can be chosen by gets −1.
 
 #include "numbers.cuh"
 
@@ -35,6 +35,19 @@ __device__ double block_sum(double x, double* sums) {
     }
     __syncthreads();
     return sums[0];
+}
+
+// The same of three numbers at once.
+__device__ void block_sums(double* x, double* sums) {
+    __syncthreads();
+    for (int k = 0; k < 3; k++) sums[3 * threadIdx.x + k] = x[k];
+    for (int step = blockDim.x / 2; step > 0; step /= 2) {
+        __syncthreads();
+        for (int k = 0; k < 3 && threadIdx.x < step; k++)
+            sums[3 * threadIdx.x + k] += sums[3 * (threadIdx.x + step) + k];
+    }
+    __syncthreads();
+    for (int k = 0; k < 3; k++) x[k] = sums[k];
 }
 
 // The sum over all threads before this one.
@@ -68,10 +81,16 @@ struct Row {
 // The greatest rank that at least `count` scores reach.
 __device__ unsigned rank_reached_by(const Row& row, int count, double* sums) {
     unsigned rank = 0;
-    for (unsigned bit = 0x80000000; bit > 0; bit >>= 1) {
-        double reached = 0.0;
-        for (int i = threadIdx.x; i < row.size; i += blockDim.x) reached += rank_of(row.at(i)) >= (rank | bit);
-        if (block_sum(reached, sums) >= count) rank |= bit;
+    for (int shift = 30; shift >= 0; shift -= 2) {
+        double reached[3] = {0.0, 0.0, 0.0};
+        for (int i = threadIdx.x; i < row.size; i += blockDim.x)
+            for (unsigned k = 0; k < 3; k++) reached[k] += rank_of(row.at(i)) >= (rank | (k + 1) << shift);
+        block_sums(reached, sums);
+        for (unsigned k = 3; k > 0; k--)
+            if (reached[k - 1] >= count) {
+                rank |= k << shift;
+                break;
+            }
     }
     return rank;
 }
@@ -79,17 +98,26 @@ __device__ unsigned rank_reached_by(const Row& row, int count, double* sums) {
 // The greatest rank below which what is in weighs no more than `mass` in all.
 __device__ unsigned rank_over_mass(const Row& row, double mass, double* sums) {
     unsigned rank = 0;
-    for (unsigned bit = 0x80000000; bit > 0; bit >>= 1) {
-        double below = 0.0;
-        for (int i = threadIdx.x; i < row.size; i += blockDim.x)
-            if (row.in(i) && rank_of(row.at(i)) < (rank | bit)) below += row.weight(i);
-        if (block_sum(below, sums) <= mass) rank |= bit;
+    for (int shift = 30; shift >= 0; shift -= 2) {
+        double below[3] = {0.0, 0.0, 0.0};
+        for (int i = threadIdx.x; i < row.size; i += blockDim.x) {
+            if (!row.in(i)) continue;
+            const double weight = row.weight(i);
+            for (unsigned k = 0; k < 3; k++)
+                if (rank_of(row.at(i)) < (rank | (k + 1) << shift)) below[k] += weight;
+        }
+        block_sums(below, sums);
+        for (unsigned k = 3; k > 0; k--)
+            if (below[k - 1] <= mass) {
+                rank |= k << shift;
+                break;
+            }
     }
     return rank;
 }
 
-// Grid (rows), any power of two of threads, 8 bytes of shared memory for each. uniforms in [0, 1), or null for the most
-// likely token. top_k = 0, top_p = 1 and min_p = 0 leave everything in.
+// Grid (rows), any power of two of threads, 24 bytes of shared memory for each. uniforms in [0, 1), or null for the
+// most likely token. top_k = 0, top_p = 1 and min_p = 0 leave everything in.
 extern "C" __global__ void __launch_bounds__(1024) choose(
     const NUMBER* logits, const double* uniforms, int64* tokens, int64 row_stride, int size, double temperature,
     int top_k, double top_p, double min_p) {
