@@ -37,8 +37,8 @@ __device__ double block_sum(double x, double* sums) {
     return sums[0];
 }
 
-// The same of three numbers at once.
-__device__ void block_sums(double* x, double* sums) {
+// The same of three numbers at once; they stay in registers.
+__device__ __forceinline__ void block_sums(double* x, double* sums) {
     __syncthreads();
     for (int k = 0; k < 3; k++) sums[3 * threadIdx.x + k] = x[k];
     for (int step = blockDim.x / 2; step > 0; step /= 2) {
@@ -86,11 +86,7 @@ __device__ unsigned rank_reached_by(const Row& row, int count, double* sums) {
         for (int i = threadIdx.x; i < row.size; i += blockDim.x)
             for (unsigned k = 0; k < 3; k++) reached[k] += rank_of(row.at(i)) >= (rank | (k + 1) << shift);
         block_sums(reached, sums);
-        for (unsigned k = 3; k > 0; k--)
-            if (reached[k - 1] >= count) {
-                rank |= k << shift;
-                break;
-            }
+        rank |= (unsigned)((reached[0] >= count) + (reached[1] >= count) + (reached[2] >= count)) << shift;
     }
     return rank;
 }
@@ -107,11 +103,7 @@ __device__ unsigned rank_over_mass(const Row& row, double mass, double* sums) {
                 if (rank_of(row.at(i)) < (rank | (k + 1) << shift)) below[k] += weight;
         }
         block_sums(below, sums);
-        for (unsigned k = 3; k > 0; k--)
-            if (below[k - 1] <= mass) {
-                rank |= k << shift;
-                break;
-            }
+        rank |= (unsigned)((below[0] <= mass) + (below[1] <= mass) + (below[2] <= mass)) << shift;
     }
     return rank;
 }
