@@ -73,13 +73,13 @@ def _started(args: argparse.Namespace) -> Trainer:
         raise UsageError(f"{text}: no such file")
     if checkpoint.checkpoints(out):
         raise UsageError(f"{out} has a run in it already: go on with --resume, or name another folder")
+    left = _left(out, text)
     try:
         config, settings = _config(args), _settings(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    for left in (out / "corpus", *out.glob(".corpus-*")):  # by a run that was ended before its first checkpoint
-        shutil.rmtree(left, ignore_errors=True)
-    (out / "log.jsonl").unlink(missing_ok=True)
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
     corpus = Corpus.from_text(
         text,
         out / "corpus",
@@ -91,6 +91,20 @@ def _started(args: argparse.Namespace) -> Trainer:
     return Trainer.start(
         out, config, corpus, settings, dtype=args.dtype, threads=args.threads or None, backend=args.backend
     )
+
+
+def _left(out: Path, text: Path) -> list[Path]:
+    """Find what a run that ended before its first checkpoint left behind; what is not a run's is not written over."""
+    from refdiff.training.data import is_corpus
+
+    corpus, log, above = out / "corpus", out / "log.jsonl", text.resolve().parents
+    if corpus.resolve() in above:
+        raise UsageError(f"{text} is in {corpus}, where the run's tokens go: move the text, or name another folder")
+    for path in (corpus, log):
+        if path.is_symlink() or (path.exists() and not (path is corpus and is_corpus(corpus))):
+            raise UsageError(f"{path} is there already, and not a run's: move it, or name another folder")
+    halves = [path for path in out.glob(".corpus-*") if is_corpus(path, whole=False) and path.resolve() not in above]
+    return [corpus, *halves]
 
 
 def _settings(args: argparse.Namespace) -> Settings:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ SMALLEST_VOCABULARY = 257
 """The 256 bytes and the separator."""
 
 PARTS = ("train", "validation")
+_FILES = {"corpus.json", "tokenizer.json", "tokenizer_config.json", *(f"{part}.bin" for part in PARTS)}
+_HALF = re.compile(r"\.(corpus|tokenizer_config)\.json\.[0-9a-f]{16}\.tmp")  # as write_json names them
 _TOGETHER = 64  # pieces that are encoded in one call
 
 
@@ -129,6 +132,14 @@ class Corpus:
         index = np.arange(length)
         starts = np.maximum.accumulate(np.where(ids == self.separator, index, 0), axis=1)
         return ids, index - starts
+
+
+def is_corpus(folder: Path, *, whole: bool = True) -> bool:
+    """Whether a folder holds a corpus's files and nothing else; with `whole=False`, as many as were written by then."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return names == _FILES if whole else all(name in _FILES or _HALF.fullmatch(name) for name in names)
 
 
 def row_order(count: int, seed: int, first: int, number: int) -> NDArray[np.int64]:

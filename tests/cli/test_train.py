@@ -125,13 +125,51 @@ def test_errors_are_one_line(
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_is_begun_again(run: Any, text: Path, tmp_path: Path) -> None:
-    for left in ("corpus", ".corpus-half"):
-        (tmp_path / "out" / left).mkdir(parents=True)
-        (tmp_path / "out" / left / "train.bin").write_bytes(b"half")
+    files = ("corpus.json", "tokenizer.json", "tokenizer_config.json", "train.bin", "validation.bin")
+    half = ("tokenizer.json", "train.bin", f".corpus.json.{'0a' * 8}.tmp")
+    for folder, names in (("corpus", files), (".corpus-half", half)):
+        (tmp_path / "out" / folder).mkdir(parents=True)
+        for name in names:
+            (tmp_path / "out" / folder / name).write_bytes(b"left")
     assert run("train", text, "-o", "out", *SMALL, "--steps", "1", "-q").returncode == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *("corpus", "log.jsonl", "step-000000", "step-000001")
     ]
+
+
+@pytest.mark.parametrize(
+    ("files", "text", "message"),
+    [
+        (("corpus/tales.txt", "corpus/notes.txt"), "corpus/tales.txt", "corpus/tales.txt is in corpus, where"),
+        (("tales.txt", "corpus/notes.txt"), "tales.txt", "corpus is there already, and not a run's: move it, or"),
+        (("tales.txt", "corpus"), "tales.txt", "corpus is there already, and not a run's"),
+        (("tales.txt", "corpus/train.bin"), "tales.txt", "corpus is there already, and not a run's"),
+        (("tales.txt", "log.jsonl"), "tales.txt", "log.jsonl is there already, and not a run's"),
+    ],
+)
+def test_files_of_others_are_left_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    files: tuple[str, ...],
+    text: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (*files, ".corpus-mine/notes.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(tale(), encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["train", text, "-o", ".", *SMALL, "--steps", "1", "-q"]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_hidden_folder_of_others_is_left_alone(run: Any, text: Path, tmp_path: Path) -> None:
+    (tmp_path / ".corpus-mine").mkdir()
+    (tmp_path / ".corpus-mine" / "notes.txt").write_text("mine")
+    assert run("train", text, "-o", ".", *SMALL, "--steps", "1", "-q").returncode == 0
+    assert (tmp_path / ".corpus-mine" / "notes.txt").read_text() == "mine"
 
 
 def test_a_folder_with_a_run_in_it_is_not_written_over(run: Any, text: Path) -> None:
