@@ -154,12 +154,12 @@ def _watched(trainer: Trainer, plot: Path | None, *, quiet: bool) -> Path:
 
 
 def _draw(out: Path, plot: Path) -> None:
-    """Draw what the log has by now; a picture that cannot be written is no reason to stop."""
+    """Draw what the log has by now; a picture that cannot be drawn or written is no reason to stop."""
     from refdiff.viz import plot_training
 
     try:
         write_picture(plot_training(out), plot)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         note(f"refdiff: warning: no picture: {one_line(error)}")
 
 

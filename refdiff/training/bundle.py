@@ -56,8 +56,7 @@ def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: s
         write_atomically(out / name, (folder / name).read_bytes())
     model, corpus = DiffLlamaForCausalLM.from_pretrained(out, dtype="float32"), Corpus(run / "corpus")
     reached = evaluate(model, corpus, settings["context"], settings["batch"])
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    card = _card(model, corpus, settings, log, manifest, reached, dtype)
+    card = _card(model, corpus, settings, checkpoint.read_log(run), manifest, reached, dtype)
     write_atomically(out / "README.md", card.encode())
     size = sum((out / name).stat().st_size for name in ("model.safetensors", "config.json", *checkpoint.TOKENIZER))
     if size > LIMIT:

@@ -112,16 +112,44 @@ def log(out: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the records of a log.jsonl, or of the one in a run's folder; a last line that was cut off is left out.
+
+    Raises:
+        ValueError: it is not a log.
+        OSError: there is none.
+    """
+    file = Path(path)
+    file = file / "log.jsonl" if file.is_dir() else file
+    lines, records = _lines(file), []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            float(record["step"]), float(record["loss"])
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise ValueError(f"{file}, line {number}: not a record of training with step and loss") from None
+        records.append(record)
+    return records
+
+
 def cut_log(out: Path, step: int) -> None:
     """Take away what the log says of steps after `step`, and a line that was cut off."""
     path, kept = out / "log.jsonl", []
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in _lines(path):
         with contextlib.suppress(ValueError):
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
     write_atomically(path, "".join(kept).encode())
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a log; a sample may have other breaks in it, such as U+2028, and a last line half a letter."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def _sync(directory: Path) -> None:

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refdiff.training.checkpoint import read_log
 from refdiff.viz.appearance import BLUE, INK, ORANGE, depth_colours, dress, legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the records of a log.jsonl, or of the one in a run's folder; a last line that was cut off is left out.
-
-    Raises:
-        ValueError: it is not a log.
-        OSError: there is none.
-    """
-    file = Path(path)
-    file = file / "log.jsonl" if file.is_dir() else file
-    lines = file.read_text(encoding="utf-8").splitlines()
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            float(record["step"]), float(record["loss"])
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines):
-                break
-            raise ValueError(f"{file}, line {number}: not a record of training with step and loss") from None
-        records.append(record)
-    return records
 
 
 def plot_training(log: str | os.PathLike[str] | Iterable[Mapping[str, Any]], *, figure: Figure | None = None) -> Figure:

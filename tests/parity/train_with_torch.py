@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder, about = checkpoint.latest(args.run)
     s = about["settings"]
     corpus = Corpus(args.run / "corpus")
-    log = [json.loads(line) for line in (args.run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = checkpoint.read_log(args.run)
     theirs = {record["step"]: record["validation"] for record in log if "validation" in record}
     model = first_model(folder, s["seed"])
     made, rows = optimizers(model, s), corpus.rows("train", s["context"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,14 +70,25 @@ def test_what_a_killed_run_left_half_written_is_swept_up(start: Start) -> None:
 
 
 def test_the_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        checkpoint.log(tmp_path, {"step": step, "sample": "é\n"})
-    with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')
+    sample = "é\n\u2028\x85\x1c\r"  # each ends a line for str.splitlines
+    records = [{"step": step, "loss": 1.0, "sample": sample} for step in (1, 2, 3)]
+    for record in records:
+        checkpoint.log(tmp_path, record)
+    with (tmp_path / "log.jsonl").open("ab") as file:
+        file.write('{"step": 4, "sample": "é'.encode()[:-1])
+    assert checkpoint.read_log(tmp_path) == records
     checkpoint.cut_log(tmp_path, 2)
-    lines = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert checkpoint.read_log(tmp_path / "log.jsonl") == records[:2]
+    assert (tmp_path / "log.jsonl").read_bytes().count(b"\n") == 2
     checkpoint.cut_log(tmp_path / "elsewhere", 2)
+
+
+def test_what_is_no_log(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "loss": 1.0}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 1: not a record of training"):
+        checkpoint.read_log(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.read_log(tmp_path / "none.jsonl")
 
 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
