@@ -170,7 +170,18 @@ class Trainer:
         return checkpoint.save(self.out, self.step, self.model, state, about, self.corpus.folder)
 
     def evaluate(self, most: int | None = None) -> dict[str, Any]:
-        """Call `evaluate` for this model, corpus, context and batch; in v2 add the mean λ of every layer as lambdas."""
+        """Call `evaluate` for this model, corpus, context and batch; in v2 add the mean λ of every layer as lambdas.
+
+        Raises:
+            TrainingError: the loss is not finite; says at which step and layer.
+        """
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is looked for
+                return self._evaluate(most)
+        except TrainingError as error:
+            raise TrainingError(f"step {self.step}: {error}; {_ADVICE}") from None
+
+    def _evaluate(self, most: int | None) -> dict[str, Any]:
         given = (self.model, self.corpus, self.settings.context, self.settings.batch, most)
         if self.model.config.wiring != "v2":
             return evaluate(*given)
@@ -194,15 +205,23 @@ class Trainer:
         return {**result, "lambdas": [round(_mean(means[layer::layers]), 6) for layer in range(layers)]}
 
     def sample(self) -> str:
-        """Continue the prompt with random tokens, the same ones whenever this step is made."""
+        """Continue the prompt with random tokens, the same ones whenever this step is made.
+
+        Raises:
+            TrainingError: there is nothing to choose by; says at which step, and in which layer numbers end.
+        """
         from refdiff.generation.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.from_pretrained(self.corpus.folder)
         ids = tokenizer(self.settings.prompt, return_tensors="np")["input_ids"]
         room = max(self.settings.context - ids.shape[1], 1)
-        made = self.model.generate(
-            ids, max_new_tokens=min(SAMPLED, room), do_sample=True, seed=self.step, eos_token_id=self.corpus.separator
-        )
+        options: dict[str, Any] = {"do_sample": True, "seed": self.step, "eos_token_id": self.corpus.separator}
+        try:
+            with np.errstate(all="ignore"):
+                made = self.model.generate(ids, max_new_tokens=min(SAMPLED, room), **options)
+        except ValueError as error:
+            self.evaluate(GLANCE)  # says in which layer
+            raise TrainingError(f"step {self.step}: no sample can be made: {error}") from None
         text: str = tokenizer.decode(made[0], skip_special_tokens=True)
         return text
 
@@ -217,9 +236,8 @@ class Trainer:
                 losses.append(float(loss))
                 total = grads if s.accumulate == 1 else add(total, grads, 1 / s.accumulate)
                 if not math.isfinite(losses[-1]):
-                    raise TrainingError(
-                        f"step {self.step + 1}: the loss is {losses[-1]}, {self._culprit(ids, positions)}"
-                    )
+                    where = _culprit(self.model, ids, positions)
+                    raise TrainingError(f"step {self.step + 1}: the loss is {losses[-1]}, {where}; {_ADVICE}")
             clipped, norm = clip(flatten(total), s.clip)
             if not math.isfinite(norm):
                 names = [name for name, g in clipped.items() if not _finite(g)]
@@ -246,20 +264,15 @@ class Trainer:
         if "lambda_q1" not in layers[0]["self_attn"]:
             return []
         vectors = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
-        return [
-            round(float(ops.diff_lambda(*(layer["self_attn"][name] for name in vectors), ops.lambda_init(i))), 6)
-            for i, layer in enumerate(layers)
-        ]
-
-    def _culprit(self, ids: np.ndarray[Any, Any], positions: np.ndarray[Any, Any]) -> str:
-        """Say which layer's result is the first that is not finite."""
-        states = self.model(ids, position_ids=positions, use_cache=False, output_hidden_states=True).hidden_states
-        for i, state in enumerate(states or ()):
-            if not _finite(state):
-                last = i == self.model.config.num_hidden_layers
-                where = "the embeddings are" if i == 0 else f"the result of layer {i - 1} is" if not last else ""
-                return f"and {where or f'the result of layer {i - 1} or of the last norm is'} not finite; {_ADVICE}"
-        return f"and only the output matrix's result is not finite; {_ADVICE}"
+        with np.errstate(all="ignore"):
+            found = [
+                round(float(ops.diff_lambda(*(layer["self_attn"][name] for name in vectors), ops.lambda_init(i))), 6)
+                for i, layer in enumerate(layers)
+            ]
+        for i, value in enumerate(found):
+            if not math.isfinite(value):
+                raise TrainingError(f"step {self.step}: λ of layer {i} is {value}; {_ADVICE}")
+        return found
 
 
 def evaluate(
@@ -272,6 +285,9 @@ def evaluate(
 
     Units:
         validation: nats a token; bits_per_byte: bits a byte of text
+
+    Raises:
+        TrainingError: it is not finite; says in which layer.
     """
     tokens = corpus.tokens["validation"]
     length = min(context, len(tokens))
@@ -281,11 +297,24 @@ def evaluate(
     total, count = 0.0, 0
     for start in range(0, len(rows), batch):
         ids, positions = corpus.batch("validation", rows[start : start + batch], length)
-        loss = model(ids, position_ids=positions, labels=ids, use_cache=False).loss
-        total, count = total + float(loss) * ids[:, 1:].size, count + ids[:, 1:].size  # type: ignore[arg-type]
+        loss = float(model(ids, position_ids=positions, labels=ids, use_cache=False).loss)  # type: ignore[arg-type]
+        if not math.isfinite(loss):
+            raise TrainingError(f"the validation loss is {loss}, {_culprit(model, ids, positions)}")
+        total, count = total + loss * ids[:, 1:].size, count + ids[:, 1:].size
     mean = total / count
     bytes_a_token = corpus.num_bytes["validation"] / (len(tokens) - 1)
     return {"validation": mean, "bits_per_byte": mean / math.log(2) / bytes_a_token}
+
+
+def _culprit(model: DiffLlamaForCausalLM, ids: np.ndarray[Any, Any], positions: np.ndarray[Any, Any]) -> str:
+    """Say which layer's result is the first that is not finite."""
+    states = model(ids, position_ids=positions, use_cache=False, output_hidden_states=True).hidden_states
+    for i, state in enumerate(states or ()):
+        if not _finite(state):
+            last = i == model.config.num_hidden_layers
+            where = "the embeddings are" if i == 0 else f"the result of layer {i - 1} is" if not last else ""
+            return f"and {where or f'the result of layer {i - 1} or of the last norm is'} not finite"
+    return "and only the output matrix's result is not finite"
 
 
 def _own(x: Array) -> Array:

@@ -148,6 +148,37 @@ def test_a_loss_that_is_no_number_stops_and_is_located(start: Start, part: tuple
     )
 
 
+@pytest.mark.parametrize("wiring", ["hf", "v2"])
+@pytest.mark.parametrize("often", ["evaluate_every", "sample_every"])
+def test_weights_that_a_step_spoils_are_located_before_anything_is_shown(
+    start: Start, often: str, wiring: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(wiring=wiring, **{often: 1})
+
+    def spoil(grads: Any, rate: float) -> None:
+        trainer.model.params["model"]["layers"][1]["mlp"]["up_proj"]["weight"][...] = np.nan
+
+    monkeypatch.setattr(trainer, "_move", spoil)
+    with pytest.raises(TrainingError, match=r"step 1: the validation loss is nan, and the result of layer 1 or of"):
+        trainer.run()
+    assert not (trainer.out / "log.jsonl").exists()
+
+
+def test_a_step_too_long_is_seen_at_lambda(start: Start) -> None:
+    with pytest.raises(TrainingError, match=r"step 1: λ of layer 0 is (nan|-?inf); the last checkpoint"):
+        start(rate=1e30, warmup=0).run()
+
+
+def test_a_sample_that_fails_names_the_step(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise ValueError("row 0, step 7: a score is NaN")
+
+    trainer = start(sample_every=2)
+    monkeypatch.setattr(trainer.model, "generate", fail)
+    with pytest.raises(TrainingError, match="step 2: no sample can be made: row 0, step 7: a score is NaN"):
+        trainer.run()
+
+
 def test_a_gradient_that_is_no_number_stops(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = start()
     plain = trainer.model.ops.rope_vjp
