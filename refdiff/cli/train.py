@@ -54,11 +54,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _resumed(args: argparse.Namespace) -> Trainer:
-    from refdiff.training.train import Trainer
+    from refdiff.training.train import CHANGEABLE, Trainer
 
-    if args.text is not None:
-        raise UsageError("--resume goes on with the text and the settings that the run began with: leave TEXT out")
-    return Trainer.resume(Path(args.output), threads=args.threads or None, backend=args.backend)
+    fixed = [flag for name, flag in args.given.items() if name not in CHANGEABLE]
+    if args.text is not None or fixed:
+        others = ", ".join(fixed if args.text is None else ["TEXT", *fixed])
+        raise UsageError(f"--resume goes on with the run's own text, model and course: leave {others} out")
+    out, changes = Path(args.output), {name: getattr(args, name) for name in args.given}
+    return Trainer.resume(out, changes=changes, threads=args.threads or None, backend=args.backend)
 
 
 def _started(args: argparse.Namespace) -> Trainer:

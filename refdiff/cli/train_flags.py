@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 from refdiff.cli.flags import Number
@@ -40,6 +41,16 @@ examples:
 """
 
 
+class _Noted(argparse.Action):
+    """Store a value, and in `given` the flag that it came by: a default is none."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = {**namespace.given, self.dest: option}
+
+
 def add_train(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
@@ -58,10 +69,15 @@ def add_train(commands: Any) -> None:
     )
     parser.add_argument("-o", "--output", metavar="OUTPUT", required=True, help="the folder of the run")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from OUTPUT's last checkpoint with its settings (default: off)"
+        "--resume",
+        action="store_true",
+        help="go on from OUTPUT's last checkpoint with its settings; --steps, --rate, --warmup, --clip, --prompt and "
+        "--…-every may be others (default: off)",
     )
+    parser.set_defaults(given={})
     parser.add_argument(
         "--validation",
+        action=_Noted,
         type=Number(float, 0, 0.5, above=True),
         default=0.02,
         metavar="SHARE",
@@ -77,39 +93,62 @@ def add_train(commands: Any) -> None:
 
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--config", metavar="FILE", help="a config.json; flags win over what it says (default: none, the flags below)"
+        "--config",
+        action=_Noted,
+        metavar="FILE",
+        help="a config.json; flags win over what it says (default: none, the flags below)",
     )
     model.add_argument(
         "--wiring",
+        action=_Noted,
         choices=("hf", "paper", "v2", "none"),
         help="hf = transformers' DiffLlama, paper = unilm's, v2 = DIFF V2, none = a Llama (default: hf)",
     )
     for field, (flag, limits, text, default) in SIZES.items():
-        model.add_argument(flag, dest=field, type=limits, metavar="N", help=f"{text} (default: {default})")
+        model.add_argument(
+            flag, action=_Noted, dest=field, type=limits, metavar="N", help=f"{text} (default: {default})"
+        )
 
     course = parser.add_argument_group("course")
     course.add_argument(
         "--optimizer",
+        action=_Noted,
         choices=("adamw", "muon"),
         default="adamw",
         help="muon = for the layers' matrices (default: adamw)",
     )
     course.add_argument(
-        "--schedule", choices=("cosine", "constant"), default="cosine", help="of the learning rate (default: cosine)"
+        "--schedule",
+        action=_Noted,
+        choices=("cosine", "constant"),
+        default="cosine",
+        help="of the learning rate (default: cosine)",
     )
     for field, (flag, limits, text, standard) in SETTINGS.items():
         off = f"; {limits.off}" if limits.off else ""
         course.add_argument(
-            flag, dest=field, type=limits, default=standard, metavar="N", help=f"{text} (default: {standard:g}{off})"
+            flag,
+            action=_Noted,
+            dest=field,
+            type=limits,
+            default=standard,
+            metavar="N",
+            help=f"{text} (default: {standard:g}{off})",
         )
-    course.add_argument("--prompt", default="", metavar="TEXT", help="what samples begin with (default: nothing)")
+    course.add_argument(
+        "--prompt", action=_Noted, default="", metavar="TEXT", help="what samples begin with (default: nothing)"
+    )
 
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--backend", choices=("numpy", "cupy"), default="numpy", help="numpy = CPU, cupy = CUDA (default: numpy)"
     )
     machine.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="the weights' type (default: float32)"
+        "--dtype",
+        action=_Noted,
+        choices=("float32", "float64"),
+        default="float32",
+        help="the weights' type (default: float32)",
     )
     machine.add_argument(
         "--threads",

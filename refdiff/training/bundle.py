@@ -56,7 +56,8 @@ def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: s
         write_atomically(out / name, (folder / name).read_bytes())
     model, corpus = DiffLlamaForCausalLM.from_pretrained(out, dtype="float32"), Corpus(run / "corpus")
     reached = evaluate(model, corpus, settings["context"], settings["batch"])
-    card = _card(model, corpus, settings, checkpoint.read_log(run), manifest, reached, dtype)
+    commands = _commands(model.config, settings, about.get("changes", []), corpus.source["name"])
+    card = _card(model, corpus, settings, commands, checkpoint.read_log(run), manifest, reached, dtype)
     write_atomically(out / "README.md", card.encode())
     size = sum((out / name).stat().st_size for name in ("model.safetensors", "config.json", *checkpoint.TOKENIZER))
     if size > LIMIT:
@@ -80,9 +81,20 @@ def command(config: DiffLlamaConfig, settings: dict[str, Any], text: str) -> str
     return " \\\n".join([*lines, line])
 
 
+def _commands(config: DiffLlamaConfig, settings: dict[str, Any], changes: Sequence[dict[str, Any]], text: str) -> str:
+    """The run's command lines: as it began, and as it went on with other settings."""
+    begun, lines = dict(settings), []
+    for change in reversed(changes):
+        values = {name: pair for name, pair in change.items() if name != "step"}
+        begun |= {name: before for name, (before, _) in values.items()}
+        flags = [f"--{name.replace('_', '-')} {shlex.quote(str(after))}" for name, (_, after) in values.items()]
+        lines.append(f"refdiff train -o run --resume {' '.join(flags)}  # from step {change['step']}")
+    return "\n".join([command(config, begun, text), *reversed(lines)])
+
+
 def _card(
-    model: DiffLlamaForCausalLM, corpus: Corpus, settings: dict[str, Any], log: Sequence[dict[str, Any]],
-    manifest: Sequence[dict[str, Any]], reached: dict[str, float], dtype: str,
+    model: DiffLlamaForCausalLM, corpus: Corpus, settings: dict[str, Any], commands: str,
+    log: Sequence[dict[str, Any]], manifest: Sequence[dict[str, Any]], reached: dict[str, float], dtype: str,
 ) -> str:  # fmt: skip
     config, seen = model.config, settings["steps"] * settings["batch"] * (settings["context"] - 1)
     source = corpus.source
@@ -125,7 +137,7 @@ On the last {unseen:.0f} % of the text, which neither the model nor its tokenize
 ## How it was made
 
 ```sh
-{command(config, settings, source["name"])}
+{commands}
 python -m refdiff.training.bundle run OUTPUT --manifest manifest.json
 ```
 

@@ -6,7 +6,7 @@
     OUT/log.jsonl          one line for each record
 
 A checkpoint is written under another name and renamed when all of it is on the disk, so that a folder named step-… is
-whole. The one before it is kept.
+whole. The one before it is kept: the last is known to be good when its next step has been made, that one is by now.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def save(out: Path, step: int, model: Any, state: dict[str, Any], about: dict[st
         for name in TOKENIZER:
             shutil.copyfile(tokenizer / name, staging / name)
         write_safetensors(staging / "optimizer.safetensors", state, model.dtype)
-        write_json(staging / "training.json", {**about, "step": step})
+        describe(staging, step, about)
         if folder.exists():  # of the same step, saved again
             shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
@@ -66,6 +66,18 @@ def save(out: Path, step: int, model: Any, state: dict[str, Any], about: dict[st
     for _, old in checkpoints(out)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def describe(folder: Path, step: int, about: dict[str, Any]) -> None:
+    """Write training.json: the step, and what going on needs to be told."""
+    write_json(folder / "training.json", {**about, "step": step})
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint that cannot be gone on from, so that it is none; return where it is now."""
+    aside = folder.with_name(f"{folder.name}-unusable")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
 
 
 def checkpoints(out: Path) -> list[tuple[int, Path]]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +34,8 @@ SAMPLED = 60
 """Tokens of a sample."""
 GLANCE = 128
 """Rows of the validation part that are looked at during training; at its end all are."""
+CHANGEABLE = ("steps", "rate", "warmup", "clip", "evaluate_every", "save_every", "sample_every", "prompt")
+"""Settings that a run may go on with others of."""
 
 
 class TrainingError(RuntimeError):
@@ -83,6 +85,7 @@ class Trainer:
     Attributes:
         model: the `DiffLlamaForCausalLM`, whose weights change.
         step: how many steps have been made.
+        changes: settings that it went on with others of: {"step": …, name: [before, after]}, …
     """
 
     def __init__(self, out: Path, model: DiffLlamaForCausalLM, corpus: Corpus, settings: Settings) -> None:
@@ -90,6 +93,7 @@ class Trainer:
         model.params = nest(params)
         self.out, self.model, self.corpus, self.settings = out, model, corpus, settings
         self.step = 0
+        self.changes: list[dict[str, Any]] = []
         self._params = params
         make: Any = OPTIMIZERS[settings.optimizer]
         self._optimizer = make(params, weight_decay=settings.decay)
@@ -109,18 +113,23 @@ class Trainer:
 
     @classmethod
     def resume(
-        cls, out: Path, *, threads: int | None = None, backend: str | ModuleType = "numpy", device: Any = None
-    ) -> Trainer:
-        """Go on from the last checkpoint in a folder.
+        cls, out: Path, *, changes: Mapping[str, Any] | None = None, threads: int | None = None,
+        backend: str | ModuleType = "numpy", device: Any = None,
+    ) -> Trainer:  # fmt: skip
+        """Go on from the last checkpoint in a folder, with other settings where `changes` has some; they are recorded.
 
         Raises:
-            CheckpointError: there is none, or it is broken.
+            ValueError: a setting that may not change, or fewer steps than have been made.
+            CheckpointError: there is no checkpoint, or it is broken.
         """
+        fixed = set(changes or {}) - set(CHANGEABLE)
+        if fixed:
+            raise ValueError(f"{', '.join(sorted(fixed))} may not change: a run goes on with others of {CHANGEABLE}")
         folder, about = checkpoint.latest(out)
         model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads, backend=backend, device=device)
         try:
             trainer = cls(out, model, Corpus(out / "corpus"), Settings(**about["settings"]))
-            trainer.step = about["step"]
+            trainer.step, trainer.changes = about["step"], about.get("changes", [])
             state = {n: from_numpy(a, model.xp, device) for n, a in checkpoint.optimizer_state(folder).items()}
             trainer._optimizer.restore(state, trainer.step)
         except (KeyError, TypeError) as error:
@@ -128,6 +137,7 @@ class Trainer:
                 f"{folder}: not what this version writes: {error}; train from the beginning"
             ) from None
         checkpoint.cut_log(out, trainer.step)
+        trainer._change(changes or {}, folder)
         return trainer
 
     def run(self, report: Callable[[dict[str, Any]], None] = lambda record: None) -> Path:
@@ -138,10 +148,16 @@ class Trainer:
         sample, checkpoint.
 
         Raises:
-            TrainingError: the loss or a gradient is not finite; says at which step and layer. The last checkpoint, of
-                finite weights, is still there.
-            OSError: the disk is full; likewise.
+            TrainingError: the loss or a gradient is not finite; says at which step and layer, and which checkpoint to
+                go on from. One that no step can be made from is set aside as step-…-unusable.
+            OSError: the disk is full; the last checkpoint is still there.
         """
+        try:
+            return self._run(report)
+        except TrainingError as error:
+            raise TrainingError(f"{error}; {self._way_out()}") from None
+
+    def _run(self, report: Callable[[dict[str, Any]], None]) -> Path:
         s = self.settings
         last = self.save() if self.step == 0 else checkpoint.latest(self.out)[0]
         while self.step < s.steps:
@@ -164,10 +180,39 @@ class Trainer:
         """Write a checkpoint, unless a weight is not finite."""
         for name, p in self._params.items():
             if not _finite(p):
-                raise TrainingError(f"step {self.step}: {name} is not finite, so no checkpoint is written; {_ADVICE}")
-        about = {"settings": asdict(self.settings)}
+                raise TrainingError(f"step {self.step}: {name} is not finite, so no checkpoint is written")
         state = {name: to_numpy(a) for name, a in self._optimizer.state().items()}
-        return checkpoint.save(self.out, self.step, self.model, state, about, self.corpus.folder)
+        return checkpoint.save(self.out, self.step, self.model, state, self._about(), self.corpus.folder)
+
+    def _about(self) -> dict[str, Any]:
+        return {"settings": asdict(self.settings)} | ({"changes": self.changes} if self.changes else {})
+
+    def _change(self, changes: Mapping[str, Any], folder: Path) -> None:
+        """Take other settings, and write them to the checkpoint, so that they hold however soon this run is killed."""
+        before = asdict(self.settings)
+        others = {name: value for name, value in changes.items() if value != before[name]}
+        if not others:
+            return
+        self.settings = replace(self.settings, **others)
+        if self.settings.steps < self.step:
+            raise ValueError(f"steps is {self.settings.steps}, but {self.step} have been made: take that or more")
+        self.changes = [*self.changes, {"step": self.step, **{n: [before[n], value] for n, value in others.items()}}]
+        checkpoint.describe(folder, self.step, self._about())
+
+    def _way_out(self) -> str:
+        """Say which checkpoint to go on from; one whose own next step is the one that failed is set aside first.
+
+        The one before it is good: steps have been made from it.
+        """
+        aside, found = "", checkpoint.checkpoints(self.out)
+        if found and found[-1][0] == self.step:
+            bad = found.pop()[1]
+            aside = f"no step can be made from {bad.name}"
+            if found:
+                aside += f", now {checkpoint.set_aside(bad).name}"
+            aside += "; "
+        do = "go on from " + found[-1][1].name + " with --resume and" if found else "begin again with"
+        return f"{aside}{do} a lower rate, a longer warm-up or a shorter gradient (--rate, --warmup, --clip)"
 
     def evaluate(self, most: int | None = None) -> dict[str, Any]:
         """Call `evaluate` for this model, corpus, context and batch; in v2 add the mean λ of every layer as lambdas.
@@ -179,7 +224,7 @@ class Trainer:
             with np.errstate(all="ignore"):  # what is not finite is looked for
                 return self._evaluate(most)
         except TrainingError as error:
-            raise TrainingError(f"step {self.step}: {error}; {_ADVICE}") from None
+            raise TrainingError(f"step {self.step}: {error}") from None
 
     def _evaluate(self, most: int | None) -> dict[str, Any]:
         given = (self.model, self.corpus, self.settings.context, self.settings.batch, most)
@@ -237,12 +282,12 @@ class Trainer:
                 total = grads if s.accumulate == 1 else add(total, grads, 1 / s.accumulate)
                 if not math.isfinite(losses[-1]):
                     where = _culprit(self.model, ids, positions)
-                    raise TrainingError(f"step {self.step + 1}: the loss is {losses[-1]}, {where}; {_ADVICE}")
+                    raise TrainingError(f"step {self.step + 1}: the loss is {losses[-1]}, {where}")
             clipped, norm = clip(flatten(total), s.clip)
             if not math.isfinite(norm):
                 names = [name for name, g in clipped.items() if not _finite(g)]
                 where = f"in {names[-1]}" if names else "its square overflows"
-                raise TrainingError(f"step {self.step + 1}: the gradient is not finite, {where}; {_ADVICE}")
+                raise TrainingError(f"step {self.step + 1}: the gradient is not finite, {where}")
             rate = learning_rate(self.step, peak=s.rate, steps=s.steps, warmup=s.warmup, schedule=s.schedule)
             self._move(clipped, rate)
         self.step += 1
@@ -271,7 +316,7 @@ class Trainer:
             ]
         for i, value in enumerate(found):
             if not math.isfinite(value):
-                raise TrainingError(f"step {self.step}: λ of layer {i} is {value}; {_ADVICE}")
+                raise TrainingError(f"step {self.step}: λ of layer {i} is {value}")
         return found
 
 
@@ -330,6 +375,3 @@ def _finite(x: Array) -> bool:
 def _mean(parts: list[tuple[float, int]]) -> float:
     """The mean of all numbers, from the mean and the size of each part."""
     return sum(mean * size for mean, size in parts) / sum(size for _, size in parts)
-
-
-_ADVICE = "the last checkpoint is unharmed: take a lower rate, a longer warm-up or a shorter gradient (clip)"

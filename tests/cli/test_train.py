@@ -101,6 +101,7 @@ def test_a_config_file_and_flags_over_it(run: Any, text: Path, tmp_path: Path) -
         (("train", "-o", "out"), 2, "no text: name a UTF-8 file, or go on with --resume"),
         (("train", "none.txt", "-o", "out"), 2, "none.txt: no such file"),
         (("train", "text.txt", "-o", "out", "--resume"), 2, "leave TEXT out"),
+        (("train", "-o", "out", "--resume", "--seed", "0", "--wiring", "v2"), 2, "leave --seed, --wiring out"),
         (("train", "-o", "out", "--resume"), 1, "no checkpoint to go on from"),
         (("train", "text.txt", "-o", "out", "--heads", "3"), 2, "num_key_value_heads"),
         (("train", "text.txt", "-o", "out", "--batch", "4", "--accumulate", "3"), 2, "does not divide"),
@@ -180,11 +181,19 @@ def test_a_folder_with_a_run_in_it_is_not_written_over(run: Any, text: Path) -> 
     assert b"out has a run in it already: go on with --resume" in result.stderr
 
 
+def test_resumed_with_flags_that_may_change(run: Any, text: Path, tmp_path: Path) -> None:
+    assert run("train", text, "-o", "out", *SMALL, "--steps", "2", "--rate", "0.002", "-q").returncode == 0
+    result = run("train", "-o", "out", "--resume", "--steps", "3", "--rate", "1e-3", "-q")  # the flag's default
+    assert result.stdout == b"out/step-000003\n", result.stderr
+    about = json.loads((tmp_path / "out/step-000003/training.json").read_text())
+    assert about["changes"] == [{"step": 2, "steps": [2, 3], "rate": [0.002, 0.001]}]
+
+
 def test_numbers_that_end_stop_the_run_and_are_located(run: Any, text: Path, tmp_path: Path) -> None:
     result = run("train", text, "-o", "out", *SMALL, "--steps", "30", "--rate", "1e30", "--warmup", "0", "-q")
     assert result.returncode == 1
     assert b"refdiff train: error: step " in result.stderr
-    assert b"the last checkpoint is unharmed" in result.stderr
+    assert b"; go on from step-000000 with --resume and a lower rate" in result.stderr
     assert (tmp_path / "out" / "step-000000" / "model.safetensors").exists()
 
 

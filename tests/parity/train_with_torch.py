@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     folder, about = checkpoint.latest(args.run)
     s = about["settings"]
+    if "changes" in about:
+        raise SystemExit(f"{args.run} went on with other settings, which is not followed here: {about['changes']}")
     corpus = Corpus(args.run / "corpus")
     log = checkpoint.read_log(args.run)
     theirs = {record["step"]: record["validation"] for record in log if "validation" in record}

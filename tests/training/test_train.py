@@ -139,7 +139,7 @@ def test_a_loss_that_is_no_number_stops_and_is_located(start: Start, part: tuple
                 at = at[key]
             at[...] = np.nan
 
-    with pytest.raises(TrainingError, match=rf"step 4: the loss is nan, and {where}; the last checkpoint is unharmed"):
+    with pytest.raises(TrainingError, match=rf"step 4: the loss is nan, and {where}; go on from step-000002 with"):
         trainer.run(poison)
     folder, about = checkpoint.latest(trainer.out)
     assert about["step"] == 2
@@ -165,7 +165,7 @@ def test_weights_that_a_step_spoils_are_located_before_anything_is_shown(
 
 
 def test_a_step_too_long_is_seen_at_lambda(start: Start) -> None:
-    with pytest.raises(TrainingError, match=r"step 1: λ of layer 0 is (nan|-?inf); the last checkpoint"):
+    with pytest.raises(TrainingError, match=r"step 1: λ of layer 0 is (nan|-?inf); go on from step-000000 with"):
         start(rate=1e30, warmup=0).run()
 
 
@@ -183,7 +183,10 @@ def test_a_gradient_that_is_no_number_stops(start: Start, monkeypatch: pytest.Mo
     trainer = start()
     plain = trainer.model.ops.rope_vjp
     monkeypatch.setattr(trainer.model.ops, "rope_vjp", lambda g, *a, **k: plain(g * np.float32(np.nan), *a, **k))
-    with pytest.raises(TrainingError, match=r"step 1: the gradient is not finite, in model\.\S+; the last"):
+    with pytest.raises(
+        TrainingError,
+        match=r"step 1: the gradient is not finite, in model\.\S+; no step can .* step-0+; begin",
+    ):
         trainer.run()
 
 
@@ -192,6 +195,35 @@ def test_weights_that_are_no_numbers_are_not_saved(start: Start) -> None:
     trainer.model.params["model"]["norm"]["weight"][0] = np.inf
     with pytest.raises(TrainingError, match=r"step 0: model\.norm\.weight is not finite, so no checkpoint"):
         trainer.save()
+
+
+def test_a_checkpoint_that_no_step_can_be_made_from_is_set_aside(start: Start) -> None:
+    """Its weights are finite, its next loss or gradient is not: the one before it is gone on from, at a lower rate."""
+    trainer = start(wiring="none", steps=3, rate=1e30, warmup=0, save_every=1)
+    why = "no step can be made from step-000001, now step-000001-unusable; go on from step-000000 with --resume and a"
+    with pytest.raises(TrainingError, match=rf"^step 2: the \S+ is .*; {why} lower rate"):
+        trainer.run()
+    with pytest.raises(TrainingError, match=why):  # the same rate, the same end
+        Trainer.resume(trainer.out).run()
+    assert (trainer.out / "step-000001-unusable" / "model.safetensors").exists()
+    assert Trainer.resume(trainer.out, changes={"rate": 1e-3}).run().name == "step-000003"
+
+
+def test_a_run_goes_on_with_other_settings_and_records_them(start: Start) -> None:
+    trainer = start(steps=4)
+    trainer.run()
+    Trainer.resume(trainer.out, changes={"steps": 6, "rate": 1e-2, "clip": 0.5})
+    again = Trainer.resume(trainer.out)  # killed before its first checkpoint
+    assert (again.settings.steps, again.settings.clip) == (6, 0.5)
+    folder = again.run()
+    about = json.loads((folder / "training.json").read_text())
+    assert about["changes"] == [{"step": 4, "steps": [4, 6], "clip": [1.0, 0.5]}]
+    assert about["settings"]["steps"] == about["step"] == 6
+    with pytest.raises(ValueError, match="steps is 5, but 6 have been made: take that or more"):
+        Trainer.resume(trainer.out, changes={"steps": 5})
+    with pytest.raises(ValueError, match="batch, seed may not change"):
+        Trainer.resume(trainer.out, changes={"seed": 1, "batch": 8, "rate": 1.0})
+    assert Trainer.resume(trainer.out).settings == again.settings
 
 
 def test_settings_that_do_not_fit_together() -> None:
