@@ -56,12 +56,11 @@ def save(out: Path, step: int, model: Any, state: dict[str, Any], about: dict[st
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise OSError(
-            error.errno,
-            f"cannot write the checkpoint of step {step}: {error.strerror or error}; "
-            f"those before it are unharmed: free some space, then go on with --resume",
-            str(out),
-        ) from error
+        then = "free some space, then start again"
+        if checkpoints(out):
+            then = "those before it are unharmed: free some space, then go on with --resume"
+        what = f"cannot write the checkpoint of step {step}: {error.strerror or error}; {then}"
+        raise OSError(error.errno, what, str(out)) from error
     _sync(out)
     for _, old in checkpoints(out)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
@@ -119,9 +118,18 @@ def optimizer_state(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def log(out: Path, record: dict[str, Any]) -> None:
-    """Add a line to the log."""
-    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    """Add a line to the log.
+
+    Raises:
+        OSError: the disk is full or not writable; the checkpoints are unharmed.
+    """
+    path = out / "log.jsonl"
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    except OSError as error:
+        what = f"cannot write the record of step {record['step']}: {error.strerror or error}"
+        raise OSError(error.errno, f"{what}; free some space, then go on with --resume", str(path)) from error
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

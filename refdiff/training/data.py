@@ -106,8 +106,11 @@ class Corpus:
             }
             write_json(staging / "corpus.json", about)
             staging.rename(folder)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(staging, ignore_errors=True)
+            if isinstance(error, OSError) and str(error.filename) != str(text):
+                what = f"cannot write the tokens and their tokenizer: {error.strerror or error}"
+                raise OSError(error.errno, f"{what}; free some space, then start again", str(folder)) from error
             raise
         return cls(folder)
 

@@ -60,6 +60,35 @@ def test_a_full_disk_leaves_the_checkpoint_before(start: Start, file: str, monke
     assert again.run().name == "step-000006"
 
 
+def test_a_disk_full_before_the_first_checkpoint(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer = start()
+    monkeypatch.setattr(checkpoint, "write_safetensors", full)
+    with pytest.raises(OSError, match="step 0: No space left on device; free some space, then start again"):
+        trainer.run()
+    assert names(trainer.out) == ["corpus"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+def test_a_disk_full_at_the_log(start: Start) -> None:
+    trainer = start(steps=4)
+
+    def fill(record: dict) -> None:
+        if record["step"] == 2:  # what a write to a full disk does
+            (trainer.out / "log.jsonl").rename(trainer.out / "kept")
+            (trainer.out / "log.jsonl").symlink_to("/dev/full")
+
+    why = "cannot write the record of step 3: No space left on device; free some space, then go on with --resume"
+    with pytest.raises(OSError, match=why) as caught:
+        trainer.run(fill)
+    assert caught.value.filename == str(trainer.out / "log.jsonl")
+    (trainer.out / "kept").rename(trainer.out / "log.jsonl")
+    assert Trainer.resume(trainer.out).run().name == "step-000004"
+    assert [record["step"] for record in checkpoint.read_log(trainer.out)] == [1, 2, 3, 4]
+
+
 def test_what_a_killed_run_left_half_written_is_swept_up(start: Start) -> None:
     trainer = start(steps=2)
     trainer.run()

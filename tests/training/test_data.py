@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,11 +139,30 @@ def test_too_few_tokens_for_one_row(path: Path) -> None:
         corpus.rows("validation", 10_000)
 
 
-def test_a_full_disk_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("refdiff.training.data.os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        make(path)
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit for the size of files")
+@pytest.mark.parametrize("most", [2_000, 9_000])
+def test_a_full_disk_leaves_nothing_and_is_said(path: Path, most: int) -> None:
+    """A file may have 2,000 bytes, which is less than the tokenizer's, or 9,000, which is less than the tokens'."""
+    program = (
+        "import resource, sys; from pathlib import Path; from refdiff.training.data import Corpus; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most})); "
+        "Corpus.from_text(Path(sys.argv[1]), Path(sys.argv[2]), vocab_size=258)"
+    )
+    path.write_text(text(300), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path), str(path.parent / "corpus")],
+        env={**os.environ, "PYTHONPATH": str(Path(refdiff.__file__).parents[1])}, capture_output=True, check=False,
+    )  # fmt: skip
+    said = done.stderr.decode().splitlines()[-1]
+    assert "cannot write the tokens and their tokenizer: File too large; free some space, then start again" in said
+    assert said.endswith("corpus'")
     assert [p.name for p in path.parent.iterdir()] == ["text.txt"]
+
+
+def test_a_text_that_cannot_be_read_is_said_to_be_the_text(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("refdiff.training.data._train_tokenizer", refuse)
+    with pytest.raises(PermissionError, match=r"^\[Errno 13\] Permission denied: '.*text.txt'$"):
+        make(path)
