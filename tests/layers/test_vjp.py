@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from refdiff import layers
 from tests.layers.places import Case, Place
-from tests.layers.vjps import DRAWS, NAMES, differentiable, draw, gradients
+from tests.layers.vjps import DRAWS, NAMES, differentiable, draw, gradients, no_targets
 from tests.tolerances import CANCELLED
 
 STEP = 2e-4  # of the size of what is moved
@@ -41,8 +41,12 @@ def slopes(name: str, seed: int, wrong: float = 0.0) -> tuple[float, float, floa
     layer, vjp = getattr(layers, name), getattr(layers, f"{name}_vjp")
     value = layer(*args, **options)
     g = upstream(value, seed)
-    if np.isnan(value).any():
-        return 0.0, 0.0, 1.0  # a loss over no targets
+    if no_targets(name, args):
+        (zero,) = gradients(name, args, vjp(g, *args, **options))
+        assert np.isnan(value)
+        assert zero.shape == args[0].shape
+        return 0.0, float(np.abs(zero).max(initial=0)), 1.0
+    assert np.isfinite(value).all()
     where = differentiable(name, args)
     arrays = [args[i] if key is None else args[i][key] for i, key in where]
     direction = [np.abs(a).max(initial=0) * upstream(a, seed + 1 + n) for n, a in enumerate(arrays)]
@@ -71,6 +75,25 @@ def test_derivative_by_differences(name: str, seed: int) -> None:
 def test_the_check_sees_an_error_of_a_thousandth(name: str) -> None:
     results = [slopes(name, seed, wrong=1e-3) for seed in range(20)]
     assert any(abs(actual - expected) > ROUGH * scale for expected, actual, scale in results)
+
+
+@pytest.mark.parametrize("name", ["softmax", "cross_entropy"])
+def test_the_check_takes_no_nan_for_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nan(x: np.ndarray, *args: Any, **options: Any) -> np.ndarray:
+        return np.full(np.shape(layer(x, *args, **options)), np.nan)
+
+    layer = getattr(layers, name)
+    monkeypatch.setattr(layers, name, nan)
+    seed = next(seed for seed in range(20) if not no_targets(name, draw(name, seed)[0]))
+    with pytest.raises(AssertionError):
+        slopes(name, seed)
+
+
+def test_a_loss_over_no_targets_is_looked_at_and_its_gradient_is_to_be_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = next(seed for seed in range(50) if no_targets("cross_entropy", draw("cross_entropy", seed)[0]))
+    assert slopes("cross_entropy", seed) == (0, 0, 1)
+    monkeypatch.setattr(layers, "cross_entropy_vjp", lambda g, logits, targets: (np.full(logits.shape, 0.1), None))
+    assert slopes("cross_entropy", seed) == (0, 0.1, 1)
 
 
 @pytest.mark.no_arrays
