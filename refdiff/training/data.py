@@ -11,7 +11,6 @@ is mapped and never read as a whole. Before each document, and behind the last, 
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shutil
@@ -35,7 +34,7 @@ SMALLEST_VOCABULARY = 257
 PARTS = ("train", "validation")
 _FILES = {"corpus.json", "tokenizer.json", "tokenizer_config.json", *(f"{part}.bin" for part in PARTS)}
 _HALF = re.compile(r"\.(corpus|tokenizer_config)\.json\.[0-9a-f]{16}\.tmp")  # as write_json names them
-_TOGETHER = 64  # pieces that are encoded in one call
+_TOGETHER = 2**20  # characters that are encoded in one call
 
 
 class Corpus:
@@ -145,12 +144,21 @@ def is_corpus(folder: Path, *, whole: bool = True) -> bool:
     return names == _FILES if whole else all(name in _FILES or _HALF.fullmatch(name) for name in names)
 
 
-def row_order(count: int, seed: int, first: int, number: int) -> NDArray[np.int64]:
-    """Return the rows number `first` to `first + number` of an endless order: every epoch a new shuffle of all rows."""
+def row_order(
+    count: int, seed: int, first: int, number: int, shuffles: dict[int, NDArray[np.int64]] | None = None
+) -> NDArray[np.int64]:
+    """Return the rows number `first` to `first + number` of an endless order: every epoch a new shuffle of all rows.
+
+    A dict given as `shuffles` keeps the last epoch's from call to call.
+    """
     chosen: list[NDArray[np.int64]] = []
+    shuffles = {} if shuffles is None else shuffles
     while number > 0:
         epoch, start = divmod(first, count)
-        order = np.random.default_rng((seed, epoch)).permutation(count)[start : start + number]
+        if epoch not in shuffles:
+            shuffles.clear()
+            shuffles[epoch] = np.random.default_rng((seed, epoch)).permutation(count)
+        order = shuffles[epoch][start : start + number]
         chosen.append(order)
         first, number = first + len(order), number - len(order)
     return np.concatenate(chosen)
@@ -199,7 +207,7 @@ def _encode(
     count, num_bytes, begins = 0, 0, True
     try:
         with path.open("wb") as file:
-            while together := list(itertools.islice(text, _TOGETHER)):
+            for together in _batches(text):
                 encoded = tokenizer.encode_batch_fast([piece for piece, _ in together], add_special_tokens=False)
                 for (piece, ends), encoding in zip(together, encoded, strict=True):
                     ids = np.array([separator] * begins + encoding.ids, kind)
@@ -212,3 +220,17 @@ def _encode(
     finally:
         tokenizer.encode_special_tokens = False
     return count + 1, num_bytes
+
+
+def _batches(text: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    """Put pieces together until they have `_TOGETHER` characters."""
+    together: list[tuple[str, bool]] = []
+    size = 0
+    for piece in text:
+        together.append(piece)
+        size += len(piece[0])
+        if size >= _TOGETHER:
+            yield together
+            together, size = [], 0
+    if together:
+        yield together

@@ -1,4 +1,4 @@
-"""A text file → its documents, piece by piece: no more of the file is in memory than about a megabyte."""
+"""A text file → its documents, piece by piece: no more of the file is in memory than two pieces."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 SEPARATOR = "<|endoftext|>"
 """A line of its own that stands between two documents, and the token that stands before every document."""
 
-PIECE = 2**20
+PIECE = 2**16
 """How many characters of a long document come at a time."""
 
-_LINE = 2**20  # bytes of a long line that are read at a time
+_LINE = 2**16  # bytes of a long line that are read at a time
 
 
 def pieces(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, bool]]:

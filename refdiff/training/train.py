@@ -97,6 +97,7 @@ class Trainer:
         self._params = params
         make: Any = OPTIMIZERS[settings.optimizer]
         self._optimizer = make(params, weight_decay=settings.decay)
+        self._shuffles: dict[int, np.ndarray[Any, Any]] = {}
         self._rows = corpus.rows("train", settings.context)
         corpus.rows("validation", 2)
 
@@ -273,7 +274,7 @@ class Trainer:
     def _one_step(self) -> dict[str, Any]:
         s, losses = self.settings, []
         total: Any = None
-        rows = row_order(self._rows, s.seed, self.step * s.batch, s.batch)
+        rows = row_order(self._rows, s.seed, self.step * s.batch, s.batch, self._shuffles)
         with np.errstate(all="ignore"):  # what is not finite is looked for
             for part in np.split(rows, s.accumulate):
                 ids, positions = self.corpus.batch("train", part, s.context)
