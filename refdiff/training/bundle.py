@@ -65,14 +65,14 @@ def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: s
     return reached
 
 
-def command(config: DiffLlamaConfig, settings: dict[str, Any], text: str) -> str:
+def command(config: DiffLlamaConfig, settings: dict[str, Any], text: str, run: str = "run") -> str:
     """The command line that makes such a run, every choice written out."""
     flags = [f"--wiring {config.wiring}"]
     flags += [f"--{flag} {getattr(config, name)}" for name, flag in _SIZES.items()]
     flags += [
         f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in settings.items() if value != ""
     ]
-    lines, line = [], f"refdiff train {shlex.quote(text)} -o run"
+    lines, line = [], f"refdiff train {shlex.quote(text)} -o {run}"
     for flag in flags:
         if len(line) + len(flag) > 100:
             lines.append(line)
@@ -100,6 +100,9 @@ def _card(
     source = corpus.source
     unseen = 100 * (1 - source["validation_from_byte"] / source["bytes"])
     kind = "a Llama" if config.wiring == "none" else f"a Differential Transformer, wiring `{config.wiring}`"
+    twin = _twin(config)
+    more = model.num_parameters() - DiffLlamaForCausalLM.from_config(twin).num_parameters()
+    vectors = f", in each layer 4 vectors of {config.head_dim} for λ" if config.wiring == "hf" else ""
     curve = [r for r in log if "validation" in r]
     rows = "\n".join(
         f"| {r['step']} | {r['loss']:.3f} | {r['validation']:.3f} | {r['bits_per_byte']:.3f} |" for r in curve
@@ -126,7 +129,8 @@ nothing. It is an ordinary checkpoint: transformers loads it.
 
 On the last {unseen:.0f} % of the text, which neither the model nor its tokenizer saw in training, it needs
 **{reached["bits_per_byte"]:.3f} bits per byte** ({reached["validation"]:.3f} nats a token, rows of
-{settings["context"]} tokens, weights in {dtype}).
+{settings["context"]} tokens, weights in {dtype}). That part begins "{_beginning(corpus)}"; if that is
+within a book, what stands before it there is in training.
 
 ```
 {_sample(model, corpus)}
@@ -141,8 +145,12 @@ On the last {unseen:.0f} % of the text, which neither the model nor its tokenize
 python -m refdiff.training.bundle run OUTPUT --manifest manifest.json
 ```
 
-With another `--wiring`, `none` above all, the first command trains its twin: as many parameters but for λ, and the same
-rows.
+Its twin, wiring `{twin.wiring}`, sees the same rows in the same order; the model here has {abs(more):,} parameters
+{"more" if more >= 0 else "less"}{vectors}:
+
+```sh
+{command(twin, settings, source["name"], "twin")}
+```
 
 {seen:,} tokens in {settings["steps"]:,} steps over a training part of {len(corpus.tokens["train"]):,} tokens. During
 training the validation loss was that of some rows of the validation part, at the end that of all:
@@ -165,6 +173,21 @@ these repositories on GitHub. The text itself is not in the package.
 The weights, like the package, are under Apache-2.0. The books are not under copyright in the USA; elsewhere their
 authors' dates decide.
 """
+
+
+def _twin(config: DiffLlamaConfig) -> DiffLlamaConfig:
+    """The same sizes with plain attention; of plain attention, the differential one."""
+    fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+    return DiffLlamaConfig(**{**fields, "wiring": "hf" if config.wiring == "none" else "none"})
+
+
+def _beginning(corpus: Corpus) -> str:
+    """The first words of the validation part."""
+    from refdiff.generation.tokenizer import Tokenizer
+
+    ids = corpus.tokens["validation"][:30].tolist()
+    words = str(Tokenizer.from_pretrained(corpus.folder).decode(ids, skip_special_tokens=True)).split()
+    return " ".join(words[:10])
 
 
 def _rights(source: dict[str, Any]) -> str:
