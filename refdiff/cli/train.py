@@ -31,15 +31,15 @@ def run(args: argparse.Namespace) -> int:
     """
     from refdiff import arrays
 
-    if args.threads:
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(args.threads)
     arrays.backend(args.backend)  # before a folder is made for nothing
     plot = None if args.plot is None else Path(args.plot)
     if plot is not None:
         check_file("--plot", plot)
     trainer = _resumed(args) if args.resume else _started(args)
+    if trainer.threads:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(trainer.threads)
     if not args.quiet:
         model, corpus = trainer.model, trainer.corpus
         counts = ", ".join(f"{len(tokens):,} tokens for {part}" for part, tokens in corpus.tokens.items())
@@ -56,12 +56,13 @@ def run(args: argparse.Namespace) -> int:
 def _resumed(args: argparse.Namespace) -> Trainer:
     from refdiff.training.train import CHANGEABLE, Trainer
 
-    fixed = [flag for name, flag in args.given.items() if name not in CHANGEABLE]
+    fixed = [flag for name, flag in args.given.items() if name not in (*CHANGEABLE, "threads")]
     if args.text is not None or fixed:
         others = ", ".join(fixed if args.text is None else ["TEXT", *fixed])
         raise UsageError(f"--resume goes on with the run's own text, model and course: leave {others} out")
-    out, changes = Path(args.output), {name: getattr(args, name) for name in args.given}
-    return Trainer.resume(out, changes=changes, threads=args.threads or None, backend=args.backend)
+    given = {name: getattr(args, name) for name in args.given}
+    threads = given.pop("threads", None)
+    return Trainer.resume(Path(args.output), changes=given, threads=threads, backend=args.backend)
 
 
 def _started(args: argparse.Namespace) -> Trainer:

@@ -85,6 +85,7 @@ class Trainer:
     Attributes:
         model: the `DiffLlamaForCausalLM`, whose weights change.
         step: how many steps have been made.
+        threads: that it computes on; 0 is all cores.
         changes: settings that it went on with others of: {"step": …, name: [before, after]}, …
     """
 
@@ -94,6 +95,7 @@ class Trainer:
         self.out, self.model, self.corpus, self.settings = out, model, corpus, settings
         self.step = 0
         self.changes: list[dict[str, Any]] = []
+        self.threads = 0
         self._params = params
         make: Any = OPTIMIZERS[settings.optimizer]
         self._optimizer = make(params, weight_decay=settings.decay)
@@ -110,7 +112,9 @@ class Trainer:
         model = DiffLlamaForCausalLM.from_config(
             config, settings.seed, dtype=dtype, threads=threads, backend=backend, device=device
         )
-        return cls(out, model, corpus, settings)
+        trainer = cls(out, model, corpus, settings)
+        trainer.threads = threads or 0
+        return trainer
 
     @classmethod
     def resume(
@@ -118,6 +122,8 @@ class Trainer:
         backend: str | ModuleType = "numpy", device: Any = None,
     ) -> Trainer:  # fmt: skip
         """Go on from the last checkpoint in a folder, with other settings where `changes` has some; they are recorded.
+
+        Without `threads`, on as many as before; 0 is all cores.
 
         Raises:
             ValueError: a setting that may not change, or fewer steps than have been made.
@@ -127,9 +133,11 @@ class Trainer:
         if fixed:
             raise ValueError(f"{', '.join(sorted(fixed))} may not change: a run goes on with others of {CHANGEABLE}")
         folder, about = checkpoint.latest(out)
-        model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads, backend=backend, device=device)
+        threads = about.get("threads", 0) if threads is None else threads
+        model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads or None, backend=backend, device=device)
         try:
             trainer = cls(out, model, Corpus(out / "corpus"), Settings(**about["settings"]))
+            trainer.threads = threads
             trainer.step, trainer.changes = about["step"], about.get("changes", [])
             state = {n: from_numpy(a, model.xp, device) for n, a in checkpoint.optimizer_state(folder).items()}
             trainer._optimizer.restore(state, trainer.step)
@@ -186,7 +194,8 @@ class Trainer:
         return checkpoint.save(self.out, self.step, self.model, state, self._about(), self.corpus.folder)
 
     def _about(self) -> dict[str, Any]:
-        return {"settings": asdict(self.settings)} | ({"changes": self.changes} if self.changes else {})
+        about = {"settings": asdict(self.settings), "threads": self.threads}
+        return about | ({"changes": self.changes} if self.changes else {})
 
     def _change(self, changes: Mapping[str, Any], folder: Path) -> None:
         """Take other settings, and write them to the checkpoint, so that they hold however soon this run is killed."""

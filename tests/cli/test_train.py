@@ -60,7 +60,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_weights(
 ) -> None:
     options = (*SMALL, "--steps", "60", "--wiring", wiring, "--threads", "1", "-q")
     assert run("train", text, "-o", "whole", *options).returncode == 0
-    command = [sys.executable, "-m", "refdiff", "train", "-o", "cut", "--threads", "1", "-q"]
+    command = [sys.executable, "-m", "refdiff", "train", "-o", "cut", "-q"]
     killed = 0
     for at in (8, 21, 38):
         rest = [str(text), *options] if at == 8 else ["--resume"]
@@ -70,7 +70,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_weights(
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
     assert killed == 3
-    result = run("train", "-o", "cut", "--resume", "--threads", "1")
+    result = run("train", "-o", "cut", "--resume")
     assert result.returncode == 0, result.stderr
     for file in ("model.safetensors", "optimizer.safetensors", "config.json", "training.json", "tokenizer.json"):
         whole, cut = (tmp_path / name / "step-000060" / file for name in ("whole", "cut"))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff.backends.workers import _cores
 from refdiff.errors import CheckpointError
 from refdiff.model.weights import flatten
 from refdiff.training import checkpoint
@@ -224,6 +225,17 @@ def test_a_run_goes_on_with_other_settings_and_records_them(start: Start) -> Non
     with pytest.raises(ValueError, match="batch, seed may not change"):
         Trainer.resume(trainer.out, changes={"seed": 1, "batch": 8, "rate": 1.0})
     assert Trainer.resume(trainer.out).settings == again.settings
+
+
+def test_a_run_goes_on_with_the_threads_it_had(start: Start) -> None:
+    trainer = start(steps=1)
+    trainer.threads = 1
+    trainer.run()
+    for given, threads in ((None, 1), (2, 2), (0, 0)):
+        again = Trainer.resume(trainer.out, threads=given)
+        assert again.threads == threads
+        workers = again.model.kernels._workers.threads
+        assert workers == (threads or _cores())
 
 
 def test_settings_that_do_not_fit_together() -> None:
