@@ -39,14 +39,14 @@ def save(out: Path, step: int, model: Any, state: dict[str, Any], about: dict[st
     Raises:
         OSError: the disk is full or not writable; the checkpoints that were there still are.
     """
-    staging, folder = out / f"{_STAGING}{step:06d}", out / f"step-{step:06d}"
+    staging, folder = out / f"{_STAGING}{step:06d}", out / name(step)
     replaced = out / f"{_STAGING}{step:06d}-before"
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         model.save_pretrained(staging)
-        for name in TOKENIZER:
-            shutil.copyfile(tokenizer / name, staging / name)
+        for file in TOKENIZER:
+            shutil.copyfile(tokenizer / file, staging / file)
         write_safetensors(staging / "optimizer.safetensors", state, model.dtype)
         describe(staging, step, about)
         if folder.exists():  # of the same step, saved again
@@ -65,6 +65,11 @@ def save(out: Path, step: int, model: Any, state: dict[str, Any], about: dict[st
     for _, old in checkpoints(out)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def name(step: int) -> str:
+    """The name of a step's folder."""
+    return f"step-{step:06d}"
 
 
 def describe(folder: Path, step: int, about: dict[str, Any]) -> None:

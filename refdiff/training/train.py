@@ -178,10 +178,12 @@ class Trainer:
                 record |= self.evaluate(None if at_end else GLANCE)
             if at_end or (s.sample_every and self.step % s.sample_every == 0):
                 record["sample"] = self.sample()
-            if at_end or (s.save_every and self.step % s.save_every == 0):
+            due = at_end or (s.save_every and self.step % s.save_every == 0)
+            if due:
+                record["checkpoint"] = checkpoint.name(self.step)
+            checkpoint.log(self.out, record)  # before the checkpoint: killed between them, the step is made again
+            if due:
                 last = self.save()
-                record["checkpoint"] = last.name
-            checkpoint.log(self.out, record)
             report(record)
         return last
 

@@ -227,6 +227,33 @@ def test_a_run_goes_on_with_other_settings_and_records_them(start: Start) -> Non
     assert Trainer.resume(trainer.out).settings == again.settings
 
 
+def test_killed_beside_a_checkpoint_no_step_is_left_out_of_the_log(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of both a step writes first, the second may not come; the record first, for the log can be cut."""
+
+    class KilledError(BaseException):
+        pass
+
+    out = start(steps=4).save().parent
+    for part in ("save", "log"):
+        trainer, plain = Trainer.resume(out), getattr(checkpoint, part)
+
+        def killed(*args: Any, trainer: Trainer = trainer, plain: Any = plain) -> Any:
+            if trainer.step == 2:
+                raise KilledError
+            return plain(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, part, killed)
+            with pytest.raises(KilledError):
+                trainer.run()
+    Trainer.resume(out).run()
+    records = checkpoint.read_log(out)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert [record.get("checkpoint") for record in records] == [None, "step-000002", None, "step-000004"]
+
+
 def test_a_run_goes_on_with_the_threads_it_had(start: Start) -> None:
     trainer = start(steps=1)
     trainer.threads = 1
