@@ -75,6 +75,8 @@ def _started(args: argparse.Namespace) -> Trainer:
     text, out = Path(args.text), Path(args.output)
     if not text.is_file():
         raise UsageError(f"{text}: no such file")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file, but -o names the folder of the run: name another")
     if checkpoint.checkpoints(out):
         raise UsageError(f"{out} has a run in it already: go on with --resume, or name another folder")
     left = _left(out, text)

@@ -103,6 +103,8 @@ def test_a_config_file_and_flags_over_it(run: Any, text: Path, tmp_path: Path) -
         (("train", "text.txt", "-o", "out", "--resume"), 2, "leave TEXT out"),
         (("train", "-o", "out", "--resume", "--seed", "0", "--wiring", "v2"), 2, "leave --seed, --wiring out"),
         (("train", "-o", "out", "--resume"), 1, "no checkpoint to go on from"),
+        (("train", "text.txt", "-o", "empty.txt"), 2, "error: empty.txt is a file, but -o names the folder of the run"),
+        (("train", "-o", "empty.txt", "--resume"), 1, "empty.txt: there is no checkpoint to go on from"),
         (("train", "text.txt", "-o", "out", "--heads", "3"), 2, "num_key_value_heads"),
         (("train", "text.txt", "-o", "out", "--batch", "4", "--accumulate", "3"), 2, "does not divide"),
         (("train", "text.txt", "-o", "out", "--vocab-size", "5000"), 1, "only enough for"),
