@@ -2,9 +2,10 @@
 
 from refdiff.training.adamw import AdamW
 from refdiff.training.data import Corpus
+from refdiff.training.evaluate import TrainingError
 from refdiff.training.muon import Muon, newton_schulz
 from refdiff.training.schedule import clip, global_norm, learning_rate
-from refdiff.training.train import Settings, Trainer, TrainingError
+from refdiff.training.train import Settings, Trainer
 
 __all__ = [
     "AdamW",

@@ -20,7 +20,7 @@ from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.json_files import write_atomically
 from refdiff.training import checkpoint
 from refdiff.training.data import Corpus
-from refdiff.training.train import evaluate
+from refdiff.training.evaluate import evaluate
 
 LIMIT = 6_000_000
 """The most bytes that a model in the package may have."""

@@ -26,6 +26,7 @@ from refdiff.model.weights import flatten, nest
 from refdiff.training import checkpoint
 from refdiff.training.adamw import AdamW
 from refdiff.training.data import Corpus, row_order
+from refdiff.training.evaluate import TrainingError, culprit, evaluate, is_finite
 from refdiff.training.muon import Muon
 from refdiff.training.schedule import SCHEDULES, add, clip, learning_rate
 
@@ -36,10 +37,6 @@ GLANCE = 128
 """Rows of the validation part that are looked at during training; at its end all are."""
 CHANGEABLE = ("steps", "rate", "warmup", "clip", "evaluate_every", "save_every", "sample_every", "prompt")
 """Settings that a run may go on with others of."""
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint, unless a weight is not finite."""
         for name, p in self._params.items():
-            if not _finite(p):
+            if not is_finite(p):
                 raise TrainingError(f"step {self.step}: {name} is not finite, so no checkpoint is written")
         state = {name: to_numpy(a) for name, a in self._optimizer.state().items()}
         return checkpoint.save(self.out, self.step, self.model, state, self._about(), self.corpus.folder)
@@ -293,11 +290,11 @@ class Trainer:
                 losses.append(float(loss))
                 total = grads if s.accumulate == 1 else add(total, grads, 1 / s.accumulate)
                 if not math.isfinite(losses[-1]):
-                    where = _culprit(self.model, ids, positions)
+                    where = culprit(self.model, ids, positions)
                     raise TrainingError(f"step {self.step + 1}: the loss is {losses[-1]}, {where}")
             clipped, norm = clip(flatten(total), s.clip)
             if not math.isfinite(norm):
-                names = [name for name, g in clipped.items() if not _finite(g)]
+                names = [name for name, g in clipped.items() if not is_finite(g)]
                 where = f"in {names[-1]}" if names else "its square overflows"
                 raise TrainingError(f"step {self.step + 1}: the gradient is not finite, {where}")
             rate = learning_rate(self.step, peak=s.rate, steps=s.steps, warmup=s.warmup, schedule=s.schedule)
@@ -332,56 +329,9 @@ class Trainer:
         return found
 
 
-def evaluate(
-    model: DiffLlamaForCausalLM, corpus: Corpus, context: int, batch: int, most: int | None = None
-) -> dict[str, float]:
-    """Compute the mean loss over the validation part, or over about `most` of its rows, and its bits per byte.
-
-    Bits per byte counts the separators among what must be predicted, but not among the bytes. Each row of `context`
-    tokens begins without those before it.
-
-    Units:
-        validation: nats a token; bits_per_byte: bits a byte of text
-
-    Raises:
-        TrainingError: it is not finite; says in which layer.
-    """
-    tokens = corpus.tokens["validation"]
-    length = min(context, len(tokens))
-    rows = np.arange(corpus.rows("validation", length))
-    if most is not None:
-        rows = rows[:: -(-len(rows) // most)]
-    total, count = 0.0, 0
-    for start in range(0, len(rows), batch):
-        ids, positions = corpus.batch("validation", rows[start : start + batch], length)
-        loss = float(model(ids, position_ids=positions, labels=ids, use_cache=False).loss)  # type: ignore[arg-type]
-        if not math.isfinite(loss):
-            raise TrainingError(f"the validation loss is {loss}, {_culprit(model, ids, positions)}")
-        total, count = total + loss * ids[:, 1:].size, count + ids[:, 1:].size
-    mean = total / count
-    bytes_a_token = corpus.num_bytes["validation"] / (len(tokens) - 1)
-    return {"validation": mean, "bits_per_byte": mean / math.log(2) / bytes_a_token}
-
-
-def _culprit(model: DiffLlamaForCausalLM, ids: np.ndarray[Any, Any], positions: np.ndarray[Any, Any]) -> str:
-    """Say which layer's result is the first that is not finite."""
-    states = model(ids, position_ids=positions, use_cache=False, output_hidden_states=True).hidden_states
-    for i, state in enumerate(states or ()):
-        if not _finite(state):
-            last = i == model.config.num_hidden_layers
-            where = "the embeddings are" if i == 0 else f"the result of layer {i - 1} is" if not last else ""
-            return f"and {where or f'the result of layer {i - 1} or of the last norm is'} not finite"
-    return "and only the output matrix's result is not finite"
-
-
 def _own(x: Array) -> Array:
     """Copy an array, so that what it came from is not written to."""
     return np.array(x, order="C") if isinstance(x, np.ndarray) else namespace(x).asarray(x, copy=True)
-
-
-def _finite(x: Array) -> bool:
-    xp = namespace(x)
-    return bool(xp.all(xp.isfinite(x)))
 
 
 def _mean(parts: list[tuple[float, int]]) -> float:

@@ -1,0 +1,64 @@
+"""How well a model predicts what it has not seen; where numbers end, if they do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from refdiff.arrays import Array, namespace
+from refdiff.model.heads import DiffLlamaForCausalLM
+from refdiff.training.data import Corpus
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+def evaluate(
+    model: DiffLlamaForCausalLM, corpus: Corpus, context: int, batch: int, most: int | None = None
+) -> dict[str, float]:
+    """Compute the mean loss over the validation part, or over about `most` of its rows, and its bits per byte.
+
+    Bits per byte counts the separators among what must be predicted, but not among the bytes. Each row of `context`
+    tokens begins without those before it.
+
+    Units:
+        validation: nats a token; bits_per_byte: bits a byte of text
+
+    Raises:
+        TrainingError: it is not finite; says in which layer.
+    """
+    tokens = corpus.tokens["validation"]
+    length = min(context, len(tokens))
+    rows = np.arange(corpus.rows("validation", length))
+    if most is not None:
+        rows = rows[:: -(-len(rows) // most)]
+    total, count = 0.0, 0
+    for start in range(0, len(rows), batch):
+        ids, positions = corpus.batch("validation", rows[start : start + batch], length)
+        loss = float(model(ids, position_ids=positions, labels=ids, use_cache=False).loss)  # type: ignore[arg-type]
+        if not math.isfinite(loss):
+            raise TrainingError(f"the validation loss is {loss}, {culprit(model, ids, positions)}")
+        total, count = total + loss * ids[:, 1:].size, count + ids[:, 1:].size
+    mean = total / count
+    bytes_a_token = corpus.num_bytes["validation"] / (len(tokens) - 1)
+    return {"validation": mean, "bits_per_byte": mean / math.log(2) / bytes_a_token}
+
+
+def culprit(model: DiffLlamaForCausalLM, ids: np.ndarray[Any, Any], positions: np.ndarray[Any, Any]) -> str:
+    """Say which layer's result is the first that is not finite."""
+    states = model(ids, position_ids=positions, use_cache=False, output_hidden_states=True).hidden_states
+    for i, state in enumerate(states or ()):
+        if not is_finite(state):
+            last = i == model.config.num_hidden_layers
+            where = "the embeddings are" if i == 0 else f"the result of layer {i - 1} is" if not last else ""
+            return f"and {where or f'the result of layer {i - 1} or of the last norm is'} not finite"
+    return "and only the output matrix's result is not finite"
+
+
+def is_finite(x: Array) -> bool:
+    """Whether all numbers of an array are finite."""
+    xp = namespace(x)
+    return bool(xp.all(xp.isfinite(x)))
