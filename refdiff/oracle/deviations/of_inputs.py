@@ -1,17 +1,19 @@
-"""Deviations that misread the inputs: sequences run together, pages in another order, padding or positions unread."""
+"""Deviations that misread the inputs: sequences run together, pages in another order, padding or positions unread.
+
+What is not read changes nothing where it is not given: such a kernel is right there, and is still the same kernel.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation
-from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
 
 
 def _padding_seen(spec: Spec, inputs: Inputs) -> Inputs | None:
-    return {name: x for name, x in inputs.items() if name != "key_mask"} if "key_mask" in inputs else None
+    return {name: x for name, x in inputs.items() if name != "key_mask"}
 
 
 def _sequences_seen_together(spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -49,21 +51,18 @@ def _last_page_whole(spec: Spec, inputs: Inputs) -> Inputs | None:
 
 
 def _positions_given_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
-    found = {name: x for name, x in inputs.items() if not name.endswith("_positions")}
-    return found if len(found) < len(inputs) else None
+    return {name: x for name, x in inputs.items() if not name.endswith("_positions")}
 
 
 def _mask_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
-    return {name: x for name, x in inputs.items() if name != "mask"} if "mask" in inputs else None
+    return {name: x for name, x in inputs.items() if name != "mask"}
 
 
 def _bias_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
-    return {name: x for name, x in inputs.items() if name != "bias"} if "bias" in inputs else None
+    return {name: x for name, x in inputs.items() if name != "bias"}
 
 
 def _past_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
-    if not is_layer(inputs) or "x_past" not in inputs:
-        return None
     return {name: x for name, x in inputs.items() if name != "x_past"}
 
 

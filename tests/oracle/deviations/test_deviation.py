@@ -36,7 +36,7 @@ def test_a_weight_that_is_left_out_is_no_input() -> None:
         ("weight_of_the_norm_left_out", HF),  # it has none
         ("window_one_less", HF),
         ("the_other_pairing", small("diff_v2")),  # refused by Spec
-        ("padding_seen", HF),  # nothing is padding
+        ("sequences_seen_together", HF),  # there is one
         ("halves_are_a_pair", small("gda")),  # its layer gets heads in another order there
         ("v2_with_the_norm_of_v1", HF),
     ],
