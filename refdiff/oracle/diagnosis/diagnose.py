@@ -14,7 +14,7 @@ from refdiff.oracle.deviations.deviation import deviated, output
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.fits import fits
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
-from refdiff.oracle.diagnosis.search import search
+from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.input_checks import as_float64
 from refdiff.oracle.recipe import Recipe
@@ -37,6 +37,9 @@ def diagnose(
     max_deviations: int = 2,
 ) -> Ranking:
     """Name what your kernel does differently from its spec.
+
+    A unique name is that of the fewest deviations that give the outputs; which others may be there as well, because
+    the inputs do not show them beside it, is in the notes.
 
     Args:
         actual: the output, or a mapping with it under "out"; an array of any library. Or a list of them, one for each
@@ -70,12 +73,13 @@ def diagnose(
     kinds = {kind_of(x) for x in several}
     if len(kinds) > 1:
         raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
-    fitting, closest, left = search(spec, targets, deviations(spec, kinds.pop()), max_deviations)
+    fitting, closest, notes = search(spec, targets, deviations(spec, kinds.pop()), max_deviations)
     if len(fitting) == 1:
-        return Ranking(UNIQUE, tuple(fitting))
+        return Ranking(UNIQUE, tuple(fitting), notes=notes)
     if fitting:
         return Ranking(AMBIGUOUS, tuple(fitting), separating=separating(spec, recipe, fitting))
-    return Ranking(NONE_FITS, tuple(closest), fits(spec, targets), notes=(_how_close(closest), *left))
+    fitted = () if NEARLY_RIGHT in notes else fits(spec, targets)  # of what passes as right, any number fits
+    return Ranking(NONE_FITS, tuple(closest), fitted, notes=(_how_close(closest), *notes))
 
 
 def _out(given: Any) -> Numpy:

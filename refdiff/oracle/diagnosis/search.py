@@ -8,10 +8,15 @@ from itertools import combinations
 
 import numpy as np
 
-from refdiff.oracle.deviations.deviation import Deviation, deviated, output
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
 from refdiff.oracle.diagnosis.ranking import Candidate
-from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.told_apart import each_function_once, those_that_point_to_no_other
+from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike
+from refdiff.oracle.diagnosis.told_apart import (
+    each_function_once,
+    hidden_beside,
+    those_that_point_to_no_other,
+    those_the_right_one_points_to,
+)
 from refdiff.oracle.diagnosis.variants import NEAR, Judgement, Target, explained, judgement, quick_residual
 from refdiff.oracle.spec import Spec
 
@@ -23,6 +28,11 @@ NEAR_ON_FEW = 3 * NEAR
 MOST = 8_000_000
 """Multiplications of targets on the whole of which pairs are tried, where a part of them does not do."""
 
+NEARLY_RIGHT = (
+    "it is off by a little more than right kernels of this recipe are, and towards no deviation: "
+    "does the recipe say all that the kernel rounds?"
+)
+
 Set = tuple[Deviation, ...]
 
 
@@ -32,18 +42,32 @@ def search(
     """Return the candidates that fit all targets, with the fewest deviations; those that come closest; and notes.
 
     A pair is of two axes. Where a single fits, no pair is looked for. Of a large case parts are compared on which the
-    deviations act as on the whole, for pairs a tiny part first; those that come near are judged on all of it.
+    deviations act as on the whole, for pairs a tiny part first; those that come near are judged on all of it. Where
+    the outputs are nearly right, only a single to which they point is an answer.
     """
     parts = Parts.of(spec, targets)
+    nearly_right = _passes_as_right(spec, parts.whole)
     closest: list[Candidate] = []
     left: set[str] = set()
-    for count in range(1, max_deviations + 1):
+    for count in range(1, 2 if nearly_right else max_deviations + 1):
         scored = list(_scored(spec, parts, _together(known, count), left))
-        found = _ranked(spec, parts, scored)
+        found = _ranked(spec, parts, scored, nearly_right)
         closest = sorted([*closest, *found], key=lambda c: (-c.explains, len(c.deviations)))[:3]
         if fitting := [c for c in found if c.fits]:
-            return fitting, closest, ()
-    return [], closest, _said(left)
+            return fitting, closest, _beside(spec, parts, fitting, known)
+    return [], closest, (NEARLY_RIGHT,) if nearly_right else _said(left)
+
+
+def _beside(spec: Spec, parts: Parts, fitting: list[Candidate], known: Set) -> tuple[str, ...]:
+    """What may be wrong as well, where there is one name."""
+    hidden = hidden_beside(spec, parts, fitting[0], known) if len(fitting) == 1 else []
+    return (f"beside it these inputs could not show {len(hidden)} more: {', '.join(hidden)}",) if hidden else ()
+
+
+def _passes_as_right(spec: Spec, targets: tuple[Target, ...]) -> bool:
+    """Whether outputs that failed pass where they are judged as wide as those of a wrong kernel."""
+    found = (judgement(Problem(spec, t.inputs), t) for t in targets)
+    return all(j is not None and j.fits for j in found)
 
 
 def _said(left: set[str]) -> tuple[str, ...]:
@@ -63,10 +87,11 @@ def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> It
     for some in sets:
         on = parts.which(some)
         if len(some) > 1:
-            if on is parts.whole and parts.cost > MOST:
-                left |= {d.name for d in some if parts.which([d]) is parts.whole}
+            whole = {d.name for d in some if d.axis in OF_QUERIES}
+            if whole and parts.cost > MOST:
+                left |= whole
                 continue
-            if on is parts.small and parts.tiny is not parts.small:
+            if all(acts_alike(d) for d in some) and parts.tiny is not parts.small:
                 first = _quick(spec, parts.tiny, some, NEAR_ON_FEW)
                 if first is None or first.residual > NEAR_ON_FEW:
                     if first is not None:
@@ -76,12 +101,14 @@ def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> It
             yield found
 
 
-def _ranked(spec: Spec, parts: Parts, scored: list[Candidate]) -> list[Candidate]:
+def _ranked(spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool) -> list[Candidate]:
     """Those that are near with a residual in their own budget, on all of the targets; and those that come closest."""
     scored.sort(key=lambda c: (c.residual, -c.explains))
     evidence: dict[Set, list[Judgement]] = {}
     final = [_judged(spec, parts, c, evidence) for c in scored[:FINALISTS] if c.residual < NEAR]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
+    if nearly_right:
+        fitting = those_the_right_one_points_to(spec, fitting, evidence, parts)
     fitting = [c for c in fitting if c.residual <= AS_GOOD * fitting[0].residual]
     fitting = each_function_once(spec, parts.whole, fitting)
     fitting = those_that_point_to_no_other(fitting, evidence, parts)

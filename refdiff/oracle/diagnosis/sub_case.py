@@ -80,7 +80,10 @@ class Parts:
         """Reduce each target, where it is large."""
 
         def parts(most: int, **how: bool) -> tuple[Target, ...]:
-            return tuple(t if (found := reduced(spec, t, most, **how)) is None else found.target for t in targets)
+            found = [reduced(spec, t, most, **how) for t in targets]
+            if not any(found):
+                return targets  # itself, so that nothing is judged twice
+            return tuple(t if f is None else f.target for t, f in zip(targets, found, strict=True))
 
         total = sum(cost(spec, t.inputs) if "q" in t.inputs and "k" in t.inputs else 0 for t in targets)
         return Parts(targets, parts(LARGE), parts(TINY), parts(LARGE, all_keys=True), total)

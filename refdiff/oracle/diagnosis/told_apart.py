@@ -1,4 +1,4 @@
-"""Several names for one output: which are one function, and which of the others the output points away from."""
+"""Several names for one output: which are one function, which the output points away from, what one of them hides."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.deviations.deviation import Deviation, deviated, output
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
 from refdiff.oracle.deviations.listed import kind_of, probes
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.variants import Judgement, Target
+from refdiff.oracle.diagnosis.variants import Judgement, Target, judgement, row_budget
+from refdiff.oracle.judge import judge_rows
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.statistics import RowBudget
+from refdiff.oracle.verdict import FAIL
 
 Numpy = np.ndarray[Any, Any]
 SAME = 1e-9
@@ -70,6 +73,55 @@ def those_that_point_to_no_other(
         ):
             kept.append(b)
     return kept or fitting
+
+
+def those_the_right_one_points_to(
+    spec: Spec, fitting: list[Candidate], evidence: Mapping[tuple[Deviation, ...], list[Judgement]], parts: Parts
+) -> list[Candidate]:
+    """Of candidates for an output that nearly passes as right, those to which it points from what a right kernel gives.
+
+    It passes as well with whatever its inputs do not show, which explains nothing.
+    """
+    kept = []
+    for b in fitting:
+        on = parts.which(b.deviations)
+        right = [judgement(Problem(spec, t.inputs), t) for t in on]
+        if _points_to([j for j in right if j is not None], evidence[b.deviations], on):
+            kept.append(b)
+    return kept
+
+
+def hidden_beside(spec: Spec, parts: Parts, candidate: Candidate, known: tuple[Deviation, ...]) -> list[str]:
+    """Names of deviations that may be there as well: with them a kernel gives no more than other roundings."""
+    axes = {d.axis for d in candidate.deviations}
+    own: dict[int, list[RowBudget]] = {}
+
+    def shows(targets: tuple[Target, ...], some: list[Deviation]) -> bool:
+        if id(targets) not in own:
+            own[id(targets)] = [_own_budget(spec, t, candidate) for t in targets]
+        return any(_shows(spec, t, some, allowed) for t, allowed in zip(targets, own[id(targets)], strict=True))
+
+    hidden = []
+    for d in known:
+        some = [x for x in known if x == d or x in candidate.deviations]
+        if d.axis not in axes and not shows(parts.which(some), some) and not shows(parts.whole, some):
+            hidden.append(d.name)
+    return hidden
+
+
+def _own_budget(spec: Spec, target: Target, candidate: Candidate) -> RowBudget:
+    problem = deviated(spec, target.inputs, candidate.deviations)
+    found = None if problem is None else judgement(problem, target)
+    if found is None:
+        raise ValueError(f"a kernel with {candidate.name} gives no output for these inputs")
+    return row_budget(found.wrong, found.runs, target.recipe)
+
+
+def _shows(spec: Spec, target: Target, some: list[Deviation], allowed: RowBudget) -> bool:
+    """Whether these deviations together give an output of their own, or are no kernel."""
+    problem = deviated(spec, target.inputs, some)
+    out = None if problem is None else output(problem)
+    return out is None or out.shape != allowed.expected.shape or judge_rows("out", out, allowed).status == FAIL
 
 
 def _points_to(of_b: list[Judgement], of_a: list[Judgement], targets: tuple[Target, ...]) -> bool:

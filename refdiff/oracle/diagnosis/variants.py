@@ -10,7 +10,7 @@ import numpy as np
 
 from refdiff.backends import overlay
 from refdiff.oracle.budget import Budget
-from refdiff.oracle.deviations.deviation import Problem, output
+from refdiff.oracle.deviations.deviation import Problem, laid_over, output
 from refdiff.oracle.forward import forward
 from refdiff.oracle.input_checks import as_float64
 from refdiff.oracle.judge import judge_rows
@@ -122,7 +122,7 @@ def judged(problem: Problem, target: Target) -> tuple[bool, float]:
 
 def _rounded(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
     """The output of a kernel of this recipe, with the problem's mistakes over its rounded layers."""
-    ops = rounded_ops(recipe, order)
+    ops = rounded_ops(recipe, order, laid_over(()))
     for mistake in problem.mistakes:
         ops = overlay(ops, wrap(mistake))
     with np.errstate(all="ignore"):

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.oracle.budget import budget
 from refdiff.oracle.deviations import deviations
 from refdiff.oracle.diagnosis.diagnose import diagnose, separating
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
+from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies.fixed import Case, cases, small_spec
 from refdiff.oracle.strategies.structure import Structure
@@ -45,6 +47,36 @@ def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
     assert found.status == UNIQUE, found
     assert name in (found.candidates[0].deviations[0].name, *found.candidates[0].deviations[0].aliases)
     assert name in str(found)
+
+
+def test_padding_unread_is_named_with_a_case_that_has_none() -> None:
+    assert ask("hf_diffllama", "bfloat16", "no_padding_mask").name == "no_padding_mask"
+
+
+def test_what_may_be_there_beside_a_name_is_said() -> None:
+    """In bfloat16 a kernel may round the exponentials of λ, and nobody sees whether it did."""
+    one, other = "triangle_at_the_top_left", "exponentials_rounded_to_bfloat16"
+    for names in ((one,), (one, other)):
+        found = ask("hf_diffllama", "bfloat16", *names)
+        assert found.name == one
+        (note,) = found.notes
+        assert note.startswith("beside it these inputs could not show ")
+        assert other in note
+        assert "layer_norm" not in note
+
+
+def test_what_is_nearly_right_has_no_name() -> None:
+    """Errors a little above those of right kernels: it passes with all that its inputs do not show."""
+    case = pair_of_cases("hf_diffllama", "bfloat16")[0]
+    known = budget(HF, case.inputs, "bfloat16", members=4)
+    right = kernel(case, [])
+    assert right is not None
+    errors = np.random.default_rng(0).choice([-1.5, 1.5], right.shape) * known.rows["out"][..., None]
+    found = diagnose(right + errors, HF, case.inputs, recipe="bfloat16")
+    assert found.status == NONE_FITS
+    assert NEARLY_RIGHT in found.notes
+    assert not any(c.fits for c in found.candidates)
+    assert not found.fits
 
 
 @pytest.mark.slow

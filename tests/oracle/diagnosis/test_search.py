@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from refdiff.oracle.blind_spots import effect
 from refdiff.oracle.budget import budget
+from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.diagnosis import sub_case
-from refdiff.oracle.diagnosis.search import search
+from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search
 from refdiff.oracle.diagnosis.variants import Target
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
 
@@ -49,6 +51,34 @@ def test_what_one_target_hides_the_other_shows() -> None:
 def test_pairs_are_of_two_axes() -> None:
     of_one_axis = targets("layer_norm", "norm_by_the_sum_of_squares")
     assert search(BOTH[0].spec, of_one_axis, KNOWN[:2], 2)[0] == []
+
+
+def test_a_single_that_is_nearly_right_is_found_where_the_output_points_to_it() -> None:
+    case = pair_of_cases("hf_diffllama", "float32")[0]
+    known = budget(case.spec, case.inputs, "float32", members=2)
+
+    def scores_larger(by: float) -> Deviation:
+        scale = (1 + by) * case.spec.head_dim**-0.5
+        return Deviation("scores_larger", "Scores a little larger.", "scale", fields=lambda s: {"scale": scale})
+
+    slight = scores_larger(4e-3 / effect(case.spec, case.inputs, scores_larger(1e-3), known))
+    assert effect(case.spec, case.inputs, slight, known) == pytest.approx(4.0, rel=0.02)
+    wrong, right = kernel(case, [slight]), kernel(case, [])
+    assert wrong is not None
+    assert right is not None
+    fitting, *_ = search(case.spec, (Target.of(wrong, known),), (slight,), 2)
+    assert [c.name for c in fitting] == ["scores_larger"]
+    fitting, closest, notes = search(case.spec, (Target.of(right, known),), (slight,), 2)
+    assert not fitting
+    assert not any(c.fits for c in closest)
+    assert notes == (NEARLY_RIGHT,)
+
+
+def test_pairs_that_depend_on_the_keys_or_queries_are_not_tried_on_the_first_tokens() -> None:
+    names = ("aligned_with_the_first_key", "scale_left_out")
+    some = tuple(named("hf_diffllama", n) for n in names)
+    fitting, *_ = search(BOTH[0].spec, targets(*names), (*some, *KNOWN), 2)
+    assert [{d.name for d in c.deviations} for c in fitting] == [{d.name for d in some}]
 
 
 def test_a_large_case_is_searched_by_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

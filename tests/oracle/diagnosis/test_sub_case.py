@@ -83,6 +83,8 @@ def test_parts_by_what_deviations_depend_on(monkeypatch: pytest.MonkeyPatch) -> 
     assert parts.which([norm]) is parts.small
     assert parts.which([norm, mask]) is parts.last
     assert parts.which([mask, triangle]) is parts.whole
+    little = Parts.of(spec, (whole(spec, 2, 2),))
+    assert little.tiny is little.small is little.last is little.whole
     assert cost(spec, parts.tiny[0].inputs) < cost(spec, parts.small[0].inputs) < parts.cost
     last = parts.last[0]
     assert last.inputs["k"].shape[2] == 23
