@@ -21,6 +21,8 @@ from refdiff.oracle.diagnosis.variants import NEAR, Judgement, Target, explained
 from refdiff.oracle.spec import Spec
 
 FINALISTS = 16
+ALWAYS = 3
+"""So many get a budget of their own however far they are: a wrong kernel may round much worse than a right one."""
 AS_GOOD = 2.0
 """A name whose residual is more than this many times the best one's is not the one, though it may pass by itself."""
 NEAR_ON_FEW = 3 * NEAR
@@ -105,7 +107,8 @@ def _ranked(spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: boo
     """Those that are near with a residual in their own budget, on all of the targets; and those that come closest."""
     scored.sort(key=lambda c: (c.residual, -c.explains))
     evidence: dict[Set, list[Judgement]] = {}
-    final = [_judged(spec, parts, c, evidence) for c in scored[:FINALISTS] if c.residual < NEAR]
+    near = [c for n, c in enumerate(scored[:FINALISTS]) if c.residual < (NEAR if n >= ALWAYS else np.inf)]
+    final = [_judged(spec, parts, c, evidence) for c in near]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
     if nearly_right:
         fitting = those_the_right_one_points_to(spec, fitting, evidence, parts)

@@ -48,6 +48,17 @@ def test_what_one_target_hides_the_other_shows() -> None:
     assert [c.name for c in fitting] == ["epsilon_of_1e-6"]
 
 
+def test_a_pair_that_rounds_much_worse_than_a_right_kernel_is_found() -> None:
+    case = pair_of_cases("hf_diffllama", "float32")[0]
+    names = ("scores_scaled_by_the_root_of_half_of_d", "subtracted_before_the_softmax")
+    some = tuple(named("hf_diffllama", n) for n in names)
+    out = kernel(case, some)
+    assert out is not None
+    target = Target.of(out, budget(case.spec, case.inputs, "float32", members=2))
+    fitting, *_ = search(case.spec, (target,), (*some, *KNOWN), 2)
+    assert [c.name for c in fitting] == [" + ".join(names)]
+
+
 def test_pairs_are_of_two_axes() -> None:
     of_one_axis = targets("layer_norm", "norm_by_the_sum_of_squares")
     assert search(BOTH[0].spec, of_one_axis, KNOWN[:2], 2)[0] == []
