@@ -6,9 +6,10 @@ another function than either alone and than the spec. "one hidden": the answer i
 the other may be there as well. "no deviation": the output passes as right. PAIRS is how many are drawn (50), or `all`,
 which takes some hours.
 
-Measured with hf_diffllama and seed 0 at commit a66c639, which asked on three of these cases: in bfloat16 126 of the
-first 129 pairs were named, two were "one hidden" and one "no deviation"; in float32 198 of the first 199, and the other,
-"none fits" then, is named now. No name was wrong. A pair took 5.3 s of one core at most.
+Measured with hf_diffllama and seed 0 at commit a66c639, which asked on three of these cases: of the first 129 pairs in
+bfloat16 126 were named, two were "one hidden" and one "no deviation"; of the first 199 in float32 198 were named, and
+the other, "none fits" then, is named now. No name was wrong. A pair took 5.3 s of one core at most; on all cases it
+takes longer: 7.7 s was the most of a few.
 """
 
 from __future__ import annotations
