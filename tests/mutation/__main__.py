@@ -39,6 +39,7 @@ ALSO = {
         "tests/model/test_heads.py",
         "tests/model/test_diffllama.py",
         "tests/model/test_pickled.py",
+        "tests/model/test_stored_weights.py",
     ),
     "refdiff/model/heads.py": ("tests/model/test_trainable.py", "tests/model/test_diffllama.py"),
     "refdiff/model/diffllama.py": ("tests/model/test_wirings.py",),

@@ -141,13 +141,13 @@ def test_impossible_name(tmp_path: Path) -> None:
 
 
 def test_folder_in_its_place(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="label: is not a regular file"):
+    with pytest.raises(CheckpointError, match=r"^label: is not a regular file"):
         open_safetensors(tmp_path, "label")
 
 
 def test_pipe_in_its_place_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CheckpointError, match="label: is not a regular file"):
+    with pytest.raises(CheckpointError, match=r"^label: is not a regular file"):
         open_safetensors(tmp_path / "pipe", "label")
 
 
@@ -162,11 +162,36 @@ def test_disk_that_cannot_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("start", [b"PK\x03\x04rest of it", b"\x80\x02}q\x00.....", b"\x80\x04\x95....\x00.."])
 def test_pickles_are_named_and_not_read(tmp_path: Path, start: bytes) -> None:
     assert "is a pickle" in refused(tmp_path, start * 20)
-    assert "convert the model" in refused(tmp_path, start)
+    assert refused(tmp_path, start).endswith(
+        "convert the model with transformers: from_pretrained(...).save_pretrained(...)"
+    )
 
 
 def test_git_lfs_pointer(tmp_path: Path) -> None:
-    assert "git lfs pull" in refused(tmp_path, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"
+    assert refused(tmp_path, pointer).endswith("fetch it with `git lfs pull`")
+
+
+def test_a_length_alone(tmp_path: Path) -> None:
+    assert "the header should have 2 bytes, but the file has 8" in refused(tmp_path, b"\x02" + bytes(7))
+
+
+@pytest.mark.parametrize("short", [1, 8, 16])
+def test_a_header_cut_short(tmp_path: Path, short: int) -> None:
+    content = join(b"{}" + b" " * 30, b"")
+    assert "the header should have 32 bytes, but the file has" in refused(tmp_path, content[:-short])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="lists this process's open files")
+def test_no_file_is_left_open(tmp_path: Path) -> None:
+    def count() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = count()
+    for _ in range(3):
+        refused(tmp_path, bytes(3))
+        opened(tmp_path, pack({"x": stored(np.zeros(2))}))
+    assert count() == before
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])
@@ -325,7 +350,7 @@ def test_entry_that_is_no_table(tmp_path: Path, entry: object) -> None:
             "tensor 'y' leaves a gap before it: it starts at byte 28 of the data, and what precedes it ends",
         ),
         ([24, 48], 47, "is cut short: its header describes"),
-        ([24, 48], 49, "has bytes that belong to no tensor"),
+        ([24, 48], 49, "has bytes that belong to no tensor: its header describes"),
     ],
 )
 def test_tensors_that_do_not_cover_the_data(tmp_path: Path, second: list[int], data: int, message: str) -> None:
