@@ -73,7 +73,7 @@ def _figures(a: Any, b: Any) -> str | None:
         for (kind, p), (_, q) in zip(*artists, strict=True):
             size = max(map(abs, p[2:] + q[2:]))
             if any(abs(s - t) > RELATIVE * size for s, t in zip(p[2:], q[2:], strict=True)):
-                return f"axes {number} of the figure: a {kind} of other data, {q}, stored {p}"
+                return f"axes {number} of the figure: {kind} of other data, {q}, stored {p}"
     return None
 
 

@@ -2,7 +2,8 @@
 
 An exact hash of the data would change with the last bit of a sum, which differs between processors. So each artist is
 summed up in numbers that change little when its data change little, and by much when they change much: how many it
-has, the smallest, the largest, and three sums Σ_i x_i cos(i √p) / √n, p = 2, 3, 5.
+has, the smallest, the largest, and three sums Σ_i x_i cos(i √p) / √n, p = 2, 3, 5. Where it stands across and how high
+are two such lists: steps to 300 would hide what a loss does between 4 and 6.
 
 `record()` runs in the kernel before a notebook's first cell: from then on, what shows a figure also gives its sums.
 """
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 
 MIME = "application/vnd.refdiff.drawn+json"
+CLIPPED = -1000.0
+"""What matplotlib gives as the logarithm of 0."""
 
 
 def sums(values: Any) -> list[float]:
@@ -36,28 +39,48 @@ def drawn(figure: Any) -> list[dict[str, Any]]:
 
 
 def _of_axes(axes: Any) -> dict[str, Any]:
-    artists = [("line", _scaled(axes, line.get_xydata())) for line in axes.lines]
-    artists += [("image", image.get_array()) for image in axes.images]
+    artists = []
+    for line in axes.lines:
+        artists += _points("line", _scaled(axes, line.get_transform(), line.get_xydata()))
+    artists += [_summed("image", image.get_array()) for image in axes.images]
     if axes.patches:
-        vertices = [patch.get_patch_transform().transform(patch.get_path().vertices) for patch in axes.patches]
-        artists.append(("patches", _scaled(axes, np.concatenate(vertices))))
+        corners = [
+            _scaled(axes, patch.get_data_transform(), patch.get_patch_transform().transform(patch.get_path().vertices))
+            for patch in axes.patches
+        ]
+        artists += _points("patches", np.concatenate(corners))
     for collection in axes.collections:
-        paths = [path.vertices for path in collection.get_paths()] or [np.zeros((0, 2))]
-        artists.append(("collection", _scaled(axes, np.concatenate([*paths, collection.get_offsets()]))))
+        if collection.get_offset_transform().contains_branch(axes.transData):  # marks at points: a scatter's
+            points = _scaled(axes, axes.transData, collection.get_offsets())
+        else:
+            paths = [path.vertices for path in collection.get_paths()] or [np.zeros((0, 2))]
+            points = _scaled(axes, collection.get_transform(), np.concatenate(paths))
+        artists += _points("collection", points)
     legend = axes.get_legend()
     words = [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(text.get_text() for text in axes.texts)]
     words += [] if legend is None else [text.get_text() for text in legend.get_texts()]
-    return {"words": [word for word in words if word], "artists": [_summed(*artist) for artist in artists]}
+    return {"words": [word for word in words if word], "artists": artists}
+
+
+def _points(kind: str, points: Any) -> list[str]:
+    return [_summed(f"{kind} {name}", column) for name, column in zip("xy", np.ma.asarray(points).T, strict=True)]
 
 
 def _summed(kind: str, values: Any) -> str:
     return f"{kind}: {' '.join(f'{number:.6g}' for number in sums(values))}"
 
 
-def _scaled(axes: Any, points: Any) -> Any:
-    """Take points (n, 2) as the axes space them: logarithms where they are logarithmic."""
+def _scaled(axes: Any, transform: Any, points: Any) -> Any:
+    """Take points (n, 2) as the axes space them: logarithms where they are logarithmic, and there none of 0.
+
+    What does not stand in the axes' own numbers, as the height of a line that goes from top to bottom, stays as it is.
+    """
+    points = np.ma.filled(np.ma.asarray(points, dtype=np.float64), np.nan)
+    if not transform.contains_branch(axes.transData):
+        return points
     with np.errstate(all="ignore"):
-        return axes.transScale.transform(np.asarray(points, dtype=np.float64))
+        scaled = axes.transScale.transform(points)
+    return np.where(scaled > CLIPPED, scaled, np.nan)
 
 
 def record() -> None:

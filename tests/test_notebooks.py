@@ -95,7 +95,11 @@ def test_every_figure_and_page_says_what_it_draws(path: Path) -> None:
             continue
         axes = output["metadata"]["drawn"]["axes"]
         assert any(one["artists"] for one in axes)
-        assert all(re.fullmatch(r"\w+:( [-+\d.e]+){7}", artist) for one in axes for artist in one["artists"])
+        assert all(
+            re.fullmatch(r"(image|maps|(line|patches|collection) [xy]):( [-+\d.e]+){7}", artist)
+            for one in axes
+            for artist in one["artists"]
+        )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
@@ -242,11 +246,48 @@ def test_a_figure_is_summed_up_by_its_data() -> None:
     assert picture(values[::-1]) != picture(values)
     assert picture(values, "λ")[0]["words"] == ["λ"]
     assert {artist.split(":")[0] for artist in picture(values)[0]["artists"]} == {
-        "line",
-        "patches",
-        "collection",
+        *(f"{kind} {name}" for kind in ("line", "patches", "collection") for name in "xy"),
         "image",
     }
+
+
+def test_a_curve_of_other_heights_is_named_however_far_it_goes() -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    drawn, differences = _script("drawn").drawn, _script("compare").differences
+    steps = np.arange(300)
+    loss, lambda_ = 4 + 2 * np.exp(-steps / 50), 0.2 + 0.02 * np.sin(steps / 40)
+
+    def figure(curve: Any, error: float = 0.1, scale: str = "linear") -> SimpleNamespace:
+        axes = Figure().add_subplot()
+        axes.plot(steps + 1, curve)
+        axes.axvline(100)
+        axes.errorbar([1, 2, 4], [0.5, 0.5, 0.5], [error, 0.1, 0.1], linestyle="")
+        axes.scatter([1, 2, 4], curve[:3])
+        axes.set(xscale=scale, yscale=scale)
+        metadata = {"drawn": {"axes": drawn(axes.figure)}}
+        return SimpleNamespace(cells=[{"outputs": [{"output_type": "display_data", "metadata": metadata}]}])
+
+    for scale in ("linear", "log"):
+        stored = figure(loss, scale=scale)
+        assert differences(stored, figure(loss * (1 + 1e-6), scale=scale)) == []
+        for other in (lambda_, loss[::-1], loss + (steps == 290)):
+            (why,) = differences(stored, figure(other, scale=scale))
+            assert "axes 0 of the figure: line y of other data" in why
+        assert "collection y of other data" in differences(stored, figure(loss, 0.2, scale))[0]
+        assert "-1000" not in str(stored)
+
+
+def test_on_a_logarithmic_axis_nothing_stands_at_0() -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    axes.plot([1, 2, 3], [0, 10, 1000])
+    axes.set_yscale("log")
+    _, heights = _script("drawn").drawn(axes.figure)[0]["artists"]
+    assert heights.startswith("line y: 3 2 1 3 ")
 
 
 def test_a_page_in_a_notebook_is_compared_by_its_maps_and_its_words() -> None:
