@@ -180,7 +180,9 @@ unseen = oracle.check(blocked_kernel(**single, width=32), spec, single, recipe="
 print("the kernel with √2d, on one token:", unseen.status)
 
 # %% [markdown]
-# From the command line, `refdiff check` does the same for a kernel in a file of yours, on all cases.
+# From the command line, `refdiff check FILE` judges the arrays in a file, inputs and outputs of one case, from whatever
+# language they come. `REFDIFF_KERNEL=package.module:function pytest --pyargs refdiff.oracle.conformance` runs a
+# function of yours on all cases.
 #
 # ## Exercise
 #
