@@ -154,6 +154,17 @@ def test_bars_have_the_lengths_of_the_values(browser: Chromium, page_of: PageOf)
     )
 
 
+@pytest.mark.parametrize("width", [400, 2000])
+def test_a_unit_is_as_high_in_all_rows_of_bars(browser: Chromium, page_of: PageOf, width: int) -> None:
+    browser.open(page_of(drawn_maps(), layer=0, pair=1), width=width)
+    units = browser.run(
+        "[...document.querySelectorAll('#profile svg')].map((s) => [...s.querySelectorAll('rect')].map("
+        "(r) => r.getBoundingClientRect().height / Number(r.getAttribute('height'))))"
+    )
+    assert np.shape(units) == (3, 8)
+    np.testing.assert_allclose(units, units[0][0], rtol=1e-3)
+
+
 def test_the_threshold_hides_what_is_below_it_in_every_map(browser: Chromium, page_of: PageOf) -> None:
     maps = drawn_maps()
     browser.open(page_of(maps, layer=0, pair=0))
