@@ -145,16 +145,20 @@ viz.plot_training(records)
 # %% [markdown]
 # The training loss falls far below that of a blind guess. The validation loss, on text that the model has not seen,
 # falls less and then rises: 11 kB are too few to learn English from, and enough to learn by heart. And each layer's λ
-# leaves λ_init (0.2, 0.36, 0.47), because it is a parameter like the others. Here it goes on
-# with a row that it was trained on, from the middle of it: it has learned the beginning of what follows.
+# leaves λ_init (0.2, 0.36, 0.47), because it is a parameter like the others. Here it goes on with two rows that it was
+# trained on, from the middle of each. One it has learned by heart, to the last letter; of the other only how the next
+# word ends.
 
 # %%
 tokenizer = refdiff.Tokenizer.from_pretrained(corpus.folder)
-row, _ = corpus.batch("train", np.array([5]), settings.context)
-made = trainer.model.generate(row[:, :32], max_new_tokens=31)[:, : settings.context]
-print("begins   ", repr(tokenizer.decode(row[0, :32])))
-print("goes on  ", repr(tokenizer.decode(made[0, 32:])))
-print("the text ", repr(tokenizer.decode(row[0, 32 : made.shape[1]])))
+goes_on = {}
+for number in (2, 5):
+    row, _ = corpus.batch("train", np.array([number]), settings.context)
+    made = trainer.model.generate(row[:, :32], max_new_tokens=31)[:, : settings.context]
+    goes_on[number] = [tokenizer.decode(part) for part in (made[0, 32:], row[0, 32 : made.shape[1]])]
+    print(f"row {number}, begins", repr(tokenizer.decode(row[0, :32])))
+    print("goes on      ", repr(goes_on[number][0]))
+    print("the text     ", repr(goes_on[number][1]))
 
 # %% [markdown]
 # ## Exercise
@@ -182,6 +186,9 @@ print("the text ", repr(tokenizer.decode(row[0, 32 : made.shape[1]])))
 assert worst < 1e-6
 assert abs(slope - along) < 1e-5 * abs(along)
 assert records[-1]["loss"] < records[0]["loss"] / 2
+assert goes_on[2][0] == goes_on[2][1]
+assert goes_on[5][0] != goes_on[5][1]
+assert goes_on[5][0][:2] == goes_on[5][1][:2] == "ty"
 assert all(abs(a - b) > 1e-3 for a, b in zip(records[0]["lambdas"], records[-1]["lambdas"], strict=True))
 
 # %% [questions]
