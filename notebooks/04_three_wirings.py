@@ -50,22 +50,23 @@ print(inspect.getsource(layers.diff_heads_hf))
 # ## Paper = Hugging Face, in another order of heads
 #
 # With eight query heads, the paper pairs neighbours, (0, 1), (2, 3), …, and Hugging Face pairs halves, (0, 4), (1,
-# 5), …. So we put the paper's even heads first and its odd heads behind them, for queries and for keys. Nothing else
-# changes: a pair's value is the same, and the order of the pairs is the same.
+# 5), …. So we put the paper's even heads first and its odd heads behind them, for queries and for keys. A pair's value
+# is the same, and the order of the pairs is the same. The paper's norm has a weight $w$ as well, which Hugging Face's
+# has not: it multiplies the output, so in a model it goes into $W^O$. (And where their ε differ, V is rescaled.)
 
 # %%
 rng = np.random.default_rng(4)
 B, H, T, d = 1, 8, 9, 4
 lambda_, start, eps = np.asarray(0.6), 0.35, 1e-5
-ones = np.ones(2 * d)  # the paper's norm has a weight; Hugging Face's has none
+ones, weight = np.ones(2 * d), np.linspace(0.5, 1.5, 2 * d)  # of the paper's norm
 
 for K in (8, 4, 2):
     q = rng.standard_normal((B, H, T, d))
     k = rng.standard_normal((B, K, T, d))
     v = rng.standard_normal((B, K // 2, T, 2 * d))
-    paper = layers.diff_heads_paper(q, k, v, lambda_, ones, start, eps)
+    paper = layers.diff_heads_paper(q, k, v, lambda_, weight, start, eps)
     evens_then_odds = [np.concatenate([x[:, 0::2], x[:, 1::2]], axis=1) for x in (q, k)]
-    hf = layers.diff_heads_hf(*evens_then_odds, v, lambda_, start, eps)
+    hf = layers.diff_heads_hf(*evens_then_odds, v, lambda_, start, eps) * np.tile(weight, H // 2)
     print(f"H = {H}, K = {K}: output {paper.shape}, equal to rounding: {np.allclose(paper, hf, rtol=0, atol=1e-13)}")
 
 # %% [markdown]
@@ -190,8 +191,9 @@ assert np.allclose(v2, subtracted, rtol=0, atol=1e-13)
 
 # %% [questions]
 # Q: How does one turn heads of the paper's wiring into those of Hugging Face's?
-# A: Put the even heads first, then the odd ones, for queries and keys; values and pairs stay. (For whole checkpoints
-#    also the dimensions within a head, because of RoPE.)
+# A: Put the even heads first, then the odd ones, for queries and keys; values and pairs stay. The norm's weight goes
+#    into W^O, and V is rescaled where ε differs. (For whole checkpoints also the dimensions within a head, because of
+#    RoPE.)
 #
 # Q: What does multihead_diffattn.py do differently, and when does it not matter?
 # A: It repeats the key heads before it pairs them, so both maps of a pair often read the same key. With as many keys
