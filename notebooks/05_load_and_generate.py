@@ -115,7 +115,9 @@ print(f"without         {without_cache:>13,} multiplications")
 print("the same text:", np.array_equal(greedy, text))
 
 # %% [markdown]
-# Without a cache the work grows with the square of the text's length, with it in proportion. The results are the same
+# Counted are the products with weights. Without a cache they grow with the square of the text's length, with it in
+# proportion. (Attention's own products, of queries with keys and of weights with values, grow with the square with a
+# cache too: each new token looks at all before it. Without one they grow with the cube.) The results are the same
 # because the cache is no approximation:
 
 # %%
