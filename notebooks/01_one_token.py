@@ -165,7 +165,7 @@ for token in np.argsort(-probabilities)[:5]:
 # weight above zero, orange one below. Blank is hidden (above the diagonal stand later tokens) or next to no weight.
 
 # %%
-viz.plot_attention_grid(viz.maps_of(out, labels))
+viz.plot_attention_grid(out, tokens=labels)
 
 # %% [markdown]
 # ## Exercise

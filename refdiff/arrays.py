@@ -63,6 +63,13 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     return np.from_dlpack(array_api_compat.to_device(x, host))
 
 
+def floats(x: Any) -> np.ndarray[Any, Any]:
+    """Bring an array of any library, or numbers or arrays in lists, to the host as float64."""
+    if isinstance(x, list | tuple):
+        return np.asarray([floats(one) for one in x], dtype=np.float64)
+    return np.asarray(to_numpy(x) if array_api_compat.is_array_api_obj(x) else x, dtype=np.float64)
+
+
 def from_numpy(x: np.ndarray[Any, Any], xp: Any, device: Any = None) -> Array:
     """Put a NumPy array on `device` as an array of namespace `xp`; for NumPy itself it comes back as it is."""
     if array_api_compat.is_numpy_namespace(xp):

@@ -71,6 +71,15 @@ def test_to_numpy_and_back(dtype: type) -> None:
     assert np.array_equal(back, x)
 
 
+@pytest.mark.parametrize("put", [lambda x: x, STRICT.put])
+def test_floats(put: Callable[[Any], Any]) -> None:
+    for given in (put(X.astype(np.float32)), [put(X[0]), put(X[1])], tuple((put(a), b, c) for a, b, c in X)):
+        found = arrays.floats(given)
+        assert found.dtype == np.float64
+        assert np.array_equal(found, X)
+    assert arrays.floats(put(np.float32(1.5))).shape == arrays.floats(2).shape == ()
+
+
 def test_from_numpy() -> None:
     assert arrays.from_numpy(X, np) is X
     assert arrays.from_numpy(X, array_api_compat.numpy, "cpu") is X

@@ -4,8 +4,9 @@
     refdiff.viz.plot_attention(maps, layer=2, pair=0).savefig("maps.png")
     refdiff.viz.explore(model, "Once upon a time")  # in a notebook: choose layer, pair and token
 
-Functions take arrays, maps or a model's output, and return a figure, or the axes that they drew into: pass `axes=` or
-`figure=` to place them. None calls `show`. Figures belong to no window; a notebook shows them after %matplotlib inline.
+Functions take arrays of any library, maps or a model's output, and return a figure, or the axes that they drew into:
+pass `axes=` or `figure=` to place them. None calls `show`. Figures belong to no window; a notebook shows them after
+%matplotlib inline.
 Matplotlib comes with `pip install 'refdiff[plot]'`, and is imported when something is drawn; the page needs none.
 """
 

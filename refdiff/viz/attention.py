@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from refdiff.model.outputs import ModelOutput
 from refdiff.viz.appearance import INK, dress, name_ticks, new_figure, signed_colours, signed_range
-from refdiff.viz.maps import MAPS, AttentionMaps
+from refdiff.viz.maps import MAPS, AttentionMaps, as_maps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,20 +18,25 @@ _TOKENS_IN_A_GRID = 16
 
 
 def plot_attention(
-    maps: AttentionMaps,
+    maps: AttentionMaps | ModelOutput,
     layer: int | None = None,
     pair: int | None = None,
     *,
+    tokens: Sequence[str] | None = None,
+    wiring: str = "hf",
     limit: float | None = None,
     figure: Figure | None = None,
 ) -> Figure:
     """Draw A₁, A₂ and A₁ − λ A₂ side by side on one scale, tokens on the axes; by default the means over all heads.
 
+    Of a model's output, called with output_attentions=True, the first row is drawn: `tokens` are what its tokens are
+    called (by default their numbers), `wiring` is `model.config.wiring`.
+
     Queries go down, keys across. All three share the colour bar, whose zero is in the middle; what is larger than
     `limit` (by default than 99 of 100 weights) has full colour. Of a Llama there is one map.
     """
-    tokens = len(maps.tokens)
-    side = min(max(0.14 * tokens, 2.6), 9.0)
+    maps = as_maps(maps, tokens, wiring)
+    side = min(max(0.14 * len(maps.tokens), 2.6), 9.0)
     figure = new_figure(side * len(maps.names) + 1.6, side + 1.4, figure)
     shown = {name: maps.map(name, layer, pair) for name in maps.names}
     norm = signed_range(*shown.values(), limit=limit)
@@ -48,13 +55,20 @@ def plot_attention(
 
 
 def plot_attention_grid(
-    maps: AttentionMaps, name: str = "difference", *, limit: float | None = None, figure: Figure | None = None
+    maps: AttentionMaps | ModelOutput,
+    name: str = "difference",
+    *,
+    tokens: Sequence[str] | None = None,
+    wiring: str = "hf",
+    limit: float | None = None,
+    figure: Figure | None = None,
 ) -> Figure:
     """Draw one of the three maps ("first", "second", "difference") of every layer and pair, on one scale.
 
-    Layers go down, with λ of each, pairs across. Tokens stand on the outer axes while there are few. `limit` is as in
+    Layers go down, with λ of each, pairs across. Tokens stand on the outer axes while there are few. The rest is as in
     `plot_attention`.
     """
+    maps = as_maps(maps, tokens, wiring)
     L, P = maps.first.shape[:2]
     figure = new_figure(min(1.5 * P + 1.8, 20), min(1.5 * L + 0.8, 24), figure)
     values = {(i, j): maps.map(name, i, j) for i in range(L) for j in range(P)}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refdiff import layers
-from refdiff.arrays import to_numpy
+from refdiff.arrays import floats
+from refdiff.model.outputs import ModelOutput
 from refdiff.viz.appearance import BLUE, INK, legend, new_axes, whole_numbers
 from refdiff.viz.maps import AttentionMaps
 
@@ -43,11 +44,9 @@ def plot_lambdas(lambdas: Any, *, axes: Axes | None = None, starts: bool = True)
 
 
 def _numbers(lambdas: Any) -> np.ndarray[Any, Any]:
-    if isinstance(lambdas, AttentionMaps):
+    if isinstance(lambdas, AttentionMaps | ModelOutput):
         lambdas = lambdas.lambdas
-    elif hasattr(lambdas, "differential_attentions"):
-        lambdas = None if lambdas.lambdas is None else np.stack([to_numpy(x) for x in lambdas.lambdas])
-    values = np.asarray([] if lambdas is None else lambdas, dtype=np.float64)
+    values = floats([] if lambdas is None else lambdas)
     if not values.size or values.ndim == 0:
         raise ValueError(
             "there is no λ: a Llama has none, an output has them with output_attentions=True, and an array must be "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ _PAIRED = ("hf", "paper", "v2")
 class AttentionMaps:
     """What every pair of heads looked at in one text.
 
-    L layers, P pairs, T queries, S keys; the queries are the last T of the keys.
+    L layers, P pairs, T queries, S keys; the queries are the last T of the keys. Arrays of any library are taken, and
+    brought to the host.
 
     Attributes:
         tokens: what the S keys are called.
@@ -47,6 +48,9 @@ class AttentionMaps:
     starts: Floats | None
 
     def __post_init__(self) -> None:
+        for name in ("first", "second", "difference", "lambdas", "starts"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, to_numpy(getattr(self, name)))
         shape = self.first.shape
         for name in ("second", "difference"):
             other = getattr(self, name)
@@ -168,3 +172,22 @@ def maps_of(out: ModelOutput, tokens: Sequence[str], *, wiring: str = "hf", row:
         lambdas = np.array([float(to_numpy(x)) for x in out.lambdas])
         starts = np.array([layers.lambda_init(layer) for layer in range(len(lambdas))])
     return AttentionMaps(tuple(tokens), both[:, :half], both[:, half:], difference, lambdas, starts)
+
+
+def as_maps(given: AttentionMaps | ModelOutput, tokens: Sequence[str] | None, wiring: str) -> AttentionMaps:
+    """Return the maps that are drawn: those given, or those of an output's first row; `tokens` names the keys.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: the output has no maps, or there are not as many tokens as keys.
+    """
+    if isinstance(given, AttentionMaps):
+        return given if tokens is None else replace(given, tokens=tuple(tokens))
+    if not isinstance(given, ModelOutput):
+        raise TypeError(
+            f"need AttentionMaps or a model's output, got {type(given).__name__}: attention_maps(model, text) and "
+            "maps_of(output, tokens) make maps"
+        )
+    if tokens is None and given.attentions:
+        tokens = [str(key) for key in range(given.attentions[0].shape[-1])]
+    return maps_of(given, tokens or (), wiring=wiring)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refdiff.arrays import floats
 from refdiff.viz.appearance import INK, SERIES, legend, new_axes
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def attention_to(weights: Any, spans: Mapping[str, Keys], queries: Keys | int = 
         ValueError: two groups share a key, or a row of `weights` is all zeros.
         IndexError: a key or query that is not there.
     """
-    A = np.abs(np.asarray(weights, dtype=np.float64))
+    A = np.abs(floats(weights))
     A = A[..., [queries] if isinstance(queries, int) else queries, :]
     total = A.sum(axis=-1, keepdims=True)
     if not (total > 0).all():

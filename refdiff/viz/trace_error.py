@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refdiff.arrays import floats
 from refdiff.viz.appearance import BLUE, INK, ORANGE, legend, new_axes
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ def plot_trace_error(
     Raises:
         ValueError: names and errors are not as many, or an error is negative.
     """
-    values = np.asarray(errors, dtype=np.float64)
+    values = floats(errors)
     if values.shape != (len(names),) or not len(names):
         raise ValueError(f"errors has shape {values.shape}, but there are {len(names)} names: give one error a name")
     if (values < 0).any():
         raise ValueError(f"the error of {names[int(np.argmax(values < 0))]} is negative: give sizes of errors")
-    allowed = None if limits is None else np.broadcast_to(np.asarray(limits, dtype=np.float64), values.shape)
+    allowed = None if limits is None else np.broadcast_to(floats(limits), values.shape)
     axes = new_axes(axes, min(max(0.16 * len(names) + 2, 6), 16), 4.0)
     at = np.arange(len(values))
     finite = np.isfinite(values)

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.viz import AttentionMaps, plot_attention, plot_attention_grid
+from refdiff.model.outputs import ModelOutput
+from refdiff.viz import AttentionMaps, maps_of, plot_attention, plot_attention_grid
+from tests.layers.places import NUMPY, STRICT, Place
 
 from .conftest import render
 
@@ -97,3 +99,29 @@ def test_into_a_figure_that_is_there(maps: AttentionMaps) -> None:
         plot_attention(maps, 9)
     with pytest.raises(ValueError, match="no map 'both'"):
         plot_attention_grid(maps, "both")
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("place", [NUMPY, STRICT], ids=str)
+def test_of_a_models_output_the_first_row(outputs: Callable[[str], Any], wiring: str, place: Place) -> None:
+    names = ("attentions", "differential_attentions", "lambdas")
+    out = ModelOutput(**{name: tuple(map(place.put, getattr(outputs(wiring), name))) for name in names})
+    words_ = [f"w{i}" for i in range(7)]
+    right = maps_of(outputs(wiring), words_, wiring=wiring)
+    for draw in (plot_attention, plot_attention_grid):
+        made, expected = images(draw(out, tokens=words_, wiring=wiring)), images(draw(right))
+        assert len(made) == len(expected)
+        for image, same in zip(made, expected, strict=True):
+            np.testing.assert_array_equal(image.get_array(), same.get_array())
+        assert words(made[-1].axes.get_xticklabels()) == words_
+    (axes, *_) = (image.axes for image in images(plot_attention(out, wiring=wiring)))
+    assert words(axes.get_xticklabels()) == list("0123456")
+
+
+def test_tokens_may_be_called_otherwise_and_what_is_neither_is_refused(maps: AttentionMaps) -> None:
+    axes = images(plot_attention(maps, tokens="abcdefg"))[0].axes
+    assert words(axes.get_xticklabels()) == list("abcdefg")
+    with pytest.raises(ValueError, match="no attention maps: call the model with output_attentions=True"):
+        plot_attention(ModelOutput())
+    with pytest.raises(TypeError, match=r"a model's output, got ndarray: .* maps_of\(output, tokens\) make maps"):
+        plot_attention_grid(maps.first)  # type: ignore[arg-type]

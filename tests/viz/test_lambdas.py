@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-import refdiff
+from refdiff.model.outputs import ModelOutput
 from refdiff.viz import AttentionMaps, plot_lambdas
+from tests.layers.places import STRICT
 
 
 def test_trained_and_begun(maps: AttentionMaps, outputs: Callable[[str], Any]) -> None:
-    for given in (maps, maps.lambdas, outputs("hf")):
+    there = tuple(map(STRICT.put, outputs("hf").lambdas))
+    on_a_device = (STRICT.put(maps.lambdas), there, ModelOutput(lambdas=there))
+    for given in (maps, maps.lambdas, outputs("hf"), *on_a_device):
         axes = plot_lambdas(given)
         now, begun = axes.lines
         np.testing.assert_array_equal(now.get_xydata(), np.column_stack([np.arange(3), maps.lambdas]))  # type: ignore[arg-type]
@@ -36,7 +39,7 @@ def test_v2_has_a_band(maps_in: Callable[[str], AttentionMaps]) -> None:
         np.testing.assert_allclose([heights.min(), heights.max()], [flat[layer].min(), flat[layer].max()])
 
 
-@pytest.mark.parametrize("given", [None, np.float64(0.3), np.zeros(0), refdiff.model.outputs.ModelOutput()])
+@pytest.mark.parametrize("given", [None, np.float64(0.3), np.zeros(0), ModelOutput()])
 def test_without_lambda(given: Any) -> None:
     with pytest.raises(ValueError, match="there is no λ"):
         plot_lambdas(given)

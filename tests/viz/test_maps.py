@@ -13,6 +13,7 @@ import pytest
 import refdiff
 from refdiff.viz import AttentionMaps, attention_maps, maps_of
 from refdiff.viz.maps import check_size
+from tests.layers.places import STRICT
 from tests.model.models import small_config
 
 from .conftest import lambda_by_query
@@ -34,6 +35,16 @@ def test_the_three_maps_belong_together(maps_in: MapsIn, outputs: Callable[[str]
         np.testing.assert_array_equal(maps.first[layer], weights[1, first])
         np.testing.assert_array_equal(maps.second[layer], weights[1, second])
         np.testing.assert_array_equal(maps.difference[layer], out.differential_attentions[layer][1])
+
+
+@pytest.mark.parametrize("wiring", ["hf", "v2", "none"])
+def test_arrays_of_a_device_are_brought_to_the_host(maps_in: MapsIn, wiring: str) -> None:
+    maps = maps_in(wiring)
+    names = ("first", "second", "difference", "lambdas", "starts")
+    there = AttentionMaps(maps.tokens, *(STRICT.put(getattr(maps, name)) for name in names))
+    for name in names:
+        assert type(getattr(there, name)) is type(getattr(maps, name))
+        np.testing.assert_array_equal(getattr(there, name), getattr(maps, name))
 
 
 def test_lambda_begins_where_the_depth_says(maps_in: MapsIn) -> None:

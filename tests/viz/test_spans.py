@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.viz import attention_to, plot_attention_to
+from tests.layers.places import STRICT
 
 ROW = np.array([[0.0, 0.0, 0.0, 0.0, 0.0], [0.1, -0.2, 0.3, 0.4, -1.0]])
 
@@ -17,6 +18,11 @@ def test_by_hand() -> None:
     assert shares == pytest.approx({"answer": 0.35, "noise": 0.15, "the rest": 0.5}, rel=1e-14)
     assert attention_to(ROW, {"all": slice(None)}) == {"all": 1.0}
     assert attention_to(ROW, {"last": [-1, 4]}) == {"last": 0.5, "the rest": 0.5}  # one key, named twice
+
+
+def test_of_a_device_and_of_lists() -> None:
+    shares = attention_to(ROW, {"answer": [2, 3]})
+    assert attention_to(STRICT.put(ROW), {"answer": [2, 3]}) == attention_to(ROW.tolist(), {"answer": [2, 3]}) == shares
 
 
 def test_means_over_heads_and_queries() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 from refdiff.viz import plot_trace_error
+from tests.layers.places import STRICT
 
 from .conftest import render
 
@@ -49,6 +53,15 @@ def test_the_first_above_its_limit_is_marked(
     (limit,) = [line for line in axes.lines if line.get_label() == "limit"]
     np.testing.assert_array_equal(limit.get_ydata(), np.broadcast_to(limits, 5))
     render(axes.figure)
+
+
+@pytest.mark.parametrize("of", [STRICT.put, lambda x: [STRICT.put(one) for one in x]])
+def test_errors_and_limits_of_a_device(of: Callable[[Any], Any]) -> None:
+    errors, limits = np.array([1e-9, 1e-7, 1e-3, 1e-9, 1e-2]), np.array([1e-5, 1e-5, 1e-2, 1e-5, 1e-5])
+    axes = plot_trace_error(NAMES, of(errors), limits=of(limits))
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), errors)
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), limits)
+    assert axes.get_title() == "first above its limit: out"
 
 
 def test_of_a_long_trace_some_names_are_written() -> None:
