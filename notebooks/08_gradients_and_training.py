@@ -44,8 +44,8 @@ from refdiff.training import Corpus, Settings, Trainer
 # \frac{\partial L}{\partial \lambda} = -\sum G \odot A_2.$$
 #
 # (In the paper, Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258), the gradients by the matrices
-# are eq. 7.) Where λ > 0, the two maps get gradients of opposite sign: what the loss wants more of in one, it wants less
-# of in the other.
+# are eq. 7.) Where λ > 0, the two maps get gradients of opposite sign: what the loss wants more of in one, it wants
+# less of in the other.
 
 # %%
 print(inspect.getsource(layers.diff_attention_vjp))
