@@ -76,12 +76,13 @@ def one_layer_too_deep(name, function):
 
 broken = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
 broken.ops = overlay(broken.ops, one_layer_too_deep)
+made = {}
 for name, one in (("right", model), ("broken", broken)):
-    made = one.generate(ids, max_new_tokens=16)
-    print(f"{name:6} {tokenizer.decode(made[0], skip_special_tokens=True)!r}")
+    made[name] = one.generate(ids, max_new_tokens=16)
+    print(f"{name:6} {tokenizer.decode(made[name][0], skip_special_tokens=True)!r}")
 
 # %% [markdown]
-# Both write like the model. A look at the text does not tell which one is wrong.
+# Both write the same. A look at the text does not tell which one is wrong.
 #
 # ## The first difference, carried on
 #
@@ -147,7 +148,7 @@ def without_epsilon(name, function):
 
 subtle = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
 subtle.ops = overlay(subtle.ops, without_epsilon)
-same_text = np.array_equal(subtle.generate(ids, max_new_tokens=16), model.generate(ids, max_new_tokens=16))
+same_text = np.array_equal(subtle.generate(ids, max_new_tokens=16), made["right"])
 off = np.abs(subtle(ids).logits - model(ids).logits).max() / np.abs(model(ids).logits).max()
 found = oracle.first_divergence(oracle.trace(subtle, ids), reference)
 print(f"the same text: {same_text}; logits are off by less than 1e-3 of the largest: {off < 1e-3}")
@@ -184,6 +185,8 @@ assert not oracle.first_divergence(oracle.trace(model, ids), reference)
 assert free.path == local.path == "model.layers.0.self_attn.lambda_init"
 assert guilty == [f"model.layers.{layer}.self_attn.lambda_init" for layer in range(model.config.num_hidden_layers)]
 assert found.path == "model.layers.0.self_attn.groupnorm"
+assert same_text
+assert np.array_equal(made["broken"], made["right"])
 off_by = {s.path: s.error / max(s.size, 1e-30) for s in free.stages if s.status != "missing"}
 order, attention = list(off_by), "model.layers.0.self_attn."
 assert all(off_by[attention + name] < 1e-10 for name in ("scores1", "attn1", "scores2", "attn2"))
@@ -198,4 +201,4 @@ assert all(off_by[path] > 1e-10 for path in order[order.index(attention + "diff"
 # A: Given the wrong λ_init that went into it, λ was computed rightly.
 #
 # Q: Can generated text tell that a model has a mistake?
-# A: Often not: both broken models write text like the right one's, or the very same.
+# A: Often not: both broken models write the very same text as the right one.

@@ -13,7 +13,7 @@ from refdiff.viz.appearance import BLUE, INK, ORANGE, legend, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_NAMED = 40
+_NAMED = 60
 
 
 def plot_trace_error(
