@@ -24,7 +24,7 @@ def test_what_is_in_the_text_is_only_text(browser: Chromium, page_of: PageOf) ->
     assert browser.run("document.querySelectorAll('img, b, script').length") == 2
     assert text(browser, "about").startswith(hostile)
     browser.point(token(0), click=True)
-    assert text(browser, "status").startswith(f"“{hostile}” looks: ")
+    assert text(browser, "status").startswith(f"The chosen token, “{hostile}”, looks: ")
 
 
 def test_no_script_can_be_added(chromium: Chromium, page_of: PageOf) -> None:

@@ -54,6 +54,7 @@ def test_the_pointer_previews_and_a_click_stays(browser: Chromium, page_of: Page
     )
     browser.point(token(3))
     expect(browser, maps, 0, 0, 3)
+    assert text(browser, "status").startswith("The chosen token, “·king”, looks: ")  # not the one that is previewed
     browser.away()
     expect(browser, maps, 0, 0, 7)
     assert browser.run("said") == 0  # a preview is not said aloud
@@ -61,7 +62,7 @@ def test_the_pointer_previews_and_a_click_stays(browser: Chromium, page_of: Page
     browser.away()
     expect(browser, maps, 0, 0, 4)
     assert browser.run("said") == 1
-    assert text(browser, "status").startswith("“·there” looks: A₁ most at “")
+    assert text(browser, "status").startswith("The chosen token, “·there”, looks: A₁ most at “")
     best = int(np.argmax(maps.first[0, 0, 4]))
     assert f"A₁ most at “{WORDS[best]}”, {maps.first[0, 0, 4, best]:.4f}" in text(browser, "status")
 

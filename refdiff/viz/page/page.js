@@ -319,7 +319,7 @@ function say() {
     const key = strongest(maps, view[name], query);
     return `${titles[name]} most at ${quoted(key)}, ${digits(view[name][maps.at(query, key)])}`;
   });
-  $("status").textContent = `${quoted(query)} looks: ${looks.join("; ")}.`;
+  $("status").textContent = `The chosen token, ${quoted(query)}, looks: ${looks.join("; ")}.`;
 }
 
 function recolour() {
