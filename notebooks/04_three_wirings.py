@@ -88,7 +88,8 @@ print("logits equal to 1e-9:", np.allclose(logits, logits_after, rtol=0, atol=1e
 #
 # With fewer keys than queries (grouped queries, GQA), each key is shared by $n$ queries. The authors' *flash* files
 # pair first and share then. Their third file, `multihead_diffattn.py`, called the *eager* file below, shares first: it
-# repeats each key head $n$ times, and then pairs neighbours. After the repetition the neighbours are copies.
+# repeats each key head $n$ times, and then pairs neighbours. After the repetition the two of a pair are often copies of
+# one head: for an even $n$ in every pair.
 #
 # We can compute both with the same function. It only gets other keys:
 
