@@ -39,6 +39,8 @@ def drawn(figure: Any) -> list[dict[str, Any]]:
 
 
 def _of_axes(axes: Any) -> dict[str, Any]:
+    from matplotlib.ticker import FixedLocator  # places that were given, as tokens have; numbers find theirs
+
     artists = []
     for line in axes.lines:
         artists += _points("line", _scaled(axes, line.get_transform(), line.get_xydata()))
@@ -59,6 +61,8 @@ def _of_axes(axes: Any) -> dict[str, Any]:
     legend = axes.get_legend()
     words = [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(text.get_text() for text in axes.texts)]
     words += [] if legend is None else [text.get_text() for text in legend.get_texts()]
+    named = [axis for axis in (axes.xaxis, axes.yaxis) if isinstance(axis.get_major_locator(), FixedLocator)]
+    words += [label.get_text() for axis in named for label in axis.get_ticklabels()]
     return {"words": [word for word in words if word], "artists": artists}
 
 

@@ -245,6 +245,9 @@ def test_a_figure_is_summed_up_by_its_data() -> None:
         assert picture(moved) != picture(values)
     assert picture(values[::-1]) != picture(values)
     assert picture(values, "λ")[0]["words"] == ["λ"]
+    axes = Figure().add_subplot()
+    axes.set_xticks([0, 1], labels=["·a", "·king"])
+    assert drawn(axes.figure)[0]["words"] == ["·a", "·king"]
     assert {artist.split(":")[0] for artist in picture(values)[0]["artists"]} == {
         *(f"{kind} {name}" for kind in ("line", "patches", "collection") for name in "xy"),
         "image",
