@@ -165,7 +165,7 @@ def test_too_few_tokens_for_one_row(path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no limit for the size of files")
 @pytest.mark.parametrize("most", [2_000, 9_000])
-def test_a_full_disk_leaves_nothing_and_is_said(path: Path, most: int) -> None:
+def test_a_full_disk_leaves_nothing_and_is_said(path: Path, most: int, outside: dict[str, str]) -> None:
     """A file may have 2,000 bytes, which is less than the tokenizer's, or 9,000, which is less than the tokens'."""
     program = (
         "import resource, sys; from pathlib import Path; from refdiff.training.data import Corpus; "
@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_nothing_and_is_said(path: Path, most: int) -> None:
     path.write_text(text(300), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", program, str(path), str(path.parent / "corpus")],
-        env={**os.environ, "PYTHONPATH": str(Path(refdiff.__file__).parents[1])}, capture_output=True, check=False,
+        env={**outside, "PYTHONPATH": str(Path(refdiff.__file__).parents[1])}, capture_output=True, check=False,
     )  # fmt: skip
     said = done.stderr.decode().splitlines()[-1]
     assert "cannot write the tokens and their tokenizer: File too large; free some space, then start again" in said
