@@ -33,6 +33,7 @@ COPIED = ("refdiff", "tests", "setup.cfg", "pyproject.toml", "README.md")
 DEFAULT = ("refdiff/layers", "refdiff/model", "refdiff/generation/sampling.py")
 ALSO = {
     "refdiff/model/weights/load.py": ("tests/model/test_stored_weights.py",),
+    "refdiff/model/weights/precision.py": ("tests/model/weights/test_load.py",),
     "refdiff/model/trainable.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/wirings.py": ("tests/model/test_diffllama.py",),
     "refdiff/model/pretrained.py": (

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import resource
+import stat
 import tempfile
 import threading
 from collections.abc import Callable
@@ -338,6 +339,43 @@ def state(folder: Path) -> tuple[float, float] | None:
 
 
 @pytest.mark.parametrize(("before", "after", "change"), CHANGES)
+def test_each_rename_that_matters_is_durable_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str, change: str
+) -> None:
+    """What is moved aside one by one, then all that is new but the last file, by which the others are found."""
+    new, events, replace = configs(change)[1], [], os.replace
+    prepare(tmp_path, before)
+
+    def moved(source: Any, target: Any, **options: Any) -> None:
+        replace(source, target, **options)
+        place = Path(target).parent
+        if place == tmp_path or place.name == "replaced":
+            events.append("aside" if place.name == "replaced" else Path(target).name)
+
+    monkeypatch.setattr(os, "replace", moved)
+    monkeypatch.setattr(os, "fsync", lambda file: stat.S_ISDIR(os.fstat(file).st_mode) and events.append("sync"))
+    save(tmp_path, new, constant(NEW), CAUSAL, max_shard_size=LAYOUTS[after])
+    assert all(then == "sync" for event, then in itertools.pairwise(events) if event == "aside")
+    last = "model.safetensors" if after == "single" else "model.safetensors.index.json"
+    if before != "none" and (after, change) == ("single", "same config"):  # one rename changes everything
+        assert events == [last, "sync"]
+    else:
+        assert events[-3:] == ["sync", last, "sync"]
+        assert events.count("sync") == events.count("aside") + 2
+
+
+def test_a_save_leaves_no_file_open(tmp_path: Path) -> None:
+    open_files = Path("/proc/self/fd")
+    if not open_files.is_dir():
+        pytest.skip("lists this process's open files where the system does")
+    save(tmp_path, tiny_config(), constant(OLD), CAUSAL)
+    before = len(list(open_files.iterdir()))
+    for _ in range(3):
+        save(tmp_path, tiny_config(), constant(NEW), CAUSAL, max_shard_size=SMALL)
+    assert len(list(open_files.iterdir())) == before
+
+
+@pytest.mark.parametrize(("before", "after", "change"), CHANGES)
 def test_crash_at_any_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str, change: str
 ) -> None:
@@ -366,7 +404,7 @@ def test_crash_at_any_step(
     assert seen[seen.index((new.rms_norm_eps, NEW)) :] == [(new.rms_norm_eps, NEW)] * seen.count(
         (new.rms_norm_eps, NEW)
     )
-    if (before, after, change) == ("single", "single", "same config"):
+    if before != "none" and (after, change) == ("single", "same config"):  # one rename changes everything
         assert None not in seen
 
 
