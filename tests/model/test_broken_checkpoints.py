@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -23,6 +23,8 @@ from tests.model.broken.cases import SECRET, SOUND, Case, put
 from tests.model.broken.kinds import KINDS, TEXT_KINDS
 from tests.model.broken.texts import TextCase, sound_texts, template_refusals
 from tests.model.weights.files import pack, random_tensors, write
+
+T = TypeVar("T")
 
 SAMPLE = 36  # cases of each kind in the default run
 SECONDS = 2.0  # of processor time, for any one checkpoint
@@ -103,16 +105,23 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
             return None, str(error)
 
 
-def check(case: Case, folder: Path, watch: Watch) -> None:
-    put(folder, case.files, folder.parent)
-    watch.events.clear()
+def watched(work: Callable[[], T], watch: Watch) -> tuple[T, float]:
+    """What the work gives, and the seconds of the processor's that it took."""
     started = time.process_time()
     watch.on = True
     try:
-        params, message = load(folder)
+        return work(), time.process_time() - started
     finally:
         watch.on = False
-    assert time.process_time() - started < SECONDS
+
+
+def check(case: Case, folder: Path, watch: Watch) -> None:
+    put(folder, case.files, folder.parent)
+    watch.events.clear()
+    (params, message), seconds = watched(lambda: load(folder), watch)
+    if seconds >= SECONDS:  # once may be a collection of all the garbage of the tests before; a case is slow twice
+        seconds = watched(lambda: load(folder), watch)[1]
+    assert seconds < SECONDS
     assert not watch.strange(folder)
     if params is None:
         assert case.fails is not False, message

@@ -245,9 +245,11 @@ def test_embeddings_of_another_size_are_told_so():
         small_model()(inputs_embeds=np.zeros((2, 7, 5)))
 
 
-def test_a_token_id_outside_the_vocabulary_is_told_so():
-    with pytest.raises(IndexError, match="token id 53 is outside 0 to 52"):
-        small_model()([[1, 53]])
+@pytest.mark.parametrize("backend", ["numpy", array_api_strict])
+@pytest.mark.parametrize("token", [-1, 53])
+def test_a_token_id_outside_the_vocabulary_is_told_so(backend, token):
+    with pytest.raises(IndexError, match=f"token id {token} is outside 0 to 52"):
+        small_model(backend=backend)([[1, token]])
 
 
 def test_mask_of_three_axes_is_refused():
