@@ -20,7 +20,7 @@ os.environ |= {
 }
 
 from tests.layers.test_equation_map import ENTRIES, Entry
-from tests.mutation.planted import Job, prepare, run
+from tests.mutation.planted import Job, prepare, run, tell
 
 ROOT = Path(__file__).parents[2]
 ON_NUMPY = ("-m", "", "-k", "not strict and not read-only")
@@ -79,14 +79,7 @@ def main() -> int:
         return 1
     each = [(entry, name) for entry in ENTRIES for name in entry.functions]
     jobs = [Job(functools.partial(plant, name, e.label), tests_for(e), 300, ON_NUMPY) for e, name in each]
-    unnoticed = 0
-    for number, outcome in run(jobs, ROOT):
-        entry, name = each[number]
-        unnoticed += outcome.result != "killed"
-        by = outcome.by.partition("::")[2] if outcome.result == "killed" else f"NOT NOTICED ({outcome.result})"
-        print(f"{entry.label:14} {name:36} {by}", flush=True)
-    print(f"{len(each) - unnoticed} of {len(each)} noticed")
-    return int(unnoticed > 0)
+    return int(not tell(jobs, [f"{entry.label:14} {name:36}" for entry, name in each], ROOT))
 
 
 if __name__ == "__main__":

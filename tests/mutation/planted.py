@@ -97,6 +97,18 @@ def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Iterator[tuple[int
         time.sleep(0.005)
 
 
+def tell(jobs: list[Job], labels: list[str], root: Path) -> bool:
+    """Run jobs that each plant a mistake, print behind its label which test noticed it; say whether all were."""
+    noticed = 0
+    for number, outcome in run(jobs, root):
+        killed = outcome.result == "killed"
+        noticed += killed
+        by = outcome.by.partition("::")[2] if killed else f"NOT NOTICED ({outcome.result})"
+        print(f"{labels[number]} {by}", flush=True)
+    print(f"{noticed} of {len(jobs)} noticed")
+    return noticed == len(jobs)
+
+
 class _Waiting:
     """Tells a child that waits for what never comes, and so takes no time of the processor's, from a slow one."""
 

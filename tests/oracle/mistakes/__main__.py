@@ -18,7 +18,7 @@ os.environ |= {
 
 from refdiff import layers
 from refdiff.oracle.mistakes import CATALOGUE, Mistake
-from tests.mutation.planted import Job, prepare, run
+from tests.mutation.planted import Job, prepare, run, tell
 
 ROOT = Path(__file__).parents[3]
 PROPERTIES = ("-m", "hypothesis and not slow", "-k", "not strict")  # a mistake may be written for NumPy alone
@@ -47,14 +47,7 @@ def main(names: list[str]) -> int:
         print(f"without any mistake: {broken}" if broken else f"no mistake is called {names}")
         return 1
     jobs = [Job(functools.partial(plant, m.name), tests_for(m), 120, PROPERTIES) for m in chosen]
-    unnoticed = 0
-    for number, outcome in run(jobs, ROOT):
-        m = chosen[number]
-        unnoticed += outcome.result != "killed"
-        by = outcome.by.partition("::")[2] if outcome.result == "killed" else f"NOT NOTICED ({outcome.result})"
-        print(f"{m.axis:16} {m.row or '-':4} {m.name:45} {by}", flush=True)
-    print(f"{len(chosen) - unnoticed} of {len(chosen)} noticed")
-    return int(unnoticed > 0)
+    return int(not tell(jobs, [f"{m.axis:16} {m.row or '-':4} {m.name:45}" for m in chosen], ROOT))
 
 
 if __name__ == "__main__":
