@@ -9,6 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# Where pytest -n makes processes for the cores, each computes on one thread, and so does what it starts. NumPy reads
+# these when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import array_api_strict
 import pytest
 from hypothesis import HealthCheck, Phase, settings

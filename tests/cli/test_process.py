@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.quickness import start_seconds
+
 from .conftest import Run
 
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -50,7 +52,7 @@ def _read_until(process: subprocess.Popen[bytes], text: bytes) -> bytes:
     """What the process has written by the time that `text` is in it."""
     assert process.stdout is not None
     seen = b""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while text not in seen:
         assert select.select([process.stdout], [], [], max(deadline - time.monotonic(), 0))[0], seen
         piece = os.read(process.stdout.fileno(), 1000)
@@ -147,7 +149,7 @@ def test_a_killed_run_of_many_prompts_goes_on_where_it_was(
     command = ["generate", "-m", reciting, "--prompts-file", prompts, "-n", "40", "--ignore-eos", "-o"]
     process = start(*command, "out.jsonl")
     out = tmp_path / "out.jsonl"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (out.exists() and out.read_bytes().count(b"\n") >= 3):
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -221,13 +223,7 @@ def test_the_progress_bar_is_for_terminals_only(
 
 def test_help_is_fast_and_loads_nothing(environment: dict[str, str], tmp_path: Path) -> None:
     plain = {key: value for key, value in environment.items() if not key.startswith("COV")}
-    command = [sys.executable, "-m", "refdiff", "--help"]
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        subprocess.run(command, env=plain, cwd=tmp_path, check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.2
+    assert start_seconds([sys.executable, "-m", "refdiff", "--help"], env=plain, cwd=tmp_path) < 0.2
     code = "import sys, refdiff.cli\ntry: refdiff.cli.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], env=plain, cwd=tmp_path, check=True, capture_output=True, text=True

@@ -362,10 +362,10 @@ HOSTILE_FIELDS = [
 def test_a_hostile_field_gives_one_short_error_that_names_it(content: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "model", content)
     field = content.split('"')[1].replace("rope_scaling", "rope_")
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(CheckpointError) as caught:
         DiffLlamaConfig.from_pretrained(folder)
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
     message = str(caught.value)
     assert str(folder / "config.json") in message
     assert field in message

@@ -47,11 +47,11 @@ def test_hostile_content_gives_one_error_that_names_the_file(name: str, tmp_path
     content, message = HOSTILE[name]
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(CheckpointError, match=message) as caught:
         read_json(path)
     assert str(path) in str(caught.value)
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
 
 
 @pytest.mark.parametrize(("inner", "outer"), [("[{}]", 98), ("{}", 99), ("1", 100)])
@@ -85,10 +85,10 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     with path.open("wb") as file:
         file.truncate(5_000_000_000)
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(CheckpointError, match="larger than 10,000,000 bytes"):
         read_json(path)
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
 
 
 def test_a_file_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_many_keys_with_one_twice_is_quick(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     keys = [f'"{index}":0' for index in range(300_000)]
     path.write_text("{" + ",".join([*keys, '"299999":1']) + "}")
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(CheckpointError, match="'299999' stands twice"):
         read_json(path)
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "fifo", "file for folder", "loop", "null byte", "long name"])
