@@ -1,0 +1,117 @@
+"""Measures the bundled model beside its twin with plain attention, for the notebooks; keeps it in data/twins.json.
+
+    refdiff train fairy_en.txt -o twin --wiring none …       # the whole command is on the bundled model's card
+    python -m tests.parity.train_with_torch RUN -o torch.jsonl
+    python notebooks/twins.py twin --torch torch.jsonl
+
+The twin's weights are rounded to float16 as the bundled ones are. Of the bundled run, the validation losses are those
+on its card; torch.jsonl has those of the same run computed by transformers and torch.
+
+Kept of each model, on rows of the validation part of the text, all of one length:
+
+    validation     [step, nats a token] during training
+    reached        on the whole validation part: nats a token, bits per byte
+    first          by layer: of what a query gives to keys, in absolute values, the share that the first token gets,
+                   mean over heads and queries. Of the differential model the three maps A₁, A₂ and A₁ − λ A₂.
+    largest        of the scores QKᵀ/√d that causality leaves, and of the residual stream after each layer: the largest
+                   |x|, the 10th, 100th and 1000th largest, and the median
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import refdiff  # noqa: E402  (the one that stands beside this folder)
+from refdiff import oracle  # noqa: E402
+from refdiff.training import Corpus, checkpoint  # noqa: E402
+from refdiff.training.evaluate import evaluate  # noqa: E402
+
+ROWS, RANKS = 8, (1, 10, 100, 1000)
+
+
+def card_losses() -> list[list[float]]:
+    """The bundled run's validation losses, as its card has them."""
+    card = (Path(refdiff.__file__).parent / "bundled" / "README.md").read_text(encoding="utf-8")
+    return [[int(step), float(loss)] for step, loss in re.findall(r"^\| (\d+) \| [\d.]+ \| ([\d.]+) \|", card, re.M)]
+
+
+def measure(model: Any, corpus: Corpus, settings: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a model, without its training."""
+    context = settings["context"]
+    rows = np.arange(0, corpus.rows("validation", context), max(corpus.rows("validation", context) // ROWS, 1))[:ROWS]
+    ids, _ = corpus.batch("validation", rows, context)
+    causal = np.tri(context, dtype=bool)
+    first: dict[str, list[float]] = {}
+    scores, states = [], []
+    for row in ids:  # alone, without the borders of documents: one text of `context` tokens
+        points = oracle.trace(model, row[None], maps=True).points
+        for layer in range(model.config.num_hidden_layers):
+            prefix = f"model.layers.{layer}"
+            states.append(np.abs(points[prefix]).ravel())
+            at = {name.rpartition(".")[2]: x for name, x in points.items() if name.startswith(f"{prefix}.self_attn.")}
+            scores += [np.abs(at[name][..., causal]).ravel() for name in at if name.startswith("scores")]
+            maps = {"A": at["probs"]} if "probs" in at else {"A₁": at["probs1"], "A₂": at["probs2"]}
+            if "A₁" in maps:
+                maps["A₁ − λ A₂"] = maps["A₁"] - at["lambda_full"] * maps["A₂"]
+            for name, weights in maps.items():
+                share = np.abs(weights)[..., 0] / np.abs(weights).sum(axis=-1)
+                first.setdefault(f"{name} {layer}", []).append(float(share.mean()))
+    names = dict.fromkeys(name.rpartition(" ")[0] for name in first)
+    layers = range(model.config.num_hidden_layers)
+    return {
+        "parameters": model.num_parameters(),
+        "reached": evaluate(model, corpus, context, settings["batch"]),
+        "first": {name: [round(float(np.mean(first[f"{name} {i}"])), 5) for i in layers] for name in names},
+        "largest": {name: _largest(np.concatenate(x)) for name, x in (("scores", scores), ("states", states))},
+    }
+
+
+def _largest(x: np.ndarray[Any, Any]) -> dict[str, float]:
+    ordered = np.sort(x)[::-1]
+    kept = {f"top {rank}": ordered[rank - 1] for rank in RANKS} | {"median": np.median(x)}
+    return {name: round(float(value), 3) for name, value in kept.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure both, and write the file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("twin", type=Path, help="the folder of the finished run with --wiring none")
+    parser.add_argument("--torch", type=Path, help="what tests.parity.train_with_torch -o wrote of the bundled run")
+    parser.add_argument("-o", "--output", type=Path, default=HERE / "data" / "twins.json")
+    args = parser.parse_args(argv)
+    folder, about = checkpoint.latest(args.twin)
+    settings, corpus = about["settings"], Corpus(args.twin / "corpus")
+    if about["step"] != settings["steps"]:
+        raise SystemExit(f"{args.twin} has made {about['step']} of {settings['steps']} steps: go on with --resume")
+    with tempfile.TemporaryDirectory() as rounded:
+        refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float16").save_pretrained(rounded)
+        twin = refdiff.DiffLlamaForCausalLM.from_pretrained(rounded, dtype="float32")
+    bundled = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32")
+    losses = [[r["step"], round(r["validation"], 4)] for r in checkpoint.read_log(args.twin) if "validation" in r]
+    kept = {
+        "tokens": settings["steps"] * settings["batch"] * settings["accumulate"] * (settings["context"] - 1),
+        "differential": {"validation": card_losses(), **measure(bundled, corpus, settings)},
+        "plain": {"validation": losses, **measure(twin, corpus, settings)},
+    }
+    if args.torch:
+        records = map(json.loads, args.torch.read_text(encoding="utf-8").splitlines())
+        kept["torch"] = {"validation": [[r["step"], round(r["torch"], 4)] for r in records]}
+    args.output.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps(kept, indent=1, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
