@@ -31,8 +31,11 @@ FEW_SCORES = 2**15
 UNPACKED = 10**6
 """The largest rows · N · K of a product that OpenBLAS does without packing; just above, it takes twice as long."""
 
+ONE_THREAD = 9000
+"""The largest matrix by which OpenBLAS multiplies a vector without threads of its own."""
+
 KEYS = 512
-"""The fewest keys that a product with V takes at a time."""
+"""The fewest keys that a product takes at a time."""
 
 SMALL = 40.0
 """Scores below this need no maximum taken away: neither e^40 nor a sum of them overflows, nor does e^−40 underflow."""
@@ -131,7 +134,8 @@ class NumpyAttentionKernels(NumpyRowKernels):
         n = G * T
         hidden = np.tri(T, k=-1, dtype=np.bool_)[:, None] if causal and T > 1 else None
         out, ones = np.empty((B, H, T, e), v.dtype), np.ones(S, v.dtype)
-        keys = max(UNPACKED // (M * n * e) // 8 * 8, KEYS)
+        keys = max(min(UNPACKED // max(M * n * e, n * d), ONE_THREAD // (M * n)) // 8 * 8, KEYS)
+        pieces = [slice(i, min(i + keys, S)) for i in range(0, S, keys)]
 
         def part(at: tuple[slice, slice]) -> None:
             b, k = at
@@ -145,7 +149,9 @@ class NumpyAttentionKernels(NumpyRowKernels):
             grids = [scores[..., i * n : i * n + n] for i in range(M)]
             for grid, (q, key, _, z) in zip(grids, maps, strict=True):
                 turned = q[b, h].reshape(*groups, G, T, d).transpose(0, 1, 4, 2, 3) / math.sqrt(d)
-                np.matmul(key[b, k], np.ascontiguousarray(turned).reshape(*groups, d, n), out=grid)
+                columns = np.ascontiguousarray(turned).reshape(*groups, d, n)
+                for i in pieces:
+                    np.matmul(key[b, k, i], columns, out=grid[:, :, i])
                 if z is not None:
                     grid.reshape(*groups, S, G, T)[...] += by_key(z)
             small = scores.min() > -SMALL and scores.max() < SMALL
@@ -159,11 +165,12 @@ class NumpyAttentionKernels(NumpyRowKernels):
                 top[top == -np.inf] = 0
                 scores -= top
             np.exp(scores, out=scores)
-            sums = ones @ scores
+            sums, product = np.zeros((*groups, M * n), v.dtype), np.zeros((*groups, M * n, e), v.dtype)
+            for i in pieces:
+                weights = scores[:, :, i]
+                sums += ones[: weights.shape[2]] @ weights
+                product += weights.swapaxes(2, 3) @ v[b, k, i]
             sums[sums == 0] = 1
-            product = scores[:, :, :keys].swapaxes(2, 3) @ v[b, k, :keys]
-            for i in range(keys, S, keys):
-                product += scores[:, :, i : i + keys].swapaxes(2, 3) @ v[b, k, i : i + keys]
             product /= sums[..., None]
             heads = product.reshape(*groups, M, G, T, e)
             result = heads[:, :, 0]
@@ -184,6 +191,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
                 for b in range(0, B, rows)
                 for k in range(0, K, heads)
             ],
+            beside_blas=KEYS * M * n * e <= UNPACKED,
         )
         return out
 

@@ -32,11 +32,14 @@ TOKENS = 512
 """How many tokens the feed-forward network takes at a time: what lies between its products stays in the cache."""
 
 
-def is_zen_5() -> bool:
-    """Whether the processor says that it is AMD's of family 26; where nothing can be read, it is not."""
+def is_zen_4_or_5() -> bool:
+    """Whether the processor says that it is AMD's, with AVX-512; where nothing can be read, it is not."""
     with contextlib.suppress(OSError):
-        said = dict(re.findall(r"^(vendor_id|cpu family)\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
-        return said == {"vendor_id": "AuthenticAMD", "cpu family": "26"}
+        said = Path("/proc/cpuinfo").read_text()
+        return bool(
+            re.search(r"^vendor_id\s*:\s*AuthenticAMD$", said, re.M)
+            and re.search(r"^flags\s*:.*\bavx512f\b", said, re.M)
+        )
     return False
 
 
@@ -44,11 +47,11 @@ class NumpyKernels(NumpyAttentionKernels):
     """The kernels of one model's way forward, and the threads that they share.
 
     unpacked: up to how many tokens a product's pieces are of the kind that BLAS does not pack. Which kind is faster is
-    the processor's: the other one where a core multiplies 230 GFLOP/s, as Zen 5 does (8 tokens go 1.3 times as fast in
-    packed pieces, 16 tokens 1.7 times), and this where it does 100. `refdiff bench --rows product:8` measures.
+    the processor's: the other one on Zen 4 and 5 (8 tokens go 1.3 times as fast in packed pieces, 16 tokens 1.5 to 1.7
+    times), and this on an Intel whose cores multiply 100 GFLOP/s each. `refdiff bench --rows product:8` measures.
     """
 
-    unpacked = 2 if is_zen_5() else FEW
+    unpacked = 1 if is_zen_4_or_5() else FEW
 
     def linear(self, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
         """Put the weight first, W Xᵀ, cut over its rows: a matrix-vector product, unpacked pieces, or whole halves.

@@ -98,6 +98,12 @@ class NumpyRowKernels:
     ) -> FloatArray:
         """Normalise x (groups, features, tokens), some features at a time, into the like view of `y`."""
         groups, features, tokens = x.shape
+        if x.size <= ELEMENTS:
+            mean = np.ones(features, x.dtype) @ np.square(x) / features
+            np.divide(x, np.sqrt(mean + eps, dtype=x.dtype)[:, None], out=into)
+            if weight is not None:
+                into *= weight[:, None]
+            return y
         rows = min(max(ELEMENTS // min(tokens, COLUMNS), 1), features)
         ones = np.ones(rows, x.dtype)
 
@@ -180,22 +186,25 @@ class NumpyRowKernels:
     def _turn_columns(
         self, x: FloatArray, cos: FloatArray, sin: FloatArray, interleaved: bool, y: FloatArray, into: FloatArray
     ) -> FloatArray:
-        """Rotate x (heads, d, tokens), a head and some tokens at a time, into the like view of `y`."""
+        """Rotate x (heads, d, tokens), a head and some tokens at a time or all of few, into the like view of `y`."""
         B, T = y.shape[0], y.shape[2]
         turns = (np.broadcast_to(a, (B, *a.shape[1:])).transpose(1, 3, 0, 2).reshape(-1, B * T) for a in (cos, sin))
         (c, s), n = map(np.ascontiguousarray, turns), cos.shape[-1]
         first, second = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if interleaved else (slice(0, n), slice(n, 2 * n))
 
-        def block(at: tuple[int, slice]) -> None:
+        def block(at: tuple[slice, slice]) -> None:
             h, t = at
             one, two, out = x[h, first, t], x[h, second, t], into[h, :, t]
-            np.multiply(one, c[:, t], out=out[first])
-            out[first] -= two * s[:, t]
-            np.multiply(two, c[:, t], out=out[second])
-            out[second] += one * s[:, t]
-            out[2 * n :] = x[h, 2 * n :, t]
+            np.multiply(one, c[:, t], out=out[:, first])
+            out[:, first] -= two * s[:, t]
+            np.multiply(two, c[:, t], out=out[:, second])
+            out[:, second] += one * s[:, t]
+            out[:, 2 * n :] = x[h, 2 * n :, t]
 
-        self._each(block, [(h, t) for h in range(len(x)) for t in self._tokens(B * T, len(x))], x.size)
+        if x.size <= ELEMENTS:
+            block((slice(None), slice(None)))
+            return y
+        self._each(block, [(slice(h, h + 1), t) for h in range(len(x)) for t in self._tokens(B * T, len(x))], x.size)
         return y
 
     def rope_vjp(

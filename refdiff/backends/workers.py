@@ -32,7 +32,7 @@ class Workers:
         self.threads = threads or _cores()
         self._pool: ThreadPoolExecutor | None = None
         self._controller: ThreadpoolController | None = None
-        self._running = 0
+        self._running = self._beside = 0
 
     @contextlib.contextmanager
     def running(self, *, alone: bool = True) -> Iterator[bool]:
@@ -40,7 +40,7 @@ class Workers:
 
         Outside of such a block `split` and `each` do everything in the calling thread, and BLAS keeps its threads.
         The value is whether this is the outermost of blocks within each other. With `alone=False` BLAS has all threads,
-        and these here have none.
+        and these here only serve `each` with `beside_blas`.
         """
         if self._running:
             yield False
@@ -50,10 +50,12 @@ class Workers:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="refdiff")
         with self._controller.limit(limits=1 if alone else self.threads):
             self._running += alone
+            self._beside += not alone
             try:
                 yield True
             finally:
                 self._running -= alone
+                self._beside -= not alone
 
     def split(self, size: int, work: Callable[[int, int], Any], *, align: int = 1) -> None:
         """Call `work(start, stop)` on parts of range(size), one part a thread, starts being multiples of `align`."""
@@ -61,8 +63,11 @@ class Workers:
         step = max(-(-size // (parts * align)), 1) * align
         self.each(lambda start: work(start, min(start + step, size)), range(0, size, step))
 
-    def each(self, work: Callable[[Any], Any], items: Iterable[Any]) -> None:
-        """Call `work(item)` for every item, whichever thread is free taking the next."""
+    def each(self, work: Callable[[Any], Any], items: Iterable[Any], *, beside_blas: bool = False) -> None:
+        """Call `work(item)` for every item, whichever thread is free taking the next.
+
+        beside_blas: `work` asks BLAS for nothing so large that it would take threads of its own for it.
+        """
         todo = deque(items)
 
         def drain() -> None:
@@ -73,7 +78,7 @@ class Workers:
                     return
                 work(item)
 
-        helpers = min(self.threads, len(todo)) - 1 if self._running else 0
+        helpers = min(self.threads, len(todo)) - 1 if self._running or (beside_blas and self._beside) else 0
         waiting = [self._pool.submit(drain) for _ in range(helpers)] if self._pool is not None else []
         drain()
         for result in waiting:

@@ -50,7 +50,7 @@ class Pipeline:
 
     def check(self, scores: Scores, ids: Ids, live: NDArray[np.bool_] | None = None) -> None:
         """Raise where an unfinished row has scores that no token can be chosen by."""
-        best = scores.max(axis=1)  # NaN where the row holds one
+        best = scores[np.arange(len(scores)), scores.argmax(axis=1)]  # NaN where the row holds one
         rows = slice(None) if live is None else live
         if np.isfinite(best[rows]).all():
             return
