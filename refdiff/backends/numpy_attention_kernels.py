@@ -134,8 +134,9 @@ class NumpyAttentionKernels(NumpyRowKernels):
         n = G * T
         hidden = np.tri(T, k=-1, dtype=np.bool_)[:, None] if causal and T > 1 else None
         out, ones = np.empty((B, H, T, e), v.dtype), np.ones(S, v.dtype)
-        keys = max(min(UNPACKED // max(M * n * e, n * d), ONE_THREAD // (M * n)) // 8 * 8, KEYS)
-        pieces = [slice(i, min(i + keys, S)) for i in range(0, S, keys)]
+        of_keys, of_values = (
+            cut(S, max(most // 8 * 8, KEYS)) for most in (UNPACKED // d // n, min(UNPACKED // e, ONE_THREAD) // (M * n))
+        )
 
         def part(at: tuple[slice, slice]) -> None:
             b, k = at
@@ -150,7 +151,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
             for grid, (q, key, _, z) in zip(grids, maps, strict=True):
                 turned = q[b, h].reshape(*groups, G, T, d).transpose(0, 1, 4, 2, 3) / math.sqrt(d)
                 columns = np.ascontiguousarray(turned).reshape(*groups, d, n)
-                for i in pieces:
+                for i in of_keys:
                     np.matmul(key[b, k, i], columns, out=grid[:, :, i])
                 if z is not None:
                     grid.reshape(*groups, S, G, T)[...] += by_key(z)
@@ -166,7 +167,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
                 scores -= top
             np.exp(scores, out=scores)
             sums, product = np.zeros((*groups, M * n), v.dtype), np.zeros((*groups, M * n, e), v.dtype)
-            for i in pieces:
+            for i in of_values:
                 weights = scores[:, :, i]
                 sums += ones[: weights.shape[2]] @ weights
                 product += weights.swapaxes(2, 3) @ v[b, k, i]
@@ -283,6 +284,11 @@ def by_map(x: NDArray[Any] | None, heads: int) -> tuple[NDArray[Any] | None, NDA
 def part_of(x: NDArray[Any], at: tuple[slice, slice, slice, slice]) -> NDArray[Any]:
     """Cut a mask or bias to a block; an axis of length 1 stands for all."""
     return x[tuple(s if n > 1 else slice(None) for s, n in zip(at, x.shape, strict=True))]
+
+
+def cut(length: int, size: int) -> list[slice]:
+    """Cut a length into slices of `size`, the last of what is left."""
+    return [slice(i, min(i + size, length)) for i in range(0, length, size)]
 
 
 def pieces(rows: int, width: int) -> list[slice]:
