@@ -25,6 +25,15 @@ from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, WHOLE, expan
 FEW = 24
 """Up to so many rows, a product is cut into pieces over its outputs."""
 
+VECTORS = 4
+"""Up to so many tokens, a piece that is not worth packing is multiplied by each of them as a vector."""
+
+CACHED = 2**15
+"""How many numbers of a weight such a piece has: a core's cache holds it from the first token to the last."""
+
+TOGETHER = 8
+"""Packed pieces take tokens by so many: 7 cost more than 8, and are given a zero for company."""
+
 PACKED = 256
 """The rows of a piece that is packed: few enough to stay in the cache while they are multiplied."""
 
@@ -32,12 +41,16 @@ TOKENS = 512
 """How many tokens the feed-forward network takes at a time: what lies between its products stays in the cache."""
 
 
-def is_zen_4_or_5() -> bool:
-    """Whether the processor says that it is AMD's, with AVX-512; where nothing can be read, it is not."""
+def has_unpacked_products() -> bool:
+    """Whether small products that BLAS does not pack are the faster ones here: on an Intel with AVX-512.
+
+    OpenBLAS has code of its own for them on processors with AVX-512 only, and an AMD does better without it. Where
+    nothing can be read, they are not.
+    """
     with contextlib.suppress(OSError):
         said = Path("/proc/cpuinfo").read_text()
         return bool(
-            re.search(r"^vendor_id\s*:\s*AuthenticAMD$", said, re.M)
+            re.search(r"^vendor_id\s*:\s*GenuineIntel$", said, re.M)
             and re.search(r"^flags\s*:.*\bavx512f\b", said, re.M)
         )
     return False
@@ -47,11 +60,12 @@ class NumpyKernels(NumpyAttentionKernels):
     """The kernels of one model's way forward, and the threads that they share.
 
     unpacked: up to how many tokens a product's pieces are of the kind that BLAS does not pack. Which kind is faster is
-    the processor's: the other one on Zen 4 and 5 (8 tokens go 1.3 times as fast in packed pieces, 16 tokens 1.5 to 1.7
-    times), and this on an Intel whose cores multiply 100 GFLOP/s each. `refdiff bench --rows product:8` measures.
+    the processor's. Packed ones on an AMD: with AVX-512 8 tokens go 1.3 times as fast and 16 tokens 1.5 to 1.7 times,
+    without it 2 to 3 times; and there so few as `VECTORS` are multiplied one by one. Unpacked ones on an Intel with
+    AVX-512 whose cores multiply 100 GFLOP/s each. `refdiff bench --rows product:8` measures.
     """
 
-    unpacked = 1 if is_zen_4_or_5() else FEW
+    unpacked = FEW if has_unpacked_products() else 1
 
     def linear(self, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
         """Put the weight first, W Xᵀ, cut over its rows: a matrix-vector product, unpacked pieces, or whole halves.
@@ -65,7 +79,14 @@ class NumpyKernels(NumpyAttentionKernels):
         outputs, K = weight.shape
         flat, stored = x.reshape(-1, K), is_stored(weight)
         N = len(flat)
-        y = self._workspace.empty((outputs, N), x.dtype if stored else np.result_type(x, weight))
+        large = outputs * N * K >= WORTH_A_THREAD
+        if self.unpacked < N <= VECTORS and large and not stored and weight.flags.c_contiguous:
+            y = self._by_vectors(flat, weight)
+            result = y if bias is None else np.add(y, bias, out=y)
+            return result.reshape(*x.shape[:-1], outputs)
+        if self.unpacked < N < FEW and large and (missing := -N % TOGETHER):
+            flat = np.concatenate([flat, np.zeros((missing, K), flat.dtype)])
+        y = self._workspace.empty((outputs, len(flat)), x.dtype if stored else np.result_type(x, weight))
         columns = flat.T if N > 1 else flat[0]
         out = y if N > 1 else y[:, 0]
         rows = self._rows(N, K) if 1 < N <= FEW else outputs
@@ -76,14 +97,35 @@ class NumpyKernels(NumpyAttentionKernels):
                 np.matmul(weight[i:j], columns, out=out[i:j])
 
         part = _expanding(weight, columns, out) if stored else plain
-        if outputs * N * K < WORTH_A_THREAD:
-            part(0, outputs)
-        else:
+        if large:
             self._workers.split(outputs, part, align=16)
-        result = y.T.reshape(*x.shape[:-1], outputs)
+        else:
+            part(0, outputs)
+        result = y[:, :N].T.reshape(*x.shape[:-1], outputs)
         if bias is not None:
             result += bias
         return result
+
+    def _by_vectors(self, flat: FloatArray, weight: FloatArray) -> FloatArray:
+        """Multiply a weight by few tokens, (N, K) to (N, outputs): each piece by all of them while the cache has it.
+
+        The loop over pieces and tokens is NumPy's own, over stacked matrices, so that threads need not wait for Python.
+        """
+        (N, K), outputs = flat.shape, len(weight)
+        rows = max(CACHED // K, 4)
+        y = self._workspace.empty((N, outputs), np.result_type(flat, weight))
+        flat = np.ascontiguousarray(flat)
+
+        def part(start: int, stop: int) -> None:
+            end = stop - (stop - start) % rows
+            stacked = weight[start:end].reshape(-1, 1, rows, K)
+            products = np.matmul(stacked, flat[:, :, None])  # (pieces, N, rows, 1)
+            y[:, start:end].reshape(N, -1, rows)[...] = products[..., 0].swapaxes(0, 1)
+            for i in range(N if end < stop else 0):
+                np.matmul(weight[end:stop], flat[i], out=y[i, end:stop])
+
+        self._workers.split(outputs, part, align=16)
+        return y
 
     def _rows(self, tokens: int, inputs: int) -> int:
         """Of how many rows a piece of a product with few tokens is, see `unpacked`."""
