@@ -32,7 +32,7 @@ class Options:
     """How to measure.
 
     folder: the checkpoint, or None where no row needs one. against: the sides beside refdiff. pairs: rounds that
-    count. steps: tokens decoded at a time. least: seconds that products go on for. rest: seconds before each side's
+    count. steps: tokens decoded at a time. looked_up: tokens of prompt lookup after the first. least: seconds that products go on for. rest: seconds before each side's
     turn, so that the threads of the one before it fall asleep. batch and context: of a training step.
     """
 
@@ -40,6 +40,7 @@ class Options:
     against: tuple[str, ...] = ()
     pairs: int = 5
     steps: int = 16
+    looked_up: int = 128
     least: float = 0.3
     rest: float = 0.3
     batch: int = 16
@@ -51,7 +52,8 @@ class Options:
 class Measured:
     """One row's answers, as JSON has them under `rows`.
 
-    `sides`: name → what each round gave, in seconds or bytes, and as a rate. `against`: name → the ratio (above 1:
+    `sides`: name → what each round gave, in seconds or bytes, and as a rate; of prompt lookup also in how many passes
+    through the model. `against`: name → the ratio (above 1:
     refdiff is faster; of memory, below 1: it needs less), and where the two did not do the same. `ceiling`: the
     machine's rate in each round, and the share of it that each side reached. `rounded`: the sides round to 16 bits,
     each in other places, so that their tokens may differ. `error`: why there is nothing.
@@ -82,9 +84,10 @@ class Measured:
         sides: dict[str, Any] = {}
         for name, values in numbers.items():
             sides[name] = {key: values, "rate": pairs.Spread.of([self.work.rate(v) for v in values]).to_dict()}
-            own = [a["own_bytes"] for a in self.answers[name] if a.get("own_bytes")]
-            if own:
-                sides[name]["own_bytes"] = own
+            for extra in ("own_bytes", "passes"):
+                found = [a[extra] for a in self.answers[name] if a.get(extra)]
+                if found:
+                    sides[name][extra] = found
         against = {}
         for name, values in numbers.items():
             if name == OURS:
@@ -177,7 +180,8 @@ class Measurer:
         itemsize = 8 if o.settings.dtype == "float64" else 4
         matrices = 2 if o.settings.dtype in SIXTEEN_BITS else itemsize
         shape = {"batch": o.batch, "context": o.context}
-        work = work_of(row, config, steps=o.steps, itemsize=itemsize, matrices=matrices, **shape)
+        steps = o.looked_up if row.kind == "lookup" else o.steps
+        work = work_of(row, config, steps=steps, itemsize=itemsize, matrices=matrices, **shape)
         return work if o.settings.backend == "numpy" else replace(work, ceiling=CEILINGS[work.ceiling])
 
     def _child(self, name: str) -> Child:
@@ -204,8 +208,8 @@ class Measurer:
             case _:
                 size = LOOKUP_PROMPT
                 return (
-                    lambda: child.ask("lookup", size=size, steps=o.steps),
-                    lambda: child.ask("lookup", size=size, steps=min(o.steps, 2 * LOOKED_UP)),
+                    lambda: child.ask("lookup", size=size, steps=o.looked_up),
+                    lambda: child.ask("lookup", size=size, steps=min(o.looked_up, 2 * LOOKED_UP)),
                 )
 
     def _fresh(self, row: Row, name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:

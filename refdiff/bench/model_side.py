@@ -17,7 +17,27 @@ LOOKED_UP = 10
 """prompt_lookup_num_tokens of both sides."""
 
 PATTERN = 16
-"""Tokens that the prompt of prompt lookup says over and over."""
+"""Tokens that the text of prompt lookup says over and over."""
+
+FORCED = 1e4
+"""What is added to the logit of the token that the text goes on with: more than logits are apart."""
+
+
+class Arrivals:
+    """A streamer of either library: when the tokens of each pass through the model came, and how many they were."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.times: list[float] = []
+        self.counts: list[int] = []
+
+    def put(self, value: Any) -> None:
+        """Note the prompt, then what each pass gave."""
+        self.times.append(self._clock())
+        self.counts.append(np.asarray(value).size)
+
+    def end(self) -> None:
+        """Do nothing."""
 
 
 class ModelSide(ProductSide):
@@ -49,8 +69,11 @@ class ModelSide(ProductSide):
         """Forget all tokens after the first `length`."""
 
     @abstractmethod
-    def by_lookup(self, ids: Ids, new: int) -> Ids:
-        """Continue (1, T) by `new` tokens, guessing them from the prompt; gives the new ones."""
+    def by_lookup(self, ids: Ids, new: int, bias: dict[tuple[int, ...], float], streamer: Arrivals) -> Ids:
+        """Continue (1, T) by `new` tokens, guessing them from the prompt; gives the new ones.
+
+        bias: `sequence_bias`, pairs of tokens of which the second is to follow the first.
+        """
 
     @abstractmethod
     def trainer(self, folder: str, ids: Ids) -> Callable[[], float]:
@@ -94,11 +117,28 @@ class ModelSide(ProductSide):
         return {"seconds": seconds, "tokens": tokens.tolist()}
 
     def lookup(self, size: int, steps: int) -> dict[str, Any]:
-        """Continue a prompt of `size` tokens that repeats itself."""
+        """Continue a prompt of `size` tokens that repeats itself, by `steps` tokens after the first, timed from there.
+
+        Random weights repeat nothing of themselves: a bias makes each token follow the one that it followed before. The
+        prompt ends in a token that is nowhere else in it, so that nothing is guessed before the first new one.
+
+        Raises:
+            ValueError: the text does not repeat itself, or more than one token came with the prompt.
+        """
         self._in_cache = None
-        ids = np.resize(random_ids(1, min(PATTERN, size), self.vocab_size), (1, size))
-        seconds, tokens = self.timed(lambda: self.by_lookup(ids, steps))
-        return {"seconds": seconds, "tokens": tokens.tolist()}
+        ids, text = repetition(size, steps + 1, self.vocab_size)
+        follows = [ids[0, -1], *text]
+        bias = {(int(a), int(b)): FORCED for a, b in zip(follows, text, strict=False)}
+        arrivals = Arrivals(self.clock)
+        self.sync()
+        made = self.by_lookup(ids, len(text), bias, arrivals)
+        self.sync()
+        seconds = self.clock() - arrivals.times[1]
+        if not np.array_equal(made[0], text) or arrivals.counts[1] != 1:
+            raise ValueError(
+                f"lookup: {arrivals.counts[1]} tokens came first and not one, or the text does not repeat its prompt"
+            )
+        return {"seconds": seconds, "passes": len(arrivals.times) - 2, "tokens": made.tolist()}
 
     def memory(self, size: int, batch: int, steps: int) -> dict[str, Any]:
         """Open, read and decode, and give the most memory that this took; to be asked of a new process."""
@@ -112,6 +152,13 @@ class ModelSide(ProductSide):
             self._train_step = self.trainer(folder, random_ids(batch, context, vocab_size))
         seconds, loss = self.timed(self._train_step)
         return {"seconds": seconds, "loss": loss}
+
+
+def repetition(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
+    """Draw a prompt (1, size) of a few tokens over and over, then one of another kind; and how it goes on, (new,)."""
+    different = min(PATTERN, vocab_size - 1, size - 1)
+    *pattern, other = np.random.default_rng(size).choice(vocab_size, different + 1, replace=False)
+    return np.append(np.resize(pattern, size - 1), other)[None], np.resize(pattern, new)
 
 
 def random_ids(batch: int, tokens: int, vocab_size: int) -> Ids:

@@ -10,7 +10,7 @@ import numpy as np
 from refdiff.arrays import namespace, to_numpy
 from refdiff.backends import kernels_for, ops_for
 from refdiff.bench.gpu import SIXTEEN_BITS, CupyGpu
-from refdiff.bench.model_side import LOOKED_UP, Ids, ModelSide
+from refdiff.bench.model_side import LOOKED_UP, Arrivals, Ids, ModelSide
 from refdiff.bench.side import FloatArray
 from refdiff.generation.context import Context
 from refdiff.model.heads import DiffLlamaForCausalLM
@@ -71,10 +71,17 @@ class RefdiffSide(ModelSide):
         self._context.forget(length)
         self._ids = self._ids[:, :length]
 
-    def by_lookup(self, ids: Ids, new: int) -> Ids:
+    def by_lookup(self, ids: Ids, new: int, bias: dict[tuple[int, ...], float], streamer: Arrivals) -> Ids:
         """Call `generate`."""
         options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": False}
-        made = self.model.generate(ids, max_new_tokens=new, prompt_lookup_num_tokens=LOOKED_UP, **options)
+        made = self.model.generate(
+            ids,
+            streamer=streamer,
+            max_new_tokens=new,
+            prompt_lookup_num_tokens=LOOKED_UP,
+            sequence_bias=bias,
+            **options,
+        )
         return np.asarray(made[:, ids.shape[1] :])
 
     def hold(self, weight: FloatArray) -> Callable[[FloatArray], Any]:

@@ -12,7 +12,7 @@ KINDS = {
     "load": "opening the checkpoint, in a new process",
     "prefill": "reading a prompt of SIZE tokens, to the next one",
     "decode": "tokens one by one after SIZE tokens, xB rows at a time",
-    "lookup": "a text that repeats itself, with prompt_lookup_num_tokens",
+    "lookup": "a text that repeats itself, after its first token, with prompt_lookup_num_tokens",
     "memory": "most memory of a new process that reads SIZE tokens and decodes 16",
     "product": "one weight of 2048 × 8192 with SIZE tokens",
     "train": f"forward, backward and AdamW of a model of {' or '.join(TRAINED)}",

@@ -89,6 +89,7 @@ def report(results: list[Measured], options: Options, *, model: dict[str, Any] |
             "backend": options.settings.backend,
             "pairs": options.pairs,
             "decoded_tokens": options.steps,
+            "looked_up_tokens": options.looked_up,
             "training_batch": [options.batch, options.context],
         },
         "rows": [measured.to_dict() for measured in results],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.bench.gpu import TorchGpu
-from refdiff.bench.model_side import LOOKED_UP, Ids, ModelSide
+from refdiff.bench.model_side import LOOKED_UP, Arrivals, Ids, ModelSide
 from refdiff.bench.side import FloatArray, Settings, UnavailableError
 
 WHAT_ONE_WOULD_WRITE = """
@@ -80,7 +80,7 @@ class TransformersSide(ModelSide):
         if beyond:
             self._cache.crop(-beyond)
 
-    def by_lookup(self, ids: Ids, new: int) -> Ids:
+    def by_lookup(self, ids: Ids, new: int, bias: dict[tuple[int, ...], float], streamer: Arrivals) -> Ids:
         """Call its `generate`."""
         self._model.generation_config.eos_token_id = None
         made = self._model.generate(
@@ -89,6 +89,8 @@ class TransformersSide(ModelSide):
             do_sample=False,
             max_new_tokens=new,
             prompt_lookup_num_tokens=LOOKED_UP,
+            sequence_bias=bias,
+            streamer=streamer,
         )
         return np.asarray(made[:, ids.shape[1] :].cpu().numpy())
 

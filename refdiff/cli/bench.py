@@ -123,7 +123,7 @@ def _options(args: argparse.Namespace, folder: str | None) -> Options:
     settings = Settings(folder, args.threads or cores(), args.dtype, args.backend)
     against = tuple(dict.fromkeys(args.against or ()))
     if args.quick:
-        short: dict[str, Any] = {"steps": 4, "least": 0.0, "rest": 0.0, "batch": 2, "context": 32}
+        short: dict[str, Any] = {"steps": 4, "looked_up": 20, "least": 0.0, "rest": 0.0, "batch": 2, "context": 32}
         return Options(folder, against, args.pairs or 1, settings=settings, **short)
     return Options(folder, against, args.pairs or 5, settings=settings)
 

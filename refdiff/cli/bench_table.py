@@ -26,8 +26,8 @@ def text_lines(report: dict[str, Any]) -> list[str]:
     lines = [_columns(*head)]
     for row in report["rows"]:
         lines += [_columns(*cells) for cells in _rows(row)]
-        if row["ceiling"]:
-            lines += textwrap.wrap(_share(row), _WIDTH, initial_indent="  ", subsequent_indent="  ")
+        for remark in _remarks(row):
+            lines += textwrap.wrap(remark, _WIDTH, initial_indent="  ", subsequent_indent="  ")
         for failure in _failures(row):
             lines += textwrap.wrap(failure, _WIDTH, initial_indent="  ", subsequent_indent="    ")
     return [*lines, "", *textwrap.wrap(_caption(report), _WIDTH)]
@@ -39,10 +39,9 @@ def markdown_lines(report: dict[str, Any]) -> list[str]:
     titles = ["", "refdiff", *([other, "ratio (spread)"] if other else []), "share of the ceiling"]
     lines = [_cells(titles), _cells(["---"] * len(titles), "")]
     for row in report["rows"]:
-        share = _share(row) if row["ceiling"] else ""
         for title, ours, theirs, ratio, spread in _rows(row):
             beside = [theirs, f"**{ratio}** ({spread})" if ratio else ""] if other else []
-            lines.append(_cells([title, ours, *beside, "; ".join([*filter(None, [share]), *_failures(row)])]))
+            lines.append(_cells([title, ours, *beside, "; ".join([*_remarks(row), *_failures(row)])]))
     return [*lines, "", _caption(report)]
 
 
@@ -75,6 +74,13 @@ def _rows(row: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
         title = row["title"] if len(row["against"]) == 1 else f"{row['title']}, {_SHORT[name]}"
         found.append((title, ours, theirs, f"{ratio['median']:.2f}×", spread))
     return found
+
+
+def _remarks(row: dict[str, Any]) -> list[str]:
+    """What there is to say of a row's numbers: shares of the ceiling, passes through the model."""
+    passes = {name: statistics.median(side["passes"]) for name, side in row["sides"].items() if "passes" in side}
+    counted = ", ".join(f"{_NAMES[name]} {number:g}" for name, number in passes.items())
+    return ([_share(row)] if row["ceiling"] else []) + ([f"{counted} passes through the model"] if passes else [])
 
 
 def _share(row: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.bench.model_side import Ids, ModelSide
+from refdiff.bench.model_side import Arrivals, Ids, ModelSide
 from refdiff.bench.side import FloatArray, Settings
 
 
@@ -41,10 +41,21 @@ class FakeSide(ModelSide):
     def rewind(self, length: int) -> None:
         self.did.append(("rewind", length))
 
-    def by_lookup(self, ids: Ids, new: int) -> Ids:
-        self.now += 4
+    def by_lookup(self, ids: Ids, new: int, bias: dict[tuple[int, ...], float], streamer: Arrivals) -> Ids:
+        """Reads the prompt in 5 s, gives the first token, and after 2 s each two more."""
         self.did.append(("lookup", ids))
-        return np.arange(new)[None]
+        streamer.put(ids)
+        follows = dict(bias)
+        text = [int(ids[0, -1])]
+        for _ in range(new):
+            text.append(next(after for before, after in follows if before == text[-1]))
+        self.now += 5
+        streamer.put(np.array(text[1:2]))
+        for start in range(2, new + 1, 2):
+            self.now += 2
+            streamer.put(np.array(text[start : start + 2]))
+        streamer.end()
+        return np.array([text[1:]])
 
     def hold(self, weight: FloatArray) -> Callable[[FloatArray], Any]:
         def multiply(x: FloatArray) -> Any:

@@ -15,7 +15,7 @@ from .fakes import FakeSide
 def test_answers_are_lines_of_json() -> None:
     side = FakeSide()
     assert json.loads(answer(side, '{"do": "open"}')) == {"seconds": 7.5}
-    assert json.loads(answer(side, '{"do": "lookup", "size": 5, "steps": 2}'))["tokens"] == [[0, 1]]
+    assert json.loads(answer(side, '{"do": "prefill", "size": 5, "batch": 2}'))["seconds"] == 5.5
     assert "\n" not in answer(side, '{"do": "peak"}')
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.bench.model_side import PATTERN, random_ids
+from refdiff.bench.model_side import PATTERN, Arrivals, random_ids, repetition
 from refdiff.bench.side import Settings
 
 from .fakes import FakeSide
@@ -79,13 +79,41 @@ def test_a_context_that_failed_is_read_again() -> None:
     assert side.did[0][0] == "start"
 
 
-def test_prompt_lookup_has_a_prompt_that_repeats_itself() -> None:
+def test_prompt_lookup_repeats_its_prompt_and_is_timed_after_the_first_token() -> None:
     side = _opened()
-    assert side.lookup(size=3 * PATTERN + 5, steps=4) == {"seconds": 4.5, "tokens": [[0, 1, 2, 3]]}
+    side.vocab_size = 50
+    answer = side.lookup(size=3 * PATTERN + 5, steps=4)
     ((_, ids),) = side.did
     assert ids.shape == (1, 53)
-    np.testing.assert_array_equal(ids[0, PATTERN:], ids[0, :-PATTERN])
-    assert len(set(ids[0].tolist())) > 3
+    pattern = ids[0, :PATTERN].tolist()
+    assert len(set(pattern)) == PATTERN
+    np.testing.assert_array_equal(ids[0, PATTERN:-1], ids[0, : -PATTERN - 1])
+    assert ids[0, -1] not in pattern, "what follows it could be guessed before the first token"
+    assert answer == {"seconds": 2 * 2 + 0.5, "passes": 2, "tokens": [pattern[:5]]}
+
+
+def test_a_text_that_does_not_repeat_itself_is_no_prompt_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = _opened()
+    right = side.by_lookup
+    monkeypatch.setattr(side, "by_lookup", lambda *given: right(*given)[:, ::-1])
+    with pytest.raises(ValueError, match="the text does not repeat its prompt"):
+        side.lookup(size=9, steps=4)
+
+
+def test_a_guess_before_the_first_token_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = _opened()
+    monkeypatch.setattr(Arrivals, "put", lambda self, value: (self.times.append(0.0), self.counts.append(2)))
+    with pytest.raises(ValueError, match="2 tokens came first and not one"):
+        side.lookup(size=9, steps=4)
+
+
+@pytest.mark.parametrize(("size", "vocab_size"), [(2, 7), (3, 7), (50, 5)])
+def test_a_small_vocabulary_repeats_itself_too(size: int, vocab_size: int) -> None:
+    prompt, text = repetition(size, 9, vocab_size)
+    assert prompt.shape == (1, size)
+    assert prompt[0, -1] not in prompt[0, :-1]
+    assert text.shape == (9,)
+    assert set(text) <= set(prompt[0, :-1])
 
 
 def test_memory_is_that_of_opening_reading_and_decoding() -> None:

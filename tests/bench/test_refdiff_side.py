@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.bench.model_side import random_ids
+from refdiff.bench.model_side import random_ids, repetition
 from refdiff.bench.refdiff_side import RefdiffSide, StoredSide
 from refdiff.bench.side import Settings
 
@@ -37,9 +37,20 @@ def test_tokens_are_those_of_generate(side: RefdiffSide, tiny_checkpoint: Path) 
     assert side.decode(9, 2, steps=2)["tokens"] == [row[:3] for row in expected], "the cache was not rewound"
 
 
-def test_lookup_gives_the_same_text(side: RefdiffSide, tiny_checkpoint: Path) -> None:
-    ids = np.resize(random_ids(1, 16, side.vocab_size), (1, 40))
-    assert side.lookup(40, steps=7)["tokens"] == _greedy(tiny_checkpoint, ids, 7)
+def test_lookup_repeats_its_prompt_in_few_passes(side: RefdiffSide, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    forward = type(side.model).__call__
+
+    def counted(self: object, ids: np.ndarray, **given: object) -> object:
+        calls.append(ids.shape[1])
+        return forward(self, ids, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(side.model), "__call__", counted)
+    answer = side.lookup(40, steps=30)
+    assert answer["tokens"] == [repetition(40, 31, side.vocab_size)[1].tolist()]
+    assert answer["passes"] == len(calls) - 1, "all but the first, which reads the prompt"
+    assert answer["passes"] < 30 / 5
+    assert calls[0] == 40
 
 
 def test_memory(tiny_checkpoint: Path) -> None:

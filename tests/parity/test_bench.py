@@ -10,6 +10,7 @@ import pytest
 
 from refdiff.bench import run as bench
 from refdiff.bench.measure import Options
+from refdiff.bench.model_side import repetition
 from refdiff.bench.onnxruntime_side import OnnxRuntimeSide
 from refdiff.bench.plot import plot
 from refdiff.bench.rows import parse_rows
@@ -30,7 +31,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_rows_beside_all_others(tiny: Path, tmp_path: Path) -> None:
     settings = Settings(str(tiny), 1)
     options = Options(
-        str(tiny), ("transformers", "onnxruntime"), 1, steps=6, least=0, rest=0, batch=2, context=8, settings=settings
+        str(tiny), ("transformers", "onnxruntime"), 1, steps=6, looked_up=20, least=0, rest=0, batch=2, context=8, settings=settings
     )
     rows = parse_rows(ROWS)
     found = bench.in_order(list(bench.run(rows, options)), rows)
@@ -69,6 +70,17 @@ def test_transformers_rewinds(tiny: Path) -> None:
     first = side.decode(9, 2, steps=4)["tokens"]
     assert side.decode(9, 2, steps=4)["tokens"] == first
     assert side.decode(9, 2, steps=2)["tokens"] == [row[:3] for row in first]
+
+
+def test_transformers_looks_up_in_as_many_passes_as_its_model_is_called(tiny: Path) -> None:
+    side = TransformersSide(Settings(str(tiny), 1))
+    side.prepare()
+    side.open()
+    calls: list[int] = []
+    side._model.register_forward_pre_hook(lambda *_: calls.append(1))
+    answer = side.lookup(40, steps=33)
+    assert answer["tokens"] == [repetition(40, 34, side.vocab_size)[1].tolist()]
+    assert answer["passes"] == len(calls) - 1 == 3, "11 tokens a pass, after the one that reads the prompt"
 
 
 @pytest.mark.parametrize("kind", [TransformersSide, OnnxRuntimeSide])
