@@ -10,8 +10,8 @@ import numpy as np
 from refdiff.bench.gpu import CupyGpu
 from refdiff.bench.side import CACHES, Side
 
-REPEATS, ON_A_DEVICE = 3, 30
-"""Of so many the fastest counts: a ceiling is what the machine can do. A device takes a while to reach its clock."""
+ON_A_DEVICE = 30
+"""Of so many passes the fastest counts on a device, which takes a while to reach its clock."""
 
 
 class CeilingSide(Side):
@@ -25,19 +25,19 @@ class CeilingSide(Side):
             self.gpu = CupyGpu()
         return {}
 
-    def gemv(self, rows: int = CACHES // 4 // 8192, columns: int = 8192) -> dict[str, Any]:
-        """Bytes of a weight that a matrix-vector product reads in a second."""
+    def gemv(self, least: float = 0.0, rows: int = CACHES // 4 // 8192, columns: int = 8192) -> dict[str, Any]:
+        """Bytes of a weight that matrix-vector products read in a second, for `least` seconds."""
         if not hasattr(self, "_matrix"):
-            self._matrix = np.random.default_rng(0).standard_normal((rows, columns), np.float32)
+            self._matrix = np.full((rows, columns), 0.5, np.float32)
             self._vector, self._product = np.ones(columns, np.float32), np.empty(rows, np.float32)
-        return {"rate": self._matrix.nbytes / self._fastest(self._matrix, self._vector, self._product)}
+        return {"rate": self._matrix.nbytes / self._sustained(self._matrix, self._vector, self._product, least)}
 
-    def sgemm(self, size: int = 2048) -> dict[str, Any]:
-        """Multiplications and additions that a large product does in a second."""
+    def sgemm(self, least: float = 0.0, size: int = 2048) -> dict[str, Any]:
+        """Multiplications and additions that large products do in a second, for `least` seconds."""
         if not hasattr(self, "_square"):
             self._square = np.random.default_rng(0).standard_normal((size, size), np.float32)
             self._result = np.empty((size, size), np.float32)
-        return {"rate": 2 * size**3 / self._fastest(self._square, self._square, self._result)}
+        return {"rate": 2 * size**3 / self._sustained(self._square, self._square, self._result, least)}
 
     def copy(self, size: int = 4 * CACHES) -> dict[str, Any]:
         """Bytes that copies within the device read and write in a second."""
@@ -51,8 +51,10 @@ class CeilingSide(Side):
             self._matmul = self.gpu.matmul(size, self.settings.dtype)
         return {"rate": 2 * size**3 / self._fastest_of(self._matmul)}
 
-    def _fastest(self, a: Any, b: Any, out: Any) -> float:
-        return self._fastest_of(lambda: np.matmul(a, b, out=out))
+    def _sustained(self, a: Any, b: Any, out: Any, least: float) -> float:
+        """Seconds that one product takes, after one that wakes the threads and is not counted."""
+        np.matmul(a, b, out=out)
+        return self.repeated(lambda: np.matmul(a, b, out=out), least)[0]
 
     def _fastest_of(self, work: Callable[[], Any]) -> float:
-        return min(self.timed(work)[0] for _ in range(REPEATS if self.gpu is None else ON_A_DEVICE))
+        return min(self.timed(work)[0] for _ in range(ON_A_DEVICE))

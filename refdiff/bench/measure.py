@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from refdiff.bench.gpu import CEILINGS, SIXTEEN_BITS
 from refdiff.bench.model_side import LOOKED_UP
 from refdiff.bench.rows import Row
 from refdiff.bench.side import Settings
-from refdiff.bench.work import WEIGHT, Work, work_of
+from refdiff.bench.work import POSSIBLE, WEIGHT, Work, work_of
 from refdiff.model.config import DiffLlamaConfig
 
 OURS = "refdiff"
@@ -32,8 +33,9 @@ class Options:
     """How to measure.
 
     folder: the checkpoint, or None where no row needs one. against: the sides beside refdiff. pairs: rounds that
-    count. steps: tokens decoded at a time. looked_up: tokens of prompt lookup after the first. least: seconds that products go on for. rest: seconds before each side's
-    turn, so that the threads of the one before it fall asleep. batch and context: of a training step.
+    count. steps: tokens decoded at a time. looked_up: tokens of prompt lookup after the first. least: seconds that
+    products and ceilings go on for. rest: seconds before each side's turn, so that the threads of the one before it
+    fall asleep. batch and context: of a training step.
     """
 
     folder: str | None = None
@@ -53,9 +55,10 @@ class Measured:
     """One row's answers, as JSON has them under `rows`.
 
     `sides`: name → what each round gave, in seconds or bytes, and as a rate; of prompt lookup also in how many passes
-    through the model. `against`: name → the ratio (above 1:
-    refdiff is faster; of memory, below 1: it needs less), and where the two did not do the same. `ceiling`: the
-    machine's rate in each round, and the share of it that each side reached. `rounded`: the sides round to 16 bits,
+    through the model. `against`: name → the ratio (above 1: refdiff is faster; of memory, below 1: it needs less), and
+    where the two did not do the same. `ceiling`: the machine's rate in each round, the better of that before it and
+    that after it (of the attribute `rates`, one more than there are rounds), the share of it that each side reached,
+    and which sides are `doubtful`, their share being more than there can be. `rounded`: the sides round to 16 bits,
     each in other places, so that their tokens may differ. `error`: why there is nothing.
     """
 
@@ -100,13 +103,17 @@ class Measured:
             }
         ceiling = None
         if self.rates and numbers:
+            rates = [max(around) for around in itertools.pairwise(self.rates)]
             shares = {
-                name: pairs.Spread.of(
-                    [self.work.of_ceiling(s, r) for s, r in zip(values, self.rates, strict=True)]
-                ).to_dict()
+                name: pairs.Spread.of([self.work.of_ceiling(s, r) for s, r in zip(values, rates, strict=True)])
                 for name, values in numbers.items()
             }
-            ceiling = {"kind": self.work.ceiling, "rates": self.rates, "share": shares}
+            ceiling = {
+                "kind": self.work.ceiling,
+                "rates": rates,
+                "share": {name: share.to_dict() for name, share in shares.items()},
+                "doubtful": [name for name, share in shares.items() if share.median > POSSIBLE],
+            }
         return {
             "row": self.row.spelled,
             "title": self.title,
@@ -162,14 +169,20 @@ class Measurer:
         return [self._rounds(row, work, asks, rounds)]
 
     def _rounds(self, row: Row, work: Work, asks: dict[str, Callable[[], Any]], rounds: int) -> Measured:
+        rates: list[float] = []
         if work.ceiling:
-            ceilings = self._child("ceilings")
-            asks = {**asks, "ceilings": lambda: ceilings.ask(work.ceiling)}
-            asks["ceilings"]()
+            ask, before = self._ceiling(work.ceiling), "ceilings"
+            self._before(row, before)
+            rates.append(ask()["rate"])
+            asks = {**asks, before: ask}
         turns = iter(list(asks) * rounds)
         answers = pairs.interleave(asks, rounds, lambda: self._before(row, next(turns)))
-        rates = [a["rate"] for a in answers.pop("ceilings", [])]
+        rates += [a["rate"] for a in answers.pop("ceilings", [])]
         return Measured(row, work, answers, rates, rounded=self.options.settings.dtype in SIXTEEN_BITS)
+
+    def _ceiling(self, kind: str) -> Callable[[], Any]:
+        child, on_a_device = self._child("ceilings"), self.options.settings.backend == "cupy"
+        return functools.partial(child.ask, kind, **({} if on_a_device else {"least": self.options.least}))
 
     def _before(self, row: Row, side: str) -> None:
         self._turn(row, side)

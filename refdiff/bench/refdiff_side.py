@@ -84,15 +84,16 @@ class RefdiffSide(ModelSide):
         )
         return np.asarray(made[:, ids.shape[1] :])
 
-    def hold(self, weight: FloatArray) -> Callable[[FloatArray], Any]:
-        """Call `linear` as a model does, its kernel having the cores to itself."""
-        if not hasattr(self, "_kernels"):
-            self._kernels = kernels_for(namespace(weight), threads=self.settings.threads)
-            self._ops = ops_for(self._kernels)
+    def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
+        """Call `linear` as a model does in a pass, which says whether it is one of one token by a weight of its own."""
+        kernels = kernels_for(namespace(weights[0]), threads=self.settings.threads)
+        linear = ops_for(kernels).linear
 
         def multiply(x: FloatArray) -> Any:
-            with self._kernels.running():
-                return self._ops.linear(x, weight)
+            for weight in weights:
+                with kernels.running(weight if len(x) == 1 else None):
+                    result = linear(x, weight)
+            return result
 
         return multiply
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from refdiff.bench.memory import own_memory, peak_memory
 
-CACHES = 256 * 2**20
-"""Bytes of weights that a product goes through: more than the caches of most machines hold."""
+CACHES = 2**30
+"""Bytes of weights that a product or a ceiling goes through: so much more than caches hold that they do not help."""
 
 FloatArray = NDArray[np.float32]
 
@@ -85,6 +85,19 @@ class Side:
         self.sync()
         return self.clock() - started, result
 
+    def repeated(self, work: Callable[[], Any], least: float) -> tuple[float, Any]:
+        """Do the work again and again for `least` seconds; return how many one time took, and the last result."""
+
+        def times() -> tuple[int, Any]:
+            started, count = self.clock(), 0
+            while count == 0 or self.clock() - started < least:
+                result = work()
+                count += 1
+            return count, result
+
+        seconds, (count, result) = self.timed(times)
+        return seconds / count, result
+
     def sync(self) -> None:
         """Wait until the device has done all that it was given; a CPU always has."""
         if self.gpu is not None:
@@ -98,27 +111,26 @@ class ProductSide(Side, ABC):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._held: dict[tuple[int, int], list[Callable[[FloatArray], Any]]] = {}
+        self._x: FloatArray = np.empty((0, 0), np.float32)
+        self._held: dict[tuple[int, int], tuple[Callable[[FloatArray], Any], int]] = {}
 
     @abstractmethod
-    def hold(self, weight: FloatArray) -> Callable[[FloatArray], Any]:
-        """Make x (N, inputs) → x weightᵀ of a weight (outputs, inputs), as fast as the library can."""
+    def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
+        """Make what multiplies x (N, inputs) by every weight (outputs, inputs), as fast as the library can.
+
+        It gives the last product, x weightᵀ.
+        """
 
     def product(self, size: int, outputs: int, inputs: int, least: float) -> dict[str, Any]:
         """Multiply `size` tokens with weights of outputs × inputs that no cache holds, for `least` seconds or more."""
         shape = outputs, inputs
         if shape not in self._held:
             first = np.random.default_rng(0).standard_normal(shape, np.float32)
-            self._held = {shape: [self.hold(first.copy()) for _ in range(max(CACHES // first.nbytes, 1))]}
-        x = np.random.default_rng(1).standard_normal((size, inputs), np.float32)
-
-        def passes() -> tuple[int, Any]:
-            started, count = self.clock(), 0
-            while count == 0 or self.clock() - started < least:
-                results = [multiply(x) for multiply in self._held[shape]]
-                count += len(results)
-            return count, results[0]
-
-        seconds, (count, result) = self.timed(passes)
+            count = max(CACHES // first.nbytes, 1)
+            self._held = {shape: (self.hold([first.copy() for _ in range(count)]), count)}
+        multiply, count = self._held[shape]
+        if self._x.shape != (size, inputs):  # the same array again, to which a side may have bound what it holds
+            self._x = np.random.default_rng(1).standard_normal((size, inputs), np.float32)
+        seconds, result = self.repeated(lambda: multiply(self._x), least)
         sample = np.asarray(result, np.float64).reshape(size, outputs)[-1, :: max(outputs // 8, 1)]
         return {"seconds": seconds / count, "sample": sample.tolist()}

@@ -94,13 +94,16 @@ class TransformersSide(ModelSide):
         )
         return np.asarray(made[:, ids.shape[1] :].cpu().numpy())
 
-    def hold(self, weight: FloatArray) -> Callable[[FloatArray], Any]:
+    def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
         """Call torch's product."""
-        held, linear, torch = self._torch.from_numpy(weight), self._torch.nn.functional.linear, self._torch
+        linear, torch = self._torch.nn.functional.linear, self._torch
+        held = [torch.from_numpy(weight) for weight in weights]
 
         def multiply(x: FloatArray) -> Any:
             with torch.inference_mode():
-                return linear(torch.from_numpy(x), held).numpy()
+                for weight in held:
+                    result = linear(torch.from_numpy(x), weight)
+                return result.numpy()
 
         return multiply
 

@@ -12,6 +12,9 @@ from refdiff.model.weights.names import count_parameters, parameter_shapes
 WEIGHT = 2048, 8192
 """Outputs and inputs of the weight that `product` multiplies with."""
 
+POSSIBLE = 1.05
+"""A share of a ceiling above which one of the two was not measured as it is: no more than the spread of both."""
+
 FEW = 16
 """Up to so many tokens, what a product costs is reading its weight."""
 

@@ -57,10 +57,10 @@ class FakeSide(ModelSide):
         streamer.end()
         return np.array([text[1:]])
 
-    def hold(self, weight: FloatArray) -> Callable[[FloatArray], Any]:
+    def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
         def multiply(x: FloatArray) -> Any:
-            self.now += 0.25
-            return x @ weight.T
+            self.now += 0.25 * len(weights)
+            return x @ weights[-1].T
 
         return multiply
 
@@ -95,6 +95,7 @@ def report(**changes: Any) -> dict[str, Any]:
             "kind": "gemv",
             "rates": [25e9, 25e9],
             "share": {"refdiff": {"median": 0.8, "low": 0.7, "high": 0.9}},
+            "doubtful": [],
         },
         "error": None,
     }
@@ -126,6 +127,7 @@ def report(**changes: Any) -> dict[str, Any]:
             "backend": "numpy",
             "pairs": 2,
             "decoded_tokens": 4,
+            "looked_up_tokens": 20,
             "training_batch": [16, 256],
         },
         "rows": [cold, product],

@@ -26,7 +26,7 @@ def test_answers_are_evaluated() -> None:
         ],
     }
     work = Work("tok/s", "gemv", tokens=8, bytes=10)
-    found = Measured(Row("decode", 128), work, answers, rates=[20.0, 2.0, 10.0]).to_dict()
+    found = Measured(Row("decode", 128), work, answers, rates=[20.0, 1.0, 2.0, 10.0]).to_dict()
     assert found["row"] == "decode:128"
     assert found["sides"]["refdiff"]["seconds"] == [1.0, 10.0, 2.0]
     assert found["sides"]["refdiff"]["rate"] == {"median": 4.0, "low": 0.8, "high": 8.0}
@@ -35,9 +35,18 @@ def test_answers_are_evaluated() -> None:
         "difference": None,
     }
     assert found["ceiling"]["kind"] == "gemv"
+    assert found["ceiling"]["rates"] == [20.0, 2.0, 10.0], "the better of before and after"
+    assert found["ceiling"]["doubtful"] == []
     assert found["ceiling"]["share"]["refdiff"] == {"median": 0.5, "low": 0.5, "high": 0.5}
     assert found["ceiling"]["share"]["transformers"]["median"] == pytest.approx(0.25)
-    assert not Measured(Row("decode", 128), work, answers, rates=[20.0, 2.0, 10.0]).failed
+    assert not Measured(Row("decode", 128), work, answers, rates=[20.0, 1.0, 2.0, 10.0]).failed
+
+
+def test_more_than_there_is_is_doubted() -> None:
+    answers = {"refdiff": [{"seconds": 1.0}, {"seconds": 1.0}], "transformers": [{"seconds": 2.0}] * 2}
+    for rate, doubtful in ((9.4, ["refdiff"]), (9.6, [])):
+        measured = Measured(Row("decode", 128), Work("tok/s", "gemv", tokens=8, bytes=10), answers, [rate] * 3)
+        assert measured.to_dict()["ceiling"]["doubtful"] == doubtful
 
 
 def test_less_memory_is_below_one() -> None:
@@ -127,16 +136,16 @@ def _measure(
 def test_sides_that_stay_take_turns_with_the_ceiling(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
     (measured,) = _measure(tiny_checkpoint, "decode:9x2")
     a, b, c = "refdiff", "transformers", "ceilings"
-    turn = [(a, ("decode", 9, 2, 3)), (b, ("decode", 9, 2, 3)), (c, "gemv")]
+    turn = [(a, ("decode", 9, 2, 3)), (b, ("decode", 9, 2, 3)), (c, ("gemv", 0.3))]
     assert fake.log == [
         *[(a, "new"), (a, "open"), (b, "new"), (b, "open")],
-        *[(a, ("decode", 9, 2, 1)), (b, ("decode", 9, 2, 1)), (c, "new"), (c, "gemv")],
+        *[(a, ("decode", 9, 2, 1)), (b, ("decode", 9, 2, 1)), (c, "new"), (c, ("gemv", 0.3))],
         *turn,
         *turn,
         *[(a, "end"), (b, "end"), (c, "end")],
     ]
     assert measured.to_dict()["sides"]["refdiff"]["rate"]["median"] == 3 * 2 / 2.0
-    assert measured.rates == [1e9, 1e9]
+    assert measured.rates == [1e9] * 3
 
 
 def test_a_long_prompt_is_warmed_up_by_a_short_one(fake: type[FakeChild], tiny_checkpoint: Path) -> None:

@@ -189,9 +189,9 @@ def test_ctrl_c_ends_all_processes_and_shows_what_there_is(environment: dict[str
 
 
 def _measures(pid: int) -> bool:
-    """Whether a process holds the 268 MB that the ceiling reads: both are up, and the rounds have begun."""
+    """Whether a process holds the 1 GB that the ceiling reads: both are up, and the rounds have begun."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 250_000_000
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 1_000_000_000
     except OSError:
         return False
 

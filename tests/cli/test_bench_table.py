@@ -36,6 +36,22 @@ def test_markdown() -> None:
     ]
 
 
+def test_a_share_of_more_than_there_is_is_marked() -> None:
+    _, product = report()["rows"]
+    ceiling = {**product["ceiling"], "share": {"refdiff": {"median": 1.2, "low": 1.0, "high": 1.3}}}
+    shown = markdown_lines(report(rows=[{**product, "ceiling": {**ceiling, "doubtful": ["refdiff"]}}]))[2]
+    assert "| refdiff 120 % of gemv (25.0 GB/s); DOUBTFUL: refdiff above what there is |" in shown
+
+
+def test_passes_through_the_model_are_told() -> None:
+    cold, _ = report()["rows"]
+    sides = {name: {**side, "passes": [count]} for (name, side), count in zip(cold["sides"].items(), (13, 12))}  # noqa: B905
+    assert (
+        "| refdiff 13, transformers 12 passes through the model |"
+        in markdown_lines(report(rows=[{**cold, "sides": sides}]))[2]
+    )
+
+
 def test_refdiff_alone_has_no_other_column() -> None:
     cold, _ = report()["rows"]
     alone = report(rows=[{**cold, "against": {}}], model=None)

@@ -31,7 +31,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_rows_beside_all_others(tiny: Path, tmp_path: Path) -> None:
     settings = Settings(str(tiny), 1)
     options = Options(
-        str(tiny), ("transformers", "onnxruntime"), 1, steps=6, looked_up=20, least=0, rest=0, batch=2, context=8, settings=settings
+        str(tiny),
+        ("transformers", "onnxruntime"),
+        1,
+        steps=6,
+        looked_up=20,
+        least=0,
+        rest=0,
+        batch=2,
+        context=8,
+        settings=settings,
     )
     rows = parse_rows(ROWS)
     found = bench.in_order(list(bench.run(rows, options)), rows)
@@ -88,7 +97,26 @@ def test_products(kind: type[TransformersSide | OnnxRuntimeSide], monkeypatch: p
     monkeypatch.setattr("refdiff.bench.side.CACHES", 1)
     side = kind(Settings(None, 1))
     side.prepare()
-    answer = side.product(3, outputs=16, inputs=37, least=0)
     weight = np.random.default_rng(0).standard_normal((16, 37), np.float32)
-    x = np.random.default_rng(1).standard_normal((3, 37), np.float32)
-    np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1, ::2], rtol=1e-4, atol=1e-4)
+    for size in (3, 3, 1, 20):
+        answer = side.product(size, outputs=16, inputs=37, least=0)
+        x = np.random.default_rng(1).standard_normal((size, 37), np.float32)
+        np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1, ::2], rtol=1e-4, atol=1e-4)
+
+
+def test_onnxruntime_multiplies_by_all_weights_in_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    made: list[object] = []
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **o: made.append(a[1]) or session(*a, **o))
+    monkeypatch.setattr("refdiff.bench.side.CACHES", 3 * 16 * 37 * 4)
+    side = OnnxRuntimeSide(Settings(None, 2))
+    side.prepare()
+    for size in (1, 4, 1):
+        side.product(size, outputs=16, inputs=37, least=0)
+    (options,) = made
+    assert options.intra_op_num_threads == 2  # type: ignore[attr-defined]
+    weights = [np.random.default_rng(i).standard_normal((16, 37), np.float32) for i in range(3)]
+    x = np.random.default_rng(7).standard_normal((5, 37), np.float32)
+    np.testing.assert_allclose(side.hold(weights)(x), x @ weights[-1].T, rtol=1e-4, atol=1e-4)
