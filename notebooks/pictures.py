@@ -6,7 +6,7 @@
 
 Each picture is there twice, in the ink of a light page and in that of a dark one. A file holds, beside its pixels, what
 it draws (drawn.py); that is compared, by compare.py, as it is for notebooks. Speed is not measured here: what
-`refdiff bench --json` wrote stands in data/speed.json.
+`refdiff bench --json` wrote stands in data/speed.json, and what `--against stored` did in data/speed_stored.json.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from drawn import drawn  # noqa: E402
 import refdiff  # noqa: E402
 from refdiff import layers, oracle, viz  # noqa: E402
 from refdiff.bench.plot import draw  # noqa: E402
+from refdiff.bench.rows import ALL, parse_rows  # noqa: E402
 from refdiff.cli.bench_table import markdown_lines  # noqa: E402
 from refdiff.oracle.deviations import deviations  # noqa: E402
 from refdiff.oracle.statistics import LIMITS, root_mean_square  # noqa: E402
@@ -38,7 +40,7 @@ from refdiff.viz.appearance import BLUE, INK, ORANGE, new_figure  # noqa: E402
 FOLDER = HERE / "pictures"
 README = HERE.parent / "README.md"
 INKS = {"light": "#57606a", "dark": "#a9b1ba"}
-SPEED = HERE / "data" / "speed.json"
+SPEED, STORED = HERE / "data" / "speed.json", HERE / "data" / "speed_stored.json"
 BEGIN, END = "<!-- {}: python notebooks/pictures.py -->\n", "<!-- end -->"
 
 
@@ -124,9 +126,94 @@ def budgets() -> str:
     return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What a row of the bench is meant to reach: at least this ratio (of memory, at most), and share of the ceiling."""
+
+    ratio: float
+    share: float = 0.0
+    beside: str = "transformers"
+
+
+AIMS = {
+    "decode:128": Aim(2.1, 0.93),
+    "decode:2048": Aim(2.4, 0.93),
+    "decode:8192": Aim(2.4, 0.93),
+    "prefill:128": Aim(1.35),
+    "prefill:512": Aim(1.33, 0.94),
+    "prefill:2048": Aim(1.37, 0.94),
+    "decode:128x2": Aim(3.4),
+    "decode:128x4": Aim(3.4),
+    "decode:128x8": Aim(2.6),
+    "decode:128x16": Aim(2.5),
+    "lookup": Aim(3.0),
+    "product:1": Aim(1.0, beside="onnxruntime"),
+    "product:2": Aim(0.9, beside="onnxruntime"),
+    "product:4": Aim(0.9, beside="onnxruntime"),
+    "product:8": Aim(0.9, beside="onnxruntime"),
+    "product:16": Aim(0.9, beside="onnxruntime"),
+    "product:128": Aim(1.0, beside="onnxruntime"),
+    "product:512": Aim(1.0, beside="onnxruntime"),
+    "load": Aim(8.0),
+    "cold": Aim(6.0),
+    "memory:2048": Aim(0.87),
+    "prefill:8192": Aim(1.3, 0.94),
+}
+"""The rows in the order of the table; those without an aim come after them."""
+
+STORED_AIMS = {"decode:128": Aim(1 / 0.85), "memory:128": Aim(3.2e9)}
+"""Of refdiff with its weights as stored: at most so much slower than expanded, and at most so many bytes."""
+
+
 def speeds() -> str:
-    """The table of `refdiff bench`."""
-    return "\n".join(markdown_lines(_speed())) + "\n"
+    """The tables of `refdiff bench`, and what they fall short of."""
+    report = _speed()
+    order = list(AIMS)
+    rows = sorted(report["rows"], key=lambda row: order.index(row["row"]) if row["row"] in AIMS else len(order))
+    lines = markdown_lines({**report, "rows": rows})
+    measured = {row["row"] for row in rows}
+    missing = [row.title for row in (*parse_rows(",".join(AIMS)), *ALL) if row.spelled not in measured]
+    short = [said for row in rows for said in short_of(row, AIMS.get(row["row"]))]
+    if STORED.exists():
+        stored = json.loads(STORED.read_text(encoding="utf-8"))
+        lines += ["", *markdown_lines(stored)]
+        short += [said for row in stored["rows"] for said in short_of_stored(row)]
+    else:
+        missing.append("weights as they are stored")
+    lines += ["", f"Short of what this project aims at: {'; '.join(short) or 'nothing'}."]
+    if missing:
+        lines[-1] += f" Not measured: {'; '.join(dict.fromkeys(missing))}."
+    return "\n".join(lines) + "\n"
+
+
+def short_of(row: dict[str, Any], aim: Aim | None) -> list[str]:
+    """Say in what a row falls short of its aim."""
+    if aim is None:
+        return []
+    if row["error"] or aim.beside not in row["against"]:
+        return [f"{row['title']} (not measured beside {aim.beside})"]
+    beside, found = row["against"][aim.beside], []
+    ratio = beside["ratio"]["median"]
+    if beside["difference"]:
+        found.append("another result")
+    if ratio > aim.ratio if row["unit"] == "B" else ratio < aim.ratio:
+        found.append("ratio")
+    if aim.share and row["ceiling"]["share"]["refdiff"]["median"] < aim.share:
+        found.append("share of the ceiling")
+    return [f"{row['title']} ({', '.join(found)})"] if found else []
+
+
+def short_of_stored(row: dict[str, Any]) -> list[str]:
+    """Say where weights as they are stored cost more than is aimed at."""
+    aim = STORED_AIMS.get(row["row"])
+    if aim is None:
+        return []
+    if row["error"] or "stored" not in row["against"]:
+        return [f"{row['title']} as stored (not measured)"]
+    cost = (
+        row["sides"]["stored"]["rate"]["median"] if row["unit"] == "B" else row["against"]["stored"]["ratio"]["median"]
+    )
+    return [f"{row['title']} as stored"] if cost > aim.ratio else []
 
 
 TABLES: dict[str, Callable[[], str]] = {"budgets": budgets, "speeds": speeds}

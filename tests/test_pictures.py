@@ -102,6 +102,53 @@ def test_the_speeds_are_those_that_were_measured(pictures: ModuleType) -> None:
     )
 
 
+def _row(spelled: str, ratio: float, *, unit: str = "tok/s", beside: str = "transformers", share: float = 1.0) -> Any:
+    return {
+        "row": spelled, "title": spelled, "unit": unit, "error": None,
+        "sides": {beside: {"rate": {"median": ratio}}},
+        "against": {beside: {"ratio": {"median": ratio}, "difference": None}},
+        "ceiling": {"share": {"refdiff": {"median": share}}},
+    }  # fmt: skip
+
+
+def test_every_row_has_its_place_in_the_table(pictures: ModuleType) -> None:
+    from refdiff.bench.rows import ALL
+
+    aimed = list(pictures.AIMS)
+    assert {row.spelled for row in ALL} >= set(aimed)
+    assert aimed.index("decode:8192") < aimed.index("prefill:128") < aimed.index("decode:128x2") < aimed.index("lookup")
+
+
+def test_what_falls_short_is_told(pictures: ModuleType) -> None:
+    aim = pictures.Aim(2.0, 0.9)
+    for row, said in [
+        (_row("a", 2.0, share=0.9), []),
+        (_row("a", 1.99), ["a (ratio)"]),
+        (_row("a", 1.9, share=0.8), ["a (ratio, share of the ceiling)"]),
+        (_row("a", 1.9, unit="B"), []),
+        (_row("a", 2.1, unit="B"), ["a (ratio)"]),
+        ({**_row("a", 2.1), "error": "no room"}, ["a (not measured beside transformers)"]),
+        (_row("a", 2.1, beside="onnxruntime"), ["a (not measured beside transformers)"]),
+    ]:
+        assert pictures.short_of(row, aim) == said
+    assert pictures.short_of(_row("a", 0.1), None) == []
+    other = _row("a", 3.0)
+    other["against"]["transformers"]["difference"] = "token 0"
+    assert pictures.short_of(other, aim) == ["a (another result)"]
+
+
+def test_what_stored_weights_cost_too_much_is_told(pictures: ModuleType) -> None:
+    for row, said in [
+        (_row("decode:128", 1.17, beside="stored"), []),
+        (_row("decode:128", 1.18, beside="stored"), ["decode:128 as stored"]),
+        (_row("memory:128", 3.1e9, unit="B", beside="stored"), []),
+        (_row("memory:128", 3.3e9, unit="B", beside="stored"), ["memory:128 as stored"]),
+        (_row("memory:128", 3.1e9, unit="B"), ["memory:128 as stored (not measured)"]),
+        (_row("prefill:128", 9.0), []),
+    ]:
+        assert pictures.short_of_stored(row) == said
+
+
 def test_an_unknown_name_is_refused(pictures: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         pictures.main(["noise"])

@@ -105,7 +105,12 @@ class Measured:
         if self.rates and numbers:
             rates = [max(around) for around in itertools.pairwise(self.rates)]
             shares = {
-                name: pairs.Spread.of([self.work.of_ceiling(s, r) for s, r in zip(values, rates, strict=True)])
+                name: pairs.Spread.of(
+                    [
+                        self.work.of_ceiling(value, rate, answer.get("itemsize"))
+                        for value, rate, answer in zip(values, rates, self.answers[name], strict=True)
+                    ]
+                )
                 for name, values in numbers.items()
             }
             ceiling = {
@@ -217,6 +222,7 @@ class Measurer:
                 less = {**rows, "size": min(row.size, 128)}
                 return lambda: child.ask("prefill", **rows), lambda: child.ask("prefill", **less)
             case "decode":
+                rows["room"] = o.steps
                 return lambda: child.ask("decode", **rows, steps=o.steps), lambda: child.ask("decode", **rows, steps=1)
             case _:
                 size = LOOKUP_PROMPT

@@ -41,10 +41,14 @@ class Arrivals:
 
 
 class ModelSide(ProductSide):
-    """A library with a causal language model and a cache, which `start` begins and `step` continues."""
+    """A library with a causal language model and a cache, which `start` begins and `step` continues.
+
+    itemsize: the bytes of a number in the matrices as they lie in memory.
+    """
 
     asked = (*ProductSide.asked, "open", "prefill", "decode", "lookup", "memory", "train")
     vocab_size: int
+    itemsize: int
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -54,11 +58,11 @@ class ModelSide(ProductSide):
 
     @abstractmethod
     def load(self, folder: str) -> None:
-        """Open the checkpoint, and set `vocab_size`."""
+        """Open the checkpoint, and set `vocab_size` and `itemsize`."""
 
     @abstractmethod
-    def start(self, ids: Ids) -> Ids:
-        """Read (B, T) into a new cache, and give the most likely next token of each row (B,)."""
+    def start(self, ids: Ids, new: int) -> Ids:
+        """Read (B, T) into a new cache, and give the most likely next token of each row (B,), the first of `new`."""
 
     @abstractmethod
     def step(self, tokens: Ids) -> Ids:
@@ -95,16 +99,19 @@ class ModelSide(ProductSide):
         """Read prompts of `size` tokens."""
         self._in_cache = None
         ids = random_ids(batch, size, self.vocab_size)
-        seconds, tokens = self.timed(lambda: self.start(ids))
+        seconds, tokens = self.timed(lambda: self.start(ids, 1))
         return {"seconds": seconds, "tokens": tokens.tolist()}
 
-    def decode(self, size: int, batch: int, steps: int) -> dict[str, Any]:
-        """Decode `steps` tokens a row after a context of `size`, which is read once and kept, not timed."""
+    def decode(self, size: int, batch: int, steps: int, room: int | None = None) -> dict[str, Any]:
+        """Decode `steps` tokens a row after a context of `size`, which is read once and kept, not timed.
+
+        room: how many will be at most, in this call or a later one on the same context.
+        """
         if self._in_cache == (size, batch):
             self.rewind(size)
         else:
             self._in_cache = None
-            self._first = self.start(random_ids(batch, size, self.vocab_size))
+            self._first = self.start(random_ids(batch, size, self.vocab_size), 1 + (room or steps))
             self._in_cache = size, batch
 
         def decoded() -> Ids:
@@ -114,7 +121,7 @@ class ModelSide(ProductSide):
             return np.stack(made, axis=1)
 
         seconds, tokens = self.timed(decoded)
-        return {"seconds": seconds, "tokens": tokens.tolist()}
+        return {"seconds": seconds, "itemsize": self.itemsize, "tokens": tokens.tolist()}
 
     def lookup(self, size: int, steps: int) -> dict[str, Any]:
         """Continue a prompt of `size` tokens that repeats itself, by `steps` tokens after the first, timed from there.
@@ -128,7 +135,7 @@ class ModelSide(ProductSide):
         self._in_cache = None
         ids, text = repetition(size, steps + 1, self.vocab_size)
         follows = [ids[0, -1], *text]
-        bias = {(int(a), int(b)): FORCED for a, b in zip(follows, text, strict=False)}
+        bias: dict[tuple[int, ...], float] = {(int(a), int(b)): FORCED for a, b in zip(follows, text, strict=False)}
         arrivals = Arrivals(self.clock)
         self.sync()
         made = self.by_lookup(ids, len(text), bias, arrivals)

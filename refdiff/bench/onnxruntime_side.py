@@ -49,7 +49,7 @@ class OnnxRuntimeSide(ProductSide):
             [self._in_a_file(held, (inputs, outputs)) for held in products.values()],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        with tempfile.TemporaryDirectory(prefix="refdiff-bench-") as folder:
+        with tempfile.TemporaryDirectory(prefix="refdiff-bench-", ignore_cleanup_errors=True) as folder:
             for held, weight in zip(products.values(), weights, strict=True):
                 np.ascontiguousarray(weight.T).tofile(Path(folder, held))
             Path(folder, "model.onnx").write_bytes(model.SerializeToString())

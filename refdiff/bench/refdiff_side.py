@@ -45,14 +45,15 @@ class RefdiffSide(ModelSide):
             local_files_only=True,
             weights="stored" if s.dtype in SIXTEEN_BITS else self.weights,
         )
-        found = self.model.base_params["layers"][0]["self_attn"]["o_proj"]["weight"].dtype.name
-        if s.dtype in SIXTEEN_BITS and found != s.dtype:
-            raise ValueError(f"--dtype {s.dtype} measures matrices as they are stored, but here they are {found}")
+        found = self.model.base_params["layers"][0]["self_attn"]["o_proj"]["weight"].dtype
+        if s.dtype in SIXTEEN_BITS and found.name != s.dtype:
+            raise ValueError(f"--dtype {s.dtype} measures matrices as they are stored, but here they are {found.name}")
+        self.itemsize = found.itemsize
         self.vocab_size = self.model.config.vocab_size
 
-    def start(self, ids: Ids) -> Ids:
-        """Read a prompt."""
-        self._context, self._ids = Context(self.model, None), ids
+    def start(self, ids: Ids, new: int) -> Ids:
+        """Read a prompt into a cache with the room that `generate` makes for it and `new` tokens."""
+        self._context, self._ids = Context(self.model, None, ids.shape[1] + new), ids
         return self._next()
 
     def step(self, tokens: Ids) -> Ids:

@@ -50,7 +50,7 @@ class TransformersSide(ModelSide):
     def load(self, folder: str) -> None:
         """Open the checkpoint."""
         self._model: Any = self._loaded(folder).eval()
-        self.vocab_size = int(self._model.config.vocab_size)
+        self.vocab_size, self.itemsize = int(self._model.config.vocab_size), int(self._model.dtype.itemsize)
 
     def _loaded(self, folder: str) -> Any:
         return self._transformers.DiffLlamaForCausalLM.from_pretrained(
@@ -60,8 +60,8 @@ class TransformersSide(ModelSide):
     def _there(self, ids: Ids) -> Any:
         return self._torch.from_numpy(ids).to(device_of(self.settings))
 
-    def start(self, ids: Ids) -> Ids:
-        """Read a prompt into a `DynamicCache`."""
+    def start(self, ids: Ids, new: int) -> Ids:
+        """Read a prompt into a `DynamicCache`, which makes room as tokens come."""
         self._cache: Any = self._transformers.DynamicCache(config=self._model.config)
         return self._next(ids)
 

@@ -24,6 +24,7 @@ class Work:
     """Tokens that a row makes or reads, bytes that it must read, operations that a plain pass does; 0 if not counted.
 
     unit: what a table shows: tok/s, s, B, GB/s or GFLOP/s.
+    matrices: how many numbers of matrices are among those bytes, of `itemsize` bytes each.
     ceiling: what the machine holds against it: gemv, on a device copy (bytes a second), sgemm, on a device matmul
         (operations a second), or "".
     """
@@ -33,6 +34,8 @@ class Work:
     tokens: int = 0
     bytes: int = 0
     operations: int = 0
+    matrices: int = 0
+    itemsize: int = 4
 
     def rate(self, measured: float) -> float:
         """Turn seconds (or bytes) into what the unit says."""
@@ -46,9 +49,10 @@ class Work:
             case _:
                 return measured
 
-    def of_ceiling(self, seconds: float, rate: float) -> float:
-        """Say which share of the machine's rate was reached."""
-        return (self.bytes if self.ceiling in ("gemv", "copy") else self.operations) / seconds / rate
+    def of_ceiling(self, seconds: float, rate: float, itemsize: int | None = None) -> float:
+        """Say which share of the machine's rate was reached by a side that has its matrices in `itemsize` bytes."""
+        read = self.bytes + self.matrices * ((itemsize or self.itemsize) - self.itemsize)
+        return (read if self.ceiling in ("gemv", "copy") else self.operations) / seconds / rate
 
 
 def work_of(
@@ -82,9 +86,10 @@ def work_of(
         once = _pass(config, row.size) + 2 * config.vocab_size * config.hidden_size
         return Work("tok/s", "sgemm", tokens=row.size * row.batch, operations=once * row.batch)
     if row.kind == "decode":
-        read = steps * (matrices or itemsize) * _matrices(config, head=True)
-        cached = sum(_cache(config) * (row.size + i) for i in range(1, steps + 1))
-        return Work("tok/s", "gemv", tokens=steps * row.batch, bytes=read + cached * row.batch * itemsize)
+        read, each = steps * _matrices(config, head=True), matrices or itemsize
+        cached = sum(_cache(config) * (row.size + i) for i in range(1, steps + 1)) * row.batch * itemsize
+        tokens = steps * row.batch
+        return Work("tok/s", "gemv", tokens=tokens, bytes=read * each + cached, matrices=read, itemsize=each)
     tokens = shape["batch"] * shape["context"]
     logits = 2 * config.vocab_size * config.hidden_size * tokens
     backward = 3  # the gradients of both factors of every product cost as much as the product each

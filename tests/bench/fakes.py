@@ -25,12 +25,13 @@ class FakeSide(ModelSide):
 
     def load(self, folder: str) -> None:
         self.now += 7
-        self.vocab_size = 11
+        self.vocab_size, self.itemsize = 11, 4
         self.did.append(("load", folder))
 
-    def start(self, ids: Ids) -> Ids:
+    def start(self, ids: Ids, new: int) -> Ids:
         self.now += 5
         self.did.append(("start", ids))
+        self.new = new
         return ids[:, -1]
 
     def step(self, tokens: Ids) -> Ids:

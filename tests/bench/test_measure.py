@@ -49,6 +49,13 @@ def test_more_than_there_is_is_doubted() -> None:
         assert measured.to_dict()["ceiling"]["doubtful"] == doubtful
 
 
+def test_each_side_is_held_to_the_bytes_that_it_reads() -> None:
+    work = Work("tok/s", "gemv", tokens=8, bytes=4 * 10 + 2, matrices=10, itemsize=4)
+    answers = {"refdiff": [{"seconds": 1.0, "itemsize": 4}], "stored": [{"seconds": 1.0, "itemsize": 2}]}
+    share = Measured(Row("decode", 128), work, answers, [100.0, 100.0]).to_dict()["ceiling"]["share"]
+    assert [share[name]["median"] for name in ("refdiff", "stored")] == [0.42, 0.22]
+
+
 def test_less_memory_is_below_one() -> None:
     answers = {"refdiff": [{"bytes": 3, "own_bytes": 1}], "transformers": [{"bytes": 4, "own_bytes": None}]}
     measured = Measured(Row("memory", 128), Work("B"), answers)
@@ -136,10 +143,10 @@ def _measure(
 def test_sides_that_stay_take_turns_with_the_ceiling(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
     (measured,) = _measure(tiny_checkpoint, "decode:9x2")
     a, b, c = "refdiff", "transformers", "ceilings"
-    turn = [(a, ("decode", 9, 2, 3)), (b, ("decode", 9, 2, 3)), (c, ("gemv", 0.3))]
+    turn = [(a, ("decode", 9, 2, 3, 3)), (b, ("decode", 9, 2, 3, 3)), (c, ("gemv", 0.3))]
     assert fake.log == [
         *[(a, "new"), (a, "open"), (b, "new"), (b, "open")],
-        *[(a, ("decode", 9, 2, 1)), (b, ("decode", 9, 2, 1)), (c, "new"), (c, ("gemv", 0.3))],
+        *[(a, ("decode", 9, 2, 3, 1)), (b, ("decode", 9, 2, 3, 1)), (c, "new"), (c, ("gemv", 0.3))],
         *turn,
         *turn,
         *[(a, "end"), (b, "end"), (c, "end")],

@@ -47,6 +47,18 @@ def test_decoding_reads_its_context_once_and_does_not_count_it() -> None:
     assert [name for name, _ in side.did[1:]] == ["step"] * 3
 
 
+def test_a_cache_has_room_for_what_will_be_asked_and_no_more() -> None:
+    side = _opened()
+    side.decode(size=6, batch=2, steps=1, room=16)
+    assert side.new == 17
+    side.decode(size=6, batch=2, steps=16)
+    assert [name for name, _ in side.did].count("start") == 1
+    side.decode(size=7, batch=2, steps=3)
+    assert side.new == 4
+    side.prefill(size=6, batch=1)
+    assert side.new == 1
+
+
 @pytest.mark.parametrize("between", ["prefill", "lookup", "another context"])
 def test_another_text_in_the_cache_is_noticed(between: str) -> None:
     side = _opened()
@@ -67,7 +79,7 @@ def test_a_context_that_failed_is_read_again() -> None:
     side = _opened()
     side.decode(size=6, batch=1, steps=1)
 
-    def fail(ids: object) -> np.ndarray:
+    def fail(ids: object, new: int) -> np.ndarray:
         raise MemoryError
 
     side.start = fail  # type: ignore[assignment, method-assign]

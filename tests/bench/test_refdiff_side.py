@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff.backends.workers import Workers
 from refdiff.bench.model_side import random_ids, repetition
 from refdiff.bench.refdiff_side import RefdiffSide, StoredSide
 from refdiff.bench.side import Settings
+from refdiff.model.cache import KVCache
 
 
 @pytest.fixture
@@ -53,6 +55,40 @@ def test_lookup_repeats_its_prompt_in_few_passes(side: RefdiffSide, monkeypatch:
     assert calls[0] == 40
 
 
+@pytest.mark.parametrize("size", [9, 300])
+def test_the_cache_is_as_large_as_that_of_generate(
+    side: RefdiffSide, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches: list[KVCache] = []
+    made = KVCache.__init__
+
+    def noted(self: KVCache, *given: object, **options: object) -> None:
+        caches.append(self)
+        made(self, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(KVCache, "__init__", noted)
+    side.decode(size, 2, steps=1, room=5)
+    side.decode(size, 2, steps=5)
+    ids = random_ids(2, size, side.vocab_size)
+    side.model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    ours, theirs = caches
+    assert [x.shape for x in ours.buffers] == [x.shape for x in theirs.buffers]
+
+
+def test_a_product_of_one_token_is_multiplied_as_in_a_pass_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLAS has all its threads then, and those of Python have the cores otherwise."""
+    seen: list[bool] = []
+    running = Workers.running
+    monkeypatch.setattr(
+        Workers, "running", lambda self, *, alone=True: seen.append(alone) or running(self, alone=alone)
+    )
+    monkeypatch.setattr("refdiff.bench.side.CACHES", 1)
+    side = RefdiffSide(Settings(None, 2))
+    for size in (1, 4):
+        side.product(size, outputs=2048, inputs=2048, least=0)
+    assert seen == [False, True]
+
+
 def test_memory(tiny_checkpoint: Path) -> None:
     answer = RefdiffSide(Settings(str(tiny_checkpoint), 1)).answer("memory", size=9, batch=2, steps=3)
     assert answer["tokens"] == _greedy(tiny_checkpoint, random_ids(2, 9, 259), 4)
@@ -85,5 +121,7 @@ def test_weights_stay_as_they_are_stored(tiny_checkpoint: Path, tmp_path: Path) 
     for side, bits in zip(sides, (32, 16), strict=True):
         side.open()
         assert side.model.params["model"]["layers"][0]["mlp"]["gate_proj"]["weight"].dtype.itemsize == bits // 8
-        answers.append(side.decode(9, 2, steps=3)["tokens"])
+        answer = side.decode(9, 2, steps=3)
+        assert answer["itemsize"] == bits // 8
+        answers.append(answer["tokens"])
     assert answers[0] == answers[1]

@@ -36,8 +36,9 @@ def test_decode() -> None:
     # after 10 tokens the next three see 11, 12 and 13; a token has 2 layers · (k and v) · 2 heads · 2 numbers
     read = 3 * 4 * (2 * LAYER + HEAD)
     cached = (11 + 12 + 13) * 2 * 2 * 2 * 2 * 4
-    assert _work("decode:10") == Work("tok/s", "gemv", tokens=3, bytes=read + cached)
-    assert _work("decode:10x5") == Work("tok/s", "gemv", tokens=15, bytes=read + 5 * cached)
+    matrices = read // 4
+    assert _work("decode:10") == Work("tok/s", "gemv", tokens=3, bytes=read + cached, matrices=matrices)
+    assert _work("decode:10x5") == Work("tok/s", "gemv", tokens=15, bytes=read + 5 * cached, matrices=matrices)
 
 
 def test_training_is_three_passes_with_all_logits() -> None:

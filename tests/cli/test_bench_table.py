@@ -52,6 +52,17 @@ def test_passes_through_the_model_are_told() -> None:
     )
 
 
+def test_memory_is_measured_once_and_said_to_be() -> None:
+    cold, product = report()["rows"]
+    memory = {**cold, "title": "memory 128", "unit": "B"}
+    assert (
+        "median of 2 interleaved pairs, of memory a single one. A" in markdown_lines(report(rows=[memory, product]))[-1]
+    )
+    single = report(rows=[memory])
+    single["settings"]["pairs"] = 1
+    assert "median of 1 interleaved pair. A" in markdown_lines(single)[-1]
+
+
 def test_refdiff_alone_has_no_other_column() -> None:
     cold, _ = report()["rows"]
     alone = report(rows=[{**cold, "against": {}}], model=None)
