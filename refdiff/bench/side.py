@@ -127,7 +127,8 @@ class ProductSide(Side, ABC):
         if shape not in self._held:
             first = np.random.default_rng(0).standard_normal(shape, np.float32)
             count = max(CACHES // first.nbytes, 1)
-            self._held = {shape: (self.hold([first.copy() for _ in range(count)]), count)}
+            # All of them different, so that no library keeps equal ones once; the last is the first drawn.
+            self._held = {shape: (self.hold([np.roll(first, i, axis=0) for i in reversed(range(count))]), count)}
         multiply, count = self._held[shape]
         if self._x.shape != (size, inputs):  # the same array again, to which a side may have bound what it holds
             self._x = np.random.default_rng(1).standard_normal((size, inputs), np.float32)

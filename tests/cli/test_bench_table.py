@@ -40,7 +40,7 @@ def test_a_share_of_more_than_there_is_is_marked() -> None:
     _, product = report()["rows"]
     ceiling = {**product["ceiling"], "share": {"refdiff": {"median": 1.2, "low": 1.0, "high": 1.3}}}
     shown = markdown_lines(report(rows=[{**product, "ceiling": {**ceiling, "doubtful": ["refdiff"]}}]))[2]
-    assert "| refdiff 120 % of gemv (25.0 GB/s); DOUBTFUL: refdiff above what there is |" in shown
+    assert "| refdiff 120 % of gemv (25.0 GB/s); DOUBTFUL: refdiff above 105 % |" in shown
 
 
 def test_passes_through_the_model_are_told() -> None:
