@@ -20,14 +20,17 @@ def sequence_bias(scores: Scores, ids: Ids, biases: Mapping[tuple[int, ...], flo
     z'[v] = z[v] + Σ bias(s) over the sequences s = (…prefix, v) whose prefix ends the row.
     Shapes: scores (B, V), ids (B, T) → (B, V)
     """
-    bias = np.zeros_like(scores)
+    added: dict[int, Scores] = {}
     for sequence, value in biases.items():
         *prefix, last = sequence
         if len(prefix) > ids.shape[1]:
             continue
         rows = (ids[:, ids.shape[1] - len(prefix) :] == np.array(prefix, dtype=np.int64)).all(axis=1)
-        bias[rows, last] += value
-    return scores + bias
+        added.setdefault(last, np.zeros(len(scores), scores.dtype))[rows] += value
+    result = scores.copy()
+    for last, bias in added.items():
+        result[:, last] += bias
+    return result
 
 
 def bad_words(scores: Scores, ids: Ids, words: Sequence[Sequence[int]]) -> Scores:
