@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.oracle import golden
-from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, right, write_raw
+from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, damaged, right, write_raw
 
 HERE = Path(__file__).parent
 COMPILERS = {
@@ -84,6 +84,32 @@ def test_mutated_outputs(reader: Path, vectors: Path, tmp_path: Path, mutation: 
     assert (status, lines) == expected(vectors, tmp_path / "raw")
     assert status == 1
     assert [line for line in lines if line.endswith("fail")] == [f"{kind} {name} fail"]
+
+
+def test_a_damaged_index(reader: Path, vectors: Path, tmp_path: Path) -> None:
+    shutil.copytree(vectors, tmp_path / "vectors")
+    write_raw(tmp_path / "raw", {kind: {"out": of["out"]} for kind, of in right(vectors).items()})
+    index = tmp_path / "vectors" / "index.txt"
+    seen = 0
+    for what, text in damaged(index.read_bytes()):
+        index.write_bytes(text)
+        assert said(reader, index.parent, tmp_path / "raw") == (1, ["index.txt - changed"]), what
+        seen += 1
+    assert seen > 500
+    index.unlink()
+    assert said(reader, index.parent, tmp_path / "raw") == (1, ["index.txt - changed"])
+
+
+def test_any_byte_of_a_case(reader: Path, vectors: Path, tmp_path: Path) -> None:
+    shutil.copytree(vectors, tmp_path / "vectors")
+    write_raw(tmp_path / "raw", {"half": {"out": right(vectors)["half"]["out"]}})
+    file = tmp_path / "vectors" / "case_half.safetensors"
+    data = file.read_bytes()
+    changes = [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :] for at in range(0, len(data), 211)]
+    for changed in (*changes, data[:-1], data + b"\0", b""):
+        file.write_bytes(changed)
+        _, lines = said(reader, file.parent, tmp_path / "raw")
+        assert [line for line in lines if line.startswith("half ")] == ["half - changed"]
 
 
 def test_one_byte_of_the_vectors(reader: Path, vectors: Path, tmp_path: Path) -> None:

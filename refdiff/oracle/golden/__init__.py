@@ -9,16 +9,21 @@
 A folder has
 
     manifest.json              format, limits, and of each case: spec, recipe, what it is blind to, and every tensor by
-                               name, role, dtype, shape and axes; the SHA-256 of every file and of the manifest itself
+                               name, role, dtype, shape, axes and where it begins; the SHA-256 of every file and of the
+                               manifest itself
     case_<id>.safetensors      inputs.* bit for bit in the storage dtype; for the output, each gradient and log-sum-exp
                                `expected.*` in float64 and as float32 `.hi` + `.lo`, `budget.*`, `bound.*` in float32
     index.txt                  the same in words and numbers with spaces between, for programs without JSON: a line
-                               refdiff-golden 1; then for each case
-                                   case <id> <file> <bytes> <CRC-32> <number of tensors>
-                               and for each of these
+                                   refdiff-golden 2 <number of cases> <CRC-32 of all that follows this line>
+                               with at least one case; then for each case
+                                   case <id> <file> <bytes> <CRC-32> <number of tensors that are judged>
+                               and for each of these, in one line,
                                    <name> <rows|numbers> <n> <width> <hi> <lo> <budget> <bound> <u> <row> <bulk>
                                    <element> <slope> <certain>
-                               in one line; hi, lo, budget, bound: where those begin in the file, in bytes
+                               and for each input
+                                   input <name> <dtype> <begin> <number of axes> <size of each axis>
+                               hi, lo, budget, bound, begin: where those begin in the file, in bytes; all arrays are
+                               little-endian and in row-major order; a CRC-32 is zlib's, in 8 hexadecimal digits
 
 The error of y is (y − hi) − lo, which float32 can compute. In "rows" (n rows of `width` numbers), with E the budget of
 a row, B its bound and e its errors, all of these hold or it fails; rows whose E is infinite are left out:

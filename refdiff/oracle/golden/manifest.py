@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
 
-FORMAT = "refdiff-golden 1"
+FORMAT = "refdiff-golden 2"
 MANIFEST, INDEX = "manifest.json", "index.txt"
 COLUMNS = ("hi", "lo", "budget", "bound", "u", "row", "bulk", "element", "slope", "certain")
 """What an index has of each tensor after its name, kind, n and width."""
@@ -49,24 +49,41 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
         raise CheckpointError(f"{path}: the format is not {FORMAT!r}, the one that this version reads")
     if manifest_text(manifest).encode() != text:  # nothing else that it says can be believed
         return {**manifest, "cases": []}, [f"{MANIFEST}: its text has been changed"]
-    changed = []
+    found, changed = {}, []
     for name, entry in manifest["files"].items():
         try:
-            data = (folder / name).read_bytes()
+            found[name] = (folder / name).read_bytes()
         except OSError as error:
             changed.append(f"{name}: {error.strerror}")
             continue
-        if sha256(data) != entry["sha256"]:
+        if sha256(found[name]) != entry["sha256"]:
             changed.append(f"{name}: its bytes have been changed: SHA-256 is not the manifest's")
-    return manifest, changed
+    return manifest, changed or _disagreements(manifest, found)
 
 
-def index_text(cases: list[tuple[str, str, bytes, list[dict[str, Any]]]]) -> str:
-    """Write the index: of each case (id, file, its bytes, tensors)."""
-    lines = [FORMAT]
-    for name, file, data, tensors in cases:
-        lines.append(f"case {name} {file} {len(data)} {zlib.crc32(data):08x} {len(tensors)}")
-        for t in tensors:
+def _disagreements(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> list[str]:
+    """What a manifest lacks, or its index says otherwise, where no byte of what it lists has been changed."""
+    if not manifest["cases"]:
+        return [f"{MANIFEST}: it has no cases"]
+    if unlisted := {INDEX, *(case["file"] for case in manifest["cases"])} - files.keys():
+        return [f"{name}: {MANIFEST} has no SHA-256 of it" for name in sorted(unlisted)]
+    if files[INDEX] != index_text(manifest["cases"], files).encode():
+        return [f"{INDEX}: it says something else than {MANIFEST}"]
+    return []
+
+
+def index_text(cases: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]) -> str:
+    """Write the index of a manifest's cases, whose files have these bytes."""
+    lines = []
+    for case in cases:
+        data, judged = files[case["file"]], case["judged"]
+        lines.append(f"case {case['id']} {case['file']} {len(data)} {zlib.crc32(data):08x} {len(judged)}")
+        for t in judged:
             numbers = " ".join(f"{t[column]:.17g}" for column in COLUMNS)
             lines.append(f"{t['name']} {t['kind']} {t['n']} {t['width']} {numbers}")
-    return "\n".join(lines) + "\n"
+        for t in case["tensors"]:
+            if t["role"] == "input":
+                shape = " ".join(map(str, (len(t["shape"]), *t["shape"])))
+                lines.append(f"input {t['name'].removeprefix('inputs.')} {t['dtype']} {t['begin']} {shape}")
+    text = "".join(f"{line}\n" for line in lines)
+    return f"{FORMAT} {len(cases)} {zlib.crc32(text.encode()):08x}\n{text}"

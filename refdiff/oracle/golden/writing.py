@@ -63,7 +63,8 @@ def export(
     files = {file: data for _, file, data, _, _ in made}
     if "npz" in formats:
         files |= {file.replace(".safetensors", ".npz"): _npz(arrays) for _, file, _, _, arrays in made}
-    files[INDEX] = index_text([(name, file, data, entry["judged"]) for name, file, data, entry, _ in made]).encode()
+    entries = [entry for _, _, _, entry, _ in made]
+    files[INDEX] = index_text(entries, files).encode()
     total = sum(map(len, files.values()))
     if total > LARGEST_FOLDER:
         raise ValueError(f"the cases take {total:,} bytes, more than {LARGEST_FOLDER:,}: give fewer or smaller ones")
@@ -72,7 +73,7 @@ def export(
         "licence": "Apache-2.0",
         "provenance": {"refdiff": refdiff.__version__, "numpy": np.__version__},
         "files": {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()},
-        "cases": [entry for _, _, _, entry, _ in made],
+        "cases": entries,
     }
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ def _case(
         "recipe": used.to_dict(),
         "blind_to": sorted(deviation.name for deviation in case.blind_to),
         "judged": judged,
-        "tensors": [_entry(n, x, letters) for n, x in arrays.items()],
+        "tensors": [_entry(n, x, letters, begins[n]) for n, x in arrays.items()],
     }
     return name, file, data, entry, arrays
 
@@ -195,11 +196,12 @@ def _npz(arrays: Mapping[str, Numpy]) -> bytes:
         return (Path(folder) / "case.npz").read_bytes()
 
 
-def _entry(name: str, array: Numpy, letters: Mapping[str, str]) -> dict[str, Any]:
+def _entry(name: str, array: Numpy, letters: Mapping[str, str], begin: int) -> dict[str, Any]:
     role, _, rest = name.partition(".")
     of = rest.removesuffix(".hi").removesuffix(".lo")
     role = {"inputs": "input", "bound": "budget"}.get(role, role)
     if role == "expected" and of.startswith("d"):
         role = "grad"
     axes = letters.get(rest if role == "input" else of.removeprefix("d"), "")
-    return {"name": name, "role": role, "dtype": array.dtype.name, "shape": list(array.shape), "axes": axes}
+    shape = list(array.shape)
+    return {"name": name, "role": role, "dtype": array.dtype.name, "shape": shape, "axes": axes, "begin": begin}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from hypothesis import strategies as st
 from refdiff.errors import CheckpointError
 from refdiff.oracle.golden.manifest import COLUMNS, FORMAT, index_text, manifest_text, read_manifest, sha256
 
-REST: dict[str, Any] = {"format": FORMAT, "cases": [], "λ": 0.8, "files": {}}
+CASE: dict[str, Any] = {"id": "a", "file": "a", "judged": [], "tensors": []}
+REST: dict[str, Any] = {"format": FORMAT, "cases": [CASE], "λ": 0.8, "files": {}}
 
 
-def write(folder: Path, files: dict[str, bytes]) -> bytes:
+def write(folder: Path, files: dict[str, bytes], cases: Sequence[dict[str, Any]] = (CASE,)) -> bytes:
+    """A folder of these files, with an index of the first case, and a manifest that has the hash of each."""
+    files = {**files, "index.txt": index_text([CASE], files).encode()}
     for name, data in files.items():
         (folder / name).write_bytes(data)
     listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
-    text = manifest_text({**REST, "files": listed}).encode()
+    text = manifest_text({**REST, "files": listed, "cases": cases}).encode()
     (folder / "manifest.json").write_bytes(text)
     return text
 
@@ -67,6 +71,15 @@ def test_one_byte_of_a_file(tmp_path: Path) -> None:
     assert read_manifest(tmp_path)[1] == ["b: No such file or directory"]
 
 
+def test_what_a_manifest_of_whole_files_may_lack(tmp_path: Path) -> None:
+    write(tmp_path, {"a": b"123"}, [])
+    assert read_manifest(tmp_path)[1] == ["manifest.json: it has no cases"]
+    write(tmp_path, {"a": b"123"}, [CASE, {**CASE, "file": "c"}])
+    assert read_manifest(tmp_path)[1] == ["c: manifest.json has no SHA-256 of it"]
+    write(tmp_path, {"a": b"123"}, [CASE, CASE])
+    assert read_manifest(tmp_path)[1] == ["index.txt: it says something else than manifest.json"]
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_no_manifest(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(text)
@@ -78,8 +91,13 @@ def test_no_manifest(tmp_path: Path, text: bytes) -> None:
 
 def test_index() -> None:
     tensor = {"name": "out", "kind": "rows", "n": 6, "width": 4, **dict.fromkeys(COLUMNS, 0.1)}
-    text = index_text([("a", "case_a", b"123", [tensor, {**tensor, "name": "dq"}])])
-    lines = text.splitlines()
-    assert lines[:2] == [FORMAT, f"case a case_a 3 {zlib.crc32(b'123'):08x} 2"]
-    assert lines[2].split() == ["out", "rows", "6", "4", *["0.10000000000000001"] * 10]
-    assert lines[3].startswith("dq ")
+    of_q = {"name": "inputs.q", "role": "input", "dtype": "bfloat16", "begin": 8, "shape": [2, 3]}
+    tensors = [of_q, {**of_q, "name": "expected.out", "role": "expected"}, {**of_q, "name": "inputs.s", "shape": []}]
+    case = {"id": "a", "file": "case_a", "judged": [tensor, {**tensor, "name": "dq"}], "tensors": tensors}
+    head, _, rest = index_text([case], {"case_a": b"123"}).partition("\n")
+    assert head == f"{FORMAT} 1 {zlib.crc32(rest.encode()):08x}"
+    lines = rest.splitlines()
+    assert lines[0] == f"case a case_a 3 {zlib.crc32(b'123'):08x} 2"
+    assert lines[1].split() == ["out", "rows", "6", "4", *["0.10000000000000001"] * 10]
+    assert lines[2].startswith("dq ")
+    assert lines[3:] == ["input q bfloat16 8 2 2 3", "input s bfloat16 8 0"]

@@ -13,8 +13,9 @@ from refdiff.errors import CheckpointError
 from refdiff.oracle import golden
 from refdiff.oracle.budget import budget
 from refdiff.oracle.files import write_arrays
+from refdiff.oracle.golden.manifest import read_manifest
 from tests.layers.inputs import says
-from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, right, write_raw
+from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, damaged, right, write_raw
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,23 @@ def test_one_byte_of_the_vectors(vectors: Path, tmp_path: Path) -> None:
     assert report.changed == ("case_v2.safetensors: its bytes have been changed: SHA-256 is not the manifest's",)
     assert "v2" not in report.cases
     assert "changed: case_v2.safetensors" in str(report)
+
+
+def test_a_damaged_index(vectors: Path, tmp_path: Path) -> None:
+    shutil.copytree(vectors, tmp_path / "vectors")
+    write_raw(tmp_path / "raw", {kind: {"out": of["out"]} for kind, of in right(vectors).items()})
+    index = tmp_path / "vectors" / "index.txt"
+    for n, (what, text) in enumerate(damaged(index.read_bytes())):
+        if what.startswith("bit") and n % 10:
+            continue
+        index.write_bytes(text)
+        (line,) = read_manifest(index.parent)[1]
+        assert line == "index.txt: its bytes have been changed: SHA-256 is not the manifest's", what
+        if n % 100 == 0:
+            assert golden.verify(index.parent, tmp_path / "raw").status == "fail"
+    index.unlink()
+    report = golden.verify(index.parent, tmp_path / "raw")
+    assert (report.status, report.changed) == ("fail", ("index.txt: No such file or directory",))
 
 
 def test_missing_outputs(vectors: Path, tmp_path: Path) -> None:

@@ -57,8 +57,9 @@ def test_case(folder: Path, kind: str) -> None:
     listed = {t["name"]: t for t in entry["tensors"]}
     assert listed.keys() == arrays.keys()
     assert all(listed[name]["shape"] == list(x.shape) for name, x in arrays.items())
-    assert listed["inputs.q"] == {"name": "inputs.q", "role": "input", "dtype": of.dtype, "axes": "B H T d",
-                                  "shape": list(of.inputs["q"].shape)}  # fmt: skip
+    q = {name: listed["inputs.q"][name] for name in ("name", "role", "dtype", "axes", "shape")}
+    shape = list(of.inputs["q"].shape)
+    assert q == {"name": "inputs.q", "role": "input", "dtype": of.dtype, "axes": "B H T d", "shape": shape}
     roles = {t["role"] for t in entry["tensors"]}
     assert roles == {"input", "expected", "grad", "budget"}
     with np.load(folder / f"case_{kind}.npz") as file:
@@ -67,8 +68,16 @@ def test_case(folder: Path, kind: str) -> None:
 
 def test_index_says_where_everything_begins(folder: Path) -> None:
     lines = iter((folder / "index.txt").read_text().splitlines()[1:])
-    seen = 0
+    data, arrays = b"", {}
+    seen, inputs = 0, set()
     for line in lines:
+        if line.startswith("input "):
+            _, name, dtype, begin, _, *sizes = line.split()
+            x = arrays[f"inputs.{name}"]
+            assert (x.dtype.name, x.shape) == (dtype, tuple(map(int, sizes)))
+            assert x.tobytes() == data[int(begin) : int(begin) + x.nbytes]
+            inputs.add(name)
+            continue
         _, kind, file, size, _, count = line.split()
         data = (folder / file).read_bytes()
         arrays, _ = read_arrays(folder / file)
@@ -82,6 +91,7 @@ def test_index_says_where_everything_begins(folder: Path) -> None:
             assert (f"bound.{name}" in arrays) == (int(bound) > 0)
             seen += 1
     assert seen > 40
+    assert inputs >= {"q", "k", "v", "dout", "key_mask", "cu_seqlens_q", "lambda_logits"}
 
 
 @given(

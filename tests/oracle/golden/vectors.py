@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from refdiff.oracle.files import read_arrays
-from refdiff.oracle.golden.manifest import read_manifest
+from refdiff.oracle.golden.manifest import FORMAT, read_manifest
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies.fixed import Case
 from refdiff.oracle.strategies.structure import Structure
@@ -60,6 +62,29 @@ def write_raw(folder: Path, outputs: dict[str, dict[str, np.ndarray]]) -> None:
     for name, arrays in outputs.items():
         for tensor, x in arrays.items():
             x.tofile(folder / f"{name}.{tensor}.f32")
+
+
+def damaged(index: bytes) -> Iterator[tuple[str, bytes]]:
+    """An index as it may arrive: cut off, without some of its lines, with one bit turned over, or with no cases."""
+    lines = index.splitlines(keepends=True)
+    for n in range(len(lines)):
+        yield f"{n} lines", b"".join(lines[:n])
+        yield f"all but line {n}", b"".join(lines[:n] + lines[n + 1 :])
+    yield "without its last byte", index[:-1]
+    starts = [n for n, line in enumerate(lines) if line.startswith(b"case ")]
+    for begin, end in itertools.pairwise([*starts, len(lines)]):
+        yield f"all but the case in lines {begin} to {end}", b"".join(lines[:begin] + lines[end:])
+    first = len(lines[0])
+    for at in sorted({*range(first + 60), *range(first, len(index), 97), len(index) - 1}):
+        for n in range(8) if at < first else (at % 8,):
+            yield f"bit {n} of byte {at}", index[:at] + bytes([index[at] ^ 1 << n]) + index[at + 1 :]
+    yield "no cases", sealed(b"", 0)
+    yield "one case fewer than it says", sealed(b"".join(lines[1 : starts[-1]]), len(starts))
+
+
+def sealed(rest: bytes, cases: int) -> bytes:
+    """The lines of an index with a first line that fits them."""
+    return f"{FORMAT} {cases} {zlib.crc32(rest):08x}\n".encode() + rest
 
 
 def _put(at: tuple[Any, ...], change: Callable[[Any], Any]) -> Callable[[np.ndarray], np.ndarray]:
