@@ -6,15 +6,14 @@ import argparse
 import json
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff import cluster
 from refdiff.cli.flags import UsageError
+from refdiff.cli.spec_and_recipe import recipe_of, spec_of
 from refdiff.cli.terminal import note
 
 if TYPE_CHECKING:
-    from refdiff.oracle.recipe import Recipe
     from refdiff.oracle.spec import Spec
 
 FIRST_SEED = 3000
@@ -43,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.file} holds {', '.join(sorted(arrays))}, but no q and no x: it needs the inputs too")
     if not given:
         raise UsageError(f"{args.file} holds {', '.join(sorted(arrays))}, but nothing to judge: out, lse1, dq, ...")
-    spec, recipe = _spec(args, inputs), _recipe(args.recipe, inputs)
+    spec = spec_of(args.spec, lambda _: _with_dimensions(args, inputs))
+    recipe = recipe_of(str(inputs["q" if "q" in inputs else "x"].dtype) if args.recipe == "auto" else args.recipe)
     verdict = check(given, spec, inputs, recipe=recipe, dout=dout)
     report: dict[str, Any] = {"file": args.file, "spec": spec.to_dict(), **verdict.to_dict()}
     text = str(verdict)
@@ -70,14 +70,9 @@ def parts(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
     return given, inputs, arrays.get("dout")
 
 
-def _spec(args: argparse.Namespace, inputs: dict[str, Any]) -> Spec:
-    from refdiff.oracle.presets import PRESETS
+def _with_dimensions(args: argparse.Namespace, inputs: dict[str, Any]) -> Spec:
     from refdiff.oracle.spec import Spec
 
-    if args.spec.endswith(".json"):
-        return Spec(**_fields(args.spec))
-    if args.spec not in PRESETS:
-        raise UsageError(f"--spec {args.spec}: there are {', '.join(PRESETS)}, or the name of a JSON file")
     if "q" not in inputs:
         raise UsageError("--spec: the dimensions of a whole layer cannot be read off its arrays; give a JSON file")
     keys = inputs.get("k", inputs.get("k_pages"))
@@ -85,31 +80,6 @@ def _spec(args: argparse.Namespace, inputs: dict[str, Any]) -> Spec:
         raise UsageError(f"q has shape {inputs['q'].shape}, but must be (B, H, T, d), and k (B, K, S, d)")
     dims = {"query_heads": inputs["q"].shape[1], "key_heads": keys.shape[1], "head_dim": inputs["q"].shape[3]}
     return Spec.preset(args.spec, **dims, layer=args.layer)
-
-
-def _recipe(name: str, inputs: dict[str, Any]) -> Recipe:
-    from refdiff.oracle.recipe import Recipe
-
-    if name.endswith(".json"):
-        return Recipe(**_fields(name))
-    if name == "auto":
-        name = str(inputs["q" if "q" in inputs else "x"].dtype)
-    try:
-        return Recipe.of(name)
-    except ValueError as error:
-        raise UsageError(f"--recipe {name}: {error}; or give tf32, or the name of a JSON file") from error
-
-
-def _fields(path: str) -> dict[str, Any]:
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no JSON object with fields")
-    return found
 
 
 def _selftest(args: argparse.Namespace) -> int:

@@ -53,7 +53,7 @@ class Number:
 
 
 # What the library's messages tell a Python program to do → the same on a command line.
-_IN_FLAGS = {"local_files_only": "--offline", "cache_dir or HF_HOME": "HF_HOME"}
+_IN_FLAGS = {"local_files_only": "--offline", "cache_dir or HF_HOME": "HF_HOME", "gradients=False": "--no-gradients"}
 
 
 def in_flags(message: str) -> str:

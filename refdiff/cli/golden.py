@@ -7,6 +7,7 @@ import json
 import sys
 
 from refdiff.cli.flags import UsageError
+from refdiff.cli.spec_and_recipe import recipe_of, spec_of
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,14 +24,22 @@ def _export(args: argparse.Namespace) -> int:
     if args.outputs is not None or args.json:
         raise UsageError("export takes VECTORS alone; OUTPUTS and --json are for verify")
     from refdiff.oracle import golden
+    from refdiff.oracle.inputs import is_layer
     from refdiff.oracle.strategies.fixed import cases, small_spec
 
+    spec = spec_of(args.spec, small_spec)
+    if args.layer is not None:
+        if args.spec.endswith(".json"):
+            raise UsageError(f"--layer goes with a preset; {args.spec} has a field for it")
+        spec = spec.replace(layer=args.layer)
+    recipe = None if args.recipe == "auto" else recipe_of(args.recipe)
+    dtype = args.dtype if args.dtype != "auto" else "float32" if recipe is None else recipe.storage
     profiles = dict.fromkeys(args.profile or ("identify", "whisper"))
-    made = [
-        case for name in profiles for case in cases(name, args.seed, spec=small_spec(args.preset), dtype=args.dtype)
-    ]
+    made = [case for name in profiles for case in cases(name, args.seed, spec=spec, dtype=dtype)]
+    if args.core:
+        made = [case for case in made if not is_layer(case.inputs)]
     formats = ("safetensors", "npz") if args.npz else ("safetensors",)
-    golden.export(args.folder, made, formats, gradients=not args.no_gradients)
+    golden.export(args.folder, made, formats, recipe=recipe, gradients=not args.no_gradients)
     sys.stdout.write(f"{args.folder}\n")
     return 0
 

@@ -8,7 +8,7 @@ from refdiff.cli.flags import Number, add_common
 
 EXAMPLES = """
 examples:
-  refdiff golden export vectors --preset hf_diffllama --dtype bfloat16
+  refdiff golden export vectors --spec hf_diffllama --recipe bfloat16
   refdiff golden verify vectors outputs
 """
 PRESETS = ("hf_diffllama", "ms_v1", "ms_v1_naive", "timm", "phi4flash", "motif", "diff_v2", "gda")
@@ -21,20 +21,36 @@ def add_golden(commands: Any) -> None:
         "golden",
         examples=EXAMPLES,
         help="test vectors for kernels in any language",
-        description="export writes inputs, right answers and budgets as files; verify judges what a program made of "
-        "them: for each case DIR/OUTPUTS has <case>.safetensors or <case>.npz with out (and dq, lse1, ... if you "
-        "like), or raw float32 as <case>.out.f32. Exit status of verify: 0 all pass, 1 anything else.",
+        description="export writes inputs, right answers and budgets as files; index.txt and manifest.json in VECTORS "
+        "say what is where. verify judges what a program made of them. A case is called as index.txt says, such as "
+        "identify-0-float32-0; for each, OUTPUTS has <case>.safetensors or <case>.npz with out, and dq, lse1, ... if "
+        "you like; or <case>.out.f32, <case>.dq.f32, ..., raw float32, little-endian, in row-major order. Without out "
+        "a case is missing; what else is not given is not judged, and listed. Exit status of verify: 0 all pass, "
+        "1 anything else, 2 wrong usage.",
     )
     parser.add_argument("action", choices=("export", "verify"), help="write vectors, or judge outputs by them")
     parser.add_argument("folder", metavar="VECTORS", help="the folder of the vectors")
     parser.add_argument("outputs", nargs="?", metavar="OUTPUTS", help="verify: the folder of outputs (default: none)")
     export = parser.add_argument_group("export")
     export.add_argument(
-        "--preset",
-        choices=PRESETS,
-        metavar="NAME",
+        "--spec",
+        metavar="NAME_OR_FILE",
         default="hf_diffllama",
-        help=f"whose attention: {', '.join(PRESETS)} (default: hf_diffllama)",
+        help=f"a preset, with small dimensions: {', '.join(PRESETS[:-1])} or {PRESETS[-1]}; or a JSON file with the "
+        "fields of a Spec, such as query_heads, key_heads and head_dim (default: hf_diffllama)",
+    )
+    export.add_argument(
+        "--layer",
+        type=Number(int, 0),
+        metavar="N",
+        help="depth of the layer, from 0, for λ_init; not with a JSON file (default: 2)",
+    )
+    export.add_argument(
+        "--recipe",
+        metavar="NAME_OR_FILE",
+        default="auto",
+        help="what the kernel rounds: float32, tf32, bfloat16 or float16; or a JSON file with the fields of a Recipe "
+        "(default: auto = the type of --dtype)",
     )
     export.add_argument(
         "--profile",
@@ -46,9 +62,14 @@ def add_golden(commands: Any) -> None:
     )
     export.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="that inputs are stored in, and kernels round to (default: float32)",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="that inputs are stored in (default: auto = what --recipe stores, or float32)",
+    )
+    export.add_argument(
+        "--core",
+        action="store_true",
+        help="leave out the cases of a whole layer, for a kernel that starts from q, k and v (default: off)",
     )
     export.add_argument("-s", "--seed", type=Number(int, 0), default=0, metavar="N", help="of the numbers (default: 0)")
     export.add_argument("--npz", action="store_true", help="write .npz files too (default: off)")

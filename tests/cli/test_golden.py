@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from refdiff.cli import main
+from refdiff.cli.spec_and_recipe import recipe_of
 from refdiff.oracle import golden
+from refdiff.oracle.golden import writing
 from refdiff.oracle.golden.manifest import read_manifest
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies import fixed
+from refdiff.oracle.strategies.fixed import small_spec
 from refdiff.oracle.strategies.structure import Structure
 from tests.oracle.golden.vectors import case, right, write_raw
 
@@ -29,7 +34,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few")
 def test_export(tmp_path: Path, capsys: Capture) -> None:
     folder = tmp_path / "vectors"
-    flags = ["--preset", "diff_v2", "--dtype", "bfloat16", "-s", "3", "--npz", "--no-gradients"]
+    flags = ["--spec", "diff_v2", "--dtype", "bfloat16", "-s", "3", "--npz", "--no-gradients"]
     assert main(["golden", "export", str(folder), *flags, "--profile", "whisper"]) == 0
     assert capsys.readouterr().out == f"{folder}\n"
     manifest, changed = read_manifest(folder)
@@ -46,13 +51,51 @@ def test_export(tmp_path: Path, capsys: Capture) -> None:
     assert [c["profile"] for c in read_manifest(folder)[0]["cases"]] == ["identify", "whisper"]
 
 
+@pytest.mark.usefixtures("few")
+def test_spec_and_recipe(tmp_path: Path) -> None:
+    spec = Spec.preset("ms_v1", query_heads=4, key_heads=2, head_dim=8, layer=5)
+    (tmp_path / "spec.json").write_text(json.dumps(spec.to_dict()))
+    (tmp_path / "recipe.json").write_text(json.dumps({"storage": "bfloat16", "p": "float32"}))
+    words = ["golden", "export", str(tmp_path / "vectors"), "--profile", "whisper", "--no-gradients"]
+    given = {
+        ("--spec", str(tmp_path / "spec.json"), "--recipe", str(tmp_path / "recipe.json")): (spec, "bfloat16"),
+        ("--spec", "ms_v1", "--layer", "0", "--recipe", "tf32"): (small_spec("ms_v1").replace(layer=0), "float32"),
+        ("--recipe", "float16", "--dtype", "float32"): (small_spec("hf_diffllama"), "float32"),
+        ("--dtype", "float16"): (small_spec("hf_diffllama"), "float16"),
+    }
+    for flags, (expected, dtype) in given.items():
+        assert main([*words, *flags]) == 0
+        (entry,) = read_manifest(tmp_path / "vectors")[0]["cases"]
+        assert Spec(**entry["spec"]) == expected
+        assert next(t for t in entry["tensors"] if t["name"] == "inputs.q")["dtype"] == dtype
+        name = flags[flags.index("--recipe") + 1] if "--recipe" in flags else dtype
+        assert Recipe(**entry["recipe"]) == recipe_of(name)
+
+
+def test_the_core_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = (Structure(1, 3, 4), Structure(1, 3, 4, hidden=8))
+    monkeypatch.setattr(fixed, "PROFILES", {"identify": ("identify", of)})
+    monkeypatch.setattr(fixed.Case, "blind_to", ())
+    words = ["golden", "export", str(tmp_path), "--profile", "identify", "--no-gradients"]
+    for flags, count in (([], 2), (["--core"], 1)):
+        assert main([*words, *flags]) == 0
+        assert len(read_manifest(tmp_path)[0]["cases"]) == count
+
+
+@pytest.mark.usefixtures("few")
+def test_too_large_a_case(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "LARGEST_CASE", 1000)
+    assert main(["golden", "export", str(tmp_path), "--profile", "whisper"]) == 1
+    assert capsys.readouterr().err.endswith("give a smaller case, with fewer or smaller heads, or --no-gradients\n")
+
+
 def test_verify(tmp_path: Path, capsys: Capture) -> None:
     vectors = tmp_path / "vectors"
     golden.export(vectors, [case("v2")], gradients=False)
     outputs = right(vectors)
     write_raw(tmp_path / "good", outputs)
     assert main(["golden", "verify", str(vectors), str(tmp_path / "good")]) == 0
-    assert capsys.readouterr().out == "pass: 1 cases\n"
+    assert capsys.readouterr().out == "pass: 1 cases with an output, 4 tensors judged\n"
     outputs["v2"]["out"][0, 0, 0] *= 2
     write_raw(tmp_path / "bad", outputs)
     assert main(["golden", "verify", str(vectors), str(tmp_path / "bad"), "--json"]) == 1
@@ -68,6 +111,12 @@ def test_verify(tmp_path: Path, capsys: Capture) -> None:
         (["export", "a", "b"], "export takes VECTORS alone; OUTPUTS and --json are for verify"),
         (["export", "a", "--json"], "export takes VECTORS alone; OUTPUTS and --json are for verify"),
         (["verify", "a"], "verify needs OUTPUTS, the folder of what your program computed"),
+        (["export", "a", "--spec", "b.json"], "b.json: No such file or directory"),
+        (
+            ["export", "a", "--recipe", "int8"],
+            "--recipe int8: storage is 'int8', but must be one of float32, bfloat16, "
+            "float16; or give tf32, or the name of a JSON file",
+        ),
     ],
 )
 def test_usage(args: list[str], says: str, capsys: Capture) -> None:

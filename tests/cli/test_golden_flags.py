@@ -15,5 +15,6 @@ def test_presets_and_profiles() -> None:
 
 def test_defaults() -> None:
     args = vars(build_parser().parse_args(["golden", "export", "x"]))
-    assert (args["preset"], args["profile"], args["dtype"], args["seed"]) == ("hf_diffllama", None, "float32", 0)
-    assert not [name for name in ("outputs", "npz", "no_gradients", "json") if args[name]]
+    assert (args["spec"], args["layer"], args["recipe"]) == ("hf_diffllama", None, "auto")
+    assert (args["profile"], args["dtype"], args["seed"]) == (None, "auto", 0)
+    assert not [name for name in ("outputs", "npz", "no_gradients", "json", "core") if args[name]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,15 @@ RAW = ".f32"
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found: the verdict on each case, cases without outputs, and what was changed in the vectors."""
+    """What `verify` found: the verdict on each case, cases without outputs, and what was changed in the vectors.
+
+    unjudged: of each case with a verdict, the tensors that were not among the outputs.
+    """
 
     cases: dict[str, Verdict]
     missing: tuple[str, ...]
     changed: tuple[str, ...]
+    unjudged: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -42,9 +48,14 @@ class Report:
         return self.status == PASS
 
     def __str__(self) -> str:
-        lines = [f"{self.status}: {len(self.cases)} cases"]
+        judged = sum(len(verdict.tensors) for verdict in self.cases.values())
+        lines = [f"{self.status}: {len(self.cases)} cases with an output, {judged} tensors judged"]
         lines += [f"changed: {line}" for line in self.changed]
-        lines += [f"missing: {name}: no output" for name in self.missing]
+        lines += [f"missing: {n}: no output: out in {n}.safetensors or {n}.npz, or {n}.out.f32" for n in self.missing]
+        absent = Counter(name for names in self.unjudged.values() for name in names)
+        if absent:
+            names = [name if n == len(self.cases) else f"{name} in {n} of them" for name, n in absent.items()]
+            lines.append(f"not given, so not judged: {', '.join(names)}")
         for name, verdict in self.cases.items():
             lines += ["", f"{name}: {verdict}"] if verdict.status != PASS else []
         return "\n".join(lines)
@@ -55,6 +66,7 @@ class Report:
             "status": self.status,
             "changed": list(self.changed),
             "missing": list(self.missing),
+            "unjudged": {name: list(tensors) for name, tensors in self.unjudged.items()},
             "cases": {name: verdict.to_dict() for name, verdict in self.cases.items()},
         }
 
@@ -68,46 +80,65 @@ def verify(path: str | os.PathLike[str], outputs_dir: str | os.PathLike[str]) ->
             float32 as `<id>.out.f32`.
 
     Raises:
-        CheckpointError: there is no manifest, or an output is broken, of another shape, or has an unknown name.
+        CheckpointError: there is no manifest, or no folder of outputs, or an output is broken, of another shape, there
+            twice, or has an unknown name.
     """
     folder, outputs = Path(path), Path(outputs_dir)
+    if not outputs.is_dir():
+        raise CheckpointError(f"{outputs}: no folder of outputs")
     manifest, changed = read_manifest(folder)
     broken = {line.partition(":")[0] for line in changed}
-    cases, missing = {}, []
+    ids = [case["id"] for case in manifest["cases"]]
+    cases, missing, unjudged = {}, [], {}
     for case in manifest["cases"]:
         if case["file"] in broken:
             continue
         arrays, _ = read_arrays(folder / case["file"])
-        given = _outputs(outputs, case, arrays)
+        given = _outputs(_files(outputs, case["id"], ids), case, arrays)
         if "out" not in given:
             missing.append(case["id"])
             continue
         verdicts = {name: _judge(name, case, arrays, x) for name, x in given.items()}
         cases[case["id"]] = Verdict(verdicts, case["recipe"]["storage"])
-    return Report(cases, tuple(missing), tuple(changed))
+        if absent := tuple(tensor["name"] for tensor in case["judged"] if tensor["name"] not in given):
+            unjudged[case["id"]] = absent
+    return Report(cases, tuple(missing), tuple(changed), unjudged)
 
 
-def _outputs(folder: Path, case: dict[str, Any], arrays: dict[str, Numpy]) -> dict[str, Numpy]:
+def _outputs(files: list[Path], case: dict[str, Any], arrays: dict[str, Numpy]) -> dict[str, Numpy]:
     """The outputs of one case, by the tensor's name, in float64."""
     name = case["id"]
     found: dict[str, Numpy] = {}
-    for suffix in (".safetensors", ".npz"):
-        if (folder / f"{name}{suffix}").is_file():
-            found |= read_arrays(folder / f"{name}{suffix}")[0]
     known = {tensor["name"]: arrays[f"expected.{tensor['name']}"].shape for tensor in case["judged"]}
-    for tensor, shape in known.items():
-        raw = folder / f"{name}.{tensor}{RAW}"
-        if tensor not in found and raw.is_file():
-            numbers = np.frombuffer(raw.read_bytes(), "<f4")
-            if numbers.size != np.prod(shape, dtype=int):
-                raise CheckpointError(f"{raw}: {numbers.size} numbers of float32, but {tensor} has the shape {shape}")
-            found[tensor] = numbers.reshape(shape)
+    for file in files:
+        given = {file.name[len(name) + 1 : -len(RAW)]: None} if file.suffix == RAW else read_arrays(file)[0]
+        for tensor, x in given.items():
+            if tensor not in known:
+                raise CheckpointError(f"{file}: {tensor!r} is nothing that is judged: there are {', '.join(known)}")
+            if tensor in found:
+                raise CheckpointError(f"{file}: another file of {name} has {tensor} too; leave one of them")
+            found[tensor] = _raw(file, tensor, known[tensor]) if x is None else x
     for tensor, x in found.items():
-        if tensor not in known:
-            raise CheckpointError(f"{name}: {tensor!r} is nothing that is judged: there are {', '.join(known)}")
         if x.shape != known[tensor]:
             raise CheckpointError(f"{name}: {tensor} has shape {x.shape}, but must be {known[tensor]}")
     return {tensor: any_array(x, tensor).astype(np.float64) for tensor, x in found.items()}
+
+
+def _files(folder: Path, case: str, ids: list[str]) -> list[Path]:
+    """What holds outputs of a case, one of those that are called `ids`."""
+    longer = tuple(f"{other}." for other in ids if other.startswith(f"{case}."))
+    raw = [path for path in folder.glob(f"{glob.escape(case)}.*{RAW}") if not path.name.startswith(longer)]
+    whole = [folder / f"{case}.safetensors", folder / f"{case}.npz"]
+    return [path for path in (*whole, *sorted(raw)) if path.is_file()]
+
+
+def _raw(path: Path, tensor: str, shape: tuple[int, ...]) -> Numpy:
+    data, numbers = path.read_bytes(), int(np.prod(shape, dtype=int))
+    if len(data) != 4 * numbers:
+        raise CheckpointError(
+            f"{path}: {len(data)} bytes, but {tensor} has the shape {shape}, in float32 {4 * numbers} bytes"
+        )
+    return np.frombuffer(data, "<f4").reshape(shape)
 
 
 def _judge(name: str, case: dict[str, Any], arrays: dict[str, Numpy], actual: Numpy) -> TensorVerdict:

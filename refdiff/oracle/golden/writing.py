@@ -100,7 +100,10 @@ def _case(
     file = f"case_{name}.safetensors"
     data = _bytes(arrays, {"format": FORMAT, "spec": spec, "recipe": of_recipe})
     if len(data) > LARGEST_CASE:
-        raise ValueError(f"{name} takes {len(data):,} bytes, more than {LARGEST_CASE:,}: give a smaller case")
+        raise ValueError(
+            f"{name} takes {len(data):,} bytes, more than {LARGEST_CASE:,}: give a smaller "
+            "case, with fewer or smaller heads, or gradients=False"
+        )
     begins = _begins(data)
     for tensor in judged:
         at = tensor["name"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -100,30 +101,67 @@ def test_missing_outputs(vectors: Path, tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", outputs)
     report = golden.verify(vectors, tmp_path / "raw")
     assert (report.status, report.missing) == ("fail", ("half", "v2"))
-    assert "missing: half: no output" in str(report)
+    assert "missing: half: no output: out in half.safetensors or half.npz, or half.out.f32" in str(report).splitlines()
+    with says(CheckpointError, f"{tmp_path / 'nowhere'}: no folder of outputs"):
+        golden.verify(vectors, tmp_path / "nowhere")
     assert golden.verify(vectors, tmp_path).missing == ("whole", "half", "packed", "v2", "unseen")
 
 
 def test_the_output_alone_is_enough(vectors: Path, tmp_path: Path) -> None:
-    write_raw(tmp_path / "raw", {kind: {"out": of["out"]} for kind, of in right(vectors).items()})
+    outputs = {kind: {"out": of["out"]} for kind, of in right(vectors).items()}
+    outputs["v2"]["lse1"] = right(vectors)["v2"]["lse1"]
+    write_raw(tmp_path / "raw", outputs)
     report = golden.verify(vectors, tmp_path / "raw")
     assert report
-    assert str(report) == "pass: 5 cases"
+    first, second = str(report).splitlines()
+    assert first == "pass: 5 cases with an output, 6 tensors judged"
+    assert second.startswith("not given, so not judged: dq, dk, dv, lse1 in 4 of them, lse2, ")
+    assert "lse1" in report.to_dict()["unjudged"]["half"]
+    assert "lse1" not in report.to_dict()["unjudged"]["v2"]
 
 
 def test_outputs_that_do_not_fit(vectors: Path, tmp_path: Path) -> None:
     outputs = right(vectors)
     write_raw(tmp_path / "raw", {"v2": {"out": outputs["v2"]["out"][..., :-1].copy()}})
     with pytest.raises(
-        CheckpointError, match=r"v2\.out\.f32: 56 numbers of float32, but out has the shape \(1, 2, 4, 8\)"
+        CheckpointError,
+        match=r"v2\.out\.f32: 224 bytes, but out has the shape \(1, 2, 4, 8\), in float32 256 bytes",
     ):
+        golden.verify(vectors, tmp_path / "raw")
+    (tmp_path / "raw" / "v2.out.f32").write_bytes(b"12345")
+    with pytest.raises(CheckpointError, match=r"v2\.out\.f32: 5 bytes, but "):
         golden.verify(vectors, tmp_path / "raw")
     write_arrays(tmp_path / "v2.safetensors", {"out": np.ones((2, 4, 8))}, {})
     with says(CheckpointError, "v2: out has shape (2, 4, 8), but must be (1, 2, 4, 8)"):
         golden.verify(vectors, tmp_path)
     write_arrays(tmp_path / "v2.safetensors", {"result": np.ones(2)}, {})
-    with pytest.raises(CheckpointError, match="v2: 'result' is nothing that is judged: there are out, dq, dk"):
+    with pytest.raises(
+        CheckpointError, match=r"v2.safetensors: 'result' is nothing that is judged: there are out, dq, dk"
+    ):
         golden.verify(vectors, tmp_path)
+
+
+def test_outputs_that_would_be_passed_over(vectors: Path, tmp_path: Path) -> None:
+    out = right(vectors)["v2"]["out"]
+    write_raw(tmp_path / "raw", {"v2": {"out": out, "d_q": out}})
+    with pytest.raises(CheckpointError, match=r"v2\.d_q\.f32: 'd_q' is nothing that is judged: there are out, dq, dk"):
+        golden.verify(vectors, tmp_path / "raw")
+    for name in ("v2.out.f32", "v2.npz"):
+        folder = tmp_path / name
+        write_raw(folder, {"v2": {"out": out}} if name.endswith("f32") else {})
+        np.savez(folder / "v2.npz", out=out)
+        write_arrays(folder / "v2.safetensors", {"lse1" if name.endswith("f32") else "out": out}, {})
+        with says(CheckpointError, f"{folder / name}: another file of v2 has out too; leave one of them"):
+            golden.verify(vectors, folder)
+
+
+def test_names_of_cases_with_dots(tmp_path: Path) -> None:
+    cases = [dataclasses.replace(case("v2"), name=name) for name in ("a", "a.b")]
+    for one in cases:
+        one.__dict__["blind_to"] = ()
+    golden.export(tmp_path / "vectors", cases, gradients=False)
+    write_raw(tmp_path / "raw", {name: {"out": of["out"]} for name, of in right(tmp_path / "vectors").items()})
+    assert golden.verify(tmp_path / "vectors", tmp_path / "raw").cases.keys() == {"a", "a.b"}
 
 
 def test_inconclusive(tmp_path: Path) -> None:
