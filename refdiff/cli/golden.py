@@ -7,6 +7,7 @@ import json
 import sys
 
 from refdiff.cli.flags import UsageError
+from refdiff.cli.golden_flags import OF_EXPORT
 from refdiff.cli.spec_and_recipe import recipe_of, spec_of
 
 
@@ -47,6 +48,8 @@ def _export(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     if args.outputs is None:
         raise UsageError("verify needs OUTPUTS, the folder of what your program computed")
+    if flags := [f"--{n.replace('_', '-')}" for n, default in OF_EXPORT.items() if getattr(args, n) != default]:
+        raise UsageError(f"{', '.join(flags)}: for export alone; verify judges by what VECTORS were written for")
     from refdiff.oracle import golden
 
     report = golden.verify(args.folder, args.outputs)

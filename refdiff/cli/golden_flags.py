@@ -12,6 +12,9 @@ examples:
   refdiff golden verify vectors outputs
 """
 PRESETS = ("hf_diffllama", "ms_v1", "ms_v1_naive", "timm", "phi4flash", "motif", "diff_v2", "gda")
+OF_EXPORT = {"spec": "hf_diffllama", "layer": None, "recipe": "auto", "profile": None, "dtype": "auto", "core": False,
+             "seed": 0, "npz": False, "no_gradients": False}  # fmt: skip
+"""What export alone takes, and what each is if it is not given."""
 PROFILES = ("identify", "whisper", "cancel", "extreme", "natural", "degenerate", "layout", "serving")
 
 
@@ -35,7 +38,6 @@ def add_golden(commands: Any) -> None:
     export.add_argument(
         "--spec",
         metavar="NAME_OR_FILE",
-        default="hf_diffllama",
         help=f"a preset, with small dimensions: {', '.join(PRESETS[:-1])} or {PRESETS[-1]}; or a JSON file with the "
         "fields of a Spec, such as query_heads, key_heads and head_dim (default: hf_diffllama)",
     )
@@ -48,7 +50,6 @@ def add_golden(commands: Any) -> None:
     export.add_argument(
         "--recipe",
         metavar="NAME_OR_FILE",
-        default="auto",
         help="what the kernel rounds: float32, tf32, bfloat16 or float16; or a JSON file with the fields of a Recipe "
         "(default: auto = the type of --dtype)",
     )
@@ -63,7 +64,6 @@ def add_golden(commands: Any) -> None:
     export.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
         help="that inputs are stored in (default: auto = what --recipe stores, or float32)",
     )
     export.add_argument(
@@ -71,9 +71,10 @@ def add_golden(commands: Any) -> None:
         action="store_true",
         help="leave out the cases of a whole layer, for a kernel that starts from q, k and v (default: off)",
     )
-    export.add_argument("-s", "--seed", type=Number(int, 0), default=0, metavar="N", help="of the numbers (default: 0)")
+    export.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="of the numbers (default: 0)")
     export.add_argument("--npz", action="store_true", help="write .npz files too (default: off)")
     export.add_argument("--no-gradients", action="store_true", help="outputs alone (default: off = gradients too)")
+    parser.set_defaults(**OF_EXPORT)
     verify = parser.add_argument_group("verify")
     verify.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
     add_common(parser)

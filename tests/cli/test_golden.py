@@ -111,6 +111,10 @@ def test_verify(tmp_path: Path, capsys: Capture) -> None:
         (["export", "a", "b"], "export takes VECTORS alone; OUTPUTS and --json are for verify"),
         (["export", "a", "--json"], "export takes VECTORS alone; OUTPUTS and --json are for verify"),
         (["verify", "a"], "verify needs OUTPUTS, the folder of what your program computed"),
+        (
+            ["verify", "a", "b", "--recipe", "tf32", "--no-gradients"],
+            "--recipe, --no-gradients: for export alone; verify judges by what VECTORS were written for",
+        ),
         (["export", "a", "--spec", "b.json"], "b.json: No such file or directory"),
         (
             ["export", "a", "--recipe", "int8"],
