@@ -121,7 +121,7 @@ def _outputs(files: list[Path], case: dict[str, Any], arrays: dict[str, Numpy]) 
     for tensor, x in found.items():
         if x.shape != known[tensor]:
             raise CheckpointError(f"{name}: {tensor} has shape {x.shape}, but must be {known[tensor]}")
-    return {tensor: any_array(x, tensor).astype(np.float64) for tensor, x in found.items()}
+    return {tensor: any_array(found[tensor], tensor).astype(np.float64) for tensor in known if tensor in found}
 
 
 def _files(folder: Path, case: str, ids: list[str]) -> list[Path]:
