@@ -22,9 +22,14 @@ from refdiff.generation.sampling import Uniforms, draw, softmax
 Ids = NDArray[np.int64]
 Probabilities = NDArray[np.floating]
 
-# The number of guesses adapts as transformers' "heuristic" schedule does: two more after a round in which all were
-# right, one less after any other.
-_FIRST_GUESSES = 5
+LONGEST = 16
+"""Tokens of the longest match that is told from a longer one."""
+
+BY_MATCH = (0.3, 0.5, 0.98)
+"""What share of guesses is right after a match of 1, of 2 and of more tokens, before there is anything to go by."""
+
+SECOND, FURTHER = 0.2, 0.05
+"""What a pass with two tokens costs more than one with one token, and what every further token costs, in passes."""
 
 
 def speculative_step(p: Probabilities, q: Probabilities, guess: int, stream: Uniforms) -> int:
@@ -39,44 +44,105 @@ def speculative_step(p: Probabilities, q: Probabilities, guess: int, stream: Uni
     return draw(rest if rest.any() else p, stream.next())  # rounding alone can make q exceed p everywhere
 
 
+class Odds:
+    """How often guesses of one kind are right: as `expected` at first, and then more and more as of late."""
+
+    keep, weight = 0.95, 2
+    """What a round leaves of what was seen before it, and how many guesses seen outweigh what was expected."""
+
+    def __init__(self, expected: float) -> None:
+        self._expected = expected
+        self._right = self._tried = 0.0
+
+    def forget(self) -> None:
+        """Let a round go by; what was never right is so tried again at some time."""
+        self._right *= self.keep
+        self._tried *= self.keep
+
+    def learn(self, guessed: int, right: int) -> None:
+        """Count the guesses that were right, and the one after them that was not; those after that say nothing."""
+        self._right += right
+        self._tried += min(right + 1, guessed)
+
+    def worth(self, most: int) -> int:
+        """How many guesses, at most `most`, give the most tokens for what their pass costs; 0 is none.
+
+        With a share a right, n guesses give 1 + a + … + aⁿ tokens; by `SECOND` and `FURTHER`, 16 tokens cost 2 passes.
+        """
+        share = (self._right + self.weight * self._expected) / (self._tried + self.weight)
+        n = np.arange(most + 1)
+        cost = np.where(n > 0, 1 + SECOND + FURTHER * n, 1.0)
+        return int((np.cumsum(share**n) / cost).argmax())
+
+
 class Guesser(Protocol):
-    """Proposes tokens that may follow."""
+    """Proposes tokens that may follow, as many as are worth checking."""
 
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
         """Up to `most` tokens that may follow ids (1, T), (t,), and for sampling the distribution of each, or None."""
 
+    def learn(self, guessed: int, right: int) -> None:
+        """Hear how many of the last guesses there were, and how many were right until the first that was not."""
+
 
 class PromptLookup:
-    """Guesses that what followed the last two tokens (or the last one) before follows them again (Saxena 2023)."""
+    """Guesses that what followed the end of the text before follows it again (Saxena 2023), up to `most` tokens."""
 
-    def __init__(self, longest_match: int = 2) -> None:
-        self._longest_match = longest_match
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._odds = [Odds(expected) for expected in BY_MATCH]
+        self._kind = self._odds[0]
 
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
-        """The tokens after the first earlier occurrence of the longest match."""
+        """The tokens after the latest of the longest matches; a text that repeats itself up to its end goes on so."""
         row = ids[0]
-        for size in range(min(self._longest_match, len(row) - 1), 0, -1):
-            windows = np.lib.stride_tricks.sliding_window_view(row[:-1], size)
-            starts = np.flatnonzero((windows == row[len(row) - size :]).all(axis=1))
-            if starts.size:
-                after = int(starts[0]) + size
-                return row[after : after + most], None
-        return row[:0], None
+        after, size = _longest_match(row)
+        if not size:
+            return row[:0], None
+        self._kind = self._odds[min(size, len(self._odds)) - 1]
+        count = self._kind.worth(max(min(most, self._most), 0))
+        return row[after + np.arange(count) % (len(row) - after)], None
+
+    def learn(self, guessed: int, right: int) -> None:
+        """Learn it for matches of that length; a match of many tokens is another thing than one of a single token."""
+        for odds in self._odds:
+            odds.forget()
+        self._kind.learn(guessed, right)
+
+
+def _longest_match(row: Ids) -> tuple[int, int]:
+    """Where the text (T,) had the longest of its last tokens before, latest: the place after it, how many match."""
+    size, last = 0, len(row) - 1
+    ends = np.arange(last)  # where an earlier occurrence may end
+    while size < LONGEST:
+        longer = ends[ends >= size]
+        longer = longer[row[longer - size] == row[last - size]]
+        if not longer.size:
+            break
+        ends, size = longer, size + 1
+    return (int(ends[-1]) + 1 if size else 0), size
 
 
 class Assistant:
-    """Guesses what a smaller model of the same vocabulary says, with the same options."""
+    """Guesses what a smaller model of the same vocabulary says, with the same options.
+
+    How many tokens adapts as with transformers' "heuristic" schedule: two more after a round in which all were right,
+    one less after any other. A round without guesses, at the very end of a text, is none.
+    """
 
     def __init__(self, request: Request, stream: Uniforms | None) -> None:
         self._context = Context(request.options.assistant_model, request.mask, request.max_length)
         self._pipeline = Pipeline(request.options, request.ids.shape[1], request.padding)
         self._eos = request.options.eos_token_id or []
         self._stream = stream
+        self._count = 5
 
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
         """The assistant's own continuation, up to an end-of-sequence token."""
-        # All but the last token of the text are the prompt and guesses that were right; what it read beyond was wrong.
+        # It has read the text as it was and its own guesses. Those that stayed are in the text now, followed by one
+        # token of the model's; so what it read from the place of that token on was wrong.
         self._context.forget(ids.shape[1] - 1)
+        most = min(most, self._count)
         text = ids
         distributions: list[Probabilities] = []
         while text.shape[1] < ids.shape[1] + most:
@@ -90,6 +156,11 @@ class Assistant:
             if token in self._eos:
                 break
         return text[0, ids.shape[1] :], distributions if self._stream is not None else None
+
+    def learn(self, guessed: int, right: int) -> None:
+        """Guess more, or less."""
+        if guessed:
+            self._count = self._count + 2 if right == guessed else max(1, self._count - 1)
 
 
 def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
@@ -105,8 +176,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
             "which would accept different numbers of guesses: call generate for each prompt"
         )
     stream = request.streams(np.arange(1))[0] if o.do_sample else None
-    guesser, most = _guesser(request, stream)
-    count = min(_FIRST_GUESSES, most)
+    guesser = _guesser(request, stream)
     pipeline = Pipeline(o, request.ids.shape[1], request.padding)
     context = Context(request.model, request.mask, request.max_length)
     ids = request.ids
@@ -117,7 +187,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
     while not finished:
         start = ids.shape[1]
         # One token comes from the model itself after the last guess, so one less is worth guessing.
-        guesses, q = guesser.guess(ids, min(count, request.max_length - start - 1))
+        guesses, q = guesser.guess(ids, request.max_length - start - 1)
         logits = context.read(np.concatenate([ids, guesses[None, :]], axis=1), keep=len(guesses) + 1)[0]
         right = 0
         for i in range(len(guesses) + 1):
@@ -135,7 +205,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
             right += 1
         request.emit(ids[:, start:])
         context.forget(ids.shape[1] - 1)
-        count = min(most, count + 2) if right == len(guesses) else max(1, count - 1)
+        guesser.learn(len(guesses), right)
     return GenerateDecoderOnlyOutput(
         sequences=ids,
         lengths=np.array([ids.shape[1]]),
@@ -145,15 +215,15 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
     )
 
 
-def _guesser(request: Request, stream: Uniforms | None) -> tuple[Guesser, int]:
-    """Who guesses, and how many tokens at most."""
+def _guesser(request: Request, stream: Uniforms | None) -> Guesser:
+    """Who guesses."""
     o = request.options
     if o.prompt_lookup_num_tokens is not None:
-        return PromptLookup(), o.prompt_lookup_num_tokens
+        return PromptLookup(o.prompt_lookup_num_tokens)
     sizes = o.assistant_model.config.vocab_size, request.model.config.vocab_size
     if sizes[0] != sizes[1]:
         raise ValueError(f"assistant_model has {sizes[0]} tokens and the model {sizes[1]}: they need one vocabulary")
-    return Assistant(request, stream), request.max_length
+    return Assistant(request, stream)
 
 
 def _choose(scores: NDArray[np.floating], guess: int | None, q: Probabilities | None, stream: Uniforms | None) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from refdiff.generation import generate
+from refdiff.generation.options import Options
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw
-from refdiff.generation.speculative import PromptLookup, speculative_step
+from refdiff.generation.speculative import Assistant, Odds, PromptLookup, speculative_step
 from tests.generation.fakes import Bigrams, FakeModel, Recorder, letters
 
 TARGET = FakeModel(1, V=19, scale=2.5)
@@ -100,15 +102,104 @@ def test_the_assistant_reads_every_token_once() -> None:
     assert all(tokens <= 2 for _, tokens in assistant.calls[1:])
 
 
-def test_prompt_lookup() -> None:
-    ids = np.array([[1, 2, 3, 9, 2, 3, 4, 1, 2, 3]])
-    guess = PromptLookup().guess
-    assert guess(ids, 3)[0].tolist() == [9, 2, 3]  # after the first "2 3"
-    assert guess(ids, 99)[0].tolist() == [9, 2, 3, 4, 1, 2, 3]
-    assert guess(ids[:, :8], 2)[0].tolist() == [2, 3]  # only "1" came before
-    assert guess(ids[:, :4], 2)[0].tolist() == []
-    assert guess(ids[:, :1], 2)[0].tolist() == []
-    assert guess(np.array([[7, 7, 7]]), 5)[0].tolist() == [7]
+def lookup(row: list[int], most: int = 30) -> list[int]:
+    return [int(token) for token in PromptLookup(most).guess(np.array([row]), 99)[0]]
+
+
+def test_prompt_lookup_takes_the_latest_of_the_longest_matches() -> None:
+    assert lookup([1, 2, 3, 9, 2, 3, 4, 1, 2, 3], 6) == [9, 2, 3, 4, 1, 2]  # after "1 2 3", not the later "2 3"
+    assert lookup([1, 2, 3, 7, 1, 2, 3, 8, 5, 6, 1, 2, 3], 2) == [8, 5]  # after the later of two "1 2 3"
+    assert lookup([5, *range(20, 60), 6, 5, *range(20, 60)], 2) == [6, 5]
+    assert lookup([2, 3, 4, 1, 9, 2, 3])[:2] == [4, 1]
+    assert lookup([1, 2, 3, 9]) == lookup([1]) == []
+
+
+def test_a_text_that_repeats_itself_up_to_its_end_goes_on_so() -> None:
+    assert lookup([1, 7, 8, 9, 7, 8, 9, 7, 8], 7) == [9, 7, 8, 9, 7, 8, 9]
+    assert lookup([7, 7, 7, 7], 5) == [7, 7, 7, 7, 7]
+
+
+def test_a_long_match_is_worth_all_guesses_at_once() -> None:
+    long, two, one = [1, 2, 3, 9, 8, 1, 2, 3], [4, 2, 3, 9, 8, 1, 2, 3], [4, 5, 3, 9, 8, 1, 2, 3]
+    assert len(lookup(long, 12)) == 12 > len(lookup(two, 12)) > len(lookup(one, 12)) > 0
+    model = Bigrams(np.roll(np.eye(5) + 0.01, 1, axis=1), eos_token_id=None)
+    generate(model, [[0, 1, 2, 3, 4, 0, 1, 2]], max_new_tokens=22, prompt_lookup_num_tokens=10)
+    assert [tokens for _, tokens in model.calls] == [8 + 10, 11]
+
+
+def test_matches_that_mislead_are_left_alone_and_those_of_another_length_are_not() -> None:
+    guesser = PromptLookup(10)
+    short, long = np.array([[1, 2, 3, 1]]), np.array([[1, 2, 3, 9, 1, 2, 3]])
+    for _ in range(4):
+        guesser.learn(len(guesser.guess(short, 99)[0]), 0)
+    assert guesser.guess(short, 99)[0].size == 0
+    assert guesser.guess(long, 99)[0].size == 10
+    for _ in range(40):  # other rounds, after which a match of one token is worth another try
+        guesser.learn(*[guesser.guess(long, 99)[0].size] * 2)
+    assert guesser.guess(short, 99)[0].size > 0
+
+
+def test_a_text_that_repeats_itself_after_one_that_did_not() -> None:
+    """Forty tokens of two, each followed by another each time; then a cycle of five, over and over."""
+    rng = np.random.default_rng(0)
+    text = [int(t) for pair in zip(rng.integers(0, 3, 20), range(3, 23), strict=True) for t in pair]
+    text += [23, 24, 25, 26, 27] * 12
+
+    class Reciter(FakeModel):
+        def __call__(self, input_ids: Any, *args: Any, logits_to_keep: int = 0, **options: Any) -> SimpleNamespace:
+            out = super().__call__(input_ids, *args, logits_to_keep=logits_to_keep, **options)
+            T = len(out.cache)
+            out.logits = np.eye(28)[[text[min(t + 1, 99)] for t in range(T - logits_to_keep, T)]][None]
+            return out
+
+    model = Reciter(V=28)
+    made = generate(model, [text[:1]], max_new_tokens=99, eos_token_id=None, prompt_lookup_num_tokens=10)
+    np.testing.assert_array_equal(made, [text])
+    assert sum(tokens > 1 for _, tokens in model.calls[:40]) < 14  # guesses that were wrong
+    assert len(model.calls) < 40 + 6 + 8
+
+
+def test_a_round_without_guesses_is_not_one_in_which_all_were_right() -> None:
+    guesser, two = PromptLookup(30), np.array([[1, 2, 3, 1, 2]])
+    before = guesser.guess(two, 99)[0].size
+    for _ in range(30):
+        guesser.learn(0, 0)
+    assert guesser.guess(two, 99)[0].size == before
+    assert guesser.guess(two, 0)[0].size == 0
+
+    target = Bigrams(np.roll(np.eye(5) + 0.01, 1, axis=1), eos_token_id=None)
+    assistant = Bigrams(np.roll(np.eye(5) + 0.01, 1, axis=1), eos_token_id=None)
+    request = SimpleNamespace(
+        options=Options(assistant_model=assistant), ids=np.array([[0]]), mask=None, padding=None, model=target,
+        max_length=99,
+    )  # fmt: skip
+    helper = Assistant(request, None)  # type: ignore[arg-type]
+    for _ in range(3):
+        helper.learn(0, 0)
+    assert helper.guess(np.array([[0]]), 90)[0].tolist() == [1, 2, 3, 4, 0]
+    assert helper.guess(np.array([[0]]), 2)[0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("share", "worth"), [(1.0, 30), (0.5, 3), (0.1, 0), (0.0, 0)])
+def test_as_many_guesses_as_pay_for_their_pass(share: float, worth: int) -> None:
+    """Tokens of a pass that n guesses make longer: 1 + a + … + aⁿ, for 1.2 + n / 20 one-token passes, so 2 for 16."""
+    odds = Odds(share)
+    assert odds.worth(30) == worth
+    assert odds.worth(0) == 0
+    rates = [sum(share**i for i in range(n + 1)) / (1.2 + n / 20 if n else 1) for n in range(31)]
+    assert rates[worth] == max(rates)
+
+
+def test_odds_follow_what_was_seen_last() -> None:
+    odds = Odds(0.5)
+    for _ in range(50):
+        odds.forget()
+        odds.learn(4, 4)
+    good = odds.worth(30)
+    for _ in range(5):
+        odds.forget()
+        odds.learn(4, 1)  # one right, one wrong, and two that say nothing
+    assert good > odds.worth(30) > 0
 
 
 # ---- sampling
