@@ -20,7 +20,7 @@ from refdiff import layers
 from refdiff.backends import untouched
 from refdiff.backends.numpy_attention_kernels import UNPACKED, NumpyAttentionKernels
 from refdiff.backends.numpy_row_kernels import ELEMENTS, WORTH_A_THREAD, FloatArray
-from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, WHOLE, expand, has_words, is_stored
+from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, expand, factors, has_words, is_stored, spread
 
 FEW = 24
 """Up to so many rows, a product is cut into pieces over its outputs."""
@@ -96,7 +96,7 @@ class NumpyKernels(NumpyAttentionKernels):
                 j = min(i + rows, stop)
                 np.matmul(weight[i:j], columns, out=out[i:j])
 
-        part = _expanding(weight, columns, out) if stored else plain
+        part = self._expanding(weight, columns, out) if stored else plain
         if large:
             self._workers.split(outputs, part, align=16)
         else:
@@ -126,6 +126,55 @@ class NumpyKernels(NumpyAttentionKernels):
 
         self._workers.split(outputs, part, align=16)
         return y
+
+    def _expanding(self, weight: NDArray[Any], columns: FloatArray, out: FloatArray) -> Callable[[int, int], None]:
+        """Return what writes some rows of a product with a stored weight into `out`."""
+        few, K = columns.ndim == 1 or columns.shape[1] <= FEW, weight.shape[1]
+        if few and has_words(weight, out.dtype):
+            return self._by_halves(weight, columns, out)
+        step, missing = expand, None
+        if weight.dtype.kind == "f" and out.dtype == np.float32 and self._finite(weight):
+            step = spread
+            columns, missing = factors(columns)
+        rows = max(NUMBERS // K // 4 * 4, 4 if few else ROWS)
+
+        def part(start: int, stop: int) -> None:
+            size = min(rows, stop - start)
+            tile = self._tile(size, K, out.dtype)
+            for i in range(start, stop, size):
+                j = min(i + size, stop)
+                step(weight[i:j], tile[: j - i])
+                np.matmul(tile[: j - i], columns, out=out[i:j])
+            if missing is not None:
+                with np.errstate(over="ignore", invalid="ignore"):  # as in a product
+                    out[start:stop] *= missing
+
+        return part
+
+    def _tile(self, rows: int, columns: int, dtype: Any) -> FloatArray:
+        """What a thread expands into, in memory that is kept from one pass to the next."""
+        block = self._tiles.empty((max(rows * columns, NUMBERS),), dtype)
+        return block[: rows * columns].reshape(rows, columns)
+
+    def _by_halves(self, weight: NDArray[Any], columns: FloatArray, out: FloatArray) -> Callable[[int, int], None]:
+        """The same for words of two bfloat16: the numbers at even places, then those at odd ones."""
+        rows = max(NUMBERS // weight.shape[1] // 4 * 4, 4)
+        even, odd = (np.ascontiguousarray(columns[place]) for place in (EVEN, ODD))
+
+        def part(start: int, stop: int) -> None:
+            size = min(rows, stop - start)
+            tile = self._tile(size, len(even), out.dtype)
+            rest = np.empty((stop - start, *out.shape[1:]), out.dtype)
+            for i in range(start, stop, size):
+                j = min(i + size, stop)
+                piece = tile[: j - i]
+                expand(weight[i:j], piece, EVEN)
+                np.matmul(piece, even, out=out[i:j])
+                expand(weight[i:j], piece, ODD)
+                np.matmul(piece, odd, out=rest[i - start : j - start])
+            out[start:stop] += rest
+
+        return part
 
     def _rows(self, tokens: int, inputs: int) -> int:
         """Of how many rows a piece of a product with few tokens is, see `unpacked`."""
@@ -185,29 +234,6 @@ class NumpyKernels(NumpyAttentionKernels):
         else:
             self._workers.split(first.size, part, align=16)
         return [out.reshape(rows.shape, order=order).reshape(first.shape) for out in outs]
-
-
-def _expanding(weight: NDArray[Any], columns: FloatArray, out: FloatArray) -> Callable[[int, int], None]:
-    """Return what writes some rows of a product with a stored weight into `out`."""
-    few = columns.ndim == 1 or columns.shape[1] <= FEW
-    by_halves = few and has_words(weight, out.dtype)
-    places, rows = ((EVEN, ODD), max(NUMBERS // weight.shape[1], 1)) if by_halves else ((WHOLE,), ROWS)
-    factors = [columns[place] if place is WHOLE else np.ascontiguousarray(columns[place]) for place in places]
-
-    def part(start: int, stop: int) -> None:
-        size = min(rows, stop - start)
-        tiles = [np.empty((size, len(factor)), out.dtype) for factor in factors]
-        for i in range(start, stop, size):
-            j = min(i + size, stop)
-            for place, factor, tile in zip(places, factors, tiles, strict=True):
-                piece = tile[: j - i]
-                expand(weight[i:j], piece, place)
-                if place is ODD:
-                    out[i:j] += piece @ factor
-                else:
-                    np.matmul(piece, factor, out=out[i:j])
-
-    return part
 
 
 def gated(outs: list[FloatArray], gate: FloatArray, up: FloatArray) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.backends.numpy_stored import is_stored
+from refdiff.backends.numpy_stored import Finite, is_stored
 from refdiff.backends.workers import Workers
 from refdiff.backends.workspace import Workspace
 
@@ -43,6 +43,9 @@ class NumpyRowKernels:
     def __init__(self, workers: Workers | None = None) -> None:
         self._workers = workers or Workers()
         self._workspace = Workspace()
+        self._tiles = Workspace()
+        self._tiles.open()
+        self._finite = Finite()
         self.each = self._workers.each
         self.running = self._pass
 

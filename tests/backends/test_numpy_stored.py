@@ -5,7 +5,18 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, expand, has_words, is_stored
+from refdiff.backends.numpy_stored import (
+    EVEN,
+    NUMBERS,
+    ODD,
+    ROWS,
+    Finite,
+    expand,
+    factors,
+    has_words,
+    is_stored,
+    spread,
+)
 from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
 from refdiff.backends.workers import Workers
 
@@ -46,6 +57,84 @@ def test_what_has_no_words() -> None:
         (np.zeros(26, TYPES[0])[1:25].reshape(4, 6), np.float32),
     ):
         assert not has_words(other, dtype)
+
+
+def test_every_finite_float16_is_spread_exactly() -> None:
+    numbers = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    numbers = numbers[np.isfinite(numbers)].reshape(-1, 32)
+    out = np.empty(numbers.shape, np.float32)
+    spread(numbers, out)
+    right = numbers.astype(np.float64)
+    np.testing.assert_array_equal(out.astype(np.float64) * 2.0**112, right)
+    np.testing.assert_array_equal(np.signbit(out), np.signbit(right))
+
+
+def test_factors_make_up_for_it_without_overflow() -> None:
+    columns = np.array(
+        [[1.5, 1e-30, 3.3e38, 0.0, 2.0**15, np.inf, 1.0], [-2.0, 0, -1.0, 0, 1, 3e38, np.nan]], np.float32
+    )
+    larger, missing = factors(columns)
+    assert missing is not None
+    np.testing.assert_array_equal(np.isfinite(larger), np.isfinite(columns))
+    got = larger.astype(np.float64) * missing * 2.0**-112
+    np.testing.assert_array_equal(got, columns.astype(np.float64))
+    assert factors(columns[:, 0])[1] is None
+
+
+def test_infinity_and_nan_are_found_once() -> None:
+    finite, rng = Finite(), np.random.default_rng(0)
+    good = rng.normal(size=(2048, 1031)).astype(np.float16)
+    good[0, :4] = 65504, -65504, 6e-8, -0.0
+    assert finite(good)
+    for bad in (np.inf, -np.inf, np.nan, -np.nan):
+        weight = good.copy()
+        weight[-1, -1] = bad
+        assert not finite(weight)
+    good[3, 5] = np.inf  # as long as it may be written to, it is looked at again
+    assert not finite(good)
+    good[3, 5] = 0
+    good.flags.writeable = False
+    assert finite(good)
+    good.flags.writeable = True
+    good[3, 5] = np.inf
+    good.flags.writeable = False
+    assert finite(good)
+    del good
+    assert not finite._known  # what is gone is forgotten
+
+
+@pytest.mark.parametrize("rows", [1, 3, 25])
+def test_a_product_with_infinity_nan_and_huge_numbers(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    x, weight = rng.normal(size=(rows, 1031)).astype(np.float32), rng.normal(size=(513, 1031)).astype(np.float16)
+    x[0] *= 1e34
+    x[-1, 0] = np.inf
+    with np.errstate(all="ignore"):
+        for place, bad in (((0, 0), 1.0), ((7, 3), np.inf), ((9, 5), np.nan)):
+            weight[place] = bad
+            result = FAST.linear(x, weight)
+            np.testing.assert_allclose(result, layers.linear(x, weight.astype(np.float32)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_rows_of_a_batch_do_not_meet(kind: np.dtype) -> None:
+    """What one token is, however large, changes nothing for another."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(5, 1030)).astype(np.float32), rng.normal(size=(1031, 1030)).astype(kind)
+    other = x.copy()
+    other[3] *= 1e30
+    with FAST.running():
+        one, two = FAST.linear(x, weight), FAST.linear(other, weight)
+    np.testing.assert_array_equal(np.delete(one, 3, axis=0), np.delete(two, 3, axis=0))
+
+
+def test_what_is_expanded_into_is_kept() -> None:
+    kernels = NumpyVjpKernels(Workers(1))
+    x, weight = np.ones((1, 2048), np.float32), np.ones((1031, 2048), np.float16)
+    for _ in range(3):
+        with kernels.running():
+            kernels.linear(x, weight)
+    assert [len(blocks) for blocks in kernels._tiles._blocks.values()] == [1]
 
 
 def test_which_weights_are_stored() -> None:
