@@ -96,20 +96,20 @@ class Finite:
 
     def __call__(self, weight: NDArray[Any]) -> bool:
         """Say so."""
-        reference, known = self._known.get(id(weight), (None, False))
-        if reference is None or reference() is not weight:
-            known = _is_finite(weight)
-            if not weight.flags.writeable:
-                self._keep(weight, known)
-        return known
+        if id(weight) in self._known:  # it is this one: another has its number only after it is gone
+            return self._known[id(weight)][1]
+        finite = _is_finite(weight)
+        if not weight.flags.writeable:
+            self._keep(weight, finite)
+        return finite
 
-    def _keep(self, weight: NDArray[Any], known: bool) -> None:
+    def _keep(self, weight: NDArray[Any], finite: bool) -> None:
         name = id(weight)
 
         def gone(_: weakref.ref[NDArray[Any]]) -> None:
             self._known.pop(name, None)
 
-        self._known[name] = weakref.ref(weight, gone), known
+        self._known[name] = weakref.ref(weight, gone), finite
 
 
 def _is_finite(weight: NDArray[Any]) -> bool:
