@@ -132,7 +132,8 @@ class NumpyKernels(NumpyAttentionKernels):
         few, K = columns.ndim == 1 or columns.shape[1] <= FEW, weight.shape[1]
         if few and has_words(weight, out.dtype):
             return self._by_halves(weight, columns, out)
-        step, missing = expand, None
+        step: Callable[[NDArray[Any], FloatArray], None] = expand
+        missing = None
         if weight.dtype.kind == "f" and out.dtype == np.float32 and self._finite(weight):
             step = spread
             columns, missing = factors(columns)
