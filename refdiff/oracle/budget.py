@@ -186,7 +186,7 @@ def _by_rows(name: str, y: Numpy, runs: list[Numpy], hard: Numpy | None, recipe:
     size = root_mean_square(np.where(finite, y, 0.0))
     # what is below the type's range, or what a processor that flushes takes for zero, may be lost
     floor = FLOOR * recipe.u * size + np.where(
-        np.any(y != 0, axis=-1), max(FORMATS[recipe.storage].tiny, 2.0**-126), 0.0
+        np.any(finite & (y != 0), axis=-1), max(FORMATS[recipe.storage].tiny, 2.0**-126), 0.0
     )
     errors, slopes = [], [0.0]
     doubtful = np.zeros(floor.shape, dtype=np.bool_)

@@ -141,3 +141,15 @@ def test_numbers_below_the_range_of_the_type_may_be_lost() -> None:
     found = budget(spec, x, "float16")
     assert found.expected["out"].any()
     assert found.judge(np.zeros_like(found.expected["out"])).tensors["out"].status != "fail"
+
+
+def test_rows_that_see_nothing_may_be_nan() -> None:
+    """They have no budget, and none is beyond its bound."""
+    spec = small("hf_diffllama").replace(masked_rows="nan")
+    x = draw(spec, T=6, S=4)  # the first two queries see no key
+    found = budget(spec, x, "float32")
+    assert np.isnan(found.expected["out"][:, :, :2]).all()
+    assert not found.rows["out"][:, :, :2].any()
+    assert found.judge(evaluate(spec, found.inputs, Recipe.of("float32"), HELD_OUT[0])["out"]).status == "pass"
+    zeros = spec.replace(masked_rows="zeros")
+    assert found.judge(truth(zeros, x).out).status == "fail"
