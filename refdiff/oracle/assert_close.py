@@ -9,8 +9,8 @@ from refdiff.oracle.check import check
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
 
-LINES = 10
-"""Of a diagnosis: its answer, and three candidates with what they do and where it happened."""
+LINES = 14
+"""Of a diagnosis: its answer, the place, and three candidates with what they do and where it happened."""
 
 
 def assert_close(

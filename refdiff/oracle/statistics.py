@@ -101,12 +101,8 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
         actual as `budget.expected`, float64
     """
     stored = round_to(budget.expected, budget.storage)
-    certain = ~budget.doubtful[..., None] & np.ones(actual.shape, dtype=bool)
-    edge = np.isfinite(stored) ^ (np.abs(budget.expected) < FORMATS[budget.storage].top * (1 - 2 * budget.u))
-    finite = np.isfinite(stored) & np.isfinite(actual)
-    wrong = certain & ~edge & (_kind(actual) != _kind(stored))
-    found = [_masks(wrong, actual, stored)]
-    counted = certain & finite
+    found = [_masks(other_kind(actual, budget), actual, stored)]
+    counted = ~budget.doubtful[..., None] & np.isfinite(stored) & np.isfinite(actual)
     error = np.where(counted, np.abs(np.where(counted, actual, 0.0) - np.where(counted, budget.expected, 0.0)), 0.0)
     by_row = root_mean_square(error)
     seen = counted.any(axis=-1)
@@ -123,6 +119,14 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     found.append(_largest("element", over(error, allowed), limits.element, "|e| / (6 E_r + 2 u |y|)"))
     found.append(_slope(actual, counted, budget, limits))
     return found
+
+
+def other_kind(actual: Numpy, budget: RowBudget) -> Numpy:
+    """Which numbers are NaN or infinite where the truth as it is stored is not, or the other way round."""
+    stored = round_to(budget.expected, budget.storage)
+    edge = np.isfinite(stored) ^ (np.abs(budget.expected) < FORMATS[budget.storage].top * (1 - 2 * budget.u))
+    wrong: Numpy = ~budget.doubtful[..., None] & ~edge & (_kind(actual) != _kind(stored))
+    return wrong
 
 
 def _kind(x: Numpy) -> Numpy:

@@ -34,7 +34,8 @@ class Candidate:
         return " + ".join(d.name for d in self.deviations)
 
     def __str__(self) -> str:
-        lines = [f"{self.name}  ({'fits' if self.fits else 'does not fit'}, residual {self.residual:.3g})"]
+        how = "fits" if self.fits else f"does not fit, explains {self.explains:.0%}"
+        lines = [f"{self.name}  ({how}, residual {self.residual:.3g})"]
         for d in self.deviations:
             known = " ".join(part for part in (d.row and f"[{d.row}]", d.link) if part)
             also = f" Also called {', '.join(d.aliases)}." if d.aliases else ""
@@ -70,8 +71,9 @@ class Fit:
 class Ranking:
     """The answer. `status` is "no deviation", "unique", "ambiguous" or "none fits".
 
-    candidates: those that fit, with the fewest deviations; where none does, the three that come closest. fits: numbers
-    that were fitted, where no name fits. separating: where several fit, a case on which they differ.
+    candidates: those that fit, with the fewest deviations; where none does, up to three that explain most of the error.
+    fits: numbers that were fitted, where no name fits. separating: where several fit, a case on which they differ.
+    where: the place, where only one is wrong and no name says why; where it is NaN, and where nothing was written.
     """
 
     status: str
@@ -79,6 +81,7 @@ class Ranking:
     fits: tuple[Fit, ...] = ()
     separating: Case | None = None
     notes: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
 
     @property
     def name(self) -> str | None:
@@ -87,6 +90,7 @@ class Ranking:
 
     def __str__(self) -> str:
         lines = [f"{self.status}: {self.name}" if self.name else self.status]
+        lines += [f"  {line}" for line in self.where]
         lines += [f"  {line}" for c in self.candidates for line in str(c).splitlines()]
         lines += [f"  {fit}" for fit in self.fits]
         if self.separating is not None:
@@ -102,4 +106,5 @@ class Ranking:
             "fits": [{"parameter": f.parameter, "value": f.value, "text": f.text, "fits": f.fits} for f in self.fits],
             "separating": None if self.separating is None else self.separating.name,
             "notes": list(self.notes),
+            "where": list(self.where),
         }

@@ -18,6 +18,7 @@ from refdiff.oracle.diagnosis.told_apart import (
     those_the_right_one_points_to,
 )
 from refdiff.oracle.diagnosis.variants import NEAR, Judgement, Target, explained, judgement, quick_residual
+from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 
 FINALISTS = 16
@@ -35,24 +36,38 @@ NEARLY_RIGHT = (
     "does the recipe say all that the kernel rounds?"
 )
 
+NO_PAIRS = "no pairs were tried: no deviation gives NaN or ∞ in those places, and two would not either"
+
 Set = tuple[Deviation, ...]
 
 
 def search(
-    spec: Spec, targets: tuple[Target, ...], known: tuple[Deviation, ...], max_deviations: int
+    spec: Spec,
+    targets: tuple[Target, ...],
+    known: tuple[Deviation, ...],
+    max_deviations: int,
+    *,
+    not_finite: bool = False,
 ) -> tuple[list[Candidate], list[Candidate], tuple[str, ...]]:
     """Return the candidates that fit all targets, with the fewest deviations; those that come closest; and notes.
 
     A pair is of two axes. Where a single fits, no pair is looked for. Of a large case parts are compared on which the
     deviations act as on the whole, for pairs a tiny part first; those that come near are judged on all of it. Where
-    the outputs are nearly right, only a single to which they point is an answer.
+    the outputs are nearly right, only a single to which they point is an answer. Where they are NaN or ∞ and the truth
+    is not (`not_finite`), or the other way round, one of a pair must be so by itself.
     """
     parts = Parts.of(spec, targets)
     nearly_right = _passes_as_right(spec, parts.whole)
     closest: list[Candidate] = []
     left: set[str] = set()
     for count in range(1, 2 if nearly_right else max_deviations + 1):
-        scored = list(_scored(spec, parts, _together(known, count), left))
+        sets = _together(known, count)
+        if not_finite and count > 1:
+            alike = {d for d in known if _is_finite_alike(spec, parts, d)}
+            if not alike:
+                return [], closest, (NO_PAIRS,)
+            sets = (some for some in sets if alike & set(some))
+        scored = list(_scored(spec, parts, sets, left))
         found = _ranked(spec, parts, scored, nearly_right)
         closest = sorted([*closest, *found], key=lambda c: (-c.explains, len(c.deviations)))[:3]
         if fitting := [c for c in found if c.fits]:
@@ -70,6 +85,18 @@ def _passes_as_right(spec: Spec, targets: tuple[Target, ...]) -> bool:
     """Whether outputs that failed pass where they are judged as wide as those of a wrong kernel."""
     found = (judgement(Problem(spec, t.inputs), t) for t in targets)
     return all(j is not None and j.fits for j in found)
+
+
+def _is_finite_alike(spec: Spec, parts: Parts, deviation: Deviation) -> bool:
+    """Whether a deviation makes NaN and ∞ just where the outputs have them; not asked of large inputs."""
+    for target in parts.whole if parts.cost <= MOST else ():
+        problem = deviated(spec, target.inputs, (deviation,))
+        wrong = None if problem is None else output(problem)
+        if wrong is None or not np.array_equal(
+            np.isfinite(round_to(wrong, target.recipe.storage)), np.isfinite(target.actual)
+        ):
+            return False
+    return parts.cost <= MOST
 
 
 def _said(left: set[str]) -> tuple[str, ...]:

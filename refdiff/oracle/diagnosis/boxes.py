@@ -1,0 +1,115 @@
+"""A mask of rows in words: the few boxes of sequences, heads and tokens that it is made of, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Numpy = np.ndarray[Any, Any]
+Box = tuple[Numpy, ...]
+"""For each axis the indices that belong to it."""
+MOST = 3
+"""What is made of more boxes than this has no shape."""
+FILLED = 0.75
+"""A box of which this share is marked counts as marked: a row of garbage may be right by chance."""
+LISTED = 4
+"""So many indices without a pattern are listed one by one."""
+SHORTEST = 4
+"""A shorter period is no block's."""
+
+
+def boxes(mask: Numpy, counted: Numpy) -> list[Box]:
+    """Return the boxes of which `mask` is made, a few at most, of what is `counted`; nothing where it has no shape.
+
+    Shapes:
+        both alike, boolean, with any number of axes
+    """
+    if not mask.any():
+        return []
+    box = tuple(np.flatnonzero(mask.any(axis=_others(mask, n))) for n in range(mask.ndim))
+    if mask.sum() >= FILLED * counted[np.ix_(*box)].sum():
+        return [box]
+    parts = _parts(mask, counted)
+    return parts if len(parts) <= MOST else []
+
+
+def _others(x: Numpy, n: int) -> tuple[int, ...]:
+    return tuple(m for m in range(x.ndim) if m != n)
+
+
+def _parts(mask: Numpy, counted: Numpy) -> list[Box]:
+    """Along the first axis what is alike is put together, and each of those groups is taken apart again."""
+    if mask.ndim == 1:
+        return [(np.flatnonzero(mask),)]
+    groups: list[list[int]] = []
+    for i in np.flatnonzero(mask.any(axis=_others(mask, 0))):
+        for group in groups:
+            both = counted[i] & counted[group[0]]
+            if np.array_equal(mask[i] & both, mask[group[0]] & both):
+                group.append(int(i))
+                break
+        else:
+            groups.append([int(i)])
+        if len(groups) > MOST:
+            return [()] * (MOST + 1)
+    found: list[Box] = []
+    for group in groups:
+        rest = _parts(np.any(mask[group], axis=0), np.any(counted[group], axis=0))
+        found += [(np.asarray(group), *box) for box in rest if box] or [()] * (MOST + 1)
+    return found
+
+
+def every(box: Box, counted: Numpy, n: int) -> Numpy:
+    """All indices of axis n that are counted somewhere beside the box: sequences may be of several lengths."""
+    at = tuple(np.arange(counted.shape[m]) if m == n else some for m, some in enumerate(box))
+    return np.flatnonzero(counted[np.ix_(*at)].any(axis=_others(counted, n)))
+
+
+def worded(box: Box, counted: Numpy, names: Sequence[str]) -> str | None:
+    """A box in words, "tokens 32 to 63 of head 3"; "" where it is everything, None where an axis has no pattern.
+
+    Args:
+        names: of the axes, in the singular.
+    """
+    words = [indices(name, box[n], every(box, counted, n)) for n, name in enumerate(names)]
+    return None if None in words else " of ".join(word for word in reversed(words) if word)
+
+
+def indices(name: str, found: Numpy, of: Numpy) -> str | None:
+    """Some of all indices of an axis in words; "" where it is all of them, None where they follow no pattern."""
+    if len(found) >= len(of):
+        return ""
+    if len(found) == 1:
+        return f"{name} {found[0]}"
+    if found[-1] - found[0] + 1 == len(found):
+        return f"{name}s {found[0]} to {found[-1]}"
+    if (period := repeats(found, of)) is not None and period[0] >= SHORTEST:
+        m, low, high = period
+        rest = f"= {low}" if low == high else f"from {low} to {high}"
+        return f"{name}s i with i mod {m} {rest}"
+    if len(found) <= LISTED:
+        return f"{name}s {', '.join(map(str, found[:-1]))} and {found[-1]}"
+    if len(found) >= FILLED * (found[-1] - found[0] + 1):
+        return f"most {name}s from {found[0]} to {found[-1]}"
+    return None
+
+
+def repeats(found: Numpy, of: Numpy) -> tuple[int, int, int] | None:
+    """(m, low, high) where the found are those with low ≤ i mod m ≤ high, for the smallest such m; None for no m.
+
+    Three times or more, or in blocks of a power of two, twice: any two indices are so for some m.
+    """
+    if len(found) < 2:
+        return None
+    for m in range(2, int(of[-1]) // 2 + 2):
+        rest = np.unique(found % m)
+        low, high = int(rest[0]), int(rest[-1])
+        if high - low + 1 != len(rest) or len(rest) == m:
+            continue
+        times = len(np.unique(found // m))
+        known = times >= 3 or (times == 2 and m >= SHORTEST and m & (m - 1) == 0)
+        if known and np.array_equal(found, of[np.isin(of % m, rest)]):
+            return m, low, high
+    return None

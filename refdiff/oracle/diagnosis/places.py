@@ -1,0 +1,283 @@
+"""Where an output is wrong, if that is one place and the rest is right; where it is NaN; where it was not written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import ops_for
+from refdiff.oracle.budget import Budget
+from refdiff.oracle.diagnosis.boxes import FILLED, boxes, every, indices, repeats, worded
+from refdiff.oracle.forward import out_shape, project
+from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.sequences import Inputs, sequences
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.statistics import LIMITS, RowBudget, other_kind, over, root_mean_square, statistics
+from refdiff.oracle.visible import visible
+
+Numpy = np.ndarray[Any, Any]
+NAMES = {"b": "sequence", "h": "head", "t": "token"}
+LOCAL = 0.5
+"""What is wrong in more than this share of the rows, and of the columns, is wrong everywhere."""
+APART = 2.0
+"""A place is so many times further off than the worst of the rest; an error that is everywhere leaves no such gap."""
+ELSEWHERE = "everything else is within budget"
+BLOCK = 4
+"""The fewest rows or columns that count as a block."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is said of the places of an error, and whether NaN and ∞ are among it."""
+
+    lines: tuple[str, ...]
+    not_finite: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An output and its budget, each sequence by itself.
+
+    keys: how many keys each row sees. real: the rows that are no padding of shorter sequences.
+    """
+
+    actual: Numpy
+    budget: RowBudget
+    keys: Numpy
+    real: Numpy
+
+    @staticmethod
+    def of(actual: Numpy, known: Budget) -> Rows:
+        """From an output and the budget of its inputs."""
+        b, inputs = known.tensors["out"], known.inputs
+        keys = _keys(known.spec, as_float64(known.spec, inputs))
+        real = np.ones(b.rows.shape, dtype=np.bool_)
+        if "cu_seqlens_q" not in inputs:
+            return Rows(actual, b, keys, real)
+        starts, axis = np.asarray(inputs["cu_seqlens_q"]), b.axes.split().index("t")
+        actual, expected, rows, bounds, doubtful, keys, real = (
+            _apart(x, starts, axis) for x in (actual, b.expected, b.rows, b.bounds, b.doubtful, keys, real)
+        )
+        return Rows(actual, replace(b, expected=expected, rows=rows, bounds=bounds, doubtful=doubtful), keys, real)
+
+    @property
+    def stored(self) -> Numpy:
+        """The truth as its type holds it."""
+        return round_to(self.budget.expected, self.budget.storage)
+
+    def place(self, some: Numpy, counted: Numpy, columns: Numpy | None = None) -> Place:
+        """Rows, and columns of them, in words."""
+        axes = self.budget.axes.split()
+        found = boxes(some, counted)
+        words = [worded(box, counted, [NAMES[a] for a in axes]) for box in found]
+        shaped = bool(words) and None not in words
+        text = " and ".join(word for word in words if word) if shaped else f"{some.sum()} of {self.real.sum()} rows"
+        part = {}
+        if shaped and len(found) == 1:
+            of = {a: (found[0][n], every(found[0], counted, n)) for n, a in enumerate(axes)}
+            part = {a: (inside, whole) for a, (inside, whole) in of.items() if len(inside) < len(whole)}
+        if columns is None or columns.all():
+            return Place(text, shaped, part)
+        where = np.flatnonzero(columns)
+        word = indices("column", where, np.arange(len(columns))) or f"{len(where)} of {len(columns)} columns"
+        return Place(f"{word} of {text or 'every row'}", shaped, part, where)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Some rows in words, "" where they are all, and whether they have a shape; and columns of them, if not all.
+
+    part: where they are one box, the indices that it takes of an axis, and all there are, of each axis that it divides.
+    """
+
+    text: str
+    shaped: bool
+    part: dict[str, tuple[Numpy, Numpy]]
+    columns: Numpy | None = None
+
+
+def _apart(x: Numpy, starts: Numpy, axis: int) -> Numpy:
+    """Sequences that lie one after another along an axis, one below the other along the first, zeros after them."""
+    longest = int(np.max(np.diff(starts), initial=0))
+    made = np.zeros((len(starts) - 1, *x.shape[1:axis], longest, *x.shape[axis + 1 :]), dtype=x.dtype)
+    to, of = np.moveaxis(made, axis, 1), np.moveaxis(x, axis, 1)
+    for n in range(len(starts) - 1):
+        to[n, : starts[n + 1] - starts[n]] = of[0, starts[n] : starts[n + 1]]
+    return made
+
+
+def _keys(spec: Spec, inputs: Inputs) -> Numpy:
+    """How many keys each row sees."""
+    core = project(spec, inputs, ops_for()) if is_layer(inputs) else inputs
+    found = np.zeros(out_shape(spec, core)[:3], dtype=np.int64)
+    for part in sequences(core):
+        found[part.batch, :, part.queries] = visible(spec, part.inputs).sum(axis=-1)
+    return found.max(axis=1, initial=0) if is_layer(inputs) else found
+
+
+def damage(actual: Numpy, known: Budget) -> Damage:
+    """Say where an output that fails is wrong, if that is one place; of an error that is everywhere nothing is said."""
+    rows = Rows.of(actual, known)
+    other = other_kind(rows.actual, rows.budget)
+    if not other.any():
+        return Damage(tuple(_finite(rows, "it is")), False)
+    lines = _not_finite(rows, other)
+    rest = replace(rows, actual=np.where(other, rows.stored, rows.actual))
+    if not (more := _finite(rest, "besides, it is")):
+        wrong = int(_wrong(rest)[0].sum())
+        more = [f"besides, {wrong} of {rows.real.sum()} rows are wrong" if wrong else ELSEWHERE]
+    return Damage((*lines, *more), True)
+
+
+def _finite(rows: Rows, it_is: str) -> list[str]:
+    """What is said of the numbers."""
+    lines = []
+    place, zeros = _local(rows), _zeros(rows)
+    if place is not None:
+        shape = _looks_like(place, rows)
+        lines.append(f"{it_is} wrong only in {place.text}; {ELSEWHERE}{shape and f': {shape}'}")
+    if zeros is not None:
+        same = place is not None and place.text == zeros.text
+        where = "there" if same else f"in {zeros.text}" if zeros.text else "everywhere"
+        looks = ": it looks like memory never written to, or every key masked" if zeros.shaped else ""
+        lines.append(f"{'it is' if same else it_is} exactly zero {where}, where the truth is not{looks}")
+    return lines
+
+
+def _wrong(rows: Rows) -> tuple[Numpy, Numpy, Numpy]:
+    """Rows that fail by themselves, how far off each row is in its budget, and each number in its own."""
+    b = rows.budget
+    finite = np.isfinite(rows.actual) & np.isfinite(b.expected) & ~b.doubtful[..., None]
+    y = np.where(finite, b.expected, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.abs(np.where(finite, rows.actual, 0.0) - y)
+    ratio = over(root_mean_square(error), b.rows)
+    numbers = over(error, 6.0 * b.rows[..., None] + 2.0 * b.u * np.abs(y))
+    return (ratio > LIMITS.row) | np.any(numbers > LIMITS.element, axis=-1), ratio, numbers
+
+
+def _local(rows: Rows) -> Place | None:
+    """The place outside of which the output is right; None where there is none, or it is most of the output."""
+    wrong, ratio, numbers = _wrong(rows)
+    if not wrong.any():
+        return None
+    telling = rows.real & (rows.keys >= 2)  # what sees one key or none is right whatever is done to scores or maps
+    counted = telling | wrong
+    columns = _columns(wrong, numbers)
+    if columns is not None:
+        rest, rest_of_numbers = _without(rows, wrong, columns)
+        if _usual(rest[counted]) and np.max(numbers) >= APART * np.max(rest_of_numbers):
+            return rows.place(wrong, counted, columns)
+    place = rows.place(wrong, counted)
+    few = place.shaped and (wrong & telling).sum() <= LOCAL * telling.sum()
+    rest, _ = _without(rows, wrong, np.ones(numbers.shape[-1], dtype=np.bool_))
+    rest = rest[counted & ~wrong]
+    apart = root_mean_square(ratio[wrong][None])[0] >= APART * np.max(rest, initial=0.0)
+    return place if few and apart and _usual(rest) else None
+
+
+def _without(rows: Rows, wrong: Numpy, columns: Numpy) -> tuple[Numpy, Numpy]:
+    """How far off the rows are, and each number, where these columns of the wrong rows are right; ∞ if that fails."""
+    gone = wrong[..., None] & columns
+    rest = replace(rows, actual=np.where(gone, rows.budget.expected, rows.actual))
+    _, ratio, numbers = _wrong(rest)
+    if not all(s.holds for s in statistics(rest.actual, rest.budget)):
+        return np.full_like(ratio, np.inf), numbers
+    left = 1 - columns.mean()  # the mean over a row is one of fewer numbers
+    return np.where(wrong & (left > 0), ratio / np.sqrt(left or 1), ratio), numbers
+
+
+def _usual(ratio: Numpy) -> bool:
+    """Whether rows are as far off as those of right kernels."""
+    bulk = LIMITS.bulk + (LIMITS.row - LIMITS.bulk) / np.sqrt(max(1, ratio.size))
+    return ratio.size > 0 and float(ratio.max()) <= LIMITS.row and float(root_mean_square(ratio[None])[0]) <= bulk
+
+
+def _columns(wrong: Numpy, numbers: Numpy) -> Numpy | None:
+    """The columns of the wrong rows in which numbers are wrong, if they are few."""
+    off = np.any(numbers[wrong] > LIMITS.element, axis=0)
+    where = np.flatnonzero(off)
+    if not len(where):
+        return None
+    stretch = slice(int(where[0]), int(where[-1]) + 1)
+    if len(where) >= FILLED * (stretch.stop - stretch.start):
+        off[stretch] = True  # a wrong number may be near the right one
+    return off if off.sum() <= LOCAL * len(off) else None
+
+
+def _zeros(rows: Rows) -> Place | None:
+    """The rows that are exactly zero and should not be; or else a stretch of their columns."""
+    zero, here = rows.actual == 0, np.any(rows.stored != 0, axis=-1) & rows.real
+    whole = np.all(zero, axis=-1) & here
+    if whole.any():
+        return rows.place(whole, here)
+    b = rows.budget
+    y = np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0))
+    lost = zero & (y > LIMITS.element * (6.0 * b.rows[..., None] + 2.0 * b.u * y)) & ~b.doubtful[..., None]
+    some = lost.sum(axis=-1) >= 2
+    if not some.any():
+        return None
+    columns = lost[some].mean(axis=0) >= FILLED
+    where = np.flatnonzero(columns)
+    # a few numbers may be zero by chance
+    many = len(where) >= 2 and len(where) * some.sum() >= (2 if columns[-1] else BLOCK)
+    return rows.place(some, here, columns) if many and where[-1] - where[0] + 1 == len(where) else None
+
+
+def _not_finite(rows: Rows, other: Numpy) -> list[str]:
+    """Where it is NaN or infinite and the truth is not, and the other way round."""
+    lines = []
+    finite = np.isfinite(rows.stored)
+    for mask in (other & finite, other & ~finite):
+        if not mask.any():
+            continue
+        some = np.any(mask, axis=-1)
+        place = rows.place(some, rows.real, np.any(mask[some], axis=0)).text or "all rows"
+        found, truth, why = _kind(rows.actual[mask]), _kind(rows.stored[mask]), ""
+        if not rows.keys[some].any():
+            why = ": these rows see no key"
+        elif rows.budget.storage == "float16" and truth == "finite" and "infinite" in found:
+            why = ": it looks like more than float16 holds"
+        lines.append(f"it is {found} in {place}, where the truth is {truth}{why}")
+    return lines
+
+
+def _kind(x: Numpy) -> str:
+    kinds = [("NaN", np.isnan(x)), ("infinite", np.isinf(x)), ("finite", np.isfinite(x))]
+    return " or ".join(word for word, here in kinds if here.any())
+
+
+def _looks_like(place: Place, rows: Rows) -> str:
+    """What kernels usually do wrong in a place of that shape; "" where nothing is usual."""
+    if place.columns is not None:
+        if len(place.columns) > 1 and place.columns[-1] == rows.actual.shape[-1] - 1:
+            return "it looks like a last, partial block of columns"
+        return "it looks like a block of columns" if len(place.columns) >= BLOCK else ""
+    if "t" in place.part:
+        return _of_tokens(*place.part["t"], alone=len(place.part) == 1)
+    return {
+        "b": "it looks like strides, lengths or offsets of the batch",
+        "h": "it looks like how heads are counted",
+        "bh": "it looks like one block of the grid",
+    }.get("".join(place.part), "")
+
+
+def _of_tokens(found: Numpy, of: Numpy, alone: bool) -> str:
+    """The same, where some tokens are wrong: of all heads and sequences (alone), or of some."""
+    first, last = int(found[0]), int(found[-1])
+    if (period := repeats(found, of)) is not None and period[0] >= BLOCK:
+        m, low, high = period
+        edge = "the first row" if high == 0 else "the last row" if low == m - 1 else "the same row"
+        return f"it looks like {edge if low == high else 'a part'} of each block of {m}"
+    if len(found) < 2 or last - first + 1 != len(found):
+        return ""
+    to_the_end = last == of[-1]
+    if to_the_end and len(found) < (first & -first):  # the largest power of two that divides the first
+        return "it looks like a last, partial block of rows" + (", or a mask or positions" if alone else "")
+    if alone:
+        return f"it looks like a mask, a window or positions, from token {first} on" if to_the_end else ""
+    return "it looks like a tile not written, or written too early or late" if len(found) >= BLOCK else ""

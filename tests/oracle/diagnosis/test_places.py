@@ -1,0 +1,194 @@
+"""Where an output is wrong: mistakes planted in places of many shapes, and those of the catalogue, which are global."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.budget import Budget, budget
+from refdiff.oracle.deviations import deviations
+from refdiff.oracle.deviations.listed import kind_of
+from refdiff.oracle.diagnosis.places import Damage, damage
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.strategies.fixed import Case, cases, small_spec
+from refdiff.oracle.strategies.structure import Structure
+from refdiff.oracle.strategies.values import draw
+from tests.oracle.diagnosis.outputs import kernel
+
+T = 70
+ALL, REST = slice(None), "; everything else is within budget"
+OF_PLACES = {"the_first_key_lost", "keys_tiled", "no_padding_mask", "a_sliding_window"}
+"""Deviations that change some rows only: the last, those of some heads, of a padded sequence, those that see much."""
+
+
+@lru_cache(maxsize=4)
+def right(preset: str, dtype: str) -> tuple[np.ndarray, Budget]:
+    """What a right kernel gives in an order that no budget is made of, with 70 tokens, and the budget."""
+    spec, shape = small_spec(preset), Structure(2, T, T)
+    case = Case("", "natural", 0, dtype, spec, shape, draw(spec, shape, "natural", 0, dtype))
+    out = kernel(case, [])
+    assert out is not None
+    return out, budget(spec, case.inputs, dtype, members=4)
+
+
+def planted(at: Any, value: Any, preset: str = "hf_diffllama", dtype: str = "bfloat16") -> Damage:
+    out, known = right(preset, dtype)
+    wrong = out.copy()
+    wrong[at] = value(wrong[at]) if callable(value) else value
+    return damage(round_to(wrong, dtype), known)
+
+
+def noise(x: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=x.shape)
+
+
+def half_as_large_again(x: np.ndarray) -> np.ndarray:
+    return 1.5 * x
+
+
+@pytest.mark.parametrize("value", [noise, half_as_large_again])
+@pytest.mark.parametrize(
+    ("at", "words", "looks"),
+    [
+        ((1, 3, slice(32, 64)), "tokens 32 to 63 of head 3 of sequence 1", "a tile not written"),
+        ((0, 3, 17), "token 17 of head 3 of sequence 0", ""),
+        ((ALL, 2, slice(64, T)), "tokens 64 to 69 of head 2", "a last, partial block of rows"),
+        ((ALL, ALL, slice(64, T)), "tokens 64 to 69", "partial block of rows, or a mask or positions"),
+        ((ALL, ALL, slice(45, T)), "tokens 45 to 69", "a mask, a window or positions, from token 45 on"),
+        ((ALL, ALL, slice(31, T, 32)), "tokens i with i mod 32 = 31", "the last row of each block of 32"),
+        ((1,), "sequence 1", "strides, lengths or offsets of the batch"),
+        ((ALL, 4), "head 4", "how heads are counted"),
+        ((1, 5), "head 5 of sequence 1", "one block of the grid"),
+        ((..., slice(28, 32)), "columns 28 to 31 of every row", "a last, partial block of columns"),
+        ((0, 2, slice(16, 32), slice(0, 8)), "columns 0 to 7 of tokens 16 to 31 of head 2 of sequence 0", "of columns"),
+    ],
+)
+def test_a_place_is_named(at: Any, words: str, looks: str, value: Callable[[np.ndarray], np.ndarray]) -> None:
+    found = planted(at, value, dtype="float16")
+    assert not found.not_finite
+    (line,) = found.lines
+    assert line.startswith(f"it is wrong only in {words}{REST}")
+    assert looks in line
+    assert ("looks like" in line) == bool(looks)
+
+
+@pytest.mark.parametrize("preset", ["hf_diffllama", "diff_v2"])
+def test_in_bfloat16_too(preset: str) -> None:
+    (line,) = planted((1, 3, slice(32, 64)), noise, preset).lines
+    assert line.startswith("it is wrong only in tokens 32 to 63 of head 3 of sequence 1")
+
+
+def test_a_tile_that_holds_another_one() -> None:
+    out, _ = right("hf_diffllama", "bfloat16")
+    (line,) = planted((0, 1, slice(32, 64)), out[0, 1, :32]).lines
+    assert "tokens 32 to 63 of head 1 of sequence 0" in line
+
+
+def test_zeros_look_like_memory_never_written() -> None:
+    place, zeros = planted((1, 3, slice(32, 64)), 0.0).lines
+    assert place.startswith("it is wrong only in tokens 32 to 63 of head 3 of sequence 1")
+    assert zeros.startswith("it is exactly zero there, where the truth is not: it looks like memory never written to")
+    _, zeros = planted((..., slice(28, 32)), 0.0).lines
+    assert "exactly zero there" in zeros
+    (zeros,) = planted((), 0.0).lines
+    assert "exactly zero everywhere" in zeros
+
+
+def test_zeros_beside_an_error_that_is_everywhere() -> None:
+    out, known = right("hf_diffllama", "bfloat16")
+    wrong = 2 * out
+    wrong[1, 3, 32:64] = 0
+    (line,) = damage(wrong, known).lines
+    assert line.startswith("it is exactly zero in tokens 32 to 63 of head 3 of sequence 1, where the truth is not")
+
+
+def test_nan_and_infinity() -> None:
+    found = planted((0, 1, slice(5, 9)), np.nan)
+    assert found.not_finite
+    assert found.lines == (
+        "it is NaN in tokens 5 to 8 of head 1 of sequence 0, where the truth is finite",
+        REST.removeprefix("; "),
+    )
+    assert planted((0, 1, 5, 3), np.inf).lines[0].startswith("it is infinite in column 3 of token 5 of head 1 of seq")
+    line = planted((0, 1, 5, 3), np.inf, dtype="float16").lines[0]
+    assert line.endswith("where the truth is finite: it looks like more than float16 holds")
+
+
+def test_nan_and_what_is_wrong_besides() -> None:
+    out, known = right("hf_diffllama", "bfloat16")
+    wrong = 1.5 * out
+    wrong[0, 0, :4] = np.nan
+    assert damage(wrong, known).lines[1].startswith("besides, ")
+    wrong = out.copy()
+    wrong[0, 0, :4] = np.nan
+    wrong[:, 4] = out[:, 3]
+    assert damage(wrong, known).lines[1].startswith("besides, it is wrong only in head 4; everything else")
+
+
+def test_rows_that_see_no_key() -> None:
+    """Six queries over four keys: the first two see none, and a spec says what stands there."""
+    shape = Structure(1, 6, 4)
+    zeros = small_spec("hf_diffllama")
+    nan = zeros.replace(masked_rows="nan")
+    x = draw(zeros, shape, "identify", 0)
+    outs = {spec: budget(spec, x, "float32", members=2) for spec in (zeros, nan)}
+    found = damage(outs[nan].expected["out"], outs[zeros])
+    assert found.lines[0] == "it is NaN in tokens 0 to 1, where the truth is finite: these rows see no key"
+    found = damage(outs[zeros].expected["out"], outs[nan])
+    assert found.not_finite
+    assert found.lines[0] == "it is finite in tokens 0 to 1, where the truth is NaN: these rows see no key"
+
+
+def test_sequences_that_are_packed_are_told_apart() -> None:
+    spec = small_spec("hf_diffllama")
+    case = cases("layout", 5, spec=spec, dtype="float32")[0]
+    known = budget(spec, case.inputs, "float32", members=2)
+    starts = np.asarray(case.inputs["cu_seqlens_q"])
+    wrong = known.expected["out"].copy()
+    wrong[:, :, starts[2] : starts[3]] += 1
+    assert damage(wrong, known).lines[0].startswith(f"it is wrong only in sequence 2{REST}")
+
+
+def test_a_layer_has_no_heads() -> None:
+    spec = small_spec("hf_diffllama")
+    case = cases("identify", 5, spec=spec, dtype="float32")[3]
+    known = budget(spec, case.inputs, "float32", members=2)
+    wrong = known.expected["out"].copy()
+    wrong[0, 4] += 1
+    assert damage(wrong, known).lines[0].startswith(f"it is wrong only in token 4{REST}")
+
+
+def _said_of(case: Case) -> dict[str, str]:
+    """The places that are said of every deviation from the spec, and of outputs that no deviation gives."""
+    known = budget(case.spec, case.inputs, case.dtype, members=4)
+    y = known.expected["out"]
+    outs = {d.name: kernel(case, [d], n) for n, d in enumerate(deviations(case.spec, kind_of(case.inputs)))}
+    rng = np.random.default_rng(0)
+    outs |= {"noise": rng.normal(size=y.shape), "twice": 2 * y, "slightly": y * rng.normal(1, 0.02, y.shape)}
+    outs |= {"heads turned": np.roll(y, 1, axis=1), "columns turned": y[..., ::-1]}
+    said = {}
+    for name, out in outs.items():
+        if out is not None and out.shape == y.shape and known.judge({"out": out}).status == "fail":
+            said[name] = " ".join(line for line in damage(out, known).lines if "wrong only" in line)
+    assert len(said) > 40
+    return {name: line for name, line in said.items() if line}
+
+
+@pytest.mark.parametrize("profile", ["identify", "natural"])
+def test_a_mistake_that_is_everywhere_has_no_place(profile: str) -> None:
+    spec = small_spec("hf_diffllama")
+    for case in cases(profile, 5, spec=spec, dtype="bfloat16")[:2]:
+        assert set(_said_of(case)) <= OF_PLACES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "dtype"), [("ms_v1", "float32"), ("diff_v2", "float16"), ("gda", "bfloat16")])
+def test_none_has_a_place_in_any_profile(preset: str, dtype: str) -> None:
+    spec = small_spec(preset)
+    for profile in ("identify", "whisper", "natural", "cancel", "extreme"):
+        for case in cases(profile, 5, spec=spec, dtype=dtype):
+            assert set(_said_of(case)) <= {*OF_PLACES, "rows_that_see_nothing_uniform"}
