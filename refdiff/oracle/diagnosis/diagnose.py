@@ -14,9 +14,9 @@ from refdiff.oracle.budget import Budget, budget
 from refdiff.oracle.deviations.deviation import deviated, output
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.fits import fits
-from refdiff.oracle.diagnosis.places import damage
+from refdiff.oracle.diagnosis.places import damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
-from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, search
+from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.input_checks import as_float64
 from refdiff.oracle.recipe import Recipe
@@ -45,7 +45,24 @@ def diagnose(
     """Name what your kernel does differently from its spec.
 
     A unique name is that of the fewest deviations that give the outputs; which others may be there as well, because
-    the inputs do not show them beside it, is in the notes.
+    the inputs do not show them beside it, is in the notes. Where none fits, those that explain most of the error are
+    listed, and numbers that do; where one place is wrong and the rest is right, that place.
+
+    Printed, an answer is a name with what it means, its row in the catalogue and where it happened:
+
+        unique: layer_norm
+          layer_norm  (fits, residual 0.519)
+              norm kind: The mean taken away first. [B9] https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/...
+
+    or a place, here of a kernel that left a tile of one head unwritten:
+
+        none fits
+          it is wrong only in tokens 32 to 63 of head 3 of sequence 1; everything else is within budget: it looks like a
+            tile not written, or written too early or late
+          it is exactly zero there, where the truth is not: it looks like memory never written to, or every key masked
+          nothing in the catalogue, alone or in pairs, explains more than 0% of the squared difference
+
+    NaN and ∞ are looked for first: "it is NaN in tokens 5 to 8 of head 1 of sequence 0, where the truth is finite".
 
     Args:
         actual: the output, or a mapping with it under "out"; an array of any library. Or a list of them, one for each
@@ -82,7 +99,10 @@ def diagnose(
     damages = [damage(t.actual, b) for t, b in zip(targets, known, strict=True)]
     not_finite = any(d.not_finite for d in damages)
     named = deviations(spec, kinds.pop())
-    fitting, closest, notes = search(spec, targets, named, max_deviations, not_finite=not_finite)
+    right = None
+    if all(d.local or status != "fail" for d, status in zip(damages, verdicts, strict=True)):
+        right = tuple(right_rows(t.actual, b) for t, b in zip(targets, known, strict=True))
+    fitting, closest, notes = search(spec, targets, named, max_deviations, not_finite=not_finite, right=right)
     if len(fitting) == 1:
         zero = not any(t.actual.any() for t in targets)
         return Ranking(UNIQUE, tuple(fitting), notes=(*notes, UNWRITTEN) if zero else notes)
@@ -90,9 +110,9 @@ def diagnose(
     if fitting:
         return Ranking(AMBIGUOUS, tuple(fitting), separating=separating(spec, recipe, fitting), where=where)
     # of what passes as right, any number fits; and none gives NaN
-    fitted = () if NEARLY_RIGHT in notes or not_finite else fits(spec, targets)
+    fitted = () if NEARLY_RIGHT in notes or not_finite else fits(spec, targets, local=right is not None)
     shown = tuple(c for c in closest if c.explains >= WORTH)
-    pairs = max_deviations == 2 and not {NEARLY_RIGHT, NO_PAIRS} & set(notes)
+    pairs = max_deviations == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
     return Ranking(NONE_FITS, shown, fitted, notes=(_how_close(closest, pairs), *notes), where=where)
 
 

@@ -18,17 +18,18 @@ LONGEST = 256
 """Windows are tried one by one up to this length."""
 
 
-def fits(spec: Spec, targets: tuple[Target, ...]) -> tuple[Fit, ...]:
-    """Return the numbers with which the output passes: λ and scale by head, scale of scores, ε, base, window, order."""
-    found = [
-        *fit_lambda(spec, targets),
-        *_number(spec, targets, "scale", spec.scale or spec.head_dim**-0.5, 1 / 30, 30.0, "scores are multiplied by"),
-        *_window(spec, targets),
-        *_order_of_heads(targets),
-    ]
-    if spec.norm != "none":
+def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
+    """Return the numbers with which the output passes: λ and scale by head, scale of scores, ε, base, window, order.
+
+    Of an output that is wrong in one place only (`local`), those that differ by head or by token.
+    """
+    found = [*fit_lambda(spec, targets), *_window(spec, targets), *_order_of_heads(targets)]
+    if not local:
+        unit = spec.scale or spec.head_dim**-0.5
+        found += _number(spec, targets, "scale", unit, 1 / 30, 30.0, "scores are multiplied by")
+    if spec.norm != "none" and not local:
         found += _number(spec, targets, "norm_eps", 1.0, 1e-12, 1.0, "ε of the norm is")
-    if spec.rope != "none":
+    if spec.rope != "none" and not local:
         found += _number(spec, targets, "rope_theta", 1.0, 30.0, 1e8, "the base of RoPE is")
     return tuple(sorted((f for f in found if f.fits), key=lambda f: f.residual))
 

@@ -32,10 +32,11 @@ BLOCK = 4
 
 @dataclass(frozen=True)
 class Damage:
-    """What is said of the places of an error, and whether NaN and ∞ are among it."""
+    """What is said of the places of an error, whether NaN and ∞ are among it, and whether it is in one place only."""
 
     lines: tuple[str, ...]
     not_finite: bool
+    local: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,19 +125,26 @@ def damage(actual: Numpy, known: Budget) -> Damage:
     rows = Rows.of(actual, known)
     other = other_kind(rows.actual, rows.budget)
     if not other.any():
-        return Damage(tuple(_finite(rows, "it is")), False)
+        place = _local(rows)
+        return Damage(tuple(_finite(rows, place, "it is")), False, place is not None)
     lines = _not_finite(rows, other)
     rest = replace(rows, actual=np.where(other, rows.stored, rows.actual))
-    if not (more := _finite(rest, "besides, it is")):
-        wrong = int(_wrong(rest)[0].sum())
+    place, wrong = _local(rest), int(_wrong(rest)[0].sum())
+    if not (more := _finite(rest, place, "besides, it is")):
         more = [f"besides, {wrong} of {rows.real.sum()} rows are wrong" if wrong else ELSEWHERE]
-    return Damage((*lines, *more), True)
+    return Damage((*lines, *more), True, place is not None or not wrong)
 
 
-def _finite(rows: Rows, it_is: str) -> list[str]:
+def right_rows(actual: Numpy, known: Budget) -> Numpy:
+    """The rows that are right by themselves."""
+    b = known.tensors["out"]
+    return ~(_wrong(Rows(actual, b, b.doubtful, b.doubtful))[0] | other_kind(actual, b).any(axis=-1))
+
+
+def _finite(rows: Rows, place: Place | None, it_is: str) -> list[str]:
     """What is said of the numbers."""
     lines = []
-    place, zeros = _local(rows), _zeros(rows)
+    zeros = _zeros(rows)
     if place is not None:
         shape = _looks_like(place, rows)
         lines.append(f"{it_is} wrong only in {place.text}; {ELSEWHERE}{shape and f': {shape}'}")

@@ -17,9 +17,10 @@ from refdiff.oracle.diagnosis.told_apart import (
     those_that_point_to_no_other,
     those_the_right_one_points_to,
 )
-from refdiff.oracle.diagnosis.variants import NEAR, Judgement, Target, explained, judgement, quick_residual
+from refdiff.oracle.diagnosis.variants import NEAR, Judgement, Numpy, Target, explained, judgement, quick_residual
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.statistics import over, root_mean_square
 
 FINALISTS = 16
 ALWAYS = 3
@@ -31,12 +32,16 @@ NEAR_ON_FEW = 3 * NEAR
 MOST = 8_000_000
 """Multiplications of targets on the whole of which pairs are tried, where a part of them does not do."""
 
+UNSEEN = 10.0
+"""In budgets: a deviation that changes a row by more than this is not in a kernel that gives the row rightly."""
+
 NEARLY_RIGHT = (
     "it is off by a little more than right kernels of this recipe are, and towards no deviation: "
     "does the recipe say all that the kernel rounds?"
 )
 
-NO_PAIRS = "no pairs were tried: no deviation gives NaN or ∞ in those places, and two would not either"
+NO_PAIRS = "no pairs were tried: none of two deviations is wrong, or NaN, in such a place and leaves the rest as it is"
+NO_PAIRS_OF_LARGE = "no pairs were tried: they are not, where inputs are large and only one place is wrong, or NaN"
 
 Set = tuple[Deviation, ...]
 
@@ -48,25 +53,30 @@ def search(
     max_deviations: int,
     *,
     not_finite: bool = False,
+    right: tuple[Numpy, ...] | None = None,
 ) -> tuple[list[Candidate], list[Candidate], tuple[str, ...]]:
     """Return the candidates that fit all targets, with the fewest deviations; those that come closest; and notes.
 
     A pair is of two axes. Where a single fits, no pair is looked for. Of a large case parts are compared on which the
     deviations act as on the whole, for pairs a tiny part first; those that come near are judged on all of it. Where
     the outputs are nearly right, only a single to which they point is an answer. Where they are NaN or ∞ and the truth
-    is not (`not_finite`), or the other way round, one of a pair must be so by itself.
+    is not (`not_finite`), or the other way round, one of a pair must be so by itself. Where they are wrong in one place
+    only, and in all other rows `right`, both of a pair must leave those as they are.
     """
     parts = Parts.of(spec, targets)
     nearly_right = _passes_as_right(spec, parts.whole)
     closest: list[Candidate] = []
     left: set[str] = set()
     for count in range(1, 2 if nearly_right else max_deviations + 1):
-        sets = _together(known, count)
-        if not_finite and count > 1:
+        sets = list(_together(known, count))
+        if count > 1 and not_finite:
             alike = {d for d in known if _is_finite_alike(spec, parts, d)}
-            if not alike:
-                return [], closest, (NO_PAIRS,)
-            sets = (some for some in sets if alike & set(some))
+            sets = [some for some in sets if alike & set(some)]
+        if count > 1 and right is not None:
+            quiet = {d for d in known if _leaves(spec, parts, d, right)}
+            sets = [some for some in sets if quiet >= set(some)]
+        if not sets:
+            return [], closest, (NO_PAIRS if parts.cost <= MOST else NO_PAIRS_OF_LARGE,)
         scored = list(_scored(spec, parts, sets, left))
         found = _ranked(spec, parts, scored, nearly_right)
         closest = sorted([*closest, *found], key=lambda c: (-c.explains, len(c.deviations)))[:3]
@@ -95,6 +105,34 @@ def _is_finite_alike(spec: Spec, parts: Parts, deviation: Deviation) -> bool:
         if wrong is None or not np.array_equal(
             np.isfinite(round_to(wrong, target.recipe.storage)), np.isfinite(target.actual)
         ):
+            return False
+    return parts.cost <= MOST
+
+
+def _misses(target: Target, wrong: Numpy | None) -> bool:
+    """Whether deviations leave the row that is furthest off as a right kernel gives it: no budget makes up for that."""
+    if wrong is None or wrong.shape != target.expected.shape or not target.rows.size:
+        return False
+    off, change = (_off(target, x) for x in (target.actual, wrong))
+    at = np.unravel_index(int(np.argmax(off)), off.shape)
+    return bool(off[at] > NEAR and change[at] <= 1.0)
+
+
+def _off(target: Target, x: Numpy) -> Numpy:
+    """How far each row is from the truth, in its budget; of what is NaN or infinite nothing is known."""
+    known = np.isfinite(x) & np.isfinite(target.expected)
+    y = np.where(known, target.expected, 0.0)
+    return over(root_mean_square(np.where(known, x, 0.0) - y), target.rows)
+
+
+def _leaves(spec: Spec, parts: Parts, deviation: Deviation, right: tuple[Numpy, ...]) -> bool:
+    """Whether a deviation changes nothing in the rows that are right; not asked of large inputs."""
+    for target, rows in zip(parts.whole if parts.cost <= MOST else (), right, strict=False):
+        problem = deviated(spec, target.inputs, (deviation,))
+        wrong = None if problem is None else output(problem)
+        if wrong is None or wrong.shape != target.expected.shape:
+            return False
+        if np.max(_off(target, wrong)[rows], initial=0.0) > UNSEEN:
             return False
     return parts.cost <= MOST
 
@@ -166,6 +204,10 @@ def _quick(spec: Spec, targets: tuple[Target, ...], some: Set, near: float) -> C
 def _judged(spec: Spec, parts: Parts, candidate: Candidate, evidence: dict[Set, list[Judgement]]) -> Candidate:
     """Judge a candidate where it was scored, and on the whole where it fits there."""
     on = parts.which(candidate.deviations)
+    for target in parts.whole:
+        problem = deviated(spec, target.inputs, candidate.deviations)
+        if problem is not None and _misses(target, output(problem)):
+            return candidate
     for targets in (on, parts.whole):
         residual, kept = 0.0, []
         for target in targets:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import refdiff
 from refdiff.oracle.budget import budget
 from refdiff.oracle.deviations import deviations
 from refdiff.oracle.diagnosis import search
 from refdiff.oracle.diagnosis.diagnose import UNWRITTEN, WORTH, diagnose, separating
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
+from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies.fixed import Case, cases, small_spec
 from refdiff.oracle.strategies.structure import Structure
@@ -144,6 +147,35 @@ def test_a_place_that_is_wrong_is_said() -> None:
     assert str(found).splitlines()[1].strip() == found.where[0]
     found = diagnose(wrong, HF, [case.inputs for case in both], recipe="float32", max_deviations=1)
     assert found.where[0].startswith("output 0: it is wrong only in head 3 of sequence 1")
+
+
+def test_the_answers_that_the_docstring_and_the_guide_show() -> None:
+    spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)
+    inputs = draw(spec, Structure(2, 70, 70), "natural", 0, "bfloat16")
+    out = truth(spec, inputs).out.copy()
+    out[1, 3, 32:64] = 0
+    answer = " ".join(str(diagnose(out, spec, inputs, recipe="bfloat16")).split())
+    guide = Path(refdiff.__file__).parent / "oracle" / "guides" / "triton.md"
+    for text in (diagnose.__doc__ or "", guide.read_text(encoding="utf-8")):
+        assert answer in " ".join(text.split())
+    first, second, third = str(ask("hf_diffllama", "bfloat16", "layer_norm")).splitlines()[:3]
+    shown = (diagnose.__doc__ or "").splitlines()
+    assert first == "unique: layer_norm"
+    assert any(line.strip().startswith(second.strip().partition("residual")[0]) for line in shown)
+    assert any(third.strip().startswith(line.strip().removesuffix("...")) for line in shown if "[B9]" in line)
+
+
+def test_a_mistake_that_touches_no_row_that_is_furthest_off_is_not_judged() -> None:
+    case = pair_of_cases("hf_diffllama", "float32")[0]
+    known = budget(HF, case.inputs, "float32", members=2)
+    y = known.expected["out"]
+    wrong, other = y.copy(), y.copy()
+    wrong[0, 0, 8] += 1
+    other[1] += 1
+    target = Target.of(wrong, known)
+    assert search._misses(target, other)
+    assert not search._misses(target, wrong)
+    assert not search._misses(target, None)
 
 
 def test_nan_is_answered_without_a_search_over_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
