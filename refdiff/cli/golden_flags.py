@@ -15,7 +15,7 @@ PRESETS = ("hf_diffllama", "ms_v1", "ms_v1_naive", "timm", "phi4flash", "motif",
 OF_EXPORT = {"spec": "hf_diffllama", "layer": None, "recipe": "auto", "profile": None, "dtype": "auto", "core": False,
              "seed": 0, "npz": False, "no_gradients": False}  # fmt: skip
 """What export alone takes, and what each is if it is not given."""
-PROFILES = ("identify", "whisper", "cancel", "extreme", "natural", "degenerate", "layout", "serving")
+PROFILES = ("identify", "whisper", "cancel", "extreme", "natural", "degenerate", "layout", "serving", "tiles")
 
 
 def add_golden(commands: Any) -> None:

@@ -68,7 +68,19 @@ def structures(profile: str = "identify", *, longest: int = 33) -> SearchStrateg
         return st.one_of(padded, st.builds(Structure, packed=pairs), _paged(pairs))
     if profile == "serving":
         return _paged(pairs)
+    if profile == "tiles":
+        return st.builds(
+            lambda B, T, S, window, bias: Structure(B, min(T, S), S, window=window, bias=bias),
+            *(st.integers(1, 3), st.integers(1, min(5, longest)), st.sampled_from(_beside_borders(longest))),
+            *(st.none() | st.integers(1, longest), st.booleans()),
+        )
     return st.builds(lambda B, T, S: Structure(B, T, max(T, S)), st.integers(1, 3), some, some)
+
+
+def _beside_borders(longest: int) -> list[int]:
+    """Numbers of keys at the borders of tiles, the largest there are room for; below the smallest tile any."""
+    near = {n for tile in (16, 32, 64, 128, 256) for n in (tile - 1, tile, tile + 1) if n <= longest}
+    return sorted(near) or list(range(1, longest + 1))
 
 
 def _paged(pairs: Any) -> SearchStrategy[Structure]:

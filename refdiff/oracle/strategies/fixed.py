@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Numpy = np.ndarray[Any, Any]
 
+LONGEST_WINDOW = 4096
 _NATURAL = (Structure(2, 16, 24), Structure(1, 17, 17))
 PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
     "natural": ("natural", _NATURAL),
@@ -54,6 +55,20 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
             Structure(pages=((9, 20), (1, 12), (5, 5)), page=8),  # chunks of prompts beside decoding
             Structure(pages=((4, 11), (4, 21)), page=4),  # four tokens to be verified
             Structure(2, 1, 19),
+        ),
+    ),
+    "tiles": (
+        "tiles",
+        (
+            *(Structure(1, 65, 65), Structure(1, 67, 129)),  # a prompt, and the rest of one
+            *(Structure(1, 1, 257), Structure(2, 1, 128), Structure(2, 3, 63)),  # decode
+            Structure(1, 4, 131, bias=True),
+            Structure(1, 4, 127, hole=31),
+            Structure(3, 2, 65, padding="right"),  # 63, 64 and 65 keys
+            Structure(1, 5, 131, window=66),  # the first key seen is 61 to 65: before it a tile with few keys or none
+            Structure(1, 5, 257, window=64),  # 189 to 193: two tiles and more with none
+            Structure(packed=((1, 64), (3, 63), (34, 65))),
+            Structure(pages=((1, 65), (1, 63), (1, 129)), page=16),
         ),
     ),
 }
@@ -113,7 +128,9 @@ def cases(profile: str, seed: int = 0, *, spec: Spec | None = None, dtype: str =
     Args:
         profile: natural; identify, on which mistakes differ most; cancel, λ near 1 and maps alike; whisper, small
             values, on which ε is seen; extreme, large scores, ties and sinks; degenerate, lengths of 0 and 1, rows
-            that see nothing; layout, packed, padded and paged; serving, decoding and chunks with pages.
+            that see nothing; layout, packed, padded and paged; serving, decoding and chunks with pages; tiles, numbers
+            of keys on and beside multiples of 64, up to 257, with masks, bias, positions and windows that end there. A
+            window is the spec's, or a mask where it has none.
         seed: the same seed gives the same numbers.
         dtype: that the inputs are stored in: "float32", "bfloat16" or "float16".
 
@@ -126,8 +143,16 @@ def cases(profile: str, seed: int = 0, *, spec: Spec | None = None, dtype: str =
     made = []
     specs = {name: small_spec(name) for name in PRESETS} if spec is None else {"": spec}
     for n, (preset, one) in enumerate(specs.items()):
-        for m, structure in enumerate(structures):
+        for m, of_any in enumerate(structures):
+            structure = _with_the_window_of(one, of_any)
             inputs = draw(one, structure, values, 1000 * seed + 20 * n + m, dtype)
             name = "-".join(part for part in (profile, preset, str(m), dtype, str(seed)) if part)
             made.append(Case(name, profile, 1000 * seed + 20 * n + m, dtype, one, structure, inputs))
     return made
+
+
+def _with_the_window_of(spec: Spec, structure: Structure) -> Structure:
+    """The structure, without a mask in place of a window where the spec has one, and seen from the same key on."""
+    if structure.window is None or spec.window is None or spec.window > LONGEST_WINDOW:
+        return structure
+    return replace(structure, keys=structure.keys - structure.window + spec.window, window=None)

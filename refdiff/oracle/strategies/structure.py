@@ -1,4 +1,4 @@
-"""The shape of a problem without its numbers: lengths, padding, packing, pages."""
+"""The shape of a problem without its numbers: lengths, padding, masks, packing, pages."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ class Structure:
 
     batch B, queries T, keys S: a dense problem; padding: which side of the keys is padding, a different number of them
     in each sequence. hidden: D, for inputs of the whole layer.
+    window: a mask with which a query sees no more than so many keys, its own the last of them. bias: whether scores
+    have one, by head. hole: positions are given, and so many are skipped before key 64. These three: dense alone.
     packed: (queries, keys) of each sequence, one after another; B is then 1, T and S are their sums.
     pages: (queries, keys) of each sequence, the keys in shuffled pages of `page` keys among others that belong to
     nobody; queries that differ are packed.
 
     Raises:
-        ValueError: a length below 0, an unknown padding, packed and paged at once.
+        ValueError: a length below 0, an unknown padding, packed and paged at once, a mask, bias or positions for what
+            is not dense.
     """
 
     batch: int = 2
@@ -32,12 +35,16 @@ class Structure:
     keys: int = 7
     hidden: int | None = None
     padding: str = "none"
+    window: int | None = None
+    bias: bool = False
+    hole: int = 0
     packed: tuple[tuple[int, int], ...] | None = None
     pages: tuple[tuple[int, int], ...] | None = None
     page: int = 4
 
     def __post_init__(self) -> None:
         lengths = [n for pair in (*(self.packed or ()), *(self.pages or ())) for n in pair]
+        lengths += [self.window or 0, self.hole]
         if min(self.batch, self.queries, self.keys, *lengths, 0) < 0 or self.page < 1:
             raise ValueError(f"{self}: lengths must be 0 or more, and a page holds 1 key or more")
         if self.padding not in PADDING:
@@ -46,6 +53,9 @@ class Structure:
             raise ValueError("packed and pages are two ways to say how long the sequences are: give one of them")
         if self.hidden is not None and self.pages is not None:
             raise ValueError("a whole layer has its keys from x, not from pages: hidden must be None")
+        dense = self.sequences is None and self.hidden is None
+        if not dense and (self.window is not None or self.bias or self.hole):
+            raise ValueError("window, bias and hole are for dense q, k and v alone")
 
     @property
     def sequences(self) -> tuple[tuple[int, int], ...] | None:
@@ -82,6 +92,19 @@ class Structure:
         if self.packed is not None:
             return found if self.hidden is not None else found | {"cu_seqlens_k": np.cumsum([0, *of_k], dtype=np.int32)}
         return found | self._pages(rng, of_k)
+
+    def sight(self, spec: Spec) -> dict[str, Numpy]:
+        """The mask of `window` and the positions with a `hole`, where there is one."""
+        found: dict[str, Numpy] = {}
+        T, S = self.queries, self.keys
+        if self.window is not None:
+            t = np.arange(T)[:, None] + (0 if spec.causal == "top_left" else S - T)
+            found["mask"] = (np.abs(np.arange(S)[None] - t) < self.window)[None, None]
+        if self.hole and spec.rope != "none":
+            s = np.arange(S, dtype=np.int32)[None]
+            found["k_positions"] = s + np.int32(self.hole) * (s >= 64)
+            found["q_positions"] = np.arange(S - T, S, dtype=np.int32)[None] + np.int32(self.hole)
+        return found
 
     def _padding(self, rng: np.random.Generator) -> dict[str, Numpy]:
         if self.padding == "none" or self.keys == 0:

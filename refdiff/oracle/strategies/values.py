@@ -12,13 +12,14 @@ from refdiff.oracle.inputs import VECTORS, shapes
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.sequences import Inputs, slots
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies.aimed import aim
 from refdiff.oracle.strategies.structure import Structure
 from refdiff.oracle.streams import lambda_init
 from refdiff.oracle.wiring import wiring
 
 Numpy = np.ndarray[Any, Any]
 STORAGE = ("float32", "bfloat16", "float16")
-VALUES = ("natural", "identify", "cancel", "whisper", "extreme", "degenerate")
+VALUES = ("natural", "identify", "cancel", "whisper", "extreme", "degenerate", "tiles")
 """The profiles that differ in their numbers; `layout` and `serving` differ in structure and have natural ones."""
 
 
@@ -32,6 +33,7 @@ def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = 
         whisper: as identify, the values 2e-3 times as large
         extreme: scores up to some thousands, some keys equal, one of them far above the others
         degenerate: zeros, equal keys, values all one
+        tiles: as identify, each query aimed at one key, most of them beside a border of tiles
         natural: normal numbers
 
     Raises:
@@ -54,6 +56,12 @@ def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = 
         _maps(spec, made, rng, values)
     if structure.pages is not None:
         _into_pages(spec, structure, made, tables, rng)
+    if structure.hidden is None:
+        tables |= structure.sight(spec)
+        if structure.bias:
+            made["bias"] = 2.0 * rng.normal(size=(1, n["h"], n["T"], n["S"]))
+        if values == "tiles":
+            made["q"] = aim(spec, {**made, **tables})
     if "key_mask" in tables and "k" in made:  # padding holds large numbers, which must not be seen
         hidden = ~tables["key_mask"][:, None, :, None]
         made |= {name: np.where(hidden, 30.0 * made[name], made[name]) for name in ("k", "v")}

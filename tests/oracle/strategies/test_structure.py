@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.strategies.structure import Structure
+from refdiff.oracle.visible import visible
 from tests.oracle.inputs import small
 
 HF = small("hf_diffllama")
@@ -51,6 +52,22 @@ def test_padding_is_on_one_side_and_differs(side: str) -> None:
     assert not Structure(3, 4, 6).tables(np.random.default_rng(0))
 
 
+def test_a_window_as_a_mask_is_the_window_of_a_spec() -> None:
+    for causal in ("bottom_right", "top_left", "none"):
+        spec = HF.replace(causal=causal)
+        inputs = {"q": np.zeros((1, 12, 3, 6)), "k": np.zeros((1, 4, 9, 6))}
+        (mask,) = Structure(1, 3, 9, window=4).sight(spec).values()
+        same = visible(spec, {**inputs, "mask": mask})
+        assert np.array_equal(same, visible(spec.replace(window=4), inputs))
+
+
+def test_positions_with_a_hole() -> None:
+    found = Structure(1, 2, 66, hole=10).sight(HF)
+    assert found["k_positions"][0, 62:].tolist() == [62, 63, 74, 75]
+    assert found["q_positions"].tolist() == [[74, 75]]
+    assert not Structure(1, 2, 66, hole=10).sight(HF.replace(rope="none"))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -60,6 +77,10 @@ def test_padding_is_on_one_side_and_differs(side: str) -> None:
         ({"padding": "both"}, "padding is 'both', but must be one of 'none', 'left', 'right'"),
         ({"packed": (), "pages": ()}, "give one of them"),
         ({"hidden": 4, "pages": ((1, 2),)}, "hidden must be None"),
+        ({"window": -1}, "lengths must be 0 or more"),
+        ({"window": 3, "packed": ((1, 2),)}, "for dense q, k and v alone"),
+        ({"bias": True, "pages": ((1, 2),)}, "for dense q, k and v alone"),
+        ({"hole": 3, "hidden": 4}, "for dense q, k and v alone"),
     ],
 )
 def test_impossible(fields: dict[str, Any], message: str) -> None:
