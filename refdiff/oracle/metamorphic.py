@@ -118,11 +118,11 @@ def groups_as_copies(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe)
 
 
 def values_scaled(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
-    """Values four times as large are normed away, but for what ε does."""
+    """Values four times as large are normed away, where they are so large that ε is nothing beside them."""
     _need(spec.norm == "rms", "a norm")
-    free = spec.replace(norm_eps=1e-30)
-    first, second = run(kernel, free, inputs), run(kernel, free, {**inputs, "v": inputs["v"] * 4})
-    return _near(first, second, free, inputs, recipe)
+    loud = _loud(spec, inputs, recipe)
+    first, second = run(kernel, spec, loud), run(kernel, spec, {**loud, "v": loud["v"] * 4})
+    return _near(first, second, spec, loud, recipe)
 
 
 def ones_for_values(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
@@ -139,10 +139,10 @@ def ones_for_values(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) 
 
 
 def maps_swapped(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
-    """Maps swapped and 1/λ for λ turn the sign of the output, but for what ε does: A₂ − A₁/λ = −(A₁ − λ A₂)/λ."""
+    """Maps swapped and 1/λ for λ turn the sign of the output, ε being nothing: A₂ − A₁/λ = −(A₁ − λ A₂)/λ."""
     _need(spec.ratio == 1 and spec.keys == "own" and spec.gqa == "pair_then_group", "a query and a key for each map")
     _need(spec.norm == "rms" and spec.lambda_form == "exp" and spec.out_scale != "1 - lambda", "a norm, and λ of v1")
-    free, w = spec.replace(norm_eps=1e-30), wiring(spec)
+    inputs, w = _loud(spec, inputs, recipe), wiring(spec)
     exact = {name: np.asarray(x, dtype=np.float64) for name, x in inputs.items()}
     lambda_, start = float(lambda_of(spec, exact, ops_for())), lambda_init(spec, ops_for())
     _need(lambda_ > 0.05, "a positive λ")
@@ -157,7 +157,7 @@ def maps_swapped(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> 
         vector[0] = 1.0
         swapped[f"lambda_q{name}"] = vector.astype(np.float32)
         swapped[f"lambda_k{name}"] = (vector * math.log(power)).astype(np.float32)
-    return _near(-run(kernel, free, swapped), run(kernel, free, inputs), free, inputs, recipe)
+    return _near(-run(kernel, spec, swapped), run(kernel, spec, inputs), spec, inputs, recipe)
 
 
 RELATIONS: tuple[Callable[[Kernel, Spec, Inputs, Recipe], str], ...] = (
@@ -177,6 +177,19 @@ RELATIONS: tuple[Callable[[Kernel, Spec, Inputs, Recipe], str], ...] = (
 def _need(holds: bool, what: str) -> None:
     if not holds:
         raise DeclinedError(f"it needs {what}")
+
+
+def _loud(spec: Spec, inputs: Inputs, recipe: Recipe) -> Inputs:
+    """The inputs with v times a power of two, so large that ε of the spec, which may be compiled in, does nothing.
+
+    Four times as much, its squares where they are held in float16, and sums of some dozen stay in the type's range.
+    """
+    top = 2.0**18 if recipe.storage != "float16" else 2.0**4 if recipe.norm == "float16" else 2.0**8
+    _need(spec.norm_eps <= 1e-4 * recipe.u * top**2, "an ε that is nothing beside large values")
+    v = inputs["v"]
+    largest = float(np.max(np.abs(v.astype(np.float64)), initial=0.0))
+    _need(largest > 0, "values")
+    return {**inputs, "v": v * np.asarray(2.0 ** math.floor(math.log2(top / largest)), dtype=v.dtype)}
 
 
 def _bits(first: Numpy, second: Numpy, what: str) -> str:

@@ -14,7 +14,7 @@ from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies.values import stored
 from tests.oracle.inputs import draw, small
-from tests.oracle.user_kernels import another_each_time, declines, right, sees_the_future
+from tests.oracle.user_kernels import another_each_time, declines, epsilon_compiled_in, right, sees_the_future
 
 
 def _inputs(spec: Spec, dtype: str = "float32", **lengths: int) -> dict[str, Any]:
@@ -30,6 +30,19 @@ def test_holds_for_a_right_kernel(preset: str, relation: Callable[..., str]) -> 
             relation(right, spec, _inputs(spec), Recipe("float32"))
     else:
         assert relation(right, spec, _inputs(spec), Recipe("float32")) == ""
+
+
+@pytest.mark.parametrize("relation", ["values_scaled", "maps_swapped"])
+@pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1"])
+@pytest.mark.parametrize("recipe", ["float32", "bfloat16", "float16", Recipe("float16", norm="float16")], ids=str)
+def test_needs_no_other_epsilon(recipe: Any, preset: str, relation: str) -> None:
+    spec, recipe = small(preset), Recipe.of(recipe)
+    inputs = _inputs(spec, recipe.storage)
+    assert getattr(metamorphic, relation)(epsilon_compiled_in, spec, inputs, recipe) == ""
+    with pytest.raises(DeclinedError, match="it needs an ε that is nothing beside large values"):
+        getattr(metamorphic, relation)(right, spec.replace(norm_eps=1e9), inputs, recipe)
+    with pytest.raises(DeclinedError, match="it needs values"):
+        getattr(metamorphic, relation)(right, spec, {**inputs, "v": 0 * inputs["v"]}, recipe)
 
 
 def _by_batch(spec: Spec, inputs: dict[str, Any]) -> Any:

@@ -36,6 +36,15 @@ def dense_with_gradients(spec: Spec, inputs: dict[str, Any], dout: Any = None) -
     return {**found, "lse1": sums.lse1, "lse2": sums.lse2}
 
 
+def epsilon_compiled_in(spec: Spec, inputs: dict[str, Any]) -> Any:
+    """Right where the spec has 10⁻⁵, which is what many a CUDA kernel has, whatever it is told."""
+    return right(spec.replace(norm_eps=1e-5), inputs)
+
+
+def wrong_epsilon(spec: Spec, inputs: dict[str, Any]) -> Any:
+    return right(spec.replace(norm_eps=1e-6), inputs)
+
+
 def wrong_rope(spec: Spec, inputs: dict[str, Any]) -> Any:
     return right(spec.replace(rope="interleaved"), inputs)
 
