@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from refdiff.oracle import conformance
 from refdiff.oracle.conformance import chosen, recipe_of, spec_of
+from refdiff.oracle.presets import PRESETS
 from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies.fixed import PROFILES
 
+RIGHT = ("right", "dense_with_gradients", "epsilon_compiled_in")
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,7 +42,10 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
         *(
             pytest.param(*run, marks=pytest.mark.slow)
             for run in (
-                ("right", "bfloat16", "natural,degenerate,serving", " passed"),
+                ("right", "bfloat16", "natural,degenerate,serving,tiles", " passed"),
+                ("epsilon_compiled_in", "float32", ",".join(PROFILES), " passed"),
+                ("wrong_epsilon", "float32", "whisper", "rows are wrong"),
+                ("wrong_epsilon", "bfloat16", "whisper", "rows are wrong"),
                 ("wrong_gradient", "float32", "natural", "  dk           fail"),
                 ("changes_its_input", "float32", "natural", "changed its input q"),
                 ("sees_the_future", "bfloat16", "natural", "Keys and values of the last token do not touch"),
@@ -52,7 +59,7 @@ def test_right_functions_pass_and_wrong_ones_fail(
 ) -> None:
     status, text = _run(function, outside, REFDIFF_RECIPE=recipe, REFDIFF_PROFILES=profiles)
     assert says in text, text
-    assert status == (0 if function in ("right", "dense_with_gradients") else 1), text
+    assert status == (0 if function in RIGHT else 1), text
 
 
 def test_variables() -> None:
@@ -60,4 +67,33 @@ def test_variables() -> None:
     fields = spec_of("ms_v1").to_dict()
     some = chosen({"REFDIFF_SPEC": json.dumps(fields), "REFDIFF_RECIPE": "bf16", "REFDIFF_PROFILES": "whisper"})
     assert {(c.profile, c.dtype, c.spec) for c in some} == {("whisper", "bfloat16", spec_of("ms_v1"))}
+    own = spec_of(' {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64}')
+    assert own == Spec.preset("ms_v1", query_heads=8, key_heads=4, head_dim=64)
+    assert {c.profile for c in chosen({"REFDIFF_PROFILES": "whisper, tiles,"})} == {"whisper", "tiles"}
+    assert recipe_of("tf32") == Recipe.of("tf32")
     assert recipe_of('{"storage": "fp16", "o": "fp32"}') == Recipe("float16", o="float32")
+
+
+def test_what_is_said_of_presets_and_profiles_is_all_of_them() -> None:
+    said = " ".join(str(conformance.__doc__).split())
+    *names, last = PRESETS
+    assert f"{', '.join(names)} or {last}, with 12 query heads" in said
+    assert f"one or more by commas: {', '.join(PROFILES)} (all of them)" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("SPEC", "hf", "no preset is called 'hf': there are hf_diffllama"),
+        ("SPEC", '{"heads": 3}', "unexpected keyword argument 'heads'"),
+        ("RECIPE", "int8", "storage is 'int8', but must be one of float32"),
+        ("PROFILES", "hard", "no profile is called 'hard': there are natural"),
+        ("SEED", "one", "invalid literal for int"),
+    ],
+)
+def test_what_is_none_is_told(variable: str, value: str, says: str, outside: dict[str, str]) -> None:
+    status, text = _run("right", outside, **{f"REFDIFF_{variable}": value})
+    assert status != 0
+    assert says in text, text
+    assert "Traceback" not in text
