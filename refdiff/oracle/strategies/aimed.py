@@ -1,8 +1,8 @@
 """Queries that look at the borders of tiles: what a kernel loses, counts twice or forgets to rescale there shows.
 
-A fused kernel goes through the keys in tiles of 16 to 128. Each query here has most of a row's weight on one key: the
-first or the last that it sees, or one beside a border. So the row's largest score comes in an early tile in one row
-and in a late one in the next, and at different keys in the two maps.
+A fused kernel goes through the keys in tiles of 16 to 128. Each query here is turned towards one key, the first or the
+last that it sees or one beside a border, on which most rows then have most of their weight. So the row's largest score
+comes in an early tile in one row and in a late one in the next, and at different keys in the two maps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FAR = 300.0
 
 
 def aim(spec: Spec, inputs: Inputs) -> Numpy:
-    """Return q such that each row of each map has one large score, from the noise that q is and the keys.
+    """Return q turned so that each row of each map has a large score, from the noise that q is and the keys.
 
     Equation:
         R q' = q / 2 + g √d k̂_s / ‖k_s‖, R being RoPE: the score of key s is larger by g = 1 + log S, or by 300

@@ -7,14 +7,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from refdiff.backends import ops_for
 from refdiff.oracle.budget import Budget, budget
-from refdiff.oracle.input_checks import as_float64
-from refdiff.oracle.presets import PRESETS
 from refdiff.oracle.sequences import sequences
-from refdiff.oracle.strategies.aimed import looked_at
 from refdiff.oracle.strategies.fixed import PROFILES, Case, cases, small_spec
-from refdiff.oracle.streams import scores, streams
 from refdiff.oracle.visible import visible
 from tests.oracle.inputs import small
 from tests.oracle.tiled_kernels import MISTAKES, tiled
@@ -69,25 +64,6 @@ def test_numbers_of_keys() -> None:
     assert {63, 64, 65, 127, 128, 129, 131, 257} <= found
 
 
-def largest_in(case: Case, tile: int) -> list[tuple[int, int, int]]:
-    """Of each row of map 1 and each of map 2: the tile of its largest score, and the first and last that it sees."""
-    found = []
-    for part in sequences(as_float64(case.spec, case.inputs)):
-        s = streams(case.spec, part.inputs, ops_for())
-        for number in (1, 2):
-            for z in scores(s, number).reshape(-1, part.inputs["k"].shape[2]):
-                seen = np.flatnonzero(~np.isneginf(z)) // tile
-                found.append((int(np.argmax(z)) // tile, int(seen[0]), int(seen[-1])))
-    return found
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_largest_score_is_in_an_early_tile_of_some_rows_and_in_a_late_one_of_others(name: str) -> None:
-    rows = [row for case in cases("tiles", spec=small_spec(name)) for row in largest_in(case, 64) if row[1] < row[2]]
-    early, late = (sum(row[0] == row[n] for row in rows) for n in (1, 2))
-    assert min(early, late) > 0.15 * len(rows)
-
-
 @pytest.mark.parametrize("window", [None, 1, 64, 127, 130])
 def test_a_window_begins_beside_a_border(window: int | None) -> None:
     spec, first = small("hf_diffllama", window=window), []
@@ -96,9 +72,3 @@ def test_a_window_begins_beside_a_border(window: int | None) -> None:
         see = visible(case.spec, case.inputs)
         first.append(np.argmax(see[0, 0], axis=-1).tolist())
     assert first == [[61, 62, 63, 64, 65], [189, 190, 191, 192, 193]]
-
-
-def test_keys_that_are_looked_at() -> None:
-    see = np.arange(130) >= 5
-    assert looked_at(see).tolist() == [5, 63, 64, 127, 128, 129]
-    assert looked_at(np.zeros(3, dtype=bool)).tolist() == []
