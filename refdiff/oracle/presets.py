@@ -4,8 +4,10 @@ hf_diffllama  transformers, `models/diffllama/modeling_diffllama.py` (5.24). ε 
 ms_v1         microsoft/unilm, `Diff-Transformer/multihead_flashdiff_1.py` and `_2.py`. ε of the norm is 1e-5.
 ms_v1_naive   the same folder's `multihead_diffattn.py`, which repeats keys before it pairs them: as `ms_v1` where there
               are as many keys as queries, another function where there are fewer.
-timm          huggingface/pytorch-image-models, `timm/layers/diff_attention.py`: images, so no RoPE and no causal mask,
-              and as many keys as queries. Not here: its optional `qk_norm`, `scale_norm` and `dual_lambda`.
+timm          huggingface/pytorch-image-models, `timm/layers/diff_attention.py` (1.0): images, so no RoPE and no causal
+              mask. It has no grouped queries: query_heads and key_heads are both twice its `num_heads`, and head_dim is
+              its `head_dim`, dim / num_heads / 2. Thirds of `qkv` are q_proj, k_proj and v_proj, `proj` is o_proj,
+              `sub_norm.weight` norm_weight. Not here: its optional `qk_norm`, `scale_norm` and `dual_lambda`.
 phi4flash     vLLM, `models/phi4flash.py` with `differential_flash_attn.py`: no RoPE; the model sets `window` in some
               layers (vLLM's `sliding_window - 1` keys to the left are `window` keys with the query's own).
 motif         Motif-2.6B in vLLM, `models/motif.py`: λ_init of layer l is that of l − 1. ε is `attn_rms_norm_eps`, whose
@@ -46,3 +48,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "gda": {**_VLLM, "rope": "halves", "lambda_base": "depth - 1", "ratio": 4},
 }
+
+UNGROUPED = ("timm",)
+"""Those that have as many key heads as query heads, always."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from refdiff.oracle.presets import PRESETS
+from refdiff.oracle.presets import PRESETS, UNGROUPED
 from refdiff.oracle.spec_checks import check_spec
 
 
@@ -71,11 +71,18 @@ class Spec:
         """Return the spec of a published source, with your dimensions; further fields override the preset's.
 
         Raises:
-            ValueError: no preset has that name.
+            ValueError: no preset has that name, or the source has no grouped queries.
         """
         if name not in PRESETS:
             raise ValueError(f"no preset is called {name!r}: there are {', '.join(PRESETS)}")
-        return Spec(**{**PRESETS[name], **dims})
+        spec = Spec(**{**PRESETS[name], **dims})
+        if name in UNGROUPED and spec.query_heads != spec.key_heads:
+            raise ValueError(
+                f"query_heads is {spec.query_heads} and key_heads {spec.key_heads}, but {name} has no grouped queries: "
+                "both must be the same, twice its num_heads. With groups, Spec.preset('ms_v1', rope='none', "
+                "causal='none', …) has the rest of it"
+            )
+        return spec
 
     def replace(self, **changes: Any) -> Spec:
         """The same with some fields changed."""

@@ -15,11 +15,12 @@ DIMS: dict[str, dict[str, int]] = {
 } | {
     "gda": {"query_heads": 20, "key_heads": 4, "head_dim": 6, "layer": 2},
     "diff_v2": {"query_heads": 12, "key_heads": 3, "head_dim": 6},
+    "timm": {"query_heads": 12, "key_heads": 12, "head_dim": 6, "layer": 2},
 }
 
 
 def small(name: str, **fields: Any) -> Spec:
-    """A preset with grouped queries, small."""
+    """A preset with grouped queries where its source has them, small."""
     return Spec.preset(name, **{**DIMS[name], **fields})
 
 
