@@ -46,15 +46,14 @@ _compared: list[str] = []
 
 def spec_of(text: str) -> Spec:
     """A preset with small dimensions, or the fields of a spec in JSON, those of a preset for what is not there."""
-    if not text.lstrip().startswith("{"):
-        return small_spec(text.strip())
-    fields = json.loads(text)
-    return Spec.preset(fields.pop("preset"), **fields) if "preset" in fields else Spec(**fields)
+    text = text.strip()
+    return Spec.of(json.loads(text)) if text.startswith("{") else small_spec(text)
 
 
 def recipe_of(text: str) -> Recipe:
     """A type's name, or the fields of a recipe in JSON."""
-    return Recipe(**json.loads(text)) if text.lstrip().startswith("{") else Recipe.of(text.strip())
+    text = text.strip()
+    return Recipe.of(json.loads(text) if text.startswith("{") else text)
 
 
 def chosen(environment: Mapping[str, str]) -> list[Case]:

@@ -20,6 +20,8 @@ gda           Motif-2-12.7B: grouped differential attention (Lim et al. 2025, ar
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from typing import Any
 
 _UNILM: dict[str, Any] = {
@@ -51,3 +53,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 UNGROUPED = ("timm",)
 """Those that have as many key heads as query heads, always."""
+
+def over_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay fields over those of the preset that is named beside them as "preset"; without one they are as they were.
+
+    Raises:
+        ValueError: no preset has that name.
+    """
+    rest = {name: value for name, value in fields.items() if name != "preset"}
+    if "preset" not in fields:
+        return rest
+    name = fields["preset"]
+    if not isinstance(name, str) or name not in PRESETS:
+        near = difflib.get_close_matches(str(name), PRESETS, 1)
+        hint = f", did you mean {near[0]!r}?" if near else ":"
+        raise ValueError(f"no preset is called {name!r}{hint} there are {', '.join(PRESETS)}")
+    return {**PRESETS[name], **rest}

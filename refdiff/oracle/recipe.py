@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -53,11 +55,11 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("storage", "qk", "p", "o", "lam", "norm", "rope"):
             value = getattr(self, name)
-            value = self.storage if value is None else ALIASES.get(value, value)
+            value = self.storage if value is None else ALIASES.get(value, value) if isinstance(value, str) else value
             allowed = STORAGE if name == "storage" else tuple(dict.fromkeys((self.storage, "float32")))
             if value not in allowed:
                 also = " (the storage type, or float32)" if name != "storage" else ""
-                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}{also}")
+                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}{also}{_near(value)}")
             object.__setattr__(self, name, value)
         if self.matmul not in MATMUL or self.exp not in EXP:
             raise ValueError(
@@ -68,12 +70,28 @@ class Recipe:
             raise ValueError(f"matmul is 'tf32', which cuts float32 operands, but storage is {self.storage!r}")
 
     @staticmethod
-    def of(what: Recipe | str, **changes: Any) -> Recipe:
-        """Return a recipe as it is, or the one that a type's name stands for; "tf32" is float32 with tf32 products."""
+    def of(what: Recipe | str | Mapping[str, Any], **changes: Any) -> Recipe:
+        """Return a recipe as it is, or the one that a type's name stands for; "tf32" is float32 with tf32 products.
+
+        A mapping has fields by name, as an object of JSON does.
+
+        Raises:
+            ValueError: a name that is no type's or no field's; as the class.
+        """
         if isinstance(what, Recipe):
             return replace(what, **changes) if changes else what
+        if isinstance(what, Mapping):
+            known = [f.name for f in fields(Recipe)]
+            for name in what:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, 1)
+                    hint = f", did you mean {near[0]!r}?" if near else ":"
+                    raise ValueError(f"{name!r} is no field of a Recipe{hint} there are {', '.join(known)}")
+            return Recipe(**{**what, **changes})
         if what == "tf32":
             return Recipe(**{"storage": "float32", "matmul": "tf32", **changes})
+        if not isinstance(what, str) or ALIASES.get(what, what) not in STORAGE:
+            raise ValueError(f"no recipe is called {what!r}: there are float32, tf32, bfloat16, float16{_near(what)}")
         return Recipe(**{"storage": what, **changes})
 
     @staticmethod
@@ -98,3 +116,13 @@ class Recipe:
     def to_dict(self) -> dict[str, str]:
         """Every field by name: `Recipe(**recipe.to_dict()) == recipe`."""
         return asdict(self)
+
+
+def _near(value: Any) -> str:
+    """What is likely to be meant by the name of a type that is none."""
+    if value == "tf32":
+        return ". tf32 is how float32 is multiplied: storage='float32', matmul='tf32'"
+    if value in ("float64", "fp64", "double"):
+        return ". float64 is what the truth is computed in; a kernel is judged by what it rounds to"
+    near = difflib.get_close_matches(str(value).rpartition(".")[2], ("tf32", *STORAGE, *ALIASES), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from refdiff.oracle.presets import PRESETS, UNGROUPED
-from refdiff.oracle.spec_checks import check_spec
+from refdiff.oracle.presets import UNGROUPED, over_preset
+from refdiff.oracle.spec_checks import TYPED, check_names, check_spec, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,8 @@ class Spec:
     lse_base: str = "e"
 
     def __post_init__(self) -> None:
+        for name in TYPED:
+            object.__setattr__(self, name, plain(name, getattr(self, name)))
         check_spec(self)
 
     @staticmethod
@@ -71,11 +74,23 @@ class Spec:
         """Return the spec of a published source, with your dimensions; further fields override the preset's.
 
         Raises:
-            ValueError: no preset has that name, or the source has no grouped queries.
+            ValueError: no preset has that name, or the source has no grouped queries; as `of`.
         """
-        if name not in PRESETS:
-            raise ValueError(f"no preset is called {name!r}: there are {', '.join(PRESETS)}")
-        spec = Spec(**{**PRESETS[name], **dims})
+        return Spec.of({**dims, "preset": name})
+
+    @staticmethod
+    def of(what: Mapping[str, Any]) -> Spec:
+        """Return the spec that a mapping describes, such as an object of JSON: fields by name, or some over a preset's.
+
+        `Spec.of({"preset": "hf_diffllama", "query_heads": 8, "key_heads": 4, "head_dim": 64, "window": 128})`
+
+        Raises:
+            ValueError: a name that is no field, a value that it cannot have, a dimension that is missing; a preset
+                whose source has no grouped queries, with fewer key heads than query heads.
+        """
+        given = over_preset(what)
+        check_names(given, [field.name for field in fields(Spec)])
+        spec, name = Spec(**given), what.get("preset")
         if name in UNGROUPED and spec.query_heads != spec.key_heads:
             raise ValueError(
                 f"query_heads is {spec.query_heads} and key_heads {spec.key_heads}, but {name} has no grouped queries: "

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from typing import TYPE_CHECKING
+import numbers
+import operator
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refdiff.oracle.spec import Spec
@@ -26,6 +30,67 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """The fields that are one of several words."""
 
+DIMENSIONS = ("query_heads", "key_heads", "head_dim")
+"""The fields that have no default."""
+
+_WHOLE = {
+    **dict.fromkeys((*DIMENSIONS, "ratio"), "a whole number of 1 or more"),
+    "layer": "a whole number, counted from 0",
+    "window": "a whole number of keys, 0 or more, or None",
+}
+_REAL = {
+    "rope_theta": "a number above 0",
+    "norm_eps": "a number of 0 or more",
+    "lambda_init": "a number, or None",
+    "scale": "a number above 0, or None",
+    "softcap": "a number above 0, or None",
+}
+TYPED = (*_WHOLE, *_REAL, "norm_weight")
+"""The fields that are numbers, or true or false."""
+
+
+def plain(name: str, value: Any) -> Any:
+    """Return a number as Python's own, from whatever library it is: a size of NumPy's is a whole number too.
+
+    Raises:
+        ValueError: it is no number of the field's kind.
+    """
+    truth = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+    if name == "norm_weight":
+        if not truth:
+            raise ValueError(f"norm_weight is {value!r}, but must be True or False")
+        return bool(value)
+    wanted = _WHOLE.get(name) or _REAL[name]
+    if value is None and wanted.endswith("None"):
+        return None
+    if truth:
+        raise ValueError(f"{name} is {value!r}, but must be {wanted}")
+    if name in _WHOLE:
+        try:
+            return operator.index(value)
+        except TypeError:
+            raise ValueError(f"{name} is {value!r}, but must be {wanted}{_number(value)}") from None
+    if not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} is {value!r}, but must be {wanted}{_number(value)}")
+    return value if type(value).__module__ == "builtins" else float(value)
+
+
+def _number(value: Any) -> str:
+    """A number that was put in quotes."""
+    return "; leave the quotes out" if isinstance(value, str) and value.strip().replace(".", "").isdigit() else ""
+
+
+def check_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise ValueError where one of the fields is none of `known`, or a dimension is missing."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f", did you mean {near[0]!r}?" if near else ":"
+            raise ValueError(f"{name!r} is no field of a Spec{hint} there are preset, {', '.join(known)}")
+    if missing := [name for name in DIMENSIONS if name not in given]:
+        raise ValueError(f"the spec lacks {', '.join(missing)}: whole numbers of 1 or more")
+
 
 def check_spec(spec: Spec) -> None:
     """Raise ValueError where `spec` is not one of the possible ones."""
@@ -44,20 +109,22 @@ def _check_fields(spec: Spec) -> None:
         if (value := getattr(spec, name)) not in words:
             raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, words))}")
     for name in ("query_heads", "key_heads", "head_dim", "ratio"):
-        if not isinstance(value := getattr(spec, name), int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, but must be a whole number of 1 or more")
-    if not isinstance(spec.layer, int) or spec.layer < 0:
+        if (value := getattr(spec, name)) < 1:
+            raise ValueError(f"{name} is {value!r}, but must be {_WHOLE[name]}")
+    if spec.layer < 0:
         raise ValueError(f"layer is {spec.layer!r}, but layers count from 0")
     for name in ("scale", "softcap"):
         value = getattr(spec, name)
         if value is not None and not (0 < value < math.inf):
             raise ValueError(f"{name} is {value!r}, but must be above 0, or None")
-    if spec.window is not None and (not isinstance(spec.window, int) or spec.window < 0):
-        raise ValueError(f"window is {spec.window!r}, but must be a whole number of keys, 0 or more, or None")
+    if spec.window is not None and spec.window < 0:
+        raise ValueError(f"window is {spec.window!r}, but must be {_WHOLE['window']}")
     if not 0 <= spec.norm_eps < math.inf:
         raise ValueError(f"norm_eps is {spec.norm_eps!r}, but must be 0 or more")
     if not 0 < spec.rope_theta < math.inf:
         raise ValueError(f"rope_theta is {spec.rope_theta!r}, but must be above 0")
+    if spec.lambda_init is not None and not math.isfinite(spec.lambda_init):
+        raise ValueError(f"lambda_init is {spec.lambda_init!r}, but must be finite; published ones are from 0.2 to 0.8")
     if (spec.lambda_base == "constant") != (spec.lambda_init is not None):
         raise ValueError(
             f"lambda_base is {spec.lambda_base!r} and lambda_init {spec.lambda_init!r}: the number belongs to "

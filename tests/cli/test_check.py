@@ -70,7 +70,7 @@ def test_gradients_npz_and_json_files(tmp_path: Path, capsys: Capture) -> None:
         ([], "give a FILE, or --selftest"),
         (["--selftest", "{file}"], "give a FILE, or --selftest"),
         (["--spec", "llama", "{file}"], "--spec llama: there are hf_diffllama"),
-        (["--recipe", "int8", "{file}"], "--recipe int8: storage is 'int8'"),
+        (["--recipe", "int8", "{file}"], "--recipe int8: no recipe is called 'int8'"),
         (["--spec", "{folder}/none.json", "{file}"], "No such file"),
         (["--spec", "{folder}/list.json", "{file}"], "holds no JSON object"),
         (["--spec", "{folder}/broken.json", "{file}"], "is no JSON"),

@@ -118,8 +118,8 @@ def test_verify(tmp_path: Path, capsys: Capture) -> None:
         (["export", "a", "--spec", "b.json"], "b.json: No such file or directory"),
         (
             ["export", "a", "--recipe", "int8"],
-            "--recipe int8: storage is 'int8', but must be one of float32, bfloat16, "
-            "float16; or give tf32, or the name of a JSON file",
+            "--recipe int8: no recipe is called 'int8': there are float32, tf32, bfloat16, float16; or give tf32, "
+            "or the name of a JSON file",
         ),
     ],
 )

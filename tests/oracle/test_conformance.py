@@ -71,6 +71,8 @@ def test_variables() -> None:
     assert own == Spec.preset("ms_v1", query_heads=8, key_heads=4, head_dim=64)
     assert {c.profile for c in chosen({"REFDIFF_PROFILES": "whisper, tiles,"})} == {"whisper", "tiles"}
     assert recipe_of("tf32") == Recipe.of("tf32")
+    changed = spec_of('{"preset": "ms_v1", "query_heads": 4, "key_heads": 2, "head_dim": 8, "window": 3}')
+    assert (changed.pairing, changed.window) == ("interleaved", 3)
     assert recipe_of('{"storage": "fp16", "o": "fp32"}') == Recipe("float16", o="float32")
 
 

@@ -37,6 +37,8 @@ def test_a_recipe_in_words() -> None:
         ({"storage": "float64"}, "storage is 'float64', but must be one of float32, bfloat16, float16"),
         ({"storage": "bf16", "p": "fp16"}, r"p is 'float16', but must be one of bfloat16, float32 \(the storage"),
         ({"storage": "float32", "qk": "bf16"}, "qk is 'bfloat16', but must be one of float32"),
+        ({"storage": "tf32"}, "storage is 'tf32'.*storage='float32', matmul='tf32'"),
+        ({"storage": ["bf16"]}, "storage is .'bf16'., but must be one of"),
         ({"matmul": "tf64"}, "matmul is 'tf64'"),
         ({"exp": "fast"}, "exp 'fast'"),
         ({"storage": "bf16", "matmul": "tf32"}, "storage is 'bfloat16'"),
@@ -45,3 +47,24 @@ def test_a_recipe_in_words() -> None:
 def test_refuses_what_no_kernel_does(fields: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("tf23", "; did you mean 'tf32'"),
+        ("fp23", "; did you mean 'fp32'"),
+        ("bfloat61", "; did you mean 'bfloat16'"),
+        ("float64", ". float64 is what the truth is computed in"),
+        ("int8", "float16$"),
+    ],
+)
+def test_a_typo_in_a_name(name: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=f"no recipe is called '{name}': there are float32, tf32, .*{hint}"):
+        Recipe.of(name)
+
+
+def test_fields_as_json_has_them() -> None:
+    assert Recipe.of({"storage": "bf16", "exp": "ex2approx"}) == Recipe("bfloat16", exp="ex2approx")
+    with pytest.raises(ValueError, match=r"'matmull' is no field of a Recipe, did you mean 'matmul'\? there are"):
+        Recipe.of({"matmull": "tf32"})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
+import numpy as np
 import pytest
 
 from refdiff.oracle.presets import PRESETS
@@ -41,5 +43,44 @@ def test_is_frozen() -> None:
 
 
 def test_an_unknown_preset_names_those_that_there_are() -> None:
-    with pytest.raises(ValueError, match="no preset is called 'diff_v3': there are hf_diffllama, ms_v1"):
+    with pytest.raises(ValueError, match=r"no preset is called 'diff_v3', did you mean 'diff_v2'\? there are hf_diff"):
         Spec.preset("diff_v3", query_heads=4, key_heads=4, head_dim=8)
+
+
+DIMS: dict[str, Any] = {"query_heads": 12, "key_heads": 4, "head_dim": 6}
+
+
+def test_a_preset_with_changes_as_json_has_it() -> None:
+    given = json.loads('{"preset": "ms_v1", "query_heads": 12, "key_heads": 4, "head_dim": 6, "window": 3, "scale": 1}')
+    spec = Spec.of(given)
+    assert spec == Spec.preset("ms_v1", **DIMS, window=3, scale=1)
+    assert Spec.of(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert Spec.of(DIMS) == Spec(**DIMS)
+
+
+def test_sizes_of_numpy_are_numbers() -> None:
+    sizes = {name: np.int64(n) for name, n in DIMS.items()}
+    spec = Spec(**sizes, window=np.int32(3), scale=np.float32(0.5), norm_weight=np.bool_(True))
+    assert spec == Spec(**DIMS, window=3, scale=0.5, norm_weight=True)
+    kinds = {type(spec.query_heads), type(spec.window), type(spec.scale), type(spec.norm_weight)}
+    assert kinds == {int, float, bool}
+    assert json.loads(json.dumps(spec.to_dict()))["head_dim"] == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"windw": 3}, "'windw' is no field of a Spec, did you mean 'window'. there are preset, query_heads"),
+        ({"xyz": 3}, "'xyz' is no field of a Spec: there are preset"),
+        ({"preset": "hf_difllama"}, "no preset is called 'hf_difllama', did you mean 'hf_diffllama'"),
+        ({"preset": ["timm"]}, "no preset is called .'timm'.*there are"),
+    ],
+)
+def test_of_what_is_no_spec(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Spec.of({**DIMS, **fields})
+
+
+def test_missing_dimensions_are_named() -> None:
+    with pytest.raises(ValueError, match="the spec lacks query_heads, head_dim: whole numbers of 1 or more"):
+        Spec.of({"preset": "timm", "key_heads": 4})
