@@ -46,8 +46,10 @@ def _found(x: Any) -> NDArray[Any]:
         return np.asarray(sys.modules["jax"].device_get(x))
     if type(x).__module__ == "mlx.core":  # on a Mac, DLPack gives a handle of the GPU and no address
         return _from_mlx(x)
-    if hasattr(x, "detach"):
-        x = x.detach()
+    # torch negates and conjugates by a mark on the tensor, of which DLPack says nothing
+    for make in ("detach", "resolve_conj", "resolve_neg"):
+        if hasattr(x, make):
+            x = getattr(x, make)()
     if hasattr(x, "__dlpack__"):
         return _by_dlpack(x)
     if hasattr(x, "__array__") or hasattr(x, "__array_interface__"):
@@ -78,6 +80,11 @@ def _from_mlx(x: Any) -> NDArray[Any]:
     import ml_dtypes
 
     return bits.view(ml_dtypes.bfloat16)
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether these are floating-point numbers, of NumPy or of ml_dtypes, which has small integers too."""
+    return dtype.kind == "f" or (_is_ml_dtype(dtype) and "float" in dtype.name)
 
 
 def _is_ml_dtype(dtype: np.dtype[Any]) -> bool:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.any_array import any_array
 from refdiff.oracle.bound import bounds, lambda_error
 from refdiff.oracle.ensemble import members_of, quantised, score_errors
 from refdiff.oracle.forward import project
+from refdiff.oracle.input_checks import no_numbers
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.judge import judge_lse, judge_rows, judge_sums
 from refdiff.oracle.lse import other_sums
+from refdiff.oracle.outputs import output
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.rounding import FORMATS, round_to, ulp
 from refdiff.oracle.sequences import Inputs
@@ -94,8 +95,9 @@ class Budget:
                 hint = "; gradients need dout=" if name.startswith("d") and not self.sums else ""
                 raise ValueError(f"{name!r} cannot be judged{hint}: there are {', '.join(self.names)}")
         with np.errstate(over="ignore", invalid="ignore"):
-            arrays = {name: any_array(x, name) for name, x in given.items()}
-            return Verdict({name: self._one(name, x, limits) for name, x in arrays.items()}, self.recipe.name)
+            arrays = {name: output(x, name) for name, x in given.items()}
+            tensors = {name: self._one(name, x, limits) for name, x in arrays.items()}
+        return Verdict(tensors, self.recipe.name, no_numbers(self.inputs))
 
     def _one(self, name: str, given: Numpy, limits: Limits) -> TensorVerdict:
         actual = given.astype(np.float64)
@@ -158,7 +160,7 @@ def budget(
     exact = quantised(inputs, recipe)
     heard = Recorder()
     if dout is not None:
-        dout = round_to(any_array(dout, "dout").astype(np.float64), recipe.storage)
+        dout = round_to(output(dout, "dout").astype(np.float64), recipe.storage)
     right = truth(spec, exact, dout=dout, want=("out",), ops=heard.ops())
     expected = {"out": np.asarray(right.out), **{f"d{name}": g for name, g in right.grads.items()}}
     runs = members_of(spec, exact, recipe, members, dout)

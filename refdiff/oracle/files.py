@@ -57,6 +57,11 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], 
         CheckpointError: the file is broken, or of another kind.
     """
     path = Path(path)
+    if path.suffix in (".pt", ".pth", ".pkl", ".npy"):
+        raise CheckpointError(
+            f"{path}: arrays by name are read from .safetensors and .npz: write them with safetensors.torch.save_file "
+            "or numpy.savez"
+        )
     if path.suffix == ".npz":
         return _read_npz(path), {}
     file = open_safetensors(path, str(path))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.any_array import any_array
+from refdiff.oracle.any_array import any_array, is_float
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS, is_layer, options, shapes
 from refdiff.oracle.spec import Spec
 
@@ -60,6 +60,25 @@ def as_float64(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, Numpy]:
     return {name: x.astype(kinds.get(name, np.float64), copy=False) for name, x in arrays.items()}
 
 
+def no_numbers(inputs: Mapping[str, Numpy]) -> tuple[str, ...]:
+    """Say which inputs hold NaN or infinities, and where the first is: the truth cannot be better than they are.
+
+    A bias of −∞ is a mask.
+    """
+    said = []
+    for name, x in inputs.items():
+        odd = np.isnan(x) | (np.isinf(x) & (x > 0 if name == "bias" else True))
+        if np.any(odd):
+            at = tuple(int(i) for i in np.argwhere(odd)[0])
+            said.append(f"{name} has {int(np.sum(odd))} of {x.size}, the first at {at}")
+    if not said:
+        return ()
+    return (
+        f"NaN or infinities in the inputs: {'; '.join(said)}. Where they reach the truth it is no number either, and "
+        "that alone is compared there",
+    )
+
+
 def _of_spec(spec: Spec) -> dict[str, int]:
     H, K, d, V, w = spec.query_heads, spec.key_heads, spec.head_dim, spec.value_heads, spec.value_dim
     h, e = spec.heads, spec.out_dim
@@ -88,8 +107,8 @@ def _check_dtype(name: str, x: Any) -> None:
         good, kind = dtype.kind in "iu", "whole numbers"
     elif name in BOOLEANS:
         good, kind = dtype.kind == "b", 'boolean (True means "may see")'
-    else:  # what ml_dtypes adds (bfloat16, …) is of kind V
-        good, kind = dtype.kind in "fV", "float64, float32, float16, bfloat16 or another float"
+    else:
+        good, kind = is_float(dtype), "float64, float32, float16, bfloat16 or another float"
     if not good:
         raise ValueError(f"{name} has dtype {dtype}, but must be {kind}")
 
@@ -98,15 +117,27 @@ def _check_shape(name: str, shape: tuple[int, ...], letters: str, known: dict[st
     axes = letters.split()
     wanted = ", ".join(f"{a} = {known[a]}" if a in known else a for a in axes)
     if len(shape) != len(axes):
-        raise ValueError(f"{name} has shape {shape}, but must be ({wanted})")
+        raise ValueError(f"{name} has shape {shape}, but must be ({wanted}){_flat(shape, axes, known)}")
     for axis, n in zip(axes, shape, strict=True):
         if axis in known and known[axis] != n and not (n == 1 and name.endswith("positions") and axis == "B"):
-            raise ValueError(f"{name} has shape {shape}, but must be ({wanted}){_hint(axis, n, known, spec)}")
+            raise ValueError(f"{name} has shape {shape}, but must be ({wanted}){_hint(axis, shape, axes, known, spec)}")
         known.setdefault(axis, n)
 
 
-def _hint(axis: str, n: int, known: dict[str, int], spec: Spec) -> str:
+def _flat(shape: tuple[int, ...], axes: list[str], known: dict[str, int]) -> str:
+    """Heads that lie side by side."""
+    heads, width = (known.get(axes[1]), known.get(axes[3])) if len(axes) == 4 else (None, None)
+    if heads is None or width is None or len(shape) != 3 or shape[2] != heads * width:
+        return ""
+    by_token = (*shape[:2], heads, width)
+    return f": if its heads are side by side in each token, .reshape{by_token}.transpose(0, 2, 1, 3) puts them right"
+
+
+def _hint(axis: str, shape: tuple[int, ...], axes: list[str], known: dict[str, int], spec: Spec) -> str:
     """What a wrong length often means."""
+    n = shape[axes.index(axis)]
+    if axes[1:3] in (["H", "T"], ["K", "S"], ["V", "S"]) and axis == axes[1] and shape[2] == known[axis]:
+        return ": heads and tokens are swapped; .transpose(0, 2, 1, 3) puts them right"
     if axis in known and axis in ("Hd", "Kd", "Vw", "he") and n in (2 * known[axis], 4 * known[axis]):
         return (
             f": {n} is {n // known[axis]} times as much. query_heads and key_heads count the heads of both maps, and "

@@ -57,14 +57,30 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget, limits: Limits = LIM
 
 def check_shape(name: str, actual: Numpy, expected: Numpy) -> None:
     """Raise ValueError where the shapes differ, with what the difference often means."""
-    if actual.shape == expected.shape:
-        return
-    hint = ""
-    if actual.ndim == expected.ndim == 4 and actual.shape == tuple(np.swapaxes(expected, 1, 2).shape):
-        hint = ": heads and tokens are swapped; .transpose(0, 2, 1, 3) puts them right"
-    elif actual.size == expected.size:
-        hint = ": it has as many numbers; reshape it to (B, heads, T, width of a head), heads before tokens"
-    raise ValueError(f"{name} has shape {actual.shape}, but must be {expected.shape}{hint}")
+    if actual.shape != expected.shape:
+        hint = _hint(name, actual, expected)
+        raise ValueError(f"{name} has shape {actual.shape}, but must be {expected.shape}{hint}")
+
+
+def _hint(name: str, actual: Numpy, expected: Numpy) -> str:
+    """What another shape often means, and what puts it right."""
+    right = expected.shape
+    heads = expected.ndim == 4 or name.startswith("lse")
+    if heads and actual.ndim == expected.ndim and actual.shape == (right[0], right[2], right[1], *right[3:]):
+        axes = "(0, 2, 1, 3)" if expected.ndim == 4 else "(0, 2, 1)"
+        return f": heads and tokens are swapped; .transpose{axes} puts them right"
+    if actual.size != expected.size:
+        return ""
+    if expected.ndim == 4 and actual.shape == (right[0], right[2], right[1] * right[3]):
+        by_token = (right[0], right[2], right[1], right[3])
+        return (
+            ": it has as many numbers, the heads side by side in each token; "
+            f".reshape{by_token}.transpose(0, 2, 1, 3) puts them right"
+        )
+    if name == "out" and expected.ndim == 3 and actual.ndim == 4:
+        return ": it has as many numbers; a layer's out is (B, T, D), what o_proj gives"
+    order = " to (B, heads, T, width of a head), heads before tokens" if expected.ndim == 4 else ""
+    return f": it has as many numbers; reshape it{order}"
 
 
 def place(axes: str, at: tuple[int, ...]) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.any_array import any_array
 from refdiff.oracle.budget import budget
+from refdiff.oracle.outputs import output_alone
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
@@ -34,12 +34,14 @@ def run(kernel: Kernel, spec: Spec, inputs: Inputs) -> Numpy:
     """Call a kernel on copies of its inputs, and return its output in float64.
 
     Raises:
-        DeclinedError: it returned `NotImplemented`.
+        DeclinedError: it returned `NotImplemented`, or a mapping without `out`.
     """
     found = kernel(spec, {name: np.array(x) for name, x in inputs.items()})
     if found is NotImplemented:
         raise DeclinedError("the kernel returned NotImplemented")
-    return any_array(found["out"] if isinstance(found, Mapping) else found, "out").astype(np.float64)
+    if isinstance(found, Mapping) and "out" not in found:
+        raise DeclinedError(f"the kernel returned {', '.join(map(str, found)) or 'nothing'}, but no 'out' to compare")
+    return output_alone(found, "the relation").astype(np.float64)
 
 
 def same_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:

@@ -11,11 +11,11 @@ import numpy as np
 
 from refdiff.arrays import Array, device, from_numpy, namespace
 from refdiff.backends import Ops, ops_for
-from refdiff.oracle.any_array import any_array
 from refdiff.oracle.backward import backward
 from refdiff.oracle.forward import differences, forward, out_shape, project
 from refdiff.oracle.input_checks import as_float64
 from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.outputs import output
 from refdiff.oracle.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.streams import lambda_of, log_sum_exp, scores, streams
@@ -82,7 +82,7 @@ def truth(
     exact = as_float64(spec, inputs)
     out = forward(spec, exact, ops) if "out" in want else None
     inner = _inner(spec, project(spec, exact, ops) if is_layer(exact) else exact, want, ops)
-    grads = {} if dout is None else backward(spec, exact, any_array(dout, "dout").astype(np.float64), ops)
+    grads = {} if dout is None else backward(spec, exact, output(dout, "dout").astype(np.float64), ops)
     return Result(out=out, grads=grads, **inner)
 
 

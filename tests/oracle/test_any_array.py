@@ -97,6 +97,19 @@ def test_gradients_are_let_go_of() -> None:
     assert same_bits(any_array(Recorded()), X)
 
 
+def test_marks_of_torch_are_carried_out() -> None:
+    """A negated or conjugated view has the bits of what it views, and a mark; DLPack gives the bits."""
+
+    class Marked:
+        def resolve_conj(self) -> Marked:
+            return self
+
+        def resolve_neg(self) -> Foreign:
+            return Foreign(Lent(-X, 2))
+
+    assert same_bits(any_array(Marked()), -X)
+
+
 X = numbers("float32")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from refdiff.oracle.check import check
 from refdiff.oracle.recipe import Recipe
@@ -33,3 +34,29 @@ def test_gradients_and_bfloat16() -> None:
     assert check(mine, spec, x, recipe=Recipe("bfloat16"), dout=dout, members=2)
     mine["dv"] = mine["dv"] * 1.1
     assert check(mine, spec, x, recipe="bf16", dout=dout, members=2).tensors["dv"].status == "fail"
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_floating_point_number_is_refused() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+    out = truth(spec, x, want=("out",)).out
+    with pytest.raises(ValueError, match="out has dtype complex128, but must be float64"):
+        check(out + 0j, spec, x, recipe="float32")
+    with pytest.raises(ValueError, match="lse1 has dtype bool"):
+        check({"lse1": out[..., 0] > 0}, spec, x, recipe="float32")
+    with pytest.raises(ValueError, match="dout has dtype complex128"):
+        check(out, spec, x, recipe="float32", dout=out + 0j)
+
+
+def test_nan_in_an_input_is_said() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+    x["q"][1, 2, 3, 4] = np.nan
+    verdict = check(truth(spec, x).out, spec, x, recipe="float32")
+    assert verdict, "one row of the truth is NaN, and so is that of the output"
+    (note,) = verdict.notes
+    assert note.startswith("NaN or infinities in the inputs: q has 1 of 720, the first at (1, 2, 3, 4). ")
+    assert note in str(verdict)
+    x["q"][:] = np.nan
+    assert check(truth(spec, x).out, spec, x, recipe="float32").status == "inconclusive"

@@ -78,3 +78,9 @@ def test_broken_files(tmp_path: Path) -> None:
         read_arrays(tmp_path / "b.npz")
     with pytest.raises(CheckpointError, match=r"c\.safetensors: cannot be opened"):
         read_arrays(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("name", ["mine.pt", "mine.npy"])
+def test_files_without_names_say_how_to_write_them(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name}: .*safetensors\.torch\.save_file or numpy\.savez"):
+        read_arrays(tmp_path / name)

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle.input_checks import as_float64, check_inputs
+from refdiff.oracle.input_checks import as_float64, check_inputs, no_numbers
 from tests.oracle.inputs import draw, small
 
 HF, MS, V2 = small("hf_diffllama"), small("ms_v1"), small("diff_v2")
@@ -38,6 +38,15 @@ def test_lengths_by_letter() -> None:
         (HF, {"norm_weigth": np.zeros(12)}, "'norm_weigth' is no input of this spec"),
         (MS, {"norm_wieght": np.zeros(12)}, "did you mean 'norm_weight'"),
         (HF, {"q": np.zeros((2, 6, 5, 6))}, "as many heads as the output; query_heads counts those of both maps"),
+        (HF, {"q": np.zeros((2, 5, 12, 6))}, r"swapped; .transpose\(0, 2, 1, 3\) puts them right"),
+        (HF, {"k": np.zeros((2, 7, 4, 6))}, "k has shape .*heads and tokens are swapped"),
+        (MS, {"v": np.zeros((2, 7, 2, 12))}, "v has shape .*heads and tokens are swapped"),
+        (
+            HF,
+            {"q": np.zeros((2, 5, 72))},
+            r"side by side in each token, .reshape\(2, 5, 12, 6\).transpose\(0, 2, 1, 3\)",
+        ),
+        (HF, {"q": np.zeros((2, 12, 5, 6), ml_dtypes.int4)}, "q has dtype int4, but must be float64"),
         (HF, {"q": np.zeros((2, 12, 5, 12))}, "head_dim is the width of one map's heads"),
         (HF, {"k": np.zeros((2, 4, 7))}, r"k has shape \(2, 4, 7\), but must be \(B = 2, K = 4, S, d = 6\)"),
         (HF, {"v": np.zeros((2, 4, 8, 6))}, r"v has shape \(2, 4, 8, 6\), but must be .*S = 7"),
@@ -118,3 +127,12 @@ def test_numbers_are_those_of_the_storage_dtype(dtype: Any) -> None:
     exact = as_float64(HF, {**inputs, "key_mask": np.ones((2, 7), np.bool_)})
     assert all(x.dtype == (np.bool_ if name == "key_mask" else np.float64) for name, x in exact.items())
     assert np.array_equal(exact["q"].astype(dtype), inputs["q"])
+
+
+def test_inputs_that_are_no_numbers_are_named() -> None:
+    inputs = draw(HF)
+    assert no_numbers({**inputs, "bias": np.full((5, 7), -np.inf)}) == ()
+    inputs["k"][1, 2, 3, 4:] = np.nan
+    inputs["lambda_q1"][0] = np.inf
+    (said,) = no_numbers(inputs)
+    assert "k has 2 of 336, the first at (1, 2, 3, 4); lambda_q1 has 1 of 6, the first at (0,)" in said

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle.judge import judge_lse, judge_rows, judge_sums, place
+from refdiff.oracle.judge import check_shape, judge_lse, judge_rows, judge_sums, place
 from refdiff.oracle.statistics import RowBudget
+from tests.layers.inputs import says
 
 
 def _budget(y: np.ndarray, e: float = 1e-3) -> RowBudget:
@@ -88,7 +89,13 @@ def test_nan_is_said_where() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "hint"), [((2, 5, 3, 8), "heads and tokens are swapped"), ((2, 5, 24), "as many numbers"), ((1,), "")]
+    ("shape", "hint"),
+    [
+        ((2, 5, 3, 8), r": heads and tokens are swapped; .transpose\(0, 2, 1, 3\) puts them right"),
+        ((2, 5, 24), r": it has as many numbers, the heads .*.reshape\(2, 5, 3, 8\).transpose\(0, 2, 1, 3\) puts"),
+        ((6, 5, 8), r": it has as many numbers; reshape it to \(B, heads, T, width of a head\), heads before tokens"),
+        ((1,), "$"),
+    ],
 )
 def test_another_shape(shape: tuple[int, ...], hint: str) -> None:
     with pytest.raises(ValueError, match=r"out has shape \(.*but must be \(2, 3, 5, 8\)" + f".*{hint}"):
@@ -120,3 +127,18 @@ def test_log_sum_exp_and_its_other_conventions() -> None:
 def test_places_in_words() -> None:
     assert place("b h t", (0, 3, 95)) == "(b 0, head 3, t 95)"
     assert place("b K s", (1, 2, 3, 4)) == "(b 1, head 2, s 3, i 4)"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "right", "hint"),
+    [
+        ("out", (2, 5, 3, 8), (2, 5, 24), ": it has as many numbers; a layer's out is (B, T, D), what o_proj gives"),
+        ("lse1", (2, 5, 3), (2, 3, 5), ": heads and tokens are swapped; .transpose(0, 2, 1) puts them right"),
+        ("dx", (2, 24, 5), (2, 5, 24), ": it has as many numbers; reshape it"),
+        ("dlambda_q1", (1, 6), (6,), ": it has as many numbers; reshape it"),
+        ("lambda_full", (2,), (), ""),
+    ],
+)
+def test_hints_are_those_of_the_tensor(name: str, shape: tuple[int, ...], right: tuple[int, ...], hint: str) -> None:
+    with says(ValueError, f"{name} has shape {shape}, but must be {right}{hint}"):
+        check_shape(name, np.zeros(shape), np.zeros(right))

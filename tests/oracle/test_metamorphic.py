@@ -100,3 +100,9 @@ def test_inputs_of_a_kernel_are_copies_and_may_be_declined() -> None:
         metamorphic.run(declines, spec, x)
     with pytest.raises(DeclinedError, match="it needs a batch"):
         metamorphic.batch_as_single(right, spec, _inputs(spec, B=1), Recipe("float32"))
+
+
+def test_a_kernel_without_an_output_is_declined() -> None:
+    spec = small("hf_diffllama")
+    with pytest.raises(DeclinedError, match="the kernel returned lse1, but no 'out' to compare"):
+        metamorphic.run(lambda spec, inputs: {"lse1": np.ones(3)}, spec, _inputs(spec))

@@ -97,3 +97,12 @@ def test_the_other_libraries_are_not_imported(library: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert not loaded & ({"torch", "jax", "mlx", "cupy", "tensorflow"} - {library})
+
+
+def test_the_negative_and_the_conjugate_bit_of_torch() -> None:
+    z = torch.tensor([1 + 2j, 3 - 4j])
+    assert z.conj().is_conj()
+    assert any_array(z.conj()).tolist() == [1 - 2j, 3 + 4j]
+    assert z.conj().imag.is_neg()
+    assert any_array(z.conj().imag).tolist() == [-2, 4]
+    assert any_array(torch._neg_view(torch.ones(2, requires_grad=True))).tolist() == [-1, -1]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.any_array import any_array
 from refdiff.oracle.blind_spots import blind_spots
 from refdiff.oracle.budget import Budget, budget
 from refdiff.oracle.deviations.deviation import deviated, output
@@ -19,6 +18,7 @@ from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS,
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.outputs import output_alone
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.statistics import over, root_mean_square
@@ -117,7 +117,7 @@ def diagnose(
 
 
 def _out(given: Any) -> Numpy:
-    return any_array(given["out"] if isinstance(given, Mapping) else given, "out").astype(np.float64)
+    return output_alone(given, "a diagnosis").astype(np.float64)
 
 
 def _beside(known: list[Budget], given: list[Any]) -> tuple[str, ...]:

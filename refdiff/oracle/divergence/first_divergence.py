@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,7 +100,7 @@ def first_divergence(
         model: the model of `ref`, where its file names none that is here.
 
     Raises:
-        ValueError: nothing in `mine` is a point of `ref`, or an argument is none of those above.
+        ValueError: nothing in `mine` is a point of `ref`, an alias leads to none, an argument is none of those above.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, but must be one of {', '.join(MODES)}")
@@ -111,6 +112,10 @@ def first_divergence(
     names = canonical_names(given, reference, aliases)
     points = maps_apart({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
     known = {path: points[path] for path in reference if path in points}
+    if isinstance(aliases, Mapping):
+        for own in aliases.keys() & given.keys():
+            if own not in names or (names[own] in points and names[own] not in reference):
+                raise ValueError(_no_target(own, aliases[own], reference))
     if not known:
         raise ValueError(
             f"none of the names in the trace is a point of the reference: it has {_some(given)}, the reference "
@@ -120,6 +125,12 @@ def first_divergence(
     used = {name for name, path in names.items() if path in known or not _is_point(path, points)}
     unknown = tuple(name for name in given if name not in used)
     return _judge(known, reference, mode, precision, unknown)
+
+
+def _no_target(own: str, target: str, reference: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(str(target), reference, 1)
+    hint = f", did you mean {near[0]!r}?" if near else ":"
+    return f"aliases: {own!r} is {target!r}, which is no point of the reference{hint} it has {_some(reference)}"
 
 
 def _complete(reference: Trace) -> Trace:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from refdiff.errors import CheckpointError
-from refdiff.oracle.any_array import any_array
 from refdiff.oracle.files import read_arrays
 from refdiff.oracle.golden.manifest import read_manifest
 from refdiff.oracle.judge import judge_lse, judge_rows, judge_sums
+from refdiff.oracle.outputs import output
 from refdiff.oracle.statistics import RowBudget
 from refdiff.oracle.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict, Verdict
 
@@ -121,7 +121,8 @@ def _outputs(files: list[Path], case: dict[str, Any], arrays: dict[str, Numpy]) 
     for tensor, x in found.items():
         if x.shape != known[tensor]:
             raise CheckpointError(f"{name}: {tensor} has shape {x.shape}, but must be {known[tensor]}")
-    return {tensor: any_array(found[tensor], tensor).astype(np.float64) for tensor in known if tensor in found}
+    present = [tensor for tensor in known if tensor in found]
+    return {tensor: output(found[tensor], f"{name}: {tensor}").astype(np.float64) for tensor in present}
 
 
 def _files(folder: Path, case: str, ids: list[str]) -> list[Path]:

@@ -309,6 +309,8 @@ def test_arguments() -> None:
         diagnose([out], HF, [case.inputs] * 2, recipe="float32")
     with pytest.raises(ValueError, match=r"out has shape \(2, 9, 6, 32\)"):
         diagnose(np.swapaxes(out, 1, 2), HF, case.inputs, recipe="float32")
+    with pytest.raises(ValueError, match="the outputs lack 'out', which a diagnosis is about: they hold lse1"):
+        diagnose({"lse1": out[..., 0]}, HF, case.inputs, recipe="float32")
     with pytest.raises(TypeError):
         diagnose({"out": "no"}, HF, case.inputs, recipe="float32")
 

@@ -329,6 +329,19 @@ def test_arguments() -> None:
         first_divergence({"a": np.ones(3), "b": np.ones(3)}, ref)
 
 
+def test_an_alias_that_leads_nowhere() -> None:
+    _, ref = prepared("hf", "float32")
+    path = "model.layers.1.self_attn.scores1"
+    mine = {"mine": ref[path], "model.norm": ref["model.norm"]}
+    assert not first_divergence(mine, ref, aliases={"mine": path, "not here": "nowhere"})
+    with pytest.raises(
+        ValueError, match=rf"aliases: 'mine' is '{path[:-2]}', which is no .*, did you mean '{path[:-1]}[12]'. it"
+    ):
+        first_divergence(mine, ref, aliases={"mine": path[:-2]})
+    with pytest.raises(ValueError, match=r"'mine' is 'zzz', which is no point of the reference: it has model\.embed"):
+        first_divergence(mine, ref, aliases={"mine": "zzz"})
+
+
 def test_precision_decides_what_is_allowed() -> None:
     of, ref = prepared("hf", "bfloat16")
     mine = run(of, inputs(), "bfloat16")

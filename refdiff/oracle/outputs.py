@@ -1,0 +1,51 @@
+"""What a kernel hands back: arrays of floating-point numbers by their names, or the output alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.oracle.any_array import any_array, is_float
+
+
+def output(x: Any, name: str = "out") -> NDArray[Any]:
+    """Return what a kernel computed as a NumPy array, in its own type.
+
+    Raises:
+        ValueError: it is complex, boolean or of whole numbers.
+        TypeError: it is no array.
+    """
+    array = any_array(x, name)
+    if not is_float(array.dtype):
+        raise ValueError(
+            f"{name} has dtype {array.dtype}, but must be float64, float32, float16, bfloat16 or another float"
+            f"{_hint(array.dtype)}"
+        )
+    return array
+
+
+def output_alone(found: Any, wanted_by: str) -> NDArray[Any]:
+    """Return `out` of what a kernel gave back, an array or a mapping, in its own type.
+
+    Raises:
+        ValueError: a mapping without it; as `output`.
+        TypeError: it is no array.
+    """
+    if isinstance(found, Mapping) and "out" not in found:
+        names = ", ".join(map(str, found)) or "nothing"
+        raise ValueError(f"the outputs lack 'out', which {wanted_by} is about: they hold {names}; give out too")
+    return output(found["out"] if isinstance(found, Mapping) else found)
+
+
+def _hint(dtype: np.dtype[Any]) -> str:
+    """What such a type often means."""
+    if dtype.kind == "c":
+        return ": attention is real; if its imaginary part is 0, give the real part"
+    if dtype.kind == "b":
+        return ": is it a comparison, and not what was compared?"
+    if dtype.kind in "iu" and dtype.itemsize == 2:
+        return ": if these are the bits of bfloat16, .view(ml_dtypes.bfloat16) makes them numbers"
+    return ": whole numbers have lost what is to be judged"
