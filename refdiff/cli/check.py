@@ -5,81 +5,119 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from refdiff import cluster
 from refdiff.cli.flags import UsageError
-from refdiff.cli.spec_and_recipe import recipe_of, spec_of
-from refdiff.cli.terminal import note
+from refdiff.cli.spec import json_fields, parts, spec_of
+from refdiff.cli.terminal import fitted, note
 
 if TYPE_CHECKING:
-    from refdiff.oracle.spec import Spec
+    from refdiff.oracle.recipe import Recipe
 
 FIRST_SEED = 3000
 """Of the selftest: none on which anything was tuned."""
-_OUTPUTS = ("out", "lse1", "lse2")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the verdict, or the selftest's table; 0 for a pass, 1 for anything else."""
+    """Print the verdict, the selftest's table, the spec or the page of inputs; 0 for a pass, 1 for another verdict.
+
+    Raises:
+        UsageError: flags or a file that nothing can be judged by.
+    """
+    if args.inputs:
+        sys.stdout.write(inputs_page() + "\n")
+        return 0
+    if args.print_spec and not args.selftest:
+        inputs = None if args.file is None else _read(args.file)[1]
+        sys.stdout.write(json.dumps(spec_of(args, inputs)[0].to_dict(), ensure_ascii=False, indent=2) + "\n")
+        return 0
     if args.selftest == (args.file is not None):
-        raise UsageError("give a FILE, or --selftest, and not both")
+        raise UsageError("give a FILE, or --selftest, and not both; --inputs tells what a FILE holds")
     if args.json and args.markdown:
         raise UsageError("give --json or --markdown, not both")
     if args.dask is not None and not args.selftest:
         raise UsageError("--dask goes with --selftest")
     if args.dask is not None and args.jobs > 1:
         raise UsageError("--jobs are processes of this machine, and --dask has its workers; use one of them")
-    if args.selftest:
-        return _selftest(args)
-    from refdiff.oracle.check import check
-    from refdiff.oracle.files import read_arrays
+    if args.print_spec:
+        raise UsageError("--print-spec goes with a FILE, or alone, but not with --selftest")
+    return _selftest(args) if args.selftest else _check(args)
 
-    arrays, _ = read_arrays(args.file)
-    given, inputs, dout = parts(arrays)
-    if "q" not in inputs and "x" not in inputs:
-        raise UsageError(f"{args.file} holds {', '.join(sorted(arrays))}, but no q and no x: it needs the inputs too")
+
+def _check(args: argparse.Namespace) -> int:
+    given, inputs, dout = _read(args.file)
     if not given:
-        raise UsageError(f"{args.file} holds {', '.join(sorted(arrays))}, but nothing to judge: out, lse1, dq, ...")
-    spec = spec_of(args.spec, lambda _: _with_dimensions(args, inputs))
-    recipe = recipe_of(str(inputs["q" if "q" in inputs else "x"].dtype) if args.recipe == "auto" else args.recipe)
-    verdict = check(given, spec, inputs, recipe=recipe, dout=dout)
+        raise UsageError(f"{args.file} holds {', '.join(sorted(inputs))}, but nothing to judge: out, lse1, dq, ...")
+    spec, read = spec_of(args, inputs)
+    recipe = _recipe(args.recipe, inputs)
+    from refdiff.oracle.check import check
+
+    try:
+        verdict = check(given, spec, inputs, recipe=recipe, dout=dout)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{args.file}: {error}{read}") from error
     report: dict[str, Any] = {"file": args.file, "spec": spec.to_dict(), **verdict.to_dict()}
     text = str(verdict)
-    if args.diagnose and "out" in given and verdict.status == "fail":
-        from refdiff.oracle.diagnosis import diagnose
-
-        ranking = diagnose(given["out"], spec, inputs, recipe=recipe)
-        report["diagnosis"] = ranking.to_dict()
-        text = f"{text}\ndiagnosis: {ranking}"
-    sys.stdout.write((json.dumps(report, ensure_ascii=False, indent=2) if args.json else text) + "\n")
+    if args.diagnose and "out" in given and verdict.tensors["out"].status == "fail":
+        report["diagnosis"], named = _diagnosis(given["out"], spec, inputs, recipe)
+        text = f"{text}\ndiagnosis: {named}"
+    sys.stdout.write((json.dumps(report, ensure_ascii=False, indent=2) if args.json else fitted(text)) + "\n")
     return 0 if verdict else 1
 
 
-def parts(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Split a file's arrays into what was computed, what it was computed from, and the gradient of the output.
+def _read(path: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    from refdiff.oracle.files import read_arrays
 
-    λ itself is an input where a kernel is given it: `lambda_full` is taken for what it computed beside λ's vectors or
-    logits alone.
-    """
-    computed = any(name.startswith(("lambda_q", "lambda_k", "lambda_logits", "lambda_proj")) for name in arrays)
-    outputs = (*_OUTPUTS, "lambda_full") if computed else _OUTPUTS
-    given = {n: x for n, x in arrays.items() if n in outputs or (n.startswith("d") and n != "dout")}
-    inputs = {n: x for n, x in arrays.items() if n not in given and n != "dout"}
-    return given, inputs, arrays.get("dout")
+    arrays, _ = read_arrays(path)
+    given, inputs, dout = parts(arrays)
+    if "q" not in inputs and "x" not in inputs:
+        raise UsageError(
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, but no q and no x: it needs the inputs too; "
+            "--inputs tells which"
+        )
+    return given, inputs, dout
 
 
-def _with_dimensions(args: argparse.Namespace, inputs: dict[str, Any]) -> Spec:
-    from refdiff.oracle.spec import Spec
+def _diagnosis(out: Any, *args: Any) -> tuple[Any, str]:
+    """The name of the mistake, for a program and for people; the verdict stands, whether it has one or not."""
+    from refdiff.oracle.diagnosis import diagnose
 
-    if "q" not in inputs:
-        raise UsageError("--spec: the dimensions of a whole layer cannot be read off its arrays; give a JSON file")
-    keys = inputs.get("k", inputs.get("k_pages"))
-    if inputs["q"].ndim != 4 or keys is None or keys.ndim != 4:
-        raise UsageError(f"q has shape {inputs['q'].shape}, but must be (B, H, T, d), and k (B, K, S, d)")
-    dims = {"query_heads": inputs["q"].shape[1], "key_heads": keys.shape[1], "head_dim": inputs["q"].shape[3]}
-    return Spec.preset(args.spec, **dims, layer=args.layer)
+    spec, inputs, recipe = args
+    try:
+        ranking = diagnose(out, spec, inputs, recipe=recipe)
+    except (ValueError, ArithmeticError) as error:
+        return None, f"none ({error})"
+    return ranking.to_dict(), str(ranking)
+
+
+def inputs_page() -> str:
+    """What a file holds: the page of `refdiff.oracle.inputs`, 80 columns wide."""
+    from refdiff.oracle import inputs
+
+    blocks = (inputs.__doc__ or "").strip().split("\n\n")
+    tables = [any(line.startswith("  ") for line in block.splitlines()) for block in blocks]
+    return "\n\n".join(
+        block if table else textwrap.fill(" ".join(block.split()), 80, break_on_hyphens=False)
+        for block, table in zip(blocks, tables, strict=True)
+    )
+
+
+def _recipe(name: str, inputs: dict[str, Any]) -> Recipe:
+    from refdiff.oracle.recipe import Recipe
+
+    if name.endswith(".json"):
+        return Recipe.of(json_fields(name))
+    of = name
+    if name == "auto":
+        source = "q" if "q" in inputs else "x"
+        name, of = str(inputs[source].dtype), f"auto, the type of {source}"
+    try:
+        return Recipe.of(name)
+    except ValueError as error:
+        raise UsageError(f"--recipe {of}: {error}; or the name of a JSON file") from error
 
 
 def _selftest(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.cli.flags import Number, add_dask
+from refdiff.cli.spec import add_spec
 
 
 def add_check(commands: Any) -> None:
@@ -12,6 +13,7 @@ def add_check(commands: Any) -> None:
     examples = """
 examples:
   refdiff check --spec hf_diffllama --layer 3 mine.safetensors
+  refdiff check --spec ms_v1 --set window=128 --print-spec mine.npz
   refdiff check --selftest --seeds 1
   refdiff check --selftest --seeds 20 --jobs 2 --keep runs --markdown
 """
@@ -19,25 +21,21 @@ examples:
         "check",
         examples=examples,
         help="is a kernel's output right",
-        description="Judge what a differential attention kernel computed. The file (safetensors or npz) holds its "
-        "inputs under the names of refdiff.oracle.inputs (q, k, v, lambda_q1, ...) and what it computed: any of "
-        "out, lse1, lse2, and with dout also dq, dk, dv, dlambda_q1, ... Exit status: 0 pass, 1 fail or "
-        "inconclusive, 2 wrong usage.",
+        description="Judge what a differential attention kernel, or a whole attention layer, computed. The file "
+        "(safetensors or npz) holds its inputs (q, k, v, lambda_q1, ...; --inputs lists all) and what it computed: any "
+        "of out, lse1, lse2, and with dout also dq, dk, dv, dlambda_q1, ... Exit status: 0 pass; 1 fail, or "
+        "inconclusive: inputs on which right kernels differ too much, so that they show nothing; 2 trouble: a file, a "
+        "shape, a spec or a flag that nothing can be judged by.",
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help="inputs and outputs of the kernel")
+    add_spec(parser, "hf_diffllama")
     parser.add_argument(
-        "--spec",
-        metavar="NAME_OR_FILE",
-        default="hf_diffllama",
-        help="a preset, whose dimensions are read off the arrays: hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, "
-        "motif, diff_v2 or gda; or a JSON file with the fields of a Spec (default: hf_diffllama)",
+        "--print-spec",
+        action="store_true",
+        help="print the whole spec as JSON, which --spec reads, and judge nothing (default: off)",
     )
     parser.add_argument(
-        "--layer",
-        type=Number(int, 0),
-        default=0,
-        metavar="N",
-        help="depth of the layer, from 0, for λ_init; not with a JSON file (default: 0)",
+        "--inputs", action="store_true", help="print what a FILE holds: every name and its shape (default: off)"
     )
     parser.add_argument(
         "--recipe",

@@ -12,7 +12,7 @@ from refdiff.cli.spec_and_recipe import recipe_of, spec_of
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write vectors and print their folder, or print the report; the exit status of anything but a pass is 1.
+    """Write vectors and print their folder, or print the report; the exit status of a report that is no pass is 1.
 
     Raises:
         UsageError: flags that do not fit together.

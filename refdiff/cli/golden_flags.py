@@ -29,7 +29,7 @@ def add_golden(commands: Any) -> None:
         "identify-0-float32-0; for each, OUTPUTS has <case>.safetensors or <case>.npz with out, and dq, lse1, ... if "
         "you like; or <case>.out.f32, <case>.dq.f32, ..., raw float32, little-endian, in row-major order. Without out "
         "a case is missing; what else is not given is not judged, and listed. Exit status of verify: 0 all pass, "
-        "1 anything else, 2 wrong usage.",
+        "1 not all, 2 trouble: a folder, a file or a flag that nothing can be judged by.",
     )
     parser.add_argument("action", choices=("export", "verify"), help="write vectors, or judge outputs by them")
     parser.add_argument("folder", metavar="VECTORS", help="the folder of the vectors")

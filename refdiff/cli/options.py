@@ -67,8 +67,9 @@ examples:
         prog="refdiff",
         examples=examples,
         description="The Differential Transformer (DiffLlama) in pure NumPy.",
-        epilog="`refdiff COMMAND --help` has each command's flags. Exit status: 0 done, 1 failed, 2 wrong usage, "
-        "130 after Ctrl-C, 141 when the reader of the output has gone.",
+        epilog="`refdiff COMMAND --help` has each command's flags. Exit status: 0 done, 1 failed, 2 wrong usage (of "
+        "check, golden and trace: 1 a verdict that is no pass, 2 trouble of any kind), 130 after Ctrl-C, 141 when the "
+        "reader of the output has gone.",
     )
     parser.add_argument("--version", action=_Version, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)

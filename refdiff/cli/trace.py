@@ -6,10 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import UsageError
+from refdiff.cli.spec import parts, spec_of
 from refdiff.cli.terminal import note, size
+
+if TYPE_CHECKING:
+    from refdiff.oracle.tracing import Trace
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,7 +23,40 @@ def run(args: argparse.Namespace) -> int:
         UsageError: flags that do not fit together.
         CheckpointError: a model or a file that cannot be read.
     """
-    return _compare(args) if args.compare else _record(args)
+    if args.compare:
+        return _compare(args)
+    if args.spec is None and (args.set or args.layer is not None):
+        raise UsageError(f"{'--set' if args.set else '--layer'} is for --spec; the model has its own")
+    return _record(args) if args.spec is None else _record_spec(args)
+
+
+def _record_spec(args: argparse.Namespace) -> int:
+    if args.of is None or args.output is None:
+        raise UsageError("to record a spec, give the FILE with its inputs, and -o, such as -o ref.safetensors")
+    for flag, given in (
+        ("PROMPT", args.prompt), ("--ids", args.ids), ("--dtype", args.dtype != "auto"), ("-m", args.model),
+        ("--free", args.free), ("--json", args.json),
+    ):  # fmt: skip
+        if given:
+            raise UsageError(f"{flag} does not go with --spec, which takes a FILE of inputs; it is run in float64")
+    from refdiff.oracle.files import read_arrays
+    from refdiff.oracle.tracing import trace
+
+    _, inputs, _ = parts(read_arrays(args.of)[0])
+    spec, read = spec_of(args, inputs)
+    try:
+        traced = trace(spec, inputs, maps=args.maps)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{args.of}: {error}{read}") from error
+    return _written(traced, f"{len(traced)} points of {args.of}", args)
+
+
+def _written(traced: Trace, what: str, args: argparse.Namespace) -> int:
+    traced.write(args.output)
+    if not args.quiet:
+        note(f"{what}, {size(Path(args.output).stat().st_size)}")
+    sys.stdout.write(f"{args.output}\n")
+    return 0
 
 
 def _record(args: argparse.Namespace) -> int:
@@ -37,11 +74,7 @@ def _record(args: argparse.Namespace) -> int:
     from refdiff.oracle.tracing import trace
 
     traced = trace(model, ids, maps=args.maps)
-    traced.write(args.output)
-    if not args.quiet:
-        note(f"{len(traced)} points of {len(ids[0])} tokens, {size(Path(args.output).stat().st_size)}")
-    sys.stdout.write(f"{args.output}\n")
-    return 0
+    return _written(traced, f"{len(traced)} points of {len(ids[0])} tokens", args)
 
 
 def _ids(text: str) -> list[list[int]]:
@@ -68,7 +101,13 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    for flag, given in (("MODEL", args.of), ("-o", args.output), ("--ids", args.ids), ("--maps", args.maps)):
+    for flag, given in (
+        ("MODEL", args.of),
+        ("-o", args.output),
+        ("--ids", args.ids),
+        ("--maps", args.maps),
+        ("--spec", args.spec),
+    ):
         if given:
             raise UsageError(f"{flag} is to record; --compare takes MINE and REF")
     from refdiff.oracle.divergence import first_divergence

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.cli.flags import Number, add_common
+from refdiff.cli.spec import add_spec
 
 EXAMPLES = """
 examples:
   refdiff trace path/to/checkpoint "Once upon a time" -o run.safetensors
+  refdiff trace --spec hf_diffllama --layer 3 mine.npz -o ref.safetensors
   refdiff trace --compare mine.safetensors run.safetensors
 """
 
@@ -19,13 +21,19 @@ def add_trace(commands: Any) -> None:
         "trace",
         examples=EXAMPLES,
         help="every intermediate of a run, and where two runs part",
-        description="Record every intermediate of a run of a model, under the names of transformers' modules and of "
-        "the points between them; or compare the recording of another program with such a file, and name the first "
-        "point that is not what its own inputs make it. Exit status of a comparison: 0 nothing diverges, 1 something.",
+        description="Record every intermediate of a run of a model, or with --spec of an attention on the inputs in a "
+        "file, under the names of transformers' modules and of the points between them; or compare the recording of "
+        "another program with such a file, and name the first point that is not what its own inputs make it. Exit "
+        "status: 0 recorded, or nothing diverges; 1 something diverges; 2 trouble: a model, a file or a flag that "
+        "nothing can be recorded or compared by.",
     )
     record = parser.add_argument_group("record")
     record.add_argument(
-        "of", nargs="?", metavar="MODEL", help="a folder, or a hub repo id (default: none, one is needed)"
+        "of",
+        nargs="?",
+        metavar="MODEL",
+        help="a folder, or a hub repo id; with --spec a FILE of inputs, which `refdiff check --inputs` lists "
+        "(default: none, one is needed)",
     )
     record.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="the text that is run (default: none, this or --ids is needed)"
@@ -33,6 +41,7 @@ def add_trace(commands: Any) -> None:
     record.add_argument(
         "--ids", metavar="N,N,...", help="token ids in place of a text; needs no tokenizer (default: none)"
     )
+    add_spec(record, None)
     record.add_argument("-o", "--output", metavar="FILE", help="the safetensors file to write (default: none, needed)")
     record.add_argument(
         "--maps", action="store_true", help="the attention weights too, probs1 and probs2 (default: off)"

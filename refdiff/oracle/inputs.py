@@ -8,38 +8,49 @@ The attention core, from q, k and v to the heads after norm and scale:
     q                (B, H, T, d)   before RoPE where the spec has one
     k                (B, K, S, d)
     v                (B, V, S, w)   V and w by `spec.values`
-    lambda_q1, lambda_k1, lambda_q2, lambda_k2   (d,)         lambda_form "exp"
-    lambda_logits    (B, T, h)                                lambda_form "sigmoid"
-    lambda_full      (), (h,) or (B, h, T)                    lambda_form "given"
+    lambda_q1, lambda_k1,
+    lambda_q2, lambda_k2   (d,)     lambda_form "exp"
+    lambda_logits    (B, T, h)      lambda_form "sigmoid"
+    lambda_full      (), (h,) or (B, h, T)         lambda_form "given"
     norm_weight      (e,)           where the spec has one
   and if you like
-    q_positions      (B, T) or (1, T), k_positions (B, S) or (1, S)   for RoPE; else the queries are the last T of S
+    q_positions      (B, T) or (1, T)   for RoPE; else the queries are the last
+    k_positions      (B, S) or (1, S)   T of S
     key_mask         (B, S)         boolean, False is padding
-    mask             boolean "may see", broadcastable to (B, h, T, S), beside causal and window
-    bias             broadcastable to (B, h, T, S), added to the scores of both maps
+    mask             boolean "may see", broadcastable to (B, h, T, S), beside
+                     causal and window
+    bias             broadcastable to (B, h, T, S), added to the scores of both
+                     maps
 
 Packed sequences: B is 1, T and S are those of all sequences one after another.
 
-    cu_seqlens_q     (N + 1,)       where each sequence starts, from 0; the last number is T
-    cu_seqlens_k     (N + 1,)       the same for keys; left out, it is cu_seqlens_q
+    cu_seqlens_q     (N + 1,)       where each starts, from 0; the last is T
+    cu_seqlens_k     (N + 1,)       of keys; left out, it is cu_seqlens_q
 
 Paged keys and values, in place of k and v, for the sequences of a batch or of `cu_seqlens_q`:
 
     k_pages          (P, K, p, d)
     v_pages          (P, V, p, w)
-    block_table      (N, n)         the pages of each sequence in order; entries past its length may be anything
+    block_table      (N, n)         the pages of each sequence in order; entries
+                                    past its length may be anything
     lengths          (N,)           how many keys each sequence has
 
 The whole attention layer, from normed hidden states to `o_proj`, has these in place of q, k, v and lambda_logits, and
 may be packed, but not paged:
 
     x                (B, T, D)
-    x_past           (B, S - T, D)  if you like: earlier tokens, whose keys and values are seen beside those of x
-    q_proj.weight    (H d, D), k_proj.weight (K d, D), v_proj.weight (V w, D), o_proj.weight (D, h e); each may have
-                     a .bias of as many numbers as rows
+    x_past           (B, S - T, D)  if you like: earlier tokens, whose keys and
+                                    values are seen beside those of x
+    q_proj.weight    (H d, D)
+    k_proj.weight    (K d, D)
+    v_proj.weight    (V w, D)
+    o_proj.weight    (D, h e)       each of the four may have a .bias of as many
+                                    numbers as rows
     lambda_proj.weight   (h, D)     lambda_form "sigmoid"
 
-The result: out (B, h, T, e), of a layer (B, T, D); lse1, lse2 (B, h, T); lambda_full () or (B, h, T).
+The result, which a file for `refdiff check` holds beside them: out (B, h, T, e), of a layer (B, T, D); lse1, lse2
+(B, h, T); lambda_full () or (B, h, T). With dout, of the shape of out: the gradient of each input under d and its name,
+such as dq or dlambda_q1, of that input's shape.
 """
 
 from __future__ import annotations

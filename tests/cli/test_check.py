@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from refdiff.cli import main
-from refdiff.cli.check import parts
+from refdiff.cli.check import inputs_page
 from refdiff.oracle.files import write_arrays
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
@@ -71,12 +71,20 @@ def test_gradients_npz_and_json_files(tmp_path: Path, capsys: Capture) -> None:
         (["--selftest", "{file}"], "give a FILE, or --selftest"),
         (["--spec", "llama", "{file}"], "--spec llama: there are hf_diffllama"),
         (["--recipe", "int8", "{file}"], "--recipe int8: no recipe is called 'int8'"),
+        (["--recipe", "tf23", "{file}"], "did you mean 'tf32'?; or the name of a JSON file"),
+        (["--recipe", "{folder}/typo.json", "{file}"], "'storag' is no field of a Recipe, did you mean 'storage'?"),
+        (["{folder}/none.safetensors"], "none.safetensors: cannot be opened: No such file"),
+        (["{folder}/list.json"], "list.json: "),
+        (["{folder}/shape.safetensors"], "shape.safetensors: out has shape (2, 5, 6, 12), but must be (2, 6, 5, 12): "),
+        (["{folder}/shape.safetensors"], "(query_heads 12, key_heads 4, head_dim 6: read off q, which is taken as (B,"),
+        (["{folder}/integers.safetensors"], "integers.safetensors: out has dtype int32, but must be float64"),
+        (["--print-spec", "--selftest"], "--print-spec goes with a FILE"),
         (["--spec", "{folder}/none.json", "{file}"], "No such file"),
         (["--spec", "{folder}/list.json", "{file}"], "holds no JSON object"),
         (["--spec", "{folder}/broken.json", "{file}"], "is no JSON"),
         (["{folder}/inputs.safetensors"], "nothing to judge"),
         (["{folder}/outputs.safetensors"], "no q and no x"),
-        (["{folder}/layer.safetensors"], "cannot be read off its arrays"),
+        (["{folder}/layer.safetensors"], "the inputs lack q_proj.weight"),
         (["{folder}/flat.safetensors"], "q has shape (3,), but must be (B, H, T, d)"),
     ],
 )
@@ -89,16 +97,59 @@ def test_wrong_usage(words: list[str], message: str, tmp_path: Path, capsys: Cap
     write_arrays(tmp_path / "inputs.safetensors", draw(spec), {})
     write_arrays(tmp_path / "outputs.safetensors", {"out": x}, {})
     write_arrays(tmp_path / "layer.safetensors", {"x": x, "out": x}, {})
+    (tmp_path / "typo.json").write_text('{"storag": "float32"}')
+    out = truth(spec, draw(spec)).out
+    swapped = {"out": np.ascontiguousarray(np.swapaxes(out, 1, 2))}
+    write_arrays(tmp_path / "shape.safetensors", {**draw(spec, dtype=np.float32), **swapped}, {})
+    write_arrays(tmp_path / "integers.safetensors", {**draw(spec, dtype=np.float32), "out": out.astype(np.int32)}, {})
     write_arrays(tmp_path / "flat.safetensors", {"q": x, "k": x, "out": x}, {})
     assert main(["check", *(word.format(file=file, folder=tmp_path) for word in words)]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_lambda_is_an_input_or_an_output() -> None:
-    given, inputs, dout = parts({"q": 1, "lambda_full": 2, "out": 3, "dout": 4, "dq": 5})
-    assert (given, inputs, dout) == ({"out": 3, "dq": 5}, {"q": 1, "lambda_full": 2}, 4)
-    given, _, _ = parts({"q": 1, "lambda_full": 2, "lambda_q1": 3})
-    assert given == {"lambda_full": 2}
+def test_what_is_no_pass_is_1_and_trouble_is_2(tmp_path: Path, capsys: Capture) -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+    nan = np.full_like(x["q"], np.nan)
+    file = _file(tmp_path / "mine.safetensors", spec, q=nan, out=np.full((2, 6, 5, 12), np.nan, np.float32))
+    assert main(["check", file]) == 1
+    said = capsys.readouterr().out
+    assert "inconclusive" in said
+    assert "NaN or infinities in the inputs: q has 720 of 720" in said
+    assert main(["check", file + ".gone"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", "--no-such-flag", file])
+
+
+def test_a_layer_with_a_preset_and_a_changed_field(tmp_path: Path, capsys: Capture) -> None:
+    spec = small("ms_v1", window=3)
+    x = draw(spec, layer=True, dtype=np.float32)
+    file = tmp_path / "layer.safetensors"
+    write_arrays(file, {**x, "out": truth(spec, x).out.astype(np.float32)}, {})
+    words = ["check", "--spec", "ms_v1", "--layer", "2", str(file)]
+    assert main([*words, "--set", "window=3"]) == 0
+    assert main(words) == 1
+    capsys.readouterr()
+    assert main([*words, "--set", "window=3", "--print-spec"]) == 0
+    text = capsys.readouterr().out
+    assert Spec.of(json.loads(text)) == spec
+    (tmp_path / "spec.json").write_text(text)
+    assert main(["check", "--spec", str(tmp_path / "spec.json"), str(file)]) == 0
+
+
+def test_verdicts_and_the_page_of_inputs_fit_80_columns(tmp_path: Path, capsys: Capture) -> None:
+    spec = small("hf_diffllama")
+    out = truth(spec, draw(spec, dtype=np.float32)).out.astype(np.float32)
+    file = _file(tmp_path / "mine.safetensors", spec, out=2 * out, lse2=out[..., 0].copy())
+    assert main(["check", "--diagnose", "--layer", "2", file]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "diagnosis: " in "\n".join(lines)
+    assert max(len(line) for line in lines if "https://" not in line) <= 80
+    assert main(["check", "--inputs"]) == 0
+    page = capsys.readouterr().out
+    assert page == inputs_page() + "\n"
+    assert max(map(len, page.splitlines())) <= 80
+    assert all(name in page for name in ("lambda_logits", "block_table", "o_proj.weight", "dlambda_q1"))
 
 
 @pytest.fixture

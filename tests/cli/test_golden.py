@@ -85,7 +85,7 @@ def test_the_core_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("few")
 def test_too_large_a_case(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "LARGEST_CASE", 1000)
-    assert main(["golden", "export", str(tmp_path), "--profile", "whisper"]) == 1
+    assert main(["golden", "export", str(tmp_path), "--profile", "whisper"]) == 2
     assert capsys.readouterr().err.endswith("give a smaller case, with fewer or smaller heads, or --no-gradients\n")
 
 
@@ -129,5 +129,5 @@ def test_usage(args: list[str], says: str, capsys: Capture) -> None:
 
 
 def test_no_vectors(tmp_path: Path, capsys: Capture) -> None:
-    assert main(["golden", "verify", str(tmp_path), str(tmp_path)]) == 1
+    assert main(["golden", "verify", str(tmp_path), str(tmp_path)]) == 2
     assert "manifest.json: no manifest of golden files: No such file or directory" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import refdiff
 from refdiff.cli import main
 from refdiff.oracle.files import read_arrays, write_arrays
 from refdiff.oracle.tracing import read_trace, trace
+from tests.oracle.inputs import draw, small
 
 Capture = pytest.CaptureFixture[str]
 
@@ -90,6 +91,11 @@ def test_where_the_model_is(recorded: Path, tiny_checkpoint: Path, tmp_path: Pat
         (["m", "--ids", "1,x", "-o", "x"], "--ids is '1,x', but must be whole numbers with commas between, such as"),
         (["m", "--ids", ",", "-o", "x"], "--ids is ',', but must be one or more token ids, from 0"),
         (["m", "--ids", "3,-1", "-o", "x"], "--ids is '3,-1', but must be one or more token ids, from 0"),
+        (["m", "x", "-o", "x", "--layer", "3"], "--layer is for --spec; the model has its own"),
+        (["m", "x", "-o", "x", "--set", "window=3"], "--set is for --spec; the model has its own"),
+        (["--spec", "ms_v1"], "to record a spec, give the FILE with its inputs, and -o, such as -o ref.safetensors"),
+        (["m", "x", "-o", "x", "--spec", "ms_v1"], "PROMPT does not go with --spec, which takes a FILE of inputs"),
+        (["--compare", "a", "b", "--spec", "ms_v1"], "--spec is to record; --compare takes MINE and REF"),
         (["m", "--compare", "a", "b"], "MODEL is to record; --compare takes MINE and REF"),
         (["--compare", "a", "b", "-o", "x"], "-o is to record; --compare takes MINE and REF"),
     ],
@@ -100,8 +106,26 @@ def test_usage(args: list[str], says: str, capsys: Capture) -> None:
 
 
 def test_files_that_cannot_be_read(recorded: Path, tmp_path: Path, capsys: Capture) -> None:
-    assert main(["trace", "--compare", str(tmp_path / "none"), str(recorded)]) == 1
+    assert main(["trace", "--compare", str(tmp_path / "none"), str(recorded)]) == 2
     assert "cannot be opened" in capsys.readouterr().err
     write_arrays(tmp_path / "other.safetensors", {"a": np.ones(2)}, {})
-    assert main(["trace", "--compare", str(tmp_path / "other.safetensors"), str(recorded)]) == 1
+    assert main(["trace", "--compare", str(tmp_path / "other.safetensors"), str(recorded)]) == 2
     assert "none of the names in the trace is a point of the reference" in capsys.readouterr().err
+
+
+def test_of_a_spec_on_the_inputs_in_a_file(tmp_path: Path, capsys: Capture) -> None:
+    spec = small("ms_v1", window=3)
+    x = draw(spec, dtype=np.float32)
+    file, ref, mine = (tmp_path / f"{name}.safetensors" for name in ("file", "ref", "mine"))
+    write_arrays(file, {**x, "out": np.ones(3, np.float32)}, {})
+    words = ["trace", "--spec", "ms_v1", "--layer", "2", "--set", "window=3", str(file), "-o", str(ref)]
+    assert main(words) == 0
+    assert "points of " in capsys.readouterr().err
+    expected = trace(spec, x)
+    assert all(np.array_equal(array, expected[path]) for path, array in read_trace(ref).items())
+    write_arrays(mine, {"lse1": expected["lse1"], "diff": 2 * expected["diff"]}, {})
+    assert main(["trace", "--compare", str(mine), str(ref)]) == 1
+    assert "first divergence: diff" in capsys.readouterr().out
+    write_arrays(file, {**x, "q": x["q"][:, :, 0]}, {})
+    assert main(words) == 2
+    assert "q has shape (2, 12, 6), but must be (B, H, T, d)" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def test_the_guide_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             command = [sys.executable, "-m", *shlex.split(line)]
             done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
             said.append(done.stdout)
-    assert len(said) == 4
+    assert len(said) == 6
     assert said[1].startswith("pass: 5 cases with an output, 5 tensors judged\nnot given, so not judged: dq, dk, dv, ")
 
 

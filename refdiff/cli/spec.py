@@ -1,0 +1,152 @@
+"""A spec on the command line: a preset or a JSON file, fields over it, and dimensions that are read off arrays."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refdiff.cli.flags import Number, UsageError
+
+if TYPE_CHECKING:
+    from refdiff.oracle.spec import Spec
+
+OUTPUTS = ("out", "lse1", "lse2")
+
+
+def add_spec(group: Any, default: str | None) -> None:
+    """Add the flags that describe a spec."""
+    group.add_argument(
+        "--spec",
+        metavar="NAME_OR_FILE",
+        default=default,
+        help="a preset: hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2 or gda; or a JSON file with "
+        'the fields of a Spec, or with "preset" and the fields that differ; dimensions that it lacks are read off the '
+        f"arrays (default: {default or 'none'})",
+    )
+    group.add_argument(
+        "--layer",
+        type=Number(int, 0),
+        metavar="N",
+        help="depth of the layer, from 0, for λ_init (default: 0, or what the JSON file has)",
+    )
+    group.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="another value for a field of the spec, such as window=128, scale=0.125 or causal=none; may be given "
+        "several times (default: none)",
+    )
+
+
+def parts(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Split a file's arrays into what was computed, what it was computed from, and the gradient of the output.
+
+    λ itself is an input where a kernel is given it: `lambda_full` is taken for what it computed beside λ's vectors or
+    logits alone.
+    """
+    computed = any(name.startswith(("lambda_q", "lambda_k", "lambda_logits", "lambda_proj")) for name in arrays)
+    outputs = (*OUTPUTS, "lambda_full") if computed else OUTPUTS
+    given = {n: x for n, x in arrays.items() if n in outputs or (n.startswith("d") and n != "dout")}
+    inputs = {n: x for n, x in arrays.items() if n not in given and n != "dout"}
+    return given, inputs, arrays.get("dout")
+
+
+def spec_of(args: argparse.Namespace, inputs: Mapping[str, Any] | None) -> tuple[Spec, str]:
+    """Return the spec that the flags describe, and in words what of it was read off the inputs, if anything was.
+
+    Raises:
+        UsageError: there is none such.
+    """
+    from refdiff.oracle.dimensions import dimensions
+    from refdiff.oracle.presets import over_preset
+    from refdiff.oracle.spec import Spec
+
+    given = {**_described(args.spec), **({} if args.layer is None else {"layer": args.layer}), **_changes(args.set)}
+    said = ""
+    try:
+        fields = over_preset(given)
+        if inputs is not None:
+            read = dimensions(fields, inputs)
+            fields |= read
+            said = _read_off(read, inputs)
+        return Spec.of(fields), said
+    except ValueError as error:
+        hint = "; --set FIELD=N gives one, a FILE has them" if inputs is None and "lacks" in str(error) else ""
+        hint = ": --set head_dim=N" if str(error).endswith("give head_dim") else hint
+        raise UsageError(f"{error}{hint}{said}") from error
+
+
+def _read_off(read: Mapping[str, int], inputs: Mapping[str, Any]) -> str:
+    if not read:
+        return ""
+    where = "the layer's weights" if "x" in inputs else "q, which is taken as (B, H, T, d), and k, as (B, K, S, d)"
+    return f" ({', '.join(f'{name} {n}' for name, n in read.items())}: read off {where})"
+
+
+def _described(name: str) -> dict[str, Any]:
+    from refdiff.oracle.presets import PRESETS
+
+    if name.startswith("{"):
+        return json_object(name, "--spec")
+    if name.endswith(".json") or (name not in PRESETS and Path(name).is_file()):
+        return json_fields(name)
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"--spec {name}: {hint}there are {', '.join(PRESETS)}, or the name of a JSON file")
+    return {"preset": name}
+
+
+def json_fields(path: str) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        UsageError: it cannot be read, or holds something else.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON: {error}") from error
+    return json_object(text, path)
+
+
+def json_object(text: str, name: str) -> dict[str, Any]:
+    """Return the object that JSON holds; `name` says in an error whose it is."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{name} holds no JSON object with fields")
+    return found
+
+
+def _changes(words: list[str]) -> dict[str, Any]:
+    """The fields of --set: words where the field has words, else what JSON would have."""
+    from refdiff.oracle.spec_checks import CHOICES
+
+    changes: dict[str, Any] = {}
+    for word in words:
+        field, equals, text = word.partition("=")
+        if not equals or not field:
+            raise UsageError(f"--set {word}: must be FIELD=VALUE, such as window=128")
+        changes[field] = text if field in CHOICES or field == "preset" else _value(text)
+    return changes
+
+
+def _value(text: str) -> Any:
+    try:
+        return {"none": None, "true": True, "false": False}[text.lower()]
+    except KeyError:
+        pass
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,99 @@
+"""A spec by flags: presets, JSON, fields over them, and dimensions that arrays have."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.cli.flags import UsageError
+from refdiff.cli.options import build_parser
+from refdiff.cli.spec import parts, spec_of
+from refdiff.oracle.spec import Spec
+from tests.layers.inputs import says
+from tests.oracle.inputs import DIMS, draw, small
+
+SIZES = ["--set", "query_heads=12", "--set", "key_heads=4", "--set", "head_dim=6"]
+
+
+def _args(*words: str) -> argparse.Namespace:
+    return build_parser().parse_args(["check", *words])
+
+
+def test_lambda_is_an_input_or_an_output() -> None:
+    given, inputs, dout = parts({"q": 1, "lambda_full": 2, "out": 3, "dout": 4, "dq": 5})
+    assert (given, inputs, dout) == ({"out": 3, "dq": 5}, {"q": 1, "lambda_full": 2}, 4)
+    given, _, _ = parts({"q": 1, "lambda_full": 2, "lambda_q1": 3})
+    assert given == {"lambda_full": 2}
+
+
+def test_without_arrays() -> None:
+    spec, said = spec_of(_args("--spec", "ms_v1", "--layer", "2", *SIZES), None)
+    assert (spec, said) == (small("ms_v1"), "")
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("window=3", 3), ("window=none", None), ("scale=0.25", 0.25), ("norm_weight=true", True), ("lse_base=2", "2"),
+        ("causal=none", "none"), ("rope_theta=5e5", 5e5), ("preset=ms_v1", "halves"),
+    ],
+)  # fmt: skip
+def test_values_of_set(word: str, value: Any) -> None:
+    spec, _ = spec_of(_args(*SIZES, "--set", "rope=halves", "--set", word), None)
+    field = word.partition("=")[0]
+    assert (spec.pairing, spec.rope) == ("interleaved", value) if field == "preset" else getattr(spec, field) == value
+
+
+def test_json_with_a_preset(tmp_path: Path) -> None:
+    fields = {"preset": "ms_v1", "window": 3, "layer": 1}
+    (tmp_path / "mine.json").write_text(json.dumps(fields))
+    (tmp_path / "mine").write_text(json.dumps(fields))
+    expected = small("ms_v1", window=5, layer=1)
+    for name in (str(tmp_path / "mine.json"), str(tmp_path / "mine"), json.dumps(fields)):
+        spec, said = spec_of(_args("--spec", name, "--set", "window=5"), draw(small("ms_v1")))
+        assert spec == expected
+        assert said.startswith(" (query_heads 12, key_heads 4, head_dim 6: read off q, which is taken as (B, H, T, d)")
+    assert spec_of(_args("--spec", name, "--layer", "7", *SIZES), None)[0].layer == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            [],
+            "the spec lacks query_heads, key_heads, head_dim: whole numbers of 1 or more; --set FIELD=N gives",
+        ),
+        (["--set", "window"], "--set window: must be FIELD=VALUE, such as window=128"),
+        ([*SIZES, "--set", "windw=3"], "'windw' is no field of a Spec, did you mean 'window'?"),
+        ([*SIZES, "--set", "window=many"], "window is 'many', but must be a whole number of keys, 0 or more, or None"),
+        (["--spec", "hf_difllama"], "--spec hf_difllama: did you mean hf_diffllama? there are hf_diffllama, ms_v1"),
+        (["--spec", "{"], "--spec is no JSON: "),
+        (["--spec", "[1].json"], "[1].json: No such file"),
+    ],
+)
+def test_trouble(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        spec_of(_args(*words), None)
+
+
+def test_swapped_axes_are_said_where_dimensions_are_read() -> None:
+    swapped = {n: np.swapaxes(x, 1, 2) if n in "qkv" else x for n, x in draw(small("hf_diffllama")).items()}
+    with pytest.raises(UsageError, match="query_heads is 5, but 1 signal heads and a noise head are 2"):
+        spec_of(_args(), swapped)
+    with pytest.raises(UsageError, match=r"query_heads 5, key_heads 7, head_dim 6: read off q, which is taken as"):
+        spec_of(_args(), swapped)
+
+
+def test_a_layer_that_says_too_little() -> None:
+    layer = draw(small("hf_diffllama", lambda_form="given"), layer=True)
+    with says(UsageError, "the arrays of this layer do not say how wide a head is: give head_dim: --set head_dim=N"):
+        spec_of(_args("--set", "lambda_form=given"), layer)
+    spec, said = spec_of(_args("--set", "lambda_form=given", "--set", "head_dim=6"), layer)
+    assert spec == Spec(**DIMS["hf_diffllama"], lambda_form="given").replace(layer=0)
+    assert said == " (query_heads 12, key_heads 4: read off the layer's weights)"
