@@ -16,15 +16,21 @@ def test_without_distributed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         cluster.connected("tcp://127.0.0.1:1").__enter__()
 
 
-@pytest.mark.parametrize("command", [["generate", "--prompts-file", "prompts"], ["check", "--selftest"]])
+@pytest.mark.parametrize(
+    ("command", "status"), [(["generate", "--prompts-file", "prompts"], 1), (["check", "--selftest"], 2)]
+)
 def test_the_commands_say_so_in_one_line(
-    command: list[str], tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    status: int,
+    tmp_path: object,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.chdir(str(tmp_path))
     with open("prompts", "w") as file:  # noqa: PTH123, in the folder that the test is in
         file.write("ab\n")
-    assert main([*command, "--dask", "tcp://127.0.0.1:1"]) == 1
+    assert main([*command, "--dask", "tcp://127.0.0.1:1"]) == status
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"refdiff {command[0]}: error: --dask needs dask.distributed")

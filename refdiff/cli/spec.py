@@ -77,8 +77,10 @@ def spec_of(args: argparse.Namespace, inputs: Mapping[str, Any] | None) -> tuple
         return Spec.of(fields), said
     except ValueError as error:
         hint = "; --set FIELD=N gives one, a FILE has them" if inputs is None and "lacks" in str(error) else ""
+        if said and inputs is not None and "q" in inputs:
+            hint = "; where they are (B, T, H, d), .transpose(0, 2, 1, 3) puts them right"
         hint = ": --set head_dim=N" if str(error).endswith("give head_dim") else hint
-        raise UsageError(f"{error}{hint}{said}") from error
+        raise UsageError(f"{error}{said}{hint}") from error
 
 
 def _read_off(read: Mapping[str, int], inputs: Mapping[str, Any]) -> str:

@@ -114,9 +114,13 @@ class Table:
         return sorted(self.counts, key=_order)
 
     def __str__(self) -> str:
-        numbers = f"{'identifiable killed':>21}{'all killed':>16}{'legal refused':>21}"
-        head = f"{'recipe':9}{'profile':9}{'way':9}{'rule':14}{numbers}"
-        lines = [head, *(self._line(key, self.counts[key]) for key in self.in_order())]
+        numbers = f"{'killed':>16}{'of all':>8}{'legal refused':>16}"
+        head = f"{'recipe':9}{'profile':8}{'way':9}{'rule':14}{numbers}"
+        lines = [
+            "killed: of the identifiable mutants; of all: of all mutants",
+            head,
+            *(self._line(key, self.counts[key]) for key in self.in_order()),
+        ]
         lines += ["", *(self._line(("all", "all", "all", rule), self.total(rule=rule)) for rule in self.rules)]
         if self.survivors:
             lines += ["", "identifiable mutants that passed our rule:"]
@@ -128,8 +132,8 @@ class Table:
         undecided = c.own_undecided + c.real_undecided
         legal = f"{c.refused}/{c.own + c.real}" + (f" +{undecided}?" if undecided else "")
         return (
-            f"{recipe:9}{profile:9}{way:9}{rule:14}{share(c.killed_identifiable, c.identifiable):>21}"
-            f"{share(c.killed, c.mutants):>16}{legal:>21}"
+            f"{recipe:9}{profile:8}{way:9}{rule:14}{share(c.killed_identifiable, c.identifiable):>16}"
+            f"{share(c.killed, c.mutants).partition(' of')[0]:>8}{legal:>16}"
         )
 
     def to_dict(self) -> dict[str, Any]:
