@@ -7,15 +7,12 @@ import json
 import sys
 import textwrap
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refdiff import cluster
 from refdiff.cli.flags import UsageError
-from refdiff.cli.spec import json_fields, parts, spec_of
+from refdiff.cli.spec import parts, recipe_of, spec_of
 from refdiff.cli.terminal import fitted, note
-
-if TYPE_CHECKING:
-    from refdiff.oracle.recipe import Recipe
 
 FIRST_SEED = 3000
 """Of the selftest: none on which anything was tuned."""
@@ -52,7 +49,7 @@ def _check(args: argparse.Namespace) -> int:
     if not given:
         raise UsageError(f"{args.file} holds {', '.join(sorted(inputs))}, but nothing to judge: out, lse1, dq, ...")
     spec, read = spec_of(args, inputs)
-    recipe = _recipe(args.recipe, inputs)
+    recipe = recipe_of(args.recipe, inputs)
     from refdiff.oracle.check import check
 
     try:
@@ -103,21 +100,6 @@ def inputs_page() -> str:
         block if table else textwrap.fill(" ".join(block.split()), 80, break_on_hyphens=False)
         for block, table in zip(blocks, tables, strict=True)
     )
-
-
-def _recipe(name: str, inputs: dict[str, Any]) -> Recipe:
-    from refdiff.oracle.recipe import Recipe
-
-    if name.endswith(".json"):
-        return Recipe.of(json_fields(name))
-    of = name
-    if name == "auto":
-        source = "q" if "q" in inputs else "x"
-        name, of = str(inputs[source].dtype), f"auto, the type of {source}"
-    try:
-        return Recipe.of(name)
-    except ValueError as error:
-        raise UsageError(f"--recipe {of}: {error}; or the name of a JSON file") from error
 
 
 def _selftest(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import sys
 
 from refdiff.cli.flags import UsageError
 from refdiff.cli.golden_flags import OF_EXPORT
-from refdiff.cli.spec_and_recipe import recipe_of, spec_of
+from refdiff.cli.spec import recipe_of, spec_of
 from refdiff.cli.terminal import fitted
 
 
@@ -29,11 +29,7 @@ def _export(args: argparse.Namespace) -> int:
     from refdiff.oracle.inputs import is_layer
     from refdiff.oracle.strategies.fixed import cases, small_spec
 
-    spec = spec_of(args.spec, small_spec)
-    if args.layer is not None:
-        if args.spec.endswith(".json"):
-            raise UsageError(f"--layer goes with a preset; {args.spec} has a field for it")
-        spec = spec.replace(layer=args.layer)
+    spec, _ = spec_of(args, None, small_spec)
     recipe = None if args.recipe == "auto" else recipe_of(args.recipe)
     dtype = args.dtype if args.dtype != "auto" else "float32" if recipe is None else recipe.storage
     profiles = dict.fromkeys(args.profile or ("identify", "whisper"))

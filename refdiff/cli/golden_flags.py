@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.cli.flags import Number, add_common
+from refdiff.cli.spec import add_spec
 
 EXAMPLES = """
 examples:
   refdiff golden export vectors --spec hf_diffllama --recipe bfloat16
+  refdiff golden export vectors --spec ms_v1 --set window=5 --layer 3 --core
   refdiff golden verify vectors outputs
 """
-PRESETS = ("hf_diffllama", "ms_v1", "ms_v1_naive", "timm", "phi4flash", "motif", "diff_v2", "gda")
-OF_EXPORT = {"spec": "hf_diffllama", "layer": None, "recipe": "auto", "profile": None, "dtype": "auto", "core": False,
-             "seed": 0, "npz": False, "no_gradients": False}  # fmt: skip
+OF_EXPORT: dict[str, Any] = {
+    "spec": "hf_diffllama", "layer": None, "set": [], "recipe": "auto", "profile": None, "dtype": "auto", "core": False,
+    "seed": 0, "npz": False, "no_gradients": False,
+}  # fmt: skip
 """What export alone takes, and what each is if it is not given."""
 PROFILES = ("identify", "whisper", "cancel", "extreme", "natural", "degenerate", "layout", "serving", "tiles")
 
@@ -35,17 +38,11 @@ def add_golden(commands: Any) -> None:
     parser.add_argument("folder", metavar="VECTORS", help="the folder of the vectors")
     parser.add_argument("outputs", nargs="?", metavar="OUTPUTS", help="verify: the folder of outputs (default: none)")
     export = parser.add_argument_group("export")
-    export.add_argument(
-        "--spec",
-        metavar="NAME_OR_FILE",
-        help=f"a preset, with small dimensions: {', '.join(PRESETS[:-1])} or {PRESETS[-1]}; or a JSON file with the "
-        "fields of a Spec, such as query_heads, key_heads and head_dim (default: hf_diffllama)",
-    )
-    export.add_argument(
-        "--layer",
-        type=Number(int, 0),
-        metavar="N",
-        help="depth of the layer, from 0, for λ_init; not with a JSON file (default: 2)",
+    add_spec(
+        export,
+        OF_EXPORT["spec"],
+        dimensions="query_heads, key_heads and head_dim that a preset is not given are small",
+        layer="2 for a preset; 0, or what it has, for a JSON file",
     )
     export.add_argument(
         "--recipe",

@@ -1,37 +1,44 @@
-"""A spec on the command line: a preset or a JSON file, fields over it, and dimensions that are read off arrays."""
+"""Spec and recipe on the command line: a name that the oracle knows or a JSON file, fields over it, and dimensions."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError
 
 if TYPE_CHECKING:
+    from refdiff.oracle.recipe import Recipe
     from refdiff.oracle.spec import Spec
 
+PRESETS = ("hf_diffllama", "ms_v1", "ms_v1_naive", "timm", "phi4flash", "motif", "diff_v2", "gda")
 OUTPUTS = ("out", "lse1", "lse2")
 
 
-def add_spec(group: Any, default: str | None) -> None:
-    """Add the flags that describe a spec."""
+def add_spec(
+    group: Any,
+    default: str | None,
+    *,
+    dimensions: str = "dimensions that it lacks are read off the arrays",
+    layer: str = "0, or what the JSON file has",
+) -> None:
+    """Add the flags that describe a spec; `dimensions` says what those are that are not given, `layer` its default."""
     group.add_argument(
         "--spec",
         metavar="NAME_OR_FILE",
         default=default,
-        help="a preset: hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2 or gda; or a JSON file with "
-        'the fields of a Spec, or with "preset" and the fields that differ; dimensions that it lacks are read off the '
-        f"arrays (default: {default or 'none'})",
+        help=f"a preset: {', '.join(PRESETS[:-1])} or {PRESETS[-1]}; or a JSON file with the fields of a Spec, or with "
+        f'"preset" and the fields that differ; {dimensions} (default: {default or "none"})',
     )
     group.add_argument(
         "--layer",
         type=Number(int, 0),
         metavar="N",
-        help="depth of the layer, from 0, for λ_init (default: 0, or what the JSON file has)",
+        help=f"depth of the layer, from 0, for λ_init (default: {layer})",
     )
     group.add_argument(
         "--set",
@@ -56,43 +63,89 @@ def parts(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
     return given, inputs, arrays.get("dout")
 
 
-def spec_of(args: argparse.Namespace, inputs: Mapping[str, Any] | None) -> tuple[Spec, str]:
+def spec_of(
+    args: argparse.Namespace, inputs: Mapping[str, Any] | None, small: Callable[[str], Spec] | None = None
+) -> tuple[Spec, str]:
     """Return the spec that the flags describe, and in words what of it was read off the inputs, if anything was.
+
+    Without inputs a preset has the dimensions of `small`, and where --spec names it the depth too.
 
     Raises:
         UsageError: there is none such.
     """
-    from refdiff.oracle.dimensions import dimensions
     from refdiff.oracle.presets import over_preset
     from refdiff.oracle.spec import Spec
+    from refdiff.oracle.spec_checks import DIMENSIONS
 
     given = {**_described(args.spec), **({} if args.layer is None else {"layer": args.layer}), **_changes(args.set)}
     said = ""
     try:
         fields = over_preset(given)
+        if small is not None and "preset" in given:
+            names = (*DIMENSIONS, "layer") if args.spec in PRESETS else DIMENSIONS
+            fields = {**{name: getattr(small(given["preset"]), name) for name in names}, **fields}
         if inputs is not None:
-            read = dimensions(fields, inputs)
+            read = _read_off(fields, inputs)
             fields |= read
-            said = _read_off(read, inputs)
+            said = _said(read, inputs)
         return Spec.of(fields), said
+    except UsageError:
+        raise
     except ValueError as error:
-        hint = "; --set FIELD=N gives one, a FILE has them" if inputs is None and "lacks" in str(error) else ""
+        hint = ""
+        if inputs is None and "lacks" in str(error):
+            hint = f"; --set FIELD=N gives one{', a FILE has them' if small is None else ''}"
         if said and inputs is not None and "q" in inputs:
             hint = "; where they are (B, T, H, d), .transpose(0, 2, 1, 3) puts them right"
-        hint = ": --set head_dim=N" if str(error).endswith("give head_dim") else hint
-        raise UsageError(f"{error}{said}{hint}") from error
+        raise UsageError(f"{_source(args)}{error}{said}{hint}") from error
 
 
-def _read_off(read: Mapping[str, int], inputs: Mapping[str, Any]) -> str:
+def _source(args: argparse.Namespace) -> str:
+    """The file of a spec, and what was set over it, as the start of a message."""
+    if args.spec in PRESETS or args.spec.startswith("{"):
+        return ""
+    return f"{' '.join([args.spec, *(f'--set {word}' for word in args.set)])}: "
+
+
+def _read_off(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+    from refdiff.oracle.dimensions import dimensions
+
+    try:
+        return dimensions(fields, inputs)
+    except ValueError as error:
+        raise UsageError(f"{error}{': --set head_dim=N' if str(error).endswith('give head_dim') else ''}") from error
+
+
+def _said(read: Mapping[str, int], inputs: Mapping[str, Any]) -> str:
     if not read:
         return ""
     where = "the layer's weights" if "x" in inputs else "q, which is taken as (B, H, T, d), and k, as (B, K, S, d)"
     return f" ({', '.join(f'{name} {n}' for name, n in read.items())}: read off {where})"
 
 
-def _described(name: str) -> dict[str, Any]:
-    from refdiff.oracle.presets import PRESETS
+def recipe_of(name: str, inputs: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the recipe that --recipe means; "auto" is that of the type that the inputs have.
 
+    Raises:
+        UsageError: it is no type's name, or the file is none of a recipe.
+    """
+    from refdiff.oracle.recipe import Recipe
+
+    of = name
+    if name == "auto" and inputs is not None:
+        source = "q" if "q" in inputs else "x"
+        name, of = str(inputs[source].dtype), f"auto, the type of {source}"
+    described = json_fields(name) if name.endswith(".json") else name
+    try:
+        return Recipe.of(described)
+    except ValueError as error:
+        file = described is not name
+        raise UsageError(
+            f"{name}: {error}" if file else f"--recipe {of}: {error}; or the name of a JSON file"
+        ) from error
+
+
+def _described(name: str) -> dict[str, Any]:
     if name.startswith("{"):
         return json_object(name, "--spec")
     if name.endswith(".json") or (name not in PRESETS and Path(name).is_file()):

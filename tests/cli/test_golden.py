@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.cli import main
-from refdiff.cli.spec_and_recipe import recipe_of
+from refdiff.cli.spec import recipe_of
 from refdiff.oracle import golden
 from refdiff.oracle.golden import writing
 from refdiff.oracle.golden.manifest import read_manifest
@@ -20,6 +20,7 @@ from refdiff.oracle.strategies.structure import Structure
 from tests.oracle.golden.vectors import case, right, write_raw
 
 Capture = pytest.CaptureFixture[str]
+FIELDS = list(small_spec("timm").to_dict())
 
 
 @pytest.fixture
@@ -62,6 +63,11 @@ def test_spec_and_recipe(tmp_path: Path) -> None:
         ("--spec", "ms_v1", "--layer", "0", "--recipe", "tf32"): (small_spec("ms_v1").replace(layer=0), "float32"),
         ("--recipe", "float16", "--dtype", "float32"): (small_spec("hf_diffllama"), "float32"),
         ("--dtype", "float16"): (small_spec("hf_diffllama"), "float16"),
+        ("--spec", str(tmp_path / "spec.json"), "--layer", "1", "--set", "window=3"): (
+            spec.replace(layer=1, window=3),
+            "float32",
+        ),
+        ("--spec", '{"preset": "ms_v1", "window": 3}'): (small_spec("ms_v1").replace(layer=0, window=3), "float32"),
     }
     for flags, (expected, dtype) in given.items():
         assert main([*words, *flags]) == 0
@@ -115,11 +121,19 @@ def test_verify(tmp_path: Path, capsys: Capture) -> None:
             ["verify", "a", "b", "--recipe", "tf32", "--no-gradients"],
             "--recipe, --no-gradients: for export alone; verify judges by what VECTORS were written for",
         ),
+        (
+            ["verify", "a", "b", "--layer", "0", "--set", "window=3"],
+            "--layer, --set: for export alone; verify judges by what VECTORS were written for",
+        ),
         (["export", "a", "--spec", "b.json"], "b.json: No such file or directory"),
         (
+            ["export", "a", "--set", "windw=3"],
+            "'windw' is no field of a Spec, did you mean 'window'? there are preset, " + ", ".join(FIELDS),
+        ),
+        (
             ["export", "a", "--recipe", "int8"],
-            "--recipe int8: no recipe is called 'int8': there are float32, tf32, bfloat16, float16; or give tf32, "
-            "or the name of a JSON file",
+            "--recipe int8: no recipe is called 'int8': there are float32, tf32, bfloat16, float16; or the name of a "
+            "JSON file",
         ),
     ],
 )

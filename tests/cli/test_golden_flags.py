@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from refdiff.cli import golden_flags
 from refdiff.cli.options import build_parser
-from refdiff.oracle.presets import PRESETS
 from refdiff.oracle.strategies.fixed import PROFILES
 
 
-def test_presets_and_profiles() -> None:
-    assert set(golden_flags.PRESETS) == set(PRESETS)
+def test_profiles() -> None:
     assert set(golden_flags.PROFILES) == set(PROFILES)
 
 
 def test_defaults() -> None:
     args = vars(build_parser().parse_args(["golden", "export", "x"]))
-    assert (args["spec"], args["layer"], args["recipe"]) == ("hf_diffllama", None, "auto")
+    assert golden_flags.OF_EXPORT.items() <= args.items()
+    assert (args["spec"], args["layer"], args["set"], args["recipe"]) == ("hf_diffllama", None, [], "auto")
     assert (args["profile"], args["dtype"], args["seed"]) == (None, "auto", 0)
     assert not [name for name in ("outputs", "npz", "no_gradients", "json", "core") if args[name]]

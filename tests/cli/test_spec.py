@@ -1,4 +1,4 @@
-"""A spec by flags: presets, JSON, fields over them, and dimensions that arrays have."""
+"""Spec and recipe by flags: presets, JSON, fields over them, and dimensions that arrays have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import pytest
 
 from refdiff.cli.flags import UsageError
 from refdiff.cli.options import build_parser
-from refdiff.cli.spec import parts, spec_of
+from refdiff.cli.spec import PRESETS, parts, recipe_of, spec_of
+from refdiff.oracle import presets
+from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.strategies.fixed import small_spec
 from tests.layers.inputs import says
 from tests.oracle.inputs import draw, small
 
@@ -98,3 +101,65 @@ def test_a_layer_that_says_too_little() -> None:
     spec, said = spec_of(_args("--set", "lambda_form=given", "--set", "head_dim=6"), layer)
     assert spec == small("hf_diffllama", lambda_form="given", layer=0)
     assert said == " (query_heads 12, key_heads 4: read off the layer's weights)"
+
+
+def test_presets() -> None:
+    assert tuple(presets.PRESETS) == PRESETS
+
+
+def test_small_dimensions(tmp_path: Path) -> None:
+    """A preset has those of `small`; its depth too, where no file stands between."""
+    assert spec_of(_args("--spec", "gda"), None, small_spec) == (small_spec("gda"), "")
+    words = ["--set", "window=3", "--set", "head_dim=8", "--layer", "0"]
+    assert spec_of(_args(*words), None, small_spec)[0] == small_spec("hf_diffllama").replace(
+        window=3, head_dim=8, layer=0
+    )
+    (tmp_path / "mine").write_text(json.dumps({"preset": "timm", "scale": 0.5}))
+    expected = small_spec("timm").replace(scale=0.5, layer=0)
+    assert spec_of(_args("--spec", str(tmp_path / "mine")), None, small_spec)[0] == expected
+    spec, _ = spec_of(_args("--spec", str(tmp_path / "mine"), "--layer", "3"), None, small_spec)
+    assert spec == expected.replace(layer=3)
+
+
+@pytest.mark.parametrize("small", [None, small_spec])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heads": 3, "query_heads": 4}, "'heads' is no field of a Spec"),
+        ({"query_heads": 4}, "the spec lacks key_heads, head_dim: whole numbers of 1 or more; --set FIELD=N gives one"),
+        ({"query_heads": 3, "key_heads": 1, "head_dim": 8}, "query_heads is 3, but"),
+        ({"query_heads": "4", "key_heads": 2, "head_dim": 8}, "query_heads is '4', but must be a whole number"),
+        ({"preset": "llama"}, "no preset is called 'llama'"),
+    ],
+)
+def test_files_that_are_no_spec(fields: dict[str, object], message: str, small: Any, tmp_path: Path) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UsageError, match=rf"\A{re.escape(f'{path}: {message}')}"):
+        spec_of(_args("--spec", str(path)), None, small)
+    with pytest.raises(UsageError, match=rf"\A{re.escape(f'{path} --set windw=2: ')}"):
+        spec_of(_args("--spec", str(path), "--set", "windw=2"), None, small)
+
+
+def test_what_the_arrays_lack_is_not_the_file_of_the_spec(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text("{}")
+    with says(UsageError, "the inputs lack k (B, K, S, d)"):
+        spec_of(_args("--spec", str(tmp_path / "spec.json")), {"q": np.ones((1, 2, 3, 4))})
+
+
+def test_recipes(tmp_path: Path) -> None:
+    recipe = Recipe("float16", p="float32")
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+    assert recipe_of(str(tmp_path / "recipe.json")) == recipe
+    assert recipe_of("tf32") == Recipe("float32", matmul="tf32")
+    assert recipe_of("auto", {"x": np.ones(3, np.float16)}) == Recipe("float16")
+    with says(UsageError, "nowhere.json: No such file or directory"):
+        recipe_of("nowhere.json")
+    path = tmp_path / "typo.json"
+    path.write_text(json.dumps({"p": "int8"}))
+    with pytest.raises(
+        UsageError, match=rf"\A{re.escape(f'{path}: p is ')}'int8', but must be one of bfloat16, float32"
+    ):
+        recipe_of(str(path))
+    with pytest.raises(UsageError, match=r"\A--recipe auto, the type of q: no recipe is called 'float64': "):
+        recipe_of("auto", {"q": np.ones(3)})
