@@ -54,6 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 UNGROUPED = ("timm",)
 """Those that have as many key heads as query heads, always."""
 
+
 def over_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Lay fields over those of the preset that is named beside them as "preset"; without one they are as they were.
 
