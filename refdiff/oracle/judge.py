@@ -51,6 +51,8 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget, limits: Limits = LIM
             f"legal kernels differ from the truth by more than {limits.noise:.0%} of it in {share:.0%} of the rows "
             f"({limits.share:.0%} may be): these inputs cannot tell right from wrong in this recipe"
         )
+    if actual.size and np.isnan(budget.expected).all():
+        notes.append("the truth is NaN throughout: there was no number to compare")
     status = FAIL if reasons else INCONCLUSIVE if notes else PASS
     return TensorVerdict(name, status, tuple(found), tuple(reasons), tuple(notes))
 

@@ -111,7 +111,8 @@ def test_what_is_no_pass_is_1_and_trouble_is_2(tmp_path: Path, capsys: Capture) 
     spec = small("hf_diffllama")
     x = draw(spec, dtype=np.float32)
     nan = np.full_like(x["q"], np.nan)
-    file = _file(tmp_path / "mine.safetensors", spec, q=nan, out=np.full((2, 6, 5, 12), np.nan, np.float32))
+    out, lse1 = (np.full(shape, np.nan, np.float32) for shape in ((2, 6, 5, 12), (2, 6, 5)))
+    file = _file(tmp_path / "mine.safetensors", spec, q=nan, out=out, lse1=lse1)
     assert main(["check", file]) == 1
     said = capsys.readouterr().out
     assert "inconclusive" in said

@@ -88,8 +88,8 @@ def test_what_is_said_of_presets_and_profiles_is_all_of_them() -> None:
     ("variable", "value", "says"),
     [
         ("SPEC", "hf", "no preset is called 'hf': there are hf_diffllama"),
-        ("SPEC", '{"heads": 3}', "unexpected keyword argument 'heads'"),
-        ("RECIPE", "int8", "storage is 'int8', but must be one of float32"),
+        ("SPEC", '{"heads": 3}', "'heads'"),
+        ("RECIPE", "int8", "no recipe is called 'int8': there are float32"),
         ("PROFILES", "hard", "no profile is called 'hard': there are natural"),
         ("SEED", "one", "invalid literal for int"),
     ],
