@@ -88,7 +88,8 @@ def spec_of(
             read = _read_off(fields, inputs)
             fields |= read
             said = _said(read, inputs)
-        return Spec.of(fields), said
+        of = {"preset": given["preset"]} if "preset" in given else {}  # which may refuse what the fields alone may have
+        return Spec.of({**of, **fields}), said
     except UsageError:
         raise
     except ValueError as error:

@@ -141,6 +141,17 @@ def test_files_that_are_no_spec(fields: dict[str, object], message: str, small: 
         spec_of(_args("--spec", str(path), "--set", "windw=2"), None, small)
 
 
+def test_a_preset_without_groups(tmp_path: Path) -> None:
+    message = "query_heads is 12 and key_heads 4, but timm has no grouped queries"
+    with pytest.raises(UsageError, match=rf"\A{message}"):
+        spec_of(_args("--spec", "timm", "--set", "key_heads=4"), None, small_spec)
+    with pytest.raises(UsageError, match=rf"\A{message}.*query_heads 12, key_heads 4, head_dim 6: read off q"):
+        spec_of(_args("--spec", "timm"), draw(small("hf_diffllama")))
+    spec, _ = spec_of(_args("--spec", "timm"), None, small_spec)
+    (tmp_path / "spec.json").write_text(json.dumps({**spec.to_dict(), "key_heads": 4}))
+    assert spec_of(_args("--spec", str(tmp_path / "spec.json")), None)[0] == spec.replace(key_heads=4)
+
+
 def test_what_the_arrays_lack_is_not_the_file_of_the_spec(tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text("{}")
     with says(UsageError, "the inputs lack k (B, K, S, d)"):
