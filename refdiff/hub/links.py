@@ -16,9 +16,17 @@ def inside(folder: Path, name: str) -> Path:
 
     Raises `CheckpointError` when the name has a directory in it, or is a link that leads elsewhere.
     """
+    check_name(folder, name)
+    return follow(folder, folder / name)
+
+
+def check_name(folder: Path, name: str) -> None:
+    """Refuse a name that is not a plain one of a file in this folder, without a look at what is there.
+
+    Raises `CheckpointError`.
+    """
     if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\:"):
         raise CheckpointError(f"{folder}: {ascii(name)[:80]} is not a plain name of a file in this folder")
-    return follow(folder, folder / name)
 
 
 def follow(folder: Path, path: Path) -> Path:

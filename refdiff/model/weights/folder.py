@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
-from refdiff.hub.links import inside
+from refdiff.hub.links import check_name, inside
 from refdiff.model.json_files import read_json
 from refdiff.model.messages import show_value
 from refdiff.model.weights.safetensors_file import PICKLE_ADVICE, SafetensorsFile, open_safetensors
@@ -63,13 +63,14 @@ def _open_shards(folder: Path) -> list[SafetensorsFile]:
     weight_map = _weight_map(read_json(index), label)
     names = sorted(set(weight_map.values()))
     for name in names:
-        inside(folder, name)
-    if missing := [show_value(name) for name in names if not os.path.lexists(folder / name)]:
+        check_name(folder, name)
+    if missing := [show_value(name) for name in names if not os.path.lexists(f"{folder}/{name}")]:
         raise CheckpointError(
             f"{label}: {len(missing)} of {len(names)} files are missing: {', '.join(missing[:10])}; "
             "was the download complete?"
         )
-    files = [_open(folder, name) for name in names]
+    paths = [inside(folder, name) for name in names]
+    files = [open_safetensors(path, str(folder / name)) for path, name in zip(paths, names, strict=True)]
     # save() takes the index away before it touches a shard and puts the new one in place last. So while the index is
     # the same file, the shards opened meanwhile are the ones it describes; without this check a reader could take one
     # shard from before a save and one from after it, of equal names and shapes, and never know.
