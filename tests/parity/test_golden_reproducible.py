@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ def test_json(again: Path) -> None:
         assert content(again / name) == content(FOLDER / name), name
 
 
+def same_weights(new: Path, old: Path) -> bool:
+    """Equal bytes; in float64 the last two bits of what torch draws are the processor's, with AVX-512 or without."""
+    if (made := new.read_bytes()) == (stored := old.read_bytes()):
+        return True
+    (size,) = struct.unpack("<Q", stored[:8])
+    header = stored[8 : 8 + size]
+    if made[: 8 + size] != stored[: 8 + size] or b'"F32"' in header or b"F16" in header:
+        return False
+    a, b = (np.frombuffer(data[8 + size :], "<f8") for data in (made, stored))
+    return bool(np.all(np.abs(a - b) <= 4 * np.spacing(np.abs(b))))
+
+
 def test_tensors(again: Path) -> None:
     names = files(again, ".safetensors")
     assert names == files(FOLDER, ".safetensors")
@@ -49,7 +62,7 @@ def test_tensors(again: Path) -> None:
     for name in names:
         # bfloat16 is unknown to NumPy: compare those files as bytes
         if not name.endswith("expected.safetensors"):
-            assert (again / name).read_bytes() == (FOLDER / name).read_bytes(), name
+            assert same_weights(again / name, FOLDER / name), name
             continue
         new, old = load_file(again / name), load_file(FOLDER / name)
         assert new.keys() == old.keys()
