@@ -28,7 +28,7 @@ FEW = 24
 VECTORS = 4
 """Up to so many tokens, a piece that is not worth packing is multiplied by each of them as a vector."""
 
-CACHED = 2**15
+IN_CACHE = 2**15
 """How many numbers of a weight such a piece has: a core's cache holds it from the first token to the last."""
 
 TOGETHER = 8
@@ -61,7 +61,7 @@ class NumpyKernels(NumpyAttentionKernels):
 
     unpacked: up to how many tokens a product's pieces are of the kind that BLAS does not pack. Which kind is faster is
     the processor's. Packed ones on an AMD: with AVX-512 8 tokens go 1.3 times as fast and 16 tokens 1.5 to 1.7 times,
-    without it 2 to 3 times; and there so few as `VECTORS` are multiplied one by one. Unpacked ones on an Intel with
+    without it 2 to 3 times; and so few as `VECTORS` are multiplied one by one. Unpacked ones on an Intel with
     AVX-512 whose cores multiply 100 GFLOP/s each. `refdiff bench --rows product:8` measures.
     """
 
@@ -112,7 +112,7 @@ class NumpyKernels(NumpyAttentionKernels):
         The loop over pieces and tokens is NumPy's own, over stacked matrices, so that threads need not wait for Python.
         """
         (N, K), outputs = flat.shape, len(weight)
-        rows = max(CACHED // K, 4)
+        rows = max(IN_CACHE // K, 4)
         y = self._workspace.empty((N, outputs), np.result_type(flat, weight))
         flat = np.ascontiguousarray(flat)
 
