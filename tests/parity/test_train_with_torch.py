@@ -31,9 +31,13 @@ def test_both_reach_the_same_validation_loss(tmp_path: Path, wiring: str, optimi
         *f"{sizes} {course}".split(),
     ]
     assert refdiff_command(words) == 0
-    train_with_torch.main([str(out), "-o", str(tmp_path / "found.jsonl")])
+    again = [str(out), "-o", str(tmp_path / "found.jsonl"), "--keep", str(tmp_path / "state.pt")]
+    train_with_torch.main([*again, "--steps", "10"])  # stopped after 10; the next goes on from 8
+    train_with_torch.main(again)
     found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert [record["step"] for record in found] == [8, 16, 24]
     assert found[-1]["refdiff"] < 0.9 * found[0]["refdiff"]
     for record in found:
         assert record["ratio"] == pytest.approx(1, abs=1e-3)
+    train_with_torch.main([str(out), "-o", str(tmp_path / "at_once.jsonl")])
+    assert [json.loads(line) for line in (tmp_path / "at_once.jsonl").read_text().splitlines()] == found

@@ -1,10 +1,11 @@
 """The run of `refdiff train` once more, by transformers and torch: the same weights, rows, optimizer and schedule.
 
-    python -m tests.parity.train_with_torch RUN [--steps N] [-o FILE]
+    python -m tests.parity.train_with_torch RUN [--steps N] [-o FILE] [--keep STATE]
 
 RUN is the folder of a run of `refdiff train`, finished or not. Its model is drawn again from its seed and trained by
 torch's autograd, `torch.optim.AdamW` and, where the run has it, `torch.optim.Muon`. At each step at which the run
-looked at its validation loss, both are printed side by side.
+looked at its validation loss, both are printed side by side, and with --keep everything that the next step needs is
+written, so that the same command goes on after it was stopped.
 """
 
 from __future__ import annotations
@@ -75,12 +76,29 @@ def validation(model: Any, corpus: Corpus, context: int, batch: int, most: int |
     return total / count
 
 
+def keep(path: Path, step: int, model: Any, made: Sequence[torch.optim.Optimizer]) -> None:
+    """Write the state after `step` steps, whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    torch.save({"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in made]}, new)
+    new.replace(path)
+
+
+def kept(path: Path, model: Any, made: Sequence[torch.optim.Optimizer]) -> int:
+    """Take up a state that `keep` wrote, and return its number of steps."""
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, one in zip(made, state["optimizers"], strict=True):
+        optimizer.load_state_dict(one)
+    return int(state["step"])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and print both validation losses where the run has one."""
     parser = argparse.ArgumentParser("python -m tests.parity.train_with_torch", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, help="stop after so many (default: all of the run's)")
     parser.add_argument("-o", "--output", type=Path, help="write a line of JSON for each comparison here too")
+    parser.add_argument("--keep", type=Path, metavar="STATE", help="go on from this file where it is, and keep it new")
     args = parser.parse_args(argv)
     folder, about = checkpoint.latest(args.run)
     s = about["settings"]
@@ -91,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     theirs = {record["step"]: record["validation"] for record in log if "validation" in record}
     model = first_model(folder, s["seed"])
     made, rows = optimizers(model, s), corpus.rows("train", s["context"])
-    for step in range(args.steps or s["steps"]):
+    done = kept(args.keep, model, made) if args.keep and args.keep.exists() else 0
+    for step in range(done, args.steps or s["steps"]):
         order = row_order(rows, s["seed"], step * s["batch"], s["batch"])
         for part in np.split(order, s["accumulate"]):
             (loss_of(model, *corpus.batch("train", part, s["context"])) / s["accumulate"]).backward()
@@ -113,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.output:
                 with args.output.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
+            if args.keep:
+                keep(args.keep, step + 1, model, made)
     return 0
 
 
