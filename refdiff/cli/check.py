@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.print_spec and not args.selftest:
         inputs = None if args.file is None else _read(args.file)[1]
-        sys.stdout.write(json.dumps(spec_of(args, inputs)[0].to_dict(), ensure_ascii=False, indent=2) + "\n")
+        spec, _ = spec_of(args, inputs, source=args.file or "")
+        sys.stdout.write(json.dumps(spec.to_dict(), ensure_ascii=False, indent=2) + "\n")
         return 0
     if args.selftest == (args.file is not None):
         raise UsageError("give a FILE, or --selftest, and not both; --inputs tells what a FILE holds")
@@ -48,7 +49,7 @@ def _check(args: argparse.Namespace) -> int:
     given, inputs, dout = _read(args.file)
     if not given:
         raise UsageError(f"{args.file} holds {', '.join(sorted(inputs))}, but nothing to judge: out, lse1, dq, ...")
-    spec, read = spec_of(args, inputs)
+    spec, read = spec_of(args, inputs, source=args.file or "")
     recipe = recipe_of(args.recipe, inputs)
     from refdiff.oracle.check import check
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PRESETS = ("hf_diffllama", "ms_v1", "ms_v1_naive", "timm", "phi4flash", "motif", "diff_v2", "gda")
 OUTPUTS = ("out", "lse1", "lse2")
+OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim) is \d|\d+ query heads")
+"""How what a Spec says of its dimensions begins."""
 
 
 def add_spec(
@@ -64,11 +67,16 @@ def parts(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
 
 
 def spec_of(
-    args: argparse.Namespace, inputs: Mapping[str, Any] | None, small: Callable[[str], Spec] | None = None
+    args: argparse.Namespace,
+    inputs: Mapping[str, Any] | None,
+    small: Callable[[str], Spec] | None = None,
+    *,
+    source: str = "",
 ) -> tuple[Spec, str]:
     """Return the spec that the flags describe, and in words what of it was read off the inputs, if anything was.
 
-    Without inputs a preset has the dimensions of `small`, and where --spec names it the depth too.
+    Without inputs a preset has the dimensions of `small`, and where --spec names it the depth too. `source` is the file
+    of the inputs, for what is said of them.
 
     Raises:
         UsageError: there is none such.
@@ -85,7 +93,7 @@ def spec_of(
             names = (*DIMENSIONS, "layer") if args.spec in PRESETS else DIMENSIONS
             fields = {**{name: getattr(small(given["preset"]), name) for name in names}, **fields}
         if inputs is not None:
-            read = _read_off(fields, inputs)
+            read = _read_off(fields, inputs, source)
             fields |= read
             said = _said(read, inputs)
         of = {"preset": given["preset"]} if "preset" in given else {}  # which may refuse what the fields alone may have
@@ -96,7 +104,7 @@ def spec_of(
         hint = ""
         if inputs is None and "lacks" in str(error):
             hint = f"; --set FIELD=N gives one{', a FILE has them' if small is None else ''}"
-        if said and inputs is not None and "q" in inputs:
+        if said and inputs is not None and "q" in inputs and OF_HEADS.match(str(error)):
             hint = "; where they are (B, T, H, d), .transpose(0, 2, 1, 3) puts them right"
         raise UsageError(f"{_source(args)}{error}{said}{hint}") from error
 
@@ -108,13 +116,16 @@ def _source(args: argparse.Namespace) -> str:
     return f"{' '.join([args.spec, *(f'--set {word}' for word in args.set)])}: "
 
 
-def _read_off(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+def _read_off(fields: Mapping[str, Any], inputs: Mapping[str, Any], source: str) -> dict[str, int]:
     from refdiff.oracle.dimensions import dimensions
 
     try:
         return dimensions(fields, inputs)
     except ValueError as error:
-        raise UsageError(f"{error}{': --set head_dim=N' if str(error).endswith('give head_dim') else ''}") from error
+        where = f"{source}: " if source else ""
+        raise UsageError(
+            f"{where}{error}{': --set head_dim=N' if str(error).endswith('give head_dim') else ''}"
+        ) from error
 
 
 def _said(read: Mapping[str, int], inputs: Mapping[str, Any]) -> str:
@@ -134,8 +145,12 @@ def recipe_of(name: str, inputs: Mapping[str, Any] | None = None) -> Recipe:
 
     of = name
     if name == "auto" and inputs is not None:
-        source = "q" if "q" in inputs else "x"
-        name, of = str(inputs[source].dtype), f"auto, the type of {source}"
+        first = "q" if "q" in inputs else "x"
+        name, of = str(inputs[first].dtype), f"auto, the type of {first}"
+        if others := {str(inputs[n].dtype) for n in ("k", "v") if n in inputs} - {name}:
+            raise UsageError(
+                f"{first} is {name}, but k or v is {', '.join(sorted(others))}: say with --recipe what it rounds"
+            )
     described = json_fields(name) if name.endswith(".json") else name
     try:
         return Recipe.of(described)

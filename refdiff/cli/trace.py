@@ -43,7 +43,7 @@ def _record_spec(args: argparse.Namespace) -> int:
     from refdiff.oracle.tracing import trace
 
     _, inputs, _ = parts(read_arrays(args.of)[0])
-    spec, read = spec_of(args, inputs)
+    spec, read = spec_of(args, inputs, source=args.of)
     try:
         traced = trace(spec, inputs, maps=args.maps)
     except (ValueError, TypeError) as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refdiff.oracle.check import check
+from refdiff.oracle.outputs import outputs_of
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
 
@@ -34,6 +35,7 @@ def assert_close(
         AssertionError: the verdict, then the first divergence, then up to three diagnoses.
         ValueError, TypeError: as `check`.
     """
+    actual = outputs_of(actual, spec, inputs, dout)
     verdict = check(actual, spec, inputs, recipe=recipe, dout=dout)
     if verdict:
         return

@@ -14,7 +14,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.bound import bounds, lambda_error
 from refdiff.oracle.ensemble import members_of, quantised, score_errors
 from refdiff.oracle.forward import project
-from refdiff.oracle.input_checks import no_numbers
+from refdiff.oracle.input_checks import check_kinds, no_numbers
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.judge import judge_lse, judge_rows, judge_sums
 from refdiff.oracle.lse import other_sums
@@ -155,7 +155,9 @@ def budget(
 
     Raises:
         ValueError: inputs that do not fit `spec`, a number of members that there is not.
+        TypeError: `spec` is no Spec, `inputs` no mapping, or something in it no array.
     """
+    check_kinds(spec, inputs)
     recipe = Recipe.of(recipe)
     exact = quantised(inputs, recipe)
     heard = Recorder()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refdiff.oracle.budget import budget
+from refdiff.oracle.outputs import outputs_of
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.verdict import Verdict
@@ -25,7 +26,8 @@ def check(
     Args:
         actual: an output, or a mapping with any of out, lse1, lse2, lambda_full and, with `dout`, gradients under d and
             the input's name (dq, dk, dv, dlambda_q1, …); arrays of any library. A log-sum-exp in bfloat16 or float16
-            may be off by that type's rounding, in any other by float32's.
+            may be off by that type's rounding, in any other by float32's. Or a function that computes them:
+            `kernel(spec, inputs)`, or with `dout` too, `kernel(spec, inputs, dout=None)`.
         recipe: what the kernel rounds, or a type's name for the usual: "float32", "tf32", "bfloat16", "float16".
         dout: what the gradients were pulled back from, of the shape of the output.
         members: how many legal orders the budget is made of, 2 to 8.
@@ -34,4 +36,5 @@ def check(
         ValueError: inputs, shapes or names that do not fit `spec`.
         TypeError: something is no array.
     """
-    return budget(spec, inputs, recipe, members=members, dout=dout).judge(actual)
+    allowed = budget(spec, inputs, recipe, members=members, dout=dout)
+    return allowed.judge(outputs_of(actual, spec, inputs, dout))

@@ -9,10 +9,28 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.any_array import any_array, is_float
-from refdiff.oracle.inputs import BOOLEANS, INTEGERS, is_layer, options, shapes
+from refdiff.oracle.inputs import BOOLEANS, INTEGERS, VECTORS, is_layer, options, shapes
 from refdiff.oracle.spec import Spec
 
 Numpy = np.ndarray[Any, Any]
+LAMBDAS = (*VECTORS, "lambda_logits", "lambda_proj.weight", "lambda_full")
+"""λ's inputs, each of which some spec takes and others do not: none is a slip for another."""
+
+
+def check_kinds(spec: Any, inputs: Any) -> None:
+    """Say which argument is something else than a spec and a dictionary.
+
+    Raises:
+        TypeError: `spec` is no Spec, or `inputs` no mapping.
+    """
+    if isinstance(spec, str):
+        raise TypeError(
+            f"spec is {spec!r}, but must be a Spec: Spec.preset({spec!r}, query_heads=H, key_heads=K, head_dim=d)"
+        )
+    if not isinstance(spec, Spec):
+        raise TypeError(f"spec is of type {type(spec).__name__}, but must be a Spec; the outputs come before it")
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"inputs are of type {type(inputs).__name__}, but must be a mapping from names to arrays")
 
 
 def check_inputs(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, int]:
@@ -54,6 +72,7 @@ def as_float64(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, Numpy]:
     Raises:
         ValueError, TypeError: as `check_inputs`.
     """
+    check_kinds(spec, inputs)
     arrays = {name: any_array(x, name) for name, x in inputs.items()}
     check_inputs(spec, arrays)
     kinds: dict[str, Any] = dict.fromkeys(INTEGERS, np.int64) | dict.fromkeys(BOOLEANS, np.bool_)
@@ -89,7 +108,7 @@ def _check_names(spec: Spec, inputs: Mapping[str, Any]) -> None:
     must, may = shapes(spec, inputs), options(inputs)
     for name in inputs:
         if name not in must and name not in may:
-            near = difflib.get_close_matches(name, [*must, *may], 1)
+            near = () if name in LAMBDAS else difflib.get_close_matches(name, [*must, *may], 1)
             raise ValueError(
                 f"{name!r} is no input of this spec{f', did you mean {near[0]!r}?' if near else ''}: it takes "
                 f"{', '.join(must)}, and may have {', '.join(may)}"

@@ -1,7 +1,8 @@
-"""What a kernel hands back: arrays of floating-point numbers by their names, or the output alone."""
+"""What a kernel hands back: arrays of floating-point numbers by their names, or the output alone; or the kernel."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.oracle.any_array import any_array, is_float
+from refdiff.oracle.spec import Spec
 
 
 def output(x: Any, name: str = "out") -> NDArray[Any]:
@@ -38,6 +40,24 @@ def output_alone(found: Any, wanted_by: str) -> NDArray[Any]:
         names = ", ".join(map(str, found)) or "nothing"
         raise ValueError(f"the outputs lack 'out', which {wanted_by} is about: they hold {names}; give out too")
     return output(found["out"] if isinstance(found, Mapping) else found)
+
+
+def outputs_of(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
+    """Return what a kernel computed: `actual` itself, or where that is a function what it gives for these inputs.
+
+    The function is `kernel(spec, inputs)`, or `kernel(spec, inputs, dout=None)`, as the conformance suite calls it. The
+    inputs go to it as they are.
+
+    Raises:
+        ValueError: it returned NotImplemented.
+    """
+    if not callable(actual) or hasattr(actual, "shape"):
+        return actual
+    more = {"dout": dout} if "dout" in inspect.signature(actual).parameters else {}
+    found = actual(spec, inputs, **more)
+    if found is NotImplemented:
+        raise ValueError("the kernel returned NotImplemented: it does not serve these inputs")
+    return found
 
 
 def _hint(dtype: np.dtype[Any]) -> str:

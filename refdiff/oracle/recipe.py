@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+import numpy as np
 
 from refdiff.oracle.rounding import FORMATS
 
@@ -59,7 +61,9 @@ class Recipe:
             allowed = STORAGE if name == "storage" else tuple(dict.fromkeys((self.storage, "float32")))
             if value not in allowed:
                 also = " (the storage type, or float32)" if name != "storage" else ""
-                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}{also}{_near(value)}")
+                raise ValueError(
+                    f"{name} is {value!r}, but must be one of {', '.join(allowed)}{also}{_near(value, allowed)}"
+                )
             object.__setattr__(self, name, value)
         if self.matmul not in MATMUL or self.exp not in EXP:
             raise ValueError(
@@ -70,10 +74,10 @@ class Recipe:
             raise ValueError(f"matmul is 'tf32', which cuts float32 operands, but storage is {self.storage!r}")
 
     @staticmethod
-    def of(what: Recipe | str | Mapping[str, Any], **changes: Any) -> Recipe:
+    def of(what: Recipe | str | type | np.dtype[Any] | Mapping[str, Any], **changes: Any) -> Recipe:
         """Return a recipe as it is, or the one that a type's name stands for; "tf32" is float32 with tf32 products.
 
-        A mapping has fields by name, as an object of JSON does.
+        A mapping has fields by name, as an object of JSON does. A type of NumPy or torch stands for its name.
 
         Raises:
             ValueError: a name that is no type's or no field's; as the class.
@@ -88,9 +92,11 @@ class Recipe:
                     hint = f", did you mean {near[0]!r}?" if near else ":"
                     raise ValueError(f"{name!r} is no field of a Recipe{hint} there are {', '.join(known)}")
             return Recipe(**{**what, **changes})
+        if not isinstance(what, str):
+            what = getattr(what, "__name__", str(what)).rpartition(".")[2]  # numpy.float32, torch.bfloat16, a dtype
         if what == "tf32":
             return Recipe(**{"storage": "float32", "matmul": "tf32", **changes})
-        if not isinstance(what, str) or ALIASES.get(what, what) not in STORAGE:
+        if ALIASES.get(what, what) not in STORAGE:
             raise ValueError(f"no recipe is called {what!r}: there are float32, tf32, bfloat16, float16{_near(what)}")
         return Recipe(**{"storage": what, **changes})
 
@@ -118,11 +124,12 @@ class Recipe:
         return asdict(self)
 
 
-def _near(value: Any) -> str:
-    """What is likely to be meant by the name of a type that is none."""
+def _near(value: Any, allowed: Sequence[str] = ("tf32", *STORAGE)) -> str:
+    """What is likely to be meant by the name of a type that is none, or not one of these."""
     if value == "tf32":
         return ". tf32 is how float32 is multiplied: storage='float32', matmul='tf32'"
     if value in ("float64", "fp64", "double"):
         return ". float64 is what the truth is computed in; a kernel is judged by what it rounds to"
-    near = difflib.get_close_matches(str(value).rpartition(".")[2], ("tf32", *STORAGE, *ALIASES), 1)
+    names = [*allowed, *(alias for alias, name in ALIASES.items() if name in allowed)]
+    near = [] if value in STORAGE else difflib.get_close_matches(str(value).rpartition(".")[2], names, 1, cutoff=0.7)
     return f"; did you mean {near[0]!r}?" if near else ""

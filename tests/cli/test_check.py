@@ -85,7 +85,7 @@ def test_gradients_npz_and_json_files(tmp_path: Path, capsys: Capture) -> None:
         (["{folder}/inputs.safetensors"], "nothing to judge"),
         (["{folder}/outputs.safetensors"], "no q and no x"),
         (["{folder}/layer.safetensors"], "the inputs lack q_proj.weight"),
-        (["{folder}/flat.safetensors"], "q has shape (3,), but must be (B, H, T, d)"),
+        (["{folder}/flat.safetensors"], "flat.safetensors: q has shape (3,), but must be (B, H, T, d)"),
     ],
 )
 def test_wrong_usage(words: list[str], message: str, tmp_path: Path, capsys: Capture) -> None:

@@ -92,6 +92,9 @@ def test_swapped_axes_are_said_where_dimensions_are_read() -> None:
         spec_of(_args(), swapped)
     with pytest.raises(UsageError, match=r"query_heads 5, key_heads 7, head_dim 6: read off q, which is taken as"):
         spec_of(_args(), swapped)
+    with pytest.raises(UsageError, match="window is -1, but must be ") as of_no_axis:
+        spec_of(_args("--set", "window=-1"), draw(small("hf_diffllama")))
+    assert "transpose" not in str(of_no_axis.value)
 
 
 def test_a_layer_that_says_too_little() -> None:
@@ -158,6 +161,11 @@ def test_what_the_arrays_lack_is_not_the_file_of_the_spec(tmp_path: Path) -> Non
         spec_of(_args("--spec", str(tmp_path / "spec.json")), {"q": np.ones((1, 2, 3, 4))})
 
 
+def test_the_file_of_arrays_is_named() -> None:
+    with says(UsageError, "mine.npz: q has shape (3,), but must be (B, H, T, d)"):
+        spec_of(_args(), {"q": np.ones(3), "k": np.ones(3)}, source="mine.npz")
+
+
 def test_recipes(tmp_path: Path) -> None:
     recipe = Recipe("float16", p="float32")
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
@@ -174,3 +182,7 @@ def test_recipes(tmp_path: Path) -> None:
         recipe_of(str(path))
     with pytest.raises(UsageError, match=r"\A--recipe auto, the type of q: no recipe is called 'float64': "):
         recipe_of("auto", {"q": np.ones(3)})
+    mixed = {"q": np.ones(3, np.float16), "k": np.ones(3, np.float32), "v": np.ones(3, np.float16)}
+    with says(UsageError, "q is float16, but k or v is float32: say with --recipe what it rounds"):
+        recipe_of("auto", mixed)
+    assert recipe_of("bf16", mixed) == Recipe("bfloat16")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 
 from refdiff.oracle.assert_close import assert_close
+from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
 from tests.oracle.inputs import draw, small
 
@@ -30,6 +34,19 @@ def test_row_and_name_of_the_mistake() -> None:
     with pytest.raises(AssertionError) as without:
         assert_close({"out": wrong}, spec, x, recipe="float32", diagnose=False)
     assert "diagnosis" not in str(without.value)
+
+
+def test_a_function_is_called_once_and_its_mistake_named() -> None:
+    spec = small("hf_diffllama")
+    x, calls = draw(spec, dtype=np.float32), []
+
+    def kernel(spec: Spec, inputs: Mapping[str, Any]) -> Any:
+        calls.append(spec)
+        return truth(spec.replace(rope="interleaved"), inputs).out
+
+    with pytest.raises(AssertionError, match="the_other_pairs_turn"):
+        assert_close(kernel, spec, x, recipe="float32")
+    assert calls == [spec]
 
 
 def test_gradients_alone() -> None:

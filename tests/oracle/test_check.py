@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from refdiff.oracle.check import check
 from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
 from tests.oracle.inputs import draw, small
 
@@ -60,3 +64,40 @@ def test_nan_in_an_input_is_said() -> None:
     assert note in str(verdict)
     x["q"][:] = np.nan
     assert check(truth(spec, x).out, spec, x, recipe="float32").status == "inconclusive"
+
+
+def test_a_function_is_called_with_these_inputs() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+
+    def kernel(spec: Spec, inputs: Mapping[str, Any]) -> Any:
+        assert inputs is x
+        return {"out": truth(spec, inputs, want=("out",)).out}
+
+    def with_gradients(spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
+        return {"dq": truth(spec, inputs, dout=dout).grads["q"]}
+
+    dout = np.ones((2, spec.heads, 5, spec.out_dim), dtype=np.float32)
+    assert list(check(kernel, spec, x, recipe="float32").tensors) == ["out"]
+    assert check(kernel, spec, x, recipe="float32", dout=dout)
+    assert list(check(with_gradients, spec, x, recipe="float32", dout=dout).tensors) == ["dq"]
+    assert not check(lambda s, i: -kernel(s, i)["out"], spec, x, recipe="float32")
+    with pytest.raises(ValueError, match="the kernel returned NotImplemented: it does not serve these inputs"):
+        check(lambda _, __: NotImplemented, spec, x, recipe="float32")
+
+
+def test_arguments_of_another_kind_or_in_another_order() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+    wrong: Any
+    for wrong, message in (
+        ("ms_v1", r"spec is 'ms_v1', but must be a Spec: Spec\.preset\('ms_v1', query_heads=H"),
+        (x["q"], "spec is of type ndarray, but must be a Spec; the outputs come before it"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            check(x["q"], wrong, x, recipe="float32")
+        with pytest.raises(TypeError, match=message):
+            truth(wrong, x)
+    wrong = list(x)
+    with pytest.raises(TypeError, match="inputs are of type list, but must be a mapping from names to arrays"):
+        check(x["q"], spec, wrong, recipe="float32")

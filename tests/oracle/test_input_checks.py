@@ -36,6 +36,7 @@ def test_lengths_by_letter() -> None:
     [
         (HF, {"q": None}, "the inputs lack q .B, H, T, d."),
         (HF, {"norm_weigth": np.zeros(12)}, "'norm_weigth' is no input of this spec"),
+        (V2, {"lambda_k1": np.zeros(6)}, "'lambda_k1' is no input of this spec: it takes q, k, v, lambda_logits"),
         (MS, {"norm_wieght": np.zeros(12)}, "did you mean 'norm_weight'"),
         (HF, {"q": np.zeros((2, 6, 5, 6))}, "as many heads as the output; query_heads counts those of both maps"),
         (HF, {"q": np.zeros((2, 5, 12, 6))}, r"swapped; .transpose\(0, 2, 1, 3\) puts them right"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ml_dtypes
+import numpy as np
 import pytest
 
 from refdiff.oracle.recipe import Recipe
@@ -57,11 +59,29 @@ def test_refuses_what_no_kernel_does(fields: dict[str, str], message: str) -> No
         ("bfloat61", "; did you mean 'bfloat16'"),
         ("float64", ". float64 is what the truth is computed in"),
         ("int8", "float16$"),
+        ("int32", "float16$"),
     ],
 )
 def test_a_typo_in_a_name(name: str, hint: str) -> None:
     with pytest.raises(ValueError, match=f"no recipe is called '{name}': there are float32, tf32, .*{hint}"):
         Recipe.of(name)
+
+
+def test_a_type_stands_for_its_name() -> None:
+    for name in ("float32", "float16"):
+        assert Recipe.of(getattr(np, name)) == Recipe.of(np.dtype(name)) == Recipe(name)
+    assert Recipe.of(ml_dtypes.bfloat16) == Recipe("bfloat16")
+    with pytest.raises(ValueError, match="no recipe is called 'int8'"):
+        Recipe.of(np.int8)
+
+
+def test_a_field_that_is_wider_is_not_suggested() -> None:
+    with pytest.raises(
+        ValueError, match=r"p is 'bfloat16', but must be one of float32 \(the storage type, or float32\)$"
+    ):
+        Recipe("float32", p="bf16")
+    with pytest.raises(ValueError, match=r"p is 'bfloat61', .*did you mean 'bfloat16'"):
+        Recipe("bfloat16", p="bfloat61")
 
 
 def test_fields_as_json_has_them() -> None:
