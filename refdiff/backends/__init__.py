@@ -122,8 +122,7 @@ def untouched(function: Callable[..., Any]) -> bool:
 
 def _with_parts_from(ops: Ops, function: Callable[..., Any], names: set[str]) -> Callable[..., Any]:
     """Fill the keyword-only arguments of `function` that are named like layers from `ops`, when it is called."""
-    parameters = inspect.signature(function).parameters.values()
-    parts = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in names]
+    parts = [name for name in _keyword_only(_innermost(function)) if name in names]
     if not parts:
         return function
 
@@ -132,3 +131,24 @@ def _with_parts_from(ops: Ops, function: Callable[..., Any], names: set[str]) ->
         return function(*args, **{**{part: getattr(ops, part) for part in parts}, **kwargs})
 
     return bound
+
+
+def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `functools.wraps` was put around again and again: its signature is theirs."""
+    inner: Callable[..., Any] = inspect.unwrap(function, stop=lambda f: hasattr(f, "__signature__"))
+    return inner
+
+
+def _keyword_only(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of arguments; of layers they are read once, which takes longer than a small layer does."""
+    return (
+        _of_layer(function) if getattr(layers, getattr(function, "__name__", ""), None) is function else _read(function)
+    )
+
+
+def _read(function: Callable[..., Any]) -> tuple[str, ...]:
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+_of_layer = functools.cache(_read)
