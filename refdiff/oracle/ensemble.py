@@ -17,6 +17,7 @@ from refdiff.oracle.rounded_attention import scores_of_maps
 from refdiff.oracle.rounded_layers import rounded_ops
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.sequences import Inputs, sequences
+from refdiff.oracle.side_by_side import in_orders
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.streams import scores, streams
 from refdiff.oracle.truth import truth
@@ -60,7 +61,8 @@ def members_of(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: N
     """
     if not 2 <= members <= len(MEMBERS):
         raise ValueError(f"members is {members}, but there are 2 to {len(MEMBERS)}")
-    return [evaluate(spec, inputs, recipe, order, dout) for order in (*DRAWS, *MEMBERS[:members])]
+    orders = (*DRAWS, *MEMBERS[:members])
+    return in_orders(lambda order: evaluate(spec, inputs, recipe, order, dout), orders, inputs)
 
 
 def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tuple[Numpy, Numpy]:
