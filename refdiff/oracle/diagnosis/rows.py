@@ -1,0 +1,104 @@
+"""Outputs by rows, each sequence by itself, and places of rows and columns in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import ops_for
+from refdiff.oracle.budget import Budget
+from refdiff.oracle.diagnosis.boxes import boxes, every, indices, worded
+from refdiff.oracle.forward import out_shape, project
+from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.sequences import Inputs, sequences
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.statistics import RowBudget
+from refdiff.oracle.visible import visible
+
+Numpy = np.ndarray[Any, Any]
+NAMES = {"b": "sequence", "h": "head", "t": "token"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An output and its budget, each sequence by itself.
+
+    keys: how many keys each row sees. real: the rows that are no padding of shorter sequences.
+    """
+
+    actual: Numpy
+    budget: RowBudget
+    keys: Numpy
+    real: Numpy
+
+    @staticmethod
+    def of(actual: Numpy, known: Budget) -> Rows:
+        """From an output and the budget of its inputs."""
+        b, inputs = known.tensors["out"], known.inputs
+        keys = _keys(known.spec, as_float64(known.spec, inputs))
+        real = np.ones(b.rows.shape, dtype=np.bool_)
+        if "cu_seqlens_q" not in inputs:
+            return Rows(actual, b, keys, real)
+        starts, axis = np.asarray(inputs["cu_seqlens_q"]), b.axes.split().index("t")
+        actual, expected, rows, bounds, doubtful, keys, real = (
+            _apart(x, starts, axis) for x in (actual, b.expected, b.rows, b.bounds, b.doubtful, keys, real)
+        )
+        return Rows(actual, replace(b, expected=expected, rows=rows, bounds=bounds, doubtful=doubtful), keys, real)
+
+    @property
+    def stored(self) -> Numpy:
+        """The truth as its type holds it."""
+        return round_to(self.budget.expected, self.budget.storage)
+
+    def place(self, some: Numpy, counted: Numpy, columns: Numpy | None = None) -> Place:
+        """Rows, and columns of them, in words."""
+        axes = self.budget.axes.split()
+        found = boxes(some, counted)
+        words = [worded(box, counted, [NAMES[a] for a in axes]) for box in found]
+        shaped = bool(words) and None not in words
+        text = " and ".join(word for word in words if word) if shaped else f"{some.sum()} of {self.real.sum()} rows"
+        part = {}
+        if shaped and len(found) == 1:
+            of = {a: (found[0][n], every(found[0], counted, n)) for n, a in enumerate(axes)}
+            part = {a: (inside, whole) for a, (inside, whole) in of.items() if len(inside) < len(whole)}
+        if columns is None or columns.all():
+            return Place(text, shaped, part)
+        where = np.flatnonzero(columns)
+        word = indices("column", where, np.arange(len(columns))) or f"{len(where)} of {len(columns)} columns"
+        return Place(f"{word} of {text or 'every row'}", shaped, part, where)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Some rows in words, "" where they are all, and whether they have a shape; and columns of them, if not all.
+
+    part: where they are one box, the indices that it takes of an axis, and all there are, of each axis that it divides.
+    """
+
+    text: str
+    shaped: bool
+    part: dict[str, tuple[Numpy, Numpy]]
+    columns: Numpy | None = None
+
+
+def _apart(x: Numpy, starts: Numpy, axis: int) -> Numpy:
+    """Sequences that lie one after another along an axis, one below the other along the first, zeros after them."""
+    longest = int(np.max(np.diff(starts), initial=0))
+    made = np.zeros((len(starts) - 1, *x.shape[1:axis], longest, *x.shape[axis + 1 :]), dtype=x.dtype)
+    to, of = np.moveaxis(made, axis, 1), np.moveaxis(x, axis, 1)
+    for n in range(len(starts) - 1):
+        to[n, : starts[n + 1] - starts[n]] = of[0, starts[n] : starts[n + 1]]
+    return made
+
+
+def _keys(spec: Spec, inputs: Inputs) -> Numpy:
+    """How many keys each row sees."""
+    core = project(spec, inputs, ops_for()) if is_layer(inputs) else inputs
+    found = np.zeros(out_shape(spec, core)[:3], dtype=np.int64)
+    for part in sequences(core):
+        found[part.batch, :, part.queries] = visible(spec, part.inputs).sum(axis=-1)
+    return found.max(axis=1, initial=0) if is_layer(inputs) else found
