@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,12 @@ Numpy = np.ndarray[Any, Any]
 
 
 def blind_spots(
-    spec: Spec, inputs: Mapping[str, Any], recipe: Recipe | str | None = None, *, known: Budget | None = None
+    spec: Spec,
+    inputs: Mapping[str, Any],
+    recipe: Recipe | str | None = None,
+    *,
+    known: Budget | None = None,
+    among: Container[str] | None = None,
 ) -> tuple[Deviation, ...]:
     """Return the deviations that a test on these inputs lets pass.
 
@@ -30,6 +35,7 @@ def blind_spots(
     Args:
         recipe: what the kernel rounds; None asks for what is hidden even without any rounding.
         known: the budget of these inputs, if you have it.
+        among: names of those that are asked for; None is all.
 
     Raises:
         ValueError: inputs that do not fit `spec`.
@@ -41,6 +47,8 @@ def blind_spots(
     right = output(Problem(spec, exact))
     blind = []
     for deviation in deviations(revealing(spec), kind_of(exact)):
+        if among is not None and deviation.name not in among:
+            continue
         wrong = output_of(spec, exact, deviation)
         if wrong is None or right is None or not _is_seen(wrong, right, allowed):
             blind.append(deviation)

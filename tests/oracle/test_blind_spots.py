@@ -44,7 +44,9 @@ def test_a_known_budget_is_not_computed_again() -> None:
     spec = small_spec("hf_diffllama")
     inputs = draw(spec, Structure(2, 7, 9), "natural", 0)
     known = budget(spec, inputs, "bfloat16")
-    assert blind_spots(spec, inputs, known=known) == blind_spots(spec, inputs, "bfloat16")
+    every = blind_spots(spec, inputs, "bfloat16")
+    assert blind_spots(spec, inputs, known=known) == every
+    assert blind_spots(spec, inputs, known=known, among={"layer_norm", every[1].name}) == every[1:2]
 
 
 def test_effect_is_in_budgets_of_a_row() -> None:

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.blind_spots import blind_spots
+from refdiff.oracle.blind_spots import blind_spots, output_of, revealing
 from refdiff.oracle.budget import Budget, budget
-from refdiff.oracle.deviations.deviation import deviated, output
+from refdiff.oracle.deviations.deviation import Deviation, deviated, output
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.fits import fits
 from refdiff.oracle.diagnosis.places import damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
-from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.diagnosis.sub_case import Parts
+from refdiff.oracle.diagnosis.variants import Target, is_wrong, off
 from refdiff.oracle.input_checks import as_float64
 from refdiff.oracle.outputs import output_alone
 from refdiff.oracle.recipe import Recipe
@@ -92,7 +93,7 @@ def diagnose(
     if "fail" not in verdicts:
         if beside := _beside(known, outs):
             return Ranking(NONE_FITS, notes=beside)
-        return Ranking(NO_DEVIATION, notes=_hidden(spec, several, recipe, known))
+        return Ranking(NO_DEVIATION, notes=_hidden(spec, targets, known))
     kinds = {kind_of(x) for x in several}
     if len(kinds) > 1:
         raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
@@ -134,11 +135,26 @@ def _beside(known: list[Budget], given: list[Any]) -> tuple[str, ...]:
     return tuple(said.values())
 
 
-def _hidden(spec: Spec, inputs: list[Mapping[str, Any]], recipe: Recipe, known: list[Budget]) -> tuple[str, ...]:
-    """What none of the inputs could show."""
-    blind = [blind_spots(spec, x, recipe, known=b) for x, b in zip(inputs, known, strict=True)]
-    everywhere = [d.name for d in blind[0] if all(d.name in {o.name for o in other} for other in blind[1:])]
-    return (f"these inputs could not show {len(everywhere)} deviations: {', '.join(everywhere)}",) if everywhere else ()
+def _hidden(spec: Spec, targets: tuple[Target, ...], known: list[Budget]) -> tuple[str, ...]:
+    """What none of the inputs could show; of large ones the whole is asked where a part does not show it."""
+    names: list[str] | None = None
+    for target, b in zip(targets, known, strict=True):
+        parts = Parts.of(spec, (target,))
+        every = deviations(revealing(spec), kind_of(target.inputs))
+        left = {d.name for d in every if (names is None or d.name in names) and not _shown(spec, parts, d)}
+        names = [d.name for d in blind_spots(spec, b.inputs, known=b, among=left)]
+    return (f"these inputs could not show {len(names)} deviations: {', '.join(names)}",) if names else ()
+
+
+def _shown(spec: Spec, parts: Parts, deviation: Deviation) -> bool:
+    """Whether a part of a large case shows a deviation."""
+    on = parts.which((deviation,))
+    if on is parts.whole:
+        return False
+    wrong = [output_of(spec, t.inputs, deviation) for t in on]
+    return any(
+        x is not None and x.shape == t.expected.shape and is_wrong(off(t, x)) for x, t in zip(wrong, on, strict=True)
+    )
 
 
 def _how_close(closest: list[Candidate], pairs: bool) -> str:
@@ -185,7 +201,7 @@ def _told_apart(case: Case, recipe: Recipe, candidates: list[Candidate]) -> int:
             elif not np.array_equal(np.isfinite(a), np.isfinite(b)):
                 count += 1
             else:
-                off = root_mean_square(np.where(np.isfinite(a), a - b, 0.0))
+                apart = root_mean_square(np.where(np.isfinite(a), a - b, 0.0))
                 size = np.maximum(known.rows["out"], recipe.u * root_mean_square(np.where(np.isfinite(a), a, 0.0)))
-                count += float(np.max(over(off, size), initial=0.0)) > APART
+                count += float(np.max(over(apart, size), initial=0.0)) > APART
     return count

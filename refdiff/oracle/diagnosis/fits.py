@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.fit_lambda import fit_lambda
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.variants import Numpy, Target, judged, quick_residual
+from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
+from refdiff.oracle.diagnosis.variants import NEAR, Numpy, Target, is_wrong, judged, off, quick_residual
 from refdiff.oracle.spec import Spec
 
 COARSE, FINE = 33, 40
@@ -21,23 +22,38 @@ LONGEST = 256
 def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
     """Return the numbers with which the output passes: λ and scale by head, scale of scores, ε, base, window, order.
 
-    Of an output that is wrong in one place only (`local`), those that differ by head or by token.
+    Of an output that is wrong in one place only (`local`), those that differ by head or by token. Of a large case they
+    are fitted to a part, and held against the whole where that passes.
     """
-    found = [*fit_lambda(spec, targets), *_window(spec, targets), *_order_of_heads(targets)]
+    parts = Parts.of(spec, targets)
+    found = [*_lambda(spec, parts), *_window(spec, parts), *_order_of_heads(targets)]
     if not local:
         unit = spec.scale or spec.head_dim**-0.5
-        found += _number(spec, targets, "scale", unit, 1 / 30, 30.0, "scores are multiplied by")
+        found += _number(spec, parts, "scale", unit, 1 / 30, 30.0, "scores are multiplied by")
     if spec.norm != "none" and not local:
-        found += _number(spec, targets, "norm_eps", 1.0, 1e-12, 1.0, "ε of the norm is")
+        found += _number(spec, parts, "norm_eps", 1.0, 1e-12, 1.0, "ε of the norm is")
     if spec.rope != "none" and not local:
-        found += _number(spec, targets, "rope_theta", 1.0, 30.0, 1e8, "the base of RoPE is")
+        found += _number(spec, parts, "rope_theta", 1.0, 30.0, 1e8, "the base of RoPE is")
     return tuple(sorted((f for f in found if f.fits), key=lambda f: f.residual))
 
 
-def passes(problems: Iterable[Problem], targets: tuple[Target, ...]) -> tuple[bool, float]:
-    """Whether all outputs pass as those of these problems, and the largest residual."""
+def _lambda(spec: Spec, parts: Parts) -> list[Fit]:
+    """λ of the part, and if that passes of the whole."""
+    found: list[Fit] = []
+    for targets in parts.in_turn(parts.small):
+        found = fit_lambda(spec, targets)
+        if not all(f.fits for f in found):
+            break
+    return found
+
+
+def passes(changed: Spec, parts: Parts) -> tuple[bool, float]:
+    """Whether all outputs pass as those of another spec, and the largest residual."""
     worst = 0.0
-    for problem, target in zip(problems, targets, strict=True):
+    for target in (t for targets in parts.in_turn(parts.last) for t in targets):
+        problem = Problem(changed, target.inputs)
+        if parts.are_parts and quick_residual(target, output(problem)) > NEAR:
+            return False, np.inf
         fits_one, residual = judged(problem, target)
         worst = max(worst, residual)
         if not fits_one:
@@ -45,11 +61,9 @@ def passes(problems: Iterable[Problem], targets: tuple[Target, ...]) -> tuple[bo
     return True, worst
 
 
-def _number(
-    spec: Spec, targets: tuple[Target, ...], field: str, unit: float, low: float, high: float, words: str
-) -> list[Fit]:
+def _number(spec: Spec, parts: Parts, field: str, unit: float, low: float, high: float, words: str) -> list[Fit]:
     """Fit one field on a logarithmic scale between low and high units."""
-    target = targets[0]
+    target = parts.last[0]
 
     def residual(log: float) -> float:
         changed = spec.replace(**{field: unit * math.exp(log)})
@@ -57,8 +71,7 @@ def _number(
 
     best, _ = smallest(residual, np.linspace(math.log(low), math.log(high), COARSE))
     value = unit * math.exp(best)
-    changed = spec.replace(**{field: value})
-    good, worst = passes((Problem(changed, t.inputs) for t in targets), targets)
+    good, worst = passes(spec.replace(**{field: value}), parts)
     now = spec.head_dim**-0.5 if field == "scale" and spec.scale is None else getattr(spec, field)
     return [Fit(field, value, f"{words} {value:.4g}, where the spec has {now:.4g}", worst, good)]
 
@@ -85,18 +98,22 @@ def smallest(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
     return (x, at_x) if at_x <= values[n] else (float(grid[n]), values[n])
 
 
-def _window(spec: Spec, targets: tuple[Target, ...]) -> list[Fit]:
-    """Try every window."""
-    target = targets[0]
+def _window(spec: Spec, parts: Parts) -> list[Fit]:
+    """Try every window, where the last queries, which lose most keys by one, are wrong."""
+    target = parts.last[0]
     keys = target.inputs["k"].shape[2] if "k" in target.inputs else 0
     tried = range(1, min(keys, LONGEST) + 1)
-    if not tried:
+    if not tried or (parts.are_parts and _last_are_right(target)):
         return []
     residuals = [quick_residual(target, output(Problem(spec.replace(window=w), target.inputs))) for w in tried]
     w = tried[int(np.argmin(residuals))]
-    good, worst = passes((Problem(spec.replace(window=w), t.inputs) for t in targets), targets)
+    good, worst = passes(spec.replace(window=w), parts)
     now = "all keys" if spec.window is None else str(spec.window)
     return [Fit("window", w, f"a query sees {w} keys, itself among them, where the spec has {now}", worst, good)]
+
+
+def _last_are_right(target: Target) -> bool:
+    return not is_wrong(off(target, target.actual)[:, :, -FEWEST:])
 
 
 def _order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:

@@ -9,22 +9,26 @@ from itertools import combinations
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
+from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike
 from refdiff.oracle.diagnosis.told_apart import (
+    Evidence,
+    Set,
     each_function_once,
     hidden_beside,
     those_that_point_to_no_other,
     those_the_right_one_points_to,
 )
-from refdiff.oracle.diagnosis.variants import NEAR, Judgement, Numpy, Target, explained, judgement, quick_residual
+from refdiff.oracle.diagnosis.variants import NEAR, Judgement, Numpy, Target, explained, judgement, off, quick_residual
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.statistics import over, root_mean_square
 
 FINALISTS = 16
 ALWAYS = 3
 """So many get a budget of their own however far they are: a wrong kernel may round much worse than a right one."""
+LEAST = 0.5
+"""Of the squared difference: what is far off, and explains less, does not."""
 AS_GOOD = 2.0
 """A name whose residual is more than this many times the best one's is not the one, though it may pass by itself."""
 NEAR_ON_FEW = 3 * NEAR
@@ -42,8 +46,6 @@ NEARLY_RIGHT = (
 
 NO_PAIRS = "no pairs were tried: none of two deviations is wrong, or NaN, in such a place and leaves the rest as it is"
 NO_PAIRS_OF_LARGE = "no pairs were tried: they are not, where inputs are large and only one place is wrong, or NaN"
-
-Set = tuple[Deviation, ...]
 
 
 def search(
@@ -64,7 +66,8 @@ def search(
     only, and in all other rows `right`, both of a pair must leave those as they are.
     """
     parts = Parts.of(spec, targets)
-    nearly_right = _passes_as_right(spec, parts.whole)
+    nearly_right = _passes_as_right(spec, parts)
+    evidence: Evidence = {}
     closest: list[Candidate] = []
     left: set[str] = set()
     for count in range(1, 2 if nearly_right else max_deviations + 1):
@@ -78,22 +81,22 @@ def search(
         if not sets:
             return [], closest, (NO_PAIRS if parts.cost <= MOST else NO_PAIRS_OF_LARGE,)
         scored = list(_scored(spec, parts, sets, left))
-        found = _ranked(spec, parts, scored, nearly_right)
+        found = _ranked(spec, parts, scored, nearly_right, evidence)
         closest = sorted([*closest, *found], key=lambda c: (-c.explains, len(c.deviations)))[:3]
         if fitting := [c for c in found if c.fits]:
-            return fitting, closest, _beside(spec, parts, fitting, known)
+            return fitting, closest, _beside(spec, parts, fitting, known, evidence)
     return [], closest, (NEARLY_RIGHT,) if nearly_right else _said(left)
 
 
-def _beside(spec: Spec, parts: Parts, fitting: list[Candidate], known: Set) -> tuple[str, ...]:
+def _beside(spec: Spec, parts: Parts, fitting: list[Candidate], known: Set, evidence: Evidence) -> tuple[str, ...]:
     """What may be wrong as well, where there is one name."""
-    hidden = hidden_beside(spec, parts, fitting[0], known) if len(fitting) == 1 else []
+    hidden = hidden_beside(spec, parts, fitting[0], known, evidence) if len(fitting) == 1 else []
     return (f"beside it these inputs could not show {len(hidden)} more: {', '.join(hidden)}",) if hidden else ()
 
 
-def _passes_as_right(spec: Spec, targets: tuple[Target, ...]) -> bool:
+def _passes_as_right(spec: Spec, parts: Parts) -> bool:
     """Whether outputs that failed pass where they are judged as wide as those of a wrong kernel."""
-    found = (judgement(Problem(spec, t.inputs), t) for t in targets)
+    found = (judgement(Problem(spec, t.inputs), t) for targets in parts.in_turn(parts.small) for t in targets)
     return all(j is not None and j.fits for j in found)
 
 
@@ -113,16 +116,9 @@ def _misses(target: Target, wrong: Numpy | None) -> bool:
     """Whether deviations leave the row that is furthest off as a right kernel gives it: no budget makes up for that."""
     if wrong is None or wrong.shape != target.expected.shape or not target.rows.size:
         return False
-    off, change = (_off(target, x) for x in (target.actual, wrong))
-    at = np.unravel_index(int(np.argmax(off)), off.shape)
-    return bool(off[at] > NEAR and change[at] <= 1.0)
-
-
-def _off(target: Target, x: Numpy) -> Numpy:
-    """How far each row is from the truth, in its budget; of what is NaN or infinite nothing is known."""
-    known = np.isfinite(x) & np.isfinite(target.expected)
-    y = np.where(known, target.expected, 0.0)
-    return over(root_mean_square(np.where(known, x, 0.0) - y), target.rows)
+    now, change = (off(target, x) for x in (target.actual, wrong))
+    at = np.unravel_index(int(np.argmax(now)), now.shape)
+    return bool(now[at] > NEAR and change[at] <= 1.0)
 
 
 def _leaves(spec: Spec, parts: Parts, deviation: Deviation, right: tuple[Numpy, ...]) -> bool:
@@ -132,7 +128,7 @@ def _leaves(spec: Spec, parts: Parts, deviation: Deviation, right: tuple[Numpy, 
         wrong = None if problem is None else output(problem)
         if wrong is None or wrong.shape != target.expected.shape:
             return False
-        if np.max(_off(target, wrong)[rows], initial=0.0) > UNSEEN:
+        if np.max(off(target, wrong)[rows], initial=0.0) > UNSEEN:
             return False
     return parts.cost <= MOST
 
@@ -168,17 +164,19 @@ def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> It
             yield found
 
 
-def _ranked(spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool) -> list[Candidate]:
+def _ranked(
+    spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool, evidence: Evidence
+) -> list[Candidate]:
     """Those that are near with a residual in their own budget, on all of the targets; and those that come closest."""
     scored.sort(key=lambda c: (c.residual, -c.explains))
-    evidence: dict[Set, list[Judgement]] = {}
-    near = [c for n, c in enumerate(scored[:FINALISTS]) if c.residual < (NEAR if n >= ALWAYS else np.inf)]
+    first = scored[:FINALISTS]
+    near = [c for n, c in enumerate(first) if c.residual < NEAR or (n < ALWAYS and c.explains >= LEAST)]
     final = [_judged(spec, parts, c, evidence) for c in near]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
     if nearly_right:
         fitting = those_the_right_one_points_to(spec, fitting, evidence, parts)
     fitting = [c for c in fitting if c.residual <= AS_GOOD * fitting[0].residual]
-    fitting = each_function_once(spec, parts.whole, fitting)
+    fitting = each_function_once(spec, fitting, evidence, kind_of(parts.whole[0].inputs))
     fitting = those_that_point_to_no_other(fitting, evidence, parts)
     best = sorted(scored, key=lambda c: -c.explains)[:3]
     seen = {c.deviations for c in final}
@@ -201,24 +199,20 @@ def _quick(spec: Spec, targets: tuple[Target, ...], some: Set, near: float) -> C
     return Candidate(some, residual, min(shares), False)
 
 
-def _judged(spec: Spec, parts: Parts, candidate: Candidate, evidence: dict[Set, list[Judgement]]) -> Candidate:
+def _judged(spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence) -> Candidate:
     """Judge a candidate where it was scored, and on the whole where it fits there."""
-    on = parts.which(candidate.deviations)
-    for target in parts.whole:
-        problem = deviated(spec, target.inputs, candidate.deviations)
-        if problem is not None and _misses(target, output(problem)):
+    found: list[list[Judgement]] = []
+    for targets in parts.in_turn(parts.which(candidate.deviations)):
+        problems = [deviated(spec, t.inputs, candidate.deviations) for t in targets]
+        if any(p is not None and _misses(t, output(p)) for p, t in zip(problems, targets, strict=True)):
             return candidate
-    for targets in (on, parts.whole):
         residual, kept = 0.0, []
-        for target in targets:
-            problem = deviated(spec, target.inputs, candidate.deviations)
-            found = None if problem is None else judgement(problem, target)
-            residual = max(residual, np.inf if found is None else found.residual)
-            if found is None or not found.fits:
+        for problem, target in zip(problems, targets, strict=True):
+            one = None if problem is None else judgement(problem, target, stop=parts.are_parts)
+            residual = max(residual, np.inf if one is None else one.residual)
+            if one is None or not one.fits:
                 return replace(candidate, residual=residual)
-            kept.append(found)
-        if targets is on:
-            evidence[candidate.deviations] = kept
-        if on is parts.whole:
-            break
+            kept.append(one)
+        found.append(kept)
+    evidence[candidate.deviations] = (found[0], found[-1])
     return replace(candidate, residual=residual, fits=True)

@@ -1,15 +1,15 @@
-"""A small part of a large case, on which most deviations act as they do on the whole: its first or its last tokens."""
+"""A small part of a large case, on which most deviations act as they do on the whole: some tokens of one sequence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.deviations.listed import kind_of
-from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.diagnosis.variants import Numpy, Target, is_wrong, off
 from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
 
@@ -26,9 +26,10 @@ OF_QUERIES = ("mask align", "cache", "concat", "rope offset")
 
 @dataclass(frozen=True)
 class SubCase:
-    """The target of a part, and which rows of the whole it is: sequence 0, queries `rows`."""
+    """The target of a part, and which rows of the whole it is: of this sequence, queries `rows`."""
 
     target: Target
+    sequence: int
     rows: slice
 
 
@@ -53,21 +54,65 @@ def reduced(spec: Spec, target: Target, most: int | None = None, *, all_keys: bo
     if kind_of(inputs) != "dense" or 0 in target.actual.shape or cost(spec, inputs) <= most:
         return None
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    first = T == S and spec.causal != "none" and not all_keys
+    first = _by_first_tokens(spec, target) and not all_keys
     if spec.causal == "top_left" and not first:
         return None  # which keys the last queries see depends on how many come before
     by_row = cost(spec, inputs) // (inputs["q"].shape[0] * T)
     n = int(np.sqrt(most * S / by_row)) if first else most // by_row
     n = min(T, max(n, FEWEST))
-    rows = slice(0, n) if first else slice(T - n, T)
-    part = _part(inputs, rows, slice(0, n) if first else slice(None), (T, S))
-    at = (slice(0, 1), slice(None), rows)
-    return SubCase(Target(part, target.actual[at], target.expected[at], target.rows[at], target.recipe), rows)
+    return _sub_case(target, 0, slice(0, n), n) if first else _sub_case(target, 0, slice(T - n, T), S)
+
+
+def furthest_off(spec: Spec, target: Target, usual: SubCase, *, all_keys: bool = False) -> SubCase | None:
+    """Return the row of a large case that is furthest off, where the usual part is right and it is not; else None.
+
+    It has the rows before it, or, where those need keys that come later, the rows after it.
+    """
+    wrong = _wrong(target)
+    if spec.causal == "top_left" or not is_wrong(wrong) or is_wrong(_wrong(usual.target)):
+        return None
+    T, S = target.inputs["q"].shape[2], target.inputs["k"].shape[2]
+    sequence, _, t = (int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+    if all_keys or spec.causal == "none" or S - T + t < 0:
+        return _sub_case(target, sequence, slice(max(0, min(t, T - FEWEST)), T), S)
+    return _sub_case(target, sequence, slice(max(0, t - FEWEST + 1), t + 1), S - T + t + 1)
+
+
+def _wrong(target: Target) -> Numpy:
+    """How far off the rows are: where NaN and ∞ stand in other places, as far as can be."""
+    other = np.any(np.isfinite(target.actual) != np.isfinite(target.expected), axis=-1)
+    return np.where(other, np.inf, off(target, target.actual))
+
+
+def _parts(spec: Spec, target: Target, most: int, *, all_keys: bool = False, alone: bool = False) -> list[Target]:
+    """The usual part of a large target, and what is beside or instead of it; nothing of a small one."""
+    usual = reduced(spec, target, most, all_keys=all_keys)
+    other = None if usual is None else furthest_off(spec, target, usual, all_keys=all_keys)
+    if usual is None or other is None:
+        return [] if usual is None else [usual.target]
+    right = replace(usual.target, right=True)
+    return [other.target] if all_keys else [right] if alone else [right, other.target]
+
+
+def _by_first_tokens(spec: Spec, target: Target) -> bool:
+    return bool(target.inputs["q"].shape[2] == target.inputs["k"].shape[2] and spec.causal != "none")
+
+
+def _sub_case(target: Target, sequence: int, rows: slice, keys: int) -> SubCase:
+    """These queries of a sequence, and its first keys."""
+    at = (slice(sequence, sequence + 1), slice(None), rows)
+    part = _part(target.inputs, sequence, rows, slice(0, keys))
+    some = Target(part, target.actual[at], target.expected[at], target.rows[at], target.recipe)
+    return SubCase(some, sequence, rows)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Targets whole, and the parts of them on which deviations are tried."""
+    """Targets whole, and the parts of them on which deviations are tried.
+
+    Where the usual part of a target is right, `small` has the row that is furthest off beside it, and `last` that row
+    and all after it instead.
+    """
 
     whole: tuple[Target, ...]
     small: tuple[Target, ...]
@@ -80,13 +125,18 @@ class Parts:
         """Reduce each target, where it is large."""
 
         def parts(most: int, **how: bool) -> tuple[Target, ...]:
-            found = [reduced(spec, t, most, **how) for t in targets]
+            found = [_parts(spec, t, most, **how) for t in targets]
             if not any(found):
                 return targets  # itself, so that nothing is judged twice
-            return tuple(t if f is None else f.target for t, f in zip(targets, found, strict=True))
+            return tuple(part for t, some in zip(targets, found, strict=True) for part in some or [t])
 
         total = sum(cost(spec, t.inputs) if "q" in t.inputs and "k" in t.inputs else 0 for t in targets)
-        return Parts(targets, parts(LARGE), parts(TINY), parts(LARGE, all_keys=True), total)
+        return Parts(targets, parts(LARGE), parts(TINY, alone=True), parts(LARGE, all_keys=True), total)
+
+    @property
+    def are_parts(self) -> bool:
+        """Whether the targets are so large that parts of them are tried."""
+        return self.small is not self.whole
 
     def which(self, some: Iterable[Deviation]) -> tuple[Target, ...]:
         """The smallest part, but for `tiny`, on which these deviations together act as on the whole."""
@@ -95,24 +145,34 @@ class Parts:
             return self.whole
         return self.last if axes & set(OF_KEYS) else self.small
 
+    def in_turn(self, part: tuple[Target, ...]) -> list[tuple[Target, ...]]:
+        """A part and then the whole, where that is another: what fails on the part need not be tried on the whole."""
+        return [part] if part is self.whole else [part, self.whole]
 
-def _part(inputs: Inputs, rows: slice, keys: slice, lengths: tuple[int, int]) -> Inputs:
-    """Sequence 0, some queries and some keys of every input."""
-    along: dict[str, tuple[slice | int, ...]] = {
-        "q": (slice(0, 1), slice(None), rows),
-        "k": (slice(0, 1), slice(None), keys),
-        "v": (slice(0, 1), slice(None), keys),
-        "q_positions": (slice(0, 1), rows),
-        "k_positions": (slice(0, 1), keys),
-        "key_mask": (slice(0, 1), keys),
-        "lambda_logits": (slice(0, 1), rows),
+
+def _part(inputs: Inputs, sequence: int, rows: slice, keys: slice) -> Inputs:
+    """Of one sequence some queries and some keys of every input."""
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    along: dict[str, tuple[slice, ...]] = {
+        "q": (slice(None), rows),
+        "k": (slice(None), keys),
+        "v": (slice(None), keys),
+        "q_positions": (rows,),
+        "k_positions": (keys,),
+        "key_mask": (keys,),
+        "lambda_logits": (rows,),
     }
-    part = {name: x[along[name]] if name in along else x for name, x in inputs.items()}
-    if "lambda_full" in part and part["lambda_full"].ndim == 3:
-        part["lambda_full"] = part["lambda_full"][0:1, :, rows]
+    if "lambda_full" in inputs and inputs["lambda_full"].ndim == 3:
+        along["lambda_full"] = (slice(None), rows)
+    part = {name: _of(x, sequence)[:, *along[name]] if name in along else x for name, x in inputs.items()}
     for name in ("mask", "bias"):
         if name in part:
-            x = part[name][(None,) * (4 - part[name].ndim)][0:1]
-            x = x[:, :, rows] if x.shape[2] == lengths[0] else x
-            part[name] = x[..., keys] if x.shape[3] == lengths[1] else x
+            x = _of(part[name][(None,) * (4 - part[name].ndim)], sequence)
+            x = x[:, :, rows] if x.shape[2] == T else x
+            part[name] = x[..., keys] if x.shape[3] == S else x
     return part
+
+
+def _of(x: Numpy, sequence: int) -> Numpy:
+    """One sequence of an array that has all of them, or one for all."""
+    return x if x.shape[0] == 1 else x[sequence : sequence + 1]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
-from refdiff.oracle.deviations.listed import kind_of, probes
+from refdiff.oracle.deviations.listed import probes
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Judgement, Target, judgement, row_budget
@@ -19,6 +18,9 @@ from refdiff.oracle.statistics import RowBudget
 from refdiff.oracle.verdict import FAIL
 
 Numpy = np.ndarray[Any, Any]
+Set = tuple[Deviation, ...]
+Evidence = dict[Set, tuple[list[Judgement], list[Judgement]]]
+"""Of what fits, how each target was judged: on the part where it was tried, and whole."""
 SAME = 1e-9
 SMALLEST = 1e-150
 """The least that a row is divided by: where all is zero nothing points anywhere."""
@@ -28,15 +30,15 @@ LEAST = 0.1
 """Of the way to the other: nobody's roundings are known better."""
 
 
-def each_function_once(spec: Spec, targets: tuple[Target, ...], fitting: list[Candidate]) -> list[Candidate]:
+def each_function_once(spec: Spec, fitting: list[Candidate], evidence: Evidence, kind: str) -> list[Candidate]:
     """Put candidates that are one function into one, the others' names in `also`: two keys crossed, or two queries."""
     if len(fitting) < 2:
         return fitting
-    inputs = [t.inputs for t in targets] + probes(spec, kind_of(targets[0].inputs))
+    probed = probes(spec, kind)
     kept: list[tuple[Candidate, list[Numpy | None]]] = []
     for candidate in fitting:
-        outs = []
-        for x in inputs:
+        outs: list[Numpy | None] = [j.wrong for j in evidence[candidate.deviations][1]]
+        for x in probed:
             problem = deviated(spec, x, candidate.deviations)
             outs.append(None if problem is None else output(problem))
         for n, (other, known) in enumerate(kept):
@@ -56,9 +58,7 @@ def equal(a: Numpy | None, b: Numpy | None) -> bool:
     return bool(np.allclose(a, b, rtol=0, atol=SAME * size, equal_nan=True))
 
 
-def those_that_point_to_no_other(
-    fitting: list[Candidate], evidence: Mapping[tuple[Deviation, ...], list[Judgement]], parts: Parts
-) -> list[Candidate]:
+def those_that_point_to_no_other(fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:
     """Drop a candidate that passes by itself, but whose error points to another one, as no order of it does.
 
     Equation:
@@ -69,14 +69,14 @@ def those_that_point_to_no_other(
     for b in fitting:
         rivals = [a for a in fitting if a is not b and parts.which(a.deviations) is parts.which(b.deviations)]
         if not any(
-            _points_to(evidence[b.deviations], evidence[a.deviations], parts.which(b.deviations)) for a in rivals
+            _points_to(evidence[b.deviations][0], evidence[a.deviations][0], parts.which(b.deviations)) for a in rivals
         ):
             kept.append(b)
     return kept or fitting
 
 
 def those_the_right_one_points_to(
-    spec: Spec, fitting: list[Candidate], evidence: Mapping[tuple[Deviation, ...], list[Judgement]], parts: Parts
+    spec: Spec, fitting: list[Candidate], evidence: Evidence, parts: Parts
 ) -> list[Candidate]:
     """Of candidates for an output that nearly passes as right, those to which it points from what a right kernel gives.
 
@@ -86,35 +86,38 @@ def those_the_right_one_points_to(
     for b in fitting:
         on = parts.which(b.deviations)
         right = [judgement(Problem(spec, t.inputs), t) for t in on]
-        if _points_to([j for j in right if j is not None], evidence[b.deviations], on):
+        if _points_to([j for j in right if j is not None], evidence[b.deviations][0], on):
             kept.append(b)
     return kept
 
 
-def hidden_beside(spec: Spec, parts: Parts, candidate: Candidate, known: tuple[Deviation, ...]) -> list[str]:
+def hidden_beside(spec: Spec, parts: Parts, candidate: Candidate, known: Set, evidence: Evidence) -> list[str]:
     """Names of deviations that may be there as well: with them a kernel gives no more than other roundings."""
     axes = {d.axis for d in candidate.deviations}
+    of_part, of_whole = evidence[candidate.deviations]
+    judged = {id(parts.which(candidate.deviations)): of_part, id(parts.whole): of_whole}
     own: dict[int, list[RowBudget]] = {}
 
     def shows(targets: tuple[Target, ...], some: list[Deviation]) -> bool:
         if id(targets) not in own:
-            own[id(targets)] = [_own_budget(spec, t, candidate) for t in targets]
+            found = judged.get(id(targets)) or [_own_judgement(spec, t, candidate) for t in targets]
+            own[id(targets)] = [row_budget(j.wrong, j.runs, t.recipe) for j, t in zip(found, targets, strict=True)]
         return any(_shows(spec, t, some, allowed) for t, allowed in zip(targets, own[id(targets)], strict=True))
 
     hidden = []
     for d in known:
         some = [x for x in known if x == d or x in candidate.deviations]
-        if d.axis not in axes and not shows(parts.which(some), some) and not shows(parts.whole, some):
+        if d.axis not in axes and not any(shows(targets, some) for targets in parts.in_turn(parts.which(some))):
             hidden.append(d.name)
     return hidden
 
 
-def _own_budget(spec: Spec, target: Target, candidate: Candidate) -> RowBudget:
+def _own_judgement(spec: Spec, target: Target, candidate: Candidate) -> Judgement:
     problem = deviated(spec, target.inputs, candidate.deviations)
     found = None if problem is None else judgement(problem, target)
     if found is None:
         raise ValueError(f"a kernel with {candidate.name} gives no output for these inputs")
-    return row_budget(found.wrong, found.runs, target.recipe)
+    return found
 
 
 def _shows(spec: Spec, target: Target, some: list[Deviation], allowed: RowBudget) -> bool:

@@ -20,7 +20,8 @@ from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.rounded_layers import rounded_ops
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.sequences import Inputs
-from refdiff.oracle.statistics import Limits, RowBudget, over, root_mean_square, slope
+from refdiff.oracle.side_by_side import in_orders
+from refdiff.oracle.statistics import LIMITS, Limits, RowBudget, over, root_mean_square, slope
 
 Numpy = np.ndarray[Any, Any]
 FLOOR = 0.29
@@ -30,21 +31,43 @@ LOOSE = Limits(row=4.5, bulk=2.0, element=4.5, slope=12.0)
 """Wider than for a right kernel: nobody knows in which order and where a wrong one rounds."""
 
 
+FIRST = (DRAWS[0], MEMBERS[1])
+"""Enough to see what is hopeless: one order in which everything is rounded at random, and one with λ off."""
+HOPELESS = 3 * LOOSE.row
+"""In the budget of those two: a row further off than this is not within that of all orders."""
+
+
 @dataclass(frozen=True)
 class Target:
-    """What is to be explained: an output of these inputs, the truth, what a right kernel may be off by in each row."""
+    """What is to be explained: an output of these inputs, the truth, what a right kernel may be off by in each row.
+
+    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is.
+    """
 
     inputs: Inputs
     actual: Numpy
     expected: Numpy
     rows: Numpy
     recipe: Recipe
+    right: bool = False
 
     @staticmethod
     def of(actual: Numpy, known: Budget) -> Target:
         """From an output and the budget of its inputs."""
         exact = as_float64(known.spec, known.inputs)
         return Target(exact, actual, known.expected["out"], known.rows["out"], known.recipe)
+
+
+def off(target: Target, x: Numpy) -> Numpy:
+    """How far each row is from the truth, in its budget; of what is NaN or infinite nothing is known."""
+    known = np.isfinite(x) & np.isfinite(target.expected)
+    y = np.where(known, target.expected, 0.0)
+    return over(root_mean_square(np.where(known, x, 0.0) - y), target.rows)
+
+
+def is_wrong(rows: Numpy) -> bool:
+    """Whether one of the rows is further off, in its budget, than a right kernel's."""
+    return bool(np.max(rows, initial=0.0) > LIMITS.row)
 
 
 def quick_residual(target: Target, wrong: Numpy | None) -> float:
@@ -63,9 +86,14 @@ def quick_residual(target: Target, wrong: Numpy | None) -> float:
 
 
 def explained(target: Target, wrong: Numpy | None) -> float:
-    """The share of the squared difference from the truth that is gone; 0 where it is more than before."""
+    """The share of the squared difference from the truth that is gone; 0 where it is more than before.
+
+    In a part that is right it is all, or 0 where it is wrong now.
+    """
     if wrong is None or wrong.shape != target.actual.shape:
         return 0.0
+    if target.right:
+        return float(not is_wrong(off(target, wrong)))
     known = np.isfinite(target.actual) & np.isfinite(wrong) & np.isfinite(target.expected)
     before, now = (float(np.sum((target.actual - x)[known] ** 2)) for x in (target.expected, wrong))
     return max(0.0, 1.0 - now / before) if before > 0 else 0.0
@@ -76,6 +104,7 @@ class Judgement:
     """An output held against that of a kernel with certain deviations.
 
     wrong: what they compute. rows: what such a kernel may be off by in each row; runs: what several orders of it give.
+    furthest: the error of the row that is furthest off, in its budget.
     """
 
     fits: bool
@@ -83,6 +112,7 @@ class Judgement:
     wrong: Numpy
     rows: Numpy
     runs: tuple[Numpy, ...]
+    furthest: float = 0.0
 
 
 def row_budget(wrong: Numpy, runs: Iterable[Numpy], recipe: Recipe) -> RowBudget:
@@ -102,16 +132,29 @@ def row_budget(wrong: Numpy, runs: Iterable[Numpy], recipe: Recipe) -> RowBudget
     return RowBudget(wrong, rows, np.full(rows.shape, np.inf), max(slopes), recipe.storage, "b h t", doubtful)
 
 
-def judgement(problem: Problem, target: Target, members: int = 3) -> Judgement | None:
-    """Hold the output against these deviations, with a budget of their own; None where the shapes differ."""
+def judgement(problem: Problem, target: Target, members: int = 3, *, stop: bool = False) -> Judgement | None:
+    """Hold the output against these deviations, with a budget of their own; None where the shapes differ.
+
+    With `stop` not all orders are tried where the first are enough to say that the output is none of them.
+    """
     wrong = output(problem)
     if wrong is None or wrong.shape != target.actual.shape:
         return None
-    runs = tuple(_rounded(problem, target.recipe, order) for order in (*DRAWS, *MEMBERS[:members]))
+    orders = (*DRAWS, *MEMBERS[:members])
+    runs: list[Numpy] = []
+    for some in (FIRST, tuple(o for o in orders if o not in FIRST)) if stop else (orders,):
+        runs += in_orders(lambda order: _rounded(problem, target.recipe, order), some, problem.inputs)
+        found = _judgement(wrong, tuple(runs), target)
+        if found.furthest > HOPELESS:
+            break
+    return found
+
+
+def _judgement(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgement:
     allowed = row_budget(wrong, runs, target.recipe)
     verdict = judge_rows("out", target.actual, allowed, LOOSE)
-    bulk = next((s.value for s in verdict.statistics if s.name == "bulk"), 0.0)
-    return Judgement(verdict.status != "fail", bulk, wrong, allowed.rows, runs)
+    values = {s.name: s.value for s in verdict.statistics}
+    return Judgement(verdict.status != "fail", values["bulk"], wrong, allowed.rows, runs, values["row"])
 
 
 def judged(problem: Problem, target: Target) -> tuple[bool, float]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.budget import budget
-from refdiff.oracle.deviations import Problem
 from refdiff.oracle.diagnosis.fits import fits, passes, smallest
+from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies.fixed import small_spec
@@ -54,9 +54,9 @@ def test_noise_has_no_fit() -> None:
 
 def test_all_targets_must_pass() -> None:
     t = target()
-    assert passes([Problem(SPEC, t.inputs)], (t,))[0]
+    assert passes(SPEC, Parts.of(SPEC, (t,)))[0]
     wrong = Target(t.inputs, 2 * t.actual, t.expected, t.rows, t.recipe)
-    assert not passes([Problem(SPEC, t.inputs)] * 2, (t, wrong))[0]
+    assert not passes(SPEC, Parts.of(SPEC, (t, wrong)))[0]
 
 
 def test_the_smallest_value_of_a_function() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.oracle.deviations import Problem, deviated, deviations, output
 from refdiff.oracle.diagnosis import sub_case
-from refdiff.oracle.diagnosis.sub_case import Parts, acts_alike, cost, reduced
+from refdiff.oracle.diagnosis.sub_case import Parts, SubCase, acts_alike, cost, furthest_off, reduced
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -20,7 +20,7 @@ def whole(spec: Spec, T: int, S: int, **more: Any) -> Target:
     inputs = {**draw(spec, T=T, S=S), **more}
     right = output(Problem(spec, inputs))
     assert right is not None
-    return Target(inputs, right, right, np.ones(right.shape[:-1]), Recipe.of("float32"))
+    return Target(inputs, right.copy(), right, np.ones(right.shape[:-1]), Recipe.of("float32"))
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,68 @@ def test_those_that_act_alike_do(T: int, S: int) -> None:
             assert a is not None
             assert b is not None
             assert np.allclose(a[:1, :, part.rows], b, rtol=0, atol=1e-10), d
+
+
+def furthest(spec: Spec, t: Target, **how: bool) -> SubCase:
+    usual = reduced(spec, t, 2000, **how)
+    assert usual is not None
+    found = furthest_off(spec, t, usual, **how)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("T", "S"), [(23, 23), (9, 23)])
+@pytest.mark.parametrize("all_keys", [False, True])
+def test_where_the_usual_rows_are_right_there_is_the_row_furthest_off(T: int, S: int, all_keys: bool) -> None:
+    spec = small("hf_diffllama")
+    t = whole(spec, T, S, key_mask=np.arange(S)[None] >= np.array([[2], [0]]))
+    t.actual[1, 2, 3] += 10
+    t.actual[1, 1, 2] += 5
+    part = furthest(spec, t, all_keys=all_keys)
+    assert part.sequence == 1
+    assert part.rows == (slice(3, T) if all_keys else slice(0, 4))
+    right = output(Problem(spec, part.target.inputs))
+    assert np.allclose(right, t.expected[1:, :, part.rows], rtol=0, atol=1e-12)
+    assert np.array_equal(part.target.actual, t.actual[1:, :, part.rows])
+    t.actual[1, 2, 5, 0] = np.nan
+    assert furthest(spec, t, all_keys=all_keys).rows == (slice(5, T) if all_keys else slice(2, 6))
+    t.actual[0, 0, [0, T - 1]] += 4
+    usual = reduced(spec, t, 2000, all_keys=all_keys)
+    assert usual is not None
+    assert furthest_off(spec, t, usual, all_keys=all_keys) is None
+
+
+def test_parts_of_an_output_that_is_wrong_in_one_place() -> None:
+    """What is right is kept beside it; with all keys, all rows that come after it have it among them."""
+    spec = small("hf_diffllama")
+    t = whole(spec, 23, 23)
+    t.actual[1, 2, 11] += 10
+    parts = Parts.of(spec, (t,))
+    assert [x.right for x in parts.small] == [True, False]
+    assert [x.actual.shape[2] for x in parts.small] == [parts.small[0].actual.shape[2], sub_case.FEWEST]
+    assert [x.right for x in parts.last] == [False]
+    assert parts.last[0].actual.shape[2] == 12
+    assert parts.in_turn(parts.small) == [parts.small, parts.whole]
+    assert parts.in_turn(parts.whole) == [parts.whole]
+
+
+@pytest.mark.parametrize(("T", "S"), [(23, 23), (20, 23)])
+def test_deviations_act_alike_around_the_row_furthest_off(T: int, S: int) -> None:
+    spec = small("hf_diffllama")
+    t = whole(spec, T, S)
+    t.actual[1, 2, 11] += 10
+    for all_keys, axes in ((False, ()), (True, sub_case.OF_KEYS)):
+        part = furthest(spec, t, all_keys=all_keys)
+        assert part.rows == (slice(11, T) if all_keys else slice(8, 12))
+        for d in deviations(spec):
+            if acts_alike(d) or d.axis in axes:
+                there, here = deviated(spec, t.inputs, [d]), deviated(spec, part.target.inputs, [d])
+                assert (there is None) == (here is None), d
+                if there is not None and here is not None:
+                    a, b = output(there), output(here)
+                    assert a is not None
+                    assert b is not None
+                    assert np.allclose(a[1:, :, part.rows], b, rtol=0, atol=1e-10), d
 
 
 def test_small_and_other_kinds_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

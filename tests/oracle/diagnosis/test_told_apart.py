@@ -23,8 +23,9 @@ def target(actual: np.ndarray) -> Target:
 
 def test_one_function_under_two_names() -> None:
     again = Candidate((named("hf_diffllama", "keys_crossed"),), 2.0, 1.0, True)
-    t = target(np.zeros((2, 6, 9, 32)))
-    found = each_function_once(CASE.spec, (t,), [A, again, B])
+    zeros = np.zeros((2, 6, 9, 32))
+    alike = [Judgement(True, 0.1, zeros, zeros[..., 0], ())]
+    found = each_function_once(CASE.spec, [A, again, B], {c.deviations: (alike, alike) for c in (A, B)}, "dense")
     assert [c.name for c in found] == ["keys_crossed", "layer_norm"]
     assert found[0].also == ("keys_crossed",)
     assert found[1].also == ()
@@ -50,7 +51,8 @@ def dropped(place: float, noise: float) -> list[str]:
     evidence = {}
     for candidate, f in ((A, a), (B, b)):
         runs = tuple(f + noise * rng.normal(size=f.shape) for _ in range(7))
-        evidence[candidate.deviations] = [Judgement(True, 0.1, f, rows, runs)]
+        judged = [Judgement(True, 0.1, f, rows, runs)]
+        evidence[candidate.deviations] = (judged, judged)
     t = (target(y),)
     return [c.name for c in those_that_point_to_no_other([A, B], evidence, Parts(t, t, t, t, 0))]
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from refdiff.oracle.budget import budget
 from refdiff.oracle.deviations import Problem, deviated, output
-from refdiff.oracle.diagnosis.variants import NEAR, Target, explained, judged, judgement, quick_residual, row_budget
+from refdiff.oracle.diagnosis.variants import (
+    FIRST,
+    HOPELESS,
+    NEAR,
+    Target,
+    explained,
+    is_wrong,
+    judged,
+    judgement,
+    off,
+    quick_residual,
+    row_budget,
+)
 from refdiff.oracle.recipe import Recipe
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
 
@@ -65,3 +79,28 @@ def test_a_budget_of_a_deviating_kernel_is_about_its_own_output() -> None:
     size = np.sqrt(np.mean(wrong**2, axis=-1))
     assert (allowed.rows >= 0.29 * 2**-8 * size * (1 - 1e-12)).all()
     assert np.median(allowed.rows / np.maximum(size, 1e-300)) < 0.05
+
+
+def test_what_is_hopeless_is_not_tried_in_every_order() -> None:
+    t = target()
+    for name, orders in (("layer_norm", 7), ("keys_crossed", len(FIRST))):
+        problem = deviated(CASE.spec, t.inputs, [named("hf_diffllama", name)])
+        assert problem is not None
+        every, some = judgement(problem, t), judgement(problem, t, stop=True)
+        assert every is not None
+        assert some is not None
+        assert len(every.runs) == 7
+        assert len(some.runs) == orders
+        assert some.fits == every.fits
+    assert some.furthest > HOPELESS
+
+
+def test_a_part_that_is_right_tells_what_changes_it() -> None:
+    t = target()
+    right = replace(t, actual=t.expected, right=True)
+    problem = deviated(CASE.spec, t.inputs, [WRONG])
+    assert problem is not None
+    assert explained(right, t.expected) == 1
+    assert explained(right, output(problem)) == 0
+    assert not is_wrong(off(right, t.expected))
+    assert is_wrong(off(right, t.actual))

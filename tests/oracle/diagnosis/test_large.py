@@ -1,0 +1,136 @@
+"""Large cases: what is tried on parts of them, how little on the whole, and that the names are right all the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.blind_spots import blind_spots
+from refdiff.oracle.deviations import deviation, deviations
+from refdiff.oracle.diagnosis import Ranking, variants
+from refdiff.oracle.diagnosis.diagnose import diagnose
+from refdiff.oracle.diagnosis.ranking import NO_DEVIATION, NONE_FITS, UNIQUE
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies.fixed import Case
+from refdiff.oracle.strategies.structure import Structure
+from refdiff.oracle.strategies.values import draw
+from tests.oracle.diagnosis.outputs import kernel
+
+SPEC = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)
+T = 150
+ORDERS = 7
+"""Of roundings, in which a candidate is judged that fits."""
+
+
+@lru_cache(maxsize=4)
+def case(dtype: str = "bfloat16", queries: int = T, keys: int = T, profile: str = "natural") -> Case:
+    shape = Structure(1, queries, keys)
+    return Case("large", profile, 0, dtype, SPEC, shape, draw(SPEC, shape, profile, 0, dtype))
+
+
+def wrong(*names: str, of: Case) -> np.ndarray:
+    out = kernel(of, [d for d in deviations(SPEC) if d.name in names])
+    assert out is not None
+    return out
+
+
+def ask(out: np.ndarray, of: Case, most: int = 2) -> Ranking:
+    return diagnose(out, SPEC, of.inputs, recipe=of.dtype, max_deviations=most)
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What is computed of all tokens: how often rounded, and how often as it is."""
+    count = Counter[str]()
+
+    def counted(name: str, f: Any, place: int) -> Any:
+        def call(*args: Any) -> Any:
+            inputs = args[place] if place else args[0].inputs
+            count[name] += inputs["q"].shape[2] == T
+            return f(*args)
+
+        return call
+
+    monkeypatch.setattr(variants, "_rounded", counted("rounded", variants._rounded, 0))
+    monkeypatch.setattr(deviation, "forward", counted("exact", deviation.forward, 1))
+    return count
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, 1.5])
+def test_of_one_tile_that_is_wrong_nothing_is_judged_on_the_whole(done: Counter[str], value: float) -> None:
+    out = wrong(of=case())
+    out[0, 3, 64:96] = value if value != 1.5 else value * out[0, 3, 64:96]
+    found = ask(out, case())
+    assert found.status == NONE_FITS
+    assert "in tokens 64 to 95 of head 3" in found.where[0]
+    assert not found.fits
+    assert not found.candidates
+    assert done["rounded"] == 0
+    assert done["exact"] < 15
+
+
+def test_of_noise_nothing_is_judged_on_the_whole(done: Counter[str]) -> None:
+    found = ask(np.random.default_rng(0).normal(size=(1, 4, T, 32)), case(), most=1)
+    assert found.status == NONE_FITS
+    assert not found.fits
+    assert done["rounded"] == 0
+    assert done["exact"] < 15
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "one_future_token_seen"])
+def test_one_name_is_judged_once_on_the_whole(done: Counter[str], name: str) -> None:
+    found = ask(wrong(name, of=case()), case(), most=1)
+    assert found.status == UNIQUE
+    assert found.name == name
+    assert done["rounded"] <= ORDERS + 2 * len(variants.FIRST)
+    assert done["exact"] < 40
+
+
+def test_a_deviation_that_shows_late_only_is_named() -> None:
+    """A window of 100 tokens: the first of them are right."""
+    windowed = SPEC.replace(window=100)
+    whole = case()
+    out = kernel(Case("", "natural", 0, "bfloat16", windowed, whole.structure, whole.inputs), [])
+    assert out is not None
+    found = ask(out, whole, most=1)
+    assert found.status == NONE_FITS
+    assert [(f.parameter, f.value) for f in found.fits] == [("window", 100)]
+
+
+def test_a_right_output_and_what_it_could_not_show(done: Counter[str]) -> None:
+    found = ask(wrong(of=case()), case())
+    assert found.status == NO_DEVIATION
+    assert done["exact"] < 50
+    hidden = [d.name for d in blind_spots(SPEC, case().inputs, "bfloat16")]
+    assert found.notes == (f"these inputs could not show {len(hidden)} deviations: {', '.join(hidden)}",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_together_are_named(dtype: str) -> None:
+    for names in (("layer_norm", "scale_left_out"), ("keys_crossed", "one_future_token_seen")):
+        found = ask(wrong(*names, of=case(dtype)), case(dtype))
+        assert found.status == UNIQUE
+        assert {d.name for d in found.candidates[0].deviations} == set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "keys", "profile"), [("bfloat16", T, "natural"), ("float32", T + 20, "identify")])
+def test_all_singles_are_named(dtype: str, keys: int, profile: str) -> None:
+    """Or they are hidden; the name of no other is given."""
+    of = case(dtype, T, keys, profile)
+    hidden = {d.name for d in blind_spots(SPEC, of.inputs, dtype)}
+    answers = {}
+    for n, d in enumerate(deviations(SPEC)):
+        out = kernel(of, [d], n)
+        if out is not None:
+            found = ask(out, of, most=1)
+            answers[d.name] = found.name or found.status
+    assert len(answers) > 50
+    unnamed = {name: answer for name, answer in answers.items() if answer != name}
+    assert set(unnamed.values()) <= {NO_DEVIATION}, unnamed
+    assert set(unnamed) <= hidden
