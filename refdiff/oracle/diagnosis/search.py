@@ -28,7 +28,7 @@ FINALISTS = 16
 ALWAYS = 3
 """So many get a budget of their own however far they are: a wrong kernel may round much worse than a right one."""
 LEAST = 0.5
-"""Of the squared difference: what is far off, and explains less, does not."""
+"""Of the squared difference: of large inputs what is far off, and explains less, does not."""
 AS_GOOD = 2.0
 """A name whose residual is more than this many times the best one's is not the one, though it may pass by itself."""
 NEAR_ON_FEW = 3 * NEAR
@@ -169,8 +169,8 @@ def _ranked(
 ) -> list[Candidate]:
     """Those that are near with a residual in their own budget, on all of the targets; and those that come closest."""
     scored.sort(key=lambda c: (c.residual, -c.explains))
-    first = scored[:FINALISTS]
-    near = [c for n, c in enumerate(first) if c.residual < NEAR or (n < ALWAYS and c.explains >= LEAST)]
+    least = LEAST if parts.are_parts else 0.0
+    near = [c for n, c in enumerate(scored[:FINALISTS]) if c.residual < NEAR or (n < ALWAYS and c.explains >= least)]
     final = [_judged(spec, parts, c, evidence) for c in near]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
     if nearly_right:

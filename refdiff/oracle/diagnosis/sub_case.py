@@ -88,10 +88,12 @@ def _parts(spec: Spec, target: Target, most: int, *, all_keys: bool = False, alo
     """The usual part of a large target, and what is beside or instead of it; nothing of a small one."""
     usual = reduced(spec, target, most, all_keys=all_keys)
     other = None if usual is None else furthest_off(spec, target, usual, all_keys=all_keys)
-    if usual is None or other is None:
-        return [] if usual is None else [usual.target]
-    right = replace(usual.target, right=True)
-    return [other.target] if all_keys else [right] if alone else [right, other.target]
+    if usual is None:
+        return []
+    right = replace(usual.target, right=other is not None or not is_wrong(_wrong(target)))
+    if other is None or alone:
+        return [right]
+    return [other.target] if all_keys else [right, other.target]
 
 
 def _by_first_tokens(spec: Spec, target: Target) -> bool:

@@ -105,6 +105,10 @@ def test_parts_of_an_output_that_is_wrong_in_one_place() -> None:
     assert parts.last[0].actual.shape[2] == 12
     assert parts.in_turn(parts.small) == [parts.small, parts.whole]
     assert parts.in_turn(parts.whole) == [parts.whole]
+    assert parts.are_parts
+    assert [x.right for x in Parts.of(spec, (whole(spec, 23, 23),)).small] == [True]
+    t.actual[0, 0, 0] += 4
+    assert [x.right for x in Parts.of(spec, (t,)).small] == [False]
 
 
 @pytest.mark.parametrize(("T", "S"), [(23, 23), (20, 23)])
