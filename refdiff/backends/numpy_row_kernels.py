@@ -26,6 +26,9 @@ ELEMENTS = 2**17
 SUMMED = 2**15
 """How many of them where rows are summed: a sum of sums of few is more exact."""
 
+LARGE_BLOCK = 2**18
+"""How many of them where a block takes many steps on columns: threads that often ask for Python wait for each other."""
+
 COLUMNS = 512
 """How many tokens an elementwise step handles at a time where they lie side by side."""
 
@@ -129,7 +132,11 @@ class NumpyRowKernels:
         """Take the part along x from the gradient; the weight's is summed block by block, in their order."""
         if not eps >= 0 or x.size == 0 or g.shape != x.shape or (weight is not None and weight.shape != x.shape[-1:]):
             return NotImplemented
-        dx = np.empty(x.shape, np.result_type(g, x) if weight is None else np.result_type(g, x, weight))
+        dtype = np.result_type(g, x) if weight is None else np.result_type(g, x, weight)
+        columns, of_columns = feature_major(x), feature_major(g)
+        if columns is not None and of_columns is not None:
+            return self._norm_columns_vjp(of_columns, columns, weight, eps, *self._like(x, dtype))
+        dx = np.empty(x.shape, dtype)
         into = dx.reshape(-1, x.shape[-1])
         rows, gradients = x.reshape(into.shape), g.reshape(into.shape)
         sums: dict[int, FloatArray] = {}
@@ -154,6 +161,40 @@ class NumpyRowKernels:
         if weight is None:
             return dx, None
         return dx, np.sum([sums[start] for start in sorted(sums)], axis=0)
+
+    def _norm_columns_vjp(
+        self,
+        g: FloatArray,
+        x: FloatArray,
+        weight: FloatArray | None,
+        eps: float,
+        dx: FloatArray,
+        into: FloatArray,
+    ) -> tuple[FloatArray, FloatArray | None]:
+        """Do the same for g and x (groups, features, tokens), with sums over features and tokens as products."""
+        groups, features, tokens = x.shape
+        ones = np.ones(features, x.dtype)
+        w = ones if weight is None else weight
+        sums: dict[tuple[int, int], FloatArray] = {}
+
+        def block(at: tuple[int, slice]) -> None:
+            piece, h, out = x[at[0], :, at[1]], g[at[0], :, at[1]], into[at[0], :, at[1]]
+            products = np.square(piece)
+            r = 1 / np.sqrt(ones @ products / features + eps, dtype=x.dtype)
+            np.multiply(h, piece, out=products)
+            along = (w @ products) * r**3 / features
+            if weight is not None:
+                sums[at[0], at[1].start] = products @ r
+                np.multiply(h, weight[:, None], out=out)
+                h = out
+            np.multiply(h, r, out=out)
+            np.multiply(piece, along, out=products)
+            out -= products
+
+        parts = -(-features * tokens // LARGE_BLOCK)
+        size = -(-tokens // (parts + parts % 2) // 16) * 16
+        self._each(block, [(i, t) for i in range(groups) for t in cut(tokens, size)], x.size)
+        return dx, None if weight is None else np.sum([sums[start] for start in sorted(sums)], axis=0)
 
     def rope(self, x: FloatArray, cos: FloatArray, sin: FloatArray, *, interleaved: bool = False) -> Any:
         """Rotate into the result, in a block of tokens of one row of the batch at a time."""
@@ -207,7 +248,9 @@ class NumpyRowKernels:
         if x.size <= ELEMENTS:
             block((slice(None), slice(None)))
             return y
-        self._each(block, [(slice(h, h + 1), t) for h in range(len(x)) for t in self._tokens(B * T, len(x))], x.size)
+        share = -(-len(x) // self._workers.threads)
+        heads = max(min(ELEMENTS // (x.shape[1] * min(B * T, COLUMNS)), share), 1)
+        self._each(block, [(h, t) for h in cut(len(x), heads) for t in self._tokens(B * T, len(x))], x.size)
         return y
 
     def rope_vjp(
@@ -222,7 +265,7 @@ class NumpyRowKernels:
     def _tokens(self, tokens: int, groups: int) -> list[slice]:
         """Cut tokens that lie side by side so that every thread has some of them, or some groups."""
         size = COLUMNS if groups > 1 else min(-(-tokens // (16 * self._workers.threads)) * 16, COLUMNS)
-        return [slice(t, min(t + size, tokens)) for t in range(0, tokens, size)]
+        return cut(tokens, size)
 
     def _like(self, x: FloatArray, dtype: Any) -> tuple[FloatArray, FloatArray]:
         """Allocate what lies feature-major like `x`, and view it as `feature_major` does."""
@@ -236,7 +279,7 @@ class NumpyRowKernels:
     def _blocks(self, block: Callable[[slice], None], rows: int, width: int, elements: int = ELEMENTS) -> None:
         """Call `block` for slices of rows that hold about so many elements each."""
         size = max(elements // max(width, 1), 1)
-        self._each(block, [slice(i, min(i + size, rows)) for i in range(0, rows, size)], rows * width)
+        self._each(block, cut(rows, size), rows * width)
 
     def _each(self, block: Callable[[Any], None], items: list[Any], elements: int) -> None:
         if elements < WORTH_A_THREAD // 4:
@@ -244,6 +287,11 @@ class NumpyRowKernels:
                 block(item)
         else:
             self._workers.each(block, items)
+
+
+def cut(length: int, size: int) -> list[slice]:
+    """Cut a length into slices of `size`, the last of what is left."""
+    return [slice(i, min(i + size, length)) for i in range(0, length, size)]
 
 
 def feature_major(x: FloatArray) -> FloatArray | None:
