@@ -22,8 +22,8 @@ from refdiff.backends.numpy_attention_kernels import (
     part_of,
     softmax_rows,
 )
-from refdiff.backends.numpy_kernels import NumpyKernels, gated
-from refdiff.backends.numpy_row_kernels import WORTH_A_THREAD, FloatArray
+from refdiff.backends.numpy_kernels import NumpyKernels
+from refdiff.backends.numpy_row_kernels import COLUMNS, ELEMENTS, WORTH_A_THREAD, FloatArray, cut
 from refdiff.layers.diff_attention import sum_to
 
 BLOCK = 2**17
@@ -64,9 +64,9 @@ class NumpyVjpKernels(NumpyKernels):
         if act not in ("silu", "swish"):
             return NotImplemented
         gate, up = linear(x, **gate_proj), linear(x, **up_proj)
-        (hidden,) = self._pieces(gated, 1, gate, up)
+        hidden, s = self._pieces(_gated, 2, gate, up)
         h, ddown, _ = linear_vjp(g, hidden, **down_proj)
-        dgate_in, dup_in = self._pieces(_gated_vjp, 2, gate, up, h)
+        dgate_in, dup_in = self._pieces(_gated_vjp, 2, gate, up, s, h)
         dx_up, dup, _ = linear_vjp(dup_in, x, **up_proj)
         dx_gate, dgate, _ = linear_vjp(dgate_in, x, **gate_proj)
         return dx_gate + dx_up, {"weight": dgate}, {"weight": dup}, {"weight": ddown}
@@ -133,26 +133,29 @@ class NumpyVjpKernels(NumpyKernels):
         if ordered[0] < 0 or ordered[-1] >= len(weight):
             return NotImplemented
         starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-        table = np.zeros(weight.shape, g.dtype)
-        table[ordered[starts]] = np.add.reduceat(g.reshape(-1, weight.shape[1])[order], starts, axis=0)
+        rows, table = g.reshape(flat.size, -1), np.zeros(weight.shape, g.dtype)
+
+        def part(start: int, stop: int) -> None:
+            gathered = np.ascontiguousarray(rows[:, start:stop])[order]
+            table[ordered[starts], start:stop] = np.add.reduceat(gathered, starts, axis=0)
+
+        self._workers.split(weight.shape[1], part, align=16)
         return None, table
 
     def cross_entropy(self, logits: FloatArray, targets: NDArray[Any], *, ignore_index: int = -100) -> Any:
-        """Go through blocks of rows, so that no second array as large as the logits is made."""
+        """Go through blocks of tokens, so that no second array as large as the logits is made."""
         flat = _targets(logits, targets, ignore_index)
         if flat is None:
             return NotImplemented
         z, t, keep = flat
-        losses = np.empty(len(z), logits.dtype)
+        losses = np.empty(len(t), logits.dtype)
 
-        def block(rows: slice) -> None:
-            top = z[rows].max(axis=1)
-            shifted = z[rows] - top[:, None]
-            np.exp(shifted, out=shifted)
-            picked = z[np.arange(rows.start, rows.start + len(top)), t[rows]] - top
-            np.subtract(np.log(shifted.sum(axis=1)), picked, out=losses[rows])
+        def block(at: slice) -> None:
+            top, sums, _ = _exponentials(z[:, at])
+            picked = z[t[at], np.arange(at.start, at.stop)] - top
+            np.subtract(np.log(sums), picked, out=losses[at])
 
-        self._by_rows(block, z)
+        self._workers.each(block, cut(len(t), COLUMNS))
         return losses[keep].sum() / logits.dtype.type(np.count_nonzero(keep))
 
     def cross_entropy_vjp(
@@ -166,15 +169,16 @@ class NumpyVjpKernels(NumpyKernels):
         share = keep.astype(logits.dtype) * (g / logits.dtype.type(np.count_nonzero(keep)))
         dz = np.empty_like(z)
 
-        def block(rows: slice) -> None:
-            out = dz[rows]
-            np.subtract(z[rows], z[rows].max(axis=1, keepdims=True), out=out)
-            np.exp(out, out=out)
-            out *= (share[rows] / out.sum(axis=1))[:, None]
-            out[np.arange(len(out)), t[rows]] -= share[rows]
+        def block(at: slice) -> None:
+            out = dz[:, at]
+            _, sums, parts = _exponentials(z[:, at], out)
+            scale = share[at] / sums
+            for part in parts:
+                out[part] *= scale
+            out[t[at], np.arange(len(scale))] -= share[at]
 
-        self._by_rows(block, z)
-        return dz.reshape(logits.shape), None
+        self._workers.each(block, cut(len(t), COLUMNS))
+        return dz.T.reshape(logits.shape), None
 
     def _attention_back(
         self,
@@ -249,15 +253,33 @@ class NumpyVjpKernels(NumpyKernels):
         else:
             self._workers.split(len(a), part, align=16)
 
-    def _by_rows(self, block: Callable[[slice], None], z: FloatArray) -> None:
-        """Call `block` for slices of the rows of z that hold about 2 `BLOCK` numbers each."""
-        size = max(2 * BLOCK // z.shape[1], 1)
-        self._workers.each(block, [slice(i, min(i + size, len(z))) for i in range(0, len(z), size)])
+
+def _exponentials(z: FloatArray, out: FloatArray | None = None) -> tuple[FloatArray, FloatArray, list[slice]]:
+    """Return the largest of each column and the sum of e^(z − largest), which goes to `out`; and the parts it took."""
+    top = z.max(axis=0)
+    sums, parts = np.zeros_like(top), cut(len(z), max(ELEMENTS // len(top), 1))
+    ones = np.ones(len(z), z.dtype)
+    for part in parts:
+        shifted = np.subtract(z[part], top, out=None if out is None else out[part])
+        np.exp(shifted, out=shifted)
+        sums += ones[part] @ shifted
+    return top, sums, parts
 
 
-def _gated_vjp(out: list[FloatArray], gate: FloatArray, up: FloatArray, h: FloatArray) -> None:
-    dgate, dup = out
-    s = _sigmoid(gate)
+def _gated(outs: list[FloatArray], gate: FloatArray, up: FloatArray) -> None:
+    """Write silu(gate) ⊙ up, and σ(gate)."""
+    hidden, s = outs
+    np.negative(gate, out=s)
+    with np.errstate(over="ignore"):  # e^−x = ∞ gives the right limit, 0
+        np.exp(s, out=s)
+    s += 1
+    np.divide(gate, s, out=hidden)
+    hidden *= up
+    np.divide(1, s, out=s)
+
+
+def _gated_vjp(outs: list[FloatArray], gate: FloatArray, up: FloatArray, s: FloatArray, h: FloatArray) -> None:
+    dgate, dup = outs
     np.multiply(gate, s, out=dup)  # silu(a)
     np.subtract(1, s, out=dgate)
     dgate *= dup
@@ -265,15 +287,6 @@ def _gated_vjp(out: list[FloatArray], gate: FloatArray, up: FloatArray, h: Float
     dgate *= up
     dgate *= h
     dup *= h
-
-
-def _sigmoid(x: FloatArray) -> FloatArray:
-    s = np.negative(x)
-    with np.errstate(over="ignore"):  # e^−x = ∞ gives the right limit, 0
-        np.exp(s, out=s)
-    s += 1
-    np.divide(1, s, out=s)
-    return s
 
 
 def _visible(mask: Any, bias: Any, shape: tuple[int, int, int, int], causal: bool, pairs: bool = True) -> bool:
@@ -287,7 +300,7 @@ def _visible(mask: Any, bias: Any, shape: tuple[int, int, int, int], causal: boo
 def _targets(
     logits: FloatArray, targets: NDArray[Any], ignore_index: int
 ) -> tuple[FloatArray, NDArray[Any], NDArray[np.bool_]] | None:
-    """Return rows of logits, the target of each (0 where there is none), and where there is one; None if nowhere."""
+    """Return logits as columns, the target of each (0 where there is none), and where there is one; None if nowhere."""
     V = logits.shape[-1]
     if logits.shape[:-1] != targets.shape or logits.size == 0:
         return None
@@ -296,4 +309,4 @@ def _targets(
     t = np.where(keep, t, 0)
     if t.min() < 0 or t.max() >= V or not keep.any():
         return None
-    return logits.reshape(-1, V), t, keep
+    return logits.reshape(-1, V).T, t, keep
