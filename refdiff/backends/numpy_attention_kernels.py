@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
-from refdiff.backends.numpy_row_kernels import FloatArray, NumpyRowKernels
+from refdiff.backends.numpy_attention_scores import (
+    CACHED,
+    SMALL,
+    Map,
+    largest,
+    part_of,
+    pieces,
+    scores_of,
+    softmax_rows,
+)
+from refdiff.backends.numpy_row_kernels import FloatArray, NumpyRowKernels, cut
 
 SCORES = 2**20
 """How many attention scores of one map a block holds: 4 MB in float32, enough rows for a product at full speed."""
@@ -22,8 +32,9 @@ QUERIES = 128
 LEAST = 16
 """The fewest queries in a block, and from how many on there are blocks."""
 
-CACHED = 2**17
-"""How many scores an elementwise step handles at a time: 0.5 MB in float32, what a core's cache holds."""
+TOGETHER = 2**18
+"""Up to how many scores of one map the heads of a block have together, where each has fewer: threads that often ask
+for Python wait for each other."""
 
 FEW_SCORES = 2**15
 """Up to so many scores of one map, few queries are not worth a second thread."""
@@ -37,13 +48,7 @@ ONE_THREAD = 9000
 KEYS = 512
 """The fewest keys that a product takes at a time."""
 
-SMALL = 40.0
-"""Scores below this need no maximum taken away: neither e^40 nor a sum of them overflows, nor does e^−40 underflow."""
-
 ALL = slice(None)
-
-Map = tuple[FloatArray, FloatArray, NDArray[Any] | None, NDArray[Any] | None]
-"""A map's q (B, H, T, d), k (B, K, S, d), mask and bias."""
 
 
 class NumpyAttentionKernels(NumpyRowKernels):
@@ -202,48 +207,45 @@ class NumpyAttentionKernels(NumpyRowKernels):
         With P = exp(S − c) and row sums s, (P₁/s₁ − λ P₂/s₂) V = ((P₁ − λ (s₁/s₂) P₂) V) / s₁. A thread holds the
         scores of one block of queries at a time, in memory that the next block has again.
         """
-        (B, H, T, d), (K, S, e) = maps[0][0].shape, v.shape[1:]
+        (B, H, T, _), (K, S, e) = maps[0][0].shape, v.shape[1:]
         G = H // K
         size = min(max(SCORES // (G * S), LEAST), QUERIES)
         out = self._workspace.empty((H, e, B, T), v.dtype)
-        rooms = deque(np.empty((len(maps), S * G * size), v.dtype) for _ in range(self._workers.threads))
-        lengths = [np.sqrt(np.vecdot(k, k).max(axis=-1)) for _, k, *_ in maps]
+        by_heads, parts = out.transpose(2, 0, 1, 3), self._parts(B, K, G * size * S)
+        rooms = self._rooms(len(maps), parts[0], G * size * S, v.dtype)
+        bound = largest(maps)
 
-        def block(at: tuple[int, int, slice]) -> None:
+        def block(at: tuple[slice, slice, slice]) -> None:
             b, k, t = at
-            h, n, keys = slice(k * G, k * G + G), t.stop - t.start, S - T + t.stop if causal else S
-            hidden = np.triu(np.ones((n, n), dtype=np.bool_), 1) if causal else None
-            room, rows, sums = rooms.pop(), [], []
-            for p, (q, key, m, z), length in zip(room, maps, lengths, strict=True):
-                m, z = (None if x is None else part_of(x, (slice(b, b + 1), h, t, slice(keys))) for x in (m, z))
-                at_hand = q[b, h, t].reshape(-1, d)
-                bound = None if z is not None else np.sqrt(np.vecdot(at_hand, at_hand).max()) * length[b, k]
-                into = p[: keys * G * n].reshape(1, G, n, keys)
-                _, total = softmax_rows(
-                    at_hand.reshape(1, G, n, d), key[b : b + 1, k : k + 1, :keys], m, z, hidden, into, bound
-                )
-                rows.append(into.reshape(G * n, keys))
-                sums.append(total.reshape(G * n, 1))
+            h, n, keys = slice(k.start * G, k.stop * G), t.stop - t.start, S - T + t.stop if causal else S
+            values = v[b, k, :keys].swapaxes(2, 3)
+            heads = (*values.shape[:2], G, n)
+            room = rooms.pop()
+            rows, sums = scores_of(maps, (b, k, h, t, slice(keys)), room, bound, causal)
             if lambdas is not None:
-                share = lambdas[b, h, t].reshape(G * n, 1) * (sums[0] / sums[1])
-                for i in pieces(G * n, keys):
+                share = lambdas[b, h, t].reshape(-1, 1) * (sums[0] / sums[1])
+                for i in pieces(len(share), keys):
                     rows[1][i] *= share[i]
                     rows[0][i] -= rows[1][i]
-            product = rows[0] @ v[b, k, :keys]
-            product /= sums[0]
-            out[h, :, b, t] = product.reshape(G, n, e).swapaxes(1, 2)
+            into = by_heads[b, h, :, t].reshape(*heads[:3], e, n)
+            np.matmul(values[:, :, None], rows[0].reshape(*heads, keys).swapaxes(3, 4), out=into)
+            into /= sums[0].reshape(*heads[:3], 1, n)
             rooms.append(room)
 
-        self._workers.each(
-            block,
-            [
-                (b, k, slice(t, min(t + size, T)))
-                for t in reversed(range(0, T, size))  # the longest first, so that threads end together
-                for b in range(B)
-                for k in range(K)
-            ],
-        )
+        # the longest first, so that threads end together
+        self._workers.each(block, [(*part, t) for t in reversed(cut(T, size)) for part in parts])
         return out
+
+    def _parts(self, rows: int, heads: int, scores: int) -> list[tuple[slice, slice]]:
+        """Cut (B, K) into the parts that a block takes: several rows or heads where each has few scores."""
+        size = max(min(TOGETHER // scores, -(-rows * heads // self._workers.threads)), 1)
+        return [(b, k) for b in cut(rows, max(size // heads, 1)) for k in cut(heads, size)]
+
+    def _rooms(self, arrays: int, part: tuple[slice, slice], scores: int, dtype: Any) -> deque[FloatArray]:
+        """Allocate what the blocks of each thread need: some arrays, each for the scores of a part."""
+        b, k = part
+        shape = arrays, (b.stop - b.start) * (k.stop - k.start) * scores
+        return deque(np.empty(shape, dtype) for _ in range(self._workers.threads))
 
 
 def fits(q1: FloatArray, k1: FloatArray, q2: FloatArray, k2: FloatArray, v: FloatArray) -> bool:
@@ -279,67 +281,3 @@ def by_map(x: NDArray[Any] | None, heads: int) -> tuple[NDArray[Any] | None, NDA
         return None, None
     x = x[(None,) * (4 - x.ndim)]
     return (x[:, :heads], x[:, heads:]) if x.shape[1] == 2 * heads else (x, x)
-
-
-def part_of(x: NDArray[Any], at: tuple[slice, slice, slice, slice]) -> NDArray[Any]:
-    """Cut a mask or bias to a block; an axis of length 1 stands for all."""
-    return x[tuple(s if n > 1 else slice(None) for s, n in zip(at, x.shape, strict=True))]
-
-
-def cut(length: int, size: int) -> list[slice]:
-    """Cut a length into slices of `size`, the last of what is left."""
-    return [slice(i, min(i + size, length)) for i in range(0, length, size)]
-
-
-def pieces(rows: int, width: int) -> list[slice]:
-    """Cut rows of `width` numbers into slices that a core's cache holds."""
-    size = max(CACHED // max(width, 1), 1)
-    return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
-
-
-def softmax_rows(
-    q: FloatArray,
-    k: FloatArray,
-    mask: NDArray[Any] | None,
-    bias: NDArray[Any] | None,
-    hidden: NDArray[np.bool_] | None,
-    out: FloatArray | None = None,
-    bound: Any = None,
-) -> tuple[FloatArray, FloatArray]:
-    """Compute P (B, H, t, S), into `out`, and its row sums (B, H, t, 1); a row that sees nothing has P = 0 and sum 1.
-
-    P = exp(S − c) with c the largest score of a row, or 0 where `bound`, the largest |q| |k|, says that no score is so
-    large that it matters: a softmax is the same whatever is taken away.
-    """
-    B, H, t, d = q.shape
-    K, S = k.shape[1:3]
-    grouped, root = q.reshape(B, K, H // K * t, d), math.sqrt(d)
-    exact = math.frexp(root)[0] == 0.5  # a power of two: dividing q, which is smaller, rounds nothing
-    if out is None:
-        out = np.empty((B, H, t, S), np.result_type(q, k))
-    p = out.reshape(B, K, H // K * t, S)
-    np.matmul(grouped / root if exact else grouped, k.swapaxes(2, 3), out=p)
-    p = out
-    if not exact:
-        p /= root
-    if bias is not None:
-        p += bias
-    if mask is not None:
-        np.copyto(p, -np.inf, where=~mask)
-    if hidden is not None and t > 1:
-        np.copyto(p[..., S - t :], -np.inf, where=hidden)
-    rows, ones = p.reshape(-1, S), np.ones(S, p.dtype)
-    sums = np.empty((len(rows), 1), p.dtype)
-    small = bound is not None and bound / root < SMALL
-    for i in pieces(len(rows), S):
-        piece = rows[i]
-        if not small:
-            top = piece.max(axis=-1, keepdims=True)
-            if mask is not None:
-                top[top == -np.inf] = 0
-            piece -= top
-        np.exp(piece, out=piece)
-        np.matmul(piece, ones, out=sums[i, 0])
-    if mask is not None:
-        sums[sums == 0] = 1
-    return p, sums.reshape(B, H, t, 1)

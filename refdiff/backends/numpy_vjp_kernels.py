@@ -5,32 +5,18 @@ The rules are those of numpy_kernels.py: a layer's signature and result, `NotImp
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
-from refdiff.backends.numpy_attention_kernels import (
-    QUERIES,
-    by_map,
-    covers,
-    fits,
-    mask_heads,
-    part_of,
-    softmax_rows,
-)
-from refdiff.backends.numpy_kernels import NumpyKernels
+from refdiff.backends.numpy_attention_vjp_kernels import NumpyAttentionVjpKernels
 from refdiff.backends.numpy_row_kernels import COLUMNS, ELEMENTS, WORTH_A_THREAD, FloatArray, cut
-from refdiff.layers.diff_attention import sum_to
-
-BLOCK = 2**17
-"""How many scores of one map the way back holds: it has four arrays of them at a time, the way forward two."""
 
 
-class NumpyVjpKernels(NumpyKernels):
+class NumpyVjpKernels(NumpyAttentionVjpKernels):
     """All kernels of one model, those of the way back included."""
 
     def linear_vjp(self, g: FloatArray, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
@@ -70,58 +56,6 @@ class NumpyVjpKernels(NumpyKernels):
         dx_up, dup, _ = linear_vjp(dup_in, x, **up_proj)
         dx_gate, dgate, _ = linear_vjp(dgate_in, x, **gate_proj)
         return dx_gate + dx_up, {"weight": dgate}, {"weight": dup}, {"weight": ddown}
-
-    def diff_attention_vjp(
-        self,
-        g: FloatArray,
-        q1: FloatArray,
-        k1: FloatArray,
-        q2: FloatArray,
-        k2: FloatArray,
-        v: FloatArray,
-        lambda_: Any,
-        mask: NDArray[np.bool_] | None = None,
-        bias: FloatArray | None = None,
-        *,
-        causal: bool = True,
-    ) -> Any:
-        """Go through blocks of whole rows of both maps; see `_attention_back`, with the weights 1 and −λ."""
-        B, H, T = q1.shape[:3]
-        lambdas = np.asarray(lambda_, dtype=q1.dtype)
-        if not fits(q1, k1, q2, k2, v) or not covers(lambdas, (B, H, T, 1)) or g.shape != (B, H, T, v.shape[3]):
-            return NotImplemented
-        if not _visible(mask, bias, (B, H, T, k1.shape[2]), causal):
-            return NotImplemented
-        weights = np.broadcast_to(-lambdas, (B, H, T, 1))
-        (m1, m2), (z1, z2) = by_map(mask, H), by_map(bias, H)
-        maps = [(q1, k1, m1, z1), (q2, k2, m2, z2)]
-        (dq1, dq2), (dk1, dk2), dv, along = self._attention_back(g, maps, v, weights, causal)
-        return dq1, dk1, dq2, dk2, dv, sum_to(-along, lambdas.shape)
-
-    def plain_heads_vjp(
-        self,
-        g: FloatArray,
-        q: FloatArray,
-        k: FloatArray,
-        v: FloatArray,
-        mask: NDArray[np.bool_] | None = None,
-        bias: FloatArray | None = None,
-        *,
-        causal: bool = True,
-        attention_weights: Callable[..., Any] = layers.attention_weights,
-        attention_weights_vjp: Callable[..., Any] = layers.attention_weights_vjp,
-    ) -> Any:
-        """Go through blocks of whole rows of the one map; see `_attention_back`."""
-        if not fits(q, k, q, k, v):
-            return NotImplemented
-        B, H, T, _ = q.shape
-        e = v.shape[3]
-        if g.shape != (B, T, H * e) or not _visible(mask, bias, (B, H, T, k.shape[2]), causal, pairs=False):
-            return NotImplemented
-        heads = g.reshape(B, T, H, e).swapaxes(1, 2)
-        m, z = (None if x is None else x[(None,) * (4 - x.ndim)] for x in (mask, bias))
-        (dq,), (dk,), dv, _ = self._attention_back(heads, [(q, k, m, z)], v, None, causal)
-        return dq, dk, dv
 
     def embedding_vjp(self, g: FloatArray, ids: NDArray[np.integer[Any]], weight: FloatArray) -> Any:
         """Sort the tokens by their ids, and sum each run."""
@@ -180,68 +114,6 @@ class NumpyVjpKernels(NumpyKernels):
         self._workers.each(block, cut(len(t), COLUMNS))
         return dz.T.reshape(logits.shape), None
 
-    def _attention_back(
-        self,
-        g: FloatArray,
-        maps: Sequence[tuple[FloatArray, FloatArray, Any, Any]],
-        v: FloatArray,
-        weights: FloatArray | None,
-        causal: bool,
-    ) -> tuple[list[FloatArray], list[FloatArray], FloatArray, FloatArray]:
-        """Pull g (B, H, T, e) back through (A₁ + w A₂) V, or through A V where there are no `weights` w (B, H, T, 1).
-
-        A block holds a few queries with all the keys that they may see. So its softmax is whole: its maxima and sums
-        come again with its scores, and need not be kept from the way forward. With G = g Vᵀ and ρ_i = rowsum(G ⊙ A_i),
-        ∂L/∂S_i = w_i A_i ⊙ (G − ρ_i) and ∂L/∂w = ρ₂; w_i and 1/√d go to the rows of the products, which are shorter.
-        One thread has all queries of a key head, and adds up what comes back to its keys: always in the same order.
-
-        Returns the gradients of every q, of every k, of v, and ρ of the last map.
-        """
-        B, H, T, e = g.shape
-        K, S = v.shape[1:3]
-        G, root = H // K, math.sqrt(maps[0][0].shape[3])
-        dqs = [np.empty(q.shape, q.dtype) for q, *_ in maps]
-        dks = [np.zeros(k.shape, k.dtype) for _, k, *_ in maps]
-        dv, along = np.zeros(v.shape, v.dtype), np.empty((B, H, T, 1), g.dtype)
-        size = min(max(BLOCK // (G * S), 1), QUERIES)
-
-        def block(b: int, k: int, t: slice) -> None:
-            h, keys = slice(k * G, k * G + G), S - T + t.stop if causal else S
-            n = t.stop - t.start
-            hidden = np.triu(np.ones((n, n), dtype=np.bool_), 1) if causal else None
-            rows = []
-            for q, key, m, z in maps:
-                at = (slice(b, b + 1), h, t, slice(keys))
-                m, z = (None if x is None else part_of(x, at) for x in (m, z))
-                p, sums = softmax_rows(q[b : b + 1, h, t], key[b : b + 1, k : k + 1, :keys], m, z, hidden)
-                p /= sums
-                rows.append(p.reshape(-1, keys))
-            gradient = g[b, h, t].reshape(-1, e)
-            w = None if weights is None else weights[b, h, t].reshape(-1, 1)
-            both = rows[0]
-            if w is not None:
-                both = rows[1] * w
-                both += rows[0]
-            dv[b, k, :keys] += both.T @ gradient
-            back = gradient @ v[b, k, :keys].T
-            for i, (p, (q, key, *_)) in enumerate(zip(rows, maps, strict=True)):
-                dots = np.vecdot(back, p)[:, None]
-                ds = back - dots if i + 1 < len(maps) else np.subtract(back, dots, out=back)
-                ds *= p
-                scale = 1 / root if i == 0 or w is None else w / root
-                product = ds @ key[b, k, :keys]
-                product *= scale
-                dqs[i][b, h, t] = product.reshape(G, n, -1)
-                dks[i][b, k, :keys] += ds.T @ (q[b, h, t].reshape(G * n, -1) * scale)
-            along[b, h, t] = dots.reshape(G, n, 1)
-
-        def head(at: tuple[int, int]) -> None:
-            for start in range(0, T, size):
-                block(*at, slice(start, min(start + size, T)))
-
-        self._workers.each(head, [(b, k) for b in range(B) for k in range(K)])
-        return dqs, dks, dv, along
-
     def _product(self, a: FloatArray, b: FloatArray, out: FloatArray) -> None:
         """Compute a b, cut over the rows of a."""
 
@@ -287,14 +159,6 @@ def _gated_vjp(outs: list[FloatArray], gate: FloatArray, up: FloatArray, s: Floa
     dgate *= up
     dgate *= h
     dup *= h
-
-
-def _visible(mask: Any, bias: Any, shape: tuple[int, int, int, int], causal: bool, pairs: bool = True) -> bool:
-    """Whether a mask and a bias are what attention over (B, H, T, S) can take."""
-    B, H, T, S = shape
-    if (causal and S < T) or (mask is not None and mask.dtype != np.bool_):
-        return False
-    return all(x is None or covers(x, (B, mask_heads(x, H) if pairs else H, T, S)) for x in (mask, bias))
 
 
 def _targets(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends import numpy_attention_kernels
+from refdiff.backends import numpy_attention_kernels, numpy_attention_scores
 from refdiff.backends.numpy_attention_kernels import LEAST, NumpyAttentionKernels
 from refdiff.backends.workers import Workers
 
@@ -71,7 +71,8 @@ def test_blocks_of_any_size_give_the_layer(monkeypatch):
     for scores, queries, cached in ((1, 128, 1), (10**4, 13, 100), (10**9, 128, 10**3)):
         monkeypatch.setattr(numpy_attention_kernels, "SCORES", scores)
         monkeypatch.setattr(numpy_attention_kernels, "QUERIES", queries)
-        monkeypatch.setattr(numpy_attention_kernels, "CACHED", cached)
+        for module in (numpy_attention_kernels, numpy_attention_scores):
+            monkeypatch.setattr(module, "CACHED", cached)
         np.testing.assert_allclose(KERNELS.diff_attention(*inputs), expected, rtol=1e-12, atol=1e-13)
 
 

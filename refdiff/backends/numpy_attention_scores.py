@@ -1,0 +1,108 @@
+"""Scores of attention and their softmax, not yet divided by its sums, for the blocks that kernels for NumPy take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.backends.numpy_row_kernels import FloatArray, cut
+
+CACHED = 2**17
+"""How many scores an elementwise step handles at a time: 0.5 MB in float32, what a core's cache holds."""
+
+SMALL = 40.0
+"""Scores below this need no maximum taken away: neither e^40 nor a sum of them overflows, nor does e^−40 underflow."""
+
+Map = tuple[FloatArray, FloatArray, NDArray[Any] | None, NDArray[Any] | None]
+"""A map's q (B, H, T, d), k (B, K, S, d), mask and bias."""
+
+
+def part_of(x: NDArray[Any], at: tuple[slice, slice, slice, slice]) -> NDArray[Any]:
+    """Cut a mask or bias to a block; an axis of length 1 stands for all."""
+    return x[tuple(s if n > 1 else slice(None) for s, n in zip(at, x.shape, strict=True))]
+
+
+def pieces(rows: int, width: int) -> list[slice]:
+    """Cut rows of `width` numbers into slices that a core's cache holds."""
+    return cut(rows, max(CACHED // max(width, 1), 1))
+
+
+def largest(maps: Sequence[Map]) -> float:
+    """Return a bound of all scores before √d and a bias: the largest |q| |k|; of no use where there is a bias."""
+
+    def longest(x: FloatArray) -> float:
+        return math.sqrt(np.square(x).sum(axis=-1).max())
+
+    return max(longest(q) * longest(k) for q, k, *_ in maps)
+
+
+def scores_of(
+    maps: Sequence[Map], at: tuple[slice, ...], room: FloatArray, bound: float, causal: bool
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Compute the P of each map in a block, (rows, keys) in the room of one thread, and their row sums (rows, 1).
+
+    `at` says which rows of the batch, key heads, query heads, queries and keys. See `softmax_rows`.
+    """
+    b, k, h, t, s = at
+    n, keys, rows, sums = t.stop - t.start, s.stop, [], []
+    hidden = np.triu(np.ones((n, n), dtype=np.bool_), 1) if causal else None
+    for p, (q, key, m, z) in zip(room, maps, strict=False):
+        queries = q[b, h, t]
+        into = p[: queries.shape[0] * queries.shape[1] * n * keys].reshape(*queries.shape[:3], keys)
+        m, z = (None if x is None else part_of(x, (b, h, t, s)) for x in (m, z))
+        _, total = softmax_rows(queries, key[b, k, s], m, z, hidden, into, None if z is not None else bound)
+        rows.append(into.reshape(-1, keys))
+        sums.append(total.reshape(-1, 1))
+    return rows, sums
+
+
+def softmax_rows(
+    q: FloatArray,
+    k: FloatArray,
+    mask: NDArray[Any] | None,
+    bias: NDArray[Any] | None,
+    hidden: NDArray[np.bool_] | None,
+    out: FloatArray | None = None,
+    bound: Any = None,
+) -> tuple[FloatArray, FloatArray]:
+    """Compute P (B, H, t, S), into `out`, and its row sums (B, H, t, 1); a row that sees nothing has P = 0 and sum 1.
+
+    P = exp(S − c) with c the largest score of a row, or 0 where `bound`, the largest |q| |k|, says that no score is so
+    large that it matters: a softmax is the same whatever is taken away.
+    """
+    B, H, t, d = q.shape
+    K, S = k.shape[1:3]
+    grouped, root = q.reshape(B, K, H // K * t, d), math.sqrt(d)
+    exact = math.frexp(root)[0] == 0.5  # a power of two: dividing q, which is smaller, rounds nothing
+    if out is None:
+        out = np.empty((B, H, t, S), np.result_type(q, k))
+    p = out.reshape(B, K, H // K * t, S)
+    np.matmul(grouped / root if exact else grouped, k.swapaxes(2, 3), out=p)
+    p = out
+    if not exact:
+        p /= root
+    if bias is not None:
+        p += bias
+    if mask is not None:
+        np.copyto(p, -np.inf, where=~mask)
+    if hidden is not None and t > 1:
+        np.copyto(p[..., S - t :], -np.inf, where=hidden)
+    rows, ones = p.reshape(-1, S), np.ones(S, p.dtype)
+    sums = np.empty((len(rows), 1), p.dtype)
+    small = bound is not None and bound / root < SMALL
+    for i in pieces(len(rows), S):
+        piece = rows[i]
+        if not small:
+            top = piece.max(axis=-1, keepdims=True)
+            if mask is not None:
+                top[top == -np.inf] = 0
+            piece -= top
+        np.exp(piece, out=piece)
+        np.matmul(piece, ones, out=sums[i, 0])
+    if mask is not None:
+        sums[sums == 0] = 1
+    return p, sums.reshape(B, H, t, 1)
