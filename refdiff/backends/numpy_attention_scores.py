@@ -31,17 +31,19 @@ def pieces(rows: int, width: int) -> list[slice]:
     return cut(rows, max(CACHED // max(width, 1), 1))
 
 
-def largest(maps: Sequence[Map]) -> float:
-    """Return a bound of all scores before √d and a bias: the largest |q| |k|; of no use where there is a bias."""
+def largest(maps: Sequence[Map]) -> FloatArray:
+    """Return the largest |q| |k| of each row of the batch (B,): no score before √d and a bias is larger."""
 
-    def longest(x: FloatArray) -> float:
-        return math.sqrt(np.square(x).sum(axis=-1).max())
+    def longest(x: FloatArray) -> FloatArray:
+        found: FloatArray = np.sqrt(np.square(x).sum(axis=-1).max(axis=(1, 2)))
+        return found
 
-    return max(longest(q) * longest(k) for q, k, *_ in maps)
+    bounds: FloatArray = np.max([longest(q) * longest(k) for q, k, *_ in maps], axis=0)
+    return bounds
 
 
 def scores_of(
-    maps: Sequence[Map], at: tuple[slice, ...], room: FloatArray, bound: float, causal: bool
+    maps: Sequence[Map], at: tuple[slice, ...], room: FloatArray, bound: FloatArray, causal: bool
 ) -> tuple[list[FloatArray], list[FloatArray]]:
     """Compute the P of each map in a block, (rows, keys) in the room of one thread, and their row sums (rows, 1).
 
@@ -54,7 +56,7 @@ def scores_of(
         queries = q[b, h, t]
         into = p[: queries.shape[0] * queries.shape[1] * n * keys].reshape(*queries.shape[:3], keys)
         m, z = (None if x is None else part_of(x, (b, h, t, s)) for x in (m, z))
-        _, total = softmax_rows(queries, key[b, k, s], m, z, hidden, into, None if z is not None else bound)
+        _, total = softmax_rows(queries, key[b, k, s], m, z, hidden, into, None if z is not None else bound[b])
         rows.append(into.reshape(-1, keys))
         sums.append(total.reshape(-1, 1))
     return rows, sums
@@ -67,12 +69,12 @@ def softmax_rows(
     bias: NDArray[Any] | None,
     hidden: NDArray[np.bool_] | None,
     out: FloatArray | None = None,
-    bound: Any = None,
+    bound: FloatArray | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Compute P (B, H, t, S), into `out`, and its row sums (B, H, t, 1); a row that sees nothing has P = 0 and sum 1.
 
-    P = exp(S − c) with c the largest score of a row, or 0 where `bound`, the largest |q| |k|, says that no score is so
-    large that it matters: a softmax is the same whatever is taken away.
+    P = exp(S − c) with c the largest score of a row, or 0 in those rows of the batch of which `bound` (B,), the largest
+    |q| |k|, says that no score is so large that it matters: a softmax is the same whatever is taken away.
     """
     B, H, t, d = q.shape
     K, S = k.shape[1:3]
@@ -93,11 +95,13 @@ def softmax_rows(
         np.copyto(p[..., S - t :], -np.inf, where=hidden)
     rows, ones = p.reshape(-1, S), np.ones(S, p.dtype)
     sums = np.empty((len(rows), 1), p.dtype)
-    small = bound is not None and bound / root < SMALL
+    small = np.zeros(B, np.bool_) if bound is None else bound / root < SMALL
+    as_it_is = np.repeat(small, H * t)
     for i in pieces(len(rows), S):
         piece = rows[i]
-        if not small:
+        if not as_it_is[i].all():
             top = piece.max(axis=-1, keepdims=True)
+            top[as_it_is[i]] = 0
             if mask is not None:
                 top[top == -np.inf] = 0
             piece -= top

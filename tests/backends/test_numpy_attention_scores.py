@@ -28,7 +28,23 @@ def test_a_block_is_a_part_of_the_layer(scale):
     assert not found[1][0].any()
 
 
+def test_rows_of_the_batch_do_not_see_each_other():
+    """To the last bit: from one of them the largest score is taken away, from the other nothing."""
+    at = (slice(0, 2), slice(0, 3), slice(0, 6), slice(0, 7), slice(11))
+
+    def rows(two):
+        found, _ = scores_of(two, at, np.empty((2, 2 * 6 * 7 * 11)), largest(two), causal=True)
+        return [p.reshape(2, -1) for p in found]
+
+    small, large = maps(1.0), maps(90.0)
+    mixed = [(np.stack([q[0], r[1]]), k, m, None) for (q, k, m, _), (r, *_) in zip(small, large, strict=True)]
+    for mine, calm, steep in zip(rows(mixed), rows(small), rows(large), strict=True):
+        np.testing.assert_array_equal(mine[0], calm[0])
+        np.testing.assert_array_equal(mine[1], steep[1])
+
+
 def test_no_score_is_above_the_bound():
     two = maps(3.0)
-    scores = [np.abs(q @ np.repeat(k, 2, axis=1).swapaxes(2, 3)).max() for q, k, *_ in two]
-    assert max(scores) < largest(two) < 5 * max(scores)
+    scores = [np.abs(q @ np.repeat(k, 2, axis=1).swapaxes(2, 3)).max(axis=(1, 2, 3)) for q, k, *_ in two]
+    for most, bound in zip(np.max(scores, axis=0), largest(two), strict=True):
+        assert most < bound < 5 * most
