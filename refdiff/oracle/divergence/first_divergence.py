@@ -16,6 +16,7 @@ from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_ap
 from refdiff.oracle.divergence.passes import Expected, expect
 from refdiff.oracle.divergence.units import UNITS, precision_of
 from refdiff.oracle.divergence.verdict import ROW, Found, compare
+from refdiff.oracle.tracing.known_points import Flow
 from refdiff.oracle.tracing.names import canonical_names
 from refdiff.oracle.tracing.reading import Source, read_trace
 from refdiff.oracle.tracing.trace import Trace, new_path
@@ -95,7 +96,7 @@ def first_divergence(
         mode: "local": each point is computed in float64 from the points before it in `mine`, so that an error belongs
             to the point that made it. "free": from the inputs of the run, so that errors add up.
         aliases: "auto" takes the names of transformers, unilm, timm, vLLM and llama.cpp; "none" only those of
-            `refdiff.oracle.tracing.points`; or a dict, your name → the point's, beside "auto".
+            `refdiff.oracle.tracing.known_points`; or a dict, your name → the point's, beside "auto".
         precision: what the run computes in, a key of `UNITS`; "auto": from the types and values of its arrays.
         model: the model of `ref`, where its file names none that is here.
 
@@ -227,16 +228,19 @@ def _difference(found: Found) -> str:
 
 
 def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float) -> Expected:
-    """Without the model: what the file holds; a point may be `JUMP` times as far off as any before it."""
-    expected, level = Expected(), 2 * unit
+    """Without the model: what the file holds; a point may be `JUMP` times as far off as any it comes from."""
+    expected, flow = Expected(), Flow(reference)
+    levels: dict[str, float] = {}
     for path, array in reference.items():
         wide = array.astype(np.float64)
         size = _rms(wide)
+        level = max((levels[p] for p in flow.parents(path)), default=2 * unit)
         expected.values[path] = wide
         expected.spread[path] = np.full(wide.shape[:-1], (JUMP / ROW * level * size) ** 2)
         if path in given and size:
             off = _rms(given[path] - np.where(np.isfinite(wide), wide, 0.0)) / size
             level = off if level < off <= JUMP * level else level
+        levels[path] = level
     return expected
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import TYPE_CHECKING, Any
+
+from refdiff.oracle.tracing.known_points import Flow
 
 if TYPE_CHECKING:
     from refdiff.oracle.divergence.first_divergence import Divergence, Stage
 
 WIDTH = 80
+MOST = 4
+"""So many points of other layers are named; of more, their number."""
+
+_LAYER = re.compile(r"layers\.\d+")
 _MODES = {
     "local": "each point computed from those before it in this run",
     "free": "each point computed from the inputs of the run",
@@ -55,14 +62,32 @@ def _times(stage: Stage) -> str:
 
 
 def _missing_before(found: Divergence, first: Stage) -> list[str]:
-    """The points just before the first divergence that the trace has not."""
-    at = found.stages.index(first)
-    names = []
-    for stage in reversed(found.stages[:at]):
-        if stage.status != "missing":
-            break
-        names.append(stage.path.rpartition(".")[2])
-    return names[::-1]
+    """The points that the trace has not, and the first divergence comes from with no point between that it has."""
+    flow, missing = Flow([s.path for s in found.stages]), {s.path for s in found.stages if s.status == "missing"}
+    origins = flow.ancestors(first.path, missing)
+    for stage in found.stages[: found.stages.index(first)]:
+        if stage.status == "equal" and _layer(stage.path) != _layer(first.path) and _angles(origins):
+            # all layers turn by the same angles: where one of them is right, these are
+            origins -= _angles(flow.ancestors(stage.path, missing))
+    names = [s.path for s in found.stages if s.path in origins]
+    near = [_short(path) for path in names if _layer(path) in ("", _layer(first.path))]
+    far = [path for path in names if _layer(path) not in ("", _layer(first.path))]
+    return near + (far if len(far) <= MOST else [f"and {len(far)} points of the layers before"])
+
+
+def _angles(paths: set[str]) -> set[str]:
+    return {path for path in paths if "rotary_emb." in path}
+
+
+def _layer(path: str) -> str:
+    match = _LAYER.search(path)
+    return match[0] if match else ""
+
+
+def _short(path: str) -> str:
+    """The last word of a path, or two where one says little."""
+    head, _, last = path.rpartition(".")
+    return f"{head.rpartition('.')[2]}.{last}" if last == "input" or last.isdigit() else last
 
 
 def as_dict(found: Divergence) -> dict[str, Any]:

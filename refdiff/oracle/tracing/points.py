@@ -1,27 +1,7 @@
-"""The points of a run, in order: every intermediate has the path of the module that computes it in transformers.
+"""Looking at the points of a run (`known_points`) as it goes.
 
-    model.embed_tokens                      model.rotary_emb.cos, .sin
-    model.layers.0.input_layernorm
-    model.layers.0.self_attn.q_proj, .k_proj, .v_proj, and in v2 .lambda_proj
-        .values                             (B, K/2, T, 2d), of the wiring "hf": two value heads side by side
-        .q_rope, .k_rope                    (B, H, T, d), (B, K, T, d), rotated
-        .lambda_init, .lambda_full          ()
-        .scores1, .scores2                  (B, h, T, S), times 1/√d, before the mask
-        .lse1, .lse2                        (B, h, T), log Σ exp of the scores that are seen, −∞ where none is
-        .probs1, .probs2                    (B, h, T, S), where they are asked for
-        .attn1, .attn2                      (B, h, T, e): each map times V
-        .diff                               (B, h, T, e): attn1 − λ attn2, what goes into the norm
-        .groupnorm                          (B, h, T, e)
-        .scaled                             (B, T, h e): times 1 − λ_init, what goes into o_proj
-        .o_proj
-    model.layers.0.post_attention_layernorm.input, model.layers.0.post_attention_layernorm
-    model.layers.0.mlp.gate_proj, .act_fn, .up_proj, .down_proj
-    model.layers.0                          what the layer gives to the next
-    model.norm, lm_head
-
-A run of the attention alone has the names after `self_attn.`; in a plain Llama the maps have no number. What makes the
-names is the namespace `ops` that every model calls its layers through: `Points` lays over each function one that lets
-somebody look at its result, and put another in its place.
+The namespace `ops` that every model calls its layers through makes their names: `Points` lays over each function one
+that lets somebody look at its result, and put another in its place.
 """
 
 from __future__ import annotations

@@ -172,7 +172,10 @@ def test_missing_points_are_skipped_and_said() -> None:
     assert found.path == f"model.layers.{LAYER}.self_attn.groupnorm"
     assert {s.path for s in found.stages if s.status != "missing"} == set(few)
     said = " ".join(str(found).split())
-    assert "not in the trace, so the mistake may be there: values, q_rope, k_rope, lambda_init, lambda_full" in said
+    assert (
+        "not in the trace, so the mistake may be there: values, q_rope, k_rope, lambda_init, lambda_full, "
+        "scores1, probs1, attn1, scores2, probs2, attn2, diff 0" in said.replace("error/allowed point equal", "0")
+    ), said
 
 
 def test_one_point_is_enough() -> None:
@@ -359,3 +362,13 @@ def test_without_the_model() -> None:
     assert not first_divergence(run(of, inputs(), "float32"), bare)
     mine, _ = mistaken("lambda_added")
     assert first_divergence(mine, bare).path == f"model.layers.{LAYER}.self_attn.diff"
+
+
+def test_an_error_elsewhere_excuses_nothing_without_the_model() -> None:
+    """Queries that are off by 2⁻²⁰ say nothing of values off by 2⁻¹⁷, though they stand before them."""
+    _, ref = prepared("hf", "float32")
+    at = "model.layers.1.self_attn."
+    mine = {path: x.astype(np.float32) for path, x in ref.items()}
+    mine[at + "q_proj"] = mine[at + "q_proj"] * np.float32(1 + 2.0**-20)
+    mine[at + "v_proj"] = mine[at + "v_proj"] * np.float32(1 + 2.0**-17)
+    assert first_divergence(mine, Trace(ref.points, ref.inputs, ref.about)).path == at + "v_proj"

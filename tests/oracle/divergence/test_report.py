@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from refdiff.oracle.divergence import Divergence, Stage, first_divergence
 from refdiff.oracle.tracing import trace
@@ -59,3 +60,69 @@ def test_json() -> None:
     assert [s["path"] for s in data["stages"] if s["status"] == "missing"] != []
     clean = first_divergence(REF, REF).to_dict()
     assert (clean["diverges"], clean["path"], clean["what"]) == (False, None, "")
+
+
+def hint(wiring: str, wrong: str, *recorded: str) -> str:
+    """Where the report says that the mistake may be, of a run in which `recorded` of layer 1 are there."""
+    of = small_model(wiring=wiring)
+    ref = trace(of, ids(0, 2, 5), maps=True)
+    before = {"model.rotary_emb.cos", "model.rotary_emb.sin", "model.layers.1.input_layernorm"}
+    mine = {path: ref[path] for path in ref if path in before | {AT + name for name in recorded}}
+    mine[AT + wrong] = ref[AT + wrong] * 1.1
+    found = first_divergence(mine, ref)
+    assert found.path == AT + wrong
+    said = " ".join(str(found).partition("\n\n  ")[0].split())
+    return said.partition("the mistake may be there: ")[2]
+
+
+MAPS = ("q_rope", "k_rope", "v_proj", "probs1", "probs2", "diff")
+ALL = ("q_rope", "k_rope", "values", "lambda_full", "scores1", "probs1", "attn1", "scores2", "probs2", "attn2")
+CORE = "q_rope, k_rope, lambda_init, lambda_full, scores1, probs1, attn1, scores2, probs2, attn2, diff"
+
+
+@pytest.mark.parametrize(
+    ("wiring", "wrong", "recorded", "expected"),
+    [
+        ("hf", "diff", MAPS, "values, lambda_init, lambda_full, attn1, attn2"),
+        ("paper", "diff", MAPS, "lambda_init, lambda_full, attn1, attn2"),
+        ("v2", "diff", MAPS, "lambda_proj, lambda_full, attn1, attn2"),
+        ("none", "scaled", ("v_proj", "probs"), "attn"),
+        ("hf", "probs1", ("q_rope", "k_rope"), "scores1"),
+        ("hf", "probs2", ("q_proj", "k_proj"), "q_rope, k_rope, scores2"),
+        ("hf", "attn2", ("values", "scores2"), "probs2"),
+        ("hf", "lse1", ("q_rope", "k_rope"), "scores1"),
+        ("hf", "scaled", ("groupnorm",), "lambda_init"),
+        ("hf", "groupnorm", ("q_proj", "k_proj", "v_proj"), f"values, {CORE}"),
+        ("paper", "groupnorm", ("q_proj", "k_proj", "v_proj"), CORE),
+        ("v2", "scaled", ("q_proj", "k_proj", "v_proj", "lambda_proj"), CORE.replace("lambda_init, ", "")),
+        ("none", "scaled", ("q_proj", "k_proj", "v_proj"), "q_rope, k_rope, scores, probs, attn"),
+        ("hf", "diff", ALL, ""),
+    ],
+)
+def test_the_mistake_may_be_where_the_point_comes_from(
+    wiring: str, wrong: str, recorded: tuple[str, ...], expected: str
+) -> None:
+    assert hint(wiring, wrong, *recorded) == expected
+
+
+def test_angles_that_were_right_in_a_layer_before_are_right() -> None:
+    of = small_model()
+    ref = trace(of, ids(0, 2, 5))
+    layers = [f"model.layers.{i}.self_attn." for i in range(2)]
+    mine = {path: x for path, x in ref.items() if path.endswith(("_proj", "layernorm", "diff", "model.layers.0"))}
+    for at, turned in zip(layers, (True, False), strict=True):
+        found = first_divergence({**mine, at + "diff": ref[at + "diff"] * 1.1}, ref)
+        assert found.path == at + "diff"
+        assert (" cos, sin, " in " ".join(str(found).split())) is turned
+
+
+def test_points_of_other_layers() -> None:
+    ref = trace(small_model(), ids(0, 2, 5))
+    wrong = {"model.layers.1.mlp.gate_proj": 2 * ref["model.layers.1.mlp.gate_proj"]}
+    said = " ".join(str(first_divergence(wrong, ref)).split())
+    assert "may be there: embed_tokens, cos, sin, input_layernorm, q_proj, " in said
+    assert "post_attention_layernorm.input, post_attention_layernorm, and 26 points of the layers before" in said
+    some = {path: ref[path] for path in (AT + "o_proj", "model.layers.0.post_attention_layernorm.input")}
+    some["model.layers.0.mlp.down_proj"] = ref["model.layers.0.mlp.down_proj"]
+    said = " ".join(str(first_divergence(wrong | some, ref)).split())
+    assert "may be there: post_attention_layernorm.input, post_attention_layernorm, model.layers.0 error" in said

@@ -1,0 +1,163 @@
+"""Every point of a run, in order: its path, its shape, what it is, and the points that it is computed from.
+
+Paths are those of the modules in transformers, with the points between them. What the names begin with, as "model.", is
+left out here. A run of the attention alone has the names after `self_attn.`, and ends with `out`; in a plain Llama the
+maps have no number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+
+class Point(NamedTuple):
+    """A point: `of` names the points that it is computed from, in whichever wiring."""
+
+    path: str
+    shape: str
+    what: str
+    of: tuple[str, ...] = ()
+
+
+_LAYER, _IN, _MLP = "layers.N", "layers.N.self_attn.", "layers.N.mlp."
+_TURNED = ("rotary_emb.cos", "rotary_emb.sin")
+_SCORES, _ROWS, _HEADS = "(B, h, T, S)", "(B, h, T)", "(B, h, T, e)"
+_BEFORE = "layers.N-1"
+"""What the layer is given: embed_tokens in layer 0."""
+
+
+def _maps(number: str) -> tuple[Point, ...]:
+    scores, probs = f"{_IN}scores{number}", f"{_IN}probs{number}"
+    return (
+        Point(scores, _SCORES, "times 1/√d, before the mask", (_IN + "q_rope", _IN + "k_rope")),
+        Point(f"{_IN}lse{number}", _ROWS, "log Σ exp of the scores seen", (scores,)),
+        Point(probs, _SCORES, "softmax, where asked for", (scores,)),
+        Point(f"{_IN}attn{number}", _HEADS, "the map times V", (probs, _IN + "values")),
+    )
+
+
+POINTS = (
+    Point("embed_tokens", "(B, T, D)", "the rows of the tokens"),
+    *(Point(path, "(1 or B, 1, T, d/2)", "of each angle, in float32") for path in _TURNED),
+    Point(_LAYER + ".input_layernorm", "(B, T, D)", "", (_BEFORE,)),
+    Point(_IN + "q_proj", "(B, T, H d)", "", (_LAYER + ".input_layernorm",)),
+    Point(_IN + "k_proj", "(B, T, K d)", "", (_LAYER + ".input_layernorm",)),
+    Point(_IN + "v_proj", "(B, T, K d)", "", (_LAYER + ".input_layernorm",)),
+    Point(_IN + "values", "(B, K/2, S, 2d)", 'wiring "hf": two value heads joined', (_IN + "v_proj",)),
+    Point(_IN + "lambda_proj", "(B, T, h)", "v2: λ before the sigmoid", (_LAYER + ".input_layernorm",)),
+    Point(_IN + "q_rope", "(B, H, T, d)", "rotated", (_IN + "q_proj", *_TURNED)),
+    Point(_IN + "k_rope", "(B, K, S, d)", "rotated", (_IN + "k_proj", *_TURNED)),
+    Point(_IN + "lambda_init", "()", "of the layer's number; not in v2"),
+    Point(_IN + "lambda_full", "()", "λ; in v2 (B, h, T, 1)", (_IN + "lambda_init", _IN + "lambda_proj")),
+    *_maps("1"),
+    *_maps("2"),
+    Point(_IN + "diff", _HEADS, "attn1 − λ attn2", (_IN + "attn1", _IN + "attn2", _IN + "lambda_full")),
+    Point(_IN + "groupnorm", _HEADS, "not in v2", (_IN + "diff",)),
+    Point(_IN + "scaled", "(B, T, h e)", "times 1 − λ_init", (_IN + "groupnorm", _IN + "lambda_init")),
+    Point(_IN + "o_proj", "(B, T, D)", "", (_IN + "scaled",)),
+    Point(_LAYER + ".post_attention_layernorm.input", "(B, T, D)", "the sum", (_BEFORE, _IN + "o_proj")),
+    Point(_LAYER + ".post_attention_layernorm", "(B, T, D)", "", (_LAYER + ".post_attention_layernorm.input",)),
+    Point(_MLP + "gate_proj", "(B, T, F)", "", (_LAYER + ".post_attention_layernorm",)),
+    Point(_MLP + "act_fn", "(B, T, F)", "", (_MLP + "gate_proj",)),
+    Point(_MLP + "up_proj", "(B, T, F)", "", (_LAYER + ".post_attention_layernorm",)),
+    Point(_MLP + "down_proj", "(B, T, D)", "", (_MLP + "act_fn", _MLP + "up_proj")),
+    Point(
+        _LAYER, "(B, T, D)", "what the next is given",
+        (_LAYER + ".post_attention_layernorm.input", _MLP + "down_proj"),
+    ),
+    Point("norm", "(B, T, D)", "", (_BEFORE,)),
+    Point("lm_head", "(B, T, V)", "the logits", ("norm",)),
+)  # fmt: skip
+
+OUT = Point("out", _HEADS, "the attention alone: what it gives", (_IN + "o_proj",))
+HEADS = ("lm_head", "score", "qa_outputs")
+"""What stands on the decoder, by the class of the model."""
+
+_OF_V2 = _IN + "lambda_proj"
+"""Where it is not there, it is another wiring, whose λ comes from no token."""
+
+_OF = {point.path: point.of for point in (*POINTS, OUT)}
+_IN_LAYER = re.compile(r"layers\.(\d+)(\..+)?$")
+_REPEATED = re.compile(r"(.*?)(\[\d+\])?$")
+
+
+class Flow:
+    """Which points of one run are computed from which."""
+
+    def __init__(self, among: Collection[str]) -> None:
+        self._among = among
+        self._base = min((p.partition("layers.")[0] for p in among if "layers." in p), key=len, default="")
+        layers = (m for p in among if (m := _IN_LAYER.match(p.removeprefix(self._base))))
+        self._layers = max((int(m[1]) + 1 for m in layers), default=0)
+
+    def parents(self, path: str) -> tuple[str, ...]:
+        """Return the points that one is computed from; a path that is no point has none.
+
+        One that is not in this run stands for those that it is computed from itself.
+        """
+        stem, again = _split(path)
+        start, layer = self._key(stem)
+        found: dict[str, None] = {}
+        open_, seen = [(start, layer, start)], {(start, layer)}
+        while open_:
+            key, layer, child = open_.pop()
+            for of, at in (self._before(of, layer) for of in _OF.get(key, ())):
+                own = self._own(of, at)
+                if own is not None:
+                    found |= dict.fromkeys(self._repetitions(own, again, child))
+                elif (of, at) not in seen and of != _OF_V2:
+                    seen.add((of, at))
+                    open_.append((of, at, child if child == OUT.path else of))
+        return tuple(found)
+
+    def ancestors(self, path: str, through: Collection[str]) -> set[str]:
+        """The points of `through` that a path comes from with nothing but points of `through` between."""
+        found: set[str] = set()
+        open_ = [path]
+        while open_:
+            new = {p for p in self.parents(open_.pop()) if p in through} - found
+            found |= new
+            open_ += new
+        return found
+
+    def _key(self, stem: str) -> tuple[str, int]:
+        """The path in the table, and the layer; a plain Llama's map is the first."""
+        own = stem.removeprefix(self._base)
+        if m := _IN_LAYER.match(own):
+            key, layer = _LAYER + (m[2] or ""), int(m[1])
+        elif own.rpartition(".")[2] in HEADS:
+            key, layer = "lm_head", self._layers
+        else:
+            key, layer = own if own in _OF else _IN + own, self._layers
+        return (key if key in _OF else key + "1"), layer
+
+    def _before(self, key: str, layer: int) -> tuple[str, int]:
+        if key != _BEFORE:
+            return key, layer
+        return (_LAYER, layer - 1) if layer else ("embed_tokens", 0)
+
+    def _own(self, key: str, layer: int) -> str | None:
+        """The path that a point has in this run, if it is there."""
+        if key.startswith(_IN) and not self._layers:
+            stem = key.removeprefix(_IN)
+        else:
+            stem = self._base + key.replace(_LAYER, f"layers.{layer}")
+        plain = stem.rstrip("12") if key.endswith(("1", "2")) else stem
+        return next((p for p in (stem, plain) if p in self._among), None)
+
+    def _repetitions(self, stem: str, again: str, child: str) -> list[str]:
+        """Of sequences that are run one by one the same one; what is there once is everybody's."""
+        if stem.startswith("rotary_emb.") and f"{stem}[1]" in self._among:  # of queries and of keys by turns
+            n = 2 * int(again.strip("[]") or 0) + child.endswith("k_rope")
+            again = f"[{n}]" if n else ""
+        if child == OUT.path:
+            return [p for p in self._among if _split(p)[0] == stem]
+        return [stem + again if stem + again in self._among else stem]
+
+
+def _split(path: str) -> tuple[str, str]:
+    """A path, and the number in brackets of one that a run comes to several times."""
+    match = _REPEATED.fullmatch(path)
+    return (match[1], match[2] or "") if match else (path, "")
