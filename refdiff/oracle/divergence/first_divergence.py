@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.model.wirings import WIRINGS
+from refdiff.oracle.divergence.conditions import differences
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
 from refdiff.oracle.divergence.passes import Expected, expect
@@ -50,7 +51,8 @@ class Divergence:
 
     mode: "local" or "free", or "recorded" where the run could not be repeated and was compared with what the
     reference's file holds. precision: the type that the run was taken to compute in. stages: every point of the
-    reference in order. unknown: names of the run under test that are no point.
+    reference in order. unknown: names of the run under test that are no point. apart: in which ways the two recordings
+    are not of the same run, as of other tokens.
     """
 
     path: str | None
@@ -58,6 +60,7 @@ class Divergence:
     precision: str
     stages: tuple[Stage, ...]
     unknown: tuple[str, ...]
+    apart: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """True where something diverges."""
@@ -101,7 +104,8 @@ def first_divergence(
         model: the model of `ref`, where its file names none that is here.
 
     Raises:
-        ValueError: nothing in `mine` is a point of `ref`, an alias leads to none, an argument is none of those above.
+        ValueError: a trace is empty, nothing in `mine` is a point of `ref`, an alias leads to none, an argument is none
+            of those above.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, but must be one of {', '.join(MODES)}")
@@ -109,7 +113,11 @@ def first_divergence(
         raise ValueError(f"precision is {precision!r}, but must be auto or one of {', '.join(UNITS)}")
     if isinstance(aliases, str) and aliases not in ("auto", "none"):
         raise ValueError(f'aliases is {aliases!r}, but must be "auto", "none", or a dict of your names to points')
-    reference, given = _complete(read_trace(ref, model=model)), read_trace(mine)
+    reference, given = read_trace(ref, model=model), read_trace(mine)
+    for trace, whose in ((given, "under test"), (reference, "of the reference")):
+        if not trace:
+            raise ValueError(f"the trace {whose} is empty: it has no array of any point")
+    apart, reference = differences(given, reference), _complete(reference)
     names = canonical_names(given, reference, aliases)
     points = maps_apart({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
     known = {path: points[path] for path in reference if path in points}
@@ -125,7 +133,7 @@ def first_divergence(
     precision = precision_of(known) if precision == "auto" else precision
     used = {name for name, path in names.items() if path in known or not _is_point(path, points)}
     unknown = tuple(name for name in given if name not in used)
-    return _judge(known, reference, mode, precision, unknown)
+    return replace(_judge(known, reference, mode, precision, unknown), apart=apart)
 
 
 def _no_target(own: str, target: str, reference: Mapping[str, Any]) -> str:

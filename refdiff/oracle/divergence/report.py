@@ -27,7 +27,8 @@ def lines(found: Divergence) -> list[str]:
     """The first point that is not right, then every point that was compared."""
     compared = [s for s in found.stages if s.status != "missing"]
     head = f"{len(compared)} of {len(found.stages)} points compared in {found.precision}: {_MODES[found.mode]}"
-    result = textwrap.wrap(head, WIDTH)
+    result = [line for text in found.apart for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
+    result += textwrap.wrap(head, WIDTH)
     first = found.first
     if first is None:
         result += ["", "nothing diverges"]
@@ -96,6 +97,7 @@ def as_dict(found: Divergence) -> dict[str, Any]:
         "diverges": bool(found),
         "path": found.path,
         "what": found.first.what if found.first else "",
+        "apart": list(found.apart),
         "mode": found.mode,
         "precision": found.precision,
         "stages": [

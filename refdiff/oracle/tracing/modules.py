@@ -110,6 +110,8 @@ def _point(module: str, what: str, last_layer: int) -> str | None:
             return f"{layer[1]}.{int(layer[2]) - 1}" if int(layer[2]) else None
         if name == "norm" and not head.endswith(("attn", "mlp")):
             return f"{head}.layers.{last_layer}".lstrip(".")
+        if name == "embed_tokens":
+            return "inputs.input_ids"
         before = {"groupnorm": "diff", "subln": "diff", "sub_norm": "diff", "o_proj": "scaled", "out_proj": "scaled"}
         if name in before:
             return f"{head}.{before[name]}"

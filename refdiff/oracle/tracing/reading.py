@@ -35,21 +35,27 @@ def read_trace(source: Source, *, model: Any = None) -> Trace:
     if isinstance(source, Trace):
         return source
     if isinstance(source, Mapping):
-        return Trace({name: any_array(x, name) for name, x in source.items()})
+        return _bare({name: any_array(x, name) for name, x in source.items()})
     path = Path(source)
     if path.is_dir():
         if not is_debugger_folder(path):
             raise CheckpointError(
                 f"{path}: no folder of transformers' model_addition_debugger_context: no *_debug_tree_*.json in it"
             )
-        return Trace(read_debugger_folder(path))
+        return _bare(read_debugger_folder(path))
     arrays, metadata = read_arrays(path)
     if metadata.get("format") != FORMAT:
-        return Trace(arrays)
+        return _bare(arrays)
     about, order = json.loads(metadata["about"]), json.loads(metadata["order"])
     points = {name: arrays[name] for name in order}
     inputs = {name.removeprefix(INPUT): x for name, x in arrays.items() if name not in points}
     return Trace(points, inputs, about, _run(about, inputs, model))
+
+
+def _bare(arrays: dict[str, Any]) -> Trace:
+    """Points, and beside them what the run was called with, as far as it is there."""
+    inputs = {name.removeprefix(INPUT): x for name, x in arrays.items() if name.startswith(INPUT)}
+    return Trace({name: x for name, x in arrays.items() if not name.startswith(INPUT)}, inputs)
 
 
 def _run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:

@@ -1,0 +1,97 @@
+"""Two recordings that are not of the same run are said to be so first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.divergence import first_divergence
+from refdiff.oracle.files import read_arrays
+from refdiff.oracle.tracing import Trace, trace
+from tests.model.models import ids, small_model
+from tests.oracle.inputs import draw, small
+
+TOKENS = ids(0, 2, 7)
+REF = trace(small_model(), TOKENS)
+
+
+def of(tokens: Any = TOKENS, **fields: Any) -> Trace:
+    return trace(small_model(**fields), tokens)
+
+
+def about(**fields: Any) -> Trace:
+    return Trace(REF.points, REF.inputs, REF.about | fields)
+
+
+def changed(at: int) -> np.ndarray:
+    tokens = TOKENS.copy()
+    tokens[1, at] += 1
+    return tokens
+
+
+def test_other_tokens() -> None:
+    found = first_divergence(of(changed(4)), REF)
+    assert found.apart == ("the two runs have different tokens from position 4",)
+    assert str(found).splitlines()[0] == found.apart[0]
+    assert found.to_dict()["apart"] == list(found.apart)
+    assert found.path == "model.embed_tokens"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [
+        (TOKENS[:, :5], "(2, 5) and (2, 7), and different ones from position 5"),
+        (changed(3)[:, :5], "(2, 5) and (2, 7), and different ones from position 3"),
+        (TOKENS[:1], "(1, 7) and (2, 7)"),
+    ],
+)
+def test_tokens_of_another_shape(tokens: Any, says: str) -> None:
+    assert first_divergence(of(tokens), REF).apart == (f"the two runs have tokens of different shapes, {says}",)
+
+
+def test_other_arguments() -> None:
+    masks = [np.ones((2, 7), int) for _ in range(2)]
+    masks[0][1, 0] = 0
+    mine, ref = (trace(small_model(), TOKENS, attention_mask=mask) for mask in masks)
+    assert first_divergence(mine, ref).apart == ("the two runs have different attention_mask",)
+
+
+def test_other_types() -> None:
+    assert first_divergence(about(dtype="bfloat16"), REF).apart == (
+        "recorded in bfloat16, the reference in float64: weights that one of them has rounded are other weights",
+    )
+
+
+def test_other_models() -> None:
+    found = first_divergence(of(rms_norm_eps=0.1, rope_theta=500.0), REF)
+    assert found.apart[0].startswith("recorded of models of different rms_norm_eps (0.1 and 1e-05)")
+    assert first_divergence(about(model="a"), about(model="b")).apart == (
+        "recorded of the model a, the reference of b",
+    )
+    assert first_divergence(about(model="a"), about(model=None)).apart == ()
+
+
+def test_other_specs() -> None:
+    spec, other = small("ms_v1"), small("ms_v1", window=3)
+    x = draw(spec)
+    found = first_divergence(trace(other, x), trace(spec, {**x, "k": 2 * x["k"]}))
+    assert found.apart == ("the two runs have different k", "recorded of specs of different window (3 and None)")
+
+
+def test_the_same_run(tmp_path: Path) -> None:
+    REF.write(tmp_path / "a.safetensors")
+    for mine in (REF, tmp_path / "a.safetensors", read_arrays(tmp_path / "a.safetensors")[0]):
+        found = first_divergence(mine, REF)
+        assert found.apart == found.unknown == ()
+    arrays = {**read_arrays(tmp_path / "a.safetensors")[0], "inputs.input_ids": changed(2)}
+    assert first_divergence(arrays, REF).apart == ("the two runs have different tokens from position 2",)
+
+
+def test_empty_traces() -> None:
+    with pytest.raises(ValueError, match="the trace under test is empty: it has no array of any point"):
+        first_divergence({}, {})
+    with pytest.raises(ValueError, match="the trace of the reference is empty"):
+        first_divergence(REF, {})
