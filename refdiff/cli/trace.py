@@ -23,6 +23,11 @@ def run(args: argparse.Namespace) -> int:
         UsageError: flags that do not fit together.
         CheckpointError: a model or a file that cannot be read.
     """
+    if args.points:
+        from refdiff.cli.trace_points import lines
+
+        sys.stdout.write("\n".join(lines()) + "\n")
+        return 0
     if args.compare:
         return _compare(args)
     if args.spec is None and (args.set or args.layer is not None):

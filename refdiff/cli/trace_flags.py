@@ -12,6 +12,7 @@ examples:
   refdiff trace path/to/checkpoint "Once upon a time" -o run.safetensors
   refdiff trace --spec hf_diffllama --layer 3 mine.npz -o ref.safetensors
   refdiff trace --compare mine.safetensors run.safetensors
+  refdiff trace --points
 """
 
 
@@ -26,6 +27,9 @@ def add_trace(commands: Any) -> None:
         "another program with such a file, and name the first point that is not what its own inputs make it. Exit "
         "status: 0 recorded, or nothing diverges; 1 something diverges; 2 trouble: a model, a file or a flag that "
         "nothing can be recorded or compared by.",
+    )
+    parser.add_argument(
+        "--points", action="store_true", help="print the name, the shape and the meaning of each point (default: off)"
     )
     record = parser.add_argument_group("record")
     record.add_argument(

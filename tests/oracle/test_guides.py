@@ -15,7 +15,7 @@ import pytest
 import refdiff
 
 GUIDES = Path(refdiff.__file__).parent / "oracle" / "guides"
-NAMES = ("cuda", "jax", "mlx", "triton")
+NAMES = ("cuda", "jax", "mlx", "traces", "triton")
 
 
 def blocks(guide: str, language: str) -> list[str]:
@@ -31,19 +31,38 @@ def run_python(guide: str) -> dict[str, Any]:
     return names
 
 
-def test_the_guide_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def run_all(parts: list[str], folder: Path) -> list[str]:
+    """Run blocks of Python and of commands, each of which needs what those above it wrote; what commands print."""
     environment = {**os.environ, "PYTHONPATH": str(Path(refdiff.__file__).parents[1])}
     names: dict[str, Any] = {}
     said = []
-    for block in blocks("cuda", "python|sh"):  # each needs what those above it wrote
+    for block in parts:
         if not block.startswith("refdiff "):
             exec(block, names)
             continue
         for line in block.splitlines():
             command = [sys.executable, "-m", *shlex.split(line)]
-            done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            assert done.returncode == (line == "refdiff trace --compare mine.safetensors ref.safetensors"), done.stderr
             said.append(done.stdout)
+    return said
+
+
+def test_the_guide_for_traces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As far as it needs no torch."""
+    monkeypatch.chdir(tmp_path)
+    parts = blocks("traces", "python|sh")
+    said = run_all(parts[: next(i for i, block in enumerate(parts) if "torch" in block)], tmp_path)
+    (printed,) = blocks("traces", "text")
+    assert said[2].startswith(printed)
+    assert capsys.readouterr().out == "model.layers.2.self_attn.diff\n"
+
+
+def test_the_guide_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = run_all(blocks("cuda", "python|sh"), tmp_path)
     assert len(said) == 6
     assert said[1].startswith("pass: 5 cases with an output, 5 tensors judged\nnot given, so not judged: dq, dk, dv, ")
 
@@ -53,7 +72,7 @@ def test_links_and_commands(guide: str) -> None:
     text = (GUIDES / f"{guide}.md").read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (GUIDES / link).resolve().exists(), link
-    assert text.startswith("# For the author of a kernel ")
+    assert text.startswith("# For the author of a kernel " if guide != "traces" else "# For the owner of a model ")
     assert len(text.splitlines()) < 100
     for block in blocks(guide, "python"):
         compile(block, guide, "exec")

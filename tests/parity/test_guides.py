@@ -1,10 +1,12 @@
-"""The guides for authors in torch or Triton, JAX and MLX: every block is run."""
+"""The guides for authors in torch or Triton, JAX and MLX, and for traces: every block is run."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.oracle.test_guides import run_python
+from tests.oracle.test_guides import blocks, run_all, run_python
 
 
 def test_the_guide_for_triton(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,3 +23,12 @@ def test_the_guide_for_jax(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_guide_for_mlx(capsys: pytest.CaptureFixture[str]) -> None:
     run_python("mlx")
     assert capsys.readouterr().out.startswith("unique: keys_crossed")
+
+
+def test_the_guide_for_traces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = run_all(blocks("traces", "python|sh"), tmp_path)
+    assert "\nnothing diverges" in said[-1]
+    assert "\nnothing diverges" in capsys.readouterr().out

@@ -116,9 +116,9 @@ def test_frequencies_that_are_rounded_with_the_weights_are_found(tmp_path: Path)
 
 def test_other_tokens_are_said_to_be_others(tmp_path: Path) -> None:
     peer, call, ref = prepared(tmp_path / "model", "float32", "sdpa")
-    with model_addition_debugger_context(peer, debug_path=str(tmp_path / "run"), use_repr=False):
-        with torch.no_grad(), hooks(peer) as mine:
-            peer(**{**call, "input_ids": call["input_ids"].roll(-1, 1)})
+    debugger = model_addition_debugger_context(peer, debug_path=str(tmp_path / "run"), use_repr=False)
+    with debugger, hooks(peer) as mine:
+        peer(**{**call, "input_ids": call["input_ids"].roll(-1, 1)})
     for source in (mine, tmp_path / "run"):
         assert first_divergence(source, ref).apart == ("the two runs have different tokens from position 0",)
 
