@@ -91,7 +91,8 @@ class NumpyAttentionVjpKernels(NumpyKernels):
         (B, H, T, e), (K, S) = g.shape, v.shape[1:3]
         G, d = H // K, maps[0][0].shape[3]
         size = min(max(BLOCK // (G * S), 1), QUERIES)
-        dqs, dks, dv = [_by_features(q) for q, *_ in maps], [_by_features(k) for _, k, *_ in maps], _by_features(v)
+        dqs, dks = [self._by_features(q) for q, *_ in maps], [self._by_features(k) for _, k, *_ in maps]
+        dv = self._by_features(v)
         along, bound, parts = np.empty((B, H, T, 1), g.dtype), largest(maps), self._parts(B, K, G * size * S)
         rooms = self._rooms(len(maps) + 2, parts[0], G * size * S, g.dtype)
 
@@ -132,11 +133,10 @@ class NumpyAttentionVjpKernels(NumpyKernels):
         self._workers.each(some, parts)
         return [x.swapaxes(2, 3) for x in dqs], [x.swapaxes(2, 3) for x in dks], dv.swapaxes(2, 3), along
 
-
-def _by_features(x: FloatArray) -> FloatArray:
-    """Allocate (B, H, d, T) for the gradient of (B, H, T, d), lying as (H, d, B, T) as the next products take it."""
-    B, H, T, d = x.shape
-    return np.empty((H, d, B, T), x.dtype).transpose(2, 0, 1, 3)
+    def _by_features(self, x: FloatArray) -> FloatArray:
+        """Allocate (B, H, d, T) for the gradient of (B, H, T, d), lying as (H, d, B, T), as products take it."""
+        B, H, T, d = x.shape
+        return self._workspace.empty((H, d, B, T), x.dtype).transpose(2, 0, 1, 3)
 
 
 def _add(total: FloatArray, a: FloatArray, b: FloatArray, first: bool) -> None:
