@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,21 @@ class Target:
         exact = as_float64(known.spec, known.inputs)
         return Target(exact, actual, known.expected["out"], known.rows["out"], known.recipe)
 
+    @cached_property
+    def known(self) -> Numpy:
+        """Which numbers of the output are finite."""
+        return np.isfinite(self.actual)
+
+    @cached_property
+    def compared(self) -> Numpy:
+        """Which are, and are in the truth."""
+        return self.known & np.isfinite(self.expected)
+
+    @cached_property
+    def size(self) -> Numpy:
+        """Root mean square of the truth's rows."""
+        return root_mean_square(np.where(np.isfinite(self.expected), self.expected, 0.0))
+
 
 def off(target: Target, x: Numpy) -> Numpy:
     """How far each row is from the truth, in its budget; of what is NaN or infinite nothing is known."""
@@ -74,14 +90,14 @@ def quick_residual(target: Target, wrong: Numpy | None) -> float:
     """The error in budgets, root mean square over rows, the budget being the truth's, as large as the rows now are."""
     if wrong is None or wrong.shape != target.actual.shape:
         return np.inf
-    known = np.isfinite(target.actual)
+    known = target.known
     if not np.array_equal(known, np.isfinite(round_to(wrong, target.recipe.storage))):
         return np.inf
-    off = np.where(known, np.where(known, target.actual, 0.0) - np.where(known, wrong, 0.0), 0.0)
-    size, before = (root_mean_square(np.where(np.isfinite(x), x, 0.0)) for x in (wrong, target.expected))
+    error = np.where(known, target.actual, 0.0) - np.where(known, wrong, 0.0)
+    size, before = root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), target.size
     rows = np.maximum(target.rows * np.minimum(over(size, before), 1e6), FLOOR * target.recipe.u * size)
     rows = np.maximum(rows, np.where(before == 0, target.rows, 0.0))
-    ratio = np.minimum(over(root_mean_square(off), rows), 1e9)
+    ratio = np.minimum(over(root_mean_square(error), rows), 1e9)
     return float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0
 
 
@@ -94,7 +110,7 @@ def explained(target: Target, wrong: Numpy | None) -> float:
         return 0.0
     if target.right:
         return float(not is_wrong(off(target, wrong)))
-    known = np.isfinite(target.actual) & np.isfinite(wrong) & np.isfinite(target.expected)
+    known = target.compared & np.isfinite(wrong)
     before, now = (float(np.sum((target.actual - x)[known] ** 2)) for x in (target.expected, wrong))
     return max(0.0, 1.0 - now / before) if before > 0 else 0.0
 
