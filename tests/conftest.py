@@ -19,9 +19,9 @@ import array_api_strict
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-# dev: seconds, ci: minutes, nightly: a night; chosen by REFDIFF_HYPOTHESIS, or by pytest's --hypothesis-profile.
-# All but nightly draw the same examples each time; a failing one is printed as the arguments of a call, and as a
-# @reproduce_failure line that runs it again. mutation is for tests that are to fail, and need not explain.
+# dev: seconds, ci: minutes, nightly: an hour of two cores; chosen by REFDIFF_HYPOTHESIS, or by pytest's
+# --hypothesis-profile. All but nightly draw the same examples each time; a failing one is printed as the arguments of a
+# call, and as a @reproduce_failure line that runs it again. mutation is for tests that are to fail, not to explain.
 settings.register_profile(
     "dev",
     max_examples=30,
@@ -31,7 +31,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("ci", settings.get_profile("dev"), max_examples=200)
-settings.register_profile("nightly", settings.get_profile("dev"), max_examples=4000, derandomize=False)
+settings.register_profile("nightly", settings.get_profile("dev"), max_examples=3000, derandomize=False)
 settings.register_profile(
     "mutation", settings.get_profile("dev"), phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False
 )
