@@ -125,7 +125,7 @@ class NumpyRowKernels:
                 if weight is not None:
                     out[part] *= weight[part, None]
 
-        self._each(block, [(g, t) for g in range(groups) for t in self._tokens(tokens, groups)], x.size)
+        self._each(block, [(g, t) for g in range(groups) for t in self._tokens(tokens, groups, features)], x.size)
         return y
 
     def rms_norm_vjp(self, g: FloatArray, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
@@ -248,9 +248,10 @@ class NumpyRowKernels:
         if x.size <= ELEMENTS:
             block((slice(None), slice(None)))
             return y
-        share = -(-len(x) // self._workers.threads)
-        heads = max(min(ELEMENTS // (x.shape[1] * min(B * T, COLUMNS)), share), 1)
-        self._each(block, [(h, t) for h in cut(len(x), heads) for t in self._tokens(B * T, len(x))], x.size)
+        features, tokens, share = x.shape[1], B * T, -(-len(x) // self._workers.threads)
+        heads = cut(len(x), max(min(ELEMENTS // (features * min(tokens, COLUMNS)), share), 1))
+        parts = self._tokens(tokens, len(heads), features * heads[0].stop)
+        self._each(block, [(h, t) for h in heads for t in parts], x.size)
         return y
 
     def rope_vjp(
@@ -262,10 +263,12 @@ class NumpyRowKernels:
         turned = self.rope(g, cos, -sin, interleaved=interleaved)
         return turned if turned is NotImplemented else (turned, None, None)
 
-    def _tokens(self, tokens: int, groups: int) -> list[slice]:
-        """Cut tokens that lie side by side so that every thread has some of them, or some groups."""
-        size = COLUMNS if groups > 1 else min(-(-tokens // (16 * self._workers.threads)) * 16, COLUMNS)
-        return cut(tokens, size)
+    def _tokens(self, tokens: int, groups: int, features: int) -> list[slice]:
+        """Cut tokens that lie side by side so that every thread has as many of them, or has some groups."""
+        parts = -(-tokens // max(COLUMNS, ELEMENTS // features))
+        if groups < self._workers.threads or parts > 1:
+            parts = -(-parts // self._workers.threads) * self._workers.threads
+        return cut(tokens, -(-tokens // (16 * parts)) * 16)
 
     def _like(self, x: FloatArray, dtype: Any) -> tuple[FloatArray, FloatArray]:
         """Allocate what lies feature-major like `x`, and view it as `feature_major` does."""

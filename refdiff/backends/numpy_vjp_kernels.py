@@ -116,15 +116,20 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
         return dz.T.reshape(logits.shape), None
 
     def _product(self, a: FloatArray, b: FloatArray, out: FloatArray) -> None:
-        """Compute a b, cut over the rows of a."""
+        """Compute a b, cut over the rows of a or the columns of b, the longer: what is not cut, each thread packs."""
+        by_columns = out.shape[1] > len(out)
 
         def part(start: int, stop: int) -> None:
-            np.matmul(a[start:stop], b, out=out[start:stop])
+            if by_columns:
+                np.matmul(a, b[:, start:stop], out=out[:, start:stop])
+            else:
+                np.matmul(a[start:stop], b, out=out[start:stop])
 
+        size = max(out.shape)
         if out.size * len(b) < WORTH_A_THREAD:
-            part(0, len(a))
+            part(0, size)
         else:
-            self._workers.split(len(a), part, align=16)
+            self._workers.split(size, part, align=16)
 
 
 def _exponentials(z: FloatArray, out: FloatArray | None = None) -> tuple[FloatArray, FloatArray, list[slice]]:
