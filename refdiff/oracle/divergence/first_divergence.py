@@ -14,9 +14,10 @@ from refdiff.model.wirings import WIRINGS
 from refdiff.oracle.divergence.conditions import differences
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
+from refdiff.oracle.divergence.one_way import COMMON, one_way
 from refdiff.oracle.divergence.passes import Expected, expect
 from refdiff.oracle.divergence.units import UNITS, precision_of
-from refdiff.oracle.divergence.verdict import ROW, Found, compare
+from refdiff.oracle.divergence.verdict import ROW, Found, allowed_rows, compare
 from refdiff.oracle.tracing.known_points import Flow
 from refdiff.oracle.tracing.names import canonical_names
 from refdiff.oracle.tracing.reading import Source, read_trace
@@ -34,6 +35,7 @@ class Stage:
 
     what: an arrangement that was undone, what it is equal up to, or how it differs. ratio: its worst row's error, in
     units of what is allowed; row, error and size: where that is, and its root mean squares of error and right value.
+    unseen: how far from 1 a factor on the whole point may be that rounding explains.
     """
 
     path: str
@@ -43,6 +45,7 @@ class Stage:
     row: tuple[int, ...] = ()
     error: float = 0.0
     size: float = 0.0
+    unseen: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,8 @@ def _judge(
     else:
         expected = expect(reference.run, fitting, unit, local=mode == "local")
     _hide_padding(expected, reference)
-    stages = [_stage(path, laid, expected, reference, unit) for path in reference]
+    common = COMMON.get(precision, 1.0)
+    stages = [_stage(path, laid, expected, reference, unit, common) for path in reference]
     bad = next((s.path for s in stages if s.status in ("differs", "equal up to") and not _harmless(s)), None)
     return Divergence(bad, mode, precision, tuple(stages), unknown)
 
@@ -214,19 +218,41 @@ def _harmless(stage: Stage) -> bool:
     return "the base of the logarithm" in stage.what
 
 
-def _stage(path: str, laid: Mapping[str, Any], expected: Expected, reference: Trace, unit: float) -> Stage:
+def _stage(
+    path: str, laid: Mapping[str, Any], expected: Expected, reference: Trace, unit: float, common: float
+) -> Stage:
     if path not in laid or path not in expected.values:
         return Stage(path, "missing")
     array, how = laid[path]
     if array is None:
         return Stage(path, "differs", how, np.inf)
-    right, hidden = expected.values[path], expected.hidden.get(path)
-    found = compare(array, right, expected.spread[path], unit, hidden, expected.growth.get(path, 0.0))
+    right, hidden, growth = expected.values[path], expected.hidden.get(path), expected.growth.get(path, 0.0)
+    found = compare(array, right, expected.spread[path], unit, hidden, growth)
     numbers = (found.ratio, found.worst, found.error, found.size)
-    if found.ok:
-        return Stage(path, "equal", f"lies as ({', '.join(how)})" if how else "", *numbers)
-    said = explanation(path, array, expected, reference, unit)
-    return Stage(path, "equal up to" if said else "differs", said or _difference(found), *numbers)
+    if not found.ok:
+        said = explanation(path, array, expected, reference, unit)
+        return Stage(path, "equal up to" if said else "differs", said or _difference(found), *numbers)
+    allowed = allowed_rows(right, expected.spread[path], unit, hidden, growth)
+    unseen, tilt = _least(right, allowed, hidden), None
+    if path in expected.draws:
+        names = axes_of(path, reference).names
+        axis = next((names.index(n) for n in "TS" if n in names), 0)
+        tilt = one_way(
+            array, right, allowed, expected.draws[path],
+            hidden=hidden, axis=axis, unit=unit, growth=growth, common=common,
+        )  # fmt: skip
+    if tilt is not None and tilt.ratio > 1:
+        return Stage(path, "equal up to", f"equal up to {tilt}", tilt.ratio, (), found.error, found.size, tilt.limit)
+    unseen = unseen if tilt is None else min(unseen, tilt.limit)
+    return Stage(path, "equal", f"lies as ({', '.join(how)})" if how else "", *numbers, unseen)
+
+
+def _least(right: Floats, allowed: Floats, hidden: Any) -> float:
+    """The smallest share of itself by which some row may be off."""
+    counted = np.isfinite(right) if hidden is None else np.isfinite(right) & ~hidden
+    rows = right if right.ndim else right[None]
+    size = np.sqrt(np.mean(np.where(counted, rows, 0.0) ** 2, axis=-1)) if rows.size else np.zeros(0)
+    return float(np.min(ROW * allowed / np.where(size > 0, size, np.nan), initial=np.inf, where=size > 0))
 
 
 def _difference(found: Found) -> str:

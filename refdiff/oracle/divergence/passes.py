@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array
+from refdiff.oracle.divergence.one_way import ONE, Sums, row_sums
 from refdiff.oracle.divergence.verdict import ROW, counting
 from refdiff.oracle.tracing.points import SINGLE
 
@@ -42,10 +43,6 @@ be said."""
 DOUBTFUL = 3.09
 """How many standard deviations (1 in 1000) the spread that so few rounded numbers show may be too small."""
 
-ONE = 0.42
-"""The standard deviation of one rounding, in units of roundoff: an error even within ± u 2^e, of numbers whose places
-in [2^e, 2^(e + 1)) are as even in their logarithm, √(1 / (8 ln 2))."""
-
 ROUNDING = 0.6
 """That of the value of a point: of two roundings. `ROW` leaves room for the four that the scores of transformers' eager
 attention have (product, scale, mask, and the exponential's argument)."""
@@ -58,13 +55,15 @@ SUMMATION = ONE / math.sqrt(6)
 class Expected:
     """The points of a run in float64, entries that nobody uses, and the squares of what rounding does to each row.
 
-    growth: of points that are sums, what their own size adds, relative to it.
+    growth: of points that are sums, what their own size adds, relative to it. draws: `one_way.row_sums` of each run
+    with rounding; not of points whose doubt is the same for many numbers.
     """
 
     values: dict[str, Floats] = field(default_factory=dict)
     hidden: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     spread: dict[str, Floats] = field(default_factory=dict)
     growth: dict[str, float] = field(default_factory=dict)
+    draws: dict[str, list[Sums]] = field(default_factory=dict)
 
 
 def growth(terms: int, unit: float) -> float:
@@ -126,6 +125,8 @@ def expect(run: Callable[..., None], given: Mapping[str, Floats], unit: float, *
             square = _row_mean(np.where(np.isfinite(off), off, 0.0) ** 2, hidden)
             if usual:
                 expected.spread[path] += square / MEMBERS
+                if doubt is None and off.ndim > 1:
+                    expected.draws.setdefault(path, []).append(row_sums(off, expected.values[path], hidden))
             else:
                 furthest[path] = np.maximum(furthest.get(path, 0.0), square)
             value = np.asarray(_going_on(path, value, hidden), dtype=np.float64)

@@ -31,7 +31,7 @@ def lines(found: Divergence) -> list[str]:
     result += textwrap.wrap(head, WIDTH)
     first = found.first
     if first is None:
-        result += ["", "nothing diverges"]
+        result += ["", "nothing diverges", *textwrap.wrap(_unseen(compared), WIDTH - 2, **_INDENT)]
     else:
         result += ["", f"first divergence: {first.path}", *textwrap.wrap(first.what, WIDTH - 2, **_INDENT)]
         if first.row:
@@ -60,6 +60,16 @@ _INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "  "}
 
 def _times(stage: Stage) -> str:
     return f"{stage.ratio:.3g} times"
+
+
+def _unseen(compared: list[Stage]) -> str:
+    """Which systematic error nothing would have been said of."""
+    least, most = (f(compared, key=lambda s: s.unseen) for f in (min, max))
+    within = "of any size" if most.unseen == float("inf") else f"within 1 ± {most.unseen:.2g}"
+    return (
+        f"a factor on all of one point would not be seen within 1 ± {least.unseen:.2g} at best; at worst {within}, "
+        f"at {most.path}"
+    )
 
 
 def _missing_before(found: Divergence, first: Stage) -> list[str]:
@@ -109,6 +119,7 @@ def as_dict(found: Divergence) -> dict[str, Any]:
                 "row": list(s.row),
                 "error": s.error if abs(s.error) < float("inf") else None,
                 "size": s.size if abs(s.size) < float("inf") else None,
+                "unseen": s.unseen if s.unseen < float("inf") else None,
             }
             for s in found.stages
         ],

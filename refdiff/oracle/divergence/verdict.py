@@ -64,14 +64,22 @@ def compare(
     value = np.where(counted, right, 0.0)
     n = np.maximum(counted.sum(axis=-1), 1)
     error, size = (np.sqrt((x**2).sum(axis=-1) / n) for x in (off, value))
-    # of few numbers the mean is less sure, up to what a single one may be off by
-    allowed = np.sqrt(spread + (1 + 4 / counting(right, hidden)) * ((FLOOR * unit) ** 2 + growth**2) * size**2)
-    # what is 0 by right may hold a rounding of what was taken away to get there
-    allowed = np.maximum(allowed, float(np.finfo(np.float32).tiny) * unit)
+    allowed = allowed_rows(right, spread, unit, hidden, growth)
     element = np.abs(off) / (ELEMENT[0] * allowed[..., None] + ELEMENT[1] * (unit + growth) * np.abs(value))
     ratio = np.maximum(error / (ROW * allowed), element.max(axis=-1))
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
     return Found(float(ratio[at]), at, float(error[at]), float(size[at]))
+
+
+def allowed_rows(right: Floats, spread: Any, unit: float, hidden: NDArray[np.bool_] | None, growth: float) -> Floats:
+    """Return how far off each row may be, as a root mean square: `ROW` times that is wrong."""
+    counted = np.isfinite(right) if hidden is None else np.isfinite(right) & ~hidden
+    square = (np.where(counted, right, 0.0) ** 2).sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1)
+    # of few numbers the mean is less sure, up to what a single one may be off by
+    allowed = np.sqrt(spread + (1 + 4 / counting(right, hidden)) * ((FLOOR * unit) ** 2 + growth**2) * square)
+    # what is 0 by right may hold a rounding of what was taken away to get there
+    result: Floats = np.maximum(allowed, float(np.finfo(np.float32).tiny) * unit)
+    return result
 
 
 def counting(value: Floats, hidden: NDArray[np.bool_] | None) -> Floats:

@@ -35,6 +35,16 @@ def test_clean() -> None:
     assert sum(line.startswith("  equal ") for line in lines) == len(REF)
 
 
+def test_what_would_not_have_been_seen() -> None:
+    mine = {path: x.astype(np.float32) for path, x in REF.items()}
+    found = first_divergence(mine, REF, precision="bfloat16")
+    said = " ".join(str(found).split())
+    worst = max((s for s in found.stages if s.status == "equal"), key=lambda s: s.unseen)
+    assert f"at worst within 1 ± {worst.unseen:.2g}, at {worst.path}" in said
+    stage = next(s for s in found.to_dict()["stages"] if s["path"] == AT + "q_proj")
+    assert 2.0**-8 < stage["unseen"] < 0.02
+
+
 def test_what_diverges() -> None:
     text = str(wrong(diff=REF[AT + "diff"] + 1))
     said = " ".join(text.split())

@@ -1,0 +1,101 @@
+"""An error that points one way everywhere, as a factor or a constant: small in each row, and sure over all of them.
+
+    factor      |⟨e, y⟩ / ⟨y, y⟩|
+    constant    |Σ e| / Σ |y|, |y| the root mean square of a row
+
+over all rows, each divided by what it may be off by. e is the error, y the right value. Rounding may bring them to: one
+unit of roundoff, as of a constant that is rounded once, such as 1/√d; what roundings of the points before show here,
+a λ that all share among them; and roundings of its own, as if all numbers of one position had the same, since softmax
+of equal scores gives all heads the same 1/t to round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Sums = tuple[Floats, Floats]
+
+FEWEST = 32
+"""Of fewer numbers nothing is said: their rows are judged."""
+
+ONE = 0.42
+"""The standard deviation of one rounding, in units of roundoff: an error even within ± u 2^e, of numbers whose places
+in [2^e, 2^(e + 1)) are as even in their logarithm, √(1 / (8 ln 2))."""
+
+SURE = 4.0
+"""How many standard deviations the roundings of the positions may add up to."""
+
+DRAWN = 8.0
+"""How many of those that a few draws show: a Student's t of 6 draws is above that once in 5000 times."""
+
+COMMON = {"tf32": 3.0}
+"""How many roundoffs may point one way, where it is not 1: tf32 cuts both factors of a product."""
+
+ELEMENTARY = 16.0
+"""How many roundoffs of float32 more: functions of a processor or GPU may be off by a few, all of them upwards."""
+
+
+class OneWay(NamedTuple):
+    """What was found: "factor" or "constant", how large and in which direction, and what rounding explains."""
+
+    kind: str
+    value: float
+    limit: float
+
+    @property
+    def ratio(self) -> float:
+        """The share of what is allowed."""
+        return abs(self.value) / self.limit
+
+    def __str__(self) -> str:
+        if self.kind == "factor":
+            return f"the factor {1 + self.value:.5g}, where rounding explains 1 ± {self.limit:.2g}"
+        return (
+            f"a constant: on average {abs(self.value):.2g} of its size too {'large' if self.value > 0 else 'small'}, "
+            f"where rounding explains {self.limit:.2g}"
+        )
+
+
+def row_sums(off: Floats, right: Floats, hidden: NDArray[np.bool_] | None) -> Sums:
+    """Sum ⟨e, y⟩ and e over each row, of what counts."""
+    counted = np.isfinite(off) & np.isfinite(right) & (True if hidden is None else ~hidden)
+    e = np.where(counted, off, 0.0)
+    return np.einsum("...i,...i->...", e, np.where(counted, right, 0.0)), e.sum(axis=-1)
+
+
+def one_way(
+    mine: Floats, right: Floats, allowed: Floats, draws: Sequence[Sums], *,
+    hidden: NDArray[np.bool_] | None, axis: int, unit: float, growth: float, common: float,
+) -> OneWay | None:  # fmt: skip
+    """Return the larger of the two, in shares of what is allowed; None where there are too few numbers.
+
+    Args:
+        allowed: what each row may be off by (`verdict.allowed_rows`); draws: `row_sums` of runs with rounding.
+        axis: that of the positions. growth: of sums, as `passes.growth`. common: see `COMMON`.
+    """
+    counted = np.isfinite(mine) & np.isfinite(right) & (True if hidden is None else ~hidden)
+    if right.ndim < 2 or counted.sum() < FEWEST:
+        return None
+    y = np.where(counted, right, 0.0)
+    square, n = (y**2).sum(axis=-1), counted.sum(axis=-1)
+    weight = np.where((square > 0) & np.isfinite(allowed), 1 / np.maximum(allowed, np.finfo(np.float64).tiny) ** 2, 0.0)
+    squares, sizes = float((weight * square).sum()), float((weight * np.sqrt(n * square)).sum())
+    if not squares > 0:
+        return None
+    by_position = (weight[..., None] * y**2).sum(axis=tuple(i for i in range(y.ndim) if i != axis))
+    own = float(np.sqrt((by_position**2).sum())) / squares
+
+    def of(sums: Sums) -> tuple[float, float]:
+        return float((weight * sums[0]).sum()) / squares, float((weight * sums[1]).sum()) / sizes
+
+    drawn = np.sqrt(np.mean([np.square(of(sums)) for sums in draws], axis=0)) if draws else np.zeros(2)
+    steady = common * unit + ELEMENTARY * min(unit, 2.0**-24)
+    limits = steady + np.hypot(DRAWN * drawn, SURE * np.hypot(ONE * unit, growth) * own)
+    values = of(row_sums(np.where(counted, mine, 0.0) - y, right, hidden))
+    found = [OneWay(*item) for item in zip(("factor", "constant"), values, limits.tolist(), strict=True)]
+    return max(found, key=lambda item: item.ratio)
