@@ -13,7 +13,6 @@ import refdiff
 from refdiff.cli import main
 from refdiff.oracle.files import read_arrays, write_arrays
 from refdiff.oracle.tracing import read_trace, trace
-from refdiff.oracle.tracing.known_points import POINTS
 from tests.oracle.inputs import draw, small
 
 Capture = pytest.CaptureFixture[str]
@@ -104,20 +103,6 @@ def test_where_the_model_is(recorded: Path, tiny_checkpoint: Path, tmp_path: Pat
 def test_usage(args: list[str], says: str, capsys: Capture) -> None:
     assert main(["trace", *args]) == 2
     assert capsys.readouterr().err.startswith(f"refdiff trace: error: {says}")
-
-
-def test_points(capsys: Capture) -> None:
-    assert main(["trace", "--points"]) == 0
-    said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 80
-    module = said[said.index("model.layers.N.self_attn.") : said.index("model.layers.N.mlp.")]
-    assert "\n  lambda_full  ()               λ, a number; in v2 (B, h, T, 1)\n" in module
-    assert "\nmodel.layers.N  (B, T, D)  what the layer gives to the next\n" in said
-    for point in POINTS:
-        head, _, name = point.path.removesuffix(".input").rpartition(".")
-        assert f"{point.path.removeprefix(head + '.') if 'N.' in point.path else name} " in said
-        assert point.what
-        assert point.shape in said
 
 
 def test_files_that_cannot_be_read(recorded: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -17,7 +17,7 @@ from refdiff.oracle.diagnosis.places import damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
 from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.variants import Target, is_wrong, off
+from refdiff.oracle.diagnosis.variants import Target, is_wrong, rows_off
 from refdiff.oracle.input_checks import as_float64
 from refdiff.oracle.outputs import output_alone
 from refdiff.oracle.recipe import Recipe
@@ -153,7 +153,8 @@ def _shown(spec: Spec, parts: Parts, deviation: Deviation) -> bool:
         return False
     wrong = [output_of(spec, t.inputs, deviation) for t in on]
     return any(
-        x is not None and x.shape == t.expected.shape and is_wrong(off(t, x)) for x, t in zip(wrong, on, strict=True)
+        x is not None and x.shape == t.expected.shape and is_wrong(rows_off(t, x))
+        for x, t in zip(wrong, on, strict=True)
     )
 
 

@@ -11,7 +11,7 @@ from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.fit_lambda import fit_lambda
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
-from refdiff.oracle.diagnosis.variants import NEAR, Numpy, Target, is_wrong, judged, off, quick_residual
+from refdiff.oracle.diagnosis.variants import NEAR, Numpy, Target, is_wrong, judged, quick_residual, rows_off
 from refdiff.oracle.spec import Spec
 
 COARSE, FINE = 33, 40
@@ -113,7 +113,7 @@ def _window(spec: Spec, parts: Parts) -> list[Fit]:
 
 
 def _last_are_right(target: Target) -> bool:
-    return not is_wrong(off(target, target.actual)[:, :, -FEWEST:])
+    return not is_wrong(rows_off(target, target.actual)[:, :, -FEWEST:])
 
 
 def _order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:

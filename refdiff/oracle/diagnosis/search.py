@@ -20,7 +20,16 @@ from refdiff.oracle.diagnosis.told_apart import (
     those_that_point_to_no_other,
     those_the_right_one_points_to,
 )
-from refdiff.oracle.diagnosis.variants import NEAR, Judgement, Numpy, Target, explained, judgement, off, quick_residual
+from refdiff.oracle.diagnosis.variants import (
+    NEAR,
+    Judgement,
+    Numpy,
+    Target,
+    explained,
+    judgement,
+    quick_residual,
+    rows_off,
+)
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 
@@ -116,7 +125,7 @@ def _misses(target: Target, wrong: Numpy | None) -> bool:
     """Whether deviations leave the row that is furthest off as a right kernel gives it: no budget makes up for that."""
     if wrong is None or wrong.shape != target.expected.shape or not target.rows.size:
         return False
-    now, change = (off(target, x) for x in (target.actual, wrong))
+    now, change = (rows_off(target, x) for x in (target.actual, wrong))
     at = np.unravel_index(int(np.argmax(now)), now.shape)
     return bool(now[at] > NEAR and change[at] <= 1.0)
 
@@ -128,7 +137,7 @@ def _leaves(spec: Spec, parts: Parts, deviation: Deviation, right: tuple[Numpy, 
         wrong = None if problem is None else output(problem)
         if wrong is None or wrong.shape != target.expected.shape:
             return False
-        if np.max(off(target, wrong)[rows], initial=0.0) > UNSEEN:
+        if np.max(rows_off(target, wrong)[rows], initial=0.0) > UNSEEN:
             return False
     return parts.cost <= MOST
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.deviations.listed import kind_of
-from refdiff.oracle.diagnosis.variants import Numpy, Target, is_wrong, off
+from refdiff.oracle.diagnosis.variants import Numpy, Target, is_wrong, rows_off
 from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
 
@@ -81,7 +81,7 @@ def furthest_off(spec: Spec, target: Target, usual: SubCase, *, all_keys: bool =
 def _wrong(target: Target) -> Numpy:
     """How far off the rows are: where NaN and ∞ stand in other places, as far as can be."""
     other = np.any(np.isfinite(target.actual) != np.isfinite(target.expected), axis=-1)
-    return np.where(other, np.inf, off(target, target.actual))
+    return np.where(other, np.inf, rows_off(target, target.actual))
 
 
 def _parts(spec: Spec, target: Target, most: int, *, all_keys: bool = False, alone: bool = False) -> list[Target]:

@@ -74,7 +74,7 @@ class Target:
         return root_mean_square(np.where(np.isfinite(self.expected), self.expected, 0.0))
 
 
-def off(target: Target, x: Numpy) -> Numpy:
+def rows_off(target: Target, x: Numpy) -> Numpy:
     """How far each row is from the truth, in its budget; of what is NaN or infinite nothing is known."""
     known = np.isfinite(x) & np.isfinite(target.expected)
     y = np.where(known, target.expected, 0.0)
@@ -109,7 +109,7 @@ def explained(target: Target, wrong: Numpy | None) -> float:
     if wrong is None or wrong.shape != target.actual.shape:
         return 0.0
     if target.right:
-        return float(not is_wrong(off(target, wrong)))
+        return float(not is_wrong(rows_off(target, wrong)))
     known = target.compared & np.isfinite(wrong)
     before, now = (float(np.sum((target.actual - x)[known] ** 2)) for x in (target.expected, wrong))
     return max(0.0, 1.0 - now / before) if before > 0 else 0.0

@@ -17,9 +17,9 @@ from refdiff.oracle.diagnosis.variants import (
     is_wrong,
     judged,
     judgement,
-    off,
     quick_residual,
     row_budget,
+    rows_off,
 )
 from refdiff.oracle.recipe import Recipe
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
@@ -102,5 +102,5 @@ def test_a_part_that_is_right_tells_what_changes_it() -> None:
     assert problem is not None
     assert explained(right, t.expected) == 1
     assert explained(right, output(problem)) == 0
-    assert not is_wrong(off(right, t.expected))
-    assert is_wrong(off(right, t.actual))
+    assert not is_wrong(rows_off(right, t.expected))
+    assert is_wrong(rows_off(right, t.actual))
