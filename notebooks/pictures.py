@@ -6,7 +6,8 @@
 
 Each picture is there twice, in the ink of a light page and in that of a dark one. A file holds, beside its pixels, what
 it draws (drawn.py); that is compared, by compare.py, as it is for notebooks. Speed is not measured here: what
-`refdiff bench --json` wrote stands in data/speed.json, and what `--against stored` did in data/speed_stored.json.
+`refdiff bench --json` wrote stands in data/speed.json, what `--against stored` did in data/speed_stored.json, and what
+`--train` did in data/speed_train.json.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from refdiff.viz.appearance import BLUE, INK, ORANGE, new_figure  # noqa: E402
 FOLDER = HERE / "pictures"
 README = HERE.parent / "README.md"
 INKS = {"light": "#57606a", "dark": "#a9b1ba"}
-SPEED, STORED = HERE / "data" / "speed.json", HERE / "data" / "speed_stored.json"
+SPEED, STORED, TRAINED = (HERE / "data" / f"{name}.json" for name in ("speed", "speed_stored", "speed_train"))
 BEGIN, END = "<!-- {}: python notebooks/pictures.py -->\n", "<!-- end -->"
 
 
@@ -164,6 +165,9 @@ AIMS = {
 STORED_AIMS = {"decode:128": Aim(1 / 0.85), "memory:128": Aim(3.2e9)}
 """Of refdiff with its weights as stored: at most so much slower than expanded, and at most so many bytes."""
 
+TRAINING_AIM = Aim(1.0)
+"""No slower than the other, and no more memory."""
+
 
 def speeds() -> str:
     """The tables of `refdiff bench`, and what they fall short of."""
@@ -180,6 +184,12 @@ def speeds() -> str:
         short += [said for row in stored["rows"] for said in short_of_stored(row)]
     else:
         missing.append("weights as they are stored")
+    if TRAINED.exists():
+        trained = json.loads(TRAINED.read_text(encoding="utf-8"))
+        lines += ["", *markdown_lines(trained)]
+        short += [said for row in trained["rows"] for said in short_of(row, TRAINING_AIM)]
+    else:
+        missing.append("training")
     lines += ["", f"Short of what this project aims at: {'; '.join(short) or 'nothing'}."]
     if missing:
         lines[-1] += f" Not measured: {'; '.join(dict.fromkeys(missing))}."
