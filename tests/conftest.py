@@ -19,7 +19,7 @@ import array_api_strict
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-# dev: seconds, ci: minutes, nightly: an hour of two cores; chosen by REFDIFF_HYPOTHESIS, or by pytest's
+# dev: seconds, ci: minutes, nightly: about an hour of two cores; chosen by REFDIFF_HYPOTHESIS, or by pytest's
 # --hypothesis-profile. All but nightly draw the same examples each time; a failing one is printed as the arguments of a
 # call, and as a @reproduce_failure line that runs it again. mutation is for tests that are to fail, not to explain.
 settings.register_profile(
