@@ -186,7 +186,7 @@ def test_nothing_names_a_machine() -> None:
 
 
 def test_the_tests_test_this_tree(pytestconfig: pytest.Config) -> None:
-    """`python -m pytest` must not find an older copy that was installed; `-o pythonpath=` asks for the installed one."""
+    """`python -m pytest` must not find an older copy that was installed; `-o pythonpath=` asks for that one."""
     import refdiff
 
     here = Path(refdiff.__file__).parents[1]

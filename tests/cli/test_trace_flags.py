@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from refdiff.cli.options import build_parser
-from refdiff.oracle.divergence.units import UNITS
+from refdiff.oracle.rounding import FORMATS
 
 
 def test_defaults() -> None:
@@ -17,4 +17,4 @@ def test_defaults() -> None:
 def test_precisions() -> None:
     commands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     flags = {a.dest: a.choices for a in commands.choices["trace"]._actions}
-    assert set(flags["precision"] or ()) == {"auto", *UNITS}
+    assert set(flags["precision"] or ()) == {"auto", *FORMATS}

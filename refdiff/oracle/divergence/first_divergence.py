@@ -16,8 +16,9 @@ from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
 from refdiff.oracle.divergence.one_way import COMMON, one_way
 from refdiff.oracle.divergence.passes import Expected, expect
-from refdiff.oracle.divergence.units import UNITS, precision_of
+from refdiff.oracle.divergence.precision import precision_of
 from refdiff.oracle.divergence.verdict import ROW, Found, allowed_rows, compare
+from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.tracing.known_points import Flow
 from refdiff.oracle.tracing.names import canonical_names
 from refdiff.oracle.tracing.reading import Source, read_trace
@@ -103,7 +104,7 @@ def first_divergence(
             to the point that made it. "free": from the inputs of the run, so that errors add up.
         aliases: "auto" takes the names of transformers, unilm, timm, vLLM and llama.cpp; "none" only those of
             `refdiff.oracle.tracing.known_points`; or a dict, your name → the point's, beside "auto".
-        precision: what the run computes in, a key of `UNITS`; "auto": from the types and values of its arrays.
+        precision: what the run computes in, a key of `rounding.FORMATS`; "auto": as its arrays' types and values say.
         model: the model of `ref`, where its file names none that is here.
 
     Raises:
@@ -112,8 +113,8 @@ def first_divergence(
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, but must be one of {', '.join(MODES)}")
-    if precision not in ("auto", *UNITS):
-        raise ValueError(f"precision is {precision!r}, but must be auto or one of {', '.join(UNITS)}")
+    if precision not in ("auto", *FORMATS):
+        raise ValueError(f"precision is {precision!r}, but must be auto or one of {', '.join(FORMATS)}")
     if isinstance(aliases, str) and aliases not in ("auto", "none"):
         raise ValueError(f'aliases is {aliases!r}, but must be "auto", "none", or a dict of your names to points')
     reference, given = read_trace(ref, model=model), read_trace(mine)
@@ -180,16 +181,17 @@ def _interleaved(reference: Trace) -> bool:
 def _judge(
     known: dict[str, NDArray[Any]], reference: Trace, mode: str, precision: str, unknown: tuple[str, ...]
 ) -> Divergence:
-    unit = max(UNITS[precision], 2.0**-50)  # what is computed here is in float64 itself
+    # what is computed here is in float64 itself, and what is 0 by right may hold a rounding of what was taken away
+    unit, tiny = max(FORMATS[precision].u, 2.0**-50), max(FORMATS[precision].tiny, FORMATS["float32"].tiny)
     laid = {path: arranged(array, path, reference) for path, array in known.items()}
     fitting: dict[str, Floats] = {path: array for path, (array, _) in laid.items() if array is not None}
     if reference.run is None:
-        expected, mode = _recorded(fitting, reference, unit), "recorded"
+        expected, mode = _recorded(fitting, reference, unit, tiny), "recorded"
     else:
-        expected = expect(reference.run, fitting, unit, local=mode == "local")
+        expected = expect(reference.run, fitting, unit, tiny, local=mode == "local")
     _hide_padding(expected, reference)
     common = COMMON.get(precision, 1.0)
-    stages = [_stage(path, laid, expected, reference, unit, common) for path in reference]
+    stages = [_stage(path, laid, expected, reference, unit, tiny, common) for path in reference]
     bad = next((s.path for s in stages if s.status in ("differs", "equal up to") and not _harmless(s)), None)
     return Divergence(bad, mode, precision, tuple(stages), unknown)
 
@@ -219,7 +221,7 @@ def _harmless(stage: Stage) -> bool:
 
 
 def _stage(
-    path: str, laid: Mapping[str, Any], expected: Expected, reference: Trace, unit: float, common: float
+    path: str, laid: Mapping[str, Any], expected: Expected, reference: Trace, unit: float, tiny: float, common: float
 ) -> Stage:
     if path not in laid or path not in expected.values:
         return Stage(path, "missing")
@@ -239,7 +241,7 @@ def _stage(
         axis = next((names.index(n) for n in "TS" if n in names), 0)
         tilt = one_way(
             array, right, allowed, expected.draws[path],
-            hidden=hidden, axis=axis, unit=unit, growth=growth, common=common,
+            hidden=hidden, axis=axis, unit=unit, tiny=tiny, growth=growth, common=common,
         )  # fmt: skip
     if tilt is not None and tilt.ratio > 1:
         return Stage(path, "equal up to", f"equal up to {tilt}", tilt.ratio, (), found.error, found.size, tilt.limit)
@@ -261,7 +263,7 @@ def _difference(found: Found) -> str:
     return f"off by {found.error:.2g} where it should be {found.size:.2g} (root mean squares of the worst row)"
 
 
-def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float) -> Expected:
+def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: float) -> Expected:
     """Without the model: what the file holds; a point may be `JUMP` times as far off as any it comes from."""
     expected, flow = Expected(), Flow(reference)
     levels: dict[str, float] = {}
@@ -270,7 +272,7 @@ def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float) -> Exp
         size = _rms(wide)
         level = max((levels[p] for p in flow.parents(path)), default=2 * unit)
         expected.values[path] = wide
-        expected.spread[path] = np.full(wide.shape[:-1], (JUMP / ROW * level * size) ** 2)
+        expected.spread[path] = np.full(wide.shape[:-1], (JUMP / ROW * level * size) ** 2 + tiny**2)
         if path in given and size:
             off = _rms(given[path] - np.where(np.isfinite(wide), wide, 0.0)) / size
             level = off if level < off <= JUMP * level else level

@@ -27,6 +27,9 @@ ONE = 0.42
 """The standard deviation of one rounding, in units of roundoff: an error even within ± u 2^e, of numbers whose places
 in [2^e, 2^(e + 1)) are as even in their logarithm, √(1 / (8 ln 2))."""
 
+COARSE = 8.0
+"""Rows smaller than so many roundings near 0 are left out: a whole one of them may have become 0."""
+
 SURE = 4.0
 """How many standard deviations the roundings of the positions may add up to."""
 
@@ -70,24 +73,27 @@ def row_sums(off: Floats, right: Floats, hidden: NDArray[np.bool_] | None) -> Su
 
 def one_way(
     mine: Floats, right: Floats, allowed: Floats, draws: Sequence[Sums], *,
-    hidden: NDArray[np.bool_] | None, axis: int, unit: float, growth: float, common: float,
+    hidden: NDArray[np.bool_] | None, axis: int, unit: float, tiny: float, growth: float, common: float,
 ) -> OneWay | None:  # fmt: skip
     """Return the larger of the two, in shares of what is allowed; None where there are too few numbers.
 
     Args:
         allowed: what each row may be off by (`verdict.allowed_rows`); draws: `row_sums` of runs with rounding.
-        axis: that of the positions. growth: of sums, as `passes.growth`. common: see `COMMON`.
+        axis: that of the positions. unit and tiny: as `passes.expect` has them. growth: of sums, as `passes.growth`.
+        common: see `COMMON`.
     """
     counted = np.isfinite(mine) & np.isfinite(right) & (True if hidden is None else ~hidden)
     if right.ndim < 2 or counted.sum() < FEWEST:
         return None
     y = np.where(counted, right, 0.0)
     square, n = (y**2).sum(axis=-1), counted.sum(axis=-1)
-    weight = np.where((square > 0) & np.isfinite(allowed), 1 / np.maximum(allowed, np.finfo(np.float64).tiny) ** 2, 0.0)
+    told = (square > n * (COARSE * tiny) ** 2) & np.isfinite(allowed)
+    weight = np.where(told, 1 / np.maximum(allowed, np.finfo(np.float64).tiny) ** 2, 0.0)
     squares, sizes = float((weight * square).sum()), float((weight * np.sqrt(n * square)).sum())
     if not squares > 0:
         return None
-    by_position = (weight[..., None] * y**2).sum(axis=tuple(i for i in range(y.ndim) if i != axis))
+    rounding = np.hypot(ONE * unit, growth) * y**2 + tiny * (np.sqrt(square / np.maximum(n, 1)))[..., None]
+    by_position = (weight[..., None] * rounding).sum(axis=tuple(i for i in range(y.ndim) if i != axis))
     own = float(np.sqrt((by_position**2).sum())) / squares
 
     def of(sums: Sums) -> tuple[float, float]:
@@ -95,7 +101,7 @@ def one_way(
 
     drawn = np.sqrt(np.mean([np.square(of(sums)) for sums in draws], axis=0)) if draws else np.zeros(2)
     steady = common * unit + ELEMENTARY * min(unit, 2.0**-24)
-    limits = steady + np.hypot(DRAWN * drawn, SURE * np.hypot(ONE * unit, growth) * own)
+    limits = steady + np.hypot(DRAWN * drawn, SURE * own)
     values = of(row_sums(np.where(counted, mine, 0.0) - y, right, hidden))
     found = [OneWay(*item) for item in zip(("factor", "constant"), values, limits.tolist(), strict=True)]
     return max(found, key=lambda item: item.ratio)

@@ -43,6 +43,9 @@ be said."""
 DOUBTFUL = 3.09
 """How many standard deviations (1 in 1000) the spread that so few rounded numbers show may be too small."""
 
+SMALL = 1e-30
+"""Roundings near 0 of types that have smaller ones than this are too small to be drawn."""
+
 ROUNDING = 0.6
 """That of the value of a point: of two roundings. `ROW` leaves room for the four that the scores of transformers' eager
 attention have (product, scale, mask, and the exponential's argument)."""
@@ -78,12 +81,15 @@ def growth(terms: int, unit: float) -> float:
     return ONE / math.sqrt(3) * min(unit, SINGLE) * math.sqrt(max(terms - 1, 0))
 
 
-def expect(run: Callable[..., None], given: Mapping[str, Floats], unit: float, *, local: bool) -> Expected:
+def expect(
+    run: Callable[..., None], given: Mapping[str, Floats], unit: float, tiny: float = 0.0, *, local: bool
+) -> Expected:
     """Run again: once exactly, then `MEMBERS` times with every value off by about `unit`, and `STRONG` by more if free.
 
     Args:
         given: the arrays of the run under test, in the axes of the points.
         unit: the unit roundoff of the run under test.
+        tiny: how far off, at most, one rounding brings a number near 0: half of the distance of subnormals.
     """
     expected, paths = Expected(), _Paths()
     sure: dict[str, Floats] = {}
@@ -94,7 +100,7 @@ def expect(run: Callable[..., None], given: Mapping[str, Floats], unit: float, *
     ) -> Array:  # fmt: skip
         path = paths.next(path)
         expected.values[path] = np.array(value, dtype=np.float64)
-        expected.spread[path] = np.zeros(expected.values[path].shape[:-1])
+        expected.spread[path] = np.full(expected.values[path].shape[:-1], tiny**2)
         expected.growth[path] = growth(terms, unit)
         if hidden is not None:
             expected.hidden[path] = hidden
@@ -137,6 +143,8 @@ def expect(run: Callable[..., None], given: Mapping[str, Floats], unit: float, *
                 noise += growth(terms, unit)  # what is given has its error, and goes on with it
             size = 1.0 if usual else ROW
             value = value * (1 + size * noise * rng.standard_normal(value.shape))
+            if tiny > SMALL:
+                value = value + size * ROUNDING * tiny * rng.standard_normal(value.shape)
             if doubt is not None:
                 value = value + size * ROUNDING * np.asarray(doubt(unit)) * rng.standard_normal(value.shape)
             return value

@@ -45,7 +45,7 @@ def compare(
     """Compare two arrays of one shape.
 
     Args:
-        spread: without the last axis, the mean squares of what rounding does.
+        spread: without the last axis, the mean squares of what rounding does, also to what is 0 by right.
         growth: the standard deviation of what it does beside that, relative to each number.
     """
     if right.ndim == 0:
@@ -77,8 +77,7 @@ def allowed_rows(right: Floats, spread: Any, unit: float, hidden: NDArray[np.boo
     square = (np.where(counted, right, 0.0) ** 2).sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1)
     # of few numbers the mean is less sure, up to what a single one may be off by
     allowed = np.sqrt(spread + (1 + 4 / counting(right, hidden)) * ((FLOOR * unit) ** 2 + growth**2) * square)
-    # what is 0 by right may hold a rounding of what was taken away to get there
-    result: Floats = np.maximum(allowed, float(np.finfo(np.float32).tiny) * unit)
+    result: Floats = np.maximum(allowed, np.finfo(np.float64).tiny)
     return result
 
 

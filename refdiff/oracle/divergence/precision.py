@@ -1,4 +1,4 @@
-"""The unit roundoff of a run, from the arrays that it left."""
+"""The type that a run computed in, from the arrays that it left."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""Half the distance of neighboring numbers around 1."""
 
 COPIES = ("embed_tokens", "values", "lambda_init")
 """Points where nothing is computed: they have the type of the weights, whatever the run has."""
