@@ -1,15 +1,33 @@
-"""Deviations that misread the inputs: sequences run together, pages in another order, padding or positions unread.
+"""Deviations that misread the inputs: other axes in memory, sequences run together, padding or positions unread.
 
 What is not read changes nothing where it is not given: such a kernel is right there, and is still the same kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
+
+
+def _tokens_first(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Read the memory of (B, H, T, d) as (B, T, H, d); of pages each by itself."""
+
+    def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
+        found = [name for name in names if name in inputs]
+        return {**inputs, **{name: _reread(inputs[name]) for name in found}} if found else None
+
+    return misread
+
+
+def _reread(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    B, H, T, d = x.shape
+    return np.moveaxis(x.reshape(B, T, H, d), 2, 1)
 
 
 def _padding_seen(spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -67,6 +85,14 @@ def _past_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
 
 
 OF_INPUTS: tuple[Deviation, ...] = (
+    Deviation("queries_read_by_token", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
+              arrays=_tokens_first("q")),
+    Deviation("keys_read_by_token", "k, (B, K, S, d) in memory, read as (B, S, K, d).", "layout",
+              arrays=_tokens_first("k", "k_pages")),
+    Deviation("values_read_by_token", "v, (B, V, S, w) in memory, read as (B, S, V, w).", "layout",
+              arrays=_tokens_first("v", "v_pages")),
+    Deviation("all_read_by_token", "q, k and v, with heads before tokens in memory, read with tokens before heads.",
+              "layout", arrays=_tokens_first("q", "k", "k_pages", "v", "v_pages")),
     Deviation("padding_seen", "Padding seen as if it were text.", "mask", arrays=_padding_seen),
     Deviation("mask_unread", "The mask that is given not used.", "mask", arrays=_mask_unread),
     Deviation("bias_unread", "The bias that is given not used.", "bias", arrays=_bias_unread),

@@ -20,8 +20,8 @@ TINY = 60_000
 FEWEST = 4
 OF_KEYS = ("mask", "mask off by one", "window", "bias")
 """Axes of deviations that depend on which keys there are: they see those that come after, or not those long before."""
-OF_QUERIES = ("mask align", "cache", "concat", "rope offset")
-"""Axes of those that depend on how many queries there are."""
+OF_QUERIES = ("mask align", "cache", "concat", "layout", "rope offset")
+"""Axes of those that depend on how many queries there are, or how the whole lies in memory."""
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,26 @@ def rows_made_to_sum_to_one(
     return out / xp.where(lambda_ == 1, 1.0, 1 - lambda_)
 
 
+@mistake(IN_ATTENTION, "diff_attention", "renorm")
+def one_more_in_the_denominator(
+    right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, mask: Any = None,
+    bias: Any = None, **options: Any,
+) -> Any:  # fmt: skip
+    """e^z / (1 + Σ e^z), a softmax with a sink: as if there were one more key, of score and value 0."""
+    xp, S = namespace(q1), k1.shape[2]
+
+    def after(sink: Any, x: Array, axis: int) -> Array:
+        one = xp.full((*x.shape[:axis], 1, *x.shape[axis:][1:]), sink, dtype=x.dtype)
+        return xp.concat([one, x], axis=axis)
+
+    k1, k2, v = (after(0.0, x, 2) for x in (k1, k2, v))
+    see = [
+        None if x is None else after(sink, xp.broadcast_to(x, (*x.shape[:-1], S)), x.ndim - 1)
+        for x, sink in ((mask, True), (bias, 0.0))
+    ]
+    return right(q1, k1, q2, k2, v, lambda_, *see, **options)
+
+
 def _seeing(
     right: Any, first: int | None, args: tuple[Any, ...], options: dict[str, Any], from_left: bool = False,
     window: int | None = None,

@@ -111,6 +111,15 @@ def heads_laid_out_before_tokens(right: Any, *args: Any, **options: Any) -> Any:
     return xp.reshape(xp.permute_dims(xp.reshape(out, (B, T, H, width // H)), (0, 2, 1, 3)), (B, T, width))
 
 
+@mistake(IN_HEADS, "diff_heads_hf", "concat", also=("diff_heads_paper", "diff_heads_v2"))
+def tokens_laid_out_before_heads(right: Any, *args: Any, **options: Any) -> Any:
+    """(B, T, H e) read as (B, H, T, e) without exchanging the axes."""
+    out, H = right(*args, **options), args[0].shape[1] // 2
+    B, T, width = out.shape
+    xp = namespace(out)
+    return xp.reshape(xp.permute_dims(xp.reshape(out, (B, H, T, width // H)), (0, 2, 1, 3)), (B, T, width))
+
+
 @mistake(
     IN_HEADS, "diff_heads_v2", "V2-vs-V1", "B3", "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html"
 )
@@ -131,6 +140,26 @@ def v2_with_one_lambda_a_layer(
     """One λ for all tokens and heads, as in v1."""
     xp = namespace(q, lambda_)
     return right(q, k, v, xp.zeros_like(lambda_) + (xp.mean(lambda_) if lambda_.shape[0] else 0.0), *rest, **options)
+
+
+@mistake(IN_HEADS, "diff_heads_v2", "V2-vs-V1")
+def v2_lambda_read_by_token(
+    right: Any, q: Array, k: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
+) -> Any:
+    """λ, (B, h, T) in memory, read as (B, T, h)."""
+    xp, (B, h, T, _) = namespace(q, lambda_), lambda_.shape
+    by_token = xp.permute_dims(xp.reshape(lambda_, (B, T, h, 1)), (0, 2, 1, 3))
+    return right(q, k, v, by_token, *rest, **options)
+
+
+@mistake(IN_HEADS, "diff_heads_v2", "V2-vs-V1")
+def v2_lambda_of_the_head_beside(
+    right: Any, q: Array, k: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
+) -> Any:
+    """λ of query head i mod h, not of the pair i // 2: the first map of head i gets that of head 2i mod h."""
+    xp, h = namespace(q, lambda_), q.shape[1] // 2
+    others = xp.concat([lambda_[:, 2 * i % h : 2 * i % h + 1, ...] for i in range(h)], axis=1)
+    return right(q, k, v, others, *rest, **options)
 
 
 @mistake(IN_HEADS, "diff_heads_hf", "path", "B12", MOTIF)

@@ -22,6 +22,9 @@ def dense(**more: Any) -> dict[str, Any]:
 
 
 FIT: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("queries_read_by_token", "all_read_by_token"), dense()),
+    "keys_read_by_token": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "identify", 3),
+    "values_read_by_token": dense(),
     "padding_seen": dense(key_mask=np.array([[False] * 3 + [True] * 4] * 2)),
     "mask_unread": dense(mask=np.tri(5, 7, 2, dtype=np.bool_)[:, ::-1]),
     "bias_unread": dense(bias=np.arange(7.0)),
@@ -55,7 +58,10 @@ def test_is_another_output_on_its_input_and_fits_no_plain_one(name: str) -> None
 def test_where_nothing_is_to_be_misread_the_output_is_right_or_there_is_no_such_kernel(name: str) -> None:
     inputs = draw(HF)
     problem = deviated(HF, inputs, [BY_NAME[name]])
-    unread = name.endswith("_unread") or name == "padding_seen"
+    if name.endswith("_read_by_token"):  # a lone token has no other order
+        inputs = draw(HF, T=1, S=1)
+        problem = deviated(HF, inputs, [BY_NAME[name]])
+    unread = name.endswith(("_unread", "_read_by_token")) or name == "padding_seen"
     assert (problem is not None) == unread
     if problem is not None:
         assert np.array_equal(output(problem), output(Problem(HF, inputs)))

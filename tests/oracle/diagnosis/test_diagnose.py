@@ -53,6 +53,30 @@ def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
     assert name in str(found)
 
 
+@pytest.mark.parametrize("preset", ["hf_diffllama", "diff_v2"])
+def test_a_kernel_that_has_tokens_before_heads_in_memory(preset: str) -> None:
+    """It reads and writes (B, T, heads, width); what it reads alone, and what it writes alone, have names too."""
+    spec = small_spec(preset)
+    cases = [draw(spec, Structure(2, 9, 9), "identify", 1), draw(spec, Structure(2, 7, 12), "whisper", 2)]
+
+    def read(inputs: dict[str, Any]) -> dict[str, Any]:
+        by_token = {n: np.moveaxis(inputs[n].reshape(np.moveaxis(inputs[n], 1, 2).shape), 2, 1) for n in "qkv"}
+        return {**inputs, **by_token}
+
+    def write(out: np.ndarray) -> np.ndarray:
+        return np.moveaxis(out, 1, 2).reshape(out.shape)
+
+    def found(outs: list[np.ndarray]) -> Ranking:
+        return diagnose([out.astype(np.float32) for out in outs], spec, cases, recipe="float32")
+
+    right, misread = ([truth(spec, way(x)).out for x in cases] for way in (dict, read))
+    assert found([write(x) for x in right]).name == "tokens_laid_out_before_heads"
+    assert found(misread).name == "all_read_by_token"
+    both = found([write(x) for x in misread])
+    assert both.status == UNIQUE
+    assert {d.name for d in both.candidates[0].deviations} == {"tokens_laid_out_before_heads", "all_read_by_token"}
+
+
 def test_padding_unread_is_named_with_a_case_that_has_none() -> None:
     assert ask("hf_diffllama", "bfloat16", "no_padding_mask").name == "no_padding_mask"
 

@@ -26,7 +26,7 @@ AT = {
         ("neighbors_are_a_pair", "neighboring_queries_on_halved_keys", "halves_are_a_pair", "v2_halves_are_a_pair",
          "keys_repeated_before_they_pair", "keys_tiled", "keys_crossed", "streams_swapped", "scores_not_scaled",
          "scores_scaled_by_the_root_of_half_of_d", "scores_scaled_by_the_root_of_2d", "scores_scaled_twice",
-         "norm_of_queries_and_keys"),
+         "norm_of_queries_and_keys", "one_more_in_the_denominator"),
         "scores1",
     ),
     **dict.fromkeys(("one_key_for_both", "second_map_not_scaled", "second_map_of_zero_weights"), "scores2"),
@@ -39,7 +39,8 @@ AT = {
     **dict.fromkeys(
         ("lambda_not_used", "lambda_added", "lambda_on_both", "subtracted_before_the_softmax",
          "each_map_normed_before_the_difference", "negative_weights_cut_off", "rows_made_to_sum_to_one",
-         "heads_without_the_difference", "v2_with_one_lambda_a_layer"),
+         "heads_without_the_difference", "v2_with_one_lambda_a_layer", "v2_lambda_read_by_token",
+         "v2_lambda_of_the_head_beside"),
         "diff",
     ),
     **dict.fromkeys(("neighboring_values_joined", "values_joined_in_the_other_order"), "values"),
@@ -47,7 +48,7 @@ AT = {
     **dict.fromkeys(
         ("norm_over_all_heads", "norm_over_half_of_a_head", "norm_after_attention_left_out", "scale_left_out",
          "scaled_by_lambda_init", "scaled_by_one_minus_lambda",
-         "heads_laid_out_before_tokens", "v2_with_the_norm_of_v1"),
+         "heads_laid_out_before_tokens", "tokens_laid_out_before_heads", "v2_with_the_norm_of_v1"),
         "scaled",
     ),
 }  # fmt: skip
