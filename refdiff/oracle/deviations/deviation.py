@@ -23,11 +23,15 @@ HEADS = ("pair", "gqa", "cache")
 
 @dataclass(frozen=True)
 class Problem:
-    """A spec, float64 inputs, and the mistakes that are laid over the layers."""
+    """A spec, float64 inputs, the mistakes that are laid over the layers, and what the output is multiplied by at last.
+
+    factor: broadcastable to the output, such as (h, 1, 1).
+    """
 
     spec: Spec
     inputs: Inputs
     mistakes: tuple[Mistake, ...] = ()
+    factor: float | Numpy = 1.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def output(problem: Problem) -> Numpy | None:
     """The output of a problem; None where a wrong layer cannot work on such inputs."""
     try:
         with np.errstate(all="ignore"):
-            return forward(problem.spec, problem.inputs, laid_over(problem.mistakes))
+            return forward(problem.spec, problem.inputs, laid_over(problem.mistakes)) * problem.factor
     except (ValueError, IndexError, ZeroDivisionError, TypeError):
         return None
 

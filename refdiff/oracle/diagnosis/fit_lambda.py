@@ -8,13 +8,14 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
-from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.variants import Numpy, Target, judged
-from refdiff.oracle.forward import normed
+from refdiff.oracle.diagnosis.by_head import in_words, is_one, of_the_spec
+from refdiff.oracle.diagnosis.trial import Trial
+from refdiff.oracle.diagnosis.variants import Numpy, Target
+from refdiff.oracle.forward import normed, out_factor
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.streams import lambda_init
+from refdiff.oracle.streams import lambda_init, lambda_of
 
 STEPS = 22
 ENOUGH = 64
@@ -23,26 +24,37 @@ LOW, HIGH = -2.0, 3.0
 """Where λ is looked for."""
 
 
-def fit_lambda(spec: Spec, targets: tuple[Target, ...]) -> list[Fit]:
-    """Fit λ and the factor after the norm in every head of a core, as s · Norm(A₁V − λ A₂V)."""
+def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, and_scale: bool = True) -> list[Trial]:
+    """Fit to every head of a core, as s · Norm(A₁V − λ A₂V): λ, if s is the spec's one number; then λ and s together.
+
+    Args:
+        and_scale: whether both together are fitted.
+    """
     target = targets[0]
     if is_layer(target.inputs) or spec.norm_over != "head" or target.actual.size == 0:
         return []
     first, second = _maps(spec, target.inputs)
-    weight = target.inputs.get("norm_weight")
-    lambdas, factors = _by_head(spec, target.actual, first, second, weight)
-    if not np.isfinite([*lambdas, *factors]).all():
-        return []
-    factor = float(np.median(factors))
-    fitted = spec.replace(
-        lambda_form="given", lambda_base="constant", lambda_init=1 - factor, out_scale="1 - lambda_init"
-    )
-    worst, good = 0.0, True
-    for t in targets:
-        fits_one, residual = judged(Problem(fitted, _with(t.inputs, lambdas)), t)
-        worst, good = max(worst, residual), good and fits_one
-    text = f"λ is {_words(lambdas)}{_named(spec, lambdas)}, and the output is scaled by {_words(factors)}"
-    return [Fit("lambda_full", {"lambda_full": lambdas.tolist(), "scale": factors.tolist()}, text, worst, good)]
+    own = np.asarray(out_factor(spec, target.inputs, ops_for()))
+    found = []
+    known = [own.item()] if own.size == 1 else []
+    for factor in (*known, None) if and_scale else known:
+        lambdas, factors = _by_head(spec, target.actual, first, second, target.inputs.get("norm_weight"), factor)
+        if np.isfinite([*lambdas, *factors]).all():
+            found.append(_trial(spec, target.inputs, lambdas, factors, own, with_scale=factor is None))
+    return found
+
+
+def _trial(spec: Spec, inputs: Inputs, lambdas: Numpy, factors: Numpy, own: Numpy, *, with_scale: bool) -> Trial:
+    """In words, beside what the spec has."""
+    h = spec.heads
+    now = of_the_spec(lambda_of(spec, inputs, ops_for()), h)
+    text = f"λ is {in_words(lambdas)}{_named(spec, lambdas)}, where the spec has {now}"
+    if with_scale:
+        text += f", and the scale of the output is {in_words(factors)}, where the spec has {of_the_spec(own, h)}"
+    changed = spec.replace(lambda_form="given", out_scale="none")
+    value = {"lambda_full": lambdas.tolist(), "scale": factors.tolist()}
+    scale = factors[:, None, None]
+    return Trial("lambda_full", value, text, lambda x: Problem(changed, _with(x, lambdas), factor=scale))
 
 
 def _with(inputs: Inputs, lambda_full: Numpy) -> Inputs:
@@ -60,8 +72,14 @@ def _maps(spec: Spec, inputs: Inputs) -> tuple[Numpy, Numpy]:
     return first, first - both
 
 
-def _by_head(spec: Spec, actual: Numpy, first: Numpy, second: Numpy, weight: Numpy | None) -> tuple[Numpy, Numpy]:
-    """The λ and factor of each head for which the squared error is least: a grid, then smaller and smaller ones."""
+def _by_head(
+    spec: Spec, actual: Numpy, first: Numpy, second: Numpy, weight: Numpy | None, factor: float | None
+) -> tuple[Numpy, Numpy]:
+    """The λ and factor of each head for which the squared error is least: a grid, then smaller and smaller ones.
+
+    Args:
+        factor: the one of all heads, if it is known.
+    """
     step = max(1, actual.shape[2] // ENOUGH)
     out, o1, o2 = (x[:, :, ::step] for x in (actual, first, second))
     known = np.isfinite(out) & np.isfinite(o1) & np.isfinite(o2)
@@ -76,6 +94,7 @@ def _by_head(spec: Spec, actual: Numpy, first: Numpy, second: Numpy, weight: Num
             y = normed(spec, o1 - (centre + offset)[None, :, None, None] * o2, weight, ops)
             square = np.sum(y * y, axis=(0, 2, 3))
             s = np.sum(out * y, axis=(0, 2, 3)) / np.where(square > 0, square, 1.0)
+            s = s if factor is None else np.full(h, factor)
             errors.append(np.sum((out - s[None, :, None, None] * y) ** 2, axis=(0, 2, 3)))
             scales.append(s)
         best = np.argmin(np.asarray(errors), axis=0)
@@ -84,17 +103,11 @@ def _by_head(spec: Spec, actual: Numpy, first: Numpy, second: Numpy, weight: Num
     return centre, factors
 
 
-def _words(values: Numpy) -> str:
-    if np.ptp(values) <= 0.02 * max(1e-3, float(np.abs(values).max())):
-        return f"{float(np.median(values)):.4g} in every head"
-    return "by head " + ", ".join(f"{x:.3g}" for x in values)
-
-
 def _named(spec: Spec, lambdas: Numpy) -> str:
     """What that number is known as."""
-    value = float(np.median(lambdas))
-    if np.ptp(lambdas) > 0.02 * max(1e-3, abs(value)):
+    if not is_one(lambdas):
         return ""
+    value = float(np.median(lambdas))
     start: dict[str, Any] = {"λ_init of the layer": lambda_init(spec, ops_for()), "1": 1.0, "0": 0.0, "0.8": 0.8}
     deeper = spec.replace(lambda_base="depth", lambda_init=None, layer=spec.layer + 1)
     start["λ_init of the next layer"] = lambda_init(deeper, ops_for())

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Problem, output
+from refdiff.oracle.diagnosis.fit_factor import fit_factor
 from refdiff.oracle.diagnosis.fit_lambda import fit_lambda
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
-from refdiff.oracle.diagnosis.variants import NEAR, Numpy, Target, is_wrong, judged, quick_residual, rows_off
+from refdiff.oracle.diagnosis.trial import NEARLY, Trial, held
+from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, is_wrong, quick_residual, rows_off
 from refdiff.oracle.spec import Spec
 
 COARSE, FINE = 33, 40
 LONGEST = 256
 """Windows are tried one by one up to this length."""
+AS_RIGHT = 2.0
+"""In budgets: heads in another order are right up to this residual."""
+AS_GOOD = 2.0
+"""How many times more of the error may be left by fewer numbers."""
 
 
 def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
     """Return the numbers with which the output passes: λ and scale by head, scale of scores, ε, base, window, order.
 
     Of an output that is wrong in one place only (`local`), those that differ by head or by token. Of a large case they
-    are fitted to a part, and held against the whole where that passes.
+    are fitted to a part, and held against the whole where that passes. Where the output passes with none, that one
+    which explains nearly all of the error.
     """
     parts = Parts.of(spec, targets)
-    found = [*_lambda(spec, parts), *_window(spec, parts), *_order_of_heads(targets)]
+    found = [*_factor_and_lambda(spec, parts), *_window(spec, parts), *_order_of_heads(targets)]
     if not local:
         unit = spec.scale or spec.head_dim**-0.5
         found += _number(spec, parts, "scale", unit, 1 / 30, 30.0, "scores are multiplied by")
@@ -34,31 +43,38 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
         found += _number(spec, parts, "norm_eps", 1.0, 1e-12, 1.0, "ε of the norm is")
     if spec.rope != "none" and not local:
         found += _number(spec, parts, "rope_theta", 1.0, 30.0, 1e8, "the base of RoPE is")
-    return tuple(sorted((f for f in found if f.fits), key=lambda f: f.residual))
+    passing = sorted((f for f in found if f.fits), key=lambda f: f.residual)
+    return tuple(passing) or _nearest(found)
 
 
-def _lambda(spec: Spec, parts: Parts) -> list[Fit]:
-    """λ of the part, and if that passes of the whole."""
+def _nearest(found: list[Fit]) -> tuple[Fit, ...]:
+    """Of what explains nearly all the best, or one of fewer numbers, which come first, that leaves not much more."""
+    least = min((1 - f.explains for f in found), default=0.0)
+    return tuple(f for f in found if 1 - f.explains <= AS_GOOD * least)[:1]
+
+
+def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
+    """Factors and λ; both together only where the output passes with none of the two alone."""
+    turns, large = parts.in_turn(parts.small), parts.are_parts
+    factors = _first_that_passes(held(trial, turns, large=large) for trial in fit_factor(spec, parts.whole))
+    both = not any(f.fits for f in factors)
     found: list[Fit] = []
-    for targets in parts.in_turn(parts.small):
-        found = fit_lambda(spec, targets)
-        if not all(f.fits for f in found):
+    for targets in turns:
+        trials = fit_lambda(spec, targets, and_scale=both)
+        found = _first_that_passes(held(trial, [targets], large=large) for trial in trials)
+        if not found:
             break
-    return found
+    return [*factors, *found]
 
 
-def passes(changed: Spec, parts: Parts) -> tuple[bool, float]:
-    """Whether all outputs pass as those of another spec, and the largest residual."""
-    worst = 0.0
-    for target in (t for targets in parts.in_turn(parts.last) for t in targets):
-        problem = Problem(changed, target.inputs)
-        if parts.are_parts and quick_residual(target, output(problem)) > NEAR:
-            return False, np.inf
-        fits_one, residual = judged(problem, target)
-        worst = max(worst, residual)
-        if not fits_one:
-            return False, worst
-    return True, worst
+def _first_that_passes(held_ones: Iterable[list[Fit]]) -> list[Fit]:
+    """The first number with which the output passes, or else all that are worth showing."""
+    kept: list[Fit] = []
+    for fit in chain.from_iterable(held_ones):
+        if fit.fits:
+            return [fit]
+        kept.append(fit)
+    return kept
 
 
 def _number(spec: Spec, parts: Parts, field: str, unit: float, low: float, high: float, words: str) -> list[Fit]:
@@ -71,9 +87,15 @@ def _number(spec: Spec, parts: Parts, field: str, unit: float, low: float, high:
 
     best, _ = smallest(residual, np.linspace(math.log(low), math.log(high), COARSE))
     value = unit * math.exp(best)
-    good, worst = passes(spec.replace(**{field: value}), parts)
     now = spec.head_dim**-0.5 if field == "scale" and spec.scale is None else getattr(spec, field)
-    return [Fit(field, value, f"{words} {value:.4g}, where the spec has {now:.4g}", worst, good)]
+    return _of_spec(spec, parts, field, value, f"{words} {value:.4g}, where the spec has {now:.4g}")
+
+
+def _of_spec(spec: Spec, parts: Parts, field: str, value: Any, text: str) -> list[Fit]:
+    """Hold another value of a field against the outputs."""
+    changed = spec.replace(**{field: value})
+    trial = Trial(field, value, text, lambda inputs: Problem(changed, inputs))
+    return held(trial, parts.in_turn(parts.last), large=parts.are_parts)
 
 
 def smallest(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
@@ -107,9 +129,8 @@ def _window(spec: Spec, parts: Parts) -> list[Fit]:
         return []
     residuals = [quick_residual(target, output(Problem(spec.replace(window=w), target.inputs))) for w in tried]
     w = tried[int(np.argmin(residuals))]
-    good, worst = passes(spec.replace(window=w), parts)
     now = "all keys" if spec.window is None else str(spec.window)
-    return [Fit("window", w, f"a query sees {w} keys, itself among them, where the spec has {now}", worst, good)]
+    return _of_spec(spec, parts, "window", w, f"a query sees {w} keys, itself among them, where the spec has {now}")
 
 
 def _last_are_right(target: Target) -> bool:
@@ -127,9 +148,11 @@ def _order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:
     order = [int(np.argmin(row)) for row in apart]
     if sorted(order) != list(range(h)) or order == list(range(h)):
         return []
-    worst = 0.0
+    worst, share = 0.0, 1.0
     for t in targets:
         moved = Target(t.inputs, t.actual, t.expected[:, order], t.rows[:, order], t.recipe)
-        worst = max(worst, quick_residual(moved, moved.expected))
+        worst, share = max(worst, quick_residual(moved, moved.expected)), min(share, explained(t, moved.expected))
+    if worst >= AS_RIGHT and share < NEARLY:
+        return []
     text = f"the heads are right and stand in another order: head i is head {tuple(order)}[i] of the truth"
-    return [Fit("heads", order, text, worst, worst < 2.0)]
+    return [Fit("heads", order, text, worst, worst < AS_RIGHT, share)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,16 +56,33 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Fit:
-    """A number of the spec, fitted to the output: its name, its value, in words, and whether the output then passes."""
+    """A number of the spec, fitted to the output: its name, its value, in words, and whether the output then passes.
+
+    explains: the share of the squared difference from the truth that is gone.
+    """
 
     parameter: str
     value: Any
     text: str
     residual: float
     fits: bool
+    explains: float = 1.0
 
     def __str__(self) -> str:
-        return f"{self.text}  ({'fits' if self.fits else 'does not fit'}, residual {self.residual:.3g})"
+        if self.fits:
+            return f"{self.text}  (fits, residual {self.residual:.3g})"
+        share = math.floor(1000 * self.explains) / 10
+        return f"{self.text}  (does not pass: explains {share:.1f}% of the error, the rest is not rounding)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return {
+            "parameter": self.parameter,
+            "value": self.value,
+            "text": self.text,
+            "fits": self.fits,
+            "explains": self.explains,
+        }
 
 
 @dataclass(frozen=True)
@@ -72,7 +90,8 @@ class Ranking:
     """The answer. `status` is "no deviation", "unique", "ambiguous" or "none fits".
 
     candidates: those that fit, with the fewest deviations; where none does, up to three that explain most of the error.
-    fits: numbers that were fitted, where no name fits. separating: where several fit, a case on which they differ.
+    fits: numbers with which the output passes, where no name fits; or the one that explains nearly all.
+    separating: where several fit, a case on which they differ.
     where: the place, where only one is wrong and no name says why; where it is NaN, and where nothing was written.
     """
 
@@ -103,7 +122,7 @@ class Ranking:
             "status": self.status,
             "name": self.name,
             "candidates": [c.to_dict() for c in self.candidates],
-            "fits": [{"parameter": f.parameter, "value": f.value, "text": f.text, "fits": f.fits} for f in self.fits],
+            "fits": [f.to_dict() for f in self.fits],
             "separating": None if self.separating is None else self.separating.name,
             "notes": list(self.notes),
             "where": list(self.where),

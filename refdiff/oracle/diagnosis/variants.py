@@ -42,7 +42,8 @@ HOPELESS = 3 * LOOSE.row
 class Target:
     """What is to be explained: an output of these inputs, the truth, what a right kernel may be off by in each row.
 
-    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is.
+    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. allowed: of a whole
+    case all that a right kernel may be off by.
     """
 
     inputs: Inputs
@@ -51,12 +52,14 @@ class Target:
     rows: Numpy
     recipe: Recipe
     right: bool = False
+    allowed: RowBudget | None = None
 
     @staticmethod
     def of(actual: Numpy, known: Budget) -> Target:
         """From an output and the budget of its inputs."""
         exact = as_float64(known.spec, known.inputs)
-        return Target(exact, actual, known.expected["out"], known.rows["out"], known.recipe)
+        allowed = known.tensors["out"]
+        return Target(exact, actual, known.expected["out"], known.rows["out"], known.recipe, allowed=allowed)
 
     @cached_property
     def known(self) -> Numpy:
@@ -185,4 +188,4 @@ def _rounded(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
     for mistake in problem.mistakes:
         ops = overlay(ops, wrap(mistake))
     with np.errstate(all="ignore"):
-        return round_to(forward(problem.spec, problem.inputs, ops), recipe.storage)
+        return round_to(forward(problem.spec, problem.inputs, ops) * problem.factor, recipe.storage)

@@ -10,6 +10,8 @@ import pytest
 from refdiff.layers import lambda_init
 from refdiff.oracle.budget import budget
 from refdiff.oracle.diagnosis.fit_lambda import fit_lambda
+from refdiff.oracle.diagnosis.ranking import Fit
+from refdiff.oracle.diagnosis.trial import Trial, held
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.rounding import round_to
@@ -20,43 +22,62 @@ from refdiff.oracle.strategies.values import draw
 from refdiff.oracle.truth import truth
 
 
-def target(spec: Spec, lambdas: Any, factor: float, structure: Structure | None = None) -> Target:
+def target(spec: Spec, lambdas: Any, factor: Any, structure: Structure | None = None) -> Target:
     """An output with these λ and this factor, float32."""
     inputs = draw(spec, structure or Structure(2, 7, 9), "identify", 3)
-    changed = spec.replace(
-        lambda_form="given", lambda_base="constant", lambda_init=1 - factor, out_scale="1 - lambda_init"
-    )
+    changed = spec.replace(lambda_form="given", out_scale="none")
     other = {n: x for n, x in inputs.items() if n not in (*VECTORS, "lambda_logits")} | {
         "lambda_full": np.asarray(lambdas)
     }
     out = truth(changed, other).out
     assert out is not None
+    out = out * np.broadcast_to(factor, spec.heads)[:, None, None]
     return Target.of(round_to(out, "float32"), budget(spec, inputs, "float32", members=2))
 
 
+def found(spec: Spec, t: Target) -> tuple[Trial, list[Fit]]:
+    """λ and scale together, fitted and held against the output."""
+    trial = fit_lambda(spec, (t,))[-1]
+    return trial, held(trial, [(t,)])
+
+
 @pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1", "diff_v2"])
-def test_lambda_of_every_head_and_the_scale(name: str) -> None:
+@pytest.mark.parametrize("factor", [0.37, np.linspace(0.3, 1.4, 6)])
+def test_lambda_of_every_head_and_the_scale(name: str, factor: Any) -> None:
     spec = small_spec(name)
     lambdas = np.linspace(0.2, 0.9, 6)
-    (found,) = fit_lambda(spec, (target(spec, lambdas, 0.37),))
-    assert found.fits
-    assert found.value["lambda_full"] == pytest.approx(lambdas, abs=1e-6)
-    assert found.value["scale"] == pytest.approx([0.37] * 6, rel=1e-4)
-    assert "by head 0.2, 0.34" in found.text
+    trial, (fit,) = found(spec, target(spec, lambdas, factor))
+    assert fit.fits
+    assert trial.value["lambda_full"] == pytest.approx(lambdas, abs=1e-6)
+    assert trial.value["scale"] == pytest.approx(np.broadcast_to(factor, 6), rel=1e-4)
+    assert "by head 0.2, 0.34" in trial.text
+    own, scale = ("one for each token", "1") if name == "diff_v2" else ("0.", "0.5293")
+    assert f"0.9, where the spec has {own}" in trial.text
+    assert trial.text.endswith(f", where the spec has {scale}")
+
+
+def test_lambda_alone_where_the_scale_is_that_of_the_spec() -> None:
+    spec = small_spec("hf_diffllama")
+    t = target(spec, 0.43, 1 - lambda_init(2))
+    (fit,) = held(fit_lambda(spec, (t,))[0], [(t,)])
+    assert fit.fits
+    assert fit.value["lambda_full"] == pytest.approx([0.43] * 6, abs=1e-5)
+    assert fit.text.startswith("λ is 0.43 in every head, where the spec has ")
+    assert "scale" not in fit.text
 
 
 def test_a_lambda_that_has_a_name() -> None:
     spec = small_spec("hf_diffllama")
-    (found,) = fit_lambda(spec, (target(spec, lambda_init(3), 0.5),))
-    assert found.fits
-    assert f"λ is {lambda_init(3):.4g} in every head, which is λ_init of the next layer" in found.text
+    trial, (fit,) = found(spec, target(spec, lambda_init(3), 0.5))
+    assert fit.fits
+    assert f"λ is {lambda_init(3):.4g} in every head, which is λ_init of the next layer" in trial.text
 
 
 def test_packed_sequences() -> None:
     spec = small_spec("hf_diffllama")
-    (found,) = fit_lambda(spec, (target(spec, 0.33, 0.5, Structure(packed=((3, 3), (5, 8)))),))
-    assert found.fits
-    assert found.value["lambda_full"] == pytest.approx([0.33] * 6, abs=1e-6)
+    trial, (fit,) = found(spec, target(spec, 0.33, 0.5, Structure(packed=((3, 3), (5, 8)))))
+    assert fit.fits
+    assert trial.value["lambda_full"] == pytest.approx([0.33] * 6, abs=1e-6)
 
 
 def test_where_there_is_nothing_to_fit() -> None:

@@ -41,6 +41,14 @@ def test_json() -> None:
     assert found["status"] == "none fits"
     assert found["name"] is None
     assert found["candidates"][0]["deviations"][0]["link"] == "https://example.org/1"
-    assert found["fits"] == [{"parameter": "norm_eps", "value": 0.01, "text": "ε is 0.01", "fits": True}]
+    said = {"parameter": "norm_eps", "value": 0.01, "text": "ε is 0.01", "fits": True, "explains": 1.0}
+    assert found["fits"] == [said]
     assert "does not fit" in str(ranking)
     assert "ε is 0.01  (fits, residual 0.9)" in str(ranking)
+
+
+def test_a_fit_that_does_not_pass() -> None:
+    """And never explains 100 %."""
+    assert str(Fit("norm_eps", 0.01, "ε is 0.01", 90.0, False, 0.99999)) == (
+        "ε is 0.01  (does not pass: explains 99.9% of the error, the rest is not rounding)"
+    )
