@@ -12,6 +12,7 @@ from refdiff.oracle.blind_spots import blind_spots, output_of, revealing
 from refdiff.oracle.budget import Budget, budget
 from refdiff.oracle.deviations.deviation import Deviation, deviated, output
 from refdiff.oracle.deviations.listed import deviations, kind_of
+from refdiff.oracle.diagnosis.closest import WORTH
 from refdiff.oracle.diagnosis.fits import fits
 from refdiff.oracle.diagnosis.places import damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
@@ -28,9 +29,6 @@ from refdiff.oracle.strategies.fixed import Case, cases
 Numpy = np.ndarray[Any, Any]
 APART = 5.0
 """In budgets: two deviations that differ by this much in a row are told apart by a case."""
-WORTH = 0.6
-"""What explains less of the error is not shown. Zeros explain half of any error that has nothing to do with the truth;
-of closest singles to outputs of two mistakes 1 in 6 was one of the two below this share, and 5 in 9 above it."""
 UNWRITTEN = "an output that nothing was written to looks the same"
 
 

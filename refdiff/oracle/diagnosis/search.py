@@ -10,6 +10,7 @@ import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
 from refdiff.oracle.deviations.listed import kind_of
+from refdiff.oracle.diagnosis.closest import closest_of
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike
 from refdiff.oracle.diagnosis.told_apart import (
@@ -91,7 +92,7 @@ def search(
             return [], closest, (NO_PAIRS if parts.cost <= MOST else NO_PAIRS_OF_LARGE,)
         scored = list(_scored(spec, parts, sets, left))
         found = _ranked(spec, parts, scored, nearly_right, evidence)
-        closest = sorted([*closest, *found], key=lambda c: (-c.explains, len(c.deviations)))[:3]
+        closest = closest_of(spec, parts, [*closest, *found])
         if fitting := [c for c in found if c.fits]:
             return fitting, closest, _beside(spec, parts, fitting, known, evidence)
     return [], closest, (NEARLY_RIGHT,) if nearly_right else _said(left)
@@ -187,7 +188,7 @@ def _ranked(
     fitting = [c for c in fitting if c.residual <= AS_GOOD * fitting[0].residual]
     fitting = each_function_once(spec, fitting, evidence, kind_of(parts.whole[0].inputs))
     fitting = those_that_point_to_no_other(fitting, evidence, parts)
-    best = sorted(scored, key=lambda c: -c.explains)[:3]
+    best = closest_of(spec, parts, scored)
     seen = {c.deviations for c in final}
     others = [c for c in final if not c.fits] + [c for c in best if c.deviations not in seen]
     return [*fitting, *sorted(others, key=lambda c: c.residual)]

@@ -91,17 +91,30 @@ def is_wrong(rows: Numpy) -> bool:
 
 def quick_residual(target: Target, wrong: Numpy | None) -> float:
     """The error in budgets, root mean square over rows, the budget being the truth's, as large as the rows now are."""
-    if wrong is None or wrong.shape != target.actual.shape:
+    ratio = _quick_rows(target, target.actual, wrong)
+    if ratio is None:
         return np.inf
-    known = target.known
+    return float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0
+
+
+def looks_like(target: Target, a: Numpy | None, b: Numpy | None) -> bool:
+    """Whether each row of an output is within budget of another one's."""
+    ratio = None if a is None else _quick_rows(target, a, b)
+    return ratio is not None and not is_wrong(ratio)
+
+
+def _quick_rows(target: Target, actual: Numpy, wrong: Numpy | None) -> Numpy | None:
+    """How far each row is off in such a budget; None where NaN and ∞ stand in other places, or the shape is another."""
+    if wrong is None or wrong.shape != actual.shape or wrong.shape != target.actual.shape:
+        return None
+    known = target.known if actual is target.actual else np.isfinite(round_to(actual, target.recipe.storage))
     if not np.array_equal(known, np.isfinite(round_to(wrong, target.recipe.storage))):
-        return np.inf
-    error = np.where(known, target.actual, 0.0) - np.where(known, wrong, 0.0)
+        return None
+    error = np.where(known, actual, 0.0) - np.where(known, wrong, 0.0)
     size, before = root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), target.size
     rows = np.maximum(target.rows * np.minimum(over(size, before), 1e6), FLOOR * target.recipe.u * size)
     rows = np.maximum(rows, np.where(before == 0, target.rows, 0.0))
-    ratio = np.minimum(over(root_mean_square(error), rows), 1e9)
-    return float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0
+    return np.minimum(over(root_mean_square(error), rows), 1e9)
 
 
 def explained(target: Target, wrong: Numpy | None) -> float:

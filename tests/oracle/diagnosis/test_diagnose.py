@@ -12,7 +12,8 @@ import refdiff
 from refdiff.oracle.budget import budget
 from refdiff.oracle.deviations import deviations
 from refdiff.oracle.diagnosis import search
-from refdiff.oracle.diagnosis.diagnose import UNWRITTEN, WORTH, diagnose, separating
+from refdiff.oracle.diagnosis.closest import WORTH
+from refdiff.oracle.diagnosis.diagnose import UNWRITTEN, diagnose, separating
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
 from refdiff.oracle.diagnosis.variants import Target
