@@ -12,7 +12,7 @@ from typing import Any
 from refdiff import cluster
 from refdiff.cli.flags import UsageError
 from refdiff.cli.spec import parts, recipe_of, spec_of
-from refdiff.cli.terminal import fitted, note
+from refdiff.cli.terminal import note
 
 FIRST_SEED = 3000
 """Of the selftest: none on which anything was tuned."""
@@ -52,6 +52,7 @@ def _check(args: argparse.Namespace) -> int:
     spec, read = spec_of(args, inputs, source=args.file or "")
     recipe = recipe_of(args.recipe, inputs)
     from refdiff.oracle.check import check
+    from refdiff.oracle.fitted import fitted
 
     try:
         verdict = check(given, spec, inputs, recipe=recipe, dout=dout)

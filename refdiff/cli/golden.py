@@ -9,7 +9,6 @@ import sys
 from refdiff.cli.flags import UsageError
 from refdiff.cli.golden_flags import OF_EXPORT
 from refdiff.cli.spec import recipe_of, spec_of
-from refdiff.cli.terminal import fitted
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,10 +49,6 @@ def _verify(args: argparse.Namespace) -> int:
     from refdiff.oracle import golden
 
     report = golden.verify(args.folder, args.outputs)
-    text = (
-        json.dumps(report.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
-        if args.json
-        else fitted(str(report))
-    )
+    text = json.dumps(report.to_dict(), ensure_ascii=False, indent=2, allow_nan=False) if args.json else str(report)
     sys.stdout.write(text + "\n")
     return int(not report)

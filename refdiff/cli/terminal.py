@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-import re
 import sys
-import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,22 +80,3 @@ def size(count: float) -> str:
     value = count / 1000**power
     digits = 0 if power == 0 or value >= 100 else 1 if value >= 10 else 2
     return f"{value:.{digits}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def fitted(text: str, width: int = 80) -> str:
-    """Break long lines between words, or where they are in columns between two columns; what follows is indented."""
-    return "\n".join(part for line in text.splitlines() for part in _broken(line, width))
-
-
-def _broken(line: str, width: int) -> list[str]:
-    if len(line) <= width:
-        return [line]
-    body = line.lstrip()
-    start = " " * (len(line) - len(body))
-    if re.search(r"\S {2,}\S", body):
-        body = re.sub(r"(?<=\S) (?=\S)", "\0", body)
-    later = f"{start}    "
-    wrap = textwrap.TextWrapper(
-        width, initial_indent=start, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
-    )
-    return [part.replace("\0", " ") for part in wrap.wrap(body)]

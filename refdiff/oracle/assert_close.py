@@ -10,8 +10,9 @@ from refdiff.oracle.outputs import outputs_of
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
 
-LINES = 14
-"""Of a diagnosis: its answer, the place, and three candidates with what they do and where it happened."""
+LINES = 30
+"""Of a diagnosis, 80 columns wide: its answer, the place, and three candidates with what they do and where it happened.
+"""
 
 
 def assert_close(

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from refdiff import CheckpointError
-from refdiff.cli.terminal import fitted, one_line, size, warnings_in_one_line
+from refdiff.cli.terminal import one_line, size, warnings_in_one_line
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,3 @@ def test_warnings_are_one_line_without_source(capsys: pytest.CaptureFixture[str]
         warnings.simplefilter("always")
         warnings.warn("two\nlines", stacklevel=1)
     assert capsys.readouterr().err == "refdiff: warning: two lines\n"
-
-
-def test_long_lines_are_broken_between_words_or_columns() -> None:
-    assert fitted("short  line\n\n") == "short  line\n"
-    assert fitted("  one two three four five", 16) == "  one two three\n      four five"
-    assert (
-        fitted("  out  pass  row 1/3  bulk 1/2  slope 1/2", 22)
-        == "  out  pass  row 1/3\n      bulk 1/2\n      slope 1/2"
-    )
-    assert fitted("  see https://host/a-very-long/address", 20) == "  see\n      https://host/a-very-long/address"

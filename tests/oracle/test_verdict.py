@@ -37,6 +37,16 @@ def test_raises_with_the_report_unless_it_is_a_pass() -> None:
             _verdict(status).raise_for_status()
 
 
+def test_it_is_80_columns_wide() -> None:
+    reason = (
+        "row: 32 of 560 rows are wrong, all in tokens 32 to 63 of head 3, rms is 117.7, allowed 3; row (b 1, head 3)"
+    )
+    verdict = Verdict({"out": TensorVerdict("out", "fail", (), (reason,), (reason,))}, "bfloat16", (reason,))
+    assert max(map(len, str(verdict).splitlines())) <= 80
+    assert str(verdict.tensors["out"]) in str(verdict)
+    assert " ".join(str(verdict).split()).count(reason) == 3
+
+
 def test_json_holds_it() -> None:
     found = json.loads(json.dumps(_verdict("pass", "fail").to_dict(), allow_nan=False))
     assert found["status"] == "fail"

@@ -45,21 +45,36 @@ def diagnose(
 
     A unique name is that of the fewest deviations that give the outputs; which others may be there as well, because
     the inputs do not show them beside it, is in the notes. Where none fits, those that explain most of the error are
-    listed, and numbers that do; where one place is wrong and the rest is right, that place.
+    listed, and numbers with which the output passes, or that one which explains 99 % of the error; where one place is
+    wrong and the rest is right, that place.
 
     Printed, an answer is a name with what it means, its row in the catalogue and where it happened:
 
         unique: layer_norm
           layer_norm  (fits, residual 0.519)
-              norm kind: The mean taken away first. [B9] https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/...
+              norm kind: The mean taken away first. [B9]
+                  https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/...
 
     or a place, here of a kernel that left a tile of one head unwritten:
 
         none fits
-          it is wrong only in tokens 32 to 63 of head 3 of sequence 1; everything else is within budget: it looks like a
-            tile not written, or written too early or late
-          it is exactly zero there, where the truth is not: it looks like memory never written to, or every key masked
-          nothing in the catalogue, alone or in pairs, explains more than 0% of the squared difference
+          it is wrong only in tokens 32 to 63 of head 3 of sequence 1; everything else
+              is within budget: it looks like a tile not written, or written too early
+              or late
+          it is exactly zero there, where the truth is not: it looks like memory never
+              written to, or every key masked
+          nothing in the catalogue, alone or in pairs, explains more than 0% of the
+              squared difference
+
+    or a number with which the output passes, here of a kernel that multiplies two of six heads:
+
+        none fits
+          it is wrong only in heads 0 to 1; everything else is within budget: it looks
+              like how heads are counted
+          out is multiplied by a factor that differs by head: 0.5, 0.7, 1, 1, 1, 1
+              (fits, residual 0.152)
+          nothing in the catalogue, alone or in pairs, explains more than 31% of the
+              squared difference
 
     NaN and ∞ are looked for first: "it is NaN in tokens 5 to 8 of head 1 of sequence 0, where the truth is finite".
 

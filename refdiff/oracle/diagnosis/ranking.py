@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refdiff.oracle.deviations.deviation import Deviation
+from refdiff.oracle.fitted import fitted
 
 if TYPE_CHECKING:
     from refdiff.oracle.strategies.fixed import Case
@@ -114,7 +115,7 @@ class Ranking:
         lines += [f"  {fit}" for fit in self.fits]
         if self.separating is not None:
             lines.append(f"  the case {self.separating.name} tells them apart: run your kernel on its inputs")
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        return fitted("\n".join([*lines, *(f"  {note}" for note in self.notes)]))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from refdiff.errors import CheckpointError
 from refdiff.oracle.files import read_arrays
+from refdiff.oracle.fitted import fitted
 from refdiff.oracle.golden.manifest import read_manifest
 from refdiff.oracle.judge import judge_lse, judge_rows, judge_sums
 from refdiff.oracle.outputs import output
@@ -58,7 +59,7 @@ class Report:
             lines.append(f"not given, so not judged: {', '.join(names)}")
         for name, verdict in self.cases.items():
             lines += ["", f"{name}: {verdict}"] if verdict.status != PASS else []
-        return "\n".join(lines)
+        return fitted("\n".join(lines))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""

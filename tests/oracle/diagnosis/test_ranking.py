@@ -24,6 +24,14 @@ def test_a_name_with_its_row_and_link() -> None:
     ]
 
 
+def test_it_is_80_columns_wide() -> None:
+    two = (ONE, Deviation("turned", "The other way, " + "and so on " * 10, "rope kind"))
+    fit = Fit("factor", 0.5, f"out is multiplied by {'0.5, ' * 20}0.5", 0.9, True)
+    said = str(Ranking(NONE_FITS, (Candidate(two, 0.71, 0.999, False),), (fit,), notes=("note " * 30,)))
+    assert max(map(len, said.splitlines())) <= 80
+    assert "0.5 (fits, residual 0.9)" in " ".join(said.split())
+
+
 def test_several_names_have_none() -> None:
     case = cases("identify", spec=small("ms_v1"))[0]
     some = (Candidate((ONE,), 0.7, 1.0, True), Candidate((TWO,), 0.8, 1.0, True))
