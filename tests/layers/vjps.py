@@ -25,7 +25,11 @@ def leading(g: np.random.Generator) -> tuple[int, ...]:
 
 
 def sizes(g: np.random.Generator, n: int) -> list[int]:
-    return g.integers(1, 8, size=n).tolist()
+    """Small ones, and of one in eight draws one that is not."""
+    drawn = g.integers(1, 8, size=n)
+    if g.random() < 1 / 8:
+        drawn[g.integers(n)] = g.integers(8, 100)
+    return [int(x) for x in drawn]
 
 
 def optional(g: np.random.Generator, x: Any) -> Any:
@@ -43,7 +47,7 @@ def embedding(g: np.random.Generator) -> Call:
 
 
 def rms_norm(g: np.random.Generator) -> Call:
-    width = int(g.integers(2, 8))  # a row of one number is normed to ±1: its slope is what ε leaves after cancelling
+    width = 1 + sizes(g, 1)[0]  # a row of one number is normed to ±1: its slope is what ε leaves after cancelling
     scale, eps = float(10.0 ** g.integers(-3, 2)), float(10.0 ** g.integers(-6, -1))
     return (scale * g.normal(size=(*leading(g), width)), optional(g, g.normal(size=width)), eps), {}
 
@@ -56,7 +60,7 @@ def rope(g: np.random.Generator) -> Call:
 
 
 def softmax(g: np.random.Generator) -> Call:
-    shape = (*leading(g), g.integers(1, 8))
+    shape = (*leading(g), *sizes(g, 1))
     return (3 * g.normal(size=shape), optional(g, g.random(shape) < 0.7)), {}
 
 
@@ -67,8 +71,9 @@ def diff_lambda(g: np.random.Generator) -> Call:
 
 def attention(g: np.random.Generator, pairs: int = 1) -> tuple[list[Any], dict[str, Any], tuple[int, ...]]:
     """Queries, keys, a mask or none, a bias or none, and (B, H, K, T, S) for `pairs` maps in one array."""
-    b, k, t = g.integers(1, 4, size=3).tolist()
-    h, s, d = k * int(g.integers(1, 4)), t + int(g.integers(0, 4)), int(g.integers(1, 6))
+    b, k = g.integers(1, 4, size=2).tolist()
+    t, past, d = sizes(g, 3)
+    h, s = k * int(g.integers(1, 4)), t + past - 1
     q, key = g.normal(size=(b, pairs * h, t, d)), g.normal(size=(b, pairs * k, s, d))
     rows = 2 * h if g.random() < 0.3 else 1
     mask = optional(g, g.random((b, rows, t if g.random() < 0.5 else 1, s)) < 0.8)
@@ -140,7 +145,7 @@ def swiglu(g: np.random.Generator) -> Call:
 
 
 def cross_entropy(g: np.random.Generator) -> Call:
-    rows, classes = leading(g), int(g.integers(1, 8))
+    rows, (classes,) = leading(g), sizes(g, 1)
     targets = g.integers(0, classes, size=rows)
     return (2 * g.normal(size=(*rows, classes)), np.where(g.random(rows) < 0.3, -100, targets)), {}
 
