@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ import array_api_strict
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.failing_example import code
+
 # dev: seconds, ci: minutes, nightly: about an hour of two cores; chosen by REFDIFF_HYPOTHESIS, or by pytest's
-# --hypothesis-profile. All but nightly draw the same examples each time; a failing one is printed as the arguments of a
-# call, and as a @reproduce_failure line that runs it again. mutation is for tests that are to fail, not to explain.
+# --hypothesis-profile. All but nightly draw the same examples each time; a failing one is printed as a program
+# (failing_example.py), and as a @reproduce_failure line that runs it again. mutation is for tests that are to fail, not
+# to explain.
 settings.register_profile(
     "dev",
     max_examples=30,
@@ -36,6 +39,16 @@ settings.register_profile(
     "mutation", settings.get_profile("dev"), phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False
 )
 settings.load_profile(os.environ.get("REFDIFF_HYPOTHESIS") or "dev")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Put the failing example of a property into the report as a program."""
+    report = yield
+    if call.excinfo is not None and (program := code(getattr(call.excinfo.value, "__notes__", ()), item.path)):
+        report.sections.append(("the failing example, to be run from the top of the project", program))
+    return report
+
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and the processes of tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
