@@ -33,7 +33,7 @@ def rope_frequencies(
         float64.
 
     Raises:
-        ValueError: an unknown `rope_type`, or a parameter that it needs is missing.
+        ValueError: an unknown `rope_type`, a parameter that it needs is missing, or one that it cannot have.
     """
     kind = parameters.get("rope_type", "default")
     if kind not in ROPE_TYPES:
@@ -42,6 +42,11 @@ def rope_frequencies(
         return ROPE_TYPES[kind](parameters, head_dim, max_position_embeddings, length)
     except KeyError as error:
         raise ValueError(f"rope_frequencies: rope_type {kind!r} needs the parameter {error.args[0]!r}") from error
+    except ZeroDivisionError as error:
+        raise ValueError(
+            f"rope_frequencies: rope_type {kind!r} divides by zero with head_dim {head_dim}, "
+            f"max_position_embeddings {max_position_embeddings} and {dict(parameters)}"
+        ) from error
 
 
 def _inverse_powers(base: float, dim: int, denominator: int | None = None) -> list[float]:

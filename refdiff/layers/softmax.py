@@ -28,10 +28,13 @@ def softmax(scores: Array, mask: Array | None = None) -> Array:
         ValueError: `mask` is not boolean or does not broadcast to `scores`.
     """
     xp = namespace(scores, mask)
+    if mask is not None:
+        check_mask("softmax", mask, tuple(scores.shape))
+    if scores.shape[-1] == 0:
+        return scores  # of no keys there are no weights
     if mask is None:
         weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
         return weights / xp.sum(weights, axis=-1, keepdims=True)
-    check_mask("softmax", mask, tuple(scores.shape))
     scores = xp.where(mask, scores, -math.inf)
     top = xp.max(scores, axis=-1, keepdims=True)
     some = xp.any(xp.broadcast_to(mask, scores.shape), axis=-1, keepdims=True)
@@ -49,6 +52,8 @@ def check_mask(name: str, mask: Array, shape: tuple[int, ...]) -> None:
 
 def check_broadcast(name: str, what: str, x: Array, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `x` broadcasts to `shape`, and not `shape` to `x`."""
+    if not hasattr(x, "ndim"):
+        raise ValueError(f"{name}: {what} is {x!r}, but must be an array; one number is an array of shape ()")
     padded = (1,) * (len(shape) - x.ndim) + tuple(x.shape)
     if len(padded) != len(shape) or any(m not in (1, n) for m, n in zip(padded, shape, strict=True)):
         raise ValueError(f"{name}: {what} has shape {tuple(x.shape)}, which does not broadcast to {shape}")

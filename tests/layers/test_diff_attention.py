@@ -339,6 +339,21 @@ def test_a_lambda_of_another_shape(shape: tuple[int, ...]) -> None:
         diff_attention(*INPUTS, np.zeros(shape))
 
 
+def test_a_lambda_that_is_no_array() -> None:
+    message = "diff_attention: lambda_ is 0.7, but must be an array; one number is an array of shape ()"
+    with says(ValueError, message):
+        diff_attention(*INPUTS, 0.7)
+
+
+def test_no_keys_give_zeros() -> None:
+    none = inputs(RNG, T, 0)
+    for call in ({"causal": False}, {"mask": np.zeros((B, 1, 1, 0), bool), "causal": False}):
+        close(diff_attention(*none, LAMBDA, **call), np.zeros((B, H, T, e)), EXACT)
+    gradients = diff_attention_vjp(np.ones((B, H, T, e)), *none, LAMBDA, causal=False)
+    for found, x in zip(gradients, [*none, LAMBDA], strict=True):
+        close(found, np.zeros_like(x), EXACT, empty=x.size == 0)
+
+
 @pytest.mark.parametrize("shape", [(5,), (7, 7), (4, 5, 7), (3, 1, 5, 7), (1, 2, 6, 5, 7), (5, 0)])
 def test_a_mask_or_bias_of_another_shape(shape: tuple[int, ...]) -> None:
     message = f"has shape {shape}, which does not broadcast to (2, 6, 5, 7)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -54,8 +55,14 @@ def test_every_entry_was_read() -> None:
     assert len(ENTRIES) == TEXT.count("        by  ") == TEXT.count("        held by  ") > 20
 
 
-def test_every_numbered_equation_of_the_paper_is_there_in_order() -> None:
-    assert [e.label for e in ENTRIES if e.label.startswith("eq. ")] == [f"eq. {n}" for n in range(1, 10)]
+def test_every_equation_of_the_papers_is_there_in_order() -> None:
+    """By its number, or where it stands: of the first paper, of V2, and of what they build on."""
+    paper = (*(f"eq. {n}" for n in range(1, 10)), "section 2.1", "section 2.1", "section 2.2", "section 2.2")
+    v2, below = ("DiffAttnV2", "λ", "Context", "Construction"), ("RoPE", "embedding", "masks", "loss")
+    labels = [e.label for e in ENTRIES]
+    assert sorted(labels[: len(paper)]) == sorted(paper)
+    assert [label for label in labels if label.startswith("eq. ")] == [f"eq. {n}" for n in range(1, 10)]
+    assert labels[len(paper) :] == ["appendix G", *v2, *below]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
@@ -98,6 +105,16 @@ def test_every_layer_has_an_equation(name: str) -> None:
     # a derivative stands under its function
     function = name.removesuffix("_vjp")
     assert any(function in entry.functions for entry in ENTRIES), f"{function} is in no entry of the map"
+
+
+def test_every_file_of_layers_has_a_public_one() -> None:
+    """And what has an equation in its docstring is public: others help those that are."""
+    for file in pkgutil.iter_modules(layers.__path__):
+        module = importlib.import_module(f"refdiff.layers.{file.name}")
+        own = {n: f for n, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__ and callable(f)}
+        assert own.keys() & set(layers.__all__), f"{file.name} gives nothing to refdiff.layers"
+        of_its_own = {n for n, f in own.items() if "Equation:" in (f.__doc__ or "")}
+        assert of_its_own <= set(layers.__all__), f"{file.name}: {of_its_own - set(layers.__all__)}"
 
 
 def test_a_hole_in_the_map_is_seen() -> None:

@@ -293,6 +293,26 @@ def test_an_unknown_type() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "head_dim", "changes"),
+    [
+        ("linear", 8, {"factor": 0.0}),
+        ("dynamic", 2, {}),
+        ("yarn", 8, {"rope_theta": 1.0}),
+        ("longrope", 8, {"original_max_position_embeddings": 1, "factor": 2.0}),
+        ("llama3", 8, {"factor": 0.0}),
+    ],
+)
+def test_parameters_that_cannot_be(kind: str, head_dim: int, changes: dict[str, float]) -> None:
+    parameters = {"rope_type": kind, **BASE, **COMPLETE[kind], **changes}
+    message = (
+        f"rope_frequencies: rope_type {kind!r} divides by zero with head_dim {head_dim}, max_position_embeddings 128 "
+        f"and {parameters}"
+    )
+    with says(ValueError, message):
+        rope_frequencies(parameters, head_dim, 128)
+
+
+@pytest.mark.parametrize(
     ("kind", "name"),
     [(kind, "rope_theta") for kind in TYPES]
     + [("linear", "factor"), ("dynamic", "factor"), ("llama3", "factor"), ("yarn", "factor")]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.layers import softmax
+from refdiff.layers import softmax, softmax_vjp
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS, says
@@ -94,6 +94,14 @@ def test_extreme_scores() -> None:
 
 def test_one_key_has_all_the_weight() -> None:
     close(softmax(np.array([[-1e4], [0.0], [1e4]])), np.ones((3, 1)), EXACT)
+
+
+def test_no_keys_have_no_weights() -> None:
+    for mask in (None, np.ones((5, 0), bool)):
+        close(softmax(np.zeros((5, 0)), mask), np.zeros((5, 0)), EXACT, empty=True)
+        close(softmax_vjp(np.zeros((5, 0)), np.zeros((5, 0)), mask)[0], np.zeros((5, 0)), EXACT, empty=True)
+    with says(ValueError, "softmax: mask has shape (4, 0), which does not broadcast to (5, 0)"):
+        softmax(np.zeros((5, 0)), np.ones((4, 0), bool))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
