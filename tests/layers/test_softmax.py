@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.layers import softmax, softmax_vjp
+from refdiff.layers.softmax import check_broadcast
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS, says
@@ -115,6 +116,12 @@ def test_a_mask_that_is_not_boolean(dtype: type, xp: Place) -> None:
 def test_a_mask_of_another_shape(shape: tuple[int, ...]) -> None:
     with says(ValueError, f"softmax: mask has shape {shape}, which does not broadcast to (5, 7)"):
         softmax(np.zeros((T, S)), np.ones(shape, bool))
+
+
+@pytest.mark.no_arrays
+def test_what_is_no_array_does_not_broadcast() -> None:
+    with says(ValueError, "f: x is 0.5, but must be an array; one number is an array of shape ()"):
+        check_broadcast("f", "x", 0.5, (2,))  # type: ignore[arg-type]
 
 
 @given(SEEDS)
