@@ -8,6 +8,8 @@ to get that namespace from an array, where an array lives, and how to carry one 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +20,21 @@ Array = Any
 """An array of any namespace. There is no common base class to name."""
 
 _NUMBERS = (bool, int, float, complex)
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """An array that is made when `to_numpy` asks for it, each time anew: of a model too large to be in memory at once.
+
+    Attributes:
+        shape: what `read` gives.
+        dtype: what `read` gives.
+        read: makes the array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], np.ndarray[Any, Any]]
 
 
 def namespace(*arrays: Array) -> Any:
@@ -51,9 +68,14 @@ def device(x: Array) -> Any:
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
-    """Bring `x` to the host as a NumPy array; a NumPy array comes back as it is, without a copy."""
+    """Bring `x` to the host as a NumPy array; a NumPy array comes back as it is, without a copy.
+
+    A `Deferred` one is made for this call, and kept by nobody but the caller.
+    """
     if isinstance(x, np.ndarray | np.generic):
         return np.asarray(x)
+    if isinstance(x, Deferred):
+        return x.read()
     if array_api_compat.is_cupy_array(x):
         return np.asarray(x.get())
     if array_api_compat.is_torch_array(x):

@@ -52,6 +52,15 @@ def test_device() -> None:
     assert arrays.device(STRICT.put(X)) == STRICT.device
 
 
+def test_a_deferred_array_is_made_at_every_reading() -> None:
+    made: list[np.ndarray] = []
+    deferred = arrays.Deferred((2,), np.dtype(np.float64), lambda: made.append(np.ones(2)) or made[-1])
+    assert made == []
+    assert arrays.to_numpy(deferred) is made[0]
+    assert arrays.to_numpy(deferred) is made[1]
+    assert made[0] is not made[1]
+
+
 def test_to_numpy() -> None:
     assert arrays.to_numpy(X) is X
     assert arrays.to_numpy(READ_ONLY.put(X)).flags.writeable is False

@@ -3,11 +3,19 @@
 from refdiff.model.weights.folder import headers
 from refdiff.model.weights.initialize import initialize
 from refdiff.model.weights.load import load, nonfinite, resolve_dtype
-from refdiff.model.weights.names import ARCHITECTURES, count_parameters, flatten, nest, parameter_shapes
+from refdiff.model.weights.names import (
+    ARCHITECTURES,
+    attention_shapes,
+    count_parameters,
+    flatten,
+    nest,
+    parameter_shapes,
+)
 from refdiff.model.weights.save import save
 
 __all__ = [
     "ARCHITECTURES",
+    "attention_shapes",
     "count_parameters",
     "flatten",
     "headers",

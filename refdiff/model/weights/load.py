@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import to_numpy
+from refdiff.arrays import Deferred, to_numpy
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.messages import show_value
 from refdiff.model.weights.folder import open_checkpoint, report
 from refdiff.model.weights.initialize import draw
 from refdiff.model.weights.names import backbone_prefix, flatten, is_head, localize, nest, parameter_shapes
-from refdiff.model.weights.precision import DTYPES, NBYTES, STORED, TILE, to_compute
+from refdiff.model.weights.precision import DTYPES, NBYTES, STORED, TILE, compute_dtype, to_compute
 from refdiff.model.weights.safetensors_file import SafetensorsFile
 
 _Place = tuple[SafetensorsFile, str]
@@ -32,6 +33,7 @@ def load(
     *,
     dtype: str = "auto",
     stored: bool = False,
+    deferred: bool = False,
 ) -> dict[str, Any]:
     """Load a checkpoint as the parameters of ``architecture``: nested dicts of read-only float32 or float64 arrays.
 
@@ -42,6 +44,9 @@ def load(
 
     With ``stored``, matrices of 16 bits whose values ``dtype`` can hold stay views of the file too, of NumPy's float16
     or ml_dtypes' bfloat16: half the memory, for kernels that expand them where they are used.
+
+    With ``deferred``, all others are read, and brought into the wanted type, when they are used, and then forgotten
+    (``refdiff.arrays.Deferred``): to go through a model of any size with the memory of its largest array.
 
     The base model's parameters may be stored under any class's prefix. Heads of other classes are passed over, as are
     the ``rotary_emb.inv_freq`` of old files. A head that is not stored is drawn anew, with one warning. With
@@ -56,11 +61,15 @@ def load(
     wanted = _resolve(files, config, dtype)
     shapes = parameter_shapes(config, architecture)
     places = _match(Path(folder), files, config, architecture)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, (file, tensor) in places.items():
-        as_it_is = stored and _can_stay(name, file.tensors[tensor].dtype, wanted)
-        arrays[name] = _sixteen_bits(file, tensor) if as_it_is else _converted(file, tensor, wanted)
-        arrays[name].flags.writeable = False
+        if stored and _can_stay(name, file.tensors[tensor].dtype, wanted):
+            arrays[name] = _read_only(_sixteen_bits(file, tensor))
+        elif deferred:
+            read = partial(_converted, file, tensor, wanted)
+            arrays[name] = Deferred(file.tensors[tensor].shape, compute_dtype(wanted), read)
+        else:
+            arrays[name] = _converted(file, tensor, wanted)
     remarks = []
     if overflowed := [name for name, place in places.items() if _overflowed(place, wanted, arrays[name])]:
         remarks.append(f"rounded to {wanted}, {', '.join(overflowed)} have infinite values; float32 has more range")
@@ -96,7 +105,12 @@ def _converted(file: SafetensorsFile, stored: str, dtype: str) -> NDArray[Any]:
     def done(first: int, last: int) -> None:
         file.forget(tensor.begin + first, tensor.begin + last)
 
-    return to_compute(file.view(stored), STORED[tensor.dtype], dtype, done)
+    return _read_only(to_compute(file.view(stored), STORED[tensor.dtype], dtype, done))
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array
 
 
 def resolve_dtype(folder: str | os.PathLike[str], config: DiffLlamaConfig, dtype: str = "auto") -> str:
@@ -141,13 +155,14 @@ def _resolve(files: list[SafetensorsFile], config: DiffLlamaConfig, dtype: str) 
     return config.dtype
 
 
-def _overflowed(place: _Place, dtype: str, array: NDArray[Any]) -> bool:
+def _overflowed(place: _Place, dtype: str, array: Any) -> bool:
     """Say whether there are infinite values after rounding to a type of less range."""
     file, stored = place
     order = ("float16", "bfloat16", "float32", "float64")
     if order.index(dtype) >= order.index(STORED[file.tensors[stored].dtype]):
         return False
-    extremes = [np.fmin.reduce(array, axis=None), np.fmax.reduce(array, axis=None)]  # these pass over NaN
+    values = to_numpy(array)
+    extremes = [np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)]  # these pass over NaN
     return bool(np.isinf(extremes).any())
 
 
@@ -214,7 +229,7 @@ def _form_problems(file: SafetensorsFile, stored: str, shape: tuple[int, ...]) -
     return problems
 
 
-def _tie(arrays: dict[str, NDArray[Any]]) -> list[str]:
+def _tie(arrays: dict[str, Any]) -> list[str]:
     """Settle what a stored ``lm_head.weight`` is to a model that ties it to its embeddings; returns remarks."""
     head, embeddings = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
     if head is None:
@@ -222,7 +237,8 @@ def _tie(arrays: dict[str, NDArray[Any]]) -> list[str]:
     if embeddings is None:
         arrays["model.embed_tokens.weight"] = arrays.pop("lm_head.weight")
         return []
-    if all(np.array_equal(head[i : i + 1024], embeddings[i : i + 1024]) for i in range(0, len(head), 1024)):
+    one, other = to_numpy(head), to_numpy(embeddings)
+    if all(np.array_equal(one[i : i + 1024], other[i : i + 1024]) for i in range(0, len(one), 1024)):
         del arrays["lm_head.weight"]
         return []
     return [

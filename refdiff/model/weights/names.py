@@ -1,6 +1,7 @@
 """The names and shapes of a DiffLlama's parameters, and the nested dict that the model reads them from.
 
-Names are Hugging Face's, and unilm's for what transformers lacks (``subln``, ``lambda_proj``).
+Names are Hugging Face's, and unilm's for what transformers lacks (``subln``, ``lambda_proj``). In files of
+the wiring ``paper`` the last projection is ``out_proj`` (``stored_name``); both names are read (``localize``).
 Axis letters: D hidden_size, F intermediate_size, V vocab_size, d head_dim.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from refdiff.model.config import DiffLlamaConfig
@@ -48,19 +49,12 @@ def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tu
     Raises:
         ValueError: ``architecture`` is not one of ``ARCHITECTURES``.
     """
-    D, F, V, d = config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim
-    query, key, out = (n * d for n in (config.num_query_heads, config.num_key_value_heads, config.num_attention_heads))
+    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     prefix = backbone_prefix(architecture)
     shapes: dict[str, tuple[int, ...]] = {f"{prefix}embed_tokens.weight": (V, D)}
     for i in range(config.num_hidden_layers):
         layer = f"{prefix}layers.{i}."
-        shapes.update({f"{layer}self_attn.{name}": shape for name, shape in _wiring_shapes(config).items()})
-        for name, rows, columns in (
-            ("q_proj", query, D), ("k_proj", key, D), ("v_proj", key, D), ("o_proj", D, out),
-        ):  # fmt: skip
-            shapes[f"{layer}self_attn.{name}.weight"] = (rows, columns)
-            if config.attention_bias:
-                shapes[f"{layer}self_attn.{name}.bias"] = (rows,)
+        shapes.update({f"{layer}self_attn.{name}": shape for name, shape in attention_shapes(config).items()})
         shapes[f"{layer}mlp.gate_proj.weight"] = (F, D)
         shapes[f"{layer}mlp.up_proj.weight"] = (F, D)
         shapes[f"{layer}mlp.down_proj.weight"] = (D, F)
@@ -68,6 +62,20 @@ def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tu
         shapes[f"{layer}post_attention_layernorm.weight"] = (D,)
     shapes[f"{prefix}norm.weight"] = (D,)
     shapes.update(_head_shapes(config, architecture))
+    return shapes
+
+
+def attention_shapes(config: DiffLlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter of one layer's attention: what stands after ``self_attn.``."""
+    D, d = config.hidden_size, config.head_dim
+    query, key, out = (n * d for n in (config.num_query_heads, config.num_key_value_heads, config.num_attention_heads))
+    shapes = _wiring_shapes(config)
+    for name, rows, columns in (
+        ("q_proj", query, D), ("k_proj", key, D), ("v_proj", key, D), ("o_proj", D, out),
+    ):  # fmt: skip
+        shapes[f"{name}.weight"] = (rows, columns)
+        if config.attention_bias:
+            shapes[f"{name}.bias"] = (rows,)
     return shapes
 
 
@@ -119,6 +127,15 @@ def localize(name: str, prefix: str) -> str:
     return prefix + name if _BACKBONE.match(name) else name
 
 
+def stored_name(name: str, wiring: str) -> str:
+    """Return what a parameter is called in a file: in the wiring ``paper`` the last projection is unilm's ``out_proj``.
+
+    So that what stands after ``self_attn.`` is the ``state_dict`` of unilm's ``multihead_flashdiff_1.py``, as in ``v2``
+    it is that of ``multihead_flashdiffv2.py``, which says ``o_proj``.
+    """
+    return name.replace(".self_attn.o_proj.", ".self_attn.out_proj.") if wiring == "paper" else name
+
+
 def count_parameters(shapes: Iterable[tuple[int, ...]]) -> int:
     """Return how many numbers arrays of these shapes hold together."""
     return sum(math.prod(shape) for shape in shapes)
@@ -157,17 +174,16 @@ def _with_lists(value: Any) -> Any:
 
 def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     """Turn nested dicts and lists back into ``{"dotted.name": value}``: the inverse of :func:`nest`."""
-    flat: dict[str, Any] = {}
+    return dict(_leaves(nested, ()))
 
-    def walk(value: Any, path: tuple[str, ...]) -> None:
-        if isinstance(value, Mapping):
-            for key, child in value.items():
-                walk(child, (*path, key))
-        elif isinstance(value, list):
-            for i, child in enumerate(value):
-                walk(child, (*path, str(i)))
-        else:
-            flat[".".join(path)] = value
 
-    walk(nested, ())
-    return flat
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    # not a function inside of flatten that calls itself: such a circle keeps the arrays until the garbage is collected
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            yield from _leaves(child, (*path, key))
+    elif isinstance(value, list):
+        for i, child in enumerate(value):
+            yield from _leaves(child, (*path, str(i)))
+    else:
+        yield ".".join(path), value

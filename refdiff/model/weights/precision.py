@@ -20,6 +20,9 @@ STORED = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat1
 NBYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 """Bytes of one stored number."""
 
+UNIT = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""The largest error that rounding to a type makes, as a share of the number: half the distance from 1 to the next."""
+
 TILE = 1 << 18
 """Numbers converted at a time: the temporaries stay in the processor's cache, and peak memory does not double."""
 

@@ -15,9 +15,11 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from refdiff import CheckpointError
+from refdiff.arrays import Deferred, to_numpy
 from refdiff.model.weights import ARCHITECTURES, flatten, load, nonfinite, resolve_dtype
 from refdiff.model.weights.folder import SINGLE, open_checkpoint
 from refdiff.model.weights.initialize import draw
+from refdiff.model.weights.precision import STORED
 from refdiff.model.weights.safetensors_file import SafetensorsFile
 from tests.model.weights.files import (
     ARRAY_TYPES,
@@ -101,6 +103,26 @@ def test_every_pair_of_types(tmp_path: Path, name: str, dtype: str) -> None:
         assert_array_equal(values, array(tensors[key]).astype(np.float32).astype(wanted[dtype]).astype(np.float64))
         assert values.dtype == (np.float64 if dtype == "float64" else np.float32)
         assert not values.flags.writeable
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ARRAY_TYPES)
+def test_deferred_arrays_are_the_same(tmp_path: Path, name: str, dtype: str) -> None:
+    put(tmp_path, random_tensors(dtype=name))
+    now, later, sixteen = (
+        flatten(load(tmp_path, tiny_config(), CAUSAL, dtype=dtype, **options))
+        for options in ({}, {"deferred": True}, {"deferred": True, "stored": True})
+    )
+    assert list(now) == list(later) == list(sixteen)
+    for key, values in now.items():
+        assert isinstance(later[key], Deferred)
+        assert (later[key].shape, later[key].dtype) == (values.shape, values.dtype)
+        assert_array_equal(to_numpy(later[key]), values)
+        assert not to_numpy(later[key]).flags.writeable
+        assert_array_equal(to_numpy(sixteen[key]).astype(values.dtype), values)
+    assert isinstance(sixteen["lm_head.weight"], np.ndarray) == (
+        name[-2:] == "16" and dtype in (STORED[name], "float32", "float64")
+    )
 
 
 def test_unaligned_data(tmp_path: Path) -> None:
@@ -241,20 +263,21 @@ def test_tied_without_a_matrix_of_its_own(tmp_path: Path) -> None:
     assert list(tied(tmp_path, tensors)) == list(tensors)
 
 
+@pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("rows", [7, 3000])
-def test_tied_with_an_equal_matrix(tmp_path: Path, rows: int) -> None:
+def test_tied_with_an_equal_matrix(tmp_path: Path, rows: int, deferred: bool) -> None:
     tensors = random_tensors()
     values = np.random.default_rng(0).standard_normal((rows, 6))
     tensors["model.embed_tokens.weight"] = tensors["lm_head.weight"] = stored(values)
     config = tiny_config(tie_word_embeddings=True, vocab_size=rows)
-    assert "lm_head.weight" not in flatten(load(put(tmp_path, tensors), config, CAUSAL))
+    assert "lm_head.weight" not in flatten(load(put(tmp_path, tensors), config, CAUSAL, deferred=deferred))
     for row in (0, 1024 % rows, -1):  # one number in it
         other = values.copy()
         other[row, -1] += 1
         tensors["lm_head.weight"] = stored(other)
         put(tmp_path, tensors)
         with pytest.warns(UserWarning, match=r"stored with values of its own, .*tie_word_embeddings should be false$"):
-            assert "lm_head.weight" in flatten(load(tmp_path, config, CAUSAL))
+            assert "lm_head.weight" in flatten(load(tmp_path, config, CAUSAL, deferred=deferred))
 
 
 def test_tied_with_a_different_matrix_keeps_both(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +19,7 @@ from refdiff.model.weights.names import (
     localize,
     nest,
     parameter_shapes,
+    stored_name,
 )
 from tests.model.weights.files import HEADS, shapes_of, tiny_config
 
@@ -163,7 +167,24 @@ def test_nest_undoes_flatten(tree: dict[str, Any]) -> None:
     assert nest(flatten(tree)) == tree
 
 
+def test_flatten_lets_go_of_the_arrays() -> None:
+    gc.disable()
+    try:
+        array = np.ones(3)
+        gone = weakref.ref(array)
+        flatten({"a": [{"b": array}]})
+        del array
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_unilms_name_of_the_last_projection() -> None:
     for stored in ("model.layers.3.self_attn.out_proj.weight", "layers.3.self_attn.out_proj.weight"):
         assert localize(stored, "model.") == "model.layers.3.self_attn.o_proj.weight"
+    assert stored_name("model.layers.3.self_attn.o_proj.weight", "paper") == "model.layers.3.self_attn.out_proj.weight"
+    assert stored_name("layers.3.self_attn.o_proj.bias", "paper") == "layers.3.self_attn.out_proj.bias"
+    assert stored_name("layers.3.self_attn.q_proj.weight", "paper") == "layers.3.self_attn.q_proj.weight"
+    for wiring in ("hf", "v2", "none"):
+        assert stored_name("layers.3.self_attn.o_proj.weight", wiring) == "layers.3.self_attn.o_proj.weight"
     assert localize("model.layers.3.mlp.out_proj.weight", "model.") == "model.layers.3.mlp.out_proj.weight"
