@@ -19,7 +19,8 @@ import refdiff
 from refdiff.arrays import to_numpy
 from refdiff.backends import ops_for, overlay
 from refdiff.model.diffllama import Context, self_attention
-from refdiff.model.weights import count_parameters, nest, parameter_shapes
+from refdiff.model.weights import attention_shapes, count_parameters, nest, parameter_shapes
+from refdiff.model.weights.names import stored_name
 from refdiff.model.wirings import WIRINGS
 from tests.golden import unilm
 from tests.model.models import CLASSES, ids, small_config, small_model
@@ -50,9 +51,11 @@ def test_equals_the_files_of_unilm(kind: str, file: str, size: str) -> None:
     # an ε that unilm's norm must not take
     config = small_config(wiring={"v1": "paper", "v2": "v2"}[kind], hidden_size=D, rms_norm_eps=0.1, **sizes)
     p = nest({name.replace("out_proj", "o_proj"): array for name, array in case.weights.items()})
-    expected = {name.split("self_attn.")[1]: shape for name, shape in parameter_shapes(config, "DiffLlamaModel").items()
-                if name.startswith("layers.0.self_attn.")}  # fmt: skip
-    assert {name.replace("out_proj", "o_proj"): a.shape for name, a in case.weights.items()} == expected
+    shapes = {
+        stored_name(f".self_attn.{name}", config.wiring): shape for name, shape in attention_shapes(config).items()
+    }
+    expected = {name.removeprefix(".self_attn."): shape for name, shape in shapes.items()}  # a file's: unilm's names
+    assert {name: a.shape for name, a in case.weights.items()} == expected
     ops = ops_for()
     frequencies = ops.rope_frequencies(config.rope_parameters, config.head_dim, 64, 7)
     cos, sin = ops.rope_cos_sin(np.arange(7)[None], *frequencies, np.float64)

@@ -28,7 +28,7 @@ from typing import Any
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.json_files import write_json
 from refdiff.model.weights.folder import INDEX, SINGLE, report
-from refdiff.model.weights.names import count_parameters, flatten, parameter_shapes
+from refdiff.model.weights.names import count_parameters, flatten, parameter_shapes, stored_name
 from refdiff.model.weights.precision import NBYTES, compute_dtype
 from refdiff.model.weights.writing import write_safetensors
 
@@ -50,6 +50,9 @@ def save(
 ) -> None:
     """Write ``config.json`` and the weights as transformers' ``save_pretrained`` lays them out.
 
+    Names are transformers', but for the last projection in the wiring ``paper`` (``names.stored_name``). Arrays
+    that are ``Deferred`` are made one at a time, when they are written.
+
     ``dtype`` is the precision in the file; None stores the arrays as they are, float32 or float64. ``max_shard_size``
     is in bytes, or a number with KB, MB, GB or TB (powers of 1000): weights that do not fit are split in
     the order of their names, and a tensor larger than that gets a file to itself. The same input gives the same bytes,
@@ -60,7 +63,8 @@ def save(
             range, or ``dtype`` or ``max_shard_size`` is not understood.
         OSError: Something cannot be written, as on a full disk. The checkpoint that was there is unharmed.
     """
-    arrays = _checked(flatten(params), config, architecture)
+    checked = _checked(flatten(params), config, architecture)
+    arrays = {stored_name(name, config.wiring): array for name, array in checked.items()}
     dtype = _widest(arrays) if dtype is None else dtype
     compute_dtype(dtype)  # refuses a dtype that is none
     shards = _split(arrays, dtype, _in_bytes(max_shard_size))

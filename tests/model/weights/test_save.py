@@ -10,6 +10,7 @@ import resource
 import stat
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from refdiff import CheckpointError, DiffLlamaConfig
-from refdiff.model.weights import ARCHITECTURES, flatten, initialize, load, nest, parameter_shapes, save
+from refdiff.arrays import Deferred
+from refdiff.model.weights import ARCHITECTURES, flatten, headers, initialize, load, nest, parameter_shapes, save
 from refdiff.model.weights.save import _in_bytes as in_bytes
 from tests.model.weights.files import tiny_config
 
@@ -72,6 +74,45 @@ def test_precision_in_the_file(tmp_path: Path, dtype: str) -> None:
 def test_without_a_precision_nothing_is_rounded(tmp_path: Path, dtype: str) -> None:
     save(tmp_path, tiny_config(), initialize(tiny_config(), CAUSAL, dtype=dtype), CAUSAL)
     assert DiffLlamaConfig.from_pretrained(tmp_path).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("wiring", "last"), [("hf", "o_proj"), ("none", "o_proj"), ("paper", "out_proj"), ("v2", "o_proj")]
+)
+def test_attention_is_named_as_in_the_module_of_its_wiring(tmp_path: Path, wiring: str, last: str) -> None:
+    config = tiny_config(wiring=wiring, attention_bias=True)
+    params = initialize(config, CAUSAL)
+    save(tmp_path, config, params, CAUSAL, max_shard_size=SMALL)
+    stored = {name for file in headers(tmp_path).values() for name in file}
+    expected = {name.replace("o_proj", last) for name in flatten(params)}
+    assert stored == expected
+    for name, values in flatten(load(tmp_path, config, CAUSAL)).items():
+        assert_array_equal(values, flatten(params)[name])
+
+
+def test_deferred_arrays_are_made_when_they_are_written_one_by_one(tmp_path: Path) -> None:
+    params = initialize(tiny_config(), CAUSAL)
+    alive, most = 0, 0
+
+    def read(values: np.ndarray) -> np.ndarray:
+        nonlocal alive, most
+
+        def gone() -> None:
+            nonlocal alive
+            alive -= 1
+
+        copy = values.copy()
+        weakref.finalize(copy, gone)
+        alive += 1
+        most = max(most, alive)
+        return copy
+
+    deferred = {name: Deferred(a.shape, a.dtype, partial(read, a)) for name, a in flatten(params).items()}
+    save(tmp_path / "later", tiny_config(), nest(deferred), CAUSAL)
+    save(tmp_path / "now", tiny_config(), params, CAUSAL)
+    for name in names(tmp_path / "now"):
+        assert (tmp_path / "later" / name).read_bytes() == (tmp_path / "now" / name).read_bytes()
+    assert most <= 2  # the one that is written, and the next one before its name is given to it
 
 
 def test_a_llama_is_named_as_transformers_names_it(tmp_path: Path) -> None:
