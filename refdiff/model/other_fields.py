@@ -94,7 +94,8 @@ def refuse_other_models(given: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a config that describes something else than one plain stack of layers."""
     if given.get("mlp_bias"):
         raise ValueError(
-            f"mlp_bias is {show_value(given['mlp_bias'])}, but DiffLlama's MLP has no bias: set it to false"
+            f"mlp_bias is {show_value(given['mlp_bias'])}: the feed-forward layers of this checkpoint have a bias, "
+            "which no model here adds; only a checkpoint whose mlp_bias is false can be read"
         )
     if given.get("quantization_config"):
         raise ValueError(

@@ -17,7 +17,10 @@ from refdiff.model.config import DiffLlamaConfig
             {"model_type": "gpt2"},
             "model_type is 'gpt2', but only diffllama, diff_transformer, diff_transformer_v2, llama checkpoints can be",
         ),
-        ({"mlp_bias": True}, "mlp_bias is True, but .*: set it to false"),
+        (
+            {"mlp_bias": True},
+            "mlp_bias is True: .* of this checkpoint have a bias, .*; only a checkpoint whose mlp_bias is false can",
+        ),
         (
             {"quantization_config": {"quant_method": "gptq"}},
             "quantization_config is set, but .* unquantized checkpoint",
