@@ -15,13 +15,15 @@ from hypothesis import given, is_hypothesis_test, settings
 from hypothesis import strategies as st
 
 import refdiff
-from refdiff.arrays import to_numpy
+from refdiff.arrays import Deferred, to_numpy
 from refdiff.backends import ops_for
-from refdiff.convert import Proof, convert, prove
+from refdiff.convert import Proof, convert, convert_later, prove
+from refdiff.convert.proof import _positions as positions
 from refdiff.layers import rope_cos_sin, rope_frequencies
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
 from refdiff.model.diffllama import Context, self_attention
+from refdiff.model.weights.precision import round_to
 from tests.golden import unilm
 from tests.model.models import CLASSES, ids, small_config, small_model
 from tests.tolerances import EXACT, close
@@ -361,3 +363,156 @@ def test_zero_weights_for_the_second_map_are_uniform_attention_not_none() -> Non
     uniform = np.tril(np.ones((6, 6))) / np.arange(1, 7)[:, None]
     for rows in out.attentions:
         close(rows[0, model.config.num_attention_heads // 2 :], np.broadcast_to(uniform, (4, 6, 6)), 1e-13)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_act", "gelu"),
+        ("rms_norm_eps", 1e-6),
+        ("rope_parameters", {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}),
+        ("max_position_embeddings", 65),
+        ("tie_word_embeddings", True),
+        ("vocab_size", 54),
+        ("num_hidden_layers", 2),
+        ("pad_token_id", None),
+        ("num_labels", 3),
+    ],
+)
+def test_the_proof_looks_at_what_else_a_config_decides(field: str, value: Any) -> None:
+    model = small_model(wiring="hf")
+    config, params = convert(model.config, model.params, "paper")
+    kept = getattr(config, field)
+    setattr(config, field, value)
+    for pair in ((model.config, config), (config, model.config)):
+        with pytest.raises(ValueError, match=f"^{field} is ") as said:
+            prove((pair[0], params), (pair[1], params))
+        assert repr(kept) in str(said.value)
+        assert repr(value) in str(said.value)
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_models_of_unlike_depth_cannot_be_proved(which: str) -> None:
+    model = small_model()
+    whole = (model.config, model.params)
+    cut = (model.config, {"model": {**model.params["model"], "layers": model.params["model"]["layers"][:2]}})
+    with pytest.raises(
+        ValueError, match=f"of the {which} model have 2 layers, but its config's num_hidden_layers is 3"
+    ):
+        prove(*((cut, whole) if which == "first" else (whole, cut)))
+
+
+@pytest.mark.parametrize("limit", [1, 8, 9, 10, 64, 131072, 2**53])
+def test_the_proof_sees_near_and_far_positions(limit: int) -> None:
+    seen = positions(limit, 9)
+    assert len(seen) == 9
+    assert (seen[0], seen[-1]) == (0, max(limit, 9) - 1)
+    assert (np.diff(seen) > 0).all()
+
+
+def test_the_proof_turns_by_those_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(max_position_embeddings=5000)
+    last = []
+
+    def attention(p: Any, x: Any, layer: int, context: Context) -> Any:
+        last.append(context.cos[..., -1, :])
+        return self_attention(p, x, layer, context)
+
+    monkeypatch.setattr("refdiff.convert.proof.self_attention", attention)
+    prove(*2 * [(model.config, model.params)])
+    cos, _ = rope_cos_sin(
+        np.array([[4999]]), *rope_frequencies(model.config.rope_parameters, 6, 5000, 5000), np.float64
+    )
+    for row in last:
+        close(row, cos[..., 0, :], EXACT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("wiring", ["hf", "paper"])
+def test_rounding_explains_what_it_does_and_no_more(wiring: str, dtype: str) -> None:
+    model = small_model(refdiff.DiffLlamaForCausalLM, wiring=wiring, rms_norm_eps=1e-6)
+    before = (model.config, model.params)
+    config, params = convert(*before, "paper" if wiring == "hf" else "hf")
+    flat = weights.flatten(params)
+    rounded = weights.nest({name: round_to(a, dtype) for name, a in flat.items()})
+    assert prove(before, (config, params)).unexplained is None
+    assert prove(before, (config, rounded)).unexplained == 0
+    proof = prove(before, (config, rounded), dtype=dtype)
+    assert proof.changed == ()
+    assert proof.unexplained is None
+    assert len(proof.rounded) == 3
+    name = "model.layers.1.self_attn.k_proj.weight"
+    wrong = weights.flatten(rounded)
+    wrong[name] = wrong[name][[1, 0, *range(2, len(wrong[name]))]]
+    wrong["model.norm.weight"] = wrong["model.norm.weight"] * (1 + 2.0**-6)
+    proof = prove(before, (config, weights.nest(wrong)), dtype=dtype)
+    assert proof.unexplained == 1
+    assert proof.changed == ("model.norm.weight",)
+
+
+def without(params: Any, name: str) -> Any:
+    return weights.nest({key: array for key, array in weights.flatten(params).items() if not key.startswith(name)})
+
+
+@pytest.mark.parametrize("function", [convert, convert_later])
+def test_weights_that_are_not_those_of_the_config(function: Any) -> None:
+    hf, paper = small_model(wiring="hf"), small_model(wiring="paper")
+    with pytest.raises(
+        ValueError, match=r"wiring is 'paper' .* subln\.weight of shape \(12,\) is missing\. They fit the wiring 'hf':"
+    ):
+        function(paper.config, hf.params, "hf")
+    with pytest.raises(ValueError, match=r"subln\.weight of shape \(12,\) is too many\. They fit the wiring 'paper'"):
+        function(hf.config, paper.params, "paper")
+    wrong = copy.deepcopy(hf.config)
+    wrong.num_attention_heads = 16
+    with pytest.raises(
+        ValueError,
+        match=r"num_attention_heads 16, .* q_proj\.weight has shape \(48, 26\), but should have \(96, 26\); o_proj",
+    ):
+        function(wrong, hf.params, "paper")
+    with pytest.raises(ValueError, match=r"in layers\.1\.self_attn, k_proj\.weight of shape \(24, 26\) is missing$"):
+        function(hf.config, without(hf.params, "model.layers.1.self_attn.k_proj"), "paper")
+    with pytest.raises(ValueError, match="the weights have 'lm_head', but need layers, on top or in model or"):
+        function(hf.config, {"lm_head": {}}, "paper")
+
+
+def test_weights_that_are_not_those_of_the_config_prove_nothing() -> None:
+    hf, paper = small_model(wiring="hf"), small_model(wiring="paper")
+    with pytest.raises(ValueError, match="They fit the wiring 'hf'"):
+        prove((hf.config, hf.params), (paper.config, hf.params))
+
+
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2"), ("hf", "hf")])
+def test_later_is_the_same(one: str, other: str) -> None:
+    model = small_model(wiring=one, rms_norm_eps=1e-6)
+    config, params = convert(model.config, model.params, other)
+    config_later, later = convert_later(model.config, model.params, other)
+    assert config_later == config
+    now, then = weights.flatten(params), weights.flatten(later)
+    assert now.keys() == then.keys()
+    for name, array in now.items():
+        assert isinstance(then[name], Deferred) == (".self_attn." in name and one != other)
+        assert (then[name].shape, then[name].dtype) == (array.shape, array.dtype)
+        close(to_numpy(then[name]), array, EXACT)
+
+
+def test_later_is_a_layer_at_a_time_and_nothing_before() -> None:
+    model = small_model(wiring="hf")
+    read = []
+
+    def deferred(name: str, array: Any) -> Deferred:
+        return Deferred(array.shape, array.dtype, lambda: read.append(name) or array)
+
+    flat = {name: deferred(name, array) for name, array in weights.flatten(model.params).items()}
+    config, params = convert_later(model.config, weights.nest(flat), "paper")
+    assert read == []
+    assert prove((model.config, model.params), (config, params)).worst < 1e-13
+    attention = [name for name in read if "self_attn" in name]
+    assert len(attention) == len(set(attention)) == 3 * 8
+
+
+def test_a_lambda_that_depends_on_the_token_is_found_when_it_is_read() -> None:
+    model = small_model(wiring="v2")
+    config, params = convert_later(model.config, model.params, "none")
+    with pytest.raises(ValueError, match="where λ depends on the token"):
+        prove((model.config, model.params), (config, params))

@@ -115,7 +115,9 @@ examples:
         help="the same function in another wiring",
         description="Rearrange a checkpoint's weights for another wiring of its heads, write them, and print how far "
         "the two are apart on random inputs. hf and paper go into each other, none (a Llama) into v2, and v2 into none "
-        "where its λ depends on nothing. The rest has no exact answer and is refused.",
+        "where its λ depends on nothing. The rest has no exact answer and is refused. Weights in 16 bits are rounded "
+        "again where they are multiplied; the second line printed says by how much that moves a layer, and more than "
+        "rounding explains is an error.",
     )
     parser.add_argument("model", metavar="PATH_OR_REPO", help="a folder, or a hub repo id")
     parser.add_argument("output", metavar="OUTPUT", help="the folder to write, which must be new or empty")
@@ -123,8 +125,9 @@ examples:
         "--to",
         choices=("hf", "paper", "v2", "none"),
         required=True,
-        help="hf = transformers' DiffLlama, paper = unilm's multihead_flashdiff_1.py, v2 = DIFF V2, none = a Llama "
-        "(required)",
+        help="hf = transformers' DiffLlama, paper = unilm's multihead_flashdiff_1.py, v2 = DIFF V2 (unilm's "
+        "multihead_flashdiffv2.py), none = a Llama; what is written after self_attn. has the names of that module: "
+        "out_proj in paper, o_proj in the others (required)",
     )
     parser.add_argument(
         "--eager",

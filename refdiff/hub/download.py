@@ -29,6 +29,8 @@ TOKENIZER = (
     "chat_template.jinja",
     "chat_template.json",
 )
+OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+"""The same in the forms that older programs read, who need them beside it; here nothing does."""
 
 _MAX_INDEX_BYTES = 10_000_000
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9_.-]+/)?[A-Za-z0-9_.-]+")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff.arrays import to_numpy
 from refdiff.cli import main
-from tests.model.models import CLASSES, ids, small_model
+from refdiff.model import weights
+from tests.model.models import CLASSES, ids, small_config, small_model
 from tests.tolerances import close
 
 Capture = pytest.CaptureFixture[str]
 REPORT = re.compile(
     r"\A(?P<one>\w+) to (?P<other>\w+): 3 attention layers in both wirings, in float64, on random inputs: they differ "
     r"by at most (?P<exact>\S+) of the largest output \(layer \d\); the other weights are the same\n"
-    r"as written to (?P<folder>.+) in (?P<dtype>\w+): at most (?P<written>\S+) \(layer \d\)\n\Z"
+    r"as written to (?P<folder>.+) in (?P<dtype>\w+): at most (?P<written>\S+) \(layer \d\); one "
+    r"rounding of every weight makes up to (?P<rounded>\S+)\n\Z"
 )
 
 
@@ -56,13 +60,13 @@ def test_only_moving_numbers_rounds_nothing(tmp_path: Path, capsys: Capture) -> 
     assert float(report["written"]) < 1e-13
 
 
-def test_weights_under_unilms_names(tmp_path: Path) -> None:
+def test_weights_under_the_names_of_transformers(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     model = saved(tmp_path / "old", wiring="paper")
     stored = load_file(tmp_path / "old" / "model.safetensors")
     save_file(
-        {name.replace("o_proj", "out_proj"): array for name, array in stored.items()},
+        {name.replace("out_proj", "o_proj"): array for name, array in stored.items()},
         tmp_path / "old" / "model.safetensors",
         metadata={"format": "pt"},
     )
@@ -132,7 +136,7 @@ def test_nothing_is_written_over(content: str, tmp_path: Path, capsys: Capture) 
 
 
 def test_a_wrong_conversion_is_not_written(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refdiff.convert._interleaved", lambda config: np.arange(config.head_dim))
+    monkeypatch.setattr("refdiff.convert.attention._interleaved", lambda config: np.arange(config.head_dim))
     saved(tmp_path / "old")
     assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 1
     assert "is more than rounding; nothing was written" in capsys.readouterr().err
@@ -197,3 +201,88 @@ def test_ctrl_c_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path, mon
     monkeypatch.setattr("shutil.copyfile", interrupted)
     assert main(["convert", str(tiny_checkpoint), str(tmp_path / "new"), "--to", "paper"]) == 130
     assert not (tmp_path / "new").exists()
+
+
+def test_a_failed_write_takes_away_the_folders_it_made(tmp_path: Path) -> None:
+    saved(tmp_path / "old", wiring="none")
+    changed(tmp_path / "old", "model.layers.1.self_attn.o_proj.weight", 4e4)
+    (tmp_path / "there").mkdir()
+    new = tmp_path / "there" / "not" / "yet" / "new"
+    assert main(["convert", str(tmp_path / "old"), str(new), "--to", "v2", "--dtype", "float16"]) == 1
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old")
+    (tmp_path / "new").symlink_to(tmp_path / "gone")
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 2
+    assert f"new is a link to {tmp_path / 'gone'}, which is not there: make that folder" in capsys.readouterr().err
+
+
+def test_every_form_of_a_tokenizer_comes_along(tmp_path: Path) -> None:
+    saved(tmp_path / "old")
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+    for name in (*names, "optimizer.pt"):
+        (tmp_path / "old" / name).write_bytes(name.encode())
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 0
+    copied = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    assert copied.keys() == {*names, "config.json", "model.safetensors"}
+    assert all(copied[name] == name.encode() for name in names)
+
+
+@pytest.mark.parametrize(("one", "other", "last"), [("hf", "paper", "out"), ("none", "v2", "o"), ("paper", "hf", "o")])
+def test_attention_has_the_names_of_the_module_of_its_wiring(one: str, other: str, last: str, tmp_path: Path) -> None:
+    saved(tmp_path / "old", wiring=one)
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", other]) == 0
+    (stored,) = weights.headers(tmp_path / "new").values()
+    projections = {name.split(".")[4] for name in stored if ".self_attn." in name and "_proj." in name}
+    assert projections - {"lambda_proj"} == {"q_proj", "k_proj", "v_proj", f"{last}_proj"}
+
+
+def test_another_epsilon_in_16_bits_is_rounded_and_says_so(tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old", "bfloat16", wiring="hf", rms_norm_eps=1e-6)
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 0
+    report = REPORT.match(capsys.readouterr().out)
+    assert report
+    assert 1e-4 < float(report["written"]) < 8 * float(report["rounded"]) < 0.5
+
+
+def test_what_rounding_does_not_explain_is_not_written(tmp_path: Path, capsys: Capture) -> None:
+    saved(tmp_path / "old", wiring="paper", rms_norm_eps=1e-19)  # so small values are below float16's normal range
+    arguments = ["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "hf", "--dtype"]
+    assert main([*arguments, "float16"]) == 1
+    assert "float16 does not hold the converted weights, so name a --dtype of more range" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main([*arguments, "bfloat16"]) == 0
+
+
+def test_the_other_weights_are_compared_as_written(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "old")
+    save = weights.save
+
+    def damaged(folder: Path, config: Any, params: Any, *rest: Any, **options: Any) -> None:
+        norm = {"weight": 2 * to_numpy(params["model"]["norm"]["weight"])}
+        save(folder, config, {**params, "model": {**params["model"], "norm": norm}}, *rest, **options)
+
+    monkeypatch.setattr(weights, "save", damaged)
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 1
+    assert "not what they were, as written in float64, are model.norm.weight; nothing was" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_memory_is_for_layers_not_for_the_model(dtype: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "head_dim": 32, "num_key_value_heads": 8, "num_hidden_layers": 12}
+    config = small_config(wiring="none", intermediate_size=8, **sizes)
+    refdiff.DiffLlamaForCausalLM.from_config(config).save_pretrained(tmp_path / "old", dtype=dtype)
+    layer = 5 * 256 * 256 * 8  # bytes of v2's attention in float64
+    main(["convert", str(tmp_path / "old"), str(tmp_path / "warm"), "--to", "v2"])  # what is imported is not counted
+    tracemalloc.start()
+    try:
+        assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "v2"]) == 0
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * layer
