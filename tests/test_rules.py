@@ -128,7 +128,19 @@ def test_layer_docstrings_have_their_headings_in_order(path: Path) -> None:
 
 MIRRORED = [
     path
-    for part in ("layers", "model", "generation", "training", "backends", "oracle", "viz", "bench", "cli", "hub")
+    for part in (
+        "layers",
+        "model",
+        "convert",
+        "generation",
+        "training",
+        "backends",
+        "oracle",
+        "viz",
+        "bench",
+        "cli",
+        "hub",
+    )
     for path in sorted((PACKAGE / part).rglob("[!_]*.py"))
 ]
 

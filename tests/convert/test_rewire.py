@@ -1,0 +1,271 @@
+"""The same function in another wiring, on random models; and what has no exact answer is refused."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given, is_hypothesis_test, settings
+from hypothesis import strategies as st
+
+from refdiff.arrays import Deferred, to_numpy
+from refdiff.convert import convert, convert_later, prove
+from refdiff.layers.diff_heads_paper import SUBLN_EPS
+from refdiff.model import weights
+from tests.model.models import CLASSES, ids, small_model
+from tests.tolerances import EXACT, close
+
+pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than the")  # where frequencies switch
+
+CONVERTED = 1e-10
+"""Logits of a converted model against those of the model it was made of, as a share of the row's largest."""
+
+# (query heads, key heads): with as many and with fewer keys, an odd number of queries to a key, one pair of keys
+HEADS = [(2, 2), (4, 4), (4, 2), (6, 2), (8, 4), (12, 4)]
+ROPES: list[dict[str, Any]] = [
+    {},
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    {"rope_type": "proportional", "partial_rotary_factor": 0.5},
+    {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
+]
+MORE = settings(max_examples=2 * settings().max_examples)
+"""Of the profile's examples some are alike: so many have more than thirty different configs."""
+TOKENS = 9
+LENGTHS = [5, 64]
+"""Below and above the number of tokens: where dynamic and longrope have switched, and where they have not."""
+SEEN: set[str] = set()
+"""The configs whose models were converted in the test that runs."""
+
+
+@pytest.fixture(autouse=True)
+def _more_than_thirty_configs(request: pytest.FixtureRequest) -> Iterator[None]:
+    SEEN.clear()
+    yield
+    if is_hypothesis_test(request.function):
+        assert len(SEEN) > 30
+
+
+@st.composite
+def options(draw: st.DrawFn, wiring: str, **fields: Any) -> dict[str, Any]:
+    """What `made` makes a model of, and what a failing example is printed with."""
+    heads, keys = draw(st.sampled_from(HEADS))
+    size = draw(st.sampled_from([4, 8, 12]))
+    longrope = {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + i / 8 for i in range(size // 2)],
+        "long_factor": [2.0 + i for i in range(size // 2)],
+        "original_max_position_embeddings": draw(st.sampled_from(LENGTHS)),
+    }
+    rope = draw(st.sampled_from([*ROPES, longrope]))
+    return {
+        "wiring": wiring,
+        "seed": draw(st.integers(0, 99)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys,
+        "head_dim": size,
+        "max_position_embeddings": draw(st.sampled_from(LENGTHS)),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "attention_bias": draw(st.booleans()),
+        "tie_word_embeddings": draw(st.booleans()),
+        "rms_norm_eps": draw(st.sampled_from([SUBLN_EPS, 1e-6, 1e-3])),
+        "rope_parameters": {"rope_theta": draw(st.sampled_from([100.0, 10000.0])), **rope},
+        **fields,
+    }
+
+
+def made(options: dict[str, Any]) -> Any:
+    """A small random model in float64, with weights, biases, norms and λ far from their start."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about fields that these configs set for the sake of variety
+        return small_model(kernels="reference", **options)
+
+
+def rewired(model: Any, wiring: str, **options: Any) -> Any:
+    config, params = convert(model.config, model.params, wiring, **options)
+    SEEN.add(str(sorted(model.config.to_dict().items())))
+    assert config.wiring == wiring
+    shapes = {name: array.shape for name, array in weights.flatten(params).items()}
+    assert shapes == weights.parameter_shapes(config, type(model).__name__)
+    return type(model)(config, params, dtype="float64", kernels="reference")
+
+
+def zero_lambda_proj(model: Any) -> Any:
+    """Make λ = 1/2 for every token."""
+    params = copy.deepcopy(model.params)
+    for layer in params["model"]["layers"]:
+        layer["self_attn"]["lambda_proj"]["weight"][...] = 0
+    return type(model)(model.config, params, dtype="float64", kernels="reference")
+
+
+@MORE
+@given(options("hf"), st.integers(0, 9))
+def test_hf_to_paper(options: dict[str, Any], seed: int) -> None:
+    model, tokens = made(options), ids(seed, 2, TOKENS)
+    paper = rewired(model, "paper")
+    close(paper(tokens).logits, model(tokens).logits, CONVERTED)
+    for layer in paper.params["model"]["layers"]:
+        close(layer["self_attn"]["subln"]["weight"], np.ones(2 * model.config.head_dim), EXACT)
+
+
+@MORE
+@given(options("paper"), st.integers(0, 9))
+def test_paper_to_hf(options: dict[str, Any], seed: int) -> None:
+    model, tokens = made(options), ids(seed, 2, TOKENS)
+    close(rewired(model, "hf")(tokens).logits, model(tokens).logits, CONVERTED)
+
+
+@MORE
+@given(options("none"), st.integers(0, 9))
+def test_llama_to_v2_and_back(options: dict[str, Any], seed: int) -> None:
+    model, tokens = made(options), ids(seed, 2, TOKENS)
+    v2 = rewired(model, "v2")
+    close(v2(tokens).logits, model(tokens).logits, CONVERTED)
+    back = rewired(v2, "none")
+    before, after = weights.flatten(model.params), weights.flatten(back.params)
+    for name in before:
+        close(after[name], before[name], EXACT)
+
+
+def test_llama_with_an_odd_number_of_heads_to_v2() -> None:
+    model = small_model(wiring="none", num_attention_heads=3, num_key_value_heads=1, kernels="reference")
+    tokens = ids(0, 2, 9)
+    close(rewired(model, "v2")(tokens).logits, model(tokens).logits, CONVERTED)
+
+
+@MORE
+@given(options("v2"), st.integers(0, 9))
+def test_v2_with_one_lambda_for_all_is_a_llama_with_twice_the_heads(options: dict[str, Any], seed: int) -> None:
+    model, tokens = zero_lambda_proj(made(options)), ids(seed, 2, TOKENS)
+    llama = rewired(model, "none")
+    assert llama.config.num_attention_heads == 2 * model.config.num_attention_heads
+    close(llama(tokens).logits, model(tokens).logits, CONVERTED)
+
+
+@MORE
+@given(options("hf", rms_norm_eps=SUBLN_EPS))
+def test_there_and_back_is_the_same_to_the_last_bit(options: dict[str, Any]) -> None:
+    model = made(options)
+    back = rewired(rewired(model, "paper"), "hf")
+    before, after = weights.flatten(model.params), weights.flatten(back.params)
+    assert before.keys() == after.keys()
+    for name in before:
+        close(after[name], before[name], EXACT)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2")])
+def test_every_class(kind: Any, one: str, other: str) -> None:
+    model, tokens = small_model(kind, wiring=one), ids(3, 1, 7)
+    a, b = model(tokens), rewired(model, other)(tokens)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if name != "cache":
+            close(b[name], value, CONVERTED)
+
+
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2")])
+def test_weights_on_another_backend(one: str, other: str) -> None:
+    device = array_api_strict.Device("device1")
+    there = small_model(wiring=one, rms_norm_eps=1e-6, backend=array_api_strict, device=device)
+    config, params = convert(there.config, there.params, other)
+    new = type(there)(config, params, dtype="float64", backend=array_api_strict, device=device)
+    close(to_numpy(new(ids(0, 1, 7)).logits), to_numpy(there(ids(0, 1, 7)).logits), CONVERTED)
+    assert prove((there.config, there.params), (config, params)).worst < 1e-13
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+def test_to_itself(wiring: str) -> None:
+    model = small_model(wiring=wiring)
+    config, params = convert(model.config, model.params, wiring)
+    assert config == model.config
+    assert config is not model.config
+    assert params == model.params
+
+
+def test_nothing_is_written_to_and_the_rest_is_shared() -> None:
+    model = small_model(wiring="paper")
+    kept = copy.deepcopy(model.params)
+    _, params = convert(model.config, model.params, "hf")
+    for name, array in weights.flatten(model.params).items():
+        close(array, weights.flatten(kept)[name], EXACT)
+    assert params["model"]["embed_tokens"]["weight"] is model.params["model"]["embed_tokens"]["weight"]
+    assert model.config.wiring == "paper"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("none", "hf"), ("none", "paper"), ("hf", "none"), ("paper", "none"),
+     ("hf", "v2"), ("paper", "v2"), ("v2", "hf"), ("v2", "paper")],
+)  # fmt: skip
+def test_where_the_norm_is_in_the_way(one: str, other: str) -> None:
+    model = small_model(wiring=one)
+    with pytest.raises(
+        ValueError, match=f"no exact conversion from wiring '{one}' to '{other}': the norm after"
+    ) as said:
+        convert(model.config, model.params, other)
+    assert ("weights of 0 for the second map make it uniform attention" in str(said.value)) == (one == "none")
+
+
+def test_an_unknown_wiring() -> None:
+    model = small_model()
+    with pytest.raises(ValueError, match="wiring is 'flash', but must be one of hf, paper, v2, none"):
+        convert(model.config, model.params, "flash")
+
+
+def test_weights_of_the_eager_file() -> None:
+    grouped, full = small_model(wiring="paper"), small_model(wiring="paper", num_key_value_heads=8)
+    with pytest.raises(ValueError, match=r"multihead_diffattn\.py repeats 4 key heads to 8 before it pairs them"):
+        convert(grouped.config, grouped.params, "hf", eager=True)
+    tokens = ids(4, 1, 7)
+    close(rewired(full, "hf", eager=True)(tokens).logits, full(tokens).logits, CONVERTED)
+    with pytest.raises(ValueError, match="eager is for weights in the wiring \"paper\", but these are in 'hf'"):
+        convert(small_model().config, small_model().params, "paper", eager=True)
+
+
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2"), ("hf", "hf")])
+def test_later_is_the_same(one: str, other: str) -> None:
+    model = small_model(wiring=one, rms_norm_eps=1e-6)
+    config, params = convert(model.config, model.params, other)
+    config_later, later = convert_later(model.config, model.params, other)
+    assert config_later == config
+    now, then = weights.flatten(params), weights.flatten(later)
+    assert now.keys() == then.keys()
+    for name, array in now.items():
+        assert isinstance(then[name], Deferred) == (".self_attn." in name and one != other)
+        assert (then[name].shape, then[name].dtype) == (array.shape, array.dtype)
+        close(to_numpy(then[name]), array, EXACT)
+
+
+def test_later_is_a_layer_at_a_time_and_nothing_before() -> None:
+    model = small_model(wiring="hf")
+    read = []
+
+    def deferred(name: str, array: Any) -> Deferred:
+        return Deferred(array.shape, array.dtype, lambda: read.append(name) or array)
+
+    flat = {name: deferred(name, array) for name, array in weights.flatten(model.params).items()}
+    config, params = convert_later(model.config, weights.nest(flat), "paper")
+    assert read == []
+    assert prove((model.config, model.params), (config, params)).worst < 1e-13
+    attention = [name for name in read if "self_attn" in name]
+    assert len(attention) == len(set(attention)) == 3 * 8
+
+
+def test_a_lambda_that_depends_on_the_token_is_found_when_it_is_read() -> None:
+    model = small_model(wiring="v2")
+    config, params = convert_later(model.config, model.params, "none")
+    with pytest.raises(ValueError, match="where λ depends on the token"):
+        prove((model.config, model.params), (config, params))
