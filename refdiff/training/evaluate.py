@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from refdiff.arrays import Array, namespace
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.training.data import Corpus
+
+_BACKWARD = ("mlp.down_proj", "mlp", "post_attention_layernorm", "self_attn.o_proj", "self_attn", "input_layernorm")
+"""What a layer's gradients are computed of, in this order; each is of the first entry that its name begins with."""
 
 
 class TrainingError(RuntimeError):
@@ -56,6 +60,27 @@ def culprit(model: DiffLlamaForCausalLM, ids: np.ndarray[Any, Any], positions: n
             where = "the embeddings are" if i == 0 else f"the result of layer {i - 1} is" if not last else ""
             return f"and {where or f'the result of layer {i - 1} or of the last norm is'} not finite"
     return "and only the output matrix's result is not finite"
+
+
+def gradient_culprit(grads: Mapping[str, Array], layers: int) -> str:
+    """Say which gradient is the first that is not finite on the way from the loss to the embeddings.
+
+    What goes wrong at one place spoils all gradients that come after it, so those of the layers below tell nothing.
+    """
+
+    def order(name: str) -> tuple[int, int]:
+        below = name.removeprefix("model.")
+        if below.startswith("layers."):
+            _, layer, rest = below.split(".", 2)
+            return layers - int(layer), next(i for i, part in enumerate(_BACKWARD) if rest.startswith(part))
+        return (layers + 1, 0) if below.startswith("embed_tokens.") else (0, name == "model.norm.weight")
+
+    for name in sorted(grads, key=order):
+        if not is_finite(grads[name]):
+            return f"and {name} is the first of them on the way back from the loss"
+    xp = namespace(*grads.values())
+    largest = max(grads, key=lambda name: float(xp.max(xp.abs(grads[name]))))
+    return f"for the squares overflow, and {largest} has the largest"
 
 
 def is_finite(x: Array) -> bool:

@@ -26,7 +26,7 @@ from refdiff.model.weights import flatten, nest
 from refdiff.training import checkpoint
 from refdiff.training.adamw import AdamW
 from refdiff.training.data import Corpus, row_order
-from refdiff.training.evaluate import TrainingError, culprit, evaluate, is_finite
+from refdiff.training.evaluate import TrainingError, culprit, evaluate, gradient_culprit, is_finite
 from refdiff.training.muon import Muon
 from refdiff.training.schedule import SCHEDULES, add, clip, learning_rate
 
@@ -286,16 +286,16 @@ class Trainer:
         with np.errstate(all="ignore"):  # what is not finite is looked for
             for part in np.split(rows, s.accumulate):
                 ids, positions = self.corpus.batch("train", part, s.context)
-                loss, grads = self.model.loss_and_grad(ids, position_ids=positions, labels=ids)
+                loss, part_grads = self.model.loss_and_grad(ids, position_ids=positions, labels=ids)
                 losses.append(float(loss))
-                total = grads if s.accumulate == 1 else add(total, grads, 1 / s.accumulate)
+                total = part_grads if s.accumulate == 1 else add(total, part_grads, 1 / s.accumulate)
                 if not math.isfinite(losses[-1]):
                     where = culprit(self.model, ids, positions)
                     raise TrainingError(f"step {self.step + 1}: the loss is {losses[-1]}, {where}")
-            clipped, norm = clip(flatten(total), s.clip)
+            grads = flatten(total)
+            clipped, norm = clip(grads, s.clip)
             if not math.isfinite(norm):
-                names = [name for name, g in clipped.items() if not is_finite(g)]
-                where = f"in {names[-1]}" if names else "its square overflows"
+                where = gradient_culprit(grads, self.model.config.num_hidden_layers)  # clipped, all are NaN
                 raise TrainingError(f"step {self.step + 1}: the gradient is not finite, {where}")
             rate = learning_rate(self.step, peak=s.rate, steps=s.steps, warmup=s.warmup, schedule=s.schedule)
             self._move(clipped, rate)

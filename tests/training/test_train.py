@@ -13,11 +13,21 @@ import refdiff
 from refdiff.backends.workers import _cores
 from refdiff.errors import CheckpointError
 from refdiff.model.weights import flatten
+from refdiff.model.weights.names import parameter_shapes
 from refdiff.training import checkpoint
-from refdiff.training.evaluate import TrainingError
+from refdiff.training.evaluate import TrainingError, gradient_culprit
 from refdiff.training.train import Settings, Trainer
 
 Start = Callable[..., Trainer]
+PARTS = (
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+"""Of a layer, from below."""
 
 
 def weights(trainer: Trainer) -> dict[str, np.ndarray]:
@@ -169,15 +179,51 @@ def test_a_sample_that_fails_names_the_step(start: Start, monkeypatch: pytest.Mo
         trainer.run()
 
 
-def test_a_gradient_that_is_no_number_stops(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = start()
-    plain = trainer.model.ops.rope_vjp
-    monkeypatch.setattr(trainer.model.ops, "rope_vjp", lambda g, *a, **k: plain(g * np.float32(np.nan), *a, **k))
-    with pytest.raises(
-        TrainingError,
-        match=r"step 1: the gradient is not finite, in model\.\S+; no step can .* step-0+; begin",
-    ):
+@pytest.mark.parametrize(
+    ("layer", "op", "first"),
+    [(0, "rope_vjp", "self_attn.q_proj"), (1, "rope_vjp", "self_attn.q_proj"), (1, "swiglu_vjp", "mlp.down_proj")],
+)
+def test_a_gradient_that_is_no_number_stops_and_is_located(
+    start: Start, layer: int, op: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it came about: what it spoils, which is all below and by clipping all above, is not named."""
+    trainer, calls = start(), []
+    plain = getattr(trainer.model.ops, op)
+
+    def spoiled(g: Any, *args: Any, **options: Any) -> Any:
+        calls.append(1)
+        a_layer = 2 if op == "rope_vjp" else 1  # queries and keys
+        return plain(g * np.float32(np.nan) if (len(calls) - 1) // a_layer == 1 - layer else g, *args, **options)
+
+    monkeypatch.setattr(trainer.model.ops, op, spoiled)
+    what = rf"and model\.layers\.{layer}\.{first}\.weight is the first of them on the way back from the loss"
+    with pytest.raises(TrainingError, match=rf"step 1: the gradient is not finite, {what}; no step can .* step-0+; be"):
         trainer.run()
+
+
+def test_gradients_are_gone_through_as_they_are_computed() -> None:
+    """Every parameter of every wiring has its place, from the loss to the embeddings."""
+    for wiring in ("hf", "paper", "v2", "none"):
+        config = refdiff.DiffLlamaConfig(
+            vocab_size=5, hidden_size=4, intermediate_size=3, num_hidden_layers=12, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=2, wiring=wiring, attention_bias=True, pad_token_id=None, eos_token_id=2,
+        )  # fmt: skip
+        left = {name: np.ones(1) for name in parameter_shapes(config, "DiffLlamaForCausalLM")}
+        found = []
+        for bad in ("embed_tokens", *(f"layers.{i}.{part}" for i in range(12) for part in PARTS), "norm", "lm_head"):
+            for name in (name for name in left if name.removeprefix("model.").startswith(f"{bad}.")):
+                left[name] = np.asarray([np.inf])
+            said = gradient_culprit(left, 12)
+            found.append(said)
+            assert said.split(" is ")[0].removeprefix("and ").removeprefix("model.").startswith(bad), said
+        assert len(set(found)) == len(found)
+
+
+def test_gradients_too_long_to_square_are_said_to_be() -> None:
+    grads = {"model.norm.weight": np.ones(2), "model.layers.0.mlp.up_proj.weight": np.full((2, 2), -1e200)}
+    assert (
+        gradient_culprit(grads, 1) == "for the squares overflow, and model.layers.0.mlp.up_proj.weight has the largest"
+    )
 
 
 def test_weights_that_are_no_numbers_are_not_saved(start: Start) -> None:
