@@ -65,7 +65,8 @@ def add_train(commands: Any) -> None:
         "text",
         nargs="?",
         metavar="TEXT",
-        help="a UTF-8 file; a line <|endoftext|> separates documents (default: none, one is needed)",
+        help="a UTF-8 file, which may be larger than memory; a line <|endoftext|> separates documents; the tokenizer "
+        "learns from at most 16 MB, spread evenly over the text (default: none, one is needed)",
     )
     parser.add_argument("-o", "--output", metavar="OUTPUT", required=True, help="the folder of the run")
     parser.add_argument(

@@ -23,13 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.model.json_files import read_json, write_json
-from refdiff.training.documents import SEPARATOR, pieces, split_at
+from refdiff.training.documents import SEPARATOR, pieces, sample, split_at
 
 if TYPE_CHECKING:
     import tokenizers
 
 SMALLEST_VOCABULARY = 257
 """The 256 bytes and the separator."""
+
+LEARNED = 2**24
+"""The most bytes that a tokenizer learns from: of a text whose words never repeat its training takes 100 times that."""
 
 PARTS = ("train", "validation")
 _FILES = {"corpus.json", "tokenizer.json", "tokenizer_config.json", *(f"{part}.bin" for part in PARTS)}
@@ -67,6 +70,9 @@ class Corpus:
         progress: Callable[[str], None] = lambda what: None,
     ) -> Corpus:  # fmt: skip
         """Train a byte-level BPE tokenizer on all but the last part of a text, and write the tokens of both parts.
+
+        The text may be larger than memory. The tokenizer learns from at most 16 MiB (`LEARNED`) of it: of a longer one
+        from 256 stretches, evenly spread over all but the last part.
 
         Args:
             text: a UTF-8 file; a line `<|endoftext|>` separates two documents.
@@ -176,7 +182,7 @@ def _train_tokenizer(text: Path, cut: int, vocab_size: int) -> tokenizers.Tokeni
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((piece for piece, _ in pieces(text, 0, cut)), trainer)
+    tokenizer.train_from_iterator(sample(text, cut, LEARNED), trainer)
     found = tokenizer.get_vocab_size()
     if found == SMALLEST_VOCABULARY < vocab_size:
         raise ValueError(f"{text}: there is no text to learn from: the file is empty, or has a line or two")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +14,16 @@ PIECE = 2**16
 """How many characters of a long document come at a time."""
 
 _LINE = 2**16  # bytes of a long line that are read at a time
+_STRETCH = 2**16  # bytes in one place of a sample
+_SENTENCE = re.compile(r"[。！？]|[.!?…](?=\s)")
 
 
 def pieces(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, bool]]:
     """Give the text between two bytes of a UTF-8 file as (piece, whether its document ends with it).
 
     A long document is cut before white space, where byte-level BPE cuts too, so that its tokens are those of the whole.
-    Documents of nothing but white space are left out, and so is the line break before a separator.
+    Documents of nothing but white space are left out, and so are the line break before a separator and the mark at the
+    beginning of a file that says it is UTF-8.
 
     Raises:
         ValueError: the file is not UTF-8.
@@ -33,6 +37,8 @@ def pieces(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tupl
             if not raw:
                 break
             line = _decoded(decoder, raw, path, at)
+            if at == 0:
+                line = line.removeprefix("\ufeff")
             at += len(raw)
             if line.strip() == SEPARATOR:
                 if begun or held.strip():
@@ -49,14 +55,46 @@ def pieces(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tupl
         yield held.removesuffix("\n"), True
 
 
+def sample(path: Path, stop: int, most: int) -> Iterator[str]:
+    """Give the pieces of the text before `stop`; of more than `most` bytes, as many stretches as fit into those."""
+    if stop <= most:
+        yield from (piece for piece, _ in pieces(path, 0, stop))
+        return
+    count = max(most // _STRETCH, 1)
+    length = most // count
+    slack = length // 8
+    for i in range(count):
+        begin = stop * i // count
+        end = begin + length
+        first = cut_behind(path, begin, begin + slack) if begin else 0
+        yield from (piece for piece, _ in pieces(path, first, cut_behind(path, end - slack, end)))
+
+
 def split_at(path: Path, validation: float) -> int:
-    """Return the byte at which the last part of a file begins: the first line break behind 1 − `validation` of it."""
+    """Return the byte at which the last part of a file begins, 1 − `validation` of it or a little behind."""
     size = path.stat().st_size
+    return cut_behind(path, int(size * (1 - validation)), size)
+
+
+def cut_behind(path: Path, at: int, stop: int) -> int:
+    """Return the first byte between two of a file before which a text may be cut.
+
+    That is behind the first line break; where there is none, behind the first sentence, or else word, or else letter.
+    """
     with path.open("rb") as file:
-        file.seek(int(size * (1 - validation)))
-        while (line := file.readline(_LINE)) and not line.endswith(b"\n"):
-            pass
-        return file.tell()
+        file.seek(at)
+        while file.tell() < stop and (line := file.readline(min(_LINE, stop - file.tell()))):
+            if line.endswith(b"\n"):
+                if file.tell() < stop:
+                    return file.tell()
+                break
+        file.seek(at)
+        window = file.read(min(_LINE, stop - at))
+    letters = window.lstrip(bytes(range(0x80, 0xC0)))  # a letter that begins before
+    text = letters.decode("utf-8", errors="ignore")
+    found = _SENTENCE.search(text) or re.search(r"\S(?=\s)", text)
+    behind = at + len(window) - len(letters) + (len(text[: found.end()].encode()) if found else 0)
+    return min(behind, stop)
 
 
 def _decoded(decoder: codecs.IncrementalDecoder, raw: bytes, path: Path, at: int, *, final: bool = False) -> str:

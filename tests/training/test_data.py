@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,6 +142,31 @@ def test_memory_does_not_grow_with_a_long_document(tmp_path: Path) -> None:
     )  # fmt: skip
     short, long = map(float, done.stdout.split())
     assert long - short < 200
+
+
+def test_the_tokenizer_learns_from_a_part_of_a_long_text(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words of this one never repeat, and the table that its training makes of them is 100 times their size."""
+    given: list[int] = []
+    plain = documents.pieces
+
+    def counted(*args: Any) -> Iterator[tuple[str, bool]]:
+        for piece, ends in plain(*args):
+            given.append(len(piece.encode()))
+            yield piece, ends
+
+    monkeypatch.setattr(documents, "pieces", counted)  # of what is encoded, data.py has its own name
+    drawn = Random(0)
+    path.write_text("".join(f"{drawn.random():.15f}\n" for _ in range(20_000)), encoding="utf-8")
+    monkeypatch.setattr("refdiff.training.data.LEARNED", 2**17)
+    corpus = make(path, 300)
+    assert 100_000 < sum(given) <= 2**17 < path.stat().st_size / 2
+    assert corpus.num_bytes["train"] > 300_000  # all of it is encoded
+
+
+def test_a_text_without_line_breaks_has_two_parts(path: Path) -> None:
+    path.write_text(text().replace("<|endoftext|>", "").replace("\n", " "), encoding="utf-8")
+    corpus = make(path, validation=0.1)
+    assert 0.05 < corpus.num_bytes["validation"] / path.stat().st_size <= 0.1
 
 
 def test_a_vocabulary_larger_than_the_text_allows(path: Path) -> None:

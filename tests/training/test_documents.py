@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.training import documents
-from refdiff.training.documents import pieces, split_at
+from refdiff.training.documents import pieces, sample, split_at
 
 
 def write(folder: Path, text: str) -> Path:
@@ -64,5 +64,48 @@ def test_what_is_not_utf8_is_named(tmp_path: Path, broken: bytes) -> None:
 def test_the_last_part_begins_with_a_line(tmp_path: Path) -> None:
     path = write(tmp_path, "0123456789\n" * 10)
     assert split_at(path, 0.25) == 88
-    assert split_at(path, 0.0) == split_at(path, 0.01) == 110
+    assert split_at(path, 0.0) == 110
     assert split_at(write(tmp_path, ""), 0.1) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        ("One two. Three four. Five six. Seven eight.", "One two. Three four. Five six.", " Seven eight."),
+        (
+            "one\ntwo three four five six seven\n",
+            "one\ntwo three four",
+            " five six seven\n",
+        ),  # the break at the end is none
+        ("今日は。雨が降る。傘を持つ。靴を履く。", "今日は。雨が降る。傘を持つ。", "靴を履く。"),
+        ("1.5 and 2.5 and 3.5 and 4.5", "1.5 and 2.5 and", " 3.5 and 4.5"),
+        ("ééééééé", "éééé", "ééé"),
+    ],
+)
+def test_where_no_line_breaks_it_begins_with_a_sentence_a_word_or_a_letter(
+    tmp_path: Path, text: str, first: str, last: str
+) -> None:
+    path = write(tmp_path, text)
+    cut = split_at(path, 0.5)
+    assert (path.read_bytes()[:cut].decode(), path.read_bytes()[cut:].decode()) == (first, last)
+
+
+def test_a_mark_of_utf8_is_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "\ufeff<|endoftext|>\none \ufeff two\n")
+    assert list(pieces(path)) == [("one \ufeff two", True)]
+
+
+@pytest.mark.parametrize("end", ["\n", "。", "", " "])
+def test_a_sample_is_spread_evenly_and_no_longer_than_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(documents, "_STRETCH", 200)
+    path = write(tmp_path, "".join(f"あ{i:05}{end}" for i in range(2000)))
+    size = path.stat().st_size
+    for most in (size, size + 1):
+        assert "".join(sample(path, size, most)) == path.read_text(encoding="utf-8").removesuffix("\n")
+    found = list(sample(path, size, 2000))
+    assert 1400 < sum(len(piece.encode()) for piece in found) <= 2000
+    at = [path.read_text(encoding="utf-8").index(piece) / len(path.read_text(encoding="utf-8")) for piece in found]
+    assert [round(x, 1) for x in at] == [i / 10 for i in range(10)]
+    assert found == list(sample(path, size, 2000))
