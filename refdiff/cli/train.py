@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,34 +28,43 @@ def run(args: argparse.Namespace) -> int:
         ImportError: --plot without matplotlib.
         ValueError: the text has too little in it.
         TrainingError: the loss is not finite.
-        RuntimeError: the backend does not work.
+        RuntimeError: the backend does not work, or another process trains in the folder.
         OSError: something cannot be read or written.
     """
     from refdiff import arrays
+    from refdiff.training.lock import held
 
     arrays.backend(args.backend)  # before a folder is made for nothing
     plot = None if args.plot is None else Path(args.plot)
     if plot is not None:
         check_file("--plot", plot)
-    trainer = _resumed(args) if args.resume else _started(args)
-    if trainer.threads:
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(trainer.threads)
-    if not args.quiet:
-        model, corpus = trainer.model, trainer.corpus
-        counts = ", ".join(f"{len(tokens):,} tokens for {part}" for part, tokens in corpus.tokens.items())
-        note(f"{model.num_parameters():,} parameters; {counts}; step {trainer.step} of {trainer.settings.steps}")
-    try:
-        folder = _watched(trainer, plot, quiet=args.quiet)
-    except KeyboardInterrupt:
-        note(f"refdiff train: stopped at step {trainer.step}; --resume goes on from the last checkpoint")
-        raise
+    out = Path(args.output)
+    begin = _resumption(args) if args.resume else _beginning(args)
+    with held(out) if out.is_dir() or not args.resume else nullcontext():
+        trainer = begin(out)
+        folder = _trained(trainer, plot, quiet=args.quiet)
     sys.stdout.write(f"{folder}\n")
     return 0
 
 
-def _resumed(args: argparse.Namespace) -> Trainer:
+def _trained(trainer: Trainer, plot: Path | None, *, quiet: bool) -> Path:
+    if trainer.threads:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(trainer.threads)
+    if not quiet:
+        model, corpus = trainer.model, trainer.corpus
+        counts = ", ".join(f"{len(tokens):,} tokens for {part}" for part, tokens in corpus.tokens.items())
+        note(f"{model.num_parameters():,} parameters; {counts}; step {trainer.step} of {trainer.settings.steps}")
+    try:
+        return _watched(trainer, plot, quiet=quiet)
+    except KeyboardInterrupt:
+        note(f"refdiff train: stopped at step {trainer.step}; --resume goes on from the last checkpoint")
+        raise
+
+
+def _resumption(args: argparse.Namespace) -> Callable[[Path], Trainer]:
+    """Check the flags of --resume, and return how to go on in a folder."""
     from refdiff.training.train import CHANGEABLE, Trainer
 
     fixed = [flag for name, flag in args.given.items() if name not in (*CHANGEABLE, "threads")]
@@ -62,29 +73,40 @@ def _resumed(args: argparse.Namespace) -> Trainer:
         raise UsageError(f"--resume goes on with the run's own text, model and course: leave {others} out")
     given = {name: getattr(args, name) for name in args.given}
     threads = given.pop("threads", None)
-    return Trainer.resume(Path(args.output), changes=given, threads=threads, backend=args.backend)
+    return lambda out: Trainer.resume(out, changes=given, threads=threads, backend=args.backend)
 
 
-def _started(args: argparse.Namespace) -> Trainer:
-    from refdiff.training import checkpoint
-    from refdiff.training.data import Corpus
-    from refdiff.training.train import Trainer
-
+def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
+    """Check the text and the flags, and return how to begin in a folder."""
     if args.text is None:
         raise UsageError("no text: name a UTF-8 file, or go on with --resume")
     text, out = Path(args.text), Path(args.output)
     if not text.is_file():
-        raise UsageError(f"{text}: no such file")
+        raise UsageError(f"{text}: {_no_file(text)}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, but -o names the folder of the run: name another")
-    if checkpoint.checkpoints(out):
-        raise UsageError(f"{out} has a run in it already: go on with --resume, or name another folder")
-    left = _left(out, text)
     try:
         config, settings = _config(args), _settings(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    for folder in left:
+    return lambda out: _started(args, text, out, config, settings)
+
+
+def _no_file(text: Path) -> str:
+    if not text.exists():
+        return "no such file"
+    kind = "a folder" if text.is_dir() else "no file on a disk, and is read more than once"
+    return f"this is {kind}: name a UTF-8 file"
+
+
+def _started(args: argparse.Namespace, text: Path, out: Path, config: DiffLlamaConfig, settings: Settings) -> Trainer:
+    from refdiff.training import checkpoint
+    from refdiff.training.data import Corpus
+    from refdiff.training.train import Trainer
+
+    if checkpoint.checkpoints(out):
+        raise UsageError(f"{out} has a run in it already: go on with --resume, or name another folder")
+    for folder in _left(out, text):
         shutil.rmtree(folder, ignore_errors=True)
     corpus = Corpus.from_text(
         text,
@@ -156,6 +178,8 @@ def _watched(trainer: Trainer, plot: Path | None, *, quiet: bool) -> Path:
             if plot is not None and "validation" in record:
                 _draw(trainer.out, plot)
 
+        if plot is not None and trainer.step == trainer.settings.steps:  # no record will come
+            _draw(trainer.out, plot)
         return trainer.run(report)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -100,6 +101,8 @@ def test_a_config_file_and_flags_over_it(run: Any, text: Path, tmp_path: Path) -
     [
         (("train", "-o", "out"), 2, "no text: name a UTF-8 file, or go on with --resume"),
         (("train", "none.txt", "-o", "out"), 2, "none.txt: no such file"),
+        (("train", ".", "-o", "out"), 2, ".: this is a folder: name a UTF-8 file"),
+        (("train", os.devnull, "-o", "out"), 2, "this is no file on a disk, and is read more than once: name a"),
         (("train", "text.txt", "-o", "out", "--resume"), 2, "leave TEXT out"),
         (("train", "-o", "out", "--resume", "--seed", "0", "--wiring", "v2"), 2, "leave --seed, --wiring out"),
         (("train", "-o", "out", "--resume"), 1, "no checkpoint to go on from"),
@@ -125,6 +128,7 @@ def test_errors_are_one_line(
     last = result.stderr.decode().splitlines()[-1]
     assert message in last
     assert last.startswith("refdiff train: error: ")
+    assert (tmp_path / "out").exists() == ("--context" in arguments)  # whose tokens are there
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_is_begun_again(run: Any, text: Path, tmp_path: Path) -> None:
@@ -138,6 +142,33 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_begun_again(run: Any, t
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *("corpus", "log.jsonl", "step-000000", "step-000001")
     ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
+def test_two_processes_in_one_folder(
+    run: Any, text: Path, tmp_path: Path, environment: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second begins nothing and goes on with nothing while the first is there, however far that is."""
+    why = f"{tmp_path / 'out'}: another process trains in this folder: wait until it ends, or name another folder\n"
+    command = [sys.executable, "-m", "refdiff", "train", str(text), "-o", "out", *SMALL, "--steps", "100000", "-q"]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path)
+    try:
+        for there in (".refdiff-train.lock", "log.jsonl"):
+            while process.poll() is None and not (tmp_path / "out" / there).exists():
+                time.sleep(0.002)
+            for arguments in ((str(text), *SMALL), ("--resume",)):
+                time.sleep(0.02)  # between the file and its lock
+                assert main(["train", *arguments, "-o", str(tmp_path / "out")]) == 1
+                assert capsys.readouterr().err == f"refdiff train: error: {why}"
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    steps = [record["step"] for record in lines(tmp_path / "out")]
+    assert steps == list(range(1, len(steps) + 1))
+    result = run("train", "-o", "out", "--resume", "--steps", str(len(steps) + 1), "-q")  # the dead hold nothing
+    assert result.returncode == 0, result.stderr
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 @pytest.mark.parametrize(
@@ -227,3 +258,6 @@ def test_a_picture_of_the_run(
     ]
     assert steps == [2, 4, 5]
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
+    assert main(["train", "-o", "out", "--resume", "-q", "--plot", "b.svg"]) == 0  # no step is left
+    assert steps[3:] == [5]
+    assert b"<svg" in (tmp_path / "b.svg").read_bytes()
