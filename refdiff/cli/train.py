@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import UsageError
 from refdiff.cli.pictures import check_file, write_picture
-from refdiff.cli.terminal import note, one_line
+from refdiff.cli.terminal import note, one_line, size
 from refdiff.cli.train_flags import SETTINGS, SIZES
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
         config, settings = _config(args), _settings(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if args.backend == "numpy":
+        _check_memory(config, settings, args.dtype)
     return lambda out: _started(args, text, out, config, settings)
 
 
@@ -97,6 +99,23 @@ def _no_file(text: Path) -> str:
         return "no such file"
     kind = "a folder" if text.is_dir() else "no file on a disk, and is read more than once"
     return f"this is {kind}: name a UTF-8 file"
+
+
+def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str) -> None:
+    from refdiff.training.memory import available, needed
+
+    stays, passes = needed(config, settings, dtype)
+    there = available()
+    if there is None:
+        from refdiff.bench.machine import memory
+
+        there = memory()
+    if there is not None and stays + passes > there:
+        raise UsageError(
+            f"training would take {size(stays + passes)} of memory or more, but {size(there)} are free: {size(stays)} "
+            "for weights, gradients and optimizer (--vocab-size, --hidden-size, --inner-size and --layers make that "
+            f"less) and {size(passes)} for the tokens of a step (--batch and --context, or --accumulate)"
+        )
 
 
 def _started(args: argparse.Namespace, text: Path, out: Path, config: DiffLlamaConfig, settings: Settings) -> Trainer:
@@ -149,6 +168,13 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
     given: dict[str, Any] = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
     if args.config is not None:
         fields = DiffLlamaConfig.from_pretrained(args.config).to_dict()
+        if args.context > (most := fields["max_position_embeddings"]):
+            if (kind := fields["rope_parameters"]["rope_type"]) != "default":
+                raise ValueError(
+                    f"--context is {args.context}, but {args.config} has max_position_embeddings {most}, on which its "
+                    f"rope_type {kind!r} depends: change it there, or take a shorter context"
+                )
+            fields["max_position_embeddings"] = args.context
         if args.wiring is not None:
             del fields["model_type"]
     else:

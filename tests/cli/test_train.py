@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,6 +95,43 @@ def test_a_config_file_and_flags_over_it(run: Any, text: Path, tmp_path: Path) -
     config = refdiff.DiffLlamaConfig.from_pretrained(tmp_path / "out/step-000001")
     assert (config.num_hidden_layers, config.wiring, config.vocab_size) == (1, "paper", 265)
     assert (config.hidden_size, config.num_key_value_heads, config.rms_norm_eps) == (24, 2, 1e-3)
+
+
+def test_a_context_longer_than_the_config_file_allows(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = refdiff.DiffLlamaConfig(
+        **sizes, vocab_size=265, num_key_value_heads=2, head_dim=8, max_position_embeddings=16
+    )
+    config.save_pretrained(tmp_path)
+    command = ["train", "text.txt", "--config", "config.json", "--batch", "2", "--steps", "1", "-q"]
+    for context, most in ((24, 24), (8, 16)):
+        assert main([*command, "--context", str(context), "-o", str(context)]) == 0
+        trained = refdiff.DiffLlamaConfig.from_pretrained(tmp_path / str(context) / "step-000001")
+        assert trained.max_position_embeddings == most
+    config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config.save_pretrained(tmp_path)
+    capsys.readouterr()
+    assert main([*command, "--context", "24", "-o", "out"]) == 2
+    assert "--context is 24, but config.json has max_position_embeddings 16, on which its" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refdiff.DiffLlamaConfig(num_hidden_layers=5000).save_pretrained(tmp_path)
+    assert main(["train", "text.txt", "-o", "out", "--config", "config.json"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"training would take 8\.06 TB of memory or more, but .* are free: 5\.37 TB for weights", said)
+    assert re.search(r"--layers make that less\) and 2\.69 TB for the tokens of a step \(--batch and --context", said)
+    monkeypatch.setattr("refdiff.training.memory.available", lambda: 30_000_000)
+    assert main(["train", "text.txt", "-o", "out", "--vocab-size", "262", "--batch", "64"]) == 2
+    assert "but 30.0 MB are free" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["train", "text.txt", "-o", "out", *SMALL, "--steps", "1", "-q"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""How much memory training takes, and how much there is: what does not fit is refused before the system ends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.weights.names import count_parameters, parameter_shapes
+from refdiff.model.weights.precision import NBYTES
+from refdiff.training.train import Settings
+
+
+def needed(config: DiffLlamaConfig, settings: Settings, dtype: str = "float32") -> tuple[int, int]:
+    """Estimate the bytes that stay (weights, gradients, what the optimizer keeps) and those of a step's tokens.
+
+    That is what is held at least: what is computed in between comes on top, a quarter of it or so.
+
+    Equation:
+        4 P and N (L (4 D + (2 H + 2 K) d + 2 F) + 2 V) numbers, for P parameters and N tokens that are computed at a
+        time; in v2 3 H; 3 P with Muon, which keeps one matrix and not two, and P more where gradients are accumulated
+    """
+    size = NBYTES[dtype]
+    parameters = count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values())
+    copies = (4 if settings.optimizer == "adamw" else 3) + (settings.accumulate > 1)
+    tokens = settings.batch // settings.accumulate * settings.context
+    heads = (config.num_query_heads + config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    layer = 4 * config.hidden_size + heads + 2 * config.intermediate_size
+    return copies * parameters * size, tokens * (config.num_hidden_layers * layer + 2 * config.vocab_size) * size
+
+
+def available(info: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that the system says this process may still take, swap included, where it says so: on Linux."""
+    found = []
+    if info.exists():
+        lines = (line.split() for line in info.read_text(encoding="ascii", errors="replace").splitlines())
+        found.append(sum(int(line[1]) * 1024 for line in lines if line and line[0] in ("MemAvailable:", "SwapFree:")))
+    limits = [groups / "memory.max", groups / "memory" / "memory.limit_in_bytes"]  # of a container
+    given = [path.read_text(encoding="ascii").strip() for path in limits if path.exists()]
+    return min([*found, *(int(value) for value in given if value.isdecimal())], default=None)

@@ -1,0 +1,57 @@
+"""The estimate of memory is a little below what training holds, and what is free is read where the system says it."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.model.weights import flatten
+from refdiff.training.adamw import AdamW
+from refdiff.training.memory import available, needed
+from refdiff.training.train import Settings
+
+
+def config(wiring: str = "hf", layers: int = 3) -> refdiff.DiffLlamaConfig:
+    return refdiff.DiffLlamaConfig(
+        vocab_size=500, hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, wiring=wiring, tie_word_embeddings=True, pad_token_id=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize(("layers", "batch", "context"), [(24, 1, 8), (3, 8, 128)])
+def test_the_estimate_is_what_training_holds_at_least(wiring: str, layers: int, batch: int, context: int) -> None:
+    """Once where the weights are most of it, once where the tokens are."""
+    ids = np.random.default_rng(0).integers(0, 500, (batch, context))
+    tracemalloc.start()
+    model = refdiff.DiffLlamaForCausalLM.from_config(config(wiring, layers), threads=1)
+    optimizer = AdamW(flatten(model.params))
+    _, grads = model.loss_and_grad(ids, labels=ids)
+    optimizer.step(flatten(grads), 1e-3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    estimate = sum(needed(config(wiring, layers), Settings(batch=batch, context=context)))
+    assert peak / 2 < estimate < peak
+
+
+def test_settings_that_take_more_and_less() -> None:
+    stays, passes = needed(config(), Settings())
+    assert needed(config(), Settings(), "float64") == (2 * stays, 2 * passes)
+    assert needed(config(), Settings(batch=32)) == (stays, 2 * passes)
+    assert needed(config(), Settings(accumulate=4)) == (stays * 5 // 4, passes // 4)
+    assert needed(config(), Settings(optimizer="muon")) == (stays * 3 // 4, passes)
+
+
+def test_what_is_free_is_the_least_that_the_system_says(tmp_path: Path) -> None:
+    info = tmp_path / "meminfo"
+    assert available(info, tmp_path) is None
+    info.write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n\nSwapFree: 1000 kB\n")
+    assert available(info, tmp_path) == 6000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available(info, tmp_path) == 6000 * 1024
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert available(info, tmp_path) == 1_000_000
