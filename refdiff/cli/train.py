@@ -17,7 +17,8 @@ from refdiff.cli.train_flags import SETTINGS, SIZES
 
 if TYPE_CHECKING:
     from refdiff.model.config import DiffLlamaConfig
-    from refdiff.training.train import Settings, Trainer
+    from refdiff.training.settings import Settings
+    from refdiff.training.train import Trainer
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +66,8 @@ def _trained(trainer: Trainer, plot: Path | None, *, quiet: bool) -> Path:
 
 def _resumption(args: argparse.Namespace) -> Callable[[Path], Trainer]:
     """Check the flags of --resume, and return how to go on in a folder."""
-    from refdiff.training.train import CHANGEABLE, Trainer
+    from refdiff.training.settings import CHANGEABLE
+    from refdiff.training.train import Trainer
 
     fixed = [flag for name, flag in args.given.items() if name not in (*CHANGEABLE, "threads")]
     if args.text is not None or fixed:
@@ -155,7 +157,7 @@ def _left(out: Path, text: Path) -> list[Path]:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from refdiff.training.train import Settings
+    from refdiff.training.settings import Settings
 
     names = (*SETTINGS, "optimizer", "schedule", "prompt")
     return Settings(**{name: getattr(args, name) for name in names})

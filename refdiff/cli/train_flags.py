@@ -32,7 +32,7 @@ SETTINGS: dict[str, tuple[str, Number, str, int | float]] = {
     "save_every": ("--save-every", Number(int, 0, off="0 = only at the end"), "write a checkpoint every N steps", 200),
     "sample_every": ("--sample-every", Number(int, 0, off="0 = only at the end"), "show a sample every N steps", 200),
 }
-"""Fields of `refdiff.training.train.Settings`: flag, limits, help, default."""
+"""Fields of `refdiff.training.settings.Settings`: flag, limits, help, default."""
 
 EXAMPLES = """
 examples:

@@ -5,7 +5,8 @@ from refdiff.training.data import Corpus
 from refdiff.training.evaluate import TrainingError
 from refdiff.training.muon import Muon, newton_schulz
 from refdiff.training.schedule import clip, global_norm, learning_rate
-from refdiff.training.train import Settings, Trainer
+from refdiff.training.settings import Settings
+from refdiff.training.train import Trainer
 
 __all__ = [
     "AdamW",

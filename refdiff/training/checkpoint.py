@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def describe(folder: Path, step: int, about: dict[str, Any]) -> None:
     write_json(folder / "training.json", {**about, "step": step})
 
 
+def describe_anew(folder: Path, step: int, about: dict[str, Any]) -> None:
+    """Write training.json of a checkpoint that is there.
+
+    Raises:
+        OSError: the disk is full or not writable; the file is as it was.
+    """
+    with _advised("cannot write the settings that are to change", folder / "training.json"):
+        describe(folder, step, about)
+
+
 def set_aside(folder: Path) -> Path:
     """Rename a checkpoint that cannot be gone on from, so that it is none; return where it is now."""
     aside = folder.with_name(f"{folder.name}-unusable")
@@ -94,14 +105,24 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
     """Return the last checkpoint's folder and training.json, and sweep up what a killed run left half-written.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or that file is broken or another step's.
     """
     found = checkpoints(out)
     if not found:
         raise CheckpointError(f"{out}: there is no checkpoint to go on from (no folder step-…): train without --resume")
     for path in out.glob(f"{_STAGING}*"):
         shutil.rmtree(path, ignore_errors=True)
-    return found[-1][1], read_json(found[-1][1] / "training.json")
+    step, folder = found[-1]
+    about = read_json(folder / "training.json")
+    if about.get("step") != step:
+        raise broken(folder / "training.json", f"step is {about.get('step')!r}")
+    return folder, about
+
+
+def broken(file: Path, why: object) -> CheckpointError:
+    """What to say of a checkpoint's file that has not in it what belongs there."""
+    do = f"delete {file.parent} to go on from the one before, or train from the beginning"
+    return CheckpointError(f"{file}: not what this version writes: {why}; {do}")
 
 
 def optimizer_state(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -129,12 +150,8 @@ def log(out: Path, record: dict[str, Any]) -> None:
         OSError: the disk is full or not writable; the checkpoints are unharmed.
     """
     path = out / "log.jsonl"
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    except OSError as error:
-        what = f"cannot write the record of step {record['step']}: {error.strerror or error}"
-        raise OSError(error.errno, f"{what}; free some space, then go on with --resume", str(path)) from error
+    with _advised(f"cannot write the record of step {record['step']}", path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -145,36 +162,54 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         OSError: there is none.
     """
     file = Path(path)
-    file = file / "log.jsonl" if file.is_dir() else file
-    lines, records = _lines(file), []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            float(record["step"]), float(record["loss"])
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines):
-                break
-            raise ValueError(f"{file}, line {number}: not a record of training with step and loss") from None
-        records.append(record)
-    return records
+    return [record for _, record in _records(file / "log.jsonl" if file.is_dir() else file)]
 
 
 def cut_log(out: Path, step: int) -> None:
-    """Take away what the log says of steps after `step`, and a line that was cut off."""
-    path, kept = out / "log.jsonl", []
+    """Take away what the log says of steps after `step`, and a line that was cut off.
+
+    Raises:
+        ValueError: it is not a log.
+        OSError: the disk is full or not writable; the log is as it was.
+    """
+    path = out / "log.jsonl"
     if not path.exists():
         return
-    for line in _lines(path):
-        with contextlib.suppress(ValueError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    write_atomically(path, "".join(kept).encode())
+    kept = "".join(line + "\n" for line, record in _records(path) if record["step"] <= step).encode()
+    if kept != path.read_bytes():
+        with _advised("cannot take away what was not saved", path):
+            write_atomically(path, kept)
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give the lines of a log and what they say, but not a last one that was cut off."""
+    lines = _lines(path)
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and all(isinstance(record.get(name), int | float) for name in ("step", "loss")):
+            yield line, record
+        elif number < len(lines):
+            why = "not a record of training with step and loss; take the line out"
+            raise ValueError(f"{path}, line {number}: {why}")
 
 
 def _lines(path: Path) -> list[str]:
     """The lines of a log; a sample may have other breaks in it, such as U+2028, and a last line half a letter."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return lines if lines[-1] else lines[:-1]
+
+
+@contextlib.contextmanager
+def _advised(what: str, path: Path) -> Iterator[None]:
+    """Say of an error of the disk what could not be done, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        why = f"{what}: {error.strerror or error}; free some space, then go on with --resume"
+        raise OSError(error.errno, why, str(path)) from error
 
 
 def _sync(directory: Path) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.errors import CheckpointError
 from refdiff.model.json_files import read_json, write_json
 from refdiff.training.documents import SEPARATOR, pieces, sample, split_at
 
@@ -50,18 +51,25 @@ class Corpus:
         num_bytes: of each part, how many bytes of text its documents have.
         source: of the text file its name, bytes, and validation_from_byte.
         tokens: of each part, the mapped ids.
+
+    Raises:
+        CheckpointError: a file in the folder is broken.
     """
 
     def __init__(self, folder: Path) -> None:
-        about = read_json(folder / "corpus.json")
         self.folder = folder
-        self.vocab_size: int = about["vocab_size"]
-        self.separator: int = about["separator"]
-        self.num_bytes: dict[str, int] = about["num_bytes"]
-        self.source: dict[str, Any] = about["source"]
+        about = read_json(folder / "corpus.json")
+        try:
+            self.vocab_size, self.separator = int(about["vocab_size"]), int(about["separator"])
+            self.num_bytes: dict[str, int] = {part: int(about["num_bytes"][part]) for part in PARTS}
+            self.source: dict[str, Any] = dict(about["source"])
+            kind, counts = np.dtype(about["dtype"]), {part: int(about["num_tokens"][part]) for part in PARTS}
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder / 'corpus.json'}: not what this version writes: {error}; train from the beginning"
+            ) from None
         self.tokens: dict[str, NDArray[Any]] = {
-            part: np.memmap(folder / f"{part}.bin", about["dtype"], "r", shape=(about["num_tokens"][part],))
-            for part in PARTS
+            part: _mapped(folder / f"{part}.bin", kind, counts[part]) for part in PARTS
         }
 
     @classmethod
@@ -140,6 +148,16 @@ class Corpus:
         index = np.arange(length)
         starts = np.maximum.accumulate(np.where(ids == self.separator, index, 0), axis=1)
         return ids, index - starts
+
+
+def _mapped(path: Path, kind: np.dtype[Any], count: int) -> NDArray[Any]:
+    size = path.stat().st_size
+    if size != count * kind.itemsize:
+        raise CheckpointError(
+            f"{path}: has {size:,} bytes, but corpus.json says {count * kind.itemsize:,}: it is not whole, or another "
+            "text's; copy it again, or train from the beginning"
+        )
+    return np.memmap(path, kind, "r", shape=(count,))
 
 
 def is_corpus(folder: Path, *, whole: bool = True) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import count_parameters, parameter_shapes
 from refdiff.model.weights.precision import NBYTES
-from refdiff.training.train import Settings
+from refdiff.training.settings import Settings
 
 
 def needed(config: DiffLlamaConfig, settings: Settings, dtype: str = "float32") -> tuple[int, int]:

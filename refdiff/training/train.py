@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,61 +19,19 @@ import numpy as np
 
 from refdiff.arrays import Array, from_numpy, namespace, to_numpy
 from refdiff.backends import overlay
-from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.weights import flatten, nest
 from refdiff.training import checkpoint
-from refdiff.training.adamw import AdamW
 from refdiff.training.data import Corpus, row_order
 from refdiff.training.evaluate import TrainingError, culprit, evaluate, gradient_culprit, is_finite
-from refdiff.training.muon import Muon
-from refdiff.training.schedule import SCHEDULES, add, clip, learning_rate
+from refdiff.training.schedule import add, clip, learning_rate
+from refdiff.training.settings import CHANGEABLE, OPTIMIZERS, Settings
 
-OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 SAMPLED = 60
 """Tokens of a sample."""
 GLANCE = 128
 """Rows of the validation part that are looked at during training; at its end all are."""
-CHANGEABLE = ("steps", "rate", "warmup", "clip", "evaluate_every", "save_every", "sample_every", "prompt")
-"""Settings that a run may go on with others of."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the steps of a run.
-
-    steps, batch (rows a step), context (tokens a row), accumulate (parts that a step's rows are computed in);
-    optimizer, rate (the highest learning rate), schedule, warmup (steps), decay, clip (the longest gradient); seed;
-    evaluate_every, save_every, sample_every (steps; 0 = only at the end), prompt of the samples.
-    """
-
-    steps: int = 1000
-    batch: int = 16
-    context: int = 256
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    rate: float = 1e-3
-    schedule: str = "cosine"
-    warmup: int = 50
-    decay: float = 0.1
-    clip: float = 1.0
-    seed: int = 0
-    evaluate_every: int = 200
-    save_every: int = 200
-    sample_every: int = 200
-    prompt: str = ""
-
-    def __post_init__(self) -> None:
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch is {self.batch}, which accumulate {self.accumulate} does not divide")
-        if self.optimizer not in OPTIMIZERS or self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"optimizer is {self.optimizer!r} and schedule {self.schedule!r}, but must be one of "
-                f"{', '.join(OPTIMIZERS)} and one of {', '.join(SCHEDULES)}"
-            )
-        if self.context < 2:
-            raise ValueError(f"context is {self.context}, but must be 2 or more: one token to see, one to predict")
 
 
 class Trainer:
@@ -130,18 +88,19 @@ class Trainer:
         if fixed:
             raise ValueError(f"{', '.join(sorted(fixed))} may not change: a run goes on with others of {CHANGEABLE}")
         folder, about = checkpoint.latest(out)
-        threads = about.get("threads", 0) if threads is None else threads
-        model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads or None, backend=backend, device=device)
         try:
-            trainer = cls(out, model, Corpus(out / "corpus"), Settings(**about["settings"]))
-            trainer.threads = threads
-            trainer.step, trainer.changes = about["step"], about.get("changes", [])
-            state = {n: from_numpy(a, model.xp, device) for n, a in checkpoint.optimizer_state(folder).items()}
+            settings, before = Settings(**about["settings"]), [dict(change) for change in about.get("changes", [])]
+            threads = int(about.get("threads", 0)) if threads is None else threads
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.broken(folder / "training.json", error) from None
+        model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads or None, backend=backend, device=device)
+        trainer = cls(out, model, Corpus(out / "corpus"), settings)
+        trainer.threads, trainer.step, trainer.changes = threads, about["step"], before
+        state = {n: from_numpy(a, model.xp, device) for n, a in checkpoint.optimizer_state(folder).items()}
+        try:
             trainer._optimizer.restore(state, trainer.step)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder}: not what this version writes: {error}; train from the beginning"
-            ) from None
+        except (KeyError, ValueError) as error:
+            raise checkpoint.broken(folder / "optimizer.safetensors", error) from None
         checkpoint.cut_log(out, trainer.step)
         trainer._change(changes or {}, folder)
         return trainer
@@ -206,7 +165,7 @@ class Trainer:
         if self.settings.steps < self.step:
             raise ValueError(f"steps is {self.settings.steps}, but {self.step} have been made: take that or more")
         self.changes = [*self.changes, {"step": self.step, **{n: [before[n], value] for n, value in others.items()}}]
-        checkpoint.describe(folder, self.step, self._about())
+        checkpoint.describe_anew(folder, self.step, self._about())
 
     def _way_out(self) -> str:
         """Say which checkpoint to go on from; one whose own next step is the one that failed is set aside first.

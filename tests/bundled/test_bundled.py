@@ -22,7 +22,7 @@ from refdiff.cli.options import build_parser
 from refdiff.training import bundle
 from refdiff.training.data import Corpus
 from refdiff.training.evaluate import evaluate
-from refdiff.training.train import Settings
+from refdiff.training.settings import Settings
 
 CARD = (bundled.FOLDER / "README.md").read_text(encoding="utf-8")
 TEXT = Path(refdiff.__file__).parents[2] / "shared" / "data" / "fairy_en.txt"

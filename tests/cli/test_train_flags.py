@@ -7,7 +7,7 @@ from dataclasses import fields
 from refdiff.cli.options import build_parser
 from refdiff.cli.train_flags import SETTINGS, SIZES
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.training.train import Settings
+from refdiff.training.settings import Settings
 
 
 def test_settings_and_their_defaults() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 import refdiff
 from refdiff.training.data import Corpus
-from refdiff.training.train import Settings, Trainer
+from refdiff.training.settings import Settings
+from refdiff.training.train import Trainer
 
 WORDS = ("king", "queen", "forest", "little", "once", "there", "lived", "and", "the", "fox", "dream", "golden")
 

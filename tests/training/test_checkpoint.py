@@ -112,12 +112,35 @@ def test_the_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
     checkpoint.cut_log(tmp_path / "elsewhere", 2)
 
 
-def test_what_is_no_log(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "loss": 1.0}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"log\.jsonl, line 1: not a record of training"):
-        checkpoint.read_log(tmp_path)
+@pytest.mark.parametrize("line", ['{"step": 1}', "[1, 2]", "3", "null", "no JSON", '{"step": "1", "loss": 1.0}'])
+def test_what_is_no_log(tmp_path: Path, line: str) -> None:
+    (tmp_path / "log.jsonl").write_text(f'{line}\n{{"step": 2, "loss": 1.0}}\n', encoding="utf-8")
+    for use in (checkpoint.read_log, lambda out: checkpoint.cut_log(out, 2)):
+        with pytest.raises(ValueError, match=r"log\.jsonl, line 1: not a record of training .*; take the line out"):
+            use(tmp_path)
     with pytest.raises(FileNotFoundError):
         checkpoint.read_log(tmp_path / "none.jsonl")
+
+
+def test_a_disk_that_is_still_full(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which file could not be written is said, and what to do; a log that has nothing to be cut off is not written."""
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer = start(steps=2)
+    folder = trainer.run()
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr(checkpoint, "write_json", full)
+    Trainer.resume(trainer.out)
+    why = r"No space left on device; free some space, then go on with --resume"
+    with pytest.raises(OSError, match=f"cannot write the settings that are to change: {why}") as caught:
+        Trainer.resume(trainer.out, changes={"steps": 3})
+    assert caught.value.filename == str(folder / "training.json")
+    checkpoint.log(trainer.out, {"step": 3, "loss": 1.0})
+    with pytest.raises(OSError, match=f"cannot take away what was not saved: {why}") as caught:
+        Trainer.resume(trainer.out)
+    assert caught.value.filename == str(trainer.out / "log.jsonl")
 
 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:

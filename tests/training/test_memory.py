@@ -12,7 +12,7 @@ import refdiff
 from refdiff.model.weights import flatten
 from refdiff.training.adamw import AdamW
 from refdiff.training.memory import available, needed
-from refdiff.training.train import Settings
+from refdiff.training.settings import Settings
 
 
 def config(wiring: str = "hf", layers: int = 3) -> refdiff.DiffLlamaConfig:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import refdiff
 from refdiff.backends.workers import _cores
@@ -16,7 +18,7 @@ from refdiff.model.weights import flatten
 from refdiff.model.weights.names import parameter_shapes
 from refdiff.training import checkpoint
 from refdiff.training.evaluate import TrainingError, gradient_culprit
-from refdiff.training.train import Settings, Trainer
+from refdiff.training.train import Trainer
 
 Start = Callable[..., Trainer]
 PARTS = (
@@ -300,25 +302,74 @@ def test_a_run_goes_on_with_the_threads_it_had(start: Start) -> None:
         assert workers == (threads or _cores())
 
 
-def test_settings_that_do_not_fit_together() -> None:
-    for wrong, message in (
-        ({"batch": 4, "accumulate": 3}, "batch is 4, which accumulate 3 does not divide"),
-        ({"optimizer": "sgd"}, "one of adamw, muon"),
-        ({"schedule": "linear"}, "one of cosine, constant"),
-        ({"context": 1}, "context is 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Settings(**wrong)
-
-
 def test_a_context_longer_than_the_text(start: Start) -> None:
     with pytest.raises(ValueError, match="but a row needs 100000"):
         start(context=100_000)
 
 
-def test_a_training_file_of_another_kind(start: Start) -> None:
-    trainer = start(steps=1)
+Damage = Callable[[dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda about: about["settings"].update(speed=3),
+            "not what this version writes: .*'speed'; delete .*step-000004",
+        ),
+        (lambda about: about["settings"].update(rate="high"), "rate is 'high', but must be of type float; delete"),
+        (lambda about: about.update(step="4"), "step is '4'; delete .* to go on from the one before"),
+        (lambda about: about.update(step=2), "step is 2; delete"),
+        (lambda about: about.pop("step"), "step is None; delete"),
+        (lambda about: about.pop("settings"), "not what this version writes: 'settings'"),
+        (lambda about: about.update(changes=[3]), "not what this version writes: 'int' object is not iterable"),
+        (lambda about: about.update(threads="all"), "not what this version writes: invalid literal for int"),
+    ],
+)
+def test_a_damaged_training_file_is_named(start: Start, damage: Damage, message: str) -> None:
+    trainer = start(steps=4)
+    path = trainer.run() / "training.json"
+    about = json.loads(path.read_text())
+    damage(about)
+    path.write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match=rf"step-000004.training\.json: .*{message}"):
+        Trainer.resume(trainer.out)
+    shutil.rmtree(path.parent)
+    assert Trainer.resume(trainer.out).step == 2
+
+
+def test_a_damaged_optimizer_file_is_named(start: Start) -> None:
+    trainer = start(steps=4)
     folder = trainer.run()
-    (folder / "training.json").write_text('{"step": 1, "settings": {"speed": 3}}')
-    with pytest.raises(CheckpointError, match="not what this version writes"):
+    state = checkpoint.optimizer_state(folder)
+    for broken in ({**state, "mean.model.norm.weight": np.ones(7)}, {**state} | {"x": state.pop(sorted(state)[0])}):
+        save_file(broken if "x" not in broken else state, folder / "optimizer.safetensors")
+        with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: not what this version writes: .*; delete"):
+            Trainer.resume(trainer.out)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda about: about.pop("vocab_size"), "'vocab_size'"),
+        (lambda about: about.update(dtype="letters"), "data type 'letters' not understood"),
+        (lambda about: about.update(num_tokens={"train": "many"}), "invalid literal for int"),
+        (lambda about: about.update(num_bytes=3), "'int' object is not subscriptable"),
+    ],
+)
+def test_a_damaged_corpus_is_named(start: Start, damage: Damage, message: str) -> None:
+    trainer = start(steps=1)
+    trainer.run()
+    path, whole = trainer.out / "corpus" / "corpus.json", (trainer.out / "corpus" / "corpus.json").read_text()
+    about = json.loads(whole)
+    damage(about)
+    path.write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match=rf"corpus\.json: not what this version writes: {message}"):
+        Trainer.resume(trainer.out)
+    path.write_text(whole)
+    with (trainer.out / "corpus" / "train.bin").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(
+        CheckpointError, match=r"train\.bin: has 100 bytes, but corpus\.json says [\d,]+: it is not whole"
+    ):
         Trainer.resume(trainer.out)
