@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from refdiff import layers
 from refdiff.backends.numpy_attention_vjp_kernels import NumpyAttentionVjpKernels
 from refdiff.backends.numpy_row_kernels import COLUMNS, ELEMENTS, WORTH_A_THREAD, FloatArray, cut
+from refdiff.layers.linear import named_grads
 
 
 class NumpyVjpKernels(NumpyAttentionVjpKernels):
@@ -52,11 +53,16 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
             return NotImplemented
         gate, up = linear(x, **gate_proj), linear(x, **up_proj)
         hidden, s = self._pieces(_gated, 2, gate, up)
-        h, ddown, _ = linear_vjp(g, hidden, **down_proj)
+        h, ddown, ddown_bias = linear_vjp(g, hidden, **down_proj)
         dgate_in, dup_in = self._pieces(_gated_vjp, 2, gate, up, s, h)
-        dx_up, dup, _ = linear_vjp(dup_in, x, **up_proj)
-        dx_gate, dgate, _ = linear_vjp(dgate_in, x, **gate_proj)
-        return dx_gate + dx_up, {"weight": dgate}, {"weight": dup}, {"weight": ddown}
+        dx_up, dup, dup_bias = linear_vjp(dup_in, x, **up_proj)
+        dx_gate, dgate, dgate_bias = linear_vjp(dgate_in, x, **gate_proj)
+        return (
+            dx_gate + dx_up,
+            named_grads(dgate, dgate_bias),
+            named_grads(dup, dup_bias),
+            named_grads(ddown, ddown_bias),
+        )
 
     def embedding_vjp(self, g: FloatArray, ids: NDArray[np.integer[Any]], weight: FloatArray) -> Any:
         """Sort the tokens by their ids, and sum each run."""

@@ -62,3 +62,8 @@ def linear_vjp(g: Array, x: Array, weight: Array, bias: Array | None = None) -> 
     rows = xp.reshape(g, (-1, g.shape[-1]))
     dw = rows.T @ xp.reshape(x, (-1, x.shape[-1]))
     return xp.reshape(rows @ weight, x.shape), dw, None if bias is None else xp.sum(rows, axis=0)
+
+
+def named_grads(weight: Array, bias: Array | None) -> dict[str, Array]:
+    """The gradients of a projection, named like its arrays."""
+    return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from refdiff.arrays import Array
 from refdiff.layers.activation import activation, activation_vjp
-from refdiff.layers.linear import linear, linear_vjp
+from refdiff.layers.linear import linear, linear_vjp, named_grads
 
 
 def swiglu(
@@ -28,7 +28,8 @@ def swiglu(
         `swiglu(x, **params["mlp"], act=config.hidden_act)`
 
     Shapes:
-        x (..., D), gate_proj and up_proj {"weight": (F, D)}, down_proj {"weight": (D, F)} -> (..., D)
+        x (..., D), gate_proj and up_proj {"weight": (F, D)}, down_proj {"weight": (D, F)}, each with or without a
+        {"bias": (F,) or (D,)} -> (..., D)
 
     Precision:
         in the dtype of `x`.
@@ -57,7 +58,7 @@ def swiglu_vjp(
 
     Equation:
         with a = x W_Gᵀ, b = x W_1ᵀ and h = g W_2: ∂L/∂b = h ⊙ act(a), ∂L/∂a = h ⊙ b ⊙ act′(a),
-        ∂L/∂x = ∂L/∂a W_G + ∂L/∂b W_1, and the weights as in `linear_vjp`
+        ∂L/∂x = ∂L/∂a W_G + ∂L/∂b W_1, and the weights and biases as in `linear_vjp`
 
     Used as:
         `dx, dgate, dup, ddown = swiglu_vjp(g, x, **params["mlp"], act=config.hidden_act)`
@@ -73,8 +74,8 @@ def swiglu_vjp(
     """
     gate, up = linear(x, **gate_proj), linear(x, **up_proj)
     activated = activation(gate, act)
-    h, ddown, _ = linear_vjp(g, activated * up, **down_proj)
-    dx_up, dup, _ = linear_vjp(h * activated, x, **up_proj)
+    h, ddown, ddown_bias = linear_vjp(g, activated * up, **down_proj)
+    dx_up, dup, dup_bias = linear_vjp(h * activated, x, **up_proj)
     (dgate_in,) = activation_vjp(h * up, gate, act)
-    dx_gate, dgate, _ = linear_vjp(dgate_in, x, **gate_proj)
-    return dx_gate + dx_up, {"weight": dgate}, {"weight": dup}, {"weight": ddown}
+    dx_gate, dgate, dgate_bias = linear_vjp(dgate_in, x, **gate_proj)
+    return dx_gate + dx_up, named_grads(dgate, dgate_bias), named_grads(dup, dup_bias), named_grads(ddown, ddown_bias)

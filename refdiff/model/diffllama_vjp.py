@@ -18,6 +18,7 @@ from typing import Any
 
 from refdiff.arrays import Array
 from refdiff.backends import Ops
+from refdiff.layers.linear import named_grads
 from refdiff.layers.plain_heads import concat_heads
 from refdiff.model.diffllama import Context
 from refdiff.model.wirings import WIRINGS, Heads, split_heads
@@ -131,7 +132,7 @@ def self_attention(p: dict[str, Any], x: Array, layer: int, context: Context) ->
 def linear_back(ops: Ops, g: Array, x: Array, p: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
     """Pull a gradient back through a projection; its bias has one if the projection has a bias."""
     dx, weight, bias = ops.linear_vjp(g, x, **p)
-    return dx, {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    return dx, named_grads(weight, bias)
 
 
 def _norm_back(ops: Ops, g: Array, x: Array, p: dict[str, Array], eps: float) -> tuple[Array, dict[str, Array]]:

@@ -35,7 +35,8 @@ def rms_norm_vjp_cases() -> Iterator[Case]:
 def swiglu_vjp_cases() -> Iterator[Case]:
     for rows, inner in (((1, 1), 13), ((2, 7), 13), ((1, 5), 2**17)):
         weights = [{"weight": normal(i, *shape, scale=0.3)} for i, shape in ((1, (inner, 11)), (2, (inner, 11)))]
-        down = {"weight": normal(3, 11, inner, scale=0.3)}
+        down = {"weight": normal(3, 11, inner, scale=0.3), "bias": normal(5, 11)}
+        weights[1]["bias"] = normal(6, inner)
         for act in ("silu", "gelu"):
             yield (normal(4, *rows, 11), normal(0, *rows, 11), *weights, down), {"act": act}
 

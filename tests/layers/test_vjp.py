@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff import layers
+from refdiff.layers.activation import ACTIVATIONS
 from tests.layers.places import Case, Place
-from tests.layers.vjps import DRAWS, NAMES, differentiable, draw, gradients, no_targets
+from tests.layers.vjps import DRAWS, KINKED, KINKS, NAMES, differentiable, draw, gradients, no_targets
 from tests.tolerances import CANCELLED
 
 STEP = 2e-4  # of the size of what is moved
@@ -62,6 +63,18 @@ def slopes(name: str, seed: int, wrong: float = 0.0) -> tuple[float, float, floa
 @pytest.mark.no_arrays
 def test_every_derivative_has_draws() -> None:
     assert set(NAMES) <= set(DRAWS)
+
+
+@pytest.mark.no_arrays
+def test_draws_of_swiglu_are_of_every_activation_with_biases_and_without() -> None:
+    calls = [draw("swiglu", seed) for seed in range(400)]
+    assert {options["act"] for _, options in calls} == set(ACTIVATIONS)
+    for i in (1, 2, 3):
+        assert {"bias" in args[i] for args, _ in calls} == {True, False}
+    for act in KINKED:  # above and below what bends it; not only where x is so small that nothing does
+        gates = [x @ p["weight"].T + p.get("bias", 0.0) for (x, p, *_), options in calls if options["act"] == act]
+        assert min(gate.min() for gate in gates) < 0 < max(gate.max() for gate in gates)
+        assert min(np.abs(gate[..., None] - np.asarray(KINKS)).min() for gate in gates) >= 0.1
 
 
 @pytest.mark.parametrize("name", NAMES)

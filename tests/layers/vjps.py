@@ -12,6 +12,10 @@ from refdiff.layers.activation import ACTIVATIONS
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
+KINKS = (-3, 0, 3, 6, 10)
+KINKED = {"gelu_10", "hardswish", "leaky_relu", "relu", "relu2", "relu6"}
+"""Activations whose slope jumps or bends at some of `KINKS`, where differences tell nothing."""
+
 NAMES = sorted(name.removesuffix("_vjp") for name in layers.__all__ if name.endswith("_vjp"))
 
 
@@ -129,19 +133,39 @@ def value_pairs_hf(g: np.random.Generator) -> Call:
     return (g.normal(size=(b, 2 * k, t, d)),), {}
 
 
+def an_activation(g: np.random.Generator) -> str:
+    return sorted(ACTIVATIONS)[g.integers(len(ACTIVATIONS))]
+
+
 def activation(g: np.random.Generator) -> Call:
-    name = sorted(ACTIVATIONS)[g.integers(len(ACTIVATIONS))]
     x = 3 * g.normal(size=(*leading(g), 5))
-    for kink in (-3, 0, 3, 6, 10):  # of relu, relu6, hardswish and their like
+    for kink in KINKS:
         x = np.where(np.abs(x - kink) < 0.1, kink + 0.2, x)
-    return (x, name), {}
+    return (x, an_activation(g)), {}
+
+
+def projection(g: np.random.Generator, shape: tuple[int, int], scale: float = 1.0) -> dict[str, Any]:
+    drawn = {"weight": scale * g.normal(size=shape), "bias": optional(g, g.normal(size=shape[0]))}
+    return {name: value for name, value in drawn.items() if value is not None}
 
 
 def swiglu(g: np.random.Generator) -> Call:
     width, inner = sizes(g, 2)
-    shapes = ((inner, width), (inner, width), (width, inner))
-    act = ("silu", "gelu", "tanh")[g.integers(3)]
-    return (g.normal(size=(*leading(g), width)), *({"weight": g.normal(size=s)} for s in shapes)), {"act": act}
+    x, act = g.normal(size=(*leading(g), width)), an_activation(g)
+    scale = (1 if act == "laplace" else 3) / width**0.5  # laplace rises within 0.3: with longer steps it bends
+    gate, up = projection(g, (inner, width), scale), projection(g, (inner, width))
+    down = projection(g, (width, inner))
+    for _ in range(100):
+        at = (x @ gate["weight"].T + gate.get("bias", 0.0)).reshape(-1, inner, 1)
+        near = (np.abs(at - np.asarray(KINKS)) < 0.1).any(axis=(0, 2))
+        # where all are far below 0, results and slopes are what rounding left of 1 − 1
+        bad = near if act in KINKED and near.any() else np.full(inner, not (at > 0).any())
+        if not bad.any():
+            break
+        gate["weight"][bad] = scale * g.normal(size=(bad.sum(), width))
+    else:
+        act = "silu"  # x is so small that the gate is that of the bias, whatever the weight
+    return (x, gate, up, down), {"act": act}
 
 
 def cross_entropy(g: np.random.Generator) -> Call:

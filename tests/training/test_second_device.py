@@ -18,7 +18,7 @@ DEVICE = array_api_strict.Device("device1")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("wiring", ["hf", "v2"])
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
 def test_it_trains_there_as_here_and_goes_on(start: Start, wiring: str, optimizer: str) -> None:
     options: dict[str, Any] = {"wiring": wiring, "optimizer": optimizer, "dtype": "float64", "steps": 3, "clip": 0.1}
     place: dict[str, Any] = {"backend": array_api_strict, "device": DEVICE}
