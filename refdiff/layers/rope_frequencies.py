@@ -73,10 +73,11 @@ def linear(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int)
 def dynamic(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
     """Raise the base with the length once it passes `max_position_embeddings` (dynamic NTK).
 
-    base' = base (factor L / L₀ − (factor − 1))^(d / (d − 2)), L = max(length, L₀)
+    base' = base (1 + factor (L − L₀) / L₀)^(d / (d − 2)), L = max(length, L₀); as published, the bracket is
+    factor L / L₀ − (factor − 1), of which a large factor would leave nothing
     """
     dim, factor = _rotary_dim(p, head_dim), p["factor"]
-    ratio = factor * max(length, max_positions) / max_positions - (factor - 1)
+    ratio = 1 + factor * (max(length, max_positions) - max_positions) / max_positions
     return _inverse_powers(p["rope_theta"] * ratio ** (dim / (dim - 2)), dim), 1.0
 
 

@@ -97,6 +97,7 @@ def test_dynamic_by_hand() -> None:
 def test_dynamic_switches_after_the_longest_length() -> None:
     for length in (0, 1, 127, 128):
         close(frequencies("dynamic", length=length), frequencies("default"), EXACT)
+    close(frequencies("dynamic", factor=1e30), frequencies("default"), EXACT)
     beyond = [frequencies("dynamic", length=length) for length in (128, 129, 200, 1000)]
     for shorter, longer in itertools.pairwise(beyond):
         assert longer[0] == 1
