@@ -53,7 +53,9 @@ def embedding(g: np.random.Generator) -> Call:
 def rms_norm(g: np.random.Generator) -> Call:
     width = 1 + sizes(g, 1)[0]  # a row of one number is normed to ±1: its slope is what ε leaves after cancelling
     scale, eps = float(10.0 ** g.integers(-3, 2)), float(10.0 ** g.integers(-6, -1))
-    return (scale * g.normal(size=(*leading(g), width)), optional(g, g.normal(size=width)), eps), {}
+    x = g.normal(size=(*leading(g), width))
+    x *= scale * g.uniform(0.5, 2.0) / np.sqrt(np.mean(x * x, axis=-1, keepdims=True))  # no row bends within a step
+    return (x, optional(g, g.normal(size=width)), eps), {}
 
 
 def rope(g: np.random.Generator) -> Call:
