@@ -49,8 +49,9 @@ class NumpyRowKernels:
         self._tiles = Workspace()
         self._tiles.open()
         self._finite = Finite()
+        self._kept = 0
         self.each = self._workers.each
-        self.running = self._pass
+        self.running, self.keeping = self._pass, self._keep
 
     @contextlib.contextmanager
     def _pass(self, weight: NDArray[Any] | None = None) -> Iterator[None]:
@@ -67,8 +68,19 @@ class NumpyRowKernels:
             try:
                 yield
             finally:
-                if outermost:
+                if outermost and not self._kept:
                     self._workspace.close()
+
+    @contextlib.contextmanager
+    def _keep(self) -> Iterator[None]:
+        """Keep memory from one pass to the next for the length of a `with` block, in which passes are alike."""
+        self._kept += 1
+        try:
+            yield
+        finally:
+            self._kept -= 1
+            if not self._kept:
+                self._workspace.close()
 
     def embedding(self, ids: NDArray[np.integer[Any]], weight: FloatArray) -> Any:
         """Lay the rows down feature-major, as everything that is added to them comes."""

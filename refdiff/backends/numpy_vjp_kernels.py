@@ -16,6 +16,11 @@ from refdiff.backends.numpy_attention_vjp_kernels import NumpyAttentionVjpKernel
 from refdiff.backends.numpy_row_kernels import COLUMNS, ELEMENTS, WORTH_A_THREAD, FloatArray, cut
 from refdiff.layers.linear import named_grads
 
+DEEP = 6
+"""A product with so many times more terms than its result is long is cut over the terms."""
+TERMS = 1024
+"""Into parts of so many."""
+
 
 class NumpyVjpKernels(NumpyAttentionVjpKernels):
     """All kernels of one model, those of the way back included."""
@@ -57,8 +62,9 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
         dgate_in, dup_in = self._pieces(_gated_vjp, 2, gate, up, s, h)
         dx_up, dup, dup_bias = linear_vjp(dup_in, x, **up_proj)
         dx_gate, dgate, dgate_bias = linear_vjp(dgate_in, x, **gate_proj)
+        (dx,) = self._pieces(_added, 1, dx_gate, dx_up)
         return (
-            dx_gate + dx_up,
+            dx,
             named_grads(dgate, dgate_bias),
             named_grads(dup, dup_bias),
             named_grads(ddown, ddown_bias),
@@ -122,7 +128,13 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
         return dz.T.reshape(logits.shape), None
 
     def _product(self, a: FloatArray, b: FloatArray, out: FloatArray) -> None:
-        """Compute a b, cut over the rows of a or the columns of b, the longer: what is not cut, each thread packs."""
+        """Compute a b, cut over the rows of a or the columns of b, the longer: what is not cut, each thread packs.
+
+        A small result of many terms, as the gradient of a weight, is cut over the terms, into sums that are added.
+        """
+        if len(b) >= DEEP * max(out.shape) and out.size * len(b) >= WORTH_A_THREAD:
+            self._sum_of_products(a, b, out)
+            return
         by_columns = out.shape[1] > len(out)
 
         def part(start: int, stop: int) -> None:
@@ -136,6 +148,13 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
             part(0, size)
         else:
             self._workers.split(size, part, align=16)
+
+    def _sum_of_products(self, a: FloatArray, b: FloatArray, out: FloatArray) -> None:
+        parts = cut(len(b), TERMS)
+        sums = [out, *(np.empty_like(out) for _ in parts[1:])]
+        self._workers.each(lambda n: np.matmul(a[:, parts[n]], b[parts[n]], out=sums[n]), range(len(parts)))
+        for more in sums[1:]:  # in the same order and parts, however many threads there are
+            out += more
 
 
 def _exponentials(z: FloatArray, out: FloatArray | None = None) -> tuple[FloatArray, FloatArray, list[slice]]:
@@ -171,6 +190,10 @@ def _gated_vjp(outs: list[FloatArray], gate: FloatArray, up: FloatArray, s: Floa
     dgate *= up
     dgate *= h
     dup *= h
+
+
+def _added(outs: list[FloatArray], a: FloatArray, b: FloatArray) -> None:
+    np.add(a, b, out=outs[0])
 
 
 def _targets(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -99,7 +100,7 @@ class RefdiffSide(ModelSide):
         return multiply
 
     def trainer(self, folder: str, ids: Ids) -> Callable[[], float]:
-        """Make a step of what `refdiff.training` does: loss and gradients, then AdamW."""
+        """Make a step of what `refdiff train` does: loss and gradients, then AdamW."""
         s = self.settings
         model = DiffLlamaForCausalLM.from_pretrained(folder, dtype=s.dtype, backend=s.backend, threads=s.threads)
         params = {
@@ -108,6 +109,8 @@ class RefdiffSide(ModelSide):
         }
         model.params = nest(params)
         optimizer = AdamW(params)
+        self.kept = getattr(model.kernels, "keeping", nullcontext)()
+        self.kept.__enter__()  # as long as there are steps
 
         def one_step() -> float:
             loss, grads = model.loss_and_grad(ids, labels=ids)

@@ -10,6 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -118,7 +119,8 @@ class Trainer:
             OSError: the disk is full; the last checkpoint is still there.
         """
         try:
-            return self._run(report)
+            with getattr(self.model.kernels, "keeping", nullcontext)():
+                return self._run(report)
         except TrainingError as error:
             raise TrainingError(f"{error}; {self._way_out()}") from None
 

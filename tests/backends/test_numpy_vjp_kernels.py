@@ -6,7 +6,8 @@ import numpy as np
 
 from refdiff import layers
 from refdiff.backends import kernels_for, ops_for
-from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
+from refdiff.backends.numpy_vjp_kernels import DEEP, NumpyVjpKernels
+from refdiff.backends.workers import Workers
 
 
 def test_models_on_numpy_get_them() -> None:
@@ -19,6 +20,45 @@ def test_gradients_of_activations_come_feature_major() -> None:
     g, x, weight = np.ones((2, 3, 5)), np.ones((2, 3, 7)), np.ones((5, 7))
     dx, _, _ = NumpyVjpKernels().linear_vjp(g, x, weight)
     assert dx.reshape(6, 7).T.flags.c_contiguous
+
+
+def test_a_weight_s_gradient_over_many_tokens_is_the_same_with_one_thread_and_with_three() -> None:
+    """Its parts are of a number of tokens, and added in their order."""
+    g, x, weight = (
+        np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((3500, 24), (3500, 40), (24, 40))
+    )
+    found = []
+    for threads in (1, 3):
+        kernels = NumpyVjpKernels(Workers(threads))
+        with kernels.running():
+            found.append(kernels.linear_vjp(g, x, weight)[1])
+    assert (found[0] == found[1]).all()
+    assert len(x) > DEEP * 40
+    np.testing.assert_allclose(found[0], g.T.astype(np.float64) @ x, rtol=1e-4, atol=1e-3)
+
+
+def test_memory_is_kept_from_pass_to_pass() -> None:
+    """For as long as it is asked for, not longer, and what is still referred to is not handed out."""
+    kernels = NumpyVjpKernels(Workers(1))
+    g, x, weight = np.ones((4000, 64)), np.ones((4000, 32)), np.ones((64, 32))
+
+    def block() -> int:
+        with kernels.running():
+            dx = kernels.linear_vjp(g, x, weight)[0]
+        while dx.base is not None:
+            dx = dx.base
+        return int(dx.ctypes.data)
+
+    with kernels.keeping():
+        with kernels.keeping():
+            first = block()
+        assert block() == first
+        assert kernels._workspace._blocks
+        with kernels.running():
+            held = kernels.linear_vjp(g, x, weight)[0]
+        assert block() != first
+    assert not kernels._workspace._blocks
+    assert held.all()
 
 
 def test_a_kernel_that_declines_leaves_the_call_to_the_layer() -> None:
