@@ -19,6 +19,7 @@
 # %%
 # %matplotlib inline
 import inspect
+import json
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import refdiff
 from refdiff import layers, viz
 from refdiff.model.weights import flatten
 from refdiff.training import Corpus, Settings, Trainer
+from refdiff.viz.appearance import MARKERS, SERIES, STYLES, legend, new_axes
 
 # %% [markdown]
 # ## A derivative under each function
@@ -161,6 +163,29 @@ for number in (2, 5):
     print("the text     ", repr(goes_on[number][1]))
 
 # %% [markdown]
+# ## The same run by another program
+#
+# The model that comes with the package learned from 8.6 MB of fairy tales, by `refdiff train` with the command on its
+# card. Are its gradients, its optimizer and its schedule right for all 4,000 steps? Here the run was repeated in
+# transformers and torch, from the same weights, on the same rows (`python -m tests.parity.train_with_torch`, two hours
+# of one core). float32 is rounded in another order in each, and that grows from step to step. What a model has learned
+# by then should not depend on it.
+
+# %%
+lines = Path("data/bundled_by_torch.jsonl").read_text(encoding="utf-8").splitlines()
+repeated = [json.loads(line) for line in lines]
+axes = new_axes(None)
+for name, colour, style, marker in zip(("refdiff", "torch"), SERIES, STYLES, MARKERS, strict=False):
+    steps, losses = np.transpose([(r["step"], r[name]) for r in repeated])
+    axes.plot(steps, losses, color=colour, linestyle=style, marker=marker, markersize=4, label=name)
+axes.set_xlabel("step")
+axes.set_ylabel("validation loss (nats a token)")
+legend(axes)
+for r in repeated:
+    print(f"step {r['step']:4}   refdiff {r['refdiff']:.3f}   torch {r['torch']:.3f}   ratio {r['ratio']:.4f}")
+axes.figure
+
+# %% [markdown]
 # ## Exercise
 #
 # λ = exp(λ_q1 · λ_k1) − exp(λ_q2 · λ_k2) + λ_init (eq. 2). Suppose all four vectors start at zero. What is the
@@ -186,6 +211,8 @@ for number in (2, 5):
 assert worst < 1e-6
 assert abs(slope - along) < 1e-5 * abs(along)
 assert records[-1]["loss"] < records[0]["loss"] / 2
+assert repeated[-1]["step"] == 4000
+assert all(abs(r["ratio"] - 1) < 0.02 for r in repeated)
 assert goes_on[2][0] == goes_on[2][1]
 assert goes_on[5][0] != goes_on[5][1]
 assert goes_on[5][0][:2] == goes_on[5][1][:2] == "ty"

@@ -1,11 +1,10 @@
 """Measures the bundled model beside its twin with plain attention, for the notebooks; keeps it in data/twins.json.
 
     refdiff train fairy_en.txt -o twin --wiring none …       # the whole command is on the bundled model's card
-    python -m tests.parity.train_with_torch RUN -o torch.jsonl
-    python notebooks/twins.py twin --torch torch.jsonl
+    python notebooks/twins.py twin
 
 The twin's weights are rounded to float16 as the bundled ones are. Of the bundled run, the validation losses are those
-on its card; torch.jsonl has those of the same run computed by transformers and torch.
+on its card.
 
 Kept of each model, on rows of the validation part of the text, all of one length:
 
@@ -88,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure both, and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("twin", type=Path, help="the folder of the finished run with --wiring none")
-    parser.add_argument("--torch", type=Path, help="what tests.parity.train_with_torch -o wrote of the bundled run")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "data" / "twins.json")
     args = parser.parse_args(argv)
     folder, about = checkpoint.latest(args.twin)
@@ -105,9 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "differential": {"validation": card_losses(), **measure(bundled, corpus, settings)},
         "plain": {"validation": losses, **measure(twin, corpus, settings)},
     }
-    if args.torch:
-        records = map(json.loads, args.torch.read_text(encoding="utf-8").splitlines())
-        kept["torch"] = {"validation": [[r["step"], round(r["torch"], 4)] for r in records]}
     args.output.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(kept, indent=1, ensure_ascii=False))
     return 0
