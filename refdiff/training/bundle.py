@@ -21,6 +21,7 @@ from refdiff.model.json_files import write_atomically
 from refdiff.training import checkpoint
 from refdiff.training.data import Corpus
 from refdiff.training.evaluate import evaluate
+from refdiff.training.train import GLANCE
 
 LIMIT = 6_000_000
 """The most bytes that a model in the package may have."""
@@ -153,7 +154,7 @@ Its twin, wiring `{twin.wiring}`, sees the same rows in the same order; the mode
 ```
 
 {seen:,} tokens in {settings["steps"]:,} steps over a training part of {len(corpus.tokens["train"]):,} tokens. During
-training the validation loss was that of some rows of the validation part, at the end that of all:
+training the validation loss was that of at most {GLANCE} rows of the validation part, at the end that of all:
 
 | step | loss | validation | bits per byte |
 |---|---|---|---|
