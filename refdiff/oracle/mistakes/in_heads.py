@@ -24,6 +24,12 @@ def _halves_in_turn(x: Array) -> Array:
     return xp.reshape(xp.stack([x[:, : H // 2, ...], x[:, H // 2 :, ...]], axis=2), (B, H, *rest))
 
 
+def _axes_exchanged(out: Array, m: int, n: int, e: int) -> Array:
+    """The memory of (B, T, H e), read as (B, m, n, e) and laid out as (B, n, m, e)."""
+    xp = namespace(out)
+    return xp.reshape(xp.permute_dims(xp.reshape(out, (out.shape[0], m, n, e)), (0, 2, 1, 3)), out.shape)
+
+
 @mistake(IN_HEADS, "diff_heads_hf", "pair", "F1", FLASH)
 def neighbors_are_a_pair(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
     """Heads 2i, 2i + 1 where heads i, i + H/2 are a pair."""
@@ -106,18 +112,14 @@ def streams_swapped(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, *res
 def heads_laid_out_before_tokens(right: Any, *args: Any, **options: Any) -> Any:
     """(B, H, T, e) read as (B, T, H e) without exchanging the axes."""
     out, H = right(*args, **options), args[0].shape[1] // 2
-    B, T, width = out.shape
-    xp = namespace(out)
-    return xp.reshape(xp.permute_dims(xp.reshape(out, (B, T, H, width // H)), (0, 2, 1, 3)), (B, T, width))
+    return _axes_exchanged(out, out.shape[1], H, out.shape[2] // H)
 
 
 @mistake(IN_HEADS, "diff_heads_hf", "concat", also=("diff_heads_paper", "diff_heads_v2"))
 def tokens_laid_out_before_heads(right: Any, *args: Any, **options: Any) -> Any:
     """(B, T, H e) read as (B, H, T, e) without exchanging the axes."""
     out, H = right(*args, **options), args[0].shape[1] // 2
-    B, T, width = out.shape
-    xp = namespace(out)
-    return xp.reshape(xp.permute_dims(xp.reshape(out, (B, H, T, width // H)), (0, 2, 1, 3)), (B, T, width))
+    return _axes_exchanged(out, H, out.shape[1], out.shape[2] // H)
 
 
 @mistake(
