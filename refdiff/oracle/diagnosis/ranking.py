@@ -114,7 +114,8 @@ class Ranking:
         lines += [f"  {line}" for c in self.candidates for line in str(c).splitlines()]
         lines += [f"  {fit}" for fit in self.fits]
         if self.separating is not None:
-            lines.append(f"  the case {self.separating.name} tells them apart: run your kernel on its inputs")
+            case = self.separating
+            lines.append(f"  the case {case.name} tells them apart: run your kernel on its inputs, in {case.dtype}")
         return fitted("\n".join([*lines, *(f"  {note}" for note in self.notes)]))
 
     def to_dict(self) -> dict[str, Any]:

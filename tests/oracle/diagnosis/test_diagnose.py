@@ -17,6 +17,7 @@ from refdiff.oracle.diagnosis.diagnose import UNWRITTEN, diagnose, separating
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
 from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies.fixed import Case, cases, small_spec
@@ -283,13 +284,19 @@ def test_naive_inputs_give_no_wrong_name() -> None:
             assert found.name in (None, d.name), str(found)
 
 
-def test_a_case_that_separates() -> None:
-    two = [Candidate((named("hf_diffllama", n),), 1.0, 1.0, True) for n in ("layers_from_one", "layers_one_too_low")]
-    from refdiff.oracle.recipe import Recipe
-
+@pytest.mark.parametrize(
+    ("names", "dtype"),
+    [
+        (("layers_from_one", "layers_one_too_low"), "bfloat16"),
+        (("scores_scaled_by_the_root_of_2d", "powers_of_two_for_those_of_e"), "float32"),
+    ],
+)
+def test_a_case_that_separates(names: tuple[str, str], dtype: str) -> None:
+    """Scores × 1/√2 and × ln 2 differ by 2 %, which roundings to bfloat16 hide: float32 shows it."""
+    two = [Candidate((named("hf_diffllama", n),), 1.0, 1.0, True) for n in names]
     case = separating(HF, Recipe.of("bfloat16"), two)
     assert case is not None
-    assert case.profile == "identify"
+    assert (case.profile, case.dtype) == ("identify", dtype)
 
 
 def test_replay_of_a_constant_lambda_init() -> None:
