@@ -32,7 +32,7 @@ QUERIES = 128
 LEAST = 16
 """The fewest queries in a block, and from how many on there are blocks."""
 
-TOGETHER = 2**18
+TOGETHER = 2**19
 """Up to how many scores of one map the heads of a block have together, where each has fewer: threads that often ask
 for Python wait for each other."""
 

@@ -50,7 +50,7 @@ class NumpyRowKernels:
         self._tiles.open()
         self._finite = Finite()
         self._kept = 0
-        self.each = self._workers.each
+        self.each, self.in_order = self._workers.each, self._workers.in_order
         self.running, self.keeping = self._pass, self._keep
 
     @contextlib.contextmanager

@@ -21,9 +21,19 @@ DEEP = 6
 TERMS = 1024
 """Into parts of so many."""
 
+AT_A_TIME = 2048
+"""About so many tokens of a batch go forward and back at a time, each such part in one thread: enough for products at
+full speed, and threads meet once a step."""
+
 
 class NumpyVjpKernels(NumpyAttentionVjpKernels):
     """All kernels of one model, those of the way back included."""
+
+    @staticmethod
+    def rows_at_a_time(batch: int, tokens: int) -> list[slice]:
+        """Cut the rows of a batch into parts that are trained on by themselves: as many however many threads."""
+        parts = min(max(-(-batch * tokens // AT_A_TIME), 1), batch)
+        return [slice(i * batch // parts, (i + 1) * batch // parts) for i in range(parts)]
 
     def linear_vjp(self, g: FloatArray, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
         """Compute two products, each cut over the rows of its result; ∂L/∂x comes feature-major, as from `linear`."""
@@ -176,9 +186,9 @@ def _gated(outs: list[FloatArray], gate: FloatArray, up: FloatArray) -> None:
     with np.errstate(over="ignore"):  # e^−x = ∞ gives the right limit, 0
         np.exp(s, out=s)
     s += 1
-    np.divide(gate, s, out=hidden)
-    hidden *= up
     np.divide(1, s, out=s)
+    np.multiply(gate, s, out=hidden)
+    hidden *= up
 
 
 def _gated_vjp(outs: list[FloatArray], gate: FloatArray, up: FloatArray, s: FloatArray, h: FloatArray) -> None:

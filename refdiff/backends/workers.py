@@ -7,13 +7,18 @@ use all cores. While they do, BLAS must keep to one thread each, or every part w
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Workers:
@@ -33,6 +38,7 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
         self._controller: ThreadpoolController | None = None
         self._running = self._beside = 0
+        self._busy = threading.local()
 
     @contextlib.contextmanager
     def running(self, *, alone: bool = True) -> Iterator[bool]:
@@ -59,12 +65,15 @@ class Workers:
 
     def split(self, size: int, work: Callable[[int, int], Any], *, align: int = 1) -> None:
         """Call `work(start, stop)` on parts of range(size), one part a thread, starts being multiples of `align`."""
-        parts = self.threads if self._running else 1
+        parts = self.threads if self._running and not self._is_busy() else 1
         step = max(-(-size // (parts * align)), 1) * align
         self.each(lambda start: work(start, min(start + step, size)), range(0, size, step))
 
     def each(self, work: Callable[[Any], Any], items: Iterable[Any], *, beside_blas: bool = False) -> None:
         """Call `work(item)` for every item, whichever thread is free taking the next.
+
+        What an item asks of these threads, its own does: the others have items. Each has NumPy's `errstate` of the
+        caller. Where one raises, those that have not begun are left out.
 
         beside_blas: `work` asks BLAS for nothing so large that it would take threads of its own for it.
         """
@@ -76,13 +85,63 @@ class Workers:
                     item = todo.popleft()
                 except IndexError:
                     return
-                work(item)
+                try:
+                    work(item)
+                except BaseException:
+                    todo.clear()
+                    raise
 
-        helpers = min(self.threads, len(todo)) - 1 if self._running or (beside_blas and self._beside) else 0
-        waiting = [self._pool.submit(drain) for _ in range(helpers)] if self._pool is not None else []
-        drain()
-        for result in waiting:
-            result.result()
+        def beside() -> None:
+            with self._being_busy():
+                drain()
+
+        shared = (self._running or (beside_blas and self._beside)) and not self._is_busy()
+        helpers = min(self.threads, len(todo)) - 1 if shared and self._pool is not None else 0
+        if helpers < 1:
+            drain()
+            return
+        assert self._pool is not None
+        waiting = [self._pool.submit(contextvars.copy_context().run, beside) for _ in range(helpers)]
+        try:
+            beside()
+        finally:
+            failed = [error for result in waiting if (error := result.exception()) is not None]
+        if failed:
+            raise failed[0]
+
+    def in_order(self, work: Callable[[Item], Result], items: Sequence[Item], take: Callable[[Result], Any]) -> None:
+        """Call `work(item)` for every item, and `take` of each result: one at a time, in the order of the items.
+
+        As many items at once as there are threads; those that are then left over, one after another, on all threads.
+        """
+        done: dict[int, Result] = {}
+        lock, taken = threading.Lock(), 0
+
+        def one(n: int) -> None:
+            nonlocal taken
+            result = work(items[n])
+            with lock:
+                done[n] = result
+                while taken in done:
+                    take(done.pop(taken))
+                    taken += 1
+
+        at_once = len(items) // self.threads * self.threads
+        self.each(one, range(at_once))
+        for n in range(at_once, len(items)):
+            one(n)
+
+    def _is_busy(self) -> bool:
+        """Whether this thread is one of several that have an item each."""
+        return getattr(self._busy, "now", False)
+
+    @contextlib.contextmanager
+    def _being_busy(self) -> Iterator[None]:
+        self._busy.now = True
+        try:
+            yield
+        finally:
+            self._busy.now = False
 
 
 def _cores() -> int:

@@ -92,7 +92,7 @@ def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
     except ValueError as error:
         raise UsageError(str(error)) from None
     if args.backend == "numpy":
-        _check_memory(config, settings, args.dtype)
+        _check_memory(config, settings, args.dtype, args.threads or None)
     return lambda out: _started(args, text, out, config, settings)
 
 
@@ -103,10 +103,10 @@ def _no_file(text: Path) -> str:
     return f"this is {kind}: name a UTF-8 file"
 
 
-def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str) -> None:
+def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str, threads: int | None) -> None:
     from refdiff.training.memory import available, needed
 
-    stays, passes = needed(config, settings, dtype)
+    stays, passes = needed(config, settings, dtype, threads)
     there = available()
     if there is None:
         from refdiff.bench.machine import memory

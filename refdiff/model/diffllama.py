@@ -35,6 +35,13 @@ class Context:
     cache: KVCache | None = None
     read: int | None = None
 
+    def of_rows(self, rows: slice) -> Context:
+        """Be the context of some rows of the batch."""
+        cos, sin, mask, bias = (
+            a if a is None or a.shape[0] == 1 else a[rows] for a in (self.cos, self.sin, self.mask, self.bias)
+        )
+        return replace(self, cos=cos, sin=sin, mask=mask, bias=bias)
+
     def of_last(self, n: int) -> Context:
         """Be the context of the last n queries."""
         cos, sin, mask, bias = (

@@ -113,13 +113,20 @@ class DiffLlamaForCausalLM(TrainableModel):
         head: dict[str, Array] = self.params.get("lm_head") or self.base_params["embed_tokens"]
         return head
 
-    def _head_loss_and_grad(self, last: Array, input_ids: Any, labels: Any) -> HeadResult:
+    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
         targets = self._array(inputs.integers("labels", labels))
         logits = self.ops.linear(last, **self._head)
         loss = losses.causal_lm_loss(self.ops, logits, targets)
-        dlogits = losses.causal_lm_loss_vjp(self.ops, self._one(loss), logits, targets)
+        dlogits = losses.causal_lm_loss_vjp(self.ops, g, logits, targets)
         dlast, head = linear_back(self.ops, dlogits, last, self._head)
         return loss, dlast, {"lm_head": head}
+
+    def _shares(self, labels: Any, rows: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
+        given = inputs.host(labels)
+        if given.shape != shape:
+            return None  # for the loss to refuse
+        counts = [int(np.count_nonzero(given[at, 1:] != -100)) for at in rows]
+        return [count / sum(counts) for count in counts] if sum(counts) else None
 
     def _kept(self, hidden: Array, logits_to_keep: Any) -> Array:
         xp = self.xp
@@ -188,12 +195,12 @@ class DiffLlamaForSequenceClassification(TrainableModel):
         rows = self._array(end + T * np.arange(B))
         return self.xp.take(self.xp.reshape(last, (B * T, D)), rows, axis=0), rows
 
-    def _head_loss_and_grad(self, last: Array, input_ids: Any, labels: Any) -> HeadResult:
+    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
         targets, kind = self._array(labels), self.config.problem_type
         pooled, rows = self._pooled(last, input_ids)
         logits = self.ops.linear(pooled, **self.params["score"])
         loss = losses.sequence_loss(self.ops, logits, targets, kind)
-        dlogits = losses.sequence_loss_vjp(self.ops, self._one(loss), logits, targets, kind)
+        dlogits = losses.sequence_loss_vjp(self.ops, g, logits, targets, kind)
         dpooled, score = linear_back(self.ops, dlogits, pooled, self.params["score"])
         flat = self.xp.reshape(last, (-1, last.shape[-1]))
         _, dlast = self.ops.embedding_vjp(dpooled, rows, flat)  # to pool is to look up rows
@@ -227,11 +234,11 @@ class DiffLlamaForTokenClassification(TrainableModel):
             out.loss = losses.token_loss(self.ops, out.logits, self._array(inputs.integers("labels", labels)))
         return out
 
-    def _head_loss_and_grad(self, last: Array, input_ids: Any, labels: Any) -> HeadResult:
+    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
         targets = self._array(inputs.integers("labels", labels))
         logits = self.ops.linear(last, **self.params["score"])
         loss = losses.token_loss(self.ops, logits, targets)
-        dlogits = losses.token_loss_vjp(self.ops, self._one(loss), logits, targets)
+        dlogits = losses.token_loss_vjp(self.ops, g, logits, targets)
         dlast, score = linear_back(self.ops, dlogits, last, self.params["score"])
         return loss, dlast, {"score": score}
 
@@ -283,11 +290,11 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
         spans = {"start_positions": start_positions, "end_positions": end_positions}
         return self._loss_and_grad(input_ids, attention_mask, position_ids, inputs_embeds, spans)
 
-    def _head_loss_and_grad(self, last: Array, input_ids: Any, labels: Any) -> HeadResult:
+    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
         starts, ends = (self._array(inputs.integers(name, at)) for name, at in labels.items())
         logits = self.ops.linear(last, **self.params["qa_outputs"])
         halves = (logits[..., 0], logits[..., 1])
         loss = losses.answer_loss(self.ops, *halves, starts, ends)
-        dlogits = self.xp.stack(losses.answer_loss_vjp(self.ops, self._one(loss), *halves, starts, ends), axis=-1)
+        dlogits = self.xp.stack(losses.answer_loss_vjp(self.ops, g, *halves, starts, ends), axis=-1)
         dlast, outputs = linear_back(self.ops, dlogits, last, self.params["qa_outputs"])
         return loss, dlast, {"qa_outputs": outputs}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from refdiff.arrays import Array, device
 from refdiff.model import diffllama_vjp, inputs
+from refdiff.model.diffllama import Context
 from refdiff.model.pretrained import PreTrainedModel, one_pass
 
 HeadResult = tuple[Array, Array, dict[str, Any]]
@@ -49,23 +51,65 @@ class TrainableModel(PreTrainedModel):
                 'loss_and_grad needs weights in the precision of the gradients: load with weights="expanded"'
             )
         hidden, context = self._start(input_ids, attention_mask, position_ids, None, inputs_embeds, False)
+        ids = None if input_ids is None else inputs.token_ids(input_ids)
+        labels = targets.get("labels", targets)
+        B, T = hidden.shape[:2]
+        rows = getattr(self.kernels, "rows_at_a_time", _all_rows)(B, T)
+        shares = self._shares(labels, rows, (B, T)) if len(rows) > 1 else None
+        if shares is None:
+            return self._one_loss_and_grad(hidden, context, ids, labels, 1.0)
+        return self._by_rows(rows, shares, hidden, context, ids, labels)
+
+    def _one_loss_and_grad(
+        self, hidden: Array, context: Context, ids: inputs.IntArray | None, labels: Any, share: float
+    ) -> tuple[Array, dict[str, Any]]:
+        """Go forward and back; all that is returned is `share` times what it is."""
         last, back = diffllama_vjp.diffllama(self.base_params, hidden, context)
-        loss, dlast, head = self._head_loss_and_grad(last, input_ids, targets.get("labels", targets))
+        g = self.xp.full((), share, dtype=hidden.dtype, device=device(hidden))
+        loss, dlast, head = self._head_loss_and_grad(g, last, ids, labels)
         dhidden, base = back(dlast)
-        table = self._embedding_grad(dhidden, input_ids)
+        table = self._embedding_grad(dhidden, ids)
         if "lm_head" in head and "lm_head" not in self.params:  # one matrix, used twice
             table = table + head.pop("lm_head")["weight"]
         base["embed_tokens"] = {"weight": table}
         grads = base if self.base_prefix is None else {self.base_prefix: base, **head}
-        return loss, _in_order_of(self.params, grads)
+        return loss * g, _in_order_of(self.params, grads)
+
+    def _by_rows(
+        self,
+        rows: Sequence[slice],
+        shares: Sequence[float],
+        hidden: Array,
+        context: Context,
+        ids: inputs.IntArray | None,
+        labels: Any,
+    ) -> tuple[Array, dict[str, Any]]:
+        """Take some rows of the batch at a time, as its threads do best, and add up: always in the same order.
+
+        Equation:
+            a loss that is a mean over n targets is Σᵢ (nᵢ / n) lossᵢ over parts of nᵢ targets, and so is its gradient
+        """
+        found: list[tuple[Array, dict[str, Any]]] = []
+
+        def some(part: tuple[slice, float]) -> tuple[Array, dict[str, Any]]:
+            at, share = part
+            own = None if ids is None else ids[at]
+            return self._one_loss_and_grad(hidden[at].copy("K"), context.of_rows(at), own, labels[at], share)
+
+        def take(one: tuple[Array, dict[str, Any]]) -> None:
+            found[:] = [one] if not found else [(found[0][0] + one[0], _added(found[0][1], one[1]))]
+
+        kernels: Any = self.kernels
+        kernels.in_order(some, [part for part in zip(rows, shares, strict=True) if part[1]], take)
+        return found[0]
 
     @abstractmethod
-    def _head_loss_and_grad(self, last: Array, input_ids: Any, labels: Any) -> HeadResult:
-        """Do what the head does with the last hidden states, and the same backwards."""
+    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
+        """Do what the head does with the last hidden states, and the same backwards, from g () of the loss."""
 
-    def _one(self, like: Array) -> Array:
-        """The gradient of a loss by itself."""
-        return self.xp.ones((), dtype=like.dtype, device=device(like))
+    def _shares(self, labels: Any, rows: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
+        """How much of the loss is that of some rows of the batch; None where they have no losses of their own."""
+        return None
 
     def _embedding_grad(self, g: Array, input_ids: Any) -> Array:
         table = self.base_params["embed_tokens"]["weight"]
@@ -76,6 +120,20 @@ class TrainableModel(PreTrainedModel):
             g = self.xp.where((ids == pad)[..., None], self.xp.zeros_like(g), g)
         grad: Array = self.ops.embedding_vjp(g, ids, table)[1]
         return grad
+
+
+def _all_rows(batch: int, tokens: int) -> list[slice]:
+    return [slice(0, batch)]
+
+
+def _added(total: Any, more: Any) -> Any:
+    """Add nested gradients to those in `total`, which are written to."""
+    if isinstance(more, dict):
+        return {name: _added(total[name], value) for name, value in more.items()}
+    if isinstance(more, list):
+        return [_added(t, m) for t, m in zip(total, more, strict=True)]
+    total += more
+    return total
 
 
 def _in_order_of(params: Any, grads: Any) -> Any:

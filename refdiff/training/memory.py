@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
+from refdiff.backends.workers import Workers
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import count_parameters, parameter_shapes
 from refdiff.model.weights.precision import NBYTES
 from refdiff.training.settings import Settings
 
 
-def needed(config: DiffLlamaConfig, settings: Settings, dtype: str = "float32") -> tuple[int, int]:
+def needed(
+    config: DiffLlamaConfig, settings: Settings, dtype: str = "float32", threads: int | None = None
+) -> tuple[int, int]:
     """Estimate the bytes that stay (weights, gradients, what the optimizer keeps) and those of a step's tokens.
 
     That is what is held at least: what is computed in between comes on top, a quarter of it or so.
 
     Equation:
-        4 P and N (L (4 D + (2 H + 2 K) d + 2 F) + 2 V) numbers, for P parameters and N tokens that are computed at a
-        time; in v2 3 H; 3 P with Muon, which keeps one matrix and not two, and P more where gradients are accumulated
+        4 P and N (L (4 D + (2 H + 2 K) d + 2 F) + 2 V) numbers, for P parameters and N tokens that all threads
+        together compute at a time; in v2 3 H; 3 P with Muon, which keeps one matrix and not two, and P more where
+        gradients are accumulated
     """
     size = NBYTES[dtype]
     parameters = count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values())
     copies = (4 if settings.optimizer == "adamw" else 3) + (settings.accumulate > 1)
-    tokens = settings.batch // settings.accumulate * settings.context
+    parts = NumpyVjpKernels.rows_at_a_time(settings.batch // settings.accumulate, settings.context)
+    rows = sorted(part.stop - part.start for part in parts)[-Workers(threads).threads :]
+    tokens = sum(rows) * settings.context
     heads = (config.num_query_heads + config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     layer = 4 * config.hidden_size + heads + 2 * config.intermediate_size
     return copies * parameters * size, tokens * (config.num_hidden_layers * layer + 2 * config.vocab_size) * size

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
@@ -65,6 +66,82 @@ def test_beside_blas_several_threads_take_part_where_the_work_says_that_it_may()
         workers.each(lambda _: seen.append(threading.current_thread()), range(2))
     workers.each(lambda _: seen.append(threading.current_thread()), range(2), beside_blas=True)
     assert seen == [threading.current_thread()] * 4
+
+
+def test_what_an_item_asks_for_its_own_thread_does():
+    workers, inner = Workers(2), []
+
+    def work(item: int) -> None:
+        here = threading.current_thread()
+        workers.each(lambda _: inner.append(threading.current_thread() is here), range(3))
+        workers.split(64, lambda start, stop: inner.append((start, stop) == (0, 64)), align=16)
+
+    with workers.running():
+        workers.each(work, range(4))
+        assert inner == [True] * 16
+        workers.split(64, lambda start, stop: inner.append((start, stop)), align=16)  # and afterwards all do
+    assert sorted(inner[16:]) == [(0, 32), (32, 64)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
+def test_results_are_taken_in_the_order_of_the_items(threads, count):
+    workers, taken = Workers(threads), []
+    later = threading.Event()
+
+    def work(item: str) -> str:
+        if item == "0" and count // threads and threads > 1:
+            assert later.wait(20)  # until another one is done
+        elif item == "1":
+            later.set()
+        return item
+
+    with workers.running():
+        workers.in_order(work, [str(n) for n in range(count)], taken.append)
+    assert taken == [str(n) for n in range(count)]
+
+
+def test_what_is_left_over_has_all_threads():
+    workers, meeting = Workers(2), threading.Barrier(2, timeout=20)
+
+    def work(item: int) -> None:
+        if item == 2:
+            workers.each(lambda _: meeting.wait(), range(2))  # passes only if two are under way at once
+
+    with workers.running():
+        workers.in_order(work, range(3), lambda result: None)
+
+
+def test_every_thread_has_the_errstate_of_the_caller():
+    workers, meeting = Workers(2), threading.Barrier(2, timeout=20)
+    found = []
+
+    def work(item: int) -> None:
+        meeting.wait()
+        found.append(np.geterr()["over"])
+
+    with workers.running(), np.errstate(over="raise"):
+        workers.each(work, range(2))
+    assert found == ["raise"] * 2
+
+
+def test_after_an_error_no_item_is_begun_and_none_is_left_running():
+    workers, seen = Workers(2), []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(item: int) -> None:
+        seen.append(item)
+        if item == 0:
+            assert begun.wait(20)
+            threading.Timer(0.05, go_on.set).start()
+            raise KeyError(item)
+        begun.set()
+        assert go_on.wait(20)
+        seen.append("done")
+
+    with pytest.raises(KeyError), workers.running():
+        workers.each(work, range(100))
+    assert sorted(seen, key=str) == [0, 1, "done"]
 
 
 def test_errors_come_out():

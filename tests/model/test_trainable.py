@@ -10,7 +10,8 @@ import pytest
 
 import refdiff
 from refdiff import arrays
-from refdiff.backends import overlay
+from refdiff.backends import numpy_vjp_kernels, overlay
+from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
 from refdiff.model import weights
 from tests.model.models import CLASSES, ids, small_config, small_model
 
@@ -90,6 +91,77 @@ SEEN = {
 def test_masks_and_positions(seen: str, wiring: str) -> None:
     model = small_model(wiring=wiring)
     assert error_of_slope(model, {"input_ids": IDS, "labels": IDS, **SEEN[seen]}) < ROUGH
+
+
+def rows_of(options: dict[str, Any], times: int) -> dict[str, Any]:
+    """The same for so many times as many rows."""
+    return {n: a if len(a) == 1 else np.concatenate([a] * times) for n, a in options.items()}
+
+
+def apart(monkeypatch: pytest.MonkeyPatch, rows: int, options: dict[str, Any], **other: Any) -> tuple[Any, Any]:
+    """A loss and its gradients where about so many rows go through the model at a time."""
+    monkeypatch.setattr(numpy_vjp_kernels, "AT_A_TIME", rows * IDS.shape[1])
+    return small_model(**other).loss_and_grad(**options)
+
+
+@pytest.mark.parametrize("seen", [*SEEN, "everything"])
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_some_rows_at_a_time_give_what_all_rows_give(monkeypatch: pytest.MonkeyPatch, seen: str, wiring: str) -> None:
+    """Of 6 rows: 5 targets of which none counts in the third part, and different numbers in the others."""
+    tokens = np.concatenate([IDS, (IDS + 7) % 52 + 1, (IDS + 30) % 52 + 1])
+    labels = tokens.copy()
+    labels[0, 1:4] = -100
+    labels[4:] = -100
+    options = {"input_ids": tokens, "labels": labels, **rows_of(SEEN.get(seen, {}), 3)}
+    if wiring == "v2" and options.get("attention_mask", tokens).shape[1] == 8:  # it has twice as many query heads
+        options["attention_mask"] = np.concatenate([options["attention_mask"]] * 2, axis=1)
+    whole_loss, whole = apart(monkeypatch, 6, options, wiring=wiring)
+    for rows in (1, 2):
+        loss, grads = apart(monkeypatch, rows, options, wiring=wiring)
+        np.testing.assert_allclose(loss, whole_loss, rtol=1e-14)
+        for name, gradient in flat(whole).items():
+            assert np.abs(flat(grads)[name] - gradient).max() <= 1e-12 * np.abs(gradient).max(), name
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    tokens = ids(4, 7, 7)
+    results = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(numpy_vjp_kernels, "AT_A_TIME", rows * 7)
+        model = small_model()
+        model = type(model)(model.config, model.params, dtype="float64", threads=threads)
+        results.append(model.loss_and_grad(tokens, labels=tokens))
+    (loss, grads), *others = results
+    for other_loss, other in others:
+        assert other_loss == loss
+        assert all(np.array_equal(a, flat(grads)[name]) for name, a in flat(other).items())
+
+
+def test_rows_that_go_apart_are_in_as_many_parts_as_they_need() -> None:
+    at = NumpyVjpKernels.rows_at_a_time
+    assert at(1, 100_000) == [slice(0, 1)]
+    assert at(16, 128) == [slice(0, 16)]
+    assert at(16, 256) == [slice(0, 8), slice(8, 16)]
+    assert at(3, 4096) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+
+
+def test_of_one_row_or_without_targets_nothing_goes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    with np.errstate(invalid="ignore"):
+        loss, _ = apart(monkeypatch, 1, {"input_ids": IDS, "labels": np.full_like(IDS, -100)})
+    assert np.isnan(loss)
+    with pytest.raises(ValueError, match=r"\(2, 6\)"):
+        apart(monkeypatch, 1, {"input_ids": IDS, "labels": IDS[:, 1:]})
+
+
+@pytest.mark.parametrize("kind", HEADS[1:])
+def test_other_heads_take_all_rows(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    """Their losses are not always means over targets that can be counted by rows."""
+    options = {"input_ids": IDS, **targets(kind)}
+    _, whole = small_model(kind, num_labels=3).loss_and_grad(**options)
+    monkeypatch.setattr(numpy_vjp_kernels, "AT_A_TIME", 7)
+    _, grads = small_model(kind, num_labels=3).loss_and_grad(**options)
+    assert all(np.array_equal(a, flat(whole)[name]) for name, a in flat(grads).items())
 
 
 def test_packed_sequences_have_the_gradients_of_their_batch() -> None:

@@ -23,9 +23,9 @@ def config(wiring: str = "hf", layers: int = 3) -> refdiff.DiffLlamaConfig:
 
 
 @pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
-@pytest.mark.parametrize(("layers", "batch", "context"), [(24, 1, 8), (3, 8, 128)])
+@pytest.mark.parametrize(("layers", "batch", "context"), [(24, 1, 8), (3, 8, 128), (3, 64, 128)])
 def test_the_estimate_is_what_training_holds_at_least(wiring: str, layers: int, batch: int, context: int) -> None:
-    """Once where the weights are most of it, once where the tokens are."""
+    """Where the weights are most of it, where the tokens are, and where these are a quarter of all at a time."""
     ids = np.random.default_rng(0).integers(0, 500, (batch, context))
     tracemalloc.start()
     model = refdiff.DiffLlamaForCausalLM.from_config(config(wiring, layers), threads=1)
@@ -34,16 +34,25 @@ def test_the_estimate_is_what_training_holds_at_least(wiring: str, layers: int, 
     optimizer.step(flatten(grads), 1e-3)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    estimate = sum(needed(config(wiring, layers), Settings(batch=batch, context=context)))
+    estimate = sum(needed(config(wiring, layers), Settings(batch=batch, context=context), threads=1))
     assert peak / 2 < estimate < peak
 
 
 def test_settings_that_take_more_and_less() -> None:
-    stays, passes = needed(config(), Settings())
-    assert needed(config(), Settings(), "float64") == (2 * stays, 2 * passes)
-    assert needed(config(), Settings(batch=32)) == (stays, 2 * passes)
-    assert needed(config(), Settings(accumulate=4)) == (stays * 5 // 4, passes // 4)
-    assert needed(config(), Settings(optimizer="muon")) == (stays * 3 // 4, passes)
+    small = Settings(batch=4)
+    stays, passes = needed(config(), small)
+    assert needed(config(), small, "float64") == (2 * stays, 2 * passes)
+    assert needed(config(), Settings(batch=8)) == (stays, 2 * passes)
+    assert needed(config(), Settings(batch=4, accumulate=4)) == (stays * 5 // 4, passes // 4)
+    assert needed(config(), Settings(batch=4, optimizer="muon")) == (stays * 3 // 4, passes)
+
+
+def test_threads_have_some_rows_each() -> None:
+    """Of 256 tokens, 8 at a time."""
+    stays, passes = needed(config(), Settings(batch=8))
+    assert needed(config(), Settings(batch=64), threads=1) == (stays, passes)
+    assert needed(config(), Settings(batch=64), threads=3) == (stays, 3 * passes)
+    assert needed(config(), Settings(batch=16), threads=3) == (stays, 2 * passes)
 
 
 def test_what_is_free_is_the_least_that_the_system_says(tmp_path: Path) -> None:
