@@ -26,6 +26,7 @@ import numpy as np
 
 import refdiff
 from refdiff import layers, viz
+from refdiff.layers.diff_attention import attention_scores
 
 # %% [markdown]
 # ## The equation
@@ -35,9 +36,11 @@ from refdiff import layers, viz
 #
 # $$\mathrm{DiffAttn}(X) = (A_1 - \lambda A_2)\,V \tag{eq. 1}$$
 #
-# It is written once in refdiff, in `layers/diff_attention.py`. These two functions are the whole of it:
+# It is written once in refdiff, in `layers/diff_attention.py`. Besides checks of shapes, these three functions and a
+# softmax are the whole of it:
 
 # %%
+print(inspect.getsource(attention_scores))
 print(inspect.getsource(layers.attention_weights))
 print(inspect.getsource(layers.diff_attention))
 
