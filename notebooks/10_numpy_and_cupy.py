@@ -109,7 +109,8 @@ with tempfile.TemporaryDirectory() as folder:
 #
 # Logits come back only where the host must see them: for logits processors (`repetition_penalty`, for one),
 # `output_scores` and `output_logits`, the cutoffs `typical_p`, `epsilon_cutoff` and `eta_cutoff`, several
-# `num_return_sequences`, beams, and with `kernels="reference"`. This decides it; None is the host:
+# `num_return_sequences`, beams, with weights in float64, and with `kernels="reference"`. This decides it; None is the
+# host:
 
 # %%
 print(inspect.getsource(choice.ChoiceOnDevice.of))
@@ -195,7 +196,7 @@ assert np.allclose(on_host, back, rtol=0, atol=1e-12)
 # Q: Which numbers cross between host and card when text is generated, and how often?
 # A: The weights once; at each step the last token's id (with its position and the length) to the card, and the id that
 #    was chosen there back. Keys, values and logits stay; logits come back only where the host must see them (logits
-#    processors, output_scores, output_logits, rare cutoffs, beams, kernels="reference").
+#    processors, output_scores, output_logits, rare cutoffs, beams, float64, kernels="reference").
 #
 # Q: Is a float32 checkpoint copied into memory when it is loaded on NumPy?
 # A: No, it is mapped: the arrays are views of the file. 16-bit ones are copied, because they are widened.
