@@ -142,7 +142,7 @@ def against_length(measure: str):
     axes.set_xscale("log", base=2)
     axes.set_xticks(experiment.lengths, labels=experiment.lengths)
     axes.set_xlabel("tokens of a row (dotted: the longest of training)")
-    axes.set_ylabel(measure)
+    axes.set_ylabel(measure if measure == "accuracy" else f"share of attention to the {measure}")
     axes.set_ylim(0, 1.02)
     legend(axes)
     return axes.figure
@@ -153,9 +153,9 @@ against_length("accuracy")
 # %% [markdown]
 # ## Where the attention goes
 #
-# The shares against length, and a table of everything in percent. Its third line at each length is the mean over the
-# seeds of differential − plain; both models of a seed had the same rows. Where that interval has 0 in it, the
-# difference may be chance.
+# The shares against length, and a table of everything in percent. `hf` is the differential model, in Hugging Face's
+# wiring, and `none` the plain one. The third line at each length is the mean over the seeds of differential − plain;
+# both models of a seed had the same rows. Where that interval has 0 in it, the difference may be chance.
 
 # %%
 against_length("answer")
