@@ -174,8 +174,8 @@ print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted,
 # has K = 8, as many keys as queries:
 #
 # ```python
-# np.array_equal(layers.diff_heads_paper(q, np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1), lambda_, ones, start),
-# eager)
+# k_8, v_4 = np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1)
+# np.array_equal(layers.diff_heads_paper(q, k_8, v_4, lambda_, ones, start, eps), eager)  # True
 # ```
 #
 # That is what `eager` above is. It costs the memory that grouped queries were to save.
