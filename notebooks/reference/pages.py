@@ -68,9 +68,10 @@ def front_page() -> str:
     made = [
         "# refdiff",
         "The Differential Transformer as equations that run: each equation of the papers, the function that computes "
-        "it, and the tests that hold it to what is printed. A function leads to its page and its source, a test to "
-        "its own. [How to install it, and what it does](readme.md). Where a small model looks, layer by layer and pair "
-        'by pair, is <a href="explore.html">to be explored</a>.',
+        "it, and the tests that hold it to what is printed. A function leads to its page and its source, where its "
+        "derivative, `f_vjp` of an `f`, stands under it; a test leads to its own. [How to install it, and what it "
+        "does](readme.md). Where a small model looks, layer by layer and pair by pair, is "
+        '<a href="explore.html">to be explored</a>.',
         axes,
     ]
     for heading, body in sections(text):
