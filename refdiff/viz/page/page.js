@@ -256,7 +256,7 @@ function drawLambda(query) {
 const SVG = "http://www.w3.org/2000/svg";
 
 function drawProfile(query) {
-  $("profile-title").textContent = `Where ${quoted(query)} looks, key by key`;
+  $("profile-title").textContent = `Where ${quoted(query)} looks, key by key; all bars on one scale`;
   const parts = [];
   let most = 0;
   for (const name of maps.names) {
