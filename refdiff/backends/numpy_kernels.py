@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from refdiff import layers
 from refdiff.backends import untouched
 from refdiff.backends.numpy_attention_kernels import UNPACKED, NumpyAttentionKernels
-from refdiff.backends.numpy_row_kernels import ELEMENTS, WORTH_A_THREAD, FloatArray
+from refdiff.backends.numpy_row_kernels import ELEMENTS, WORTH_A_THREAD, FloatArray, lies_by_features
 from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, expand, factors, has_words, is_stored, spread
 
 FEW = 24
@@ -217,13 +217,20 @@ class NumpyKernels(NumpyAttentionKernels):
             out[start : start + TOKENS] = part(flat[start : start + TOKENS])
         return out.reshape(*x.shape[:-1], -1)
 
-    def _pieces(self, step: Callable[..., None], results: int, *arrays: FloatArray) -> list[FloatArray]:
-        """Call `step(outs, *arrays)` on pieces of arrays of one shape, whatever order they lie in."""
+    def _pieces(
+        self, step: Callable[..., None], results: int, *arrays: FloatArray, into: FloatArray | None = None
+    ) -> list[FloatArray]:
+        """Call `step(outs, *arrays)` on pieces of arrays of one shape, whatever order they lie in.
+
+        The results lie like the first array, in memory of their own, or in the rows of `into`.
+        """
         first = arrays[0]
         rows = first.reshape(-1, first.shape[-1]) if first.ndim > 1 and first.size else first
-        order: Literal["F", "C"] = "F" if rows.flags.f_contiguous and not rows.flags.c_contiguous else "C"
+        order: Literal["F", "C"] = "F" if lies_by_features(first) else "C"
         flat = [a.reshape(rows.shape).ravel(order=order) for a in arrays]
-        outs: list[FloatArray] = [self._workspace.empty((first.size,), first.dtype) for _ in range(results)]
+        outs: Sequence[FloatArray] = (
+            [self._workspace.empty((first.size,), first.dtype) for _ in range(results)] if into is None else list(into)
+        )
 
         def part(start: int, stop: int) -> None:
             for i in range(start, stop, ELEMENTS):

@@ -36,6 +36,14 @@ WORTH_A_THREAD = 2**19
 """The fewest multiplications, or elements of exp, for which handing a part to another thread pays."""
 
 
+BUFFERED = 128
+"""Rows of fewer numbers NumPy copies into a buffer, together with what broadcasts over them; its own 8192 is what rows
+of parts of arrays seldom have, and copying is slower than what is done with the copy."""
+
+AT_A_TIME = 2048
+"""About so many tokens of a batch go forward and back at a time, each such part in one thread: enough for products at
+full speed, and threads meet once a step."""
+
 LARGE = 2**22
 """The fewest weights of a matrix that one token is multiplied with on BLAS's own threads."""
 
@@ -52,6 +60,7 @@ class NumpyRowKernels:
         self._kept = 0
         self.each, self.in_order = self._workers.each, self._workers.in_order
         self.running, self.keeping = self._pass, self._keep
+        self.rows_at_a_time = rows_at_a_time
 
     @contextlib.contextmanager
     def _pass(self, weight: NDArray[Any] | None = None) -> Iterator[None]:
@@ -62,7 +71,8 @@ class NumpyRowKernels:
         ours.
         """
         for_blas = weight is not None and weight.size >= LARGE and not is_stored(weight)
-        with self._workers.running(alone=not for_blas) as outermost:
+        with self._workers.running(alone=not for_blas) as outermost, np.errstate():  # which ends what begins next
+            np.setbufsize(BUFFERED)
             if outermost:
                 self._workspace.open()
             try:
@@ -304,9 +314,21 @@ class NumpyRowKernels:
             self._workers.each(block, items)
 
 
+def rows_at_a_time(batch: int, tokens: int) -> list[slice]:
+    """Cut the rows of a batch into parts that are trained on by themselves: as many however many threads there are."""
+    parts = min(max(-(-batch * tokens // AT_A_TIME), 1), batch)
+    return [slice(i * batch // parts, (i + 1) * batch // parts) for i in range(parts)]
+
+
 def cut(length: int, size: int) -> list[slice]:
     """Cut a length into slices of `size`, the last of what is left."""
     return [slice(i, min(i + size, length)) for i in range(0, length, size)]
+
+
+def lies_by_features(x: FloatArray) -> bool:
+    """Whether (…, D) lies feature-major, and not also as it is written."""
+    rows = x.reshape(-1, x.shape[-1]) if x.ndim > 1 and x.size else x
+    return rows.flags.f_contiguous and not rows.flags.c_contiguous
 
 
 def feature_major(x: FloatArray) -> FloatArray | None:

@@ -12,8 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
+from refdiff.backends import untouched
 from refdiff.backends.numpy_attention_vjp_kernels import NumpyAttentionVjpKernels
-from refdiff.backends.numpy_row_kernels import COLUMNS, ELEMENTS, WORTH_A_THREAD, FloatArray, cut
+from refdiff.backends.numpy_row_kernels import (
+    COLUMNS,
+    ELEMENTS,
+    WORTH_A_THREAD,
+    FloatArray,
+    cut,
+    lies_by_features,
+)
 from refdiff.layers.linear import named_grads
 
 DEEP = 6
@@ -21,19 +29,9 @@ DEEP = 6
 TERMS = 1024
 """Into parts of so many."""
 
-AT_A_TIME = 2048
-"""About so many tokens of a batch go forward and back at a time, each such part in one thread: enough for products at
-full speed, and threads meet once a step."""
-
 
 class NumpyVjpKernels(NumpyAttentionVjpKernels):
     """All kernels of one model, those of the way back included."""
-
-    @staticmethod
-    def rows_at_a_time(batch: int, tokens: int) -> list[slice]:
-        """Cut the rows of a batch into parts that are trained on by themselves: as many however many threads."""
-        parts = min(max(-(-batch * tokens // AT_A_TIME), 1), batch)
-        return [slice(i * batch // parts, (i + 1) * batch // parts) for i in range(parts)]
 
     def linear_vjp(self, g: FloatArray, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
         """Compute two products, each cut over the rows of its result; ∂L/∂x comes feature-major, as from `linear`."""
@@ -63,16 +61,32 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
         activation: Callable[..., Any] = layers.activation,
         activation_vjp: Callable[..., Any] = layers.activation_vjp,
     ) -> Any:
-        """Go through silu and its derivative piece by piece: with s = σ(a), silu′(a) = s (1 + a (1 − s))."""
+        """Go through silu and its derivative piece by piece: with s = σ(a), silu′(a) = s (1 + a (1 − s)).
+
+        What lies feature-major goes back through both projections in one product, Gₐ Wₐ + G_u W_u = [Gₐ G_u] [Wₐ; W_u].
+        """
         if act not in ("silu", "swish"):
             return NotImplemented
         gate, up = linear(x, **gate_proj), linear(x, **up_proj)
         hidden, s = self._pieces(_gated, 2, gate, up)
         h, ddown, ddown_bias = linear_vjp(g, hidden, **down_proj)
-        dgate_in, dup_in = self._pieces(_gated_vjp, 2, gate, up, s, h)
-        dx_up, dup, dup_bias = linear_vjp(dup_in, x, **up_proj)
-        dx_gate, dgate, dgate_bias = linear_vjp(dgate_in, x, **gate_proj)
-        (dx,) = self._pieces(_added, 1, dx_gate, dx_up)
+        block = self._workspace.empty((2, gate.size), gate.dtype)
+        dgate_in, dup_in = self._pieces(_gated_vjp, 2, gate, up, s, h, into=block)
+        n, projections = gate.shape[-1], (gate_proj, up_proj)
+        biases = [p["bias"] for p in projections if p.get("bias") is not None]
+        if untouched(linear_vjp) and lies_by_features(gate) and len(biases) != 1:
+            both = block.reshape(2 * n, -1).T.reshape(*x.shape[:-1], 2 * n)
+            weight, bias = (
+                np.concatenate([p["weight"] for p in projections]),
+                np.concatenate(biases) if biases else None,
+            )
+            dx, dw, db = linear_vjp(both, x, weight, bias)
+            dgate, dup = dw[:n], dw[n:]
+            dgate_bias, dup_bias = (None, None) if db is None else (db[:n], db[n:])
+        else:
+            dx_up, dup, dup_bias = linear_vjp(dup_in, x, **up_proj)
+            dx_gate, dgate, dgate_bias = linear_vjp(dgate_in, x, **gate_proj)
+            (dx,) = self._pieces(_added, 1, dx_gate, dx_up)
         return (
             dx,
             named_grads(dgate, dgate_bias),

@@ -39,6 +39,10 @@ def swiglu_vjp_cases() -> Iterator[Case]:
         weights[1]["bias"] = normal(6, inner)
         for act in ("silu", "gelu"):
             yield (normal(4, *rows, 11), normal(0, *rows, 11), *weights, down), {"act": act}
+        bare = [{"weight": p["weight"]} for p in weights]
+        both = [{**p, "bias": normal(7 + i, inner)} for i, p in enumerate(bare)]
+        for projections in (bare, both):
+            yield (normal(4, *rows, 11), normal(0, *rows, 11), *projections, down), {}
 
 
 SIZES = (
