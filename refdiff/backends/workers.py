@@ -96,11 +96,10 @@ class Workers:
                 drain()
 
         shared = (self._running or (beside_blas and self._beside)) and not self._is_busy()
-        helpers = min(self.threads, len(todo)) - 1 if shared and self._pool is not None else 0
-        if helpers < 1:
+        helpers = min(self.threads, len(todo)) - 1 if shared else 0
+        if helpers < 1 or self._pool is None:
             drain()
             return
-        assert self._pool is not None
         waiting = [self._pool.submit(contextvars.copy_context().run, beside) for _ in range(helpers)]
         try:
             beside()

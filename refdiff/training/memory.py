@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refdiff.backends.numpy_row_kernels import rows_at_a_time
+from refdiff.backends.numpy_passes import rows_at_a_time
 from refdiff.backends.workers import Workers
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import count_parameters, parameter_shapes

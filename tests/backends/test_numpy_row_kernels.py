@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
 
-from refdiff.backends.numpy_row_kernels import COLUMNS, ELEMENTS, LARGE, NumpyRowKernels, feature_major
+from refdiff.backends.numpy_row_kernels import COLUMNS, ELEMENTS, NumpyRowKernels, feature_major
 from refdiff.backends.workers import Workers
-from tests.model.models import small_model
 
 
 def test_a_long_gradient_of_the_weight_is_the_same_with_one_thread_and_with_three() -> None:
@@ -51,25 +49,3 @@ def test_what_lies_feature_major_is_left_like_that(shape: tuple[int, ...]) -> No
             rotated = found.rope(turned, cos, sin, interleaved=interleaved)
             assert feature_major(rotated) is not None
             np.testing.assert_array_equal(rotated, found.rope(x, cos, sin, interleaved=interleaved))
-
-
-def test_one_token_reads_large_weights_with_the_threads_of_blas() -> None:
-    kernels = NumpyRowKernels(Workers(2))
-    large = np.zeros(LARGE, np.float32)
-    for weight, expected in ((None, 1), (large[1:], 1), (large, 2), (np.zeros(LARGE, np.float16), 1)):
-        with kernels.running(weight):
-            blas = {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
-        assert blas == {expected}
-
-
-def test_the_model_says_when_a_pass_is_of_one_token() -> None:
-    model, said = small_model(), []
-    whole = model.kernels.running
-    model.kernels.running = lambda weight: (said.append(weight), whole(weight))[1]
-    for ids in ([[3]], [[3, 4]], [[3], [4]]):
-        model(np.array(ids))
-    assert [None if weight is None else weight.shape for weight in said] == [
-        (model.config.intermediate_size, model.config.hidden_size),
-        None,
-        None,
-    ]

@@ -10,7 +10,7 @@ import pytest
 
 import refdiff
 from refdiff import arrays
-from refdiff.backends import numpy_row_kernels, overlay
+from refdiff.backends import numpy_passes, overlay
 from refdiff.model import weights
 from tests.model.models import CLASSES, ids, small_config, small_model
 
@@ -99,7 +99,7 @@ def rows_of(options: dict[str, Any], times: int) -> dict[str, Any]:
 
 def apart(monkeypatch: pytest.MonkeyPatch, rows: int, options: dict[str, Any], **other: Any) -> tuple[Any, Any]:
     """A loss and its gradients where about so many rows go through the model at a time."""
-    monkeypatch.setattr(numpy_row_kernels, "AT_A_TIME", rows * IDS.shape[1])
+    monkeypatch.setattr(numpy_passes, "AT_A_TIME", rows * IDS.shape[1])
     return small_model(**other).loss_and_grad(**options)
 
 
@@ -127,7 +127,7 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch, r
     tokens = ids(4, 7, 7)
     results = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr(numpy_row_kernels, "AT_A_TIME", rows * 7)
+        monkeypatch.setattr(numpy_passes, "AT_A_TIME", rows * 7)
         model = small_model()
         model = type(model)(model.config, model.params, dtype="float64", threads=threads)
         results.append(model.loss_and_grad(tokens, labels=tokens))
@@ -135,14 +135,6 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch, r
     for other_loss, other in others:
         assert other_loss == loss
         assert all(np.array_equal(a, flat(grads)[name]) for name, a in flat(other).items())
-
-
-def test_rows_that_go_apart_are_in_as_many_parts_as_they_need() -> None:
-    at = numpy_row_kernels.rows_at_a_time
-    assert at(1, 100_000) == [slice(0, 1)]
-    assert at(16, 128) == [slice(0, 16)]
-    assert at(16, 256) == [slice(0, 8), slice(8, 16)]
-    assert at(3, 4096) == [slice(0, 1), slice(1, 2), slice(2, 3)]
 
 
 def test_of_one_row_or_without_targets_nothing_goes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +150,7 @@ def test_other_heads_take_all_rows(monkeypatch: pytest.MonkeyPatch, kind: type) 
     """Their losses are not always means over targets that can be counted by rows."""
     options = {"input_ids": IDS, **targets(kind)}
     _, whole = small_model(kind, num_labels=3).loss_and_grad(**options)
-    monkeypatch.setattr(numpy_row_kernels, "AT_A_TIME", 7)
+    monkeypatch.setattr(numpy_passes, "AT_A_TIME", 7)
     _, grads = small_model(kind, num_labels=3).loss_and_grad(**options)
     assert all(np.array_equal(a, flat(whole)[name]) for name, a in flat(grads).items())
 

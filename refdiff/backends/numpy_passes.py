@@ -1,0 +1,76 @@
+"""What all kernels of a model for NumPy share: its threads, the memory that they keep, where a pass begins and ends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.backends.numpy_stored import Finite, is_stored
+from refdiff.backends.workers import Workers
+from refdiff.backends.workspace import Workspace
+
+BUFFERED = 128
+"""Rows of fewer numbers NumPy copies into a buffer, together with what broadcasts over them; its own 8192 is what rows
+of parts of arrays seldom have, and copying is slower than what is done with the copy."""
+
+AT_A_TIME = 2048
+"""About so many tokens of a batch go forward and back at a time, each such part in one thread: enough for products at
+full speed, and threads meet once a step."""
+
+LARGE = 2**22
+"""The fewest weights of a matrix that one token is multiplied with on BLAS's own threads."""
+
+
+class NumpyPasses:
+    """Threads and memory for kernels: those of `workers`, or as many as there are cores."""
+
+    def __init__(self, workers: Workers | None = None) -> None:
+        self._workers = workers or Workers()
+        self._workspace = Workspace()
+        self._tiles = Workspace()
+        self._tiles.open()
+        self._finite = Finite()
+        self._kept = 0
+        self.each, self.in_order = self._workers.each, self._workers.in_order
+        self.running, self.keeping = self._pass, self._keep
+        self.rows_at_a_time = rows_at_a_time
+
+    @contextlib.contextmanager
+    def _pass(self, weight: NDArray[Any] | None = None) -> Iterator[None]:
+        """Share out the cores, and keep memory, for the length of a `with` block, a whole pass through a model.
+
+        A pass of one token, which says so by one of its large weights, multiplies with BLAS's own threads: they lose
+        less time on meeting than Python's. In any other, and where weights are expanded as they go, the threads are
+        ours.
+        """
+        for_blas = weight is not None and weight.size >= LARGE and not is_stored(weight)
+        with self._workers.running(alone=not for_blas) as outermost, np.errstate():  # which ends what begins next
+            np.setbufsize(BUFFERED)
+            if outermost:
+                self._workspace.open()
+            try:
+                yield
+            finally:
+                if outermost and not self._kept:
+                    self._workspace.close()
+
+    @contextlib.contextmanager
+    def _keep(self) -> Iterator[None]:
+        """Keep memory from one pass to the next for the length of a `with` block, in which passes are alike."""
+        self._kept += 1
+        try:
+            yield
+        finally:
+            self._kept -= 1
+            if not self._kept:
+                self._workspace.close()
+
+
+def rows_at_a_time(batch: int, tokens: int) -> list[slice]:
+    """Cut the rows of a batch into parts that are trained on by themselves: as many however many threads there are."""
+    parts = min(max(-(-batch * tokens // AT_A_TIME), 1), batch)
+    return [slice(i * batch // parts, (i + 1) * batch // parts) for i in range(parts)]
