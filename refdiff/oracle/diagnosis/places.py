@@ -58,10 +58,9 @@ def _finite(rows: Rows, place: Place | None, it_is: str) -> list[str]:
     lines = []
     zeros = _zeros(rows)
     if place is not None:
-        shape = _looks_like(place, rows)
-        lines.append(f"{it_is} wrong only in {place.text}; {ELSEWHERE}{shape and f': {shape}'}")
-        if source := elsewhere(rows, place):
-            lines.append(f"it is there what the truth is in {source}: it looks like a wrong offset")
+        source = elsewhere(rows, place)  # says more than what the shape of the place looks like
+        why = f"it holds what belongs in {source}, as after a wrong offset" if source else _looks_like(place, rows)
+        lines.append(f"{it_is} wrong only in {place.text}; {ELSEWHERE}{why and f': {why}'}")
     if zeros is not None:
         same = place is not None and place.text == zeros.text
         where = "there" if same else f"in {zeros.text}" if zeros.text else "everywhere"
