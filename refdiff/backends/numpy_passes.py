@@ -14,8 +14,8 @@ from refdiff.backends.workers import Workers
 from refdiff.backends.workspace import Workspace
 
 BUFFERED = 128
-"""Rows of fewer numbers NumPy copies into a buffer, together with what broadcasts over them; its own 8192 is what rows
-of parts of arrays seldom have, and copying is slower than what is done with the copy."""
+"""The size of NumPy's buffer, in numbers. Shorter rows, of arrays that do not lie densely, it copies there before it
+works on them; at its own 8192 these are nearly all rows, and the copy takes as long as the work."""
 
 AT_A_TIME = 2048
 """About so many tokens of a batch go forward and back at a time, each such part in one thread: enough for products at
