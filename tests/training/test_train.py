@@ -315,7 +315,7 @@ Damage = Callable[[dict[str, Any]], Any]
     [
         (
             lambda about: about["settings"].update(speed=3),
-            "not what this version writes: .*'speed'; delete .*step-000004",
+            "not what this version writes: .*'speed'.*; delete .*step-000004",
         ),
         (lambda about: about["settings"].update(rate="high"), "rate is 'high', but must be of type float; delete"),
         (lambda about: about.update(step="4"), "step is '4'; delete .* to go on from the one before"),
