@@ -1,12 +1,13 @@
 """Memory is handed out again only when nothing refers to it any more."""
 
+import mmap
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from refdiff.backends.workspace import LEAST, Workspace
+from refdiff.backends.workspace import ALIGNED, HUGE, LEAST, Workspace
 
 SHAPE = (LEAST // 4 + 1,)
 
@@ -59,6 +60,35 @@ def test_what_is_small_or_asked_for_while_closed_is_not_kept():
     after = sys.getrefcount(kept.base)
     assert after == before - 1
     assert space.empty(SHAPE, np.float32).base is None
+
+
+@pytest.mark.parametrize("size", [LEAST, HUGE // 2, HUGE // 2 + 1, HUGE + 5, 3 * HUGE])
+def test_arrays_begin_a_line_of_the_cache_and_are_handed_out_again_whatever_their_pages(workspace, size):
+    first = workspace.empty((size,), np.uint8)
+    first[:] = 7
+    other = workspace.empty((size,), np.uint8)
+    other[:] = 8
+    assert first.ctypes.data % ALIGNED == other.ctypes.data % ALIGNED == 0
+    assert (first == 7).all()
+    place = first.ctypes.data
+    del first
+    assert workspace.empty((size,), np.uint8).ctypes.data == place
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_without_large_pages_there_are_small_ones(workspace, monkeypatch, refuses):
+    class Pages(mmap.mmap):
+        def madvise(self, *args):
+            raise OSError
+
+    if refuses:
+        monkeypatch.setattr(mmap, "mmap", Pages)
+    else:
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    x = workspace.empty((HUGE,), np.uint8)
+    x[:] = 7
+    assert x.ctypes.data % ALIGNED == 0
+    assert x.size == HUGE
 
 
 def test_threads_never_share_a_block(workspace):
