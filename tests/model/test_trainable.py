@@ -137,6 +137,19 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch, r
         assert all(np.array_equal(a, flat(grads)[name]) for name, a in flat(other).items())
 
 
+@pytest.mark.parametrize(("batch", "tokens", "at_a_time", "stops"), [(4, 7, 21, [2, 4]), (9, 2, 6, [3, 6, 9])])
+def test_what_goes_apart_are_rows(
+    monkeypatch: pytest.MonkeyPatch, batch: int, tokens: int, at_a_time: int, stops: list[int]
+) -> None:
+    monkeypatch.setattr(numpy_passes, "AT_A_TIME", at_a_time)
+    model, seen = small_model(), []
+    whole = model.kernels.in_order
+    model.kernels.in_order = lambda work, parts, take: (seen.extend(parts), whole(work, parts, take))
+    model.loss_and_grad(ids(0, batch, tokens), labels=ids(0, batch, tokens))
+    assert [at.stop for at, _ in seen] == stops
+    assert abs(sum(share for _, share in seen) - 1) < 1e-15
+
+
 def test_of_one_row_or_without_targets_nothing_goes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     with np.errstate(invalid="ignore"):
         loss, _ = apart(monkeypatch, 1, {"input_ids": IDS, "labels": np.full_like(IDS, -100)})
