@@ -46,7 +46,7 @@ def selftest(
         ValueError: `kernels` names no mapping.
     """
     folder = None if keep is None else Path(keep)
-    table = Table()
+    tables: dict[int, Table] = {}
     work = partial(one_seed, recipes=tuple(recipes), profiles=tuple(profiles), kernels=kernels)
     for seed, found in (each or partial(_each, jobs))(work, [s for s in seeds if not _kept(folder, s)]):
         if folder is not None:
@@ -55,12 +55,12 @@ def selftest(
             part.write_text(json.dumps(found.to_dict()), encoding="utf-8")
             part.replace(_file(folder, seed))
         else:
-            table.add(found)
+            tables[seed] = found
         if done is not None:
             done(f"seed {seed}")
-    if folder is not None:
-        for seed in seeds:
-            table.add(of_dict(json.loads(_file(folder, seed).read_text(encoding="utf-8"))))
+    table = Table()
+    for seed in seeds:  # in this order, whichever was done first
+        table.add(tables[seed] if folder is None else of_dict(json.loads(_file(folder, seed).read_text("utf-8"))))
     return table
 
 

@@ -17,6 +17,7 @@ from refdiff.oracle.selftest.table import Count, Table
 def _fake(seed: int, recipe: object, profile: str, name: str) -> Table:
     table = Table()
     table.counts[name, profile, "forward", "rows"].add(Count(mutants=seed, own=1))
+    table.survivors[name, "forward", f"mutant_{seed}"] += 1
     return table
 
 
