@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from refdiff import layers
 from refdiff.backends import untouched
 from refdiff.backends.numpy_attention_kernels import UNPACKED, NumpyAttentionKernels
-from refdiff.backends.numpy_row_kernels import ELEMENTS, WORTH_A_THREAD, FloatArray, lies_by_features
+from refdiff.backends.numpy_row_kernels import ELEMENTS, WORTH_A_THREAD, FloatArray, cut, lies_by_features
 from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, expand, factors, has_words, is_stored, spread
 
 FEW = 24
@@ -33,6 +33,18 @@ IN_CACHE = 2**15
 
 TOGETHER = 8
 """Packed pieces take tokens by so many: 7 cost more than 8, and are given a zero for company."""
+
+PIECE = 16
+"""The rows of a piece that is not packed, where it has few enough terms."""
+
+NARROW = 9
+"""More tokens than these are given zeros for company, so that they are whole vectors."""
+
+VECTOR = 16
+"""How many float32 a vector of AVX-512 holds."""
+
+TERMS = 2048
+"""The terms of a product of pieces and such vectors: those of longer ones are added up in parts."""
 
 PACKED = 256
 """The rows of a piece that is packed: few enough to stay in the cache while they are multiplied."""
@@ -60,9 +72,9 @@ class NumpyKernels(NumpyAttentionKernels):
     """The kernels of one model's way forward, and the threads that they share.
 
     unpacked: up to how many tokens a product's pieces are of the kind that BLAS does not pack. Which kind is faster is
-    the processor's. Packed ones on an AMD: with AVX-512 8 tokens go 1.3 times as fast and 16 tokens 1.5 to 1.7 times,
-    without it 2 to 3 times; and so few as `VECTORS` are multiplied one by one. Unpacked ones on an Intel with
-    AVX-512 whose cores multiply 100 GFLOP/s each. `refdiff bench --rows product:8` measures.
+    the processor's. Unpacked ones on an Intel with AVX-512: beside packed ones 2 tokens go 1.9 times as fast, 8 and
+    16 tokens 1.6 times. Packed ones on an AMD (`_unpacked` was not measured there, only such pieces called
+    one by one), where so few as `VECTORS` are multiplied one by one. `refdiff bench --rows product:8` measures.
     """
 
     unpacked = FEW if has_unpacked_products() else 1
@@ -80,8 +92,9 @@ class NumpyKernels(NumpyAttentionKernels):
         flat, stored = x.reshape(-1, K), is_stored(weight)
         N = len(flat)
         large = outputs * N * K >= WORTH_A_THREAD
-        if self.unpacked < N <= VECTORS and large and not stored and weight.flags.c_contiguous:
-            y = self._by_vectors(flat, weight)
+        few = self._unpacked if self.unpacked >= N else self._by_vectors if N <= VECTORS else None
+        if few is not None and N > 1 and large and not stored and weight.flags.c_contiguous:
+            y = few(flat, weight)
             result = y if bias is None else np.add(y, bias, out=y)
             return result.reshape(*x.shape[:-1], outputs)
         if self.unpacked < N < FEW and large and (missing := -N % TOGETHER):
@@ -89,7 +102,7 @@ class NumpyKernels(NumpyAttentionKernels):
         y = self._workspace.empty((outputs, len(flat)), x.dtype if stored else np.result_type(x, weight))
         columns = flat.T if N > 1 else flat[0]
         out = y if N > 1 else y[:, 0]
-        rows = self._rows(N, K) if 1 < N <= FEW else outputs
+        rows = PACKED if 1 < N <= FEW else outputs
 
         def plain(start: int, stop: int) -> None:
             for i in range(start, stop, rows):
@@ -105,6 +118,35 @@ class NumpyKernels(NumpyAttentionKernels):
         if bias is not None:
             result += bias
         return result
+
+    def _unpacked(self, flat: FloatArray, weight: FloatArray) -> FloatArray:
+        """Multiply a weight by few tokens, (N, K) to (N, outputs), in pieces that BLAS does not pack.
+
+        Up to `NARROW` tokens lie one after the other; more lie side by side, a whole number of vectors wide. The loop
+        over pieces is NumPy's own, over stacked matrices, so that threads need not wait for Python.
+        """
+        (N, K), outputs = flat.shape, len(weight)
+        if N <= NARROW:
+            columns, terms = np.ascontiguousarray(flat).T, K
+            rows = min(max(UNPACKED // (N * K) // 4 * 4, 4), PIECE)
+        else:
+            columns = np.zeros((K, -(-N // VECTOR) * VECTOR), flat.dtype)
+            columns[:, :N] = flat.T
+            rows, terms = PIECE, min(UNPACKED // (PIECE * columns.shape[1]), TERMS)
+        y = self._workspace.empty((outputs, columns.shape[1]), np.result_type(flat, weight))
+
+        def part(start: int, stop: int) -> None:
+            end = stop - (stop - start) % rows
+            pieces, out = weight[start:end].reshape(-1, rows, K), y[start:end].reshape(-1, rows, columns.shape[1])
+            first, *others = cut(K, terms)
+            np.matmul(pieces[..., first], columns[first], out=out)
+            for at in others:
+                out += np.matmul(pieces[..., at], columns[at])
+            if end < stop:
+                np.matmul(weight[end:stop], columns, out=y[end:stop])
+
+        self._workers.split(outputs, part, align=PIECE)
+        return y[:, :N].T
 
     def _by_vectors(self, flat: FloatArray, weight: FloatArray) -> FloatArray:
         """Multiply a weight by few tokens, (N, K) to (N, outputs): each piece by all of them while the cache has it.
@@ -176,10 +218,6 @@ class NumpyKernels(NumpyAttentionKernels):
             out[start:stop] += rest
 
         return part
-
-    def _rows(self, tokens: int, inputs: int) -> int:
-        """Of how many rows a piece of a product with few tokens is, see `unpacked`."""
-        return max(UNPACKED // (tokens * inputs) // 4 * 4, 4) if tokens <= self.unpacked else PACKED
 
     def activation(self, x: FloatArray, name: str) -> Any:
         """Compute silu, x / (1 + e^−x), piece by piece."""

@@ -248,8 +248,11 @@ def test_attention_memory_grows_with_length_not_its_square(name: str) -> None:
 def test_products_with_few_tokens_are_the_same_in_either_kind_of_piece(unpacked: int, monkeypatch: Any) -> None:
     monkeypatch.setattr(NumpyVjpKernels, "unpacked", unpacked)
     for rows in (2, 3, 4, 5, 7, 8, 15, 24, 25):
-        x, weight = normal(rows, rows, 2048), normal(1, 1031, 2048)
-        np.testing.assert_allclose(FAST.linear(x, weight), layers.linear(x, weight), rtol=1e-11, atol=1e-11)
+        for outputs, terms in ((1031, 2048), (300, 5003), (7, 70_000)):
+            x, weight = normal(rows, rows, terms), normal(1, outputs, terms)
+            for given in (x, np.asfortranarray(x)):
+                for w in (weight, np.asfortranarray(weight)):
+                    np.testing.assert_allclose(FAST.linear(given, w), x @ weight.T, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
