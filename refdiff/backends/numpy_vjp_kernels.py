@@ -22,6 +22,7 @@ from refdiff.backends.numpy_row_kernels import (
     cut,
     lies_by_features,
 )
+from refdiff.backends.workers import Workers
 from refdiff.layers.linear import named_grads
 
 DEEP = 6
@@ -31,7 +32,11 @@ TERMS = 1024
 
 
 class NumpyVjpKernels(NumpyAttentionVjpKernels):
-    """All kernels of one model, those of the way back included."""
+    """All kernels of one model, those of the way back included; `cross_entropy_both` is `cross_entropy` and its vjp."""
+
+    def __init__(self, workers: Workers | None = None) -> None:
+        super().__init__(workers)
+        self.cross_entropy_both = self._cross_entropy_both
 
     def linear_vjp(self, g: FloatArray, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
         """Compute two products, each cut over the rows of its result; ∂L/∂x comes feature-major, as from `linear`."""
@@ -133,23 +138,33 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
         self, g: FloatArray, logits: FloatArray, targets: NDArray[Any], *, ignore_index: int = -100
     ) -> Any:
         """Write the probabilities block by block into the result, and take 1 away at each target."""
+        both = self._cross_entropy_both(g, logits, targets, ignore_index=ignore_index)
+        return both if both is NotImplemented else (both[1], None)
+
+    def _cross_entropy_both(
+        self, g: FloatArray, logits: FloatArray, targets: NDArray[Any], *, ignore_index: int = -100
+    ) -> Any:
+        """Compute the loss and its gradient from the same exponentials, which are most of the work of either."""
         flat = _targets(logits, targets, ignore_index)
         if flat is None or np.ndim(g):
             return NotImplemented
         z, t, keep = flat
-        share = keep.astype(logits.dtype) * (g / logits.dtype.type(np.count_nonzero(keep)))
-        dz = np.empty_like(z)
+        count = logits.dtype.type(np.count_nonzero(keep))
+        share = keep.astype(logits.dtype) * (g / count)
+        losses, dz = np.empty(len(t), logits.dtype), np.empty_like(z)
 
         def block(at: slice) -> None:
             out = dz[:, at]
-            _, sums, parts = _exponentials(z[:, at], out)
+            picked = t[at], np.arange(at.stop - at.start)
+            top, sums, parts = _exponentials(z[:, at], out)
+            np.subtract(np.log(sums), z[:, at][picked] - top, out=losses[at])
             scale = share[at] / sums
             for part in parts:
                 out[part] *= scale
-            out[t[at], np.arange(len(scale))] -= share[at]
+            out[picked] -= share[at]
 
         self._workers.each(block, cut(len(t), COLUMNS))
-        return dz.T.reshape(logits.shape), None
+        return losses[keep].sum() / count, dz.T.reshape(logits.shape)
 
     def _product(self, a: FloatArray, b: FloatArray, out: FloatArray) -> None:
         """Compute a b, cut over the rows of a or the columns of b, the longer: what is not cut, each thread packs.

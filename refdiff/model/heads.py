@@ -116,8 +116,7 @@ class DiffLlamaForCausalLM(TrainableModel):
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
         targets = self._array(inputs.integers("labels", labels))
         logits = self.ops.linear(last, **self._head)
-        loss = losses.causal_lm_loss(self.ops, logits, targets)
-        dlogits = losses.causal_lm_loss_vjp(self.ops, g, logits, targets)
+        loss, dlogits = losses.causal_lm_loss_and_grad(self.ops, g, logits, targets)
         dlast, head = linear_back(self.ops, dlogits, last, self._head)
         return loss, dlast, {"lm_head": head}
 

@@ -26,6 +26,16 @@ def causal_lm_loss_vjp(ops: Ops, g: Array, logits: Array, labels: Array) -> Arra
     return dlogits
 
 
+def causal_lm_loss_and_grad(ops: Ops, g: Array, logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Compute both of these, at once where the backend can; -> (), (B, T, V)."""
+    both = getattr(ops, "cross_entropy_both", None)
+    found = NotImplemented if both is None else both(g, logits, _next(labels))
+    if found is not NotImplemented:
+        loss, dlogits = found
+        return loss, dlogits
+    return causal_lm_loss(ops, logits, labels), causal_lm_loss_vjp(ops, g, logits, labels)
+
+
 def _next(labels: Array) -> Array:
     """What each token is to predict: the label after it, and nothing (−100) after the last."""
     xp = namespace(labels)

@@ -6,7 +6,9 @@ import array_api_strict
 import numpy as np
 import pytest
 
-from refdiff.backends import kernels_for, ops_for
+from refdiff.backends import kernels_for, ops_for, overlay
+from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
+from refdiff.backends.workers import Workers
 from refdiff.model import losses
 
 OPS = ops_for()
@@ -114,6 +116,30 @@ def test_slopes(name):
             up, down = (loss(OPS, *(z + sign * step if j == i else z for j, z in enumerate(logits)), *rest)
                         for sign in (1, -1))  # fmt: skip
             assert abs(g * (up - down) / (2 * h) - grad[at]) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [2, 700])
+def test_both_at_once_are_the_loss_and_its_gradient(rows, dtype):
+    """Of as many tokens as fill several blocks, feature-major as a product gives them or not."""
+    z = np.random.default_rng(2).normal(size=(2, rows, 7)).astype(dtype)
+    labels = np.tile(LABELS, (1, -(-rows // 5)))[:, :rows]
+    labels[0, -1] = 1
+    for logits in (z, np.ascontiguousarray(z.transpose(2, 0, 1)).transpose(1, 2, 0)):
+        for ops in (OPS, ops_for(NumpyVjpKernels(Workers(2)))):
+            assert hasattr(ops, "cross_entropy_both") == (ops is not OPS)
+            g = np.asarray(1.7, dtype)
+            loss, dlogits = losses.causal_lm_loss_and_grad(ops, g, logits, labels)
+            np.testing.assert_array_equal(loss, losses.causal_lm_loss(ops, logits, labels))
+            np.testing.assert_array_equal(dlogits, losses.causal_lm_loss_vjp(ops, g, logits, labels))
+    laid_over = overlay(ops, lambda name, layer: layer)
+    assert not hasattr(laid_over, "cross_entropy_both")
+
+
+def test_what_both_at_once_declines_the_layers_refuse():
+    ops = ops_for(NumpyVjpKernels(Workers(2)))
+    with pytest.raises(IndexError, match="-97"):
+        losses.causal_lm_loss_and_grad(ops, np.asarray(1.0), Z, LABELS + 3)
 
 
 @pytest.mark.parametrize("name", SLOPES)
