@@ -47,7 +47,7 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
         outputs, K = weight.shape
         rows, flat = g.reshape(-1, outputs), x.reshape(-1, K)
         dx = self._workspace.empty((K, len(flat)), np.result_type(g, weight))
-        dw = np.empty((outputs, K), np.result_type(g, x))
+        dw = self._workspace.empty((outputs, K), np.result_type(g, x))
         self._product(weight.T, rows.T, dx)
         self._product(rows.T, flat, dw)
         return dx.T.reshape(x.shape), dw, None if bias is None else rows.sum(axis=0)
