@@ -16,6 +16,7 @@ from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
 from refdiff.oracle.divergence.one_way import COMMON, one_way
 from refdiff.oracle.divergence.passes import Expected, expect
+from refdiff.oracle.divergence.patterns import EPSILON
 from refdiff.oracle.divergence.precision import precision_of
 from refdiff.oracle.divergence.verdict import ROW, Found, allowed_rows, compare
 from refdiff.oracle.rounding import FORMATS
@@ -188,7 +189,10 @@ def _judge(
     if reference.run is None:
         expected, mode = _recorded(fitting, reference, unit, tiny), "recorded"
     else:
-        expected = expect(reference.run, fitting, unit, tiny, local=mode == "local")
+        expected = expect(
+            reference.run, fitting, unit, tiny, local=mode == "local",
+            axes=lambda path: axes_of(path, reference).names, padding=lambda path, x: _padding(path, x, reference),
+        )  # fmt: skip
     _hide_padding(expected, reference)
     common = COMMON.get(precision, 1.0)
     stages = [_stage(path, laid, expected, reference, unit, tiny, common) for path in reference]
@@ -196,23 +200,28 @@ def _judge(
     return Divergence(bad, mode, precision, tuple(stages), unknown)
 
 
-def _hide_padding(expected: Expected, reference: Trace) -> None:
-    """Leave out what stands at padding: nobody uses it, and transformers' own attentions differ there."""
+def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | None:
+    """What stands at padding: nobody uses it, and transformers' own attentions differ there."""
     mask = reference.inputs.get("attention_mask")
     if mask is None or np.ndim(mask) != 2 or np.all(mask):
-        return
+        return None
+    axes = axes_of(path, reference)
+    place = next((axes.names.index(n) for n in "TS" if n in axes.names), None)
+    if axes.names[:1] != "B" or place is None or place >= value.ndim:
+        return None
+    padding = np.asarray(mask)[:, -value.shape[place] :] == 0
+    if padding.shape != (value.shape[0], value.shape[place]):
+        return None
+    shape = [1] * value.ndim
+    shape[0], shape[place] = padding.shape
+    return np.broadcast_to(padding.reshape(shape), value.shape)
+
+
+def _hide_padding(expected: Expected, reference: Trace) -> None:
     for path, value in expected.values.items():
-        axes = axes_of(path, reference)
-        place = next((axes.names.index(n) for n in "TS" if n in axes.names), None)
-        if axes.names[:1] != "B" or place is None:
-            continue
-        padding = np.asarray(mask)[:, -value.shape[place] :] == 0
-        if padding.shape != (value.shape[0], value.shape[place]):
-            continue
-        shape = [1] * value.ndim
-        shape[0], shape[place] = padding.shape
-        hidden = expected.hidden.get(path, np.zeros(value.shape, dtype=np.bool_))
-        expected.hidden[path] = hidden | padding.reshape(shape)
+        padding = _padding(path, value, reference)
+        if padding is not None:
+            expected.hidden[path] = expected.hidden[path] | padding if path in expected.hidden else padding
 
 
 def _harmless(stage: Stage) -> bool:
@@ -235,7 +244,7 @@ def _stage(
         said = explanation(path, array, expected, reference, unit)
         return Stage(path, "equal up to" if said else "differs", said or _difference(found), *numbers)
     allowed = allowed_rows(right, expected.spread[path], unit, hidden, growth)
-    unseen, tilt = _least(right, allowed, hidden), None
+    unseen, tilt, along = _least(right, allowed, hidden), None, None
     if path in expected.draws:
         names = axes_of(path, reference).names
         axis = next((names.index(n) for n in "TS" if n in names), 0)
@@ -243,8 +252,15 @@ def _stage(
             array, right, allowed, expected.draws[path],
             hidden=hidden, axis=axis, unit=unit, tiny=tiny, growth=growth, common=common,
         )  # fmt: skip
-    if tilt is not None and tilt.ratio > 1:
-        return Stage(path, "equal up to", f"equal up to {tilt}", tilt.ratio, (), found.error, found.size, tilt.limit)
+    if path in expected.patterns:
+        with np.errstate(invalid="ignore"):
+            along = expected.patterns[path].judge(array - right, {EPSILON: expected.epsilon.get(path, 0.0)}, common)
+    if along is not None and along.kind == "columns" and tilt is not None and tilt.ratio > 1:
+        along = None  # a constant that is the same for all columns
+    worst = max((x for x in (tilt, along) if x is not None), key=lambda x: x.ratio, default=None)
+    if worst is not None and worst.ratio > 1:
+        least = unseen if tilt is None else tilt.limit
+        return Stage(path, "equal up to", f"equal up to {worst}", worst.ratio, (), found.error, found.size, least)
     unseen = unseen if tilt is None else min(unseen, tilt.limit)
     return Stage(path, "equal", f"lies as ({', '.join(how)})" if how else "", *numbers, unseen)
 

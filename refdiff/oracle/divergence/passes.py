@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array
 from refdiff.oracle.divergence.one_way import ONE, Sums, row_sums
+from refdiff.oracle.divergence.patterns import EPSILON, KNOBS, Patterns, nearly
 from refdiff.oracle.divergence.verdict import ROW, counting
 from refdiff.oracle.tracing.points import SINGLE
 
@@ -31,6 +32,15 @@ STRONG = 16
 """How many times more in "free" mode, with errors `ROW` times as large. Where errors only add up, such a run is off by
 as much more, and says nothing new. Where two keys have nearly the same score, errors that have come so far decide which
 is the larger: a right run may see the other one, though none of a few usual draws did. Most of these do."""
+
+PILOT = MEMBERS + STRONG
+"""The number of one run more, before the usual ones: from it rows get their weights in `patterns`."""
+
+BEND = 2.0**-12
+"""A factor that shows what a point changes by is 1 + this."""
+
+TABLE = 2**16
+"""Equal values get the same of so many normal numbers."""
 
 MORE = 1.5
 """The furthest of them, divided by `ROW`, must be so many times what usual draws show (in squares) for errors not to
@@ -59,7 +69,8 @@ class Expected:
     """The points of a run in float64, entries that nobody uses, and the squares of what rounding does to each row.
 
     growth: of points that are sums, what their own size adds, relative to it. draws: `one_way.row_sums` of each run
-    with rounding; not of points whose doubt is the same for many numbers.
+    with rounding; not of points whose doubt is the same for many numbers. patterns: of the points that the run
+    under test has; epsilon: of its norms.
     """
 
     values: dict[str, Floats] = field(default_factory=dict)
@@ -67,6 +78,8 @@ class Expected:
     spread: dict[str, Floats] = field(default_factory=dict)
     growth: dict[str, float] = field(default_factory=dict)
     draws: dict[str, list[Sums]] = field(default_factory=dict)
+    patterns: dict[str, Patterns] = field(default_factory=dict)
+    epsilon: dict[str, float] = field(default_factory=dict)
 
 
 def growth(terms: int, unit: float) -> float:
@@ -82,7 +95,14 @@ def growth(terms: int, unit: float) -> float:
 
 
 def expect(
-    run: Callable[..., None], given: Mapping[str, Floats], unit: float, tiny: float = 0.0, *, local: bool
+    run: Callable[..., None],
+    given: Mapping[str, Floats],
+    unit: float,
+    tiny: float = 0.0,
+    *,
+    local: bool,
+    axes: Callable[[str], str] | None = None,
+    padding: Callable[[str, Floats], Any] | None = None,
 ) -> Expected:
     """Run again: once exactly, then `MEMBERS` times with every value off by about `unit`, and `STRONG` by more if free.
 
@@ -90,13 +110,18 @@ def expect(
         given: the arrays of the run under test, in the axes of the points.
         unit: the unit roundoff of the run under test.
         tiny: how far off, at most, one rounding brings a number near 0: half of the distance of subnormals.
+        axes: the letters of a point's axes; without it there are no `patterns`, which takes a run more, and one for
+            each of `patterns.KNOBS` that is not given.
+        padding: which entries of a point stand at padding, if any.
     """
     expected, paths = Expected(), _Paths()
     sure: dict[str, Floats] = {}
+    bends: dict[str, dict[str, Floats]] = {}
 
     def exactly(
         path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
         doubt: Callable[[float], Any] | None = None, terms: int = 1,
+        epsilon: tuple[float, Callable[[], Array]] | None = None,
     ) -> Array:  # fmt: skip
         path = paths.next(path)
         expected.values[path] = np.array(value, dtype=np.float64)
@@ -107,6 +132,9 @@ def expect(
         if doubt is not None:
             spread = np.broadcast_to(np.asarray(doubt(unit), dtype=np.float64), value.shape)
             sure[path] = _row_mean(spread**2, None)
+        if epsilon is not None and axes is not None and path in given:
+            bends[path] = {EPSILON: np.array(epsilon[1](), dtype=np.float64)}
+            expected.epsilon[path] = epsilon[0]
         return _going_on(path, value, hidden)
 
     def _going_on(path: str, value: Array, hidden: NDArray[np.bool_] | None) -> Array:
@@ -115,24 +143,41 @@ def expect(
         return given[path] if hidden is None else np.where(hidden, 0.0, given[path])
 
     run(exactly, maps=True)
+    if axes is not None:
+        _bend(run, given, expected, _going_on if local else None, bends)
     furthest: dict[str, Floats] = {}
-    for member in range(MEMBERS if local else MEMBERS + STRONG):
+    members = [*range(MEMBERS, MEMBERS if local else MEMBERS + STRONG), *range(MEMBERS)]
+    if axes is not None:
+        members.insert(len(members) - MEMBERS, PILOT)
+    for member in members:
         rng = np.random.default_rng(member)
-        paths = _Paths()
+        normal, paths = rng.standard_normal(TABLE), _Paths()
 
         def rounded(
             path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
-            doubt: Callable[[float], Any] | None = None, terms: int = 1,
-            rng: np.random.Generator = rng, paths: _Paths = paths, usual: bool = member < MEMBERS,
+            doubt: Callable[[float], Any] | None = None, terms: int = 1, epsilon: Any = None,
+            rng: np.random.Generator = rng, normal: Floats = normal, paths: _Paths = paths, member: int = member,
         ) -> Array:  # fmt: skip
-            path = paths.next(path)
+            path, usual = paths.next(path), member < MEMBERS or member == PILOT
+            right = expected.values[path]
             with np.errstate(invalid="ignore"):
-                off = np.asarray(value, dtype=np.float64) - expected.values[path]
+                off = np.asarray(value, dtype=np.float64) - right
             square = _row_mean(np.where(np.isfinite(off), off, 0.0) ** 2, hidden)
-            if usual:
+            if member == PILOT:
+                if axes is not None and path in given and doubt is None and right.ndim > 1:
+                    unseen = None if padding is None else padding(path, right)
+                    unseen = hidden if unseen is None else unseen if hidden is None else hidden | unseen
+                    level = _beyond(right, square, furthest.get(path))
+                    expected.patterns[path] = Patterns(
+                        right, unseen, level, axes(path), bends.pop(path, {}),
+                        unit=unit, tiny=tiny, growth=expected.growth[path],
+                    )  # fmt: skip
+            elif usual:
                 expected.spread[path] += square / MEMBERS
                 if doubt is None and off.ndim > 1:
-                    expected.draws.setdefault(path, []).append(row_sums(off, expected.values[path], hidden))
+                    expected.draws.setdefault(path, []).append(row_sums(off, right, hidden))
+                if path in expected.patterns:
+                    expected.patterns[path].draws.append(expected.patterns[path].sums(off))
             else:
                 furthest[path] = np.maximum(furthest.get(path, 0.0), square)
             value = np.asarray(_going_on(path, value, hidden), dtype=np.float64)
@@ -142,7 +187,7 @@ def expect(
             if not local or path not in given:
                 noise += growth(terms, unit)  # what is given has its error, and goes on with it
             size = 1.0 if usual else ROW
-            value = value * (1 + size * noise * rng.standard_normal(value.shape))
+            value = value * (1 + size * noise * alike(value, unit, normal, rng))
             if tiny > SMALL:
                 value = value + size * ROUNDING * tiny * rng.standard_normal(value.shape)
             if doubt is not None:
@@ -152,13 +197,66 @@ def expect(
         run(rounded, maps=True)
     for path, spread in expected.spread.items():
         usual = spread * _margin(expected.values[path], expected.hidden.get(path))
-        jump = furthest.get(path, np.zeros(usual.shape)) / ROW**2
-        value = expected.values[path]
-        half = _row_mean(np.where(np.isfinite(value), value, 0.0) ** 2, None) / 4
-        far = np.where((JUMP * ROW) ** 2 * jump > half, np.inf, JUMP**2 * jump)
-        expected.spread[path] = np.where(jump > MORE * usual, far, usual) + sure.get(path, 0.0)
+        expected.spread[path] = _beyond(expected.values[path], usual, furthest.get(path)) + sure.get(path, 0.0)
     _of_whole_kernels(expected)
     return expected
+
+
+def alike(value: Floats, unit: float, normal: Floats, rng: np.random.Generator) -> Floats:
+    """Take normal numbers, the same for equal values: they are rounded alike, wherever they stand.
+
+    Equal is what `patterns.nearly` says. In a text that repeats a token, rows are equal, and an error of
+    all of them does not average out.
+
+    Args:
+        normal: a power of two of normal numbers to choose from; by which of them is another matter each time.
+    """
+    bits = nearly(value, unit)
+    bits = bits * (rng.integers(1 << 63, dtype=np.uint64) * np.uint64(2) + np.uint64(1))
+    found: Floats = normal[bits >> np.uint64(65 - len(normal).bit_length())].reshape(np.shape(value))
+    return found
+
+
+def _bend(
+    run: Callable[..., None], given: Mapping[str, Floats], expected: Expected,
+    going_on: Callable[..., Array] | None, bends: dict[str, dict[str, Floats]],
+) -> None:  # fmt: skip
+    """Find what points of the run change by, per factor on points that it has not; up to the next points that it has.
+
+    `going_on` says what the run goes on with from a point; without it that is what is expected.
+    """
+    missing = {_name(path) for path in expected.values if path not in given} & KNOBS.keys()
+    for kind in sorted(missing):
+        paths = _Paths()
+
+        def bent(
+            path: str, value: Array, *, hidden: Any = None, kind: str = kind, paths: _Paths = paths, **_: Any
+        ) -> Any:
+            path = paths.next(path)
+            if path in given:
+                with np.errstate(invalid="ignore"):
+                    change = (np.asarray(value, dtype=np.float64) - expected.values[path]) / BEND
+                if np.any(np.isfinite(change) & (change != 0)):
+                    bends.setdefault(path, {})[kind] = change
+                return expected.values[path] if going_on is None else going_on(path, value, hidden)
+            return value * (1 + BEND) if _name(path) == kind else value
+
+        run(bent, maps=True)
+
+
+def _name(path: str) -> str:
+    return path.rpartition(".")[2].partition("[")[0]
+
+
+def _beyond(value: Floats, usual: Floats, furthest: Floats | None) -> Floats:
+    """The mean squares of rows, or what stronger errors show where they do more than add up; ∞ if that is too much."""
+    if furthest is None:
+        return usual
+    jump = furthest / ROW**2
+    half = _row_mean(np.where(np.isfinite(value), value, 0.0) ** 2, None) / 4
+    far = np.where((JUMP * ROW) ** 2 * jump > half, np.inf, JUMP**2 * jump)
+    result: Floats = np.where(jump > MORE * usual, far, usual)
+    return result
 
 
 def _of_whole_kernels(expected: Expected) -> None:

@@ -33,11 +33,13 @@ class Visit(Protocol):
 
     hidden: entries that nobody uses. doubt: from the unit roundoff of a run, how far off a right evaluation may be
     beside the rounding of the value itself. terms: how many products each number is a sum of, in whatever order.
+    epsilon: the ε of a norm, and the derivative of the value by it.
     """
 
     def __call__(
         self, path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
         doubt: Callable[[float], Any] | None = None, terms: int = 1,
+        epsilon: tuple[float, Callable[[], Array]] | None = None,
     ) -> Array: ...  # fmt: skip
 
 
@@ -114,14 +116,23 @@ class Points:
         path = self._names.get(id(weight), "")
         layer = _LAYER.fullmatch(path)
         if layer is None and path != f"{self._base}norm":
-            return self._visit(self._at + "groupnorm", function(x, weight, eps))
+            return self._normed(self._at + "groupnorm", function, x, weight, eps)
         if layer is None:
             self._pass_on(f"{self._base}layers.{self._layers - 1}", x)
         elif layer[3] == "post_attention_layernorm":
             self._pass_on(f"{path}.input", x)
         elif int(layer[2]) > 0:
             self._pass_on(f"{layer[1]}.{int(layer[2]) - 1}", x)
-        return self._visit(path, function(x, weight, eps))
+        return self._normed(path, function, x, weight, eps)
+
+    def _normed(self, path: str, function: Callable[..., Any], x: Array, weight: Array | None, eps: float) -> Array:
+        y = function(x, weight, eps)
+
+        def by_epsilon() -> Array:
+            """∂y/∂ε = −y / (2 (mean x² + ε))."""
+            return -y / (2 * (namespace(x).mean(x * x, axis=-1, keepdims=True) + eps))
+
+        return self._visit(path, y, epsilon=(float(eps), by_epsilon))
 
     def _pass_on(self, path: str, x: Array) -> None:
         """Show a sum of the residual path, which no function of `ops` computes."""
@@ -183,7 +194,7 @@ class Points:
         self._visit(f"{self._at}lse{number}", log_sum_exp(seen))
         probs = layers.softmax(scores, see)
         if self._maps:
-            probs = self._visit(f"{self._at}probs{number}", probs)
+            probs = self._visit(f"{self._at}probs{number}", probs, terms=probs.shape[-1])
         (B, H, T, S), (K, e) = probs.shape, (v.shape[1], v.shape[3])
         attn = xp.reshape(probs, (B, K, H // K, T, S)) @ v[:, :, None, :, :]
         return self._visit(f"{self._at}attn{number}", xp.reshape(attn, (B, H, T, e)), terms=S)

@@ -23,7 +23,7 @@ from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.tracing.points import Points
 
 LAYER = 2
-INSIDE = re.compile(r"(scores|lse|attn)[12]$")
+INSIDE = re.compile(r"(scores|lse|probs|attn)[12]$")
 KINDS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 
 
@@ -65,7 +65,9 @@ def inputs(seed: int = 0) -> dict[str, Any]:
     }
 
 
-def run(of: Any, call: dict[str, Any], dtype: str, mistake: Mistake | None = None) -> dict[str, np.ndarray]:
+def run(
+    of: Any, call: dict[str, Any], dtype: str, mistake: Mistake | None = None, *, maps: bool = False
+) -> dict[str, np.ndarray]:
     """The points of a run of `of` in `dtype`, with the mistake in layer `LAYER` where it belongs to one."""
     kind = KINDS[dtype]
     inner: dict[str, list[np.ndarray]] = {}
@@ -81,12 +83,14 @@ def run(of: Any, call: dict[str, Any], dtype: str, mistake: Mistake | None = Non
 
     weights = flatten(of.params)
     where = Where(weights)
-    within = Points({}, rounded(lambda path, x: inner.setdefault(where.at + path, []).append(x)), whole=False)
+    within = Points(
+        {}, rounded(lambda path, x: inner.setdefault(where.at + path, []).append(x)), maps=maps, whole=False
+    )
     ops, seen = ops_for(), within.over(ops_for())
     ops = overlay(ops, lambda name, f: seen.diff_attention if name == "diff_attention" else f)
     if mistake is not None:
         ops = overlay(ops, where.only_there(mistake))
-    outer = Points(weights, rounded(lambda path, x: points.__setitem__(path, x)), whole=True)
+    outer = Points(weights, rounded(lambda path, x: points.__setitem__(path, x)), maps=maps, whole=True)
     changed = copy.copy(of)
     changed.ops = where.over(outer.over(ops))
     with where.softmax(mistake):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.divergence.passes import MEMBERS, ONE, ROUNDING, SUMMATION, expect, growth
+from refdiff.oracle.divergence.passes import MEMBERS, ONE, ROUNDING, SUMMATION, TABLE, alike, expect, growth
 
 U = 2.0**-8
 
@@ -101,14 +101,29 @@ def test_sums_in_float32_are_off_by_what_is_said(mean: float) -> None:
     assert (off**2).mean() == pytest.approx(said.mean(), rel=0.25)
 
 
+def test_equal_numbers_are_rounded_alike() -> None:
+    """A text of one token: its rows have one rounding, which their mean keeps."""
+    g = np.random.default_rng(0)
+    x = np.repeat(g.normal(size=(1, 300)), 40, 0)
+    noise = alike(x, U, g.standard_normal(TABLE), g)
+    assert noise.shape == x.shape
+    assert np.array_equal(noise, noise[:1].repeat(40, 0))
+    assert np.array_equal(noise, alike(x * (1 + 1e-9), U, g.standard_normal(TABLE), g)) is False
+    assert noise[0].std() == pytest.approx(1, rel=0.15)
+    assert abs(np.corrcoef(noise[0], x[0])[0, 1]) < 0.2
+    others = alike(x[:1] * (1 + U), U, g.standard_normal(TABLE), g)
+    assert np.mean(others == noise[:1]) < 0.05
+    assert alike(np.array(2.0), U, g.standard_normal(TABLE), g).shape == ()
+
+
 def test_growth_goes_on_where_a_point_is_not_given() -> None:
     n = 10_001  # so that growth is far above the rounding of a value
 
     def summed(visit: Any, *, maps: bool = False) -> None:
-        x = visit("x", np.ones((1, 500)), terms=n)
+        x = visit("x", np.linspace(0.9, 1.1, 500)[None], terms=n)
         visit("y", 1.0 * x)
 
-    given = {"x": np.ones((1, 500))}
+    given = {"x": np.linspace(0.9, 1.1, 500)[None]}
     u = 2.0**-24
     one = (ROUNDING + SUMMATION * 500**0.5) * u
     assert expect(summed, {}, u, local=True).growth == {"x": growth(n, u), "y": 0.0}

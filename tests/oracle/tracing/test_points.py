@@ -124,8 +124,9 @@ def test_hidden_scores_doubts_and_terms() -> None:
     sums: dict[str, int] = {}
 
     def visit(
-        path: str, value: Any, *, hidden: Any = None, doubt: Any = None, terms: int = 1, _kept: Any = hidden
-    ) -> Any:
+        path: str, value: Any, *, hidden: Any = None, doubt: Any = None, terms: int = 1, epsilon: Any = None,
+        _kept: Any = hidden,
+    ) -> Any:  # fmt: skip
         _kept[path] = hidden
         doubts[path] = doubt
         sums[path] = terms
