@@ -39,6 +39,9 @@ PILOT = MEMBERS + STRONG
 BEND = 2.0**-12
 """A factor that shows what a point changes by is 1 + this."""
 
+SAME = 2.0**-37
+"""Equal numbers are nearer than an eighth of this, far more than sums in another order make of the same number."""
+
 TABLE = 2**16
 """Equal values get the same of so many normal numbers."""
 
@@ -187,7 +190,7 @@ def expect(
             if not local or path not in given:
                 noise += growth(terms, unit)  # what is given has its error, and goes on with it
             size = 1.0 if usual else ROW
-            value = value * (1 + size * noise * alike(value, unit, normal, rng))
+            value = value * (1 + size * noise * alike(value, normal, rng))
             if tiny > SMALL:
                 value = value + size * ROUNDING * tiny * rng.standard_normal(value.shape)
             if doubt is not None:
@@ -202,16 +205,16 @@ def expect(
     return expected
 
 
-def alike(value: Floats, unit: float, normal: Floats, rng: np.random.Generator) -> Floats:
+def alike(value: Floats, normal: Floats, rng: np.random.Generator) -> Floats:
     """Take normal numbers, the same for equal values: they are rounded alike, wherever they stand.
 
-    Equal is what `patterns.nearly` says. In a text that repeats a token, rows are equal, and an error of
-    all of them does not average out.
+    Equal is what differs by less than `SAME`; two scores that are only near each other may be rounded apart. In a text
+    that repeats a token, rows are equal, and an error of all of them does not average out.
 
     Args:
         normal: a power of two of normal numbers to choose from; by which of them is another matter each time.
     """
-    bits = nearly(value, unit)
+    bits = nearly(value, SAME)
     bits = bits * (rng.integers(1 << 63, dtype=np.uint64) * np.uint64(2) + np.uint64(1))
     found: Floats = normal[bits >> np.uint64(65 - len(normal).bit_length())].reshape(np.shape(value))
     return found
