@@ -72,13 +72,14 @@ def row_sums(off: Floats, right: Floats, hidden: NDArray[np.bool_] | None) -> Su
 
 
 def one_way(
-    mine: Floats, right: Floats, allowed: Floats, draws: Sequence[Sums], *,
+    mine: Floats, right: Floats, allowed: Floats, draws: Sequence[Sequence[Sums]], *,
     hidden: NDArray[np.bool_] | None, axis: int, unit: float, tiny: float, growth: float, common: float,
 ) -> OneWay | None:  # fmt: skip
     """Return the larger of the two, in shares of what is allowed; None where there are too few numbers.
 
     Args:
-        allowed: what each row may be off by (`verdict.allowed_rows`); draws: `row_sums` of runs with rounding.
+        allowed: what each row may be off by (`verdict.allowed_rows`); draws: `row_sums` of runs with rounding, of each
+            kind of run: that with the larger ones counts.
         axis: that of the positions. unit and tiny: as `passes.expect` has them. growth: of sums, as `passes.growth`.
         common: see `COMMON`.
     """
@@ -99,9 +100,14 @@ def one_way(
     def of(sums: Sums) -> tuple[float, float]:
         return float((weight * sums[0]).sum()) / squares, float((weight * sums[1]).sum()) / sizes
 
-    drawn = np.sqrt(np.mean([np.square(of(sums)) for sums in draws], axis=0)) if draws else np.zeros(2)
+    drawn = np.max([np.zeros(2), *(_root_mean_square([of(sums) for sums in some]) for some in draws)], axis=0)
     steady = common * unit + ELEMENTARY * min(unit, 2.0**-24)
     limits = steady + np.hypot(DRAWN * drawn, SURE * own)
     values = of(row_sums(np.where(counted, mine, 0.0) - y, right, hidden))
     found = [OneWay(*item) for item in zip(("factor", "constant"), values, limits.tolist(), strict=True)]
     return max(found, key=lambda item: item.ratio)
+
+
+def _root_mean_square(draws: Sequence[tuple[float, float]]) -> Floats:
+    result: Floats = np.sqrt(np.mean(np.square(draws), axis=0))
+    return result

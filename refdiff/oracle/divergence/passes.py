@@ -16,45 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array
-from refdiff.oracle.divergence.one_way import ONE, Sums, row_sums
-from refdiff.oracle.divergence.patterns import EPSILON, KNOBS, Patterns, nearly
-from refdiff.oracle.divergence.verdict import ROW, counting
+from refdiff.oracle.divergence.draws import Draw, Shown, alike, draws_of, row_mean
+from refdiff.oracle.divergence.one_way import ONE, Sums
+from refdiff.oracle.divergence.patterns import EPSILON, KNOBS, Patterns
 from refdiff.oracle.tracing.points import SINGLE
 
 Floats = NDArray[np.float64]
 
 _DIFF = re.compile(r"(.*?)diff((?:\[\d+\])?)")
 
-MEMBERS = 6
-"""How many times the run is repeated with rounding."""
-
-STRONG = 16
-"""How many times more in "free" mode, with errors `ROW` times as large. Where errors only add up, such a run is off by
-as much more, and says nothing new. Where two keys have nearly the same score, errors that have come so far decide which
-is the larger: a right run may see the other one, though none of a few usual draws did. Most of these do."""
-
-PILOT = MEMBERS + STRONG
-"""The number of one run more, before the usual ones: from it rows get their weights in `patterns`."""
-
 BEND = 2.0**-12
 """A factor that shows what a point changes by is 1 + this."""
-
-SAME = 2.0**-37
-"""Equal numbers are nearer than an eighth of this, far more than sums in another order make of the same number."""
-
-TABLE = 2**16
-"""Equal values get the same of so many normal numbers."""
-
-MORE = 1.5
-"""The furthest of them, divided by `ROW`, must be so many times what usual draws show (in squares) for errors not to
-just add up."""
-
-JUMP = 1.5
-"""How much further than the furthest of them a right run may then be. Of a row that may lose half of itself nothing can
-be said."""
-
-DOUBTFUL = 3.09
-"""How many standard deviations (1 in 1000) the spread that so few rounded numbers show may be too small."""
 
 SMALL = 1e-30
 """Roundings near 0 of types that have smaller ones than this are too small to be drawn."""
@@ -72,15 +44,15 @@ class Expected:
     """The points of a run in float64, entries that nobody uses, and the squares of what rounding does to each row.
 
     growth: of points that are sums, what their own size adds, relative to it. draws: `one_way.row_sums` of each run
-    with rounding; not of points whose doubt is the same for many numbers. patterns: of the points that the run
-    under test has; epsilon: of its norms.
+    with rounding, by kind; not of points whose doubt is the same for many numbers. patterns: of the points that the
+    run under test has; epsilon: of its norms.
     """
 
     values: dict[str, Floats] = field(default_factory=dict)
     hidden: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     spread: dict[str, Floats] = field(default_factory=dict)
     growth: dict[str, float] = field(default_factory=dict)
-    draws: dict[str, list[Sums]] = field(default_factory=dict)
+    draws: dict[str, tuple[list[Sums], list[Sums]]] = field(default_factory=dict)
     patterns: dict[str, Patterns] = field(default_factory=dict)
     epsilon: dict[str, float] = field(default_factory=dict)
 
@@ -107,14 +79,14 @@ def expect(
     axes: Callable[[str], str] | None = None,
     padding: Callable[[str, Floats], Any] | None = None,
 ) -> Expected:
-    """Run again: once exactly, then `MEMBERS` times with every value off by about `unit`, and `STRONG` by more if free.
+    """Run again: once exactly, then with every value off by about `unit`, as `draws_of` lists.
 
     Args:
         given: the arrays of the run under test, in the axes of the points.
         unit: the unit roundoff of the run under test.
         tiny: how far off, at most, one rounding brings a number near 0: half of the distance of subnormals.
-        axes: the letters of a point's axes; without it there are no `patterns`, which takes a run more, and one for
-            each of `patterns.KNOBS` that is not given.
+        axes: the letters of a point's axes; without it there are no `patterns`, which take a run more, and one for each
+            of `patterns.KNOBS` that is not given.
         padding: which entries of a point stand at padding, if any.
     """
     expected, paths = Expected(), _Paths()
@@ -128,96 +100,69 @@ def expect(
     ) -> Array:  # fmt: skip
         path = paths.next(path)
         expected.values[path] = np.array(value, dtype=np.float64)
-        expected.spread[path] = np.full(expected.values[path].shape[:-1], tiny**2)
         expected.growth[path] = growth(terms, unit)
         if hidden is not None:
             expected.hidden[path] = hidden
         if doubt is not None:
             spread = np.broadcast_to(np.asarray(doubt(unit), dtype=np.float64), value.shape)
-            sure[path] = _row_mean(spread**2, None)
+            sure[path] = row_mean(spread**2, None)
         if epsilon is not None and axes is not None and path in given:
             bends[path] = {EPSILON: np.array(epsilon[1](), dtype=np.float64)}
             expected.epsilon[path] = epsilon[0]
-        return _going_on(path, value, hidden)
+        return going_on(path, value, hidden)
 
-    def _going_on(path: str, value: Array, hidden: NDArray[np.bool_] | None) -> Array:
+    def going_on(path: str, value: Array, hidden: NDArray[np.bool_] | None) -> Array:
         if not local or path not in given:
             return value
         return given[path] if hidden is None else np.where(hidden, 0.0, given[path])
 
     run(exactly, maps=True)
     if axes is not None:
-        _bend(run, given, expected, _going_on if local else None, bends)
-    furthest: dict[str, Floats] = {}
-    members = [*range(MEMBERS, MEMBERS if local else MEMBERS + STRONG), *range(MEMBERS)]
-    if axes is not None:
-        members.insert(len(members) - MEMBERS, PILOT)
-    for member in members:
-        rng = np.random.default_rng(member)
-        normal, paths = rng.standard_normal(TABLE), _Paths()
+        _bend(run, given, expected, going_on if local else None, bends)
+    shown = Shown(expected.values, expected.hidden)
+    for draw in draws_of(local, pilot=axes is not None):
+        rng = np.random.default_rng(draw.seed)
+        paths = _Paths()
 
         def rounded(
             path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
             doubt: Callable[[float], Any] | None = None, terms: int = 1, epsilon: Any = None,
-            rng: np.random.Generator = rng, normal: Floats = normal, paths: _Paths = paths, member: int = member,
+            draw: Draw = draw, rng: np.random.Generator = rng, paths: _Paths = paths,
         ) -> Array:  # fmt: skip
-            path, usual = paths.next(path), member < MEMBERS or member == PILOT
-            right = expected.values[path]
+            path = paths.next(path)
             with np.errstate(invalid="ignore"):
-                off = np.asarray(value, dtype=np.float64) - right
-            square = _row_mean(np.where(np.isfinite(off), off, 0.0) ** 2, hidden)
-            if member == PILOT:
-                if axes is not None and path in given and doubt is None and right.ndim > 1:
-                    unseen = None if padding is None else padding(path, right)
-                    unseen = hidden if unseen is None else unseen if hidden is None else hidden | unseen
-                    level = _beyond(right, square, furthest.get(path))
-                    expected.patterns[path] = Patterns(
-                        right, unseen, level, axes(path), bends.pop(path, {}),
-                        unit=unit, tiny=tiny, growth=expected.growth[path],
-                    )  # fmt: skip
-            elif usual:
-                expected.spread[path] += square / MEMBERS
-                if doubt is None and off.ndim > 1:
-                    expected.draws.setdefault(path, []).append(row_sums(off, right, hidden))
-                if path in expected.patterns:
-                    expected.patterns[path].draws.append(expected.patterns[path].sums(off))
-            else:
-                furthest[path] = np.maximum(furthest.get(path, 0.0), square)
-            value = np.asarray(_going_on(path, value, hidden), dtype=np.float64)
+                off = np.asarray(value, dtype=np.float64) - expected.values[path]
+            summed = doubt is None and off.ndim > 1
+            if not draw.pilot:
+                shown.add(path, off, draw, summed)
+            elif axes is not None and summed and path in given:
+                right, level = expected.values[path], shown.level(path, off)
+                unseen = None if padding is None else padding(path, right)
+                unseen = hidden if unseen is None else unseen if hidden is None else hidden | unseen
+                shown.patterns[path] = Patterns(
+                    right, unseen, level, axes(path), bends.pop(path, {}),
+                    unit=unit, tiny=tiny, growth=expected.growth[path],
+                )  # fmt: skip
+            value = np.asarray(going_on(path, value, hidden), dtype=np.float64)
             noise = ROUNDING * unit
             if value.ndim:
                 noise += SUMMATION * min(unit, SINGLE) * value.shape[-1] ** 0.5
             if not local or path not in given:
                 noise += growth(terms, unit)  # what is given has its error, and goes on with it
-            size = 1.0 if usual else ROW
-            value = value * (1 + size * noise * alike(value, normal, rng))
+            normal = np.asarray(rng.standard_normal(value.shape))
+            value = value * (1 + draw.size * noise * (alike(value, normal) if draw.alike else normal))
             if tiny > SMALL:
-                value = value + size * ROUNDING * tiny * rng.standard_normal(value.shape)
+                value = value + draw.size * ROUNDING * tiny * rng.standard_normal(value.shape)
             if doubt is not None:
-                value = value + size * ROUNDING * np.asarray(doubt(unit)) * rng.standard_normal(value.shape)
+                value = value + draw.size * ROUNDING * np.asarray(doubt(unit)) * rng.standard_normal(value.shape)
             return value
 
         run(rounded, maps=True)
-    for path, spread in expected.spread.items():
-        usual = spread * _margin(expected.values[path], expected.hidden.get(path))
-        expected.spread[path] = _beyond(expected.values[path], usual, furthest.get(path)) + sure.get(path, 0.0)
+    for path in expected.values:
+        expected.spread[path] = shown.spread(path, tiny) + sure.get(path, 0.0)
+    expected.draws, expected.patterns = shown.draws, shown.patterns
     _of_whole_kernels(expected)
     return expected
-
-
-def alike(value: Floats, normal: Floats, rng: np.random.Generator) -> Floats:
-    """Take normal numbers, the same for equal values: they are rounded alike, wherever they stand.
-
-    Equal is what differs by less than `SAME`; two scores that are only near each other may be rounded apart. In a text
-    that repeats a token, rows are equal, and an error of all of them does not average out.
-
-    Args:
-        normal: a power of two of normal numbers to choose from; by which of them is another matter each time.
-    """
-    bits = nearly(value, SAME)
-    bits = bits * (rng.integers(1 << 63, dtype=np.uint64) * np.uint64(2) + np.uint64(1))
-    found: Floats = normal[bits >> np.uint64(65 - len(normal).bit_length())].reshape(np.shape(value))
-    return found
 
 
 def _bend(
@@ -251,17 +196,6 @@ def _name(path: str) -> str:
     return path.rpartition(".")[2].partition("[")[0]
 
 
-def _beyond(value: Floats, usual: Floats, furthest: Floats | None) -> Floats:
-    """The mean squares of rows, or what stronger errors show where they do more than add up; ∞ if that is too much."""
-    if furthest is None:
-        return usual
-    jump = furthest / ROW**2
-    half = _row_mean(np.where(np.isfinite(value), value, 0.0) ** 2, None) / 4
-    far = np.where((JUMP * ROW) ** 2 * jump > half, np.inf, JUMP**2 * jump)
-    result: Floats = np.where(jump > MORE * usual, far, usual)
-    return result
-
-
 def _of_whole_kernels(expected: Expected) -> None:
     """Add to the difference what both of its maps may be off by.
 
@@ -276,26 +210,6 @@ def _of_whole_kernels(expected: Expected) -> None:
             expected.spread[path] = (
                 expected.spread[path] + expected.spread[of["attn1"]] + square * expected.spread[of["attn2"]]
             )
-
-
-def _margin(value: Floats, hidden: NDArray[np.bool_] | None) -> Any:
-    """What a mean of squares of n numbers is multiplied by, so that it is hardly ever too small; 1 for large n.
-
-    Wilson and Hilferty 1931: (χ²ₙ / n)^⅓ is about normal, of mean 1 − 2/(9n) and variance 2/(9n).
-    """
-    n = MEMBERS * counting(value, hidden)
-    return (1 - 2 / (9 * n) - DOUBTFUL * np.sqrt(2 / (9 * n))) ** -3.0
-
-
-def _row_mean(x: Floats, hidden: NDArray[np.bool_] | None) -> Floats:
-    """The mean over the last axis of what is not hidden; of a single number, itself."""
-    if x.ndim == 0 or x.shape[-1] == 0:
-        return x if x.ndim == 0 else np.zeros(x.shape[:-1])
-    if hidden is None:
-        return np.asarray(x.mean(axis=-1))
-    seen = ~hidden
-    mean: Floats = np.where(seen, x, 0.0).sum(axis=-1) / np.maximum(seen.sum(axis=-1), 1)
-    return mean
 
 
 class _Paths:

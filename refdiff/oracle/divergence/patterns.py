@@ -9,7 +9,8 @@ number for each column, and s_j² the mean square of the column and of all. Roun
 
     steady      one unit of roundoff of each constant and each cast that cuts off where it should round: a share of a
                 itself, or of the mean of the column; and what functions of a processor may be off by, all one way
-    drawn       what runs with rounding show, which have errors of the points before, shared among rows or not
+    drawn       what runs with rounding show, which have errors of the points before, shared among rows or not: the
+                larger of those where every number is rounded for itself, and of those where equal numbers are alike
     own         what rounding of y itself comes to, the same for equal numbers. Bent: also one that all rows of a
                 position share, since a softmax of equal scores gives all heads the same 1/t
 
@@ -114,7 +115,7 @@ class Patterns:
         self._group = self._alike(y) if rows else None
         self._bent(y, bends, rounding)
         self._columns(y, rounding)
-        self.draws: list[Sums] = []
+        self._draws: dict[bool, list[Sums]] = {}
 
     def _bent(self, y: Floats, bends: dict[str, Floats], rounding: Floats) -> None:
         weight = self._weight
@@ -199,6 +200,10 @@ class Patterns:
             columns = (self._shares * (table - whole * self._rows)).sum(axis=0)
         return Sums(np.array([(e * d).sum() for d in self._directions]), columns)
 
+    def add(self, off: Floats, *, alike: bool) -> None:
+        """Take what a run with rounding is off by; `alike`: equal numbers were rounded alike in it."""
+        self._draws.setdefault(alike, []).append(self.sums(off))
+
     def judge(self, off: Floats, values: dict[str, float], common: float) -> Along | None:
         """Return the largest in shares of what is allowed; None where nothing is told.
 
@@ -208,15 +213,15 @@ class Patterns:
         found, given = [], self.sums(off)
         elementary = ELEMENTARY * min(self._unit, 2.0**-24)
         for i, kind in enumerate(self._kinds):
-            drawn = float(np.sqrt(np.mean([s.along[i] ** 2 for s in self.draws])))
+            drawn = max(float(np.sqrt(np.mean([s.along[i] ** 2 for s in some]))) for some in self._draws.values())
             steady = values[kind] * self._unit if kind in values else CONSTANTS * common * self._unit
             limit = steady + elementary * self._all[i] + float(np.hypot(DRAWN * drawn, SURE * self._own[i]))
             found.append(Along(kind, float(given.along[i]), limit))
         if given.columns is not None:
-            runs = np.stack([s.columns for s in self.draws if s.columns is not None])
-            level = float(np.sqrt((runs**2).mean()))
+            columns = [np.stack([s.columns for s in some if s.columns is not None]) for some in self._draws.values()]
+            drawn = max(_sure(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
             steady = (common * self._unit + elementary) * self._mean
-            limit = steady + float(np.hypot(_sure(runs) * level, SURE * self._own_columns)) + np.finfo(float).tiny
+            limit = steady + float(np.hypot(drawn, SURE * self._own_columns)) + np.finfo(float).tiny
             found.append(Along("columns", float(np.sqrt((given.columns**2).mean())), limit))
         return max(found, key=lambda item: item.ratio, default=None)
 

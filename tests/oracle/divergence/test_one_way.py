@@ -88,7 +88,7 @@ def test_numbers_that_their_type_hardly_holds() -> None:
 def test_draws_widen_it() -> None:
     y = np.random.default_rng(0).normal(size=SHAPE)
     drawn = one_way(
-        y, y, np.ones(SHAPE[:2]), [row_sums(s * 0.01 * y, y, None) for s in (1, -1)],
+        y, y, np.ones(SHAPE[:2]), [[row_sums(s * 0.01 * y, y, None) for s in (1, -1)]],
         hidden=None, axis=1, unit=U, tiny=0.0, growth=0.0, common=1.0,
     )  # fmt: skip
     assert drawn is not None
