@@ -99,6 +99,9 @@ def first_divergence(
 ) -> Divergence:
     """Find the first point of the run `mine` that is not what it should be.
 
+    A row is wrong if it is off by more than rounding explains. So is what every row would allow, but adds up over all:
+    a factor or a constant (`one_way`), a bias, an ε, or a factor on scores that are not given (`patterns`).
+
     Args:
         mine, ref: a `Trace`, a dict of arrays, a file or a folder (`read_trace`); `ref` is of this package.
         mode: "local": each point is computed in float64 from the points before it in `mine`, so that an error belongs

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.oracle.divergence.one_way import COARSE, DRAWN, ELEMENTARY, ONE, SURE
+from refdiff.oracle.divergence.one_way import COARSE, DRAWN, ELEMENTARY, ONE, SURE, OneWay
 
 Floats = NDArray[np.float64]
 
@@ -58,17 +58,10 @@ def nearly(x: Floats, unit: float) -> NDArray[np.uint64]:
     return keys
 
 
-class Along(NamedTuple):
-    """What was found: along what, how large, and what rounding explains."""
+class Along(OneWay):
+    """The same of "columns", ε, or a point of `KNOBS`."""
 
-    kind: str
-    value: float
-    limit: float
-
-    @property
-    def ratio(self) -> float:
-        """The share of what is allowed."""
-        return abs(self.value) / self.limit
+    __slots__ = ()
 
     def __str__(self) -> str:
         if self.kind == "columns":
