@@ -106,7 +106,7 @@ def softmax_rows(
                 top[top == -np.inf] = 0
             piece -= top
         np.exp(piece, out=piece)
-        np.matmul(piece, ones, out=sums[i, 0])
+        np.dot(piece, ones, out=sums[i, 0])
     if mask is not None:
         sums[sums == 0] = 1
     return p, sums.reshape(B, H, t, 1)

@@ -49,22 +49,20 @@ TERMS = 2048
 PACKED = 256
 """The rows of a piece that is packed: few enough to stay in the cache while they are multiplied."""
 
+Part = Callable[[slice], None]
+"""What computes some rows of a product W Xᵀ."""
+
 TOKENS = 512
 """How many tokens the feed-forward network takes at a time: what lies between its products stays in the cache."""
 
 
 def has_unpacked_products() -> bool:
-    """Whether small products that BLAS does not pack are the faster ones here: on an Intel with AVX-512.
+    """Whether small products that BLAS does not pack are the faster ones here: on processors with AVX-512.
 
-    OpenBLAS has code of its own for them on processors with AVX-512 only, and an AMD does better without it. Where
-    nothing can be read, they are not.
+    OpenBLAS has code of its own for them on those only. Where nothing can be read, they are not.
     """
     with contextlib.suppress(OSError):
-        said = Path("/proc/cpuinfo").read_text()
-        return bool(
-            re.search(r"^vendor_id\s*:\s*GenuineIntel$", said, re.M)
-            and re.search(r"^flags\s*:.*\bavx512f\b", said, re.M)
-        )
+        return bool(re.search(r"^flags\s*:.*\bavx512f\b", Path("/proc/cpuinfo").read_text(), re.M))
     return False
 
 
@@ -72,9 +70,9 @@ class NumpyKernels(NumpyAttentionKernels):
     """The kernels of one model's way forward, and the threads that they share.
 
     unpacked: up to how many tokens a product's pieces are of the kind that BLAS does not pack. Which kind is faster is
-    the processor's. Unpacked ones on an Intel with AVX-512: beside packed ones 2 tokens go 1.9 times as fast, 8 and
-    16 tokens 1.6 times. Packed ones on an AMD (`_unpacked` was not measured there, only such pieces called
-    one by one), where so few as `VECTORS` are multiplied one by one. `refdiff bench --rows product:8` measures.
+    the processor's. Unpacked ones with AVX-512: beside packed ones 8 and 16 tokens go 1.6 times as fast on a Sapphire
+    Rapids, 1.3 times on a Zen 4. Packed ones elsewhere, where so few as `VECTORS` are multiplied one by one.
+    `refdiff bench --rows product:8` measures.
     """
 
     unpacked = FEW if has_unpacked_products() else 1
@@ -84,43 +82,53 @@ class NumpyKernels(NumpyAttentionKernels):
 
         A weight of 16 bits is expanded as it is used, see numpy_stored.py; a result then has the dtype of `x`.
         """
-        if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1] or x.size == 0:
+        results = self.linears(x, {"weight": weight, "bias": bias})
+        return results if results is NotImplemented else results[0]
+
+    def linears(self, x: FloatArray, *projections: Mapping[str, Any]) -> Any:
+        """Multiply by several weights, each as `linear` would; the threads meet once for all of them."""
+        if not all(_fits(x, **p) for p in projections):
             return NotImplemented
-        if bias is not None and bias.shape != weight.shape[:1]:
-            return NotImplemented
-        outputs, K = weight.shape
-        flat, stored = x.reshape(-1, K), is_stored(weight)
-        N = len(flat)
-        large = outputs * N * K >= WORTH_A_THREAD
+        flat = x.reshape(-1, x.shape[-1])
+        shared: list[tuple[Part, slice]] = []
+        results = []
+        for p in projections:
+            weight = p["weight"]
+            large = weight.size * len(flat) >= WORTH_A_THREAD
+            y, part = self._planned(flat, weight, large)
+            if large:
+                shared += [(part, at) for at in self._workers.cuts(len(weight), align=PIECE)]
+            else:
+                part(slice(0, len(weight)))
+            results.append(y)
+        self._workers.each(lambda item: item[0](item[1]), shared)
+        for y, p in zip(results, projections, strict=True):
+            if p.get("bias") is not None:
+                y += p["bias"]
+        return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in results]
+
+    def _planned(self, flat: FloatArray, weight: FloatArray, large: bool) -> tuple[FloatArray, Part]:
+        """Allocate flat Wᵀ, (N, K) to (N, outputs), and return it with what computes some of the outputs."""
+        (N, K), outputs, stored = flat.shape, len(weight), is_stored(weight)
         few = self._unpacked if self.unpacked >= N else self._by_vectors if N <= VECTORS else None
         if few is not None and N > 1 and large and not stored and weight.flags.c_contiguous:
-            y = few(flat, weight)
-            result = y if bias is None else np.add(y, bias, out=y)
-            return result.reshape(*x.shape[:-1], outputs)
+            return few(flat, weight)
         if self.unpacked < N < FEW and large and (missing := -N % TOGETHER):
             flat = np.concatenate([flat, np.zeros((missing, K), flat.dtype)])
-        y = self._workspace.empty((outputs, len(flat)), x.dtype if stored else np.result_type(x, weight))
+        y = self._workspace.empty((outputs, len(flat)), flat.dtype if stored else np.result_type(flat, weight))
         columns = flat.T if N > 1 else flat[0]
         out = y if N > 1 else y[:, 0]
         rows = PACKED if 1 < N <= FEW else outputs
 
-        def plain(start: int, stop: int) -> None:
-            for i in range(start, stop, rows):
-                j = min(i + rows, stop)
+        def part(at: slice) -> None:
+            for i in range(at.start, at.stop, rows):
+                j = min(i + rows, at.stop)
                 np.matmul(weight[i:j], columns, out=out[i:j])
 
-        part = self._expanding(weight, columns, out) if stored else plain
-        if large:
-            self._workers.split(outputs, part, align=16)
-        else:
-            part(0, outputs)
-        result = y[:, :N].T.reshape(*x.shape[:-1], outputs)
-        if bias is not None:
-            result += bias
-        return result
+        return y[:, :N].T, self._expanding(weight, columns, out) if stored else part
 
-    def _unpacked(self, flat: FloatArray, weight: FloatArray) -> FloatArray:
-        """Multiply a weight by few tokens, (N, K) to (N, outputs), in pieces that BLAS does not pack.
+    def _unpacked(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
+        """Multiply by few tokens in pieces that BLAS does not pack; see `_planned`.
 
         Up to `NARROW` tokens lie one after the other; more lie side by side, a whole number of vectors wide. The loop
         over pieces is NumPy's own, over stacked matrices, so that threads need not wait for Python.
@@ -135,21 +143,21 @@ class NumpyKernels(NumpyAttentionKernels):
             rows, terms = PIECE, min(UNPACKED // (PIECE * columns.shape[1]), TERMS)
         y = self._workspace.empty((outputs, columns.shape[1]), np.result_type(flat, weight))
 
-        def part(start: int, stop: int) -> None:
+        def part(at: slice) -> None:
+            start, stop = at.start, at.stop
             end = stop - (stop - start) % rows
             pieces, out = weight[start:end].reshape(-1, rows, K), y[start:end].reshape(-1, rows, columns.shape[1])
             first, *others = cut(K, terms)
             np.matmul(pieces[..., first], columns[first], out=out)
-            for at in others:
-                out += np.matmul(pieces[..., at], columns[at])
+            for more in others:
+                out += np.matmul(pieces[..., more], columns[more])
             if end < stop:
                 np.matmul(weight[end:stop], columns, out=y[end:stop])
 
-        self._workers.split(outputs, part, align=PIECE)
-        return y[:, :N].T
+        return y[:, :N].T, part
 
-    def _by_vectors(self, flat: FloatArray, weight: FloatArray) -> FloatArray:
-        """Multiply a weight by few tokens, (N, K) to (N, outputs): each piece by all of them while the cache has it.
+    def _by_vectors(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
+        """Multiply by few tokens, each piece by all of them while the cache has it; see `_planned`.
 
         The loop over pieces and tokens is NumPy's own, over stacked matrices, so that threads need not wait for Python.
         """
@@ -158,7 +166,8 @@ class NumpyKernels(NumpyAttentionKernels):
         y = self._workspace.empty((N, outputs), np.result_type(flat, weight))
         flat = np.ascontiguousarray(flat)
 
-        def part(start: int, stop: int) -> None:
+        def part(at: slice) -> None:
+            start, stop = at.start, at.stop
             end = stop - (stop - start) % rows
             stacked = weight[start:end].reshape(-1, 1, rows, K)
             products = np.matmul(stacked, flat[:, :, None])  # (pieces, N, rows, 1)
@@ -166,10 +175,9 @@ class NumpyKernels(NumpyAttentionKernels):
             for i in range(N if end < stop else 0):
                 np.matmul(weight[end:stop], flat[i], out=y[i, end:stop])
 
-        self._workers.split(outputs, part, align=16)
-        return y
+        return y, part
 
-    def _expanding(self, weight: NDArray[Any], columns: FloatArray, out: FloatArray) -> Callable[[int, int], None]:
+    def _expanding(self, weight: NDArray[Any], columns: FloatArray, out: FloatArray) -> Part:
         """Return what writes some rows of a product with a stored weight into `out`."""
         few, K = columns.ndim == 1 or columns.shape[1] <= FEW, weight.shape[1]
         if few and has_words(weight, out.dtype):
@@ -181,13 +189,14 @@ class NumpyKernels(NumpyAttentionKernels):
             columns, missing = factors(columns)
         rows = max(NUMBERS // K // 4 * 4, 4 if few else ROWS)
 
-        def part(start: int, stop: int) -> None:
+        def part(at: slice) -> None:
+            start, stop = at.start, at.stop
             size = min(rows, stop - start)
             tile = self._tile(size, K, out.dtype)
             for i in range(start, stop, size):
                 j = min(i + size, stop)
                 step(weight[i:j], tile[: j - i])
-                np.matmul(tile[: j - i], columns, out=out[i:j])
+                np.dot(tile[: j - i], columns, out=out[i:j])
             if missing is not None:
                 with np.errstate(over="ignore", invalid="ignore"):  # as in a product
                     out[start:stop] *= missing
@@ -199,12 +208,13 @@ class NumpyKernels(NumpyAttentionKernels):
         block = self._tiles.empty((max(rows * columns, NUMBERS),), dtype)
         return block[: rows * columns].reshape(rows, columns)
 
-    def _by_halves(self, weight: NDArray[Any], columns: FloatArray, out: FloatArray) -> Callable[[int, int], None]:
+    def _by_halves(self, weight: NDArray[Any], columns: FloatArray, out: FloatArray) -> Part:
         """The same for words of two bfloat16: the numbers at even places, then those at odd ones."""
         rows = max(NUMBERS // weight.shape[1] // 4 * 4, 4)
         even, odd = (np.ascontiguousarray(columns[place]) for place in (EVEN, ODD))
 
-        def part(start: int, stop: int) -> None:
+        def part(at: slice) -> None:
+            start, stop = at.start, at.stop
             size = min(rows, stop - start)
             tile = self._tile(size, len(even), out.dtype)
             rest = np.empty((stop - start, *out.shape[1:]), out.dtype)
@@ -212,9 +222,9 @@ class NumpyKernels(NumpyAttentionKernels):
                 j = min(i + size, stop)
                 piece = tile[: j - i]
                 expand(weight[i:j], piece, EVEN)
-                np.matmul(piece, even, out=out[i:j])
+                np.dot(piece, even, out=out[i:j])
                 expand(weight[i:j], piece, ODD)
-                np.matmul(piece, odd, out=rest[i - start : j - start])
+                np.dot(piece, odd, out=rest[i - start : j - start])
             out[start:stop] += rest
 
         return part
@@ -241,7 +251,9 @@ class NumpyKernels(NumpyAttentionKernels):
             return NotImplemented
 
         def part(x: FloatArray) -> FloatArray:
-            (hidden,) = self._pieces(gated, 1, linear(x, **gate_proj), linear(x, **up_proj))
+            both = self.linears(x, gate_proj, up_proj) if untouched(linear) else NotImplemented
+            gate, up = (linear(x, **gate_proj), linear(x, **up_proj)) if both is NotImplemented else both
+            (hidden,) = self._pieces(gated, 1, gate, up)
             result: FloatArray = linear(hidden, **down_proj)
             return result
 
@@ -280,6 +292,13 @@ class NumpyKernels(NumpyAttentionKernels):
         else:
             self._workers.split(first.size, part, align=16)
         return [out.reshape(rows.shape, order=order).reshape(first.shape) for out in outs]
+
+
+def _fits(x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> bool:
+    """Whether `linear` can multiply these."""
+    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1] or x.size == 0:
+        return False
+    return bias is None or bias.shape == weight.shape[:1]
 
 
 def gated(outs: list[FloatArray], gate: FloatArray, up: FloatArray) -> None:

@@ -84,7 +84,7 @@ class NumpyRowKernels(NumpyPasses):
             squares = np.zeros(piece.shape[1], x.dtype)
             parts = [slice(i, min(i + rows, features)) for i in range(0, features, rows)]
             for part in parts:
-                squares += ones[: part.stop - part.start] @ np.square(piece[part])
+                squares += np.dot(ones[: part.stop - part.start], np.square(piece[part]))
             root = np.sqrt(squares / features + eps, dtype=x.dtype)
             for part in parts:
                 np.divide(piece[part], root, out=out[part])
@@ -146,11 +146,11 @@ class NumpyRowKernels(NumpyPasses):
         def block(at: tuple[int, slice]) -> None:
             piece, h, out = x[at[0], :, at[1]], g[at[0], :, at[1]], into[at[0], :, at[1]]
             products = np.square(piece)
-            r = 1 / np.sqrt(ones @ products / features + eps, dtype=x.dtype)
+            r = 1 / np.sqrt(np.dot(ones, products) / features + eps, dtype=x.dtype)
             np.multiply(h, piece, out=products)
-            along = (w @ products) * r**3 / features
+            along = np.dot(w, products) * r**3 / features
             if weight is not None:
-                sums[at[0], at[1].start] = products @ r
+                sums[at[0], at[1].start] = np.dot(products, r)
                 np.multiply(h, weight[:, None], out=out)
                 h = out
             np.multiply(h, r, out=out)

@@ -22,7 +22,6 @@ from refdiff.backends.numpy_row_kernels import (
     cut,
     lies_by_features,
 )
-from refdiff.backends.workers import Workers
 from refdiff.layers.linear import named_grads
 
 DEEP = 6
@@ -33,10 +32,6 @@ TERMS = 1024
 
 class NumpyVjpKernels(NumpyAttentionVjpKernels):
     """All kernels of one model, those of the way back included; `cross_entropy_both` is `cross_entropy` and its vjp."""
-
-    def __init__(self, workers: Workers | None = None) -> None:
-        super().__init__(workers)
-        self.cross_entropy_both = self._cross_entropy_both
 
     def linear_vjp(self, g: FloatArray, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
         """Compute two products, each cut over the rows of its result; ∂L/∂x comes feature-major, as from `linear`."""
@@ -138,10 +133,10 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
         self, g: FloatArray, logits: FloatArray, targets: NDArray[Any], *, ignore_index: int = -100
     ) -> Any:
         """Write the probabilities block by block into the result, and take 1 away at each target."""
-        both = self._cross_entropy_both(g, logits, targets, ignore_index=ignore_index)
+        both = self.cross_entropy_both(g, logits, targets, ignore_index=ignore_index)
         return both if both is NotImplemented else (both[1], None)
 
-    def _cross_entropy_both(
+    def cross_entropy_both(
         self, g: FloatArray, logits: FloatArray, targets: NDArray[Any], *, ignore_index: int = -100
     ) -> Any:
         """Compute the loss and its gradient from the same exponentials, which are most of the work of either."""
@@ -204,7 +199,7 @@ def _exponentials(z: FloatArray, out: FloatArray | None = None) -> tuple[FloatAr
     for part in parts:
         shifted = np.subtract(z[part], top, out=None if out is None else out[part])
         np.exp(shifted, out=shifted)
-        sums += ones[part] @ shifted
+        sums += np.dot(ones[part], shifted)
     return top, sums, parts
 
 

@@ -2,6 +2,9 @@
 
 NumPy lets go of the interpreter inside a product or an elementwise step, so that Python threads over parts of an array
 use all cores. While they do, BLAS must keep to one thread each, or every part would start its own.
+
+`np.matmul` goes by the size of the result: one of 500 numbers or fewer it computes with the interpreter in hand,
+however large the factors, and the other threads wait. `np.dot` always lets go.
 """
 
 from __future__ import annotations
@@ -65,9 +68,13 @@ class Workers:
 
     def split(self, size: int, work: Callable[[int, int], Any], *, align: int = 1) -> None:
         """Call `work(start, stop)` on parts of range(size), one part a thread, starts being multiples of `align`."""
+        self.each(lambda at: work(at.start, at.stop), self.cuts(size, align=align))
+
+    def cuts(self, size: int, *, align: int = 1) -> list[slice]:
+        """Cut range(size) into one part for each thread that is free, starts being multiples of `align`."""
         parts = self.threads if self._running and not self._is_busy() else 1
         step = max(-(-size // (parts * align)), 1) * align
-        self.each(lambda start: work(start, min(start + step, size)), range(0, size, step))
+        return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
     def each(self, work: Callable[[Any], Any], items: Iterable[Any], *, beside_blas: bool = False) -> None:
         """Call `work(item)` for every item, whichever thread is free taking the next.

@@ -120,15 +120,25 @@ def self_attention(
     """
     ops, config, wiring = context.ops, context.config, WIRINGS[context.config.wiring]
     asking, asked = (x, context) if read in (None, x.shape[1]) else (x[:, -read:, :], context.of_last(read))
-    q = split_heads(ops.linear(asking, **p["q_proj"]), config.head_dim)
-    k = split_heads(ops.linear(x, **p["k_proj"]), config.head_dim)
-    v = wiring.values(ops, ops.linear(x, **p["v_proj"]), config.head_dim)
+    q, k, v = _projected(ops, p, asking, x)
+    q, k = split_heads(q, config.head_dim), split_heads(k, config.head_dim)
+    v = wiring.values(ops, v, config.head_dim)
     q, k, v = _rotated(q, k, v, layer, asked, context)
     see = {"mask": asked.mask, "bias": asked.bias, "causal": context.causal}
     heads = Heads(q, k, v, wiring.lambda_(ops, p, asking, layer), see)
     if maps is not None:
         maps.append(Maps(*wiring.maps(ops, heads)))
     return ops.linear(wiring.attend(ops, heads, p, layer, config.rms_norm_eps), **p["o_proj"])
+
+
+def _projected(ops: Ops, p: dict[str, Any], asking: Array, x: Array) -> list[Array]:
+    """Project what asks to queries, and all tokens to keys and values."""
+    fused = getattr(ops, "linears", None)
+    if fused is not None and asking is x:
+        done: Any = fused(x, p["q_proj"], p["k_proj"], p["v_proj"])
+        if done is not NotImplemented:
+            return done  # type: ignore[no-any-return]
+    return [ops.linear(asking, **p["q_proj"]), ops.linear(x, **p["k_proj"]), ops.linear(x, **p["v_proj"])]
 
 
 def _rotated(

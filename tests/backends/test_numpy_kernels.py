@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from refdiff import layers
+from refdiff.backends import FUSED
 from refdiff.backends.numpy_kernels import has_unpacked_products
 from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
 from refdiff.backends.workers import Workers
@@ -17,7 +18,7 @@ FAST = NumpyVjpKernels(Workers(3))
 KERNELS = {
     name: getattr(FAST, name)
     for name, _ in inspect.getmembers(NumpyVjpKernels, inspect.isfunction)
-    if not name.startswith("_")
+    if not name.startswith("_") and name not in FUSED
 }
 
 
@@ -255,11 +256,32 @@ def test_products_with_few_tokens_are_the_same_in_either_kind_of_piece(unpacked:
                     np.testing.assert_allclose(FAST.linear(given, w), x @ weight.T, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("stored", [None, np.float16, np.uint16])
+@pytest.mark.parametrize("rows", [1, 2, 8, 25, 130])
+def test_several_products_at_once_are_those_one_by_one(rows: int, stored: Any) -> None:
+    x = normal(0, 2, rows, 1024).astype(np.float32)[:1]
+    projections: list[dict[str, Any]] = []
+    for seed, outputs in enumerate((1031, 300, 7)):  # what threads share, and what is too small for it
+        weight = normal(seed, outputs, 1024, scale=0.02).astype(np.float32)
+        if stored is not None:
+            weight = (weight.view(np.uint32) >> 16).astype(np.uint16) if stored is np.uint16 else weight.astype(stored)
+        projections.append({"weight": weight})
+    projections[1]["bias"] = normal(9, 300).astype(np.float32)
+    alone = [FAST.linear(x, **p) for p in projections]
+    with FAST.running():
+        together = FAST.linears(x, *projections)
+    for one, other in zip(alone, together, strict=True):
+        assert other.shape == one.shape
+        np.testing.assert_allclose(other, one, rtol=2e-5, atol=2e-5)
+    assert np.abs(alone[0]).max() > 0.1
+    assert FAST.linears(x, projections[0], {"weight": normal(0, 7, 1023)}) is NotImplemented
+
+
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512f avx512dq\n", False),
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2\n", False),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512f avx512dq\n", True),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512dq\n", False),
         ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t\t: fpu avx512f\n", True),
         ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t\t: fpu avx2\n", False),
         ("CPU implementer\t: 0x41\n", False),

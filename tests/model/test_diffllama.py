@@ -318,6 +318,26 @@ def test_the_last_layer_works_for_what_is_read_only():
 
 @pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
 @pytest.mark.parametrize("serves", [True, False])
+def test_a_backend_may_project_to_queries_keys_and_values_at_once(wiring, serves):
+    """It is called where every token asks; what it declines, `linear` does."""
+    plain, fused, seen = small_model(wiring=wiring), small_model(wiring=wiring), []
+
+    def linears(x, *projections):
+        seen.append((x.shape[1], len(projections)))
+        return [layers.linear(x, **p) for p in projections] if serves else NotImplemented
+
+    fused.ops.linears = linears
+    tokens = ids(4, 2, 7)
+    np.testing.assert_array_equal(fused(tokens).logits, plain(tokens).logits)
+    assert seen == [(7, 3)] * 3
+    seen.clear()
+    got, expected = (model(tokens, logits_to_keep=2).logits for model in (fused, plain))
+    np.testing.assert_array_equal(got, expected)
+    assert seen == [(7, 3)] * 2, "in the last layer only two tokens ask"
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("serves", [True, False])
 def test_a_backend_may_rotate_and_append_at_once(wiring, serves):
     """It is called where a cache is filled and every token is read; what it declines, the layers do."""
     plain, fused, seen = small_model(wiring=wiring), small_model(wiring=wiring), []
