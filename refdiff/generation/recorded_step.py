@@ -10,6 +10,7 @@ over, frequencies of RoPE depend on the length, more rows than `linear` has a ke
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class RecordedStep:
     """The step of one call of `generate`, in which a model's weights and functions stay the same.
 
     Attributes:
-        refused: why nothing is recorded, or None.
+        refused: why nothing is recorded, or None; it is warned of once.
         recordings: how many were made.
     """
 
@@ -114,6 +115,9 @@ class RecordedStep:
             self._recorded = kernels.record(step)
         except kernels.refusal as error:
             self.refused = str(error)
+            warnings.warn(
+                f"steps of decoding are not recorded on the device, and take longer: {error}", UserWarning, stacklevel=2
+            )
             return
         self.recordings += 1
 
