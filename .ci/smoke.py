@@ -47,4 +47,7 @@ if text != again or not text.endswith("\n"):
 run("attention", "-m", str(folder), "hello", "-o", str(folder / "page.html"))
 if "</html>" not in (folder / "page.html").read_text(encoding="utf-8"):
     sys.exit("the page of refdiff attention is not whole")
+told = run("generate", "-n", "20", "Once upon a time")  # by the package's own model
+if len(told.split()) < 10:
+    sys.exit(f"the package's own model says {told!r}")
 print("the wheel works")

@@ -56,9 +56,11 @@ def culprit(model: DiffLlamaForCausalLM, ids: np.ndarray[Any, Any], positions: n
     states = model(ids, position_ids=positions, use_cache=False, output_hidden_states=True).hidden_states
     for i, state in enumerate(states or ()):
         if not is_finite(state):
-            last = i == model.config.num_hidden_layers
-            where = "the embeddings are" if i == 0 else f"the result of layer {i - 1} is" if not last else ""
-            return f"and {where or f'the result of layer {i - 1} or of the last norm is'} not finite"
+            if i == 0:
+                return "and the embeddings are not finite"
+            # the last state is normed: with weights that are finite, a norm makes nothing infinite
+            last = i == model.config.num_hidden_layers and not is_finite(model.base_params["norm"]["weight"])
+            return f"and the result of {'the last norm' if last else f'layer {i - 1}'} is not finite"
     return "and only the output matrix's result is not finite"
 
 

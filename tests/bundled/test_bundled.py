@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -25,6 +26,9 @@ from refdiff.training.evaluate import evaluate
 from refdiff.training.settings import Settings
 
 CARD = (bundled.FOLDER / "README.md").read_text(encoding="utf-8")
+DATA = Path(__file__).parents[2] / "notebooks" / "data"
+MEASURED = "e5175702e69c5fc5beff3e271f43dc1e43ff6d2ef0dba31c0eb399c18d0a0c60"
+"""sha256 of the weights whose bits per byte are in the card."""
 TEXT = Path(refdiff.__file__).parents[2] / "shared" / "data" / "fairy_en.txt"
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
 
@@ -47,6 +51,21 @@ def test_the_card_says_what_is_so() -> None:
     assert float(found[1]) <= 1.5
     for heading in ("How it was made", "What it was trained on", "Licence"):
         assert f"## {heading}" in CARD
+
+
+def test_what_was_measured_elsewhere_was_measured_on_these_weights() -> None:
+    """The numbers beside the plain twin and beside torch, and the card's: another model needs them all anew."""
+    weights = hashlib.sha256((bundled.FOLDER / "model.safetensors").read_bytes()).hexdigest()
+    assert weights == MEASURED
+    curve = {int(step): float(loss) for step, loss in re.findall(r"\| (\d+) \| \S+ \| (\S+) \| \S+ \|", CARD)}
+    ours = json.loads((DATA / "twins.json").read_text(encoding="utf-8"))["differential"]
+    assert dict(ours["validation"]) == curve
+    assert f"**{ours['reached']['bits_per_byte']:.3f} bits per byte**" in CARD
+    assert ours["reached"]["validation"] == pytest.approx(curve[max(curve)], abs=5e-4)
+    rows = [json.loads(line) for line in (DATA / "bundled_by_torch.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["step"]: row["refdiff"] for row in rows} == {row["step"]: curve[row["step"]] for row in rows}
+    assert rows[-1]["step"] == max(curve)
+    assert max(abs(row["refdiff"] / row["torch"] - 1) for row in rows) < 0.02
 
 
 @pytest.mark.slow

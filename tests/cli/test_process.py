@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import in_terminal
 from tests.quickness import start_seconds
 
 from .conftest import Run
@@ -173,36 +174,6 @@ def test_prompts_from_a_pipe_into_a_pipe(reciting: Path, run: Run) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(row["prompt"], row["text"]) for row in rows] == [("h", TEXT), ("日本h", TEXT)]
-
-
-def in_terminal(environment: dict[str, str], cwd: Path, *arguments: str | Path) -> tuple[int, str]:
-    """Run with standard error on a terminal 80 columns wide; its exit status and what the terminal got."""
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "refdiff", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=theirs,
-        env=environment,
-        cwd=cwd,
-    )
-    os.close(theirs)
-    seen = b""
-    try:
-        while piece := os.read(ours, 10_000):
-            seen += piece
-    except OSError:  # Linux's way to say that the other side is closed
-        pass
-    finally:
-        os.close(ours)
-    return process.wait(timeout=30), seen.decode()
 
 
 def test_the_progress_bar_is_for_terminals_only(

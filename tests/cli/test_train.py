@@ -17,6 +17,7 @@ import pytest
 import refdiff
 from refdiff.cli import main
 from refdiff.cli.pictures import write_picture
+from tests.cli.conftest import in_terminal
 from tests.training.conftest import tale
 
 SMALL = (
@@ -54,6 +55,16 @@ def test_from_text_to_a_model(run: Any, text: Path, tmp_path: Path) -> None:
     assert [record["step"] for record in records if "validation" in record] == [5, 10, 12]
     generated = run("generate", "-m", "out/step-000012", "-n", "3", "the king", "-q")
     assert generated.returncode == 0, generated.stderr
+
+
+def test_a_terminal_sees_how_far_it_is(environment: dict[str, str], text: Path, tmp_path: Path) -> None:
+    status, seen = in_terminal(environment, tmp_path, "train", text, "-o", "out", *SMALL, "--steps", "6")
+    assert status == 0
+    bars = re.findall(r"(\d+)/6 \[.*?(?:loss (\d\.\d+))?, +(\d+) tok/s\]", seen)
+    assert bars, seen
+    assert bars[-1][0] == "6"
+    assert re.search(r"\[\d\d:\d\d<\d\d:\d\d, ", seen), "time gone and time to go"
+    assert max(len(line) for line in re.split(r"[\r\n]", seen)) <= 80
 
 
 @pytest.mark.parametrize("wiring", ["hf", "v2"])
