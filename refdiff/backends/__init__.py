@@ -23,7 +23,7 @@ from refdiff.arrays import from_numpy
 Ops = SimpleNamespace
 """A namespace with the public functions of `refdiff.layers`, or functions that stand for them."""
 
-FUSED = ("linears", "rope_append", "cross_entropy_both")
+FUSED = ("linears", "rope_append", "diff_attention_with_lse", "diff_attention_vjp_from_lse", "cross_entropy_both")
 """Steps of a model, each of several calls of layers, that a backend may do at once. What is laid over the layers must
 see them all, so `overlay` leaves these out, and the model does the layers one by one."""
 

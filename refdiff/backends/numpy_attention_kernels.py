@@ -68,18 +68,29 @@ class NumpyAttentionKernels(NumpyRowKernels):
         causal: bool = True,
     ) -> Any:
         """Attend over two maps; see `_attend`."""
-        if not fits(q1, k1, q2, k2, v):
+        pair = pair_of(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal)
+        return NotImplemented if pair is None else self._attend(*pair, causal)
+
+    def diff_attention_with_lse(
+        self,
+        q1: FloatArray,
+        k1: FloatArray,
+        q2: FloatArray,
+        k2: FloatArray,
+        v: FloatArray,
+        lambda_: Any,
+        mask: NDArray[np.bool_] | None = None,
+        bias: FloatArray | None = None,
+        *,
+        causal: bool = True,
+    ) -> Any:
+        """Return that, and the log-sum-exps of the rows of both maps (2, 2, B, H, T, 1), where it goes by blocks."""
+        pair = pair_of(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal)
+        (B, H, T, _), S = q1.shape, v.shape[2]
+        if pair is None or not goes_by_blocks(B, H, T, S):
             return NotImplemented
-        B, H, T, _ = q1.shape
-        S = v.shape[2]
-        lambdas = np.asarray(lambda_, dtype=q1.dtype)
-        if (causal and S < T) or not covers(lambdas, (B, H, T, 1)) or (mask is not None and mask.dtype != np.bool_):
-            return NotImplemented
-        if any(x is not None and not covers(x, (B, mask_heads(x, H), T, S)) for x in (mask, bias)):
-            return NotImplemented
-        masks, biases = by_map(mask, H), by_map(bias, H)
-        maps = [(q1, k1, masks[0], biases[0]), (q2, k2, masks[1], biases[1])]
-        return self._attend(maps, v, np.broadcast_to(lambdas, (B, H, T, 1)), causal)
+        lse = np.empty((2, 2, B, H, T, 1), q1.dtype)
+        return self._by_blocks(*pair, causal, lse).transpose(2, 0, 3, 1), lse
 
     def plain_heads(
         self,
@@ -110,11 +121,9 @@ class NumpyAttentionKernels(NumpyRowKernels):
         of a block are held, and memory grows with T, not with T². What is small is done at once.
         """
         (B, H, T, _), S = maps[0][0].shape, v.shape[2]
-        if T < LEAST:
-            return self._by_keys(maps, v, lambdas, causal)
-        if B * H * T * S > CACHED:
+        if goes_by_blocks(B, H, T, S):
             return self._by_blocks(maps, v, lambdas, causal).transpose(2, 0, 3, 1)
-        return self._at_once(maps, v, lambdas, causal)
+        return (self._by_keys if T < LEAST else self._at_once)(maps, v, lambdas, causal)
 
     def _at_once(self, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool) -> FloatArray:
         """Multiply all heads in one call."""
@@ -201,11 +210,14 @@ class NumpyAttentionKernels(NumpyRowKernels):
         )
         return out
 
-    def _by_blocks(self, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool) -> FloatArray:
+    def _by_blocks(
+        self, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool, lse: FloatArray | None = None
+    ) -> FloatArray:
         """Multiply by V once, and return (H, e, B, T), the order that the next product takes.
 
         With P = exp(S − c) and row sums s, (P₁/s₁ − λ P₂/s₂) V = ((P₁ − λ (s₁/s₂) P₂) V) / s₁. A thread holds the
-        scores of one block of queries at a time, in memory that the next block has again.
+        scores of one block of queries at a time, in memory that the next block has again. `lse` (maps, 2, B, H, T, 1)
+        receives the log-sum-exp of each row; see `softmax_rows`.
         """
         (B, H, T, _), (K, S, e) = maps[0][0].shape, v.shape[1:]
         G = H // K
@@ -221,7 +233,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
             values = v[b, k, :keys].swapaxes(2, 3)
             heads = (*values.shape[:2], G, n)
             room = rooms.pop()
-            rows, sums = scores_of(maps, (b, k, h, t, slice(keys)), room, bound, causal)
+            rows, sums = scores_of(maps, (b, k, h, t, slice(keys)), room, bound, causal, lse)
             if lambdas is not None:
                 share = lambdas[b, h, t].reshape(-1, 1) * (sums[0] / sums[1])
                 for i in pieces(len(share), keys):
@@ -246,6 +258,38 @@ class NumpyAttentionKernels(NumpyRowKernels):
         b, k = part
         shape = arrays, (b.stop - b.start) * (k.stop - k.start) * scores
         return deque(np.empty(shape, dtype) for _ in range(self._workers.threads))
+
+
+def goes_by_blocks(B: int, H: int, T: int, S: int) -> bool:
+    """Whether there are queries enough, and more scores than a core's cache holds."""
+    return T >= LEAST and B * H * T * S > CACHED
+
+
+def pair_of(
+    q1: FloatArray,
+    k1: FloatArray,
+    q2: FloatArray,
+    k2: FloatArray,
+    v: FloatArray,
+    lambda_: Any,
+    mask: NDArray[np.bool_] | None,
+    bias: FloatArray | None,
+    *,
+    causal: bool,
+) -> tuple[list[Map], FloatArray, FloatArray] | None:
+    """Give both maps, v, and λ as (B, H, T, 1), or None for what the kernels do not serve."""
+    if not fits(q1, k1, q2, k2, v):
+        return None
+    B, H, T, _ = q1.shape
+    S = v.shape[2]
+    lambdas = np.asarray(lambda_, dtype=q1.dtype)
+    if (causal and S < T) or not covers(lambdas, (B, H, T, 1)) or (mask is not None and mask.dtype != np.bool_):
+        return None
+    if any(x is not None and not covers(x, (B, mask_heads(x, H), T, S)) for x in (mask, bias)):
+        return None
+    masks, biases = by_map(mask, H), by_map(bias, H)
+    maps = [(q1, k1, masks[0], biases[0]), (q2, k2, masks[1], biases[1])]
+    return maps, v, np.broadcast_to(lambdas, (B, H, T, 1))
 
 
 def fits(q1: FloatArray, k1: FloatArray, q2: FloatArray, k2: FloatArray, v: FloatArray) -> bool:

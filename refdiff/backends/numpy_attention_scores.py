@@ -43,20 +43,39 @@ def largest(maps: Sequence[Map]) -> FloatArray:
 
 
 def scores_of(
-    maps: Sequence[Map], at: tuple[slice, ...], room: FloatArray, bound: FloatArray, causal: bool
+    maps: Sequence[Map],
+    at: tuple[slice, ...],
+    room: FloatArray,
+    bound: FloatArray,
+    causal: bool,
+    lse: FloatArray | None = None,
+    *,
+    saved: bool = False,
 ) -> tuple[list[FloatArray], list[FloatArray]]:
     """Compute the P of each map in a block, (rows, keys) in the room of one thread, and their row sums (rows, 1).
 
-    `at` says which rows of the batch, key heads, query heads, queries and keys. See `softmax_rows`.
+    `at` says which rows of the batch, key heads, query heads, queries and keys. See `softmax_rows`. `lse`
+    (maps, 2, B, H, T, 1) receives the log-sum-exps of the block's rows, or gives them where they are `saved` there.
     """
     b, k, h, t, s = at
     n, keys, rows, sums = t.stop - t.start, s.stop, [], []
     hidden = np.triu(np.ones((n, n), dtype=np.bool_), 1) if causal else None
-    for p, (q, key, m, z) in zip(room, maps, strict=False):
+    for i, (p, (q, key, m, z)) in enumerate(zip(room, maps, strict=False)):
         queries = q[b, h, t]
         into = p[: queries.shape[0] * queries.shape[1] * n * keys].reshape(*queries.shape[:3], keys)
         m, z = (None if x is None else part_of(x, (b, h, t, s)) for x in (m, z))
-        _, total = softmax_rows(queries, key[b, k, s], m, z, hidden, into, None if z is not None else bound[b])
+        of_rows = None if lse is None else lse[i][:, b, h, t]
+        if saved and of_rows is not None:
+            fill_scores(queries, key[b, k, s], m, z, hidden, into)
+            top, total = of_rows
+            flat, tops = into.reshape(-1, keys), top.reshape(-1, 1)
+            for part in pieces(len(flat), keys):
+                if tops[part].any():
+                    flat[part] -= tops[part]
+                np.exp(flat[part], out=flat[part])
+        else:
+            few = None if z is not None else bound[b]
+            _, total = softmax_rows(queries, key[b, k, s], m, z, hidden, into, few, of_rows)
         rows.append(into.reshape(-1, keys))
         sums.append(total.reshape(-1, 1))
     return rows, sums
@@ -70,37 +89,27 @@ def softmax_rows(
     hidden: NDArray[np.bool_] | None,
     out: FloatArray | None = None,
     bound: FloatArray | None = None,
+    lse: FloatArray | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Compute P (B, H, t, S), into `out`, and its row sums (B, H, t, 1); a row that sees nothing has P = 0 and sum 1.
 
     P = exp(S − c) with c the largest score of a row, or 0 in those rows of the batch of which `bound` (B,), the largest
-    |q| |k|, says that no score is so large that it matters: a softmax is the same whatever is taken away.
+    |q| |k|, says that no score is so large that it matters: a softmax is the same whatever is taken away. `lse`
+    (2, B, H, t, 1) receives the log-sum-exp c + log s of each row as c and s: large scores leave few digits to a sum.
     """
     B, H, t, d = q.shape
-    K, S = k.shape[1:3]
-    grouped, root = q.reshape(B, K, H // K * t, d), math.sqrt(d)
-    exact = math.frexp(root)[0] == 0.5  # a power of two: dividing q, which is smaller, rounds nothing
-    if out is None:
-        out = np.empty((B, H, t, S), np.result_type(q, k))
-    p = out.reshape(B, K, H // K * t, S)
-    np.matmul(grouped / root if exact else grouped, k.swapaxes(2, 3), out=p)
-    p = out
-    if not exact:
-        p /= root
-    if bias is not None:
-        p += bias
-    if mask is not None:
-        np.copyto(p, -np.inf, where=~mask)
-    if hidden is not None and t > 1:
-        np.copyto(p[..., S - t :], -np.inf, where=hidden)
+    S = k.shape[2]
+    p = out = np.empty((B, H, t, S), np.result_type(q, k)) if out is None else out
+    fill_scores(q, k, mask, bias, hidden, out)
     rows, ones = p.reshape(-1, S), np.ones(S, p.dtype)
     sums = np.empty((len(rows), 1), p.dtype)
-    small = np.zeros(B, np.bool_) if bound is None else bound / root < SMALL
+    small = np.zeros(B, np.bool_) if bound is None else bound / math.sqrt(d) < SMALL
     as_it_is = np.repeat(small, H * t)
+    tops = np.zeros((len(rows), 1), p.dtype)
     for i in pieces(len(rows), S):
         piece = rows[i]
         if not as_it_is[i].all():
-            top = piece.max(axis=-1, keepdims=True)
+            top = piece.max(axis=-1, keepdims=True, out=tops[i])
             top[as_it_is[i]] = 0
             if mask is not None:
                 top[top == -np.inf] = 0
@@ -109,4 +118,30 @@ def softmax_rows(
         np.dot(piece, ones, out=sums[i, 0])
     if mask is not None:
         sums[sums == 0] = 1
+    if lse is not None:
+        lse[0], lse[1] = tops.reshape(B, H, t, 1), sums.reshape(B, H, t, 1)
     return p, sums.reshape(B, H, t, 1)
+
+
+def fill_scores(
+    q: FloatArray,
+    k: FloatArray,
+    mask: NDArray[Any] | None,
+    bias: NDArray[Any] | None,
+    hidden: NDArray[np.bool_] | None,
+    out: FloatArray,
+) -> None:
+    """Write Q Kᵀ / √d and the bias, −∞ where a query does not see, into `out` (B, H, t, S)."""
+    B, H, t, d = q.shape
+    K, S = k.shape[1:3]
+    grouped, root = q.reshape(B, K, H // K * t, d), math.sqrt(d)
+    exact = math.frexp(root)[0] == 0.5  # a power of two: dividing q, which is smaller, rounds nothing
+    np.matmul(grouped / root if exact else grouped, k.swapaxes(2, 3), out=out.reshape(B, K, H // K * t, S))
+    if not exact:
+        out /= root
+    if bias is not None:
+        out += bias
+    if mask is not None:
+        np.copyto(out, -np.inf, where=~mask)
+    if hidden is not None and t > 1:
+        np.copyto(out[..., S - t :], -np.inf, where=hidden)

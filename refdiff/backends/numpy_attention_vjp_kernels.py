@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
-from refdiff.backends.numpy_attention_kernels import QUERIES, by_map, covers, fits, mask_heads
+from refdiff.backends.numpy_attention_kernels import QUERIES, covers, fits, mask_heads, pair_of
 from refdiff.backends.numpy_attention_scores import Map, largest, scores_of
 from refdiff.backends.numpy_kernels import NumpyKernels
 from refdiff.backends.numpy_row_kernels import FloatArray, cut
@@ -38,17 +38,33 @@ class NumpyAttentionVjpKernels(NumpyKernels):
         causal: bool = True,
     ) -> Any:
         """Go through blocks of whole rows of both maps; see `_attention_back`, with the weights 1 and −λ."""
-        B, H, T = q1.shape[:3]
-        lambdas = np.asarray(lambda_, dtype=q1.dtype)
-        if not fits(q1, k1, q2, k2, v) or not covers(lambdas, (B, H, T, 1)) or g.shape != (B, H, T, v.shape[3]):
+        return self._pair_back(g, (q1, k1, q2, k2, v, lambda_, mask, bias), causal)
+
+    def diff_attention_vjp_from_lse(
+        self,
+        g: FloatArray,
+        q1: FloatArray,
+        k1: FloatArray,
+        q2: FloatArray,
+        k2: FloatArray,
+        v: FloatArray,
+        lambda_: Any,
+        mask: NDArray[np.bool_] | None = None,
+        bias: FloatArray | None = None,
+        *,
+        lse: FloatArray,
+        causal: bool = True,
+    ) -> Any:
+        """Do the same from the log-sum-exps that `diff_attention_with_lse` saved, A = e^(S − c) / s."""
+        return self._pair_back(g, (q1, k1, q2, k2, v, lambda_, mask, bias), causal, lse)
+
+    def _pair_back(self, g: FloatArray, given: tuple[Any, ...], causal: bool, lse: FloatArray | None = None) -> Any:
+        pair = pair_of(*given, causal=causal)
+        if pair is None or g.shape != (*given[0].shape[:3], given[4].shape[3]):
             return NotImplemented
-        if not _visible(mask, bias, (B, H, T, k1.shape[2]), causal):
-            return NotImplemented
-        weights = np.broadcast_to(-lambdas, (B, H, T, 1))
-        (m1, m2), (z1, z2) = by_map(mask, H), by_map(bias, H)
-        maps = [(q1, k1, m1, z1), (q2, k2, m2, z2)]
-        (dq1, dq2), (dk1, dk2), dv, along = self._attention_back(g, maps, v, weights, causal)
-        return dq1, dk1, dq2, dk2, dv, sum_to(-along, lambdas.shape)
+        maps, v, lambdas = pair
+        (dq1, dq2), (dk1, dk2), dv, along = self._attention_back(g, maps, v, -lambdas, causal, lse)
+        return dq1, dk1, dq2, dk2, dv, sum_to(-along, np.shape(given[5]))
 
     def plain_heads_vjp(
         self,
@@ -76,15 +92,22 @@ class NumpyAttentionVjpKernels(NumpyKernels):
         return dq, dk, dv
 
     def _attention_back(
-        self, g: FloatArray, maps: Sequence[Map], v: FloatArray, weights: FloatArray | None, causal: bool
+        self,
+        g: FloatArray,
+        maps: Sequence[Map],
+        v: FloatArray,
+        weights: FloatArray | None,
+        causal: bool,
+        lse: FloatArray | None = None,
     ) -> tuple[list[FloatArray], list[FloatArray], FloatArray, FloatArray]:
         """Pull g (B, H, T, e) back through (A₁ + w A₂) V, or through A V where there are no `weights` w (B, H, T, 1).
 
-        A block holds a few queries with all the keys that they may see. So its softmax is whole: its sums come again
-        with its scores, and need not be kept from the way forward. With P_i = e^(S_i − c), row sums s_i,
-        G = g Vᵀ and ρ_i = rowsum(G ⊙ P_i) / s_i, ∂L/∂S_i = (w_i / s_i) P_i ⊙ (G − ρ_i) and ∂L/∂w = ρ₂; w_i / s_i and
-        1/√d go to the rows of the products, which are shorter. One thread has all queries of a key head, and adds up
-        what comes back to its keys: always in the same order.
+        A block holds a few queries with all the keys that they may see. Its softmax comes from the log-sum-exps of the
+        way forward, where they were saved; or its sums come again with its scores, for it is whole. With
+        P_i = e^(S_i − c), row sums s_i, G = g Vᵀ and ρ_i = rowsum(G ⊙ P_i) / s_i,
+        ∂L/∂S_i = (w_i / s_i) P_i ⊙ (G − ρ_i) and ∂L/∂w = ρ₂; w_i / s_i and 1/√d go to the rows of the products, which
+        are shorter. One thread has all queries of a key head, and adds up what comes back to its keys: always in the
+        same order.
 
         Returns the gradients of every q, of every k, of v, and ρ of the last map.
         """
@@ -100,7 +123,7 @@ class NumpyAttentionVjpKernels(NumpyKernels):
             h, n, keys = slice(k.start * G, k.stop * G), t.stop - t.start, S - T + t.stop if causal else S
             values, whole = v[b, k, :keys], t.stop == T
             groups = values.shape[:2]
-            ps, sums = scores_of(maps, (b, k, h, t, slice(keys)), room, bound, causal)
+            ps, sums = scores_of(maps, (b, k, h, t, slice(keys)), room, bound, causal, lse, saved=lse is not None)
             back, free = (x[: ps[0].size].reshape(*groups, G * n, keys) for x in room[len(maps) :])
             ps = [p.reshape(back.shape) for p in ps]
             shares = [1 / x.reshape(*groups, G * n, 1) for x in sums]

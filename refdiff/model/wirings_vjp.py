@@ -38,6 +38,38 @@ class Kept:
         return self._results.pop(0)
 
 
+class KeptAttention(Kept):
+    """`diff_attention`; where the backend saves the log-sum-exps of its rows, the way back begins from them."""
+
+    def __init__(self, ops: Ops) -> None:
+        super().__init__(ops.diff_attention)
+        self._ops = ops
+        self._saved: list[Array | None] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        saving = getattr(self._ops, "diff_attention_with_lse", None)
+        done: Any = NotImplemented if saving is None else saving(*args, **kwargs)
+        if done is NotImplemented:
+            self._saved.append(None)
+            return super().__call__(*args, **kwargs)
+        result, lse = done
+        self._results.append(result)
+        self._saved.append(lse)
+        return result
+
+    @property
+    def back(self) -> dict[str, Callable[..., Any]]:
+        """What the vjp of a layer around it takes."""
+        return {"diff_attention": self.again, "diff_attention_vjp": self.vjp}
+
+    def vjp(self, *args: Any, **kwargs: Any) -> Any:
+        """`diff_attention_vjp`, in the order of the way forward."""
+        lse = self._saved.pop(0)
+        if lse is None:
+            return self._ops.diff_attention_vjp(*args, **kwargs)
+        return self._ops.diff_attention_vjp_from_lse(*args, lse=lse, **kwargs)
+
+
 @dataclass(frozen=True)
 class WiringVjp:
     """The parts of the way back through `self_attention` that depend on the wiring.
@@ -63,32 +95,34 @@ def _v2_lambda(ops: Ops, g: Array | None, p: dict[str, Any], x: Array, layer: in
 
 
 def _attend_hf(ops: Ops, a: Heads, p: dict[str, Any], layer: int, eps: float) -> tuple[Array, AttendBack]:
-    pairs = Kept(ops.diff_attention)
+    pairs = KeptAttention(ops)
 
     def back(g: Array) -> tuple[Array, Array, Array, Array, Grads]:
         given = (a.q, a.k, a.v, a.lambda_, ops.lambda_init(layer), eps)
-        dq, dk, dv, dlambda = ops.diff_heads_hf_vjp(g, *given, **a.see, diff_attention=pairs.again)
+        dq, dk, dv, dlambda = ops.diff_heads_hf_vjp(g, *given, **a.see, **pairs.back)
         return dq, dk, dv, dlambda, {}
 
     return WIRINGS["hf"].attend(ops, a, p, layer, eps, diff_attention=pairs), back
 
 
 def _attend_paper(ops: Ops, a: Heads, p: dict[str, Any], layer: int, eps: float) -> tuple[Array, AttendBack]:
-    pairs = Kept(ops.diff_attention)
+    pairs = KeptAttention(ops)
 
     def back(g: Array) -> tuple[Array, Array, Array, Array, Grads]:
         given = (a.q, a.k, a.v, a.lambda_, p["subln"]["weight"], ops.lambda_init(layer))
-        dq, dk, dv, dlambda, weight = ops.diff_heads_paper_vjp(g, *given, **a.see, diff_attention=pairs.again)
+        dq, dk, dv, dlambda, weight = ops.diff_heads_paper_vjp(g, *given, **a.see, **pairs.back)
         return dq, dk, dv, dlambda, {"subln": {"weight": weight}}
 
     return WIRINGS["paper"].attend(ops, a, p, layer, eps, diff_attention=pairs), back
 
 
 def _attend_v2(ops: Ops, a: Heads, p: dict[str, Any], layer: int, eps: float) -> tuple[Array, AttendBack]:
-    def back(g: Array) -> tuple[Array, Array, Array, Array, Grads]:
-        return *ops.diff_heads_v2_vjp(g, a.q, a.k, a.v, a.lambda_, **a.see), {}
+    pairs = KeptAttention(ops)
 
-    return WIRINGS["v2"].attend(ops, a, p, layer, eps), back
+    def back(g: Array) -> tuple[Array, Array, Array, Array, Grads]:
+        return *ops.diff_heads_v2_vjp(g, a.q, a.k, a.v, a.lambda_, **a.see, diff_attention_vjp=pairs.vjp), {}
+
+    return WIRINGS["v2"].attend(ops, a, p, layer, eps, diff_attention=pairs), back
 
 
 def _attend_plain(ops: Ops, a: Heads, p: dict[str, Any], layer: int, eps: float) -> tuple[Array, AttendBack]:

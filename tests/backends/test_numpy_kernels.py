@@ -245,6 +245,79 @@ def test_attention_memory_grows_with_length_not_its_square(name: str) -> None:
     assert peaks[2] < 2.2 * peaks[1] < 5 * peaks[0]
 
 
+def saved_cases() -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """(g, q1, k1, q2, k2, v, λ, mask, bias): several blocks, groups, masks for both maps, rows that see nothing."""
+    for B, H, K, T, S, scale in ((2, 4, 2, 131, 140, 1.0), (1, 2, 2, 300, 300, 30.0)):
+        q1, q2 = (normal(i, B, H, T, 8, scale=scale) for i in (1, 2))
+        k1, k2, v = normal(3, B, K, S, 8), normal(4, B, K, S, 8), normal(5, B, K, S, 6)
+        mask = np.random.default_rng(6).random((B, 2 * H, T, S)) > 0.3
+        mask[:, :, 7] = False
+        lambda_, g = np.abs(normal(7, B, H, T, 1)), normal(8, B, H, T, 6)
+        yield (g, q1, k1, q2, k2, v, lambda_, None, None), {}
+        yield (g, q1, k1, q2, k2, v, np.asarray(0.3), mask, normal(9, B, 1, T, S)), {"causal": False}
+        yield (g, q1, k1, q2, k2, v, lambda_[:1, :1], mask[:1, :1], None), {}
+
+
+def log_sum_exps(q: Any, k: Any, mask: Any, bias: Any, causal: bool) -> np.ndarray:
+    z = q @ np.repeat(k, q.shape[1] // k.shape[1], axis=1).swapaxes(2, 3) / np.sqrt(q.shape[3])
+    T, S = z.shape[2:]
+    seen = np.tri(T, S, S - T, dtype=bool) if causal else np.ones((T, S), bool)
+    z = np.where(seen if mask is None else seen & mask, z if bias is None else z + bias, -np.inf)
+    top = z.max(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(top == -np.inf, 0, top + np.log(np.exp(z - top).sum(axis=-1, keepdims=True)))
+
+
+@pytest.mark.parametrize("case", list(saved_cases()))
+def test_log_sum_exps_are_saved_and_the_way_back_begins_from_them(case: Any) -> None:
+    (g, *args), options = case
+    *streams, mask, _bias = args
+    causal, H = options.get("causal", True), g.shape[1]
+    with FAST.running():
+        heads, lse = FAST.diff_attention_with_lse(*args, **options)
+        grads = FAST.diff_attention_vjp_from_lse(g, *args, lse=lse, **options)
+    np.testing.assert_allclose(heads, layers.diff_attention(*args, **options), rtol=1e-10, atol=1e-11)
+    masks = (mask, mask) if mask is None or mask.shape[1] <= H else (mask[:, :H], mask[:, H:])
+    for i in (0, 1):
+        exact = log_sum_exps(*streams[2 * i : 2 * i + 2], masks[i], args[7], causal)
+        np.testing.assert_allclose(lse[i, 0] + np.log(lse[i, 1]), exact, rtol=1e-12, atol=1e-12)
+    truths = layers.diff_attention_vjp(g, *args, **options)
+    for one, truth in zip(grads, truths, strict=True):
+        assert one.shape == truth.shape
+        np.testing.assert_allclose(one, truth, rtol=1e-10, atol=1e-11 * max(1, np.abs(truth).max()))
+    wrong = FAST.diff_attention_vjp_from_lse(g, *args, lse=lse * 1.001, **options)
+    assert np.abs(wrong[4] - truths[4]).max() > 1e-4 * np.abs(truths[4]).max(), "they are what it begins from"
+    # float32: no more than twice as far from the truth of its inputs as the layer itself
+    g32, args32 = cast(g, np.float32), [cast(a, np.float32) for a in args]
+    _, lse32 = FAST.diff_attention_with_lse(*args32, **options)
+    ours = FAST.diff_attention_vjp_from_lse(g32, *args32, lse=lse32, **options)
+    theirs = layers.diff_attention_vjp(g32, *args32, **options)
+    exacts = layers.diff_attention_vjp(cast(g32, np.float64), *(cast(a, np.float64) for a in args32), **options)
+    for mine, layer, exact in zip(ours, theirs, exacts, strict=True):
+        assert mine.dtype == np.float32
+        assert np.sqrt(np.square(mine - exact).mean()) <= 2 * np.sqrt(np.square(layer - exact).mean())
+
+
+def test_log_sum_exps_are_not_saved_where_all_is_done_at_once() -> None:
+    q = normal(0, 1, 2, 20, 8)
+    assert FAST.diff_attention_with_lse(q, q, q, q, q, 0.5) is NotImplemented
+
+
+def test_memory_from_saved_log_sum_exps_grows_with_length() -> None:
+    import tracemalloc
+
+    peaks = []
+    for T in (512, 1024, 2048):
+        q = np.ones((1, 2, T, 8), np.float32)
+        tracemalloc.start()
+        _, lse = FAST.diff_attention_with_lse(q, q, q, q, q, 0.5)
+        FAST.diff_attention_vjp_from_lse(q, q, q, q, q, q, 0.5, lse=lse)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert lse.shape == (2, 2, 1, 2, T, 1)
+    assert peaks[2] < 2.2 * peaks[1] < 5 * peaks[0]
+
+
 @pytest.mark.parametrize("unpacked", [0, 24])
 def test_products_with_few_tokens_are_the_same_in_either_kind_of_piece(unpacked: int, monkeypatch: Any) -> None:
     monkeypatch.setattr(NumpyVjpKernels, "unpacked", unpacked)
