@@ -71,26 +71,17 @@ class NumpyAttentionKernels(NumpyRowKernels):
         pair = pair_of(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal)
         return NotImplemented if pair is None else self._attend(*pair, causal)
 
-    def diff_attention_with_lse(
-        self,
-        q1: FloatArray,
-        k1: FloatArray,
-        q2: FloatArray,
-        k2: FloatArray,
-        v: FloatArray,
-        lambda_: Any,
-        mask: NDArray[np.bool_] | None = None,
-        bias: FloatArray | None = None,
-        *,
-        causal: bool = True,
-    ) -> Any:
+    def diff_attention_with_lse(self, *given: Any, causal: bool = True) -> Any:
         """Return that, and the log-sum-exps of the rows of both maps (2, 2, B, H, T, 1), where it goes by blocks."""
-        pair = pair_of(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal)
-        (B, H, T, _), S = q1.shape, v.shape[2]
-        if pair is None or not goes_by_blocks(B, H, T, S):
+        pair = pair_of(*given, causal=causal)
+        if pair is None:
             return NotImplemented
-        lse = np.empty((2, 2, B, H, T, 1), q1.dtype)
-        return self._by_blocks(*pair, causal, lse).transpose(2, 0, 3, 1), lse
+        maps, v, lambdas = pair
+        (B, H, T, _), S = maps[0][0].shape, v.shape[2]
+        if not goes_by_blocks(B, H, T, S):
+            return NotImplemented
+        lse = np.empty((2, 2, B, H, T, 1), maps[0][0].dtype)
+        return self._by_blocks(maps, v, lambdas, causal, lse).transpose(2, 0, 3, 1), lse
 
     def plain_heads(
         self,
@@ -272,8 +263,8 @@ def pair_of(
     k2: FloatArray,
     v: FloatArray,
     lambda_: Any,
-    mask: NDArray[np.bool_] | None,
-    bias: FloatArray | None,
+    mask: NDArray[np.bool_] | None = None,
+    bias: FloatArray | None = None,
     *,
     causal: bool,
 ) -> tuple[list[Map], FloatArray, FloatArray] | None:

@@ -38,27 +38,13 @@ class NumpyAttentionVjpKernels(NumpyKernels):
         causal: bool = True,
     ) -> Any:
         """Go through blocks of whole rows of both maps; see `_attention_back`, with the weights 1 and −λ."""
-        return self._pair_back(g, (q1, k1, q2, k2, v, lambda_, mask, bias), causal)
+        given = q1, k1, q2, k2, v, lambda_, mask, bias
+        return self.diff_attention_vjp_from_lse(g, *given, lse=None, causal=causal)
 
     def diff_attention_vjp_from_lse(
-        self,
-        g: FloatArray,
-        q1: FloatArray,
-        k1: FloatArray,
-        q2: FloatArray,
-        k2: FloatArray,
-        v: FloatArray,
-        lambda_: Any,
-        mask: NDArray[np.bool_] | None = None,
-        bias: FloatArray | None = None,
-        *,
-        lse: FloatArray,
-        causal: bool = True,
+        self, g: FloatArray, *given: Any, lse: FloatArray | None, causal: bool = True
     ) -> Any:
         """Do the same from the log-sum-exps that `diff_attention_with_lse` saved, A = e^(S − c) / s."""
-        return self._pair_back(g, (q1, k1, q2, k2, v, lambda_, mask, bias), causal, lse)
-
-    def _pair_back(self, g: FloatArray, given: tuple[Any, ...], causal: bool, lse: FloatArray | None = None) -> Any:
         pair = pair_of(*given, causal=causal)
         if pair is None or g.shape != (*given[0].shape[:3], given[4].shape[3]):
             return NotImplemented

@@ -301,6 +301,7 @@ def test_log_sum_exps_are_saved_and_the_way_back_begins_from_them(case: Any) -> 
 def test_log_sum_exps_are_not_saved_where_all_is_done_at_once() -> None:
     q = normal(0, 1, 2, 20, 8)
     assert FAST.diff_attention_with_lse(q, q, q, q, q, 0.5) is NotImplemented
+    assert FAST.diff_attention_with_lse(q[0], q[0], q[0], q[0], q[0], 0.5) is NotImplemented, "the layer says why"
 
 
 def test_memory_from_saved_log_sum_exps_grows_with_length() -> None:
