@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +50,8 @@ def streams(spec: Spec, inputs: Inputs, ops: Ops) -> Streams:
     w = wiring(spec)
     q = q * query_factor(spec)
     q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
-    if spec.softcap is not None:
-        (q1, k1), (q2, k2) = (capped(a, b, spec.softcap) for a, b in ((q1, k1), (q2, k2)))
+    if (cap := spec.softcap) is not None:
+        (q1, k1), (q2, k2) = (limited(a, b, lambda z: cap * np.tanh(z / cap)) for a, b in ((q1, k1), (q2, k2)))
     bias, (mask, causal) = inputs.get("bias"), sight(spec, inputs)
     bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
     if spec.masked_rows == "uniform":
@@ -136,9 +137,9 @@ def query_factor(spec: Spec) -> float:
     return 1.0 if spec.scale is None else spec.scale * math.sqrt(spec.head_dim)
 
 
-def capped(q: Numpy, k: Numpy, cap: float) -> tuple[Numpy, Numpy]:
-    """Capped scores, as queries and keys whose scores they are."""
-    scores = cap * np.tanh(q @ np.swapaxes(k, -1, -2) / (math.sqrt(q.shape[-1]) * cap))
+def limited(q: Numpy, k: Numpy, limit: Callable[[Numpy], Numpy]) -> tuple[Numpy, Numpy]:
+    """What `limit` makes of the scores of q and k, as queries and keys whose scores they are."""
+    scores = limit(q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1]))
     unit = math.sqrt(scores.shape[-1]) * np.eye(scores.shape[-1])
     return scores, np.broadcast_to(unit, (*scores.shape[:2], *unit.shape))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,9 +17,14 @@ from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
 from refdiff.oracle.diagnosis.trial import NEARLY, Trial, held
 from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, is_wrong, quick_residual, rows_off
+from refdiff.oracle.mistakes import Mistake
+from refdiff.oracle.mistakes.catalogue import Layer
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.streams import limited
 
 COARSE, FINE = 33, 40
+LIMITS = (0.05, 500.0)
+"""Between these the limit of scores is looked for."""
 LONGEST = 256
 """Windows are tried one by one up to this length."""
 AS_RIGHT = 2.0
@@ -30,6 +36,7 @@ AS_GOOD = 2.0
 def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
     """Return the numbers with which the output passes: λ and scale by head, scale of scores, ε, base, window, order.
 
+    Where it passes with none of these, a limit of the scores, smooth or sharp.
     Of an output that is wrong in one place only (`local`), those that differ by head or by token. Of a large case they
     are fitted to a part, and held against the whole where that passes. Where the output passes with none, that one
     which explains nearly all of the error.
@@ -43,6 +50,11 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
         found += _number(spec, parts, "norm_eps", 1.0, 1e-12, 1.0, "ε of the norm is")
     if spec.rope != "none" and not local:
         found += _number(spec, parts, "rope_theta", 1.0, 30.0, 1e8, "the base of RoPE is")
+    if not local and not any(f.fits for f in found):
+        found += [
+            *_number(spec, parts, "softcap", 1.0, *LIMITS, "scores z are c tanh(z / c) with c ="),
+            *_clamp(spec, parts),
+        ]
     passing = sorted((f for f in found if f.fits), key=lambda f: f.residual)
     return tuple(passing) or _nearest(found)
 
@@ -78,24 +90,48 @@ def _first_that_passes(held_ones: Iterable[list[Fit]]) -> list[Fit]:
 
 
 def _number(spec: Spec, parts: Parts, field: str, unit: float, low: float, high: float, words: str) -> list[Fit]:
-    """Fit one field on a logarithmic scale between low and high units."""
+    """Fit one field between low and high units."""
+    now = spec.head_dim**-0.5 if field == "scale" and spec.scale is None else getattr(spec, field)
+    has = "none" if now is None else f"{now:.4g}"
+    return _best(
+        parts, lambda x: _of_spec(spec, field, x, f"{words} {x:.4g}, where the spec has {has}"), unit * low, unit * high
+    )
+
+
+def _clamp(spec: Spec, parts: Parts) -> list[Fit]:
+    """Fit c of scores that are cut off at ±c, which is no field."""
+
+    def trial(limit: float) -> Trial:
+        text = f"scores are cut off at ±{limit:.4g}, where the spec has no such limit"
+        wrong = Mistake("scores_cut_off", text, "diff_attention", "clamp", "", "", partial(_cut_off, limit))
+        return Trial("score_limit", limit, text, lambda inputs: Problem(spec, inputs, (wrong,)))
+
+    return _best(parts, trial, *LIMITS)
+
+
+def _cut_off(
+    limit: float, right: Layer, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, *rest: Any, **how: Any
+) -> Any:
+    k1, k2, v = (np.repeat(x, q1.shape[1] // x.shape[1], axis=1) for x in (k1, k2, v))
+    (q1, k1), (q2, k2) = (limited(q, k, lambda z: np.clip(z, -limit, limit)) for q, k in ((q1, k1), (q2, k2)))
+    return right(q1, k1, q2, k2, v, *rest, **how)
+
+
+def _best(parts: Parts, trial: Callable[[float], Trial], low: float, high: float) -> list[Fit]:
+    """Hold the best number between low and high, on a logarithmic scale, against the outputs."""
     target = parts.last[0]
 
     def residual(log: float) -> float:
-        changed = spec.replace(**{field: unit * math.exp(log)})
-        return quick_residual(target, output(Problem(changed, target.inputs)))
+        return quick_residual(target, output(trial(math.exp(log)).problem(target.inputs)))
 
     best, _ = smallest(residual, np.linspace(math.log(low), math.log(high), COARSE))
-    value = unit * math.exp(best)
-    now = spec.head_dim**-0.5 if field == "scale" and spec.scale is None else getattr(spec, field)
-    return _of_spec(spec, parts, field, value, f"{words} {value:.4g}, where the spec has {now:.4g}")
+    return held(trial(math.exp(best)), parts.in_turn(parts.last), large=parts.are_parts)
 
 
-def _of_spec(spec: Spec, parts: Parts, field: str, value: Any, text: str) -> list[Fit]:
-    """Hold another value of a field against the outputs."""
+def _of_spec(spec: Spec, field: str, value: Any, text: str) -> Trial:
+    """Another value of a field."""
     changed = spec.replace(**{field: value})
-    trial = Trial(field, value, text, lambda inputs: Problem(changed, inputs))
-    return held(trial, parts.in_turn(parts.last), large=parts.are_parts)
+    return Trial(field, value, text, lambda inputs: Problem(changed, inputs))
 
 
 def smallest(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
@@ -130,7 +166,8 @@ def _window(spec: Spec, parts: Parts) -> list[Fit]:
     residuals = [quick_residual(target, output(Problem(spec.replace(window=w), target.inputs))) for w in tried]
     w = tried[int(np.argmin(residuals))]
     now = "all keys" if spec.window is None else str(spec.window)
-    return _of_spec(spec, parts, "window", w, f"a query sees {w} keys, itself among them, where the spec has {now}")
+    trial = _of_spec(spec, "window", w, f"a query sees {w} keys, itself among them, where the spec has {now}")
+    return held(trial, parts.in_turn(parts.last), large=parts.are_parts)
 
 
 def _last_are_right(target: Target) -> bool:

@@ -8,16 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.backends import ops_for
 from refdiff.oracle.budget import budget
 from refdiff.oracle.diagnosis.fits import fits, smallest
 from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.forward import finished
+from refdiff.oracle.input_checks import as_float64
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies.fixed import small_spec
 from refdiff.oracle.strategies.structure import Structure
 from refdiff.oracle.strategies.values import draw
+from refdiff.oracle.streams import streams
 from refdiff.oracle.truth import truth
 
 SPEC = small_spec("hf_diffllama")
+
+
+LIMIT = 2.5
 
 
 def target(order: list[int] | None = None, whisper: bool = False, **changes: Any) -> Target:
@@ -26,6 +33,22 @@ def target(order: list[int] | None = None, whisper: bool = False, **changes: Any
     out = truth(SPEC.replace(**changes), inputs).out
     assert out is not None
     return Target.of(round_to(out if order is None else out[:, order], "float32"), budget(SPEC, inputs, "float32"))
+
+
+def limited(limit: str, dtype: str) -> Target:
+    """An output whose scores have a limit, computed here from the maps' definition."""
+    inputs = draw(SPEC, Structure(1, 9, 12), "identify", 3, dtype)
+    known = budget(SPEC, inputs, dtype)
+    exact = as_float64(SPEC, known.inputs)
+    s = streams(SPEC, exact, ops_for())
+    maps = []
+    for q, k in ((s.q1, s.k1), (s.q2, s.k2)):
+        z = q @ k.swapaxes(-1, -2) / SPEC.head_dim**0.5
+        z = LIMIT * np.tanh(z / LIMIT) if limit == "smooth" else np.clip(z, -LIMIT, LIMIT)
+        e = np.where(s.see, np.exp(z), 0.0)
+        maps.append(e / e.sum(axis=-1, keepdims=True))
+    heads = (maps[0] - s.lambda_full * maps[1]) @ s.v
+    return Target.of(round_to(finished(SPEC, heads, exact, ops_for()), dtype), known)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +61,17 @@ def test_a_number_is_found(field: str, value: float, whisper: bool) -> None:
     assert found[field].value == pytest.approx(value, rel=1e-3)
     assert f"{value:.3g}"[:4] in found[field].text
     assert "where the spec has " in found[field].text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("limit", ["smooth", "sharp"])
+def test_a_limit_of_scores_is_found(limit: str, dtype: str) -> None:
+    """Neither is right where the other is."""
+    found = {f.parameter: f for f in fits(SPEC, (limited(limit, dtype),)) if f.fits}
+    name = {"smooth": "softcap", "sharp": "score_limit"}[limit]
+    assert list(found) == [name]
+    assert found[name].value == pytest.approx(LIMIT, rel=0.02)
+    assert "where the spec has no" in found[name].text
 
 
 def test_lambda_alone_and_with_the_scale() -> None:
