@@ -14,6 +14,7 @@ from refdiff.oracle.deviations.deviation import Deviation, deviated, output
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.closest import WORTH
 from refdiff.oracle.diagnosis.fits import fits
+from refdiff.oracle.diagnosis.of_gradients import of_gradients
 from refdiff.oracle.diagnosis.places import damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
@@ -81,7 +82,8 @@ def diagnose(
     Args:
         actual: the output, or a mapping with it under "out"; an array of any library. Or a list of them, one for each
             of a list of `inputs`: a name must then fit all, and what one case hides the other may show. A name is of
-            the output; what else `check` judges and is wrong where the output is right stands in the notes.
+            the output; what else `check` judges and is wrong where the output is right stands in the notes, and the
+            deviation of which wrong gradients are.
         dout: as in `check`, where the mapping has gradients; a list with a list.
         recipe: what the kernel rounds, or a type's name for the usual.
         max_deviations: 1 or 2, how many together are looked for.
@@ -104,7 +106,7 @@ def diagnose(
     targets = tuple(Target.of(_out(given), b) for given, b in zip(outs, known, strict=True))
     verdicts = [b.judge({"out": t.actual}).status for b, t in zip(known, targets, strict=True)]
     if "fail" not in verdicts:
-        if beside := _beside(known, outs):
+        if beside := _beside(spec, known, outs, douts):
             return Ranking(NONE_FITS, notes=beside)
         return Ranking(NO_DEVIATION, notes=_hidden(spec, targets, known))
     kinds = {kind_of(x) for x in several}
@@ -134,18 +136,21 @@ def _out(given: Any) -> Numpy:
     return output_alone(given, "a diagnosis").astype(np.float64)
 
 
-def _beside(known: list[Budget], given: list[Any]) -> tuple[str, ...]:
-    """What is wrong though the output is right: log-sum-exps, λ, gradients."""
+def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any]) -> tuple[str, ...]:
+    """What is wrong though the output is right: log-sum-exps, λ, gradients; and of which deviation gradients are."""
     said: dict[str, str] = {}
-    for one, b in zip(given, known, strict=True):
-        more = {name: x for name, x in one.items() if name != "out"} if isinstance(one, Mapping) else {}
+    arrays = [dict(one) if isinstance(one, Mapping) else {"out": one} for one in given]
+    for one, b in zip(arrays, known, strict=True):
+        more = {name: x for name, x in one.items() if name != "out"}
         tensors = b.judge(more).tensors if more else {}
         for name, found in tensors.items():
             if found.status == "fail":
                 said.setdefault(
                     name, f"the output is right, {name} is not: {'; '.join((*found.notes, *found.reasons))}"
                 )
-    return tuple(said.values())
+    wrong = [name for name in said if name.startswith("d")]
+    everywhere = wrong and all(name in one for name in wrong for one in arrays)
+    return (*said.values(), *(of_gradients(spec, known, arrays, douts, wrong) if everywhere else ()))
 
 
 def _hidden(spec: Spec, targets: tuple[Target, ...], known: list[Budget]) -> tuple[str, ...]:
