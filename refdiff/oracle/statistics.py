@@ -26,9 +26,13 @@ Numpy = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Limits:
-    """How far each number may go; `noise`, `share`: which rows are too uncertain, and how many of them are too many."""
+    """How far each number may go; `noise`, `share`: which rows are too uncertain, and how many of them are too many.
 
-    row: float = 3.0
+    row: where one rounding decides a row, all ten runs that E_r is taken from may be lucky. In 27,000 right runs (seeds
+    3000 to 3019 of the selftest) two of torch and jax reached 3.1 and 3.5.
+    """
+
+    row: float = 4.0
     bulk: float = 1.3
     element: float = 3.0
     slope: float = 6.0

@@ -34,13 +34,13 @@ def test_the_selftest(scheduler: str, capsys: pytest.CaptureFixture[str], monkey
     command = ["check", "--selftest", "--seeds", "5", "--json"]
     status = main(command)
     here, seen = capsys.readouterr()
-    assert json.loads(here)["rows"][0]["mutants"] == sum(range(3000, 3005))
+    assert json.loads(here)["rows"][0]["mutants"] == sum(range(4000, 4005))
     assert json.loads(here)["rows"][0]["own"] == 5
     assert main([*command, "--dask", scheduler]) == status
     there, seen_there = capsys.readouterr()
     assert there == here
     assert seen_there == seen
-    assert seen.splitlines() == [f"seed {seed} done" for seed in range(3000, 3005)]
+    assert seen.splitlines() == [f"seed {seed} done" for seed in range(4000, 4005)]
 
 
 @pytest.mark.usefixtures("workers")

@@ -27,8 +27,8 @@ def test_the_worst_row_and_what_was_allowed() -> None:
     assert verdict.status == "fail"
     (row,) = (line for line in verdict.reasons if line.startswith("row"))
     assert row.startswith("row: 1 of 30 rows is wrong, ")
-    assert "is 10, allowed 3" in row
-    assert "row (b 1, head 2, t 4) is off by 0.01 rms, allowed 0.003" in row
+    assert "is 10, allowed 4" in row
+    assert "row (b 1, head 2, t 4) is off by 0.01 rms, allowed 0.004" in row
     assert str(verdict).count("fail") == 1
 
 

@@ -29,13 +29,23 @@ def _numbers(x: torch.Tensor | None) -> np.ndarray:
     return x.detach().to(torch.float64).numpy()
 
 
+class Given(torch.nn.Module):
+    """What stands in for a projection: it gives `x`, whatever it is called with."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self.x
+
+
 def transformers_diffllama(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, implementation: str) -> Arrays:
-    """The attention module itself: q, k and v come through projections that select them, which rounds nothing."""
+    """The attention module between its projections, through which NaN of one head would reach others."""
     kind, (B, H, T, d), K = DTYPES[dtype], inputs["q"].shape, spec.key_heads
     assert inputs["k"].shape[2] == T, "the module has as many keys as queries"
-    width = (H + 2 * K) * d
     config = DiffLlamaConfig(
-        hidden_size=width,
+        hidden_size=H * d,
         num_attention_heads=H,
         num_key_value_heads=K,
         head_dim=d,
@@ -45,29 +55,26 @@ def transformers_diffllama(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: 
         attn_implementation=implementation,
     )
     module = DiffLlamaAttention(config, spec.layer).to(kind)
-    eye = torch.eye(width, dtype=kind)
+    q, k, v = (torch.as_tensor(inputs[name]).to(kind).transpose(1, 2).flatten(2) for name in ("q", "k", "v"))
+    given = {"q": q.requires_grad_(), "k": k.requires_grad_(), "v": v.requires_grad_()}
+    for name, x in given.items():
+        setattr(module, f"{name}_proj", Given(x))
+    module.o_proj = torch.nn.Identity()
     with torch.no_grad():
-        for projection, start, heads in ((module.q_proj, 0, H), (module.k_proj, H, K), (module.v_proj, H + K, K)):
-            projection.weight.copy_(eye[start * d : (start + heads) * d])
-        module.o_proj.weight.copy_(eye[:, : H * d])
         for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
             getattr(module, name).copy_(torch.as_tensor(inputs[name]))
-    flat = [np.moveaxis(inputs[name], 1, 2).reshape(B, T, -1) for name in ("q", "k", "v")]
-    x = torch.as_tensor(np.concatenate(flat, axis=-1)).to(kind).requires_grad_()
-    angles = DiffLlamaRotaryEmbedding(config)(x, torch.arange(T)[None])
+    angles = DiffLlamaRotaryEmbedding(config)(q, torch.arange(T)[None])
     mask = None
     if implementation == "eager":
         mask = torch.full((T, T), torch.finfo(kind).min, dtype=kind).triu(1)[None, None]
-    out, _ = module(x, angles, mask)
-    g = np.zeros((B, T, width))
-    g[..., : H * d] = np.moveaxis(dout, 1, 2).reshape(B, T, H * d)
-    out.backward(torch.as_tensor(g).to(kind))
-    grads = _numbers(x.grad)
-    found = {"out": np.moveaxis(_numbers(out)[..., : H * d].reshape(B, T, spec.heads, 2 * d), 1, 2)}
-    for name, start, heads in (("dq", 0, H), ("dk", H, K), ("dv", H + K, K)):
-        part = grads[..., start * d : (start + heads) * d]
-        found[name] = np.moveaxis(part.reshape(B, T, heads, d), 1, 2)
-    return found
+    out, _ = module(torch.zeros_like(q), angles, mask)
+    out.backward(torch.as_tensor(np.moveaxis(dout, 1, 2).reshape(B, T, H * d)).to(kind))
+
+    def by_head(x: torch.Tensor | None, heads: int) -> np.ndarray:
+        return np.moveaxis(_numbers(x).reshape(B, T, heads, -1), 1, 2)
+
+    grads = {f"d{name}": by_head(x.grad, H if name == "q" else K) for name, x in given.items()}
+    return {"out": by_head(out, spec.heads), **grads}
 
 
 def torch_sdpa(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, backend: SDPBackend) -> Arrays:
