@@ -60,8 +60,8 @@ def _check(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.file}: {error}{read}") from error
     report: dict[str, Any] = {"file": args.file, "spec": spec.to_dict(), **verdict.to_dict()}
     text = str(verdict)
-    if args.diagnose and "out" in given and verdict.tensors["out"].status == "fail":
-        report["diagnosis"], named = _diagnosis(given["out"], spec, inputs, recipe)
+    if args.diagnose and verdict.status == "fail":
+        report["diagnosis"], named = _diagnosis(given, spec, inputs, recipe, dout)
         text = f"{text}\ndiagnosis: {named}"
     sys.stdout.write((json.dumps(report, ensure_ascii=False, indent=2) if args.json else fitted(text)) + "\n")
     return 0 if verdict else 1
@@ -80,13 +80,13 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
     return given, inputs, dout
 
 
-def _diagnosis(out: Any, *args: Any) -> tuple[Any, str]:
+def _diagnosis(given: dict[str, Any], *args: Any) -> tuple[Any, str]:
     """The name of the mistake, for a program and for people; the verdict stands, whether it has one or not."""
     from refdiff.oracle.diagnosis import diagnose
 
-    spec, inputs, recipe = args
+    spec, inputs, recipe, dout = args
     try:
-        ranking = diagnose(out, spec, inputs, recipe=recipe)
+        ranking = diagnose(given, spec, inputs, recipe=recipe, dout=dout)
     except (ValueError, ArithmeticError) as error:
         return None, f"none ({error})"
     return ranking.to_dict(), str(ranking)

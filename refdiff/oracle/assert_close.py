@@ -45,17 +45,16 @@ def assert_close(
         from refdiff.oracle.divergence import first_divergence
 
         parts.append(f"first divergence: {first_divergence(*traces)}")
-    if diagnose and "out" in verdict.tensors and verdict.tensors["out"].status == "fail":
-        out = actual["out"] if isinstance(actual, Mapping) else actual
-        parts.append(_diagnoses(out, spec, inputs, recipe))
+    if diagnose and verdict.status == "fail":
+        parts.append(_diagnoses(actual, spec, inputs, recipe, dout))
     raise AssertionError("\n".join(parts))
 
 
-def _diagnoses(out: Any, spec: Spec, inputs: Mapping[str, Any], recipe: Recipe | str) -> str:
+def _diagnoses(actual: Any, spec: Spec, inputs: Mapping[str, Any], recipe: Recipe | str, dout: Any) -> str:
     from refdiff.oracle.diagnosis import diagnose
 
     try:
-        ranking = diagnose(out, spec, inputs, recipe=recipe)
+        ranking = diagnose(actual, spec, inputs, recipe=recipe, dout=dout)
     except (ValueError, ArithmeticError) as error:  # the verdict stands, whether it has a name or not
         return f"diagnosis: none ({error})"
     return "diagnosis: " + "\n".join(str(ranking).splitlines()[:LINES])

@@ -49,6 +49,16 @@ def test_another_layer_fails_and_the_mistake_is_named(tmp_path: Path, capsys: Ca
     assert report["diagnosis"]["status"] in ("unique", "ambiguous")
 
 
+def test_a_wrong_gradient_is_diagnosed_too(tmp_path: Path, capsys: Capture) -> None:
+    spec = small("ms_v1")
+    x = draw(spec, dtype=np.float32)
+    dout = np.ones_like(truth(spec, x).out, dtype=np.float32)
+    dk = 2 * truth(spec, x, dout=dout).grads["k"].astype(np.float32)
+    file = _file(tmp_path / "mine.safetensors", spec, dout=dout, dk=dk)
+    assert main(["check", "--spec", "ms_v1", "--layer", str(spec.layer), "--json", "--diagnose", file]) == 1
+    assert "dk is 2 times what it should be" in json.loads(capsys.readouterr().out)["diagnosis"]["notes"]
+
+
 def test_gradients_npz_and_json_files(tmp_path: Path, capsys: Capture) -> None:
     spec = small("diff_v2", rope="none")
     x = draw(spec, dtype=np.float32)

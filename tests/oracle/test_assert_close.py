@@ -55,8 +55,16 @@ def test_gradients_alone() -> None:
     dout = np.ones((2, spec.heads, 5, spec.out_dim), dtype=np.float32)
     grads = truth(spec, x, dout=dout).grads
     assert_close({"dk": grads["k"]}, spec, x, recipe="float32", dout=dout)
-    with pytest.raises(AssertionError, match="dk           fail"):
+    with pytest.raises(AssertionError, match="dk           fail") as caught:
         assert_close({"dk": -grads["k"]}, spec, x, recipe="float32", dout=dout)
+    assert "dk is -1 times what it should be" in str(caught.value).partition("diagnosis:")[2]
+
+
+def test_an_output_of_zeros_may_not_have_been_written() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+    with pytest.raises(AssertionError, match="an output that nothing was written to looks the same"):
+        assert_close(np.zeros_like(truth(spec, x).out), spec, x, recipe="float32")
 
 
 def test_where_the_run_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.closest import WORTH
 from refdiff.oracle.diagnosis.fits import fits
 from refdiff.oracle.diagnosis.of_gradients import of_gradients
+from refdiff.oracle.diagnosis.other_recipes import passes_as
 from refdiff.oracle.diagnosis.places import damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
@@ -80,7 +81,8 @@ def diagnose(
     NaN and ∞ are looked for first: "it is NaN in tokens 5 to 8 of head 1 of sequence 0, where the truth is finite".
 
     Args:
-        actual: the output, or a mapping with it under "out"; an array of any library. Or a list of them, one for each
+        actual: the output, or a mapping with it under "out", or with gradients or log-sum-exps alone; an array of any
+            library. Or a list of them, one for each
             of a list of `inputs`: a name must then fit all, and what one case hides the other may show. A name is of
             the output; what else `check` judges and is wrong where the output is right stands in the notes, and the
             deviation of which wrong gradients are.
@@ -102,7 +104,13 @@ def diagnose(
             f"there are {len(outs)} outputs and {len(several)} inputs, but must be as many, and one or more"
         )
     douts = [dout] if isinstance(inputs, Mapping) else [None] * len(several) if dout is None else list(dout)
+    without = [isinstance(one, Mapping) and "out" not in one and len(one) > 0 for one in outs]
+    if any(without) and not all(without):
+        raise ValueError("some of the outputs lack 'out', and others have it: give it in all, or in none")
     known = [budget(spec, x, recipe, members=4, dout=d) for x, d in zip(several, douts, strict=True)]
+    if all(without):
+        beside = _beside(spec, known, outs, douts)
+        return Ranking(NONE_FITS if beside else NO_DEVIATION, notes=beside)
     targets = tuple(Target.of(_out(given), b) for given, b in zip(outs, known, strict=True))
     verdicts = [b.judge({"out": t.actual}).status for b, t in zip(known, targets, strict=True)]
     if "fail" not in verdicts:
@@ -121,12 +129,16 @@ def diagnose(
     fitting, closest, notes = search(spec, targets, named, max_deviations, not_finite=not_finite, right=right)
     if len(fitting) == 1:
         zero = not any(t.actual.any() for t in targets)
-        return Ranking(UNIQUE, tuple(fitting), notes=(*notes, UNWRITTEN) if zero else notes)
+        return Ranking(UNIQUE, tuple(fitting), notes=(UNWRITTEN, *notes) if zero else notes)
     where = _where([d.lines for d in damages])
     if fitting:
         return Ranking(AMBIGUOUS, tuple(fitting), separating=separating(spec, recipe, fitting), where=where)
     # of what passes as right, any number fits; and none gives NaN
     fitted = () if NEARLY_RIGHT in notes or not_finite else fits(spec, targets, local=right is not None)
+    if not not_finite and right is None and not any(f.fits for f in fitted):
+        other = passes_as(spec, recipe, Parts.of(spec, targets).small)
+        if other is not None:
+            return Ranking(NONE_FITS, notes=(other, *notes), where=where)
     shown = tuple(c for c in closest if c.explains >= WORTH)
     pairs = max_deviations == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
     return Ranking(NONE_FITS, shown, fitted, notes=(_how_close(closest, pairs), *notes), where=where)
@@ -137,7 +149,7 @@ def _out(given: Any) -> Numpy:
 
 
 def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any]) -> tuple[str, ...]:
-    """What is wrong though the output is right: log-sum-exps, λ, gradients; and of which deviation gradients are."""
+    """What is wrong though no output is: log-sum-exps, λ, gradients; and of which deviation gradients are."""
     said: dict[str, str] = {}
     arrays = [dict(one) if isinstance(one, Mapping) else {"out": one} for one in given]
     for one, b in zip(arrays, known, strict=True):
@@ -145,12 +157,11 @@ def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any])
         tensors = b.judge(more).tensors if more else {}
         for name, found in tensors.items():
             if found.status == "fail":
-                said.setdefault(
-                    name, f"the output is right, {name} is not: {'; '.join((*found.notes, *found.reasons))}"
-                )
-    wrong = [name for name in said if name.startswith("d")]
-    everywhere = wrong and all(name in one for name in wrong for one in arrays)
-    return (*said.values(), *(of_gradients(spec, known, arrays, douts, wrong) if everywhere else ()))
+                wrong = f"the output is right, {name} is not" if "out" in one else f"{name} is wrong"
+                said.setdefault(name, f"{wrong}: {'; '.join((*found.notes, *found.reasons))}")
+    grads = [name for name in said if name.startswith("d")]
+    everywhere = grads and all(name in one for name in grads for one in arrays)
+    return (*said.values(), *(of_gradients(spec, known, arrays, douts, grads) if everywhere else ()))
 
 
 def _hidden(spec: Spec, targets: tuple[Target, ...], known: list[Budget]) -> tuple[str, ...]:

@@ -12,6 +12,9 @@ from refdiff.oracle.fitted import fitted
 if TYPE_CHECKING:
     from refdiff.oracle.strategies.fixed import Case
 
+FEW = 6
+"""So many names are printed of those that could not be shown."""
+
 NO_DEVIATION, UNIQUE, AMBIGUOUS, NONE_FITS = "no deviation", "unique", "ambiguous", "none fits"
 
 
@@ -86,6 +89,15 @@ class Fit:
         }
 
 
+def _in_short(note: str) -> str:
+    """A note that names what could not be shown, with a few of the names: all of them are in `notes`."""
+    said, colon, listed = note.rpartition(": ")
+    names = listed.split(", ")
+    if "could not show" not in said or len(names) <= FEW:
+        return note
+    return f"{said}{colon}{', '.join(names[:FEW])}, and others (all are in `notes`)"
+
+
 @dataclass(frozen=True)
 class Ranking:
     """The answer. `status` is "no deviation", "unique", "ambiguous" or "none fits".
@@ -116,7 +128,7 @@ class Ranking:
         if self.separating is not None:
             case = self.separating
             lines.append(f"  the case {case.name} tells them apart: run your kernel on its inputs, in {case.dtype}")
-        return fitted("\n".join([*lines, *(f"  {note}" for note in self.notes)]))
+        return fitted("\n".join([*lines, *(f"  {_in_short(note)}" for note in self.notes)]))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""

@@ -17,6 +17,8 @@ from refdiff.oracle.diagnosis.diagnose import UNWRITTEN, diagnose, separating
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
 from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.ensemble import evaluate, quantised
+from refdiff.oracle.order import HELD_OUT
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
@@ -137,6 +139,28 @@ def test_what_is_wrong_beside_a_right_output_is_said() -> None:
     without = truth(HF.replace(causal="none"), case.inputs, dout=case.dout).grads["v"]
     found = diagnose({"out": right.out, "dv": without}, HF, case.inputs, recipe="float32", dout=case.dout)
     assert found.notes[0].startswith("the output is right, dv is not")
+
+
+def test_without_an_output_the_rest_is_judged() -> None:
+    case = cases("identify", 5, spec=HF, dtype="float32")[1]
+    right = truth(HF, case.inputs, dout=case.dout)
+    assert diagnose({"lse1": right.lse1}, HF, case.inputs, recipe="float32").status == NO_DEVIATION
+    found = diagnose({"dv": 2 * right.grads["v"]}, HF, case.inputs, recipe="float32", dout=case.dout)
+    assert found.status == NONE_FITS
+    assert found.notes[0].startswith("dv is wrong: ")
+    assert found.notes[1:] == ("dv is 2 times what it should be",)
+
+
+@pytest.mark.parametrize(("said", "does"), [("float32", "tf32"), ("float32", "bfloat16"), ("float16", "bfloat16")])
+def test_a_right_kernel_that_rounds_more_than_its_recipe_says(said: str, does: str) -> None:
+    recipe = Recipe.of(does)
+    inputs = draw(HF, Structure(1, 24, 24), "natural", 3)
+    out = evaluate(HF, quantised(inputs, recipe), recipe, HELD_OUT[0])["out"]
+    found = diagnose(out, HF, inputs, recipe=said)
+    assert found.status == NONE_FITS
+    assert found.notes[0] == (
+        f"it passes with recipe={does!r}: does your kernel round there, where {said!r} does not say so?"
+    )
 
 
 def test_noise_is_no_mistake() -> None:
@@ -346,8 +370,10 @@ def test_arguments() -> None:
         diagnose([out], HF, [case.inputs] * 2, recipe="float32")
     with pytest.raises(ValueError, match=r"out has shape \(2, 9, 6, 32\)"):
         diagnose(np.swapaxes(out, 1, 2), HF, case.inputs, recipe="float32")
-    with pytest.raises(ValueError, match="the outputs lack 'out', which a diagnosis is about: they hold lse1"):
-        diagnose({"lse1": out[..., 0]}, HF, case.inputs, recipe="float32")
+    with pytest.raises(ValueError, match="the outputs lack 'out', which a diagnosis is about: they hold nothing"):
+        diagnose({}, HF, case.inputs, recipe="float32")
+    with pytest.raises(ValueError, match="some of the outputs lack 'out', and others have it"):
+        diagnose([{"lse1": out[..., 0]}, {"out": out}], HF, [case.inputs] * 2, recipe="float32")
     with pytest.raises(TypeError):
         diagnose({"out": "no"}, HF, case.inputs, recipe="float32")
 

@@ -32,6 +32,17 @@ def test_it_is_80_columns_wide() -> None:
     assert "0.5 (fits, residual 0.9)" in " ".join(said.split())
 
 
+def test_of_many_that_could_not_be_shown_a_few_are_printed() -> None:
+    names = [f"name_{n}" for n in range(9)]
+    note = f"these inputs could not show 9 deviations: {', '.join(names)}"
+    ranking = Ranking(UNIQUE, (Candidate((ONE,), 0.71, 0.999, True),), notes=(note, "the others: a, b, c, d, e, f, g"))
+    said = " ".join(str(ranking).split())
+    assert "could not show 9 deviations: name_0, name_1, name_2, name_3, name_4, name_5, and others (all" in said
+    assert "name_6" not in said
+    assert "the others: a, b, c, d, e, f, g" in said
+    assert ranking.to_dict()["notes"][0] == note
+
+
 def test_several_names_have_none() -> None:
     case = cases("identify", spec=small("ms_v1"))[0]
     some = (Candidate((ONE,), 0.7, 1.0, True), Candidate((TWO,), 0.8, 1.0, True))
