@@ -49,14 +49,15 @@ def _factor(path: str, mine: Floats, expected: Expected, reference: Any, unit: f
 def _known(factor: float, path: str, reference: Mapping[str, NDArray[Any]]) -> str:
     """What a factor of scores may come from."""
     q = reference.get(path.rpartition(".")[0] + ".q_rope", reference.get("q_rope"))
-    if q is None or "scores" not in path:
+    if "scores" not in path:
         return ""
-    d = q.shape[-1]
     known = {
-        f"√d, d = {d}: not scaled": math.sqrt(d), f"1/√d, d = {d}: scaled twice": 1 / math.sqrt(d),
         "√2: scaled by the root of half of d": math.sqrt(2), "1/√2: scaled by the root of 2d": math.sqrt(0.5),
-        "log₂ e": 1 / math.log(2), "ln 2": math.log(2),
+        "log₂ e: for powers of two": 1 / math.log(2), "ln 2": math.log(2),
     }  # fmt: skip
+    if q is not None:
+        d = q.shape[-1]
+        known = {f"√d, d = {d}: not scaled": math.sqrt(d), f"1/√d, d = {d}: scaled twice": 1 / math.sqrt(d), **known}
     return next((f" = {name}" for name, value in known.items() if abs(factor / value - 1) < 1e-2), "")
 
 
@@ -85,6 +86,9 @@ def _heads(path: str, mine: Floats, expected: Expected, reference: Mapping[str, 
             return ""
         order.append(min(fits)[1])
     first = names.index(path) * len(own)
+    beside = len(names) == 2 and order == list(range(len(own) - first, 2 * len(own) - first))
+    if beside:
+        return f"the other map's: it is {names[1 - names.index(path)].rpartition('.')[2]}"
     if len(set(order)) < len(order):
         return f"heads that are there several times: {_listed(order)}"
     return "" if order == list(range(first, first + len(own))) else f"an order of heads: {_listed(order)}"

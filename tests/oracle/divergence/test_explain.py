@@ -34,7 +34,7 @@ def of(name: str) -> np.ndarray:
         (1 / math.sqrt(6), "0.40825 = 1/√d, d = 6: scaled twice"),
         (math.sqrt(2), "1.4142 = √2: scaled by the root of half of d"),
         (math.sqrt(0.5), "0.70711 = 1/√2: scaled by the root of 2d"),
-        (1 / math.log(2), "1.4427 = log₂ e"),
+        (1 / math.log(2), "1.4427 = log₂ e: for powers of two"),
         (-1.0, "-1"),
     ],
 )
@@ -65,7 +65,8 @@ def test_orders_of_heads(name: str) -> None:
 
 
 def test_orders_of_heads_across_the_maps() -> None:
-    assert said("scores1", of("scores2")) == "equal up to an order of heads: (4, 5, 6, 7)"
+    assert said("scores1", of("scores2")) == "equal up to the other map's: it is scores2"
+    assert said("attn2", of("attn1")) == "equal up to the other map's: it is attn1"
     both = np.concatenate([of("scores1"), of("scores2")], 1)
     assert said("scores1", both[:, 0::2]) == "equal up to an order of heads: (0, 2, 4, 6)"
     assert said("scores2", of("scores2")[:, [0, 0, 2, 3]]).endswith("heads that are there several times: (4, 4, 6, 7)")
