@@ -2,7 +2,7 @@
 
 Each is asked for on all dense cases of identify and whisper together, from what a kernel gives in an order that no
 budget is made of. Pairs are drawn, by SEED (0), from all that are compatible: of two axes, both possible together, and
-another function than either alone and than the spec. "one hidden": the answer is one of the two, and its notes say that
+another function than any single and than the spec. "one hidden": the answer is one of the two, and its notes say that
 the other may be there as well. "no deviation": the output passes as right. PAIRS is how many are drawn (50), or `all`,
 which takes some hours.
 
@@ -54,7 +54,7 @@ def compatible(preset: str) -> Iterator[Some]:
     for pair in combinations(known, 2):
         if pair[0].axis != pair[1].axis:
             both = outs(pair)
-            others = (right, *(alone[d.name] for d in pair))
+            others = (right, *alone.values())
             same = any(all(equal(x, y) for x, y in zip(both, other, strict=True)) for other in others)
             if not same and any(x is not None for x in both):
                 yield pair
