@@ -12,7 +12,8 @@ import numpy as np
 
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.fit_factor import fit_factor
-from refdiff.oracle.diagnosis.fit_lambda import fit_lambda
+from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
+from refdiff.oracle.diagnosis.fit_layer import PLACES, fit_layer
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
 from refdiff.oracle.diagnosis.trial import NEARLY, Trial, held
@@ -31,18 +32,22 @@ AS_RIGHT = 2.0
 """In budgets: heads in another order are right up to this residual."""
 AS_GOOD = 2.0
 """How many times more of the error may be left by fewer numbers."""
+BETTER = 0.8
+"""A number that no layer has is shown beside a layer where it leaves less than this part of the layer's residual."""
 
 
 def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
     """Return the numbers with which the output passes: λ and scale by head, scale of scores, ε, base, window, order.
 
-    Where it passes with none of these, a limit of the scores, smooth or sharp.
+    The layer that λ_init is of comes before them. Where it passes with none of these, a limit of the scores, smooth or
+    sharp.
     Of an output that is wrong in one place only (`local`), those that differ by head or by token. Of a large case they
     are fitted to a part, and held against the whole where that passes. Where the output passes with none, that one
     which explains nearly all of the error.
     """
     parts = Parts.of(spec, targets)
-    found = [*_factor_and_lambda(spec, parts), *_window(spec, parts), *_order_of_heads(targets)]
+    layers = [] if local else fit_layer(spec, parts)
+    found = [*_beside(layers, _factor_and_lambda(spec, parts)), *_window(spec, parts), *_order_of_heads(targets)]
     if not local:
         unit = spec.scale or spec.head_dim**-0.5
         found += _number(spec, parts, "scale", unit, 1 / 30, 30.0, "scores are multiplied by")
@@ -55,7 +60,7 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
             *_number(spec, parts, "softcap", 1.0, *LIMITS, "scores z are c tanh(z / c) with c ="),
             *_clamp(spec, parts),
         ]
-    passing = sorted((f for f in found if f.fits), key=lambda f: f.residual)
+    passing = sorted((f for f in found if f.fits), key=lambda f: (f.parameter not in PLACES, f.residual))
     return tuple(passing) or _nearest(found)
 
 
@@ -63,6 +68,14 @@ def _nearest(found: list[Fit]) -> tuple[Fit, ...]:
     """Of what explains nearly all the best, or one of fewer numbers, which come first, that leaves not much more."""
     least = min((1 - f.explains for f in found), default=0.0)
     return tuple(f for f in found if 1 - f.explains <= AS_GOOD * least)[:1]
+
+
+def _beside(layers: list[Fit], others: list[Fit]) -> list[Fit]:
+    """Layers, and of the factors and λ, which are the same without its name, those that are clearly better."""
+    if not layers:
+        return others
+    least = BETTER * min(f.residual for f in layers)
+    return [*layers, *(f for f in others if f.fits and f.residual < least)]
 
 
 def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
@@ -76,6 +89,7 @@ def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
         found = _first_that_passes(held(trial, [targets], large=large) for trial in trials)
         if not found:
             break
+    found = [with_name(spec, parts.whole, fit) for fit in found]
     return [*factors, *found]
 
 
