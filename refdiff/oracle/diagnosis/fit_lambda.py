@@ -11,7 +11,7 @@ from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.by_head import in_words, is_one, of_the_spec
 from refdiff.oracle.diagnosis.fit_layer import of_layer
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.trial import Trial, held
+from refdiff.oracle.diagnosis.trial import EXACT, Trial, held
 from refdiff.oracle.diagnosis.variants import Numpy, Target
 from refdiff.oracle.forward import normed, out_factor
 from refdiff.oracle.inputs import VECTORS, is_layer
@@ -124,10 +124,10 @@ def with_name(spec: Spec, targets: tuple[Target, ...], fit: Fit) -> Fit:
             passing[x] = name
     if not passing:
         return fit
-    names, printed = list(passing.values()), f"{value:.4g}"
-    if names == [printed]:
+    names, printed, exact = list(passing.values()), f"{value:.4g}", targets[0].recipe.u < EXACT
+    if exact and names == [printed]:
         return replace(fit, text=fit.text.replace("λ is ", "λ is exactly ", 1))
-    same = [f"{x:.4g}" for x in passing] == [printed]
+    same = exact and [f"{x:.4g}" for x in passing] == [printed]
     said = " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
     which = f" in every head, which {'is' if same else 'may be'} {said}"
     return replace(fit, text=fit.text.replace(" in every head", which, 1))

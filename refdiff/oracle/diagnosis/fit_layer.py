@@ -26,6 +26,7 @@ DEEPEST, SHALLOW = 99, 40
 BOTH, LAMBDA, SCALE = "layer", "layer_of_lambda", "layer_of_scale"
 """Where the other layer's λ_init is."""
 PLACES = {BOTH: "", LAMBDA: " in λ alone", SCALE: " in the scale of the output alone"}
+"""In words, where it can be in both."""
 
 
 def fit_layer(spec: Spec, parts: Parts) -> list[Fit]:
@@ -66,11 +67,11 @@ def of_layer(spec: Spec, layer: int) -> Spec:
 
 
 def _places(spec: Spec) -> tuple[str, ...]:
-    """Where λ_init of another layer can be; where it is in one place only, that is all of it."""
+    """Where λ_init of another layer can be."""
     in_lambda, in_scale = spec.lambda_form == "exp", spec.out_scale in ("1 - lambda_init", "lambda_init")
     if in_lambda and in_scale:
         return BOTH, LAMBDA, SCALE
-    return (BOTH,) if in_lambda or in_scale else ()
+    return (LAMBDA,) if in_lambda else (SCALE,) if in_scale else ()
 
 
 def _problem(spec: Spec, place: str, layer: int, inputs: Inputs) -> Problem:
@@ -112,4 +113,5 @@ def _in_words(spec: Spec, place: str, best: int, first: int, last: int) -> str:
     has = f"spec has {spec.lambda_init:.4g}" if spec.lambda_init is not None else f"spec's layer is {spec.layer}"
     others = f"layers {first} to {last}" if last < DEEPEST else f"layers {first} and deeper"
     also = f"; {others} pass too" if first < last else ""
-    return f"λ_init is that of layer {best}{PLACES[place]}, where the {has}{also}"
+    where = PLACES[place] if len(_places(spec)) > 1 else ""
+    return f"λ_init is that of layer {best}{where}, where the {has}{also}"

@@ -13,10 +13,10 @@ import numpy as np
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.fit_factor import fit_factor
 from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
-from refdiff.oracle.diagnosis.fit_layer import PLACES, fit_layer
+from refdiff.oracle.diagnosis.fit_layer import BOTH, PLACES, fit_layer
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
-from refdiff.oracle.diagnosis.trial import NEARLY, Trial, held
+from refdiff.oracle.diagnosis.trial import EXACT, NEARLY, Trial, held
 from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, is_wrong, quick_residual, rows_off
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Layer
@@ -32,22 +32,26 @@ AS_RIGHT = 2.0
 """In budgets: heads in another order are right up to this residual."""
 AS_GOOD = 2.0
 """How many times more of the error may be left by fewer numbers."""
-BETTER = 0.8
-"""A number that no layer has is shown beside a layer where it leaves less than this part of the layer's residual."""
 
 
 def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
     """Return the numbers with which the output passes: λ and scale by head, scale of scores, ε, base, window, order.
 
-    The layer that λ_init is of comes before them. Where it passes with none of these, a limit of the scores, smooth or
-    sharp.
+    The layer that λ_init is of stands first. Where it passes with none of these, a limit of the scores, smooth or sharp.
     Of an output that is wrong in one place only (`local`), those that differ by head or by token. Of a large case they
     are fitted to a part, and held against the whole where that passes. Where the output passes with none, that one
     which explains nearly all of the error.
     """
     parts = Parts.of(spec, targets)
     layers = [] if local else fit_layer(spec, parts)
-    found = [*_beside(layers, _factor_and_lambda(spec, parts)), *_window(spec, parts), *_order_of_heads(targets)]
+    # the same without a name; one number of 16 bits, other than two, may be near a layer's by chance
+    named = any(f.parameter == BOTH for f in layers) or (bool(layers) and targets[0].recipe.u < EXACT)
+    found = [
+        *layers,
+        *([] if named else _factor_and_lambda(spec, parts)),
+        *_window(spec, parts),
+        *_order_of_heads(targets),
+    ]
     if not local:
         unit = spec.scale or spec.head_dim**-0.5
         found += _number(spec, parts, "scale", unit, 1 / 30, 30.0, "scores are multiplied by")
@@ -68,14 +72,6 @@ def _nearest(found: list[Fit]) -> tuple[Fit, ...]:
     """Of what explains nearly all the best, or one of fewer numbers, which come first, that leaves not much more."""
     least = min((1 - f.explains for f in found), default=0.0)
     return tuple(f for f in found if 1 - f.explains <= AS_GOOD * least)[:1]
-
-
-def _beside(layers: list[Fit], others: list[Fit]) -> list[Fit]:
-    """Layers, and of the factors and λ, which are the same without its name, those that are clearly better."""
-    if not layers:
-        return others
-    least = BETTER * min(f.residual for f in layers)
-    return [*layers, *(f for f in others if f.fits and f.residual < least)]
 
 
 def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:

@@ -97,6 +97,9 @@ def test_names_that_16_bits_do_not_tell_apart() -> None:
     assert " in every head, which may be λ_init of layer " in text
     assert "λ_init of layer 10" in text
     assert " or λ_init of layer " in text
+    t = target(spec, 1.0, 0.5, dtype="bfloat16")
+    _, (fit,) = found(spec, t)
+    assert " in every head, which may be 1, where" in with_name(spec, (t,), fit).text
 
 
 def test_a_lambda_by_head_has_no_name() -> None:
