@@ -111,7 +111,7 @@ def _by_head(
     return centre, factors
 
 
-def with_name(spec: Spec, targets: tuple[Target, ...], fit: Fit) -> Fit:
+def with_name(spec: Spec, targets: tuple[Target, ...], fit: Fit, *, large: bool = False) -> Fit:
     """Say what λ is known as, where it is one number and the output passes with exactly that which is known."""
     lambdas = np.asarray(fit.value["lambda_full"])
     if not fit.fits or not is_one(lambdas):
@@ -120,7 +120,7 @@ def with_name(spec: Spec, targets: tuple[Target, ...], fit: Fit) -> Fit:
     passing = {}
     for x, name in sorted(_known(spec).items(), key=lambda item: abs(item[0] - value))[:MOST_NAMES]:
         trial = _with_lambda(spec, np.full(spec.heads, x), factors, "")
-        if any(f.fits for f in held(trial, [targets], large=True)):
+        if any(f.fits for f in held(trial, [targets], large=large)):
             passing[x] = name
     if not passing:
         return fit

@@ -45,13 +45,13 @@ def _in_place(spec: Spec, place: str, target: Target, parts: Parts) -> Fit | Non
     def problem(layer: int, inputs: Inputs) -> Problem:
         return _problem(spec, place, layer, inputs)
 
-    def fitted(layer: int) -> Fit | None:
+    def fitted(layer: int, large: bool = True) -> Fit | None:
         trial = Trial(place, [layer], "", partial(problem, layer))
-        fits = held(trial, parts.in_turn(parts.small), large=True)
+        fits = held(trial, parts.in_turn(parts.small), large=large)
         return next((f for f in fits if f.fits), None)
 
     best = _best(lambda layer: quick_residual(target, output(problem(layer, target.inputs))))
-    fit = fitted(best)
+    fit = fitted(best, parts.are_parts)
     if fit is None:
         return None
     first, last = _reach(best, 0, fitted), _reach(best, DEEPEST, fitted)

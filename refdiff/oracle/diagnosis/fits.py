@@ -37,7 +37,7 @@ AS_GOOD = 2.0
 def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
     """Return the numbers with which the output passes: λ and scale by head, scale of scores, ε, base, window, order.
 
-    The layer that λ_init is of stands first. Where it passes with none of these, a limit of the scores, smooth or sharp.
+    The layer that λ_init is of comes first. Where it passes with none of these, a limit of the scores, smooth or sharp.
     Of an output that is wrong in one place only (`local`), those that differ by head or by token. Of a large case they
     are fitted to a part, and held against the whole where that passes. Where the output passes with none, that one
     which explains nearly all of the error.
@@ -85,7 +85,7 @@ def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
         found = _first_that_passes(held(trial, [targets], large=large) for trial in trials)
         if not found:
             break
-    found = [with_name(spec, parts.whole, fit) for fit in found]
+    found = [with_name(spec, parts.whole, fit, large=large) for fit in found]
     return [*factors, *found]
 
 
