@@ -46,9 +46,9 @@ def diagnose(
     """Name what your kernel does differently from its spec.
 
     A unique name is that of the fewest deviations that give the outputs; which others may be there as well, because
-    the inputs do not show them beside it, is in the notes. Where none fits, those that explain most of the error are
-    listed, and numbers with which the output passes, or that one which explains 99 % of the error; where one place is
-    wrong and the rest is right, that place.
+    the inputs do not show them beside it, is in the notes. Where none fits, numbers with which the output passes are
+    listed, or else the deviations that explain most of the error, and that number which explains 99 % of it; where one
+    place is wrong and the rest is right, that place.
 
     Printed, an answer is a name with what it means, its row in the catalogue and where it happened:
 
@@ -75,8 +75,6 @@ def diagnose(
               like how heads are counted
           out is multiplied by a factor that differs by head: 0.5, 0.7, 1, 1, 1, 1
               (fits, residual 0.152)
-          nothing in the catalogue, alone or in pairs, explains more than 31% of the
-              squared difference
 
     NaN and ∞ are looked for first: "it is NaN in tokens 5 to 8 of head 1 of sequence 0, where the truth is finite".
 
@@ -135,10 +133,11 @@ def diagnose(
         return Ranking(AMBIGUOUS, tuple(fitting), separating=separating(spec, recipe, fitting), where=where)
     # of what passes as right, any number fits; and none gives NaN
     fitted = () if NEARLY_RIGHT in notes or not_finite else fits(spec, targets, local=right is not None)
-    if not not_finite and right is None and not any(f.fits for f in fitted):
-        other = passes_as(spec, recipe, Parts.of(spec, targets).small)
-        if other is not None:
-            return Ranking(NONE_FITS, notes=(other, *notes), where=where)
+    if any(f.fits for f in fitted):
+        return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
+    other = None if not_finite or right is not None else passes_as(spec, recipe, Parts.of(spec, targets).small)
+    if other is not None:
+        return Ranking(NONE_FITS, notes=(other, *notes), where=where)
     shown = tuple(c for c in closest if c.explains >= WORTH)
     pairs = max_deviations == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
     return Ranking(NONE_FITS, shown, fitted, notes=(_how_close(closest, pairs), *notes), where=where)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.by_head import in_words, is_one, of_the_spec
-from refdiff.oracle.diagnosis.trial import Trial
+from refdiff.oracle.diagnosis.fit_layer import of_layer
+from refdiff.oracle.diagnosis.ranking import Fit
+from refdiff.oracle.diagnosis.trial import EXACT, Trial, held
 from refdiff.oracle.diagnosis.variants import Numpy, Target
 from refdiff.oracle.forward import normed, out_factor
 from refdiff.oracle.inputs import VECTORS, is_layer
@@ -22,6 +24,8 @@ ENOUGH = 64
 """Tokens to which two numbers a head are fitted, spread over all of them."""
 LOW, HIGH = -2.0, 3.0
 """Where λ is looked for."""
+LAYERS, MOST_NAMES = 30, 3
+"""How many layers' λ_init have a name as λ, and how many of the nearest names are tried."""
 
 
 def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, and_scale: bool = True) -> list[Trial]:
@@ -48,9 +52,13 @@ def _trial(spec: Spec, inputs: Inputs, lambdas: Numpy, factors: Numpy, own: Nump
     """In words, beside what the spec has."""
     h = spec.heads
     now = of_the_spec(lambda_of(spec, inputs, ops_for()), h)
-    text = f"λ is {in_words(lambdas)}{_named(spec, lambdas)}, where the spec has {now}"
+    text = f"λ is {in_words(lambdas)}, where the spec has {now}"
     if with_scale:
         text += f", and the scale of the output is {in_words(factors)}, where the spec has {of_the_spec(own, h)}"
+    return _with_lambda(spec, lambdas, factors, text)
+
+
+def _with_lambda(spec: Spec, lambdas: Numpy, factors: Numpy, text: str) -> Trial:
     changed = spec.replace(lambda_form="given", out_scale="none")
     value = {"lambda_full": lambdas.tolist(), "scale": factors.tolist()}
     scale = factors[:, None, None]
@@ -103,15 +111,31 @@ def _by_head(
     return centre, factors
 
 
-def _named(spec: Spec, lambdas: Numpy) -> str:
-    """What that number is known as."""
-    if not is_one(lambdas):
-        return ""
-    value = float(np.median(lambdas))
-    start: dict[str, Any] = {"λ_init of the layer": lambda_init(spec, ops_for()), "1": 1.0, "0": 0.0, "0.8": 0.8}
-    deeper = spec.replace(lambda_base="depth", lambda_init=None, layer=spec.layer + 1)
-    start["λ_init of the next layer"] = lambda_init(deeper, ops_for())
-    lower = spec.replace(lambda_base="depth - 1", lambda_init=None)
-    start["λ_init of one layer lower"] = lambda_init(lower, ops_for())
-    name, known = min(start.items(), key=lambda item: abs(item[1] - value))
-    return f", which is {name}" if abs(known - value) <= 0.01 else ""
+def with_name(spec: Spec, targets: tuple[Target, ...], fit: Fit, *, large: bool = False) -> Fit:
+    """Say what λ is known as, where it is one number and the output passes with exactly that which is known."""
+    lambdas = np.asarray(fit.value["lambda_full"])
+    if not fit.fits or not is_one(lambdas):
+        return fit
+    factors, value = np.asarray(fit.value["scale"]), float(np.median(lambdas))
+    passing = {}
+    for x, name in sorted(_known(spec).items(), key=lambda item: abs(item[0] - value))[:MOST_NAMES]:
+        trial = _with_lambda(spec, np.full(spec.heads, x), factors, "")
+        if any(f.fits for f in held(trial, [targets], large=large)):
+            passing[x] = name
+    if not passing:
+        return fit
+    names, printed, exact = list(passing.values()), f"{value:.4g}", targets[0].recipe.u < EXACT
+    if exact and names == [printed]:
+        return replace(fit, text=fit.text.replace("λ is ", "λ is exactly ", 1))
+    same = exact and [f"{x:.4g}" for x in passing] == [printed]
+    said = " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+    which = f" in every head, which {'is' if same else 'may be'} {said}"
+    return replace(fit, text=fit.text.replace(" in every head", which, 1))
+
+
+def _known(spec: Spec) -> dict[float, str]:
+    """Numbers that λ may have by mistake: λ_init of some layer, without what is learned, or a constant."""
+    ops = ops_for()
+    found = {lambda_init(of_layer(spec, n), ops): f"λ_init of layer {n}" for n in range(LAYERS)}
+    own = "λ_init of the spec" if spec.lambda_base == "constant" else "λ_init of the layer"
+    return found | {lambda_init(spec, ops): own, 0.0: "0", 1.0: "1", 0.8: "0.8"}

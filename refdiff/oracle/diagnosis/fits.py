@@ -12,10 +12,11 @@ import numpy as np
 
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.fit_factor import fit_factor
-from refdiff.oracle.diagnosis.fit_lambda import fit_lambda
+from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
+from refdiff.oracle.diagnosis.fit_layer import BOTH, PLACES, fit_layer
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
-from refdiff.oracle.diagnosis.trial import NEARLY, Trial, held
+from refdiff.oracle.diagnosis.trial import EXACT, NEARLY, Trial, held
 from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, is_wrong, quick_residual, rows_off
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Layer
@@ -36,13 +37,21 @@ AS_GOOD = 2.0
 def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
     """Return the numbers with which the output passes: λ and scale by head, scale of scores, ε, base, window, order.
 
-    Where it passes with none of these, a limit of the scores, smooth or sharp.
+    The layer that λ_init is of comes first. Where it passes with none of these, a limit of the scores, smooth or sharp.
     Of an output that is wrong in one place only (`local`), those that differ by head or by token. Of a large case they
     are fitted to a part, and held against the whole where that passes. Where the output passes with none, that one
     which explains nearly all of the error.
     """
     parts = Parts.of(spec, targets)
-    found = [*_factor_and_lambda(spec, parts), *_window(spec, parts), *_order_of_heads(targets)]
+    layers = [] if local else fit_layer(spec, parts)
+    # the same without a name; one number of 16 bits, other than two, may be near a layer's by chance
+    named = any(f.parameter == BOTH for f in layers) or (bool(layers) and targets[0].recipe.u < EXACT)
+    found = [
+        *layers,
+        *([] if named else _factor_and_lambda(spec, parts)),
+        *_window(spec, parts),
+        *_order_of_heads(targets),
+    ]
     if not local:
         unit = spec.scale or spec.head_dim**-0.5
         found += _number(spec, parts, "scale", unit, 1 / 30, 30.0, "scores are multiplied by")
@@ -55,7 +64,7 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
             *_number(spec, parts, "softcap", 1.0, *LIMITS, "scores z are c tanh(z / c) with c ="),
             *_clamp(spec, parts),
         ]
-    passing = sorted((f for f in found if f.fits), key=lambda f: f.residual)
+    passing = sorted((f for f in found if f.fits), key=lambda f: (f.parameter not in PLACES, f.residual))
     return tuple(passing) or _nearest(found)
 
 
@@ -76,6 +85,7 @@ def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
         found = _first_that_passes(held(trial, [targets], large=large) for trial in trials)
         if not found:
             break
+    found = [with_name(spec, parts.whole, fit, large=large) for fit in found]
     return [*factors, *found]
 
 

@@ -102,7 +102,8 @@ def _in_short(note: str) -> str:
 class Ranking:
     """The answer. `status` is "no deviation", "unique", "ambiguous" or "none fits".
 
-    candidates: those that fit, with the fewest deviations; where none does, up to three that explain most of the error.
+    candidates: those that fit, with the fewest deviations; where none does, and the output passes with no number
+    either, up to three that explain most of the error.
     fits: numbers with which the output passes, where no name fits; or the one that explains nearly all.
     separating: where several fit, a case on which they differ.
     where: the place, where only one is wrong and no name says why; where it is NaN, and where nothing was written.

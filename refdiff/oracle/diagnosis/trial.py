@@ -19,6 +19,9 @@ from refdiff.oracle.verdict import FAIL
 NEARLY = 0.99
 """Of the squared error: what explains as much is worth showing, though the output does not pass with it."""
 
+EXACT = 1e-5
+"""Unit roundoff below which a number with which the output passes is no other one that is near by chance."""
+
 
 @dataclass(frozen=True)
 class Trial:

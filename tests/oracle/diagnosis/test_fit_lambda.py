@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.layers import lambda_init
 from refdiff.oracle.budget import budget
-from refdiff.oracle.diagnosis.fit_lambda import fit_lambda
+from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.trial import Trial, held
 from refdiff.oracle.diagnosis.variants import Target
@@ -22,9 +22,9 @@ from refdiff.oracle.strategies.values import draw
 from refdiff.oracle.truth import truth
 
 
-def target(spec: Spec, lambdas: Any, factor: Any, structure: Structure | None = None) -> Target:
-    """An output with these λ and this factor, float32."""
-    inputs = draw(spec, structure or Structure(2, 7, 9), "identify", 3)
+def target(spec: Spec, lambdas: Any, factor: Any, structure: Structure | None = None, dtype: str = "float32") -> Target:
+    """An output with these λ and this factor."""
+    inputs = draw(spec, structure or Structure(2, 7, 9), "identify", 3, dtype)
     changed = spec.replace(lambda_form="given", out_scale="none")
     other = {n: x for n, x in inputs.items() if n not in (*VECTORS, "lambda_logits")} | {
         "lambda_full": np.asarray(lambdas)
@@ -32,7 +32,7 @@ def target(spec: Spec, lambdas: Any, factor: Any, structure: Structure | None = 
     out = truth(changed, other).out
     assert out is not None
     out = out * np.broadcast_to(factor, spec.heads)[:, None, None]
-    return Target.of(round_to(out, "float32"), budget(spec, inputs, "float32", members=2))
+    return Target.of(round_to(out, dtype), budget(spec, inputs, dtype, members=2))
 
 
 def found(spec: Spec, t: Target) -> tuple[Trial, list[Fit]]:
@@ -66,11 +66,47 @@ def test_lambda_alone_where_the_scale_is_that_of_the_spec() -> None:
     assert "scale" not in fit.text
 
 
-def test_a_lambda_that_has_a_name() -> None:
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (lambda_init(3), f"λ is {lambda_init(3):.4g} in every head, which is λ_init of layer 3, where"),
+        (lambda_init(2), f"λ is {lambda_init(2):.4g} in every head, which is λ_init of the layer, where"),
+        (lambda_init(10), f"λ is {lambda_init(10):.4g} in every head, which is λ_init of layer 10, where"),
+        (lambda_init(11), f"λ is {lambda_init(11):.4g} in every head, which is λ_init of layer 11, where"),
+        (0.8, "λ is exactly 0.8 in every head, where"),
+        (1.0, "λ is exactly 1 in every head, where"),
+        (0.793, "λ is 0.793 in every head, where"),
+        (0.992, "λ is 0.992 in every head, where"),
+        (0.80002, "λ is 0.8 in every head, where"),
+        (lambda_init(3) + 1e-4, f"λ is {lambda_init(3) + 1e-4:.4g} in every head, where"),
+    ],
+)
+def test_a_lambda_has_a_name_where_the_output_passes_with_just_that(value: float, text: str) -> None:
     spec = small_spec("hf_diffllama")
-    trial, (fit,) = found(spec, target(spec, lambda_init(3), 0.5))
+    t = target(spec, value, 0.5)
+    _, (fit,) = found(spec, t)
     assert fit.fits
-    assert f"λ is {lambda_init(3):.4g} in every head, which is λ_init of the next layer" in trial.text
+    assert with_name(spec, (t,), fit).text.startswith(text)
+
+
+def test_names_that_16_bits_do_not_tell_apart() -> None:
+    spec = small_spec("hf_diffllama")
+    t = target(spec, lambda_init(10), 0.5, dtype="bfloat16")
+    _, (fit,) = found(spec, t)
+    text = with_name(spec, (t,), fit).text
+    assert " in every head, which may be λ_init of layer " in text
+    assert "λ_init of layer 10" in text
+    assert " or λ_init of layer " in text
+    t = target(spec, 1.0, 0.5, dtype="bfloat16")
+    _, (fit,) = found(spec, t)
+    assert " in every head, which may be 1, where" in with_name(spec, (t,), fit).text
+
+
+def test_a_lambda_by_head_has_no_name() -> None:
+    spec = small_spec("hf_diffllama")
+    t = target(spec, [0.8, 0.8, 1.0, 1.0, 0.0, 0.8], 0.5)
+    _, (fit,) = found(spec, t)
+    assert with_name(spec, (t,), fit) == fit
 
 
 def test_packed_sequences() -> None:
