@@ -26,6 +26,8 @@ AS_GOOD = 2.0
 """How many times as near as the others the nearest must be to be the only one."""
 MOST = 3
 """So many deviations that fit are named, of more only how many they are."""
+SAME = 0.02
+"""Two factors no further apart than this, as a share of one, may be one."""
 
 
 def of_gradients(
@@ -45,17 +47,37 @@ def of_gradients(
             if residual < NEAR:
                 near[name][deviation] = residual
     fitting = {name: [d for d, r in some.items() if r <= AS_GOOD * min(some.values())] for name, some in near.items()}
-    left = list(wrong)
+    left, nameless = list(wrong), []
     while left:
         together = max((_alike(left, fitting, d) for name in left for d in fitting[name]), key=len, default=left[:1])
         fits = [d for d in fitting[together[0]] if _alike(left, fitting, d) == together]
         left = [name for name in left if name not in together]
-        if len(together) > 1:
-            yield f"{', '.join(together[:-1])} and {together[-1]} are those of {_named(fits)}"
-        elif fits:
-            yield f"{together[0]} is that of {_named(fits)}"
-        elif (factor := _factor(targets[together[0]])) is not None:
-            yield f"{together[0]} is {factor:.4g} times what it should be"
+        if fits:
+            yield f"{_listed(together)} {'are those' if len(together) > 1 else 'is that'} of {_named(fits)}"
+        else:
+            nameless += together
+    yield from _by_a_factor({name: targets[name] for name in nameless})
+
+
+def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[str]:
+    """Say which of the gradients are zero, and which a number times the right ones, those of one number together."""
+    zero = [name for name, some in targets.items() if not any(np.any(t.actual) for t in some)]
+    if zero:
+        yield f"{_listed(zero)} {_is(zero)} zero where {'they' if len(zero) > 1 else 'it'} should not be"
+    left = {n: f for n, some in targets.items() if n not in zero and (f := _factor(some)) is not None}
+    while left:
+        factor = next(iter(left.values()))
+        alike = [n for n, f in left.items() if abs(f - factor) < SAME * abs(factor) and _times(targets[n], factor)]
+        left = {n: f for n, f in left.items() if n not in alike}
+        yield f"{_listed(alike)} {_is(alike)} {factor:.4g} times what {'they' if len(alike) > 1 else 'it'} should be"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(", ".join(part) for part in (names[:-1], names[-1:]) if part)
+
+
+def _is(names: Sequence[str]) -> str:
+    return "are" if len(names) > 1 else "is"
 
 
 def _alike(names: list[str], fitting: dict[str, list[Deviation]], deviation: Deviation) -> list[str]:
@@ -100,7 +122,12 @@ def _factor(targets: Sequence[Target]) -> float | None:
     if square == 0:
         return None
     factor = sum(float(np.sum(t.actual * t.expected)) for t in targets) / square
-    return factor if all(quick_residual(t, factor * t.expected) < NEAR for t in targets) else None
+    return factor if _times(targets, factor) else None
+
+
+def _times(targets: Sequence[Target], factor: float) -> bool:
+    """Whether they are near a number times the right gradients."""
+    return all(quick_residual(t, factor * t.expected) < NEAR for t in targets)
 
 
 def _named(found: Sequence[Deviation]) -> str:

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.backends import overlay
+from refdiff.oracle.backward import backward
 from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.diagnosis.ranking import NONE_FITS
 from refdiff.oracle.ensemble import evaluate, quantised
+from refdiff.oracle.mistakes import Mistake, wrap
+from refdiff.oracle.mistakes.in_backward import IN_BACKWARD
 from refdiff.oracle.order import HELD_OUT
 from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.rounded_layers import rounded_ops
+from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies.fixed import Case, cases, small_spec
 
 SPEC = small_spec("hf_diffllama")
@@ -65,6 +71,36 @@ def test_a_factor(wrong: Callable[[np.ndarray], np.ndarray], said: str | None) -
     found = asked(case, {"dq": right["dq"], "dk": wrong(right["dk"])})
     assert found.notes[0].startswith("the output is right, dk is not: ")
     assert list(found.notes[1:]) == ([said] if said else [])
+
+
+def mistaken(case: Case, mistake: Mistake) -> dict[str, np.ndarray]:
+    """What a kernel of the usual recipe gives whose derivative is mistaken: its sums in float32, its results stored."""
+    recipe = Recipe.of(case.dtype)
+    ops = overlay(rounded_ops(recipe, HELD_OUT[0]), wrap(mistake))
+    with np.errstate(all="ignore"):
+        found = backward(case.spec, quantised(case.inputs, recipe), case.dout.astype(np.float64), ops)
+    return {f"d{n}": round_to(g, recipe.storage) for n, g in found.items()}
+
+
+ALIKE = {"row_sums_left_out", "row_sums_of_the_difference"}
+"""Before a norm ⟨g, O⟩ = 0 but for ε: no sums, and those of the difference, are one function there."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1"])
+@pytest.mark.parametrize("mistake", IN_BACKWARD, ids=str)
+def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> None:
+    case = cases("identify", 5, spec=small_spec(preset), dtype=dtype)[1]
+    right, wrong = gradients(case), mistaken(case, mistake)
+    found = asked(case, {n: wrong[n] for n in (*NAMES, "dlambda_q2")})
+    print(found.notes)
+    failed = [note.split()[4] for note in found.notes if note.startswith("the output is right, ")]
+    assert failed
+    said = found.notes[len(failed) :]
+    assert len(said) == 1
+    names = said[0].partition(" of ")[2]
+    assert names.startswith(f"{mistake.name} (") or f" or {mistake.name} (" in names
+    print(right)
 
 
 def test_each_of_its_own() -> None:
