@@ -88,4 +88,4 @@ def test_the_last_query_head_of_a_group_however_its_key_is_given() -> None:
 
 
 def _is_grouped(args: tuple[np.ndarray, ...], options: dict[str, bool]) -> bool:
-    return args[0].shape[1] > args[1].shape[1] > 1 and args[1].shape[2] > 1
+    return bool(args[0].shape[1] > args[1].shape[1] > 1 and args[1].shape[2] > 1)
