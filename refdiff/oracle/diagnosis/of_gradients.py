@@ -23,9 +23,14 @@ Gradients = dict[str, Numpy]
 NEAR = 6.0
 """In budgets of the truth, root mean square over rows: a gradient this near to that of a deviation may be that."""
 AS_GOOD = 2.0
-"""How many times as near as the others the nearest must be to be the only one."""
+"""How many times as near as the others the nearest must be to be the only one; within a budget none is nearer.
+
+A deviation must be so many times as near as the truth.
+"""
 MOST = 3
 """So many deviations that fit are named, of more only how many they are."""
+SAME = 0.02
+"""Two factors no further apart than this, as a share of one, may be one."""
 
 
 def of_gradients(
@@ -34,33 +39,59 @@ def of_gradients(
     """Say of which deviations the gradients named `wrong` are, first of that which most of them have.
 
     Only deviations that have a backward of their own are tried: other choices of the spec, inputs that are misread, and
-    mistakes in derivatives.
+    mistakes in derivatives. Of those that fit, those are named that leave the other gradients right, if any does.
     """
-    targets = {name: [_target(b, name, one[name]) for b, one in zip(known, given, strict=True)] for name in wrong}
-    near: dict[str, dict[Deviation, float]] = {name: {} for name in wrong}
+    names = [n for n in known[0].expected if n.startswith("d") and all(n in one for one in given)]
+    targets = {name: [_target(b, name, one[name]) for b, one in zip(known, given, strict=True)] for name in names}
+    by_truth = {name: _off(some, [t.expected for t in some]) for name, some in targets.items()}
+    near: dict[Deviation, dict[str, float]] = {}
+    elsewhere: set[Deviation] = set()
     for deviation in _with_a_backward(spec, known):
         found = [_gradients(b, dout, deviation) for b, dout in zip(known, douts, strict=True)]
-        for name in wrong:
-            residual = max(quick_residual(t, g.get(name)) for t, g in zip(targets[name], found, strict=True))
-            if residual < NEAR:
-                near[name][deviation] = residual
-    fitting = {name: [d for d, r in some.items() if r <= AS_GOOD * min(some.values())] for name, some in near.items()}
+        off = {name: _off(some, [g.get(name) for g in found]) for name, some in targets.items()}
+        near[deviation] = {n: off[n] for n in wrong if off[n] < min(NEAR, by_truth[n] / AS_GOOD)}
+        if any(off[n] > AS_GOOD * max(1.0, by_truth[n]) for n in names if n not in wrong):
+            elsewhere.add(deviation)
     left = list(wrong)
     while left:
-        together = max((_alike(left, fitting, d) for name in left for d in fitting[name]), key=len, default=left[:1])
-        fits = [d for d in fitting[together[0]] if _alike(left, fitting, d) == together]
+        of_each = {d: [n for n in left if n in some] for d, some in near.items()}
+        furthest = {d: max(near[d][n] for n in some) for d, some in of_each.items() if some}
+        if not furthest:
+            break
+        best = max(
+            furthest, key=lambda d: (len(of_each[d]), d not in elsewhere, -left.index(of_each[d][0]), -furthest[d])
+        )
+        together, limit = of_each[best], AS_GOOD * max(1.0, furthest[best])
+        fits = [d for d, x in furthest.items() if of_each[d] == together and x <= limit]
+        fits = [d for d in fits if d not in elsewhere] or fits
+        yield f"{_listed(together)} {'are those' if len(together) > 1 else 'is that'} of {_named(fits)}"
         left = [name for name in left if name not in together]
-        if len(together) > 1:
-            yield f"{', '.join(together[:-1])} and {together[-1]} are those of {_named(fits)}"
-        elif fits:
-            yield f"{together[0]} is that of {_named(fits)}"
-        elif (factor := _factor(targets[together[0]])) is not None:
-            yield f"{together[0]} is {factor:.4g} times what it should be"
+    yield from _by_a_factor({name: targets[name] for name in left})
 
 
-def _alike(names: list[str], fitting: dict[str, list[Deviation]], deviation: Deviation) -> list[str]:
-    """Which of the gradients are of a deviation."""
-    return [name for name in names if deviation in fitting[name]]
+def _off(targets: Sequence[Target], found: Sequence[Numpy | None]) -> float:
+    return max(quick_residual(t, x) for t, x in zip(targets, found, strict=True))
+
+
+def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[str]:
+    """Say which of the gradients are zero, and which a number times the right ones, those of one number together."""
+    zero = [name for name, some in targets.items() if not any(np.any(t.actual) for t in some)]
+    if zero:
+        yield f"{_listed(zero)} {_is(zero)} zero where {'they' if len(zero) > 1 else 'it'} should not be"
+    left = {n: f for n, some in targets.items() if n not in zero and (f := _factor(some)) is not None}
+    while left:
+        factor = next(iter(left.values()))
+        alike = [n for n, f in left.items() if abs(f - factor) < SAME * abs(factor) and _times(targets[n], factor)]
+        left = {n: f for n, f in left.items() if n not in alike}
+        yield f"{_listed(alike)} {_is(alike)} {factor:.4g} times what {'they' if len(alike) > 1 else 'it'} should be"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(", ".join(part) for part in (names[:-1], names[-1:]) if part)
+
+
+def _is(names: Sequence[str]) -> str:
+    return "are" if len(names) > 1 else "is"
 
 
 def _with_a_backward(spec: Spec, known: Sequence[Budget]) -> Iterator[Deviation]:
@@ -100,7 +131,12 @@ def _factor(targets: Sequence[Target]) -> float | None:
     if square == 0:
         return None
     factor = sum(float(np.sum(t.actual * t.expected)) for t in targets) / square
-    return factor if all(quick_residual(t, factor * t.expected) < NEAR for t in targets) else None
+    return factor if _times(targets, factor) else None
+
+
+def _times(targets: Sequence[Target], factor: float) -> bool:
+    """Whether they are near a number times the right gradients."""
+    return all(quick_residual(t, factor * t.expected) < NEAR for t in targets)
 
 
 def _named(found: Sequence[Deviation]) -> str:

@@ -2,8 +2,9 @@
 
 `CATALOGUE` has one function for every single mistake that the choices of the equations span: which heads are a pair,
 how queries share keys, how values are joined, RoPE's kind, size, base and offset, the scale of scores, λ_init, λ, the
-scale and norm after attention, the order of steps, masks, and v2 written as v1. Rows F1 to F9 are right for one
-published wiring and wrong for another; B1 to B23 are wrong everywhere. A row's link is where somebody made the mistake.
+scale and norm after attention, the order of steps, masks, v2 written as v1, and derivatives beside a right forward.
+Rows F1 to F9 are right for one published wiring and wrong for another; B1 to B23 are wrong everywhere. A row's link is
+where somebody made the mistake.
 
 `wrap(mistake)` is for `refdiff.backends.overlay`: a model with the mistake in it. `plant(mistake)` puts it into the
 layers themselves; `python -m tests.oracle.mistakes` does that with each in turn, and says which property test noticed.
@@ -14,12 +15,13 @@ They import nothing but the layers' names and `refdiff.arrays`.
 
 from refdiff.oracle.mistakes.catalogue import Mistake, plant, wrap
 from refdiff.oracle.mistakes.in_attention import IN_ATTENTION
+from refdiff.oracle.mistakes.in_backward import IN_BACKWARD
 from refdiff.oracle.mistakes.in_heads import IN_HEADS
 from refdiff.oracle.mistakes.in_lambda import IN_LAMBDA
 from refdiff.oracle.mistakes.in_norm import IN_NORM
 from refdiff.oracle.mistakes.in_rope import IN_ROPE
 from refdiff.oracle.mistakes.rows import ROWS, Row
 
-CATALOGUE: tuple[Mistake, ...] = (*IN_HEADS, *IN_ROPE, *IN_ATTENTION, *IN_LAMBDA, *IN_NORM)
+CATALOGUE: tuple[Mistake, ...] = (*IN_HEADS, *IN_ROPE, *IN_ATTENTION, *IN_LAMBDA, *IN_NORM, *IN_BACKWARD)
 
 __all__ = ["CATALOGUE", "ROWS", "Mistake", "Row", "plant", "wrap"]

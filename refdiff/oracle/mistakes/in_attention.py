@@ -237,9 +237,3 @@ def a_sliding_window(right: Any, *args: Any, **options: Any) -> Any:
 def the_first_key_lost(right: Any, *args: Any, **options: Any) -> Any:
     """A window one shorter than the text: the last query does not see the first key."""
     return _seeing(right, 0, args, options, window=args[1].shape[2] - 1)
-
-
-@mistake(IN_ATTENTION, "diff_attention_vjp", "backward", "B23", "https://github.com/triton-lang/triton/issues/7216")
-def gradient_without_the_causal_mask(right: Any, *args: Any, **options: Any) -> Any:
-    """The gradient of attention that sees the future."""
-    return right(*args, **options | {"causal": False})

@@ -1,0 +1,186 @@
+"""Mistakes in derivatives, whose forward is right: no output shows them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from refdiff.arrays import Array, namespace
+from refdiff.layers.diff_attention import attention_weights, per_map
+from refdiff.oracle.mistakes.catalogue import Mistake, mistake
+
+IN_BACKWARD: list[Mistake] = []
+LAYER = "diff_attention_vjp"
+
+
+@mistake(IN_BACKWARD, LAYER, "backward", "B23", "https://github.com/triton-lang/triton/issues/7216")
+def gradient_without_the_causal_mask(right: Any, *args: Any, **options: Any) -> Any:
+    """The gradient of attention that sees the future."""
+    return right(*args, **options | {"causal": False})
+
+
+@mistake(IN_BACKWARD, LAYER, "backward")
+def gradient_not_scaled(right: Any, g: Array, q1: Array, *args: Any, **options: Any) -> Any:
+    """∂L/∂Q = ∂L/∂S K and ∂L/∂K = ∂L/∂Sᵀ Q, not divided by √d."""
+    *of_maps, dv, dlambda = right(g, q1, *args, **options)
+    return (*(q1.shape[-1] ** 0.5 * d for d in of_maps), dv, dlambda)
+
+
+@mistake(IN_BACKWARD, LAYER, "backward")
+def log2_e_left_in_the_gradient_of_queries(right: Any, *args: Any, **options: Any) -> Any:
+    """∂L/∂Q = log₂ e ∂L/∂S K / √d: from the keys that make 2^z of e^z, and not divided by their factor again."""
+    dq1, dk1, dq2, *rest = right(*args, **options)
+    return (dq1 / math.log(2), dk1, dq2 / math.log(2), *rest)
+
+
+@mistake(IN_BACKWARD, LAYER, "backward")
+def gradients_of_the_maps_exchanged(right: Any, *args: Any, **options: Any) -> Any:
+    """∂L/∂Q₁ and ∂L/∂K₁ written where ∂L/∂Q₂ and ∂L/∂K₂ belong, and the other way about."""
+    dq1, dk1, dq2, dk2, *rest = right(*args, **options)
+    return (dq2, dk2, dq1, dk1, *rest)
+
+
+@mistake(IN_BACKWARD, LAYER, "backward")
+def second_map_held_constant(right: Any, *args: Any, **options: Any) -> Any:
+    """∂L/∂Q₂ = ∂L/∂K₂ = 0: A₂ detached."""
+    dq1, dk1, dq2, dk2, *rest = right(*args, **options)
+    return (dq1, dk1, 0 * dq2, 0 * dk2, *rest)
+
+
+@mistake(IN_BACKWARD, LAYER, "backward")
+def lambda_held_constant(right: Any, *args: Any, **options: Any) -> Any:
+    """∂L/∂λ = 0 in (A₁ − λ A₂) V: λ detached."""
+    *rest, dlambda = right(*args, **options)
+    return (*rest, 0 * dlambda)
+
+
+@mistake(IN_BACKWARD, LAYER, "backward")
+def second_gradient_without_lambda(
+    right: Any, g: Array, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any,
+    **options: Any,
+) -> Any:  # fmt: skip
+    """∂L/∂A₂ = −G in place of −λ G."""
+    dq1, dk1, _, _, *rest = right(g, q1, k1, q2, k2, v, lambda_, *see, **options)
+    _, _, dq2, dk2, *_ = right(g, q1, k1, q2, k2, v, 0 * lambda_ + 1, *see, **options)
+    return (dq1, dk1, dq2, dk2, *rest)
+
+
+@mistake(IN_BACKWARD, LAYER, "backward")
+def second_gradient_without_its_sign(right: Any, *args: Any, **options: Any) -> Any:
+    """∂L/∂A₂ = λ G in place of −λ G."""
+    dq1, dk1, dq2, dk2, *rest = right(*args, **options)
+    return (dq1, dk1, -dq2, -dk2, *rest)
+
+
+@mistake(IN_BACKWARD, LAYER, "backward")
+def values_gradient_of_the_first_map_alone(
+    right: Any, g: Array, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any,
+    **options: Any,
+) -> Any:  # fmt: skip
+    """∂L/∂V = A₁ᵀ g in place of (A₁ − λ A₂)ᵀ g."""
+    *of_maps, _, dlambda = right(g, q1, k1, q2, k2, v, lambda_, *see, **options)
+    dv = right(g, q1, k1, q2, k2, v, 0 * lambda_, *see, **options)[4]
+    return (*of_maps, dv, dlambda)
+
+
+def _more_of_the_scores(
+    found: Any, sums: tuple[Array, Array], x: tuple[Array, ...], a: tuple[Array, Array]
+) -> tuple[Array, ...]:
+    """The gradients with Aᵢ ⊙ sumᵢ, a number (B, H, T, 1) for each row, added to ∂L/∂Sᵢ."""
+    q1, k1, q2, k2 = x
+    *of_maps, dv, dlambda = found
+    more: list[Array] = []
+    for q, k, weights, of_rows in ((q1, k1, a[0], sums[0]), (q2, k2, a[1], sums[1])):
+        xp = namespace(q)
+        (B, H, T, d), (K, S) = q.shape, k.shape[1:3]
+        ds = xp.reshape(weights * of_rows / math.sqrt(d), (B, K, H // K, T, S))
+        more.append(xp.reshape(ds @ k[:, :, None, :, :], q.shape))
+        more.append(xp.sum(xp.matrix_transpose(ds) @ xp.reshape(q, (B, K, H // K, T, d)), axis=2))
+    return (*(d + m for d, m in zip(of_maps, more, strict=True)), dv, dlambda)
+
+
+def _rows(
+    g: Array, x: tuple[Array, ...], v: Array, see: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """A₁, A₂, and rowsum(G ⊙ Aᵢ) of each, (B, H, T, 1)."""
+    q1, k1, q2, k2 = x
+    xp, H = namespace(q1), q1.shape[1]
+    given = [*see, None, None][:2]
+    masks, biases = (per_map(options.get(n, y), H) for n, y in zip(("mask", "bias"), given, strict=True))
+    causal = options.get("causal", True)
+    a1 = attention_weights(q1, k1, masks[0], biases[0], causal=causal)
+    a2 = attention_weights(q2, k2, masks[1], biases[1], causal=causal)
+    values = xp.repeat(v, H // v.shape[1], axis=1)
+    d1, d2 = (xp.sum(g * (a @ values), axis=-1, keepdims=True) for a in (a1, a2))
+    return (a1, a2), (d1, d2)
+
+
+@mistake(IN_BACKWARD, LAYER, "backward")
+def row_sums_left_out(
+    right: Any, g: Array, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any,
+    **options: Any,
+) -> Any:  # fmt: skip
+    """∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not taken away."""
+    found, x = right(g, q1, k1, q2, k2, v, lambda_, *see, **options), (q1, k1, q2, k2)
+    maps, (d1, d2) = _rows(g, x, v, see, options)
+    return _more_of_the_scores(found, (d1, -lambda_ * d2), x, maps)
+
+
+@mistake(IN_BACKWARD, LAYER, "backward")
+def row_sums_of_the_difference(
+    right: Any, g: Array, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any,
+    **options: Any,
+) -> Any:  # fmt: skip
+    """∂L/∂S₁ = A₁ ⊙ (G − D) and ∂L/∂S₂ = −λ A₂ ⊙ (G − D) with one D = rowsum(g ⊙ O), O = (A₁ − λ A₂) V, for both."""
+    found, x = right(g, q1, k1, q2, k2, v, lambda_, *see, **options), (q1, k1, q2, k2)
+    maps, (d1, d2) = _rows(g, x, v, see, options)
+    of_both = d1 - lambda_ * d2
+    return _more_of_the_scores(found, (d1 - of_both, -lambda_ * (d2 - of_both)), x, maps)
+
+
+@mistake(IN_BACKWARD, LAYER, "backward")
+def gradient_of_one_query_head_of_a_group(
+    right: Any, g: Array, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, *rest: Any, **options: Any
+) -> Any:
+    """∂L/∂K and ∂L/∂V of the last query head alone of those that share a key head, in place of their sum.
+
+    Key heads that come once for every query head are shared where their numbers are the same.
+    """
+    xp, H, K = namespace(q1), q1.shape[1], k1.shape[1]
+    k1, k2, v = (xp.repeat(x, H // K, axis=1) for x in (k1, k2, v))
+    dq1, dk1, dq2, dk2, dv, dlambda = right(g, q1, k1, q2, k2, v, *rest, **options)
+
+    def of_the_last(d: Array, x: Array) -> Array:
+        same = xp.stack([xp.all(x == x[:, i : i + 1], axis=(0, 2, 3)) for i in range(H)])
+        last = xp.logical_not(xp.any(xp.triu(same, k=1), axis=1))
+        d = xp.where(xp.reshape(last, (1, H, 1, 1)), d, 0 * d)
+        return xp.sum(xp.reshape(d, (d.shape[0], K, H // K, *d.shape[2:])), axis=2)
+
+    return dq1, of_the_last(dk1, k1), dq2, of_the_last(dk2, k2), of_the_last(dv, v), dlambda
+
+
+@mistake(IN_BACKWARD, "diff_lambda_vjp", "backward")
+def second_exponential_without_its_sign(right: Any, *args: Any, **options: Any) -> Any:
+    """∂L/∂λ_q2 = g e₂ λ_k2 and ∂L/∂λ_k2 = g e₂ λ_q2 in place of −g e₂ …: both pairs alike."""
+    dq1, dk1, dq2, dk2 = right(*args, **options)
+    return dq1, dk1, -dq2, -dk2
+
+
+@mistake(IN_BACKWARD, "rms_norm_vjp", "backward")
+def root_held_constant(right: Any, g: Array, x: Array, weight: Array | None, eps: float) -> Any:
+    """∂L/∂x = r (g ⊙ w) with r = 1/√(mean(x²) + ε) taken for a constant: r x̂ mean(g ⊙ w ⊙ x̂) is not taken away."""
+    xp = namespace(x)
+    r = 1 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return r * (g if weight is None else g * weight), right(g, x, weight, eps)[1]
+
+
+@mistake(IN_BACKWARD, "rope_vjp", "backward")
+def gradient_turned_forward_again(right: Any, g: Array, x: Array, cos: Array, sin: Array, **options: Any) -> Any:
+    """∂L/∂x = R g in place of Rᵀ g: turned by the angle of the forward, and not by its opposite."""
+    return right(g, x, cos, -sin, **options)
+
+
+@mistake(IN_BACKWARD, "rope_vjp", "backward")
+def gradient_not_turned_back(right: Any, g: Array, *args: Any, **options: Any) -> Any:
+    """∂L/∂x = g in place of Rᵀ g: the gradients of queries and keys as they are after RoPE."""
+    return (g, *right(g, *args, **options)[1:])

@@ -1,0 +1,91 @@
+"""Mistakes in derivatives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff import layers
+from refdiff.oracle.backward import backward
+from refdiff.oracle.deviations.deviation import laid_over
+from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.mistakes.catalogue import Mistake
+from refdiff.oracle.mistakes.in_backward import IN_BACKWARD, gradient_of_one_query_head_of_a_group
+from refdiff.oracle.presets import PRESETS
+from refdiff.oracle.strategies.fixed import cases, small_spec
+from tests.layers.vjps import draw
+from tests.oracle.mistakes import checks
+
+EACH = pytest.mark.parametrize("mistake", IN_BACKWARD, ids=str)
+OF_LAMBDA = {"lambda_full", "lambda_logits", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}
+CHANGED = {
+    "gradient_without_the_causal_mask": {"q", "k", "v", *OF_LAMBDA},
+    "log2_e_left_in_the_gradient_of_queries": {"q"},
+    "lambda_held_constant": OF_LAMBDA,
+    "values_gradient_of_the_first_map_alone": {"v"},
+    "gradient_of_one_query_head_of_a_group": {"k", "v"},
+    "second_exponential_without_its_sign": {"lambda_q2", "lambda_k2"},
+    "root_held_constant": {"q", "k", "v", *OF_LAMBDA},
+}
+"""Of which inputs the gradient is wrong, where it is not of q and k."""
+
+
+@EACH
+def test_is_another_function_of_the_same_shape(mistake: Mistake) -> None:
+    checks.is_another_function_of_the_same_shape(mistake)
+
+
+@EACH
+def test_the_forward_of_a_model_is_right(mistake: Mistake) -> None:
+    assert mistake.layer.endswith("_vjp")
+    checks.can_be_laid_over_a_model(mistake)
+
+
+def acts_in(preset: str, mistake: Mistake) -> bool:
+    spec = small_spec(preset)
+    shared = {
+        "gradient_without_the_causal_mask": spec.causal != "none",
+        "gradient_of_one_query_head_of_a_group": spec.query_heads != spec.key_heads,
+    }
+    by_layer = {
+        "rope_vjp": spec.rope != "none",
+        "rms_norm_vjp": spec.norm != "none",
+        "diff_lambda_vjp": spec.lambda_form == "exp",
+    }
+    return shared.get(mistake.name, by_layer.get(mistake.layer, True))
+
+
+@EACH
+@pytest.mark.parametrize("preset", PRESETS)
+def test_acts_in_the_way_back_of_a_spec(preset: str, mistake: Mistake) -> None:
+    """On the gradients that it says, and on no others."""
+    case = cases("identify", 5, spec=small_spec(preset))[1]
+    inputs, dout = as_float64(case.spec, case.inputs), case.dout.astype(np.float64)
+    right, wrong = (backward(case.spec, inputs, dout, laid_over(some)) for some in ((), (mistake,)))
+    off = {n: np.abs(wrong[n] - y).max() / np.abs(y).max() for n, y in right.items()}
+    expected = CHANGED.get(mistake.name, {"q", "k"}) & set(right) if acts_in(preset, mistake) else set()
+    if (mistake.name, preset) == ("gradients_of_the_maps_exchanged", "diff_v2"):
+        expected = {"q"}  # both maps have their keys in common, and the sum of their gradients
+    assert {n for n, x in off.items() if x > 0} == expected
+    assert all(off[n] > 0.01 for n in expected)
+
+
+def test_the_last_query_head_of_a_group_however_its_key_is_given() -> None:
+    """One key head for the group, or one for each of its query heads."""
+    args, options = next(c for c in (draw("diff_attention", seed) for seed in range(40)) if _is_grouped(*c))
+    n = args[0].shape[1] // args[1].shape[1]
+    (wrong,) = (m for m in IN_BACKWARD if m.name == gradient_of_one_query_head_of_a_group.__name__)
+    vjp = layers.diff_attention_vjp
+    g = np.random.default_rng(0).normal(size=layers.diff_attention(*args, **options).shape)
+    q1, k1, q2, k2, v, *rest = args
+    apart = [q1, np.repeat(k1, n, axis=1), q2, np.repeat(k2, n, axis=1), np.repeat(v, n, axis=1), *rest]
+    each, few, many = vjp(g, *apart, **options), wrong.of(vjp)(g, *args, **options), wrong.of(vjp)(g, *apart, **options)
+    for i in (1, 3, 4):
+        last = each[i][:, n - 1 :: n]
+        np.testing.assert_allclose(few[i], last, atol=1e-12)
+        np.testing.assert_allclose(many[i][:, n - 1 :: n], last, atol=1e-12)
+        assert not np.any(np.delete(many[i], np.s_[n - 1 :: n], axis=1))
+
+
+def _is_grouped(args: tuple[np.ndarray, ...], options: dict[str, bool]) -> bool:
+    return bool(args[0].shape[1] > args[1].shape[1] > 1 and args[1].shape[2] > 1)
