@@ -85,7 +85,7 @@ class Budget:
 
         Raises:
             ValueError: nothing to judge, an unknown name, a gradient without `dout`, another shape.
-            TypeError: something is no array.
+            TypeError: something is no array, or a tuple or list of arrays in place of a mapping.
         """
         given = dict(actual) if isinstance(actual, Mapping) else {"out": actual}
         if not given:

@@ -34,7 +34,7 @@ def check(
 
     Raises:
         ValueError: inputs, shapes or names that do not fit `spec`.
-        TypeError: something is no array.
+        TypeError: something is no array, or a tuple or list of arrays in place of a mapping.
     """
     allowed = budget(spec, inputs, recipe, members=members, dout=dout)
     return allowed.judge(outputs_of(actual, spec, inputs, dout))

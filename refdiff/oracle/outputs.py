@@ -18,8 +18,13 @@ def output(x: Any, name: str = "out") -> NDArray[Any]:
 
     Raises:
         ValueError: it is complex, boolean or of whole numbers.
-        TypeError: it is no array.
+        TypeError: it is no array, or several: a tuple or list that holds some, not numbers.
     """
+    if isinstance(x, tuple | list) and (count := sum(map(_is_array, x))):
+        several = f"{count} arrays" if count > 1 else "1 array"
+        give = ["the array alone"] if len(x) == 1 or name != "out" else []
+        give += ['a mapping, {"out": …, "lse1": …}'] if name == "out" else []
+        raise TypeError(f"{name} is a {type(x).__name__} of {several}: give {', or '.join(give)}")
     array = any_array(x, name)
     if not is_float(array.dtype):
         raise ValueError(
@@ -27,6 +32,13 @@ def output(x: Any, name: str = "out") -> NDArray[Any]:
             f"{_hint(array.dtype)}"
         )
     return array
+
+
+def _is_array(x: Any) -> bool:
+    """Whether an entry is an array, or a list in which there is one; a number of NumPy is none."""
+    if isinstance(x, tuple | list):
+        return any(map(_is_array, x))
+    return len(getattr(x, "shape", ())) > 0 or (hasattr(x, "__dlpack__") and not hasattr(x, "shape"))
 
 
 def output_alone(found: Any, wanted_by: str) -> NDArray[Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.outputs import output, output_alone
+from tests.layers.inputs import says as raises
 
 X = np.asarray([[1.5, -2.0]], np.float32)
 
@@ -46,3 +47,41 @@ def test_the_output_of_several() -> None:
         output_alone({"lse1": X, "dq": X}, "a test")
     with pytest.raises(ValueError, match="they hold nothing"):
         output_alone({}, "a test")
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        ((X, X), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "lse1": …}'),
+        ((X, X[0]), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "lse1": …}'),
+        ((X, None), 'out is a tuple of 1 array: give a mapping, {"out": …, "lse1": …}'),
+        ([X], 'out is a list of 1 array: give the array alone, or a mapping, {"out": …, "lse1": …}'),
+        ((X, (X, X)), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "lse1": …}'),
+    ],
+)
+def test_several_arrays_are_a_mapping(x: Any, says: str) -> None:
+    with raises(TypeError, says):
+        output(x)
+    with raises(TypeError, says):
+        output_alone({"out": x}, "a test")
+
+
+def test_a_tensor_that_numpy_may_not_read_is_not_touched() -> None:
+    """As one of torch that requires a gradient, in a list."""
+
+    class Tensor:
+        shape = (2, 3)
+
+        def __array__(self, *args: Any, **options: Any) -> Any:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+    with raises(TypeError, 'out is a list of 1 array: give the array alone, or a mapping, {"out": …, "lse1": …}'):
+        output([Tensor()])
+    with raises(TypeError, "lse1 is a list of 1 array: give the array alone"):
+        output([Tensor()], "lse1")
+
+
+def test_lists_of_numbers_are_arrays() -> None:
+    assert np.array_equal(output(X.tolist()), X)
+    assert np.array_equal(output(tuple(X[0])), X[0])
+    assert np.array_equal(output([[np.float32(1.5), -2.0]]), X)
