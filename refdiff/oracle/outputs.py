@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,19 +57,74 @@ def output_alone(found: Any, wanted_by: str) -> NDArray[Any]:
 def outputs_of(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
     """Return what a kernel computed: `actual` itself, or where that is a function what it gives for these inputs.
 
-    The function is `kernel(spec, inputs)`, or `kernel(spec, inputs, dout=None)`, as the conformance suite calls it. The
-    inputs go to it as they are.
+    The function is `kernel(spec, inputs)` or `kernel(inputs)`, or either with `dout=None`, as the conformance suite
+    calls it. The inputs go to it as they are.
 
     Raises:
         ValueError: it returned NotImplemented.
+        TypeError: it takes something else.
     """
     if not callable(actual) or hasattr(actual, "shape"):
         return actual
-    more = {"dout": dout} if "dout" in inspect.signature(actual).parameters else {}
-    found = actual(spec, inputs, **more)
+    found = called(actual)(spec, inputs, dout)
     if found is NotImplemented:
         raise ValueError("the kernel returned NotImplemented: it does not serve these inputs")
     return found
+
+
+def takes_dout(kernel: Callable[..., Any]) -> bool:
+    """Whether a kernel gives gradients too."""
+    signature = _signature(kernel)
+    return signature is not None and "dout" in signature.parameters
+
+
+def called(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel that takes (spec, inputs) or (inputs), with dout=None or without, as one of all three.
+
+    Raises:
+        TypeError: it takes something else.
+    """
+    alone, with_dout = _takes_inputs_alone(kernel), takes_dout(kernel)
+
+    def call(spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
+        return kernel(*((inputs,) if alone else (spec, inputs)), **({"dout": dout} if with_dout else {}))
+
+    return call
+
+
+def _signature(kernel: Callable[..., Any]) -> inspect.Signature | None:
+    """None where it is compiled and does not tell."""
+    try:
+        return inspect.signature(kernel)
+    except (TypeError, ValueError):
+        return None
+
+
+def _takes_inputs_alone(kernel: Callable[..., Any]) -> bool:
+    signature = _signature(kernel)
+    if signature is None:
+        return False
+    more = {"dout": None} if takes_dout(kernel) else {}
+    one, two = (_binds(signature, given, more) for given in ((None,), (None, None)))
+    if not one and not two:
+        name = getattr(kernel, "__name__", "the kernel")
+        by_name = "; call one of arrays by name in such a function, as kernel(**inputs)"
+        raise TypeError(
+            f"{name}{signature} must take (spec, inputs) or (inputs), and may have dout=None beside for gradients"
+            f"{by_name if 'q' in signature.parameters else ''}"
+        )
+    kinds = {p.kind for p in signature.parameters.values()}
+    return one and not (
+        two and (inspect.Parameter.VAR_POSITIONAL in kinds or next(iter(signature.parameters)) == "spec")
+    )
+
+
+def _binds(signature: inspect.Signature, given: tuple[Any, ...], more: Mapping[str, Any]) -> bool:
+    try:
+        signature.bind(*given, **more)
+    except TypeError:
+        return False
+    return True
 
 
 def _hint(dtype: np.dtype[Any]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle.outputs import output, output_alone
+from refdiff.oracle.outputs import called, output, output_alone, takes_dout
 from tests.layers.inputs import says as raises
 
 X = np.asarray([[1.5, -2.0]], np.float32)
@@ -85,3 +86,68 @@ def test_lists_of_numbers_are_arrays() -> None:
     assert np.array_equal(output(X.tolist()), X)
     assert np.array_equal(output(tuple(X[0])), X[0])
     assert np.array_equal(output([[np.float32(1.5), -2.0]]), X)
+
+
+def _of_two(spec: Any, inputs: Any) -> Any:
+    return spec, inputs
+
+
+def _of_one(inputs: Any) -> Any:
+    return inputs
+
+
+def _of_one_with_a_choice(x: Any, scale: float = 1.0) -> Any:
+    return x, scale
+
+
+def _of_two_with_gradients(spec: Any, inputs: Any, dout: Any = None) -> Any:
+    return spec, inputs, dout
+
+
+def _of_one_with_gradients(inputs: Any, *, dout: Any) -> Any:
+    return inputs, dout
+
+
+def _of_any(*args: Any, **options: Any) -> Any:
+    return args, options
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        (_of_two, ("spec", "inputs")),
+        (_of_one, "inputs"),
+        (_of_one_with_a_choice, ("inputs", 1.0)),
+        (_of_two_with_gradients, ("spec", "inputs", "dout")),
+        (_of_one_with_gradients, ("inputs", "dout")),
+        (_of_any, (("spec", "inputs"), {})),
+        (partial(_of_two, "own"), ("own", "inputs")),
+        (lambda spec, inputs=None: (spec, inputs), ("spec", "inputs")),
+    ],
+)
+def test_ways_to_call_a_kernel(kernel: Any, expected: Any) -> None:
+    assert called(kernel)("spec", "inputs", "dout") == expected
+    assert takes_dout(kernel) == ("dout" in expected)
+
+
+def test_a_kernel_that_does_not_tell_what_it_takes() -> None:
+    assert called(max)(2, 3) == 3
+
+
+def test_other_arguments() -> None:
+    def by_name(q, k, v, lam):  # type: ignore[no-untyped-def]
+        pass
+
+    def nothing():  # type: ignore[no-untyped-def]
+        pass
+
+    with raises(
+        TypeError,
+        "by_name(q, k, v, lam) must take (spec, inputs) or (inputs), and may have dout=None beside for gradients; call "
+        "one of arrays by name in such a function, as kernel(**inputs)",
+    ):
+        called(by_name)
+    with raises(
+        TypeError, "nothing() must take (spec, inputs) or (inputs), and may have dout=None beside for gradients"
+    ):
+        called(nothing)
