@@ -77,20 +77,24 @@ def _recipe(environment: Mapping[str, str]) -> Recipe:
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
-    """Give the tests their cases."""
+    """Give the tests their cases.
+
+    Raises:
+        CollectError: a variable is wrong; it is printed as a line, without where it was raised.
+    """
     if "case" in metafunc.fixturenames:
         name = os.environ.get("REFDIFF_KERNEL", "")
         if not name:
-            raise pytest.UsageError("set REFDIFF_KERNEL=package.module:function")
+            raise pytest.Collector.CollectError("set REFDIFF_KERNEL=package.module:function")
         if not os.environ.get("REFDIFF_DASK"):
             try:
                 check_kernel(name)
             except ValueError as error:
-                raise pytest.UsageError(str(error)) from None
+                raise pytest.Collector.CollectError(str(error)) from None
         try:
             found = chosen(os.environ)
         except (TypeError, ValueError) as error:
-            raise pytest.UsageError(
+            raise pytest.Collector.CollectError(
                 f"REFDIFF_SPEC, REFDIFF_RECIPE, REFDIFF_PROFILES or REFDIFF_SEED: {error}"
             ) from None
         metafunc.parametrize("case", found, ids=str)
