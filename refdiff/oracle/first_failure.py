@@ -11,7 +11,7 @@ from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.strategies.fixed import Case
 
 SMALL = 2**16
-"""So many numbers the inputs may have for a diagnosis, which then takes up to 7 s on one core."""
+"""So many numbers the inputs may have for a diagnosis, which then takes some 10 s at most on one core."""
 
 LINES = 12
 """Of a diagnosis, 80 columns wide: its answer and the nearest candidate."""
