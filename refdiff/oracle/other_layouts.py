@@ -42,14 +42,17 @@ def axes_of_output(name: str, ndim: int) -> tuple[str, ...]:
 def other_layout(shape: Sequence[int], axes: Sequence[str], lengths: Mapping[str, int]) -> str:
     """Say which layout has this shape and what puts it right, as the end of a message; "" where none has.
 
-    Where several have it, as with as many heads as tokens, each is named.
+    Where several have it, as with as many heads as tokens, each is named; one by which a batch would be found that is
+    not known, such as (B H, T, d), where no other has it.
 
     Args:
         axes: the letters of the axes that are right, in order.
         lengths: of those that are known. A batch of 1, or one that is not among them, may be left out of the shape.
     """
     found: dict[tuple[str, ...], tuple[str, str]] = {}
-    for layout in _layouts(len(axes)):
+    for layout in sorted(_layouts(len(axes)), key=lambda some: _finds_batch(some, axes, lengths)):
+        if found and _finds_batch(layout, axes, lengths):
+            break
         known = _fit(shape, layout, axes, lengths)
         if known is not None:
             order = tuple(a for a in (axes[i] for group in layout for i in group) if known[a] != 1)
@@ -62,6 +65,10 @@ def other_layout(shape: Sequence[int], axes: Sequence[str], lengths: Mapping[str
 def _layouts(count: int) -> Iterator[Layout]:
     for text in _LAYOUTS.get(count, ()):
         yield tuple(tuple(map(int, group)) for group in text.split())
+
+
+def _finds_batch(layout: Layout, axes: Sequence[str], lengths: Mapping[str, int]) -> bool:
+    return axes[0] not in lengths and any(0 in group and len(group) > 1 for group in layout)
 
 
 def _fit(

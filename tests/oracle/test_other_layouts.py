@@ -73,6 +73,12 @@ def test_lengths_that_are_not_known() -> None:
     )
     assert other_layout((5, 12, 6), "BHTd", {"B": 2, "H": 12, "d": 6}) == ""
     assert other_layout((10, 12, 6), "BHTd", {"B": 2, "H": 12, "d": 6}).startswith(": it lies as (B T, H, d); ")
+    assert other_layout((12, 4, 8), "BHTd", {"H": 4, "d": 8}) == (
+        ": it lies as (T, H, d); .transpose(1, 0, 2)[None] puts it right"
+    )
+    assert other_layout((12, 5, 8), "BHTd", {"H": 4, "d": 8}) == (
+        ": it lies as (B H, T, d); .reshape(3, 4, 5, 8) puts it right"
+    )
     assert other_layout((5, 11), "BTD", {}) == ": it lies as (T, D); [None] puts it right"
     assert other_layout((0, 6, 5), "BKSd", {"B": 0, "K": 4, "d": 6}) == ""
     assert other_layout((0, 4), "BhT", {"B": 0, "h": 4, "T": 6}) == ": it lies as (B T, h); " + (
