@@ -28,7 +28,7 @@ def any_array(x: Array, name: str = "the array") -> NDArray[Any]:
     """
     try:
         found = _found(x)
-    except (TypeError, BufferError, ValueError) as error:
+    except (TypeError, BufferError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: {_kind(x)} cannot be read: {error}") from error
     if found.dtype.kind not in "biufc" and not _is_ml_dtype(found.dtype):
         raise TypeError(f"{name}: {_kind(x)} of dtype {found.dtype} holds no numbers")

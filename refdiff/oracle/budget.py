@@ -14,6 +14,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.bound import bounds, lambda_error
 from refdiff.oracle.ensemble import members_of, quantised, score_errors
 from refdiff.oracle.forward import project
+from refdiff.oracle.in_short import in_short
 from refdiff.oracle.input_checks import check_kinds, no_numbers
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.judge import judge_lse, judge_rows, judge_sums
@@ -60,6 +61,9 @@ class Budget:
     tensors: dict[str, RowBudget]
     sums: dict[str, tuple[Numpy, Numpy]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Budget({self.recipe.name}, {self.members} orders, expected: {in_short(self.expected)})"
+
     @property
     def expected(self) -> dict[str, Numpy]:
         """The truth of each tensor, in float64."""
@@ -85,7 +89,7 @@ class Budget:
 
         Raises:
             ValueError: nothing to judge, an unknown name, a gradient without `dout`, another shape.
-            TypeError: something is no array.
+            TypeError: something is no array, or a tuple or list of arrays in place of a mapping.
         """
         given = dict(actual) if isinstance(actual, Mapping) else {"out": actual}
         if not given:

@@ -3,10 +3,11 @@
     REFDIFF_KERNEL=package.module:function pytest --pyargs refdiff.oracle.conformance
 
 The function is `kernel(spec, inputs)`: a `Spec` and the dictionary of `refdiff.oracle.inputs`, NumPy arrays in the type
-that the kernel stores (bfloat16 is ml_dtypes'). It returns its output, or a mapping with any of out, lse1, lse2; arrays
-of any library. `kernel(spec, inputs, dout=None)` is given the output's gradient too, and returns dq, dk, dv, … beside
-where that is not None. It returns `NotImplemented` for inputs that it does not serve: such a test is skipped, and a
-run in which nothing was compared fails.
+that the kernel stores (bfloat16 is ml_dtypes'); or `kernel(inputs)`, where it has the spec compiled in. It returns its
+output, or a mapping with any of out, lse1, lse2; arrays of any library. `kernel(spec, inputs, dout=None)` is given the
+output's gradient too, and returns dq, dk, dv, … beside where that is not None. It returns `NotImplemented` for inputs
+that it does not serve: such a test is skipped, and a run in which nothing was compared fails. The first case that fails
+is told with the lines that make it again, and if its output is wrong and it is small, with what `diagnose` answers.
 
     REFDIFF_KERNEL     package.module:function
     REFDIFF_SPEC       hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2 or gda, with 12 query heads
@@ -29,19 +30,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 
 from refdiff import cluster
+from refdiff.oracle.first_failure import first_failure
 from refdiff.oracle.metamorphic import RELATIONS
-from refdiff.oracle.outcome import Outcome, against_itself, against_truth, in_words
+from refdiff.oracle.outcome import Outcome, against_itself, against_truth, check_kernel, in_words
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies.fixed import PROFILES, Case, cases, small_spec
 
 _compared: list[str] = []
+_failed: list[str] = []
 
 
 def spec_of(text: str) -> Spec:
@@ -58,10 +62,14 @@ def recipe_of(text: str) -> Recipe:
 
 def chosen(environment: Mapping[str, str]) -> list[Case]:
     """The cases that the variables ask for."""
-    spec, recipe = spec_of(environment.get("REFDIFF_SPEC", "hf_diffllama")), _recipe(environment)
+    spec, recipe = spec_of(_spec_text(environment)), _recipe(environment)
     profiles = [p.strip() for p in environment.get("REFDIFF_PROFILES", ",".join(PROFILES)).split(",") if p.strip()]
     seed = int(environment.get("REFDIFF_SEED", "0"))
     return [case for p in profiles for case in cases(p, seed, spec=spec, dtype=recipe.storage)]
+
+
+def _spec_text(environment: Mapping[str, str]) -> str:
+    return environment.get("REFDIFF_SPEC", "hf_diffllama")
 
 
 def _recipe(environment: Mapping[str, str]) -> Recipe:
@@ -69,12 +77,24 @@ def _recipe(environment: Mapping[str, str]) -> Recipe:
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
-    """Give the tests their cases."""
+    """Give the tests their cases.
+
+    Raises:
+        CollectError: a variable is wrong; it is printed as a line, without where it was raised.
+    """
     if "case" in metafunc.fixturenames:
+        name = os.environ.get("REFDIFF_KERNEL", "")
+        if not name:
+            raise pytest.Collector.CollectError("set REFDIFF_KERNEL=package.module:function")
+        if not os.environ.get("REFDIFF_DASK"):
+            try:
+                check_kernel(name)
+            except ValueError as error:
+                raise pytest.Collector.CollectError(str(error)) from None
         try:
             found = chosen(os.environ)
         except (TypeError, ValueError) as error:
-            raise pytest.UsageError(
+            raise pytest.Collector.CollectError(
                 f"REFDIFF_SPEC, REFDIFF_RECIPE, REFDIFF_PROFILES or REFDIFF_SEED: {error}"
             ) from None
         metafunc.parametrize("case", found, ids=str)
@@ -83,9 +103,7 @@ def pytest_generate_tests(metafunc: Any) -> None:
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Outcome]]:
     """The outcome of a test by its node's name; with REFDIFF_DASK the tests after it are under way as well."""
-    name = os.environ.get("REFDIFF_KERNEL", "")
-    if not name:
-        pytest.fail("set REFDIFF_KERNEL=package.module:function", pytrace=False)
+    name = os.environ["REFDIFF_KERNEL"]
     pieces = {item.nodeid: _piece(name, item) for item in request.session.items if hasattr(item, "callspec")}
     address = os.environ.get("REFDIFF_DASK")
     if not address:
@@ -107,7 +125,7 @@ def _piece(name: str, item: Any) -> Callable[[], Outcome]:
     given, recipe = item.callspec.params, _recipe(os.environ)
     if "case" in given:
         return partial(against_truth, name, recipe, given["case"])
-    spec = spec_of(os.environ.get("REFDIFF_SPEC", "hf_diffllama"))
+    spec = spec_of(_spec_text(os.environ))
     natural = cases("natural", int(os.environ.get("REFDIFF_SEED", "0")), spec=spec, dtype=recipe.storage)
     return partial(against_itself, name, recipe, given["relation"], natural)
 
@@ -123,7 +141,12 @@ def _tell(outcome: Outcome, node: str) -> None:
 
 def test_against_the_truth(case: Case, outcomes: Callable[[str], Outcome], request: pytest.FixtureRequest) -> None:
     """Output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe."""
-    _tell(outcomes(request.node.nodeid), case.name)
+    outcome = outcomes(request.node.nodeid)
+    if outcome.status == "fail" and not _failed:
+        _failed.append(case.name)
+        more = first_failure(case, _spec_text(os.environ), _recipe(os.environ), outcome.wrong)
+        outcome = replace(outcome, text=f"{outcome.text}\n{more}")
+    _tell(outcome, case.name)
 
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.__name__)

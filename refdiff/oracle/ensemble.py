@@ -10,7 +10,7 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.any_array import any_array
 from refdiff.oracle.forward import project
-from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs import BOOLEANS, INTEGERS, is_layer
 from refdiff.oracle.order import DRAWS, MEMBERS, Arithmetic, Order
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.rounded_attention import scores_of_maps
@@ -32,7 +32,7 @@ def quantised(inputs: Mapping[str, Any], recipe: Recipe) -> Inputs:
     found: Inputs = {}
     for name, x in inputs.items():
         array = any_array(x, name)
-        if array.dtype.kind in "iub":
+        if array.dtype.kind in "iub" or name in (*INTEGERS, *BOOLEANS):
             found[name] = array
         else:
             exact = array.astype(np.float64)

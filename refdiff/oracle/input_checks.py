@@ -10,6 +10,7 @@ import numpy as np
 
 from refdiff.oracle.any_array import any_array, is_float
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS, VECTORS, is_layer, options, shapes
+from refdiff.oracle.other_layouts import other_layout
 from refdiff.oracle.spec import Spec
 
 Numpy = np.ndarray[Any, Any]
@@ -129,34 +130,27 @@ def _check_dtype(name: str, x: Any) -> None:
     else:
         good, kind = is_float(dtype), "float64, float32, float16, bfloat16 or another float"
     if not good:
-        raise ValueError(f"{name} has dtype {dtype}, but must be {kind}")
+        additive = name == "mask" and is_float(dtype)
+        hint = "; one that is added to the scores, 0 or −∞, goes under 'bias'" if additive else ""
+        raise ValueError(f"{name} has dtype {dtype}, but must be {kind}{hint}")
 
 
 def _check_shape(name: str, shape: tuple[int, ...], letters: str, known: dict[str, int], spec: Spec) -> None:
     axes = letters.split()
     wanted = ", ".join(f"{a} = {known[a]}" if a in known else a for a in axes)
     if len(shape) != len(axes):
-        raise ValueError(f"{name} has shape {shape}, but must be ({wanted}){_flat(shape, axes, known)}")
+        raise ValueError(f"{name} has shape {shape}, but must be ({wanted}){other_layout(shape, axes, known)}")
     for axis, n in zip(axes, shape, strict=True):
         if axis in known and known[axis] != n and not (n == 1 and name.endswith("positions") and axis == "B"):
             raise ValueError(f"{name} has shape {shape}, but must be ({wanted}){_hint(axis, shape, axes, known, spec)}")
         known.setdefault(axis, n)
 
 
-def _flat(shape: tuple[int, ...], axes: list[str], known: dict[str, int]) -> str:
-    """Heads that lie side by side."""
-    heads, width = (known.get(axes[1]), known.get(axes[3])) if len(axes) == 4 else (None, None)
-    if heads is None or width is None or len(shape) != 3 or shape[2] != heads * width:
-        return ""
-    by_token = (*shape[:2], heads, width)
-    return f": if its heads are side by side in each token, .reshape{by_token}.transpose(0, 2, 1, 3) puts them right"
-
-
 def _hint(axis: str, shape: tuple[int, ...], axes: list[str], known: dict[str, int], spec: Spec) -> str:
     """What a wrong length often means."""
     n = shape[axes.index(axis)]
-    if axes[1:3] in (["H", "T"], ["K", "S"], ["V", "S"]) and axis == axes[1] and shape[2] == known[axis]:
-        return ": heads and tokens are swapped; .transpose(0, 2, 1, 3) puts them right"
+    if found := other_layout(shape, axes, known):
+        return found
     if axis in known and axis in ("Hd", "Kd", "Vw", "he") and n in (2 * known[axis], 4 * known[axis]):
         return (
             f": {n} is {n // known[axis]} times as much. query_heads and key_heads count the heads of both maps, and "

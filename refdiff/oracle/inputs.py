@@ -20,7 +20,7 @@ The attention core, from q, k and v to the heads after norm and scale:
     mask             boolean "may see", broadcastable to (B, h, T, S), beside
                      causal and window
     bias             broadcastable to (B, h, T, S), added to the scores of both
-                     maps
+                     maps, as a mask of 0 and −∞ is
 
 Packed sequences: B is 1, T and S are those of all sequences one after another.
 

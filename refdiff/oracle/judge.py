@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.oracle.other_layouts import axes_of_output, other_layout
 from refdiff.oracle.statistics import (
     LIMITS,
     Limits,
@@ -67,22 +68,17 @@ def check_shape(name: str, actual: Numpy, expected: Numpy) -> None:
 def _hint(name: str, actual: Numpy, expected: Numpy) -> str:
     """What another shape often means, and what puts it right."""
     right = expected.shape
-    heads = expected.ndim == 4 or name.startswith("lse")
-    if heads and actual.ndim == expected.ndim and actual.shape == (right[0], right[2], right[1], *right[3:]):
-        axes = "(0, 2, 1, 3)" if expected.ndim == 4 else "(0, 2, 1)"
-        return f": heads and tokens are swapped; .transpose{axes} puts them right"
     if actual.size != expected.size:
         return ""
-    if expected.ndim == 4 and actual.shape == (right[0], right[2], right[1] * right[3]):
-        by_token = (right[0], right[2], right[1], right[3])
-        return (
-            ": it has as many numbers, the heads side by side in each token; "
-            f".reshape{by_token}.transpose(0, 2, 1, 3) puts them right"
-        )
     if name == "out" and expected.ndim == 3 and actual.ndim == 4:
         return ": it has as many numbers; a layer's out is (B, T, D), what o_proj gives"
-    order = " to (B, heads, T, width of a head), heads before tokens" if expected.ndim == 4 else ""
-    return f": it has as many numbers; reshape it{order}"
+    axes = axes_of_output(name, expected.ndim)
+    if found := other_layout(actual.shape, axes, dict(zip(axes, right, strict=True))):
+        return found
+    if [n for n in actual.shape if n != 1] == [n for n in right if n != 1]:
+        return f": .reshape{right} puts it right"
+    must = f"; it must be ({', '.join(axes)})" if axes[0] in ("B", "P") else ""
+    return f": it has as many numbers in another layout{must}"
 
 
 def place(axes: str, at: tuple[int, ...]) -> str:

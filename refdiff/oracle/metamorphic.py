@@ -30,18 +30,26 @@ class DeclinedError(Exception):
     """The kernel does not serve these inputs, or the relation says nothing of this spec."""
 
 
+class UnreadableError(Exception):
+    """What the kernel returned is no output."""
+
+
 def run(kernel: Kernel, spec: Spec, inputs: Inputs) -> Numpy:
     """Call a kernel on copies of its inputs, and return its output in float64.
 
     Raises:
         DeclinedError: it returned `NotImplemented`, or a mapping without `out`.
+        UnreadableError: it returned something else than an output.
     """
     found = kernel(spec, {name: np.array(x) for name, x in inputs.items()})
     if found is NotImplemented:
         raise DeclinedError("the kernel returned NotImplemented")
     if isinstance(found, Mapping) and "out" not in found:
         raise DeclinedError(f"the kernel returned {', '.join(map(str, found)) or 'nothing'}, but no 'out' to compare")
-    return output_alone(found, "the relation").astype(np.float64)
+    try:
+        return output_alone(found, "the relation").astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise UnreadableError(f"what the kernel returned cannot be compared: {error}") from error
 
 
 def same_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-import inspect
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from refdiff.oracle.check import check
-from refdiff.oracle.metamorphic import DeclinedError
+from refdiff.oracle.first_failure import is_small
+from refdiff.oracle.metamorphic import DeclinedError, UnreadableError
+from refdiff.oracle.outputs import called, output_alone, takes_dout
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.strategies.fixed import Case
 
@@ -26,6 +28,8 @@ class Outcome:
     status: Literal["pass", "fail", "skip"]
     text: str = ""
     compared: bool = False
+    wrong: Any = field(default=None, compare=False, repr=False)
+    """The output, where it failed in a case that is small enough for a diagnosis."""
 
 
 def kernel_of(name: str) -> Any:
@@ -39,38 +43,65 @@ def kernel_of(name: str) -> Any:
         raise ValueError(f"REFDIFF_KERNEL is {name!r}, but must be package.module:function")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    found = getattr(importlib.import_module(module), function, None)
+    there = importlib.import_module(module)
+    found = getattr(there, function, None)
     if not callable(found):
-        raise ValueError(f"REFDIFF_KERNEL is {name!r}, but {module} has no function {function!r}")
+        near = difflib.get_close_matches(function, [n for n, x in vars(there).items() if callable(x)], 1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"REFDIFF_KERNEL is {name!r}, but {module} has no function {function!r}{hint}")
     return found
+
+
+def check_kernel(name: str) -> None:
+    """Import a kernel and look at what it takes, before anything is computed.
+
+    Raises:
+        ValueError: as `kernel_of`; it cannot be imported, or takes something else than a kernel (`outputs.called`).
+    """
+    try:
+        called(kernel_of(name))
+    except ValueError:
+        raise
+    except TypeError as error:
+        raise ValueError(f"REFDIFF_KERNEL is {name!r}: {error}") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"REFDIFF_KERNEL is {name!r}, which cannot be imported: {what}") from error
 
 
 def against_truth(name: str, recipe: Recipe, case: Case) -> Outcome:
     """Output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe."""
     kernel = kernel_of(name)
-    more: dict[str, Any] = {"dout": case.dout} if "dout" in inspect.signature(kernel).parameters else {}
+    dout = case.dout if takes_dout(kernel) else None
     given = {name: np.array(x) for name, x in case.inputs.items()}
-    actual = kernel(case.spec, given, **more)
+    actual = called(kernel)(case.spec, given, dout)
     if actual is NotImplemented:
         return Outcome("skip", "the kernel returned NotImplemented")
     for name, x in case.inputs.items():
         if given[name].tobytes() != x.tobytes():
             return Outcome("fail", f"the kernel has changed its input {name}")
-    verdict = check(actual, case.spec, case.inputs, recipe=recipe, **more)
+    try:
+        verdict = check(actual, case.spec, case.inputs, recipe=recipe, dout=dout)
+    except (TypeError, ValueError) as error:
+        return Outcome("fail", f"what the kernel returned cannot be judged: {error}")
     if verdict.status == "inconclusive":
         return Outcome("skip", str(verdict))
-    return Outcome("pass" if verdict else "fail", str(verdict), compared=True)
+    of_out = verdict.tensors.get("out")
+    wrong = output_alone(actual, "a diagnosis") if of_out and of_out.status == "fail" and is_small(case) else None
+    return Outcome("pass" if verdict else "fail", str(verdict), True, wrong)
 
 
 def against_itself(name: str, recipe: Recipe, relation: Callable[..., str], cases: Sequence[Case]) -> Outcome:
     """What must hold between two runs, on the first case that the kernel does not decline."""
-    kernel, skipped = kernel_of(name), ""
+    kernel, skipped = called(kernel_of(name)), ""
     for case in cases:
         try:
             wrong = relation(kernel, case.spec, case.inputs, recipe)
         except DeclinedError as reason:
             skipped = str(reason)
             continue
+        except UnreadableError as error:
+            return Outcome("fail", f"{case.name}: {error}")
         return Outcome("fail", f"{relation.__doc__} {case.name}: {wrong}") if wrong else Outcome("pass")
     return Outcome("skip", skipped)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,13 @@ def output(x: Any, name: str = "out") -> NDArray[Any]:
 
     Raises:
         ValueError: it is complex, boolean or of whole numbers.
-        TypeError: it is no array.
+        TypeError: it is no array, or several: a tuple or list that holds some, not numbers.
     """
+    if isinstance(x, tuple | list) and (count := sum(map(_is_array, x))):
+        several = f"{count} arrays" if count > 1 else "1 array"
+        give = ["the array alone"] if len(x) == 1 or name != "out" else []
+        give += ['a mapping, {"out": …, "lse1": …}'] if name == "out" else []
+        raise TypeError(f"{name} is a {type(x).__name__} of {several}: give {', or '.join(give)}")
     array = any_array(x, name)
     if not is_float(array.dtype):
         raise ValueError(
@@ -27,6 +32,13 @@ def output(x: Any, name: str = "out") -> NDArray[Any]:
             f"{_hint(array.dtype)}"
         )
     return array
+
+
+def _is_array(x: Any) -> bool:
+    """Whether an entry is an array, or a list in which there is one; a number of NumPy is none."""
+    if isinstance(x, tuple | list):
+        return any(map(_is_array, x))
+    return len(getattr(x, "shape", ())) > 0 or (hasattr(x, "__dlpack__") and not hasattr(x, "shape"))
 
 
 def output_alone(found: Any, wanted_by: str) -> NDArray[Any]:
@@ -45,19 +57,74 @@ def output_alone(found: Any, wanted_by: str) -> NDArray[Any]:
 def outputs_of(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
     """Return what a kernel computed: `actual` itself, or where that is a function what it gives for these inputs.
 
-    The function is `kernel(spec, inputs)`, or `kernel(spec, inputs, dout=None)`, as the conformance suite calls it. The
-    inputs go to it as they are.
+    The function is `kernel(spec, inputs)` or `kernel(inputs)`, or either with `dout=None`, as the conformance suite
+    calls it. The inputs go to it as they are.
 
     Raises:
         ValueError: it returned NotImplemented.
+        TypeError: it takes something else.
     """
     if not callable(actual) or hasattr(actual, "shape"):
         return actual
-    more = {"dout": dout} if "dout" in inspect.signature(actual).parameters else {}
-    found = actual(spec, inputs, **more)
+    found = called(actual)(spec, inputs, dout)
     if found is NotImplemented:
         raise ValueError("the kernel returned NotImplemented: it does not serve these inputs")
     return found
+
+
+def takes_dout(kernel: Callable[..., Any]) -> bool:
+    """Whether a kernel gives gradients too."""
+    signature = _signature(kernel)
+    return signature is not None and "dout" in signature.parameters
+
+
+def called(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel that takes (spec, inputs) or (inputs), with dout=None or without, as one of all three.
+
+    Raises:
+        TypeError: it takes something else.
+    """
+    alone, with_dout = _takes_inputs_alone(kernel), takes_dout(kernel)
+
+    def call(spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
+        return kernel(*((inputs,) if alone else (spec, inputs)), **({"dout": dout} if with_dout else {}))
+
+    return call
+
+
+def _signature(kernel: Callable[..., Any]) -> inspect.Signature | None:
+    """None where it is compiled and does not tell."""
+    try:
+        return inspect.signature(kernel)
+    except (TypeError, ValueError):
+        return None
+
+
+def _takes_inputs_alone(kernel: Callable[..., Any]) -> bool:
+    signature = _signature(kernel)
+    if signature is None:
+        return False
+    more = {"dout": None} if takes_dout(kernel) else {}
+    one, two = (_binds(signature, given, more) for given in ((None,), (None, None)))
+    if not one and not two:
+        name = getattr(kernel, "__name__", "the kernel")
+        by_name = "; call one of arrays by name in such a function, as kernel(**inputs)"
+        raise TypeError(
+            f"{name}{signature} must take (spec, inputs) or (inputs), and may have dout=None beside for gradients"
+            f"{by_name if 'q' in signature.parameters else ''}"
+        )
+    kinds = {p.kind for p in signature.parameters.values()}
+    return one and not (
+        two and (inspect.Parameter.VAR_POSITIONAL in kinds or next(iter(signature.parameters)) == "spec")
+    )
+
+
+def _binds(signature: inspect.Signature, given: tuple[Any, ...], more: Mapping[str, Any]) -> bool:
+    try:
+        signature.bind(*given, **more)
+    except TypeError:
+        return False
+    return True
 
 
 def _hint(dtype: np.dtype[Any]) -> str:

@@ -13,6 +13,7 @@ from refdiff.arrays import Array, device, from_numpy, namespace
 from refdiff.backends import Ops, ops_for
 from refdiff.oracle.backward import backward
 from refdiff.oracle.forward import differences, forward, out_shape, project
+from refdiff.oracle.in_short import in_short
 from refdiff.oracle.input_checks import as_float64
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.outputs import output
@@ -40,6 +41,11 @@ class Result:
     lambda_full: Numpy | None = None
     diff: Numpy | None = None
     grads: dict[str, Numpy] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        found = {name: x for name in WANTS if (x := getattr(self, name)) is not None}
+        grads = f"; grads: {in_short(self.grads)}" if self.grads else ""
+        return f"Result({in_short(found)}{grads})"
 
     def like(self, x: Array) -> Result:
         """Return the same as arrays of the library of `x`, on its device: of torch, JAX, CuPy, any array-API library.

@@ -165,6 +165,17 @@ def test_no_array(x: Any, why: str) -> None:
         any_array(x, "q")
 
 
+def test_an_error_of_the_library_names_the_array() -> None:
+    class Number:
+        shape = ()
+
+        def __array__(self, *args: Any, **options: Any) -> Any:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+    with says(TypeError, "q: builtins.list cannot be read: Can't call numpy() on Tensor that requires grad."):
+        any_array([Number()], "q")
+
+
 def test_ragged_lists() -> None:
     with pytest.raises(TypeError, match=r"^q: builtins\.list cannot be read: setting an array element"):
         any_array([[1, 2], [3]], "q")

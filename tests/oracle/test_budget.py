@@ -153,3 +153,12 @@ def test_rows_that_see_nothing_may_be_nan() -> None:
     assert found.judge(evaluate(spec, found.inputs, Recipe.of("float32"), HELD_OUT[0])["out"]).status == "pass"
     zeros = spec.replace(masked_rows="zeros")
     assert found.judge(truth(zeros, x).out).status == "fail"
+
+
+def test_printed_in_short() -> None:
+    spec, found, _ = _case("hf_diffllama", "bfloat16")
+    assert repr(found) == str(found)
+    assert repr(found).startswith(
+        f"Budget(bfloat16, 6 orders, expected: out (2, {spec.heads}, 11, 12) float64, dq (2, "
+    )
+    assert len(repr(found)) < 500

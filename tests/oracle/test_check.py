@@ -101,3 +101,19 @@ def test_arguments_of_another_kind_or_in_another_order() -> None:
     wrong = list(x)
     with pytest.raises(TypeError, match="inputs are of type list, but must be a mapping from names to arrays"):
         check(x["q"], spec, wrong, recipe="float32")
+
+
+def test_what_comes_as_a_tuple_is_told_to_come_as_a_mapping() -> None:
+    spec = small("hf_diffllama")
+    inputs = draw(spec)
+    right = truth(spec, inputs)
+    for given in ((right.out, right.lse1), lambda spec, inputs: (right.out, right.lse1)):
+        with pytest.raises(TypeError, match=r"^out is a tuple of 2 arrays: give a mapping, .*lse1"):
+            check(given, spec, inputs, recipe="float32")
+
+
+def test_a_mask_to_be_added_is_no_mask() -> None:
+    spec = small("hf_diffllama")
+    inputs = {**draw(spec), "mask": np.zeros((5, 7), np.float32)}
+    with pytest.raises(ValueError, match=r"^mask has dtype float32, .*; one that is added .* goes under 'bias'$"):
+        check(np.zeros(1), spec, inputs, recipe="float32")

@@ -38,7 +38,12 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
     ("function", "recipe", "profiles", "says"),
     [
         ("dense_with_gradients", "float32", "natural,layout", " skipped"),
-        ("wrong_rope", "float32", "identify", "rows are wrong"),
+        (
+            "wrong_rope",
+            "float32",
+            "identify",
+            "tries pairs too):\nunique: the_other_pairs_turn",
+        ),
         *(
             pytest.param(*run, marks=pytest.mark.slow)
             for run in (
@@ -81,6 +86,33 @@ def test_what_is_said_of_presets_and_profiles_is_all_of_them() -> None:
     *names, last = PRESETS
     assert f"{', '.join(names)} or {last}, with 12 query heads" in said
     assert f"one or more by commas: {', '.join(PROFILES)} (all of them)" in said
+
+
+def test_the_first_case_that_fails_is_told_once(outside: dict[str, str]) -> None:
+    _, text = _run("wrong_rope", outside, REFDIFF_PROFILES="natural")
+    assert text.count("The first case that fails; to have it in Python:") == 1
+    assert text.count("rows are wrong") > 1
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("nope", "but tests.oracle.user_kernels has no function 'nope'"),
+        pytest.param("by_name", "must take (spec, inputs) or (inputs), and may have dout", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_no_kernel_is_told_once(function: str, says: str, outside: dict[str, str]) -> None:
+    status, text = _run(function, outside)
+    assert status not in (0, 1)
+    assert text.count(says) == 1, text
+    assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_without_a_kernel(outside: dict[str, str]) -> None:
+    status, text = _run("right", outside, REFDIFF_KERNEL="")
+    assert status not in (0, 1)
+    assert text.count("set REFDIFF_KERNEL=package.module:function") == 1, text
 
 
 @pytest.mark.slow

@@ -27,6 +27,15 @@ def test_matrices_are_rounded_once_and_parameters_left() -> None:
     np.testing.assert_array_equal(quantised(stored, Recipe("bfloat16"))["v"], found["v"])
 
 
+def test_a_type_that_will_be_refused_is_not_changed_first() -> None:
+    """So that the message names the one that was given."""
+    x = {"mask": np.zeros((5, 7), np.float32), "q_positions": np.zeros((1, 5), ml_dtypes.bfloat16)}
+    assert {name: a.dtype.name for name, a in quantised(x, Recipe("float16")).items()} == {
+        "mask": "float32",
+        "q_positions": "bfloat16",
+    }
+
+
 def test_a_layer_is_evaluated_too() -> None:
     spec = small("hf_diffllama")
     x = quantised(draw(spec, layer=True), Recipe("bfloat16"))

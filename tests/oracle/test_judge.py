@@ -92,8 +92,9 @@ def test_nan_is_said_where() -> None:
     ("shape", "hint"),
     [
         ((2, 5, 3, 8), r": heads and tokens are swapped; .transpose\(0, 2, 1, 3\) puts them right"),
-        ((2, 5, 24), r": it has as many numbers, the heads .*.reshape\(2, 5, 3, 8\).transpose\(0, 2, 1, 3\) puts"),
-        ((6, 5, 8), r": it has as many numbers; reshape it to \(B, heads, T, width of a head\), heads before tokens"),
+        ((2, 5, 24), r": it lies .* the heads side by side .*; .reshape\(2, 5, 3, 8\).transpose\(0, 2, 1, 3\) puts"),
+        ((6, 5, 8), r": it lies as \(B h, T, e\); .reshape\(2, 3, 5, 8\) puts it right"),
+        ((3, 8, 10), r": it has as many numbers in another layout; it must be \(B, h, T, e\)"),
         ((1,), "$"),
     ],
 )
@@ -134,8 +135,18 @@ def test_places_in_words() -> None:
     [
         ("out", (2, 5, 3, 8), (2, 5, 24), ": it has as many numbers; a layer's out is (B, T, D), what o_proj gives"),
         ("lse1", (2, 5, 3), (2, 3, 5), ": heads and tokens are swapped; .transpose(0, 2, 1) puts them right"),
-        ("dx", (2, 24, 5), (2, 5, 24), ": it has as many numbers; reshape it"),
-        ("dlambda_q1", (1, 6), (6,), ": it has as many numbers; reshape it"),
+        ("out", (5, 3, 8), (1, 3, 5, 8), ": it lies as (T, h, e); .transpose(1, 0, 2)[None] puts it right"),
+        ("out", (5, 24), (1, 5, 24), ": it lies as (T, D); [None] puts it right"),
+        ("dq", (12, 4, 8), (1, 4, 12, 8), ": it lies as (T, H, d); .transpose(1, 0, 2)[None] puts it right"),
+        ("dk", (4, 12, 8), (1, 4, 12, 8), ": it lies as (K, S, d); [None] puts it right"),
+        ("lse1", (12, 4), (1, 4, 12), ": it lies as (T, h); .transpose(1, 0)[None] puts it right"),
+        ("lse1", (2, 3, 5, 1), (2, 3, 5), ": .reshape(2, 3, 5) puts it right"),
+        ("dlambda_logits", (2, 3, 5), (2, 5, 3), ": it lies as (B, h, T); .transpose(0, 2, 1) puts it right"),
+        ("dx", (2, 24, 5), (2, 5, 24), ": it lies as (B, D, T); .transpose(0, 2, 1) puts it right"),
+        ("dx", (4, 3, 20), (2, 5, 24), ": it has as many numbers in another layout; it must be (B, T, D)"),
+        ("dq_proj.weight", (4, 6), (6, 4), ": it is transposed; .transpose(1, 0) puts it right"),
+        ("dlambda_q1", (1, 6), (6,), ": .reshape(6,) puts it right"),
+        ("dlambda_q1", (2, 3), (6,), ": it has as many numbers in another layout"),
         ("lambda_full", (2,), (), ""),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import metamorphic
-from refdiff.oracle.metamorphic import RELATIONS, DeclinedError
+from refdiff.oracle.metamorphic import RELATIONS, DeclinedError, UnreadableError
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies.values import stored
@@ -106,3 +106,9 @@ def test_a_kernel_without_an_output_is_declined() -> None:
     spec = small("hf_diffllama")
     with pytest.raises(DeclinedError, match="the kernel returned lse1, but no 'out' to compare"):
         metamorphic.run(lambda spec, inputs: {"lse1": np.ones(3)}, spec, _inputs(spec))
+
+
+def test_what_is_no_output_is_told() -> None:
+    spec = small("hf_diffllama")
+    with pytest.raises(UnreadableError, match="cannot be compared: out is a tuple of 2 arrays: give a mapping"):
+        metamorphic.run(lambda spec, inputs: (np.ones(3), np.ones(2)), spec, _inputs(spec))

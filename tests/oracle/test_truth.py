@@ -206,3 +206,16 @@ def test_comes_back_in_the_library_that_is_asked_for() -> None:
         assert got.device == device
         np.testing.assert_array_equal(to_numpy(got), exact)
     assert right.like(x["q"]).out is right.out, "NumPy's own are not copied"
+
+
+def test_printed_in_short() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec)
+    right = truth(spec, x)
+    assert repr(right) == (
+        "Result(out (2, 6, 5, 12) float64, lse1 (2, 6, 5) float64, lse2 (2, 6, 5) float64, lambda_full () float64)"
+    )
+    with_grads = repr(truth(spec, x, dout=np.ones((2, 6, 5, 12)), want=("out",)))
+    assert with_grads.startswith("Result(out (2, 6, 5, 12) float64; grads: ")
+    assert "q (2, 12, 5, 6) float64" in with_grads
+    assert len(with_grads) < 500

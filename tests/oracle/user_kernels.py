@@ -12,6 +12,7 @@ from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.order import HELD_OUT
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies.fixed import small_spec
 from refdiff.oracle.truth import truth
 
 
@@ -66,6 +67,20 @@ def changes_its_input(spec: Spec, inputs: dict[str, Any]) -> Any:
     out = right(spec, inputs)
     inputs["q"] *= 2
     return out
+
+
+def of_inputs_alone(inputs: dict[str, Any]) -> Any:
+    """With the spec that the suite has by default compiled in; no relation may change it."""
+    return right(small_spec("hf_diffllama"), inputs) if "x" in inputs or inputs["q"].shape[1] == 12 else NotImplemented
+
+
+def two_of_them(spec: Spec, inputs: dict[str, Any]) -> Any:
+    out = right(spec, inputs)
+    return out, out[..., 0]
+
+
+def by_name(q: Any, k: Any, v: Any, **parameters: Any) -> Any:
+    return q
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ from refdiff.oracle.divergence.precision import precision_of
 from refdiff.oracle.divergence.verdict import ROW, Found, allowed_rows, compare
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.tracing.known_points import Flow
-from refdiff.oracle.tracing.names import canonical_names
+from refdiff.oracle.tracing.names import canonical_names, near_point
 from refdiff.oracle.tracing.reading import Source, read_trace
 from refdiff.oracle.tracing.trace import Trace, new_path
 
@@ -136,7 +135,7 @@ def first_divergence(
     if not known:
         raise ValueError(
             f"none of the names in the trace is a point of the reference: it has {_some(given)}, the reference "
-            f"{_some(reference)}"
+            f"{_some(reference)}{_near(given, reference)}"
         )
     precision = precision_of(known) if precision == "auto" else precision
     used = {name for name, path in names.items() if path in known or not _is_point(path, points)}
@@ -145,9 +144,14 @@ def first_divergence(
 
 
 def _no_target(own: str, target: str, reference: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(str(target), reference, 1)
-    hint = f", did you mean {near[0]!r}?" if near else ":"
+    hint = near_point(str(target), reference) or ":"
     return f"aliases: {own!r} is {target!r}, which is no point of the reference{hint} it has {_some(reference)}"
+
+
+def _near(given: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """The first name that is nearly a point's."""
+    hints = ((name, near_point(name, reference)) for name in list(given)[:20])
+    return next((f"; {name!r}{hint}" for name, hint in hints if hint), "")
 
 
 def _complete(reference: Trace) -> Trace:

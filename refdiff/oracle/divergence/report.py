@@ -7,6 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from refdiff.oracle.tracing.known_points import Flow
+from refdiff.oracle.tracing.names import near_point
 
 if TYPE_CHECKING:
     from refdiff.oracle.divergence.first_divergence import Divergence, Stage
@@ -52,6 +53,9 @@ def lines(found: Divergence) -> list[str]:
     if found.unknown:
         names = ", ".join(found.unknown[:8]) + (f", … ({len(found.unknown)})" if len(found.unknown) > 8 else "")
         result += ["", *textwrap.wrap(f"no point of the reference: {names}", WIDTH)]
+        missing = [stage.path for stage in found.stages if stage.status == "missing"]
+        hints = [f"  {name}{hint}" for name in found.unknown[:8] if (hint := near_point(name, missing))]
+        result += [line for hint in hints[:3] for line in textwrap.wrap(hint, WIDTH, subsequent_indent="    ")]
     return result
 
 

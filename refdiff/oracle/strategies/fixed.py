@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refdiff.oracle.forward import out_shape
+from refdiff.oracle.in_short import in_short
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.presets import PRESETS
 from refdiff.oracle.sequences import Inputs
@@ -92,6 +93,9 @@ class Case:
 
     def __str__(self) -> str:
         return self.name
+
+    def __repr__(self) -> str:
+        return f"Case({self.name!r}, {in_short(self.inputs)})"
 
     @property
     def dout(self) -> Numpy:

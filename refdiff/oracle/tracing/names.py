@@ -5,6 +5,7 @@ A name is brought into the form `layers.N.…` first, whatever stands before it,
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 
@@ -77,6 +78,21 @@ def canonical_names(names: Iterable[str], points: Iterable[str], aliases: str | 
         if path is not None:
             found[name] = path
     return found
+
+
+def near_point(name: str, points: Iterable[str]) -> str:
+    """What is likely to be meant by a name that is no point: ", did you mean 'attn1'?", or "".
+
+    Of a name in a module that there is, the last part is compared with the points of that module; of one without a
+    module, `atn1`, with the last parts of all, and the first point of the nearest is named.
+    """
+    known, (head, _, last) = list(points), name.rpartition(".")
+    beside = [path for path in known if path.rpartition(".")[0] == head]
+    if not beside and (near := difflib.get_close_matches(name, known, 1)):
+        return f", did you mean {near[0]!r}?"
+    by_last = {path.rpartition(".")[2]: path for path in reversed(beside if head and beside else known)}
+    near = difflib.get_close_matches(last, by_last, 1)
+    return f", did you mean {by_last[near[0]]!r}?" if near else ""
 
 
 def _translated(name: str, base: str, has_layers: bool) -> str | None:

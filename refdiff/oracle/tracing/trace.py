@@ -20,8 +20,10 @@ from refdiff.model.weights import flatten, nest
 from refdiff.oracle.any_array import any_array
 from refdiff.oracle.files import write_arrays
 from refdiff.oracle.forward import forward
+from refdiff.oracle.in_short import in_short
 from refdiff.oracle.input_checks import as_float64
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.tracing.names import near_point
 from refdiff.oracle.tracing.points import Points, Visit
 
 FORMAT = "refdiff trace 1"
@@ -46,8 +48,25 @@ class Trace(Mapping[str, NDArray[Any]]):
     about: dict[str, Any] = field(default_factory=dict)
     run: Callable[..., None] | None = None
 
+    def __repr__(self) -> str:
+        inputs = f"; inputs: {in_short(self.inputs)}" if self.inputs else ""
+        of = "Spec" if "spec" in self.about else self.about.get("class", "no model named")
+        again = "can" if self.run is not None else "cannot"
+        points = f"{len(self)} points{': ' if self.points else ''}{in_short(self.points)}"
+        return f"Trace({of}, {points}{inputs}; {again} be run again)"
+
     def __getitem__(self, path: str) -> NDArray[Any]:
-        return self.points[path]
+        """The array of a point.
+
+        Raises:
+            KeyError: there is none of this name; with the nearest name.
+        """
+        if path in self.points:
+            return self.points[path]
+        raise KeyError(f"{path!r} is no point of this trace{near_point(path, self.points)}")
+
+    def __contains__(self, path: object) -> bool:
+        return path in self.points
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.points)

@@ -331,6 +331,8 @@ def test_arguments() -> None:
         first_divergence(ref, ref, precision="fp8")
     with pytest.raises(ValueError, match=r"none of the names in the trace is a point of the reference: it has a, b, "):
         first_divergence({"a": np.ones(3), "b": np.ones(3)}, ref)
+    with pytest.raises(ValueError, match=r"; 'atn1', did you mean 'model.layers.0.self_attn.attn1'\?$"):
+        first_divergence({"a": np.ones(3), "atn1": np.ones(3)}, ref)
 
 
 def test_an_alias_that_leads_nowhere() -> None:

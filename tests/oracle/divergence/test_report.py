@@ -136,3 +136,12 @@ def test_points_of_other_layers() -> None:
     some["model.layers.0.mlp.down_proj"] = ref["model.layers.0.mlp.down_proj"]
     said = " ".join(str(first_divergence(wrong | some, ref)).split())
     assert "may be there: post_attention_layernorm.input, post_attention_layernorm, model.layers.0 error" in said
+
+
+def test_a_name_that_is_nearly_a_missing_points() -> None:
+    mine = {path: x for path, x in REF.items() if path != AT + "attn1"}
+    text = str(first_divergence({**mine, AT + "atn1": REF[AT + "attn1"], "surplus.x": np.ones(3)}, REF))
+    said = " ".join(text[text.index("no point of the reference") :].split())
+    assert said == (f"no point of the reference: {AT}atn1, surplus.x {AT}atn1, did you mean '{AT}attn1'?")
+    whole = str(first_divergence({**REF, AT + "atn1": REF[AT + "attn1"]}, REF))
+    assert "did you mean" not in whole, "that point is there"

@@ -51,3 +51,10 @@ def test_a_case_knows_what_it_is_blind_to() -> None:
 def test_an_unknown_profile() -> None:
     with pytest.raises(ValueError, match="no profile is called 'hard': there are natural, identify"):
         cases("hard")
+
+
+def test_printed_in_short() -> None:
+    case = cases("identify", spec=small_spec("hf_diffllama"), dtype="bfloat16")[1]
+    assert repr(case).startswith(f"Case('{case.name}', q (2, 12, 11, 16) bfloat16, k (2, 4, 11, 16) bfloat16, ")
+    assert len(repr(case)) < 500
+    assert str(case) == case.name

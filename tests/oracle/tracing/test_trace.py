@@ -151,3 +151,24 @@ def test_is_a_mapping() -> None:
     of = Trace({"a": np.ones(2), "b": np.zeros(1)})
     assert len(of) == 2
     assert dict(of).keys() == {"a", "b"}
+    assert "a" in of
+    assert "c" not in of
+    assert of.get("c") is None
+
+
+def test_a_name_that_is_none() -> None:
+    traced = trace(SPEC, spec_inputs())
+    with pytest.raises(KeyError, match=r"'atn1' is no point of this trace, did you mean 'attn1'\?"):
+        traced["atn1"]
+    with pytest.raises(KeyError, match=r"'zzz' is no point of this trace\W*$"):
+        traced["zzz"]
+
+
+def test_printed_in_short() -> None:
+    of = trace(small_model(), ids(0, 2, 5))
+    assert repr(of) == str(of)
+    assert repr(of).startswith(f"Trace(DiffLlamaForCausalLM, {len(of)} points: model.embed_tokens (2, 5, 26) float64, ")
+    assert repr(of).endswith("; inputs: input_ids (2, 5) int64; can be run again)")
+    assert len(repr(of)) < 700
+    assert repr(Trace({})) == "Trace(no model named, 0 points; cannot be run again)"
+    assert repr(trace(SPEC, spec_inputs())).startswith("Trace(Spec, ")
