@@ -22,6 +22,7 @@ from refdiff.oracle.rounded_layers import rounded_ops
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.side_by_side import in_orders
+from refdiff.oracle.spec import Spec
 from refdiff.oracle.statistics import LIMITS, Limits, RowBudget, over, root_mean_square, slope
 
 Numpy = np.ndarray[Any, Any]
@@ -42,8 +43,8 @@ HOPELESS = 3 * LOOSE.row
 class Target:
     """What is to be explained: an output of these inputs, the truth, what a right kernel may be off by in each row.
 
-    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. allowed: of a whole
-    case all that a right kernel may be off by.
+    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. allowed, spec: of a
+    whole case all that a right kernel may be off by, and what it computes.
     """
 
     inputs: Inputs
@@ -53,13 +54,15 @@ class Target:
     recipe: Recipe
     right: bool = False
     allowed: RowBudget | None = None
+    spec: Spec | None = None
 
     @staticmethod
     def of(actual: Numpy, known: Budget) -> Target:
         """From an output and the budget of its inputs."""
         exact = as_float64(known.spec, known.inputs)
         allowed = known.tensors["out"]
-        return Target(exact, actual, known.expected["out"], known.rows["out"], known.recipe, allowed=allowed)
+        y, rows = known.expected["out"], known.rows["out"]
+        return Target(exact, actual, y, rows, known.recipe, allowed=allowed, spec=known.spec)
 
     @cached_property
     def known(self) -> Numpy:
@@ -91,7 +94,7 @@ def is_wrong(rows: Numpy) -> bool:
 
 def quick_residual(target: Target, wrong: Numpy | None) -> float:
     """The error in budgets, root mean square over rows, the budget being the truth's, as large as the rows now are."""
-    ratio = _quick_rows(target, target.actual, wrong)
+    ratio = quick_rows(target, target.actual, wrong)
     if ratio is None:
         return np.inf
     return float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0
@@ -99,11 +102,11 @@ def quick_residual(target: Target, wrong: Numpy | None) -> float:
 
 def looks_like(target: Target, a: Numpy | None, b: Numpy | None) -> bool:
     """Whether each row of an output is within budget of another one's."""
-    ratio = None if a is None else _quick_rows(target, a, b)
+    ratio = None if a is None else quick_rows(target, a, b)
     return ratio is not None and not is_wrong(ratio)
 
 
-def _quick_rows(target: Target, actual: Numpy, wrong: Numpy | None) -> Numpy | None:
+def quick_rows(target: Target, actual: Numpy, wrong: Numpy | None) -> Numpy | None:
     """How far each row is off in such a budget; None where NaN and ∞ stand in other places, or the shape is another."""
     if wrong is None or wrong.shape != actual.shape or wrong.shape != target.actual.shape:
         return None
@@ -164,10 +167,13 @@ def row_budget(wrong: Numpy, runs: Iterable[Numpy], recipe: Recipe) -> RowBudget
     return RowBudget(wrong, rows, np.full(rows.shape, np.inf), max(slopes), recipe.storage, "b h t", doubtful)
 
 
-def judgement(problem: Problem, target: Target, members: int = 3, *, stop: bool = False) -> Judgement | None:
+def judgement(
+    problem: Problem, target: Target, members: int = 3, *, stop: bool = False, if_fits: bool = False
+) -> Judgement | None:
     """Hold the output against these deviations, with a budget of their own; None where the shapes differ.
 
-    With `stop` not all orders are tried where the first are enough to say that the output is none of them.
+    With `stop` not all orders are tried where the first are enough to say that the output is none of them; `if_fits`,
+    nor where it is within the budget of the first: that of all is no less.
     """
     wrong = output(problem)
     if wrong is None or wrong.shape != target.actual.shape:
@@ -177,7 +183,7 @@ def judgement(problem: Problem, target: Target, members: int = 3, *, stop: bool 
     for some in (FIRST, tuple(o for o in orders if o not in FIRST)) if stop else (orders,):
         runs += in_orders(lambda order: _rounded(problem, target.recipe, order), some, problem.inputs)
         found = _judgement(wrong, tuple(runs), target)
-        if found.furthest > HOPELESS:
+        if found.furthest > HOPELESS or (if_fits and found.fits):
             break
     return found
 
@@ -189,9 +195,12 @@ def _judgement(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgeme
     return Judgement(verdict.status != "fail", values["bulk"], wrong, allowed.rows, runs, values["row"])
 
 
-def judged(problem: Problem, target: Target) -> tuple[bool, float]:
-    """Whether the output passes as that of a kernel with these deviations, and its residual in their own budget."""
-    found = judgement(problem, target)
+def judged(problem: Problem, target: Target, *, stop: bool = False) -> tuple[bool, float]:
+    """Whether the output passes as that of a kernel with these deviations, and its residual in their own budget.
+
+    With `stop` not all orders are tried where the first are enough; in the budget of all the residual is a little less.
+    """
+    found = judgement(problem, target, stop=stop, if_fits=stop)
     return (False, np.inf) if found is None else (found.fits, found.residual)
 
 
