@@ -46,7 +46,7 @@ def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = Fal
         if large and share < NEARLY and any(_excluded(trial, t, x) for t, x in zip(targets, outs, strict=True)):
             return []
         for t in targets if passed else ():
-            passed, residual = judged(trial.problem(t.inputs), t, stop=large)
+            passed, residual = judged(trial.problem(t.inputs), t)
             worst = max(worst, residual)
             if not passed:
                 break

@@ -167,13 +167,10 @@ def row_budget(wrong: Numpy, runs: Iterable[Numpy], recipe: Recipe) -> RowBudget
     return RowBudget(wrong, rows, np.full(rows.shape, np.inf), max(slopes), recipe.storage, "b h t", doubtful)
 
 
-def judgement(
-    problem: Problem, target: Target, members: int = 3, *, stop: bool = False, if_fits: bool = False
-) -> Judgement | None:
+def judgement(problem: Problem, target: Target, members: int = 3, *, stop: bool = False) -> Judgement | None:
     """Hold the output against these deviations, with a budget of their own; None where the shapes differ.
 
-    With `stop` not all orders are tried where the first are enough to say that the output is none of them; `if_fits`,
-    nor where it is within the budget of the first: that of all is no less.
+    With `stop` not all orders are tried where the first are enough to say that the output is none of them.
     """
     wrong = output(problem)
     if wrong is None or wrong.shape != target.actual.shape:
@@ -183,7 +180,7 @@ def judgement(
     for some in (FIRST, tuple(o for o in orders if o not in FIRST)) if stop else (orders,):
         runs += in_orders(lambda order: _rounded(problem, target.recipe, order), some, problem.inputs)
         found = _judgement(wrong, tuple(runs), target)
-        if found.furthest > HOPELESS or (if_fits and found.fits):
+        if found.furthest > HOPELESS:
             break
     return found
 
@@ -195,12 +192,9 @@ def _judgement(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgeme
     return Judgement(verdict.status != "fail", values["bulk"], wrong, allowed.rows, runs, values["row"])
 
 
-def judged(problem: Problem, target: Target, *, stop: bool = False) -> tuple[bool, float]:
-    """Whether the output passes as that of a kernel with these deviations, and its residual in their own budget.
-
-    With `stop` not all orders are tried where the first are enough; in the budget of all the residual is a little less.
-    """
-    found = judgement(problem, target, stop=stop, if_fits=stop)
+def judged(problem: Problem, target: Target) -> tuple[bool, float]:
+    """Whether the output passes as that of a kernel with these deviations, and its residual in their own budget."""
+    found = judgement(problem, target)
     return (False, np.inf) if found is None else (found.fits, found.residual)
 
 
