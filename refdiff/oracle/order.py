@@ -148,9 +148,11 @@ class Arithmetic:
         n, terms = a.shape[-1], self.order.terms
         with np.errstate(over="ignore", invalid="ignore"):
             step = terms or max(n, 1)
-            total: Numpy = np.matmul(a[..., :step], b[..., :step, :])
+            multiply = np.multiply if step == 1 and n else np.matmul
+            total: Numpy = multiply(a[..., :step], b[..., :step, :])
+            more = np.empty_like(total)
             for i in range(step, n, step):
-                total += np.matmul(a[..., i : i + step], b[..., i : i + step, :])
+                total += multiply(a[..., i : i + step], b[..., i : i + step, :], out=more)
             if self.order.noise:
                 total = total + self._sign(total) * (np.sqrt(np.matmul(a * a, b * b)) * error_of_sums(n))
             return total

@@ -11,17 +11,20 @@ import numpy as np
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
 from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.diagnosis.closest import closest_of
+from refdiff.oracle.diagnosis.few_rows import excluded_by_few_rows
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike
 from refdiff.oracle.diagnosis.told_apart import (
     Evidence,
     Set,
     each_function_once,
+    equal,
     hidden_beside,
     those_that_point_to_no_other,
     those_the_right_one_points_to,
 )
 from refdiff.oracle.diagnosis.variants import (
+    LOOSE,
     NEAR,
     Judgement,
     Numpy,
@@ -56,6 +59,9 @@ NEARLY_RIGHT = (
 
 NO_PAIRS = "no pairs were tried: none of two deviations is wrong, or NaN, in such a place and leaves the rest as it is"
 NO_PAIRS_OF_LARGE = "no pairs were tried: they are not, where inputs are large and only one place is wrong, or NaN"
+
+Known = list[tuple[Target, Judgement]]
+"""What was judged already, and on which target."""
 
 
 def search(
@@ -106,6 +112,8 @@ def _beside(spec: Spec, parts: Parts, fitting: list[Candidate], known: Set, evid
 
 def _passes_as_right(spec: Spec, parts: Parts) -> bool:
     """Whether outputs that failed pass where they are judged as wide as those of a wrong kernel."""
+    if any(t.spec is not None and np.max(rows_off(t, t.actual), initial=0.0) > LOOSE.row for t in parts.whole):
+        return False
     found = (judgement(Problem(spec, t.inputs), t) for targets in parts.in_turn(parts.small) for t in targets)
     return all(j is not None and j.fits for j in found)
 
@@ -181,7 +189,8 @@ def _ranked(
     scored.sort(key=lambda c: (c.residual, -c.explains))
     least = LEAST if parts.are_parts else 0.0
     near = [c for n, c in enumerate(scored[:FINALISTS]) if c.residual < NEAR or (n < ALWAYS and c.explains >= least)]
-    final = [_judged(spec, parts, c, evidence) for c in near]
+    known: Known = []
+    final = [_judged(spec, parts, c, evidence, known) for c in near]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
     if nearly_right:
         fitting = those_the_right_one_points_to(spec, fitting, evidence, parts)
@@ -209,16 +218,19 @@ def _quick(spec: Spec, targets: tuple[Target, ...], some: Set, near: float) -> C
     return Candidate(some, residual, min(shares), False)
 
 
-def _judged(spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence) -> Candidate:
+def _judged(spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence, known: Known) -> Candidate:
     """Judge a candidate where it was scored, and on the whole where it fits there."""
     found: list[list[Judgement]] = []
     for targets in parts.in_turn(parts.which(candidate.deviations)):
         problems = [deviated(spec, t.inputs, candidate.deviations) for t in targets]
-        if any(p is not None and _misses(t, output(p)) for p, t in zip(problems, targets, strict=True)):
+        outs = [None if p is None else output(p) for p in problems]
+        if any(_misses(t, x) for x, t in zip(outs, targets, strict=True)):
+            return candidate
+        if parts.are_parts and targets is parts.whole and _excluded(spec, targets, candidate.deviations, outs):
             return candidate
         residual, kept = 0.0, []
-        for problem, target in zip(problems, targets, strict=True):
-            one = None if problem is None else judgement(problem, target, stop=parts.are_parts)
+        for problem, out, target in zip(problems, outs, targets, strict=True):
+            one = None if problem is None else _judgement(problem, out, target, known, parts.are_parts)
             residual = max(residual, np.inf if one is None else one.residual)
             if one is None or not one.fits:
                 return replace(candidate, residual=residual)
@@ -226,3 +238,24 @@ def _judged(spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence) 
         found.append(kept)
     evidence[candidate.deviations] = (found[0], found[-1])
     return replace(candidate, residual=residual, fits=True)
+
+
+def _judgement(problem: Problem, out: Numpy | None, target: Target, known: Known, large: bool) -> Judgement | None:
+    """Of large cases once for all that give the same there: many deviations change nothing in a part."""
+    for other, found in known if large else ():
+        if other is target and equal(out, found.wrong):
+            return found
+    one = judgement(problem, target, stop=large)
+    if one is not None:
+        known.append((target, one))
+    return one
+
+
+def _excluded(spec: Spec, targets: tuple[Target, ...], some: Set, outs: list[Numpy | None]) -> bool:
+    """Whether deviations change nothing at all in large targets, which are wrong, or a few rows of one exclude them."""
+    if all(equal(x, t.expected) for x, t in zip(outs, targets, strict=True)):
+        return True
+    return any(
+        x is not None and excluded_by_few_rows(t, lambda inputs: deviated(spec, inputs, some), x)
+        for x, t in zip(outs, targets, strict=True)
+    )

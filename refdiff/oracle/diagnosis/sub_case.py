@@ -32,6 +32,11 @@ class SubCase:
     sequence: int
     rows: slice
 
+    @property
+    def at(self) -> tuple[slice, ...]:
+        """Where it is in an output of the whole."""
+        return slice(self.sequence, self.sequence + 1), slice(None), self.rows
+
 
 def acts_alike(deviation: Deviation) -> bool:
     """Whether a deviation gives in a part what it gives in those rows of the whole."""
@@ -64,15 +69,21 @@ def reduced(spec: Spec, target: Target, most: int | None = None, *, all_keys: bo
 
 
 def furthest_off(spec: Spec, target: Target, usual: SubCase, *, all_keys: bool = False) -> SubCase | None:
-    """Return the row of a large case that is furthest off, where the usual part is right and it is not; else None.
-
-    It has the rows before it, or, where those need keys that come later, the rows after it.
-    """
+    """Return the row of a large case that is furthest off, where the usual part is right and it is not; else None."""
     wrong = _wrong(target)
     if spec.causal == "top_left" or not is_wrong(wrong) or is_wrong(_wrong(usual.target)):
         return None
+    return around(spec, target, wrong, all_keys=all_keys)
+
+
+def around(spec: Spec, target: Target, off: Numpy, *, all_keys: bool = False) -> SubCase:
+    """Return the row that is furthest off, with those before it, or, where they need later keys, those after it.
+
+    Args:
+        off: how far each row is off, (B, h, T).
+    """
     T, S = target.inputs["q"].shape[2], target.inputs["k"].shape[2]
-    sequence, _, t = (int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+    sequence, _, t = (int(i) for i in np.unravel_index(int(np.argmax(off)), off.shape))
     if all_keys or spec.causal == "none" or S - T + t < 0:
         return _sub_case(target, sequence, slice(max(0, min(t, T - FEWEST)), T), S)
     return _sub_case(target, sequence, slice(max(0, t - FEWEST + 1), t + 1), S - T + t + 1)
@@ -102,8 +113,8 @@ def _by_first_tokens(spec: Spec, target: Target) -> bool:
 
 def _sub_case(target: Target, sequence: int, rows: slice, keys: int) -> SubCase:
     """These queries of a sequence, and its first keys."""
-    at = (slice(sequence, sequence + 1), slice(None), rows)
     part = _part(target.inputs, sequence, rows, slice(0, keys))
+    at = (slice(sequence, sequence + 1), slice(None), rows)
     some = Target(part, target.actual[at], target.expected[at], target.rows[at], target.recipe)
     return SubCase(some, sequence, rows)
 

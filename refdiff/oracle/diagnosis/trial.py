@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Problem, output
+from refdiff.oracle.diagnosis.few_rows import excluded_by_few_rows
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.variants import NEAR, Target, explained, judged, quick_residual
+from refdiff.oracle.diagnosis.variants import NEAR, Numpy, Target, explained, judged, quick_residual
 from refdiff.oracle.judge import judge_rows
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.sequences import Inputs
@@ -45,6 +46,8 @@ def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = Fal
         share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
         if large and any(quick_residual(t, x) > NEAR for t, x in zip(targets, outs, strict=True)):
             worst, passed = np.inf, False
+        if large and share < NEARLY and any(_excluded(trial, t, x) for t, x in zip(targets, outs, strict=True)):
+            return []
         for t in targets if passed else ():
             passed, residual = judged(trial.problem(t.inputs), t)
             worst = max(worst, residual)
@@ -55,6 +58,10 @@ def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = Fal
     if is_no_deviation(trial, turns[-1]):
         return []
     return [Fit(trial.parameter, trial.value, trial.text, worst, passed, share)]
+
+
+def _excluded(trial: Trial, target: Target, out: Numpy | None) -> bool:
+    return out is not None and excluded_by_few_rows(target, trial.problem, out)
 
 
 def is_no_deviation(trial: Trial, targets: tuple[Target, ...]) -> bool:

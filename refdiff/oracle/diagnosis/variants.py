@@ -22,6 +22,7 @@ from refdiff.oracle.rounded_layers import rounded_ops
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.side_by_side import in_orders
+from refdiff.oracle.spec import Spec
 from refdiff.oracle.statistics import LIMITS, Limits, RowBudget, over, root_mean_square, slope
 
 Numpy = np.ndarray[Any, Any]
@@ -42,8 +43,8 @@ HOPELESS = 3 * LOOSE.row
 class Target:
     """What is to be explained: an output of these inputs, the truth, what a right kernel may be off by in each row.
 
-    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. allowed: of a whole
-    case all that a right kernel may be off by.
+    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. allowed, spec: of a
+    whole case all that a right kernel may be off by, and what it computes.
     """
 
     inputs: Inputs
@@ -53,13 +54,15 @@ class Target:
     recipe: Recipe
     right: bool = False
     allowed: RowBudget | None = None
+    spec: Spec | None = None
 
     @staticmethod
     def of(actual: Numpy, known: Budget) -> Target:
         """From an output and the budget of its inputs."""
         exact = as_float64(known.spec, known.inputs)
         allowed = known.tensors["out"]
-        return Target(exact, actual, known.expected["out"], known.rows["out"], known.recipe, allowed=allowed)
+        y, rows = known.expected["out"], known.rows["out"]
+        return Target(exact, actual, y, rows, known.recipe, allowed=allowed, spec=known.spec)
 
     @cached_property
     def known(self) -> Numpy:
@@ -91,7 +94,7 @@ def is_wrong(rows: Numpy) -> bool:
 
 def quick_residual(target: Target, wrong: Numpy | None) -> float:
     """The error in budgets, root mean square over rows, the budget being the truth's, as large as the rows now are."""
-    ratio = _quick_rows(target, target.actual, wrong)
+    ratio = quick_rows(target, target.actual, wrong)
     if ratio is None:
         return np.inf
     return float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0
@@ -99,11 +102,11 @@ def quick_residual(target: Target, wrong: Numpy | None) -> float:
 
 def looks_like(target: Target, a: Numpy | None, b: Numpy | None) -> bool:
     """Whether each row of an output is within budget of another one's."""
-    ratio = None if a is None else _quick_rows(target, a, b)
+    ratio = None if a is None else quick_rows(target, a, b)
     return ratio is not None and not is_wrong(ratio)
 
 
-def _quick_rows(target: Target, actual: Numpy, wrong: Numpy | None) -> Numpy | None:
+def quick_rows(target: Target, actual: Numpy, wrong: Numpy | None) -> Numpy | None:
     """How far each row is off in such a budget; None where NaN and ∞ stand in other places, or the shape is another."""
     if wrong is None or wrong.shape != actual.shape or wrong.shape != target.actual.shape:
         return None
