@@ -35,6 +35,8 @@ LOOSE = Limits(row=4.5, bulk=2.0, element=4.5, slope=12.0)
 
 FIRST = (DRAWS[0], MEMBERS[1])
 """Enough to see what is hopeless: one order in which everything is rounded at random, and one with λ off."""
+AXES = {2: "b t", 3: "b h t"}
+"""Of the rows of a whole layer's output, and of the core's."""
 HOPELESS = 3 * LOOSE.row
 """In the budget of those two: a row further off than this is not within that of all orders."""
 
@@ -164,7 +166,7 @@ def row_budget(wrong: Numpy, runs: Iterable[Numpy], recipe: Recipe) -> RowBudget
         rows = np.maximum(rows, root_mean_square(off))
         unit = float(np.abs(y).max(initial=0.0)) or 1.0
         slopes.append(abs(slope(off / unit, y / unit)))
-    return RowBudget(wrong, rows, np.full(rows.shape, np.inf), max(slopes), recipe.storage, "b h t", doubtful)
+    return RowBudget(wrong, rows, np.full(rows.shape, np.inf), max(slopes), recipe.storage, AXES[rows.ndim], doubtful)
 
 
 def judgement(problem: Problem, target: Target, members: int = 3, *, stop: bool = False) -> Judgement | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from refdiff.oracle.budget import budget
 from refdiff.oracle.deviations import Problem, deviated, output
+from refdiff.oracle.diagnosis import diagnose
 from refdiff.oracle.diagnosis.variants import (
     FIRST,
     HOPELESS,
@@ -22,6 +23,8 @@ from refdiff.oracle.diagnosis.variants import (
     rows_off,
 )
 from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.strategies.fixed import cases
+from refdiff.oracle.truth import truth
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
 
 CASE = pair_of_cases("hf_diffllama", "bfloat16")[0]
@@ -104,3 +107,13 @@ def test_a_part_that_is_right_tells_what_changes_it() -> None:
     assert explained(right, output(problem)) == 0
     assert not is_wrong(rows_off(right, t.expected))
     assert is_wrong(rows_off(right, t.actual))
+
+
+def test_a_whole_layer_has_no_heads_in_its_rows() -> None:
+    """Its output is judged like any other: here that of a kernel whose triangle is not there."""
+    case = next(c for c in cases("identify", 5, spec=CASE.spec, dtype="float32") if "x" in c.inputs)
+    out = truth(case.spec.replace(causal="none"), case.inputs).out
+    found = diagnose(out, case.spec, case.inputs, recipe="float32")
+    assert (found.status, found.name) == ("unique", "no_causal_mask")
+    noise = np.random.default_rng(0).normal(size=out.shape)
+    assert diagnose(noise, case.spec, case.inputs, recipe="float32", max_deviations=1).status == "none fits"
