@@ -31,6 +31,8 @@ from refdiff.oracle.strategies.fixed import Case, cases
 Numpy = np.ndarray[Any, Any]
 APART = 5.0
 """In budgets: two deviations that differ by this much in a row are told apart by a case."""
+DOUBTFUL = 1.0
+"""In budgets: a right name leaves less. Above it a number that leaves half as much is the better answer."""
 UNWRITTEN = "an output that nothing was written to looks the same"
 
 
@@ -125,6 +127,12 @@ def diagnose(
     if all(d.local or status != "fail" for d, status in zip(damages, verdicts, strict=True)):
         right = tuple(right_rows(t.actual, b) for t, b in zip(targets, known, strict=True))
     fitting, closest, notes = search(spec, targets, named, max_deviations, not_finite=not_finite, right=right)
+    if len(fitting) == 1 and fitting[0].residual > DOUBTFUL and not not_finite:
+        nearer = [
+            f for f in fits(spec, targets, local=right is not None) if f.fits and 2 * f.residual < fitting[0].residual
+        ]
+        if nearer:
+            return Ranking(NONE_FITS, (), tuple(nearer), where=_where([d.lines for d in damages]))
     if len(fitting) == 1:
         zero = not any(t.actual.any() for t in targets)
         return Ranking(UNIQUE, tuple(fitting), notes=(UNWRITTEN, *notes) if zero else notes)

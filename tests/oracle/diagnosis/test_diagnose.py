@@ -17,6 +17,8 @@ from refdiff.oracle.diagnosis.diagnose import UNWRITTEN, diagnose, separating
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
 from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.ensemble import evaluate, quantised
+from refdiff.oracle.order import HELD_OUT
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
@@ -147,6 +149,18 @@ def test_without_an_output_the_rest_is_judged() -> None:
     assert found.status == NONE_FITS
     assert found.notes[0].startswith("dv is wrong: ")
     assert found.notes[1:] == ("dv is 2 times what it should be",)
+
+
+def test_a_name_that_leaves_much_gives_way_to_a_number_that_leaves_little() -> None:
+    """Scores of 4 % more on natural numbers of which rounding hides nearly all: a lost key leaves 1.8 budgets."""
+    spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)
+    recipe = Recipe.of("bfloat16")
+    inputs = draw(spec, Structure(1, 40, 40), "natural", 4, "bfloat16")
+    out = evaluate(spec.replace(scale=0.26), quantised(inputs, recipe), recipe, HELD_OUT[4])["out"]
+    found = diagnose(out, spec, inputs, recipe=recipe)
+    assert found.name is None
+    assert found.fits[0].parameter == "scale"
+    assert found.fits[0].value == pytest.approx(0.26, rel=0.01)
 
 
 def test_noise_is_no_mistake() -> None:
