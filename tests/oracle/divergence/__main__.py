@@ -10,6 +10,11 @@ no more than rounding   later or not seen, and beside a right run, which has the
                         point is moved by more than SMALL roundoffs of its size: by as much right programs differ
 
 Runs without a mistake, of each seed, wiring and type, must all pass.
+
+Measured at commit a385538, five seeds, local: float32 383 of 385 as said and two no more than rounding; bfloat16 375,
+six no more than rounding, three not seen, one later; float16 376, four, three, two. None of 90 right runs was refused.
+Not seen: the first key lost, where little weight was on it, and exponentials left out or rounded, in a λ whose own are
+rounded before they are subtracted.
 """
 
 from __future__ import annotations
