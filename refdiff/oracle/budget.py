@@ -19,6 +19,7 @@ from refdiff.oracle.input_checks import check_kinds, no_numbers
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.judge import judge_lse, judge_rows, judge_sums
 from refdiff.oracle.lse import other_sums
+from refdiff.oracle.order import SMALLEST
 from refdiff.oracle.outputs import output
 from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.rounding import FORMATS, round_to, ulp
@@ -192,10 +193,11 @@ def _core(spec: Spec, inputs: Inputs) -> Inputs:
 def _by_rows(name: str, y: Numpy, runs: list[Numpy], hard: Numpy | None, recipe: Recipe, axes: str) -> RowBudget:
     finite = np.isfinite(y)
     size = root_mean_square(np.where(finite, y, 0.0))
-    # what is below the type's range, or what a processor that flushes takes for zero, may be lost
-    floor = FLOOR * recipe.u * size + np.where(
-        np.any(finite & (y != 0), axis=-1), max(FORMATS[recipe.storage].tiny, 2.0**-126), 0.0
-    )
+    # what is below the type's range may be lost, and so may the weights that a processor which flushes takes for zero,
+    # one for each row, with all that the largest rows are multiplied by
+    flushed = SMALLEST * max(1.0, size.size * float(np.max(size, initial=0.0)))
+    lost_below = max(FORMATS[recipe.storage].tiny, flushed)
+    floor = FLOOR * recipe.u * size + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0)
     errors, slopes = [], [0.0]
     doubtful = np.zeros(floor.shape, dtype=np.bool_)
     for run in runs:

@@ -143,6 +143,22 @@ def test_numbers_below_the_range_of_the_type_may_be_lost() -> None:
     assert found.judge(np.zeros_like(found.expected["out"])).tensors["out"].status != "fail"
 
 
+def test_weights_that_are_flushed_to_zero_may_be_missing_in_a_gradient() -> None:
+    """A key with so little weight that its gradient is about 2⁻¹²⁰, made of weights of which some are below 2⁻¹²⁶."""
+    spec = small("diff_v2", rope="none", causal="none")
+    x = draw(spec, T=5, S=7)
+    d = spec.head_dim
+    x["q"] = np.ones_like(x["q"])
+    x["k"][:, :, 0] = -85 / np.sqrt(d)
+    found = budget(spec, x, "float32", dout=np.ones((2, spec.heads, 5, spec.out_dim)))
+    dk = found.expected["dk"].copy()
+    size = np.sqrt(np.mean(dk[:, :, 0] ** 2, axis=-1))
+    assert np.all((size > 2.0**-126) & (size < 2.0**-110))
+    dk[:, :, 0] = np.where(size[..., None] < 2.0**-120, 0.0, dk[:, :, 0])
+    assert not np.array_equal(dk, found.expected["dk"])
+    assert found.judge({"dk": dk}).status == "pass"
+
+
 def test_rows_that_see_nothing_may_be_nan() -> None:
     """They have no budget, and none is beyond its bound."""
     spec = small("hf_diffllama").replace(masked_rows="nan")
