@@ -87,7 +87,7 @@ def test_where_the_usual_rows_are_right_there_is_the_row_furthest_off(T: int, S:
     assert np.array_equal(part.target.actual, t.actual[1:, :, part.rows])
     t.actual[1, 2, 5, 0] = np.nan
     assert furthest(spec, t, all_keys=all_keys).rows == (slice(5, T) if all_keys else slice(2, 6))
-    t.actual[0, 0, [0, T - 1]] += 4
+    t.actual[0, 0, [0, T - 1]] += 5
     usual = reduced(spec, t, 2000, all_keys=all_keys)
     assert usual is not None
     assert furthest_off(spec, t, usual, all_keys=all_keys) is None
@@ -107,7 +107,7 @@ def test_parts_of_an_output_that_is_wrong_in_one_place() -> None:
     assert parts.in_turn(parts.whole) == [parts.whole]
     assert parts.are_parts
     assert [x.right for x in Parts.of(spec, (whole(spec, 23, 23),)).small] == [True]
-    t.actual[0, 0, 0] += 4
+    t.actual[0, 0, 0] += 5
     assert [x.right for x in Parts.of(spec, (t,)).small] == [False]
 
 
