@@ -72,7 +72,7 @@ def diagnose(
 
     or a number with which the output passes, here of a kernel that multiplies two of six heads:
 
-        none fits
+        none fits, but a number does
           it is wrong only in heads 0 to 1; everything else is within budget: it looks
               like how heads are counted
           out is multiplied by a factor that differs by head: 0.5, 0.7, 1, 1, 1, 1
@@ -81,11 +81,10 @@ def diagnose(
     NaN and ∞ are looked for first: "it is NaN in tokens 5 to 8 of head 1 of sequence 0, where the truth is finite".
 
     Args:
-        actual: the output, or a mapping with it under "out", or with gradients or log-sum-exps alone; an array of any
-            library. Or a list of them, one for each
-            of a list of `inputs`: a name must then fit all, and what one case hides the other may show. A name is of
-            the output; what else `check` judges and is wrong where the output is right stands in the notes, and the
-            deviation of which wrong gradients are.
+        actual: the output, an array of any library, or a mapping with it under "out", or with gradients or log-sum-exps
+            alone. Or a list of them, one for each of a list of `inputs`: a name must then fit all, and what one case
+            hides the other may show. A name is of the output; what else `check` judges and is wrong where the output is
+            right stands in the notes, and the deviation of which wrong gradients are.
         dout: as in `check`, where the mapping has gradients; a list with a list.
         recipe: what the kernel rounds, or a type's name for the usual.
         max_deviations: 1 or 2, how many together are looked for.

@@ -122,7 +122,8 @@ class Ranking:
         return self.candidates[0].name if self.status == UNIQUE and self.candidates else None
 
     def __str__(self) -> str:
-        lines = [f"{self.status}: {self.name}" if self.name else self.status]
+        number = ", but a number does" if any(fit.fits for fit in self.fits) else ""
+        lines = [f"{self.status}: {self.name}" if self.name else self.status + number]
         lines += [f"  {line}" for line in self.where]
         lines += [f"  {line}" for c in self.candidates for line in str(c).splitlines()]
         lines += [f"  {fit}" for fit in self.fits]

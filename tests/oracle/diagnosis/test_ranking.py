@@ -64,6 +64,7 @@ def test_json() -> None:
     assert found["fits"] == [said]
     assert "does not fit" in str(ranking)
     assert "ε is 0.01  (fits, residual 0.9)" in str(ranking)
+    assert str(ranking).splitlines()[0] == "none fits, but a number does"
 
 
 def test_a_fit_that_does_not_pass() -> None:
