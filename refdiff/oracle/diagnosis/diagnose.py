@@ -17,7 +17,7 @@ from refdiff.oracle.diagnosis.fits import fits
 from refdiff.oracle.diagnosis.of_gradients import of_gradients
 from refdiff.oracle.diagnosis.other_recipes import passes_as
 from refdiff.oracle.diagnosis.places import damage, right_rows
-from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target, is_wrong, rows_off
@@ -32,7 +32,9 @@ Numpy = np.ndarray[Any, Any]
 APART = 5.0
 """In budgets: two deviations that differ by this much in a row are told apart by a case."""
 DOUBTFUL = 1.0
-"""In budgets: a right name leaves less. Above it a number that leaves half as much is the better answer."""
+"""In budgets: a right name leaves less."""
+AS_GOOD = 2.0
+"""An answer that leaves so many times less than another is the better one."""
 UNWRITTEN = "an output that nothing was written to looks the same"
 
 
@@ -48,7 +50,8 @@ def diagnose(
     """Name what your kernel does differently from its spec.
 
     A unique name is that of the fewest deviations that give the outputs; which others may be there as well, because
-    the inputs do not show them beside it, is in the notes. Where none fits, numbers with which the output passes are
+    the inputs do not show them beside it, is in the notes. Two together, for which one number could stand as well, are
+    ambiguous. Where none fits, numbers with which the output passes are
     listed, or else the deviations that explain most of the error, and that number which explains 99 % of it; where one
     place is wrong and the rest is right, that place.
 
@@ -126,12 +129,12 @@ def diagnose(
     if all(d.local or status != "fail" for d, status in zip(damages, verdicts, strict=True)):
         right = tuple(right_rows(t.actual, b) for t, b in zip(targets, known, strict=True))
     fitting, closest, notes = search(spec, targets, named, max_deviations, not_finite=not_finite, right=right)
-    if len(fitting) == 1 and fitting[0].residual > DOUBTFUL and not not_finite:
-        nearer = [
-            f for f in fits(spec, targets, local=right is not None) if f.fits and 2 * f.residual < fitting[0].residual
-        ]
-        if nearer:
-            return Ranking(NONE_FITS, (), tuple(nearer), where=_where([d.lines for d in damages]))
+    if len(fitting) == 1 and not not_finite:
+        numbers = _numbers_instead(spec, targets, fitting[0], local=right is not None)
+        if numbers and len(fitting[0].deviations) > 1:
+            return Ranking(AMBIGUOUS, tuple(fitting), numbers, where=_where([d.lines for d in damages]))
+        if numbers:
+            return Ranking(NONE_FITS, (), numbers, where=_where([d.lines for d in damages]))
     if len(fitting) == 1:
         zero = not any(t.actual.any() for t in targets)
         return Ranking(UNIQUE, tuple(fitting), notes=(UNWRITTEN, *notes) if zero else notes)
@@ -148,6 +151,15 @@ def diagnose(
     shown = tuple(c for c in closest if c.explains >= WORTH)
     pairs = max_deviations == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
     return Ranking(NONE_FITS, shown, fitted, notes=(_how_close(closest, pairs), *notes), where=where)
+
+
+def _numbers_instead(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:
+    """The numbers that are a better answer than a name which leaves much, or as good a one as two names together."""
+    several = len(one.deviations) > 1
+    if not several and one.residual <= DOUBTFUL:
+        return ()
+    most = AS_GOOD * one.residual if several else one.residual / AS_GOOD
+    return tuple(f for f in fits(spec, targets, local=local) if f.fits and f.residual < most)
 
 
 def _out(given: Any) -> Numpy:

@@ -163,6 +163,20 @@ def test_a_name_that_leaves_much_gives_way_to_a_number_that_leaves_little() -> N
     assert found.fits[0].value == pytest.approx(0.26, rel=0.01)
 
 
+def test_two_names_for_which_one_number_could_stand_are_not_the_only_answer() -> None:
+    """A constant λ of 0.793, which two deviations together give on one case, by chance, to within bfloat16."""
+    case = cases("identify", 1, spec=Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=3),
+                 dtype="bfloat16")[1]  # fmt: skip
+    start = 0.8 - 0.6 * np.exp(-0.9)
+    zero = {n: np.zeros_like(x) for n, x in case.inputs.items() if n.startswith("lambda_")}
+    constant = case.spec.replace(lambda_base="constant", lambda_init=0.793)
+    out = truth(constant, {**case.inputs, **zero}).out * (1 - start) / (1 - 0.793)
+    found = diagnose(round_to(out, "bfloat16"), case.spec, case.inputs, recipe="bfloat16")
+    assert found.status == AMBIGUOUS
+    assert found.name is None
+    assert found.fits[0].text.startswith("λ is 0.79")
+
+
 def test_noise_is_no_mistake() -> None:
     case = pair_of_cases("hf_diffllama", "bfloat16")[0]
     right = kernel(case, [])
