@@ -35,7 +35,7 @@ class SubCase:
     @property
     def at(self) -> tuple[slice, ...]:
         """Where it is in an output of the whole."""
-        return slice(self.sequence, self.sequence + 1), slice(None), self.rows
+        return _at(self.sequence, self.rows)
 
 
 def acts_alike(deviation: Deviation) -> bool:
@@ -111,10 +111,14 @@ def _by_first_tokens(spec: Spec, target: Target) -> bool:
     return bool(target.inputs["q"].shape[2] == target.inputs["k"].shape[2] and spec.causal != "none")
 
 
+def _at(sequence: int, rows: slice) -> tuple[slice, ...]:
+    return slice(sequence, sequence + 1), slice(None), rows
+
+
 def _sub_case(target: Target, sequence: int, rows: slice, keys: int) -> SubCase:
     """These queries of a sequence, and its first keys."""
     part = _part(target.inputs, sequence, rows, slice(0, keys))
-    at = (slice(sequence, sequence + 1), slice(None), rows)
+    at = _at(sequence, rows)
     some = Target(part, target.actual[at], target.expected[at], target.rows[at], target.recipe)
     return SubCase(some, sequence, rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from refdiff.arrays import Array, namespace
@@ -115,27 +116,26 @@ def _rows(
     return (a1, a2), (d1, d2)
 
 
+def _less(right: Any, args: tuple[Any, ...], options: dict[str, Any], less: Callable[[Array, Array], Array]) -> Any:
+    """The gradients where less(rowsum(G ⊙ A₁), λ rowsum(G ⊙ A₂)) is taken away in both maps, not each one's own."""
+    g, q1, k1, q2, k2, v, lambda_, *see = args
+    x = q1, k1, q2, k2
+    maps, (d1, d2) = _rows(g, x, v, tuple(see), options)
+    of_both = less(d1, lambda_ * d2)
+    sums = d1 - of_both, -lambda_ * (d2 - of_both)
+    return _more_of_the_scores(right(*args, **options), sums, x, maps)
+
+
 @mistake(IN_BACKWARD, LAYER, "backward")
-def row_sums_left_out(
-    right: Any, g: Array, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any,
-    **options: Any,
-) -> Any:  # fmt: skip
+def row_sums_left_out(right: Any, *args: Any, **options: Any) -> Any:
     """∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not taken away."""
-    found, x = right(g, q1, k1, q2, k2, v, lambda_, *see, **options), (q1, k1, q2, k2)
-    maps, (d1, d2) = _rows(g, x, v, see, options)
-    return _more_of_the_scores(found, (d1, -lambda_ * d2), x, maps)
+    return _less(right, args, options, lambda first, _: 0 * first)
 
 
 @mistake(IN_BACKWARD, LAYER, "backward")
-def row_sums_of_the_difference(
-    right: Any, g: Array, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any,
-    **options: Any,
-) -> Any:  # fmt: skip
+def row_sums_of_the_difference(right: Any, *args: Any, **options: Any) -> Any:
     """∂L/∂S₁ = A₁ ⊙ (G − D) and ∂L/∂S₂ = −λ A₂ ⊙ (G − D) with one D = rowsum(g ⊙ O), O = (A₁ − λ A₂) V, for both."""
-    found, x = right(g, q1, k1, q2, k2, v, lambda_, *see, **options), (q1, k1, q2, k2)
-    maps, (d1, d2) = _rows(g, x, v, see, options)
-    of_both = d1 - lambda_ * d2
-    return _more_of_the_scores(found, (d1 - of_both, -lambda_ * (d2 - of_both)), x, maps)
+    return _less(right, args, options, lambda first, second: first - second)
 
 
 @mistake(IN_BACKWARD, LAYER, "backward")
