@@ -36,7 +36,7 @@ TOGETHER = 2**19
 """Up to how many scores of one map the heads of a block have together, where each has fewer: threads that often ask
 for Python wait for each other."""
 
-FEW_SCORES = 2**15
+FEW_SCORES = 2**16
 """Up to so many scores of one map, few queries are not worth a second thread."""
 
 UNPACKED = 10**6

@@ -34,8 +34,8 @@ IN_CACHE = 2**15
 TOGETHER = 8
 """Packed pieces take tokens by so many: 7 cost more than 8, and are given a zero for company."""
 
-PIECE = 16
-"""The rows of a piece that is not packed, where it has few enough terms."""
+PIECE = 32
+"""The rows of a piece that is not packed, where it has few enough terms: half as many for `VECTOR` tokens."""
 
 NARROW = 9
 """More tokens than these are given zeros for company, so that they are whole vectors."""
@@ -140,7 +140,8 @@ class NumpyKernels(NumpyAttentionKernels):
         else:
             columns = np.zeros((K, -(-N // VECTOR) * VECTOR), flat.dtype)
             columns[:, :N] = flat.T
-            rows, terms = PIECE, min(UNPACKED // (PIECE * columns.shape[1]), TERMS)
+            rows = PIECE // 2
+            terms = min(UNPACKED // (rows * columns.shape[1]), TERMS)
         y = self._workspace.empty((outputs, columns.shape[1]), np.result_type(flat, weight))
 
         def part(at: slice) -> None:

@@ -26,6 +26,9 @@ SUMMED = 2**15
 LARGE_BLOCK = 2**18
 """How many of them where a block takes many steps on columns: threads that often ask for Python wait for each other."""
 
+ROW_BY_ROW = 8
+"""Up to so many tokens that lie side by side are normed one after the other: NumPy's steps along features are long."""
+
 COLUMNS = 512
 """How many tokens an elementwise step handles at a time where they lie side by side."""
 
@@ -45,12 +48,12 @@ class NumpyRowKernels(NumpyPasses):
         return y.T.reshape(*ids.shape, weight.shape[1])
 
     def rms_norm(self, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
-        """Sum squares without holding them, and scale once."""
+        """Sum squares without holding them, and scale once; a few tokens that lie feature-major come out as rows."""
         if not eps >= 0 or (weight is not None and weight.shape != x.shape[-1:]):
             return NotImplemented
         dtype = x.dtype if weight is None else np.result_type(x, weight)
         columns = feature_major(x)
-        if columns is not None:
+        if columns is not None and columns.shape[-1] > ROW_BY_ROW:
             return self._norm_columns(columns, weight, eps, *self._like(x, dtype))
         y = self._workspace.empty(x.shape, dtype)
         into = y.reshape(-1, x.shape[-1])
