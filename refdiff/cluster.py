@@ -77,23 +77,40 @@ def _check_versions(client: Client) -> None:
 def in_order(client: Client, function: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[T, Any]]:
     """Call a function of each item on the workers; yields items with results in their order, a few items read ahead.
 
-    What a worker had not finished when it died is given to another by distributed; after the deaths that its
-    `allowed-failures` counts, the result is a `WorkersDiedError`.
+    Results are fetched as they come, whether or not it is their turn. What a worker had not finished when it died is
+    given to another by distributed; after the deaths that its `allowed-failures` counts, the result is a
+    `WorkersDiedError`.
 
     Raises:
         RuntimeError: the scheduler has gone.
         Exception: what the function raised.
     """
+    from distributed import Future, as_completed
     from distributed.comm import CommClosedError
 
-    waiting: deque[tuple[T, Any]] = deque()
+    waiting: deque[tuple[str, T]] = deque()
+    done = as_completed(loop=client.loop)
+    came: dict[str, Any] = {}
+
+    def fetched(future: Future) -> tuple[str, Any]:
+        return future.key, future if future.status == "error" else _result(future)  # an error waits for its turn
+
+    def first() -> tuple[T, Any]:
+        key, item = waiting.popleft()
+        while key not in came:
+            came.update(map(fetched, done.next_batch()))
+        result = came.pop(key)
+        return item, _result(result) if isinstance(result, Future) else result
+
     try:
         for item in items:
-            waiting.append((item, client.submit(function, item, pure=False)))
+            done.add(future := client.submit(function, item, pure=False))
+            waiting.append((future.key, item))
+            del future  # a worker keeps what somebody here still asks for, and would compute it again
             if len(waiting) >= _AHEAD * max(sum(client.nthreads().values()), 1):
-                yield _result(*waiting.popleft())
+                yield first()
         while waiting:
-            yield _result(*waiting.popleft())
+            yield first()
     except (CancelledError, CommClosedError) as error:
         raise RuntimeError(f"the scheduler at {client.scheduler.address} has gone") from error
 
@@ -111,11 +128,12 @@ def each(client: Client, function: Callable[[T], R], items: Iterable[T]) -> Iter
         yield item, result
 
 
-def _result(item: T, future: Any) -> tuple[T, Any]:
+def _result(future: Any) -> Any:
+    """Fetch what it gave, or say that its workers died."""
     from distributed import KilledWorker
 
     try:
-        return item, future.result()
+        return future.result()
     except KilledWorker as error:
         died = f"{error.allowed_failures + 1} workers died while they computed it, the last was at"
-        return item, WorkersDiedError(f"{died} {error.last_worker.address}; its log may say why")
+        return WorkersDiedError(f"{died} {error.last_worker.address}; its log may say why")

@@ -46,7 +46,10 @@ ONE_THREAD = 9000
 """The largest matrix by which OpenBLAS multiplies a vector without threads of its own."""
 
 KEYS = 512
-"""The fewest keys that a product takes at a time."""
+"""The fewest keys that a product takes at a time, where it is packed anyway."""
+
+SUMMED = 256
+"""The keys that an unpacked product with the values sums up at a time: a sum of sums of few is more exact."""
 
 ALL = slice(None)
 
@@ -139,9 +142,8 @@ class NumpyAttentionKernels(NumpyRowKernels):
         n = G * T
         hidden = np.tri(T, k=-1, dtype=np.bool_)[:, None] if causal and T > 1 else None
         out, ones = np.empty((B, H, T, e), v.dtype), np.ones(S, v.dtype)
-        of_keys, of_values = (
-            cut(S, max(most // 8 * 8, KEYS)) for most in (UNPACKED // d // n, min(UNPACKED // e, ONE_THREAD) // (M * n))
-        )
+        of_keys = cut(S, max(UNPACKED // d // n // 8 * 8, KEYS))
+        piece = SUMMED if SUMMED * M * n <= min(UNPACKED // e, ONE_THREAD) else KEYS
 
         def part(at: tuple[slice, slice]) -> None:
             b, k = at
@@ -160,22 +162,27 @@ class NumpyAttentionKernels(NumpyRowKernels):
                     np.matmul(key[b, k, i], columns, out=grid[:, :, i])
                 if z is not None:
                     grid.reshape(*groups, S, G, T)[...] += by_key(z)
-            small = scores.min() > -SMALL and scores.max() < SMALL
+            by_row = scores.reshape(groups[0], -1)  # each of which goes by its own scores, not by its neighbours'
+            small = (by_row.min(axis=1) > -SMALL) & (by_row.max(axis=1) < SMALL)
             for grid, (_, _, m, _) in zip(grids, maps, strict=True):
                 if m is not None:
                     np.copyto(grid.reshape(*groups, S, G, T), -np.inf, where=~by_key(m))
                 if hidden is not None:
                     np.copyto(grid[..., S - T :, :].reshape(*groups, T, G, T), -np.inf, where=hidden)
-            if not small:
+            if not small.all():
                 top = scores.max(axis=2, keepdims=True)
+                top[small] = 0
                 top[top == -np.inf] = 0
                 scores -= top
             np.exp(scores, out=scores)
             sums, product = np.zeros((*groups, M * n), v.dtype), np.zeros((*groups, M * n, e), v.dtype)
-            for i in of_values:
-                weights = scores[:, :, i]
-                sums += ones[: weights.shape[2]] @ weights
-                product += weights.swapaxes(2, 3) @ v[b, k, i]
+            whole = S // piece * piece
+            for keys in filter(_length, (slice(0, whole), slice(whole, S))):  # NumPy's own loop is over the pieces
+                size = min(piece, _length(keys))
+                weights = scores[:, :, keys].reshape(*groups, -1, size, M * n)
+                values = v[b, k, keys].reshape(*groups, -1, size, e)
+                sums += (ones[:size] @ weights).sum(axis=2)
+                product += (weights.swapaxes(3, 4) @ values).sum(axis=2)
             sums[sums == 0] = 1
             product /= sums[..., None]
             heads = product.reshape(*groups, M, G, T, e)
@@ -197,7 +204,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
                 for b in range(0, B, rows)
                 for k in range(0, K, heads)
             ],
-            beside_blas=KEYS * M * n * e <= UNPACKED,
+            beside_blas=piece * M * n * e <= UNPACKED,
         )
         return out
 
@@ -249,6 +256,11 @@ class NumpyAttentionKernels(NumpyRowKernels):
         b, k = part
         shape = arrays, (b.stop - b.start) * (k.stop - k.start) * scores
         return deque(np.empty(shape, dtype) for _ in range(self._workers.threads))
+
+
+def _length(part: slice) -> int:
+    length: int = part.stop - part.start
+    return length
 
 
 def goes_by_blocks(B: int, H: int, T: int, S: int) -> bool:

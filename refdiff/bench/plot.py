@@ -39,7 +39,7 @@ def panels(report: dict[str, Any]) -> list[tuple[str, str, str, dict[str, list[t
         "memory": ("memory", "tokens read", "peak, GB", lambda row, b: b / 1e9),
     }
     many = {
-        "decode": ("tokens of all rows", "rows", "tokens a second", lambda row, s: steps * row.batch / s),
+        "decode": ("one more token of all rows", "rows", "milliseconds", lambda row, s: 1e3 * s / steps),
         "memory": ("memory of all rows", "rows", "peak, GB", lambda row, b: b / 1e9),
     }
     made = []

@@ -92,8 +92,8 @@ class RefdiffSide(ModelSide):
         linear = ops_for(kernels).linear
 
         def multiply(x: FloatArray) -> Any:
-            for weight in weights:
-                with kernels.running(weight if len(x) == 1 else None):
+            with kernels.running(weights[0] if len(x) == 1 else None):
+                for weight in weights:
                     result = linear(x, weight)
             return result
 

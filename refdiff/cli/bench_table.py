@@ -88,8 +88,9 @@ def _share(row: dict[str, Any]) -> str:
     ceiling = row["ceiling"]
     rate = statistics.median(ceiling["rates"])
     unit = f"{rate / 1e9:.1f} GB/s" if ceiling["kind"] in ("gemv", "copy") else f"{rate / 1e9:.0f} GFLOP/s"
-    shares = ", ".join(f"{_NAMES[name]} {100 * s['median']:.0f} %" for name, s in ceiling["share"].items())
-    doubt = ", ".join(_NAMES[name] for name in ceiling["doubtful"])
+    names = {**_NAMES, "transformers": "torch"} if row["row"].startswith("product") else _NAMES
+    shares = ", ".join(f"{names[name]} {100 * s['median']:.0f} %" for name, s in ceiling["share"].items())
+    doubt = ", ".join(names[name] for name in ceiling["doubtful"])
     return f"{shares} of {ceiling['kind']} ({unit})" + (f"; DOUBTFUL: {doubt} above 105 %" if doubt else "")
 
 

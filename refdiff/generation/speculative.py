@@ -94,14 +94,20 @@ class PromptLookup:
         self._kind = self._odds[0]
 
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
-        """The tokens after the latest of the longest matches; a text that repeats itself up to its end goes on so."""
+        """What followed the longest matches most often, of several the latest; a text that repeats itself goes on so."""
         row = ids[0]
-        after, size = _longest_match(row)
+        after, size = _longest_matches(row)
         if not size:
             return row[:0], None
         self._kind = self._odds[min(size, len(self._odds)) - 1]
-        count = self._kind.worth(max(min(most, self._most), 0))
-        return row[after + np.arange(count) % (len(row) - after)], None
+        guesses = np.empty(self._kind.worth(max(min(most, self._most), 0)), row.dtype)
+        for i in range(len(guesses)):
+            said = row[after + i % (len(row) - after)]  # past the end of the text, what follows the match once more
+            tokens, latest, times = np.unique(said[::-1], return_index=True, return_counts=True)
+            often = times == times.max()
+            guesses[i] = tokens[often][latest[often].argmin()]
+            after = after[said == guesses[i]]
+        return guesses, None
 
     def learn(self, guessed: int, right: int) -> None:
         """Learn it for matches of that length; a match of many tokens is another thing than one of a single token."""
@@ -110,8 +116,8 @@ class PromptLookup:
         self._kind.learn(guessed, right)
 
 
-def _longest_match(row: Ids) -> tuple[int, int]:
-    """Where the text (T,) had the longest of its last tokens before, latest: the place after it, how many match."""
+def _longest_matches(row: Ids) -> tuple[Ids, int]:
+    """Where the text (T,) had the longest of its last tokens before: the places after them, and how many match."""
     size, last = 0, len(row) - 1
     ends = np.arange(last)  # where an earlier occurrence may end
     while size < LONGEST:
@@ -120,7 +126,7 @@ def _longest_match(row: Ids) -> tuple[int, int]:
         if not longer.size:
             break
         ends, size = longer, size + 1
-    return (int(ends[-1]) + 1 if size else 0), size
+    return ends + 1, size
 
 
 class Assistant:

@@ -54,6 +54,20 @@ def test_every_way_is_the_layer_for_scores_of_any_size(taken, T, S, way, scale):
     assert taken == [way, way]
 
 
+@pytest.mark.parametrize(("T", "S", "way"), [(1, 67, "_by_keys"), (5, 1031, "_by_keys"), (211, 307, "_by_blocks")])
+def test_rows_of_the_batch_do_not_see_each_other(taken, T, S, way):
+    """To the last bit, beside a neighbour with scores from which the largest must be taken away, or with none."""
+    calm, steep = (streams(2, 6, 3, T, S, 5, 4, scale) for scale in (1.0, 90.0))
+    mixed = [np.concatenate([x[:1], y[1:]]) for x, y in zip(calm[:5], steep[:5], strict=True)]
+    broken = [np.concatenate([x[:1], np.full_like(x[1:], np.nan)]) for x in calm[:5]]
+    with KERNELS.running(), np.errstate(invalid="ignore"):
+        alike, other, beside, nan = (KERNELS.diff_attention(*x[:5], 0.7) for x in (calm, steep, mixed, broken))
+    for found in (beside, nan):
+        np.testing.assert_array_equal(found[0], alike[0])
+    np.testing.assert_array_equal(beside[1], other[1])
+    assert taken == [way] * 4
+
+
 @pytest.mark.parametrize(("T", "S"), [(1, 67), (5, 67), (67, 67), (307, 307)])
 def test_one_map_goes_the_same_ways(taken, T, S):
     q, k, _, _, v, _ = streams(2, 6, 3, T, S, 5, 5)
@@ -88,6 +102,18 @@ def test_memory_grows_with_the_tokens_and_not_with_their_square():
 
     assert peak(4096) < 3 * peak(2048)
     assert peak(4096) < 4 * 4096**2 * 2  # the scores of one map in float32
+
+
+def test_of_8192_keys_the_scores_of_a_few_queries_are_held():
+    """With as many heads as the real checkpoints; blocks of queries follow each other in the same memory."""
+    inputs = [np.asarray(x, np.float32) for x in streams(1, 16, 4, 300, 8192, 4, 4)]
+    with KERNELS.running():
+        tracemalloc.start()
+        try:
+            KERNELS.diff_attention(*inputs)
+            assert tracemalloc.get_traced_memory()[1] < 32e6
+        finally:
+            tracemalloc.stop()
 
 
 def test_a_layout_by_features_is_taken_and_left_as_it_is():

@@ -82,6 +82,8 @@ def diff_attention_cases() -> Iterator[Case]:
         (2, 4, 2, 7, 13, 16, 6),
         (1, 1, 1, 131, 257, 5, 4),
         (2, 2, 1, 300, 300, 3, 2),
+        (2, 4, 2, 1, 2053, 16, 8),  # one token, and some, over a long cache: keys and values in pieces
+        (2, 8, 4, 7, 1031, 16, 8),
     )
     for seed, (B, H, K, T, S, d, e) in enumerate(sizes):
         g = np.random.default_rng(seed)

@@ -37,11 +37,11 @@ def test_panels_by_hand() -> None:
              "transformers": [(128, 1.5, 1.5, 1.5), (512, 4.0, 4.0, 4.0)]},
         ),
         "memory": ("tokens read", "peak, GB", {"refdiff": [(128, 3.0, 3.0, 3.0), (2048, 5.0, 5.0, 5.0)]}),
-        "tokens of all rows, 128 tokens each": (
+        "one more token of all rows, 128 tokens each": (
             "rows",
-            "tokens a second",
-            {"refdiff": [(1, 1.0, 1.0, 1.0), (8, 4.0, 4.0, 4.0)],
-             "transformers": [(1, 0.5, 0.5, 0.5), (8, 2.0, 2.0, 2.0)]},
+            "milliseconds",
+            {"refdiff": [(1, 1000.0, 1000.0, 1000.0), (8, 2000.0, 2000.0, 2000.0)],
+             "transformers": [(1, 2000.0, 2000.0, 2000.0), (8, 4000.0, 4000.0, 4000.0)]},
         ),
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import refdiff
 from refdiff.generation import generate
 from refdiff.generation.options import Options
 from refdiff.generation.results import GenerateDecoderOnlyOutput
@@ -72,6 +73,19 @@ def test_padding_on_the_left() -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_real_model_says_the_same_with_guesses(dtype: str) -> None:
+    """Several tokens at a time go through other kernels than one does; no two of this text's tokens are near a tie."""
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype=dtype)
+    options: dict[str, Any] = {"max_new_tokens": 90, "do_sample": False, "eos_token_id": None}
+    plain = model.generate([[5, 300, 40, 7]], **options)
+    for guesser in ({"prompt_lookup_num_tokens": 10}, {"assistant_model": model}):
+        recorder = Recorder()
+        guessed = model.generate([[5, 300, 40, 7]], streamer=recorder, **guesser, **options)
+        np.testing.assert_array_equal(guessed, plain)
+        assert len(recorder.puts) < 80, "the prompt, and fewer passes than tokens"
+
+
 def test_guesses_save_calls() -> None:
     """An assistant that is always right: 5 guesses, then 7, then 9, …, each checked with one call."""
     model = FakeModel(1, V=19, scale=2.5)
@@ -112,6 +126,13 @@ def test_prompt_lookup_takes_the_latest_of_the_longest_matches() -> None:
     assert lookup([5, *range(20, 60), 6, 5, *range(20, 60)], 2) == [6, 5]
     assert lookup([2, 3, 4, 1, 9, 2, 3])[:2] == [4, 1]
     assert lookup([1, 2, 3, 9]) == lookup([1]) == []
+
+
+def test_prompt_lookup_goes_on_as_most_of_the_longest_matches_did() -> None:
+    assert lookup([1, 2, 7, 1, 2, 7, 1, 2, 8, 1, 2], 3) == [7, 1, 2]  # "1 2 7" twice, and then "1 2 8"
+    period = [*range(10, 26)]  # said three times; then something else, and from its middle once more
+    assert lookup([*period * 3, 99, *period[8:12]], 10) == [*period[12:], *period[:6]]
+    assert lookup([1, 2, 5, 1, 2, 5, 3, 1, 2, 6, 7, 1, 2, 6, 8, 1, 2], 2) == [6, 8]  # as often: the later
 
 
 def test_a_text_that_repeats_itself_up_to_its_end_goes_on_so() -> None:

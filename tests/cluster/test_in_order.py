@@ -1,0 +1,68 @@
+"""Results in the order of the items, and what the death of a worker costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from refdiff.cluster import connected, in_order
+
+from .conftest import wait_until
+
+ITEMS = 8
+"""As many as two workers of one thread each may have before them."""
+
+
+def logging(log: Path, go: Path) -> Callable[[int], int]:
+    """Make a function that notes item and process, once it is done; item 0 waits until there is a file."""
+
+    def square(item: int) -> int:
+        import os
+        import time
+
+        while item == 0 and not go.exists():
+            time.sleep(0.01)
+        with log.open("a") as file:
+            file.write(f"{item} {os.getpid()}\n")
+        return item**2
+
+    return square
+
+
+@pytest.mark.usefixtures("workers")
+def test_what_is_finished_is_not_done_again_when_its_worker_dies(scheduler: str, tmp_path: Path) -> None:
+    """One worker has the first item; the other has done the rest, and dies before it is their turn."""
+    log, go = tmp_path / "log", tmp_path / "go"
+    log.touch()
+    with ThreadPoolExecutor(1) as pool, connected(scheduler) as client:
+        answers = pool.submit(lambda: list(in_order(client, logging(log, go), range(ITEMS))))
+        try:
+            wait_until(lambda: log.read_text().count("\n") == ITEMS - 1)
+            wait_until(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 1)
+            (pid,) = {int(line.split()[1]) for line in log.read_text().splitlines()}
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: len(client.scheduler_info()["workers"]) == 1)
+        finally:
+            go.touch()
+        assert answers.result() == [(item, item**2) for item in range(ITEMS)]
+    assert sorted(int(line.split()[0]) for line in log.read_text().splitlines()) == list(range(ITEMS))
+
+
+@pytest.mark.usefixtures("workers")
+def test_an_error_comes_when_it_is_its_turn(scheduler: str) -> None:
+    def broken(item: int) -> int:
+        import time
+
+        time.sleep(0.5 * (item == 0))
+        return 1 // (item - 2)
+
+    with connected(scheduler) as client:
+        results = in_order(client, broken, range(4))
+        assert [next(results), next(results)] == [(0, -1), (1, -1)]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
