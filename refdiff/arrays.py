@@ -8,6 +8,8 @@ to get that namespace from an array, where an array lives, and how to carry one 
 from __future__ import annotations
 
 import importlib
+import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -20,6 +22,11 @@ Array = Any
 """An array of any namespace. There is no common base class to name."""
 
 _NUMBERS = (bool, int, float, complex)
+
+_CUDA_LIBRARY = re.compile(
+    r"nvrtc|nvjitlink|cudart|cublas|cufft|curand|cusolver|cusparse|cuda_path|cuda headers", re.IGNORECASE
+)
+"""What CuPy names where CUDA's own libraries or headers are not found; libcuda is the driver's, and not among them."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +123,25 @@ def backend(name: str | ModuleType) -> Any:
     if name == "numpy":
         return np
     try:
-        cupy = importlib.import_module("cupy")
-        works = float(cupy.sum(cupy.ones(3))) == 3.0
+        with warnings.catch_warnings():  # of what does not matter where it works, and is said below where it does not
+            warnings.simplefilter("ignore")
+            cupy = importlib.import_module("cupy")
+            works = float(cupy.sum(cupy.ones(3))) == 3.0
     except Exception as error:
         told = error.__cause__ or error  # of an import that fails CuPy gives advice, between lines of signs
         lines = [line.strip() for line in str(told).splitlines() if any(c.isalpha() for c in line)]
         reason = f"{type(told).__name__}: {lines[0] if lines else told}"
-        raise RuntimeError(
-            f'backend "cupy" does not answer ({reason}): install refdiff[cupy] on a machine with a CUDA '
-            'device, or use backend "numpy"'
-        ) from error
+        advice = "install refdiff[cupy] on a machine with a CUDA device"
+        if _CUDA_LIBRARY.search(str(told)):
+            advice = f'install CUDA\'s libraries, pip install "{_cupy_package()}[ctk]>=14"'
+        raise RuntimeError(f'backend "cupy" does not answer ({reason}): {advice}, or use backend "numpy"') from error
     if not works:
         raise RuntimeError('backend "cupy" computed 1 + 1 + 1 wrongly: use backend "numpy"')
     return importlib.import_module("array_api_compat.cupy")
+
+
+def _cupy_package() -> str:
+    """Name the CuPy that is installed for CUDA 12 or 13: beside the other one it would not work."""
+    from importlib.metadata import distributions
+
+    return "cupy-cuda13x" if any(True for _ in distributions(name="cupy-cuda13x")) else "cupy-cuda12x"

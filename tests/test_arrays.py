@@ -4,6 +4,7 @@ import importlib
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -165,6 +166,55 @@ def test_the_reason_is_not_lost_between_signs(monkeypatch: pytest.MonkeyPatch, c
         arrays.backend("cupy")
 
 
+def test_warnings_of_cupy_do_not_come_before_the_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its import, of two CuPys or of no toolkit on Windows, and when it first computes; others stay errors here."""
+    real = importlib.import_module
+
+    def importing(name: str) -> Any:
+        if name == "cupy":
+            warnings.warn("CUDA path could not be detected.", UserWarning, stacklevel=2)
+        return real(name)
+
+    def fails(x: np.ndarray) -> Any:
+        warnings.warn("multiple CuPy packages are installed", UserWarning, stacklevel=2)
+        raise OSError("no CUDA-capable device")
+
+    cupy_that(monkeypatch, fails)
+    monkeypatch.setattr(importlib, "import_module", importing)
+    with pytest.raises(RuntimeError, match="no CUDA-capable device"):
+        arrays.backend("cupy")
+    with pytest.raises(UserWarning, match="detected"):
+        importing("cupy")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "CuPy failed to load libnvrtc.so.12: OSError: libnvrtc.so.12: cannot open shared object file",
+        "CuPy failed to load nvrtc64_120_0.dll: FileNotFoundError: Could not find module 'nvrtc64_120_0.dll'",
+        "DLL load failed while importing cublas: The specified module could not be found.",
+        "Failed to find CUDA headers. Please install the CUDA Toolkit or set CUDA_PATH",
+    ],
+)
+@pytest.mark.parametrize("package", ["cupy-cuda12x", "cupy-cuda13x"])
+def test_a_missing_library_of_cuda_is_told_from_a_missing_device(
+    monkeypatch: pytest.MonkeyPatch, told: str, package: str
+) -> None:
+    """The advice is for the CuPy that is installed."""
+
+    def fails(x: np.ndarray) -> float:
+        raise RuntimeError(told)
+
+    cupy_that(monkeypatch, fails)
+    monkeypatch.setattr("importlib.metadata.distributions", lambda name: iter([name] if name == package else []))
+    message = (
+        f'backend "cupy" does not answer (RuntimeError: {told}): install CUDA\'s libraries, pip install '
+        f'"{package}[ctk]>=14", or use backend "numpy"'
+    )
+    with says(RuntimeError, message):
+        arrays.backend("cupy")
+
+
 def test_cupy_that_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
     cupy_that(monkeypatch, lambda x: x.sum() - 1)
     with says(RuntimeError, 'backend "cupy" computed 1 + 1 + 1 wrongly: use backend "numpy"'):
@@ -183,6 +233,7 @@ def test_numpy_is_not_wrapped() -> None:
     """array_api_compat.numpy imports numpy.f2py and all else that NumPy has, for more than a command's own time."""
     code = """
 import sys
+import warnings
 import refdiff
 model = refdiff.DiffLlamaForCausalLM(refdiff.DiffLlamaConfig(
     vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,

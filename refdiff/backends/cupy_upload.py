@@ -47,10 +47,17 @@ class Upload:
             self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="weights to the device", leave=False)
 
     def __call__(self, x: NDArray[Any]) -> Array:
-        """Return a copy of `x` on the device; bfloat16, which CuPy has from 14 on, comes as float32 before that."""
+        """Return a copy of `x` on the device.
+
+        Raises:
+            ValueError: `x` is bfloat16, and CuPy older than 14. As float32 it would be other than what was asked for.
+        """
         cupy = self._cupy
         if x.dtype.name == "bfloat16" and int(cupy.__version__.split(".")[0]) < 14:
-            x = x.astype(np.float32)
+            raise ValueError(
+                f"weights of bfloat16 cannot stay as they are stored: CuPy {cupy.__version__} has no bfloat16. Install "
+                'CuPy 14 or newer, or take weights="expanded", as float32'
+            )
         source = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
         stream = cupy.cuda.get_current_stream()
         y = cupy.empty(x.shape, dtype=x.dtype)

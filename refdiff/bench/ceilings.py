@@ -39,11 +39,11 @@ class CeilingSide(Side):
             self._result = np.empty((size, size), np.float32)
         return {"rate": 2 * size**3 / self._sustained(self._square, self._square, self._result, least)}
 
-    def copy(self, size: int = 4 * CACHES) -> dict[str, Any]:
-        """Bytes that copies within the device read and write in a second."""
+    def copy(self, size: int = CACHES, times: int = 4) -> dict[str, Any]:
+        """Bytes that copies within the device read and write in a second, `times` copies with one start and one end."""
         if not hasattr(self, "_copy"):
             self._copy = self.gpu.copy(size)
-        return {"rate": 2 * size / self._fastest_of(self._copy)}
+        return {"rate": 2 * size * times / self._fastest_of(lambda: [self._copy() for _ in range(times)])}
 
     def matmul(self, size: int = 8192) -> dict[str, Any]:
         """Multiplications and additions that the device does in a second in a large product, in the sides' dtype."""

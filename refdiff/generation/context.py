@@ -12,7 +12,8 @@ from refdiff.generation.recorded_step import BY_LENGTH, RecordedStep
 from refdiff.model.cache import KVCache
 
 PIECE = 1024
-"""Tokens of all rows that go through the model at once: more would only need more memory."""
+"""Tokens of all rows that go through the model at once: more would only need more memory, but for kernels that have a
+`piece` of their own."""
 
 AHEAD = 256
 """Tokens after a prompt that the cache has room for at once, if so many may come."""
@@ -66,7 +67,8 @@ class Context:
         config = self.model.config
         if getattr(config, "rope_parameters", {}).get("rope_type") in BY_LENGTH:
             return range(0)  # the frequencies depend on the length: it has to be read at once
-        step = max(PIECE // ids.shape[0], 1)
+        piece = getattr(getattr(self.model, "kernels", None), "piece", PIECE)
+        step = max(piece // ids.shape[0], 1)
         return range(self.length + step, ids.shape[1] - keep + 1, step)
 
     def _pass(self, ids: NDArray[np.int64], keep: int, **extra: Any) -> Any:

@@ -79,6 +79,8 @@ def test_logits_are_as_near_to_float64_as_on_the_cpu(wiring: str) -> None:
 @on_cuda
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_stay_as_they_are_stored(tmp_path: Any, dtype: str) -> None:
+    if dtype == "bfloat16" and int(CUDA.__version__.split(".")[0]) < 14:
+        pytest.skip("this CuPy has no bfloat16")
     refdiff.DiffLlamaForCausalLM.from_config(refdiff.DiffLlamaConfig(**SIZES), dtype=dtype).save_pretrained(tmp_path)
     there = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path, backend="cupy", weights="stored")
     here = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path)

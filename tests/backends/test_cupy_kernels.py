@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refdiff import arrays, layers
+from refdiff import layers
 from refdiff.backends import ops_for
 from refdiff.backends.cupy_kernels import FEW, CupyKernels
 from tests.backends.cupy_cases import CASES
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice
+from tests.cuda.there import cuda
 
 KERNELS = [name for name, _ in inspect.getmembers(CupyKernels, inspect.isfunction) if not name.startswith("_")]
 OF_WEIGHTS = ("linear", "swiglu", "embedding")
@@ -81,15 +81,6 @@ def rounding_of_weights(given: tuple[Any, ...]) -> float:
     """What a sum of values is off by where each weight of both maps is off by 1, in parts of the weight."""
     q_k_v, lambda_ = given[: 3 if len(given) == 3 else 5], given[5:6]
     return float(np.abs(q_k_v[-1].astype(np.float64)).max()) * (1 + float(np.abs(lambda_[0]).max() if lambda_ else 0))
-
-
-def cuda() -> Any:
-    """CuPy, where a small computation on its device works; else None."""
-    try:
-        arrays.backend("cupy")
-    except RuntimeError:
-        return None
-    return importlib.import_module("cupy")
 
 
 CUDA = cuda()

@@ -116,10 +116,15 @@ def test_another_device_than_the_current_one_is_refused(cupy: Any) -> None:
 def test_an_older_cupy_has_no_bfloat16(cupy: Any) -> None:
     cupy.__version__ = "13.6.0"
     upload = Upload(0, device=1)
-    y = upload(ARRAYS[-1])
+    message = (
+        "weights of bfloat16 cannot stay as they are stored: CuPy 13.6.0 has no bfloat16. Install CuPy 14 or newer, or "
+        'take weights="expanded", as float32'
+    )
+    with says(ValueError, message):
+        upload(ARRAYS[-1])
+    others = [upload(x) for x in ARRAYS[:-1]]
     upload.close()
-    assert y.dtype == np.float32
-    np.testing.assert_array_equal(y.array, np.arange(77))
+    assert [y.dtype for y in others] == [x.dtype for x in ARRAYS[:-1]]
 
 
 @pytest.mark.parametrize(("total", "terminal", "bars"), [(10**9, True, 1), (10**9, False, 0), (10**6, True, 0)])

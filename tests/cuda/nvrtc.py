@@ -34,18 +34,27 @@ class Nvrtc:
 
     def compile(self, source: str, options: Sequence[str], architecture: str) -> dict[str, Resources]:
         """Compile to machine code for a device such as `sm_90`; name → what each kernel takes. Warnings are errors."""
+        log, code = self._compiled(source, [*options, f"-arch={architecture}", "--ptxas-options=-v"], "CUBIN")
+        assert "warning" not in log, log
+        assert len(code) > 0
+        return resources(log)
+
+    def ptx(self, source: str, options: Sequence[str], architecture: str) -> str:
+        """Compile to PTX, the text before machine code, for devices from one such as `compute_90` on."""
+        return self._compiled(source, [*options, f"-arch={architecture}"], "PTX")[1]
+
+    def _compiled(self, source: str, options: Sequence[str], what: str) -> tuple[str, str]:
+        """Return the log, and what was made."""
         program = ctypes.c_void_p()
         create = self._library.nvrtcCreateProgram
         assert create(ctypes.byref(program), source.encode(), b"source.cu", 0, None, None) == 0
-        all_options = [*options, f"-arch={architecture}", "--ptxas-options=-v"]
-        encoded = (ctypes.c_char_p * len(all_options))(*(option.encode() for option in all_options))
-        failed = self._library.nvrtcCompileProgram(program, len(all_options), encoded)
+        encoded = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        failed = self._library.nvrtcCompileProgram(program, len(options), encoded)
         log = self._text(program, "ProgramLog")
         assert not failed, log
-        assert "warning" not in log, log
-        assert len(self._text(program, "CUBIN", binary=True)) > 0
+        made = self._text(program, what, binary=what == "CUBIN")
         assert self._library.nvrtcDestroyProgram(ctypes.byref(program)) == 0
-        return resources(log)
+        return log, made
 
     def _text(self, program: ctypes.c_void_p, what: str, binary: bool = False) -> str:
         size = ctypes.c_size_t()

@@ -24,7 +24,7 @@ def oldest() -> str:
     """The oldest CuPy that setup.cfg admits."""
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
-    match = re.search(r"cupy-cuda12x>=([\d.]+)", config["options.extras_require"]["cupy"])
+    match = re.search(r"cupy-cuda12x\[ctk\]>=([\d.]+)", config["options.extras_require"]["cupy"])
     assert match is not None
     return match[1]
 

@@ -5,12 +5,15 @@ A stand-in for nvidia-smi and one for Python run what it runs; the commands them
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,35 +29,43 @@ PYTHON = """#!/bin/sh
 echo "$@" >>"$CALLS"
 case "$*" in
     *"$FAILING"*) echo "what went wrong"; exit 3 ;;
+    *"import sys, torch"* | *"import sys, transformers"*) [ -z "$PEERS" ] || PYTHONPATH=$PEERS "$REAL" "$@" ;;
+    *"$SLOW"*) echo "half way"; sleep 30 ;;
     *"import cupy, numpy"*) echo "Python 3 and CuPy" ;;
     *) echo "it passed" ;;
 esac
 """
 
 
-def commands() -> list[list[str]]:
+def commands(only: str = "", **more: str) -> list[list[str]]:
     """The commands of a dry run."""
-    done = subprocess.run(
-        ["bash", str(SCRIPT)], env={**os.environ, "GPU_RUN_DRY": "1"}, capture_output=True, text=True, check=True
-    )
+    given = {**os.environ, "GPU_RUN_DRY": "1", "GPU_RUN_ONLY": only, **more}
+    done = subprocess.run(["bash", str(SCRIPT)], env=given, capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("Nothing was run: these are the commands.")
     return [shlex.split(line.strip("`")) for line in done.stdout.splitlines() if line.startswith("`")]
 
 
-def run(tmp_path: Path, *, failing: str = "nothing", answers: bool = True) -> tuple[int, str, list[str]]:
-    """Run it with stand-ins; its exit status, its report, and what Python was asked."""
-    for name, text in (("python", PYTHON), ("nvidia-smi", "#!/bin/sh\necho 'A Card'\n")):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    calls, report = tmp_path / "calls", tmp_path / "reports" / "report.md"
-    environment = {
-        "PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(tmp_path / "python"), "GPU_RUN_HERE": "1",
-        "CALLS": str(calls), "FAILING": failing if answers else 'arrays.backend("cupy")', "TMPDIR": str(tmp_path),
+def stand_ins(folder: Path, *names: str, python: str = PYTHON) -> dict[str, str]:
+    """Put them into a folder, and nvidia-smi; the environment in which they are found first."""
+    for name, text in {**dict.fromkeys(names, python), "nvidia-smi": "#!/bin/sh\necho 'A Card'\n"}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (folder / "calls").touch()
+    return {
+        "PATH": f"{folder}:/usr/bin:/bin", "TMPDIR": str(folder), "REAL": sys.executable,
+        "CALLS": str(folder / "calls"), "FAILING": "nothing", "SLOW": "nothing",
     }  # fmt: skip
+
+
+def run(tmp_path: Path, **more: str) -> tuple[int, str, list[str]]:
+    """Run it with stand-ins; its exit status, its report, and what Python was asked."""
+    environment = stand_ins(tmp_path, "python") | {"PYTHON": str(tmp_path / "python"), "GPU_RUN_HERE": "1", **more}
+    report = tmp_path / "reports" / "report.md"
     done = subprocess.run(
         ["bash", str(SCRIPT), str(report)], env=environment, capture_output=True, text=True, check=False
     )
-    return done.returncode, report.read_text(), calls.read_text().splitlines()
+    assert not Path(f"{report}.log").exists()
+    return done.returncode, report.read_text(), (tmp_path / "calls").read_text().splitlines()
 
 
 def test_its_tests_are_there() -> None:
@@ -84,7 +95,7 @@ def test_every_kernel_has_a_small_test_for_the_sanitizer() -> None:
     ]
 
 
-def test_its_commands_are_ones_that_there_are(tmp_path: Path) -> None:
+def test_its_commands_are_ones_that_there_are() -> None:
     found = [words[words.index("refdiff") + 1 :] for words in commands() if "refdiff" in words]
     assert [words[0] for words in found] == ["generate", "bench", "bench", "bench", "bench"]
     for words in found:
@@ -93,8 +104,86 @@ def test_its_commands_are_ones_that_there_are(tmp_path: Path) -> None:
     assert "--train" in found[4]
 
 
+def test_its_modules_are_there_and_the_goals_are_held_against_what_the_bench_wrote() -> None:
+    modules = [words for words in commands() if any(word.startswith("tests.") for word in words)]
+    assert [words[-2] for words in modules] == ["tests.cuda.goals"] * 2
+    written = [words[words.index("--json") + 1] for words in commands() if "--json" in words]
+    assert [words[-1] for words in modules] == written[1:]
+    for name in re.findall(r"-m (tests[.\w]+)", SCRIPT.read_text()):
+        assert (ROOT / f"{name.replace('.', '/')}.py").exists()
+
+
+def test_all_tests_come_last_side_by_side_where_each_computes_on_one_thread() -> None:
+    *others, last = commands()
+    assert last[-4:] == ["-m", "", "-n", "auto"]
+    assert last[:3] == ["env", "-u", "OMP_NUM_THREADS"]
+    assert not any("-n" in words and "pytest" in words for words in others)
+
+
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [
+        ("kernels", ["-k kernel"]),
+        ("model, layers", ["-k not kernel", "tests/layers"]),
+        ("bench:bfloat16", ["--dtype bfloat16", "tests.cuda.goals"]),
+        ("sanitizer:racecheck,bench:float32", ["--tool racecheck", "--dtype float32"]),
+        ("sanitizer,sanitizer:memcheck", ["memcheck", "racecheck", "synccheck", "initcheck"]),
+        ("tests,train,profile", ["nsys", "--train", "-n auto"]),
+    ],
+)
+def test_steps_can_be_chosen(only: str, says: list[str]) -> None:
+    found = commands(only)
+    assert len(found) == len(says)
+    for words, said in zip(found, says, strict=True):
+        assert said in " ".join(words)
+
+
+def test_the_rows_of_the_bench_can_be_chosen() -> None:
+    (first, _) = commands("bench:float16", GPU_RUN_ROWS="decode:128,prefill:2048")
+    assert first[first.index("--rows") + 1] == "decode:128,prefill:2048"
+    build_parser().parse_args(first[first.index("refdiff") + 1 :])
+
+
+@pytest.mark.parametrize("only", ["kernel", "kernels,profil", "bench:float64", "model:float32"])
+def test_a_step_that_there_is_not_is_refused(only: str) -> None:
+    given = {**os.environ, "GPU_RUN_DRY": "1", "GPU_RUN_ONLY": only}
+    done = subprocess.run(["bash", str(SCRIPT)], env=given, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"GPU_RUN_ONLY: {only.split(',')[-1]} is none of kernels model layers" in done.stderr
+
+
+def test_what_is_chosen_is_added_to_the_report_that_is_there(tmp_path: Path) -> None:
+    for only in ("kernels", "model"):
+        _, report, _ = run(tmp_path, GPU_RUN_ONLY=only)
+    assert re.findall("^# refdiff on A Card, .* UTC: (.*)$", report, re.MULTILINE) == ["kernels", "model"]
+    assert re.findall("^## (.{9})", report, re.MULTILINE) == ["kernels a", "the model"]
+    _, report, _ = run(tmp_path)
+    assert len(re.findall("^# ", report, re.MULTILINE)) == 1
+
+
+def test_no_test_may_be_left_out_for_want_of_a_device(tmp_path: Path) -> None:
+    """As tests/cuda/there.py has it."""
+    python = '#!/bin/sh\necho "need: $REFDIFF_NEED_CUDA"\n'
+    environment = stand_ins(tmp_path, "python", python=python) | {"PYTHON": "python", "GPU_RUN_HERE": "1"}
+    environment["GPU_RUN_ONLY"] = "kernels,model,layers,tests"
+    subprocess.run(["bash", str(SCRIPT), str(tmp_path / "report.md")], env=environment, capture_output=True, check=True)
+    report = (tmp_path / "report.md").read_text()
+    assert report.count("exit 0 after ") == 4
+    assert report.count("need: 1") == 4 + 1, "CuPy's version is asked for as well"
+
+
+def test_its_header_names_what_it_needs_where_nothing_can_be_installed() -> None:
+    header = SCRIPT.read_text().partition("set -uo")[0].lower().replace("_", "-")
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    needed = setup["options"]["install_requires"] + setup["options.extras_require"]["test"]
+    names = re.findall(r"^([A-Za-z][\w-]*)", needed, re.MULTILINE)
+    assert len(names) >= 12
+    assert not [name for name in names if not re.search(rf"\b{name.lower().replace('_', '-')}\b", header)]
+
+
 def test_a_step_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
-    status, report, calls = run(tmp_path, failing="tests/layers")
+    status, report, calls = run(tmp_path, FAILING="tests/layers")
     assert status == 1
     steps = re.findall(
         r"^## ([^\n]*)\n\n`[^`]*`\n\nexit (\d+) after \d+ s\n\n```\n(.*?)\n```", report, re.MULTILINE | re.DOTALL
@@ -106,40 +195,91 @@ def test_a_step_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "what went wrong" in report
     assert report.rstrip().endswith("Something above failed.")
     assert "# refdiff on A Card, " in report
-    assert len([call for call in calls if "bench" in call]) == 4
+    assert len([call for call in calls if "-m refdiff bench" in call]) == 4
 
 
 def test_all_that_passed_and_what_was_not_run_is_said(tmp_path: Path) -> None:
-    status, report, _ = run(tmp_path)
+    status, report, calls = run(tmp_path)
     assert status == 0
     assert report.rstrip().endswith("All that was run passed.")
-    for title, program in (("compute-sanitizer", "compute-sanitizer"), ("profile of decoding", "nsys")):
-        if shutil.which(program, path=f"{tmp_path}:/usr/bin:/bin") is None:
-            assert re.search(rf"^## {title}\n\nNot run: .*this machine", report, re.MULTILINE)
+    if shutil.which("compute-sanitizer", path=f"{tmp_path}:/usr/bin:/bin") is None:
+        assert re.search(r"^## compute-sanitizer\n\nNot run: .*this machine", report, re.MULTILINE)
+    if shutil.which("nsys", path=f"{tmp_path}:/usr/bin:/bin") is None:
+        assert "-m tests.cuda.decoding_profile" in calls
+    assert len([call for call in calls if "--against transformers" in call]) == 4
 
 
 def test_without_torch_the_bench_is_of_refdiff_alone(tmp_path: Path) -> None:
-    _, report, calls = run(tmp_path, failing="import torch")
-    assert "Not run: there is no torch that sees the device" in report
+    _, report, calls = run(tmp_path, FAILING="import sys, torch")
+    assert "Not run: exit 3: what went wrong; the bench is of refdiff alone." in report
     assert not any("--against" in call for call in calls)
+    assert not any("decoding_profile" in call for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("version", "seen", "says"),
+    [
+        ("5.24.0", True, None),
+        ("5.103.1.dev0", True, None),
+        ("5.17.0", True, "the bench is of 5.24 to 5, not 5.17.0"),
+        ("6.0.0", True, "the bench is of 5.24 to 5, not 6.0.0"),
+        ("5.24.0", False, "torch sees no device"),
+        (None, True, "No module named 'transformers'"),
+    ],
+)
+def test_only_a_transformers_that_the_bench_knows_is_measured(
+    tmp_path: Path, version: str | None, seen: bool, says: str | None
+) -> None:
+    peers = tmp_path / "peers"
+    peers.mkdir()
+    (peers / "torch.py").write_text(f"class cuda:\n    is_available = staticmethod(lambda: {seen})\n")
+    text = f"__version__ = '{version}'" if version else "raise ImportError(\"No module named 'transformers'\")"
+    (peers / "transformers.py").write_text(text)
+    _, report, calls = run(tmp_path, PEERS=str(peers), GPU_RUN_ONLY="train")
+    assert any("--against" in call for call in calls) == (says is None)
+    assert (says or "All that was run passed.") in report
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+def test_what_a_step_has_said_before_a_signal_is_in_the_report(tmp_path: Path, signal_: signal.Signals) -> None:
+    environment = stand_ins(tmp_path, "python") | {"PYTHON": "python", "GPU_RUN_HERE": "1", "SLOW": "tests/layers"}
+    report = tmp_path / "report.md"
+    with subprocess.Popen(
+        ["bash", str(SCRIPT), str(report)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        log, until = Path(f"{report}.log"), time.monotonic() + 20
+        while not (log.exists() and "half way" in log.read_text()) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert "half way" in log.read_text(), "as it comes, beside the report"
+        process.send_signal(signal_)
+        assert process.wait(20) == 143
+    text = report.read_text()
+    assert re.search(r"\ninterrupted after \d+ s\n\n```\nhalf way\n```\n\nA signal ended the run here", text)
+    assert not log.exists()
 
 
 def test_where_cupy_does_not_answer_nothing_else_is_run(tmp_path: Path) -> None:
-    status, report, calls = run(tmp_path, answers=False)
+    status, report, calls = run(tmp_path, FAILING='arrays.backend("cupy")')
     assert status == 1
+    assert "Stopped: CuPy does not answer: exit 3: what went wrong." in report
     assert report.rstrip().endswith("Nothing else was run.")
     assert not any("pytest" in call for call in calls)
 
 
-def test_without_a_device_it_says_so(tmp_path: Path) -> None:
-    (tmp_path / "bash").symlink_to(str(shutil.which("bash")))
-    (tmp_path / "dirname").symlink_to(str(shutil.which("dirname")))
+@pytest.mark.parametrize("smi", [None, "#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n"])
+def test_without_a_device_it_says_so(tmp_path: Path, smi: str | None) -> None:
+    for name in ("bash", "cat", "date", "dirname", "mkdir", "mktemp", "rm", "tee"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    if smi is not None:
+        (tmp_path / "nvidia-smi").write_text(smi)
+        (tmp_path / "nvidia-smi").chmod(0o755)
     done = subprocess.run(
-        [str(tmp_path / "bash"), str(SCRIPT)], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
-    )
+        [str(tmp_path / "bash"), str(SCRIPT), str(tmp_path / "report.md")],
+        env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == "no nvidia-smi: this needs a machine with a CUDA device\n"
-    assert sys.platform != "win32"
+    assert done.stderr == "no nvidia-smi that names a card: this needs a machine with a CUDA device\n"
+    assert f"Stopped: {done.stderr.strip()}." in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -147,19 +287,14 @@ def test_without_a_device_it_says_so(tmp_path: Path) -> None:
     [("python3.12", "pip could not install the tests and cupy-"), (None, "no python3.11 to 3.13 and no python3 is Py")],
 )
 def test_the_environment_is_made_by_the_first_python_that_can(tmp_path: Path, able: str | None, says: str) -> None:
-    names = ("python3.11", "python3.12", "python3.13", "python3")
-    texts = {name: PYTHON if name == able else "#!/bin/sh\nexit 1\n" for name in names}
-    for name, text in {**texts, "nvidia-smi": "#!/bin/sh\necho 'A Card'\n"}.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    calls = tmp_path / "calls"
-    calls.touch()
-    environment = {
-        "PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": str(calls), "FAILING": "nothing", "TMPDIR": str(tmp_path)
-    }  # fmt: skip
+    able_to = stand_ins(tmp_path, "python3.11", "python3.12", "python3.13", "python3", python="#!/bin/sh\nexit 1\n")
+    if able is not None:
+        stand_ins(tmp_path, able)
     done = subprocess.run(
-        ["bash", str(SCRIPT), str(tmp_path / "report.md")], env=environment, capture_output=True, text=True, check=False
+        ["bash", str(SCRIPT), str(tmp_path / "report.md")], env=able_to, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert says in done.stderr
-    assert ("-m venv" in calls.read_text()) == (able is not None)
+    assert f"Stopped: {done.stderr.strip()}." in (tmp_path / "report.md").read_text()
+    assert "GPU_RUN_HERE=1" in done.stderr
+    assert ("-m venv" in (tmp_path / "calls").read_text()) == (able is not None)

@@ -105,6 +105,49 @@ def test_every_source_compiles(architecture: str, number: str) -> None:
                 check(list(COMPILERS)[(turn + i) % 2], name, architecture, all_of[i % len(all_of)])
 
 
+def narrow_loads(ptx: str) -> list[str]:
+    """List what is read of global memory in pieces of other than 16 bytes."""
+    loads = re.findall(r"\bld\.global\.(\S+)", ptx)
+    assert loads
+    return [load for load in loads if not re.search(r"v4\.[bfsu]32$|v2\.[bfsu]64$", load)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["float", "float16", "bfloat16"])
+@pytest.mark.parametrize("cuda", COMPILERS)
+def test_weights_are_read_16_bytes_at_a_time(cuda: str, number: str) -> None:
+    """And so is x: without the loop over what eights leave, nothing is read by itself but the bias, once a row."""
+    text = device.source("linear.cu")
+    whole = text.replace("int i = whole + lane; i < inputs; i += 32", "int i = 0; i < 0; i++")
+    anywhere = whole.replace("struct __align__(8 * sizeof(WEIGHT)) Eight", "struct Eight")
+    assert len({text, whole, anywhere}) == 3
+    for rows in (1, 2, 4, 8):
+        defines = device.options({"NUMBER": "float", "WEIGHT": number, "ROWS": rows})
+        of_bias, more = (narrow_loads(compiler(cuda).ptx(one, defines, "compute_80")) for one in (whole, anywhere))
+        assert set(of_bias) == {"f32"}
+        assert len(of_bias) <= rows
+        assert len(more) > rows, "weights that may lie anywhere would not show"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "tile", "instruction"),
+    [
+        ("compute_75", "float16", "m16n8k8.row.col.f32.f16.f16.f32"),
+        ("compute_80", "float16", "m16n8k16.row.col.f32.f16.f16.f32"),
+        ("compute_90", "bfloat16", "m16n8k16.row.col.f32.bf16.bf16.f32"),
+    ],
+)
+@pytest.mark.parametrize("cuda", COMPILERS)
+def test_attention_multiplies_on_tensor_cores(cuda: str, architecture: str, tile: str, instruction: str) -> None:
+    """Scores, and values by their weights: an instruction for each matrix of both."""
+    (defines, *_) = [one for one in mma_variants("float", 227) if one["TILE"] == tile]
+    ptx = compiler(cuda).ptx(device.source("attention_mma.cu"), device.options(defines), architecture)
+    found = re.findall(r"\bmma\.sync\.aligned\.(\S+)", ptx)
+    assert set(found) == {instruction}
+    assert len(found) >= defines["MAPS"] * (defines["KEYS"] // 8 + defines["KEYS"] // 16 * defines["E"] // 8)
+
+
 @pytest.mark.slow
 def test_a_source_that_is_wrong_does_not_compile() -> None:
     for cuda in COMPILERS:

@@ -15,6 +15,7 @@ import pytest
 
 import tests.layers
 from refdiff import arrays
+from tests.cuda.there import cuda
 from tests.tolerances import FLOAT32, FLOAT64, close
 
 
@@ -63,12 +64,8 @@ READ_ONLY = Place("read-only numpy", np, read_only=True)
 
 def places() -> list[Place]:
     """List the places of this machine; CuPy's is among them where a small computation on it works."""
-    found = [NUMPY, READ_ONLY, STRICT]
-    try:
-        cupy = arrays.backend("cupy")
-    except RuntimeError:
-        return found
-    return [*found, Place("cupy", cupy, importlib.import_module("cupy").cuda.Device(0))]
+    found, cupy = [NUMPY, READ_ONLY, STRICT], cuda()
+    return found if cupy is None else [*found, Place("cupy", arrays.backend("cupy"), cupy.cuda.Device(0))]
 
 
 @dataclass(frozen=True)

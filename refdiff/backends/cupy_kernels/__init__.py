@@ -3,6 +3,7 @@
     cuda/*.cu       the kernels, readable by themselves
     geometry.py     how their work is cut into blocks
     device.py       NVRTC, launches, cuBLAS
+    products.py     products with weights, several of one x at once
     attention.py    the arguments of the kernels of attention
     rotation.py     the arguments of those of RoPE, and of RoPE with the cache
     choosing.py     from logits to a token
@@ -23,17 +24,26 @@ import numpy as np
 
 from refdiff import layers
 from refdiff.arrays import Array, namespace
+from refdiff.backends import untouched
 from refdiff.backends.cupy_kernels import rotation
 from refdiff.backends.cupy_kernels.attention import Call
 from refdiff.backends.cupy_kernels.choosing import choose
-from refdiff.backends.cupy_kernels.device import NUMBERS, Device
+from refdiff.backends.cupy_kernels.device import NUMBERS, Device, gaps
 from refdiff.backends.cupy_kernels.geometry import row_shares, row_threads
 from refdiff.backends.cupy_kernels.graph import GraphError, recordable
+from refdiff.backends.cupy_kernels.products import FEW, linears
 from refdiff.backends.numpy_attention_kernels import fits
 from refdiff.layers.diff_attention import sum_to
 
-FEW = 16
-"""Up to so many rows a product with a 16-bit weight reads it in a kernel of ours, which keeps the rows in float32."""
+__all__ = ["FEW", "PIECE", "SIXTEEN_BITS", "CupyKernels"]
+
+PIECE = 8192
+"""Tokens of all rows that go through a model at once.
+
+A layer is some twenty launches and reads its weights once, however few the tokens are: 1,024, enough for a CPU, leave a
+large card waiting. More need more memory, for 8,192 tokens 32 KiB a feature in float32: gate, up and their product, the
+widest that there are at a time, take 1.4 GB together where each has 14,336 features.
+"""
 
 SIXTEEN_BITS = ("float16", "bfloat16")
 
@@ -41,17 +51,21 @@ SIXTEEN_BITS = ("float16", "bfloat16")
 class CupyKernels:
     """The kernels of one model.
 
+    piece: how many tokens of a prompt are read at once.
+
     Args:
         device: what compiles and launches; None is the current CUDA device.
         rounded: the 16-bit type of the model's matrices, if it is one: where many rows are multiplied, they are rounded
             to it, in attention too; in float16, what is above 65504 is infinite there, and NaN from there on.
     """
 
+    piece = PIECE
+
     def __init__(self, device: Any = None, rounded: str | None = None) -> None:
         self._device = device or Device()
         self.running, self.each = contextlib.nullcontext, _one_by_one  # as the kernels of a CPU have them
         self.choose = functools.partial(choose, self._device)
-        self.rope_append, self.counted_by = self._rope_append, self._counted_by
+        self.linears, self.rope_append, self.counted_by = self._linears, self._rope_append, self._counted_by
         self._state: dict[str, Any] = {"length": None, "rounded": rounded}
         self.fill = self._device.fill
         self.record, self.refusal = self._record, GraphError
@@ -68,30 +82,8 @@ class CupyKernels:
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Any:
         """Multiply with a weight as it is stored: few rows in float32, many rounded to its type and by cuBLAS."""
-        if weight.dtype.name not in NUMBERS or x.dtype.name != "float32" or weight.ndim != 2 or x.ndim < 1:
-            return NotImplemented
-        if x.shape[-1] != weight.shape[1] or x.size == 0 or (bias is not None and bias.shape != weight.shape[:1]):
-            return NotImplemented
-        xp = namespace(x)
-        outputs, inputs = weight.shape
-        flat = xp.reshape(x, (-1, inputs))
-        if bias is not None:
-            bias = xp.astype(bias, xp.float32, copy=False)
-        if flat.shape[0] > FEW:
-            flat = xp.astype(flat, weight.dtype, copy=False)
-            y = self._device.product(flat, weight.copy(order="C") if _gaps(weight) else weight)
-            return xp.reshape(y if bias is None else y + bias, (*x.shape[:-1], outputs))
-        flat, weight = (y.copy(order="C") if _gaps(y) else y for y in (flat, weight))
-        rows = 1
-        while rows < min(flat.shape[0], 8):
-            rows *= 2
-        y = self._device.empty((flat.shape[0], outputs), np.float32)
-        self._device.launch(
-            "linear.cu", "linear", {"NUMBER": "float", "WEIGHT": NUMBERS[weight.dtype.name], "ROWS": rows},
-            (-(-outputs // 8), -(-flat.shape[0] // rows), 1), 256,
-            (flat, weight, bias, y, np.int32(flat.shape[0]), np.int32(outputs), np.int32(inputs)),
-        )  # fmt: skip
-        return xp.reshape(y, (*x.shape[:-1], outputs))
+        results = self._linears(x, {"weight": weight, "bias": bias})
+        return results if results is NotImplemented else results[0]
 
     def embedding(self, ids: Array, weight: Array) -> Any:
         """Look up without waiting for the device: whether the ids are known was seen where they came from."""
@@ -108,12 +100,12 @@ class CupyKernels:
         served = x.dtype.name in NUMBERS and (weight is None or weight.dtype.name in NUMBERS)
         if not served or not eps >= 0 or x.ndim < 1 or x.size == 0:
             return NotImplemented
-        if weight is not None and (tuple(weight.shape) != x.shape[-1:] or _gaps(weight)):
+        if weight is not None and (tuple(weight.shape) != x.shape[-1:] or gaps(weight)):
             return NotImplemented
         xp = namespace(x, weight)
         order = sorted(range(x.ndim - 1), key=lambda axis: -x.strides[axis])
         lying = xp.permute_dims(x, (*order, x.ndim - 1))
-        if _gaps(lying):
+        if gaps(lying):
             lying = lying.copy(order="C")
         y = self._device.empty(lying.shape, x.dtype)
         size, threads = x.shape[-1], row_threads(x.shape[-1])
@@ -129,10 +121,10 @@ class CupyKernels:
         served = x.dtype.name in NUMBERS and (weight is None or weight.dtype.name in NUMBERS)
         if not served or g.dtype != x.dtype or g.shape != x.shape or not eps >= 0 or x.ndim < 1 or x.size == 0:
             return NotImplemented
-        if weight is not None and (tuple(weight.shape) != x.shape[-1:] or _gaps(weight)):
+        if weight is not None and (tuple(weight.shape) != x.shape[-1:] or gaps(weight)):
             return NotImplemented
         xp = namespace(g, x, weight)
-        g, x = (y.copy(order="C") if _gaps(y) else y for y in (g, x))
+        g, x = (y.copy(order="C") if gaps(y) else y for y in (g, x))
         size, threads = x.shape[-1], row_threads(x.shape[-1])
         rows = x.size // size
         dx, roots = self._device.empty(x.shape, x.dtype), self._device.empty((rows,), np.float32)
@@ -169,8 +161,9 @@ class CupyKernels:
         """Multiply silu(gate) and up in one step."""
         if act not in ("silu", "swish") or x.dtype.name not in NUMBERS or x.size == 0:
             return NotImplemented
-        gate, up = linear(x, **gate_proj), linear(x, **up_proj)
-        gate, up = (y.copy(order="C") if _gaps(y) else y for y in (gate, up))
+        both = self._linears(x, gate_proj, up_proj) if untouched(linear) else NotImplemented
+        gate, up = (linear(x, **gate_proj), linear(x, **up_proj)) if both is NotImplemented else both
+        gate, up = (y.copy(order="C") if gaps(y) else y for y in (gate, up))
         hidden = self._device.empty(gate.shape, gate.dtype)
         blocks = min(-(-gate.size // 256), 32 * self._device.multiprocessors)
         self._device.launch(
@@ -184,7 +177,7 @@ class CupyKernels:
     ) -> Any:
         """Compute λ at once; every token read asks for it in every layer."""
         vectors = (lambda_q1, lambda_k1, lambda_q2, lambda_k2)
-        if any(x.dtype.name != "float32" or x.ndim != 1 or x.shape != lambda_q1.shape or _gaps(x) for x in vectors):
+        if any(x.dtype.name != "float32" or x.ndim != 1 or x.shape != lambda_q1.shape or gaps(x) for x in vectors):
             return NotImplemented
         lambda_ = self._device.empty((), np.float32)
         self._device.launch(
@@ -280,6 +273,10 @@ class CupyKernels:
         dq, _, dk, _, dv, _ = call.backward(xp.permute_dims(xp.reshape(g, (B, T, H, e)), (0, 2, 1, 3)))
         return dq, dk, dv
 
+    def _linears(self, x: Array, *projections: Mapping[str, Any]) -> Any:
+        """Multiply by several weights, each as `linear` would; see `products.linears`."""
+        return linears(self._device, x, *projections)
+
     def _record(self, work: Callable[[], Any]) -> Any:
         """Record work; see `graph.Recorder`."""
         return self._device.recorder().record(work)
@@ -293,11 +290,6 @@ def _one_by_one(work: Callable[[Any], Any], items: Iterable[Any]) -> None:
     """Call `work` for every item: the device has its own threads, and the host only hands it work."""
     for item in items:
         work(item)
-
-
-def _gaps(x: Array) -> bool:
-    """Whether the array does not lie in one piece, first axis outermost."""
-    return not x.flags.c_contiguous
 
 
 def _one_map(q: Array, *masks: Array | None) -> bool:

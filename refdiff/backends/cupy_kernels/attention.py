@@ -10,7 +10,14 @@ import numpy as np
 
 from refdiff.arrays import Array, namespace
 from refdiff.backends.cupy_kernels.device import NUMBERS
-from refdiff.backends.cupy_kernels.geometry import Tiles, attention_tiles, key_splits, mma_columns, mma_tiles
+from refdiff.backends.cupy_kernels.geometry import (
+    Tiles,
+    attention_tiles,
+    key_splits,
+    mma_columns,
+    mma_tiles,
+    worth_tensor_cores,
+)
 from refdiff.backends.numpy_attention_kernels import by_map, covers, mask_heads
 
 AXES = np.dtype([(name, np.int64) for name in ("batch", "head", "row", "key")])
@@ -136,10 +143,8 @@ class Call:
         B, H, K, T, S, d, e = self.sizes
         splits, each = key_splits(self.rows * B * K, S, self.tiles.keys, self.device.multiprocessors)
         out = self.device.empty((B, T, H, e), self.streams[0].dtype)  # type: ignore[union-attr]
-        mma = (
-            mma_tiles(d, e, self.defines["MAPS"], H // K * T, self.device.shared) if self.tile and splits == 1 else None
-        )
-        if mma is not None:
+        mma = mma_tiles(d, e, self.defines["MAPS"], H // K * T, self.device.shared) if self.tile else None
+        if mma is not None and worth_tensor_cores(mma, splits):
             defines = {**self.defines, "TILE": self.tile, "ROWS": mma.rows, "KEYS": mma.keys}
             grid = (-(-(H // K * T) // mma.rows), -(-e // mma_columns(e)), B * K)
             arguments: tuple[Any, ...] = (*self.streams, *self.masks, out, self.shape)

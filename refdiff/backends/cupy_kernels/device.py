@@ -31,6 +31,11 @@ DATA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
 """cudaDataType, of which CuPy 13 does not name bfloat16."""
 
 
+def gaps(x: Any) -> bool:
+    """Whether an array does not lie in one piece, first axis outermost."""
+    return not x.flags.c_contiguous
+
+
 @functools.cache
 def source(name: str) -> str:
     """Return the text of a source, with the files that it includes in the place where each is first named."""

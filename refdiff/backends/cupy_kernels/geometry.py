@@ -16,6 +16,13 @@ WAVES = 2
 LEAST_KEYS = 128
 """The fewest keys that are worth a block of their own."""
 
+SPLITS_OF_A_WARP = 2
+"""Up to so many splits for each warp of its tile, attention_mma.cu, which splits no keys, is taken all the same.
+
+By count, not measured: four warps keep the four tensor cores of a multiprocessor busy, which multiply 8 (T4) to 16
+times (A100, H100) as many numbers in a cycle as its float32 units, and so make up for 8 splits.
+"""
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -67,6 +74,11 @@ def mma_tiles(d: int, e: int, maps: int, rows: int, limit: int) -> Tiles | None:
     return None
 
 
+def worth_tensor_cores(tiles: Tiles, splits: int) -> bool:
+    """Whether tensor cores, one block for all keys of a tile of theirs, are to do what `splits` blocks would share."""
+    return splits <= SPLITS_OF_A_WARP * tiles.rows // 16
+
+
 def mma_columns(e: int) -> int:
     """How many columns of the values a block of attention_mma.cu takes."""
     return min(-(-e // 8) * 8, 128)
@@ -80,7 +92,9 @@ def shared_bytes(d: int, e: int, maps: int, rows: int, keys: int, backward: bool
 
 
 def key_splits(blocks: int, keys: int, tile: int, multiprocessors: int) -> tuple[int, int]:
-    """Choose how many blocks share the keys of a row, and how many keys each takes: (1, keys) where rows are enough.
+    """Choose how many blocks share the keys of a row, and how many keys each takes.
+
+    They are split where at least twice as many blocks are wanted as there are, else it is (1, keys).
 
     Args:
         blocks: the blocks that there are without splitting.
@@ -88,7 +102,7 @@ def key_splits(blocks: int, keys: int, tile: int, multiprocessors: int) -> tuple
         tile: the keys of a tile, of which each block takes a multiple.
         multiprocessors: of the device.
     """
-    splits = min(-(-WAVES * multiprocessors // blocks), keys // LEAST_KEYS)
+    splits = min(WAVES * multiprocessors // blocks, keys // LEAST_KEYS)
     if splits < 2:
         return 1, keys
     each = -(-keys // splits)

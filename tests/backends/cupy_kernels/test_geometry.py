@@ -16,6 +16,7 @@ from refdiff.backends.cupy_kernels.geometry import (
     row_shares,
     row_threads,
     shared_bytes,
+    worth_tensor_cores,
 )
 
 KIB = 1024
@@ -79,9 +80,17 @@ def test_splits_cover_the_keys_without_an_empty_one(blocks: int, keys: int, tile
 
 def test_keys_are_split_only_where_rows_are_few() -> None:
     assert key_splits(264, 10**5, 32, 132) == (1, 10**5)
+    assert key_splits(133, 10**5, 32, 132) == (1, 10**5)
+    assert key_splits(132, 4096, 32, 132) == (2, 2048)
     assert key_splits(4, 255, 32, 132) == (1, 255)
     assert key_splits(4, 4096, 32, 132) == (32, 128)
     assert key_splits(4, 131072, 32, 132) == (66, 1984 + 32)
+
+
+@pytest.mark.parametrize(("rows", "splits"), [(64, 8), (32, 4), (16, 2)])
+def test_a_warp_on_tensor_cores_makes_up_for_two_splits(rows: int, splits: int) -> None:
+    tiles = Tiles(rows, 32, 0)
+    assert [worth_tensor_cores(tiles, n) for n in (1, splits, splits + 1)] == [True, True, False]
 
 
 @given(size=st.integers(1, 10**6))

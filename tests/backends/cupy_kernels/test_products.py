@@ -1,0 +1,99 @@
+"""Several products of one x are those that `linear` gives one by one, and x is rounded once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff import layers
+from refdiff.backends import ops_for, overlay
+from refdiff.backends.cupy_kernels import FEW, CupyKernels
+from tests.backends.test_cupy_model import IDS, models, on_the_device
+from tests.backends.vjp_cases import normal
+from tests.cuda.emulation import BFLOAT16, EmulatedDevice
+
+
+class Noting(EmulatedDevice):
+    """Keeps what it was given to multiply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Any] = []
+
+    def product(self, x: Any, weight: Any) -> Any:
+        self.given.append(x)
+        return super().product(x, weight)
+
+
+def projections(*dtypes: Any) -> list[dict[str, Any]]:
+    """Weights of 13, 14, … outputs, the second with a bias."""
+    made: list[dict[str, Any]] = [
+        {"weight": normal(i, 13 + i, 11).astype(dtype)} for i, dtype in enumerate(dtypes, start=1)
+    ]
+    made[1]["bias"] = normal(9, 15).astype(dtypes[1])
+    return made
+
+
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BFLOAT16], ids=["float32", "float16", "bfloat16"])
+def test_several_products_are_those_one_by_one(rows: int, dtype: Any) -> None:
+    x, kernels = normal(0, 1, rows, 11).astype(np.float32), CupyKernels(EmulatedDevice())
+    together = kernels.linears(x, *projections(dtype, dtype, dtype))
+    for y, p in zip(together, projections(dtype, dtype, dtype), strict=True):
+        assert y.shape == (1, rows, len(p["weight"]))
+        np.testing.assert_array_equal(y, kernels.linear(x, **p))
+        rounded = x.astype(dtype if rows > FEW else np.float32).astype(np.float64)
+        exact = layers.linear(rounded, **{name: array.astype(np.float64) for name, array in p.items()})
+        np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_x_is_rounded_once_for_all_weights_of_a_type() -> None:
+    """And lies in one piece, row after row, as cuBLAS is told."""
+    device, x = Noting(), normal(0, 11, FEW + 1).astype(np.float32).T
+    given = projections(np.float16, BFLOAT16, np.float16, np.float32)
+    together = CupyKernels(device).linears(x, *given)
+    assert [y.dtype.name for y in device.given] == ["float16", "bfloat16", "float16", "float32"]
+    assert device.given[0] is device.given[2]
+    assert all(y.flags.c_contiguous for y in device.given)
+    for y, p in zip(together, given, strict=True):
+        exact = layers.linear(x, **{name: array.astype(np.float32) for name, array in p.items()})
+        np.testing.assert_allclose(y, exact, atol=0.1)
+
+
+def test_swiglu_rounds_x_once_where_nothing_is_laid_over_linear() -> None:
+    x, hidden = normal(0, 1, FEW + 1, 11).astype(np.float32), normal(3, 5, 13).astype(np.float16)
+    gate, up = ({"weight": normal(i, 13, 11).astype(np.float16)} for i in (1, 2))
+    device = Noting()
+    ops = ops_for(CupyKernels(device))
+    y = ops.swiglu(x, gate, up, {"weight": hidden})
+    assert len(device.given) == 3
+    assert device.given[0] is device.given[1]
+    seen: list[int] = []
+
+    def counted(x: Any, weight: Any, bias: Any = None) -> Any:
+        seen.append(weight.shape[0])
+        return ops.linear(x, weight, bias)
+
+    over = overlay(ops, lambda name, function: counted if name == "linear" else function)
+    np.testing.assert_array_equal(over.swiglu(x, gate, up, {"weight": hidden}), y)
+    assert seen == [13, 13, 5]
+
+
+def test_one_weight_that_does_not_fit_leaves_all_to_linear() -> None:
+    device, x = EmulatedDevice(), normal(0, 2, 11).astype(np.float32)
+    for weight in (np.ones((13, 12), np.float32), np.ones((13, 11))):
+        given = [*projections(np.float32, np.float32), {"weight": weight}]
+        assert CupyKernels(device).linears(x, *given) is NotImplemented
+    assert device.launched == []
+
+
+def test_a_model_projects_to_queries_keys_and_values_at_once() -> None:
+    model, _ = models()
+    on_the_device(model)
+    seen: list[int] = []
+    linears = model.ops.linears
+    model.ops.linears = lambda x, *p: (seen.append(len(p)), linears(x, *p))[1]
+    model(IDS)
+    assert seen == [3] * model.config.num_hidden_layers
