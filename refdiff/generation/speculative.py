@@ -94,7 +94,7 @@ class PromptLookup:
         self._kind = self._odds[0]
 
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
-        """What most often followed the longest matches, of several the latest; a text that repeats itself goes on so."""
+        """What most often followed the longest matches, of several the latest; a text that repeats itself goes on."""
         row = ids[0]
         after, size = _longest_matches(row)
         if not size:
