@@ -10,7 +10,8 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends import ops_for
-from refdiff.backends.cupy_kernels import FEW, CupyKernels
+from refdiff.backends.cupy_kernels import CupyKernels
+from refdiff.backends.cupy_kernels.products import FEW
 from tests.backends.cupy_cases import CASES
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice

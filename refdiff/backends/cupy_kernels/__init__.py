@@ -31,11 +31,9 @@ from refdiff.backends.cupy_kernels.choosing import choose
 from refdiff.backends.cupy_kernels.device import NUMBERS, Device, gaps
 from refdiff.backends.cupy_kernels.geometry import row_shares, row_threads
 from refdiff.backends.cupy_kernels.graph import GraphError, recordable
-from refdiff.backends.cupy_kernels.products import FEW, linears
+from refdiff.backends.cupy_kernels.products import linears
 from refdiff.backends.numpy_attention_kernels import fits
 from refdiff.layers.diff_attention import sum_to
-
-__all__ = ["FEW", "PIECE", "SIXTEEN_BITS", "CupyKernels"]
 
 PIECE = 8192
 """Tokens of all rows that go through a model at once.

@@ -9,7 +9,8 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends import ops_for, overlay
-from refdiff.backends.cupy_kernels import FEW, CupyKernels
+from refdiff.backends.cupy_kernels import CupyKernels
+from refdiff.backends.cupy_kernels.products import FEW
 from tests.backends.test_cupy_model import IDS, models, on_the_device
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice

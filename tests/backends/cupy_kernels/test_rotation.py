@@ -123,7 +123,7 @@ def test_what_is_not_served_leaves_the_cache_alone(change: str) -> None:
 
 def test_what_is_laid_over_the_layers_sees_them_one_by_one() -> None:
     ops = ops_for(CupyKernels(EmulatedDevice()))
-    assert set(vars(ops)) == {*layers.__all__, "rope_append"}
+    assert set(vars(ops)) == {*layers.__all__, "linears", "rope_append"}
     over = overlay(ops, lambda name, function: function)
     assert set(vars(over)) == set(layers.__all__)
     assert not hasattr(ops_for(), "rope_append")
