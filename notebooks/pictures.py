@@ -149,6 +149,7 @@ AIMS = {
     "decode:128x8": Aim(2.6),
     "decode:128x16": Aim(2.5),
     "lookup": Aim(3.0),
+    "edit": Aim(3.0),
     "product:1": Aim(1.0, beside="onnxruntime"),
     "product:2": Aim(0.9, beside="onnxruntime"),
     "product:4": Aim(0.9, beside="onnxruntime"),

@@ -21,7 +21,7 @@ from refdiff.bench.work import POSSIBLE, WEIGHT, Work, work_of
 from refdiff.model.config import DiffLlamaConfig
 
 OURS = "refdiff"
-ONLY = {"onnxruntime": ("product",), "stored": ("load", "prefill", "decode", "lookup", "memory")}
+ONLY = {"onnxruntime": ("product",), "stored": ("load", "prefill", "decode", "lookup", "edit", "memory")}
 """Which kinds of rows a side takes part in, where it is not all of them."""
 
 DECODED_FOR_MEMORY = 16
@@ -166,22 +166,21 @@ class Measurer:
             return self._train(row, training)
         work = self._work(row, self.config)
         single = {"cold": self._cold, "load": self._fresh, "memory": self._fresh}.get(row.kind, self._kept)
-        rounds = 1 if row.kind == "memory" else self.options.pairs
         asks, warm = {}, {}
         for name in self.sides_of(row):
             asks[name], warm[name] = single(row, name)
         pairs.interleave(warm, 1)
-        return [self._rounds(row, work, asks, rounds)]
+        return [self._rounds(row, work, asks)]
 
-    def _rounds(self, row: Row, work: Work, asks: dict[str, Callable[[], Any]], rounds: int) -> Measured:
+    def _rounds(self, row: Row, work: Work, asks: dict[str, Callable[[], Any]]) -> Measured:
         rates: list[float] = []
         if work.ceiling:
             ask, before = self._ceiling(work.ceiling), "ceilings"
             self._before(row, before)
             rates.append(ask()["rate"])
             asks = {**asks, before: ask}
-        turns = iter(list(asks) * rounds)
-        answers = pairs.interleave(asks, rounds, lambda: self._before(row, next(turns)))
+        turns = iter(list(asks) * self.options.pairs)
+        answers = pairs.interleave(asks, self.options.pairs, lambda: self._before(row, next(turns)))
         rates += [a["rate"] for a in answers.pop("ceilings", [])]
         return Measured(row, work, answers, rates, rounded=self.options.settings.dtype in SIXTEEN_BITS)
 
@@ -198,7 +197,7 @@ class Measurer:
         itemsize = 8 if o.settings.dtype == "float64" else 4
         matrices = 2 if o.settings.dtype in SIXTEEN_BITS else itemsize
         shape = {"batch": o.batch, "context": o.context}
-        steps = o.looked_up if row.kind == "lookup" else o.steps
+        steps = o.looked_up if row.kind in ("lookup", "edit") else o.steps
         work = work_of(row, config, steps=steps, itemsize=itemsize, matrices=matrices, **shape)
         return work if o.settings.backend == "numpy" else replace(work, ceiling=CEILINGS[work.ceiling])
 
@@ -225,10 +224,10 @@ class Measurer:
                 rows["room"] = o.steps
                 return lambda: child.ask("decode", **rows, steps=o.steps), lambda: child.ask("decode", **rows, steps=1)
             case _:
-                size = LOOKUP_PROMPT
+                what = {"size": LOOKUP_PROMPT, "edit": row.kind == "edit"}
                 return (
-                    lambda: child.ask("lookup", size=size, steps=o.looked_up),
-                    lambda: child.ask("lookup", size=size, steps=min(o.looked_up, 2 * LOOKED_UP)),
+                    lambda: child.ask("lookup", **what, steps=o.looked_up),
+                    lambda: child.ask("lookup", **what, steps=min(o.looked_up, 2 * LOOKED_UP)),
                 )
 
     def _fresh(self, row: Row, name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -274,7 +273,7 @@ class Measurer:
                 name: functools.partial(child.ask, "train", **what) for name, child in children.items()
             }
             pairs.interleave(asks, 1)
-            speed = self._rounds(row, self._work(row, config), asks, o.pairs)
+            speed = self._rounds(row, self._work(row, config), asks)
             peaks = {name: [child.ask("peak")] for name, child in children.items()}
         finally:
             for child in children.values():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from abc import abstractmethod
 from collections.abc import Callable
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,9 @@ LOOKED_UP = 10
 
 PATTERN = 16
 """Tokens that the text of prompt lookup says over and over."""
+
+RENAMED = {"x": "hidden_states", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+"""The edit of prompt lookup: `layers/swiglu.py` with these names changed."""
 
 FORCED = 1e4
 """What is added to the logit of the token that the text goes on with: more than logits are apart."""
@@ -76,7 +82,7 @@ class ModelSide(ProductSide):
     def by_lookup(self, ids: Ids, new: int, bias: dict[tuple[int, ...], float], streamer: Arrivals) -> Ids:
         """Continue (1, T) by `new` tokens, guessing them from the prompt; gives the new ones.
 
-        bias: `sequence_bias`, pairs of tokens of which the second is to follow the first.
+        bias: `sequence_bias`, sequences of tokens of which the last is to follow the others.
         """
 
     @abstractmethod
@@ -123,27 +129,25 @@ class ModelSide(ProductSide):
         seconds, tokens = self.timed(decoded)
         return {"seconds": seconds, "itemsize": self.itemsize, "tokens": tokens.tolist()}
 
-    def lookup(self, size: int, steps: int) -> dict[str, Any]:
-        """Continue a prompt of `size` tokens that repeats itself, by `steps` tokens after the first, timed from there.
+    def lookup(self, size: int, steps: int, edit: bool = False) -> dict[str, Any]:
+        """Continue a prompt of `size` tokens by `steps` after the first, timed from there: it, again or as an edit.
 
-        Random weights repeat nothing of themselves: a bias makes each token follow the one that it followed before. The
-        prompt ends in a token that is nowhere else in it, so that nothing is guessed before the first new one.
+        Random weights repeat nothing of themselves: a bias makes each token follow what it is to follow. The prompt
+        ends in a token that is nowhere else in it, so that nothing is guessed before the first new one.
 
         Raises:
-            ValueError: the text does not repeat itself, or more than one token came with the prompt.
+            ValueError: the text is another, or more than one token came with the prompt.
         """
         self._in_cache = None
-        ids, text = repetition(size, steps + 1, self.vocab_size)
-        follows = [ids[0, -1], *text]
-        bias: dict[tuple[int, ...], float] = {(int(a), int(b)): FORCED for a, b in zip(follows, text, strict=False)}
+        ids, text = (edited if edit else repetition)(size, steps + 1, self.vocab_size)
         arrivals = Arrivals(self.clock)
         self.sync()
-        made = self.by_lookup(ids, len(text), bias, arrivals)
+        made = self.by_lookup(ids, len(text), forcing(ids[0], text), arrivals)
         self.sync()
         seconds = self.clock() - arrivals.times[1]
         if not np.array_equal(made[0], text) or arrivals.counts[1] != 1:
             raise ValueError(
-                f"lookup: {arrivals.counts[1]} tokens came first and not one, or the text does not repeat its prompt"
+                f"lookup: {arrivals.counts[1]} tokens came first and not one, or the text is not what the bias forces"
             )
         return {"seconds": seconds, "passes": len(arrivals.times) - 2, "tokens": made.tolist()}
 
@@ -166,6 +170,35 @@ def repetition(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
     different = min(PATTERN, vocab_size - 1, size - 1)
     *pattern, other = np.random.default_rng(size).choice(vocab_size, different + 1, replace=False)
     return np.append(np.resize(pattern, size - 1), other)[None], np.resize(pattern, new)
+
+
+def edited(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
+    """Give a prompt (1, size), the words of a program and then one that is not among them; and an edit of it, (new,).
+
+    Words are what a tokenizer for programs would take for one: a name, the space between two, a sign.
+    """
+    program = resources.files("refdiff.layers").joinpath("swiglu.py").read_text(encoding="utf-8")
+    changed = re.sub(r"\w+", lambda name: RENAMED.get(name[0], name[0]), program)
+    before, after = (re.findall(r"\w+|\s+|[^\w\s]", text) for text in (program, changed))
+    words = dict.fromkeys((*before, *after))
+    *tokens, other = np.random.default_rng(size).choice(vocab_size, min(len(words) + 1, vocab_size), replace=False)
+    known = dict(zip(words, itertools.cycle(tokens), strict=False))
+    prompt, text = (np.array([known[word] for word in said]) for said in (before, after))
+    return np.append(np.resize(prompt, size - 1), other)[None], np.resize(text, new)
+
+
+def forcing(prompt: Ids, text: Ids) -> dict[tuple[int, ...], float]:
+    """Make the `sequence_bias` under which `text` follows the prompt: before each token as few as settle it."""
+    said = [int(token) for token in (*prompt, *text)]
+    places = range(len(prompt), len(said))
+    bias: dict[tuple[int, ...], float] = {}
+    for place in places:
+        for length in range(1, len(prompt) + 1):
+            before = said[place - length : place]
+            if len({said[p] for p in places if said[p - length : p] == before}) == 1:
+                break
+        bias[*before, said[place]] = FORCED
+    return bias
 
 
 def random_ids(batch: int, tokens: int, vocab_size: int) -> Ids:

@@ -13,6 +13,7 @@ KINDS = {
     "prefill": "reading a prompt of SIZE tokens, to the next one",
     "decode": "tokens one by one after SIZE tokens, xB rows at a time",
     "lookup": "a text that repeats itself, after its first token, with prompt_lookup_num_tokens",
+    "edit": "the same with a program of which some names are changed",
     "memory": "most memory of a new process that reads SIZE tokens and decodes 16",
     "product": "one weight of 2048 × 8192 with SIZE tokens",
     "train": f"forward, backward and AdamW of a model of {' or '.join(TRAINED)}",
@@ -48,7 +49,9 @@ class Row:
             case "cold":
                 return "start to first token"
             case "lookup":
-                return "prompt lookup"
+                return "prompt lookup, a copy"
+            case "edit":
+                return "prompt lookup, an edit"
             case "product":
                 return f"product, {self.size} token{'s' * (self.size > 1)}"
             case "train":
@@ -93,12 +96,12 @@ def _parse(part: str) -> Row:
 
 ALL = parse_rows(
     "cold,load,prefill:128,prefill:512,prefill:2048,prefill:8192,decode:128,decode:2048,decode:8192,"
-    "decode:128x2,decode:128x4,decode:128x8,decode:128x16,lookup,memory:128,memory:2048,memory:8192,"
+    "decode:128x2,decode:128x4,decode:128x8,decode:128x16,lookup,edit,memory:128,memory:2048,memory:8192,"
     "memory:128x4,memory:128x16,product:1,product:2,product:4,product:8,product:16,product:128,product:512"
 )
 """What is measured where nothing is said."""
 
-QUICK = parse_rows("cold,load,prefill:32,decode:32,decode:32x3,lookup,memory:32,product:1,product:8")
+QUICK = parse_rows("cold,load,prefill:32,decode:32,decode:32x3,lookup,edit,memory:32,product:1,product:8")
 """What `--quick` measures."""
 
 TRAIN = parse_rows("train:3m,train:30m")

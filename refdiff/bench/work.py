@@ -80,7 +80,7 @@ def work_of(
         )
     if config is None:
         raise ValueError(f"{row.spelled} needs a model")
-    if row.kind == "lookup":
+    if row.kind in ("lookup", "edit"):
         return Work("tok/s", tokens=steps)
     if row.kind == "prefill":
         once = _pass(config, row.size) + 2 * config.vocab_size * config.hidden_size

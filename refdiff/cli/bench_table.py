@@ -115,6 +115,6 @@ def _caption(report: dict[str, Any]) -> str:
     settings, model = report["settings"], report["model"]
     what = f"{model['name']}, {model['parameters']:,} parameters, " if model else ""
     pairs = f"median of {settings['pairs']} interleaved pair{'s' * (settings['pairs'] > 1)}"
-    once = settings["pairs"] > 1 and any(row["unit"] == "B" for row in report["rows"])
-    pairs += ", of memory a single one" if once else ""
+    once = [row["title"] for row in report["rows"] if any(len(s.get("bytes", ())) == 1 for s in row["sides"].values())]
+    pairs += f", measured once: {'; '.join(once)}" if once and settings["pairs"] > 1 else ""
     return f"{what}{settings['dtype']}, {pairs}. {one_line(report['machine'])}."

@@ -28,6 +28,9 @@ LONGEST = 16
 BY_MATCH = (0.3, 0.5, 0.98)
 """What share of guesses is right after a match of 1, of 2 and of more tokens, before there is anything to go by."""
 
+PLACES = 4
+"""As how many guesses what followed the earlier places of a match counts, however many places there are."""
+
 SECOND, FURTHER = 0.2, 0.05
 """What a pass with two tokens costs more than one with one token, and what every further token costs, in passes."""
 
@@ -64,12 +67,16 @@ class Odds:
         self._right += right
         self._tried += min(right + 1, guessed)
 
-    def worth(self, most: int) -> int:
+    def worth(self, most: int, alike: int = 1, places: int = 1) -> int:
         """How many guesses, at most `most`, give the most tokens for what their pass costs; 0 is none.
 
         With a share a right, n guesses give 1 + a + … + aⁿ tokens; by `SECOND` and `FURTHER`, 16 tokens cost 2 passes.
+        Of `places` that the text was at before, `alike` went on alike: had the others been guessed by the first of
+        these, alike − 1 of places − 1 had been right, which counts as at most `PLACES` guesses.
         """
-        share = (self._right + self.weight * self._expected) / (self._tried + self.weight)
+        counted = min(1.0, PLACES / max(places - 1, 1))
+        right = self._right + self.weight * self._expected + counted * (alike - 1)
+        share = right / (self._tried + self.weight + counted * (places - 1))
         n = np.arange(most + 1)
         cost = np.where(n > 0, 1 + SECOND + FURTHER * n, 1.0)
         return int((np.cumsum(share**n) / cost).argmax())
@@ -100,7 +107,9 @@ class PromptLookup:
         if not size:
             return row[:0], None
         self._kind = self._odds[min(size, len(self._odds)) - 1]
-        guesses = np.empty(self._kind.worth(max(min(most, self._most), 0)), row.dtype)
+        alike = int(np.unique(row[after], return_counts=True)[1].max())
+        worth = self._kind.worth(max(min(most, self._most), 0), alike, len(after))
+        guesses = np.empty(worth, row.dtype)
         for i in range(len(guesses)):
             said = row[after + i % (len(row) - after)]  # past the end of the text, what follows the match once more
             tokens, latest, times = np.unique(said[::-1], return_index=True, return_counts=True)

@@ -46,17 +46,17 @@ class FakeSide(ModelSide):
         """Reads the prompt in 5 s, gives the first token, and after 2 s each two more."""
         self.did.append(("lookup", ids))
         streamer.put(ids)
-        follows = dict(bias)
-        text = [int(ids[0, -1])]
+        said = ids[0].tolist()
         for _ in range(new):
-            text.append(next(after for before, after in follows if before == text[-1]))
+            said.append(next(after for *before, after in bias if said[-len(before) :] == before))
+        text = np.array(said[-new:])
         self.now += 5
-        streamer.put(np.array(text[1:2]))
-        for start in range(2, new + 1, 2):
+        streamer.put(text[:1])
+        for start in range(1, new, 2):
             self.now += 2
-            streamer.put(np.array(text[start : start + 2]))
+            streamer.put(text[start : start + 2])
         streamer.end()
-        return np.array([text[1:]])
+        return text[None]
 
     def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
         def multiply(x: FloatArray) -> Any:

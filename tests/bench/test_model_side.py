@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from refdiff.bench.model_side import PATTERN, Arrivals, random_ids, repetition
+from refdiff.bench.model_side import PATTERN, Arrivals, edited, forcing, random_ids, repetition
 from refdiff.bench.side import Settings
 
 from .fakes import FakeSide
@@ -108,7 +110,7 @@ def test_a_text_that_does_not_repeat_itself_is_no_prompt_lookup(monkeypatch: pyt
     side = _opened()
     right = side.by_lookup
     monkeypatch.setattr(side, "by_lookup", lambda *given: right(*given)[:, ::-1])
-    with pytest.raises(ValueError, match="the text does not repeat its prompt"):
+    with pytest.raises(ValueError, match="the text is not what the bias forces"):
         side.lookup(size=9, steps=4)
 
 
@@ -126,6 +128,36 @@ def test_a_small_vocabulary_repeats_itself_too(size: int, vocab_size: int) -> No
     assert prompt[0, -1] not in prompt[0, :-1]
     assert text.shape == (9,)
     assert set(text) <= set(prompt[0, :-1])
+
+
+def test_an_edit_says_most_of_its_prompt_again() -> None:
+    prompt, text = edited(256, 129, 50_000)
+    assert prompt.shape == (1, 256)
+    assert prompt[0, -1] not in [*prompt[0, :-1], *text], "what follows it could be guessed before the first token"
+    changed = prompt[0, :129] != text
+    assert 3 <= changed.sum() <= 13
+    for before in set(prompt[0, :129][changed].tolist()):  # a name changes everywhere, always into the same
+        assert len(set(text[prompt[0, :129] == before].tolist())) == 1
+
+
+@pytest.mark.parametrize("make", [repetition, edited])
+@pytest.mark.parametrize(("size", "new", "vocab_size"), [(256, 129, 128_256), (256, 129, 256), (9, 40, 1000)])
+def test_what_is_forced_settles_every_token(make: Any, size: int, new: int, vocab_size: int) -> None:
+    prompt, text = make(size, new, vocab_size)
+    bias, said = forcing(prompt[0], text), [*prompt[0], *text]
+    for place in range(size, size + new):
+        wanted = {after for *before, after in bias if said[place - len(before) : place] == before}
+        assert wanted == {said[place]}
+
+
+def test_an_edit_is_made_of_its_prompt() -> None:
+    side = _opened()
+    side.vocab_size = 1000
+    answer = side.lookup(size=50, steps=30, edit=True)
+    ((_, ids),) = side.did
+    prompt, text = edited(50, 31, 1000)
+    np.testing.assert_array_equal(ids, prompt)
+    assert answer == {"seconds": 15 * 2 + 0.5, "passes": 15, "tokens": [text.tolist()]}
 
 
 def test_memory_is_that_of_opening_reading_and_decoding() -> None:

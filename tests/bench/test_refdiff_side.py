@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import refdiff
 from refdiff.backends.workers import Workers
-from refdiff.bench.model_side import random_ids, repetition
+from refdiff.bench.model_side import edited, random_ids, repetition
 from refdiff.bench.refdiff_side import RefdiffSide, StoredSide
 from refdiff.bench.side import Settings
 from refdiff.model.cache import KVCache
@@ -39,7 +41,10 @@ def test_tokens_are_those_of_generate(side: RefdiffSide, tiny_checkpoint: Path) 
     assert side.decode(9, 2, steps=2)["tokens"] == [row[:3] for row in expected], "the cache was not rewound"
 
 
-def test_lookup_repeats_its_prompt_in_few_passes(side: RefdiffSide, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [repetition, edited])
+def test_lookup_repeats_its_prompt_in_few_passes(
+    side: RefdiffSide, make: Callable[..., tuple[Any, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
     forward = type(side.model).__call__
 
@@ -48,11 +53,11 @@ def test_lookup_repeats_its_prompt_in_few_passes(side: RefdiffSide, monkeypatch:
         return forward(self, ids, **given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(side.model), "__call__", counted)
-    answer = side.lookup(40, steps=30)
-    assert answer["tokens"] == [repetition(40, 31, side.vocab_size)[1].tolist()]
+    answer = side.lookup(60, steps=50, edit=make is edited)
+    assert answer["tokens"] == [make(60, 51, side.vocab_size)[1].tolist()]
     assert answer["passes"] == len(calls) - 1, "all but the first, which reads the prompt"
-    assert answer["passes"] < 30 / 5
-    assert calls[0] == 40
+    assert answer["passes"] < (50 / 5 if make is repetition else 50 / 2)
+    assert calls[0] == 60
 
 
 @pytest.mark.parametrize("size", [9, 300])

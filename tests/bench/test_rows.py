@@ -54,7 +54,8 @@ def test_errors(text: str, message: str) -> None:
     [
         ("cold", "start to first token"),
         ("load", "load"),
-        ("lookup", "prompt lookup"),
+        ("lookup", "prompt lookup, a copy"),
+        ("edit", "prompt lookup, an edit"),
         ("prefill:512", "prefill 512"),
         ("decode:128x8", "decode 128, 8 rows"),
         ("product:1", "product, 1 token"),

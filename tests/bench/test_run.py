@@ -22,11 +22,13 @@ def _options(folder: Path | None, **options: Any) -> Options:
 
 
 def test_every_kind_of_row(tiny_checkpoint: Path) -> None:
-    rows = parse_rows("prefill:5,decode:5x2,lookup,memory:5,load,cold,train:tiny")
+    rows = parse_rows("prefill:5,decode:5x2,lookup,edit,memory:5,load,cold,train:tiny")
     turns: list[str] = []
     found = list(bench.run(rows, _options(tiny_checkpoint), lambda row, side: turns.append(f"{row.kind} {side}")))
-    assert [m.row.kind for m in found] == ["memory", "load", "cold", "prefill", "decode", "lookup", "train", "train"]
-    assert [m.error for m in found] == [None] * 8
+    assert [m.row.kind for m in found] == [
+        "memory", "load", "cold", "prefill", "decode", "lookup", "edit", "train", "train",
+    ]  # fmt: skip
+    assert [m.error for m in found] == [None] * 9
     assert "prefill refdiff" in turns
     assert "prefill ceilings" in turns
     ordered = bench.in_order(found, rows)

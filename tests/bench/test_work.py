@@ -64,7 +64,13 @@ def test_rates() -> None:
     assert Work("GFLOP/s", "sgemm", operations=4_000_000_000).of_ceiling(2.0, 4e9) == 0.5
     assert Work("GB/s", "gemv", bytes=12_000_000_000).rate(2.0) == 6.0
     assert [Work(unit).rate(2.0) for unit in ("s", "B")] == [2.0, 2.0]
-    assert [_work(kind).unit for kind in ("cold", "load", "memory:5", "lookup")] == ["s", "s", "B", "tok/s"]
+    assert [_work(kind).unit for kind in ("cold", "load", "memory:5", "lookup", "edit")] == [
+        "s",
+        "s",
+        "B",
+        "tok/s",
+        "tok/s",
+    ]
 
 
 def test_a_model_is_needed() -> None:

@@ -52,13 +52,15 @@ def test_passes_through_the_model_are_told() -> None:
     )
 
 
-def test_memory_is_measured_once_and_said_to_be() -> None:
+def test_what_is_measured_once_is_said_to_be() -> None:
     cold, product = report()["rows"]
-    memory = {**cold, "title": "memory 128", "unit": "B"}
-    assert (
-        "median of 2 interleaved pairs, of memory a single one. A" in markdown_lines(report(rows=[memory, product]))[-1]
-    )
-    single = report(rows=[memory])
+    times = {name: {**side, "bytes": [3e9, 3e9]} for name, side in cold["sides"].items()}
+    once = {name: {**side, "bytes": [3e9]} for name, side in cold["sides"].items()}
+    memory = {**cold, "title": "training memory, 3m", "unit": "B"}
+    several = report(rows=[{**memory, "sides": times}, product])
+    assert "median of 2 interleaved pairs. A" in markdown_lines(several)[-1]
+    single = report(rows=[{**memory, "sides": once}, product])
+    assert "median of 2 interleaved pairs, measured once: training memory, 3m. A" in markdown_lines(single)[-1]
     single["settings"]["pairs"] = 1
     assert "median of 1 interleaved pair. A" in markdown_lines(single)[-1]
 

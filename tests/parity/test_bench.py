@@ -18,7 +18,7 @@ from refdiff.bench.side import Settings
 from refdiff.bench.sizes import write_like
 from refdiff.bench.transformers_side import TransformersSide
 
-ROWS = "cold,load,prefill:19,prefill:7,decode:19,decode:7x3,lookup,memory:19,product:1,product:20,train:tiny"
+ROWS = "cold,load,prefill:19,prefill:7,decode:19,decode:7x3,lookup,edit,memory:19,product:1,product:20,train:tiny"
 
 
 @pytest.fixture(scope="module")
