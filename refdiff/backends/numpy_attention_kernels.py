@@ -42,6 +42,9 @@ FEW_SCORES = 2**16
 UNPACKED = 10**6
 """The largest rows · N · K of a product that OpenBLAS does without packing; just above, it takes twice as long."""
 
+THREADED = 2 * UNPACKED
+"""From how large a product on keys are not cut for it: beyond, packing them costs less than BLAS's threads gain."""
+
 ONE_THREAD = 9000
 """The largest matrix by which OpenBLAS multiplies a vector without threads of its own."""
 
@@ -142,7 +145,8 @@ class NumpyAttentionKernels(NumpyRowKernels):
         n = G * T
         hidden = np.tri(T, k=-1, dtype=np.bool_)[:, None] if causal and T > 1 else None
         out, ones = np.empty((B, H, T, e), v.dtype), np.ones(S, v.dtype)
-        of_keys = cut(S, max(UNPACKED // d // n // 8 * 8, KEYS))
+        for_blas = not self._workers.alone and S * d * n >= THREADED
+        of_keys = cut(S, S if for_blas else max(UNPACKED // d // n // 8 * 8, KEYS))
         piece = SUMMED if SUMMED * M * n <= min(UNPACKED // e, ONE_THREAD) else KEYS
 
         def part(at: tuple[slice, slice]) -> None:
@@ -204,7 +208,6 @@ class NumpyAttentionKernels(NumpyRowKernels):
                 for b in range(0, B, rows)
                 for k in range(0, K, heads)
             ],
-            beside_blas=piece * M * n * e <= UNPACKED,
         )
         return out
 

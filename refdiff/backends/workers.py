@@ -40,7 +40,7 @@ class Workers:
         self.threads = threads or _cores()
         self._pool: ThreadPoolExecutor | None = None
         self._controller: ThreadpoolController | None = None
-        self._running = self._beside = 0
+        self._running = 0
         self._busy = threading.local()
 
     @contextlib.contextmanager
@@ -49,7 +49,7 @@ class Workers:
 
         Outside of such a block `split` and `each` do everything in the calling thread, and BLAS keeps its threads.
         The value is whether this is the outermost of blocks within each other. With `alone=False` BLAS has all threads,
-        and these here only serve `each` with `beside_blas`.
+        and these here none: beside BLAS's, which go on looking for work after a product, a second one gains nothing.
         """
         if self._running:
             yield False
@@ -59,12 +59,15 @@ class Workers:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="refdiff")
         with self._controller.limit(limits=1 if alone else self.threads):
             self._running += alone
-            self._beside += not alone
             try:
                 yield True
             finally:
                 self._running -= alone
-                self._beside -= not alone
+
+    @property
+    def alone(self) -> bool:
+        """Whether BLAS is held to one thread, and these here have the cores."""
+        return self._running > 0
 
     def split(self, size: int, work: Callable[[int, int], Any], *, align: int = 1) -> None:
         """Call `work(start, stop)` on parts of range(size), one part a thread, starts being multiples of `align`."""
@@ -72,17 +75,15 @@ class Workers:
 
     def cuts(self, size: int, *, align: int = 1) -> list[slice]:
         """Cut range(size) into one part for each thread that is free, starts being multiples of `align`."""
-        parts = self.threads if self._running and not self._is_busy() else 1
+        parts = self.threads if self.alone and not self._is_busy() else 1
         step = max(-(-size // (parts * align)), 1) * align
         return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
-    def each(self, work: Callable[[Any], Any], items: Iterable[Any], *, beside_blas: bool = False) -> None:
+    def each(self, work: Callable[[Any], Any], items: Iterable[Any]) -> None:
         """Call `work(item)` for every item, whichever thread is free taking the next.
 
         What an item asks of these threads, its own does: the others have items. Each has NumPy's `errstate` of the
         caller. Where one raises, those that have not begun are left out.
-
-        beside_blas: `work` asks BLAS for nothing so large that it would take threads of its own for it.
         """
         todo = deque(items)
 
@@ -102,8 +103,7 @@ class Workers:
             with self._being_busy():
                 drain()
 
-        shared = (self._running or (beside_blas and self._beside)) and not self._is_busy()
-        helpers = min(self.threads, len(todo)) - 1 if shared else 0
+        helpers = min(self.threads, len(todo)) - 1 if self.alone and not self._is_busy() else 0
         if helpers < 1 or self._pool is None:
             drain()
             return

@@ -7,7 +7,7 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends import numpy_attention_kernels, numpy_attention_scores
-from refdiff.backends.numpy_attention_kernels import LEAST, NumpyAttentionKernels
+from refdiff.backends.numpy_attention_kernels import LEAST, THREADED, NumpyAttentionKernels
 from refdiff.backends.workers import Workers
 
 KERNELS = NumpyAttentionKernels(Workers(2))
@@ -66,6 +66,21 @@ def test_rows_of_the_batch_do_not_see_each_other(taken, T, S, way):
         np.testing.assert_array_equal(found[0], alike[0])
     np.testing.assert_array_equal(beside[1], other[1])
     assert taken == [way] * 4
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_long_cache_is_multiplied_whole_where_blas_has_the_threads(alone):
+    S, d, G = 8200, 64, 4
+    assert S * d * G >= THREADED
+    exact = streams(1, 2 * G, 2, 1, S, d, 128)
+    inputs = [np.asarray(x, np.float32) for x in exact]
+    exact = [np.asarray(x, np.float64) for x in inputs]
+    want, plain = layers.diff_attention(*exact), layers.diff_attention(*inputs)
+    with KERNELS._workers.running(alone=alone):
+        np.testing.assert_allclose(KERNELS.diff_attention(*exact), want, rtol=1e-10, atol=1e-12)
+        found = KERNELS.diff_attention(*inputs)
+        np.testing.assert_array_equal(KERNELS.diff_attention(*inputs), found)
+    assert abs(found - want).max() <= 2 * abs(plain - want).max() + np.finfo(np.float32).eps * abs(want).max()
 
 
 @pytest.mark.parametrize(("T", "S"), [(1, 67), (5, 67), (67, 67), (307, 307)])

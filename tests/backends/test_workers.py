@@ -59,15 +59,6 @@ def test_several_threads_take_part():
         workers.each(lambda _: meeting.wait(), range(3))  # passes only if three items are under way at once
 
 
-def test_beside_blas_several_threads_take_part_where_the_work_says_that_it_may():
-    workers, meeting, seen = Workers(2), threading.Barrier(2, timeout=20), []
-    with workers.running(alone=False):
-        workers.each(lambda _: meeting.wait(), range(2), beside_blas=True)
-        workers.each(lambda _: seen.append(threading.current_thread()), range(2))
-    workers.each(lambda _: seen.append(threading.current_thread()), range(2), beside_blas=True)
-    assert seen == [threading.current_thread()] * 4
-
-
 def test_what_an_item_asks_for_its_own_thread_does():
     workers, inner = Workers(2), []
 
