@@ -74,6 +74,34 @@ def kernels_for(xp: Any, kernels: str = "fast", threads: int | None = None, matr
     return None
 
 
+def keeps_stored(weights: str, xp: Any, kernels: str = "fast") -> bool:
+    """Whether 16-bit matrices stay as they are stored, for arrays of namespace `xp`.
+
+    Args:
+        weights: `"stored"`, `"expanded"`, or `"auto"` = where the kernels multiply by them at full speed: CuPy's, whose
+            arrays have bfloat16 since its version 14.
+        kernels: as in `kernels_for`.
+
+    Raises:
+        ValueError: `weights` is none of these, or nothing multiplies by stored ones here.
+    """
+    if weights not in ("auto", "expanded", "stored"):
+        raise ValueError(f'weights is {weights!r}, but must be "auto", "expanded" or "stored"')
+    on_cuda, fast = array_api_compat.is_cupy_namespace(xp), kernels == "fast"
+    if weights == "stored" and not (fast and (on_cuda or array_api_compat.is_numpy_namespace(xp))):
+        raise ValueError(
+            'weights="stored" needs the fast kernels of NumPy or CuPy, which expand them as they go: leave backend and '
+            'kernels out, or take weights="expanded"'
+        )
+    if weights == "auto" and on_cuda and fast:
+        import cupy
+
+        from refdiff.backends.cupy_upload import has_bfloat16
+
+        return has_bfloat16(cupy)
+    return weights == "stored"
+
+
 @contextlib.contextmanager
 def placing(xp: Any, device: Any, total: int) -> Iterator[Callable[[Any], Any]]:
     """Give what puts NumPy arrays, `total` bytes in all, on `device` as arrays of namespace `xp`."""

@@ -53,7 +53,7 @@ class Upload:
             ValueError: `x` is bfloat16, and CuPy older than 14. As float32 it would be other than what was asked for.
         """
         cupy = self._cupy
-        if x.dtype.name == "bfloat16" and int(cupy.__version__.split(".")[0]) < 14:
+        if x.dtype.name == "bfloat16" and not has_bfloat16(cupy):
             raise ValueError(
                 f"weights of bfloat16 cannot stay as they are stored: CuPy {cupy.__version__} has no bfloat16. Install "
                 'CuPy 14 or newer, or take weights="expanded", as float32'
@@ -82,3 +82,8 @@ class Upload:
         self._buffers = []
         if self._bar is not None:
             self._bar.close()
+
+
+def has_bfloat16(cupy: Any) -> bool:
+    """Whether this CuPy can hold bfloat16: since 14."""
+    return int(cupy.__version__.split(".")[0]) >= 14

@@ -248,7 +248,7 @@ class Measurer:
         if name == OURS:
             command = ["-m", "refdiff", "generate", "-m", folder, "-p", prompt, "-n", "1", "--temp", "0", "-q"]
             command += ["--threads", str(s.threads), "--dtype", s.dtype, "--offline", "--backend", s.backend]
-            command += ["--weights", "stored"] if s.dtype in SIXTEEN_BITS else []
+            command += ["--weights", "stored" if s.dtype in SIXTEEN_BITS else "expanded"]
         else:
             from refdiff.bench.transformers_side import WHAT_ONE_WOULD_WRITE, device_of
 

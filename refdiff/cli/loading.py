@@ -29,10 +29,10 @@ def add_machine(group: Any) -> None:
     )
     group.add_argument(
         "--weights",
-        choices=("expanded", "stored"),
-        default="expanded",
-        help="stored = matrices of 16 bits stay so, for half the memory and, on a CPU, some of the speed (default: "
-        "expanded = to float32, once, with cupy too)",
+        choices=("auto", "expanded", "stored"),
+        default="auto",
+        help="stored = matrices of 16 bits stay so, for half the memory and, on a CPU, some of the speed; expanded = "
+        "to float32, once (default: auto = stored with cupy, expanded with numpy)",
     )
     group.add_argument(
         "--threads",

@@ -11,12 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
-import array_api_compat
 import numpy as np
 
 from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace
-from refdiff.backends import kernels_for, ops_for, placing
+from refdiff.backends import keeps_stored, kernels_for, ops_for, placing
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 from refdiff.model.config import DiffLlamaConfig
@@ -121,7 +120,7 @@ class PreTrainedModel(Pickled):
         backend: str | ModuleType = "numpy",
         device: Any = None,
         kernels: str = "fast",
-        weights: str = "expanded",
+        weights: str = "auto",
         threads: int | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -137,7 +136,8 @@ class PreTrainedModel(Pickled):
             device: where that backend puts its arrays; None is its default.
             kernels: "fast" = the backend's kernels, "reference" = the equations as written.
             weights: "expanded" = 16-bit weights become float32 when they are loaded; "stored" = their matrices stay as
-                they are in the file, for half the memory, and the fast kernels expand what they use.
+                they are in the file, for half the memory, and the fast kernels expand what they use, or on a CUDA
+                device multiply them so; "auto" = as stored on a CUDA device (by CuPy 14 or newer), else expanded.
             threads: how many the fast kernels may use on a CPU; None is all cores.
             revision: branch, tag or commit of a repo.
             cache_dir: where downloads are kept instead of the usual cache.
@@ -147,7 +147,7 @@ class PreTrainedModel(Pickled):
             CheckpointError: something is missing or broken; the message names file, tensor and what would help.
         """
         xp, dtype = _backend(backend), _dtype_name(dtype)  # before anything is downloaded
-        _check_weights(weights, xp, kernels)
+        stored = keeps_stored(weights, xp, kernels)
         folder = hub.snapshot(
             path_or_repo,
             files=hub.CONFIG + hub.WEIGHTS,
@@ -156,7 +156,7 @@ class PreTrainedModel(Pickled):
             local_files_only=local_files_only,
         )
         config = DiffLlamaConfig.from_pretrained(folder)
-        params = load(folder, config, cls.__name__, dtype=dtype, stored=weights == "stored")
+        params = load(folder, config, cls.__name__, dtype=dtype, stored=stored)
         generation = folder / "generation_config.json"
         model = cls(
             config,
@@ -169,7 +169,7 @@ class PreTrainedModel(Pickled):
             generation_config=read_json(generation) if generation.exists() else {},
         )
         model.source = str(folder)
-        model._of_file = weights, flatten(model.params)
+        model._of_file = "stored" if stored else "expanded", flatten(model.params)
         return model
 
     @classmethod
@@ -332,17 +332,6 @@ def _map(function: Callable[[Any], Any], nested: Any) -> Any:
     if isinstance(nested, list):
         return [_map(function, value) for value in nested]
     return function(nested)
-
-
-def _check_weights(weights: str, xp: ModuleType, kernels: str) -> None:
-    if weights not in ("expanded", "stored"):
-        raise ValueError(f'weights is {weights!r}, but must be "expanded" or "stored"')
-    expand = array_api_compat.is_numpy_namespace(xp) or array_api_compat.is_cupy_namespace(xp)
-    if weights == "stored" and (kernels != "fast" or not expand):
-        raise ValueError(
-            'weights="stored" needs the fast kernels of NumPy or CuPy, which expand them as they go: leave backend and '
-            'kernels out, or take weights="expanded"'
-        )
 
 
 def _dtype_name(dtype: Any) -> str:

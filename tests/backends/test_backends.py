@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from types import SimpleNamespace
 
 import array_api_strict
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends import _kernel_or_layer, kernels_for, ops_for, overlay
+from refdiff.backends import _kernel_or_layer, keeps_stored, kernels_for, ops_for, overlay
 
 X = np.random.default_rng(0).normal(size=(2, 3, 5))
 MLP = {
@@ -100,6 +101,19 @@ def test_a_kernel_that_declines_leaves_the_call_to_its_layer() -> None:
     fast = _kernel_or_layer(lambda *args, **kwargs: NotImplemented, layers.rms_norm)
     np.testing.assert_array_equal(fast(X, None, 1e-5), layers.rms_norm(X, None, 1e-5))
     assert isinstance(ops_for(), SimpleNamespace)
+
+
+@pytest.mark.parametrize(("version", "stored"), [("13.6.0", False), ("14.0.0", True), ("15.1.0rc1", True)])
+def test_matrices_stay_as_they_are_stored_where_they_are_multiplied_so(monkeypatch, version, stored):
+    import array_api_compat
+
+    cupy = SimpleNamespace(__version__=version)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(array_api_compat, "is_cupy_namespace", lambda xp: xp is cupy)
+    assert keeps_stored("auto", cupy) is stored
+    assert keeps_stored("stored", cupy)
+    for given in (("expanded", cupy), ("auto", cupy, "reference"), ("auto", np), ("auto", array_api_strict)):
+        assert not keeps_stored(*given)
 
 
 def test_cupy_gets_its_kernels_and_its_uploads(monkeypatch):

@@ -17,7 +17,7 @@ from refdiff.cli.loading import load, read_ahead
 
 
 def _args(model: Path | str, **options: Any) -> argparse.Namespace:
-    usual = {"offline": False, "quiet": False, "threads": 0, "backend": "numpy", "weights": "expanded", "dtype": "auto"}
+    usual = {"offline": False, "quiet": False, "threads": 0, "backend": "numpy", "weights": "auto", "dtype": "auto"}
     return argparse.Namespace(model=str(model), **{**usual, **options})
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff.model import pretrained
 from refdiff.model.weights import flatten
 
 IDS = np.array([[5, 17, 3, 11, 2], [7, 1, 13, 19, 23]])
@@ -95,3 +96,14 @@ def test_what_needs_expanded_ones_says_so(folder: Path) -> None:
             options = {"backend": array_api_strict}
         with pytest.raises(ValueError, match="needs the fast kernels of NumPy or CuPy"):
             load(folder, weights="stored", **options)
+
+
+def test_what_is_not_said_goes_by_the_backend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(**options: Any) -> bool:
+        return flatten(load(folder, **options).params)["lm_head.weight"].dtype.itemsize == 2
+
+    assert not kept()
+    monkeypatch.setattr(pretrained, "keeps_stored", lambda weights, xp, kernels: (weights, kernels) == ("auto", "fast"))
+    assert kept()
+    assert not kept(weights="expanded")
+    assert not kept(kernels="reference")
