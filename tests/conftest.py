@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.failing_example import code
+from tests.layers.places import Place, devices
 
 # dev: seconds, ci: minutes, nightly: about an hour of two cores; chosen by REFDIFF_HYPOTHESIS, or by pytest's
 # --hypothesis-profile. All but nightly draw the same examples each time; a failing one is printed as a program
@@ -53,6 +54,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 # A shell starts what it runs in the background with Ctrl-C ignored, and the processes of tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(params=devices(), ids=str)
+def away(request: pytest.FixtureRequest) -> Place:
+    """Where arrays are not NumPy's: array-api-strict's second device, and CuPy's where one answers."""
+    place: Place = request.param
+    return place
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import given, is_hypothesis_test, settings
@@ -17,6 +16,7 @@ from refdiff.arrays import Deferred, to_numpy
 from refdiff.convert import convert, convert_later, prove
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
+from tests.layers.places import Place
 from tests.model.models import CLASSES, ids, small_model
 from tests.tolerances import EXACT, close
 
@@ -177,11 +177,10 @@ def test_every_class(kind: Any, one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2")])
-def test_weights_on_another_backend(one: str, other: str) -> None:
-    device = array_api_strict.Device("device1")
-    there = small_model(wiring=one, rms_norm_eps=1e-6, backend=array_api_strict, device=device)
+def test_weights_on_another_backend(away: Place, one: str, other: str) -> None:
+    there = small_model(wiring=one, rms_norm_eps=1e-6, **away.choice)
     config, params = convert(there.config, there.params, other)
-    new = type(there)(config, params, dtype="float64", backend=array_api_strict, device=device)
+    new = type(there)(config, params, dtype="float64", **away.choice)
     close(to_numpy(new(ids(0, 1, 7)).logits), to_numpy(there(ids(0, 1, 7)).logits), CONVERTED)
     assert prove((there.config, there.params), (config, params)).worst < 1e-13
 

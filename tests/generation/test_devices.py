@@ -1,15 +1,15 @@
-"""Text is the same where arrays live on a device: array-api-strict's second, which converts nothing unasked."""
+"""Text is the same on a device: array-api-strict's second, which converts nothing unasked, or CuPy's."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import array_api_strict
 import numpy as np
 import pytest
 
 import refdiff
 from tests.backends.test_cupy_model import IDS, MASK, SIZES
+from tests.layers.places import Place
 
 
 @pytest.mark.parametrize("wiring", ["hf", "v2"])
@@ -27,10 +27,9 @@ from tests.backends.test_cupy_model import IDS, MASK, SIZES
     ],
     ids=lambda options: "-".join(options) or "greedy",
 )
-def test_text_is_the_same_on_a_device(options: dict[str, Any], wiring: str) -> None:
+def test_text_is_the_same_on_a_device(away: Place, options: dict[str, Any], wiring: str) -> None:
     config = refdiff.DiffLlamaConfig(**SIZES, wiring=wiring)
-    device = array_api_strict.Device("device1")
-    there = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, backend=array_api_strict, device=device)
+    there = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, **away.choice)
     here = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, kernels="reference")
     ids = IDS[:1] if {"prompt_lookup_num_tokens", "penalty_alpha"} & set(options) else IDS
     ours, theirs = (model.generate(ids, max_new_tokens=6, eos_token_id=None, **options) for model in (there, here))

@@ -33,6 +33,11 @@ class Place:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def choice(self) -> dict[str, Any]:
+        """What a model is told so that it lives here."""
+        return {"backend": self.xp, "device": self.device}
+
     def put(self, x: Any) -> Any:
         """Bring NumPy arrays here, also inside of dicts, and dtypes and `numpy` itself; the rest is left as it is."""
         if isinstance(x, Mapping):
@@ -62,10 +67,15 @@ NUMPY = Place("numpy", np)
 READ_ONLY = Place("read-only numpy", np, read_only=True)
 
 
+def devices() -> list[Place]:
+    """List the places that are not NumPy's; CuPy's is among them where a small computation on it works."""
+    cupy = cuda()
+    return [STRICT] if cupy is None else [STRICT, Place("cupy", arrays.backend("cupy"), cupy.cuda.Device(0))]
+
+
 def places() -> list[Place]:
-    """List the places of this machine; CuPy's is among them where a small computation on it works."""
-    found, cupy = [NUMPY, READ_ONLY, STRICT], cuda()
-    return found if cupy is None else [*found, Place("cupy", arrays.backend("cupy"), cupy.cuda.Device(0))]
+    """List the places of this machine."""
+    return [NUMPY, READ_ONLY, *devices()]
 
 
 @dataclass(frozen=True)

@@ -220,15 +220,14 @@ def test_embeddings_in_place_of_ids(kind):
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_on_a_second_device(kind):
-    device = array_api_strict.Device("device1")
-    here, there = small_model(kind), small_model(kind, backend=array_api_strict, device=device)
+def test_on_a_device(away, kind):
+    here, there = small_model(kind), small_model(kind, **away.choice)
     options = {"labels": [1, 0]} if kind is refdiff.DiffLlamaForSequenceClassification else {}
     a, b = here(TOKENS, **options), there(TOKENS, **options)
     assert a.keys() == b.keys()
     for name, value in a.items():
         if name != "cache":
-            assert b[name].device == device
+            assert away.holds(b[name])
             np.testing.assert_allclose(to_numpy(b[name]), value, rtol=1e-11, atol=1e-11)
 
 

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,6 +22,7 @@ from refdiff.model.weights import attention_shapes, count_parameters, nest, para
 from refdiff.model.weights.names import stored_name
 from refdiff.model.wirings import WIRINGS
 from tests.golden import unilm
+from tests.layers.places import Place
 from tests.model.models import CLASSES, ids, small_config, small_model
 from tests.tolerances import EXACT, close
 
@@ -109,16 +109,15 @@ def test_kernels_equal_the_equations(wiring: str) -> None:
 
 
 @EACH
-def test_on_a_second_device(wiring: str) -> None:
-    device = array_api_strict.Device("device1")
-    here, there = small_model(wiring=wiring), small_model(wiring=wiring, backend=array_api_strict, device=device)
+def test_on_a_device(away: Place, wiring: str) -> None:
+    here, there = small_model(wiring=wiring), small_model(wiring=wiring, **away.choice)
     tokens, mask = ids(6, 2, 7), np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
     a, b = (m(tokens, attention_mask=mask, output_attentions=True) for m in (here, there))
-    assert b.logits.device == device
+    assert away.holds(b.logits)
     close(to_numpy(b.logits), a.logits, SAME)
     for name in ("attentions", "differential_attentions", "lambdas"):
         for x, y in zip(a[name], b[name], strict=True):
-            assert y.device == device
+            assert away.holds(y)
             close(to_numpy(y), x, 1e-9)
 
 
