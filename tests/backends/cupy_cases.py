@@ -62,7 +62,7 @@ def rope_cases(slow: bool) -> Iterator[Case]:
 
 
 def swiglu_cases(slow: bool) -> Iterator[Case]:
-    for rows, inner in (((1, 1), 13), ((2, 7), 13), ((1, 3), 1031)):
+    for rows, inner in (((1, 1), 13), ((2, 7), 13), ((2, 9), 13), ((1, 3), 1031)):
         weights = [{"weight": normal(i, *shape, scale=0.3)} for i, shape in ((1, (inner, 11)), (2, (inner, 11)))]
         yield (normal(0, *rows, 11), *weights, {"weight": normal(3, 11, inner, scale=0.3)}), {}
     yield (normal(0, 1, 3, 11, scale=100.0), *weights, {"weight": normal(3, 11, inner)}), {"act": "swish"}
@@ -110,6 +110,15 @@ def diff_attention_cases(slow: bool) -> Iterator[Case]:
             yield (q1, k1, q2, k2, v, normal(seed, B, H, T, 1)), {}
             yield (30 * q1, k1, 30 * q2, k1, v, np.float64(1.0)), {}
             yield (q1[:, ::-1], k1, q2.copy(), k2, v, np.float64(1.0)), {}
+
+
+def diff_heads_hf_cases(slow: bool) -> Iterator[Case]:
+    for d, e in head_sizes(slow):
+        for seed in range(len(SIZES)):
+            q1, k1, q2, k2, v = heads(seed, d, e)
+            q, k = (np.concatenate(pair, axis=1) for pair in ((q1, q2), (k1, k2)))
+            for kwargs in seen(seed, 1):
+                yield (q, k, v, np.asarray(0.6), 0.3, 1e-5), kwargs
 
 
 def diff_attention_vjp_cases(slow: bool) -> Iterator[Case]:

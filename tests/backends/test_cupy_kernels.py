@@ -22,7 +22,8 @@ OF_WEIGHTS = ("linear", "swiglu", "embedding")
 """Kernels whose weights alone may be of a 16-bit type."""
 
 FLOAT32_ARGUMENTS = {
-    "diff_attention": (5,), "diff_attention_vjp": (6,), "diff_lambda": (0, 1, 2, 3), "rope": (1, 2),
+    "diff_attention": (5,), "diff_attention_vjp": (6,), "diff_heads_hf": (3,), "diff_lambda": (0, 1, 2, 3),
+    "rope": (1, 2),
 }  # fmt: skip
 """Which arguments are float32 whatever the numbers are: λ and its vectors, cos and sin."""
 
@@ -101,7 +102,7 @@ def run_twice(name: str, given: tuple[Any, ...], kwargs: dict[str, Any], real: b
     results = []
     for order in (0, 2):
         kernels = CupyKernels() if real else CupyKernels(EmulatedDevice(order=order, **device))
-        call = getattr(ops_for(kernels) if name == "swiglu" else kernels, name)
+        call = getattr(ops_for(kernels) if name in ("swiglu", "diff_heads_hf") else kernels, name)
         if real:
             there, options = (moved(x, CUDA.asarray, np.ndarray) for x in (given, kwargs))
             results.append(moved(call(*there, **options), CUDA.asnumpy, CUDA.ndarray))
@@ -145,6 +146,10 @@ def hold(
             allowed += ROUNDING[kind.name] * size
             if name in ("diff_attention", "plain_heads") and (real or device.get("capability")):
                 allowed += rounding_of_weights(given) * ROUNDING[kind.name]  # of the softmax, on tensor cores
+            if name == "diff_heads_hf":  # of the heads, before they are normed
+                allowed += ROUNDING[kind.name] * size
+        if name == "swiglu" and given[0].size > FEW * given[0].shape[-1]:  # of x, and of what lies between the products
+            allowed += 8 * ROUNDING[np.dtype(dtype).name] * size
         assert np.abs(one.astype(np.float64) - exact).max(initial=0) <= allowed, (name, kwargs.keys(), kind)
     return True
 

@@ -73,7 +73,7 @@ def test_a_model_is_its_equations(wiring: str) -> None:
                         for m, o in ((fast, ours), (exact, theirs)))  # fmt: skip
         np.testing.assert_allclose(ours.logits, theirs.logits, atol=3e-6)
     of_v1 = {"diff_lambda"} if wiring in ("hf", "paper") else set()
-    assert set(device.launched) == {"linear", "rms_norm", "rope", "rope_append", "gated", "attention"} | of_v1
+    assert set(device.launched) == {"linear", "rms_norm", "rope", "rope_append", "gated_linear", "attention"} | of_v1
 
 
 def test_generated_text_and_gradients_are_those_of_the_equations() -> None:

@@ -57,9 +57,12 @@ MISTAKES = [
     ("diff_lambda", "second += q2[i] * k2[i]", "second += q1[i] * k2[i]"),
     ("diff_lambda", "- expf(second) + init", "- expf(second)"),
     ("swiglu", "1.0f + expf(-x)", "1.0f + expf(x)"),
-    ("linear", "if (lane == 0 && first + r < rows)", "if (lane == 0)"),
+    ("swiglu", "1.0f + expf(-z)", "1.0f + expf(z)"),
+    ("swiglu", "products(of_up, up", "products(of_up, gate"),
+    ("diff_heads_hf", "/ root * factor", "/ root"),
+    ("linear", "if (threadIdx.x % 32 == 0 && first + r < rows)", "if (threadIdx.x % 32 == 0)"),
     ("linear", "int i = whole + lane;", "int i = lane;"),
-    ("linear", "if (output >= outputs) return;", ""),
+    ("linear", "% tiles * ROWS", "% tiles"),
     ("linear", "widen(eight.of[4 + j])", "widen(eight.of[j])"),
 ]
 

@@ -67,6 +67,20 @@ def test_the_text_is_that_of_the_equations(steps: list[RecordedStep], wiring: st
     assert [(step.recordings, step.refused) for step in steps] == [(1, None)] * 3
 
 
+def test_a_layer_of_a_recorded_token_is_nine_kernels(steps: list[RecordedStep]) -> None:
+    """Beside CuPy's own: the values laid together, and both sums with the residual path. λ is computed before."""
+    fast, _ = models()
+    device = on_the_device(fast)
+    fast.params = _map(fast.params)
+    fast.generate(IDS, **OPTIONS)
+    layer = [
+        *("rms_norm", "linear", "rope_append", "attention", "rms_norm", "linear"),
+        *("rms_norm", "gated_linear", "linear"),
+    ]
+    head = ["rms_norm", "linear", "choose"]
+    assert [name for name, *_ in device.trace] == [*layer * fast.config.num_hidden_layers, *head]
+
+
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, {"output_scores": True}])
 def test_what_the_host_must_see_comes_from_recorded_steps_too(
     steps: list[RecordedStep], options: dict[str, Any]

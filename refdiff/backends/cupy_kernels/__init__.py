@@ -31,16 +31,17 @@ from refdiff.backends.cupy_kernels.choosing import choose
 from refdiff.backends.cupy_kernels.device import NUMBERS, Device, gaps
 from refdiff.backends.cupy_kernels.geometry import row_shares, row_threads
 from refdiff.backends.cupy_kernels.graph import GraphError, recordable
-from refdiff.backends.cupy_kernels.products import linears
+from refdiff.backends.cupy_kernels.products import gated, linears
 from refdiff.backends.numpy_attention_kernels import fits
 from refdiff.layers.diff_attention import sum_to
+from refdiff.layers.plain_heads import concat_heads
 
 PIECE = 8192
 """Tokens of all rows that go through a model at once.
 
-A layer is some twenty launches and reads its weights once, however few the tokens are: 1,024, enough for a CPU, leave a
-large card waiting. More need more memory, for 8,192 tokens 32 KiB a feature in float32: gate, up and their product, the
-widest that there are at a time, take 1.4 GB together where each has 14,336 features.
+A layer is a dozen launches or more and reads its weights once, however few the tokens are: 1,024, enough for a CPU,
+leave a large card waiting. More need more memory, for 8,192 tokens 32 KiB a feature in float32: gate, up and their
+product, the widest that there are at a time, take 1.4 GB together where each has 14,336 features.
 """
 
 SIXTEEN_BITS = ("float16", "bfloat16")
@@ -65,6 +66,7 @@ class CupyKernels:
         self.choose = functools.partial(choose, self._device)
         self.linears, self.rope_append, self.counted_by = self._linears, self._rope_append, self._counted_by
         self._state: dict[str, Any] = {"length": None, "rounded": rounded}
+        self._lambdas: dict[Any, Array] | None = None
         self.fill = self._device.fill
         self.record, self.refusal = self._record, GraphError
         self.recordable_ops = functools.partial(recordable, self)
@@ -95,6 +97,10 @@ class CupyKernels:
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Any:
         """Go once through each row, in whatever order the rows lie."""
+        return self._norm(x, weight, eps)
+
+    def _norm(self, x: Array, weight: Array | None, eps: float, factor: float = 1.0) -> Any:
+        """Norm, and multiply by a factor."""
         served = x.dtype.name in NUMBERS and (weight is None or weight.dtype.name in NUMBERS)
         if not served or not eps >= 0 or x.ndim < 1 or x.size == 0:
             return NotImplemented
@@ -110,7 +116,7 @@ class CupyKernels:
         defines = {"NUMBER": NUMBERS[x.dtype.name], "WEIGHT": NUMBERS[(x if weight is None else weight).dtype.name]}
         self._device.launch(
             "rms_norm.cu", "rms_norm", defines, (x.size // size, 1, 1), threads,
-            (lying, weight, y, np.int32(size), np.float32(eps)), 4 * 32,
+            (lying, weight, y, np.int32(size), np.float32(eps), np.float32(factor)), 4 * 32,
         )  # fmt: skip
         return xp.permute_dims(y, (*(order.index(axis) for axis in range(x.ndim - 1)), x.ndim - 1))
 
@@ -156,9 +162,12 @@ class CupyKernels:
         linear: Callable[..., Any] = layers.linear,
         activation: Callable[..., Any] = layers.activation,
     ) -> Any:
-        """Multiply silu(gate) and up in one step."""
+        """Multiply silu(gate) and up in one step, of few rows that with their products."""
         if act not in ("silu", "swish") or x.dtype.name not in NUMBERS or x.size == 0:
             return NotImplemented
+        hidden = gated(self._device, x, gate_proj, up_proj) if untouched(linear) else NotImplemented
+        if hidden is not NotImplemented:
+            return linear(hidden, **down_proj)
         both = self._linears(x, gate_proj, up_proj) if untouched(linear) else NotImplemented
         gate, up = (linear(x, **gate_proj), linear(x, **up_proj)) if both is NotImplemented else both
         gate, up = (y.copy(order="C") if gaps(y) else y for y in (gate, up))
@@ -177,12 +186,41 @@ class CupyKernels:
         vectors = (lambda_q1, lambda_k1, lambda_q2, lambda_k2)
         if any(x.dtype.name != "float32" or x.ndim != 1 or x.shape != lambda_q1.shape or gaps(x) for x in vectors):
             return NotImplemented
+        where = (*map(self._device.address, vectors), lambda_init)
+        if self._lambdas is not None and where in self._lambdas:
+            return self._lambdas[where]
         lambda_ = self._device.empty((), np.float32)
         self._device.launch(
             "diff_lambda.cu", "diff_lambda", {}, (1, 1, 1), 32,
             (*vectors, lambda_, np.int32(lambda_q1.size), np.float32(lambda_init)),
         )  # fmt: skip
+        if self._lambdas is not None:
+            self._lambdas[where] = lambda_
         return lambda_
+
+    def diff_heads_hf(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        lambda_: Array,
+        lambda_init: float,
+        eps: float,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        *,
+        causal: bool = True,
+        diff_attention: Callable[..., Any] = layers.diff_attention,
+        rms_norm: Callable[..., Any] = layers.rms_norm,
+    ) -> Any:
+        """Scale in the norm's own launch."""
+        if not untouched(rms_norm) or any(x.ndim != 4 or x.shape[1] % 2 for x in (q, k)):
+            return NotImplemented
+        H, K = q.shape[1] // 2, k.shape[1] // 2
+        halves = q[:, :H, ...], k[:, :K, ...], q[:, H:, ...], k[:, K:, ...]
+        heads = diff_attention(*halves, v, lambda_, mask, bias, causal=causal)
+        normed = self._norm(heads, None, eps, 1 - lambda_init)
+        return normed if normed is NotImplemented else concat_heads(normed)
 
     def diff_attention(
         self,
@@ -276,8 +314,17 @@ class CupyKernels:
         return linears(self._device, x, *projections)
 
     def _record(self, work: Callable[[], Any]) -> Any:
-        """Record work; see `graph.Recorder`."""
-        return self._device.recorder().record(work)
+        """Record work; see `graph.Recorder`. λ, which the weights alone decide, is computed once and not recorded."""
+        lambdas: dict[Any, Array] = {}
+
+        def knowing() -> Any:
+            self._lambdas = lambdas
+            try:
+                return work()
+            finally:
+                self._lambdas = None
+
+        return self._device.recorder().record(knowing)
 
     def _rope_append(self, *args: Any, **kwargs: Any) -> Any:
         """Rotate, and append to the cache; see `rotation.rope_append`."""

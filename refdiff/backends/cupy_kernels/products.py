@@ -14,6 +14,10 @@ FEW = 16
 """Up to so many rows a product with a 16-bit weight reads it in a kernel of ours, which keeps the rows in float32."""
 
 
+TOGETHER = 3
+"""How many weights linear.cu takes: those of queries, keys and values."""
+
+
 def linears(device: Any, x: Array, *projections: Mapping[str, Any]) -> Any:
     """Multiply x by several weights, x Wᵀ + b each; many rows of x are rounded once for all weights of a type.
 
@@ -28,23 +32,44 @@ def linears(device: Any, x: Array, *projections: Mapping[str, Any]) -> Any:
     if gaps(flat):
         flat = flat.copy(order="C")
     rounded = {"float32": flat}
-    results = []
-    for p in projections:
-        weight, bias = p["weight"], p.get("bias")
-        kind = weight.dtype.name
-        if gaps(weight):
-            weight = weight.copy(order="C")
-        if bias is not None:
-            bias = xp.astype(bias, xp.float32, copy=False)
-        if flat.shape[0] <= FEW:
-            y = _few_rows(device, flat, weight, bias)
-        else:
+    as_read = [_as_read(**p) for p in projections]
+    if flat.shape[0] <= FEW:
+        results = _few_rows(device, flat, as_read)
+    else:
+        results = []
+        for weight, bias in as_read:
+            kind = weight.dtype.name
             if kind not in rounded:
                 rounded[kind] = xp.astype(flat, weight.dtype)
             y = device.product(rounded[kind], weight)
-            y = y if bias is None else y + bias
-        results.append(xp.reshape(y, (*x.shape[:-1], weight.shape[0])))
-    return results
+            results.append(y if bias is None else y + bias)
+    return [xp.reshape(y, (*x.shape[:-1], y.shape[-1])) for y in results]
+
+
+def gated(device: Any, x: Array, gate_proj: Mapping[str, Any], up_proj: Mapping[str, Any]) -> Any:
+    """Multiply few rows of x by two weights, and silu(gate) by up, in one launch.
+
+    Shapes:
+        x (..., inputs), weights (outputs, inputs) of one type, with or without biases -> (..., outputs) in float32;
+        NotImplemented where they do not fit, or there are more than `FEW` rows.
+    """
+    if not all(_fits(x, **p) for p in (gate_proj, up_proj)) or x.size > FEW * x.shape[-1]:
+        return NotImplemented
+    (gate, gate_bias), (up, up_bias) = _as_read(**gate_proj), _as_read(**up_proj)
+    if gate.dtype != up.dtype or gate.shape != up.shape:
+        return NotImplemented
+    xp = namespace(x)
+    flat = xp.reshape(x, (-1, x.shape[-1]))
+    if gaps(flat):
+        flat = flat.copy(order="C")
+    (N, inputs), outputs, rows = flat.shape, gate.shape[0], _rows_at_once(flat)
+    y = device.empty((*x.shape[:-1], outputs), np.float32)
+    device.launch(
+        "linear.cu", "gated_linear", {"NUMBER": "float", "WEIGHT": NUMBERS[gate.dtype.name], "ROWS": rows},
+        (-(-outputs // 8) * -(-N // rows), 1, 1), 256,
+        (flat, gate, gate_bias, up, up_bias, y, np.int32(N), np.int32(outputs), np.int32(inputs)),
+    )  # fmt: skip
+    return y
 
 
 def _fits(x: Array, weight: Array, bias: Array | None = None) -> bool:
@@ -56,15 +81,40 @@ def _fits(x: Array, weight: Array, bias: Array | None = None) -> bool:
     return bias is None or bias.shape == weight.shape[:1]
 
 
-def _few_rows(device: Any, flat: Array, weight: Array, bias: Array | None) -> Array:
-    """Multiply rows (N, inputs) without rounding them."""
-    (N, inputs), outputs, rows = flat.shape, weight.shape[0], 1
-    while rows < min(N, 8):
+def _as_read(weight: Array, bias: Array | None = None) -> tuple[Array, Array | None]:
+    """Return a weight in one piece, and its bias in float32."""
+    xp = namespace(weight)
+    return (
+        weight.copy(order="C") if gaps(weight) else weight,
+        None if bias is None else xp.astype(bias, xp.float32, copy=False),
+    )
+
+
+def _rows_at_once(flat: Array) -> int:
+    """How many rows of x a warp takes, a power of two up to 8."""
+    rows = 1
+    while rows < min(flat.shape[0], 8):
         rows *= 2
-    y = device.empty((N, outputs), np.float32)
-    device.launch(
-        "linear.cu", "linear", {"NUMBER": "float", "WEIGHT": NUMBERS[weight.dtype.name], "ROWS": rows},
-        (-(-outputs // 8), -(-N // rows), 1), 256,
-        (flat, weight, bias, y, np.int32(N), np.int32(outputs), np.int32(inputs)),
-    )  # fmt: skip
-    return y
+    return rows
+
+
+def _few_rows(device: Any, flat: Array, projections: list[tuple[Array, Array | None]]) -> list[Array]:
+    """Multiply rows (N, inputs) without rounding them, by `TOGETHER` weights of a type in one launch."""
+    (N, inputs), rows = flat.shape, _rows_at_once(flat)
+    results = [device.empty((N, weight.shape[0]), np.float32) for weight, _ in projections]
+    for kind in dict.fromkeys(weight.dtype.name for weight, _ in projections):
+        given = [
+            (weight, bias, y, np.int32(weight.shape[0]))
+            for (weight, bias), y in zip(projections, results, strict=True)
+            if weight.dtype.name == kind
+        ]
+        for i in range(0, len(given), TOGETHER):
+            some = given[i : i + TOGETHER]
+            outputs = sum(int(part[-1]) for part in some)
+            some += [(None, None, None, np.int32(0))] * (TOGETHER - len(some))
+            device.launch(
+                "linear.cu", "linear", {"NUMBER": "float", "WEIGHT": NUMBERS[kind], "ROWS": rows},
+                (-(-outputs // 8) * -(-N // rows), 1, 1), 256,
+                (flat, *(x for part in some for x in part), np.int32(N), np.int32(inputs)),
+            )  # fmt: skip
+    return results

@@ -50,6 +50,29 @@ def test_several_products_are_those_one_by_one(rows: int, dtype: Any) -> None:
         np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5)
 
 
+def test_few_rows_take_three_weights_of_a_type_in_a_launch() -> None:
+    device, x = EmulatedDevice(), normal(0, 3, 11).astype(np.float32)
+    given = projections(np.float16, BFLOAT16, np.float16, np.float32, np.float16, np.float16)
+    together = CupyKernels(device).linears(x, *given)
+    assert device.launched == ["linear"] * 4, "four of float16, and one each of the others"
+    for y, p in zip(together, given, strict=True):
+        np.testing.assert_array_equal(y, CupyKernels(EmulatedDevice()).linear(x, **p))
+
+
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
+def test_swiglu_of_few_rows_is_two_launches(rows: int) -> None:
+    device, x = EmulatedDevice(), normal(0, rows, 11).astype(np.float32)
+    gate, up = ({"weight": normal(i, 13, 11).astype(np.float16), "bias": normal(i, 13)} for i in (1, 2))
+    down = {"weight": normal(3, 5, 13).astype(np.float16)}
+    y = ops_for(CupyKernels(device)).swiglu(x, gate, up, down)
+    assert device.launched == (["gated_linear", "linear"] if rows <= FEW else ["gated"])
+    exact = layers.swiglu(x, *({name: a.astype(np.float32) for name, a in p.items()} for p in (gate, up, down)))
+    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-4 if rows <= FEW else 0.3)
+    other = {"weight": up["weight"].astype(BFLOAT16)}
+    ops_for(CupyKernels(device)).swiglu(x[:1], gate, other, down)
+    assert device.launched[-4:] == ["linear", "linear", "gated", "linear"], "weights of two types"
+
+
 def test_x_is_rounded_once_for_all_weights_of_a_type() -> None:
     """And lies in one piece, row after row, as cuBLAS is told."""
     device, x = Noting(), normal(0, 11, FEW + 1).astype(np.float32).T

@@ -1,4 +1,4 @@
-// y = x / √(mean x² + ε) ⊙ w, squares summed in float32 whatever the numbers are.
+// y = factor · x / √(mean x² + ε) ⊙ w, squares summed in float32 whatever the numbers are.
 //
 // A block for each row of `size` numbers; its threads, a power of two from 32 on, take each its share. NUMBER is that
 // of x and y, WEIGHT that of the weight, which may be null.
@@ -6,7 +6,7 @@
 #include "numbers.cuh"
 
 extern "C" __global__ void __launch_bounds__(1024) rms_norm(
-    const NUMBER* x, const WEIGHT* weight, NUMBER* y, int size, float eps) {
+    const NUMBER* x, const WEIGHT* weight, NUMBER* y, int size, float eps, float factor) {
     extern __shared__ float shared[];  // one of each warp
     x += (int64)blockIdx.x * size;
     y += (int64)blockIdx.x * size;
@@ -19,5 +19,5 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm(
     for (int warp = 0; warp < blockDim.x / 32; warp++) total += shared[warp];
     const float root = sqrtf(total / size + eps);
     for (int i = threadIdx.x; i < size; i += blockDim.x)
-        store(widen(x[i]) / root * (weight ? widen(weight[i]) : 1.0f), y + i);
+        store(widen(x[i]) / root * factor * (weight ? widen(weight[i]) : 1.0f), y + i);
 }
