@@ -18,14 +18,59 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class _Blas:
+    """How many threads BLAS has while passes of any thread are under way: one number for the whole process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: list[int] = []
+        self._controller: ThreadpoolController | None = None
+        self._before: Any = None
+
+    @contextlib.contextmanager
+    def limited(self, threads: int) -> Iterator[None]:
+        """Let BLAS have so many for the length of a `with` block, or fewer while another block asks for fewer."""
+        self._change(self._asked.append, threads)
+        try:
+            yield
+        finally:
+            self._change(self._asked.remove, threads)
+
+    def _change(self, change: Callable[[int], None], threads: int) -> None:
+        with self._lock, _from_any_thread():
+            change(threads)
+            if not self._asked:
+                self._before.restore_original_limits()
+                self._before = None
+                return
+            if self._controller is None:
+                self._controller = ThreadpoolController()
+            limiter = self._controller.limit(limits=min(self._asked))
+            self._before = self._before or limiter
+
+
+@contextlib.contextmanager
+def _from_any_thread() -> Iterator[None]:
+    """Let this thread change what another one has changed before; newer versions of threadpoolctl would ignore it."""
+    let_go = getattr(OpenBLASController, "clear_controlling_thread", lambda force: None)
+    let_go(force=True)
+    try:
+        yield
+    finally:
+        let_go(force=True)
+
+
+BLAS = _Blas()
+
+
 class Workers:
-    """The threads that one model's kernels share.
+    """The threads that one model's kernels share; passes in several threads of the caller's own share them too.
 
     Args:
         threads: how many; None is the number of cores that this process may use.
@@ -39,35 +84,39 @@ class Workers:
             raise ValueError(f"threads is {threads}, but must be 1 or more, or None for all cores")
         self.threads = threads or _cores()
         self._pool: ThreadPoolExecutor | None = None
-        self._controller: ThreadpoolController | None = None
-        self._running = 0
-        self._busy = threading.local()
+        self._here = threading.local()
 
     @contextlib.contextmanager
     def running(self, *, alone: bool = True) -> Iterator[bool]:
         """Take the cores from BLAS for the length of a `with` block, a whole pass through a model.
 
         Outside of such a block `split` and `each` do everything in the calling thread, and BLAS keeps its threads.
-        The value is whether this is the outermost of blocks within each other. With `alone=False` BLAS has all threads,
-        and these here none: beside BLAS's, which go on looking for work after a product, a second one gains nothing.
+        The value is whether this is the outermost of blocks within each other; the others change nothing. With
+        `alone=False` BLAS has all threads, and these here none: beside BLAS's, which go on looking for work after a
+        product, a second one gains nothing.
         """
-        if self._running:
+        if self._alone is not None or self._is_busy():
             yield False
             return
-        if self._controller is None:
-            self._controller = ThreadpoolController()
+        if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="refdiff")
-        with self._controller.limit(limits=1 if alone else self.threads):
-            self._running += alone
+        with BLAS.limited(1 if alone else self.threads):
+            self._here.alone = alone
             try:
                 yield True
             finally:
-                self._running -= alone
+                self._here.alone = None
 
     @property
     def alone(self) -> bool:
-        """Whether BLAS is held to one thread, and these here have the cores."""
-        return self._running > 0
+        """Whether this thread is in a pass for which BLAS is held to one thread, and these here have the cores."""
+        return bool(self._alone)
+
+    @property
+    def _alone(self) -> bool | None:
+        """The same, or None outside of a pass."""
+        alone: bool | None = getattr(self._here, "alone", None)
+        return alone
 
     def split(self, size: int, work: Callable[[int, int], Any], *, align: int = 1) -> None:
         """Call `work(start, stop)` on parts of range(size), one part a thread, starts being multiples of `align`."""
@@ -139,15 +188,15 @@ class Workers:
 
     def _is_busy(self) -> bool:
         """Whether this thread is one of several that have an item each."""
-        return getattr(self._busy, "now", False)
+        return getattr(self._here, "busy", False)
 
     @contextlib.contextmanager
     def _being_busy(self) -> Iterator[None]:
-        self._busy.now = True
+        self._here.busy = True
         try:
             yield
         finally:
-            self._busy.now = False
+            self._here.busy = False
 
 
 def _cores() -> int:

@@ -54,8 +54,8 @@ def add_bench(commands: Any) -> None:
     which.add_argument(
         "--rows",
         metavar="ROW,…",
-        help="cold, load, lookup, prefill:TOKENS, decode:CONTEXT, memory:CONTEXT, product:TOKENS, train:3m or 30m; "
-        "xN after a number of tokens for N rows at once, as in decode:128x8 (default: some of each but train)",
+        help="cold, load, lookup, edit, prefill:TOKENS, decode:CONTEXT, memory:CONTEXT, product:TOKENS, train:3m or "
+        "30m; xN after a number of tokens for N rows at once, as in decode:128x8 (default: some of each but train)",
     )
     which.add_argument("--train", action="store_true", help="measure training steps instead (default: off)")
     how = parser.add_argument_group("how")

@@ -69,8 +69,14 @@ def test_rows_of_the_batch_do_not_see_each_other(taken, T, S, way):
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_a_long_cache_is_multiplied_whole_where_blas_has_the_threads(alone):
+def test_a_long_cache_is_multiplied_whole_where_blas_has_the_threads(alone, monkeypatch):
     S, d, G = 8200, 64, 4
+    lengths, matmul = [], np.matmul
+
+    def noted(a, b, **options):
+        lengths.append(a.shape[-2])
+        return matmul(a, b, **options)
+
     assert S * d * G >= THREADED
     exact = streams(1, 2 * G, 2, 1, S, d, 128)
     inputs = [np.asarray(x, np.float32) for x in exact]
@@ -79,7 +85,9 @@ def test_a_long_cache_is_multiplied_whole_where_blas_has_the_threads(alone):
     with KERNELS._workers.running(alone=alone):
         np.testing.assert_allclose(KERNELS.diff_attention(*exact), want, rtol=1e-10, atol=1e-12)
         found = KERNELS.diff_attention(*inputs)
+        monkeypatch.setattr(np, "matmul", noted)
         np.testing.assert_array_equal(KERNELS.diff_attention(*inputs), found)
+    assert set(lengths) == ({3904, 8200 - 2 * 3904} if alone else {S})
     assert abs(found - want).max() <= 2 * abs(plain - want).max() + np.finfo(np.float32).eps * abs(want).max()
 
 

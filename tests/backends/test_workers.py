@@ -53,6 +53,55 @@ def test_blas_can_have_as_many_threads_as_were_asked_for_and_these_none():
     assert blas_threads() == before
 
 
+def test_a_pass_within_another_changes_nothing():
+    workers, before = Workers(2), blas_threads()
+    for alone in (True, False):
+        with workers.running(alone=alone):
+            outer = blas_threads()
+            with workers.running(alone=not alone) as outermost:
+                assert not outermost
+                assert workers.alone is alone
+                assert blas_threads() == outer
+            assert workers.alone is alone
+
+    def item(_):
+        with workers.running() as outermost:
+            seen.append(outermost)
+
+    seen = []
+    with workers.running():
+        workers.each(item, range(4))
+    assert seen == [False] * 4
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("workers", ["one", "two"])
+@pytest.mark.parametrize("first", [True, False])
+def test_passes_of_several_threads_leave_blas_as_it_was(workers, first):
+    """Whichever begins, and ends, first; where one of them has BLAS held to one thread, it is for all."""
+    one = Workers(2)
+    other, before, seen = one if workers == "one" else Workers(2), blas_threads(), []
+    begun, ended = threading.Event(), threading.Event()
+
+    def beside():
+        with other.running(alone=not first) as outermost:
+            seen.append((outermost, other.alone, set(blas_threads())))
+            begun.set()
+            ended.wait(20)
+            seen.append((other.alone, set(blas_threads())))
+
+    thread = threading.Thread(target=beside)
+    with one.running(alone=first):
+        thread.start()
+        begun.wait(20)
+        assert one.alone is first
+        assert set(blas_threads()) == {1}
+    ended.set()
+    thread.join(20)
+    assert seen == [(True, not first, {1}), (not first, {2 if first else 1})]
+    assert blas_threads() == before
+
+
 def test_several_threads_take_part():
     workers, meeting = Workers(3), threading.Barrier(3, timeout=20)
     with workers.running():
