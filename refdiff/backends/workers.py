@@ -73,7 +73,8 @@ class Workers:
     """The threads that one model's kernels share; passes in several threads of the caller's own share them too.
 
     Args:
-        threads: how many; None is the number of cores that this process may use.
+        threads: how many; None is the number of cores that this process may use, or what `OPENBLAS_NUM_THREADS` or
+            `OMP_NUM_THREADS` says, if that is less.
 
     Raises:
         ValueError: `threads` is below 1.
@@ -200,5 +201,9 @@ class Workers:
 
 
 def _cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may run on, or fewer, where that is what BLAS is told."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # the order in which OpenBLAS looks at them
+        if (told := os.environ.get(name, "")).isdecimal() and int(told) > 0:
+            return min(cores, int(told))
+    return cores

@@ -23,7 +23,7 @@ PATTERN = 16
 """Tokens that the text of prompt lookup says over and over."""
 
 RENAMED = {"x": "hidden_states", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
-"""The edit of prompt lookup: `layers/swiglu.py` with these names changed."""
+"""The edit of prompt lookup: the functions of `layers/swiglu.py` with these names changed."""
 
 FORCED = 1e4
 """What is added to the logit of the token that the text goes on with: more than logits are apart."""
@@ -175,11 +175,12 @@ def repetition(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
 def edited(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
     """Give a prompt (1, size), the words of a program and then one that is not among them; and an edit of it, (new,).
 
-    Words are what a tokenizer for programs would take for one: a name, the space between two, a sign.
+    Words are what a tokenizer would take for one: a name with the space before it, other space, a sign.
     """
-    program = resources.files("refdiff.layers").joinpath("swiglu.py").read_text(encoding="utf-8")
+    source = resources.files("refdiff.layers").joinpath("swiglu.py").read_text(encoding="utf-8")
+    program = source[source.index("def ") :]
     changed = re.sub(r"\w+", lambda name: RENAMED.get(name[0], name[0]), program)
-    before, after = (re.findall(r"\w+|\s+|[^\w\s]", text) for text in (program, changed))
+    before, after = (re.findall(r" ?\w+|\s+|[^\w\s]", text) for text in (program, changed))
     words = dict.fromkeys((*before, *after))
     *tokens, other = np.random.default_rng(size).choice(vocab_size, min(len(words) + 1, vocab_size), replace=False)
     known = dict(zip(words, itertools.cycle(tokens), strict=False))
@@ -193,7 +194,7 @@ def forcing(prompt: Ids, text: Ids) -> dict[tuple[int, ...], float]:
     places = range(len(prompt), len(said))
     bias: dict[tuple[int, ...], float] = {}
     for place in places:
-        for length in range(1, len(prompt) + 1):
+        for length in range(1, place + 1):
             before = said[place - length : place]
             if len({said[p] for p in places if said[p - length : p] == before}) == 1:
                 break

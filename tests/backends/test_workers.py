@@ -200,3 +200,23 @@ def test_errors_come_out():
 def test_threads_below_one_are_refused(threads):
     with pytest.raises(ValueError, match=f"threads is {threads}, but must be 1 or more, or None for all cores"):
         Workers(threads)
+
+
+@pytest.mark.parametrize(
+    ("told", "threads"),
+    [
+        ({}, 3),
+        ({"OMP_NUM_THREADS": "2"}, 2),
+        ({"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "2"}, 1),
+        ({"OPENBLAS_NUM_THREADS": "0", "OMP_NUM_THREADS": "8"}, 3),
+        ({"OMP_NUM_THREADS": "2,1"}, 3),
+    ],
+)
+def test_not_more_threads_than_blas_is_told(told, threads, monkeypatch):
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 5}, raising=False)
+    assert Workers().threads == threads
+    assert Workers(4).threads == 4
