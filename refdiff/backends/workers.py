@@ -110,8 +110,8 @@ class Workers:
 
     @property
     def alone(self) -> bool:
-        """Whether this thread is in a pass for which BLAS is held to one thread, and these here have the cores."""
-        return bool(self._alone)
+        """Whether this thread works for a pass for which BLAS is held to one thread, and these here have the cores."""
+        return bool(self._alone) or self._is_busy()
 
     @property
     def _alone(self) -> bool | None:

@@ -138,8 +138,8 @@ class PreTrainedModel(Pickled):
             weights: "expanded" = 16-bit weights become float32 when they are loaded; "stored" = their matrices stay as
                 they are in the file, for half the memory, and the fast kernels expand what they use, or on a CUDA
                 device multiply them so; "auto" = as stored on a CUDA device (by CuPy 14 or newer), else expanded.
-            threads: how many the fast kernels may use on a CPU; None is all cores, or fewer where `OPENBLAS_NUM_THREADS`
-                or `OMP_NUM_THREADS` says so.
+            threads: how many the fast kernels may use on a CPU; None is all cores, or fewer where
+                `OPENBLAS_NUM_THREADS` or `OMP_NUM_THREADS` says so.
             revision: branch, tag or commit of a repo.
             cache_dir: where downloads are kept instead of the usual cache.
             local_files_only: use what has been downloaded before, without network.

@@ -66,12 +66,12 @@ def test_a_pass_within_another_changes_nothing():
 
     def item(_):
         with workers.running() as outermost:
-            seen.append(outermost)
+            seen.append((outermost, workers.alone))
 
     seen = []
     with workers.running():
         workers.each(item, range(4))
-    assert seen == [False] * 4
+    assert seen == [(False, True)] * 4
     assert blas_threads() == before
 
 
