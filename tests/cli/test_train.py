@@ -134,7 +134,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     refdiff.DiffLlamaConfig(num_hidden_layers=5000).save_pretrained(tmp_path)
-    assert main(["train", "text.txt", "-o", "out", "--config", "config.json"]) == 2
+    assert main(["train", "text.txt", "-o", "out", "--config", "config.json", "--threads", "2"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"training would take 8\.06 TB of memory or more, but .* are free: 5\.37 TB for weights", said)
     assert re.search(r"--layers make that less\) and 2\.69 TB for the tokens of a step \(--batch and --context", said)
