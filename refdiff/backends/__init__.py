@@ -54,7 +54,7 @@ def kernels_for(xp: Any, kernels: str = "fast", threads: int | None = None, matr
 
     Args:
         kernels: `"fast"` = the backend's, if it has any; `"reference"` = none, the equations as they are written.
-        threads: how many a CPU's kernels may use; None is all cores.
+        threads: how many a CPU's kernels may use; None is all cores, or what BLAS is told, see `Workers`.
         matrices: the type that a model's matrices are kept in.
 
     Raises:

@@ -27,10 +27,7 @@ def linears(device: Any, x: Array, *projections: Mapping[str, Any]) -> Any:
     """
     if not all(_fits(x, **p) for p in projections):
         return NotImplemented
-    xp = namespace(x)
-    flat = xp.reshape(x, (-1, x.shape[-1]))
-    if gaps(flat):
-        flat = flat.copy(order="C")
+    xp, flat = namespace(x), _flat(x)
     rounded = {"float32": flat}
     as_read = [_as_read(**p) for p in projections]
     if flat.shape[0] <= FEW:
@@ -58,10 +55,7 @@ def gated(device: Any, x: Array, gate_proj: Mapping[str, Any], up_proj: Mapping[
     (gate, gate_bias), (up, up_bias) = _as_read(**gate_proj), _as_read(**up_proj)
     if gate.dtype != up.dtype or gate.shape != up.shape:
         return NotImplemented
-    xp = namespace(x)
-    flat = xp.reshape(x, (-1, x.shape[-1]))
-    if gaps(flat):
-        flat = flat.copy(order="C")
+    flat = _flat(x)
     (N, inputs), outputs, rows = flat.shape, gate.shape[0], _rows_at_once(flat)
     y = device.empty((*x.shape[:-1], outputs), np.float32)
     device.launch(
@@ -79,6 +73,12 @@ def _fits(x: Array, weight: Array, bias: Array | None = None) -> bool:
     if x.shape[-1] != weight.shape[1] or x.size == 0:
         return False
     return bias is None or bias.shape == weight.shape[:1]
+
+
+def _flat(x: Array) -> Array:
+    """View x (..., inputs) as rows (N, inputs) in one piece; a copy where it has gaps."""
+    flat = namespace(x).reshape(x, (-1, x.shape[-1]))
+    return flat.copy(order="C") if gaps(flat) else flat
 
 
 def _as_read(weight: Array, bias: Array | None = None) -> tuple[Array, Array | None]:
