@@ -74,14 +74,11 @@ def diff_heads_hf(
     """
     _check_even("diff_heads_hf", "q", q)
     _check_even("diff_heads_hf", "k", k)
-    heads = diff_attention(*paired_hf(q, k), v, lambda_, mask, bias, causal=causal)
-    return concat_heads((1 - lambda_init) * rms_norm(heads, None, eps))
-
-
-def paired_hf(q: Array, k: Array) -> tuple[Array, Array, Array, Array]:
-    """Return q1, k1, q2, k2 of all pairs: (B, H, T, d) and (B, K, S, d) to halves of their heads, first and second."""
     H, K = q.shape[1] // 2, k.shape[1] // 2
-    return q[:, :H, ...], k[:, :K, ...], q[:, H:, ...], k[:, K:, ...]
+    q1, q2 = q[:, :H, ...], q[:, H:, ...]
+    k1, k2 = k[:, :K, ...], k[:, K:, ...]
+    heads = diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal)
+    return concat_heads((1 - lambda_init) * rms_norm(heads, None, eps))
 
 
 def _check_even(name: str, what: str, x: Array) -> None:
@@ -149,11 +146,12 @@ def diff_heads_hf_vjp(
     Raises:
         ValueError: `g` is not of the shape of the result.
     """
-    (B, H, T), e = (q.shape[0], q.shape[1] // 2, q.shape[2]), v.shape[3]
+    B, T = q.shape[0], q.shape[2]
+    H, K, e = q.shape[1] // 2, k.shape[1] // 2, v.shape[3]
     if tuple(g.shape) != (B, T, H * e):
         raise ValueError(f"diff_heads_hf_vjp: g has shape {tuple(g.shape)}, but the result has {(B, T, H * e)}")
     xp = namespace(g, q, k, v)
-    streams = (*paired_hf(q, k), v, lambda_, mask, bias)
+    streams = (q[:, :H, ...], k[:, :K, ...], q[:, H:, ...], k[:, K:, ...], v, lambda_, mask, bias)
     heads = diff_attention(*streams, causal=causal)
     g = (1 - lambda_init) * xp.permute_dims(xp.reshape(g, (B, T, H, e)), (0, 2, 1, 3))
     g, _ = rms_norm_vjp(g, heads, None, eps)

@@ -34,7 +34,6 @@ from refdiff.backends.cupy_kernels.graph import GraphError, recordable
 from refdiff.backends.cupy_kernels.products import gated, linears
 from refdiff.backends.numpy_attention_kernels import fits
 from refdiff.layers.diff_attention import sum_to
-from refdiff.layers.diff_heads_hf import paired_hf
 from refdiff.layers.plain_heads import concat_heads
 
 PIECE = 8192
@@ -217,7 +216,9 @@ class CupyKernels:
         """Scale in the norm's own launch."""
         if not untouched(rms_norm) or any(x.ndim != 4 or x.shape[1] % 2 for x in (q, k)):
             return NotImplemented
-        heads = diff_attention(*paired_hf(q, k), v, lambda_, mask, bias, causal=causal)
+        H, K = q.shape[1] // 2, k.shape[1] // 2
+        halves = q[:, :H, ...], k[:, :K, ...], q[:, H:, ...], k[:, K:, ...]
+        heads = diff_attention(*halves, v, lambda_, mask, bias, causal=causal)
         normed = self._norm(heads, None, eps, 1 - lambda_init)
         return normed if normed is NotImplemented else concat_heads(normed)
 
