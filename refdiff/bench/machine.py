@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,21 @@ def describe(threads: int, backend: str = "numpy") -> dict[str, Any]:
         "blas": " ".join(filter(None, (blas.get("name"), blas.get("version")))),
         "versions": versions,
     }
+
+
+def commit(package: Path = Path(__file__).parents[1]) -> str | None:
+    """Name the commit that a package's source is of, and whether it was changed; None where git does not know it."""
+
+    def git(*command: str) -> str:
+        asked = ["git", "-C", str(package), *command]
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603, these commands of git
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # an environment within another project's checkout is not it
+        changed = " with changes" if git("status", "--porcelain", "--", ".") else ""
+        return git("rev-parse", "--short=7", "HEAD") + changed
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def processor(info: Path = Path("/proc/cpuinfo")) -> str:

@@ -174,19 +174,20 @@ class Measurer:
 
     def _rounds(self, row: Row, work: Work, asks: dict[str, Callable[[], Any]]) -> Measured:
         rates: list[float] = []
-        if work.ceiling:
-            ask, before = self._ceiling(work.ceiling), "ceilings"
-            self._before(row, before)
-            rates.append(ask()["rate"])
-            asks = {**asks, before: ask}
-        turns = iter(list(asks) * self.options.pairs)
-        answers = pairs.interleave(asks, self.options.pairs, lambda: self._before(row, next(turns)))
-        rates += [a["rate"] for a in answers.pop("ceilings", [])]
+
+        def ceiling() -> None:
+            if work.ceiling:
+                self._before(row, "ceilings")
+                rates.append(self._ceiling(work.ceiling))
+
+        ceiling()
+        answers = pairs.interleave(asks, self.options.pairs, functools.partial(self._before, row), ceiling)
         return Measured(row, work, answers, rates, rounded=self.options.settings.dtype in SIXTEEN_BITS)
 
-    def _ceiling(self, kind: str) -> Callable[[], Any]:
-        child, on_a_device = self._child("ceilings"), self.options.settings.backend == "cupy"
-        return functools.partial(child.ask, kind, **({} if on_a_device else {"least": self.options.least}))
+    def _ceiling(self, kind: str) -> float:
+        least = {} if self.options.settings.backend == "cupy" else {"least": self.options.least}
+        rate: float = self._child("ceilings").ask(kind, **least)["rate"]
+        return rate
 
     def _before(self, row: Row, side: str) -> None:
         self._turn(row, side)

@@ -6,7 +6,6 @@ import itertools
 import re
 from abc import abstractmethod
 from collections.abc import Callable
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,36 @@ LOOKED_UP = 10
 PATTERN = 16
 """Tokens that the text of prompt lookup says over and over."""
 
-RENAMED = {"x": "hidden_states", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
-"""The edit of prompt lookup: the functions of `layers/swiglu.py` with these names changed."""
+PROGRAM = '''
+def sift_down(heap, start, end):
+    """Let the number at start sink until none below it is larger."""
+    root = start
+    while 2 * root + 1 < end:
+        child = 2 * root + 1
+        if child + 1 < end and heap[child] < heap[child + 1]:
+            child += 1
+        if heap[root] >= heap[child]:
+            return
+        heap[root], heap[child] = heap[child], heap[root]
+        root = child
+
+
+def heap_sort(heap):
+    """Sort a list in place: build a heap, then take the largest number out of it again and again."""
+    for start in reversed(range(len(heap) // 2)):
+        sift_down(heap, start, len(heap))
+    for end in reversed(range(1, len(heap))):
+        heap[0], heap[end] = heap[end], heap[0]
+        sift_down(heap, 0, end)
+    return heap
+
+
+def largest(numbers, count):
+    """The largest numbers, the largest first."""
+    return heap_sort(list(numbers))[-count:][::-1]
+'''
+RENAMED = {"sift_down": "sink", "start": "first", "end": "stop", "root": "parent"}
+"""The edit of prompt lookup: this program with these names changed."""
 
 FORCED = 1e4
 """What is added to the logit of the token that the text goes on with: more than logits are apart."""
@@ -177,10 +204,8 @@ def edited(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
 
     Words are what a tokenizer would take for one: a name with the space before it, other space, a sign.
     """
-    source = resources.files("refdiff.layers").joinpath("swiglu.py").read_text(encoding="utf-8")
-    program = source[source.index("def ") :]
-    changed = re.sub(r"\w+", lambda name: RENAMED.get(name[0], name[0]), program)
-    before, after = (re.findall(r" ?\w+|\s+|[^\w\s]", text) for text in (program, changed))
+    changed = re.sub(r"\w+", lambda name: RENAMED.get(name[0], name[0]), PROGRAM)
+    before, after = (re.findall(r" ?\w+|\s+|[^\w\s]", text) for text in (PROGRAM, changed))
     words = dict.fromkeys((*before, *after))
     *tokens, other = np.random.default_rng(size).choice(vocab_size, min(len(words) + 1, vocab_size), replace=False)
     known = dict(zip(words, itertools.cycle(tokens), strict=False))

@@ -1,4 +1,4 @@
-"""A B A B …: sides measured in turn, and what their neighbours' ratios say."""
+"""A B B A A B …: sides measured in turn, and what their neighbours' ratios say."""
 
 from __future__ import annotations
 
@@ -29,14 +29,23 @@ class Spread:
 
 
 def interleave(
-    asks: Mapping[str, Callable[[], Answer]], rounds: int, between: Callable[[], None] = lambda: None
+    asks: Mapping[str, Callable[[], Answer]],
+    rounds: int,
+    before: Callable[[str], None] = lambda name: None,
+    last: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Answer]]:
-    """Ask every side once a round, in the same order, `between` being called before each; name → its answers."""
+    """Ask every side once a round, every other round in the reverse order, so that none is always the first.
+
+    `before` hears whose turn it is, and `last` is called at the end of each round. Returns name → its answers.
+    """
     answers: dict[str, list[Answer]] = {name: [] for name in asks}
+    names = list(asks)
     for _ in range(rounds):
-        for name, ask in asks.items():
-            between()
-            answers[name].append(ask())
+        for name in names:
+            before(name)
+            answers[name].append(asks[name]())
+        names.reverse()
+        last()
     return answers
 
 

@@ -79,7 +79,8 @@ def _one(measurer: Measurer, row: Row) -> list[Measured]:
 
 
 def report(results: list[Measured], options: Options, *, model: dict[str, Any] | None) -> dict[str, Any]:
-    """Make what `--json` writes: machine, model, how it was measured, and the rows."""
+    """Make what `--json` writes: machine, model, how it was measured, and the rows, each with refdiff's commit."""
+    commit = machine.commit()
     return {
         "format": "refdiff bench 1",
         "machine": machine.describe(options.settings.threads, options.settings.backend),
@@ -92,7 +93,7 @@ def report(results: list[Measured], options: Options, *, model: dict[str, Any] |
             "looked_up_tokens": options.looked_up,
             "training_batch": [options.batch, options.context],
         },
-        "rows": [measured.to_dict() for measured in results],
+        "rows": [{**measured.to_dict(), "commit": commit} for measured in results],
     }
 
 

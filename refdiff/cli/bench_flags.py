@@ -70,7 +70,7 @@ def add_bench(commands: Any) -> None:
         type=Number(int, 0, off="0 = all cores"),
         default=0,
         metavar="N",
-        help="processor threads of every side (default: 0 = all cores)",
+        help="processor threads of every side (default: 0 = all cores, or what OMP_NUM_THREADS says)",
     )
     how.add_argument(
         "--backend",

@@ -117,4 +117,17 @@ def _caption(report: dict[str, Any]) -> str:
     pairs = f"median of {settings['pairs']} interleaved pair{'s' * (settings['pairs'] > 1)}"
     once = [row["title"] for row in report["rows"] if any(len(s.get("bytes", ())) == 1 for s in row["sides"].values())]
     pairs += f", measured once: {'; '.join(once)}" if once and settings["pairs"] > 1 else ""
-    return f"{what}{settings['dtype']}, {pairs}. {one_line(report['machine'])}."
+    return f"{what}{settings['dtype']}, {pairs}. {one_line(report['machine'])}{_commits(report['rows'])}."
+
+
+def _commits(rows: list[dict[str, Any]]) -> str:
+    """At which commit most rows were measured, and which ones at another."""
+    titles: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("commit"):
+            titles.setdefault(row["commit"], []).append(row["title"])
+    if not titles:
+        return ""
+    most = max(titles, key=lambda commit: len(titles[commit]))
+    others = [f"{'; '.join(found)} at {commit}" for commit, found in titles.items() if commit != most]
+    return "; ".join([f"; commit {most}", *others])

@@ -39,7 +39,7 @@ def add_machine(group: Any) -> None:
         type=Number(int, 0, off="0 = all cores"),
         default=0,
         metavar="N",
-        help="processor threads (default: 0 = all cores)",
+        help="processor threads (default: 0 = all cores, or what OMP_NUM_THREADS says)",
     )
 
 

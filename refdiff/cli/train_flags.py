@@ -157,7 +157,8 @@ def add_train(commands: Any) -> None:
         type=Number(int, 0, off="0 = all cores"),
         default=0,
         metavar="N",
-        help="processor threads; another number rounds otherwise (default: 0 = all cores; of a resumed run: its own)",
+        help="processor threads; another number rounds otherwise "
+        "(default: 0 = all cores, or what OMP_NUM_THREADS says; of a resumed run: its own)",
     )
     machine.add_argument("-q", "--quiet", action="store_true", help="no progress and no samples (default: off)")
     machine.add_argument("--debug", action="store_true", help="show a traceback when something fails (default: off)")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,34 @@ def test_processor(tmp_path: Path) -> None:
 def test_packages_that_are_not_installed_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PACKAGES", ("numpy", "no-such-package-anywhere"))
     assert set(machine.describe(1)["versions"]) == {"refdiff", "python", "numpy"}
+
+
+def test_commit(tmp_path: Path) -> None:
+    def git(*command: str) -> None:
+        named = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
+        subprocess.run(["git", *named, "-C", str(tmp_path), *command], check=True, capture_output=True)
+
+    package = tmp_path / "package"
+    package.mkdir()
+    source = package / "__init__.py"
+    source.write_text("")
+    assert machine.commit(package) is None
+    git("init")
+    assert machine.commit(package) is None, "the checkout is another project's"
+    git("add", ".")
+    git("commit", "-m", "why")
+    found = machine.commit(package)
+    assert found is not None
+    assert re.fullmatch("[0-9a-f]{7}", found)
+    (tmp_path / "beside").write_text("")
+    assert machine.commit(package) == found
+    source.write_text("x = 1")
+    assert machine.commit(package) == f"{found} with changes"
+
+
+def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.commit() is None
 
 
 def test_memory_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ def test_spread() -> None:
 def test_sides_take_turns() -> None:
     order: list[str] = []
     asks = {name: lambda name=name: order.append(name) or {"n": len(order)} for name in "AB"}  # type: ignore[misc]
-    answers = interleave(asks, 3, lambda: order.append("-"))
-    assert "".join(order) == "-A-B-A-B-A-B"
-    assert answers == {"A": [{"n": 2}, {"n": 6}, {"n": 10}], "B": [{"n": 4}, {"n": 8}, {"n": 12}]}
+    answers = interleave(asks, 3, lambda name: order.append(name.lower()), lambda: order.append("|"))
+    assert "".join(order) == "aAbB|bBaA|aAbB|"
+    assert answers == {"A": [{"n": 2}, {"n": 9}, {"n": 12}], "B": [{"n": 4}, {"n": 7}, {"n": 14}]}
 
 
 def test_ratios_are_of_neighbours() -> None:

@@ -56,7 +56,7 @@ def test_lookup_repeats_its_prompt_in_few_passes(
     answer = side.lookup(60, steps=50, edit=make is edited)
     assert answer["tokens"] == [make(60, 51, side.vocab_size)[1].tolist()]
     assert answer["passes"] == len(calls) - 1, "all but the first, which reads the prompt"
-    assert answer["passes"] < (50 / 5 if make is repetition else 50 / 2)
+    assert answer["passes"] <= (50 / 5 if make is repetition else 50 / 2)
     assert calls[0] == 60
 
 

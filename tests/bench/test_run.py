@@ -37,7 +37,7 @@ def test_every_kind_of_row(tiny_checkpoint: Path) -> None:
     assert json.loads(json.dumps(report)) == report
     assert set(report) == {"format", "machine", "model", "settings", "rows"}
     for row in report["rows"]:
-        assert set(row) == {"row", "title", "unit", "sides", "against", "ceiling", "error"}
+        assert set(row) == {"row", "title", "unit", "sides", "against", "ceiling", "error", "commit"}
         assert all(value > 0 for value in row["sides"]["refdiff"]["rate"].values())
         if row["ceiling"]:
             assert all(0 < share < 2 for share in row["ceiling"]["share"]["refdiff"].values())

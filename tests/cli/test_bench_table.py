@@ -65,6 +65,14 @@ def test_what_is_measured_once_is_said_to_be() -> None:
     assert "median of 1 interleaved pair. A" in markdown_lines(single)[-1]
 
 
+def test_the_commit_of_each_row_is_told() -> None:
+    cold, product = report()["rows"]
+    caption = markdown_lines(report(rows=[{**cold, "commit": "abc1234"}, product]))[-1]
+    assert caption.endswith("NumPy 2.4.6; commit abc1234.")
+    rows = [{**cold, "commit": commit} for commit in ("abc1234", "def5678", "def5678")]
+    assert markdown_lines(report(rows=rows))[-1].endswith("; commit def5678; start to first token at abc1234.")
+
+
 def test_refdiff_alone_has_no_other_column() -> None:
     cold, _ = report()["rows"]
     alone = report(rows=[{**cold, "against": {}}], model=None)
