@@ -51,7 +51,7 @@ ONE_THREAD = 9000
 KEYS = 512
 """The fewest keys that a product takes at a time, where it is packed anyway."""
 
-SUMMED = 256
+SUMMED = 64
 """The keys that an unpacked product with the values sums up at a time: a sum of sums of few is more exact."""
 
 ALL = slice(None)
@@ -135,7 +135,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
         return product
 
     def _by_keys(self, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool) -> FloatArray:
-        """Put keys first, Sᵀ = K Qᵀ, the scores of both maps side by side, so that V is read once for both.
+        """Put keys first, Sᵀ = K Qᵀ, and multiply by V once, by the difference of the maps; see `_by_blocks`.
 
         The exponentials are of the scores themselves where none is so large that it matters: a softmax is the same
         whatever is taken away from its scores.
@@ -147,7 +147,13 @@ class NumpyAttentionKernels(NumpyRowKernels):
         out, ones = np.empty((B, H, T, e), v.dtype), np.ones(S, v.dtype)
         for_blas = not self._workers.alone and S * d * n >= THREADED
         of_keys = cut(S, S if for_blas else max(UNPACKED // d // n // 8 * 8, KEYS))
-        piece = SUMMED if SUMMED * M * n <= min(UNPACKED // e, ONE_THREAD) else KEYS
+        piece = SUMMED if SUMMED * n <= min(UNPACKED // e, ONE_THREAD) else KEYS
+        whole = S // piece * piece
+        of_values = [keys for keys in (slice(0, whole), slice(whole, S)) if _length(keys)]
+
+        def by_pieces(x: FloatArray, keys: slice) -> FloatArray:
+            size = min(piece, _length(keys))
+            return x[..., keys, :].reshape(*x.shape[:-2], -1, size, x.shape[-1])
 
         def part(at: tuple[slice, slice]) -> None:
             b, k = at
@@ -157,49 +163,46 @@ class NumpyAttentionKernels(NumpyRowKernels):
                 x = np.broadcast_to(part_of(x, (b, h, ALL, ALL)), (groups[0], groups[1] * G, T, S))
                 return x.reshape(*groups, G, T, S).transpose(0, 1, 4, 2, 3)
 
-            scores = np.empty((*groups, S, M * n), v.dtype)
-            grids = [scores[..., i * n : i * n + n] for i in range(M)]
-            for grid, (q, key, _, z) in zip(grids, maps, strict=True):
+            scores = self._workspace.empty((M, *groups, S, n), v.dtype)
+            for grid, (q, key, _, z) in zip(scores, maps, strict=True):
                 turned = q[b, h].reshape(*groups, G, T, d).transpose(0, 1, 4, 2, 3) / math.sqrt(d)
                 columns = np.ascontiguousarray(turned).reshape(*groups, d, n)
                 for i in of_keys:
                     np.matmul(key[b, k, i], columns, out=grid[:, :, i])
                 if z is not None:
                     grid.reshape(*groups, S, G, T)[...] += by_key(z)
-            by_row = scores.reshape(groups[0], -1)  # each of which goes by its own scores, not by its neighbours'
-            small = (by_row.min(axis=1) > -SMALL) & (by_row.max(axis=1) < SMALL)
-            for grid, (_, _, m, _) in zip(grids, maps, strict=True):
+            of_row = (0, 2, 3, 4)  # each row of the batch goes by its own scores, not by its neighbours'
+            small = (scores.min(axis=of_row) > -SMALL) & (scores.max(axis=of_row) < SMALL)
+            for grid, (_, _, m, _) in zip(scores, maps, strict=True):
                 if m is not None:
                     np.copyto(grid.reshape(*groups, S, G, T), -np.inf, where=~by_key(m))
                 if hidden is not None:
                     np.copyto(grid[..., S - T :, :].reshape(*groups, T, G, T), -np.inf, where=hidden)
             if not small.all():
-                top = scores.max(axis=2, keepdims=True)
-                top[small] = 0
+                top = scores.max(axis=3, keepdims=True)
+                top[:, small] = 0
                 top[top == -np.inf] = 0
                 scores -= top
             np.exp(scores, out=scores)
-            sums, product = np.zeros((*groups, M * n), v.dtype), np.zeros((*groups, M * n, e), v.dtype)
-            whole = S // piece * piece
-            for keys in filter(_length, (slice(0, whole), slice(whole, S))):  # NumPy's own loop is over the pieces
-                size = min(piece, _length(keys))
-                weights = scores[:, :, keys].reshape(*groups, -1, size, M * n)
-                values = v[b, k, keys].reshape(*groups, -1, size, e)
-                sums += (ones[:size] @ weights).sum(axis=2)
-                product += (weights.swapaxes(3, 4) @ values).sum(axis=2)
+            sums, product = np.zeros((M, *groups, n), v.dtype), np.zeros((*groups, n, e), v.dtype)
+            for keys in of_values:  # NumPy's own loop is over the pieces
+                weights = by_pieces(scores, keys)
+                sums += (ones[: weights.shape[-2]] @ weights).sum(axis=-2, dtype=np.float64)
             sums[sums == 0] = 1
-            product /= sums[..., None]
-            heads = product.reshape(*groups, M, G, T, e)
-            result = heads[:, :, 0]
-            if lambdas is not None:
-                result = result - lambdas[b, h].reshape(*groups, G, T, 1) * heads[:, :, 1]
-            out[b, h] = result.reshape(groups[0], groups[1] * G, T, e)
+            for keys in of_values:
+                weights, *others = by_pieces(scores, keys)
+                for other in others:
+                    size, share = other.shape[3], lambdas[b, h].reshape(*groups, 1, n) * (sums[0] / sums[1])[:, :, None]
+                    shares = np.repeat(share, size, axis=2).reshape(*groups, 1, size * n)
+                    flat = other.reshape(*groups, -1, size * n)  # whole pieces at a time: there are few queries
+                    flat *= shares
+                    weights -= other
+                product += (weights.swapaxes(3, 4) @ by_pieces(v[b, k], keys)).sum(axis=2)
+            product /= sums[0][..., None]
+            out[b, h] = product.reshape(groups[0], groups[1] * G, T, e)
 
-        size = (
-            B * K
-            if B * H * T * S < FEW_SCORES
-            else max(min(CACHED // (M * n * S), -(-B * K // self._workers.threads)), 1)
-        )
+        threads = self._workers.threads if self._workers.alone and B * H * T * S >= FEW_SCORES else 1
+        size = max(min(CACHED // (M * n * S), -(-B * K // threads)), 1)
         rows, heads = max(size // K, 1), min(size, K)
         self._workers.each(
             part,

@@ -35,7 +35,7 @@ TOGETHER = 8
 """Packed pieces take tokens by so many: 7 cost more than 8, and are given a zero for company."""
 
 PIECE = 32
-"""The rows of a piece that is not packed, where it has few enough terms: half as many for `VECTOR` tokens."""
+"""The rows of a piece that is not packed, where it has few enough terms."""
 
 NARROW = 9
 """More tokens than these are given zeros for company, so that they are whole vectors."""
@@ -43,8 +43,14 @@ NARROW = 9
 VECTOR = 16
 """How many float32 a vector of AVX-512 holds."""
 
-TERMS = 2048
-"""The terms of a product of pieces and such vectors: those of longer ones are added up in parts."""
+TERMS = 512
+"""The terms of a product of pieces and such vectors: more are added up in parts, for BLAS adds them one by one there."""
+
+LONG = 8192
+"""The same for fewer tokens, whose terms it adds up by vectors."""
+
+SUMS = 2**16
+"""How many numbers the parts of such products have together, before they are added up."""
 
 PACKED = 256
 """The rows of a piece that is packed: few enough to stay in the cache while they are multiplied."""
@@ -94,6 +100,9 @@ class NumpyKernels(NumpyAttentionKernels):
         results = []
         for p in projections:
             weight = p["weight"]
+            if len(flat) > 1 and weight.size * len(flat) <= UNPACKED and not is_stored(weight):
+                results.append(np.ascontiguousarray(flat) @ weight.T)
+                continue
             large = weight.size * len(flat) >= WORTH_A_THREAD
             y, part = self._planned(flat, weight, large)
             if large:
@@ -130,30 +139,26 @@ class NumpyKernels(NumpyAttentionKernels):
     def _unpacked(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
         """Multiply by few tokens in pieces that BLAS does not pack; see `_planned`.
 
-        Up to `NARROW` tokens lie one after the other; more lie side by side, a whole number of vectors wide. The loop
-        over pieces is NumPy's own, over stacked matrices, so that threads need not wait for Python.
+        Up to `NARROW` tokens lie one after the other; more lie side by side, a whole number of vectors wide, and have
+        their terms in parts. The loop over pieces is NumPy's own, over stacked matrices, so that threads need not wait
+        for Python.
         """
         (N, K), outputs = flat.shape, len(weight)
         if N <= NARROW:
-            columns, terms = np.ascontiguousarray(flat).T, K
-            rows = min(max(UNPACKED // (N * K) // 4 * 4, 4), PIECE)
+            columns, terms = np.ascontiguousarray(flat).T, min(K, LONG)
         else:
-            columns = np.zeros((K, -(-N // VECTOR) * VECTOR), flat.dtype)
+            columns, terms = np.zeros((K, -(-N // VECTOR) * VECTOR), flat.dtype), min(K, TERMS)
             columns[:, :N] = flat.T
-            rows = PIECE // 2
-            terms = min(UNPACKED // (rows * columns.shape[1]), TERMS)
+        rows = min(max(UNPACKED // (columns.shape[1] * terms) // 4 * 4, 4), PIECE)
         y = self._workspace.empty((outputs, columns.shape[1]), np.result_type(flat, weight))
 
         def part(at: slice) -> None:
             start, stop = at.start, at.stop
             end = stop - (stop - start) % rows
-            pieces, out = weight[start:end].reshape(-1, rows, K), y[start:end].reshape(-1, rows, columns.shape[1])
-            first, *others = cut(K, terms)
-            np.matmul(pieces[..., first], columns[first], out=out)
-            for more in others:
-                out += np.matmul(pieces[..., more], columns[more])
+            out = y[start:end].reshape(-1, rows, columns.shape[1])
+            _multiply(weight[start:end].reshape(-1, rows, K), columns, out, terms)
             if end < stop:
-                np.matmul(weight[end:stop], columns, out=y[end:stop])
+                _multiply(weight[None, end:stop], columns, y[None, end:stop], terms)
 
         return y[:, :N].T, part
 
@@ -293,6 +298,22 @@ class NumpyKernels(NumpyAttentionKernels):
         else:
             self._workers.split(first.size, part, align=16)
         return [out.reshape(rows.shape, order=order).reshape(first.shape) for out in outs]
+
+
+def _multiply(pieces: FloatArray, columns: FloatArray, out: FloatArray, terms: int) -> None:
+    """Multiply (P, rows, K) by (K, N), so many terms at a time, all those of a piece before the next one."""
+    (P, rows, K), N = pieces.shape, columns.shape[1]
+    if terms == K:
+        np.matmul(pieces, columns, out=out)
+        return
+    parts = K // terms
+    whole = parts * terms
+    stacked = pieces[..., :whole].reshape(P, rows, parts, terms).swapaxes(1, 2)
+    factors = columns.T[:, :whole].reshape(N, parts, terms).transpose(1, 2, 0)  # in whichever order they lie
+    for at in cut(P, max(SUMS // (parts * rows * N), 1)):
+        np.matmul(stacked[at], factors).sum(axis=1, out=out[at])
+    if whole < K:
+        out += pieces[..., whole:] @ columns[whole:]
 
 
 def _fits(x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> bool:

@@ -1,6 +1,7 @@
 """Every public kernel is held to its layer; the list of kernels is read from the module, so none can be forgotten."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,8 +29,13 @@ def linear_cases() -> Iterator[Case]:
             yield (normal(0, *rows, 11), normal(1, 13, 11), bias), {}
     yield (normal(0, 2, 5, 11, scale=1e-4)[:, ::2], normal(1, 11, 13).T), {}
     yield (normal(0, 0, 11), normal(1, 13, 11)), {}
-    for rows in (1, 2, 8, 25, 130):  # large enough for several threads and pieces
+    for rows in (1, 2, 8, 9, 10, 16, 17, 24, 25, 130):  # large enough for several threads and pieces
         yield (normal(0, rows, 2048), normal(1, 1031, 2048, scale=0.02), normal(2, 1031)), {}
+    for rows, outputs, terms in (
+        *((rows, 257, 8192) for rows in (2, 8, 10, 16, 24)),  # long sums, and of few outputs
+        *((8, 5, 8192), (16, 2, 8192), (16, 3, 8192), (16, 16, 2048), (64, 5, 2048), (16, 33, 5003), (4, 65, 28672)),
+    ):
+        yield (normal(0, rows, terms), normal(1, outputs, terms)), {}
 
 
 def embedding_cases() -> Iterator[Case]:
@@ -102,6 +108,10 @@ def diff_attention_cases() -> Iterator[Case]:
         yield (q1, k1, q2, k2, v, np.float64(0.7), some[:, :1]), {}
         yield (q1, k1, q2, k2, v, np.float64(0.7), some[0, 0], bias[0, :H]), {}
         yield (30 * q1, 30 * k1, 30 * q2, 30 * k2, v, np.float64(1.0)), {}
+    for seed, (S, T, d) in enumerate(itertools.product((200, 1100, 4100), (1, 2, 5, 15, 40), (32, 64))):
+        g = np.random.default_rng(seed)  # maps that are nearly flat, so that what remains is a small difference
+        q, k = 0.05 * g.normal(size=(2, 2, 4, T, d)), g.normal(size=(2, 2, 1, S, d))
+        yield (q[0], k[0], q[1], k[1], g.normal(size=(2, 1, S, 2 * d)), np.float64(0.7)), {}
 
 
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
