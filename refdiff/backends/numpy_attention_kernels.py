@@ -104,7 +104,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
         if not fits(q, k, q, k, v) or (causal and k.shape[2] < q.shape[2]):
             return NotImplemented
         (B, H, T, _), (_, S, e) = q.shape, v.shape[1:]
-        if any(x is not None and not covers(x, (B, H, T, S)) for x in (mask, bias)):
+        if any(x is not None and not covers(x, (B, H, T, S)) for x in (mask, bias)) or hides(bias):
             return NotImplemented
         if mask is not None and mask.dtype != np.bool_:
             return NotImplemented
@@ -287,14 +287,14 @@ def pair_of(
     causal: bool,
 ) -> tuple[list[Map], FloatArray, FloatArray] | None:
     """Give both maps, v, and λ as (B, H, T, 1), or None for what the kernels do not serve."""
-    if not fits(q1, k1, q2, k2, v):
+    if not fits(q1, k1, q2, k2, v) or not isinstance(lambda_, np.ndarray | np.generic):
         return None
     B, H, T, _ = q1.shape
     S = v.shape[2]
     lambdas = np.asarray(lambda_, dtype=q1.dtype)
     if (causal and S < T) or not covers(lambdas, (B, H, T, 1)) or (mask is not None and mask.dtype != np.bool_):
         return None
-    if any(x is not None and not covers(x, (B, mask_heads(x, H), T, S)) for x in (mask, bias)):
+    if any(x is not None and not covers(x, (B, mask_heads(x, H), T, S)) for x in (mask, bias)) or hides(bias):
         return None
     masks, biases = by_map(mask, H), by_map(bias, H)
     maps = [(q1, k1, masks[0], biases[0]), (q2, k2, masks[1], biases[1])]
@@ -315,6 +315,11 @@ def fits(q1: FloatArray, k1: FloatArray, q2: FloatArray, k2: FloatArray, v: Floa
         and q1.size > 0
         and k1.size > 0
     )
+
+
+def hides(bias: FloatArray | None) -> bool:
+    """Whether a bias has a −∞: a row of nothing else is NaN to the layer, and 0 here, where masks are such scores."""
+    return bias is not None and bool(np.isneginf(bias).any())
 
 
 def mask_heads(x: NDArray[Any], heads: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
-from refdiff.backends.numpy_attention_kernels import QUERIES, covers, fits, mask_heads, pair_of
+from refdiff.backends.numpy_attention_kernels import QUERIES, covers, fits, hides, mask_heads, pair_of
 from refdiff.backends.numpy_attention_scores import Map, largest, scores_of
 from refdiff.backends.numpy_kernels import NumpyKernels
 from refdiff.backends.numpy_row_kernels import FloatArray, cut
@@ -159,6 +159,6 @@ def _add(total: FloatArray, a: FloatArray, b: FloatArray, first: bool) -> None:
 def _visible(mask: Any, bias: Any, shape: tuple[int, int, int, int], causal: bool, pairs: bool = True) -> bool:
     """Whether a mask and a bias are what attention over (B, H, T, S) can take."""
     B, H, T, S = shape
-    if (causal and S < T) or (mask is not None and mask.dtype != np.bool_):
+    if (causal and S < T) or (mask is not None and mask.dtype != np.bool_) or hides(bias):
         return False
     return all(x is None or covers(x, (B, mask_heads(x, H) if pairs else H, T, S)) for x in (mask, bias))

@@ -44,10 +44,10 @@ VECTOR = 16
 """How many float32 a vector of AVX-512 holds."""
 
 TERMS = 512
-"""The terms of a product of pieces and such vectors: more are added up in parts, for BLAS adds them one by one there."""
+"""The terms of a product of pieces and such vectors: more are added up in parts, for BLAS adds one term to another."""
 
 LONG = 8192
-"""The same for fewer tokens, whose terms it adds up by vectors."""
+"""The same for fewer tokens: there it adds one vector to another."""
 
 SUMS = 2**16
 """How many numbers the parts of such products have together, before they are added up."""

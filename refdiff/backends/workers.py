@@ -13,6 +13,7 @@ import contextlib
 import contextvars
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,13 @@ class _Blas:
             yield
         finally:
             self._change(self._asked.remove, threads)
+
+    def forget(self) -> None:
+        """Begin anew, in a process that was forked: the threads that asked for something are not in it."""
+        if self._before is not None:
+            with _from_any_thread():
+                self._before.restore_original_limits()
+        self.__init__()  # type: ignore[misc]
 
     def _change(self, change: Callable[[int], None], threads: int) -> None:
         with self._lock, _from_any_thread():
@@ -83,9 +91,10 @@ class Workers:
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, but must be 1 or more, or None for all cores")
-        self.threads = threads or _cores()
+        self.threads = threads or default_threads()
         self._pool: ThreadPoolExecutor | None = None
         self._here = threading.local()
+        _ALL.add(self)
 
     @contextlib.contextmanager
     def running(self, *, alone: bool = True) -> Iterator[bool]:
@@ -200,10 +209,28 @@ class Workers:
             self._here.busy = False
 
 
-def _cores() -> int:
-    """How many cores this process may run on, or fewer, where that is what BLAS is told."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """Let go of threads that were not forked: who waited for one of them would wait for ever."""
+    BLAS.forget()
+    for workers in list(_ALL):
+        workers._pool, workers._here = None, threading.local()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+def cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """As many as `cores`, or fewer, where that is what BLAS is told."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # the order in which OpenBLAS looks at them
         if (told := os.environ.get(name, "")).isdecimal() and int(told) > 0:
-            return min(cores, int(told))
-    return cores
+            return min(cores(), int(told))
+    return cores()

@@ -22,9 +22,6 @@ from numpy.typing import NDArray
 LEAST = 2**18
 """The fewest bytes worth keeping: smaller arrays come from memory that the process has anyway."""
 
-UNUSED = 3
-"""References to a block that nobody else holds: the list's, the loop's and the argument's."""
-
 ALIGNED = 64
 """Bytes of a line of the cache. Where arrays do not begin with one, as none of the system's large pieces of memory does
 that `malloc` hands out, every vector of 64 bytes lies in two."""
@@ -39,12 +36,14 @@ class Workspace:
 
     def __init__(self) -> None:
         self._open = False
+        self._unused = 0
         self._lock = threading.Lock()
         self._blocks: dict[int, list[NDArray[np.uint8]]] = {}
 
     def open(self) -> None:
         """Begin to keep memory."""
-        self._open = hasattr(sys, "getrefcount")
+        if hasattr(sys, "getrefcount"):
+            self._open, (self._unused,) = True, _references([np.empty(1, np.uint8)])
 
     def close(self) -> None:
         """Let go of all that is kept; arrays in use keep theirs."""
@@ -59,15 +58,20 @@ class Workspace:
             return np.empty(shape, dtype)
         with self._lock:
             blocks = self._blocks.setdefault(size, [])
-            for block in blocks:
-                if sys.getrefcount(block) == UNUSED:
-                    break
+            counts = _references(blocks)
+            if self._unused in counts:
+                block = blocks[counts.index(self._unused)]
             else:
                 block = _memory(size)
                 blocks.append(block)
             start = -block.ctypes.data % ALIGNED
             array: NDArray[Any] = block[start : start + size].view(dtype).reshape(shape)
             return array
+
+
+def _references(blocks: list[NDArray[np.uint8]]) -> list[int]:
+    """Count the references to each: those that only a list holds have a number that is each version of Python's own."""
+    return [sys.getrefcount(block) for block in blocks]
 
 
 def _memory(size: int) -> NDArray[np.uint8]:

@@ -9,15 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from refdiff.backends.workers import Workers
+from refdiff.backends.workers import cores
 from refdiff.bench.gpu import CupyGpu
 
 PACKAGES = ("numpy", "transformers", "torch", "onnxruntime")
-
-
-def cores() -> int:
-    """How many cores this process may run on."""
-    return Workers().threads
 
 
 def describe(threads: int, backend: str = "numpy") -> dict[str, Any]:

@@ -116,11 +116,11 @@ def _folder(args: argparse.Namespace) -> str | None:
 
 
 def _options(args: argparse.Namespace, folder: str | None) -> Options:
-    from refdiff.bench.machine import cores
+    from refdiff.backends.workers import default_threads
     from refdiff.bench.measure import Options
     from refdiff.bench.side import Settings
 
-    settings = Settings(folder, args.threads or cores(), args.dtype, args.backend)
+    settings = Settings(folder, args.threads or default_threads(), args.dtype, args.backend)
     against = tuple(dict.fromkeys(args.against or ()))
     if args.quick:
         short: dict[str, Any] = {"steps": 4, "looked_up": 20, "least": 0.0, "rest": 0.0, "batch": 2, "context": 32}

@@ -61,7 +61,9 @@ def test_rows_of_the_batch_do_not_see_each_other(taken, T, S, way):
     mixed = [np.concatenate([x[:1], y[1:]]) for x, y in zip(calm[:5], steep[:5], strict=True)]
     broken = [np.concatenate([x[:1], np.full_like(x[1:], np.nan)]) for x in calm[:5]]
     with KERNELS.running(), np.errstate(invalid="ignore"):
-        alike, other, beside, nan = (KERNELS.diff_attention(*x[:5], 0.7) for x in (calm, steep, mixed, broken))
+        alike, other, beside, nan = (
+            KERNELS.diff_attention(*x[:5], np.float64(0.7)) for x in (calm, steep, mixed, broken)
+        )
     for found in (beside, nan):
         np.testing.assert_array_equal(found[0], alike[0])
     np.testing.assert_array_equal(beside[1], other[1])

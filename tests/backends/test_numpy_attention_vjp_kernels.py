@@ -22,14 +22,14 @@ def test_blocks_of_any_size_give_the_layer(together, monkeypatch):
     """A part of the heads of one row, all of them, those of all rows."""
     monkeypatch.setattr(numpy_attention_vjp_kernels, "BLOCK", 2 * 7 * 41)
     monkeypatch.setattr(numpy_attention_kernels, "TOGETHER", together)
-    found = NumpyVjpKernels(Workers(1)).diff_attention_vjp(*streams(), 0.7)
+    found = NumpyVjpKernels(Workers(1)).diff_attention_vjp(*streams(), np.float64(0.7))
     for one, truth in zip(found, layers.diff_attention_vjp(*streams(), np.float64(0.7)), strict=True):
         np.testing.assert_allclose(one, truth, rtol=1e-11, atol=1e-12)
 
 
 def test_gradients_come_feature_major():
     """Then RoPE and the products before read them as they lie."""
-    *heads, _ = NumpyVjpKernels(Workers(2)).diff_attention_vjp(*streams(), 0.7)
+    *heads, _ = NumpyVjpKernels(Workers(2)).diff_attention_vjp(*streams(), np.float64(0.7))
     assert all(feature_major(x) is not None for x in heads)
 
 
@@ -37,9 +37,9 @@ def test_which_thread_takes_what_changes_no_number(monkeypatch):
     monkeypatch.setattr(numpy_attention_vjp_kernels, "BLOCK", 2 * 7 * 41)
     monkeypatch.setattr(numpy_attention_kernels, "TOGETHER", 2 * 7 * 41)
     kernels = NumpyVjpKernels(Workers(2))
-    results = [kernels.diff_attention_vjp(*streams(np.float32), 0.7)]
+    results = [kernels.diff_attention_vjp(*streams(np.float32), np.float64(0.7))]
     with kernels.running():
-        results += [kernels.diff_attention_vjp(*streams(np.float32), 0.7) for _ in range(3)]
+        results += [kernels.diff_attention_vjp(*streams(np.float32), np.float64(0.7)) for _ in range(3)]
     for one in results[1:]:
         for a, b in zip(results[0], one, strict=True):
             np.testing.assert_array_equal(a, b)

@@ -210,11 +210,18 @@ def test_kernel_equals_its_layer(name: str) -> None:
         ("rope", (np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 2), np.float32)] * 2)),
         ("rope_vjp", (np.ones((1, 2, 3, 5)), np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 2))] * 2)),
         ("activation", (np.ones(3), "no such")),
-        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 4, np.ones((1, 2, 4, 5)), 0.5)),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 4, np.ones((1, 2, 4, 5)), np.float64(0.5))),
         ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.ones(3))),
-        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, 0.5, np.ones((3, 3)))),
-        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, 0.5, np.ones((3, 4), bool))),
-        ("diff_attention", (*[np.ones((1, 2, 3, 5)), np.ones((1, 2, 2, 5))] * 2, np.ones((1, 2, 2, 5)), 0.5)),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), np.ones((3, 3)))),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), np.ones((3, 4), bool))),
+        (
+            "diff_attention",
+            (*[np.ones((1, 2, 3, 5)), np.ones((1, 2, 2, 5))] * 2, np.ones((1, 2, 2, 5)), np.float64(0.5)),
+        ),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, 0.5)),  # λ is no array
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), None, np.full((3, 3), -np.inf))),
+        ("plain_heads", (*[np.ones((1, 2, 3, 5))] * 3, None, np.full((3, 3), -np.inf))),
+        ("diff_attention_vjp", (*[np.ones((1, 2, 3, 5))] * 6, 0.5)),
         ("plain_heads", (*[np.ones((1, 2, 3, 5))] * 2, np.ones((1, 2, 4, 5)))),
         ("plain_heads", (*[np.ones((1, 2, 3, 5))] * 3, np.ones((3, 3)))),
         ("plain_heads", (*[np.ones((1, 2, 3, 5))] * 3, np.ones((3, 4), bool))),
@@ -222,9 +229,9 @@ def test_kernel_equals_its_layer(name: str) -> None:
         ("linear_vjp", (np.ones((2, 4)), np.ones((2, 3)), np.ones((5, 3)))),
         ("rms_norm_vjp", (np.ones((2, 3)), np.ones((2, 4)), None, 1e-5)),
         ("swiglu_vjp", (np.ones((2, 3)), np.ones((2, 3)), {}, {}, {})),
-        ("diff_attention_vjp", (np.ones((1, 2, 3, 6)), *[np.ones((1, 2, 3, 5))] * 5, 0.5)),
-        ("diff_attention_vjp", (*[np.ones((1, 2, 3, 5))] * 5, np.ones((1, 2, 4, 5)), 0.5)),
-        ("diff_attention_vjp", (*[np.ones((1, 2, 3, 5))] * 6, 0.5, np.ones((3, 3)))),
+        ("diff_attention_vjp", (np.ones((1, 2, 3, 6)), *[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5))),
+        ("diff_attention_vjp", (*[np.ones((1, 2, 3, 5))] * 5, np.ones((1, 2, 4, 5)), np.float64(0.5))),
+        ("diff_attention_vjp", (*[np.ones((1, 2, 3, 5))] * 6, np.float64(0.5), np.ones((3, 3)))),
         ("plain_heads_vjp", (np.ones((1, 3, 11)), *[np.ones((1, 2, 3, 5))] * 3)),
         ("plain_heads_vjp", (np.ones((1, 3, 10)), *[np.ones((1, 2, 3, 5))] * 3, np.ones((3, 4), bool))),
         ("plain_heads_vjp", (np.ones((1, 3, 10)), *[np.ones((1, 2, 3, 5))] * 2, np.ones((1, 2, 4, 5)))),
@@ -251,7 +258,7 @@ def test_attention_memory_grows_with_length_not_its_square(name: str) -> None:
         q = np.ones((1, 2, T, 8), np.float32)
         g = [np.ones((1, T, 16), np.float32) if name == "plain_heads_vjp" else q] if name.endswith("vjp") else []
         tracemalloc.start()
-        KERNELS[name](*g, *([q] * 5 + [0.5] if name.startswith("diff") else [q] * 3))
+        KERNELS[name](*g, *([q] * 5 + [np.float64(0.5)] if name.startswith("diff") else [q] * 3))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 2.2 * peaks[1] < 5 * peaks[0]
@@ -312,8 +319,10 @@ def test_log_sum_exps_are_saved_and_the_way_back_begins_from_them(case: Any) -> 
 
 def test_log_sum_exps_are_not_saved_where_all_is_done_at_once() -> None:
     q = normal(0, 1, 2, 20, 8)
-    assert FAST.diff_attention_with_lse(q, q, q, q, q, 0.5) is NotImplemented
-    assert FAST.diff_attention_with_lse(q[0], q[0], q[0], q[0], q[0], 0.5) is NotImplemented, "the layer says why"
+    assert FAST.diff_attention_with_lse(q, q, q, q, q, np.float64(0.5)) is NotImplemented
+    assert FAST.diff_attention_with_lse(q[0], q[0], q[0], q[0], q[0], np.float64(0.5)) is NotImplemented, (
+        "the layer says why"
+    )
 
 
 def test_memory_from_saved_log_sum_exps_grows_with_length() -> None:
@@ -323,8 +332,8 @@ def test_memory_from_saved_log_sum_exps_grows_with_length() -> None:
     for T in (512, 1024, 2048):
         q = np.ones((1, 2, T, 8), np.float32)
         tracemalloc.start()
-        _, lse = FAST.diff_attention_with_lse(q, q, q, q, q, 0.5)
-        FAST.diff_attention_vjp_from_lse(q, q, q, q, q, q, 0.5, lse=lse)
+        _, lse = FAST.diff_attention_with_lse(q, q, q, q, q, np.float64(0.5))
+        FAST.diff_attention_vjp_from_lse(q, q, q, q, q, q, np.float64(0.5), lse=lse)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert lse.shape == (2, 2, 1, 2, T, 1)

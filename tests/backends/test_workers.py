@@ -1,6 +1,10 @@
 """Threads: every part is done once, errors come out, and BLAS gets its threads back."""
 
+import os
+import select
+import signal
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -51,6 +55,52 @@ def test_blas_can_have_as_many_threads_as_were_asked_for_and_these_none():
             Workers(threads).split(100, lambda start, stop: seen.append((start, stop, threading.current_thread())))
     assert seen == [(0, 100, threading.current_thread())] * 2
     assert blas_threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.parametrize("during", [False, True])
+def test_a_forked_process_has_threads_of_its_own(during):
+    """Those of a model that was used are not in it; neither is a pass that another thread was in."""
+    workers, before, inside, end = Workers(2), blas_threads(), threading.Event(), threading.Event()
+
+    def passing():
+        with workers.running():
+            workers.split(4, lambda start, stop: None)
+            inside.set()
+            end.wait(60)
+
+    other = threading.Thread(target=passing)
+    other.start()
+    inside.wait(60)
+    if not during:
+        end.set()
+        other.join()
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads
+        child = os.fork()
+    if child == 0:
+        try:
+            done = []
+            outside = blas_threads()
+            with workers.running():
+                workers.split(4, lambda start, stop: done.append(stop - start))
+                assert set(blas_threads()) == {1}
+            assert sum(done) == 4
+            assert outside == blas_threads() == before
+            os.write(writing, b"well")
+        finally:
+            os._exit(0)
+    end.set()
+    other.join()
+    os.close(writing)
+    try:
+        assert select.select([reading], [], [], 60)[0], "it waits for a thread that is not there"
+        assert os.read(reading, 10) == b"well"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reading)
 
 
 def test_a_pass_within_another_changes_nothing():

@@ -39,6 +39,14 @@ def test_processor(tmp_path: Path) -> None:
     assert machine.processor(tmp_path / "none") == (platform.processor() or platform.machine())
 
 
+def test_cores_are_the_machines_whatever_blas_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = machine.describe(1)["cores"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert machine.describe(1)["cores"] == found
+    monkeypatch.setenv("OMP_NUM_THREADS", "100")
+    assert machine.describe(1)["cores"] == found
+
+
 def test_packages_that_are_not_installed_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PACKAGES", ("numpy", "no-such-package-anywhere"))
     assert set(machine.describe(1)["versions"]) == {"refdiff", "python", "numpy"}

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import refdiff
-from refdiff.backends.workers import _cores
+from refdiff.backends.workers import default_threads
 from refdiff.errors import CheckpointError
 from refdiff.model.weights import flatten
 from refdiff.model.weights.names import parameter_shapes
@@ -299,7 +299,7 @@ def test_a_run_goes_on_with_the_threads_it_had(start: Start) -> None:
         again = Trainer.resume(trainer.out, threads=given)
         assert again.threads == threads
         workers = again.model.kernels._workers.threads
-        assert workers == (threads or _cores())
+        assert workers == (threads or default_threads())
 
 
 def test_a_context_longer_than_the_text(start: Start) -> None:
