@@ -105,7 +105,9 @@ class NumpyKernels(NumpyAttentionKernels):
                 continue
             large = weight.size * len(flat) >= WORTH_A_THREAD
             y, part = self._planned(flat, weight, large)
-            if large:
+            if large and is_stored(weight):  # in the steps of its expansion, so that threads end together
+                shared += [(part, at) for at in cut(len(weight), self._expanded(weight.shape[1], len(flat)))]
+            elif large:
                 shared += [(part, at) for at in self._workers.cuts(len(weight), align=PIECE)]
             else:
                 part(slice(0, len(weight)))
@@ -193,21 +195,22 @@ class NumpyKernels(NumpyAttentionKernels):
         if weight.dtype.kind == "f" and out.dtype == np.float32 and self._finite(weight):
             step = spread
             columns, missing = factors(columns)
-        rows = max(NUMBERS // K // 4 * 4, 4 if few else ROWS)
 
         def part(at: slice) -> None:
-            start, stop = at.start, at.stop
-            size = min(rows, stop - start)
-            tile = self._tile(size, K, out.dtype)
-            for i in range(start, stop, size):
-                j = min(i + size, stop)
-                step(weight[i:j], tile[: j - i])
-                np.dot(tile[: j - i], columns, out=out[i:j])
+            rows, result = weight[at], out[at]
+            tile = self._tile(len(rows), K, out.dtype)
+            step(rows, tile)
+            np.dot(tile, columns, out=result)
             if missing is not None:
                 with np.errstate(over="ignore", invalid="ignore"):  # as in a product
-                    out[start:stop] *= missing
+                    result *= missing
 
         return part
+
+    @staticmethod
+    def _expanded(terms: int, tokens: int) -> int:
+        """How many rows are expanded at a time, for so many tokens."""
+        return max(NUMBERS // terms // 4 * 4, 4 if tokens <= FEW else ROWS)
 
     def _tile(self, rows: int, columns: int, dtype: Any) -> FloatArray:
         """What a thread expands into, in memory that is kept from one pass to the next."""
@@ -216,22 +219,15 @@ class NumpyKernels(NumpyAttentionKernels):
 
     def _by_halves(self, weight: NDArray[Any], columns: FloatArray, out: FloatArray) -> Part:
         """The same for words of two bfloat16: the numbers at even places, then those at odd ones."""
-        rows = max(NUMBERS // weight.shape[1] // 4 * 4, 4)
         even, odd = (np.ascontiguousarray(columns[place]) for place in (EVEN, ODD))
 
         def part(at: slice) -> None:
-            start, stop = at.start, at.stop
-            size = min(rows, stop - start)
-            tile = self._tile(size, len(even), out.dtype)
-            rest = np.empty((stop - start, *out.shape[1:]), out.dtype)
-            for i in range(start, stop, size):
-                j = min(i + size, stop)
-                piece = tile[: j - i]
-                expand(weight[i:j], piece, EVEN)
-                np.dot(piece, even, out=out[i:j])
-                expand(weight[i:j], piece, ODD)
-                np.dot(piece, odd, out=rest[i - start : j - start])
-            out[start:stop] += rest
+            rows, result = weight[at], out[at]
+            tile = self._tile(len(rows), len(even), out.dtype)
+            expand(rows, tile, EVEN)
+            np.dot(tile, even, out=result)
+            expand(rows, tile, ODD)
+            result += np.dot(tile, odd)
 
         return part
 
