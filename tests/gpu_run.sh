@@ -195,16 +195,17 @@ version = transformers.__version__
 (5, 24) <= tuple(map(int, version.split(".")[:2])) < (6,) or sys.exit(f"the bench is of 5.24 to 5, not {version}")')}
 fi
 
-# Host synchronisations are among the calls that are counted: a few a token, and none a layer.
+# Host synchronisations are among the calls that are counted: a few a token, and none a layer. The first judges that.
 if wanted profile; then
+    if [[ -z $no_torch ]]; then
+        LINES_KEPT=60 run "calls of a decoded token, counted by torch" 900 "$python" -m tests.cuda.decoding_profile
+    else
+        not_run "calls of a decoded token, counted" "torch does not serve: $no_torch"
+    fi
     if has nsys; then
-        LINES_KEPT=60 run "profile of 64 decoded tokens" 900 \
+        LINES_KEPT=150 run "profile of 64 decoded tokens" 900 \
             nsys profile --output "$work/profile" --force-overwrite true --stats true --trace cuda \
             "$python" -m refdiff generate --backend cupy -m bundled -p Once -n 64 --temp 0 --quiet
-    elif [[ -z $no_torch ]]; then
-        LINES_KEPT=60 run "profile of 64 decoded tokens, by torch" 900 "$python" -m tests.cuda.decoding_profile
-    else
-        not_run "profile of decoding" "nsys is not on this machine, and torch does not serve: $no_torch"
     fi
 fi
 
@@ -219,19 +220,26 @@ for type in "${types[@]}"; do
         --json "$work/$type.json" ${GPU_RUN_ROWS:+--rows "$GPU_RUN_ROWS"}
     rm -rf "${work:?}/$type"
     # which are set for weights of 16 bits
-    [[ $type == float32 ]] || run "goals in $type" 60 "$python" -m tests.cuda.goals "$work/$type.json"
+    [[ $type != float32 ]] || continue
+    if [[ -z ${GPU_RUN_ROWS:-} || ,$GPU_RUN_ROWS, == *,decode:128,* || ,$GPU_RUN_ROWS, == *,prefill:2048,* ]]; then
+        run "goals in $type" 60 "$python" -m tests.cuda.goals "$work/$type.json"
+    else
+        not_run "goals in $type" "GPU_RUN_ROWS has neither decode:128 nor prefill:2048"
+    fi
 done
 ! wanted train || LINES_KEPT=40 run "bench of training" 1800 "${bench[@]}" --train
 
 # last, because they take longest
 if wanted tests; then
     all=("${tests[@]}" -m "")
-    # a process for each core, which computes on one thread (tests/conftest.py)
-    [[ -n $(refusal 'import xdist') ]] || all=(env -u OMP_NUM_THREADS "${all[@]}" -n auto)
+    # a process for each core, which computes on one thread (tests/conftest.py); each has the card open, and room there
+    [[ -n $(refusal 'import xdist') ]] || all=(env -u OMP_NUM_THREADS "${all[@]}" -n auto --maxprocesses 8)
     run "all tests" 7200 "${all[@]}"
 fi
 
 [[ -z $dry ]] || { say "" "Nothing was run: these are the commands."; exit 0; }
-say "" "$([[ $failed == 0 ]] && echo 'All that was run passed.' || echo 'Something above failed.')"
+left=$(grep -cE '^(Not run|not measured): ' "$report")
+say "" "Not run, or not measured: $left of the above." ""
+say "$([[ $failed == 0 ]] && echo 'All that was run passed.' || echo 'Something above failed.')"
 echo "report: $report" >&2
 exit "$failed"

@@ -192,10 +192,10 @@ class NumpyAttentionKernels(NumpyRowKernels):
             for keys in of_values:
                 weights, *others = by_pieces(scores, keys)
                 for other in others:
-                    size, share = other.shape[3], lambdas[b, h].reshape(*groups, 1, n) * (sums[0] / sums[1])[:, :, None]
-                    shares = np.repeat(share, size, axis=2).reshape(*groups, 1, size * n)
-                    flat = other.reshape(*groups, -1, size * n)  # whole pieces at a time: there are few queries
-                    flat *= shares
+                    share = lambdas[b, h].reshape(*groups, 1, n) * (sums[0] / sums[1])[:, :, None]
+                    size = other.shape[3]
+                    flat = other.reshape(*groups, -1, size * n)  # whole pieces at a time, for queries are few
+                    flat *= np.repeat(share, size, axis=2).reshape(*groups, 1, size * n)
                     weights -= other
                 product += (weights.swapaxes(3, 4) @ by_pieces(v[b, k], keys)).sum(axis=2)
             product /= sums[0][..., None]

@@ -16,6 +16,7 @@ SIZES = (  # B, H, K, T, S
     (2, 4, 2, 7, 13),
     (1, 6, 2, 13, 67),
     (1, 4, 1, 1, 1031),
+    (1, 3, 1, 50, 57),  # rows enough for the tallest tile
 )
 
 

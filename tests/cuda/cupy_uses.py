@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Use:
@@ -50,18 +52,35 @@ OF_OBJECTS = (
     Use("cupy.ndarray.set", "device.py", True, 2),
     Use("cupy.ndarray.get", "arrays.py", True, 1),
     Use("cupy.ndarray.copy", "cupy_kernels", True, 1, ("order",)),
-    Use("cupy.ndarray.data", "device.py"),
-    Use("cupy.ndarray.flags", "cupy_kernels"),
-    Use("cupy.ndarray.strides", "cupy_kernels"),
-    Use("cupy.ndarray.itemsize", "cupy_kernels"),
 )
 """What is asked of objects that CuPy made: the class is not in the text, so they are listed (self counts)."""
+
+OF_THE_DEVICE = ("backends/cupy_kernels", "backends/cupy_upload.py", "bench/gpu.py")
+"""Files in which an attribute that NumPy's arrays have is most likely one of CuPy's."""
+
+OF_THE_HOST = ("ctypes",)
+"""But for these, which are asked of NumPy's there."""
+
+MODULES = ("np", "cupy", "xp", "self", "layers", "rotation")
+ARRAYS_HAVE = {name for name in dir(np.ndarray) if not name.startswith("_")} - set(OF_THE_HOST)
 
 
 def uses(package: Path) -> list[Use]:
     """List what all files ask of a namespace `xp`, and what they ask of a module `cupy`."""
-    found = {use for path in sorted(package.rglob("*.py")) for use in _of_file(path, package)}
+    paths = sorted(package.rglob("*.py"))
+    found = {use for path in paths for use in (*_of_file(path, package), *_of_arrays(path, package))}
     return sorted({*found, *OF_OBJECTS}, key=lambda use: (use.path, use.where, use.keywords))
+
+
+def _of_arrays(path: Path, package: Path) -> Iterator[Use]:
+    """What a file of the device asks of arrays, as far as the name tells."""
+    where = path.relative_to(package).as_posix()
+    if not where.startswith(OF_THE_DEVICE):
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        of_module = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in MODULES
+        if isinstance(node, ast.Attribute) and not of_module and node.attr in ARRAYS_HAVE:
+            yield Use(f"cupy.ndarray.{node.attr}", where)
 
 
 def _of_file(path: Path, package: Path) -> Iterator[Use]:

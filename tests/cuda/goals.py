@@ -26,9 +26,9 @@ def reached(row: dict[str, Any], counted: str) -> float | None:
 
 
 def judged(report: dict[str, Any]) -> tuple[list[str], bool]:
-    """A line for each goal, and whether none was missed; what was not measured is not missed."""
+    """A line for each goal, and whether some were reached and none missed; what was not measured is neither."""
     rows = {row["row"]: row for row in report["rows"] if not row["error"]}
-    lines, well = [], True
+    lines, missed = [], 0
     for name, counted, least in GOALS:
         goal = f"{name}, at least {least:g} {counted}"
         found = reached(rows[name], counted) if name in rows else None
@@ -38,8 +38,8 @@ def judged(report: dict[str, Any]) -> tuple[list[str], bool]:
             lines.append(f"reached: {goal}: {found:.3f}")
         else:
             lines.append(f"missed by {least - found:.3f}: {goal}: {found:.3f}")
-            well = False
-    return lines, well
+            missed += 1
+    return lines, missed == 0 and any(line.startswith("reached") for line in lines)
 
 
 def main(file: str) -> int:

@@ -105,7 +105,8 @@ def test_its_commands_are_ones_that_there_are() -> None:
 
 
 def test_its_modules_are_there_and_the_goals_are_held_against_what_the_bench_wrote() -> None:
-    modules = [words for words in commands() if any(word.startswith("tests.") for word in words)]
+    first, *modules = [words for words in commands() if any(word.startswith("tests.") for word in words)]
+    assert first[-1] == "tests.cuda.decoding_profile"
     assert [words[-2] for words in modules] == ["tests.cuda.goals"] * 2
     written = [words[words.index("--json") + 1] for words in commands() if "--json" in words]
     assert [words[-1] for words in modules] == written[1:]
@@ -115,7 +116,7 @@ def test_its_modules_are_there_and_the_goals_are_held_against_what_the_bench_wro
 
 def test_all_tests_come_last_side_by_side_where_each_computes_on_one_thread() -> None:
     *others, last = commands()
-    assert last[-4:] == ["-m", "", "-n", "auto"]
+    assert last[-6:] == ["-m", "", "-n", "auto", "--maxprocesses", "8"]
     assert last[:3] == ["env", "-u", "OMP_NUM_THREADS"]
     assert not any("-n" in words and "pytest" in words for words in others)
 
@@ -128,7 +129,7 @@ def test_all_tests_come_last_side_by_side_where_each_computes_on_one_thread() ->
         ("bench:bfloat16", ["--dtype bfloat16", "tests.cuda.goals"]),
         ("sanitizer:racecheck,bench:float32", ["--tool racecheck", "--dtype float32"]),
         ("sanitizer,sanitizer:memcheck", ["memcheck", "racecheck", "synccheck", "initcheck"]),
-        ("tests,train,profile", ["nsys", "--train", "-n auto"]),
+        ("tests,train,profile", ["decoding_profile", "nsys", "--train", "-n auto"]),
     ],
 )
 def test_steps_can_be_chosen(only: str, says: list[str]) -> None:
@@ -142,6 +143,8 @@ def test_the_rows_of_the_bench_can_be_chosen() -> None:
     (first, _) = commands("bench:float16", GPU_RUN_ROWS="decode:128,prefill:2048")
     assert first[first.index("--rows") + 1] == "decode:128,prefill:2048"
     build_parser().parse_args(first[first.index("refdiff") + 1 :])
+    assert len(commands("bench:float16", GPU_RUN_ROWS="prefill:2048")) == 2
+    assert len(commands("bench:float16", GPU_RUN_ROWS="decode:2048")) == 1, "there is nothing to judge"
 
 
 @pytest.mark.parametrize("only", ["kernel", "kernels,profil", "bench:float64", "model:float32"])
@@ -202,10 +205,12 @@ def test_all_that_passed_and_what_was_not_run_is_said(tmp_path: Path) -> None:
     status, report, calls = run(tmp_path)
     assert status == 0
     assert report.rstrip().endswith("All that was run passed.")
+    left = re.search(r"^Not run, or not measured: (\d+) of the above\.$", report, re.MULTILINE)
+    assert left is not None
+    assert int(left[1]) == report.count("\nNot run: ")
     if shutil.which("compute-sanitizer", path=f"{tmp_path}:/usr/bin:/bin") is None:
         assert re.search(r"^## compute-sanitizer\n\nNot run: .*this machine", report, re.MULTILINE)
-    if shutil.which("nsys", path=f"{tmp_path}:/usr/bin:/bin") is None:
-        assert "-m tests.cuda.decoding_profile" in calls
+    assert "-m tests.cuda.decoding_profile" in calls
     assert len([call for call in calls if "--against transformers" in call]) == 4
 
 

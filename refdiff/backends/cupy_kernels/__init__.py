@@ -235,7 +235,10 @@ class CupyKernels:
         *,
         causal: bool = True,
     ) -> Any:
-        """Sum up both softmax maps in one pass over keys and values; no scores are kept."""
+        """Sum up both softmax maps in one pass over keys and values; no scores are kept.
+
+        A row of which a bias of −∞ hides every key is 0 as if a mask did, where the layer has NaN.
+        """
         if not fits(q1, k1, q2, k2, v):
             return NotImplemented
         call = Call.of(self._device, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal, **self._state)

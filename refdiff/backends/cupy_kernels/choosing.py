@@ -25,7 +25,7 @@ def choose(
 
     Shapes:
         logits (B, V), uniforms (B,) float64 in [0, 1), or None -> (B,) int64, −1 for a row with NaN, with nothing but
-        −inf, or with an infinity to draw by; NotImplemented for logits of other types.
+        −inf, with an infinity to draw by, or with weights that overflow; NotImplemented for logits of other types.
     """
     B, V = logits.shape
     if logits.dtype.name not in NUMBERS or V == 0:

@@ -69,6 +69,7 @@ class Device:
         import cupy
 
         self._cupy = cupy
+        self._number = int(cupy.cuda.Device())
         attributes = cupy.cuda.Device().attributes
         self.shared = int(attributes["MaxSharedMemoryPerBlockOptin"])
         self.capability = 10 * int(attributes["ComputeCapabilityMajor"]) + int(attributes["ComputeCapabilityMinor"])
@@ -88,7 +89,11 @@ class Device:
         """Start a kernel, compiled at its first use; CuPy keeps what was compiled on the disk.
 
         Arguments are arrays of the device, None for a null pointer, NumPy numbers, or NumPy records for structs.
+
+        Raises:
+            RuntimeError: the current device of this thread is another, to which the arrays mean nothing.
         """
+        self._check()
         key = (file, kernel, *defines.items())
         function = self._kernels.get(key)
         if function is None:
@@ -100,6 +105,14 @@ class Device:
         # CuPy before 14 passes nothing at all for None, and the kernel finds whatever lies there
         given = tuple(np.int64(0) if x is None else x for x in arguments)
         function(grid, (threads, 1, 1), given, shared_mem=shared)
+
+    def _check(self) -> None:
+        current = int(self._cupy.cuda.Device())
+        if current != self._number:
+            raise RuntimeError(
+                f"the model is on CUDA device {self._number}, but this thread's current one is {current}, and each "
+                f"thread has its own: call cupy.cuda.Device({self._number}).use() in it before"
+            )
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Make an array of whatever was there before."""
@@ -130,6 +143,7 @@ class Device:
         of x with more it would first copy Wᵀ.
         """
         cupy = self._cupy
+        self._check()
         if weight.dtype == np.float32:
             return x @ weight.T
         kind = DATA_TYPES[weight.dtype.name]

@@ -10,6 +10,9 @@ MAX_QUERY, MAX_VALUE = 256, 512
 SUMS_OF_A_THREAD = 64
 """How many sums of values a thread may keep in its registers, beside what else it needs."""
 
+OF_EACH_BLOCK = 1024
+"""Bytes of a multiprocessor's shared memory that CUDA keeps for each block; it has so many more than one may have."""
+
 WAVES = 2
 """How many blocks a multiprocessor should have to work on when keys are split."""
 
@@ -56,7 +59,8 @@ def attention_tiles(d: int, e: int, maps: int, rows: int, limit: int, *, backwar
         for k in (32, 16)
         if r == 16 or (r < rows + 16 and maps * columns * r // 16 <= SUMS_OF_A_THREAD)
     ]
-    fitting = [tiles for tiles in sizes if tiles.shared <= limit // 2] or [
+    twice = (limit + OF_EACH_BLOCK) // 2 - OF_EACH_BLOCK
+    fitting = [tiles for tiles in sizes if tiles.shared <= twice] or [
         tiles for tiles in sizes[-1:] if tiles.shared <= limit
     ]
     return fitting[0] if fitting else None

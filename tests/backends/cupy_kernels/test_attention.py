@@ -8,6 +8,7 @@ import pytest
 from refdiff import layers
 from refdiff.backends.cupy_kernels import CupyKernels
 from refdiff.backends.cupy_kernels.attention import AXES, SHAPE, Call, axes_of, rows_lie_whole
+from refdiff.backends.cupy_kernels.geometry import OF_EACH_BLOCK, shared_bytes
 from tests.backends.cupy_cases import heads, seen
 from tests.backends.test_cupy_kernels import hold
 from tests.backends.vjp_cases import normal
@@ -117,6 +118,66 @@ def test_tensor_cores_in_all_sizes(d: int, e: int, number: Any) -> None:
         for kwargs in seen(3, 1 if name == "plain_heads" else 2):
             args = (q1, k1, v) if name == "plain_heads" else (q1, k1, q2, k2, v, np.asarray(-1.3))
             assert hold(name, args, kwargs, number, capability=80, multiprocessors=1)
+
+
+def room_for_two(tile: int) -> int:
+    """The bytes that a block may have where two with such tiles just fit."""
+    return 2 * (tile + OF_EACH_BLOCK) - OF_EACH_BLOCK
+
+
+class Noting(EmulatedDevice):
+    """Notes which tiles it is asked for."""
+
+    def __init__(self, noted: set[tuple[Any, ...]], **options: Any) -> None:
+        super().__init__(**options)
+        self._noted = noted
+
+    def launch(self, file: str, kernel: str, defines: Any, *rest: Any) -> None:
+        if kernel in ("attention", "to_queries", "to_keys"):
+            self._noted.add((kernel, defines["ROWS"], defines["KEYS"]))
+        super().launch(file, kernel, defines, *rest)
+
+
+def test_every_tile_that_can_be_chosen_gives_the_layer() -> None:
+    """Of the way forward and back: each height that the rows of a key head can fill, with keys by 32 and by 16."""
+    noted: set[tuple[Any, ...]] = set()
+    B, K, d, e = 1, 1, 5, 6
+    for H, T, S, rows in ((3, 50, 57, 64), (3, 10, 41, 32), (2, 3, 35, 16)):
+        g, v = normal(6, B, H, T, e), normal(5, B, K, S, e)
+        q1, q2 = normal(1, B, H, T, d), normal(2, B, H, T, d)
+        k1, k2 = normal(3, B, K, S, d), normal(4, B, K, S, d)
+        mask = np.random.default_rng(0).random((B, 1, T, S)) < 0.7
+        mask[:, :, min(T, 7) - 1] = False
+        exact = layers.diff_attention(q1, k1, q2, k2, v, np.float64(0.7), mask)
+        back = layers.diff_attention_vjp(g, q1, k1, q2, k2, v, np.float64(0.7), mask)
+        singles = [x.astype(np.float32) for x in (g, q1, k1, q2, k2, v)]
+        for keys in (16, 32):
+            forward, backward = (
+                CupyKernels(Noting(noted, shared=room_for_two(shared_bytes(d, e, 2, rows, keys, way)), order=2))
+                for way in (False, True)
+            )
+            got = forward.diff_attention(*singles[1:], np.float32(0.7), mask)
+            np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5)
+            for one, truth in zip(backward.diff_attention_vjp(*singles, np.float32(0.7), mask), back, strict=True):
+                np.testing.assert_allclose(one, truth, rtol=1e-4, atol=1e-4)
+    assert noted == {
+        (kernel, rows, keys)
+        for kernel in ("attention", "to_queries", "to_keys")
+        for rows in (16, 32, 64)
+        for keys in (16, 32)
+    }
+
+
+def test_a_row_of_which_a_bias_hides_every_key_is_zero() -> None:
+    """And NaN in the layer, where only a mask hides: here a score of −∞ is what a mask makes of it."""
+    q, bias = normal(0, 1, 2, 3, 5).astype(np.float32), np.zeros((3, 3), np.float32)
+    bias[1] = -np.inf
+    got = CupyKernels(EmulatedDevice()).diff_attention(q, q, q, q, q, np.float32(0.5), None, bias)
+    with np.errstate(invalid="ignore"):
+        layer = layers.diff_attention(q, q, q, q, q, np.float32(0.5), None, bias)
+    assert np.isnan(layer[:, :, 1]).all()
+    assert (got[:, :, 1] == 0).all()
+    np.testing.assert_allclose(got[:, :, ::2], layer[:, :, ::2], rtol=1e-5, atol=1e-6)
 
 
 def test_who_has_tensor_cores() -> None:

@@ -51,7 +51,13 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
         def get_function(self, name: str) -> FakeFunction:
             return functions.setdefault(name, FakeFunction())
 
-    there = SimpleNamespace(
+    class There(SimpleNamespace):
+        number = 0  # CuPy's int of a device
+
+        def __int__(self) -> int:
+            return self.number
+
+    there = There(
         attributes={
             "MaxSharedMemoryPerBlockOptin": 232448,
             "MultiProcessorCount": 132,
@@ -97,6 +103,16 @@ def test_more_shared_memory_is_asked_for_only_where_it_is_needed(cupy: Any) -> N
         there.launch("gated.cu", "gated", {"NUMBER": "float"}, (1, 1, 1), 32, [], shared)
         assert cupy.functions["gated"].max_dynamic_shared_size_bytes == allowed
         assert cupy.functions["gated"].calls[-1][-1] == shared
+
+
+def test_another_device_than_this_threads_is_refused_before_anything_is_read_there(cupy: Any) -> None:
+    there = device.Device()
+    cupy.cuda.Device().number = 1
+    with pytest.raises(RuntimeError, match=r"on CUDA device 0, but this thread's current one is 1.*Device\(0\)\.use"):
+        there.launch("gated.cu", "gated", {"NUMBER": "float"}, (1, 1, 1), 32, [])
+    with pytest.raises(RuntimeError, match="current one is 1"):
+        there.product(np.ones((5, 11), np.float32), np.ones((13, 11), np.float32))
+    assert not cupy.functions
 
 
 def test_a_null_pointer_is_eight_bytes_of_zero(cupy: Any) -> None:

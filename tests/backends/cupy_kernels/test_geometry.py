@@ -65,7 +65,11 @@ def test_small_devices_serve_what_fits() -> None:
 
 def test_two_blocks_share_a_multiprocessor_where_they_can() -> None:
     assert attention_tiles(64, 128, 2, 4096, SM90) == Tiles(64, 32, 83200)
-    assert SM90 >= 2 * 83200
+    assert SM90 + KIB >= 2 * (83200 + KIB)
+    assert 2 * 83200 < SM80 < SM80 + KIB < 2 * (83200 + KIB)  # CUDA keeps 1 KiB of each block's for itself
+    assert attention_tiles(64, 128, 2, 4096, SM80) == Tiles(64, 16, 58496)
+    assert 2 * 50432 < SM86 < SM86 + KIB < 2 * (50432 + KIB)
+    assert attention_tiles(32, 64, 2, 4096, SM86) == Tiles(64, 16, 33920)
     assert attention_tiles(64, 128, 2, 4, SM90) == Tiles(16, 32, 45568)
 
 

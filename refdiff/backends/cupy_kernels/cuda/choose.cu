@@ -131,6 +131,8 @@ extern "C" __global__ void __launch_bounds__(1024) choose(
         return;
     }
 
+    if (threadIdx.x == 0) tokens[blockIdx.x] = -1;  // and so it stays where no weight is a number
+
     const int run = (size + blockDim.x - 1) / blockDim.x;
     const int first = min((int)threadIdx.x * run, size), last = min(first + run, size);
     row.top = __uint_as_float(highest & 0x80000000 ? highest & 0x7fffffff : 0u - highest);
