@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff.cli.options import build_parser
 from refdiff.model.config_checks import MODEL_TYPES
 
 ROOT = Path(__file__).parents[1]
@@ -76,8 +77,8 @@ def test_the_mistake_in_the_kernel_is_named(capsys: pytest.CaptureFixture[str]) 
 def test_the_commands_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "a", "max_new_tokens": 3}\n')
     lines = [line.split("#")[0] for block in _blocks("sh") for line in block.splitlines()]
-    # the hub; what takes long, and a cluster, have tests of their own
-    elsewhere = ("kajuma/", "refdiff bench", "refdiff train", "--dask", "--selftest")
+    # the hub; what takes long, a cluster, and a card, have tests of their own
+    elsewhere = ("kajuma/", "refdiff bench", "refdiff train", "--dask", "--selftest", "--backend cupy")
     commands = [
         shlex.split(line)
         for line in lines
@@ -94,6 +95,17 @@ def test_the_commands_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
             capture_output=True,
         )
     assert (tmp_path / "out.jsonl").read_bytes().count(b"\n") == 1
+
+
+def test_the_commands_for_a_card_are_ones_that_there_are() -> None:
+    section = TEXT.split("## On a CUDA card")[1].split("\n## ")[0]
+    commands = [shlex.split(line.split("#")[0]) for line in section.splitlines() if line.startswith("refdiff ")]
+    assert [command[1] for command in commands] == ["generate", "bench"]
+    assert {build_parser().parse_args(command[1:]).backend for command in commands} == {"cupy"}
+    assert (ROOT / "tests" / "gpu_run.sh").exists()
+    listed = (ROOT / "tests" / "gpu_reports" / "README.md").read_text()
+    reports = [path for path in (ROOT / "tests" / "gpu_reports").glob("*.md") if path.name != "README.md"]
+    assert ("Nothing yet" in listed) == ("has run on a card yet" in section) == (not reports)
 
 
 def test_the_tree_is_the_one_that_is_there() -> None:
