@@ -54,6 +54,9 @@ KEYS = 512
 SUMMED = 64
 """The keys that an unpacked product with the values sums up at a time: a sum of sums of few is more exact."""
 
+SEEN = 64
+"""Of fewer keys the largest score is always taken away: of one alone the weight is then 1, and 1 − λ exact."""
+
 ALL = slice(None)
 
 
@@ -151,6 +154,8 @@ class NumpyAttentionKernels(NumpyRowKernels):
         whole = S // piece * piece
         of_values = [keys for keys in (slice(0, whole), slice(whole, S)) if _length(keys)]
 
+        seen = min((m.sum(axis=-1).min() for *_, m, _ in maps if m is not None), default=S) - (T - 1 if causal else 0)
+
         def by_pieces(x: FloatArray, keys: slice) -> FloatArray:
             size = min(piece, _length(keys))
             return x[..., keys, :].reshape(*x.shape[:-2], -1, size, x.shape[-1])
@@ -165,14 +170,20 @@ class NumpyAttentionKernels(NumpyRowKernels):
 
             scores = self._workspace.empty((M, *groups, S, n), v.dtype)
             for grid, (q, key, _, z) in zip(scores, maps, strict=True):
-                turned = q[b, h].reshape(*groups, G, T, d).transpose(0, 1, 4, 2, 3) / math.sqrt(d)
-                columns = np.ascontiguousarray(turned).reshape(*groups, d, n)
-                for i in of_keys:
-                    np.matmul(key[b, k, i], columns, out=grid[:, :, i])
+                queries = q[b, h].reshape(*groups, G, T, d) / math.sqrt(d)
+                by_head = grid.reshape(*groups, S, G, T)
+                if T == 1:
+                    columns = np.ascontiguousarray(queries[..., 0, :].swapaxes(2, 3))
+                    for i in of_keys:
+                        np.matmul(key[b, k, i], columns, out=grid[:, :, i])
+                else:  # by heads, as the layer does it: of more columns BLAS adds one term to another
+                    into = by_head.transpose(0, 1, 3, 2, 4)
+                    for i in of_keys:
+                        np.matmul(key[b, k, None, i], queries.swapaxes(3, 4), out=into[..., i, :])
                 if z is not None:
-                    grid.reshape(*groups, S, G, T)[...] += by_key(z)
+                    by_head[...] += by_key(z)
             of_row = (0, 2, 3, 4)  # each row of the batch goes by its own scores, not by its neighbours'
-            small = (scores.min(axis=of_row) > -SMALL) & (scores.max(axis=of_row) < SMALL)
+            small = (scores.min(axis=of_row) > -SMALL) & (scores.max(axis=of_row) < SMALL) & (seen >= SEEN)
             for grid, (_, _, m, _) in zip(scores, maps, strict=True):
                 if m is not None:
                     np.copyto(grid.reshape(*groups, S, G, T), -np.inf, where=~by_key(m))

@@ -43,7 +43,7 @@ NARROW = 9
 VECTOR = 16
 """How many float32 a vector of AVX-512 holds."""
 
-TERMS = 512
+TERMS = 256
 """The terms of a product of pieces and such vectors: more are added up in parts, for BLAS adds one term to another."""
 
 LONG = 8192
@@ -100,8 +100,8 @@ class NumpyKernels(NumpyAttentionKernels):
         results = []
         for p in projections:
             weight = p["weight"]
-            if len(flat) > 1 and weight.size * len(flat) <= UNPACKED and not is_stored(weight):
-                results.append(np.ascontiguousarray(flat) @ weight.T)
+            if len(flat) > 1 and (weight.size * len(flat) <= UNPACKED or _lies_otherwise(weight)):
+                results.append(_as_the_layer(flat, weight))
                 continue
             large = weight.size * len(flat) >= WORTH_A_THREAD
             y, part = self._planned(flat, weight, large)
@@ -294,6 +294,20 @@ class NumpyKernels(NumpyAttentionKernels):
         else:
             self._workers.split(first.size, part, align=16)
         return [out.reshape(rows.shape, order=order).reshape(first.shape) for out in outs]
+
+
+def _lies_otherwise(weight: NDArray[Any]) -> bool:
+    return not is_stored(weight) and not weight.flags.c_contiguous
+
+
+def _as_the_layer(flat: FloatArray, weight: NDArray[Any]) -> FloatArray:
+    """Multiply as the layer does, in one product, where pieces would be too small for BLAS to sum up well."""
+    if is_stored(weight):
+        expanded = np.empty(weight.shape, flat.dtype)
+        expand(weight, expanded)
+        weight = expanded
+    product: FloatArray = np.ascontiguousarray(flat) @ weight.T
+    return product
 
 
 def _multiply(pieces: FloatArray, columns: FloatArray, out: FloatArray, terms: int) -> None:

@@ -41,7 +41,8 @@ class _Blas:
         try:
             yield
         finally:
-            self._change(self._asked.remove, threads)
+            if threads in self._asked:  # not in a process that was forked within the block
+                self._change(self._asked.remove, threads)
 
     def forget(self) -> None:
         """Begin anew, in a process that was forked: the threads that asked for something are not in it."""

@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import os
 import sys
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ class Workspace:
         self._unused = 0
         self._lock = threading.Lock()
         self._blocks: dict[int, list[NDArray[np.uint8]]] = {}
+        _ALL.add(self)
 
     def open(self) -> None:
         """Begin to keep memory."""
@@ -67,6 +70,19 @@ class Workspace:
             start = -block.ctypes.data % ALIGNED
             array: NDArray[Any] = block[start : start + size].view(dtype).reshape(shape)
             return array
+
+
+_ALL: weakref.WeakSet[Workspace] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """Renew locks that threads hold which were not forked."""
+    for workspace in list(_ALL):
+        workspace._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _references(blocks: list[NDArray[np.uint8]]) -> list[int]:

@@ -112,6 +112,16 @@ def diff_attention_cases() -> Iterator[Case]:
         g = np.random.default_rng(seed)  # maps that are nearly flat, so that what remains is a small difference
         q, k = 0.05 * g.normal(size=(2, 2, 4, T, d)), g.normal(size=(2, 2, 1, S, d))
         yield (q[0], k[0], q[1], k[1], g.normal(size=(2, 1, S, 2 * d)), np.float64(0.7)), {}
+    for seed, (S, T, d) in enumerate(itertools.product((16, 71, 129, 513), (1, 4, 8, 15), (64, 128))):
+        g = np.random.default_rng(seed)  # and such as are steep
+        q, k, v = g.normal(size=(2, 1, 8, T, d)), g.normal(size=(2, 1, 2, S, d)), g.normal(size=(1, 2, S, 2 * d))
+        for scale in (1, 3):
+            yield (scale * q[0], k[0], scale * q[1], k[1], v, np.float64(0.7)), {}
+    for seed, lam in enumerate((0.8, 0.95)):
+        q, k = normal(seed, 2, 2, 4, 1, 16), normal(seed, 2, 2, 1, 90, 16)
+        v, one = normal(seed, 2, 1, 90, 32), np.arange(90) == 7
+        yield (q[0], k[0, ..., :1, :], q[1], k[1, ..., :1, :], v[..., :1, :], np.float64(lam)), {}
+        yield (q[0], k[0], q[1], k[1], v, np.float64(lam), one), {}  # one key that is seen: a difference of 1 and λ
 
 
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
