@@ -123,6 +123,12 @@ def softmax_rows(
     return p, sums.reshape(B, H, t, 1)
 
 
+def root_of(d: int) -> tuple[float, bool]:
+    """Return √d, and whether it is a power of two: dividing q by it, which is smaller than scores, rounds nothing."""
+    root = math.sqrt(d)
+    return root, math.frexp(root)[0] == 0.5
+
+
 def fill_scores(
     q: FloatArray,
     k: FloatArray,
@@ -134,8 +140,7 @@ def fill_scores(
     """Write Q Kᵀ / √d and the bias, −∞ where a query does not see, into `out` (B, H, t, S)."""
     B, H, t, d = q.shape
     K, S = k.shape[1:3]
-    grouped, root = q.reshape(B, K, H // K * t, d), math.sqrt(d)
-    exact = math.frexp(root)[0] == 0.5  # a power of two: dividing q, which is smaller, rounds nothing
+    grouped, (root, exact) = q.reshape(B, K, H // K * t, d), root_of(d)
     np.matmul(grouped / root if exact else grouped, k.swapaxes(2, 3), out=out.reshape(B, K, H // K * t, S))
     if not exact:
         out /= root
