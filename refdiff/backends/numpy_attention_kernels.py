@@ -14,10 +14,10 @@ from refdiff.backends.numpy_attention_scores import (
     CACHED,
     SMALL,
     Map,
+    fill_by_keys,
     largest,
     part_of,
     pieces,
-    root_of,
     scores_of,
     softmax_rows,
 )
@@ -144,7 +144,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
         whatever is taken away from its scores.
         """
         (B, H, T, d), (K, S, e), M = maps[0][0].shape, v.shape[1:], len(maps)
-        G, (root, exact) = H // K, root_of(d)
+        G = H // K
         n = G * T
         hidden = np.tri(T, k=-1, dtype=np.bool_)[:, None] if causal and T > 1 else None
         out, ones = np.empty((B, H, T, e), v.dtype), np.ones(S, v.dtype)
@@ -170,18 +170,8 @@ class NumpyAttentionKernels(NumpyRowKernels):
 
             scores = self._workspace.empty((M, *groups, S, n), v.dtype)
             for grid, (q, key, _, z) in zip(scores, maps, strict=True):
-                queries = q[b, h].reshape(*groups, G, T, d) / (root if exact else 1)
                 by_head = grid.reshape(*groups, S, G, T)
-                if T == 1:
-                    columns = np.ascontiguousarray(queries[..., 0, :].swapaxes(2, 3))
-                    for i in of_keys:
-                        np.matmul(key[b, k, i], columns, out=grid[:, :, i])
-                else:  # by heads, as the layer does it: of more columns BLAS adds one term to another
-                    into = by_head.transpose(0, 1, 3, 2, 4)
-                    for i in of_keys:
-                        np.matmul(key[b, k, None, i], queries.swapaxes(3, 4), out=into[..., i, :])
-                if not exact:
-                    grid /= root
+                fill_by_keys(q[b, h].reshape(*groups, G, T, d), key[b, k], of_keys, by_head)
                 if z is not None:
                     by_head[...] += by_key(z)
             of_row = (0, 2, 3, 4)  # each row of the batch goes by its own scores, not by its neighbours'

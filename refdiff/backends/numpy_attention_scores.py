@@ -123,6 +123,23 @@ def softmax_rows(
     return p, sums.reshape(B, H, t, 1)
 
 
+def fill_by_keys(q: FloatArray, k: FloatArray, pieces: Sequence[slice], out: FloatArray) -> None:
+    """Write K Qᵀ / √d into `out` (B, K, S, G, T) from q (B, K, G, T, d) and k (B, K, S, d), some keys at a time.
+
+    Several queries by heads, as the layer does it: of more columns BLAS adds one term to another.
+    """
+    root, exact = root_of(q.shape[-1])
+    if exact:
+        q = q / root
+    one = q.shape[3] == 1
+    columns = np.ascontiguousarray(q[:, :, None, :, 0].swapaxes(3, 4)) if one else q.swapaxes(3, 4)
+    into = out[..., 0][:, :, None] if one else out.transpose(0, 1, 3, 2, 4)
+    for i in pieces:
+        np.matmul(k[:, :, None, i], columns, out=into[:, :, :, i])
+    if not exact:
+        out /= root
+
+
 def root_of(d: int) -> tuple[float, bool]:
     """Return √d, and whether it is a power of two: dividing q by it, which is smaller than scores, rounds nothing."""
     root = math.sqrt(d)
