@@ -140,8 +140,8 @@ class NumpyAttentionKernels(NumpyRowKernels):
     def _by_keys(self, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool) -> FloatArray:
         """Put keys first, Sᵀ = K Qᵀ, and multiply by V once, by the difference of the maps; see `_by_blocks`.
 
-        The exponentials are of the scores themselves where none is so large that it matters: a softmax is the same
-        whatever is taken away from its scores.
+        The exponentials are of the scores themselves where none is so large that it matters, and each query sees many
+        keys: a softmax is the same whatever is taken away from its scores.
         """
         (B, H, T, d), (K, S, e), M = maps[0][0].shape, v.shape[1:], len(maps)
         G = H // K
@@ -153,8 +153,10 @@ class NumpyAttentionKernels(NumpyRowKernels):
         piece = SUMMED if SUMMED * n <= min(UNPACKED // e, ONE_THREAD) else KEYS
         whole = S // piece * piece
         of_values = [keys for keys in (slice(0, whole), slice(whole, S)) if _length(keys)]
-
-        seen = min((m.sum(axis=-1).min() for *_, m, _ in maps if m is not None), default=S) - (T - 1 if causal else 0)
+        seen = np.full(B, S)
+        for _, _, m, _ in maps:
+            seen = seen if m is None else np.minimum(seen, m.sum(axis=-1).min(axis=(1, 2)))
+        many = seen - (T - 1 if causal else 0) >= SEEN
 
         def by_pieces(x: FloatArray, keys: slice) -> FloatArray:
             size = min(piece, _length(keys))
@@ -175,7 +177,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
                 if z is not None:
                     by_head[...] += by_key(z)
             of_row = (0, 2, 3, 4)  # each row of the batch goes by its own scores, not by its neighbours'
-            small = (scores.min(axis=of_row) > -SMALL) & (scores.max(axis=of_row) < SMALL) & (seen >= SEEN)
+            small = (scores.min(axis=of_row) > -SMALL) & (scores.max(axis=of_row) < SMALL) & many[b]
             for grid, (_, _, m, _) in zip(scores, maps, strict=True):
                 if m is not None:
                     np.copyto(grid.reshape(*groups, S, G, T), -np.inf, where=~by_key(m))

@@ -54,6 +54,18 @@ def test_every_way_is_the_layer_for_scores_of_any_size(taken, T, S, way, scale):
     assert taken == [way, way]
 
 
+@pytest.mark.parametrize("T", [1, 5])
+def test_how_few_keys_a_neighbour_sees_changes_nothing(T):
+    """To the last bit: of few keys the largest score is taken away, of many it is not."""
+    q1, k1, q2, k2, v, lam = streams(2, 6, 3, T, 301, 5, 4, 1.0)
+    padded = np.ones((2, 1, 1, 301), dtype=np.bool_)
+    padded[1, ..., :-T] = False
+    with KERNELS.running():
+        beside, alike = (KERNELS.diff_attention(q1, k1, q2, k2, v, lam, m) for m in (padded, np.ones_like(padded)))
+    np.testing.assert_array_equal(beside[0], alike[0])
+    assert np.abs(beside[1] - alike[1]).max() > 0.01
+
+
 @pytest.mark.parametrize(("T", "S", "way"), [(1, 67, "_by_keys"), (5, 1031, "_by_keys"), (211, 307, "_by_blocks")])
 def test_rows_of_the_batch_do_not_see_each_other(taken, T, S, way):
     """To the last bit, beside a neighbour with scores from which the largest must be taken away, or with none."""

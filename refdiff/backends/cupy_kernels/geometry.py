@@ -11,7 +11,7 @@ SUMS_OF_A_THREAD = 64
 """How many sums of values a thread may keep in its registers, beside what else it needs."""
 
 OF_EACH_BLOCK = 1024
-"""Bytes of a multiprocessor's shared memory that CUDA keeps for each block; it has so many more than one may have."""
+"""Bytes of shared memory that CUDA keeps for each block; a multiprocessor has so many more than a block may (sm_80)."""
 
 WAVES = 2
 """How many blocks a multiprocessor should have to work on when keys are split."""
