@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
+from refdiff.backends.attention_inputs import covers, fits, hides, pair_of
 from refdiff.backends.numpy_attention_scores import (
     CACHED,
+    SEEN,
     SMALL,
     Map,
     fill_by_keys,
@@ -21,7 +23,7 @@ from refdiff.backends.numpy_attention_scores import (
     scores_of,
     softmax_rows,
 )
-from refdiff.backends.numpy_row_kernels import FloatArray, NumpyRowKernels, cut
+from refdiff.backends.numpy_row_kernels import FloatArray, NumpyRowKernels, alike, cut
 
 SCORES = 2**20
 """How many attention scores of one map a block holds: 4 MB in float32, enough rows for a product at full speed."""
@@ -54,8 +56,8 @@ KEYS = 512
 SUMMED = 64
 """The keys that an unpacked product with the values sums up at a time: a sum of sums of few is more exact."""
 
-SEEN = 64
-"""Of fewer keys the largest score is always taken away: of one alone the weight is then 1, and 1 − λ exact."""
+NARROW = 16
+"""Values of fewer features are multiplied as the layer does: as rows of a product BLAS sums them up less exactly."""
 
 ALL = slice(None)
 
@@ -104,7 +106,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
         attention_weights: Callable[..., Any] = layers.attention_weights,
     ) -> Any:
         """Attend over one map; see `_attend`."""
-        if not fits(q, k, q, k, v) or (causal and k.shape[2] < q.shape[2]):
+        if not fits(q, k, q, k, v) or not alike(q, k, v, bias) or (causal and k.shape[2] < q.shape[2]):
             return NotImplemented
         (B, H, T, _), (_, S, e) = q.shape, v.shape[1:]
         if any(x is not None and not covers(x, (B, H, T, S)) for x in (mask, bias)) or hides(bias):
@@ -249,7 +251,11 @@ class NumpyAttentionKernels(NumpyRowKernels):
                     rows[1][i] *= share[i]
                     rows[0][i] -= rows[1][i]
             into = by_heads[b, h, :, t].reshape(*heads[:3], e, n)
-            np.matmul(values[:, :, None], rows[0].reshape(*heads, keys).swapaxes(3, 4), out=into)
+            weights = rows[0].reshape(*heads, keys)
+            if e < NARROW:
+                into[...] = (weights @ values.swapaxes(2, 3)[:, :, None]).swapaxes(3, 4)
+            else:
+                np.matmul(values[:, :, None], weights.swapaxes(3, 4), out=into)
             into /= sums[0].reshape(*heads[:3], 1, n)
             rooms.append(room)
 
@@ -277,70 +283,3 @@ def _length(part: slice) -> int:
 def goes_by_blocks(B: int, H: int, T: int, S: int) -> bool:
     """Whether there are queries enough, and more scores than a core's cache holds."""
     return T >= LEAST and B * H * T * S > CACHED
-
-
-def pair_of(
-    q1: FloatArray,
-    k1: FloatArray,
-    q2: FloatArray,
-    k2: FloatArray,
-    v: FloatArray,
-    lambda_: Any,
-    mask: NDArray[np.bool_] | None = None,
-    bias: FloatArray | None = None,
-    *,
-    causal: bool,
-) -> tuple[list[Map], FloatArray, FloatArray] | None:
-    """Give both maps, v, and λ as (B, H, T, 1), or None for what the kernels do not serve."""
-    if not fits(q1, k1, q2, k2, v) or not isinstance(lambda_, np.ndarray | np.generic):
-        return None
-    B, H, T, _ = q1.shape
-    S = v.shape[2]
-    lambdas = np.asarray(lambda_, dtype=q1.dtype)
-    if (causal and S < T) or not covers(lambdas, (B, H, T, 1)) or (mask is not None and mask.dtype != np.bool_):
-        return None
-    if any(x is not None and not covers(x, (B, mask_heads(x, H), T, S)) for x in (mask, bias)) or hides(bias):
-        return None
-    masks, biases = by_map(mask, H), by_map(bias, H)
-    maps = [(q1, k1, masks[0], biases[0]), (q2, k2, masks[1], biases[1])]
-    return maps, v, np.broadcast_to(lambdas, (B, H, T, 1))
-
-
-def fits(q1: FloatArray, k1: FloatArray, q2: FloatArray, k2: FloatArray, v: FloatArray) -> bool:
-    """Whether queries, keys and values are (B, H, T, d), (B, K, S, d), (B, K, S, e), with H a multiple of K."""
-    return (
-        q1.ndim == k1.ndim == v.ndim == 4
-        and q1.shape == q2.shape
-        and k1.shape == k2.shape
-        and v.shape[:3] == k1.shape[:3]
-        and q1.shape[0] == k1.shape[0]
-        and q1.shape[3] == k1.shape[3]
-        and k1.shape[1] > 0
-        and q1.shape[1] % k1.shape[1] == 0
-        and q1.size > 0
-        and k1.size > 0
-    )
-
-
-def hides(bias: FloatArray | None) -> bool:
-    """Whether a bias has a −∞: a row of nothing else is NaN to the layer, and 0 here, where masks are such scores."""
-    return bias is not None and bool(np.isneginf(bias).any())
-
-
-def mask_heads(x: NDArray[Any], heads: int) -> int:
-    """How many heads a mask or bias may have: those of one map, or those of both."""
-    return 2 * heads if x.ndim > 2 and x.shape[-3] == 2 * heads else heads
-
-
-def covers(x: NDArray[Any], shape: tuple[int, ...]) -> bool:
-    """Whether `x` broadcasts to `shape` without enlarging it."""
-    axes = (1,) * (len(shape) - x.ndim) + x.shape
-    return len(axes) == len(shape) and all(m in (1, n) for m, n in zip(axes, shape, strict=True))
-
-
-def by_map(x: NDArray[Any] | None, heads: int) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
-    """Give each map its part of a mask or bias, with all four axes."""
-    if x is None:
-        return None, None
-    x = x[(None,) * (4 - x.ndim)]
-    return (x[:, :heads], x[:, heads:]) if x.shape[1] == 2 * heads else (x, x)

@@ -17,6 +17,12 @@ CACHED = 2**17
 SMALL = 40.0
 """Scores below this need no maximum taken away: neither e^40 nor a sum of them overflows, nor does e^−40 underflow."""
 
+FEW_RESULTS = 2**12
+"""Up to so many scores of a head are multiplied by themselves, as the layer does: small results are more exact."""
+
+SEEN = 64
+"""Of fewer keys the largest score is always taken away: of one alone the weight is then 1, and 1 − λ exact."""
+
 Map = tuple[FloatArray, FloatArray, NDArray[Any] | None, NDArray[Any] | None]
 """A map's q (B, H, T, d), k (B, K, S, d), mask and bias."""
 
@@ -74,11 +80,22 @@ def scores_of(
                     flat[part] -= tops[part]
                 np.exp(flat[part], out=flat[part])
         else:
-            few = None if z is not None else bound[b]
+            few = (
+                None
+                if z is not None
+                else np.where(_least_seen(m, queries.shape, keys, causal) < SEEN, np.inf, bound[b])
+            )
             _, total = softmax_rows(queries, key[b, k, s], m, z, hidden, into, few, of_rows)
         rows.append(into.reshape(-1, keys))
         sums.append(total.reshape(-1, 1))
     return rows, sums
+
+
+def _least_seen(mask: NDArray[Any] | None, shape: tuple[int, ...], keys: int, causal: bool) -> NDArray[Any]:
+    """How many keys each query of a row of the batch sees at least (B,), or fewer."""
+    B, _, t, _ = shape
+    seen = np.full(B, keys) if mask is None else np.broadcast_to(mask.sum(axis=-1).min(axis=(1, 2)), (B,))
+    return seen - (t - 1 if causal else 0)
 
 
 def softmax_rows(
@@ -115,7 +132,7 @@ def softmax_rows(
                 top[top == -np.inf] = 0
             piece -= top
         np.exp(piece, out=piece)
-        np.dot(piece, ones, out=sums[i, 0])
+        np.vecdot(piece, ones, out=sums[i, 0])  # several sums side by side, more exact than those of a product
     if mask is not None:
         sums[sums == 0] = 1
     if lse is not None:
@@ -157,8 +174,9 @@ def fill_scores(
     """Write Q Kᵀ / √d and the bias, −∞ where a query does not see, into `out` (B, H, t, S)."""
     B, H, t, d = q.shape
     K, S = k.shape[1:3]
-    grouped, (root, exact) = q.reshape(B, K, H // K * t, d), root_of(d)
-    np.matmul(grouped / root if exact else grouped, k.swapaxes(2, 3), out=out.reshape(B, K, H // K * t, S))
+    groups, (root, exact) = (1, H // K * t) if t * S > FEW_RESULTS else (H // K, t), root_of(d)
+    grouped = q.reshape(B, K, *groups, d)
+    np.matmul(grouped / root if exact else grouped, k[:, :, None].swapaxes(3, 4), out=out.reshape(B, K, *groups, S))
     if not exact:
         out /= root
     if bias is not None:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
-from refdiff.backends.numpy_attention_kernels import QUERIES, covers, fits, hides, mask_heads, pair_of
+from refdiff.backends.attention_inputs import covers, fits, hides, mask_heads, pair_of
+from refdiff.backends.numpy_attention_kernels import QUERIES
 from refdiff.backends.numpy_attention_scores import Map, largest, scores_of
 from refdiff.backends.numpy_kernels import NumpyKernels
-from refdiff.backends.numpy_row_kernels import FloatArray, cut
+from refdiff.backends.numpy_row_kernels import FloatArray, alike, cut
 from refdiff.layers.diff_attention import sum_to
 
 BLOCK = 2**17
@@ -46,7 +47,7 @@ class NumpyAttentionVjpKernels(NumpyKernels):
     ) -> Any:
         """Do the same from the log-sum-exps that `diff_attention_with_lse` saved, A = e^(S − c) / s."""
         pair = pair_of(*given, causal=causal)
-        if pair is None or g.shape != (*given[0].shape[:3], given[4].shape[3]):
+        if pair is None or g.shape != (*given[0].shape[:3], given[4].shape[3]) or not alike(g, given[0]):
             return NotImplemented
         maps, v, lambdas = pair
         (dq1, dq2), (dk1, dk2), dv, along = self._attention_back(g, maps, v, -lambdas, causal, lse)
@@ -66,7 +67,7 @@ class NumpyAttentionVjpKernels(NumpyKernels):
         attention_weights_vjp: Callable[..., Any] = layers.attention_weights_vjp,
     ) -> Any:
         """Go through blocks of whole rows of the one map; see `_attention_back`."""
-        if not fits(q, k, q, k, v):
+        if not fits(q, k, q, k, v) or not alike(g, q, k, v, bias):
             return NotImplemented
         B, H, T, _ = q.shape
         e = v.shape[3]

@@ -32,6 +32,9 @@ ROW_BY_ROW = 8
 COLUMNS = 512
 """How many tokens an elementwise step handles at a time where they lie side by side."""
 
+FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}
+"""What kernels compute with."""
+
 WORTH_A_THREAD = 2**19
 """The fewest multiplications, or elements of exp, for which handing a part to another thread pays."""
 
@@ -41,7 +44,7 @@ class NumpyRowKernels(NumpyPasses):
 
     def embedding(self, ids: NDArray[np.integer[Any]], weight: FloatArray) -> Any:
         """Lay the rows down feature-major, as everything that is added to them comes."""
-        if weight.ndim != 2 or ids.size < 2 or ids.min() < 0 or ids.max() >= len(weight):
+        if weight.ndim != 2 or ids.size < 2 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= len(weight):
             return NotImplemented
         y = self._workspace.empty((weight.shape[1], ids.size), weight.dtype)
         y[...] = weight[ids.reshape(-1)].T
@@ -49,13 +52,12 @@ class NumpyRowKernels(NumpyPasses):
 
     def rms_norm(self, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
         """Sum squares without holding them, and scale once; a few tokens that lie feature-major come out as rows."""
-        if not eps >= 0 or (weight is not None and weight.shape != x.shape[-1:]):
+        if not eps >= 0 or (weight is not None and weight.shape != x.shape[-1:]) or not alike(x, weight):
             return NotImplemented
-        dtype = x.dtype if weight is None else np.result_type(x, weight)
         columns = feature_major(x)
         if columns is not None and columns.shape[-1] > ROW_BY_ROW:
-            return self._norm_columns(columns, weight, eps, *self._like(x, dtype))
-        y = self._workspace.empty(x.shape, dtype)
+            return self._norm_columns(columns, weight, eps, *self._like(x, x.dtype))
+        y = self._workspace.empty(x.shape, x.dtype)
         into = y.reshape(-1, x.shape[-1])
         rows = x.reshape(into.shape)
 
@@ -101,11 +103,12 @@ class NumpyRowKernels(NumpyPasses):
         """Take the part along x from the gradient; the weight's is summed block by block, in their order."""
         if not eps >= 0 or x.size == 0 or g.shape != x.shape or (weight is not None and weight.shape != x.shape[-1:]):
             return NotImplemented
-        dtype = np.result_type(g, x) if weight is None else np.result_type(g, x, weight)
+        if not alike(g, x, weight):
+            return NotImplemented
         columns, of_columns = feature_major(x), feature_major(g)
         if columns is not None and of_columns is not None:
-            return self._norm_columns_vjp(of_columns, columns, weight, eps, *self._like(x, dtype))
-        dx = np.empty(x.shape, dtype)
+            return self._norm_columns_vjp(of_columns, columns, weight, eps, *self._like(x, x.dtype))
+        dx = np.empty(x.shape, x.dtype)
         into = dx.reshape(-1, x.shape[-1])
         rows, gradients = x.reshape(into.shape), g.reshape(into.shape)
         sums: dict[int, FloatArray] = {}
@@ -172,7 +175,7 @@ class NumpyRowKernels(NumpyPasses):
             return NotImplemented
         if cos.shape[1:3] != (1, x.shape[2]) or cos.shape[0] not in (1, x.shape[0]):
             return NotImplemented
-        if not x.dtype == cos.dtype == sin.dtype:
+        if not alike(x, cos, sin):
             return NotImplemented
         B, H, T, d = x.shape
         columns = feature_major(x)
@@ -259,6 +262,12 @@ class NumpyRowKernels(NumpyPasses):
                 block(item)
         else:
             self._workers.each(block, items)
+
+
+def alike(*arrays: NDArray[Any] | None) -> bool:
+    """Whether all arrays are of one dtype, float32 or float64: what else there is, NumPy's own rules decide."""
+    dtypes = {x.dtype for x in arrays if x is not None}
+    return len(dtypes) == 1 and dtypes <= FLOATS
 
 
 def cut(length: int, size: int) -> list[slice]:

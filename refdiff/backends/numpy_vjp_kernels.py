@@ -17,8 +17,10 @@ from refdiff.backends.numpy_attention_vjp_kernels import NumpyAttentionVjpKernel
 from refdiff.backends.numpy_row_kernels import (
     COLUMNS,
     ELEMENTS,
+    FLOATS,
     WORTH_A_THREAD,
     FloatArray,
+    alike,
     cut,
     lies_by_features,
 )
@@ -37,12 +39,12 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
         """Compute two products, each cut over the rows of its result; ∂L/∂x comes feature-major, as from `linear`."""
         if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1] or 0 in (x.size, weight.size):
             return NotImplemented
-        if g.shape != (*x.shape[:-1], weight.shape[0]):
+        if g.shape != (*x.shape[:-1], weight.shape[0]) or not alike(g, x, weight, bias):
             return NotImplemented
         outputs, K = weight.shape
         rows, flat = g.reshape(-1, outputs), x.reshape(-1, K)
-        dx = self._workspace.empty((K, len(flat)), np.result_type(g, weight))
-        dw = self._workspace.empty((outputs, K), np.result_type(g, x))
+        dx = self._workspace.empty((K, len(flat)), g.dtype)
+        dw = self._workspace.empty((outputs, K), g.dtype)
         self._product(weight.T, rows.T, dx)
         self._product(rows.T, flat, dw)
         return dx.T.reshape(x.shape), dw, None if bias is None else rows.sum(axis=0)
@@ -65,7 +67,7 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
 
         What lies feature-major goes back through both projections in one product, Gₐ Wₐ + G_u W_u = [Gₐ G_u] [Wₐ; W_u].
         """
-        if act not in ("silu", "swish"):
+        if act not in ("silu", "swish") or not alike(g, x, *(p["weight"] for p in (gate_proj, up_proj, down_proj))):
             return NotImplemented
         gate, up = linear(x, **gate_proj), linear(x, **up_proj)
         hidden, s = self._pieces(_gated, 2, gate, up)
@@ -97,7 +99,9 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
     def embedding_vjp(self, g: FloatArray, ids: NDArray[np.integer[Any]], weight: FloatArray) -> Any:
         """Sort the tokens by their ids, and sum each run."""
         flat = ids.reshape(-1)
-        if weight.ndim != 2 or g.shape != (*ids.shape, weight.shape[1]) or flat.size == 0:
+        if weight.ndim != 2 or g.shape != (*ids.shape, weight.shape[1]) or flat.size == 0 or ids.dtype.kind not in "iu":
+            return NotImplemented
+        if not alike(g, weight):
             return NotImplemented
         order = np.argsort(flat, kind="stable")
         ordered = flat[order]
@@ -235,7 +239,7 @@ def _targets(
 ) -> tuple[FloatArray, NDArray[Any], NDArray[np.bool_]] | None:
     """Return logits as columns, the target of each (0 where there is none), and where there is one; None if nowhere."""
     V = logits.shape[-1]
-    if logits.shape[:-1] != targets.shape or logits.size == 0:
+    if logits.shape[:-1] != targets.shape or logits.size == 0 or logits.dtype not in FLOATS:
         return None
     t = targets.reshape(-1)
     keep = t != ignore_index

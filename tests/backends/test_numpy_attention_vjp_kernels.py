@@ -37,9 +37,9 @@ def test_which_thread_takes_what_changes_no_number(monkeypatch):
     monkeypatch.setattr(numpy_attention_vjp_kernels, "BLOCK", 2 * 7 * 41)
     monkeypatch.setattr(numpy_attention_kernels, "TOGETHER", 2 * 7 * 41)
     kernels = NumpyVjpKernels(Workers(2))
-    results = [kernels.diff_attention_vjp(*streams(np.float32), np.float64(0.7))]
+    results = [kernels.diff_attention_vjp(*streams(np.float32), np.float32(0.7))]
     with kernels.running():
-        results += [kernels.diff_attention_vjp(*streams(np.float32), np.float64(0.7)) for _ in range(3)]
+        results += [kernels.diff_attention_vjp(*streams(np.float32), np.float32(0.7)) for _ in range(3)]
     for one in results[1:]:
         for a, b in zip(results[0], one, strict=True):
             np.testing.assert_array_equal(a, b)

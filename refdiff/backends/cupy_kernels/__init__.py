@@ -25,6 +25,7 @@ import numpy as np
 from refdiff import layers
 from refdiff.arrays import Array, namespace
 from refdiff.backends import untouched
+from refdiff.backends.attention_inputs import fits
 from refdiff.backends.cupy_kernels import rotation
 from refdiff.backends.cupy_kernels.attention import Call
 from refdiff.backends.cupy_kernels.choosing import choose
@@ -32,7 +33,6 @@ from refdiff.backends.cupy_kernels.device import NUMBERS, Device, gaps
 from refdiff.backends.cupy_kernels.geometry import row_shares, row_threads
 from refdiff.backends.cupy_kernels.graph import GraphError, recordable
 from refdiff.backends.cupy_kernels.products import gated, linears
-from refdiff.backends.numpy_attention_kernels import fits
 from refdiff.layers.diff_attention import sum_to
 from refdiff.layers.plain_heads import concat_heads
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
+from refdiff.backends.attention_inputs import by_map, covers, mask_heads
 from refdiff.backends.cupy_kernels.device import NUMBERS
 from refdiff.backends.cupy_kernels.geometry import (
     Tiles,
@@ -18,7 +19,6 @@ from refdiff.backends.cupy_kernels.geometry import (
     mma_tiles,
     worth_tensor_cores,
 )
-from refdiff.backends.numpy_attention_kernels import by_map, covers, mask_heads
 
 AXES = np.dtype([(name, np.int64) for name in ("batch", "head", "row", "key")])
 """`Axes` of attention.cuh: distances in elements between neighbours along an axis, 0 where all share one."""
