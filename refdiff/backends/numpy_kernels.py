@@ -7,233 +7,27 @@ elementwise steps keep that layout, so that the next product reads it as it lies
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refdiff import layers
 from refdiff.backends import untouched
-from refdiff.backends.numpy_attention_kernels import UNPACKED, NumpyAttentionKernels
-from refdiff.backends.numpy_row_kernels import ELEMENTS, WORTH_A_THREAD, FloatArray, cut, lies_by_features
-from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, expand, factors, has_words, is_stored, spread
-
-FEW = 24
-"""Up to so many rows, a product is cut into pieces over its outputs."""
-
-VECTORS = 4
-"""Up to so many tokens, a piece that is not worth packing is multiplied by each of them as a vector."""
-
-IN_CACHE = 2**15
-"""How many numbers of a weight such a piece has: a core's cache holds it from the first token to the last."""
-
-TOGETHER = 8
-"""Packed pieces take tokens by so many: 7 cost more than 8, and are given a zero for company."""
-
-PIECE = 32
-"""The rows of a piece that is not packed, where it has few enough terms."""
-
-NARROW = 9
-"""More tokens than these are given zeros for company, so that they are whole vectors."""
-
-VECTOR = 16
-"""How many float32 a vector of AVX-512 holds."""
-
-TERMS = 256
-"""The terms of a product of pieces and such vectors: more are added up in parts, for BLAS adds one term to another."""
-
-LONG = 8192
-"""The same for fewer tokens: there it adds one vector to another."""
-
-SUMS = 2**16
-"""How many numbers the parts of such products have together, before they are added up."""
-
-PACKED = 256
-"""The rows of a piece that is packed: few enough to stay in the cache while they are multiplied."""
-
-Part = Callable[[slice], None]
-"""What computes some rows of a product W Xᵀ."""
+from refdiff.backends.numpy_product_kernels import NumpyProductKernels
+from refdiff.backends.numpy_row_kernels import ELEMENTS, FLOATS, WORTH_A_THREAD, FloatArray, alike, lies_by_features
+from refdiff.backends.numpy_stored import is_stored
 
 TOKENS = 512
 """How many tokens the feed-forward network takes at a time: what lies between its products stays in the cache."""
 
 
-def has_unpacked_products() -> bool:
-    """Whether small products that BLAS does not pack are the faster ones here: on processors with AVX-512.
-
-    OpenBLAS has code of its own for them on those only. Where nothing can be read, they are not.
-    """
-    with contextlib.suppress(OSError):
-        return bool(re.search(r"^flags\s*:.*\bavx512f\b", Path("/proc/cpuinfo").read_text(), re.M))
-    return False
-
-
-class NumpyKernels(NumpyAttentionKernels):
-    """The kernels of one model's way forward, and the threads that they share.
-
-    unpacked: up to how many tokens a product's pieces are of the kind that BLAS does not pack. Which kind is faster is
-    the processor's. Unpacked ones with AVX-512: beside packed ones 8 and 16 tokens go 1.6 times as fast on a Sapphire
-    Rapids, 1.3 times on a Zen 4. Packed ones elsewhere, where so few as `VECTORS` are multiplied one by one.
-    `refdiff bench --rows product:8` measures.
-    """
-
-    unpacked = FEW if has_unpacked_products() else 1
-
-    def linear(self, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
-        """Put the weight first, W Xᵀ, cut over its rows: a matrix-vector product, unpacked pieces, or whole halves.
-
-        A weight of 16 bits is expanded as it is used, see numpy_stored.py; a result then has the dtype of `x`.
-        """
-        results = self.linears(x, {"weight": weight, "bias": bias})
-        return results if results is NotImplemented else results[0]
-
-    def linears(self, x: FloatArray, *projections: Mapping[str, Any]) -> Any:
-        """Multiply by several weights, each as `linear` would; the threads meet once for all of them."""
-        if not all(_fits(x, **p) for p in projections):
-            return NotImplemented
-        flat = x.reshape(-1, x.shape[-1])
-        shared: list[tuple[Part, slice]] = []
-        results = []
-        for p in projections:
-            weight = p["weight"]
-            if len(flat) > 1 and (weight.size * len(flat) <= UNPACKED or _lies_otherwise(weight)):
-                results.append(_as_the_layer(flat, weight))
-                continue
-            large = weight.size * len(flat) >= WORTH_A_THREAD
-            y, part = self._planned(flat, weight, large)
-            if large and is_stored(weight):  # in the steps of its expansion, so that threads end together
-                shared += [(part, at) for at in cut(len(weight), self._expanded(weight.shape[1], len(flat)))]
-            elif large:
-                shared += [(part, at) for at in self._workers.cuts(len(weight), align=PIECE)]
-            else:
-                part(slice(0, len(weight)))
-            results.append(y)
-        self._workers.each(lambda item: item[0](item[1]), shared)
-        for y, p in zip(results, projections, strict=True):
-            if p.get("bias") is not None:
-                y += p["bias"]
-        return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in results]
-
-    def _planned(self, flat: FloatArray, weight: FloatArray, large: bool) -> tuple[FloatArray, Part]:
-        """Allocate flat Wᵀ, (N, K) to (N, outputs), and return it with what computes some of the outputs."""
-        (N, K), outputs, stored = flat.shape, len(weight), is_stored(weight)
-        few = self._unpacked if self.unpacked >= N else self._by_vectors if N <= VECTORS else None
-        if few is not None and N > 1 and large and not stored and weight.flags.c_contiguous:
-            return few(flat, weight)
-        if self.unpacked < N < FEW and large and (missing := -N % TOGETHER):
-            flat = np.concatenate([flat, np.zeros((missing, K), flat.dtype)])
-        y = self._workspace.empty((outputs, len(flat)), flat.dtype if stored else np.result_type(flat, weight))
-        columns = flat.T if N > 1 else flat[0]
-        out = y if N > 1 else y[:, 0]
-        rows = PACKED if 1 < N <= FEW else outputs
-
-        def part(at: slice) -> None:
-            for i in range(at.start, at.stop, rows):
-                j = min(i + rows, at.stop)
-                np.matmul(weight[i:j], columns, out=out[i:j])
-
-        return y[:, :N].T, self._expanding(weight, columns, out) if stored else part
-
-    def _unpacked(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
-        """Multiply by few tokens in pieces that BLAS does not pack; see `_planned`.
-
-        Up to `NARROW` tokens lie one after the other; more lie side by side, a whole number of vectors wide, and have
-        their terms in parts. The loop over pieces is NumPy's own, over stacked matrices, so that threads need not wait
-        for Python.
-        """
-        (N, K), outputs = flat.shape, len(weight)
-        if N <= NARROW:
-            columns, terms = np.ascontiguousarray(flat).T, min(K, LONG)
-        else:
-            columns, terms = np.zeros((K, -(-N // VECTOR) * VECTOR), flat.dtype), min(K, TERMS)
-            columns[:, :N] = flat.T
-        rows = min(max(UNPACKED // (columns.shape[1] * terms) // 4 * 4, 4), PIECE)
-        y = self._workspace.empty((outputs, columns.shape[1]), np.result_type(flat, weight))
-
-        def part(at: slice) -> None:
-            start, stop = at.start, at.stop
-            end = stop - (stop - start) % rows
-            out = y[start:end].reshape(-1, rows, columns.shape[1])
-            _multiply(weight[start:end].reshape(-1, rows, K), columns, out, terms)
-            if end < stop:
-                _multiply(weight[None, end:stop], columns, y[None, end:stop], terms)
-
-        return y[:, :N].T, part
-
-    def _by_vectors(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
-        """Multiply by few tokens, each piece by all of them while the cache has it; see `_planned`.
-
-        The loop over pieces and tokens is NumPy's own, over stacked matrices, so that threads need not wait for Python.
-        """
-        (N, K), outputs = flat.shape, len(weight)
-        rows = max(IN_CACHE // K, 4)
-        y = self._workspace.empty((N, outputs), np.result_type(flat, weight))
-        flat = np.ascontiguousarray(flat)
-
-        def part(at: slice) -> None:
-            start, stop = at.start, at.stop
-            end = stop - (stop - start) % rows
-            stacked = weight[start:end].reshape(-1, 1, rows, K)
-            products = np.matmul(stacked, flat[:, :, None])  # (pieces, N, rows, 1)
-            y[:, start:end].reshape(N, -1, rows)[...] = products[..., 0].swapaxes(0, 1)
-            for i in range(N if end < stop else 0):
-                np.matmul(weight[end:stop], flat[i], out=y[i, end:stop])
-
-        return y, part
-
-    def _expanding(self, weight: NDArray[Any], columns: FloatArray, out: FloatArray) -> Part:
-        """Return what writes some rows of a product with a stored weight into `out`."""
-        few, K = columns.ndim == 1 or columns.shape[1] <= FEW, weight.shape[1]
-        if few and has_words(weight, out.dtype):
-            return self._by_halves(weight, columns, out)
-        step: Callable[[NDArray[Any], FloatArray], None] = expand
-        missing = None
-        if weight.dtype.kind == "f" and out.dtype == np.float32 and self._finite(weight):
-            step = spread
-            columns, missing = factors(columns)
-
-        def part(at: slice) -> None:
-            rows, result = weight[at], out[at]
-            tile = self._tile(len(rows), K, out.dtype)
-            step(rows, tile)
-            np.dot(tile, columns, out=result)
-            if missing is not None:
-                with np.errstate(over="ignore", invalid="ignore"):  # as in a product
-                    result *= missing
-
-        return part
-
-    @staticmethod
-    def _expanded(terms: int, tokens: int) -> int:
-        """How many rows are expanded at a time, for so many tokens."""
-        return max(NUMBERS // terms // 4 * 4, 4 if tokens <= FEW else ROWS)
-
-    def _tile(self, rows: int, columns: int, dtype: Any) -> FloatArray:
-        """What a thread expands into, in memory that is kept from one pass to the next."""
-        block = self._tiles.empty((max(rows * columns, NUMBERS),), dtype)
-        return block[: rows * columns].reshape(rows, columns)
-
-    def _by_halves(self, weight: NDArray[Any], columns: FloatArray, out: FloatArray) -> Part:
-        """The same for words of two bfloat16: the numbers at even places, then those at odd ones."""
-        even, odd = (np.ascontiguousarray(columns[place]) for place in (EVEN, ODD))
-
-        def part(at: slice) -> None:
-            rows, result = weight[at], out[at]
-            tile = self._tile(len(rows), len(even), out.dtype)
-            expand(rows, tile, EVEN)
-            np.dot(tile, even, out=result)
-            expand(rows, tile, ODD)
-            result += np.dot(tile, odd)
-
-        return part
+class NumpyKernels(NumpyProductKernels):
+    """The kernels of one model's way forward."""
 
     def activation(self, x: FloatArray, name: str) -> Any:
         """Compute silu, x / (1 + e^−x), piece by piece."""
-        if name not in ("silu", "swish"):
+        if name not in ("silu", "swish") or x.dtype not in FLOATS:
             return NotImplemented
         return self._pieces(_silu, 1, x)[0]
 
@@ -249,7 +43,8 @@ class NumpyKernels(NumpyAttentionKernels):
         activation: Callable[..., Any] = layers.activation,
     ) -> Any:
         """Multiply silu(gate) and up piece by piece."""
-        if act not in ("silu", "swish"):
+        weights = (p["weight"] for p in (gate_proj, up_proj, down_proj))
+        if act not in ("silu", "swish") or not alike(x, *(w for w in weights if not is_stored(w))):
             return NotImplemented
 
         def part(x: FloatArray) -> FloatArray:
@@ -294,43 +89,6 @@ class NumpyKernels(NumpyAttentionKernels):
         else:
             self._workers.split(first.size, part, align=16)
         return [out.reshape(rows.shape, order=order).reshape(first.shape) for out in outs]
-
-
-def _lies_otherwise(weight: NDArray[Any]) -> bool:
-    return not is_stored(weight) and not weight.flags.c_contiguous
-
-
-def _as_the_layer(flat: FloatArray, weight: NDArray[Any]) -> FloatArray:
-    """Multiply as the layer does, in one product, where pieces would be too small for BLAS to sum up well."""
-    if is_stored(weight):
-        expanded = np.empty(weight.shape, flat.dtype)
-        expand(weight, expanded)
-        weight = expanded
-    product: FloatArray = np.ascontiguousarray(flat) @ weight.T
-    return product
-
-
-def _multiply(pieces: FloatArray, columns: FloatArray, out: FloatArray, terms: int) -> None:
-    """Multiply (P, rows, K) by (K, N), so many terms at a time, all those of a piece before the next one."""
-    (P, rows, K), N = pieces.shape, columns.shape[1]
-    if terms == K:
-        np.matmul(pieces, columns, out=out)
-        return
-    parts = K // terms
-    whole = parts * terms
-    stacked = pieces[..., :whole].reshape(P, rows, parts, terms).swapaxes(1, 2)
-    factors = columns.T[:, :whole].reshape(N, parts, terms).transpose(1, 2, 0)  # in whichever order they lie
-    for at in cut(P, max(SUMS // (parts * rows * N), 1)):
-        np.matmul(stacked[at], factors).sum(axis=1, out=out[at])
-    if whole < K:
-        out += pieces[..., whole:] @ columns[whole:]
-
-
-def _fits(x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> bool:
-    """Whether `linear` can multiply these."""
-    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1] or x.size == 0:
-        return False
-    return bias is None or bias.shape == weight.shape[:1]
 
 
 def gated(outs: list[FloatArray], gate: FloatArray, up: FloatArray) -> None:

@@ -22,7 +22,10 @@ AT_A_TIME = 2048
 full speed, and threads meet once a step."""
 
 LARGE = 2**22
-"""The fewest weights of a matrix that one token is multiplied with on BLAS's own threads."""
+"""The fewest weights of a matrix that one token is multiplied with on BLAS's own threads, where these are many."""
+
+FEW_THREADS = 4
+"""Up to so many threads of ours read faster than BLAS's (measured with one and two); more would meet for longer."""
 
 
 class NumpyPasses:
@@ -43,11 +46,12 @@ class NumpyPasses:
     def _pass(self, weight: NDArray[Any] | None = None) -> Iterator[None]:
         """Share out the cores, and keep memory, for the length of a `with` block, a whole pass through a model.
 
-        A pass of one token, which says so by one of its large weights, multiplies with BLAS's own threads: they lose
-        less time on meeting than Python's. In any other, and where weights are expanded as they go, the threads are
-        ours.
+        A pass of one token, which says so by one of its large weights, multiplies with BLAS's own threads where there
+        are more than `FEW_THREADS`: they lose less time on meeting than Python's. In any other, and where weights are
+        expanded as they go, the threads are ours.
         """
-        for_blas = weight is not None and weight.size >= LARGE and not is_stored(weight)
+        many = self._workers.threads > FEW_THREADS
+        for_blas = many and weight is not None and weight.size >= LARGE and not is_stored(weight)
         with self._workers.running(alone=not for_blas) as outermost, np.errstate():  # which ends what begins next
             np.setbufsize(BUFFERED)
             if outermost:

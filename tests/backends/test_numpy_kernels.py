@@ -10,7 +10,6 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends import FUSED
-from refdiff.backends.numpy_kernels import has_unpacked_products
 from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
 from refdiff.backends.workers import Workers
 from tests.backends.vjp_cases import VJP_CASES, Case, normal
@@ -23,6 +22,9 @@ KERNELS = {
 }
 
 
+SINGLE = np.ones((2, 4), np.float32)
+
+
 def linear_cases() -> Iterator[Case]:
     for rows in ((1, 1), (1, 2), (2, 7), (1, 131), ()):
         for bias in (None, normal(2, 13)):
@@ -33,6 +35,7 @@ def linear_cases() -> Iterator[Case]:
         yield (normal(0, rows, 2048), normal(1, 1031, 2048, scale=0.02), normal(2, 1031)), {}
     for rows, outputs, terms in (
         *((rows, 257, 8192) for rows in (2, 8, 10, 16, 24)),  # long sums, and of few outputs
+        *((1, 519, 8192), (1, 1031, 5003), (1, 3, 2**18)),
         *((8, 5, 8192), (16, 2, 8192), (16, 3, 8192), (16, 16, 2048), (64, 5, 2048), (16, 33, 5003), (4, 65, 28672)),
     ):
         yield (normal(0, rows, terms), normal(1, outputs, terms)), {}
@@ -117,6 +120,18 @@ def diff_attention_cases() -> Iterator[Case]:
         q, k, v = g.normal(size=(2, 1, 8, T, d)), g.normal(size=(2, 1, 2, S, d)), g.normal(size=(1, 2, S, 2 * d))
         for scale in (1, 3):
             yield (scale * q[0], k[0], scale * q[1], k[1], v, np.float64(0.7)), {}
+    for seed, (T, d) in enumerate(itertools.product((18, 20, 24, 30, 45), (64, 128, 256))):
+        g = np.random.default_rng(seed)  # several heads that share their keys, each with few scores
+        q, k, v = g.normal(size=(2, 1, 12, T, d)), g.normal(size=(2, 1, 3, T, d)), g.normal(size=(1, 3, T, d))
+        yield (5 * q[0], k[0], 5 * q[1], k[1], v, np.float64(0.7)), {}
+    for seed, (T, lam) in enumerate(itertools.product((40, 300), (0.9, 0.99))):
+        q, k, v = normal(seed, 2, 2, 4, T, 32), normal(seed, 2, 2, 2, T, 32), normal(seed, 2, 2, T, 64)
+        yield (q[0], k[0], q[1], k[1], v, np.float64(lam), np.eye(T, dtype=bool)), {}  # each query sees itself alone
+    for seed, (T, S, e, mean) in enumerate(
+        ((17, 2000, 64, 10), (300, 2000, 64, 10), (20, 1020, 8, 0), (40, 1100, 8, 0))
+    ):
+        q, k = normal(seed, 2, 1, 16, T, 64), normal(seed + 9, 2, 1, 4, S, 64)
+        yield (q[0], k[0], q[1], k[1], normal(seed, 1, 4, S, e) + mean, np.float64(0.7)), {}
     for seed, lam in enumerate((0.8, 0.95)):
         q, k = normal(seed, 2, 2, 4, 1, 16), normal(seed, 2, 2, 1, 90, 16)
         v, one = normal(seed, 2, 1, 90, 32), np.arange(90) == 7
@@ -213,6 +228,24 @@ def test_kernel_equals_its_layer(name: str) -> None:
     [
         ("linear", (np.ones((2, 3)), np.ones((5, 4)))),
         ("linear", (np.ones((2, 4)), np.ones((5, 4)), np.ones(4))),
+        ("linear", (np.ones((1, 4)), np.ones((0, 4)))),
+        ("linear", (SINGLE, np.ones((5, 4)))),
+        ("linear", (SINGLE, SINGLE, np.ones(2))),
+        ("linear", (np.ones((2, 4), int), np.ones((5, 4)))),
+        ("embedding", (np.ones(2, bool), np.ones((5, 4)))),
+        ("embedding_vjp", (SINGLE, np.array([0, 1]), np.ones((5, 4)))),
+        ("rms_norm", (np.ones((2, 4), int), None, 1e-5)),
+        ("rms_norm", (SINGLE, np.ones(4), 1e-5)),
+        ("rms_norm_vjp", (SINGLE, np.ones((2, 4)), None, 1e-5)),
+        ("activation", (np.ones(3, int), "silu")),
+        ("swiglu", (SINGLE, *[{"weight": np.ones((4, 4))}] * 3)),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 4, np.ones((1, 2, 3, 0)), np.float64(0.5))),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5), np.float32)] * 5, np.float64(0.5))),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), None, np.ones((3, 3), np.float32))),
+        ("diff_attention_vjp", (np.ones((1, 2, 3, 5), np.float32), *[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5))),
+        ("plain_heads", (*[np.ones((1, 2, 3, 5), int)] * 3,)),
+        ("linear_vjp", (SINGLE, np.ones((2, 3)), np.ones((4, 3)))),
+        ("cross_entropy", (np.ones((2, 4), int), np.array([0, 1]))),
         ("rms_norm", (np.ones((2, 3)), np.ones(4), 1e-5)),
         ("rms_norm", (np.ones((2, 3)), None, -1.0)),
         ("rope", (np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 5, 2))] * 2)),
@@ -342,62 +375,9 @@ def test_memory_from_saved_log_sum_exps_grows_with_length() -> None:
     for T in (512, 1024, 2048):
         q = np.ones((1, 2, T, 8), np.float32)
         tracemalloc.start()
-        _, lse = FAST.diff_attention_with_lse(q, q, q, q, q, np.float64(0.5))
-        FAST.diff_attention_vjp_from_lse(q, q, q, q, q, q, np.float64(0.5), lse=lse)
+        _, lse = FAST.diff_attention_with_lse(q, q, q, q, q, np.float32(0.5))
+        FAST.diff_attention_vjp_from_lse(q, q, q, q, q, q, np.float32(0.5), lse=lse)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert lse.shape == (2, 2, 1, 2, T, 1)
     assert peaks[2] < 2.2 * peaks[1] < 5 * peaks[0]
-
-
-@pytest.mark.parametrize("unpacked", [0, 24])
-def test_products_with_few_tokens_are_the_same_in_either_kind_of_piece(unpacked: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(NumpyVjpKernels, "unpacked", unpacked)
-    for rows in (2, 3, 4, 5, 7, 8, 15, 24, 25):
-        for outputs, terms in ((1031, 2048), (300, 5003), (7, 70_000)):
-            x, weight = normal(rows, rows, terms), normal(1, outputs, terms)
-            for given in (x, np.asfortranarray(x)):
-                for w in (weight, np.asfortranarray(weight)):
-                    np.testing.assert_allclose(FAST.linear(given, w), x @ weight.T, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("stored", [None, np.float16, np.uint16])
-@pytest.mark.parametrize("rows", [1, 2, 8, 25, 130])
-def test_several_products_at_once_are_those_one_by_one(rows: int, stored: Any) -> None:
-    x = normal(0, 2, rows, 1024).astype(np.float32)[:1]
-    projections: list[dict[str, Any]] = []
-    for seed, outputs in enumerate((1031, 300, 7)):  # what threads share, and what is too small for it
-        weight = normal(seed, outputs, 1024, scale=0.02).astype(np.float32)
-        if stored is not None:
-            weight = (weight.view(np.uint32) >> 16).astype(np.uint16) if stored is np.uint16 else weight.astype(stored)
-        projections.append({"weight": weight})
-    projections[1]["bias"] = normal(9, 300).astype(np.float32)
-    alone = [FAST.linear(x, **p) for p in projections]
-    with FAST.running():
-        together = FAST.linears(x, *projections)
-    for one, other in zip(alone, together, strict=True):
-        assert other.shape == one.shape
-        np.testing.assert_allclose(other, one, rtol=2e-5, atol=2e-5)
-    assert np.abs(alone[0]).max() > 0.1
-    assert FAST.linears(x, projections[0], {"weight": normal(0, 7, 1023)}) is NotImplemented
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512f avx512dq\n", True),
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512dq\n", False),
-        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t\t: fpu avx512f\n", True),
-        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t\t: fpu avx2\n", False),
-        ("CPU implementer\t: 0x41\n", False),
-        (None, False),
-    ],
-)
-def test_the_processor_says_what_it_is(said: str | None, expected: bool, monkeypatch: Any) -> None:
-    def read(path: Any) -> str:
-        if said is None:
-            raise FileNotFoundError(path)
-        return said
-
-    monkeypatch.setattr("pathlib.Path.read_text", read)
-    assert has_unpacked_products() is expected

@@ -1,20 +1,22 @@
 """A pass takes cores from BLAS or leaves them to it, has its own size of NumPy's buffer, and says what goes apart."""
 
 import numpy as np
+import pytest
 from threadpoolctl import threadpool_info
 
-from refdiff.backends.numpy_passes import BUFFERED, LARGE, NumpyPasses, rows_at_a_time
+from refdiff.backends.numpy_passes import BUFFERED, FEW_THREADS, LARGE, NumpyPasses, rows_at_a_time
 from refdiff.backends.workers import Workers
 from tests.model.models import small_model
 
 
-def test_one_token_reads_large_weights_with_the_threads_of_blas() -> None:
-    kernels = NumpyPasses(Workers(2))
+@pytest.mark.parametrize("threads", [2, FEW_THREADS, FEW_THREADS + 1])
+def test_one_token_reads_large_weights_with_the_threads_of_blas_where_these_are_many(threads: int) -> None:
+    kernels, many = NumpyPasses(Workers(threads)), threads > FEW_THREADS
     large = np.zeros(LARGE, np.float32)
-    for weight, expected in ((None, 1), (large[1:], 1), (large, 2), (np.zeros(LARGE, np.float16), 1)):
+    for weight, for_blas in ((None, False), (large[1:], False), (large, many), (np.zeros(LARGE, np.float16), False)):
         with kernels.running(weight):
             blas = {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
-        assert blas == {expected}
+        assert blas == {threads if for_blas else 1}
 
 
 def test_the_model_says_when_a_pass_is_of_one_token() -> None:
