@@ -129,5 +129,5 @@ def _commits(rows: list[dict[str, Any]]) -> str:
     if not titles:
         return ""
     most = max(titles, key=lambda commit: len(titles[commit]))
-    others = [f"{'; '.join(found)} at {commit}" for commit, found in titles.items() if commit != most]
-    return "; ".join([f"; commit {most}", *others])
+    others = "; ".join(f"{', '.join(found)}: {commit}" for commit, found in titles.items() if commit != most)
+    return f"; commit {most}" + (f" ({others})" if others else "")

@@ -70,7 +70,13 @@ def test_the_commit_of_each_row_is_told() -> None:
     caption = markdown_lines(report(rows=[{**cold, "commit": "abc1234"}, product]))[-1]
     assert caption.endswith("NumPy 2.4.6; commit abc1234.")
     rows = [{**cold, "commit": commit} for commit in ("abc1234", "def5678", "def5678")]
-    assert markdown_lines(report(rows=rows))[-1].endswith("; commit def5678; start to first token at abc1234.")
+    assert markdown_lines(report(rows=rows))[-1].endswith("; commit def5678 (start to first token: abc1234).")
+    commits = ("60d453f", "60d453f", "60d453f", "50846a5", "50846a5", "abc1234")
+    titles = ("load", "cold", "decode 128", "prefill 8192", "memory 8192", "prompt lookup")
+    rows = [{**cold, "title": title, "commit": commit} for title, commit in zip(titles, commits, strict=True)]
+    assert markdown_lines(report(rows=rows))[-1].endswith(
+        "; commit 60d453f (prefill 8192, memory 8192: 50846a5; prompt lookup: abc1234)."
+    )
 
 
 def test_refdiff_alone_has_no_other_column() -> None:
