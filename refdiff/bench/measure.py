@@ -57,9 +57,10 @@ class Measured:
     `sides`: name → what each round gave, in seconds or bytes, and as a rate; of prompt lookup also in how many passes
     through the model. `against`: name → the ratio (above 1: refdiff is faster; of memory, below 1: it needs less), and
     where the two did not do the same. `ceiling`: the machine's rate in each round, the better of that before it and
-    that after it (of the attribute `rates`, one more than there are rounds), the share of it that each side reached,
-    and which sides are `doubtful`, their share being more than there can be. `rounded`: the sides round to 16 bits,
-    each in other places, so that their tokens may differ. `error`: why there is nothing.
+    that after it (of the attribute `rates`, one more than there are rounds), the bytes or operations of each side that
+    are `counted`, the share of the rate that it reached with them, and which sides are `doubtful`, their share being
+    more than there can be. `rounded`: the sides round to 16 bits, each in other places, so that their tokens may
+    differ. `error`: why there is nothing.
     """
 
     row: Row
@@ -101,32 +102,33 @@ class Measured:
                 "ratio": pairs.ratios(over, under).to_dict(),
                 "difference": next((found for found in compared if found), None),
             }
-        ceiling = None
-        if self.rates and numbers:
-            rates = [max(around) for around in itertools.pairwise(self.rates)]
-            shares = {
-                name: pairs.Spread.of(
-                    [
-                        self.work.of_ceiling(value, rate, answer.get("itemsize"))
-                        for value, rate, answer in zip(values, rates, self.answers[name], strict=True)
-                    ]
-                )
-                for name, values in numbers.items()
-            }
-            ceiling = {
-                "kind": self.work.ceiling,
-                "rates": rates,
-                "share": {name: share.to_dict() for name, share in shares.items()},
-                "doubtful": [name for name, share in shares.items() if share.median > POSSIBLE],
-            }
         return {
             "row": self.row.spelled,
             "title": self.title,
             "unit": self.work.unit,
             "sides": sides,
             "against": against,
-            "ceiling": ceiling,
+            "ceiling": self._ceiling(numbers) if self.rates and numbers else None,
             "error": self.error,
+        }
+
+    def _ceiling(self, numbers: dict[str, list[float]]) -> dict[str, Any]:
+        """Hold each side's work against what the machine could do meanwhile."""
+        rates = [max(around) for around in itertools.pairwise(self.rates)]
+        counted = {
+            name: self.work.counted(answers[0].get("itemsize"), answers[0].get("sparing", False))
+            for name, answers in self.answers.items()
+        }
+        shares = {
+            name: pairs.Spread.of([counted[name] / value / rate for value, rate in zip(values, rates, strict=True)])
+            for name, values in numbers.items()
+        }
+        return {
+            "kind": self.work.ceiling,
+            "rates": rates,
+            "counted": counted,
+            "share": {name: share.to_dict() for name, share in shares.items()},
+            "doubtful": [name for name, share in shares.items() if share.median > POSSIBLE],
         }
 
 

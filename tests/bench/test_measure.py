@@ -52,8 +52,17 @@ def test_more_than_there_is_is_doubted() -> None:
 def test_each_side_is_held_to_the_bytes_that_it_reads() -> None:
     work = Work("tok/s", "gemv", tokens=8, bytes=4 * 10 + 2, matrices=10, itemsize=4)
     answers = {"refdiff": [{"seconds": 1.0, "itemsize": 4}], "stored": [{"seconds": 1.0, "itemsize": 2}]}
-    share = Measured(Row("decode", 128), work, answers, [100.0, 100.0]).to_dict()["ceiling"]["share"]
-    assert [share[name]["median"] for name in ("refdiff", "stored")] == [0.42, 0.22]
+    ceiling = Measured(Row("decode", 128), work, answers, [100.0, 100.0]).to_dict()["ceiling"]
+    assert ceiling["counted"] == {"refdiff": 42, "stored": 22}
+    assert [ceiling["share"][name]["median"] for name in ("refdiff", "stored")] == [0.42, 0.22]
+
+
+def test_each_side_is_held_to_the_operations_that_it_does() -> None:
+    work = Work("tok/s", "sgemm", tokens=8, operations=50, spared=8)
+    answers = {"refdiff": [{"seconds": 1.0, "sparing": True}], "transformers": [{"seconds": 2.0, "sparing": False}]}
+    ceiling = Measured(Row("prefill", 8), work, answers, [100.0, 100.0]).to_dict()["ceiling"]
+    assert ceiling["counted"] == {"refdiff": 42, "transformers": 50}
+    assert [ceiling["share"][name]["median"] for name in ("refdiff", "transformers")] == [0.42, 0.25]
 
 
 def test_less_memory_is_below_one() -> None:
