@@ -41,6 +41,9 @@ def test_a_share_of_more_than_there_is_is_marked() -> None:
     ceiling = {**product["ceiling"], "share": {"refdiff": {"median": 1.2, "low": 1.0, "high": 1.3}}}
     shown = markdown_lines(report(rows=[{**product, "ceiling": {**ceiling, "doubtful": ["refdiff"]}}]))[2]
     assert "| refdiff 120 % of gemv (25.0 GB/s); DOUBTFUL: refdiff above 105 % |" in shown
+    ceiling |= {"read": [28e9, 28e9], "doubtful": ["refdiff"]}
+    shown = markdown_lines(report(rows=[{**product, "ceiling": ceiling}]))[2]
+    assert "(25.0 GB/s); DOUBTFUL: refdiff above 105 % of what can be read (28.0 GB/s) |" in shown
 
 
 def test_passes_through_the_model_are_told() -> None:
