@@ -1,23 +1,56 @@
-"""What this machine can do at most: the ceilings that times are held against."""
+"""What this machine can do at most: the ceilings that times are held against.
+
+`gemv` is what NumPy's BLAS reaches, by which shares are given. It is not the most that a processor reads: rows that
+Python's threads multiply one by one may come faster. So `read` is the best of several ways, among them a sum of bits,
+which does nothing but read; no side can be above that, and one that is was not measured as it is.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from refdiff.backends.workers import Workers
 from refdiff.bench.gpu import CupyGpu
-from refdiff.bench.side import CACHES, Side
+from refdiff.bench.side import CACHES, FloatArray, Side
 
 ON_A_DEVICE = 30
 """Of so many passes the fastest counts on a device, which takes a while to reach its clock."""
+
+Way = Callable[[FloatArray, FloatArray, FloatArray], Any]
+"""Reads some rows of a matrix; one that multiplies them by the vector writes the product."""
+
+
+def _bits(rows: FloatArray, vector: FloatArray, out: FloatArray) -> None:
+    """Sum up a matrix as whole numbers of 64 bits."""
+    np.add.reduce(rows.view(np.uint64), axis=None)
+
+
+def _by_rows(rows: FloatArray, vector: FloatArray, out: FloatArray) -> None:
+    """Multiply row by row."""
+    np.vecdot(rows, vector, out=out)
+
+
+def _in_stacks(size: int) -> Way:
+    """Multiply so many rows at a time, as they divide the rows; np.matvec only came with NumPy 2.2."""
+
+    def way(rows: FloatArray, vector: FloatArray, out: FloatArray) -> None:
+        np.matvec(rows.reshape(-1, size, rows.shape[1]), vector, out=out.reshape(-1, size))
+
+    return way
+
+
+WAYS: tuple[Way, ...] = (_bits, _by_rows, *(_in_stacks(size) for size in (4, 8) if hasattr(np, "matvec")))
+"""How a part of a matrix is read, or multiplied by a vector."""
 
 
 class CeilingSide(Side):
     """NumPy's BLAS on all its threads, or a CUDA device, on operands of the best shape."""
 
-    asked = (*Side.asked, "gemv", "sgemm", "copy", "matmul")
+    asked = (*Side.asked, "gemv", "read", "sgemm", "copy", "matmul")
 
     def prepare(self) -> dict[str, Any]:
         """Ask for the device, where it is that whose ceilings are wanted."""
@@ -27,10 +60,27 @@ class CeilingSide(Side):
 
     def gemv(self, least: float = 0.0, rows: int = CACHES // 4 // 8192, columns: int = 8192) -> dict[str, Any]:
         """Bytes of a weight that matrix-vector products read in a second, for `least` seconds."""
-        if not hasattr(self, "_matrix"):
-            self._matrix = np.full((rows, columns), 0.5, np.float32)
-            self._vector, self._product = np.ones(columns, np.float32), np.empty(rows, np.float32)
+        self._hold(rows, columns)
         return {"rate": self._matrix.nbytes / self._sustained(self._matrix, self._vector, self._product, least)}
+
+    def read(self, least: float = 0.0, rows: int = CACHES // 4 // 8192, columns: int = 8192) -> dict[str, Any]:
+        """Bytes of the same weight that the fastest of `WAYS` reads in a second, all of them for `least` seconds.
+
+        Each thread of Python's reads its part, and BLAS has one.
+        """
+        self._hold(rows, columns)
+        workers = self._workers = getattr(self, "_workers", None) or Workers(self.settings.threads)
+
+        def whole(way: Way) -> None:
+            def part(start: int, stop: int) -> None:
+                way(self._matrix[start:stop], self._vector, self._product[start:stop])
+
+            workers.split(rows, part, align=8)
+
+        with workers.running():
+            whole(WAYS[0])  # wakes the threads
+            seconds = [self.repeated(functools.partial(whole, way), least / len(WAYS))[0] for way in WAYS]
+        return {"rate": self._matrix.nbytes / min(seconds)}
 
     def sgemm(self, least: float = 0.0, size: int = 2048) -> dict[str, Any]:
         """Multiplications and additions that large products do in a second, for `least` seconds."""
@@ -50,6 +100,11 @@ class CeilingSide(Side):
         if not hasattr(self, "_matmul"):
             self._matmul = self.gpu.matmul(size, self.settings.dtype)
         return {"rate": 2 * size**3 / self._fastest_of(self._matmul)}
+
+    def _hold(self, rows: int, columns: int) -> None:
+        if not hasattr(self, "_matrix"):
+            self._matrix = np.full((rows, columns), 0.5, np.float32)
+            self._vector, self._product = np.ones(columns, np.float32), np.empty(rows, np.float32)
 
     def _sustained(self, a: Any, b: Any, out: Any, least: float) -> float:
         """Seconds that one product takes, after one that wakes the threads and is not counted."""

@@ -57,15 +57,18 @@ class Measured:
     `sides`: name → what each round gave, in seconds or bytes, and as a rate; of prompt lookup also in how many passes
     through the model. `against`: name → the ratio (above 1: refdiff is faster; of memory, below 1: it needs less), and
     where the two did not do the same. `ceiling`: the machine's rate in each round, the better of that before it and
-    that after it (of the attribute `rates`, one more than there are rounds), the share of it that each side reached,
-    and which sides are `doubtful`, their share being more than there can be. `rounded`: the sides round to 16 bits,
-    each in other places, so that their tokens may differ. `error`: why there is nothing.
+    that after it (of the attribute `rates`, one more than there are rounds), the bytes or operations of each side that
+    are `counted`, the share of the rate that it reached with them, and which sides are `doubtful`, having done more
+    than there can be: than the rate, or where that is `gemv` than `read`, of the attribute `reads`, or the rate if that
+    was more. `rounded`: the sides round to 16 bits, each in other places, so that their tokens may differ. `error`: why
+    there is nothing.
     """
 
     row: Row
     work: Work
     answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
+    reads: list[float] = field(default_factory=list)
     rounded: bool = False
     error: str | None = None
 
@@ -101,32 +104,37 @@ class Measured:
                 "ratio": pairs.ratios(over, under).to_dict(),
                 "difference": next((found for found in compared if found), None),
             }
-        ceiling = None
-        if self.rates and numbers:
-            rates = [max(around) for around in itertools.pairwise(self.rates)]
-            shares = {
-                name: pairs.Spread.of(
-                    [
-                        self.work.of_ceiling(value, rate, answer.get("itemsize"))
-                        for value, rate, answer in zip(values, rates, self.answers[name], strict=True)
-                    ]
-                )
-                for name, values in numbers.items()
-            }
-            ceiling = {
-                "kind": self.work.ceiling,
-                "rates": rates,
-                "share": {name: share.to_dict() for name, share in shares.items()},
-                "doubtful": [name for name, share in shares.items() if share.median > POSSIBLE],
-            }
         return {
             "row": self.row.spelled,
             "title": self.title,
             "unit": self.work.unit,
             "sides": sides,
             "against": against,
-            "ceiling": ceiling,
+            "ceiling": self._ceiling(numbers) if self.rates and numbers else None,
             "error": self.error,
+        }
+
+    def _ceiling(self, numbers: dict[str, list[float]]) -> dict[str, Any]:
+        """Hold each side's work against what the machine could do meanwhile."""
+        rates, reads = ([max(around) for around in itertools.pairwise(found)] for found in (self.rates, self.reads))
+        most = [max(both) for both in zip(rates, reads, strict=True)] if reads else rates
+        counted = {
+            name: self.work.counted(answers[0].get("itemsize"), answers[0].get("sparing", False))
+            for name, answers in self.answers.items()
+        }
+
+        def share(name: str, of: list[float]) -> pairs.Spread:
+            return pairs.Spread.of(
+                [counted[name] / value / rate for value, rate in zip(numbers[name], of, strict=True)]
+            )
+
+        return {
+            "kind": self.work.ceiling,
+            "rates": rates,
+            **({"read": most} if reads else {}),
+            "counted": counted,
+            "share": {name: share(name, rates).to_dict() for name in numbers},
+            "doubtful": [name for name in numbers if share(name, most).median > POSSIBLE],
         }
 
 
@@ -173,16 +181,18 @@ class Measurer:
         return [self._rounds(row, work, asks)]
 
     def _rounds(self, row: Row, work: Work, asks: dict[str, Callable[[], Any]]) -> Measured:
-        rates: list[float] = []
+        kinds = ["gemv", "read"] if work.ceiling == "gemv" else [work.ceiling] if work.ceiling else []
+        rates: dict[str, list[float]] = {kind: [] for kind in kinds}
 
         def ceiling() -> None:
-            if work.ceiling:
+            for kind, found in rates.items():
                 self._before(row, "ceilings")
-                rates.append(self._ceiling(work.ceiling))
+                found.append(self._ceiling(kind))
 
         ceiling()
         answers = pairs.interleave(asks, self.options.pairs, functools.partial(self._before, row), ceiling)
-        return Measured(row, work, answers, rates, rounded=self.options.settings.dtype in SIXTEEN_BITS)
+        rounded = self.options.settings.dtype in SIXTEEN_BITS
+        return Measured(row, work, answers, rates.get(work.ceiling, []), rates.get("read", []), rounded)
 
     def _ceiling(self, kind: str) -> float:
         least = {} if self.options.settings.backend == "cupy" else {"least": self.options.least}

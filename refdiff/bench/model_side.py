@@ -6,7 +6,7 @@ import itertools
 import re
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,12 +76,14 @@ class Arrivals:
 class ModelSide(ProductSide):
     """A library with a causal language model and a cache, which `start` begins and `step` continues.
 
-    itemsize: the bytes of a number in the matrices as they lie in memory.
+    itemsize: the bytes of a number in the matrices as they lie in memory. sparing: whether a prompt's last layer is
+    computed only as far as the next token needs it, see `work.Work`.
     """
 
     asked = (*ProductSide.asked, "open", "prefill", "decode", "lookup", "memory", "train")
     vocab_size: int
     itemsize: int
+    sparing: ClassVar[bool] = False
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -133,7 +135,7 @@ class ModelSide(ProductSide):
         self._in_cache = None
         ids = random_ids(batch, size, self.vocab_size)
         seconds, tokens = self.timed(lambda: self.start(ids, 1))
-        return {"seconds": seconds, "tokens": tokens.tolist()}
+        return {"seconds": seconds, "sparing": self.sparing, "tokens": tokens.tolist()}
 
     def decode(self, size: int, batch: int, steps: int, room: int | None = None) -> dict[str, Any]:
         """Decode `steps` tokens a row after a context of `size`, which is read once and kept, not timed.

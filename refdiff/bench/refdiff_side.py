@@ -24,6 +24,7 @@ class RefdiffSide(ModelSide):
 
     model: DiffLlamaForCausalLM
     weights: ClassVar[str] = "expanded"
+    sparing = True
 
     def prepare(self) -> dict[str, Any]:
         """Ask for the device, where one is to be used."""

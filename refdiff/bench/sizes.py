@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.json_files import write_json
+from refdiff.model.weights.folder import headers
 from refdiff.model.weights.names import count_parameters, parameter_shapes
-from refdiff.model.weights.precision import NBYTES
+from refdiff.model.weights.precision import NBYTES, STORED
 
 HANDCUT: dict[str, Any] = {
     "attention_bias": False,
@@ -109,18 +111,16 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
     `dtype` is what it is stored in; None is what `LIKE[name]` says.
 
     Raises:
-        ValueError: the folder holds another model.
+        ValueError: the folder holds another model, the same in another dtype or not whole, or something else.
         OSError: the disk has too little room.
     """
     fields = LIKE[name] if dtype is None else {**LIKE[name], "torch_dtype": dtype}
     config = DiffLlamaConfig(**fields)
     shapes = parameter_shapes(config, "DiffLlamaForCausalLM")
     if (folder / "config.json").exists():
-        found = DiffLlamaConfig.from_pretrained(folder)
-        alike = parameter_shapes(found, "DiffLlamaForCausalLM") == shapes
-        if not alike or found.rope_parameters != config.rope_parameters:
-            raise ValueError(f"{folder} holds another model than {name}: name a new folder, or measure it with -m")
+        _check_found(name, folder, config)
     else:
+        _check_empty(name, folder)
         folder.mkdir(parents=True, exist_ok=True)
         need = count_parameters(shapes.values()) * NBYTES[fields["torch_dtype"]]
         if (free := shutil.disk_usage(folder).free) < need * 1.02:
@@ -129,6 +129,37 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
         model.save_pretrained(folder, max_shard_size="10GB")
     if not (folder / "tokenizer_config.json").exists():  # the last file to be written
         write_tokenizer(fields, folder)
+
+
+def _check_found(name: str, folder: Path, config: DiffLlamaConfig) -> None:
+    """Refuse a checkpoint that is not what would be written: by its config, and by the headers of its weights."""
+    found, need = DiffLlamaConfig.from_pretrained(folder), str(config.dtype)
+    shapes, wanted = (parameter_shapes(one, "DiffLlamaForCausalLM") for one in (found, config))
+    if shapes != wanted or found.rope_parameters != config.rope_parameters:
+        raise ValueError(f"{folder} holds another model than {name}: name a new folder, or measure it with -m")
+    try:
+        types = {STORED.get(kind, kind) for file in headers(folder).values() for kind, _, _ in file.values()}
+    except CheckpointError as error:
+        raise ValueError(
+            f"{folder} should hold {name} in {need}, but it is not whole: {error}. Remove it, or name a new folder"
+        ) from None
+    said = need if found.dtype is None else found.dtype
+    if types != {need} or said != need:
+        raise ValueError(
+            f"{folder} holds {name} in {', '.join(sorted(types))} (its config.json says {said}), but {need} is needed: "
+            "name a new folder, or measure it with -m"
+        )
+
+
+def _check_empty(name: str, folder: Path) -> None:
+    """Refuse to write beside what is something else."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, but {name} takes a folder: name a new one")
+    if there := sorted(path.name for path in folder.glob("*")):
+        raise ValueError(
+            f"{folder} holds {there[0]!r} and no config.json, but {name} is only written into an empty folder: "
+            "name a new one"
+        )
 
 
 def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:

@@ -25,6 +25,7 @@ class Work:
 
     unit: what a table shows: tok/s, s, B, GB/s or GFLOP/s.
     matrices: how many numbers of matrices are among those bytes, of `itemsize` bytes each.
+    spared: how many of the operations a pass leaves out that does of the last layer only what the last token needs.
     ceiling: what the machine holds against it: gemv, on a device copy (bytes a second), sgemm, on a device matmul
         (operations a second), or "".
     """
@@ -36,6 +37,7 @@ class Work:
     operations: int = 0
     matrices: int = 0
     itemsize: int = 4
+    spared: int = 0
 
     def rate(self, measured: float) -> float:
         """Turn seconds (or bytes) into what the unit says."""
@@ -49,10 +51,16 @@ class Work:
             case _:
                 return measured
 
-    def of_ceiling(self, seconds: float, rate: float, itemsize: int | None = None) -> float:
-        """Say which share of the machine's rate was reached by a side that has its matrices in `itemsize` bytes."""
-        read = self.bytes + self.matrices * ((itemsize or self.itemsize) - self.itemsize)
-        return (read if self.ceiling in ("gemv", "copy") else self.operations) / seconds / rate
+    def counted(self, itemsize: int | None = None, sparing: bool = False) -> int:
+        """Count what is held against the ceiling: what a side reads or computes itself, not what another one would.
+
+        Bytes, of a side that has its matrices in `itemsize` bytes; or operations, without those spared where it spares
+        them. Whatever a side does beyond what is needed (scores that causality hides, or computed once more for the
+        other half of the values, as transformers does) counts for nobody.
+        """
+        if self.ceiling in ("gemv", "copy"):
+            return self.bytes + self.matrices * ((itemsize or self.itemsize) - self.itemsize)
+        return self.operations - self.spared * sparing
 
 
 def work_of(
@@ -84,7 +92,8 @@ def work_of(
         return Work("tok/s", tokens=steps)
     if row.kind == "prefill":
         once = _pass(config, row.size) + 2 * config.vocab_size * config.hidden_size
-        return Work("tok/s", "sgemm", tokens=row.size * row.batch, operations=once * row.batch)
+        operations, spared = once * row.batch, _spared(config, row.size) * row.batch
+        return Work("tok/s", "sgemm", tokens=row.size * row.batch, operations=operations, spared=spared)
     if row.kind == "decode":
         read, each = steps * _matrices(config, head=True), matrices or itemsize
         cached = sum(_cache(config) * (row.size + i) for i in range(1, steps + 1)) * row.batch * itemsize
@@ -110,12 +119,27 @@ def _cache(config: DiffLlamaConfig) -> int:
 
 
 def _pass(config: DiffLlamaConfig, tokens: int) -> int:
-    """Operations of all layers on a row of tokens, attention over the keys that causality shows and no others.
-
-    What a clever pass leaves out (all but the keys and values of the last layer where only the last token's logits are
-    read) counts as if it were done.
-    """
-    seen = tokens * (tokens + 1) // 2
-    heads = config.num_query_heads * config.head_dim  # scores; as much again for the values of pairs of twice the width
-    attention = 2 * 2 * config.num_hidden_layers * heads * seen
+    """Operations of all layers on a row of tokens, attention over the keys that causality shows and no others."""
+    attention = config.num_hidden_layers * _attention(config, tokens * (tokens + 1) // 2)
     return 2 * _matrices(config, head=False) * tokens + attention
+
+
+def _spared(config: DiffLlamaConfig, tokens: int) -> int:
+    """Those of the last layer that its last token's result does not need: of the others, all but keys and values."""
+    shapes: dict[str, Any] = parameter_shapes(config, "DiffLlamaForCausalLM")
+    last = f".layers.{config.num_hidden_layers - 1}."
+    asked = count_parameters(
+        s
+        for name, s in shapes.items()
+        if len(s) > 1 and last in name and not name.endswith(("k_proj.weight", "v_proj.weight"))
+    )
+    others = tokens - 1
+    return 2 * asked * others + _attention(config, others * tokens // 2)
+
+
+def _attention(config: DiffLlamaConfig, seen: int) -> int:
+    """Operations of a layer's attention, where queries see so many keys in all.
+
+    Scores; and as much again for the values, of half as many pairs and twice the width.
+    """
+    return 2 * 2 * config.num_query_heads * config.head_dim * seen

@@ -6,18 +6,17 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import UsageError
+from refdiff.cli.pictures import DRAWN, check_file, check_place
 from refdiff.cli.terminal import note
 
 if TYPE_CHECKING:
     from refdiff.bench.measure import Measured, Options
     from refdiff.bench.rows import Row
-
-_PICTURES = (".png", ".svg", ".pdf")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
         UsageError: flags that do not fit together.
         UnavailableError: what it should be measured against is not installed.
         RuntimeError: there is no CUDA device.
+        ImportError: --plot without matplotlib.
     """
     from refdiff import arrays
     from refdiff.bench import run as bench
@@ -61,8 +61,10 @@ def _rows(args: argparse.Namespace) -> list[Row]:
 
     if args.train and args.rows is not None:
         raise UsageError("--train and --rows each say what is measured; use one of them (--rows train:3m)")
-    if args.plot is not None and Path(args.plot).suffix.lower() not in _PICTURES:
-        raise UsageError(f"--plot {args.plot}: the name must end in one of {', '.join(_PICTURES)}")
+    if args.json is not None:
+        check_place("--json", Path(args.json))
+    if args.plot is not None:
+        check_file("--plot", Path(args.plot), DRAWN)
     if args.rows is None:
         everything, short = (known.TRAIN, known.QUICK_TRAIN) if args.train else (known.ALL, known.QUICK)
         rows = short if args.quick else everything
@@ -149,13 +151,23 @@ def _watched(
 
 
 def _show(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Print the table and write the files, each whatever becomes of the others: measuring took hours."""
+    with ExitStack() as last_first:
+        if args.plot is not None:
+            last_first.callback(_plot, report, args.plot)
+        if args.json is not None:
+            text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+            last_first.callback(Path(args.json).write_text, text, encoding="utf-8")
+        last_first.callback(_print, report, markdown=args.markdown)
+
+
+def _print(report: dict[str, Any], *, markdown: bool) -> None:
     from refdiff.cli.bench_table import markdown_lines, text_lines
 
-    lines = markdown_lines(report) if args.markdown else text_lines(report)
-    sys.stdout.write("\n".join(lines) + "\n")
-    if args.json is not None:
-        Path(args.json).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if args.plot is not None:
-        from refdiff.bench.plot import plot
+    sys.stdout.write("\n".join(markdown_lines(report) if markdown else text_lines(report)) + "\n")
 
-        plot(report, args.plot)
+
+def _plot(report: dict[str, Any], file: str) -> None:
+    from refdiff.bench.plot import plot
+
+    plot(report, file)

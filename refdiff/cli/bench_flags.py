@@ -25,8 +25,8 @@ def add_bench(commands: Any) -> None:
         description="Measure prefill, decoding, loading, memory and training, alone or beside another library: each "
         "in a process of its own, in turns, so that what else the machine does befalls both. A ratio is the median of "
         "neighbours; above 1, refdiff is faster (of memory: below 1, it needs less). The share is of what NumPy's "
-        "BLAS reads (gemv) or multiplies (sgemm) here, measured before and after each pair. Both sides must give "
-        "the same tokens, or the exit status is 1.",
+        "BLAS reads (gemv) or multiplies (sgemm) here, measured before and after each pair; what a side leaves out "
+        "is not counted. Both sides must give the same tokens, or the exit status is 1.",
     )
     which = parser.add_argument_group("what")
     which.add_argument(

@@ -86,12 +86,17 @@ def _remarks(row: dict[str, Any]) -> list[str]:
 def _share(row: dict[str, Any]) -> str:
     """Name the ceiling, and the share of it that each side reached."""
     ceiling = row["ceiling"]
-    rate = statistics.median(ceiling["rates"])
-    unit = f"{rate / 1e9:.1f} GB/s" if ceiling["kind"] in ("gemv", "copy") else f"{rate / 1e9:.0f} GFLOP/s"
+    unit = _rate(ceiling["rates"], ceiling["kind"])
     names = {**_NAMES, "transformers": "torch"} if row["row"].startswith("product") else _NAMES
     shares = ", ".join(f"{names[name]} {100 * s['median']:.0f} %" for name, s in ceiling["share"].items())
     doubt = ", ".join(names[name] for name in ceiling["doubtful"])
-    return f"{shares} of {ceiling['kind']} ({unit})" + (f"; DOUBTFUL: {doubt} above 105 %" if doubt else "")
+    most = f" of what can be read ({_rate(ceiling['read'], 'read')})" if "read" in ceiling else ""
+    return f"{shares} of {ceiling['kind']} ({unit})" + (f"; DOUBTFUL: {doubt} above 105 %{most}" if doubt else "")
+
+
+def _rate(rates: list[float], kind: str) -> str:
+    rate = statistics.median(rates) / 1e9
+    return f"{rate:.1f} GB/s" if kind in ("gemv", "read", "copy") else f"{rate:.0f} GFLOP/s"
 
 
 def _failures(row: dict[str, Any]) -> list[str]:
@@ -129,5 +134,5 @@ def _commits(rows: list[dict[str, Any]]) -> str:
     if not titles:
         return ""
     most = max(titles, key=lambda commit: len(titles[commit]))
-    others = [f"{'; '.join(found)} at {commit}" for commit, found in titles.items() if commit != most]
-    return "; ".join([f"; commit {most}", *others])
+    others = "; ".join(f"{', '.join(found)}: {commit}" for commit, found in titles.items() if commit != most)
+    return f"; commit {most}" + (f" ({others})" if others else "")

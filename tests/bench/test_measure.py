@@ -49,11 +49,35 @@ def test_more_than_there_is_is_doubted() -> None:
         assert measured.to_dict()["ceiling"]["doubtful"] == doubtful
 
 
+def test_faster_than_gemv_is_no_doubt_but_faster_than_reading_is() -> None:
+    """The share is of gemv; the most that there can be is the better of gemv and read, each around the round."""
+    answers = {"refdiff": [{"seconds": 1.0}, {"seconds": 1.0}]}
+    work = Work("tok/s", "gemv", tokens=8, bytes=10)
+    for reads, most, doubtful in (
+        ([9.6, 1.0, 9.6], [9.6, 9.6], []),
+        ([9.4, 1.0, 9.4], [9.4, 9.4], ["refdiff"]),
+        ([2.0] * 3, [8.0, 8.0], ["refdiff"]),
+    ):
+        ceiling = Measured(Row("decode", 128), work, answers, [8.0] * 3, reads).to_dict()["ceiling"]
+        assert ceiling["share"]["refdiff"]["median"] == 1.25
+        assert ceiling["read"] == most
+        assert ceiling["doubtful"] == doubtful
+
+
 def test_each_side_is_held_to_the_bytes_that_it_reads() -> None:
     work = Work("tok/s", "gemv", tokens=8, bytes=4 * 10 + 2, matrices=10, itemsize=4)
     answers = {"refdiff": [{"seconds": 1.0, "itemsize": 4}], "stored": [{"seconds": 1.0, "itemsize": 2}]}
-    share = Measured(Row("decode", 128), work, answers, [100.0, 100.0]).to_dict()["ceiling"]["share"]
-    assert [share[name]["median"] for name in ("refdiff", "stored")] == [0.42, 0.22]
+    ceiling = Measured(Row("decode", 128), work, answers, [100.0, 100.0]).to_dict()["ceiling"]
+    assert ceiling["counted"] == {"refdiff": 42, "stored": 22}
+    assert [ceiling["share"][name]["median"] for name in ("refdiff", "stored")] == [0.42, 0.22]
+
+
+def test_each_side_is_held_to_the_operations_that_it_does() -> None:
+    work = Work("tok/s", "sgemm", tokens=8, operations=50, spared=8)
+    answers = {"refdiff": [{"seconds": 1.0, "sparing": True}], "transformers": [{"seconds": 2.0, "sparing": False}]}
+    ceiling = Measured(Row("prefill", 8), work, answers, [100.0, 100.0]).to_dict()["ceiling"]
+    assert ceiling["counted"] == {"refdiff": 42, "transformers": 50}
+    assert [ceiling["share"][name]["median"] for name in ("refdiff", "transformers")] == [0.42, 0.25]
 
 
 def test_less_memory_is_below_one() -> None:
@@ -105,8 +129,8 @@ class FakeChild:
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         self._note((do, *arguments.values()) if arguments else do)
-        if do in ("gemv", "sgemm"):
-            return {"rate": 1e9}
+        if do in ("gemv", "read", "sgemm"):
+            return {"rate": 2e9 if do == "read" else 1e9}
         if do == "peak":
             return {"bytes": 5, "own_bytes": 2}
         return {"seconds": 2.0, "bytes": 7, "tokens": [1], "loss": 3.0, "sample": [1.0]}
@@ -143,16 +167,18 @@ def _measure(
 def test_sides_that_stay_take_turns_with_the_ceiling(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
     (measured,) = _measure(tiny_checkpoint, "decode:9x2")
     a, b, c = "refdiff", "transformers", "ceilings"
-    turn = [(a, ("decode", 9, 2, 3, 3)), (b, ("decode", 9, 2, 3, 3)), (c, ("gemv", 0.3))]
+    turn = [(a, ("decode", 9, 2, 3, 3)), (b, ("decode", 9, 2, 3, 3))]
+    most = [(c, ("gemv", 0.3)), (c, ("read", 0.3))]
     assert fake.log == [
         *[(a, "new"), (a, "open"), (b, "new"), (b, "open")],
-        *[(a, ("decode", 9, 2, 3, 1)), (b, ("decode", 9, 2, 3, 1)), (c, "new"), (c, ("gemv", 0.3))],
-        *turn,
-        *[turn[1], turn[0], turn[2]],
+        *[(a, ("decode", 9, 2, 3, 1)), (b, ("decode", 9, 2, 3, 1)), (c, "new"), *most],
+        *[*turn, *most],
+        *[*reversed(turn), *most],
         *[(a, "end"), (b, "end"), (c, "end")],
     ]
     assert measured.to_dict()["sides"]["refdiff"]["rate"]["median"] == 3 * 2 / 2.0
-    assert measured.rates == [1e9] * 3
+    assert (measured.rates, measured.reads) == ([1e9] * 3, [2e9] * 3)
+    assert _measure(tiny_checkpoint, "prefill:9")[0].reads == []
 
 
 def test_a_long_prompt_is_warmed_up_by_a_short_one(fake: type[FakeChild], tiny_checkpoint: Path) -> None:

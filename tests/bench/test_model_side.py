@@ -33,7 +33,7 @@ def test_prefill() -> None:
     answer = side.prefill(size=6, batch=3)
     ((_, ids),) = side.did
     np.testing.assert_array_equal(ids, random_ids(3, 6, 11))
-    assert answer == {"seconds": 5.5, "tokens": ids[:, -1].tolist()}
+    assert answer == {"seconds": 5.5, "sparing": False, "tokens": ids[:, -1].tolist()}
 
 
 def test_decoding_reads_its_context_once_and_does_not_count_it() -> None:

@@ -34,7 +34,9 @@ def _greedy(folder: Path, ids: np.ndarray, new: int) -> list[list[int]]:
 def test_tokens_are_those_of_generate(side: RefdiffSide, tiny_checkpoint: Path) -> None:
     ids = random_ids(2, 9, side.vocab_size)
     expected = _greedy(tiny_checkpoint, ids, 4)
-    assert side.prefill(9, 2)["tokens"] == [row[0] for row in expected]
+    read = side.prefill(9, 2)
+    assert read["tokens"] == [row[0] for row in expected]
+    assert read["sparing"], "of the last layer it computes what the next token needs"
     first = side.decode(9, 2, steps=3)
     assert first["tokens"] == expected
     assert first["seconds"] > 0

@@ -69,6 +69,40 @@ def test_another_model_is_not_written_over(tiny_checkpoint: Path, tmp_path: Path
     assert (folder / "model.safetensors").read_bytes() == before
 
 
+def test_the_same_model_in_another_dtype_is_refused(tmp_path: Path) -> None:
+    sizes.write_like("tiny", tmp_path, "bfloat16")
+    sizes.write_like("tiny", tmp_path, "bfloat16")
+    said = r"holds tiny in bfloat16 \(its config\.json says bfloat16\), but float32 is needed: name a new folder, or"
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))} {said}"):
+        sizes.write_like("tiny", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "float32"}), encoding="utf-8")
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(ValueError, match=rf"in bfloat16 \(its config.json says float32\), but {dtype} is needed"):
+            sizes.write_like("tiny", tmp_path, dtype)
+
+
+@pytest.mark.parametrize("harm", ["shorter", "missing"])
+def test_weights_that_are_not_whole_are_refused(harm: str, tmp_path: Path) -> None:
+    sizes.write_like("tiny", tmp_path)
+    file = tmp_path / "model.safetensors"
+    if harm == "shorter":
+        file.write_bytes(file.read_bytes()[:-4])
+    else:
+        file.unlink()
+    said = f"{tmp_path} should hold tiny in float32, but it is not whole: "
+    with pytest.raises(ValueError, match=re.escape(said) + r".*model\.safetensors.*\. Remove it, or name a new folder"):
+        sizes.write_like("tiny", tmp_path)
+
+
+def test_nothing_is_written_beside_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    for folder, said in ((tmp_path, "holds 'thesis.tex' and no config.json"), (tmp_path / "thesis.tex", "is a file")):
+        with pytest.raises(ValueError, match=re.escape(f"{folder} {said}")):
+            sizes.write_like("tiny", folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 400_000))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 import refdiff
+from refdiff.backends import ops_for, overlay
+from refdiff.bench.model_side import random_ids
 from refdiff.bench.rows import parse_rows
 from refdiff.bench.work import Work, work_of
 
@@ -29,7 +35,38 @@ def _work(spelled: str, steps: int = 3) -> Work:
 def test_prefill() -> None:
     # 5 queries see 1 + 2 + 3 + 4 + 5 = 15 keys; a score of 4 heads is 4 · 2 · 2 operations, and so are its values
     once = 2 * 5 * 2 * LAYER + 2 * 15 * (2 * 4 * 2 + 2 * 4 * 2) + 2 * HEAD
-    assert _work("prefill:5x3") == Work("tok/s", "sgemm", tokens=15, operations=3 * once)
+    # of the last layer the first four tokens need keys and values alone; they see 1 + 2 + 3 + 4 = 10 keys
+    spared = 2 * 4 * (LAYER - 2 * 4 * 6) + 10 * (2 * 4 * 2 + 2 * 4 * 2)
+    work = _work("prefill:5x3")
+    assert work == Work("tok/s", "sgemm", tokens=15, operations=3 * once, spared=3 * spared)
+    assert [work.counted(sparing=sparing) for sparing in (False, True)] == [3 * once, 3 * (once - spared)]
+    assert _work("prefill:1").spared == 0
+
+
+def test_a_sparing_pass_does_what_is_counted() -> None:
+    """The operations of products and of what attention sees, as the model asks for them."""
+    model = refdiff.DiffLlamaForCausalLM.from_config(CONFIG)
+    done: list[int] = []
+
+    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def counting(*given: Any, **named: Any) -> Any:
+            if name == "linear":
+                done.append(2 * given[0].size // given[0].shape[-1] * named["weight"].size)
+            if name == "diff_heads_hf":
+                (B, H, T, d), S = given[0].shape, given[1].shape[2]
+                done.append(B * H * 2 * 2 * d * (T * S - T * (T - 1) // 2))
+            return function(*given, **named)
+
+        return counting
+
+    model.ops = overlay(ops_for(None), wrap)
+    work = _work("prefill:5x3")
+    for keep, sparing in ((1, True), (5, False)):
+        done.clear()
+        model(random_ids(3, 5, 13), use_cache=True, logits_to_keep=keep)
+        others = 3 * (keep - 1) * 2 * HEAD  # a plain pass makes logits of one token too
+        assert sum(done) - others == work.counted(sparing=sparing)
 
 
 def test_decode() -> None:
@@ -59,9 +96,9 @@ def test_double_precision_reads_twice_as_much() -> None:
 def test_rates() -> None:
     work = Work("tok/s", "gemv", tokens=6, bytes=12_000_000_000, operations=4_000_000_000)
     assert work.rate(2.0) == 3.0
-    assert work.of_ceiling(2.0, 8e9) == 0.75
+    assert work.counted() == 12_000_000_000
     assert Work("GFLOP/s", "sgemm", operations=4_000_000_000).rate(2.0) == 2.0
-    assert Work("GFLOP/s", "sgemm", operations=4_000_000_000).of_ceiling(2.0, 4e9) == 0.5
+    assert Work("GFLOP/s", "sgemm", operations=4_000_000_000).counted() == 4_000_000_000
     assert Work("GB/s", "gemv", bytes=12_000_000_000).rate(2.0) == 6.0
     assert [Work(unit).rate(2.0) for unit in ("s", "B")] == [2.0, 2.0]
     assert [_work(kind).unit for kind in ("cold", "load", "memory:5", "lookup", "edit")] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -36,12 +37,26 @@ Capture = pytest.CaptureFixture[str]
         (["--backend", "cupy", "--rows", "product:8"], "--rows product is measured on a processor"),
         (["--backend", "cupy", "--against", "onnxruntime"], "--against onnxruntime compares products, on a processor"),
         (["--backend", "cupy", "--dtype", "float16", "--train"], "--dtype float16: training is in float32 or float64"),
-        (["--plot", "x.txt"], "--plot x.txt: the name must end in one of .png, .svg, .pdf"),
+        (["--plot", "x.txt"], "--plot x.txt: the ending says what to write, and must be one of .png, .svg, .pdf"),
+        (["--plot", "no/x.png"], "--plot no/x.png: there is no folder no"),
+        (["--json", "no/x.json"], "--json no/x.json: there is no folder no"),
+        (["--json", "."], "--json .: is a folder; name a file in it"),
     ],
 )
 def test_flags_that_do_not_fit(arguments: list[str], message: str, capsys: Capture) -> None:
     assert main(["bench", *arguments]) == 2
     assert f"refdiff bench: error: {message}" in capsys.readouterr().err
+
+
+def test_what_may_not_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    there = tmp_path / "there.json"
+    there.touch()
+    for locked, file in ((tmp_path, tmp_path / "new.json"), (there, there)):
+        monkeypatch.setattr(os, "access", lambda path, mode, locked=locked: mode != os.W_OK or Path(path) != locked)
+        assert main(["bench", "--json", str(file), "-q"]) == 2
+        assert f"--json {file}: may not be written; name another place" in capsys.readouterr().err
 
 
 def test_without_a_device_one_sentence_says_so(tmp_path: Path) -> None:
@@ -151,6 +166,27 @@ def test_markdown(calls: list[tuple[list[Row], Options]], tiny_checkpoint: Path,
     assert capsys.readouterr().out.startswith(
         "| | refdiff | share of the ceiling |\n|---|---|---|\n| load | 1.00 s | |"
     )
+
+
+def test_a_file_that_fails_in_the_end_keeps_nothing_else_from_being_shown(
+    calls: list[tuple[list[Row], Options]], tiny_checkpoint: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture,
+) -> None:  # fmt: skip
+    pytest.importorskip("matplotlib")
+    plotted: list[str] = []
+    monkeypatch.setattr("refdiff.bench.plot.plot", lambda report, file: plotted.append(file))
+    json_file, picture = tmp_path / "x.json", str(tmp_path / "x.png")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(json_file))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    given = ["bench", "-m", str(tiny_checkpoint), "--rows", "load", "-q", "--json", str(json_file), "--plot", picture]
+    assert main(given) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split() == ["load", "1.00", "s"]
+    assert "No space left on device" in err
+    assert plotted == [picture]
 
 
 def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -41,6 +41,9 @@ def test_a_share_of_more_than_there_is_is_marked() -> None:
     ceiling = {**product["ceiling"], "share": {"refdiff": {"median": 1.2, "low": 1.0, "high": 1.3}}}
     shown = markdown_lines(report(rows=[{**product, "ceiling": {**ceiling, "doubtful": ["refdiff"]}}]))[2]
     assert "| refdiff 120 % of gemv (25.0 GB/s); DOUBTFUL: refdiff above 105 % |" in shown
+    ceiling |= {"read": [28e9, 28e9], "doubtful": ["refdiff"]}
+    shown = markdown_lines(report(rows=[{**product, "ceiling": ceiling}]))[2]
+    assert "(25.0 GB/s); DOUBTFUL: refdiff above 105 % of what can be read (28.0 GB/s) |" in shown
 
 
 def test_passes_through_the_model_are_told() -> None:
@@ -70,7 +73,13 @@ def test_the_commit_of_each_row_is_told() -> None:
     caption = markdown_lines(report(rows=[{**cold, "commit": "abc1234"}, product]))[-1]
     assert caption.endswith("NumPy 2.4.6; commit abc1234.")
     rows = [{**cold, "commit": commit} for commit in ("abc1234", "def5678", "def5678")]
-    assert markdown_lines(report(rows=rows))[-1].endswith("; commit def5678; start to first token at abc1234.")
+    assert markdown_lines(report(rows=rows))[-1].endswith("; commit def5678 (start to first token: abc1234).")
+    commits = ("60d453f", "60d453f", "60d453f", "50846a5", "50846a5", "abc1234")
+    titles = ("load", "cold", "decode 128", "prefill 8192", "memory 8192", "prompt lookup")
+    rows = [{**cold, "title": title, "commit": commit} for title, commit in zip(titles, commits, strict=True)]
+    assert markdown_lines(report(rows=rows))[-1].endswith(
+        "; commit 60d453f (prefill 8192, memory 8192: 50846a5; prompt lookup: abc1234)."
+    )
 
 
 def test_refdiff_alone_has_no_other_column() -> None:
