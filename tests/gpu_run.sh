@@ -121,6 +121,15 @@ refusal() { # code: what Python says last where it fails; nothing where it does 
     [[ -n $dry ]] || "$python" -c "$1" >"$log" 2>&1 || echo "exit $?: $(tail -n 1 "$log")"
 }
 
+versions() { # what is installed, in a line; where that cannot be told, the last line of why
+    "$python" -c 'import cupy, numpy, sys
+from importlib.metadata import distributions
+of = ("nvidia-", "torch", "transformers")
+libraries = {f"{d.name} {d.version}" for d in distributions() if (d.name or "").startswith(of)}
+print(f"Python {sys.version.split()[0]}", f"NumPy {numpy.__version__}", f"CuPy {cupy.__version__}",
+      f"CUDA {cupy.cuda.runtime.runtimeGetVersion()}", *sorted(libraries), sep=" · ")' 2>&1 | tail -n 1
+}
+
 say "# refdiff on $card, $(date -u +'%F %H:%M') UTC${only:+: $only}" ""
 if [[ -z $dry ]]; then
     [[ $card != "no card" ]] || stop "no nvidia-smi that names a card: this needs a machine with a CUDA device"
@@ -132,7 +141,8 @@ fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1 # whose words would be pip's last
 if [[ -z $here ]]; then
     without="; with what is there already: GPU_RUN_HERE=1"
-    cuda=$(nvidia-smi | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p' | head -1)
+    # newer ones say "CUDA UMD Version"
+    cuda=$(nvidia-smi | sed -nE 's/.*CUDA (UMD )?Version: *([0-9]+).*/\2/p' | head -1)
     [[ ${cuda:-12} -ge 13 ]] && cupy='cupy-cuda13x[ctk]>=14' || cupy='cupy-cuda12x[ctk]>=14'
     if [[ -z $python ]]; then
         for python in python3.11 python3.12 python3.13 python3 ""; do
@@ -149,9 +159,7 @@ fi
 export REFDIFF_NEED_CUDA=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 
 if [[ -z $dry ]]; then
-    say "$("$python" -c 'import cupy, numpy, sys
-print("Python", sys.version.split()[0], "· NumPy", numpy.__version__, "· CuPy", cupy.__version__, end=" · ")
-print("CUDA", cupy.cuda.runtime.runtimeGetVersion())' 2>&1 | tail -n 1)"
+    say "$(versions)"
     why=$(refusal 'from refdiff import arrays; arrays.backend("cupy")')
     [[ -z $why ]] || stop "CuPy does not answer: $why"
 fi
@@ -177,17 +185,33 @@ if wanted sanitizer && ! has "${sanitizer[0]}"; then
 elif wanted sanitizer; then
     # with memory from CUDA itself: in CuPy's pool an array has no end that a tool could see
     small=("$python" -m pytest -p no:cacheprovider "$on_device" -k small)
+    # racecheck looks into the shared memory of one kernel at a time, so that others' kernels, CuPy's and cuBLAS's, can be
+    # left out. From initcheck they cannot: of what they fill, it would say that nothing did
+    ours=()
+    if [[ -n $dry || $("${sanitizer[0]}" --help 2>/dev/null) == *"--kernel-name "* ]]; then
+        for kernel in $(sed -nE 's/.*__global__ void (__launch_bounds__\([^)]*\) )?(\w+)\(.*/\2/p' \
+            refdiff/backends/cupy_kernels/cuda/*.cu); do
+            ours+=(--kernel-name "kne=$kernel")
+        done
+    fi
     for tool in "${tools[@]}"; do
-        ! wanted sanitizer "$tool" || LINES_KEPT=12 run "compute-sanitizer: $tool" 1800 \
-            env REFDIFF_NO_POOL=1 "${sanitizer[@]}" --tool "$tool" --error-exitcode 9 "${small[@]}"
+        wanted sanitizer "$tool" || continue
+        [[ $tool == racecheck ]] && only_ours=(${ours[@]+"${ours[@]}"}) || only_ours=()
+        LINES_KEPT=12 run "compute-sanitizer: $tool" 1800 env REFDIFF_NO_POOL=1 "${sanitizer[@]}" --tool "$tool" \
+            ${only_ours[@]+"${only_ours[@]}"} --error-exitcode 9 "${small[@]}"
     done
 fi
 
 # after the tests of the kernels, which are to run as with CuPy alone
 no_torch="" no_peer="" against=(--against transformers)
 if wanted profile || wanted bench || wanted train; then
-    [[ -n $here ]] || logged 1800 "$python" -m pip install -q 'torch>=2.6' 'transformers>=5.24,<6' ||
-        say "" "pip could not install torch and transformers: $(tail -n 1 "$log")"
+    if [[ -z $here ]]; then
+        # from 2.11 on it is built for CUDA 13 unless another index is asked, and sees no device by a driver of 12
+        [[ ${cuda:-12} -ge 13 ]] && torch='torch>=2.6' || torch='torch>=2.6,<2.11'
+        logged 1800 "$python" -m pip install -q "$torch" 'transformers>=5.24,<6' ||
+            say "" "pip could not install torch and transformers: $(tail -n 1 "$log")"
+        say "" "From here on, as torch may have replaced libraries of CUDA's:" "" "$(versions)"
+    fi
     no_torch=$(refusal 'import sys, torch
 torch.cuda.is_available() or sys.exit("torch sees no device")')
     no_peer=${no_torch:-$(refusal 'import sys, transformers
@@ -206,6 +230,8 @@ if wanted profile; then
         LINES_KEPT=150 run "profile of 64 decoded tokens" 900 \
             nsys profile --output "$work/profile" --force-overwrite true --stats true --trace cuda \
             "$python" -m refdiff generate --backend cupy -m bundled -p Once -n 64 --temp 0 --quiet
+    else
+        not_run "profile of 64 decoded tokens" "nsys is not on this machine (Nsight Systems has it)"
     fi
 fi
 

@@ -76,13 +76,20 @@ def test_logits_are_as_near_to_float64_as_on_the_cpu(wiring: str) -> None:
         assert ours <= 2 * theirs + 1e-7 * np.abs(truth).max()
 
 
+def stored(config: refdiff.DiffLlamaConfig, folder: Any, dtype: str) -> Any:
+    """A model on the device whose weights are of 16 bits there too."""
+    if dtype == "bfloat16" and int(CUDA.__version__.split(".")[0]) < 14:
+        pytest.skip("this CuPy has no bfloat16")
+    refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, dtype=dtype).save_pretrained(folder)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, backend="cupy", weights="stored")
+    assert model.params["model"]["layers"][0]["mlp"]["up_proj"]["weight"].dtype.name == dtype
+    return model
+
+
 @on_cuda
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_stay_as_they_are_stored(tmp_path: Any, dtype: str) -> None:
-    if dtype == "bfloat16" and int(CUDA.__version__.split(".")[0]) < 14:
-        pytest.skip("this CuPy has no bfloat16")
-    refdiff.DiffLlamaForCausalLM.from_config(refdiff.DiffLlamaConfig(**SIZES), dtype=dtype).save_pretrained(tmp_path)
-    there = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path, backend="cupy", weights="stored")
+    there = stored(refdiff.DiffLlamaConfig(**SIZES), tmp_path, dtype)
     here = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path)
     np.testing.assert_allclose(to_numpy(there(IDS).logits), here(IDS).logits, atol=1e-5)
     many = np.tile(IDS, (1, 3))
@@ -95,8 +102,13 @@ def test_weights_stay_as_they_are_stored(tmp_path: Any, dtype: str) -> None:
     ("tokens", "recordings"),
     [pytest.param(20, 1, id="small"), pytest.param(300, 2, id="usual")],  # rooms of 256 and of 512 tokens
 )
-def test_decoding_is_recorded_and_replayed_as_it_is_done_step_by_step(tokens: int, recordings: int) -> None:
-    there, _ = pair(max_position_embeddings=512)
+@pytest.mark.parametrize("weights", ["float32", "float16", "bfloat16"])
+def test_decoding_is_recorded_and_replayed_as_it_is_done_step_by_step(
+    tmp_path: Any, tokens: int, recordings: int, weights: str
+) -> None:
+    there, here = pair(max_position_embeddings=512)
+    if weights != "float32":
+        there = stored(here.config, tmp_path, weights)
     recorded, usual = Context(there, MASK), Context(there, MASK)
     usual.step = None
     ids = np.random.default_rng(1).integers(3, 41, size=(2, tokens))

@@ -59,6 +59,15 @@ def models(**config: Any) -> tuple[Any, Any]:
     return fast, exact
 
 
+def stored_models(folder: Path, dtype: str) -> tuple[Any, Any]:
+    """The same of weights of 16 bits, which stay so for the kernels of CUDA."""
+    of = refdiff.DiffLlamaConfig(**SIZES)
+    refdiff.DiffLlamaForCausalLM.from_config(of, seed=3, dtype=dtype).save_pretrained(folder)
+    fast = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, weights="stored")
+    assert fast.params["model"]["layers"][0]["mlp"]["up_proj"]["weight"].dtype.name == dtype
+    return fast, refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float64", kernels="reference")
+
+
 @pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
 def test_a_model_is_its_equations(wiring: str) -> None:
     fast, exact = models(wiring=wiring)
@@ -92,13 +101,8 @@ def test_generated_text_and_gradients_are_those_of_the_equations() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_stay_as_they_are_stored(tmp_path: Path, dtype: str) -> None:
-    refdiff.DiffLlamaForCausalLM.from_config(refdiff.DiffLlamaConfig(**SIZES), seed=3, dtype=dtype).save_pretrained(
-        tmp_path
-    )
-    fast = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path, weights="stored")
-    exact = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path, dtype="float64", kernels="reference")
+    fast, exact = stored_models(tmp_path, dtype)
     device = on_the_device(fast)
-    assert fast.params["model"]["layers"][0]["mlp"]["up_proj"]["weight"].dtype.name == dtype
     with no_layer_of(("linear", "rms_norm", "swiglu", "embedding", "diff_attention"), fast):
         few, many = fast(IDS).logits, fast(np.tile(IDS, (1, 2))).logits  # 14 rows in a kernel, 28 in cuBLAS
     assert "linear" in device.launched

@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,6 +179,10 @@ def _read(text: str) -> inspect.Signature | None:
 
 
 def main() -> None:
+    # the CuPy in question comes first, before that of the environment, if it has one
+    warnings.filterwarnings(
+        "ignore", r"[\s-]*CuPy may not function correctly because multiple CuPy packages", UserWarning
+    )
     import cupy
 
     given = [Use(**{**use, "keywords": tuple(use["keywords"])}) for use in json.load(sys.stdin)]

@@ -58,7 +58,9 @@ def test_a_profiler_that_hears_nothing_is_not_taken_for_a_device_that_does_nothi
     assert "no kernel" in lines[0]
 
 
-def test_its_model_generates() -> None:
-    model = decoding_profile.model("numpy")
+@pytest.mark.parametrize("dtype", decoding_profile.WEIGHTS)
+def test_its_model_generates(dtype: str) -> None:
+    model = decoding_profile.model("numpy", dtype)
+    assert model.params["model"]["layers"][0]["mlp"]["up_proj"]["weight"].dtype == dtype
     assert decoding_profile.generated(model, 3).shape == (1, 11)
     assert model.config.max_position_embeddings >= decoding_profile.LONG + 8

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,17 +38,30 @@ esac
 """
 
 
+def dry(only: str = "", **more: str) -> dict[str, str]:
+    """The environment of a dry run, whatever this one asks of the script."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GPU_RUN_")}
+    return {**own, "GPU_RUN_DRY": "1", "GPU_RUN_ONLY": only, **more}
+
+
 def commands(only: str = "", **more: str) -> list[list[str]]:
     """The commands of a dry run."""
-    given = {**os.environ, "GPU_RUN_DRY": "1", "GPU_RUN_ONLY": only, **more}
+    given = dry(only, **more)
     done = subprocess.run(["bash", str(SCRIPT)], env=given, capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("Nothing was run: these are the commands.")
     return [shlex.split(line.strip("`")) for line in done.stdout.splitlines() if line.startswith("`")]
 
 
+SMI = """#!/bin/sh
+[ -n "$*" ] || echo "$HEADER"
+echo 'A Card'
+"""
+"""Without options it shows a table, in whose header are its versions."""
+
+
 def stand_ins(folder: Path, *names: str, python: str = PYTHON) -> dict[str, str]:
     """Put them into a folder, and nvidia-smi; the environment in which they are found first."""
-    for name, text in {**dict.fromkeys(names, python), "nvidia-smi": "#!/bin/sh\necho 'A Card'\n"}.items():
+    for name, text in {**dict.fromkeys(names, python), "nvidia-smi": SMI}.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     (folder / "calls").touch()
@@ -66,6 +80,13 @@ def run(tmp_path: Path, **more: str) -> tuple[int, str, list[str]]:
     )
     assert not Path(f"{report}.log").exists()
     return done.returncode, report.read_text(), (tmp_path / "calls").read_text().splitlines()
+
+
+def test_what_this_environment_asks_of_the_script_is_not_asked_of_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = commands()
+    monkeypatch.setenv("GPU_RUN_ROWS", "decode:2048")
+    monkeypatch.setenv("GPU_RUN_LIKE", "another/model")
+    assert commands() == expected
 
 
 def test_its_tests_are_there() -> None:
@@ -93,6 +114,16 @@ def test_every_kernel_has_a_small_test_for_the_sanitizer() -> None:
         "test_choose_kernel",
         "test_kernel_equals_its_layer",
     ]
+
+
+def test_races_are_looked_for_in_all_kernels_that_are_ours_and_the_rest_in_all_that_run() -> None:
+    sources = (ROOT / "refdiff/backends/cupy_kernels/cuda").glob("*.cu")
+    kernels = [x for path in sources for x in re.findall(r"__global__ void (?:.* )?(\w+)\(", path.read_text())]
+    assert len(kernels) >= 12
+    for words in commands("sanitizer"):
+        asked = [value for name, value in pairwise(words) if name == "--kernel-name"]
+        wanted = kernels if words[words.index("--tool") + 1] == "racecheck" else []
+        assert sorted(asked) == sorted(f"kne={name}" for name in wanted)
 
 
 def test_its_commands_are_ones_that_there_are() -> None:
@@ -149,8 +180,7 @@ def test_the_rows_of_the_bench_can_be_chosen() -> None:
 
 @pytest.mark.parametrize("only", ["kernel", "kernels,profil", "bench:float64", "model:float32"])
 def test_a_step_that_there_is_not_is_refused(only: str) -> None:
-    given = {**os.environ, "GPU_RUN_DRY": "1", "GPU_RUN_ONLY": only}
-    done = subprocess.run(["bash", str(SCRIPT)], env=given, capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", str(SCRIPT)], env=dry(only), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"GPU_RUN_ONLY: {only.split(',')[-1]} is none of kernels model layers" in done.stderr
 
@@ -210,6 +240,8 @@ def test_all_that_passed_and_what_was_not_run_is_said(tmp_path: Path) -> None:
     assert int(left[1]) == report.count("\nNot run: ")
     if shutil.which("compute-sanitizer", path=f"{tmp_path}:/usr/bin:/bin") is None:
         assert re.search(r"^## compute-sanitizer\n\nNot run: .*this machine", report, re.MULTILINE)
+    if shutil.which("nsys", path=f"{tmp_path}:/usr/bin:/bin") is None:
+        assert re.search(r"^## profile of 64 decoded tokens\n\nNot run: nsys", report, re.MULTILINE)
     assert "-m tests.cuda.decoding_profile" in calls
     assert len([call for call in calls if "--against transformers" in call]) == 4
 
@@ -303,3 +335,29 @@ def test_the_environment_is_made_by_the_first_python_that_can(tmp_path: Path, ab
     assert f"Stopped: {done.stderr.strip()}." in (tmp_path / "report.md").read_text()
     assert "GPU_RUN_HERE=1" in done.stderr
     assert ("-m venv" in (tmp_path / "calls").read_text()) == (able is not None)
+
+
+@pytest.mark.parametrize(
+    ("header", "cupy", "torch"),
+    [
+        ("| NVIDIA-SMI 570.1    Driver Version: 570.1    CUDA Version: 12.8     |", "cuda12x", "torch>=2.6,<2.11"),
+        ("| NVIDIA-SMI 580.1    Driver Version: 580.1    CUDA Version: 13.0     |", "cuda13x", "torch>=2.6"),
+        ("| NVIDIA-SMI 610.1    KMD Version: 610.1    CUDA UMD Version: 13.3    |", "cuda13x", "torch>=2.6"),
+        ("| NVIDIA-SMI 610.1                                                    |", "cuda12x", "torch>=2.6,<2.11"),
+    ],
+)
+def test_what_is_installed_is_of_the_drivers_cuda(tmp_path: Path, header: str, cupy: str, torch: str) -> None:
+    """And versions are said before torch, which may replace libraries, and after."""
+    python = PYTHON.replace(
+        'case "$*" in', 'case "$*" in\n    *"-m venv"*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;'
+    )
+    given = stand_ins(tmp_path, "python3", python=python) | {"HEADER": header, "GPU_RUN_ONLY": "train"}
+    report = tmp_path / "report.md"
+    subprocess.run(
+        ["bash", str(SCRIPT), str(report)], env=given | {"PYTHON": "python3"}, capture_output=True, check=True
+    )
+    installed = [call for call in (tmp_path / "calls").read_text().splitlines() if "pip install" in call]
+    assert installed == [
+        f"-m pip install -q .[test] cupy-{cupy}[ctk]>=14", f"-m pip install -q {torch} transformers>=5.24,<6"
+    ]  # fmt: skip
+    assert report.read_text().count("Python 3 and CuPy") == 2

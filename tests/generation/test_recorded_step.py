@@ -7,6 +7,7 @@ launches with the same numbers, and no answer asked for by the host.
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from refdiff.generation import recorded_step
 from refdiff.generation.context import Context
 from refdiff.generation.recorded_step import WORTH, RecordedStep
 from refdiff.model.weights import flatten
-from tests.backends.test_cupy_model import IDS, MASK, models, on_the_device
+from tests.backends.test_cupy_model import IDS, MASK, models, on_the_device, stored_models
 from tests.cuda.emulation import OnDevice
 
 NEW = 12
@@ -65,6 +66,20 @@ def test_the_text_is_that_of_the_equations(steps: list[RecordedStep], wiring: st
         )
     # 7 tokens, 3 usual steps, a room of 20: one recording for what is left
     assert [(step.recordings, step.refused) for step in steps] == [(1, None)] * 3
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_16_bits_are_recorded_too(steps: list[RecordedStep], tmp_path: Path, dtype: str) -> None:
+    fast, exact = stored_models(tmp_path, dtype)
+    device = on_the_device(fast)
+    fast.params = _map(fast.params)
+    for options in ({"attention_mask": MASK}, {"do_sample": True, "seed": 4}):
+        np.testing.assert_array_equal(
+            fast.generate(IDS, **options, **OPTIONS), exact.generate(IDS, **options, **OPTIONS)
+        )
+    assert [(step.recordings, step.refused) for step in steps] == [(1, None)] * 2
+    products = [defines for name, defines, *_ in device.trace if name in ("linear", "gated_linear")]
+    assert {defines["WEIGHT"] for defines in products} == {dtype}
 
 
 def test_a_layer_of_a_recorded_token_is_nine_kernels(steps: list[RecordedStep]) -> None:

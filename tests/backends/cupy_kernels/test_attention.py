@@ -113,10 +113,15 @@ def test_tensor_cores_round_what_they_multiply_and_nothing_else(number: Any, rou
 )
 def test_tensor_cores_in_all_sizes(d: int, e: int, number: Any) -> None:
     """Every mask and bias, one map and two, in sizes of a head."""
-    for name in ("diff_attention", "plain_heads"):
-        q1, k1, q2, k2, v = heads(3, d, e)
-        for kwargs in seen(3, 1 if name == "plain_heads" else 2):
-            args = (q1, k1, v) if name == "plain_heads" else (q1, k1, q2, k2, v, np.asarray(-1.3))
+    q1, k1, q2, k2, v = heads(3, d, e)
+    q, k = (np.concatenate(pair, axis=1) for pair in ((q1, q2), (k1, k2)))
+    calls: dict[str, tuple[tuple[Any, ...], int]] = {
+        "diff_attention": ((q1, k1, q2, k2, v, np.asarray(-1.3)), 2),
+        "diff_heads_hf": ((q, k, v, np.asarray(0.6), 0.3, 1e-5), 1),
+        "plain_heads": ((q1, k1, v), 1),
+    }
+    for name, (args, maps) in calls.items():
+        for kwargs in seen(3, maps):
             assert hold(name, args, kwargs, number, capability=80, multiprocessors=1)
 
 

@@ -38,7 +38,9 @@ __device__ double block_sum(double x, double* sums) {
 }
 
 // The same of three numbers at once; they stay in registers.
-__device__ __forceinline__ void block_sums(double* x, double* sums) {
+template <class NUMBERS>
+__device__ __forceinline__ void block_sums(NUMBERS* x, double* shared) {
+    NUMBERS* sums = (NUMBERS*)shared;
     __syncthreads();
     for (int k = 0; k < 3; k++) sums[3 * threadIdx.x + k] = x[k];
     for (int step = blockDim.x / 2; step > 0; step /= 2) {
@@ -82,9 +84,11 @@ struct Row {
 __device__ unsigned rank_reached_by(const Row& row, int count, double* sums) {
     unsigned rank = 0;
     for (int shift = 30; shift >= 0; shift -= 2) {
-        double reached[3] = {0.0, 0.0, 0.0};
-        for (int i = threadIdx.x; i < row.size; i += blockDim.x)
-            for (unsigned k = 0; k < 3; k++) reached[k] += rank_of(row.at(i)) >= (rank | (k + 1) << shift);
+        int reached[3] = {0, 0, 0};  // a processor has far fewer units for float64 than for integers
+        for (int i = threadIdx.x; i < row.size; i += blockDim.x) {
+            const unsigned own = rank_of(row.at(i));
+            for (unsigned k = 0; k < 3; k++) reached[k] += own >= (rank | (k + 1) << shift);
+        }
         block_sums(reached, sums);
         rank |= (unsigned)((reached[0] >= count) + (reached[1] >= count) + (reached[2] >= count)) << shift;
     }

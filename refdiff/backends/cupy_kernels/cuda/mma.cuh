@@ -63,7 +63,8 @@ __device__ void multiply_add(C& c, const A& a, const B& b, NUMBERS) {
 #elif __CUDA_ARCH__ >= 800
 #define MULTIPLY_ADD(NUMBERS, name)                                                                     \
     __device__ __forceinline__ void multiply_add(C& c, const A& a, const B& b, NUMBERS) {               \
-        asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name ".f32 "                              \
+        asm volatile(                                                                                   \
+            "mma.sync.aligned.m16n8k16.row.col.f32." name "." name ".f32 "                              \
             "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                           \
             : "+f"(c.of[0]), "+f"(c.of[1]), "+f"(c.of[2]), "+f"(c.of[3])                                \
             : "r"(a.of[0]), "r"(a.of[1]), "r"(a.of[2]), "r"(a.of[3]), "r"(b.of[0]), "r"(b.of[1]));      \
@@ -73,7 +74,8 @@ MULTIPLY_ADD(bfloat16, "bf16")
 #else  // sm_75 has the instruction for float16 alone, half as deep; for bfloat16 attention.cu serves
 __device__ __forceinline__ void multiply_add(C& c, const A& a, const B& b, float16) {
     for (int half = 0; half < 2; half++)
-        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
             : "+f"(c.of[0]), "+f"(c.of[1]), "+f"(c.of[2]), "+f"(c.of[3])
             : "r"(a.of[2 * half]), "r"(a.of[2 * half + 1]), "r"(b.of[half]));
 }
