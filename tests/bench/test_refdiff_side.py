@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff.backends.numpy_passes import FEW_THREADS
 from refdiff.backends.workers import Workers
 from refdiff.bench.model_side import edited, random_ids, repetition
 from refdiff.bench.refdiff_side import RefdiffSide, StoredSide
@@ -83,14 +84,14 @@ def test_the_cache_is_as_large_as_that_of_generate(
 
 
 def test_a_product_of_one_token_is_multiplied_as_in_a_pass_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """BLAS has all its threads then, and those of Python have the cores otherwise."""
+    """BLAS has all its threads then, where these are many, and those of Python have the cores otherwise."""
     seen: list[bool] = []
     running = Workers.running
     monkeypatch.setattr(
         Workers, "running", lambda self, *, alone=True: seen.append(alone) or running(self, alone=alone)
     )
     monkeypatch.setattr("refdiff.bench.side.CACHES", 1)
-    side = RefdiffSide(Settings(None, 2))
+    side = RefdiffSide(Settings(None, FEW_THREADS + 1))
     for size in (1, 4):
         side.product(size, outputs=2048, inputs=2048, least=0)
     assert seen == [False, True]
