@@ -40,7 +40,7 @@ NARROW = 9
 VECTOR = 16
 """How many float32 a vector of AVX-512 holds."""
 
-TERMS = 256
+TERMS = 512
 """The terms of a product of pieces and such vectors: more are added up in parts, for BLAS adds one term to another."""
 
 LONG = 8192
