@@ -56,6 +56,9 @@ KEYS = 512
 SUMMED = 64
 """The keys that an unpacked product with the values sums up at a time: a sum of sums of few is more exact."""
 
+MANY = 1024
+"""Of fewer keys half as many are summed up at a time, of fewer than `SEEN` a quarter: the layer's sums are short."""
+
 NARROW = 16
 """Values of fewer features are multiplied as the layer does: as rows of a product BLAS sums them up less exactly."""
 
@@ -149,10 +152,11 @@ class NumpyAttentionKernels(NumpyRowKernels):
         G = H // K
         n = G * T
         hidden = np.tri(T, k=-1, dtype=np.bool_)[:, None] if causal and T > 1 else None
-        out, ones = np.empty((B, H, T, e), v.dtype), np.ones(S, v.dtype)
+        out = np.empty((B, H, T, e), v.dtype)
         for_blas = not self._workers.alone and S * d * n >= THREADED
         of_keys = cut(S, S if for_blas else max(UNPACKED // d // n // 8 * 8, KEYS))
-        piece = SUMMED if SUMMED * n <= min(UNPACKED // e, ONE_THREAD) else KEYS
+        summed = SUMMED if S >= MANY else SUMMED // 2 if S >= SEEN else SUMMED // 4
+        piece = summed if summed * n <= min(UNPACKED // e, ONE_THREAD) else KEYS
         whole = S // piece * piece
         of_values = [keys for keys in (slice(0, whole), slice(whole, S)) if _length(keys)]
         seen = np.full(B, S)
@@ -194,7 +198,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
             sums, product = np.zeros((M, *groups, n), v.dtype), np.zeros((*groups, n, e), v.dtype)
             for keys in of_values:  # NumPy's own loop is over the pieces
                 weights = by_pieces(scores, keys)
-                sums += (ones[: weights.shape[-2]] @ weights).sum(axis=-2, dtype=np.float64)
+                sums += added(weights).sum(axis=-2, dtype=np.float64)
             sums[sums == 0] = 1
             for keys in of_values:
                 weights, *others = by_pieces(scores, keys)
@@ -273,6 +277,17 @@ class NumpyAttentionKernels(NumpyRowKernels):
         b, k = part
         shape = arrays, (b.stop - b.start) * (k.stop - k.start) * scores
         return deque(np.empty(shape, dtype) for _ in range(self._workers.threads))
+
+
+def added(x: FloatArray) -> FloatArray:
+    """Sum (…, keys, n) over the keys, half to half: BLAS adds one to another, and a sum's error is in every value."""
+    while (keys := x.shape[-2]) > 1:
+        half = keys // 2
+        y: FloatArray = x[..., :half, :] + x[..., half : 2 * half, :]
+        if keys % 2:
+            y[..., 0, :] += x[..., -1, :]
+        x = y
+    return x[..., 0, :]
 
 
 def _length(part: slice) -> int:

@@ -43,6 +43,9 @@ VECTOR = 16
 TERMS = 512
 """The terms of a product of pieces and such vectors: more are added up in parts, for BLAS adds one term to another."""
 
+MANY_PARTS = 64
+"""More parts than these are added up in float64, for they are added one to another."""
+
 LONG = 8192
 """The same for fewer tokens: there it adds one vector to another."""
 
@@ -284,8 +287,9 @@ def _multiply(pieces: FloatArray, columns: FloatArray, out: FloatArray, terms: i
     whole = parts * terms
     stacked = pieces[..., :whole].reshape(P, rows, parts, terms).swapaxes(1, 2)
     factors = columns.T[:, :whole].reshape(N, parts, terms).transpose(1, 2, 0)  # in whichever order they lie
+    exact = np.float64 if parts > MANY_PARTS else None
     for at in cut(P, max(SUMS // (parts * rows * N), 1)):
-        np.matmul(stacked[at], factors).sum(axis=1, out=out[at])
+        np.matmul(stacked[at], factors).sum(axis=1, dtype=exact, out=out[at])
     if whole < K:
         out += pieces[..., whole:] @ columns[whole:]
 

@@ -90,7 +90,9 @@ def add_bench(commands: Any) -> None:
     shown.add_argument("--json", metavar="FILE", help="also write everything as JSON (default: off)")
     shown.add_argument("--markdown", action="store_true", help="print the table in Markdown (default: off)")
     shown.add_argument(
-        "--plot", metavar="FILE", help="also draw time and memory against tokens and rows, .png or .svg (default: off)"
+        "--plot",
+        metavar="FILE",
+        help="also draw time and memory against tokens and rows (.png, .svg, .pdf; default: off)",
     )
     shown.add_argument("-q", "--quiet", action="store_true", help="no progress (default: off)")
     add_common(shown)

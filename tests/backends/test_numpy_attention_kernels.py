@@ -159,3 +159,39 @@ def test_a_layout_by_features_is_taken_and_left_as_it_is():
     found = KERNELS.diff_attention(by_features[0], by_features[1], by_features[2], by_features[3], v, lam)
     assert found.transpose(1, 3, 0, 2).flags.c_contiguous
     np.testing.assert_allclose(found, layers.diff_attention(q1, k1, q2, k2, v, lam), rtol=1e-12, atol=1e-13)
+
+
+def test_attention_over_8192_tokens_needs_little_beside_its_result() -> None:
+    """With the heads of a group of the full-size model and two threads; its scores would be 4 GB."""
+    g = np.random.default_rng(0)
+    q, k, v = (g.standard_normal((1, n, 8192, d), np.float32) for n, d in ((4, 64), (1, 64), (1, 128)))
+    tracemalloc.start()
+    with KERNELS.running():
+        result = KERNELS.diff_attention(q, k, q, k, v, np.float32(0.5))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak - result.nbytes < 64 * 2**20
+
+
+DECODING = [(16, 4, 1, S, 64, 128) for S in (5, 61, 63, 128, 150, 201, 700)]
+DECODING += [(2, 1, 1, 61, 32, 64), (4, 4, 3, 63, 128, 16), (2, 2, 2, 62, 64, 64), (16, 4, 5, 128, 64, 128)]
+"""(H, K, T, S, d, e): attention of few queries, from a few keys on."""
+
+
+@pytest.mark.parametrize("case", DECODING, ids=str)
+@pytest.mark.parametrize(("scale", "lam"), [(0.05, 0.95), (1.0, 0.7), (3.0, 0.2)])
+def test_of_many_draws_few_queries_are_as_near_to_the_truth_as_the_layer(
+    case: tuple[int, ...], scale: float, lam: float
+) -> None:
+    """What is largest of one draw is luck: the squares of fifty are not."""
+    H, K, T, S, d, e = case
+    squares = np.zeros(2)
+    for seed in range(50):
+        g = np.random.default_rng(seed)
+        q, k = scale * g.standard_normal((2, 1, H, T, d)), g.standard_normal((2, 1, K, S, d))
+        args = [x.astype(np.float32) for x in (q[0], k[0], q[1], k[1], g.standard_normal((1, K, S, e)), np.array(lam))]
+        truth = layers.diff_attention(*(x.astype(np.float64) for x in args))
+        with KERNELS.running():
+            found = KERNELS.diff_attention(*args)
+        squares += [np.square(y - truth).sum() for y in (found, layers.diff_attention(*args))]
+    assert squares[0] <= 1.4**2 * squares[1]
