@@ -194,4 +194,4 @@ def test_of_many_draws_few_queries_are_as_near_to_the_truth_as_the_layer(
         with KERNELS.running():
             found = KERNELS.diff_attention(*args)
         squares += [np.square(y - truth).sum() for y in (found, layers.diff_attention(*args))]
-    assert squares[0] <= 1.4**2 * squares[1]
+    assert squares[0] <= 1.2**2 * squares[1]
