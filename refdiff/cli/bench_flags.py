@@ -92,7 +92,7 @@ def add_bench(commands: Any) -> None:
     shown.add_argument(
         "--plot",
         metavar="FILE",
-        help="also draw time and memory against tokens and rows (.png, .svg, .pdf; default: off)",
+        help="also draw time and memory against tokens and rows, .png, .svg or .pdf (default: off)",
     )
     shown.add_argument("-q", "--quiet", action="store_true", help="no progress (default: off)")
     add_common(shown)
