@@ -18,6 +18,7 @@ from refdiff.backends.numpy_attention_scores import (
     Map,
     fill_by_keys,
     largest,
+    least_seen,
     part_of,
     pieces,
     scores_of,
@@ -159,10 +160,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
         piece = summed if summed * n <= min(UNPACKED // e, ONE_THREAD) else KEYS
         whole = S // piece * piece
         of_values = [keys for keys in (slice(0, whole), slice(whole, S)) if _length(keys)]
-        seen = np.full(B, S)
-        for _, _, m, _ in maps:
-            seen = seen if m is None else np.minimum(seen, m.sum(axis=-1).min(axis=(1, 2)))
-        many = seen - (T - 1 if causal else 0) >= SEEN
+        many = np.min([least_seen(m, q.shape, S, causal) for q, _, m, _ in maps], axis=0) >= SEEN
 
         def by_pieces(x: FloatArray, keys: slice) -> FloatArray:
             size = min(piece, _length(keys))

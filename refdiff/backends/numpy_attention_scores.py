@@ -83,7 +83,7 @@ def scores_of(
             few = (
                 None
                 if z is not None
-                else np.where(_least_seen(m, queries.shape, keys, causal) < SEEN, np.inf, bound[b])
+                else np.where(least_seen(m, queries.shape, keys, causal) < SEEN, np.inf, bound[b])
             )
             _, total = softmax_rows(queries, key[b, k, s], m, z, hidden, into, few, of_rows)
         rows.append(into.reshape(-1, keys))
@@ -91,7 +91,7 @@ def scores_of(
     return rows, sums
 
 
-def _least_seen(mask: NDArray[Any] | None, shape: tuple[int, ...], keys: int, causal: bool) -> NDArray[Any]:
+def least_seen(mask: NDArray[Any] | None, shape: tuple[int, ...], keys: int, causal: bool) -> NDArray[Any]:
     """How many keys each query of a row of the batch sees at least (B,), or fewer."""
     B, _, t, _ = shape
     seen = np.full(B, keys) if mask is None else np.broadcast_to(mask.sum(axis=-1).min(axis=(1, 2)), (B,))
