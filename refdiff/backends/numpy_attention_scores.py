@@ -81,9 +81,7 @@ def scores_of(
                 np.exp(flat[part], out=flat[part])
         else:
             few = (
-                None
-                if z is not None
-                else np.where(least_seen(m, queries.shape, keys, causal) < SEEN, np.inf, bound[b])
+                None if z is not None else np.where(least_seen(m, queries.shape, keys, causal) < SEEN, np.inf, bound[b])
             )
             _, total = softmax_rows(queries, key[b, k, s], m, z, hidden, into, few, of_rows)
         rows.append(into.reshape(-1, keys))
