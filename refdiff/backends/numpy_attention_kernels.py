@@ -39,7 +39,7 @@ TOGETHER = 2**19
 """Up to how many scores of one map the heads of a block have together, where each has fewer: threads that often ask
 for Python wait for each other."""
 
-FEW_SCORES = 2**16
+FEW_SCORES = 2**15
 """Up to so many scores of one map, few queries are not worth a second thread."""
 
 UNPACKED = 10**6
@@ -59,6 +59,9 @@ SUMMED = 64
 
 MANY = 1024
 """Of fewer keys half as many are summed up at a time, of fewer than `SEEN` a quarter: the layer's sums are short."""
+
+PIECES = 64
+"""How many such pieces are added one to another, before their sum is: of many a sum in one go is less exact."""
 
 NARROW = 16
 """Values of fewer features are multiplied as the layer does: as rows of a product BLAS sums them up less exactly."""
@@ -159,7 +162,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
         summed = SUMMED if S >= MANY else SUMMED // 2 if S >= SEEN else SUMMED // 4
         piece = summed if summed * n <= min(UNPACKED // e, ONE_THREAD) else KEYS
         whole = S // piece * piece
-        of_values = [keys for keys in (slice(0, whole), slice(whole, S)) if _length(keys)]
+        of_values = [*cut(whole, piece * PIECES), *([slice(whole, S)] if whole < S else [])]
         many = np.min([least_seen(m, q.shape, S, causal) for q, _, m, _ in maps], axis=0) >= SEEN
 
         def by_pieces(x: FloatArray, keys: slice) -> FloatArray:
@@ -193,10 +196,9 @@ class NumpyAttentionKernels(NumpyRowKernels):
                 top[top == -np.inf] = 0
                 scores -= top
             np.exp(scores, out=scores)
-            sums, product = np.zeros((M, *groups, n), v.dtype), np.zeros((*groups, n, e), v.dtype)
+            sums, product = np.zeros((M, *groups, n), v.dtype), np.zeros((*groups, e, n), v.dtype)
             for keys in of_values:  # NumPy's own loop is over the pieces
-                weights = by_pieces(scores, keys)
-                sums += added(weights).sum(axis=-2, dtype=np.float64)
+                sums += by_pieces(scores, keys).sum(axis=3).sum(axis=3, dtype=np.float64)
             sums[sums == 0] = 1
             for keys in of_values:
                 weights, *others = by_pieces(scores, keys)
@@ -206,9 +208,9 @@ class NumpyAttentionKernels(NumpyRowKernels):
                     flat = other.reshape(*groups, -1, size * n)  # whole pieces at a time, for queries are few
                     flat *= np.repeat(share, size, axis=2).reshape(*groups, 1, size * n)
                     weights -= other
-                product += (weights.swapaxes(3, 4) @ by_pieces(v[b, k], keys)).sum(axis=2)
-            product /= sums[0][..., None]
-            out[b, h] = product.reshape(groups[0], groups[1] * G, T, e)
+                product += (by_pieces(v[b, k], keys).swapaxes(3, 4) @ weights).sum(axis=2)
+            product /= sums[0][:, :, None]
+            out[b, h] = product.swapaxes(2, 3).reshape(groups[0], groups[1] * G, T, e)
 
         threads = self._workers.threads if self._workers.alone and B * H * T * S >= FEW_SCORES else 1
         size = max(min(CACHED // (M * n * S), -(-B * K // threads)), 1)
@@ -275,17 +277,6 @@ class NumpyAttentionKernels(NumpyRowKernels):
         b, k = part
         shape = arrays, (b.stop - b.start) * (k.stop - k.start) * scores
         return deque(np.empty(shape, dtype) for _ in range(self._workers.threads))
-
-
-def added(x: FloatArray) -> FloatArray:
-    """Sum (…, keys, n) over the keys, half to half: BLAS adds one to another, and a sum's error is in every value."""
-    while (keys := x.shape[-2]) > 1:
-        half = keys // 2
-        y: FloatArray = x[..., :half, :] + x[..., half : 2 * half, :]
-        if keys % 2:
-            y[..., 0, :] += x[..., -1, :]
-        x = y
-    return x[..., 0, :]
 
 
 def _length(part: slice) -> int:

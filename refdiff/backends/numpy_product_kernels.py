@@ -64,7 +64,7 @@ LET_GO = 512
 BESIDE = 4096
 """Up to so many terms, what each row is multiplied with stays beside it in a core's first cache."""
 
-STACKED = 8
+STACKED = 4
 """Longer rows are multiplied by so many at a time."""
 
 Part = Callable[[slice], None]
@@ -153,7 +153,7 @@ class NumpyProductKernels(NumpyAttentionKernels):
     def _by_rows(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
         """Multiply by one token, row by row: memory is then read in one stream, which is faster than BLAS's several.
 
-        Rows that are so long that the token does not stay in the first cache beside them are taken by eight.
+        Rows that are so long that the token does not stay in the first cache beside them are taken by four.
         """
         (_, K), outputs = flat.shape, len(weight)
         y, x = self._workspace.empty((1, outputs), flat.dtype), np.ascontiguousarray(flat[0])
