@@ -19,6 +19,7 @@ from refdiff.bench.side import Settings, UnavailableError
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _TUNING = (
+    "PYTHONDONTWRITEBYTECODE",  # or Python would compile a source tree at each start, and installed packages never
     "OPENBLAS_CORETYPE",
     "OPENBLAS_L2_SIZE",
     "KMP_AFFINITY",
@@ -34,7 +35,7 @@ class ChildError(RuntimeError):
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Make the environment of a process that is measured: so many threads, and no one's tuning of BLAS."""
+    """Make the environment of a process that is measured: so many threads, no one's tuning of BLAS, bytecode kept."""
     kept = {name: value for name, value in os.environ.items() if name not in _TUNING}
     tree = str(Path(refdiff.__file__).parents[1])
     path = os.pathsep.join(filter(None, [tree, kept.get("PYTHONPATH")]))
