@@ -24,6 +24,7 @@ from refdiff.backends.numpy_attention_scores import (
     scores_of,
     softmax_rows,
 )
+from refdiff.backends.numpy_pieces import UNPACKED
 from refdiff.backends.numpy_row_kernels import FloatArray, NumpyRowKernels, alike, cut
 
 SCORES = 2**20
@@ -41,9 +42,6 @@ for Python wait for each other."""
 
 FEW_SCORES = 2**15
 """Up to so many scores of one map, few queries are not worth a second thread."""
-
-UNPACKED = 10**6
-"""The largest rows · N · K of a product that OpenBLAS does without packing; just above, it takes twice as long."""
 
 THREADED = 2 * UNPACKED
 """From how large a product on keys are not cut for it: beyond, packing them costs less than BLAS's threads gain."""

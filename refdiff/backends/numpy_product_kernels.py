@@ -7,6 +7,7 @@ them as they lie.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.backends.numpy_attention_kernels import UNPACKED, NumpyAttentionKernels
+from refdiff.backends.numpy_attention_kernels import NumpyAttentionKernels
+from refdiff.backends.numpy_pieces import PIECE, TERMS, UNPACKED, VECTOR, WIDE, Blocks, multiply_rows, rows_of
 from refdiff.backends.numpy_row_kernels import WORTH_A_THREAD, FloatArray, alike, cut
 from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, expand, factors, has_words, is_stored, spread
 
@@ -31,26 +33,14 @@ IN_CACHE = 2**15
 TOGETHER = 8
 """Packed pieces take tokens by so many: 7 cost more than 8, and are given a zero for company."""
 
-PIECE = 32
-"""The rows of a piece that is not packed, where it has few enough terms."""
-
 NARROW = 9
 """More tokens than these are given zeros for company, so that they are whole vectors."""
 
-VECTOR = 16
-"""How many float32 a vector of AVX-512 holds."""
-
-TERMS = 512
-"""The terms of a product of pieces and such vectors: more are added up in parts, for BLAS adds one term to another."""
-
-MANY_PARTS = 64
-"""More parts than these are added up in float64, for they are added one to another."""
+WORTH_BLOCKS = 2048
+"""From how many outputs on, of all weights together, many tokens are worth laying in blocks."""
 
 LONG = 8192
 """The same for fewer tokens: there it adds one vector to another."""
-
-SUMS = 2**16
-"""How many numbers the parts of such products have together, before they are added up."""
 
 PACKED = 256
 """The rows of a piece that is packed: few enough to stay in the cache while they are multiplied."""
@@ -107,6 +97,8 @@ class NumpyProductKernels(NumpyAttentionKernels):
         flat = x.reshape(-1, x.shape[-1])
         shared: list[tuple[Part, slice]] = []
         results = []
+        outputs = sum(len(p["weight"]) for p in projections)
+        blocks = functools.cache(lambda: Blocks(flat, self._workspace.empty, self._workers.each))
         for p in projections:
             weight = p["weight"]
             if len(flat) > 1 and (weight.size * len(flat) <= UNPACKED or _lies_otherwise(weight)):
@@ -114,7 +106,12 @@ class NumpyProductKernels(NumpyAttentionKernels):
                 continue
             large, stored = weight.size * len(flat) >= WORTH_A_THREAD, is_stored(weight)
             by_rows = len(flat) == 1 and large and not stored and self._workers.alone and weight.flags.c_contiguous
-            y, part = self._by_rows(flat, weight) if by_rows else self._planned(flat, weight, large)
+            if by_rows:
+                y, part = self._by_rows(flat, weight)
+            elif large and outputs >= WORTH_BLOCKS and self._goes_by_blocks(flat, weight):
+                y, part = self._product_of_blocks(blocks(), weight, len(flat))
+            else:
+                y, part = self._planned(flat, weight, large)
             if not large:
                 part(slice(0, len(weight)))
             elif stored:  # in the steps of its expansion, so that threads end together
@@ -173,8 +170,7 @@ class NumpyProductKernels(NumpyAttentionKernels):
         """Multiply by few tokens in pieces that BLAS does not pack; see `_planned`.
 
         Up to `NARROW` tokens lie one after the other; more lie side by side, a whole number of vectors wide, and have
-        their terms in parts. The loop over pieces is NumPy's own, over stacked matrices, so that threads need not wait
-        for Python.
+        their terms in parts.
         """
         (N, K), outputs = flat.shape, len(weight)
         if N <= NARROW:
@@ -182,18 +178,30 @@ class NumpyProductKernels(NumpyAttentionKernels):
         else:
             columns, terms = np.zeros((K, -(-N // VECTOR) * VECTOR), flat.dtype), min(K, TERMS)
             columns[:, :N] = flat.T
-        rows = min(max(UNPACKED // (columns.shape[1] * terms) // 4 * 4, 4), PIECE)
+        rows = rows_of(columns.shape[1], terms)
         y = self._workspace.empty((outputs, columns.shape[1]), np.result_type(flat, weight))
 
         def part(at: slice) -> None:
-            start, stop = at.start, at.stop
-            end = stop - (stop - start) % rows
-            out = y[start:end].reshape(-1, rows, columns.shape[1])
-            _multiply(weight[start:end].reshape(-1, rows, K), columns, out, terms)
-            if end < stop:
-                _multiply(weight[None, end:stop], columns, y[None, end:stop], terms)
+            multiply_rows(weight[at], rows, columns[None], y[at], terms)
 
         return y[:, :N].T, part
+
+    def _goes_by_blocks(self, flat: FloatArray, weight: NDArray[Any]) -> bool:
+        """Whether many tokens are multiplied in pieces that BLAS does not pack."""
+        (N, K), dtype = flat.shape, weight.dtype
+        return self.unpacked > 1 and N > FEW and K >= TERMS and dtype == np.float32 and weight.flags.c_contiguous
+
+    def _product_of_blocks(self, blocks: Blocks, weight: FloatArray, tokens: int) -> tuple[FloatArray, Part]:
+        """Multiply by many tokens, block by block, and return what `_planned` does; see numpy_pieces.py."""
+        y = self._workspace.empty((len(weight), blocks.tokens), weight.dtype)
+        terms = min(weight.shape[1] // 2, TERMS)  # two parts at least: all in one would be less exact than the layer
+        rows = rows_of(WIDE, terms)
+
+        def part(at: slice) -> None:
+            for columns, near in blocks.near():
+                multiply_rows(weight[at], rows, near, y[at, columns], terms)
+
+        return y[:, :tokens].T, part
 
     def _by_vectors(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
         """Multiply by few tokens, each piece by all of them while the cache has it; see `_planned`.
@@ -275,23 +283,6 @@ def _as_the_layer(flat: FloatArray, weight: NDArray[Any]) -> FloatArray:
         weight = expanded
     product: FloatArray = np.ascontiguousarray(flat) @ weight.T
     return product
-
-
-def _multiply(pieces: FloatArray, columns: FloatArray, out: FloatArray, terms: int) -> None:
-    """Multiply (P, rows, K) by (K, N), so many terms at a time, all those of a piece before the next one."""
-    (P, rows, K), N = pieces.shape, columns.shape[1]
-    if terms == K:
-        np.matmul(pieces, columns, out=out)
-        return
-    parts = K // terms
-    whole = parts * terms
-    stacked = pieces[..., :whole].reshape(P, rows, parts, terms).swapaxes(1, 2)
-    factors = columns.T[:, :whole].reshape(N, parts, terms).transpose(1, 2, 0)  # in whichever order they lie
-    exact = np.float64 if parts > MANY_PARTS else None
-    for at in cut(P, max(SUMS // (parts * rows * N), 1)):
-        np.matmul(stacked[at], factors).sum(axis=1, dtype=exact, out=out[at])
-    if whole < K:
-        out += pieces[..., whole:] @ columns[whole:]
 
 
 def _fits(x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> bool:
