@@ -62,7 +62,8 @@ PIECES = 64
 """How many such pieces are added one to another, before their sum is: of many a sum in one go is less exact."""
 
 NARROW = 16
-"""Values of fewer features are multiplied as the layer does: as rows of a product BLAS sums them up less exactly."""
+"""In blocks of queries, values of fewer features are multiplied as the layer does: BLAS sums them up less exactly as
+rows of a product."""
 
 ALL = slice(None)
 

@@ -34,25 +34,22 @@ TERMS = 512
 MANY_PARTS = 64
 """More parts than these are added up in float64, for they are added one to another."""
 
-BUFFERED = 2**13
-"""The size of NumPy's buffer, its own: with the shorter one that rows have, stacks of products lose a twentieth."""
-
 SUMS = 2**16
 """How many numbers the parts of such products have together, before they are added up."""
 
+OWN_BUFFER = 2**13
+"""NumPy's own size of its buffer: with that of a pass (`BUFFERED` in numpy_passes.py) stacks lose a twentieth."""
+
 
 class Blocks:
-    """Tokens (N, K) in blocks of `WIDE`, each (K, tokens) by itself, the last one as narrow as vectors allow.
-
-    tokens: how many there are, with the zeros that make the last vector whole.
-    """
+    """Tokens (N, K) in blocks of `WIDE`, each (K, tokens) by itself; the last one has zeros that make vectors whole."""
 
     def __init__(self, flat: FloatArray, empty: Callable[..., FloatArray], each: Callable[..., Any]) -> None:
         (N, K), whole = flat.shape, len(flat) // WIDE
         rest = N - whole * WIDE
         self.whole = empty((whole, K, WIDE), flat.dtype)
-        self.rest = np.zeros((1, K, -(-rest // VECTOR) * VECTOR), flat.dtype)
-        self.tokens = whole * WIDE + self.rest.shape[2]
+        self.rest = empty((1, K, -(-rest // VECTOR) * VECTOR), flat.dtype)
+        self.rest[:, :, rest:] = 0
 
         def copy(terms: slice) -> None:
             columns = flat.T[terms]
@@ -61,13 +58,13 @@ class Blocks:
 
         each(copy, cut(K, TERMS))
 
-    def near(self) -> Iterator[tuple[slice, FloatArray]]:
-        """Go through the tokens by as many blocks as a cache holds: which columns of a result they are, and they."""
+    def near(self) -> Iterator[tuple[int, FloatArray]]:
+        """Go through as many blocks at a time as a cache holds: the first one's first token, and the blocks."""
         size = max(NEAR // (self.whole.shape[1] * WIDE), 1)
         for at in cut(len(self.whole), size):
-            yield slice(at.start * WIDE, at.stop * WIDE), self.whole[at]
+            yield at.start * WIDE, self.whole[at]
         if self.rest.size:
-            yield slice(len(self.whole) * WIDE, self.tokens), self.rest
+            yield len(self.whole) * WIDE, self.rest
 
 
 def rows_of(tokens: int, terms: int) -> int:
@@ -76,18 +73,23 @@ def rows_of(tokens: int, terms: int) -> int:
 
 
 def multiply_rows(weight: FloatArray, rows: int, blocks: FloatArray, out: FloatArray, terms: int) -> None:
-    """Multiply (outputs, K) by blocks (B, K, n) into (outputs, B · n), so many rows and terms at a time.
+    """Multiply (outputs, K) by blocks (B, K, n) into (outputs, up to B · n), so many rows and terms at a time.
 
-    The loop over pieces is NumPy's own, over stacked matrices, so that threads need not wait for Python.
+    The loop over parts, blocks and small pieces is NumPy's own, over stacked matrices, so that threads need not wait
+    for Python.
     """
     (outputs, K), (B, _, n) = weight.shape, blocks.shape
-    end = outputs - outputs % rows
+    end, given = outputs - outputs % rows, out
+    if given.shape[1] < B * n:
+        out = np.empty((outputs, B * n), given.dtype)
     with np.errstate():  # which ends what begins next
-        np.setbufsize(BUFFERED)
+        np.setbufsize(OWN_BUFFER)
         for at, size in ((slice(0, end), rows), (slice(end, outputs), outputs - end)):
             if at.start < at.stop:
                 into = out[at].reshape(-1, size, B, n).swapaxes(1, 2)
                 _multiply(weight[at].reshape(-1, 1, size, K), blocks, into, terms)
+    if out is not given:
+        given[...] = out[:, : given.shape[1]]
 
 
 def _multiply(pieces: FloatArray, blocks: FloatArray, out: FloatArray, terms: int) -> None:
@@ -100,8 +102,11 @@ def _multiply(pieces: FloatArray, blocks: FloatArray, out: FloatArray, terms: in
     whole = parts * terms
     stacked = pieces[..., :whole].reshape(P, 1, rows, parts, terms).transpose(0, 3, 1, 2, 4)
     factors = blocks.swapaxes(1, 2)[..., :whole].reshape(B, n, parts, terms).transpose(2, 0, 3, 1)  # however they lie
-    exact = np.float64 if parts > MANY_PARTS else None
     for at in cut(P, max(SUMS // (parts * B * rows * n), 1)):
-        np.matmul(stacked[at], factors).sum(axis=1, dtype=exact, out=out[at])
-    if whole < K:
-        out += pieces[..., whole:] @ blocks[:, whole:]
+        products = np.matmul(stacked[at], factors)
+        if parts > MANY_PARTS:
+            out[at] = products.sum(axis=1, dtype=np.float64)  # into `out` NumPy 2.4 would round in between
+        else:
+            products.sum(axis=1, out=out[at])
+        if whole < K:
+            out[at] += pieces[at, ..., whole:] @ blocks[:, whole:]

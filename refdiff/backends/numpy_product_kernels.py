@@ -22,7 +22,7 @@ from refdiff.backends.numpy_row_kernels import WORTH_A_THREAD, FloatArray, alike
 from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, expand, factors, has_words, is_stored, spread
 
 FEW = 24
-"""Up to so many rows, a product is cut into pieces over its outputs."""
+"""Up to so many tokens are few."""
 
 VECTORS = 4
 """Up to so many tokens, a piece that is not worth packing is multiplied by each of them as a vector."""
@@ -40,7 +40,7 @@ WORTH_BLOCKS = 2048
 """From how many outputs on, of all weights together, many tokens are worth laying in blocks."""
 
 LONG = 8192
-"""The same for fewer tokens: there it adds one vector to another."""
+"""The terms of a product with up to `NARROW` tokens: there BLAS adds one vector to another."""
 
 PACKED = 256
 """The rows of a piece that is packed: few enough to stay in the cache while they are multiplied."""
@@ -74,10 +74,11 @@ def has_unpacked_products() -> bool:
 class NumpyProductKernels(NumpyAttentionKernels):
     """The kernels of products, and the threads that they share.
 
-    unpacked: up to how many tokens a product's pieces are of the kind that BLAS does not pack. Which kind is faster is
-    the processor's. Unpacked ones with AVX-512: beside packed ones 8 and 16 tokens go 1.6 times as fast on a Sapphire
-    Rapids, 1.3 times on a Zen 4. Packed ones elsewhere, where so few as `VECTORS` are multiplied one by one.
-    `refdiff bench --rows product:8` measures.
+    unpacked: up to how many tokens, where these are few, a product's pieces are of the kind that BLAS does not pack; if
+    more than one, many tokens are multiplied in such pieces too. Which kind is faster is the processor's. Unpacked ones
+    with AVX-512: beside packed ones 8 and 16 tokens go 1.6 times as fast on a Sapphire Rapids, 1.3 times on a Zen 4,
+    where 32, 128 and 512 go 1.5, 1.15 and 1.03 times as fast. Packed ones elsewhere, where so few as `VECTORS` are
+    multiplied one by one. `refdiff bench --rows product:8` measures.
     """
 
     unpacked = FEW if has_unpacked_products() else 1
@@ -91,7 +92,11 @@ class NumpyProductKernels(NumpyAttentionKernels):
         return results if results is NotImplemented else results[0]
 
     def linears(self, x: FloatArray, *projections: Mapping[str, Any]) -> Any:
-        """Multiply by several weights, each as `linear` would; the threads meet once for all of them."""
+        """Multiply by several weights; the threads meet for all of them at once.
+
+        Each is `linear`'s product, but that many tokens are laid in blocks for all weights together, where these have
+        outputs enough: another order of the same sums.
+        """
         if not all(_fits(x, **p) for p in projections):
             return NotImplemented
         flat = x.reshape(-1, x.shape[-1])
@@ -108,8 +113,8 @@ class NumpyProductKernels(NumpyAttentionKernels):
             by_rows = len(flat) == 1 and large and not stored and self._workers.alone and weight.flags.c_contiguous
             if by_rows:
                 y, part = self._by_rows(flat, weight)
-            elif large and outputs >= WORTH_BLOCKS and self._goes_by_blocks(flat, weight):
-                y, part = self._product_of_blocks(blocks(), weight, len(flat))
+            elif outputs >= WORTH_BLOCKS and self._goes_by_blocks(flat, weight):
+                y, part = self._by_blocks_of_tokens(blocks(), weight, len(flat))
             else:
                 y, part = self._planned(flat, weight, large)
             if not large:
@@ -187,21 +192,22 @@ class NumpyProductKernels(NumpyAttentionKernels):
         return y[:, :N].T, part
 
     def _goes_by_blocks(self, flat: FloatArray, weight: NDArray[Any]) -> bool:
-        """Whether many tokens are multiplied in pieces that BLAS does not pack."""
-        (N, K), dtype = flat.shape, weight.dtype
-        return self.unpacked > 1 and N > FEW and K >= TERMS and dtype == np.float32 and weight.flags.c_contiguous
+        """Whether many tokens are multiplied in pieces that BLAS does not pack: on threads of ours."""
+        ours = self.unpacked > 1 and self._workers.alone
+        return ours and len(flat) > FEW and weight.shape[1] >= TERMS and weight.dtype == np.float32
 
-    def _product_of_blocks(self, blocks: Blocks, weight: FloatArray, tokens: int) -> tuple[FloatArray, Part]:
+    def _by_blocks_of_tokens(self, blocks: Blocks, weight: FloatArray, tokens: int) -> tuple[FloatArray, Part]:
         """Multiply by many tokens, block by block, and return what `_planned` does; see numpy_pieces.py."""
-        y = self._workspace.empty((len(weight), blocks.tokens), weight.dtype)
+        y = self._workspace.empty((len(weight), tokens), weight.dtype)
         terms = min(weight.shape[1] // 2, TERMS)  # two parts at least: all in one would be less exact than the layer
         rows = rows_of(WIDE, terms)
 
         def part(at: slice) -> None:
-            for columns, near in blocks.near():
-                multiply_rows(weight[at], rows, near, y[at, columns], terms)
+            for first, near in blocks.near():
+                into = y[at, first : first + len(near) * near.shape[2]]
+                multiply_rows(weight[at], rows, near, into, terms)
 
-        return y[:, :tokens].T, part
+        return y.T, part
 
     def _by_vectors(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
         """Multiply by few tokens, each piece by all of them while the cache has it; see `_planned`.

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff import layers
 from refdiff.backends import numpy_product_kernels as products
 from refdiff.backends.numpy_pieces import NEAR, UNPACKED, Blocks, multiply_rows, rows_of
 from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
@@ -14,62 +15,140 @@ from tests.backends.vjp_cases import normal
 FAST = NumpyVjpKernels(Workers(3))
 
 
+def single(seed: int, *shape: int) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
 def one_by_one(work: Any, items: Any) -> None:
     for item in items:
         work(item)
 
 
+@pytest.fixture
+def laid(monkeypatch: Any) -> list[int]:
+    """Let few outputs be worth blocks, whatever the processor, and tell of how many tokens blocks were made."""
+    numbers = []
+
+    def blocks(flat: Any, *given: Any) -> Blocks:
+        numbers.append(len(flat))
+        return Blocks(flat, *given)
+
+    monkeypatch.setattr(products, "Blocks", blocks)
+    monkeypatch.setattr(products, "WORTH_BLOCKS", 100)
+    monkeypatch.setattr(NumpyVjpKernels, "unpacked", 24)
+    return numbers
+
+
 @pytest.mark.parametrize(("tokens", "columns"), [(1, 16), (64, 64), (65, 80), (200, 208), (2 * 512 + 7, 2 * 512 + 16)])
 def test_blocks_hold_every_token_once_and_zeros_beside_the_last(tokens: int, columns: int) -> None:
-    flat = normal(0, tokens, 2048).astype(np.float32)
-    blocks = Blocks(flat, np.empty, one_by_one)
-    assert blocks.tokens == columns
+    flat = single(0, tokens, 2048)
+
+    def empty(shape: Any, dtype: Any) -> Any:
+        return np.full(shape, np.nan, dtype)
+
     found = np.full((2048, columns), np.nan, np.float32)
-    for at, near in blocks.near():
+    for first, near in Blocks(flat, empty, one_by_one).near():
         assert near.size <= NEAR
-        found[:, at] = near.swapaxes(0, 1).reshape(2048, -1)
+        tokens_in = len(near) * near.shape[2]
+        found[:, first : first + tokens_in] = near.swapaxes(0, 1).reshape(2048, -1)
     np.testing.assert_array_equal(found[:, :tokens].T, flat)
-    assert not found[:, tokens:].any()
+    assert (found[:, tokens:] == 0).all()
 
 
 @pytest.mark.parametrize("outputs", [1, 27, 28, 61])
-@pytest.mark.parametrize("terms", [100, 256, 999, 1000])
-def test_rows_and_terms_that_are_left_over_are_multiplied_too(outputs: int, terms: int) -> None:
+@pytest.mark.parametrize("terms", [10, 100, 256, 999, 1000])
+def test_what_rows_terms_and_columns_leave_over_is_multiplied_too(outputs: int, terms: int) -> None:
     weight, blocks = normal(0, outputs, 1000), normal(1, 3, 1000, 16)
-    out = np.empty((outputs, 3 * 16))
-    multiply_rows(weight, 28, blocks, out, terms)
-    np.testing.assert_allclose(out, weight @ blocks.swapaxes(0, 1).reshape(1000, -1), rtol=1e-10, atol=1e-10)
+    expected = weight @ blocks.swapaxes(0, 1).reshape(1000, -1)
+    for columns in (48, 37):
+        out = np.full((outputs, columns), np.nan)
+        multiply_rows(weight, 28, blocks, out, terms)
+        np.testing.assert_allclose(out, expected[:, :columns], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("tokens", "terms"), [(2, 8192), (16, 512), (64, 512), (64, 256), (64, 60_000)])
-def test_a_piece_is_small_enough_that_blas_does_not_pack_it(tokens: int, terms: int) -> None:
+def test_many_parts_are_added_up_in_float64() -> None:
+    """Each of a thousand parts is too small for the float32 that they are added to, one after the other."""
+    blocks = np.full((1, 1001, 64), 2.0**-25, np.float32)
+    blocks[:, 0] = 1
+    out = np.empty((28, 64), np.float32)
+    multiply_rows(np.ones((28, 1001), np.float32), 28, blocks, out, 1)
+    np.testing.assert_array_equal(out, np.float32(1 + 1000 * 2.0**-25))
+
+
+@pytest.mark.parametrize(("tokens", "terms"), [(2, 8192), (16, 512), (64, 512), (64, 256)])
+def test_a_piece_is_as_large_as_one_that_blas_does_not_pack(tokens: int, terms: int) -> None:
     rows = rows_of(tokens, terms)
     assert rows % 4 == 0
-    assert rows * tokens * terms <= UNPACKED or rows == 4
+    assert rows * tokens * terms <= UNPACKED
     assert (rows + 4) * tokens * terms > UNPACKED or rows == 32
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize(("outputs", "terms"), [(2049, 512), (2100, 700), (2048, 2048), (2051, 40_000)])
+@pytest.mark.parametrize(("outputs", "terms"), [(129, 512), (100, 700), (260, 2048), (101, 40_000)])
 def test_many_tokens_are_multiplied_as_exactly_as_the_layer_does(
-    outputs: int, terms: int, order: Any, monkeypatch: Any
+    outputs: int, terms: int, order: Any, laid: list[int]
 ) -> None:
     """Laid in blocks once for all weights, whether the last block is whole, narrow or the only one."""
-    laid = []
-
-    def blocks(flat: Any, *given: Any) -> Blocks:
-        laid.append(len(flat))
-        return Blocks(flat, *given)
-
-    monkeypatch.setattr(products, "Blocks", blocks)
-    monkeypatch.setattr(NumpyVjpKernels, "unpacked", 24)
-    weight = normal(1, outputs, terms).astype(np.float32)
+    weight, bias = single(1, outputs, terms), single(2, 40)
+    of_weight = weight.T.astype(np.float64)
     for rows in (25, 48, 64, 65, 200):
-        x = np.asarray(normal(rows, 1, rows, terms).astype(np.float32), order=order)
-        exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+        x = np.asarray(single(rows, 2, rows, terms), order=order)
+        exact = x.astype(np.float64) @ of_weight
         with FAST.running():
-            results = FAST.linears(x, {"weight": weight}, {"weight": weight[:40]})
-        of_layer = np.square(x @ weight.T - exact).mean()
-        for result in results:
-            assert np.square(result - exact[..., : result.shape[-1]]).mean() <= 2 * of_layer
-    assert laid == [25, 48, 64, 65, 200]
+            results = FAST.linears(x, {"weight": weight}, {"weight": weight[:40], "bias": bias})
+        of_layer = np.square(layers.linear(x, weight) - exact).mean()
+        assert np.square(results[0] - exact).mean() <= 2 * of_layer
+        assert np.square(results[1] - exact[..., :40] - bias).mean() <= 2.5 * of_layer
+        assert all(result.reshape(2 * rows, -1).T.flags.c_contiguous for result in results)
+    assert laid == [50, 96, 128, 130, 400]
+
+
+def test_blocks_are_laid_where_they_are_faster_and_nowhere_else(laid: list[int], monkeypatch: Any) -> None:
+    def multiply(tokens: int = 25, terms: int = 512, outputs: int = 100, dtype: Any = np.float32) -> None:
+        x, weight = normal(0, tokens, terms).astype(dtype), normal(1, outputs, terms).astype(dtype)
+        np.testing.assert_allclose(FAST.linear(x, weight), layers.linear(x, weight), rtol=1e-3, atol=1e-3)
+
+    with FAST.running():
+        multiply()
+        assert laid == [25]
+        multiply(tokens=24)
+        multiply(terms=511)
+        multiply(outputs=99)
+        multiply(dtype=np.float64)
+        monkeypatch.setattr(NumpyVjpKernels, "unpacked", 1)
+        multiply()
+    monkeypatch.setattr(NumpyVjpKernels, "unpacked", 24)
+    multiply()  # outside of a pass, where BLAS has its own threads
+    assert laid == [25]
+
+
+def test_a_stored_weight_beside_others_is_expanded_as_ever(laid: list[int]) -> None:
+    x, weight = single(0, 30, 1024), single(1, 200, 1024)
+    with FAST.running():
+        one, other = FAST.linears(x, {"weight": weight}, {"weight": weight.astype(np.float16)})
+    assert laid == [30]
+    np.testing.assert_allclose(one, layers.linear(x, weight), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        other, layers.linear(x, weight.astype(np.float16).astype(np.float32)), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_token_of_nan_or_infinity_changes_no_other(laid: list[int]) -> None:
+    x, weight = single(0, 100, 1024), single(1, 200, 1024)
+    spoiled = x.copy()
+    spoiled[3], spoiled[70], spoiled[99] = np.nan, np.inf, 3e38
+    with FAST.running(), np.errstate(all="ignore"):
+        clean, other = FAST.linear(x, weight), FAST.linear(spoiled, weight)
+    untouched = np.delete(np.arange(100), [3, 70, 99])
+    np.testing.assert_array_equal(other[untouched], clean[untouched])
+    assert not np.isfinite(other[[3, 70]]).any()
+    assert laid == [100, 100]
+
+
+def test_an_infinite_weight_makes_the_numbers_that_it_does_in_the_layer(laid: list[int]) -> None:
+    x, weight = single(0, 100, 1024), single(1, 200, 1024)
+    weight[7, 5] = np.inf
+    with FAST.running(), np.errstate(all="ignore"):
+        found = FAST.linear(x, weight)
+    np.testing.assert_allclose(found, layers.linear(x, weight), rtol=1e-4, atol=1e-4)
+    assert laid == [100]
