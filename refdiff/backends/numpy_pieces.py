@@ -42,19 +42,19 @@ OWN_BUFFER = 2**13
 
 
 class Blocks:
-    """Tokens (N, K) in blocks of `WIDE`, each (K, tokens) by itself; the last one has zeros that make vectors whole."""
+    """Tokens (N, K) in blocks of `WIDE`, each (K, tokens) by itself; the last token makes the last vector whole."""
 
     def __init__(self, flat: FloatArray, empty: Callable[..., FloatArray], each: Callable[..., Any]) -> None:
         (N, K), whole = flat.shape, len(flat) // WIDE
         rest = N - whole * WIDE
         self.whole = empty((whole, K, WIDE), flat.dtype)
         self.rest = empty((1, K, -(-rest // VECTOR) * VECTOR), flat.dtype)
-        self.rest[:, :, rest:] = 0
 
         def copy(terms: slice) -> None:
             columns = flat.T[terms]
             self.whole[:, terms] = columns[:, : whole * WIDE].reshape(len(columns), whole, WIDE).swapaxes(0, 1)
             self.rest[0, terms, :rest] = columns[:, whole * WIDE :]
+            self.rest[0, terms, rest:] = columns[:, -1:]  # and not 0, of which an infinite weight makes NaN
 
         each(copy, cut(K, TERMS))
 

@@ -222,7 +222,8 @@ class Measurer:
         o, child = self.options, self._child(name)
         if row.kind == "product":
             shape = {"outputs": WEIGHT[0], "inputs": WEIGHT[1], "size": row.size}
-            return lambda: child.ask("product", **shape, least=o.least), lambda: child.ask("product", **shape, least=0)
+            ask = functools.partial(child.ask, "product", **shape, least=o.least)
+            return ask, ask
         if name not in self._opened:
             child.ask("open")
             self._opened.add(name)
