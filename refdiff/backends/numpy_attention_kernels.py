@@ -41,7 +41,7 @@ TOGETHER = 2**19
 for Python wait for each other."""
 
 FEW_SCORES = 2**15
-"""Up to so many scores of one map, few queries are not worth a second thread."""
+"""Of fewer scores of one map, few queries are not worth a second thread."""
 
 THREADED = 2 * UNPACKED
 """From how large a product on keys are not cut for it: beyond, packing them costs less than BLAS's threads gain."""
