@@ -24,13 +24,13 @@ from refdiff.backends.numpy_attention_scores import (
     scores_of,
     softmax_rows,
 )
-from refdiff.backends.numpy_pieces import UNPACKED
+from refdiff.backends.numpy_pieces import UNPACKED, WIDE, lay_keys, multiply_values
 from refdiff.backends.numpy_row_kernels import FloatArray, NumpyRowKernels, alike, cut
 
 SCORES = 2**20
 """How many attention scores of one map a block holds: 4 MB in float32, enough rows for a product at full speed."""
 
-QUERIES = 128
+QUERIES = 64
 """The most queries in a block: more would compute too much of the triangle that causality hides."""
 
 LEAST = 16
@@ -70,6 +70,9 @@ ALL = slice(None)
 
 class NumpyAttentionKernels(NumpyRowKernels):
     """The kernels of attention, over one map or two."""
+
+    unpacked = 1
+    """More than one if products are multiplied in pieces that BLAS does not pack; see `NumpyProductKernels`."""
 
     def diff_attention(
         self,
@@ -240,14 +243,17 @@ class NumpyAttentionKernels(NumpyRowKernels):
         by_heads, parts = out.transpose(2, 0, 1, 3), self._parts(B, K, G * size * S)
         rooms = self._rooms(len(maps), parts[0], G * size * S, v.dtype)
         bound = largest(maps)
+        blocks = None
+        if self._goes_by_pieces(v):
+            blocks = [lay_keys(k, self._workspace.empty, self._workers.each) for _, k, *_ in maps]
 
         def block(at: tuple[slice, slice, slice]) -> None:
             b, k, t = at
             h, n, keys = slice(k.start * G, k.stop * G), t.stop - t.start, S - T + t.stop if causal else S
-            values = v[b, k, :keys].swapaxes(2, 3)
+            values = v[b, k, :keys]
             heads = (*values.shape[:2], G, n)
             room = rooms.pop()
-            rows, sums = scores_of(maps, (b, k, h, t, slice(keys)), room, bound, causal, lse)
+            rows, sums = scores_of(maps, (b, k, h, t, slice(keys)), room, bound, causal, lse, blocks=blocks)
             if lambdas is not None:
                 share = lambdas[b, h, t].reshape(-1, 1) * (sums[0] / sums[1])
                 for i in pieces(len(share), keys):
@@ -255,16 +261,23 @@ class NumpyAttentionKernels(NumpyRowKernels):
                     rows[0][i] -= rows[1][i]
             into = by_heads[b, h, :, t].reshape(*heads[:3], e, n)
             weights = rows[0].reshape(*heads, keys)
-            if e < NARROW:
-                into[...] = (weights @ values.swapaxes(2, 3)[:, :, None]).swapaxes(3, 4)
+            if blocks is not None:
+                product = multiply_values(weights.reshape(*heads[:2], G * n, keys), values)
+                into[...] = product.reshape(*heads, e).swapaxes(3, 4)
+            elif e < NARROW:
+                into[...] = (weights @ values[:, :, None]).swapaxes(3, 4)
             else:
-                np.matmul(values[:, :, None], weights.swapaxes(3, 4), out=into)
+                np.matmul(values.swapaxes(2, 3)[:, :, None], weights.swapaxes(3, 4), out=into)
             into /= sums[0].reshape(*heads[:3], 1, n)
             rooms.append(room)
 
         # the longest first, so that threads end together
         self._workers.each(block, [(*part, t) for t in reversed(cut(T, size)) for part in parts])
         return out
+
+    def _goes_by_pieces(self, v: FloatArray) -> bool:
+        """Whether blocks are multiplied in pieces that BLAS does not pack: on threads of ours."""
+        return self.unpacked > 1 and self._workers.alone and v.shape[3] % WIDE == 0 and v.dtype == np.float32
 
     def _parts(self, rows: int, heads: int, scores: int) -> list[tuple[slice, slice]]:
         """Cut (B, K) into the parts that a block takes: several rows or heads where each has few scores."""
@@ -275,7 +288,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
         """Allocate what the blocks of each thread need: some arrays, each for the scores of a part."""
         b, k = part
         shape = arrays, (b.stop - b.start) * (k.stop - k.start) * scores
-        return deque(np.empty(shape, dtype) for _ in range(self._workers.threads))
+        return deque(self._workspace.empty(shape, dtype) for _ in range(self._workers.threads))
 
 
 def _length(part: slice) -> int:

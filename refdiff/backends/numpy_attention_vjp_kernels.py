@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from refdiff import layers
 from refdiff.backends.attention_inputs import covers, fits, hides, mask_heads, pair_of
-from refdiff.backends.numpy_attention_kernels import QUERIES
 from refdiff.backends.numpy_attention_scores import Map, largest, scores_of
 from refdiff.backends.numpy_kernels import NumpyKernels
 from refdiff.backends.numpy_row_kernels import FloatArray, alike, cut
@@ -19,6 +18,9 @@ from refdiff.layers.diff_attention import sum_to
 
 BLOCK = 2**17
 """How many scores of one map the way back holds: it has four arrays of them at a time, the way forward two."""
+
+QUERIES = 128
+"""The most queries that it takes at a time."""
 
 
 class NumpyAttentionVjpKernels(NumpyKernels):

@@ -75,10 +75,10 @@ class NumpyProductKernels(NumpyAttentionKernels):
     """The kernels of products, and the threads that they share.
 
     unpacked: up to how many tokens, where these are few, a product's pieces are of the kind that BLAS does not pack; if
-    more than one, many tokens are multiplied in such pieces too. Which kind is faster is the processor's. Unpacked ones
-    with AVX-512: beside packed ones 8 and 16 tokens go 1.6 times as fast on a Sapphire Rapids, 1.3 times on a Zen 4,
-    where 32, 128 and 512 go 1.5, 1.15 and 1.03 times as fast. Packed ones elsewhere, where so few as `VECTORS` are
-    multiplied one by one. `refdiff bench --rows product:8` measures.
+    more than one, many tokens are multiplied in such pieces too, and keys and values by many queries. Which kind is
+    faster is the processor's. Unpacked ones with AVX-512: beside packed ones 8 and 16 tokens go 1.6 times as fast on a
+    Sapphire Rapids, 1.3 times on a Zen 4, where 32, 128 and 512 go 1.5, 1.15 and 1.03 times as fast. Packed ones
+    elsewhere, where so few as `VECTORS` are multiplied one by one. `refdiff bench --rows product:8` measures.
     """
 
     unpacked = FEW if has_unpacked_products() else 1

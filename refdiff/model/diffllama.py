@@ -104,7 +104,8 @@ def decoder_layer(
     attended = self_attention(p["self_attn"], normed, layer, context, maps, read)
     x = (x if read is None else x[:, -read:, :]) + attended
     normed = ops.rms_norm(x, **p["post_attention_layernorm"], eps=config.rms_norm_eps)
-    return x + ops.swiglu(normed, **p["mlp"], act=config.hidden_act)
+    x += ops.swiglu(normed, **p["mlp"], act=config.hidden_act)  # in place: the first sum is nobody else's
+    return x
 
 
 def self_attention(

@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends import numpy_attention_kernels, numpy_attention_scores
+from refdiff.backends import numpy_attention_kernels, numpy_attention_scores, workspace
 from refdiff.backends.numpy_attention_kernels import LEAST, THREADED, NumpyAttentionKernels
+from refdiff.backends.numpy_pieces import lay_keys
 from refdiff.backends.workers import Workers
 
-KERNELS = NumpyAttentionKernels(Workers(2))
+
+class InPieces(NumpyAttentionKernels):
+    """Attention as with AVX-512, whatever the processor."""
+
+    unpacked = 24
+
+
+KERNELS, PIECES = NumpyAttentionKernels(Workers(2)), InPieces(Workers(2))
 WAYS = ("_at_once", "_by_keys", "_by_blocks")
 
 
@@ -127,6 +135,12 @@ def test_blocks_of_any_size_give_the_layer(monkeypatch):
         np.testing.assert_allclose(KERNELS.diff_attention(*inputs), expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.fixture
+def traced(monkeypatch):
+    """Let the memory that a pass keeps be such that is traced."""
+    monkeypatch.setattr(workspace, "_memory", lambda size: np.empty(size + workspace.ALIGNED, np.uint8))
+
+
 def test_memory_grows_with_the_tokens_and_not_with_their_square():
     def peak(T):
         inputs = [np.asarray(x, np.float32) for x in streams(1, 2, 1, T, T, 4, 4)]
@@ -141,13 +155,14 @@ def test_memory_grows_with_the_tokens_and_not_with_their_square():
     assert peak(4096) < 4 * 4096**2 * 2  # the scores of one map in float32
 
 
-def test_of_8192_keys_the_scores_of_a_few_queries_are_held():
+@pytest.mark.parametrize("kernels", [KERNELS, PIECES], ids=["packed", "pieces"])
+def test_of_8192_keys_the_scores_of_a_few_queries_are_held(kernels, traced):
     """With as many heads as the real checkpoints; blocks of queries follow each other in the same memory."""
-    inputs = [np.asarray(x, np.float32) for x in streams(1, 16, 4, 300, 8192, 4, 4)]
-    with KERNELS.running():
+    inputs = [np.asarray(x, np.float32) for x in streams(1, 16, 4, 300, 8192, 4, 64)]
+    with kernels.running():
         tracemalloc.start()
         try:
-            KERNELS.diff_attention(*inputs)
+            kernels.diff_attention(*inputs)
             assert tracemalloc.get_traced_memory()[1] < 32e6
         finally:
             tracemalloc.stop()
@@ -161,16 +176,76 @@ def test_a_layout_by_features_is_taken_and_left_as_it_is():
     np.testing.assert_allclose(found, layers.diff_attention(q1, k1, q2, k2, v, lam), rtol=1e-12, atol=1e-13)
 
 
-def test_attention_over_8192_tokens_needs_little_beside_its_result() -> None:
+@pytest.mark.parametrize("kernels", [KERNELS, PIECES], ids=["packed", "pieces"])
+def test_attention_over_8192_tokens_needs_little_beside_its_result(kernels, traced) -> None:
     """With the heads of a group of the full-size model and two threads; its scores would be 4 GB."""
     g = np.random.default_rng(0)
     q, k, v = (g.standard_normal((1, n, 8192, d), np.float32) for n, d in ((4, 64), (1, 64), (1, 128)))
     tracemalloc.start()
-    with KERNELS.running():
-        result = KERNELS.diff_attention(q, k, q, k, v, np.float32(0.5))
+    with kernels.running():
+        result = kernels.diff_attention(q, k, q, k, v, np.float32(0.5))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak - result.nbytes < 64 * 2**20
+
+
+@pytest.fixture
+def laid(monkeypatch):
+    """How many keys were laid in blocks."""
+    numbers = []
+
+    def lay(k, *given):
+        numbers.append(k.shape[2])
+        return lay_keys(k, *given)
+
+    monkeypatch.setattr(numpy_attention_kernels, "lay_keys", lay)
+    return numbers
+
+
+def test_keys_are_laid_in_blocks_where_that_is_faster_and_nowhere_else(laid):
+    def attend(kernels=PIECES, T=150, e=64, dtype=np.float32):
+        inputs = [np.asarray(x, dtype) for x in streams(1, 8, 2, T, 150, 32, e)]
+        np.testing.assert_allclose(kernels.diff_attention(*inputs), layers.diff_attention(*inputs), rtol=0, atol=2e-5)
+
+    with PIECES.running(), KERNELS.running():
+        attend()
+        assert laid == [150, 150]
+        attend(T=LEAST - 1)
+        attend(e=65)
+        attend(dtype=np.float64)
+        attend(KERNELS)
+    attend()  # outside of a pass, where BLAS has its own threads
+    assert laid == [150, 150]
+
+
+PROMPTS = [(16, 4, 150, 150, 64, 128), (2, 1, 300, 333, 32, 64), (4, 4, 20, 2100, 80, 64)]
+"""(H, K, T, S, d, e): attention of many queries, over keys that are no whole blocks."""
+
+
+@pytest.mark.parametrize("case", PROMPTS, ids=str)
+@pytest.mark.parametrize(("scale", "lam"), [(0.05, 0.95), (1.0, 0.7), (30.0, 0.2)])
+@pytest.mark.parametrize("see", ["causal", "padded", "all"])
+def test_of_several_draws_prompts_in_pieces_are_as_near_to_the_truth_as_the_layer(laid, case, scale, lam, see):
+    """Over both maps and over one; padding hides a third of the keys from one row of the batch."""
+    H, K, T, S, d, e = case
+    mask, options = np.ones((2, 1, 1, S), np.bool_), {"causal": see != "all"}
+    if see == "padded":
+        mask[1, ..., : min(S // 3, S - T + 1)] = False
+    squares = np.zeros((2, 2))
+    for seed in range(6):
+        g = np.random.default_rng(seed)
+        q, k = scale * g.standard_normal((2, 2, H, T, d)), g.standard_normal((2, 2, K, S, d))
+        args = [x.astype(np.float32) for x in (q[0], k[0], q[1], k[1], g.standard_normal((2, K, S, e)), np.array(lam))]
+        exact = [x.astype(np.float64) for x in args]
+        for i, (name, at) in enumerate((("diff_attention", [0, 1, 2, 3, 4, 5]), ("plain_heads", [0, 1, 4]))):
+            layer = getattr(layers, name)
+            truth = layer(*(exact[n] for n in at), mask, **options)
+            with PIECES.running():
+                found = getattr(PIECES, name)(*(args[n] for n in at), mask, **options)
+            of_layer = layer(*(args[n] for n in at), mask, **options)
+            squares[i] += [np.square(y - truth).sum() for y in (found, of_layer)]
+    assert (squares[:, 0] <= 1.35**2 * squares[:, 1]).all()  # 1.3 is reached by flat maps of 20 queries
+    assert laid == [S] * 3 * 6
 
 
 DECODING = [(16, 4, 1, S, 64, 128) for S in (5, 61, 63, 128, 150, 201, 700)]

@@ -1,4 +1,4 @@
-"""Blocks of tokens, and products with them in pieces: where they lie, what is summed up, and how exactly."""
+"""Products in pieces, of tokens, keys and values: where these lie, what is summed up, and how exactly."""
 
 from typing import Any
 
@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 
 from refdiff import layers
+from refdiff.backends import numpy_pieces
 from refdiff.backends import numpy_product_kernels as products
-from refdiff.backends.numpy_pieces import NEAR, UNPACKED, Blocks, multiply_rows, rows_of
+from refdiff.backends.numpy_pieces import (
+    KEYS,
+    MANY_PARTS,
+    NEAR,
+    UNPACKED,
+    Blocks,
+    lay_keys,
+    multiply_keys,
+    multiply_rows,
+    multiply_values,
+    rows_of,
+)
 from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
 from refdiff.backends.workers import Workers
 from tests.backends.vjp_cases import normal
@@ -152,3 +164,36 @@ def test_an_infinite_weight_makes_the_numbers_that_it_does_in_the_layer(laid: li
         found = FAST.linear(x, weight)
     np.testing.assert_allclose(found, layers.linear(x, weight), rtol=1e-4, atol=1e-4)
     assert laid == [100]
+
+
+@pytest.mark.parametrize("d", [5, 64])
+@pytest.mark.parametrize("seen", [1, 63, 64, 65, 150, 192, 201])
+def test_queries_meet_as_many_of_the_keys_as_there_is_room_for(d: int, seen: int, monkeypatch: Any) -> None:
+    """What lies beside the last key is never read, nor what lies beside the room written to."""
+    q, k = normal(0, 2, 3, 4, 30, d), normal(1, 2, 3, 201, d)
+    blocks = lay_keys(k, lambda shape, dtype: np.full(shape, np.nan, dtype), one_by_one)
+    assert blocks.shape == (2, 3, 4, d, 64)
+    for most in (UNPACKED, 7 * d * 64):  # all queries at a time, or seven
+        monkeypatch.setattr(numpy_pieces, "UNPACKED", most)
+        room = np.full((2, 3, 4, 30, seen + 3), -1.0)
+        multiply_keys(q, blocks[:, :, None], room[..., :seen])
+        np.testing.assert_allclose(room[..., :seen], q @ k[:, :, None, :seen].swapaxes(3, 4), rtol=1e-12, atol=1e-12)
+        assert (room[..., seen:] == -1).all()
+
+
+@pytest.mark.parametrize("rows", [1, 16, 32, 70])
+@pytest.mark.parametrize("keys", [1, 2, 5, 2 * KEYS - 1, 2 * KEYS, 1100])
+@pytest.mark.parametrize(("heads", "e"), [((), 64), ((2, 3), 128)])
+def test_all_keys_values_and_rows_are_summed_up(rows: int, keys: int, heads: tuple[int, ...], e: int) -> None:
+    weights, cache = normal(0, *heads, rows, keys), normal(1, *heads, keys + 7, e)
+    values = cache[..., :keys, :]
+    np.testing.assert_allclose(multiply_values(weights, values), weights @ values, rtol=1e-12, atol=1e-12)
+
+
+def test_many_parts_of_the_keys_are_added_up_in_double_precision() -> None:
+    """In float32 a number of 2⁻²⁴ of the sum before it would be lost, as often as it is added."""
+    keys = (MANY_PARTS + 1) * KEYS
+    v = np.zeros((keys, 64), np.float32)
+    v[0], v[KEYS::KEYS] = 1, 2.0**-24
+    found = multiply_values(np.ones((32, keys), np.float32), v)
+    assert (found == 1 + MANY_PARTS * 2.0**-24).all()
