@@ -23,9 +23,12 @@ from refdiff.arrays import from_numpy
 Ops = SimpleNamespace
 """A namespace with the public functions of `refdiff.layers`, or functions that stand for them."""
 
-FUSED = ("linears", "rope_append", "diff_attention_with_lse", "diff_attention_vjp_from_lse", "cross_entropy_both")
-"""Steps of a model, each of several calls of layers, that a backend may do at once. What is laid over the layers must
-see them all, so `overlay` leaves these out, and the model does the layers one by one."""
+FUSED = (
+    "linears", "rope_append", "residual_add", "diff_attention_with_lse", "diff_attention_vjp_from_lse",
+    "cross_entropy_both",
+)  # fmt: skip
+"""Steps of a model, each a sum or several calls of layers, that a backend may do in its own way. What is laid over the
+layers must see them all, so `overlay` leaves these out, and the model does the layers one by one."""
 
 Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 

@@ -24,7 +24,7 @@ from refdiff.backends.numpy_attention_scores import (
     scores_of,
     softmax_rows,
 )
-from refdiff.backends.numpy_pieces import UNPACKED, WIDE, lay_keys, multiply_values
+from refdiff.backends.numpy_pieces import UNPACKED, WIDE, lay_keys, lay_values, multiply_values
 from refdiff.backends.numpy_row_kernels import FloatArray, NumpyRowKernels, alike, cut
 
 SCORES = 2**20
@@ -243,9 +243,10 @@ class NumpyAttentionKernels(NumpyRowKernels):
         by_heads, parts = out.transpose(2, 0, 1, 3), self._parts(B, K, G * size * S)
         rooms = self._rooms(len(maps), parts[0], G * size * S, v.dtype)
         bound = largest(maps)
-        blocks = None
-        if self._goes_by_pieces(v):
-            blocks = [lay_keys(k, self._workspace.empty, self._workers.each) for _, k, *_ in maps]
+        laid = None
+        if self._goes_by_pieces(T, v):
+            laid = [lay_keys(k, self._workspace.empty, self._workers.each) for _, k, *_ in maps]
+            v = lay_values(v, self._workspace.empty, self._workers.each)
 
         def block(at: tuple[slice, slice, slice]) -> None:
             b, k, t = at
@@ -253,7 +254,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
             values = v[b, k, :keys]
             heads = (*values.shape[:2], G, n)
             room = rooms.pop()
-            rows, sums = scores_of(maps, (b, k, h, t, slice(keys)), room, bound, causal, lse, blocks=blocks)
+            rows, sums = scores_of(maps, (b, k, h, t, slice(keys)), room, bound, causal, lse, laid=laid)
             if lambdas is not None:
                 share = lambdas[b, h, t].reshape(-1, 1) * (sums[0] / sums[1])
                 for i in pieces(len(share), keys):
@@ -261,7 +262,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
                     rows[0][i] -= rows[1][i]
             into = by_heads[b, h, :, t].reshape(*heads[:3], e, n)
             weights = rows[0].reshape(*heads, keys)
-            if blocks is not None:
+            if laid is not None:
                 product = multiply_values(weights.reshape(*heads[:2], G * n, keys), values)
                 into[...] = product.reshape(*heads, e).swapaxes(3, 4)
             elif e < NARROW:
@@ -275,9 +276,10 @@ class NumpyAttentionKernels(NumpyRowKernels):
         self._workers.each(block, [(*part, t) for t in reversed(cut(T, size)) for part in parts])
         return out
 
-    def _goes_by_pieces(self, v: FloatArray) -> bool:
-        """Whether blocks are multiplied in pieces that BLAS does not pack: on threads of ours."""
-        return self.unpacked > 1 and self._workers.alone and v.shape[3] % WIDE == 0 and v.dtype == np.float32
+    def _goes_by_pieces(self, queries: int, v: FloatArray) -> bool:
+        """Whether so many queries are multiplied in pieces that BLAS does not pack: on threads of ours, in float32."""
+        ours = self.unpacked > 1 and self._workers.alone
+        return ours and queries >= QUERIES and v.shape[3] % WIDE == 0 and v.dtype == np.float32
 
     def _parts(self, rows: int, heads: int, scores: int) -> list[tuple[slice, slice]]:
         """Cut (B, K) into the parts that a block takes: several rows or heads where each has few scores."""
@@ -285,10 +287,10 @@ class NumpyAttentionKernels(NumpyRowKernels):
         return [(b, k) for b in cut(rows, max(size // heads, 1)) for k in cut(heads, size)]
 
     def _rooms(self, arrays: int, part: tuple[slice, slice], scores: int, dtype: Any) -> deque[FloatArray]:
-        """Allocate what the blocks of each thread need: some arrays, each for the scores of a part."""
+        """Allocate what the blocks of each free thread need: some arrays, each for the scores of a part."""
         b, k = part
         shape = arrays, (b.stop - b.start) * (k.stop - k.start) * scores
-        return deque(self._workspace.empty(shape, dtype) for _ in range(self._workers.threads))
+        return deque(self._workspace.empty(shape, dtype) for _ in range(self._workers.free))
 
 
 def _length(part: slice) -> int:

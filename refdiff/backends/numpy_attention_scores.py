@@ -57,26 +57,26 @@ def scores_of(
     causal: bool,
     lse: FloatArray | None = None,
     *,
-    blocks: Sequence[FloatArray] | None = None,
+    laid: Sequence[FloatArray] | None = None,
     saved: bool = False,
 ) -> tuple[list[FloatArray], list[FloatArray]]:
     """Compute the P of each map in a block, (rows, keys) in the room of one thread, and their row sums (rows, 1).
 
     `at` says which rows of the batch, key heads, query heads, queries and keys. See `softmax_rows`. `lse`
     (maps, 2, B, H, T, 1) receives the log-sum-exps of the block's rows, or gives them where they are `saved` there.
-    `blocks` are the keys of each map once more, as `lay_keys` lays them, if they are to be multiplied so.
+    `laid` are the keys of each map once more, as `lay_keys` lays them, if they are to be multiplied so.
     """
     b, k, h, t, s = at
     n, keys, rows, sums = t.stop - t.start, s.stop, [], []
     hidden = np.triu(np.ones((n, n), dtype=np.bool_), 1) if causal else None
     for i, (p, (q, key, m, z)) in enumerate(zip(room, maps, strict=False)):
-        laid = None if blocks is None else blocks[i][b, k]
+        blocks = None if laid is None else laid[i][b, k]
         queries = q[b, h, t]
         into = p[: queries.shape[0] * queries.shape[1] * n * keys].reshape(*queries.shape[:3], keys)
         m, z = (None if x is None else part_of(x, (b, h, t, s)) for x in (m, z))
         of_rows = None if lse is None else lse[i][:, b, h, t]
         if saved and of_rows is not None:
-            fill_scores(queries, key[b, k, s], m, z, hidden, into, laid)
+            fill_scores(queries, key[b, k, s], m, z, hidden, into, blocks)
             top, total = of_rows
             flat, tops = into.reshape(-1, keys), top.reshape(-1, 1)
             for part in pieces(len(flat), keys):
@@ -87,7 +87,7 @@ def scores_of(
             few = (
                 None if z is not None else np.where(least_seen(m, queries.shape, keys, causal) < SEEN, np.inf, bound[b])
             )
-            _, total = softmax_rows(queries, key[b, k, s], m, z, hidden, into, few, of_rows, laid)
+            _, total = softmax_rows(queries, key[b, k, s], m, z, hidden, into, few, of_rows, blocks)
         rows.append(into.reshape(-1, keys))
         sums.append(total.reshape(-1, 1))
     return rows, sums
@@ -109,18 +109,19 @@ def softmax_rows(
     out: FloatArray | None = None,
     bound: FloatArray | None = None,
     lse: FloatArray | None = None,
-    laid: FloatArray | None = None,
+    blocks: FloatArray | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Compute P (B, H, t, S), into `out`, and its row sums (B, H, t, 1); a row that sees nothing has P = 0 and sum 1.
 
     P = exp(S − c) with c the largest score of a row, or 0 in those rows of the batch of which `bound` (B,), the largest
     |q| |k|, says that no score is so large that it matters: a softmax is the same whatever is taken away. `lse`
     (2, B, H, t, 1) receives the log-sum-exp c + log s of each row as c and s: large scores leave few digits to a sum.
+    `blocks` are the keys as `lay_keys` lays them, if they are to be multiplied so.
     """
     B, H, t, d = q.shape
     S = k.shape[2]
     p = out = np.empty((B, H, t, S), np.result_type(q, k)) if out is None else out
-    fill_scores(q, k, mask, bias, hidden, out, laid)
+    fill_scores(q, k, mask, bias, hidden, out, blocks)
     rows, ones = p.reshape(-1, S), np.ones(S, p.dtype)
     sums = np.empty((len(rows), 1), p.dtype)
     small = np.zeros(B, np.bool_) if bound is None else bound / math.sqrt(d) < SMALL
@@ -173,19 +174,19 @@ def fill_scores(
     bias: NDArray[Any] | None,
     hidden: NDArray[np.bool_] | None,
     out: FloatArray,
-    laid: FloatArray | None = None,
+    blocks: FloatArray | None = None,
 ) -> None:
-    """Write Q Kᵀ / √d and the bias, −∞ where a query does not see, into `out` (B, H, t, S); `laid`: keys in blocks."""
+    """Write Q Kᵀ / √d and the bias, −∞ where a query does not see, into `out` (B, H, t, S); `blocks`: keys, laid."""
     B, H, t, d = q.shape
     K, S = k.shape[1:3]
-    groups, (root, exact) = (1, H // K * t) if t * S > FEW_RESULTS and laid is None else (H // K, t), root_of(d)
+    groups, (root, exact) = (1, H // K * t) if t * S > FEW_RESULTS and blocks is None else (H // K, t), root_of(d)
     grouped, into = q.reshape(B, K, *groups, d), out.reshape(B, K, *groups, S)
     if exact:
         grouped = grouped / root
-    if laid is None:
+    if blocks is None:
         np.matmul(grouped, k[:, :, None].swapaxes(3, 4), out=into)
     else:
-        multiply_keys(grouped, laid[:, :, None], into)
+        multiply_keys(grouped, blocks[:, :, None], into)
     if not exact:
         out /= root
     if bias is not None:

@@ -32,8 +32,8 @@ NEAR = 2**20
 TERMS = 512
 """The terms of a product of pieces and vectors: more are added up in parts, for BLAS adds one term to another."""
 
-KEYS = 256
-"""The same for keys, where all rows meet some of them first: twice as many are no faster."""
+SEEN_AT_ONCE = 256
+"""The keys whose values all rows of attention's weights are multiplied with first: twice as many are no faster."""
 
 MANY_PARTS = 64
 """More parts than these are added up in float64, for they are added one to another."""
@@ -117,7 +117,7 @@ def _multiply(pieces: FloatArray, blocks: FloatArray, out: FloatArray, terms: in
 
 
 def lay_keys(k: FloatArray, empty: Callable[..., FloatArray], each: Callable[..., Any]) -> FloatArray:
-    """Lay keys (B, K, S, d) in blocks of `WIDE`, (B, K, blocks, d, WIDE); what is left of the last one stays empty."""
+    """Lay keys (B, K, S, d) in blocks of `WIDE`, (B, K, blocks, d, WIDE); of the last one some stay empty."""
     B, K, S, d = k.shape
     whole, rest = divmod(S, WIDE)
     blocks = empty((B, K, -(-S // WIDE), d, WIDE), k.dtype)
@@ -129,6 +129,19 @@ def lay_keys(k: FloatArray, empty: Callable[..., FloatArray], each: Callable[...
 
     each(copy, list(np.ndindex(B, K)))
     return blocks
+
+
+def lay_values(v: FloatArray, empty: Callable[..., FloatArray], each: Callable[..., Any]) -> FloatArray:
+    """Lay values (B, K, S, e) so that the features of a key are side by side, where they are not."""
+    if v.strides[-1] == v.itemsize:
+        return v
+    rows = empty(v.shape, v.dtype)
+
+    def copy(at: tuple[int, int]) -> None:
+        rows[at] = v[at]
+
+    each(copy, list(np.ndindex(v.shape[:2])))
+    return rows
 
 
 def multiply_keys(q: FloatArray, blocks: FloatArray, out: FloatArray) -> None:
@@ -146,13 +159,13 @@ def multiply_keys(q: FloatArray, blocks: FloatArray, out: FloatArray) -> None:
 
 
 def multiply_values(weights: FloatArray, v: FloatArray) -> FloatArray:
-    """Multiply (..., R, S) by values (..., S, e), e a multiple of `WIDE`: all R rows first, then the next `KEYS` keys.
+    """Multiply (..., R, S) by values (..., S, e), e a multiple of `WIDE`: `SEEN_AT_ONCE` keys by all R rows, then more.
 
     What all rows meet is then small enough for a core's cache, however many keys there are.
     """
     (*heads, R, S), e = weights.shape, v.shape[-1]
     product = np.empty((*heads, R, e), weights.dtype)
-    terms, end = min(max(S // 2, 1), KEYS), R - R % PIECE  # two parts at least, as of tokens
+    terms, end = min(max(S // 2, 1), SEEN_AT_ONCE), R - R % PIECE  # two parts at least, as of tokens
     parts, axis = S // terms, len(heads)
     whole = parts * terms
     values = v.reshape(*heads, S, e // WIDE, 1, WIDE)
@@ -165,7 +178,8 @@ def multiply_values(weights: FloatArray, v: FloatArray) -> FloatArray:
                 continue
             pieces = weights[..., at, :].reshape(*heads, -1, rows, S)
             stacked = np.moveaxis(pieces[..., :whole].reshape(*pieces.shape[:-1], parts, terms), -2, axis)
-            products = np.expand_dims(stacked, axis + 1) @ factors  # (..., parts, blocks, pieces, rows, WIDE)
+            # (..., parts, blocks, pieces, rows, WIDE), in this order and not in that in which they lie
+            products = np.matmul(np.expand_dims(stacked, axis + 1), factors, order="C")
             total = products.sum(axis=axis, dtype=np.float64 if parts > MANY_PARTS else None)
             if whole < S:
                 total += np.expand_dims(pieces[..., whole:], axis) @ left

@@ -129,14 +129,18 @@ class Workers:
         alone: bool | None = getattr(self._here, "alone", None)
         return alone
 
+    @property
+    def free(self) -> int:
+        """How many threads `each` has here: all in a pass, and one in an item of another `each`."""
+        return self.threads if self.alone and not self._is_busy() else 1
+
     def split(self, size: int, work: Callable[[int, int], Any], *, align: int = 1) -> None:
         """Call `work(start, stop)` on parts of range(size), one part a thread, starts being multiples of `align`."""
         self.each(lambda at: work(at.start, at.stop), self.cuts(size, align=align))
 
     def cuts(self, size: int, *, align: int = 1) -> list[slice]:
         """Cut range(size) into one part for each thread that is free, starts being multiples of `align`."""
-        parts = self.threads if self.alone and not self._is_busy() else 1
-        step = max(-(-size // (parts * align)), 1) * align
+        step = max(-(-size // (self.free * align)), 1) * align
         return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
     def each(self, work: Callable[[Any], Any], items: Iterable[Any]) -> None:
@@ -163,7 +167,7 @@ class Workers:
             with self._being_busy():
                 drain()
 
-        helpers = min(self.threads, len(todo)) - 1 if self.alone and not self._is_busy() else 0
+        helpers = min(self.free, len(todo)) - 1
         if helpers < 1 or self._pool is None:
             drain()
             return

@@ -6,6 +6,8 @@ is the namespace of layer functions (`refdiff.backends`).
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,12 +102,12 @@ def decoder_layer(
         x (B, T, D) -> (B, T, D), or (B, read, D): of the last tokens
     """
     ops, config = context.ops, context.config
+    add: Callable[[Array, Array], Array] = getattr(ops, "residual_add", operator.add)
     normed = ops.rms_norm(x, **p["input_layernorm"], eps=config.rms_norm_eps)
     attended = self_attention(p["self_attn"], normed, layer, context, maps, read)
-    x = (x if read is None else x[:, -read:, :]) + attended
+    x = add(x if read is None else x[:, -read:, :], attended)
     normed = ops.rms_norm(x, **p["post_attention_layernorm"], eps=config.rms_norm_eps)
-    x += ops.swiglu(normed, **p["mlp"], act=config.hidden_act)  # in place: the first sum is nobody else's
-    return x
+    return add(x, ops.swiglu(normed, **p["mlp"], act=config.hidden_act))
 
 
 def self_attention(

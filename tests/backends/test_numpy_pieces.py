@@ -9,9 +9,9 @@ from refdiff import layers
 from refdiff.backends import numpy_pieces
 from refdiff.backends import numpy_product_kernels as products
 from refdiff.backends.numpy_pieces import (
-    KEYS,
     MANY_PARTS,
     NEAR,
+    SEEN_AT_ONCE,
     UNPACKED,
     Blocks,
     lay_keys,
@@ -182,7 +182,7 @@ def test_queries_meet_as_many_of_the_keys_as_there_is_room_for(d: int, seen: int
 
 
 @pytest.mark.parametrize("rows", [1, 16, 32, 70])
-@pytest.mark.parametrize("keys", [1, 2, 5, 2 * KEYS - 1, 2 * KEYS, 1100])
+@pytest.mark.parametrize("keys", [1, 2, 5, 2 * SEEN_AT_ONCE - 1, 2 * SEEN_AT_ONCE, 1100])
 @pytest.mark.parametrize(("heads", "e"), [((), 64), ((2, 3), 128)])
 def test_all_keys_values_and_rows_are_summed_up(rows: int, keys: int, heads: tuple[int, ...], e: int) -> None:
     weights, cache = normal(0, *heads, rows, keys), normal(1, *heads, keys + 7, e)
@@ -192,8 +192,8 @@ def test_all_keys_values_and_rows_are_summed_up(rows: int, keys: int, heads: tup
 
 def test_many_parts_of_the_keys_are_added_up_in_double_precision() -> None:
     """In float32 a number of 2⁻²⁴ of the sum before it would be lost, as often as it is added."""
-    keys = (MANY_PARTS + 1) * KEYS
+    keys = (MANY_PARTS + 1) * SEEN_AT_ONCE
     v = np.zeros((keys, 64), np.float32)
-    v[0], v[KEYS::KEYS] = 1, 2.0**-24
+    v[0], v[SEEN_AT_ONCE::SEEN_AT_ONCE] = 1, 2.0**-24
     found = multiply_values(np.ones((32, keys), np.float32), v)
     assert (found == 1 + MANY_PARTS * 2.0**-24).all()

@@ -50,3 +50,17 @@ def test_what_lies_feature_major_is_left_like_that(shape: tuple[int, ...]) -> No
             rotated = found.rope(turned, cos, sin, interleaved=interleaved)
             assert feature_major(rotated) is not None
             np.testing.assert_array_equal(rotated, found.rope(x, cos, sin, interleaved=interleaved))
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 5), (2, 3 * ELEMENTS // 64 + 5, 64)])
+def test_sums_beside_the_residual_path_are_those_of_numpy(shape: tuple[int, ...]) -> None:
+    """To the last bit, and feature-major like what is added."""
+    x, y = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
+    turned = [np.moveaxis(np.moveaxis(a, -1, 0).copy(), 0, -1) for a in (x, y)]
+    kernels = NumpyRowKernels(Workers(2))
+    with kernels.running():
+        total = kernels.residual_add(*turned)
+    np.testing.assert_array_equal(total, x + y)
+    assert feature_major(total) is not None
+    for a, b in ((x, y), (turned[0], y), (turned[0], turned[1].astype(np.float64)), (turned[0], turned[1][:, :1])):
+        np.testing.assert_array_equal(kernels.residual_add(a, b), a + b)
