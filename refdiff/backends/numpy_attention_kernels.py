@@ -244,7 +244,7 @@ class NumpyAttentionKernels(NumpyRowKernels):
         rooms = self._rooms(len(maps), parts[0], G * size * S, v.dtype)
         bound = largest(maps)
         laid = None
-        if self._goes_by_pieces(T, v):
+        if T >= QUERIES and e % WIDE == 0 and self._in_pieces(v.dtype):
             laid = [lay_keys(k, self._workspace.empty, self._workers.each) for _, k, *_ in maps]
             v = lay_values(v, self._workspace.empty, self._workers.each)
 
@@ -276,10 +276,9 @@ class NumpyAttentionKernels(NumpyRowKernels):
         self._workers.each(block, [(*part, t) for t in reversed(cut(T, size)) for part in parts])
         return out
 
-    def _goes_by_pieces(self, queries: int, v: FloatArray) -> bool:
-        """Whether so many queries are multiplied in pieces that BLAS does not pack: on threads of ours, in float32."""
-        ours = self.unpacked > 1 and self._workers.alone
-        return ours and queries >= QUERIES and v.shape[3] % WIDE == 0 and v.dtype == np.float32
+    def _in_pieces(self, dtype: Any) -> bool:
+        """Whether large products are cut into pieces that BLAS does not pack: on threads of ours, in float32."""
+        return self.unpacked > 1 and self._workers.alone and dtype == np.float32
 
     def _parts(self, rows: int, heads: int, scores: int) -> list[tuple[slice, slice]]:
         """Cut (B, K) into the parts that a block takes: several rows or heads where each has few scores."""

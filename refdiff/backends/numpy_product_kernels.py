@@ -103,6 +103,7 @@ class NumpyProductKernels(NumpyAttentionKernels):
         shared: list[tuple[Part, slice]] = []
         results = []
         outputs = sum(len(p["weight"]) for p in projections)
+        worth_blocks = outputs >= WORTH_BLOCKS and len(flat) > FEW and flat.shape[1] >= TERMS
         blocks = functools.cache(lambda: Blocks(flat, self._workspace.empty, self._workers.each))
         for p in projections:
             weight = p["weight"]
@@ -113,7 +114,7 @@ class NumpyProductKernels(NumpyAttentionKernels):
             by_rows = len(flat) == 1 and large and not stored and self._workers.alone and weight.flags.c_contiguous
             if by_rows:
                 y, part = self._by_rows(flat, weight)
-            elif outputs >= WORTH_BLOCKS and self._goes_by_blocks(flat, weight):
+            elif worth_blocks and self._in_pieces(weight.dtype):
                 y, part = self._by_blocks_of_tokens(blocks(), weight, len(flat))
             else:
                 y, part = self._planned(flat, weight, large)
@@ -190,11 +191,6 @@ class NumpyProductKernels(NumpyAttentionKernels):
             multiply_rows(weight[at], rows, columns[None], y[at], terms)
 
         return y[:, :N].T, part
-
-    def _goes_by_blocks(self, flat: FloatArray, weight: NDArray[Any]) -> bool:
-        """Whether many tokens are multiplied in pieces that BLAS does not pack: on threads of ours."""
-        ours = self.unpacked > 1 and self._workers.alone
-        return ours and len(flat) > FEW and weight.shape[1] >= TERMS and weight.dtype == np.float32
 
     def _by_blocks_of_tokens(self, blocks: Blocks, weight: FloatArray, tokens: int) -> tuple[FloatArray, Part]:
         """Multiply by many tokens, block by block, and return what `_planned` does; see numpy_pieces.py."""
