@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from refdiff.bench.pairs import Spread
@@ -11,6 +11,8 @@ from refdiff.bench.rows import Row, parse_rows
 
 SIDES = ("refdiff", "transformers", "stored")
 """Who is drawn, in the order of their colours."""
+
+NOTHING = "nothing to plot: measure a kind of row at two sizes or more, as in prefill:128,prefill:512"
 
 
 def series(
@@ -52,6 +54,12 @@ def panels(report: dict[str, Any]) -> list[tuple[str, str, str, dict[str, list[t
     return [panel for panel in made if any(len(points) > 1 for points in panel[3].values())]
 
 
+def can_draw(rows: Iterable[Row]) -> bool:
+    """Whether a report of these rows, if none fails, has anything to draw."""
+    measured = [{"row": row.spelled, "sides": {"refdiff": {"seconds": [1.0]}}, "error": None} for row in rows]
+    return bool(panels({"rows": measured, "settings": {"decoded_tokens": 1}}))
+
+
 def plot(report: dict[str, Any], file: str | os.PathLike[str]) -> None:
     """Draw the panels of a report into a file, whose name ends in .png, .svg or .pdf.
 
@@ -70,7 +78,7 @@ def draw(report: dict[str, Any]) -> Any:
     """
     drawn = panels(report)
     if not drawn:
-        raise ValueError("nothing to plot: measure a kind of row at two sizes or more, as in prefill:128,prefill:512")
+        raise ValueError(NOTHING)
     from refdiff.viz.appearance import MARKERS, SERIES, STYLES, dress, legend, new_figure
 
     columns = 2 if len(drawn) == 4 else min(len(drawn), 3)

@@ -79,7 +79,16 @@ def _rows(args: argparse.Namespace) -> list[Row]:
         raise UsageError(f"--dtype {args.dtype} is for --backend cupy; a processor computes in float32 or float64")
     if args.against == ["onnxruntime"] and not any(row.kind == "product" for row in rows):
         raise UsageError("--against onnxruntime compares products only; add --rows product:1,product:16")
+    if args.plot is not None:
+        _check_plot(rows)
     return rows
+
+
+def _check_plot(rows: list[Row]) -> None:
+    from refdiff.bench.plot import NOTHING, can_draw
+
+    if not can_draw(rows):
+        raise UsageError(f"--plot: {NOTHING}")
 
 
 def _rows_of_a_device(args: argparse.Namespace, rows: list[Row]) -> list[Row]:

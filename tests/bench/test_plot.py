@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from refdiff.bench.plot import panels, plot
+from refdiff.bench.plot import can_draw, panels, plot
+from refdiff.bench.rows import parse_rows
 
 from .fakes import report
 
@@ -50,3 +51,17 @@ def test_one_point_is_no_picture() -> None:
     rows = [_row("prefill:512", refdiff=[2.0]), _row("decode:128", refdiff=[2.0])]
     with pytest.raises(ValueError, match="nothing to plot: measure a kind of row at two sizes or more"):
         plot(report(rows=rows), "nowhere.png")
+
+
+@pytest.mark.parametrize(
+    ("rows", "drawn"),
+    [
+        ("prefill:512,decode:128,load", False),
+        ("prefill:512,prefill:128", True),
+        ("decode:128,decode:128x8", True),
+        ("decode:128,decode:2048x8", False),
+        ("product:1,product:8,train:3m", False),
+    ],
+)
+def test_that_there_is_nothing_to_draw_is_known_beforehand(rows: str, drawn: bool) -> None:
+    assert can_draw(parse_rows(rows)) is drawn

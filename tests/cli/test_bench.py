@@ -39,6 +39,8 @@ Capture = pytest.CaptureFixture[str]
         (["--backend", "cupy", "--dtype", "float16", "--train"], "--dtype float16: training is in float32 or float64"),
         (["--plot", "x.txt"], "--plot x.txt: the ending says what to write, and must be one of .png, .svg, .pdf"),
         (["--plot", "no/x.png"], "--plot no/x.png: there is no folder no"),
+        (["--plot", "x.png", "--rows", "decode:128,load"], "--plot: nothing to plot: measure a kind of row at"),
+        (["--plot", "x.png", "--train"], "--plot: nothing to plot: measure a kind of row at two sizes or more"),
         (["--json", "no/x.json"], "--json no/x.json: there is no folder no"),
         (["--json", "."], "--json .: is a folder; name a file in it"),
     ],
@@ -181,8 +183,8 @@ def test_a_file_that_fails_in_the_end_keeps_nothing_else_from_being_shown(
         raise OSError(errno.ENOSPC, "No space left on device", str(json_file))
 
     monkeypatch.setattr(Path, "write_text", full)
-    given = ["bench", "-m", str(tiny_checkpoint), "--rows", "load", "-q", "--json", str(json_file), "--plot", picture]
-    assert main(given) == 1
+    given = ["bench", "-m", str(tiny_checkpoint), "--rows", "load,decode:2,decode:2x2", "-q"]
+    assert main([*given, "--json", str(json_file), "--plot", picture]) == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[1].split() == ["load", "1.00", "s"]
     assert "No space left on device" in err
