@@ -120,30 +120,31 @@ def test_every_row_has_its_place_in_the_table(pictures: ModuleType) -> None:
 
 
 def test_what_falls_short_is_told(pictures: ModuleType) -> None:
-    aim = pictures.Aim(2.0, 0.9)
+    aim = pictures.Aim(2.0, 0.9, reach="1.95×")
     for row, said in [
         (_row("a", 2.0, share=0.9), []),
-        (_row("a", 1.99), ["a (ratio)"]),
-        (_row("a", 1.9, share=0.8), ["a (ratio, share of the ceiling)"]),
+        (_row("a", 1.99), ["| a | 1.99× | 2.00× | 1.95× |"]),
+        (_row("a", 2.1, share=0.8), ["| a | 80 % | 90 % | 1.95× |"]),
+        (_row("a", 1.9, share=0.8), ["| a | 1.90×, 80 % | 2.00×, 90 % | 1.95× |"]),
         (_row("a", 1.9, unit="B"), []),
-        (_row("a", 2.1, unit="B"), ["a (ratio)"]),
-        ({**_row("a", 2.1), "error": "no room"}, ["a (not measured beside transformers)"]),
-        (_row("a", 2.1, beside="onnxruntime"), ["a (not measured beside transformers)"]),
+        (_row("a", 2.1, unit="B"), ["| a | 2.10× | 2.00× | 1.95× |"]),
+        ({**_row("a", 2.1), "error": "no room"}, ["| a | not measured beside transformers | 2.00× |  |"]),
+        (_row("a", 2.1, beside="onnxruntime"), ["| a | not measured beside transformers | 2.00× |  |"]),
     ]:
         assert pictures.short_of(row, aim) == said
     assert pictures.short_of(_row("a", 0.1), None) == []
     other = _row("a", 3.0)
     other["against"]["transformers"]["difference"] = "token 0"
-    assert pictures.short_of(other, aim) == ["a (another result)"]
+    assert pictures.short_of(other, aim) == ["| a | another result | the same | 1.95× |"]
 
 
 def test_what_stored_weights_cost_too_much_is_told(pictures: ModuleType) -> None:
     for row, said in [
         (_row("decode:128", 1.17, beside="stored"), []),
-        (_row("decode:128", 1.18, beside="stored"), ["decode:128 as stored"]),
+        (_row("decode:128", 1.18, beside="stored"), ["| decode:128 as stored | 1.18× | 1.18× |  |"]),
         (_row("memory:128", 3.1e9, unit="B", beside="stored"), []),
-        (_row("memory:128", 3.3e9, unit="B", beside="stored"), ["memory:128 as stored"]),
-        (_row("memory:128", 3.1e9, unit="B"), ["memory:128 as stored (not measured)"]),
+        (_row("memory:128", 3.3e9, unit="B", beside="stored"), ["| memory:128 as stored | 3.30 GB | 3.20 GB |  |"]),
+        (_row("memory:128", 3.1e9, unit="B"), ["| memory:128 as stored | not measured | 3.20 GB |  |"]),
         (_row("prefill:128", 9.0), []),
     ]:
         assert pictures.short_of_stored(row) == said
