@@ -12,7 +12,10 @@ from refdiff.bench.rows import Row, parse_rows
 SIDES = ("refdiff", "transformers", "stored")
 """Who is drawn, in the order of their colours."""
 
-NOTHING = "nothing to plot: measure a kind of row at two sizes or more, as in prefill:128,prefill:512"
+NOTHING = (
+    "nothing to plot: measure prefill, decode or memory of one row at two lengths, as in prefill:128,prefill:512, or "
+    "of one length with two numbers of rows, as in decode:128,decode:128x8"
+)
 
 
 def series(
@@ -41,6 +44,7 @@ def panels(report: dict[str, Any]) -> list[tuple[str, str, str, dict[str, list[t
         "memory": ("memory", "tokens read", "peak, GB", lambda row, b: b / 1e9),
     }
     many = {
+        "prefill": ("reading the prompts of all rows", "rows", "seconds", lambda row, s: s),
         "decode": ("one more token of all rows", "rows", "milliseconds", lambda row, s: 1e3 * s / steps),
         "memory": ("memory of all rows", "rows", "peak, GB", lambda row, b: b / 1e9),
     }
@@ -73,7 +77,7 @@ def draw(report: dict[str, Any]) -> Any:
     """Return a figure of the panels of a report.
 
     Raises:
-        ValueError: no kind of row was measured at two sizes.
+        ValueError: there is no panel with two points.
         ImportError: matplotlib is not installed.
     """
     drawn = panels(report)

@@ -23,6 +23,7 @@ def test_panels_by_hand() -> None:
         _row("prefill:128", refdiff=[0.5], transformers=[1.5]),
         _row("decode:128", refdiff=[4.0], transformers=[8.0]),
         _row("decode:128x8", refdiff=[8.0], transformers=[16.0]),
+        _row("prefill:128x4", refdiff=[2.0]),
         _row("memory:128", refdiff=[3e9]),
         _row("memory:2048", refdiff=[5e9]),
         _row("train:3m", refdiff=[1.0]),
@@ -37,6 +38,11 @@ def test_panels_by_hand() -> None:
             {"refdiff": [(128, 0.5, 0.5, 0.5), (512, 2.0, 1.0, 3.0)],
              "transformers": [(128, 1.5, 1.5, 1.5), (512, 4.0, 4.0, 4.0)]},
         ),
+        "reading the prompts of all rows, 128 tokens each": (
+            "rows",
+            "seconds",
+            {"refdiff": [(1, 0.5, 0.5, 0.5), (4, 2.0, 2.0, 2.0)], "transformers": [(1, 1.5, 1.5, 1.5)]},
+        ),
         "memory": ("tokens read", "peak, GB", {"refdiff": [(128, 3.0, 3.0, 3.0), (2048, 5.0, 5.0, 5.0)]}),
         "one more token of all rows, 128 tokens each": (
             "rows",
@@ -49,7 +55,7 @@ def test_panels_by_hand() -> None:
 
 def test_one_point_is_no_picture() -> None:
     rows = [_row("prefill:512", refdiff=[2.0]), _row("decode:128", refdiff=[2.0])]
-    with pytest.raises(ValueError, match="nothing to plot: measure a kind of row at two sizes or more"):
+    with pytest.raises(ValueError, match="nothing to plot: measure prefill, decode or memory"):
         plot(report(rows=rows), "nowhere.png")
 
 
@@ -59,6 +65,8 @@ def test_one_point_is_no_picture() -> None:
         ("prefill:512,decode:128,load", False),
         ("prefill:512,prefill:128", True),
         ("decode:128,decode:128x8", True),
+        ("prefill:128x2,prefill:128x4", True),
+        ("prefill:128x2,prefill:512x2", False),
         ("decode:128,decode:2048x8", False),
         ("product:1,product:8,train:3m", False),
     ],

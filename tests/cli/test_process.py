@@ -201,3 +201,22 @@ def test_help_is_fast_and_loads_nothing(environment: dict[str, str], tmp_path: P
     ).stdout.split()
     assert "refdiff.cli" in loaded
     assert not {"numpy", "tokenizers", "huggingface_hub", "jinja2", "tqdm", "safetensors"} & set(loaded)
+
+
+def test_generate_loads_nothing_that_a_first_token_does_not_need(
+    reciting: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    code = (
+        "import sys, refdiff.cli\n"
+        f"status = refdiff.cli.main(['generate', '-m', {str(reciting)!r}, '-n', '1', '-q', 'h'])\n"
+        "print(status, *sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    status, *loaded = done.stderr.split()
+    assert (done.returncode, status) == (0, "0"), done.stderr
+    assert {"numpy", "tokenizers", "refdiff.model.pretrained"} <= set(loaded)
+    too_many = {
+        "torch", "transformers", "huggingface_hub", "jinja2", "tqdm", "matplotlib", "scipy", "cupy", "distributed",
+        "concurrent.futures.process", "refdiff.training", "refdiff.oracle", "refdiff.viz", "refdiff.convert",
+    }  # fmt: skip
+    assert sorted(too_many & set(loaded)) == []
