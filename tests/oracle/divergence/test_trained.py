@@ -36,14 +36,24 @@ def worst(mine: Any, **options: Any) -> float:
     return max(s.ratio for s in found.stages)
 
 
-@pytest.mark.parametrize("mode", ["local", "free"])
-@pytest.mark.parametrize("kernels", ["fast", "reference"])
+def first_quickly(first: Any, *others: Any) -> list[Any]:
+    """The first case, and the others where there is time."""
+    cases = (case if isinstance(case, tuple) else (case,) for case in others)
+    return [first, *(pytest.param(*case, marks=pytest.mark.slow) for case in cases)]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "mode"),
+    first_quickly(("fast", "local"), ("fast", "free"), ("reference", "local"), ("reference", "free")),
+)
 def test_a_run_in_float32(kernels: str, mode: str) -> None:
     assert 0.05 < worst(trace(bundled("float32", kernels), reference()[0]), mode=mode) < 0.8
 
 
-@pytest.mark.parametrize("mode", ["local", "free"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("dtype", "mode"),
+    first_quickly(("bfloat16", "local"), ("bfloat16", "free"), ("float16", "local"), ("float16", "free")),
+)
 def test_a_run_in_16_bits(dtype: str, mode: str) -> None:
     assert worst(run(bundled("float32", "reference"), {"input_ids": reference()[0]}, dtype), mode=mode) < 0.8
 
@@ -78,7 +88,9 @@ def in_pairs(terms: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "added", [one_by_one, last_first, largest_first, in_blocks, in_lanes, in_pairs], ids=lambda f: f.__name__
+    "added",
+    first_quickly(one_by_one, last_first, largest_first, in_blocks, in_lanes, in_pairs),
+    ids=lambda f: f.__name__,
 )
 def test_an_order_of_summation_is_nobodys_mistake(added: Any) -> None:
     def linear(x: np.ndarray, weight: np.ndarray, bias: None = None) -> np.ndarray:
@@ -94,7 +106,7 @@ def test_an_order_of_summation_is_nobodys_mistake(added: Any) -> None:
 
 
 @pytest.mark.parametrize("point", ["self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj"])
-@pytest.mark.parametrize("by", [1e-5, 1e-4])
+@pytest.mark.parametrize("by", first_quickly(1e-5, 1e-4))
 def test_a_mistake_of_a_hundred_roundoffs_is_seen(point: str, by: float) -> None:
     """A row off by 10⁻⁵: what is allowed for a sum of 192 or 464 terms is not half of that."""
     mine = dict(trace(bundled("float32", "fast"), reference()[0]))
