@@ -146,7 +146,7 @@ AIMS = {
     "decode:2048": Aim(2.4, 0.93, limit="2.16×", limit_share="97 %"),
     "decode:8192": Aim(2.4, 0.93, limit_share="91 %"),
     "prefill:128": Aim(1.35),
-    "prefill:512": Aim(1.33, 0.94, limit_share="88 %"),
+    "prefill:512": Aim(1.33, 0.94, limit_share="88 to 90 %"),
     "prefill:2048": Aim(1.37, 0.94, limit_share="92 %"),
     "prefill:8192": Aim(1.3, 0.94, limit_share="84 %"),
     "decode:128x2": Aim(3.4, limit="3.67×"),
