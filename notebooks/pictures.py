@@ -131,40 +131,40 @@ def budgets() -> str:
 class Aim:
     """What a row of the bench is meant to reach: at least this ratio (of memory, at most), and share of the ceiling.
 
-    `limit` and `limit_share` are what the README finds to be within reach on its machine, where a row falls short.
+    `reach` and `reach_share` are what the README finds to be within reach on its machine, where a row falls short.
     """
 
     ratio: float
     share: float = 0.0
     beside: str = "transformers"
-    limit: str = ""
-    limit_share: str = ""
+    reach: str = ""
+    reach_share: str = ""
 
 
 AIMS = {
-    "decode:128": Aim(2.1, 0.93, limit="1.89 to 2.06×", limit_share="94 to 103 %"),
-    "decode:2048": Aim(2.4, 0.93, limit="2.16×", limit_share="97 %"),
-    "decode:8192": Aim(2.4, 0.93, limit_share="91 %"),
+    "decode:128": Aim(2.1, 0.93, reach="1.89 to 2.06×", reach_share="94 to 103 %"),
+    "decode:2048": Aim(2.4, 0.93, reach="2.16×", reach_share="97 %"),
+    "decode:8192": Aim(2.4, 0.93, reach_share="91 %"),
     "prefill:128": Aim(1.35),
-    "prefill:512": Aim(1.33, 0.94, limit_share="88 to 90 %"),
-    "prefill:2048": Aim(1.37, 0.94, limit_share="92 %"),
-    "prefill:8192": Aim(1.3, 0.94, limit_share="84 %"),
-    "decode:128x2": Aim(3.4, limit="3.67×"),
-    "decode:128x4": Aim(3.4, limit="3.72×"),
+    "prefill:512": Aim(1.33, 0.94, reach_share="88 to 90 %"),
+    "prefill:2048": Aim(1.37, 0.94, reach_share="92 %"),
+    "prefill:8192": Aim(1.3, 0.94, reach_share="84 %"),
+    "decode:128x2": Aim(3.4, reach="3.67×"),
+    "decode:128x4": Aim(3.4, reach="3.72×"),
     "decode:128x8": Aim(2.6),
     "decode:128x16": Aim(2.5),
     "lookup": Aim(3.0),
     "edit": Aim(3.0),
-    "product:1": Aim(1.0, beside="onnxruntime", limit="0.98×"),
+    "product:1": Aim(1.0, beside="onnxruntime", reach="0.98×"),
     "product:2": Aim(0.9, beside="onnxruntime"),
-    "product:4": Aim(0.9, beside="onnxruntime", limit="0.98×"),
-    "product:8": Aim(0.9, beside="onnxruntime", limit="0.92×"),
+    "product:4": Aim(0.9, beside="onnxruntime", reach="0.98×"),
+    "product:8": Aim(0.9, beside="onnxruntime", reach="0.92×"),
     "product:16": Aim(0.9, beside="onnxruntime"),
     "product:128": Aim(1.0, beside="onnxruntime"),
     "product:512": Aim(1.0, beside="onnxruntime"),
     "load": Aim(8.0),
     "cold": Aim(6.0),
-    "memory:2048": Aim(0.87, limit="0.89 to 0.92×"),
+    "memory:2048": Aim(0.87, reach="0.89 to 0.92×"),
 }
 """The rows in the order of the table; those without an aim come after them."""
 
@@ -219,11 +219,11 @@ def short_of(row: dict[str, Any], aim: Aim | None) -> list[str]:
     if beside["difference"]:
         found.append(("another result", "the same", ""))
     if ratio > aim.ratio if row["unit"] == "B" else ratio < aim.ratio:
-        found.append((_ratio(ratio), _ratio(aim.ratio), aim.limit))
+        found.append((_ratio(ratio), _ratio(aim.ratio), aim.reach))
     if aim.share and "refdiff" not in shares:
         found.append(("share not measured", _percent(aim.share), ""))
     elif aim.share and (share := shares["refdiff"]["median"]) < aim.share:
-        found.append((_percent(share), _percent(aim.share), aim.limit_share))
+        found.append((_percent(share), _percent(aim.share), aim.reach_share))
     return [_short(row["title"], found)] if found else []
 
 
@@ -235,19 +235,19 @@ def short_of_stored(row: dict[str, Any]) -> list[str]:
     title, beside, found = f"{row['title']} as stored", row["against"].get("stored"), []
     in_bytes = row["unit"] == "B"
     if row["error"] or beside is None:
-        return [_line(title, "not measured", _gigabytes(aim.ratio) if in_bytes else _ratio(aim.ratio), aim.limit)]
+        return [_line(title, "not measured", _gigabytes(aim.ratio) if in_bytes else _ratio(aim.ratio), aim.reach)]
     if beside["difference"]:
         found.append(("another result", "the same", ""))
     if in_bytes and (most := row["sides"]["stored"]["rate"]["median"]) > aim.ratio:
-        found.append((_gigabytes(most), _gigabytes(aim.ratio), aim.limit))
+        found.append((_gigabytes(most), _gigabytes(aim.ratio), aim.reach))
     if not in_bytes and (speed := 1 / beside["ratio"]["median"]) < aim.ratio:
-        found.append((_ratio(speed), _ratio(aim.ratio), aim.limit))
+        found.append((_ratio(speed), _ratio(aim.ratio), aim.reach))
     return [_short(title, found)] if found else []
 
 
 def _short(title: str, found: list[tuple[str, str, str]]) -> str:
-    here, aims, limits = zip(*found, strict=True)
-    return _line(title, ", ".join(here), ", ".join(aims), ", ".join(filter(None, limits)))
+    here, aims, reaches = zip(*found, strict=True)
+    return _line(title, ", ".join(here), ", ".join(aims), ", ".join(filter(None, reaches)))
 
 
 def _line(*cells: str) -> str:

@@ -92,6 +92,10 @@ def test_a_table_of_other_numbers_is_named(
         assert pictures.main(["budgets"]) == 0
         assert readme.read_text(encoding="utf-8") == text % pictures.TABLES["budgets"]()
     assert pictures.main(["budgets", "--check"]) == 0
+    readme.write_text(f"before\n{pictures.BEGIN.format('budgets')}no end", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        pictures.main(["budgets"])
+    assert readme.read_text(encoding="utf-8").endswith("no end")
 
 
 def test_the_speeds_are_those_that_were_measured(pictures: ModuleType) -> None:
@@ -108,8 +112,8 @@ def test_of_what_falls_short_there_is_said_how_much_is_within_reach(pictures: Mo
     table = pictures.table_of_the_readme("speeds").partition("| short of its aim |")[2].splitlines()[2:]
     assert table
     for line in table:
-        title, _, _, limit = line.strip("| ").split(" | ")
-        assert limit, title
+        title, _, _, reach = line.strip("| ").split(" | ")
+        assert reach, title
 
 
 def _row(spelled: str, ratio: float, *, unit: str = "tok/s", beside: str = "transformers", share: float = 1.0) -> Any:
@@ -130,7 +134,7 @@ def test_every_row_has_its_place_in_the_table(pictures: ModuleType) -> None:
 
 
 def test_what_falls_short_is_told(pictures: ModuleType) -> None:
-    aim = pictures.Aim(2.0, 0.9, limit="1.95×", limit_share="85 %")
+    aim = pictures.Aim(2.0, 0.9, reach="1.95×", reach_share="85 %")
     for row, said in [
         (_row("a", 2.0, share=0.9), []),
         (_row("a", 1.99), ["| a | 1.99× | 2.00× | 1.95× |"]),
