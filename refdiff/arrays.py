@@ -23,6 +23,8 @@ Array = Any
 
 _NUMBERS = (bool, int, float, complex)
 
+_NUMPY = (np.ndarray, np.generic)
+
 _CUDA_LIBRARY = re.compile(
     r"nvrtc|nvjitlink|cudart|cublas|cufft|curand|cusolver|cusparse|cuda_path|cuda headers", re.IGNORECASE
 )
@@ -50,7 +52,7 @@ def namespace(*arrays: Array) -> Any:
     Raises:
         TypeError: there is no array among them, or they come from different libraries.
     """
-    if _all_numpy(arrays):
+    if (arrays and all(type(a) is np.ndarray for a in arrays)) or _all_numpy(arrays):
         return np
     try:
         return array_api_compat.array_namespace(*(a for a in arrays if a is not None))
@@ -65,7 +67,7 @@ def _all_numpy(arrays: tuple[Array, ...]) -> bool:
     NumPy has been such a namespace itself since 2.1. array_api_compat's wrapping of it imports all that NumPy has, its
     compiler of Fortran too, which takes longer than everything else that a command imports.
     """
-    theirs = [isinstance(a, np.ndarray | np.generic) for a in arrays if a is not None and type(a) not in _NUMBERS]
+    theirs = [isinstance(a, _NUMPY) for a in arrays if a is not None and type(a) not in _NUMBERS]
     return bool(theirs) and all(theirs)
 
 
@@ -79,7 +81,7 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
 
     A `Deferred` one is made for this call, and kept by nobody but the caller.
     """
-    if isinstance(x, np.ndarray | np.generic):
+    if isinstance(x, _NUMPY):
         return np.asarray(x)
     if isinstance(x, Deferred):
         return x.read()

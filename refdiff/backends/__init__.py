@@ -151,6 +151,11 @@ def untouched(function: Callable[..., Any]) -> bool:
     return getattr(function, "itself", None) is function
 
 
+def laid_over(part: Callable[..., Any]) -> bool:
+    """Whether a part of a layer is neither the layer of that name nor what `ops_for` has for it: then it is called."""
+    return not untouched(part) and getattr(layers, getattr(part, "__name__", ""), None) is not part
+
+
 def _with_parts_from(ops: Ops, function: Callable[..., Any], names: set[str]) -> Callable[..., Any]:
     """Fill the keyword-only arguments of `function` that are named like layers from `ops`, when it is called."""
     parts = [name for name in _keyword_only(_innermost(function)) if name in names]

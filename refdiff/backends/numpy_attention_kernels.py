@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
+from refdiff.backends import laid_over
 from refdiff.backends.attention_inputs import covers, fits, hides, pair_of
 from refdiff.backends.numpy_attention_scores import (
     CACHED,
@@ -23,9 +24,11 @@ from refdiff.backends.numpy_attention_scores import (
     pieces,
     scores_of,
     softmax_rows,
+    sum_by_keys,
 )
 from refdiff.backends.numpy_pieces import UNPACKED, WIDE, lay_keys, lay_values, multiply_values
-from refdiff.backends.numpy_row_kernels import FloatArray, NumpyRowKernels, alike, cut
+from refdiff.backends.numpy_rope_kernels import NumpyRopeKernels
+from refdiff.backends.numpy_row_kernels import FloatArray, alike, cut
 
 SCORES = 2**20
 """How many attention scores of one map a block holds: 4 MB in float32, enough rows for a product at full speed."""
@@ -46,20 +49,17 @@ FEW_SCORES = 2**15
 THREADED = 2 * UNPACKED
 """From how large a product on keys are not cut for it: beyond, packing them costs less than BLAS's threads gain."""
 
-ONE_THREAD = 9000
-"""The largest matrix by which OpenBLAS multiplies a vector without threads of its own."""
+KEYS = 256
+"""The most keys that few queries meet at a time: so few that BLAS does not pack them."""
 
-KEYS = 512
-"""The fewest keys that a product takes at a time, where it is packed anyway."""
+LEAST_KEYS = 64
+"""And the fewest: where queries are so many that BLAS packs them, or the processor is not one that can do without."""
 
 SUMMED = 64
-"""The keys that an unpacked product with the values sums up at a time: a sum of sums of few is more exact."""
+"""The keys that a product of few queries' weights sums up at a time: a sum of sums of few is more exact."""
 
 MANY = 1024
 """Of fewer keys half as many are summed up at a time, of fewer than `SEEN` a quarter: the layer's sums are short."""
-
-PIECES = 64
-"""How many such pieces are added one to another, before their sum is: of many a sum in one go is less exact."""
 
 NARROW = 16
 """In blocks of queries, values of fewer features are multiplied as the layer does: BLAS sums them up less exactly as
@@ -68,7 +68,7 @@ rows of a product."""
 ALL = slice(None)
 
 
-class NumpyAttentionKernels(NumpyRowKernels):
+class NumpyAttentionKernels(NumpyRopeKernels):
     """The kernels of attention, over one map or two."""
 
     unpacked = 1
@@ -115,10 +115,14 @@ class NumpyAttentionKernels(NumpyRowKernels):
         attention_weights: Callable[..., Any] = layers.attention_weights,
     ) -> Any:
         """Attend over one map; see `_attend`."""
-        if not fits(q, k, q, k, v) or not alike(q, k, v, bias) or (causal and k.shape[2] < q.shape[2]):
+        if laid_over(attention_weights) or not fits(q, k, q, k, v) or not alike(q, k, v, bias):
             return NotImplemented
         (B, H, T, _), (_, S, e) = q.shape, v.shape[1:]
-        if any(x is not None and not covers(x, (B, H, T, S)) for x in (mask, bias)) or hides(bias):
+        if (
+            (causal and S < T)
+            or any(x is not None and not covers(x, (B, H, T, S)) for x in (mask, bias))
+            or hides(bias)
+        ):
             return NotImplemented
         if mask is not None and mask.dtype != np.bool_:
             return NotImplemented
@@ -128,13 +132,19 @@ class NumpyAttentionKernels(NumpyRowKernels):
     def _attend(self, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool) -> FloatArray:
         """Compute (B, H, T, e) from each map's q, k, mask and bias; a second map is taken from the first λ times.
 
-        Few queries are taken keys first. Many are taken in blocks, each over the keys that it may see: only the scores
-        of a block are held, and memory grows with T, not with T². What is small is done at once.
+        Few queries meet some keys at a time. Many are taken in blocks, each over the keys that it may see: only the
+        scores of a block are held, and memory grows with T, not with T². What is small is done at once.
         """
         (B, H, T, _), S = maps[0][0].shape, v.shape[2]
         if goes_by_blocks(B, H, T, S):
             return self._by_blocks(maps, v, lambdas, causal).transpose(2, 0, 3, 1)
-        return (self._by_keys if T < LEAST else self._at_once)(maps, v, lambdas, causal)
+        if T >= LEAST:
+            return self._at_once(maps, v, lambdas, causal)
+        one_by_one, hidden_by = (
+            [(q[:, None], k[:, None]) for q, k, *_ in maps],
+            [(mask, bias) for *_, mask, bias in maps],
+        )
+        return self._of_few(one_by_one, hidden_by, v, lambdas, causal)
 
     def _at_once(self, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool) -> FloatArray:
         """Multiply all heads in one call."""
@@ -148,83 +158,119 @@ class NumpyAttentionKernels(NumpyRowKernels):
         product /= sums
         return product
 
-    def _by_keys(self, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool) -> FloatArray:
-        """Put keys first, Sᵀ = K Qᵀ, and multiply by V once, by the difference of the maps; see `_by_blocks`.
+    def diff_heads_hf(
+        self,
+        q: FloatArray,
+        k: FloatArray,
+        v: FloatArray,
+        lambda_: Any,
+        lambda_init: float,
+        eps: float,
+        mask: NDArray[np.bool_] | None = None,
+        bias: FloatArray | None = None,
+        *,
+        causal: bool = True,
+        diff_attention: Callable[..., Any] = layers.diff_attention,
+        rms_norm: Callable[..., Any] = layers.rms_norm,
+    ) -> Any:
+        """Multiply few queries, that see all or all before them, by the keys of both maps at once."""
+        if mask is not None or bias is not None or laid_over(diff_attention) or laid_over(rms_norm):
+            return NotImplemented
+        if (
+            not q.ndim == k.ndim == v.ndim == 4
+            or q.shape[2] >= LEAST
+            or not isinstance(lambda_, np.ndarray | np.generic)
+        ):
+            return NotImplemented
+        (B, pairs, T, d), (K, S, e) = q.shape, v.shape[1:]
+        H = pairs // 2
+        fits = pairs == 2 * H and K and H % K == 0 and k.shape == (B, 2 * K, S, d) and len(v) == B and T <= S
+        if (
+            not fits
+            or lambda_.size != 1
+            or 0 in (q.size, v.size)
+            or not alike(q, k, v, np.asarray(lambda_))
+            or not eps >= 0
+        ):
+            return NotImplemented
+        lambdas = np.empty((B, H, T, 1), v.dtype)
+        lambdas[...] = lambda_
+        both = q.reshape(B, 2, H, T, d), k.reshape(B, 2, K, S, d)
+        heads = self.rms_norm(self._of_few([both], [(None, None)] * 2, v, lambdas, causal), None, eps)
+        heads *= 1 - lambda_init
+        return heads.swapaxes(1, 2).reshape(B, T, H * e)
 
-        The exponentials are of the scores themselves where none is so large that it matters, and each query sees many
-        keys: a softmax is the same whatever is taken away from its scores.
+    def _of_few(
+        self,
+        maps: Sequence[tuple[FloatArray, FloatArray]],
+        hidden_by: Sequence[tuple[NDArray[Any] | None, NDArray[Any] | None]],
+        v: FloatArray,
+        lambdas: Any,
+        causal: bool,
+    ) -> FloatArray:
+        """Multiply few queries by some keys at a time, and V, as much of it, by the difference of the maps.
+
+        `maps` has queries (B, maps, H, T, d) and keys (B, maps, K, S, d), of both at once or one after the other;
+        `hidden_by` the mask and bias of each. The exponentials are of the scores themselves where none is so large that
+        it matters, and each query sees many keys: a softmax is the same whatever is taken away from its scores.
         """
-        (B, H, T, d), (K, S, e), M = maps[0][0].shape, v.shape[1:], len(maps)
+        (B, _, H, T, d), (K, S, e), M = maps[0][0].shape, v.shape[1:], len(hidden_by)
         G = H // K
         n = G * T
-        hidden = np.tri(T, k=-1, dtype=np.bool_)[:, None] if causal and T > 1 else None
+        hidden = np.triu(np.ones((T, T), dtype=np.bool_), 1) if causal and T > 1 else None
         out = np.empty((B, H, T, e), v.dtype)
         for_blas = not self._workers.alone and S * d * n >= THREADED
-        of_keys = cut(S, S if for_blas else max(UNPACKED // d // n // 8 * 8, KEYS))
-        summed = SUMMED if S >= MANY else SUMMED // 2 if S >= SEEN else SUMMED // 4
-        piece = summed if summed * n <= min(UNPACKED // e, ONE_THREAD) else KEYS
-        whole = S // piece * piece
-        of_values = [*cut(whole, piece * PIECES), *([slice(whole, S)] if whole < S else [])]
-        many = np.min([least_seen(m, q.shape, S, causal) for q, _, m, _ in maps], axis=0) >= SEEN
-
-        def by_pieces(x: FloatArray, keys: slice) -> FloatArray:
-            size = min(piece, _length(keys))
-            return x[..., keys, :].reshape(*x.shape[:-2], -1, size, x.shape[-1])
+        keys_at_a_time = S if for_blas else min(max(UNPACKED // d // n // 8 * 8, LEAST_KEYS), KEYS)
+        values_at_a_time = SUMMED if S >= MANY else SUMMED // 2 if S >= SEEN else SUMMED // 4
+        masked = any(mask is not None for mask, _ in hidden_by)
+        many = np.full(B, S - (T - 1 if causal else 0) >= SEEN)
+        for mask, _ in hidden_by if masked else ():
+            many &= least_seen(mask, (B, H, T, d), S, causal) >= SEEN
 
         def part(at: tuple[slice, slice]) -> None:
             b, k = at
-            h, groups = slice(k.start * G, k.stop * G), (b.stop - b.start, k.stop - k.start)
-
-            def by_key(x: NDArray[Any]) -> NDArray[Any]:
-                x = np.broadcast_to(part_of(x, (b, h, ALL, ALL)), (groups[0], groups[1] * G, T, S))
-                return x.reshape(*groups, G, T, S).transpose(0, 1, 4, 2, 3)
-
-            scores = self._workspace.empty((M, *groups, S, n), v.dtype)
-            for grid, (q, key, _, z) in zip(scores, maps, strict=True):
-                by_head = grid.reshape(*groups, S, G, T)
-                fill_by_keys(q[b, h].reshape(*groups, G, T, d), key[b, k], of_keys, by_head)
-                if z is not None:
-                    by_head[...] += by_key(z)
-            of_row = (0, 2, 3, 4)  # each row of the batch goes by its own scores, not by its neighbours'
-            small = (scores.min(axis=of_row) > -SMALL) & (scores.max(axis=of_row) < SMALL) & many[b]
-            for grid, (_, _, m, _) in zip(scores, maps, strict=True):
-                if m is not None:
-                    np.copyto(grid.reshape(*groups, S, G, T), -np.inf, where=~by_key(m))
+            h = slice(k.start * G, k.stop * G)
+            rows, heads = b.stop - b.start, k.stop - k.start
+            scores = self._workspace.empty((rows, M, heads, n, S), v.dtype)
+            first = 0
+            for q, key in maps:
+                some = scores[:, first : first + q.shape[1]]
+                queries, into = (x.reshape(*some.shape[:3], G, T, -1) for x in (q[b, :, h], some))
+                fill_by_keys(queries, key[b, :, k], keys_at_a_time, into)
+                first += q.shape[1]
+            by_map = scores.swapaxes(0, 1)
+            for grid, (_, bias) in zip(by_map, hidden_by, strict=True):
+                if bias is not None:
+                    grid.reshape(rows, heads * G, T, S)[...] += part_of(bias, (b, h, ALL, ALL))
+            # each row of the batch goes by its own scores, not by its neighbours'
+            flat = scores.reshape(rows, -1)
+            small = (np.minimum.reduce(flat, axis=1) > -SMALL) & (np.maximum.reduce(flat, axis=1) < SMALL) & many[b]
+            for grid, (mask, _) in zip(by_map, hidden_by, strict=True):
+                by_head = grid.reshape(rows, heads * G, T, S)
+                if mask is not None:
+                    np.copyto(by_head, -np.inf, where=~part_of(mask, (b, h, ALL, ALL)))
                 if hidden is not None:
-                    np.copyto(grid[..., S - T :, :].reshape(*groups, T, G, T), -np.inf, where=hidden)
+                    np.copyto(by_head[..., S - T :], -np.inf, where=hidden)
             if not small.all():
-                top = scores.max(axis=3, keepdims=True)
-                top[:, small] = 0
+                top = scores.max(axis=-1, keepdims=True)
+                top[small] = 0
                 top[top == -np.inf] = 0
                 scores -= top
             np.exp(scores, out=scores)
-            sums, product = np.zeros((M, *groups, n), v.dtype), np.zeros((*groups, e, n), v.dtype)
-            for keys in of_values:  # NumPy's own loop is over the pieces
-                sums += by_pieces(scores, keys).sum(axis=3).sum(axis=3, dtype=np.float64)
-            sums[sums == 0] = 1
-            for keys in of_values:
-                weights, *others = by_pieces(scores, keys)
-                for other in others:
-                    share = lambdas[b, h].reshape(*groups, 1, n) * (sums[0] / sums[1])[:, :, None]
-                    size = other.shape[3]
-                    flat = other.reshape(*groups, -1, size * n)  # whole pieces at a time, for queries are few
-                    flat *= np.repeat(share, size, axis=2).reshape(*groups, 1, size * n)
-                    weights -= other
-                product += (by_pieces(v[b, k], keys).swapaxes(3, 4) @ weights).sum(axis=2)
-            product /= sums[0][:, :, None]
-            out[b, h] = product.swapaxes(2, 3).reshape(groups[0], groups[1] * G, T, e)
+            sums = scores.sum(axis=-1, keepdims=True)
+            if masked:
+                sums[sums == 0] = 1
+            weights = scores[:, 0]
+            if M > 1:
+                scores[:, 1] *= lambdas[b, h].reshape(rows, heads, n, 1) * (sums[:, 0] / sums[:, 1])
+                weights -= scores[:, 1]
+            product = sum_by_keys(weights, v[b, k], values_at_a_time)
+            product /= sums[:, 0]
+            out[b, h] = product.reshape(rows, heads * G, T, e)
 
         threads = self._workers.threads if self._workers.alone and B * H * T * S >= FEW_SCORES else 1
         size = max(min(CACHED // (M * n * S), -(-B * K // threads)), 1)
-        rows, heads = max(size // K, 1), min(size, K)
-        self._workers.each(
-            part,
-            [
-                (slice(b, min(b + rows, B)), slice(k, min(k + heads, K)))
-                for b in range(0, B, rows)
-                for k in range(0, K, heads)
-            ],
-        )
+        self._workers.each(part, [(b, k) for b in cut(B, max(size // K, 1)) for k in cut(K, min(size, K))])
         return out
 
     def _by_blocks(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
+from refdiff.backends import laid_over
 from refdiff.backends.attention_inputs import covers, fits, hides, mask_heads, pair_of
 from refdiff.backends.numpy_attention_scores import Map, largest, scores_of
 from refdiff.backends.numpy_kernels import NumpyKernels
@@ -69,6 +70,8 @@ class NumpyAttentionVjpKernels(NumpyKernels):
         attention_weights_vjp: Callable[..., Any] = layers.attention_weights_vjp,
     ) -> Any:
         """Go through blocks of whole rows of the one map; see `_attention_back`."""
+        if laid_over(attention_weights) or laid_over(attention_weights_vjp):
+            return NotImplemented
         if not fits(q, k, q, k, v) or not alike(g, q, k, v, bias):
             return NotImplemented
         B, H, T, _ = q.shape

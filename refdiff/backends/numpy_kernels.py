@@ -13,9 +13,18 @@ from typing import Any, Literal
 import numpy as np
 
 from refdiff import layers
-from refdiff.backends import untouched
-from refdiff.backends.numpy_product_kernels import NumpyProductKernels
-from refdiff.backends.numpy_row_kernels import ELEMENTS, FLOATS, WORTH_A_THREAD, FloatArray, alike, lies_by_features
+from refdiff.backends import laid_over, untouched
+from refdiff.backends.numpy_product_kernels import FEW, NumpyProductKernels
+from refdiff.backends.numpy_row_kernels import (
+    ELEMENTS,
+    FLOATS,
+    WORTH_A_THREAD,
+    FloatArray,
+    alike,
+    gated,
+    lies_by_features,
+    silu,
+)
 from refdiff.backends.numpy_stored import is_stored
 
 TOKENS = 512
@@ -25,11 +34,25 @@ TOKENS = 512
 class NumpyKernels(NumpyProductKernels):
     """The kernels of one model's way forward."""
 
+    def diff_lambda(
+        self,
+        lambda_q1: FloatArray,
+        lambda_k1: FloatArray,
+        lambda_q2: FloatArray,
+        lambda_k2: FloatArray,
+        lambda_init: float,
+    ) -> Any:
+        """Compute λ without looking at what library the vectors are of: every token asks for it in every layer."""
+        vectors = lambda_q1, lambda_k1, lambda_q2, lambda_k2
+        if lambda_q1.ndim != 1 or any(x.shape != lambda_q1.shape for x in vectors) or not alike(*vectors):
+            return NotImplemented
+        return np.exp(np.vecdot(lambda_q1, lambda_k1)) - np.exp(np.vecdot(lambda_q2, lambda_k2)) + lambda_init
+
     def activation(self, x: FloatArray, name: str) -> Any:
         """Compute silu, x / (1 + e^−x), piece by piece."""
         if name not in ("silu", "swish") or x.dtype not in FLOATS:
             return NotImplemented
-        return self._pieces(_silu, 1, x)[0]
+        return self._pieces(silu, 1, x)[0]
 
     def swiglu(
         self,
@@ -44,13 +67,19 @@ class NumpyKernels(NumpyProductKernels):
     ) -> Any:
         """Multiply silu(gate) and up piece by piece."""
         weights = (p["weight"] for p in (gate_proj, up_proj, down_proj))
-        if act not in ("silu", "swish") or not alike(x, *(w for w in weights if not is_stored(w))):
+        if (
+            act not in ("silu", "swish")
+            or laid_over(activation)
+            or not alike(x, *(w for w in weights if not is_stored(w)))
+        ):
             return NotImplemented
 
         def part(x: FloatArray) -> FloatArray:
-            both = self.linears(x, gate_proj, up_proj) if untouched(linear) else NotImplemented
-            gate, up = (linear(x, **gate_proj), linear(x, **up_proj)) if both is NotImplemented else both
-            (hidden,) = self._pieces(gated, 1, gate, up)
+            hidden = self._gated_linears(x, gate_proj, up_proj) if untouched(linear) else NotImplemented
+            if hidden is NotImplemented:
+                both = self.linears(x, gate_proj, up_proj) if untouched(linear) else NotImplemented
+                gate, up = (linear(x, **gate_proj), linear(x, **up_proj)) if both is NotImplemented else both
+                (hidden,) = self._pieces(gated, 1, gate, up)
             result: FloatArray = linear(hidden, **down_proj)
             return result
 
@@ -63,6 +92,26 @@ class NumpyKernels(NumpyProductKernels):
         for start in range(TOKENS, len(flat), TOKENS):
             out[start : start + TOKENS] = part(flat[start : start + TOKENS])
         return out.reshape(*x.shape[:-1], -1)
+
+    def _gated_linears(self, x: FloatArray, gate_proj: Mapping[str, Any], up_proj: Mapping[str, Any]) -> Any:
+        """Multiply few tokens by both, and silu of the one by the other: a thread has the same rows of both."""
+        if x.ndim < 1 or x.size > FEW * x.shape[-1] or not gate_proj.get("bias") is up_proj.get("bias") is None:
+            return NotImplemented
+        plans = self._plans(x, (gate_proj, up_proj))
+        if plans is None:
+            return NotImplemented
+        gate, up = plans
+        if not gate.cuts or gate.cuts != up.cuts:
+            return NotImplemented
+        y = np.empty_like(gate.y)
+
+        def part(at: slice) -> None:
+            gate.part(at)
+            up.part(at)
+            gated([y[:, at]], gate.y[:, at], up.y[:, at])
+
+        self._workers.each(part, gate.cuts)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def _pieces(
         self, step: Callable[..., None], results: int, *arrays: FloatArray, into: FloatArray | None = None
@@ -89,18 +138,3 @@ class NumpyKernels(NumpyProductKernels):
         else:
             self._workers.split(first.size, part, align=16)
         return [out.reshape(rows.shape, order=order).reshape(first.shape) for out in outs]
-
-
-def gated(outs: list[FloatArray], gate: FloatArray, up: FloatArray) -> None:
-    """Write silu(gate) ⊙ up."""
-    _silu(outs, gate)
-    outs[0] *= up
-
-
-def _silu(outs: list[FloatArray], x: FloatArray) -> None:
-    (out,) = outs
-    np.negative(x, out=out)
-    with np.errstate(over="ignore"):  # e^−x = ∞ gives the right limit, 0
-        np.exp(out, out=out)
-    out += 1
-    np.divide(x, out, out=out)

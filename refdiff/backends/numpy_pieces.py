@@ -7,7 +7,10 @@ Attention multiplies queries by blocks of keys, which are copied once a layer, a
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +46,16 @@ SUMS = 2**16
 
 OWN_BUFFER = 2**13
 """NumPy's own size of its buffer: with that of a pass (`BUFFERED` in numpy_passes.py) stacks lose a twentieth."""
+
+
+def has_unpacked_products() -> bool:
+    """Whether small products that BLAS does not pack are the faster ones here: on processors with AVX-512.
+
+    OpenBLAS has code of its own for them on those only. Where nothing can be read, they are not.
+    """
+    with contextlib.suppress(OSError):
+        return bool(re.search(r"^flags\s*:.*\bavx512f\b", Path("/proc/cpuinfo").read_text(), re.M))
+    return False
 
 
 class Blocks:

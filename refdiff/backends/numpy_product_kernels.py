@@ -6,19 +6,26 @@ them as they lie.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.backends.numpy_attention_kernels import NumpyAttentionKernels
-from refdiff.backends.numpy_pieces import PIECE, TERMS, UNPACKED, VECTOR, WIDE, Blocks, multiply_rows, rows_of
-from refdiff.backends.numpy_row_kernels import WORTH_A_THREAD, FloatArray, alike, cut
+from refdiff.backends.numpy_pieces import (
+    PIECE,
+    TERMS,
+    UNPACKED,
+    VECTOR,
+    WIDE,
+    Blocks,
+    has_unpacked_products,
+    multiply_rows,
+    rows_of,
+)
+from refdiff.backends.numpy_row_kernels import FLOATS, WORTH_A_THREAD, FloatArray, alike, cut
 from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, expand, factors, has_words, is_stored, spread
 
 FEW = 24
@@ -61,14 +68,15 @@ Part = Callable[[slice], None]
 """What computes some rows of a product W Xᵀ."""
 
 
-def has_unpacked_products() -> bool:
-    """Whether small products that BLAS does not pack are the faster ones here: on processors with AVX-512.
+class Plan(NamedTuple):
+    """A product with a weight: `y` (N, outputs), what computes some outputs, and those that a thread takes at a time.
 
-    OpenBLAS has code of its own for them on those only. Where nothing can be read, they are not.
+    There are none of a product that is done, for it was too small for threads.
     """
-    with contextlib.suppress(OSError):
-        return bool(re.search(r"^flags\s*:.*\bavx512f\b", Path("/proc/cpuinfo").read_text(), re.M))
-    return False
+
+    y: FloatArray
+    part: Part
+    cuts: Sequence[slice]
 
 
 class NumpyProductKernels(NumpyAttentionKernels):
@@ -97,41 +105,63 @@ class NumpyProductKernels(NumpyAttentionKernels):
         Each is `linear`'s product, but that many tokens are laid in blocks for all weights together, where these have
         outputs enough: another order of the same sums.
         """
-        if not all(_fits(x, **p) for p in projections):
+        plans = self._plans(x, projections)
+        if plans is None:
             return NotImplemented
-        flat = x.reshape(-1, x.shape[-1])
-        shared: list[tuple[Part, slice]] = []
-        results = []
-        outputs = sum(len(p["weight"]) for p in projections)
-        worth_blocks = outputs >= WORTH_BLOCKS and len(flat) > FEW and flat.shape[1] >= TERMS
-        blocks = functools.cache(lambda: Blocks(flat, self._workspace.empty, self._workers.each))
-        for p in projections:
-            weight = p["weight"]
-            if len(flat) > 1 and (weight.size * len(flat) <= UNPACKED or _lies_otherwise(weight)):
-                results.append(_as_the_layer(flat, weight))
+        self._workers.each(_do, [(part, at) for _, part, cuts in plans for at in cuts])
+        for plan, p in zip(plans, projections, strict=True):
+            if p.get("bias") is not None:
+                y = plan.y
+                y += p["bias"]
+        return [plan.y.reshape(*x.shape[:-1], plan.y.shape[-1]) for plan in plans]
+
+    def _plans(self, x: FloatArray, projections: Sequence[Mapping[str, Any]]) -> list[Plan] | None:
+        """Plan the products of (…, K), as (N, K), with each weight, biases left aside; None where these do not fit."""
+        one = x.ndim > 0 and x.size == x.shape[-1] and self._workers.alone
+        plans = self._of_one_token(x.reshape(-1), projections) if one else None
+        if plans is not None or not all(_fits(x, **p) for p in projections):
+            return plans
+        flat, weights, blocks, plans = x.reshape(-1, x.shape[-1]), [p["weight"] for p in projections], None, []
+        N, K = flat.shape
+        worth_blocks = N > FEW and K >= TERMS and sum(map(len, weights)) >= WORTH_BLOCKS
+        for weight in weights:
+            if N > 1 and (weight.size * N <= UNPACKED or _lies_otherwise(weight)):
+                plans.append(Plan(_as_the_layer(flat, weight), _nothing, ()))
                 continue
-            large, stored = weight.size * len(flat) >= WORTH_A_THREAD, is_stored(weight)
-            by_rows = len(flat) == 1 and large and not stored and self._workers.alone and weight.flags.c_contiguous
-            if by_rows:
-                y, part = self._by_rows(flat, weight)
-            elif worth_blocks and self._in_pieces(weight.dtype):
-                y, part = self._by_blocks_of_tokens(blocks(), weight, len(flat))
+            large = weight.size * N >= WORTH_A_THREAD
+            if worth_blocks and self._in_pieces(weight.dtype):
+                blocks = blocks or Blocks(flat, self._workspace.empty, self._workers.each)
+                y, part = self._by_blocks_of_tokens(blocks, weight, N)
             else:
                 y, part = self._planned(flat, weight, large)
             if not large:
                 part(slice(0, len(weight)))
-            elif stored:  # in the steps of its expansion, so that threads end together
-                shared += [(part, at) for at in cut(len(weight), self._expanded(weight.shape[1], len(flat)))]
-            elif by_rows:
-                shared += [(part, at) for at in cut(len(weight), max(READ_AT_ONCE // weight.shape[1], LET_GO))]
+                cuts = []
+            elif is_stored(weight):  # in the steps of its expansion, so that threads end together
+                cuts = cut(len(weight), self._expanded(K, N))
             else:
-                shared += [(part, at) for at in self._workers.cuts(len(weight), align=PIECE)]
-            results.append(y)
-        self._workers.each(lambda item: item[0](item[1]), shared)
-        for y, p in zip(results, projections, strict=True):
-            if p.get("bias") is not None:
-                y += p["bias"]
-        return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in results]
+                cuts = self._workers.cuts(len(weight), align=PIECE)
+            plans.append(Plan(y, part, cuts))
+        return plans
+
+    def _of_one_token(self, x: FloatArray, projections: Sequence[Mapping[str, Any]]) -> list[Plan] | None:
+        """Plan the products of one token (K,), row by row, where all weights are large and lie by rows.
+
+        Memory is then read in one stream, which is faster than BLAS's several. In a step all that lies between the
+        products is read from memory too, the code of these lines as well: there are few.
+        """
+        K, dtype, plans = len(x), x.dtype, []
+        x = np.ascontiguousarray(x)
+        for p in projections:
+            weight, bias = p["weight"], p.get("bias")
+            fits = weight.dtype == dtype and weight.shape[1:] == (K,) and weight.flags.c_contiguous
+            if not fits or weight.size < WORTH_A_THREAD or dtype not in FLOATS:
+                return None
+            if bias is not None and (bias.dtype != dtype or bias.shape != weight.shape[:1]):
+                return None
+            y = np.empty((1, len(weight)), dtype)
+            plans.append(Plan(y, _by_rows(x, weight, y[0]), _cut(len(weight), max(READ_AT_ONCE // K, LET_GO))))
+        return plans
 
     def _planned(self, flat: FloatArray, weight: FloatArray, large: bool) -> tuple[FloatArray, Part]:
         """Allocate flat Wᵀ, (N, K) to (N, outputs), and return it with what computes some of the outputs."""
@@ -152,25 +182,6 @@ class NumpyProductKernels(NumpyAttentionKernels):
                 np.matmul(weight[i:j], columns, out=out[i:j])
 
         return y[:, :N].T, self._expanding(weight, columns, out) if stored else part
-
-    def _by_rows(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
-        """Multiply by one token, row by row: memory is then read in one stream, which is faster than BLAS's several.
-
-        Rows that are so long that the token does not stay in the first cache beside them are taken by four.
-        """
-        (_, K), outputs = flat.shape, len(weight)
-        y, x = self._workspace.empty((1, outputs), flat.dtype), np.ascontiguousarray(flat[0])
-
-        def part(at: slice) -> None:
-            rows, out = weight[at], y[0, at]
-            if K <= BESIDE:
-                np.vecdot(rows, x, out=out)
-                return
-            end = len(rows) // STACKED * STACKED
-            np.matmul(rows[:end].reshape(-1, STACKED, K), x, out=out[:end].reshape(-1, STACKED))
-            np.vecdot(rows[end:], x, out=out[end:])
-
-        return y, part
 
     def _unpacked(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
         """Multiply by few tokens in pieces that BLAS does not pack; see `_planned`.
@@ -271,6 +282,37 @@ class NumpyProductKernels(NumpyAttentionKernels):
             result += np.dot(tile, odd)
 
         return part
+
+
+def _by_rows(x: FloatArray, weight: FloatArray, y: FloatArray) -> Part:
+    """Return what writes some of W x into `y`, row by row.
+
+    Rows that are so long that the token does not stay in the first cache beside them are taken by four.
+    """
+    K = len(x)
+
+    def part(at: slice) -> None:
+        rows, out = weight[at], y[at]
+        if K <= BESIDE:
+            np.vecdot(rows, x, out=out)
+            return
+        end = len(rows) // STACKED * STACKED
+        np.matmul(rows[:end].reshape(-1, STACKED, K), x, out=out[:end].reshape(-1, STACKED))
+        np.vecdot(rows[end:], x, out=out[end:])
+
+    return part
+
+
+_cut = functools.cache(cut)
+
+
+def _do(item: tuple[Part, slice]) -> None:
+    part, at = item
+    part(at)
+
+
+def _nothing(_: slice) -> None:
+    """What is left to do of a product that is done."""
 
 
 def _lies_otherwise(weight: NDArray[Any]) -> bool:

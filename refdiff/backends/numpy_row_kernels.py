@@ -1,4 +1,4 @@
-"""Fast twins for NumPy of what treats each token, or each head of a token, by itself: norm, RoPE, and their way back.
+"""Fast twins for NumPy of what treats each token, or each head of a token, by itself: norm and sum, and their way back.
 
 Rows are taken a block at a time, so that what a step writes is still in the cache when the next step reads it, and each
 block by one thread. What lies feature-major (`feature_major`), as products leave it, is taken and left like that: the
@@ -32,6 +32,9 @@ ROW_BY_ROW = 8
 COLUMNS = 512
 """How many tokens an elementwise step handles at a time where they lie side by side."""
 
+SMALL = 2**15
+"""Arrays of up to so many elements, of few tokens, are treated in one go: to cut them would take longer."""
+
 FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}
 """What kernels compute with."""
 
@@ -52,6 +55,8 @@ class NumpyRowKernels(NumpyPasses):
 
     def residual_add(self, x: FloatArray, y: FloatArray) -> FloatArray:
         """Add, what lies feature-major in memory that the pass keeps: new memory takes ten times as long as the sum."""
+        if x.size <= SMALL:
+            return x + y
         columns, others = feature_major(x), feature_major(y)
         if columns is None or others is None or x.shape != y.shape or not alike(x, y):
             return x + y
@@ -68,6 +73,12 @@ class NumpyRowKernels(NumpyPasses):
         """Sum squares without holding them, and scale once; a few tokens that lie feature-major come out as rows."""
         if not eps >= 0 or (weight is not None and weight.shape != x.shape[-1:]) or not alike(x, weight):
             return NotImplemented
+        if x.size <= SMALL and (x.flags.c_contiguous or x.size <= ROW_BY_ROW * x.shape[-1]):
+            rows = np.ascontiguousarray(x)
+            y = rows / _root(rows, eps)
+            if weight is not None:
+                y *= weight
+            return y
         columns = feature_major(x)
         if columns is not None and columns.shape[-1] > ROW_BY_ROW:
             return self._norm_columns(columns, weight, eps, *self._like(x, x.dtype))
@@ -182,73 +193,6 @@ class NumpyRowKernels(NumpyPasses):
         self._each(block, [(i, t) for i in range(groups) for t in cut(tokens, size)], x.size)
         return dx, None if weight is None else np.sum([sums[start] for start in sorted(sums)], axis=0)
 
-    def rope(self, x: FloatArray, cos: FloatArray, sin: FloatArray, *, interleaved: bool = False) -> Any:
-        """Rotate into the result, in a block of tokens of one row of the batch at a time."""
-        n = cos.shape[-1]
-        if x.ndim != 4 or cos.ndim != 4 or cos.shape != sin.shape or 2 * n > x.shape[-1]:
-            return NotImplemented
-        if cos.shape[1:3] != (1, x.shape[2]) or cos.shape[0] not in (1, x.shape[0]):
-            return NotImplemented
-        if not alike(x, cos, sin):
-            return NotImplemented
-        B, H, T, d = x.shape
-        columns = feature_major(x)
-        if columns is not None:
-            return self._turn_columns(columns, cos, sin, interleaved, *self._like(x, x.dtype))
-        y = np.empty(x.shape, x.dtype)
-        first, second = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if interleaved else (slice(0, n), slice(n, 2 * n))
-
-        def block(at: tuple[int, slice]) -> None:
-            b, t = at
-            out, c, s = y[b, :, t], cos[b % len(cos), :, t], sin[b % len(sin), :, t]
-            one, two = x[b, :, t, first], x[b, :, t, second]
-            np.multiply(one, c, out=out[..., first])
-            out[..., first] -= two * s
-            np.multiply(two, c, out=out[..., second])
-            out[..., second] += one * s
-            out[..., 2 * n :] = x[b, :, t, 2 * n :]
-
-        size = max(ELEMENTS // max(H * d, 1), 1)
-        items = [(b, slice(t, min(t + size, T))) for b in range(B) for t in range(0, T, size)]
-        self._each(block, items, x.size)
-        return y
-
-    def _turn_columns(
-        self, x: FloatArray, cos: FloatArray, sin: FloatArray, interleaved: bool, y: FloatArray, into: FloatArray
-    ) -> FloatArray:
-        """Rotate x (heads, d, tokens), a head and some tokens at a time or all of few, into the like view of `y`."""
-        B, T = y.shape[0], y.shape[2]
-        turns = (np.broadcast_to(a, (B, *a.shape[1:])).transpose(1, 3, 0, 2).reshape(-1, B * T) for a in (cos, sin))
-        (c, s), n = map(np.ascontiguousarray, turns), cos.shape[-1]
-        first, second = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if interleaved else (slice(0, n), slice(n, 2 * n))
-
-        def block(at: tuple[slice, slice]) -> None:
-            h, t = at
-            one, two, out = x[h, first, t], x[h, second, t], into[h, :, t]
-            np.multiply(one, c[:, t], out=out[:, first])
-            out[:, first] -= two * s[:, t]
-            np.multiply(two, c[:, t], out=out[:, second])
-            out[:, second] += one * s[:, t]
-            out[:, 2 * n :] = x[h, 2 * n :, t]
-
-        if x.size <= ELEMENTS:
-            block((slice(None), slice(None)))
-            return y
-        features, tokens, share = x.shape[1], B * T, -(-len(x) // self._workers.threads)
-        heads = cut(len(x), max(min(ELEMENTS // (features * min(tokens, COLUMNS)), share), 1))
-        parts = self._tokens(tokens, len(heads), features * heads[0].stop)
-        self._each(block, [(h, t) for h in heads for t in parts], x.size)
-        return y
-
-    def rope_vjp(
-        self, g: FloatArray, x: FloatArray, cos: FloatArray, sin: FloatArray, *, interleaved: bool = False
-    ) -> Any:
-        """Rotate back."""
-        if g.shape != x.shape:
-            return NotImplemented
-        turned = self.rope(g, cos, -sin, interleaved=interleaved)
-        return turned if turned is NotImplemented else (turned, None, None)
-
     def _tokens(self, tokens: int, groups: int, features: int) -> list[slice]:
         """Cut tokens that lie side by side so that every thread has as many of them, or has some groups."""
         parts = -(-tokens // max(COLUMNS, ELEMENTS // features))
@@ -280,8 +224,8 @@ class NumpyRowKernels(NumpyPasses):
 
 def alike(*arrays: NDArray[Any] | None) -> bool:
     """Whether all arrays are of one dtype, float32 or float64: what else there is, NumPy's own rules decide."""
-    dtypes = {x.dtype for x in arrays if x is not None}
-    return len(dtypes) == 1 and dtypes <= FLOATS
+    dtypes = [x.dtype for x in arrays if x is not None]
+    return bool(dtypes) and dtypes[0] in FLOATS and dtypes.count(dtypes[0]) == len(dtypes)
 
 
 def cut(length: int, size: int) -> list[slice]:
@@ -306,9 +250,25 @@ def feature_major(x: FloatArray) -> FloatArray | None:
     return turned.reshape(*turned.shape[:2], -1)
 
 
+def gated(outs: list[FloatArray], gate: FloatArray, up: FloatArray) -> None:
+    """Write silu(gate) ⊙ up."""
+    silu(outs, gate)
+    outs[0] *= up
+
+
+def silu(outs: list[FloatArray], x: FloatArray) -> None:
+    """Write x / (1 + e^−x)."""
+    (out,) = outs
+    np.negative(x, out=out)
+    with np.errstate(over="ignore"):  # e^−x = ∞ gives the right limit, 0
+        np.exp(out, out=out)
+    out += 1
+    np.divide(x, out, out=out)
+
+
 def _root(rows: FloatArray, eps: float) -> FloatArray:
     """√(mean x² + ε) of each row."""
-    root: FloatArray = np.vecdot(rows, rows)[:, None]
+    root: FloatArray = np.vecdot(rows, rows)[..., None]
     root /= rows.shape[-1]
     root += eps
     np.sqrt(root, out=root)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff import layers
-from refdiff.backends import untouched
+from refdiff.backends import laid_over, untouched
 from refdiff.backends.numpy_attention_vjp_kernels import NumpyAttentionVjpKernels
 from refdiff.backends.numpy_row_kernels import (
     COLUMNS,
@@ -67,7 +67,9 @@ class NumpyVjpKernels(NumpyAttentionVjpKernels):
 
         What lies feature-major goes back through both projections in one product, Gₐ Wₐ + G_u W_u = [Gₐ G_u] [Wₐ; W_u].
         """
-        if act not in ("silu", "swish") or not alike(g, x, *(p["weight"] for p in (gate_proj, up_proj, down_proj))):
+        if act not in ("silu", "swish") or laid_over(activation) or laid_over(activation_vjp):
+            return NotImplemented
+        if not alike(g, x, *(p["weight"] for p in (gate_proj, up_proj, down_proj))):
             return NotImplemented
         gate, up = linear(x, **gate_proj), linear(x, **up_proj)
         hidden, s = self._pieces(_gated, 2, gate, up)

@@ -16,7 +16,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from threadpoolctl import OpenBLASController, ThreadpoolController
@@ -78,6 +77,72 @@ def _from_any_thread() -> Iterator[None]:
 BLAS = _Blas()
 
 
+class _Call:
+    """Something that a helper does, in the context of who asked for it."""
+
+    def __init__(self, what: Callable[[], None]) -> None:
+        self._what: Callable[[], None] | None = what
+        self._context = contextvars.copy_context()
+        self._error: BaseException | None = None
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def run(self) -> None:
+        """Do it, let go of it, and keep what it raises."""
+        what, self._what = self._what, None
+        try:
+            if what is not None:
+                self._context.run(what)
+        except BaseException as error:
+            self._error = error
+
+    def ended(self) -> None:
+        """Let go of who waits."""
+        self._done.release()
+
+    def end(self) -> BaseException | None:
+        """Wait until it has ended, and return what it raised."""
+        self._done.acquire()
+        return self._error
+
+
+class _Helper:
+    """A thread that waits on a lock: threads meet a hundred times a token, for which an executor takes longer."""
+
+    def __init__(self, idle: deque[_Helper]) -> None:
+        self._idle = idle
+        self._next: _Call | None = None
+        self._go = threading.Lock()
+        self._go.acquire()
+        threading.Thread(target=self._serve, name="refdiff", daemon=True).start()
+
+    def begin(self, what: Callable[[], None]) -> _Call:
+        """Begin to do it."""
+        self._next = call = _Call(what)
+        self._go.release()
+        return call
+
+    def leave(self) -> None:
+        """End the thread."""
+        self._go.release()
+
+    def _serve(self) -> None:
+        while True:
+            self._go.acquire()
+            call, self._next = self._next, None
+            if call is None:
+                return
+            call.run()
+            self._idle.append(self)
+            call.ended()
+
+
+def _leave(idle: deque[_Helper]) -> None:
+    """End the helpers of workers that are no more."""
+    while idle:
+        idle.pop().leave()
+
+
 class Workers:
     """The threads that one model's kernels share; passes in several threads of the caller's own share them too.
 
@@ -93,8 +158,10 @@ class Workers:
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, but must be 1 or more, or None for all cores")
         self.threads = threads or default_threads()
-        self._pool: ThreadPoolExecutor | None = None
         self._here = threading.local()
+        self._idle: deque[_Helper] = deque()
+        self._helpers, self._counting = 0, threading.Lock()
+        weakref.finalize(self, _leave, self._idle)
         _ALL.add(self)
 
     @contextlib.contextmanager
@@ -109,8 +176,6 @@ class Workers:
         if self._alone is not None or self._is_busy():
             yield False
             return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="refdiff")
         with BLAS.limited(1 if alone else self.threads):
             self._here.alone = alone
             try:
@@ -167,17 +232,27 @@ class Workers:
             with self._being_busy():
                 drain()
 
-        helpers = min(self.free, len(todo)) - 1
-        if helpers < 1 or self._pool is None:
-            drain()
-            return
-        waiting = [self._pool.submit(contextvars.copy_context().run, beside) for _ in range(helpers)]
+        calls = [helper.begin(beside) for helper in self._take(min(self.free, len(todo)) - 1)]
         try:
-            beside()
+            (beside if calls else drain)()
         finally:
-            failed = [error for result in waiting if (error := result.exception()) is not None]
+            failed = [error for call in calls if (error := call.end()) is not None]
         if failed:
             raise failed[0]
+
+    def _take(self, most: int) -> list[_Helper]:
+        """Take up to so many helpers that have nothing to do; there are as many as threads but for the caller's."""
+        taken: list[_Helper] = []
+        while len(taken) < most:
+            try:
+                taken.append(self._idle.pop())
+            except IndexError:
+                with self._counting:
+                    if self._helpers >= self.threads - 1:
+                        break
+                    self._helpers += 1
+                taken.append(_Helper(self._idle))
+        return taken
 
     def in_order(self, work: Callable[[Item], Result], items: Sequence[Item], take: Callable[[Result], Any]) -> None:
         """Call `work(item)` for every item, and `take` of each result: one at a time, in the order of the items.
@@ -221,7 +296,8 @@ def _forked() -> None:
     """Let go of threads that were not forked: who waited for one of them would wait for ever."""
     BLAS.forget()
     for workers in list(_ALL):
-        workers._pool, workers._here = None, threading.local()
+        workers._idle.clear()
+        workers._helpers, workers._counting, workers._here = 0, threading.Lock(), threading.local()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,5 +1,6 @@
 """Every public kernel is held to its layer; the list of kernels is read from the module, so none can be forgotten."""
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends import FUSED
+from refdiff.backends import FUSED, ops_for, overlay
 from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
 from refdiff.backends.workers import Workers
 from tests.backends.vjp_cases import VJP_CASES, Case, normal
@@ -23,6 +24,7 @@ KERNELS = {
 
 
 SINGLE = np.ones((2, 4), np.float32)
+HEADS = np.ones((1, 4, 3, 5)), np.ones((1, 2, 3, 5)), np.ones((1, 1, 3, 10))
 
 
 def linear_cases() -> Iterator[Case]:
@@ -78,9 +80,11 @@ def activation_cases() -> Iterator[Case]:
 
 
 def swiglu_cases() -> Iterator[Case]:
-    for rows, inner in (((1, 1), 13), ((2, 7), 13), ((1, 5), 2**17)):
+    for rows, inner in (((1, 1), 13), ((2, 7), 13), ((1, 1), 2**16 + 5), ((3, 1), 2**16 + 5), ((1, 5), 2**17)):
         weights = [{"weight": normal(i, *shape, scale=0.3)} for i, shape in ((1, (inner, 11)), (2, (inner, 11)))]
-        yield (normal(0, *rows, 11), *weights, {"weight": normal(3, 11, inner, scale=0.3)}), {}
+        biased = [{**p, "bias": normal(i, inner)} for i, p in enumerate(weights)]
+        for projections in (weights, biased, (weights[0], biased[1])):
+            yield (normal(0, *rows, 11), *projections, {"weight": normal(3, 11, inner, scale=0.3)}), {}
         yield (normal(0, *rows, 11), *weights, {"weight": normal(3, 11, inner, scale=0.3)}), {"act": "gelu"}
 
 
@@ -139,6 +143,31 @@ def diff_attention_cases() -> Iterator[Case]:
         yield (q[0], k[0], q[1], k[1], v, np.float64(lam), one), {}  # one key that is seen: a difference of 1 and λ
 
 
+def diff_lambda_cases() -> Iterator[Case]:
+    for d, scale in ((1, 1.0), (64, 0.1), (128, 0.5)):
+        yield (*normal(d, 4, d, scale=scale), 0.2), {}
+
+
+def diff_heads_hf_cases() -> Iterator[Case]:
+    """Few queries, from which nothing is hidden; all others are left to the layer, and to `diff_attention`."""
+    for seed, (B, H, K, T, S, d, e) in enumerate(
+        (
+            (1, 4, 2, 1, 1, 8, 16),
+            (2, 4, 2, 1, 11, 5, 3),
+            (1, 16, 4, 1, 1031, 64, 128),
+            (3, 8, 4, 1, 300, 64, 128),
+            (2, 6, 1, 7, 71, 16, 8),
+            (1, 16, 4, 15, 515, 64, 128),
+        )
+    ):
+        g = np.random.default_rng(seed)
+        q, k, v = g.normal(size=(B, 2 * H, T, d)), g.normal(size=(B, 2 * K, S, d)), g.normal(size=(B, K, S, e))
+        yield (q, k, v, np.float64(0.7), 0.2, 1e-5), {}
+        yield (q, k, v, np.asarray(-1.3), 0.6, 0.0), {"causal": False}
+        yield (2 * q, 2 * k, v, np.float64(0.3), 0.8, 1e-5), {}
+        yield (q, k, v, np.float64(0.7), 0.2, 1e-5, None, g.normal(size=(1, 2 * H, T, S))), {}
+
+
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "embedding": embedding_cases,
     "linear": linear_cases,
@@ -148,6 +177,8 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "activation": activation_cases,
     "swiglu": swiglu_cases,
     "diff_attention": diff_attention_cases,
+    "diff_lambda": diff_lambda_cases,
+    "diff_heads_hf": diff_heads_hf_cases,
     **VJP_CASES,
 }
 
@@ -243,6 +274,18 @@ def test_kernel_equals_its_layer(name: str) -> None:
         ("diff_attention", (*[np.ones((1, 2, 3, 5), np.float32)] * 5, np.float64(0.5))),
         ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), None, np.ones((3, 3), np.float32))),
         ("diff_attention_vjp", (np.ones((1, 2, 3, 5), np.float32), *[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5))),
+        ("diff_lambda", (*[np.ones(3)] * 3, np.ones(4), 0.2)),
+        ("diff_lambda", (*[np.ones((1, 3))] * 4, 0.2)),
+        ("diff_lambda", (*[np.ones(3)] * 3, np.ones(3, np.float32), 0.2)),
+        ("diff_heads_hf", (*HEADS, np.float64(0.5), 0.2, 1e-5, np.ones((3, 3), bool))),
+        ("diff_heads_hf", (*HEADS, np.ones((1, 2, 3, 1)), 0.2, 1e-5)),
+        ("diff_heads_hf", (*HEADS, 0.5, 0.2, 1e-5)),
+        ("diff_heads_hf", (*HEADS, np.float32(0.5), 0.2, 1e-5)),
+        ("diff_heads_hf", (*HEADS, np.float64(0.5), 0.2, -1.0)),
+        ("diff_heads_hf", (HEADS[0][:, :3], *HEADS[1:], np.float64(0.5), 0.2, 1e-5)),
+        ("diff_heads_hf", (*HEADS[:2], np.ones((1, 2, 3, 10)), np.float64(0.5), 0.2, 1e-5)),
+        ("diff_heads_hf", (HEADS[0], HEADS[1][:, :, :2], HEADS[2][:, :, :2], np.float64(0.5), 0.2, 1e-5)),
+        ("diff_heads_hf", (*[np.ones((1, 4, 16, 5))] * 2, np.ones((1, 2, 16, 10)), np.float64(0.5), 0.2, 1e-5)),
         ("plain_heads", (*[np.ones((1, 2, 3, 5), int)] * 3,)),
         ("linear_vjp", (SINGLE, np.ones((2, 3)), np.ones((4, 3)))),
         ("cross_entropy", (np.ones((2, 4), int), np.array([0, 1]))),
@@ -290,6 +333,36 @@ def test_what_does_not_fit_is_left_to_the_layer(args: tuple[str, tuple[Any, ...]
     name, arguments = args
     options = {"act": "gelu"} if name == "swiglu_vjp" else {}
     assert KERNELS[name](*arguments, **options) is NotImplemented
+
+
+PARTS = [
+    (name, part)
+    for name in KERNELS
+    for part, p in inspect.signature(getattr(layers, name)).parameters.items()
+    if part in layers.__all__ and p.kind is p.KEYWORD_ONLY
+]
+
+
+@pytest.mark.parametrize(("name", "part"), PARTS)
+def test_a_part_that_something_is_laid_over_is_called(name: str, part: str) -> None:
+    """By the kernel, or by the layer that the kernel leaves the call to."""
+    laid_over: list[str] = []
+
+    def wrap(layer: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            laid_over.append(layer)
+            return function(*args, **kwargs)
+
+        return counted if layer == part else function
+
+    fast = overlay(ops_for(FAST), wrap)
+    for args, kwargs in itertools.islice(CASES[name](), 4):
+        if getattr(layers, name)(*args, **kwargs) is not None and "gelu" not in kwargs.values():
+            laid_over.clear()
+            with FAST.running():
+                getattr(fast, name)(*args, **kwargs)
+            assert part in laid_over
 
 
 @pytest.mark.parametrize("name", ["diff_attention", "diff_attention_vjp", "plain_heads", "plain_heads_vjp"])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.backends.numpy_product_kernels import has_unpacked_products
+from refdiff.backends.numpy_pieces import has_unpacked_products
 from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
 from refdiff.backends.workers import Workers
 from tests.backends.vjp_cases import normal

@@ -1,10 +1,12 @@
 """Threads: every part is done once, errors come out, and BLAS gets its threads back."""
 
+import gc
 import os
 import select
 import signal
 import threading
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -156,6 +158,67 @@ def test_several_threads_take_part():
     workers, meeting = Workers(3), threading.Barrier(3, timeout=20)
     with workers.running():
         workers.each(lambda _: meeting.wait(), range(3))  # passes only if three items are under way at once
+
+
+def named() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "refdiff"}
+
+
+def test_threads_are_kept_from_one_pass_to_the_next_and_end_with_their_workers():
+    others, workers, meeting = named(), Workers(3), threading.Barrier(3, timeout=20)
+    for _ in range(3):
+        with workers.running():
+            workers.each(lambda _: meeting.wait(), range(3))
+    mine = named() - others
+    assert len(mine) == 2
+    del workers
+    gc.collect()
+    for thread in mine:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_callers_in_two_threads_share_the_helpers():
+    """There is one: whoever comes second goes on alone."""
+    others, workers, both = named(), Workers(2), threading.Barrier(2, timeout=20)
+    seen, lock = [], threading.Lock()
+
+    def call(caller: int) -> None:
+        with workers.running():
+            both.wait()
+            for item in range(50):
+                workers.each(lambda n, item=item: note((caller, item, n)), range(5))
+
+    def note(item: tuple[int, int, int]) -> None:
+        with lock:
+            seen.append(item)
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(2)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join(20)
+    assert sorted(seen) == [(caller, item, n) for caller in range(2) for item in range(50) for n in range(5)]
+    assert len(named() - others) == 1
+
+
+def test_what_was_done_is_let_go_of():
+    """Arrays that a part of the work refers to are not kept until there is other work: their memory is used again."""
+
+    class Something:
+        pass
+
+    workers, meeting, thing = Workers(2), threading.Barrier(2, timeout=20), Something()
+    there = weakref.ref(thing)
+
+    def work(_: int, thing: Something = thing) -> None:
+        meeting.wait()
+
+    with workers.running():
+        workers.each(work, range(2))
+    del work, thing
+    gc.collect()
+    assert there() is None
 
 
 def test_what_an_item_asks_for_its_own_thread_does():

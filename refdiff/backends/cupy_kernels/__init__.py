@@ -24,7 +24,7 @@ import numpy as np
 
 from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.backends import untouched
+from refdiff.backends import laid_over, untouched
 from refdiff.backends.attention_inputs import fits
 from refdiff.backends.cupy_kernels import rotation
 from refdiff.backends.cupy_kernels.attention import Call
@@ -163,7 +163,7 @@ class CupyKernels:
         activation: Callable[..., Any] = layers.activation,
     ) -> Any:
         """Multiply silu(gate) and up in one step, of few rows that with their products."""
-        if act not in ("silu", "swish") or x.dtype.name not in NUMBERS or x.size == 0:
+        if act not in ("silu", "swish") or laid_over(activation) or x.dtype.name not in NUMBERS or x.size == 0:
             return NotImplemented
         hidden = gated(self._device, x, gate_proj, up_proj) if untouched(linear) else NotImplemented
         if hidden is not NotImplemented:
@@ -281,7 +281,7 @@ class CupyKernels:
         attention_weights: Callable[..., Any] = layers.attention_weights,
     ) -> Any:
         """Sum up one softmax map as `diff_attention` does two."""
-        if not fits(q, k, q, k, v) or not _one_map(q, mask, bias):
+        if laid_over(attention_weights) or not fits(q, k, q, k, v) or not _one_map(q, mask, bias):
             return NotImplemented
         call = Call.of(self._device, (q,), (k,), v, None, mask, bias, causal, **self._state)
         return NotImplemented if call is None else namespace(q).reshape(call.forward(), (q.shape[0], q.shape[2], -1))
@@ -300,7 +300,9 @@ class CupyKernels:
         attention_weights_vjp: Callable[..., Any] = layers.attention_weights_vjp,
     ) -> Any:
         """Compute the weights anew, as `diff_attention_vjp` does."""
-        if not fits(q, k, q, k, v) or not _one_map(q, mask, bias) or g.dtype != q.dtype:
+        if laid_over(attention_weights) or laid_over(attention_weights_vjp) or g.dtype != q.dtype:
+            return NotImplemented
+        if not fits(q, k, q, k, v) or not _one_map(q, mask, bias):
             return NotImplemented
         (B, H, T, _), e = q.shape, v.shape[3]
         if tuple(g.shape) != (B, T, H * e):

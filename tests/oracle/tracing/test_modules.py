@@ -115,7 +115,7 @@ def dump(folder: Path, points: dict[str, Any]) -> None:
 
 MODULES = {
     "embed_tokens", "input_layernorm", "q_proj", "k_proj", "v_proj", "groupnorm", "o_proj", "post_attention_layernorm",
-    "gate_proj", "up_proj", "down_proj", "norm", "lm_head",
+    "gate_proj", "act_fn", "up_proj", "down_proj", "norm", "lm_head",
 }  # fmt: skip
 
 
