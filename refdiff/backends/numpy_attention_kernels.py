@@ -24,9 +24,8 @@ from refdiff.backends.numpy_attention_scores import (
     pieces,
     scores_of,
     softmax_rows,
-    sum_by_keys,
 )
-from refdiff.backends.numpy_pieces import UNPACKED, WIDE, lay_keys, lay_values, multiply_values
+from refdiff.backends.numpy_pieces import UNPACKED, WIDE, lay_keys, lay_values, multiply_values, sum_few
 from refdiff.backends.numpy_rope_kernels import NumpyRopeKernels
 from refdiff.backends.numpy_row_kernels import FloatArray, alike, cut
 
@@ -264,7 +263,7 @@ class NumpyAttentionKernels(NumpyRopeKernels):
             if M > 1:
                 scores[:, 1] *= lambdas[b, h].reshape(rows, heads, n, 1) * (sums[:, 0] / sums[:, 1])
                 weights -= scores[:, 1]
-            product = sum_by_keys(weights, v[b, k], values_at_a_time)
+            product = sum_few(weights, v[b, k], values_at_a_time)
             product /= sums[:, 0]
             out[b, h] = product.reshape(rows, heads * G, T, e)
 

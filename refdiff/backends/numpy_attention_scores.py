@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.backends.numpy_pieces import multiply_keys
+from refdiff.backends.numpy_pieces import SIDE_BY_SIDE, multiply_few, multiply_keys
 from refdiff.backends.numpy_row_kernels import FloatArray, cut
 
 CACHED = 2**17
@@ -23,12 +23,6 @@ FEW_RESULTS = 2**12
 
 SEEN = 64
 """Of fewer keys the largest score is always taken away: of one alone the weight is then 1, and 1 − λ exact."""
-
-ROWS = 8
-"""Of so many rows BLAS adds up a product's terms in several sums side by side."""
-
-TOGETHER = 64
-"""How many pieces are added one to another, before their sum is: of many a sum in one go is less exact."""
 
 Map = tuple[FloatArray, FloatArray, NDArray[Any] | None, NDArray[Any] | None]
 """A map's q (B, H, T, d), k (B, K, S, d), mask and bias."""
@@ -159,41 +153,11 @@ def fill_by_keys(q: FloatArray, k: FloatArray, size: int, out: FloatArray) -> No
     if exact:
         q = q / root
     *others, G, T, d = q.shape
-    if G * T <= ROWS:
+    if G * T <= SIDE_BY_SIDE:
         q, out = q.reshape(*others, 1, G * T, d), out.reshape(*others, 1, G * T, -1)
-    for at, piece in _stretches(k.shape[-2], size, k.shape[-2]):
-        keys = _rows_by(piece, k[..., None, at, :])
-        np.matmul(q[..., None, :, :], keys.swapaxes(-1, -2), out=_columns_by(piece, out[..., at]))
+    multiply_few(q, k[..., None, :, :], size, out)
     if not exact:
         out /= root
-
-
-def sum_by_keys(weights: FloatArray, v: FloatArray, size: int) -> FloatArray:
-    """Multiply weights (…, n, S) by v (…, S, e), `size` keys at a time: a sum of sums of few is more exact."""
-    total = np.zeros((*weights.shape[:-1], v.shape[-1]), v.dtype)
-    for at, piece in _stretches(v.shape[-2], size, TOGETHER):
-        total += np.matmul(_columns_by(piece, weights[..., at]), _rows_by(piece, v[..., at, :])).sum(axis=-3)
-    return total
-
-
-def _stretches(length: int, size: int, together: int) -> list[tuple[slice, int]]:
-    """Cut a length into stretches of at most so many whole pieces, and what is left over as one piece; and their sizes.
-
-    NumPy's own loop is over the pieces of a stretch.
-    """
-    whole = length // size * size
-    stretches = [(at, size) for at in cut(whole, size * together)]
-    return [*stretches, (slice(whole, length), length - whole)] if whole < length else stretches
-
-
-def _rows_by(size: int, x: FloatArray) -> FloatArray:
-    """(…, S, d) to (…, pieces, size, d)."""
-    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
-
-
-def _columns_by(size: int, x: FloatArray) -> FloatArray:
-    """(…, n, S) to (…, pieces, n, size)."""
-    return x.reshape(*x.shape[:-1], -1, size).swapaxes(-2, -3)
 
 
 def root_of(d: int) -> tuple[float, bool]:

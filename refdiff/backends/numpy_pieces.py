@@ -39,7 +39,10 @@ SEEN_AT_ONCE = 256
 """The keys whose values all rows of attention's weights are multiplied with first: twice as many are no faster."""
 
 MANY_PARTS = 64
-"""More parts than these are added up in float64, for they are added one to another."""
+"""More parts than these are added up in float64, or a sum of them at a time, for they are added one to another."""
+
+SIDE_BY_SIDE = 9
+"""Of up to so many tokens BLAS adds up the terms in several sums side by side, which is more exact."""
 
 SUMS = 2**16
 """How many numbers the parts of such products have together, before they are added up."""
@@ -127,6 +130,41 @@ def _multiply(pieces: FloatArray, blocks: FloatArray, out: FloatArray, terms: in
             products.sum(axis=1, out=out[at])
         if whole < K:
             out[at] += pieces[at, ..., whole:] @ blocks[:, whole:]
+
+
+def multiply_few(x: FloatArray, rows: FloatArray, size: int, out: FloatArray) -> None:
+    """Write x (…, n, K) times the rows (…, S, K) into `out` (…, n, S), `size` rows at a time: they lie as in memory."""
+    for at, piece in _stretches(rows.shape[-2], size, rows.shape[-2]):
+        columns = _rows_by(piece, rows[..., at, :]).swapaxes(-1, -2)
+        np.matmul(x[..., None, :, :], columns, out=_columns_by(piece, out[..., at]))
+
+
+def sum_few(weights: FloatArray, rows: FloatArray, size: int) -> FloatArray:
+    """Multiply weights (…, n, S) by rows (…, S, e), `size` rows at a time: a sum of sums of few is more exact."""
+    total = np.zeros((*weights.shape[:-1], rows.shape[-1]), rows.dtype)
+    for at, piece in _stretches(rows.shape[-2], size, MANY_PARTS):
+        total += np.matmul(_columns_by(piece, weights[..., at]), _rows_by(piece, rows[..., at, :])).sum(axis=-3)
+    return total
+
+
+def _stretches(length: int, size: int, together: int) -> list[tuple[slice, int]]:
+    """Cut a length into stretches of at most so many whole pieces, and what is left over as one piece; and their sizes.
+
+    NumPy's own loop is over the pieces of a stretch.
+    """
+    whole = length // size * size
+    stretches = [(at, size) for at in cut(whole, size * together)]
+    return [*stretches, (slice(whole, length), length - whole)] if whole < length else stretches
+
+
+def _rows_by(size: int, x: FloatArray) -> FloatArray:
+    """(…, S, d) to (…, pieces, size, d)."""
+    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
+
+
+def _columns_by(size: int, x: FloatArray) -> FloatArray:
+    """(…, n, S) to (…, pieces, n, size)."""
+    return x.reshape(*x.shape[:-1], -1, size).swapaxes(-2, -3)
 
 
 def lay_keys(k: FloatArray, empty: Callable[..., FloatArray], each: Callable[..., Any]) -> FloatArray:

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from refdiff.backends.numpy_attention_kernels import NumpyAttentionKernels
 from refdiff.backends.numpy_pieces import (
     PIECE,
+    SIDE_BY_SIDE,
     TERMS,
     UNPACKED,
     VECTOR,
     WIDE,
     Blocks,
     has_unpacked_products,
+    multiply_few,
     multiply_rows,
     rows_of,
 )
@@ -40,14 +42,11 @@ IN_CACHE = 2**15
 TOGETHER = 8
 """Packed pieces take tokens by so many: 7 cost more than 8, and are given a zero for company."""
 
-NARROW = 9
-"""More tokens than these are given zeros for company, so that they are whole vectors."""
-
 WORTH_BLOCKS = 2048
 """From how many outputs on, of all weights together, many tokens are worth laying in blocks."""
 
 LONG = 8192
-"""The terms of a product with up to `NARROW` tokens: there BLAS adds one vector to another."""
+"""The terms of a product with up to `SIDE_BY_SIDE` tokens: there BLAS adds one vector to another."""
 
 PACKED = 256
 """The rows of a piece that is packed: few enough to stay in the cache while they are multiplied."""
@@ -186,17 +185,20 @@ class NumpyProductKernels(NumpyAttentionKernels):
     def _unpacked(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
         """Multiply by few tokens in pieces that BLAS does not pack; see `_planned`.
 
-        Up to `NARROW` tokens lie one after the other; more lie side by side, a whole number of vectors wide, and have
-        their terms in parts.
+        Up to `SIDE_BY_SIDE` tokens, and terms up to `LONG`, go by rows; others lie side by side, a whole number of
+        vectors wide where they are more, and have their terms in parts.
         """
-        (N, K), outputs = flat.shape, len(weight)
-        if N <= NARROW:
-            columns, terms = np.ascontiguousarray(flat).T, min(K, LONG)
+        (N, K), outputs, dtype = flat.shape, len(weight), np.result_type(flat, weight)
+        if N <= SIDE_BY_SIDE and K <= LONG:
+            x, y, rows = np.ascontiguousarray(flat), self._workspace.empty((N, outputs), dtype), rows_of(N, K)
+            return y, lambda at: multiply_few(x, weight[at], rows, y[:, at])
+        if N <= SIDE_BY_SIDE:
+            columns, terms = np.ascontiguousarray(flat).T, LONG
         else:
             columns, terms = np.zeros((K, -(-N // VECTOR) * VECTOR), flat.dtype), min(K, TERMS)
             columns[:, :N] = flat.T
         rows = rows_of(columns.shape[1], terms)
-        y = self._workspace.empty((outputs, columns.shape[1]), np.result_type(flat, weight))
+        y = self._workspace.empty((outputs, columns.shape[1]), dtype)
 
         def part(at: slice) -> None:
             multiply_rows(weight[at], rows, columns[None], y[at], terms)
