@@ -117,13 +117,8 @@ class NumpyAttentionKernels(NumpyRopeKernels):
         if laid_over(attention_weights) or not fits(q, k, q, k, v) or not alike(q, k, v, bias):
             return NotImplemented
         (B, H, T, _), (_, S, e) = q.shape, v.shape[1:]
-        if (
-            (causal and S < T)
-            or any(x is not None and not covers(x, (B, H, T, S)) for x in (mask, bias))
-            or hides(bias)
-        ):
-            return NotImplemented
-        if mask is not None and mask.dtype != np.bool_:
+        fit = all(x is None or covers(x, (B, H, T, S)) for x in (mask, bias))
+        if not fit or (causal and S < T) or hides(bias) or (mask is not None and mask.dtype != np.bool_):
             return NotImplemented
         m, z = (None if x is None else x[(None,) * (4 - x.ndim)] for x in (mask, bias))
         return self._attend([(q, k, m, z)], v, None, causal).swapaxes(1, 2).reshape(B, T, H * e)
@@ -139,11 +134,8 @@ class NumpyAttentionKernels(NumpyRopeKernels):
             return self._by_blocks(maps, v, lambdas, causal).transpose(2, 0, 3, 1)
         if T >= LEAST:
             return self._at_once(maps, v, lambdas, causal)
-        one_by_one, hidden_by = (
-            [(q[:, None], k[:, None]) for q, k, *_ in maps],
-            [(mask, bias) for *_, mask, bias in maps],
-        )
-        return self._of_few(one_by_one, hidden_by, v, lambdas, causal)
+        one_by_one = [(q[:, None], k[:, None]) for q, k, *_ in maps]
+        return self._of_few(one_by_one, [(mask, bias) for *_, mask, bias in maps], v, lambdas, causal)
 
     def _at_once(self, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool) -> FloatArray:
         """Multiply all heads in one call."""
@@ -175,27 +167,18 @@ class NumpyAttentionKernels(NumpyRopeKernels):
         """Multiply few queries, that see all or all before them, by the keys of both maps at once."""
         if mask is not None or bias is not None or laid_over(diff_attention) or laid_over(rms_norm):
             return NotImplemented
-        if (
-            not q.ndim == k.ndim == v.ndim == 4
-            or q.shape[2] >= LEAST
-            or not isinstance(lambda_, np.ndarray | np.generic)
-        ):
+        few = q.ndim == k.ndim == v.ndim == 4 and q.shape[2] < LEAST
+        if not few or not eps >= 0 or not isinstance(lambda_, np.ndarray | np.generic) or lambda_.size != 1:
             return NotImplemented
-        (B, pairs, T, d), (K, S, e) = q.shape, v.shape[1:]
-        H = pairs // 2
-        fits = pairs == 2 * H and K and H % K == 0 and k.shape == (B, 2 * K, S, d) and len(v) == B and T <= S
-        if (
-            not fits
-            or lambda_.size != 1
-            or 0 in (q.size, v.size)
-            or not alike(q, k, v, np.asarray(lambda_))
-            or not eps >= 0
-        ):
+        (B, both, T, d), (K, S, e) = q.shape, v.shape[1:]
+        H = both // 2
+        fit = both == 2 * H and K and H % K == 0 and k.shape == (B, 2 * K, S, d) and len(v) == B and T <= S
+        if not fit or 0 in (q.size, v.size) or not alike(q, k, v, np.asarray(lambda_)):
             return NotImplemented
         lambdas = np.empty((B, H, T, 1), v.dtype)
         lambdas[...] = lambda_
-        both = q.reshape(B, 2, H, T, d), k.reshape(B, 2, K, S, d)
-        heads = self.rms_norm(self._of_few([both], [(None, None)] * 2, v, lambdas, causal), None, eps)
+        maps = q.reshape(B, 2, H, T, d), k.reshape(B, 2, K, S, d)
+        heads = self.rms_norm(self._of_few([maps], [(None, None)] * 2, v, lambdas, causal), None, eps)
         heads *= 1 - lambda_init
         return heads.swapaxes(1, 2).reshape(B, T, H * e)
 

@@ -66,12 +66,8 @@ class NumpyKernels(NumpyProductKernels):
         activation: Callable[..., Any] = layers.activation,
     ) -> Any:
         """Multiply silu(gate) and up piece by piece."""
-        weights = (p["weight"] for p in (gate_proj, up_proj, down_proj))
-        if (
-            act not in ("silu", "swish")
-            or laid_over(activation)
-            or not alike(x, *(w for w in weights if not is_stored(w)))
-        ):
+        expanded = [w for p in (gate_proj, up_proj, down_proj) if not is_stored(w := p["weight"])]
+        if act not in ("silu", "swish") or laid_over(activation) or not alike(x, *expanded):
             return NotImplemented
 
         def part(x: FloatArray) -> FloatArray:

@@ -75,13 +75,12 @@ class NumpyRopeKernels(NumpyRowKernels):
             return NotImplemented
         keys, values, start = cache.room(layer, k, v)
         x = np.concatenate([q, k], axis=1)
-        apart, axis = ((n, 2), 4) if interleaved else ((2, n), 3)
-        pairs = x.reshape(*x.shape[:3], *apart)
-        c, s = (np.expand_dims(angles, axis) for angles in (cos, sin))
-        turned, across = pairs * c, pairs * s
-        (one, two), (of_one, of_two) = (np.moveaxis(y, axis, 0) for y in (turned, across))
-        one -= of_two
-        two += of_one
+        index: list[tuple[Any, ...]] = [(..., i) if interleaved else (..., i, slice(None)) for i in (None, 0, 1)]
+        whole, one, two = index
+        pairs = x.reshape(*x.shape[:3], *((n, 2) if interleaved else (2, n)))
+        turned, across = pairs * cos[whole], pairs * sin[whole]
+        turned[one] -= across[two]
+        turned[two] += across[one]
         y = turned.reshape(x.shape)
         keys[:, :, start : start + T], values[:, :, start : start + T] = y[:, H:], v
         return y[:, :H], *cache.filled(layer, start + T)
