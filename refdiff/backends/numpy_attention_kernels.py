@@ -49,10 +49,10 @@ THREADED = 2 * UNPACKED
 """From how large a product on keys are not cut for it: beyond, packing them costs less than BLAS's threads gain."""
 
 KEYS = 256
-"""The most keys that few queries meet at a time: so few that BLAS does not pack them."""
+"""The most keys that few queries meet at a time: with AVX-512 BLAS does not pack so few."""
 
 LEAST_KEYS = 64
-"""And the fewest: where queries are so many that BLAS packs them, or the processor is not one that can do without."""
+"""And the fewest, where queries are so many that BLAS packs these too."""
 
 SUMMED = 64
 """The keys that a product of few queries' weights sums up at a time: a sum of sums of few is more exact."""
@@ -168,7 +168,13 @@ class NumpyAttentionKernels(NumpyRopeKernels):
         if mask is not None or bias is not None or laid_over(diff_attention) or laid_over(rms_norm):
             return NotImplemented
         few = q.ndim == k.ndim == v.ndim == 4 and q.shape[2] < LEAST
-        if not few or not eps >= 0 or not isinstance(lambda_, np.ndarray | np.generic) or lambda_.size != 1:
+        if (
+            not few
+            or not eps >= 0
+            or not isinstance(lambda_, np.ndarray | np.generic)
+            or lambda_.size != 1
+            or lambda_.ndim > 4
+        ):
             return NotImplemented
         (B, both, T, d), (K, S, e) = q.shape, v.shape[1:]
         H = both // 2
@@ -318,11 +324,6 @@ class NumpyAttentionKernels(NumpyRopeKernels):
         b, k = part
         shape = arrays, (b.stop - b.start) * (k.stop - k.start) * scores
         return deque(self._workspace.empty(shape, dtype) for _ in range(self._workers.free))
-
-
-def _length(part: slice) -> int:
-    length: int = part.stop - part.start
-    return length
 
 
 def goes_by_blocks(B: int, H: int, T: int, S: int) -> bool:

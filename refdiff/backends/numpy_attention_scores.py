@@ -150,8 +150,7 @@ def fill_by_keys(q: FloatArray, k: FloatArray, size: int, out: FloatArray) -> No
     Several queries by heads, as the layer does it: of more rows BLAS adds one term to another.
     """
     root, exact = root_of(q.shape[-1])
-    if exact:
-        q = q / root
+    q = np.ascontiguousarray(q / root if exact else q)  # once, and not for each piece of keys
     *others, G, T, d = q.shape
     if G * T <= SIDE_BY_SIDE:
         q, out = q.reshape(*others, 1, G * T, d), out.reshape(*others, 1, G * T, -1)

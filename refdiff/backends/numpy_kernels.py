@@ -14,7 +14,7 @@ import numpy as np
 
 from refdiff import layers
 from refdiff.backends import laid_over, untouched
-from refdiff.backends.numpy_product_kernels import FEW, NumpyProductKernels
+from refdiff.backends.numpy_product_kernels import FEW, NumpyProductKernels, run
 from refdiff.backends.numpy_row_kernels import (
     ELEMENTS,
     FLOATS,
@@ -97,16 +97,18 @@ class NumpyKernels(NumpyProductKernels):
         if plans is None:
             return NotImplemented
         gate, up = plans
-        if not gate.cuts or gate.cuts != up.cuts:
-            return NotImplemented
-        y = np.empty_like(gate.y)
+        y = self._workspace.empty(gate.y.shape, x.dtype)
 
         def part(at: slice) -> None:
             gate.part(at)
             up.part(at)
             gated([y[:, at]], gate.y[:, at], up.y[:, at])
 
-        self._workers.each(part, gate.cuts)
+        if gate.cuts and gate.cuts == up.cuts:
+            self._workers.each(part, gate.cuts)
+        else:
+            self._workers.each(run, [(plan, at) for plan in plans for at in plan.cuts])
+            gated([y], gate.y, up.y)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def _pieces(

@@ -39,7 +39,7 @@ SEEN_AT_ONCE = 256
 """The keys whose values all rows of attention's weights are multiplied with first: twice as many are no faster."""
 
 MANY_PARTS = 64
-"""More parts than these are added up in float64, or a sum of them at a time, for they are added one to another."""
+"""More parts than these are added up in float64, or each so many first: of one long sum of sums digits are lost."""
 
 SIDE_BY_SIDE = 9
 """Of up to so many tokens BLAS adds up the terms in several sums side by side, which is more exact."""
@@ -133,7 +133,7 @@ def _multiply(pieces: FloatArray, blocks: FloatArray, out: FloatArray, terms: in
 
 
 def multiply_few(x: FloatArray, rows: FloatArray, size: int, out: FloatArray) -> None:
-    """Write x (…, n, K) times the rows (…, S, K) into `out` (…, n, S), `size` rows at a time: they lie as in memory."""
+    """Write x (…, n, K) times the rows (…, S, K) into `out` (…, n, S), `size` rows at a time."""
     for at, piece in _stretches(rows.shape[-2], size, rows.shape[-2]):
         columns = _rows_by(piece, rows[..., at, :]).swapaxes(-1, -2)
         np.matmul(x[..., None, :, :], columns, out=_columns_by(piece, out[..., at]))

@@ -1,7 +1,7 @@
 """Fast twins for NumPy of products with weights: cut over the outputs, in the way that suits the number of tokens.
 
-A product W Xᵀ is returned as its transposed view, so that activations are kept feature-major and the next product reads
-them as they lie.
+A product of many tokens, W Xᵀ, is returned as its transposed view, so that activations are kept feature-major and the
+next product reads them as they lie; one of up to `SIDE_BY_SIDE` lies by tokens, where pieces are not packed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from refdiff.backends.numpy_pieces import (
     multiply_rows,
     rows_of,
 )
-from refdiff.backends.numpy_row_kernels import FLOATS, WORTH_A_THREAD, FloatArray, alike, cut
+from refdiff.backends.numpy_row_kernels import WORTH_A_THREAD, FloatArray, alike, cut
 from refdiff.backends.numpy_stored import EVEN, NUMBERS, ODD, ROWS, expand, factors, has_words, is_stored, spread
 
 FEW = 24
@@ -70,7 +70,7 @@ Part = Callable[[slice], None]
 class Plan(NamedTuple):
     """A product with a weight: `y` (N, outputs), what computes some outputs, and those that a thread takes at a time.
 
-    There are none of a product that is done, for it was too small for threads.
+    There are none of a product that is done: it was too small for threads, or its weight lies otherwise.
     """
 
     y: FloatArray
@@ -107,7 +107,7 @@ class NumpyProductKernels(NumpyAttentionKernels):
         plans = self._plans(x, projections)
         if plans is None:
             return NotImplemented
-        self._workers.each(_do, [(part, at) for _, part, cuts in plans for at in cuts])
+        self._workers.each(run, [(plan, at) for plan in plans for at in plan.cuts])
         for plan, p in zip(plans, projections, strict=True):
             if p.get("bias") is not None:
                 y = plan.y
@@ -116,50 +116,31 @@ class NumpyProductKernels(NumpyAttentionKernels):
 
     def _plans(self, x: FloatArray, projections: Sequence[Mapping[str, Any]]) -> list[Plan] | None:
         """Plan the products of (…, K), as (N, K), with each weight, biases left aside; None where these do not fit."""
-        one = x.ndim > 0 and x.size == x.shape[-1] and self._workers.alone
-        plans = self._of_one_token(x.reshape(-1), projections) if one else None
-        if plans is not None or not all(_fits(x, **p) for p in projections):
-            return plans
-        flat, weights, blocks, plans = x.reshape(-1, x.shape[-1]), [p["weight"] for p in projections], None, []
-        N, K = flat.shape
-        worth_blocks = N > FEW and K >= TERMS and sum(map(len, weights)) >= WORTH_BLOCKS
-        for weight in weights:
-            if N > 1 and (weight.size * N <= UNPACKED or _lies_otherwise(weight)):
-                plans.append(Plan(_as_the_layer(flat, weight), _nothing, ()))
-                continue
-            large = weight.size * N >= WORTH_A_THREAD
-            if worth_blocks and self._in_pieces(weight.dtype):
-                blocks = blocks or Blocks(flat, self._workspace.empty, self._workers.each)
-                y, part = self._by_blocks_of_tokens(blocks, weight, N)
-            else:
-                y, part = self._planned(flat, weight, large)
-            if not large:
-                part(slice(0, len(weight)))
-                cuts = []
-            elif is_stored(weight):  # in the steps of its expansion, so that threads end together
-                cuts = cut(len(weight), self._expanded(K, N))
-            else:
-                cuts = self._workers.cuts(len(weight), align=PIECE)
-            plans.append(Plan(y, part, cuts))
-        return plans
-
-    def _of_one_token(self, x: FloatArray, projections: Sequence[Mapping[str, Any]]) -> list[Plan] | None:
-        """Plan the products of one token (K,), row by row, where all weights are large and lie by rows.
-
-        Memory is then read in one stream, which is faster than BLAS's several. In a step all that lies between the
-        products is read from memory too, the code of these lines as well: there are few.
-        """
-        K, dtype, plans = len(x), x.dtype, []
-        x = np.ascontiguousarray(x)
+        if not all(_fits(x, **p) for p in projections):
+            return None
+        flat, plans, blocks = x.reshape(-1, x.shape[-1]), [], None
+        (N, K), threads = flat.shape, self._workers
+        outputs = sum(len(p["weight"]) for p in projections) if N > FEW else 0
         for p in projections:
-            weight, bias = p["weight"], p.get("bias")
-            fits = weight.dtype == dtype and weight.shape[1:] == (K,) and weight.flags.c_contiguous
-            if not fits or weight.size < WORTH_A_THREAD or dtype not in FLOATS:
-                return None
-            if bias is not None and (bias.dtype != dtype or bias.shape != weight.shape[:1]):
-                return None
-            y = np.empty((1, len(weight)), dtype)
-            plans.append(Plan(y, _by_rows(x, weight, y[0]), _cut(len(weight), max(READ_AT_ONCE // K, LET_GO))))
+            weight = p["weight"]
+            large, stored = weight.size * N >= WORTH_A_THREAD, is_stored(weight)
+            if N == 1 and large and not stored and threads.alone and weight.flags.c_contiguous:
+                y, part = self._by_rows(flat, weight)
+                cuts = _cut(len(weight), max(READ_AT_ONCE // K, LET_GO))
+            elif N > 1 and (weight.size * N <= UNPACKED or _lies_otherwise(weight)):
+                y, part, cuts = _as_the_layer(flat, weight), _nothing, []
+            else:
+                if outputs >= WORTH_BLOCKS and K >= TERMS and self._in_pieces(weight.dtype):
+                    blocks = blocks or Blocks(flat, self._workspace.empty, threads.each)
+                    y, part = self._by_blocks_of_tokens(blocks, weight, N)
+                else:
+                    y, part = self._planned(flat, weight, large)
+                # of an expansion in its steps, so that threads end together
+                cuts = cut(len(weight), self._expanded(K, N)) if stored else threads.cuts(len(weight), align=PIECE)
+                if not large:
+                    part(slice(0, len(weight)))
+                    cuts = []
+            plans.append(Plan(y, part, cuts))
         return plans
 
     def _planned(self, flat: FloatArray, weight: FloatArray, large: bool) -> tuple[FloatArray, Part]:
@@ -204,6 +185,24 @@ class NumpyProductKernels(NumpyAttentionKernels):
             multiply_rows(weight[at], rows, columns[None], y[at], terms)
 
         return y[:, :N].T, part
+
+    def _by_rows(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
+        """Multiply by one token, row by row: memory is then read in one stream, which is faster than BLAS's several.
+
+        Rows that are so long that the token does not stay in the first cache beside them are taken by four.
+        """
+        (_, K), y, x = flat.shape, np.empty((1, len(weight)), flat.dtype), np.ascontiguousarray(flat[0])
+
+        def part(at: slice) -> None:
+            rows, out = weight[at], y[0, at]
+            if K <= BESIDE:
+                np.vecdot(rows, x, out=out)
+                return
+            end = len(rows) // STACKED * STACKED
+            np.matmul(rows[:end].reshape(-1, STACKED, K), x, out=out[:end].reshape(-1, STACKED))
+            np.vecdot(rows[end:], x, out=out[end:])
+
+        return y, part
 
     def _by_blocks_of_tokens(self, blocks: Blocks, weight: FloatArray, tokens: int) -> tuple[FloatArray, Part]:
         """Multiply by many tokens, block by block, and return what `_planned` does; see numpy_pieces.py."""
@@ -286,31 +285,13 @@ class NumpyProductKernels(NumpyAttentionKernels):
         return part
 
 
-def _by_rows(x: FloatArray, weight: FloatArray, y: FloatArray) -> Part:
-    """Return what writes some of W x into `y`, row by row.
-
-    Rows that are so long that the token does not stay in the first cache beside them are taken by four.
-    """
-    K = len(x)
-
-    def part(at: slice) -> None:
-        rows, out = weight[at], y[at]
-        if K <= BESIDE:
-            np.vecdot(rows, x, out=out)
-            return
-        end = len(rows) // STACKED * STACKED
-        np.matmul(rows[:end].reshape(-1, STACKED, K), x, out=out[:end].reshape(-1, STACKED))
-        np.vecdot(rows[end:], x, out=out[end:])
-
-    return part
-
-
 _cut = functools.cache(cut)
 
 
-def _do(item: tuple[Part, slice]) -> None:
-    part, at = item
-    part(at)
+def run(item: tuple[Plan, slice]) -> None:
+    """Compute some outputs of a plan."""
+    plan, at = item
+    plan.part(at)
 
 
 def _nothing(_: slice) -> None:

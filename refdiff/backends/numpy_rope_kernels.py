@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends.numpy_row_kernels import (
+    AT_ONCE,
     COLUMNS,
     ELEMENTS,
-    SMALL,
     FloatArray,
     NumpyRowKernels,
     alike,
@@ -66,7 +66,7 @@ class NumpyRopeKernels(NumpyRowKernels):
     ) -> Any:
         """Rotate few queries and keys together, and write keys and values where the cache has room for them."""
         n = cos.shape[-1]
-        few = q.size + k.size <= SMALL and q.ndim == k.ndim == v.ndim == cos.ndim == 4
+        few = q.size + k.size <= AT_ONCE and q.ndim == k.ndim == v.ndim == cos.ndim == 4
         if not few or k.size == 0 or not alike(q, k, v, cos, sin):
             return NotImplemented
         B, H, T, d = q.shape

@@ -32,8 +32,9 @@ ROW_BY_ROW = 8
 COLUMNS = 512
 """How many tokens an elementwise step handles at a time where they lie side by side."""
 
-SMALL = 2**15
-"""Arrays of up to so many elements, of few tokens, are treated in one go: to cut them would take longer."""
+AT_ONCE = 2**15
+"""Arrays of up to so many elements are added in one go, and of a few tokens normed and rotated: to cut them would take
+longer."""
 
 FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}
 """What kernels compute with."""
@@ -46,7 +47,7 @@ class NumpyRowKernels(NumpyPasses):
     """The kernels of layers that treat each token by itself."""
 
     def embedding(self, ids: NDArray[np.integer[Any]], weight: FloatArray) -> Any:
-        """Lay the rows down feature-major, as everything that is added to them comes."""
+        """Lay the rows down feature-major, as what is added to those of many tokens comes."""
         if weight.ndim != 2 or ids.size < 2 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= len(weight):
             return NotImplemented
         y = self._workspace.empty((weight.shape[1], ids.size), weight.dtype)
@@ -55,7 +56,7 @@ class NumpyRowKernels(NumpyPasses):
 
     def residual_add(self, x: FloatArray, y: FloatArray) -> FloatArray:
         """Add, what lies feature-major in memory that the pass keeps: new memory takes ten times as long as the sum."""
-        if x.size <= SMALL:
+        if x.size <= AT_ONCE:
             return x + y
         columns, others = feature_major(x), feature_major(y)
         if columns is None or others is None or x.shape != y.shape or not alike(x, y):
@@ -71,9 +72,9 @@ class NumpyRowKernels(NumpyPasses):
 
     def rms_norm(self, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
         """Sum squares without holding them, and scale once; a few tokens that lie feature-major come out as rows."""
-        if not eps >= 0 or (weight is not None and weight.shape != x.shape[-1:]) or not alike(x, weight):
+        if not eps >= 0 or x.ndim < 1 or (weight is not None and weight.shape != x.shape[-1:]) or not alike(x, weight):
             return NotImplemented
-        if x.size <= SMALL and (x.flags.c_contiguous or x.size <= ROW_BY_ROW * x.shape[-1]):
+        if x.size <= AT_ONCE and (x.flags.c_contiguous or x.size <= ROW_BY_ROW * x.shape[-1]):
             rows = np.ascontiguousarray(x)
             y = rows / _root(rows, eps)
             if weight is not None:

@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from threadpoolctl import OpenBLASController, ThreadpoolController
@@ -78,69 +79,38 @@ BLAS = _Blas()
 
 
 class _Call:
-    """Something that a helper does, in the context of who asked for it."""
+    """Something that a helper may do, in the context of who asks for it, who takes it back if none has begun."""
 
     def __init__(self, what: Callable[[], None]) -> None:
-        self._what: Callable[[], None] | None = what
-        self._context = contextvars.copy_context()
+        self._what, self._context = what, contextvars.copy_context()
+        self._begun, self._ended = threading.Lock(), threading.Lock()
+        self._ended.acquire()
         self._error: BaseException | None = None
-        self._done = threading.Lock()
-        self._done.acquire()
 
     def run(self) -> None:
-        """Do it, let go of it, and keep what it raises."""
-        what, self._what = self._what, None
-        try:
-            if what is not None:
-                self._context.run(what)
-        except BaseException as error:
-            self._error = error
-
-    def ended(self) -> None:
-        """Let go of who waits."""
-        self._done.release()
+        """Do it, and keep what it raises, unless it was taken back."""
+        if self._begun.acquire(blocking=False):
+            try:
+                self._context.run(self._what)
+            except BaseException as error:
+                self._error = error
+            del self._what, self._context  # what they refer to is let go of before anyone goes on
+            self._ended.release()
 
     def end(self) -> BaseException | None:
-        """Wait until it has ended, and return what it raised."""
-        self._done.acquire()
-        return self._error
+        """Take it back, or wait until it has ended, and return what it raised."""
+        if not self._begun.acquire(blocking=False):
+            self._ended.acquire()
+        error, self._error = self._error, None
+        return error
 
 
-class _Helper:
-    """A thread that waits on a lock: threads meet a hundred times a token, for which an executor takes longer."""
-
-    def __init__(self, idle: deque[_Helper]) -> None:
-        self._idle = idle
-        self._next: _Call | None = None
-        self._go = threading.Lock()
-        self._go.acquire()
-        threading.Thread(target=self._serve, name="refdiff", daemon=True).start()
-
-    def begin(self, what: Callable[[], None]) -> _Call:
-        """Begin to do it."""
-        self._next = call = _Call(what)
-        self._go.release()
-        return call
-
-    def leave(self) -> None:
-        """End the thread."""
-        self._go.release()
-
-    def _serve(self) -> None:
-        while True:
-            self._go.acquire()
-            call, self._next = self._next, None
-            if call is None:
-                return
-            call.run()
-            self._idle.append(self)
-            call.ended()
-
-
-def _leave(idle: deque[_Helper]) -> None:
-    """End the helpers of workers that are no more."""
-    while idle:
-        idle.pop().leave()
+def _help(calls: SimpleQueue[_Call | None]) -> None:
+    """Do one call after another, until there is None, which ends all helpers."""
+    while (call := calls.get()) is not None:
+        call.run()
+        del call  # and what it raised, which refers to everything
+    calls.put(None)
 
 
 class Workers:
@@ -158,11 +128,15 @@ class Workers:
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, but must be 1 or more, or None for all cores")
         self.threads = threads or default_threads()
-        self._here = threading.local()
-        self._idle: deque[_Helper] = deque()
-        self._helpers, self._counting = 0, threading.Lock()
-        weakref.finalize(self, _leave, self._idle)
+        self._renew()
         _ALL.add(self)
+
+    def _renew(self) -> None:
+        """Begin without helpers; those that there are end with these workers, or were not forked."""
+        self._here = threading.local()
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._helpers, self._counting = 0, threading.Lock()
+        weakref.finalize(self, self._calls.put, None)
 
     @contextlib.contextmanager
     def running(self, *, alone: bool = True) -> Iterator[bool]:
@@ -232,27 +206,27 @@ class Workers:
             with self._being_busy():
                 drain()
 
-        calls = [helper.begin(beside) for helper in self._take(min(self.free, len(todo)) - 1)]
+        others = min(self.free, len(todo)) - 1
+        if others < 1:
+            drain()
+            return
+        calls = [_Call(beside) for _ in range(others)]
+        self._need(others)
+        for call in calls:
+            self._calls.put(call)
         try:
-            (beside if calls else drain)()
+            beside()
         finally:
             failed = [error for call in calls if (error := call.end()) is not None]
         if failed:
             raise failed[0]
 
-    def _take(self, most: int) -> list[_Helper]:
-        """Take up to so many helpers that have nothing to do; there are as many as threads but for the caller's."""
-        taken: list[_Helper] = []
-        while len(taken) < most:
-            try:
-                taken.append(self._idle.pop())
-            except IndexError:
-                with self._counting:
-                    if self._helpers >= self.threads - 1:
-                        break
-                    self._helpers += 1
-                taken.append(_Helper(self._idle))
-        return taken
+    def _need(self, helpers: int) -> None:
+        """See to it that there are so many; an executor would do what they do, and take longer for it."""
+        with self._counting:
+            while self._helpers < helpers:
+                threading.Thread(target=_help, args=(self._calls,), name="refdiff", daemon=True).start()
+                self._helpers += 1
 
     def in_order(self, work: Callable[[Item], Result], items: Sequence[Item], take: Callable[[Result], Any]) -> None:
         """Call `work(item)` for every item, and `take` of each result: one at a time, in the order of the items.
@@ -296,8 +270,7 @@ def _forked() -> None:
     """Let go of threads that were not forked: who waited for one of them would wait for ever."""
     BLAS.forget()
     for workers in list(_ALL):
-        workers._idle.clear()
-        workers._helpers, workers._counting, workers._here = 0, threading.Lock(), threading.local()
+        workers._renew()
 
 
 if hasattr(os, "register_at_fork"):

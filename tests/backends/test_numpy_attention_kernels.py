@@ -90,6 +90,24 @@ def test_rows_of_the_batch_do_not_see_each_other(taken, T, S, way):
     assert taken == [way] * 4
 
 
+@pytest.mark.parametrize(("T", "S"), [(1, 67), (5, 1031)])
+def test_rows_of_the_batch_do_not_see_each_other_where_both_maps_are_multiplied_at_once(T, S):
+    def call(q, k, v):
+        with KERNELS.running(), np.errstate(invalid="ignore"):
+            return KERNELS.diff_heads_hf(q, k, v, np.float64(0.7), 0.2, 1e-5)
+
+    g = np.random.default_rng(T)
+    q, k, v = g.normal(size=(3, 12, T, 5)), g.normal(size=(3, 6, S, 5)), g.normal(size=(3, 3, S, 10))
+    q = q.transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1)  # as a projection leaves it
+    together = call(q, k, v)
+    np.testing.assert_allclose(together, layers.diff_heads_hf(q, k, v, np.float64(0.7), 0.2, 1e-5), rtol=1e-10)
+    for spoiled in (90.0, np.nan):
+        factors = np.array([1.0, spoiled, 1.0])[:, None, None, None]
+        found = call(q * factors, k, v)
+        np.testing.assert_array_equal(found[[0, 2]], together[[0, 2]])
+        assert not np.array_equal(found[1], together[1])
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_long_cache_is_multiplied_whole_where_blas_has_the_threads(alone, monkeypatch):
     S, d, G = 8200, 64, 4

@@ -15,10 +15,12 @@ from refdiff.backends.numpy_pieces import (
     UNPACKED,
     Blocks,
     lay_keys,
+    multiply_few,
     multiply_keys,
     multiply_rows,
     multiply_values,
     rows_of,
+    sum_few,
 )
 from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
 from refdiff.backends.workers import Workers
@@ -197,3 +199,17 @@ def test_many_parts_of_the_keys_are_added_up_in_double_precision() -> None:
     v[0], v[SEEN_AT_ONCE::SEEN_AT_ONCE] = 1, 2.0**-24
     found = multiply_values(np.ones((32, keys), np.float32), v)
     assert (found == 1 + MANY_PARTS * 2.0**-24).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"), [(1, 4), (3, 4), (4, 4), (7, 3), (64 * 3, 3), (64 * 3 + 1, 3), (65 * 3, 3), (9, 1)]
+)
+def test_few_rows_are_multiplied_and_summed_some_at_a_time(rows: int, size: int) -> None:
+    """Of fewer than a piece, of whole ones, and with some left over; along leading axes, into every place once."""
+    x, many, values = normal(0, 2, 3, 5, 7), normal(1, 2, 1, rows, 7), normal(2, 2, 1, rows, 6)
+    out = np.full((2, 3, 5, rows + 2), np.nan)
+    multiply_few(x, many, size, out[..., 1:-1])
+    np.testing.assert_allclose(out[..., 1:-1], x @ many.swapaxes(-1, -2), rtol=1e-12, atol=1e-13)
+    assert np.isnan(out[..., [0, -1]]).all()
+    weights = out[..., 1:-1]
+    np.testing.assert_allclose(sum_few(weights, values, size), weights @ values, rtol=1e-12, atol=1e-12)

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.backends import numpy_product_kernels
 from refdiff.backends.numpy_pieces import has_unpacked_products
+from refdiff.backends.numpy_product_kernels import FEW
 from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
 from refdiff.backends.workers import Workers
 from tests.backends.vjp_cases import normal
@@ -64,6 +66,37 @@ def test_several_products_at_once_are_those_one_by_one(rows: int, stored: Any) -
         np.testing.assert_allclose(other, one, rtol=2e-5, atol=2e-5)
     assert np.abs(alone[0]).max() > 0.1
     assert FAST.linears(x, projections[0], {"weight": normal(0, 7, 1023)}) is NotImplemented
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, 10, 17, 24, 25])
+@pytest.mark.parametrize("kind", ["float32", "float16", "words", "turned", "one turned", "small"])
+def test_what_is_gated_at_once_is_what_the_products_and_silu_give(rows: int, kind: str, monkeypatch: Any) -> None:
+    """And every product is computed once."""
+    monkeypatch.setattr(NumpyVjpKernels, "unpacked", 24)
+    inner = 40 if kind == "small" else 1100
+    x = normal(0, 1, rows, 1024).astype(np.float32)
+    gate, up = (normal(i, inner, 1024, scale=0.05).astype(np.float32) for i in (1, 2))
+    if kind == "float16":
+        gate, up = gate.astype(np.float16), up.astype(np.float16)
+    elif kind == "words":
+        gate, up = ((w.view(np.uint32) >> 16).astype(np.uint16) for w in (gate, up))
+    elif "turned" in kind:
+        gate, up = np.asfortranarray(gate), up if kind == "one turned" else np.asfortranarray(up)
+    given = {"weight": gate}, {"weight": up}
+    alone = [FAST.linear(x, **p) for p in given]
+    products, whole = [], np.matmul
+    with FAST.running():
+        found = FAST._gated_linears(x, *given)
+        if kind == "turned":
+            monkeypatch.setattr(
+                numpy_product_kernels, "_as_the_layer", lambda *a: (products.append(a), whole(a[0], a[1].T))[1]
+            )
+            FAST._gated_linears(x, *given)
+            assert len(products) == (2 if 1 < rows <= FEW else 0)
+    if rows > FEW:
+        assert found is NotImplemented
+        return
+    np.testing.assert_allclose(found, alone[0] / (1 + np.exp(-alone[0])) * alone[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends.numpy_rope_kernels import NumpyRopeKernels
-from refdiff.backends.numpy_row_kernels import COLUMNS, SMALL, feature_major
+from refdiff.backends.numpy_row_kernels import AT_ONCE, COLUMNS, feature_major
 from refdiff.backends.workers import Workers
 from refdiff.model.cache import KVCache
 
@@ -49,6 +49,10 @@ def test_few_tokens_are_rotated_and_appended_as_the_layers_and_the_cache_do_it(
     fused, plain = KVCache(2), KVCache(2)
     for step in range(3):
         q, k, v, cos, sin = streams(B, T + step, dtype, rows=rows)
+        if step:  # as a projection leaves them: by tokens, or feature-major
+            q, k, v = (x.swapaxes(1, 2).copy().swapaxes(1, 2) for x in (q, k, v))
+        if step == 2:
+            q, k = (x.transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1) for x in (q, k))
         for layer in (0, 1):
             found = KERNELS.rope_append(fused, layer, q, k, v, cos, sin, interleaved=interleaved)
             turned, keys = (layers.rope(x, cos, sin, interleaved=interleaved) for x in (q, k))
@@ -60,7 +64,7 @@ def test_few_tokens_are_rotated_and_appended_as_the_layers_and_the_cache_do_it(
 
 def test_what_does_not_fit_is_left_to_the_layers_and_the_cache_is_as_before() -> None:
     q, k, v, cos, sin = streams(2, 3)
-    many = SMALL // (2 * 8 * 8) + 1
+    many = AT_ONCE // (2 * 8 * 8) + 1
     for given in (
         streams(2, many),
         (q.astype(np.float64), k, v, cos, sin),
@@ -78,3 +82,14 @@ def test_what_does_not_fit_is_left_to_the_layers_and_the_cache_is_as_before() ->
         assert KERNELS.rope_append(cache, 0, *given) is NotImplemented
         assert len(cache) == 0
         assert not cache.buffers
+
+
+def test_a_full_cache_says_so_and_is_as_before() -> None:
+    cache = KVCache(1, static=4)
+    KERNELS.rope_append(cache, 0, *streams(2, 3))
+    before = [x.copy() for x in cache.buffers]
+    with pytest.raises(ValueError, match="5 tokens do not fit into static=4"):
+        KERNELS.rope_append(cache, 0, *streams(2, 2))
+    assert len(cache) == 3
+    for one, other in zip(cache.buffers, before, strict=True):
+        np.testing.assert_array_equal(one[:, :, :3], other[:, :, :3])
