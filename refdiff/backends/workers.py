@@ -99,7 +99,9 @@ class _Call:
 
     def end(self) -> BaseException | None:
         """Take it back, or wait until it has ended, and return what it raised."""
-        if not self._begun.acquire(blocking=False):
+        if self._begun.acquire(blocking=False):
+            del self._what, self._context
+        else:
             self._ended.acquire()
         error, self._error = self._error, None
         return error
