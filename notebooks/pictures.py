@@ -143,8 +143,8 @@ class Aim:
 
 AIMS = {
     "decode:128": Aim(2.1, 0.93, reach="1.92×"),
-    "decode:2048": Aim(2.4, 0.93, reach="2.04×", reach_share="84 to 97 %"),
-    "decode:8192": Aim(2.4, 0.93, reach_share="92 to 95 %"),
+    "decode:2048": Aim(2.4, 0.93, reach="2.14×", reach_share="94 to 97 %"),
+    "decode:8192": Aim(2.4, 0.93, reach_share="77 to 95 %"),
     "prefill:128": Aim(1.35),
     "prefill:512": Aim(1.33, 0.94, reach_share="88 to 90 %"),
     "prefill:2048": Aim(1.37, 0.94, reach_share="92 %"),
