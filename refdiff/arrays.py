@@ -52,7 +52,7 @@ def namespace(*arrays: Array) -> Any:
     Raises:
         TypeError: there is no array among them, or they come from different libraries.
     """
-    if (arrays and all(type(a) is np.ndarray for a in arrays)) or _all_numpy(arrays):
+    if _all_numpy(arrays):
         return np
     try:
         return array_api_compat.array_namespace(*(a for a in arrays if a is not None))

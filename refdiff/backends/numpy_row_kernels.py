@@ -75,11 +75,7 @@ class NumpyRowKernels(NumpyPasses):
         if not eps >= 0 or x.ndim < 1 or (weight is not None and weight.shape != x.shape[-1:]) or not alike(x, weight):
             return NotImplemented
         if x.size <= AT_ONCE and (x.flags.c_contiguous or x.size <= ROW_BY_ROW * x.shape[-1]):
-            rows = np.ascontiguousarray(x)
-            y = rows / _root(rows, eps)
-            if weight is not None:
-                y *= weight
-            return y
+            return _normed(np.ascontiguousarray(x), weight, eps)
         columns = feature_major(x)
         if columns is not None and columns.shape[-1] > ROW_BY_ROW:
             return self._norm_columns(columns, weight, eps, *self._like(x, x.dtype))
@@ -88,10 +84,7 @@ class NumpyRowKernels(NumpyPasses):
         rows = x.reshape(into.shape)
 
         def block(at: slice) -> None:
-            piece = np.ascontiguousarray(rows[at])
-            np.divide(piece, _root(piece, eps), out=into[at])
-            if weight is not None:
-                into[at] *= weight
+            _normed(np.ascontiguousarray(rows[at]), weight, eps, into[at])
 
         self._blocks(block, *into.shape)
         return y
@@ -265,6 +258,14 @@ def silu(outs: list[FloatArray], x: FloatArray) -> None:
         np.exp(out, out=out)
     out += 1
     np.divide(x, out, out=out)
+
+
+def _normed(rows: FloatArray, weight: FloatArray | None, eps: float, out: FloatArray | None = None) -> FloatArray:
+    """Divide rows by their roots, and scale them, into `out` if it is given."""
+    y: FloatArray = np.divide(rows, _root(rows, eps), out=out)
+    if weight is not None:
+        y *= weight
+    return y
 
 
 def _root(rows: FloatArray, eps: float) -> FloatArray:

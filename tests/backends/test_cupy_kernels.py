@@ -13,6 +13,7 @@ from refdiff.backends import ops_for
 from refdiff.backends.cupy_kernels import CupyKernels
 from refdiff.backends.cupy_kernels.products import FEW
 from tests.backends.cupy_cases import CASES
+from tests.backends.parts import calls, parts_of
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice
 from tests.cuda.there import cuda
@@ -194,6 +195,12 @@ def test_kernel_equals_its_layer(name: str) -> None:
     assert any(served), f"{name} declined every case"
     for dtype in (np.float16, BFLOAT16):
         assert hold(name, *cases[served.index(True)], dtype)
+
+
+@pytest.mark.parametrize(("name", "part"), parts_of(KERNELS))
+def test_a_part_that_something_is_laid_over_is_called(name: str, part: str) -> None:
+    args, kwargs = next(iter(CASES[name](False)))
+    assert calls(CupyKernels(EmulatedDevice()), name, part, cast(name, args, np.float32), kwargs)
 
 
 @pytest.mark.slow

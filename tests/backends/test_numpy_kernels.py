@@ -1,6 +1,5 @@
 """Every public kernel is held to its layer; the list of kernels is read from the module, so none can be forgotten."""
 
-import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
@@ -10,9 +9,10 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends import FUSED, ops_for, overlay
+from refdiff.backends import FUSED
 from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
 from refdiff.backends.workers import Workers
+from tests.backends.parts import calls, parts_of
 from tests.backends.vjp_cases import VJP_CASES, Case, normal
 
 FAST = NumpyVjpKernels(Workers(3))
@@ -347,35 +347,12 @@ def test_what_does_not_fit_is_left_to_the_layer(args: tuple[str, tuple[Any, ...]
     assert KERNELS[name](*arguments, **options) is NotImplemented
 
 
-PARTS = [
-    (name, part)
-    for name in KERNELS
-    for part, p in inspect.signature(getattr(layers, name)).parameters.items()
-    if part in layers.__all__ and p.kind is p.KEYWORD_ONLY
-]
-
-
-@pytest.mark.parametrize(("name", "part"), PARTS)
+@pytest.mark.parametrize(("name", "part"), parts_of(KERNELS))
 def test_a_part_that_something_is_laid_over_is_called(name: str, part: str) -> None:
-    """By the kernel, or by the layer that the kernel leaves the call to."""
-    laid_over: list[str] = []
-
-    def wrap(layer: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            laid_over.append(layer)
-            return function(*args, **kwargs)
-
-        return counted if layer == part else function
-
-    fast = overlay(ops_for(FAST), wrap)
     served = [case for case in itertools.islice(CASES[name](), 4) if "gelu" not in case[1].values()]
-    for args, kwargs in served:
-        laid_over.clear()
-        with FAST.running():
-            getattr(fast, name)(*args, **kwargs)
-        assert part in laid_over
     assert served
+    with FAST.running():
+        assert all(calls(FAST, name, part, *case) for case in served)
 
 
 @pytest.mark.parametrize("name", ["diff_attention", "diff_attention_vjp", "plain_heads", "plain_heads_vjp"])
