@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         note(f"refdiff bench: random weights in the dimensions of {like}")
     results: list[Measured] = []
     stored = args.dtype if args.dtype in SIXTEEN_BITS else None
-    with bench.checkpoint(like, _folder(args), stored) as folder:
+    with bench.checkpoint(like, _folder(args, like), stored) as folder:
         options = _options(args, folder)
         try:
             with _watched(rows, quiet=args.quiet) as (turn, done), closing(bench.run(rows, options, turn)) as run:
@@ -117,9 +117,9 @@ def _like(args: argparse.Namespace, rows: list[Row]) -> str | None:
     return str(args.like or "tiny")
 
 
-def _folder(args: argparse.Namespace) -> str | None:
-    if args.model is None:
-        return None if args.folder is None else str(args.folder)
+def _folder(args: argparse.Namespace, like: str | None) -> str | None:
+    if args.model is None:  # and no random weights where no row needs any
+        return None if args.folder is None or like is None else str(args.folder)
     from refdiff import hub
 
     files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)

@@ -161,6 +161,10 @@ def test_like_writes_a_checkpoint_once(calls: list[tuple[list[Row], Options]], t
     assert err.startswith("refdiff bench: random weights in the dimensions of tiny\n")
     assert main(["bench", "--rows", "load", "-q"]) == 0
     assert calls[-1][1].folder not in (None, str(kept))
+    new = tmp_path / "new"
+    assert main(["bench", "--like", "tiny", "--folder", str(new), "--rows", "product:1", "-q"]) == 0
+    assert calls[-1][1].folder is None, "products need no checkpoint"
+    assert not new.exists()
 
 
 def test_markdown(calls: list[tuple[list[Row], Options]], tiny_checkpoint: Path, capsys: Capture) -> None:
