@@ -17,15 +17,24 @@ from refdiff.backends.numpy_attention_scores import (
     SEEN,
     SMALL,
     Map,
-    fill_by_keys,
     largest,
     least_seen,
     part_of,
     pieces,
+    root_of,
     scores_of,
     softmax_rows,
 )
-from refdiff.backends.numpy_pieces import UNPACKED, WIDE, lay_keys, lay_values, multiply_values, sum_few
+from refdiff.backends.numpy_pieces import (
+    SIDE_BY_SIDE,
+    UNPACKED,
+    WIDE,
+    lay_keys,
+    lay_values,
+    multiply_few,
+    multiply_values,
+    sum_few,
+)
 from refdiff.backends.numpy_rope_kernels import NumpyRopeKernels
 from refdiff.backends.numpy_row_kernels import FloatArray, alike, cut
 
@@ -42,6 +51,9 @@ TOGETHER = 2**19
 """Up to how many scores of one map the heads of a block have together, where each has fewer: threads that often ask
 for Python wait for each other."""
 
+HELD = 2**18
+"""About how many scores of few queries, of both maps, a thread holds at a time: 1 MB in float32."""
+
 FEW_SCORES = 2**15
 """Of fewer scores of one map, few queries are not worth a second thread."""
 
@@ -54,11 +66,11 @@ KEYS = 256
 LEAST_KEYS = 64
 """And the fewest, where queries are so many that BLAS packs these too."""
 
-SUMMED = 64
-"""The keys that a product of few queries' weights sums up at a time: a sum of sums of few is more exact."""
+PARTS = 4
+"""In how many parts at least few queries' weights are summed up: a sum of sums is more exact. Each has at most `KEYS`
+keys and at least `LEAST_VALUES`, a power of two."""
 
-MANY = 1024
-"""Of fewer keys half as many are summed up at a time, of fewer than `SEEN` a quarter: the layer's sums are short."""
+LEAST_VALUES = 16
 
 NARROW = 16
 """In blocks of queries, values of fewer features are multiplied as the layer does: BLAS sums them up less exactly as
@@ -209,43 +221,54 @@ class NumpyAttentionKernels(NumpyRopeKernels):
         out = np.empty((B, H, T, e), v.dtype)
         for_blas = not self._workers.alone and S * d * n >= THREADED
         keys_at_a_time = S if for_blas else min(max(UNPACKED // d // n // 8 * 8, LEAST_KEYS), KEYS)
-        values_at_a_time = SUMMED if S >= MANY else SUMMED // 2 if S >= SEEN else SUMMED // 4
+        values_at_a_time = 1 << (max(min(KEYS, UNPACKED // n // e, S // PARTS), LEAST_VALUES).bit_length() - 1)
         masked = any(mask is not None for mask, _ in hidden_by)
+        seen_partly = masked or hidden is not None or any(bias is not None for _, bias in hidden_by)
         many = np.full(B, S - (T - 1 if causal else 0) >= SEEN)
         for mask, _ in hidden_by if masked else ():
             many &= least_seen(mask, (B, H, T, d), S, causal) >= SEEN
+        limits, ones = np.where(many, SMALL, 0), np.ones(S, v.dtype)
+        threads = self._workers.threads if self._workers.alone and B * H * T * S >= FEW_SCORES else 1
+        size = max(min(HELD // (M * n * S), -(-B * K // threads)), 1)
+        parts = [(b, k) for b in cut(B, max(size // K, 1)) for k in cut(K, min(size, K))]
+        # what needs Python is done before: threads wait for each other while one of them has it
+        root, exact = root_of(d)
+        groups = (1, n) if n <= SIDE_BY_SIDE else (G, T)  # by heads as the layer: of more BLAS adds one term to another
+        asked = [
+            (np.ascontiguousarray(q / root if exact else q).reshape(B, -1, K, *groups, d), k[..., None, :, :])
+            for q, k in maps
+        ]
+        rooms = self._rooms(1, parts[0], M * n * S, v.dtype)
 
         def part(at: tuple[slice, slice]) -> None:
             b, k = at
             h = slice(k.start * G, k.stop * G)
             rows, heads = b.stop - b.start, k.stop - k.start
-            scores = self._workspace.empty((rows, M, heads, n, S), v.dtype)
-            first = 0
-            for q, key in maps:
-                some = scores[:, first : first + q.shape[1]]
-                queries, into = (x.reshape(*some.shape[:3], G, T, -1) for x in (q[b, :, h], some))
-                fill_by_keys(queries, key[b, :, k], keys_at_a_time, into)
-                first += q.shape[1]
-            by_map = scores.swapaxes(0, 1)
-            for grid, (_, bias) in zip(by_map, hidden_by, strict=True):
-                if bias is not None:
-                    grid.reshape(rows, heads * G, T, S)[...] += part_of(bias, (b, h, ALL, ALL))
-            # each row of the batch goes by its own scores, not by its neighbours'
-            flat = scores.reshape(rows, -1)
-            small = (np.minimum.reduce(flat, axis=1) > -SMALL) & (np.maximum.reduce(flat, axis=1) < SMALL) & many[b]
-            for grid, (mask, _) in zip(by_map, hidden_by, strict=True):
+            room = rooms.pop()
+            scores = room[0, : rows * M * heads * n * S].reshape(rows, M, heads, n, S)
+            for at_map, (q, key) in zip(cut(M, M // len(asked)), asked, strict=True):
+                into = scores[:, at_map].reshape(rows, -1, heads, *groups, S)
+                multiply_few(q[b, :, k], key[b, :, k], keys_at_a_time, into)
+            if not exact:
+                scores /= root
+            for grid, (mask, bias) in zip(scores.swapaxes(0, 1), hidden_by, strict=True) if seen_partly else ():
                 by_head = grid.reshape(rows, heads * G, T, S)
+                if bias is not None:
+                    by_head += part_of(bias, (b, h, ALL, ALL))
                 if mask is not None:
                     np.copyto(by_head, -np.inf, where=~part_of(mask, (b, h, ALL, ALL)))
                 if hidden is not None:
                     np.copyto(by_head[..., S - T :], -np.inf, where=hidden)
-            if not small.all():
-                top = scores.max(axis=-1, keepdims=True)
-                top[small] = 0
+            top = np.maximum.reduce(scores, axis=-1, keepdims=True)
+            if masked:
                 top[top == -np.inf] = 0
+            # each row of the batch goes by its own scores, not by its neighbours'
+            small = np.maximum.reduce(np.abs(top.reshape(rows, -1)), axis=1) < limits[b]
+            if np.count_nonzero(small) < rows:
+                top[small] = 0
                 scores -= top
             np.exp(scores, out=scores)
-            sums = scores.sum(axis=-1, keepdims=True)
+            sums = np.vecdot(scores, ones)[..., None]
             if masked:
                 sums[sums == 0] = 1
             weights = scores[:, 0]
@@ -255,10 +278,9 @@ class NumpyAttentionKernels(NumpyRopeKernels):
             product = sum_few(weights, v[b, k], values_at_a_time)
             product /= sums[:, 0]
             out[b, h] = product.reshape(rows, heads * G, T, e)
+            rooms.append(room)
 
-        threads = self._workers.threads if self._workers.alone and B * H * T * S >= FEW_SCORES else 1
-        size = max(min(CACHED // (M * n * S), -(-B * K // threads)), 1)
-        self._workers.each(part, [(b, k) for b in cut(B, max(size // K, 1)) for k in cut(K, min(size, K))])
+        self._workers.each(part, parts)
         return out
 
     def _by_blocks(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.backends.numpy_pieces import SIDE_BY_SIDE, multiply_few, multiply_keys
+from refdiff.backends.numpy_pieces import multiply_keys
 from refdiff.backends.numpy_row_kernels import FloatArray, cut
 
 CACHED = 2**17
@@ -142,21 +142,6 @@ def softmax_rows(
     if lse is not None:
         lse[0], lse[1] = tops.reshape(B, H, t, 1), sums.reshape(B, H, t, 1)
     return p, sums.reshape(B, H, t, 1)
-
-
-def fill_by_keys(q: FloatArray, k: FloatArray, size: int, out: FloatArray) -> None:
-    """Write Q Kᵀ / √d into `out` (…, G, T, S) from q (…, G, T, d) and k (…, S, d), `size` keys at a time.
-
-    Several queries by heads, as the layer does it: of more rows BLAS adds one term to another.
-    """
-    root, exact = root_of(q.shape[-1])
-    q = np.ascontiguousarray(q / root if exact else q)  # once, and not for each piece of keys
-    *others, G, T, d = q.shape
-    if G * T <= SIDE_BY_SIDE:
-        q, out = q.reshape(*others, 1, G * T, d), out.reshape(*others, 1, G * T, -1)
-    multiply_few(q, k[..., None, :, :], size, out)
-    if not exact:
-        out /= root
 
 
 def root_of(d: int) -> tuple[float, bool]:

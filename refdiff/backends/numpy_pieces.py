@@ -8,8 +8,9 @@ Attention multiplies queries by blocks of keys, which are copied once a layer, a
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,17 @@ def multiply_few(x: FloatArray, rows: FloatArray, size: int, out: FloatArray) ->
 
 def sum_few(weights: FloatArray, rows: FloatArray, size: int) -> FloatArray:
     """Multiply weights (…, n, S) by rows (…, S, e), `size` rows at a time: a sum of sums of few is more exact."""
-    total = np.zeros((*weights.shape[:-1], rows.shape[-1]), rows.dtype)
-    for at, piece in _stretches(rows.shape[-2], size, MANY_PARTS):
-        total += np.matmul(_columns_by(piece, weights[..., at]), _rows_by(piece, rows[..., at, :])).sum(axis=-3)
-    return total
+
+    def of(at: slice, piece: int) -> FloatArray:
+        products = np.matmul(_columns_by(piece, weights[..., at]), _rows_by(piece, rows[..., at, :]))
+        total: FloatArray = products.sum(axis=-3)
+        return total
+
+    return functools.reduce(np.add, (of(*stretch) for stretch in _stretches(rows.shape[-2], size, MANY_PARTS)))
 
 
-def _stretches(length: int, size: int, together: int) -> list[tuple[slice, int]]:
+@functools.lru_cache
+def _stretches(length: int, size: int, together: int) -> Sequence[tuple[slice, int]]:
     """Cut a length into stretches of at most so many whole pieces, and what is left over as one piece; and their sizes.
 
     NumPy's own loop is over the pieces of a stretch.

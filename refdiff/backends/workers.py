@@ -24,6 +24,9 @@ from threadpoolctl import OpenBLASController, ThreadpoolController
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_END: Any = object()
+"""What follows the last item."""
+
 
 class _Blas:
     """How many threads BLAS has while passes of any thread are under way: one number for the whole process."""
@@ -191,33 +194,31 @@ class Workers:
         caller. Where one raises, those that have not begun are left out.
         """
         todo = deque(items)
-
-        def drain() -> None:
-            while True:
-                try:
-                    item = todo.popleft()
-                except IndexError:
-                    return
-                try:
-                    work(item)
-                except BaseException:
-                    todo.clear()
-                    raise
-
-        def beside() -> None:
-            with self._being_busy():
-                drain()
-
         others = min(self.free, len(todo)) - 1
         if others < 1:
-            drain()
+            for item in todo:
+                work(item)
             return
-        calls = [_Call(beside) for _ in range(others)]
+        todo.extend([_END] * (others + 1))
+        here, go_on = self._here, [True]
+
+        def drain() -> None:
+            before, here.busy = getattr(here, "busy", False), True
+            try:
+                while go_on and (item := todo.popleft()) is not _END:
+                    work(item)
+            except BaseException:
+                go_on.clear()
+                raise
+            finally:
+                here.busy = before
+
+        calls = [_Call(drain) for _ in range(others)]
         self._need(others)
         for call in calls:
             self._calls.put(call)
         try:
-            beside()
+            drain()
         finally:
             failed = [error for call in calls if (error := call.end()) is not None]
         if failed:
@@ -255,14 +256,6 @@ class Workers:
     def _is_busy(self) -> bool:
         """Whether this thread is one of several that have an item each."""
         return getattr(self._here, "busy", False)
-
-    @contextlib.contextmanager
-    def _being_busy(self) -> Iterator[None]:
-        self._here.busy = True
-        try:
-            yield
-        finally:
-            self._here.busy = False
 
 
 _ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
