@@ -67,10 +67,10 @@ LEAST_KEYS = 64
 """And the fewest, where queries are so many that BLAS packs these too."""
 
 PARTS = 4
-"""In how many parts at least few queries' weights are summed up: a sum of sums is more exact. Each has at most `KEYS`
-keys and at least `LEAST_VALUES`, a power of two."""
+"""In so many parts at least few queries' weights times values are summed up: a sum of sums is more exact."""
 
 LEAST_VALUES = 16
+"""The fewest values of such a part; the most are `KEYS`."""
 
 NARROW = 16
 """In blocks of queries, values of fewer features are multiplied as the layer does: BLAS sums them up less exactly as

@@ -203,7 +203,7 @@ class Workers:
         here, go_on = self._here, [True]
 
         def drain() -> None:
-            before, here.busy = getattr(here, "busy", False), True
+            here.busy = True
             try:
                 while go_on and (item := todo.popleft()) is not _END:
                     work(item)
@@ -211,7 +211,7 @@ class Workers:
                 go_on.clear()
                 raise
             finally:
-                here.busy = before
+                here.busy = False
 
         calls = [_Call(drain) for _ in range(others)]
         self._need(others)
