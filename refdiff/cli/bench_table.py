@@ -119,10 +119,19 @@ def _number(value: float, unit: str) -> str:
 def _caption(report: dict[str, Any]) -> str:
     settings, model = report["settings"], report["model"]
     what = f"{model['name']}, {model['parameters']:,} parameters, " if model else ""
-    pairs = f"median of {settings['pairs']} interleaved pair{'s' * (settings['pairs'] > 1)}"
-    once = [row["title"] for row in report["rows"] if any(len(s.get("bytes", ())) == 1 for s in row["sides"].values())]
-    pairs += f", measured once: {'; '.join(once)}" if once and settings["pairs"] > 1 else ""
+    pairs = _pairs(settings["pairs"], report["rows"])
     return f"{what}{settings['dtype']}, {pairs}. {one_line(report['machine'])}{_commits(report['rows'])}."
+
+
+def _pairs(most: int, rows: list[dict[str, Any]]) -> str:
+    """Say how many pairs were measured, and of which rows another number."""
+    titles: dict[int, list[str]] = {}
+    for row in rows:
+        counts = [len(side[what]) for side in row["sides"].values() for what in ("seconds", "bytes") if what in side]
+        if counts and max(counts) != most:
+            titles.setdefault(max(counts), []).append(row["title"])
+    others = [f", {'measured once' if n == 1 else f'of {n}'}: {'; '.join(found)}" for n, found in titles.items()]
+    return f"median of {most} interleaved pair{'s' * (most > 1)}{''.join(others)}"
 
 
 def _commits(rows: list[dict[str, Any]]) -> str:

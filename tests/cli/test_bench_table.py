@@ -57,15 +57,20 @@ def test_passes_through_the_model_are_told() -> None:
 
 def test_what_is_measured_once_is_said_to_be() -> None:
     cold, product = report()["rows"]
-    times = {name: {**side, "bytes": [3e9, 3e9]} for name, side in cold["sides"].items()}
-    once = {name: {**side, "bytes": [3e9]} for name, side in cold["sides"].items()}
+    times = {name: {"rate": side["rate"], "bytes": [3e9, 3e9]} for name, side in cold["sides"].items()}
+    once = {name: {"rate": side["rate"], "bytes": [3e9]} for name, side in cold["sides"].items()}
     memory = {**cold, "title": "training memory, 3m", "unit": "B"}
     several = report(rows=[{**memory, "sides": times}, product])
     assert "median of 2 interleaved pairs. A" in markdown_lines(several)[-1]
     single = report(rows=[{**memory, "sides": once}, product])
     assert "median of 2 interleaved pairs, measured once: training memory, 3m. A" in markdown_lines(single)[-1]
+    single = report(rows=[{**memory, "sides": once}])
     single["settings"]["pairs"] = 1
     assert "median of 1 interleaved pair. A" in markdown_lines(single)[-1]
+    more = {name: {**side, "seconds": [1.0] * 9} for name, side in cold["sides"].items()}
+    mixed = report(rows=[{**cold, "sides": more}, {**memory, "sides": once}, product])
+    caption = "median of 2 interleaved pairs, of 9: start to first token, measured once: training memory, 3m. A"
+    assert caption in markdown_lines(mixed)[-1]
 
 
 def test_the_commit_of_each_row_is_told() -> None:
