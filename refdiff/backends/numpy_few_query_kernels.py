@@ -123,7 +123,7 @@ class NumpyFewQueryKernels(NumpyRopeKernels):
             (np.ascontiguousarray(q / root if exact else q).reshape(B, -1, K, *groups, d), k[..., None, :, :])
             for q, k in maps
         ]
-        rooms = self._rooms(1, parts[0], M * n * S, v.dtype)
+        rooms = self._rooms(1, parts[0], M * n * S, v.dtype, len(parts))
 
         def part(at: tuple[slice, slice]) -> None:
             b, k = at
@@ -168,8 +168,11 @@ class NumpyFewQueryKernels(NumpyRopeKernels):
         self._workers.each(part, parts)
         return out
 
-    def _rooms(self, arrays: int, part: tuple[slice, slice], scores: int, dtype: Any) -> deque[FloatArray]:
-        """Allocate what the blocks of each free thread need: some arrays, each for the scores of a part."""
+    def _rooms(
+        self, arrays: int, part: tuple[slice, slice], scores: int, dtype: Any, items: int | None = None
+    ) -> deque[FloatArray]:
+        """Allocate what each free thread needs, of no more than there are items: arrays for the scores of a part."""
         b, k = part
         shape = arrays, (b.stop - b.start) * (k.stop - k.start) * scores
-        return deque(self._workspace.empty(shape, dtype) for _ in range(self._workers.free))
+        free = self._workers.free
+        return deque(self._workspace.empty(shape, dtype) for _ in range(free if items is None else min(free, items)))

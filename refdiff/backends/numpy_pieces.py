@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +152,14 @@ def sum_few(weights: FloatArray, rows: FloatArray, size: int) -> FloatArray:
 
 
 @functools.lru_cache
-def _stretches(length: int, size: int, together: int) -> Sequence[tuple[slice, int]]:
+def _stretches(length: int, size: int, together: int) -> tuple[tuple[slice, int], ...]:
     """Cut a length into stretches of at most so many whole pieces, and what is left over as one piece; and their sizes.
 
     NumPy's own loop is over the pieces of a stretch.
     """
     whole = length // size * size
-    stretches = [(at, size) for at in cut(whole, size * together)]
-    return [*stretches, (slice(whole, length), length - whole)] if whole < length else stretches
+    stretches = tuple((at, size) for at in cut(whole, size * together))
+    return (*stretches, (slice(whole, length), length - whole)) if whole < length else stretches
 
 
 def _rows_by(size: int, x: FloatArray) -> FloatArray:

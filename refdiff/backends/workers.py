@@ -203,8 +203,8 @@ class Workers:
         here, go_on = self._here, [True]
 
         def drain() -> None:
-            here.busy = True
             try:
+                here.busy = True
                 while go_on and (item := todo.popleft()) is not _END:
                     work(item)
             except BaseException:

@@ -130,7 +130,10 @@ def _pairs(most: int, rows: list[dict[str, Any]]) -> str:
         counts = [len(side[what]) for side in row["sides"].values() for what in ("seconds", "bytes") if what in side]
         if counts and max(counts) != most:
             titles.setdefault(max(counts), []).append(row["title"])
-    others = [f", {'measured once' if n == 1 else f'of {n}'}: {'; '.join(found)}" for n, found in titles.items()]
+    others = [
+        f", measured once: {'; '.join(found)}" if n == 1 else f" ({n} of {'; '.join(found)})"
+        for n, found in sorted(titles.items(), reverse=True)
+    ]
     return f"median of {most} interleaved pair{'s' * (most > 1)}{''.join(others)}"
 
 

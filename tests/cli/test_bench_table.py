@@ -69,7 +69,7 @@ def test_what_is_measured_once_is_said_to_be() -> None:
     assert "median of 1 interleaved pair. A" in markdown_lines(single)[-1]
     more = {name: {**side, "seconds": [1.0] * 9} for name, side in cold["sides"].items()}
     mixed = report(rows=[{**cold, "sides": more}, {**memory, "sides": once}, product])
-    caption = "median of 2 interleaved pairs, of 9: start to first token, measured once: training memory, 3m. A"
+    caption = "median of 2 interleaved pairs (9 of start to first token), measured once: training memory, 3m. A"
     assert caption in markdown_lines(mixed)[-1]
 
 
