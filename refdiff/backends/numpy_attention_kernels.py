@@ -127,7 +127,10 @@ class NumpyAttentionKernels(NumpyFewQueryKernels):
         size = min(max(SCORES // (G * S), LEAST), QUERIES)
         out = self._workspace.empty((H, e, B, T), v.dtype)
         by_heads, parts = out.transpose(2, 0, 1, 3), self._parts(B, K, G * size * S)
-        rooms = self._rooms(len(maps), parts[0], G * size * S, v.dtype)
+        blocks = [
+            (*part, t) for t in reversed(cut(T, size)) for part in parts
+        ]  # the longest first: threads end together
+        rooms = self._rooms(len(maps), parts[0], G * size * S, v.dtype, len(blocks))
         bound = largest(maps)
         laid = None
         if T >= QUERIES and e % WIDE == 0 and self._in_pieces(v.dtype):
@@ -158,8 +161,7 @@ class NumpyAttentionKernels(NumpyFewQueryKernels):
             into /= sums[0].reshape(*heads[:3], 1, n)
             rooms.append(room)
 
-        # the longest first, so that threads end together
-        self._workers.each(block, [(*part, t) for t in reversed(cut(T, size)) for part in parts])
+        self._workers.each(block, blocks)
         return out
 
     def _in_pieces(self, dtype: Any) -> bool:

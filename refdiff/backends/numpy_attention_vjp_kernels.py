@@ -109,7 +109,7 @@ class NumpyAttentionVjpKernels(NumpyKernels):
         dqs, dks = [self._by_features(q) for q, *_ in maps], [self._by_features(k) for _, k, *_ in maps]
         dv = self._by_features(v)
         along, bound, parts = np.empty((B, H, T, 1), g.dtype), largest(maps), self._parts(B, K, G * size * S)
-        rooms = self._rooms(len(maps) + 2, parts[0], G * size * S, g.dtype)
+        rooms = self._rooms(len(maps) + 2, parts[0], G * size * S, g.dtype, len(parts))
 
         def block(b: slice, k: slice, t: slice, room: FloatArray) -> None:
             h, n, keys = slice(k.start * G, k.stop * G), t.stop - t.start, S - T + t.stop if causal else S

@@ -17,7 +17,7 @@ from refdiff.backends.numpy_rope_kernels import NumpyRopeKernels
 from refdiff.backends.numpy_row_kernels import FloatArray, alike, cut
 
 LEAST = 16
-"""The fewest queries in a block, and from how many on there are blocks."""
+"""Fewer queries are few; a block of many has no fewer."""
 
 HELD = 2**18
 """About how many scores of few queries, of both maps, a thread holds at a time: 1 MB in float32."""
@@ -106,6 +106,7 @@ class NumpyFewQueryKernels(NumpyRopeKernels):
         out = np.empty((B, H, T, e), v.dtype)
         for_blas = not self._workers.alone and S * d * n >= THREADED
         keys_at_a_time = S if for_blas else min(max(UNPACKED // d // n // 8 * 8, LEAST_KEYS), KEYS)
+        # a power of two
         values_at_a_time = 1 << (max(min(KEYS, UNPACKED // n // e, S // PARTS), LEAST_VALUES).bit_length() - 1)
         masked = any(mask is not None for mask, _ in hidden_by)
         seen_partly = masked or hidden is not None or any(bias is not None for _, bias in hidden_by)
@@ -168,11 +169,8 @@ class NumpyFewQueryKernels(NumpyRopeKernels):
         self._workers.each(part, parts)
         return out
 
-    def _rooms(
-        self, arrays: int, part: tuple[slice, slice], scores: int, dtype: Any, items: int | None = None
-    ) -> deque[FloatArray]:
-        """Allocate what each free thread needs, of no more than there are items: arrays for the scores of a part."""
+    def _rooms(self, arrays: int, part: tuple[slice, slice], scores: int, dtype: Any, items: int) -> deque[FloatArray]:
+        """Allocate what each free thread, of no more than there are items, needs: arrays for the scores of a part."""
         b, k = part
         shape = arrays, (b.stop - b.start) * (k.stop - k.start) * scores
-        free = self._workers.free
-        return deque(self._workspace.empty(shape, dtype) for _ in range(free if items is None else min(free, items)))
+        return deque(self._workspace.empty(shape, dtype) for _ in range(min(self._workers.free, items)))

@@ -123,18 +123,18 @@ def _caption(report: dict[str, Any]) -> str:
     return f"{what}{settings['dtype']}, {pairs}. {one_line(report['machine'])}{_commits(report['rows'])}."
 
 
-def _pairs(most: int, rows: list[dict[str, Any]]) -> str:
+def _pairs(usual: int, rows: list[dict[str, Any]]) -> str:
     """Say how many pairs were measured, and of which rows another number."""
     titles: dict[int, list[str]] = {}
     for row in rows:
         counts = [len(side[what]) for side in row["sides"].values() for what in ("seconds", "bytes") if what in side]
-        if counts and max(counts) != most:
+        if counts and max(counts) != usual:
             titles.setdefault(max(counts), []).append(row["title"])
     others = [
         f", measured once: {'; '.join(found)}" if n == 1 else f" ({n} of {'; '.join(found)})"
         for n, found in sorted(titles.items(), reverse=True)
     ]
-    return f"median of {most} interleaved pair{'s' * (most > 1)}{''.join(others)}"
+    return f"median of {usual} interleaved pair{'s' * (usual > 1)}{''.join(others)}"
 
 
 def _commits(rows: list[dict[str, Any]]) -> str:
