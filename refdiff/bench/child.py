@@ -19,6 +19,7 @@ SIDES = {
     "refdiff": ("refdiff_side", "RefdiffSide"),
     "stored": ("refdiff_side", "StoredSide"),
     "transformers": ("transformers_side", "TransformersSide"),
+    "numpy": ("numpy_side", "NumpySide"),
     "onnxruntime": ("onnxruntime_side", "OnnxRuntimeSide"),
     "ceilings": ("ceilings", "CeilingSide"),
 }

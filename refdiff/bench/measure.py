@@ -21,7 +21,11 @@ from refdiff.bench.work import POSSIBLE, WEIGHT, Work, work_of
 from refdiff.model.config import DiffLlamaConfig
 
 OURS = "refdiff"
-ONLY = {"onnxruntime": ("product",), "stored": ("load", "prefill", "decode", "lookup", "edit", "memory")}
+ONLY = {
+    "numpy": ("product",),
+    "onnxruntime": ("product",),
+    "stored": ("load", "prefill", "decode", "lookup", "edit", "memory"),
+}
 """Which kinds of rows a side takes part in, where it is not all of them."""
 
 DECODED_FOR_MEMORY = 16

@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refdiff.cli.bench_flags import PRODUCTS_ONLY
 from refdiff.cli.flags import UsageError
 from refdiff.cli.pictures import DRAWN, check_file, check_place
 from refdiff.cli.terminal import note
@@ -77,8 +78,8 @@ def _rows(args: argparse.Namespace) -> list[Row]:
         rows = _rows_of_a_device(args, rows)
     elif args.dtype in SIXTEEN_BITS:
         raise UsageError(f"--dtype {args.dtype} is for --backend cupy; a processor computes in float32 or float64")
-    if args.against == ["onnxruntime"] and not any(row.kind == "product" for row in rows):
-        raise UsageError("--against onnxruntime compares products only; add --rows product:1,product:16")
+    if args.against and set(args.against) <= set(PRODUCTS_ONLY) and not any(row.kind == "product" for row in rows):
+        raise UsageError(f"--against {args.against[0]} compares products only; add --rows product:1,product:16")
     if args.plot is not None:
         _check_plot(rows)
     return rows
@@ -99,8 +100,9 @@ def _rows_of_a_device(args: argparse.Namespace, rows: list[Row]) -> list[Row]:
         rows = [row for row in rows if row.kind != "product"]
     elif any(row.kind == "product" for row in rows):
         raise UsageError("--rows product is measured on a processor; --backend cupy has models only")
-    if "onnxruntime" in (args.against or ()):
-        raise UsageError("--against onnxruntime compares products, on a processor; with --backend cupy name another")
+    for name in PRODUCTS_ONLY:
+        if name in (args.against or ()):
+            raise UsageError(f"--against {name} compares products, on a processor; with --backend cupy name another")
     if args.dtype in SIXTEEN_BITS and any(row.kind == "train" for row in rows):
         raise UsageError(f"--dtype {args.dtype}: training is in float32 or float64")
     return rows

@@ -7,7 +7,8 @@ from typing import Any
 from refdiff.cli.flags import Number, add_common
 
 LIKE = ("kajuma/DiffLlama-0.3B-handcut", "kajuma/DiffLlama-1B", "tiny")
-PEERS = ("transformers", "onnxruntime", "stored")
+PEERS = ("transformers", "onnxruntime", "numpy", "stored")
+PRODUCTS_ONLY = ("onnxruntime", "numpy")
 
 EXAMPLES = """
 examples:
@@ -48,8 +49,8 @@ def add_bench(commands: Any) -> None:
         "--against",
         action="append",
         choices=PEERS,
-        help="measure beside this; onnxruntime has products only, stored is refdiff with --weights stored; may be "
-        "given twice (default: refdiff alone)",
+        help="measure beside this; onnxruntime and numpy have products only, numpy's by x @ weight.T; stored is "
+        "refdiff with --weights stored; may be given several times (default: refdiff alone)",
     )
     which.add_argument(
         "--rows",

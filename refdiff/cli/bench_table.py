@@ -14,9 +14,10 @@ _NAMES = {
     "refdiff": "refdiff",
     "transformers": "transformers",
     "onnxruntime": "ONNX Runtime",
+    "numpy": "NumPy",
     "stored": "stored",
 }
-_SHORT = {"transformers": "torch", "onnxruntime": "ORT", "stored": "stored"}
+_SHORT = {"transformers": "torch", "onnxruntime": "ORT", "numpy": "NumPy", "stored": "stored"}
 """Who multiplied, where a product was measured beside both."""
 
 

@@ -207,13 +207,13 @@ def test_products_are_measured_beside_everyone(fake: type[FakeChild], tiny_check
 
 
 def test_each_side_takes_part_where_it_does_something_of_its_own() -> None:
-    measurer = Measurer(Options(against=("transformers", "onnxruntime", "stored")))
+    measurer = Measurer(Options(against=("transformers", "onnxruntime", "numpy", "stored")))
     found = {row.spelled: measurer.sides_of(row)[1:] for row in parse_rows("cold,load,decode:9,product:4,train:3m")}
     assert found == {
         "cold": ["transformers"],
         "load": ["transformers", "stored"],
         "decode:9": ["transformers", "stored"],
-        "product:4": ["transformers", "onnxruntime"],
+        "product:4": ["transformers", "onnxruntime", "numpy"],
         "train:3m": ["transformers"],
     }
 

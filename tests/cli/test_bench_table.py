@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+from refdiff.cli.bench_flags import PEERS
 from refdiff.cli.bench_table import markdown_lines, text_lines
 from tests.bench.fakes import report
 
@@ -34,6 +37,18 @@ def test_markdown() -> None:
         "small, 1,234,567 parameters, float32, median of 2 interleaved pairs. "
         "A Processor, 2 cores, 25 GB, Linux x86_64; 1 thread; openblas 0.3; refdiff 1.2.3, NumPy 2.4.6.",
     ]
+
+
+def test_every_peer_has_a_name_that_fits() -> None:
+    _, product = report()["rows"]
+    ours, theirs = product["sides"]["refdiff"], product["sides"]["transformers"]
+    beside, share = product["against"]["transformers"], {"median": 0.8, "low": 0.7, "high": 0.9}
+    for pair in itertools.pairwise(PEERS):
+        ceiling = {**product["ceiling"], "share": dict.fromkeys(pair, share)}
+        sides, against = {"refdiff": ours, **dict.fromkeys(pair, theirs)}, dict.fromkeys(pair, beside)
+        lines = text_lines(report(rows=[{**product, "sides": sides, "against": against, "ceiling": ceiling}]))
+        assert len({line[:27] for line in lines[1:3]}) == 2
+        assert max(map(len, lines)) < 80
 
 
 def test_a_share_of_more_than_there_is_is_marked() -> None:
