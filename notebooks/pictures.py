@@ -16,7 +16,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +25,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from compare import differences  # noqa: E402  (a folder of scripts, not a package)
+from aims import AIMS, STORED_AIMS, TRAINING_AIM, short_of, short_of_stored  # noqa: E402  (a folder of scripts)
+from compare import differences  # noqa: E402
 from drawn import drawn  # noqa: E402
 
 import refdiff  # noqa: E402
@@ -127,54 +127,6 @@ def budgets() -> str:
     return "\n".join(lines) + "\n"
 
 
-@dataclass(frozen=True)
-class Aim:
-    """What a row of the bench is meant to reach: at least this ratio (of memory, at most), and share of the ceiling.
-
-    `reach` and `reach_share` are what the README finds to be within reach on its machine, where a row falls short.
-    """
-
-    ratio: float
-    share: float = 0.0
-    beside: str = "transformers"
-    reach: str = ""
-    reach_share: str = ""
-
-
-AIMS = {
-    "decode:128": Aim(2.1, 0.93, reach="1.93×"),
-    "decode:2048": Aim(2.4, 0.93, reach="2.04×", reach_share="92 %"),
-    "decode:8192": Aim(2.4, 0.93, reach_share="93 %"),
-    "prefill:128": Aim(1.35),
-    "prefill:512": Aim(1.33, 0.94, reach_share="88 to 90 %"),
-    "prefill:2048": Aim(1.37, 0.94, reach_share="92 %"),
-    "prefill:8192": Aim(1.3, 0.94, reach_share="84 %"),
-    "decode:128x2": Aim(3.4, reach="3.46×"),
-    "decode:128x4": Aim(3.4),
-    "decode:128x8": Aim(2.6),
-    "decode:128x16": Aim(2.5),
-    "lookup": Aim(3.0, reach="3.26×"),
-    "edit": Aim(3.0),
-    "product:1": Aim(1.0, beside="onnxruntime", reach="0.98×"),
-    "product:2": Aim(0.9, beside="onnxruntime", reach="1.09×"),
-    "product:4": Aim(0.9, beside="onnxruntime"),
-    "product:8": Aim(0.9, beside="onnxruntime", reach="0.93×"),
-    "product:16": Aim(0.9, beside="onnxruntime"),
-    "product:128": Aim(1.0, beside="onnxruntime"),
-    "product:512": Aim(1.0, beside="onnxruntime"),
-    "load": Aim(8.0),
-    "cold": Aim(6.0),
-    "memory:2048": Aim(0.87, reach="0.89 to 0.92×"),
-}
-"""The rows in the order of the table; those without an aim come after them."""
-
-STORED_AIMS = {"decode:128": Aim(0.85), "memory:128": Aim(3.2e9)}
-"""Of refdiff with its weights as stored: at least so fast beside expanded ones, and at most so many bytes."""
-
-TRAINING_AIM = Aim(1.0)
-"""No slower than the other, and no more memory."""
-
-
 def speeds() -> str:
     """The tables of `refdiff bench`, and what they fall short of."""
     report = _speed()
@@ -193,8 +145,8 @@ def speeds() -> str:
         short += [said for row in found["rows"] for said in said_of(row)]
     lines += [
         "",
-        _line("short of its aim", "here", "aim", "within reach"),
-        "|---|---|---|---|",
+        "| short of its aim | here | aim | which takes | without what is lost | most in any run |",
+        "|---|---|---|---|---|---|",
         *(short or ["| nothing |"]),
     ]
     if missing:
@@ -206,64 +158,6 @@ def _missing(wanted: Iterable[Row], rows: list[dict[str, Any]]) -> list[str]:
     """The titles of rows that are wanted and not there."""
     measured = {row["row"] for row in rows}
     return [row.title for row in wanted if row.spelled not in measured]
-
-
-def short_of(row: dict[str, Any], aim: Aim | None) -> list[str]:
-    """Say in a line of the table in what a row falls short of its aim."""
-    if aim is None:
-        return []
-    if row["error"] or aim.beside not in row["against"]:
-        return [_line(row["title"], f"not measured beside {aim.beside}", _ratio(aim.ratio), "")]
-    beside, found = row["against"][aim.beside], []
-    ratio, shares = beside["ratio"]["median"], (row["ceiling"] or {}).get("share", {})
-    if beside["difference"]:
-        found.append(("another result", "the same", ""))
-    if ratio > aim.ratio if row["unit"] == "B" else ratio < aim.ratio:
-        found.append((_ratio(ratio), _ratio(aim.ratio), aim.reach))
-    if aim.share and "refdiff" not in shares:
-        found.append(("share not measured", _percent(aim.share), ""))
-    elif aim.share and (share := shares["refdiff"]["median"]) < aim.share:
-        found.append((_percent(share), _percent(aim.share), aim.reach_share))
-    return [_short(row["title"], found)] if found else []
-
-
-def short_of_stored(row: dict[str, Any]) -> list[str]:
-    """Say in such a line where weights as they are stored cost more than is aimed at, or give other tokens."""
-    aim = STORED_AIMS.get(row["row"])
-    if aim is None:
-        return []
-    title, beside, found = f"{row['title']} as stored", row["against"].get("stored"), []
-    in_bytes = row["unit"] == "B"
-    if row["error"] or beside is None:
-        return [_line(title, "not measured", _gigabytes(aim.ratio) if in_bytes else _ratio(aim.ratio), aim.reach)]
-    if beside["difference"]:
-        found.append(("another result", "the same", ""))
-    if in_bytes and (most := row["sides"]["stored"]["rate"]["median"]) > aim.ratio:
-        found.append((_gigabytes(most), _gigabytes(aim.ratio), aim.reach))
-    if not in_bytes and (speed := 1 / beside["ratio"]["median"]) < aim.ratio:
-        found.append((_ratio(speed), _ratio(aim.ratio), aim.reach))
-    return [_short(title, found)] if found else []
-
-
-def _short(title: str, found: list[tuple[str, str, str]]) -> str:
-    here, aims, reaches = zip(*found, strict=True)
-    return _line(title, ", ".join(here), ", ".join(aims), ", ".join(filter(None, reaches)))
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.2f}×"
-
-
-def _gigabytes(value: float) -> str:
-    return f"{value / 1e9:.2f} GB"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
 
 
 TABLES: dict[str, Callable[[], str]] = {"budgets": budgets, "speeds": speeds}

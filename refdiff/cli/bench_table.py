@@ -40,9 +40,11 @@ def markdown_lines(report: dict[str, Any]) -> list[str]:
     titles = ["", "refdiff", *([other, "ratio (spread)"] if other else []), "share of the ceiling"]
     lines = [_cells(titles), _cells(["---"] * len(titles), "")]
     for row in report["rows"]:
+        remarks = "; ".join([*_remarks(row), *_failures(row)])
         for title, ours, theirs, ratio, spread in _rows(row):
             beside = [theirs, f"**{ratio}** ({spread})" if ratio else ""] if other else []
-            lines.append(_cells([title, ours, *beside, "; ".join([*_remarks(row), *_failures(row)])]))
+            lines.append(_cells([title, ours, *beside, remarks]))
+            remarks = ""  # once for each row, as in `text_lines`
     return [*lines, "", _caption(report)]
 
 
