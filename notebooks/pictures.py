@@ -145,7 +145,7 @@ def speeds() -> str:
         short += [said for row in found["rows"] for said in said_of(row)]
     lines += [
         "",
-        "| short of its aim | here | aim | which takes | without what is lost | most in any run |",
+        "| short of its aim | here | aim | which takes | without what is lost | earlier runs |",
         "|---|---|---|---|---|---|",
         *(short or ["| nothing |"]),
     ]

@@ -187,9 +187,10 @@ class NumpyProductKernels(NumpyAttentionKernels):
         return y[:, :N].T, part
 
     def _by_rows(self, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
-        """Multiply by one token, row by row: memory is then read in one stream, which is faster than BLAS's several.
+        """Multiply by one token, row by row: each thread reads memory in one stream, where BLAS's read several.
 
-        Rows that are so long that the token does not stay in the first cache beside them are taken by four.
+        In steps that is as fast as BLAS's own threads, or by the hour up to a seventh faster. Rows that are so long
+        that the token does not stay in the first cache beside them are taken by four.
         """
         (_, K), y, x = flat.shape, np.empty((1, len(weight)), flat.dtype), np.ascontiguousarray(flat[0])
 
