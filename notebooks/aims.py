@@ -86,6 +86,18 @@ def short_of(row: dict[str, Any], aim: Aim | None) -> list[str]:
     return [_short(row["title"], found)] if found else []
 
 
+def met(row: dict[str, Any], aim: Aim | None) -> list[str]:
+    """Say in a line what a row has that does not fall short of its aim, and what earlier runs had."""
+    if aim is None or short_of(row, aim):
+        return []
+    here, wanted, earlier = _ratio(row["against"][aim.beside]["ratio"]["median"]), _ratio(aim.ratio), [1]
+    if aim.share:
+        here += f", {_percent(row['ceiling']['share']['refdiff']['median'])}"
+        wanted, earlier = f"{wanted}, {_percent(aim.share)}", [1, 2]
+    runs = ", ".join(filter(None, (_runs(row, place, _ratio if place == 1 else _percent) for place in earlier)))
+    return [_line(row["title"], here, wanted, runs)]
+
+
 def short_of_stored(row: dict[str, Any]) -> list[str]:
     """Say in such a line where weights as they are stored cost more than is aimed at, or give other tokens."""
     aim = STORED_AIMS.get(row["row"])

@@ -25,7 +25,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from aims import AIMS, STORED_AIMS, TRAINING_AIM, short_of, short_of_stored  # noqa: E402  (a folder of scripts)
+from aims import AIMS, STORED_AIMS, TRAINING_AIM, met, short_of, short_of_stored  # noqa: E402  (a folder of scripts)
 from compare import differences  # noqa: E402
 from drawn import drawn  # noqa: E402
 
@@ -149,6 +149,8 @@ def speeds() -> str:
         "|---|---|---|---|---|---|",
         *(short or ["| nothing |"]),
     ]
+    reached = [said for row in rows for said in met(row, AIMS.get(row["row"]))]
+    lines += ["", "| meets its aim | here | aim | earlier runs |", "|---|---|---|---|", *(reached or ["| nothing |"])]
     if missing:
         lines += ["", f"Not measured: {'; '.join(dict.fromkeys(missing))}."]
     return "\n".join(lines) + "\n"

@@ -109,7 +109,12 @@ def test_the_speeds_are_those_that_were_measured(pictures: ModuleType) -> None:
 
 
 def test_of_what_falls_short_there_is_said_what_could_be_and_what_was(pictures: ModuleType) -> None:
-    table = pictures.table_of_the_readme("speeds").partition("| short of its aim |")[2].splitlines()[2:]
+    table = (
+        pictures.table_of_the_readme("speeds")
+        .partition("| short of its aim |")[2]
+        .partition("\n\n")[0]
+        .splitlines()[2:]
+    )
     assert table
     for line in table:
         title, _, _, _, lossless, earlier = line.strip("| ").split(" | ")
@@ -153,6 +158,9 @@ def test_what_falls_short_is_told(pictures: ModuleType, monkeypatch: pytest.Monk
     ]:
         assert pictures.short_of(row, aim) == said
     assert pictures.short_of(_row("a", 0.1), None) == []
+    assert pictures.met(_row("a", 2.0, share=0.9), aim) == [f"| a | 2.00×, 90 % | 2.00×, 90 % | {ratios}, {shares} |"]
+    assert pictures.met(_row("a", 2.0), aims.Aim(2.0)) == [f"| a | 2.00× | 2.00× | {ratios} |"]
+    assert pictures.met(_row("a", 1.9), aim) == pictures.met(_row("a", 2.0), None) == []
     other = _row("a", 3.0)
     other["against"]["transformers"]["difference"] = "token 0"
     assert pictures.short_of(other, aim) == ["| a | another result | the same |  |  |  |"]
