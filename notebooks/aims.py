@@ -12,7 +12,8 @@ from typing import Any
 EARLIER: dict[str, list[tuple[Any, ...]]] = json.loads(
     Path(__file__).with_name("data").joinpath("speed_runs.json").read_text(encoding="utf-8")
 )
-"""Row → commit, ratio and, where there is a ceiling, share of it, of earlier runs on a processor of the same kind."""
+"""Row → commit, ratio and, where there is a ceiling, share of it, of earlier runs on a processor of the same kind: the
+medians of data/speed.json as git has them, to which those of the present one go before it is written anew."""
 
 
 @dataclass(frozen=True)
