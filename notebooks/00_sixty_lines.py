@@ -1,0 +1,446 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 00 · The Differential Transformer in 60 lines
+#
+# You have a file with 2.9 million numbers and the words "Once upon a time". Which sums and products turn one into the
+# next word, and where in them is the *difference* that gives this Transformer its name?
+#
+# **What you will see.** The whole model (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) in
+# about 60 lines of NumPy. You write no framework code and import none. Each cell below defines one block and tries it
+# on a real checkpoint, a small model of fairy tales. At the end the model tells a story, you switch its subtraction
+# off, and a check shows that your 60 lines compute what the reference implementation computes.
+#
+# You need NumPy and the idea that a language model predicts the next token. Allow 20 minutes. The cells together are
+# the file [tiny.py](tiny.py).
+
+# %%
+# %matplotlib inline
+import json
+from pathlib import Path
+
+import numpy as np
+import sketches
+from tokenizers import Tokenizer
+
+# %% [markdown]
+# ## Text becomes ids
+#
+# A model computes with numbers, so a tokenizer first cuts the text into pieces that it knows and replaces each piece
+# by its row number in a vocabulary. This is the only step that we leave to a library. The first id, 0, marks the
+# beginning of a text.
+
+# %%
+folder = Path("../refdiff/bundled")
+tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+text = "Once upon a time there was a king who had three sons"
+ids = tokenizer.encode(text).ids
+tokens = [tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+print(list(zip(ids, tokens, strict=True)))
+
+# %% [markdown]
+# ## A checkpoint is a dictionary of arrays
+#
+# What the model has learned is stored in one file. The safetensors format needs no library: 8 bytes give the length
+# of a JSON header, the header gives each array's name, dtype, shape and place, and the rest of the file is the
+# numbers.
+
+# %%
+sketches.checkpoint()
+
+
+# %%
+def load(folder):
+    config = json.loads((Path(folder) / "config.json").read_text())
+    raw = (Path(folder) / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")  # 8 bytes of length, a JSON header, then the numbers
+    weights = {}
+    for name, entry in json.loads(raw[8:start]).items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            numbers = np.frombuffer(raw[start + first : start + last], entry["dtype"].replace("F", "float").lower())
+            weights[name] = numbers.reshape(entry["shape"]).astype(np.float64)
+    return weights, config
+
+
+def subset(weights, prefix):
+    return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+
+
+# %%
+weights, config = load(folder)
+print(f"{sum(w.size for w in weights.values()):,} numbers in {len(weights)} arrays")
+for name, w in subset(weights, "model.layers.0.").items():
+    print(f"{name:34} {w.shape}")
+
+# %% [markdown]
+# Read the list once; you now know every kind of parameter of the model. Each of its layers has these. Two lines
+# deserve a second look: a Llama has no `lambda_q1`, `lambda_k1`, `lambda_q2`, `lambda_k2`. Four vectors of 32 numbers
+# are all that the Differential Transformer adds to a layer.
+#
+# `embed_tokens` has one row for each token of the vocabulary. Looking up our ids gives the array that all layers work
+# on: T tokens, each with D numbers.
+
+# %%
+x = weights["model.embed_tokens.weight"][ids]
+print("x (T, D) =", x.shape)
+
+# %% [markdown]
+# ## The model, seen from above
+#
+# Every layer *reads* the array $x$ through a norm, computes something, and *adds* the result to $x$. Nothing is ever
+# overwritten, so $x$ is called the residual stream. Attention is the only block that mixes tokens; all others treat
+# each token by itself.
+
+# %%
+sketches.residual_stream(config["num_hidden_layers"])
+
+# %% [markdown]
+# The paper writes a layer in two lines,
+#
+# $$Y = \mathrm{MultiHead}(\mathrm{LN}(X)) + X \tag{eq. 4}$$
+# $$X' = \mathrm{SwiGLU}(\mathrm{LN}(Y)) + Y \tag{eq. 5}$$
+#
+# We build the blocks from the smallest to the largest.
+#
+# ## Two small tools: softmax and RMSNorm
+#
+# Softmax turns any scores into positive weights with sum 1. (Subtracting the largest score changes nothing but keeps
+# `exp` from overflowing.) RMSNorm, the LN of the equations, scales each token to unit root mean square, and then each
+# of its numbers by a learned weight:
+#
+# $$\mathrm{softmax}(z)_j = \frac{e^{z_j}}{\sum_s e^{z_s}} \qquad
+# \mathrm{LN}(x) = \frac{x}{\sqrt{\frac1D\sum_i x_i^2 + \varepsilon}} \odot w$$
+
+
+# %%
+def softmax(z):
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def rms_norm(x, eps, weight=1.0):
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+# %%
+normed = rms_norm(x, config["rms_norm_eps"])
+print("root mean square of the first three tokens:")
+print("  before", np.sqrt((x * x).mean(axis=-1))[:3].round(3))
+print("  after ", np.sqrt((normed * normed).mean(axis=-1))[:3].round(3))
+
+# %% [markdown]
+# ## Positions: rotate, do not add
+#
+# Attention compares tokens by dot products, and a dot product does not know who stands where. RoPE (Su et al. 2021)
+# rotates pairs of numbers by an angle that is proportional to the position $t$. Between two rotated vectors only the
+# *difference* of their angles is left, so a score depends on how far apart two tokens are:
+#
+# $$\theta_i = \theta^{-2i/d}, \qquad
+# \begin{pmatrix} a_i' \\ b_i' \end{pmatrix} =
+# \begin{pmatrix} \cos t\theta_i & -\sin t\theta_i \\ \sin t\theta_i & \cos t\theta_i \end{pmatrix}
+# \begin{pmatrix} a_i \\ b_i \end{pmatrix}$$
+#
+# where $a$ and $b$ are the two halves of a head.
+
+
+# %%
+def rope(x, theta):
+    d = x.shape[-1]
+    angle = np.arange(x.shape[-2])[:, None] * theta ** (-np.arange(0, d, 2) / d)  # position · frequency: (T, d/2)
+    a, b = np.split(x, 2, axis=-1)
+    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], axis=-1)
+
+
+# %%
+rng = np.random.default_rng(0)
+q, k = rng.standard_normal((2, 32))
+at = rope(np.tile([[q], [k]], (1, 12, 1)), 10000.0)  # the same query and key at each of 12 positions
+for query, key in [(3, 1), (7, 5), (11, 9), (11, 1)]:
+    print(f"query at {query:2}, key at {key}: score {at[0, query] @ at[1, key]:8.4f}")
+
+# %% [markdown]
+# Three pairs that are 2 positions apart have one score; the pair that is 10 apart has another. Notebook 02 takes this
+# further.
+#
+# ## One attention map, and the difference of two
+#
+# An attention map says how much each token (query, a row) takes from each token before it (key, a column). Its rows
+# are softmaxes, which has a price: a softmax is never 0. A token that needs one word still gives a little weight to
+# all others, and over a long text these crumbs add up to noise.
+#
+# The idea of the paper: let each pair of heads compute *two* maps and subtract one from the other. Weight that both
+# maps give to a token cancels. What remains is what the first map sees and the second does not:
+#
+# $$\mathrm{DiffAttn}(X) = \left(\mathrm{softmax}\frac{Q_1K_1^\top}{\sqrt d} - \lambda\,
+# \mathrm{softmax}\frac{Q_2K_2^\top}{\sqrt d}\right)V \tag{eq. 1}$$
+
+
+# %%
+def attention_map(q, k):
+    T, d = q.shape[-2:]
+    scores = q @ k.swapaxes(-1, -2) / np.sqrt(d)
+    return softmax(np.where(np.tri(T, dtype=bool), scores, -np.inf))  # a token sees itself and those before it
+
+
+def diff_attention(q1, k1, q2, k2, v, lambda_):  # eq. 1
+    return (attention_map(q1, k1) - lambda_ * attention_map(q2, k2)) @ v
+
+
+# %% [markdown]
+# ## A pair of heads
+#
+# Where do $Q_1$, $K_1$, $Q_2$, $K_2$ come from? Three matrices turn each token into queries, keys and values, which
+# are cut into H heads. Heads $i$ and $i + H/2$ are a pair: they give the two maps, and share one value of twice the
+# size.
+
+# %%
+sketches.head_pair()
+
+# %% [markdown]
+# The strength λ of the subtraction is learned, one number per layer. It is the difference of two exponentials plus a
+# start value, so that training can move it to either side, below 0 too. The start grows with the depth $l$ of the
+# layer:
+#
+# $$\lambda = e^{\lambda_{q1}\cdot\lambda_{k1}} - e^{\lambda_{q2}\cdot\lambda_{k2}} + \lambda_{init}, \qquad
+# \lambda_{init} = 0.8 - 0.6\,e^{-0.3\,l} \tag{eq. 2}$$
+#
+# Each pair's result is normed by itself and scaled by $1 - \lambda_{init}$; then the matrix $W^O$ mixes all pairs:
+#
+# $$\mathrm{head}_i = (1 - \lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)), \qquad
+# \mathrm{MultiHead}(X) = [\mathrm{head}_1, \ldots, \mathrm{head}_{H/2}]\,W^O \tag{eq. 3}$$
+#
+# Notebook 03 asks why the norm and the factor are there.
+
+
+# %%
+def attention(x, p, layer, config):  # eq. 2 and 3
+    def heads(name):  # (T, D) -> (heads, T, d)
+        return (x @ p[name].T).reshape(len(x), -1, config["head_dim"]).swapaxes(0, 1)
+
+    theta = config["rope_parameters"]["rope_theta"]
+    q, k, v = rope(heads("q_proj.weight"), theta), rope(heads("k_proj.weight"), theta), heads("v_proj.weight")
+    v = np.concatenate(np.split(v, 2), axis=-1)  # a pair of heads shares one value of size 2d
+    k, v = (np.repeat(kv, len(q) // len(k), axis=0) for kv in (k, v))  # H / K query heads share a key/value head
+    (q1, q2), (k1, k2) = np.split(q, 2), np.split(k, 2)  # heads i and i + H/2 are a pair
+    lambda_init = 0.8 - 0.6 * np.exp(-0.3 * layer)
+    lambda_ = np.exp(p["lambda_q1"] @ p["lambda_k1"]) - np.exp(p["lambda_q2"] @ p["lambda_k2"]) + lambda_init
+    out = (1 - lambda_init) * rms_norm(diff_attention(q1, k1, q2, k2, v, lambda_), config["rms_norm_eps"])
+    return out.swapaxes(0, 1).reshape(len(x), -1) @ p["o_proj.weight"].T
+
+
+# %% [markdown]
+# ## The feed-forward network
+#
+# What attention has collected for a token, SwiGLU works on, token by token: one matrix computes candidates (`up`),
+# one decides how much of each to let through (`gate`, by the smooth switch $\mathrm{silu}(z) = z/(1+e^{-z})$), and
+# one brings the result back to size D.
+#
+# $$\mathrm{SwiGLU}(x) = W_{down}\left(\mathrm{silu}(W_{gate}\,x) \odot W_{up}\,x\right)$$
+
+
+# %%
+def swiglu(x, p):
+    gate, up = x @ p["gate_proj.weight"].T, x @ p["up_proj.weight"].T
+    return (gate / (1 + np.exp(-gate)) * up) @ p["down_proj.weight"].T
+
+
+# %% [markdown]
+# ## The model
+#
+# All blocks are there. The loop below is the drawing from above, line for line. After the last layer, the product
+# with the embedding table gives each token of the vocabulary a score (logit): how well it fits as the next token.
+
+
+# %%
+def model(ids, weights, config):
+    eps = config["rms_norm_eps"]
+    x = weights["model.embed_tokens.weight"][ids]
+    for layer in range(config["num_hidden_layers"]):
+        p = subset(weights, f"model.layers.{layer}.")
+        normed = rms_norm(x, eps, p["input_layernorm.weight"])
+        x = x + attention(normed, subset(p, "self_attn."), layer, config)  # eq. 4
+        normed = rms_norm(x, eps, p["post_attention_layernorm.weight"])
+        x = x + swiglu(normed, subset(p, "mlp."))  # eq. 5
+    x = rms_norm(x, eps, weights["model.norm.weight"])
+    return x @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T  # logits: (T, vocabulary)
+
+
+# %%
+logits = model(ids, weights, config)
+print("logits (T, vocabulary) =", logits.shape)
+probabilities = softmax(logits[-1])
+print(f"after {text!r}:")
+for token in np.argsort(-probabilities)[:5]:
+    print(f"  {probabilities[token]:.3f} {tokenizer.decode([token])!r}")
+
+# %% [markdown]
+# ## A story
+#
+# To continue a text, take the token with the largest score, append it, and run the model again. (Practice keeps keys
+# and values in a cache instead of computing them again, which changes the cost and not the result: notebook 05.)
+
+
+# %%
+def generate(ids, count, weights, config):
+    for _ in range(count):
+        ids = [*ids, int(model(ids, weights, config)[-1].argmax())]
+    return ids
+
+
+# %%
+story = generate(tokenizer.encode("The wolf said to the little girl").ids, 40, weights, config)
+print(tokenizer.decode(story))
+
+# %% [markdown]
+# ## Experiment: look at the two maps
+#
+# You own every line, so you can look inside. We wrap `attention_map` with a function that keeps what it returns, run
+# the model once, and draw the two maps of one pair of heads, and their difference.
+
+# %%
+kept, original = [], attention_map
+
+
+def recording(q, k):
+    kept.append(original(q, k))
+    return kept[-1]
+
+
+attention_map = recording
+model(ids, weights, config)
+attention_map = original
+
+
+def strength(layer):  # λ, eq. 2
+    p = subset(weights, f"model.layers.{layer}.self_attn.")
+    start = 0.8 - 0.6 * np.exp(-0.3 * layer)
+    return np.exp(p["lambda_q1"] @ p["lambda_k1"]) - np.exp(p["lambda_q2"] @ p["lambda_k2"]) + start
+
+
+print("λ by layer:", [round(float(strength(layer)), 2) for layer in range(config["num_hidden_layers"])])
+layer, pair = 4, 0
+first, second = kept[2 * layer][pair], kept[2 * layer + 1][pair]
+difference = first - strength(layer) * second
+common = np.minimum(first, strength(layer) * second).sum(axis=-1)
+print(
+    f"layer {layer}, pair {pair}: {common[1:].mean():.0%} of A₁ cancels; {(difference < 0).sum()} weights are negative"
+)
+sketches.three_maps(tokens, first, second, strength(layer))
+
+# %% [markdown]
+# Read the row "son": the first map finds "three", and the second lays weight on everything before. The difference keeps
+# "three" and little else; the row "who" keeps "king" in the same way. Where the second map has more than the first, the
+# weight is negative (orange): this token's value is *subtracted*, which no softmax can do.
+#
+# Look at the list of λ, too: training has moved some far from their start values. Two layers have a λ below 0; they
+# *add* their second map. Notebook 03 asks what they do with it.
+#
+# ## Experiment: switch the subtraction off
+#
+# Is the second map used at all? We multiply λ in every layer by a number, and measure the loss on a text that the
+# model has never seen: how surprised it is by each next token, $-\log p$, on average.
+
+# %%
+unseen = (
+    "There was once a king who had three sons. The eldest son was very proud, and the youngest was so kind that the "
+    "birds of the forest ate from his hand. One day the king fell ill, and no doctor in the land could help him. Then "
+    "an old woman came to the castle and said, 'Far away, behind the glass mountain, there grows a golden apple. "
+    "Whoever eats of it will be well again.'"
+)
+unseen_ids = tokenizer.encode(unseen).ids
+
+
+def loss_with(factor):
+    global diff_attention
+    trained = diff_attention
+    diff_attention = lambda q1, k1, q2, k2, v, lambda_: trained(q1, k1, q2, k2, v, factor * lambda_)  # noqa: E731
+    probabilities = softmax(model(unseen_ids, weights, config)[:-1])
+    diff_attention = trained
+    return -np.log(probabilities[np.arange(len(unseen_ids) - 1), unseen_ids[1:]]).mean()
+
+
+strengths = [-0.5, 0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0]
+losses = [loss_with(factor) for factor in strengths]
+for factor, loss in zip(strengths, losses, strict=True):
+    print(f"λ × {factor:5.2f}: {loss:.3f} nats per token")
+print(f"perplexity without the second map: {np.exp(losses[1] - losses[4]):.2f} times as high")
+sketches.loss_by_strength(strengths, losses)
+
+# %% [markdown]
+# The loss is lowest near the λ that training has found, and rises on both sides. So this model needs its second map.
+# Be careful with the conclusion: it was *trained* with the subtraction and cannot do without it afterwards. That does
+# not show that a model trained without it would be worse. Notebook 09 trains both and compares them.
+#
+# ## What we learned
+#
+# - A language model is a look-up, a loop of "read through a norm, compute, add", and a product with the embedding
+#   table.
+# - The Differential Transformer changes one block: heads work in pairs, and each pair uses $A_1 - \lambda A_2$ in
+#   place of one attention map. It costs four small vectors per layer.
+# - The difference can cancel weight that both maps give, and it can be negative; a softmax can do neither.
+# - λ is learned for each layer, and can end far from its start value.
+#
+# ## Exercise
+#
+# 1. Give every row of $A_1 - \lambda A_2$ a sum. What should it be, and is it? Why does the norm in eq. 3 make its
+#    size nearly irrelevant?
+# 2. Exchange $Q_1, K_1$ and $Q_2, K_2$ in `attention`, so that the second map is used first. Which loss do you expect
+#    on `unseen`: a little higher, or worse than guessing? (Guessing among 2,048 tokens costs $\ln 2048$ nats.)
+#
+# <details>
+# <summary>Answer</summary>
+#
+# 1. Rows of a softmax sum to 1, so rows of the difference sum to $1 - \lambda$. RMSNorm divides each head by its own
+#    size, so a factor that all weights of a row share is removed again; only ε and the sign are left of it.
+# 2. Far worse than guessing. The maps are not interchangeable: each pair has learned which of the two selects.
+#
+# ```python
+# sums = difference.sum(axis=-1)
+# print(sums.min(), sums.max(), 1 - strength(layer))
+#
+# kept_diff = diff_attention
+# diff_attention = lambda q1, k1, q2, k2, v, lambda_: kept_diff(q2, k2, q1, k1, v, lambda_)
+# probabilities = softmax(model(unseen_ids, weights, config)[:-1])
+# diff_attention = kept_diff
+# print(-np.log(probabilities[np.arange(len(unseen_ids) - 1), unseen_ids[1:]]).mean(), np.log(2048))
+# ```
+#
+# </details>
+#
+# ## What must hold
+#
+# These 60 lines compute what refdiff's reference kernels compute: logits equal up to rounding error in float64, and
+# the same story token for token. refdiff in turn is tested against transformers. Its files have the same blocks, each
+# with its derivative and its checks; the following notebooks open them one by one.
+
+# %%
+import refdiff
+
+reference = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
+error = np.abs(logits - reference([ids]).logits[0]).max()
+again = reference.generate([tokenizer.encode("The wolf said to the little girl").ids], max_new_tokens=40)[0].tolist()
+print("logits agree to 1e-12:", bool(error < 1e-12))
+print("the same story:", again == story)
+assert error < 1e-12
+assert again == story
+
+# %% [questions]
+# Q: Which part of a layer of the Differential Transformer has no counterpart in a Llama, and how many parameters is it?
+# A: λ (eq. 2) with its four vectors of head size, 4 × 32 = 128 numbers per layer; pairing heads adds none.
+#
+# Q: How can a token's value enter the result with a negative weight?
+# A: A₁ − λ A₂ is below 0 wherever λ A₂ is larger than A₁. A single softmax has only positive weights.
+#
+# Q: The loss rises when λ is set to 0. Why does that not show that the subtraction makes a better model?
+# A: The model was trained with it, and its weights rely on it. Only a model trained without it is a fair comparison.
