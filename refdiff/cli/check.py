@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import textwrap
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from refdiff import cluster
@@ -51,8 +54,8 @@ def _check(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.file} holds {', '.join(sorted(inputs))}, but nothing to judge: out, lse1, dq, ...")
     spec, read = spec_of(args, inputs, source=args.file or "")
     recipe = recipe_of(args.recipe, inputs)
-    from refdiff.oracle.check import check
-    from refdiff.oracle.fitted import fitted
+    from refdiff.oracle.text_wrap import fitted
+    from refdiff.oracle.verdict.check import check
 
     try:
         verdict = check(given, spec, inputs, recipe=recipe, dout=dout)
@@ -68,7 +71,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _read(path: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    from refdiff.oracle.files import read_arrays
+    from refdiff.oracle.inputs.files import read_arrays
 
     arrays, _ = read_arrays(path)
     given, inputs, dout = parts(arrays)
@@ -104,9 +107,19 @@ def inputs_page() -> str:
     )
 
 
-def _selftest(args: argparse.Namespace) -> int:
-    from refdiff.oracle.selftest import page, selftest
+def _selftest_functions() -> tuple[Callable[..., str], Callable[..., Any]]:
+    """`page` and `selftest`, which are part of the repository's tests and not of the installed package."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module("tests.oracle.selftest")
+    except ModuleNotFoundError as error:
+        raise UsageError("--selftest needs refdiff's repository: start it in the folder that holds tests/") from error
+    return found.page, found.selftest
 
+
+def _selftest(args: argparse.Namespace) -> int:
+    page, selftest = _selftest_functions()
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
     given = {"kernels": args.kernels, "jobs": args.jobs, "keep": args.keep, "done": lambda name: note(f"{name} done")}
     try:

@@ -25,8 +25,8 @@ def _export(args: argparse.Namespace) -> int:
     if args.outputs is not None or args.json:
         raise UsageError("export takes VECTORS alone; OUTPUTS and --json are for verify")
     from refdiff.oracle import golden
+    from refdiff.oracle.cases.fixed import cases, small_spec
     from refdiff.oracle.inputs import is_layer
-    from refdiff.oracle.strategies.fixed import cases, small_spec
 
     spec, _ = spec_of(args, None, small_spec)
     recipe = None if args.recipe == "auto" else recipe_of(args.recipe)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from refdiff.cli.flags import Number, UsageError
 
 if TYPE_CHECKING:
-    from refdiff.oracle.recipe import Recipe
+    from refdiff.oracle.rounding.recipe import Recipe
     from refdiff.oracle.spec import Spec
 
 PRESETS = ("hf_diffllama", "ms_v1", "ms_v1_naive", "timm", "phi4flash", "motif", "diff_v2", "gda")
@@ -81,9 +81,9 @@ def spec_of(
     Raises:
         UsageError: there is none such.
     """
-    from refdiff.oracle.presets import over_preset
     from refdiff.oracle.spec import Spec
-    from refdiff.oracle.spec_checks import DIMENSIONS
+    from refdiff.oracle.spec.presets import over_preset
+    from refdiff.oracle.spec.validation import DIMENSIONS
 
     given = {**_described(args.spec), **({} if args.layer is None else {"layer": args.layer}), **_changes(args.set)}
     said = ""
@@ -117,7 +117,7 @@ def _source(args: argparse.Namespace) -> str:
 
 
 def _read_off(fields: Mapping[str, Any], inputs: Mapping[str, Any], source: str) -> dict[str, int]:
-    from refdiff.oracle.dimensions import dimensions
+    from refdiff.oracle.spec.dimensions import dimensions
 
     try:
         return dimensions(fields, inputs)
@@ -141,7 +141,7 @@ def recipe_of(name: str, inputs: Mapping[str, Any] | None = None) -> Recipe:
     Raises:
         UsageError: it is no type's name, or the file is none of a recipe.
     """
-    from refdiff.oracle.recipe import Recipe
+    from refdiff.oracle.rounding.recipe import Recipe
 
     of = name
     if name == "auto" and inputs is not None:
@@ -201,7 +201,7 @@ def json_object(text: str, name: str) -> dict[str, Any]:
 
 def _changes(words: list[str]) -> dict[str, Any]:
     """The fields of --set: words where the field has words, else what JSON would have."""
-    from refdiff.oracle.spec_checks import CHOICES
+    from refdiff.oracle.spec.validation import CHOICES
 
     changes: dict[str, Any] = {}
     for word in words:

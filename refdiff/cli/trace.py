@@ -13,7 +13,7 @@ from refdiff.cli.spec import parts, spec_of
 from refdiff.cli.terminal import note, size
 
 if TYPE_CHECKING:
-    from refdiff.oracle.tracing import Trace
+    from refdiff.oracle.trace import Trace
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,8 +44,8 @@ def _record_spec(args: argparse.Namespace) -> int:
     ):  # fmt: skip
         if given:
             raise UsageError(f"{flag} does not go with --spec, which takes a FILE of inputs; it is run in float64")
-    from refdiff.oracle.files import read_arrays
-    from refdiff.oracle.tracing import trace
+    from refdiff.oracle.inputs.files import read_arrays
+    from refdiff.oracle.trace import trace
 
     _, inputs, _ = parts(read_arrays(args.of)[0])
     spec, read = spec_of(args, inputs, source=args.of)
@@ -76,7 +76,7 @@ def _record(args: argparse.Namespace) -> int:
     model, tokenizer = _load(args)
     if tokenizer is not None:
         ids = tokenizer([args.prompt], return_tensors="np")["input_ids"]
-    from refdiff.oracle.tracing import trace
+    from refdiff.oracle.trace import trace
 
     traced = trace(model, ids, maps=args.maps)
     return _written(traced, f"{len(traced)} points of {len(ids[0])} tokens", args)
@@ -116,7 +116,7 @@ def _compare(args: argparse.Namespace) -> int:
         if given:
             raise UsageError(f"{flag} is to record; --compare takes MINE and REF")
     from refdiff.oracle.divergence import first_divergence
-    from refdiff.oracle.tracing import read_trace
+    from refdiff.oracle.trace import read_trace
 
     mine, ref = args.compare
     model = args.model

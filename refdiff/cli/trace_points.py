@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import textwrap
 
-from refdiff.oracle.tracing.known_points import OUT, POINTS, Point
+from refdiff.oracle.trace.known_points import OUT, POINTS, Point
 
 WIDTH = 80
 HEAD = (

@@ -15,20 +15,19 @@
 """
 
 from refdiff.oracle import golden, strategies
-from refdiff.oracle.assert_close import assert_close
-from refdiff.oracle.blind_spots import blind_spots
-from refdiff.oracle.budget import Budget, budget
-from refdiff.oracle.check import check
+from refdiff.oracle.budget.budget import Budget, budget
+from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations import Deviation, deviations
+from refdiff.oracle.deviations.blind_spots import blind_spots
 from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.divergence import Divergence, first_divergence
-from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.strategies import Case
-from refdiff.oracle.strategies.fixed import cases
-from refdiff.oracle.tracing import Trace, hooks, read_trace, trace
+from refdiff.oracle.trace import Trace, hooks, read_trace, trace
 from refdiff.oracle.truth import Result, truth
-from refdiff.oracle.verdict import Verdict
+from refdiff.oracle.verdict.assert_close import assert_close
+from refdiff.oracle.verdict.check import check
+from refdiff.oracle.verdict.verdict import Verdict
 
 __all__ = [
     "Budget",

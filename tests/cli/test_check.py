@@ -12,10 +12,10 @@ import pytest
 
 from refdiff.cli import main
 from refdiff.cli.check import inputs_page
-from refdiff.oracle.files import write_arrays
+from refdiff.oracle.inputs.files import write_arrays
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
-from tests.oracle.inputs import draw, small
+from tests.oracle.example_inputs import draw, small
 
 Capture = pytest.CaptureFixture[str]
 
@@ -166,7 +166,7 @@ def test_verdicts_and_the_page_of_inputs_fit_80_columns(tmp_path: Path, capsys: 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A run of the selftest that takes no time; what it was asked for."""
-    from refdiff.oracle import selftest
+    from tests.oracle import selftest
 
     asked = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from refdiff.cli import golden_flags
 from refdiff.cli.options import build_parser
-from refdiff.oracle.strategies.fixed import PROFILES
+from refdiff.oracle.cases.fixed import PROFILES
 
 
 def test_profiles() -> None:

@@ -14,11 +14,11 @@ import pytest
 from refdiff.cli.flags import UsageError
 from refdiff.cli.options import build_parser
 from refdiff.cli.spec import PRESETS, parts, recipe_of, spec_of
-from refdiff.oracle import presets
-from refdiff.oracle.recipe import Recipe
-from refdiff.oracle.strategies.fixed import small_spec
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import presets
 from tests.layers.inputs import says
-from tests.oracle.inputs import draw, small
+from tests.oracle.example_inputs import draw, small
 
 SIZES = ["--set", "query_heads=12", "--set", "key_heads=4", "--set", "head_dim=6"]
 

@@ -11,9 +11,9 @@ import pytest
 
 import refdiff
 from refdiff.cli import main
-from refdiff.oracle.files import read_arrays, write_arrays
-from refdiff.oracle.tracing import read_trace, trace
-from tests.oracle.inputs import draw, small
+from refdiff.oracle.inputs.files import read_arrays, write_arrays
+from refdiff.oracle.trace import read_trace, trace
+from tests.oracle.example_inputs import draw, small
 
 Capture = pytest.CaptureFixture[str]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refdiff.cli import main
-from refdiff.oracle.tracing.known_points import POINTS
+from refdiff.oracle.trace.known_points import POINTS
 
 
 def test_name_shape_and_meaning_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from refdiff.cli import main
-from refdiff.oracle.check import check
-from refdiff.oracle.selftest import run
-from refdiff.oracle.selftest.table import Count, Table
-from refdiff.oracle.strategies.fixed import cases, small_spec
+from refdiff.oracle.cases.fixed import cases, small_spec
+from refdiff.oracle.verdict.check import check
+from tests.oracle.selftest import run
+from tests.oracle.selftest.table import Count, Table
 from tests.oracle.user_kernels import right
 
 ROOT = Path(__file__).parents[2]

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import overlay
-from refdiff.oracle.ensemble import quantised
-from refdiff.oracle.order import HELD_OUT, Arithmetic
-from refdiff.oracle.recipe import Recipe
-from refdiff.oracle.rounded_attention import scores_of_maps
-from refdiff.oracle.rounded_layers import rounded_ops
 from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.ensemble import quantised
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT, Arithmetic
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.rounding.rounded_attention import scores_of_maps
+from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
 

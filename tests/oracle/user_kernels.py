@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.ensemble import evaluate, quantised
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.inputs import is_layer
-from refdiff.oracle.order import HELD_OUT
-from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.rounding.ensemble import evaluate, quantised
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.strategies.fixed import small_spec
 from refdiff.oracle.truth import truth
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.visible import visible
-from refdiff.oracle.wiring import value_heads, wiring
+from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.head_indices import value_heads, wiring
 
 Arrays = dict[str, np.ndarray]
 VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")

@@ -16,8 +16,8 @@ from transformers import DiffLlamaConfig
 from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaRotaryEmbedding
 
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.visible import visible
-from refdiff.oracle.wiring import wiring
+from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.head_indices import wiring
 from tests.parity.jax_kernels import jax_two_passes, jax_weights_subtracted
 
 Arrays = dict[str, np.ndarray]

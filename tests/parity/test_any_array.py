@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from refdiff.oracle.any_array import any_array
+from refdiff.oracle.inputs.any_array import any_array
 from tests.oracle.arrays import DTYPES, LAYOUTS, numbers, same_bits
 
 
@@ -88,8 +88,8 @@ def test_the_other_libraries_are_not_imported(library: str) -> None:
     code = (
         f"{make[library]}\n"
         "import sys\n"
-        "from refdiff.oracle.any_array import any_array\n"
-        "from refdiff.oracle import dlpack\n"
+        "from refdiff.oracle.inputs.any_array import any_array\n"
+        "from refdiff.oracle.inputs import dlpack\n"
         "before = set(sys.modules)\n"
         "any_array(t.zeros(3, dtype=t.bfloat16))\n"
         "print(*(set(sys.modules) - before))"

@@ -8,12 +8,12 @@ import os
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget import budget
-from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.strategies.fixed import small_spec
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
+from refdiff.oracle.rounding.recipe import Recipe
 from tests.parity.real_kernels import DTYPES, KERNELS, NOT_SERVED
 
 SEEDS = range(int(os.environ.get("REFDIFF_SEEDS", "1")))

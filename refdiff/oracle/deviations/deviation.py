@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops, ops_for, overlay
-from refdiff.oracle.forward import forward, whole_wiring
 from refdiff.oracle.inputs import is_layer, shapes
+from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake, wrap
-from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.forward import forward, whole_wiring
 
 Numpy = np.ndarray[Any, Any]
 HEADS = ("pair", "gqa", "cache")

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
-from refdiff.oracle.deviations.of_inputs import OF_INPUTS
-from refdiff.oracle.deviations.of_spec import OF_PRESETS, OF_SPEC
-from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.deviations.input_deviations import OF_INPUTS
+from refdiff.oracle.deviations.spec_deviations import OF_PRESETS, OF_SPEC
+from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
-from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
 
 Numpy = np.ndarray[Any, Any]
 KINDS = ("dense", "packed", "paged", "layer")

@@ -8,25 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.blind_spots import blind_spots, output_of, revealing
-from refdiff.oracle.budget import Budget, budget
+from refdiff.oracle.budget.budget import Budget, budget
+from refdiff.oracle.budget.statistics import over, root_mean_square
+from refdiff.oracle.cases.fixed import Case, cases
+from refdiff.oracle.deviations.blind_spots import blind_spots, output_of, revealing
 from refdiff.oracle.deviations.deviation import Deviation, deviated, output
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.closest import WORTH
 from refdiff.oracle.diagnosis.fits import fits
-from refdiff.oracle.diagnosis.of_gradients import of_gradients
+from refdiff.oracle.diagnosis.gradient_diagnosis import of_gradients
 from refdiff.oracle.diagnosis.other_recipes import passes_as
 from refdiff.oracle.diagnosis.places import damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target, is_wrong, rows_off
-from refdiff.oracle.input_checks import as_float64
-from refdiff.oracle.outputs import output_alone
-from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.inputs.outputs import output_alone
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.statistics import over, root_mean_square
-from refdiff.oracle.strategies.fixed import Case, cases
 
 Numpy = np.ndarray[Any, Any]
 APART = 5.0

@@ -8,12 +8,12 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem
-from refdiff.oracle.diagnosis.by_head import is_one, listed
-from refdiff.oracle.diagnosis.trial import Trial
+from refdiff.oracle.diagnosis.parameter_fit import Trial
+from refdiff.oracle.diagnosis.per_head_format import is_one, listed
 from refdiff.oracle.diagnosis.variants import Numpy, Target
-from refdiff.oracle.forward import out_factor
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.forward import out_factor
 
 
 def fit_factor(spec: Spec, targets: tuple[Target, ...]) -> Iterator[Trial]:

@@ -8,16 +8,16 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
-from refdiff.oracle.diagnosis.by_head import in_words, is_one, of_the_spec
 from refdiff.oracle.diagnosis.fit_layer import of_layer
+from refdiff.oracle.diagnosis.parameter_fit import EXACT, Trial, held
+from refdiff.oracle.diagnosis.per_head_format import in_words, is_one, of_the_spec
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.trial import EXACT, Trial, held
 from refdiff.oracle.diagnosis.variants import Numpy, Target
-from refdiff.oracle.forward import normed, out_factor
 from refdiff.oracle.inputs import VECTORS, is_layer
-from refdiff.oracle.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.streams import lambda_init, lambda_of
+from refdiff.oracle.truth.attention_operands import lambda_init, lambda_of
+from refdiff.oracle.truth.forward import normed, out_factor
 
 STEPS = 22
 ENOUGH = 64

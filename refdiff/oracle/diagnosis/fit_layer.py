@@ -11,15 +11,15 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
+from refdiff.oracle.diagnosis.parameter_fit import Trial, held
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.trial import Trial, held
 from refdiff.oracle.diagnosis.variants import Target, quick_residual
+from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Layer
-from refdiff.oracle.sequences import Inputs
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.streams import lambda_init
+from refdiff.oracle.truth.attention_operands import lambda_init
 
 DEEPEST, SHALLOW = 99, 40
 """The last layer that is tried; from the other on all are nearly alike, and tried only where that one is the best."""

@@ -14,14 +14,14 @@ from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.fit_factor import fit_factor
 from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
 from refdiff.oracle.diagnosis.fit_layer import BOTH, PLACES, fit_layer
+from refdiff.oracle.diagnosis.parameter_fit import EXACT, NEARLY, Trial, held
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
-from refdiff.oracle.diagnosis.trial import EXACT, NEARLY, Trial, held
 from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, is_wrong, quick_residual, rows_off
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Layer
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.streams import limited
+from refdiff.oracle.truth.attention_operands import limited
 
 COARSE, FINE = 33, 40
 LIMITS = (0.05, 500.0)

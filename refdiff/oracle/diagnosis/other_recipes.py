@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from refdiff.oracle.budget import budget
+from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.diagnosis.variants import Target
-from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.verdict import PASS
+from refdiff.oracle.verdict.verdict import PASS
 
 COARSER = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
 """By storage type, the recipes that round more, the finest first."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.budget import Budget
-from refdiff.oracle.diagnosis.boxes import FILLED, repeats
-from refdiff.oracle.diagnosis.elsewhere import elsewhere
+from refdiff.oracle.budget.budget import Budget
+from refdiff.oracle.budget.statistics import LIMITS, other_kind, over, root_mean_square, statistics
+from refdiff.oracle.diagnosis.misplaced_tiles import elsewhere
+from refdiff.oracle.diagnosis.region_format import FILLED, repeats
 from refdiff.oracle.diagnosis.rows import Place, Rows
-from refdiff.oracle.statistics import LIMITS, other_kind, over, root_mean_square, statistics
 
 Numpy = np.ndarray[Any, Any]
 LOCAL = 0.5

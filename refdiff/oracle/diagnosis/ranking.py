@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refdiff.oracle.deviations.deviation import Deviation
-from refdiff.oracle.fitted import fitted
+from refdiff.oracle.text_wrap import fitted
 
 if TYPE_CHECKING:
-    from refdiff.oracle.strategies.fixed import Case
+    from refdiff.oracle.cases.fixed import Case
 
 FEW = 6
 """So many names are printed of those that could not be shown."""

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.budget import Budget
-from refdiff.oracle.diagnosis.boxes import boxes, every, indices, worded
-from refdiff.oracle.forward import out_shape, project
-from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.budget.budget import Budget
+from refdiff.oracle.budget.statistics import RowBudget
+from refdiff.oracle.diagnosis.region_format import boxes, every, indices, worded
 from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.statistics import RowBudget
-from refdiff.oracle.visible import visible
+from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.forward import out_shape, project
 
 Numpy = np.ndarray[Any, Any]
 NAMES = {"b": "sequence", "h": "head", "t": "token"}

@@ -11,10 +11,7 @@ import numpy as np
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
 from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.diagnosis.closest import closest_of
-from refdiff.oracle.diagnosis.few_rows import excluded_by_few_rows
-from refdiff.oracle.diagnosis.ranking import Candidate
-from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike
-from refdiff.oracle.diagnosis.told_apart import (
+from refdiff.oracle.diagnosis.disambiguation import (
     Evidence,
     Set,
     each_function_once,
@@ -23,6 +20,9 @@ from refdiff.oracle.diagnosis.told_apart import (
     those_that_point_to_no_other,
     those_the_right_one_points_to,
 )
+from refdiff.oracle.diagnosis.ranking import Candidate
+from refdiff.oracle.diagnosis.row_prefilter import excluded_by_few_rows
+from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike
 from refdiff.oracle.diagnosis.variants import (
     LOOSE,
     NEAR,

@@ -10,7 +10,7 @@ import numpy as np
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.diagnosis.variants import Numpy, Target, is_wrong, rows_off
-from refdiff.oracle.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
 
 LARGE = 600_000

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import overlay
-from refdiff.oracle.budget import Budget
+from refdiff.oracle.budget.budget import Budget
+from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, over, root_mean_square, slope
 from refdiff.oracle.deviations.deviation import Problem, laid_over, output
-from refdiff.oracle.forward import forward
-from refdiff.oracle.input_checks import as_float64
-from refdiff.oracle.judge import judge_rows
+from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import wrap
-from refdiff.oracle.order import DRAWS, MEMBERS, Order
-from refdiff.oracle.recipe import Recipe
-from refdiff.oracle.rounded_layers import rounded_ops
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.sequences import Inputs
-from refdiff.oracle.side_by_side import in_orders
+from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
+from refdiff.oracle.rounding.parallel import in_orders
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.statistics import LIMITS, Limits, RowBudget, over, root_mean_square, slope
+from refdiff.oracle.truth.forward import forward
+from refdiff.oracle.verdict.judge import judge_rows
 
 Numpy = np.ndarray[Any, Any]
 FLOOR = 0.29

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.tracing.trace import Trace
+from refdiff.oracle.trace.trace import Trace
 
 
 def differences(mine: Trace, ref: Trace) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.oracle.divergence.expected_values import Expected, Floats
 from refdiff.oracle.divergence.layouts import arrangements, axes_of
-from refdiff.oracle.divergence.passes import Expected, Floats
 from refdiff.oracle.divergence.verdict import compare
 
 _OF_A_MAP = re.compile(r"(.*(?:scores|lse|probs|attn))([12])(\[\d+\])?$")

@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.model.wirings import WIRINGS
+from refdiff.oracle.divergence.bias_tests import EPSILON
 from refdiff.oracle.divergence.conditions import differences
+from refdiff.oracle.divergence.expected_values import Expected, expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
-from refdiff.oracle.divergence.one_way import COMMON, one_way
-from refdiff.oracle.divergence.passes import Expected, expect
-from refdiff.oracle.divergence.patterns import EPSILON
 from refdiff.oracle.divergence.precision import precision_of
+from refdiff.oracle.divergence.systematic_error import COMMON, one_way
 from refdiff.oracle.divergence.verdict import ROW, Found, allowed_rows, compare
 from refdiff.oracle.rounding import FORMATS
-from refdiff.oracle.tracing.known_points import Flow
-from refdiff.oracle.tracing.names import canonical_names, near_point
-from refdiff.oracle.tracing.reading import Source, read_trace
-from refdiff.oracle.tracing.trace import Trace, new_path
+from refdiff.oracle.trace.known_points import Flow
+from refdiff.oracle.trace.point_names import canonical_names, near_point
+from refdiff.oracle.trace.trace import Trace, new_path
+from refdiff.oracle.trace.trace_files import Source, read_trace
 
 MODES = ("local", "free")
 
@@ -106,7 +106,7 @@ def first_divergence(
         mode: "local": each point is computed in float64 from the points before it in `mine`, so that an error belongs
             to the point that made it. "free": from the inputs of the run, so that errors add up.
         aliases: "auto" takes the names of transformers, unilm, timm, vLLM and llama.cpp; "none" only those of
-            `refdiff.oracle.tracing.known_points`; or a dict, your name → the point's, beside "auto".
+            `refdiff.oracle.trace.known_points`; or a dict, your name → the point's, beside "auto".
         precision: what the run computes in, a key of `rounding.FORMATS`; "auto": as its arrays' types and values say.
         model: the model of `ref`, where its file names none that is here.
 

@@ -6,8 +6,8 @@ import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from refdiff.oracle.tracing.known_points import Flow
-from refdiff.oracle.tracing.names import near_point
+from refdiff.oracle.trace.known_points import Flow
+from refdiff.oracle.trace.point_names import near_point
 
 if TYPE_CHECKING:
     from refdiff.oracle.divergence.first_divergence import Divergence, Stage

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from refdiff.errors import CheckpointError
-from refdiff.oracle.files import read_arrays
-from refdiff.oracle.fitted import fitted
+from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.golden.manifest import read_manifest
-from refdiff.oracle.judge import judge_lse, judge_rows, judge_sums
-from refdiff.oracle.outputs import output
-from refdiff.oracle.statistics import RowBudget
-from refdiff.oracle.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict, Verdict
+from refdiff.oracle.inputs.files import read_arrays
+from refdiff.oracle.inputs.outputs import output
+from refdiff.oracle.text_wrap import fitted
+from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums
+from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict, Verdict
 
 Numpy = np.ndarray[Any, Any]
 RAW = ".f32"

@@ -15,14 +15,14 @@ import numpy as np
 
 import refdiff
 from refdiff.model.weights.safetensors_file import open_safetensors
-from refdiff.oracle.budget import Budget, budget
-from refdiff.oracle.files import write_arrays
+from refdiff.oracle.budget.budget import Budget, budget
+from refdiff.oracle.budget.statistics import LIMITS, RowBudget, uncertain
+from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.golden.manifest import FORMAT, INDEX, MANIFEST, index_text, manifest_text, sha256
 from refdiff.oracle.inputs import options, shapes
-from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.inputs.files import write_arrays
 from refdiff.oracle.rounding import FORMATS, round_to
-from refdiff.oracle.statistics import LIMITS, RowBudget, uncertain
-from refdiff.oracle.strategies.fixed import Case
+from refdiff.oracle.rounding.recipe import Recipe
 
 Numpy = np.ndarray[Any, Any]
 

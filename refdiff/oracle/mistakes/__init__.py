@@ -20,7 +20,7 @@ from refdiff.oracle.mistakes.in_heads import IN_HEADS
 from refdiff.oracle.mistakes.in_lambda import IN_LAMBDA
 from refdiff.oracle.mistakes.in_norm import IN_NORM
 from refdiff.oracle.mistakes.in_rope import IN_ROPE
-from refdiff.oracle.mistakes.rows import ROWS, Row
+from refdiff.oracle.mistakes.provenance import ROWS, Row
 
 CATALOGUE: tuple[Mistake, ...] = (*IN_HEADS, *IN_ROPE, *IN_ATTENTION, *IN_LAMBDA, *IN_NORM, *IN_BACKWARD)
 

@@ -8,7 +8,7 @@ import pytest
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, laid_over, output
 from refdiff.oracle.deviations.listed import EVERY
 from refdiff.oracle.mistakes import CATALOGUE
-from tests.oracle.inputs import draw, small
+from tests.oracle.example_inputs import draw, small
 
 BY_NAME = {d.name: d for d in EVERY}
 HF, MS = small("hf_diffllama"), small("ms_v1")

@@ -7,13 +7,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations.deviation import deviated, output
 from refdiff.oracle.deviations.listed import EVERY, KINDS, deviations, kind_of
-from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import ROWS
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
-from tests.oracle.inputs import small
+from tests.oracle.example_inputs import small
 
 # of oracle.md 5.6, for v1; "V2-vs-V1" is λ squashed
 AXES = {

@@ -21,11 +21,11 @@ from itertools import combinations
 
 import numpy as np
 
+from refdiff.oracle.cases.fixed import Case, cases, small_spec
 from refdiff.oracle.deviations import Deviation, Problem, deviated, deviations, output
 from refdiff.oracle.deviations.listed import kind_of, probes
 from refdiff.oracle.diagnosis import Ranking, diagnose
-from refdiff.oracle.diagnosis.told_apart import equal
-from refdiff.oracle.strategies.fixed import Case, cases, small_spec
+from refdiff.oracle.diagnosis.disambiguation import equal
 from tests.oracle.diagnosis.outputs import kernel
 
 Some = tuple[Deviation, ...]

@@ -8,16 +8,16 @@ from functools import lru_cache
 import numpy as np
 
 from refdiff.backends import overlay
+from refdiff.oracle.cases.fixed import Case, cases, small_spec
 from refdiff.oracle.deviations import EVERY, Deviation, deviated, deviations
-from refdiff.oracle.ensemble import quantised
-from refdiff.oracle.forward import forward
-from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import wrap
-from refdiff.oracle.order import HELD_OUT
-from refdiff.oracle.recipe import Recipe
-from refdiff.oracle.rounded_layers import rounded_ops
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.strategies.fixed import Case, cases, small_spec
+from refdiff.oracle.rounding.ensemble import quantised
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.rounding.rounded_layers import rounded_ops
+from refdiff.oracle.truth.forward import forward
 
 
 def kernel(case: Case, some: Sequence[Deviation], order: int = 0) -> np.ndarray | None:

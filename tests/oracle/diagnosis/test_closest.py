@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget import budget
+from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.diagnosis import diagnose
 from refdiff.oracle.diagnosis.closest import SHOWN, closest_of
 from refdiff.oracle.diagnosis.ranking import NONE_FITS, Candidate

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.oracle.budget import budget
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.cases.fixed import Case, cases, small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations import deviations
 from refdiff.oracle.diagnosis import search
 from refdiff.oracle.diagnosis.closest import WORTH
@@ -17,14 +20,11 @@ from refdiff.oracle.diagnosis.diagnose import UNWRITTEN, diagnose, separating
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
 from refdiff.oracle.diagnosis.variants import Target
-from refdiff.oracle.ensemble import evaluate, quantised
-from refdiff.oracle.order import HELD_OUT
-from refdiff.oracle.recipe import Recipe
 from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.ensemble import evaluate, quantised
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.strategies.fixed import Case, cases, small_spec
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
 from refdiff.oracle.truth import truth
 from tests.oracle.diagnosis.__main__ import asked, compatible
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases

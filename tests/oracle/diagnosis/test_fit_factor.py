@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget import budget
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.diagnosis.diagnose import diagnose
 from refdiff.oracle.diagnosis.fit_factor import fit_factor
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.strategies.fixed import small_spec
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
 from refdiff.oracle.truth import truth
 
 SHAPE = Structure(2, 9, 12)

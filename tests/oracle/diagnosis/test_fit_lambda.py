@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from refdiff.layers import lambda_init
-from refdiff.oracle.budget import budget
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
+from refdiff.oracle.diagnosis.parameter_fit import Trial, held
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.trial import Trial, held
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.strategies.fixed import small_spec
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
 from refdiff.oracle.truth import truth
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from refdiff import oracle
 from refdiff.layers import lambda_init
-from refdiff.oracle.budget import budget
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.diagnosis.diagnose import diagnose
 from refdiff.oracle.diagnosis.fit_layer import BOTH, LAMBDA, SCALE, fit_layer
 from refdiff.oracle.diagnosis.fits import fits
@@ -17,8 +19,6 @@ from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
 from refdiff.oracle.truth import truth
 
 DIMS = {"query_heads": 4, "key_heads": 2, "head_dim": 8}

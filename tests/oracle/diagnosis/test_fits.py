@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from refdiff.backends import ops_for
-from refdiff.oracle.budget import budget
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.diagnosis.fits import fits, smallest
 from refdiff.oracle.diagnosis.variants import Target
-from refdiff.oracle.forward import finished
-from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.strategies.fixed import small_spec
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
-from refdiff.oracle.streams import streams
 from refdiff.oracle.truth import truth
+from refdiff.oracle.truth.attention_operands import streams
+from refdiff.oracle.truth.forward import finished
 
 SPEC = small_spec("hf_diffllama")
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.blind_spots import blind_spots
+from refdiff.oracle.cases.fixed import Case
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations import deviation, deviations
+from refdiff.oracle.deviations.blind_spots import blind_spots
 from refdiff.oracle.diagnosis import Ranking, variants
 from refdiff.oracle.diagnosis.diagnose import diagnose
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.strategies.fixed import Case
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
 from tests.oracle.diagnosis.outputs import kernel
 
 SPEC = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.diagnosis import diagnose
 from refdiff.oracle.diagnosis.ranking import NONE_FITS
-from refdiff.oracle.ensemble import evaluate, quantised
-from refdiff.oracle.order import HELD_OUT
-from refdiff.oracle.recipe import Recipe
-from refdiff.oracle.strategies.fixed import small_spec
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
+from refdiff.oracle.rounding.ensemble import evaluate, quantised
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+from refdiff.oracle.rounding.recipe import Recipe
 
 HF = small_spec("hf_diffllama")
 

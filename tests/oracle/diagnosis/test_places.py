@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget import Budget, budget
+from refdiff.oracle.budget.budget import Budget, budget
+from refdiff.oracle.cases.fixed import Case, cases, small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations import deviations
 from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.diagnosis.places import Damage, damage
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.strategies.fixed import Case, cases, small_spec
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
 from tests.oracle.diagnosis.outputs import kernel
 
 T = 70

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
+from refdiff.oracle.cases.fixed import cases
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
-from refdiff.oracle.strategies.fixed import cases
-from tests.oracle.inputs import small
+from tests.oracle.example_inputs import small
 
 ONE = Deviation("halved", "Half of it.", "scale", "B14", "https://example.org/1", aliases=("cut_in_two",))
 TWO = Deviation("turned", "The other way.", "rope kind")

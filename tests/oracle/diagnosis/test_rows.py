@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from refdiff.oracle.budget import budget
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.diagnosis.rows import Rows
-from refdiff.oracle.strategies.fixed import cases, small_spec
 from tests.oracle.diagnosis.test_places import right
 
 

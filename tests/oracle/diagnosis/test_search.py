@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from refdiff.oracle.blind_spots import effect
-from refdiff.oracle.budget import budget
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.deviations.blind_spots import effect
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.diagnosis import sub_case
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search

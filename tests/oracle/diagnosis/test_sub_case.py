@@ -11,9 +11,9 @@ from refdiff.oracle.deviations import Problem, deviated, deviations, output
 from refdiff.oracle.diagnosis import sub_case
 from refdiff.oracle.diagnosis.sub_case import Parts, SubCase, acts_alike, cost, furthest_off, reduced
 from refdiff.oracle.diagnosis.variants import Target
-from refdiff.oracle.recipe import Recipe
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from tests.oracle.inputs import draw, small
+from tests.oracle.example_inputs import draw, small
 
 
 def whole(spec: Spec, T: int, S: int, **more: Any) -> Target:

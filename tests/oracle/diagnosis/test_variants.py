@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from refdiff.oracle.budget import budget
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.cases.fixed import cases
 from refdiff.oracle.deviations import Problem, deviated, output
 from refdiff.oracle.diagnosis import diagnose
 from refdiff.oracle.diagnosis.variants import (
@@ -22,8 +23,7 @@ from refdiff.oracle.diagnosis.variants import (
     row_budget,
     rows_off,
 )
-from refdiff.oracle.recipe import Recipe
-from refdiff.oracle.strategies.fixed import cases
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.truth import truth
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
 

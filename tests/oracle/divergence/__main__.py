@@ -24,10 +24,10 @@ from collections import Counter
 
 import numpy as np
 
+from refdiff.oracle.budget.statistics import over, root_mean_square
 from refdiff.oracle.divergence import first_divergence
 from refdiff.oracle.rounding import FORMATS
-from refdiff.oracle.statistics import over, root_mean_square
-from refdiff.oracle.tracing import trace
+from refdiff.oracle.trace import trace
 from tests.oracle.divergence.runs import inputs, model, run
 from tests.oracle.divergence.test_first_divergence import FORWARD, place_of, wiring_of
 

@@ -20,7 +20,7 @@ from refdiff import layers
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.model.weights import flatten, nest
 from refdiff.oracle.mistakes import Mistake
-from refdiff.oracle.tracing.points import Points
+from refdiff.oracle.trace.points import Points
 
 LAYER = 2
 INSIDE = re.compile(r"(scores|lse|probs|attn)[12]$")

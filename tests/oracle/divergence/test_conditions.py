@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.divergence import first_divergence
-from refdiff.oracle.files import read_arrays
-from refdiff.oracle.tracing import Trace, trace
+from refdiff.oracle.inputs.files import read_arrays
+from refdiff.oracle.trace import Trace, trace
 from tests.model.models import ids, small_model
-from tests.oracle.inputs import draw, small
+from tests.oracle.example_inputs import draw, small
 
 TOKENS = ids(0, 2, 7)
 REF = trace(small_model(), TOKENS)

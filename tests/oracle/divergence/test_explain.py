@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from refdiff.oracle.divergence.expected_values import Expected
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.first_divergence import first_divergence
-from refdiff.oracle.divergence.passes import Expected
-from refdiff.oracle.tracing import trace
+from refdiff.oracle.trace import trace
 from tests.model.models import ids, small_model
 
 # as many keys as queries, so that an order of heads is an order of scores

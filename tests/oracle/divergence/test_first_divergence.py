@@ -10,13 +10,13 @@ import pytest
 
 from refdiff.backends import ops_for, overlay
 from refdiff.oracle.divergence import Divergence, first_divergence
-from refdiff.oracle.forward import forward
-from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE, Mistake, wrap
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.tracing import Trace, trace
-from refdiff.oracle.tracing.points import Points
-from refdiff.oracle.tracing.trace import new_path
+from refdiff.oracle.trace import Trace, trace
+from refdiff.oracle.trace.points import Points
+from refdiff.oracle.trace.trace import new_path
+from refdiff.oracle.truth.forward import forward
 from tests.layers.inputs import says
 from tests.oracle.divergence.runs import LAYER, inputs, model, run
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.divergence.layouts import Axes, arranged, arrangements, axes_of, maps_apart
-from refdiff.oracle.tracing import trace
+from refdiff.oracle.trace import trace
 from tests.model.models import ids, small_model
 from tests.oracle.arrays import same_bits
 

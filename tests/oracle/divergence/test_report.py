@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.divergence import Divergence, Stage, first_divergence
-from refdiff.oracle.tracing import trace
+from refdiff.oracle.trace import trace
 from tests.model.models import ids, small_model
 
 REF = trace(small_model(), ids(0, 2, 5))

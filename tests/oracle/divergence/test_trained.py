@@ -12,7 +12,7 @@ import pytest
 import refdiff
 from refdiff.backends import overlay
 from refdiff.oracle import first_divergence, trace
-from refdiff.oracle.tracing import Trace
+from refdiff.oracle.trace import Trace
 from tests.oracle.divergence.runs import run
 
 TEXT = "The fox said to the wolf, come with me into the wood"

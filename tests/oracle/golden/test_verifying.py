@@ -12,9 +12,9 @@ import pytest
 
 from refdiff.errors import CheckpointError
 from refdiff.oracle import golden
-from refdiff.oracle.budget import budget
-from refdiff.oracle.files import write_arrays
+from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.golden.manifest import read_manifest
+from refdiff.oracle.inputs.files import write_arrays
 from tests.layers.inputs import says
 from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, damaged, right, write_raw
 

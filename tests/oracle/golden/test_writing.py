@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.oracle import golden
-from refdiff.oracle.budget import budget
-from refdiff.oracle.files import read_arrays
+from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.golden import writing
 from refdiff.oracle.golden.writing import split
+from refdiff.oracle.inputs.files import read_arrays
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
 from tests.layers.inputs import says

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.oracle.backward import backward
+from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.deviations.deviation import laid_over
-from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.catalogue import Mistake
 from refdiff.oracle.mistakes.in_backward import IN_BACKWARD, gradient_of_one_query_head_of_a_group
-from refdiff.oracle.presets import PRESETS
-from refdiff.oracle.strategies.fixed import cases, small_spec
+from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.truth.backward import backward
 from tests.layers.vjps import draw
 from tests.oracle.mistakes import checks
 

@@ -1,1 +1,7 @@
-"""Tests of the tester's tester."""
+"""The tester tested: mutants that must fail, legal kernels that must pass, and other rules on the same runs."""
+
+from tests.oracle.selftest.page import page
+from tests.oracle.selftest.run import PROFILES, RECIPES, selftest
+from tests.oracle.selftest.table import Count, Table
+
+__all__ = ["PROFILES", "RECIPES", "Count", "Table", "page", "selftest"]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle.backward import backward
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations import deviated, deviations
 from refdiff.oracle.deviations.deviation import Problem, laid_over
-from refdiff.oracle.input_checks import as_float64
+from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
-from refdiff.oracle.selftest.gradients import with_a_row_of
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.strategies.fixed import small_spec
-from refdiff.oracle.strategies.structure import Structure
-from refdiff.oracle.strategies.values import draw
+from refdiff.oracle.truth.backward import backward
+from tests.oracle.selftest.gradients import with_a_row_of
 
 DIMS = {"hf_diffllama": Structure(1, 7, 11), "diff_v2": Structure(1, 5, 7)}
 

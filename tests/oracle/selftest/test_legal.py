@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refdiff.oracle.recipe import Recipe
-from refdiff.oracle.selftest.legal import log_sums
-from refdiff.oracle.selftest.noise import AT_RANDOM, ORDERS
-from refdiff.oracle.selftest.one_case import Trial
-from refdiff.oracle.selftest.settings import settings
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.truth import truth
+from tests.oracle.selftest.legal import log_sums
+from tests.oracle.selftest.noise import AT_RANDOM, ORDERS
+from tests.oracle.selftest.one_case import Trial
+from tests.oracle.selftest.settings import settings
 
 
 @pytest.mark.parametrize("base", ["e", "2"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle.selftest.local_mistakes import KEYS, PLACES, OfKeys, OfPlace
 from refdiff.oracle.truth import truth
-from refdiff.oracle.visible import visible
-from tests.oracle.inputs import draw, small
+from refdiff.oracle.truth.attention_mask import visible
+from tests.oracle.example_inputs import draw, small
+from tests.oracle.selftest.local_mistakes import KEYS, PLACES, OfKeys, OfPlace
 
 SPEC = small("hf_diffllama")
 X = draw(SPEC, T=40, S=44)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.mistakes.in_backward import IN_BACKWARD
-from refdiff.oracle.recipe import Recipe
-from refdiff.oracle.selftest.mutants import Mutant, mutants, way_of
-from refdiff.oracle.selftest.one_case import Trial
-from refdiff.oracle.selftest.settings import settings
+from refdiff.oracle.rounding.recipe import Recipe
+from tests.oracle.selftest.mutants import Mutant, mutants, way_of
+from tests.oracle.selftest.one_case import Trial
+from tests.oracle.selftest.settings import settings
 
 
 def _of(seed: int, number: int) -> tuple[Trial, list[Mutant]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle.order import DRAWS, HELD_OUT, MEMBERS
-from refdiff.oracle.selftest.noise import AT_RANDOM, ORDERS, Noise, noise
+from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS
+from tests.oracle.selftest.noise import AT_RANDOM, ORDERS, Noise, noise
 
 Y = np.asarray([[3.0, -4.0], [1.0, 1.0]])
 NOISE = Noise(np.asarray([0.1, 0.2]), np.asarray([0.15, 0.2]), 0.01)

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refdiff.oracle.recipe import Recipe
-from refdiff.oracle.selftest import one_case as module
-from refdiff.oracle.selftest.one_case import one_case
-from refdiff.oracle.selftest.settings import Setting, settings
-from refdiff.oracle.selftest.table import Table
-from refdiff.oracle.statistics import LIMITS
+from refdiff.oracle.budget.statistics import LIMITS
+from refdiff.oracle.rounding.recipe import Recipe
+from tests.oracle.selftest import one_case as module
+from tests.oracle.selftest.one_case import one_case
+from tests.oracle.selftest.settings import Setting, settings
+from tests.oracle.selftest.table import Table
 
 
 @pytest.fixture

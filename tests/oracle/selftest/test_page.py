@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from refdiff.oracle.selftest.page import page
-from refdiff.oracle.selftest.table import Count, Table
+from tests.oracle.selftest.page import page
+from tests.oracle.selftest.table import Count, Table
 
 
 def _table() -> Table:

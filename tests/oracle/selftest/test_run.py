@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.oracle.selftest import run as module
-from refdiff.oracle.selftest import selftest
-from refdiff.oracle.selftest.table import Count, Table
+from tests.oracle.selftest import run as module
+from tests.oracle.selftest import selftest
+from tests.oracle.selftest.table import Count, Table
 
 
 def _fake(seed: int, recipe: object, profile: str, name: str) -> Table:

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations import deviations
-from refdiff.oracle.selftest.settings import settings
-from refdiff.oracle.strategies.fixed import small_spec
+from tests.oracle.selftest.settings import settings
 
 AXES = {
     *("pair", "gqa", "vlay", "rope kind", "rope dim", "rope base", "rope offset", "scale", "linit base", "linit const"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from refdiff.oracle.selftest.table import Count, Table, of_dict, share
+from tests.oracle.selftest.table import Count, Table, of_dict, share
 
 
 def _table(**count: int) -> Table:

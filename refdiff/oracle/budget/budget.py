@@ -1,0 +1,231 @@
+"""What a kernel of a recipe may be off by, row by row, on these inputs; and the verdict on one that is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import ops_for
+from refdiff.oracle.array_summary import in_short
+from refdiff.oracle.budget.gradient_terms import Recorder, term_norms
+from refdiff.oracle.budget.hard_bound import bounds, lambda_error
+from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, root_mean_square, slope
+from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs.outputs import output
+from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.validation import check_kinds, no_numbers
+from refdiff.oracle.rounding import FORMATS, round_to, ulp
+from refdiff.oracle.rounding.ensemble import members_of, quantised, score_errors
+from refdiff.oracle.rounding.evaluation_order import SMALLEST
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth import truth
+from refdiff.oracle.truth.forward import project
+from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums
+from refdiff.oracle.verdict.lse_conventions import other_sums
+from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
+
+Numpy = np.ndarray[Any, Any]
+FLOOR = 0.29
+"""The least budget of a row, in u times its size: 1/√12 of a unit, the rounding of the result itself."""
+NARROW = ("bfloat16", "float16")
+SUMS = 6.0
+SUMS_OF_MEMBERS = 6.0
+BY_ROWS = {
+    "out": "b h t",
+    "dq": "b H t",
+    "dk": "b K s",
+    "dv": "b V s",
+    "dk_pages": "page K slot",
+    "dv_pages": "page V slot",
+}
+BY_ROWS_OF_LAYER = {"out": "b t", "dx": "b t", "dx_past": "b t"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The truth of a case and what a kernel of the recipe may differ from it by.
+
+    tensors: for the output, and gradients of tensors, by rows. sums: (truth, allowed) for gradients that are sums of
+    many terms. Names of gradients are d and the input's name: dq, dlambda_q1, dnorm_weight.
+    """
+
+    spec: Spec
+    inputs: Inputs
+    recipe: Recipe
+    members: int
+    tensors: dict[str, RowBudget]
+    sums: dict[str, tuple[Numpy, Numpy]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Budget({self.recipe.name}, {self.members} orders, expected: {in_short(self.expected)})"
+
+    @property
+    def expected(self) -> dict[str, Numpy]:
+        """The truth of each tensor, in float64."""
+        return {**{n: b.expected for n, b in self.tensors.items()}, **{n: y for n, (y, _) in self.sums.items()}}
+
+    @property
+    def rows(self) -> dict[str, Numpy]:
+        """E_r of each tensor that is judged by rows: its shape without the last axis."""
+        return {name: b.rows for name, b in self.tensors.items()}
+
+    @property
+    def bounds(self) -> dict[str, Numpy]:
+        """B_r of each tensor that is judged by rows; ∞ where none is known."""
+        return {name: b.bounds for name, b in self.tensors.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What can be judged."""
+        return (*self.tensors, "lse1", "lse2", "lambda_full", *self.sums)
+
+    def judge(self, actual: Any, limits: Limits = LIMITS) -> Verdict:
+        """Judge an output, or a mapping from names to arrays.
+
+        Raises:
+            ValueError: nothing to judge, an unknown name, a gradient without `dout`, another shape.
+            TypeError: something is no array, or a tuple or list of arrays in place of a mapping.
+        """
+        given = dict(actual) if isinstance(actual, Mapping) else {"out": actual}
+        if not given:
+            raise ValueError(f"nothing to judge: give an array, or a mapping with {', '.join(self.names)}")
+        for name in given:
+            if name not in self.names:
+                hint = "; gradients need dout=" if name.startswith("d") and not self.sums else ""
+                raise ValueError(f"{name!r} cannot be judged{hint}: there are {', '.join(self.names)}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            arrays = {name: output(x, name) for name, x in given.items()}
+            tensors = {name: self._one(name, x, limits) for name, x in arrays.items()}
+        return Verdict(tensors, self.recipe.name, no_numbers(self.inputs))
+
+    def _one(self, name: str, given: Numpy, limits: Limits) -> TensorVerdict:
+        actual = given.astype(np.float64)
+        if name in self.tensors:
+            return judge_rows(name, actual, self.tensors[name], limits)
+        expected, allowed = self.absolute(name)
+        if name in ("lse1", "lse2"):
+            if given.dtype.name in NARROW:  # as jax gives them; others have float32 here, whatever they store
+                unit = FORMATS[given.dtype.name].u
+                allowed = allowed + 2 * unit * np.where(np.isfinite(expected), np.abs(expected), 0.0)
+            return judge_lse(
+                name, actual, expected, allowed, other_sums(self.spec, _core(self.spec, self.inputs), name)
+            )
+        return judge_sums(name, actual, expected, allowed)
+
+    def absolute(self, name: str) -> tuple[Numpy, Numpy]:
+        """The truth of λ, a log-sum-exp or a sum, and what each of its numbers may be off by."""
+        if name in self.sums:
+            return self.sums[name]
+        return self._lambda() if name == "lambda_full" else self._lse(name)
+
+    def _lambda(self) -> tuple[Numpy, Numpy]:
+        expected = np.asarray(truth(self.spec, self.inputs, want=("lambda_full",)).lambda_full)
+        off = lambda_error(self.spec, _core(self.spec, self.inputs), self.recipe)
+        off = off if off.ndim == 0 else off[..., 0]
+        return expected, np.broadcast_to(off, expected.shape)
+
+    @cached_property
+    def _score_errors(self) -> tuple[Numpy, Numpy]:
+        return score_errors(self.spec, self.inputs, self.recipe, self.members)
+
+    def _lse(self, name: str) -> tuple[Numpy, Numpy]:
+        found = truth(self.spec, self.inputs, want=("lse1", "lse2"))
+        expected = np.asarray(found.lse1 if name == "lse1" else found.lse2)
+        of_scores = self._score_errors[name == "lse2"]
+        unit = math.log(2) if self.spec.lse_base == "2" else 1.0
+        nats = np.where(np.isfinite(expected), np.abs(expected) * unit, 0.0)
+        allowed = 1.5 * of_scores + 8 * FORMATS["float32"].u * (1 + nats)
+        return expected, allowed / unit
+
+
+def budget(
+    spec: Spec, inputs: Mapping[str, Any], recipe: Recipe | str, *, members: int = 6, dout: Any = None
+) -> Budget:
+    """Evaluate a recipe in several legal orders, and take from it what a right kernel may be off by.
+
+    Equation:
+        E_r = max over members of rms(member − truth) in row r, at least 0.29 u rms(truth); in a gradient more by the
+        standard deviation over members. For a sum of terms 6 u ‖terms‖₂ + 2 ulp, or 6 times a member's largest error
+
+    Args:
+        inputs: as `refdiff.oracle.inputs` has them; q, k and v are rounded to the storage type first.
+        members: how many orders, 2 to 8.
+        dout: the gradient of the output; with it gradients can be judged too.
+
+    Raises:
+        ValueError: inputs that do not fit `spec`, a number of members that there is not.
+        TypeError: `spec` is no Spec, `inputs` no mapping, or something in it no array.
+    """
+    check_kinds(spec, inputs)
+    recipe = Recipe.of(recipe)
+    exact = quantised(inputs, recipe)
+    heard = Recorder()
+    if dout is not None:
+        dout = round_to(output(dout, "dout").astype(np.float64), recipe.storage)
+    right = truth(spec, exact, dout=dout, want=("out",), ops=heard.ops())
+    expected = {"out": np.asarray(right.out), **{f"d{name}": g for name, g in right.grads.items()}}
+    runs = members_of(spec, exact, recipe, members, dout)
+    rows = BY_ROWS_OF_LAYER if is_layer(exact) else BY_ROWS
+    tensors, sums = {}, {}
+    norms = term_norms(spec, _core(spec, exact), heard, right.grads) if right.grads else {}
+    for name, y in expected.items():
+        found = [run[name] for run in runs]
+        if name in rows or "_proj." in name:
+            hard = None
+            if name == "out" and not is_layer(exact):
+                hard = bounds(spec, exact, recipe)
+            tensors[name] = _by_rows(name, y, found, hard, recipe, rows.get(name, "row"))
+        else:
+            sums[name] = (y, _of_sums(y, found, norms.get(name[1:], np.asarray(0.0)), recipe))
+    return Budget(spec, exact, recipe, members, tensors, sums)
+
+
+def _core(spec: Spec, inputs: Inputs) -> Inputs:
+    return project(spec, inputs, ops_for()) if is_layer(inputs) else inputs
+
+
+def _by_rows(name: str, y: Numpy, runs: list[Numpy], hard: Numpy | None, recipe: Recipe, axes: str) -> RowBudget:
+    finite = np.isfinite(y)
+    size = root_mean_square(np.where(finite, y, 0.0))
+    # what is below the type's range may be lost, and so may the weights that a processor which flushes takes for zero,
+    # one for each row, with all that the largest rows are multiplied by
+    flushed = SMALLEST * max(1.0, size.size * float(np.max(size, initial=0.0)))
+    lost_below = max(FORMATS[recipe.storage].tiny, flushed)
+    floor = FLOOR * recipe.u * size + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0)
+    errors, slopes = [], [0.0]
+    doubtful = np.zeros(floor.shape, dtype=np.bool_)
+    for run in runs:
+        lost = np.any(~np.isfinite(run) & finite, axis=-1)
+        doubtful |= lost
+        known = finite & ~lost[..., None]
+        off = np.where(known, np.where(known, run, 0.0) - np.where(known, y, 0.0), 0.0)
+        errors.append(root_mean_square(off))
+        unit = float(np.abs(np.where(known, y, 0.0)).max(initial=0.0)) or 1.0
+        slopes.append(abs(slope(off / unit, np.where(known, y, 0.0) / unit)))
+    rows = np.maximum(floor, np.max(errors, axis=0))
+    if name != "out":
+        # one number, ⟨dout, out⟩, moves a whole row of a gradient: members scatter, and may all be near by luck
+        rows = np.maximum(rows, np.max(errors, axis=0) + np.std(errors, axis=0))
+    if hard is None:
+        hard = np.full(rows.shape, np.inf)
+    elif np.any((rows > hard) & ~doubtful):
+        at = tuple(int(i) for i in np.argwhere((rows > hard) & ~doubtful)[0])
+        raise ArithmeticError(
+            f"a legal order is off by {rows[at]:.3g} in row {at} of {name}, beyond the hard bound {hard[at]:.3g}: "
+            "this is a mistake of refdiff; please report it with the inputs"
+        )
+    relative = "row" if name == "out" else "tensor"
+    return RowBudget(y, rows, hard, max(slopes), recipe.storage, axes, doubtful, relative)
+
+
+def _of_sums(y: Numpy, runs: list[Numpy], norm: Numpy, recipe: Recipe) -> Numpy:
+    off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in runs], axis=0)
+    by_terms = SUMS * recipe.u * norm + 2 * ulp(y, recipe.storage)
+    allowed: Numpy = np.maximum(by_terms, SUMS_OF_MEMBERS * off)
+    return allowed

@@ -1,0 +1,90 @@
+"""How large the terms are of which the gradients of λ and of the norm's weight are sums."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refdiff import layers
+from refdiff.backends import Ops, ops_for, overlay
+from refdiff.oracle.inputs import VECTORS
+from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_operands import lambda_init
+
+Numpy = np.ndarray[Any, Any]
+
+
+class Recorder:
+    """The layers, with an ear for the terms of two sums: Σ g ⊙ A₂ V for λ, and Σ g ⊙ x̂ for the weight."""
+
+    def __init__(self) -> None:
+        self.of_lambda: list[Numpy] = []
+        self.of_weight: list[Numpy] = []
+
+    def ops(self) -> Ops:
+        """The layers to compute with."""
+        return overlay(ops_for(), self._wrap)
+
+    def _wrap(self, name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
+        if name == "diff_attention_vjp":
+            return self._listen(layer, self._attention)
+        return self._listen(layer, self._norm) if name == "rms_norm_vjp" else layer
+
+    def _listen(self, layer: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
+        @functools.wraps(layer)
+        def call(*args: Any, **options: Any) -> Any:
+            note(*args, **options)
+            return layer(*args, **options)
+
+        return call
+
+    def _attention(self, g: Numpy, *args: Any, **options: Any) -> None:
+        q1, k1, q2, k2, v, lambda_, *see = args
+        second = layers.diff_attention(q1, k1, q2, k2, v, 0 * lambda_, *see, **options) - layers.diff_attention(
+            q1, k1, q2, k2, v, 0 * lambda_ + 1, *see, **options
+        )
+        self.of_lambda.append(np.sum((g * second) ** 2, axis=-1))
+
+    def _norm(self, g: Numpy, x: Numpy, weight: Numpy | None, eps: float) -> None:
+        if weight is not None:
+            terms = g * layers.rms_norm(x, None, eps)
+            self.of_weight.append(np.sum(terms.reshape(-1, x.shape[-1]) ** 2, axis=0))
+
+
+def term_norms(spec: Spec, core: Inputs, heard: Recorder, grads: dict[str, Numpy]) -> dict[str, Numpy]:
+    """‖terms‖₂ of each gradient that is a sum, under the names of the inputs.
+
+    Shapes:
+        each broadcastable to its gradient
+    """
+    B, _, T, _ = core["q"].shape
+    squares = np.zeros((B, spec.heads, T))
+    parts = (p for p in sequences(core) if p.inputs["k"].shape[2] and 0 not in p.inputs["q"].shape)
+    for part, square in zip(parts, heard.of_lambda, strict=True):
+        squares[part.batch, :, part.queries] = square
+    found: dict[str, Numpy] = {}
+    by_token = np.sqrt(squares)
+    of_lambda = {
+        3: by_token,
+        1: np.sqrt(np.sum(squares, axis=(0, 2))),
+        0: np.sqrt(np.sum(squares)),
+    }[grads["lambda_full"].ndim]
+    found["lambda_full"] = np.asarray(of_lambda)
+    if spec.lambda_form == "exp":
+        ops = ops_for()
+        vectors = [core[name] for name in VECTORS]
+        parts_of = ops.diff_lambda_vjp(np.asarray(1.0), *vectors, lambda_init(spec, ops))
+        found |= {name: np.abs(x) * of_lambda for name, x in zip(VECTORS, parts_of, strict=True)}
+    if spec.lambda_form == "sigmoid":
+        sigma = 1 / (1 + np.exp(-core["lambda_logits"]))
+        found["lambda_logits"] = np.moveaxis(by_token, 1, 2) * sigma * (1 - sigma)
+    if heard.of_weight:
+        found["norm_weight"] = np.sqrt(np.sum(heard.of_weight, axis=0))
+    elif "norm_weight" in grads:
+        found["norm_weight"] = np.asarray(math.sqrt(float(np.mean(grads["norm_weight"] ** 2))))
+    return found

@@ -1,0 +1,161 @@
+"""The hard bound: what no order of the recipe's roundings can exceed, from the sizes of what is added up.
+
+Each step takes the errors of what goes in, and adds its own; γ_n = n u / (1 − n u) for a sum of n products in float32
+(Higham 2002, section 3.1). What is stored is off by u of its type, three times where operations are stored one by one.
+It is far above what happens: a result beyond it is wrong whatever kernels were seen to do, and a budget beyond it would
+be a mistake of this package.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import ops_for
+from refdiff.oracle.budget.statistics import root_mean_square
+from refdiff.oracle.inputs import VECTORS
+from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_operands import Streams, lambda_init, lambda_of, scores, streams
+from refdiff.oracle.truth.forward import norm_rows, out_factor
+
+Numpy = np.ndarray[Any, Any]
+U32 = FORMATS["float32"].u
+
+
+def gamma(n: int) -> float:
+    """γ_n of float32."""
+    return n * U32 / (1 - n * U32)
+
+
+def bounds(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
+    """Bound the error of each row of the output of core inputs, as a root mean square.
+
+    Shapes:
+        (B, h, T)
+    """
+    B, _, T, _ = core["q"].shape
+    found = np.full((B, spec.heads, T), math.inf)
+    for part in sequences(core):
+        if part.inputs["k"].shape[2] and 0 not in part.inputs["q"].shape:
+            found[part.batch, :, part.queries] = _dense(spec, part.inputs, recipe)
+        else:
+            found[part.batch, :, part.queries] = 0.0
+    return found
+
+
+def _dense(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
+    ops = ops_for()
+    s = streams(spec, inputs, ops)
+    lambda_ = np.abs(s.lambda_full)
+    (o1, d1), (o2, d2) = (_map(spec, inputs, s, recipe, number) for number in (1, 2))
+    u_o = FORMATS[recipe.o or recipe.storage].u
+    off = lambda_error(spec, inputs, recipe)
+    heads = o1 - s.lambda_full * o2
+    error = (
+        d1 + lambda_ * d2 + off * (np.abs(o2) + d2) + 3 * u_o * (np.abs(o1) + lambda_ * np.abs(o2) + d1 + lambda_ * d2)
+    )
+    error = error + 4 * FORMATS[recipe.o or recipe.storage].tiny
+    heads, error = _normed(spec, inputs, recipe, heads, error)
+    factor = np.abs(out_factor(spec, inputs, ops))
+    size, error = np.abs(factor * heads), factor * error
+    if spec.out_scale == "1 - lambda":
+        error = error + off * (np.abs(heads) + error)
+    error = error + 2 * recipe.u * (size + error) + FORMATS[recipe.storage].tiny
+    return root_mean_square(np.where(np.isfinite(error), error, np.finfo(np.float64).max / 2**600))
+
+
+def score_error(spec: Spec, inputs: Inputs, s: Streams, recipe: Recipe, number: int) -> tuple[Numpy, Numpy]:
+    """The scores of a map, −∞ where hidden, and how far each of them may be off."""
+    q, k = (s.q1, s.k1) if number == 1 else (s.q2, s.k2)
+    d = q.shape[-1]
+    z = scores(s, number)
+    size = np.abs(q) @ np.swapaxes(np.abs(k), -1, -2) / math.sqrt(d)
+    norms = np.sqrt(np.sum(q**2, -1))[..., :, None] * np.sqrt(np.sum(k**2, -1))[..., None, :] / math.sqrt(d)
+    error = (gamma(d + 4) + (2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0)) * size
+    if spec.rope != "none":
+        error = error + 2 * math.sqrt(2) * (3 * FORMATS[recipe.rope or recipe.storage].u + _angle_error(inputs)) * norms
+    if spec.softcap is not None:
+        error = error + 16 * U32 * np.abs(np.where(s.see, z, 0.0))
+    seen = np.abs(np.where(s.see, z, 0.0))
+    form = FORMATS[recipe.qk]
+    error = error + 4 * form.u * (seen + error) + 2 * form.tiny
+    # a score that leaves the type's range before it is scaled may be anything
+    return z, np.where(size * math.sqrt(d) > form.top, math.inf, error)
+
+
+def _angle_error(inputs: Inputs) -> float:
+    """Of the largest position's angle in float32, with a frequency that is off by a few units itself."""
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    given = [inputs[name] for name in ("q_positions", "k_positions") if name in inputs]
+    largest = max([T, S, *(int(np.max(np.abs(p), initial=0)) for p in given)])
+    return float(8 * U32 * (largest + 1))
+
+
+def _map(spec: Spec, inputs: Inputs, s: Streams, recipe: Recipe, number: int) -> tuple[Numpy, Numpy]:
+    """One map's output, and how far each number of it may be off."""
+    z, dz = score_error(spec, inputs, s, recipe, number)
+    S = z.shape[-1]
+    top = np.max(z, axis=-1, keepdims=True)
+    top = np.where(np.isneginf(top), 0.0, top)
+    raw = np.where(s.see, np.exp(z - top), 0.0)
+    total = np.sum(raw, axis=-1, keepdims=True)
+    p = raw / np.where(total == 0, 1.0, total)
+    hidden = np.where(s.see, dz, 0.0)
+    far = np.where(s.see, np.abs(z - top) + np.abs(z) + np.abs(top), 0.0)
+    of_exp = 4 * U32 * far + 4 * U32 + (2.0**-21 if recipe.exp == "ex2approx" else 0.0)
+    with np.errstate(over="ignore"):
+        ratio = np.expm1(hidden + np.max(hidden, axis=-1, keepdims=True) + of_exp + np.max(of_exp, -1, keepdims=True))
+    form, tf32 = FORMATS[recipe.p or recipe.storage], 2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
+    ratio = ratio + 3 * form.u + gamma(3 * S + 8) + tf32
+    with np.errstate(invalid="ignore"):
+        dp = np.where(raw > 0, np.minimum(ratio * p, 1.0), np.minimum(np.where(s.see, ratio, 0.0), 1.0) * 2.0**-149)
+    dp = dp + np.where(s.see, 3 * form.tiny, 0.0)
+    size = np.abs(s.v)
+    most = np.max(np.where(np.any(s.see, -2, keepdims=True).swapaxes(-1, -2), size, 0.0), axis=-2, keepdims=True)
+    out = p @ s.v
+    error = np.minimum(dp @ size, 2 * most * np.any(s.see, axis=-1, keepdims=True) * 1.01)
+    return out, error + FORMATS[recipe.o or recipe.storage].u * (np.abs(out) + error)
+
+
+def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
+    """How far λ may be off: rounded at every step, with products of vectors rounded too."""
+    ops = ops_for()
+    exact = lambda_of(spec, inputs, ops)
+    u = FORMATS[recipe.lam or recipe.storage].u
+    off = (2 * u + 8 * U32) * np.abs(exact)
+    if spec.lambda_form != "exp":
+        return off
+    q1, k1, q2, k2 = (inputs[name] for name in VECTORS)
+    for q, k in ((q1, k1), (q2, k2)):
+        power = float(np.exp(np.sum(q * k)))
+        off = off + power * (2 * u + (u + gamma(q.size + 4)) * float(np.sum(np.abs(q * k))) + 8 * U32)
+    return off + 2 * u * abs(lambda_init(spec, ops))
+
+
+def _normed(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Numpy) -> tuple[Numpy, Numpy]:
+    """Norm rows, and say how far each number of the result may be off."""
+    if spec.norm == "none":
+        return x, error
+    rows, back = (x, lambda y: y) if spec.norm_over == "head" else norm_rows(spec, x)
+    off = error if spec.norm_over == "head" else norm_rows(spec, error)[0]
+    n, u_n, u_o = rows.shape[-1], FORMATS[recipe.norm].u, FORMATS[recipe.o or recipe.storage].u
+    root = np.sqrt(np.mean(rows**2, axis=-1, keepdims=True) + spec.norm_eps)
+    shift = root_mean_square(off)[..., None]
+    least = np.maximum(root - shift, math.sqrt(spec.norm_eps))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        y = np.where(root > 0, rows / np.where(root > 0, root, 1.0), 0.0)
+        dy = np.where(least > 0, (off + np.abs(y) * shift) / np.where(least > 0, least, 1.0), np.inf)
+    # a normed row is no longer than √n
+    dy = np.minimum(dy, np.abs(y) + math.sqrt(n)) + (6 * u_n + gamma(n + 8) + 3 * u_o) * (
+        np.abs(y) + np.minimum(dy, math.sqrt(n))
+    )
+    y, dy = back(y), back(dy)
+    weight = inputs.get("norm_weight")
+    if weight is None:
+        return y, dy
+    return y * weight, (dy + 2 * u_o * (np.abs(y) + dy)) * np.abs(weight)

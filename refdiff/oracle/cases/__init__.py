@@ -1,0 +1,1 @@
+"""Inputs on which mistakes show: fixed lists by profile, their structures and their numbers."""

@@ -1,0 +1,162 @@
+"""Cases by profile: the same list for the same seed, whatever the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refdiff.oracle.array_summary import in_short
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw, stored
+from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.truth.forward import out_shape
+
+if TYPE_CHECKING:
+    from refdiff.oracle.deviations.deviation import Deviation
+
+Numpy = np.ndarray[Any, Any]
+
+LONGEST_WINDOW = 4096
+_NATURAL = (Structure(2, 16, 24), Structure(1, 17, 17))
+PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
+    "natural": ("natural", _NATURAL),
+    "identify": (
+        "identify",
+        (Structure(2, 9, 14, padding="left"), Structure(2, 11, 11), Structure(1, 7, 4), Structure(1, 6, 13, hidden=24)),
+    ),
+    "cancel": ("cancel", _NATURAL),
+    "whisper": ("whisper", (Structure(2, 9, 14), Structure(1, 11, 11))),
+    "extreme": ("extreme", _NATURAL),
+    "degenerate": (
+        "degenerate",
+        (
+            *(Structure(1, 1, 1), Structure(0, 3, 5), Structure(2, 0, 5), Structure(1, 3, 0), Structure(2, 5, 2)),
+            *(Structure(2, 4, 4), Structure(1, 1, 17, padding="left")),
+        ),
+    ),
+    "layout": (
+        "identify",
+        (
+            Structure(packed=((5, 5), (0, 3), (4, 7), (2, 0), (1, 1))),
+            Structure(packed=((6, 6), (0, 0), (9, 9)), hidden=24),
+            *(Structure(3, 7, 11, padding="right"), Structure(3, 7, 11, padding="left")),
+            Structure(pages=((1, 13), (1, 0), (1, 6)), page=5),
+        ),
+    ),
+    "serving": (
+        "identify",
+        (
+            Structure(pages=((1, 17), (1, 3), (1, 31)), page=8),  # decode
+            Structure(pages=((9, 20), (1, 12), (5, 5)), page=8),  # chunks of prompts beside decoding
+            Structure(pages=((4, 11), (4, 21)), page=4),  # four tokens to be verified
+            Structure(2, 1, 19),
+        ),
+    ),
+    "tiles": (
+        "tiles",
+        (
+            *(Structure(1, 65, 65), Structure(1, 67, 129)),  # a prompt, and the rest of one
+            *(Structure(1, 1, 257), Structure(2, 1, 128), Structure(2, 3, 63)),  # decode
+            Structure(1, 4, 131, bias=True),
+            Structure(1, 4, 127, hole=31),
+            Structure(3, 2, 65, padding="right"),  # 63, 64 and 65 keys
+            Structure(1, 5, 131, window=66),  # the first key seen is 61 to 65: before it a tile with few keys or none
+            Structure(1, 5, 257, window=64),  # 189 to 193: two tiles and more with none
+            Structure(packed=((1, 64), (3, 63), (34, 65))),
+            Structure(pages=((1, 65), (1, 63), (1, 129)), page=16),
+        ),
+    ),
+}
+"""For each profile, the numbers of `draw` and the structures."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Inputs for a kernel, in the dtype that it is given them in, and the gradient of its output.
+
+    `name` says what it is, and is the same in every run.
+    """
+
+    name: str
+    profile: str
+    seed: int
+    dtype: str
+    spec: Spec
+    structure: Structure
+    inputs: Inputs
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"Case({self.name!r}, {in_short(self.inputs)})"
+
+    @property
+    def dout(self) -> Numpy:
+        """A gradient of the shape of the output, in the storage dtype."""
+        if is_layer(self.inputs):
+            shape: tuple[int, ...] = self.inputs["x"].shape
+        else:
+            shape = out_shape(self.spec, self.inputs)
+        return stored(np.random.default_rng([self.seed, 977]).normal(size=shape), self.dtype)
+
+    @cached_property
+    def blind_to(self) -> tuple[Deviation, ...]:
+        """The deviations that these inputs cannot show to a kernel of the usual recipe of their dtype."""
+        from refdiff.oracle.deviations.blind_spots import blind_spots
+
+        return blind_spots(self.spec, self.inputs, self.dtype)
+
+
+def small_spec(preset: str) -> Spec:
+    """A preset with dimensions in which every choice is seen: grouped queries, depth, heads of 16."""
+    dims = {"query_heads": 12, "key_heads": 4, "head_dim": 16}
+    if preset == "gda":
+        dims["query_heads"] = 20
+    if preset == "timm":
+        dims["key_heads"] = 12
+    if preset == "diff_v2":
+        dims["key_heads"] = 3
+    return Spec.preset(preset, **dims, layer=2)
+
+
+def cases(profile: str, seed: int = 0, *, spec: Spec | None = None, dtype: str = "float32") -> list[Case]:
+    """Return the cases of a profile: of your spec, or of every preset.
+
+    Args:
+        profile: natural; identify, on which mistakes differ most; cancel, λ near 1 and maps alike; whisper, small
+            values, on which ε is seen; extreme, large scores, ties and sinks; degenerate, lengths of 0 and 1, rows
+            that see nothing; layout, packed, padded and paged; serving, decoding and chunks with pages; tiles, numbers
+            of keys on and beside multiples of 64, up to 257, with masks, bias, positions and windows that end there. A
+            window is the spec's, or a mask where it has none.
+        seed: the same seed gives the same numbers.
+        dtype: that the inputs are stored in: "float32", "bfloat16" or "float16".
+
+    Raises:
+        ValueError: no profile has that name, or no numbers that dtype.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"no profile is called {profile!r}: there are {', '.join(PROFILES)}")
+    values, structures = PROFILES[profile]
+    made = []
+    specs = {name: small_spec(name) for name in PRESETS} if spec is None else {"": spec}
+    for n, (preset, one) in enumerate(specs.items()):
+        for m, of_any in enumerate(structures):
+            structure = _with_the_window_of(one, of_any)
+            inputs = draw(one, structure, values, 1000 * seed + 20 * n + m, dtype)
+            name = "-".join(part for part in (profile, preset, str(m), dtype, str(seed)) if part)
+            made.append(Case(name, profile, 1000 * seed + 20 * n + m, dtype, one, structure, inputs))
+    return made
+
+
+def _with_the_window_of(spec: Spec, structure: Structure) -> Structure:
+    """The structure, without a mask in place of a window where the spec has one, and seen from the same key on."""
+    if structure.window is None or spec.window is None or spec.window > LONGEST_WINDOW:
+        return structure
+    return replace(structure, keys=structure.keys - structure.window + spec.window, window=None)

@@ -1,0 +1,152 @@
+"""The numbers of a problem, from a seed: what each profile makes large, small, alike or extreme."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import ops_for
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.tile_boundaries import aim
+from refdiff.oracle.inputs import VECTORS, shapes
+from refdiff.oracle.inputs.sequences import Inputs, slots
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_operands import lambda_init
+from refdiff.oracle.truth.head_indices import wiring
+
+Numpy = np.ndarray[Any, Any]
+STORAGE = ("float32", "bfloat16", "float16")
+VALUES = ("natural", "identify", "cancel", "whisper", "extreme", "degenerate", "tiles")
+"""The profiles that differ in their numbers; `layout` and `serving` differ in structure and have natural ones."""
+
+
+def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = "float32") -> Inputs:
+    """Return inputs of a spec, rounded to a storage dtype.
+
+    Equation:
+        identify: λ between 0.35 and 0.85 and not near λ_init, its exponentials and the scores of order 1, weights of
+        either sign
+        cancel: λ between 0.9 and 1.1, the second query and key of most pairs close to the first
+        whisper: as identify, the values 2e-3 times as large
+        extreme: scores up to some thousands, some keys equal, one of them far above the others
+        degenerate: zeros, equal keys, values all one
+        tiles: as identify, each query aimed at one key, most of them beside a border of tiles
+        natural: normal numbers
+
+    Raises:
+        ValueError: a profile or dtype that is none.
+    """
+    if values not in VALUES or dtype not in STORAGE:
+        raise ValueError(
+            f"values are {values!r} and dtype {dtype!r}, but must be of {', '.join(VALUES)} and of {', '.join(STORAGE)}"
+        )
+    rng = np.random.default_rng([seed, VALUES.index(values)])
+    n, tables = structure.lengths(spec), structure.tables(rng)
+    kind: Inputs = {"x": tables} if structure.hidden is not None else {}  # type: ignore[dict-item]
+    names = shapes(spec, kind)
+    made = {name: _of(name, [n[a] for a in letters.split()], rng, values) for name, letters in names.items()
+            if name not in (*VECTORS, "lambda_full")}  # fmt: skip
+    if structure.hidden is not None and n["R"] and structure.packed is None:
+        made["x_past"] = rng.normal(size=(n["B"], n["R"], n["D"]))
+    made |= _lambda(spec, values, rng)
+    if "q" in made:
+        _maps(spec, made, rng, values)
+    if structure.pages is not None:
+        _into_pages(spec, structure, made, tables, rng)
+    if structure.hidden is None:
+        tables |= structure.sight(spec)
+        if structure.bias:
+            made["bias"] = 2.0 * rng.normal(size=(1, n["h"], n["T"], n["S"]))
+        if values == "tiles":
+            made["q"] = aim(spec, {**made, **tables})
+    if "key_mask" in tables and "k" in made:  # padding holds large numbers, which must not be seen
+        hidden = ~tables["key_mask"][:, None, :, None]
+        made |= {name: np.where(hidden, 30.0 * made[name], made[name]) for name in ("k", "v")}
+    return {**{name: stored(x, dtype) for name, x in made.items()}, **tables}
+
+
+def stored(x: Numpy, dtype: str) -> Numpy:
+    """Round to a storage dtype, once."""
+    if dtype != "bfloat16":
+        return round_to(np.asarray(x, dtype=np.float64), dtype).astype(dtype)
+    import ml_dtypes
+
+    return round_to(np.asarray(x, dtype=np.float64), dtype).astype(ml_dtypes.bfloat16)
+
+
+def _of(name: str, shape: list[int], rng: np.random.Generator, values: str) -> Numpy:
+    x = rng.normal(size=shape)
+    if name.endswith("_proj.weight"):
+        return x * (1.3 / math.sqrt(max(1, shape[-1])))
+    if name == "lambda_logits":
+        return x + 3.0 if values == "cancel" else 1.2 * x
+    if name == "norm_weight":
+        return np.where(rng.random(shape) < 0.25, -1.0, 1.0) * rng.uniform(0.4, 1.6, shape)
+    if name == "v":
+        return {"whisper": 2e-3, "degenerate": 0.0}.get(values, 1.0) * x + (1.0 if values == "degenerate" else 0.0)
+    return x
+
+
+def _lambda(spec: Spec, values: str, rng: np.random.Generator) -> Inputs:
+    """The λ vectors, such that λ is where the profile wants it; or λ itself."""
+    start = lambda_init(spec, ops_for())
+    away = 0.25 if start < 0.55 else -0.25
+    target = float(rng.uniform(0.92, 1.08) if values == "cancel" else min(max(start + away, 0.4), 0.8))
+    target += float(rng.uniform(-0.04, 0.04))
+    if spec.lambda_form == "given":
+        return {"lambda_full": np.asarray(target)}
+    if spec.lambda_form == "sigmoid":
+        return {}
+    # e₁ − e₂ = λ − λ_init, both of order 1 and apart from 1, so that no other formula gives the same
+    second = float(rng.uniform(0.5, 0.75))
+    first = max(second + target - start, 0.15)
+    made: Inputs = {}
+    for name, dot in (("1", math.log(first)), ("2", math.log(second))):
+        a, b = _normal(rng, (spec.head_dim,)), _normal(rng, (spec.head_dim,))
+        b = b + a * float((dot - np.sum(a * b)) / np.sum(a * a))
+        made |= {f"lambda_q{name}": a, f"lambda_k{name}": b}
+    return {name: made[name] for name in VECTORS}
+
+
+def _maps(spec: Spec, made: Inputs, rng: np.random.Generator, values: str) -> None:
+    """Make q and k what the profile wants of the two maps of each pair."""
+    q, k, w = made["q"], made["k"], wiring(spec)
+    if values in ("identify", "whisper"):
+        made["q"] = 1.3 * q
+    elif values == "cancel":
+        # where several signals share a noise, it is like the last of them
+        q[:, w.q2] = q[:, w.q1] + 0.02 * _normal(rng, q.shape)[:, w.q2]
+        k[:, w.k2] = k[:, w.k1] + 0.02 * _normal(rng, k.shape)[:, w.k2]
+        q[:, w.q2, ::7] = q[:, w.q1, ::7]
+    elif values == "extreme":
+        rows, keys = q.shape[2], k.shape[2]
+        made["q"] = q * rng.choice([1.0, 12.0, 150.0], size=(1, 1, rows, 1))
+        made["k"] = k * rng.choice([1.0, 8.0], size=(1, 1, keys, 1))
+        if keys > 2:
+            made["k"][:, :, 2] = made["k"][:, :, 1]  # an exact tie without RoPE, near one with it
+            made["k"][:, :, 0] *= 4.0
+    elif values == "degenerate":
+        made["k"] = np.broadcast_to(k[:, :, :1], k.shape).copy()
+        made["q"] = np.where(rng.random((1, 1, q.shape[2], 1)) < 0.5, 0.0, q)
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Numpy:
+    return np.asarray(rng.normal(size=shape))
+
+
+def _into_pages(spec: Spec, structure: Structure, made: Inputs, tables: Inputs, rng: np.random.Generator) -> None:
+    """Put keys and values into pages; every slot that is nobody's is NaN."""
+    table, lengths, p = tables["block_table"], tables["lengths"], structure.page
+    count = sum(-(-int(length) // p) for length in lengths) + 2
+    for name, pages, heads, width in (
+        ("k", "k_pages", spec.key_heads, spec.head_dim),
+        ("v", "v_pages", spec.value_heads, spec.value_dim),
+    ):
+        del made[name]
+        made[pages] = np.full((count, heads, p, width), math.nan)
+        for row, length in zip(table, lengths, strict=True):
+            page, slot = slots(made[pages], row, int(length))
+            made[pages][page, :, slot] = _of(name, [int(length), heads, width], rng, "natural")

@@ -1,0 +1,94 @@
+"""What an input cannot show: the deviations whose effect on it is nothing, or less than rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.budget.budget import Budget, budget
+from refdiff.oracle.budget.statistics import over, root_mean_square
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
+from refdiff.oracle.deviations.listed import deviations, kind_of
+from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+
+Numpy = np.ndarray[Any, Any]
+
+
+def blind_spots(
+    spec: Spec,
+    inputs: Mapping[str, Any],
+    recipe: Recipe | str | None = None,
+    *,
+    known: Budget | None = None,
+    among: Container[str] | None = None,
+) -> tuple[Deviation, ...]:
+    """Return the deviations that a test on these inputs lets pass.
+
+    They are those that a spec of the same choices can have, with grouped queries, depth and so on: an input of one
+    token, or as many keys as queries, is blind to what such a spec would show.
+
+    Args:
+        recipe: what the kernel rounds; None asks for what is hidden even without any rounding.
+        known: the budget of these inputs, if you have it.
+        among: names of those that are asked for; None is all.
+
+    Raises:
+        ValueError: inputs that do not fit `spec`.
+    """
+    exact = as_float64(spec, inputs)
+    allowed = known if known is not None or recipe is None else budget(spec, inputs, recipe)
+    if allowed is not None:
+        exact = {**exact, **as_float64(spec, allowed.inputs)}
+    right = output(Problem(spec, exact))
+    blind = []
+    for deviation in deviations(revealing(spec), kind_of(exact)):
+        if among is not None and deviation.name not in among:
+            continue
+        wrong = output_of(spec, exact, deviation)
+        if wrong is None or right is None or not _is_seen(wrong, right, allowed):
+            blind.append(deviation)
+    return tuple(blind)
+
+
+def effect(spec: Spec, inputs: Mapping[str, Any], deviation: Deviation, allowed: Budget) -> float:
+    """How far a deviation moves the output, in budgets of the row in which that is most."""
+    wrong = output_of(spec, as_float64(spec, allowed.inputs), deviation)
+    if wrong is None:
+        return 0.0
+    expected, rows = allowed.expected["out"], allowed.rows["out"]
+    if not np.array_equal(np.isfinite(wrong), np.isfinite(expected)):
+        return np.inf
+    off = np.where(np.isfinite(expected), wrong - expected, 0.0)
+    return float(np.max(over(root_mean_square(off), rows), initial=0.0))
+
+
+def output_of(spec: Spec, inputs: Inputs, deviation: Deviation) -> Numpy | None:
+    """What a kernel with this deviation computes; None where these inputs have no such deviation."""
+    problem = deviated(spec, inputs, [deviation])
+    return None if problem is None else output(problem)
+
+
+def _is_seen(wrong: Numpy, right: Numpy, allowed: Budget | None) -> bool:
+    if wrong.shape != right.shape:
+        return True
+    if allowed is not None:
+        return allowed.judge({"out": wrong}).status == "fail"
+    largest = float(np.max(np.abs(right), initial=1e-300, where=np.isfinite(right)))
+    return not np.allclose(wrong, right, rtol=0, atol=1e-9 * largest, equal_nan=True)
+
+
+def revealing(spec: Spec) -> Spec:
+    """The same choices with dimensions in which each of them is seen: three queries to a key, depth, wider heads."""
+    groups = max(2, spec.key_groups)
+    key_heads = groups if spec.keys == "shared" else 2 * groups
+    return spec.replace(
+        query_heads=3 * groups * (spec.ratio + 1),
+        key_heads=key_heads,
+        head_dim=max(spec.head_dim + spec.head_dim % 2, 8),
+        layer=max(spec.layer, 1),
+    )

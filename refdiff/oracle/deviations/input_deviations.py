@@ -1,0 +1,110 @@
+"""Deviations that misread the inputs: other axes in memory, sequences run together, padding or positions unread.
+
+What is not read changes nothing where it is not given: such a kernel is right there, and is still the same kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.deviations.deviation import Deviation
+from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.spec import Spec
+
+
+def _tokens_first(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Read the memory of (B, H, T, d) as (B, T, H, d); of pages each by itself."""
+
+    def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
+        found = [name for name in names if name in inputs]
+        return {**inputs, **{name: _reread(inputs[name]) for name in found}} if found else None
+
+    return misread
+
+
+def _reread(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    B, H, T, d = x.shape
+    return np.moveaxis(x.reshape(B, T, H, d), 2, 1)
+
+
+def _padding_seen(spec: Spec, inputs: Inputs) -> Inputs | None:
+    return {name: x for name, x in inputs.items() if name != "key_mask"}
+
+
+def _sequences_seen_together(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "cu_seqlens_q" not in inputs or "k_pages" in inputs:
+        return None
+    return {name: x for name, x in inputs.items() if not name.startswith("cu_seqlens")}
+
+
+def _positions_not_restarted(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "cu_seqlens_k" not in inputs or "q_positions" in inputs or spec.rope == "none":
+        return None
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    return {**inputs, "q_positions": np.arange(T)[None], "k_positions": np.arange(S)[None]}
+
+
+def _keys_start_with_the_queries(spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Only where both numbers of tokens are the same is that no contradiction."""
+    if "cu_seqlens_k" not in inputs or inputs["q"].shape[2] != inputs["k"].shape[2]:
+        return None
+    return {**inputs, "cu_seqlens_k": inputs["cu_seqlens_q"]}
+
+
+def _pages_as_they_lie(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "block_table" not in inputs:
+        return None
+    table, pages = inputs["block_table"], inputs["k_pages"].shape[0]
+    return {**inputs, "block_table": np.arange(table.size).reshape(table.shape) % max(1, pages)}
+
+
+def _last_page_whole(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "block_table" not in inputs:
+        return None
+    p = inputs["k_pages"].shape[2]
+    return {**inputs, "lengths": -(-inputs["lengths"] // p) * p}
+
+
+def _positions_given_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
+    return {name: x for name, x in inputs.items() if not name.endswith("_positions")}
+
+
+def _mask_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
+    return {name: x for name, x in inputs.items() if name != "mask"}
+
+
+def _bias_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
+    return {name: x for name, x in inputs.items() if name != "bias"}
+
+
+def _past_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
+    return {name: x for name, x in inputs.items() if name != "x_past"}
+
+
+OF_INPUTS: tuple[Deviation, ...] = (
+    Deviation("queries_read_by_token", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
+              arrays=_tokens_first("q")),
+    Deviation("keys_read_by_token", "k, (B, K, S, d) in memory, read as (B, S, K, d).", "layout",
+              arrays=_tokens_first("k", "k_pages")),
+    Deviation("values_read_by_token", "v, (B, V, S, w) in memory, read as (B, S, V, w).", "layout",
+              arrays=_tokens_first("v", "v_pages")),
+    Deviation("all_read_by_token", "q, k and v, with heads before tokens in memory, read with tokens before heads.",
+              "layout", arrays=_tokens_first("q", "k", "k_pages", "v", "v_pages")),
+    Deviation("padding_seen", "Padding seen as if it were text.", "mask", arrays=_padding_seen),
+    Deviation("mask_unread", "The mask that is given not used.", "mask", arrays=_mask_unread),
+    Deviation("bias_unread", "The bias that is given not used.", "bias", arrays=_bias_unread),
+    Deviation("positions_unread", "The positions that are given not used.", "rope offset",
+              arrays=_positions_given_unread),
+    Deviation("past_unread", "What came before not seen.", "cache", arrays=_past_unread),
+    Deviation("sequences_seen_together", "Packed sequences see each other.", "packed", arrays=_sequences_seen_together),
+    Deviation("positions_not_restarted", "Positions counted through all packed sequences.", "packed",
+              arrays=_positions_not_restarted),
+    Deviation("keys_start_with_the_queries", "Keys of each sequence where its queries are.", "packed",
+              arrays=_keys_start_with_the_queries),
+    Deviation("pages_as_they_lie", "Pages read in the order of memory, not of the table.", "paged",
+              arrays=_pages_as_they_lie),
+    Deviation("last_page_whole", "The last page of each sequence read to its end.", "paged", arrays=_last_page_whole),
+)  # fmt: skip

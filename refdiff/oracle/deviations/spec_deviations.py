@@ -1,0 +1,120 @@
+"""Deviations that are another value of a field of `Spec`: what is right for one source and wrong for another."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from refdiff.oracle.deviations.deviation import Deviation
+from refdiff.oracle.mistakes import ROWS
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.presets import PRESETS
+
+Fields = Callable[[Spec], dict[str, Any] | None]
+
+
+def _is(**fields: Any) -> Fields:
+    """These values, where the spec has others."""
+    return lambda spec: None if all(getattr(spec, f) == x for f, x in fields.items()) else fields
+
+
+def _if(condition: Callable[[Spec], bool], **fields: Any) -> Fields:
+    return lambda spec: fields if condition(spec) else None
+
+
+def _other(name: str, one: str, two: str) -> Fields:
+    return lambda spec: {name: {one: two, two: one}[getattr(spec, name)]}
+
+
+def _window(by: int) -> Fields:
+    return lambda spec: None if spec.window is None else {"window": max(0, spec.window + by)}
+
+
+def _scale(by: float) -> Fields:
+    return lambda spec: {"scale": by * (spec.scale or spec.head_dim**-0.5)}
+
+
+def _of(name: str, what: str, axis: str, row: str, fields: Fields) -> Deviation:
+    return Deviation(name, what, axis, row, ROWS[row].link if row else "", fields=fields)
+
+
+OF_SPEC: tuple[Deviation, ...] = (
+    _of("the_other_pairing", "Heads i, i + H/2 for 2i, 2i + 1, or the reverse.", "pair", "F1",
+        lambda s: None if s.ratio > 1 else _other("pairing", "halves", "interleaved")(s)),
+    _of("signals_and_noises_in_the_other_order", "All signals first for group by group, or the reverse.", "ratio", "F9",
+        lambda s: _other("pairing", "halves", "interleaved")(s) if s.ratio > 1 else None),
+    _of("keys_repeated_and_then_paired", "Each key head repeated for its queries, then paired.", "gqa", "F5",
+        _if(lambda s: s.gqa == "pair_then_group", gqa="repeat_then_pair")),
+    _of("keys_paired_and_then_grouped", "Keys paired first, where they are repeated first.", "gqa", "F5",
+        _if(lambda s: s.gqa == "repeat_then_pair", gqa="pair_then_group")),
+    _of("groups_tiled", "Output head i on key pair i mod (K/2), where i // n is meant.", "gqa", "",
+        _if(lambda s: s.group_order == "blocks", group_order="tiled")),
+    _of("groups_in_blocks", "Output head i on key pair i // n, where i mod (K/2) is meant.", "gqa", "",
+        _if(lambda s: s.group_order == "tiled", group_order="blocks")),
+    _of("neighboring_values_side_by_side", "Values 2j, 2j + 1 side by side, or heads of 2d.", "vlay", "F6",
+        _if(lambda s: s.values == "halves", values="interleaved")),
+    _of("values_of_halves_side_by_side", "Values j, j + K/2 side by side.", "vlay", "F6",
+        _if(lambda s: s.values in ("wide", "interleaved"), values="halves")),
+    _of("rope_left_out", "q and k not turned.", "rope kind", "", _is(rope="none")),
+    _of("turned_in_halves_again", "RoPE where none is left to do.", "rope kind", "",
+        _if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="halves")),
+    _of("turned_in_pairs_again", "RoPE of neighbors where none is left to do.", "rope kind", "",
+        _if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="interleaved")),
+    _of("powers_of_two_for_those_of_e", "2^z for e^z: scores not multiplied by log₂ e.", "lse base", "",
+        _scale(math.log(2))),
+    _of("softcap_left_out", "Scores not capped.", "softcap", "", _is(softcap=None)),
+    _of("weight_of_the_norm_left_out", "The norm after attention without its weight.", "affine", "F4",
+        _is(norm_weight=False)),
+    _of("epsilon_of_1e-6", "ε of the norm after attention is 10⁻⁶.", "eps", "F4", _is(norm_eps=1e-6)),
+    _of("epsilon_of_1e-5", "ε of the norm after attention is 10⁻⁵.", "eps", "F4", _is(norm_eps=1e-5)),
+    _of("norm_over_every_head", "One norm for all heads of a token.", "norm extent", "B7", _is(norm_over="all_heads")),
+    _of("norm_over_half_heads", "A norm for each half of a head.", "norm extent", "", _is(norm_over="half_head")),
+    _of("norm_over_one_head", "A norm for each head, where it is over more or less.", "norm extent", "",
+        _is(norm_over="head")),
+    _of("no_norm", "No norm after attention.", "norm kind", "B8", _is(norm="none", norm_weight=False)),
+    _of("a_norm_where_none_is", "A norm after attention, as in v1.", "norm kind", "B3", _is(norm="rms")),
+    _of("out_not_scaled", "Not multiplied by 1 − λ_init.", "post scale", "B10", _is(out_scale="none")),
+    _of("out_scaled_by_lambda_init", "Multiplied by λ_init.", "post scale", "",
+        _if(lambda s: s.lambda_form != "sigmoid", out_scale="lambda_init")),
+    _of("out_scaled_by_one_minus_lambda", "Multiplied by 1 − λ, where 1 − λ_init is meant.", "post scale", "",
+        _is(out_scale="1 - lambda")),
+    _of("out_scaled_as_in_v1", "Multiplied by 1 − λ_init, where nothing is.", "post scale", "B3",
+        _if(lambda s: s.out_scale == "none", out_scale="1 - lambda_init")),
+    _of("aligned_with_the_first_key", "Query t sees keys up to t, whatever is in the cache.", "mask align", "B18",
+        _if(lambda s: s.causal == "bottom_right", causal="top_left")),
+    _of("aligned_with_the_last_key", "The last query sees all keys, where query t sees keys up to t.", "mask align",
+        "B18", _if(lambda s: s.causal == "top_left", causal="bottom_right")),
+    _of("not_causal", "Every token sees all.", "mask", "", _is(causal="none")),
+    _of("causal", "A token does not see those after it.", "mask", "",
+        _if(lambda s: s.causal == "none", causal="top_left")),
+    _of("window_one_less", "One key fewer seen than the window has.", "window", "B19", _window(-1)),
+    _of("window_one_more", "One key more seen than the window has.", "window", "B19", _window(1)),
+    _of("window_left_out", "All keys seen, whatever the window.", "window", "B19", _is(window=None)),
+    _of("rows_that_see_nothing_uniform", "1/S in a row that sees nothing.", "mask", "", _is(masked_rows="uniform")),
+    _of("rows_that_see_nothing_nan", "NaN in a row that sees nothing.", "mask", "", _is(masked_rows="nan")),
+    _of("rows_that_see_nothing_zero", "0 in a row that sees nothing.", "mask", "", _is(masked_rows="zeros")),
+)  # fmt: skip
+"""In the order in which a name is chosen where two of them are one function."""
+
+
+def _as_in(preset: str) -> Fields:
+    def fields(spec: Spec) -> dict[str, Any] | None:
+        plain = {f: getattr(spec, f) for f in WIRING}
+        there = {**_DEFAULTS, **PRESETS[preset]}
+        changes = {f: there[f] for f in WIRING if there[f] != plain[f]}
+        return changes if len(changes) > 1 and there.get("keys") == spec.keys else None
+
+    return fields
+
+
+WIRING = ("pairing", "gqa", "values", "rope", "lambda_base")
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Spec) if field.name in (*WIRING, "keys")}
+OF_PRESETS: tuple[Deviation, ...] = tuple(
+    _of(f"wired_as_in_{name}", f"Weights of this spec read as if they were of {name}: heads, values and RoPE of it.",
+        "source", "F1", _as_in(name))
+    for name, fields in PRESETS.items()
+    if fields.get("keys") != "shared"
+)  # fmt: skip
+"""Several choices at once, all of one other source: what becomes of a checkpoint in another's code."""

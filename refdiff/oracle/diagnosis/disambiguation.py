@@ -1,0 +1,153 @@
+"""Several names for one output: which are one function, which the output points away from, what one of them hides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.budget.statistics import RowBudget
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
+from refdiff.oracle.deviations.listed import probes
+from refdiff.oracle.diagnosis.ranking import Candidate
+from refdiff.oracle.diagnosis.sub_case import Parts
+from refdiff.oracle.diagnosis.variants import Judgement, Target, judgement, row_budget
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.verdict.judge import judge_rows
+from refdiff.oracle.verdict.verdict import FAIL
+
+Numpy = np.ndarray[Any, Any]
+Set = tuple[Deviation, ...]
+Evidence = dict[Set, tuple[list[Judgement], list[Judgement]]]
+"""Of what fits, how each target was judged: on the part where it was tried, and whole."""
+SAME = 1e-9
+SMALLEST = 1e-150
+"""The least that a row is divided by: where all is zero nothing points anywhere."""
+AWAY = 3.0
+"""How many times further than any legal order of it an output points away from a kernel that it is not of."""
+LEAST = 0.1
+"""Of the way to the other: nobody's roundings are known better."""
+
+
+def each_function_once(spec: Spec, fitting: list[Candidate], evidence: Evidence, kind: str) -> list[Candidate]:
+    """Put candidates that are one function into one, the others' names in `also`: two keys crossed, or two queries."""
+    if len(fitting) < 2:
+        return fitting
+    probed = probes(spec, kind)
+    kept: list[tuple[Candidate, list[Numpy | None]]] = []
+    for candidate in fitting:
+        outs: list[Numpy | None] = [j.wrong for j in evidence[candidate.deviations][1]]
+        for x in probed:
+            problem = deviated(spec, x, candidate.deviations)
+            outs.append(None if problem is None else output(problem))
+        for n, (other, known) in enumerate(kept):
+            if all(equal(a, b) for a, b in zip(outs, known, strict=True)):
+                kept[n] = (replace(other, also=(*other.also, candidate.name)), known)
+                break
+        else:
+            kept.append((candidate, outs))
+    return [candidate for candidate, _ in kept]
+
+
+def equal(a: Numpy | None, b: Numpy | None) -> bool:
+    """Whether two outputs are one function's; what both cannot compute is no difference."""
+    if a is None or b is None or a.shape != b.shape:
+        return (a is None) == (b is None) and a is None
+    size = float(np.max(np.abs(a), initial=1e-300, where=np.isfinite(a)))
+    return bool(np.allclose(a, b, rtol=0, atol=SAME * size, equal_nan=True))
+
+
+def those_that_point_to_no_other(fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:
+    """Drop a candidate that passes by itself, but whose error points to another one, as no order of it does.
+
+    Equation:
+        on the way from f_b to f_a, rows by their budgets, the output is at s = ⟨y − f_b, f_a − f_b⟩ / ‖f_a − f_b‖²:
+        0 up to rounding if b is its name, 1 if a is. All rows add to it, so that it sees what none of them shows.
+    """
+    kept = []
+    for b in fitting:
+        rivals = [a for a in fitting if a is not b and parts.which(a.deviations) is parts.which(b.deviations)]
+        if not any(
+            _points_to(evidence[b.deviations][0], evidence[a.deviations][0], parts.which(b.deviations)) for a in rivals
+        ):
+            kept.append(b)
+    return kept or fitting
+
+
+def those_the_right_one_points_to(
+    spec: Spec, fitting: list[Candidate], evidence: Evidence, parts: Parts
+) -> list[Candidate]:
+    """Of candidates for an output that nearly passes as right, those to which it points from what a right kernel gives.
+
+    It passes as well with whatever its inputs do not show, which explains nothing.
+    """
+    kept = []
+    for b in fitting:
+        on = parts.which(b.deviations)
+        right = [judgement(Problem(spec, t.inputs), t) for t in on]
+        if _points_to([j for j in right if j is not None], evidence[b.deviations][0], on):
+            kept.append(b)
+    return kept
+
+
+def hidden_beside(spec: Spec, parts: Parts, candidate: Candidate, known: Set, evidence: Evidence) -> list[str]:
+    """Names of deviations that may be there as well: with them a kernel gives no more than other roundings."""
+    axes = {d.axis for d in candidate.deviations}
+    of_part, of_whole = evidence[candidate.deviations]
+    judged = {id(parts.which(candidate.deviations)): of_part, id(parts.whole): of_whole}
+    own: dict[int, list[RowBudget]] = {}
+
+    def shows(targets: tuple[Target, ...], some: list[Deviation]) -> bool:
+        if id(targets) not in own:
+            found = judged.get(id(targets)) or [_own_judgement(spec, t, candidate) for t in targets]
+            own[id(targets)] = [row_budget(j.wrong, j.runs, t.recipe) for j, t in zip(found, targets, strict=True)]
+        return any(_shows(spec, t, some, allowed) for t, allowed in zip(targets, own[id(targets)], strict=True))
+
+    hidden = []
+    for d in known:
+        some = [x for x in known if x == d or x in candidate.deviations]
+        if d.axis not in axes and not any(shows(targets, some) for targets in parts.in_turn(parts.which(some))):
+            hidden.append(d.name)
+    return hidden
+
+
+def _own_judgement(spec: Spec, target: Target, candidate: Candidate) -> Judgement:
+    problem = deviated(spec, target.inputs, candidate.deviations)
+    found = None if problem is None else judgement(problem, target)
+    if found is None:
+        raise ValueError(f"a kernel with {candidate.name} gives no output for these inputs")
+    return found
+
+
+def _shows(spec: Spec, target: Target, some: list[Deviation], allowed: RowBudget) -> bool:
+    """Whether these deviations together give an output of their own, or are no kernel."""
+    problem = deviated(spec, target.inputs, some)
+    out = None if problem is None else output(problem)
+    return out is None or out.shape != allowed.expected.shape or judge_rows("out", out, allowed).status == FAIL
+
+
+def _points_to(of_b: list[Judgement], of_a: list[Judgement], targets: tuple[Target, ...]) -> bool:
+    at_b, spread_b = _place(of_b, of_a, targets)
+    at_a, spread_a = _place(of_a, of_b, targets)
+    return abs(at_b) > AWAY * spread_b + LEAST and abs(at_a) <= AWAY * spread_a + LEAST
+
+
+def _place(of: list[Judgement], to: list[Judgement], targets: tuple[Target, ...]) -> tuple[float, float]:
+    """Where the output is on the way from one function to another, and where that function's own orders are at most."""
+    square, along = 0.0, 0.0
+    runs = np.zeros(len(of[0].runs))
+    for one, other, target in zip(of, to, targets, strict=True):
+        y = target.actual
+        known = np.isfinite(one.wrong) & np.isfinite(other.wrong) & np.isfinite(y)
+        rows = np.maximum(np.maximum(one.rows, other.rows), SMALLEST)[..., None]
+        f = np.where(known, one.wrong, 0.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            way = (np.where(known, other.wrong, 0.0) - f) / rows
+            square += float(np.sum(way * way))
+            along += float(np.sum((np.where(known, y, 0.0) - f) / rows * way))
+            for n, run in enumerate(one.runs):
+                runs[n] += float(np.sum((np.where(known & np.isfinite(run), run, f) - f) / rows * way))
+    if not square > 0 or not np.isfinite(square):
+        return 0.0, np.inf
+    return along / square, float(np.max(np.abs(runs))) / square

@@ -1,0 +1,145 @@
+"""Gradients that are wrong where the output is right: of which deviation they are, or what they are multiplied by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.budget.budget import Budget
+from refdiff.oracle.budget.statistics import root_mean_square
+from refdiff.oracle.deviations.deviation import Deviation, deviated, laid_over
+from refdiff.oracle.deviations.listed import deviations, kind_of
+from refdiff.oracle.diagnosis.variants import Target, quick_residual
+from refdiff.oracle.inputs.outputs import output
+from refdiff.oracle.mistakes import CATALOGUE
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.backward import backward
+
+Numpy = np.ndarray[Any, Any]
+Gradients = dict[str, Numpy]
+NEAR = 6.0
+"""In budgets of the truth, root mean square over rows: a gradient this near to that of a deviation may be that."""
+AS_GOOD = 2.0
+"""How many times as near as the others the nearest must be to be the only one; within a budget none is nearer.
+
+A deviation must be so many times as near as the truth.
+"""
+MOST = 3
+"""So many deviations that fit are named, of more only how many they are."""
+SAME = 0.02
+"""Two factors no further apart than this, as a share of one, may be one."""
+
+
+def of_gradients(
+    spec: Spec, known: Sequence[Budget], given: Sequence[Mapping[str, Any]], douts: Sequence[Any], wrong: Sequence[str]
+) -> Iterator[str]:
+    """Say of which deviations the gradients named `wrong` are, first of that which most of them have.
+
+    Only deviations that have a backward of their own are tried: other choices of the spec, inputs that are misread, and
+    mistakes in derivatives. Of those that fit, those are named that leave the other gradients right, if any does.
+    """
+    names = [n for n in known[0].expected if n.startswith("d") and all(n in one for one in given)]
+    targets = {name: [_target(b, name, one[name]) for b, one in zip(known, given, strict=True)] for name in names}
+    by_truth = {name: _off(some, [t.expected for t in some]) for name, some in targets.items()}
+    near: dict[Deviation, dict[str, float]] = {}
+    elsewhere: set[Deviation] = set()
+    for deviation in _with_a_backward(spec, known):
+        found = [_gradients(b, dout, deviation) for b, dout in zip(known, douts, strict=True)]
+        off = {name: _off(some, [g.get(name) for g in found]) for name, some in targets.items()}
+        near[deviation] = {n: off[n] for n in wrong if off[n] < min(NEAR, by_truth[n] / AS_GOOD)}
+        if any(off[n] > AS_GOOD * max(1.0, by_truth[n]) for n in names if n not in wrong):
+            elsewhere.add(deviation)
+    left = list(wrong)
+    while left:
+        of_each = {d: [n for n in left if n in some] for d, some in near.items()}
+        furthest = {d: max(near[d][n] for n in some) for d, some in of_each.items() if some}
+        if not furthest:
+            break
+        best = max(
+            furthest, key=lambda d: (len(of_each[d]), d not in elsewhere, -left.index(of_each[d][0]), -furthest[d])
+        )
+        together, limit = of_each[best], AS_GOOD * max(1.0, furthest[best])
+        fits = [d for d, x in furthest.items() if of_each[d] == together and x <= limit]
+        fits = [d for d in fits if d not in elsewhere] or fits
+        yield f"{_listed(together)} {'are those' if len(together) > 1 else 'is that'} of {_named(fits)}"
+        left = [name for name in left if name not in together]
+    yield from _by_a_factor({name: targets[name] for name in left})
+
+
+def _off(targets: Sequence[Target], found: Sequence[Numpy | None]) -> float:
+    return max(quick_residual(t, x) for t, x in zip(targets, found, strict=True))
+
+
+def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[str]:
+    """Say which of the gradients are zero, and which a number times the right ones, those of one number together."""
+    zero = [name for name, some in targets.items() if not any(np.any(t.actual) for t in some)]
+    if zero:
+        yield f"{_listed(zero)} {_is(zero)} zero where {'they' if len(zero) > 1 else 'it'} should not be"
+    left = {n: f for n, some in targets.items() if n not in zero and (f := _factor(some)) is not None}
+    while left:
+        factor = next(iter(left.values()))
+        alike = [n for n, f in left.items() if abs(f - factor) < SAME * abs(factor) and _times(targets[n], factor)]
+        left = {n: f for n, f in left.items() if n not in alike}
+        yield f"{_listed(alike)} {_is(alike)} {factor:.4g} times what {'they' if len(alike) > 1 else 'it'} should be"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(", ".join(part) for part in (names[:-1], names[-1:]) if part)
+
+
+def _is(names: Sequence[str]) -> str:
+    return "are" if len(names) > 1 else "is"
+
+
+def _with_a_backward(spec: Spec, known: Sequence[Budget]) -> Iterator[Deviation]:
+    yield from (d for d in deviations(spec, kind_of(known[0].inputs)) if d.mistake is None)
+    for m in CATALOGUE:
+        if m.layer.endswith("_vjp"):
+            yield Deviation(m.name, m.what, m.axis, m.row, m.link, mistake=m)
+
+
+def _gradients(known: Budget, dout: Any, deviation: Deviation) -> Gradients:
+    """The gradients of a kernel with a deviation, by their names; none where it has none on such inputs."""
+    problem = deviated(known.spec, known.inputs, [deviation])
+    if problem is None:
+        return {}
+    g = round_to(output(dout, "dout").astype(np.float64), known.recipe.storage)
+    try:
+        with np.errstate(all="ignore"):
+            found = backward(problem.spec, problem.inputs, g, laid_over(problem.mistakes))
+    except (ValueError, IndexError, TypeError):
+        return {}
+    return {f"d{name}": np.atleast_1d(x) for name, x in found.items()}
+
+
+def _target(known: Budget, name: str, actual: Any) -> Target:
+    """A gradient as what is to be explained; a sum of many terms, which has no rows, as one row."""
+    x = np.atleast_1d(output(actual, name).astype(np.float64))
+    if name in known.tensors:
+        return Target(known.inputs, x, known.expected[name], known.rows[name], known.recipe)
+    expected, allowed = (np.atleast_1d(y) for y in known.sums[name])
+    return Target(known.inputs, x, expected, root_mean_square(allowed), known.recipe)
+
+
+def _factor(targets: Sequence[Target]) -> float | None:
+    """The number with which the right gradients are near, if there is one."""
+    finite = all(np.isfinite(t.actual).all() and np.isfinite(t.expected).all() for t in targets)
+    square = sum(float(np.sum(t.expected**2)) for t in targets) if finite else 0.0
+    if square == 0:
+        return None
+    factor = sum(float(np.sum(t.actual * t.expected)) for t in targets) / square
+    return factor if _times(targets, factor) else None
+
+
+def _times(targets: Sequence[Target], factor: float) -> bool:
+    """Whether they are near a number times the right gradients."""
+    return all(quick_residual(t, factor * t.expected) < NEAR for t in targets)
+
+
+def _named(found: Sequence[Deviation]) -> str:
+    if len(found) > MOST:
+        return f"{found[0].name} or one of {len(found) - 1} other deviations, which these inputs do not tell apart"
+    return " or ".join(f"{d.name} ({d.what.rstrip('.')})" for d in found)

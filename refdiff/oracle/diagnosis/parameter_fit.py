@@ -1,0 +1,75 @@
+"""A fitted number held against the outputs: whether they pass with it, and how much of the error it explains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.deviations.deviation import Problem, output
+from refdiff.oracle.diagnosis.ranking import Fit
+from refdiff.oracle.diagnosis.row_prefilter import excluded_by_few_rows
+from refdiff.oracle.diagnosis.variants import NEAR, Numpy, Target, explained, judged, quick_residual
+from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.verdict.judge import judge_rows
+from refdiff.oracle.verdict.verdict import FAIL
+
+NEARLY = 0.99
+"""Of the squared error: what explains as much is worth showing, though the output does not pass with it."""
+
+EXACT = 1e-5
+"""Unit roundoff below which a number with which the output passes is no other one that is near by chance."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A number by its name, its value, in words, and the problem of a kernel that has it, from the inputs."""
+
+    parameter: str
+    value: Any
+    text: str
+    problem: Callable[[Inputs], Problem]
+
+
+def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = False) -> list[Fit]:
+    """Hold a trial against outputs: a part of them first, then the whole; nothing where it is not worth showing.
+
+    Args:
+        large: whether what is far off is not judged, which takes long.
+    """
+    worst, share, passed = 0.0, 1.0, True
+    for targets in turns:
+        outs = [output(trial.problem(t.inputs)) for t in targets]
+        share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
+        if large and any(quick_residual(t, x) > NEAR for t, x in zip(targets, outs, strict=True)):
+            worst, passed = np.inf, False
+        if large and share < NEARLY and any(_excluded(trial, t, x) for t, x in zip(targets, outs, strict=True)):
+            return []
+        for t in targets if passed else ():
+            passed, residual = judged(trial.problem(t.inputs), t)
+            worst = max(worst, residual)
+            if not passed:
+                break
+        if not passed and share < NEARLY:
+            return []
+    if is_no_deviation(trial, turns[-1]):
+        return []
+    return [Fit(trial.parameter, trial.value, trial.text, worst, passed, share)]
+
+
+def _excluded(trial: Trial, target: Target, out: Numpy | None) -> bool:
+    return out is not None and excluded_by_few_rows(target, trial.problem, out)
+
+
+def is_no_deviation(trial: Trial, targets: tuple[Target, ...]) -> bool:
+    """Whether a kernel with this number is right by the rule of `check`: then it is the spec's own number."""
+    for t in targets:
+        out = output(trial.problem(t.inputs))
+        if t.allowed is None or out is None or out.shape != t.expected.shape:
+            return False
+        if judge_rows("out", round_to(out, t.recipe.storage), t.allowed).status == FAIL:
+            return False
+    return True

@@ -1,0 +1,230 @@
+"""An error that has the form of one mistake, and adds up over all rows though each of them would allow it.
+
+    bent        ⟨e, D⟩ / ⟨D, D⟩,  D = ∂y/∂a less its share of y itself
+    columns     √ mean_j (c_j / s_j)²,  c_j = mean_t e_tj, of e less its share of y
+
+e is the error, y the right value, rows weighted by what a run with rounding shows of them. a is a number that y depends
+on and that is no point of the trace: ε of a norm, or a factor on scores where these are not there. c is a bias, one
+number for each column, and s_j² the mean square of the column and of all. Rounding brings them to:
+
+    steady      one unit of roundoff of each constant and each cast that cuts off where it should round: a share of a
+                itself, or of the mean of the column; and what functions of a processor may be off by, all one way
+    drawn       what runs with rounding show, which have errors of the points before, shared among rows or not: the
+                larger of those where every number is rounded for itself, and of those where equal numbers are alike
+    own         what rounding of y itself comes to, the same for equal numbers. Bent: also one that all rows of a
+                position share, since a softmax of equal scores gives all heads the same 1/t
+
+An ε that is wrong by δ is a factor of 1 − δ / 2m on a row of mean square m, beside a part that differs from row to row.
+In bfloat16 a δ of 0.01 is 1.3 roundoffs at m = 1 and 0.13 at m = 10, where cutting off instead of rounding takes 0.7 of
+each number: it is told where m is below 1, or where some rows are far smaller than others, and else not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.oracle.divergence.systematic_error import COARSE, DRAWN, ELEMENTARY, ONE, SURE, OneWay
+
+Floats = NDArray[np.float64]
+
+EPSILON = "ε"
+KNOBS = {"scores1": "the first scores", "scores2": "the second scores", "scores": "the scores"}
+"""Points that a factor is tried on where they are not there. λ is none: in 16 bits it is a sum of terms each rounded, a
+few hundredths off in right runs."""
+
+CONSTANTS = 2.0
+"""How many roundoffs a factor on a point that is not there may be: its constant, and a cast that cuts off."""
+
+TEETH = 1 / 8
+"""Where roundings that all went the way of D could be taken for so much of `a`, nothing is said: numbers that differ by
+a few roundings are rounded to the same number, and look as if they did not depend on `a`."""
+
+ROWS = 8
+"""Of fewer rows that are not alike no column is judged."""
+
+ALIKE = 1 / 8
+"""In roundoffs: rows nearer than that are rounded alike."""
+
+
+def nearly(x: Floats, unit: float) -> NDArray[np.uint64]:
+    """Give numbers that differ by less than an eighth of a roundoff one key: they are rounded alike."""
+    kept = min(52, round(-math.log2(unit)) + 3)
+    bits = np.ascontiguousarray(x, dtype=np.float64).reshape(-1).view(np.uint64)
+    keys: NDArray[np.uint64] = (bits + np.uint64((1 << (52 - kept)) >> 1)) >> np.uint64(52 - kept)
+    return keys
+
+
+class Along(OneWay):
+    """The same of "columns", ε, or a point of `KNOBS`."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        if self.kind == "columns":
+            return (
+                f"a bias: a constant for each column, about {self.value:.2g} of its size, where rounding explains "
+                f"{self.limit:.2g}"
+            )
+        if self.kind == EPSILON:
+            way = "larger" if self.value > 0 else "smaller"
+            return f"an ε that is about {abs(self.value):.2g} {way}, where rounding explains {self.limit:.2g}"
+        return f"the factor {1 + self.value:.5g} on {KNOBS[self.kind]}, where rounding explains 1 ± {self.limit:.2g}"
+
+
+class Sums(NamedTuple):
+    """The coefficient along each direction, and that of each column."""
+
+    along: Floats
+    columns: Floats | None
+
+
+class Patterns:
+    """The directions of one point, and what runs with rounding are along them.
+
+    Args:
+        right: the point. unseen: entries that nobody uses, or that stand at padding. noise: the mean square of what a
+            run with rounding is off by in each row; infinite in rows that nothing can be said of.
+        names: the letters of the axes (`layouts.axes_of`). bends: ∂y/∂a by the name of a.
+        unit and tiny: as `passes.expect` has them. growth: of sums, as `passes.growth`.
+    """
+
+    def __init__(
+        self, right: Floats, unseen: Any, noise: Floats, names: str, bends: dict[str, Floats], *,
+        unit: float, tiny: float, growth: float,
+    ) -> None:  # fmt: skip
+        self._unit, self._names = unit, names
+        self._counted = np.isfinite(right) if unseen is None else np.isfinite(right) & ~unseen
+        y = np.where(self._counted, right, 0.0)
+        square = (y**2).sum(axis=-1) / np.maximum(self._counted.sum(axis=-1), 1)
+        told = (square > (COARSE * tiny) ** 2) & np.isfinite(noise)
+        level = noise + (ONE * unit) ** 2 * square
+        self._weight: Floats = np.where(told, 1 / np.where(told, level, 1.0), 0.0)[..., None]
+        rounding = self._counted * (np.hypot(ONE * unit, growth) * np.abs(y) + tiny)
+        rows = names[:1] == "B" and "T" in names[:-1] and not set(names) & set("Sn1")
+        self._group = self._alike(y) if rows else None
+        self._bent(y, bends, rounding)
+        self._columns(y, rounding)
+        self._draws: dict[bool, list[Sums]] = {}
+
+    def _bent(self, y: Floats, bends: dict[str, Floats], rounding: Floats) -> None:
+        weight = self._weight
+        squares = float((weight * y * y).sum())
+        self._kinds: list[str] = []
+        self._directions: list[Floats] = []
+        self._own: list[float] = []
+        self._all: list[float] = []
+        for kind, bend in bends.items():
+            d = np.where(self._counted & np.isfinite(bend), bend, 0.0)
+            if not squares > 0 or not (size := float((weight * d * d).sum())) > 0:
+                continue
+            d = d - float((weight * d * y).sum()) / squares * y
+            bent = float((weight * d * d).sum())
+            all_alike = float((weight * np.abs(y * d)).sum())
+            if bent < 1e-6 * size or (kind != EPSILON and self._unit * all_alike > TEETH * bent):
+                continue
+            self._kinds.append(kind)
+            self._directions.append(weight * d / bent)
+            self._own.append(self._by_chance(y, weight * rounding * np.sign(y) * d) / bent)
+            self._all.append(all_alike / bent)
+
+    def _by_chance(self, y: Floats, terms: Floats) -> float:
+        """What roundings of y come to: of a position one that all its rows share, and of each number its own."""
+        rows = np.abs(terms.sum(axis=-1))
+        if self._group is not None and "H" not in self._names:
+            shared = np.bincount(self._group, rows.reshape(-1))
+        else:
+            position = next((self._names.index(n) for n in "TS" if n in self._names), 0)
+            shared = rows if position == rows.ndim else np.moveaxis(rows, position, 0).reshape(y.shape[position], -1)
+            shared = shared.reshape(len(shared), -1).sum(axis=1)
+        used = terms != 0
+        _, same = np.unique(nearly(y[used], self._unit), return_inverse=True)
+        single = np.bincount(same.reshape(-1), np.abs(terms[used]))
+        return float(np.sqrt((shared**2).sum() + (single**2).sum()))
+
+    def _alike(self, y: Floats) -> NDArray[np.intp]:
+        """Number the rows so that those that are alike have one number; of rows of no weight it is any."""
+        table = self._table(y)
+        size = np.sqrt((table**2).mean(axis=1))
+        shade = table @ np.random.default_rng(0).standard_normal(table.shape[1]) / math.sqrt(max(1, table.shape[1]))
+        shade = np.where(size > 0, shade / np.where(size > 0, size, 1.0), np.inf)
+        order = np.argsort(shade)
+        with np.errstate(invalid="ignore"):
+            new = np.diff(shade[order], prepend=-np.inf) > ALIKE * self._unit
+        group = np.empty(len(order), dtype=np.intp)
+        group[order] = np.cumsum(new)
+        return group
+
+    def _columns(self, y: Floats, rounding: Floats) -> None:
+        self._first: NDArray[np.intp] | None = None
+        if self._group is None:
+            return
+        table, weight = self._table(y), self._table(np.broadcast_to(self._weight, y.shape))
+        some = np.flatnonzero(weight.any(axis=1))
+        first = some[np.unique(self._group[some], return_index=True)[1]]
+        if len(first) < ROWS:
+            return
+        self._first = first
+        table, weight = table[first], weight[first]
+        total = np.maximum(weight.sum(axis=0), np.finfo(np.float64).tiny)
+        large = (weight * table**2).sum(axis=0) / total
+        scale = np.sqrt(large + large.mean())
+        self._shares: Floats = weight / total / scale
+        self._rows = table
+        own = ((self._shares * self._table(rounding)[first]) ** 2).sum(axis=0)
+        self._own_columns = float(np.sqrt(own.mean()))
+        self._mean = float(np.sqrt((((self._shares * table).sum(axis=0)) ** 2).mean()))
+
+    def _table(self, x: Floats) -> Floats:
+        """Rows are positions of all sequences, columns everything else."""
+        x = np.moveaxis(x, self._names.index("T"), 1) if x.ndim > 2 else x
+        return x.reshape(x.shape[0] * x.shape[1], -1)
+
+    def sums(self, off: Floats) -> Sums:
+        """Return how much of each there is in an error."""
+        e = np.where(self._counted & np.isfinite(off), off, 0.0)
+        columns = None
+        if self._first is not None:
+            table = self._table(e)[self._first]
+            whole = float((self._shares * table * self._rows).sum() / (self._shares * self._rows**2).sum())
+            columns = (self._shares * (table - whole * self._rows)).sum(axis=0)
+        return Sums(np.array([(e * d).sum() for d in self._directions]), columns)
+
+    def add(self, off: Floats, *, alike: bool) -> None:
+        """Take what a run with rounding is off by; `alike`: equal numbers were rounded alike in it."""
+        self._draws.setdefault(alike, []).append(self.sums(off))
+
+    def judge(self, off: Floats, values: dict[str, float], common: float) -> Along | None:
+        """Return the largest in shares of what is allowed; None where nothing is told.
+
+        Args:
+            values: of what `a` is, where it is not a factor: ε. common: see `one_way.COMMON`.
+        """
+        found, given = [], self.sums(off)
+        elementary = ELEMENTARY * min(self._unit, 2.0**-24)
+        for i, kind in enumerate(self._kinds):
+            drawn = max(float(np.sqrt(np.mean([s.along[i] ** 2 for s in some]))) for some in self._draws.values())
+            steady = values[kind] * self._unit if kind in values else CONSTANTS * common * self._unit
+            limit = steady + elementary * self._all[i] + float(np.hypot(DRAWN * drawn, SURE * self._own[i]))
+            found.append(Along(kind, float(given.along[i]), limit))
+        if given.columns is not None:
+            columns = [np.stack([s.columns for s in some if s.columns is not None]) for some in self._draws.values()]
+            drawn = max(_sure(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
+            steady = (common * self._unit + elementary) * self._mean
+            limit = steady + float(np.hypot(drawn, SURE * self._own_columns)) + np.finfo(float).tiny
+            found.append(Along("columns", float(np.sqrt((given.columns**2).mean())), limit))
+        return max(found, key=lambda item: item.ratio, default=None)
+
+
+def _sure(draws: Floats) -> float:
+    """How many times their root mean square a right run may be: `DRAWN` if all lie along one line, else less.
+
+    n draws of r independent numbers have cosines of mean square 1/r among them.
+    """
+    size = np.sqrt((draws**2).sum(axis=1, keepdims=True))
+    one = draws / np.maximum(size, np.finfo(np.float64).tiny)
+    cosines = (one @ one.T)[np.triu_indices(len(one), 1)]
+    return 1 + (DRAWN - 1) * float(np.sqrt(np.mean(cosines**2))) if len(cosines) else DRAWN

@@ -1,0 +1,97 @@
+"""Named arrays of any types in one file: safetensors, written and read; npz, read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.arrays import Array
+from refdiff.errors import CheckpointError
+from refdiff.model.weights.safetensors_file import open_safetensors
+from refdiff.oracle.inputs.any_array import any_array
+
+_NAMES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
+    "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
+}  # fmt: skip
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Write arrays of any library as one safetensors file, each in its own type; the same input gives the same bytes.
+
+    Raises:
+        TypeError: an array of a type that the format has not.
+        OSError: the file cannot be written.
+    """
+    blocks: list[bytes] = []
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    # the widest types first, so that every tensor starts on its natural boundary
+    found = {name: any_array(array, name) for name, array in arrays.items()}
+    for name in sorted(found, key=lambda name: (-found[name].itemsize, name)):
+        array = found[name]
+        if array.dtype.name not in _NAMES:
+            raise TypeError(f"{name}: safetensors has no type for {array.dtype}; it has {', '.join(_NAMES)}")
+        little = array if array.dtype.name == "bfloat16" else array.astype(array.dtype.newbyteorder("<"), copy=False)
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": _NAMES[array.dtype.name], "shape": list(array.shape), "data_offsets": [begin, end]}
+        blocks.append(little.tobytes())
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with Path(path).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.writelines(blocks)
+
+
+def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Read a safetensors or npz file: its arrays, read-only and in their types, and the metadata (of npz: none).
+
+    Raises:
+        CheckpointError: the file is broken, or of another kind.
+    """
+    path = Path(path)
+    if path.suffix in (".pt", ".pth", ".pkl", ".npy"):
+        raise CheckpointError(
+            f"{path}: arrays by name are read from .safetensors and .npz: write them with safetensors.torch.save_file "
+            "or numpy.savez"
+        )
+    if path.suffix == ".npz":
+        return _read_npz(path), {}
+    file = open_safetensors(path, str(path))
+    arrays = {}
+    for name, tensor in file.tensors.items():
+        if tensor.dtype not in _TYPES:
+            raise CheckpointError(f"{path}: {name} has type {tensor.dtype}; what is read is {', '.join(_TYPES)}")
+        dtype = _dtype(_TYPES[tensor.dtype])
+        flat = np.frombuffer(file.memory, dtype, tensor.nbytes // dtype.itemsize, tensor.begin)
+        arrays[name] = flat.reshape(tensor.shape)
+    return arrays, file.metadata
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    little: np.dtype[Any] = np.dtype(name).newbyteorder("<")
+    return little
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    for name, array in arrays.items():
+        # NumPy writes bfloat16 as two bytes of no type
+        arrays[name] = array.view(_dtype("bfloat16")) if array.dtype == np.dtype("V2") else array
+    return arrays

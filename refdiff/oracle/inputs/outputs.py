@@ -1,0 +1,138 @@
+"""What a kernel hands back: arrays of floating-point numbers by their names, or the output alone; or the kernel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.oracle.inputs.any_array import any_array, is_float
+from refdiff.oracle.spec import Spec
+
+
+def output(x: Any, name: str = "out") -> NDArray[Any]:
+    """Return what a kernel computed as a NumPy array, in its own type.
+
+    Raises:
+        ValueError: it is complex, boolean or of whole numbers.
+        TypeError: it is no array, or several: a tuple or list that holds some, not numbers.
+    """
+    if isinstance(x, tuple | list) and (count := sum(map(_is_array, x))):
+        several = f"{count} arrays" if count > 1 else "1 array"
+        give = ["the array alone"] if len(x) == 1 or name != "out" else []
+        give += ['a mapping, {"out": …, "lse1": …}'] if name == "out" else []
+        raise TypeError(f"{name} is a {type(x).__name__} of {several}: give {', or '.join(give)}")
+    array = any_array(x, name)
+    if not is_float(array.dtype):
+        raise ValueError(
+            f"{name} has dtype {array.dtype}, but must be float64, float32, float16, bfloat16 or another float"
+            f"{_hint(array.dtype)}"
+        )
+    return array
+
+
+def _is_array(x: Any) -> bool:
+    """Whether an entry is an array, or a list in which there is one; a number of NumPy is none."""
+    if isinstance(x, tuple | list):
+        return any(map(_is_array, x))
+    return len(getattr(x, "shape", ())) > 0 or (hasattr(x, "__dlpack__") and not hasattr(x, "shape"))
+
+
+def output_alone(found: Any, wanted_by: str) -> NDArray[Any]:
+    """Return `out` of what a kernel gave back, an array or a mapping, in its own type.
+
+    Raises:
+        ValueError: a mapping without it; as `output`.
+        TypeError: it is no array.
+    """
+    if isinstance(found, Mapping) and "out" not in found:
+        names = ", ".join(map(str, found)) or "nothing"
+        raise ValueError(f"the outputs lack 'out', which {wanted_by} is about: they hold {names}; give out too")
+    return output(found["out"] if isinstance(found, Mapping) else found)
+
+
+def outputs_of(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
+    """Return what a kernel computed: `actual` itself, or where that is a function what it gives for these inputs.
+
+    The function is `kernel(spec, inputs)` or `kernel(inputs)`, or either with `dout=None`, as the conformance suite
+    calls it. The inputs go to it as they are.
+
+    Raises:
+        ValueError: it returned NotImplemented.
+        TypeError: it takes something else.
+    """
+    if not callable(actual) or hasattr(actual, "shape"):
+        return actual
+    found = called(actual)(spec, inputs, dout)
+    if found is NotImplemented:
+        raise ValueError("the kernel returned NotImplemented: it does not serve these inputs")
+    return found
+
+
+def takes_dout(kernel: Callable[..., Any]) -> bool:
+    """Whether a kernel gives gradients too."""
+    signature = _signature(kernel)
+    return signature is not None and "dout" in signature.parameters
+
+
+def called(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel that takes (spec, inputs) or (inputs), with dout=None or without, as one of all three.
+
+    Raises:
+        TypeError: it takes something else.
+    """
+    alone, with_dout = _takes_inputs_alone(kernel), takes_dout(kernel)
+
+    def call(spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
+        return kernel(*((inputs,) if alone else (spec, inputs)), **({"dout": dout} if with_dout else {}))
+
+    return call
+
+
+def _signature(kernel: Callable[..., Any]) -> inspect.Signature | None:
+    """None where it is compiled and does not tell."""
+    try:
+        return inspect.signature(kernel)
+    except (TypeError, ValueError):
+        return None
+
+
+def _takes_inputs_alone(kernel: Callable[..., Any]) -> bool:
+    signature = _signature(kernel)
+    if signature is None:
+        return False
+    more = {"dout": None} if takes_dout(kernel) else {}
+    one, two = (_binds(signature, given, more) for given in ((None,), (None, None)))
+    if not one and not two:
+        name = getattr(kernel, "__name__", "the kernel")
+        by_name = "; call one of arrays by name in such a function, as kernel(**inputs)"
+        raise TypeError(
+            f"{name}{signature} must take (spec, inputs) or (inputs), and may have dout=None beside for gradients"
+            f"{by_name if 'q' in signature.parameters else ''}"
+        )
+    kinds = {p.kind for p in signature.parameters.values()}
+    return one and not (
+        two and (inspect.Parameter.VAR_POSITIONAL in kinds or next(iter(signature.parameters)) == "spec")
+    )
+
+
+def _binds(signature: inspect.Signature, given: tuple[Any, ...], more: Mapping[str, Any]) -> bool:
+    try:
+        signature.bind(*given, **more)
+    except TypeError:
+        return False
+    return True
+
+
+def _hint(dtype: np.dtype[Any]) -> str:
+    """What such a type often means."""
+    if dtype.kind == "c":
+        return ": attention is real; if its imaginary part is 0, give the real part"
+    if dtype.kind == "b":
+        return ": is it a comparison, and not what was compared?"
+    if dtype.kind in "iu" and dtype.itemsize == 2:
+        return ": if these are the bits of bfloat16, .view(ml_dtypes.bfloat16) makes them numbers"
+    return ": whole numbers have lost what is to be judged"

@@ -1,0 +1,206 @@
+"""Whether an input dictionary fits a spec, and what to do where it does not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.inputs import BOOLEANS, INTEGERS, VECTORS, is_layer, options, shapes
+from refdiff.oracle.inputs.any_array import any_array, is_float
+from refdiff.oracle.inputs.layout_hints import other_layout
+from refdiff.oracle.spec import Spec
+
+Numpy = np.ndarray[Any, Any]
+LAMBDAS = (*VECTORS, "lambda_logits", "lambda_proj.weight", "lambda_full")
+"""λ's inputs, each of which some spec takes and others do not: none is a slip for another."""
+
+
+def check_kinds(spec: Any, inputs: Any) -> None:
+    """Say which argument is something else than a spec and a dictionary.
+
+    Raises:
+        TypeError: `spec` is no Spec, or `inputs` no mapping.
+    """
+    if isinstance(spec, str):
+        raise TypeError(
+            f"spec is {spec!r}, but must be a Spec: Spec.preset({spec!r}, query_heads=H, key_heads=K, head_dim=d)"
+        )
+    if not isinstance(spec, Spec):
+        raise TypeError(f"spec is of type {type(spec).__name__}, but must be a Spec; the outputs come before it")
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"inputs are of type {type(inputs).__name__}, but must be a mapping from names to arrays")
+
+
+def check_inputs(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Check names, shapes and dtypes against `spec`; return the length of each axis by its letter.
+
+    Raises:
+        ValueError: a name is missing or unknown, a shape or a dtype does not fit, a table points nowhere.
+        TypeError: something is no array.
+    """
+    _check_names(spec, inputs)
+    known = _of_spec(spec)
+    for name, letters in {**shapes(spec, inputs), **options(inputs)}.items():
+        if name in inputs:
+            _check_dtype(name, inputs[name])
+            if letters != "…":
+                _check_shape(name, tuple(inputs[name].shape), letters, known, spec)
+    if "x" in inputs:
+        known["S"] = known["T"] + known.get("R", 0)
+    _check_tables(inputs, known)
+    full = {"B": known["B"], "h": spec.heads, "T": known["T"], "S": known.get("S", 0)}
+    for name in ("mask", "bias"):
+        if name in inputs:
+            if "cu_seqlens_q" in inputs or "k_pages" in inputs:
+                raise ValueError(f"{name}: packed and paged sequences have causal and window alone")
+            _check_broadcast(name, tuple(inputs[name].shape), (full["B"], full["h"], full["T"], full["S"]))
+    if spec.lambda_form == "given" and tuple(inputs["lambda_full"].shape) not in (
+        allowed := ((), (spec.heads,), (full["B"], spec.heads, full["T"]))
+    ):
+        raise ValueError(
+            f"lambda_full has shape {tuple(inputs['lambda_full'].shape)}, but must be (), (h,) or (B, h, T): "
+            f"one of {allowed}"
+        )
+    return known
+
+
+def as_float64(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, Numpy]:
+    """Return the inputs as NumPy arrays: numbers in float64, each exactly as its storage dtype has it.
+
+    Raises:
+        ValueError, TypeError: as `check_inputs`.
+    """
+    check_kinds(spec, inputs)
+    arrays = {name: any_array(x, name) for name, x in inputs.items()}
+    check_inputs(spec, arrays)
+    kinds: dict[str, Any] = dict.fromkeys(INTEGERS, np.int64) | dict.fromkeys(BOOLEANS, np.bool_)
+    return {name: x.astype(kinds.get(name, np.float64), copy=False) for name, x in arrays.items()}
+
+
+def no_numbers(inputs: Mapping[str, Numpy]) -> tuple[str, ...]:
+    """Say which inputs hold NaN or infinities, and where the first is: the truth cannot be better than they are.
+
+    A bias of −∞ is a mask.
+    """
+    said = []
+    for name, x in inputs.items():
+        odd = np.isnan(x) | (np.isinf(x) & (x > 0 if name == "bias" else True))
+        if np.any(odd):
+            at = tuple(int(i) for i in np.argwhere(odd)[0])
+            said.append(f"{name} has {int(np.sum(odd))} of {x.size}, the first at {at}")
+    if not said:
+        return ()
+    return (
+        f"NaN or infinities in the inputs: {'; '.join(said)}. Where they reach the truth it is no number either, and "
+        "that alone is compared there",
+    )
+
+
+def _of_spec(spec: Spec) -> dict[str, int]:
+    H, K, d, V, w = spec.query_heads, spec.key_heads, spec.head_dim, spec.value_heads, spec.value_dim
+    h, e = spec.heads, spec.out_dim
+    return {"H": H, "K": K, "d": d, "V": V, "w": w, "h": h, "e": e, "Hd": H * d, "Kd": K * d, "Vw": V * w, "he": h * e}
+
+
+def _check_names(spec: Spec, inputs: Mapping[str, Any]) -> None:
+    must, may = shapes(spec, inputs), options(inputs)
+    for name in inputs:
+        if name not in must and name not in may:
+            near = () if name in LAMBDAS else difflib.get_close_matches(name, [*must, *may], 1)
+            raise ValueError(
+                f"{name!r} is no input of this spec{f', did you mean {near[0]!r}?' if near else ''}: it takes "
+                f"{', '.join(must)}, and may have {', '.join(may)}"
+            )
+    if missing := [name for name in must if name not in inputs]:
+        letters = ", ".join(f"{name} ({must[name].replace(' ', ', ')})" for name in missing)
+        raise ValueError(f"the inputs lack {letters}")
+
+
+def _check_dtype(name: str, x: Any) -> None:
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise TypeError(f"{name} is {type(x).__name__}, but must be an array")
+    dtype = np.dtype(x.dtype)
+    if name in INTEGERS:
+        good, kind = dtype.kind in "iu", "whole numbers"
+    elif name in BOOLEANS:
+        good, kind = dtype.kind == "b", 'boolean (True means "may see")'
+    else:
+        good, kind = is_float(dtype), "float64, float32, float16, bfloat16 or another float"
+    if not good:
+        additive = name == "mask" and is_float(dtype)
+        hint = "; one that is added to the scores, 0 or −∞, goes under 'bias'" if additive else ""
+        raise ValueError(f"{name} has dtype {dtype}, but must be {kind}{hint}")
+
+
+def _check_shape(name: str, shape: tuple[int, ...], letters: str, known: dict[str, int], spec: Spec) -> None:
+    axes = letters.split()
+    wanted = ", ".join(f"{a} = {known[a]}" if a in known else a for a in axes)
+    if len(shape) != len(axes):
+        raise ValueError(f"{name} has shape {shape}, but must be ({wanted}){other_layout(shape, axes, known)}")
+    for axis, n in zip(axes, shape, strict=True):
+        if axis in known and known[axis] != n and not (n == 1 and name.endswith("positions") and axis == "B"):
+            raise ValueError(f"{name} has shape {shape}, but must be ({wanted}){_hint(axis, shape, axes, known, spec)}")
+        known.setdefault(axis, n)
+
+
+def _hint(axis: str, shape: tuple[int, ...], axes: list[str], known: dict[str, int], spec: Spec) -> str:
+    """What a wrong length often means."""
+    n = shape[axes.index(axis)]
+    if found := other_layout(shape, axes, known):
+        return found
+    if axis in known and axis in ("Hd", "Kd", "Vw", "he") and n in (2 * known[axis], 4 * known[axis]):
+        return (
+            f": {n} is {n // known[axis]} times as much. query_heads and key_heads count the heads of both maps, and "
+            "head_dim is the width of one (rows B5, B15 and B16 of the catalogue)"
+        )
+    if axis == "H" and n == spec.heads:
+        return ": it has as many heads as the output; query_heads counts those of both maps"
+    if axis == "d" and n == 2 * spec.head_dim:
+        return ": head_dim is the width of one map's heads, half of an output head"
+    return ""
+
+
+def _check_broadcast(name: str, shape: tuple[int, ...], full: tuple[int, ...]) -> None:
+    padded = (1,) * (len(full) - len(shape)) + shape
+    if len(padded) != len(full) or any(m not in (1, n) for m, n in zip(padded, full, strict=True)):
+        raise ValueError(f"{name} has shape {shape}, which does not broadcast to (B, h, T, S) = {full}")
+
+
+def _check_tables(inputs: Mapping[str, Any], known: dict[str, int]) -> None:
+    sequences = known["B"]
+    if "cu_seqlens_k" in inputs and "cu_seqlens_q" not in inputs:
+        raise ValueError("cu_seqlens_k without cu_seqlens_q: both are needed, or cu_seqlens_q alone")
+    if "cu_seqlens_q" in inputs:
+        if is_layer(inputs) and ("x_past" in inputs or "cu_seqlens_k" in inputs):
+            raise ValueError("a packed layer has cu_seqlens_q alone: no x_past, no cu_seqlens_k")
+        if known["B"] != 1:
+            raise ValueError(f"cu_seqlens_q is given, so B must be 1: it is {known['B']}")
+        _check_starts("cu_seqlens_q", inputs["cu_seqlens_q"], known["T"])
+        if "k_pages" not in inputs:
+            name = "cu_seqlens_k" if "cu_seqlens_k" in inputs else "cu_seqlens_q"
+            _check_starts(name, inputs[name], known["S"])
+        sequences = len(inputs["cu_seqlens_q"]) - 1
+    if "k_pages" in inputs:
+        if "key_mask" in inputs:
+            raise ValueError("key_mask: paged keys have lengths instead")
+        _check_pages(inputs, known, sequences)
+
+
+def _check_starts(name: str, starts: Any, total: int) -> None:
+    numbers = [int(n) for n in starts]
+    if not numbers or numbers[0] != 0 or numbers[-1] != total or sorted(numbers) != numbers:
+        raise ValueError(f"{name} is {numbers}, but must go up from 0 to {total}, the number of tokens")
+
+
+def _check_pages(inputs: Mapping[str, Any], known: dict[str, int], sequences: int) -> None:
+    if known["N"] != sequences:
+        raise ValueError(f"block_table and lengths have {known['N']} rows, but there are {sequences} sequences")
+    for n, (pages, length) in enumerate(zip(inputs["block_table"], inputs["lengths"], strict=True)):
+        if not 0 <= length <= known["n"] * known["p"]:
+            raise ValueError(f"lengths[{n}] is {length}, but the table has room for {known['n'] * known['p']} keys")
+        used = [int(page) for page in pages[: -(-int(length) // known["p"])]]
+        if any(not 0 <= page < known["P"] for page in used):
+            raise ValueError(f"block_table[{n}] uses the pages {used}, but there are {known['P']}, from 0")

@@ -1,0 +1,5 @@
+"""What correct kernels round: number formats, recipes, valid orders of evaluation, and a recipe run in all of them."""
+
+from refdiff.oracle.rounding.number_formats import FORMATS as FORMATS
+from refdiff.oracle.rounding.number_formats import round_to as round_to
+from refdiff.oracle.rounding.number_formats import ulp as ulp

@@ -1,0 +1,92 @@
+"""What legal kernels are off by: the recipe, evaluated in several orders, against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import ops_for
+from refdiff.oracle.inputs import BOOLEANS, INTEGERS, is_layer
+from refdiff.oracle.inputs.any_array import any_array
+from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic, Order
+from refdiff.oracle.rounding.parallel import in_orders
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.rounding.rounded_attention import scores_of_maps
+from refdiff.oracle.rounding.rounded_layers import rounded_ops
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth import truth
+from refdiff.oracle.truth.attention_operands import scores, streams
+from refdiff.oracle.truth.forward import project
+
+Numpy = np.ndarray[Any, Any]
+ROUNDED_ONCE = ("q", "k", "v", "k_pages", "v_pages", "x", "x_past", "bias")
+"""Inputs that a kernel multiplies in its storage type; λ's and the norm's parameters are taken as they come."""
+
+
+def quantised(inputs: Mapping[str, Any], recipe: Recipe) -> Inputs:
+    """Round what enters matrix products to the storage type, once, before anything else; float64 of those bits."""
+    found: Inputs = {}
+    for name, x in inputs.items():
+        array = any_array(x, name)
+        if array.dtype.kind in "iub" or name in (*INTEGERS, *BOOLEANS):
+            found[name] = array
+        else:
+            exact = array.astype(np.float64)
+            once = name in ROUNDED_ONCE or "_proj." in name
+            found[name] = round_to(exact, recipe.storage) if once else exact
+    return found
+
+
+def evaluate(spec: Spec, inputs: Inputs, recipe: Recipe, order: Order, dout: Numpy | None = None) -> dict[str, Numpy]:
+    """Compute output and gradients as a kernel of this recipe does in this order.
+
+    Shapes:
+        out as the spec's output; each gradient, under d and its input's name, as its input; values of the storage type
+    """
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        result = truth(spec, inputs, dout=dout, want=("out",), ops=rounded_ops(recipe, order))
+        found = {"out": result.out, **{f"d{name}": g for name, g in result.grads.items()}}
+        return {name: round_to(np.asarray(x), recipe.storage) for name, x in found.items() if x is not None}
+
+
+def members_of(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: Numpy | None) -> list[dict[str, Numpy]]:
+    """Evaluate the first so many members, and the draws at random.
+
+    Raises:
+        ValueError: there are not so many, or fewer than two are asked for.
+    """
+    if not 2 <= members <= len(MEMBERS):
+        raise ValueError(f"members is {members}, but there are 2 to {len(MEMBERS)}")
+    orders = (*DRAWS, *MEMBERS[:members])
+    return in_orders(lambda order: evaluate(spec, inputs, recipe, order, dout), orders, inputs)
+
+
+def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tuple[Numpy, Numpy]:
+    """For each row of both maps, the largest error of any of its scores in any member.
+
+    Shapes:
+        twice (B, h, T)
+    """
+    core = project(spec, inputs, ops_for()) if is_layer(inputs) else inputs
+    B, _, T, _ = core["q"].shape
+    found = np.zeros((2, B, spec.heads, T))
+    for part in sequences(core):
+        if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
+            continue
+        exact = streams(spec, part.inputs, ops_for())
+        true = [scores(exact, number) for number in (1, 2)]
+        at = (part.batch, slice(None), part.queries)
+        for order in (*DRAWS, *MEMBERS[:members]):
+            s = streams(spec, part.inputs, rounded_ops(recipe, order))
+            maps = scores_of_maps(Arithmetic(recipe, order), (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
+            for number, z in enumerate(maps):
+                seen = np.isfinite(true[number])
+                with np.errstate(invalid="ignore", over="ignore"):
+                    off = np.where(seen, np.abs(z - np.where(seen, true[number], 0.0)), 0.0)
+                off = np.where(np.isnan(off), np.inf, off)
+                found[number][at] = np.maximum(found[number][at], np.max(off, axis=-1, initial=0.0))
+    return found[0], found[1]

@@ -1,0 +1,194 @@
+"""In which order a kernel computes: legal ways to the same numbers, which differ in their roundings alone.
+
+`MEMBERS` are those that a budget is made of, `HELD_OUT` are those that only tests use. `Arithmetic` is a recipe and an
+order together: products with sums in float32, exponentials, and rounding where the recipe stores.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.rounding import FORMATS, round_to
+from refdiff.oracle.rounding.recipe import Recipe
+
+Numpy = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One legal order of evaluation.
+
+    subtract: "outputs" of two passes, or "weights" before one product with V.
+    tile: keys at a time in an online softmax, from the last key where `reverse`; None is the whole row at once.
+    stored: every operation's result is rounded to the type that the recipe has there, as a framework does that goes op
+    by op; else what follows one another is computed in float32 and rounded once.
+    terms: products that are added at a time, one such sum to the next; 0 leaves it to BLAS.
+    base2: exponentials as 2^(x log₂ e). scale_first: q is scaled before the product with k.
+    shift: how many standard errors of its own roundings λ is off.
+    noise: a seed; what is not 0 is no order, but errors at random of the size that roundings and sums in float32 have.
+    Orders alone would agree by luck: one map that has all its weight on one key cancels exactly in most of them.
+    flush: with `noise`, what is below 2⁻¹²⁶ becomes 0, as in code that XLA compiles and on many GPUs.
+    """
+
+    name: str
+    subtract: str = "outputs"
+    tile: int | None = None
+    reverse: bool = False
+    stored: bool = False
+    terms: int = 0
+    base2: bool = False
+    scale_first: bool = False
+    shift: float = 0.0
+    noise: int = 0
+    flush: bool = False
+
+
+MEMBERS = (
+    Order("two passes, op by op", stored=True, terms=1),
+    Order("weights subtracted", subtract="weights", shift=1.0),
+    Order("online, 16 keys", tile=16, terms=4, base2=True),
+    Order("online, 64 keys", tile=64, shift=-1.0, scale_first=True),
+    Order("online, 16 keys from the last", tile=16, reverse=True, stored=True),
+    Order("weights subtracted, op by op", subtract="weights", stored=True, terms=2, base2=True),
+    Order("two passes", terms=2, shift=1.0),
+    Order("online, 128 keys, op by op", tile=128, stored=True, base2=True, shift=-1.0),
+)
+
+DRAWS = (
+    Order("at random", noise=1, flush=True),
+    Order("at random, weights subtracted", noise=2, subtract="weights", stored=True),
+    Order("at random, op by op", noise=3, stored=True, flush=True),
+    Order("at random, online, 16 keys", noise=4, tile=16),
+)
+
+HELD_OUT = (
+    Order("online, 32 keys", tile=32, stored=True, base2=True),
+    Order("online, 8 keys", tile=8, terms=16),
+    Order("online, 24 keys from the last", tile=24, reverse=True, scale_first=True),
+    Order("two passes, base 2", base2=True, terms=1),
+    Order("weights subtracted, 16 terms", subtract="weights", terms=16, base2=True),
+)
+
+
+SMALLEST = 2.0**-126
+"""The smallest normal number of float32 and bfloat16."""
+
+USUAL = 0.6
+"""Root mean square of a rounding's error in units of u |x|: 1/√3 at a power of two, half of it just below one."""
+
+
+def error_of_sums(n: int) -> float:
+    """What a sum of n products in float32 is usually off by, in units of the root of their squares' sum.
+
+    One after another, the k-th partial sum is rounded, which has grown as √k.
+    """
+    return USUAL * FORMATS["float32"].u * math.sqrt(1 + n / 4)
+
+
+class Arithmetic:
+    """What a kernel of this recipe does in this order; arrays are float32."""
+
+    def __init__(self, recipe: Recipe, order: Order) -> None:
+        self.recipe, self.order = recipe, order
+        self._random = np.random.default_rng(order.noise)
+
+    @property
+    def dtype(self) -> Any:
+        """float32; float64 where errors are drawn at random, which may be below what float32 can tell."""
+        return np.float64 if self.order.noise else np.float32
+
+    def array(self, x: Numpy) -> Numpy:
+        """As the type that is computed in."""
+        with np.errstate(over="ignore"):
+            return np.asarray(x).astype(self.dtype, copy=False)
+
+    def hold(self, x: Numpy, site: str) -> Numpy:
+        """Round to the type that the recipe has at `site` ("p", "o", …)."""
+        return self._round(x, getattr(self.recipe, site))
+
+    def _round(self, x: Numpy, name: str) -> Numpy:
+        if not self.order.noise:
+            return round_to(x, name)
+        form = FORMATS[name]
+        with np.errstate(invalid="ignore", over="ignore"):
+            exact = np.isfinite(x)
+            size = np.where(exact, np.abs(x), 0.0)
+            noisy = x + self._sign(x) * (USUAL * (form.u * size + np.minimum(size, form.tiny)))
+        return self._flushed(np.where(np.abs(noisy) > form.top, np.copysign(np.inf, x), noisy))
+
+    def _flushed(self, x: Numpy) -> Numpy:
+        return np.where(np.abs(x) < SMALLEST, 0.0, x) if self.order.flush else x
+
+    def _sign(self, x: Numpy) -> Numpy:
+        return np.asarray(self._random.integers(0, 2, x.shape) * 2.0 - 1.0)
+
+    def off_by(self, x: Numpy, error: Numpy) -> Numpy:
+        """x with an error of this size, of either sign, where errors are drawn at random; else x."""
+        return x + self._sign(x) * error if self.order.noise else x
+
+    def single_step(self, x: Numpy) -> Numpy:
+        """What one operation in float32 is off by, where errors are drawn at random; else nothing is done."""
+        return self._round(x, "float32") if self.order.noise else x
+
+    def step(self, x: Numpy, site: str) -> Numpy:
+        """Round where every operation's result is stored; else leave it in float32."""
+        return self.hold(x, site) if self.order.stored else x
+
+    def operand(self, x: Numpy) -> Numpy:
+        """What enters a product: as it is, or cut to tf32."""
+        return self._round(x, "tf32") if self.recipe.matmul == "tf32" else x
+
+    def product(self, a: Numpy, b: Numpy) -> Numpy:
+        """a b with sums in float32, some terms at a time."""
+        a, b = self.operand(self.array(a)), self.operand(self.array(b))
+        n, terms = a.shape[-1], self.order.terms
+        with np.errstate(over="ignore", invalid="ignore"):
+            step = terms or max(n, 1)
+            multiply = np.multiply if step == 1 and n else np.matmul
+            total: Numpy = multiply(a[..., :step], b[..., :step, :])
+            more = np.empty_like(total)
+            for i in range(step, n, step):
+                total += multiply(a[..., i : i + step], b[..., i : i + step, :], out=more)
+            if self.order.noise:
+                total = total + self._sign(total) * (np.sqrt(np.matmul(a * a, b * b)) * error_of_sums(n))
+            return total
+
+    def inner(self, a: Numpy, b: Numpy, site: str) -> Numpy:
+        """⟨a, b⟩ over the last axis, b having been stored at `site`."""
+        terms = a * b
+        total: Numpy = np.sum(terms, axis=-1, keepdims=True)
+        if not self.order.noise:
+            return total
+        # one number for a whole row, which must not come out near 0 by luck
+        spread = max(self.u(site), 4 * FORMATS["float32"].u) * np.sqrt(np.sum(terms * terms, axis=-1, keepdims=True))
+        total += self._sign(total) * (spread + FORMATS["float32"].u * np.abs(total))
+        return total
+
+    def exp(self, x: Numpy, less: Numpy) -> Numpy:
+        """exp(x − less), `less` being the row's largest x or what stands for it."""
+        with np.errstate(invalid="ignore", under="ignore"):
+            if self.order.noise:
+                x, less = self.single_step(x), self.single_step(less)
+            if not (self.order.base2 or self.recipe.exp == "ex2approx"):
+                natural: Numpy = np.exp(x - less)
+                return self._flushed(natural)
+            log2 = np.float32(math.log2(math.e))
+            power = x * log2 - less * log2
+            result: Numpy = np.exp2(power)
+            if self.recipe.exp == "ex2approx":
+                result *= _approximation(power)
+            return self._flushed(result)
+
+    def u(self, site: str) -> float:
+        """Unit roundoff at `site`."""
+        return FORMATS[getattr(self.recipe, site)].u
+
+
+def _approximation(power: Numpy) -> Numpy:
+    """The error of a GPU's 2^x, of which only the size is told: up to 2⁻²² of it, as if at random."""
+    noise = np.where(np.isfinite(power), power, 0.0).astype(np.float64) * 12_345.678
+    return (1.0 + (2.0 * (noise - np.floor(noise)) - 1.0) * 2.0**-22).astype(np.float32)

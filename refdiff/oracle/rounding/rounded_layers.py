@@ -1,0 +1,172 @@
+"""Every layer between inputs and output as a kernel computes it, laid over the equations: `rounded_ops`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import Ops, ops_for, overlay
+from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding.evaluation_order import USUAL, Arithmetic, Order, error_of_sums
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.rounding.rounded_attention import rounded_attention
+from refdiff.oracle.rounding.rounded_attention_vjp import rounded_attention_vjp
+
+Numpy = np.ndarray[Any, Any]
+
+
+def rounded_ops(recipe: Recipe, order: Order, ops: Ops | None = None) -> Ops:
+    """Lay over `ops` what a kernel of this recipe computes in this order; arrays stay float64.
+
+    Used as:
+        `truth(spec, inputs, ops=rounded_ops(recipe, order))`
+    """
+    how = Arithmetic(recipe, order)
+
+    def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
+        rounded = _ROUNDED.get(name)
+        if rounded is None:
+            return layer
+
+        @functools.wraps(layer)
+        def call(*args: Any, **options: Any) -> Any:
+            return rounded(how, layer, *args, **options)
+
+        return call
+
+    return overlay(ops or ops_for(), wrap)
+
+
+def _attention(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Any:
+    return rounded_attention(how, *args, **options)
+
+
+def _attention_vjp(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Any:
+    return rounded_attention_vjp(how, *args, **options)
+
+
+def _double(x: Any) -> Numpy:
+    return np.asarray(x, dtype=np.float64)
+
+
+def _linear(how: Arithmetic, layer: Any, x: Numpy, weight: Numpy, bias: Numpy | None = None) -> Numpy:
+    y = how.product(x, weight.T)
+    if bias is not None:
+        y = how.step(y, "storage") + how.array(bias)
+    return _double(how.hold(y, "storage"))
+
+
+def _frequencies(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Any:
+    """Stored in float32, as everybody has them; which are not everybody's same numbers.
+
+    θ^(−2i/d) in float32, or exp(−2i/d log θ), is off by its own roundings and by that of the exponent, times |log f|.
+    At position p the angle is then off by p as many units, far more than sin, cos and the rotation are themselves.
+    """
+    exact, scale = layer(*args, **options)
+    frequencies = np.asarray(exact, dtype=np.float64)
+    if not how.order.noise:
+        return frequencies.astype(np.float32).astype(np.float64).tolist(), scale
+    units = np.sqrt(2.0 + np.log(frequencies) ** 2)
+    noisy = how.off_by(frequencies, USUAL * FORMATS["float32"].u * units * frequencies)
+    return np.where(frequencies == 1, 1.0, noisy).tolist(), scale
+
+
+def _cos_sin(how: Arithmetic, layer: Any, positions: Numpy, frequencies: Any, scale: float, dtype: Any) -> Any:
+    """Angles in float32: at position p they are off by up to p 2⁻²⁴ of a radian, in kernels as in frameworks."""
+    turns = how.array(positions)[:, None, :, None] * np.asarray(frequencies, dtype=how.dtype)
+    turns = np.where(turns == turns.astype(np.float32), turns, how.single_step(turns))
+    return tuple(_double(how.step(how.single_step(f(turns) * np.float32(scale)), "rope")) for f in (np.cos, np.sin))
+
+
+def _rope(
+    how: Arithmetic, layer: Any, x: Numpy, cos: Numpy, sin: Numpy, *, interleaved: bool = False, site: str = "rope"
+) -> Numpy:
+    n = cos.shape[-1]
+    x, cos, sin = how.array(x), how.array(cos), how.array(sin)
+    turning = x[..., : 2 * n]
+    a, b = (turning[..., 0::2], turning[..., 1::2]) if interleaved else (turning[..., :n], turning[..., n:])
+
+    def part(first: Numpy, second: Numpy) -> Numpy:
+        return how.hold(how.step(first, site) + how.step(second, site), site)
+
+    turned = part(a * cos, -(b * sin)), part(b * cos, a * sin)
+    y = np.array(x)
+    if interleaved:
+        y[..., 0 : 2 * n : 2], y[..., 1 : 2 * n : 2] = turned
+    else:
+        y[..., :n], y[..., n : 2 * n] = turned
+    return _double(y)
+
+
+def _rope_vjp(how: Arithmetic, layer: Any, g: Numpy, x: Numpy, cos: Numpy, sin: Numpy, **options: Any) -> Any:
+    g = how.hold(how.array(g), "storage")
+    return _rope(how, None, g, cos, -sin, site="storage", **options), None, None
+
+
+def _lambda(how: Arithmetic, layer: Any, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
+    """λ with each exponential stored, or rounded once; and off by as much as such roundings usually add up to."""
+    logs = [np.sum(how.step(how.array(q) * how.array(k), "lam"), dtype=how.dtype) for q, k in ((q1, k1), (q2, k2))]
+    with np.errstate(over="ignore"):
+        e1, e2 = (how.step(np.asarray(np.exp(x), dtype=how.dtype), "lam") for x in logs)
+        exact = how.step(e1 - e2, "lam") + np.float32(start)
+        if how.order.shift:
+            sizes = [float(e1), float(e2), float(e1 - e2), float(exact)]
+            sums = [e * math.sqrt(_squares(q, k)) for e, q, k in ((sizes[0], q1, k1), (sizes[1], q2, k2))]
+            # partial sums are rounded too, and two large ones that cancel leave their roundings
+            units = [how.u("lam") / math.sqrt(3) * x for x in (*sizes, *sums)]
+            units += [error_of_sums(q1.size) * x for x in sums]
+            usual = math.sqrt(sum(x**2 for x in units))
+            exact = exact + np.float32(how.order.shift * usual)
+    return _double(how.hold(np.asarray(exact, dtype=how.dtype), "lam"))
+
+
+def _squares(q: Numpy, k: Numpy) -> float:
+    return float(np.sum((q * k) ** 2))
+
+
+def _lambda_of_tokens(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Numpy:
+    return _double(how.hold(how.array(layer(*args, **options)), "lam"))
+
+
+def _norm(how: Arithmetic, layer: Any, x: Numpy, weight: Numpy | None, eps: float) -> Numpy:
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = how.array(x)
+        square = how.hold(x * x, "norm")
+        mean = how.hold(np.mean(square, axis=-1, keepdims=True, dtype=how.dtype), "norm")
+        root = how.hold(np.sqrt(mean + np.float32(eps)), "norm")
+        y = how.hold(x / root if how.order.subtract == "weights" else x * (np.float32(1) / root), "norm")
+        y = how.step(y, "o")
+        return _double(y if weight is None else how.step(y * how.array(weight), "o"))
+
+
+def _norm_vjp(how: Arithmetic, layer: Any, g: Numpy, x: Numpy, weight: Numpy | None, eps: float) -> Any:
+    with np.errstate(over="ignore", invalid="ignore"):
+        x, g = how.array(x), how.step(how.array(g), "o")
+        square = np.mean(how.hold(x * x, "norm"), axis=-1, keepdims=True, dtype=how.dtype)
+        r = np.float32(1) / how.hold(np.sqrt(square + np.float32(eps)), "norm")
+        unit = how.hold(x * r, "norm")
+        h = g if weight is None else how.step(g * how.array(weight), "o")
+        along = np.mean(how.hold(h * unit, "norm"), axis=-1, keepdims=True, dtype=how.dtype)
+        dx = how.hold(r * (h - unit * along), "o")
+        of_weight = how.step(unit, "o") * g
+        dweight = None if weight is None else np.sum(of_weight.reshape(-1, x.shape[-1]), axis=0, dtype=how.dtype)
+    return _double(dx), None if dweight is None else _double(dweight)
+
+
+_ROUNDED: dict[str, Callable[..., Any]] = {
+    "diff_attention": _attention,
+    "diff_attention_vjp": _attention_vjp,
+    "linear": _linear,
+    "rope_frequencies": _frequencies,
+    "rope_cos_sin": _cos_sin,
+    "rope": _rope,
+    "rope_vjp": _rope_vjp,
+    "diff_lambda": _lambda,
+    "diff_lambda_v2": _lambda_of_tokens,
+    "rms_norm": _norm,
+    "rms_norm_vjp": _norm_vjp,
+}

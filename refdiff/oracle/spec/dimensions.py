@@ -1,0 +1,67 @@
+"""The dimensions of a spec, as the shapes of its inputs have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.spec.validation import DIMENSIONS
+
+
+def dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Return those of query_heads, key_heads and head_dim that `fields` lacks, read off the inputs of a core or layer.
+
+    The projections of a layer have heads times width as rows; the width is that of a vector of λ or half of the norm's
+    weight, or the number of heads that of `lambda_proj`'s rows.
+
+    Raises:
+        ValueError: an array that is needed is missing or of another shape, or says too little.
+    """
+    missing = [name for name in DIMENSIONS if name not in fields]
+    if not missing:
+        return {}
+    read = _of_layer(fields, inputs) if is_layer(inputs) else _of_core(inputs)
+    return {name: read[name] for name in missing}
+
+
+def _of_core(inputs: Mapping[str, Any]) -> dict[str, int]:
+    keys, wanted = ("k_pages", "(P, K, p, d)") if "k_pages" in inputs else ("k", "(B, K, S, d)")
+    q, k = _shape(inputs, "q", "(B, H, T, d)", 4), _shape(inputs, keys, wanted, 4)
+    return {"query_heads": q[1], "key_heads": k[1], "head_dim": q[3]}
+
+
+def _of_layer(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+    rows = {name: _shape(inputs, f"{name}_proj.weight", "(rows, D)", 2)[0] for name in ("q", "k")}
+    d = _width(fields, inputs, rows["q"])
+    for name, n in rows.items():
+        if d < 1 or n % d:
+            raise ValueError(f"{name}_proj.weight has {n} rows, which are no whole number of heads of width {d}")
+    return {"query_heads": rows["q"] // d, "key_heads": rows["k"] // d, "head_dim": d}
+
+
+def _width(fields: Mapping[str, Any], inputs: Mapping[str, Any], rows: int) -> int:
+    """The width of a query head of a layer."""
+    if isinstance(d := fields.get("head_dim"), int):
+        return d
+    if isinstance(heads := fields.get("query_heads"), int) and heads > 0:
+        return rows // heads
+    if "lambda_q1" in inputs:
+        return _shape(inputs, "lambda_q1", "(d,)", 1)[0]
+    ratio = fields.get("ratio", 1)
+    if "lambda_proj.weight" in inputs and isinstance(ratio, int) and ratio > 0:
+        signals = _shape(inputs, "lambda_proj.weight", "(h, D)", 2)[0]
+        return rows * ratio // max(signals * (ratio + 1), 1)
+    if "norm_weight" in inputs:
+        e = _shape(inputs, "norm_weight", "(e,)", 1)[0]
+        return e if fields.get("values") == "single" else e // 2
+    raise ValueError("the arrays of this layer do not say how wide a head is: give head_dim")
+
+
+def _shape(inputs: Mapping[str, Any], name: str, wanted: str, axes: int) -> tuple[int, ...]:
+    if name not in inputs:
+        raise ValueError(f"the inputs lack {name} {wanted}")
+    shape: tuple[int, ...] = tuple(inputs[name].shape)
+    if len(shape) != axes:
+        raise ValueError(f"{name} has shape {shape}, but must be {wanted}")
+    return shape

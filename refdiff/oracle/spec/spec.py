@@ -1,0 +1,133 @@
+"""What a kernel is meant to compute: every choice on which published differential attentions differ is a field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from refdiff.oracle.spec.presets import UNGROUPED, over_preset
+from refdiff.oracle.spec.validation import TYPED, check_names, check_spec, plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One differential attention, up to its numbers: dimensions, and each fork in the road of oracle.md.
+
+    query_heads H, key_heads K: rows of q and k on the head axis, those of both maps counted. head_dim d: their width.
+    layer: the depth, from 0; λ_init depends on it.
+    pairing: the two maps of pair i are query heads i, i + h ("halves") or 2i, 2i + 1 ("interleaved"), and keys alike.
+    keys: each map has its own key heads (v1), or the two share one (v2).
+    gqa: the key heads are paired, then each pair serves n pairs of queries; or each is repeated, then they are paired.
+    group_order: output head i reads key pair i // n ("blocks") or i mod (K/2) ("tiled").
+    ratio: signal heads to one noise head. "halves" then has all signals first; "interleaved" has them group by group.
+    values: v has K/2 heads of 2d ("wide"); K heads of d, of which j, j + K/2 ("halves") or 2j, 2j + 1 ("interleaved")
+    are laid side by side; or a head of d for each key pair, or shared key ("single").
+    rope: which dimensions of q and k turn together, or "none" where they come in turned; rope_theta is the base.
+    lambda_form: exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init ("exp"), σ(logits) by token and head ("sigmoid"), or "given".
+    lambda_base: λ_init = 0.8 − 0.6 exp(−0.3 l), l being the layer or one less; or "constant": lambda_init, a number.
+    norm, norm_over, norm_weight, norm_eps: the norm after the difference, over what, with a weight or without, its ε.
+    out_scale: what is multiplied after the norm.
+    scale: what Q Kᵀ is multiplied by; None is 1/√d. softcap: c in c tanh(z / c), or None.
+    causal: whether the triangle is aligned with the last query and key, or with the first; window: how many keys a
+    query sees, itself among them, or None for all.
+    masked_rows: what a row of a map is that sees no key. lse_base: of the logarithm in lse1 and lse2.
+
+    Raises:
+        ValueError: a combination that no kernel can compute, such as pairs that would straddle groups.
+    """
+
+    query_heads: int
+    key_heads: int
+    head_dim: int
+    layer: int = 0
+    pairing: str = "halves"
+    keys: str = "own"
+    gqa: str = "pair_then_group"
+    group_order: str = "blocks"
+    ratio: int = 1
+    values: str = "halves"
+    rope: str = "halves"
+    rope_theta: float = 10_000.0
+    lambda_form: str = "exp"
+    lambda_base: str = "depth"
+    lambda_init: float | None = None
+    norm: str = "rms"
+    norm_over: str = "head"
+    norm_weight: bool = False
+    norm_eps: float = 1e-5
+    out_scale: str = "1 - lambda_init"
+    scale: float | None = None
+    softcap: float | None = None
+    causal: str = "bottom_right"
+    window: int | None = None
+    masked_rows: str = "zeros"
+    lse_base: str = "e"
+
+    def __post_init__(self) -> None:
+        for name in TYPED:
+            object.__setattr__(self, name, plain(name, getattr(self, name)))
+        check_spec(self)
+
+    @staticmethod
+    def preset(name: str, **dims: Any) -> Spec:
+        """Return the spec of a published source, with your dimensions; further fields override the preset's.
+
+        Raises:
+            ValueError: no preset has that name, or the source has no grouped queries; as `of`.
+        """
+        return Spec.of({**dims, "preset": name})
+
+    @staticmethod
+    def of(what: Mapping[str, Any]) -> Spec:
+        """Return the spec that a mapping describes, such as an object of JSON: fields by name, or some over a preset's.
+
+        `Spec.of({"preset": "hf_diffllama", "query_heads": 8, "key_heads": 4, "head_dim": 64, "window": 128})`
+
+        Raises:
+            ValueError: a name that is no field, a value that it cannot have, a dimension that is missing; a preset
+                whose source has no grouped queries, with fewer key heads than query heads.
+        """
+        given = over_preset(what)
+        check_names(given, [field.name for field in fields(Spec)])
+        spec, name = Spec(**given), what.get("preset")
+        if name in UNGROUPED and spec.query_heads != spec.key_heads:
+            raise ValueError(
+                f"query_heads is {spec.query_heads} and key_heads {spec.key_heads}, but {name} has no grouped queries: "
+                "both must be the same, twice its num_heads. With groups, Spec.preset('ms_v1', rope='none', "
+                "causal='none', …) has the rest of it"
+            )
+        return spec
+
+    def replace(self, **changes: Any) -> Spec:
+        """The same with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name, for a manifest: `Spec(**spec.to_dict()) == spec`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def heads(self) -> int:
+        """h: how many output heads there are."""
+        return self.query_heads * self.ratio // (self.ratio + 1)
+
+    @property
+    def key_groups(self) -> int:
+        """How many groups of queries read different keys: key pairs, or shared keys."""
+        return self.key_heads if self.keys == "shared" else self.key_heads // 2
+
+    @property
+    def value_heads(self) -> int:
+        """Rows of v on the head axis."""
+        return self.key_groups if self.values in ("wide", "single") else self.key_heads
+
+    @property
+    def value_dim(self) -> int:
+        """The width of v's heads as they come in."""
+        return 2 * self.head_dim if self.values == "wide" else self.head_dim
+
+    @property
+    def out_dim(self) -> int:
+        """e: the width of an output head."""
+        return self.head_dim if self.values == "single" else 2 * self.head_dim

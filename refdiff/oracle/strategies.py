@@ -1,0 +1,128 @@
+"""Hypothesis strategies: they draw the structure of a case, a seed its numbers, so that failures shrink.
+
+@given(oracle.strategies.cases(spec, "serving"))   # needs Hypothesis, which nothing else here does
+def test_kernel(case): ...
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from refdiff.oracle.cases.fixed import PROFILES, Case
+from refdiff.oracle.cases.layouts import LAYOUTS, relaid
+from refdiff.oracle.cases.structure import PADDING, Structure
+from refdiff.oracle.cases.values import draw
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.presets import PRESETS
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+__all__ = ["LAYOUTS", "PROFILES", "Case", "Structure", "cases", "draw", "relaid", "specs", "structures"]
+
+HEAD_DIMS = (8, 16, 32, 40, 64, 72, 96, 128, 192, 256)
+LENGTHS = (0, 1, 2, 3, 5, 7, 15, 16, 17, 31, 33, 64, 65)
+
+
+def specs(
+    preset: str | None = None, *, head_dims: tuple[int, ...] = HEAD_DIMS[:3], **fields: Any
+) -> SearchStrategy[Spec]:
+    """Draw a spec: a preset, how many pairs of keys, how many queries to each, the width, the depth.
+
+    Args:
+        preset: one of them, or None for any.
+        fields: fields of `Spec` that are not drawn.
+    """
+    from hypothesis import strategies as st
+
+    def make(name: str, groups: int, n: int, ratio: int, head_dim: int, layer: int) -> Spec:
+        shared = PRESETS[name].get("keys") == "shared"
+        ratio = ratio if name == "gda" else 1
+        n = 1 if name == "timm" else n
+        dims = {
+            "query_heads": groups * n * (ratio + 1),
+            "key_heads": groups if shared else 2 * groups,
+            "head_dim": head_dim,
+            "layer": layer,
+            "ratio": ratio,
+        }
+        return Spec.preset(name, **{**dims, **fields})
+
+    names = st.sampled_from(list(PRESETS)) if preset is None else st.just(preset)
+    small = st.integers(1, 3)
+    return st.builds(make, names, small, small, st.integers(1, 4), st.sampled_from(head_dims), st.integers(0, 30))
+
+
+def structures(profile: str = "identify", *, longest: int = 33) -> SearchStrategy[Structure]:
+    """Draw the structure of a case that a profile is about.
+
+    Raises:
+        ValueError: no profile has that name.
+    """
+    from hypothesis import strategies as st
+
+    if profile not in PROFILES:
+        raise ValueError(f"no profile is called {profile!r}: there are {', '.join(PROFILES)}")
+    any_length = st.sampled_from([n for n in LENGTHS if n <= longest])
+    some = st.sampled_from([n for n in LENGTHS if 1 <= n <= longest])
+    pairs = st.lists(st.tuples(any_length, any_length), min_size=1, max_size=4).map(tuple)
+    if profile == "degenerate":
+        return st.builds(Structure, batch=st.integers(0, 2), queries=any_length, keys=any_length)
+    if profile == "layout":
+        padded = st.builds(
+            Structure, batch=st.integers(1, 3), queries=some, keys=some, padding=st.sampled_from(PADDING)
+        )
+        return st.one_of(padded, st.builds(Structure, packed=pairs), _paged(pairs))
+    if profile == "serving":
+        return _paged(pairs)
+    if profile == "tiles":
+        return st.builds(
+            lambda B, T, S, window, bias: Structure(B, min(T, S), S, window=window, bias=bias),
+            *(st.integers(1, 3), st.integers(1, min(5, longest)), st.sampled_from(_beside_borders(longest))),
+            *(st.none() | st.integers(1, longest), st.booleans()),
+        )
+    return st.builds(lambda B, T, S: Structure(B, T, max(T, S)), st.integers(1, 3), some, some)
+
+
+def _beside_borders(longest: int) -> list[int]:
+    """Numbers of keys at the borders of tiles, the largest there are room for; below the smallest tile any."""
+    near = {n for tile in (16, 32, 64, 128, 256) for n in (tile - 1, tile, tile + 1) if n <= longest}
+    return sorted(near) or list(range(1, longest + 1))
+
+
+def _paged(pairs: Any) -> SearchStrategy[Structure]:
+    from hypothesis import strategies as st
+
+    return st.builds(lambda lengths, page: Structure(pages=lengths, page=page), pairs, st.sampled_from([1, 4, 8, 16]))
+
+
+def cases(
+    spec: Spec | None = None, profile: str | None = None, *, dtype: str | None = None, longest: int = 33
+) -> SearchStrategy[Case]:
+    """Draw a case.
+
+    Used as:
+        `@given(oracle.strategies.cases(spec, "layout"))`
+
+    Args:
+        spec: yours, or None for presets of many dimensions.
+        profile: one of `PROFILES`, or None for any.
+        dtype: that the inputs are stored in, or None for any.
+        longest: no sequence is longer.
+
+    Raises:
+        ModuleNotFoundError: Hypothesis is not installed.
+    """
+    from hypothesis import strategies as st
+
+    of_spec = specs() if spec is None else st.just(spec)
+    of_dtype = st.sampled_from(["float32", "bfloat16", "float16"]) if dtype is None else st.just(dtype)
+
+    def make(name: str, structure: Structure, one: Spec, seed: int, stored: str) -> Case:
+        inputs = draw(one, structure, PROFILES[name][0], seed, stored)
+        return Case(f"{name}-{stored}-{seed}", name, seed, stored, one, structure, inputs)
+
+    def of(name: str) -> Any:
+        return st.builds(make, st.just(name), structures(name, longest=longest), of_spec, st.integers(0, 999), of_dtype)
+
+    return st.one_of([of(name) for name in PROFILES]) if profile is None else of(profile)

@@ -1,0 +1,115 @@
+"""A piece of the conformance suite: a kernel, by its name, on a case → pass, fail or skip, wherever it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from refdiff.oracle.cases.fixed import Case
+from refdiff.oracle.inputs.outputs import called, output_alone, takes_dout
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.suite.first_failure import is_small
+from refdiff.oracle.suite.relations import DeclinedError, UnreadableError
+from refdiff.oracle.verdict.check import check
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test says, and whether the kernel computed something that was judged."""
+
+    status: Literal["pass", "fail", "skip"]
+    text: str = ""
+    compared: bool = False
+    wrong: Any = field(default=None, compare=False, repr=False)
+    """The output, where it failed in a case that is small enough for a diagnosis."""
+
+
+def kernel_of(name: str) -> Any:
+    """Import `package.module:function`, from the folder that this process was started in too.
+
+    Raises:
+        ValueError: it is written in another way, or names nothing that can be called.
+    """
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise ValueError(f"REFDIFF_KERNEL is {name!r}, but must be package.module:function")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    there = importlib.import_module(module)
+    found = getattr(there, function, None)
+    if not callable(found):
+        near = difflib.get_close_matches(function, [n for n, x in vars(there).items() if callable(x)], 1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"REFDIFF_KERNEL is {name!r}, but {module} has no function {function!r}{hint}")
+    return found
+
+
+def check_kernel(name: str) -> None:
+    """Import a kernel and look at what it takes, before anything is computed.
+
+    Raises:
+        ValueError: as `kernel_of`; it cannot be imported, or takes something else than a kernel (`outputs.called`).
+    """
+    try:
+        called(kernel_of(name))
+    except ValueError:
+        raise
+    except TypeError as error:
+        raise ValueError(f"REFDIFF_KERNEL is {name!r}: {error}") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"REFDIFF_KERNEL is {name!r}, which cannot be imported: {what}") from error
+
+
+def against_truth(name: str, recipe: Recipe, case: Case) -> Outcome:
+    """Output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe."""
+    kernel = kernel_of(name)
+    dout = case.dout if takes_dout(kernel) else None
+    given = {name: np.array(x) for name, x in case.inputs.items()}
+    actual = called(kernel)(case.spec, given, dout)
+    if actual is NotImplemented:
+        return Outcome("skip", "the kernel returned NotImplemented")
+    for name, x in case.inputs.items():
+        if given[name].tobytes() != x.tobytes():
+            return Outcome("fail", f"the kernel has changed its input {name}")
+    try:
+        verdict = check(actual, case.spec, case.inputs, recipe=recipe, dout=dout)
+    except (TypeError, ValueError) as error:
+        return Outcome("fail", f"what the kernel returned cannot be judged: {error}")
+    if verdict.status == "inconclusive":
+        return Outcome("skip", str(verdict))
+    of_out = verdict.tensors.get("out")
+    wrong = output_alone(actual, "a diagnosis") if of_out and of_out.status == "fail" and is_small(case) else None
+    return Outcome("pass" if verdict else "fail", str(verdict), True, wrong)
+
+
+def against_itself(name: str, recipe: Recipe, relation: Callable[..., str], cases: Sequence[Case]) -> Outcome:
+    """What must hold between two runs, on the first case that the kernel does not decline."""
+    kernel, skipped = called(kernel_of(name)), ""
+    for case in cases:
+        try:
+            wrong = relation(kernel, case.spec, case.inputs, recipe)
+        except DeclinedError as reason:
+            skipped = str(reason)
+            continue
+        except UnreadableError as error:
+            return Outcome("fail", f"{case.name}: {error}")
+        return Outcome("fail", f"{relation.__doc__} {case.name}: {wrong}") if wrong else Outcome("pass")
+    return Outcome("skip", skipped)
+
+
+def in_words(piece: Callable[[], Outcome]) -> Outcome:
+    """Call a piece on another machine, from which an error comes back as words: what it is first, then where."""
+    try:
+        return piece()
+    except Exception as error:
+        what = "".join(traceback.format_exception_only(error))
+        return Outcome("fail", f"{what}{traceback.format_exc()}")

@@ -1,0 +1,222 @@
+"""What must hold between two runs of one kernel, whatever its roundings: no truth is needed, and little tolerance.
+
+A kernel is `kernel(spec, inputs)` and returns its output, or a mapping with `out`, or `NotImplemented` for inputs that
+it does not serve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import ops_for
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.budget.statistics import LIMITS, over, root_mean_square
+from refdiff.oracle.inputs.outputs import output_alone
+from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_operands import lambda_init, lambda_of
+from refdiff.oracle.truth.head_indices import wiring
+
+Numpy = np.ndarray[Any, Any]
+Kernel = Callable[[Spec, Inputs], Any]
+
+
+class DeclinedError(Exception):
+    """The kernel does not serve these inputs, or the relation says nothing of this spec."""
+
+
+class UnreadableError(Exception):
+    """What the kernel returned is no output."""
+
+
+def run(kernel: Kernel, spec: Spec, inputs: Inputs) -> Numpy:
+    """Call a kernel on copies of its inputs, and return its output in float64.
+
+    Raises:
+        DeclinedError: it returned `NotImplemented`, or a mapping without `out`.
+        UnreadableError: it returned something else than an output.
+    """
+    found = kernel(spec, {name: np.array(x) for name, x in inputs.items()})
+    if found is NotImplemented:
+        raise DeclinedError("the kernel returned NotImplemented")
+    if isinstance(found, Mapping) and "out" not in found:
+        raise DeclinedError(f"the kernel returned {', '.join(map(str, found)) or 'nothing'}, but no 'out' to compare")
+    try:
+        return output_alone(found, "the relation").astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise UnreadableError(f"what the kernel returned cannot be compared: {error}") from error
+
+
+def same_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """The same inputs give the same bits."""
+    return _bits(run(kernel, spec, inputs), run(kernel, spec, inputs), "run again")
+
+
+def past_unmoved(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """Keys and values of the last token do not touch a bit of earlier rows."""
+    S = inputs["k"].shape[2]
+    _need(spec.causal == "bottom_right" and S > 1 and inputs["q"].shape[2] > 1, "a causal spec and two tokens")
+    changed = {**inputs, "k": inputs["k"].copy(), "v": inputs["v"].copy()}
+    changed["k"][:, :, -1] *= -2
+    changed["v"][:, :, -1] *= -2
+    first, second = run(kernel, spec, inputs), run(kernel, spec, changed)
+    return _bits(first[:, :, :-1], second[:, :, :-1], "with another last token, earlier rows")
+
+
+def decode_as_prefill(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """The last query alone gives the last row."""
+    _need(spec.causal != "top_left" and "q_positions" not in inputs, "the last query to see the last key")
+    one = {**inputs, "q": inputs["q"][:, :, -1:]}
+    if "lambda_logits" in inputs:
+        one["lambda_logits"] = inputs["lambda_logits"][:, -1:]
+    _need(spec.causal == "bottom_right" or spec.window is None, "a row that does not depend on the number of queries")
+    return _near(run(kernel, spec, one), run(kernel, spec, inputs)[:, :, -1:], spec, one, recipe)
+
+
+def batch_as_single(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """A sequence alone gives what it gives in a batch."""
+    B = inputs["q"].shape[0]
+    _need(B > 1, "a batch")
+    by_batch = ("q", "k", "v", "key_mask", "lambda_logits", "q_positions", "k_positions")
+    one = {n: x[-1:] if n in by_batch and x.shape[0] == B else x for n, x in inputs.items()}
+    return _near(run(kernel, spec, one), run(kernel, spec, inputs)[-1:], spec, one, recipe)
+
+
+def packed_as_separate(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """Sequences one after another in one row give what they give one by one."""
+    dense = {"q", "k", "v", "lambda_logits", "norm_weight", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}
+    _need(set(inputs) <= dense and inputs["q"].shape[0] > 1, "a batch without masks and positions")
+    B, _, T, _ = inputs["q"].shape
+    S = inputs["k"].shape[2]
+    packed = dict(inputs)
+    for name in ("q", "k", "v"):
+        packed[name] = np.concatenate(list(inputs[name]), axis=1)[None]
+    if "lambda_logits" in inputs:
+        packed["lambda_logits"] = np.concatenate(list(inputs["lambda_logits"]), axis=0)[None]
+    packed |= {"cu_seqlens_q": np.arange(B + 1) * T, "cu_seqlens_k": np.arange(B + 1) * S}
+    together = run(kernel, spec, packed)
+    apart = np.concatenate(list(run(kernel, spec, inputs)), axis=1)[None]
+    return _near(together, apart, spec, packed, recipe)
+
+
+def groups_as_copies(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """Keys and values copied for every query give what shared ones give."""
+    n = spec.query_heads // spec.key_heads
+    _need(n > 1 and spec.gqa == "pair_then_group" and spec.group_order == "blocks", "grouped queries")
+    _need(spec.keys == "own" and spec.ratio == 1, "a key for each map")
+
+    def copies(x: Numpy, interleaved: bool) -> Numpy:
+        if not interleaved:
+            return np.repeat(x, n, axis=1)
+        B, K, *rest = x.shape
+        return np.repeat(x.reshape(B, K // 2, 2, *rest), n, axis=1).reshape(B, K * n, *rest)
+
+    pairs = spec.pairing == "interleaved"
+    wide = spec.values in ("wide", "single")
+    many = {
+        **inputs,
+        "k": copies(inputs["k"], pairs),
+        "v": copies(inputs["v"], not wide and spec.values == "interleaved"),
+    }
+    whole = spec.replace(key_heads=spec.query_heads)
+    return _near(run(kernel, whole, many), run(kernel, spec, inputs), spec, inputs, recipe)
+
+
+def values_scaled(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """Values four times as large are normed away, where they are so large that ε is nothing beside them."""
+    _need(spec.norm == "rms", "a norm")
+    loud = _loud(spec, inputs, recipe)
+    first, second = run(kernel, spec, loud), run(kernel, spec, {**loud, "v": loud["v"] * 4})
+    return _near(first, second, spec, loud, recipe)
+
+
+def ones_for_values(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """Values of one give rows of 1 − λ before the norm: each number of a row is the same, up to the norm's weight."""
+    _need(spec.causal != "top_left" and "mask" not in inputs and "key_mask" not in inputs, "rows that see a key")
+    ones = {**inputs, "v": np.ones_like(inputs["v"])}
+    if "norm_weight" in inputs:
+        ones["norm_weight"] = np.ones_like(inputs["norm_weight"])
+    exact = {name: x.astype(np.float64) for name, x in inputs.items()}
+    rest = 1 - np.asarray(lambda_of(spec, exact, ops_for()))
+    _need(bool(np.all(np.abs(rest) > 0.05)), "λ that is not 1")
+    out = run(kernel, spec, ones)
+    return _near(out, np.broadcast_to(np.mean(out, axis=-1, keepdims=True), out.shape), spec, ones, recipe)
+
+
+def maps_swapped(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """Maps swapped and 1/λ for λ turn the sign of the output, ε being nothing: A₂ − A₁/λ = −(A₁ − λ A₂)/λ."""
+    _need(spec.ratio == 1 and spec.keys == "own" and spec.gqa == "pair_then_group", "a query and a key for each map")
+    _need(spec.norm == "rms" and spec.lambda_form == "exp" and spec.out_scale != "1 - lambda", "a norm, and λ of v1")
+    inputs, w = _loud(spec, inputs, recipe), wiring(spec)
+    exact = {name: np.asarray(x, dtype=np.float64) for name, x in inputs.items()}
+    lambda_, start = float(lambda_of(spec, exact, ops_for())), lambda_init(spec, ops_for())
+    _need(lambda_ > 0.05, "a positive λ")
+    swapped = dict(inputs)
+    for name, first, second in (("q", w.q1, w.q2), ("k", w.k1, w.k2)):
+        swapped[name] = inputs[name].copy()
+        swapped[name][:, first], swapped[name][:, second] = inputs[name][:, second], inputs[name][:, first]
+    # λ = e₁ − e₂ + λ_init of vectors that have one number each, so that λ is 1/λ but for its rounding
+    less = max(0.0, start - 1 / lambda_) + 0.5
+    for name, power in (("1", 1 / lambda_ - start + less), ("2", less)):
+        vector = np.zeros(spec.head_dim)
+        vector[0] = 1.0
+        swapped[f"lambda_q{name}"] = vector.astype(np.float32)
+        swapped[f"lambda_k{name}"] = (vector * math.log(power)).astype(np.float32)
+    return _near(-run(kernel, spec, swapped), run(kernel, spec, inputs), spec, inputs, recipe)
+
+
+RELATIONS: tuple[Callable[[Kernel, Spec, Inputs, Recipe], str], ...] = (
+    same_twice,
+    past_unmoved,
+    decode_as_prefill,
+    batch_as_single,
+    packed_as_separate,
+    groups_as_copies,
+    values_scaled,
+    ones_for_values,
+    maps_swapped,
+)
+"""Each returns what does not hold, in words, or nothing."""
+
+
+def _need(holds: bool, what: str) -> None:
+    if not holds:
+        raise DeclinedError(f"it needs {what}")
+
+
+def _loud(spec: Spec, inputs: Inputs, recipe: Recipe) -> Inputs:
+    """The inputs with v times a power of two, so large that ε of the spec, which may be compiled in, does nothing.
+
+    Four times as much, its squares where they are held in float16, and sums of some dozen stay in the type's range.
+    """
+    top = 2.0**18 if recipe.storage != "float16" else 2.0**4 if recipe.norm == "float16" else 2.0**8
+    _need(spec.norm_eps <= 1e-4 * recipe.u * top**2, "an ε that is nothing beside large values")
+    v = inputs["v"]
+    largest = float(np.max(np.abs(v.astype(np.float64)), initial=0.0))
+    _need(largest > 0, "values")
+    return {**inputs, "v": v * np.asarray(2.0 ** math.floor(math.log2(top / largest)), dtype=v.dtype)}
+
+
+def _bits(first: Numpy, second: Numpy, what: str) -> str:
+    if np.array_equal(first, second, equal_nan=True):
+        return ""
+    different = np.argwhere((first != second) & ~(np.isnan(first) & np.isnan(second)))
+    at = tuple(int(i) for i in different[0])
+    return f"{what}: {len(different)} numbers differ, first at {at}: {first[at]:.9g} and {second[at]:.9g}"
+
+
+def _near(first: Numpy, second: Numpy, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """Both may be off by their budget."""
+    if first.shape != second.shape:
+        return f"shapes {first.shape} and {second.shape} differ"
+    rows = budget(spec, inputs, recipe, members=2).rows["out"]
+    ratio = over(root_mean_square(first - second), 2 * LIMITS.row * rows)
+    if ratio.size == 0 or np.max(ratio) <= 1:
+        return ""
+    at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
+    return f"row (b, head, t) = {at} differs by {np.max(ratio):.3g} times what two right runs may"

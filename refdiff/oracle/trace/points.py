@@ -1,0 +1,214 @@
+"""Looking at the points of a run (`known_points`) as it goes.
+
+The namespace `ops` that every model calls its layers through makes their names: `Points` lays over each function one
+that lets somebody look at its result, and put another in its place.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff import layers
+from refdiff.arrays import Array, namespace, to_numpy
+from refdiff.backends import Ops, overlay
+from refdiff.layers.diff_attention import attention_scores, per_map
+from refdiff.layers.plain_heads import concat_heads
+from refdiff.oracle.truth.attention_operands import log_sum_exp
+
+SINGLE, DOUBLE = 2.0**-24, 2.0**-53
+"""Unit roundoff of float32 and float64."""
+
+_LAYER = re.compile(r"(.*\blayers)\.(\d+)\.(input_layernorm|post_attention_layernorm)")
+
+
+class Visit(Protocol):
+    """Gets the path of a point and its value, and gives back the value that the run goes on with.
+
+    hidden: entries that nobody uses. doubt: from the unit roundoff of a run, how far off a right evaluation may be
+    beside the rounding of the value itself. terms: how many products each number is a sum of, in whatever order.
+    epsilon: the ε of a norm, and the derivative of the value by it.
+    """
+
+    def __call__(
+        self, path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
+        doubt: Callable[[float], Any] | None = None, terms: int = 1,
+        epsilon: tuple[float, Callable[[], Array]] | None = None,
+    ) -> Array: ...  # fmt: skip
+
+
+def _showing(point: str) -> Callable[..., Array]:
+    """Make a method of `Points` that shows a function's result as a point of the attention."""
+
+    def show(self: Points, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Array:
+        return self._visit(self._at + point, function(*args, **kwargs))
+
+    return show
+
+
+class Points:
+    """The functions of `ops`, each showing its result to `visit` under the path of its point.
+
+    Args:
+        weights: every array of the weights by its name; a function is known by the weight that it is given.
+        maps: whether to show probs1 and probs2 too.
+        whole: leave the difference of the maps to the function of `ops`, and compute what lies inside it beside it; or
+            else compute it from what `visit` gave back for the points before it.
+    """
+
+    def __init__(self, weights: Mapping[str, Array], visit: Visit, *, maps: bool = False, whole: bool = True) -> None:
+        self._names = {id(array): name.removesuffix(".weight") for name, array in weights.items()}
+        self._visit, self._maps, self._whole = visit, maps, whole
+        self._layers = len({m[2] for name in self._names.values() if (m := _LAYER.fullmatch(name))})
+        self._base = next((name.partition("layers.")[0] for name in weights if "layers." in name), "")
+        self._at = self._gate = ""
+        self._rotated = 0
+        self._start: dict[str, float] = {}
+
+    def over(self, ops: Ops) -> Ops:
+        """Return `ops` with these functions laid over its own."""
+        return overlay(ops, self._wrap)
+
+    def _wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        own = getattr(self, f"_{name}", None)
+        if own is None:
+            return function
+
+        @functools.wraps(function)
+        def shown(*args: Any, **kwargs: Any) -> Any:
+            return own(function, *args, **kwargs)
+
+        return shown
+
+    def _embedding(self, function: Callable[..., Any], ids: Array, weight: Array) -> Array:
+        return self._visit(self._names.get(id(weight), "embed_tokens"), function(ids, weight))
+
+    def _rope_cos_sin(
+        self, function: Callable[..., Any], positions: Array, frequencies: Any, scale: float, dtype: Any
+    ) -> tuple[Array, Array]:
+        cos, sin = function(positions, frequencies, scale, dtype)
+        angles = np.abs(to_numpy(positions)[:, None, :, None] * np.asarray(frequencies))
+
+        def doubt(unit: float) -> Any:
+            return scale * (SINGLE if unit >= SINGLE else DOUBLE) * (1 + 4 * angles)  # whatever the run's own type
+
+        at = f"{self._base}rotary_emb."
+        return self._visit(at + "cos", cos, doubt=doubt), self._visit(at + "sin", sin, doubt=doubt)
+
+    def _linear(self, function: Callable[..., Any], x: Array, weight: Array, bias: Array | None = None) -> Array:
+        path = self._names.get(id(weight))
+        if path is None:
+            return function(x, weight, bias)
+        head, dot, last = path.rpartition(".")
+        if last == "embed_tokens":
+            path = "lm_head"  # tied
+        if last == "q_proj":
+            self._at, self._rotated = head + dot, 0
+        return self._visit(path, function(x, weight, bias), terms=x.shape[-1])
+
+    def _rms_norm(self, function: Callable[..., Any], x: Array, weight: Array | None, eps: float) -> Array:
+        path = self._names.get(id(weight), "")
+        layer = _LAYER.fullmatch(path)
+        if layer is None and path != f"{self._base}norm":
+            return self._normed(self._at + "groupnorm", function, x, weight, eps)
+        if layer is None:
+            self._pass_on(f"{self._base}layers.{self._layers - 1}", x)
+        elif layer[3] == "post_attention_layernorm":
+            self._pass_on(f"{path}.input", x)
+        elif int(layer[2]) > 0:
+            self._pass_on(f"{layer[1]}.{int(layer[2]) - 1}", x)
+        return self._normed(path, function, x, weight, eps)
+
+    def _normed(self, path: str, function: Callable[..., Any], x: Array, weight: Array | None, eps: float) -> Array:
+        y = function(x, weight, eps)
+
+        def by_epsilon() -> Array:
+            """∂y/∂ε = −y / (2 (mean x² + ε))."""
+            return -y / (2 * (namespace(x).mean(x * x, axis=-1, keepdims=True) + eps))
+
+        return self._visit(path, y, epsilon=(float(eps), by_epsilon))
+
+    def _pass_on(self, path: str, x: Array) -> None:
+        """Show a sum of the residual path, which no function of `ops` computes."""
+        given = self._visit(path, x)
+        if given is not x:
+            x[...] = given  # the sum itself: it goes past the norm too
+
+    def _swiglu(self, function: Callable[..., Any], x: Array, gate_proj: Any, *args: Any, **kwargs: Any) -> Array:
+        self._gate = self._names.get(id(gate_proj["weight"]), "").replace("gate_proj", "act_fn")
+        try:
+            return function(x, gate_proj, *args, **kwargs)
+        finally:
+            self._gate = ""
+
+    def _activation(self, function: Callable[..., Any], x: Array, name: str) -> Array:
+        result = function(x, name)
+        return self._visit(self._gate, result) if self._gate else result
+
+    def _rope(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Array:
+        self._rotated += 1
+        return self._visit(self._at + ("q_rope" if self._rotated % 2 else "k_rope"), function(*args, **kwargs))
+
+    def _lambda_init(self, function: Callable[..., Any], layer: int) -> float:
+        path = self._at + "lambda_init"
+        if path not in self._start:  # asked for twice: for λ, and for the scale after the norm
+            self._start[path] = float(self._visit(path, np.asarray(float(function(layer)))))
+        return self._start[path]
+
+    def _diff_attention(
+        self, function: Callable[..., Any], q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array,
+        mask: Array | None = None, bias: Array | None = None, *, causal: bool = True,
+    ) -> Array:  # fmt: skip
+        masks, biases = per_map(mask, q1.shape[1]), per_map(bias, q1.shape[1])
+        attn1 = self._map("1", q1, k1, v, masks[0], biases[0], causal)
+        attn2 = self._map("2", q2, k2, v, masks[1], biases[1], causal)
+        if self._whole:
+            diff = function(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal)
+        else:
+            diff = attn1 - lambda_ * attn2
+        return self._visit(self._at + "diff", diff)
+
+    def _plain_heads(
+        self, function: Callable[..., Any], q: Array, k: Array, v: Array, mask: Array | None = None,
+        bias: Array | None = None, *, causal: bool = True, **parts: Any,
+    ) -> Array:  # fmt: skip
+        attn = self._map("", q, k, v, mask, bias, causal)
+        result = function(q, k, v, mask, bias, causal=causal, **parts) if self._whole else concat_heads(attn)
+        return self._visit(self._at + "scaled", result)
+
+    def _map(
+        self, number: str, q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, causal: bool
+    ) -> Array:
+        """Show the points of one map, and return it times V."""
+        xp = namespace(q, k, v)
+        scores, see = attention_scores(q, k, mask, bias, causal=causal)
+        hidden = None if see is None else ~np.broadcast_to(to_numpy(see), scores.shape)
+        scores = self._visit(f"{self._at}scores{number}", scores, hidden=hidden, terms=q.shape[-1])
+        seen = to_numpy(scores) if hidden is None else np.where(hidden, -math.inf, to_numpy(scores))
+        self._visit(f"{self._at}lse{number}", log_sum_exp(seen))
+        probs = layers.softmax(scores, see)
+        if self._maps:
+            probs = self._visit(f"{self._at}probs{number}", probs, terms=probs.shape[-1])
+        (B, H, T, S), (K, e) = probs.shape, (v.shape[1], v.shape[3])
+        attn = xp.reshape(probs, (B, K, H // K, T, S)) @ v[:, :, None, :, :]
+        return self._visit(f"{self._at}attn{number}", xp.reshape(attn, (B, H, T, e)), terms=S)
+
+    def _diff_lambda(
+        self, function: Callable[..., Any], q1: Array, k1: Array, q2: Array, k2: Array, start: float
+    ) -> Array:
+        def doubt(unit: float) -> Any:
+            zero = 0 * q1  # e^0 = 1 in place of either term
+            first, second = 1 + function(q1, k1, zero, k2, 0.0), 1 - function(zero, k1, q2, k2, 0.0)
+            return unit * (abs(first) + abs(second) + abs(start))
+
+        return self._visit(self._at + "lambda_full", function(q1, k1, q2, k2, start), doubt=doubt)
+
+    _value_pairs_hf = _showing("values")
+    _diff_lambda_v2 = _showing("lambda_full")
+    _diff_heads_hf = _diff_heads_paper = _diff_heads_v2 = _showing("scaled")

@@ -1,0 +1,125 @@
+"""Inputs and outputs of a module → points: what transformers' debugger writes, and what hooks on a live module see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from refdiff.errors import CheckpointError
+from refdiff.oracle.inputs.any_array import any_array
+from refdiff.oracle.inputs.files import read_arrays
+
+_LAYER = re.compile(r"(.*\blayers)\.(\d+)$")
+_DUMP = re.compile(r"([^.]+)\.(.+)_(inputs_args_0|inputs_kwargs_hidden_states|inputs_kwargs_x|outputs|outputs_\d+)")
+
+
+def is_debugger_folder(folder: Path) -> bool:
+    """Whether transformers' `model_addition_debugger_context` has written a run into it."""
+    return any(folder.glob("*_debug_tree_*.json"))
+
+
+def read_debugger_folder(folder: Path) -> dict[str, NDArray[Any]]:
+    """Read a folder that `model_addition_debugger_context(model, debug_path=folder, use_repr=False)` has written.
+
+    Raises:
+        CheckpointError: it holds no tensors: written with use_repr=True, the default, it has the first and last few
+            numbers of each as text.
+    """
+    seen: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if match := _DUMP.fullmatch(path.stem):
+            _, module, what = match.groups()
+            seen.setdefault(module, {})["inputs" if what.startswith("inputs") else what] = path
+    if not seen:
+        raise CheckpointError(
+            f"{folder}: no tensors: let model_addition_debugger_context write them with use_repr=False; by default it "
+            "prints a few numbers of each"
+        )
+    points: dict[str, NDArray[Any]] = {}
+    last = _last_layer(seen)
+    for module, files in seen.items():
+        for what, path in files.items():
+            if point := _point(module, what, last):
+                points[point] = read_arrays(path)[0]["data"]
+    return points
+
+
+@contextmanager
+def hooks(module: Any) -> Iterator[dict[str, NDArray[Any]]]:
+    """Record a torch module while it runs: `with hooks(model) as mine: model(ids)`, then `first_divergence(mine, ref)`.
+
+    Takes the outputs of its modules, and the inputs of those before which something is computed outside of any module.
+    """
+    points: dict[str, NDArray[Any]] = {}
+    names = dict(module.named_modules())
+    last = _last_layer(names)
+
+    def keep(name: str, what: str, value: Any) -> None:
+        point = _point(name, what, last)
+        if point and _is_tensor(value):
+            points[point] = any_array(value, point).copy()
+
+    def before(name: str) -> Any:
+        def hook(_: Any, args: Any, kwargs: Any) -> None:
+            for value in (*args[:1], *(kwargs[key] for key in ("hidden_states", "x") if key in kwargs)):
+                keep(name, "inputs", value)
+
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(_: Any, args: Any, out: Any) -> None:
+            if not isinstance(out, tuple | list):
+                keep(name, "outputs", out)
+                return
+            for i, value in enumerate(out):
+                keep(name, f"outputs_{i}", value)
+
+        return hook
+
+    handles = []
+    for name, part in names.items():
+        if name:
+            handles.append(part.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(part.register_forward_hook(after(name)))
+    try:
+        yield points
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "__dlpack__") and hasattr(value, "shape")
+
+
+def _last_layer(modules: Any) -> int:
+    return max((int(m[2]) for name in modules if (m := _LAYER.match(name))), default=-1)
+
+
+def _point(module: str, what: str, last_layer: int) -> str | None:
+    """The point that an input or output of a module is."""
+    head, _, name = module.rpartition(".")
+    layer = _LAYER.match(module)
+    if what == "inputs":
+        if layer:
+            return f"{layer[1]}.{int(layer[2]) - 1}" if int(layer[2]) else None
+        if name == "norm" and not head.endswith(("attn", "mlp")):
+            return f"{head}.layers.{last_layer}".lstrip(".")
+        if name == "embed_tokens":
+            return "inputs.input_ids"
+        before = {"groupnorm": "diff", "subln": "diff", "sub_norm": "diff", "o_proj": "scaled", "out_proj": "scaled"}
+        if name in before:
+            return f"{head}.{before[name]}"
+        return f"{module}.input" if name == "post_attention_layernorm" else None
+    if name == "rotary_emb":
+        return {"outputs_0": f"{module}.cos", "outputs_1": f"{module}.sin"}.get(what)
+    if name in ("self_attn", "attn"):
+        return f"{module}.probs" if what == "outputs_1" else None
+    if name == "mlp":
+        return None  # what down_proj gives
+    return module if what in ("outputs", "outputs_0") else None

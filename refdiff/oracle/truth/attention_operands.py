@@ -1,0 +1,161 @@
+"""What goes into `diff_attention`: q1, k1, q2, k2, v, λ and who sees whom, for each output head of a dense problem."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import Ops
+from refdiff.layers.diff_attention import attention_scores
+from refdiff.oracle.inputs import VECTORS
+from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_mask import is_plain_causal, visible
+from refdiff.oracle.truth.head_indices import value_heads, wiring
+
+Numpy = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The arguments of `diff_attention`, with as many key heads as query heads.
+
+    q1, q2 (B, h, T, d), k1, k2 (B, h, S, d), v (B, h, S, e), lambda_full () or (B, h, T, 1); bias, or None, and see:
+    (B or 1, h or 1, T, S). mask and causal say the same as see in the layer's terms. The scores are q kᵀ / √d: another
+    scale of the spec is in q1 and q2 already, and scores with a softcap come as q1, q2 (B, h, T, S), with √S times the
+    identity for k1 and k2.
+    """
+
+    q1: Numpy
+    k1: Numpy
+    q2: Numpy
+    k2: Numpy
+    v: Numpy
+    lambda_full: Numpy
+    bias: Numpy | None
+    see: Numpy
+    mask: Numpy | None
+    causal: bool
+
+
+def streams(spec: Spec, inputs: Inputs, ops: Ops) -> Streams:
+    """Return the arguments of `diff_attention` for dense core inputs, S being 1 or more."""
+    q, k = rotated(spec, inputs, ops)
+    see = visible(spec, inputs)
+    v = finite(joined(spec, inputs["v"], ops), see)
+    w = wiring(spec)
+    q = q * query_factor(spec)
+    q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
+    if (cap := spec.softcap) is not None:
+        (q1, k1), (q2, k2) = (limited(a, b, lambda z: cap * np.tanh(z / cap)) for a, b in ((q1, k1), (q2, k2)))
+    bias, (mask, causal) = inputs.get("bias"), sight(spec, inputs)
+    bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
+    if spec.masked_rows == "uniform":
+        # zero scores to every key, in place of none to any
+        some = np.any(see, axis=-1, keepdims=True)
+        q1, q2, see = np.where(some, q1, 0.0), np.where(some, q2, 0.0), see | ~some
+        bias = None if bias is None else np.where(some, bias, 0.0)
+        mask, causal = see, False
+    return Streams(q1, k1, q2, k2, v, lambda_of(spec, inputs, ops), bias, see, mask, causal)
+
+
+def rotated(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
+    """Return q and k after RoPE; what nobody sees is a number first, lest it turn into something that is none."""
+    q, k = inputs["q"], finite(inputs["k"], visible(spec, inputs))
+    if spec.rope == "none":
+        return q, k
+    of_q, of_k = angles(spec, inputs, ops)
+    kind = {"interleaved": spec.rope == "interleaved"}
+    return ops.rope(q, *of_q, **kind), ops.rope(k, *of_k, **kind)
+
+
+def angles(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[tuple[Numpy, Numpy], tuple[Numpy, Numpy]]:
+    """cos and sin for q, and those for k; without positions the queries are the last T of S."""
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    at_q = inputs.get("q_positions", np.arange(S - T, S)[None])
+    at_k = inputs.get("k_positions", np.arange(S)[None])
+    turn = ops.rope_frequencies({"rope_type": "default", "rope_theta": spec.rope_theta}, spec.head_dim, 1)
+    return ops.rope_cos_sin(at_q, *turn, np.float64), ops.rope_cos_sin(at_k, *turn, np.float64)
+
+
+def joined(spec: Spec, v: Numpy, ops: Ops) -> Numpy:
+    """Lay the heads of v side by side as the spec has it: (B, V, S, w) to (B, groups, S, e)."""
+    if spec.values == "halves":
+        pairs: Numpy = ops.value_pairs_hf(v)
+        return pairs
+    parts = value_heads(spec)
+    return v if len(parts) == 1 else np.concatenate([v[:, part] for part in parts], axis=-1)
+
+
+def lambda_init(spec: Spec, ops: Ops) -> float:
+    """The λ_init of the spec's layer."""
+    if spec.lambda_init is not None:
+        return spec.lambda_init
+    if spec.lambda_base == "depth":
+        return float(ops.lambda_init(spec.layer))
+    if spec.layer > 0:
+        return float(ops.lambda_init(spec.layer - 1))
+    return 0.8 - (0.8 - float(ops.lambda_init(0))) * math.exp(0.3)  # the same curve at −1, where the layer refuses
+
+
+def lambda_of(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
+    """λ as `diff_attention` takes it: () or (1 or B, h, 1 or T, 1)."""
+    if spec.lambda_form == "exp":
+        return np.asarray(ops.diff_lambda(*(inputs[name] for name in VECTORS), lambda_init(spec, ops)))
+    if spec.lambda_form == "sigmoid":
+        logits = inputs["lambda_logits"]
+        by_token: Numpy = ops.diff_lambda_v2(logits, np.eye(logits.shape[2]))
+        return by_token
+    given = inputs["lambda_full"]
+    return given if given.ndim == 0 else given[None, :, None, None] if given.ndim == 1 else given[..., None]
+
+
+def sight(spec: Spec, inputs: Inputs) -> tuple[Numpy | None, bool]:
+    """`mask` and `causal` for a layer: the triangle is the layer's own where it has that one."""
+    if not is_plain_causal(spec, inputs):
+        return visible(spec, inputs), False
+    if "key_mask" not in inputs and "mask" not in inputs:
+        return None, True
+    return visible(spec.replace(causal="none"), inputs), True
+
+
+def finite(x: Numpy, see: Numpy) -> Numpy:
+    """Put 0 where a key or value that no query sees is not a number: 0 · NaN would be one."""
+    bad = ~np.isfinite(x)
+    if not bad.any():
+        return x
+    seen = np.any(see, axis=(1, 2))[:, None, :, None]
+    return np.where(bad & ~seen, 0.0, x)
+
+
+def query_factor(spec: Spec) -> float:
+    """What q is multiplied by, so that the layer's 1/√d makes the scale of the spec."""
+    return 1.0 if spec.scale is None else spec.scale * math.sqrt(spec.head_dim)
+
+
+def limited(q: Numpy, k: Numpy, limit: Callable[[Numpy], Numpy]) -> tuple[Numpy, Numpy]:
+    """What `limit` makes of the scores of q and k, as queries and keys whose scores they are."""
+    scores = limit(q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1]))
+    unit = math.sqrt(scores.shape[-1]) * np.eye(scores.shape[-1])
+    return scores, np.broadcast_to(unit, (*scores.shape[:2], *unit.shape))
+
+
+def scores(s: Streams, number: int) -> Numpy:
+    """The scores of map 1 or 2, −∞ where a query does not see: (B, h, T, S)."""
+    q, k = (s.q1, s.k1) if number == 1 else (s.q2, s.k2)
+    z, see = attention_scores(q, k, s.mask, s.bias, causal=s.causal)
+    hidden: Numpy = z if see is None else np.where(see, z, -math.inf)
+    return hidden
+
+
+def log_sum_exp(z: Numpy) -> Numpy:
+    """log Σ exp z over the last axis, −∞ for a row of nothing but that: (…, S) to (…)."""
+    top = np.max(z, axis=-1, keepdims=True, initial=-math.inf)
+    safe = np.where(np.isneginf(top), 0.0, top)
+    with np.errstate(divide="ignore"):
+        lse: Numpy = safe + np.log(np.sum(np.exp(z - safe), axis=-1, keepdims=True))
+    return lse[..., 0]

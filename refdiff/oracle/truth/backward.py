@@ -1,0 +1,221 @@
+"""The lines of `forward` from bottom to top: a gradient for every input, by the layers' derivatives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import Ops
+from refdiff.oracle.inputs import VECTORS, is_layer
+from refdiff.oracle.inputs.sequences import Inputs, Sequence, scatter, sequences
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.attention_operands import (
+    Streams,
+    angles,
+    lambda_init,
+    lambda_of,
+    query_factor,
+    rotated,
+    streams,
+)
+from refdiff.oracle.truth.forward import differences, forward, norm_rows, normed, out_factor, project
+from refdiff.oracle.truth.head_indices import Numbers, value_heads, wiring
+
+Numpy = np.ndarray[Any, Any]
+
+
+def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
+    """Pull `dout` back through `forward`: for each input that has a gradient, by its name, and for `lambda_full`.
+
+    Shapes:
+        `dout` as the output; each gradient as its input, that of `lambda_full` as λ itself: () or (B, h, T)
+
+    Raises:
+        ValueError: `dout` is not of the shape of the output, or a row of it is nan by the spec's `masked_rows`.
+    """
+    core = project(spec, inputs, ops) if is_layer(inputs) else inputs
+    B, _, T, _ = core["q"].shape
+    shape = (B, T, inputs["o_proj.weight"].shape[0]) if is_layer(inputs) else (B, spec.heads, T, spec.out_dim)
+    if dout.shape != shape:
+        raise ValueError(f"dout has shape {dout.shape}, but the output has {shape}")
+    if not is_layer(inputs):
+        return _core(spec, core, dout, ops)
+    flat = np.moveaxis(forward(spec, core, ops), 1, 2).reshape(B, T, spec.heads * spec.out_dim)
+    grads: dict[str, Numpy] = {}
+    dflat, *of_o = ops.linear_vjp(dout, flat, inputs["o_proj.weight"], inputs.get("o_proj.bias"))
+    _keep(grads, inputs, "o_proj", of_o)
+    grads |= _core(spec, core, np.moveaxis(dflat.reshape(B, T, spec.heads, spec.out_dim), 2, 1), ops)
+    return _through_projections(grads, inputs, ops)
+
+
+def _through_projections(grads: dict[str, Numpy], inputs: Inputs, ops: Ops) -> dict[str, Numpy]:
+    """From the gradients of q, k, v and λ's logits to those of x and the weights."""
+    x = inputs["x"]
+    P = inputs["x_past"].shape[1] if "x_past" in inputs else 0
+    past = np.concatenate([inputs["x_past"], x], axis=1) if P else x
+    dx = np.zeros_like(past)
+    for name in ("q", "k", "v"):
+        g = np.moveaxis(grads.pop(name), 1, 2)
+        of = x if name == "q" else past
+        g = g.reshape(*of.shape[:2], g.shape[2] * g.shape[3])
+        d, *rest = ops.linear_vjp(g, of, inputs[f"{name}_proj.weight"], inputs.get(f"{name}_proj.bias"))
+        dx[:, P if name == "q" else 0 :] += d
+        _keep(grads, inputs, f"{name}_proj", rest)
+    if "lambda_logits" in grads:
+        d, weight, _ = ops.linear_vjp(grads.pop("lambda_logits"), x, inputs["lambda_proj.weight"])
+        dx[:, P:] += d
+        grads["lambda_proj.weight"] = weight
+    if "x_past" in inputs:
+        grads["x_past"] = dx[:, :P]
+    return {"x": dx[:, P:], **grads}
+
+
+def _keep(grads: dict[str, Numpy], inputs: Inputs, projection: str, found: list[Any]) -> None:
+    for part, g in zip(("weight", "bias"), found, strict=True):
+        if f"{projection}.{part}" in inputs:
+            grads[f"{projection}.{part}"] = g
+
+
+def _core(spec: Spec, core: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
+    """The gradients of core inputs, added up over sequences."""
+    lambda_ = lambda_of(spec, core, ops)
+    names: tuple[str, ...] = ("q", "k", "v", "k_pages", "v_pages", "norm_weight")
+    grads = {name: np.zeros_like(core[name]) for name in names if name in core}
+    dlambda = np.zeros(lambda_.shape)
+    by_token = "lambda_logits" in core or ("lambda_full" in core and core["lambda_full"].ndim == 3)
+    for part in sequences(core):
+        if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
+            continue
+        found = _dense(spec, part.inputs, dout[part.batch, :, part.queries], ops)
+        grads["q"][part.batch, :, part.queries] += found["q"]
+        _keys(grads, core, part, found)
+        if "norm_weight" in grads:
+            grads["norm_weight"] += found["norm_weight"]
+        dlambda[(part.batch, slice(None), part.queries) if by_token else ...] += found["lambda"]
+    return {**grads, **_of_lambda(spec, core, dlambda, ops)}
+
+
+def _keys(grads: dict[str, Numpy], core: Inputs, part: Sequence, found: dict[str, Numpy]) -> None:
+    for name, pages in (("k", "k_pages"), ("v", "v_pages")):
+        if part.keys is None:
+            scatter(grads[pages], found[name], core["block_table"][part.number], int(core["lengths"][part.number]))
+        else:
+            grads[name][part.batch, :, part.keys] += found[name]
+
+
+def _of_lambda(spec: Spec, core: Inputs, dlambda: Numpy, ops: Ops) -> dict[str, Numpy]:
+    """From the gradient of λ, in the shape that `diff_attention` takes it, to those of what it is made of."""
+    if spec.lambda_form == "exp":
+        vectors = [core[name] for name in VECTORS]
+        found = ops.diff_lambda_vjp(dlambda, *vectors, lambda_init(spec, ops))
+        return {"lambda_full": dlambda, **dict(zip(VECTORS, found, strict=True))}
+    if spec.lambda_form == "sigmoid":
+        logits = core["lambda_logits"]
+        dlogits, _ = ops.diff_lambda_v2_vjp(dlambda, logits, np.eye(logits.shape[2]))
+        return {"lambda_full": dlambda[..., 0], "lambda_logits": dlogits}
+    return {"lambda_full": dlambda.reshape(core["lambda_full"].shape)}
+
+
+def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
+    """The gradients of q, k, v, norm_weight and λ of a dense problem."""
+    s = streams(spec, inputs, ops)
+    some = np.any(s.see, axis=-1, keepdims=True)
+    if spec.masked_rows == "nan" and not some.all():
+        raise ValueError("a row that sees no key is nan by masked_rows='nan', and so would all gradients be")
+    heads = differences(spec, s, ops)
+    factor = out_factor(spec, inputs, ops)
+    g, dweight = _through_norm(spec, factor * dout, heads, inputs.get("norm_weight"), ops)
+    dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(
+        g, s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal
+    )
+    if spec.out_scale == "1 - lambda":
+        through_factor = -dout * normed(spec, heads, inputs.get("norm_weight"), ops)
+        dlambda = dlambda + _sum_like(np.sum(through_factor, axis=-1, keepdims=True), dlambda)
+    if spec.masked_rows == "uniform":  # the zeros that stand there do not depend on q
+        sees = np.any(visible(spec, inputs), axis=-1, keepdims=True)
+        dq1, dq2 = np.where(sees, dq1, 0.0), np.where(sees, dq2, 0.0)
+    found = {**through_streams(spec, inputs, s, (dq1, dk1, dq2, dk2, dv), ops), "lambda": dlambda}
+    return found if dweight is None else {**found, "norm_weight": dweight}
+
+
+def through_streams(
+    spec: Spec, inputs: Inputs, s: Streams, grads: tuple[Numpy, Numpy, Numpy, Numpy, Numpy], ops: Ops
+) -> dict[str, Numpy]:
+    """From the gradients of a dense problem's q1, k1, q2, k2, v to those of its q, k and v, by name."""
+    *of_maps, dv = grads
+    dq, dk = _through_heads(spec, inputs, s, (of_maps[0], of_maps[1], of_maps[2], of_maps[3]), ops)
+    return {"q": dq, "k": dk, "v": _through_values(spec, inputs["v"], dv, ops)}
+
+
+def _sum_like(x: Numpy, like: Numpy) -> Numpy:
+    """Sum (B, h, T, 1) over the axes along which `like`, () or (1 or B, h, 1 or T, 1), was broadcast."""
+    axes = tuple(range(4)) if like.ndim == 0 else tuple(i for i in range(4) if like.shape[i] != x.shape[i])
+    total: Numpy = np.sum(x, axis=axes, keepdims=like.ndim > 0)
+    return total
+
+
+def _through_norm(spec: Spec, g: Numpy, heads: Numpy, weight: Numpy | None, ops: Ops) -> tuple[Numpy, Numpy | None]:
+    if spec.norm == "none":
+        return g, None
+    if spec.norm_over == "head":
+        dheads, dweight = ops.rms_norm_vjp(g, heads, weight, spec.norm_eps)
+        return dheads, dweight
+    rows, back = norm_rows(spec, heads)
+    dweight = None
+    if weight is not None:
+        dweight = np.sum(g * back(ops.rms_norm(rows, None, spec.norm_eps)), axis=(0, 1, 2))
+        g = g * weight
+    drows, _ = ops.rms_norm_vjp(norm_rows(spec, g)[0], rows, None, spec.norm_eps)
+    return back(drows), dweight
+
+
+def _through_heads(
+    spec: Spec, inputs: Inputs, s: Streams, grads: tuple[Numpy, Numpy, Numpy, Numpy], ops: Ops
+) -> tuple[Numpy, Numpy]:
+    """From the gradients of q1, k1, q2, k2 to those of q and k before RoPE."""
+    dq1, dk1, dq2, dk2 = grads
+    w = wiring(spec)
+    q, k = rotated(spec, inputs, ops)
+    if spec.softcap is not None:
+        q = q * query_factor(spec)
+        dq1, dk1 = _through_cap(spec.softcap, dq1, s.q1, q[:, w.q1], k[:, w.k1])
+        dq2, dk2 = _through_cap(spec.softcap, dq2, s.q2, q[:, w.q2], k[:, w.k2])
+    dq = query_factor(spec) * (_to_heads(dq1, w.q1, q) + _to_heads(dq2, w.q2, q))
+    dk = _to_heads(dk1, w.k1, k) + _to_heads(dk2, w.k2, k)
+    if spec.rope == "none":
+        return dq, dk
+    of_q, of_k = angles(spec, inputs, ops)
+    kind = {"interleaved": spec.rope == "interleaved"}
+    dq, _, _ = ops.rope_vjp(dq, inputs["q"], *of_q, **kind)
+    dk, _, _ = ops.rope_vjp(dk, inputs["k"], *of_k, **kind)
+    return dq, dk
+
+
+def _through_cap(cap: float, dcapped: Numpy, capped: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
+    """tanh' = 1 − tanh², then the scores q kᵀ / √d."""
+    dz = dcapped * (1 - (capped / cap) ** 2) / math.sqrt(q.shape[-1])
+    return dz @ k, np.swapaxes(dz, -1, -2) @ q
+
+
+def _to_heads(g: Numpy, heads: Numbers, like: Numpy) -> Numpy:
+    """The transpose of `x[:, heads]`."""
+    total = np.zeros_like(like)
+    np.add.at(np.moveaxis(total, 1, 0), heads, np.moveaxis(g, 1, 0))
+    return total
+
+
+def _through_values(spec: Spec, v: Numpy, g: Numpy, ops: Ops) -> Numpy:
+    """From the gradients of the h joined values to that of v."""
+    parts = value_heads(spec)
+    groups = _to_heads(g, wiring(spec).v, np.zeros((g.shape[0], spec.key_groups, *g.shape[2:])))
+    if spec.values == "halves":
+        (dv,) = ops.value_pairs_hf_vjp(groups, v)
+        result: Numpy = dv
+        return result
+    result = np.zeros_like(v)
+    for part, piece in zip(parts, np.split(groups, len(parts), axis=-1), strict=True):
+        result[:, part] += piece
+    return result

@@ -1,0 +1,184 @@
+"""From a spec and its inputs to the output, through the functions of `ops`: the layers, or what is laid over them.
+
+Where the layers have the whole wiring of the spec (`diff_heads_hf`, `diff_heads_paper`, `diff_heads_v2`), that function
+is called; any other is brought into the order of `diff_heads_paper`, every output head with keys and values of its own.
+So a mistake, a rounding or a recorder that is laid over `ops` acts here as it does in a model.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import Ops, ops_for
+from refdiff.layers.diff_heads_paper import in_turn
+from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.attention_operands import (
+    Streams,
+    finite,
+    joined,
+    lambda_init,
+    lambda_of,
+    rotated,
+    sight,
+    streams,
+)
+
+Numpy = np.ndarray[Any, Any]
+_PLAIN = Spec(query_heads=2, key_heads=2, head_dim=2)
+
+
+def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
+    """Compute the output of float64 inputs (`as_float64`).
+
+    Shapes:
+        core inputs -> (B, h, T, e); those of a layer -> (B, T, D)
+    """
+    ops = ops or ops_for()
+    core = project(spec, inputs, ops) if is_layer(inputs) else inputs
+    out = np.zeros(out_shape(spec, core))
+    for part in sequences(core):
+        out[part.batch, :, part.queries] = dense(spec, part.inputs, ops)
+    return projected(out, inputs, ops) if is_layer(inputs) else out
+
+
+def out_shape(spec: Spec, core: Inputs) -> tuple[int, int, int, int]:
+    """(B, h, T, e) of core inputs."""
+    B, _, T, _ = core["q"].shape
+    return B, spec.heads, T, spec.out_dim
+
+
+def project(spec: Spec, inputs: Inputs, ops: Ops) -> Inputs:
+    """Turn the inputs of a layer into those of its core: q, k, v, and λ's logits, from x."""
+    x = inputs["x"]
+    past = np.concatenate([inputs["x_past"], x], axis=1) if "x_past" in inputs else x
+    core = {n: y for n, y in inputs.items() if not n.startswith("x") and "_proj." not in n}
+    for name, of, width in (("q", x, spec.head_dim), ("k", past, spec.head_dim), ("v", past, spec.value_dim)):
+        y = ops.linear(of, inputs[f"{name}_proj.weight"], inputs.get(f"{name}_proj.bias"))
+        core[name] = np.moveaxis(y.reshape(*y.shape[:2], y.shape[2] // width, width), 1, 2)
+    if spec.lambda_form == "sigmoid":
+        core["lambda_logits"] = ops.linear(x, inputs["lambda_proj.weight"])
+    return core
+
+
+def projected(out: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
+    """The heads side by side, through `o_proj`: (B, h, T, e) to (B, T, D)."""
+    B, h, T, e = out.shape
+    flat = np.moveaxis(out, 1, 2).reshape(B, T, h * e)
+    result: Numpy = ops.linear(flat, inputs["o_proj.weight"], inputs.get("o_proj.bias"))
+    return result
+
+
+def dense(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
+    """Compute the heads of dense core inputs, with norm and scale: (B, h, T, e)."""
+    if inputs["k"].shape[2] == 0 or 0 in inputs["q"].shape:
+        return finished(spec, _of_nothing(spec, inputs), inputs, ops)
+    name = whole_wiring(spec, inputs)
+    if name is None:
+        return _in_paper_order(spec, streams(spec, inputs, ops), inputs, ops)
+    (q, k), v = rotated(spec, inputs, ops), joined(spec, inputs["v"], ops)
+    see, causal = sight(spec, inputs)
+    seen = visible(spec, inputs)
+    heads = {"q": q, "k": k, "v": finite(v, seen), "lambda_": lambda_of(spec, inputs, ops)}
+    options = {"mask": see, "bias": inputs.get("bias"), "causal": causal}
+    if name == "diff_heads_v2":
+        flat = ops.diff_heads_v2(*heads.values(), **options)
+    elif name == "diff_heads_hf":
+        flat = ops.diff_heads_hf(*heads.values(), lambda_init(spec, ops), spec.norm_eps, **options)
+    else:
+        weight = inputs["norm_weight"]
+        flat = ops.diff_heads_paper(*heads.values(), weight, lambda_init(spec, ops), spec.norm_eps, **options)
+    return _by_head(spec, inputs, flat)
+
+
+def _in_paper_order(spec: Spec, s: Streams, inputs: Inputs, ops: Ops) -> Numpy:
+    q, k = in_turn(s.q1, s.q2), in_turn(s.k1, s.k2)
+    mask, bias = (x if x is None or x.shape[1] == 1 else np.repeat(x, 2, axis=1) for x in (s.mask, s.bias))
+    parts: dict[str, Any] = {}
+    if spec.norm == "none" or spec.norm_over != "head":
+        parts["rms_norm"] = lambda x, weight, eps: normed(spec, x, weight, ops)
+    scale = 1 - out_factor(spec, inputs, ops)
+    weight = inputs.get("norm_weight")
+    flat = ops.diff_heads_paper(
+        q, k, s.v, s.lambda_full, weight, scale, spec.norm_eps, mask, bias, causal=s.causal, **parts
+    )
+    heads = _by_head(spec, inputs, flat)
+    if spec.masked_rows == "nan":
+        heads = np.where(np.any(s.see, axis=-1, keepdims=True), heads, math.nan)
+    return heads
+
+
+def _by_head(spec: Spec, inputs: Inputs, flat: Numpy) -> Numpy:
+    B, h, T, e = out_shape(spec, inputs)
+    return np.moveaxis(flat.reshape(B, T, h, e), 1, 2)
+
+
+def whole_wiring(spec: Spec, inputs: Inputs) -> str | None:
+    """The layer that has the whole wiring of `spec`, from rotated q and k to scaled heads."""
+    fields = ("gqa", "group_order", "ratio", "norm_over", "scale", "softcap", "masked_rows")
+    if any(getattr(spec, f) != getattr(_PLAIN, f) for f in fields):
+        return None
+    if any(x.ndim > 2 and x.shape[-3] > 1 for x in (inputs.get("mask"), inputs.get("bias")) if x is not None):
+        return None
+    if spec.keys == "shared":
+        return "diff_heads_v2" if (spec.norm, spec.out_scale) == ("none", "none") else None
+    if (spec.norm, spec.out_scale) != ("rms", "1 - lambda_init") or spec.values == "single":
+        return None
+    if spec.norm_weight:
+        return "diff_heads_paper" if spec.pairing == "interleaved" else None
+    return "diff_heads_hf" if spec.pairing == "halves" else None
+
+
+def differences(spec: Spec, s: Streams, ops: Ops) -> Numpy:
+    """The heads before the norm, `groupnorm`'s input: (B, h, T, e)."""
+    heads: Numpy = ops.diff_attention(s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal)
+    if spec.masked_rows == "nan":
+        heads = np.where(np.any(s.see, axis=-1, keepdims=True), heads, math.nan)
+    return heads
+
+
+def _of_nothing(spec: Spec, inputs: Inputs) -> Numpy:
+    """The heads where there is no key at all."""
+    return np.full(out_shape(spec, inputs), math.nan if spec.masked_rows == "nan" else 0.0)
+
+
+def finished(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
+    """Norm and scale: (B, h, T, e) to the same."""
+    scaled: Numpy = out_factor(spec, inputs, ops) * normed(spec, heads, inputs.get("norm_weight"), ops)
+    return scaled
+
+
+def out_factor(spec: Spec, inputs: Inputs, ops: Ops) -> Any:
+    """What the normed heads are multiplied by."""
+    if spec.out_scale == "1 - lambda":
+        return 1 - lambda_of(spec, inputs, ops)
+    if spec.out_scale == "none":
+        return 1.0
+    start = lambda_init(spec, ops)
+    return start if spec.out_scale == "lambda_init" else 1 - start
+
+
+def normed(spec: Spec, heads: Numpy, weight: Numpy | None, ops: Ops) -> Numpy:
+    """The norm of the spec: (B, h, T, e) to the same."""
+    if spec.norm == "none":
+        return heads
+    if spec.norm_over == "head":
+        y: Numpy = ops.rms_norm(heads, weight, spec.norm_eps)
+        return y
+    rows, back = norm_rows(spec, heads)
+    y = back(ops.rms_norm(rows, None, spec.norm_eps))
+    return y if weight is None else y * weight
+
+
+def norm_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Any]:
+    """The rows that are normed, where they are halves of a head or all heads of a token; and the way back."""
+    B, h, T, e = heads.shape
+    if spec.norm_over == "half_head":
+        return heads.reshape(B, h, T, 2, e // 2), lambda y: y.reshape(B, h, T, e)
+    flat = np.moveaxis(heads, 1, 2).reshape(B, T, h * e)
+    return flat, lambda y: np.moveaxis(y.reshape(B, T, h, e), 2, 1)

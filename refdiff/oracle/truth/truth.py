@@ -1,0 +1,120 @@
+"""The right answer: output, both log-sum-exps, λ and gradients, in float64 from the quantised inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from refdiff.arrays import Array, device, from_numpy, namespace
+from refdiff.backends import Ops, ops_for
+from refdiff.oracle.array_summary import in_short
+from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs.outputs import output
+from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.attention_operands import lambda_of, log_sum_exp, scores, streams
+from refdiff.oracle.truth.backward import backward
+from refdiff.oracle.truth.forward import differences, forward, out_shape, project
+
+Numpy = np.ndarray[Any, Any]
+WANTS = ("out", "lse1", "lse2", "lambda_full", "diff")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `truth` computed, all float64; None where it was not wanted.
+
+    out (B, h, T, e), of a layer (B, T, D). lse1, lse2 (B, h, T): log Σ exp of each map's scores, −∞ in a row that sees
+    nothing, to the base of the spec. lambda_full () or (B, h, T). diff (B, h, T, e): the heads before the norm.
+    grads: for each input that has one, by its name, an array of its shape; and `lambda_full`.
+    """
+
+    out: Numpy | None = None
+    lse1: Numpy | None = None
+    lse2: Numpy | None = None
+    lambda_full: Numpy | None = None
+    diff: Numpy | None = None
+    grads: dict[str, Numpy] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        found = {name: x for name in WANTS if (x := getattr(self, name)) is not None}
+        grads = f"; grads: {in_short(self.grads)}" if self.grads else ""
+        return f"Result({in_short(found)}{grads})"
+
+    def like(self, x: Array) -> Result:
+        """Return the same as arrays of the library of `x`, on its device: of torch, JAX, CuPy, any array-API library.
+
+        JAX has float64 only with `jax_enable_x64`, and warns of it otherwise.
+        """
+        xp, where = namespace(x), device(x)
+
+        def moved(y: Numpy | None) -> Any:
+            return None if y is None else from_numpy(y, xp, where)
+
+        made = {name: moved(getattr(self, name)) for name in WANTS}
+        return Result(**made, grads={name: moved(g) for name, g in self.grads.items()})
+
+
+def truth(
+    spec: Spec,
+    inputs: Mapping[str, Any],
+    *,
+    dout: Any = None,
+    want: Sequence[str] = ("out", "lse1", "lse2", "lambda_full"),
+    ops: Ops | None = None,
+) -> Result:
+    """Compute the right answer in float64, from the numbers that the inputs hold in their storage dtype.
+
+    It comes back as NumPy arrays; `truth(...).like(x)` are arrays of the library of `x`.
+
+    Args:
+        dout: a gradient of the shape of `out`; with it the result has `grads`.
+        want: of `out`, `lse1`, `lse2`, `lambda_full`, `diff`.
+        ops: the layers, or what is laid over them (`refdiff.backends.overlay`).
+
+    Raises:
+        ValueError: inputs that do not fit `spec` (see `refdiff.oracle.inputs`), or a want that is none.
+        TypeError: an input that is no array.
+    """
+    if unknown := [name for name in want if name not in WANTS]:
+        raise ValueError(f"want has {unknown}, but may have {', '.join(WANTS)}")
+    ops = ops or ops_for()
+    exact = as_float64(spec, inputs)
+    out = forward(spec, exact, ops) if "out" in want else None
+    inner = _inner(spec, project(spec, exact, ops) if is_layer(exact) else exact, want, ops)
+    grads = {} if dout is None else backward(spec, exact, output(dout, "dout").astype(np.float64), ops)
+    return Result(out=out, grads=grads, **inner)
+
+
+def _inner(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str, Any]:
+    """What stands between input and output."""
+    B, h, T, e = out_shape(spec, core)
+    found: dict[str, Any] = {}
+    if "lse1" in want or "lse2" in want:
+        found |= {"lse1": np.full((B, h, T), -math.inf), "lse2": np.full((B, h, T), -math.inf)}
+    if "diff" in want:
+        found["diff"] = np.full((B, h, T, e), math.nan if spec.masked_rows == "nan" else 0.0)
+    if "lambda_full" in want:
+        lambda_ = lambda_of(spec, core, ops)
+        found["lambda_full"] = lambda_ if lambda_.ndim == 0 else np.broadcast_to(lambda_[..., 0], (B, h, T)).copy()
+    for part in sequences(core):
+        if "lse1" not in found and "diff" not in found:
+            break
+        if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
+            continue
+        s = streams(spec, part.inputs, ops)
+        at = (part.batch, slice(None), part.queries)
+        if "diff" in found:
+            found["diff"][at] = differences(spec, s, ops)
+        if "lse1" in found:
+            base = math.log(2) if spec.lse_base == "2" else 1.0
+            some = np.any(visible(spec, part.inputs), axis=-1)
+            for name, number in (("lse1", 1), ("lse2", 2)):
+                found[name][at] = np.where(some, log_sum_exp(scores(s, number)) / base, -math.inf)
+    return {name: x for name, x in found.items() if name in want}

@@ -1,0 +1,1 @@
+"""The answer for one kernel: pass, fail or inconclusive, for each tensor, with the numbers and the place."""

@@ -1,0 +1,40 @@
+"""The question that a kernel's author asks: is this right?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.inputs.outputs import outputs_of
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.verdict.verdict import Verdict
+
+
+def check(
+    actual: Any,
+    spec: Spec,
+    inputs: Mapping[str, Any],
+    *,
+    recipe: Recipe | str,
+    dout: Any = None,
+    members: int = 6,
+) -> Verdict:
+    """Judge what your kernel computed from these inputs.
+
+    Args:
+        actual: an output, or a mapping with any of out, lse1, lse2, lambda_full and, with `dout`, gradients under d and
+            the input's name (dq, dk, dv, dlambda_q1, …); arrays of any library. A log-sum-exp in bfloat16 or float16
+            may be off by that type's rounding, in any other by float32's. Or a function that computes them:
+            `kernel(spec, inputs)` or `kernel(inputs)`, each with `dout=None` beside where it gives gradients.
+        recipe: what the kernel rounds, or a type's name for the usual: "float32", "tf32", "bfloat16", "float16".
+        dout: what the gradients were pulled back from, of the shape of the output.
+        members: how many legal orders the budget is made of, 2 to 8.
+
+    Raises:
+        ValueError: inputs, shapes or names that do not fit `spec`.
+        TypeError: something is no array, or a tuple or list of arrays in place of a mapping.
+    """
+    allowed = budget(spec, inputs, recipe, members=members, dout=dout)
+    return allowed.judge(outputs_of(actual, spec, inputs, dout))

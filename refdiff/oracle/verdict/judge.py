@@ -1,0 +1,223 @@
+"""One tensor against what it may be: rows by four statistics, log-sum-exps and sums of many terms by a bound each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.budget.statistics import (
+    LIMITS,
+    Limits,
+    RowBudget,
+    Statistic,
+    over,
+    root_mean_square,
+    statistics,
+    uncertain,
+)
+from refdiff.oracle.inputs.layout_hints import axes_of_output, other_layout
+from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict
+
+Numpy = np.ndarray[Any, Any]
+
+WORDS = {
+    "bulk": "a small error in most rows",
+    "element": "one number is wrong",
+    "slope": "a factor: all rows are too large or too small by the same part",
+    "bound": "beyond what any order of the same roundings can give",
+}
+
+
+def judge_rows(name: str, actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> TensorVerdict:
+    """Judge a tensor by rows.
+
+    Shapes:
+        actual as `budget.expected`
+
+    Raises:
+        ValueError: another shape.
+    """
+    check_shape(name, actual, budget.expected)
+    actual = np.asarray(actual, dtype=np.float64)
+    found = statistics(actual, budget, limits)
+    broken = [s for s in found if not s.holds]
+    wrong = _wrong_rows(actual, budget, limits) if broken else np.zeros(budget.rows.shape, dtype=np.bool_)
+    told = [s for s in broken if not _follows(s, broken, wrong, actual, budget)] or broken
+    reasons = [_reason(s, actual, budget, wrong) for s in told]
+    share = uncertain(budget, limits)
+    notes = []
+    if share > limits.share:
+        notes.append(
+            f"legal kernels differ from the truth by more than {limits.noise:.0%} of it in {share:.0%} of the rows "
+            f"({limits.share:.0%} may be): these inputs cannot tell right from wrong in this recipe"
+        )
+    if actual.size and np.isnan(budget.expected).all():
+        notes.append("the truth is NaN throughout: there was no number to compare")
+    status = FAIL if reasons else INCONCLUSIVE if notes else PASS
+    return TensorVerdict(name, status, tuple(found), tuple(reasons), tuple(notes))
+
+
+def check_shape(name: str, actual: Numpy, expected: Numpy) -> None:
+    """Raise ValueError where the shapes differ, with what the difference often means."""
+    if actual.shape != expected.shape:
+        hint = _hint(name, actual, expected)
+        raise ValueError(f"{name} has shape {actual.shape}, but must be {expected.shape}{hint}")
+
+
+def _hint(name: str, actual: Numpy, expected: Numpy) -> str:
+    """What another shape often means, and what puts it right."""
+    right = expected.shape
+    if actual.size != expected.size:
+        return ""
+    if name == "out" and expected.ndim == 3 and actual.ndim == 4:
+        return ": it has as many numbers; a layer's out is (B, T, D), what o_proj gives"
+    axes = axes_of_output(name, expected.ndim)
+    if found := other_layout(actual.shape, axes, dict(zip(axes, right, strict=True))):
+        return found
+    if [n for n in actual.shape if n != 1] == [n for n in right if n != 1]:
+        return f": .reshape{right} puts it right"
+    must = f"; it must be ({', '.join(axes)})" if axes[0] in ("B", "P") else ""
+    return f": it has as many numbers in another layout{must}"
+
+
+def place(axes: str, at: tuple[int, ...]) -> str:
+    """An index in words: (b 0, head 3, t 95)."""
+    names = [{"h": "head", "H": "head", "K": "head", "V": "head"}.get(a, a.lower()) for a in axes.split()]
+    names += ["i"] * (len(at) - len(names))
+    return "(" + ", ".join(f"{n} {i}" for n, i in zip(names, at, strict=False)) + ")"
+
+
+def _wrong_rows(actual: Numpy, budget: RowBudget, limits: Limits) -> Numpy:
+    """Which rows are beyond the limit of one row."""
+    return over(root_mean_square(_errors(actual, budget)), budget.rows) > limits.row
+
+
+def _errors(actual: Numpy, budget: RowBudget) -> Numpy:
+    known = np.isfinite(actual) & np.isfinite(budget.expected) & ~budget.doubtful[..., None]
+    return np.where(known, np.where(known, actual, 0.0) - np.where(known, budget.expected, 0.0), 0.0)
+
+
+def _follows(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
+    """Whether wrong rows, which are named by themselves, are all that a number over the whole tensor shows.
+
+    The bulk does not, where the other rows by themselves are too far off; the scale does not, where the larger part of
+    the error is along the truth.
+    """
+    if s.name not in ("bulk", "slope") or not any(other.name == "row" for other in broken):
+        return False
+    errors = _errors(actual, budget)
+    if s.name == "slope":
+        along = s.value**2 * float(np.sum(np.where(np.isfinite(budget.expected), budget.expected, 0.0) ** 2))
+        return along < 0.5 * float(np.sum(errors**2))
+    rest = over(root_mean_square(errors), budget.rows)[~wrong]
+    return float(root_mean_square(rest[None])[0]) <= s.limit
+
+
+def _how_many(wrong: Numpy, axes: str) -> str:
+    """How many rows are wrong, and what they have in common."""
+    where = np.argwhere(wrong)
+    names = {"b": "sequence", "h": "head", "H": "head", "K": "head", "V": "head", "t": "token", "s": "key"}
+    shared = [_some(names[a], where[:, n], wrong.shape[n]) for n, a in enumerate(axes.split()) if a in names]
+    common = " of ".join(word for word in reversed(shared) if word)
+    of = f", all in {common}" if common and len(where) > 1 else ""
+    return f"{len(where)} of {wrong.size} rows {'is' if len(where) == 1 else 'are'} wrong{of}"
+
+
+def _some(name: str, found: Numpy, size: int) -> str:
+    """One index, or one stretch of them, where it is not the whole axis: "head 3", "heads 4 to 7"."""
+    low, high = int(np.min(found, initial=size)), int(np.max(found, initial=0))
+    if len(set(found.tolist())) != high - low + 1 or high - low + 1 == size:
+        return ""
+    return f"{name} {low}" if low == high else f"{name}s {low} to {high}"
+
+
+def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str:
+    if s.name == "masks":
+        return f"{int(s.value)} numbers are NaN or infinite in other places than in the truth: {s.what} at " + place(
+            budget.axes, s.at or ()
+        )
+    words = _how_many(wrong, budget.axes) if s.name == "row" else WORDS[s.name]
+    if s.name == "element" and np.any(wrong):
+        words = "the worst number"
+    text = f"{s.name}: {words}, {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"
+    if s.at is None:
+        return text
+    row = s.at[: budget.rows.ndim]
+    with np.errstate(invalid="ignore"):
+        error = float(root_mean_square((actual - budget.expected)[row][None])[0])
+    size = float(root_mean_square(budget.expected[row][None])[0])
+    if s.name == "element":
+        y, a = float(budget.expected[s.at]), float(actual[s.at])
+        allowed = s.limit * (6 * float(budget.rows[row]) + 2 * budget.u * abs(y))
+        return f"{text}; at {place(budget.axes, s.at)} it is {a:.6g}, the truth {y:.6g} ± {allowed:.2g}"
+    unit = budget.bounds if s.name == "bound" else budget.rows
+    return (
+        f"{text}; row {place(budget.axes, row)} is off by {error:.3g} rms, allowed {s.limit * float(unit[row]):.3g}, "
+        f"of a row of {size:.3g}"
+    )
+
+
+def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> TensorVerdict:
+    """Judge what is a sum of many terms, such as ∂L/∂λ, by an absolute bound for each number.
+
+    A bound relative to the sum would be wrong: the terms cancel.
+
+    Shapes:
+        actual and expected alike; allowed broadcastable to them
+    """
+    check_shape(name, actual, expected)
+    actual = np.asarray(actual, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        ratio = np.where(
+            np.isfinite(actual), over(np.abs(actual - expected), np.broadcast_to(allowed, expected.shape)), np.inf
+        )
+    s = _worst("sum", ratio, "|e| / (6 u ‖terms‖₂ + 2 ulp)")
+    reasons = []
+    if not s.holds:
+        at = s.at or ()
+        bound = float(np.broadcast_to(allowed, expected.shape)[at])
+        reasons.append(f"is {float(actual[at]):.6g} at {at}, the truth {float(expected[at]):.6g} ± {bound:.2g}")
+    return TensorVerdict(name, FAIL if reasons else PASS, (s,), tuple(reasons))
+
+
+def judge_lse(
+    name: str, actual: Numpy, expected: Numpy, allowed: Numpy, others: dict[str, Numpy] | None = None
+) -> TensorVerdict:
+    """Judge a log-sum-exp by an absolute bound, and say where it is what another convention has.
+
+    Args:
+        others: what it would be under other conventions, by the words that say which (`lse.other_sums`).
+
+    Shapes:
+        all (B, h, T), in the unit of `expected`
+    """
+    check_shape(name, actual, expected)
+    actual = np.asarray(actual, dtype=np.float64)
+    s = _worst("lse", _apart(actual, expected, allowed), "|e| / (logit error + u |lse|)")
+    if s.holds:
+        return TensorVerdict(name, PASS, (s,))
+    at = s.at or ()
+    reason = f"is {float(actual[at]):.7g} at {place('b h t', at)}, the truth {float(expected[at]):.7g}"
+    hints = []
+    for text, other in (others or {}).items():
+        near = allowed * np.maximum(1.0, np.where(np.isfinite(other), np.abs(other), 0.0))
+        if float(np.max(_apart(actual, other, 4 * near), initial=0.0)) <= 1:
+            hints.append(text)
+            break
+    return TensorVerdict(name, FAIL, (s,), (f"{reason} ± {float(allowed[at]):.2g}",), tuple(hints))
+
+
+def _apart(actual: Numpy, expected: Numpy, allowed: Numpy) -> Numpy:
+    """|actual − expected| / allowed, ∞ where one of them is NaN or infinite and the other is not the same."""
+    both = np.isfinite(actual) & np.isfinite(expected)
+    same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+    error = np.where(both, np.abs(np.where(both, actual, 0.0) - np.where(both, expected, 0.0)), 0.0)
+    return np.where(both, over(error, allowed), np.where(same, 0.0, np.inf))
+
+
+def _worst(name: str, ratio: Numpy, what: str) -> Statistic:
+    if ratio.size == 0:
+        return Statistic(name, 0.0, 1.0, None, what)
+    at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
+    return Statistic(name, float(ratio[at]), 1.0, at, what)

@@ -1,0 +1,85 @@
+"""The answer: pass, fail or inconclusive, with the numbers, the worst row, and what would have been allowed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from refdiff.oracle.budget.statistics import Statistic
+from refdiff.oracle.text_wrap import fitted
+
+PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+
+
+@dataclass(frozen=True)
+class TensorVerdict:
+    """The answer for one tensor: its numbers, and in words what does not hold, where, and what was allowed."""
+
+    name: str
+    status: str
+    statistics: tuple[Statistic, ...] = ()
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        numbers = "  ".join(f"{s.name} {s.value:.3g}/{s.limit:.3g}" for s in self.statistics if s.name != "masks")
+        lines = [f"  {self.name:<12} {self.status:<13} {numbers}".rstrip()]
+        return fitted("\n".join([*lines, *(f"      {line}" for line in (*self.reasons, *self.notes))]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return {
+            "status": self.status,
+            "statistics": {
+                s.name: {
+                    "value": s.value if math.isfinite(s.value) else str(s.value),
+                    "limit": s.limit if math.isfinite(s.limit) else str(s.limit),
+                    "at": None if s.at is None else list(s.at),
+                    "what": s.what,
+                }
+                for s in self.statistics
+            },
+            "reasons": list(self.reasons),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer for all tensors of a call. It is true where it is a pass, and only there."""
+
+    tensors: dict[str, TensorVerdict]
+    recipe: str
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def status(self) -> str:
+        """ "fail" where one tensor fails; else "inconclusive" where one is; else "pass"."""
+        found = {t.status for t in self.tensors.values()}
+        return FAIL if FAIL in found else INCONCLUSIVE if INCONCLUSIVE in found else PASS
+
+    def __bool__(self) -> bool:
+        return self.status == PASS
+
+    def __str__(self) -> str:
+        head = f"{self.status}, judged as {self.recipe}; each number stands over its limit"
+        return fitted("\n".join([head, *(str(t) for t in self.tensors.values()), *self.notes]))
+
+    def raise_for_status(self) -> None:
+        """Do nothing after a pass.
+
+        Raises:
+            AssertionError: a fail, or an inconclusive, with the whole report.
+        """
+        if not self:
+            raise AssertionError(str(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold: status, recipe, and each tensor's numbers."""
+        return {
+            "status": self.status,
+            "recipe": self.recipe,
+            "tensors": {name: tensor.to_dict() for name, tensor in self.tensors.items()},
+            "notes": list(self.notes),
+        }

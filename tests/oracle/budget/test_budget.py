@@ -1,0 +1,180 @@
+"""What a budget allows, and what it does not."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from refdiff.oracle.budget.budget import Budget, budget
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.ensemble import evaluate
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth import truth
+from tests.oracle.example_inputs import draw, small
+
+RECIPES = ["float32", "tf32", "bfloat16", "float16"]
+
+
+def _case(preset: str, recipe: str, seed: int = 0, **lengths: int) -> tuple[Spec, Budget, np.ndarray]:
+    spec = small(preset)
+    x = draw(spec, seed, **{"T": 11, "S": 13, **lengths})
+    dout = np.random.default_rng(seed).normal(size=(2, spec.heads, lengths.get("T", 11), spec.out_dim))
+    return spec, budget(spec, x, recipe, dout=dout), round_to(dout, Recipe.of(recipe).storage)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1", "diff_v2", "gda"])
+def test_orders_that_it_was_not_made_of_pass(preset: str, recipe: str) -> None:
+    spec, found, dout = _case(preset, recipe)
+    for order in HELD_OUT:
+        verdict = found.judge(evaluate(spec, found.inputs, Recipe.of(recipe), order, dout))
+        assert verdict.status != "fail", str(verdict)
+        assert verdict.tensors["out"].status == "pass"
+        assert set(verdict.tensors) == set(found.expected)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_a_log_sum_exp_of_a_narrow_type_may_be_rounded_to_it(dtype: type) -> None:
+    spec, found, _ = _case("hf_diffllama", "float32")
+    lse = np.asarray(truth(spec, found.inputs).lse1)
+    rounded = lse.astype(dtype)
+    assert found.judge({"lse1": rounded})
+    assert not found.judge({"lse1": rounded.astype(np.float32)}), "what is given as float32 is held to float32"
+    assert not found.judge({"lse1": (lse * 1.02).astype(dtype)})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_one_lost_key_in_one_row_fails(recipe: str) -> None:
+    spec, found, dout = _case("hf_diffllama", recipe)
+    x = dict(found.inputs)
+    mask = np.ones((1, 1, 11, 13), dtype=bool)
+    mask[..., 7, 2] = False
+    wrong = evaluate(spec, {**x, "mask": mask}, Recipe.of(recipe), HELD_OUT[0], dout)
+    right = evaluate(spec, x, Recipe.of(recipe), HELD_OUT[0], dout)
+    verdict = found.judge({"out": np.where(np.arange(11)[:, None] == 7, wrong["out"], right["out"])})
+    assert verdict.status == "fail"
+    assert "t 7)" in verdict.tensors["out"].reasons[0]
+
+
+@pytest.mark.parametrize("name", ["dq", "dk", "dv", "dnorm_weight", "dlambda_full", "dlambda_k2"])
+def test_every_gradient_is_judged(name: str) -> None:
+    spec, found, dout = _case("ms_v1", "bfloat16")
+    right = evaluate(spec, found.inputs, Recipe("bfloat16"), HELD_OUT[1], dout)
+    assert found.judge({name: right[name]}).status == "pass"
+    assert found.judge({name: -right[name]}).status == "fail"
+    assert found.judge({name: 1.5 * right[name]}).status == "fail"
+
+
+def test_log_sum_exps_and_lambda() -> None:
+    spec, found, _ = _case("ms_v1", "bfloat16")
+    exact = truth(spec, found.inputs)
+    given = {"lse1": exact.lse1, "lse2": exact.lse2 + 1e-3, "lambda_full": round_to(exact.lambda_full, "bfloat16")}
+    assert found.judge(given).status == "pass"
+    swapped = found.judge({"lse1": exact.lse2, "lse2": exact.lse1 / np.log(2), "lambda_full": exact.lambda_full * 1.1})
+    assert {t.status for t in swapped.tensors.values()} == {"fail"}
+    assert found.judge({"lse1": exact.lse1 / np.log(2)}).tensors["lse1"].notes[0].startswith("it is to base 2")
+
+
+def test_rows_that_see_nothing_are_exact() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, T=5, S=3)
+    found = budget(spec, x, "bfloat16")
+    out = found.expected["out"]
+    assert not out[:, :, :2].any()
+    assert not found.rows["out"][:, :, :2].any()
+    assert found.judge(round_to(out, "bfloat16")).status == "pass"
+    out = out.copy()
+    out[0, 0, 0, 0] = 1e-20
+    assert found.judge(out).status == "fail"
+
+
+def test_what_legal_kernels_themselves_cannot_tell_is_inconclusive() -> None:
+    spec = small("hf_diffllama", lambda_form="given")
+    x = draw(spec, T=11, S=13)
+    h = spec.heads
+    x["q"][:, h:], x["k"][:, 2:], x["lambda_full"] = x["q"][:, :h], x["k"][:, :2], np.asarray(1.0)
+    found = budget(spec, {**x, "q": x["q"] * 1.0}, "bfloat16")
+    assert found.judge(found.expected["out"]).status in ("inconclusive", "fail")
+    assert not found.judge(found.expected["out"])
+
+
+def test_floor_and_bound_of_every_row() -> None:
+    _, found, _ = _case("hf_diffllama", "bfloat16")
+    y = found.expected["out"]
+    assert np.all(found.rows["out"] >= 0.29 * 2.0**-8 * np.sqrt(np.mean(y**2, -1)))
+    assert np.all(found.rows["out"] <= found.bounds["out"])
+    assert np.all(np.isinf(found.bounds["dq"]))
+
+
+def test_a_layer_by_token() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, layer=True)
+    found = budget(spec, x, "bfloat16", dout=np.ones((2, 5, 11)))
+    assert found.rows["out"].shape == (2, 5)
+    right = evaluate(spec, found.inputs, Recipe("bfloat16"), HELD_OUT[0], np.ones((2, 5, 11)))
+    assert found.judge(right).status == "pass"
+    assert found.judge({"out": right["out"][:, ::-1]}).status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("actual", "message"),
+    [
+        ({}, "nothing to judge"),
+        ({"dq": np.ones(3)}, r"'dq' cannot be judged; gradients need dout="),
+        ({"outt": np.ones(3)}, "'outt' cannot be judged: there are out, lse1"),
+        (np.ones((2, 5, 6, 12)), "heads and tokens are swapped"),
+    ],
+)
+def test_refuses(actual: object, message: str) -> None:
+    spec = small("hf_diffllama")
+    with pytest.raises(ValueError, match=message):
+        budget(spec, draw(spec), "bfloat16", members=2).judge(actual)
+
+
+def test_numbers_below_the_range_of_the_type_may_be_lost() -> None:
+    spec = small("diff_v2")
+    x = draw(spec, T=5, S=7)
+    x["v"] = np.full_like(x["v"], 2.0**-24)
+    found = budget(spec, x, "float16")
+    assert found.expected["out"].any()
+    assert found.judge(np.zeros_like(found.expected["out"])).tensors["out"].status != "fail"
+
+
+def test_weights_that_are_flushed_to_zero_may_be_missing_in_a_gradient() -> None:
+    """A key with so little weight that its gradient is about 2⁻¹²⁰, made of weights of which some are below 2⁻¹²⁶."""
+    spec = small("diff_v2", rope="none", causal="none")
+    x = draw(spec, T=5, S=7)
+    d = spec.head_dim
+    x["q"] = np.ones_like(x["q"])
+    x["k"][:, :, 0] = -85 / np.sqrt(d)
+    found = budget(spec, x, "float32", dout=np.ones((2, spec.heads, 5, spec.out_dim)))
+    dk = found.expected["dk"].copy()
+    size = np.sqrt(np.mean(dk[:, :, 0] ** 2, axis=-1))
+    assert np.all((size > 2.0**-126) & (size < 2.0**-110))
+    dk[:, :, 0] = np.where(size[..., None] < 2.0**-120, 0.0, dk[:, :, 0])
+    assert not np.array_equal(dk, found.expected["dk"])
+    assert found.judge({"dk": dk}).status == "pass"
+
+
+def test_rows_that_see_nothing_may_be_nan() -> None:
+    """They have no budget, and none is beyond its bound."""
+    spec = small("hf_diffllama").replace(masked_rows="nan")
+    x = draw(spec, T=6, S=4)  # the first two queries see no key
+    found = budget(spec, x, "float32")
+    assert np.isnan(found.expected["out"][:, :, :2]).all()
+    assert not found.rows["out"][:, :, :2].any()
+    assert found.judge(evaluate(spec, found.inputs, Recipe.of("float32"), HELD_OUT[0])["out"]).status == "pass"
+    zeros = spec.replace(masked_rows="zeros")
+    assert found.judge(truth(zeros, x).out).status == "fail"
+
+
+def test_printed_in_short() -> None:
+    spec, found, _ = _case("hf_diffllama", "bfloat16")
+    assert repr(found) == str(found)
+    assert repr(found).startswith(
+        f"Budget(bfloat16, 6 orders, expected: out (2, {spec.heads}, 11, 12) float64, dq (2, "
+    )
+    assert len(repr(found)) < 500

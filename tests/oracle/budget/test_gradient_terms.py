@@ -1,0 +1,54 @@
+"""The terms of the gradients that are sums, against the same sums written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.budget.gradient_terms import Recorder, term_norms
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.truth.backward import backward
+from tests.oracle.example_inputs import draw, small
+
+
+def _norms(preset: str, **fields: object) -> tuple[dict, dict, dict]:
+    spec = small(preset, **fields)
+    x = as_float64(spec, draw(spec))
+    dout = np.random.default_rng(5).normal(size=(2, spec.heads, 5, spec.out_dim))
+    heard = Recorder()
+    grads = backward(spec, x, dout, heard.ops())
+    return term_norms(spec, x, heard, grads), grads, x
+
+
+def test_the_sum_of_the_terms_is_the_gradient() -> None:
+    heard = Recorder()
+    spec = small("ms_v1")
+    x = as_float64(spec, draw(spec))
+    dout = np.random.default_rng(5).normal(size=(2, spec.heads, 5, spec.out_dim))
+    grads = backward(spec, x, dout, heard.ops())
+    norms = term_norms(spec, x, heard, grads)
+    rows = 2 * spec.heads * 5
+    assert abs(grads["lambda_full"]) <= np.sqrt(rows * spec.out_dim) * norms["lambda_full"]
+    assert np.all(np.abs(grads["norm_weight"]) <= np.sqrt(rows) * norms["norm_weight"])
+    ratio = grads["lambda_q1"] / grads["lambda_full"]
+    np.testing.assert_allclose(norms["lambda_q1"], np.abs(ratio) * norms["lambda_full"], rtol=1e-12)
+
+
+def test_one_term_is_its_own_norm() -> None:
+    spec = small("diff_v2", query_heads=2, key_heads=1, values="single")
+    x = as_float64(spec, draw(spec, B=1, T=1, S=4))
+    dout = np.zeros((1, 1, 1, spec.out_dim))
+    dout[..., 2] = 3.0
+    heard = Recorder()
+    grads = backward(spec, x, dout, heard.ops())
+    norms = term_norms(spec, x, heard, grads)
+    np.testing.assert_allclose(norms["lambda_full"], np.abs(grads["lambda_full"]), rtol=1e-12)
+    np.testing.assert_allclose(norms["lambda_logits"], np.abs(grads["lambda_logits"]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("norm_over", ["head", "all_heads"])
+def test_every_sum_has_its_norm(norm_over: str) -> None:
+    norms, grads, _ = _norms("ms_v1", norm_over=norm_over)
+    assert set(norms) == {"lambda_full", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2", "norm_weight"}
+    for name, norm in norms.items():
+        assert np.all(np.broadcast_to(norm, grads[name].shape) > 0), name

@@ -1,0 +1,60 @@
+"""Lists of cases: the same each time, for every preset or for one's own spec."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.cases.fixed import PROFILES, cases, small_spec
+from refdiff.oracle.inputs.validation import check_inputs
+from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.truth import truth
+from tests.oracle.example_inputs import small
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_case_has_a_truth(profile: str) -> None:
+    spec = small("ms_v1")
+    found = cases(profile, spec=spec, dtype="float16")
+    assert len(found) == len(PROFILES[profile][1])
+    for case in found:
+        check_inputs(case.spec, case.inputs)
+        result = truth(case.spec, case.inputs, dout=case.dout, want=("out",))
+        assert result.out is not None
+        assert result.out.shape == case.dout.shape
+        assert np.isfinite(result.out).all()
+        assert case.dout.dtype == np.float16
+
+
+def test_names_and_presets() -> None:
+    found = cases("identify", 3)
+    assert len({case.name for case in found}) == len(found) == 4 * len(PRESETS)
+    assert str(found[0]) == "identify-hf_diffllama-0-float32-3"
+    assert cases("identify", spec=small("ms_v1"))[0].name == "identify-0-float32-0"
+    again = cases("identify", 3)
+    assert all(np.array_equal(a.inputs[n], b.inputs[n]) for a, b in zip(found, again, strict=True) for n in a.inputs)
+    assert np.array_equal(found[1].dout, again[1].dout)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_small_specs_have_groups_and_depth(name: str) -> None:
+    spec = small_spec(name)
+    assert spec.layer == 2
+    assert spec.heads > spec.key_groups or name == "timm"
+
+
+def test_a_case_knows_what_it_is_blind_to() -> None:
+    one_token = cases("degenerate", spec=small_spec("hf_diffllama"))[0]
+    assert "rope_left_out" in {d.name for d in one_token.blind_to}
+
+
+def test_an_unknown_profile() -> None:
+    with pytest.raises(ValueError, match="no profile is called 'hard': there are natural, identify"):
+        cases("hard")
+
+
+def test_printed_in_short() -> None:
+    case = cases("identify", spec=small_spec("hf_diffllama"), dtype="bfloat16")[1]
+    assert repr(case).startswith(f"Case('{case.name}', q (2, 12, 11, 16) bfloat16, k (2, 4, 11, 16) bfloat16, ")
+    assert len(repr(case)) < 500
+    assert str(case) == case.name

@@ -1,0 +1,90 @@
+"""The numbers of each profile are what it says of them."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import STORAGE, VALUES, draw, stored
+from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.truth import truth
+from refdiff.oracle.truth.head_indices import wiring
+from tests.oracle.example_inputs import small
+
+PLAIN = Structure(2, 6, 9)
+
+
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_truth_of_all_is_finite_and_the_same_for_a_seed(name: str, values: str) -> None:
+    spec = small(name)
+    inputs = draw(spec, PLAIN, values, 4, "bfloat16")
+    found = truth(spec, inputs)
+    assert np.isfinite(found.out).all()
+    again, other = draw(spec, PLAIN, values, 4, "bfloat16"), draw(spec, PLAIN, values, 5, "bfloat16")
+    assert all(np.array_equal(x, again[n]) for n, x in inputs.items())
+    assert not np.array_equal(inputs["q"], other["q"])
+    lambda_ = found.lambda_full
+    if values == "cancel":
+        low, high = (0.8, 1.15) if spec.lambda_form == "exp" else (0.3, 1.0)
+        assert low < lambda_.min() <= lambda_.max() < high
+    if values == "identify" and spec.lambda_form == "exp":
+        assert 0.33 < lambda_ < 0.87
+
+
+def test_maps_that_cancel_and_values_that_whisper() -> None:
+    spec, w = small("hf_diffllama"), wiring(small("hf_diffllama"))
+    near = draw(spec, PLAIN, "cancel", 0)
+    assert np.abs(near["q"][:, w.q2] - near["q"][:, w.q1]).max() < 0.1
+    assert np.array_equal(near["q"][:, w.q2, 0], near["q"][:, w.q1, 0])
+    loud, low = draw(spec, PLAIN, "identify", 0), draw(spec, PLAIN, "whisper", 0)
+    assert np.abs(low["v"]).max() < 0.01 * np.abs(loud["v"]).max()
+
+
+def test_extremes() -> None:
+    spec = small("hf_diffllama", rope="none")
+    inputs = draw(spec, PLAIN, "extreme", 0)
+    assert np.array_equal(inputs["k"][:, :, 1], inputs["k"][:, :, 2])
+    found = truth(spec, inputs, want=("lse1", "lse2"))
+    assert max(np.abs(found.lse1).max(), np.abs(found.lse2).max()) > 100
+    flat = draw(spec, PLAIN, "degenerate", 0)
+    assert (flat["v"] == 1).all()
+    assert np.array_equal(flat["k"], np.broadcast_to(flat["k"][:, :, :1], flat["k"].shape))
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_numbers_are_in_the_storage_dtype(dtype: str) -> None:
+    inputs = draw(small("ms_v1"), PLAIN, "natural", 0, dtype)
+    wanted = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    assert all(x.dtype == wanted for x in inputs.values())
+
+
+def test_rounded_once() -> None:
+    # half way between two bfloat16 and a little more: by way of float32 it would go to the even one below
+    x = np.array([1.0 + 2**-8 + 2**-40])
+    assert float(stored(x, "bfloat16")[0]) == 1.0 + 2**-7
+
+
+def test_padding_is_loud_and_pages_of_nobody_are_nan() -> None:
+    spec = small("hf_diffllama")
+    padded = draw(spec, Structure(3, 4, 6, padding="left"), "natural", 0)
+    hidden = ~padded["key_mask"]
+    assert np.abs(np.moveaxis(padded["k"], 1, 2)[hidden]).mean() > 10
+    paged = draw(spec, Structure(pages=((1, 5), (1, 3)), page=4), "natural", 0)
+    assert np.isnan(paged["k_pages"]).sum() == (5 * 4 - 8) * 4 * 6
+
+
+def test_a_layer() -> None:
+    inputs = draw(small("diff_v2"), Structure(2, 3, 5, hidden=13), "identify", 0)
+    assert inputs["x"].shape == (2, 3, 13)
+    assert inputs["x_past"].shape == (2, 2, 13)
+    assert inputs["lambda_proj.weight"].shape == (6, 13)
+
+
+def test_unknown_words() -> None:
+    with pytest.raises(ValueError, match="values are 'odd' and dtype 'float32'"):
+        draw(small("ms_v1"), PLAIN, "odd", 0)
+    with pytest.raises(ValueError, match="dtype 'float8'"):
+        draw(small("ms_v1"), PLAIN, "natural", 0, "float8")

@@ -1,0 +1,67 @@
+"""Inputs misread: each deviation has an input that it fits, and says nothing of others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw as draw_values
+from refdiff.oracle.deviations.deviation import Problem, deviated, output
+from refdiff.oracle.deviations.input_deviations import OF_INPUTS
+from tests.oracle.example_inputs import draw, small
+
+HF = small("hf_diffllama")
+BY_NAME = {d.name: d for d in OF_INPUTS}
+
+
+def dense(**more: Any) -> dict[str, Any]:
+    return {**draw(HF), **more}
+
+
+FIT: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("queries_read_by_token", "all_read_by_token"), dense()),
+    "keys_read_by_token": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "identify", 3),
+    "values_read_by_token": dense(),
+    "padding_seen": dense(key_mask=np.array([[False] * 3 + [True] * 4] * 2)),
+    "mask_unread": dense(mask=np.tri(5, 7, 2, dtype=np.bool_)[:, ::-1]),
+    "bias_unread": dense(bias=np.arange(7.0)),
+    "positions_unread": dense(q_positions=np.array([[9, 3, 5, 2, 8]])),
+    "past_unread": {**draw(HF, layer=True), "x_past": np.ones((2, 3, 11))},
+    "sequences_seen_together": {**draw(HF, B=1, T=6, S=6), "cu_seqlens_q": np.array([0, 2, 6])},
+    "positions_not_restarted": {
+        **draw(HF, B=1, T=5, S=8), "cu_seqlens_q": np.array([0, 2, 5]), "cu_seqlens_k": np.array([0, 4, 8]),
+    },
+    "keys_start_with_the_queries": {
+        **draw(HF, B=1, T=6, S=6), "cu_seqlens_q": np.array([0, 2, 6]), "cu_seqlens_k": np.array([0, 4, 6]),
+    },
+    "pages_as_they_lie": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "identify", 3),
+    "last_page_whole": draw_values(HF, Structure(pages=((1, 7), (1, 9))), "identify", 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_is_another_output_on_its_input_and_fits_no_plain_one(name: str) -> None:
+    inputs = FIT[name]
+    problem = deviated(HF, inputs, [BY_NAME[name]])
+    assert problem is not None
+    right, wrong = output(Problem(HF, inputs)), output(problem)
+    assert right is not None
+    assert wrong is not None
+    assert wrong.shape == right.shape
+    assert not np.allclose(wrong, right)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_where_nothing_is_to_be_misread_the_output_is_right_or_there_is_no_such_kernel(name: str) -> None:
+    inputs = draw(HF)
+    problem = deviated(HF, inputs, [BY_NAME[name]])
+    if name.endswith("_read_by_token"):  # a lone token has no other order
+        inputs = draw(HF, T=1, S=1)
+        problem = deviated(HF, inputs, [BY_NAME[name]])
+    unread = name.endswith(("_unread", "_read_by_token")) or name == "padding_seen"
+    assert (problem is not None) == unread
+    if problem is not None:
+        assert np.array_equal(output(problem), output(Problem(HF, inputs)))

@@ -1,0 +1,168 @@
+"""Wrong gradients beside a right output get the name of the deviation that they are of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.backends import overlay
+from refdiff.oracle.cases.fixed import Case, cases, small_spec
+from refdiff.oracle.diagnosis import Ranking, diagnose
+from refdiff.oracle.diagnosis.ranking import NONE_FITS
+from refdiff.oracle.mistakes import Mistake, wrap
+from refdiff.oracle.mistakes.in_backward import IN_BACKWARD
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.ensemble import evaluate, quantised
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.rounding.rounded_layers import rounded_ops
+from refdiff.oracle.truth.backward import backward
+
+SPEC = small_spec("hf_diffllama")
+NAMES = ("dq", "dk", "dv", "dlambda_q1")
+
+
+def asked(case: Case, grads: dict[str, np.ndarray]) -> Ranking:
+    given = {"out": gradients(case)["out"], **grads}
+    return diagnose(given, case.spec, case.inputs, recipe=case.dtype, dout=case.dout)
+
+
+def gradients(case: Case, **changes: Any) -> dict[str, np.ndarray]:
+    """What a kernel gives, in an order that no budget is made of."""
+    recipe = Recipe.of(case.dtype)
+    assert case.dout is not None
+    return evaluate(case.spec.replace(**changes), quantised(case.inputs, recipe), recipe, HELD_OUT[0], case.dout)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"causal": "none"}, "no_causal_mask"),
+        ({"pairing": "interleaved"}, "neighbors_are_a_pair"),
+        ({"values": "interleaved"}, "neighboring_values_joined"),
+        ({"out_scale": "none"}, "scale_left_out"),
+    ],
+)
+def test_gradients_of_another_spec(changes: dict[str, Any], name: str, dtype: str) -> None:
+    case = cases("identify", 5, spec=SPEC, dtype=dtype)[1]
+    wrong = gradients(case, **changes)
+    found = asked(case, {n: wrong[n] for n in NAMES})
+    assert found.status == NONE_FITS
+    failed = [note.split()[4] for note in found.notes if note.startswith("the output is right, ")]
+    assert len(failed) > 1
+    assert found.notes[len(failed)].startswith(f"{', '.join(failed[:-1])} and {failed[-1]} are those of {name}")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda g: 0.5 * g, "dk is 0.5 times what it should be"),
+        (lambda g: -g, "dk is -1 times what it should be"),
+        (lambda g: g[:, ::-1], None),
+    ],
+)
+def test_a_factor(wrong: Callable[[np.ndarray], np.ndarray], said: str | None) -> None:
+    case = cases("identify", 5, spec=SPEC, dtype="float32")[1]
+    right = gradients(case)
+    found = asked(case, {"dq": right["dq"], "dk": wrong(right["dk"])})
+    assert found.notes[0].startswith("the output is right, dk is not: ")
+    assert list(found.notes[1:]) == ([said] if said else [])
+
+
+def mistaken(case: Case, mistake: Mistake) -> dict[str, np.ndarray]:
+    """What a kernel gives whose derivative has a mistake, in an order that no budget is made of."""
+    recipe = Recipe.of(case.dtype)
+    ops = overlay(rounded_ops(recipe, HELD_OUT[0]), wrap(mistake))
+    found = backward(case.spec, quantised(case.inputs, recipe), case.dout.astype(np.float64), ops)
+    return {f"d{n}": round_to(g, recipe.storage) for n, g in found.items() if n != "lambda_full"}
+
+
+ALIKE = ("row_sums_left_out", "row_sums_of_the_difference")
+"""Below a norm they are the same but for ε, since no gradient that comes through one has a part along its input."""
+AS_IN_THE_SPEC = ("no_causal_mask", "gradient_without_the_causal_mask")
+"""Without a norm the gradient does not depend on the output: no mask in it, and none in both, are the same."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1", "diff_v2"])
+@pytest.mark.parametrize("mistake", IN_BACKWARD, ids=str)
+def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> None:
+    case = cases("identify", 3, spec=small_spec(preset), dtype=dtype)[1]
+    found = asked(case, mistaken(case, mistake))
+    failed = [note.split()[4] for note in found.notes if note.startswith("the output is right, ")]
+    if preset == "diff_v2" and mistake.layer in ("rms_norm_vjp", "diff_lambda_vjp"):
+        assert not failed, "v2 has no such layer"
+        return
+    (said,) = found.notes[len(failed) :]
+    names = re.sub(r" \([^ ].*?\)(?= or |$)", "", said.partition(" of ")[2]).split(" or ")
+    expected: tuple[str, ...] = (mistake.name,)
+    if mistake.name in ALIKE and (preset, dtype) in (("hf_diffllama", "bfloat16"), ("ms_v1", "bfloat16")):
+        expected = ALIKE
+    if mistake.name in AS_IN_THE_SPEC and preset == "diff_v2":
+        expected = AS_IN_THE_SPEC
+    assert tuple(names) == expected
+
+
+def test_each_of_its_own() -> None:
+    """The gradient of k sees the future, that of v is of other pairs."""
+    case = cases("identify", 5, spec=SPEC, dtype="float32")[1]
+    wrong = {"dk": gradients(case, causal="none")["dk"], "dv": gradients(case, pairing="interleaved")["dv"]}
+    first, second = asked(case, wrong).notes[2:]
+    assert first.startswith("dk is that of no_causal_mask (")
+    assert second.startswith("dv is that of neighbors_are_a_pair (")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_those_of_one_factor_are_told_together(dtype: str) -> None:
+    case = cases("identify", 3, spec=SPEC, dtype=dtype)[1]
+    right = gradients(case)
+    of_lambda = [n for n in right if n.startswith("dlambda_") and n != "dlambda_full"]
+    by = {"dq": 7.0, "dk": 0.3, "dv": 7.0, **dict.fromkeys(of_lambda, 12.5)}
+    found = asked(case, {n: x * right[n] for n, x in by.items()})
+    told = [
+        re.fullmatch(r"(.*) (?:is|are) ([\d.]+) times what (?:it|they) should be", n) for n in found.notes[len(by) :]
+    ]
+    assert [m and m[1] for m in told] == ["dq and dv", "dk", "dlambda_q1, dlambda_k1, dlambda_q2 and dlambda_k2"]
+    assert [float(m[2]) for m in told if m] == pytest.approx([7, 0.3, 12.5], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("zero", "said"),
+    [
+        (("dv",), "dv is zero where it should not be"),
+        (("dq", "dk"), "dq and dk are zero where they should not be"),
+        (("dlambda_q1",), "dlambda_q1 is that of lambda_held_constant ("),
+    ],
+)
+def test_zeros(zero: tuple[str, ...], said: str) -> None:
+    case = cases("identify", 3, spec=SPEC, dtype="float32")[1]
+    right = gradients(case)
+    found = asked(case, {n: 0 * right[n] if n in zero else right[n] for n in NAMES})
+    (note,) = found.notes[len(zero) :]
+    assert note.startswith(said)
+
+
+def test_the_gradients_that_are_right_tell_deviations_apart() -> None:
+    """In 16 bits any number may be λ's gradient: those of q, k and v say whether more than λ is wrong."""
+    case = cases("identify", 1, spec=small_spec("ms_v1"), dtype="bfloat16")[1]
+    (mistake,) = (m for m in IN_BACKWARD if m.name == "second_exponential_without_its_sign")
+    wrong = mistaken(case, mistake)
+    alone = asked(case, {n: wrong[n] for n in ("dlambda_q2", "dlambda_k2")}).notes[2]
+    beside = asked(case, wrong).notes[2]
+    named = f"dlambda_q2 and dlambda_k2 are those of {mistake.name} ("
+    assert not alone.startswith(named)
+    assert beside.startswith(named)
+    assert " or " not in beside
+
+
+def test_right_gradients_and_noise_have_no_name() -> None:
+    case = cases("identify", 5, spec=SPEC, dtype="bfloat16")[1]
+    right = gradients(case)
+    assert not [note for note in asked(case, {n: right[n] for n in NAMES}).notes if note.startswith("d")]
+    noise = np.random.default_rng(0).normal(size=right["dq"].shape)
+    assert len(asked(case, {"dq": noise}).notes) == 1

@@ -1,0 +1,86 @@
+"""Arrays of every type, to a file and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from refdiff.errors import CheckpointError
+from refdiff.oracle.inputs.files import read_arrays, write_arrays
+from tests.layers.inputs import says
+from tests.oracle.arrays import DTYPES, LAYOUTS, numbers, same_bits, zero_stride
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "zero stride"])
+def test_round_trip(tmp_path: Path, layout: str) -> None:
+    view = {**LAYOUTS, "zero stride": zero_stride}[layout]
+    arrays = {dtype: np.asarray(view(numbers(dtype))) for dtype in DTYPES}
+    write_arrays(tmp_path / "a.safetensors", arrays, {"note": "λ"})
+    read, metadata = read_arrays(tmp_path / "a.safetensors")
+    assert metadata == {"note": "λ"}
+    assert read.keys() == arrays.keys()
+    for name, x in arrays.items():
+        assert same_bits(read[name], x)
+        assert not read[name].flags.writeable
+        assert x.size == 0 or read[name].ctypes.data % x.itemsize == 0
+
+
+def test_the_library_reads_it_and_the_same_bytes_come_again(tmp_path: Path) -> None:
+    arrays = {dtype: numbers(dtype) for dtype in DTYPES}
+    for name in "ab":
+        write_arrays(tmp_path / name, dict(sorted(arrays.items(), reverse=name == "b")), {})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with safe_open(tmp_path / "a", "numpy") as file:
+        for name in set(DTYPES) - {"bfloat16"}:
+            assert same_bits(file.get_tensor(name), arrays[name])
+
+
+def test_reads_what_the_library_writes(tmp_path: Path) -> None:
+    arrays = {dtype: numbers(dtype) for dtype in DTYPES if dtype != "bfloat16"}
+    save_file(arrays, tmp_path / "a.safetensors")
+    read, metadata = read_arrays(str(tmp_path / "a.safetensors"))
+    assert metadata == {}
+    assert all(same_bits(read[name], x) for name, x in arrays.items())
+
+
+def test_npz(tmp_path: Path) -> None:
+    arrays = {dtype: numbers(dtype) for dtype in DTYPES}
+    np.savez(tmp_path / "a.npz", **arrays)
+    read, _ = read_arrays(tmp_path / "a.npz")
+    assert all(same_bits(read[name], x) for name, x in arrays.items())
+
+
+def test_big_endian_numbers_are_turned(tmp_path: Path) -> None:
+    x = np.array([1.5, -2.0], ">f4")
+    write_arrays(tmp_path / "a", {"x": x}, {})
+    assert read_arrays(tmp_path / "a")[0]["x"].tolist() == [1.5, -2.0]
+
+
+def test_types_that_the_format_has_not(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^x: safetensors has no type for complex128; it has bool, uint8"):
+        write_arrays(tmp_path / "a", {"x": np.ones(2, complex)}, {})
+    text = json.dumps({"x": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "b").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(CheckpointError, match=r"b: x has type C64; what is read is BOOL, U8"):
+        read_arrays(tmp_path / "b")
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"no zip")
+    with pytest.raises(CheckpointError, match=r"a\.npz: cannot be read"):
+        read_arrays(tmp_path / "a.npz")
+    with says(CheckpointError, f"{tmp_path / 'b.npz'}: cannot be read: No such file or directory"):
+        read_arrays(tmp_path / "b.npz")
+    with pytest.raises(CheckpointError, match=r"c\.safetensors: cannot be opened"):
+        read_arrays(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("name", ["mine.pt", "mine.npy"])
+def test_files_without_names_say_how_to_write_them(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name}: .*safetensors\.torch\.save_file or numpy\.savez"):
+        read_arrays(tmp_path / name)

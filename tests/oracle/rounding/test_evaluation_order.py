@@ -1,0 +1,112 @@
+"""Products, exponentials and roundings of a recipe in an order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS, Arithmetic, Order, error_of_sums
+from refdiff.oracle.rounding.recipe import Recipe
+
+PLAIN = Order("plain")
+
+
+def _normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+def test_orders_differ_from_each_other() -> None:
+    orders = (*MEMBERS, *DRAWS, *HELD_OUT)
+    assert len({(o.subtract, o.tile, o.reverse, o.stored, o.terms, o.base2, o.shift, o.noise) for o in orders}) == 17
+    assert len({o.name for o in orders}) == 17
+
+
+@pytest.mark.parametrize("terms", [0, 1, 3, 7, 100])
+def test_products_are_sums_in_float32(terms: int) -> None:
+    a, b = _normal(2, 5, 17), _normal(17, 3)
+    how = Arithmetic(Recipe("float32"), Order("", terms=terms))
+    got = how.product(a, b)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, a.astype(np.float64) @ b.astype(np.float64), rtol=0, atol=1e-5)
+
+
+def test_one_term_at_a_time_is_the_sum_from_left_to_right() -> None:
+    a = np.asarray([[1.0, 2.0**-24, 2.0**-24]], dtype=np.float32)
+    how = Arithmetic(Recipe("float32"), Order("", terms=1))
+    assert how.product(a, np.ones((3, 1), dtype=np.float32))[0, 0] == 1.0
+    assert how.product(a[:, ::-1], np.ones((3, 1), dtype=np.float32))[0, 0] == 1.0 + 2.0**-23
+
+
+def test_tf32_cuts_operands() -> None:
+    a, b = _normal(4, 6), _normal(6, 5)
+    how = Arithmetic(Recipe.of("tf32"), PLAIN)
+    np.testing.assert_array_equal(how.product(a, b), round_to(a, "tf32") @ round_to(b, "tf32"))
+
+
+def test_rounds_where_the_recipe_stores() -> None:
+    x = _normal(7)
+    how, stored = (Arithmetic(Recipe("bf16", o="fp32"), Order("", stored=s)) for s in (False, True))
+    np.testing.assert_array_equal(how.hold(x, "p"), round_to(x, "bfloat16"))
+    np.testing.assert_array_equal(how.hold(x, "o"), x)
+    np.testing.assert_array_equal(how.step(x, "p"), x)
+    np.testing.assert_array_equal(stored.step(x, "p"), round_to(x, "bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "base2", "error"), [("exact", False, 3e-7), ("exact", True, 2e-5), ("ex2approx", False, 2e-5)]
+)
+def test_exponentials(recipe: str, base2: bool, error: float) -> None:
+    x = np.linspace(-60, 0, 301, dtype=np.float32)
+    how = Arithmetic(Recipe("float32", exp=recipe), Order("", base2=base2))
+    got, want = how.exp(x, np.float32(0)), np.exp(x.astype(np.float64))
+    assert np.max(np.abs(got / want - 1)) < error
+    assert how.exp(np.float32(-np.inf), np.float32(0)) == 0
+    exact = Arithmetic(Recipe("float32"), Order("", base2=True)).exp(x, np.float32(0))
+    assert np.array_equal(got, exact) == (recipe == "exact" and base2)
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float32"])
+def test_errors_at_random_have_the_size_of_roundings(storage: str) -> None:
+    x = np.random.default_rng(0).normal(size=4000)
+    x[:2] = 0.0, -np.inf
+    how = Arithmetic(Recipe(storage), DRAWS[0])
+    noisy = how.hold(how.array(x), "p")
+    assert noisy.dtype == np.float64
+    assert noisy[1] == -np.inf
+    assert noisy[0] == 0
+    off = np.sqrt(np.mean((noisy[2:] / x[2:] - 1) ** 2)) / how.u("p")
+    rounded = np.sqrt(np.mean((round_to(x[2:], storage) / x[2:] - 1) ** 2)) / how.u("p")
+    assert 1 < off / rounded < 2
+
+
+def test_what_some_processors_flush_is_zero_in_some_draws() -> None:
+    tiny = np.asarray([1e-39, -3e-42, 2e-38])
+    flushing, keeping = (Arithmetic(Recipe("float32"), DRAWS[n]) for n in (0, 1))
+    np.testing.assert_array_equal(flushing.hold(tiny, "p") == 0, [True, True, False])
+    assert np.all(keeping.hold(tiny, "p") != 0)
+    assert flushing.exp(np.asarray(-90.0), np.asarray(0.0)) == 0 < keeping.exp(np.asarray(-90.0), np.asarray(0.0))
+
+
+def test_a_number_for_a_whole_row_is_never_right_by_luck() -> None:
+    a = np.random.default_rng(0).normal(size=(50, 16))
+    how = Arithmetic(Recipe("bfloat16"), DRAWS[0])
+    off = np.abs(how.inner(a, a, "o") - np.sum(a * a, -1, keepdims=True))
+    assert np.all(off >= 0.99 * how.u("o") * np.sqrt(np.sum((a * a) ** 2, -1, keepdims=True)))
+
+
+@pytest.mark.parametrize("n", [1, 7, 101, 1009])
+def test_what_a_sum_is_usually_off_by(n: int) -> None:
+    a, b = np.random.default_rng(4).normal(size=(2, 500, n)).astype(np.float32)
+    got = (a * b).cumsum(axis=-1, dtype=np.float32)[:, -1]
+    wide = a.astype(np.float64) * b
+    off = np.sqrt(np.mean((got - wide.sum(axis=-1)) ** 2 / np.sum(wide**2, axis=-1)))
+    assert 0.8 * off <= error_of_sums(n) <= 2 * off
+
+
+def test_an_error_of_a_given_size_where_errors_are_drawn() -> None:
+    x, error = np.linspace(1.0, 2.0, 200), np.linspace(0.0, 0.1, 200)
+    off = Arithmetic(Recipe("float32"), DRAWS[0]).off_by(x, error) - x
+    np.testing.assert_allclose(np.abs(off), error, atol=1e-15)
+    assert 50 < np.sum(off > 0) < 150
+    np.testing.assert_array_equal(Arithmetic(Recipe("float32"), PLAIN).off_by(x, error), x)

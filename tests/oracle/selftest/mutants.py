@@ -1,0 +1,139 @@
+"""Every mutant of a problem: what a deviation, or a mistake in one place, makes of each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.deviations import deviated
+from refdiff.oracle.deviations.deviation import Problem, laid_over, output
+from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.mistakes import CATALOGUE
+from refdiff.oracle.truth import truth
+from refdiff.oracle.truth.backward import backward
+from refdiff.oracle.verdict.lse_conventions import other_sums
+from tests.oracle.selftest.gradients import with_a_row_of
+from tests.oracle.selftest.local_mistakes import KEYS, PLACES
+from tests.oracle.selftest.settings import Setting
+
+Numpy = np.ndarray[Any, Any]
+Arrays = dict[str, Numpy]
+WAYS = ("forward", "backward", "lse")
+ROWS = ("dq", "dk", "dv")
+
+
+def way_of(name: str) -> str:
+    """Which of the three a tensor belongs to."""
+    return "forward" if name == "out" else "lse" if name.startswith("lse") else "backward"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake: forward, backward or lse; its name and axis; the tensors that it changes, in float64."""
+
+    way: str
+    name: str
+    axis: str
+    wrong: Arrays
+
+
+def mutants(setting: Setting, inputs: Inputs, right: Arrays, dout: Numpy, rng: np.random.Generator) -> Iterator[Mutant]:
+    """Yield every mutant of a problem that changes something.
+
+    Args:
+        inputs: float64, as the kernel has them.
+        right: the truth of all tensors.
+    """
+    found = _deviating(setting, inputs, right, dout, rng)
+    if setting.main:
+        found = _chained(found, _backward_alone(setting, inputs, dout), _local(setting, inputs, right, dout, rng))
+        found = _chained(found, _other_sums(setting, inputs))
+    for mutant in found:
+        changed = {
+            name: y
+            for name, y in mutant.wrong.items()
+            if name in right and y.shape == right[name].shape and not np.array_equal(y, right[name], equal_nan=True)
+        }
+        if changed:
+            yield Mutant(mutant.way, mutant.name, mutant.axis, changed)
+
+
+def _chained(*parts: Iterator[Mutant]) -> Iterator[Mutant]:
+    for part in parts:
+        yield from part
+
+
+def _deviating(
+    setting: Setting, inputs: Inputs, right: Arrays, dout: Numpy, rng: np.random.Generator
+) -> Iterator[Mutant]:
+    """The deviations of the spec and of its inputs."""
+    for n, deviation in enumerate(setting.deviations):
+        problem = deviated(setting.spec, inputs, [deviation])
+        if problem is None:
+            continue
+        out = output(problem)
+        if out is not None:
+            yield Mutant("forward", deviation.name, deviation.axis, {"out": out})
+        if setting.main and (sums := _log_sums(problem)):
+            yield Mutant("lse", deviation.name, deviation.axis, sums)
+        if deviation.mistake is None:
+            yield Mutant("backward", deviation.name, deviation.axis, _gradients(problem, dout))
+        elif setting.kind == "dense":
+            name = ROWS[(n + int(rng.integers(3))) % 3]
+            wrong = with_a_row_of(problem, dout, name[1:], right[name], rng)
+            if wrong is not None:
+                yield Mutant("backward", deviation.name, deviation.axis, {name: wrong})
+
+
+def _backward_alone(setting: Setting, inputs: Inputs, dout: Numpy) -> Iterator[Mutant]:
+    """Mistakes of derivatives, the forward being right."""
+    for mistake in CATALOGUE:
+        if mistake.layer.endswith("_vjp"):
+            wrong = _gradients(Problem(setting.spec, inputs, (mistake,)), dout)
+            yield Mutant("backward", mistake.name, mistake.axis, wrong)
+
+
+def _local(setting: Setting, inputs: Inputs, right: Arrays, dout: Numpy, rng: np.random.Generator) -> Iterator[Mutant]:
+    """Mistakes in one place."""
+    for of_keys in KEYS:
+        problem = Problem(*of_keys(rng, setting.spec, inputs))
+        out = output(problem)
+        if out is not None:
+            yield Mutant("forward", of_keys.__name__, "local", {"out": out})
+        yield Mutant("backward", of_keys.__name__, "local", _gradients(problem, dout))
+        yield Mutant("lse", of_keys.__name__, "local", _log_sums(problem))
+    for of_place in PLACES:
+        yield Mutant("forward", of_place.__name__, "local", {"out": of_place(rng, right["out"])})
+        name = ROWS[int(rng.integers(3))]
+        yield Mutant("backward", of_place.__name__, "local", {name: of_place(rng, right[name])})
+
+
+def _other_sums(setting: Setting, inputs: Inputs) -> Iterator[Mutant]:
+    """Log-sum-exps of another convention, and those of the other map."""
+    of_maps = {name: other_sums(setting.spec, inputs, name) for name in ("lse1", "lse2")}
+    for text in of_maps["lse1"]:
+        yield Mutant("lse", text, "lse base", {name: sums[text] for name, sums in of_maps.items()})
+    exact = truth(setting.spec, inputs, want=("lse1", "lse2"))
+    yield Mutant("lse", "maps swapped", "lse base", {"lse1": np.asarray(exact.lse2), "lse2": np.asarray(exact.lse1)})
+
+
+def _gradients(problem: Problem, dout: Numpy) -> Arrays:
+    """The gradients of a wrong problem, by their names; none where a wrong layer cannot work on such inputs."""
+    try:
+        with np.errstate(all="ignore"):
+            grads = backward(problem.spec, problem.inputs, dout, laid_over(problem.mistakes))
+    except (ValueError, IndexError, TypeError):
+        return {}
+    return {f"d{name}": g for name, g in grads.items()}
+
+
+def _log_sums(problem: Problem) -> Arrays:
+    try:
+        with np.errstate(all="ignore"):
+            found = truth(problem.spec, problem.inputs, want=("lse1", "lse2"), ops=laid_over(problem.mistakes))
+    except (ValueError, IndexError, TypeError):
+        return {}
+    return {"lse1": np.asarray(found.lse1), "lse2": np.asarray(found.lse2)}

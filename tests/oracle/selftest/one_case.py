@@ -1,0 +1,141 @@
+"""One seed in one recipe and profile: every mutant and every legal kernel, judged by our rule and by those of others.
+
+A mutant is a legal kernel with a mistake: the result of an order that no budget is made of, plus what the mistake
+changes in float64, rounded to the storage type. So it has the roundings of a kernel, and its mistake.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.budget.budget import Budget, budget
+from refdiff.oracle.cases.values import draw
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.evaluation_order import MEMBERS
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.truth import truth
+from refdiff.oracle.truth.forward import out_shape
+from tests.oracle.selftest.baseline_rules import RIVALS, Given, accepts
+from tests.oracle.selftest.legal import run
+from tests.oracle.selftest.mutants import WAYS, Mutant, mutants, way_of
+from tests.oracle.selftest.noise import AT_RANDOM, ORDERS, TIMES, Noise, noise
+from tests.oracle.selftest.settings import Setting, settings
+from tests.oracle.selftest.table import OURS, Table
+
+Numpy = np.ndarray[Any, Any]
+Arrays = dict[str, Numpy]
+
+
+def one_case(seed: int, recipe: Recipe, profile: str, name: str) -> Table:
+    """Judge all mutants and legal kernels of a seed, under the recipe's name in the table."""
+    table = Table()
+    for setting in settings(seed):
+        case = Trial(setting, seed, recipe, profile)
+        for order, found in zip(ORDERS, case.runs, strict=True):
+            judge_legal(table, (name, profile), f"{order.name}, {setting.kind}, seed {seed}", found, case)
+        rng = np.random.default_rng([seed, 31])
+        bases = case.runs
+        for n, mutant in enumerate(mutants(setting, case.budget.inputs, case.right, case.dout, rng)):
+            _judge_mutant(table, (name, profile), seed, mutant, bases[n % len(bases)], case)
+    return table
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A problem with its numbers, its truth and what legal kernels make of it."""
+
+    setting: Setting
+    seed: int
+    recipe: Recipe
+    profile: str
+
+    @cached_property
+    def inputs(self) -> Arrays:
+        """The numbers."""
+        return draw(self.setting.spec, self.setting.structure, self.profile, self.seed, self.recipe.storage)
+
+    @cached_property
+    def dout(self) -> Numpy:
+        """The gradient of the output, in the storage type."""
+        x = np.random.default_rng([self.seed, 977]).normal(size=out_shape(self.setting.spec, self.inputs))
+        return round_to(x, self.recipe.storage)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """What is under test."""
+        return budget(self.setting.spec, self.inputs, self.recipe, dout=self.dout)
+
+    @cached_property
+    def right(self) -> Arrays:
+        """The truth of all tensors."""
+        found = self.budget.expected
+        if self.setting.main:
+            sums = truth(self.setting.spec, self.budget.inputs, want=("lse1", "lse2"))
+            found |= {"lse1": np.asarray(sums.lse1), "lse2": np.asarray(sums.lse2)}
+        return found
+
+    @cached_property
+    def runs(self) -> list[Arrays]:
+        """Legal kernels of which no budget is made."""
+        return [run(self.setting, self.budget.inputs, self.recipe, order, self.dout) for order in ORDERS]
+
+    @cached_property
+    def noise(self) -> dict[str, tuple[Noise, Noise]]:
+        """Of each tensor: of legal orders with errors at random beside them, and of the orders alone."""
+        drawn = [run(self.setting, self.budget.inputs, self.recipe, order, self.dout) for order in AT_RANDOM]
+        return {name: (self._noise(name, [*self.runs, *drawn]), self._noise(name, self.runs)) for name in self.right}
+
+    def _noise(self, name: str, runs: list[Arrays]) -> Noise:
+        by_rows = name in self.budget.tensors
+        return noise(self.right[name], [found[name] for found in runs], self.storage(name), by_rows)
+
+    @cached_property
+    def given(self) -> dict[str, Given]:
+        """What the rules of others see."""
+        recipe = Recipe.of(self.recipe, qk=self.recipe.storage)
+        eager = run(self.setting, self.budget.inputs, recipe, MEMBERS[0], self.dout)
+        return {name: Given(y, eager[name], self.storage(name)) for name, y in self.right.items()}
+
+    def storage(self, name: str) -> str:
+        """The type of a tensor."""
+        return "float32" if way_of(name) == "lse" else self.recipe.storage
+
+
+def judge_legal(
+    table: Table, key: tuple[str, str], what: str, found: Arrays, case: Trial, *, real: bool = False
+) -> None:
+    """Judge a legal kernel, in each of the ways that it has."""
+    for way in WAYS:
+        part = {name: x for name, x in found.items() if way_of(name) == way}
+        if not part:
+            continue
+        verdict = case.budget.judge(part)
+        count = table.counts[(*key, way, OURS)]
+        count.legal(refused=verdict.status == "fail", undecided=verdict.status == "inconclusive", real=real)
+        if verdict.status == "fail":
+            table.refusals.append(f"{' '.join(key)} {way} {what}\n{verdict}")
+        for rule in RIVALS:
+            table.counts[(*key, way, rule)].legal(refused=not accepts(rule, part, case.given), real=real)
+
+
+def _judge_mutant(table: Table, key: tuple[str, str], seed: int, mutant: Mutant, base: Arrays, case: Trial) -> None:
+    right, wrong = case.right, mutant.wrong
+    with np.errstate(all="ignore"):
+        made = {name: round_to(base[name] + (y - right[name]), case.storage(name)) for name, y in wrong.items()}
+    times, plain_times = (max(case.noise[name][n].times(y, right[name]) for name, y in wrong.items()) for n in (0, 1))
+    identifiable, plain = times > TIMES, plain_times > TIMES
+    status = case.budget.judge(made).status
+    verdicts = {OURS: status == "fail"} | {rule: not accepts(rule, made, case.given) for rule in RIVALS}
+    for rule, killed in verdicts.items():
+        table.counts[(*key, mutant.way, rule)].mutant(killed, identifiable=identifiable, plain=plain)
+    table.by_name[mutant.way, mutant.axis, mutant.name].mutant(verdicts[OURS], identifiable=identifiable, plain=plain)
+    if identifiable:
+        table.seeds[mutant.way, mutant.axis, mutant.name].add(seed)
+        if status == "inconclusive":
+            table.counts[(*key, mutant.way, OURS)].held_back += 1
+        if status == "pass":
+            table.survivors[key[0], mutant.way, mutant.name] += 1

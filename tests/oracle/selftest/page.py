@@ -1,0 +1,159 @@
+"""The selftest's table as a page in Markdown: by rule, by regime, by real kernel, by mutant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from tests.oracle.selftest.mutants import WAYS
+from tests.oracle.selftest.table import OURS, Count, Table, share
+
+_HEAD = """\
+# The tester tested
+
+    {command}
+
+Every single deviation, and {local} mistakes in one place; seeds {seeds}, on which nothing was tuned; types {recipes};
+profiles {profiles}; outputs, gradients and log-sum-exps.
+
+A *mutant* is a legal kernel with a mistake in it; it is *killed* if it fails. It is *identifiable* where, without any
+rounding, it moves some row, some number, some sum or the scale of a tensor by more than five times the largest error
+that legal kernels have there. Those legal kernels are orders of evaluation, and roundings at random, of which no
+budget is made, and none of the checker's limits goes into it (`tests/oracle/selftest/noise.py`). How large their
+errors are beside those of real kernels is below. A *right kernel* that fails is a false alarm; *undecided* is one that
+was neither passed nor failed.
+
+`rows` is this project's rule. The others are FlashAttention's `2×` (`flash 2x`), the mean rule of PyTorch's tests of
+flex-attention (`flex mean`), `allclose` with 1e-2, and `torch.testing.assert_close` with its defaults, all on the
+same arrays.
+"""
+
+
+def page(table: Table, seeds: Sequence[int], kernels: str | None = None) -> str:
+    """Return the page of a run of these seeds, with these kernels of others."""
+    recipes, profiles = ([*dict.fromkeys(key[n] for key in table.in_order())] for n in (0, 1))
+    command = f"refdiff check --selftest --seeds {len(seeds)}" + (f" --kernels {kernels}" if kernels else "")
+    local = len({name for _, axis, name in table.by_name if axis == "local"})
+    head = _HEAD.format(
+        command=f"{command} --markdown",
+        local=local,
+        seeds=_numbers(seeds),
+        recipes=", ".join(recipes),
+        profiles=", ".join(profiles),
+    )
+    parts = [head, "## By rule\n", _by_rule(table), _plainly(table.total(rule=OURS))]
+    parts += ["## Identifiable mutants killed, by regime\n", _killed(table)]
+    parts += ["## Right kernels refused, by regime\n", _UNDECIDED, _refused(table)]
+    if table.errors:
+        parts += ["## Real kernels\n", _REAL, _real(table)]
+    parts += ["## Every mutant\n", _MUTANTS, _by_name(table), *_survivors(table)]
+    return "\n".join(parts).rstrip()
+
+
+_UNDECIDED = """\
+How many right kernels there were, of this project and of others, how many of them our rule left undecided, and how many
+each rule refused. A run is undecided where right kernels may be off by more than a quarter of a row in more than 5 % of
+the rows: inputs on which such a type cannot tell right from wrong, and a pass would say nothing.
+"""
+_REAL = """\
+How far off the worst row (or number, or scale) of each tensor of a run is, in units of the noise of legal kernels that
+*identifiable* is measured by: 1 is the largest error that those have there.
+"""
+_MUTANTS = """\
+Identifiable ones killed, of how many, and in how many seeds they were identifiable; `-` where it is not one of this way
+or is nowhere identifiable. A backward mutant of a wrong forward without a backward of its own has one wrong row.
+"""
+
+
+def _numbers(seeds: Sequence[int]) -> str:
+    stretch = len(seeds) == seeds[-1] - seeds[0] + 1 > 2
+    return f"{seeds[0]} to {seeds[-1]}" if stretch else ", ".join(map(str, seeds))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def _by_rule(table: Table) -> str:
+    rows = []
+    for rule in table.rules:
+        c = table.total(rule=rule)
+        undecided = f"{c.own_undecided + c.real_undecided:,}" if rule == OURS else "-"
+        killed = _of(c.killed_identifiable, c.identifiable), share(c.killed, c.mutants)
+        rows.append((rule, *killed, _of(c.own_refused, c.own), _of(c.real_refused, c.real), undecided))
+    head = ("rule", "identifiable mutants killed", "all mutants killed", "own right kernels refused")
+    return _table((*head, "real kernels refused", "undecided"), rows)
+
+
+def _plainly(c: Count) -> str:
+    return (
+        f"With the noise of the legal orders alone, which real kernels exceed, {share(c.killed_plain, c.plain)} "
+        f"identifiable mutants are killed. Of the {c.identifiable - c.killed_identifiable} that are not, "
+        f"{c.held_back} were inconclusive.\n"
+    )
+
+
+def _of(part: int, whole: int) -> str:
+    if not whole:
+        return "-"
+    return f"{part:,} of {whole:,} ({share(part, whole).split(' of ')[0]})" if part else f"0 of {whole:,}"
+
+
+def _regimes(table: Table) -> list[tuple[str, str, str]]:
+    return [key[:3] for key in table.in_order() if key[3] == OURS]
+
+
+def _killed(table: Table) -> str:
+    rows = []
+    for regime in _regimes(table):
+        counts = [table.counts[(*regime, rule)] for rule in table.rules]
+        rows.append(
+            (*regime, counts[0].identifiable, *(_percent(c.killed_identifiable, c.identifiable) for c in counts))
+        )
+    return _table(("recipe", "profile", "way", "mutants", *table.rules), rows)
+
+
+def _refused(table: Table) -> str:
+    rows = []
+    for regime in _regimes(table):
+        counts = [table.counts[(*regime, rule)] for rule in table.rules]
+        undecided = counts[0].own_undecided + counts[0].real_undecided
+        rows.append((*regime, counts[0].own, counts[0].real, undecided, *(c.refused for c in counts)))
+    return _table(("recipe", "profile", "way", "own", "real", "undecided", *table.rules), rows)
+
+
+def _percent(part: int, whole: int) -> str:
+    return share(part, whole).split(" of ")[0]
+
+
+def _real(table: Table) -> str:
+    rows = []
+    for name in dict.fromkeys(key[3] for key in table.errors):
+        for recipe in dict.fromkeys(key[0] for key in table.errors if key[3] == name):
+            of: dict[str, list[float]] = {way: [] for way in WAYS}
+            for key, errors in table.errors.items():
+                if key[0] == recipe and key[3] == name:
+                    of[key[2]] += errors
+            rows.append((name, recipe, *(f"{median(x):.2g}, at most {max(x):.2g}" if x else "-" for x in of.values())))
+    return _table(("kernel", "type", *(f"{way}: worst rows, median and largest" for way in WAYS)), rows)
+
+
+def _by_name(table: Table) -> str:
+    rows = []
+    for axis, name in dict.fromkeys(
+        (axis, name) for _, axis, name in sorted(table.by_name, key=lambda k: (k[1], k[2]))
+    ):
+        cells = []
+        for way in WAYS:
+            c, seeds = table.by_name.get((way, axis, name), Count()), table.seeds.get((way, axis, name), set())
+            cells.append(f"{c.killed_identifiable}/{c.identifiable}, {len(seeds)}" if c.identifiable else "-")
+        rows.append((axis, name, *cells))
+    return _table(("axis", "mutant", *WAYS), rows)
+
+
+def _survivors(table: Table) -> list[str]:
+    if not table.survivors:
+        return []
+    rows = [(n, name, recipe, way) for (recipe, way, name), n in table.survivors.most_common()]
+    return ["## Identifiable mutants that passed\n", _table(("times", "mutant", "recipe", "way"), rows)]

@@ -1,0 +1,95 @@
+"""Seeds, recipes and profiles, one after another or side by side, into a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from refdiff.oracle.rounding.recipe import STORAGE, Recipe
+from tests.oracle.selftest.one_case import one_case
+from tests.oracle.selftest.table import Table, of_dict
+from tests.oracle.selftest.third_party_kernels import case_of_others, kernels_of
+
+Each = Callable[[Callable[[int], Table], Sequence[int]], Iterable[tuple[int, Table]]]
+"""Calls a function of each seed, and gives seeds with what came of them, in any order."""
+
+RECIPES = ("float32", "tf32", "bfloat16", "float16")
+PROFILES = ("natural", "cancel", "whisper", "extreme")
+
+
+def selftest(
+    seeds: Sequence[int] = range(2),
+    *,
+    recipes: Sequence[str] = RECIPES,
+    profiles: Sequence[str] = PROFILES,
+    kernels: str | None = None,
+    jobs: int = 1,
+    each: Each | None = None,
+    keep: str | Path | None = None,
+    done: Callable[[str], None] | None = None,
+) -> Table:
+    """Judge mutants and legal kernels by our rule and by those of others.
+
+    Args:
+        seeds: of the numbers; budgets were calibrated on seeds from 1000.
+        kernels: package.module:NAME, right kernels of others to judge too (`third_party_kernels`).
+        jobs: how many seeds at a time, each in a process of its own.
+        each: who calls a function of each seed in place of these processes, as a cluster does (`refdiff.cluster`).
+        keep: a folder with a file for every seed that is done, by the same recipes and profiles: it is not done again.
+        done: called with words for each seed that is done.
+
+    Raises:
+        ValueError: `kernels` names no mapping.
+    """
+    folder = None if keep is None else Path(keep)
+    tables: dict[int, Table] = {}
+    work = partial(one_seed, recipes=tuple(recipes), profiles=tuple(profiles), kernels=kernels)
+    for seed, found in (each or partial(_each, jobs))(work, [s for s in seeds if not _kept(folder, s)]):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            part = _file(folder, seed).with_suffix(".part")
+            part.write_text(json.dumps(found.to_dict()), encoding="utf-8")
+            part.replace(_file(folder, seed))
+        else:
+            tables[seed] = found
+        if done is not None:
+            done(f"seed {seed}")
+    table = Table()
+    for seed in seeds:  # in this order, whichever was done first
+        table.add(tables[seed] if folder is None else of_dict(json.loads(_file(folder, seed).read_text("utf-8"))))
+    return table
+
+
+def one_seed(seed: int, recipes: Sequence[str], profiles: Sequence[str], kernels: str | None) -> Table:
+    """All recipes and profiles of one seed."""
+    others = None if kernels is None else kernels_of(kernels)
+    table = Table()
+    for name in recipes:
+        for profile in profiles:
+            table.add(one_case(seed, Recipe.of(name), profile, name))
+            if others is not None and name in STORAGE:
+                table.add(case_of_others(seed, name, profile, others))
+    return table
+
+
+def _each(jobs: int, work: Callable[[int], Table], seeds: Sequence[int]) -> Iterable[tuple[int, Table]]:
+    if jobs == 1 or len(seeds) < 2:
+        for seed in seeds:
+            yield seed, work(seed)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        runs = {pool.submit(work, seed): seed for seed in seeds}
+        for run in as_completed(runs):
+            yield runs[run], run.result()
+
+
+def _file(folder: Path, seed: int) -> Path:
+    return folder / f"seed_{seed}.json"
+
+
+def _kept(folder: Path | None, seed: int) -> bool:
+    return folder is not None and _file(folder, seed).exists()

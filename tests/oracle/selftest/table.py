@@ -1,0 +1,196 @@
+"""Mutants killed and legal kernels refused, by recipe, profile, direction and rule."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+OURS = "rows"
+AXES = ("recipe", "profile", "direction", "rule")
+IN_TURN = (
+    ("forward", "backward", "lse"),
+    ("float32", "tf32", "bfloat16", "float16"),
+    ("natural", "cancel", "whisper", "extreme"),
+)
+ENOUGH = 0.99
+
+
+@dataclass
+class Count:
+    """How many mutants there were, and how many of them were killed, that is, failed; and right kernels.
+
+    identifiable: those that are 5 times what legal kernels are off by somewhere (`tests.oracle.selftest.noise`);
+    plain: 5 times what the legal orders alone are. held_back: identifiable and inconclusive, not killed.
+    own, real: right kernels, of this project and of others; own_refused, real_refused: those of them that failed;
+    own_undecided, real_undecided: those that were inconclusive.
+    """
+
+    mutants: int = 0
+    killed: int = 0
+    identifiable: int = 0
+    killed_identifiable: int = 0
+    plain: int = 0
+    killed_plain: int = 0
+    held_back: int = 0
+    own: int = 0
+    own_refused: int = 0
+    own_undecided: int = 0
+    real: int = 0
+    real_refused: int = 0
+    real_undecided: int = 0
+
+    def add(self, other: Count) -> None:
+        """Add another count to this one."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def mutant(self, killed: bool, *, identifiable: bool, plain: bool) -> None:
+        """Count a mutant."""
+        self.add(Count(1, int(killed), identifiable, int(killed and identifiable), plain, int(killed and plain)))
+
+    def legal(self, *, refused: bool, real: bool, undecided: bool = False) -> None:
+        """Count a right kernel."""
+        whose = "real" if real else "own"
+        self.add(Count(**{whose: 1, f"{whose}_refused": int(refused), f"{whose}_undecided": int(undecided)}))
+
+    @property
+    def refused(self) -> int:
+        """Right kernels that failed: false alarms."""
+        return self.own_refused + self.real_refused
+
+
+@dataclass
+class Table:
+    """Counts by (recipe, profile, direction, rule), and by (direction, axis, name of a mutant) for our rule.
+
+    seeds: those in which a mutant was identifiable somewhere. survivors: identifiable mutants that passed our rule.
+    refusals: right kernels that our rule failed, with the verdicts. errors: what each run of a real kernel was off by
+    at its worst row, in units of the noise of legal kernels, by (recipe, profile, direction, kernel).
+    """
+
+    counts: dict[tuple[str, str, str, str], Count] = field(default_factory=lambda: defaultdict(Count))
+    by_name: dict[tuple[str, str, str], Count] = field(default_factory=lambda: defaultdict(Count))
+    seeds: dict[tuple[str, str, str], set[int]] = field(default_factory=lambda: defaultdict(set))
+    survivors: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    refusals: list[str] = field(default_factory=list)
+    errors: dict[tuple[str, str, str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, other: Table) -> None:
+        """Add another table to this one."""
+        for key, count in other.counts.items():
+            self.counts[key].add(count)
+        for name, count in other.by_name.items():
+            self.by_name[name].add(count)
+        for name, seeds in other.seeds.items():
+            self.seeds[name] |= seeds
+        self.survivors.update(other.survivors)
+        self.refusals += other.refusals
+        for key, errors in other.errors.items():
+            self.errors[key] += errors
+
+    def total(self, **of: str) -> Count:
+        """The sum over what `of` does not name: recipe, profile, direction, rule."""
+        whole = Count()
+        for key, count in self.counts.items():
+            if all(dict(zip(AXES, key, strict=True))[name] == value for name, value in of.items()):
+                whole.add(count)
+        return whole
+
+    @property
+    def holds(self) -> bool:
+        """Whether our rule killed 99 % of the identifiable mutants, and refused no right kernel."""
+        ours = self.total(rule=OURS)
+        return ours.identifiable > 0 and ours.killed_identifiable >= ENOUGH * ours.identifiable and ours.refused == 0
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Ours first."""
+        return tuple(dict.fromkeys(rule for *_, rule in self.in_order()))
+
+    def in_order(self) -> list[tuple[str, str, str, str]]:
+        """The rows in their order."""
+        return sorted(self.counts, key=_order)
+
+    def __str__(self) -> str:
+        numbers = f"{'killed':>16}{'of all':>8}{'legal refused':>16}"
+        head = f"{'recipe':9}{'profile':8}{'way':9}{'rule':14}{numbers}"
+        lines = [
+            "killed: of the identifiable mutants; of all: of all mutants",
+            head,
+            *(self._line(key, self.counts[key]) for key in self.in_order()),
+        ]
+        lines += ["", *(self._line(("all", "all", "all", rule), self.total(rule=rule)) for rule in self.rules)]
+        if self.survivors:
+            lines += ["", "identifiable mutants that passed our rule:"]
+            lines += [f"  {n} x {name} ({recipe}, {way})" for (recipe, way, name), n in self.survivors.most_common()]
+        return "\n".join([*lines, *(["", "right kernels that it refused:", *self.refusals] if self.refusals else [])])
+
+    def _line(self, key: tuple[str, str, str, str], c: Count) -> str:
+        recipe, profile, way, rule = key
+        undecided = c.own_undecided + c.real_undecided
+        legal = f"{c.refused}/{c.own + c.real}" + (f" +{undecided}?" if undecided else "")
+        return (
+            f"{recipe:9}{profile:8}{way:9}{rule:14}{share(c.killed_identifiable, c.identifiable):>16}"
+            f"{share(c.killed, c.mutants).partition(' of')[0]:>8}{legal:>16}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold; `of_dict` reads it."""
+        names = ("direction", "axis", "mutant")
+        return {
+            "holds": self.holds,
+            "rows": [{**dict(zip(AXES, key, strict=True)), **vars(self.counts[key])} for key in self.in_order()],
+            "mutants": [
+                {**dict(zip(names, key, strict=True)), **vars(count), "seeds": sorted(self.seeds.get(key, ()))}
+                for key, count in sorted(self.by_name.items())
+            ],
+            "survivors": [
+                {"recipe": recipe, "direction": way, "mutant": name, "times": n}
+                for (recipe, way, name), n in self.survivors.most_common()
+            ],
+            "refusals": self.refusals,
+            "errors": [
+                {**dict(zip((*AXES[:3], "kernel"), key, strict=True)), "worst_rows": errors}
+                for key, errors in sorted(self.errors.items())
+            ],
+        }
+
+
+def of_dict(found: dict[str, Any]) -> Table:
+    """Read what `Table.to_dict` has written."""
+    table = Table(refusals=list(found["refusals"]))
+    counted = Count.__dataclass_fields__
+    for row in found["rows"]:
+        table.counts[tuple(row[name] for name in AXES)] = Count(**{n: row[n] for n in counted})
+    for row in found["mutants"]:
+        key = (row["direction"], row["axis"], row["mutant"])
+        table.by_name[key] = Count(**{n: row[n] for n in counted})
+        table.seeds[key] = set(row["seeds"])
+    for row in found["survivors"]:
+        table.survivors[row["recipe"], row["direction"], row["mutant"]] = row["times"]
+    for row in found["errors"]:
+        table.errors[row["recipe"], row["profile"], row["direction"], row["kernel"]] = row["worst_rows"]
+    return table
+
+
+def share(part: int, whole: int) -> str:
+    """Such as "99.8 % of 523": never rounded up to all."""
+    if not whole:
+        return "-"
+    percent = 100 * part / whole
+    return f"{min(percent, 99.9) if part < whole else 100:.1f} % of {whole}"
+
+
+def _order(key: Iterable[str]) -> tuple[Any, ...]:
+    recipe, profile, way, rule = key
+    return (
+        rule != OURS,
+        rule,
+        *(_place(name, known) for name, known in zip((way, recipe, profile), IN_TURN, strict=True)),
+    )
+
+
+def _place(name: str, known: tuple[str, ...]) -> tuple[int, str]:
+    return (known.index(name) if name in known else len(known), name)

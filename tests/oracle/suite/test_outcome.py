@@ -1,0 +1,109 @@
+"""The pieces of the conformance suite, called as a worker calls them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.cases.fixed import cases, small_spec
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.suite import first_failure
+from refdiff.oracle.suite.outcome import Outcome, against_itself, against_truth, check_kernel, in_words, kernel_of
+from refdiff.oracle.suite.relations import RELATIONS, same_twice
+from tests.layers.inputs import says as raises
+
+USER = "tests.oracle.user_kernels"
+RECIPE = Recipe.of("float32")
+CASES = cases("natural", 3, spec=small_spec("hf_diffllama"))
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "compared", "says"),
+    [
+        ("right", "pass", True, "pass"),
+        ("wrong_rope", "fail", True, "fail"),
+        ("declines", "skip", False, "NotImplemented"),
+        ("changes_its_input", "fail", False, "the kernel has changed its input q"),
+        ("of_inputs_alone", "pass", True, "pass"),
+        ("two_of_them", "fail", False, "cannot be judged: out is a tuple of 2 arrays: give a mapping, {"),
+    ],
+)
+def test_against_the_truth(function: str, status: str, compared: bool, says: str) -> None:
+    piece = pickle.loads(pickle.dumps(partial(against_truth, f"{USER}:{function}", RECIPE, CASES[0])))
+    found = in_words(piece)
+    assert (found.status, found.compared) == (status, compared)
+    assert says in found.text
+
+
+@pytest.mark.parametrize(
+    ("function", "status"),
+    [("right", "pass"), ("of_inputs_alone", "pass"), ("declines", "skip"), ("two_of_them", "fail")],
+)
+def test_against_itself(function: str, status: str) -> None:
+    assert same_twice in RELATIONS
+    found = in_words(
+        pickle.loads(pickle.dumps(partial(against_itself, f"{USER}:{function}", RECIPE, same_twice, CASES)))
+    )
+    assert found.status == status
+    assert not found.compared
+
+
+def restless(spec: Any, inputs: dict[str, Any]) -> Any:
+    restless.calls += 1  # type: ignore[attr-defined]
+    return np.full((2, 6, 16, 32), restless.calls, dtype=np.float32)  # type: ignore[attr-defined]
+
+
+restless.calls = 0  # type: ignore[attr-defined]
+
+
+def test_a_kernel_that_changes_its_mind() -> None:
+    found = against_itself("tests.oracle.suite.test_outcome:restless", RECIPE, same_twice, CASES)
+    assert found.status == "fail"
+    assert f" {CASES[0].name}: " in found.text
+
+
+def test_an_error_comes_back_as_words() -> None:
+    found = in_words(partial(against_truth, "no.such_module:f", RECIPE, CASES[0]))
+    assert found == Outcome("fail", found.text)
+    assert found.text.startswith("ModuleNotFoundError: No module named 'no'\nTraceback")
+
+
+@pytest.mark.parametrize("name", ["nothing", "math:", ":f", "math:nothing"])
+def test_kernels_that_are_none(name: str) -> None:
+    with pytest.raises(ValueError, match="REFDIFF_KERNEL is"):
+        kernel_of(name)
+    assert kernel_of("os:getcwd") is os.getcwd
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (f"{USER}:rihgt", f"but {USER} has no function 'rihgt', did you mean 'right'?"),
+        (f"{USER}:zzz", f"but {USER} has no function 'zzz'"),
+        ("no.such_module:f", "which cannot be imported: ModuleNotFoundError: No module named 'no'"),
+        ("nothing", "but must be package.module:function"),
+    ],
+)
+def test_what_is_no_kernel_is_told_before_anything_is_computed(name: str, says: str) -> None:
+    with raises(ValueError, f"REFDIFF_KERNEL is {name!r}, {says}"):
+        check_kernel(name)
+
+
+def test_what_takes_other_arguments_is_no_kernel() -> None:
+    with pytest.raises(ValueError, match=r"user_kernels:by_name': by_name\(q: .* must take \(spec, inputs\) or"):
+        check_kernel(f"{USER}:by_name")
+    check_kernel(f"{USER}:dense_with_gradients")
+    check_kernel(f"{USER}:of_inputs_alone")
+
+
+def test_a_wrong_output_of_a_small_case_is_kept_for_a_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = against_truth(f"{USER}:wrong_rope", RECIPE, CASES[0])
+    assert found.wrong.shape == (2, 6, 16, 32)
+    assert against_truth(f"{USER}:right", RECIPE, CASES[0]).wrong is None
+    monkeypatch.setattr(first_failure, "SMALL", 100)
+    assert against_truth(f"{USER}:wrong_rope", RECIPE, CASES[0]).wrong is None

@@ -1,0 +1,91 @@
+"""What Hypothesis draws is a case, and shrinks to the smallest structure on which something shows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import find, given, settings
+from hypothesis import strategies as st
+
+from refdiff.oracle.cases.fixed import PROFILES, Case
+from refdiff.oracle.deviations import EVERY, Problem, output
+from refdiff.oracle.deviations.blind_spots import blind_spots, output_of
+from refdiff.oracle.inputs.validation import as_float64, check_inputs
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies import Structure, cases, draw, specs, structures
+from refdiff.oracle.truth import truth
+from tests.oracle.example_inputs import small
+
+
+@given(cases(longest=7))
+def test_any_case_has_a_truth(case: Case) -> None:
+    check_inputs(case.spec, case.inputs)
+    out = truth(case.spec, case.inputs, want=("out",)).out
+    assert out is not None
+    assert np.isfinite(out).all()
+
+
+@given(specs("gda", head_dims=(8,), layer=5))
+def test_specs_keep_what_is_given(spec: Spec) -> None:
+    assert spec.layer == 5
+    assert spec.head_dim == 8
+    assert spec.query_heads == spec.heads + spec.heads // spec.ratio
+
+
+@given(st.data(), st.sampled_from(list(PROFILES)))
+def test_structures_of_a_profile(data: st.DataObject, profile: str) -> None:
+    structure = data.draw(structures(profile, longest=5))
+    assert structure.queries <= 7
+    assert (structure.pages is not None) or profile != "serving"
+
+
+def test_an_unknown_profile() -> None:
+    with pytest.raises(ValueError, match="no profile is called 'hard'"):
+        structures("hard")
+
+
+QUICK = settings(max_examples=60, database=None, derandomize=True)
+BY_NAME = {d.name: d for d in EVERY}
+
+
+def hides(case: Case, name: str) -> bool:
+    """Whether a deviation does nothing to the output of a case."""
+    exact = as_float64(case.spec, case.inputs)
+    wrong = output_of(case.spec, exact, BY_NAME[name])
+    return wrong is None or np.allclose(wrong, output(Problem(case.spec, exact)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_finds_that_one_token_hides_22_mistakes() -> None:
+    spec = small("hf_diffllama")
+    drawn = cases(spec, "natural", dtype="float32", longest=3)
+    case = find(drawn, lambda case: hides(case, "rope_left_out"), settings=QUICK)
+    assert (case.structure.queries, case.structure.keys) == (1, 1)
+    hidden = {d.name for d in blind_spots(case.spec, case.inputs)}
+    assert len(hidden) >= 22
+    assert {"neighbors_are_a_pair", "keys_crossed", "scores_not_scaled"} <= hidden
+    assert "scale_left_out" not in hidden
+
+
+@pytest.mark.slow
+def test_finds_that_as_many_keys_as_queries_hide_f5() -> None:
+    drawn = st.builds(
+        lambda spec, seed: Case("", "natural", seed, "float32", spec, LONG, draw(spec, LONG, "natural", seed)),
+        specs("ms_v1", head_dims=(8,)), st.integers(0, 9),
+    )  # fmt: skip
+    case = find(drawn, lambda case: hides(case, "keys_repeated_and_then_paired"), settings=QUICK)
+    assert case.spec.query_heads == case.spec.key_heads
+    grouped = find(drawn, lambda case: not hides(case, "keys_repeated_and_then_paired"), settings=QUICK)
+    assert grouped.spec.query_heads > grouped.spec.key_heads
+
+
+LONG = Structure(1, 5, 5)
+
+
+def test_the_package_needs_no_hypothesis() -> None:
+    code = "import sys; sys.modules['hypothesis'] = None; from refdiff import oracle; print(oracle.cases('natural')[0])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "natural-hf_diffllama-0-float32-0"

@@ -1,0 +1,126 @@
+"""The list of points is what runs show, and its flow is theirs: a point moves those that are computed from it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.backends import ops_for
+from refdiff.model.weights import flatten
+from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.trace import trace
+from refdiff.oracle.trace.known_points import OUT, POINTS, Flow
+from refdiff.oracle.trace.points import Points
+from refdiff.oracle.trace.trace import SpecRun
+from tests.model.models import ids, small_model
+from tests.oracle.example_inputs import draw, small
+
+LETTERS = {"B": 2, "T": 5, "S": 5, "H": 8, "K": 4, "h": 4, "d": 6, "e": 12, "D": 26, "F": 37, "V": 53}
+
+
+def seen(model: Any, put: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What is computed at each point, where the run goes on with `put`."""
+    points: dict[str, Any] = {}
+
+    def visit(path: str, value: Any, **_: Any) -> Any:
+        points[path] = np.array(value)
+        return np.array((put or {}).get(path, value))
+
+    model.ops = Points(flatten(model.params), visit, maps=True, whole=False).over(ops_for())
+    model(ids(0, 2, 5))
+    return points
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+def test_the_flow_is_that_of_a_run(wiring: str) -> None:
+    model = small_model(wiring=wiring, num_hidden_layers=2)
+    right = seen(model)
+    flow = Flow(right)
+    children: dict[str, set[str]] = {path: set() for path in right}
+    for path in right:
+        for parent in flow.parents(path):
+            children[parent].add(path)
+    for path, value in right.items():
+        moved = seen(model, {**right, path: value * 1.5 + 0.25})
+        assert {p for p in right if not np.array_equal(moved[p], right[p])} == children[path], path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_flow_of_the_attention_alone(name: str) -> None:
+    spec = small(name)
+    x = draw(spec)
+    points: dict[str, Any] = {}
+
+    def record(put: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        def visit(path: str, value: Any, **_: Any) -> Any:
+            path = path + "[1]" if path in found else path
+            found[path] = np.array(value)
+            return np.array(put.get(path, value))
+
+        SpecRun(spec, x)(visit, maps=True)
+        return found
+
+    points = record({})
+    flow = Flow(points)
+    children = {path: {p for p in points if path in flow.parents(p)} for path in points}
+    for path, value in points.items():
+        moved = record({**points, path: value * 1.5 + 0.25})
+        found = {p for p in points if not np.array_equal(moved[p], points[p], equal_nan=True)}
+        assert found == children[path], path
+
+
+def test_of_sequences_one_by_one() -> None:
+    names = ["rotary_emb.cos", "rotary_emb.cos[1]", "rotary_emb.cos[2]", "rotary_emb.cos[3]", "q_rope", "k_rope"]
+    names += ["lambda_full", "diff", "scaled", "q_rope[1]", "k_rope[1]", "diff[1]", "scaled[1]", "out"]
+    flow = Flow(names)
+    assert flow.parents("q_rope") == ("rotary_emb.cos",)
+    assert flow.parents("k_rope[1]") == ("rotary_emb.cos[3]",)
+    assert set(flow.parents("diff[1]")) == {"lambda_full", "q_rope[1]", "k_rope[1]"}
+    assert set(flow.parents("out")) == {"scaled", "scaled[1]"}
+    assert flow.parents("nothing.of.the.kind") == ()
+
+
+def test_few_points_of_many_layers() -> None:
+    """What is not there is gone through once, and not along every way through it."""
+    flow = Flow(["model.layers.0", "model.layers.60.self_attn.q_rope", "lm_head"])
+    assert flow.parents("lm_head") == ("model.layers.60.self_attn.q_rope", "model.layers.0")
+
+
+def test_ancestors_end_at_what_is_there() -> None:
+    flow = Flow(trace(small_model(), ids(0, 2, 5), maps=True))
+    at = "model.layers.1.self_attn."
+    missing = {at + name for name in ("scores1", "lse1", "probs2", "attn2", "q_proj")}
+    assert flow.ancestors(at + "diff", missing) == {at + "attn2", at + "probs2"}
+    assert flow.ancestors(at + "lse1", missing) == {at + "scores1"}
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+def test_every_point_is_in_the_list_with_its_shape(wiring: str) -> None:
+    shapes = {point.path: point.shape for point in POINTS}
+    model = small_model(wiring=wiring)
+    size = LETTERS | ({"H": 16, "h": 8, "e": 6} if wiring == "v2" else {"h": 8, "e": 6} if wiring == "none" else {})
+    for path, value in trace(model, ids(0, 2, 5), maps=True).items():
+        key = re.sub(r"layers\.\d+", "layers.N", path.removeprefix("model."))
+        said = shapes.get(key, shapes.get(key + "1"))
+        assert said is not None, path
+        if key.endswith("lambda_full") and wiring == "v2":
+            said = "(B, h, T, 1)"
+        if "rotary" in key:
+            said = "(1, 1, T, d/2)"
+        assert value.shape == tuple(_length(axis, size) for axis in said.strip("()").split(", ") if axis), path
+    assert OUT.path not in shapes
+
+
+def _length(axis: str, size: dict[str, int]) -> int:
+    """K/2, 2d, H d and numbers."""
+    found = 1
+    for part in re.findall(r"/?\w+", axis):
+        digits, letter = re.fullmatch(r"/?(\d*)(\w?)", part).groups()  # type: ignore[union-attr]
+        n = int(digits or 1) * size.get(letter, 1)
+        found = found // n if part[0] == "/" else found * n
+    return found

@@ -1,0 +1,106 @@
+"""What others call the points."""
+
+from __future__ import annotations
+
+import pytest
+
+from refdiff.oracle.trace import trace
+from refdiff.oracle.trace.point_names import canonical_names, near_point
+from tests.model.models import ids, small_model
+from tests.oracle.trace.test_trace import SPEC, spec_inputs
+
+POINTS = list(trace(small_model(), ids(0, 1, 3)))
+A = "model.layers.1.self_attn."
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        # transformers, and below another prefix or none
+        ("model.layers.1.self_attn.q_proj", A + "q_proj"),
+        ("layers.1.self_attn.q_proj", A + "q_proj"),
+        ("DiffLlamaForCausalLM.model.layers.1.self_attn.groupnorm", A + "groupnorm"),
+        ("embed_tokens", "model.embed_tokens"),
+        ("norm", "model.norm"),
+        ("lm_head", "lm_head"),
+        ("transformer.rotary_emb.cos", "model.rotary_emb.cos"),
+        ("layers.2", "model.layers.2"),
+        # unilm
+        ("decoder.layers.1.self_attn.subln", A + "groupnorm"),
+        ("decoder.layers.1.self_attn.out_proj", A + "o_proj"),
+        ("decoder.layers.1.self_attn_layer_norm", "model.layers.1.input_layernorm"),
+        ("decoder.layers.1.final_layer_norm", "model.layers.1.post_attention_layernorm"),
+        # timm
+        ("blocks.1.attn.sub_norm", A + "groupnorm"),
+        ("blocks.1.attn.proj", A + "o_proj"),
+        ("blocks.1.norm2", "model.layers.1.post_attention_layernorm"),
+        # vLLM
+        ("model.layers.1.self_attn.attn12", A + "attn12"),
+        # llama.cpp
+        ("Qcur-1", A + "q_rope"),
+        ("Kcur-1", A + "k_rope"),
+        ("kq-1", A + "kq"),
+        ("kq_soft_max-1", A + "probs"),
+        ("kqv-1", A + "attn"),
+        ("attn_sub_norm-1", A + "groupnorm"),
+        ("kqv_out-1", A + "scaled"),
+        ("ffn_out-1", "model.layers.1.mlp.down_proj"),
+        ("l_out-1", "model.layers.1"),
+        ("blk.1.attn_norm", "model.layers.1.attn_norm"),
+        ("inp_embd", "model.embed_tokens"),
+        ("result_norm", "model.norm"),
+        ("result_output", "lm_head"),
+        # a second time
+        (A + "scores1[1]", A + "scores1[1]"),
+    ],
+)
+def test_names(name: str, path: str) -> None:
+    assert canonical_names([name], POINTS, "auto") == {name: path}
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("scores1", "scores1"), ("attn.sub_norm", "groupnorm"), ("layers.7.self_attn.lse2", "lse2"), ("kqv-3", "attn"),
+     ("lse1[1]", "lse1[1]"), ("lambda", "lambda_full"), ("out", "out")],
+)  # fmt: skip
+def test_names_of_the_attention_alone(name: str, path: str) -> None:
+    points = list(trace(SPEC, spec_inputs()))
+    found = canonical_names([name], points, "auto")[name]
+    assert found.removeprefix("self_attn.") == path
+
+
+def test_a_model_without_prefix() -> None:
+    points = [p.removeprefix("model.") for p in POINTS]
+    assert canonical_names(["model.layers.1.mlp.up_proj"], points, "auto") == {
+        "model.layers.1.mlp.up_proj": "layers.1.mlp.up_proj"
+    }
+
+
+def test_own_and_no_names() -> None:
+    table = {"mine": A + "diff", "blocks.0.attn.x": "layers.0.self_attn.attn1"}
+    assert canonical_names([*table, "norm1"], POINTS, table) == {
+        "mine": A + "diff",
+        "blocks.0.attn.x": "model.layers.0.self_attn.attn1",
+        "norm1": "model.norm1",
+    }
+    assert canonical_names(["blocks.1.attn.proj", A + "diff"], POINTS, "none") == {
+        "blocks.1.attn.proj": "blocks.1.attn.proj",
+        A + "diff": A + "diff",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        (A + "atn1", A + "attn1"),
+        ("model.layers.1.self_atn.attn1", A + "attn1"),
+        ("atn2", "model.layers.0.self_attn.attn2"),
+        ("lm_haed", "lm_head"),
+        ("attn1", "model.layers.0.self_attn.attn1"),
+        (A + "zzz", ""),
+        ("zzz", ""),
+    ],
+)
+def test_what_is_likely_to_be_meant(name: str, near: str) -> None:
+    assert near_point(name, POINTS) == (f", did you mean {near!r}?" if near else "")
+    assert near_point("atn1", ["attn1", "attn2"]) == ", did you mean 'attn1'?"

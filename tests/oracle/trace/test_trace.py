@@ -1,0 +1,174 @@
+"""Traces of models and specs: what they hold, how they are written and run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.trace import Trace, trace
+from refdiff.oracle.trace.trace import new_path
+from refdiff.oracle.truth import truth
+from tests.layers.inputs import says
+from tests.model.models import ids, small_model
+from tests.oracle.arrays import same_bits
+from tests.tolerances import FLOAT64, close
+
+
+def run_again(of: Trace, **options: bool) -> dict[str, np.ndarray]:
+    points: dict[str, np.ndarray] = {}
+
+    def keep(path: str, value: np.ndarray, **_: object) -> np.ndarray:
+        points[new_path(path, points)] = np.array(value)
+        return value
+
+    assert of.run is not None
+    of.run(keep, **options)
+    return points
+
+
+@pytest.mark.parametrize("kernels", ["fast", "reference"])
+def test_a_models_run(kernels: str) -> None:
+    model, tokens = small_model(kernels=kernels), ids(0, 2, 5)
+    ops = model.ops
+    traced = trace(model, tokens)
+    assert model.ops is ops
+    close(traced["lm_head"], model(tokens).logits, FLOAT64)
+    assert not [path for path in traced if "probs" in path]
+    assert traced.about == {"model": None, "class": "DiffLlamaForCausalLM", "dtype": "float64",
+                            "config": json.loads(json.dumps(model.config.to_dict()))}  # fmt: skip
+    assert traced.inputs.keys() == {"input_ids"}
+    with_maps = trace(model, tokens, maps=True)
+    close(with_maps["model.layers.0.self_attn.probs1"].sum(-1), np.ones((2, 4, 5)), FLOAT64)
+
+
+def test_other_arguments() -> None:
+    model, tokens = small_model(), ids(0, 2, 5)
+    mask = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    one = trace(model, tokens, attention_mask=mask)
+    other = trace(model, {"input_ids": tokens.tolist(), "attention_mask": mask}, labels=None)
+    assert all(np.array_equal(x, other[path]) for path, x in one.items())
+    close(one["lm_head"], model(tokens, attention_mask=mask).logits, FLOAT64)
+    embedded = trace(model, inputs_embeds=one["model.embed_tokens"], attention_mask=mask)
+    assert "model.embed_tokens" not in embedded
+    close(embedded["lm_head"], one["lm_head"], FLOAT64)
+
+
+def test_is_run_again_in_float64() -> None:
+    exact = small_model()
+    flat = refdiff.model.weights.flatten(exact.params)
+    single = refdiff.DiffLlamaForCausalLM(
+        exact.config, refdiff.model.weights.nest({n: x.astype(np.float32) for n, x in flat.items()})
+    )
+    traced = trace(single, ids(0, 2, 5))
+    assert traced["lm_head"].dtype == np.float32
+    again = run_again(traced)
+    assert again["lm_head"].dtype == np.float64
+    assert set(again) >= set(traced)
+    assert 0 < np.abs(again["lm_head"] - traced["lm_head"]).max() < 1e-4
+    assert {str(x.dtype) for x in again.values()} == {"float64"}
+    wide = {n: x.astype(np.float32).astype(np.float64) for n, x in flat.items()}
+    right = refdiff.DiffLlamaForCausalLM(exact.config, refdiff.model.weights.nest(wide), kernels="reference")
+    close(again["lm_head"], right(ids(0, 2, 5)).logits, FLOAT64)
+
+
+def test_of_every_class() -> None:
+    for kind in (
+        refdiff.DiffLlamaModel,
+        refdiff.DiffLlamaForTokenClassification,
+        refdiff.DiffLlamaForQuestionAnswering,
+    ):
+        names = list(trace(small_model(kind), ids(0, 2, 5)))
+        prefix = "transformer." if kind is refdiff.DiffLlamaForQuestionAnswering else "model."
+        prefix = "" if kind is refdiff.DiffLlamaModel else prefix
+        head = {"": "norm", "model.": "score", "transformer.": "qa_outputs"}[prefix]
+        assert names[0] == f"{prefix}embed_tokens"
+        assert f"{prefix}layers.2" in names
+        assert names[-1] == head
+
+
+def test_with_a_cache_the_new_tokens_are_recorded() -> None:
+    model, tokens = small_model(), ids(0, 2, 5)
+    cache = model(tokens[:, :3], use_cache=True).cache
+    traced = trace(model, tokens[:, 3:], cache=cache)
+    assert traced["model.layers.0.self_attn.scores1"].shape == (2, 4, 2, 5)
+    close(traced["lm_head"], model(tokens).logits[:, 3:], 1e-12)
+    assert traced.run is None
+
+
+SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=6, layer=1)
+
+
+def spec_inputs(dtype: type = np.float32) -> dict[str, np.ndarray]:
+    g = np.random.default_rng(1)
+    shapes = {"q": (2, 4, 3, 6), "k": (2, 2, 7, 6), "v": (2, 2, 7, 6)}
+    shapes |= {f"lambda_{n}": (6,) for n in ("q1", "k1", "q2", "k2")}
+    return {name: g.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def test_attention_of_a_spec() -> None:
+    given = spec_inputs()
+    traced = trace(SPEC, given)
+    right = truth(SPEC, given, want=("out", "lse1", "lse2", "diff", "lambda_full"))
+    for name in ("out", "lse1", "lse2", "diff", "lambda_full"):
+        close(traced[name], getattr(right, name), FLOAT64)
+    assert traced.about == {"spec": SPEC.to_dict()}
+    again = run_again(traced)
+    close(again["out"], traced["out"], FLOAT64)
+    assert list(again) == list(traced)
+
+
+def test_packed_sequences_are_numbered() -> None:
+    given = {name: x[:1] if x.ndim == 4 else x for name, x in spec_inputs().items()}
+    given["q"] = np.repeat(given["q"], 2, axis=2)
+    traced = trace(SPEC, given, cu_seqlens_q=np.array([0, 2, 6]), cu_seqlens_k=np.array([0, 3, 7]))
+    assert traced["scores1"].shape == (1, 2, 2, 3)
+    assert traced["scores1[1]"].shape == (1, 2, 4, 4)
+
+
+def test_written(tmp_path: Path) -> None:
+    traced = trace(small_model(), ids(0, 2, 5))
+    traced.write(tmp_path / "run.safetensors")
+    from refdiff.oracle.trace.trace_files import read_trace
+
+    read = read_trace(tmp_path / "run.safetensors")
+    assert list(read) == list(traced)
+    assert all(same_bits(read[path], x) for path, x in traced.items())
+    assert read.about == traced.about
+    assert np.array_equal(read.inputs["input_ids"], ids(0, 2, 5))
+
+
+def test_names_that_are_taken(tmp_path: Path) -> None:
+    with says(ValueError, "inputs.x: names that begin with 'inputs.' are kept for the inputs of a run"):
+        Trace({"inputs.x": np.ones(1)}).write(tmp_path / "a")
+
+
+def test_is_a_mapping() -> None:
+    of = Trace({"a": np.ones(2), "b": np.zeros(1)})
+    assert len(of) == 2
+    assert dict(of).keys() == {"a", "b"}
+    assert "a" in of
+    assert "c" not in of
+    assert of.get("c") is None
+
+
+def test_a_name_that_is_none() -> None:
+    traced = trace(SPEC, spec_inputs())
+    with pytest.raises(KeyError, match=r"'atn1' is no point of this trace, did you mean 'attn1'\?"):
+        traced["atn1"]
+    with pytest.raises(KeyError, match=r"'zzz' is no point of this trace\W*$"):
+        traced["zzz"]
+
+
+def test_printed_in_short() -> None:
+    of = trace(small_model(), ids(0, 2, 5))
+    assert repr(of) == str(of)
+    assert repr(of).startswith(f"Trace(DiffLlamaForCausalLM, {len(of)} points: model.embed_tokens (2, 5, 26) float64, ")
+    assert repr(of).endswith("; inputs: input_ids (2, 5) int64; can be run again)")
+    assert len(repr(of)) < 700
+    assert repr(Trace({})) == "Trace(no model named, 0 points; cannot be run again)"
+    assert repr(trace(SPEC, spec_inputs())).startswith("Trace(Spec, ")

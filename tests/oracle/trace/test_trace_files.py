@@ -1,0 +1,87 @@
+"""Traces from dicts, files and folders; those of transformers itself are in tests/parity."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.errors import CheckpointError
+from refdiff.oracle.divergence import first_divergence
+from refdiff.oracle.inputs.files import write_arrays
+from refdiff.oracle.trace import trace
+from refdiff.oracle.trace.trace_files import read_trace
+from tests.model.models import ids, small_model
+from tests.oracle.trace.test_trace import SPEC, run_again, spec_inputs
+from tests.tolerances import FLOAT64, close
+
+
+def test_a_trace_is_itself() -> None:
+    of = trace(SPEC, spec_inputs())
+    assert read_trace(of) is of
+
+
+def test_dicts_of_any_arrays() -> None:
+    read = read_trace({"a": [1.0, 2.0], "b": np.ones(3, np.float16)})
+    assert read["a"].tolist() == [1.0, 2.0]
+    assert read["b"].dtype == np.float16
+    assert read.run is None
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_files_of_others(tmp_path: Path, suffix: str) -> None:
+    arrays = {"a.b": np.arange(6.0), "c": np.ones(2, np.float32)}
+    path = tmp_path / f"mine.{suffix}"
+    if suffix == "npz":
+        np.savez(path, **arrays)
+    else:
+        write_arrays(path, arrays, {})
+    read = read_trace(path)
+    assert set(read) == {"a.b", "c"}
+    assert np.array_equal(read["a.b"], arrays["a.b"])
+
+
+def test_a_spec_is_run_again_from_its_file(tmp_path: Path) -> None:
+    traced = trace(SPEC, spec_inputs())
+    traced.write(tmp_path / "run.safetensors")
+    close(run_again(read_trace(tmp_path / "run.safetensors"))["out"], traced["out"], FLOAT64)
+
+
+def test_a_model_is_run_again_where_it_is_there(tmp_path: Path) -> None:
+    drawn, tokens = small_model(), ids(0, 2, 5)
+    drawn.save_pretrained(tmp_path / "model")
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "model")
+    traced = trace(model, tokens)
+    traced.write(tmp_path / "run.safetensors")
+    close(run_again(read_trace(tmp_path / "run.safetensors"))["lm_head"], traced["lm_head"], FLOAT64 * 10)
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    read = read_trace(tmp_path / "run.safetensors")
+    assert read.run is None
+    assert first_divergence(traced, read).mode == "recorded"
+    for given in (tmp_path / "elsewhere", str(tmp_path / "elsewhere"), model):
+        read = read_trace(tmp_path / "run.safetensors", model=given)
+        close(run_again(read)["lm_head"], traced["lm_head"], FLOAT64 * 10)
+        assert first_divergence(traced, tmp_path / "run.safetensors", model=given).mode == "local"
+
+
+def test_a_run_of_16_bit_weights_is_one_of_float32(tmp_path: Path) -> None:
+    small_model().save_pretrained(tmp_path / "model", dtype="bfloat16")
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "model")
+    trace(model, ids(0, 2, 5)).write(tmp_path / "run.safetensors")
+    found = first_divergence(tmp_path / "run.safetensors", tmp_path / "run.safetensors")
+    assert (found.path, found.mode, found.precision) == (None, "local", "float32")
+
+
+def test_folders_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"no folder of transformers' model_addition_debugger_context: no \*_debug"
+    ):
+        read_trace(tmp_path)
+    (tmp_path / "X_debug_tree_SUMMARY.json").write_text(json.dumps({}))
+    with pytest.raises(
+        CheckpointError, match="no tensors: let model_addition_debugger_context write them with use_repr"
+    ):
+        read_trace(tmp_path)

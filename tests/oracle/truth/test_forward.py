@@ -1,0 +1,217 @@
+"""From inputs to the output: what must hold whatever the numbers, and what each field does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refdiff.backends import ops_for, overlay
+from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.truth.attention_operands import streams
+from refdiff.oracle.truth.forward import (
+    dense,
+    differences,
+    finished,
+    forward,
+    norm_rows,
+    normed,
+    out_factor,
+    out_shape,
+    project,
+    projected,
+    whole_wiring,
+)
+from tests.oracle.example_inputs import draw, small
+
+OPS = ops_for()
+NAMES = st.sampled_from(list(PRESETS))
+CAUSAL = st.sampled_from([name for name in PRESETS if name != "timm"])
+SEEDS = st.integers(0, 2**16)
+
+
+@given(CAUSAL, SEEDS)
+def test_later_tokens_change_nothing(name: str, seed: int) -> None:
+    spec = small(name)
+    inputs = draw(spec, seed, T=6, S=6)
+    before = forward(spec, inputs)
+    for n in ("q", "k", "v"):
+        inputs[n][:, :, 4:] += 1.0
+    after = forward(spec, inputs)
+    assert np.array_equal(before[:, :, :4], after[:, :, :4])
+    assert not np.allclose(before[:, :, 4:], after[:, :, 4:])
+
+
+@given(CAUSAL, SEEDS)
+def test_one_token_at_a_time_is_all_at_once(name: str, seed: int) -> None:
+    spec = small(name)
+    inputs = draw(spec, seed, T=5, S=5)
+    whole = forward(spec, inputs)
+    for t in range(5):
+        part = {**inputs, "q": inputs["q"][:, :, t : t + 1], "k": inputs["k"][:, :, : t + 1]}
+        part["v"] = inputs["v"][:, :, : t + 1]
+        if "lambda_logits" in inputs:
+            part["lambda_logits"] = inputs["lambda_logits"][:, t : t + 1]
+        assert np.allclose(forward(spec, part)[:, :, 0], whole[:, :, t], rtol=0, atol=1e-12)
+
+
+@given(NAMES, SEEDS)
+def test_lambda_of_zero_is_plain_attention(name: str, seed: int) -> None:
+    """With values all one every row of a map sums to one: the difference is 1 − λ."""
+    spec = small(name, lambda_form="given", norm="none", norm_weight=False, out_scale="none")
+    inputs = draw(spec, seed)
+    inputs["v"] = np.ones_like(inputs["v"])
+    for value in (0.0, 0.7):
+        inputs["lambda_full"] = np.asarray(value)
+        assert np.allclose(forward(spec, inputs), 1 - value, rtol=0, atol=1e-13)
+
+
+@given(st.sampled_from(["hf_diffllama", "ms_v1"]), SEEDS)
+def test_larger_values_change_nothing_after_a_norm(name: str, seed: int) -> None:
+    spec = small(name, norm_eps=0.0)
+    inputs = draw(spec, seed)
+    assert np.allclose(forward(spec, {**inputs, "v": 8 * inputs["v"]}), forward(spec, inputs), rtol=0, atol=1e-11)
+
+
+@given(st.sampled_from(["hf_diffllama", "ms_v1", "motif"]), SEEDS)
+def test_keys_for_every_query_are_the_same_as_keys_for_groups(name: str, seed: int) -> None:
+    spec = small(name)
+    inputs = draw(spec, seed)
+    every = spec.replace(key_heads=12)
+    order = np.repeat(np.arange(2), 3)  # pairs 0 0 0 1 1 1
+    of_k = [*order, *(order + 2)] if spec.pairing == "halves" else [2 * p + m for p in order for m in (0, 1)]
+    of_v = order if spec.values == "wide" else of_k
+    more = {**inputs, "k": inputs["k"][:, of_k], "v": inputs["v"][:, of_v]}
+    assert np.allclose(forward(every, more), forward(spec, inputs), rtol=0, atol=1e-12)
+
+
+@given(SEEDS)
+def test_the_paper_is_hf_with_heads_in_another_order(seed: int) -> None:
+    hf, paper = small("hf_diffllama", norm_eps=1e-5), small("ms_v1", rope="halves")
+    inputs = draw(paper, seed)
+    inputs["norm_weight"] = np.ones(12)
+    q = inputs["q"][:, [*range(0, 12, 2), *range(1, 12, 2)]]
+    k = inputs["k"][:, [0, 2, 1, 3]]
+    v = np.concatenate([inputs["v"][..., :6], inputs["v"][..., 6:]], axis=1)
+    same = {**{n: x for n, x in inputs.items() if n != "norm_weight"}, "q": q, "k": k, "v": v}
+    assert np.allclose(forward(hf, same), forward(paper, inputs), rtol=0, atol=1e-12)
+
+
+def test_each_field_of_the_end_by_hand() -> None:
+    spec = small("ms_v1", norm_eps=0.5)
+    inputs = draw(spec)
+    heads = np.random.default_rng(0).normal(size=(2, 6, 5, 12))
+    w = inputs["norm_weight"]
+
+    def rms(x: np.ndarray, axis: Any = -1) -> np.ndarray:
+        return x / np.sqrt(np.mean(x * x, axis=axis, keepdims=True) + 0.5)
+
+    assert np.allclose(normed(spec, heads, w, OPS), rms(heads) * w)
+    assert np.allclose(normed(spec.replace(norm_over="all_heads"), heads, w, OPS), rms(heads, (1, 3)) * w)
+    halves = np.concatenate([rms(heads[..., :6]), rms(heads[..., 6:])], axis=-1)
+    assert np.allclose(normed(spec.replace(norm_over="half_head"), heads, w, OPS), halves * w)
+    assert normed(spec.replace(norm="none", norm_weight=False), heads, None, OPS) is heads
+    start = 0.8 - 0.6 * np.exp(-0.6)
+    factors = {"1 - lambda_init": 1 - start, "lambda_init": start, "none": 1.0}
+    for word, factor in factors.items():
+        assert np.isclose(out_factor(spec.replace(out_scale=word), inputs, OPS), factor)
+        assert np.allclose(finished(spec.replace(out_scale=word), heads, inputs, OPS), factor * rms(heads) * w)
+    lambda_ = (
+        np.exp(inputs["lambda_q1"] @ inputs["lambda_k1"]) - np.exp(inputs["lambda_q2"] @ inputs["lambda_k2"]) + start
+    )
+    assert np.isclose(out_factor(spec.replace(out_scale="1 - lambda"), inputs, OPS), 1 - lambda_)
+
+
+@pytest.mark.parametrize("over", ["half_head", "all_heads"])
+def test_rows_of_the_norm_go_there_and_back(over: str) -> None:
+    heads = np.arange(2 * 6 * 5 * 12.0).reshape(2, 6, 5, 12)
+    rows, back = norm_rows(small("hf_diffllama", norm_over=over), heads)
+    assert np.array_equal(back(rows), heads)
+    assert rows.shape == ((2, 6, 5, 2, 6) if over == "half_head" else (2, 5, 72))
+
+
+CHANGED: list[tuple[str, dict[str, Any]]] = [
+    ("hf_diffllama", {"norm_over": "half_head"}), ("ms_v1", {"norm_over": "all_heads"}),
+    ("ms_v1", {"masked_rows": "uniform"}), ("diff_v2", {"norm": "rms"}), ("ms_v1", {"values": "single"}),
+    ("hf_diffllama", {"softcap": 2.0, "scale": 0.3}), ("gda", {"pairing": "halves"}), ("ms_v1", {"out_scale": "none"}),
+    ("hf_diffllama", {"norm": "none"}), ("hf_diffllama", {"group_order": "tiled"}), ("hf_diffllama", {"norm_eps": 0.3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes"), CHANGED, ids=str)
+def test_the_order_of_the_paper_is_the_same_as_the_parts(name: str, changes: dict[str, Any]) -> None:
+    spec = small(name, **changes)
+    inputs = {**draw(spec), "key_mask": np.array([[True] * 7, [False] * 2 + [True] * 5])}
+    parts = finished(spec, differences(spec, streams(spec, inputs, OPS), OPS), inputs, OPS)
+    assert np.allclose(dense(spec, inputs, OPS), parts, rtol=0, atol=1e-13)
+
+
+def test_masks_of_every_head() -> None:
+    spec, rng = small("ms_v1"), np.random.default_rng(1)
+    inputs = {**draw(spec), "mask": rng.random((2, 6, 5, 7)) < 0.7, "bias": rng.normal(size=(6, 1, 7))}
+    assert whole_wiring(spec, inputs) is None
+    parts = finished(spec, differences(spec, streams(spec, inputs, OPS), OPS), inputs, OPS)
+    assert np.allclose(dense(spec, inputs, OPS), parts, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("word", "value"), [("zeros", 0.0), ("nan", np.nan)])
+def test_rows_that_see_nothing(word: str, value: float) -> None:
+    spec = small("ms_v1", masked_rows=word)
+    out = forward(spec, draw(spec, T=5, S=3))
+    assert np.array_equal(out[:, :, :2], np.full_like(out[:, :, :2], value), equal_nan=True)
+    assert np.isfinite(out[:, :, 2:]).all()
+
+
+def test_uniform_rows_are_the_mean_of_the_values() -> None:
+    spec = small("ms_v1", masked_rows="uniform", norm="none", norm_weight=False, out_scale="none", lambda_form="given")
+    inputs = {**draw(spec, T=5, S=3), "lambda_full": np.asarray(0.4)}
+    mean = 0.6 * inputs["v"].mean(axis=2)[:, [0, 0, 0, 1, 1, 1]]
+    assert np.allclose(forward(spec, inputs)[:, :, 0], mean, rtol=1e-13)
+
+
+@pytest.mark.parametrize("lengths", [{"B": 0}, {"T": 0}, {"S": 0}, {"T": 0, "S": 0}])
+@pytest.mark.parametrize("name", PRESETS)
+def test_lengths_of_nothing(name: str, lengths: dict[str, int]) -> None:
+    spec = small(name)
+    inputs = draw(spec, **lengths)
+    out = forward(spec, inputs)
+    assert out.shape == out_shape(spec, inputs)
+    assert not out.any()
+
+
+def test_a_layer_is_its_projections_around_the_core() -> None:
+    spec = small("hf_diffllama")
+    inputs = draw(spec, layer=True)
+    core = project(spec, inputs, OPS)
+    q = inputs["x"] @ inputs["q_proj.weight"].T
+    assert np.array_equal(core["q"][:, 3], q[..., 18:24])
+    out = forward(spec, core)
+    by_hand = np.concatenate([out[:, i] for i in range(6)], axis=-1) @ inputs["o_proj.weight"].T
+    assert np.allclose(projected(out, inputs, OPS), by_hand, rtol=1e-13)
+    assert np.allclose(forward(spec, inputs), by_hand, rtol=1e-13)
+
+
+def test_the_past_of_a_layer_is_what_came_before() -> None:
+    spec = small("ms_v1")
+    whole = draw(spec, layer=True, T=6)
+    part = {**whole, "x": whole["x"][:, 4:], "x_past": whole["x"][:, :4]}
+    assert np.allclose(forward(spec, part), forward(spec, whole)[:, 4:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_laid_over_the_layers_acts(name: str) -> None:
+    spec = small(name)
+    inputs, heard = draw(spec), []
+
+    def wrap(part: str, layer: Any) -> Any:
+        def heard_of(*args: Any, **options: Any) -> Any:
+            heard.append(part)
+            return layer(*args, **options)
+
+        return heard_of
+
+    forward(spec, inputs, overlay(OPS, wrap))
+    assert any(part.startswith("diff_heads") for part in heard)

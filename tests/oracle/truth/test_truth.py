@@ -1,0 +1,221 @@
+"""The truth against arithmetic of fifty digits, and layouts against what they stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_strict
+import ml_dtypes
+import mpmath
+import numpy as np
+import pytest
+
+from refdiff.arrays import to_numpy
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw as draw_values
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.truth import truth
+from refdiff.oracle.truth.head_indices import value_heads, wiring
+from tests.oracle.example_inputs import draw, small
+
+Digits = mpmath.mp.clone()
+Digits.dps = 50
+
+
+def turned(spec: Spec, x: np.ndarray, position: int) -> list[Any]:
+    """RoPE of one head's row, with fifty digits."""
+    row = [Digits.mpf(float(a)) for a in x]
+    if spec.rope == "none":
+        return row
+    d, out = spec.head_dim, list(row)
+    for i in range(d // 2):
+        angle = position * Digits.power(Digits.mpf(spec.rope_theta), Digits.mpf(-2 * i) / d)
+        a, b = (2 * i, 2 * i + 1) if spec.rope == "interleaved" else (i, i + d // 2)
+        c, s = Digits.cos(angle), Digits.sin(angle)
+        out[a], out[b] = row[a] * c - row[b] * s, row[b] * c + row[a] * s
+    return out
+
+
+def row_by_digits(
+    spec: Spec, inputs: dict[str, np.ndarray], b: int, i: int, t: int
+) -> tuple[list[Any], list[Any], Any]:
+    """Output row, both log-sum-exps and λ of batch b, head i, query t of a causal core."""
+    w, S, T = wiring(spec), inputs["k"].shape[2], inputs["q"].shape[2]
+    keys = range(t + S - T + 1) if spec.causal == "bottom_right" else range(S)
+    start = spec.layer - (spec.lambda_base == "depth - 1")
+    init = Digits.mpf("0.8") - Digits.mpf("0.6") * Digits.exp(-Digits.mpf("0.3") * start)
+    if spec.lambda_form == "sigmoid":
+        lam = 1 / (1 + Digits.exp(-Digits.mpf(float(inputs["lambda_logits"][b, t, i]))))
+    else:
+        q1, k1, q2, k2 = (
+            [Digits.mpf(float(a)) for a in inputs[n]] for n in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+        )
+        lam = Digits.exp(Digits.fdot(q1, k1)) - Digits.exp(Digits.fdot(q2, k2)) + init
+    weights, sums = [], []
+    for q, k in ((w.q1[i], w.k1[i]), (w.q2[i], w.k2[i])):
+        query = turned(spec, inputs["q"][b, q, t], t + S - T)
+        z = [Digits.fdot(query, turned(spec, inputs["k"][b, k, s], s)) / Digits.sqrt(spec.head_dim) for s in keys]
+        top = max(z)
+        total = Digits.fsum(Digits.exp(x - top) for x in z)
+        weights.append([Digits.exp(x - top) / total for x in z])
+        sums.append(top + Digits.log(total))
+    values = np.concatenate([inputs["v"][b, part[w.v[i]]] for part in value_heads(spec)], axis=-1)
+    p = [a - lam * c for a, c in zip(*weights, strict=True)]
+    out = [Digits.fdot(p, [Digits.mpf(float(values[s, j])) for s in keys]) for j in range(spec.out_dim)]
+    if spec.norm == "rms":
+        r = Digits.sqrt(Digits.fsum(x * x for x in out) / len(out) + Digits.mpf(spec.norm_eps))
+        weight = inputs.get("norm_weight", np.ones(len(out)))
+        out = [(1 - init) * x / r * Digits.mpf(float(g)) for x, g in zip(out, weight, strict=True)]
+    return out, sums, lam
+
+
+@pytest.mark.parametrize("values", ["identify", "cancel", "whisper", "extreme"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_agrees_with_fifty_digits(name: str, values: str) -> None:
+    """Where maps cancel, an error of 1e-16 in a weight is larger in the normed row: by how much, is what is allowed."""
+    spec = small_spec(name).replace(head_dim=6)
+    inputs = draw_values(spec, Structure(2, 5, 7), values, 3, "bfloat16")
+    found = truth(spec, inputs, want=("out", "lse1", "lse2", "lambda_full", "diff"))
+    exact = {name: x.astype(np.float64) for name, x in inputs.items()}
+    rng = np.random.default_rng(1)
+    for b, i, t in ((0, 0, 0), (1, spec.heads - 1, 4), *(tuple(rng.integers(0, (2, spec.heads, 5))) for _ in range(2))):
+        out, sums, lam = row_by_digits(spec, exact, b, i, t)
+        size = float(np.sqrt(np.mean(exact["v"] ** 2)))
+        left = float(np.sqrt(np.mean(found.diff[b, i, t] ** 2) + spec.norm_eps)) if spec.norm == "rms" else size
+        scale = max(1.0, max(abs(float(s)) for s in sums))
+        condition = max(1.0, size / left) * scale
+        largest = max(abs(float(x)) for x in out)
+        assert np.abs(found.out[b, i, t] - np.asarray([float(x) for x in out])).max() <= 2e-14 * condition * largest
+        for lse, expected in ((found.lse1, sums[0]), (found.lse2, sums[1])):
+            assert abs(float(lse[b, i, t]) - float(expected)) <= 1e-14 * scale
+        of_row = found.lambda_full if found.lambda_full.ndim == 0 else found.lambda_full[b, i, t]
+        assert abs(float(of_row) - float(lam)) <= 1e-15 * 4
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_packed_is_each_sequence_by_itself(name: str) -> None:
+    spec = small(name)
+    inputs = draw(spec, B=1, T=6, S=9)
+    starts = {"cu_seqlens_q": np.array([0, 2, 2, 5, 6]), "cu_seqlens_k": np.array([0, 3, 4, 4, 9])}
+    whole = truth(spec, {**inputs, **starts})
+    for n in range(4):
+        q, k = (slice(starts[x][n], starts[x][n + 1]) for x in ("cu_seqlens_q", "cu_seqlens_k"))
+        part = {**inputs, "q": inputs["q"][:, :, q], "k": inputs["k"][:, :, k], "v": inputs["v"][:, :, k]}
+        if "lambda_logits" in inputs:
+            part["lambda_logits"] = inputs["lambda_logits"][:, q]
+        alone = truth(spec, part)
+        assert np.array_equal(whole.out[:, :, q], alone.out)
+        assert np.array_equal(whole.lse1[:, :, q], alone.lse1)
+    assert np.isneginf(whole.lse2[:, :, 2:5]).all()  # three queries, no key
+    assert not whole.out[:, :, 2:5].any()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_pages_are_the_keys_in_order_and_what_is_nobodys_does_not_leak(name: str) -> None:
+    spec = small(name)
+    inputs = draw_values(spec, Structure(pages=((3, 7), (3, 4), (3, 9)), page=4), "identify", 0)
+    assert np.isnan(inputs["k_pages"]).any()
+    assert np.isnan(inputs["v_pages"]).any()
+    whole = truth(spec, inputs, dout=np.ones((3, spec.heads, 3, spec.out_dim)))
+    assert np.isfinite(whole.out).all()
+    assert all(np.isfinite(g).all() for g in whole.grads.values())
+    for n, length in enumerate(inputs["lengths"]):
+        pages = inputs["block_table"][n, : -(-length // 4)]
+        part = {x: a for x, a in inputs.items() if x.startswith("lambda") or x == "norm_weight"}
+        part |= {"q": inputs["q"][n : n + 1]}
+        if "lambda_logits" in part:
+            part["lambda_logits"] = part["lambda_logits"][n : n + 1]
+        for x in ("k", "v"):
+            part[x] = np.concatenate([inputs[f"{x}_pages"][p] for p in pages], axis=1)[None, :, :length]
+        assert np.array_equal(truth(spec, part).out[0], whole.out[n])
+
+
+def test_padding_is_not_seen_whatever_it_holds() -> None:
+    spec = small("hf_diffllama")
+    inputs = draw(spec)
+    mask = np.array([[False, False, True, True, True, True, True], [True] * 7])
+    seen = truth(spec, {**inputs, "key_mask": mask}, dout=np.ones((2, 6, 5, 12)))
+    for value in (7.0, np.nan, np.inf):
+        for n in ("k", "v"):
+            inputs[n][0, :, :2] = value
+        again = truth(spec, {**inputs, "key_mask": mask}, dout=np.ones((2, 6, 5, 12)))
+        assert np.array_equal(seen.out, again.out)
+        assert np.array_equal(seen.lse1, again.lse1)
+        assert all(np.array_equal(g, again.grads[n]) for n, g in seen.grads.items())
+
+
+def test_a_window_is_as_many_keys() -> None:
+    spec = small("hf_diffllama", window=3)
+    inputs = draw(spec)
+    out = truth(spec, inputs).out
+    last = {**inputs, "q": inputs["q"][:, :, -1:], "k": inputs["k"][:, :, -3:], "v": inputs["v"][:, :, -3:]}
+    last |= {"q_positions": np.array([[6]]), "k_positions": np.array([[4, 5, 6]])}
+    assert np.allclose(out[:, :, -1:], truth(spec.replace(window=None), last).out, rtol=0, atol=1e-13)
+
+
+def test_rows_that_see_nothing_have_no_sum() -> None:
+    spec = small("ms_v1")
+    found = truth(spec, draw(spec, T=5, S=3), want=("lse1", "lse2", "diff"))
+    assert np.isneginf(found.lse1[:, :, :2]).all()
+    assert np.isneginf(found.lse2[:, :, :2]).all()
+    assert np.isfinite(found.lse1[:, :, 2:]).all()
+    assert not found.diff[:, :, :2].any()
+    assert found.out is None
+    assert found.lambda_full is None
+
+
+def test_base_of_the_sums() -> None:
+    spec = small("ms_v1")
+    inputs = draw(spec)
+    e, two = truth(spec, inputs), truth(spec.replace(lse_base="2"), inputs)
+    assert np.allclose(two.lse2, e.lse2 / np.log(2), rtol=1e-15)
+    assert np.array_equal(two.out, e.out)
+
+
+def test_inputs_are_as_they_are_stored_and_stay_as_they_were() -> None:
+    spec = small("hf_diffllama")
+    inputs = {name: x.astype(ml_dtypes.bfloat16) for name, x in draw(spec).items()}
+    before = {name: x.copy() for name, x in inputs.items()}
+    wide = {name: x.astype(np.float64) for name, x in inputs.items()}
+    dout = np.ones((2, 6, 5, 12))
+    a, b = truth(spec, inputs, dout=dout), truth(spec, wide, dout=dout)
+    assert np.array_equal(a.out, b.out)
+    assert all(np.array_equal(inputs[name], x) for name, x in before.items())
+    for x in wide.values():
+        x.setflags(write=False)
+    truth(spec, wide, dout=dout)
+
+
+def test_an_unknown_want() -> None:
+    spec = small("hf_diffllama")
+    with pytest.raises(ValueError, match=r"want has \['lse'\], but may have out, lse1"):
+        truth(spec, draw(spec), want=("lse",))
+
+
+def test_comes_back_in_the_library_that_is_asked_for() -> None:
+    spec = small("ms_v1")
+    x = draw(spec)
+    right = truth(spec, x, want=("out", "lse1"), dout=np.ones((2, spec.heads, x["q"].shape[2], spec.out_dim)))
+    assert isinstance(right.out, np.ndarray)
+    device = array_api_strict.Device("device1")
+    found = right.like(array_api_strict.zeros(2, device=device))
+    assert found.lambda_full is None
+    for got, exact in ((found.out, right.out), (found.lse1, right.lse1), (found.grads["q"], right.grads["q"])):
+        assert got.device == device
+        np.testing.assert_array_equal(to_numpy(got), exact)
+    assert right.like(x["q"]).out is right.out, "NumPy's own are not copied"
+
+
+def test_printed_in_short() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec)
+    right = truth(spec, x)
+    assert repr(right) == (
+        "Result(out (2, 6, 5, 12) float64, lse1 (2, 6, 5) float64, lse2 (2, 6, 5) float64, lambda_full () float64)"
+    )
+    with_grads = repr(truth(spec, x, dout=np.ones((2, 6, 5, 12)), want=("out",)))
+    assert with_grads.startswith("Result(out (2, 6, 5, 12) float64; grads: ")
+    assert "q (2, 12, 5, 6) float64" in with_grads
+    assert len(with_grads) < 500

@@ -1,0 +1,119 @@
+"""One call: inputs, output, verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth import truth
+from refdiff.oracle.verdict.check import check
+from tests.oracle.example_inputs import draw, small
+
+
+def test_right_and_wrong() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float16)
+    before = {name: a.copy() for name, a in x.items()}
+    out = truth(spec, x, want=("out",)).out.astype(np.float16)
+    verdict = check(out, spec, x, recipe="float16")
+    assert verdict
+    assert verdict.recipe == "float16"
+    assert not check(out[:, ::-1], spec, x, recipe="float16")
+    for name, array in before.items():
+        np.testing.assert_array_equal(x[name], array)
+
+
+def test_gradients_and_bfloat16() -> None:
+    spec = small("diff_v2")
+    x = draw(spec, dtype=ml_dtypes.bfloat16)
+    dout = np.random.default_rng(0).normal(size=(2, spec.heads, 5, spec.out_dim)).astype(ml_dtypes.bfloat16)
+    found = truth(spec, x, dout=dout)
+    mine = {"out": found.out, "dv": found.grads["v"], "dlambda_logits": found.grads["lambda_logits"]}
+    assert check(mine, spec, x, recipe=Recipe("bfloat16"), dout=dout, members=2)
+    mine["dv"] = mine["dv"] * 1.1
+    assert check(mine, spec, x, recipe="bf16", dout=dout, members=2).tensors["dv"].status == "fail"
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_floating_point_number_is_refused() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+    out = truth(spec, x, want=("out",)).out
+    with pytest.raises(ValueError, match="out has dtype complex128, but must be float64"):
+        check(out + 0j, spec, x, recipe="float32")
+    with pytest.raises(ValueError, match="lse1 has dtype bool"):
+        check({"lse1": out[..., 0] > 0}, spec, x, recipe="float32")
+    with pytest.raises(ValueError, match="dout has dtype complex128"):
+        check(out, spec, x, recipe="float32", dout=out + 0j)
+
+
+def test_nan_in_an_input_is_said() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+    x["q"][1, 2, 3, 4] = np.nan
+    verdict = check(truth(spec, x).out, spec, x, recipe="float32")
+    assert verdict, "one row of the truth is NaN, and so is that of the output"
+    (note,) = verdict.notes
+    assert note.startswith("NaN or infinities in the inputs: q has 1 of 720, the first at (1, 2, 3, 4). ")
+    assert note in " ".join(str(verdict).split())
+    x["q"][:] = np.nan
+    assert check(truth(spec, x).out, spec, x, recipe="float32").status == "inconclusive"
+
+
+def test_a_function_is_called_with_these_inputs() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+
+    def kernel(spec: Spec, inputs: Mapping[str, Any]) -> Any:
+        assert inputs is x
+        return {"out": truth(spec, inputs, want=("out",)).out}
+
+    def with_gradients(spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
+        return {"dq": truth(spec, inputs, dout=dout).grads["q"]}
+
+    dout = np.ones((2, spec.heads, 5, spec.out_dim), dtype=np.float32)
+    assert list(check(kernel, spec, x, recipe="float32").tensors) == ["out"]
+    assert check(kernel, spec, x, recipe="float32", dout=dout)
+    assert list(check(with_gradients, spec, x, recipe="float32", dout=dout).tensors) == ["dq"]
+    assert not check(lambda s, i: -kernel(s, i)["out"], spec, x, recipe="float32")
+    with pytest.raises(ValueError, match="the kernel returned NotImplemented: it does not serve these inputs"):
+        check(lambda _, __: NotImplemented, spec, x, recipe="float32")
+
+
+def test_arguments_of_another_kind_or_in_another_order() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+    wrong: Any
+    for wrong, message in (
+        ("ms_v1", r"spec is 'ms_v1', but must be a Spec: Spec\.preset\('ms_v1', query_heads=H"),
+        (x["q"], "spec is of type ndarray, but must be a Spec; the outputs come before it"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            check(x["q"], wrong, x, recipe="float32")
+        with pytest.raises(TypeError, match=message):
+            truth(wrong, x)
+    wrong = list(x)
+    with pytest.raises(TypeError, match="inputs are of type list, but must be a mapping from names to arrays"):
+        check(x["q"], spec, wrong, recipe="float32")
+
+
+def test_what_comes_as_a_tuple_is_told_to_come_as_a_mapping() -> None:
+    spec = small("hf_diffllama")
+    inputs = draw(spec)
+    right = truth(spec, inputs)
+    for given in ((right.out, right.lse1), lambda spec, inputs: (right.out, right.lse1)):
+        with pytest.raises(TypeError, match=r"^out is a tuple of 2 arrays: give a mapping, .*lse1"):
+            check(given, spec, inputs, recipe="float32")
+
+
+def test_a_mask_to_be_added_is_no_mask() -> None:
+    spec = small("hf_diffllama")
+    inputs = {**draw(spec), "mask": np.zeros((5, 7), np.float32)}
+    with pytest.raises(ValueError, match=r"^mask has dtype float32, .*; one that is added .* goes under 'bias'$"):
+        check(np.zeros(1), spec, inputs, recipe="float32")

@@ -1,0 +1,155 @@
+"""Verdicts of single tensors, and their words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.budget.statistics import RowBudget
+from refdiff.oracle.verdict.judge import check_shape, judge_lse, judge_rows, judge_sums, place
+from tests.layers.inputs import says
+
+
+def _budget(y: np.ndarray, e: float = 1e-3) -> RowBudget:
+    rows = np.full(y.shape[:-1], e)
+    return RowBudget(y, rows, np.full(rows.shape, np.inf), 1e-4, "bfloat16", "b h t", np.zeros(rows.shape, bool))
+
+
+def _y() -> np.ndarray:
+    return np.random.default_rng(3).normal(size=(2, 3, 5, 8))
+
+
+def test_the_worst_row_and_what_was_allowed() -> None:
+    y = _y()
+    actual = y.copy()
+    actual[1, 2, 4] += 0.01
+    verdict = judge_rows("out", actual, _budget(y))
+    assert verdict.status == "fail"
+    (row,) = (line for line in verdict.reasons if line.startswith("row"))
+    assert row.startswith("row: 1 of 30 rows is wrong, ")
+    assert "is 10, allowed 4" in row
+    assert "row (b 1, head 2, t 4) is off by 0.01 rms, allowed 0.004" in row
+    assert str(verdict).count("fail") == 1
+
+
+def _names(actual: np.ndarray, budget: RowBudget) -> list[str]:
+    return [line.split(":")[0] for line in judge_rows("out", actual, budget).reasons]
+
+
+def test_wrong_rows_are_counted_and_what_they_share_is_said() -> None:
+    y = _y()
+    actual = y.copy()
+    actual[1, 2, 1:4] += 0.01
+    (row,) = (line for line in judge_rows("out", actual, _budget(y)).reasons if line.startswith("row"))
+    assert row.startswith("row: 3 of 30 rows are wrong, all in tokens 1 to 3 of head 2 of sequence 1, ")
+    actual[0, 0] += 0.01
+    (row,) = (line for line in judge_rows("out", actual, _budget(y)).reasons if line.startswith("row"))
+    assert row.startswith("row: 8 of 30 rows are wrong, rms")
+
+
+def test_what_a_few_wrong_rows_do_to_the_whole_is_not_told_again() -> None:
+    y = _y()
+    actual = y.copy()
+    actual[0, 0, 0] += 1.0
+    found = judge_rows("out", actual, _budget(y))
+    assert {s.name for s in found.statistics if not s.holds} >= {"row", "bulk", "slope"}
+    assert _names(actual, _budget(y)) == ["row", "element"]
+    many = y + 2.5e-3 * np.sign(np.random.default_rng(1).normal(size=y.shape))
+    many[0, 0, 0] += 1.0
+    assert _names(many, _budget(y)) == ["row", "bulk", "element"], "most of the other rows are off too"
+
+
+def test_a_factor_is_told_where_it_is_most_of_the_error() -> None:
+    y = _y()
+    assert _names(1.2 * y, _budget(y)) == ["row", "element", "slope"]
+    assert _names(1.002 * y, _budget(y)) == ["bulk", "slope"]
+
+
+def test_one_element() -> None:
+    y = _y()
+    actual = y.copy()
+    actual[0, 1, 2, 3] += 0.05 + 6 * 2.0**-8 * abs(y[0, 1, 2, 3])
+    verdict = judge_rows("out", actual, _budget(y, 2e-3))
+    (line,) = (line for line in verdict.reasons if line.startswith("element"))
+    assert f"at (b 0, head 1, t 2, i 3) it is {actual[0, 1, 2, 3]:.6g}, the truth {y[0, 1, 2, 3]:.6g} ± " in line
+
+
+def test_inconclusive_is_no_pass() -> None:
+    y = _y()
+    verdict = judge_rows("out", y, _budget(y, 0.5))
+    assert verdict.status == "inconclusive"
+    assert "cannot tell right from wrong" in verdict.notes[0]
+
+
+def test_nan_is_said_where() -> None:
+    y = _y()
+    actual = y.copy()
+    actual[0, 0, 1, 2] = np.nan
+    assert "nan where the truth is" in judge_rows("out", actual, _budget(y)).reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [
+        ((2, 5, 3, 8), r": heads and tokens are swapped; .transpose\(0, 2, 1, 3\) puts them right"),
+        ((2, 5, 24), r": it lies .* the heads side by side .*; .reshape\(2, 5, 3, 8\).transpose\(0, 2, 1, 3\) puts"),
+        ((6, 5, 8), r": it lies as \(B h, T, e\); .reshape\(2, 3, 5, 8\) puts it right"),
+        ((3, 8, 10), r": it has as many numbers in another layout; it must be \(B, h, T, e\)"),
+        ((1,), "$"),
+    ],
+)
+def test_another_shape(shape: tuple[int, ...], hint: str) -> None:
+    with pytest.raises(ValueError, match=r"out has shape \(.*but must be \(2, 3, 5, 8\)" + f".*{hint}"):
+        judge_rows("out", np.zeros(shape), _budget(_y()))
+
+
+def test_sums_have_an_absolute_bound() -> None:
+    y = np.asarray([1e-3, -2.0])
+    assert judge_sums("dlambda_q1", y + np.asarray([9e-3, -0.01]), y, np.asarray([1e-2, 0.1])).status == "pass"
+    verdict = judge_sums("dlambda_q1", y + np.asarray([0.0, 0.2]), y, np.asarray(0.1))
+    assert (verdict.status, verdict.statistics[0].at) == ("fail", (1,))
+    assert "is -1.8 at (1,), the truth -2 ± 0.1" in verdict.reasons[0]
+    assert judge_sums("dlambda_full", np.asarray(np.nan), np.asarray(1.0), np.asarray(1.0)).status == "fail"
+
+
+def test_log_sum_exp_and_its_other_conventions() -> None:
+    y = np.asarray([[[1.5, -np.inf, 30.0]]])
+    allowed = np.full(y.shape, 1e-5)
+    others = {"it is to base 2": y / np.log(2), "it is the top": y - 1}
+    assert judge_lse("lse1", y + 5e-6, y, allowed, others).status == "pass"
+    verdict = judge_lse("lse1", y / np.log(2) + 1e-6, y, allowed, others)
+    assert (verdict.status, verdict.notes) == ("fail", ("it is to base 2",))
+    assert judge_lse("lse1", y - 1, y, allowed, others).notes == ("it is the top",)
+    assert judge_lse("lse1", y + 3, y, allowed, others).notes == ()
+    finite = np.where(np.isinf(y), 0.0, y)
+    assert judge_lse("lse1", finite, y, allowed).statistics[0].at == (0, 0, 1)
+
+
+def test_places_in_words() -> None:
+    assert place("b h t", (0, 3, 95)) == "(b 0, head 3, t 95)"
+    assert place("b K s", (1, 2, 3, 4)) == "(b 1, head 2, s 3, i 4)"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "right", "hint"),
+    [
+        ("out", (2, 5, 3, 8), (2, 5, 24), ": it has as many numbers; a layer's out is (B, T, D), what o_proj gives"),
+        ("lse1", (2, 5, 3), (2, 3, 5), ": heads and tokens are swapped; .transpose(0, 2, 1) puts them right"),
+        ("out", (5, 3, 8), (1, 3, 5, 8), ": it lies as (T, h, e); .transpose(1, 0, 2)[None] puts it right"),
+        ("out", (5, 24), (1, 5, 24), ": it lies as (T, D); [None] puts it right"),
+        ("dq", (12, 4, 8), (1, 4, 12, 8), ": it lies as (T, H, d); .transpose(1, 0, 2)[None] puts it right"),
+        ("dk", (4, 12, 8), (1, 4, 12, 8), ": it lies as (K, S, d); [None] puts it right"),
+        ("lse1", (12, 4), (1, 4, 12), ": it lies as (T, h); .transpose(1, 0)[None] puts it right"),
+        ("lse1", (2, 3, 5, 1), (2, 3, 5), ": .reshape(2, 3, 5) puts it right"),
+        ("dlambda_logits", (2, 3, 5), (2, 5, 3), ": it lies as (B, h, T); .transpose(0, 2, 1) puts it right"),
+        ("dx", (2, 24, 5), (2, 5, 24), ": it lies as (B, D, T); .transpose(0, 2, 1) puts it right"),
+        ("dx", (4, 3, 20), (2, 5, 24), ": it has as many numbers in another layout; it must be (B, T, D)"),
+        ("dq_proj.weight", (4, 6), (6, 4), ": it is transposed; .transpose(1, 0) puts it right"),
+        ("dlambda_q1", (1, 6), (6,), ": .reshape(6,) puts it right"),
+        ("dlambda_q1", (2, 3), (6,), ": it has as many numbers in another layout"),
+        ("lambda_full", (2,), (), ""),
+    ],
+)
+def test_hints_are_those_of_the_tensor(name: str, shape: tuple[int, ...], right: tuple[int, ...], hint: str) -> None:
+    with says(ValueError, f"{name} has shape {shape}, but must be {right}{hint}"):
+        check_shape(name, np.zeros(shape), np.zeros(right))
