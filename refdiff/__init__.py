@@ -7,7 +7,8 @@
     ids = tokenizer(["Once upon a time"], return_tensors="np")["input_ids"]
     print(tokenizer.decode(model.generate(ids, max_new_tokens=20)[0]))
 
-`refdiff.layers` are the equations, `refdiff.convert` turns one wiring of their heads into another, `refdiff.viz` draws.
+`refdiff.layers` are the equations, `refdiff.convert` turns one wiring of their heads into another, `refdiff.viz` draws,
+`refdiff.exercises` checks what a learner writes.
 Names are imported when they are first used.
 """
 
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from refdiff import convert, layers, training, viz
+    from refdiff import convert, exercises, layers, training, viz
     from refdiff.errors import CheckpointError
     from refdiff.generation.stream import BatchTextStreamer, TextIteratorStreamer, TextStreamer
     from refdiff.generation.tokenizer import Tokenizer
@@ -48,6 +49,7 @@ __all__ = [
     "TextStreamer",
     "Tokenizer",
     "convert",
+    "exercises",
     "layers",
     "pipeline",
     "training",
@@ -66,7 +68,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "layers", "training", "viz"):
+    if name in ("convert", "exercises", "layers", "training", "viz"):
         return importlib.import_module(f"refdiff.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'refdiff' has no attribute {name!r}")

@@ -35,6 +35,7 @@ ORDER = (
     "pipelines",
     "oracle",
     "viz",
+    "exercises",
     "bench",
     "cli",
 )

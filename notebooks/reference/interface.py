@@ -37,6 +37,7 @@ INTERFACE = {
         "refdiff.oracle.conformance",
     ),
     "refdiff.viz": (),
+    "refdiff.exercises": (),
     "refdiff.viz.page": (),
     "refdiff.backends": (),
     "refdiff.arrays": (),
