@@ -1,5 +1,13 @@
 """The one error that is refdiff's own; everything else is a built-in exception."""
 
+from refdiff.messages import printable
+
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file, the tensor or field, and the way out."""
+    """A checkpoint that cannot be used; the message names the file, the tensor or field, and the fix.
+
+    The message may quote names and values of the checkpoint: it is escaped and shortened (`refdiff.messages`).
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))

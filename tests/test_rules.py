@@ -21,7 +21,9 @@ LAYERS = sorted((PACKAGE / "layers").glob("[!_]*.py"))
 
 # A file imports only from those before it: the tree is the path of the data, and the order of imports.
 ORDER = (
+    "messages",
     "errors",
+    "files",
     "arrays",
     "cluster",
     "bundled",

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
+from refdiff.files import write_json
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
-from refdiff.model.json_files import write_json
 from refdiff.model.weights.folder import headers
 from refdiff.model.weights.names import count_parameters, parameter_shapes
 from refdiff.model.weights.precision import NBYTES, STORED

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from refdiff import hub
     from refdiff.convert import convert_later, prove
+    from refdiff.files import copy_file
     from refdiff.model import weights
     from refdiff.model.config import DiffLlamaConfig
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         weights.save(output, *after, architecture, dtype=dtype)
         for pattern in files[len(hub.CONFIG + hub.WEIGHTS) :]:
             for path in folder.glob(pattern):
-                shutil.copyfile(path, output / path.name)
+                copy_file(path, output / path.name, folder=folder)
         written = weights.load(output, after[0], architecture, dtype=dtype, stored=True, deferred=True)
         proof = prove(before, (after[0], written), dtype=dtype)
         _refuse_what_differs(proof, dtype)

@@ -80,23 +80,27 @@ def read_ahead(files: Iterable[Path]) -> None:
     """
     from tqdm import tqdm
 
+    from refdiff.files import open_file
+
     cold = [path for path in files if not _in_memory(path)]
     total = sum(path.stat().st_size for path in cold)
     if not total:
         return
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading weights", file=sys.stderr, leave=False) as bar:
         for path in cold:
-            with path.open("rb", buffering=0) as file:
+            with open_file(path, folder=path.parent) as file:
                 while piece := file.read(_CHUNK):
                     bar.update(len(piece))
 
 
 def _in_memory(path: Path) -> bool:
     """Whether the system has the file in its cache, by a sample of its pages; True where it cannot tell."""
+    from refdiff.files import open_file
+
     if not hasattr(os, "RWF_NOWAIT"):
         return True
-    length = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path, folder=path.parent) as file:
+        length = os.fstat(file.fileno()).st_size
         for i in range(_SAMPLES):
             try:
                 os.preadv(file.fileno(), [bytearray(1)], length * i // _SAMPLES, os.RWF_NOWAIT)

@@ -6,9 +6,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from refdiff.messages import show_value
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.config_checks import MODEL_TYPES
-from refdiff.model.messages import show_value
 from refdiff.model.weights import attention_shapes, flatten
 
 SAME_IN_BOTH = (

@@ -14,8 +14,8 @@ from typing import Any
 
 from refdiff import bundled
 from refdiff.errors import CheckpointError
+from refdiff.files import follow
 from refdiff.hub.explain import explain, explained, is_unreachable
-from refdiff.hub.links import follow
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

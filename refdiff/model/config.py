@@ -12,9 +12,9 @@ from typing import Any
 
 from refdiff import hub
 from refdiff.errors import CheckpointError
+from refdiff.files import read_json, write_json
+from refdiff.messages import show_value
 from refdiff.model import config_checks, other_fields, rope_parameters
-from refdiff.model.json_files import read_json, write_json
-from refdiff.model.messages import show_value
 
 
 @dataclass(init=False)

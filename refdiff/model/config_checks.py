@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from refdiff.layers.activation import ACTIVATIONS as FUNCTIONS
-from refdiff.model.messages import json_type, show_value
+from refdiff.messages import json_type, show_value
 
 if TYPE_CHECKING:
     from refdiff.model.config import DiffLlamaConfig

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from refdiff.model.messages import show_name, show_value
+from refdiff.messages import show_name, show_value
 
 # Fields that transformers (4 and 5) writes into the config.json of any model and that change nothing in a DiffLlama.
 _GENERIC_FIELDS = frozenset(

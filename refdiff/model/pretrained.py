@@ -16,11 +16,11 @@ import numpy as np
 from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace
 from refdiff.backends import keeps_stored, kernels_for, ops_for, placing
+from refdiff.files import read_json, write_json
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.diffllama import Context, Maps, diffllama
-from refdiff.model.json_files import read_json, write_json
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.pickled import Pickled
 from refdiff.model.weights import flatten, initialize, load, resolve_dtype, save

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from refdiff.model.messages import json_type, show_name, show_value
+from refdiff.messages import json_type, show_name, show_value
 
 DEFAULT_THETA = 10000.0
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from refdiff.files import write_atomically
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
-from refdiff.model.json_files import write_atomically
 from refdiff.training import checkpoint
 from refdiff.training.data import Corpus
 from refdiff.training.evaluate import evaluate

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.errors import CheckpointError
-from refdiff.model.json_files import read_json, write_atomically, write_json
+from refdiff.files import read_json, write_atomically, write_json
 from refdiff.model.weights.writing import write_safetensors
 
 KEPT = 2

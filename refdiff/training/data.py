@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
-from refdiff.model.json_files import read_json, write_json
+from refdiff.files import read_json, write_json
 from refdiff.training.documents import SEPARATOR, pieces, sample, split_at
 
 if TYPE_CHECKING:

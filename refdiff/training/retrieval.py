@@ -40,9 +40,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.files import read_json, write_json
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
-from refdiff.model.json_files import read_json, write_json
 from refdiff.model.weights import flatten, nest
 from refdiff.training.muon import Muon
 from refdiff.training.retrieval_table import DEPTHS, WIRINGS, depth_table, table

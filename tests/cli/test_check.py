@@ -83,7 +83,7 @@ def test_gradients_npz_and_json_files(tmp_path: Path, capsys: Capture) -> None:
         (["--recipe", "int8", "{file}"], "--recipe int8: no recipe is called 'int8'"),
         (["--recipe", "tf23", "{file}"], "did you mean 'tf32'?; or the name of a JSON file"),
         (["--recipe", "{folder}/typo.json", "{file}"], "'storag' is no field of a Recipe, did you mean 'storage'?"),
-        (["{folder}/none.safetensors"], "none.safetensors: cannot be opened: No such file"),
+        (["{folder}/none.safetensors"], "none.safetensors: no such file"),
         (["{folder}/list.json"], "list.json: "),
         (["{folder}/shape.safetensors"], "shape.safetensors: out has shape (2, 5, 6, 12), but must be (2, 6, 5, 12): "),
         (["{folder}/shape.safetensors"], "(query_heads 12, key_heads 4, head_dim 6: read off q, which is taken as (B,"),

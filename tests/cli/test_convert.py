@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -193,12 +195,29 @@ def test_a_failed_write_leaves_nothing_behind(was_there: bool, tmp_path: Path, c
     assert not was_there or not list(new.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
+def test_no_file_from_outside_the_checkpoint_is_copied(
+    kind: str, tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(tiny_checkpoint, folder)
+    (tmp_path / "id_rsa").write_text("secret")
+    if kind == "pipe":
+        os.mkfifo(folder / "vocab.json")
+    else:
+        (folder / "vocab.json").symlink_to(tmp_path / "id_rsa" if kind == "link" else "/dev/zero")
+    assert main(["convert", str(folder), str(tmp_path / "new"), "--to", "paper"]) == 1
+    says = "not a regular file" if kind == "pipe" else "'vocab.json' is a link that leads out of the checkpoint's"
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_ctrl_c_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         assert (tmp_path / "new" / "model.safetensors").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shutil.copyfile", interrupted)
+    monkeypatch.setattr("shutil.copyfileobj", interrupted)
     assert main(["convert", str(tiny_checkpoint), str(tmp_path / "new"), "--to", "paper"]) == 130
     assert not (tmp_path / "new").exists()
 

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from refdiff.cli import loading
 from refdiff.cli.loading import load, read_ahead
+from refdiff.errors import CheckpointError
 
 
 def _args(model: Path | str, **options: Any) -> argparse.Namespace:
@@ -63,6 +64,14 @@ def test_the_hub_is_asked_once_for_everything(
     assert options["local_files_only"] is True
     assert options["progress"] is not quiet
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(options["files"])
+
+
+@pytest.mark.parametrize("target", [None, "/dev/zero"])
+def test_nothing_but_files_of_the_folder_is_read_ahead(target: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    os.mkfifo(path) if target is None else path.symlink_to(target)
+    with pytest.raises(CheckpointError, match=r"not a regular file|leads out"):
+        read_ahead([path])
 
 
 def test_files_that_are_not_in_memory_are_read_with_a_progress_bar(

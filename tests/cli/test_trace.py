@@ -107,7 +107,7 @@ def test_usage(args: list[str], says: str, capsys: Capture) -> None:
 
 def test_files_that_cannot_be_read(recorded: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["trace", "--compare", str(tmp_path / "none"), str(recorded)]) == 2
-    assert "cannot be opened" in capsys.readouterr().err
+    assert "no such file" in capsys.readouterr().err
     write_arrays(tmp_path / "other.safetensors", {"a": np.ones(2)}, {})
     assert main(["trace", "--compare", str(tmp_path / "other.safetensors"), str(recorded)]) == 2
     assert "none of the names in the trace is a point of the reference" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
-from refdiff.model.json_files import write_atomically
+from refdiff.files import write_atomically
 
 MAX_BYTES = 100_000  # those in use have from 1,000 to 60,000
 

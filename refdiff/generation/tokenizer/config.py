@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.errors import CheckpointError
-from refdiff.model.json_files import read_json
-from refdiff.model.messages import json_type
+from refdiff.files import read_json
+from refdiff.messages import json_type
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from refdiff.files import write_atomically, write_json
 from refdiff.generation.chat_template.files import write_templates
-from refdiff.model.json_files import write_atomically, write_json
 
 # Where transformers keeps what belongs to its loading, or what is written here in a newer form.
 _DROPPED = (

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
-from refdiff.hub.links import check_name, inside
-from refdiff.model.json_files import read_json
-from refdiff.model.messages import show_value
+from refdiff.files import check_name, read_json
+from refdiff.messages import show_value
 from refdiff.model.weights.safetensors_file import PICKLE_ADVICE, SafetensorsFile, open_safetensors
 
 SINGLE = "model.safetensors"
@@ -53,12 +52,12 @@ def headers(folder: str | os.PathLike[str]) -> dict[str, dict[str, tuple[str, tu
 
 
 def _open(folder: Path, name: str) -> SafetensorsFile:
-    return open_safetensors(inside(folder, name), str(folder / name))
+    check_name(folder, name)
+    return open_safetensors(folder / name, folder=folder)
 
 
 def _open_shards(folder: Path) -> list[SafetensorsFile]:
     index, label = folder / INDEX, str(folder / INDEX)
-    inside(folder, INDEX)
     before = _identity(index)
     weight_map = _weight_map(read_json(index), label)
     names = sorted(set(weight_map.values()))
@@ -69,8 +68,7 @@ def _open_shards(folder: Path) -> list[SafetensorsFile]:
             f"{label}: {len(missing)} of {len(names)} files are missing: {', '.join(missing[:10])}; "
             "was the download complete?"
         )
-    paths = [inside(folder, name) for name in names]
-    files = [open_safetensors(path, str(folder / name)) for path, name in zip(paths, names, strict=True)]
+    files = [_open(folder, name) for name in names]
     # save() takes the index away before it touches a shard and puts the new one in place last. So while the index is
     # the same file, the shards opened meanwhile are the ones it describes; without this check a reader could take one
     # shard from before a save and one from after it, of equal names and shapes, and never know.

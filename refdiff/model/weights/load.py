@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Deferred, to_numpy
 from refdiff.errors import CheckpointError
+from refdiff.messages import show_value
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.messages import show_value
 from refdiff.model.weights.folder import open_checkpoint, report
 from refdiff.model.weights.initialize import draw
 from refdiff.model.weights.names import backbone_prefix, flatten, is_head, localize, nest, parameter_shapes

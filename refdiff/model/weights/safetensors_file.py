@@ -12,16 +12,16 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
-from refdiff.model.messages import show_value
+from refdiff.files import open_file
+from refdiff.messages import show_value
 
 MAX_HEADER = 10_000_000
 """Bytes of the longest header that is read. The format allows 100 MB, but that much hostile JSON takes gigabytes of
@@ -91,44 +91,37 @@ class SafetensorsFile:
                 self.memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
-def open_safetensors(path: Path, label: str) -> SafetensorsFile:
+def open_safetensors(path: Path, *, folder: Path | None = None) -> SafetensorsFile:
     """Open a file, check its header against the format and the file's size, and map it; no tensor data is read.
 
+    `folder` is the checkpoint that the file belongs to, if it does (`refdiff.files.open_file`).
+
     Raises:
-        CheckpointError: The file breaks a rule of the format; the message says which, and names the tensor.
+        CheckpointError: The file cannot be opened, or breaks a rule of the format; the message says which, and names
+            the tensor.
     """
-    # Not blocking, and the check on the open file: a pipe in the file's place must not make us wait for a writer.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(path, flags)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{label}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{label}: is not a regular file")
-        tensors, metadata = _read_header(descriptor, status.st_size, label)
-        memory = mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{label}: cannot be read: {error}") from error
-    finally:
-        os.close(descriptor)
+    label = str(path)
+    with open_file(path, folder=folder) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            tensors, metadata = _read_header(file, size, label)
+            memory = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{label}: cannot be read: {error}") from error
     return SafetensorsFile(label, tensors, metadata, memory)
 
 
-def _read_header(descriptor: int, size: int, label: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_header(file: BinaryIO, size: int, label: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read and check a header; returns the tensors in the order of their data, and the metadata."""
-    head = os.read(descriptor, 8)
+    head = file.read(8)
     length = int.from_bytes(head, "little")
     if len(head) < 8 or length > size - 8:
         raise CheckpointError(f"{label}: {_not_safetensors(head, length, size)}")
     if length > MAX_HEADER:
         raise CheckpointError(f"{label}: the header has {length:,} bytes, more than the {MAX_HEADER:,} that are read")
-    raw = b""
-    while len(raw) < length and (piece := os.read(descriptor, length - len(raw))):
-        raw += piece
+    raw = file.read(length)
     if not raw.startswith(b"{"):
         raise CheckpointError(f"{label}: the header begins with {raw[:1]!r}, not with '{{'")
     header = _parse(raw, label)

@@ -25,8 +25,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from refdiff.files import write_json
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.json_files import write_json
 from refdiff.model.weights.folder import INDEX, SINGLE, report
 from refdiff.model.weights.names import count_parameters, flatten, parameter_shapes, stored_name
 from refdiff.model.weights.precision import NBYTES, compute_dtype

@@ -190,7 +190,7 @@ def _begins(data: bytes) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case"
         path.write_bytes(data)
-        return {name: tensor.begin for name, tensor in open_safetensors(path, "case").tensors.items()}
+        return {name: tensor.begin for name, tensor in open_safetensors(path).tensors.items()}
 
 
 def _npz(arrays: Mapping[str, Numpy]) -> bytes:

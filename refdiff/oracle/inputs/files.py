@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array
 from refdiff.errors import CheckpointError
+from refdiff.files import open_file
 from refdiff.model.weights.safetensors_file import open_safetensors
 from refdiff.oracle.inputs.any_array import any_array
 
@@ -20,6 +22,8 @@ _NAMES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
     "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
 }  # fmt: skip
+MAX_UNZIPPED = 10_000_000_000
+"""Bytes of the arrays of the largest npz file that is read; safetensors files are mapped, and have no limit."""
 _TYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
@@ -50,8 +54,12 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta
         file.writelines(blocks)
 
 
-def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def read_arrays(
+    path: str | os.PathLike[str], *, folder: Path | None = None
+) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Read a safetensors or npz file: its arrays, read-only and in their types, and the metadata (of npz: none).
+
+    `folder` is what links may not lead out of; None for a file that the user named (`refdiff.files.open_file`).
 
     Raises:
         CheckpointError: the file is broken, or of another kind.
@@ -63,8 +71,8 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], 
             "or numpy.savez"
         )
     if path.suffix == ".npz":
-        return _read_npz(path), {}
-    file = open_safetensors(path, str(path))
+        return _read_npz(path, folder), {}
+    file = open_safetensors(path, folder=folder)
     arrays = {}
     for name, tensor in file.tensors.items():
         if tensor.dtype not in _TYPES:
@@ -85,12 +93,17 @@ def _dtype(name: str) -> np.dtype[Any]:
     return little
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+def _read_npz(path: Path, folder: Path | None) -> dict[str, NDArray[Any]]:
+    with open_file(path, folder=folder) as raw:
+        try:
+            with zipfile.ZipFile(raw) as archive:
+                if (total := sum(entry.file_size for entry in archive.infolist())) > MAX_UNZIPPED:
+                    raise ValueError(f"unzipped it has {total:,} bytes, more than {MAX_UNZIPPED:,}; use safetensors")
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        except Exception as error:  # zipfile and NumPy raise errors of many kinds for broken files
+            raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     for name, array in arrays.items():
         # NumPy writes bfloat16 as two bytes of no type
         arrays[name] = array.view(_dtype("bfloat16")) if array.dtype == np.dtype("V2") else array

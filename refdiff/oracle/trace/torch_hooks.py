@@ -45,8 +45,15 @@ def read_debugger_folder(folder: Path) -> dict[str, NDArray[Any]]:
     for module, files in seen.items():
         for what, path in files.items():
             if point := _point(module, what, last):
-                points[point] = read_arrays(path)[0]["data"]
+                points[point] = _data(path, folder)
     return points
+
+
+def _data(path: Path, folder: Path) -> NDArray[Any]:
+    arrays, _ = read_arrays(path, folder=folder)
+    if "data" not in arrays:
+        raise CheckpointError(f"{path}: no tensor is called data, as transformers' debugger names it; write it again")
+    return arrays["data"]
 
 
 @contextmanager

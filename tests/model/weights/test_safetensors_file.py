@@ -27,13 +27,13 @@ def put(tmp_path: Path, content: bytes) -> Path:
 
 
 def opened(tmp_path: Path, content: bytes) -> SafetensorsFile:
-    return open_safetensors(put(tmp_path, content), "file.safetensors")
+    return open_safetensors(put(tmp_path, content))
 
 
 def refused(tmp_path: Path, content: bytes) -> str:
-    with pytest.raises(CheckpointError, match=r"^file\.safetensors: ") as caught:
+    with pytest.raises(CheckpointError, match=r"/file\.safetensors: ") as caught:
         opened(tmp_path, content)
-    return str(caught.value)
+    return str(caught.value).removeprefix(f"{tmp_path}/")
 
 
 def header_of(fields: dict[str, Any], data: int = 0) -> bytes:
@@ -46,7 +46,7 @@ def test_reads_what_the_library_writes(tmp_path: Path, name: str) -> None:
     tensors = {"b": rng.standard_normal((3, 2)).astype(ARRAY_TYPES[name]), "a": np.ones(5, ARRAY_TYPES[name])}
     path = tmp_path / "file.safetensors"
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
-    file = open_safetensors(path, "label")
+    file = open_safetensors(path)
     assert file.metadata == {"format": "pt"}
     assert {key: (t.dtype, t.shape, t.nbytes) for key, t in file.tensors.items()} == {
         key: (name, value.shape, value.nbytes) for key, value in tensors.items()
@@ -131,24 +131,24 @@ def test_forgetting_where_the_system_cannot(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="label: cannot be opened: No such file or directory"):
-        open_safetensors(tmp_path / "nowhere", "label")
+    with pytest.raises(CheckpointError, match=r"/nowhere: no such file$"):
+        open_safetensors(tmp_path / "nowhere")
 
 
 def test_impossible_name(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"label: cannot be opened: .*null"):
-        open_safetensors(tmp_path / "a\0b", "label")
+    with pytest.raises(CheckpointError, match=r"cannot be opened: .*null"):
+        open_safetensors(tmp_path / "a\0b")
 
 
 def test_folder_in_its_place(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"^label: is not a regular file"):
-        open_safetensors(tmp_path, "label")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        open_safetensors(tmp_path)
 
 
 def test_pipe_in_its_place_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CheckpointError, match=r"^label: is not a regular file"):
-        open_safetensors(tmp_path / "pipe", "label")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        open_safetensors(tmp_path / "pipe")
 
 
 def test_disk_that_cannot_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,19 +204,10 @@ def test_web_page(tmp_path: Path) -> None:
 
 
 def test_file_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, calls = os.read, iter(range(9))
-
-    def shrunk(descriptor: int, count: int) -> bytes:
-        return read(descriptor, count if next(calls) == 0 else 0)
-
-    monkeypatch.setattr(safetensors_file.os, "read", shrunk)
-    assert "begins with b''" in refused(tmp_path, pack({"x": stored(np.zeros(2))}))
-
-
-def test_header_arrives_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, read = put(tmp_path, pack({"x": stored(np.arange(2.0))})), os.read
-    monkeypatch.setattr(safetensors_file.os, "read", lambda descriptor, count: read(descriptor, min(count, 11)))
-    assert_array_equal(open_safetensors(path, "label").view("x"), [0, 1])
+    content = pack({"x": stored(np.zeros(2))})
+    status = os.stat_result((0o100644, 0, 0, 1, 0, 0, len(content), 0, 0, 0))
+    monkeypatch.setattr(safetensors_file.os, "fstat", lambda descriptor: status)
+    assert "begins with b''" in refused(tmp_path, content[:8])
 
 
 # ---- headers
@@ -278,7 +269,7 @@ def test_ten_million_bytes_of_header_are_the_most_that_is_read(tmp_path: Path) -
     (tmp_path / "long.safetensors").write_bytes((10_000_001).to_bytes(8, "little"))
     os.truncate(tmp_path / "long.safetensors", 10_000_009)  # the rest is zeros, and takes no room
     with pytest.raises(CheckpointError, match="has 10,000,001 bytes, more than the 10,000,000 that are read"):
-        open_safetensors(tmp_path / "long.safetensors", "long")
+        open_safetensors(tmp_path / "long.safetensors")
 
 
 def test_header_longer_than_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

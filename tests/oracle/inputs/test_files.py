@@ -74,9 +74,9 @@ def test_broken_files(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"no zip")
     with pytest.raises(CheckpointError, match=r"a\.npz: cannot be read"):
         read_arrays(tmp_path / "a.npz")
-    with says(CheckpointError, f"{tmp_path / 'b.npz'}: cannot be read: No such file or directory"):
+    with says(CheckpointError, f"{tmp_path / 'b.npz'}: no such file"):
         read_arrays(tmp_path / "b.npz")
-    with pytest.raises(CheckpointError, match=r"c\.safetensors: cannot be opened"):
+    with pytest.raises(CheckpointError, match=r"c\.safetensors: no such file"):
         read_arrays(tmp_path / "c.safetensors")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from refdiff.model import messages
+from refdiff import messages
+from refdiff.errors import CheckpointError
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,30 @@ def test_names_in_messages_cannot_drive_a_terminal(name: str, shown: str) -> Non
 )
 def test_values_in_messages_are_short(value: object, shown: str) -> None:
     assert messages.show_value(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Ü 日本 \t\n", "Ü 日本 \t\n"),
+        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("\udc80", r"\udc80"),
+        ("\r\b\x9b", r"\r\x08\x9b"),
+        ("\U000e0001", r"\U000e0001"),
+    ],
+    ids=range(6),
+)
+def test_a_message_cannot_drive_a_terminal(text: str, shown: str) -> None:
+    assert messages.printable(text) == shown
+    assert str(CheckpointError(text)) == shown
+
+
+@pytest.mark.parametrize("letter", ["x", "\x1b"])
+def test_a_message_is_short_and_keeps_its_end(letter: str) -> None:
+    for text in (letter * 10**6 + "; the fix", letter * 3000 + "; the fix"):
+        shown = str(CheckpointError(f"file: {text}"))
+        assert len(shown) <= messages.MAX_MESSAGE
+        assert shown.startswith("file: ")
+        assert shown.endswith("; the fix")
+    assert messages.printable("x" * 2000) == "x" * 2000

@@ -1,20 +1,35 @@
-"""Reading and writing the small JSON files of a checkpoint."""
+"""The files of a checkpoint: what is read, what is refused, and how they are written."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import socket
 import stat
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import refdiff
 from refdiff.errors import CheckpointError
-from refdiff.model.json_files import read_json, write_json
+from refdiff.files import (
+    check_name,
+    copy_file,
+    follow,
+    open_file,
+    read_bytes,
+    read_json,
+    read_text,
+    replaced_atomically,
+    write_atomically,
+    write_json,
+)  # fmt: skip
+from refdiff.hub import CONFIG, TOKENIZER, snapshot
 
 HOSTILE = {
     "empty": (b"", "not valid JSON.*; the file is empty, so download or write it again$"),
@@ -226,3 +241,163 @@ def test_a_written_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     write_json(tmp_path / "config.json", {})
     assert stat.S_IMODE((tmp_path / "config.json").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", ".", "..", "../model.safetensors", "sub/model.safetensors", "/etc/passwd", "..\\model.safetensors",
+        "C:model.safetensors", "model.safetensors\0", "./model.safetensors", "model.safetensors/",
+    ],
+)  # fmt: skip
+def test_names_with_a_way_out(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="is not a plain name of a file in this folder"):
+        check_name(tmp_path, name)
+
+
+def test_a_name_in_the_folder(tmp_path: Path) -> None:
+    check_name(tmp_path, "model.safetensors")
+    assert follow(tmp_path, tmp_path / "model.safetensors") == tmp_path.resolve() / "model.safetensors"
+
+
+@pytest.mark.parametrize("name", ["\ud800.safetensors", "a\nb", "\x1b[2J"])
+def test_names_that_are_no_text(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        check_name(tmp_path, name)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", [*CONFIG, *TOKENIZER, "model-00001-of-00002.safetensors"])
+def test_links_out_of_a_local_folder_are_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("{}")
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / name).symlink_to("../secret")
+    with pytest.raises(CheckpointError, match=f"'{name}' is a link that leads out of the checkpoint's folder"):
+        snapshot(folder)
+    with pytest.raises(CheckpointError, match="leads out"):
+        refdiff.DiffLlamaConfig.from_pretrained(folder)
+    with pytest.raises(CheckpointError, match="leads out"):
+        refdiff.Tokenizer.from_pretrained(folder)
+
+
+def test_links_within_a_local_folder_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "v1.json").write_text("{}")
+    (tmp_path / "config.json").symlink_to("v1.json")
+    assert snapshot(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_further_chat_templates_are_looked_at_too(tmp_path: Path, whole: bool) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "checkpoint"
+    for path in (outside, folder):
+        path.mkdir()
+    (outside / "rag.jinja").write_text("secret")
+    if whole:
+        (folder / "additional_chat_templates").symlink_to(outside)
+    else:
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "rag.jinja").symlink_to(outside / "rag.jinja")
+    with pytest.raises(CheckpointError, match=r"'rag\.jinja' is a link that leads out"):
+        snapshot(folder)
+    (outside / "rag.jinja").unlink()
+    if not whole:
+        (folder / "additional_chat_templates" / "rag.jinja").unlink()
+        (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ x }}")
+    assert snapshot(folder) == folder
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "folder", "socket", "device", "link to a device"])
+def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    if kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    elif kind == "device":
+        path = Path("/dev/zero")
+    else:
+        path.symlink_to("/dev/zero")
+    start = time.monotonic()
+    for read in (open_file, partial(read_bytes, max_bytes=9), partial(read_text, max_bytes=9), read_json):
+        with pytest.raises(CheckpointError, match=r"not a regular file|leads out of the checkpoint's folder") as caught:
+            read(path)
+        assert path.name in str(caught.value)
+    assert time.monotonic() - start < 1
+
+
+def test_a_file_that_becomes_a_pipe_between_check_and_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real_open = tmp_path / "file", os.open
+    path.write_bytes(b"x")
+
+    def swapped(name: object, flags: int) -> int:
+        path.unlink()
+        os.mkfifo(path)
+        return real_open(path, flags)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(CheckpointError, match="not a regular file, but a named pipe"):
+        open_file(path)
+
+
+def test_a_file_of_a_folder_stays_in_it_and_one_that_the_user_named_need_not(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (folder / "vocab.json").symlink_to(tmp_path / "secret")
+    assert read_text(folder / "vocab.json", max_bytes=9) == "secret"
+    for read in (partial(read_bytes, max_bytes=9), partial(copy_file, target=tmp_path / "copy"), open_file):
+        with pytest.raises(CheckpointError, match=r"'vocab\.json' is a link that leads out"):
+            read(folder / "vocab.json", folder=folder)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_files_of_the_hub_cache_are_links_to_its_blobs(tmp_path: Path) -> None:
+    repo = tmp_path / "models--a--b"
+    folder = repo / "snapshots" / "0123"
+    for path in (folder, repo / "blobs"):
+        path.mkdir(parents=True)
+    (repo / "blobs" / "ab12").write_text("{}")
+    (folder / "config.json").symlink_to("../../blobs/ab12")
+    assert read_json(folder / "config.json") == {}
+    copy_file(folder / "config.json", tmp_path / "copy", folder=folder)
+    assert (tmp_path / "copy").read_text() == "{}"
+    (repo / "blobs" / "ab12").unlink()
+    (repo / "blobs").rmdir()
+    (tmp_path / "ab12").write_text("secret")
+    (repo / "blobs").symlink_to(tmp_path)  # a look-alike whose blobs are somebody's files
+    with pytest.raises(CheckpointError, match="leads out"):
+        read_json(folder / "config.json")
+
+
+def test_json_of_a_million_values_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": [' + ",".join(["[]"] * 3_000_000) + "]}")
+    start = time.thread_time()
+    with pytest.raises(CheckpointError, match="more than 1,000,000 values"):
+        read_json(path)
+    assert time.thread_time() - start < 1
+
+
+@pytest.mark.parametrize("target", ["/dev/full", "/dev/zero", "folder"])
+def test_nothing_but_a_file_is_replaced(target: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / target
+    with pytest.raises(OSError, match=r"not a regular file, but a (device|folder); name another file") as caught:
+        write_atomically(path, b"x")
+    assert caught.value.filename == str(path)
+    assert path.exists()
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space") as caught, replaced_atomically(path) as file:
+        file.write(b"new")
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+    assert path.read_bytes() == b"old"

@@ -1,8 +1,28 @@
-"""How values and names out of a file are shown in messages: short, on one line, and unable to drive a terminal."""
+"""How values, names and whole messages are shown: short, and unable to drive a terminal."""
 
 from __future__ import annotations
 
 from typing import Any
+
+MAX_MESSAGE = 2000
+"""Characters of the longest message."""
+
+
+def printable(text: object, limit: int = MAX_MESSAGE) -> str:
+    """Return `text` with every character that a terminal could obey escaped, and its middle cut out beyond `limit`.
+
+    Escaped are control characters, bidirectional marks, half surrogate pairs and unassigned characters; letters of any
+    script, spaces, line breaks and tabs stay.
+    """
+    shown = _cut(str(text), limit)
+    if not shown.isprintable():
+        shown = _cut("".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in shown), limit)
+    return shown
+
+
+def _cut(text: str, limit: int) -> str:
+    tail = limit // 4  # the fix stands at the end of a message
+    return text if len(text) <= limit else f"{text[: limit - tail - 3]} … {text[-tail:]}"
 
 
 def json_type(value: Any) -> str:
@@ -25,7 +45,7 @@ def show_value(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**40:
         return "an integer above 10^40" if value > 0 else "an integer below -10^40"
     try:
-        text = ascii(value)
+        text = ascii(value[:100] if isinstance(value, str | list | tuple) else value)
     except ValueError:  # Python refuses to print integers of thousands of digits, such as those inside a list
         return f"{json_type(value)} with an integer of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,273 @@
+"""The files of checkpoints, traces and manifests: one way to read them within limits, one to write them whole.
+
+Whoever reads a folder that came from elsewhere reads it through `open_file`. A link that leads out of the folder, a
+named pipe, a device or a file without end gives one `CheckpointError` that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import secrets
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from refdiff.errors import CheckpointError
+from refdiff.messages import json_type, show_name
+
+MAX_JSON = 10_000_000
+"""Bytes of the longest JSON file that is read, unless the caller says otherwise."""
+MAX_VALUES = 1_000_000
+"""Values of the largest JSON file: each takes some 60 bytes of memory, however few it takes in the file."""
+MAX_DEPTH = 100
+
+# transformers 5 writes a float that JSON has no word for as {"__float__": "Infinity"}.
+_FLOAT_TAG = "__float__"
+_TAGGED_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+          stat.S_IFSOCK: "a socket"}  # fmt: skip
+
+
+def open_file(path: str | os.PathLike[str], *, folder: str | os.PathLike[str] | None = None) -> BinaryIO:
+    """Open a regular file to read bytes, without waiting for anybody.
+
+    Args:
+        path: the file.
+        folder: the checkpoint that the file belongs to; a link that leads out of it is refused (see `follow`). None is
+            for a file that the user named.
+
+    Raises:
+        CheckpointError: the file is missing, not a regular file, outside of `folder`, or cannot be opened.
+    """
+    try:
+        real = Path(path) if folder is None else follow(Path(folder), Path(path))
+        _refuse_special(path, real.stat().st_mode)
+        # Not blocking, and a second check on the open file: a pipe put in its place meanwhile must not make us wait.
+        flags = os.O_RDONLY
+        for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY", *(() if folder is None else ("O_NOFOLLOW",))):
+            flags |= getattr(os, name, 0)
+        descriptor = os.open(real, flags)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path}: no such file") from None
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise CheckpointError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        _refuse_special(path, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: str | os.PathLike[str], *, max_bytes: int, folder: str | os.PathLike[str] | None = None) -> bytes:
+    """Read a whole file of at most `max_bytes`; see `open_file`.
+
+    Raises:
+        CheckpointError: as `open_file`; or the file is larger, or cannot be read.
+    """
+    with open_file(path, folder=folder) as file, _readable(path):
+        raw = file.read(max_bytes + 1)
+    if len(raw) > max_bytes:
+        raise CheckpointError(f"{path}: larger than {max_bytes:,} bytes, the most that is read of such a file")
+    return raw
+
+
+def read_text(path: str | os.PathLike[str], *, max_bytes: int, folder: str | os.PathLike[str] | None = None) -> str:
+    """Read a whole UTF-8 file of at most `max_bytes`; see `open_file`.
+
+    Raises:
+        CheckpointError: as `read_bytes`; or the file is not UTF-8.
+    """
+    return _decoded(read_bytes(path, max_bytes=max_bytes, folder=folder), path)
+
+
+def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object; links are followed within the file's own folder.
+
+    Raises:
+        CheckpointError: as `read_text`; or the file is not JSON, nested deeper than 100 levels, has more than a million
+            values, or a key given twice.
+    """
+    text = read_text(path, max_bytes=max_bytes, folder=Path(path).parent)
+    if sum(map(text.count, ",:[{")) > MAX_VALUES:
+        raise CheckpointError(f"{path}: more than {MAX_VALUES:,} values, the most that is read of such a file")
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}{_guess(text)}"
+        ) from None
+    except RecursionError:
+        raise CheckpointError(f"{path}: nested too deeply; at most {MAX_DEPTH} levels are read") from None
+    except _DuplicateKeyError as error:
+        raise CheckpointError(f"{path}: the key {error} stands twice in one object; keep one of them") from None
+    except ValueError:  # Python refuses to parse integers of thousands of digits
+        raise CheckpointError(f"{path}: holds an integer of more than 4300 digits") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: the top level is {json_type(value)}, but must be an object {{...}}")
+    if _depth(value) > MAX_DEPTH:
+        raise CheckpointError(f"{path}: nested too deeply; at most {MAX_DEPTH} levels are read")
+    return value
+
+
+def copy_file(source: Path, target: Path, *, folder: Path) -> None:
+    """Copy a file of the checkpoint `folder` to a new file; see `open_file`.
+
+    Raises:
+        CheckpointError: as `open_file`.
+        OSError: `target` is there already, or cannot be written.
+    """
+    with open_file(source, folder=folder) as file, target.open("xb") as copy:
+        shutil.copyfileobj(file, copy)
+
+
+def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
+    """Write `value` as transformers formats its JSON files (two spaces, sorted keys), atomically.
+
+    Raises `OSError` when the folder cannot be written; an older file at `path` is then untouched.
+    """
+    text = json.dumps(_tag_floats(value), indent=2, sort_keys=True) + "\n"
+    write_atomically(path, text.encode("ascii"))
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Put `data` at `path` in one step: a temporary file in the same folder, synced to disk, then renamed.
+
+    Raises `OSError`, naming `path`, when that fails; an older file at `path` is then untouched.
+    """
+    with replaced_atomically(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Give a file to write, which takes its place at `path` when the block ends well, and is gone when it does not.
+
+    Raises `OSError`, naming `path`, when it cannot be written, or `path` is there and not a regular file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    try:
+        if path.exists() and not path.is_file():
+            message = f"not a regular file, but {_kind(path.stat().st_mode)}; name another file"
+            raise OSError(errno.EINVAL, message, str(path))
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
+
+
+def check_name(folder: Path, name: str) -> None:
+    """Refuse a name that is not a plain one of a file in this folder, without a look at what is there.
+
+    Raises:
+        CheckpointError: the name has a directory in it, or unprintable characters.
+    """
+    if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\:"):
+        raise CheckpointError(f"{folder}: {ascii(name)[:80]} is not a plain name of a file in this folder")
+
+
+def follow(folder: Path, path: Path) -> Path:
+    """Follow all symbolic links from `path`, which is in `folder`, and refuse to be led out of `folder`.
+
+    One layout may point out of it: in Hugging Face's cache, `snapshots/<revision>/<name>` is a link to `blobs/<hash>`
+    of the same repository, or from huggingface_hub 2 on further to `blobs/<2 digits>/<hash>` of the whole cache.
+
+    Raises:
+        CheckpointError: a link leads elsewhere.
+    """
+    root, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    blobs: list[Path] = []
+    if root.parent.name == "snapshots":
+        repo = root.parent.parent
+        blobs = [repo / "blobs", repo.parent / "blobs" / real.name[:2]]
+    if root not in real.parents and real.parent not in blobs:
+        raise CheckpointError(
+            f"{folder}: {ascii(path.name)[:80]} is a link that leads out of the checkpoint's folder and is not "
+            "followed; put the file itself, or a hard link to it, into the folder"
+        )
+    return real
+
+
+def _refuse_special(path: str | os.PathLike[str], mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path}: not a regular file, but {_kind(mode)}; put the file itself there")
+
+
+def _kind(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
+@contextlib.contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _decoded(raw: bytes, path: str | os.PathLike[str]) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not UTF-8 text (byte {error.start}); write the file again as UTF-8") from None
+
+
+class _DuplicateKeyError(Exception):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise _DuplicateKeyError(show_name(counts.most_common(1)[0][0]))
+    if len(result) == 1 and isinstance(tag := result.get(_FLOAT_TAG), str):
+        return _TAGGED_FLOATS.get(tag, result)
+    return result
+
+
+def _tag_floats(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT_TAG: next(tag for tag, special in _TAGGED_FLOATS.items() if repr(special) == repr(value))}
+    if isinstance(value, dict):
+        return {str(key): _tag_floats(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tag_floats(item) for item in value]
+    return value
+
+
+def _depth(value: Any) -> int:
+    deepest, open_items = 0, [(value, 1)]
+    while open_items:
+        item, depth = open_items.pop()
+        if isinstance(item, dict | list):
+            deepest = max(deepest, depth)
+            open_items += [(child, depth + 1) for child in (item.values() if isinstance(item, dict) else item)]
+    return deepest
+
+
+def _guess(text: str) -> str:
+    if not text.strip():
+        return "; the file is empty, so download or write it again"
+    if text.startswith("version https://git-lfs"):
+        return "; this is a git-lfs pointer, not the file itself: run `git lfs pull`"
+    if text.lstrip().startswith("<"):
+        return "; this looks like a web page saved in place of the file: download it again"
+    return ""
