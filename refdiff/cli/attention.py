@@ -12,7 +12,7 @@ from refdiff.cli.flags import UsageError
 from refdiff.cli.loading import load
 from refdiff.cli.pictures import PICTURES, check_file, write_picture
 from refdiff.cli.prompt import check_prompt, read_prompt
-from refdiff.model.json_files import write_atomically
+from refdiff.files import write_atomically
 
 if TYPE_CHECKING:
     from refdiff.viz import AttentionMaps

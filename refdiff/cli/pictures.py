@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.cli.flags import UsageError
-from refdiff.model.json_files import write_atomically
+from refdiff.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
