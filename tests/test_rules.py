@@ -1,8 +1,9 @@
-"""The house rules that a machine can check."""
+"""The house rules that a machine can check. Each test names every file that breaks its rule."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -16,76 +17,29 @@ from tests.quickness import start_seconds
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "refdiff"
-MODULES = sorted(PACKAGE.rglob("*.py"))
-LAYERS = sorted((PACKAGE / "layers").glob("[!_]*.py"))
+MODULES = {
+    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"), str(path))
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
-# A file imports only from those before it: the tree is the path of the data, and the order of imports.
+# A file imports only from folders before its own: the tree is the path of the data, and the order of imports.
 ORDER = (
-    "messages",
-    "errors",
-    "files",
-    "arrays",
-    "cluster",
-    "bundled",
-    "hub",
-    "layers",
-    "backends",
-    "model",
-    "convert",
-    "generation",
-    "training",
-    "pipelines",
-    "oracle",
-    "viz",
-    "exercises",
-    "bench",
-    "cli",
-)
+    "messages", "errors", "files", "arrays", "cluster", "bundled", "hub", "layers", "backends", "model", "convert",
+    "generation", "training", "pipelines", "oracle", "viz", "exercises", "bench", "cli",
+)  # fmt: skip
 HEADINGS = ("Equation:", "Used as:", "Shapes:", "Precision:", "Raises:")
+AXES = set("BTSHKDFV") | set("IO")  # I and O: the sizes of a matrix that is any of the model's
 
 
-def _names(paths: list[Path]) -> list[str]:
-    return [path.relative_to(ROOT).as_posix() for path in paths]
-
-
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-def _files(*patterns: str) -> Iterator[Path]:
-    """The project's own files, without what builds and environments leave in the folder."""
-    for pattern in patterns:
-        for path in sorted(ROOT.glob(pattern)):
-            parts = path.relative_to(ROOT).parts
-            if not any(
-                p in ("build", "dist", "shared") or p.endswith(".egg-info") or p.startswith(".venv") for p in parts
-            ):
-                yield path
-
-
-@pytest.mark.parametrize("path", MODULES, ids=_names(MODULES))
-def test_no_assert_and_nothing_unfinished(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert not [node.lineno for node in ast.walk(_tree(path)) if isinstance(node, ast.Assert)]
-    assert not re.findall(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b|pragma: no cover", text)
-
-
-@pytest.mark.parametrize("path", MODULES, ids=_names(MODULES))
-def test_a_file_has_one_topic(path: Path) -> None:
-    assert path.name not in ("utils.py", "helpers.py", "misc.py", "common.py")
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, "make a folder of it"
-
-
-def _part(name: str) -> int | None:
-    """The place of a dotted module name in ORDER; None for what does not belong to refdiff, or stands above all."""
+def _place(name: str) -> int | None:
+    """Return where a dotted module name stands in ORDER; None for what is not refdiff's, or stands above all."""
     parts = name.split(".")
     return ORDER.index(parts[1]) if parts[0] == "refdiff" and len(parts) > 1 and parts[1] in ORDER else None
 
 
-def _imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """(dotted name, is at the level of the module) of everything that a file imports, relative names resolved."""
-    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
-    tree = _tree(path)
+def _imports(path: str) -> Iterator[tuple[str, bool]]:
+    """Yield (dotted name, is at module level) of everything that a file imports, relative names resolved."""
+    package, tree = path.removesuffix(".py").split("/")[:-1], MODULES[path]
     inner = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
@@ -95,81 +49,83 @@ def _imports(path: Path) -> Iterator[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, at_top) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
+            base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             yield module, at_top
             if module == "refdiff":
                 yield from ((f"refdiff.{alias.name}", at_top) for alias in node.names)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_names(MODULES))
-def test_imports_come_from_files_above(path: Path) -> None:
-    own = _part(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    if own is None:
-        return  # the package itself and __main__ stand outside the order
-    below = [name for name, at_top in _imports(path) if at_top and (part := _part(name)) is not None and part > own]
-    assert not below, f"{path.name} imports from below: {below}"
+def test_imports_come_from_folders_above() -> None:
+    below = []
+    for path in MODULES:
+        own = _place(path.removesuffix(".py").replace("/", "."))
+        if own is not None:  # the package itself and __main__ stand outside the order
+            below += [(path, name) for name, top in _imports(path) if top and (_place(name) or 0) > own]
+    assert not below
+    libraries = {"numpy", "cupy", "torch", "jax", "array_api_strict"}
+    named = [
+        (path, name)
+        for path in MODULES
+        if path.startswith("refdiff/layers/")
+        for name, _ in _imports(path)
+        if name.split(".")[0] in libraries
+    ]
+    assert not named, "layers compute on any array library"
 
 
-@pytest.mark.parametrize("path", LAYERS, ids=_names(LAYERS))
-def test_layers_name_no_array_library(path: Path) -> None:
-    imported = {name.split(".")[0] for name, _ in _imports(path)}
-    assert not imported & {"numpy", "cupy", "torch", "jax", "array_api_strict"}
-    assert not [n.id for n in ast.walk(_tree(path)) if isinstance(n, ast.Name) and n.id in ("np", "cp", "numpy")]
+def test_no_assert_nothing_unfinished_and_one_topic_a_file() -> None:
+    found = []
+    for path, tree in MODULES.items():
+        text = (ROOT / path).read_text(encoding="utf-8")
+        found += [(path, node.lineno) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+        found += [
+            (path, m[0]) for m in re.finditer(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b|pragma: no cover", text)
+        ]
+        if Path(path).stem in ("utils", "helpers", "misc", "common") or text.count("\n") > 500:
+            found.append((path, "one topic a file, at most 500 lines"))
+    assert not found
 
 
-@pytest.mark.parametrize("path", LAYERS, ids=_names(LAYERS))
-def test_layer_docstrings_have_their_headings_in_order(path: Path) -> None:
-    public = {name for name in layers.__all__ if getattr(layers, name).__module__ == f"refdiff.layers.{path.stem}"}
-    functions = [n for n in _tree(path).body if isinstance(n, ast.FunctionDef) and n.name in public]
-    assert len(functions) == len(public)
-    for function in functions:
-        doc = ast.get_docstring(function) or ""
-        found = [line.strip() for line in doc.splitlines() if line.strip() in HEADINGS]
-        assert found == list(HEADINGS), f"{path.name}: {function.name} has {found}"
+def test_public_names_have_docstrings() -> None:
+    """Every module, and every public class and function in it; of a layer, with its headings in order and its axes."""
+    missing = [path for path, tree in MODULES.items() if not ast.get_docstring(tree)]
+    for path, tree in MODULES.items():
+        public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
+        if not path.startswith("refdiff/cli/"):  # nobody calls a command's functions but main
+            missing += [f"{path}: {node.name}" for node in public if not ast.get_docstring(node)]
+    for name in layers.__all__:
+        missing += [f"layers.{name}: {fault}" for fault in _headings(name)]
+    assert not missing
 
 
-MIRRORED = [
-    path
-    for part in (
-        "layers",
-        "model",
-        "convert",
-        "generation",
-        "training",
-        "backends",
-        "oracle",
-        "viz",
-        "bench",
-        "cli",
-        "hub",
-    )
-    for path in sorted((PACKAGE / part).rglob("[!_]*.py"))
-]
+def _headings(name: str) -> Iterator[str]:
+    doc = inspect.getdoc(getattr(layers, name)) or ""
+    found = [line.strip() for line in doc.splitlines() if line.strip() in HEADINGS]
+    if found != [heading for heading in HEADINGS if heading in found]:
+        yield f"headings {found} are not in the order of {HEADINGS}"
+    if not name.endswith("_vjp") and not {"Equation:", "Shapes:"} <= set(found):
+        yield "no equation, or no shapes"
+    shapes = re.search(r"Shapes:\n(.*?)(\n\n|\Z)", doc, re.DOTALL)
+    if shapes and (letters := set(re.findall(r"(?<![\w.])[A-Z](?!\w)", shapes[1])) - AXES):
+        yield f"axes {letters} are not among {AXES}"
 
 
-@pytest.mark.parametrize("path", MIRRORED, ids=_names(MIRRORED))
-def test_every_module_has_its_test_file(path: Path) -> None:
-    inside = path.relative_to(PACKAGE)
-    mirror = ROOT / "tests" / inside.with_name(f"test_{inside.name}")
-    if len(inside.parts) > 2 and inside.parts[0] == "oracle":  # its folders are tested by what they promise
-        mirror = ROOT / "tests" / inside.parent
-    assert mirror.exists(), f"{inside} has no {mirror.relative_to(ROOT)}"
+def test_tests_mirror_the_folders_of_the_package() -> None:
+    """Each folder of code has one of tests; which files are in it is free."""
+    folders = {
+        Path(path).relative_to("refdiff").parent
+        for path in MODULES
+        if path.count("/") > 1 and not path.endswith("__init__.py")
+    }
+    missing = [folder.as_posix() for folder in folders if not list((ROOT / "tests" / folder).glob("test_*.py"))]
+    assert not missing
 
 
-HEAVY = (
-    "huggingface_hub",
-    "tokenizers",
-    "jinja2",
-    "tqdm",
-    "cupy",
-    "safetensors",
-    "ml_dtypes",
-    "threadpoolctl",
-    "torch",
-    "matplotlib",
-    "distributed",
-)
+HEAVY = {
+    "huggingface_hub", "tokenizers", "jinja2", "tqdm", "cupy", "safetensors", "ml_dtypes", "threadpoolctl", "torch",
+    "matplotlib", "distributed",
+}  # fmt: skip
 
 
 def test_importing_refdiff_is_light() -> None:
@@ -177,17 +133,14 @@ def test_importing_refdiff_is_light() -> None:
     command, options = [sys.executable, "-c", code], {"cwd": ROOT, "env": {"PATH": ""}}
     loaded = subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout.split()
     assert "refdiff" in loaded
-    assert not [name for name in loaded if name.split(".")[0] in (*HEAVY, "numpy")]
+    assert not {name.split(".")[0] for name in loaded} & (HEAVY | {"numpy"})
     assert start_seconds(command, **options) < 0.15
-
-
-def test_importing_the_model_loads_what_it_computes_with_and_no_more() -> None:
     code = "import sys; from refdiff import DiffLlamaForCausalLM; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.split()
     assert "numpy" in loaded
-    assert not [name for name in loaded if name in ("huggingface_hub", "tokenizers", "jinja2", "tqdm", "cupy", "torch")]
+    assert not {"huggingface_hub", "tokenizers", "jinja2", "tqdm", "cupy", "torch"} & set(loaded)
 
 
 def test_nothing_names_a_machine() -> None:
@@ -195,11 +148,16 @@ def test_nothing_names_a_machine() -> None:
     pattern = re.compile(
         r"(?<![\w.])/(?:home|Users|root|work|opt|tmp)/\w|\.pyenv|/site-packages/|://(?:pypi|files\.pythonhosted|registry\.npmjs)\."
     )
-    for path in _files("*", "refdiff/**/*", "tests/**/*", ".ci/*", ".github/**/*", "notebooks/**/*"):
-        if path.is_file() and path.suffix in (".py", ".md", ".cfg", ".toml", ".yml", ".yaml", ".json", ".ipynb", ""):
-            found = [line for line in path.read_text(encoding="utf-8").splitlines() if pattern.search(line)]
-            if path != Path(__file__):
-                assert not found, f"{path.relative_to(ROOT)}: {found[:3]}"
+    suffixes = (".py", ".md", ".cfg", ".toml", ".yml", ".yaml", ".json", ".ipynb", ".cff", "")
+    found = [
+        (path.relative_to(ROOT).as_posix(), line)
+        for top in ("*", "refdiff/**/*", "tests/**/*", ".ci/*", ".github/**/*", "notebooks/**/*")
+        for path in ROOT.glob(top)
+        if path.is_file() and path.suffix in suffixes and path != Path(__file__)
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if pattern.search(line)
+    ]
+    assert not found
 
 
 def test_the_tests_test_this_tree(pytestconfig: pytest.Config) -> None:
