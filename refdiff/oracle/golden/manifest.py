@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
+from refdiff.files import check_name, read_bytes
 
 FORMAT = "refdiff-golden 2"
+LARGEST_FOLDER = 20_000_000
+"""Bytes of a folder of test vectors: what a repository takes without a thought."""
 MANIFEST, INDEX = "manifest.json", "index.txt"
 COLUMNS = ("hi", "lo", "budget", "bound", "u", "row", "bulk", "element", "slope", "certain")
 """What an index has of each tensor after its name, kind, n and width."""
@@ -39,26 +44,48 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
         CheckpointError: there is no manifest, or it cannot be read as one.
     """
     path = folder / MANIFEST
+    text = read_bytes(path, max_bytes=LARGEST_FOLDER, folder=folder)
     try:
-        text = path.read_bytes()
         manifest = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path}: no manifest of golden files: {reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a manifest of golden files: {error}; export them again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: the format is not {FORMAT!r}, the one that this version reads")
     if manifest_text(manifest).encode() != text:  # nothing else that it says can be believed
         return {**manifest, "cases": []}, [f"{MANIFEST}: its text has been changed"]
+    with well_formed(path):
+        return manifest, _changes(folder, manifest)
+
+
+@contextlib.contextmanager
+def well_formed(path: Path) -> Iterator[None]:
+    """Turn what goes wrong where a manifest lacks something, or has it of another type, into a `CheckpointError`.
+
+    A manifest's hash says that it was not damaged, not who wrote it.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{path}: not what this version writes: {type(error).__name__}: {error}; export the files again"
+        ) from error
+
+
+def _changes(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Say which files of a manifest were changed, or what it lacks."""
     found, changed = {}, []
     for name, entry in manifest["files"].items():
+        check_name(folder, name)
         try:
-            found[name] = (folder / name).read_bytes()
-        except OSError as error:
-            changed.append(f"{name}: {error.strerror}")
+            found[name] = read_bytes(folder / name, max_bytes=LARGEST_FOLDER, folder=folder)
+        except CheckpointError as error:
+            changed.append(str(error).removeprefix(f"{folder}{os.sep}"))
             continue
         if sha256(found[name]) != entry["sha256"]:
             changed.append(f"{name}: its bytes have been changed: SHA-256 is not the manifest's")
-    return manifest, changed or _disagreements(manifest, found)
+    return changed or _disagreements(manifest, found)
 
 
 def _disagreements(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from refdiff.errors import CheckpointError
+from refdiff.files import check_name, open_file
 from refdiff.oracle.budget.statistics import RowBudget
-from refdiff.oracle.golden.manifest import read_manifest
+from refdiff.oracle.golden.manifest import MANIFEST, read_manifest, well_formed
 from refdiff.oracle.inputs.files import read_arrays
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.text_wrap import fitted
@@ -88,13 +90,19 @@ def verify(path: str | os.PathLike[str], outputs_dir: str | os.PathLike[str]) ->
     if not outputs.is_dir():
         raise CheckpointError(f"{outputs}: no folder of outputs")
     manifest, changed = read_manifest(folder)
+    with well_formed(folder / MANIFEST):
+        return _judged(folder, outputs, manifest, changed)
+
+
+def _judged(folder: Path, outputs: Path, manifest: dict[str, Any], changed: list[str]) -> Report:
     broken = {line.partition(":")[0] for line in changed}
     ids = [case["id"] for case in manifest["cases"]]
     cases, missing, unjudged = {}, [], {}
     for case in manifest["cases"]:
         if case["file"] in broken:
             continue
-        arrays, _ = read_arrays(folder / case["file"])
+        check_name(outputs, case["id"])
+        arrays, _ = read_arrays(folder / case["file"], folder=folder)
         given = _outputs(_files(outputs, case["id"], ids), case, arrays)
         if "out" not in given:
             missing.append(case["id"])
@@ -135,11 +143,13 @@ def _files(folder: Path, case: str, ids: list[str]) -> list[Path]:
 
 
 def _raw(path: Path, tensor: str, shape: tuple[int, ...]) -> Numpy:
-    data, numbers = path.read_bytes(), int(np.prod(shape, dtype=int))
-    if len(data) != 4 * numbers:
-        raise CheckpointError(
-            f"{path}: {len(data)} bytes, but {tensor} has the shape {shape}, in float32 {4 * numbers} bytes"
-        )
+    with open_file(path) as file:
+        size, numbers = os.fstat(file.fileno()).st_size, math.prod(shape)
+        if size != 4 * numbers:
+            raise CheckpointError(
+                f"{path}: {size} bytes, but {tensor} has the shape {shape}, in float32 {4 * numbers} bytes"
+            )
+        data = file.read(size)
     return np.frombuffer(data, "<f4").reshape(shape)
 
 

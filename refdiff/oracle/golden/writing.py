@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,21 @@ from typing import Any
 import numpy as np
 
 import refdiff
-from refdiff.model.weights.safetensors_file import open_safetensors
+from refdiff.files import replaced_atomically
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.budget.statistics import LIMITS, RowBudget, uncertain
 from refdiff.oracle.cases.fixed import Case
-from refdiff.oracle.golden.manifest import FORMAT, INDEX, MANIFEST, index_text, manifest_text, sha256
+from refdiff.oracle.golden.manifest import FORMAT, INDEX, LARGEST_FOLDER, MANIFEST, index_text, manifest_text, sha256
 from refdiff.oracle.inputs import options, shapes
-from refdiff.oracle.inputs.files import write_arrays
+from refdiff.oracle.inputs.files import safetensors_bytes
 from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.rounding.recipe import Recipe
 
 Numpy = np.ndarray[Any, Any]
 
 FORMATS_OF_FILES = ("safetensors", "npz")
-LARGEST_CASE, LARGEST_FOLDER = 1_000_000, 20_000_000
-"""Bytes of one case's file, and of a folder: what a repository takes without a thought."""
+LARGEST_CASE = 1_000_000
+"""Bytes of the largest file of a case."""
 
 
 def export(
@@ -49,6 +50,7 @@ def export(
         gradients: whether the right gradients are written too, for the gradient `dout` of the output.
 
     Raises:
+        OSError: the disk is full or not writable; an earlier export is untouched.
         ValueError: no cases, two of one name, an unknown format, or more bytes than are meant for a repository.
     """
     cases = list(cases)
@@ -77,8 +79,11 @@ def export(
     }
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in {**files, MANIFEST: manifest_text(manifest).encode()}.items():
-        (folder / name).write_bytes(data)
+    with contextlib.ExitStack() as written:  # all take their places at the end, the manifest as the last
+        for name, data in {MANIFEST: manifest_text(manifest).encode(), **files}.items():
+            file = written.enter_context(replaced_atomically(folder / name))
+            file.write(data)
+            file.flush()
 
 
 def _name(case: Case) -> str:
@@ -98,7 +103,7 @@ def _case(
     judged = [_judged(n, found, arrays) for n in found.names]
     spec, of_recipe = json.dumps(case.spec.to_dict()), json.dumps(used.to_dict())
     file = f"case_{name}.safetensors"
-    data = _bytes(arrays, {"format": FORMAT, "spec": spec, "recipe": of_recipe})
+    data = b"".join(safetensors_bytes(arrays, {"format": FORMAT, "spec": spec, "recipe": of_recipe}))
     if len(data) > LARGEST_CASE:
         raise ValueError(
             f"{name} takes {len(data):,} bytes, more than {LARGEST_CASE:,}: give a smaller "
@@ -179,24 +184,17 @@ def _single(x: Numpy) -> Numpy:
         return np.asarray(x, dtype=np.float32)
 
 
-def _bytes(arrays: Mapping[str, Numpy], metadata: Mapping[str, str]) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        write_arrays(Path(folder) / "case", arrays, metadata)
-        return (Path(folder) / "case").read_bytes()
-
-
 def _begins(data: bytes) -> dict[str, int]:
     """Where each tensor begins in a safetensors file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "case"
-        path.write_bytes(data)
-        return {name: tensor.begin for name, tensor in open_safetensors(path).tensors.items()}
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    return {name: start + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
 def _npz(arrays: Mapping[str, Numpy]) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "case.npz", **dict(arrays))  # type: ignore[arg-type]
-        return (Path(folder) / "case.npz").read_bytes()
+    file = io.BytesIO()
+    np.savez(file, **dict(arrays))  # type: ignore[arg-type]
+    return file.getvalue()
 
 
 def _entry(name: str, array: Numpy, letters: Mapping[str, str], begin: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array
 from refdiff.errors import CheckpointError
-from refdiff.files import open_file
+from refdiff.files import open_file, replaced_atomically
 from refdiff.model.weights.safetensors_file import open_safetensors
 from refdiff.oracle.inputs.any_array import any_array
 
@@ -28,11 +28,22 @@ _TYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Write arrays of any library as one safetensors file, each in its own type; the same input gives the same bytes.
+    """Write arrays of any library as one safetensors file; see `safetensors_bytes`.
 
     Raises:
         TypeError: an array of a type that the format has not.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, or `path` is a folder or a device; what was there before still is.
+    """
+    data = safetensors_bytes(arrays, metadata)
+    with replaced_atomically(path) as file:
+        file.writelines(data)
+
+
+def safetensors_bytes(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> list[bytes]:
+    """Return a safetensors file of arrays of any library, each in its own type: the header and each array's bytes.
+
+    Raises:
+        TypeError: an array of a type that the format has not.
     """
     blocks: list[bytes] = []
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -49,9 +60,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta
         blocks.append(little.tobytes())
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with Path(path).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.writelines(blocks)
+    return [len(text).to_bytes(8, "little") + text, *blocks]
 
 
 def read_arrays(

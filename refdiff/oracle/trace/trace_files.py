@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from refdiff.errors import CheckpointError
+from refdiff.messages import show_value
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.weights import ARCHITECTURES
 from refdiff.oracle.inputs.any_array import any_array
 from refdiff.oracle.inputs.files import read_arrays
 from refdiff.oracle.spec import Spec
@@ -46,10 +49,17 @@ def read_trace(source: Source, *, model: Any = None) -> Trace:
     arrays, metadata = read_arrays(path)
     if metadata.get("format") != FORMAT:
         return _bare(arrays)
-    about, order = json.loads(metadata["about"]), json.loads(metadata["order"])
-    points = {name: arrays[name] for name in order}
-    inputs = {name.removeprefix(INPUT): x for name, x in arrays.items() if name not in points}
-    return Trace(points, inputs, about, _run(about, inputs, model))
+    try:
+        about, order = json.loads(metadata["about"]), json.loads(metadata["order"])
+        points = {name: arrays[name] for name in order}
+        inputs = {name.removeprefix(INPUT): x for name, x in arrays.items() if name not in points}
+        return Trace(points, inputs, about, _run(about, inputs, model))
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not a trace that this version writes: {type(error).__name__}: {error}; record it again"
+        ) from error
 
 
 def _bare(arrays: dict[str, Any]) -> Trace:
@@ -58,15 +68,29 @@ def _bare(arrays: dict[str, Any]) -> Trace:
     return Trace({name: x for name, x in arrays.items() if not name.startswith(INPUT)}, inputs)
 
 
+def _is_the_model(folder: Path, config: Any) -> bool:
+    """Whether a folder that a trace names has a model of the config that the trace has.
+
+    A trace from elsewhere could name any folder of its reader's: nothing but a checkpoint's config is read for this.
+    """
+    try:
+        found = folder.is_dir() and DiffLlamaConfig.from_pretrained(folder).to_dict()
+    except (CheckpointError, OSError, ValueError):
+        return False
+    return found is not False and json.loads(json.dumps(found)) == config
+
+
 def _run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:
     """What runs the trace again, or None where its model is not at hand."""
     if "spec" in about:
         return SpecRun(Spec(**about["spec"]), inputs)
     if model is None:
         model = about.get("model")
-        if model is None or not Path(model).is_dir():
+        if not isinstance(model, str) or not _is_the_model(Path(model), about["config"]):
             return None
     if isinstance(model, str | os.PathLike):
+        if about["class"] not in ARCHITECTURES:
+            raise CheckpointError(f"class: got {show_value(about['class'])}, expected {', '.join(ARCHITECTURES)}")
         import refdiff
 
         # 16-bit types are computed with in float32, and were when the trace was made: a float32 run of such weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_one_byte_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"457")
     assert read_manifest(tmp_path)[1] == ["b: its bytes have been changed: SHA-256 is not the manifest's"]
     (tmp_path / "b").unlink()
-    assert read_manifest(tmp_path)[1] == ["b: No such file or directory"]
+    assert read_manifest(tmp_path)[1] == ["b: no such file"]
 
 
 def test_what_a_manifest_of_whole_files_may_lack(tmp_path: Path) -> None:
@@ -85,8 +86,45 @@ def test_no_manifest(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(text)
     with pytest.raises(CheckpointError, match=r"manifest\.json: "):
         read_manifest(tmp_path)
-    with pytest.raises(CheckpointError, match="no manifest of golden files: No such file or directory"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json: no such file"):
         read_manifest(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/a", "", "a\x1b[2J"])
+def test_a_manifest_names_files_of_its_folder_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "manifest.json").write_text(manifest_text({**REST, "files": {name: {"sha256": ""}}}))
+    with pytest.raises(CheckpointError, match="is not a plain name of a file in this folder") as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", ["link", "device", "pipe"])
+def test_files_of_a_manifest_that_are_no_files(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "golden"
+    folder.mkdir()
+    write(folder, {"a": b"123", "b": b"456"})
+    (folder / "b").unlink()
+    (tmp_path / "secret").write_bytes(b"456")
+    if kind == "pipe":
+        os.mkfifo(folder / "b")
+    else:
+        (folder / "b").symlink_to(tmp_path / "secret" if kind == "link" else "/dev/zero")
+    (change,) = read_manifest(folder)[1]
+    assert "not a regular file" in change or "'b' is a link that leads out" in change
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+    with pytest.raises(CheckpointError, match=r"manifest\.json: not a regular file, but a named pipe"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "rest", [{"files": 3}, {"files": {"a": 3}}, {"files": {"a": {}}}, {"cases": 3}, {"cases": [{}]}, {"cases": [3]}]
+)
+def test_a_manifest_that_is_whole_and_says_nothing(tmp_path: Path, rest: dict[str, Any]) -> None:
+    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / "manifest.json").write_text(manifest_text({**REST, **rest}))
+    with pytest.raises(CheckpointError, match=r"manifest\.json: not what this version writes"):
+        read_manifest(tmp_path)
 
 
 def test_index() -> None:

@@ -13,7 +13,7 @@ import pytest
 from refdiff.errors import CheckpointError
 from refdiff.oracle import golden
 from refdiff.oracle.budget.budget import budget
-from refdiff.oracle.golden.manifest import read_manifest
+from refdiff.oracle.golden.manifest import index_text, manifest_text, read_manifest, sha256
 from refdiff.oracle.inputs.files import write_arrays
 from tests.layers.inputs import says
 from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, damaged, right, write_raw
@@ -92,7 +92,24 @@ def test_a_damaged_index(vectors: Path, tmp_path: Path) -> None:
             assert golden.verify(index.parent, tmp_path / "raw").status == "fail"
     index.unlink()
     report = golden.verify(index.parent, tmp_path / "raw")
-    assert (report.status, report.changed) == ("fail", ("index.txt: No such file or directory",))
+    assert (report.status, report.changed) == ("fail", ("index.txt: no such file",))
+
+
+@pytest.mark.parametrize("change", [{"id": "../case"}, {"id": 3}, {"judged": 3}, {"judged": [{}]}, {"recipe": None}])
+def test_a_manifest_of_somebody_elses(vectors: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    folder = tmp_path / "vectors"
+    shutil.copytree(vectors, folder)
+    write_raw(tmp_path / "raw", right(vectors))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["cases"][0] |= change
+    data = {name: (folder / name).read_bytes() for name in manifest["files"]}
+    if "judged" not in change:
+        data["index.txt"] = index_text(manifest["cases"], data).encode()
+        (folder / "index.txt").write_bytes(data["index.txt"])
+        manifest["files"]["index.txt"]["sha256"] = sha256(data["index.txt"])
+    (folder / "manifest.json").write_text(manifest_text(manifest))
+    with pytest.raises(CheckpointError, match=r"not what this version writes|not a plain name"):
+        golden.verify(folder, tmp_path / "raw")
 
 
 def test_missing_outputs(vectors: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,20 @@ def test_blind_spots_and_recipes(tmp_path: Path) -> None:
     assert entry["recipe"]["storage"] == "bfloat16"
     assert "inputs.dout" not in {t["name"] for t in entry["tensors"]}
     assert [t["name"] for t in entry["judged"]] == ["out", "lse1", "lse2", "lambda_full"]
+
+
+def test_a_full_disk_leaves_the_earlier_export(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder, tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        golden.export(tmp_path / "old", [case(next(iter(KINDS)), blind=True)])
+    assert Path(caught.value.filename).parent == tmp_path / "old"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
 
 
 def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from refdiff.errors import CheckpointError
 from refdiff.oracle.divergence import first_divergence
 from refdiff.oracle.inputs.files import write_arrays
 from refdiff.oracle.trace import trace
+from refdiff.oracle.trace.trace import FORMAT
 from refdiff.oracle.trace.trace_files import read_trace
 from tests.model.models import ids, small_model
 from tests.oracle.trace.test_trace import SPEC, run_again, spec_inputs
@@ -85,3 +89,57 @@ def test_folders_of_something_else(tmp_path: Path) -> None:
         CheckpointError, match="no tensors: let model_addition_debugger_context write them with use_repr"
     ):
         read_trace(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["config", "folder", "file"])
+def test_a_trace_names_the_folder_of_its_own_model_alone(tmp_path: Path, change: str) -> None:
+    small_model().save_pretrained(tmp_path / "model")
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "model")
+    traced = trace(model, ids(0, 2, 5))
+    about = {**traced.about}
+    if change == "config":
+        about["config"] = {**about["config"], "rms_norm_eps": 1e-3}
+    else:
+        about["model"] = str(tmp_path if change == "folder" else tmp_path / "model" / "config.json")
+    dataclasses.replace(traced, about=about).write(tmp_path / "run.safetensors")
+    assert read_trace(tmp_path / "run.safetensors").run is None
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        "", "3", "[]", "[" * 100_000, '{"spec": 3}', '{"spec": {"x": 1}}', '{"model": 3}', '{"model": "x\\u0000"}',
+        '{"model": "FOLDER", "config": CONFIG, "class": "Tokenizer"}', '{"model": "FOLDER", "config": CONFIG}',
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_a_trace_that_says_nonsense(tmp_path: Path, about: str) -> None:
+    small_model().save_pretrained(tmp_path / "model")
+    config = json.dumps(refdiff.DiffLlamaConfig.from_pretrained(tmp_path / "model").to_dict())
+    about = about.replace("FOLDER", str(tmp_path / "model")).replace("CONFIG", config)
+    path = tmp_path / "run.safetensors"
+    write_arrays(path, {"a": np.ones(2)}, {"format": FORMAT, "about": about, "order": '["a"]'})
+    try:
+        assert read_trace(path).run is None
+    except CheckpointError as error:
+        assert re.search("run.safetensors: not a trace|class: got", str(error))  # noqa: PT017
+    write_arrays(path, {"a": np.ones(2)}, {"format": FORMAT, "about": "{}", "order": '["b"]'})
+    with pytest.raises(CheckpointError, match=r"run\.safetensors: not a trace that this version writes: KeyError: 'b'"):
+        read_trace(path)
+
+
+def test_a_trace_replaces_files_alone_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = trace(SPEC, spec_inputs())
+    with pytest.raises(OSError, match="not a regular file, but a device; name another file"):
+        traced.write("/dev/full")
+    path = tmp_path / "run.safetensors"
+    path.write_bytes(b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        traced.write(path)
+    assert caught.value.filename == str(path)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("run.safetensors", b"old")]
