@@ -153,7 +153,7 @@ def test_nothing_names_a_machine() -> None:
         (path.relative_to(ROOT).as_posix(), line)
         for top in ("*", "refdiff/**/*", "tests/**/*", ".ci/*", ".github/**/*", "notebooks/**/*")
         for path in ROOT.glob(top)
-        if path.is_file() and path.suffix in suffixes and path != Path(__file__)
+        if path.is_file() and path.suffix in suffixes and path.name != ".git" and path != Path(__file__)
         for line in path.read_text(encoding="utf-8").splitlines()
         if pattern.search(line)
     ]
