@@ -1,196 +1,242 @@
-"""A Jinja environment for templates that nobody has read: no way out to Python, and a budget that ends every rendering.
+"""A Jinja environment for templates from strangers: no way to Python, and bounds on time, memory and output.
 
-Jinja's own sandbox shuts the way to Python's internals; it does not stop a template from running forever or from
-building a string of 10^10 characters. Here every step that can take time or memory pays for it beforehand, in units of
-about one character: loops and macros for each pass, operators and filters for what they read and write. What no chat
-template needs and is hard to price (`"x".encode`, the `pprint` filter) is left out. The budget does not depend on the
-machine, so a template that works once works always.
+Jinja's `ImmutableSandboxedEnvironment` closes the way to Python. It does not stop a template from running forever or
+from building a text of 10^10 characters. These bounds do:
+
+- Time: every pass of a loop, macro or block reads the clock.
+- Memory: a value that an operation makes costs its characters and elements. What would explode before it can be
+  measured (`"a" * 10**10`, `center`, `replace`) pays first.
+- Size: no value is larger than the memory bound, each part counted as often as it is held. So no single operation
+  takes long, and 60 lists that each hold the one before twice are refused.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import operator
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import LoopControlExtension
+from jinja2.ext import Extension, LoopControlExtension
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
 
-from refdiff.generation.chat_template.budget import CALL, ELEMENT, Budget, check_bits, check_width
-from refdiff.generation.chat_template.meter import GenerationTag, Meter
+SECONDS = 2.0  # of the thread's CPU; the templates in use take milliseconds
+UNITS, UNITS_PER_CHARACTER = 10_000_000, 100  # memory: a unit is about a character, also of the conversation
 
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "lt": operator.lt,
-    "lteq": operator.le,
-    "gt": operator.gt,
-    "gteq": operator.ge,
-    "in": lambda a, b: a in b,
-    "notin": lambda a, b: a not in b,
-}
-_FREE = {"abs", "attr", "count", "d", "default", "first", "items", "last", "length", "round", "safe"}
-_WHOLE = {"dictsort", "groupby", "max", "min", "sort", "sum", "unique"}
-_LAZY = {"map", "reject", "rejectattr", "select", "selectattr"}
-_TEXT = {
-    "capitalize",
-    "e",
-    "escape",
-    "float",
-    "int",
-    "lower",
-    "string",
-    "title",
-    "trim",
-    "truncate",
-    "upper",
-    "wordcount",
-}
-_PRICED = {"center", "format", "indent", "join", "list", "replace", "reverse"}
-_NUMBER_ATTRIBUTES = {"bit_length", "is_integer"}
-_TEXT_ATTRIBUTES_OUT = {"encode", "maketrans", "striptags", "translate", "unescape"}
+_ELEMENT, _MAX_DEPTH, _MAX_BITS, _MAX_INDENT, _MAX_STATEMENTS = 32, 100, 4096, 64, 40
+_VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_CONTAINERS: tuple[Any, ...] = (list, tuple, set, dict, range, *_VIEWS)
+_HAS_TEXT: tuple[Any, ...] = (type(None), int, float, complex, jinja2.Undefined, Namespace)
+_TEXT_FILTERS = {
+    "capitalize", "center", "e", "escape", "float", "format", "indent", "int", "join", "lower", "replace", "string",
+    "title", "trim", "truncate", "upper", "wordcount",
+}  # fmt: skip
+_FILTERS = {
+    "abs", "attr", "count", "d", "default", "dictsort", "first", "groupby", "items", "last", "length", "list", "map",
+    "max", "min", "reject", "rejectattr", "reverse", "round", "safe", "select", "selectattr", "sort", "sum", "unique",
+}  # fmt: skip
+_FORBIDDEN_TEXT_METHODS = {"encode", "maketrans", "striptags", "translate", "unescape"}
+_WIDE = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(?:\d{3}|\*|\d*\.(?:\d{3}|\*))")  # %1000d, %*d, %.1000f
+_clock = getattr(time, "thread_time", time.process_time)
+
+
+class StoppedError(Exception):
+    """The template asked for more than it may have. No handler inside Jinja swallows this class."""
 
 
 class RefusedError(Exception):
-    """The template called `raise_exception`: it works, but does not take these messages."""
+    """The template called `raise_exception`: it works, but does not accept these messages."""
 
 
-class PlainNamespace(Namespace):
-    """Jinja's `namespace()` without private names; it prints as one word, so that nested ones cannot explode."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, *rest = args
-        values = dict(*rest, **kwargs)
-        for name in values:
-            PlainNamespace._check(name)
-        Namespace.__init__(self, values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        PlainNamespace._check(name)
-        Namespace.__setitem__(self, name, value)
-
-    def __repr__(self) -> str:
-        return "<Namespace>"
-
-    @staticmethod
-    def _check(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold the private name {name!r}")
-
-
-class TemplateSandbox(ImmutableSandboxedEnvironment):
-    """The environment of transformers' chat templates (syntax, filters, globals) with a budget; see the module."""
+class Sandbox(ImmutableSandboxedEnvironment):
+    """The environment of transformers' chat templates (syntax, filters, globals) within bounds; see the module."""
 
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
-    def __init__(self, strftime_now: Callable[[str], str]) -> None:
+    def __init__(self) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            optimized=False,  # the optimizer runs constant expressions while compiling, before any budget
-            extensions=[GenerationTag, LoopControlExtension],
-            finalize=_paid_output,
+            optimized=False,  # the optimizer runs constant expressions while compiling, outside the bounds
+            extensions=[_GenerationTag, LoopControlExtension],
+            finalize=_printed,
         )
-        self.budget = Budget()
-        self.pay = self.budget.pay
-        self.globals["raise_exception"] = _refuse
-        self.globals["strftime_now"] = strftime_now
-        self.globals["namespace"] = PlainNamespace
-        self.globals["dict"] = _PaidDict(self.budget)
         del self.globals["lipsum"]
-        self.filters = {
-            name: self._priced_filter(name, self.filters[name]) for name in _FREE | _WHOLE | _LAZY | _TEXT | _PRICED
-        }
+        self.globals.update(raise_exception=_refuse, strftime_now=_strftime_now, namespace=_Namespace, dict=_Dict())
+        self.filters = {name: self._bounded(name, self.filters[name]) for name in _TEXT_FILTERS | _FILTERS}
         self.filters["tojson"] = self._tojson
-        tests: dict[str, Any] = self.tests
-        self.tests = {name: self._priced_test(name, test) for name, test in tests.items()}
 
-    def weighed(self, value: Any) -> Any:
-        self.budget.weigh(value)
+    def start(self, characters: int) -> None:
+        """Begin to render a conversation of so many characters."""
+        self._limit = self._left = UNITS + UNITS_PER_CHARACTER * characters
+        self._deadline = _clock() + SECONDS + characters / 1e6
+        self._measured: dict[int, tuple[Any, tuple[int, int, str]]] = {}
+
+    def pay(self, units: int = 50) -> bool:
+        """Take `units` from the memory bound and look at the clock; return True, or raise `StoppedError`."""
+        self._left -= units
+        if self._left < 0 or _clock() > self._deadline:
+            raise StoppedError
+        return True
+
+    def measure(self, value: Any) -> tuple[int, int, str]:
+        """Return a value's size in units, its depth, and the type of a part that has no text ("" if all have).
+
+        Raises `StoppedError` for a size beyond the memory bound, `RecursionError` for more than 100 levels.
+        """
+        if isinstance(value, str):
+            return len(value) + 1, 0, ""
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            raise StoppedError
+        if not isinstance(value, _CONTAINERS):
+            return 1, 0, "" if isinstance(value, _HAS_TEXT) else type(value).__name__
+        if id(value) not in self._measured:
+            children = [] if isinstance(value, range) else value
+            if isinstance(value, dict | _VIEWS[2]):
+                children = [*(table := getattr(value, "mapping", value)), *table.values()]
+            parts = [self.measure(child) for child in children]
+            size = _ELEMENT * (1 + len(value)) + sum(part[0] for part in parts)
+            depth = 1 + max([part[1] for part in parts], default=0)
+            if size > self._limit:
+                raise StoppedError
+            if depth > _MAX_DEPTH:
+                raise RecursionError(f"containers nested deeper than {_MAX_DEPTH} levels")
+            # Containers never change here. Holding them keeps their ids from being used again.
+            self._measured[id(value)] = value, (size, depth, next((part[2] for part in parts if part[2]), ""))
+        return self._measured[id(value)][1]
+
+    def made(self, value: Any) -> Any:
+        """Pay for a new value, but not for what a container holds; return it. Iterators pay as they are read."""
+        if isinstance(value, Iterator):
+            return self._items(value)
+        self.measure(value)
+        self.pay(
+            len(value) if isinstance(value, str) else _ELEMENT * len(value) if isinstance(value, _CONTAINERS) else 1
+        )
         return value
 
-    def sliceable(self, value: Any) -> Any:
-        self.budget.pay_shallow(value)
+    def printed(self, value: Any) -> Any:
+        """Pay for the text of a value; return the value.
+
+        Raises `TypeError` for an object without a text: Python would show its address.
+        """
+        size, _, object_name = self.measure(value)
+        if object_name:
+            raise TypeError(f"a {object_name} has no text")
+        self.pay(size)
         return value
 
     def concatenate(self, *values: Any) -> str:
-        for value in values:
-            self.budget.weigh(value)
-        return "".join(map(str, values))
+        """Return `a ~ b ~ c`."""
+        return "".join([str(self.printed(value)) for value in values])
 
     def concat(self, pieces: Iterable[str]) -> str:
-        """Join what a block, macro or the whole template printed, paying piece by piece."""
-        return "".join([piece for piece in pieces if self.budget.pay(len(piece) + 1)])
-
-    def compare(self, left: Any, *rest: Any) -> bool:
-        for name, right in zip(rest[::2], rest[1::2], strict=True):
-            if name in ("in", "notin"):
-                self.budget.pay_search(left, right)
-            elif isinstance(left, str) and isinstance(right, str):
-                self.budget.pay(min(len(left), len(right)) + 1)
-            else:
-                self.budget.weigh(left)
-                self.budget.weigh(right)
-            if not _COMPARE[name](left, right):
-                return False
-            left = right
-        return True
+        """Join what a block, a macro or the whole template writes."""
+        return "".join([piece for piece in pieces if self.pay(len(piece) + 1)])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%" and isinstance(left, str):
-            self.budget.pay_percent(left, right)
-        elif operator == "*":
-            self.budget.pay_product(left, right)
+        """Compute `left operator right`."""
+        if operator == "*":
+            for value, times in ((left, right), (right, left)):
+                if isinstance(value, str | list | tuple) and isinstance(times, int):
+                    self.pay(len(value) * max(times, 0) * (1 if isinstance(value, str) else _ELEMENT))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            check_bits(left.bit_length() * max(right, 0))
-        else:
-            self.budget.pay_shallow(left)
-            self.budget.pay_shallow(right)
-        return super().call_binop(context, operator, left, right)
+            self.measure(1 << min(left.bit_length() * max(right, 0), _MAX_BITS))
+        elif operator == "%" and isinstance(left, str):
+            self._pay_percent(left, right)
+        return self.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        __self.budget.pay(CALL)
-        owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str):
-            args = __self.budget.pay_method(owner, __obj.__name__, args, kwargs)
-        elif owner is not None and owner is not __self and owner is not __self.budget:
-            # A container's method reads its elements, and compares each with the argument.
-            __self.budget.pay_search([*args, *kwargs.values()], owner)
-        return __self._paid(super().call(__context, __obj, *args, **kwargs))
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        if not isinstance(argument, str | int):
-            self.budget.weigh(argument)
-        return super().getitem(obj, argument)
+        """Call a function, method or macro."""
+        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        if isinstance(owner, str) and name == "join" and args:
+            args = (__self._joined(args[0], owner),)
+        elif isinstance(owner, str):
+            __self._pay_growth(owner, name, [*args, *kwargs.values()])
+        return __self._result(super().call(__context, __obj, *args, **kwargs), isinstance(owner, str))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, int | float) and attr not in _NUMBER_ATTRIBUTES:
+        """Tell whether a template may read this attribute."""
+        if isinstance(obj, int | float) and attr not in ("bit_length", "is_integer"):
             return False
-        if isinstance(obj, str) and attr in _TEXT_ATTRIBUTES_OUT:
-            return False
-        return super().is_safe_attribute(obj, attr, value)
+        forbidden = isinstance(obj, str) and attr in _FORBIDDEN_TEXT_METHODS
+        return not forbidden and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        wrapped = super().wrap_str_format(value)
-        if wrapped is None:
+        """Replace the methods `format` and `format_map` of a text."""
+        if super().wrap_str_format(value) is None:
             return None
-        formatter, text, is_map = _PaidFormatter(self), str(value.__self__), value.__name__ == "format_map"
+        text, is_map = str(value.__self__), value.__name__ == "format_map"
 
-        def paid_format(*args: Any, **kwargs: Any) -> str:
-            self.budget.pay_shallow(text)
-            return formatter.vformat(text, () if is_map else args, args[0] if is_map else kwargs)
+        def bounded_format(*args: Any, **kwargs: Any) -> str:
+            return str(self.made(_Formatter(self).vformat(text, () if is_map else args, args[0] if is_map else kwargs)))
 
-        return paid_format
+        return bounded_format
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        template: nodes.Template = Meter().visit(super()._parse(source, name, filename))
+        template: nodes.Template = _Bounds().visit(super()._parse(source, name, filename))
         return template
+
+    def _items(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            self.pay(_ELEMENT)
+            yield item
+
+    def _result(self, value: Any, is_new_text: bool) -> Any:
+        return value if isinstance(value, str) and not is_new_text and self.pay() else self.made(value)
+
+    def _joined(self, values: Iterable[Any], separator: str) -> list[Any]:
+        items = list(self._items(values))
+        self.pay(len(separator) * len(self.printed(items)))
+        return items
+
+    def _pay_growth(self, text: str, name: str, options: list[Any]) -> None:
+        """Pay for what a method or filter may add to a text: what replaces, or a width on every line or tab."""
+        texts = [option for option in options if isinstance(option, str)]
+        if name == "replace":
+            self.pay(sum(text.count(old) * len(new) for old, new in (texts[:2], texts[1::-1]) if len(texts) > 1))
+        else:
+            widths = [abs(option) for option in options if isinstance(option, int)] + [len(option) for option in texts]
+            self.pay((text.count("\t" if name == "expandtabs" else "\n") + 1) * sum(widths))
+
+    def _pay_percent(self, text: str, values: Any) -> None:
+        """Pay for `text % values`, as if every field wrote all values."""
+        self.pay(len(text) * (1 + text.count("%(")))  # the search for a closing bracket may run to the end each time
+        if _WIDE.search(text):
+            raise StoppedError
+        self.pay(text.count("%") * (self.measure(self.printed(values))[0] + 100))
+
+    def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a filter that pays for its result, and before it starts for what it may add."""
+        at = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+        @functools.wraps(function)
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            value, options = args[at], [*args[at + 1 :], *kwargs.values()]
+            if name == "join":
+                separator = kwargs.get("d", args[at + 1] if len(args) > at + 1 else "")
+                value = self._joined(value, str(self.printed(separator)))
+            elif name in _TEXT_FILTERS:
+                for operand in (value, *options):
+                    self.printed(operand)
+                if name == "format":
+                    self._pay_percent(str(value), options)
+                else:
+                    self._pay_growth(str(value), name, options)
+            elif name == "round":
+                self._pay_growth("", name, options)
+            elif name == "sum" and not isinstance(kwargs.get("start", [*args[at:], 0, 0][2]), int | float):
+                raise TypeError("sum adds numbers only")
+            return self._result(function(*args[:at], value, *args[at + 1 :], **kwargs), name in _TEXT_FILTERS)
+
+        return bounded
 
     def _tojson(
         self,
@@ -200,125 +246,98 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         separators: Any = None,
         sort_keys: bool = False,
     ) -> str:
-        for width in [len(text) for text in (indent, *(separators or ())) if isinstance(text, str)]:
-            check_width(width)
-        if isinstance(indent, int):
-            check_width(indent)
-        self.budget.weigh(value)
+        for space in (indent, *(separators or ())):
+            if (len(space) if isinstance(space, str) else space or 0) > _MAX_INDENT:
+                raise StoppedError
         encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-        return self.concat(encoder.iterencode(value))
-
-    def _paid(self, result: Any) -> Any:
-        """Pay for what a call or filter made; what it will only make when read pays as it is read."""
-        if isinstance(result, int) and not isinstance(result, bool):
-            check_bits(result.bit_length())
-        if isinstance(result, Iterator):
-            return self._paid_items(result)
-        self.budget.pay_shallow(result)
-        return result
-
-    def _paid_items(self, items: Iterable[Any]) -> Iterator[Any]:
-        for item in items:
-            self.budget.pay(ELEMENT)
-            yield item
-
-    def _priced_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        skip = 1 if hasattr(function, "jinja_pass_arg") else 0
-
-        @functools.wraps(function)
-        def priced(*args: Any, **kwargs: Any) -> Any:
-            self.budget.pay(CALL)
-            passed, value, rest = args[:skip], args[skip], args[skip + 1 :]
-            value, rest = self._pay_filter(name, value, rest, kwargs)
-            return self._paid(function(*passed, value, *rest, **kwargs))
-
-        return priced
-
-    def _pay_filter(
-        self, name: str, value: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, tuple[Any, ...]]:
-        options = [*rest, *kwargs.values()]
-        if name in _TEXT or name in ("center", "format", "indent", "replace"):
-            self.budget.weigh([value, options])
-        if name == "reverse":
-            self.budget.pay_shallow(value)
-        elif name in _WHOLE:
-            value = value if isinstance(value, dict) else list(self._paid_items(value))
-            self.budget.weigh(value)
-            if name == "sum" and not isinstance(kwargs.get("start", [*rest, 0, 0][1]), int | float):
-                raise TypeError("sum adds numbers only")
-        elif name == "list":
-            value = list(self._paid_items(value))
-        elif name == "round":
-            check_width(max([abs(option) for option in options if isinstance(option, int)], default=0))
-        elif name == "format":
-            self.budget.pay_percent(str(value), [*rest, kwargs])
-        elif name in ("indent", "center"):
-            widths = [option if isinstance(option, int) else len(str(option)) for option in options]
-            self.budget.pay((str(value).count("\n") + 1) * max([4, *map(abs, widths)]))
-        elif name == "replace":
-            old, new = str(kwargs.get("old", rest[0] if rest else "")), str(kwargs.get("new", [*rest, "", ""][1]))
-            self.budget.pay(str(value).count(old) * len(new))
-        elif name == "join":
-            attribute = kwargs.pop("attribute", rest[1] if len(rest) > 1 else None)
-            if attribute is not None:
-                value = (self.getitem(item, attribute) for item in value)
-            return self.budget.joinable(value, str(kwargs.get("d", rest[0] if rest else ""))), rest[:1]
-        return value, rest
-
-    def _priced_test(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        skip = 1 if hasattr(function, "jinja_pass_arg") else 0
-
-        @functools.wraps(function)
-        def priced(*args: Any) -> Any:
-            self.budget.pay(CALL)
-            value, rest = args[skip], args[skip + 1 :]
-            if name == "in" and rest:
-                return self.compare(value, "in", rest[0])
-            if isinstance(value, str) or rest:
-                for operand in (value, *rest):
-                    self.budget.weigh(operand)
-            return function(*args)
-
-        return priced
+        return self.concat(encoder.iterencode(self.printed(value)))
 
 
-class _PaidDict:
-    """`dict(…)` and `dict.fromkeys(…)`, and nothing else of Python's dict."""
+class _Bounds(NodeTransformer):
+    """Put `pay` into every loop, macro and block, and `made` around new values that Jinja has no hook for."""
 
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
+    depth = 0
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        self._budget.weigh(list(args))
-        return dict(*args, **kwargs)
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        is_statement = isinstance(node, nodes.Stmt)
+        self.depth += is_statement
+        if self.depth > _MAX_STATEMENTS:  # Python takes minutes to compile deeper ones
+            raise jinja2.TemplateSyntaxError(f"statements nested deeper than {_MAX_STATEMENTS} levels", node.lineno)
+        self.generic_visit(node)
+        self.depth -= is_statement
+        if isinstance(node, nodes.For) and node.test is not None:
+            node.test = nodes.And(_call("pay"), node.test, lineno=node.lineno)
+        if isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock | nodes.Block):
+            node.body.insert(0, nodes.ExprStmt(_call("pay")).set_lineno(node.lineno))
+        elif isinstance(node, nodes.Concat):
+            return _call("concatenate", *node.nodes)
+        is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
+        is_literal = isinstance(node, nodes.List | nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
+        return _call("made", node) if is_slice or is_literal else node
 
-    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
-        self._budget.weigh(keys)
-        return dict.fromkeys(keys, value)
 
-
-class _PaidFormatter(SandboxedFormatter):
-    def __init__(self, environment: TemplateSandbox) -> None:
-        super().__init__(environment)
-        self._environment = environment
-
+class _Formatter(SandboxedFormatter):
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        self._environment.budget.weigh(value)
-        return super().convert_field(value, conversion)
+        return super().convert_field(self._env.printed(value), conversion)  # type: ignore[attr-defined]
 
     def format_field(self, value: Any, format_spec: str) -> Any:
-        for width in re.findall(r"\d+", format_spec):
-            check_width(width)
-        self._environment.budget.weigh(value)
-        return super().format_field(value, format_spec)
+        if re.search(r"\d{3}", format_spec):
+            raise StoppedError
+        return super().format_field(self._env.printed(value), format_spec)  # type: ignore[attr-defined]
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}…{% endgeneration %}` marks what the assistant wrote; its text is its content."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's own declaration)
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class _Namespace(Namespace):
+    """Jinja's `namespace()` without private names; it prints as one word, so that nested ones cannot explode."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *rest = args
+        Namespace.__init__(self)
+        for name, value in dict(*rest, **kwargs).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if str(name).startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold the private name {name!r}")
+        super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
+
+class _Dict:
+    """`dict(…)` and `dict.fromkeys(…)` alone: other methods of Python's class could change the messages."""
+
+    fromkeys = staticmethod(dict.fromkeys)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
 
 
 @jinja2.pass_context
-def _paid_output(context: Any, value: Any) -> Any:
-    context.environment.budget.weigh(value)
-    return value
+def _printed(context: Any, value: Any) -> Any:
+    return context.environment.printed(value)
 
 
-def _refuse(message: Any) -> None:
-    raise RefusedError(str(message)[:1000])
+@jinja2.pass_context
+def _refuse(context: Any, message: Any) -> None:
+    raise RefusedError(str(context.environment.printed(message)))
+
+
+def _strftime_now(form: str) -> str:
+    if len(form) > 200:  # Python tries buffers of up to 256 times the format's length
+        raise StoppedError
+    return datetime.now().strftime(form)
+
+
+def _call(method: str, *arguments: Any) -> nodes.Call:
+    return nodes.Call(nodes.EnvironmentAttribute(method), list(arguments), [], None, None)

@@ -1,72 +1,68 @@
-"""messages → the one text a chat model was trained to read, by the checkpoint's own Jinja template."""
+"""messages → the one text that a chat model was trained to read, by the checkpoint's own Jinja template."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import numpy as np
 
 from refdiff.errors import CheckpointError
-from refdiff.generation.chat_template.budget import OverBudgetError
-from refdiff.generation.chat_template.files import MAX_BYTES
-from refdiff.generation.chat_template.sandbox import RefusedError, TemplateSandbox
+from refdiff.generation.chat_template import MAX_CHARACTERS
+from refdiff.generation.chat_template.sandbox import RefusedError, Sandbox, StoppedError
 
-# What a rendering may use: about a second of work and 50 MB, and more for long conversations.
-_BUDGET = 10_000_000
-_BUDGET_PER_CHARACTER = 200
-
-_MAX_TIME_FORMAT = 200
-
+_OUTPUT, _OUTPUT_PER_CHARACTER = 300_000, 10  # the most characters that a template may write
 _CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """A compiled chat template; `source` is the file or folder that errors name.
+    """A compiled chat template; errors name `source`, a file or folder.
 
-    Raises `CheckpointError` when it is no valid template.
+    Raises `CheckpointError` for a text that is not a valid template.
     """
 
     def __init__(self, text: str, source: str) -> None:
-        self.text = text
-        self.source = source
+        self.text, self.source = text, source
         self._lock = threading.Lock()
-        if len(text) > MAX_BYTES:
+        if len(text) > MAX_CHARACTERS:
             raise CheckpointError(
-                f"{source}: the chat template has {len(text):,} characters, but may have {MAX_BYTES:,}"
+                f"{source}: the chat template: got {len(text):,} characters, expected at most {MAX_CHARACTERS:,}"
             )
-        self._environment = TemplateSandbox(_strftime_now)
         try:
-            self._template = self._environment.from_string(text)
+            self._sandbox = Sandbox()
+            self._template = self._sandbox.from_string(text)
         except Exception as error:  # Jinja, Python's compiler and number parsing each have errors of their own
             raise CheckpointError(f"{source}: the chat template does not compile: {_first_line(error)}") from None
 
     def render(self, variables: dict[str, Any]) -> str:
-        """Write the text for these variables, which must be plain data (see `plain`).
+        """Return the text for these variables, which must be plain data (see `plain`).
 
-        Raises `CheckpointError` when the template fails, would not end, or asks for more memory than a chat can need;
-        `ValueError` when it refuses the messages by `raise_exception`.
+        Raises `CheckpointError` for a template that fails or goes beyond the bounds, `ValueError` where it refuses the
+        messages by `raise_exception`.
         """
         with self._lock:
-            budget = self._environment.budget
-            budget.left = 2**62
-            budget.weigh(variables)
-            size = 2**62 - budget.left
-            budget.left = _BUDGET + _BUDGET_PER_CHARACTER * size
             try:
-                return self._template.render(variables)
+                self._sandbox.start(2**62)
+                characters = self._sandbox.measure(variables)[0]
+                self._sandbox.start(characters)
+                text = self._template.render(variables)
+                if len(text) > _OUTPUT + _OUTPUT_PER_CHARACTER * characters:
+                    raise StoppedError
+                return text
             except RefusedError as error:
-                raise ValueError(f"the chat template refuses these messages: {error}") from None
-            except OverBudgetError:
+                raise ValueError(f"the chat template refuses these messages: {_first_line(error)}") from None
+            except StoppedError:
                 raise CheckpointError(
-                    f"{self.source}: the chat template was stopped: it asks for more time or memory than a chat needs"
+                    f"{self.source}: the chat template was stopped: it takes more time or memory, or writes more, than "
+                    "a chat needs"
                 ) from None
             except Exception as error:  # whatever a stranger's template runs into is the template's failure
                 reason = f"{type(error).__name__}: {_first_line(error)}"
                 raise CheckpointError(f"{self.source}: the chat template failed on these messages: {reason}") from None
+            finally:
+                self._sandbox.start(0)  # lets the conversation go
 
 
 def render(
@@ -82,7 +78,7 @@ def render(
     """Render one conversation as transformers does; see `Tokenizer.apply_chat_template`."""
     if continue_final_message and add_generation_prompt:
         raise ValueError(
-            "continue_final_message goes on with the last message, add_generation_prompt starts a new one: pass one"
+            "continue_final_message continues the last message, add_generation_prompt starts a new one: pass one"
         )
     for name, items in (("tools", tools), ("documents", documents)):
         for item in items or ():
@@ -90,7 +86,7 @@ def render(
                 raise TypeError(
                     f"{name} must be a list of dicts (a tool by its JSON schema), but has {type(item).__name__}"
                 )
-    chat = [_with_reasoning(_checked(message)) for message in messages]
+    chat = [_message(message) for message in messages]
     final = _mark_final(chat, template.text) if continue_final_message else ""
     text = template.render(
         {
@@ -101,11 +97,18 @@ def render(
             **{name: plain(value) for name, value in variables.items()},
         }
     )
-    return _cut_at_mark(text, final) if continue_final_message else text
+    if not continue_final_message:
+        return text
+    mark = _CONTINUE_HERE.strip()
+    if final.strip() not in text or mark not in text:
+        raise ValueError("continue_final_message: the template does not print the last message as it is")
+    at = text.rindex(mark)
+    # A template that trims the content took the mark's trailing space away, and with it the space before the mark.
+    return text[:at] if text.startswith(_CONTINUE_HERE, at) else text[:at].rstrip()
 
 
 def is_batch(conversation: Any) -> bool:
-    """Tell one conversation (a list of messages) from a list of conversations.
+    """Tell a list of conversations from one conversation, a list of messages.
 
     Raises `TypeError` for something else, `ValueError` for an empty list.
     """
@@ -120,38 +123,28 @@ def is_batch(conversation: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Rebuild `value` from plain JSON types, so that a template meets no object with methods of its own."""
+    """Rebuild `value` from plain JSON types: a template meets no object with methods of its own."""
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind.__str__(value) if kind is str else kind(value)
     if isinstance(value, np.generic):
         return plain(value.item())
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return f"<{type(value).__name__}>"
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else f"<{type(value).__name__}>"
 
 
-def _checked(message: Any) -> dict[str, Any]:
+def _message(message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise TypeError(
             f'a message must be a dict such as {{"role": "user", "content": "Hello"}}, but is {type(message).__name__}'
         )
     # Many templates would print an absent content as the word None.
-    return {name: plain(value) for name, value in message.items() if value is not None}
-
-
-def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    reasoning = next((message[name] for name in _REASONING if name in message), None)
-    if reasoning is None:
-        return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    fields = {name: plain(value) for name, value in message.items() if value is not None}
+    reasoning = next((fields[name] for name in _REASONING if name in fields), None)
+    return fields if reasoning is None else {"thinking": reasoning, **fields, "reasoning_content": reasoning}
 
 
 def _mark_final(chat: list[dict[str, Any]], template: str) -> str:
@@ -166,24 +159,9 @@ def _mark_final(chat: list[dict[str, Any]], template: str) -> str:
             text: str = block["text"]
             block["text"] = text + _CONTINUE_HERE
             return text
-    raise ValueError("continue_final_message found no text in the last message to go on with")
-
-
-def _cut_at_mark(text: str, final: str) -> str:
-    mark = _CONTINUE_HERE.strip()
-    if final.strip() not in text or mark not in text:
-        raise ValueError("continue_final_message: the template does not print the last message as it is")
-    at = text.rindex(mark)
-    # A template that trims the content took the mark's trailing space away, and with it the space before the mark.
-    return text[:at] if text.startswith(_CONTINUE_HERE, at) else text[:at].rstrip()
-
-
-def _strftime_now(form: str) -> str:
-    # Python tries buffers of up to 256 times the format's length.
-    if len(form) > _MAX_TIME_FORMAT:
-        raise OverBudgetError
-    return datetime.now().strftime(form)
+    raise ValueError("continue_final_message found no text in the last message to continue")
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    line = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return line if line.isprintable() else ascii(line)[1:-1]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.files import write_atomically, write_json
-from refdiff.generation.chat_template.files import write_templates
+from refdiff.generation.chat_template import write_templates
 
 # Where transformers keeps what belongs to its loading, or what is written here in a newer form.
 _DROPPED = (

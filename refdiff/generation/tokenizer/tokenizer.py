@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from refdiff.generation.chat_template.files import choose, template_files, templates_in
+from refdiff.generation.chat_template import read_templates, select_template, templates_in
 from refdiff.generation.tokenizer.checks import check_ids, check_multiple, check_texts, check_truncation
 from refdiff.generation.tokenizer.config import (
     NO_LIMIT,
@@ -92,7 +92,7 @@ class Tokenizer(Vocabulary):
             local_files_only=local_files_only,
         )
         config = read_tokenizer_config(folder)
-        if templates := template_files(folder):
+        if templates := read_templates(folder):
             config["chat_template"] = templates
         return cls(
             load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=vocab_size_in(folder)
@@ -283,7 +283,8 @@ class Tokenizer(Vocabulary):
         from refdiff.generation.chat_template.template import is_batch, render
 
         batched = is_batch(conversation)
-        template = self._compile(choose(self.chat_template, chat_template, bool(tools), str(self.source.parent)))
+        source = str(self.source.parent)
+        template = self._compile(select_template(self.chat_template, chat_template, bool(tools), source))
         chats: Sequence[Any] = conversation if batched else [conversation]
         texts = [
             render(

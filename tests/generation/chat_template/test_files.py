@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from refdiff import CheckpointError, Tokenizer
-from refdiff.generation.chat_template import files
+from refdiff.generation import chat_template
 from tests.generation.tokenizer.test_tokenizer import words
 from tests.generation.trained_tokenizers import save
 
@@ -23,23 +24,32 @@ def test_a_file_wins_over_the_config(tmp_path: Path) -> None:
 
 
 def test_no_files(tmp_path: Path) -> None:
-    assert files.template_files(tmp_path) is None
-    assert files.templates_in(None, "f") is None
+    assert chat_template.read_templates(tmp_path) is None
+    assert chat_template.templates_in(None, "f") is None
 
 
 def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "chat_template.jinja"
     path.write_bytes(b"ab\xff")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8 text \(byte 2\)"):
-        files.template_files(tmp_path)
-    monkeypatch.setattr(files, "MAX_BYTES", 2)
+        chat_template.read_templates(tmp_path)
+    monkeypatch.setattr(chat_template, "MAX_CHARACTERS", 2)
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: larger than 2 bytes"):
-        files.template_files(tmp_path)
+        chat_template.read_templates(tmp_path)
 
-    def denied(self: Path) -> bytes:
-        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files, "MAX_BYTES", 100)
-    monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: cannot be read: Permission denied"):
-        files.template_files(tmp_path)
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/rag.jinja"])
+def test_files_that_are_not_regular_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    folder = tmp_path / "model"
+    path = folder / name
+    path.parent.mkdir(parents=True)
+    for make, message in (
+        (lambda: path.symlink_to(tmp_path / "secret"), "leads out of the checkpoint's folder"),
+        (lambda: os.mkfifo(path), "not a regular file, but a named pipe"),
+        (lambda: path.symlink_to("/dev/zero"), "leads out of the checkpoint's folder"),
+    ):
+        make()
+        with pytest.raises(CheckpointError, match=message):
+            chat_template.read_templates(folder)
+        path.unlink()

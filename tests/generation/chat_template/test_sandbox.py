@@ -11,6 +11,7 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from refdiff import CheckpointError
+from refdiff.generation.chat_template import sandbox
 from refdiff.generation.chat_template.template import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "Hello\n  there"}, {"role": "assistant", "content": "naïve 東京"}]
@@ -167,12 +168,20 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", list(STOPPED))
-def test_what_would_not_end_is_stopped(name: str) -> None:
+def test_what_would_not_end_is_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", sandbox.SECONDS / 4)
     start, before = time.process_time(), _peak_bytes()
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: the chat template was stopped"):
         run(STOPPED[name])
     assert _peak_bytes() - before < 150e6
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 3
+
+
+def test_time_is_bounded_as_shipped() -> None:
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match=r"the chat template was stopped"):
+        run(STOPPED["search in a loop"])
+    assert 1 < time.process_time() - start < 5
 
 
 def _peak_bytes() -> int:
@@ -194,6 +203,34 @@ def test_broken_templates(name: str) -> None:
 def test_nothing_private_is_printed() -> None:
     assert run("{{ ''.__class__ }}{{ '{0.__class__}'.format(1) }}{{ raise_exception.__globals__ }}") == ""
     assert run("{% set ns = namespace(a=1) %}{{ ns }}") == "<Namespace>"
+
+
+@pytest.mark.parametrize("text", ["{{ 'a ' * 400000 }}", "{% for i in range(4000) %}" + "x" * 99 + "{% endfor %}"])
+def test_the_output_is_bounded(text: str) -> None:
+    with pytest.raises(CheckpointError, match=r"was stopped: .* writes more, than a chat needs"):
+        run(text)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "joiner(',')", "cycler(1).next", "[joiner(',')]", "joiner(',') ~ ''", "'' ~ range", "''.join",
+        "messages | map('upper')", "raise_exception(joiner(','))", "'%s' % joiner(',')", "'{}'.format(cycler)",
+        "joiner(',') | string",
+        "['a', joiner(',')] | join", "{'a': joiner(',')}", "'%s' | format(dict)", "dict | upper", "self.b",
+    ],
+)  # fmt: skip
+def test_no_address_of_an_object_is_printed(expression: str) -> None:
+    with pytest.raises(CheckpointError, match=r"TypeError: a \w+ has no text$"):
+        run("{{ " + expression + " }}{% block b %}{% endblock %}")
+
+
+def test_messages_of_templates_cannot_drive_a_terminal() -> None:
+    for text in ("{{ raise_exception('\x1b[2J\u202e') }}", "{{ {}['\x1b[2J'].x }}", "{% \x1b[2J %}"):
+        with pytest.raises(ValueError) as caught:
+            run(text)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 2000
 
 
 ORDINARY = [
