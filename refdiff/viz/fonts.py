@@ -27,12 +27,13 @@ def in_fonts(names: Iterable[str], others: Sequence[str] = OTHERS) -> tuple[list
     names = list(names)
     families = [str(matplotlib.rcParams["font.sans-serif"][0])]
     missing = {letter for name in names for letter in name}
-    installed = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist}
+    installed = {entry.name for entry in font_manager.fontManager.ttflist}
     chosen: list[str] = []
     for family in dict.fromkeys([*families, *others]):
         if not missing or family not in installed:
             continue
-        known = font_manager.get_font(installed[family]).get_charmap()
+        # of a family's faces the one that is drawn: an extra light one may lack letters
+        known = font_manager.get_font(font_manager.findfont(family, fallback_to_default=False)).get_charmap()
         found = {letter for letter in missing if ord(letter) in known}
         if found or not chosen:
             chosen.append(family)
