@@ -74,6 +74,7 @@ def test_the_mistake_in_the_kernel_is_named(capsys: pytest.CaptureFixture[str]) 
     assert "github.com/microsoft/unilm" in said
 
 
+@pytest.mark.slow
 def test_the_commands_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "a", "max_new_tokens": 3}\n')
     lines = [line.split("#")[0] for block in _blocks("sh") for line in block.splitlines()]

@@ -36,8 +36,9 @@ def weights(trainer: Trainer) -> dict[str, np.ndarray]:
     return {name: a.copy() for name, a in flatten(trainer.model.params).items()}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize(
+    ("wiring", "optimizer"), [("hf", "adamw"), ("paper", "muon"), ("v2", "adamw"), ("none", "muon")]
+)
 def test_it_learns(start: Start, wiring: str, optimizer: str) -> None:
     records: list[dict[str, Any]] = []
     trainer = start(wiring=wiring, optimizer=optimizer, steps=40, rate=2e-2, save_every=0)
