@@ -54,7 +54,7 @@ def _check(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.file} holds {', '.join(sorted(inputs))}, but nothing to judge: out, lse1, dq, ...")
     spec, read = spec_of(args, inputs, source=args.file or "")
     recipe = recipe_of(args.recipe, inputs)
-    from refdiff.oracle.text_wrap import fitted
+    from refdiff.oracle.text_wrap import wrap_text
     from refdiff.oracle.verdict.check import check
 
     try:
@@ -66,7 +66,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.diagnose and verdict.status == "fail":
         report["diagnosis"], named = _diagnosis(given, spec, inputs, recipe, dout)
         text = f"{text}\ndiagnosis: {named}"
-    sys.stdout.write((json.dumps(report, ensure_ascii=False, indent=2) if args.json else fitted(text)) + "\n")
+    sys.stdout.write((json.dumps(report, ensure_ascii=False, indent=2) if args.json else wrap_text(text)) + "\n")
     return 0 if verdict else 1
 
 

@@ -9,11 +9,13 @@ SHOWN = 8
 """How many arrays are named at most: the first ones, and the last."""
 
 
-def in_short(arrays: Mapping[str, Any]) -> str:
+def array_summary(arrays: Mapping[str, Any]) -> str:
     """Name, shape and type of each: "q (2, 12, 9, 16) float32, … (44), out (2, 6, 9, 32) float32"."""
     names = list(arrays)
     if len(names) > SHOWN:
-        first, last = (in_short({name: arrays[name] for name in some}) for some in (names[: SHOWN - 1], names[-1:]))
+        first, last = (
+            array_summary({name: arrays[name] for name in some}) for some in (names[: SHOWN - 1], names[-1:])
+        )
         return f"{first}, … ({len(names)}), {last}"
     return ", ".join(_one(name, arrays[name]) for name in names)
 

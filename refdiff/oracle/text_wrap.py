@@ -9,7 +9,7 @@ _KEPT = re.compile(r" ± |\([^()]{1,50}\)")
 """What stays in one line: a number and what it may be off by, (b 0, head 3, t 95), (fits, residual 0.71)."""
 
 
-def fitted(text: str, width: int = 80) -> str:
+def wrap_text(text: str, width: int = 80) -> str:
     """Break long lines between words, or where they are in columns between two columns; what follows is indented."""
     return "\n".join(part for line in text.splitlines() for part in _broken(line, width))
 

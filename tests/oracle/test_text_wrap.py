@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from refdiff.oracle.text_wrap import fitted
+from refdiff.oracle.text_wrap import wrap_text
 
 
 def test_long_lines_are_broken_between_words_or_columns() -> None:
-    assert fitted("short  line\n\n") == "short  line\n"
-    assert fitted("  one two three four five", 16) == "  one two three\n      four five"
+    assert wrap_text("short  line\n\n") == "short  line\n"
+    assert wrap_text("  one two three four five", 16) == "  one two three\n      four five"
     assert (
-        fitted("  out  pass  row 1/3  bulk 1/2  slope 1/2", 22)
+        wrap_text("  out  pass  row 1/3  bulk 1/2  slope 1/2", 22)
         == "  out  pass  row 1/3\n      bulk 1/2\n      slope 1/2"
     )
-    assert fitted("  see https://host/a-very-long/address", 20) == "  see\n      https://host/a-very-long/address"
+    assert wrap_text("  see https://host/a-very-long/address", 20) == "  see\n      https://host/a-very-long/address"
 
 
 @pytest.mark.parametrize("width", range(26, 46))
 def test_numbers_are_not_broken(width: int) -> None:
     """And a remark after a gap does not make columns of a line."""
     text = "  at (b 0, head 3, t 95) it is 0.1, the truth 0.2 ± 0.01; it is wrong there  (fits, residual 0.7)"
-    made = fitted(text, width)
+    made = wrap_text(text, width)
     assert max(map(len, made.splitlines())) <= width
     for kept in ("(b 0, head 3, t 95)", "0.2 ± 0.01", "(fits, residual 0.7)"):
         assert kept in made

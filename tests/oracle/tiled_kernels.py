@@ -81,8 +81,8 @@ def _attention(
     if mistake == "bias_of_the_first_tile_again" and bias is not None and bias.shape[-1] > 1:
         bias = bias[..., again]
     maps = scores_of_maps(how, (q1, k1, q2, k2), mask, bias, causal)
-    first, second = (how.hold(_map(how, tile, mistake, n, z, v), "o") for n, z in enumerate(maps, start=1))
-    return how.hold(first - how.array(lambda_) * second, "o").astype(np.float64)
+    first, second = (how.round_at(_map(how, tile, mistake, n, z, v), "o") for n, z in enumerate(maps, start=1))
+    return how.round_at(first - how.array(lambda_) * second, "o").astype(np.float64)
 
 
 def _map(how: Arithmetic, tile: int, mistake: str, number: int, z: Numpy, v: Numpy) -> Numpy:
@@ -105,7 +105,7 @@ def _map(how: Arithmetic, tile: int, mistake: str, number: int, z: Numpy, v: Num
         of_sum = np.float32(1) if wrong or mistake == "sum_not_rescaled" else fade
         of_out = np.float32(1) if wrong or mistake == "output_not_rescaled" else fade
         total = total * of_sum + np.sum(raw, axis=-1, keepdims=True)
-        out = out * of_out + how.product(how.hold(raw, "p"), v[..., start:end, :])
+        out = out * of_out + how.product(how.round_at(raw, "p"), v[..., start:end, :])
         largest = new
     some = np.any(~np.isneginf(z), axis=-1, keepdims=True)
     return np.where(some, out / np.where(total == 0, np.float32(1), total), np.float32(0))

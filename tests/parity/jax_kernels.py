@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import visible
-from refdiff.oracle.truth.head_indices import value_heads, wiring
+from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.head_indices import head_indices, value_heads
 
 Arrays = dict[str, np.ndarray]
 VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
@@ -34,7 +34,7 @@ def jax_weights_subtracted(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: 
 
 def _run(heads: Any, spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str) -> Arrays:
     q, k, v = (jnp.asarray(inputs[name], dtype=dtype) for name in "qkv")
-    see = jnp.asarray(np.broadcast_to(visible(spec, inputs), (1, 1, q.shape[2], k.shape[2])))
+    see = jnp.asarray(np.broadcast_to(attention_mask(spec, inputs), (1, 1, q.shape[2], k.shape[2])))
     vectors = tuple(jnp.asarray(inputs[name], dtype=jnp.float32) for name in VECTORS)
     weight = None if "norm_weight" not in inputs else jnp.asarray(inputs["norm_weight"], dtype=jnp.float32)
     out, sums, grads = _compiled(heads, spec, q, k, v, see, vectors, weight, jnp.asarray(dout, dtype=dtype))
@@ -61,7 +61,7 @@ def _compiled(heads: Any, spec: Spec, q: Any, k: Any, v: Any, see: Any, vectors:
 
 
 def _two_passes(spec: Spec, q: Any, k: Any, v: Any, see: Any, lambda_: Any) -> Any:
-    w, d = wiring(spec), spec.head_dim
+    w, d = head_indices(spec), spec.head_dim
     maps, sums = [], []
     for of_q, of_k in ((w.q1, w.k1), (w.q2, w.k2)):
         halves = []
@@ -75,7 +75,7 @@ def _two_passes(spec: Spec, q: Any, k: Any, v: Any, see: Any, lambda_: Any) -> A
 
 
 def _weights_subtracted(spec: Spec, q: Any, k: Any, v: Any, see: Any, lambda_: Any) -> Any:
-    w = wiring(spec)
+    w = head_indices(spec)
     wide = jnp.concatenate([v[:, part] for part in value_heads(spec)], axis=-1)[:, w.v]
     weights = []
     for of_q, of_k in ((w.q1, w.k1), (w.q2, w.k2)):

@@ -16,8 +16,8 @@ from transformers import DiffLlamaConfig
 from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaRotaryEmbedding
 
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import visible
-from refdiff.oracle.truth.head_indices import wiring
+from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.head_indices import head_indices
 from tests.parity.jax_kernels import jax_two_passes, jax_weights_subtracted
 
 Arrays = dict[str, np.ndarray]
@@ -79,10 +79,10 @@ def transformers_diffllama(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: 
 
 def torch_sdpa(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, backend: SDPBackend) -> Arrays:
     """unilm's two passes, each over both halves of V, through one backend of torch's scaled_dot_product_attention."""
-    kind, w, d = DTYPES[dtype], wiring(spec), spec.head_dim
+    kind, w, d = DTYPES[dtype], head_indices(spec), spec.head_dim
     q, k, v = (torch.as_tensor(inputs[name]).to(kind).requires_grad_() for name in ("q", "k", "v"))
     T, S = q.shape[2], k.shape[2]
-    see = torch.as_tensor(np.broadcast_to(visible(spec, inputs), (1, 1, T, S)).copy())
+    see = torch.as_tensor(np.broadcast_to(attention_mask(spec, inputs), (1, 1, T, S)).copy())
     turned_q, turned_k = _interleaved(q, S - T, spec), _interleaved(k, 0, spec)
     maps = []
     for of_q, of_k in ((w.q1, w.k1), (w.q2, w.k2)):

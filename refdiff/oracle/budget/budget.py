@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.array_summary import in_short
-from refdiff.oracle.budget.gradient_terms import Recorder, term_norms
+from refdiff.oracle.array_summary import array_summary
+from refdiff.oracle.budget.gradient_terms import TermRecorder, term_norms
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
 from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, root_mean_square, slope
 from refdiff.oracle.inputs import is_layer
@@ -63,7 +63,7 @@ class Budget:
     sums: dict[str, tuple[Numpy, Numpy]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Budget({self.recipe.name}, {self.members} orders, expected: {in_short(self.expected)})"
+        return f"Budget({self.recipe.name}, {self.members} orders, expected: {array_summary(self.expected)})"
 
     @property
     def expected(self) -> dict[str, Numpy]:
@@ -165,7 +165,7 @@ def budget(
     check_kinds(spec, inputs)
     recipe = Recipe.of(recipe)
     exact = quantised(inputs, recipe)
-    heard = Recorder()
+    heard = TermRecorder()
     if dout is not None:
         dout = round_to(output(dout, "dout").astype(np.float64), recipe.storage)
     right = truth(spec, exact, dout=dout, want=("out",), ops=heard.ops())

@@ -19,7 +19,7 @@ from refdiff.oracle.truth.attention_operands import lambda_init
 Numpy = np.ndarray[Any, Any]
 
 
-class Recorder:
+class TermRecorder:
     """The layers, with an ear for the terms of two sums: Σ g ⊙ A₂ V for λ, and Σ g ⊙ x̂ for the weight."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Recorder:
             self.of_weight.append(np.sum(terms.reshape(-1, x.shape[-1]) ** 2, axis=0))
 
 
-def term_norms(spec: Spec, core: Inputs, heard: Recorder, grads: dict[str, Numpy]) -> dict[str, Numpy]:
+def term_norms(spec: Spec, core: Inputs, heard: TermRecorder, grads: dict[str, Numpy]) -> dict[str, Numpy]:
     """‖terms‖₂ of each gradient that is a sum, under the names of the inputs.
 
     Shapes:

@@ -20,7 +20,13 @@ from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import Streams, lambda_init, lambda_of, scores, streams
+from refdiff.oracle.truth.attention_operands import (
+    AttentionOperands,
+    attention_operands,
+    lambda_init,
+    lambda_of,
+    scores,
+)
 from refdiff.oracle.truth.forward import norm_rows, out_factor
 
 Numpy = np.ndarray[Any, Any]
@@ -50,7 +56,7 @@ def bounds(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
 
 def _dense(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     ops = ops_for()
-    s = streams(spec, inputs, ops)
+    s = attention_operands(spec, inputs, ops)
     lambda_ = np.abs(s.lambda_full)
     (o1, d1), (o2, d2) = (_map(spec, inputs, s, recipe, number) for number in (1, 2))
     u_o = FORMATS[recipe.o or recipe.storage].u
@@ -69,7 +75,7 @@ def _dense(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     return root_mean_square(np.where(np.isfinite(error), error, np.finfo(np.float64).max / 2**600))
 
 
-def score_error(spec: Spec, inputs: Inputs, s: Streams, recipe: Recipe, number: int) -> tuple[Numpy, Numpy]:
+def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int) -> tuple[Numpy, Numpy]:
     """The scores of a map, −∞ where hidden, and how far each of them may be off."""
     q, k = (s.q1, s.k1) if number == 1 else (s.q2, s.k2)
     d = q.shape[-1]
@@ -96,7 +102,7 @@ def _angle_error(inputs: Inputs) -> float:
     return float(8 * U32 * (largest + 1))
 
 
-def _map(spec: Spec, inputs: Inputs, s: Streams, recipe: Recipe, number: int) -> tuple[Numpy, Numpy]:
+def _map(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int) -> tuple[Numpy, Numpy]:
     """One map's output, and how far each number of it may be off."""
     z, dz = score_error(spec, inputs, s, recipe, number)
     S = z.shape[-1]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refdiff.oracle.array_summary import in_short
+from refdiff.oracle.array_summary import array_summary
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw, stored
 from refdiff.oracle.inputs import is_layer
@@ -95,7 +95,7 @@ class Case:
         return self.name
 
     def __repr__(self) -> str:
-        return f"Case({self.name!r}, {in_short(self.inputs)})"
+        return f"Case({self.name!r}, {array_summary(self.inputs)})"
 
     @property
     def dout(self) -> Numpy:

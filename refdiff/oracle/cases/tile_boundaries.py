@@ -15,9 +15,9 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.attention_operands import angles
-from refdiff.oracle.truth.head_indices import wiring
+from refdiff.oracle.truth.head_indices import head_indices
 
 Numpy = np.ndarray[Any, Any]
 BORDER = 64
@@ -26,7 +26,7 @@ FAR = 300.0
 """By how much one row of five is raised: exp of what it is above most keys is no number of float32."""
 
 
-def aim(spec: Spec, inputs: Inputs) -> Numpy:
+def aim_at_tiles(spec: Spec, inputs: Inputs) -> Numpy:
     """Return q turned so that each row of each map has a large score, from the noise that q is and the keys.
 
     Equation:
@@ -42,7 +42,7 @@ def aim(spec: Spec, inputs: Inputs) -> Numpy:
     return aimed
 
 
-def looked_at(see: Numpy) -> Numpy:
+def tile_boundary_keys(see: Numpy) -> Numpy:
     """The keys that a query may be aimed at: the first and the last that it sees, and those beside borders.
 
     Shapes:
@@ -54,7 +54,7 @@ def looked_at(see: Numpy) -> Numpy:
 
 
 def _dense(spec: Spec, inputs: Inputs) -> Numpy:
-    q, k, ops, w = inputs["q"], inputs["k"], ops_for(), wiring(spec)
+    q, k, ops, w = inputs["q"], inputs["k"], ops_for(), head_indices(spec)
     kind = {"interleaved": spec.rope == "interleaved"}
     if spec.rope != "none":
         (cos, sin), of_k = angles(spec, inputs, ops)
@@ -63,10 +63,10 @@ def _dense(spec: Spec, inputs: Inputs) -> Numpy:
     scale = 1 / math.sqrt(d) if spec.scale is None else spec.scale
     key_of = np.zeros(H, dtype=np.int64)
     key_of[w.q1], key_of[w.q2] = w.k1, w.k2
-    see = np.broadcast_to(visible(spec, inputs), (B, spec.heads, T, k.shape[2]))[:, 0]
+    see = np.broadcast_to(attention_mask(spec, inputs), (B, spec.heads, T, k.shape[2]))[:, 0]
     aimed = 0.5 * q
     for b, t in np.ndindex(B, T):
-        at = looked_at(see[b, t])
+        at = tile_boundary_keys(see[b, t])
         for head in range(H if len(at) else 0):
             n = 5 * b + t + 3 * head
             key = k[b, key_of[head], at[n % len(at)]]

@@ -9,13 +9,13 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.tile_boundaries import aim
+from refdiff.oracle.cases.tile_boundaries import aim_at_tiles
 from refdiff.oracle.inputs import VECTORS, shapes
 from refdiff.oracle.inputs.sequences import Inputs, slots
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import lambda_init
-from refdiff.oracle.truth.head_indices import wiring
+from refdiff.oracle.truth.head_indices import head_indices
 
 Numpy = np.ndarray[Any, Any]
 STORAGE = ("float32", "bfloat16", "float16")
@@ -61,7 +61,7 @@ def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = 
         if structure.bias:
             made["bias"] = 2.0 * rng.normal(size=(1, n["h"], n["T"], n["S"]))
         if values == "tiles":
-            made["q"] = aim(spec, {**made, **tables})
+            made["q"] = aim_at_tiles(spec, {**made, **tables})
     if "key_mask" in tables and "k" in made:  # padding holds large numbers, which must not be seen
         hidden = ~tables["key_mask"][:, None, :, None]
         made |= {name: np.where(hidden, 30.0 * made[name], made[name]) for name in ("k", "v")}
@@ -113,7 +113,7 @@ def _lambda(spec: Spec, values: str, rng: np.random.Generator) -> Inputs:
 
 def _maps(spec: Spec, made: Inputs, rng: np.random.Generator, values: str) -> None:
     """Make q and k what the profile wants of the two maps of each pair."""
-    q, k, w = made["q"], made["k"], wiring(spec)
+    q, k, w = made["q"], made["k"], head_indices(spec)
     if values in ("identify", "whisper"):
         made["q"] = 1.3 * q
     elif values == "cancel":

@@ -86,16 +86,16 @@ def deviated(spec: Spec, inputs: Inputs, deviations: Iterable[Deviation]) -> Pro
 
 
 @lru_cache(maxsize=4096)
-def laid_over(mistakes: tuple[Mistake, ...]) -> Ops:
+def ops_with(mistakes: tuple[Mistake, ...]) -> Ops:
     """The layers with these mistakes over them, the first one innermost."""
-    return overlay(laid_over(mistakes[:-1]), wrap(mistakes[-1])) if mistakes else ops_for()
+    return overlay(ops_with(mistakes[:-1]), wrap(mistakes[-1])) if mistakes else ops_for()
 
 
 def output(problem: Problem) -> Numpy | None:
     """The output of a problem; None where a wrong layer cannot work on such inputs."""
     try:
         with np.errstate(all="ignore"):
-            return forward(problem.spec, problem.inputs, laid_over(problem.mistakes)) * problem.factor
+            return forward(problem.spec, problem.inputs, ops_with(problem.mistakes)) * problem.factor
     except (ValueError, IndexError, ZeroDivisionError, TypeError):
         return None
 

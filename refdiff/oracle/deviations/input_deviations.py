@@ -84,7 +84,7 @@ def _past_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {name: x for name, x in inputs.items() if name != "x_past"}
 
 
-OF_INPUTS: tuple[Deviation, ...] = (
+INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("queries_read_by_token", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
               arrays=_tokens_first("q")),
     Deviation("keys_read_by_token", "k, (B, K, S, d) in memory, read as (B, S, K, d).", "layout",

@@ -12,8 +12,8 @@ import numpy as np
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
-from refdiff.oracle.deviations.input_deviations import OF_INPUTS
-from refdiff.oracle.deviations.spec_deviations import OF_PRESETS, OF_SPEC
+from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS
+from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
@@ -24,10 +24,10 @@ KINDS = ("dense", "packed", "paged", "layer")
 SAME = 1e-9
 """Two outputs no further apart than this, as a share of the largest number, are one function's."""
 
-OF_MISTAKES: tuple[Deviation, ...] = tuple(
+MISTAKE_DEVIATIONS: tuple[Deviation, ...] = tuple(
     Deviation(m.name, m.what, m.axis, m.row, m.link, mistake=m) for m in CATALOGUE if not m.layer.endswith("_vjp")
 )
-EVERY: tuple[Deviation, ...] = (*OF_MISTAKES, *OF_SPEC, *OF_INPUTS, *OF_PRESETS)
+EVERY: tuple[Deviation, ...] = (*MISTAKE_DEVIATIONS, *SPEC_DEVIATIONS, *INPUT_DEVIATIONS, *PRESET_DEVIATIONS)
 """All that any spec may have, a mistake's name before a field's."""
 
 

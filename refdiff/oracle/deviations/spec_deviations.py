@@ -40,7 +40,7 @@ def _of(name: str, what: str, axis: str, row: str, fields: Fields) -> Deviation:
     return Deviation(name, what, axis, row, ROWS[row].link if row else "", fields=fields)
 
 
-OF_SPEC: tuple[Deviation, ...] = (
+SPEC_DEVIATIONS: tuple[Deviation, ...] = (
     _of("the_other_pairing", "Heads i, i + H/2 for 2i, 2i + 1, or the reverse.", "pair", "F1",
         lambda s: None if s.ratio > 1 else _other("pairing", "halves", "interleaved")(s)),
     _of("signals_and_noises_in_the_other_order", "All signals first for group by group, or the reverse.", "ratio", "F9",
@@ -111,7 +111,7 @@ def _as_in(preset: str) -> Fields:
 
 WIRING = ("pairing", "gqa", "values", "rope", "lambda_base")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Spec) if field.name in (*WIRING, "keys")}
-OF_PRESETS: tuple[Deviation, ...] = tuple(
+PRESET_DEVIATIONS: tuple[Deviation, ...] = tuple(
     _of(f"wired_as_in_{name}", f"Weights of this spec read as if they were of {name}: heads, values and RoPE of it.",
         "source", "F1", _as_in(name))
     for name, fields in PRESETS.items()

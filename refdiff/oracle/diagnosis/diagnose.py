@@ -16,8 +16,8 @@ from refdiff.oracle.deviations.deviation import Deviation, deviated, output
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.closest import WORTH
 from refdiff.oracle.diagnosis.fits import fits
-from refdiff.oracle.diagnosis.gradient_diagnosis import of_gradients
-from refdiff.oracle.diagnosis.other_recipes import passes_as
+from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients
+from refdiff.oracle.diagnosis.other_recipes import matching_recipe
 from refdiff.oracle.diagnosis.places import damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
@@ -145,7 +145,7 @@ def diagnose(
     fitted = () if NEARLY_RIGHT in notes or not_finite else fits(spec, targets, local=right is not None)
     if any(f.fits for f in fitted):
         return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
-    other = None if not_finite or right is not None else passes_as(spec, recipe, Parts.of(spec, targets).small)
+    other = None if not_finite or right is not None else matching_recipe(spec, recipe, Parts.of(spec, targets).small)
     if other is not None:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
     shown = tuple(c for c in closest if c.explains >= WORTH)
@@ -179,7 +179,7 @@ def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any])
                 said.setdefault(name, f"{wrong}: {'; '.join((*found.notes, *found.reasons))}")
     grads = [name for name in said if name.startswith("d")]
     everywhere = grads and all(name in one for name in grads for one in arrays)
-    return (*said.values(), *(of_gradients(spec, known, arrays, douts, grads) if everywhere else ()))
+    return (*said.values(), *(diagnose_gradients(spec, known, arrays, douts, grads) if everywhere else ()))
 
 
 def _hidden(spec: Spec, targets: tuple[Target, ...], known: list[Budget]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ LEAST = 0.1
 """Of the way to the other: nobody's roundings are known better."""
 
 
-def each_function_once(spec: Spec, fitting: list[Candidate], evidence: Evidence, kind: str) -> list[Candidate]:
+def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, kind: str) -> list[Candidate]:
     """Put candidates that are one function into one, the others' names in `also`: two keys crossed, or two queries."""
     if len(fitting) < 2:
         return fitting
@@ -58,7 +58,7 @@ def equal(a: Numpy | None, b: Numpy | None) -> bool:
     return bool(np.allclose(a, b, rtol=0, atol=SAME * size, equal_nan=True))
 
 
-def those_that_point_to_no_other(fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:
+def drop_dominated(fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:
     """Drop a candidate that passes by itself, but whose error points to another one, as no order of it does.
 
     Equation:
@@ -75,9 +75,7 @@ def those_that_point_to_no_other(fitting: list[Candidate], evidence: Evidence, p
     return kept or fitting
 
 
-def those_the_right_one_points_to(
-    spec: Spec, fitting: list[Candidate], evidence: Evidence, parts: Parts
-) -> list[Candidate]:
+def keep_indicated(spec: Spec, fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:
     """Of candidates for an output that nearly passes as right, those to which it points from what a right kernel gives.
 
     It passes as well with whatever its inputs do not show, which explains nothing.
@@ -91,7 +89,7 @@ def those_the_right_one_points_to(
     return kept
 
 
-def hidden_beside(spec: Spec, parts: Parts, candidate: Candidate, known: Set, evidence: Evidence) -> list[str]:
+def unobservable(spec: Spec, parts: Parts, candidate: Candidate, known: Set, evidence: Evidence) -> list[str]:
     """Names of deviations that may be there as well: with them a kernel gives no more than other roundings."""
     axes = {d.axis for d in candidate.deviations}
     of_part, of_whole = evidence[candidate.deviations]

@@ -9,7 +9,7 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem
 from refdiff.oracle.diagnosis.parameter_fit import Trial
-from refdiff.oracle.diagnosis.per_head_format import is_one, listed
+from refdiff.oracle.diagnosis.per_head_format import is_one, short_list
 from refdiff.oracle.diagnosis.variants import Numpy, Target
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.spec import Spec
@@ -29,7 +29,7 @@ def fit_factor(spec: Spec, targets: tuple[Target, ...]) -> Iterator[Trial]:
     yield _trial(spec, one, one, f"out is multiplied by {one:.4g}{has}")
     factors = along / square
     if not is_one(factors):
-        text = f"out is multiplied by a factor that differs by head: {listed(factors)}"
+        text = f"out is multiplied by a factor that differs by head: {short_list(factors)}"
         yield _trial(spec, factors.tolist(), factors[:, None, None], text)
 
 

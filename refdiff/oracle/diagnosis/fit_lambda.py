@@ -8,9 +8,9 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
-from refdiff.oracle.diagnosis.fit_layer import of_layer
+from refdiff.oracle.diagnosis.fit_layer import spec_at_layer
 from refdiff.oracle.diagnosis.parameter_fit import EXACT, Trial, held
-from refdiff.oracle.diagnosis.per_head_format import in_words, is_one, of_the_spec
+from refdiff.oracle.diagnosis.per_head_format import in_words, is_one, spec_value_format
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.variants import Numpy, Target
 from refdiff.oracle.inputs import VECTORS, is_layer
@@ -51,10 +51,10 @@ def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, and_scale: bool = Tru
 def _trial(spec: Spec, inputs: Inputs, lambdas: Numpy, factors: Numpy, own: Numpy, *, with_scale: bool) -> Trial:
     """In words, beside what the spec has."""
     h = spec.heads
-    now = of_the_spec(lambda_of(spec, inputs, ops_for()), h)
+    now = spec_value_format(lambda_of(spec, inputs, ops_for()), h)
     text = f"λ is {in_words(lambdas)}, where the spec has {now}"
     if with_scale:
-        text += f", and the scale of the output is {in_words(factors)}, where the spec has {of_the_spec(own, h)}"
+        text += f", and the scale of the output is {in_words(factors)}, where the spec has {spec_value_format(own, h)}"
     return _with_lambda(spec, lambdas, factors, text)
 
 
@@ -136,6 +136,6 @@ def with_name(spec: Spec, targets: tuple[Target, ...], fit: Fit, *, large: bool 
 def _known(spec: Spec) -> dict[float, str]:
     """Numbers that λ may have by mistake: λ_init of some layer, without what is learned, or a constant."""
     ops = ops_for()
-    found = {lambda_init(of_layer(spec, n), ops): f"λ_init of layer {n}" for n in range(LAYERS)}
+    found = {lambda_init(spec_at_layer(spec, n), ops): f"λ_init of layer {n}" for n in range(LAYERS)}
     own = "λ_init of the spec" if spec.lambda_base == "constant" else "λ_init of the layer"
     return found | {lambda_init(spec, ops): own, 0.0: "0", 1.0: "1", 0.8: "0.8"}

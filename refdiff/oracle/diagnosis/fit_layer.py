@@ -59,7 +59,7 @@ def _in_place(spec: Spec, place: str, target: Target, parts: Parts) -> Fit | Non
     return replace(fit, value=layers, text=_in_words(spec, place, best, first, last))
 
 
-def of_layer(spec: Spec, layer: int) -> Spec:
+def spec_at_layer(spec: Spec, layer: int) -> Spec:
     """The spec in another layer; one whose λ_init is a constant then has that of the layer."""
     if spec.lambda_base == "constant":
         return spec.replace(lambda_base="depth", lambda_init=None, layer=layer)
@@ -75,7 +75,7 @@ def _places(spec: Spec) -> tuple[str, ...]:
 
 
 def _problem(spec: Spec, place: str, layer: int, inputs: Inputs) -> Problem:
-    other = of_layer(spec, layer)
+    other = spec_at_layer(spec, layer)
     if place == BOTH:
         return Problem(other, inputs)
     for_lambda, for_scale = (other, spec) if place == LAMBDA else (spec, other)

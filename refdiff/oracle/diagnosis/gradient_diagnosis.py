@@ -9,7 +9,7 @@ import numpy as np
 
 from refdiff.oracle.budget.budget import Budget
 from refdiff.oracle.budget.statistics import root_mean_square
-from refdiff.oracle.deviations.deviation import Deviation, deviated, laid_over
+from refdiff.oracle.deviations.deviation import Deviation, deviated, ops_with
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.variants import Target, quick_residual
 from refdiff.oracle.inputs.outputs import output
@@ -33,7 +33,7 @@ SAME = 0.02
 """Two factors no further apart than this, as a share of one, may be one."""
 
 
-def of_gradients(
+def diagnose_gradients(
     spec: Spec, known: Sequence[Budget], given: Sequence[Mapping[str, Any]], douts: Sequence[Any], wrong: Sequence[str]
 ) -> Iterator[str]:
     """Say of which deviations the gradients named `wrong` are, first of that which most of them have.
@@ -109,7 +109,7 @@ def _gradients(known: Budget, dout: Any, deviation: Deviation) -> Gradients:
     g = round_to(output(dout, "dout").astype(np.float64), known.recipe.storage)
     try:
         with np.errstate(all="ignore"):
-            found = backward(problem.spec, problem.inputs, g, laid_over(problem.mistakes))
+            found = backward(problem.spec, problem.inputs, g, ops_with(problem.mistakes))
     except (ValueError, IndexError, TypeError):
         return {}
     return {f"d{name}": np.atleast_1d(x) for name, x in found.items()}

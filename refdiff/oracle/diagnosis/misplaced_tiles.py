@@ -15,7 +15,7 @@ APART = 10.0
 """In budgets: two places of the truth that are nearer than this are not told apart."""
 
 
-def elsewhere(rows: Rows, place: Place) -> str:
+def source_of_misplaced(rows: Rows, place: Place) -> str:
     """Say where the truth has the numbers of one box of the output: "head 2", "tokens 64 to 95"; "" if nowhere.
 
     The box is moved along one axis at a time, by as much as there is room.

@@ -14,7 +14,7 @@ COARSER = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",),
 """By storage type, the recipes that round more, the finest first."""
 
 
-def passes_as(spec: Spec, recipe: Recipe, targets: Sequence[Target]) -> str | None:
+def matching_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target]) -> str | None:
     """Say with which coarser recipe the outputs pass, the finest such one; None where there is none.
 
     Only what no deviation and no number explains is asked: a small mistake hides in the roundings of a coarser type.

@@ -10,7 +10,7 @@ import numpy as np
 
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.row_prefilter import excluded_by_few_rows
+from refdiff.oracle.diagnosis.row_prefilter import few_rows_exclude
 from refdiff.oracle.diagnosis.variants import NEAR, Numpy, Target, explained, judged, quick_residual
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding import round_to
@@ -61,7 +61,7 @@ def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = Fal
 
 
 def _excluded(trial: Trial, target: Target, out: Numpy | None) -> bool:
-    return out is not None and excluded_by_few_rows(target, trial.problem, out)
+    return out is not None and few_rows_exclude(target, trial.problem, out)
 
 
 def is_no_deviation(trial: Trial, targets: tuple[Target, ...]) -> bool:

@@ -18,19 +18,19 @@ def is_one(values: Numpy) -> bool:
     return bool(np.ptp(values) <= ALIKE * max(1e-3, float(np.abs(values).max())))
 
 
-def listed(values: Numpy) -> str:
+def short_list(values: Numpy) -> str:
     """The first few: "0.5, 0.7, 1, …"."""
     return ", ".join(f"{x:.3g}" for x in values[:LISTED]) + (", …" if len(values) > LISTED else "")
 
 
 def in_words(values: Numpy) -> str:
     """What each head has: "0.5 in every head", or "by head 0.5, 0.7"."""
-    return f"{float(np.median(values)):.4g} in every head" if is_one(values) else f"by head {listed(values)}"
+    return f"{float(np.median(values)):.4g} in every head" if is_one(values) else f"by head {short_list(values)}"
 
 
-def of_the_spec(values: Any, heads: int) -> str:
+def spec_value_format(values: Any, heads: int) -> str:
     """What the spec has, of any shape that goes with (B, h, T, 1): "0.36", "by head 0.3, 0.4", or one by token."""
     x = np.asarray(values, dtype=np.float64)
     if x.size not in (1, heads) or (x.size > 1 and x.shape[-3] != heads):
         return "one for each token"
-    return f"{x.flat[0]:.4g}" if is_one(x.ravel()) else f"by head {listed(x.ravel())}"
+    return f"{x.flat[0]:.4g}" if is_one(x.ravel()) else f"by head {short_list(x.ravel())}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from refdiff.oracle.budget.budget import Budget
 from refdiff.oracle.budget.statistics import LIMITS, other_kind, over, root_mean_square, statistics
-from refdiff.oracle.diagnosis.misplaced_tiles import elsewhere
+from refdiff.oracle.diagnosis.misplaced_tiles import source_of_misplaced
 from refdiff.oracle.diagnosis.region_format import FILLED, repeats
 from refdiff.oracle.diagnosis.rows import Place, Rows
 
@@ -58,7 +58,7 @@ def _finite(rows: Rows, place: Place | None, it_is: str) -> list[str]:
     lines = []
     zeros = _zeros(rows)
     if place is not None:
-        source = elsewhere(rows, place)  # says more than what the shape of the place looks like
+        source = source_of_misplaced(rows, place)  # says more than what the shape of the place looks like
         why = f"it holds what belongs in {source}, as after a wrong offset" if source else _looks_like(place, rows)
         lines.append(f"{it_is} wrong only in {place.text}; {ELSEWHERE}{why and f': {why}'}")
     if zeros is not None:

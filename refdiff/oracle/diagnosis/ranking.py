@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refdiff.oracle.deviations.deviation import Deviation
-from refdiff.oracle.text_wrap import fitted
+from refdiff.oracle.text_wrap import wrap_text
 
 if TYPE_CHECKING:
     from refdiff.oracle.cases.fixed import Case
@@ -130,7 +130,7 @@ class Ranking:
         if self.separating is not None:
             case = self.separating
             lines.append(f"  the case {case.name} tells them apart: run your kernel on its inputs, in {case.dtype}")
-        return fitted("\n".join([*lines, *(f"  {_in_short(note)}" for note in self.notes)]))
+        return wrap_text("\n".join([*lines, *(f"  {_in_short(note)}" for note in self.notes)]))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""

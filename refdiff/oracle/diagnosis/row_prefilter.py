@@ -19,7 +19,7 @@ FEWER = 6
 """How many times fewer multiplications the rows must take, so that they are tried before the whole."""
 
 
-def excluded_by_few_rows(target: Target, problem: Callable[[Inputs], Problem | None], wrong: Numpy) -> bool:
+def few_rows_exclude(target: Target, problem: Callable[[Inputs], Problem | None], wrong: Numpy) -> bool:
     """Whether the rows that are furthest from `wrong` show that a large output is not of it.
 
     Orders of roundings of the whole take long, and what is nearly the truth would need them all to fail by little.

@@ -16,7 +16,7 @@ from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.forward import out_shape, project
 
 Numpy = np.ndarray[Any, Any]
@@ -100,5 +100,5 @@ def _keys(spec: Spec, inputs: Inputs) -> Numpy:
     core = project(spec, inputs, ops_for()) if is_layer(inputs) else inputs
     found = np.zeros(out_shape(spec, core)[:3], dtype=np.int64)
     for part in sequences(core):
-        found[part.batch, :, part.queries] = visible(spec, part.inputs).sum(axis=-1)
+        found[part.batch, :, part.queries] = attention_mask(spec, part.inputs).sum(axis=-1)
     return found.max(axis=1, initial=0) if is_layer(inputs) else found

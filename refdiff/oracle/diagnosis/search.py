@@ -14,14 +14,14 @@ from refdiff.oracle.diagnosis.closest import closest_of
 from refdiff.oracle.diagnosis.disambiguation import (
     Evidence,
     Set,
-    each_function_once,
+    drop_dominated,
     equal,
-    hidden_beside,
-    those_that_point_to_no_other,
-    those_the_right_one_points_to,
+    keep_indicated,
+    merge_equivalent,
+    unobservable,
 )
 from refdiff.oracle.diagnosis.ranking import Candidate
-from refdiff.oracle.diagnosis.row_prefilter import excluded_by_few_rows
+from refdiff.oracle.diagnosis.row_prefilter import few_rows_exclude
 from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike
 from refdiff.oracle.diagnosis.variants import (
     LOOSE,
@@ -106,7 +106,7 @@ def search(
 
 def _beside(spec: Spec, parts: Parts, fitting: list[Candidate], known: Set, evidence: Evidence) -> tuple[str, ...]:
     """What may be wrong as well, where there is one name."""
-    hidden = hidden_beside(spec, parts, fitting[0], known, evidence) if len(fitting) == 1 else []
+    hidden = unobservable(spec, parts, fitting[0], known, evidence) if len(fitting) == 1 else []
     return (f"beside it these inputs could not show {len(hidden)} more: {', '.join(hidden)}",) if hidden else ()
 
 
@@ -193,10 +193,10 @@ def _ranked(
     final = [_judged(spec, parts, c, evidence, known) for c in near]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
     if nearly_right:
-        fitting = those_the_right_one_points_to(spec, fitting, evidence, parts)
+        fitting = keep_indicated(spec, fitting, evidence, parts)
     fitting = [c for c in fitting if c.residual <= AS_GOOD * fitting[0].residual]
-    fitting = each_function_once(spec, fitting, evidence, kind_of(parts.whole[0].inputs))
-    fitting = those_that_point_to_no_other(fitting, evidence, parts)
+    fitting = merge_equivalent(spec, fitting, evidence, kind_of(parts.whole[0].inputs))
+    fitting = drop_dominated(fitting, evidence, parts)
     best = closest_of(spec, parts, scored)
     seen = {c.deviations for c in final}
     others = [c for c in final if not c.fits] + [c for c in best if c.deviations not in seen]
@@ -256,6 +256,6 @@ def _excluded(spec: Spec, targets: tuple[Target, ...], some: Set, outs: list[Num
     if all(equal(x, t.expected) for x, t in zip(outs, targets, strict=True)):
         return True
     return any(
-        x is not None and excluded_by_few_rows(t, lambda inputs: deviated(spec, inputs, some), x)
+        x is not None and few_rows_exclude(t, lambda inputs: deviated(spec, inputs, some), x)
         for x, t in zip(outs, targets, strict=True)
     )

@@ -12,13 +12,13 @@ import numpy as np
 from refdiff.backends import overlay
 from refdiff.oracle.budget.budget import Budget
 from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, over, root_mean_square, slope
-from refdiff.oracle.deviations.deviation import Problem, laid_over, output
+from refdiff.oracle.deviations.deviation import Problem, ops_with, output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import wrap
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
-from refdiff.oracle.rounding.parallel import in_orders
+from refdiff.oracle.rounding.parallel import run_orders
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.spec import Spec
@@ -180,7 +180,7 @@ def judgement(problem: Problem, target: Target, members: int = 3, *, stop: bool 
     orders = (*DRAWS, *MEMBERS[:members])
     runs: list[Numpy] = []
     for some in (FIRST, tuple(o for o in orders if o not in FIRST)) if stop else (orders,):
-        runs += in_orders(lambda order: _rounded(problem, target.recipe, order), some, problem.inputs)
+        runs += run_orders(lambda order: _rounded(problem, target.recipe, order), some, problem.inputs)
         found = _judgement(wrong, tuple(runs), target)
         if found.furthest > HOPELESS:
             break
@@ -202,7 +202,7 @@ def judged(problem: Problem, target: Target) -> tuple[bool, float]:
 
 def _rounded(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
     """The output of a kernel of this recipe, with the problem's mistakes over its rounded layers."""
-    ops = rounded_ops(recipe, order, laid_over(()))
+    ops = rounded_ops(recipe, order, ops_with(()))
     for mistake in problem.mistakes:
         ops = overlay(ops, wrap(mistake))
     with np.errstate(all="ignore"):

@@ -18,7 +18,7 @@ from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.golden.manifest import MANIFEST, read_manifest, well_formed
 from refdiff.oracle.inputs.files import read_arrays
 from refdiff.oracle.inputs.outputs import output
-from refdiff.oracle.text_wrap import fitted
+from refdiff.oracle.text_wrap import wrap_text
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict, Verdict
 
@@ -61,7 +61,7 @@ class Report:
             lines.append(f"not given, so not judged: {', '.join(names)}")
         for name, verdict in self.cases.items():
             lines += ["", f"{name}: {verdict}"] if verdict.status != PASS else []
-        return fitted("\n".join(lines))
+        return wrap_text("\n".join(lines))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""

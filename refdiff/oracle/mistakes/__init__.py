@@ -14,14 +14,21 @@ They import nothing but the layers' names and `refdiff.arrays`.
 """
 
 from refdiff.oracle.mistakes.catalogue import Mistake, plant, wrap
-from refdiff.oracle.mistakes.in_attention import IN_ATTENTION
-from refdiff.oracle.mistakes.in_backward import IN_BACKWARD
-from refdiff.oracle.mistakes.in_heads import IN_HEADS
-from refdiff.oracle.mistakes.in_lambda import IN_LAMBDA
-from refdiff.oracle.mistakes.in_norm import IN_NORM
-from refdiff.oracle.mistakes.in_rope import IN_ROPE
+from refdiff.oracle.mistakes.in_attention import ATTENTION_MISTAKES
+from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
+from refdiff.oracle.mistakes.in_heads import HEAD_MISTAKES
+from refdiff.oracle.mistakes.in_lambda import LAMBDA_MISTAKES
+from refdiff.oracle.mistakes.in_norm import NORM_MISTAKES
+from refdiff.oracle.mistakes.in_rope import ROPE_MISTAKES
 from refdiff.oracle.mistakes.provenance import ROWS, Row
 
-CATALOGUE: tuple[Mistake, ...] = (*IN_HEADS, *IN_ROPE, *IN_ATTENTION, *IN_LAMBDA, *IN_NORM, *IN_BACKWARD)
+CATALOGUE: tuple[Mistake, ...] = (
+    *HEAD_MISTAKES,
+    *ROPE_MISTAKES,
+    *ATTENTION_MISTAKES,
+    *LAMBDA_MISTAKES,
+    *NORM_MISTAKES,
+    *BACKWARD_MISTAKES,
+)
 
 __all__ = ["CATALOGUE", "ROWS", "Mistake", "Row", "plant", "wrap"]

@@ -9,7 +9,7 @@ from refdiff.arrays import Array, namespace
 from refdiff.layers.softmax import softmax
 from refdiff.oracle.mistakes.catalogue import MOTIF, UNILM, Mistake, mistake
 
-IN_ATTENTION: list[Mistake] = []
+ATTENTION_MISTAKES: list[Mistake] = []
 LATTICE = "https://github.com/ohdearquant/lattice/pull/5"
 EDIFICE = "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html"
 AXOLOTL = "https://github.com/axolotl-ai-cloud/axolotl/pull/2197"
@@ -22,44 +22,48 @@ def _scaled(right: Any, by: float, args: tuple[Any, ...], options: dict[str, Any
 
 
 @mistake(
-    IN_ATTENTION, "diff_attention", "scale", "B14", "https://github.com/aykutcayir34/DifferentialTransformer/issues/1"
+    ATTENTION_MISTAKES,
+    "diff_attention",
+    "scale",
+    "B14",
+    "https://github.com/aykutcayir34/DifferentialTransformer/issues/1",
 )
 def scores_not_scaled(right: Any, *args: Any, **options: Any) -> Any:
     """Q Kᵀ, not divided by √d."""
     return _scaled(right, args[0].shape[-1] ** 0.5, args, options)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "scale", "B14", EDIFICE)
+@mistake(ATTENTION_MISTAKES, "diff_attention", "scale", "B14", EDIFICE)
 def scores_scaled_by_the_root_of_half_of_d(right: Any, *args: Any, **options: Any) -> Any:
     """Q Kᵀ / √(d/2): d halved twice."""
     return _scaled(right, 2**0.5, args, options)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "scale", "B14", EDIFICE)
+@mistake(ATTENTION_MISTAKES, "diff_attention", "scale", "B14", EDIFICE)
 def scores_scaled_by_the_root_of_2d(right: Any, *args: Any, **options: Any) -> Any:
     """Q Kᵀ / √2d: the size of both streams together."""
     return _scaled(right, 0.5**0.5, args, options)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "scale")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "scale")
 def scores_scaled_twice(right: Any, *args: Any, **options: Any) -> Any:
     """Q Kᵀ / d: by the caller and by the kernel."""
     return _scaled(right, args[0].shape[-1] ** -0.5, args, options)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "scale")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "scale")
 def second_map_not_scaled(right: Any, q1: Array, k1: Array, q2: Array, *rest: Any, **options: Any) -> Any:
     """Only S₁ divided by √d."""
     return right(q1, k1, q2 * q1.shape[-1] ** 0.5, *rest, **options)
 
 
-@mistake(IN_ATTENTION, "softmax", "lse base")
+@mistake(ATTENTION_MISTAKES, "softmax", "lse base")
 def powers_of_two(right: Any, scores: Array, mask: Array | None = None) -> Any:
     """2^z for e^z: scores not multiplied by log₂ e."""
     return right(scores * math.log(2), mask)
 
 
-@mistake(IN_ATTENTION, "softmax", "mask")
+@mistake(ATTENTION_MISTAKES, "softmax", "mask")
 def a_row_that_sees_nothing_is_uniform(right: Any, scores: Array, mask: Array | None = None) -> Any:
     """1/S in a row that sees nothing, as a large negative number for a mask gives."""
     weights = right(scores, mask)
@@ -68,7 +72,7 @@ def a_row_that_sees_nothing_is_uniform(right: Any, scores: Array, mask: Array | 
     return xp.where(none, 1.0 / max(1, weights.shape[-1]), weights)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "lam form", "B11", MOTIF)
+@mistake(ATTENTION_MISTAKES, "diff_attention", "lam form", "B11", MOTIF)
 def lambda_not_used(
     right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
 ) -> Any:
@@ -76,7 +80,7 @@ def lambda_not_used(
     return right(q1, k1, q2, k2, v, 0 * lambda_, *rest, **options)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "lam form")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "lam form")
 def lambda_added(
     right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
 ) -> Any:
@@ -84,7 +88,7 @@ def lambda_added(
     return right(q1, k1, q2, k2, v, -lambda_, *rest, **options)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "lam form")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "lam form")
 def lambda_on_both(
     right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
 ) -> Any:
@@ -109,13 +113,13 @@ def _apply(p: Array, v: Array) -> Array:
     return p @ namespace(v).repeat(v, p.shape[1] // v.shape[1], axis=1)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "convert", "B21", AXOLOTL)
+@mistake(ATTENTION_MISTAKES, "diff_attention", "convert", "B21", AXOLOTL)
 def second_map_of_zero_weights(right: Any, q1: Array, k1: Array, q2: Array, *rest: Any, **options: Any) -> Any:
     """Q₂ = 0, as a converter leaves it that means to keep the function: A₂ is then uniform, and not zero."""
     return right(q1, k1, 0 * q2, *rest, **options)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "order", "B13", f"{UNILM}/issues/1637")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "order", "B13", f"{UNILM}/issues/1637")
 def subtracted_before_the_softmax(
     right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any, **options: Any
 ) -> Any:
@@ -127,7 +131,7 @@ def subtracted_before_the_softmax(
     return _apply(softmax(logs, seen), v)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "order")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "order")
 def each_map_normed_before_the_difference(
     right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any, **options: Any
 ) -> Any:
@@ -138,7 +142,7 @@ def each_map_normed_before_the_difference(
     return o1 - lambda_ * o2
 
 
-@mistake(IN_ATTENTION, "diff_attention", "clamp", "B17", LATTICE)
+@mistake(ATTENTION_MISTAKES, "diff_attention", "clamp", "B17", LATTICE)
 def negative_weights_cut_off(
     right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any, **options: Any
 ) -> Any:
@@ -147,7 +151,7 @@ def negative_weights_cut_off(
     return _apply(namespace(q1).clip(a1 - a2, 0.0, None), v)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "renorm", "B17", LATTICE)
+@mistake(ATTENTION_MISTAKES, "diff_attention", "renorm", "B17", LATTICE)
 def rows_made_to_sum_to_one(
     right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
 ) -> Any:
@@ -157,7 +161,7 @@ def rows_made_to_sum_to_one(
     return out / xp.where(lambda_ == 1, 1.0, 1 - lambda_)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "renorm")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "renorm")
 def one_more_in_the_denominator(
     right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, mask: Any = None,
     bias: Any = None, **options: Any,
@@ -196,44 +200,44 @@ def _seeing(
     return right(*x[:6], visible if mask is None else mask & visible, bias, causal=False)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "mask align", "B18", f"{UNILM}/issues/1661")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "mask align", "B18", f"{UNILM}/issues/1661")
 def triangle_at_the_top_left(right: Any, *args: Any, **options: Any) -> Any:
     """Query t sees keys up to t, whatever is in the cache."""
     return _seeing(right, 0, args, options, from_left=True)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "mask off by one")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "mask off by one")
 def tokens_that_do_not_see_themselves(right: Any, *args: Any, **options: Any) -> Any:
     """s < t + S − T."""
     return _seeing(right, -1, args, options)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "mask off by one")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "mask off by one")
 def one_future_token_seen(right: Any, *args: Any, **options: Any) -> Any:
     """s ≤ t + S − T + 1."""
     return _seeing(right, 1, args, options)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "mask")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "mask")
 def no_causal_mask(right: Any, *args: Any, **options: Any) -> Any:
     """Every token sees all."""
     return _seeing(right, None, args, options)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "mask")
+@mistake(ATTENTION_MISTAKES, "diff_attention", "mask")
 def no_padding_mask(right: Any, *args: Any, **options: Any) -> Any:
     """Padding seen as if it were text."""
     x = [*args, *(None,) * (8 - len(args))]
     return right(*x[:6], None, options.get("bias", x[7]), causal=options.get("causal", True))
 
 
-@mistake(IN_ATTENTION, "diff_attention", "window", "B19", SLIDING)
+@mistake(ATTENTION_MISTAKES, "diff_attention", "window", "B19", SLIDING)
 def a_sliding_window(right: Any, *args: Any, **options: Any) -> Any:
     """Only the last 4 keys seen, where nothing asked for a window."""
     return _seeing(right, 0, args, options, window=4)
 
 
-@mistake(IN_ATTENTION, "diff_attention", "window", "B19", SLIDING)
+@mistake(ATTENTION_MISTAKES, "diff_attention", "window", "B19", SLIDING)
 def the_first_key_lost(right: Any, *args: Any, **options: Any) -> Any:
     """A window one shorter than the text: the last query does not see the first key."""
     return _seeing(right, 0, args, options, window=args[1].shape[2] - 1)

@@ -10,52 +10,52 @@ from refdiff.arrays import Array, namespace
 from refdiff.layers.diff_attention import attention_weights, per_map
 from refdiff.oracle.mistakes.catalogue import Mistake, mistake
 
-IN_BACKWARD: list[Mistake] = []
+BACKWARD_MISTAKES: list[Mistake] = []
 LAYER = "diff_attention_vjp"
 
 
-@mistake(IN_BACKWARD, LAYER, "backward", "B23", "https://github.com/triton-lang/triton/issues/7216")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward", "B23", "https://github.com/triton-lang/triton/issues/7216")
 def gradient_without_the_causal_mask(right: Any, *args: Any, **options: Any) -> Any:
     """The gradient of attention that sees the future."""
     return right(*args, **options | {"causal": False})
 
 
-@mistake(IN_BACKWARD, LAYER, "backward")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward")
 def gradient_not_scaled(right: Any, g: Array, q1: Array, *args: Any, **options: Any) -> Any:
     """∂L/∂Q = ∂L/∂S K and ∂L/∂K = ∂L/∂Sᵀ Q, not divided by √d."""
     *of_maps, dv, dlambda = right(g, q1, *args, **options)
     return (*(q1.shape[-1] ** 0.5 * d for d in of_maps), dv, dlambda)
 
 
-@mistake(IN_BACKWARD, LAYER, "backward")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward")
 def log2_e_left_in_the_gradient_of_queries(right: Any, *args: Any, **options: Any) -> Any:
     """∂L/∂Q = log₂ e ∂L/∂S K / √d: from the keys that make 2^z of e^z, and not divided by their factor again."""
     dq1, dk1, dq2, *rest = right(*args, **options)
     return (dq1 / math.log(2), dk1, dq2 / math.log(2), *rest)
 
 
-@mistake(IN_BACKWARD, LAYER, "backward")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward")
 def gradients_of_the_maps_exchanged(right: Any, *args: Any, **options: Any) -> Any:
     """∂L/∂Q₁ and ∂L/∂K₁ written where ∂L/∂Q₂ and ∂L/∂K₂ belong, and the other way about."""
     dq1, dk1, dq2, dk2, *rest = right(*args, **options)
     return (dq2, dk2, dq1, dk1, *rest)
 
 
-@mistake(IN_BACKWARD, LAYER, "backward")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward")
 def second_map_held_constant(right: Any, *args: Any, **options: Any) -> Any:
     """∂L/∂Q₂ = ∂L/∂K₂ = 0: A₂ detached."""
     dq1, dk1, dq2, dk2, *rest = right(*args, **options)
     return (dq1, dk1, 0 * dq2, 0 * dk2, *rest)
 
 
-@mistake(IN_BACKWARD, LAYER, "backward")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward")
 def lambda_held_constant(right: Any, *args: Any, **options: Any) -> Any:
     """∂L/∂λ = 0 in (A₁ − λ A₂) V: λ detached."""
     *rest, dlambda = right(*args, **options)
     return (*rest, 0 * dlambda)
 
 
-@mistake(IN_BACKWARD, LAYER, "backward")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward")
 def second_gradient_without_lambda(
     right: Any, g: Array, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any,
     **options: Any,
@@ -66,14 +66,14 @@ def second_gradient_without_lambda(
     return (dq1, dk1, dq2, dk2, *rest)
 
 
-@mistake(IN_BACKWARD, LAYER, "backward")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward")
 def second_gradient_without_its_sign(right: Any, *args: Any, **options: Any) -> Any:
     """∂L/∂A₂ = λ G in place of −λ G."""
     dq1, dk1, dq2, dk2, *rest = right(*args, **options)
     return (dq1, dk1, -dq2, -dk2, *rest)
 
 
-@mistake(IN_BACKWARD, LAYER, "backward")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward")
 def values_gradient_of_the_first_map_alone(
     right: Any, g: Array, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any,
     **options: Any,
@@ -126,19 +126,19 @@ def _less(right: Any, args: tuple[Any, ...], options: dict[str, Any], less: Call
     return _more_of_the_scores(right(*args, **options), sums, x, maps)
 
 
-@mistake(IN_BACKWARD, LAYER, "backward")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward")
 def row_sums_left_out(right: Any, *args: Any, **options: Any) -> Any:
     """∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not taken away."""
     return _less(right, args, options, lambda first, _: 0 * first)
 
 
-@mistake(IN_BACKWARD, LAYER, "backward")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward")
 def row_sums_of_the_difference(right: Any, *args: Any, **options: Any) -> Any:
     """∂L/∂S₁ = A₁ ⊙ (G − D) and ∂L/∂S₂ = −λ A₂ ⊙ (G − D) with one D = rowsum(g ⊙ O), O = (A₁ − λ A₂) V, for both."""
     return _less(right, args, options, lambda first, second: first - second)
 
 
-@mistake(IN_BACKWARD, LAYER, "backward")
+@mistake(BACKWARD_MISTAKES, LAYER, "backward")
 def gradient_of_one_query_head_of_a_group(
     right: Any, g: Array, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, *rest: Any, **options: Any
 ) -> Any:
@@ -159,14 +159,14 @@ def gradient_of_one_query_head_of_a_group(
     return dq1, of_the_last(dk1, k1), dq2, of_the_last(dk2, k2), of_the_last(dv, v), dlambda
 
 
-@mistake(IN_BACKWARD, "diff_lambda_vjp", "backward")
+@mistake(BACKWARD_MISTAKES, "diff_lambda_vjp", "backward")
 def second_exponential_without_its_sign(right: Any, *args: Any, **options: Any) -> Any:
     """∂L/∂λ_q2 = g e₂ λ_k2 and ∂L/∂λ_k2 = g e₂ λ_q2 in place of −g e₂ …: both pairs alike."""
     dq1, dk1, dq2, dk2 = right(*args, **options)
     return dq1, dk1, -dq2, -dk2
 
 
-@mistake(IN_BACKWARD, "rms_norm_vjp", "backward")
+@mistake(BACKWARD_MISTAKES, "rms_norm_vjp", "backward")
 def root_held_constant(right: Any, g: Array, x: Array, weight: Array | None, eps: float) -> Any:
     """∂L/∂x = r (g ⊙ w) with r = 1/√(mean(x²) + ε) taken for a constant: r x̂ mean(g ⊙ w ⊙ x̂) is not taken away."""
     xp = namespace(x)
@@ -174,13 +174,13 @@ def root_held_constant(right: Any, g: Array, x: Array, weight: Array | None, eps
     return r * (g if weight is None else g * weight), right(g, x, weight, eps)[1]
 
 
-@mistake(IN_BACKWARD, "rope_vjp", "backward")
+@mistake(BACKWARD_MISTAKES, "rope_vjp", "backward")
 def gradient_turned_forward_again(right: Any, g: Array, x: Array, cos: Array, sin: Array, **options: Any) -> Any:
     """∂L/∂x = R g in place of Rᵀ g: turned by the angle of the forward, and not by its opposite."""
     return right(g, x, cos, -sin, **options)
 
 
-@mistake(IN_BACKWARD, "rope_vjp", "backward")
+@mistake(BACKWARD_MISTAKES, "rope_vjp", "backward")
 def gradient_not_turned_back(right: Any, g: Array, *args: Any, **options: Any) -> Any:
     """∂L/∂x = g in place of Rᵀ g: the gradients of queries and keys as they are after RoPE."""
     return (g, *right(g, *args, **options)[1:])

@@ -7,7 +7,7 @@ from typing import Any
 from refdiff.arrays import Array, namespace
 from refdiff.oracle.mistakes.catalogue import HF, MOTIF, UNILM, V2, Mistake, mistake
 
-IN_HEADS: list[Mistake] = []
+HEAD_MISTAKES: list[Mistake] = []
 FLASH = f"{UNILM}/blob/master/Diff-Transformer/multihead_flashdiff_1.py"
 CACHE = "https://github.com/vllm-project/vllm/pull/20702"
 EAGER = f"{UNILM}/blob/master/Diff-Transformer/multihead_diffattn.py"
@@ -30,25 +30,25 @@ def _axes_exchanged(out: Array, m: int, n: int, e: int) -> Array:
     return xp.reshape(xp.permute_dims(xp.reshape(out, (out.shape[0], m, n, e)), (0, 2, 1, 3)), out.shape)
 
 
-@mistake(IN_HEADS, "diff_heads_hf", "pair", "F1", FLASH)
+@mistake(HEAD_MISTAKES, "diff_heads_hf", "pair", "F1", FLASH)
 def neighbors_are_a_pair(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
     """Heads 2i, 2i + 1 where heads i, i + H/2 are a pair."""
     return right(_evens_then_odds(q), _evens_then_odds(k), *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_heads_hf", "pair", "F1", FLASH)
+@mistake(HEAD_MISTAKES, "diff_heads_hf", "pair", "F1", FLASH)
 def neighboring_queries_on_halved_keys(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
     """Queries 2i, 2i + 1, keys j, j + K/2: one pairing for each."""
     return right(_evens_then_odds(q), k, *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_heads_paper", "pair", "F1", HF)
+@mistake(HEAD_MISTAKES, "diff_heads_paper", "pair", "F1", HF)
 def halves_are_a_pair(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
     """Heads i, i + H/2 where heads 2i, 2i + 1 are a pair."""
     return right(_halves_in_turn(q), _halves_in_turn(k), *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_heads_v2", "pair", "B1", V2)
+@mistake(HEAD_MISTAKES, "diff_heads_v2", "pair", "B1", V2)
 def v2_halves_are_a_pair(
     right: Any, q: Array, k: Array, v: Array, lambda_: Array, mask: Any = None, bias: Any = None, **options: Any
 ) -> Any:
@@ -61,7 +61,7 @@ def v2_halves_are_a_pair(
     return xp.reshape(plain[:, :, : H // 2, :] - by_token * plain[:, :, H // 2 :, :], (B, T, H // 2 * d))
 
 
-@mistake(IN_HEADS, "diff_heads_paper", "gqa", "F5", EAGER)
+@mistake(HEAD_MISTAKES, "diff_heads_paper", "gqa", "F5", EAGER)
 def keys_repeated_before_they_pair(right: Any, q: Array, k: Array, v: Array, *rest: Any, **options: Any) -> Any:
     """Each key head repeated for its queries, then paired: both maps of a pair read one key."""
     n = q.shape[1] // k.shape[1]
@@ -69,7 +69,7 @@ def keys_repeated_before_they_pair(right: Any, q: Array, k: Array, v: Array, *re
     return right(q, xp.repeat(k, n, axis=1), xp.repeat(v, n, axis=1), *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_attention", "gqa")
+@mistake(HEAD_MISTAKES, "diff_attention", "gqa")
 def keys_tiled(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, *rest: Any, **options: Any) -> Any:
     """Query head h on key head h mod K, where h // n is meant."""
     n, xp = q1.shape[1] // k1.shape[1], namespace(q1)
@@ -77,45 +77,45 @@ def keys_tiled(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array,
     return right(q1, k1, q2, k2, v, *rest, **options)
 
 
-@mistake(IN_HEADS, "value_pairs_hf", "vlay", "F6")
+@mistake(HEAD_MISTAKES, "value_pairs_hf", "vlay", "F6")
 def neighboring_values_joined(right: Any, v: Array) -> Any:
     """Values 2j, 2j + 1 joined, where j, j + K/2 are: the output of v_proj read as K/2 heads of 2d."""
     return right(_evens_then_odds(v))
 
 
-@mistake(IN_HEADS, "value_pairs_hf", "vlay")
+@mistake(HEAD_MISTAKES, "value_pairs_hf", "vlay")
 def values_joined_in_the_other_order(right: Any, v: Array) -> Any:
     """[v_{j + K/2} ; v_j]."""
     half = v.shape[1] // 2
     return right(namespace(v).concat([v[:, half:, ...], v[:, :half, ...]], axis=1))
 
 
-@mistake(IN_HEADS, "diff_attention", "k1/k2 crossed")
+@mistake(HEAD_MISTAKES, "diff_attention", "k1/k2 crossed")
 def keys_crossed(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, *rest: Any, **options: Any) -> Any:
     """Q₁ on K₂ and Q₂ on K₁."""
     return right(q1, k2, q2, k1, *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_attention", "k1/k2 crossed")
+@mistake(HEAD_MISTAKES, "diff_attention", "k1/k2 crossed")
 def one_key_for_both(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, *rest: Any, **options: Any) -> Any:
     """K₁ for both maps, as in v2."""
     return right(q1, k1, q2, k1, *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_attention", "k1/k2 crossed")
+@mistake(HEAD_MISTAKES, "diff_attention", "k1/k2 crossed")
 def streams_swapped(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, *rest: Any, **options: Any) -> Any:
     """A₂ − λ A₁."""
     return right(q2, k2, q1, k1, *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_heads_hf", "concat", also=("diff_heads_paper", "diff_heads_v2"))
+@mistake(HEAD_MISTAKES, "diff_heads_hf", "concat", also=("diff_heads_paper", "diff_heads_v2"))
 def heads_laid_out_before_tokens(right: Any, *args: Any, **options: Any) -> Any:
     """(B, H, T, e) read as (B, T, H e) without exchanging the axes."""
     out, H = right(*args, **options), args[0].shape[1] // 2
     return _axes_exchanged(out, out.shape[1], H, out.shape[2] // H)
 
 
-@mistake(IN_HEADS, "diff_heads_hf", "concat", also=("diff_heads_paper", "diff_heads_v2"))
+@mistake(HEAD_MISTAKES, "diff_heads_hf", "concat", also=("diff_heads_paper", "diff_heads_v2"))
 def tokens_laid_out_before_heads(right: Any, *args: Any, **options: Any) -> Any:
     """(B, T, H e) read as (B, H, T, e) without exchanging the axes."""
     out, H = right(*args, **options), args[0].shape[1] // 2
@@ -123,7 +123,11 @@ def tokens_laid_out_before_heads(right: Any, *args: Any, **options: Any) -> Any:
 
 
 @mistake(
-    IN_HEADS, "diff_heads_v2", "V2-vs-V1", "B3", "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html"
+    HEAD_MISTAKES,
+    "diff_heads_v2",
+    "V2-vs-V1",
+    "B3",
+    "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html",
 )
 def v2_with_the_norm_of_v1(right: Any, q: Array, *rest: Any, **options: Any) -> Any:
     """A norm of each head after attention, which v2 does without."""
@@ -134,7 +138,11 @@ def v2_with_the_norm_of_v1(right: Any, q: Array, *rest: Any, **options: Any) -> 
 
 
 @mistake(
-    IN_HEADS, "diff_heads_v2", "V2-vs-V1", "B3", "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html"
+    HEAD_MISTAKES,
+    "diff_heads_v2",
+    "V2-vs-V1",
+    "B3",
+    "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html",
 )
 def v2_with_one_lambda_a_layer(
     right: Any, q: Array, k: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
@@ -144,7 +152,7 @@ def v2_with_one_lambda_a_layer(
     return right(q, k, v, xp.zeros_like(lambda_) + (xp.mean(lambda_) if lambda_.shape[0] else 0.0), *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_heads_v2", "V2-vs-V1")
+@mistake(HEAD_MISTAKES, "diff_heads_v2", "V2-vs-V1")
 def v2_lambda_read_by_token(
     right: Any, q: Array, k: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
 ) -> Any:
@@ -154,7 +162,7 @@ def v2_lambda_read_by_token(
     return right(q, k, v, by_token, *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_heads_v2", "V2-vs-V1")
+@mistake(HEAD_MISTAKES, "diff_heads_v2", "V2-vs-V1")
 def v2_lambda_of_the_head_beside(
     right: Any, q: Array, k: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
 ) -> Any:
@@ -164,7 +172,7 @@ def v2_lambda_of_the_head_beside(
     return right(q, k, v, others, *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_heads_hf", "path", "B12", MOTIF)
+@mistake(HEAD_MISTAKES, "diff_heads_hf", "path", "B12", MOTIF)
 def heads_without_the_difference(
     right: Any, q: Array, k: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
 ) -> Any:
@@ -172,7 +180,7 @@ def heads_without_the_difference(
     return right(q, k, v, 0 * lambda_, *rest, **options)
 
 
-@mistake(IN_HEADS, "diff_heads_hf", "cache", "B20", CACHE, ("diff_heads_paper",))
+@mistake(HEAD_MISTAKES, "diff_heads_hf", "cache", "B20", CACHE, ("diff_heads_paper",))
 def cached_keys_in_the_other_pairing(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
     """Keys in the cache stream by stream, read as if they stood pair by pair; those of this call are right."""
     old = k.shape[2] - q.shape[2]

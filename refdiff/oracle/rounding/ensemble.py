@@ -13,13 +13,13 @@ from refdiff.oracle.inputs.any_array import any_array
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic, Order
-from refdiff.oracle.rounding.parallel import in_orders
+from refdiff.oracle.rounding.parallel import run_orders
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_attention import scores_of_maps
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_operands import scores, streams
+from refdiff.oracle.truth.attention_operands import attention_operands, scores
 from refdiff.oracle.truth.forward import project
 
 Numpy = np.ndarray[Any, Any]
@@ -62,7 +62,7 @@ def members_of(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: N
     if not 2 <= members <= len(MEMBERS):
         raise ValueError(f"members is {members}, but there are 2 to {len(MEMBERS)}")
     orders = (*DRAWS, *MEMBERS[:members])
-    return in_orders(lambda order: evaluate(spec, inputs, recipe, order, dout), orders, inputs)
+    return run_orders(lambda order: evaluate(spec, inputs, recipe, order, dout), orders, inputs)
 
 
 def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tuple[Numpy, Numpy]:
@@ -77,11 +77,11 @@ def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tu
     for part in sequences(core):
         if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
             continue
-        exact = streams(spec, part.inputs, ops_for())
+        exact = attention_operands(spec, part.inputs, ops_for())
         true = [scores(exact, number) for number in (1, 2)]
         at = (part.batch, slice(None), part.queries)
         for order in (*DRAWS, *MEMBERS[:members]):
-            s = streams(spec, part.inputs, rounded_ops(recipe, order))
+            s = attention_operands(spec, part.inputs, rounded_ops(recipe, order))
             maps = scores_of_maps(Arithmetic(recipe, order), (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
             for number, z in enumerate(maps):
                 seen = np.isfinite(true[number])

@@ -106,7 +106,7 @@ class Arithmetic:
         with np.errstate(over="ignore"):
             return np.asarray(x).astype(self.dtype, copy=False)
 
-    def hold(self, x: Numpy, site: str) -> Numpy:
+    def round_at(self, x: Numpy, site: str) -> Numpy:
         """Round to the type that the recipe has at `site` ("p", "o", …)."""
         return self._round(x, getattr(self.recipe, site))
 
@@ -126,7 +126,7 @@ class Arithmetic:
     def _sign(self, x: Numpy) -> Numpy:
         return np.asarray(self._random.integers(0, 2, x.shape) * 2.0 - 1.0)
 
-    def off_by(self, x: Numpy, error: Numpy) -> Numpy:
+    def perturb(self, x: Numpy, error: Numpy) -> Numpy:
         """x with an error of this size, of either sign, where errors are drawn at random; else x."""
         return x + self._sign(x) * error if self.order.noise else x
 
@@ -134,9 +134,9 @@ class Arithmetic:
         """What one operation in float32 is off by, where errors are drawn at random; else nothing is done."""
         return self._round(x, "float32") if self.order.noise else x
 
-    def step(self, x: Numpy, site: str) -> Numpy:
+    def round_if_eager(self, x: Numpy, site: str) -> Numpy:
         """Round where every operation's result is stored; else leave it in float32."""
-        return self.hold(x, site) if self.order.stored else x
+        return self.round_at(x, site) if self.order.stored else x
 
     def operand(self, x: Numpy) -> Numpy:
         """What enters a product: as it is, or cut to tf32."""

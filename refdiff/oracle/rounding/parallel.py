@@ -14,7 +14,7 @@ LEAST, MOST = 200_000, 8_000_000
 """Scores from which threads are worth their start, and up to which there is memory for several computations."""
 
 
-def in_orders(work: Callable[[Order], Result], orders: Sequence[Order], inputs: Inputs) -> list[Result]:
+def run_orders(work: Callable[[Order], Result], orders: Sequence[Order], inputs: Inputs) -> list[Result]:
     """Call `work(order)` for every order, and return the results as the orders stand."""
     if not LEAST <= scores(inputs) <= MOST:
         return [work(order) for order in orders]

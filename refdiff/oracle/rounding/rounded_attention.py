@@ -36,11 +36,11 @@ def rounded_attention(
     lambda_ = how.array(lambda_)
     if how.order.subtract == "weights":
         w1, w2 = (weights(how, z) for z in maps)
-        heads = how.product(how.hold(difference(how, w1, w2, lambda_, "p"), "p"), v)
+        heads = how.product(how.round_at(difference(how, w1, w2, lambda_, "p"), "p"), v)
     else:
-        o1, o2 = (how.hold(attend(how, z, v), "o") for z in maps)
+        o1, o2 = (how.round_at(attend(how, z, v), "o") for z in maps)
         heads = difference(how, o1, o2, lambda_, "o")
-    return how.hold(heads, "o").astype(np.float64)
+    return how.round_at(heads, "o").astype(np.float64)
 
 
 def scores_of_maps(
@@ -63,10 +63,10 @@ def scores(how: Arithmetic, q: Numpy, k: Numpy, see: Numpy | None, bias: Numpy |
     across = np.swapaxes(k, -1, -2)
     with np.errstate(over="ignore", invalid="ignore"):
         first = how.order.scale_first
-        z = how.product(q * scale, across) if first else how.hold(how.product(q, across), "qk") * scale
-        z = how.hold(z, "qk")
+        z = how.product(q * scale, across) if first else how.round_at(how.product(q, across), "qk") * scale
+        z = how.round_at(z, "qk")
         if bias is not None:
-            z = how.hold(z + how.array(bias), "qk")
+            z = how.round_at(z + how.array(bias), "qk")
     return z if see is None else np.where(see, z, np.float32(-math.inf))
 
 
@@ -87,7 +87,7 @@ def attend(how: Arithmetic, z: Numpy, v: Numpy) -> Numpy:
     """The softmax of each row, times V: weights at once, or tile by tile with the sum divided out in the end."""
     tile = how.order.tile
     if tile is None:
-        return how.product(how.hold(weights(how, z), "p"), v)
+        return how.product(how.round_at(weights(how, z), "p"), v)
     starts = list(range(0, z.shape[-1], tile))
     if how.order.reverse:
         starts.reverse()
@@ -102,7 +102,7 @@ def attend(how: Arithmetic, z: Numpy, v: Numpy) -> Numpy:
         fade = how.exp(largest, safe)
         total = total * fade + np.sum(raw, axis=-1, keepdims=True)
         with np.errstate(invalid="ignore", over="ignore"):
-            out = out * fade + how.product(how.hold(raw, "p"), v[..., start : start + tile, :])
+            out = out * fade + how.product(how.round_at(raw, "p"), v[..., start : start + tile, :])
         largest = new
     return out / np.where(total == 0, np.float32(1), total)
 
@@ -110,4 +110,4 @@ def attend(how: Arithmetic, z: Numpy, v: Numpy) -> Numpy:
 def difference(how: Arithmetic, first: Numpy, second: Numpy, lambda_: Numpy, site: str) -> Numpy:
     """first − λ second; op by op, the maps and the product are stored too."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return how.step(first, site) - how.step(lambda_ * how.step(second, site), site)
+        return how.round_if_eager(first, site) - how.round_if_eager(lambda_ * how.round_if_eager(second, site), site)

@@ -39,22 +39,22 @@ def rounded_attention_vjp(
     values = np.repeat(how.array(v), H // K, axis=1)
     maps = list(scores_of_maps(how, (q1, keys[0], q2, keys[1]), mask, bias, causal))
     w1, w2 = (_weights_again(how, z) for z in maps)
-    g, lambda_ = how.hold(how.array(g), "o"), how.array(lambda_)
+    g, lambda_ = how.round_at(how.array(g), "o"), how.array(lambda_)
     with np.errstate(over="ignore", invalid="ignore"):
-        g2 = how.hold(-lambda_ * g, "o")
-        dp = how.hold(how.product(g, np.swapaxes(values, -1, -2)), "qk")
+        g2 = how.round_at(-lambda_ * g, "o")
+        dp = how.round_at(how.product(g, np.swapaxes(values, -1, -2)), "qk")
         if how.order.subtract == "weights":
-            dv = how.product(_turned(how.hold(difference(how, w1, w2, lambda_, "p"), "p")), g)
-            w1, w2 = how.step(w1, "p"), how.step(w2, "p")
+            dv = how.product(_turned(how.round_at(difference(how, w1, w2, lambda_, "p"), "p")), g)
+            w1, w2 = how.round_if_eager(w1, "p"), how.round_if_eager(w2, "p")
             inner1, inner2 = (how.inner(w, dp, "qk") for w in (w1, w2))
             ds1 = w1 * (dp - inner1)
-            ds2 = w2 * (how.step(-lambda_ * dp, "qk") + lambda_ * inner2)
+            ds2 = w2 * (how.round_if_eager(-lambda_ * dp, "qk") + lambda_ * inner2)
             dlambda = -inner2
         else:
-            dv1, dv2 = (how.product(_turned(how.hold(w, "p")), x) for w, x in ((w1, g), (w2, g2)))
-            dv = how.step(dv1, "storage") + how.step(dv2, "storage")
-            o1, o2 = (how.hold(attend(how, z, values), "o") for z in maps)
-            dp2 = how.hold(how.product(g2, np.swapaxes(values, -1, -2)), "qk")
+            dv1, dv2 = (how.product(_turned(how.round_at(w, "p")), x) for w, x in ((w1, g), (w2, g2)))
+            dv = how.round_if_eager(dv1, "storage") + how.round_if_eager(dv2, "storage")
+            o1, o2 = (how.round_at(attend(how, z, values), "o") for z in maps)
+            dp2 = how.round_at(how.product(g2, np.swapaxes(values, -1, -2)), "qk")
             ds1 = w1 * (dp - how.inner(g, o1, "o"))
             ds2 = w2 * (dp2 - how.inner(g2, o2, "o"))
             dlambda = -how.inner(g, o2, "o")
@@ -62,7 +62,7 @@ def rounded_attention_vjp(
         dq2, dk2 = _through_scores(how, ds2, how.array(q2), keys[1])
         shared = [
             x.reshape(B, K, H // K, *x.shape[2:]).sum(axis=2, dtype=how.dtype)
-            for x in (dk1, dk2, how.step(dv, "storage"))
+            for x in (dk1, dk2, how.round_if_eager(dv, "storage"))
         ]
     results = (dq1, shared[0], dq2, shared[1], shared[2], sum_to(dlambda, tuple(lambda_.shape)))
     return tuple(np.asarray(x, dtype=np.float64) for x in results)
@@ -85,8 +85,10 @@ def _turned(x: Numpy) -> Numpy:
 def _through_scores(how: Arithmetic, ds: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
     """From the gradient of scores to those of queries and keys."""
     scale = np.float32(1 / math.sqrt(q.shape[-1]))
-    ds = how.hold(ds, "p")
+    ds = how.round_at(ds, "p")
     if how.order.stored:
-        ds = how.hold(ds * scale, "p")
+        ds = how.round_at(ds * scale, "p")
         scale = np.float32(1)
-    return how.step(how.product(ds, k) * scale, "storage"), how.step(how.product(_turned(ds), q) * scale, "storage")
+    return how.round_if_eager(how.product(ds, k) * scale, "storage"), how.round_if_eager(
+        how.product(_turned(ds), q) * scale, "storage"
+    )

@@ -56,8 +56,8 @@ def _double(x: Any) -> Numpy:
 def _linear(how: Arithmetic, layer: Any, x: Numpy, weight: Numpy, bias: Numpy | None = None) -> Numpy:
     y = how.product(x, weight.T)
     if bias is not None:
-        y = how.step(y, "storage") + how.array(bias)
-    return _double(how.hold(y, "storage"))
+        y = how.round_if_eager(y, "storage") + how.array(bias)
+    return _double(how.round_at(y, "storage"))
 
 
 def _frequencies(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Any:
@@ -71,7 +71,7 @@ def _frequencies(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Any
     if not how.order.noise:
         return frequencies.astype(np.float32).astype(np.float64).tolist(), scale
     units = np.sqrt(2.0 + np.log(frequencies) ** 2)
-    noisy = how.off_by(frequencies, USUAL * FORMATS["float32"].u * units * frequencies)
+    noisy = how.perturb(frequencies, USUAL * FORMATS["float32"].u * units * frequencies)
     return np.where(frequencies == 1, 1.0, noisy).tolist(), scale
 
 
@@ -79,7 +79,9 @@ def _cos_sin(how: Arithmetic, layer: Any, positions: Numpy, frequencies: Any, sc
     """Angles in float32: at position p they are off by up to p 2⁻²⁴ of a radian, in kernels as in frameworks."""
     turns = how.array(positions)[:, None, :, None] * np.asarray(frequencies, dtype=how.dtype)
     turns = np.where(turns == turns.astype(np.float32), turns, how.single_step(turns))
-    return tuple(_double(how.step(how.single_step(f(turns) * np.float32(scale)), "rope")) for f in (np.cos, np.sin))
+    return tuple(
+        _double(how.round_if_eager(how.single_step(f(turns) * np.float32(scale)), "rope")) for f in (np.cos, np.sin)
+    )
 
 
 def _rope(
@@ -91,7 +93,7 @@ def _rope(
     a, b = (turning[..., 0::2], turning[..., 1::2]) if interleaved else (turning[..., :n], turning[..., n:])
 
     def part(first: Numpy, second: Numpy) -> Numpy:
-        return how.hold(how.step(first, site) + how.step(second, site), site)
+        return how.round_at(how.round_if_eager(first, site) + how.round_if_eager(second, site), site)
 
     turned = part(a * cos, -(b * sin)), part(b * cos, a * sin)
     y = np.array(x)
@@ -103,16 +105,18 @@ def _rope(
 
 
 def _rope_vjp(how: Arithmetic, layer: Any, g: Numpy, x: Numpy, cos: Numpy, sin: Numpy, **options: Any) -> Any:
-    g = how.hold(how.array(g), "storage")
+    g = how.round_at(how.array(g), "storage")
     return _rope(how, None, g, cos, -sin, site="storage", **options), None, None
 
 
 def _lambda(how: Arithmetic, layer: Any, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
     """λ with each exponential stored, or rounded once; and off by as much as such roundings usually add up to."""
-    logs = [np.sum(how.step(how.array(q) * how.array(k), "lam"), dtype=how.dtype) for q, k in ((q1, k1), (q2, k2))]
+    logs = [
+        np.sum(how.round_if_eager(how.array(q) * how.array(k), "lam"), dtype=how.dtype) for q, k in ((q1, k1), (q2, k2))
+    ]
     with np.errstate(over="ignore"):
-        e1, e2 = (how.step(np.asarray(np.exp(x), dtype=how.dtype), "lam") for x in logs)
-        exact = how.step(e1 - e2, "lam") + np.float32(start)
+        e1, e2 = (how.round_if_eager(np.asarray(np.exp(x), dtype=how.dtype), "lam") for x in logs)
+        exact = how.round_if_eager(e1 - e2, "lam") + np.float32(start)
         if how.order.shift:
             sizes = [float(e1), float(e2), float(e1 - e2), float(exact)]
             sums = [e * math.sqrt(_squares(q, k)) for e, q, k in ((sizes[0], q1, k1), (sizes[1], q2, k2))]
@@ -121,7 +125,7 @@ def _lambda(how: Arithmetic, layer: Any, q1: Numpy, k1: Numpy, q2: Numpy, k2: Nu
             units += [error_of_sums(q1.size) * x for x in sums]
             usual = math.sqrt(sum(x**2 for x in units))
             exact = exact + np.float32(how.order.shift * usual)
-    return _double(how.hold(np.asarray(exact, dtype=how.dtype), "lam"))
+    return _double(how.round_at(np.asarray(exact, dtype=how.dtype), "lam"))
 
 
 def _squares(q: Numpy, k: Numpy) -> float:
@@ -129,30 +133,30 @@ def _squares(q: Numpy, k: Numpy) -> float:
 
 
 def _lambda_of_tokens(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Numpy:
-    return _double(how.hold(how.array(layer(*args, **options)), "lam"))
+    return _double(how.round_at(how.array(layer(*args, **options)), "lam"))
 
 
 def _norm(how: Arithmetic, layer: Any, x: Numpy, weight: Numpy | None, eps: float) -> Numpy:
     with np.errstate(over="ignore", invalid="ignore"):
         x = how.array(x)
-        square = how.hold(x * x, "norm")
-        mean = how.hold(np.mean(square, axis=-1, keepdims=True, dtype=how.dtype), "norm")
-        root = how.hold(np.sqrt(mean + np.float32(eps)), "norm")
-        y = how.hold(x / root if how.order.subtract == "weights" else x * (np.float32(1) / root), "norm")
-        y = how.step(y, "o")
-        return _double(y if weight is None else how.step(y * how.array(weight), "o"))
+        square = how.round_at(x * x, "norm")
+        mean = how.round_at(np.mean(square, axis=-1, keepdims=True, dtype=how.dtype), "norm")
+        root = how.round_at(np.sqrt(mean + np.float32(eps)), "norm")
+        y = how.round_at(x / root if how.order.subtract == "weights" else x * (np.float32(1) / root), "norm")
+        y = how.round_if_eager(y, "o")
+        return _double(y if weight is None else how.round_if_eager(y * how.array(weight), "o"))
 
 
 def _norm_vjp(how: Arithmetic, layer: Any, g: Numpy, x: Numpy, weight: Numpy | None, eps: float) -> Any:
     with np.errstate(over="ignore", invalid="ignore"):
-        x, g = how.array(x), how.step(how.array(g), "o")
-        square = np.mean(how.hold(x * x, "norm"), axis=-1, keepdims=True, dtype=how.dtype)
-        r = np.float32(1) / how.hold(np.sqrt(square + np.float32(eps)), "norm")
-        unit = how.hold(x * r, "norm")
-        h = g if weight is None else how.step(g * how.array(weight), "o")
-        along = np.mean(how.hold(h * unit, "norm"), axis=-1, keepdims=True, dtype=how.dtype)
-        dx = how.hold(r * (h - unit * along), "o")
-        of_weight = how.step(unit, "o") * g
+        x, g = how.array(x), how.round_if_eager(how.array(g), "o")
+        square = np.mean(how.round_at(x * x, "norm"), axis=-1, keepdims=True, dtype=how.dtype)
+        r = np.float32(1) / how.round_at(np.sqrt(square + np.float32(eps)), "norm")
+        unit = how.round_at(x * r, "norm")
+        h = g if weight is None else how.round_if_eager(g * how.array(weight), "o")
+        along = np.mean(how.round_at(h * unit, "norm"), axis=-1, keepdims=True, dtype=how.dtype)
+        dx = how.round_at(r * (h - unit * along), "o")
+        of_weight = how.round_if_eager(unit, "o") * g
         dweight = None if weight is None else np.sum(of_weight.reshape(-1, x.shape[-1]), axis=0, dtype=how.dtype)
     return _double(dx), None if dweight is None else _double(dweight)
 

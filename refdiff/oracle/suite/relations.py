@@ -20,7 +20,7 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import lambda_init, lambda_of
-from refdiff.oracle.truth.head_indices import wiring
+from refdiff.oracle.truth.head_indices import head_indices
 
 Numpy = np.ndarray[Any, Any]
 Kernel = Callable[[Spec, Inputs], Any]
@@ -152,7 +152,7 @@ def maps_swapped(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> 
     """Maps swapped and 1/λ for λ turn the sign of the output, ε being nothing: A₂ − A₁/λ = −(A₁ − λ A₂)/λ."""
     _need(spec.ratio == 1 and spec.keys == "own" and spec.gqa == "pair_then_group", "a query and a key for each map")
     _need(spec.norm == "rms" and spec.lambda_form == "exp" and spec.out_scale != "1 - lambda", "a norm, and λ of v1")
-    inputs, w = _loud(spec, inputs, recipe), wiring(spec)
+    inputs, w = _loud(spec, inputs, recipe), head_indices(spec)
     exact = {name: np.asarray(x, dtype=np.float64) for name, x in inputs.items()}
     lambda_, start = float(lambda_of(spec, exact, ops_for())), lambda_init(spec, ops_for())
     _need(lambda_ > 0.05, "a positive λ")

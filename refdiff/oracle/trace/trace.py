@@ -17,7 +17,7 @@ from refdiff.arrays import Array, to_numpy
 from refdiff.backends import ops_for, overlay
 from refdiff.model.pretrained import PreTrainedModel
 from refdiff.model.weights import flatten, nest
-from refdiff.oracle.array_summary import in_short
+from refdiff.oracle.array_summary import array_summary
 from refdiff.oracle.inputs.any_array import any_array
 from refdiff.oracle.inputs.files import write_arrays
 from refdiff.oracle.inputs.validation import as_float64
@@ -49,10 +49,10 @@ class Trace(Mapping[str, NDArray[Any]]):
     run: Callable[..., None] | None = None
 
     def __repr__(self) -> str:
-        inputs = f"; inputs: {in_short(self.inputs)}" if self.inputs else ""
+        inputs = f"; inputs: {array_summary(self.inputs)}" if self.inputs else ""
         of = "Spec" if "spec" in self.about else self.about.get("class", "no model named")
         again = "can" if self.run is not None else "cannot"
-        points = f"{len(self)} points{': ' if self.points else ''}{in_short(self.points)}"
+        points = f"{len(self)} points{': ' if self.points else ''}{array_summary(self.points)}"
         return f"Trace({of}, {points}{inputs}; {again} be run again)"
 
     def __getitem__(self, path: str) -> NDArray[Any]:

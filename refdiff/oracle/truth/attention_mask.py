@@ -12,7 +12,7 @@ from refdiff.oracle.spec import Spec
 Numpy = np.ndarray[Any, Any]
 
 
-def visible(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
+def attention_mask(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
     """Return what the queries of dense core inputs may see.
 
     Equation:

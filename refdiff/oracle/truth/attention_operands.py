@@ -14,14 +14,14 @@ from refdiff.layers.diff_attention import attention_scores
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import is_plain_causal, visible
-from refdiff.oracle.truth.head_indices import value_heads, wiring
+from refdiff.oracle.truth.attention_mask import attention_mask, is_plain_causal
+from refdiff.oracle.truth.head_indices import head_indices, value_heads
 
 Numpy = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Streams:
+class AttentionOperands:
     """The arguments of `diff_attention`, with as many key heads as query heads.
 
     q1, q2 (B, h, T, d), k1, k2 (B, h, S, d), v (B, h, S, e), lambda_full () or (B, h, T, 1); bias, or None, and see:
@@ -42,17 +42,17 @@ class Streams:
     causal: bool
 
 
-def streams(spec: Spec, inputs: Inputs, ops: Ops) -> Streams:
+def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperands:
     """Return the arguments of `diff_attention` for dense core inputs, S being 1 or more."""
     q, k = rotated(spec, inputs, ops)
-    see = visible(spec, inputs)
-    v = finite(joined(spec, inputs["v"], ops), see)
-    w = wiring(spec)
+    see = attention_mask(spec, inputs)
+    v = zero_unseen(joined(spec, inputs["v"], ops), see)
+    w = head_indices(spec)
     q = q * query_factor(spec)
     q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
     if (cap := spec.softcap) is not None:
         (q1, k1), (q2, k2) = (limited(a, b, lambda z: cap * np.tanh(z / cap)) for a, b in ((q1, k1), (q2, k2)))
-    bias, (mask, causal) = inputs.get("bias"), sight(spec, inputs)
+    bias, (mask, causal) = inputs.get("bias"), layer_mask(spec, inputs)
     bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
     if spec.masked_rows == "uniform":
         # zero scores to every key, in place of none to any
@@ -60,12 +60,12 @@ def streams(spec: Spec, inputs: Inputs, ops: Ops) -> Streams:
         q1, q2, see = np.where(some, q1, 0.0), np.where(some, q2, 0.0), see | ~some
         bias = None if bias is None else np.where(some, bias, 0.0)
         mask, causal = see, False
-    return Streams(q1, k1, q2, k2, v, lambda_of(spec, inputs, ops), bias, see, mask, causal)
+    return AttentionOperands(q1, k1, q2, k2, v, lambda_of(spec, inputs, ops), bias, see, mask, causal)
 
 
 def rotated(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
     """Return q and k after RoPE; what nobody sees is a number first, lest it turn into something that is none."""
-    q, k = inputs["q"], finite(inputs["k"], visible(spec, inputs))
+    q, k = inputs["q"], zero_unseen(inputs["k"], attention_mask(spec, inputs))
     if spec.rope == "none":
         return q, k
     of_q, of_k = angles(spec, inputs, ops)
@@ -114,16 +114,16 @@ def lambda_of(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     return given if given.ndim == 0 else given[None, :, None, None] if given.ndim == 1 else given[..., None]
 
 
-def sight(spec: Spec, inputs: Inputs) -> tuple[Numpy | None, bool]:
+def layer_mask(spec: Spec, inputs: Inputs) -> tuple[Numpy | None, bool]:
     """`mask` and `causal` for a layer: the triangle is the layer's own where it has that one."""
     if not is_plain_causal(spec, inputs):
-        return visible(spec, inputs), False
+        return attention_mask(spec, inputs), False
     if "key_mask" not in inputs and "mask" not in inputs:
         return None, True
-    return visible(spec.replace(causal="none"), inputs), True
+    return attention_mask(spec.replace(causal="none"), inputs), True
 
 
-def finite(x: Numpy, see: Numpy) -> Numpy:
+def zero_unseen(x: Numpy, see: Numpy) -> Numpy:
     """Put 0 where a key or value that no query sees is not a number: 0 · NaN would be one."""
     bad = ~np.isfinite(x)
     if not bad.any():
@@ -144,7 +144,7 @@ def limited(q: Numpy, k: Numpy, limit: Callable[[Numpy], Numpy]) -> tuple[Numpy,
     return scores, np.broadcast_to(unit, (*scores.shape[:2], *unit.shape))
 
 
-def scores(s: Streams, number: int) -> Numpy:
+def scores(s: AttentionOperands, number: int) -> Numpy:
     """The scores of map 1 or 2, −∞ where a query does not see: (B, h, T, S)."""
     q, k = (s.q1, s.k1) if number == 1 else (s.q2, s.k2)
     z, see = attention_scores(q, k, s.mask, s.bias, causal=s.causal)

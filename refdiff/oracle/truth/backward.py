@@ -11,18 +11,18 @@ from refdiff.backends import Ops
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Sequence, scatter, sequences
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.attention_operands import (
-    Streams,
+    AttentionOperands,
     angles,
+    attention_operands,
     lambda_init,
     lambda_of,
     query_factor,
     rotated,
-    streams,
 )
 from refdiff.oracle.truth.forward import differences, forward, norm_rows, normed, out_factor, project
-from refdiff.oracle.truth.head_indices import Numbers, value_heads, wiring
+from refdiff.oracle.truth.head_indices import Numbers, head_indices, value_heads
 
 Numpy = np.ndarray[Any, Any]
 
@@ -121,7 +121,7 @@ def _of_lambda(spec: Spec, core: Inputs, dlambda: Numpy, ops: Ops) -> dict[str, 
 
 def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
     """The gradients of q, k, v, norm_weight and λ of a dense problem."""
-    s = streams(spec, inputs, ops)
+    s = attention_operands(spec, inputs, ops)
     some = np.any(s.see, axis=-1, keepdims=True)
     if spec.masked_rows == "nan" and not some.all():
         raise ValueError("a row that sees no key is nan by masked_rows='nan', and so would all gradients be")
@@ -135,14 +135,14 @@ def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy
         through_factor = -dout * normed(spec, heads, inputs.get("norm_weight"), ops)
         dlambda = dlambda + _sum_like(np.sum(through_factor, axis=-1, keepdims=True), dlambda)
     if spec.masked_rows == "uniform":  # the zeros that stand there do not depend on q
-        sees = np.any(visible(spec, inputs), axis=-1, keepdims=True)
+        sees = np.any(attention_mask(spec, inputs), axis=-1, keepdims=True)
         dq1, dq2 = np.where(sees, dq1, 0.0), np.where(sees, dq2, 0.0)
     found = {**through_streams(spec, inputs, s, (dq1, dk1, dq2, dk2, dv), ops), "lambda": dlambda}
     return found if dweight is None else {**found, "norm_weight": dweight}
 
 
 def through_streams(
-    spec: Spec, inputs: Inputs, s: Streams, grads: tuple[Numpy, Numpy, Numpy, Numpy, Numpy], ops: Ops
+    spec: Spec, inputs: Inputs, s: AttentionOperands, grads: tuple[Numpy, Numpy, Numpy, Numpy, Numpy], ops: Ops
 ) -> dict[str, Numpy]:
     """From the gradients of a dense problem's q1, k1, q2, k2, v to those of its q, k and v, by name."""
     *of_maps, dv = grads
@@ -173,11 +173,11 @@ def _through_norm(spec: Spec, g: Numpy, heads: Numpy, weight: Numpy | None, ops:
 
 
 def _through_heads(
-    spec: Spec, inputs: Inputs, s: Streams, grads: tuple[Numpy, Numpy, Numpy, Numpy], ops: Ops
+    spec: Spec, inputs: Inputs, s: AttentionOperands, grads: tuple[Numpy, Numpy, Numpy, Numpy], ops: Ops
 ) -> tuple[Numpy, Numpy]:
     """From the gradients of q1, k1, q2, k2 to those of q and k before RoPE."""
     dq1, dk1, dq2, dk2 = grads
-    w = wiring(spec)
+    w = head_indices(spec)
     q, k = rotated(spec, inputs, ops)
     if spec.softcap is not None:
         q = q * query_factor(spec)
@@ -210,7 +210,7 @@ def _to_heads(g: Numpy, heads: Numbers, like: Numpy) -> Numpy:
 def _through_values(spec: Spec, v: Numpy, g: Numpy, ops: Ops) -> Numpy:
     """From the gradients of the h joined values to that of v."""
     parts = value_heads(spec)
-    groups = _to_heads(g, wiring(spec).v, np.zeros((g.shape[0], spec.key_groups, *g.shape[2:])))
+    groups = _to_heads(g, head_indices(spec).v, np.zeros((g.shape[0], spec.key_groups, *g.shape[2:])))
     if spec.values == "halves":
         (dv,) = ops.value_pairs_hf_vjp(groups, v)
         result: Numpy = dv

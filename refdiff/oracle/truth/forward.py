@@ -17,16 +17,16 @@ from refdiff.layers.diff_heads_paper import in_turn
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.attention_operands import (
-    Streams,
-    finite,
+    AttentionOperands,
+    attention_operands,
     joined,
     lambda_init,
     lambda_of,
+    layer_mask,
     rotated,
-    sight,
-    streams,
+    zero_unseen,
 )
 
 Numpy = np.ndarray[Any, Any]
@@ -80,11 +80,11 @@ def dense(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
         return finished(spec, _of_nothing(spec, inputs), inputs, ops)
     name = whole_wiring(spec, inputs)
     if name is None:
-        return _in_paper_order(spec, streams(spec, inputs, ops), inputs, ops)
+        return _in_paper_order(spec, attention_operands(spec, inputs, ops), inputs, ops)
     (q, k), v = rotated(spec, inputs, ops), joined(spec, inputs["v"], ops)
-    see, causal = sight(spec, inputs)
-    seen = visible(spec, inputs)
-    heads = {"q": q, "k": k, "v": finite(v, seen), "lambda_": lambda_of(spec, inputs, ops)}
+    see, causal = layer_mask(spec, inputs)
+    seen = attention_mask(spec, inputs)
+    heads = {"q": q, "k": k, "v": zero_unseen(v, seen), "lambda_": lambda_of(spec, inputs, ops)}
     options = {"mask": see, "bias": inputs.get("bias"), "causal": causal}
     if name == "diff_heads_v2":
         flat = ops.diff_heads_v2(*heads.values(), **options)
@@ -96,7 +96,7 @@ def dense(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     return _by_head(spec, inputs, flat)
 
 
-def _in_paper_order(spec: Spec, s: Streams, inputs: Inputs, ops: Ops) -> Numpy:
+def _in_paper_order(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) -> Numpy:
     q, k = in_turn(s.q1, s.q2), in_turn(s.k1, s.k2)
     mask, bias = (x if x is None or x.shape[1] == 1 else np.repeat(x, 2, axis=1) for x in (s.mask, s.bias))
     parts: dict[str, Any] = {}
@@ -134,7 +134,7 @@ def whole_wiring(spec: Spec, inputs: Inputs) -> str | None:
     return "diff_heads_hf" if spec.pairing == "halves" else None
 
 
-def differences(spec: Spec, s: Streams, ops: Ops) -> Numpy:
+def differences(spec: Spec, s: AttentionOperands, ops: Ops) -> Numpy:
     """The heads before the norm, `groupnorm`'s input: (B, h, T, e)."""
     heads: Numpy = ops.diff_attention(s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal)
     if spec.masked_rows == "nan":

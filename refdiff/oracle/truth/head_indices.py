@@ -13,7 +13,7 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
-class Wiring:
+class HeadIndices:
     """For each of the h output heads: its two query heads, its two key heads, its head among the (joined) values."""
 
     q1: Numbers
@@ -23,7 +23,7 @@ class Wiring:
     v: Numbers
 
 
-def wiring(spec: Spec) -> Wiring:
+def head_indices(spec: Spec) -> HeadIndices:
     """Return the heads that `spec` puts together.
 
     `q[:, w.q1]`, `k[:, w.k1]`, `q[:, w.q2]`, `k[:, w.k2]`, `join_values(spec, v)[:, w.v]` are the five inputs of
@@ -42,13 +42,13 @@ def wiring(spec: Spec) -> Wiring:
         q1, q2 = noise * (r + 1) + i % r, noise * (r + 1) + r
     group = i // (h // pairs) if spec.group_order == "blocks" else i % pairs
     if spec.keys == "shared":
-        return Wiring(q1, q2, group, group, group)
+        return HeadIndices(q1, q2, group, group, group)
     if spec.gqa == "repeat_then_pair":
         n = spec.query_heads // spec.key_heads
-        return Wiring(q1, q2, q1 // n, q2 // n, group)
+        return HeadIndices(q1, q2, q1 // n, q2 // n, group)
     if spec.pairing == "halves":
-        return Wiring(q1, q2, group, group + pairs, group)
-    return Wiring(q1, q2, 2 * group, 2 * group + 1, group)
+        return HeadIndices(q1, q2, group, group + pairs, group)
+    return HeadIndices(q1, q2, 2 * group, 2 * group + 1, group)
 
 
 def value_heads(spec: Spec) -> tuple[Numbers, ...]:

@@ -11,14 +11,14 @@ import numpy as np
 
 from refdiff.arrays import Array, device, from_numpy, namespace
 from refdiff.backends import Ops, ops_for
-from refdiff.oracle.array_summary import in_short
+from refdiff.oracle.array_summary import array_summary
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import visible
-from refdiff.oracle.truth.attention_operands import lambda_of, log_sum_exp, scores, streams
+from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_operands, lambda_of, log_sum_exp, scores
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import differences, forward, out_shape, project
 
@@ -44,8 +44,8 @@ class Result:
 
     def __repr__(self) -> str:
         found = {name: x for name in WANTS if (x := getattr(self, name)) is not None}
-        grads = f"; grads: {in_short(self.grads)}" if self.grads else ""
-        return f"Result({in_short(found)}{grads})"
+        grads = f"; grads: {array_summary(self.grads)}" if self.grads else ""
+        return f"Result({array_summary(found)}{grads})"
 
     def like(self, x: Array) -> Result:
         """Return the same as arrays of the library of `x`, on its device: of torch, JAX, CuPy, any array-API library.
@@ -108,13 +108,13 @@ def _inner(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str,
             break
         if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
             continue
-        s = streams(spec, part.inputs, ops)
+        s = attention_operands(spec, part.inputs, ops)
         at = (part.batch, slice(None), part.queries)
         if "diff" in found:
             found["diff"][at] = differences(spec, s, ops)
         if "lse1" in found:
             base = math.log(2) if spec.lse_base == "2" else 1.0
-            some = np.any(visible(spec, part.inputs), axis=-1)
+            some = np.any(attention_mask(spec, part.inputs), axis=-1)
             for name, number in (("lse1", 1), ("lse2", 2)):
                 found[name][at] = np.where(some, log_sum_exp(scores(s, number)) / base, -math.inf)
     return {name: x for name, x in found.items() if name in want}

@@ -10,8 +10,8 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import visible
-from refdiff.oracle.truth.attention_operands import log_sum_exp, scores, streams
+from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_operands, log_sum_exp, scores
 
 Numpy = np.ndarray[Any, Any]
 
@@ -38,8 +38,8 @@ def other_sums(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
     for part in sequences(core):
         if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
             continue
-        z = scores(streams(spec, part.inputs, ops_for()), 1 if name == "lse1" else 2)
-        some = np.any(visible(spec, part.inputs), axis=-1)
+        z = scores(attention_operands(spec, part.inputs, ops_for()), 1 if name == "lse1" else 2)
+        some = np.any(attention_mask(spec, part.inputs), axis=-1)
         top = np.max(z, axis=-1)
         for text, (factor, base, what) in found.items():
             with np.errstate(invalid="ignore"):

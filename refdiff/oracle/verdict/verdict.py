@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refdiff.oracle.budget.statistics import Statistic
-from refdiff.oracle.text_wrap import fitted
+from refdiff.oracle.text_wrap import wrap_text
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 
@@ -25,7 +25,7 @@ class TensorVerdict:
     def __str__(self) -> str:
         numbers = "  ".join(f"{s.name} {s.value:.3g}/{s.limit:.3g}" for s in self.statistics if s.name != "masks")
         lines = [f"  {self.name:<12} {self.status:<13} {numbers}".rstrip()]
-        return fitted("\n".join([*lines, *(f"      {line}" for line in (*self.reasons, *self.notes))]))
+        return wrap_text("\n".join([*lines, *(f"      {line}" for line in (*self.reasons, *self.notes))]))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
@@ -64,7 +64,7 @@ class Verdict:
 
     def __str__(self) -> str:
         head = f"{self.status}, judged as {self.recipe}; each number stands over its limit"
-        return fitted("\n".join([head, *(str(t) for t in self.tensors.values()), *self.notes]))
+        return wrap_text("\n".join([head, *(str(t) for t in self.tensors.values()), *self.notes]))
 
     def raise_for_status(self) -> None:
         """Do nothing after a pass.

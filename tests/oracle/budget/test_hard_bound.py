@@ -13,7 +13,7 @@ from refdiff.oracle.rounding.evaluation_order import HELD_OUT, MEMBERS
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_operands import lambda_of, scores, streams
+from refdiff.oracle.truth.attention_operands import attention_operands, lambda_of, scores
 from tests.oracle.example_inputs import draw, small
 
 RECIPES = [Recipe.of(n) for n in ("float32", "tf32", "bfloat16", "float16")] + [Recipe.eager("bfloat16")]
@@ -56,14 +56,14 @@ def test_scores_and_lambda() -> None:
     spec = small("hf_diffllama")
     for recipe in RECIPES:
         x = quantised(draw(spec, T=6, S=8), recipe)
-        s = streams(spec, x, ops_for())
+        s = attention_operands(spec, x, ops_for())
         z, off = score_error(spec, x, s, recipe, 2)
         np.testing.assert_array_equal(z, scores(s, 2))
         exact = float(lambda_of(spec, x, ops_for()))
         for order in MEMBERS:
             ops = rounded_ops(recipe, order)
             seen = np.isfinite(z)
-            assert np.all(np.abs(scores(streams(spec, x, ops), 2)[seen] - z[seen]) <= off[seen])
+            assert np.all(np.abs(scores(attention_operands(spec, x, ops), 2)[seen] - z[seen]) <= off[seen])
             assert abs(float(lambda_of(spec, x, ops)) - exact) <= 1.5 * float(lambda_error(spec, x, recipe))
 
 
@@ -71,7 +71,7 @@ def test_a_score_that_overflows_bounds_nothing() -> None:
     spec = small("hf_diffllama", rope="none")
     x = quantised(draw(spec, T=3, S=3), Recipe("float16"))
     x["q"][:], x["k"][:] = 200.0, 200.0
-    _, off = score_error(spec, x, streams(spec, x, ops_for()), Recipe.eager("float16"), 1)
+    _, off = score_error(spec, x, attention_operands(spec, x, ops_for()), Recipe.eager("float16"), 1)
     assert np.all(np.isinf(off))
     assert gamma(10) == pytest.approx(10 * 2.0**-24)
 

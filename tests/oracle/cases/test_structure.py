@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.attention_mask import attention_mask
 from tests.oracle.example_inputs import small
 
 HF = small("hf_diffllama")
@@ -57,8 +57,8 @@ def test_a_window_as_a_mask_is_the_window_of_a_spec() -> None:
         spec = HF.replace(causal=causal)
         inputs = {"q": np.zeros((1, 12, 3, 6)), "k": np.zeros((1, 4, 9, 6))}
         (mask,) = Structure(1, 3, 9, window=4).sight(spec).values()
-        same = visible(spec, {**inputs, "mask": mask})
-        assert np.array_equal(same, visible(spec.replace(window=4), inputs))
+        same = attention_mask(spec, {**inputs, "mask": mask})
+        assert np.array_equal(same, attention_mask(spec.replace(window=4), inputs))
 
 
 def test_positions_with_a_hole() -> None:

@@ -10,7 +10,7 @@ import pytest
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.cases.fixed import PROFILES, Case, cases, small_spec
 from refdiff.oracle.inputs.sequences import sequences
-from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.attention_mask import attention_mask
 from tests.oracle.example_inputs import small
 from tests.oracle.tiled_kernels import MISTAKES, tiled
 
@@ -69,6 +69,6 @@ def test_a_window_begins_beside_a_border(window: int | None) -> None:
     spec, first = small("hf_diffllama", window=window), []
     for case in cases("tiles", spec=spec)[8:10]:
         assert ("mask" in case.inputs) == (window is None)
-        see = visible(case.spec, case.inputs)
+        see = attention_mask(case.spec, case.inputs)
         first.append(np.argmax(see[0, 0], axis=-1).tolist())
     assert first == [[61, 62, 63, 64, 65], [189, 190, 191, 192, 193]]

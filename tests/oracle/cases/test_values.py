@@ -10,7 +10,7 @@ from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import STORAGE, VALUES, draw, stored
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.head_indices import wiring
+from refdiff.oracle.truth.head_indices import head_indices
 from tests.oracle.example_inputs import small
 
 PLAIN = Structure(2, 6, 9)
@@ -35,7 +35,7 @@ def test_the_truth_of_all_is_finite_and_the_same_for_a_seed(name: str, values: s
 
 
 def test_maps_that_cancel_and_values_that_whisper() -> None:
-    spec, w = small("hf_diffllama"), wiring(small("hf_diffllama"))
+    spec, w = small("hf_diffllama"), head_indices(small("hf_diffllama"))
     near = draw(spec, PLAIN, "cancel", 0)
     assert np.abs(near["q"][:, w.q2] - near["q"][:, w.q1]).max() < 0.1
     assert np.array_equal(near["q"][:, w.q2, 0], near["q"][:, w.q1, 0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, laid_over, output
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, ops_with, output
 from refdiff.oracle.deviations.listed import EVERY
 from refdiff.oracle.mistakes import CATALOGUE
 from tests.oracle.example_inputs import draw, small
@@ -67,8 +67,8 @@ def test_several_one_after_another() -> None:
 
 def test_the_same_mistakes_are_laid_over_once() -> None:
     some = CATALOGUE[:2]
-    assert laid_over(some) is laid_over(some)
-    assert laid_over(()) is laid_over(())
+    assert ops_with(some) is ops_with(some)
+    assert ops_with(()) is ops_with(())
 
 
 def test_what_cannot_work_has_no_output() -> None:

@@ -10,11 +10,11 @@ import pytest
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw as draw_values
 from refdiff.oracle.deviations.deviation import Problem, deviated, output
-from refdiff.oracle.deviations.input_deviations import OF_INPUTS
+from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS
 from tests.oracle.example_inputs import draw, small
 
 HF = small("hf_diffllama")
-BY_NAME = {d.name: d for d in OF_INPUTS}
+BY_NAME = {d.name: d for d in INPUT_DEVIATIONS}
 
 
 def dense(**more: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle.deviations.deviation import Deviation, deviated, output
-from refdiff.oracle.deviations.spec_deviations import OF_PRESETS, OF_SPEC
+from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
 from refdiff.oracle.mistakes import ROWS
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
@@ -18,7 +18,7 @@ SPECS = [
 ]
 
 
-@pytest.mark.parametrize("deviation", [*OF_SPEC, *OF_PRESETS], ids=str)
+@pytest.mark.parametrize("deviation", [*SPEC_DEVIATIONS, *PRESET_DEVIATIONS], ids=str)
 def test_is_another_spec_somewhere(deviation: Deviation) -> None:
     found = 0
     for spec in SPECS:
@@ -34,7 +34,7 @@ def test_is_another_spec_somewhere(deviation: Deviation) -> None:
 
 
 def named(spec: Spec, name: str) -> Spec | None:
-    deviation = next(d for d in (*OF_SPEC, *OF_PRESETS) if d.name == name)
+    deviation = next(d for d in (*SPEC_DEVIATIONS, *PRESET_DEVIATIONS) if d.name == name)
     problem = deviated(spec, draw(spec), [deviation])
     return None if problem is None else problem.spec
 
@@ -54,4 +54,4 @@ def test_weights_of_one_source_in_the_code_of_another() -> None:
     hf = small("hf_diffllama")
     assert named(hf, "wired_as_in_ms_v1") == hf.replace(pairing="interleaved", values="wide", rope="interleaved")
     assert named(hf, "wired_as_in_hf_diffllama") is None
-    assert "wired_as_in_diff_v2" not in {d.name for d in OF_PRESETS}
+    assert "wired_as_in_diff_v2" not in {d.name for d in PRESET_DEVIATIONS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refdiff.oracle.diagnosis.disambiguation import each_function_once, equal, those_that_point_to_no_other
+from refdiff.oracle.diagnosis.disambiguation import drop_dominated, equal, merge_equivalent
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Judgement, Target
@@ -25,7 +25,7 @@ def test_one_function_under_two_names() -> None:
     again = Candidate((named("hf_diffllama", "keys_crossed"),), 2.0, 1.0, True)
     zeros = np.zeros((2, 6, 9, 32))
     alike = [Judgement(True, 0.1, zeros, zeros[..., 0], ())]
-    found = each_function_once(CASE.spec, [A, again, B], {c.deviations: (alike, alike) for c in (A, B)}, "dense")
+    found = merge_equivalent(CASE.spec, [A, again, B], {c.deviations: (alike, alike) for c in (A, B)}, "dense")
     assert [c.name for c in found] == ["keys_crossed", "layer_norm"]
     assert found[0].also == ("keys_crossed",)
     assert found[1].also == ()
@@ -54,7 +54,7 @@ def dropped(place: float, noise: float) -> list[str]:
         judged = [Judgement(True, 0.1, f, rows, runs)]
         evidence[candidate.deviations] = (judged, judged)
     t = (target(y),)
-    return [c.name for c in those_that_point_to_no_other([A, B], evidence, Parts(t, t, t, t, 0))]
+    return [c.name for c in drop_dominated([A, B], evidence, Parts(t, t, t, t, 0))]
 
 
 def test_all_rows_together_see_what_none_of_them_shows() -> None:

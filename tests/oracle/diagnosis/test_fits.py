@@ -18,7 +18,7 @@ from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_operands import streams
+from refdiff.oracle.truth.attention_operands import attention_operands
 from refdiff.oracle.truth.forward import finished
 
 SPEC = small_spec("hf_diffllama")
@@ -40,7 +40,7 @@ def limited(limit: str, dtype: str) -> Target:
     inputs = draw(SPEC, Structure(1, 9, 12), "identify", 3, dtype)
     known = budget(SPEC, inputs, dtype)
     exact = as_float64(SPEC, known.inputs)
-    s = streams(SPEC, exact, ops_for())
+    s = attention_operands(SPEC, exact, ops_for())
     maps = []
     for q, k in ((s.q1, s.k1), (s.q2, s.k2)):
         z = q @ k.swapaxes(-1, -2) / SPEC.head_dim**0.5

@@ -14,7 +14,7 @@ from refdiff.oracle.cases.fixed import Case, cases, small_spec
 from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.diagnosis.ranking import NONE_FITS
 from refdiff.oracle.mistakes import Mistake, wrap
-from refdiff.oracle.mistakes.in_backward import IN_BACKWARD
+from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
@@ -90,7 +90,7 @@ AS_IN_THE_SPEC = ("no_causal_mask", "gradient_without_the_causal_mask")
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1", "diff_v2"])
-@pytest.mark.parametrize("mistake", IN_BACKWARD, ids=str)
+@pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
 def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> None:
     case = cases("identify", 3, spec=small_spec(preset), dtype=dtype)[1]
     found = asked(case, mistaken(case, mistake))
@@ -150,7 +150,7 @@ def test_zeros(zero: tuple[str, ...], said: str) -> None:
 def test_the_gradients_that_are_right_tell_deviations_apart() -> None:
     """In 16 bits any number may be λ's gradient: those of q, k and v say whether more than λ is wrong."""
     case = cases("identify", 1, spec=small_spec("ms_v1"), dtype="bfloat16")[1]
-    (mistake,) = (m for m in IN_BACKWARD if m.name == "second_exponential_without_its_sign")
+    (mistake,) = (m for m in BACKWARD_MISTAKES if m.name == "second_exponential_without_its_sign")
     wrong = mistaken(case, mistake)
     alone = asked(case, {n: wrong[n] for n in ("dlambda_q2", "dlambda_k2")}).notes[2]
     beside = asked(case, wrong).notes[2]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.diagnosis.per_head_format import LISTED, in_words, is_one, listed, of_the_spec
+from refdiff.oracle.diagnosis.per_head_format import LISTED, in_words, is_one, short_list, spec_value_format
 
 
 def test_one_number_or_several() -> None:
@@ -18,9 +18,9 @@ def test_one_number_or_several() -> None:
 
 
 def test_of_many_heads_the_first_are_listed() -> None:
-    assert listed(np.arange(3.0)) == "0, 1, 2"
-    assert listed(np.ones(LISTED)).count("1") == LISTED
-    assert listed(np.ones(LISTED + 1)) == "1, " * LISTED + "…"
+    assert short_list(np.arange(3.0)) == "0, 1, 2"
+    assert short_list(np.ones(LISTED)).count("1") == LISTED
+    assert short_list(np.ones(LISTED + 1)) == "1, " * LISTED + "…"
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,4 @@ def test_of_many_heads_the_first_are_listed() -> None:
     ],
 )
 def test_what_a_spec_has(values: Any, words: str) -> None:
-    assert of_the_spec(values, 3) == words
+    assert spec_value_format(values, 3) == words

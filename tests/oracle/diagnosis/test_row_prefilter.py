@@ -16,7 +16,7 @@ from refdiff.oracle.deviations import deviated, output
 from refdiff.oracle.diagnosis import variants
 from refdiff.oracle.diagnosis.diagnose import diagnose
 from refdiff.oracle.diagnosis.ranking import NONE_FITS
-from refdiff.oracle.diagnosis.row_prefilter import excluded_by_few_rows
+from refdiff.oracle.diagnosis.row_prefilter import few_rows_exclude
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.spec import Spec
 from tests.oracle.diagnosis.outputs import kernel, named
@@ -43,7 +43,7 @@ def excluded(out: np.ndarray, *names: str) -> bool:
     assert problem is not None
     wrong = output(problem)
     assert wrong is not None
-    return excluded_by_few_rows(target, lambda inputs: deviated(SPEC, inputs, some), wrong)
+    return few_rows_exclude(target, lambda inputs: deviated(SPEC, inputs, some), wrong)
 
 
 @pytest.mark.parametrize(

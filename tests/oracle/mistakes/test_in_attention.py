@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle.mistakes.catalogue import Mistake
-from refdiff.oracle.mistakes.in_attention import IN_ATTENTION
+from refdiff.oracle.mistakes.in_attention import ATTENTION_MISTAKES
 from tests.oracle.mistakes import checks
 
-EACH = pytest.mark.parametrize("mistake", IN_ATTENTION, ids=str)
+EACH = pytest.mark.parametrize("mistake", ATTENTION_MISTAKES, ids=str)
 
 
 @EACH

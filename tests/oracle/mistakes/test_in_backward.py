@@ -7,16 +7,16 @@ import pytest
 
 from refdiff import layers
 from refdiff.oracle.cases.fixed import cases, small_spec
-from refdiff.oracle.deviations.deviation import laid_over
+from refdiff.oracle.deviations.deviation import ops_with
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.catalogue import Mistake
-from refdiff.oracle.mistakes.in_backward import IN_BACKWARD, gradient_of_one_query_head_of_a_group
+from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, gradient_of_one_query_head_of_a_group
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.backward import backward
 from tests.layers.vjps import draw
 from tests.oracle.mistakes import checks
 
-EACH = pytest.mark.parametrize("mistake", IN_BACKWARD, ids=str)
+EACH = pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
 OF_LAMBDA = {"lambda_full", "lambda_logits", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}
 CHANGED = {
     "gradient_without_the_causal_mask": {"q", "k", "v", *OF_LAMBDA},
@@ -61,7 +61,7 @@ def test_acts_in_the_way_back_of_a_spec(preset: str, mistake: Mistake) -> None:
     """On the gradients that it says, and on no others."""
     case = cases("identify", 5, spec=small_spec(preset))[1]
     inputs, dout = as_float64(case.spec, case.inputs), case.dout.astype(np.float64)
-    right, wrong = (backward(case.spec, inputs, dout, laid_over(some)) for some in ((), (mistake,)))
+    right, wrong = (backward(case.spec, inputs, dout, ops_with(some)) for some in ((), (mistake,)))
     off = {n: np.abs(wrong[n] - y).max() / np.abs(y).max() for n, y in right.items()}
     expected = CHANGED.get(mistake.name, {"q", "k"}) & set(right) if acts_in(preset, mistake) else set()
     if (mistake.name, preset) == ("gradients_of_the_maps_exchanged", "diff_v2"):
@@ -74,7 +74,7 @@ def test_the_last_query_head_of_a_group_however_its_key_is_given() -> None:
     """One key head for the group, or one for each of its query heads."""
     args, options = next(c for c in (draw("diff_attention", seed) for seed in range(40)) if _is_grouped(*c))
     n = args[0].shape[1] // args[1].shape[1]
-    (wrong,) = (m for m in IN_BACKWARD if m.name == gradient_of_one_query_head_of_a_group.__name__)
+    (wrong,) = (m for m in BACKWARD_MISTAKES if m.name == gradient_of_one_query_head_of_a_group.__name__)
     vjp = layers.diff_attention_vjp
     g = np.random.default_rng(0).normal(size=layers.diff_attention(*args, **options).shape)
     q1, k1, q2, k2, v, *rest = args

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle.mistakes.catalogue import Mistake
-from refdiff.oracle.mistakes.in_heads import IN_HEADS
+from refdiff.oracle.mistakes.in_heads import HEAD_MISTAKES
 from tests.oracle.mistakes import checks
 
-EACH = pytest.mark.parametrize("mistake", IN_HEADS, ids=str)
+EACH = pytest.mark.parametrize("mistake", HEAD_MISTAKES, ids=str)
 
 
 @EACH

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle.mistakes.catalogue import Mistake
-from refdiff.oracle.mistakes.in_lambda import IN_LAMBDA
+from refdiff.oracle.mistakes.in_lambda import LAMBDA_MISTAKES
 from tests.oracle.mistakes import checks
 
-EACH = pytest.mark.parametrize("mistake", IN_LAMBDA, ids=str)
+EACH = pytest.mark.parametrize("mistake", LAMBDA_MISTAKES, ids=str)
 
 
 @EACH

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle.mistakes.catalogue import Mistake
-from refdiff.oracle.mistakes.in_norm import IN_NORM
+from refdiff.oracle.mistakes.in_norm import NORM_MISTAKES
 from tests.oracle.mistakes import checks
 
-EACH = pytest.mark.parametrize("mistake", IN_NORM, ids=str)
+EACH = pytest.mark.parametrize("mistake", NORM_MISTAKES, ids=str)
 
 
 @EACH

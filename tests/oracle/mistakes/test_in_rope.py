@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle.mistakes.catalogue import Mistake
-from refdiff.oracle.mistakes.in_rope import IN_ROPE
+from refdiff.oracle.mistakes.in_rope import ROPE_MISTAKES
 from tests.oracle.mistakes import checks
 
-EACH = pytest.mark.parametrize("mistake", IN_ROPE, ids=str)
+EACH = pytest.mark.parametrize("mistake", ROPE_MISTAKES, ids=str)
 
 
 @EACH

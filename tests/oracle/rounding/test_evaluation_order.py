@@ -47,9 +47,9 @@ def test_tf32_cuts_operands() -> None:
 def test_rounds_where_the_recipe_stores() -> None:
     x = _normal(7)
     how, stored = (Arithmetic(Recipe("bf16", o="fp32"), Order("", stored=s)) for s in (False, True))
-    np.testing.assert_array_equal(how.hold(x, "p"), round_to(x, "bfloat16"))
-    np.testing.assert_array_equal(how.hold(x, "o"), x)
-    np.testing.assert_array_equal(how.step(x, "p"), x)
+    np.testing.assert_array_equal(how.round_at(x, "p"), round_to(x, "bfloat16"))
+    np.testing.assert_array_equal(how.round_at(x, "o"), x)
+    np.testing.assert_array_equal(how.round_if_eager(x, "p"), x)
     np.testing.assert_array_equal(stored.step(x, "p"), round_to(x, "bfloat16"))
 
 
@@ -71,7 +71,7 @@ def test_errors_at_random_have_the_size_of_roundings(storage: str) -> None:
     x = np.random.default_rng(0).normal(size=4000)
     x[:2] = 0.0, -np.inf
     how = Arithmetic(Recipe(storage), DRAWS[0])
-    noisy = how.hold(how.array(x), "p")
+    noisy = how.round_at(how.array(x), "p")
     assert noisy.dtype == np.float64
     assert noisy[1] == -np.inf
     assert noisy[0] == 0

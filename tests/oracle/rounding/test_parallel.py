@@ -11,21 +11,21 @@ from refdiff.backends.workers import Workers
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.rounding import parallel
 from refdiff.oracle.rounding.evaluation_order import MEMBERS
-from refdiff.oracle.rounding.parallel import in_orders, scores
+from refdiff.oracle.rounding.parallel import run_orders, scores
 from tests.oracle.example_inputs import draw, small
 
 
 def test_small_inputs_keep_to_one_thread_and_large_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = draw(small("hf_diffllama"))
     assert scores(inputs) == 2 * 12 * 5 * 7
-    assert in_orders(lambda _: threading.current_thread(), MEMBERS, inputs) == [threading.current_thread()] * 8
+    assert run_orders(lambda _: threading.current_thread(), MEMBERS, inputs) == [threading.current_thread()] * 8
     monkeypatch.setattr(parallel, "LEAST", 0)
     barrier = threading.Barrier(2, timeout=20)
     monkeypatch.setattr(parallel, "Workers", lambda: Workers(2))
-    found = in_orders(lambda order: (order, barrier.wait()), MEMBERS, inputs)
+    found = run_orders(lambda order: (order, barrier.wait()), MEMBERS, inputs)
     assert [order for order, _ in found] == list(MEMBERS)
     monkeypatch.setattr(parallel, "MOST", 1)
-    assert in_orders(lambda _: threading.current_thread(), MEMBERS, inputs) == [threading.current_thread()] * 8
+    assert run_orders(lambda _: threading.current_thread(), MEMBERS, inputs) == [threading.current_thread()] * 8
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -67,7 +67,7 @@ def _largest(x: Numpy) -> float:
     return float(np.max(np.abs(x), initial=0.0))
 
 
-RIVALS: dict[str, Callable[[Numpy, Given], bool]] = {
+BASELINE_RULES: dict[str, Callable[[Numpy, Given], bool]] = {
     "flash 2x": flash,
     "flex mean": flex,
     "assert_close": assert_close,
@@ -79,4 +79,4 @@ RIVALS: dict[str, Callable[[Numpy, Given], bool]] = {
 def accepts(rule: str, found: dict[str, Numpy], given: dict[str, Given]) -> bool:
     """Whether a rule accepts all tensors."""
     with np.errstate(invalid="ignore", over="ignore"):
-        return all(RIVALS[rule](np.asarray(x, dtype=np.float64), given[name]) for name, x in found.items())
+        return all(BASELINE_RULES[rule](np.asarray(x, dtype=np.float64), given[name]) for name, x in found.items())

@@ -14,7 +14,7 @@ from refdiff.oracle.rounding.evaluation_order import Arithmetic, Order
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_attention import scores_of_maps, top
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
-from refdiff.oracle.truth.attention_operands import streams
+from refdiff.oracle.truth.attention_operands import attention_operands
 from tests.oracle.selftest.settings import Setting
 
 Numpy = np.ndarray[Any, Any]
@@ -33,7 +33,7 @@ def log_sums(setting: Setting, inputs: Inputs, recipe: Recipe, order: Order) -> 
         lse1, lse2 (B, h, T)
     """
     how = Arithmetic(recipe, order)
-    s = streams(setting.spec, inputs, rounded_ops(recipe, order))
+    s = attention_operands(setting.spec, inputs, rounded_ops(recipe, order))
     base = math.log(2) if setting.spec.lse_base == "2" else 1.0
     found = {}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.deviations import deviated
-from refdiff.oracle.deviations.deviation import Problem, laid_over, output
+from refdiff.oracle.deviations.deviation import Problem, ops_with, output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.truth import truth
@@ -124,7 +124,7 @@ def _gradients(problem: Problem, dout: Numpy) -> Arrays:
     """The gradients of a wrong problem, by their names; none where a wrong layer cannot work on such inputs."""
     try:
         with np.errstate(all="ignore"):
-            grads = backward(problem.spec, problem.inputs, dout, laid_over(problem.mistakes))
+            grads = backward(problem.spec, problem.inputs, dout, ops_with(problem.mistakes))
     except (ValueError, IndexError, TypeError):
         return {}
     return {f"d{name}": g for name, g in grads.items()}
@@ -133,7 +133,7 @@ def _gradients(problem: Problem, dout: Numpy) -> Arrays:
 def _log_sums(problem: Problem) -> Arrays:
     try:
         with np.errstate(all="ignore"):
-            found = truth(problem.spec, problem.inputs, want=("lse1", "lse2"), ops=laid_over(problem.mistakes))
+            found = truth(problem.spec, problem.inputs, want=("lse1", "lse2"), ops=ops_with(problem.mistakes))
     except (ValueError, IndexError, TypeError):
         return {}
     return {"lse1": np.asarray(found.lse1), "lse2": np.asarray(found.lse2)}

@@ -19,7 +19,7 @@ from refdiff.oracle.rounding.evaluation_order import MEMBERS
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.forward import out_shape
-from tests.oracle.selftest.baseline_rules import RIVALS, Given, accepts
+from tests.oracle.selftest.baseline_rules import BASELINE_RULES, Given, accepts
 from tests.oracle.selftest.legal import run
 from tests.oracle.selftest.mutants import WAYS, Mutant, mutants, way_of
 from tests.oracle.selftest.noise import AT_RANDOM, ORDERS, TIMES, Noise, noise
@@ -118,7 +118,7 @@ def judge_legal(
         count.legal(refused=verdict.status == "fail", undecided=verdict.status == "inconclusive", real=real)
         if verdict.status == "fail":
             table.refusals.append(f"{' '.join(key)} {way} {what}\n{verdict}")
-        for rule in RIVALS:
+        for rule in BASELINE_RULES:
             table.counts[(*key, way, rule)].legal(refused=not accepts(rule, part, case.given), real=real)
 
 
@@ -129,7 +129,7 @@ def _judge_mutant(table: Table, key: tuple[str, str], seed: int, mutant: Mutant,
     times, plain_times = (max(case.noise[name][n].times(y, right[name]) for name, y in wrong.items()) for n in (0, 1))
     identifiable, plain = times > TIMES, plain_times > TIMES
     status = case.budget.judge(made).status
-    verdicts = {OURS: status == "fail"} | {rule: not accepts(rule, made, case.given) for rule in RIVALS}
+    verdicts = {OURS: status == "fail"} | {rule: not accepts(rule, made, case.given) for rule in BASELINE_RULES}
     for rule, killed in verdicts.items():
         table.counts[(*key, mutant.way, rule)].mutant(killed, identifiable=identifiable, plain=plain)
     table.by_name[mutant.way, mutant.axis, mutant.name].mutant(verdicts[OURS], identifiable=identifiable, plain=plain)

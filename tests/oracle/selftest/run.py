@@ -11,7 +11,7 @@ from pathlib import Path
 
 from refdiff.oracle.rounding.recipe import STORAGE, Recipe
 from tests.oracle.selftest.one_case import one_case
-from tests.oracle.selftest.table import Table, of_dict
+from tests.oracle.selftest.table import Table, table_from_dict
 from tests.oracle.selftest.third_party_kernels import case_of_others, kernels_of
 
 Each = Callable[[Callable[[int], Table], Sequence[int]], Iterable[tuple[int, Table]]]
@@ -60,7 +60,9 @@ def selftest(
             done(f"seed {seed}")
     table = Table()
     for seed in seeds:  # in this order, whichever was done first
-        table.add(tables[seed] if folder is None else of_dict(json.loads(_file(folder, seed).read_text("utf-8"))))
+        table.add(
+            tables[seed] if folder is None else table_from_dict(json.loads(_file(folder, seed).read_text("utf-8")))
+        )
     return table
 
 

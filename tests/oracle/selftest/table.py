@@ -137,7 +137,7 @@ class Table:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold; `of_dict` reads it."""
+        """What JSON can hold; `table_from_dict` reads it."""
         names = ("direction", "axis", "mutant")
         return {
             "holds": self.holds,
@@ -158,7 +158,7 @@ class Table:
         }
 
 
-def of_dict(found: dict[str, Any]) -> Table:
+def table_from_dict(found: dict[str, Any]) -> Table:
     """Read what `Table.to_dict` has written."""
     table = Table(refusals=list(found["refusals"]))
     counted = Count.__dataclass_fields__

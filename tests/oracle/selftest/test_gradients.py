@@ -9,7 +9,7 @@ from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations import deviated, deviations
-from refdiff.oracle.deviations.deviation import Problem, laid_over
+from refdiff.oracle.deviations.deviation import Problem, ops_with
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.spec import Spec
@@ -32,8 +32,8 @@ def _problem(preset: str, profile: str = "natural") -> tuple[Spec, Problem, np.n
 def test_one_row_is_the_gradient_of_the_other_problem(preset: str, name: str, profile: str) -> None:
     spec, problem, dout = _problem(preset, profile)
     other = Problem(spec.replace(scale=0.3), problem.inputs)
-    right = backward(spec, problem.inputs, dout, laid_over(()))[name]
-    exact = backward(other.spec, other.inputs, dout, laid_over(()))[name]
+    right = backward(spec, problem.inputs, dout, ops_with(()))[name]
+    exact = backward(other.spec, other.inputs, dout, ops_with(()))[name]
     found = with_a_row_of(other, dout, name, right, np.random.default_rng(0))
     assert found is not None
     rows = np.any(found != right, axis=-1)
@@ -44,7 +44,7 @@ def test_one_row_is_the_gradient_of_the_other_problem(preset: str, name: str, pr
 
 def test_none_where_nothing_is_wrong() -> None:
     spec, problem, dout = _problem("hf_diffllama")
-    right = backward(spec, problem.inputs, dout, laid_over(()))
+    right = backward(spec, problem.inputs, dout, ops_with(()))
     rng = np.random.default_rng(1)
     for name in ("q", "k", "v"):
         before = problem.inputs[name].copy()
@@ -54,7 +54,7 @@ def test_none_where_nothing_is_wrong() -> None:
 
 def test_none_where_the_mistake_cannot_work() -> None:
     spec, problem, dout = _problem("diff_v2")
-    right = backward(spec, problem.inputs, dout, laid_over(()))["q"]
+    right = backward(spec, problem.inputs, dout, ops_with(()))["q"]
     crashing = next(m for m in CATALOGUE if m.name == "weight_counted_from_one")
     wrong = Problem(spec, problem.inputs, (crashing,))
     assert with_a_row_of(wrong, dout, "q", right, np.random.default_rng(0)) is None
@@ -62,7 +62,7 @@ def test_none_where_the_mistake_cannot_work() -> None:
 
 def test_mistakes_without_a_backward_have_a_wrong_row() -> None:
     spec, problem, dout = _problem("hf_diffllama")
-    right = backward(spec, problem.inputs, dout, laid_over(()))["v"]
+    right = backward(spec, problem.inputs, dout, ops_with(()))["v"]
     rng = np.random.default_rng(2)
     alone = [d for d in deviations(spec) if d.mistake is not None]
     assert len(alone) >= 30

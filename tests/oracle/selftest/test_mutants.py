@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle.mistakes.in_backward import IN_BACKWARD
+from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.rounding.recipe import Recipe
 from tests.oracle.selftest.mutants import Mutant, mutants, way_of
 from tests.oracle.selftest.one_case import Trial
@@ -30,7 +30,7 @@ def test_the_main_problem(seed: int) -> None:
     names = {way: {m.name for m in found if m.way == way} for way in ("forward", "backward", "lse")}
     assert len(names["forward"]) >= 70
     assert len(names["backward"]) >= 70
-    assert {m.name for m in IN_BACKWARD} <= names["backward"] - names["forward"]
+    assert {m.name for m in BACKWARD_MISTAKES} <= names["backward"] - names["forward"]
     assert {"maps swapped", "it is to base 2, the spec's is e", "scores_not_scaled"} & names["lse"]
     local = {m.name for m in found if m.axis == "local"}
     assert len(local) == 14

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.oracle.selftest.table import Count, Table, of_dict, share
+from tests.oracle.selftest.table import Count, Table, share, table_from_dict
 
 
 def _table(**count: int) -> Table:
@@ -67,7 +67,7 @@ def test_sums_and_text() -> None:
 
 def test_json_and_back() -> None:
     table = _two()
-    assert of_dict(json.loads(json.dumps(table.to_dict()))) == table
+    assert table_from_dict(json.loads(json.dumps(table.to_dict()))) == table
 
 
 def test_a_share_is_not_rounded_up_to_all() -> None:

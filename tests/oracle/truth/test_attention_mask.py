@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from refdiff.layers import causal_mask
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import is_plain_causal, visible
+from refdiff.oracle.truth.attention_mask import attention_mask, is_plain_causal
 from tests.oracle.example_inputs import small
 
 
@@ -34,14 +34,14 @@ def by_loop(spec: Spec, T: int, S: int) -> np.ndarray:
 )  # fmt: skip
 def test_against_a_loop(T: int, S: int, causal: str, window: int | None) -> None:
     spec = small("hf_diffllama", causal=causal, window=window)
-    assert np.array_equal(visible(spec, problem(T, S))[0, 0], by_loop(spec, T, S))
+    assert np.array_equal(attention_mask(spec, problem(T, S))[0, 0], by_loop(spec, T, S))
 
 
 @pytest.mark.parametrize(("T", "S"), [(1, 1), (3, 3), (2, 5)])
 def test_the_triangle_is_the_layers(T: int, S: int) -> None:
     spec = small("hf_diffllama")
     assert is_plain_causal(spec, problem(T, S))
-    assert np.array_equal(visible(spec, problem(T, S))[0, 0], causal_mask(T, S, xp=np))
+    assert np.array_equal(attention_mask(spec, problem(T, S))[0, 0], causal_mask(T, S, xp=np))
 
 
 def test_what_is_not_the_layers_triangle() -> None:
@@ -52,6 +52,6 @@ def test_what_is_not_the_layers_triangle() -> None:
 
 def test_padding_and_masks_are_taken_away() -> None:
     inputs = {**problem(2, 3), "key_mask": np.array([[True, False, True]])}
-    assert visible(small("timm"), inputs)[0, 0].tolist() == [[True, False, True]] * 2
+    assert attention_mask(small("timm"), inputs)[0, 0].tolist() == [[True, False, True]] * 2
     inputs["mask"] = np.array([[True, True, False], [True, True, True]])
-    assert visible(small("timm"), inputs)[0, 0].tolist() == [[True, False, False], [True, False, True]]
+    assert attention_mask(small("timm"), inputs)[0, 0].tolist() == [[True, False, False], [True, False, True]]

@@ -10,17 +10,17 @@ import pytest
 from refdiff import layers
 from refdiff.backends import ops_for
 from refdiff.oracle.truth.attention_operands import (
-    finite,
+    attention_operands,
     joined,
     lambda_init,
     lambda_of,
+    layer_mask,
     limited,
     log_sum_exp,
     query_factor,
     rotated,
     scores,
-    sight,
-    streams,
+    zero_unseen,
 )
 from tests.oracle.example_inputs import draw, small
 
@@ -74,16 +74,16 @@ def test_lambda_by_form() -> None:
 def test_scores_are_scaled_capped_and_biased() -> None:
     spec = small("hf_diffllama", rope="none", causal="none")
     inputs = draw(spec)
-    plain = scores(streams(spec, inputs, OPS), 2)
+    plain = scores(attention_operands(spec, inputs, OPS), 2)
     by_hand = np.einsum("htd,sd->hts", inputs["q"][0, 6:9], inputs["k"][0, 2]) / math.sqrt(6)
     assert np.allclose(plain[0, :3], by_hand, rtol=1e-13)
     assert query_factor(spec.replace(scale=0.5)) == pytest.approx(0.5 * math.sqrt(6))
-    scaled = scores(streams(spec.replace(scale=0.5), inputs, OPS), 2)
+    scaled = scores(attention_operands(spec.replace(scale=0.5), inputs, OPS), 2)
     assert np.allclose(scaled, plain * 0.5 * math.sqrt(6), rtol=1e-13)
-    cap = scores(streams(spec.replace(softcap=1.5), inputs, OPS), 2)
+    cap = scores(attention_operands(spec.replace(softcap=1.5), inputs, OPS), 2)
     assert np.allclose(cap, 1.5 * np.tanh(plain / 1.5), rtol=1e-13)
     bias = np.arange(7.0)
-    assert np.allclose(scores(streams(spec, {**inputs, "bias": bias}, OPS), 2), plain + bias, rtol=1e-13)
+    assert np.allclose(scores(attention_operands(spec, {**inputs, "bias": bias}, OPS), 2), plain + bias, rtol=1e-13)
 
 
 def test_limited_scores_are_scores_of_their_own() -> None:
@@ -101,23 +101,23 @@ def test_sums_of_exponentials() -> None:
 def test_only_what_nobody_sees_is_made_a_number() -> None:
     x = np.array([math.nan, math.nan, 1.0]).reshape(1, 1, 3, 1)
     see = np.array([True, False, True]).reshape(1, 1, 1, 3)
-    assert np.isnan(finite(x, see)).ravel().tolist() == [True, False, False]
-    assert finite(see, see) is see
+    assert np.isnan(zero_unseen(x, see)).ravel().tolist() == [True, False, False]
+    assert zero_unseen(see, see) is see
 
 
 def test_the_layers_own_triangle_is_used_where_it_is_one() -> None:
     spec, inputs = small("hf_diffllama"), draw(small("hf_diffllama"))
-    assert sight(spec, inputs) == (None, True)
-    mask, causal = sight(spec, {**inputs, "key_mask": np.ones((2, 7), np.bool_)})
+    assert layer_mask(spec, inputs) == (None, True)
+    mask, causal = layer_mask(spec, {**inputs, "key_mask": np.ones((2, 7), np.bool_)})
     assert causal
     assert mask is not None
     assert mask.shape == (2, 1, 5, 7)
-    assert sight(spec.replace(window=3), inputs)[1] is False
+    assert layer_mask(spec.replace(window=3), inputs)[1] is False
 
 
 def test_uniform_rows_see_everything_with_scores_of_zero() -> None:
     spec = small("ms_v1", masked_rows="uniform")
-    s = streams(spec, {**draw(spec, T=5, S=3), "bias": np.ones((5, 3))}, OPS)
+    s = attention_operands(spec, {**draw(spec, T=5, S=3), "bias": np.ones((5, 3))}, OPS)
     assert s.see[0, 0, 0].all()
     assert not s.q1[:, :, 0].any()
     assert s.bias is not None

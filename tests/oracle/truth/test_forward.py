@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from refdiff.backends import ops_for, overlay
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.truth.attention_operands import streams
+from refdiff.oracle.truth.attention_operands import attention_operands
 from refdiff.oracle.truth.forward import (
     dense,
     differences,
@@ -145,7 +145,7 @@ CHANGED: list[tuple[str, dict[str, Any]]] = [
 def test_the_order_of_the_paper_is_the_same_as_the_parts(name: str, changes: dict[str, Any]) -> None:
     spec = small(name, **changes)
     inputs = {**draw(spec), "key_mask": np.array([[True] * 7, [False] * 2 + [True] * 5])}
-    parts = finished(spec, differences(spec, streams(spec, inputs, OPS), OPS), inputs, OPS)
+    parts = finished(spec, differences(spec, attention_operands(spec, inputs, OPS), OPS), inputs, OPS)
     assert np.allclose(dense(spec, inputs, OPS), parts, rtol=0, atol=1e-13)
 
 
@@ -153,7 +153,7 @@ def test_masks_of_every_head() -> None:
     spec, rng = small("ms_v1"), np.random.default_rng(1)
     inputs = {**draw(spec), "mask": rng.random((2, 6, 5, 7)) < 0.7, "bias": rng.normal(size=(6, 1, 7))}
     assert whole_wiring(spec, inputs) is None
-    parts = finished(spec, differences(spec, streams(spec, inputs, OPS), OPS), inputs, OPS)
+    parts = finished(spec, differences(spec, attention_operands(spec, inputs, OPS), OPS), inputs, OPS)
     assert np.allclose(dense(spec, inputs, OPS), parts, rtol=0, atol=1e-13)
 
 

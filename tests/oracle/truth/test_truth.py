@@ -17,7 +17,7 @@ from refdiff.oracle.cases.values import draw as draw_values
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.head_indices import value_heads, wiring
+from refdiff.oracle.truth.head_indices import head_indices, value_heads
 from tests.oracle.example_inputs import draw, small
 
 Digits = mpmath.mp.clone()
@@ -42,7 +42,7 @@ def row_by_digits(
     spec: Spec, inputs: dict[str, np.ndarray], b: int, i: int, t: int
 ) -> tuple[list[Any], list[Any], Any]:
     """Output row, both log-sum-exps and λ of batch b, head i, query t of a causal core."""
-    w, S, T = wiring(spec), inputs["k"].shape[2], inputs["q"].shape[2]
+    w, S, T = head_indices(spec), inputs["k"].shape[2], inputs["q"].shape[2]
     keys = range(t + S - T + 1) if spec.causal == "bottom_right" else range(S)
     start = spec.layer - (spec.lambda_base == "depth - 1")
     init = Digits.mpf("0.8") - Digits.mpf("0.6") * Digits.exp(-Digits.mpf("0.3") * start)
