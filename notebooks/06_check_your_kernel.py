@@ -46,9 +46,7 @@ print(inspect.getsource(layers.diff_heads_hf))
 spec = oracle.Spec.preset(
     "hf_diffllama", query_heads=6, key_heads=2, head_dim=16, layer=3, rope="none", lambda_form="given"
 )
-case = next(
-    c for c in oracle.cases("identify", spec=spec, dtype="float32") if set(c.inputs) == {"q", "k", "v", "lambda_full"}
-)
+case = next(c for c in oracle.cases("discriminating", spec=spec) if set(c.inputs) == {"q", "k", "v", "lambda_full"})
 inputs = case.inputs
 for name, x in inputs.items():
     print(f"{name:12} {x.shape!s:15} {x.dtype}")

@@ -107,7 +107,7 @@ def in_ink(figure: Any, ink: str) -> None:
 def budgets() -> str:
     """The table: what a right kernel may be off by, of the size of a row, on inputs of several kinds."""
     spec = oracle.Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=2)
-    kinds = {"natural": "ordinary", "cancel": "maps alike, λ near 1", "whisper": "tiny values"}
+    kinds = {"natural": "ordinary", "cancellation": "maps alike, λ near 1", "tiny_values": "tiny values"}
     known = {deviation.name for deviation in deviations(spec, "dense")}
     lines = [
         f"| a kernel that rounds to | {' | '.join(kinds.values())} | hidden, of {len(known)} deviations |",
@@ -115,7 +115,7 @@ def budgets() -> str:
     ]
     for dtype in ("float32", "float16", "bfloat16"):
         cells, hidden = [], known
-        for profile in (*kinds, "identify"):
+        for profile in (*kinds, "discriminating"):
             allowed = []
             for case in oracle.cases(profile, spec=spec, dtype=dtype):
                 budget = oracle.budget(spec, case.inputs, dtype)

@@ -31,7 +31,7 @@ def _export(args: argparse.Namespace) -> int:
     spec, _ = spec_of(args, None, small_spec)
     recipe = None if args.recipe == "auto" else recipe_of(args.recipe)
     dtype = args.dtype if args.dtype != "auto" else "float32" if recipe is None else recipe.storage
-    profiles = dict.fromkeys(args.profile or ("identify", "whisper"))
+    profiles = dict.fromkeys(args.profile or ("discriminating", "tiny_values"))
     made = [case for name in profiles for case in cases(name, args.seed, spec=spec, dtype=dtype)]
     if args.core:
         made = [case for case in made if not is_layer(case.inputs)]

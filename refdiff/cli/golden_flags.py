@@ -18,7 +18,11 @@ OF_EXPORT: dict[str, Any] = {
     "seed": 0, "npz": False, "no_gradients": False,
 }  # fmt: skip
 """What export alone takes, and what each is if it is not given."""
-PROFILES = ("identify", "whisper", "cancel", "extreme", "natural", "degenerate", "layout", "serving", "tiles")
+PROFILES = (
+    "discriminating", "tiny_values", "cancellation", "extreme", "natural", "degenerate", "layout", "serving", "tiles",
+)  # fmt: skip
+ALIASES = ("identify", "whisper", "cancel")
+"""Former names of the first three, still accepted."""
 
 
 def add_golden(commands: Any) -> None:
@@ -29,10 +33,10 @@ def add_golden(commands: Any) -> None:
         help="test vectors for kernels in any language",
         description="export writes inputs, right answers and budgets as files; index.txt and manifest.json in VECTORS "
         "say what is where. verify judges what a program made of them. A case is called as index.txt says, such as "
-        "identify-0-float32-0; for each, OUTPUTS has <case>.safetensors or <case>.npz with out, and dq, lse1, ... if "
-        "you like; or <case>.out.f32, <case>.dq.f32, ..., raw float32, little-endian, in row-major order. Without out "
-        "a case is missing; what else is not given is not judged, and listed. Exit status of verify: 0 all pass, "
-        "1 not all, 2 trouble: a folder, a file or a flag that nothing can be judged by.",
+        "discriminating-0-float32-0; for each, OUTPUTS has <case>.safetensors or <case>.npz with out, and dq, lse1, "
+        "... if you like; or <case>.out.f32, <case>.dq.f32, ..., raw float32, little-endian, in row-major order. "
+        "Without out a case is missing; what else is not given is not judged, and listed. Exit status of verify: "
+        "0 all pass, 1 not all, 2 trouble: a folder, a file or a flag that nothing can be judged by.",
     )
     parser.add_argument("action", choices=("export", "verify"), help="write vectors, or judge outputs by them")
     parser.add_argument("folder", metavar="VECTORS", help="the folder of the vectors")
@@ -53,10 +57,10 @@ def add_golden(commands: Any) -> None:
     export.add_argument(
         "--profile",
         action="append",
-        choices=PROFILES,
+        choices=(*PROFILES, *ALIASES),
         metavar="NAME",
-        help=f"what the numbers are like, {', '.join(PROFILES)}; may be given several times (default: identify and "
-        "whisper)",
+        help=f"what the numbers are like, {', '.join(PROFILES)}; may be given several times (default: discriminating "
+        "and tiny_values)",
     )
     export.add_argument(
         "--dtype",

@@ -6,7 +6,7 @@
     right = oracle.truth(spec, inputs)   # out, lse1, lse2, lambda_full in float64; with dout= all gradients
 
     oracle.diagnose(mine, spec, inputs, recipe="bfloat16")   # the name of the mistake, its row, where it happened
-    oracle.cases("identify", spec=spec)  # inputs on which mistakes show; each knows what it is blind to
+    oracle.cases("discriminating", spec=spec)  # inputs on which mistakes show; each knows what it is blind to
 
     ref = oracle.trace(model, ids)       # every intermediate, from a model or a spec
     print(oracle.first_divergence("mine.safetensors", ref))   # the first that is not what its own inputs make it

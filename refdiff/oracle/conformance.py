@@ -15,8 +15,9 @@ is told with the lines that make it again, and if its output is wrong and it is 
                        the rest: {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64} (hf_diffllama)
     REFDIFF_RECIPE     float32, tf32, bfloat16 or float16, also as fp32, bf16, fp16, or a JSON object with fields of a
                        Recipe, such as {"storage": "bf16", "lam": "float32"} (float32)
-    REFDIFF_PROFILES   one or more by commas: natural, identify, cancel, whisper, extreme, degenerate, layout, serving,
-                       tiles (all of them). Relations between two runs are tested beside, on cases of natural
+    REFDIFF_PROFILES   one or more by commas: natural, discriminating, cancellation, tiny_values, extreme, degenerate,
+                       layout, serving, tiles (all of them). Relations between two runs are tested beside, on cases of
+                       natural
     REFDIFF_SEED       of the numbers, from 0 (0)
     REFDIFF_DASK       tcp://scheduler:8786: the workers of a dask scheduler run the kernel, a case at a time, with what
                        can be imported there (this process runs it)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from refdiff.oracle.cases.fixed import PROFILES, Case
 from refdiff.oracle.cases.layouts import LAYOUTS, relaid
 from refdiff.oracle.cases.structure import PADDING, Structure
-from refdiff.oracle.cases.values import draw
+from refdiff.oracle.cases.values import ALIASES, draw
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
 
@@ -53,7 +53,7 @@ def specs(
     return st.builds(make, names, small, small, st.integers(1, 4), st.sampled_from(head_dims), st.integers(0, 30))
 
 
-def structures(profile: str = "identify", *, longest: int = 33) -> SearchStrategy[Structure]:
+def structures(profile: str = "discriminating", *, longest: int = 33) -> SearchStrategy[Structure]:
     """Draw the structure of a case that a profile is about.
 
     Raises:
@@ -61,6 +61,7 @@ def structures(profile: str = "identify", *, longest: int = 33) -> SearchStrateg
     """
     from hypothesis import strategies as st
 
+    profile = ALIASES.get(profile, profile)
     if profile not in PROFILES:
         raise ValueError(f"no profile is called {profile!r}: there are {', '.join(PROFILES)}")
     any_length = st.sampled_from([n for n in LENGTHS if n <= longest])
@@ -123,6 +124,7 @@ def cases(
         return Case(f"{name}-{stored}-{seed}", name, seed, stored, one, structure, inputs)
 
     def of(name: str) -> Any:
+        name = ALIASES.get(name, name)
         return st.builds(make, st.just(name), structures(name, longest=longest), of_spec, st.integers(0, 999), of_dtype)
 
     return st.one_of([of(name) for name in PROFILES]) if profile is None else of(profile)

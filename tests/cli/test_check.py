@@ -175,7 +175,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         done("seed 1")
         table = selftest.Table()
         killed = 100 if options["jobs"] < 3 else 98
-        table.counts["float16", "cancel", "lse", "rows"] = selftest.Count(
+        table.counts["float16", "cancellation", "lse", "rows"] = selftest.Count(
             mutants=120, identifiable=100, killed=killed, killed_identifiable=killed, own=5
         )
         return table

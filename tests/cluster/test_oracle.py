@@ -45,7 +45,7 @@ def test_the_selftest(scheduler: str, capsys: pytest.CaptureFixture[str], monkey
 
 @pytest.mark.usefixtures("workers")
 @pytest.mark.parametrize(
-    ("function", "profile", "status"), [("dense_with_gradients", "natural", 0), ("wrong_rope", "identify", 1)]
+    ("function", "profile", "status"), [("dense_with_gradients", "natural", 0), ("wrong_rope", "discriminating", 1)]
 )
 def test_conformance(function: str, profile: str, status: int, scheduler: str, environment: dict[str, str]) -> None:
     given = {"REFDIFF_KERNEL": f"tests.oracle.user_kernels:{function}", "REFDIFF_PROFILES": profile}

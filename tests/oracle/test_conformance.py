@@ -41,7 +41,7 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
         (
             "wrong_rope",
             "float32",
-            "identify",
+            "discriminating",
             "tries pairs too):\nunique: the_other_pairs_turn",
         ),
         *(
@@ -49,8 +49,8 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
             for run in (
                 ("right", "bfloat16", "natural,degenerate,serving,tiles", " passed"),
                 ("epsilon_compiled_in", "float32", ",".join(PROFILES), " passed"),
-                ("wrong_epsilon", "float32", "whisper", "rows are wrong"),
-                ("wrong_epsilon", "bfloat16", "whisper", "rows are wrong"),
+                ("wrong_epsilon", "float32", "tiny_values", "rows are wrong"),
+                ("wrong_epsilon", "bfloat16", "tiny_values", "rows are wrong"),
                 ("wrong_gradient", "float32", "natural", "  dk           fail"),
                 ("changes_its_input", "float32", "natural", "changed its input q"),
                 ("sees_the_future", "bfloat16", "natural", "Keys and values of the last token do not touch"),
@@ -70,11 +70,11 @@ def test_right_functions_pass_and_wrong_ones_fail(
 def test_variables() -> None:
     assert {c.profile for c in chosen({})} == set(PROFILES)
     fields = spec_of("ms_v1").to_dict()
-    some = chosen({"REFDIFF_SPEC": json.dumps(fields), "REFDIFF_RECIPE": "bf16", "REFDIFF_PROFILES": "whisper"})
-    assert {(c.profile, c.dtype, c.spec) for c in some} == {("whisper", "bfloat16", spec_of("ms_v1"))}
+    some = chosen({"REFDIFF_SPEC": json.dumps(fields), "REFDIFF_RECIPE": "bf16", "REFDIFF_PROFILES": "tiny_values"})
+    assert {(c.profile, c.dtype, c.spec) for c in some} == {("tiny_values", "bfloat16", spec_of("ms_v1"))}
     own = spec_of(' {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64}')
     assert own == Spec.preset("ms_v1", query_heads=8, key_heads=4, head_dim=64)
-    assert {c.profile for c in chosen({"REFDIFF_PROFILES": "whisper, tiles,"})} == {"whisper", "tiles"}
+    assert {c.profile for c in chosen({"REFDIFF_PROFILES": "whisper, tiles,"})} == {"tiny_values", "tiles"}
     assert recipe_of("tf32") == Recipe.of("tf32")
     changed = spec_of('{"preset": "ms_v1", "query_heads": 4, "key_heads": 2, "head_dim": 8, "window": 3}')
     assert (changed.pairing, changed.window) == ("interleaved", 3)

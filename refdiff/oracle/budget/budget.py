@@ -14,7 +14,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.array_summary import array_summary
 from refdiff.oracle.budget.gradient_terms import TermRecorder, term_norms
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
-from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, root_mean_square, slope
+from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, root_mean_square, row_floor, slope
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.inputs.sequences import Inputs
@@ -24,6 +24,7 @@ from refdiff.oracle.rounding.ensemble import members_of, quantised, score_errors
 from refdiff.oracle.rounding.evaluation_order import SMALLEST
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.forward import project
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums
@@ -31,11 +32,7 @@ from refdiff.oracle.verdict.lse_conventions import other_sums
 from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
 
 Numpy = np.ndarray[Any, Any]
-FLOOR = 0.29
-"""The least budget of a row, in u times its size: 1/√12 of a unit, the rounding of the result itself."""
 NARROW = ("bfloat16", "float16")
-SUMS = 6.0
-SUMS_OF_MEMBERS = 6.0
 BY_ROWS = {
     "out": "b h t",
     "dq": "b H t",
@@ -140,7 +137,8 @@ class Budget:
         of_scores = self._score_errors[name == "lse2"]
         unit = math.log(2) if self.spec.lse_base == "2" else 1.0
         nats = np.where(np.isfinite(expected), np.abs(expected) * unit, 0.0)
-        allowed = 1.5 * of_scores + 8 * FORMATS["float32"].u * (1 + nats)
+        of_exp = THRESHOLDS.narrow_exp if self.recipe.storage in NARROW else 0.0
+        allowed = 1.5 * of_scores + 8 * FORMATS["float32"].u * (1 + nats) + of_exp
         return expected, allowed / unit
 
 
@@ -197,7 +195,7 @@ def _by_rows(name: str, y: Numpy, runs: list[Numpy], hard: Numpy | None, recipe:
     # one for each row, with all that the largest rows are multiplied by
     flushed = SMALLEST * max(1.0, size.size * float(np.max(size, initial=0.0)))
     lost_below = max(FORMATS[recipe.storage].tiny, flushed)
-    floor = FLOOR * recipe.u * size + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0)
+    floor = row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0)
     errors, slopes = [], [0.0]
     doubtful = np.zeros(floor.shape, dtype=np.bool_)
     for run in runs:
@@ -226,6 +224,6 @@ def _by_rows(name: str, y: Numpy, runs: list[Numpy], hard: Numpy | None, recipe:
 
 def _of_sums(y: Numpy, runs: list[Numpy], norm: Numpy, recipe: Recipe) -> Numpy:
     off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in runs], axis=0)
-    by_terms = SUMS * recipe.u * norm + 2 * ulp(y, recipe.storage)
-    allowed: Numpy = np.maximum(by_terms, SUMS_OF_MEMBERS * off)
+    by_terms = THRESHOLDS.sum_terms * recipe.u * norm + 2 * ulp(y, recipe.storage)
+    allowed: Numpy = np.maximum(by_terms, THRESHOLDS.sum_members * off)
     return allowed

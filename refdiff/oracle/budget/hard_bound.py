@@ -18,6 +18,7 @@ from refdiff.oracle.budget.statistics import root_mean_square
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding.evaluation_order import lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import (
@@ -69,6 +70,8 @@ def _dense(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     heads, error = _normed(spec, inputs, recipe, heads, error)
     factor = np.abs(out_factor(spec, inputs, ops))
     size, error = np.abs(factor * heads), factor * error
+    if "lambda_init" in spec.out_scale:
+        error = error + lambda_init_error(lambda_init(spec, ops)) * np.abs(heads)
     if spec.out_scale == "1 - lambda":
         error = error + off * (np.abs(heads) + error)
     error = error + 2 * recipe.u * (size + error) + FORMATS[recipe.storage].tiny
@@ -140,7 +143,8 @@ def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     for q, k in ((q1, k1), (q2, k2)):
         power = float(np.exp(np.sum(q * k)))
         off = off + power * (2 * u + (u + gamma(q.size + 4)) * float(np.sum(np.abs(q * k))) + 8 * U32)
-    return off + 2 * u * abs(lambda_init(spec, ops))
+    start = lambda_init(spec, ops)
+    return off + 2 * u * abs(start) + lambda_init_error(start)
 
 
 def _normed(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Numpy) -> tuple[Numpy, Numpy]:

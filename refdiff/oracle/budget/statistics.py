@@ -20,27 +20,14 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.rounding import FORMATS, round_to
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.thresholds import Limits as Limits
 
 Numpy = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How far each number may go; `noise`, `share`: which rows are too uncertain, and how many of them are too many.
-
-    row: where one rounding decides a row, all ten runs that E_r is taken from may be lucky. In 27,000 right runs (seeds
-    3000 to 3019 of the selftest) two of torch and jax reached 3.1 and 3.5.
-    """
-
-    row: float = 4.0
-    bulk: float = 1.3
-    element: float = 3.0
-    slope: float = 6.0
-    noise: float = 0.25
-    share: float = 0.05
-
-
-LIMITS = Limits()
+LIMITS = THRESHOLDS.limits
 
 
 @dataclass(frozen=True)
@@ -119,7 +106,7 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     bulk = limits.bulk + (limits.row - limits.bulk) / math.sqrt(n)
     found.append(Statistic("bulk", float(root_mean_square(ratio[seen][None])[0]), bulk, None, "rms over rows"))
     size = np.where(counted, np.abs(budget.expected), 0.0)
-    allowed = 6.0 * rows[..., None] + 2.0 * budget.u * size
+    allowed = element_allowance(budget, rows, size)
     found.append(_largest("element", over(error, allowed), limits.element, "|e| / (6 E_r + 2 u |y|)"))
     found.append(_slope(actual, counted, budget, limits))
     return found
@@ -158,7 +145,24 @@ def _slope(actual: Numpy, counted: Numpy, budget: RowBudget, limits: Limits) -> 
     e = np.where(counted, actual, 0.0) - y
     unit = float(np.abs(y).max(initial=0.0)) or 1.0
     value = abs(slope(e / unit, y / unit))
-    return Statistic("slope", value, limits.slope * (budget.slope + 0.02 * budget.u), None, "|⟨e, y⟩ / ⟨y, y⟩|")
+    return Statistic("slope", value, slope_limit(budget, limits), None, "|⟨e, y⟩ / ⟨y, y⟩|")
+
+
+def slope_limit(budget: RowBudget, limits: Limits = LIMITS) -> float:
+    """The largest common factor, of 1, that a correct kernel's error may be: never below a few roundings in float32."""
+    limit = limits.slope * (budget.slope + THRESHOLDS.storage_slope * budget.u)
+    return max(limit, THRESHOLDS.compute_slope * FORMATS["float32"].u)
+
+
+def element_allowance(budget: RowBudget, rows: Numpy, size: Numpy) -> Numpy:
+    """What one number may be off by, before the limit: of E_r of its row, (…), and of its own size, (…, e)."""
+    return THRESHOLDS.element_rows * rows[..., None] + THRESHOLDS.element_units * budget.u * size
+
+
+def row_floor(size: Numpy, recipe: Recipe) -> Numpy:
+    """The least E_r of rows of this size: the rounding of the stored result, and one operation in float32."""
+    floor: Numpy = max(THRESHOLDS.storage_floor * recipe.u, THRESHOLDS.compute_floor * FORMATS["float32"].u) * size
+    return floor
 
 
 def slope(e: Numpy, y: Numpy) -> float:

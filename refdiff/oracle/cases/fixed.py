@@ -10,7 +10,7 @@ import numpy as np
 
 from refdiff.oracle.array_summary import array_summary
 from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw, stored
+from refdiff.oracle.cases.values import ALIASES, draw, stored
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
@@ -26,12 +26,12 @@ LONGEST_WINDOW = 4096
 _NATURAL = (Structure(2, 16, 24), Structure(1, 17, 17))
 PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
     "natural": ("natural", _NATURAL),
-    "identify": (
-        "identify",
+    "discriminating": (
+        "discriminating",
         (Structure(2, 9, 14, padding="left"), Structure(2, 11, 11), Structure(1, 7, 4), Structure(1, 6, 13, hidden=24)),
     ),
-    "cancel": ("cancel", _NATURAL),
-    "whisper": ("whisper", (Structure(2, 9, 14), Structure(1, 11, 11))),
+    "cancellation": ("cancellation", _NATURAL),
+    "tiny_values": ("tiny_values", (Structure(2, 9, 14), Structure(1, 11, 11))),
     "extreme": ("extreme", _NATURAL),
     "degenerate": (
         "degenerate",
@@ -41,7 +41,7 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
         ),
     ),
     "layout": (
-        "identify",
+        "discriminating",
         (
             Structure(packed=((5, 5), (0, 3), (4, 7), (2, 0), (1, 1))),
             Structure(packed=((6, 6), (0, 0), (9, 9)), hidden=24),
@@ -50,7 +50,7 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
         ),
     ),
     "serving": (
-        "identify",
+        "discriminating",
         (
             Structure(pages=((1, 17), (1, 3), (1, 31)), page=8),  # decode
             Structure(pages=((9, 20), (1, 12), (5, 5)), page=8),  # chunks of prompts beside decoding
@@ -130,8 +130,8 @@ def cases(profile: str, seed: int = 0, *, spec: Spec | None = None, dtype: str =
     """Return the cases of a profile: of your spec, or of every preset.
 
     Args:
-        profile: natural; identify, on which mistakes differ most; cancel, λ near 1 and maps alike; whisper, small
-            values, on which ε is seen; extreme, large scores, ties and sinks; degenerate, lengths of 0 and 1, rows
+        profile: natural; discriminating, on which mistakes differ most; cancellation, λ near 1 and maps alike;
+            tiny_values, on which ε is seen; extreme, large scores, ties and sinks; degenerate, lengths of 0 and 1, rows
             that see nothing; layout, packed, padded and paged; serving, decoding and chunks with pages; tiles, numbers
             of keys on and beside multiples of 64, up to 257, with masks, bias, positions and windows that end there. A
             window is the spec's, or a mask where it has none.
@@ -141,6 +141,7 @@ def cases(profile: str, seed: int = 0, *, spec: Spec | None = None, dtype: str =
     Raises:
         ValueError: no profile has that name, or no numbers that dtype.
     """
+    profile = ALIASES.get(profile, profile)
     if profile not in PROFILES:
         raise ValueError(f"no profile is called {profile!r}: there are {', '.join(PROFILES)}")
     values, structures = PROFILES[profile]

@@ -19,7 +19,9 @@ from refdiff.oracle.truth.head_indices import head_indices
 
 Numpy = np.ndarray[Any, Any]
 STORAGE = ("float32", "bfloat16", "float16")
-VALUES = ("natural", "identify", "cancel", "whisper", "extreme", "degenerate", "tiles")
+ALIASES = {"identify": "discriminating", "whisper": "tiny_values", "cancel": "cancellation"}
+"""Former names of profiles, still accepted."""
+VALUES = ("natural", "discriminating", "cancellation", "tiny_values", "extreme", "degenerate", "tiles")
 """The profiles that differ in their numbers; `layout` and `serving` differ in structure and have natural ones."""
 
 
@@ -27,18 +29,19 @@ def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = 
     """Return inputs of a spec, rounded to a storage dtype.
 
     Equation:
-        identify: λ between 0.35 and 0.85 and not near λ_init, its exponentials and the scores of order 1, weights of
-        either sign
-        cancel: λ between 0.9 and 1.1, the second query and key of most pairs close to the first
-        whisper: as identify, the values 2e-3 times as large
+        discriminating: λ between 0.35 and 0.85 and not near λ_init, its exponentials and the scores of order 1, weights
+        of either sign
+        cancellation: λ between 0.9 and 1.1, the second query and key of most pairs close to the first
+        tiny_values: as discriminating, the values 2e-3 times as large
         extreme: scores up to some thousands, some keys equal, one of them far above the others
         degenerate: zeros, equal keys, values all one
-        tiles: as identify, each query aimed at one key, most of them beside a border of tiles
+        tiles: as discriminating, each query aimed at one key, most of them beside a border of tiles
         natural: normal numbers
 
     Raises:
         ValueError: a profile or dtype that is none.
     """
+    values = ALIASES.get(values, values)
     if values not in VALUES or dtype not in STORAGE:
         raise ValueError(
             f"values are {values!r} and dtype {dtype!r}, but must be of {', '.join(VALUES)} and of {', '.join(STORAGE)}"
@@ -82,11 +85,11 @@ def _of(name: str, shape: list[int], rng: np.random.Generator, values: str) -> N
     if name.endswith("_proj.weight"):
         return x * (1.3 / math.sqrt(max(1, shape[-1])))
     if name == "lambda_logits":
-        return x + 3.0 if values == "cancel" else 1.2 * x
+        return x + 3.0 if values == "cancellation" else 1.2 * x
     if name == "norm_weight":
         return np.where(rng.random(shape) < 0.25, -1.0, 1.0) * rng.uniform(0.4, 1.6, shape)
     if name == "v":
-        return {"whisper": 2e-3, "degenerate": 0.0}.get(values, 1.0) * x + (1.0 if values == "degenerate" else 0.0)
+        return {"tiny_values": 2e-3, "degenerate": 0.0}.get(values, 1.0) * x + (1.0 if values == "degenerate" else 0.0)
     return x
 
 
@@ -94,7 +97,7 @@ def _lambda(spec: Spec, values: str, rng: np.random.Generator) -> Inputs:
     """The λ vectors, such that λ is where the profile wants it; or λ itself."""
     start = lambda_init(spec, ops_for())
     away = 0.25 if start < 0.55 else -0.25
-    target = float(rng.uniform(0.92, 1.08) if values == "cancel" else min(max(start + away, 0.4), 0.8))
+    target = float(rng.uniform(0.92, 1.08) if values == "cancellation" else min(max(start + away, 0.4), 0.8))
     target += float(rng.uniform(-0.04, 0.04))
     if spec.lambda_form == "given":
         return {"lambda_full": np.asarray(target)}
@@ -114,9 +117,9 @@ def _lambda(spec: Spec, values: str, rng: np.random.Generator) -> Inputs:
 def _maps(spec: Spec, made: Inputs, rng: np.random.Generator, values: str) -> None:
     """Make q and k what the profile wants of the two maps of each pair."""
     q, k, w = made["q"], made["k"], head_indices(spec)
-    if values in ("identify", "whisper"):
+    if values in ("discriminating", "tiny_values"):
         made["q"] = 1.3 * q
-    elif values == "cancel":
+    elif values == "cancellation":
         # where several signals share a noise, it is like the last of them
         q[:, w.q2] = q[:, w.q1] + 0.02 * _normal(rng, q.shape)[:, w.q2]
         k[:, w.k2] = k[:, w.k1] + 0.02 * _normal(rng, k.shape)[:, w.k2]

@@ -108,16 +108,16 @@ def _probes(spec: Spec, kind: str) -> Iterator[Inputs]:
         raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}")
     w = min(spec.window or 0, 64)
     if kind == "packed":
-        yield draw(spec, Structure(packed=((3, 3), (4, w + 6), (5, 5 + w))), "identify", 1)
-        yield draw(spec, Structure(packed=((6, 4), (2, w + 4))), "identify", 2)
+        yield draw(spec, Structure(packed=((3, 3), (4, w + 6), (5, 5 + w))), "discriminating", 1)
+        yield draw(spec, Structure(packed=((6, 4), (2, w + 4))), "discriminating", 2)
     elif kind == "paged":
-        yield draw(spec, Structure(pages=((1, w + 9), (1, 3), (1, w + 6))), "identify", 1)
-        yield draw(spec, Structure(pages=((3, w + 7), (1, w + 5))), "whisper", 2)
+        yield draw(spec, Structure(pages=((1, w + 9), (1, 3), (1, w + 6))), "discriminating", 1)
+        yield draw(spec, Structure(pages=((3, w + 7), (1, w + 5))), "tiny_values", 2)
     elif kind == "layer":
         D = 2 * spec.head_dim + 1
-        yield draw(spec, Structure(queries=5, keys=w + 8, hidden=D), "identify", 1)
-        yield draw(spec, Structure(queries=w + 5, keys=w + 5, hidden=D), "whisper", 2)
+        yield draw(spec, Structure(queries=5, keys=w + 8, hidden=D), "discriminating", 1)
+        yield draw(spec, Structure(queries=w + 5, keys=w + 5, hidden=D), "tiny_values", 2)
     else:
-        yield draw(spec, Structure(queries=5, keys=w + 8, padding="left"), "identify", 1)
-        yield draw(spec, Structure(queries=w + 6, keys=w + 6), "whisper", 2)
-        yield draw(spec, Structure(queries=6, keys=4), "identify", 3)  # the first two rows see nothing
+        yield draw(spec, Structure(queries=5, keys=w + 8, padding="left"), "discriminating", 1)
+        yield draw(spec, Structure(queries=w + 6, keys=w + 6), "tiny_values", 2)
+        yield draw(spec, Structure(queries=6, keys=4), "discriminating", 3)  # the first two rows see nothing

@@ -228,7 +228,7 @@ def separating(spec: Spec, recipe: Recipe, candidates: list[Candidate]) -> Case 
     best: tuple[int, Case | None] = (0, None)
     pairs = len(candidates) * (len(candidates) - 1) // 2
     for own in (recipe, Recipe.of("float32")):
-        for profile in ("identify", "whisper", "extreme"):
+        for profile in ("discriminating", "tiny_values", "extreme"):
             for case in cases(profile, 7, spec=spec, dtype=own.storage):
                 count = _told_apart(case, own, candidates)
                 if count > best[0]:

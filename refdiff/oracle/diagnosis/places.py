@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget
-from refdiff.oracle.budget.statistics import LIMITS, other_kind, over, root_mean_square, statistics
+from refdiff.oracle.budget.statistics import LIMITS, element_allowance, other_kind, over, root_mean_square, statistics
 from refdiff.oracle.diagnosis.misplaced_tiles import source_of_misplaced
 from refdiff.oracle.diagnosis.region_format import FILLED, repeats
 from refdiff.oracle.diagnosis.rows import Place, Rows
@@ -77,7 +77,7 @@ def _wrong(rows: Rows) -> tuple[Numpy, Numpy, Numpy]:
     with np.errstate(over="ignore", invalid="ignore"):
         error = np.abs(np.where(finite, rows.actual, 0.0) - y)
     ratio = over(root_mean_square(error), b.rows)
-    numbers = over(error, 6.0 * b.rows[..., None] + 2.0 * b.u * np.abs(y))
+    numbers = over(error, element_allowance(b, b.rows, np.abs(y)))
     return (ratio > LIMITS.row) | np.any(numbers > LIMITS.element, axis=-1), ratio, numbers
 
 
@@ -138,7 +138,7 @@ def _zeros(rows: Rows) -> Place | None:
         return rows.place(whole, here)
     b = rows.budget
     y = np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0))
-    lost = zero & (y > LIMITS.element * (6.0 * b.rows[..., None] + 2.0 * b.u * y)) & ~b.doubtful[..., None]
+    lost = zero & (y > LIMITS.element * element_allowance(b, b.rows, y)) & ~b.doubtful[..., None]
     some = lost.sum(axis=-1) >= 2
     if not some.any():
         return None

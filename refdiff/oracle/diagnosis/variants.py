@@ -11,26 +11,24 @@ import numpy as np
 
 from refdiff.backends import overlay
 from refdiff.oracle.budget.budget import Budget
-from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, over, root_mean_square, slope
+from refdiff.oracle.budget.statistics import LIMITS, RowBudget, over, root_mean_square, row_floor, slope
 from refdiff.oracle.deviations.deviation import Problem, ops_with, output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import wrap
 from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.ensemble import rounded_scalars
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
 from refdiff.oracle.rounding.parallel import run_orders
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.forward import forward
 from refdiff.oracle.verdict.judge import judge_rows
 
 Numpy = np.ndarray[Any, Any]
-FLOOR = 0.29
-NEAR = 30.0
-"""A quick residual above this is not worth a budget of its own."""
-LOOSE = Limits(row=4.5, bulk=2.0, element=4.5, slope=12.0)
-"""Wider than for a right kernel: nobody knows in which order and where a wrong one rounds."""
+NEAR, LOOSE = THRESHOLDS.near, THRESHOLDS.wrong_limits
 
 
 FIRST = (DRAWS[0], MEMBERS[1])
@@ -117,7 +115,7 @@ def quick_rows(target: Target, actual: Numpy, wrong: Numpy | None) -> Numpy | No
         return None
     error = np.where(known, actual, 0.0) - np.where(known, wrong, 0.0)
     size, before = root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), target.size
-    rows = np.maximum(target.rows * np.minimum(over(size, before), 1e6), FLOOR * target.recipe.u * size)
+    rows = np.maximum(target.rows * np.minimum(over(size, before), 1e6), row_floor(size, target.recipe))
     rows = np.maximum(rows, np.where(before == 0, target.rows, 0.0))
     return np.minimum(over(root_mean_square(error), rows), 1e9)
 
@@ -155,7 +153,7 @@ class Judgement:
 def row_budget(wrong: Numpy, runs: Iterable[Numpy], recipe: Recipe) -> RowBudget:
     """What a kernel with some deviations may be off by from what they compute, from runs in several orders."""
     finite = np.isfinite(wrong)
-    rows = FLOOR * recipe.u * root_mean_square(np.where(finite, wrong, 0.0))
+    rows = row_floor(root_mean_square(np.where(finite, wrong, 0.0)), recipe)
     slopes, doubtful = [0.0], np.zeros(rows.shape, dtype=np.bool_)
     for run in runs:
         lost = np.any(~np.isfinite(run) & finite, axis=-1)
@@ -206,4 +204,5 @@ def _rounded(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
     for mistake in problem.mistakes:
         ops = overlay(ops, wrap(mistake))
     with np.errstate(all="ignore"):
-        return round_to(forward(problem.spec, problem.inputs, ops) * problem.factor, recipe.storage)
+        spec = rounded_scalars(problem.spec, order, ops_with(problem.mistakes))
+        return round_to(forward(spec, problem.inputs, ops) * problem.factor, recipe.storage)

@@ -17,7 +17,7 @@ import numpy as np
 import refdiff
 from refdiff.files import replaced_atomically
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import LIMITS, RowBudget, uncertain
+from refdiff.oracle.budget.statistics import LIMITS, RowBudget, slope_limit, uncertain
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.golden.manifest import FORMAT, INDEX, LARGEST_FOLDER, MANIFEST, index_text, manifest_text, sha256
 from refdiff.oracle.inputs import options, shapes
@@ -157,7 +157,7 @@ def _of_rows(tensor: RowBudget) -> dict[str, Any]:
         "row": LIMITS.row,
         "bulk": LIMITS.bulk,
         "element": LIMITS.element,
-        "slope": LIMITS.slope * (tensor.slope + 0.02 * tensor.u),
+        "slope": slope_limit(tensor),
         "certain": int(uncertain(tensor) <= LIMITS.share),
         "legal_slope": tensor.slope,
         "storage": tensor.storage,

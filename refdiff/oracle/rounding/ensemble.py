@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.backends import ops_for
+from refdiff.backends import Ops, ops_for
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS, is_layer
 from refdiff.oracle.inputs.any_array import any_array
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic, Order
+from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic, Order, lambda_init_error
 from refdiff.oracle.rounding.parallel import run_orders
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_attention import scores_of_maps
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_operands import attention_operands, scores
+from refdiff.oracle.truth.attention_operands import attention_operands, lambda_init, scores
 from refdiff.oracle.truth.forward import project
 
 Numpy = np.ndarray[Any, Any]
@@ -41,6 +41,17 @@ def quantised(inputs: Mapping[str, Any], recipe: Recipe) -> Inputs:
     return found
 
 
+def rounded_scalars(spec: Spec, order: Order, ops: Ops | None = None) -> Spec:
+    """The spec with the λ_init of a kernel that computes it in float32, where the order has it so.
+
+    The scale of the output, 1 − λ_init, is then off by the same in every number: no sum over a tensor averages it out.
+    """
+    if not order.scalars or (spec.lambda_form != "exp" and "lambda_init" not in spec.out_scale):
+        return spec
+    start = lambda_init(spec, ops or ops_for())
+    return spec.replace(lambda_base="constant", lambda_init=start + order.scalars * lambda_init_error(start))
+
+
 def evaluate(spec: Spec, inputs: Inputs, recipe: Recipe, order: Order, dout: Numpy | None = None) -> dict[str, Numpy]:
     """Compute output and gradients as a kernel of this recipe does in this order.
 
@@ -48,7 +59,7 @@ def evaluate(spec: Spec, inputs: Inputs, recipe: Recipe, order: Order, dout: Num
         out as the spec's output; each gradient, under d and its input's name, as its input; values of the storage type
     """
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        result = truth(spec, inputs, dout=dout, want=("out",), ops=rounded_ops(recipe, order))
+        result = truth(rounded_scalars(spec, order), inputs, dout=dout, want=("out",), ops=rounded_ops(recipe, order))
         found = {"out": result.out, **{f"d{name}": g for name, g in result.grads.items()}}
         return {name: round_to(np.asarray(x), recipe.storage) for name, x in found.items() if x is not None}
 

@@ -29,6 +29,7 @@ class Order:
     terms: products that are added at a time, one such sum to the next; 0 leaves it to BLAS.
     base2: exponentials as 2^(x log₂ e). scale_first: q is scaled before the product with k.
     shift: how many standard errors of its own roundings λ is off.
+    scalars: λ_init is off by this share of what computing it in float32 may cost (`lambda_init_error`).
     noise: a seed; what is not 0 is no order, but errors at random of the size that roundings and sums in float32 have.
     Orders alone would agree by luck: one map that has all its weight on one key cancels exactly in most of them.
     flush: with `noise`, what is below 2⁻¹²⁶ becomes 0, as in code that XLA compiles and on many GPUs.
@@ -43,6 +44,7 @@ class Order:
     base2: bool = False
     scale_first: bool = False
     shift: float = 0.0
+    scalars: float = 0.0
     noise: int = 0
     flush: bool = False
 
@@ -59,9 +61,9 @@ MEMBERS = (
 )
 
 DRAWS = (
-    Order("at random", noise=1, flush=True),
+    Order("at random", noise=1, flush=True, scalars=1.0),
     Order("at random, weights subtracted", noise=2, subtract="weights", stored=True),
-    Order("at random, op by op", noise=3, stored=True, flush=True),
+    Order("at random, op by op", noise=3, stored=True, flush=True, scalars=-1.0),
     Order("at random, online, 16 keys", noise=4, tile=16),
 )
 
@@ -79,6 +81,17 @@ SMALLEST = 2.0**-126
 
 USUAL = 0.6
 """Root mean square of a rounding's error in units of u |x|: 1/√3 at a power of two, half of it just below one."""
+
+
+def lambda_init_error(start: float) -> float:
+    """Bound the error of λ_init = 0.8f − 0.6f · expf(−0.3f · l) in float32, as CUDA, C and JAX compute it.
+
+    Equation:
+        w = |0.8 − λ_init| is the product. Its factors, the exponent (at most 0.37 of 0.6 times two roundings) and expf
+        are off by less than 4 u w in all; 0.8f is off by 0.2 u, and the difference is rounded once: u |λ_init|.
+        1 − λ_init inherits the error: at λ_init = 0.8 it is five times as large as a share of 0.2.
+    """
+    return FORMATS["float32"].u * (abs(start) + 4.0 * abs(0.8 - start) + 0.2)
 
 
 def error_of_sums(n: int) -> float:

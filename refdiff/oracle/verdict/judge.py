@@ -11,6 +11,7 @@ from refdiff.oracle.budget.statistics import (
     Limits,
     RowBudget,
     Statistic,
+    element_allowance,
     over,
     root_mean_square,
     statistics,
@@ -149,7 +150,7 @@ def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str
     size = float(root_mean_square(budget.expected[row][None])[0])
     if s.name == "element":
         y, a = float(budget.expected[s.at]), float(actual[s.at])
-        allowed = s.limit * (6 * float(budget.rows[row]) + 2 * budget.u * abs(y))
+        allowed = s.limit * float(element_allowance(budget, budget.rows[row], np.abs(budget.expected[row]))[s.at[-1]])
         return f"{text}; at {place(budget.axes, s.at)} it is {a:.6g}, the truth {y:.6g} ± {allowed:.2g}"
     unit = budget.bounds if s.name == "bound" else budget.rows
     return (
@@ -168,17 +169,19 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
     """
     check_shape(name, actual, expected)
     actual = np.asarray(actual, dtype=np.float64)
+    known = np.isfinite(np.broadcast_to(allowed, expected.shape))
     with np.errstate(invalid="ignore"):
-        ratio = np.where(
-            np.isfinite(actual), over(np.abs(actual - expected), np.broadcast_to(allowed, expected.shape)), np.inf
-        )
-    s = _worst("sum", ratio, "|e| / (6 u ‖terms‖₂ + 2 ulp)")
-    reasons = []
+        ratio = np.where(np.isfinite(actual), over(np.abs(actual - expected), np.where(known, allowed, np.inf)), np.inf)
+    s = _worst("sum", np.where(known, ratio, 0.0), "|e| / (6 u ‖terms‖₂ + 2 ulp)")
+    reasons, notes = [], []
+    if not known.all():
+        notes.append(_overflowing(known))
     if not s.holds:
         at = s.at or ()
         bound = float(np.broadcast_to(allowed, expected.shape)[at])
         reasons.append(f"is {float(actual[at]):.6g} at {at}, the truth {float(expected[at]):.6g} ± {bound:.2g}")
-    return TensorVerdict(name, FAIL if reasons else PASS, (s,), tuple(reasons))
+    status = FAIL if reasons else INCONCLUSIVE if notes else PASS
+    return TensorVerdict(name, status, (s,), tuple(reasons), tuple(notes))
 
 
 def judge_lse(
@@ -194,9 +197,11 @@ def judge_lse(
     """
     check_shape(name, actual, expected)
     actual = np.asarray(actual, dtype=np.float64)
-    s = _worst("lse", _apart(actual, expected, allowed), "|e| / (logit error + u |lse|)")
+    known = np.isfinite(np.broadcast_to(allowed, expected.shape))
+    s = _worst("lse", np.where(known, _apart(actual, expected, allowed), 0.0), "|e| / (logit error + u |lse|)")
     if s.holds:
-        return TensorVerdict(name, PASS, (s,))
+        notes = () if known.all() else (_overflowing(known),)
+        return TensorVerdict(name, INCONCLUSIVE if notes else PASS, (s,), (), notes)
     at = s.at or ()
     reason = f"is {float(actual[at]):.7g} at {place('b h t', at)}, the truth {float(expected[at]):.7g}"
     hints = []
@@ -206,6 +211,11 @@ def judge_lse(
             hints.append(text)
             break
     return TensorVerdict(name, FAIL, (s,), (f"{reason} ± {float(allowed[at]):.2g}",), tuple(hints))
+
+
+def _overflowing(known: Numpy) -> str:
+    """What is said of an infinite allowance: whatever stands there has not been judged."""
+    return f"correct kernels overflow in {int(np.sum(~known))} of {known.size} numbers, which were not judged"
 
 
 def _apart(actual: Numpy, expected: Numpy, allowed: Numpy) -> Numpy:

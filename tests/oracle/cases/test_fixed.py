@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.cases.fixed import PROFILES, cases, small_spec
+from refdiff.oracle.cases.values import ALIASES
 from refdiff.oracle.inputs.validation import check_inputs
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth import truth
@@ -27,11 +28,11 @@ def test_every_case_has_a_truth(profile: str) -> None:
 
 
 def test_names_and_presets() -> None:
-    found = cases("identify", 3)
+    found = cases("discriminating", 3)
     assert len({case.name for case in found}) == len(found) == 4 * len(PRESETS)
-    assert str(found[0]) == "identify-hf_diffllama-0-float32-3"
-    assert cases("identify", spec=small("ms_v1"))[0].name == "identify-0-float32-0"
-    again = cases("identify", 3)
+    assert str(found[0]) == "discriminating-hf_diffllama-0-float32-3"
+    assert cases("discriminating", spec=small("ms_v1"))[0].name == "discriminating-0-float32-0"
+    again = cases("discriminating", 3)
     assert all(np.array_equal(a.inputs[n], b.inputs[n]) for a, b in zip(found, again, strict=True) for n in a.inputs)
     assert np.array_equal(found[1].dout, again[1].dout)
 
@@ -49,12 +50,21 @@ def test_a_case_knows_what_it_is_blind_to() -> None:
 
 
 def test_an_unknown_profile() -> None:
-    with pytest.raises(ValueError, match="no profile is called 'hard': there are natural, identify"):
+    with pytest.raises(ValueError, match="no profile is called 'hard': there are natural, discriminating"):
         cases("hard")
 
 
 def test_printed_in_short() -> None:
-    case = cases("identify", spec=small_spec("hf_diffllama"), dtype="bfloat16")[1]
+    case = cases("discriminating", spec=small_spec("hf_diffllama"), dtype="bfloat16")[1]
     assert repr(case).startswith(f"Case('{case.name}', q (2, 12, 11, 16) bfloat16, k (2, 4, 11, 16) bfloat16, ")
     assert len(repr(case)) < 500
     assert str(case) == case.name
+
+
+@pytest.mark.parametrize(("old", "new"), ALIASES.items())
+def test_former_names_of_profiles(old: str, new: str) -> None:
+    spec = small_spec("hf_diffllama")
+    for former, case in zip(cases(old, 1, spec=spec), cases(new, 1, spec=spec), strict=True):
+        assert former.name == case.name
+        assert former.name.startswith(new)
+        np.testing.assert_array_equal(former.inputs["lambda_q1"], case.inputs["lambda_q1"])

@@ -58,10 +58,10 @@ def test_a_query_has_most_of_its_weight_on_one_key(name: str) -> None:
 
 def test_only_queries_are_changed_and_only_their_noise_is_read() -> None:
     spec = small_spec("hf_diffllama")
-    inputs = as_float64(spec, draw(spec, Structure(1, 2, 70), "identify", 0))
+    inputs = as_float64(spec, draw(spec, Structure(1, 2, 70), "discriminating", 0))
     before = {name: x.copy() for name, x in inputs.items()}
     aimed = aim_at_tiles(spec, inputs)
     assert all(np.array_equal(x, before[name]) for name, x in inputs.items())
     assert aimed.shape == inputs["q"].shape
-    nothing = as_float64(spec, draw(spec, Structure(1, 2, 0), "identify", 0))
+    nothing = as_float64(spec, draw(spec, Structure(1, 2, 0), "discriminating", 0))
     assert np.array_equal(aim_at_tiles(spec, nothing), nothing["q"])

@@ -27,19 +27,19 @@ def test_the_truth_of_all_is_finite_and_the_same_for_a_seed(name: str, values: s
     assert all(np.array_equal(x, again[n]) for n, x in inputs.items())
     assert not np.array_equal(inputs["q"], other["q"])
     lambda_ = found.lambda_full
-    if values == "cancel":
+    if values == "cancellation":
         low, high = (0.8, 1.15) if spec.lambda_form == "exp" else (0.3, 1.0)
         assert low < lambda_.min() <= lambda_.max() < high
-    if values == "identify" and spec.lambda_form == "exp":
+    if values == "discriminating" and spec.lambda_form == "exp":
         assert 0.33 < lambda_ < 0.87
 
 
 def test_maps_that_cancel_and_values_that_whisper() -> None:
     spec, w = small("hf_diffllama"), head_indices(small("hf_diffllama"))
-    near = draw(spec, PLAIN, "cancel", 0)
+    near = draw(spec, PLAIN, "cancellation", 0)
     assert np.abs(near["q"][:, w.q2] - near["q"][:, w.q1]).max() < 0.1
     assert np.array_equal(near["q"][:, w.q2, 0], near["q"][:, w.q1, 0])
-    loud, low = draw(spec, PLAIN, "identify", 0), draw(spec, PLAIN, "whisper", 0)
+    loud, low = draw(spec, PLAIN, "discriminating", 0), draw(spec, PLAIN, "tiny_values", 0)
     assert np.abs(low["v"]).max() < 0.01 * np.abs(loud["v"]).max()
 
 
@@ -77,7 +77,7 @@ def test_padding_is_loud_and_pages_of_nobody_are_nan() -> None:
 
 
 def test_a_layer() -> None:
-    inputs = draw(small("diff_v2"), Structure(2, 3, 5, hidden=13), "identify", 0)
+    inputs = draw(small("diff_v2"), Structure(2, 3, 5, hidden=13), "discriminating", 0)
     assert inputs["x"].shape == (2, 3, 13)
     assert inputs["x_past"].shape == (2, 2, 13)
     assert inputs["lambda_proj.weight"].shape == (6, 13)

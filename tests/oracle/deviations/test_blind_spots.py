@@ -37,7 +37,7 @@ def test_rounding_hides_epsilon_and_small_values_show_it() -> None:
     spec = small_spec("hf_diffllama")
     assert "epsilon_of_1e-6" not in hidden(spec, Structure(2, 7, 9))
     assert "epsilon_of_1e-6" in hidden(spec, Structure(2, 7, 9), "natural", "bfloat16")
-    assert "epsilon_of_1e-6" not in hidden(spec, Structure(2, 7, 9), "whisper", "bfloat16")
+    assert "epsilon_of_1e-6" not in hidden(spec, Structure(2, 7, 9), "tiny_values", "bfloat16")
 
 
 def test_a_known_budget_is_not_computed_again() -> None:
@@ -82,7 +82,7 @@ def test_everything_is_seen_by_some_case(name: str, dtype: str) -> None:
     """Five budgets of a row or more, in one case at least of the lists of its dtype."""
     spec = small_spec(name)
     seen: dict[str, float] = {d.name: 0.0 for d in deviations(spec)}
-    for profile, numbers in (("identify", (0, 1, 2)), ("whisper", (0,)), ("layout", (3,))):
+    for profile, numbers in (("discriminating", (0, 1, 2)), ("tiny_values", (0,)), ("layout", (3,))):
         for n in numbers:
             case = cases(profile, spec=spec, dtype=dtype)[n]
             known = budget(spec, case.inputs, dtype, members=3)

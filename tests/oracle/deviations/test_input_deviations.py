@@ -23,7 +23,7 @@ def dense(**more: Any) -> dict[str, Any]:
 
 FIT: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("queries_read_by_token", "all_read_by_token"), dense()),
-    "keys_read_by_token": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "identify", 3),
+    "keys_read_by_token": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "discriminating", 3),
     "values_read_by_token": dense(),
     "padding_seen": dense(key_mask=np.array([[False] * 3 + [True] * 4] * 2)),
     "mask_unread": dense(mask=np.tri(5, 7, 2, dtype=np.bool_)[:, ::-1]),
@@ -37,8 +37,8 @@ FIT: dict[str, dict[str, Any]] = {
     "keys_start_with_the_queries": {
         **draw(HF, B=1, T=6, S=6), "cu_seqlens_q": np.array([0, 2, 6]), "cu_seqlens_k": np.array([0, 4, 6]),
     },
-    "pages_as_they_lie": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "identify", 3),
-    "last_page_whole": draw_values(HF, Structure(pages=((1, 7), (1, 9))), "identify", 3),
+    "pages_as_they_lie": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "discriminating", 3),
+    "last_page_whole": draw_values(HF, Structure(pages=((1, 7), (1, 9))), "discriminating", 3),
 }  # fmt: skip
 
 

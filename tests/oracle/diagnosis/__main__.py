@@ -34,7 +34,7 @@ Some = tuple[Deviation, ...]
 def shown(preset: str, dtype: str) -> tuple[Case, ...]:
     """All of both profiles but for the whole layer's."""
     spec = small_spec(preset)
-    both = [c for profile in ("identify", "whisper") for c in cases(profile, 5, spec=spec, dtype=dtype)]
+    both = [c for profile in ("discriminating", "tiny_values") for c in cases(profile, 5, spec=spec, dtype=dtype)]
     return tuple(c for c in both if kind_of(c.inputs) == "dense")
 
 

@@ -37,7 +37,7 @@ def kernel(case: Case, some: Sequence[Deviation], order: int = 0) -> np.ndarray 
 def pair_of_cases(preset: str, dtype: str) -> tuple[Case, Case]:
     """One of identify, with padding, and one of whisper."""
     spec = small_spec(preset)
-    return cases("identify", 5, spec=spec, dtype=dtype)[0], cases("whisper", 5, spec=spec, dtype=dtype)[0]
+    return cases("discriminating", 5, spec=spec, dtype=dtype)[0], cases("tiny_values", 5, spec=spec, dtype=dtype)[0]
 
 
 def named(preset: str, name: str) -> Deviation:

@@ -62,7 +62,7 @@ def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
 def test_a_kernel_that_has_tokens_before_heads_in_memory(preset: str) -> None:
     """It reads and writes (B, T, heads, width); what it reads alone, and what it writes alone, have names too."""
     spec = small_spec(preset)
-    cases = [draw(spec, Structure(2, 9, 9), "identify", 1), draw(spec, Structure(2, 7, 12), "whisper", 2)]
+    cases = [draw(spec, Structure(2, 9, 9), "discriminating", 1), draw(spec, Structure(2, 7, 12), "tiny_values", 2)]
 
     def read(inputs: dict[str, Any]) -> dict[str, Any]:
         by_token = {n: np.moveaxis(inputs[n].reshape(np.moveaxis(inputs[n], 1, 2).shape), 2, 1) for n in "qkv"}
@@ -129,7 +129,7 @@ def test_a_right_output_has_no_deviation(dtype: str) -> None:
 
 def test_what_is_wrong_beside_a_right_output_is_said() -> None:
     """A log-sum-exp to base 2, and a backward pass without the triangle."""
-    case = cases("identify", 5, spec=HF, dtype="float32")[1]
+    case = cases("discriminating", 5, spec=HF, dtype="float32")[1]
     right = truth(HF, case.inputs, dout=case.dout)
     given = {"out": right.out, "lse1": right.lse1 / np.log(2), "lse2": right.lse2, "dv": right.grads["v"]}
     found = diagnose(given, HF, case.inputs, recipe="float32", dout=case.dout)
@@ -142,7 +142,7 @@ def test_what_is_wrong_beside_a_right_output_is_said() -> None:
 
 
 def test_without_an_output_the_rest_is_judged() -> None:
-    case = cases("identify", 5, spec=HF, dtype="float32")[1]
+    case = cases("discriminating", 5, spec=HF, dtype="float32")[1]
     right = truth(HF, case.inputs, dout=case.dout)
     assert diagnose({"lse1": right.lse1}, HF, case.inputs, recipe="float32").status == NO_DEVIATION
     found = diagnose({"dv": 2 * right.grads["v"]}, HF, case.inputs, recipe="float32", dout=case.dout)
@@ -165,7 +165,7 @@ def test_a_name_that_leaves_much_gives_way_to_a_number_that_leaves_little() -> N
 
 def test_two_names_for_which_one_number_could_stand_are_not_the_only_answer() -> None:
     """A constant λ of 0.793, which two deviations together give on one case, by chance, to within bfloat16."""
-    case = cases("identify", 1, spec=Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=3),
+    case = cases("discriminating", 1, spec=Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=3),
                  dtype="bfloat16")[1]  # fmt: skip
     start = 0.8 - 0.6 * np.exp(-0.9)
     zero = {n: np.zeros_like(x) for n, x in case.inputs.items() if n.startswith("lambda_")}
@@ -285,7 +285,7 @@ def test_what_explains_the_rest_of_an_output_with_nan_is_shown() -> None:
 @pytest.mark.parametrize("names", [("rows_that_see_nothing_nan",), ("rows_that_see_nothing_nan", "layer_norm")])
 def test_nan_that_a_deviation_gives_has_its_name(names: tuple[str, ...]) -> None:
     """Alone, and in a pair, which is looked for then: one of the two gives NaN in these places."""
-    case = cases("identify", 5, spec=HF, dtype="float32")[2]
+    case = cases("discriminating", 5, spec=HF, dtype="float32")[2]
     out = kernel(case, [named("hf_diffllama", name) for name in names])
     assert out is not None
     assert np.isnan(out).any()
@@ -334,7 +334,7 @@ def test_a_case_that_separates(names: tuple[str, str], dtype: str) -> None:
     two = [Candidate((named("hf_diffllama", n),), 1.0, 1.0, True) for n in names]
     case = separating(HF, Recipe.of("bfloat16"), two)
     assert case is not None
-    assert (case.profile, case.dtype) == ("identify", dtype)
+    assert (case.profile, case.dtype) == ("discriminating", dtype)
 
 
 def test_replay_of_a_constant_lambda_init() -> None:
@@ -350,7 +350,7 @@ def test_replay_of_a_constant_lambda_init() -> None:
 def test_replay_of_the_eager_file_under_gqa() -> None:
     """Row F5: unilm's two implementations, each taken for the other."""
     eager, flash = small_spec("ms_v1_naive"), MS
-    case = cases("identify", 5, spec=flash, dtype="float32")[0]
+    case = cases("discriminating", 5, spec=flash, dtype="float32")[0]
     out = truth(eager, case.inputs).out
     found = diagnose(out, flash, case.inputs, recipe="float32", max_deviations=1)
     assert found.status == UNIQUE
@@ -359,7 +359,7 @@ def test_replay_of_the_eager_file_under_gqa() -> None:
 
 def test_replay_of_weights_of_hf_in_the_code_of_unilm() -> None:
     """Rows F1, F2 and F6 together: three choices, and one name."""
-    case = cases("identify", 5, spec=HF, dtype="float32")[0]
+    case = cases("discriminating", 5, spec=HF, dtype="float32")[0]
     out = kernel(case, [named("hf_diffllama", "wired_as_in_ms_v1")])
     assert out is not None
     found = diagnose(out, HF, case.inputs, recipe="float32", max_deviations=1)

@@ -22,7 +22,7 @@ SHAPE = Structure(2, 9, 12)
 
 
 def target(spec: Spec, shape: Structure = SHAPE) -> Target:
-    inputs = draw(spec, shape, "identify", 3)
+    inputs = draw(spec, shape, "discriminating", 3)
     known = budget(spec, inputs, "float32", members=2)
     return Target.of(known.expected["out"].copy(), known)
 
@@ -32,7 +32,7 @@ def target(spec: Spec, shape: Structure = SHAPE) -> Target:
 def test_a_factor_by_head_is_found(name: str, dtype: str) -> None:
     """Of all heads, and of two where the rest is right."""
     spec = small_spec(name)
-    inputs = draw(spec, SHAPE, "identify", 3, dtype)
+    inputs = draw(spec, SHAPE, "discriminating", 3, dtype)
     right = truth(spec, inputs).out
     assert right is not None
     for factors in ([0.5, 0.7, 0.9, 1.1, 1.3, 1.5], [0.5, 0.7, 1.0, 1.0, 1.0, 1.0]):

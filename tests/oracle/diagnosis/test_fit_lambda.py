@@ -24,7 +24,7 @@ from refdiff.oracle.truth import truth
 
 def target(spec: Spec, lambdas: Any, factor: Any, structure: Structure | None = None, dtype: str = "float32") -> Target:
     """An output with these λ and this factor."""
-    inputs = draw(spec, structure or Structure(2, 7, 9), "identify", 3, dtype)
+    inputs = draw(spec, structure or Structure(2, 7, 9), "discriminating", 3, dtype)
     changed = spec.replace(lambda_form="given", out_scale="none")
     other = {n: x for n, x in inputs.items() if n not in (*VECTORS, "lambda_logits")} | {
         "lambda_full": np.asarray(lambdas)

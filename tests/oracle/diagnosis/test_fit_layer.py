@@ -30,7 +30,7 @@ def target(
     spec: Spec, of_lambda: int, of_scale: int, dtype: str = "float32", structure: Structure | None = None
 ) -> Target:
     """An output with λ_init of these layers, counted from 0."""
-    inputs = draw(spec, structure or Structure(2, 7, 9), "identify", 1, dtype)
+    inputs = draw(spec, structure or Structure(2, 7, 9), "discriminating", 1, dtype)
     other = spec.replace(lambda_base="constant", lambda_init=lambda_init(of_lambda))
     out = truth(other, inputs).out
     assert out is not None
@@ -98,7 +98,7 @@ def test_what_no_layer_has_is_of_no_layer() -> None:
     factored = Target.of(round_to(0.9 * t.actual, "float32"), budget(SPEC, t.inputs, "float32", members=2))
     assert found(SPEC, factored) == []
     v2 = Spec.preset("diff_v2", query_heads=4, key_heads=2, head_dim=8)
-    inputs = draw(v2, Structure(2, 7, 9), "identify", 1)
+    inputs = draw(v2, Structure(2, 7, 9), "discriminating", 1)
     known = budget(v2, inputs, "float32", members=2)
     assert found(v2, Target.of(0.5 * known.expected["out"], known)) == []
 
@@ -106,7 +106,7 @@ def test_what_no_layer_has_is_of_no_layer() -> None:
 @pytest.mark.parametrize(("dtype", "shown"), [("bfloat16", [SCALE, "factor"]), ("float32", ["factor"])])
 def test_one_number_that_is_near_a_layer_by_chance(dtype: str, shown: list[str]) -> None:
     """Half the scale of layer 3 is that of layer 11 but for 1 in 2000: in 16 bits both are said."""
-    inputs = draw(SPEC, Structure(2, 7, 9), "identify", 1, dtype)
+    inputs = draw(SPEC, Structure(2, 7, 9), "discriminating", 1, dtype)
     known = budget(SPEC, inputs, dtype, members=4)
     half = Target.of(round_to(0.5 * known.expected["out"], dtype), known)
     assert [f.parameter for f in fits(SPEC, (half,))] == shown
@@ -117,7 +117,7 @@ def test_two_numbers_of_16_bits_are_of_a_layer() -> None:
 
 
 def test_the_answer_names_the_layer_and_nothing_beside_it() -> None:
-    case = oracle.cases("identify", seed=1, spec=SPEC, dtype="float32")[1]
+    case = oracle.cases("discriminating", seed=1, spec=SPEC, dtype="float32")[1]
     out = truth(SPEC.replace(layer=7), case.inputs).out
     answer = diagnose(round_to(out, "float32"), SPEC, case.inputs, recipe="float32")
     assert (answer.status, answer.candidates, answer.notes) == (NONE_FITS, (), ())

@@ -29,7 +29,7 @@ LIMIT = 2.5
 
 def target(order: list[int] | None = None, whisper: bool = False, **changes: Any) -> Target:
     """An output of the spec with another number, or with heads in another order; float32."""
-    inputs = draw(SPEC, Structure(1, 9, 12), "whisper" if whisper else "identify", 3)
+    inputs = draw(SPEC, Structure(1, 9, 12), "tiny_values" if whisper else "discriminating", 3)
     out = truth(SPEC.replace(**changes), inputs).out
     assert out is not None
     return Target.of(round_to(out if order is None else out[:, order], "float32"), budget(SPEC, inputs, "float32"))
@@ -37,7 +37,7 @@ def target(order: list[int] | None = None, whisper: bool = False, **changes: Any
 
 def limited(limit: str, dtype: str) -> Target:
     """An output whose scores have a limit, computed here from the maps' definition."""
-    inputs = draw(SPEC, Structure(1, 9, 12), "identify", 3, dtype)
+    inputs = draw(SPEC, Structure(1, 9, 12), "discriminating", 3, dtype)
     known = budget(SPEC, inputs, dtype)
     exact = as_float64(SPEC, known.inputs)
     s = attention_operands(SPEC, exact, ops_for())
@@ -52,7 +52,7 @@ def limited(limit: str, dtype: str) -> Target:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "whisper"),
+    ("field", "value", "tiny_values"),
     [("scale", 0.31, False), ("norm_eps", 3e-7, True), ("rope_theta", 700.0, False), ("window", 5, False)],
 )
 def test_a_number_is_found(field: str, value: float, whisper: bool) -> None:

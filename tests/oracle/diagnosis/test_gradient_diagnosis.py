@@ -49,7 +49,7 @@ def gradients(case: Case, **changes: Any) -> dict[str, np.ndarray]:
     ],
 )
 def test_gradients_of_another_spec(changes: dict[str, Any], name: str, dtype: str) -> None:
-    case = cases("identify", 5, spec=SPEC, dtype=dtype)[1]
+    case = cases("discriminating", 5, spec=SPEC, dtype=dtype)[1]
     wrong = gradients(case, **changes)
     found = asked(case, {n: wrong[n] for n in NAMES})
     assert found.status == NONE_FITS
@@ -67,7 +67,7 @@ def test_gradients_of_another_spec(changes: dict[str, Any], name: str, dtype: st
     ],
 )
 def test_a_factor(wrong: Callable[[np.ndarray], np.ndarray], said: str | None) -> None:
-    case = cases("identify", 5, spec=SPEC, dtype="float32")[1]
+    case = cases("discriminating", 5, spec=SPEC, dtype="float32")[1]
     right = gradients(case)
     found = asked(case, {"dq": right["dq"], "dk": wrong(right["dk"])})
     assert found.notes[0].startswith("the output is right, dk is not: ")
@@ -92,7 +92,7 @@ AS_IN_THE_SPEC = ("no_causal_mask", "gradient_without_the_causal_mask")
 @pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1", "diff_v2"])
 @pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
 def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> None:
-    case = cases("identify", 3, spec=small_spec(preset), dtype=dtype)[1]
+    case = cases("discriminating", 3, spec=small_spec(preset), dtype=dtype)[1]
     found = asked(case, mistaken(case, mistake))
     failed = [note.split()[4] for note in found.notes if note.startswith("the output is right, ")]
     if preset == "diff_v2" and mistake.layer in ("rms_norm_vjp", "diff_lambda_vjp"):
@@ -110,7 +110,7 @@ def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> Non
 
 def test_each_of_its_own() -> None:
     """The gradient of k sees the future, that of v is of other pairs."""
-    case = cases("identify", 5, spec=SPEC, dtype="float32")[1]
+    case = cases("discriminating", 5, spec=SPEC, dtype="float32")[1]
     wrong = {"dk": gradients(case, causal="none")["dk"], "dv": gradients(case, pairing="interleaved")["dv"]}
     first, second = asked(case, wrong).notes[2:]
     assert first.startswith("dk is that of no_causal_mask (")
@@ -119,7 +119,7 @@ def test_each_of_its_own() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_those_of_one_factor_are_told_together(dtype: str) -> None:
-    case = cases("identify", 3, spec=SPEC, dtype=dtype)[1]
+    case = cases("discriminating", 3, spec=SPEC, dtype=dtype)[1]
     right = gradients(case)
     of_lambda = [n for n in right if n.startswith("dlambda_") and n != "dlambda_full"]
     by = {"dq": 7.0, "dk": 0.3, "dv": 7.0, **dict.fromkeys(of_lambda, 12.5)}
@@ -140,7 +140,7 @@ def test_those_of_one_factor_are_told_together(dtype: str) -> None:
     ],
 )
 def test_zeros(zero: tuple[str, ...], said: str) -> None:
-    case = cases("identify", 3, spec=SPEC, dtype="float32")[1]
+    case = cases("discriminating", 3, spec=SPEC, dtype="float32")[1]
     right = gradients(case)
     found = asked(case, {n: 0 * right[n] if n in zero else right[n] for n in NAMES})
     (note,) = found.notes[len(zero) :]
@@ -149,7 +149,7 @@ def test_zeros(zero: tuple[str, ...], said: str) -> None:
 
 def test_the_gradients_that_are_right_tell_deviations_apart() -> None:
     """In 16 bits any number may be λ's gradient: those of q, k and v say whether more than λ is wrong."""
-    case = cases("identify", 1, spec=small_spec("ms_v1"), dtype="bfloat16")[1]
+    case = cases("discriminating", 1, spec=small_spec("ms_v1"), dtype="bfloat16")[1]
     (mistake,) = (m for m in BACKWARD_MISTAKES if m.name == "second_exponential_without_its_sign")
     wrong = mistaken(case, mistake)
     alone = asked(case, {n: wrong[n] for n in ("dlambda_q2", "dlambda_k2")}).notes[2]
@@ -161,7 +161,7 @@ def test_the_gradients_that_are_right_tell_deviations_apart() -> None:
 
 
 def test_right_gradients_and_noise_have_no_name() -> None:
-    case = cases("identify", 5, spec=SPEC, dtype="bfloat16")[1]
+    case = cases("discriminating", 5, spec=SPEC, dtype="bfloat16")[1]
     right = gradients(case)
     assert not [note for note in asked(case, {n: right[n] for n in NAMES}).notes if note.startswith("d")]
     noise = np.random.default_rng(0).normal(size=right["dq"].shape)

@@ -119,7 +119,9 @@ def test_two_together_are_named(dtype: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "keys", "profile"), [("bfloat16", T, "natural"), ("float32", T + 20, "identify")])
+@pytest.mark.parametrize(
+    ("dtype", "keys", "profile"), [("bfloat16", T, "natural"), ("float32", T + 20, "discriminating")]
+)
 def test_all_singles_are_named(dtype: str, keys: int, profile: str) -> None:
     """Or they are hidden. Another name is given beside the right one only, which is first, with a separating case."""
     of = case(dtype, T, keys, profile)

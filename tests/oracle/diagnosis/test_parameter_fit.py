@@ -18,7 +18,7 @@ SPEC = small_spec("hf_diffllama")
 
 def target(factor: float) -> Target:
     """A right output in bfloat16, multiplied."""
-    inputs = draw(SPEC, Structure(1, 9, 12), "identify", 3, "bfloat16")
+    inputs = draw(SPEC, Structure(1, 9, 12), "discriminating", 3, "bfloat16")
     known = budget(SPEC, inputs, "bfloat16", members=4)
     return Target.of(round_to(factor * known.expected["out"], "bfloat16"), known)
 

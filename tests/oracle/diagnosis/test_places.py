@@ -128,7 +128,7 @@ def test_rows_that_see_no_key() -> None:
     shape = Structure(1, 6, 4)
     zeros = small_spec("hf_diffllama")
     nan = zeros.replace(masked_rows="nan")
-    x = draw(zeros, shape, "identify", 0)
+    x = draw(zeros, shape, "discriminating", 0)
     outs = {spec: budget(spec, x, "float32", members=2) for spec in (zeros, nan)}
     found = damage(outs[nan].expected["out"], outs[zeros])
     assert found.lines[0] == "it is NaN in tokens 0 to 1, where the truth is finite: these rows see no key"
@@ -149,7 +149,7 @@ def test_sequences_that_are_packed_are_told_apart() -> None:
 
 def test_a_layer_has_no_heads() -> None:
     spec = small_spec("hf_diffllama")
-    case = cases("identify", 5, spec=spec, dtype="float32")[3]
+    case = cases("discriminating", 5, spec=spec, dtype="float32")[3]
     known = budget(spec, case.inputs, "float32", members=2)
     wrong = known.expected["out"].copy()
     wrong[0, 4] += 1
@@ -172,7 +172,7 @@ def _said_of(case: Case) -> dict[str, str]:
     return {name: line for name, line in said.items() if line}
 
 
-@pytest.mark.parametrize("profile", ["identify", "natural"])
+@pytest.mark.parametrize("profile", ["discriminating", "natural"])
 def test_a_mistake_that_is_everywhere_has_no_place(profile: str) -> None:
     spec = small_spec("hf_diffllama")
     for case in cases(profile, 5, spec=spec, dtype="bfloat16")[:2]:
@@ -183,6 +183,6 @@ def test_a_mistake_that_is_everywhere_has_no_place(profile: str) -> None:
 @pytest.mark.parametrize(("preset", "dtype"), [("ms_v1", "float32"), ("diff_v2", "float16"), ("gda", "bfloat16")])
 def test_none_has_a_place_in_any_profile(preset: str, dtype: str) -> None:
     spec = small_spec(preset)
-    for profile in ("identify", "whisper", "natural", "cancel", "extreme"):
+    for profile in ("discriminating", "tiny_values", "natural", "cancellation", "extreme"):
         for case in cases(profile, 5, spec=spec, dtype=dtype):
             assert set(_said_of(case)) <= {*OF_PLACES, "rows_that_see_nothing_uniform"}

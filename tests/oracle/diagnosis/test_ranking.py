@@ -44,7 +44,7 @@ def test_of_many_that_could_not_be_shown_a_few_are_printed() -> None:
 
 
 def test_several_names_have_none() -> None:
-    case = cases("identify", spec=small("ms_v1"))[0]
+    case = cases("discriminating", spec=small("ms_v1"))[0]
     some = (Candidate((ONE,), 0.7, 1.0, True), Candidate((TWO,), 0.8, 1.0, True))
     ranking = Ranking(AMBIGUOUS, some, separating=case, notes=("look",))
     assert ranking.name is None

@@ -111,7 +111,7 @@ def test_a_part_that_is_right_tells_what_changes_it() -> None:
 
 def test_a_whole_layer_has_no_heads_in_its_rows() -> None:
     """Its output is judged like any other: here that of a kernel whose triangle is not there."""
-    case = next(c for c in cases("identify", 5, spec=CASE.spec, dtype="float32") if "x" in c.inputs)
+    case = next(c for c in cases("discriminating", 5, spec=CASE.spec, dtype="float32") if "x" in c.inputs)
     out = truth(case.spec.replace(causal="none"), case.inputs).out
     found = diagnose(out, case.spec, case.inputs, recipe="float32")
     assert (found.status, found.name) == ("unique", "no_causal_mask")

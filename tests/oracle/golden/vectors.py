@@ -21,12 +21,12 @@ from refdiff.oracle.spec import Spec
 HF = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=2)
 V2 = Spec.preset("diff_v2", query_heads=4, key_heads=1, head_dim=8)
 KINDS = {
-    "whole": (HF, Structure(2, 5, 7, padding="left"), "identify", "float32"),
-    "half": (HF, Structure(1, 6, 6), "identify", "bfloat16"),
-    "packed": (HF, Structure(packed=((3, 3), (0, 2), (2, 5))), "identify", "float16"),
-    "v2": (V2, Structure(1, 4, 9), "whisper", "bfloat16"),
-    "unseen": (HF, Structure(1, 4, 2), "identify", "float32"),
-    "cancelled": (HF, Structure(1, 4, 6), "cancel", "bfloat16"),
+    "whole": (HF, Structure(2, 5, 7, padding="left"), "discriminating", "float32"),
+    "half": (HF, Structure(1, 6, 6), "discriminating", "bfloat16"),
+    "packed": (HF, Structure(packed=((3, 3), (0, 2), (2, 5))), "discriminating", "float16"),
+    "v2": (V2, Structure(1, 4, 9), "tiny_values", "bfloat16"),
+    "unseen": (HF, Structure(1, 4, 2), "discriminating", "float32"),
+    "cancelled": (HF, Structure(1, 4, 6), "cancellation", "bfloat16"),
 }
 
 

@@ -59,7 +59,7 @@ def acts_in(preset: str, mistake: Mistake) -> bool:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_acts_in_the_way_back_of_a_spec(preset: str, mistake: Mistake) -> None:
     """On the gradients that it says, and on no others."""
-    case = cases("identify", 5, spec=small_spec(preset))[1]
+    case = cases("discriminating", 5, spec=small_spec(preset))[1]
     inputs, dout = as_float64(case.spec, case.inputs), case.dout.astype(np.float64)
     right, wrong = (backward(case.spec, inputs, dout, ops_with(some)) for some in ((), (mistake,)))
     off = {n: np.abs(wrong[n] - y).max() / np.abs(y).max() for n, y in right.items()}

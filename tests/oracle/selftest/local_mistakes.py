@@ -13,7 +13,7 @@ import numpy as np
 
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.attention_mask import attention_mask
 
 Numpy = np.ndarray[Any, Any]
 Random = np.random.Generator
@@ -57,7 +57,7 @@ def eight_rows_lose_eight_keys(rng: Random, spec: Spec, inputs: Inputs) -> tuple
 def every_32nd_row_sees_a_future_key(rng: Random, spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs]:
     """Every 32nd row sees one key more: the causal mask is off by one at the edge of a tile."""
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    see = np.broadcast_to(visible(spec, inputs), (inputs["q"].shape[0], spec.heads, T, S)).copy()
+    see = np.broadcast_to(attention_mask(spec, inputs), (inputs["q"].shape[0], spec.heads, T, S)).copy()
     rows = np.arange(T) % 32 == 31 - T % 2
     rows[-1] = False
     for t in np.flatnonzero(rows):

@@ -18,7 +18,7 @@ Each = Callable[[Callable[[int], Table], Sequence[int]], Iterable[tuple[int, Tab
 """Calls a function of each seed, and gives seeds with what came of them, in any order."""
 
 RECIPES = ("float32", "tf32", "bfloat16", "float16")
-PROFILES = ("natural", "cancel", "whisper", "extreme")
+PROFILES = ("natural", "cancellation", "tiny_values", "extreme")
 
 
 def selftest(

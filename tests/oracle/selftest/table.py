@@ -12,7 +12,7 @@ AXES = ("recipe", "profile", "direction", "rule")
 IN_TURN = (
     ("forward", "backward", "lse"),
     ("float32", "tf32", "bfloat16", "float16"),
-    ("natural", "cancel", "whisper", "extreme"),
+    ("natural", "cancellation", "tiny_values", "extreme"),
 )
 ENOUGH = 0.99
 
@@ -115,7 +115,7 @@ class Table:
 
     def __str__(self) -> str:
         numbers = f"{'killed':>16}{'of all':>8}{'legal refused':>16}"
-        head = f"{'recipe':9}{'profile':8}{'way':9}{'rule':14}{numbers}"
+        head = f"{'recipe':9}{'profile':13}{'way':9}{'rule':14}{numbers}"
         lines = [
             "killed: of the identifiable mutants; of all: of all mutants",
             head,
@@ -132,7 +132,7 @@ class Table:
         undecided = c.own_undecided + c.real_undecided
         legal = f"{c.refused}/{c.own + c.real}" + (f" +{undecided}?" if undecided else "")
         return (
-            f"{recipe:9}{profile:8}{way:9}{rule:14}{share(c.killed_identifiable, c.identifiable):>16}"
+            f"{recipe:9}{profile:13}{way:9}{rule:14}{share(c.killed_identifiable, c.identifiable):>16}"
             f"{share(c.killed, c.mutants).partition(' of')[0]:>8}{legal:>16}"
         )
 

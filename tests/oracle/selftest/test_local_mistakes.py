@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_mask import visible
+from refdiff.oracle.truth.attention_mask import attention_mask
 from tests.oracle.example_inputs import draw, small
 from tests.oracle.selftest.local_mistakes import KEYS, PLACES, OfKeys, OfPlace
 
@@ -38,7 +38,7 @@ def test_sees_other_keys_in_its_rows_alone(local: OfKeys, seed: int) -> None:
     spec, inputs = local(np.random.default_rng(seed), SPEC, X)
     assert "mask" not in X
     shape = (2, SPEC.heads, 40, 44)
-    right, wrong = (np.broadcast_to(visible(s, x), shape) for s, x in ((SPEC, X), (spec, inputs)))
+    right, wrong = (np.broadcast_to(attention_mask(s, x), shape) for s, x in ((SPEC, X), (spec, inputs)))
     batch = 1 if inputs["mask"].shape[0] == 1 else 2
     assert (right != wrong)[:batch].sum() == KEYS_CHANGED[local.__name__]
     rows = np.any(right != wrong, axis=-1)

@@ -29,7 +29,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fake")
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     folder, seen = tmp_path / "runs", []
-    few = {"recipes": ["float16"], "profiles": ["whisper", "cancel"], "keep": folder, "done": seen.append}
+    few = {"recipes": ["float16"], "profiles": ["tiny_values", "cancellation"], "keep": folder, "done": seen.append}
     first = selftest([3, 5], **few)  # type: ignore[arg-type]
     assert seen == ["seed 3", "seed 5"]
     assert first.total(rule="rows").mutants == 16
@@ -37,7 +37,9 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert seen == ["seed 3", "seed 5", "seed 7"]
     assert whole.total(rule="rows").mutants == 30
     assert json.loads((folder / "seed_7.json").read_text())["rows"][0]["mutants"] == 7
-    assert vars(whole.total()) == vars(selftest([3, 5, 7], recipes=["float16"], profiles=["whisper", "cancel"]).total())
+    assert vars(whole.total()) == vars(
+        selftest([3, 5, 7], recipes=["float16"], profiles=["tiny_values", "cancellation"]).total()
+    )
 
 
 @pytest.mark.slow
@@ -65,7 +67,7 @@ def test_others_may_call_the_function_of_each_seed(tmp_path: Path) -> None:
             called.append(seed)
             yield seed, work(seed)
 
-    few = {"recipes": ["float16"], "profiles": ["whisper", "cancel"]}
+    few = {"recipes": ["float16"], "profiles": ["tiny_values", "cancellation"]}
     table = selftest([3, 5], each=each, **few)  # type: ignore[arg-type]
     assert called == [5, 3]
     assert table.to_dict() == selftest([3, 5], **few).to_dict()  # type: ignore[arg-type]

@@ -39,12 +39,12 @@ def test_what_is_counted() -> None:
 def _two() -> Table:
     table = _table(mutants=4, identifiable=2, killed=3, killed_identifiable=2, own=5, own_undecided=1)
     other = _table(mutants=4, identifiable=2, killed=1, killed_identifiable=1, own=5, own_refused=1)
-    other.counts["float16", "cancel", "backward", "flex mean"].add(Count(mutants=3))
+    other.counts["float16", "cancellation", "backward", "flex mean"].add(Count(mutants=3))
     other.by_name["forward", "local", "one_nan"].add(Count(mutants=2))
     other.seeds["forward", "local", "one_nan"] |= {4, 3}
     other.survivors["float32", "forward", "one_nan"] += 1
     other.refusals.append("because")
-    other.errors["float16", "cancel", "lse", "torch"].append(1.5)
+    other.errors["float16", "cancellation", "lse", "torch"].append(1.5)
     table.add(other)
     return table
 

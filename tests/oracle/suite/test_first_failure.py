@@ -34,7 +34,7 @@ def test_the_lines_make_the_very_case(spec: str) -> None:
 
 
 def test_the_mistake_has_its_name() -> None:
-    case = cases("identify", spec=SPEC)[1]
+    case = cases("discriminating", spec=SPEC)[1]
     lines = first_failure(case, "hf_diffllama", RECIPE, wrong_rope(SPEC, case.inputs)).splitlines()
     assert lines[5:7] == [
         "diagnosis, one deviation at a time (oracle.diagnose tries pairs too):",
@@ -48,7 +48,7 @@ def test_the_verdict_stands_where_a_diagnosis_breaks_down(monkeypatch: pytest.Mo
         raise IndexError("index 2 is out of bounds")
 
     monkeypatch.setattr(diagnosis, "diagnose", broken)
-    case = cases("identify", spec=SPEC)[1]
+    case = cases("discriminating", spec=SPEC)[1]
     said = first_failure(case, "hf_diffllama", RECIPE, np.zeros(1))
     assert said.endswith("\ndiagnosis: none (IndexError: index 2 is out of bounds)")
 

@@ -71,7 +71,7 @@ def row_by_digits(
     return out, sums, lam
 
 
-@pytest.mark.parametrize("values", ["identify", "cancel", "whisper", "extreme"])
+@pytest.mark.parametrize("values", ["discriminating", "cancellation", "tiny_values", "extreme"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_agrees_with_fifty_digits(name: str, values: str) -> None:
     """Where maps cancel, an error of 1e-16 in a weight is larger in the normed row: by how much, is what is allowed."""
@@ -115,7 +115,7 @@ def test_packed_is_each_sequence_by_itself(name: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_pages_are_the_keys_in_order_and_what_is_nobodys_does_not_leak(name: str) -> None:
     spec = small(name)
-    inputs = draw_values(spec, Structure(pages=((3, 7), (3, 4), (3, 9)), page=4), "identify", 0)
+    inputs = draw_values(spec, Structure(pages=((3, 7), (3, 4), (3, 9)), page=4), "discriminating", 0)
     assert np.isnan(inputs["k_pages"]).any()
     assert np.isnan(inputs["v_pages"]).any()
     whole = truth(spec, inputs, dout=np.ones((3, spec.heads, 3, spec.out_dim)))

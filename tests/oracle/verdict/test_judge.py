@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.verdict.judge import check_shape, judge_lse, judge_rows, judge_sums, place
+from refdiff.oracle.verdict.verdict import TensorVerdict
 from tests.layers.inputs import says
 
 
@@ -110,6 +113,16 @@ def test_sums_have_an_absolute_bound() -> None:
     assert (verdict.status, verdict.statistics[0].at) == ("fail", (1,))
     assert "is -1.8 at (1,), the truth -2 ± 0.1" in verdict.reasons[0]
     assert judge_sums("dlambda_full", np.asarray(np.nan), np.asarray(1.0), np.asarray(1.0)).status == "fail"
+
+
+@pytest.mark.parametrize("judge", [judge_sums, judge_lse])
+@pytest.mark.parametrize("found", [1e30, np.nan, 1.0])
+def test_what_correct_kernels_overflow_in_is_not_judged(judge: Callable[..., TensorVerdict], found: float) -> None:
+    expected, allowed = np.ones((1, 1, 2)), np.array([[[np.inf, 0.1]]])
+    verdict = judge("lse1", np.array([[[found, 1.05]]]), expected, allowed)
+    assert verdict.status == "inconclusive"
+    assert verdict.notes == ("correct kernels overflow in 1 of 2 numbers, which were not judged",)
+    assert judge("lse1", np.array([[[found, 1.2]]]), expected, allowed).status == "fail"
 
 
 def test_log_sum_exp_and_its_other_conventions() -> None:

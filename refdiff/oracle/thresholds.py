@@ -1,0 +1,90 @@
+"""Every threshold of the oracle, with the evidence for its value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far each statistic of a tensor may go (`refdiff.oracle.budget.statistics`).
+
+    row: where one rounding decides a row, all ten runs that E_r is taken from may be lucky. In 27,000 correct runs
+        (seeds 3000 to 3019 of the self-test) two of torch and jax reached 3.1 and 3.5.
+    noise, share: rows that correct kernels may miss by a quarter are uncertain, and 5 % of them are too many.
+    """
+
+    row: float = 4.0
+    bulk: float = 1.3
+    element: float = 3.0
+    slope: float = 6.0
+    noise: float = 0.25
+    share: float = 0.05
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What is accepted, and from where on something counts as the same, as near or as explained.
+
+    Acceptance, in unit roundoffs u (2⁻²⁴ of float32):
+        storage_floor: 1/√12, the rounding of a result that is stored: the least E_r of a row.
+        compute_floor: of float32, in which every recipe sums, norms and scales. One operation is off by up to u; rows
+            that are alike, such as those of constant values, share its sign, and no mean over rows makes it smaller.
+        storage_slope: what the mean of many roundings leaves of one: a tensor has some thousand numbers.
+        compute_slope: four float32 operations come after the sums of a row: mean + ε, root, quotient, scale. Where all
+            rows are alike each is off by up to u in one direction. `lambda_init_error` is counted apart.
+        element_rows, element_units: of E_r and of u |y|: a number is one of a row, and rounded where it is stored.
+        narrow_exp: a kernel that stores 16 bits may sum coarser exponentials. torch's flash attention on a CPU is off
+            by 2⁻¹⁴·² in the log-sum-exp of equal scores, bfloat16 and float16 alike.
+        sum_terms, sum_members: a sum of many terms is a random walk, and six standard deviations are never reached; of
+            ten runs the largest error is about two of them.
+
+    Diagnosis, in budgets of a row unless said otherwise:
+        near: a quick residual beyond it is not worth a budget of its own.
+        apart: two deviations that differ by it in a row are told apart by a case.
+        doubtful: a correct name leaves less.
+        as_good: an answer that leaves so many times less than another is the better one.
+        explained: of the squared error. Zeros explain half of any error that has nothing to do with the truth; of the
+            closest singles to outputs of two mistakes 1 in 6 was one of the two below this share, and 5 in 9 above it.
+        nearly_explained: of the squared error: a number that explains as much is shown though it does not pass.
+        same_function: of the largest number: two outputs no further apart are one function's, in float64.
+        unseen: a deviation that changes a correct row by more is not in the kernel.
+        misplaced: two places of the truth that are nearer are not told apart.
+        points_away: how many times further than any valid order an output points away from a kernel it is not of.
+        points_least: of the way to the other kernel: nobody's roundings are known better.
+        near_gradient: root mean square over rows: a gradient this near to a deviation's may be that.
+        same_factor: of a factor: two no further apart may be one.
+        exact: unit roundoff below which a number that passes is no other one that is near by chance.
+    """
+
+    limits: Limits = Limits()
+    wrong_limits: Limits = Limits(row=4.5, bulk=2.0, element=4.5, slope=12.0)
+    """Wider than for a correct kernel: nobody knows in which order and where a wrong one rounds."""
+
+    storage_floor: float = 0.29
+    compute_floor: float = 1.0
+    storage_slope: float = 0.02
+    compute_slope: float = 4.0
+    element_rows: float = 6.0
+    element_units: float = 2.0
+    narrow_exp: float = 2.0**-13
+    sum_terms: float = 6.0
+    sum_members: float = 6.0
+
+    near: float = 30.0
+    apart: float = 5.0
+    doubtful: float = 1.0
+    as_good: float = 2.0
+    explained: float = 0.6
+    nearly_explained: float = 0.99
+    same_function: float = 1e-9
+    unseen: float = 10.0
+    misplaced: float = 10.0
+    points_away: float = 3.0
+    points_least: float = 0.1
+    near_gradient: float = 6.0
+    same_factor: float = 0.02
+    exact: float = 1e-5
+
+
+THRESHOLDS = Thresholds()
