@@ -22,7 +22,7 @@
 # off, and a check shows that your 60 lines compute what the reference implementation computes.
 #
 # You need NumPy and the idea that a language model predicts the next token. Allow 20 minutes. The cells together are
-# the file [tiny.py](tiny.py).
+# the file `notebooks/tiny.py`.
 
 # %%
 # %matplotlib inline
@@ -119,8 +119,8 @@ sketches.residual_stream(config["num_hidden_layers"])
 # `exp` from overflowing.) RMSNorm, the LN of the equations, scales each token to unit root mean square, and then each
 # of its numbers by a learned weight:
 #
-# $$\mathrm{softmax}(z)_j = \frac{e^{z_j}}{\sum_s e^{z_s}} \qquad
-# \mathrm{LN}(x) = \frac{x}{\sqrt{\frac1D\sum_i x_i^2 + \varepsilon}} \odot w$$
+# $$\mathrm{softmax}(z)_j = \frac{e^{z_j}}{\sum_s e^{z_s}}$$
+# $$\mathrm{LN}(x) = \frac{x}{\sqrt{\frac1D\sum_i x_i^2 + \varepsilon}} \odot w$$
 
 
 # %%
@@ -212,13 +212,13 @@ sketches.head_pair()
 # start value, so that training can move it to either side, below 0 too. The start grows with the depth $l$ of the
 # layer:
 #
-# $$\lambda = e^{\lambda_{q1}\cdot\lambda_{k1}} - e^{\lambda_{q2}\cdot\lambda_{k2}} + \lambda_{init}, \qquad
-# \lambda_{init} = 0.8 - 0.6\,e^{-0.3\,l} \tag{eq. 2}$$
+# $$\lambda = e^{\lambda_{q1}\cdot\lambda_{k1}} - e^{\lambda_{q2}\cdot\lambda_{k2}} + \lambda_{init} \tag{eq. 2}$$
+# $$\lambda_{init} = 0.8 - 0.6\,e^{-0.3\,l}$$
 #
 # Each pair's result is normed by itself and scaled by $1 - \lambda_{init}$; then the matrix $W^O$ mixes all pairs:
 #
-# $$\mathrm{head}_i = (1 - \lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)), \qquad
-# \mathrm{MultiHead}(X) = [\mathrm{head}_1, \ldots, \mathrm{head}_{H/2}]\,W^O \tag{eq. 3}$$
+# $$\mathrm{head}_i = (1 - \lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)) \tag{eq. 3}$$
+# $$\mathrm{MultiHead}(X) = [\mathrm{head}_1, \ldots, \mathrm{head}_{H/2}]\,W^O$$
 #
 # Notebook 03 asks why the norm and the factor are there.
 

@@ -20,7 +20,7 @@ medians of data/speed.json as git has them, to which those of the present one go
 class Aim:
     """What a row is meant to reach: at least this ratio (of memory, at most), and this share of the ceiling.
 
-    lossless: how many times as much it would have if what the README names as lost there cost nothing.
+    lossless: how many times as much it would have if the losses that the performance page names cost nothing.
     """
 
     ratio: float

@@ -1,6 +1,6 @@
-"""Makes the README's pictures and its tables of error budgets and of speed.
+"""Makes the pictures and the tables of the README and of the guides.
 
-    python notebooks/pictures.py             # writes notebooks/pictures/*.png, and the tables into README.md
+    python notebooks/pictures.py             # writes notebooks/pictures/*.png, and the tables into their pages
     python notebooks/pictures.py needle      # one of the pictures
     python notebooks/pictures.py --check     # writes nothing; exit 1 if a fresh run draws or counts something else
 
@@ -29,7 +29,6 @@ from aims import AIMS, STORED_AIMS, TRAINING_AIM, met, short_of, short_of_stored
 from compare import differences  # noqa: E402
 from drawn import drawn  # noqa: E402
 
-import refdiff  # noqa: E402
 from refdiff import layers, oracle, viz  # noqa: E402
 from refdiff.bench.plot import draw  # noqa: E402
 from refdiff.bench.rows import ALL, TRAIN, Row, parse_rows  # noqa: E402
@@ -39,20 +38,10 @@ from refdiff.oracle.deviations import deviations  # noqa: E402
 from refdiff.viz.appearance import BLUE, INK, ORANGE, new_figure  # noqa: E402
 
 FOLDER = HERE / "pictures"
-README = HERE.parent / "README.md"
+README, GUIDES = HERE.parent / "README.md", HERE / "reference" / "guides"
 INKS = {"light": "#57606a", "dark": "#a9b1ba"}
 SPEED, STORED, TRAINED = (HERE / "data" / f"{name}.json" for name in ("speed", "speed_stored", "speed_train"))
 BEGIN, END = "<!-- {}: python notebooks/pictures.py -->\n", "<!-- end -->"
-
-
-def cancelling() -> Any:
-    """A₁, A₂ and A₁ − λ A₂ of one pair of heads of the bundled model, on a sentence; as in notebook 03."""
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
-    text = "There was once a king who had three sons. The eldest son was very proud, and the youngest"
-    maps = viz.attention_maps(model, text)
-    layer = int(np.abs(maps.lambdas - 1).argmin())
-    alike = np.minimum(maps.first[layer], maps.second[layer]).sum(axis=-1).mean(axis=-1)
-    return viz.plot_attention(maps, layer, int(alike.argmax()))
 
 
 def needle() -> Any:
@@ -72,7 +61,7 @@ def needle() -> Any:
         axes.bar(range(S), row, 0.7, color=[ORANGE if s == at else BLUE for s in range(S)])
         axes.axhline(0, color=INK, linewidth=0.5)
         share = viz.attention_to(row[None], {"needle": [at]})["needle"]
-        axes.set_title(f"{name}: {share:.0%} of the attention is at the key that matters", fontsize=10, loc="left")
+        axes.set_title(f"{name}: weight {row[at]:.2f} at key {at}, {share:.0%} of Σ|weight|", fontsize=10, loc="left")
         axes.title.set_color(INK)
     grid[-1].set_xlabel("key")
     return figure
@@ -88,7 +77,7 @@ def _speed() -> dict[str, Any]:
     return report
 
 
-PICTURES: dict[str, Callable[[], Any]] = {"cancelling": cancelling, "needle": needle, "speed": speed}
+PICTURES: dict[str, Callable[[], Any]] = {"needle": needle, "speed": speed}
 
 
 def in_ink(figure: Any, ink: str) -> None:
@@ -145,12 +134,19 @@ def speeds() -> str:
         short += [said for row in found["rows"] for said in said_of(row)]
     lines += [
         "",
-        "| short of its aim | here | aim | which takes | without what is lost | earlier runs |",
+        "### Targets",
+        "",
+        "| misses its target | measured | target | required share of peak | without the losses below | earlier runs |",
         "|---|---|---|---|---|---|",
         *(short or ["| nothing |"]),
     ]
     reached = [said for row in rows for said in met(row, AIMS.get(row["row"]))]
-    lines += ["", "| meets its aim | here | aim | earlier runs |", "|---|---|---|---|", *(reached or ["| nothing |"])]
+    lines += [
+        "",
+        "| meets its target | measured | target | earlier runs |",
+        "|---|---|---|---|",
+        *(reached or ["| nothing |"]),
+    ]
     if missing:
         lines += ["", f"Not measured: {'; '.join(dict.fromkeys(missing))}."]
     return "\n".join(lines) + "\n"
@@ -162,7 +158,25 @@ def _missing(wanted: Iterable[Row], rows: list[dict[str, Any]]) -> list[str]:
     return [row.title for row in wanted if row.spelled not in measured]
 
 
-TABLES: dict[str, Callable[[], str]] = {"budgets": budgets, "speeds": speeds}
+def summary() -> str:
+    """Three rows of the speed table: one sequence, a prompt, a batch."""
+    rows = {row["row"]: row for row in _speed()["rows"]}
+    lines = ["| | refdiff | transformers | ratio (spread) |", "|---|---|---|---|"]
+    for name, title in (
+        ("decode:128", "decode one sequence, 128 tokens of context"),
+        ("prefill:512", "process a prompt of 512 tokens"),
+        ("decode:128x4", "decode 4 sequences"),
+    ):
+        ours, theirs = (rows[name]["sides"][side]["rate"]["median"] for side in ("refdiff", "transformers"))
+        ratio = rows[name]["against"]["transformers"]["ratio"]
+        spread = f"**{ratio['median']:.2f}×** ({ratio['low']:.2f}–{ratio['high']:.2f})"
+        lines.append(f"| {title} | {ours:.3g} tok/s | {theirs:.3g} tok/s | {spread} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {"budgets": budgets, "speeds": speeds, "summary": summary}
+PAGES = {"budgets": GUIDES / "kernels.md", "speeds": GUIDES / "performance.md", "summary": README}
+"""Where each table stands, between `BEGIN` and `END`."""
 
 
 def _written(share: float) -> str:
@@ -191,9 +205,10 @@ def stored(name: str) -> dict[str, list[Any]]:
     return said
 
 
-def table_of_the_readme(name: str) -> str:
-    """A table as it stands in the README."""
-    return README.read_text(encoding="utf-8").partition(BEGIN.format(name))[2].partition(END)[0].strip("\n") + "\n"
+def stored_table(name: str) -> str:
+    """A table as it stands on its page."""
+    text = PAGES[name].read_text(encoding="utf-8")
+    return text.partition(BEGIN.format(name))[2].partition(END)[0].strip("\n") + "\n"
 
 
 def wrong_with(name: str, axes: list[Any]) -> list[str]:
@@ -214,7 +229,7 @@ def _shown(output: dict[str, Any]) -> SimpleNamespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the pictures and the tables, or check them."""
     everything = [*PICTURES, *TABLES]
-    parser = argparse.ArgumentParser("python notebooks/pictures.py", description="Make the README's pictures.")
+    parser = argparse.ArgumentParser("python notebooks/pictures.py", description="Make pictures and tables.")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(everything)} (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing, compare with a fresh run (default: off)")
     args = parser.parse_args(argv)
@@ -223,16 +238,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     wrong = []
     for name in args.names or everything:
         if name in TABLES:
-            old, new = table_of_the_readme(name), TABLES[name]()
+            old, new, page = stored_table(name), TABLES[name](), PAGES[name]
             if args.check:
-                wrong += [f"README.md: {why}" for why in differences(_shown({"text": old}), _shown({"text": new}))]
+                wrong += [f"{page.name}: {why}" for why in differences(_shown({"text": old}), _shown({"text": new}))]
             else:
                 begin = BEGIN.format(name)
-                before, found, rest = README.read_text(encoding="utf-8").partition(begin)
+                before, found, rest = page.read_text(encoding="utf-8").partition(begin)
                 _, ended, after = rest.partition(END)
                 if not (found and ended):
-                    parser.error(f"README.md has no {begin.strip()} … {END.strip()}")
-                README.write_text(f"{before}{begin}{new}{END}{after}", encoding="utf-8")
+                    parser.error(f"{page.name} has no {begin.strip()} … {END.strip()}")
+                page.write_text(f"{before}{begin}{new}{END}{after}", encoding="utf-8")
             continue
         figure = PICTURES[name]()
         if args.check:

@@ -1,4 +1,4 @@
-"""The README's pictures and its tables: there, of the data that a fresh run draws, and readable on both pages."""
+"""The pictures and tables of README and guides: of the data that a fresh run draws, and readable on both pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = ROOT / "notebooks" / "reference" / "guides" / "performance.md"
+SHOWN = {"needle": (ROOT / "README.md", "notebooks/pictures"), "speed": (GUIDE, "../../pictures")}
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +32,22 @@ def pictures() -> Iterator[ModuleType]:
             sys.modules.pop(name, None)
 
 
-def test_the_readme_shows_each_on_both_pages_and_says_what_is_seen(pictures: ModuleType) -> None:
-    for name in pictures.PICTURES:
-        block = re.search(rf"<picture>(?:(?!</picture>).)*{name}-light.*?</picture>", TEXT, flags=re.DOTALL)
-        assert block is not None, f"README.md does not show {name}"
-        assert f'(prefers-color-scheme: dark)" srcset="notebooks/pictures/{name}-dark.png"' in block[0]
+def test_each_is_shown_in_both_themes_with_words_for_what_is_seen(pictures: ModuleType) -> None:
+    assert set(SHOWN) == set(pictures.PICTURES)
+    for name, (page, folder) in SHOWN.items():
+        text = page.read_text(encoding="utf-8")
+        block = re.search(rf"<picture>(?:(?!</picture>).)*{name}-light.*?</picture>", text, flags=re.DOTALL)
+        assert block is not None, f"{page.name} does not show {name}"
+        assert f'(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.png"' in block[0]
         assert re.search(r'alt="[^"]{40,}"', block[0])
+
+
+def test_the_caption_of_the_needle_has_its_numbers(pictures: ModuleType) -> None:
+    titles = [axes.get_title(loc="left") for axes in pictures.needle().axes]
+    (before, share), _, (after, larger) = (re.findall(r"weight ([\d.]+) .*, (\d+)%", title)[0] for title in titles)
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"({before} → {after})" in text
+    assert f"from {share} % to {larger} %" in text
 
 
 def test_the_files_are_small_and_say_what_they_draw(pictures: ModuleType) -> None:
@@ -77,29 +88,30 @@ def test_each_page_has_its_own_ink(pictures: ModuleType) -> None:
 def test_a_table_of_other_numbers_is_named(
     pictures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = pictures.table_of_the_readme("budgets")
+    table = pictures.stored_table("budgets")
     assert table.startswith("| a kernel that rounds to |")
     monkeypatch.setitem(pictures.TABLES, "budgets", lambda: table)
     assert pictures.main(["budgets", "--check"]) == 0
     monkeypatch.setitem(pictures.TABLES, "budgets", lambda: table.replace("| bfloat16 | 7", "| bfloat16 | 9"))
     assert pictures.main(["budgets", "--check"]) == 1
     assert "numbers are 9, stored 7" in capsys.readouterr().out
-    readme = tmp_path / "README.md"
+    page = tmp_path / "page.md"
     text = f"before\n{pictures.BEGIN.format('budgets')}%s{pictures.END} between {pictures.END} after\n"
-    monkeypatch.setattr(pictures, "README", readme)
+    monkeypatch.setitem(pictures.PAGES, "budgets", page)
     for old in ("", "old\n"):
-        readme.write_text(text % old, encoding="utf-8")
+        page.write_text(text % old, encoding="utf-8")
         assert pictures.main(["budgets"]) == 0
-        assert readme.read_text(encoding="utf-8") == text % pictures.TABLES["budgets"]()
+        assert page.read_text(encoding="utf-8") == text % pictures.TABLES["budgets"]()
     assert pictures.main(["budgets", "--check"]) == 0
-    readme.write_text(f"before\n{pictures.BEGIN.format('budgets')}no end", encoding="utf-8")
+    page.write_text(f"before\n{pictures.BEGIN.format('budgets')}no end", encoding="utf-8")
     with pytest.raises(SystemExit):
         pictures.main(["budgets"])
-    assert readme.read_text(encoding="utf-8").endswith("no end")
+    assert page.read_text(encoding="utf-8").endswith("no end")
 
 
 def test_the_speeds_are_those_that_were_measured(pictures: ModuleType) -> None:
-    assert pictures.table_of_the_readme("speeds") == pictures.speeds()
+    for name in ("speeds", "summary"):
+        assert pictures.stored_table(name) == pictures.TABLES[name]()
     for file in (pictures.SPEED, pictures.STORED, pictures.TRAINED):
         report = json.loads(file.read_text(encoding="utf-8"))
         assert report["settings"]["pairs"] >= 5
@@ -109,12 +121,7 @@ def test_the_speeds_are_those_that_were_measured(pictures: ModuleType) -> None:
 
 
 def test_of_what_falls_short_there_is_said_what_could_be_and_what_was(pictures: ModuleType) -> None:
-    table = (
-        pictures.table_of_the_readme("speeds")
-        .partition("| short of its aim |")[2]
-        .partition("\n\n")[0]
-        .splitlines()[2:]
-    )
+    table = pictures.stored_table("speeds").partition("| misses its target |")[2].partition("\n\n")[0].splitlines()[2:]
     assert table
     for line in table:
         title, _, _, _, lossless, earlier = line.strip("| ").split(" | ")
@@ -188,7 +195,7 @@ def test_an_unknown_name_is_refused(pictures: ModuleType, capsys: pytest.Capture
     with pytest.raises(SystemExit) as raised:
         pictures.main(["noise"])
     assert raised.value.code == 2
-    assert "there are cancelling, needle" in capsys.readouterr().err
+    assert "there are needle, speed" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -56,7 +56,8 @@ def test_nightly_draws_others_each_time() -> None:
 def test_more_and_more_examples() -> None:
     numbers = [settings.get_profile(name).max_examples for name in ("dev", "ci", "nightly")]
     assert numbers == sorted(set(numbers))
-    assert [str(n) in (ROOT / "README.md").read_text(encoding="utf-8") for n in numbers] == [True] * 3
+    guide = (ROOT / "notebooks" / "reference" / "guides" / "testing.md").read_text(encoding="utf-8")
+    assert [str(n) in guide for n in numbers] == [True] * 3
 
 
 @pytest.mark.parametrize("profile", ["dev", "nightly"])

@@ -1,4 +1,4 @@
-"""What the README says: its code runs, its tree and its links are there."""
+"""README and guides: every block runs as it is pasted, numbers agree, and links lead to files that are there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import refdiff
@@ -18,39 +17,102 @@ from refdiff.cli.options import build_parser
 from refdiff.model.config_checks import MODEL_TYPES
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "refdiff"
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = ROOT / "notebooks" / "reference" / "guides"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {"README.md": README} | {path.name: path.read_text(encoding="utf-8") for path in sorted(GUIDES.glob("*.md"))}
+ELSEWHERE = {
+    "<!-- test commands -->": ".ci/run",
+    "<!-- cluster -->": "tests/cluster/test_clusters_guide.py",
+    "<!-- joblib -->": "tests/cluster/test_clusters_guide.py",
+    "<!-- excerpt -->": "test_the_excerpt_is_of_the_sixty_lines",
+    "--backend cupy": "test_the_commands_for_a_gpu_are_ones_that_there_are",
+    "python -m pytest -m slow": ".ci/run",
+    "--seeds 20": "hours",
+    "--against onnxruntime": "hours",
+}
+"""What marks a block that is not run here, and where it is run, or why it is nowhere."""
+SLOW = ("refdiff bench --like tiny --quick", "refdiff golden export", "--prompts-file")
+"""What takes longer than a quick test may."""
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+def _blocks() -> list[Any]:
+    found = []
+    for page, text in PAGES.items():
+        for number, match in enumerate(re.finditer(r"(<!-- [^\n]+ -->\n)?^```(\w+)\n(.*?)^```", text, re.M | re.S)):
+            marker, language, code = match.groups()
+            if not any(mark in (marker or "") + code for mark in ELSEWHERE):
+                marks = [pytest.mark.slow] if any(word in code for word in SLOW) else []
+                found.append(pytest.param(language, code, id=f"{page}-{number}", marks=marks))
+    return found
 
 
-def test_the_python_code_runs(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = (block for block in _blocks("python") if "output_attentions" in block)
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder that looks like a checkout, in which `refdiff` and `python` are those of this tree."""
+    for name in ("README.md", "notebooks", "refdiff"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bin").mkdir()
+    for name, module in (("refdiff", "-m refdiff"), ("python", ""), ("pip", "-c pass")):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("language", "code"), _blocks())
+def test_the_block_runs_as_it_is_pasted(checkout: Path, language: str, code: str) -> None:
+    command = {"sh": ["bash", "-euo", "pipefail", "-c", code], "python": [sys.executable, "-W", "error", "-c", code]}
+    paths = {"PATH": f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, **paths, "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(command[language], cwd=checkout, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout
+
+
+def test_blocks_of_every_kind_are_run_and_those_that_are_not_are_there() -> None:
+    assert len(_blocks()) >= 8
+    for mark in ELSEWHERE:
+        assert any(mark in text for text in PAGES.values()), mark
+
+
+def test_the_python_code_gives_the_shapes_that_it_names() -> None:
+    (code,) = (code for code in re.findall(r"^```python\n(.*?)^```", README, re.M | re.S) if "attentions[0]" in code)
     names: dict[str, Any] = {}
-    exec(code.replace("PATH_OR_REPO", str(tiny_checkpoint)), names)
+    exec(code, names)
     B, T = names["inputs"]["input_ids"].shape
     out, config = names["out"], names["model"].config
-    assert names["ids"].shape[1] > T
-    assert capsys.readouterr().out
     assert out.logits.shape == (B, T, config.vocab_size)
     assert out.attentions[0].shape == (B, config.num_attention_heads, T, T)
     assert out.differential_attentions[0].shape == (B, config.num_attention_heads // 2, T, T)
     assert len(out.lambdas) == config.num_hidden_layers
 
 
-def test_the_python_code_that_converts_runs(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = (block for block in _blocks("python") if "convert" in block)
-    names: dict[str, Any] = {}
-    exec(code.replace("PATH_OR_REPO", str(tiny_checkpoint)), names)
-    assert "2 attention layers in both wirings" in capsys.readouterr().out
-    a, b = (names[model]([[0, 5, 7]]).logits for model in ("model", "same"))
-    assert np.abs(a - b).max() < 1e-5 * np.abs(a).max()
+def test_the_mistake_in_the_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (c for c in re.findall(r"^```python\n(.*?)^```", PAGES["kernels.md"], re.M | re.S) if "diagnose" in c)
+    exec(code, {})
+    said = capsys.readouterr().out
+    assert said.startswith("fail")
+    assert "\nunique: neighbors_are_a_pair\n" in said
+    assert "github.com/microsoft/unilm" in said
+
+
+def test_the_excerpt_is_of_the_sixty_lines() -> None:
+    (excerpt,) = re.findall(r"<!-- excerpt -->\n```python\n(.*?)```", README, re.S)
+    whole = (ROOT / "notebooks" / "tiny.py").read_text(encoding="utf-8")
+    for part in re.split(r"^(?=def )", excerpt, flags=re.M)[1:]:
+        assert part.strip() in whole
+    code = whole.split('"""', 2)[2]
+    count = len([line for line in code.splitlines() if line.strip() and not line.strip().startswith("#")])
+    assert f"in {count} lines of NumPy" in README
+
+
+def test_it_is_read_in_one_sitting_and_names_every_chapter() -> None:
+    assert len(README.splitlines()) <= 200
+    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+        assert f"(notebooks/{path.name})" in README
 
 
 def test_the_table_of_conversions_is_what_convert_does() -> None:
-    lines = TEXT.split("<!-- conversions -->")[1].split("<!-- end -->")[0].strip().splitlines()
+    lines = PAGES["variants.md"].split("<!-- conversions -->")[1].split("<!-- end -->")[0].strip().splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     wirings = [cell.split()[1] for cell in head[1:]]
     assert [row[0] for row in rows] == wirings == list(MODEL_TYPES)
@@ -65,65 +127,44 @@ def test_the_table_of_conversions_is_what_convert_does() -> None:
             assert bool(cell) == (one != other)
 
 
-def test_the_mistake_in_the_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = (block for block in _blocks("python") if "oracle.diagnose" in block)
-    exec(code, {})
-    said = capsys.readouterr().out
-    assert said.startswith("fail")
-    assert "\nunique: neighbors_are_a_pair\n" in said
-    assert "github.com/microsoft/unilm" in said
+def test_what_the_oracle_finds_is_what_its_own_test_found() -> None:
+    measured = (ROOT / "tests" / "oracle" / "selftest" / "results.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| rows \|(.*)\|$", measured, re.M)[0].split("|")
+    rows, every, own, real, undecided = (cell.strip() for cell in cells)
+    _, of, share = re.findall(r"([\d,]+) of ([\d,]+) \(([\d.]+ %)\)", rows)[0]
+    runs = sum(int(cell.split(" of ")[1].replace(",", "")) for cell in (own, real))
+    assert f"finds {share} of {of} identifiable mistakes" in README
+    assert f"none of {runs:,} correct runs ({undecided} inconclusive)" in README
+    assert own.startswith("0 of ")
+    assert real.startswith("0 of ")
+    line = re.findall(r"^\| refdiff, by rows \|(.*)\|$", PAGES["kernels.md"], re.M)[0]
+    shown = [cell.strip().replace(",", "") for cell in line.split("|")]
+    assert shown == [f"{share} of {of}".replace(",", ""), every, *(cell.replace(",", "") for cell in (own, real))]
 
 
-@pytest.mark.slow
-def test_the_commands_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "max_new_tokens": 3}\n')
-    lines = [line.split("#")[0] for block in _blocks("sh") for line in block.splitlines()]
-    # the hub; what takes long, a cluster, and a card, have tests of their own
-    elsewhere = ("kajuma/", "refdiff bench", "refdiff train", "--dask", "--selftest", "--backend cupy")
-    commands = [
-        shlex.split(line)
-        for line in lines
-        if line.startswith("refdiff") and not any(word in line for word in elsewhere)
-    ]
-    assert len(commands) >= 8
-    for command in commands:
-        arguments = [word.replace("PATH_OR_REPO", str(tiny_checkpoint)) for word in command[1:]]
-        subprocess.run(
-            [sys.executable, "-m", "refdiff", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(Path(refdiff.__file__).parents[1])},
-            check=True,
-            capture_output=True,
-        )
-    assert (tmp_path / "out.jsonl").read_bytes().count(b"\n") == 1
+def test_the_targets_that_are_missed_are_counted() -> None:
+    targets = PAGES["performance.md"].split("### Targets")[1].split("<!-- end -->")[0]
+    missed, met = (table.strip().splitlines()[2:] for table in targets.split("| meets")[0:2])
+    missed = [line for line in missed if line.startswith("| ")]
+    total = len(missed) + len([line for line in met if line.startswith("| ")])
+    assert f"{len(missed)} of {total} speed targets are missed" in README
 
 
-def test_the_commands_for_a_card_are_ones_that_there_are() -> None:
-    section = TEXT.split("## On a CUDA card")[1].split("\n## ")[0]
-    commands = [shlex.split(line.split("#")[0]) for line in section.splitlines() if line.startswith("refdiff ")]
+def test_the_commands_for_a_gpu_are_ones_that_there_are() -> None:
+    text = PAGES["cuda.md"]
+    commands = [shlex.split(line.split("#")[0]) for line in text.splitlines() if line.startswith("refdiff ")]
     assert [command[1] for command in commands] == ["generate", "bench"]
     assert {build_parser().parse_args(command[1:]).backend for command in commands} == {"cupy"}
     assert (ROOT / "tests" / "gpu_run.sh").exists()
-    listed = (ROOT / "tests" / "gpu_reports" / "README.md").read_text()
+    listed = (ROOT / "tests" / "gpu_reports" / "README.md").read_text(encoding="utf-8")
     reports = [path for path in (ROOT / "tests" / "gpu_reports").glob("*.md") if path.name != "README.md"]
-    assert ("Nothing yet" in listed) == ("has run on a card yet" in section) == (not reports)
+    assert ("Nothing yet" in listed) == ("has run on a GPU yet" in text) == (not reports)
+    assert ("never run on a GPU" in README) == (not reports)
 
 
-def test_the_tree_is_the_one_that_is_there() -> None:
-    block = TEXT.split("<!-- tree -->")[1].split("<!-- end -->")[0]
-    named = re.findall(r"^[│├└─ ]*([\w.]+\.py|\w+/)", block, flags=re.MULTILINE)
-    assert len(named) > 10
-    known = {p.name for p in PACKAGE.rglob("*.py")} | {f"{p.name}/" for p in [*ROOT.iterdir(), *PACKAGE.rglob("*")]}
-    assert not [name for name in named if name not in known]
-    top = {
-        f"{path.name}/" if path.is_dir() else path.name
-        for path in PACKAGE.iterdir()
-        if not path.name.startswith("_") and path.name != "py.typed"
-    }
-    assert not top - set(named)
-
-
-def test_links_lead_to_files_that_are_there() -> None:
-    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in target]
-    assert targets
-    assert not [target for target in targets if not (ROOT / target).exists()]
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_that_are_there(page: str) -> None:
+    folder = ROOT if page == "README.md" else GUIDES
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", PAGES[page]) if "://" not in target]
+    targets += re.findall(r'(?:src|srcset)="([^"]+)"', PAGES[page])
+    assert not [target for target in targets if not (folder / target).resolve().exists()]

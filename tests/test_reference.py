@@ -153,7 +153,7 @@ def test_a_constant_has_the_string_under_it(scripts: dict[str, ModuleType]) -> N
 
 def test_the_map_leads_to_functions_and_tests(scripts: dict[str, ModuleType]) -> None:
     pages = scripts["pages"]
-    front, tests = pages.front_page(), pages.tests_page()
+    front, tests = pages.equations_page(), pages.tests_page()
     assert front.count("\n  computed by ") == (layers.__doc__ or "").count("        by  ")
     anchors = re.findall(r"tests\.md#([\w-]+)", front)
     assert len(anchors) > 40
@@ -225,15 +225,20 @@ def test_links_of_a_file_lead_to_pages(scripts: dict[str, ModuleType], monkeypat
 
 def test_sources_of_the_pages(scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = scripts["build"]
-    files = {name: path for name, path in build.written().items() if not name.startswith("guides/")}
+    files = build.written()
     assert {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("[01]*.ipynb")} <= set(files)
-    for folder, found in (("without", files), ("with", {**files, "guides/readme.md": files["readme.md"]})):
-        monkeypatch.setattr(build, "written", lambda found=found: found)
-        build.assemble(tmp_path / folder)
-        index = (tmp_path / folder / "index.md").read_text(encoding="utf-8")
-        assert ("guides/*" in index) == (folder == "with")
-        assert index.count("```{toctree}") == index.count("\n:hidden:\n") == 3 + (folder == "with")
-        assert (tmp_path / folder / "interface" / "refdiff.layers.rst").exists()
+    assert {"guides/performance.md", "kernels/triton.md"} <= set(files)
+    build.assemble(tmp_path)
+    index = (tmp_path / "index.md").read_text(encoding="utf-8")
+    menu = set(index.partition("```{toctree}")[2].splitlines())
+    assert {name.rpartition(".")[0] for name in files if name != "index.md"} <= menu
+    assert index.count("```{toctree}") == index.count("\n:hidden:\n") == 4
+    assert index.index("<picture>") < index.index("## Learning path") < index.index("## Set up")
+    for name in menu:
+        assert not name.startswith("interface/") or (tmp_path / f"{name}.rst").exists()
+    guide = (tmp_path / "guides" / "performance.md").read_text(encoding="utf-8")
+    assert 'src="../notebooks/pictures/speed-light.png"' in guide
+    assert "[CUDA](../guides/cuda.md)" in guide
     monkeypatch.setattr(scripts["interface"], "missing", lambda: ["refdiff.new"])
     with pytest.raises(ValueError, match=r"refdiff\.new list public names and are on no page"):
         build.assemble(tmp_path)

@@ -35,13 +35,14 @@ import refdiff  # noqa: E402
 from refdiff import viz  # noqa: E402
 
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+PICTURE = re.compile(r'(?<=[ ])(src|srcset)="([^":]+)"')
 
 
 def written() -> dict[str, Path]:
     """The pages that files have: where each stands among the pages, and its file."""
-    found = {"readme.md": ROOT / "README.md", "card.md": ROOT / "refdiff" / "bundled" / "README.md"}
-    guides = [*sorted((ROOT / "refdiff" / "oracle").rglob("*.md")), *sorted((HERE.parent / "data").glob("*.md"))]
-    found |= {f"guides/{path.name}": path for path in guides}
+    found = {"index.md": ROOT / "README.md", "card.md": ROOT / "refdiff" / "bundled" / "README.md"}
+    for name, folder in pages.GUIDES.items():
+        found |= {f"{name}/{path.name}": path for path in sorted((ROOT / folder).glob("*.md"))}
     return found | {f"notebooks/{path.name}": path for path in sorted(HERE.parent.glob("[0-9][0-9]_*.ipynb"))}
 
 
@@ -51,13 +52,16 @@ def assemble(folder: Path) -> None:
         raise ValueError(f"{', '.join(left_out)} list public names and are on no page: add them to INTERFACE")
     files = written()
     places = {path: name for name, path in files.items()}
-    made = {"index.md": pages.front_page(), "tests.md": pages.tests_page(), "commands.md": pages.commands_page()}
+    made = {
+        "equations.md": pages.equations_page(),
+        "tests.md": pages.tests_page(),
+        "commands.md": pages.commands_page(),
+    }
     made |= {f"interface/{name}.rst": text for name, text in interface.interface_pages().items()}
     for name, path in files.items():
         text = path.read_text(encoding="utf-8")
         made[name] = text if path.suffix == ".ipynb" else relinked(without_front_matter(text), name, path, places)
-    if not any(name.startswith("guides/") for name in made):
-        made["index.md"] = made["index.md"].replace(pages.GUIDES, "")
+    made["index.md"] = pages.front_page(made["index.md"], [name for name in made if "/" in name])
     for name, text in made.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +74,7 @@ def without_front_matter(text: str) -> str:
 
 
 def relinked(text: str, name: str, path: Path, places: dict[Path, str]) -> str:
-    """A Markdown file whose links to files of the project lead to their pages, or to where the project is published."""
+    """Rewrite a Markdown file's links to lead to pages of the site, or to where the project is published."""
     up = "../" * name.count("/")
 
     def target(match: re.Match[str]) -> str:
@@ -88,8 +92,11 @@ def relinked(text: str, name: str, path: Path, places: dict[Path, str]) -> str:
             return f"[{words}](https://github.com/{repository}/blob/{os.environ.get('GITHUB_SHA', 'main')}/{inside})"
         return words
 
+    def picture(match: re.Match[str]) -> str:
+        return f'{match[1]}="{up}{(path.parent / match[2]).resolve().relative_to(ROOT).as_posix()}"'
+
     return "".join(
-        part if part.startswith("```") else LINK.sub(target, part)
+        part if part.startswith("```") else PICTURE.sub(picture, LINK.sub(target, part))
         for part in re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
     )
 
@@ -106,7 +113,7 @@ def build(out: Path) -> list[str]:
             wrong += [f"{name}: {why}" for code in programs for why in code_blocks.wrong_with("python", code)]
         if new.is_dir():
             pictures = HERE.parent / "pictures"
-            if pictures.is_dir():  # the README has them as HTML, which Sphinx does not look into
+            if pictures.is_dir():  # pages have them as HTML, which Sphinx does not look into
                 shutil.copytree(pictures, new / "notebooks" / "pictures")
             (new / "explore.html").write_text(explore(), encoding="utf-8")
             wrong += links.wrong_in(new)

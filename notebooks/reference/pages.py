@@ -1,4 +1,4 @@
-"""The pages that no file has: the map of equations, the tests that hold them, and the command line."""
+"""The pages that no file has: the front page, the map of equations, its tests, and the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from equations import to_markdown
@@ -61,17 +61,49 @@ def anchor(test: str) -> str:
     return re.sub(r"\W+", "-", test).strip("-").lower()
 
 
-def front_page() -> str:
-    """The first page: what this is, and the map of equations."""
+def front_page(readme: str, names: Iterable[str]) -> str:
+    """Build the first page from the README, the learning path before the set-up, and from `names` the menu."""
+    story, *rest = re.split(r"^(?=## )", readme, flags=re.MULTILINE)
+    first = [part for part in rest if part.startswith("## Learning path")]
+    return "".join([story, *first, FIND, *(part for part in rest if part not in first)]) + "\n" + _menu(list(names))
+
+
+FIND = """## Find your way
+
+- [The map of equations](equations.md): each equation of the papers, the function that computes it, and its tests.
+- <a href="explore.html">Explore attention</a>: where the bundled model looks, layer by layer and pair by pair.
+- [The interface](interface/refdiff.rst) and [the command line](commands.md).
+
+"""
+GUIDES = {"guides": "notebooks/reference/guides", "kernels": "refdiff/oracle/guides"}
+"""Folders of the site with guides, and where their files are."""
+ENGINEERS = ("06", "10", "11")
+"""Notebooks that are not on the learners' path."""
+
+
+def _menu(names: list[str]) -> str:
+    known = [name.rpartition(".")[0] for name in names]
+    notebooks = [name for name in known if name.startswith("notebooks/")]
+    engineers = [name for name in notebooks if name.startswith(tuple(f"notebooks/{number}" for number in ENGINEERS))]
+    menu = {
+        "Learn": [name for name in notebooks if name not in engineers],
+        "Engineer": [*engineers, *(name for name in known if name.split("/")[0] in GUIDES)],
+        "Look up": ["equations", "commands", "tests", "card"],
+        "Interface": [f"interface/{name}" for name in INTERFACE],
+    }
+    trees = ["\n".join(["```{toctree}", ":hidden:", f":caption: {c}", "", *pages, "```"]) for c, pages in menu.items()]
+    return "\n\n".join(trees) + "\n"
+
+
+def equations_page() -> str:
+    """Build the map of equations: each with the functions that compute it and the tests that hold it."""
     text = layers.__doc__ or ""
     axes = " ".join(text.split("\n\n")[1].split())
     made = [
-        "# refdiff",
-        "The Differential Transformer as equations that run: each equation of the papers, the function that computes "
-        "it, and the tests that hold it to what is printed. A function leads to its page and its source, where its "
-        "derivative, `f_vjp` of an `f`, stands under it; a test leads to its own. [How to install it, and what it "
-        "does](readme.md). Where a small model looks, layer by layer and pair by pair, is "
-        '<a href="explore.html">to be explored</a>.',
+        "# The map of equations",
+        "Each equation of the papers, the function that computes it, and the tests that compare the two. A function "
+        "leads to its page and its source, where its derivative, `f_vjp` of an `f`, stands under it; a test leads to "
+        "its own.",
         axes,
     ]
     for heading, body in sections(text):
@@ -82,47 +114,11 @@ def front_page() -> str:
             tests = "; ".join(f"[{in_words(t)}](tests.md#{anchor(t)})" for t in tests_in(entry["tests"]))
             made.append(
                 f"{entry['label'].strip()}\n: {to_markdown(entry['equation'])}\n\n"
-                f"  computed by {links}\n\n  held by {tests}"
+                f"  computed by {links}\n\n  tested by {tests}"
             )
     wirings = "The wirings, side by side" + text.split("The wirings, side by side")[1]
-    made.append("## The wirings\n\n" + f"```text\n{wirings.rstrip()}\n```")
-    made.append(TOCS)
+    made.append("## The attention variants\n\n" + f"```text\n{wirings.rstrip()}\n```")
     return "\n\n".join(made) + "\n"
-
-
-GUIDES = """```{toctree}
-:hidden:
-:caption: Check your kernel
-:glob:
-
-guides/*
-```"""
-TOCS = """```{toctree}
-:hidden:
-:caption: refdiff
-
-Start here <readme>
-commands
-tests
-The bundled model <card>
-```
-
-```{toctree}
-:hidden:
-:caption: Notebooks
-:glob:
-
-notebooks/*
-```
-
-GUIDES
-
-```{toctree}
-:hidden:
-:caption: Interface
-
-INTERFACE
-```""".replace("GUIDES", GUIDES).replace("INTERFACE", "\n".join(f"interface/{name}" for name in INTERFACE))
 
 
 def tests_page() -> str:

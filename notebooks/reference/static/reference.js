@@ -1,3 +1,15 @@
+// Makes equations and tables that are wider than the page smaller, as far as they stay legible; then they scroll.
+const LEAST = 0.55;
+function fit() {
+  for (const part of document.querySelectorAll(".math.notranslate, .table-wrapper")) {
+    let size = 1;
+    part.style.fontSize = "";
+    while (part.scrollWidth > part.clientWidth && size > LEAST) {
+      size = Math.max(LEAST, size * Math.min(0.98, part.clientWidth / part.scrollWidth));
+      part.style.fontSize = `${100 * size}%`; // not everything in it shrinks in proportion
+    }
+  }
+}
 // What the theme leaves out for people who do not use a mouse or a screen.
 function complete() {
   for (const caption of document.querySelectorAll('[role="heading"]:not([aria-level])')) {
@@ -8,4 +20,5 @@ function complete() {
   }
 }
 document.addEventListener("DOMContentLoaded", complete);
-window.addEventListener("load", () => window.MathJax?.startup?.promise.then(complete));
+window.addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(fit).then(complete));
+window.addEventListener("resize", fit);

@@ -1,4 +1,4 @@
-"""What the README says of many machines, as it is written, with a port that is free."""
+"""What the guide to clusters says, as it is written, with a port that is free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import refdiff
 
 from .conftest import wait_until
 
-TEXT = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "notebooks" / "reference" / "guides" / "clusters.md").read_text(encoding="utf-8")
 
 
 def _block(name: str) -> str:
