@@ -10,13 +10,13 @@ import pytest
 from refdiff.cli import main
 from refdiff.cli.spec import recipe_of
 from refdiff.oracle import golden
+from refdiff.oracle.cases import fixed
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.golden import writing
 from refdiff.oracle.golden.manifest import read_manifest
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.cases import fixed
 from tests.oracle.golden.vectors import case, right, write_raw
 
 Capture = pytest.CaptureFixture[str]
