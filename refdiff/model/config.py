@@ -15,6 +15,7 @@ from refdiff.errors import CheckpointError
 from refdiff.files import read_json, write_json
 from refdiff.messages import show_value
 from refdiff.model import config_checks, other_fields, rope_parameters
+from refdiff.model.commit import finish
 
 
 @dataclass(init=False)
@@ -119,6 +120,7 @@ class DiffLlamaConfig:
                 local_files_only=local_files_only,
             )
             path = path / "config.json"
+        finish(path.parent)
         return cls.from_dict(read_json(path), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:

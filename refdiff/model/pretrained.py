@@ -7,7 +7,6 @@ import functools
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
@@ -16,9 +15,10 @@ import numpy as np
 from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace
 from refdiff.backends import keeps_stored, kernels_for, ops_for, placing
-from refdiff.files import read_json, write_json
+from refdiff.files import read_json
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
+from refdiff.model.commit import read_consistently
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.diffllama import Context, Maps, diffllama
 from refdiff.model.outputs import ModelOutput
@@ -156,18 +156,23 @@ class PreTrainedModel(Pickled):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        config = DiffLlamaConfig.from_pretrained(folder)
-        params = load(folder, config, cls.__name__, dtype=dtype, stored=stored)
-        generation = folder / "generation_config.json"
+
+        def read() -> tuple[DiffLlamaConfig, dict[str, Any], str, dict[str, Any]]:
+            config, generation = DiffLlamaConfig.from_pretrained(folder), folder / "generation_config.json"
+            params = load(folder, config, cls.__name__, dtype=dtype, stored=stored)
+            resolved = resolve_dtype(folder, config, dtype)
+            return config, params, resolved, read_json(generation) if generation.exists() else {}
+
+        config, params, resolved, generation_config = read_consistently(folder, read)
         model = cls(
             config,
             params,
-            dtype=resolve_dtype(folder, config, dtype),
+            dtype=resolved,
             backend=xp,
             device=device,
             kernels=kernels,
             threads=threads,
-            generation_config=read_json(generation) if generation.exists() else {},
+            generation_config=generation_config,
         )
         model.source = str(folder)
         model._of_file = "stored" if stored else "expanded", flatten(model.params)
@@ -193,7 +198,7 @@ class PreTrainedModel(Pickled):
     def save_pretrained(
         self, directory: str | os.PathLike[str], max_shard_size: int | str = "5GB", *, dtype: Any = None
     ) -> None:
-        """Write config.json and safetensors that transformers and refdiff load; the folder is whole or as before.
+        """Write the configs and safetensors that transformers and refdiff load; a kill leaves the old or the new.
 
         Args:
             directory: made if it is not there.
@@ -201,14 +206,13 @@ class PreTrainedModel(Pickled):
             dtype: the stored precision; None keeps the model's.
 
         Raises:
-            OSError: the disk is full or not writable; what was there before still is.
+            OSError: the disk is full or not writable; the message says which checkpoint counts, the old or the new.
         """
         save(
             directory, self.config, self.params, type(self).__name__,
             dtype=self.dtype if dtype is None else _dtype_name(dtype), max_shard_size=max_shard_size,
+            generation_config=self.generation_config,
         )  # fmt: skip
-        if self.generation_config:
-            write_json(Path(directory) / "generation_config.json", self.generation_config)
 
     def num_parameters(self) -> int:
         """Count the numbers in the weights; tied ones count once."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
 from refdiff.files import check_name, read_json
+from refdiff.hub.download import INDEX, SINGLE
 from refdiff.messages import show_value
+from refdiff.model.commit import read_consistently
 from refdiff.model.weights.safetensors_file import PICKLE_ADVICE, SafetensorsFile, open_safetensors
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 def open_checkpoint(folder: str | os.PathLike[str]) -> list[SafetensorsFile]:
@@ -25,7 +25,10 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> list[SafetensorsFile]:
         CheckpointError: There is no safetensors file, the index and the files contradict each other, or a file breaks
             the format.
     """
-    folder = Path(folder)
+    return read_consistently(Path(folder), partial(_open_files, Path(folder)))
+
+
+def _open_files(folder: Path) -> list[SafetensorsFile]:
     if os.path.lexists(folder / SINGLE):
         return [_open(folder, SINGLE)]
     if os.path.lexists(folder / INDEX):
@@ -58,7 +61,6 @@ def _open(folder: Path, name: str) -> SafetensorsFile:
 
 def _open_shards(folder: Path) -> list[SafetensorsFile]:
     index, label = folder / INDEX, str(folder / INDEX)
-    before = _identity(index)
     weight_map = _weight_map(read_json(index), label)
     names = sorted(set(weight_map.values()))
     for name in names:
@@ -69,25 +71,12 @@ def _open_shards(folder: Path) -> list[SafetensorsFile]:
             "was the download complete?"
         )
     files = [_open(folder, name) for name in names]
-    # save() takes the index away before it touches a shard and puts the new one in place last. So while the index is
-    # the same file, the shards opened meanwhile are the ones it describes; without this check a reader could take one
-    # shard from before a save and one from after it, of equal names and shapes, and never know.
-    if _identity(index) != before:
-        raise CheckpointError(f"{label}: was replaced while the checkpoint was being loaded; load it again")
     problems = [
         problem for name, file in zip(names, files, strict=True) for problem in _contradictions(name, file, weight_map)
     ]
     if problems:
         raise CheckpointError(report(label, problems))
     return files
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _weight_map(index: dict[str, Any], label: str) -> dict[str, str]:

@@ -1,40 +1,23 @@
-"""The nested dict of arrays → a folder that transformers loads too, written so that a crash loses nothing.
-
-Everything is written and synced in a hidden folder inside the target; up to here a crash or a full disk leaves the old
-checkpoint untouched. Then the files are moved to their places by renaming:
-
-- If only ``model.safetensors`` changes (the same ``config.json``), that is one rename: readers see the old or the new.
-- Else the file by which a reader finds the weights, ``model.safetensors`` or the index, is moved away first, and the
-  new one comes last. A crash in between leaves a folder without weights, which nobody can mistake for a checkpoint, and
-  the other files of both versions in the hidden folder. An error undoes the renames. ``folder.py`` has the reader's
-  side.
-
-What belongs to the old weights only is deleted at the end. Renaming leaves the data of the old files alone, so a model
-whose arrays are views of them can be saved over itself.
-"""
+"""The nested dict of arrays → a folder that transformers loads too, written so that a crash loses nothing."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from refdiff.files import write_json
+from refdiff.hub.download import INDEX
+from refdiff.model.commit import PENDING, is_pending, replacing
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.weights.folder import INDEX, SINGLE, report
+from refdiff.model.weights.folder import report
 from refdiff.model.weights.names import count_parameters, flatten, parameter_shapes, stored_name
 from refdiff.model.weights.precision import NBYTES, compute_dtype
 from refdiff.model.weights.writing import write_safetensors
 
-_CONFIG = "config.json"
-_ENTRIES = (SINGLE, INDEX)
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(KB|MB|GB|TB)\s*", re.IGNORECASE)
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -47,21 +30,30 @@ def save(
     *,
     dtype: str | None = None,
     max_shard_size: int | str = "5GB",
+    generation_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``config.json`` and the weights as transformers' ``save_pretrained`` lays them out.
+    """Write the config and the weights as transformers' ``save_pretrained`` lays them out.
 
     Names are transformers', but for the last projection in the wiring ``paper`` (``names.stored_name``). Arrays
-    that are ``Deferred`` are made one at a time, when they are written.
+    that are ``Deferred`` are made one at a time, when they are written. A process that is killed leaves the old
+    checkpoint or the new one (``refdiff.model.commit``). The same input gives the same bytes, which are those that
+    transformers writes of a model it has loaded.
 
-    ``dtype`` is the precision in the file; None stores the arrays as they are, float32 or float64. ``max_shard_size``
-    is in bytes, or a number with KB, MB, GB or TB (powers of 1000): weights that do not fit are split in
-    the order of their names, and a tensor larger than that gets a file to itself. The same input gives the same bytes,
-    which are those that transformers writes of a model it has loaded.
+    Args:
+        directory: the folder; made if needed.
+        config: goes into config.json, with ``architecture`` and ``dtype``.
+        params: the nested weight dict.
+        architecture: the name of the model's class.
+        dtype: the precision in the file; None stores the arrays as they are, float32 or float64.
+        max_shard_size: bytes, or a number with KB, MB, GB or TB (powers of 1000): weights that do not fit are split in
+            the order of their names, and a tensor larger than that gets a file to itself.
+        generation_config: goes into generation_config.json; without it, one that is there stays.
 
     Raises:
         ValueError: ``params`` are not those of ``architecture`` with this ``config``, a value is beyond float16's
             range, or ``dtype`` or ``max_shard_size`` is not understood.
-        OSError: Something cannot be written, as on a full disk. The checkpoint that was there is unharmed.
+        OSError: Something cannot be written, as on a full disk. The message says which checkpoint counts: the one that
+            was there, or the new one, which the next load or save puts in place.
     """
     checked = _checked(flatten(params), config, architecture)
     arrays = {stored_name(name, config.wiring): array for name, array in checked.items()}
@@ -70,19 +62,17 @@ def save(
     shards = _split(arrays, dtype, _in_bytes(max_shard_size))
     directory = Path(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".refdiff-save-", dir=directory))
-        try:
+        with replacing(directory) as staging:
             _write(staging, _described(config, architecture, dtype), arrays, shards, dtype)
-            _commit(staging, directory, [*shards, *([INDEX] if len(shards) > 1 else [])])
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            if generation_config:
+                write_json(staging / "generation_config.json", dict(generation_config))
     except OSError as error:
         size = count_parameters(array.shape for array in arrays.values()) * NBYTES[dtype]
+        which = "what was there before is unharmed"
+        if is_pending(directory):
+            which = f"the new checkpoint is complete in {PENDING}, and the next load or save puts it in place"
         raise OSError(
-            error.errno,
-            f"cannot save the model ({size:,} bytes): {error.strerror or error}; what was there before is unharmed",
-            str(directory),
+            error.errno, f"cannot save the model ({size:,} bytes): {error.strerror or error}; {which}", str(directory)
         ) from error
 
 
@@ -113,31 +103,21 @@ def _in_bytes(size: int | str) -> int:
     count = int(float(match[1]) * _UNITS[match[2].upper()]) if match else size
     if isinstance(count, bool) or not isinstance(count, int) or count <= 0:
         raise ValueError(
-            f"max_shard_size is {size!r}; it must be a count of bytes or a string such as '5GB' or '200MB'"
+            f"max_shard_size: got {size!r}, expected a number of bytes or a string such as '5GB' or '200MB'"
         )
     return count
 
 
 def _split(arrays: dict[str, Any], dtype: str, limit: int) -> dict[str, list[str]]:
     """Share the tensors out over files as transformers does, sorted by name: file name → tensor names."""
-    shards: list[list[str]] = []
-    current: list[str] = []
-    filled = 0
-    for name in sorted(arrays, key=_in_layer_order):
-        size = count_parameters([arrays[name].shape]) * NBYTES[dtype]
-        if size > limit:
-            shards.append([name])
-            continue
-        if filled + size > limit:
-            shards.append(current)
-            current, filled = [], 0
-        current.append(name)
-        filled += size
-    if current:
-        shards.append(current)
-    if len(shards) == 1:
-        return {SINGLE: shards[0]}
-    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, start=1)}
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    return split_state_dict_into_shards_factory(
+        {name: arrays[name] for name in sorted(arrays, key=_in_layer_order)},
+        get_storage_size=lambda array: count_parameters([array.shape]) * NBYTES[dtype],
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=limit,
+    ).filename_to_tensors
 
 
 def _in_layer_order(name: str) -> list[tuple[int, str]]:
@@ -168,58 +148,3 @@ def _write(
                 "weight_map": {name: file for file, names in shards.items() for name in names},
             },
         )
-
-
-def _commit(staging: Path, directory: Path, files: list[str]) -> None:
-    """Move the staged files to their places; the last of ``files`` is the one by which readers find the others."""
-    if files == [SINGLE] and _same(staging / _CONFIG, directory / _CONFIG):
-        (staging / SINGLE).replace(directory / SINGLE)
-    else:
-        _replace_together(staging, directory, [_CONFIG, *files])
-    _sync(directory)
-    # The new checkpoint stands; what is left of the old one is in nobody's way, should it resist.
-    with contextlib.suppress(OSError):
-        for path in directory.iterdir():
-            if path.name not in files and (path.name in _ENTRIES or _SHARD.fullmatch(path.name)):
-                path.unlink()
-
-
-def _replace_together(staging: Path, directory: Path, names: list[str]) -> None:
-    aside = staging / "replaced"
-    aside.mkdir()
-    undo: list[tuple[Path, Path]] = []
-
-    def move(source: Path, target: Path) -> None:
-        source.replace(target)
-        undo.append((target, source))
-
-    try:
-        for name in dict.fromkeys([*_ENTRIES, *names]):
-            if os.path.lexists(directory / name):
-                move(directory / name, aside / name)
-                _sync(directory)
-        for name in names:
-            if name == names[-1]:
-                _sync(directory)
-            move(staging / name, directory / name)
-    except BaseException:
-        for target, source in reversed(undo):
-            target.replace(source)
-        raise
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.read_bytes() == other.read_bytes()
-    except OSError:
-        return False
-
-
-def _sync(directory: Path) -> None:
-    """Make the renames in a folder durable before the next ones, where the system can do that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,0 +1,207 @@
+"""The files of a checkpoint replaced as one: a process killed at any moment leaves the old checkpoint or the new one.
+
+1. New files are written and synced in a hidden folder `.refdiff-save-…` inside the checkpoint's folder.
+2. That folder becomes `.refdiff-save` by one rename. From here on the new checkpoint counts.
+3. The files move to their places. If this is interrupted, the next load or save of the folder finishes it.
+
+Other programs see the old files, the new files, or in step 3 a folder without weights, but never a mixture: the file by
+which they find the weights is deleted first and replaced last. Where only `model.safetensors` changes, steps 2 and 3
+are one rename. Renaming leaves the data of old files alone, so a model whose arrays are memory-mapped can be saved over
+itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from refdiff.errors import CheckpointError
+from refdiff.files import MAX_JSON, read_bytes, read_json, write_json
+from refdiff.hub.download import INDEX, SINGLE
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows: there nothing is locked
+    fcntl = None
+
+PENDING = ".refdiff-save"
+_LIST = "files.json"
+_CONFIGS = ("config.json", "generation_config.json")
+_ENTRIES = (SINGLE, INDEX)
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give a folder to write a checkpoint's files into; when the block ends well, they replace those of `folder`.
+
+    Raises `OSError` when something cannot be written or moved; `is_pending` then says which of the two counts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        _roll_forward(folder)
+        for left in folder.glob(f"{PENDING}-*"):  # of a process that was killed: a living one would hold the lock
+            shutil.rmtree(left, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=f"{PENDING}-", dir=folder))
+        try:
+            yield staging
+            _commit(folder, staging)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def is_pending(folder: Path) -> bool:
+    """Tell whether a complete new checkpoint waits for the next load or save to move it to its place."""
+    return os.path.lexists(folder / PENDING)
+
+
+def finish(folder: Path) -> None:
+    """Finish a save that was interrupted while its files moved to their places.
+
+    Raises:
+        CheckpointError: the files cannot be moved, as in a folder that is not writable.
+    """
+    if not is_pending(folder):
+        return
+    try:
+        with _locked(folder):
+            _roll_forward(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: a save was interrupted; its files are in {PENDING} and cannot be moved to their places: "
+            f"{error.strerror or error}; make the folder writable and load it again"
+        ) from error
+
+
+def read_consistently(folder: Path, read: Callable[[], T]) -> T:
+    """Return what `read` makes of a checkpoint's files, again where a save has replaced them meanwhile.
+
+    Raises:
+        CheckpointError: as `read`; or the files are replaced again and again.
+    """
+    for _ in range(3):
+        finish(folder)
+        before = _identities(folder)
+        try:
+            result = read()
+        except CheckpointError:
+            if _identities(folder) == before:
+                raise
+        else:
+            if _identities(folder) == before:
+                return result
+    raise CheckpointError(f"{folder}: was replaced while the checkpoint was being loaded; load it again")
+
+
+def _identities(folder: Path) -> list[tuple[int, int, int] | None]:
+    """What changes with every save that replaces more than `model.safetensors`, which is opened once and whole."""
+    found: list[tuple[int, int, int] | None] = []
+    for name in (PENDING, *_CONFIGS, INDEX):
+        try:
+            status = (folder / name).stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+    return found
+
+
+def _commit(folder: Path, staging: Path) -> None:
+    names = sorted(path.name for path in staging.iterdir())
+    changed = [name for name in names if name not in _CONFIGS or not _same(staging / name, folder / name)]
+    if changed == [SINGLE]:
+        (staging / SINGLE).replace(folder / SINGLE)
+        _sync(folder)
+        _delete_all_but(folder, names)
+        return
+    write_json(staging / _LIST, {"files": names})
+    _sync(staging)
+    staging.replace(folder / PENDING)
+    _sync(folder)
+    _roll_forward(folder)
+
+
+def _roll_forward(folder: Path) -> None:
+    """Move the files of `.refdiff-save` to their places; each step may have been done before."""
+    pending = folder / PENDING
+    if not pending.is_dir() or pending.is_symlink():
+        if is_pending(folder):
+            raise CheckpointError(f"{pending}: not a folder that a save has left; delete it")
+        return
+    if os.path.lexists(pending / _LIST):
+        names = _listed(pending / _LIST)
+        last = SINGLE if SINGLE in names else INDEX
+        if os.path.lexists(pending / last):
+            for entry in _ENTRIES:
+                (folder / entry).unlink(missing_ok=True)
+            _sync(folder)
+            for name in names:
+                if name != last and os.path.lexists(pending / name):
+                    (pending / name).replace(folder / name)
+            _sync(folder)
+            (pending / last).replace(folder / last)
+            _sync(folder)
+        _delete_all_but(folder, names)
+    with contextlib.suppress(OSError):  # everything is in its place: what is left is in nobody's way
+        (pending / _LIST).unlink(missing_ok=True)
+        pending.rmdir()
+
+
+def _listed(path: Path) -> list[str]:
+    """Read the names in a list of files; a folder from elsewhere could name any."""
+    names = read_json(path).get("files")
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and (name in (*_CONFIGS, *_ENTRIES) or _SHARD.fullmatch(name)) for name in names
+    ):
+        raise CheckpointError(f"{path}: not a list that a save has left; delete {path.parent}")
+    return names
+
+
+def _delete_all_but(folder: Path, names: list[str]) -> None:
+    """Delete the weights that belong to an older checkpoint."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name not in names and (path.name in _ENTRIES or _SHARD.fullmatch(path.name)):
+                path.unlink()
+
+
+def _same(new: Path, old: Path) -> bool:
+    try:
+        return new.read_bytes() == read_bytes(old, max_bytes=MAX_JSON, folder=old.parent)
+    except CheckpointError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes and threads from saving here; the lock ends with the process, however that ends."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    """Make the renames in a folder durable before the next ones, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,206 @@
+"""A checkpoint saved over another: killed at any file operation, it is the old one or the new one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from refdiff import CheckpointError, DiffLlamaConfig, DiffLlamaForCausalLM
+from refdiff.model.weights import nest, parameter_shapes
+from tests.model.weights.files import tiny_config
+
+LAYOUTS: dict[str, int | str] = {"single": "5GB", "two shards": 900, "four shards": 400}
+CHANGES = [
+    pytest.param(*names, marks=[pytest.mark.slow] if names[2] == "same config" else [])
+    for names in itertools.product(["none", *LAYOUTS], LAYOUTS, ["other config", "same config"])
+]
+OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink"}
+OLD, NEW = (1e-5, 1.0, 7), (0.25, 2.0, 9)
+KILLED = 99
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a test has no power to lose
+
+
+def save(folder: Path, state: tuple[float, float, int], size: int | str) -> None:
+    """Save a model whose config, weights and generation config are told apart by one number each."""
+    epsilon, value, tokens = state
+    config = tiny_config(rms_norm_eps=epsilon)
+    shapes = parameter_shapes(config, "DiffLlamaForCausalLM")
+    params = nest({name: np.full(shape, value, np.float32) for name, shape in shapes.items()})
+    model = DiffLlamaForCausalLM(config, params, generation_config={"max_new_tokens": tokens})
+    model.save_pretrained(folder, size)
+
+
+def loaded(folder: Path) -> tuple[float, float, int] | None:
+    """What refdiff finds; None if it is told that there is nothing."""
+    try:
+        model = DiffLlamaForCausalLM.from_pretrained(folder, kernels="reference")
+    except CheckpointError:
+        return None
+    (value,) = {float(v) for v in np.unique(model.params["lm_head"]["weight"])}
+    (norm,) = {float(v) for v in np.unique(model.params["model"]["norm"]["weight"])}
+    assert value == norm
+    return model.config.rms_norm_eps, value, model.generation_config["max_new_tokens"]
+
+
+def seen_by_others(folder: Path) -> tuple[float, float, int] | None:
+    """What a program finds that knows of nothing but the files' names; None where there are no weights."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.exists():
+        files = {"model.safetensors"}
+    elif index.exists():
+        files = set(json.loads(index.read_bytes())["weight_map"].values())
+    else:
+        return None
+    values = {
+        float(v) for name in files for a in safetensors.numpy.load_file(folder / name).values() for v in np.unique(a)
+    }
+    (value,) = values
+    config, generation = (
+        json.loads((folder / name).read_bytes()) for name in ("config.json", "generation_config.json")
+    )
+    return config["rms_norm_eps"], value, generation["max_new_tokens"]
+
+
+def in_a_child(folder: Path, step: int, action: Callable[[], None]) -> int:
+    """Run in a forked process that dies before its `step`-th operation on a file of `folder`; return its status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on of forks beside threads
+        child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    count, sync = 0, os.fsync
+
+    def counted() -> None:
+        nonlocal count
+        count += 1
+        if count == step:
+            os._exit(KILLED)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in OPERATIONS and any(str(folder) in str(argument) for argument in arguments):
+            counted()
+
+    def synced(descriptor: int) -> None:
+        counted()
+        sync(descriptor)
+
+    try:
+        os.fsync = synced
+        sys.addaudithook(hook)
+        action()
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+@pytest.mark.parametrize(("before", "after", "change"), CHANGES)
+def test_kill_at_every_file_operation(tmp_path: Path, before: str, after: str, change: str) -> None:
+    new = NEW if change == "other config" else (OLD[0], NEW[1], NEW[2])
+    old = None if before == "none" else OLD
+    seen = []
+    for step in range(1, 1000):
+        folder = tmp_path / f"checkpoint{step}"
+        if old is not None:
+            save(folder, old, LAYOUTS[before])
+        status = in_a_child(folder, step, lambda folder=folder: save(folder, new, LAYOUTS[after]))
+        assert seen_by_others(folder) in (old, new, None)
+        seen.append(loaded(folder))
+        save(folder, new, LAYOUTS[after])  # and nothing is left that is in the way
+        assert loaded(folder) == new
+        assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+        if status == 0:
+            break
+        assert status == KILLED
+    assert status == 0
+    assert step > 10
+    assert set(seen) == {old, new}
+    assert seen == sorted(seen, key=lambda state: state == new)  # once new, it stays new
+
+
+def test_a_load_that_is_killed_while_it_finishes_a_save_is_finished_by_the_next(tmp_path: Path) -> None:
+    save(tmp_path, OLD, 900)
+    pending = next(
+        step
+        for step in range(1, 1000)
+        if in_a_child(tmp_path, step, lambda: save(tmp_path, NEW, 400)) == KILLED
+        and (tmp_path / ".refdiff-save").is_dir()
+    )
+    assert pending > 10
+    for step in range(1, 1000):
+        if in_a_child(tmp_path, step, lambda: loaded(tmp_path)) == 0:
+            break
+    assert step > 5
+    assert loaded(tmp_path) == NEW
+    assert not (tmp_path / ".refdiff-save").exists()
+
+
+def interrupted(folder: Path) -> Path:
+    """A folder in which a save to two shards was killed right after it counts; return where the new files are."""
+    save(folder, OLD, "5GB")
+    for step in range(1, 1000):
+        in_a_child(folder, step, lambda: save(folder, NEW, 900))
+        if (folder / ".refdiff-save").is_dir():
+            return folder / ".refdiff-save"
+    raise AssertionError
+
+
+def test_a_folder_that_cannot_be_written_says_what_lies_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(tmp_path)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refused)
+        patch.setattr(os, "unlink", refused)
+        with pytest.raises(
+            CheckpointError, match=r"a save was interrupted; its files are in \.refdiff-save and cannot be moved .*Perm"
+        ):
+            DiffLlamaConfig.from_pretrained(tmp_path)
+    assert loaded(tmp_path) == NEW
+
+
+@pytest.mark.parametrize("listed", [["../secret"], ["config.json", "tokenizer.json"], [3], "config.json", None])
+def test_a_list_from_elsewhere_moves_and_deletes_nothing_of_others(tmp_path: Path, listed: Any) -> None:
+    pending = interrupted(tmp_path)
+    (pending / "files.json").write_text(json.dumps({"files": listed}))
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match=r"files\.json: not a list that a save has left; delete "):
+        DiffLlamaForCausalLM.from_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_called_as_an_interrupted_save_and_is_none(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "checkpoint"
+    save(folder, OLD, "5GB")
+    if kind == "file":
+        (folder / ".refdiff-save").touch()
+    else:
+        (tmp_path / "secret").mkdir()
+        (folder / ".refdiff-save").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=r"\.refdiff-save: not a folder that a save has left; delete it"):
+        DiffLlamaForCausalLM.from_pretrained(folder)
+
+
+def test_what_killed_saves_have_left_is_swept_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".refdiff-save-dead").mkdir()
+    (tmp_path / ".refdiff-save-dead" / "model.safetensors").write_bytes(b"x")
+    save(tmp_path, NEW, "5GB")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors",
+    ]  # fmt: skip
