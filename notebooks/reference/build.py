@@ -126,7 +126,9 @@ def explore() -> str:
     """The page to explore attention in, of the bundled model."""
     model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
     text = "There was once a king who had three sons. The eldest son was very proud, and the youngest"
-    return viz.attention_page(viz.attention_maps(model, text), model="bundled")
+    maps = viz.attention_maps(model, text)
+    layer, pair = maps.most_cancelling()
+    return viz.attention_page(maps, prompt=text, model="bundled", layer=layer, pair=pair)
 
 
 def addresses() -> list[str]:

@@ -67,7 +67,8 @@ def _write(maps: AttentionMaps, args: argparse.Namespace, path: Path, prompt: st
             viz.plot_attention_grid(maps) if args.grid else viz.plot_attention(maps, args.layer, args.pair), path
         )
     elif kind == ".html":
-        page = viz.attention_page(maps, prompt=prompt, model=args.model, layer=args.layer, pair=args.pair)
+        chosen = (args.layer, args.pair) if (args.layer, args.pair) != (None, None) else maps.most_cancelling()
+        page = viz.attention_page(maps, prompt=prompt, model=args.model, layer=chosen[0], pair=chosen[1])
         write_atomically(path, page.encode("utf-8"))
     else:
         import numpy as np

@@ -44,7 +44,8 @@ def explore(
 ) -> Exploration:
     """Show where each token of a text looks, layer by layer and pair by pair, as `refdiff attention` does on a page.
 
-    `layer` and `pair` are what it opens with (None = the mean over all), `height` that of the frame in pixels.
+    `layer` and `pair` are what it opens with: None is the mean over all, and without both it is where most cancels
+    (`AttentionMaps.most_cancelling`). `height` is that of the frame in pixels.
 
     Raises:
         ValueError: there is no tokenizer, no token, or the text is too long.
@@ -52,5 +53,7 @@ def explore(
     """
     maps = attention_maps(model, text, tokenizer)
     prompt = text if isinstance(text, str) else "".join(maps.tokens)
+    if layer is None and pair is None:
+        layer, pair = maps.most_cancelling()
     name = "" if model.source is None else Path(model.source).name
     return Exploration(maps, attention_page(maps, prompt=prompt, model=name, layer=layer, pair=pair), height)

@@ -103,6 +103,19 @@ class AttentionMaps:
             return where
         return f"{where}, {'mean ' if lambda_.ndim or layer is None else ''}λ = {float(lambda_.mean()):.3f}"
 
+    def most_cancelling(self) -> tuple[int | None, int | None]:
+        """Find the layer and pair in which the difference removes most; (None, None) in a Llama.
+
+        Rows of the difference sum to 1 − λ, so the layer is the one whose mean λ is nearest 1. In it, the pair is the
+        one whose maps have most in common, Σ min(A₁, λ A₂).
+        """
+        if self.second is None or self.lambdas is None:
+            return None, None
+        means = self.lambdas.reshape(len(self.lambdas), -1).mean(axis=1)
+        layer = int(np.abs(means - 1).argmin())
+        common = np.minimum(self.first[layer], means[layer] * self.second[layer]).sum(axis=(-1, -2))
+        return layer, int(common.argmax())
+
     def _of(self, x: Floats, layer: int | None, pair: int | None) -> Floats:
         L, P = self.first.shape[:2]
         for name, index, count in (("layer", layer, L), ("pair", pair, P)):

@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
+from refdiff.viz import AttentionMaps
+
 from .chromium import Chromium
 from .conftest import WORDS, drawn_maps
 from .reading import BODY, PageOf, expect, number, pick, table, text, token
@@ -43,6 +45,27 @@ def test_it_opens_with_the_layer_and_pair_that_were_asked_for(browser: Chromium,
     assert browser.run("[layer.value, pair.value]") == ["2", "1"]
     assert browser.run("[...grid.querySelectorAll('[aria-pressed=true]')].map((b) => b.title)") == ["layer 2, pair 1"]
     assert text(browser, "about").startswith("some/model · 8 tokens · 3 layers of 2 pairs of heads")
+
+
+@pytest.mark.parametrize("size", [8, 90])
+def test_the_axes_of_a_map_have_the_numbers_of_tokens(browser: Chromium, page_of: PageOf, size: int) -> None:
+    rng = np.random.default_rng(1)
+    weights = np.tril(rng.random((2, 1, 1, size, size)))
+    first, second = weights / weights.sum(-1, keepdims=True)
+    tokens = tuple(f"t{i}" for i in range(size))
+    maps = AttentionMaps(tokens, first, second, first - 0.5 * second, np.array([0.5]), None)
+    browser.open(page_of(maps))
+    places = (
+        "(which) => {const c = document.querySelector('.canvas canvas').getBoundingClientRect();"
+        "return [...document.querySelector(`.axis.${which}`).querySelectorAll('span:not(.name)')].map((s) => {"
+        "const b = s.getBoundingClientRect(); return [Number(s.textContent), which == 'key' ?"
+        "(b.left + b.width / 2 - c.left) / c.width : (b.top + b.height / 2 - c.top) / c.height]})}"
+    )
+    for which in ("query", "key"):
+        ticks = browser.run(f"({places})('{which}')")
+        assert [at for at, _ in ticks] == list(range(0, size, 1 if size == 8 else 20))
+        for at, share in ticks:
+            assert abs(share * size - at - 0.5) < 0.03 * size
 
 
 def test_the_pointer_previews_and_a_click_stays(browser: Chromium, page_of: PageOf) -> None:

@@ -53,9 +53,23 @@ def test_lambda_begins_where_the_depth_says(maps_in: MapsIn) -> None:
     assert maps_in("v2").lambdas.shape == (3, 8, 7)  # type: ignore[union-attr]
 
 
+def test_where_most_cancels_is_where_lambda_is_near_1_and_the_maps_are_alike() -> None:
+    rng = np.random.default_rng(2)
+    weights = np.tril(rng.random((2, 3, 4, 5, 5)))
+    first, second = weights / weights.sum(-1, keepdims=True)
+    second[1, 2] = first[1, 2]
+    second[0, 1] = first[0, 1]
+    lambdas = np.array([-1.0, 0.8, 1.9])
+    maps = AttentionMaps(tuple("abcde"), first, second, first - lambdas[:, None, None, None] * second, lambdas, None)
+    assert maps.most_cancelling() == (1, 2)
+    by_query = np.stack([np.full((4, 5), value) for value in lambdas])
+    assert replace(maps, lambdas=by_query).most_cancelling() == (1, 2)
+
+
 def test_a_llama_has_one_map_a_head(maps_in: MapsIn, outputs: Callable[[str], Any]) -> None:
     maps = maps_in("none")
     assert maps.names == ("difference",)
+    assert maps.most_cancelling() == (None, None)
     assert (maps.second, maps.lambdas, maps.starts, maps.lambda_()) == (None, None, None, None)
     np.testing.assert_array_equal(maps.map("difference", 2, 5), outputs("none").attentions[2][1, 5])
     assert maps.title(2, 5) == "layer 2, head 5"

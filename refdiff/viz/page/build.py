@@ -14,7 +14,9 @@ from refdiff.viz.maps import AttentionMaps
 from refdiff.viz.page.packed import packed
 
 MOST_BYTES = 64 * 1024 * 1024
-"""A page larger than this would be slow to open."""
+"""A page larger than this is refused."""
+LARGE_BYTES = 5 * 10**6
+"""A page larger than this takes a browser seconds to open, and says how large it is."""
 _SCRIPTS = ("numbers.js", "page.js")
 
 
@@ -38,7 +40,8 @@ def attention_page(
             f"a page of {T} tokens would be {size / 1e6:.0f} MB: give a text of at most "
             f"{int(T * (MOST_BYTES / size) ** 0.5)} tokens, or write an .npz"
         )
-    data = {**packed(maps), "prompt": prompt, "model": model, "layer": layer, "pair": pair}
+    megabytes = round(size / 1e6) if size > LARGE_BYTES else None
+    data = {**packed(maps), "prompt": prompt, "model": model, "layer": layer, "pair": pair, "megabytes": megabytes}
     style = _part("page.css")
     script = "\n".join(map(_part, _SCRIPTS))
     filling = {

@@ -54,6 +54,7 @@ function build() {
     `${maps.size} tokens`,
     `${maps.layers} layers of ${maps.pairs} ${heads}`,
     maps.paired ? "each pair has two maps, A₁ and A₂, and passes on A₁ − λ A₂" : "each head has one map, A",
+    data.megabytes && `a large page, ${data.megabytes} MB: a choice may take a second to draw`,
   ]
     .filter(Boolean)
     .join(" · ");
@@ -119,7 +120,25 @@ function buildFigure(name) {
   });
   canvas.addEventListener("click", (event) => choose({ query: cell(event)[0] }));
   const caption = element("figcaption", { textContent: titles[name] });
-  $("figures").append(element("figure", {}, [caption, element("div", { className: "canvas" }, [canvas, line])]));
+  const plot = element("div", { className: "plot" }, [
+    buildAxis("query"),
+    element("div", { className: "canvas" }, [canvas, line]),
+    buildAxis("key"),
+  ]);
+  $("figures").append(element("figure", {}, [caption, plot]));
+}
+
+/* The numbers of some tokens beside a map, as the table has them: down for queries, across for keys. */
+function buildAxis(which) {
+  const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((s) => maps.size / s <= 8) ?? 2000;
+  const axis = element("div", { className: `axis ${which}`, ariaHidden: "true" });
+  axis.append(element("span", { className: "name", textContent: which }));
+  for (let at = 0; at < maps.size; at += step) {
+    const tick = element("span", { textContent: at, title: data.tokens[at] });
+    tick.style[which === "key" ? "left" : "top"] = `${(100 * (at + 0.5)) / maps.size}%`;
+    axis.append(tick);
+  }
+  return axis;
 }
 
 function buildGrid(kind) {

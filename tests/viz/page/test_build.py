@@ -53,8 +53,15 @@ def maps_of_size(L: int, P: int, T: int, tokens: list[str] | None = None) -> Att
 
 def test_data_are_the_packed_maps(maps: AttentionMaps) -> None:
     parsed = Parsed(attention_page(maps, prompt="a", model="m", layer=1))
-    expected = {**packed(maps), "prompt": "a", "model": "m", "layer": 1, "pair": None}
+    expected = {**packed(maps), "prompt": "a", "model": "m", "layer": 1, "pair": None, "megabytes": None}
     assert json.loads(parsed.text["script#data"]) == expected
+
+
+def test_a_large_page_knows_its_size() -> None:
+    page = attention_page(maps_of_size(3, 4, 400))
+    megabytes = json.loads(Parsed(page).text["script#data"])["megabytes"]
+    assert megabytes >= 5
+    assert abs(len(page) / 1e6 - megabytes) < 0.6
 
 
 def test_words_of_the_text_are_text() -> None:
