@@ -435,12 +435,24 @@ print("the same story:", again == story)
 assert error < 1e-12
 assert again == story
 
-# %% [questions]
-# Q: Which part of a layer of the Differential Transformer has no counterpart in a Llama, and how many parameters is it?
-# A: λ (eq. 2) with its four vectors of head size, 4 × 32 = 128 numbers per layer; pairing heads adds none.
+# %% [markdown]
+# ## Questions
 #
-# Q: How can a token's value enter the result with a negative weight?
-# A: A₁ − λ A₂ is below 0 wherever λ A₂ is larger than A₁. A single softmax has only positive weights.
+# <details>
+# <summary>Which part of a layer has no counterpart in a Llama, and how many parameters is it?</summary>
 #
-# Q: The loss rises when λ is set to 0. Why does that not show that the subtraction makes a better model?
-# A: The model was trained with it, and its weights rely on it. Only a model trained without it is a fair comparison.
+# λ (eq. 2) with its four vectors of head size, 4 × 32 = 128 numbers per layer; pairing heads adds none.
+#
+# </details>
+# <details>
+# <summary>How can a token's value enter the result with a negative weight?</summary>
+#
+# A₁ − λ A₂ is below 0 wherever λ A₂ is larger than A₁. A single softmax has only positive weights.
+#
+# </details>
+# <details>
+# <summary>The loss rises when λ is 0. Why does that not show that the subtraction makes a better model?</summary>
+#
+# The model was trained with it, and its weights rely on it. Only a model trained without it is a fair comparison.
+#
+# </details>

@@ -11,198 +11,219 @@
 # ---
 
 # %% [markdown]
-# # 01 · One token through the model
+# # 01 · Where do words meet?
 #
-# **What you will see.** A text becomes numbers, the numbers go through the layers, and one new token comes out. We
-# take each step by hand, print every shape, and check at the end that the model computes the same.
+# Chapter 0 read "Once upon a time" and wrote the next word. Six layers lie between the two. **In which step does a
+# token learn of the other tokens, and in which layer does the answer appear?**
 #
-# Axis letters, here and in all of refdiff: B texts in a batch, T tokens that ask (queries), S tokens that are looked
-# at (keys), H query heads, K key heads, d numbers in a head, D numbers in a token, F numbers inside the feed-forward
-# network, V tokens in the vocabulary.
+# You can look. We change one word of a sentence and watch the change spread through the layers. Then we stop the model
+# after each layer and ask what it would say. Allow 15 minutes. You need chapter 0; its functions are in
+# [tiny.py](tiny.py).
 
 # %%
 # %matplotlib inline
 import inspect
 
 import numpy as np
+import sketches
+import tiny
 
 import refdiff
-from refdiff import layers, viz
-from refdiff.model import diffllama
+from refdiff import bundled, viz
 
-model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
+weights, config = tiny.load(bundled.FOLDER)
 tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
-config, params = model.config, model.base_params
-
-print(f"D = {config.hidden_size}, layers = {config.num_hidden_layers}, V = {config.vocab_size}")
-print(f"H = {config.num_attention_heads}, K = {config.num_key_value_heads}, d = {config.head_dim}")
-print(f"F = {config.intermediate_size}, parameters = {model.num_parameters():,}")
+text = "Once upon a time there was a king who had three"
+ids = tokenizer([text], return_tensors="np")["input_ids"][0]
+tokens = [tokenizer.decode([int(i)]) for i in ids]
+print(len(ids), "tokens:", tokens)
 
 # %% [markdown]
-# ## Text → ids → embeddings
+# ## The picture
 #
-# The tokenizer cuts the text into pieces that it knows, and gives each its number. The embedding is a look-up: token
-# $t$ gets the row of a table that its id names,
-#
-# $$e_t = E[\mathrm{id}_t].$$
+# Each token is a vector of 192 numbers. These vectors run through the model on a straight line, the residual stream.
+# Two branches leave the line in each layer, compute something, and *add* it. So a layer corrects what it was given, and
+# whatever it does not touch passes through.
 
 # %%
-text = "Once upon a time there was a"
-ids = tokenizer([text], return_tensors="np")["input_ids"]
-labels = viz.attention_maps(model, text).tokens
-print("tokens", list(labels))
-print("ids", ids.shape, ids.tolist())
-
-x = layers.embedding(ids, **params["embed_tokens"])
-print("x = E[ids]", x.shape)
+sketches.residual_stream(config["num_hidden_layers"])
 
 # %% [markdown]
-# ## One layer, as the model computes it
+# ## The equations
 #
-# The paper (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) writes a layer in two lines,
+# The paper (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) writes the two branches as
 #
 # $$Y = \mathrm{MultiHead}(\mathrm{LN}(X)) + X \tag{eq. 4}$$
 # $$X' = \mathrm{SwiGLU}(\mathrm{LN}(Y)) + Y \tag{eq. 5}$$
 #
-# and so does refdiff. This is the function that runs, not a copy for this page:
+# LN is an RMSNorm. It scales each token to unit root mean square and then multiplies each dimension by a learned weight
+# $w$: $\mathrm{LN}(x) = x / \mathrm{rms}(x) \odot w$. Notebook 02 takes it apart. MultiHead is attention: it subtracts
+# a second map, weighted by λ, from a first (notebook 03). In code, the whole model is a loop over the two equations:
 
 # %%
-print(inspect.getsource(diffllama.decoder_layer))
+print(inspect.getsource(tiny.model))
 
 # %% [markdown]
-# ## The first layer by hand
+# ## Experiment 1: change one word
 #
-# We call the same layer functions one after the other. First the norm (LN in the paper, an RMS norm): each token is
-# scaled to unit root mean square. No token sees another here.
+# We need the vectors after each layer, so we write the loop once more and keep them. Then we replace "king" by "man"
+# and measure how much each token's vector changes, relative to its size.
+
 
 # %%
-p = params["layers"][0]
-normed = layers.rms_norm(x, **p["input_layernorm"], eps=config.rms_norm_eps)
-print("LN(X)", normed.shape)
+def states(ids):
+    eps, kept = config["rms_norm_eps"], [weights["model.embed_tokens.weight"][ids]]
+    for layer in range(config["num_hidden_layers"]):
+        p, x = tiny.subset(weights, f"model.layers.{layer}."), kept[-1]
+        normed = tiny.rms_norm(x, eps, p["input_layernorm.weight"])
+        y = x + tiny.attention(normed, tiny.subset(p, "self_attn."), layer, config)  # eq. 4
+        normed = tiny.rms_norm(y, eps, p["post_attention_layernorm.weight"])
+        kept.append(y + tiny.swiglu(normed, tiny.subset(p, "mlp.")))  # eq. 5
+    return np.array(kept)
+
+
+other = tokenizer([text.replace("king", "man")], return_tensors="np")["input_ids"][0]
+before, after = states(ids), states(other)
+change = np.linalg.norm(after - before, axis=-1) / np.linalg.norm(before, axis=-1)
+king = tokens.index(" king")
+print("largest change of an earlier token:", change[:, :king].max())
+print("change of the next token, after each layer:", change[:, king + 1].round(2))
+sketches.changes(change, tokens)
 
 # %% [markdown]
-# Three matrices turn each token into what it asks (Q), what it offers to be found by (K), and what it gives when it
-# is found (V). Each is cut into heads.
+# Read the picture from top to bottom. After the embedding only "king" differs. One layer later *every* token behind it
+# has changed, and none before it: attention looks back, never ahead. The tokens before "king" change by exactly 0 in
+# all layers.
+#
+# Only attention can have done this. The embedding, the norms and SwiGLU work on one token at a time, and RoPE (notebook
+# 02) only adds a token's own position. You can check the claim: SwiGLU of a sentence in any order is the same numbers
+# in that order.
 
 # %%
-attention = p["self_attn"]
-B, T, D = normed.shape
-q, k, v = (
-    layers.linear(normed, **attention[name]).reshape(B, T, -1, config.head_dim).swapaxes(1, 2)
-    for name in ("q_proj", "k_proj", "v_proj")
+p, shuffled = tiny.subset(weights, "model.layers.0."), np.random.default_rng(1).permutation(len(ids))
+mlp, attn = tiny.subset(p, "mlp."), tiny.subset(p, "self_attn.")
+same_mlp = np.allclose(tiny.swiglu(before[0], mlp)[shuffled], tiny.swiglu(before[0][shuffled], mlp))
+same_attention = np.allclose(
+    tiny.attention(before[0], attn, 0, config)[shuffled], tiny.attention(before[0][shuffled], attn, 0, config)
 )
-print("Q (B, H, T, d)", q.shape)
-print("K (B, K, T, d)", k.shape)
-print("V (B, K, T, d)", v.shape)
+print("SwiGLU does not care about its neighbours:", same_mlp)
+print("attention does not care about its neighbours:", same_attention)
 
 # %% [markdown]
-# Two heads make a pair, and a pair shares one value of twice the width. Positions come in by RoPE, which turns Q and
-# K by an angle that grows with the position (notebook 02).
+# ## Experiment 2: stop after each layer
+#
+# The residual stream has one shape everywhere, so the last step of the model (a norm, then the product with the
+# embedding table) can read it after *any* layer. What would the model say next if it stopped there?
+
 
 # %%
-v = layers.value_pairs_hf(v)
-frequencies, scale = layers.rope_frequencies(config.rope_parameters, config.head_dim, config.max_position_embeddings)
-cos, sin = layers.rope_cos_sin(np.arange(T)[None], frequencies, scale, x.dtype)
-q, k = layers.rope(q, cos, sin), layers.rope(k, cos, sin)
-print("V in pairs (B, K/2, T, 2d)", v.shape)
-print("cos, sin (1, 1, T, d/2)", cos.shape, sin.shape)
+def read(x):
+    x = tiny.rms_norm(x, config["rms_norm_eps"], weights["model.norm.weight"])
+    return tiny.softmax(x @ weights["model.embed_tokens.weight"].T)
+
+
+print(f"{text!r} …")
+answers = []
+for depth, x in enumerate(before):
+    p_next = read(x[-1])
+    best = np.argsort(-p_next)[:2]
+    answers.append(tokenizer.decode([int(best[0])]))
+    said = "   ".join(f"{tokenizer.decode([int(token)])!r} {p_next[token]:.2f}" for token in best)
+    name = f"after layer {depth - 1}" if depth else "embedding"
+    print(f"{name:14} size {np.linalg.norm(x[-1]):6.1f}   {said}")
 
 # %% [markdown]
-# Now the step that gives the model its name (eq. 1; notebook 03 is about it alone). Each pair has two attention maps,
-# and the second is taken away from the first, λ times:
+# The embedding itself says the word that it came from: the same table is used for reading and for writing. Layer by
+# layer the added corrections move the vector towards a word that fits. The size of the vector grows as well, which is
+# one reason for the norm at the start of each branch.
 #
-# $$\mathrm{DiffAttn}(X) = \left(\mathrm{softmax}\frac{Q_1K_1^\top}{\sqrt d} - \lambda\,
-# \mathrm{softmax}\frac{Q_2K_2^\top}{\sqrt d}\right)V \tag{eq. 1}$$
+# ## Where did the tokens look?
 #
-# A row of a map has one token's weights over itself and the tokens before it, and the product with V adds up their
-# values with these weights. This is the only step in which a token learns of others: embedding, norms, matrices and
-# the feed-forward network work on each token by itself, and RoPE only turns it by its own position.
-#
-# `diff_heads_hf` does it for all pairs, norms each head, scales it by $1 - \lambda_{init}$, and lays the heads side
-# by side (eq. 3). The output matrix mixes them.
+# One picture for each layer (down) and pair of heads (across): the weights that multiply the values, $A_1 - \lambda
+# A_2$. Queries go down and keys across. Blue is above zero, orange below. The upper triangle is blank: later tokens are
+# hidden.
 
 # %%
-vectors = (attention[name] for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"))
-start = layers.lambda_init(0)
-lambda_ = layers.diff_lambda(*vectors, start)
-heads = layers.diff_heads_hf(q, k, v, lambda_, start, config.rms_norm_eps)
-attended = layers.linear(heads, **attention["o_proj"])
-print("λ", lambda_.shape, f"= {float(lambda_):.3f}, it began near λ_init = {start:.3f}")
-print("heads, side by side (B, T, H d)", heads.shape)
-print("MultiHead(LN(X)) (B, T, D)", attended.shape)
+model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
+out = model(ids[None], output_attentions=True, output_hidden_states=True)
+viz.plot_attention_grid(out, tokens=tokens)
 
 # %% [markdown]
-# The feed-forward network works on each token by itself again. Both results are *added* to what came in: a layer
-# corrects its input, and does not replace it.
+# Orange cells are the speciality of this architecture: a token's value can be *subtracted*. Notebook 03 explains them.
+#
+# ## What we learned
+#
+# - Tokens meet in attention and nowhere else. A change of one token reaches later tokens only.
+# - A layer adds to the residual stream. Each correction is read from the stream and written back to it.
+# - The stream can be read after any layer: the answer forms gradually.
+#
+# The cell below checks this, and that our loop is the model.
 
 # %%
-y = x + attended
-normed = layers.rms_norm(y, **p["post_attention_layernorm"], eps=config.rms_norm_eps)
-after_first_layer = y + layers.swiglu(normed, **p["mlp"], act=config.hidden_act)
-print("Y (B, T, D)", y.shape)
-print("X' (B, T, D)", after_first_layer.shape)
+assert change[:, :king].max() == 0 < change[1:, king:].min()
+assert same_mlp
+assert not same_attention
+assert answers[0] == tokens[-1] != answers[-1]
+assert np.allclose(before[:-1], np.concatenate(out.hidden_states[:-1]), rtol=0, atol=1e-10)
 
 # %% [markdown]
-# ## All layers, and the next token
+# ## Exercises
 #
-# The other layers do the same with weights of their own. After the last one, a norm, and a product with the table of
-# embeddings: a score (logit) for every token of the vocabulary. Only the last row matters for what comes next.
-
-# %%
-out = model(ids, output_hidden_states=True, output_attentions=True)
-for layer, state in enumerate(out.hidden_states[:-1]):
-    print(f"into layer {layer}", state.shape, f"size of the last token {np.linalg.norm(state[0, -1]):6.2f}")
-print("after the last norm", out.hidden_states[-1].shape)
-print("logits (B, T, V)", out.logits.shape)
-
-probabilities = layers.softmax(out.logits[0, -1])
-for token in np.argsort(-probabilities)[:5]:
-    print(f"{probabilities[token]:6.3f} {tokenizer.decode([int(token)])!r}")
-
-# %% [markdown]
-# Where did the tokens look? One picture for each layer (down) and each pair of heads (across): what multiplies V,
-# that is $A_1 - \lambda A_2$. In each picture queries go down and keys across, in the order of the text. Blue is a
-# weight above zero, orange one below. Blank is hidden (above the diagonal stand later tokens) or next to no weight.
-
-# %%
-viz.plot_attention_grid(out, tokens=labels)
-
-# %% [markdown]
-# ## Exercise
-#
-# Nothing in this notebook looked at a later token. Which of the shapes above would change if you ran the text without
-# its last token, and would the numbers of the tokens that stay change? Try it: `model(ids[:, :-1])`.
-#
-# <details>
-# <summary>Answer</summary>
-#
-# Every T becomes T − 1, and nothing else changes: no weight has an axis for positions. The numbers of the tokens that
-# stay are the same to rounding, because a query sees only itself and what came before it (the causal mask). That is
-# why keys and values can be kept in a cache (notebook 05).
+# Write the function in a cell of your own and let `check` judge it. It says where a wrong result is wrong, and often
+# what the mistake is called. `exercises.signature("swiglu")` prints the shapes.
 #
 # ```python
-# shorter = model(ids[:, :-1])
-# np.abs(shorter.logits - out.logits[:, :-1]).max()  # about 1e-14
+# from refdiff import exercises
+#
+# exercises.check("embedding", my_embedding)
+# ```
+#
+# **1.** `"embedding"`: the vectors of some ids, from the table E.
+#
+# **2.** `"swiglu"`: $\mathrm{SwiGLU}(x) = W_{down}\,(\mathrm{silu}(W_{gate}x) \odot W_{up}x)$ with
+# $\mathrm{silu}(z) = z/(1+e^{-z})$. Rows are tokens.
+#
+# **3.** `"causal_mask"`: which of S keys each of the *last* T tokens may see.
+#
+# <details>
+# <summary>Answers</summary>
+#
+# ```python
+# from refdiff import exercises
+#
+#
+# def my_swiglu(x, w_gate, w_up, w_down):
+#     gate = x @ w_gate.T
+#     return (gate / (1 + np.exp(-gate)) * (x @ w_up.T)) @ w_down.T
+#
+#
+# assert exercises.check("embedding", lambda ids, table: table[ids])
+# assert exercises.check("swiglu", my_swiglu)
+# assert exercises.check("causal_mask", lambda T, S: np.arange(S) <= np.arange(T)[:, None] + S - T)
 # ```
 #
 # </details>
 #
-# ## What must hold
+# ## Questions
 #
-# The layer by hand is the layer of the model, and the last row of logits decides the next token.
-
-# %%
-assert np.allclose(after_first_layer, out.hidden_states[1], rtol=0, atol=1e-10)
-assert model.generate(ids, max_new_tokens=1)[0, -1] == probabilities.argmax()
-
-# %% [questions]
-# Q: Which steps let one token know of another, and which work on each token by itself?
-# A: Only attention (eq. 1, inside MultiHead) mixes tokens. Embedding, norms, the matrices, and SwiGLU work on each
-#    token by itself; RoPE only adds its own position.
+# <details>
+# <summary>Which steps let one token know of another, and which work on each token by itself?</summary>
 #
-# Q: What is the shape of the logits, and which part of them decides the next token?
-# A: (B, T, V): a score for each token of the vocabulary at each position. The last position's row decides.
+# Only attention (eq. 1, inside MultiHead) mixes tokens. Embedding, norms, the matrices and SwiGLU work on each token by
+# itself; RoPE only adds its own position.
 #
-# Q: Why are Y and X' sums?
-# A: Eq. 4 and 5 add the result of attention and of the feed-forward network to their input: a layer corrects what
-#    came in and does not replace it.
+# </details>
+# <details>
+# <summary>What is the shape of the logits, and which part of them decides the next token?</summary>
+#
+# (B, T, V) for a batch of B sequences: a score for each token of the vocabulary at each position. The last position
+# decides.
+#
+# </details>
+# <details>
+# <summary>Why are Y and X' sums?</summary>
+#
+# Eq. 4 and 5 add the result of attention and of the feed-forward network to their input. A layer corrects what came in
+# and does not replace it.
+#
+# </details>

@@ -11,160 +11,254 @@
 # ---
 
 # %% [markdown]
-# # 02 · Norm and RoPE
+# # 02 · How does attention know the order of words?
 #
-# **What you will see.** Two small parts that every layer uses, each computed by hand and then by its layer: the norm,
-# which brings every token to one size, and RoPE, which tells attention how far apart two tokens are. At the end, all
-# the kinds of RoPE that a checkpoint may ask for, on one plot.
+# "The wolf saw the girl" and "the girl saw the wolf" have the same words. Attention compares words by dot products, and
+# a dot product does not know where its words stand. **What tells the model the order?** And a second question on the
+# way: vectors grow from layer to layer, so **what keeps the numbers in range?**
+#
+# You take the answers apart with the bundled model: RMSNorm for the size, RoPE for the order. Then you break each on
+# purpose and read what the model writes. Allow 20 minutes; you need chapter 0.
 
 # %%
 # %matplotlib inline
 import inspect
 
 import numpy as np
+import sketches
+import tiny
 
-from refdiff import layers, viz
-from refdiff.viz.rope import EXAMPLES
+import refdiff
+from refdiff import bundled, viz
+
+weights, config = tiny.load(bundled.FOLDER)
+eps, theta = config["rms_norm_eps"], config["rope_parameters"]["rope_theta"]
+tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
+model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
+
+
+def words_to_ids(text):
+    return tokenizer([text], return_tensors="np")["input_ids"][0]
+
 
 # %% [markdown]
-# ## The norm
+# ## The norm: one size for every token
 #
-# What the Differential Transformer's paper writes as LN(·) is RMSNorm (Ye et al. 2024,
-# [arXiv 2410.05258](https://arxiv.org/abs/2410.05258), section 2.2). It divides a token by its root mean square
-# (Zhang and Sennrich 2019, eq. 4), and multiplies each dimension by a learned weight:
+# Here is the size (root mean square) of the last token's vector on its way through the model, and what the norm at the
+# start of each layer makes of it.
+
+# %%
+ids = words_to_ids("Once upon a time there was a king who had three")
+states = model(ids[None], output_hidden_states=True).hidden_states
+for layer in range(config["num_hidden_layers"]):
+    x = states[layer][0, -1]
+    normed = tiny.rms_norm(x, eps)
+    print(f"into layer {layer}: size {np.sqrt((x**2).mean()):5.2f}, after the norm {np.sqrt((normed**2).mean()):.2f}")
+
+# %% [markdown]
+# The vector grows more than fiftyfold, and each layer still reads numbers of size 1. The paper (Ye et al. 2024, [arXiv
+# 2410.05258](https://arxiv.org/abs/2410.05258), section 2.2) writes LN and means RMSNorm (Zhang and Sennrich 2019):
 #
 # $$\mathrm{LN}(x) = \frac{x}{\sqrt{\mathrm{mean}(x^2) + \varepsilon}} \odot w$$
+#
+# It divides a token by its size and then multiplies each dimension by a learned weight $w$, which lets the model use
+# some dimensions more than others. It is one line:
 
 # %%
-print(inspect.getsource(layers.rms_norm))
-
-# %%
-rng = np.random.default_rng(2)
-x = rng.standard_normal((4, 8)) * np.array([[1e-4], [0.01], [1.0], [100.0]])  # four tokens of very different sizes
-weight = np.ones(8)
-eps = 1e-5
-
-by_hand = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
-by_layer = layers.rms_norm(x, weight, eps)
-for token, normed in zip(x, by_layer, strict=True):
-    print(f"size before {np.sqrt((token**2).mean()):9.5f}   after {np.sqrt((normed**2).mean()):.5f}")
+print(inspect.getsource(tiny.rms_norm))
 
 # %% [markdown]
-# The large token and the ordinary one come out at size 1. The smallest does not: its mean square, about $10^{-8}$, is
-# far below $\varepsilon = 10^{-5}$, and ε decides. That is what ε is for: without it a token of zeros would be 0/0.
-# It is also where careless kernels go wrong unseen, because on ordinary tokens a forgotten ε changes almost nothing.
+# Two consequences. The norm forgets how long a vector was: ten times the vector gives the same result. And ε, so small
+# that it looks like decoration, decides for vectors near zero: without it, zero would be 0/0.
+
+# %%
+x = states[3][0, -1]
+print("LN(10 x) = LN(x):", np.allclose(tiny.rms_norm(10 * x, eps), tiny.rms_norm(x, eps), rtol=1e-4))
+for size in (100.0, 1.0, 0.01, 0.0001):
+    token = size * x / np.sqrt((x**2).mean())
+    with_eps, without = (np.sqrt((tiny.rms_norm(token, e) ** 2).mean()) for e in (eps, 0.0))
+    print(f"size before {size:8.4f}   after, ε = 1e-5: {with_eps:.4f}   ε = 0: {without:.4f}")
+
+# %% [markdown]
+# On ordinary tokens ε changes nothing that you would see, so a kernel that forgets it passes careless tests. Remember
+# this for notebook 06.
 #
-# ## RoPE
+# ## Without positions: a bag of words
 #
-# Attention compares tokens by $Q K^\top$, and nothing in that product knows where a token stands. RoPE (Su et al.
-# 2021, eq. 34) turns queries and keys by an angle that grows with their position. Two dimensions $(a, b)$ form a
-# pair; pair $i$ at position $p$ is turned by $p\,\theta_i$:
+# Now the order. We switch RoPE off (queries and keys stay as they are) and let the first layer's attention read two
+# sentences with exchanged words. What does the last token, "and", get?
+
+
+# %%
+def attention_of_last(text):
+    p = tiny.subset(weights, "model.layers.0.")
+    x = weights["model.embed_tokens.weight"][words_to_ids(text)]
+    normed = tiny.rms_norm(x, eps, p["input_layernorm.weight"])
+    return tiny.attention(normed, tiny.subset(p, "self_attn."), 0, config)[-1]
+
+
+rope = tiny.rope
+differences = {}
+for name, function in (("without RoPE", lambda x, theta: x), ("with RoPE", rope)):
+    tiny.rope = function
+    one, two = attention_of_last("the wolf saw the girl and"), attention_of_last("the girl saw the wolf and")
+    differences[name] = np.linalg.norm(one - two) / np.linalg.norm(one)
+tiny.rope = rope
+for name, difference in differences.items():
+    print(f"{name:13} relative difference between the two sentences: {difference:.3f}")
+
+# %% [markdown]
+# Without RoPE, "and" receives exactly the same sum for both sentences: attention sees a bag of words.
 #
+# ## RoPE: rotate by position
+#
+# RoPE (Su et al. 2021, eq. 34) rotates queries and keys. Two of a head's numbers $(a, b)$ are a point in a plane; at
+# position $p$ the point is rotated by the angle $p\,\theta_i$.
+
+# %%
+sketches.rotation()
+
+# %% [markdown]
 # $$(a, b) \mapsto (a\cos p\theta_i - b\sin p\theta_i,\;\; b\cos p\theta_i + a\sin p\theta_i),\qquad
 # \theta_i = \mathrm{base}^{-2i/d}$$
-
-# %%
-print(inspect.getsource(layers.rope))
-
-# %% [markdown]
-# By hand: a pair is a complex number $a + ib$, and to turn it is to multiply it by $e^{ip\theta}$. In this model the
-# pairs are the two halves of a head, $(x_i, x_{i+d/2})$.
-
-# %%
-T, d = 10, 8
-positions = np.arange(T)[None]
-frequencies, scale = layers.rope_frequencies({"rope_type": "default", "rope_theta": 100.0}, d, T)
-cos, sin = layers.rope_cos_sin(positions, frequencies, scale, np.float64)
-q, k = rng.standard_normal((2, 1, 1, T, d))
-
-pairs = q[..., : d // 2] + 1j * q[..., d // 2 :]
-turned = pairs * np.exp(1j * positions[:, None, :, None] * np.array(frequencies))
-q_by_hand = np.concatenate([turned.real, turned.imag], axis=-1)
-q_by_layer = layers.rope(q, cos, sin)
-print("θ", np.round(frequencies, 4))
-print("cos, sin", cos.shape, sin.shape)
-print("by hand and by layer agree:", np.allclose(q_by_hand, q_by_layer, atol=1e-12))
-
-# %% [markdown]
-# **Only the distance counts.** Turn a query by $p$ and a key by $s$: their product depends on $p - s$ alone. We move
-# both by 1000 positions, and the scores stay what they were.
-
-# %%
-far = layers.rope_cos_sin(positions + 1000, frequencies, scale, np.float64)
-near_scores = layers.rope(q, cos, sin) @ layers.rope(k, cos, sin).swapaxes(-1, -2)
-far_scores = layers.rope(q, *far) @ layers.rope(k, *far).swapaxes(-1, -2)
-plain_scores = q @ k.swapaxes(-1, -2)
-print("largest change when both move by 1000 is below 1e-10:", np.abs(near_scores - far_scores).max() < 1e-10)
-print(f"largest change against no RoPE: {np.abs(near_scores - plain_scores).max():.2f}")
-
-# %% [markdown]
-# **Halves or neighbours.** The RoPE paper, and unilm's Differential Transformer, pair neighbours $(x_{2i},
-# x_{2i+1})$: `interleaved=True`. Hugging Face pairs halves. Both are the same rotation of differently ordered
-# dimensions; a checkpoint made for one gives nonsense under the other, with no error to tell you: the wrong dimensions
-# are turned together. What makes it right is to reorder the rows of $W_Q$ and $W_K$, from which the dimensions come.
-
-# %%
-order = np.concatenate([np.arange(0, d, 2), np.arange(1, d, 2)])  # neighbours → halves
-interleaved = layers.rope(q, cos, sin, interleaved=True)
-halves = layers.rope(q[..., order], cos, sin)
-print("the same numbers in another order:", np.array_equal(interleaved[..., order], halves))
-print(f"and without the reordering they differ by up to {np.abs(interleaved - layers.rope(q, cos, sin)).max():.2f}")
-
-# %% [markdown]
-# ## How fast each pair turns
 #
-# A pair turns once around in $2\pi/\theta_i$ tokens, its wavelength. The first pairs are fast and tell neighbours
-# apart; the last are slow and tell far from near. A model is trained up to some length. To use it on longer texts,
-# several recipes change the frequencies; `rope_type` in a `config.json` names one. Some also multiply cos and sin by
-# a scale.
+# Each pair $i$ has its own speed $\theta_i$, as a clock has hands. In Hugging Face's layout, the pairs of a head are
+# $(x_i, x_{i+d/2})$: number $i$ of the first half with number $i$ of the second.
 
 # %%
-for name, parameters in EXAMPLES.items():
-    theta, factor = layers.rope_frequencies(parameters, 64, 2048, 8192)
-    print(f"{name:13} slowest {theta[-1]:.2e} rad a token, scale {factor:.3f}")
+print(inspect.getsource(tiny.rope))
 
+# %% [markdown]
+# The right half of the drawing is the point of it all. A dot product of two arrows depends on the angle *between* them,
+# so a score depends on the distance of query and key and not on where the two stand. We test it on the whole model: all
+# positions are moved by 100.
+
+# %%
+positions = np.arange(len(ids))[None]
+here = model(ids[None], position_ids=positions).logits
+moved = model(ids[None], position_ids=positions + 100).logits
+spread = model(ids[None], position_ids=2 * positions).logits
+print("positions + 100 gives the same logits:", np.allclose(here, moved, rtol=0, atol=1e-9))
+print("positions × 2 gives the same logits:  ", np.allclose(here, spread, rtol=0, atol=1e-9))
+
+# %% [markdown]
+# ## How far can it see?
+#
+# A pair is back where it began after $2\pi/\theta_i$ tokens, its wavelength. Fast pairs tell neighbours apart, slow
+# pairs tell near from far.
+
+# %%
+d = config["head_dim"]
+wavelengths = 2 * np.pi * theta ** (np.arange(0, d, 2) / d)
+print("wavelengths in tokens:", " ".join(f"{w:.0f}" for w in wavelengths))
+slow = int((wavelengths > 512).sum())
+print(f"{slow} of {d // 2} pairs never come around within the 512 tokens of training")
+
+# %% [markdown]
+# A text longer than those of training shows the slow pairs angles that they never had. Several recipes change the
+# frequencies for that case; `rope_type` in a `config.json` names one. This is what each does with a head of 64 numbers.
+
+# %%
 viz.plot_rope_wavelengths().figure
 
 # %% [markdown]
-# All start from the same fast pairs but *linear*, which slows every pair alike, so that neighbours come closer
-# together. *yarn* and *llama3* keep the fast pairs, slow the slow ones, and pass from one to the other near those
-# that turn around a few times within the trained length (the dotted line). *dynamic* raises the base as the text
-# grows. *longrope* has a factor of its own for each pair. *proportional* lets the last pairs stand still.
+# *linear* slows all pairs alike, so neighbours move closer together. *yarn* and *llama3* keep the fast pairs and slow
+# the slow ones. *dynamic* raises the base as the text grows, *longrope* has a factor for each pair, and *proportional*
+# lets the last pairs stand still.
 #
-# ## Exercise
+# ## Break it: rotate the wrong pairs
 #
-# How far can a text go before the *fastest* pair has turned around once? And what does that mean for telling position
-# 0 from position 6 with that pair alone?
+# The RoPE paper, and the code of the Differential Transformer's authors, pair *neighbours* $(x_{2i}, x_{2i+1})$;
+# Hugging Face pairs *halves*. Both are the same idea on differently ordered numbers. But a checkpoint fits one of them
+# only. We run the bundled model with the wrong one.
+
+
+# %%
+def rotate_neighbours(x, theta):
+    order = np.concatenate([np.arange(0, x.shape[-1], 2), np.arange(1, x.shape[-1], 2)])  # neighbours → halves
+    return rope(x[..., order], theta)[..., np.argsort(order)]
+
+
+stories = {}
+for name, function in (("halves", rope), ("neighbours", rotate_neighbours)):
+    tiny.rope = function
+    stories[name] = tokenizer.decode(
+        tiny.generate(words_to_ids("Once upon a time"), 16, weights, config), skip_special_tokens=True
+    )
+    print(f"{name:11} {stories[name]!r}")
+tiny.rope = rope
+
+# %% [markdown]
+# No error, no warning, only a different text. The wrong numbers are rotated together, so distances come out wrong. The
+# cure is to reorder the rows of $W_Q$ and $W_K$, from which the dimensions come; `refdiff.convert` does it.
+#
+# ## What we learned
+#
+# - RMSNorm gives every token the size 1 before a layer reads it, and a learned weight for each dimension. ε decides
+#   only for vectors near zero.
+# - Attention without positions sees a bag of words.
+# - RoPE rotates queries and keys by their positions. Scores then depend on distances alone.
+# - A checkpoint fits one pairing of dimensions. With the other it runs, and writes another text.
+
+# %%
+assert differences["without RoPE"] < 1e-12 < 0.01 < differences["with RoPE"]
+assert np.allclose(here, moved, rtol=0, atol=1e-9)
+assert not np.allclose(here, spread, rtol=0, atol=1e-9)
+assert stories["halves"] != stories["neighbours"]
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** `exercises.check("rms_norm", …)`: the norm. Some of the inputs are near zero.
+#
+# **2.** `exercises.check("rope_frequencies", …)`: the speeds $\theta_i$ of a head of d numbers.
+#
+# **3.** `exercises.check("rope", …)`: rotate halves, with positions given. A complex number $a + ib$ is rotated by
+# multiplying it by $e^{ip\theta}$, which makes it three lines.
+#
+# **4.** How many tokens does the fastest pair need for one turn? What does position 6 look like to it?
 #
 # <details>
-# <summary>Answer</summary>
-#
-# $\theta_0 = \mathrm{base}^0 = 1$, so it turns around in $2\pi \approx 6.28$ tokens, for every base. Positions 0 and
-# 6 are $6$ rad apart, which is almost a whole turn: to that pair they look like neighbours. Only the slower pairs
-# tell them apart, as the hour hand does for a clock's minute hand.
+# <summary>Answers</summary>
 #
 # ```python
-# theta, _ = layers.rope_frequencies({"rope_type": "default", "rope_theta": 10_000.0}, 64, 2048)
-# 2 * np.pi / theta[0]  # 6.283…
+# from refdiff import exercises
+#
+#
+# def my_rope(x, positions, theta):
+#     half = x.shape[-1] // 2
+#     z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[:, None] * theta)
+#     return np.concatenate([z.real, z.imag], axis=-1)
+#
+#
+# assert exercises.check("rms_norm", lambda x, w, eps: x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w)
+# assert exercises.check("rope_frequencies", lambda d, base: base ** (-np.arange(0, d, 2) / d))
+# assert exercises.check("rope", my_rope)
 # ```
+#
+# 4: $\theta_0 = \mathrm{base}^0 = 1$ for every base, so it turns once in $2\pi \approx 6.28$ tokens. Position 6 is
+# almost a whole turn from position 0; to this pair the two look like neighbours. Only slower pairs tell them apart.
 #
 # </details>
 #
-# ## What must hold
-
-# %%
-assert np.allclose(by_hand, by_layer, rtol=1e-12)
-assert np.allclose(q_by_hand, q_by_layer, rtol=0, atol=1e-12)
-assert np.abs(near_scores - far_scores).max() < 1e-10 < np.abs(near_scores - plain_scores).max()
-assert np.array_equal(interleaved[..., order], halves)
-
-# %% [questions]
-# Q: When does ε in the norm matter?
-# A: When a token's mean square is not much larger than ε: then it does not come out at size 1.
+# ## Questions
 #
-# Q: Two tokens at positions 5 and 9, and the same two at 1005 and 1009: how do their scores under RoPE compare?
-# A: They are equal, because scores depend on the difference of positions only.
+# <details>
+# <summary>When does ε in the norm matter?</summary>
 #
-# Q: What goes wrong when a checkpoint made for interleaved pairs is run with halves?
-# A: Other dimensions are turned together, so scores are wrong, with no error; reordering the dimensions (of the rows
-#    of W_Q and W_K) makes it right.
+# When a token's mean square is not much larger than ε: then it does not come out at size 1.
+#
+# </details>
+# <details>
+# <summary>Two tokens stand at 5 and 9, the same two at 1005 and 1009: how do their scores compare?</summary>
+#
+# They are equal, because scores depend on the difference of positions only.
+#
+# </details>
+# <details>
+# <summary>What goes wrong when a checkpoint made for neighbours is run with halves?</summary>
+#
+# Other dimensions are rotated together, so scores are wrong, with no error. Reordering the dimensions (the rows of W_Q
+# and W_K) makes it right.
+#
+# </details>

@@ -11,194 +11,259 @@
 # ---
 
 # %% [markdown]
-# # 04 · Three wirings, and a published file that differs
+# # 04 · Which two heads are a pair?
 #
-# **What you will see.** The equation of differential attention does not say *which* heads form a pair. Three codes
-# answer differently: the authors' own, Hugging Face's DiffLlama, and the authors' second version. The first two are
-# the same function with the heads in another order. And one file that the authors published computes something else
-# as soon as several queries share a key.
+# Equation 1 subtracts one head's map from another's. It does not say *which* two heads. The authors' code, Hugging
+# Face's DiffLlama and the authors' second version answer differently, and a checkpoint does not say for which answer it
+# was trained. **What happens if you read it with the wrong one?**
+#
+# You run the bundled model both ways, turn one way into the other, and find a published file that computes something
+# else. Allow 20 minutes; you need notebook 03.
 
 # %%
 # %matplotlib inline
-import inspect
+from pathlib import Path
 
 import numpy as np
+import sketches
+import tiny
 
 import refdiff
-from refdiff import layers, viz
+from refdiff import layers
 
 # %% [markdown]
-# ## The table
+# ## The picture
 #
-# The paper's equation for many heads (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) is
+# Eight query heads share four key heads. Each pair takes two of the queries. In the first two variants each map of a
+# pair has a key of its own; in V2 both maps read one key.
+
+# %%
+sketches.pairing()
+
+# %% [markdown]
+# ## The equation and the code
+#
+# Ye et al. 2024 ([arXiv 2410.05258](https://arxiv.org/abs/2410.05258)):
 #
 # $$\mathrm{MultiHead}(X) =
 # \mathrm{Concat}_i\big((1-\lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X))\big)W^O \tag{eq. 3}$$
 #
-# Here is what each code makes of it, as it stands in refdiff's map of equations. H query heads, K key heads, $n =
-# H/K$ queries to a key.
+# All that differs is how heads are split into first and second maps: one line.
+
 
 # %%
-table = layers.__doc__.split("The wirings, side by side")[1]
-print("The wirings, side by side" + table)
+def neighbours(x):  # the paper: (0, 1), (2, 3), …
+    return x[:, 0::2], x[:, 1::2]
 
-# %%
-print(inspect.getsource(layers.diff_heads_paper))
-print(inspect.getsource(layers.diff_heads_hf))
 
-# %% [markdown]
-# ## Paper = Hugging Face, in another order of heads
-#
-# With eight query heads, the paper pairs neighbours, (0, 1), (2, 3), …, and Hugging Face pairs halves, (0, 4), (1,
-# 5), …. So we put the paper's even heads first and its odd heads behind them, for queries and for keys. A pair's value
-# is the same, and the order of the pairs is the same. The paper's norm has a weight $w$ as well, which Hugging Face's
-# has not: it multiplies the output, so in a model it goes into $W^O$. (And where their ε differ, V is rescaled.)
+def halves(x):  # Hugging Face: (0, H/2), (1, H/2 + 1), …
+    return np.split(x, 2, axis=1)
 
-# %%
+
+def multi_head(split, q, k, v, lambda_, start, eps):
+    (q1, q2), (k1, k2) = split(q), split(k)
+    k1, k2, v = (np.repeat(x, q1.shape[1] // x.shape[1], axis=1) for x in (k1, k2, v))
+    out = (1 - start) * tiny.rms_norm(tiny.diff_attention(q1, k1, q2, k2, v, lambda_), eps)
+    return out.swapaxes(1, 2).reshape(*out.shape[:1], out.shape[2], -1)
+
+
 rng = np.random.default_rng(4)
 B, H, T, d = 1, 8, 9, 4
-lambda_, start, eps = np.asarray(0.6), 0.35, 1e-5
-ones, weight = np.ones(2 * d), np.linspace(0.5, 1.5, 2 * d)  # of the paper's norm
-
+lambda_, start, eps = 0.6, 0.35, 1e-5
 for K in (8, 4, 2):
-    q = rng.standard_normal((B, H, T, d))
-    k = rng.standard_normal((B, K, T, d))
+    q, k = rng.standard_normal((B, H, T, d)), rng.standard_normal((B, K, T, d))
     v = rng.standard_normal((B, K // 2, T, 2 * d))
-    paper = layers.diff_heads_paper(q, k, v, lambda_, weight, start, eps)
-    evens_then_odds = [np.concatenate([x[:, 0::2], x[:, 1::2]], axis=1) for x in (q, k)]
-    hf = layers.diff_heads_hf(*evens_then_odds, v, lambda_, start, eps) * np.tile(weight, H // 2)
-    print(f"H = {H}, K = {K}: output {paper.shape}, equal to rounding: {np.allclose(paper, hf, rtol=0, atol=1e-13)}")
+    by_paper = layers.diff_heads_paper(q, k, v, np.asarray(lambda_), np.ones(2 * d), start, eps)
+    by_hf = layers.diff_heads_hf(q, k, v, np.asarray(lambda_), start, eps)
+    ours = [multi_head(split, q, k, v, lambda_, start, eps) for split in (neighbours, halves)]
+    print(f"{H} queries, {K} keys: neighbours = paper {np.allclose(ours[0], by_paper)}, halves = Hugging Face",
+          f"{np.allclose(ours[1], by_hf)}, paper = Hugging Face {np.allclose(by_paper, by_hf)}")  # fmt: skip
 
 # %% [markdown]
-# `refdiff.convert` does this to the weights of a whole checkpoint, and proves it: it computes every attention layer
-# in both wirings. (It also reorders the dimensions inside a head, because the paper turns neighbours and Hugging Face
-# turns halves by RoPE: notebook 02.)
+# ## Experiment: read a checkpoint the wrong way
+#
+# The bundled model is in Hugging Face's layout. We measure its loss (mean $-\log p$ of the next token) on an unseen
+# text three times: as it is; with its weights given to the paper's code unchanged; and converted by `refdiff.convert`.
 
 # %%
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
+tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
+story = Path("data/pinocchio.txt").read_text(encoding="utf-8").split("<|endoftext|>")[0].strip()
+ids = tokenizer([story], return_tensors="np")["input_ids"][:, :256]
+
 config, params = refdiff.convert.convert(model.config, model.params, "paper")
 converted = refdiff.DiffLlamaForCausalLM(config, params, dtype="float64")
-ids = refdiff.Tokenizer.from_pretrained("bundled")(["The king said"], return_tensors="np")["input_ids"]
-logits, logits_after = model(ids).logits, converted(ids).logits
-print(model.config.wiring, "→", config.wiring)
-print("logits equal to 1e-9:", np.allclose(logits, logits_after, rtol=0, atol=1e-9))
+unchanged = refdiff.DiffLlamaForCausalLM(config, params, dtype="float64")
+for new, old in zip(unchanged.base_params["layers"], model.base_params["layers"], strict=True):
+    new["self_attn"] = {**new["self_attn"], "q_proj": old["self_attn"]["q_proj"], "k_proj": old["self_attn"]["k_proj"]}
+losses = {}
+for name, one in (("Hugging Face's code, as stored", model), ("the paper's code, as stored", unchanged),
+                  ("the paper's code, converted", converted)):  # fmt: skip
+    losses[name] = float(one(ids, labels=ids).loss)
+    print(f"{name:31} loss {losses[name]:.4f}")
+
+# %% [markdown]
+# There is no error message. The wrong reading runs, and its loss is far worse. (A uniform guess among 2048 tokens costs
+# $\ln 2048 = 7.62$.) The converted model equals the original to all printed digits.
+#
+# What does the conversion do? It puts the even heads first and the odd heads behind them, or the other way around: rows
+# of $W_Q$ and $W_K$ change places, and nothing else about the heads. (It also reorders the numbers inside a head,
+# because the paper's RoPE rotates neighbours: notebook 02.)
+
+# %%
+evens_then_odds = [np.concatenate(neighbours(x), axis=1) for x in (q, k)]
+reordered = layers.diff_heads_hf(*evens_then_odds, v, np.asarray(lambda_), start, eps)
+print("paper = Hugging Face on reordered heads:", np.allclose(by_paper, reordered, rtol=0, atol=1e-13))
 
 # %% [markdown]
 # ## The file that differs
 #
-# With fewer keys than queries (grouped queries, GQA), each key is shared by $n$ queries. The authors' *flash* files
-# pair first and share then. Their third file, `multihead_diffattn.py`, called the *eager* file below, shares first: it
-# repeats each key head $n$ times, and then pairs neighbours. After the repetition the two of a pair are often copies of
-# one head: for an even $n$ in every pair.
-#
-# We can compute both with the same function. It only gets other keys:
+# The authors published three files. With fewer keys than queries (grouped queries), each key serves $n$ queries. Two of
+# the files pair the keys first and share them then. The third, `multihead_diffattn.py`, shares first: it repeats each
+# key $n$ times and then pairs neighbours. After the repetition, the two neighbours are copies of one key. We can see it
+# in the names alone:
 
 # %%
 K, n = 4, 2
-q = rng.standard_normal((B, H, T, d))
-k = rng.standard_normal((B, K, T, d))
-v = rng.standard_normal((B, K // 2, T, 2 * d))
-
-flash = layers.diff_heads_paper(q, k, v, lambda_, ones, start, eps)
-eager = layers.diff_heads_paper(q, np.repeat(k, n, axis=1), np.repeat(v, n, axis=1), lambda_, ones, start, eps)
-
 names = np.array([f"k{j}" for j in range(K)])
 repeated = np.repeat(names, n)
-for pair in range(H // 2):
-    j = pair // n
-    print(
-        f"pair {pair}   flash q{2 * pair}·{names[2 * j]} − λ q{2 * pair + 1}·{names[2 * j + 1]}"
-        f"   eager q{2 * pair}·{repeated[2 * pair]} − λ q{2 * pair + 1}·{repeated[2 * pair + 1]}"
-    )
-print(
-    f"largest difference of the outputs: {np.abs(flash - eager).max() / np.abs(flash).max():.2f} of the largest output"
-)
+for i in range(H // 2):
+    j = i // n
+    own, same = f"q{2 * i}·{names[2 * j]} − λ q{2 * i + 1}·{names[2 * j + 1]}", repeated[2 * i]
+    print(f"pair {i}   pair first: {own}   repeat first: q{2 * i}·{same} − λ q{2 * i + 1}·{repeated[2 * i + 1]}")
+
+q, k = rng.standard_normal((B, H, T, d)), rng.standard_normal((B, K, T, d))
+v = rng.standard_normal((B, K // 2, T, 2 * d))
+pair_first = multi_head(neighbours, q, k, v, lambda_, start, eps)
+repeat_first = multi_head(neighbours, q, np.repeat(k, n, axis=1), np.repeat(v, n, axis=1), lambda_, start, eps)
+apart = np.abs(pair_first - repeat_first).max() / np.abs(pair_first).max()
+print(f"largest difference of the outputs: {apart:.2f} of the largest output")
 
 # %% [markdown]
-# In the eager column both maps of a pair read the *same* key. It is still a subtraction, and a model trained so may
-# do well. But it is another function: weights trained with one file give wrong results in the other, without an
-# error. Here are the maps of pair 0, first as the flash files have them, then as the eager file does. A₁ is the same.
-# A₂ is not.
-
-# %%
-tokens = tuple(f"token {t}" for t in range(T))
-for second_key in (1, 0):
-    first = layers.attention_weights(q[:, :1], k[:, :1])
-    second = layers.attention_weights(q[:, 1:2], k[:, second_key : second_key + 1])
-    maps = viz.AttentionMaps(tokens, first, second, first - lambda_ * second, lambda_[None], np.array([start]))
-    figure = viz.plot_attention(maps, 0, 0)
-    figure.suptitle("flash files: q0·k0 and q1·k1" if second_key else "eager file: q0·k0 and q1·k0", color="#777777")
-    display(figure)  # noqa: F821  (a notebook has it)
-
-# %% [markdown]
-# With as many key heads as query heads ($n = 1$) nothing is repeated, and the three files agree. So tests with as many
-# key heads as query heads do not show it.
+# In the right column both maps of a pair read the *same* key. It is still a subtraction, and a model trained so may do
+# well. But it is another function: weights trained with one file give wrong results in the other, without an error.
+# With as many keys as queries nothing is repeated and all three files agree, so a test of that case finds nothing.
 #
 # ## The second version
 #
-# Differential Transformer V2 (Ye et al. 2026) makes the sharing a principle: the two queries of a pair read one key
-# and one value. It has twice as many query heads, a λ for every token and head, $\lambda = \sigma(xW_\lambda)$ (σ is
-# the sigmoid, so that λ lies between 0 and 1), and no norm.
+# Differential Transformer V2 (Ye et al. 2026) makes the sharing a principle: both queries of a pair read one key and
+# one value. λ is no longer a number of the layer. Each token and pair has its own, $\lambda = \sigma(x W_\lambda)$,
+# between 0 and 1, and there is no norm. So V2 is plain attention with twice the heads, subtracted in pairs:
 
 # %%
-print(inspect.getsource(layers.diff_heads_v2))
-
-# %% [markdown]
-# So V2 is a plain Transformer's attention with its heads subtracted in pairs, and we can check that with
-# `plain_heads`:
-
-# %%
-h = H // 2
 key, value = rng.standard_normal((2, B, 2, T, d))
-token_lambda = layers.diff_lambda_v2(rng.standard_normal((B, T, 5)), rng.standard_normal((h, 5)))
+token_lambda = layers.diff_lambda_v2(rng.standard_normal((B, T, 5)), rng.standard_normal((H // 2, 5)))
 v2 = layers.diff_heads_v2(q, key, value, token_lambda)
 plain = layers.plain_heads(q, key, value).reshape(B, T, H, d)
-weighted = token_lambda[..., 0].swapaxes(1, 2)[..., None]
-subtracted = (plain[:, :, 0::2] - weighted * plain[:, :, 1::2]).reshape(B, T, h * d)
-print("λ by token and head (B, h, T, 1)", token_lambda.shape, "between", round(float(token_lambda.min()), 2), "and",
-      round(float(token_lambda.max()), 2))  # fmt: skip
-print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted, rtol=0, atol=1e-13))
+subtracted = plain[:, :, 0::2] - token_lambda[..., 0].swapaxes(1, 2)[..., None] * plain[:, :, 1::2]
+print(f"λ of V2: {token_lambda.size} numbers, from {token_lambda.min():.2f} to {token_lambda.max():.2f}")
+print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.reshape(B, T, -1)))
 
 # %% [markdown]
-# ## Exercise
+# ## What we learned
 #
-# A checkpoint was trained with the eager file, H = 8 and K = 4. Which keys does each pair read? Could
-# `diff_heads_paper` with *other* weights for K compute the same function, without repeating anything at run time?
+# - The equation leaves the pairing open. The paper's code and V2 pair neighbours, Hugging Face pairs halves.
+# - Reading a checkpoint with the wrong pairing gives no error, only a much worse model. Reordering heads turns one into
+#   the other exactly.
+# - Whether keys are paired before or after they are repeated is a second fork, invisible when nothing is repeated.
+# - V2 has one key for both maps, λ for each token and no norm.
+#
+# | | pair i | its keys | λ | after it |
+# |---|---|---|---|---|
+# | paper | 2i, 2i + 1 | 2j, 2j + 1 | one a layer | norm with a weight, × (1 − λ_init) |
+# | Hugging Face | i, i + H/2 | j, j + K/2 | one a layer | norm, × (1 − λ_init) |
+# | V2 | 2i, 2i + 1 | j, j | each token and pair | nothing |
+
+# %%
+stored, wrong, right = losses.values()
+assert abs(stored - right) < 1e-9
+assert wrong > stored + 1
+assert np.allclose(by_paper, reordered, rtol=0, atol=1e-13)
+assert apart > 0.1
+
+# %% [markdown]
+# ## Exercises
+#
+# `from refdiff import exercises`; `exercises.signature("eq3")` prints the shapes. Try a wrong pairing in 4 or 5: the
+# oracle names it.
+#
+# **1.** `"value_pairs"`: lay Hugging Face's values $v_j$ and $v_{j+K/2}$ side by side.
+#
+# **2.** `"paper_to_hf"`: put the heads of the paper's order into Hugging Face's.
+#
+# **3.** `"plain_heads"`: plain attention, several queries to a key.
+#
+# **4.** `"eq3"` (halves) and **5.** `"eq3_paper"` (neighbours): eq. 3 without $W^O$.
+#
+# **6.** `"lambda_v2"` and **7.** `"v2"`.
+#
+# **8.** A checkpoint was trained with the file that repeats first, H = 8 and K = 4. Can `multi_head(neighbours, …)`
+# compute the same with *other* weights for K, without repeating at run time?
 #
 # <details>
-# <summary>Answer</summary>
-#
-# Pair $i$ reads key head $i$, with both its queries (the last column above), and value $i$ // 2. The flash files give
-# pair $i$ the key heads $2j$ and $2j+1$ with $j = i$ // 2. Pairs 0 and 1 share those in the flash files, but need the
-# different keys 0 and 1 here. So four key heads are not enough; repeat the rows of W_K (and of W_V), and the model
-# has K = 8, as many keys as queries:
+# <summary>Answers</summary>
 #
 # ```python
+# from refdiff import exercises
+#
+#
+# def causal(q, k):
+#     T, S = q.shape[-2], k.shape[-2]
+#     scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+#     return tiny.softmax(np.where(np.tri(T, S, S - T, dtype=bool), scores, -np.inf))
+#
+#
+# def side_by_side(out):
+#     return out.swapaxes(1, 2).reshape(out.shape[0], out.shape[2], -1)
+#
+#
+# def my_plain_heads(q, k, v):
+#     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+#     return side_by_side(causal(q, k) @ v)
+#
+#
+# def my_v2(q, k, v, lambda_):
+#     k, v = (np.repeat(x, q.shape[1] // 2 // x.shape[1], axis=1) for x in (k, v))
+#     return side_by_side((causal(q[:, 0::2], k) - lambda_ * causal(q[:, 1::2], k)) @ v)
+#
+#
+# assert exercises.check("value_pairs", lambda v: np.concatenate(np.split(v, 2, axis=1), axis=-1))
+# assert exercises.check("paper_to_hf", lambda x: np.concatenate([x[:, 0::2], x[:, 1::2]], axis=1))
+# assert exercises.check("plain_heads", my_plain_heads)
+# assert exercises.check("eq3", lambda *args: multi_head(halves, *args))
+# assert exercises.check("eq3_paper", lambda *args: multi_head(neighbours, *args))
+# assert exercises.check("lambda_v2", lambda x, w: 1 / (1 + np.exp(-(x @ w.T))).swapaxes(1, 2)[..., None])
+# assert exercises.check("v2", my_v2)
+# assert exercises.check("eq3", lambda *args: multi_head(neighbours, *args)).mistake.startswith("neighbors_are_a_pair")
 # k_8, v_4 = np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1)
-# np.array_equal(layers.diff_heads_paper(q, k_8, v_4, lambda_, ones, start, eps), eager)  # True
+# assert np.array_equal(multi_head(neighbours, q, k_8, v_4, lambda_, start, eps), repeat_first)
 # ```
 #
-# That is what `eager` above is. It costs the memory that grouped queries were to save.
+# 8: Pair $i$ reads key $i$ with both queries. Pairing first, pairs 0 and 1 share the keys 0 and 1, but here they need
+# the different keys 0 and 1. Four keys are not enough. Repeat the rows of W_K and W_V, and the model has K = 8: as many
+# keys as queries, and the memory that grouped queries were to save.
 #
 # </details>
 #
-# ## What must hold
-
-# %%
-assert np.allclose(paper, hf, rtol=0, atol=1e-13)
-assert np.allclose(logits, logits_after, rtol=0, atol=1e-9)
-assert np.abs(flash - eager).max() > 0.1 * np.abs(flash).max()
-assert np.allclose(v2, subtracted, rtol=0, atol=1e-13)
-
-# %% [questions]
-# Q: How does one turn heads of the paper's wiring into those of Hugging Face's?
-# A: Put the even heads first, then the odd ones, for queries and keys; values and pairs stay. The norm's weight goes
-#    into W^O, and V is rescaled where ε differs. (For whole checkpoints also the dimensions within a head, because of
-#    RoPE.)
+# ## Questions
 #
-# Q: What does multihead_diffattn.py do differently, and when does it not matter?
-# A: It repeats the key heads before it pairs them, so both maps of a pair often read the same key. With as many keys
-#    as queries nothing is repeated, and it agrees with the other files.
+# <details>
+# <summary>How does one turn heads of the paper's variant into those of Hugging Face's?</summary>
 #
-# Q: What is λ in V2?
-# A: The sigmoid of a linear map of the token: a number between 0 and 1 for each token and head.
+# Put the even heads first, then the odd ones, for queries and keys; values and pairs stay. The norm's weight goes into
+# W^O, and V is rescaled where ε differs. (For whole checkpoints also the dimensions within a head, because of RoPE.)
+#
+# </details>
+# <details>
+# <summary>What does multihead_diffattn.py do differently, and when does it not matter?</summary>
+#
+# It repeats the key heads before it pairs them, so both maps of a pair often read the same key. With as many keys as
+# queries nothing is repeated, and it agrees with the other files.
+#
+# </details>
+# <details>
+# <summary>What is λ in V2?</summary>
+#
+# The sigmoid of a linear map of the token: a number between 0 and 1 for each token and pair.
+#
+# </details>

@@ -11,153 +11,114 @@
 # ---
 
 # %% [markdown]
-# # 05 · Load and generate
+# # 05 · How does a model write, and why so fast?
 #
-# **What you will see.** From a file on disk to text: what is in a checkpoint, the loop that makes one token after the
-# other, what a cache of keys and values saves, and how sampling reshapes the distribution from which the next token
-# is drawn.
+# A language model gives scores for *one* next token. To write a sentence, someone must pick a token, append it and ask
+# again. Done naively, the model reads the whole text once more for each word. **What need not be computed again? And
+# who picks the token?**
+#
+# You count the multiplications with and without a cache, then reshape the distribution from which the next token is
+# drawn. Allow 20 minutes; you need chapter 0.
 
 # %%
 # %matplotlib inline
-import functools
 import inspect
-import json
 
 import numpy as np
+import sketches
+import tiny
 
 import refdiff
-from refdiff import bundled, layers, viz
-from refdiff.backends import overlay
+from refdiff import bundled, viz
 from refdiff.generation import sampling
-from refdiff.generation.decode import decode
 
-# %% [markdown]
-# ## A checkpoint is a config, a tokenizer and one file of numbers
-#
-# A safetensors file begins with the length of its header, then has the header as JSON: for each tensor its type,
-# shape and place. The numbers follow. refdiff maps the file; what is not used is not read.
-
-# %%
-raw = (bundled.FOLDER / "model.safetensors").read_bytes()
-length = int.from_bytes(raw[:8], "little")
-header = json.loads(raw[8 : 8 + length])
-for name in list(header)[:9]:
-    if name != "__metadata__":
-        print(f"{name:50} {header[name]['dtype']:4} {header[name]['shape']}")
-print(f"… {len(header)} entries")
-
-# %% [markdown]
-# The bundled model stores 16-bit numbers. We compute in float64, so that this page comes out the same on every
-# machine.
-
-# %%
+weights, config = tiny.load(bundled.FOLDER)
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
 tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
-ids = tokenizer(["Once upon a time"], return_tensors="np")["input_ids"]
-print("ids", ids.tolist())
-print(tokenizer.decode(model.generate(ids, max_new_tokens=24)[0], skip_special_tokens=True))
+ids = tokenizer(["Once upon a time"], return_tensors="np")["input_ids"][0]
 
 # %% [markdown]
 # ## The loop
 #
-# The model gives scores $z$ for the next token from its last hidden state, $z = x_T E^\top$ (the table of embeddings
-# is used twice), with $x = \mathrm{LN}(X^L)$ after the layers of eq. 4 and 5 of the paper (Ye et al. 2024, [arXiv
-# 2410.05258](https://arxiv.org/abs/2410.05258)). Generation appends a token, and asks again. This is the function
-# behind greedy decoding and sampling:
-
-# %%
-print(inspect.getsource(decode))
-
-# %% [markdown]
-# Greedy decoding by hand, with no cache: the whole text goes through the model for each new token.
-
-# %%
-text = ids
-for _ in range(24):
-    logits = model(text, use_cache=False).logits[0, -1]
-    text = np.concatenate([text, [[logits.argmax()]]], axis=1)
-print("by hand, as generate:", np.array_equal(text, model.generate(ids, max_new_tokens=24)))
-
-# %% [markdown]
-# ## What the cache saves
+# With $x_T$ the last token's vector after the last norm of the model (eq. 4 and 5 of the paper, Ye et al. 2024,
+# [arXiv 2410.05258](https://arxiv.org/abs/2410.05258), are its layers), the scores of the next token are
 #
-# A key or value of an earlier token never changes, because no token sees a later one (notebook 01). So they are kept,
-# and each step sends only the new token through the layers. We count the multiplications in all `linear` layers, by
-# laying a function over `linear` that counts and passes on. (`overlay` is how refdiff traces, times and replaces
-# layers.)
+# $$z = x_T E^\top .$$
+#
+# The table of embeddings $E$ is used a second time: the score of a token is how well the vector matches the token's own
+# row. The loop of chapter 0 takes the best token each time, which is called greedy decoding:
 
 # %%
-count = {"multiplications": 0}
-
-
-def count_products(name, function):
-    if name != "linear":
-        return function
-
-    @functools.wraps(function)
-    def counted_linear(x, weight, bias=None):
-        count["multiplications"] += x.size * weight.shape[0]
-        return function(x, weight, bias)
-
-    return counted_linear
-
-
-ops, model.ops = model.ops, overlay(model.ops, count_products)
-greedy = model.generate(ids, max_new_tokens=24)
-with_cache = count["multiplications"]
-count["multiplications"] = 0
-for end in range(ids.shape[1], text.shape[1]):
-    model(text[:, :end], use_cache=False, logits_to_keep=1)
-without_cache = count["multiplications"]
-model.ops = ops
-print(f"with a cache    {with_cache:>13,} multiplications")
-print(f"without         {without_cache:>13,} multiplications")
-print("the same text:", np.array_equal(greedy, text))
+print(inspect.getsource(tiny.generate))
+story = tiny.generate(ids, 24, weights, config)
+print(tokenizer.decode(story, skip_special_tokens=True))
 
 # %% [markdown]
-# Counted are the products with weights. Without a cache they grow with the square of the text's length, with it in
-# proportion. (Attention's own products, of queries with keys and of weights with values, grow with the square with a
-# cache too: each new token looks at all before it. Without one they grow with the cube.) The results are the same
-# because the cache is no approximation:
+# ## What need not be computed again
+#
+# In notebook 01 a change of one token reached later tokens only. So appending a token changes *nothing* about the
+# earlier ones: their vectors, keys and values stay exactly what they were. Keep the keys and values, and each step
+# needs one new row of each attention map.
 
 # %%
+sketches.cache()
+
+# %% [markdown]
+# The new token's query looks at all kept keys, and its own key and value join them. refdiff's model returns the cache
+# and takes it back. A text in two parts gives the same logits as in one:
+
+# %%
+text = np.array(story)[None]
 whole = model(text)
 part = model(text[:, :10])
 rest = model(text[:, 10:], cache=part.cache)
-print("logits in two parts:", np.allclose(whole.logits[:, 10:], rest.logits, rtol=0, atol=1e-10))
+print("logits in two parts are equal:", np.allclose(whole.logits[:, 10:], rest.logits, rtol=0, atol=1e-10))
 print("tokens in the cache:", len(rest.cache))
 
 # %% [markdown]
-# ## Sampling
+# ## What it saves
 #
-# Greedy text repeats itself. Sampling draws the next token $v$ from the probabilities
+# We count: each weight of the layers is multiplied once for each token that goes through. And attention multiplies for
+# each pair of a query and a key that it compares. (The product with $E$, once a step either way, is left out.)
+
+# %%
+heads, d, layer_count = (config[name] for name in ("num_attention_heads", "head_dim", "num_hidden_layers"))
+per_token = sum(w.size for name, w in weights.items() if w.ndim == 2 and "embed" not in name)
+per_pair = 2 * layer_count * heads * d  # q·k, and the weight times the value
+start, end = len(ids), len(story)
+lengths = np.arange(start, end)
+first = lengths == start  # the prompt goes through at once
+with_cache = np.cumsum(np.where(first, start, 1) * per_token + np.where(first, start**2, lengths) * per_pair)
+without = np.cumsum(lengths * per_token + lengths**2 * per_pair)
+print(f"{end - start} tokens with a cache: {with_cache[-1]:,} multiplications, without: {without[-1]:,}")
+print(f"the cache saves a factor of {without[-1] / with_cache[-1]:.1f}; it holds "
+      f"{2 * layer_count * heads * d:,} numbers for each token")  # fmt: skip
+sketches.curves(lengths - start + 1, {"without a cache": without / 1e6, "with a cache": with_cache / 1e6},
+                "tokens written", "million multiplications")  # fmt: skip
+
+# %% [markdown]
+# Without a cache the work grows with the square of the length. The price is memory: keys and values of every token, in
+# every layer. Differential attention needs no more of it than plain attention with as many heads.
 #
-# $$p_v = \mathrm{softmax}(z)_v = \frac{\exp z_v}{\sum_u \exp z_u},$$
+# ## Who picks the token?
+#
+# Greedy text repeats itself. Sampling draws the next token from the probabilities
+#
+# $$p_v = \frac{\exp(z_v/\tau)}{\sum_u \exp(z_u/\tau)} ,$$
 #
 # after reshaping them:
 #
-# - **temperature** τ: $z' = z/\tau$. Below 1 it sharpens, above 1 it flattens (Ackley et al. 1985).
-# - **top-k**: only the k most likely tokens stay (Fan et al. 2018).
-# - **top-p**: the smallest set of most likely tokens whose probabilities reach p (Holtzman et al. 2020, eq. 2).
+# - **temperature** τ: below 1 it sharpens, above 1 it flattens (Ackley et al. 1985).
+# - **top-k** keeps the k most likely tokens (Fan et al. 2018).
+# - **top-p** keeps the smallest set of most likely tokens whose probabilities reach p (Holtzman et al. 2020).
 
 # %%
-print(inspect.getsource(sampling.temperature))
-print(inspect.getsource(sampling.top_p))
-
-# %%
-z = model(ids).logits[:, -1]
-best = sampling.top_indices(z, 4)[0]
-
-shapes = {
-    "p": z,
-    "τ = 0.5": sampling.temperature(z, 0.5),
-    "τ = 2": sampling.temperature(z, 2.0),
-    "top-p 0.8": sampling.top_p(z, 0.8),
-}
+z = model(ids[None]).logits[:, -1]
+best = np.argsort(-z[0])[:4]
 words = [repr(tokenizer.decode([int(token)])) for token in best]
 shares = {}
-for name, scores in shapes.items():
-    p = sampling.softmax(scores)[0]
+for name, scores in (("p", z), ("τ = 0.5", z / 0.5), ("τ = 2", z / 2), ("top-p 0.8", sampling.top_p(z, 0.8))):
+    p = tiny.softmax(scores)[0]
     shares[name] = {**dict(zip(words, map(float, p[best]), strict=True)), "others": float(1 - p[best].sum())}
 axes = viz.plot_attention_to(shares)
 axes.set_ylabel("probability of the next token")
@@ -165,61 +126,101 @@ axes.figure.set_size_inches(9, 3.6)
 axes.figure
 
 # %% [markdown]
-# `draw` turns one uniform number into a token, by walking along the cumulative probabilities. Drawn often enough, the
-# tokens come as often as their probabilities say.
+# A draw needs one uniform random number $u$: walk along the cumulative probabilities until they pass it. Drawn often
+# enough, tokens come as often as their probabilities say.
 
 # %%
-p = sampling.softmax(shapes["top-p 0.8"])[0]
-drawn = [sampling.draw(p, u) for u in np.random.default_rng(5).random(4000)]
+p = tiny.softmax(sampling.top_p(z, 0.8))[0]
+drawn = np.searchsorted(np.cumsum(p), np.random.default_rng(5).random(4000), side="right")
 frequencies = np.bincount(drawn, minlength=len(p)) / len(drawn)
 for token, word in zip(best, words, strict=True):
     print(f"{word:12} probability {p[token]:.3f}   drawn {frequencies[token]:.3f}")
 
 # %% [markdown]
-# A seed makes a draw repeatable. Three texts from three seeds:
+# Three texts from three seeds, and one that is too hot:
 
 # %%
-for seed in range(3):
-    made = model.generate(ids, max_new_tokens=24, do_sample=True, temperature=0.8, top_p=0.95, seed=seed)
-    print(f"seed {seed}:", tokenizer.decode(made[0], skip_special_tokens=True))
+for seed, temperature in ((0, 0.8), (1, 0.8), (2, 0.8), (0, 2.0)):
+    made = model.generate(ids[None], max_new_tokens=24, do_sample=True, temperature=temperature, top_p=0.95, seed=seed)
+    print(f"τ = {temperature}, seed {seed}:", tokenizer.decode(made[0], skip_special_tokens=True))
 
 # %% [markdown]
-# ## Exercise
+# ## What we learned
 #
-# Which temperature makes sampling the same as greedy decoding? `temperature=0` is refused. How small must τ be so
-# that the best token above gets at least 99.9 %?
+# - Writing is a loop: scores, pick, append.
+# - Keys and values of earlier tokens never change, so they are kept. The cache is exact; it trades memory for time.
+# - Temperature, top-k and top-p reshape the distribution. A draw is one look-up in the cumulative probabilities.
+
+# %%
+assert np.array_equal(model.generate(ids[None], max_new_tokens=24)[0], story)
+assert np.allclose(whole.logits[:, 10:], rest.logits, rtol=0, atol=1e-10)
+assert without[-1] > 5 * with_cache[-1]
+assert np.abs(frequencies - p).max() < 0.03
+
+# %% [markdown]
+# ## Exercises
+#
+# `from refdiff import exercises`, then:
+#
+# **1.** `exercises.check("temperature", …)`: the probabilities at temperature τ.
+#
+# **2.** `exercises.check("top_k", …)` and **3.** `exercises.check("top_p", …)`: scores, −∞ for the tokens that are
+# dropped.
+#
+# **4.** `exercises.check("draw", …)`: the token for a number $u$. A token of probability 0 must never come.
+#
+# **5.** Which temperature makes sampling greedy? How small must τ be so that the best token above gets 99.9 %?
 #
 # <details>
-# <summary>Answer</summary>
-#
-# Greedy is the limit τ → 0. At temperature τ the ratio of the two best tokens' probabilities is
-# $\exp((z_1 - z_2)/\tau)$. If the others are negligible, the best gets 99.9 % when that ratio is 999:
-# $\tau = (z_1 - z_2)/\ln 999$.
+# <summary>Answers</summary>
 #
 # ```python
+# from refdiff import exercises
+#
+#
+# def my_top_k(z, k):
+#     return np.where(z >= np.sort(z, axis=-1)[:, -k, None], z, -np.inf)
+#
+#
+# def my_top_p(z, p):
+#     order = np.argsort(-z, axis=-1)
+#     likely = np.take_along_axis(tiny.softmax(z), order, axis=-1)
+#     before = np.cumsum(likely, axis=-1) - likely  # what the more likely ones have together
+#     kept = np.zeros(z.shape, dtype=bool)
+#     np.put_along_axis(kept, order, before < p, axis=-1)
+#     return np.where(kept, z, -np.inf)
+#
+#
+# assert exercises.check("temperature", lambda z, tau: tiny.softmax(z / tau))
+# assert exercises.check("top_k", my_top_k)
+# assert exercises.check("top_p", my_top_p)
+# assert exercises.check("draw", lambda p, u: np.searchsorted(np.cumsum(p), u, side="right"))
 # z1, z2 = np.sort(z[0])[:-3:-1]
-# tau = (z1 - z2) / np.log(999)
-# sampling.softmax(sampling.temperature(z, tau)).max()  # close to 0.999, a little less if a third token is near
+# print(tiny.softmax(z / ((z1 - z2) / np.log(999))).max())
 # ```
+#
+# 5: Greedy is the limit τ → 0. The ratio of the two best probabilities is $\exp((z_1 - z_2)/\tau)$. If the others are
+# negligible, the best gets 99.9 % when the ratio is 999: $\tau = (z_1 - z_2)/\ln 999$.
 #
 # </details>
 #
-# ## What must hold
-
-# %%
-assert np.array_equal(text, greedy)
-assert with_cache < without_cache / 5
-assert np.allclose(whole.logits[:, 10:], rest.logits, rtol=0, atol=1e-10)
-assert np.allclose(layers.softmax(z), sampling.softmax(z))
-assert np.abs(frequencies - p).max() < 0.03
-assert set(drawn) <= set(np.flatnonzero(p))
-
-# %% [questions]
-# Q: What does the cache hold, and why may it be kept from step to step?
-# A: The keys and values of earlier tokens. They never change, because no token sees a later one.
+# ## Questions
 #
-# Q: What do τ = 0.5 and τ = 2 do to the distribution?
-# A: 0.5 sharpens it (likely tokens become likelier), 2 flattens it.
+# <details>
+# <summary>What does the cache hold, and why may it be kept from step to step?</summary>
 #
-# Q: How is one token drawn from probabilities?
-# A: A uniform number is compared with the cumulative probabilities; the token at which they pass it is drawn.
+# The keys and values of earlier tokens. They never change, because no token sees a later one.
+#
+# </details>
+# <details>
+# <summary>What do τ = 0.5 and τ = 2 do to the distribution?</summary>
+#
+# 0.5 sharpens it (likely tokens become likelier), 2 flattens it.
+#
+# </details>
+# <details>
+# <summary>How is one token drawn from probabilities?</summary>
+#
+# A uniform number is compared with the cumulative probabilities; the token at which they pass it is drawn.
+#
+# </details>

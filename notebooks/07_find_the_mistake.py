@@ -11,203 +11,210 @@
 # ---
 
 # %% [markdown]
-# # 07 · Find the mistake
+# # 07 · The output is wrong: where is the mistake?
 #
-# **What you will see.** A whole model gives wrong logits. Where does it go wrong? We record every intermediate of a
-# run (a trace) and let the oracle look for the first point that its own inputs do not explain. And we see why "the
-# first point that differs" is not always the same thing.
+# You have written a model. It runs, its text looks fine, and its logits are not those of the reference. A
+# model has thousands of intermediate results, and after the first mistake all of them are different. **How do you find
+# the place where it went wrong?**
+#
+# You build a model with a mistake that its text does not show, then find it in two ways. One fails as soon as there are
+# two mistakes. Allow 15 minutes; you need notebook 03.
 
 # %%
 # %matplotlib inline
 import functools
-import inspect
 
 import numpy as np
+import sketches
 
 import refdiff
 from refdiff import layers, oracle, viz
 from refdiff.backends import overlay
 
 tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
-model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
 ids = tokenizer(["Once upon a time there was a king"], return_tensors="np")["input_ids"]
 
-# %% [markdown]
-# ## A trace
-#
-# `oracle.trace` runs the model once and keeps what every layer function returned, under a path that says where it
-# was.
 
-# %%
-reference = oracle.trace(model, ids)
-print(len(reference), "points; those of the first layer's attention:")
-for path in reference:
-    if path.startswith("model.layers.0.self_attn."):
-        print(f"  {path.removeprefix('model.layers.0.'):24} {reference[path].shape}")
+def fresh_model():
+    return refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
+
 
 # %% [markdown]
-# The names follow the paper (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)): `lambda_full` is
-# λ of eq. 2, `attn1` and `attn2` are the two maps times V, `diff` is eq. 1, `groupnorm` and `scaled` are the LN and
-# the factor $1-\lambda_{init}$ of eq. 3.
+# ## A mistake that everybody makes once
 #
-# ## A model with a mistake
+# $$\lambda_{init} = 0.8 - 0.6\,\exp(-0.3\,(l-1)),\quad l = 1, 2, \dots \tag{section 2.1}$$
 #
-# $$\lambda_{init} = 0.8 - 0.6\,\exp(-0.3\,(l-1)) \tag{section 2.1}$$
-#
-# In the paper layers count from 1. In code they count from 0, and then the exponent is $-0.3\,l$. Whoever counts from
-# 1 *and* leaves out the $-1$ has every λ_init one layer too deep. We make that model, by laying a wrong function over
-# one layer function, `lambda_init`; all decoder layers of the model call it:
-
-# %%
-print(inspect.getsource(layers.lambda_init))
+# In the paper (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) layers count from 1. In code they
+# count from 0, and the exponent is $-0.3\,l$. Whoever forgets one of the two has every λ_init one layer too deep. We
+# give this mistake to a model: `overlay` wraps each of its functions, here only `lambda_init`.
 
 
 # %%
 def one_layer_too_deep(name, function):
     if name != "lambda_init":
         return function
-
-    @functools.wraps(function)
-    def wrong(layer):
-        return function(layer + 1)
-
-    return wrong
+    return functools.wraps(function)(lambda layer: function(layer + 1))
 
 
-broken = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
+model, broken = fresh_model(), fresh_model()
 broken.ops = overlay(broken.ops, one_layer_too_deep)
+print("λ_init right: ", [round(layers.lambda_init(layer), 2) for layer in range(6)])
+print("λ_init broken:", [round(broken.ops.lambda_init(layer), 2) for layer in range(6)])
 made = {}
 for name, one in (("right", model), ("broken", broken)):
     made[name] = one.generate(ids, max_new_tokens=16)
     print(f"{name:6} {tokenizer.decode(made[name][0], skip_special_tokens=True)!r}")
 
 # %% [markdown]
-# Both write the same. A look at the text does not tell which one is wrong.
+# Both write the same. Reading the text tells nothing.
 #
-# ## The first difference, carried on
+# ## The picture: two ways to compare
 #
-# The simple way is to compare the two runs point by point (`mode="free"`). Each point is then off by its own error
-# and by all that came before. Here are the relative errors of the first two layers. What is below 1e-12 is drawn at
-# 1e-12.
+# A *trace* keeps every intermediate result of a run. With a trace of a correct run one can compare in two ways:
 
 # %%
-mine = oracle.trace(broken, ids)
+sketches.modes()
+
+# %% [markdown]
+# In formulas, let $f_n$ be the n-th step, $x_n$ your result after it and $r_n$ the reference's. *Free* compares
+#
+# $$x_n \quad\text{with}\quad r_n = f_n(r_{n-1}),\qquad\text{and local compares}\qquad x_n \quad\text{with}\quad
+# f_n(x_{n-1}),$$
+#
+# so local mode asks of each step: given what you had *there*, did you compute the right thing? An error then belongs to
+# the step that made it and goes no further.
+
+# %%
+reference, mine = oracle.trace(model, ids), oracle.trace(broken, ids)
 free = oracle.first_divergence(mine, reference, mode="free")
 local = oracle.first_divergence(mine, reference, mode="local")
-print("first divergence, free: ", free.path)
-print("first divergence, local:", local.path)
-
-shown = [s for s in free.stages if s.status != "missing" and s.path.startswith(("model.layers.0.", "model.layers.1."))]
-labels = [s.path.removeprefix("model.layers.").replace("self_attn.", "").replace("layernorm", "norm") for s in shown]
-
-
-def off(path: str) -> float:
-    """How far a point is off, as a share of its size, where both runs have a number (a masked score is −∞)."""
-    a, b = mine[path], reference[path]
-    seen = np.isfinite(b)
-    return float(np.linalg.norm((a - b)[seen]) / np.linalg.norm(b[seen]))
-
-
-viz.plot_trace_error(labels, [max(off(s.path), 1e-12) for s in shown], limits=1e-10).figure
+print(len(reference), "points in a trace; those of the first layer's attention:")
+prefix = "model.layers.0.self_attn."
+print(" ", ", ".join(path.removeprefix(prefix) for path in reference if path.startswith(prefix)))
 
 # %% [markdown]
-# Everything that λ reaches is wrong: `diff` of layer 0, and all after it. The two maps of layer 0 (`scores1` to
-# `attn2`) stand behind λ in the list, but λ does not go into them, and they are right. If the model had a second
-# mistake in layer 1, this picture would not show it.
-#
-# ## Each point from its own inputs
-#
-# With `mode="local"` the oracle takes each point's inputs *from your run* and computes what they should have given.
-# An error then belongs to the point that made it, and does not go on to the next.
+# Here is what both see in the first two layers: the relative error of each point. Errors below 1e-12 are drawn at
+# 1e-12. First free, then local.
 
 # %%
+shown = [s for s in free.stages if s.status != "missing" and s.path.startswith(("model.layers.0.", "model.layers.1."))]
+labels = [s.path.removeprefix("model.layers.").replace("self_attn.", "").replace("layernorm", "norm") for s in shown]
 at = {s.path: s for s in local.stages}
-errors = [max(at[s.path].error / max(at[s.path].size, 1e-30), 1e-12) for s in shown]
-viz.plot_trace_error(labels, errors, limits=1e-10).figure
+errors = {}
+for s in shown:
+    a, b = mine[s.path], reference[s.path]
+    seen = np.isfinite(b)  # a masked score is −∞
+    errors[s.path] = float(np.linalg.norm((a - b)[seen]) / np.linalg.norm(b[seen]))
+viz.plot_trace_error(labels, [max(e, 1e-12) for e in errors.values()], limits=1e-10).figure
+
+# %%
+own = [max(at[s.path].error / max(at[s.path].size, 1e-30), 1e-12) for s in shown]
+viz.plot_trace_error(labels, own, limits=1e-10).figure
 
 # %% [markdown]
-# Only the guilty point stands out, once in each layer. λ itself is right, *given* the wrong λ_init that went into it.
+# In the first picture everything that λ reaches is wrong. (The scores and maps of layer 0 stand behind λ in the list
+# but do not depend on it.) In the second only the guilty step stands out, once in each layer. λ itself, `lambda_full`,
+# is innocent: *given* the wrong λ_init it was computed correctly.
 
 # %%
 guilty = [s.path for s in local.stages if s.status not in ("equal", "missing")]
-print("points that their own inputs do not explain:")
-for path in guilty:
-    print(" ", path)
+wrong = sum(e > 1e-10 for e in errors.values())
+print(f"free:  {wrong} of {len(errors)} points shown are wrong; first {free.path}")
+print(f"local: {len(guilty)} points of the whole model are wrong:", *(path.removeprefix("model.") for path in guilty))
 print(local.first.what)
 
 # %% [markdown]
-# ## A mistake that is too small to see
+# ## A mistake too small to see
 #
-# Another model forgets the ε of the norm after attention. The text is the same, and the logits agree in the first
-# four digits. In local mode it is found all the same, at the right place:
+# A second model forgets the ε of the norm after attention (eq. 3). Its logits agree in the first digits, and its text
+# is the same.
+
 
 # %%
-
-
 def without_epsilon(name, function):
     if name != "rms_norm":
         return function
-
-    @functools.wraps(function)
-    def wrong(x, weight, eps):
-        return function(x, weight, eps if weight is not None else 0.0)
-
-    return wrong
+    return functools.wraps(function)(lambda x, weight, eps: function(x, weight, eps if weight is not None else 0.0))
 
 
-subtle = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
+subtle = fresh_model()
 subtle.ops = overlay(subtle.ops, without_epsilon)
+logits, off = model(ids).logits, subtle(ids).logits
+change = np.abs(off - logits).max() / np.abs(logits).max()
 same_text = np.array_equal(subtle.generate(ids, max_new_tokens=16), made["right"])
-off = np.abs(subtle(ids).logits - model(ids).logits).max() / np.abs(model(ids).logits).max()
 found = oracle.first_divergence(oracle.trace(subtle, ids), reference)
-print(f"the same text: {same_text}; logits are off by less than 1e-3 of the largest: {off < 1e-3}")
-print("first divergence:", found.path)
+print(f"largest change of a logit: {change:.0e} of the largest; the same text: {same_text}")
+print("first divergence, local:", found.path)
 
 # %% [markdown]
-# A run of your own code, in any language, goes the same way: write its arrays to a safetensors file under such names
-# (those of transformers and others are known too), and compare the file with `refdiff trace`.
+# Your own code can be in any language. Write its arrays to a safetensors file under these names (those of transformers
+# are known too) and compare it on the command line with `refdiff trace`.
 #
-# ## Exercise
+# ## What we learned
 #
-# Give a model both mistakes. What do the two modes report first, and which of them reports both mistakes?
+# - Equal text does not show that a model is right.
+# - Comparing two runs point by point finds the *first* error only; everything behind it is different too.
+# - Computing each point from your own inputs to it lists *every* wrong step, and nothing else.
+
+# %%
+assert not oracle.first_divergence(oracle.trace(model, ids), reference)
+assert np.array_equal(made["broken"], made["right"])
+assert same_text
+assert free.path == local.path == "model.layers.0.self_attn.lambda_init"
+assert guilty == [f"model.layers.{layer}.self_attn.lambda_init" for layer in range(6)]
+assert found.path == "model.layers.0.self_attn.groupnorm"
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Give one model both mistakes. What do the two modes report first? Which one reports both?
+#
+# **2.** Write eq. 3 with a mistake of your choice (forget the factor, take 1e-6 for ε, pair neighbours) and let
+# `exercises.check("eq3", …)` name it. Then find a mistake that it does not know.
 #
 # <details>
-# <summary>Answer</summary>
+# <summary>Answers</summary>
 #
-# Both report `lambda_init` of layer 0 first, since it comes before the norm. But only local mode lists both: in free
-# mode every point that the first mistake reaches is off, the norm after attention too, and whether one of them has a
-# mistake of its own cannot be seen.
+# 1: Both report `lambda_init` of layer 0 first, since it comes before the norm. But only local mode lists both: in free
+# mode the norm is behind the first mistake, and whether it has one of its own cannot be seen.
 #
 # ```python
-# both = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
+# from refdiff import exercises
+#
+# both = fresh_model()
 # both.ops = overlay(overlay(both.ops, one_layer_too_deep), without_epsilon)
 # result = oracle.first_divergence(oracle.trace(both, ids), reference)
-# [s.path for s in result.stages if s.status not in ("equal", "missing")]
+# names = {s.path.rpartition(".")[2] for s in result.stages if s.status not in ("equal", "missing")}
+# assert names == {"lambda_init", "groupnorm"}
+#
+#
+# def no_factor(q, k, v, lambda_, start, eps):
+#     return layers.diff_heads_hf(q, k, v, np.asarray(lambda_), 0.0, eps)
+#
+#
+# print(exercises.check("eq3", no_factor))
 # ```
 #
 # </details>
 #
-# ## What must hold
-
-# %%
-assert not oracle.first_divergence(oracle.trace(model, ids), reference)
-assert free.path == local.path == "model.layers.0.self_attn.lambda_init"
-assert guilty == [f"model.layers.{layer}.self_attn.lambda_init" for layer in range(model.config.num_hidden_layers)]
-assert found.path == "model.layers.0.self_attn.groupnorm"
-assert same_text
-assert np.array_equal(made["broken"], made["right"])
-off_by = {s.path: s.error / max(s.size, 1e-30) for s in free.stages if s.status != "missing"}
-order, attention = list(off_by), "model.layers.0.self_attn."
-assert all(off_by[attention + name] < 1e-10 for name in ("scores1", "attn1", "scores2", "attn2"))
-assert all(off_by[path] > 1e-10 for path in order[order.index(attention + "diff") :])
-
-# %% [questions]
-# Q: What is the difference between the modes free and local?
-# A: Free compares with a run from the same inputs, so errors are carried on; local computes each point from the
-#    inputs that your own run had there, so an error belongs to the point that made it.
+# ## Questions
 #
-# Q: Why does local mode not report lambda_full, though λ is wrong there?
-# A: Given the wrong λ_init that went into it, λ was computed rightly.
+# <details>
+# <summary>What is the difference between the modes free and local?</summary>
 #
-# Q: Can generated text tell that a model has a mistake?
-# A: Often not: both broken models write the very same text as the right one.
+# Free compares with a run from the same inputs, so errors are carried on; local computes each point from the inputs
+# that your own run had there, so an error belongs to the point that made it.
+#
+# </details>
+# <details>
+# <summary>Why does local mode not report lambda_full, though λ is wrong there?</summary>
+#
+# Given the wrong λ_init that went into it, λ was computed correctly.
+#
+# </details>
+# <details>
+# <summary>Can generated text tell that a model has a mistake?</summary>
+#
+# Often not: both broken models write the very same text as the right one.
+#
+# </details>

@@ -11,84 +11,127 @@
 # ---
 
 # %% [markdown]
-# # 08 · Gradients, and training a small model
+# # 08 · What does training ask of the two maps?
 #
-# **What you will see.** The gradient of differential attention, derived on paper and checked against differences of
-# the function itself; then of a whole model; then a small model that learns a text, with its loss and its λ moving. At
-# the end the model that comes with the package, trained by two programs and with two kinds of attention.
+# Two maps, one subtracted from the other: **what does the loss want from each of them, and where does λ go?** Then the
+# question that the paper promises an answer to: **does a model with the difference learn better than one without?**
+#
+# You derive the gradient in five lines and check it, measure what the factor $1 - \lambda_{init}$ is for, train a small
+# model in ten seconds, and look at two larger ones that were trained for hours. Allow 30 minutes; you need notebook 03.
 
 # %%
 # %matplotlib inline
-import inspect
 import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import sketches
+import tiny
 
 import refdiff
 from refdiff import layers, viz
-from refdiff.model.weights import flatten
 from refdiff.training import Corpus, Settings, Trainer
-from refdiff.viz.appearance import MARKERS, SERIES, STYLES, legend, new_axes
 
 # %% [markdown]
-# ## A derivative under each function
+# ## The picture
 #
-# refdiff has no automatic differentiation. Each layer `f` has `f_vjp` under it: from the gradient of the loss by the
-# output of `f`, it computes the gradient by each input. For differential attention,
+# Forward, from left to right, one pair of heads computes $O = PV$. Backward, each step passes on how the loss $L$ would
+# change with its inputs.
+
+# %%
+sketches.gradient_flow()
+
+# %% [markdown]
+# ## The equations
 #
 # $$O = PV,\qquad P = A_1 - \lambda A_2 \tag{eq. 1}$$
 #
-# and with $g = \partial L/\partial O$ the chain rule gives, one line after the other,
+# (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258); eq. 7 has the gradients by the matrices.) With
+# $g = \partial L/\partial O$ the chain rule gives
 #
 # $$\frac{\partial L}{\partial V} = P^\top g,\quad G = \frac{\partial L}{\partial P} = gV^\top,\quad
 # \frac{\partial L}{\partial A_1} = G,\quad \frac{\partial L}{\partial A_2} = -\lambda G,\quad
 # \frac{\partial L}{\partial \lambda} = -\sum G \odot A_2.$$
 #
-# (In the paper, Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258), the gradients by the matrices
-# are eq. 7.) Where λ > 0, the two maps get gradients of opposite sign: what the loss wants more of in one, it wants
-# less of in the other.
+# Read the middle of it: **what the loss wants more of in one map, it wants less of in the other** (as long as λ > 0).
+# And λ grows where $A_2$ looks at tokens that the loss wants less of.
+
 
 # %%
-print(inspect.getsource(layers.diff_attention_vjp))
+def loss(a1, a2, v, lambda_):
+    return (g * ((a1 - lambda_ * a2) @ v)).sum()  # some loss whose ∂L/∂O is g
+
+
+def gradients(a1, a2, v, lambda_):
+    by_map = g @ v.T
+    return by_map, -lambda_ * by_map, (a1 - lambda_ * a2).T @ g, -(by_map * a2).sum()
+
 
 # %% [markdown]
-# ## By check: a step forward, a step back
+# You need not trust a derivation. Move an input a little forward and back along some direction $u$; the change of the
+# loss must be the gradient times the direction:
 #
-# A derivative can be measured: move the inputs a little in some direction $u$, once forward and once back. The change
-# of the loss must be the gradient times the direction,
-#
-# $$\frac{L(x + hu) - L(x - hu)}{2h} \approx \nabla L \cdot u.$$
-#
-# We take $L = \sum g \odot O$, so that $\partial L/\partial O = g$, and move one argument at a time.
+# $$\frac{L(x + hu) - L(x - hu)}{2h} \approx \nabla L \cdot u$$
 
 # %%
 rng = np.random.default_rng(8)
-B, H, T, d = 2, 3, 5, 4
-names = ("q1", "k1", "q2", "k2", "v", "lambda_")
-arguments = [rng.standard_normal((B, H, T, width)) for width in (d, d, d, d, 2 * d)] + [np.asarray(0.7)]
-g = rng.standard_normal((B, H, T, 2 * d))
-gradients = layers.diff_attention_vjp(g, *arguments)
-
-h = 1e-5
-worst = 0.0
-for i, (name, gradient) in enumerate(zip(names, gradients, strict=True)):
-    u = rng.standard_normal(gradient.shape)
-    ahead, behind = (
-        (g * layers.diff_attention(*arguments[:i], arguments[i] + step * u, *arguments[i + 1 :])).sum()
-        for step in (h, -h)
-    )
-    measured, derived = (ahead - behind) / (2 * h), (gradient * u).sum()
+g, v = rng.standard_normal((2, 5, 6))
+inputs = [*tiny.softmax(rng.standard_normal((2, 5, 5))), v, 0.7]
+names, worst = ("A₁", "A₂", "V", "λ"), 0.0
+for i, gradient in enumerate(gradients(*inputs)):
+    u = rng.standard_normal(np.shape(gradient))
+    ahead, behind = (loss(*inputs[:i], inputs[i] + step * u, *inputs[i + 1 :]) for step in (1e-5, -1e-5))
+    measured, derived = (ahead - behind) / 2e-5, (gradient * u).sum()
     worst = max(worst, abs(measured - derived) / abs(derived))
-    print(f"{name:8} {gradient.shape!s:13} measured {measured:12.6f}   derived {derived:12.6f}")
+    print(f"{names[i]:3} measured {measured:10.6f}   derived {derived:10.6f}")
 
 # %% [markdown]
-# ## The whole model
+# refdiff has such a derivative under each of its functions: `layers.diff_attention` and `layers.diff_attention_vjp`.
 #
-# `loss_and_grad` goes through the model upwards and then through the same lines from bottom to top. Its result has a
-# gradient for every weight, under the weight's name. The loss is the mean of $-\log p$ of each next token. We check
-# all gradients together, along one random direction through all weights.
+# ## Experiment: what is $1 - \lambda_{init}$ for?
+#
+# Notebook 03 left it open. Deep layers start with a larger λ_init, so their difference $A_1 - \lambda A_2$ is smaller.
+# The norm blows it up to one size again, and with it the gradients of $W_Q$ and $W_K$: the deeper the layer, the more.
+# The factor $1 - \lambda_{init}$ makes up for exactly that. Here are those gradients at initialization, relative to
+# those of a plain head with the same weights, for a layer at four depths.
+
+
+# %%
+def gradient_sizes(depth, seed, n=64, D=256, d=16):
+    """‖∂L/∂W_Q‖ of one head: bare difference, with norm, with norm and factor; relative to a plain head."""
+    rng, start = np.random.default_rng(seed), layers.lambda_init(depth)
+    x, g = rng.standard_normal((2, n, D))
+    q, k, v = (x @ w for w in 0.02 * rng.standard_normal((3, D, 2 * d)))
+    g = g @ (0.02 * rng.standard_normal((2 * d, D))).T
+    q2, k2 = (z.reshape(1, n, 2, d).swapaxes(1, 2) for z in (q, k))
+    lambda_, v = np.asarray(start), v[None, None]
+    plain = layers.plain_heads_vjp(g[None], q[None, None], k[None, None], v)[0][0, 0]
+    bare = layers.diff_attention_vjp(g[None, None], q2[:, :1], k2[:, :1], q2[:, 1:], k2[:, 1:], v, lambda_)
+    bare = np.concatenate([bare[0][0, 0], bare[2][0, 0]], axis=-1)
+    norms = [
+        np.concatenate([*layers.diff_heads_hf_vjp(g[None], q2, k2, v, lambda_, s, 1e-5)[0][0]], -1) for s in (0, start)
+    ]
+    return [np.linalg.norm(x.T @ by_q) / np.linalg.norm(x.T @ plain) for by_q in (bare, *norms)]
+
+
+depths = (0, 3, 11, 27)
+sizes = np.array([np.mean([gradient_sizes(depth, seed) for seed in range(5)], axis=0) for depth in depths])
+for depth, (bare, norm, both) in zip(depths, sizes, strict=True):
+    start = f"layer {depth:2}: λ_init {layers.lambda_init(depth):.2f}"
+    print(f"{start}   bare {bare:4.2f}   norm {norm:5.1f}   norm and factor {both:4.1f}")
+lines = dict(zip(("A₁ − λA₂ alone", "with norm", "with norm and 1 − λ_init"), sizes.T, strict=True))
+sketches.curves(depths, lines, "layer", "gradient of W_Q, plain head = 1", yscale="log")
+
+# %% [markdown]
+# With the norm alone, the gradient grows about fourfold from the first layer to layer 27. With the factor it stays the
+# same at every depth. So the factor does what the paper wants: one learning rate fits all layers. It is not the
+# gradient of a Transformer, though: norming a head of small numbers makes it many times larger everywhere. The paper's
+# appendix G calls the two the same *up to constant factors*.
+#
+# ## Training
+#
+# Now a model learns a text: the licence of this project, 11 kB of English. Three layers, 300 steps.
 
 # %%
 config = refdiff.DiffLlamaConfig(
@@ -96,196 +139,192 @@ config = refdiff.DiffLlamaConfig(
     num_key_value_heads=4, head_dim=8, max_position_embeddings=64, tie_word_embeddings=True,
     bos_token_id=None, eos_token_id=None, pad_token_id=None,
 )  # fmt: skip
-model = refdiff.DiffLlamaForCausalLM.from_config(config, seed=0, dtype="float64")
-ids = rng.integers(0, config.vocab_size, (2, 16))
-loss, grads = model.loss_and_grad(ids, labels=ids)
-print(f"loss {float(loss):.4f}; a guess among {config.vocab_size} has log {config.vocab_size} = {np.log(300):.4f}")
-
-weights, by_weight = flatten(model.params), flatten(grads)
-direction = {name: rng.standard_normal(w.shape) for name, w in weights.items()}
-losses = []
-for step in (h, -2 * h):
-    for name, w in weights.items():
-        w += step * direction[name]
-    losses.append(float(model(ids, labels=ids).loss))
-slope = (losses[0] - losses[1]) / (2 * h)
-along = sum(float((by_weight[name] * direction[name]).sum()) for name in weights)
-print(f"{len(weights)} arrays of weights, slope measured {slope:.5f}, from the gradients {along:.5f}")
-
-# %% [markdown]
-# ## Training
-#
-# Now a model learns a text: the licence of this project, 11 kB of English. The trainer is the one behind `refdiff
-# train`. It makes a tokenizer from the text, cuts it into rows, and takes a step of its optimizer (here Muon) after
-# each batch. Computed in float64, so that the same steps come out on every machine.
-
-# %%
 scratch = tempfile.TemporaryDirectory()
 folder = Path(scratch.name)
 (folder / "run").mkdir()
 corpus = Corpus.from_text(Path("../LICENSE"), folder / "corpus", vocab_size=config.vocab_size, validation=0.1)
 settings = Settings(
-    steps=300,
-    batch=8,
-    context=64,
-    optimizer="muon",
-    rate=1e-2,
-    warmup=20,
-    evaluate_every=20,
-    save_every=0,
-    sample_every=0,
-    prompt="You may ",
-)
+    steps=300, batch=8, context=64, optimizer="muon", rate=1e-2, warmup=20, evaluate_every=20,
+    save_every=0, sample_every=0, prompt="You may ",
+)  # fmt: skip
 trainer = Trainer.start(folder / "run", config, corpus, settings, dtype="float64")
 records = []
 trainer.run(records.append)
+print(f"a guess among {config.vocab_size} tokens has loss ln {config.vocab_size} = {np.log(config.vocab_size):.2f}")
 for record in (records[0], records[99], records[199], records[-1]):
-    print(f"step {record['step']:3}   loss {record['loss']:.3f}   λ {[round(x, 3) for x in record['lambdas']]}")
-
-# %%
+    print(f"step {record['step']:3}   loss {record['loss']:.2f}   λ {[round(x, 3) for x in record['lambdas']]}")
 viz.plot_training(records)
 
 # %% [markdown]
-# The training loss falls far below that of a blind guess. The validation loss, on text that the model has not seen,
-# falls less and then rises: 11 kB are too few to learn English from, and enough to learn by heart. And each layer's λ
-# leaves λ_init (0.2, 0.36, 0.47), because it is a parameter like the others. Here it goes on with two rows that it was
-# trained on, from the middle of each. One it has learned by heart, to the last letter; of the other only how the next
-# word ends.
+# The training loss falls and falls. The validation loss, on text that the model has not seen, falls less and then
+# rises: 11 kB are too few to learn English from, and enough to learn by heart. And λ leaves its start values in each
+# layer; it is a parameter like the others. Here the model continues a passage that it was trained on:
 
 # %%
-tokenizer = refdiff.Tokenizer.from_pretrained(corpus.folder)
-goes_on = {}
-for number in (2, 5):
-    row, _ = corpus.batch("train", np.array([number]), settings.context)
-    made = trainer.model.generate(row[:, :32], max_new_tokens=31)[:, : settings.context]
-    goes_on[number] = [tokenizer.decode(part) for part in (made[0, 32:], row[0, 32 : made.shape[1]])]
-    print(f"row {number}, begins", repr(tokenizer.decode(row[0, :32])))
-    print("goes on      ", repr(goes_on[number][0]))
-    print("the text     ", repr(goes_on[number][1]))
+small = refdiff.Tokenizer.from_pretrained(corpus.folder)
+row, _ = corpus.batch("train", np.array([2]), settings.context)
+made = trainer.model.generate(row[:, :32], max_new_tokens=31)[:, : settings.context]
+by_heart = [small.decode(part) for part in (made[0, 32:], row[0, 32 : made.shape[1]])]
+print("begins   ", repr(small.decode(row[0, :32])))
+print("continues", repr(by_heart[0]))
+print("the text ", repr(by_heart[1]))
 
 # %% [markdown]
-# ## The same run by another program
+# ## Does the difference learn better?
 #
-# The model that comes with the package learned from 8.6 MB of fairy tales, by `refdiff train` with the command on its
-# card. Are its gradients, its optimizer and its schedule right for all 4,000 steps? Here the run was repeated in
-# transformers and torch, from the same weights, on the same rows (`python -m tests.parity.train_with_torch`, two hours
-# of one core). float32 is rounded in another order in each, and that grows from step to step. What a model has learned
-# by then should not depend on it.
+# The bundled model read 8.6 MB of fairy tales for 4,000 steps. Its twin is a plain Transformer: same data in the same
+# order, same seed, 768 parameters fewer (the λ vectors). One run of each kind is little evidence; here it is.
+
+# %%
+twins = json.loads(Path("data/twins.json").read_text(encoding="utf-8"))
+kinds = ("differential", "plain")
+validation = {kind: dict(twins[kind]["validation"]) for kind in kinds}
+steps = list(validation["plain"])
+gap = {step: validation["plain"][step] - validation["differential"][step] for step in steps}
+print("parameters:", {kind: f"{twins[kind]['parameters']:,}" for kind in kinds})
+print("plain − differential, nats a token:", "  ".join(f"{step}: {gap[step]:+.3f}" for step in steps))
+print("at the end, bits per byte:", {kind: round(twins[kind]["reached"]["bits_per_byte"], 3) for kind in kinds})
+losses = {kind: [validation[kind][step] for step in steps] for kind in kinds}
+sketches.curves(steps, losses, "step", "validation loss (nats a token)")
+
+# %% [markdown]
+# The differential model is ahead in the first 1,200 steps and then the two are level. The paper's gains (its figure 3,
+# from 830 million parameters up) do not show at 3 million parameters, and one run cannot exclude them.
+#
+# (Is our trainer right? The same run repeated in transformers and torch, from the same weights on the same rows, ends
+# within two percent of the same validation loss.)
 
 # %%
 lines = Path("data/bundled_by_torch.jsonl").read_text(encoding="utf-8").splitlines()
 repeated = [json.loads(line) for line in lines]
-axes = new_axes(None)
-for name, colour, style, marker in zip(("refdiff", "torch"), SERIES, STYLES, MARKERS, strict=False):
-    steps, losses = np.transpose([(r["step"], r[name]) for r in repeated])
-    axes.plot(steps, losses, color=colour, linestyle=style, marker=marker, markersize=4, label=name)
-axes.set_xlabel("step")
-axes.set_ylabel("validation loss (nats a token)")
-legend(axes)
-for r in repeated:
-    print(f"step {r['step']:4}   refdiff {r['refdiff']:.3f}   torch {r['torch']:.3f}   ratio {r['ratio']:.4f}")
-axes.figure
+print("refdiff / torch, validation loss:", "  ".join(f"{r['step']}: {r['ratio']:.3f}" for r in repeated))
 
 # %% [markdown]
-# ## The bundled model beside its twin
+# ## A place to put attention that is not needed
 #
-# Is differential attention better? One run of each kind is little evidence, and here it is. The twin was trained by the
-# same command with `--wiring none`: plain attention, 768 weights fewer (the vectors of λ), the same seed, the same rows
-# in the same order. `twins.py` beside this notebook measured both, their weights rounded to float16.
+# A softmax row must sum to 1. A token that needs nothing must still put its weight somewhere, and plain Transformers
+# often put it on the first token: an *attention sink*. Does the differential model have one, and in which map? If
+# queries attended evenly, the first of T tokens would get $\frac1T\sum_t \frac1t$ of the weight. We measure how many
+# times that it gets, on the eight chapter openings of notebook 03. Two ways to cut the text: from its true beginning,
+# where the first token is `<|endoftext|>`, as in training; and from its middle, where the first token is just a word.
 
 # %%
-twins = json.loads(Path("data/twins.json").read_text(encoding="utf-8"))
-axes = new_axes(None)
-for kind, colour, style, marker in zip(("differential", "plain"), SERIES, STYLES, MARKERS, strict=False):
-    steps, losses = np.transpose(twins[kind]["validation"])
-    axes.plot(steps, losses, color=colour, linestyle=style, marker=marker, markersize=4, label=kind)
-axes.set_xlabel("step")
-axes.set_ylabel("validation loss (nats a token)")
-legend(axes)
-for kind in ("differential", "plain"):
-    of = twins[kind]
-    print(f"{kind:12}   {of['parameters']:,} parameters   {of['reached']['bits_per_byte']:.3f} bits per byte")
-axes.figure
+bundled = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
+tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
+texts = Path("data/pinocchio.txt").read_text(encoding="utf-8").split("<|endoftext|>")
+sinks = {}
+for where, part in (("from the beginning", slice(0, 192)), ("from the middle", slice(128, 320))):
+    found = []
+    for text in texts:
+        ids = tokenizer([text.strip()], return_tensors="np")["input_ids"][0][part]
+        m = viz.attention_maps(bundled, list(map(int, ids)))
+        found.append([[(a[..., 0].mean(axis=(1, 2))) for a in (m.first, m.second)]])
+    even = np.mean(1 / np.arange(1, 193))
+    sinks[where] = np.mean(found, axis=(0, 1)) / even
+    for name, shares in zip(("A₁", "A₂"), sinks[where], strict=True):
+        print(f"{where:18} {name}   times the even share, by layer:", "  ".join(f"{x:.1f}" for x in shares))
 
 # %% [markdown]
-# The differential model is ahead in the first 1,200 steps, by 0.03 or 0.04 nats a token, and then the two are level:
-# they change places, and nowhere after step 1,200 are they more than 0.01 apart. The paper's gains (its figure 3, from
-# 830 million parameters up) are not to be seen at 3 million, and one run cannot exclude them either.
+# Cut in the middle, no map gives the first token more than its share: whoever measures so finds no sink. From the true
+# beginning the *second* map of layers 0, 1 and 5 gives `<|endoftext|>` more than its share, and more than the first map
+# does. Sinks go where they are taken away again, or where a broad map rests (notebook 03). They are modest: models of
+# this size, trained for so short a time, have only begun to form that habit.
 #
-# Two of the paper's other observations, on 8 rows of 512 tokens of the validation part. Plain models often give much of
-# their attention to the first token. If queries attended evenly to all that they see, it would get $\frac{1}{512}
-# \sum_{t=1}^{512} \frac{1}{t} = 1.3\,\%$.
-
-# %%
-even = np.mean(1 / np.arange(1, 513))
-print(f"{'layer':26}", *(f"{layer:6}" for layer in range(6)))
-print(f"{'even':26}", *[f"{even:6.2%}"] * 6)
-for kind in ("differential", "plain"):
-    for name, shares in twins[kind]["first"].items():
-        print(f"{kind:14}{name:12}", *(f"{x:6.2%}" for x in shares))
-
-# %% [markdown]
-# Neither model does so: trained for so short a time, models of this size have not formed that habit, and there is
-# nothing for the difference to cancel.
+# ## What we learned
 #
-# And the paper finds smaller outliers among what layers compute (its table 5). Here are the largest magnitudes of the
-# scores $QK^\top/\sqrt d$ and of the residual stream (all tokens, all layers), beside the median.
-
-# %%
-ranks = ("top 1", "top 10", "top 100", "top 1000", "median")
-print(f"{'':26}" + "".join(f"{rank:>10}" for rank in ranks))
-for of in ("scores", "states"):
-    for kind in ("differential", "plain"):
-        print(f"{of:8}{kind:18}" + "".join(f"{twins[kind]['largest'][of][rank]:10.1f}" for rank in ranks))
-
-# %% [markdown]
-# Of the scores the largest is smaller in the differential model and the hundredth is not. The plain model's residual
-# stream is about twice as large throughout, its median too; so it is not its outliers that differ but its scale.
-
-# %% [markdown]
-# ## Exercise
-#
-# λ = exp(λ_q1 · λ_k1) − exp(λ_q2 · λ_k2) + λ_init (eq. 2). Suppose all four vectors start at zero. What is the
-# gradient of λ by each of them? What would training do to λ? How do the paper's codes avoid it?
-#
-# <details>
-# <summary>Answer</summary>
-#
-# $\partial\lambda/\partial\lambda_{q1} = \exp(\lambda_{q1}\cdot\lambda_{k1})\,\lambda_{k1} = 0$ when $\lambda_{k1} =
-# 0$, and likewise for the other three. All gradients are zero, and λ stays at λ_init for ever. So the vectors start
-# as small random numbers (standard deviation 0.1).
-#
-# ```python
-# zeros = np.zeros(8)
-# layers.diff_lambda_vjp(np.asarray(1.0), zeros, zeros, zeros, zeros, 0.2)  # four vectors of zeros
-# ```
-#
-# </details>
-#
-# ## What must hold
+# - The two maps get gradients of opposite sign, and λ follows the sum of the loss's wishes weighted by $A_2$.
+# - A derivation is checked by differences of the function itself.
+# - The factor $1 - \lambda_{init}$ keeps the gradients of $W_Q$ and $W_K$ the same at every depth.
+# - A falling training loss with a rising validation loss means: learned by heart.
+# - At 3 million parameters, one run of each kind, differential and plain attention end level.
+# - The bundled model's second maps use the beginning of a text as a sink. A text cut in its middle hides it.
 
 # %%
 assert worst < 1e-6
-assert abs(slope - along) < 1e-5 * abs(along)
+assert sizes[-1, 1] > 3.5 * sizes[0, 1]
+assert np.ptp(sizes[:, 2]) < 0.15 * sizes[0, 2]
 assert records[-1]["loss"] < records[0]["loss"] / 2
-assert repeated[-1]["step"] == 4000
+assert by_heart[0] == by_heart[1]
+assert all(0.025 < gap[step] < 0.05 for step in (400, 800, 1200))
+assert all(abs(gap[step]) < 0.01 for step in steps if step > 1200)
 assert all(abs(r["ratio"] - 1) < 0.02 for r in repeated)
-both = [dict(twins[kind]["validation"]) for kind in ("differential", "plain")]
-assert all(0.025 < both[1][step] - both[0][step] < 0.05 for step in (400, 800, 1200))
-assert all(abs(both[1][step] - both[0][step]) < 0.01 for step in range(1600, 4001, 400))
-assert max(max(shares) for kind in ("differential", "plain") for shares in twins[kind]["first"].values()) < even
-assert goes_on[2][0] == goes_on[2][1]
-assert goes_on[5][0] != goes_on[5][1]
-assert goes_on[5][0][:2] == goes_on[5][1][:2] == "ty"
-assert all(abs(a - b) > 1e-3 for a, b in zip(records[0]["lambdas"], records[-1]["lambdas"], strict=True))
+first, second = sinks["from the beginning"]
+assert (second[[0, 1, 5]] > np.maximum(1, first[[0, 1, 5]])).all()
+assert sinks["from the middle"].max() < 1
 
-# %% [questions]
-# Q: How are gradients of the two maps related?
-# A: ∂L/∂A₁ = G and ∂L/∂A₂ = −λ G: opposite signs (for λ > 0), scaled by λ.
+# %% [markdown]
+# ## Exercises
 #
-# Q: How can a derivative be checked without trusting the derivation?
-# A: Move the input a little forward and back along a direction; the difference of the losses over 2h must be gradient
-#    · direction.
+# `from refdiff import exercises`, then:
 #
-# Q: The training loss falls and falls, and the validation loss rises again: what has the model done?
-# A: Learned its text by heart: 11 kB are too few to learn English from.
+# **1.** `exercises.check("eq1_vjp", …)`: the gradients of this page, with $g$ as an argument.
+#
+# **2.** `exercises.check("softmax_vjp", …)`: $\partial L/\partial z$ for $a = \mathrm{softmax}(z)$, given $g$ and $a$.
+#
+# **3.** `exercises.check("rms_norm_vjp", …)`: the norm without a weight. Its size depends on $x$, too.
+#
+# **4.** `exercises.check("cross_entropy", …)`: the loss. Some scores are near 1000.
+#
+# **5.** `exercises.check("eq2_vjp", …)`: the gradients of the four λ vectors. What if all four start at zero?
+#
+# <details>
+# <summary>Answers</summary>
+#
+# ```python
+# from refdiff import exercises
+#
+#
+# def my_eq1_vjp(g, a1, a2, v, lambda_):
+#     by_map = g @ v.T
+#     return by_map, -lambda_ * by_map, (a1 - lambda_ * a2).T @ g, -(by_map * a2).sum()
+#
+#
+# def my_rms_norm_vjp(g, x, eps):
+#     size = np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+#     return (g - x * (g * x).mean(axis=-1, keepdims=True) / size**2) / size
+#
+#
+# def my_cross_entropy(z, targets):
+#     z = z - z.max(axis=-1, keepdims=True)
+#     log_p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+#     return -np.take_along_axis(log_p, targets[..., None], axis=-1).mean()
+#
+#
+# def my_eq2_vjp(g, q1, k1, q2, k2):
+#     one, two = np.exp(q1 @ k1), np.exp(q2 @ k2)
+#     return g * one * k1, g * one * q1, -g * two * k2, -g * two * q2
+#
+#
+# assert exercises.check("eq1_vjp", my_eq1_vjp)
+# assert exercises.check("softmax_vjp", lambda g, a: a * (g - (g * a).sum(axis=-1, keepdims=True)))
+# assert exercises.check("rms_norm_vjp", my_rms_norm_vjp)
+# assert exercises.check("cross_entropy", my_cross_entropy)
+# assert exercises.check("eq2_vjp", my_eq2_vjp)
+# ```
+#
+# 5: Each gradient has the other vector of its product as a factor. At zero all four gradients are zero, and λ stays at
+# λ_init for ever. So the vectors start as small random numbers (standard deviation 0.1).
+#
+# </details>
+#
+# ## Questions
+#
+# <details>
+# <summary>How are the gradients of the two maps related?</summary>
+#
+# ∂L/∂A₁ = G and ∂L/∂A₂ = −λ G: opposite signs (for λ > 0), scaled by λ.
+#
+# </details>
+# <details>
+# <summary>How can a derivative be checked without trusting the derivation?</summary>
+#
+# Move the input a little forward and back along a direction; the difference of the losses over 2h must be gradient ·
+# direction.
+#
+# </details>
+# <details>
+# <summary>The training loss falls and falls, and the validation loss rises again: what has the model done?</summary>
+#
+# Learned its text by heart: 11 kB are too few to learn English from.
+#
+# </details>

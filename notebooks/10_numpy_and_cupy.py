@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 10 · NumPy and CuPy: the same lines
 #
-# **What you will see.** One source for two machines. refdiff's layers name no array library: they ask an array which
+# *For engineers.* One source for two machines. refdiff's layers name no array library: they ask an array which
 # library it came from, and use that. So the same lines run on NumPy arrays in a computer's memory and on CuPy arrays
 # in a graphics card's. We look at how that works, and at every place where numbers are copied from one to the other.
 #
@@ -189,14 +189,26 @@ for name, out in outputs.items():
     assert np.array_equal(texts[name], texts["NumPy, reference"]), name
 assert np.allclose(on_host, back, rtol=0, atol=1e-12)
 
-# %% [questions]
-# Q: How does a layer know whether to use NumPy or CuPy?
-# A: It asks its arguments for their namespace (arrays.namespace) and calls that namespace's functions.
+# %% [markdown]
+# ## Questions
 #
-# Q: Which numbers cross between host and card when text is generated, and how often?
-# A: The weights once; at each step the last token's id (with its position and the length) to the card, and the id that
-#    was chosen there back. Keys, values and logits stay; logits come back only where the host must see them (logits
-#    processors, output_scores, output_logits, rare cutoffs, beams, float64, kernels="reference").
+# <details>
+# <summary>How does a layer know whether to use NumPy or CuPy?</summary>
 #
-# Q: Is a float32 checkpoint copied into memory when it is loaded on NumPy?
-# A: No, it is mapped: the arrays are views of the file. 16-bit ones are copied, because they are widened.
+# It asks its arguments for their namespace (arrays.namespace) and calls that namespace's functions.
+#
+# </details>
+# <details>
+# <summary>Which numbers cross between host and card when text is generated, and how often?</summary>
+#
+# The weights once; at each step the last token's id (with its position and the length) to the card, and the id that was
+# chosen there back. Keys, values and logits stay; logits come back only where the host must see them (logits
+# processors, output_scores, output_logits, rare cutoffs, beams, float64, kernels="reference").
+#
+# </details>
+# <details>
+# <summary>Is a float32 checkpoint copied into memory when it is loaded on NumPy?</summary>
+#
+# No, it is mapped: the arrays are views of the file. 16-bit ones are copied, because they are widened.
+#
+# </details>

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 11 · Running the real checkpoints
 #
-# **What you will see.** The commands for DiffLlama checkpoints of the hub, and what they need, worked out from the
+# *For engineers.* The commands for DiffLlama checkpoints of the hub, and what they need, worked out from the
 # dimensions of the models: parameters, memory for weights, memory for keys and values, and the least time that a
 # token can take. Nothing is downloaded here.
 
@@ -182,12 +182,24 @@ assert extra == 4 * HANDCUT["head_dim"] * HANDCUT["num_hidden_layers"]
 assert parameters["bundled"] == refdiff.DiffLlamaForCausalLM.from_pretrained("bundled").num_parameters()
 assert 75_000 < 4 * parameters["handcut"] // cache["handcut"] < 76_000
 
-# %% [questions]
-# Q: How much memory do the weights of handcut take in float32?
-# A: 4 bytes for each of its 1.24 billion parameters: 4.94 GB.
+# %% [markdown]
+# ## Questions
 #
-# Q: What limits the speed of generation, and by which formula?
-# A: Reading memory: a token takes at least (bytes of weights + bytes of keys and values) / (bytes a second).
+# <details>
+# <summary>How much memory do the weights of handcut take in float32?</summary>
 #
-# Q: How many parameters does differential attention add to a Llama of the same size?
-# A: Only the λ vectors: four of d numbers in each layer.
+# 4 bytes for each of its 1.24 billion parameters: 4.94 GB.
+#
+# </details>
+# <details>
+# <summary>What limits the speed of generation, and by which formula?</summary>
+#
+# Reading memory: a token takes at least (bytes of weights + bytes of keys and values) / (bytes a second).
+#
+# </details>
+# <details>
+# <summary>How many parameters does differential attention add to a Llama of the same size?</summary>
+#
+# Only the λ vectors: four of d numbers in each layer.
+#
+# </details>

@@ -4,11 +4,9 @@
     python notebooks/build.py 03 05_load  # some of them, by the beginning of their names
     python notebooks/build.py --check     # writes nothing; exit 1 if a pair is stale or a fresh run gives other outputs
     python notebooks/build.py --check --installed # with the refdiff that pip installed, not the one beside this folder
-    python notebooks/build.py --questions # prints the questions that each must let a newcomer answer; runs nothing
 
-A .py is in jupytext's percent format. What follows its line `# %% [questions]` does not go into the .ipynb: three
-questions that the text must let a newcomer answer, with the answers, for whoever reads it to check the text.
-The code in the hidden answer of an exercise is run with the rest, behind the last cell, and what it shows is dropped.
+A .py is in jupytext's percent format. Code in the hidden answers of exercises is run with the rest, behind the last
+cell, and what it shows is dropped.
 
 Kernels run the refdiff that stands beside this folder, installed or not. With --installed they run what a reader's own
 would, who has done `pip install '.[notebooks]'`; where that is this same folder, it fails.
@@ -36,7 +34,6 @@ sys.path.insert(0, str(HERE))
 from compare import differences  # noqa: E402  (a folder of scripts, not a package)
 from drawn import MIME  # noqa: E402
 
-QUESTIONS = "# %% [questions]"
 FIRST = """
 import drawn
 import refdiff
@@ -66,8 +63,7 @@ def notebook_of(path: Path) -> Any:
     """Make the notebook of a .py, without outputs; nothing in it depends on machine or time."""
     import jupytext
 
-    text = path.read_text(encoding="utf-8").split(QUESTIONS)[0]
-    notebook = jupytext.reads(text, fmt="py:percent")
+    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -76,13 +72,6 @@ def notebook_of(path: Path) -> Any:
         cell.id, cell.metadata = f"cell-{number:02}", {}
         cell.source = cell.source.strip("\n")  # the formatter wants empty lines before a function
     return notebook
-
-
-def questions(path: Path) -> list[str]:
-    """The questions of a notebook, without their answers."""
-    block = path.read_text(encoding="utf-8").partition(QUESTIONS)[2]
-    asked = re.findall(r"^# Q: (.+(?:\n# {4}\S.*)*)", block, re.MULTILINE)
-    return [re.sub(r"\n#\s+", " ", question) for question in asked]
 
 
 def executed(path: Path, *, installed: bool = False) -> Any:
@@ -182,17 +171,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="beginnings of their names (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing, compare with a fresh run (default: off)")
     parser.add_argument("--installed", action="store_true", help="run what pip installed (default: this folder's)")
-    parser.add_argument("--questions", action="store_true", help="print questions to a reader (default: off)")
     args = parser.parse_args(argv)
     try:
         paths = sources(args.names)
     except ValueError as error:
         parser.error(str(error))
-    if args.questions:
-        for path in paths:
-            numbered = "".join(f"{i}. {question}\n" for i, question in enumerate(questions(path), 1))
-            sys.stdout.write(f"{path.with_suffix('.ipynb').name}\n\n{numbered}\n")
-        return 0
     bad = False
     for path in paths:
         sys.stdout.write(f"{path.stem}: ")  # the rest of the line comes when it has run

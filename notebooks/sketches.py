@@ -1,16 +1,30 @@
-"""The pictures of notebook 00: a checkpoint file, the residual stream, a pair of heads, three maps, a loss curve."""
+"""The pictures of the notebooks that no `refdiff.viz` draws: diagrams, and plots of one experiment each.
+
+    python notebooks/sketches.py FOLDER   # writes the diagrams as PNG, on white and on black, to look at
+
+Each function returns a figure without a ground, legible on a light and a dark page.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from refdiff.viz.appearance import (
     BLUE,
     GREEN,
     INK,
+    MARKERS,
     ORANGE,
     PURPLE,
+    SERIES,
+    STYLES,
     dress,
+    legend,
     name_ticks,
     new_axes,
     new_figure,
@@ -140,3 +154,223 @@ def loss_by_strength(strengths: list[float], losses: list[float]) -> Any:
     axes.set_xlabel("λ in every layer, multiplied by", color=INK)
     axes.set_ylabel("loss (nats per token)", color=INK)
     return axes.figure
+
+
+def gradient_flow() -> Any:
+    """One pair of heads, and the gradients on their way back through it."""
+    axes = _canvas(9.0, 3.5)
+    rows = {"q₁": (3.0, BLUE), "k₁": (2.45, BLUE), "q₂": (1.6, ORANGE), "k₂": (1.05, ORANGE), "v": (0.3, GREEN)}
+    for name, (y, colour) in rows.items():
+        _box(axes, 0.5, y, 0.5, 0.38, name, colour)
+    for name, y, colour in (("₁", 2.72, BLUE), ("₂", 1.32, ORANGE)):
+        for shift in (0.28, -0.28):
+            _arrow(axes, (0.75, y + shift), (1.2, y + shift / 3), colour)
+        _box(axes, 2.1, y, 1.8, 0.42, f"A{name} = softmax(q{name}k{name}ᵀ/√d)", colour)
+    _arrow(axes, (3.0, 2.72), (3.95, 2.15), BLUE)
+    _arrow(axes, (3.0, 1.32), (3.95, 1.85), ORANGE)
+    _box(axes, 4.6, 2.0, 1.3, 0.42, "P = A₁ − λ A₂", PURPLE)
+    _arrow(axes, (5.25, 2.0), (5.75, 2.0))
+    _box(axes, 6.2, 2.0, 0.9, 0.42, "O = P V", PURPLE)
+    axes.plot([0.75, 6.2], [0.3, 0.3], color=GREEN, linewidth=1.2)
+    _arrow(axes, (6.2, 0.3), (6.2, 1.79), GREEN)
+    _arrow(axes, (6.65, 2.0), (7.3, 2.0))
+    _box(axes, 7.9, 2.0, 1.2, 0.42, "LN, W^O, … loss")
+    for start, end, text, at, colour in (
+        ((7.3, 2.3), (6.4, 2.3), "g = ∂L/∂O", (6.95, 2.52), PURPLE),
+        ((5.9, 2.3), (5.0, 2.3), "G = g Vᵀ", (5.45, 2.52), PURPLE),
+        ((4.15, 2.3), (3.15, 2.9), "∂L/∂A₁ = G", (4.15, 2.82), BLUE),
+        ((4.15, 1.7), (3.15, 1.1), "∂L/∂A₂ = −λ G", (4.3, 1.22), ORANGE),
+        ((6.0, 0.55), (0.85, 0.55), "∂L/∂V = Pᵀ g", (5.15, 0.75), GREEN),
+    ):
+        style = {"arrowstyle": "-|>", "color": colour, "linewidth": 2.4, "linestyle": "--", "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", end, start, arrowprops=style)
+        _note(axes, *at, text)
+    _note(axes, 7.75, 1.1, "thin: forward\nthick, dashed: gradients, backward")
+    return axes.figure
+
+
+def rotation() -> Any:
+    """RoPE rotates a pair of numbers by its position; a score sees the angle between query and key."""
+    figure = new_figure(8.4, 3.4)
+    left, right = figure.subplots(1, 2)
+    circle = np.linspace(0, 2 * np.pi, 181)
+    for axes in (left, right):
+        axes.set(xlim=(-1.5, 1.5), ylim=(-1.45, 1.35), aspect="equal")
+        axes.axis("off")
+        axes.plot(np.cos(circle), np.sin(circle), color=INK, linewidth=0.6, linestyle=":")
+    theta = 0.5
+    for p in range(5):
+        x, y = np.cos(0.25 + p * theta), np.sin(0.25 + p * theta)
+        _arrow(left, (0, 0), (x, y), BLUE)
+        _note(left, 1.22 * x, 1.17 * y, f"p = {p}")
+    _note(left, 0, -1.28, "one pair (a, b) at positions 0 to 4:\neach position adds the angle θ")
+    for p, length, colour in ((2, 1.0, BLUE), (7, 0.8, PURPLE)):
+        angles = {f"q at {p}": 0.9 + p * theta, f"k at {p - 1}": 0.3 + (p - 1) * theta}
+        for name, angle in angles.items():
+            x, y = length * np.cos(angle), length * np.sin(angle)
+            _arrow(right, (0, 0), (x, y), colour)
+            _note(right, x + 0.3 * np.cos(angle), y + 0.18 * np.sin(angle), name)
+        between = np.linspace(*angles.values(), 40)
+        right.plot(0.4 * length * np.cos(between), 0.4 * length * np.sin(between), color=colour, linewidth=1.4)
+    _note(right, 0, -1.28, "both moved by 5 positions: the angle\nbetween query and key stays, so does q·k")
+    return figure
+
+
+def pairing() -> Any:
+    """Which query heads are a pair and which keys they read: in the paper, in Hugging Face's code and in V2."""
+    axes = _canvas(9.4, 3.0)
+    variants: dict[str, Any] = {
+        "paper: neighbours": lambda i: ((2 * i, 2 * i + 1), (2 * (i // 2), 2 * (i // 2) + 1)),
+        "Hugging Face: halves": lambda i: ((i, i + 4), (i // 2, i // 2 + 2)),
+        "V2: neighbours, one key": lambda i: ((2 * i, 2 * i + 1), (i, i)),
+    }
+    for panel, (title, heads_of) in enumerate(variants.items()):
+        left = 0.25 + 3.15 * panel
+        _note(axes, left + 1.38, 2.82, title, fontsize=10)
+        keys_at = [left + 0.34 + 0.7 * j for j in range(4)]
+        for i, colour in enumerate(SERIES):
+            queries, keys = heads_of(i)
+            ends = [left + 0.12 + 0.36 * a for a in queries]
+            for x, a, b, style in zip(ends, queries, keys, ("-", "--"), strict=True):
+                axes.plot([x, keys_at[b]], [2.0, 0.87], color=colour, linewidth=1.3, linestyle=style)
+                _box(axes, x, 2.15, 0.31, 0.3, f"q{a}", colour)
+            bend = -0.45 if ends[1] - ends[0] < 0.5 else -0.25
+            axes.annotate("", (ends[1], 2.31), (ends[0], 2.31), arrowprops={
+                "arrowstyle": "-", "color": colour, "shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={bend}",
+            })  # fmt: skip
+        for j, x in enumerate(keys_at):
+            _box(axes, x, 0.72, 0.36, 0.3, f"k{j}")
+    _note(axes, 4.7, 0.25, "8 query heads, 4 key heads. One colour is one pair: solid makes A₁, dashed makes A₂.")
+    return axes.figure
+
+
+def cache() -> Any:
+    """What three steps of generation compute without a cache and with one."""
+    from matplotlib.patches import Rectangle
+
+    axes, side = _canvas(9.2, 2.7), 0.2
+    for half, title in enumerate(("without a cache", "with a cache of keys and values")):
+        left = 0.3 + 4.6 * half
+        _note(axes, left + 2.0, 2.5, title, fontsize=10)
+        for step, T in enumerate((4, 5, 6)):
+            corner = left + 1.4 * step
+            for t in range(T):
+                fresh = t == T - 1 or half == 0
+                for s in range(t + 1):
+                    at = (corner + s * side, 2.1 - (t + 1) * side)
+                    ground = f"{ORANGE}bb" if fresh else "none"
+                    axes.add_patch(Rectangle(at, side, side, edgecolor=INK, linewidth=0.5, facecolor=ground))
+            _note(axes, corner + 0.6, 0.68, f"token {T}: {'1 row' if half else f'{T} rows'}")
+    _note(
+        axes, 4.6, 0.25, "A row is a query, a column a key. Orange: computed in this step. The rows above never change."
+    )
+    return axes.figure
+
+
+def modes() -> Any:
+    """One mistake in a trace, as the two ways to compare report it."""
+    axes = _canvas(9.2, 2.1)
+    names = ("x", "q, k, v", "A₁, A₂", "λ_init", "λ", "A₁ − λA₂", "LN", "out", "…")
+    rows = (
+        ("free:\nyour run against another run", range(3, 9)),
+        ("local: each point from\nyour own inputs to it", (3,)),
+    )
+    for y, (title, wrong) in zip((1.65, 0.8), rows, strict=True):
+        _note(axes, 0.95, y, title)
+        for i, name in enumerate(names):
+            x = 2.35 + 0.8 * i
+            if i:
+                _arrow(axes, (x - 0.45, y), (x - 0.34, y))
+            _box(axes, x, y, 0.68, 0.42, name, ORANGE if i in wrong else INK)
+    _note(axes, 5.5, 0.2, "The mistake is in λ_init. Orange: reported as different.")
+    return axes.figure
+
+
+def haystack() -> Any:
+    """The retrieval task: keys with their values among fillers, and a key that comes again."""
+    axes = _canvas(9.2, 2.7)
+    row = ("f", "k₁", "v₇", "f", "f", "k₄", "v₂", "f", "k₉", "v₅", "f", "f", "k₄", "→ ?")
+    places = [0.45 + 0.63 * i for i in range(len(row))]
+    for x, name in zip(places, row, strict=True):
+        _box(axes, x, 1.2, 0.54, 0.4, name, {"f": INK, "k": BLUE, "v": GREEN}.get(name[0], ORANGE))
+    thick = {"arrowstyle": "-|>", "color": ORANGE, "linewidth": 2.2, "connectionstyle": "arc3,rad=0.35"}
+    axes.annotate("", (places[6], 1.42), (places[12], 1.42), arrowprops=thick)
+    _note(axes, places[9], 2.5, "the needle asked for: k₄ and its value v₂")
+    for i in (1, 3, 8, 10):
+        _arrow(axes, (places[12], 0.98), (places[i], 0.98), bend=-0.15)
+    _note(axes, places[3], 0.2, "attention to all the rest: noise")
+    return axes.figure
+
+
+def bars(rows: Mapping[str, Any], needle: int) -> Any:
+    """Rows of weights over keys as bars, below each other on one scale; the key that matters in orange."""
+    figure = new_figure(8.4, 1.35 * len(rows) + 0.4)
+    grid = figure.subplots(len(rows), 1, sharex=True, sharey=True)
+    for axes, (title, row) in zip(grid, rows.items(), strict=True):
+        dress(axes).bar(range(len(row)), row, 0.7, color=[ORANGE if s == needle else BLUE for s in range(len(row))])
+        axes.axhline(0, color=INK, linewidth=0.5)
+        axes.set_title(title, fontsize=9.5, loc="left", color=INK)
+    grid[-1].set_xlabel("key", color=INK)
+    return figure
+
+
+def noise_left(correlations: Sequence[float], lambdas: Sequence[float]) -> Any:
+    """The noise in A₁ − λ A₂ relative to that in A₁, by correlation and λ; and where the layers of a model are."""
+    from matplotlib.colors import ListedColormap
+
+    axes = new_axes(None, 7.4, 4.2)
+    rho, strength = np.meshgrid(np.linspace(-0.15, 1, 231), np.linspace(-1, 1.8, 281))
+    left = 1 + strength**2 - 2 * rho * strength
+    axes.imshow(left > 1, cmap=ListedColormap([f"{BLUE}44", f"{ORANGE}33"]), origin="lower", aspect="auto",
+                extent=(-0.15, 1, -1, 1.8), interpolation="nearest")  # fmt: skip
+    lines = axes.contour(rho, strength, left, levels=[0.1, 0.25, 0.5, 1.5, 2, 3], colors=INK, linewidths=0.7)
+    axes.clabel(lines, fmt="%g", fontsize=8)
+    axes.plot([0, 1], [0, 1], color=BLUE, linestyle="--", label="the λ that leaves least: λ = ρ")
+    axes.plot(correlations, lambdas, color=ORANGE, marker="o", linestyle="", label="layers of the bundled model")
+    for layer, (x, y) in enumerate(zip(correlations, lambdas, strict=True)):
+        axes.text(x + 0.02, y, f"layer {layer}", color=INK, fontsize=8.5, va="center")
+    axes.set_xlabel("correlation ρ of the two maps")
+    axes.set_ylabel("λ")
+    axes.set_title("noise in A₁ − λ A₂ / noise in A₁: blue below 1, orange above", fontsize=10, color=INK)
+    legend(axes, loc="lower right")
+    return axes.figure
+
+
+def curves(
+    x: Any,
+    lines: Mapping[str, Any],
+    xlabel: str,
+    ylabel: str,
+    *,
+    errors: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """Named curves over one x, with error bars where there are any; `options` are properties of the axes."""
+    axes = new_axes(None, 6.4, 3.4)
+    for i, (label, y) in enumerate(lines.items()):
+        axes.errorbar(x, y, None if errors is None else errors[label], color=SERIES[i], linestyle=STYLES[i],
+                      marker=MARKERS[i], markersize=4, capsize=3, label=label)  # fmt: skip
+    axes.set(xlabel=xlabel, ylabel=ylabel, **options)
+    legend(axes)
+    return axes.figure
+
+
+def changes(values: Any, tokens: Sequence[str]) -> Any:
+    """How much each token's vector changed (columns), after each layer (rows): nothing is blank."""
+    axes = new_axes(None, 7.6, 3.2)
+    shown = axes.imshow(values, cmap=signed_colours(), norm=signed_range(values), aspect="auto")
+    shown.set_clim(-5 * values.max(), 5 * values.max())  # numbers stay legible on it
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(column, row, "0" if value == 0 else f"{value:.2f}", ha="center", va="center", color=INK, fontsize=7)
+    name_ticks(axes, tokens, "x")
+    axes.set_yticks(range(len(values)), labels=["embedding", *(f"layer {i}" for i in range(len(values) - 1))])
+    return axes.figure
+
+
+DIAGRAMS = (checkpoint, residual_stream, head_pair, gradient_flow, rotation, pairing, cache, modes, haystack)
+
+if __name__ == "__main__":
+    for sketch in DIAGRAMS:
+        for ground in ("white", "black"):
+            target = Path(sys.argv[1]) / f"{sketch.__name__}-{ground}.png"
+            sketch().savefig(target, dpi=80, facecolor=ground)

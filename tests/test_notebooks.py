@@ -24,8 +24,9 @@ SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 NAMES = [path.stem for path in SOURCES]
 LATER = SOURCES[1:]
 """All but chapter 0, which defines a model of its own; tests/test_tiny.py tests that one."""
-QUESTIONS = "# %% [questions]"
-ALLOWED = {"refdiff", "numpy", "matplotlib", "tokenizers", "sketches", *sys.stdlib_module_names}
+ENGINEERS = [path for path in SOURCES if path.stem[:2] in ("06", "10", "11")]
+LEARNERS = [path for path in SOURCES if path not in ENGINEERS]
+ALLOWED = {"refdiff", "numpy", "matplotlib", "tokenizers", "sketches", "tiny", *sys.stdlib_module_names}
 
 
 def _script(name: str) -> ModuleType:
@@ -40,7 +41,7 @@ def _script(name: str) -> ModuleType:
 
 def _cells(path: Path) -> list[tuple[str, str]]:
     """(kind, source) of each cell of a .py: a reader that does without jupytext."""
-    shown = path.read_text(encoding="utf-8").split(QUESTIONS)[0]
+    shown = path.read_text(encoding="utf-8")
     cells = []
     for part in re.split(r"^# %%", shown, flags=re.MULTILINE)[1:]:
         head, _, body = part.partition("\n")
@@ -132,60 +133,83 @@ def test_they_define_nothing_that_refdiff_has() -> None:
         assert not defined & has, path.name
 
 
-@pytest.mark.parametrize("path", LATER, ids=NAMES[1:])
-def test_source_is_shown_of_the_functions_that_run(path: Path) -> None:
+def _shown_functions(path: Path) -> dict[str, Any]:
+    """The functions whose source a notebook prints, by the expression that names them."""
     shown = [
         ast.unparse(call.args[0])
         for tree in _code(path)
         for call in ast.walk(tree)
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "inspect.getsource"
     ]
-    assert shown
     names: dict[str, Any] = {}
     for tree in _code(path):
         imports: list[ast.stmt] = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
         exec(compile(ast.Module(imports, []), path.name, "exec"), names)
+    return {expression: eval(expression, names) for expression in shown}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_source_is_shown_of_the_functions_that_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
     outputs = [o for cell in _stored(path)["cells"] for o in cell.get("outputs", [])]
     printed = "\n".join("".join(o.get("text", [])) for o in outputs)
-    for expression in shown:
-        function = eval(expression, names)
-        assert function.__module__.startswith("refdiff.")
+    for expression, function in _shown_functions(path).items():
+        assert function.__module__.startswith(("refdiff.", "tiny"))
         assert inspect.getsource(function) in printed, (
             f"{expression} has changed: run python notebooks/build.py {path.stem}"
         )
+
+
+def test_the_learning_path_prints_few_lines_of_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    shown = [function for path in LEARNERS for function in _shown_functions(path).values()]
+    lines = sum(len(inspect.getsource(function).splitlines()) for function in shown)
+    assert 0 < lines <= 80
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_each_has_all_its_parts(path: Path) -> None:
     text = _text(path)
     assert text.startswith(f"# {path.stem[:2]} · ")
-    assert "**What you will see.**" in text
     assert "arXiv 2410.05258" in " ".join(text.split())
     assert re.search(r"eq\. \d|section 2\.\d", text), "the number of an equation in the paper"
     assert "$$" in text
-    assert text.count("## Exercise") == 1
-    exercise = text.split("## Exercise")[1]
-    assert re.search(r"<details>\n<summary>Answer</summary>\n\n.+\n\n</details>", exercise, re.DOTALL)
+    assert len(re.findall(r"^## Exercises?$", text, re.MULTILINE)) == 1
+    exercise = re.split(r"^## Exercises?$", text, flags=re.MULTILINE)[1]
+    assert re.search(r"<details>\n<summary>Answers?</summary>\n\n.+\n\n</details>", exercise, re.DOTALL)
     assert "```python\n" in exercise.split("</details>")[0], "the answer has code, which build.py runs"
-    assert "## What must hold" in exercise
+    if path in LEARNERS:
+        assert "## What we learned" in text
+        assert [n for tree in _code(path) for n in ast.walk(tree) if ast.unparse(n).startswith("sketches.")]
+    else:
+        assert "*For engineers.*" in text
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_it_ends_in_assertions(path: Path) -> None:
-    last = _code(path)[-1]
-    assert _cells(path)[-1][0] == "code"
-    found = [n for n in ast.walk(last) if isinstance(n, ast.Assert)]
-    assert len(found) >= 2
-    assert isinstance(last.body[-1], ast.Assert | ast.For)
+def test_what_it_claims_is_asserted(path: Path) -> None:
+    asserted = [sum(isinstance(n, ast.Assert) for n in ast.walk(tree)) for tree in _code(path)]
+    assert max(asserted) >= 2
+    assert all(count in (0, max(asserted)) for count in asserted), "assertions stand in one cell"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_three_questions_are_answered_in_its_source_alone(path: Path) -> None:
-    block = path.read_text(encoding="utf-8").split(QUESTIONS)[1]
-    assert re.findall(r"^# ([QA]): \S.{15,}", block, flags=re.MULTILINE) == ["Q", "A"] * 3
-    shown = path.with_suffix(".ipynb").read_text(encoding="utf-8")
-    first = re.findall(r"^# Q: (.{20})", block, flags=re.MULTILINE)[0]
-    assert first not in shown
+def test_three_questions_are_shown_with_answers_to_unfold(path: Path) -> None:
+    block = _text(path).split("## Questions\n")[1]
+    found = re.findall(r"<details>\n<summary>(\S[^\n]{10,})\?</summary>\n\n(\S.{10,}?)\n\n</details>", block, re.DOTALL)
+    assert len(found) == 3
+    assert block.count("<summary>") == 3
+
+
+def test_every_exercise_is_asked_and_its_answer_checked() -> None:
+    from refdiff import exercises
+
+    checked = {
+        name
+        for path in LEARNERS
+        for answer in re.findall(r"^```python\n(.*?)^```", _text(path), re.MULTILINE | re.DOTALL)
+        for name in re.findall(r'^assert exercises\.check\("(\w+)"', answer, re.MULTILINE)
+    }
+    assert checked == set(exercises.names())
 
 
 def test_numbers_are_near_or_not() -> None:
@@ -345,17 +369,6 @@ def test_names_choose_notebooks_and_unknown_ones_are_refused() -> None:
     assert build.sources() == SOURCES
     with pytest.raises(ValueError, match="no notebook is called 99"):
         build.sources(["99"])
-
-
-def test_questions_are_printed_without_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    build = _script("build")
-    assert build.main(["--questions"]) == 0
-    said = capsys.readouterr().out
-    assert len(re.findall(r"^[123]\. \S.+\?$", said, flags=re.MULTILINE)) == 3 * len(SOURCES)
-    for path in SOURCES:
-        assert path.with_suffix(".ipynb").name in said
-        block = path.read_text(encoding="utf-8").split(QUESTIONS)[1]
-        assert not [answer for answer in re.findall(r"^# A: (.{25})", block, flags=re.MULTILINE) if answer in said]
 
 
 def _needs_kernel() -> Any:
