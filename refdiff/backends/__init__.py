@@ -66,10 +66,9 @@ def kernels_for(xp: Any, kernels: str = "fast", threads: int | None = None, matr
     if kernels not in ("fast", "reference"):
         raise ValueError(f'kernels is {kernels!r}, but must be "fast" or "reference"')
     if kernels == "fast" and array_api_compat.is_numpy_namespace(xp):
-        from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
-        from refdiff.backends.workers import Workers
+        from refdiff.backends.numpy import NumpyKernels
 
-        return NumpyVjpKernels(Workers(threads))
+        return NumpyKernels(threads)
     if kernels == "fast" and array_api_compat.is_cupy_namespace(xp):
         from refdiff.backends.cupy_kernels import SIXTEEN_BITS, CupyKernels
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.backends.workers import Workers
+from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.bench.gpu import CupyGpu
 from refdiff.bench.side import CACHES, FloatArray, Side
 

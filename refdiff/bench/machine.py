@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from refdiff.backends.workers import cores
+from refdiff.backends.numpy.thread_pool import cores
 from refdiff.bench.gpu import CupyGpu
 
 PACKAGES = ("numpy", "transformers", "torch", "onnxruntime")

@@ -129,7 +129,7 @@ def _folder(args: argparse.Namespace, like: str | None) -> str | None:
 
 
 def _options(args: argparse.Namespace, folder: str | None) -> Options:
-    from refdiff.backends.workers import default_threads
+    from refdiff.backends.numpy.thread_pool import default_threads
     from refdiff.bench.measure import Options
     from refdiff.bench.side import Settings
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refdiff.backends.numpy_passes import rows_at_a_time
-from refdiff.backends.workers import Workers
+from refdiff.backends.numpy.runtime import rows_at_a_time
+from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import count_parameters, parameter_shapes
 from refdiff.model.weights.precision import NBYTES

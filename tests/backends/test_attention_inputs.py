@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.backends.attention_inputs import by_map, covers, fits, hides, mask_heads, pair_of
+from refdiff.backends.attention_inputs import by_map, covers, fits, mask_heads
+from refdiff.backends.numpy.attention_scores import two_maps
 
 
 def heads(*shape: int, dtype: Any = np.float32) -> Any:
@@ -47,18 +48,15 @@ def test_each_map_has_its_part_of_a_mask_for_both() -> None:
     assert by_map(None, 6) == (None, None)
 
 
-def test_a_bias_hides_where_it_is_minus_infinity() -> None:
-    assert not hides(None)
-    assert not hides(np.full(3, -1e38))
-    assert hides(np.array([0, -np.inf]))
-
-
-def test_a_pair_is_of_one_dtype() -> None:
-    maps, v, lambdas = pair_of(Q, K, Q, K, V, np.float32(0.5), causal=True) or ([], None, None)
+def test_two_maps_are_of_one_dtype() -> None:
+    maps, v, lambdas = two_maps(Q, K, Q, K, V, np.float32(0.5), causal=True) or ([], None, None)
     assert [(q is Q, k is K) for q, k, *_ in maps] == [(True, True)] * 2
     assert v is V
     assert lambdas is not None
     assert lambdas.shape == (2, 6, 3, 1)
-    assert pair_of(Q, K, Q, K, V, np.float64(0.5), causal=True) is None
-    assert pair_of(Q, K, Q, K, V, np.float32(0.5), None, np.zeros((3, 5)), causal=True) is None
-    assert pair_of(Q, K, Q, K, V, 0.5, causal=True) is None
+    assert two_maps(Q, K, Q, K, V, np.float64(0.5), causal=True) is None
+    assert two_maps(Q, K, Q, K, V, np.float32(0.5), None, np.zeros((3, 5)), causal=True) is None
+    assert two_maps(Q, K, Q, K, V, 0.5, causal=True) is None
+    for bias, served in ((np.float32([0, 0, 0, 0, -1e38]), True), (np.float32([0, 0, 0, 0, -np.inf]), False)):
+        found = two_maps(Q, K, Q, K, V, np.float32(0.5), None, bias, causal=True)
+        assert (found is not None) is served

@@ -1,4 +1,4 @@
-"""Calls for the kernels of the way back, and of the loss: see test_numpy_kernels.py."""
+"""Calls for the kernels of the backward pass and the loss: see numpy/test_kernels.py."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.backends.numpy_passes import FEW_THREADS
-from refdiff.backends.workers import Workers
+from refdiff.backends.numpy.thread_pool import Workers
+from refdiff.backends.numpy.tuning import Tuning
 from refdiff.bench.model_side import edited, random_ids, repetition
 from refdiff.bench.refdiff_side import RefdiffSide, StoredSide
 from refdiff.bench.side import Settings
@@ -88,10 +88,12 @@ def test_a_product_of_one_token_is_multiplied_as_in_a_pass_of_one(monkeypatch: p
     seen: list[bool] = []
     running = Workers.running
     monkeypatch.setattr(
-        Workers, "running", lambda self, *, alone=True: seen.append(alone) or running(self, alone=alone)
+        Workers,
+        "running",
+        lambda self, *, owns_cores=True: seen.append(owns_cores) or running(self, owns_cores=owns_cores),
     )
     monkeypatch.setattr("refdiff.bench.side.CACHES", 1)
-    side = RefdiffSide(Settings(None, FEW_THREADS + 1))
+    side = RefdiffSide(Settings(None, Tuning.python_threads + 1))
     for size in (1, 4):
         side.product(size, outputs=2048, inputs=2048, least=0)
     assert seen == [False, True]

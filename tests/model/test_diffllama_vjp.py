@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.backends import numpy_kernels, overlay
+from refdiff.backends import overlay
 from refdiff.model import diffllama, diffllama_vjp, weights
+from tests.backends.tuned import tune
 from tests.model.models import ids, small_model
 
 WIRINGS = ("hf", "paper", "v2", "none")
@@ -115,10 +116,11 @@ def test_the_way_back_computes_nothing_twice_but_softmax_rows(wiring: str) -> No
     assert not twice.keys() - {"linear", "attention_weights", "softmax", "lambda_init", "activation"}
 
 
-def test_the_way_back_has_whole_products_where_the_forward_pass_takes_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numpy_kernels, "TOKENS", 3)
+def test_the_way_back_has_whole_products_where_the_forward_pass_takes_pieces() -> None:
     _, expected = small_model(kernels="reference").loss_and_grad(IDS, labels=IDS)
-    _, grads = small_model().loss_and_grad(IDS, labels=IDS)
+    model = small_model()
+    tune(model.kernels, mlp_tokens=3)
+    _, grads = model.loss_and_grad(IDS, labels=IDS)
     found = weights.flatten(grads)
     for name, grad in weights.flatten(expected).items():
         np.testing.assert_allclose(found[name], grad, rtol=1e-9, atol=1e-12)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff.backends import kernels_for, ops_for, overlay
-from refdiff.backends.numpy_vjp_kernels import NumpyVjpKernels
-from refdiff.backends.workers import Workers
+from refdiff.backends.numpy import NumpyKernels
 from refdiff.model import losses
 
 OPS = ops_for()
@@ -125,7 +124,7 @@ def test_both_at_once_are_the_loss_and_its_gradient(rows, dtype):
     labels = np.tile(LABELS, (1, -(-rows // 5)))[:, :rows]
     labels[0, -1] = 1
     for logits in (z, np.ascontiguousarray(z.transpose(2, 0, 1)).transpose(1, 2, 0)):
-        for ops in (OPS, ops_for(NumpyVjpKernels(Workers(2)))):
+        for ops in (OPS, ops_for(NumpyKernels(2))):
             assert hasattr(ops, "cross_entropy_both") == (ops is not OPS)
             g = np.asarray(1.7, dtype)
             loss, dlogits = losses.causal_lm_loss_and_grad(ops, g, logits, labels)
@@ -136,7 +135,7 @@ def test_both_at_once_are_the_loss_and_its_gradient(rows, dtype):
 
 
 def test_what_both_at_once_declines_the_layers_refuse():
-    ops = ops_for(NumpyVjpKernels(Workers(2)))
+    ops = ops_for(NumpyKernels(2))
     with pytest.raises(IndexError, match="-97"):
         losses.causal_lm_loss_and_grad(ops, np.asarray(1.0), Z, LABELS + 3)
 

@@ -9,8 +9,9 @@ import pytest
 
 import refdiff
 from refdiff import arrays
-from refdiff.backends import numpy_passes, overlay
+from refdiff.backends import overlay
 from refdiff.model import weights
+from tests.backends.tuned import tune
 from tests.layers.places import Place
 from tests.model.models import CLASSES, ids, small_config, small_model
 
@@ -97,15 +98,16 @@ def rows_of(options: dict[str, Any], times: int) -> dict[str, Any]:
     return {n: a if len(a) == 1 else np.concatenate([a] * times) for n, a in options.items()}
 
 
-def apart(monkeypatch: pytest.MonkeyPatch, rows: int, options: dict[str, Any], **other: Any) -> tuple[Any, Any]:
+def apart(rows: int, options: dict[str, Any], **other: Any) -> tuple[Any, Any]:
     """A loss and its gradients where about so many rows go through the model at a time."""
-    monkeypatch.setattr(numpy_passes, "AT_A_TIME", rows * IDS.shape[1])
-    return small_model(**other).loss_and_grad(**options)
+    model = small_model(**other)
+    tune(model.kernels, training_tokens=rows * IDS.shape[1])
+    return model.loss_and_grad(**options)
 
 
 @pytest.mark.parametrize("seen", [*SEEN, "everything"])
 @pytest.mark.parametrize("wiring", WIRINGS)
-def test_some_rows_at_a_time_give_what_all_rows_give(monkeypatch: pytest.MonkeyPatch, seen: str, wiring: str) -> None:
+def test_some_rows_at_a_time_give_what_all_rows_give(seen: str, wiring: str) -> None:
     """Of 6 rows: 5 targets of which none counts in the third part, and different numbers in the others."""
     tokens = np.concatenate([IDS, (IDS + 7) % 52 + 1, (IDS + 30) % 52 + 1])
     labels = tokens.copy()
@@ -114,22 +116,22 @@ def test_some_rows_at_a_time_give_what_all_rows_give(monkeypatch: pytest.MonkeyP
     options = {"input_ids": tokens, "labels": labels, **rows_of(SEEN.get(seen, {}), 3)}
     if wiring == "v2" and options.get("attention_mask", tokens).shape[1] == 8:  # it has twice as many query heads
         options["attention_mask"] = np.concatenate([options["attention_mask"]] * 2, axis=1)
-    whole_loss, whole = apart(monkeypatch, 6, options, wiring=wiring)
+    whole_loss, whole = apart(6, options, wiring=wiring)
     for rows in (1, 2):
-        loss, grads = apart(monkeypatch, rows, options, wiring=wiring)
+        loss, grads = apart(rows, options, wiring=wiring)
         np.testing.assert_allclose(loss, whole_loss, rtol=1e-14)
         for name, gradient in flat(whole).items():
             assert np.abs(flat(grads)[name] - gradient).max() <= 1e-12 * np.abs(gradient).max(), name
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
-def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
     tokens = ids(4, 7, 7)
     results = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr(numpy_passes, "AT_A_TIME", rows * 7)
         model = small_model()
         model = type(model)(model.config, model.params, dtype="float64", threads=threads)
+        tune(model.kernels, training_tokens=rows * 7)
         results.append(model.loss_and_grad(tokens, labels=tokens))
     (loss, grads), *others = results
     for other_loss, other in others:
@@ -138,11 +140,9 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch, r
 
 
 @pytest.mark.parametrize(("batch", "tokens", "at_a_time", "stops"), [(4, 7, 21, [2, 4]), (9, 2, 6, [3, 6, 9])])
-def test_what_goes_apart_are_rows(
-    monkeypatch: pytest.MonkeyPatch, batch: int, tokens: int, at_a_time: int, stops: list[int]
-) -> None:
-    monkeypatch.setattr(numpy_passes, "AT_A_TIME", at_a_time)
+def test_what_goes_apart_are_rows(batch: int, tokens: int, at_a_time: int, stops: list[int]) -> None:
     model, seen = small_model(), []
+    tune(model.kernels, training_tokens=at_a_time)
     whole = model.kernels.in_order
     model.kernels.in_order = lambda work, parts, take: (seen.extend(parts), whole(work, parts, take))
     model.loss_and_grad(ids(0, batch, tokens), labels=ids(0, batch, tokens))
@@ -150,21 +150,22 @@ def test_what_goes_apart_are_rows(
     assert abs(sum(share for _, share in seen) - 1) < 1e-15
 
 
-def test_of_one_row_or_without_targets_nothing_goes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_one_row_or_without_targets_nothing_goes_apart() -> None:
     with np.errstate(invalid="ignore"):
-        loss, _ = apart(monkeypatch, 1, {"input_ids": IDS, "labels": np.full_like(IDS, -100)})
+        loss, _ = apart(1, {"input_ids": IDS, "labels": np.full_like(IDS, -100)})
     assert np.isnan(loss)
     with pytest.raises(ValueError, match=r"\(2, 6\)"):
-        apart(monkeypatch, 1, {"input_ids": IDS, "labels": IDS[:, 1:]})
+        apart(1, {"input_ids": IDS, "labels": IDS[:, 1:]})
 
 
 @pytest.mark.parametrize("kind", HEADS[1:])
-def test_other_heads_take_all_rows(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+def test_other_heads_take_all_rows(kind: type) -> None:
     """Their losses are not always means over targets that can be counted by rows."""
     options = {"input_ids": IDS, **targets(kind)}
     _, whole = small_model(kind, num_labels=3).loss_and_grad(**options)
-    monkeypatch.setattr(numpy_passes, "AT_A_TIME", 7)
-    _, grads = small_model(kind, num_labels=3).loss_and_grad(**options)
+    model = small_model(kind, num_labels=3)
+    tune(model.kernels, training_tokens=7)
+    _, grads = model.loss_and_grad(**options)
     assert all(np.array_equal(a, flat(whole)[name]) for name, a in flat(grads).items())
 
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import refdiff
-from refdiff.backends.workers import default_threads
+from refdiff.backends.numpy.thread_pool import default_threads
 from refdiff.errors import CheckpointError
 from refdiff.model.weights import flatten
 from refdiff.model.weights.names import parameter_shapes
@@ -299,7 +299,7 @@ def test_a_run_goes_on_with_the_threads_it_had(start: Start) -> None:
     for given, threads in ((None, 1), (2, 2), (0, 0)):
         again = Trainer.resume(trainer.out, threads=given)
         assert again.threads == threads
-        workers = again.model.kernels._workers.threads
+        workers = again.model.kernels.threads
         assert workers == (threads or default_threads())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from refdiff.backends.workers import Workers
+from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding.evaluation_order import Order
 
@@ -25,7 +25,7 @@ def run_orders(work: Callable[[Order], Result], orders: Sequence[Order], inputs:
 
     workers = Workers()
     with workers.running():
-        workers.each(put, range(len(orders)))
+        workers.map(put, range(len(orders)))
     return [found[n] for n in range(len(orders))]
 
 

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from refdiff.backends.workers import Workers
+from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.rounding import parallel
 from refdiff.oracle.rounding.evaluation_order import MEMBERS

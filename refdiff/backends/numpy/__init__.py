@@ -1,0 +1,86 @@
+"""Fast kernels for NumPy: the name and signature of a layer, the same result, less time and memory.
+
+A kernel returns `NotImplemented` for what it does not serve, errors included; the layer then answers, or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import laid_over
+from refdiff.backends.numpy import attention, attention_vjp, embedding, gemm, loss, mlp, norm, rope
+from refdiff.backends.numpy.layout import FloatArray, same_dtype
+from refdiff.backends.numpy.runtime import Runtime, rows_at_a_time
+from refdiff.backends.numpy.tuning import Tuning
+
+
+class NumpyKernels:
+    """The kernels of one model: each attribute that is named like a layer is its kernel.
+
+    Args:
+        threads: how many; None is all cores, or what BLAS is told, see `Workers`.
+        tuning: other thresholds than those of `Tuning()`.
+
+    Raises:
+        ValueError: `threads` is below 1.
+    """
+
+    def __init__(self, threads: int | None = None, tuning: Tuning | None = None) -> None:
+        rt = self.runtime = Runtime(threads, tuning)
+        self.threads = rt.workers.threads
+        self.running, self.keeping = rt.running, rt.keeping
+        self.each, self.in_order = rt.workers.map, rt.workers.in_order
+
+        self.embedding, self.embedding_vjp = partial(embedding.embedding, rt), partial(embedding.embedding_vjp, rt)
+        self.linear, self.linear_vjp = partial(gemm.linear, rt), partial(gemm.linear_vjp, rt)
+        self.rms_norm, self.rms_norm_vjp = partial(norm.rms_norm, rt), partial(norm.rms_norm_vjp, rt)
+        self.rope, self.rope_vjp = partial(rope.rope, rt), partial(rope.rope_vjp, rt)
+        self.activation = partial(mlp.activation, rt)
+        self.swiglu = _composite(partial(mlp.swiglu, rt))
+        self.swiglu_vjp = _composite(partial(mlp.swiglu_vjp, rt))
+        self.diff_lambda = diff_lambda
+        self.diff_attention = partial(attention.diff_attention, rt)
+        self.diff_attention_vjp = partial(attention_vjp.diff_attention_vjp, rt)
+        self.diff_heads_hf = _composite(partial(attention.diff_heads_hf, rt))
+        self.plain_heads = _composite(partial(attention.plain_heads, rt))
+        self.plain_heads_vjp = _composite(partial(attention_vjp.plain_heads_vjp, rt))
+        self.cross_entropy = partial(loss.cross_entropy, rt)
+        self.cross_entropy_vjp = partial(loss.cross_entropy_vjp, rt)
+
+        # steps of a model that are a sum or several layers
+        self.linears = partial(gemm.linears, rt)
+        self.residual_add = partial(norm.residual_add, rt)
+        self.rope_append = partial(rope.rope_append, rt)
+        self.diff_attention_with_lse = partial(attention.diff_attention_with_lse, rt)
+        self.diff_attention_vjp_from_lse = partial(attention_vjp.diff_attention_vjp_from_lse, rt)
+        self.cross_entropy_both = partial(loss.cross_entropy_both, rt)
+
+    def rows_at_a_time(self, batch: int, tokens: int) -> list[slice]:
+        """Cut a batch into the parts that training computes one by one."""
+        return rows_at_a_time(batch, tokens, self.runtime.tuning.training_tokens)
+
+
+def diff_lambda(
+    lambda_q1: FloatArray, lambda_k1: FloatArray, lambda_q2: FloatArray, lambda_k2: FloatArray, lambda_init: float
+) -> Any:
+    """Compute λ without looking up the array library: every token needs it in every layer."""
+    vectors = lambda_q1, lambda_k1, lambda_q2, lambda_k2
+    if lambda_q1.ndim != 1 or any(x.shape != lambda_q1.shape for x in vectors) or not same_dtype(*vectors):
+        return NotImplemented
+    return np.exp(np.vecdot(lambda_q1, lambda_k1)) - np.exp(np.vecdot(lambda_q2, lambda_k2)) + lambda_init
+
+
+def _composite(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave the call to the layer where one of the layers that the kernel computes itself was replaced."""
+
+    @wraps(kernel)
+    def call(*args: Any, **options: Any) -> Any:
+        if any(callable(value) and laid_over(value) for value in options.values()):
+            return NotImplemented
+        return kernel(*args, **{name: value for name, value in options.items() if not callable(value)})
+
+    return call

@@ -1,0 +1,260 @@
+"""Each way of going through heads, queries and keys, held to the layer; which way is taken, and what it holds."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from refdiff import layers
+from refdiff.backends.numpy import NumpyKernels, attention, workspace
+from refdiff.backends.numpy.gemm_blocks import key_blocks
+from refdiff.backends.numpy.tuning import Tuning, has_avx512
+from tests.backends.numpy.attention_inputs import streams
+from tests.backends.tuned import tune
+
+KERNELS, PIECES = (tune(NumpyKernels(2), unpacked_tokens=n) for n in (1, 24))  # without and with AVX-512
+WAYS = ("_at_once", "decode_attention", "_by_blocks")
+LEAST = Tuning.few_queries
+WAYS_OF_BATCHES = [(1, 67, "decode_attention"), (5, 1031, "decode_attention"), (211, 307, "_by_blocks")]
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    ways = []
+    for way in WAYS:
+        whole = getattr(attention, way)
+        monkeypatch.setattr(attention, way, lambda *a, w=way, f=whole: (ways.append(w), f(*a))[1])
+    return ways
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "way"),
+    [
+        (1, 2053, "decode_attention"),
+        (LEAST - 1, 1031, "decode_attention"),
+        (LEAST, LEAST, "_at_once"),
+        (LEAST, 3001, "_by_blocks"),
+        (97, 97, "_at_once"),
+        (211, 307, "_by_blocks"),
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 90.0], ids=["small", "large"])
+def test_every_way_is_the_layer_for_scores_of_any_size(taken, T, S, way, scale):
+    """Scores of 40 and more have their maximum taken away: without that, e to the score would be infinite."""
+    inputs = streams(2, 6, 3, T, S, 5, 4, scale)
+    padding = np.ones((2, 1, 1, S), bool)
+    padding[1, ..., : S - T + 1] = False
+    for mask in (None, padding):
+        with KERNELS.running():
+            found = KERNELS.diff_attention(*inputs, mask)
+        np.testing.assert_allclose(found, layers.diff_attention(*inputs, mask), rtol=1e-10, atol=1e-12)
+    assert taken == [way, way]
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "way"), [(1, 67, "decode_attention"), (5, 1031, "decode_attention"), (211, 307, "_by_blocks")]
+)
+def test_rows_of_the_batch_do_not_see_each_other(taken, T, S, way):
+    """To the last bit, beside a neighbour with scores from which the largest must be taken away, or with none."""
+    calm, steep = (streams(2, 6, 3, T, S, 5, 4, scale) for scale in (1.0, 90.0))
+    mixed = [np.concatenate([x[:1], y[1:]]) for x, y in zip(calm[:5], steep[:5], strict=True)]
+    broken = [np.concatenate([x[:1], np.full_like(x[1:], np.nan)]) for x in calm[:5]]
+    with KERNELS.running(), np.errstate(invalid="ignore"):
+        alike, other, beside, nan = (
+            KERNELS.diff_attention(*x[:5], np.float64(0.7)) for x in (calm, steep, mixed, broken)
+        )
+    for found in (beside, nan):
+        np.testing.assert_array_equal(found[0], alike[0])
+    np.testing.assert_array_equal(beside[1], other[1])
+    assert taken == [way] * 4
+
+
+@pytest.mark.parametrize(("T", "S"), [(1, 67), (5, 67), (67, 67), (307, 307)])
+def test_one_map_goes_the_same_ways(taken, T, S):
+    q, k, _, _, v, _ = streams(2, 6, 3, T, S, 5, 5)
+    bias = np.random.default_rng(1).normal(size=(1, 6, T, S))
+    for extra in ((), (None, bias), (bias[0, 0] > -1, bias)):
+        np.testing.assert_allclose(
+            KERNELS.plain_heads(q, k, v, *extra), layers.plain_heads(q, k, v, *extra), rtol=1e-10, atol=1e-12
+        )
+    assert len(set(taken)) == 1
+
+
+def test_blocks_of_any_size_give_the_layer():
+    inputs = streams(1, 4, 2, 97, 101, 8, 6)
+    expected = layers.diff_attention(*inputs)
+    for scores, queries, cached in ((1, 128, 1), (10**4, 13, 100), (10**9, 128, 10**3)):
+        kernels = tune(NumpyKernels(2), block_scores=scores, block_queries=queries, cached_scores=cached)
+        np.testing.assert_allclose(kernels.diff_attention(*inputs), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Let the memory that a pass keeps be such that is traced."""
+    monkeypatch.setattr(workspace, "_memory", lambda size: np.empty(size + workspace.CACHE_LINE, np.uint8))
+
+
+def test_memory_grows_with_the_tokens_and_not_with_their_square():
+    def peak(T):
+        inputs = [np.asarray(x, np.float32) for x in streams(1, 2, 1, T, T, 4, 4)]
+        tracemalloc.start()
+        try:
+            KERNELS.diff_attention(*inputs)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(4096) < 3 * peak(2048)
+    assert peak(4096) < 4 * 4096**2 * 2  # the scores of one map in float32
+
+
+@pytest.mark.parametrize("kernels", [KERNELS, PIECES], ids=["packed", "pieces"])
+def test_of_8192_keys_the_scores_of_a_few_queries_are_held(kernels, traced):
+    """With as many heads as the real checkpoints; blocks of queries follow each other in the same memory."""
+    inputs = [np.asarray(x, np.float32) for x in streams(1, 16, 4, 300, 8192, 4, 64)]
+    with kernels.running():
+        tracemalloc.start()
+        try:
+            kernels.diff_attention(*inputs)
+            assert tracemalloc.get_traced_memory()[1] < 32e6
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_layout_by_features_is_taken_and_left_as_it_is():
+    q1, k1, q2, k2, v, lam = streams(2, 4, 2, 300, 300, 8, 6)
+    by_features = [x.transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1) for x in (q1, k1, q2, k2)]
+    found = KERNELS.diff_attention(by_features[0], by_features[1], by_features[2], by_features[3], v, lam)
+    assert found.transpose(1, 3, 0, 2).flags.c_contiguous
+    np.testing.assert_allclose(found, layers.diff_attention(q1, k1, q2, k2, v, lam), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("kernels", [KERNELS, PIECES], ids=["packed", "pieces"])
+def test_attention_over_8192_tokens_needs_little_beside_its_result(kernels, traced) -> None:
+    """With the heads of a group of the full-size model and two threads; its scores would be 4 GB."""
+    g = np.random.default_rng(0)
+    q, k, v = (g.standard_normal((1, n, 8192, d), np.float32) for n, d in ((4, 64), (1, 64), (1, 128)))
+    assert beside_its_result(kernels, q, k, q, k, v) < 64 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", [KERNELS, PIECES], ids=["packed", "pieces"])
+def test_attention_of_all_heads_over_8192_tokens_needs_little_too(kernels, traced) -> None:
+    """With all heads of the full-size model; 256 MB is what the project allows itself."""
+    g = np.random.default_rng(0)
+    q1, q2 = g.standard_normal((2, 1, 16, 8192, 64), np.float32)
+    k1, k2 = g.standard_normal((2, 1, 4, 8192, 64), np.float32)
+    v = g.standard_normal((1, 4, 8192, 128), np.float32)
+    assert beside_its_result(kernels, q1, k1, q2, k2, v) < 100e6
+
+
+def beside_its_result(kernels, *given) -> int:
+    tracemalloc.start()
+    try:
+        with kernels.running():
+            result = kernels.diff_attention(*given, np.float32(0.5))
+        return tracemalloc.get_traced_memory()[1] - result.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def laid(monkeypatch):
+    """How many keys were laid in blocks."""
+    numbers = []
+
+    def blocks(rt, k):
+        numbers.append(k.shape[2])
+        return key_blocks(rt, k)
+
+    monkeypatch.setattr(attention, "key_blocks", blocks)
+    return numbers
+
+
+def test_keys_are_laid_in_blocks_where_that_is_faster_and_nowhere_else(laid):
+    def attend(kernels=PIECES, T=150, e=64, dtype=np.float32):
+        inputs = [np.asarray(x, dtype) for x in streams(1, 8, 2, T, 150, 32, e)]
+        np.testing.assert_allclose(kernels.diff_attention(*inputs), layers.diff_attention(*inputs), rtol=0, atol=2e-5)
+
+    with PIECES.running(), KERNELS.running():
+        attend()
+        assert laid == [150, 150]
+        attend(T=Tuning.block_queries - 1)
+        attend(e=65)
+        attend(dtype=np.float64)
+        attend(KERNELS)
+    attend()  # outside of a pass, where BLAS has its own threads
+    assert laid == [150, 150]
+
+
+PROMPTS = [(16, 4, 150, 150, 64, 128), (2, 1, 300, 333, 32, 64), (4, 4, 70, 2100, 80, 64)]
+"""(H, K, T, S, d, e): attention of many queries, over keys that are no whole blocks."""
+
+
+@pytest.mark.parametrize("case", PROMPTS, ids=str)
+@pytest.mark.parametrize(("scale", "lam"), [(0.05, 0.95), (1.0, 0.7), (30.0, 0.2)])
+@pytest.mark.parametrize("see", ["causal", "padded", "all"])
+def test_of_several_draws_prompts_in_pieces_are_as_near_to_the_truth_as_the_layer(laid, case, scale, lam, see):
+    """Over both maps and over one; padding hides keys from one row of the batch."""
+    H, K, T, S, d, e = case
+    mask, options = np.ones((2, 1, 1, S), np.bool_), {"causal": see != "all"}
+    if see == "padded":
+        mask[1, ..., : min(S // 3, S - T + 1)] = False
+    squares = np.zeros((2, 2))
+    for seed in range(6):
+        g = np.random.default_rng(seed)
+        q, k = scale * g.standard_normal((2, 2, H, T, d)), g.standard_normal((2, 2, K, S, d))
+        args = [x.astype(np.float32) for x in (q[0], k[0], q[1], k[1], g.standard_normal((2, K, S, e)), np.array(lam))]
+        exact = [x.astype(np.float64) for x in args]
+        for i, (name, at) in enumerate((("diff_attention", [0, 1, 2, 3, 4, 5]), ("plain_heads", [0, 1, 4]))):
+            layer = getattr(layers, name)
+            truth = layer(*(exact[n] for n in at), mask, **options)
+            with PIECES.running():
+                found = getattr(PIECES, name)(*(args[n] for n in at), mask, **options)
+            of_layer = layer(*(args[n] for n in at), mask, **options)
+            squares[i] += [np.square(y - truth).sum() for y in (found, of_layer)]
+    # at most 1.31 for flat maps of which little is left, 1.33 in packed products. Without AVX-512, where no kernel
+    # takes such pieces, BLAS sums otherwise: 1.36
+    assert (squares[:, 0] <= (1.35 if has_avx512() else 1.4) ** 2 * squares[:, 1]).all()
+    assert laid == [S] * 3 * 6
+
+
+def test_prompts_in_pieces_with_a_bias_and_values_that_lie_by_features(laid):
+    """As without a cache, where values come from a product; and the log-sum-exps that the way back starts from."""
+    inputs = [np.asarray(x, np.float32) for x in streams(2, 4, 2, 90, 333, 32, 64)]
+    inputs[4] = inputs[4].transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1)
+    bias = np.random.default_rng(1).standard_normal((2, 4, 90, 333), np.float32)
+    exact = [np.asarray(x, np.float64) for x in inputs]
+    with PIECES.running():
+        found = PIECES.diff_attention(*inputs, None, bias)
+        again, lse = PIECES.diff_attention_with_lse(*inputs, None, bias)
+    np.testing.assert_allclose(found, layers.diff_attention(*exact, None, bias.astype(np.float64)), rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(again, found)
+    assert laid == [333] * 4
+    for (top, total), q, k in zip(lse, exact[0:3:2], exact[1:4:2], strict=True):
+        scores = q @ np.repeat(k, 2, axis=1).swapaxes(2, 3) / np.sqrt(32) + bias
+        scores[..., np.triu(np.ones((90, 333), bool), 333 - 90 + 1)] = -np.inf
+        np.testing.assert_allclose(top + np.log(total), np.log(np.exp(scores).sum(-1, keepdims=True)), atol=1e-5)
+
+
+def test_in_pieces_rows_of_the_batch_do_not_see_each_other(laid):
+    """To the last bit, whatever the neighbour has, NaN and infinite numbers included."""
+    calm, steep = ([np.asarray(x, np.float32) for x in streams(2, 4, 2, 90, 333, 32, 64, s)] for s in (1.0, 90.0))
+    with PIECES.running(), np.errstate(all="ignore"):
+        alone = PIECES.diff_attention(*calm)
+        for neighbour in (steep, [np.full_like(x, np.nan) for x in steep], [np.full_like(x, np.inf) for x in steep]):
+            mixed = [np.concatenate([x[:1], y[1:]]) for x, y in zip(calm[:5], neighbour[:5], strict=True)]
+            np.testing.assert_array_equal(PIECES.diff_attention(*mixed, calm[5])[0], alone[0])
+    assert laid == [333] * 8
+
+
+def test_a_thread_that_shares_with_no_other_has_one_room(monkeypatch):
+    """As in the parts of a batch that are trained on by themselves."""
+    inputs, rooms, shapes, empty = streams(1, 6, 3, 211, 307, 5, 4), [], [], KERNELS.runtime.empty
+    monkeypatch.setattr(KERNELS.runtime, "empty", lambda *given: (shapes.append(given[0]), empty(*given))[1])
+    with KERNELS.running():
+        for each in (lambda work, items: list(map(work, items)), KERNELS.each):
+            shapes.clear()
+            each(lambda _: KERNELS.diff_attention(*inputs), range(2))
+            rooms.append(sum(len(shape) == 2 for shape in shapes))
+    assert rooms == [2 * 2, 2]

@@ -1,0 +1,442 @@
+"""Every kernel is tested against its layer; the kernels are read from the namespace, so that none is forgotten."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff import layers
+from refdiff.backends.numpy import NumpyKernels
+from tests.backends.parts import calls, parts_of
+from tests.backends.vjp_cases import VJP_CASES, Case, normal
+
+FAST = NumpyKernels(3)
+KERNELS = {name: getattr(FAST, name) for name in layers.__all__ if hasattr(FAST, name)}
+
+
+SINGLE = np.ones((2, 4), np.float32)
+HEADS = np.ones((1, 4, 3, 5)), np.ones((1, 2, 3, 5)), np.ones((1, 1, 3, 10))
+
+
+def linear_cases() -> Iterator[Case]:
+    for rows in ((1, 1), (1, 2), (2, 7), (1, 131), ()):
+        for bias in (None, normal(2, 13)):
+            yield (normal(0, *rows, 11), normal(1, 13, 11), bias), {}
+    yield (normal(0, 2, 5, 11, scale=1e-4)[:, ::2], normal(1, 11, 13).T), {}
+    yield (normal(0, 0, 11), normal(1, 13, 11)), {}
+    for rows in (1, 2, 8, 9, 10, 16, 17, 24, 25, 130):  # large enough for several threads and pieces
+        yield (normal(0, rows, 2048), normal(1, 1031, 2048, scale=0.02), normal(2, 1031)), {}
+    for rows, outputs, terms in (
+        *((rows, 257, 8192) for rows in (2, 8, 10, 16, 24)),  # long sums, and of few outputs
+        *((1, 519, 8192), (1, 1031, 5003), (1, 3, 2**18)),
+        *((8, 5, 8192), (16, 2, 8192), (16, 3, 8192), (16, 16, 2048), (64, 5, 2048), (16, 33, 5003), (4, 65, 28672)),
+    ):
+        yield (normal(0, rows, terms), normal(1, outputs, terms)), {}
+
+
+def embedding_cases() -> Iterator[Case]:
+    for shape in ((2, 3), (7,), (1, 1)):
+        yield (np.random.default_rng(0).integers(0, 13, shape), normal(1, 13, 11)), {}
+
+
+def rms_norm_cases() -> Iterator[Case]:
+    for scale in (1.0, 1e-4, 1e3):
+        for weight in (None, normal(1, 11)):
+            yield (normal(0, 2, 3, 11, scale=scale), weight, 1e-5), {}
+    yield (normal(0, 2, 11, 3).swapaxes(1, 2), normal(1, 11), 0.0), {}
+    yield (normal(0, 131, 1031).T, normal(1, 131), 1e-5), {}  # feature-major, several blocks and threads
+    for weight in (None, normal(1, 131)):
+        yield (normal(0, 1031, 131), weight, 1e-5), {}  # and by rows
+    yield (normal(0, 0, 11), normal(1, 11), 1e-5), {}
+
+
+def turns(B: int, T: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    angles = normal(7, B, 1, T, n, scale=9.0)
+    return np.cos(angles), np.sin(angles)
+
+
+def rope_cases() -> Iterator[Case]:
+    for interleaved in (False, True):
+        for B, one, n in ((2, 2, 7), (3, 1, 7), (2, 1, 5)):  # positions of each row, of all, and a part that stays
+            yield (normal(0, B, 3, 5, 14), *turns(one, 5, n)), {"interleaved": interleaved}
+        heads = normal(1, 3 * 14, 2 * 5).T.reshape(2, 5, 3, 14).swapaxes(1, 2)  # as they come from a projection
+        yield (heads, *turns(2, 5, 7)), {"interleaved": interleaved}
+        yield (normal(2, 1, 3, 2053, 34), *turns(1, 2053, 17)), {"interleaved": interleaved}
+
+
+def activation_cases() -> Iterator[Case]:
+    for name in ("silu", "swish", "gelu"):
+        yield (normal(0, 2, 3, 11, scale=3.0), name), {}
+    yield (normal(0, 1031, 1024, scale=3.0), "silu"), {}
+    yield (normal(0, 1031, 1024, scale=3.0).T, "silu"), {}
+    yield (np.array([-1e4, -100.0, -0.0, 0.0, 100.0, 1e4]), "silu"), {}
+
+
+def swiglu_cases() -> Iterator[Case]:
+    large = 2**16 + 5  # for several threads
+    for rows, inner in (
+        *(((1, 1), 13), ((1, 1), large), ((2, 7), 13), ((2, 7), large)),
+        *(((3, 1), large), ((1, 5), 2**17), ((1, 24), 2**15)),
+    ):
+        weights = [{"weight": normal(i, *shape, scale=0.3)} for i, shape in ((1, (inner, 11)), (2, (inner, 11)))]
+        biased = [{**p, "bias": normal(i, inner)} for i, p in enumerate(weights)]
+        for projections in (weights, biased, (weights[0], biased[1])):
+            yield (normal(0, *rows, 11), *projections, {"weight": normal(3, 11, inner, scale=0.3)}), {}
+        yield (normal(0, *rows, 11), *weights, {"weight": normal(3, 11, inner, scale=0.3)}), {"act": "gelu"}
+
+
+def diff_attention_cases() -> Iterator[Case]:
+    sizes = (
+        (2, 3, 3, 5, 5, 7, 14),
+        (1, 6, 2, 1, 11, 5, 3),
+        (2, 4, 2, 7, 13, 16, 6),
+        (1, 1, 1, 131, 257, 5, 4),
+        (2, 2, 1, 300, 300, 3, 2),
+        (2, 4, 2, 1, 2053, 16, 8),  # one token, and some, over a long cache: keys and values in pieces
+        (2, 8, 4, 7, 1031, 16, 8),
+    )
+    for seed, (B, H, K, T, S, d, e) in enumerate(sizes):
+        g = np.random.default_rng(seed)
+        q1, q2 = g.normal(size=(2, B, H, T, d))
+        k1, k2 = g.normal(size=(2, B, K, S, d))
+        v = g.normal(size=(B, K, S, e))
+        padding = np.ones((B, 1, 1, S), bool)
+        padding[0, ..., : S // 2] = False
+        some = g.random((B, 2 * H, T, S)) < 0.6
+        bias = g.normal(size=(1, 2 * H, T, S))
+        for lam in (np.float64(0.7), np.asarray(-1.3), g.normal(size=(B, H, T, 1))):
+            yield (q1, k1, q2, k2, v, lam), {}
+        yield (q1, k1, q2, k2, v, np.float64(0.7)), {"causal": False}
+        yield (q1, k1, q2, k2, v, np.float64(0.7), padding), {}
+        yield (q1, k1, q2, k2, v, np.float64(0.7), some, bias), {"causal": False}
+        yield (q1, k1, q2, k2, v, np.float64(0.7), some[:, :1]), {}
+        yield (q1, k1, q2, k2, v, np.float64(0.7), some[0, 0], bias[0, :H]), {}
+        yield (30 * q1, 30 * k1, 30 * q2, 30 * k2, v, np.float64(1.0)), {}
+    for seed, (S, T, d) in enumerate(itertools.product((200, 1100, 4100), (1, 2, 5, 15, 40), (32, 64))):
+        g = np.random.default_rng(seed)  # maps that are nearly flat, so that what remains is a small difference
+        q, k = 0.05 * g.normal(size=(2, 2, 4, T, d)), g.normal(size=(2, 2, 1, S, d))
+        yield (q[0], k[0], q[1], k[1], g.normal(size=(2, 1, S, 2 * d)), np.float64(0.7)), {}
+    for seed, (S, T, d) in enumerate(itertools.product((16, 71, 129, 513), (1, 4, 8, 15), (64, 128))):
+        g = np.random.default_rng(seed)  # and such as are steep
+        q, k, v = g.normal(size=(2, 1, 8, T, d)), g.normal(size=(2, 1, 2, S, d)), g.normal(size=(1, 2, S, 2 * d))
+        for scale in (1, 3):
+            yield (scale * q[0], k[0], scale * q[1], k[1], v, np.float64(0.7)), {}
+    for seed, (T, d) in enumerate(itertools.product((18, 20, 24, 30, 45), (64, 128, 256))):
+        g = np.random.default_rng(seed)  # several heads that share their keys, each with few scores
+        q, k, v = g.normal(size=(2, 1, 12, T, d)), g.normal(size=(2, 1, 3, T, d)), g.normal(size=(1, 3, T, d))
+        yield (5 * q[0], k[0], 5 * q[1], k[1], v, np.float64(0.7)), {}
+    for seed, (T, lam) in enumerate(itertools.product((40, 300), (0.9, 0.99))):
+        q, k, v = normal(seed, 2, 2, 4, T, 32), normal(seed, 2, 2, 2, T, 32), normal(seed, 2, 2, T, 64)
+        yield (q[0], k[0], q[1], k[1], v, np.float64(lam), np.eye(T, dtype=bool)), {}  # each query sees itself alone
+    for seed, (T, S, e, mean) in enumerate(
+        ((17, 2000, 64, 10), (300, 2000, 64, 10), (20, 1020, 8, 0), (40, 1100, 8, 0))
+    ):
+        q, k = normal(seed, 2, 1, 16, T, 64), normal(seed + 9, 2, 1, 4, S, 64)
+        yield (q[0], k[0], q[1], k[1], normal(seed, 1, 4, S, e) + mean, np.float64(0.7)), {}
+    for seed, lam in enumerate((0.8, 0.95)):
+        q, k = normal(seed, 2, 2, 4, 1, 16), normal(seed, 2, 2, 1, 90, 16)
+        v, one = normal(seed, 2, 1, 90, 32), np.arange(90) == 7
+        yield (q[0], k[0, ..., :1, :], q[1], k[1, ..., :1, :], v[..., :1, :], np.float64(lam)), {}
+        yield (q[0], k[0], q[1], k[1], v, np.float64(lam), one), {}  # one key that is seen: a difference of 1 and λ
+
+
+def diff_lambda_cases() -> Iterator[Case]:
+    for d, scale in ((1, 1.0), (64, 0.1), (128, 0.5)):
+        yield (*normal(d, 4, d, scale=scale), 0.2), {}
+
+
+def diff_heads_hf_cases() -> Iterator[Case]:
+    """Few queries, from which nothing is hidden; all others are left to the layer, and to `diff_attention`."""
+    for seed, (B, H, K, T, S, d, e) in enumerate(
+        (
+            (1, 4, 2, 1, 1, 8, 16),
+            (2, 4, 2, 1, 11, 5, 3),
+            (1, 16, 4, 1, 1031, 64, 128),
+            (3, 8, 4, 1, 300, 64, 128),
+            (2, 6, 1, 7, 71, 16, 8),
+            (1, 16, 4, 15, 515, 64, 128),
+        )
+    ):
+        g = np.random.default_rng(seed)
+        q, k, v = g.normal(size=(B, 2 * H, T, d)), g.normal(size=(B, 2 * K, S, d)), g.normal(size=(B, K, S, e))
+        yield (q, k, v, np.float64(0.7), 0.2, 1e-5), {}
+        yield (q, k, v, np.asarray(-1.3), 0.6, 0.0), {"causal": False}
+        yield (2 * q, 2 * k, v, np.float64(0.3), 0.8, 1e-5), {}
+        yield (q, k, v, np.float64(0.7), 0.2, 1e-5, None, g.normal(size=(1, 2 * H, T, S))), {}
+
+
+CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "embedding": embedding_cases,
+    "linear": linear_cases,
+    "rms_norm": rms_norm_cases,
+    "rope": rope_cases,
+    "rope_vjp": lambda: (((normal(3, *x.shape), x, *turn), options) for (x, *turn), options in rope_cases()),
+    "activation": activation_cases,
+    "swiglu": swiglu_cases,
+    "diff_attention": diff_attention_cases,
+    "diff_lambda": diff_lambda_cases,
+    "diff_heads_hf": diff_heads_hf_cases,
+    **VJP_CASES,
+}
+
+
+def cast(values: Any, dtype: Any) -> Any:
+    """Copy arrays to a dtype, read-only, so that a kernel that writes to an input fails."""
+    if isinstance(values, dict):
+        return {name: cast(value, dtype) for name, value in values.items()}
+    if isinstance(values, (np.ndarray, np.floating)) and np.asarray(values).dtype.kind == "f":
+        values = np.array(values, dtype=dtype)
+        values.flags.writeable = False
+    return values
+
+
+def test_every_kernel_has_cases() -> None:
+    assert set(KERNELS) == set(CASES)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_signature_is_the_layers(name: str) -> None:
+    """Without the layers that a composite layer calls: a kernel computes these itself."""
+    ours, theirs = (inspect.signature(f).parameters.values() for f in (KERNELS[name], getattr(layers, name)))
+    injected = {*layers.__all__, "ops"}
+    assert [(p.name, p.kind, p.default) for p in ours] == [
+        (p.name, p.kind, p.default) for p in theirs if p.kind is not p.KEYWORD_ONLY or p.name not in injected
+    ]
+
+
+def leaves(result: Any) -> list[Any]:
+    """List the arrays of a result: itself, or those in its tuple and dicts; a None stays."""
+    if isinstance(result, tuple):
+        return [leaf for one in result for leaf in leaves(one)]
+    return list(result.values()) if isinstance(result, dict) else [result]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_equals_its_layer(name: str) -> None:
+    served, squares = 0, np.zeros(2)
+    for args, kwargs in CASES[name]():
+        truths = leaves(getattr(layers, name)(*args, **kwargs))
+        args64, args32 = (tuple(cast(a, t) for a in args) for t in (np.float64, np.float32))
+        result = KERNELS[name](*args64, **kwargs)
+        if result is NotImplemented:
+            continue
+        served += 1
+        with FAST.running():
+            threaded = KERNELS[name](*args64, **kwargs)
+            singles = KERNELS[name](*args32, **kwargs), KERNELS[name](*args32, **kwargs)
+        references = leaves(getattr(layers, name)(*args32, **kwargs))
+        exacts = leaves(getattr(layers, name)(*(cast(a, np.float64) for a in args32), **kwargs))
+        outside = leaves(KERNELS[name](*args32, **kwargs))
+        assert len(leaves(result)) == len(truths)
+        for one, two, truth, reference, exact, alone, *inside in zip(
+            leaves(result), leaves(threaded), truths, references, exacts, outside, *map(leaves, singles), strict=True
+        ):
+            if truth is None:
+                assert one is None
+                continue
+            assert one.dtype == np.float64
+            assert one.shape == truth.shape
+            size = np.abs(truth).max(initial=0)
+            np.testing.assert_allclose(one, truth, rtol=1e-12, atol=max(1e-13, 1e-14 * size))
+            np.testing.assert_allclose(two, one, rtol=1e-12, atol=max(1e-13, 1e-14 * size))
+            # float32: no more than twice as far from the float64 truth as the layer itself
+            # and a rounding of the largest number; on the way back two, for it is a chain of several products, and
+            # eight for the gradient of a λ that many rows share, a sum of terms that cancel
+            shared = name == "diff_attention_vjp" and truth.size <= 6
+            rounding = (1 if not name.endswith("_vjp") else 8 if shared else 2) * 2**-23
+            allowed = 2 * np.abs(reference - exact).max(initial=0) + rounding * np.abs(exact).max(initial=0)
+            np.testing.assert_array_equal(*inside)  # the same numbers every time, whichever thread takes what
+            for single in (alone, inside[0]):
+                assert single.dtype == np.float32
+                assert np.abs(single - exact).max(initial=0) <= allowed
+            if np.any(exact):
+                errors = ((y - exact) / np.abs(exact).max() for y in (inside[0], reference))
+                squares += [np.square(error).mean() for error in errors]
+    assert served, f"{name} declined every case"
+    assert squares[0] <= 2**2 * squares[1]  # and of all cases together, where luck evens out, no more than twice as far
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("linear", (np.ones((2, 3)), np.ones((5, 4)))),
+        ("linear", (np.ones((2, 4)), np.ones((5, 4)), np.ones(4))),
+        ("linear", (np.ones((1, 4)), np.ones((0, 4)))),
+        ("linear", (SINGLE, np.ones((5, 4)))),
+        ("linear", (SINGLE, SINGLE, np.ones(2))),
+        ("linear", (np.ones((2, 4), int), np.ones((5, 4)))),
+        ("embedding", (np.ones(2, bool), np.ones((5, 4)))),
+        ("embedding_vjp", (SINGLE, np.array([0, 1]), np.ones((5, 4)))),
+        ("rms_norm", (np.ones((2, 4), int), None, 1e-5)),
+        ("rms_norm", (SINGLE, np.ones(4), 1e-5)),
+        ("rms_norm_vjp", (SINGLE, np.ones((2, 4)), None, 1e-5)),
+        ("activation", (np.ones(3, int), "silu")),
+        ("swiglu", (SINGLE, *[{"weight": np.ones((4, 4))}] * 3)),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 4, np.ones((1, 2, 3, 0)), np.float64(0.5))),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5), np.float32)] * 5, np.float64(0.5))),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), None, np.ones((3, 3), np.float32))),
+        ("diff_attention_vjp", (np.ones((1, 2, 3, 5), np.float32), *[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5))),
+        ("diff_lambda", (*[np.ones(3)] * 3, np.ones(4), 0.2)),
+        ("diff_lambda", (*[np.ones((1, 3))] * 4, 0.2)),
+        ("diff_lambda", (*[np.ones(3)] * 3, np.ones(3, np.float32), 0.2)),
+        ("diff_heads_hf", (*HEADS, np.float64(0.5), 0.2, 1e-5, np.ones((3, 3), bool))),
+        ("diff_heads_hf", (*HEADS, np.ones((1, 2, 3, 1)), 0.2, 1e-5)),
+        ("diff_heads_hf", (*HEADS, 0.5, 0.2, 1e-5)),
+        ("diff_heads_hf", (*HEADS, np.float32(0.5), 0.2, 1e-5)),
+        ("diff_heads_hf", (*HEADS, np.ones((1,) * 5), 0.2, 1e-5)),
+        ("diff_heads_hf", (*HEADS, np.float64(0.5), 0.2, -1.0)),
+        ("diff_heads_hf", (HEADS[0][:, :3], *HEADS[1:], np.float64(0.5), 0.2, 1e-5)),
+        ("diff_heads_hf", (*HEADS[:2], np.ones((1, 2, 3, 10)), np.float64(0.5), 0.2, 1e-5)),
+        ("diff_heads_hf", (HEADS[0], HEADS[1][:, :, :2], HEADS[2][:, :, :2], np.float64(0.5), 0.2, 1e-5)),
+        ("diff_heads_hf", (*[np.ones((1, 4, 16, 5))] * 2, np.ones((1, 2, 16, 10)), np.float64(0.5), 0.2, 1e-5)),
+        ("plain_heads", (*[np.ones((1, 2, 3, 5), int)] * 3,)),
+        ("linear_vjp", (SINGLE, np.ones((2, 3)), np.ones((4, 3)))),
+        ("cross_entropy", (np.ones((2, 4), int), np.array([0, 1]))),
+        ("rms_norm", (np.ones((2, 3)), np.ones(4), 1e-5)),
+        ("rms_norm", (np.ones((2, 3)), None, -1.0)),
+        ("rms_norm", (np.ones(()), None, 1e-5)),
+        ("rope", (np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 5, 2))] * 2)),
+        ("rope", (np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 3))] * 2)),
+        ("rope", (np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 2), np.float32)] * 2)),
+        ("rope_vjp", (np.ones((1, 2, 3, 5)), np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 2))] * 2)),
+        ("activation", (np.ones(3), "no such")),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 4, np.ones((1, 2, 4, 5)), np.float64(0.5))),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.ones(3))),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), np.ones((3, 3)))),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), np.ones((3, 4), bool))),
+        (
+            "diff_attention",
+            (*[np.ones((1, 2, 3, 5)), np.ones((1, 2, 2, 5))] * 2, np.ones((1, 2, 2, 5)), np.float64(0.5)),
+        ),
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, 0.5)),  # λ is no array
+        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), None, np.full((3, 3), -np.inf))),
+        ("plain_heads", (*[np.ones((1, 2, 3, 5))] * 3, None, np.full((3, 3), -np.inf))),
+        ("diff_attention_vjp", (*[np.ones((1, 2, 3, 5))] * 6, 0.5)),
+        ("plain_heads", (*[np.ones((1, 2, 3, 5))] * 2, np.ones((1, 2, 4, 5)))),
+        ("plain_heads", (*[np.ones((1, 2, 3, 5))] * 3, np.ones((3, 3)))),
+        ("plain_heads", (*[np.ones((1, 2, 3, 5))] * 3, np.ones((3, 4), bool))),
+        ("linear_vjp", (np.ones((2, 5)), np.ones((2, 3)), np.ones((5, 4)))),
+        ("linear_vjp", (np.ones((2, 4)), np.ones((2, 3)), np.ones((5, 3)))),
+        ("rms_norm_vjp", (np.ones((2, 3)), np.ones((2, 4)), None, 1e-5)),
+        ("swiglu_vjp", (np.ones((2, 3)), np.ones((2, 3)), {}, {}, {})),
+        ("diff_attention_vjp", (np.ones((1, 2, 3, 6)), *[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5))),
+        ("diff_attention_vjp", (*[np.ones((1, 2, 3, 5))] * 5, np.ones((1, 2, 4, 5)), np.float64(0.5))),
+        ("diff_attention_vjp", (*[np.ones((1, 2, 3, 5))] * 6, np.float64(0.5), np.ones((3, 3)))),
+        ("plain_heads_vjp", (np.ones((1, 3, 11)), *[np.ones((1, 2, 3, 5))] * 3)),
+        ("plain_heads_vjp", (np.ones((1, 3, 10)), *[np.ones((1, 2, 3, 5))] * 3, np.ones((3, 4), bool))),
+        ("plain_heads_vjp", (np.ones((1, 3, 10)), *[np.ones((1, 2, 3, 5))] * 2, np.ones((1, 2, 4, 5)))),
+        ("embedding_vjp", (np.ones((2, 3)), np.array([0, 5]), np.ones((5, 3)))),
+        ("embedding_vjp", (np.ones((2, 4)), np.array([0, 1]), np.ones((5, 3)))),
+        ("cross_entropy", (np.ones((2, 4)), np.array([0, 4]))),
+        ("cross_entropy", (np.ones((2, 4)), np.array([-100, -100]))),
+        ("cross_entropy_vjp", (np.ones(2), np.ones((2, 4)), np.array([0, 1]))),
+        ("cross_entropy_vjp", (np.float64(1), np.ones((2, 4)), np.array([0, 1, 2]))),
+    ],
+)
+def test_what_does_not_fit_is_left_to_the_layer(args: tuple[str, tuple[Any, ...]]) -> None:
+    name, arguments = args
+    options = {"act": "gelu"} if name == "swiglu_vjp" else {}
+    assert KERNELS[name](*arguments, **options) is NotImplemented
+
+
+@pytest.mark.parametrize(("name", "part"), parts_of(KERNELS))
+def test_a_part_that_something_is_laid_over_is_called(name: str, part: str) -> None:
+    served = [case for case in itertools.islice(CASES[name](), 4) if "gelu" not in case[1].values()]
+    assert served
+    with FAST.running():
+        assert all(calls(FAST, name, part, *case) for case in served)
+
+
+@pytest.mark.parametrize("name", ["diff_attention", "diff_attention_vjp", "plain_heads", "plain_heads_vjp"])
+def test_attention_memory_grows_with_length_not_its_square(name: str) -> None:
+    import tracemalloc
+
+    peaks = []
+    for T in (512, 1024, 2048):
+        q = np.ones((1, 2, T, 8), np.float32)
+        g = [np.ones((1, T, 16), np.float32) if name == "plain_heads_vjp" else q] if name.endswith("vjp") else []
+        tracemalloc.start()
+        result = KERNELS[name](*g, *([q] * 5 + [np.float32(0.5)] if name.startswith("diff") else [q] * 3))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert result is not NotImplemented
+    assert peaks[2] < 2.2 * peaks[1] < 5 * peaks[0]
+
+
+def saved_cases() -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """(g, q1, k1, q2, k2, v, λ, mask, bias): several blocks, groups, masks for both maps, rows that see nothing."""
+    for B, H, K, T, S, scale in ((2, 4, 2, 131, 140, 1.0), (1, 2, 2, 300, 300, 30.0)):
+        q1, q2 = (normal(i, B, H, T, 8, scale=scale) for i in (1, 2))
+        k1, k2, v = normal(3, B, K, S, 8), normal(4, B, K, S, 8), normal(5, B, K, S, 6)
+        mask = np.random.default_rng(6).random((B, 2 * H, T, S)) > 0.3
+        mask[:, :, 7] = False
+        lambda_, g = np.abs(normal(7, B, H, T, 1)), normal(8, B, H, T, 6)
+        yield (g, q1, k1, q2, k2, v, lambda_, None, None), {}
+        yield (g, q1, k1, q2, k2, v, np.asarray(0.3), mask, normal(9, B, 1, T, S)), {"causal": False}
+        yield (g, q1, k1, q2, k2, v, lambda_[:1, :1], mask[:1, :1], None), {}
+
+
+def log_sum_exps(q: Any, k: Any, mask: Any, bias: Any, causal: bool) -> np.ndarray:
+    z = q @ np.repeat(k, q.shape[1] // k.shape[1], axis=1).swapaxes(2, 3) / np.sqrt(q.shape[3])
+    T, S = z.shape[2:]
+    seen = np.tri(T, S, S - T, dtype=bool) if causal else np.ones((T, S), bool)
+    z = np.where(seen if mask is None else seen & mask, z if bias is None else z + bias, -np.inf)
+    top = z.max(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(top == -np.inf, 0, top + np.log(np.exp(z - top).sum(axis=-1, keepdims=True)))
+
+
+@pytest.mark.parametrize("case", list(saved_cases()))
+def test_log_sum_exps_are_saved_and_the_way_back_begins_from_them(case: Any) -> None:
+    (g, *args), options = case
+    *streams, mask, _bias = args
+    causal, H = options.get("causal", True), g.shape[1]
+    with FAST.running():
+        heads, lse = FAST.diff_attention_with_lse(*args, **options)
+        grads = FAST.diff_attention_vjp_from_lse(g, *args, lse=lse, **options)
+    np.testing.assert_allclose(heads, layers.diff_attention(*args, **options), rtol=1e-10, atol=1e-11)
+    masks = (mask, mask) if mask is None or mask.shape[1] <= H else (mask[:, :H], mask[:, H:])
+    for i in (0, 1):
+        exact = log_sum_exps(*streams[2 * i : 2 * i + 2], masks[i], args[7], causal)
+        np.testing.assert_allclose(lse[i, 0] + np.log(lse[i, 1]), exact, rtol=1e-12, atol=1e-12)
+    truths = layers.diff_attention_vjp(g, *args, **options)
+    for one, truth in zip(grads, truths, strict=True):
+        assert one.shape == truth.shape
+        np.testing.assert_allclose(one, truth, rtol=1e-10, atol=1e-11 * max(1, np.abs(truth).max()))
+    wrong = FAST.diff_attention_vjp_from_lse(g, *args, lse=lse * 1.001, **options)
+    assert np.abs(wrong[4] - truths[4]).max() > 1e-4 * np.abs(truths[4]).max(), "they are what it begins from"
+    # float32: no more than twice as far from the truth of its inputs as the layer itself
+    g32, args32 = cast(g, np.float32), [cast(a, np.float32) for a in args]
+    _, lse32 = FAST.diff_attention_with_lse(*args32, **options)
+    ours = FAST.diff_attention_vjp_from_lse(g32, *args32, lse=lse32, **options)
+    theirs = layers.diff_attention_vjp(g32, *args32, **options)
+    exacts = layers.diff_attention_vjp(cast(g32, np.float64), *(cast(a, np.float64) for a in args32), **options)
+    for mine, layer, exact in zip(ours, theirs, exacts, strict=True):
+        assert mine.dtype == np.float32
+        assert np.sqrt(np.square(mine - exact).mean()) <= 2 * np.sqrt(np.square(layer - exact).mean())
+
+
+def test_log_sum_exps_are_not_saved_where_all_is_done_at_once() -> None:
+    q = normal(0, 1, 2, 20, 8)
+    assert FAST.diff_attention_with_lse(q, q, q, q, q, np.float64(0.5)) is NotImplemented
+    assert FAST.diff_attention_with_lse(q[0], q[0], q[0], q[0], q[0], np.float64(0.5)) is NotImplemented, (
+        "the layer says why"
+    )
+
+
+def test_memory_from_saved_log_sum_exps_grows_with_length() -> None:
+    import tracemalloc
+
+    peaks = []
+    for T in (512, 1024, 2048):
+        q = np.ones((1, 2, T, 8), np.float32)
+        tracemalloc.start()
+        _, lse = FAST.diff_attention_with_lse(q, q, q, q, q, np.float32(0.5))
+        FAST.diff_attention_vjp_from_lse(q, q, q, q, q, q, np.float32(0.5), lse=lse)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert lse.shape == (2, 2, 1, 2, T, 1)
+    assert peaks[2] < 2.2 * peaks[1] < 5 * peaks[0]

@@ -1,0 +1,82 @@
+"""Who owns the cores during a pass, the size of NumPy's buffer, and what the processor can do."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from refdiff.backends.numpy.runtime import Runtime, rows_at_a_time
+from refdiff.backends.numpy.tuning import Tuning, has_avx512
+from tests.model.models import small_model
+
+
+@pytest.mark.parametrize("threads", [2, Tuning.python_threads, Tuning.python_threads + 1])
+def test_one_token_reads_large_weights_with_the_threads_of_blas_where_these_are_many(threads: int) -> None:
+    rt, many = Runtime(threads), threads > Tuning.python_threads
+    large = np.zeros(Tuning.blas_weights, np.float32)
+    for weight, for_blas in (
+        (None, False),
+        (large[1:], False),
+        (large, many),
+        (np.zeros(Tuning.blas_weights, np.float16), False),
+    ):
+        with rt.running(weight):
+            blas = {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+        assert blas == {threads if for_blas else 1}
+
+
+def test_the_model_says_when_a_pass_is_of_one_token() -> None:
+    model, said = small_model(), []
+    whole = model.kernels.running
+    model.kernels.running = lambda weight: (said.append(weight), whole(weight))[1]
+    for ids in ([[3]], [[3, 4]], [[3], [4]]):
+        model(np.array(ids))
+    assert [None if weight is None else weight.shape for weight in said] == [
+        (model.config.intermediate_size, model.config.hidden_size),
+        None,
+        None,
+    ]
+
+
+def test_a_pass_has_a_buffer_of_its_own_size_in_every_thread() -> None:
+    rt, seen, before = Runtime(2), set[int](), np.getbufsize()
+    with rt.running():
+        rt.workers.map(lambda _: seen.add(np.getbufsize()), range(9))
+        with rt.running(), np.errstate(over="ignore"):
+            seen.add(np.getbufsize())
+    assert seen == {Tuning.pass_buffer}
+    assert np.getbufsize() == before != Tuning.pass_buffer
+
+
+def test_a_pass_leaves_errors_as_the_caller_has_them() -> None:
+    with np.errstate(over="raise"), Runtime().running():
+        assert np.geterr()["over"] == "raise"
+
+
+def test_rows_that_go_apart_are_in_as_many_parts_as_they_need() -> None:
+    assert rows_at_a_time(1, 100_000) == [slice(0, 1)]
+    assert rows_at_a_time(16, 128) == [slice(0, 16)]
+    assert rows_at_a_time(16, 256) == [slice(0, 8), slice(8, 16)]
+    assert rows_at_a_time(3, 4096) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512f avx512dq\n", True),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512dq\n", False),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t\t: fpu avx512f\n", True),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t\t: fpu avx2\n", False),
+        ("CPU implementer\t: 0x41\n", False),
+        (None, False),
+    ],
+)
+def test_the_processor_says_what_it_is(said: str | None, expected: bool, monkeypatch: Any) -> None:
+    def read(path: Any) -> str:
+        if said is None:
+            raise FileNotFoundError(path)
+        return said
+
+    monkeypatch.setattr("pathlib.Path.read_text", read)
+    assert has_avx512() is expected

@@ -1,0 +1,73 @@
+"""What the kernels of the way back promise beyond their layers' numbers; test_kernels.py tests the numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refdiff import layers
+from refdiff.backends import kernels_for, ops_for
+from refdiff.backends.numpy import NumpyKernels
+from refdiff.backends.numpy.tuning import Tuning
+
+
+def test_models_on_numpy_get_them() -> None:
+    assert isinstance(kernels_for(np), NumpyKernels)
+    assert kernels_for(np, "reference") is None
+
+
+def test_gradients_of_activations_come_feature_major() -> None:
+    """Then the product before reads them as they lie."""
+    g, x, weight = np.ones((2, 3, 5)), np.ones((2, 3, 7)), np.ones((5, 7))
+    dx, _, _ = NumpyKernels().linear_vjp(g, x, weight)
+    assert dx.reshape(6, 7).T.flags.c_contiguous
+
+
+def test_a_weight_s_gradient_over_many_tokens_is_the_same_with_one_thread_and_with_three() -> None:
+    """Its parts are of a number of tokens, and added in their order."""
+    g, x, weight = (
+        np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((3500, 24), (3500, 40), (24, 40))
+    )
+    found = []
+    for threads in (1, 3):
+        kernels = NumpyKernels(threads)
+        with kernels.running():
+            found.append(kernels.linear_vjp(g, x, weight)[1])
+    assert (found[0] == found[1]).all()
+    assert len(x) > Tuning.deep_ratio * 40
+    np.testing.assert_allclose(found[0], g.T.astype(np.float64) @ x, rtol=1e-4, atol=1e-3)
+
+
+def test_memory_is_kept_from_pass_to_pass() -> None:
+    """For as long as it is asked for, not longer, and what is still referred to is not handed out."""
+    kernels = NumpyKernels(1)
+    g, x, weight = np.ones((4000, 64)), np.ones((4000, 32)), np.ones((64, 32))
+
+    def block() -> int:
+        with kernels.running():
+            dx = kernels.linear_vjp(g, x, weight)[0]
+        while dx.base is not None:
+            dx = dx.base
+        return int(dx.ctypes.data)
+
+    with kernels.keeping():
+        with kernels.keeping():
+            first = block()
+        assert block() == first
+        assert kernels.runtime.workspace._blocks
+        with kernels.running():
+            held = kernels.linear_vjp(g, x, weight)[0]
+        assert block() != first
+    assert not kernels.runtime.workspace._blocks
+    assert held.all()
+
+
+def test_a_kernel_that_declines_leaves_the_call_to_the_layer() -> None:
+    ops = ops_for(NumpyKernels())
+    nothing = np.full(3, -100)
+    logits = np.random.default_rng(0).normal(size=(3, 5))
+    assert np.isnan(ops.cross_entropy(logits, nothing))
+    assert not ops.cross_entropy_vjp(np.float64(1), logits, nothing)[0].any()
+    np.testing.assert_array_equal(
+        ops.embedding_vjp(np.ones((2, 4)), np.array([0, 9]), np.ones((5, 4)))[1],
+        layers.embedding_vjp(np.ones((2, 4)), np.array([0, 9]), np.ones((5, 4)))[1],
+    )

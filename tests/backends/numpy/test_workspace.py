@@ -1,0 +1,127 @@
+"""Memory is handed out again only when nothing refers to it any more."""
+
+import mmap
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from refdiff.backends.numpy.tuning import Tuning
+from refdiff.backends.numpy.workspace import CACHE_LINE, HUGE_PAGE, Workspace
+
+LEAST = Tuning.kept_bytes
+
+SHAPE = (LEAST // 4 + 1,)
+
+
+@pytest.fixture
+def workspace():
+    space = Workspace(LEAST)
+    space.open()
+    return space
+
+
+def owner(x):
+    return x if x.base is None else x.base
+
+
+def test_a_new_array_takes_the_memory_of_one_that_is_gone(workspace):
+    first = workspace.empty(SHAPE, np.float32)
+    block = id(owner(first))
+    del first
+    assert id(owner(workspace.empty(SHAPE, np.float32))) == block
+
+
+@pytest.mark.parametrize("held", [lambda x: x, lambda x: x[3:7], lambda x: x.reshape(-1, 1).T, memoryview])
+def test_what_is_referred_to_keeps_its_memory(workspace, held):
+    view = held(workspace.empty(SHAPE, np.float32))
+    assert not np.shares_memory(workspace.empty(SHAPE, np.float32), view)
+
+
+@pytest.mark.parametrize("more", [-1, 2])
+def test_how_many_references_a_free_block_has_is_found_out(monkeypatch, more):
+    """Python 3.14 counts fewer: locals that are arguments are borrowed."""
+    count = sys.getrefcount
+    monkeypatch.setattr(sys, "getrefcount", lambda x: count(x) + more)
+    space = Workspace(LEAST)
+    space.open()
+    one, two = (space.empty(SHAPE, np.float32) for _ in range(2))
+    assert not np.shares_memory(one, two)
+    place = one.ctypes.data
+    del one
+    assert space.empty(SHAPE, np.float32).ctypes.data == place
+
+
+def test_sizes_do_not_mix_and_dtypes_of_one_size_do(workspace):
+    first = workspace.empty((2, LEAST), np.float32)
+    block = id(owner(first))
+    del first
+    assert id(owner(workspace.empty((2, LEAST - 1), np.float32))) != block
+    second = workspace.empty((LEAST,), np.float64)
+    assert id(owner(second)) == block
+    assert second.shape == (LEAST,)
+    assert second.dtype == np.float64
+    assert second.flags.c_contiguous
+    assert second.flags.aligned
+
+
+def test_what_is_small_or_asked_for_while_closed_is_not_kept():
+    space = Workspace(LEAST)
+    assert space.empty(SHAPE, np.float32).base is None
+    space.open()
+    assert space.empty((3, 5), np.float32).base is None
+    kept = space.empty(SHAPE, np.float32)
+    before = sys.getrefcount(kept.base)
+    space.close()
+    after = sys.getrefcount(kept.base)
+    assert after == before - 1
+    assert space.empty(SHAPE, np.float32).base is None
+
+
+@pytest.mark.parametrize("size", [LEAST, HUGE_PAGE // 2, HUGE_PAGE // 2 + 1, HUGE_PAGE + 5, 3 * HUGE_PAGE])
+def test_arrays_begin_a_line_of_the_cache_and_are_handed_out_again_whatever_their_pages(workspace, size):
+    first = workspace.empty((size,), np.uint8)
+    first[:] = 7
+    other = workspace.empty((size,), np.uint8)
+    other[:] = 8
+    assert first.ctypes.data % CACHE_LINE == other.ctypes.data % CACHE_LINE == 0
+    assert (first == 7).all()
+    place = first.ctypes.data
+    del first
+    assert workspace.empty((size,), np.uint8).ctypes.data == place
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_without_large_pages_there_are_small_ones(workspace, monkeypatch, refuses):
+    class Pages(mmap.mmap):
+        def madvise(self, *args):
+            raise OSError
+
+    if refuses:
+        monkeypatch.setattr(mmap, "mmap", Pages)
+    else:
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    x = workspace.empty((HUGE_PAGE,), np.uint8)
+    x[:] = 7
+    assert x.ctypes.data % CACHE_LINE == 0
+    assert x.size == HUGE_PAGE
+
+
+def test_threads_never_share_a_block(workspace):
+    def fill(value):
+        for _ in range(200):
+            x = workspace.empty(SHAPE, np.float32)
+            x[:] = value
+            y = workspace.empty(SHAPE, np.float32)
+            y[:] = -value
+            assert (x == value).all()
+        return True
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(fill, range(1, 5)))
+    finally:
+        sys.setswitchinterval(interval)
