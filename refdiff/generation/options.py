@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
-from refdiff.generation.token_bytes import backend_of
+from refdiff.generation.tokenizer.backend import is_tokenizer
 from refdiff.generation.unknown_option import unknown_option
 
 
@@ -126,7 +126,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a non-empty string or a list of them",
     ),
     "tokenizer": (
-        lambda v: callable(getattr(backend_of(v), "id_to_token", None)),
+        is_tokenizer,
         "a tokenizer of refdiff, of tokenizers, or a fast one of transformers",
     ),
     "max_time": (lambda v: _is_number(v) and v > 0, "seconds, above 0"),

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.generation.token_bytes import TokenBytes, backend_of
+from refdiff.errors import CheckpointError
+from refdiff.generation.token_bytes import TokenBytes
+from refdiff.generation.tokenizer.backend import backend_of
 
 
 class Streamer(Protocol):
@@ -46,7 +48,7 @@ class PieceDecoder:
     def __init__(
         self, tokenizer: Any, before: NDArray[np.int64] | None = None, skip_special_tokens: bool = False
     ) -> None:
-        self._tokenizer = backend_of(tokenizer)
+        self._backend = backend_of(tokenizer)
         self._skip_special_tokens = skip_special_tokens
         self._waiting: list[int] = []  # ids whose text has not been given out
         self._shown = ""  # the whole characters of what waits at the end of `before`
@@ -57,7 +59,7 @@ class PieceDecoder:
 
     def _context(self, before: list[int]) -> list[int]:
         """The last ids, from the beginning of a character: a decoder of byte tokens is lost within one."""
-        token_bytes = TokenBytes(self._tokenizer)
+        token_bytes = TokenBytes(self._backend)
         start = max(0, len(before) - _CONTEXT)
         while start > 0 and token_bytes[before[start]][:1] in _CONTINUATIONS:
             start -= 1
@@ -67,15 +69,15 @@ class PieceDecoder:
         """Take the next id; return the text that it makes certain, often none."""
         self._waiting.append(token)
         try:
-            piece = self._stream.step(self._tokenizer, token) or ""
-        except Exception as error:  # tokenizers raises nothing narrower
+            piece = self._step(token)
+        except CheckpointError as error:  # the library raises nothing narrower
             if "Invalid prefix" not in str(error):
                 raise
             # A byte token that turns out to be no part of a character changes what the byte tokens before it decode to,
             # which have been passed on. Take those that wait for themselves.
             piece = self._waiting_text()
             self._restart()
-            self._stream.step(self._tokenizer, token)
+            self._step(token)
         if piece:
             self._waiting.clear()
             piece, self._shown = piece.removeprefix(self._shown), ""
@@ -88,12 +90,10 @@ class PieceDecoder:
         return rest
 
     def _waiting_text(self) -> str:
-        return str(self._tokenizer.decode(self._waiting, skip_special_tokens=self._skip_special_tokens))
+        return self._backend.decode(self._waiting, skip_special_tokens=self._skip_special_tokens)
 
     def _restart(self) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._stream = DecodeStream(skip_special_tokens=self._skip_special_tokens)
+        self._step = self._backend.decode_stream(skip_special_tokens=self._skip_special_tokens)
 
 
 _CONTEXT = 8  # ids of the prompt, enough to know whether a space comes before the next word

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
+from refdiff.generation.tokenizer.backend import backend_of
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-def backend_of(tokenizer: Any) -> Any:
-    """The `tokenizers.Tokenizer` inside one of refdiff, or of transformers, or itself."""
-    for name in ("backend_tokenizer", "backend"):
-        inner = getattr(tokenizer, name, None)
-        if hasattr(inner, "id_to_token"):
-            return inner
-    return tokenizer
 
 
 class TokenBytes:
@@ -27,11 +19,10 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Any) -> None:
         self._backend = backend_of(tokenizer)
-        decoder = self._backend.decoder
-        kinds = set() if decoder is None else _kinds(json.loads(decoder.__getstate__()))
+        kinds = _kinds(self._backend.section("decoder"))
         self._letters = _letters_of_bytes() if "ByteLevel" in kinds else None
         self._byte_tokens = "ByteFallback" in kinds
-        self._context = self._backend.encode("a", add_special_tokens=False).ids
+        self._context = self._backend.encode(["a"], add_special_tokens=False)[0].ids
         self._context_text = self._decode([])
         self._known: dict[int, bytes] = {}
 
@@ -41,7 +32,7 @@ class TokenBytes:
         return self._known[token]
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._backend.decode(self._context + ids, skip_special_tokens=False))
+        return self._backend.decode(self._context + ids)
 
     def _look_up(self, token: int) -> bytes:
         spelled = self._backend.id_to_token(token)

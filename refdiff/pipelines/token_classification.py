@@ -60,7 +60,7 @@ class TokenClassificationPipeline(Pipeline):
         return _without_overlaps(found) if len(pieces) > 1 else found
 
     def _tokens(self, text: str, encoding: Any, scores: NDArray[Any]) -> list[Entity]:
-        prefix = getattr(self.tokenizer.backend.model, "continuing_subword_prefix", None)
+        prefix = self.tokenizer.backend.model("continuing_subword_prefix")
         tokens = []
         for index, (token_id, (start, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
             if encoding.special_tokens_mask[index]:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from refdiff.generation.token_bytes import TokenBytes, backend_of
+from refdiff.generation.token_bytes import TokenBytes
+from refdiff.generation.tokenizer import RustBackend, backend_of
 from tests.generation.trained_tokenizers import KINDS, TEXTS
 
 
@@ -50,6 +51,10 @@ def test_other_decoders() -> None:
 def test_the_tokenizer_inside() -> None:
     """refdiff keeps it under `backend`; transformers under `backend_tokenizer`, beside a string `backend`."""
     inner = Tokenizer(models.BPE())
-    assert backend_of(inner) is inner
-    assert backend_of(SimpleNamespace(backend=inner)) is inner
-    assert backend_of(SimpleNamespace(backend="tokenizers", backend_tokenizer=inner)) is inner
+    for outer in (
+        inner, SimpleNamespace(backend=inner), SimpleNamespace(backend="tokenizers", backend_tokenizer=inner),
+        SimpleNamespace(backend=RustBackend(inner)),
+    ):  # fmt: skip
+        assert backend_of(outer).native is inner  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="tokenizer: got int, expected a tokenizer of refdiff, of tokenizers, or"):
+        backend_of(3)

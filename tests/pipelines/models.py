@@ -24,6 +24,6 @@ def model_of(architecture: str, **config: Any) -> Any:
 def folder_of(folder: Path, architecture: str, **config: Any) -> Path:
     """The same as a checkpoint on disk, with its tokenizer."""
     tokenizer = words()
-    save(folder, tokenizer.backend, tokenizer_config=tokenizer.config)
+    save(folder, tokenizer.backend.native, tokenizer_config=tokenizer.config)
     model_of(architecture, **config).save_pretrained(folder)
     return folder

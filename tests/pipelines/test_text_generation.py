@@ -169,7 +169,7 @@ def test_wrong_calls(inputs: Any, options: dict[str, Any], error: type[Exception
 
 def test_an_empty_prompt_starts_from_nothing() -> None:
     tokenizer = words()
-    tokenizer.backend.post_processor = None
+    tokenizer.backend.native.post_processor = None
     assert pipe(tokenizer)("") == [{"generated_text": "a a"}]
 
 

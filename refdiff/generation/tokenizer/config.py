@@ -1,22 +1,27 @@
-"""tokenizer_config.json, special_tokens_map.json → named special tokens, in every spelling transformers has written."""
+"""tokenizer_config.json and special_tokens_map.json, read in every spelling that transformers has written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refdiff.errors import CheckpointError
-from refdiff.files import read_json
+from refdiff.files import read_json, write_atomically, write_json
+from refdiff.generation.chat_template import write_templates
+from refdiff.generation.tokenizer.backend import AddedToken, Backend
+from refdiff.generation.tokenizer.file import check_tokens
 from refdiff.messages import json_type
-
-if TYPE_CHECKING:
-    from tokenizers import AddedToken, Tokenizer
 
 # transformers writes 10^30 for "no limit" and takes anything above 10^20 as that.
 NO_LIMIT = 10**20
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+# Where transformers keeps what belongs to its loading, or what is written here in a newer form.
+_DROPPED = (
+    "add_bos_token", "add_eos_token", "additional_special_tokens", "auto_map", "chat_template", "extra_special_tokens",
+    "files_loaded", "init_inputs", "max_len", "name_or_path", "special_tokens_map_file", "tokenizer_file",
+)  # fmt: skip
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
@@ -51,22 +56,22 @@ def named_tokens(config: dict[str, Any], source: str) -> dict[str, AddedToken]:
     return found
 
 
-def add_missing(backend: Tokenizer, config: dict[str, Any], source: str) -> list[AddedToken]:
+def add_missing(backend: Backend, config: dict[str, Any], source: str) -> list[AddedToken]:
     """Add to `backend` the tokens that only the settings know, in transformers' order; return the unnamed special ones.
 
     Raises `CheckpointError` for a token that is neither a string nor a token object, or a token id that is no number.
     """
     extra = list(_extra_tokens(config, source))
-    known = {repr(token) for token in backend.get_added_tokens_decoder().values()}
+    known = set(backend.added_tokens().values())
     decoder = _added_tokens_decoder(config, source)
-    missing = [token for _, token in sorted(decoder.items()) if repr(token) not in known]
-    contents = {token.content for token in backend.get_added_tokens_decoder().values()}
-    contents |= {token.content for token in missing}
+    missing = [token for _, token in sorted(decoder.items()) if token not in known]
+    contents = {token.content for token in [*known, *missing]}
     for token in [*named_tokens(config, source).values(), *extra]:
         if token.content not in contents:
             contents.add(token.content)
             missing.append(token)
     if missing:
+        check_tokens(missing, backend, source)
         backend.add_tokens(missing)
     return extra
 
@@ -102,6 +107,44 @@ def vocab_size_in(folder: Path) -> int | None:
     return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
 
 
+def settings_to_write(
+    config: dict[str, Any], special: dict[str, str], extra: list[str], added: dict[int, AddedToken], **fields: Any
+) -> dict[str, Any]:
+    """Compose tokenizer_config.json: `config` with the special tokens by name, `extra` ones, and `added` by id.
+
+    `added_tokens_decoder` keeps their flags, and makes a special_tokens_map.json that an older save left count no more.
+    """
+    tokens = {
+        name
+        for name, value in config.items()
+        if name.endswith("_token") and (value is None or isinstance(value, str | dict))
+    }
+    kept = {name: value for name, value in config.items() if name not in tokens and name not in _DROPPED}
+    by_field = {name: token for name, token in special.items() if name.endswith("_token")}
+    by_object = {name: token for name, token in special.items() if name not in by_field}
+    if by_object or extra:
+        kept["extra_special_tokens"] = by_object or extra
+    return {
+        **kept,
+        **by_field,
+        **fields,
+        "added_tokens_decoder": {str(token_id): vars(token) for token_id, token in added.items()},
+        # tokenizer.json is read as it is under this name, whichever class the tokenizer had before.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+
+
+def write_files(folder: Path, tokenizer: str, settings: dict[str, Any], templates: str | dict[str, str] | None) -> None:
+    """Write tokenizer.json, tokenizer_config.json and the chat templates, each in one step.
+
+    Raises `ValueError` for a template's name that is no file name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_templates(folder, templates)
+    write_atomically(folder / "tokenizer.json", tokenizer.encode("utf-8"))
+    write_json(folder / "tokenizer_config.json", settings)
+
+
 def _extra_tokens(config: dict[str, Any], source: str) -> Iterable[AddedToken]:
     value = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     if isinstance(value, dict):  # the named form, which named_tokens reads
@@ -123,14 +166,13 @@ def _added_tokens_decoder(config: dict[str, Any], source: str) -> dict[int, Adde
 
 
 def _token(value: Any, where: str, special: bool = True) -> AddedToken:
-    from tokenizers import AddedToken
-
     if isinstance(value, str):
-        return AddedToken(value, special=special)
+        return AddedToken(value, normalized=not special, special=special)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         raise CheckpointError(f'{where} is {json_type(value)}, but must be a string or an object with "content"')
     flags = {name: value[name] for name in _FLAGS if name in value}
     if wrong := [name for name, flag in flags.items() if not isinstance(flag, bool)]:
         raise CheckpointError(f"{where}: {wrong[0]} is {json_type(flags[wrong[0]])}, but must be true or false")
     # A token under a special name is special whatever its own flag says, as in transformers.
-    return AddedToken(value["content"], **{**flags, "special": special or flags.get("special", False)})
+    flags["special"] = special or flags.get("special", False)
+    return AddedToken(value["content"], **{"normalized": not flags["special"], **flags})

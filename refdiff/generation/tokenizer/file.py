@@ -1,104 +1,204 @@
-"""tokenizer.json → the Rust tokenizer: read with limits, every way of failing turned into one named error."""
+"""tokenizer.json → a backend. What a file can make the library do is bounded before the library sees it.
+
+A file of kilobytes can ask for gigabytes: by steps that each lengthen a text, by added tokens that such steps go
+through on loading, by a table that claims to be long. The bounds are read off the file, without its vocabulary. Steps
+that are not known here have none; such a file is first tried in a process with limits.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refdiff.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import tokenizers
+from refdiff.files import read_text
+from refdiff.generation.tokenizer.backend import SECTIONS, AddedToken, Backend, RustBackend
 
 MAX_BYTES = 500_000_000
-MAX_GROWTH = 100_000
+MAX_GROWTH = 1_000  # of a text, by the steps of one section; of those in use at most 36
+MAX_ADDED = 5_000_000  # characters of all normalized added tokens, after the normalizer
+MAX_TOKEN = 5_000  # characters
+MAX_TEXT = 10_000_000  # characters after all steps, where they may lengthen a text more than 100 times
+_CHILD_BYTES, _CHILD_SECONDS = 4_000_000_000, 20
 
-# The most that one step may lengthen a text, in characters, for steps where the file has no say in it.
-_FIXED_GROWTH = {
-    "NFC": 3,
-    "NFD": 4,
-    "NFKC": 18,
-    "NFKD": 18,
-    "Lowercase": 3,
-    "BertNormalizer": 12,
-    "ByteLevel": 4,
-    "Metaspace": 2,
-}
+# The most that a step may lengthen a text, in characters, where the file has no say in it; 1 for the others known.
+_GROWTH = {
+    "NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "BertNormalizer": 12, "ByteLevel": 4, "Metaspace": 2,
+}  # fmt: skip
+_KNOWN = {
+    *_GROWTH, "Sequence", "Strip", "StripAccents", "Nmt", "Precompiled", "Replace", "Prepend", "BertPreTokenizer",
+    "CharDelimiterSplit", "Digits", "FixedLength", "Punctuation", "Split", "UnicodeScripts", "Whitespace",
+    "WhitespaceSplit", "BertProcessing", "RobertaProcessing", "TemplateProcessing", "BPEDecoder", "ByteFallback", "CTC",
+    "Fuse", "WordPiece",
+}  # fmt: skip
 _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")
+_READ_ON_LOADING = ('"normalizer"', '"added_tokens"', '"precompiled_charsmap"', "\\u00")  # the last: a letter escaped
 
 
-def load_backend(folder: Path) -> tokenizers.Tokenizer:
-    """Read `folder`/tokenizer.json into a `tokenizers.Tokenizer` that neither truncates nor pads by itself.
+def load_backend(folder: Path) -> Backend:
+    """Load `folder`/tokenizer.json.
 
-    Raises `CheckpointError`, naming the file, when it is missing, too large, not JSON, not a tokenizer, or holds steps
-    that could lengthen a text without bound.
+    Raises `CheckpointError`, naming the file, when it is missing, too large, not JSON, not a tokenizer, or may lengthen
+    a text beyond the bounds.
     """
-    import tokenizers
-
     path = folder / "tokenizer.json"
-    text = _read(path)
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{path}: no such file{_other_formats(folder)}")
+    text = read_text(path, max_bytes=MAX_BYTES, folder=folder)
+    sections, model = read_sections(text, path)
+    check_model(model, path)
+    growth = [check_growth(sections.get(name), name, path) for name in SECTIONS]
+    tokens = sections.get("added_tokens")
+    added = [token for token in tokens if isinstance(token, dict)] if isinstance(tokens, list) else []
+    check_added([token.get("content") for token in added if token.get("normalized") is not False], growth[0], path)
+    unknown = _unknown_steps([sections.get(name) for name in SECTIONS])
+    if unknown:
+        try_in_child(text, path, unknown)
     try:
-        with rust_errors(path):
-            backend = tokenizers.Tokenizer.from_str(text)
+        backend = RustBackend.from_json(text, path)
     except CheckpointError:
-        _parse(path, text)  # says where it is no JSON; of a good file, a second reading would take half as long again
+        _parse(text, path)  # says where it is not JSON
         raise
-    _check_growth(path, backend)
+    understood = {name: backend.section(name) for name in SECTIONS}  # by the library, perhaps in another way
+    for name, section in understood.items():
+        check_growth(section, name, path)
+    if surprising := _unknown_steps(list(understood.values())) - unknown:
+        try_in_child(text, path, surprising)
+    for field in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
+        if _length(backend.model(field)) > 100:
+            raise CheckpointError(f"{path}: {field}: got more than 100 characters, expected at most 100")
     return backend
 
 
-@contextmanager
-def rust_errors(path: Path | str) -> Iterator[None]:
-    """Turn whatever the Rust library raises inside the block, panics included, into one error about `path`."""
+def read_sections(text: str, path: Path) -> tuple[dict[str, Any], str]:
+    """Return all of tokenizer.json but its model, parsed, and the text of the model.
+
+    Python takes half as long for a vocabulary as the library for the whole file. So it is not parsed where the model
+    comes last, as the library writes it, and what is read on loading cannot be given once more after it.
+
+    Raises `CheckpointError` for a text that is not JSON.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    sections: dict[str, Any] = {}
+    separator = re.compile(r"\s*[{,]\s*(?=\")").match(text)
     try:
-        yield
-    except (CheckpointError, MemoryError):
-        raise
-    except BaseException as error:
-        # pyo3's PanicException derives from BaseException alone and is not importable, so it goes by its name.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path}: the tokenizers library cannot use this file: {first_line}; "
-            "download it again, or write it again with `tokenizer.save_pretrained`"
-        ) from None
+        while separator:
+            key, end = decoder.raw_decode(text, separator.end())
+            colon = re.compile(r"\s*:\s*").match(text, end)
+            if colon is None or key in sections:
+                break
+            if key == "model" and not any(text.find(name, end) >= 0 for name in _READ_ON_LOADING):
+                return sections, text[colon.end() :]
+            sections[key], end = decoder.raw_decode(text, colon.end())
+            separator = re.compile(r"\s*,\s*(?=\")").match(text, end)
+    except (ValueError, RecursionError):
+        pass  # the whole text is read below, which says what is wrong
+    value = _parse(text, path)
+    return value, json.dumps(value.get("model"))
 
 
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file{_other_formats(path.parent)}")
+def check_model(model: str, path: Path) -> None:
+    """Raise `CheckpointError` for a token of thousands of characters: a text could have it again and again."""
+    # Within a JSON string a quotation mark follows a backslash. One that does not follows soon after any place else.
+    end_of_string = re.compile(r'[^\\]"')
+    for begin in range(0, len(model) - MAX_TOKEN, MAX_TOKEN):
+        if not end_of_string.search(model, begin, begin + MAX_TOKEN):
+            raise CheckpointError(f"{path}: model: got a token of more than {MAX_TOKEN:,} characters, expected fewer")
+
+
+def check_growth(section: Any, name: str, path: Path) -> float:
+    """Return how many times longer the steps of a section may make a text.
+
+    Raises `CheckpointError` for more than `MAX_GROWTH` times, or a table of replacements that is not whole.
+    """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise CheckpointError(f"{path}: {size:,} bytes, but at most {MAX_BYTES:,} are read of a tokenizer.json")
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
+        growth = growth_of(section)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {name}: {error}") from None
+    if growth > MAX_GROWTH:
         raise CheckpointError(
-            f"{path}: not a JSON text (byte {error.start} is not UTF-8); download the file again"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+            f"{path}: the steps of its {name!r} could make a text {growth:.3g} times longer, expected at most "
+            f"{MAX_GROWTH:,} times"
+        )
+    return growth
 
 
-def _other_formats(folder: Path) -> str:
-    convert = (
-        "convert it once with transformers, `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`, "
-        "which writes tokenizer.json"
+def check_added(contents: Iterable[Any], growth: float, path: Path | str) -> None:
+    """Raise `CheckpointError` where added tokens (each is normalized on loading) may grow too long together."""
+    lengths = [1 + _length(content) for content in contents]
+    if sum(lengths) * growth > MAX_ADDED:
+        raise CheckpointError(
+            f"{path}: {len(lengths):,} added tokens of {sum(lengths):,} characters could become {growth:.3g} times "
+            f"longer in the normalizer, expected at most {MAX_ADDED:,} characters"
+        )
+
+
+def check_tokens(tokens: Iterable[AddedToken], backend: Backend, source: str) -> None:
+    """Raise `CheckpointError` where tokens to add may grow too long together; see `check_added`."""
+    normalized = [token.content for token in tokens if token.normalized]
+    check_added(normalized, growth_of(backend.section("normalizer")) if normalized else 1.0, source)
+
+
+def max_text(backend: Backend) -> int | None:
+    """Return how many characters a text may have, or None for steps that make it at most 100 times longer."""
+    growth = 1.0
+    for name in SECTIONS[:3]:
+        growth *= growth_of(backend.section(name))
+    return int(MAX_TEXT / growth) if growth > 100 else None
+
+
+def growth_of(section: Any) -> float:
+    """Return how many times longer a text may become in a section of tokenizer.json; a chain of steps multiplies."""
+    growth, open_steps = 1.0, [section]
+    while open_steps:
+        step = open_steps.pop()
+        if isinstance(step, dict):
+            # By the fields that are there: the library takes some steps without their type.
+            growth *= _step_growth(step)
+            open_steps += [child for key in _CHILDREN if isinstance(step.get(key), list) for child in step[key]]
+    return growth
+
+
+def try_in_child(text: str, path: Path, steps: Iterable[str]) -> None:
+    """Load and use a tokenizer.json in a process with limits on memory and time.
+
+    Raises `CheckpointError` when that fails, or this system has no such limits.
+    """
+    import subprocess  # takes milliseconds, for files that hardly anybody has
+
+    code = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({_CHILD_BYTES}, {_CHILD_BYTES}))\n"
+        f"resource.setrlimit(resource.RLIMIT_CPU, ({_CHILD_SECONDS}, {_CHILD_SECONDS}))\n"
+        "import tokenizers\n"
+        "tokenizer = tokenizers.Tokenizer.from_str(sys.stdin.buffer.read().decode())\n"
+        "tokenizer.decode(tokenizer.encode('a bc, 1.\\n' * 300).ids)\n"
     )
-    if (folder / "tokenizer.model").is_file():
-        return f"; the folder has only a SentencePiece tokenizer.model: {convert}"
-    if (folder / "vocab.json").is_file():
-        return f"; the folder has only a vocab.json: {convert}"
-    return f"; copy the tokenizer.json that belongs to the model here; where there is only a tokenizer.model, {convert}"
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(sys.path)}
+    try:
+        child = subprocess.run(  # noqa: S603 (the code is the one above)
+            [sys.executable, "-P", "-c", code], input=text.encode(), env=environment, capture_output=True,
+            timeout=3 * _CHILD_SECONDS, check=False,
+        )  # fmt: skip
+        said = child.stderr.decode("utf-8", "replace").splitlines() or ["killed"]
+        failure = said[-1] if child.returncode else ""
+    except (OSError, subprocess.SubprocessError) as error:
+        failure = f"{type(error).__name__}"
+    if failure:
+        raise CheckpointError(
+            f"{path}: has steps that refdiff does not know ({', '.join(sorted(steps))}), and fails in a process with "
+            f"{_CHILD_BYTES / 1e9:.0f} GB of memory and {_CHILD_SECONDS} s: {failure}"
+        )
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
+def _parse(text: str, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
@@ -116,78 +216,68 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Rust and Python may each keep a different one of two equal keys; the check below would look at the wrong one.
+    # Rust and Python may each keep a different one of two equal keys; the checks would look at the wrong one.
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a key stands twice in one object")
     return result
 
 
-def _check_growth(path: Path, backend: tokenizers.Tokenizer) -> None:
-    """Look at the steps as the Rust library has understood them, before any text goes through them."""
-    for section in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        step = getattr(backend, section)
-        growth = 1.0 if step is None else growth_of(json.loads(step.__getstate__()))
-        if growth > MAX_GROWTH:
-            raise CheckpointError(
-                f"{path}: the steps of its {section!r} could make a text {growth:.3g} times longer; "
-                f"up to {MAX_GROWTH:,} times is read"
-            )
-
-
-def growth_of(section: Any) -> float:
-    """Bound how many times longer a text can get in a section of tokenizer.json; a chain of steps multiplies."""
-    growth, open_steps = 1.0, [section]
+def _unknown_steps(sections: list[Any]) -> set[str]:
+    found, open_steps = set(), sections
     while open_steps:
         step = open_steps.pop()
-        if isinstance(step, dict) and step.get("type") == "Sequence":
+        if isinstance(step, dict):
+            if isinstance(kind := step.get("type"), str) and kind not in _KNOWN:
+                found.add(kind)
             open_steps += [child for key in _CHILDREN if isinstance(step.get(key), list) for child in step[key]]
-        elif isinstance(step, dict):
-            growth *= _step_growth(step)
-    return growth
+    return found
 
 
 def _step_growth(step: dict[str, Any]) -> float:
     kind = step.get("type")
-    if kind == "Replace":
-        return _replace_growth(step)
-    if kind == "Prepend":
-        return 1.0 + _length(step.get("prepend"))
-    if kind == "Precompiled":
-        return _charsmap_growth(step.get("precompiled_charsmap"))
-    if kind == "TemplateProcessing":
-        return _template_growth(step)
-    return float(_FIXED_GROWTH.get(kind, 1)) if isinstance(kind, str) else 1.0
+    growth = float(_GROWTH.get(kind, 1)) if isinstance(kind, str) else 1.0
+    if "content" in step:
+        pattern = step.get("pattern")
+        literal = _length(pattern.get("String")) if isinstance(pattern, dict) else 0
+        content = _length(step.get("content"))
+        # A regular expression, and an empty string, may match between every two characters.
+        growth *= max(1.0, content / literal) if literal else 1.0 + content
+    if isinstance(step.get("precompiled_charsmap"), str):
+        growth *= _charsmap_growth(step["precompiled_charsmap"])
+    if isinstance(special := step.get("special_tokens"), dict):
+        added = [
+            max(len(token.get("ids") or ""), sum(map(_length, token.get("tokens") or "")) // 10)
+            for token in special.values()
+            if isinstance(token, dict) and isinstance(token.get("ids"), list) and isinstance(token.get("tokens"), list)
+        ]
+        pieces = max((len(step[key]) for key in ("single", "pair") if isinstance(step.get(key), list)), default=1)
+        growth *= max(pieces, 1) * max([1, *added])
+    return growth * (1.0 + _length(step.get("prepend")))
 
 
 def _length(value: Any) -> int:
     return len(value) if isinstance(value, str) else 0
 
 
-def _replace_growth(step: dict[str, Any]) -> float:
-    pattern = step.get("pattern")
-    literal = _length(pattern.get("String")) if isinstance(pattern, dict) else 0
-    content = _length(step.get("content"))
-    # A regular expression, and an empty string, may match between every two characters.
-    return max(1.0, content / literal) if literal else 1.0 + content
-
-
-def _charsmap_growth(charsmap: Any) -> float:
+def _charsmap_growth(charsmap: str) -> float:
     # SentencePiece's layout: the trie's size in 4 bytes, the trie, then the replacements with a zero byte after each.
     try:
-        blob = base64.b64decode(charsmap or "", validate=True)
-    except (binascii.Error, TypeError, ValueError):
-        return 1.0
-    replacements = blob[4 + int.from_bytes(blob[:4], "little") :]
-    return float(max((len(text) for text in replacements.split(b"\0")), default=1) or 1)
+        blob = base64.b64decode(charsmap, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("precompiled_charsmap is not base64") from None
+    size = int.from_bytes(blob[:4], "little")
+    if len(blob) < 4 + size:
+        raise ValueError(f"precompiled_charsmap: says that its table has {size:,} bytes, but has {len(blob):,} in all")
+    return float(max((len(text) for text in blob[4 + size :].split(b"\0")), default=1) or 1)
 
 
-def _template_growth(step: dict[str, Any]) -> float:
-    special = step.get("special_tokens")
-    ids = [
-        len(token["ids"])
-        for token in (special.values() if isinstance(special, dict) else [])
-        if isinstance(token, dict) and isinstance(token.get("ids"), list)
-    ]
-    pieces = max((len(step[key]) for key in ("single", "pair") if isinstance(step.get(key), list)), default=1)
-    return float(max(pieces, 1) * max([1, *ids]))
+def _other_formats(folder: Path) -> str:
+    convert = (
+        "convert it once with transformers, `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`, "
+        "which writes tokenizer.json"
+    )
+    for name, kind in (("tokenizer.model", "a SentencePiece tokenizer.model"), ("vocab.json", "a vocab.json")):
+        if (folder / name).is_file():
+            return f"; the folder has only {kind}: {convert}"
+    return f"; copy the tokenizer.json that belongs to the model here; where there is only a tokenizer.model, {convert}"

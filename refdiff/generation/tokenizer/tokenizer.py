@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from refdiff.errors import CheckpointError
 from refdiff.generation.chat_template import read_templates, select_template, templates_in
-from refdiff.generation.tokenizer.checks import check_ids, check_multiple, check_texts, check_truncation
+from refdiff.generation.tokenizer import backend as backends
 from refdiff.generation.tokenizer.config import (
     NO_LIMIT,
     max_length_in,
     read_tokenizer_config,
+    settings_to_write,
     side_in,
     vocab_size_in,
+    write_files,
 )
-from refdiff.generation.tokenizer.encoded import Encoded, batch, clean_up_spaces, pad_rows, to_lists
-from refdiff.generation.tokenizer.file import load_backend, rust_errors
-from refdiff.generation.tokenizer.saving import settings_to_write, write_files
+from refdiff.generation.tokenizer.encoded import (
+    Encoded,
+    batch,
+    check_ids,
+    check_multiple,
+    check_texts,
+    check_truncation,
+    clean_up_spaces,
+    pad_rows,
+    to_lists,
+)
+from refdiff.generation.tokenizer.file import load_backend, max_text
 from refdiff.generation.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    import tokenizers
     from numpy.typing import ArrayLike
 
     from refdiff.generation.chat_template.template import ChatTemplate
@@ -38,13 +48,20 @@ Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_no
 class Tokenizer(Vocabulary):
     """A checkpoint's tokenizer: texts → ids and mask, ids → text, messages → text or ids.
 
-    `backend` is the `tokenizers.Tokenizer` itself, `config` the fields of tokenizer_config.json. Ids, truncation,
-    padding and special tokens are those of transformers' `PreTrainedTokenizerFast` on the same files.
+    `backend` is the library behind it (`tokenizer.backend.native` is the `tokenizers.Tokenizer`), `config` the fields
+    of tokenizer_config.json. Ids, truncation, padding and special tokens are those of transformers'
+    `PreTrainedTokenizerFast` on the same files.
+
+    Args:
+        backend: a `tokenizers.Tokenizer`, or another `refdiff.generation.tokenizer.Backend`.
+        config: the fields of tokenizer_config.json.
+        source: the file that errors name.
+        model_vocab_size: the ids that the model has; a text with others is refused.
     """
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer,
+        backend: Any,
         config: Mapping[str, Any] | None = None,
         *,
         source: str | os.PathLike[str] = "tokenizer.json",
@@ -53,17 +70,15 @@ class Tokenizer(Vocabulary):
         self.config = dict(config or {})
         self.source = Path(source)
         self.model_vocab_size = model_vocab_size
-        self._lock = threading.Lock()
         self._compiled: dict[str, ChatTemplate] = {}
         settings = str(self.source.parent / "tokenizer_config.json")
-        with rust_errors(self.source):
-            padding, truncation = backend.padding or {}, backend.truncation or {}
-            backend.no_padding()
-            backend.no_truncation()
-            super().__init__(backend, self.config, settings)
-            backend.encode_special_tokens = self.config.get("split_special_tokens") is True
-            if self.pad_token is None and backend.token_to_id(padding.get("pad_token", "")) is not None:
-                self.pad_token = padding["pad_token"]
+        super().__init__(backends.backend_of(backend, self.source), self.config, settings)
+        self._max_text = max_text(self.backend)
+        self.backend.split_special_tokens(self.config.get("split_special_tokens") is True)
+        padding, truncation = self.backend.settings["padding"], self.backend.settings["truncation"]
+        pad_token = padding.get("pad_token")
+        if self.pad_token is None and pad_token and self.backend.token_to_id(pad_token) is not None:
+            self.pad_token = pad_token
         self.padding_side = side_in(self.config, "padding_side", padding.get("direction", "right"), settings)
         self.truncation_side = side_in(self.config, "truncation_side", truncation.get("direction", "right"), settings)
         self.model_max_length = max_length_in(self.config, settings)
@@ -103,14 +118,12 @@ class Tokenizer(Vocabulary):
 
         Raises `ValueError` for a chat template whose name is no file name, `OSError` when the folder cannot be written.
         """
-        with self._lock:  # a call in another thread may have switched truncation on, which tokenizer.json would keep
-            text = self.backend.to_str(pretty=True)
         settings = settings_to_write(
-            self.config, self.special_tokens_map, self._extra, self.backend.get_added_tokens_decoder(),
+            self.config, self.special_tokens_map, self._extra, self.backend.added_tokens(),
             padding_side=self.padding_side, truncation_side=self.truncation_side,
             model_max_length=self.model_max_length,
         )  # fmt: skip
-        write_files(Path(directory), text, settings, self.chat_template)
+        write_files(Path(directory), self.backend.to_json(), settings, self.chat_template)
 
     def __call__(
         self,
@@ -169,12 +182,13 @@ class Tokenizer(Vocabulary):
         max_length: int | None = None,
         stride: int = 0,
         add_special_tokens: bool = True,
-    ) -> list[tokenizers.Encoding]:
-        """Tokenize into `tokenizers.Encoding` objects, one a text: ids with offsets into the text, word numbers, masks.
+    ) -> list[backends.Encoding]:
+        """Tokenize into encodings, one a text: ids with offsets into the text, word numbers, masks.
 
-        What truncation cut off stands in `.overflowing`, in pieces of `max_length` that share `stride` tokens.
+        `.overflowing` has what truncation cut off, in pieces of `max_length` that share `stride` tokens.
 
-        Raises `ValueError` for text that is no text, and a `max_length` too small for the special tokens.
+        Raises `ValueError` for text that is no text, one longer than a tokenizer that lengthens texts takes, and a
+        `max_length` too small for the special tokens.
         """
         texts = check_texts("text", text)
         pairs = None if text_pair is None else check_texts("text_pair", text_pair)
@@ -183,28 +197,28 @@ class Tokenizer(Vocabulary):
             if len(texts) != len(pairs):
                 raise ValueError(f"text has {len(texts)} texts and text_pair {len(pairs)}, but they must be as many")
             inputs = list(zip(texts, pairs, strict=True))
+        characters = sum(map(len, texts)) + sum(map(len, pairs or ()))
+        if self._max_text is not None and characters > self._max_text:
+            raise ValueError(
+                f"text: got {characters:,} characters, expected at most {self._max_text:,}: the steps of {self.source} "
+                "may make a text more than 100 times longer; give a shorter one"
+            )
         strategy = _TRUNCATIONS.get(truncation, truncation)
         limit = self.model_max_length if max_length is None else max_length
-        found: list[tokenizers.Encoding] | None = None
-        cut = strategy is not None and limit <= NO_LIMIT
-        if cut:
-            reserved = self.backend.num_special_tokens_to_add(pairs is not None) if add_special_tokens else 0
+        cut = None
+        if strategy is not None and limit <= NO_LIMIT:
+            reserved = self.backend.num_special_tokens(pair=pairs is not None) if add_special_tokens else 0
             check_truncation(strategy, limit, stride, reserved)
-        with self._lock, rust_errors(self.source):
-            if cut:
-                self.backend.enable_truncation(limit, stride=stride, strategy=strategy, direction=self.truncation_side)
-            try:
-                found = self.backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
-            except Exception as error:
-                if "too short to respect" not in str(error):
-                    raise
-            finally:
-                self.backend.no_truncation()
-        if found is None:
+            cut = backends.Truncation(int(limit), stride, str(strategy), self.truncation_side)
+        try:
+            found = self.backend.encode(inputs, add_special_tokens=add_special_tokens, truncation=cut)
+        except CheckpointError as error:
+            if "too short to respect" not in str(error):
+                raise
             raise ValueError(
                 f"truncation={strategy!r} may shorten one text only, which is too short to bring the pair to "
                 f"max_length {limit}; raise max_length or pass truncation=True"
-            )
+            ) from None
         check_ids(found, self.backend, self.model_vocab_size, self.source)
         return found
 
@@ -251,8 +265,7 @@ class Tokenizer(Vocabulary):
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Join tokens as the vocabulary spells them into text."""
-        with rust_errors(self.source):
-            return " ".join(tokens) if self.backend.decoder is None else self.backend.decoder.decode(list(tokens))
+        return self.backend.decode_tokens(tokens)
 
     def apply_chat_template(
         self,
@@ -315,21 +328,17 @@ class Tokenizer(Vocabulary):
         return f"Tokenizer({len(self)} tokens, {self.special_tokens_map}, source={str(self.source)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_compiled": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        return {**self.__dict__, "_compiled": {}}
 
     def _decode(self, ids: list[Any], skip_special_tokens: bool, clean_up: bool | None) -> str:
         wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < 2**32]
         if wrong:
             raise ValueError(f"decode got {wrong[0]!r}, but token ids are whole numbers from 0 to 2^32 - 1")
-        with rust_errors(self.source):
-            text: str = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
         if clean_up is None:
             clean_up = self.config.get("clean_up_tokenization_spaces") is True
         # transformers ignores the request for BPE, whose decoder puts spaces where they belong.
-        return clean_up_spaces(text) if clean_up and type(self.backend.model).__name__ != "BPE" else text
+        return clean_up_spaces(text) if clean_up and self.backend.model("type") != "BPE" else text
 
     def _pad_id(self) -> int:
         if self.pad_token_id is None:

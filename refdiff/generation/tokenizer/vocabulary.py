@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from refdiff.generation.tokenizer.backend import Backend
 from refdiff.generation.tokenizer.config import NAMES, add_missing, named_tokens
 
 if TYPE_CHECKING:
-    import tokenizers
     from numpy.typing import NDArray
 
 
@@ -60,7 +60,7 @@ class Vocabulary:
     pad_token_id = _SpecialTokenId()
     cls_token_id = _SpecialTokenId()
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any], settings: str) -> None:
+    def __init__(self, backend: Backend, config: dict[str, Any], settings: str) -> None:
         self.backend = backend
         self._extra = [token.content for token in add_missing(backend, config, settings)]
         self._special = {name: token.content for name, token in named_tokens(config, settings).items()}
@@ -85,17 +85,14 @@ class Vocabulary:
     @property
     def vocab_size(self) -> int:
         """The number of tokens without the added ones; `len(tokenizer)` counts those too."""
-        size: int = self.backend.get_vocab_size(with_added_tokens=False)
-        return size
+        return self.backend.vocab_size(with_added_tokens=False)
 
     def __len__(self) -> int:
-        size: int = self.backend.get_vocab_size(with_added_tokens=True)
-        return size
+        return self.backend.vocab_size(with_added_tokens=True)
 
     def get_vocab(self) -> dict[str, int]:
         """token → id, added tokens included."""
-        vocab: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
-        return vocab
+        return self.backend.vocab()
 
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int | None: ...

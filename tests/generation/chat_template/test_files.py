@@ -14,7 +14,7 @@ from tests.generation.trained_tokenizers import save
 
 
 def test_a_file_wins_over_the_config(tmp_path: Path) -> None:
-    save(tmp_path, words().backend, tokenizer_config={"chat_template": "old"})
+    save(tmp_path, words().backend.native, tokenizer_config={"chat_template": "old"})
     assert Tokenizer.from_pretrained(tmp_path).chat_template == "old"
     (tmp_path / "chat_template.jinja").write_text("new", encoding="utf-8")
     assert Tokenizer.from_pretrained(tmp_path).chat_template == "new"

@@ -15,7 +15,7 @@ from tests.generation.trained_tokenizers import save
 
 
 def load(folder: Path, **files: Any) -> Tokenizer:
-    return Tokenizer.from_pretrained(save(folder, words().backend, **files))
+    return Tokenizer.from_pretrained(save(folder, words().backend.native, **files))
 
 
 def test_strings_and_objects_mean_the_same(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_the_map_wins_unless_the_config_lists_its_added_tokens(tmp_path: Path) -
 def test_flags_are_kept(tmp_path: Path) -> None:
     token = {"content": "<x>", "lstrip": True, "rstrip": False, "normalized": False, "special": False}
     tokenizer = load(tmp_path, tokenizer_config={"added_tokens_decoder": {"20": token}})
-    (added,) = (t for t in tokenizer.backend.get_added_tokens_decoder().values() if t.content == "<x>")
+    (added,) = (t for t in tokenizer.backend.added_tokens().values() if t.content == "<x>")
     assert (added.lstrip, added.rstrip, added.special) == (True, False, False)
 
 
@@ -79,7 +79,7 @@ def test_wrong_fields(tmp_path: Path, config: dict[str, Any], message: str) -> N
 
 
 def test_a_config_that_is_no_object(tmp_path: Path) -> None:
-    save(tmp_path, words().backend)
+    save(tmp_path, words().backend.native)
     for text in ("[]", "{", "\x80", json.dumps("x")):
         (tmp_path / "tokenizer_config.json").write_text(text, encoding="latin-1")
         with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):

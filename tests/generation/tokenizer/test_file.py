@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import random
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from refdiff import CheckpointError, Tokenizer
+from refdiff.generation.stream import PieceDecoder
+from refdiff.generation.token_bytes import TokenBytes
 from refdiff.generation.tokenizer import file
+from refdiff.generation.tokenizer.backend import rust_errors
 from tests.generation.trained_tokenizers import KINDS, TEXTS, save
 
 MODEL = {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}
@@ -138,7 +142,7 @@ def test_steps_of_the_wrong_type_are_left_to_the_library() -> None:
 
 def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file, "MAX_BYTES", 100)
-    with pytest.raises(CheckpointError, match="at most 100 are read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: larger than 100 bytes"):
         use(write(tmp_path, {"model": MODEL, "x": "y" * 100}))
 
 
@@ -153,28 +157,126 @@ def test_missing_file_says_what_would_help(tmp_path: Path) -> None:
         use(tmp_path)
 
 
-def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, {"model": MODEL})
-
-    def denied(self: Path) -> bytes:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be read: Permission denied"):
+def test_a_folder_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a regular file, but a folder"):
         use(tmp_path)
 
 
-def test_a_folder_of_that_name(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").mkdir()
-    with pytest.raises(CheckpointError, match="no such file"):
+def normalized(count: int, **more: Any) -> list[dict[str, Any]]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    return [{"id": 2 + i, "content": f"{i:05}" + "a" * 40, **flags, **more} for i in range(count)]
+
+
+GROWING = replace({"String": "a"}, "a" * 900)
+CLAIMS = base64.b64encode(b"\xfc\xff\xff\xff" + b"\0" * 4).decode()
+HUNGRY: dict[str, tuple[str | dict[str, Any], str]] = {
+    "added tokens in a growing normalizer": (
+        {"normalizer": GROWING, "added_tokens": normalized(500)},
+        r"500 added tokens of 23,000 characters could become 900 times longer",
+    ),
+    "a table that claims to be long": (
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CLAIMS}},
+        r"normalizer: precompiled_charsmap: says that its table has 4,294,967,292 bytes, but has 8 in all",
+    ),
+    "a table in a step without its type": (
+        {"normalizer": {"type": "Sequence", "normalizers": [{"precompiled_charsmap": CLAIMS}]}},
+        r"precompiled_charsmap: says that its table has",
+    ),
+    "a long token for every unknown word": (
+        {"model": {**MODEL, "unk_token": "u" * 101, "vocab": {"a": 0, "b": 1, "u" * 101: 2}}},
+        r"unk_token: got more than 100 characters",
+    ),
+    "a very long token": (
+        {"model": {**MODEL, "vocab": {"a": 0, "b": 1, "\\\",'" * 5000: 2}}},
+        r"model: got a token of more than 5,000 characters",
+    ),
+    "a normalizer after the model": (
+        json.dumps({"added_tokens": normalized(500), "model": MODEL, "normalizer": GROWING}),
+        r"500 added tokens",
+    ),
+    "a normalizer after the model, spelled in another way": (
+        json.dumps({"added_tokens": normalized(500), "model": MODEL, "normalizer": GROWING}).replace(
+            "norm", "n\\u006frm"
+        ),
+        r"500 added tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(HUNGRY))
+def test_files_that_ask_for_memory_on_loading_never_reach_the_library(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, message = HUNGRY[name]
+    if name != "a long token for every unknown word":  # that one takes memory with a text alone
+        monkeypatch.setattr(file.RustBackend, "from_json", lambda *_: pytest.fail("the library has read it"))
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.json: .*{message}"):
+        use(write(tmp_path, {"model": MODEL, **content} if isinstance(content, dict) else content))
+
+
+def test_added_tokens_of_the_settings_are_bounded_too(tmp_path: Path) -> None:
+    write(tmp_path, {"model": MODEL, "normalizer": GROWING})
+    settings = {"added_tokens_decoder": {str(token["id"]): token for token in normalized(500)}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: 500 added tokens of 23,000 characters"):
+        use(tmp_path)
+
+
+def test_a_text_is_bounded_where_steps_lengthen_it(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_pretrained(write(tmp_path, {"model": MODEL, "normalizer": GROWING}))
+    assert tokenizer("a" * 11_000)["input_ids"]
+    for texts in (["a" * 12_000], ["a" * 6_000] * 2):
+        with pytest.raises(
+            ValueError, match=r"text: got 12,000 characters, expected at most 11,111: the steps of .*json"
+        ):
+            tokenizer(texts)
+    ordinary = Tokenizer.from_pretrained(write(tmp_path, {"model": MODEL, "normalizer": {"type": "NFKC"}}))
+    assert ordinary("b" * 1_000_000)["input_ids"]
+
+
+PANICS = {"type": "Strip", "content": "a", "start": 0, "stop": 2**64 - 1}
+
+
+def test_a_panic_of_a_decoder_is_a_checkpoint_error_everywhere(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_pretrained(write(tmp_path, {"model": MODEL, "decoder": PANICS}))
+    for call in (
+        lambda: tokenizer.decode([0]),
+        lambda: tokenizer.batch_decode([[0, 1]]),
+        lambda: tokenizer.convert_tokens_to_string(["a"]),
+        lambda: tokenizer.backend.decode_stream()(0),
+        lambda: TokenBytes(tokenizer),
+        lambda: PieceDecoder(tokenizer)(0),
+    ):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json: the tokenizers library cannot use this file"):
+            call()
+
+
+def test_unknown_steps_are_tried_in_a_process_with_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"model": MODEL, "normalizer": {"type": "NFC"}})
+    children: list[Any] = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: children.append(args) or run(*args, **options))
+    use(tmp_path)
+    assert not children
+    monkeypatch.setattr(file, "_KNOWN", file._KNOWN - {"NFC"})
+    use(tmp_path)
+    assert len(children) == 1
+    write(tmp_path, {"model": MODEL, "normalizer": {"type": "NFC"}, "decoder": PANICS})
+    with pytest.raises(CheckpointError, match=r"steps that refdiff does not know \(NFC\), and fails .*4 GB.*: .*Panic"):
+        use(tmp_path)
+    write(tmp_path, {"model": MODEL, "normalizer": {"type": "NFC"}})
+    monkeypatch.setattr(file, "_CHILD_BYTES", 10_000_000)
+    with pytest.raises(
+        CheckpointError, match=r"steps that refdiff does not know \(NFC\), and fails in a process with 0"
+    ):
         use(tmp_path)
 
 
 def test_other_exceptions_pass_through() -> None:
-    with pytest.raises(KeyboardInterrupt), file.rust_errors("f"):
-        raise KeyboardInterrupt
-    with pytest.raises(MemoryError), file.rust_errors("f"):
-        raise MemoryError
+    for kind in (KeyboardInterrupt, MemoryError):
+        with pytest.raises(kind), rust_errors("f"):
+            raise kind
 
 
 def damaged(rng: random.Random, text: bytes) -> bytes:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from refdiff import Tokenizer
-from refdiff.generation.tokenizer.saving import settings_to_write
+from refdiff.generation.tokenizer import AddedToken
+from refdiff.generation.tokenizer.config import settings_to_write
 from tests.generation.tokenizer.test_tokenizer import words
 
 FILES = {"tokenizer.json", "tokenizer_config.json"}
@@ -66,7 +67,7 @@ def test_a_failing_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("os.fsync", full)
     other = words()
-    other.backend.add_tokens(["more"])
+    other.backend.add_tokens([AddedToken("more")])
     with pytest.raises(OSError, match="No space"):
         other.save_pretrained(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == before

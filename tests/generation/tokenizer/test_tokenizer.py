@@ -209,7 +209,7 @@ def test_padding_changes_nothing_but_padding(texts: list[str], side: Any) -> Non
 
 
 def test_settings_of_the_backend_are_put_aside() -> None:
-    backend = words().backend
+    backend = words().backend.native
     backend.enable_padding(direction="left", pad_id=2, pad_token="<pad>", length=9)
     backend.enable_truncation(3, direction="left")
     tokenizer = Tokenizer(backend)
@@ -218,7 +218,7 @@ def test_settings_of_the_backend_are_put_aside() -> None:
 
 
 def test_ids_beyond_the_model(tmp_path: Path) -> None:
-    folder = save(tmp_path, words().backend, config={"vocab_size": 6})
+    folder = save(tmp_path, words().backend.native, config={"vocab_size": 6})
     tokenizer = Tokenizer.from_pretrained(folder)
     assert tokenizer.encode("a b") == [0, 4, 5]
     with pytest.raises(CheckpointError, match=r"tokenizer\.json.*'c', id 6.*vocab_size 6"):
@@ -227,11 +227,11 @@ def test_ids_beyond_the_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [{"vocab_size": "six"}, {}, {"vocab_size": True}])
 def test_a_config_without_vocab_size_sets_no_limit(tmp_path: Path, value: Any) -> None:
-    assert Tokenizer.from_pretrained(save(tmp_path, words().backend, config=value)).encode("c") == [0, 6]
+    assert Tokenizer.from_pretrained(save(tmp_path, words().backend.native, config=value)).encode("c") == [0, 6]
 
 
 def test_a_panic_of_the_rust_library_is_a_checkpoint_error(capfd: pytest.CaptureFixture[str]) -> None:
-    backend = words().backend
+    backend = words().backend.native
     backend.pre_tokenizer = pre_tokenizers.Split(__import__("tokenizers").Regex(r"(a+)+$"), "isolated")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json.*retry-limit"):
         Tokenizer(backend)("a" * 40 + "b")

@@ -1,0 +1,284 @@
+"""What refdiff asks of a tokenizer library, as one small interface, and the Rust library `tokenizers` behind it.
+
+Everything above this file works with any `Backend` that gives the same ids: `RustBackend` here, another one where
+`tokenizers` cannot be installed.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from refdiff.errors import CheckpointError
+
+SECTIONS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token beside the vocabulary, found in a text before the model splits it; fields as in tokenizer.json."""
+
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = True
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Cut to `max_length` tokens; what is cut off comes in pieces that share `stride` tokens."""
+
+    max_length: int
+    stride: int = 0
+    strategy: str = "longest_first"
+    direction: str = "right"
+
+
+class Encoding(Protocol):
+    """One tokenized text. The lists have an entry for each token; `offsets` are characters of the text."""
+
+    ids: list[int]
+    tokens: list[str]
+    offsets: list[tuple[int, int]]
+    sequence_ids: list[int | None]
+    special_tokens_mask: list[int]
+    overflowing: list[Encoding]
+
+    def token_to_word(self, token: int) -> int | None:
+        """Return the number of the word that a token belongs to."""
+
+    def word_to_chars(self, word: int, sequence: int) -> tuple[int, int] | None:
+        """Return where a word begins and ends in its text."""
+
+
+class Backend(Protocol):
+    """A loaded tokenizer.json. Whatever goes wrong inside is raised as `CheckpointError`.
+
+    It neither truncates nor pads by itself: `settings` has the `padding` and `truncation` of the file, unused.
+    """
+
+    settings: dict[str, dict[str, Any]]
+
+    def split_special_tokens(self, split: bool) -> None:
+        """Let special tokens in a text be tokenized like any other text, or not."""
+
+    def encode(
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        *,
+        add_special_tokens: bool = True,
+        truncation: Truncation | None = None,
+    ) -> list[Encoding]:
+        """Tokenize texts, or pairs of texts."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Turn ids into text."""
+
+    def decode_tokens(self, tokens: Sequence[str]) -> str:
+        """Turn tokens, as the vocabulary spells them, into text."""
+
+    def decode_stream(self, *, skip_special_tokens: bool = False) -> Callable[[int], str]:
+        """Return a function that takes id after id and returns the text that each makes certain, often none."""
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of a token, added ones included."""
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """Return the token of an id, as the vocabulary spells it."""
+
+    def vocab(self) -> dict[str, int]:
+        """Return token → id, added tokens included."""
+
+    def vocab_size(self, *, with_added_tokens: bool) -> int:
+        """Return the number of tokens."""
+
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """Return id → added token."""
+
+    def add_tokens(self, tokens: Sequence[AddedToken]) -> None:
+        """Add tokens; those that the vocabulary has keep their ids."""
+
+    def num_special_tokens(self, *, pair: bool) -> int:
+        """Return how many special tokens are added to a text or a pair."""
+
+    def section(self, name: str) -> dict[str, Any] | None:
+        """Return one of `SECTIONS` of tokenizer.json."""
+
+    def model(self, field: str) -> Any:
+        """Return the model's `type`, `unk_token`, `continuing_subword_prefix` …; None for what it does not have."""
+
+    def to_json(self) -> str:
+        """Return the text of tokenizer.json."""
+
+
+class RustBackend(Backend):
+    """The `tokenizers` library; every call to it goes through `rust_errors`. `native` is its `Tokenizer`."""
+
+    def __init__(self, native: Any, source: str | Path = "tokenizer.json") -> None:
+        self.native, self.source = native, str(source)
+        self._lock = threading.Lock()  # truncation is a state of the library's tokenizer
+        with rust_errors(self.source):
+            self.settings: dict[str, dict[str, Any]] = {
+                "padding": native.padding or {},
+                "truncation": native.truncation or {},
+            }
+            native.no_padding()
+            native.no_truncation()
+
+    @classmethod
+    def from_json(cls, text: str, source: str | Path) -> RustBackend:
+        """Load the text of a tokenizer.json."""
+        with rust_errors(source):
+            return cls(_library().Tokenizer.from_str(text), source)
+
+    def split_special_tokens(self, split: bool) -> None:
+        with rust_errors(self.source):
+            self.native.encode_special_tokens = split
+
+    def encode(
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        *,
+        add_special_tokens: bool = True,
+        truncation: Truncation | None = None,
+    ) -> list[Encoding]:
+        with self._lock, rust_errors(self.source):
+            if truncation is not None:
+                self.native.enable_truncation(**vars(truncation))
+            try:
+                encodings: list[Encoding] = self.native.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+                return encodings
+            finally:
+                self.native.no_truncation()
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        with rust_errors(self.source):
+            return str(self.native.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def decode_tokens(self, tokens: Sequence[str]) -> str:
+        with rust_errors(self.source):
+            decoder = self.native.decoder
+            return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
+
+    def decode_stream(self, *, skip_special_tokens: bool = False) -> Callable[[int], str]:
+        stream = _library().decoders.DecodeStream(skip_special_tokens=skip_special_tokens)
+
+        def step(token_id: int) -> str:
+            with rust_errors(self.source):
+                return stream.step(self.native, token_id) or ""
+
+        return step
+
+    def token_to_id(self, token: str) -> int | None:
+        found: int | None = self._call("token_to_id", token)
+        return found
+
+    def id_to_token(self, token_id: int) -> str | None:
+        found: str | None = self._call("id_to_token", token_id)
+        return found
+
+    def vocab(self) -> dict[str, int]:
+        found: dict[str, int] = self._call("get_vocab", with_added_tokens=True)
+        return found
+
+    def vocab_size(self, *, with_added_tokens: bool) -> int:
+        found: int = self._call("get_vocab_size", with_added_tokens=with_added_tokens)
+        return found
+
+    def added_tokens(self) -> dict[int, AddedToken]:
+        names = AddedToken.__dataclass_fields__
+        added: dict[int, Any] = self._call("get_added_tokens_decoder")
+        return {i: AddedToken(**{name: getattr(token, name) for name in names}) for i, token in added.items()}
+
+    def add_tokens(self, tokens: Sequence[AddedToken]) -> None:
+        self._call("add_tokens", [_library().AddedToken(**vars(token)) for token in tokens])
+
+    def num_special_tokens(self, *, pair: bool) -> int:
+        found: int = self._call("num_special_tokens_to_add", pair)
+        return found
+
+    def section(self, name: str) -> dict[str, Any] | None:
+        with rust_errors(self.source):
+            step = getattr(self.native, name)
+            return None if step is None else json.loads(step.__getstate__())
+
+    def model(self, field: str) -> Any:
+        with rust_errors(self.source):
+            return type(self.native.model).__name__ if field == "type" else getattr(self.native.model, field, None)
+
+    def to_json(self) -> str:
+        with self._lock:  # a call in another thread may have switched truncation on, which the text would keep
+            return str(self._call("to_str", pretty=True))
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        with rust_errors(self.source):
+            return getattr(self.native, method)(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+@contextmanager
+def rust_errors(source: str | Path) -> Iterator[None]:
+    """Turn whatever the Rust library raises inside the block, panics included, into one error about `source`."""
+    try:
+        yield
+    except (CheckpointError, ImportError, MemoryError):
+        raise
+    except BaseException as error:
+        # pyo3's PanicException derives from BaseException alone and cannot be imported; its name is all there is.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        first_line = (str(error).splitlines() or [type(error).__name__])[0][:500]
+        raise CheckpointError(
+            f"{source}: the tokenizers library cannot use this file: {first_line}; "
+            "download it again, or write it again with `tokenizer.save_pretrained`"
+        ) from None
+
+
+def backend_of(tokenizer: Any, source: str | Path = "tokenizer.json") -> Backend:
+    """Return the backend of a tokenizer of refdiff, transformers or `tokenizers`, or a backend itself.
+
+    Raises `TypeError` for anything else.
+    """
+    inner = _inner(tokenizer)
+    if inner is None:
+        raise TypeError(
+            f"tokenizer: got {type(tokenizer).__name__}, expected a tokenizer of refdiff, of tokenizers, or a fast one "
+            "of transformers"
+        )
+    backend: Backend = inner if hasattr(inner, "decode_stream") else RustBackend(inner, source)
+    return backend
+
+
+def is_tokenizer(value: Any) -> bool:
+    """Tell whether `backend_of` takes a value."""
+    return _inner(value) is not None
+
+
+def _inner(tokenizer: Any) -> Any:
+    for inner in (getattr(tokenizer, "backend_tokenizer", None), getattr(tokenizer, "backend", None), tokenizer):
+        if hasattr(inner, "decode_stream") or (hasattr(inner, "encode_batch") and hasattr(inner, "id_to_token")):
+            return inner
+    return None
+
+
+def _library() -> ModuleType:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError(
+            f"a tokenizer needs the package tokenizers, which is not here ({error}): pip install tokenizers"
+        ) from None
+    return tokenizers
