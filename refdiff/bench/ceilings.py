@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends.numpy.thread_pool import Workers
-from refdiff.bench.gpu import CupyGpu
+from refdiff.bench.device import CupyGpu
 from refdiff.bench.side import CACHES, FloatArray, Side
 
 ON_A_DEVICE = 30

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.backends.numpy.thread_pool import cores
-from refdiff.bench.gpu import CupyGpu
+from refdiff.bench.device import CupyGpu
 
 PACKAGES = ("numpy", "transformers", "torch", "onnxruntime")
 

@@ -1,24 +1,29 @@
-"""One row: who is asked what, in which process, and what the answers say of each other."""
+"""Measure rows: who is asked what, in which process and in which order, and what the answers say of each other."""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from refdiff.bench import pairs
-from refdiff.bench.children import Child, first_output
-from refdiff.bench.gpu import CEILINGS, SIXTEEN_BITS
+from refdiff.bench import machine, sizes
+from refdiff.bench.device import CEILINGS, SIXTEEN_BITS
 from refdiff.bench.model_side import LOOKED_UP
-from refdiff.bench.rows import Row
+from refdiff.bench.processes import Child, ChildError, first_output
+from refdiff.bench.rows import POSSIBLE, WEIGHT, Row, Work, work_of
 from refdiff.bench.side import Settings
-from refdiff.bench.work import POSSIBLE, WEIGHT, Work, work_of
+from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.heads import DiffLlamaForCausalLM
+from refdiff.model.weights.names import count_parameters, parameter_shapes
 
 OURS = "refdiff"
 ONLY = {
@@ -30,6 +35,11 @@ ONLY = {
 
 DECODED_FOR_MEMORY = 16
 LOOKUP_PROMPT = 256
+ENDING = ("cold", "load", "memory")
+"""Rows whose processes end with them; they come before those whose processes stay and hold a model each."""
+
+Answer = dict[str, Any]
+Ask = Callable[[], Answer]
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,57 @@ class Options:
     settings: Settings = field(default_factory=Settings)
 
 
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return the median of at least one number, and how far they reach."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def interleave(
+    asks: Mapping[str, Ask],
+    rounds: int,
+    before: Callable[[str], None] = lambda name: None,
+    last: Callable[[], None] = lambda: None,
+) -> dict[str, list[Answer]]:
+    """Ask every side once a round, every other round in the reverse order, so that none is always the first.
+
+    `before` hears whose turn it is, and `last` is called at the end of each round. Returns name → its answers.
+    """
+    answers: dict[str, list[Answer]] = {name: [] for name in asks}
+    names = list(asks)
+    for _ in range(rounds):
+        for name in names:
+            before(name)
+            answers[name].append(asks[name]())
+        names.reverse()
+        last()
+    return answers
+
+
+def difference(ours: Answer, theirs: Answer) -> str | None:
+    """Say where two answers show that the sides did not do the same, or return None.
+
+    Tokens and texts must be equal; sums of many products, and losses, to a thousandth, being rounded in another order.
+    """
+    if "tokens" in ours:
+        a, b = (
+            [row if isinstance(row, list) else [row] for row in tokens] for tokens in (ours["tokens"], theirs["tokens"])
+        )
+        for row, (mine, other) in enumerate(zip(a, b, strict=True)):
+            for i, (x, y) in enumerate(zip(mine, other, strict=True)):
+                if x != y:
+                    return f"token {i} of row {row} is {x} here and {y} there"
+    if "text" in ours and ours["text"] != theirs["text"]:
+        return f"the text is {ours['text']!r} here and {theirs['text']!r} there"
+    for key, name in (("loss", "the loss"), ("sample", "a result")):
+        if key in ours:
+            mine, other = (one[key] if isinstance(one[key], list) else [one[key]] for one in (ours, theirs))
+            scale = max(map(abs, other))
+            for x, y in zip(mine, other, strict=True):
+                if not abs(x - y) <= 1e-3 * scale:  # where one is no number, too
+                    return f"{name} is {x:.6g} here and {y:.6g} there"
+    return None
+
+
 @dataclass
 class Measured:
     """One row's answers, as JSON has them under `rows`.
@@ -70,7 +131,7 @@ class Measured:
 
     row: Row
     work: Work
-    answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
     reads: list[float] = field(default_factory=list)
     rounded: bool = False
@@ -93,33 +154,28 @@ class Measured:
         numbers = {name: [a[key] for a in answers] for name, answers in self.answers.items()}
         sides: dict[str, Any] = {}
         for name, values in numbers.items():
-            sides[name] = {key: values, "rate": pairs.Spread.of([self.work.rate(v) for v in values]).to_dict()}
+            sides[name] = {key: values, "rate": spread([self.work.rate(v) for v in values])}
             for extra in ("own_bytes", "passes"):
-                found = [a[extra] for a in self.answers[name] if a.get(extra)]
-                if found:
+                if found := [a[extra] for a in self.answers[name] if a.get(extra)]:
                     sides[name][extra] = found
         against = {}
-        for name, values in numbers.items():
-            if name == OURS:
-                continue
-            over, under = (values, numbers[OURS]) if key == "seconds" else (numbers[OURS], values)
-            compared = [] if self.rounded else map(pairs.difference, self.answers[OURS], self.answers[name])
-            against[name] = {
-                "ratio": pairs.ratios(over, under).to_dict(),
-                "difference": next((found for found in compared if found), None),
-            }
+        for name in numbers.keys() - {OURS}:
+            over, under = (name, OURS) if key == "seconds" else (OURS, name)
+            ratios = [a / b for a, b in zip(numbers[over], numbers[under], strict=True)]  # of neighbours in time
+            compared = [] if self.rounded else map(difference, self.answers[OURS], self.answers[name])
+            against[name] = {"ratio": spread(ratios), "difference": next((d for d in compared if d), None)}
         return {
             "row": self.row.spelled,
             "title": self.title,
             "unit": self.work.unit,
             "sides": sides,
-            "against": against,
+            "against": {name: against[name] for name in numbers if name in against},
             "ceiling": self._ceiling(numbers) if self.rates and numbers else None,
             "error": self.error,
         }
 
     def _ceiling(self, numbers: dict[str, list[float]]) -> dict[str, Any]:
-        """Hold each side's work against what the machine could do meanwhile."""
+        """Compare each side's work with what the machine could do meanwhile."""
         rates, reads = ([max(around) for around in itertools.pairwise(found)] for found in (self.rates, self.reads))
         most = [max(both) for both in zip(rates, reads, strict=True)] if reads else rates
         counted = {
@@ -127,18 +183,16 @@ class Measured:
             for name, answers in self.answers.items()
         }
 
-        def share(name: str, of: list[float]) -> pairs.Spread:
-            return pairs.Spread.of(
-                [counted[name] / value / rate for value, rate in zip(numbers[name], of, strict=True)]
-            )
+        def share(name: str, of: list[float]) -> dict[str, float]:
+            return spread([counted[name] / value / rate for value, rate in zip(numbers[name], of, strict=True)])
 
         return {
             "kind": self.work.ceiling,
             "rates": rates,
             **({"read": most} if reads else {}),
             "counted": counted,
-            "share": {name: share(name, rates).to_dict() for name in numbers},
-            "doubtful": [name for name in numbers if share(name, most).median > POSSIBLE],
+            "share": {name: share(name, rates) for name in numbers},
+            "doubtful": [name for name in numbers if share(name, most)["median"] > POSSIBLE],
         }
 
 
@@ -172,40 +226,44 @@ class Measurer:
         for name in (OURS, *self.options.against):
             self._child(name)
 
-    def measure(self, row: Row, training: Path | None = None) -> list[Measured]:
-        """Measure one row; a training row, of the model in the folder `training`, gives its memory as a second one."""
+    def measure(self, row: Row) -> list[Measured]:
+        """Measure one row; a training row gives its memory as a second one."""
         if row.kind == "train":
-            return self._train(row, training)
-        work = self._work(row, self.config)
-        single = {"cold": self._cold, "load": self._fresh, "memory": self._fresh}.get(row.kind, self._kept)
+            with tempfile.TemporaryDirectory(prefix="refdiff-bench-") as folder:
+                return self._train(row, folder)
         asks, warm = {}, {}
         for name in self.sides_of(row):
-            asks[name], warm[name] = single(row, name)
-        pairs.interleave(warm, 1)
-        return [self._rounds(row, work, asks)]
+            match row.kind:
+                case "cold":
+                    asks[name] = warm[name] = self._command(name)
+                case "load":  # the file is in the system's cache after the first time
+                    asks[name] = warm[name] = functools.partial(self._new, name, "open")
+                case "memory":
+                    what = {"size": row.size, "batch": row.batch, "steps": DECODED_FOR_MEMORY}
+                    asks[name] = functools.partial(self._new, name, "memory", **what)
+                case _:
+                    asks[name], warm[name] = self._kept(row, name)
+        interleave(warm, 1)
+        return [self._rounds(row, self._work(row, self.config), asks)]
 
-    def _rounds(self, row: Row, work: Work, asks: dict[str, Callable[[], Any]]) -> Measured:
+    def _rounds(self, row: Row, work: Work, asks: dict[str, Ask]) -> Measured:
         kinds = ["gemv", "read"] if work.ceiling == "gemv" else [work.ceiling] if work.ceiling else []
         rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+        least = {} if self.options.settings.backend == "cupy" else {"least": self.options.least}
+
+        def before(side: str) -> None:
+            self._turn(row, side)
+            time.sleep(self.options.rest)
 
         def ceiling() -> None:
             for kind, found in rates.items():
-                self._before(row, "ceilings")
-                found.append(self._ceiling(kind))
+                before("ceilings")
+                found.append(self._child("ceilings").ask(kind, **least)["rate"])
 
         ceiling()
-        answers = pairs.interleave(asks, self.options.pairs, functools.partial(self._before, row), ceiling)
+        answers = interleave(asks, self.options.pairs, before, ceiling)
         rounded = self.options.settings.dtype in SIXTEEN_BITS
         return Measured(row, work, answers, rates.get(work.ceiling, []), rates.get("read", []), rounded)
-
-    def _ceiling(self, kind: str) -> float:
-        least = {} if self.options.settings.backend == "cupy" else {"least": self.options.least}
-        rate: float = self._child("ceilings").ask(kind, **least)["rate"]
-        return rate
-
-    def _before(self, row: Row, side: str) -> None:
-        self._turn(row, side)
-        time.sleep(self.options.rest)
 
     def _work(self, row: Row, config: DiffLlamaConfig | None) -> Work:
         o = self.options
@@ -221,43 +279,36 @@ class Measurer:
             self._children[name] = Child(name, self.options.settings)
         return self._children[name]
 
-    def _kept(self, row: Row, name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def _new(self, name: str, do: str, **what: Any) -> Answer:
+        """Ask a process that is started for it."""
+        with Child(name, self.options.settings) as child:
+            return child.ask(do, **what)
+
+    def _kept(self, row: Row, name: str) -> tuple[Ask, Ask]:
         """What to ask a process that stays, and what to ask it before that, not counted."""
         o, child = self.options, self._child(name)
-        if row.kind == "product":
-            shape = {"outputs": WEIGHT[0], "inputs": WEIGHT[1], "size": row.size}
-            ask = functools.partial(child.ask, "product", **shape, least=o.least)
-            return ask, ask
-        if name not in self._opened:
-            child.ask("open")
-            self._opened.add(name)
+
+        def ask(do: str, **what: Any) -> Ask:
+            return functools.partial(child.ask, do, **what)
+
         rows = {"size": row.size, "batch": row.batch}
+        if row.kind != "product" and name not in self._opened:
+            ask("open")()
+            self._opened.add(name)
         match row.kind:
+            case "product":
+                shape = {"outputs": WEIGHT[0], "inputs": WEIGHT[1], "size": row.size}
+                return (product := ask("product", **shape, least=o.least)), product
             case "prefill":
-                less = {**rows, "size": min(row.size, 128)}
-                return lambda: child.ask("prefill", **rows), lambda: child.ask("prefill", **less)
+                return ask("prefill", **rows), ask("prefill", **{**rows, "size": min(row.size, 128)})
             case "decode":
-                rows["room"] = o.steps
-                return lambda: child.ask("decode", **rows, steps=o.steps), lambda: child.ask("decode", **rows, steps=1)
+                return ask("decode", **rows, room=o.steps, steps=o.steps), ask("decode", **rows, room=o.steps, steps=1)
             case _:
                 what = {"size": LOOKUP_PROMPT, "edit": row.kind == "edit"}
-                return (
-                    lambda: child.ask("lookup", **what, steps=o.looked_up),
-                    lambda: child.ask("lookup", **what, steps=min(o.looked_up, 2 * LOOKED_UP)),
-                )
+                few = min(o.looked_up, 2 * LOOKED_UP)
+                return ask("lookup", **what, steps=o.looked_up), ask("lookup", **what, steps=few)
 
-    def _fresh(self, row: Row, name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        """What to ask a process that is started for it; the file is in the system's cache after the first time."""
-
-        def ask() -> dict[str, Any]:
-            with Child(name, self.options.settings) as child:
-                if row.kind == "load":
-                    return child.ask("open")
-                return child.ask("memory", size=row.size, batch=row.batch, steps=DECODED_FOR_MEMORY)
-
-        return ask, (ask if row.kind == "load" else dict)
-
-    def _cold(self, row: Row, name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def _command(self, name: str) -> Ask:
         """Run what a user would: the command here, a script of a few lines there."""
         s, folder = self.options.settings, str(self.options.folder)
         prompt = sixteen_tokens(folder)
@@ -266,34 +317,27 @@ class Measurer:
             command += ["--threads", str(s.threads), "--dtype", s.dtype, "--offline", "--backend", s.backend]
             command += ["--weights", "stored" if s.dtype in SIXTEEN_BITS else "expanded"]
         else:
-            from refdiff.bench.transformers_side import WHAT_ONE_WOULD_WRITE, device_of
+            from refdiff.bench.peers import WHAT_ONE_WOULD_WRITE, device_of
 
             command = ["-c", WHAT_ONE_WOULD_WRITE, folder, prompt, s.dtype, device_of(s)]
 
-        def ask() -> dict[str, Any]:
+        def ask() -> Answer:
             seconds, text = first_output([sys.executable, *command], s.threads)
             return {"seconds": seconds, "text": text.strip()}
 
-        return ask, ask
+        return ask
 
-    def _train(self, row: Row, folder: Path | None) -> list[Measured]:
+    def _train(self, row: Row, folder: str) -> list[Measured]:
         """Measure steps in processes that do nothing else, so that their memory is that of training."""
-        o = self.options
-        config = DiffLlamaConfig.from_pretrained(str(folder))
-        what = {"folder": str(folder), "batch": o.batch, "context": o.context, "vocab_size": config.vocab_size}
-        children: dict[str, Child] = {}
-        try:
-            for name in self.sides_of(row):
-                children[name] = Child(name, o.settings)
-            asks: dict[str, Callable[[], Any]] = {
-                name: functools.partial(child.ask, "train", **what) for name, child in children.items()
-            }
-            pairs.interleave(asks, 1)
+        o, config = self.options, sizes.trained_config(row.model)
+        DiffLlamaForCausalLM.from_config(config).save_pretrained(folder)
+        what = {"folder": folder, "batch": o.batch, "context": o.context, "vocab_size": config.vocab_size}
+        with ExitStack() as ends:
+            children = {name: ends.enter_context(Child(name, o.settings)) for name in self.sides_of(row)}
+            asks: dict[str, Ask] = {n: functools.partial(child.ask, "train", **what) for n, child in children.items()}
+            interleave(asks, 1)
             speed = self._rounds(row, self._work(row, config), asks)
             peaks = {name: [child.ask("peak")] for name, child in children.items()}
-        finally:
-            for child in children.values():
-                child.close()
         return [speed, Measured(row, Work("B"), peaks)]
 
 
@@ -310,3 +354,73 @@ def sixteen_tokens(folder: str) -> str:
     while len(tokenizer.encode(text)) > 16 and len(text) > 1:
         text = text[:-1]
     return text.rstrip()
+
+
+@contextmanager
+def checkpoint(like: str | None, folder: str | None, dtype: str | None = None) -> Iterator[str | None]:
+    """Give a folder with a checkpoint: the one named, or one like `like`, there or in a folder that is removed.
+
+    `dtype` is what a new one is stored in; None is what the model that it is like is stored in.
+    """
+    with tempfile.TemporaryDirectory(prefix="refdiff-bench-") as made:
+        if like is not None:
+            folder = folder or made
+            sizes.write_like(like, Path(folder), dtype)
+        yield folder
+
+
+def run(
+    rows: list[Row], options: Options, turn: Callable[[Row, str], None] = lambda row, side: None
+) -> Generator[Measured, None, None]:
+    """Measure rows one after the other, those first whose processes end with them; `turn` hears whose turn it is.
+
+    A row that fails says why in its `error`, and the next one is measured all the same.
+
+    Raises:
+        UnavailableError: a side's packages are not installed.
+    """
+    measurer = Measurer(options, turn)
+    try:
+        measurer.check()
+        for row in sorted(rows, key=lambda row: row.kind not in ENDING):
+            try:
+                measured = measurer.measure(row)
+            except (ChildError, CheckpointError, OSError, ValueError) as error:
+                measurer.close()  # whichever process failed, none goes on in an unknown state
+                measured = [Measured(row, Work("s"), error=" ".join(str(error).split()))]
+            yield from measured
+    finally:
+        measurer.close()
+
+
+def in_order(results: list[Measured], rows: list[Row]) -> list[Measured]:
+    """Bring results into the order of the rows."""
+    return sorted(results, key=lambda measured: rows.index(measured.row))
+
+
+def report(results: list[Measured], options: Options, *, model: dict[str, Any] | None) -> dict[str, Any]:
+    """Make what `--json` writes: machine, model, how it was measured, and the rows, each with refdiff's commit."""
+    commit, s = machine.commit(), options.settings
+    return {
+        "format": "refdiff bench 1",
+        "machine": machine.describe(s.threads, s.backend),
+        "model": model,
+        "settings": {
+            "dtype": s.dtype,
+            "backend": s.backend,
+            "pairs": options.pairs,
+            "decoded_tokens": options.steps,
+            "looked_up_tokens": options.looked_up,
+            "training_batch": [options.batch, options.context],
+        },
+        "rows": [{**measured.to_dict(), "commit": commit} for measured in results],
+    }
+
+
+def describe_model(like: str | None, folder: str | None, name: str | None) -> dict[str, Any] | None:
+    """Say which model was measured: its name without folders, and how many parameters it has."""
+    if folder is None:
+        return None
+    shapes = parameter_shapes(DiffLlamaConfig.from_pretrained(folder), "DiffLlamaForCausalLM")
+    called = f"random weights in the dimensions of {like}" if like else Path(name or folder).name
+    return {"name": called, "parameters": count_parameters(shapes.values())}

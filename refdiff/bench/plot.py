@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from refdiff.bench.pairs import Spread
+from refdiff.bench.measure import spread
 from refdiff.bench.rows import Row, parse_rows
 
 SIDES = ("refdiff", "transformers", "stored")
@@ -18,43 +18,43 @@ NOTHING = (
 )
 
 
-def series(
-    report: dict[str, Any], wanted: Callable[[Row], bool], x: Callable[[Row], int], y: Callable[[Row, float], float]
-) -> dict[str, list[tuple[int, float, float, float]]]:
-    """Collect side → (x, median, low, high) of the rows that are wanted, by ascending x; rows that failed are left out.
+DRAWN = {
+    "prefill": ("reading a prompt", "reading the prompts of all rows", "seconds"),
+    "decode": ("one more token", "one more token of all rows", "milliseconds"),
+    "memory": ("memory", "memory of all rows", "peak, GB"),
+}
+"""Kind of row → title against the number of tokens, title against the number of rows, unit."""
+X_NAMES = {"prefill": "tokens of the prompt", "decode": "tokens before it", "memory": "tokens read"}
 
-    `y` turns a row and its seconds or bytes into what is drawn.
+Points = list[tuple[int, float, float, float]]
+
+
+def series(report: dict[str, Any], kind: str, x: str, **wanted: int) -> dict[str, Points]:
+    """Collect side → (x, median, low, high) of the rows of a kind, by ascending x; rows that failed are left out.
+
+    x: the field of a row along the axis, `size` or `batch`. wanted: what other fields must be.
     """
-    found: dict[str, list[tuple[int, float, float, float]]] = {}
+    scale = {"prefill": 1.0, "decode": 1e3 / report["settings"]["decoded_tokens"], "memory": 1e-9}[kind]
+    found: dict[str, Points] = {}
     for entry in report["rows"]:
-        if entry["error"] or (row := parse_rows(entry["row"])[0]).model or not wanted(row):
+        row = parse_rows(entry["row"])[0]
+        if entry["error"] or row.kind != kind or any(getattr(row, name) != value for name, value in wanted.items()):
             continue
         for name, side in entry["sides"].items():
-            spread = Spread.of([y(row, value) for value in side.get("seconds") or side["bytes"]])
-            found.setdefault(name, []).append((x(row), spread.median, spread.low, spread.high))
+            middle = spread([scale * value for value in side.get("seconds") or side["bytes"]])
+            found.setdefault(name, []).append((getattr(row, x), *middle.values()))
     return {name: sorted(points) for name, points in found.items()}
 
 
-def panels(report: dict[str, Any]) -> list[tuple[str, str, str, dict[str, list[tuple[int, float, float, float]]]]]:
+def panels(report: dict[str, Any]) -> list[tuple[str, str, str, dict[str, Points]]]:
     """Return (title, name of x, name of y, series) of everything that has at least two points."""
-    steps = report["settings"]["decoded_tokens"]
-    one = {
-        "prefill": ("reading a prompt", "tokens of the prompt", "seconds", lambda row, s: s),
-        "decode": ("one more token", "tokens before it", "milliseconds", lambda row, s: 1e3 * s / steps),
-        "memory": ("memory", "tokens read", "peak, GB", lambda row, b: b / 1e9),
-    }
-    many = {
-        "prefill": ("reading the prompts of all rows", "rows", "seconds", lambda row, s: s),
-        "decode": ("one more token of all rows", "rows", "milliseconds", lambda row, s: 1e3 * s / steps),
-        "memory": ("memory of all rows", "rows", "peak, GB", lambda row, b: b / 1e9),
-    }
-    made = []
-    for kind, (title, x_name, y_name, y) in one.items():
-        made.append((title, x_name, y_name, series(report, _is(kind, batch=1), lambda row: row.size, y)))
-    for kind, (title, x_name, y_name, y) in many.items():
-        size = _size_of_batches(report, kind)
-        made.append((f"{title}, {size} tokens each", x_name, y_name,
-                     series(report, _is(kind, size=size), lambda row: row.batch, y)))  # fmt: skip
+    made = [
+        (title, X_NAMES[kind], unit, series(report, kind, "size", batch=1)) for kind, (title, _, unit) in DRAWN.items()
+    ]
+    for kind, (_, title, unit) in DRAWN.items():
+        sizes = [row.size for entry in report["rows"] if (row := parse_rows(entry["row"])[0]).kind == kind]
+        size = max(sizes, key=sizes.count, default=0)  # at which most batches were measured
+        made.append((f"{title}, {size} tokens each", "rows", unit, series(report, kind, "batch", size=size)))
     return [panel for panel in made if any(len(points) > 1 for points in panel[3].values())]
 
 
@@ -103,13 +103,3 @@ def draw(report: dict[str, Any]) -> Any:
         axes.grid(alpha=0.3)
         legend(dress(axes))
     return figure
-
-
-def _is(kind: str, **fields: int) -> Callable[[Row], bool]:
-    return lambda row: row.kind == kind and all(getattr(row, name) == value for name, value in fields.items())
-
-
-def _size_of_batches(report: dict[str, Any], kind: str) -> int:
-    """The context at which most batches were measured."""
-    sizes = [row.size for entry in report["rows"] if (row := parse_rows(entry["row"])[0]).kind == kind]
-    return max(sizes, key=sizes.count, default=0)

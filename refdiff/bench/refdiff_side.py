@@ -10,7 +10,7 @@ import numpy as np
 
 from refdiff.arrays import namespace, to_numpy
 from refdiff.backends import kernels_for, ops_for
-from refdiff.bench.gpu import SIXTEEN_BITS, CupyGpu
+from refdiff.bench.device import SIXTEEN_BITS, CupyGpu
 from refdiff.bench.model_side import LOOKED_UP, Arrivals, Ids, ModelSide
 from refdiff.bench.side import FloatArray
 from refdiff.generation.context import Context

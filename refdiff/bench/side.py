@@ -15,16 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.bench.memory import own_memory, peak_memory
+from refdiff.bench.device import own_memory, peak_memory
 
 CACHES = 2**30
 """Bytes of weights that a product or a ceiling goes through: so much more than caches hold that they do not help."""
 
 FloatArray = NDArray[np.float32]
-
-
-class UnavailableError(RuntimeError):
-    """A side that cannot be measured here; the message says what to install."""
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
         ImportError: --plot without matplotlib.
     """
     from refdiff import arrays
-    from refdiff.bench import run as bench
-    from refdiff.bench.gpu import SIXTEEN_BITS
+    from refdiff.bench import measure as bench
+    from refdiff.bench.device import SIXTEEN_BITS
 
     rows = _rows(args)
     if args.backend == "cupy":
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 def _rows(args: argparse.Namespace) -> list[Row]:
     """Read the rows, and refuse what contradicts itself before anything is written or measured."""
     from refdiff.bench import rows as known
-    from refdiff.bench.gpu import SIXTEEN_BITS
+    from refdiff.bench.device import SIXTEEN_BITS
 
     if args.train and args.rows is not None:
         raise UsageError("--train and --rows each say what is measured; use one of them (--rows train:3m)")
@@ -94,7 +94,7 @@ def _check_plot(rows: list[Row]) -> None:
 
 def _rows_of_a_device(args: argparse.Namespace, rows: list[Row]) -> list[Row]:
     """Leave out, or refuse, what is only measured on a processor."""
-    from refdiff.bench.gpu import SIXTEEN_BITS
+    from refdiff.bench.device import SIXTEEN_BITS
 
     if args.rows is None:
         rows = [row for row in rows if row.kind != "product"]

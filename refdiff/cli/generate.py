@@ -8,7 +8,7 @@ import secrets
 import sys
 from typing import Any
 
-from refdiff.bench.memory import peak_memory
+from refdiff.bench.device import peak_memory
 from refdiff.cli import prompts_file
 from refdiff.cli.completion import (
     call_options,

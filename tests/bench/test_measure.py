@@ -1,7 +1,8 @@
-"""One row: who is asked what, and what the answers come to."""
+"""Rows: turns, what answers come to, who is asked what, and all rows in real processes on a tiny model."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,11 +10,66 @@ from typing import Any, ClassVar, Self
 import pytest
 
 from refdiff.bench import measure
-from refdiff.bench.measure import Measured, Measurer, Options, sixteen_tokens
-from refdiff.bench.rows import Row, parse_rows
+from refdiff.bench import measure as bench
+from refdiff.bench.measure import Measured, Measurer, Options, difference, interleave, sixteen_tokens, spread
+from refdiff.bench.processes import ChildError
+from refdiff.bench.rows import Row, Work, parse_rows
 from refdiff.bench.side import Settings
-from refdiff.bench.work import Work
 from refdiff.errors import CheckpointError
+
+
+def test_spread() -> None:
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert spread([4.0, 1.0, 2.0, 8.0])["median"] == 3.0
+    with pytest.raises(ValueError):
+        spread([])
+
+
+def test_sides_take_turns() -> None:
+    order: list[str] = []
+    asks = {name: lambda name=name: order.append(name) or {"n": len(order)} for name in "AB"}  # type: ignore[misc]
+    answers = interleave(asks, 3, lambda name: order.append(name.lower()), lambda: order.append("|"))
+    assert "".join(order) == "aAbB|bBaA|aAbB|"
+    assert answers == {"A": [{"n": 2}, {"n": 9}, {"n": 12}], "B": [{"n": 4}, {"n": 7}, {"n": 14}]}
+
+
+def test_ratios_are_of_neighbours() -> None:
+    """A machine that slows down for both leaves the ratio alone, which a ratio of medians would not."""
+    answers = {
+        name: [{"seconds": s} for s in seconds]
+        for name, seconds in (("refdiff", [1.0, 10.0, 1.0]), ("transformers", [2.0, 20.0, 3.0]))
+    }
+    found = Measured(Row("load"), Work("s"), answers).to_dict()["against"]["transformers"]["ratio"]
+    assert found == {"median": 2.0, "low": 2.0, "high": 3.0}
+    answers["refdiff"].pop()
+    with pytest.raises(ValueError):
+        Measured(Row("load"), Work("s"), answers).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "found"),
+    [
+        ({"tokens": [[1, 2], [3, 4]]}, {"tokens": [[1, 2], [3, 4]]}, None),
+        ({"tokens": [[1, 2], [3, 4]]}, {"tokens": [[1, 2], [3, 5]]}, "token 1 of row 1 is 4 here and 5 there"),
+        ({"tokens": [7, 8]}, {"tokens": [7, 9]}, "token 0 of row 1 is 8 here and 9 there"),
+        ({"text": "a"}, {"text": "a"}, None),
+        ({"text": "a"}, {"text": "b"}, "the text is 'a' here and 'b' there"),
+        ({"loss": 2.0}, {"loss": 2.001}, None),
+        ({"loss": 2.0}, {"loss": 2.01}, "the loss is 2 here and 2.01 there"),
+        ({"loss": float("nan")}, {"loss": 2.0}, "the loss is nan here and 2 there"),
+        ({"sample": [100.0, 0.0]}, {"sample": [100.0, 0.05]}, None),
+        ({"sample": [100.0, 0.0]}, {"sample": [100.0, 0.2]}, "a result is 0 here and 0.2 there"),
+        ({"seconds": 1.0}, {"seconds": 2.0}, None),
+    ],
+)
+def test_difference(ours: dict[str, object], theirs: dict[str, object], found: str | None) -> None:
+    assert difference(ours, theirs) == found
+
+
+@pytest.mark.parametrize("key", ["tokens", "sample"])
+def test_answers_of_two_lengths_are_no_match(key: str) -> None:
+    with pytest.raises(ValueError):
+        difference({key: [1, 2]}, {key: [1]})
 
 
 def test_answers_are_evaluated() -> None:
@@ -159,7 +215,7 @@ def _measure(
 ) -> list[Measured]:
     measurer = Measurer(Options(str(folder), against, 2, steps=3, rest=0, **options))
     try:
-        return measurer.measure(parse_rows(spelled)[0], folder)
+        return measurer.measure(parse_rows(spelled)[0])
     finally:
         measurer.close()
 
@@ -219,12 +275,13 @@ def test_each_side_takes_part_where_it_does_something_of_its_own() -> None:
 
 
 def test_training_gives_its_memory_too(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
-    speed, memory = _measure(tiny_checkpoint, "train:3m", batch=2, context=5)
+    speed, memory = _measure(tiny_checkpoint, "train:tiny", batch=2, context=5)
     assert speed.to_dict()["unit"] == "tok/s"
     assert speed.to_dict()["sides"]["refdiff"]["rate"]["median"] == 2 * 5 / 2.0
     assert memory.to_dict()["sides"]["transformers"]["bytes"] == [5]
-    steps = [what for name, what in fake.log if name == "refdiff"]
-    assert steps == ["new", *[("train", str(tiny_checkpoint), 2, 5, 259)] * 3, "peak", "end"]
+    new, *steps, peak, end = [what for name, what in fake.log if name == "refdiff"]
+    assert (new, peak, end) == ("new", "peak", "end")
+    assert [(do, *what) for do, _, *what in steps] == [("train", 2, 5, 2048)] * 3
 
 
 def test_the_start_of_a_command_is_what_a_user_runs(
@@ -251,3 +308,73 @@ def test_a_prompt_of_sixteen_tokens(tiny_checkpoint: Path, tmp_path: Path) -> No
     assert sixteen_tokens(str(tiny_checkpoint)) == "Once upon a tim"  # a byte a token, and <s>
     with pytest.raises(CheckpointError):
         sixteen_tokens(str(tmp_path))
+
+
+def _options(folder: Path | None, **options: Any) -> Options:
+    settings = Settings(None if folder is None else str(folder), 1)
+    return Options(settings.folder, (), 1, steps=2, least=0, rest=0, batch=2, context=8, settings=settings, **options)
+
+
+def test_every_kind_of_row(tiny_checkpoint: Path) -> None:
+    rows = parse_rows("prefill:5,decode:5x2,lookup,edit,memory:5,load,cold,train:tiny")
+    turns: list[str] = []
+    found = list(bench.run(rows, _options(tiny_checkpoint), lambda row, side: turns.append(f"{row.kind} {side}")))
+    assert [m.row.kind for m in found] == [
+        "memory", "load", "cold", "prefill", "decode", "lookup", "edit", "train", "train",
+    ]  # fmt: skip
+    assert [m.error for m in found] == [None] * 9
+    assert "prefill refdiff" in turns
+    assert "prefill ceilings" in turns
+    ordered = bench.in_order(found, rows)
+    assert [m.row for m in ordered] == [*rows, rows[-1]]
+    report = bench.report(ordered, _options(tiny_checkpoint), model={"name": "tiny", "parameters": 1})
+    assert json.loads(json.dumps(report)) == report
+    assert set(report) == {"format", "machine", "model", "settings", "rows"}
+    for row in report["rows"]:
+        assert set(row) == {"row", "title", "unit", "sides", "against", "ceiling", "error", "commit"}
+        assert all(value > 0 for value in row["sides"]["refdiff"]["rate"].values())
+        if row["ceiling"]:
+            assert all(0 < share < 2 for share in row["ceiling"]["share"]["refdiff"].values())
+    assert str(tiny_checkpoint) not in json.dumps(report)
+
+
+def test_a_row_that_fails_does_not_end_the_others(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[int] = []
+
+    def measure(self: Measurer, row: Row) -> list[Measured]:
+        if row.kind == "load":
+            raise ChildError("the process\nis gone")
+        return [Measured(row, Work("s"), {"refdiff": [{"seconds": 1.0}]})]
+
+    monkeypatch.setattr(Measurer, "measure", measure)
+    monkeypatch.setattr(Measurer, "check", lambda self: None)
+    monkeypatch.setattr(Measurer, "close", lambda self: closed.append(1))
+    failed, other = bench.run(parse_rows("load,cold"), _options(tiny_checkpoint))
+    assert failed.error == "the process is gone"
+    assert failed.failed
+    assert not other.failed
+    assert len(closed) == 2, "processes in an unknown state are ended, and at the end all"
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    with bench.checkpoint(None, "there") as folder:
+        assert folder == "there"
+    with bench.checkpoint("tiny", str(tmp_path / "kept")) as folder:
+        assert folder == str(tmp_path / "kept")
+    assert (tmp_path / "kept" / "model.safetensors").exists()
+    with bench.checkpoint("tiny", None) as folder:
+        assert folder is not None
+        assert (Path(folder) / "tokenizer.json").exists()
+    assert not Path(folder).exists()
+
+
+def test_models_are_named_without_folders(tiny_checkpoint: Path) -> None:
+    assert bench.describe_model(None, None, None) is None
+    named = bench.describe_model(None, str(tiny_checkpoint), None)
+    assert named is not None
+    assert named["name"] == tiny_checkpoint.name
+    assert bench.describe_model(None, str(tiny_checkpoint), "kajuma/x") == {**named, "name": "x"}
+    like = bench.describe_model("tiny", str(tiny_checkpoint), None)
+    assert like == {**named, "name": "random weights in the dimensions of tiny"}

@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 
-from refdiff.bench import run as bench
+from refdiff.bench import measure as bench
+from refdiff.bench.device import UnavailableError
 from refdiff.bench.measure import Measured, Options
-from refdiff.bench.rows import Row
-from refdiff.bench.side import UnavailableError
-from refdiff.bench.work import Work
+from refdiff.bench.rows import Row, Work
 from refdiff.cli import main
 
 Capture = pytest.CaptureFixture[str]

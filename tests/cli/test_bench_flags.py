@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refdiff.bench.child import SIDES
+from refdiff.bench.processes import SIDES
 from refdiff.bench.sizes import LIKE as SIZES
 from refdiff.cli.bench_flags import LIKE, PEERS
 from refdiff.cli.options import build_parser

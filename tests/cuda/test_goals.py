@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from refdiff.bench.measure import Measured
-from refdiff.bench.rows import parse_rows
-from refdiff.bench.work import Work
+from refdiff.bench.rows import Work, parse_rows
 from tests.cuda.goals import GOALS, judged, main
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import refdiff
-from refdiff.bench.children import Child
+from refdiff.bench.processes import Child
 from refdiff.bench.side import Settings
 
 

@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refdiff.bench import run as bench
+from refdiff.bench import measure as bench
 from refdiff.bench.measure import Options
 from refdiff.bench.model_side import repetition
-from refdiff.bench.onnxruntime_side import OnnxRuntimeSide
+from refdiff.bench.peers import OnnxRuntimeSide, TransformersSide
 from refdiff.bench.plot import plot
 from refdiff.bench.rows import parse_rows
 from refdiff.bench.side import Settings
 from refdiff.bench.sizes import write_like
-from refdiff.bench.transformers_side import TransformersSide
 
 ROWS = "cold,load,prefill:19,prefill:7,decode:19,decode:7x3,lookup,edit,memory:19,product:1,product:20,train:tiny"
 
@@ -61,7 +60,7 @@ def test_all_rows_beside_all_others(tiny: Path, tmp_path: Path) -> None:
 
 def test_other_weights_are_noticed(tiny: Path, tiny_checkpoint: Path) -> None:
     """The sides are compared by what they say, so two models must not pass for one."""
-    from refdiff.bench.pairs import difference
+    from refdiff.bench.measure import difference
     from refdiff.bench.refdiff_side import RefdiffSide
 
     theirs = TransformersSide(Settings(str(tiny), 1))

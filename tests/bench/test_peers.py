@@ -1,12 +1,16 @@
-"""NumPy's own product as it is measured: the same numbers as refdiff's, for any number of tokens."""
+"""The other libraries: the same work as refdiff's, and a sentence where one is missing."""
 
 from __future__ import annotations
+
+import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
-from refdiff.bench.numpy_side import NumpySide
-from refdiff.bench.pairs import difference
+from refdiff.bench.device import UnavailableError
+from refdiff.bench.measure import difference
+from refdiff.bench.peers import NumpySide, OnnxRuntimeSide, TransformersSide
 from refdiff.bench.refdiff_side import RefdiffSide
 from refdiff.bench.side import Settings
 
@@ -39,6 +43,21 @@ def test_it_and_refdiff_are_given_the_same_work(size: int, monkeypatch: pytest.M
     assert any(theirs["sample"])
 
 
-def test_it_has_no_model() -> None:
-    with pytest.raises(ValueError, match="NumpySide is asked for 'prefill', but does prepare, peak, product"):
-        NumpySide(Settings()).answer("prefill", size=1, batch=1)
+@pytest.mark.parametrize(
+    ("side", "needed"),
+    [(OnnxRuntimeSide, ("onnx", "onnxruntime")), (TransformersSide, ("torch", "transformers"))],
+)
+def test_what_is_missing_is_said_in_one_sentence(
+    side: Any, needed: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for missing in needed:
+        for name in needed:
+            monkeypatch.setitem(sys.modules, name, None if name == missing else sys)
+        with pytest.raises(UnavailableError, match=rf"^--against (\w+) needs \1 and {needed[0]} \(pip install"):
+            side(Settings()).answer("prepare")
+
+
+@pytest.mark.parametrize("side", [NumpySide, OnnxRuntimeSide])
+def test_a_side_of_products_has_no_model(side: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{side.__name__} is asked for 'prefill', but does prepare, peak, product"):
+        side(Settings()).answer("prefill", size=1, batch=1)

@@ -1,9 +1,10 @@
-"""The device in the bench, with NumPy in CuPy's place: what is asked of it, and what is held against what."""
+"""Memory of a process, and the device, with NumPy in CuPy's place."""
 
 from __future__ import annotations
 
 import importlib
 import itertools
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +15,58 @@ import pytest
 
 import refdiff
 from refdiff.arrays import to_numpy
-from refdiff.bench import gpu, machine
+from refdiff.bench import device, machine
 from refdiff.bench.ceilings import ON_A_DEVICE, CeilingSide
-from refdiff.bench.gpu import CEILINGS, CupyGpu, TorchGpu
+from refdiff.bench.device import CEILINGS, CupyGpu, TorchGpu, UnavailableError, own_memory, peak_memory
 from refdiff.bench.measure import Measurer, Options
+from refdiff.bench.peers import TransformersSide, device_of
 from refdiff.bench.refdiff_side import RefdiffSide
 from refdiff.bench.rows import parse_rows
-from refdiff.bench.side import Settings, UnavailableError
-from refdiff.bench.transformers_side import TransformersSide, device_of
+from refdiff.bench.side import Settings
 from tests.backends.test_cupy_model import on_the_device
+
+
+def test_peak_memory_counts_what_was_held() -> None:
+    before = peak_memory()
+    assert before is not None
+    held = bytearray(before + 50_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    del held
+    after = peak_memory()
+    assert after is not None
+    assert after >= before + 50_000_000
+
+
+def test_peak_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = peak_memory()
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    other = peak_memory()
+    assert expected is not None
+    assert other is not None
+    assert other >= expected * 0.9
+    assert own_memory() is None
+    monkeypatch.setitem(__import__("sys").modules, "resource", None)
+    assert peak_memory() is None
+
+
+HELD = """
+import mmap, sys
+from refdiff.bench.device import own_memory
+before = own_memory()
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    assert sum(mapped[::4096]) > 0
+    held = bytearray(b"y" * 40_000_000)
+    print(own_memory() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says")
+def test_own_memory_counts_what_is_held_and_no_mapped_file(tmp_path: Path) -> None:
+    """In a process of its own: what tests before it left goes at any time."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 30_000_000)
+    said = subprocess.run([sys.executable, "-c", HELD, path], capture_output=True, text=True, check=True)
+    assert 39_000_000 <= int(said.stdout) <= 60_000_000
 
 
 class Card:
@@ -135,8 +179,7 @@ def gpu_matrices(model: Any) -> dict[str, Any]:
 
 def test_tokens_that_round_to_sixteen_bits_are_not_compared() -> None:
     from refdiff.bench.measure import Measured
-    from refdiff.bench.rows import Row
-    from refdiff.bench.work import Work
+    from refdiff.bench.rows import Row, Work
 
     answers = {"refdiff": [{"seconds": 1.0, "tokens": [1]}], "transformers": [{"seconds": 2.0, "tokens": [2]}]}
     for rounded in (False, True):
@@ -212,4 +255,4 @@ def test_torch_must_see_the_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnavailableError, match="needs a torch that sees the CUDA device"):
         TransformersSide(Settings(backend="cupy")).prepare()
     assert [device_of(Settings(backend=name)) for name in ("numpy", "cupy")] == ["cpu", "cuda"]
-    assert set(gpu.CEILINGS) == {"gemv", "sgemm", ""}
+    assert set(device.CEILINGS) == {"gemv", "sgemm", ""}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.bench import children
-from refdiff.bench.children import Child, ChildError, environment, first_output
-from refdiff.bench.side import Settings, UnavailableError
+from refdiff.bench import processes
+from refdiff.bench.device import UnavailableError
+from refdiff.bench.processes import SIDES, Child, ChildError, answer, environment, first_output, make_side
+from refdiff.bench.side import Settings
+
+from .fakes import FakeSide
 
 
 def _alive(pid: int) -> bool:
@@ -81,8 +85,8 @@ def test_a_process_that_fails_at_its_start_is_reported(monkeypatch: pytest.Monke
 
 def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "onnx.py").write_text("raise ImportError('not here')\n")
-    (tmp_path / "refdiff").symlink_to(Path(children.__file__).parents[1])
-    monkeypatch.setattr(children, "environment", lambda threads: {**environment(threads), "PYTHONPATH": str(tmp_path)})
+    (tmp_path / "refdiff").symlink_to(Path(processes.__file__).parents[1])
+    monkeypatch.setattr(processes, "environment", lambda threads: {**environment(threads), "PYTHONPATH": str(tmp_path)})
     with pytest.raises(UnavailableError, match=r"--against onnxruntime needs .*: not here"):
         Child("onnxruntime", Settings())
 
@@ -90,7 +94,7 @@ def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_process_outlives_a_parent_that_was_killed() -> None:
     code = """
 import sys, time
-from refdiff.bench.children import Child
+from refdiff.bench.processes import Child
 from refdiff.bench.side import Settings
 child = Child("ceilings", Settings())
 print(child.pid, flush=True)
@@ -110,8 +114,8 @@ time.sleep(60)
 def test_what_libraries_print_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "onnx.py").write_text("print('hello', flush=True)\nimport os\nos.write(1, b'there')\n")
     (tmp_path / "onnxruntime.py").write_text("")
-    (tmp_path / "refdiff").symlink_to(Path(children.__file__).parents[1])
-    monkeypatch.setattr(children, "environment", lambda threads: {**environment(threads), "PYTHONPATH": str(tmp_path)})
+    (tmp_path / "refdiff").symlink_to(Path(processes.__file__).parents[1])
+    monkeypatch.setattr(processes, "environment", lambda threads: {**environment(threads), "PYTHONPATH": str(tmp_path)})
     with Child("onnxruntime", Settings()) as child:
         assert child.ask("prepare") == {}
 
@@ -135,3 +139,40 @@ def test_first_output_is_timed() -> None:
 def test_a_command_that_fails_is_reported(code: str, message: str) -> None:
     with pytest.raises(ChildError, match=message):
         first_output([sys.executable, "-c", code], 1)
+
+
+def test_answers_are_lines_of_json() -> None:
+    side = FakeSide()
+    assert json.loads(answer(side, '{"do": "open"}')) == {"seconds": 7.5}
+    assert json.loads(answer(side, '{"do": "prefill", "size": 5, "batch": 2}'))["seconds"] == 5.5
+    assert "\n" not in answer(side, '{"do": "peak"}')
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "part"),
+    [
+        ('{"do": "nothing"}', "ValueError", "is asked for 'nothing'"),
+        ('{"do": "prefill"}', "TypeError", "size"),
+        ("{", "JSONDecodeError", "line 1"),
+    ],
+)
+def test_errors_are_answers(line: str, kind: str, part: str) -> None:
+    found = json.loads(answer(FakeSide(), line))
+    assert found["kind"] == kind
+    assert part in found["error"]
+
+
+def test_an_error_of_many_lines_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("first\n  second")
+
+    side = FakeSide()
+    monkeypatch.setattr(side, "peak", fail)
+    assert json.loads(answer(side, '{"do": "peak"}')) == {"error": "first second", "kind": "RuntimeError"}
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_sides_are_made_by_name_without_what_they_measure(name: str) -> None:
+    side = make_side(name, Settings(threads=3))
+    assert type(side).__name__ == SIDES[name][1]
+    assert side.settings.threads == 3
