@@ -50,8 +50,9 @@ def call_options(tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
     """What `generate` is to be told, but for the prompt, its seed and its length."""
     options = _sampling(given)
     options.update((name, given[name]) for name in _AS_THEY_ARE if name in given)
+    options["tokenizer"] = tokenizer  # for stop_strings, which generation_config.json may have too
     if given["stop"]:
-        options.update(stop_strings=given["stop"], tokenizer=tokenizer)
+        options["stop_strings"] = given["stop"]
     if given["ignore_eos"]:
         options["eos_token_id"] = None
     return options

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.cli.terminal import size
+from refdiff.messages import printable
 
 _WIDTH = 78
-_LAYER = re.compile(r"(.*\blayers)\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(.*\blayers)\.(\d{1,9})\.(.+)")
 _KV_TOKENS = 1000
+_LARGEST_VECTOR = 1_000_000
+"""Bytes of a λ vector: it has as many numbers as a head."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the report of one checkpoint, or with --json one object that holds the same; returns the exit status."""
     report = inspect(args.model, offline=args.offline)
     if args.json:
-        sys.stdout.write(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
-        sys.stdout.write("\n".join(_lines(report)) + "\n")
+        sys.stdout.write("\n".join(printable(line.replace("\n", "\\n"), 500) for line in _lines(report)) + "\n")
     return 1 if report["problems"] else 0
 
 
@@ -112,8 +115,8 @@ def _lambdas(stored: list[Any]) -> list[dict[str, Any]]:
     vectors: dict[int, dict[str, Any]] = {}
     for file in stored:
         for name, tensor in file.tensors.items():
-            match = re.search(r"\blayers\.(\d+)\.self_attn\.(lambda_[qk][12])$", name)
-            if match and tensor.dtype in STORED:
+            match = re.search(r"\blayers\.(\d{1,9})\.self_attn\.(lambda_[qk][12])$", name)
+            if match and tensor.dtype in STORED and len(tensor.shape) == 1 and tensor.nbytes <= _LARGEST_VECTOR:
                 values = to_compute(file.view(name), STORED[tensor.dtype], "float64")
                 vectors.setdefault(int(match[1]), {})[match[2]] = values
     result = []
@@ -199,7 +202,7 @@ def _config_lines(config: dict[str, Any]) -> list[str]:
             continue
         if key in ("id2label", "label2id") and list(config["id2label"].values()) == ["LABEL_0", "LABEL_1"]:
             continue  # what every config has
-        text = json.dumps(value, ensure_ascii=False, default=str)
+        text = printable(json.dumps(value, ensure_ascii=False, default=str), 2000)
         (short if len(key) + len(text) <= _WIDTH // 2 - 5 else long).append((key, text))
     half = (len(short) + 1) // 2
     lines = []

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from refdiff.messages import printable
+
 
 def text_is_utf8() -> None:
     """Write UTF-8 whatever the locale says, as files of text are; a locale such as C could write no other letters."""
@@ -27,6 +29,10 @@ def note(line: str) -> None:
 
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks; the kind of error where the message alone says little."""
+    return printable(_one_line(error))
+
+
+def _one_line(error: BaseException) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     text = lines[0] + " " + "; ".join(lines[1:]) if lines and lines[0].endswith(":") else " ".join(lines)
     if isinstance(error, OSError) and error.strerror:
@@ -67,7 +73,7 @@ def warnings_in_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        note(f"refdiff: warning: {' '.join(str(message).split())}")
+        note(f"refdiff: warning: {printable(' '.join(str(message).split()))}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from refdiff.generation.context import Context
 from refdiff.generation.options import Options
 from refdiff.generation.pipeline import Pipeline
-from refdiff.generation.request import Request
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw_without_replacement, log_softmax, top_indices
+from refdiff.generation.validation import Request
 
 Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from refdiff.generation.context import Context
 from refdiff.generation.pipeline import Pipeline
-from refdiff.generation.request import Request
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import softmax, top_indices
+from refdiff.generation.validation import Request
 
 
 def degeneration_penalty(candidates: NDArray[np.floating], context: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -9,9 +9,9 @@ from refdiff.arrays import Array, to_numpy
 from refdiff.generation.choice import ChoiceOnDevice
 from refdiff.generation.context import Context
 from refdiff.generation.pipeline import Pipeline
-from refdiff.generation.request import Request
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import draw, softmax
+from refdiff.generation.validation import Request
 
 
 def decode(request: Request) -> GenerateDecoderOnlyOutput:

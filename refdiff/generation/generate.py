@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.generation import request as reading
+from refdiff.generation import validation
 from refdiff.generation.beam import beam_search
 from refdiff.generation.contrastive import contrastive_search
 from refdiff.generation.decode import decode
 from refdiff.generation.options import Options, resolve
-from refdiff.generation.request import Request
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from refdiff.generation.speculative import speculative_decode
 from refdiff.generation.stopping import Stopping
 from refdiff.generation.stream import Streamer
+from refdiff.generation.validation import Request
 
 
 def generate(
@@ -66,21 +66,22 @@ def _read(
     """The request that a call makes."""
     bos = model.generation_config.get("bos_token_id")
     vocab_size = model.config.vocab_size
-    ids = reading.read_ids(input_ids, model.config.bos_token_id if bos is None else bos, vocab_size)
+    ids = validation.read_ids(input_ids, model.config.bos_token_id if bos is None else bos, vocab_size)
     if options.pad_token_id is not None and options.pad_token_id >= vocab_size and ids.shape[0] > 1:
         raise ValueError(f"pad_token_id is {options.pad_token_id}, outside the vocabulary of {vocab_size} tokens")
     if np.shape(input_ids)[-1:] == (0,):
         attention_mask = None
-    limit = reading.read_max_length(options, ids.shape[1], model.config.max_position_embeddings)
+    limit = validation.read_max_length(options, ids.shape[1], model.config.max_position_embeddings)
+    validation.check_memory(model.config, options, *ids.shape)
     if not options.return_dict_in_generate:
         options = replace(options, output_scores=False, output_logits=False)
     return Request(
         model=model,
         ids=ids,
-        mask=reading.read_mask(attention_mask, ids, options),
+        mask=validation.read_mask(attention_mask, ids, options),
         options=options,
         stopping=Stopping(limit, options.eos_token_id, options.stop_strings, options.tokenizer, options.max_time),
-        seed=reading.read_seed(seed, generator, len(ids)) if options.do_sample else 0,
+        seed=validation.read_seed(seed, generator, len(ids)) if options.do_sample else 0,
         emit=_to_nobody if streamer is None else streamer.put,
     )
 

@@ -13,6 +13,12 @@ from typing import Any
 from refdiff.errors import CheckpointError
 from refdiff.generation.tokenizer.backend import is_tokenizer
 from refdiff.generation.unknown_option import unknown_option
+from refdiff.messages import show_value
+
+LARGEST = 2**31 - 1
+"""The largest count or token id: more fits no array of ids, and no time."""
+MOST_BEAMS = 10_000
+"""The most beams, or texts of one prompt; how many fit the memory, `validation.check_memory` says."""
 
 
 @dataclass(frozen=True)
@@ -72,37 +78,45 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and not math.isnan(value)
+    """Whether a value is a finite number that a float can hold."""
+    try:
+        return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
-def _at_least(low: int) -> tuple[Callable[[Any], bool], str]:
-    return (lambda v: _is_int(v) and v >= low), f"an integer, {low} or more"
+def _integer(low: int, high: int = LARGEST) -> tuple[Callable[[Any], bool], str]:
+    return (lambda v: _is_int(v) and low <= v <= high), f"an integer from {low} to {high:,}"
 
 
-def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
-    return (lambda v: _is_number(v) and low <= v <= high), f"a number from {low:g} to {high:g}"
+def _number(low: float, high: float, *, above: bool = False, below: bool = False) -> tuple[Callable[[Any], bool], str]:
+    """A number from `low` to `high`; `above` and `below` leave the two themselves out."""
+    said = f"a number {'above' if above else 'from'} {low:g} {'to below' if below else 'to'} {high:g}"
+    return (
+        lambda v: _is_number(v) and low <= v <= high and not (above and v == low) and not (below and v == high)
+    ), said
 
 
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(_is_int(v) and v >= 0 for v in value)
+    return isinstance(value, list | tuple) and all(_is_int(v) and 0 <= v <= LARGEST for v in value)
 
 
 _FLAG = (lambda v: isinstance(v, bool), "True or False")
-_IDS = (_is_ids, "a list of token ids, 0 or more")
+_IDS = (_is_ids, "a list of token ids")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": _at_least(1),
-    "max_length": _at_least(1),
-    "min_new_tokens": _at_least(0),
+    "max_new_tokens": _integer(1),
+    "max_length": _integer(1),
+    "min_new_tokens": _integer(0),
     "do_sample": _FLAG,
-    "temperature": (lambda v: _is_number(v) and 0 <= v < math.inf, "a number above 0 (0 only without do_sample)"),
-    "top_k": _at_least(0),
-    "top_p": _between(0, 1),
-    "min_p": _between(0, 1),
-    "typical_p": (lambda v: _is_number(v) and 0 < v <= 1, "a number above 0, up to 1"),
-    "epsilon_cutoff": (lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
-    "eta_cutoff": (lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
-    "repetition_penalty": (lambda v: _is_number(v) and 0 < v < math.inf, "a number above 0"),
-    "no_repeat_ngram_size": _at_least(0),
+    "temperature": _number(0, 1e6),
+    "top_k": _integer(0),
+    "top_p": _number(0, 1),
+    "min_p": _number(0, 1),
+    "typical_p": _number(0, 1, above=True),
+    "epsilon_cutoff": _number(0, 1, below=True),
+    "eta_cutoff": _number(0, 1, below=True),
+    "repetition_penalty": _number(0, 1000, above=True),
+    "no_repeat_ngram_size": _integer(0),
     "bad_words_ids": (
         lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_ids(word) and len(word) > 0 for word in v),
         "a non-empty list of non-empty lists of token ids",
@@ -112,12 +126,12 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: all(_is_ids(key) and len(key) > 0 and _is_number(bias) for key, bias in _bias_items(v)),
         "a dict {(id, id, …): bias} or a list [[[id, id, …], bias], …]",
     ),
-    "num_beams": _at_least(1),
-    "length_penalty": (lambda v: _is_number(v) and math.isfinite(v), "a finite number"),
+    "num_beams": _integer(1, MOST_BEAMS),
+    "length_penalty": _number(-20, 20),
     "early_stopping": (lambda v: isinstance(v, bool) or v == "never", 'True, False or "never"'),
-    "num_return_sequences": _at_least(1),
-    "eos_token_id": (lambda v: _is_int(v) or (_is_ids(v) and len(v) > 0), "a token id or a list of token ids"),
-    "pad_token_id": _at_least(0),
+    "num_return_sequences": _integer(1, MOST_BEAMS),
+    "eos_token_id": (lambda v: _is_ids([v]) or (_is_ids(v) and len(v) > 0), "a token id or a list of token ids"),
+    "pad_token_id": _integer(0),
     "stop_strings": (
         lambda v: (
             (isinstance(v, str) and v != "")
@@ -129,16 +143,15 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         is_tokenizer,
         "a tokenizer of refdiff, of tokenizers, or a fast one of transformers",
     ),
-    "max_time": (lambda v: _is_number(v) and v > 0, "seconds, above 0"),
-    "prompt_lookup_num_tokens": _at_least(1),
+    "max_time": _number(0, 1e9, above=True),
+    "prompt_lookup_num_tokens": _integer(1),
     "assistant_model": (callable, "a model like the one that generates, with the same vocabulary"),
-    "penalty_alpha": _between(0, 1),
+    "penalty_alpha": _number(0, 1),
     "return_dict_in_generate": _FLAG,
     "output_scores": _FLAG,
     "output_logits": _FLAG,
 }
 _OBJECTS = ("tokenizer", "assistant_model")
-_SHOWN = 80  # characters of a wrong value in an error
 _SAMPLING_ONLY = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS_ONLY = ("length_penalty", "early_stopping")
 
@@ -158,8 +171,7 @@ def _checked(name: str, value: Any, error: type[ValueError] = ValueError, origin
         value = value.tolist()
     accepted, description = _RANGES[name]
     if value is not None and not accepted(value):
-        shown = repr(value) if len(repr(value)) <= _SHOWN else repr(value)[:_SHOWN] + "…"
-        raise error(f"{origin}{name} is {shown}: it has to be {description}")
+        raise error(f"{origin}{name}: got {show_value(value)}, expected {description}")
     return value
 
 
@@ -170,9 +182,12 @@ def _from_files(model: Any) -> dict[str, Any]:
     for name in ("eos_token_id", "pad_token_id"):
         if _is_int(found[name]) and found[name] < 0:  # how some files write "there is none"
             found[name] = None
-    file = "generation_config.json"
-    origin = str(Path(model.source) / file) if model.source else file
+    origin = _origin(model)
     return {k: _checked(k, v, CheckpointError, f"{origin}: ") for k, v in found.items()}
+
+
+def _origin(model: Any) -> str:
+    return str(Path(model.source or "") / "generation_config.json")
 
 
 def resolve(model: Any, given: Mapping[str, Any]) -> Options:
@@ -195,6 +210,9 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
         values[name] = _DEFAULTS[name] if values[name] is None else values[name]
     for name in ("return_dict_in_generate", "output_scores", "output_logits"):
         values[name] = bool(values[name])
+    if values["stop_strings"] is not None and values["tokenizer"] is None:
+        where = "" if "stop_strings" in given else f"{_origin(model)}: "
+        raise ValueError(f"{where}stop_strings needs the model's tokenizer; pass tokenizer=, or stop_strings=None")
     _normalize(values)
     options = Options(**values)
     _check_together(options)
@@ -232,8 +250,6 @@ def _check_together(options: Options) -> None:
         )
     if 1 < options.num_beams < wanted:
         raise ValueError(f"num_return_sequences is {wanted}: it has to be at most num_beams, {options.num_beams}")
-    if options.stop_strings is not None and options.tokenizer is None:
-        raise ValueError("stop_strings needs the model's tokenizer: pass tokenizer=…")
     if options.speculative:
         if options.prompt_lookup_num_tokens is not None and options.assistant_model is not None:
             raise ValueError("prompt_lookup_num_tokens and assistant_model are two ways to guess: use one of them")

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from refdiff.generation.context import Context
 from refdiff.generation.pipeline import Pipeline
-from refdiff.generation.request import Request
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw, softmax
+from refdiff.generation.validation import Request
 
 Ids = NDArray[np.int64]
 Probabilities = NDArray[np.floating]

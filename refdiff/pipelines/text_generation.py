@@ -142,7 +142,7 @@ class TextGenerationPipeline(Pipeline):
         given = dict(generation)
         if stop_sequence is not None:
             given["stop_strings"] = [stop_sequence] if isinstance(stop_sequence, str) else stop_sequence
-        if given.get("stop_strings") is not None:
+        if given.get("stop_strings", self.model.generation_config.get("stop_strings")) is not None:
             given.setdefault("tokenizer", self.tokenizer)
         in_file = {name for name, value in self.model.generation_config.items() if value is not None}
         settled = in_file | given.keys()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from refdiff.files import write_atomically
 from refdiff.viz.maps import AttentionMaps, attention_maps
 from refdiff.viz.page import attention_page
 
@@ -19,8 +20,12 @@ class Exploration:
         self.maps, self.page, self.height = maps, page, height
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the page to a file."""
-        Path(path).write_text(self.page, encoding="utf-8")
+        """Write the page to a file.
+
+        Raises:
+            OSError: the file cannot be written; what was there before still is.
+        """
+        write_atomically(path, self.page.encode())
 
     def _repr_html_(self) -> str:
         return (

@@ -51,7 +51,7 @@ def test_what_was_given_and_nothing_else() -> None:
     ],
 )
 def test_options_of_the_call(given: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert call_options("T", {"stop": [], "ignore_eos": False, **given}) == expected
+    assert call_options("T", {"stop": [], "ignore_eos": False, **given}) == {"tokenizer": "T", **expected}
 
 
 @pytest.mark.parametrize(

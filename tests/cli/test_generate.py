@@ -199,7 +199,7 @@ def test_a_wrong_entry_of_generation_config_names_the_folder(
     folder = shutil.copytree(reciting, tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": value}))
     assert main(["generate", "-m", str(folder), "h"]) == 1
-    expected = f"error: {folder / 'generation_config.json'}: max_new_tokens is {value!r}: it has to be an integer"
+    expected = f"error: {folder / 'generation_config.json'}: max_new_tokens: got {value!r}, expected an integer"
     assert expected in capsys.readouterr().err
 
 

@@ -194,3 +194,34 @@ def test_a_model_that_is_no_diffllama_is_shown_as_what_it_is(
     assert ("model_type" in out) == shown
     assert f"{model.num_parameters():,} parameters" in out
     assert ("λ by layer" in out) == (wiring in ("hf", "paper"))
+
+
+def test_names_that_could_drive_a_terminal_or_are_no_text(folder: Path, capsys: Capture) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    layer = "9" * 400
+    more = {
+        "\x1b[2J\u202e": np.ones(1, np.float32),
+        f"model.layers.{layer}.self_attn.lambda_q1": np.ones(3, np.float32),
+    }
+    save_file({**tensors, **more}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "\x1b]0;\u202e": "\x9b\ud800", "long": "x" * 10**6}))
+    for name in (b"a\xff", b"b\x1b[2Jc\nd"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).touch()
+    for arguments in ([], ["--json"]):
+        assert main(["inspect", *arguments, str(folder)]) == 1
+        said = "".join(capsys.readouterr())
+        assert all(line.isprintable() for line in said.splitlines())
+        assert "\u202e" not in said
+        said.encode()
+        assert len(said) < (12_000 if not arguments else 2_000_000)
+
+
+def test_lambda_vectors_of_gigabytes_are_not_read(folder: Path, capsys: Capture) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for name in tensors:
+        if name.endswith(("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")):
+            tensors[name] = np.zeros(300_000, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    assert main(["inspect", "--json", str(folder)]) == 1
+    assert json.loads(capsys.readouterr().out)["lambdas"] == []

@@ -32,7 +32,8 @@ class FakeModel:
         rng = np.random.default_rng(seed)
         self.A, self.E, self.W = rng.normal(0, 0.6, (D, D)), rng.normal(0, 1, (V, D)), rng.normal(0, scale, (V, D))
         fields = {"vocab_size": V, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
-        self.config = SimpleNamespace(**fields | {"max_position_embeddings": 512} | config)
+        sizes = {"max_position_embeddings": 512, "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 2}
+        self.config = SimpleNamespace(**fields | sizes | config)
         self.generation_config: dict[str, Any] = {}
         self.source: str | None = None
         self.calls: list[tuple[int, int]] = []

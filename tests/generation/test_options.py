@@ -45,24 +45,24 @@ def test_an_unknown_option_unlike_any_other_lists_them() -> None:
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("max_new_tokens", 0, "an integer, 1 or more"),
+    ("max_new_tokens", 0, "an integer from 1 to 2,147,483,647"),
     ("max_new_tokens", 2.0, "an integer"),
     ("max_new_tokens", True, "an integer"),
-    ("max_length", -1, "an integer, 1 or more"),
-    ("min_new_tokens", -1, "an integer, 0 or more"),
+    ("max_length", -1, "an integer from 1 to 2,147,483,647"),
+    ("min_new_tokens", -1, "an integer from 0 to 2,147,483,647"),
     ("do_sample", 1, "True or False"),
-    ("temperature", -0.1, "a number above 0"),
-    ("temperature", float("nan"), "a number above 0"),
-    ("temperature", float("inf"), "a number above 0"),
-    ("temperature", "hot", "a number above 0"),
-    ("top_k", -1, "an integer, 0 or more"),
+    ("temperature", -0.1, "a number from 0 to 1e.06"),
+    ("temperature", float("nan"), "a number from 0 to 1e.06"),
+    ("temperature", float("inf"), "a number from 0 to 1e.06"),
+    ("temperature", "hot", "a number from 0 to 1e.06"),
+    ("top_k", -1, "an integer from 0 to 2,147,483,647"),
     ("top_p", 1.01, "a number from 0 to 1"),
     ("min_p", -0.01, "a number from 0 to 1"),
-    ("typical_p", 0.0, "above 0, up to 1"),
+    ("typical_p", 0.0, "a number above 0 to 1"),
     ("epsilon_cutoff", 1.0, "from 0 to below 1"),
     ("eta_cutoff", -1e-9, "from 0 to below 1"),
-    ("repetition_penalty", 0, "a number above 0"),
-    ("no_repeat_ngram_size", -2, "an integer, 0 or more"),
+    ("repetition_penalty", 0, "a number above 0 to 1000"),
+    ("no_repeat_ngram_size", -2, "an integer from 0 to 2,147,483,647"),
     ("bad_words_ids", [], "a non-empty list of non-empty lists"),
     ("bad_words_ids", [3], "a non-empty list of non-empty lists"),
     ("bad_words_ids", [[]], "a non-empty list of non-empty lists"),
@@ -74,18 +74,18 @@ WRONG: list[tuple[str, Any, str]] = [
     ("sequence_bias", {(3,): "x"}, "a dict"),
     ("sequence_bias", [[[3], 1.0, 2]], "a dict"),
     ("sequence_bias", 7, "a dict"),
-    ("num_beams", 0, "an integer, 1 or more"),
-    ("length_penalty", float("inf"), "a finite number"),
+    ("num_beams", 0, "an integer from 1 to 10,000"),
+    ("length_penalty", float("inf"), "a number from -20 to 20"),
     ("early_stopping", "always", 'True, False or "never"'),
-    ("num_return_sequences", 0, "an integer, 1 or more"),
+    ("num_return_sequences", 0, "an integer from 1 to 10,000"),
     ("eos_token_id", "x", "a token id or a list"),
     ("eos_token_id", [], "a token id or a list"),
-    ("pad_token_id", -1, "an integer, 0 or more"),
+    ("pad_token_id", -1, "an integer from 0 to 2,147,483,647"),
     ("stop_strings", "", "a non-empty string"),
     ("stop_strings", ["a", ""], "a non-empty string"),
     ("tokenizer", "gpt2", "a tokenizer"),
-    ("max_time", 0, "seconds, above 0"),
-    ("prompt_lookup_num_tokens", 0, "an integer, 1 or more"),
+    ("max_time", 0, "a number above 0 to 1e.09"),
+    ("prompt_lookup_num_tokens", 0, "an integer from 1 to 2,147,483,647"),
     ("assistant_model", "small", "a model"),
     ("penalty_alpha", 1.5, "a number from 0 to 1"),
     ("return_dict_in_generate", "yes", "True or False"),
@@ -93,11 +93,43 @@ WRONG: list[tuple[str, Any, str]] = [
 ]
 
 
+HUGE = 10**400
+TOO_LARGE: list[tuple[str, Any]] = [
+    *((name, value) for name in ("max_new_tokens", "max_length", "min_new_tokens", "top_k") for value in (2**31, HUGE)),
+    ("max_new_tokens", 10**18), ("num_beams", 10**6), ("num_beams", 10**9), ("num_return_sequences", 10**5),
+    ("length_penalty", 1e308), ("length_penalty", -21), ("top_p", HUGE), ("temperature", HUGE), ("temperature", 1e308),
+    ("repetition_penalty", 1e308), ("eos_token_id", 2**63), ("eos_token_id", [HUGE]), ("pad_token_id", 2**63),
+    ("suppress_tokens", [2**63]), ("bad_words_ids", [[2**63]]), ("sequence_bias", [[[1], HUGE]]),
+    ("sequence_bias", [[[1], 1e999]]), ("no_repeat_ngram_size", HUGE), ("prompt_lookup_num_tokens", HUGE),
+    ("penalty_alpha", HUGE), ("max_time", HUGE), ("min_p", HUGE), ("epsilon_cutoff", HUGE),
+    ("max_new_tokens", 10**5000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), TOO_LARGE, ids=range(len(TOO_LARGE)))
+def test_what_no_array_or_float_can_hold(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: got .*, expected ") as caught:
+        resolve(FakeModel(), {name: value})
+    assert len(str(caught.value)) < 200
+    model = FakeModel()
+    model.generation_config = {name: value}
+    with pytest.raises(CheckpointError, match=rf"^generation_config\.json: {name}: got .*, expected "):
+        resolve(model, {})
+
+
+def test_stop_strings_of_the_file_name_the_file() -> None:
+    model = FakeModel()
+    model.generation_config = {"stop_strings": ["END"]}
+    with pytest.raises(ValueError, match=r"^generation_config\.json: stop_strings needs the model's tokenizer; pass"):
+        resolve(model, {})
+    assert resolve(model, {"stop_strings": None}).stop_strings is None
+
+
 @pytest.mark.parametrize(("name", "value", "accepted"), WRONG)
 def test_a_wrong_value_names_itself_and_what_is_accepted(name: str, value: Any, accepted: str) -> None:
     with pytest.raises(ValueError, match=accepted) as caught:
         resolve(FakeModel(), {name: value})
-    assert str(caught.value).startswith(f"{name} is {value!r}: it has to be")
+    assert str(caught.value).startswith(f"{name}: got {value!a}, expected ")
 
 
 def test_every_option_has_a_range_that_is_tested() -> None:
@@ -107,13 +139,13 @@ def test_every_option_has_a_range_that_is_tested() -> None:
 def test_a_wrong_value_in_the_file_says_so() -> None:
     model = FakeModel()
     model.generation_config = {"top_p": 3}
-    with pytest.raises(CheckpointError, match=r"^generation_config.json: top_p is 3: it has to be a number"):
+    with pytest.raises(CheckpointError, match=r"^generation_config.json: top_p: got 3, expected a number from 0 to 1"):
         resolve(model, {})
     model.source = "some/folder"
-    with pytest.raises(CheckpointError, match=r"^some.folder.generation_config.json: top_p is 3: it has to be"):
+    with pytest.raises(CheckpointError, match=r"^some.folder.generation_config.json: top_p: got 3, expected "):
         resolve(model, {})
     model.generation_config = {"suppress_tokens": ["x"] * 10_000}
-    with pytest.raises(CheckpointError, match="suppress_tokens is") as caught:
+    with pytest.raises(CheckpointError, match="suppress_tokens: got") as caught:
         resolve(model, {"suppress_tokens": [3]})
     assert len(str(caught.value)) < 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,20 @@ from refdiff.messages import show_value
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.folder import open_checkpoint, report
 from refdiff.model.weights.initialize import draw
-from refdiff.model.weights.names import backbone_prefix, flatten, is_head, localize, nest, parameter_shapes
+from refdiff.model.weights.names import (
+    backbone_prefix,
+    count_parameters,
+    flatten,
+    is_head,
+    localize,
+    nest,
+    parameter_shapes,
+)
 from refdiff.model.weights.precision import DTYPES, NBYTES, STORED, TILE, compute_dtype, to_compute
 from refdiff.model.weights.safetensors_file import SafetensorsFile
+
+ALWAYS_DRAWN = 1_000_000
+"""The numbers of a head that is drawn however small the checkpoint is."""
 
 _Place = tuple[SafetensorsFile, str]
 """A file and the name of a tensor in it."""
@@ -76,12 +88,25 @@ def load(
     if _is_tied(config, architecture):
         remarks += _tie(arrays)
     if missing := [name for name in shapes if name not in arrays]:
+        _refuse_large(Path(folder), files, {name: shapes[name] for name in missing})
         remarks.append(f"no {' and '.join(missing)} in the files: drawn at random, so train it before you trust it")
         arrays.update(draw(config, ((name, shapes[name]) for name in missing), seed=0, dtype=wanted))
     if remarks:
         warnings.warn(f"{folder}: " + "; ".join(remarks), stacklevel=2)
     order = [*shapes, *(name for name in arrays if name not in shapes)]
     return nest({name: arrays[name] for name in order})
+
+
+def _refuse_large(folder: Path, files: list[SafetensorsFile], drawn: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse to draw more numbers than the files store: a config.json of a few bytes could ask for any memory."""
+    count = count_parameters(drawn.values())
+    stored = sum(math.prod(tensor.shape) for file in files for tensor in file.tensors.values())
+    if count > max(stored, ALWAYS_DRAWN):
+        shown = ", ".join(f"{name} of shape {shape}" for name, shape in drawn.items())
+        raise CheckpointError(
+            f"{folder}: {shown} is not in the files, and {count:,} new numbers are more than the {stored:,} that they "
+            "store; is num_labels in config.json right?"
+        )
 
 
 def _can_stay(name: str, stored_dtype: str, dtype: str) -> bool:

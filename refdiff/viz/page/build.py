@@ -10,6 +10,7 @@ import re
 from importlib.resources import files
 from typing import Any
 
+from refdiff.messages import printable
 from refdiff.viz.maps import AttentionMaps
 from refdiff.viz.page.packed import packed
 
@@ -46,7 +47,8 @@ def attention_page(
     script = "\n".join(map(_part, _SCRIPTS))
     filling = {
         "title": html.escape(f"Attention: {_shortened(prompt)}" if prompt else "Attention"),
-        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
+        "policy": f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src {_hash(style)}; "
+        f"script-src {_hash(script)}",
         "style": style,
         "script": script,
         "data": as_json(data),
@@ -69,5 +71,5 @@ def _hash(text: str) -> str:
 
 
 def _shortened(text: str, most: int = 60) -> str:
-    line = " ".join(text.split())
+    line = printable(" ".join(text[: 10 * most].split()))  # bidirectional marks would turn a browser's tab around
     return line if len(line) <= most else line[: most - 1] + "…"

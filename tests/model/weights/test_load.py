@@ -218,6 +218,15 @@ def test_any_class_takes_the_base_model_of_any_other(tmp_path: Path, source: str
         assert all((loaded[name] == 0).all() == name.endswith("bias") for name in drawn)
 
 
+def test_a_head_is_not_drawn_larger_than_what_is_stored(tmp_path: Path) -> None:
+    put(tmp_path, random_tensors("DiffLlamaModel"))
+    fits, too_many = tiny_config(num_labels=166_666), tiny_config(num_labels=1_000_000)
+    with pytest.warns(UserWarning, match="drawn at random"):
+        load(tmp_path, fits, "DiffLlamaForSequenceClassification")
+    with pytest.raises(CheckpointError, match=r"score\.weight of shape \(1000000, 6\) is not in the files, and 6"):
+        load(tmp_path, too_many, "DiffLlamaForSequenceClassification")
+
+
 def test_drawn_heads_are_the_same_each_time(tmp_path: Path) -> None:
     put(tmp_path, random_tensors("DiffLlamaModel"))
     heads = []

@@ -99,7 +99,7 @@ def test_nothing_is_fetched_and_nothing_else_runs(maps: AttentionMaps) -> None:
     assert not [a for _, a in tags if any(name.startswith("on") for name in a)]
     assert not re.findall(r"(?i)@import|url\(|fetch\(|XMLHttp|WebSocket|import\(|//cdn|eval\(|innerHTML", page)
     (policy,) = [str(a["content"]) for tag, a in tags if tag == "meta" and "http-equiv" in a]
-    assert policy.startswith("default-src 'none'; ")
+    assert policy.startswith("default-src 'none'; base-uri 'none'; form-action 'none'; ")
     for kind, tag in (("style", "style"), ("script", "script")):
         (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -124,6 +124,11 @@ def test_a_page_that_would_be_too_large_is_refused() -> None:
 def test_a_layer_that_is_not_there(maps: AttentionMaps) -> None:
     with pytest.raises(IndexError, match="layer is 3"):
         attention_page(maps, layer=3)
+
+
+def test_a_title_has_no_bidirectional_marks(maps: AttentionMaps) -> None:
+    title = Parsed(attention_page(maps, prompt="\u202egpj\u2066.exe\x1b")).text["title#"]
+    assert title == r"Attention: \u202egpj\u2066.exe\x1b"
 
 
 def test_a_long_title_is_cut(maps: AttentionMaps) -> None:

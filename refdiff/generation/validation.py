@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from refdiff.errors import CheckpointError
 from refdiff.generation import sampling
 from refdiff.generation.options import Options
 from refdiff.generation.stopping import Stopping
+from refdiff.messages import show_value
 
 Emit = Callable[[Any], None]
 
@@ -82,7 +84,7 @@ def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:
             )
         if isinstance(bos, bool) or not isinstance(bos, int) or not 0 <= bos < vocab_size:
             raise CheckpointError(
-                f"bos_token_id is {bos!r:.40}, but has to be from 0 to {vocab_size - 1} to start an empty prompt: give "
+                f"bos_token_id: got {show_value(bos)}, expected 0 to {vocab_size - 1} to start an empty prompt; give "
                 "one token or more, or correct generation_config.json or config.json"
             )
         return np.full((array.shape[0], 1), bos, dtype=np.int64)
@@ -155,6 +157,32 @@ def read_max_length(options: Options, prompt_length: int, max_position_embedding
     return limit
 
 
+def check_memory(config: Any, options: Options, prompts: int, tokens: int) -> None:
+    """Refuse more sequences than there is memory for the keys and values of their prompts.
+
+    Raises:
+        ValueError: the cache would be larger than the machine's memory.
+    """
+    sequences = prompts * max(options.num_beams, options.num_return_sequences)
+    one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4 * (tokens + 1)
+    memory = physical_memory()
+    if sequences * one > memory:
+        name = "num_beams" if options.num_beams > 1 else "num_return_sequences"
+        how = f"{prompts} prompts of {tokens} tokens with {name} {sequences // prompts}"
+        raise ValueError(
+            f"the keys and values of {how} take {sequences * one:,} bytes, but this machine has {memory:,}: give fewer "
+            f"prompts at a time, or at most {name} {max(memory // (one * prompts), 1)}"
+        )
+
+
+def physical_memory() -> int:
+    """Bytes of memory that the machine has; 2^63 − 1 where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return 2**63 - 1
+
+
 def read_seed(
     seed: int | Sequence[int] | None, generator: np.random.Generator | None, prompts: int
 ) -> int | tuple[int, ...]:
@@ -183,7 +211,7 @@ def read_seed(
 
 def _checked_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise TypeError(f"seed is {seed!r}: it has to be an integer, 0 or more")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}: it has to be 0 or more")
+        raise TypeError(f"seed: got {show_value(seed)}, expected an integer, 0 or more")
+    if not 0 <= seed < 2**128:
+        raise ValueError(f"seed: got {show_value(seed)}, expected an integer from 0 to below 2^128")
     return int(seed)

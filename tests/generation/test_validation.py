@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from refdiff.errors import CheckpointError
+from refdiff.generation import validation
 from refdiff.generation.options import Options
-from refdiff.generation.request import read_ids, read_mask, read_max_length, read_seed
+from refdiff.generation.validation import read_ids, read_mask, read_max_length, read_seed
+from tests.model.models import small_model
 
 
 def test_ids_become_int64() -> None:
@@ -24,7 +26,7 @@ def test_an_empty_prompt_starts_from_bos() -> None:
     np.testing.assert_array_equal(read_ids(np.empty((3, 0), dtype=np.int64), 1, 5), [[1], [1], [1]])
     np.testing.assert_array_equal(read_ids([[], []], 1, 5), [[1], [1]])
     for bos in (5, -1, "x", [1], True):
-        with pytest.raises(CheckpointError, match=r"bos_token_id is .*, but has to be from 0 to 4"):
+        with pytest.raises(CheckpointError, match=r"bos_token_id: got .*, expected 0 to 4"):
             read_ids([[]], bos, 5)
     with pytest.raises(ValueError, match="the prompt is empty, and the model has no bos_token_id"):
         read_ids([[]], None, 5)
@@ -115,15 +117,38 @@ def test_seeds() -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompts", "tokens", "options", "says"),
+    [
+        (
+            1,
+            10**6,
+            {"num_beams": 10_000},
+            r"1 prompts of 1000000 tokens with num_beams 10000 take .* at most",
+        ),
+        (10**5, 10**6, {}, "100000 prompts of 1000000 tokens with num_return_sequences 1 take"),
+    ],
+)
+def test_more_sequences_than_memory(prompts: int, tokens: int, options: dict[str, Any], says: str) -> None:
+    config = small_model().config
+    validation.check_memory(config, Options(**options), 1, 10)
+    with pytest.raises(ValueError, match=says):
+        validation.check_memory(config, Options(**options), prompts, tokens)
+
+
+def test_the_memory_of_this_machine() -> None:
+    assert 2**28 < validation.physical_memory() < 2**50
+
+
+@pytest.mark.parametrize(
     ("seed", "generator", "error", "message"),
     [
         (1, np.random.default_rng(0), ValueError, "give one of them"),
-        (-1, None, ValueError, "seed is -1: it has to be 0 or more"),
+        (-1, None, ValueError, "seed: got -1, expected an integer from 0"),
         (1.5, None, TypeError, "an integer"),
         (True, None, TypeError, "an integer"),
         ([1, 2], None, ValueError, r"seed has shape \(2,\): it has to be one integer, or \(3,\), one a prompt"),
-        ([1, -2, 3], None, ValueError, "seed is -2"),
-        ([1, "2", 3], None, TypeError, "seed is '2'"),
+        ([1, -2, 3], None, ValueError, "seed: got -2, "),
+        ([1, "2", 3], None, TypeError, "seed: got '2', "),
         (None, np.random.RandomState(0), TypeError, "numpy.random.Generator"),
     ],
 )
