@@ -36,7 +36,8 @@ tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
 text = "Once upon a time there was a king who had three"
 ids = tokenizer([text], return_tensors="np")["input_ids"][0]
 tokens = [tokenizer.decode([int(i)]) for i in ids]
-print(len(ids), "tokens:", tokens)
+print(f"{len(ids)} tokens, {config['hidden_size']} numbers each, {config['num_hidden_layers']} layers")
+print(tokens)
 
 # %% [markdown]
 # ## The picture

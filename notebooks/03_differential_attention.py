@@ -96,8 +96,11 @@ for strength in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0):
 #
 # $$\mathrm{Var}(n_1 - \lambda n_2) = (1 + \lambda^2 - 2\rho\lambda)\,\sigma^2 .$$
 #
-# For ρ = 1 and λ = 1 it is zero. For ρ = 0 *every* λ makes it larger. Change the numbers in this cell and see for
-# yourself:
+# For ρ = 1 and λ = 1 it is zero. For ρ = 0 *every* λ makes it larger. Move the sliders: how far can ρ fall before the
+# subtraction stops helping the needle? (GitHub shows an empty place here. The table below has numbers.)
+
+# %%
+sketches.Slider()
 
 
 # %%
@@ -177,11 +180,9 @@ for m in maps:
 own, others = np.mean(own, axis=0), np.mean(others, axis=0)
 kept = 1 + lambdas**2 - 2 * own * lambdas
 ratio = np.divide(*np.mean(variances, axis=0)[::-1])
-for layer in range(6):
-    print(
-        f"layer {layer}: λ = {lambdas[layer]:5.2f}   correlation within a pair {own[layer]:5.2f}, "
-        f"across pairs {others[layer]:5.2f}   1 + λ² − 2ρλ = {kept[layer]:.2f}, variance ratio {ratio[layer]:.2f}"
-    )
+print("layer      λ   ρ in a pair   ρ across pairs   1 + λ² − 2ρλ   variance ratio")
+for layer, row in enumerate(np.transpose([lambdas, own, others, kept, ratio])):
+    print("{:5} {:6.2f} {:13.2f} {:16.2f} {:15.2f} {:16.2f}".format(layer, *row))
 sketches.noise_left(own, lambdas)
 
 # %% [markdown]

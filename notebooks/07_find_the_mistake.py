@@ -90,7 +90,9 @@ free = oracle.first_divergence(mine, reference, mode="free")
 local = oracle.first_divergence(mine, reference, mode="local")
 print(len(reference), "points in a trace; those of the first layer's attention:")
 prefix = "model.layers.0.self_attn."
-print(" ", ", ".join(path.removeprefix(prefix) for path in reference if path.startswith(prefix)))
+points = [path.removeprefix(prefix) for path in reference if path.startswith(prefix)]
+print(" ", ", ".join(points[:9]))
+print(" ", ", ".join(points[9:]))
 
 # %% [markdown]
 # Here is what both see in the first two layers: the relative error of each point. Errors below 1e-12 are drawn at
@@ -120,7 +122,9 @@ viz.plot_trace_error(labels, own, limits=1e-10).figure
 guilty = [s.path for s in local.stages if s.status not in ("equal", "missing")]
 wrong = sum(e > 1e-10 for e in errors.values())
 print(f"free:  {wrong} of {len(errors)} points shown are wrong; first {free.path}")
-print(f"local: {len(guilty)} points of the whole model are wrong:", *(path.removeprefix("model.") for path in guilty))
+print(f"local: {len(guilty)} points of the whole model are wrong:")
+for path in guilty:
+    print("  ", path)
 print(local.first.what)
 
 # %% [markdown]

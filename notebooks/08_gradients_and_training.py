@@ -182,7 +182,9 @@ validation = {kind: dict(twins[kind]["validation"]) for kind in kinds}
 steps = list(validation["plain"])
 gap = {step: validation["plain"][step] - validation["differential"][step] for step in steps}
 print("parameters:", {kind: f"{twins[kind]['parameters']:,}" for kind in kinds})
-print("plain − differential, nats a token:", "  ".join(f"{step}: {gap[step]:+.3f}" for step in steps))
+print("plain − differential, nats a token:")
+print("   ".join(f"{step}: {gap[step]:+.3f}" for step in steps[:5]))
+print("   ".join(f"{step}: {gap[step]:+.3f}" for step in steps[5:]))
 print("at the end, bits per byte:", {kind: round(twins[kind]["reached"]["bits_per_byte"], 3) for kind in kinds})
 losses = {kind: [validation[kind][step] for step in steps] for kind in kinds}
 sketches.curves(steps, losses, "step", "validation loss (nats a token)")
@@ -197,7 +199,9 @@ sketches.curves(steps, losses, "step", "validation loss (nats a token)")
 # %%
 lines = Path("data/bundled_by_torch.jsonl").read_text(encoding="utf-8").splitlines()
 repeated = [json.loads(line) for line in lines]
-print("refdiff / torch, validation loss:", "  ".join(f"{r['step']}: {r['ratio']:.3f}" for r in repeated))
+print("refdiff / torch, validation loss by step:")
+print("   ".join(f"{r['step']}: {r['ratio']:.3f}" for r in repeated[:5]))
+print("   ".join(f"{r['step']}: {r['ratio']:.3f}" for r in repeated[5:]))
 
 # %% [markdown]
 # ## A place to put attention that is not needed

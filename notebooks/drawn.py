@@ -95,12 +95,10 @@ def record() -> None:
     from matplotlib.figure import Figure
     from traitlets import Unicode
 
-    from refdiff.viz.explore import Exploration
-
     class Drawn(BaseFormatter):  # type: ignore[misc]
         format_type = Unicode(MIME)
 
         def __call__(self, shown: Any) -> dict[str, Any] | None:
-            return {"axes": drawn(shown)} if isinstance(shown, Figure | Exploration) else None
+            return {"axes": drawn(shown)} if isinstance(shown, Figure) or hasattr(shown, "maps") else None
 
     get_ipython().display_formatter.formatters[MIME] = Drawn()

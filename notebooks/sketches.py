@@ -7,9 +7,12 @@ Each function returns a figure without a ground, legible on a light and a dark p
 
 from __future__ import annotations
 
+import html
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -365,6 +368,55 @@ def changes(values: Any, tokens: Sequence[str]) -> Any:
     name_ticks(axes, tokens, "x")
     axes.set_yticks(range(len(values)), labels=["embedding", *(f"layer {i}" for i in range(len(values) - 1))])
     return axes.figure
+
+
+SLIDER = """
+<!doctype html><meta charset="utf-8"><title>Two maps with shared noise</title>
+<style>
+body { font: 14px sans-serif; color: INK; margin: 4px }
+input { width: 45%; vertical-align: middle }
+text { fill: INK; font-size: 13px }
+</style>
+<label>correlation ρ <input type="range" min="0" max="1" step="0.01" value="0.98"> <output></output></label><br>
+<label>strength λ <input type="range" min="0" max="1.5" step="0.01" value="0.75"> <output></output></label>
+<svg viewBox="0 0 640 330" width="100%" role="img" aria-label="Bars of A1, A2 and their difference over 48 keys"></svg>
+<script>
+const NOISE = DATA, needle = 30, inputs = document.querySelectorAll("input"), svg = document.querySelector("svg");
+const softmax = z => { const e = z.map(Math.exp), s = e.reduce((a, b) => a + b); return e.map(x => x / s) };
+function draw() {
+  const [rho, lambda] = [...inputs].map(i => +i.value);
+  inputs.forEach(i => i.parentNode.querySelector("output").textContent = (+i.value).toFixed(2));
+  const other = NOISE[0].map((x, i) => rho * x + Math.sqrt(1 - rho * rho) * NOISE[1][i]);
+  const first = softmax(NOISE[0].map((x, i) => x + 2.5 * (i == needle))), second = softmax(other);
+  const rows = {"A₁": first, "A₂": second, "A₁ − λ A₂": first.map((x, i) => x - lambda * second[i])};
+  svg.innerHTML = Object.entries(rows).map(([name, row], r) => {
+    const size = row.reduce((a, x) => a + Math.abs(x), 0), share = Math.abs(row[needle]) / size, base = 85 + 110 * r;
+    return `<text x="4" y="${base - 70}">${name}: ${(100 * share).toFixed(0)} % of Σ|weight| at the needle</text>` +
+      `<line x1="0" x2="640" y1="${base}" y2="${base}" stroke="INK" stroke-width="0.5"/>` +
+      row.map((x, i) => `<rect x="${13 * i + 8}" y="${base - 250 * Math.max(x, 0)}" width="9" ` +
+        `height="${250 * Math.abs(x)}" fill="${i == needle ? "ORANGE" : "BLUE"}"/>`).join("");
+  }).join("");
+}
+inputs.forEach(i => i.addEventListener("input", draw));
+draw();
+</script>
+"""
+
+
+class Slider:
+    """Two maps whose noise has a correlation that the reader sets; a notebook shows it in a frame."""
+
+    def __init__(self) -> None:
+        noise = np.random.default_rng(6).standard_normal((2, 48)).round(3)
+        self.maps = SimpleNamespace(tokens=("ρ", "λ"), first=noise[0], second=noise[1], difference=None)
+        page = SLIDER.replace("DATA", json.dumps(noise.tolist())).replace("INK", INK)
+        self.page = page.replace("ORANGE", ORANGE).replace("BLUE", BLUE)
+
+    def _repr_html_(self) -> str:
+        return (
+            '<iframe title="Two maps with shared noise, to explore" sandbox="allow-scripts" width="100%" height="430" '
+            f'style="border:0;max-width:720px" srcdoc="{html.escape(self.page)}"></iframe>'
+        )
 
 
 DIAGRAMS = (checkpoint, residual_stream, head_pair, gradient_flow, rotation, pairing, cache, modes, haystack)

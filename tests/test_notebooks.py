@@ -320,7 +320,8 @@ def test_on_a_logarithmic_axis_nothing_stands_at_0() -> None:
 
 
 def test_a_page_in_a_notebook_is_compared_by_its_maps_and_its_words() -> None:
-    explored = [o for cell in _stored(SOURCES[3])["cells"] for o in cell.get("outputs", []) if "text/html" in str(o)]
+    outputs = [o for cell in _stored(SOURCES[3])["cells"] for o in cell.get("outputs", [])]
+    explored = [o for o in outputs if "Attention, to explore" in str(o.get("data", {}).get("text/html"))]
     assert len(explored) == 1
     page = "".join(explored[0]["data"]["text/html"])
     assert len(page) < 100_000
