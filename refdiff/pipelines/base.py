@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -23,6 +22,8 @@ class Pipeline:
     task: ClassVar[str]
     architecture: ClassVar[str]
     other_architectures: ClassVar[tuple[str, ...]] = ()
+    known: ClassVar[tuple[str, ...]]
+    """The names of all options."""
     run: Callable[..., Any]
 
     def __init__(self, model: Any, tokenizer: Tokenizer, **options: Any) -> None:
@@ -51,22 +52,12 @@ class Pipeline:
         return f"{type(self).__name__}({type(self.model).__name__}, {self.tokenizer!r})"
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
-        known = self._known()
         for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join(known)}"
+            if name not in self.known:
+                near = difflib.get_close_matches(name, self.known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join(self.known)}"
                 raise TypeError(f"{self.task} has no option {name!r}: {hint}")
         return options
-
-    def _known(self) -> list[str]:
-        return keywords(self.run)
-
-
-def keywords(function: Callable[..., Any]) -> list[str]:
-    """The names of a function's keyword-only arguments."""
-    parameters = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 def host(array: Any) -> NDArray[Any]:

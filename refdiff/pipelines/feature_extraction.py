@@ -19,6 +19,7 @@ class FeatureExtractionPipeline(Pipeline):
         "DiffLlamaForCausalLM", "DiffLlamaForSequenceClassification", "DiffLlamaForTokenClassification",
         "DiffLlamaForQuestionAnswering",
     )  # fmt: skip
+    known: ClassVar[tuple[str, ...]] = ("return_tensors", "truncation", "tokenize_kwargs")
 
     def run(
         self,

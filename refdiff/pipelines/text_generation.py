@@ -9,7 +9,7 @@ import numpy as np
 
 from refdiff.generation.options import NAMES as GENERATE
 from refdiff.generation.tokenizer import Encoded, Tokenizer
-from refdiff.pipelines.base import Pipeline, keywords
+from refdiff.pipelines.base import Pipeline
 
 # transformers' pipeline samples unless it is told otherwise, here or in generation_config.json.
 _DEFAULTS = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
@@ -27,6 +27,11 @@ class TextGenerationPipeline(Pipeline):
 
     task: ClassVar[str] = "text-generation"
     architecture: ClassVar[str] = "DiffLlamaForCausalLM"
+    known: ClassVar[tuple[str, ...]] = (
+        "return_full_text", "return_text", "return_tensors", "prefix", "stop_sequence", "handle_long_generation",
+        "clean_up_tokenization_spaces", "skip_special_tokens", "continue_final_message", "tools", "documents",
+        "tokenizer_encode_kwargs", *_TOKENIZING, *GENERATE, "seed", "generator", "streamer",
+    )  # fmt: skip
 
     def __init__(self, model: Any, tokenizer: Tokenizer, *, batch_size: int = 1, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
@@ -105,9 +110,6 @@ class TextGenerationPipeline(Pipeline):
             full = return_full_text is not False
             records.append([{"generated_text": prompt.joined(text) if full else text} for text in texts])
         return records
-
-    def _known(self) -> list[str]:
-        return [*keywords(self._run_batch), *_TOKENIZING, *GENERATE, "seed", "generator", "streamer"]
 
     def _encode(
         self, prompts: list[_Prompt], prefix: str, tokenizing: dict[str, Any], template: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ def test_folder_path_and_objects(task: str, tmp_path: Path) -> None:
         assert result == results[0]
     assert TASKS[task] in repr(made[0])
     assert made[0].task in (task, "text-classification", "token-classification")
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_the_known_options_are_those_that_it_takes(task: str) -> None:
+    made = refdiff.pipeline(task, model_of(TASKS[task]), words())
+    run: Any = getattr(made, "_run_batch", made.run)
+    taken = [name for name, p in inspect.signature(run).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    assert list(made.known[: len(taken)]) == taken
+    assert task == "text-generation" or len(made.known) == len(taken)
 
 
 def test_dtype_reaches_the_model(tmp_path: Path) -> None:
