@@ -17,7 +17,7 @@ from refdiff import layers
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks" / "reference"
-SCRIPTS = ("equations", "docstrings", "interface", "pages", "links", "code_blocks", "build")
+SCRIPTS = ("equations", "docstrings", "examples", "interface", "pages", "links", "code_blocks", "build")
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,51 @@ def test_every_package_with_public_names_has_its_page(scripts: dict[str, ModuleT
         pages.INTERFACE["refdiff.viz"] = listed
 
 
+EXEMPLIFIED = (
+    "refdiff", "refdiff.layers", "refdiff.viz", "refdiff.oracle", "refdiff.convert", "refdiff.exercises",
+    "refdiff.generation.sampling", "refdiff.generation.results",
+)  # fmt: skip
+"""Modules of which each function and class has an example."""
+WITHOUT = {"refdiff.oracle.hooks": "it takes a torch module, and the pages are built without torch"}
+
+
+def test_public_names_have_an_example_and_examples_are_of_public_names(scripts: dict[str, ModuleType]) -> None:
+    pages, shown = scripts["interface"], scripts["examples"].examples()
+    for module in EXEMPLIFIED:
+        home = importlib.import_module(module)
+        for name in pages.names_of(module):
+            thing = getattr(home, name)
+            place = f"{module}.{name}"
+            assert not callable(thing) or (place in shown) != (place in WITHOUT), f"{place} has no example"
+    for place in shown:
+        home, _, name = place.rpartition(".")
+        assert name in pages.names_of(home), place
+
+
+@pytest.mark.parametrize("place", ["refdiff.layers.rms_norm", "refdiff.viz.plot_lambdas"])
+def test_an_example_is_shown_with_what_it_gives(scripts: dict[str, ModuleType], place: str) -> None:
+    pytest.importorskip("matplotlib")
+    said, figure = scripts["interface"].outcome(scripts["examples"].examples()[place])
+    shown = "\n".join(scripts["interface"]._shown(place))
+    assert "      from refdiff import" in shown
+    assert (f".. image:: {place}.png" in shown) == (figure is not None) == ("viz" in place)
+    assert all(f"      {line}" in shown for line in said.splitlines())
+
+
+def test_an_example_that_fails_is_named(scripts: dict[str, ModuleType]) -> None:
+    wrong = scripts["examples"].Example("refdiff.layers", ("rope",), "1 / 0\n")
+    with pytest.raises(RuntimeError, match="the example of rope fails: ZeroDivisionError"):
+        scripts["interface"].outcome(wrong)
+
+
+@pytest.mark.slow
+def test_every_example_runs(scripts: dict[str, ModuleType]) -> None:
+    pytest.importorskip("matplotlib")
+    for example in scripts["examples"].examples().values():
+        said, figure = scripts["interface"].outcome(example)
+        assert said or figure is not None, example.names
+
+
 def test_a_constant_has_the_string_under_it(scripts: dict[str, ModuleType]) -> None:
     said_of = scripts["interface"].said_of
     assert (
@@ -228,6 +273,7 @@ def test_sources_of_the_pages(scripts: dict[str, ModuleType], tmp_path: Path, mo
     files = build.written()
     assert {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("[01]*.ipynb")} <= set(files)
     assert {"guides/performance.md", "kernels/triton.md"} <= set(files)
+    monkeypatch.setattr(scripts["interface"], "outcome", lambda example: ("", None))  # runs them: a test of its own
     build.assemble(tmp_path)
     index = (tmp_path / "index.md").read_text(encoding="utf-8")
     menu = set(index.partition("```{toctree}")[2].splitlines())

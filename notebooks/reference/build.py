@@ -62,6 +62,11 @@ def assemble(folder: Path) -> None:
         text = path.read_text(encoding="utf-8")
         made[name] = text if path.suffix == ".ipynb" else relinked(without_front_matter(text), name, path, places)
     made["index.md"] = pages.front_page(made["index.md"], [name for name in made if "/" in name])
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    shutil.copy(HERE.parent / "tiny.py", folder / "notebooks")  # notebooks link to it
+    for name, figure in interface.figures().items():
+        (folder / "interface").mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / "interface" / name, dpi=110, transparent=True)
     for name, text in made.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import docstrings
 from equations import to_rst
+from examples import Example, examples
 
 from refdiff import layers
 
@@ -96,6 +97,46 @@ def interface_pages() -> dict[str, str]:
     return {page: _interface_page(page, others, seen) for page, others in INTERFACE.items()}
 
 
+@functools.cache
+def outcome(example: Example) -> tuple[str, Any]:
+    """What an example prints, and the figure that it draws, or None; an example of several names is run once.
+
+    Raises:
+        RuntimeError: it fails.
+    """
+    try:
+        said, given = example.run()
+    except Exception as error:
+        raise RuntimeError(f"the example of {', '.join(example.names)} fails: {error!r}\n{example.code}") from error
+    return said, getattr(given, "figure", given)
+
+
+def figures() -> dict[str, Any]:
+    """The figures of the examples, by the names of their files."""
+    drawn = {place: outcome(example)[1] for place, example in examples().items()}
+    return {f"{place}.png": figure for place, figure in drawn.items() if figure is not None}
+
+
+def _shown(place: str) -> list[str]:
+    """The example of a name and what it gives, to stand in the directive of the name."""
+    example = examples().get(place)
+    if example is None:
+        return []
+    said, figure = outcome(example)
+    lines = ["", "   .. code-block:: python", "", *(f"      {line}" for line in example.code.splitlines())]
+    if said:
+        lines += [
+            "",
+            "   .. code-block:: text",
+            "      :class: output",
+            "",
+            *(f"      {line}" for line in said.splitlines()),
+        ]
+    if figure is not None:
+        lines += ["", f"   .. image:: {place}.png", f"      :alt: what the example of {place} draws"]
+    return [*lines, ""]
+
+
 def _interface_page(page: str, others: tuple[str, ...], seen: set[int]) -> str:
     made = [_title(f"``{page}``", "=")]
     if page == "refdiff.layers":
@@ -137,9 +178,10 @@ def _entry(module: str, name: str, seen: set[int]) -> str:
         seen.add(id(thing))
     if inspect.isclass(thing):
         bases = "" if thing.__bases__ == (object,) else "   :show-inheritance:\n"
-        return f".. autoclass:: {name}\n   :members:\n   :inherited-members: {', '.join(BUILTIN)}\n{bases}"
+        head = f".. autoclass:: {name}\n   :members:\n   :inherited-members: {', '.join(BUILTIN)}\n{bases}"
+        return head + "\n".join(_shown(f"{module}.{name}"))
     if callable(thing) and not isinstance(thing, type):
-        return f".. autofunction:: {name}\n"
+        return f".. autofunction:: {name}\n" + "\n".join(_shown(f"{module}.{name}"))
     said = docstrings.convert(said_of(module, name).splitlines())
     return "\n".join([f".. py:data:: {name}", "", *(f"   {line}".rstrip() for line in said), ""])
 
