@@ -171,14 +171,14 @@ assert np.allclose(before[:-1], np.concatenate(out.hidden_states[:-1]), rtol=0, 
 # ## Exercises
 #
 # Write the function in a cell of your own and let `check` judge it. It says where a wrong result is wrong, and often
-# what the mistake is called. `exercises.signature("swiglu")` prints the shapes.
-#
-# ```python
-# from refdiff import exercises
-#
-# exercises.check("embedding", my_embedding)
-# ```
-#
+# what the mistake is called. `exercises.signature("swiglu")` prints the shapes. Here is a wrong answer to the third:
+
+# %%
+from refdiff import exercises
+
+exercises.check("causal_mask", lambda T, S: np.tri(T, S, dtype=bool))
+
+# %% [markdown]
 # **1.** `"embedding"`: the vectors of some ids, from the table E.
 #
 # **2.** `"swiglu"`: $\mathrm{SwiGLU}(x) = W_{down}\,(\mathrm{silu}(W_{gate}x) \odot W_{up}x)$ with
@@ -190,9 +190,6 @@ assert np.allclose(before[:-1], np.concatenate(out.hidden_states[:-1]), rtol=0, 
 # <summary>Answers</summary>
 #
 # ```python
-# from refdiff import exercises
-#
-#
 # def my_swiglu(x, w_gate, w_up, w_down):
 #     gate = x @ w_gate.T
 #     return (gate / (1 + np.exp(-gate)) * (x @ w_up.T)) @ w_down.T

@@ -279,7 +279,7 @@ viz.explore(model, text, layer=layer, pair=pair)
 # first, on real text: the size (root mean square) of each head's result before the norm, and after norm and factor.
 
 # %%
-trace = oracle.trace(model, ids[0][None])
+trace = oracle.trace(model, ids[0][None])  # every intermediate result of a run (notebook 07)
 before = np.array([np.sqrt((trace[f"model.layers.{i}.self_attn.diff"] ** 2).mean(axis=(0, 2, 3))) for i in range(6)])
 after = np.array([np.sqrt((trace[f"model.layers.{i}.self_attn.scaled"] ** 2).mean()) for i in range(6)])
 print(f"before the norm: from {before.min():.2f} to {before.max():.2f}")

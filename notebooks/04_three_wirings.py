@@ -184,9 +184,15 @@ assert apart > 0.1
 # %% [markdown]
 # ## Exercises
 #
-# `from refdiff import exercises`; `exercises.signature("eq3")` prints the shapes. Try a wrong pairing in 4 or 5: the
-# oracle names it.
-#
+# `exercises.signature("eq3")` prints the shapes. Here is what happens to a wrong pairing: the oracle of refdiff has a
+# catalogue of mistakes and names it.
+
+# %%
+from refdiff import exercises
+
+exercises.check("eq3", lambda *args: multi_head(neighbours, *args))
+
+# %% [markdown]
 # **1.** `"value_pairs"`: lay Hugging Face's values $v_j$ and $v_{j+K/2}$ side by side.
 #
 # **2.** `"paper_to_hf"`: put the heads of the paper's order into Hugging Face's.
@@ -204,9 +210,6 @@ assert apart > 0.1
 # <summary>Answers</summary>
 #
 # ```python
-# from refdiff import exercises
-#
-#
 # def causal(q, k):
 #     T, S = q.shape[-2], k.shape[-2]
 #     scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
@@ -234,7 +237,6 @@ assert apart > 0.1
 # assert exercises.check("eq3_paper", lambda *args: multi_head(neighbours, *args))
 # assert exercises.check("lambda_v2", lambda x, w: 1 / (1 + np.exp(-(x @ w.T))).swapaxes(1, 2)[..., None])
 # assert exercises.check("v2", my_v2)
-# assert exercises.check("eq3", lambda *args: multi_head(neighbours, *args)).mistake.startswith("neighbors_are_a_pair")
 # k_8, v_4 = np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1)
 # assert np.array_equal(multi_head(neighbours, q, k_8, v_4, lambda_, start, eps), repeat_first)
 # ```

@@ -136,7 +136,7 @@ def _located(a: Floats, b: Floats, off: Any) -> str:
     confined = []
     for axis, size in enumerate(off.shape):
         at = np.flatnonzero(off.any(axis=tuple(i for i in range(off.ndim) if i != axis)))
-        if len(at) < size:
+        if len(at) <= size // 2:
             confined.append(f"index {', '.join(map(str, at))} of axis {axis}")
     where = f", all at {' and '.join(confined)}" if confined else ""
     return (
