@@ -1,8 +1,23 @@
-"""python -m refdiff."""
+"""`python -m refdiff`, and the `refdiff` command."""
 
+import signal
 import sys
 
-from refdiff.cli import main
+
+def main() -> int:
+    """Run the command line; Ctrl-C ends the process without a word until the command has begun."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from refdiff.cli import main as run
+
+    try:
+        signal.signal(signal.SIGINT, handler)
+        return run()
+    finally:
+        if handler is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python shuts down, too
+
 
 if __name__ == "__main__":
     sys.exit(main())

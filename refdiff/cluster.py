@@ -37,7 +37,7 @@ def connected(address: str) -> Iterator[Client]:
         from distributed import Client
         from distributed.comm import get_address_host_port
     except ImportError as error:
-        raise ImportError(f'--dask needs dask.distributed ({error}): pip install "refdiff[dask]"') from error
+        raise ImportError(f"--dask needs dask.distributed ({error}): pip install distributed") from error
     try:
         get_address_host_port(address, strict=True)
     except ValueError as error:

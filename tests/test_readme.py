@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import refdiff
-from refdiff.cli.options import build_parser
+from refdiff.cli.parser import build_parser
 from refdiff.model.config_checks import MODEL_TYPES
 
 ROOT = Path(__file__).parents[1]

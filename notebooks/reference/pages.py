@@ -13,7 +13,7 @@ from equations import to_markdown
 from interface import INTERFACE, public_names
 
 from refdiff import layers
-from refdiff.cli.options import build_parser
+from refdiff.cli.parser import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = re.compile(

@@ -50,7 +50,7 @@ class OnnxRuntimeSide(ProductSide):
 
     def prepare(self) -> dict[str, Any]:
         """Import onnx, which writes the graph, and onnxruntime, which runs it."""
-        needs = "onnxruntime needs onnxruntime and onnx (pip install 'refdiff[bench]')"
+        needs = "onnxruntime needs onnxruntime and onnx (pip install onnxruntime onnx)"
         self._onnx, self._runtime = imported(("onnx", "onnxruntime"), needs)
         return {}
 
@@ -125,7 +125,7 @@ class TransformersSide(ModelSide):
 
     def prepare(self) -> dict[str, Any]:
         """Import torch and transformers."""
-        needs = "transformers needs transformers and torch (pip install 'refdiff[parity]')"
+        needs = "transformers needs transformers and torch (pip install transformers torch)"
         self._torch, self._transformers = imported(("torch", "transformers"), needs)
         if self.settings.backend == "cupy":
             self.gpu = TorchGpu(self._torch)

@@ -1,29 +1,46 @@
-"""The command line: `refdiff <command>`; each command's module is imported when the command is called."""
+"""The command line: `refdiff <command>`; each command is one module, with `add_arguments(parser)` and `run(args)`."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
-from refdiff.cli.flags import UsageError, in_flags
-from refdiff.cli.options import build_parser
-from refdiff.cli.terminal import discard_output, interrupted, note, one_line, text_is_utf8, warnings_in_one_line
+from refdiff.cli.flags import UsageError
+from refdiff.cli.parser import build_parser
+from refdiff.cli.terminal import (
+    discard_output,
+    in_flags,
+    interrupted,
+    note,
+    open_streams,
+    shown,
+    warnings_in_one_line,
+)
+from refdiff.errors import CheckpointError
 
 EXIT_RUN_TIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-VERDICTS = ("check", "golden", "trace")
-"""Commands whose exit status 1 is an answer, as that of diff and grep: whatever goes wrong there is 2."""
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports any other program that wrote into a closed pipe
+VERDICTS = ("check", "golden", "trace")
+"""Commands whose exit status 1 is an answer, as that of diff and grep: any error of theirs is 2."""
+_INPUTS = (UsageError, CheckpointError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0, 1 run time, 2 usage, 130 after Ctrl-C, 141 for a closed pipe.
+    """Run one command and return the exit status.
 
-    Of a command that gives a verdict, 1 is the verdict and 2 is trouble of any kind.
+    0 done; 1 run-time failure, or a verdict of "not passed"; 2 wrong usage, or an input that is missing or broken;
+    130 after Ctrl-C; 141 when the reader of the output has closed it.
     """
-    args = build_parser().parse_args(argv)
-    text_is_utf8()
+    open_streams()
+    args = argparse.Namespace(command=None)
     try:
+        parser = build_parser()
+        args = parser.parse_args(argv)
+        if args.command is None:
+            sys.stdout.write(parser.format_brief())
+            return 0
         with warnings_in_one_line():
             status: int = importlib.import_module(f"refdiff.cli.{args.command}").run(args)
             sys.stdout.flush()
@@ -34,14 +51,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         discard_output()
         return EXIT_CLOSED_PIPE
-    except UsageError as error:
-        if args.debug:
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of a Rust library is no Exception
+        if _interrupted(error):
+            interrupted()
+            return EXIT_INTERRUPTED
+        if getattr(args, "debug", False):
             raise
-        note(f"refdiff {args.command}: error: {one_line(error)}")
-        return EXIT_USAGE
-    except Exception as error:
-        if args.debug:
-            raise
-        note(f"refdiff {args.command}: error: {in_flags(one_line(error))}")
+        note(f"refdiff {args.command}: error: {in_flags(shown(error))}")
         discard_output()
-        return EXIT_USAGE if args.command in VERDICTS else EXIT_RUN_TIME
+        return EXIT_USAGE if args.command in VERDICTS or isinstance(error, _INPUTS) else EXIT_RUN_TIME
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the bottom of an error: an import that it ends may raise another one."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,4 +1,4 @@
-"""`refdiff attention`: a text → what its tokens look at, as a page, a picture or arrays."""
+"""`refdiff attention`: a text → what its tokens attend to, as a page, a picture or arrays."""
 
 from __future__ import annotations
 
@@ -8,23 +8,48 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refdiff.cli.flags import UsageError
-from refdiff.cli.loading import load
-from refdiff.cli.pictures import PICTURES, check_file, write_picture
-from refdiff.cli.prompt import check_prompt, read_prompt
-from refdiff.files import write_atomically
+from refdiff.cli.flags import Number, UsageError, add_common, add_machine, add_model, add_prompt
+from refdiff.cli.loading import check_prompt, load, read_prompt
+from refdiff.cli.output_files import PICTURES, check_file, write_picture
+from refdiff.cli.terminal import Waiting
 
 if TYPE_CHECKING:
+    from refdiff.cli.parser import Parser
     from refdiff.viz import AttentionMaps
 
 KINDS = (".html", *PICTURES, ".npz")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.description = (
+        "Show which tokens each token attends to, for every pair of heads: A1, A2, lambda and A1 - lambda A2. The "
+        "suffix of FILE decides the form: .html is one page to explore, which loads nothing from elsewhere; .png and "
+        ".svg are pictures, which need matplotlib; .npz holds NumPy arrays. The name of FILE goes to standard output."
+    )
+    parser.examples = """
+refdiff attention "Once upon a time" -o page.html
+refdiff attention -m path/to/checkpoint "Once upon a time" -o maps.png
+"""
+    given = parser.add_argument_group("model and text")
+    add_model(given)
+    add_prompt(given)
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--output", metavar="FILE", required=True, help=f"{', '.join(KINDS)} (required)")
+    output.add_argument("--layer", type=Number(int, 0), metavar="N", help="layer, from 0 (default: mean over all)")
+    output.add_argument("--pair", type=Number(int, 0), metavar="N", help="pair of heads, from 0 (default: mean)")
+    output.add_argument("--grid", action="store_true", help="picture: every layer and pair (default: off)")
+    machine = parser.add_argument_group("machine")
+    add_machine(machine)
+    add_common(machine)
+    parser.notes = ["In a Llama, --pair is a head. A page opens with --layer and --pair, and shows all of them."]
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the file, print its name and return the exit status.
 
     Raises:
-        UsageError: no text, flags that do not fit together, or an ending that is none of those known.
+        UsageError: no text, options that do not fit together, or an unknown suffix.
         ValueError: the text is too long.
         ImportError: a picture without matplotlib.
         OSError: the file cannot be written.
@@ -36,12 +61,13 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load(args)
     from refdiff.viz import attention_maps
 
-    maps = attention_maps(model, prompt, tokenizer)
-    try:
-        maps.title(args.layer, args.pair)
-    except IndexError as error:
-        raise UsageError(f"--{error}") from None
-    _write(maps, args, path, prompt)
+    with Waiting("computing the attention maps", quiet=args.quiet):
+        maps = attention_maps(model, prompt, tokenizer)
+        try:
+            maps.title(args.layer, args.pair)
+        except IndexError as error:
+            raise UsageError(f"--{error}") from None
+        _write(maps, args, path, prompt)
     sys.stdout.write(f"{path}\n")
     return 0
 
@@ -49,23 +75,23 @@ def run(args: argparse.Namespace) -> int:
 def _check_output(args: argparse.Namespace, path: Path) -> None:
     """Refuse, before a model is loaded, what could not be written after it."""
     check_file("-o", path, KINDS)
-    kind = path.suffix.lower()
+    kind, chosen = path.suffix.lower(), args.layer is not None or args.pair is not None
     if args.grid and kind not in PICTURES:
-        raise UsageError(f"--grid is for pictures, {' and '.join(PICTURES)}; the page shows all layers and pairs")
-    if args.grid and (args.layer is not None or args.pair is not None):
-        raise UsageError("--grid shows every layer and pair; leave out --layer and --pair")
-    if kind == ".npz" and (args.layer is not None or args.pair is not None):
-        raise UsageError("an .npz holds every layer and pair; leave out --layer and --pair")
+        raise UsageError(f"--grid: is for pictures, {' and '.join(PICTURES)}; the page shows all layers and pairs")
+    if args.grid and chosen:
+        raise UsageError("--grid: shows every layer and pair; leave out --layer and --pair")
+    if kind == ".npz" and chosen:
+        raise UsageError("-o: an .npz holds every layer and pair; leave out --layer and --pair")
 
 
 def _write(maps: AttentionMaps, args: argparse.Namespace, path: Path, prompt: str) -> None:
     from refdiff import viz
+    from refdiff.files import write_atomically
 
     kind = path.suffix.lower()
     if kind in PICTURES:
-        write_picture(
-            viz.plot_attention_grid(maps) if args.grid else viz.plot_attention(maps, args.layer, args.pair), path
-        )
+        figure = viz.plot_attention_grid(maps) if args.grid else viz.plot_attention(maps, args.layer, args.pair)
+        write_picture(figure, path)
     elif kind == ".html":
         chosen = (args.layer, args.pair) if (args.layer, args.pair) != (None, None) else maps.most_cancelling()
         page = viz.attention_page(maps, prompt=prompt, model=args.model, layer=chosen[0], pair=chosen[1])

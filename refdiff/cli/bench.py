@@ -10,14 +10,62 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refdiff.cli.bench_flags import PRODUCTS_ONLY
-from refdiff.cli.flags import UsageError
-from refdiff.cli.pictures import DRAWN, check_file, check_place
+from refdiff.cli.flags import MODEL, Number, UsageError, add_backend, add_common, add_dtype, add_threads
+from refdiff.cli.loading import find_checkpoint
+from refdiff.cli.output_files import DRAWN, check_file, check_place
 from refdiff.cli.terminal import note
 
 if TYPE_CHECKING:
     from refdiff.bench.measure import Measured, Options
     from refdiff.bench.rows import Row
+    from refdiff.cli.parser import Parser
+
+
+LIKE = ("kajuma/DiffLlama-0.3B-handcut", "kajuma/DiffLlama-1B", "tiny")
+PEERS = ("transformers", "onnxruntime", "numpy", "stored")
+PRODUCTS_ONLY = ("onnxruntime", "numpy")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.description = (
+        "Measure prompts, decoding, loading, memory and training, alone or beside another library. Each side runs in a "
+        "process of its own, and they take turns, so that other load on the machine affects both alike."
+    )
+    parser.examples = """
+refdiff bench --like tiny --quick
+refdiff bench --like kajuma/DiffLlama-0.3B-handcut --against transformers
+refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
+"""
+    which = parser.add_argument_group("what")
+    which.add_argument("-m", "--model", metavar=MODEL, help="folder or hub repo (default: that of --like)")
+    which.add_argument("--like", choices=LIKE, metavar="MODEL", help="random weights of its sizes (default: tiny)")
+    which.add_argument("--folder", metavar="FOLDER", help="keep those weights here (default: temporary)")
+    which.add_argument("--against", action="append", choices=PEERS, metavar="NAME", help="other side (default: none)")
+    which.add_argument("--rows", metavar="ROW,…", help="rows to measure (default: some of each but train)")
+    which.add_argument("--train", action="store_true", help="measure training steps instead (default: off)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--pairs", type=Number(int, 1), metavar="N", help="turns of each side (default: 5, --quick 1)")
+    how.add_argument("--quick", action="store_true", help="short rows, to see that it works (default: off)")
+    add_threads(how)
+    add_backend(how)
+    add_dtype(how, ("float32", "float64", "float16", "bfloat16"), "type of every side")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="write everything as JSON (default: none)")
+    output.add_argument("--markdown", action="store_true", help="print the table in Markdown (default: off)")
+    output.add_argument("--plot", metavar="FILE", help="draw it, .png, .svg or .pdf (default: none)")
+    add_common(output)
+    parser.notes = [
+        "A ratio is the median of neighbouring turns. Above 1, refdiff is faster; of memory, below 1, it needs less. "
+        "The share is of what NumPy's BLAS reads (gemv) or multiplies (sgemm) on this machine, measured before and "
+        "after each pair. Exit status: 1 where a row failed, or the sides generated different tokens.",
+        f"--like is {LIKE[0]} (4.94 GB), {LIKE[1]} (2.78 GB) or {LIKE[2]} (0.5 MB).",
+        f"--against is {', '.join(PEERS)}, and may be given several times. onnxruntime and numpy have products only; "
+        "stored is refdiff with --weights stored.",
+        "--rows: cold, load, lookup, edit, prefill:TOKENS, decode:CONTEXT, memory:CONTEXT, product:TOKENS, train:3m, "
+        "train:30m; xN after a number of tokens for N sequences at once, as in decode:128x8.",
+        "--dtype float16 and bfloat16 need --backend cupy; tokens may then differ, and are not compared.",
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,7 +109,7 @@ def _rows(args: argparse.Namespace) -> list[Row]:
     from refdiff.bench.device import SIXTEEN_BITS
 
     if args.train and args.rows is not None:
-        raise UsageError("--train and --rows each say what is measured; use one of them (--rows train:3m)")
+        raise UsageError("--train, --rows: got both, expected one of them, such as --rows train:3m")
     if args.json is not None:
         check_place("--json", Path(args.json))
     if args.plot is not None:
@@ -77,9 +125,9 @@ def _rows(args: argparse.Namespace) -> list[Row]:
     if args.backend == "cupy":
         rows = _rows_of_a_device(args, rows)
     elif args.dtype in SIXTEEN_BITS:
-        raise UsageError(f"--dtype {args.dtype} is for --backend cupy; a processor computes in float32 or float64")
+        raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 with --backend numpy")
     if args.against and set(args.against) <= set(PRODUCTS_ONLY) and not any(row.kind == "product" for row in rows):
-        raise UsageError(f"--against {args.against[0]} compares products only; add --rows product:1,product:16")
+        raise UsageError(f"--against {args.against[0]}: compares products only; add --rows product:1,product:16")
     if args.plot is not None:
         _check_plot(rows)
     return rows
@@ -99,21 +147,21 @@ def _rows_of_a_device(args: argparse.Namespace, rows: list[Row]) -> list[Row]:
     if args.rows is None:
         rows = [row for row in rows if row.kind != "product"]
     elif any(row.kind == "product" for row in rows):
-        raise UsageError("--rows product is measured on a processor; --backend cupy has models only")
+        raise UsageError("--rows product: is measured on a CPU; leave out --backend cupy")
     for name in PRODUCTS_ONLY:
         if name in (args.against or ()):
-            raise UsageError(f"--against {name} compares products, on a processor; with --backend cupy name another")
+            raise UsageError(f"--against {name}: compares products, on a CPU; with --backend cupy name another")
     if args.dtype in SIXTEEN_BITS and any(row.kind == "train" for row in rows):
-        raise UsageError(f"--dtype {args.dtype}: training is in float32 or float64")
+        raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 for training")
     return rows
 
 
 def _like(args: argparse.Namespace, rows: list[Row]) -> str | None:
     """Which model random weights are drawn for, if any."""
     if args.model is not None and args.like is not None:
-        raise UsageError("-m and --like each give the model; use one of them")
+        raise UsageError("-m, --like: got both, expected one of them")
     if args.folder is not None and args.like is None:
-        raise UsageError("--folder is where --like's checkpoint is kept; add --like, or name a checkpoint with -m")
+        raise UsageError("--folder: keeps the checkpoint of --like; add --like, or name a checkpoint with -m")
     if args.model is not None or not any(row.needs_model for row in rows):
         return None
     return str(args.like or "tiny")
@@ -125,7 +173,9 @@ def _folder(args: argparse.Namespace, like: str | None) -> str | None:
     from refdiff import hub
 
     files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
-    return str(hub.snapshot(args.model, files=files, local_files_only=args.offline, progress=not args.quiet))
+    return str(
+        hub.snapshot(find_checkpoint(args.model), files=files, local_files_only=args.offline, progress=not args.quiet)
+    )
 
 
 def _options(args: argparse.Namespace, folder: str | None) -> Options:

@@ -10,15 +10,58 @@ import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from refdiff import cluster
-from refdiff.cli.flags import UsageError
-from refdiff.cli.spec import parts, recipe_of, spec_of
-from refdiff.cli.terminal import note
+from refdiff.cli.flags import Number, UsageError, add_common, add_dask
+from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, parts, recipe_of, spec_of
+from refdiff.cli.terminal import Waiting, note
+
+if TYPE_CHECKING:
+    from refdiff.cli.parser import Parser
 
 FIRST_SEED = 4000
 """Of the selftest: none on which anything was tuned."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.description = (
+        "Judge what a differential attention kernel, or a whole attention layer, computed. FILE (safetensors or npz) "
+        "holds its inputs (q, k, v, lambda_q1, ...) and its outputs: any of out, lse1, lse2, and with dout also dq, "
+        "dk, dv, dlambda_q1, ..."
+    )
+    parser.examples = """
+refdiff check --spec hf_diffllama --layer 3 mine.safetensors
+refdiff check --spec ms_v1 --set window=128 --print-spec mine.npz
+refdiff check --selftest --seeds 20 --jobs 2 --keep runs --markdown
+"""
+    parser.add_argument("file", metavar="FILE", nargs="?", help="inputs and outputs of the kernel")
+    parser.add_argument("--inputs", action="store_true", help="list the arrays that FILE may hold (default: off)")
+    add_spec(parser, "hf_diffllama")
+    parser.add_argument("--print-spec", action="store_true", help="print the spec as JSON (default: off)")
+    parser.add_argument(
+        "--recipe", metavar="NAME_OR_FILE", default="auto", help="the kernel's types (default: that of q)"
+    )
+    parser.add_argument("--diagnose", action="store_true", help="name the mistake of a failure (default: off)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    selftest = parser.add_argument_group("selftest")
+    selftest.add_argument("--selftest", action="store_true", help="test the tester itself (default: off)")
+    number = Number(int, 1)
+    selftest.add_argument("--seeds", type=number, default=1, metavar="N", help="number of seeds (default: 1)")
+    selftest.add_argument("--jobs", type=number, default=1, metavar="N", help="seeds at a time (default: 1)")
+    add_dask(selftest)
+    selftest.add_argument("--keep", metavar="FOLDER", help="a file per seed, to resume (default: none)")
+    selftest.add_argument("--kernels", metavar="MODULE:NAME", help="correct kernels to judge too (default: none)")
+    selftest.add_argument("--markdown", action="store_true", help="print a page, not a table (default: off)")
+    add_common(parser, offline=False)
+    parser.notes = [
+        "Exit status: 0 passed; 1 not passed: fail, or inconclusive, where correct kernels differ so much on these "
+        "inputs that they show nothing; 2 error. Of the selftest: 0 every mutant is caught and every correct kernel "
+        "passes; 1 not; 2 error.",
+        SPEC_NOTE + " Dimensions that it lacks are read off the arrays.",
+        RECIPE_NOTE,
+        "--kernels tests.parity.real_kernels:KERNELS names a dict of functions.",
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,15 +79,16 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(spec.to_dict(), ensure_ascii=False, indent=2) + "\n")
         return 0
     if args.selftest == (args.file is not None):
-        raise UsageError("give a FILE, or --selftest, and not both; --inputs tells what a FILE holds")
+        got = "both" if args.selftest else "neither"
+        raise UsageError(f"FILE or --selftest: got {got}, expected one of them; --inputs lists what FILE may hold")
     if args.json and args.markdown:
-        raise UsageError("give --json or --markdown, not both")
+        raise UsageError("--json, --markdown: got both, expected one of them")
     if args.dask is not None and not args.selftest:
-        raise UsageError("--dask goes with --selftest")
+        raise UsageError("--dask: goes with --selftest; add that, or leave --dask out")
     if args.dask is not None and args.jobs > 1:
-        raise UsageError("--jobs are processes of this machine, and --dask has its workers; use one of them")
+        raise UsageError("--jobs, --dask: got both, expected one of them; --dask has workers of its own")
     if args.print_spec:
-        raise UsageError("--print-spec goes with a FILE, or alone, but not with --selftest")
+        raise UsageError("--print-spec: does not go with --selftest; leave one out")
     return _selftest(args) if args.selftest else _check(args)
 
 
@@ -58,13 +102,15 @@ def _check(args: argparse.Namespace) -> int:
     from refdiff.oracle.verdict.check import check
 
     try:
-        verdict = check(given, spec, inputs, recipe=recipe, dout=dout)
+        with Waiting("judging", quiet=args.quiet):
+            verdict = check(given, spec, inputs, recipe=recipe, dout=dout)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{args.file}: {error}{read}") from error
     report: dict[str, Any] = {"file": args.file, "spec": spec.to_dict(), **verdict.to_dict()}
     text = str(verdict)
     if args.diagnose and verdict.status == "fail":
-        report["diagnosis"], named = _diagnosis(given, spec, inputs, recipe, dout)
+        with Waiting("looking for the mistake", quiet=args.quiet):
+            report["diagnosis"], named = _diagnosis(given, spec, inputs, recipe, dout)
         text = f"{text}\ndiagnosis: {named}"
     sys.stdout.write((json.dumps(report, ensure_ascii=False, indent=2) if args.json else wrap_text(text)) + "\n")
     return 0 if verdict else 1
@@ -107,6 +153,10 @@ def inputs_page() -> str:
     )
 
 
+def _done(quiet: bool) -> Callable[[str], None]:
+    return (lambda name: None) if quiet else (lambda name: note(f"{name} done"))
+
+
 def _selftest_functions() -> tuple[Callable[..., str], Callable[..., Any]]:
     """`page` and `selftest`, which are part of the repository's tests and not of the installed package."""
     if str(Path.cwd()) not in sys.path:
@@ -114,18 +164,20 @@ def _selftest_functions() -> tuple[Callable[..., str], Callable[..., Any]]:
     try:
         found = importlib.import_module("tests.oracle.selftest")
     except ModuleNotFoundError as error:
-        raise UsageError("--selftest needs refdiff's repository: start it in the folder that holds tests/") from error
+        raise UsageError("--selftest: needs refdiff's repository; start it in the folder that holds tests/") from error
     return found.page, found.selftest
 
 
 def _selftest(args: argparse.Namespace) -> int:
     page, selftest = _selftest_functions()
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
-    given = {"kernels": args.kernels, "jobs": args.jobs, "keep": args.keep, "done": lambda name: note(f"{name} done")}
+    given = {"kernels": args.kernels, "jobs": args.jobs, "keep": args.keep, "done": _done(args.quiet)}
     try:
         if args.dask is None:
             table = selftest(seeds, **given)
         else:
+            from refdiff import cluster
+
             with cluster.connected(args.dask) as client:
                 table = selftest(seeds, each=partial(cluster.each, client), **given)
     except ValueError as error:

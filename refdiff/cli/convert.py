@@ -1,4 +1,4 @@
-"""The command `convert`: a checkpoint in another wiring, with the proof that it computes the same."""
+"""`refdiff convert`: a checkpoint in another attention variant, with the proof that it computes the same."""
 
 from __future__ import annotations
 
@@ -10,10 +10,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refdiff.cli.flags import UsageError
+from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype
+from refdiff.cli.loading import find_checkpoint
+from refdiff.cli.terminal import Waiting
 
 if TYPE_CHECKING:
+    from refdiff.cli.parser import Parser
     from refdiff.convert import Proof
+
+
+WIRINGS = ("hf", "paper", "v2", "none")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.description = (
+        "Convert a checkpoint to another attention variant, and print how far the two are apart on random inputs."
+    )
+    parser.examples = """
+refdiff convert kajuma/DiffLlama-0.3B-handcut path/to/new --to paper
+refdiff convert path/to/llama path/to/new --to v2
+"""
+    parser.add_argument("model", metavar=MODEL, help="folder or hub repo")
+    parser.add_argument("output", metavar="OUTPUT", help="the folder to write, new or empty")
+    parser.add_argument(
+        "--to", choices=WIRINGS, required=True, metavar="VARIANT", help="hf, paper, v2 or none (required)"
+    )
+    parser.add_argument("--eager", action="store_true", help="from unilm's multihead_diffattn.py (default: off)")
+    add_dtype(parser, text="the type to write")
+    add_common(parser)
+    parser.notes = [
+        "hf = transformers' DiffLlama; paper = unilm's multihead_flashdiff_1.py, whose output matrix is called "
+        "out_proj; v2 = DIFF V2, unilm's multihead_flashdiffv2.py; none = a Llama.",
+        "hf and paper convert into each other, none into v2, and v2 into none where its λ depends on nothing. The "
+        "rest has no exact conversion and is refused. Weights in 16 bits are rounded once more where they are "
+        "multiplied; the second line printed says by how much that moves a layer. More than rounding explains is an "
+        "error, and nothing is written.",
+        "--eager: unilm's multihead_diffattn.py pairs other keys where there are fewer keys than queries.",
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,16 +72,17 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     _refuse_what_is_there(output)
     files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER, *hub.OTHER_TOKENIZERS)
-    folder = hub.snapshot(args.model, files=files, local_files_only=args.offline)
+    folder = hub.snapshot(find_checkpoint(args.model), files=files, local_files_only=args.offline)
     config = DiffLlamaConfig.from_pretrained(folder)
     architecture = _architecture(config.architectures)
     dtype = weights.resolve_dtype(folder, config) if args.dtype == "auto" else args.dtype
     before = config, weights.load(folder, config, architecture, stored=True, deferred=True)
     after = convert_later(*before, args.to, eager=args.eager)
-    proof = prove(before, after)
+    with Waiting("comparing the two", quiet=args.quiet):
+        proof = prove(before, after)
     sys.stdout.write(f"{config.wiring} to {args.to}: {proof}\n")
     _refuse_what_differs(proof)
-    with _all_or_nothing(output):
+    with Waiting("writing and comparing", quiet=args.quiet), _all_or_nothing(output):
         weights.save(output, *after, architecture, dtype=dtype)
         for pattern in files[len(hub.CONFIG + hub.WEIGHTS) :]:
             for path in folder.glob(pattern):
@@ -65,10 +100,10 @@ def run(args: argparse.Namespace) -> int:
 def _refuse_what_is_there(output: Path) -> None:
     if output.is_symlink() and not output.exists():
         raise UsageError(
-            f"{output} is a link to {output.readlink()}, which is not there: make that folder, or name another"
+            f"OUTPUT {output}: links to {output.readlink()}, which does not exist; make that folder, or name another"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} is there already: name a new folder, or an empty one")
+        raise UsageError(f"OUTPUT {output}: exists already; name a new folder, or an empty one")
 
 
 @contextlib.contextmanager
@@ -95,7 +130,7 @@ def _refuse_what_differs(proof: Proof, dtype: str | None = None) -> None:
             "written"
         )
     if proof.changed:
-        raise RuntimeError(f"not what they were{how} are {', '.join(proof.changed)}; nothing was written")
+        raise RuntimeError(f"{', '.join(proof.changed)}: changed{how} without being converted; nothing was written")
     if (layer := proof.unexplained) is None:
         return
     far = f"{proof.differences[layer]:.1e}"

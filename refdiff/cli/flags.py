@@ -1,77 +1,138 @@
-"""What the flags of all commands are made of: numbers with limits, flags in common, the error of a wrong one."""
+"""Building blocks of the commands' flags: numbers with limits, shared options, and the error of a wrong one."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+import os
+from collections.abc import Collection
 from typing import Any
+
+LARGEST = 2**63 - 1
+"""The largest whole number that any option takes."""
+DTYPES = ("auto", "float32", "float64", "float16", "bfloat16")
+MODEL = "MODEL"
 
 
 class UsageError(ValueError):
     """A command line that cannot be carried out, found after parsing; the exit status is 2."""
 
 
-@dataclass(frozen=True)
 class Number:
-    """A whole or real number between two limits: argparse's `type`, and the check of a field in a JSONL file."""
+    """A whole or real number between two limits: argparse's `type`, and the check of a field in a JSONL file.
 
-    kind: type[int] | type[float]
-    low: float
-    high: float = math.inf
-    above: bool = False  # the lower limit itself is outside
-    off: str = ""
+    `above` leaves out the lower limit itself; `off` says which value turns the option off.
+    """
+
+    def __init__(
+        self, kind: type[int] | type[float], low: float, high: float = math.inf, *, above: bool = False, off: str = ""
+    ) -> None:
+        self.kind, self.low, self.high, self.above, self.off = kind, low, high, above, off
 
     def __call__(self, text: str) -> int | float:
         try:
             value = self.kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {self._name}; {self.accepted}") from None
+            raise self._error(text) from None
         return self.check(value, text)
 
     def check(self, value: object, shown: str | None = None) -> int | float:
-        """Return a number that is inside the limits; raises argparse.ArgumentTypeError for anything else."""
+        """Return a number inside the limits; raises argparse.ArgumentTypeError for anything else."""
+        shown = repr(value) if shown is None else shown
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise argparse.ArgumentTypeError(f"{value!r} is not a {self._name}; {self.accepted}")
-        if self.kind is int and isinstance(value, float) and not value.is_integer():
-            raise argparse.ArgumentTypeError(f"{value!r} is not a {self._name}; {self.accepted}")
-        inside = self.low < value if self.above else self.low <= value
-        if not inside or value > self.high or value == math.inf:
-            raise argparse.ArgumentTypeError(f"{shown or value} is out of range; {self.accepted}")
+            raise self._error(shown)
+        whole = self.kind is int
+        if whole and isinstance(value, float) and not value.is_integer():
+            raise self._error(shown)
+        low = self.low < value if self.above else self.low <= value
+        if not low or value > min(self.high, LARGEST if whole else 1e308) or value == math.inf:
+            raise self._error(shown)
         return self.kind(value)
 
-    @property
-    def _name(self) -> str:
-        return "whole number" if self.kind is int else "number"
+    def _error(self, shown: str) -> argparse.ArgumentTypeError:
+        shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
+        return argparse.ArgumentTypeError(f"got {shown or 'nothing'}, expected {self.accepted}")
 
     @property
     def accepted(self) -> str:
         """The limits in words, and what turns the option off."""
-        low = f"a {self._name} {'above' if self.above else 'from'} {self.low:g}"
-        limits = f"{low} to {self.high:g}" if math.isfinite(self.high) else low if self.above else f"{low} up"
-        return f"give {limits}" + (f" ({self.off})" if self.off else "")
+        kind = "whole number" if self.kind is int else "number"
+        limits = f"a {kind} above {self.low:g}" if self.above else f"a {kind} of at least {self.low:g}"
+        if math.isfinite(self.high):
+            limits += f" and at most {self.high:g}"
+        return limits + (f" ({self.off})" if self.off else "")
 
 
-# What the library's messages tell a Python program to do → the same on a command line.
-_IN_FLAGS = {"local_files_only": "--offline", "cache_dir or HF_HOME": "HF_HOME", "gradients=False": "--no-gradients"}
+def add_common(group: Any, *, offline: bool = True, quiet: bool = True) -> None:
+    """Add the options that every command has."""
+    if quiet:
+        group.add_argument("-q", "--quiet", action="store_true", help="no progress (default: off)")
+    if offline:
+        group.add_argument("--offline", action="store_true", help="use only files on this machine (default: off)")
+    group.add_argument("--debug", action="store_true", help="show a traceback on errors (default: off)")
 
 
-def in_flags(message: str) -> str:
-    """Put the flags of the command line in place of the library's arguments in a message."""
-    for argument, flag in _IN_FLAGS.items():
-        message = message.replace(argument, flag)
-    return message
-
-
-def add_common(group: Any) -> None:
-    group.add_argument("--offline", action="store_true", help="use only files that are here already (default: off)")
-    group.add_argument("--debug", action="store_true", help="show a traceback when something fails (default: off)")
-
-
-def add_dask(group: Any, piece: str) -> None:
-    """Add --dask; `piece` says what goes to a worker at a time."""
+def add_model(group: Any) -> None:
+    """Add -m, whose default is REFDIFF_MODEL or the bundled model."""
     group.add_argument(
-        "--dask",
-        metavar="ADDRESS",
-        help=f"let the workers of a dask scheduler do it, {piece}; tcp://scheduler:8786 (default: none = this process)",
+        "-m",
+        "--model",
+        metavar=MODEL,
+        default=default_model(),
+        help="folder or hub repo (default: bundled)",
     )
+
+
+def default_model() -> str:
+    """The model of a command that was not given one."""
+    from refdiff import bundled
+
+    return os.environ.get("REFDIFF_MODEL") or bundled.NAME
+
+
+def add_prompt(group: Any) -> None:
+    """Add PROMPT, -p and -f."""
+    group.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text; - or a pipe = standard input")
+    group.add_argument("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="the same, as an option")
+    group.add_argument("-f", "--file", metavar="FILE", help="read the text from a UTF-8 file")
+
+
+def add_dtype(group: Any, choices: Collection[str] = DTYPES, text: str = "the weights' type") -> None:
+    """Add --dtype."""
+    auto = "auto = as stored" if "auto" in choices else "float32"
+    group.add_argument(
+        "--dtype", choices=choices, default="auto" if "auto" in choices else "float32", metavar="TYPE",
+        help=f"{text} (default: {auto})",
+    )  # fmt: skip
+
+
+def add_threads(group: Any) -> None:
+    """Add --threads."""
+    group.add_argument(
+        "--threads", type=Number(int, 0, off="0 = all cores"), default=0, metavar="N",
+        help="CPU threads, 0 = all cores (default: 0)",
+    )  # fmt: skip
+
+
+def add_backend(group: Any) -> None:
+    """Add --backend."""
+    group.add_argument(
+        "--backend", choices=("numpy", "cupy"), default="numpy", metavar="NAME",
+        help="numpy = CPU, cupy = CUDA GPU (default: numpy)",
+    )  # fmt: skip
+
+
+def add_machine(group: Any) -> None:
+    """Add the options that say how a model is loaded and computed."""
+    add_backend(group)
+    add_dtype(group)
+    group.add_argument(
+        "--weights", choices=("auto", "expanded", "stored"), default="auto", metavar="HOW",
+        help="stored = 16 bits, expanded = 32 (default: auto)",
+    )  # fmt: skip
+    add_threads(group)
+
+
+def add_dask(group: Any) -> None:
+    """Add --dask."""
+    group.add_argument("--dask", metavar="ADDRESS", help="address of a dask scheduler (default: none)")

@@ -1,4 +1,4 @@
-"""`refdiff generate`: a prompt, or a file of prompts → text."""
+"""`refdiff generate`: a prompt, a conversation, or a file of prompts → text."""
 
 from __future__ import annotations
 
@@ -6,88 +6,207 @@ import argparse
 import json
 import secrets
 import sys
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from refdiff.bench.device import peak_memory
-from refdiff.cli import prompts_file
-from refdiff.cli.completion import (
+from refdiff.cli.answering import (
+    NUMBERS,
     call_options,
+    chat_messages,
     check_greedy,
     check_template,
     encode,
-    fields,
     finish_reason,
     given_options,
     length_limit,
+    result_fields,
+    samples,
 )
-from refdiff.cli.flags import UsageError
-from refdiff.cli.loading import load
-from refdiff.cli.prompt import check_prompt, read_prompt
-from refdiff.cli.terminal import note, size
-from refdiff.cli.transcript import Transcript
+from refdiff.cli.flags import Number, UsageError, add_common, add_dask, add_machine, add_model, add_prompt
+from refdiff.cli.loading import check_prompt, load, read_prompt
+from refdiff.cli.terminal import Waiting, note, size
+
+if TYPE_CHECKING:
+    from refdiff.cli.parser import Parser
+    from refdiff.cli.transcript import Transcript
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.description = (
+        "Continue a prompt. The text goes to standard output as it comes; everything else goes to standard error."
+    )
+    parser.examples = """
+refdiff generate "Once upon a time"
+refdiff generate -m path/to/checkpoint -n 50 "Once upon a time"
+refdiff generate -m path/to/checkpoint --chat
+refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
+"""
+    parser.brief = ("-m", "-f", "--chat", "--system", "-n", "--temperature", "--top-k", "--top-p", "-s", "--stop")
+    parser.brief += ("--json", "-o", "-q", "--prompts-file", "--batch-size", "--backend", "--dtype")
+    given = parser.add_argument_group("model and prompt")
+    add_model(given)
+    add_prompt(given)
+    given.add_argument("--chat", action="store_true", help="use the chat template; without PROMPT, converse")
+    given.add_argument("--system", metavar="TEXT", help="the system message, with --chat (default: none)")
+    _add_sampling(parser, parser.add_argument_group("choice of tokens"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--echo", action="store_true", help="print the prompt before the text (default: off)")
+    output.add_argument("--no-stream", action="store_true", help="print the text when it is complete (default: off)")
+    output.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    output.add_argument("-o", "--output", metavar="FILE", help="write to FILE (default: standard output)")
+    many = parser.add_argument_group("many prompts")
+    many.add_argument("--prompts-file", metavar="FILE", help="one prompt a line, or JSONL (default: none)")
+    one = Number(int, 1, off="1 = off")
+    many.add_argument(
+        "--batch-size", type=one, default=1, metavar="N", help="prompts in one pass of the model (default: 1)"
+    )
+    many.add_argument("--num-shards", type=one, default=1, metavar="N", help="split prompts among N runs (default: 1)")
+    many.add_argument(
+        "--shard-index", type=Number(int, 0), default=0, metavar="I", help="this run's shard (default: 0)"
+    )
+    add_dask(many)
+    machine = parser.add_argument_group("machine")
+    add_machine(machine)
+    add_common(machine)
+    parser.notes = [
+        "Where the checkpoint's generation_config.json sets a choice of tokens, that is the default. With --top-k, "
+        "--top-p or --min-p the default of --temperature is 1.",
+        f"A line of JSONL has prompt (or text, or messages with role and content), and may have id, system, stop and "
+        f"{', '.join(NUMBERS)} (or max_tokens). Each answer is one line of JSON; a prompt that FILE of -o answers "
+        "already is skipped, so that a run which was stopped resumes.",
+        "With --batch-size the texts stay the same, but for tokens between which rounding decides. Shard I of N takes "
+        "the prompts I, I + N, I + 2N, ...",
+        "A conversation (--chat on a terminal, without PROMPT) keeps as much history as the context holds. Ctrl-C "
+        "stops one answer, Ctrl-D ends; /reset forgets, /save FILE writes the messages as JSON.",
+        "--weights stored keeps matrices of 16 bits as they are: half the memory and, on a CPU, less speed; auto = "
+        "stored with cupy, expanded to float32 with numpy.",
+    ]
+
+
+def _add_sampling(parser: Parser, group: argparse._ArgumentGroup) -> None:
+    def number(name: str, metavar: str, *flags: str, text: str) -> argparse.Action:
+        return group.add_argument(*flags, dest=name, type=NUMBERS[name], metavar=metavar, help=text)
+
+    length = number("max_new_tokens", "N", "-n", "--max-new-tokens", text="0 = as many as fit (default: 128)")
+    temperature = number("temperature", "T", "--temperature", text="randomness, 0 = greedy (default: 0)")
+    parser.add_alias(length, "--max-tokens")
+    parser.add_alias(temperature, "--temp")
+    number("top_k", "K", "--top-k", text="sample among the K most probable (default: 50)")
+    number("top_p", "P", "--top-p", text="sample among the top probability P (default: 1)")
+    number("min_p", "P", "--min-p", text="drop tokens below P × the largest (default: 0)")
+    number("repetition_penalty", "X", "--repetition-penalty", text="make used tokens less probable (default: 1)")
+    number("no_repeat_ngram_size", "N", "--no-repeat-ngram-size", text="never repeat N tokens in a row (default: 0)")
+    number("num_beams", "N", "--num-beams", text="beam search with N hypotheses (default: 1)")
+    number("seed", "SEED", "-s", "--seed", text="makes sampling repeatable (default: random)")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end before TEXT; repeatable (default: none)")
+    group.add_argument("--ignore-eos", action="store_true", help="continue after the end token (default: off)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out and return the exit status."""
+    alone = args.prompt is None and args.prompt_flag is None and args.file is None and args.prompts_file is None
     _check_together(args)
     if args.prompts_file is not None:
+        from refdiff.cli import prompts_file
+
         return prompts_file.run(args)
+    if args.chat and alone and sys.stdin.isatty():
+        from refdiff.cli.conversation import converse
+
+        return converse(args)
+    check_prompt(args)
     prompt = read_prompt(args)
-    seed = secrets.randbits(32) if args.seed is None else args.seed
-    model, tokenizer = load(args)
-    check_template(tokenizer, args)
-    text, ids = encode(tokenizer, prompt, chat=args.chat, system=args.system)
-    streamed = not (args.no_stream or args.json)
-    transcript = Transcript(tokenizer, args.stop or [], _write if streamed else None)
-    if streamed and args.echo:
-        _write(text)
-    interrupted = _generate(model, tokenizer, ids, transcript, given_options(args), seed)
-    if args.json:
-        row = {"model": args.model, "prompt": prompt, **fields(transcript, seed, echo=text if args.echo else "")}
-        _write(json.dumps({**row, **_statistics(transcript)}, ensure_ascii=False) + "\n")
-    elif streamed:
-        _write("\n")
-    else:
-        _write((text if args.echo else "") + transcript.text + "\n")
-    if not args.quiet:
-        _show(transcript, seed)
+    with ExitStack() as stack:
+        write = _write if args.output in (None, "-") else _writer(stack, args.output)
+        interrupted = _one(args, prompt, write)
     if interrupted:
         raise KeyboardInterrupt
     return 0
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    """Refuse flags that contradict each other, or that would do nothing."""
-    check_prompt(args, {"--prompts-file": args.prompts_file})
+    """Refuse options that contradict each other, or that would do nothing."""
+    if args.prompts_file is not None:
+        check_prompt(args, {"--prompts-file": args.prompts_file})
     if args.system is not None and not args.chat:
-        raise UsageError("--system has a place in a chat template only; add --chat")
+        raise UsageError("--system: has a place in a chat template only; add --chat")
     if args.shard_index >= args.num_shards:
         raise UsageError(
-            f"--shard-index is {args.shard_index}, but with --num-shards {args.num_shards} it must be from 0 to "
-            f"{args.num_shards - 1}"
+            f"--shard-index: got {args.shard_index}, expected 0 to {args.num_shards - 1} with --num-shards "
+            f"{args.num_shards}"
         )
     if args.prompts_file is None:
-        for flag, value in (("-o", args.output), ("--dask", args.dask)):
-            if value is not None:
-                raise UsageError(f"{flag} goes with --prompts-file")
-        for flag, number in (("--num-shards", args.num_shards), ("--batch-size", args.batch_size)):
-            if number > 1:
-                raise UsageError(f"{flag} goes with --prompts-file")
+        others = {"--dask": args.dask is not None, "--num-shards": args.num_shards > 1}
+        for flag, used in {**others, "--batch-size": args.batch_size > 1}.items():
+            if used:
+                raise UsageError(f"{flag}: goes with --prompts-file; add that, or leave {flag} out")
         check_greedy(args)
     for flag, used in (("--json", args.json), ("--no-stream", args.no_stream)):
         if used and args.prompts_file is not None:
-            raise UsageError(f"{flag} is for one prompt; --prompts-file writes lines of JSON as it is")
+            raise UsageError(f"{flag}: is for one prompt; --prompts-file always writes lines of JSON")
     if "" in (args.stop or []):
-        raise UsageError("--stop is empty; give the text to stop before")
+        raise UsageError("--stop: got nothing, expected the text to stop before")
 
 
-def _generate(
-    model: Any, tokenizer: Any, ids: list[int], transcript: Transcript, given: dict[str, Any], seed: int
+def _writer(stack: ExitStack, output: str) -> Callable[[str], None]:
+    """Write into a file that is opened before the model is loaded."""
+    file = stack.enter_context(Path(output).open("w", encoding="utf-8"))  # noqa: SIM115, see `stack`
+
+    def write(text: str) -> None:
+        file.write(text)
+        file.flush()
+
+    return write
+
+
+def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) -> bool:
+    """Answer one prompt; whether Ctrl-C ended the text, of which what was generated until then is kept."""
+    from refdiff.cli.transcript import Transcript
+
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    model, tokenizer = load(args)
+    check_template(tokenizer, args)
+    text, ids = encode(tokenizer, prompt, chat_messages(prompt, args.system) if args.chat else None)
+    streamed = not (args.no_stream or args.json)
+    given = given_options(args)
+    with Waiting(_waiting_for(len(ids), given), quiet=args.quiet or (args.echo and streamed)) as waiting:
+
+        def show(piece: str) -> None:
+            waiting.done()
+            write(piece)
+
+        transcript = Transcript(tokenizer, given["stop"], show if streamed else None)
+        if streamed and args.echo:
+            write(text)
+        interrupted = generate_into(transcript, model, tokenizer, ids, given, seed)
+    if args.json:
+        row = {"model": args.model, "prompt": prompt, **result_fields(transcript, seed, echo=text if args.echo else "")}
+        write(json.dumps({**row, **_statistics(transcript)}, ensure_ascii=False) + "\n")
+    elif streamed:
+        write("\n")
+    else:
+        write((text if args.echo else "") + transcript.text + "\n")
+    if not args.quiet:
+        _show(transcript, seed if samples(model, call_options(tokenizer, given)) else None)
+    return interrupted
+
+
+def _waiting_for(tokens: int, given: dict[str, Any]) -> str:
+    if (beams := given.get("num_beams", 1)) > 1:
+        return f"searching with {beams} beams"
+    return f"reading a prompt of {tokens:,} tokens"
+
+
+def generate_into(
+    transcript: Transcript, model: Any, tokenizer: Any, ids: list[int], given: dict[str, Any], seed: int
 ) -> bool:
     """Generate into the transcript; whether Ctrl-C ended it. What was generated until then is kept."""
     limit = length_limit(model, given, len(ids))
     try:
-        rows = model.generate(
+        sequences = model.generate(
             [ids],
             streamer=transcript,
             seed=seed,
@@ -99,11 +218,13 @@ def _generate(
     except KeyboardInterrupt:
         transcript.close("interrupted")
         return True
-    transcript.close(finish_reason(model, transcript, len(rows[0]) - len(ids) >= limit, given))
+    transcript.close(finish_reason(model, transcript, len(sequences[0]) - len(ids) >= limit, given))
     return False
 
 
 def _statistics(transcript: Transcript) -> dict[str, Any]:
+    from refdiff.bench.device import peak_memory
+
     return {
         "prompt_tokens_per_second": transcript.prompt_speed,
         "generated_tokens_per_second": transcript.speed,
@@ -111,18 +232,19 @@ def _statistics(transcript: Transcript) -> dict[str, Any]:
     }
 
 
-def _show(transcript: Transcript, seed: int) -> None:
+def _show(transcript: Transcript, seed: int | None) -> None:
     """The statistics for people, on standard error."""
 
     def line(name: str, tokens: int, speed: float | None) -> str:
         return f"{name:<10}{tokens:>6} tokens" + ("" if speed is None else f"{speed:>10.1f} tok/s")
 
-    memory = peak_memory()
+    memory = _statistics(transcript)["peak_memory_bytes"]
     note("")
     note(line("prompt", transcript.prompt_tokens, transcript.prompt_speed))
     note(line("generated", len(transcript.ids), transcript.speed))
     note(
-        f"finish: {transcript.finish_reason}; seed: {seed}"
+        f"finish: {transcript.finish_reason}"
+        + ("" if seed is None else f"; seed: {seed}")
         + ("" if memory is None else f"; peak memory: {size(memory)}")
     )
 

@@ -5,10 +5,75 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING, Any
 
-from refdiff.cli.flags import UsageError
-from refdiff.cli.golden_flags import OF_EXPORT
-from refdiff.cli.spec import recipe_of, spec_of
+from refdiff.cli.flags import Number, UsageError, add_common
+from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, recipe_of, spec_of
+from refdiff.cli.terminal import Waiting
+
+if TYPE_CHECKING:
+    from refdiff.cli.parser import Parser
+
+EXPORT_DEFAULTS: dict[str, Any] = {
+    "spec": "hf_diffllama", "layer": None, "set": [], "recipe": "auto", "profile": None, "dtype": "auto", "core": False,
+    "seed": 0, "npz": False, "no_gradients": False,
+}  # fmt: skip
+"""The options of export alone, and their defaults."""
+PROFILES = (
+    "discriminating", "tiny_values", "cancellation", "extreme", "natural", "degenerate", "layout", "serving", "tiles",
+)  # fmt: skip
+ALIASES = ("identify", "whisper", "cancel")
+"""Former names of the first three, still accepted."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.description = (
+        "Write test vectors for kernels in any language (export), or judge what a program computed from them (verify)."
+    )
+    parser.examples = """
+refdiff golden export vectors --spec hf_diffllama --recipe bfloat16
+refdiff golden export vectors --spec ms_v1 --set window=5 --layer 3 --core
+refdiff golden verify vectors outputs
+"""
+    parser.add_argument("action", metavar="ACTION", choices=("export", "verify"), help="export or verify")
+    parser.add_argument("folder", metavar="VECTORS", help="the folder of the vectors")
+    parser.add_argument("outputs", nargs="?", metavar="OUTPUTS", help="verify: the folder of the program's outputs")
+    export = parser.add_argument_group("export")
+    add_spec(export, "hf_diffllama", layer="2")
+    export.add_argument("--recipe", metavar="NAME_OR_FILE", help="the kernel's types (default: that of --dtype)")
+    export.add_argument(
+        "--profile",
+        action="append",
+        choices=(*PROFILES, *ALIASES),
+        metavar="NAME",
+        help="kind of numbers (default: the first two)",
+    )
+    export.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        metavar="TYPE",
+        help="type of inputs (default: auto)",
+    )
+    export.add_argument("--core", action="store_true", help="leave out cases of a whole layer (default: off)")
+    export.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="seed of the numbers (default: 0)")
+    export.add_argument("--npz", action="store_true", help="write .npz files too (default: off)")
+    export.add_argument("--no-gradients", action="store_true", help="outputs only (default: off)")
+    parser.set_defaults(**EXPORT_DEFAULTS)
+    verify = parser.add_argument_group("verify")
+    verify.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    add_common(parser, offline=False)
+    parser.notes = [
+        "export writes inputs, correct results and error budgets as files; index.txt and manifest.json in VECTORS list "
+        "them. A case has a name such as discriminating-0-float32-0. For each case OUTPUTS holds <case>.safetensors or "
+        "<case>.npz with out, and optionally dq, lse1, ...; or <case>.out.f32, <case>.dq.f32, ..., raw float32, "
+        "little-endian, in row-major order. A case without out is missing.",
+        "Exit status of verify: 0 all passed; 1 not passed; 2 error.",
+        SPEC_NOTE + " Dimensions that a preset is not given are small.",
+        RECIPE_NOTE + " --dtype auto is what --recipe stores, or float32.",
+        f"--profile is {', '.join(PROFILES[:-1])} or {PROFILES[-1]}, and may be given several times; the default is "
+        "the first two. --core is for a kernel that starts from q, k and v.",
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,32 +88,40 @@ def run(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     if args.outputs is not None or args.json:
-        raise UsageError("export takes VECTORS alone; OUTPUTS and --json are for verify")
-    from refdiff.oracle import golden
-    from refdiff.oracle.cases.fixed import cases, small_spec
-    from refdiff.oracle.inputs import is_layer
+        raise UsageError("OUTPUTS, --json: are for verify; export takes VECTORS alone")
+    from refdiff.oracle.cases.fixed import small_spec
 
     spec, _ = spec_of(args, None, small_spec)
     recipe = None if args.recipe == "auto" else recipe_of(args.recipe)
     dtype = args.dtype if args.dtype != "auto" else "float32" if recipe is None else recipe.storage
     profiles = dict.fromkeys(args.profile or ("discriminating", "tiny_values"))
+    with Waiting("computing the vectors", quiet=args.quiet):
+        _write(args, spec, recipe, dtype, profiles)
+    sys.stdout.write(f"{args.folder}\n")
+    return 0
+
+
+def _write(args: argparse.Namespace, spec: Any, recipe: Any, dtype: str, profiles: dict[str, None]) -> None:
+    from refdiff.oracle import golden
+    from refdiff.oracle.cases.fixed import cases
+    from refdiff.oracle.inputs import is_layer
+
     made = [case for name in profiles for case in cases(name, args.seed, spec=spec, dtype=dtype)]
     if args.core:
         made = [case for case in made if not is_layer(case.inputs)]
     formats = ("safetensors", "npz") if args.npz else ("safetensors",)
     golden.export(args.folder, made, formats, recipe=recipe, gradients=not args.no_gradients)
-    sys.stdout.write(f"{args.folder}\n")
-    return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
     if args.outputs is None:
-        raise UsageError("verify needs OUTPUTS, the folder of what your program computed")
-    if flags := [f"--{n.replace('_', '-')}" for n, default in OF_EXPORT.items() if getattr(args, n) != default]:
-        raise UsageError(f"{', '.join(flags)}: for export alone; verify judges by what VECTORS were written for")
+        raise UsageError("OUTPUTS: got none, expected the folder of what your program computed")
+    if flags := [f"--{n.replace('_', '-')}" for n, default in EXPORT_DEFAULTS.items() if getattr(args, n) != default]:
+        raise UsageError(f"{', '.join(flags)}: are for export; verify judges by what VECTORS were written for")
     from refdiff.oracle import golden
 
-    report = golden.verify(args.folder, args.outputs)
+    with Waiting("judging", quiet=args.quiet):
+        report = golden.verify(args.folder, args.outputs)
     text = json.dumps(report.to_dict(), ensure_ascii=False, indent=2, allow_nan=False) if args.json else str(report)
     sys.stdout.write(text + "\n")
     return int(not report)

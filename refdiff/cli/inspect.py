@@ -1,4 +1,4 @@
-"""What is in a checkpoint: config, parameters, files, λ by layer and memory, from headers and the λ vectors alone."""
+"""`refdiff inspect`: config, parameters, files, λ by layer and memory of a checkpoint, whose weights stay unread."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from refdiff.cli.terminal import size
+from refdiff.cli.flags import MODEL, add_common, default_model
+from refdiff.cli.loading import find_checkpoint
+from refdiff.cli.terminal import Waiting, size
 from refdiff.messages import printable
+
+if TYPE_CHECKING:
+    from refdiff.cli.parser import Parser
 
 _WIDTH = 78
 _LAYER = re.compile(r"(.*\blayers)\.(\d{1,9})\.(.+)")
@@ -34,9 +39,28 @@ class _Tensor:
     file: str
 
 
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.description = (
+        "Show a checkpoint's config, parameters, files, λ by layer and the memory that it needs, without loading its "
+        "weights. Of a hub repo only headers and λ vectors are downloaded. Exit status: 1 where config and weights do "
+        "not fit together."
+    )
+    parser.examples = """
+refdiff inspect path/to/checkpoint
+refdiff inspect --json kajuma/DiffLlama-0.3B-handcut
+"""
+    parser.add_argument(
+        "model", nargs="?", metavar=MODEL, default=default_model(), help="folder or hub repo (default: bundled)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    add_common(parser)
+
+
 def run(args: argparse.Namespace) -> int:
     """Print the report of one checkpoint, or with --json one object that holds the same; returns the exit status."""
-    report = inspect(args.model, offline=args.offline)
+    with Waiting("reading headers", quiet=args.quiet):
+        report = inspect(args.model, offline=args.offline)
     if args.json:
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
@@ -55,7 +79,7 @@ def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
     from refdiff import hub
 
     files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
-    with hub.outline(path_or_repo, files=files, local_files_only=offline) as folder:
+    with hub.outline(find_checkpoint(path_or_repo), files=files, local_files_only=offline) as folder:
         return {"checkpoint": path_or_repo, **_describe(folder)}
 
 

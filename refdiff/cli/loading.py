@@ -1,53 +1,30 @@
-"""A model and its tokenizer, with progress where somebody watches."""
+"""The model, tokenizer and prompt that a command was given, with progress where somebody watches."""
 
 from __future__ import annotations
 
 import argparse
 import errno
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.flags import Number
+from refdiff.cli.flags import UsageError
+from refdiff.cli.terminal import Waiting, note
 
 _CHUNK = 16 * 1024 * 1024
 _SAMPLES = 64
-
-
-def add_machine(group: Any) -> None:
-    """Add the flags that say how a model is loaded and computed."""
-    group.add_argument(
-        "--backend", choices=("numpy", "cupy"), default="numpy", help="numpy = CPU, cupy = CUDA (default: numpy)"
-    )
-    group.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "float64", "float16", "bfloat16"),
-        default="auto",
-        help="the weights' type (default: auto = as stored)",
-    )
-    group.add_argument(
-        "--weights",
-        choices=("auto", "expanded", "stored"),
-        default="auto",
-        help="stored = matrices of 16 bits stay so, for half the memory and, on a CPU, some of the speed; expanded = "
-        "to float32, once (default: auto = stored with cupy, expanded with numpy)",
-    )
-    group.add_argument(
-        "--threads",
-        type=Number(int, 0, off="0 = all cores"),
-        default=0,
-        metavar="N",
-        help="processor threads (default: 0 = all cores, or what OMP_NUM_THREADS says)",
-    )
+_NO_PROMPT = 'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with -f FILE or a pipe'
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """Return (model, tokenizer) of `-m`, downloaded first where it is a hub repo id.
 
     Raises:
-        CheckpointError: it is not there, or is broken.
+        UsageError: it is not there, or is not a checkpoint of a language model.
+        CheckpointError: it is broken.
         RuntimeError: the backend does not work.
     """
     import refdiff
@@ -59,24 +36,56 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
         threadpool_limits(args.threads)
     arrays.backend(args.backend)  # before a download that would be for nothing
     folder = hub.snapshot(
-        args.model,
+        find_checkpoint(args.model),
         files=(*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER),
         local_files_only=args.offline,
         progress=not args.quiet,
     )
+    refuse_other_heads(args.model, folder)
     tokenizer = refdiff.Tokenizer.from_pretrained(folder)
     if sys.stderr.isatty() and not args.quiet:
         read_ahead(sorted(folder.glob("*.safetensors")))
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(
-        folder, dtype=args.dtype, backend=args.backend, weights=args.weights, threads=args.threads or None
-    )
+    with Waiting("loading the model", quiet=args.quiet):
+        model = refdiff.DiffLlamaForCausalLM.from_pretrained(
+            folder, dtype=args.dtype, backend=args.backend, weights=args.weights, threads=args.threads or None
+        )
     return model, tokenizer
+
+
+def find_checkpoint(name: str) -> str:
+    """Return the last checkpoint of a training run's folder; any other name as it is.
+
+    Raises:
+        UsageError: a folder without config.json.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return name
+    steps = sorted((int(m[1]), path) for path in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", path.name)))
+    if steps:
+        return str(steps[-1][1])
+    holds = "it is empty" if not any(folder.iterdir()) else "it has no config.json"
+    raise UsageError(f"{name}: not a checkpoint: {holds}; name the folder of a model, or a run of refdiff train")
+
+
+def refuse_other_heads(name: str, folder: Path) -> None:
+    """Refuse a checkpoint whose head is not that of a language model.
+
+    Raises:
+        UsageError: says which class it is of.
+    """
+    from refdiff.model.config import DiffLlamaConfig
+
+    named = DiffLlamaConfig.from_pretrained(folder).architectures or []
+    others = [a for a in named if a.endswith(("SequenceClassification", "TokenClassification", "QuestionAnswering"))]
+    if others:
+        raise UsageError(f"{name}: a {others[0]}, which has no language model's head: load it with refdiff.{others[0]}")
 
 
 def read_ahead(files: Iterable[Path]) -> None:
     """Bring files from the disk into the system's cache, showing how far it is; does nothing for what is there already.
 
-    The weights are a map of the file, so a first pass over the model would otherwise wait for the disk without a word.
+    The weights are memory-mapped, so a first pass over the model would otherwise wait for the disk without a word.
     """
     from tqdm import tqdm
 
@@ -89,8 +98,8 @@ def read_ahead(files: Iterable[Path]) -> None:
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading weights", file=sys.stderr, leave=False) as bar:
         for path in cold:
             with open_file(path, folder=path.parent) as file:
-                while piece := file.read(_CHUNK):
-                    bar.update(len(piece))
+                while chunk := file.read(_CHUNK):
+                    bar.update(len(chunk))
 
 
 def _in_memory(path: Path) -> bool:
@@ -107,3 +116,52 @@ def _in_memory(path: Path) -> bool:
             except OSError as error:
                 return error.errno != errno.EAGAIN
     return True
+
+
+def check_prompt(args: argparse.Namespace, others: Mapping[str, Any] | None = None) -> None:
+    """Refuse more than one prompt, and none where standard input is a terminal; `others` give prompts too.
+
+    Raises:
+        UsageError: names the options.
+    """
+    given = {"PROMPT": args.prompt, "-p": args.prompt_flag, "-f": args.file, **(others or {})}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)}: got {len(named)} prompts, expected one; leave one out")
+    if not named and sys.stdin.isatty():
+        raise UsageError(_NO_PROMPT)
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    """Return the prompt's text, from where the options say; one newline at the end of a file or a pipe is dropped.
+
+    Standard input that is not a terminal is the prompt where none is given, and is appended to one that is.
+    """
+    given = args.prompt_flag if args.prompt_flag is not None else args.prompt
+    if args.file not in (None, "-"):
+        return _decoded(Path(args.file).read_bytes(), args.file)
+    if given not in (None, "-"):
+        piped = "" if sys.stdin.isatty() else _piped()
+        return f"{given}\n{piped}" if piped else str(given)
+    if sys.stdin.isatty():
+        note("refdiff: reading the prompt from the terminal; end it with Ctrl-D")
+    piped = _piped()
+    if not piped and args.file is None and given is None:
+        raise UsageError(_NO_PROMPT)
+    return piped
+
+
+def _piped() -> str:
+    try:
+        raw = sys.stdin.buffer.read()
+    except OSError:  # a background job may not read the terminal
+        return ""
+    return _decoded(raw, "standard input")
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: not UTF-8 at byte {error.start}; convert it, for instance with iconv") from None
+    return text.removesuffix("\n").removesuffix("\r")

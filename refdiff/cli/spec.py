@@ -22,35 +22,30 @@ OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim) is \d|\d+ query heads")
 """How what a Spec says of its dimensions begins."""
 
 
-def add_spec(
-    group: Any,
-    default: str | None,
-    *,
-    dimensions: str = "dimensions that it lacks are read off the arrays",
-    layer: str = "0, or what the JSON file has",
-) -> None:
-    """Add the flags that describe a spec; `dimensions` says what those are that are not given, `layer` its default."""
+def add_spec(group: Any, default: str | None, *, layer: str = "0") -> None:
+    """Add the options that describe a spec; `layer` is the default of --layer in words."""
     group.add_argument(
         "--spec",
         metavar="NAME_OR_FILE",
         default=default,
-        help=f"a preset: {', '.join(PRESETS[:-1])} or {PRESETS[-1]}; or a JSON file with the fields of a Spec, or with "
-        f'"preset" and the fields that differ; {dimensions} (default: {default or "none"})',
+        help=f"a preset or a JSON file (default: {default or 'none'})",
     )
     group.add_argument(
-        "--layer",
-        type=Number(int, 0),
-        metavar="N",
-        help=f"depth of the layer, from 0, for λ_init (default: {layer})",
+        "--layer", type=Number(int, 0), metavar="N", help=f"the layer's depth, for λ_init (default: {layer})"
     )
     group.add_argument(
-        "--set",
-        metavar="FIELD=VALUE",
-        action="append",
-        default=[],
-        help="another value for a field of the spec, such as window=128, scale=0.125 or causal=none; may be given "
-        "several times (default: none)",
+        "--set", metavar="FIELD=VALUE", action="append", default=[], help="change a field of the spec (default: none)"
     )
+
+
+SPEC_NOTE = (
+    f'--spec: {", ".join(PRESETS[:-1])} or {PRESETS[-1]}; or a JSON file with the fields of a Spec, or with "preset" '
+    "and the fields that differ. --set window=128, --set scale=0.125 and --set causal=none may be given several times."
+)
+RECIPE_NOTE = (
+    "--recipe is what the kernel rounds to: float32, tf32, bfloat16 or float16, or a JSON file with the fields of a "
+    "Recipe."
+)
 
 
 def parts(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:

@@ -6,30 +6,100 @@ import io
 import math
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from refdiff.errors import CheckpointError
 from refdiff.messages import printable
 
+AFTER = 2.0
+"""Seconds after which a terminal is told what takes so long."""
 
-def text_is_utf8() -> None:
-    """Write UTF-8 whatever the locale says, as files of text are; a locale such as C could write no other letters."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+
+def open_streams() -> None:
+    """Write UTF-8 whatever the locale says, and nowhere where a standard stream is closed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:  # a file opened later must not take the number of a standard stream
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+        elif number and isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
             stream.reconfigure(encoding="utf-8")
 
 
 def note(line: str) -> None:
-    """Write one line to standard error."""
-    sys.stderr.write(f"{line}\n")
+    """Write one line to standard error, without what a terminal could obey."""
+    sys.stderr.write(f"{printable(line)}\n")
     sys.stderr.flush()
+
+
+class Waiting:
+    """Show on a terminal, after two seconds, what takes so long; gone when it is left, or on `done`."""
+
+    def __init__(self, what: str, *, quiet: bool = False) -> None:
+        self._what, self._started = what, time.monotonic()
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        if not quiet and sys.stderr.isatty():
+            self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> Waiting:
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done()
+
+    def done(self) -> None:
+        """Take the line away."""
+        if self._thread is not None:
+            self._over.set()
+            self._thread.join()
+            self._thread = None
+
+    def _show(self) -> None:
+        if self._over.wait(AFTER):
+            return
+        while True:
+            line = f"{self._what} ... {time.monotonic() - self._started:.0f} s"
+            sys.stderr.write(f"\r{line}\x1b[K")
+            sys.stderr.flush()
+            if self._over.wait(1):
+                break
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+# What the library's messages tell a Python program to do → the same on a command line.
+_IN_FLAGS = {"local_files_only": "--offline", "cache_dir or HF_HOME": "HF_HOME", "gradients=False": "--no-gradients"}
+
+
+def in_flags(message: str) -> str:
+    """Put the flags of the command line in place of the library's arguments in a message."""
+    for argument, flag in _IN_FLAGS.items():
+        message = message.replace(argument, flag)
+    return message
 
 
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks; the kind of error where the message alone says little."""
     return printable(_one_line(error))
+
+
+def shown(error: BaseException) -> str:
+    """An error's message: one line, but each of several problems of a checkpoint on a line of its own."""
+    head, *problems = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if isinstance(error, CheckpointError) and head.endswith(":") and len(problems) > 1:
+        return printable("\n  ".join([head, *problems]))
+    return one_line(error)
 
 
 def _one_line(error: BaseException) -> str:
@@ -73,7 +143,7 @@ def warnings_in_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        note(f"refdiff: warning: {printable(' '.join(str(message).split()))}")
+        note(f"refdiff: warning: {' '.join(str(message).split())}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -3,17 +3,74 @@
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refdiff.cli.flags import UsageError
-from refdiff.cli.spec import parts, spec_of
-from refdiff.cli.terminal import note, size
+from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype, add_threads
+from refdiff.cli.loading import find_checkpoint
+from refdiff.cli.output_files import check_file
+from refdiff.cli.spec import SPEC_NOTE, add_spec, parts, spec_of
+from refdiff.cli.terminal import Waiting, note, size
 
 if TYPE_CHECKING:
+    from refdiff.cli.parser import Parser
     from refdiff.oracle.trace import Trace
+    from refdiff.oracle.trace.known_points import Point
+
+KINDS = (".safetensors", ".npz")
+PRECISIONS = ("auto", "float64", "float32", "tf32", "float16", "bfloat16")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.description = (
+        "Record every intermediate result of a model, or with --spec of one attention, under the names of "
+        "transformers' modules and of the points between them; or compare the recording of another program with such a "
+        "file, and name the first point that does not follow from its own inputs."
+    )
+    parser.examples = """
+refdiff trace path/to/checkpoint "Once upon a time" -o run.safetensors
+refdiff trace --spec hf_diffllama --layer 3 mine.npz -o ref.safetensors
+refdiff trace --compare mine.safetensors run.safetensors
+"""
+    parser.add_argument("--points", action="store_true", help="list all points and their shapes (default: off)")
+    record = parser.add_argument_group("record")
+    record.add_argument("of", nargs="?", metavar="MODEL", help="folder or hub repo; with --spec, a FILE of inputs")
+    record.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text that is run")
+    record.add_argument("--ids", metavar="N,N,...", help="token ids in place of a text (default: none)")
+    add_spec(record, None)
+    record.add_argument("-o", "--output", metavar="FILE", help="the .safetensors or .npz file to write")
+    record.add_argument("--maps", action="store_true", help="record attention weights too (default: off)")
+    add_dtype(record)
+    add_threads(record)
+    compare = parser.add_argument_group("compare")
+    compare.add_argument("--compare", nargs=2, metavar=("MINE", "REF"), help="compare two files (default: none)")
+    compare.add_argument("-m", "--model", metavar=MODEL, help="the model of REF (default: as REF says)")
+    compare.add_argument("--free", action="store_true", help="let errors add up along the run (default: off)")
+    compare.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        metavar="TYPE",
+        help="the type that MINE computes in (default: auto)",
+    )
+    compare.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    add_common(parser)
+    parser.notes = [
+        "Exit status: 0 recorded, or nothing diverges; 1 something diverges; 2 error.",
+        "MINE is a safetensors or npz file, or a folder that transformers' model_addition_debugger_context wrote with "
+        "use_repr=False; REF is a file of this command. Where REF's model is not found, points are compared with REF's "
+        "numbers alone.",
+        "Each point is computed from the points before it in MINE, so that an error belongs to the point that made it; "
+        "with --free, from the inputs of the run.",
+        "An .npz file can be MINE; REF needs the description that a .safetensors file has.",
+        SPEC_NOTE + " `refdiff check --inputs` lists the arrays of FILE.",
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,26 +81,27 @@ def run(args: argparse.Namespace) -> int:
         CheckpointError: a model or a file that cannot be read.
     """
     if args.points:
-        from refdiff.cli.trace_points import lines
-
-        sys.stdout.write("\n".join(lines()) + "\n")
+        sys.stdout.write("\n".join(_points()) + "\n")
         return 0
     if args.compare:
         return _compare(args)
     if args.spec is None and (args.set or args.layer is not None):
-        raise UsageError(f"{'--set' if args.set else '--layer'} is for --spec; the model has its own")
+        raise UsageError(f"{'--set' if args.set else '--layer'}: is for --spec; the model has its own")
     return _record(args) if args.spec is None else _record_spec(args)
 
 
 def _record_spec(args: argparse.Namespace) -> int:
     if args.of is None or args.output is None:
-        raise UsageError("to record a spec, give the FILE with its inputs, and -o, such as -o ref.safetensors")
+        raise UsageError(
+            "--spec: expected the FILE of its inputs and -o, such as: refdiff trace --spec NAME mine.npz -o ref.npz"
+        )
     for flag, given in (
         ("PROMPT", args.prompt), ("--ids", args.ids), ("--dtype", args.dtype != "auto"), ("-m", args.model),
         ("--free", args.free), ("--json", args.json),
     ):  # fmt: skip
         if given:
-            raise UsageError(f"{flag} does not go with --spec, which takes a FILE of inputs; it is run in float64")
+            raise UsageError(f"{flag}: does not go with --spec, which takes a FILE of inputs and computes in float64")
+    check_file("-o", Path(args.output), KINDS)
     from refdiff.oracle.inputs.files import read_arrays
     from refdiff.oracle.trace import trace
 
@@ -57,28 +115,45 @@ def _record_spec(args: argparse.Namespace) -> int:
 
 
 def _written(traced: Trace, what: str, args: argparse.Namespace) -> int:
-    traced.write(args.output)
+    _write(traced, Path(args.output))
     if not args.quiet:
         note(f"{what}, {size(Path(args.output).stat().st_size)}")
     sys.stdout.write(f"{args.output}\n")
     return 0
 
 
+def _write(traced: Trace, path: Path) -> None:
+    """Write all points, and the inputs of the run as inputs.…, in the format of the suffix."""
+    if path.suffix.lower() == ".safetensors":
+        traced.write(path)
+        return
+    import numpy as np
+
+    from refdiff.files import write_atomically
+
+    content = io.BytesIO()
+    arrays: Any = {**traced.points, **{f"inputs.{name}": np.asarray(x) for name, x in traced.inputs.items()}}
+    np.savez_compressed(content, **arrays)
+    write_atomically(path, content.getvalue())
+
+
 def _record(args: argparse.Namespace) -> int:
     if args.of is None or (args.prompt is None) == (args.ids is None):
-        raise UsageError("to record, give MODEL, and either PROMPT or --ids; to compare, --compare MINE REF")
+        raise UsageError("expected MODEL and PROMPT (or --ids) to record, or --compare MINE REF to compare")
     if args.output is None:
-        raise UsageError("no file to write: give one with -o, such as -o run.safetensors")
+        raise UsageError("-o: got none, expected the file to write, such as -o run.safetensors")
     for flag, given in (("-m", args.model), ("--free", args.free), ("--json", args.json)):
         if given:
-            raise UsageError(f"{flag} is for --compare; the model to record is the first argument")
+            raise UsageError(f"{flag}: is for --compare; the model to record is the first argument")
+    check_file("-o", Path(args.output), KINDS)
     ids: Any = None if args.ids is None else _ids(args.ids)
     model, tokenizer = _load(args)
     if tokenizer is not None:
         ids = tokenizer([args.prompt], return_tensors="np")["input_ids"]
     from refdiff.oracle.trace import trace
 
-    traced = trace(model, ids, maps=args.maps)
+    with Waiting("recording", quiet=args.quiet):
+        traced = trace(model, ids, maps=args.maps)
     return _written(traced, f"{len(traced)} points of {len(ids[0])} tokens", args)
 
 
@@ -86,9 +161,9 @@ def _ids(text: str) -> list[list[int]]:
     try:
         ids = [int(word) for word in text.replace(",", " ").split()]
     except ValueError:
-        raise UsageError(f"--ids is {text!r}, but must be whole numbers with commas between, such as 1,15,7") from None
+        raise UsageError(f"--ids: got {text!r}, expected whole numbers with commas between, such as 1,15,7") from None
     if not ids or min(ids) < 0:
-        raise UsageError(f"--ids is {text!r}, but must be one or more token ids, from 0")
+        raise UsageError(f"--ids: got {text!r}, expected one or more token ids, from 0")
     return [ids]
 
 
@@ -101,7 +176,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     import refdiff
 
     return refdiff.DiffLlamaForCausalLM.from_pretrained(
-        args.of, dtype=args.dtype, threads=args.threads or None, local_files_only=args.offline
+        find_checkpoint(args.of), dtype=args.dtype, threads=args.threads or None, local_files_only=args.offline
     ), None
 
 
@@ -114,7 +189,7 @@ def _compare(args: argparse.Namespace) -> int:
         ("--spec", args.spec),
     ):
         if given:
-            raise UsageError(f"{flag} is to record; --compare takes MINE and REF")
+            raise UsageError(f"{flag}: is to record; --compare takes MINE and REF")
     from refdiff.oracle.divergence import first_divergence
     from refdiff.oracle.trace import read_trace
 
@@ -123,9 +198,50 @@ def _compare(args: argparse.Namespace) -> int:
     if model is not None:
         from refdiff import hub
 
-        model = hub.snapshot(model, files=hub.CONFIG + hub.WEIGHTS, local_files_only=args.offline)
+        model = hub.snapshot(find_checkpoint(model), files=hub.CONFIG + hub.WEIGHTS, local_files_only=args.offline)
     reference = read_trace(ref, model=model)
-    found = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
+    with Waiting("comparing", quiet=args.quiet):
+        found = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
     text = json.dumps(found.to_dict(), ensure_ascii=False, indent=2, allow_nan=False) if args.json else str(found)
     sys.stdout.write(text + "\n")
     return int(bool(found))
+
+
+HEAD = (
+    "Each point of a run, as its name, shape, and what it is. B batch, T queries, S keys, H query heads, K key/value "
+    "heads, h heads of a map, d size of a head, e of its output, D of the model, F of its inner layer, V of the "
+    "vocabulary."
+)
+
+
+def _points() -> list[str]:
+    """Every point of a run, 80 columns wide: head, points in order, those of a module together, and foot."""
+    from refdiff.oracle.trace.known_points import OUT, POINTS
+
+    foot = (
+        f"Of one attention (--spec) the names are those after self_attn., and then {OUT.path} {OUT.shape}. The maps of "
+        "a plain Llama have no number. probs1 and probs2 are recorded with --maps. In a file, names that begin with "
+        "inputs. are the arguments of the run, such as inputs.input_ids."
+    )
+    result = [*textwrap.wrap(HEAD, 80), ""]
+    for module, group in itertools.groupby(POINTS, _module):
+        points = list(group)
+        names = [_shown(point).removeprefix(module) for point in points]
+        wide, shapes = max(map(len, names)), max(len(point.shape) for point in points)
+        result += [module] if module else []
+        indent = "  " if module else ""
+        result += [
+            f"{indent}{name:{wide}}  {point.shape:{shapes}}  {point.what}"
+            for name, point in zip(names, points, strict=True)
+        ]
+    return [*result, "", *textwrap.wrap(foot, 80)]
+
+
+def _shown(point: Point) -> str:
+    return point.path if point.path == "lm_head" else f"model.{point.path}"
+
+
+def _module(point: Point) -> str:
+    """What the names of a module in a layer begin with; nothing outside of layers."""
+    head, dot, _ = _shown(point).removesuffix(".input").rpartition(".")
+    return head + dot if "layers.N" in head else ""

@@ -3,22 +3,150 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shutil
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refdiff.cli.flags import UsageError
-from refdiff.cli.pictures import check_file, write_picture
+from refdiff.cli.flags import Number, UsageError, add_backend, add_common
+from refdiff.cli.output_files import check_file, write_picture
 from refdiff.cli.terminal import note, one_line, size
-from refdiff.cli.train_flags import SETTINGS, SIZES
 
 if TYPE_CHECKING:
+    from refdiff.cli.parser import Parser
     from refdiff.model.config import DiffLlamaConfig
     from refdiff.training.settings import Settings
     from refdiff.training.train import Trainer
+
+_COUNT, _POSITIVE = Number(int, 1), Number(float, 0, above=True)
+_NOW_AND_THEN = Number(int, 0, off="0 = only at the end")
+MODEL_SIZES: dict[str, tuple[tuple[str, ...], Number, str, int | float | str]] = {
+    "vocab_size": (("--vocab-size",), Number(int, 257), "tokens of the vocabulary", 2048),
+    "hidden_size": (("--hidden-size",), _COUNT, "width of the hidden states", 192),
+    "num_hidden_layers": (("--layers", "--num-hidden-layers"), _COUNT, "layers", 6),
+    "num_attention_heads": (("--heads", "--num-attention-heads"), _COUNT, "query heads", 6),
+    "num_key_value_heads": (("--kv-heads", "--num-key-value-heads"), _COUNT, "key/value heads", "query heads"),
+    "head_dim": (("--head-dim",), _COUNT, "width of a head", "hidden size / heads"),
+    "intermediate_size": (("--intermediate-size", "--inner-size"), _COUNT, "width of the MLP", "8/3 hidden size"),
+}
+"""Fields of the config: option and other spellings, limits, help, default."""
+
+SETTINGS: dict[str, tuple[tuple[str, ...], Number, str, int | float | str]] = {
+    "steps": (("--max-steps", "--steps"), _COUNT, "number of steps", 1000),
+    "batch": (("--batch-size", "--batch"), _COUNT, "sequences in a step", 16),
+    "context": (("--context",), Number(int, 2), "tokens in a sequence", 256),
+    "accumulate": (("--accumulate", "--gradient-accumulation-steps"), _COUNT, "parts of a step", 1),
+    "rate": (("--learning-rate", "--lr", "--rate"), _POSITIVE, "peak learning rate", 1e-3),
+    "warmup": (("--warmup-steps", "--warmup"), Number(int, 0, off="0 = off"), "linear warm-up", 50),
+    "decay": (("--weight-decay", "--decay"), Number(float, 0, off="0 = off"), "of the matrices", 0.1),
+    "clip": (("--grad-clip", "--clip"), _POSITIVE, "largest gradient norm", 1.0),
+    "seed": (("--seed",), Number(int, 0), "of weights, order and samples", 0),
+    "evaluate_every": (("--evaluate-every",), _NOW_AND_THEN, "steps between validations", 200),
+    "save_every": (("--save-every",), _NOW_AND_THEN, "steps between checkpoints", 200),
+    "sample_every": (("--sample-every",), _NOW_AND_THEN, "steps between samples", 200),
+}
+"""Fields of `refdiff.training.settings.Settings`: option and other spellings, limits, help, default."""
+_FOLLOWS = {"num_key_value_heads": "num_attention_heads", "head_dim": "num_attention_heads"}
+"""Fields that are computed from another one where they are not given."""
+SHOWN = ("--lr",)
+"""Other spellings that the help shows beside the option."""
+
+
+class _Noted(argparse.Action):
+    """Store a value, and in `given` the option that it came by: a default is none."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = {**namespace.given, self.dest: option}
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.description = (
+        "Train a small DiffLlama, or a plain Llama to compare it with, on a UTF-8 text. Checkpoints are model folders, "
+        "OUTPUT/step-…, which every command takes; OUTPUT/log.jsonl has a line per step. Ctrl-C saves a checkpoint; a "
+        "run that was killed at any moment and resumed has the weights of one that was not. The folder of the last "
+        "checkpoint goes to standard output."
+    )
+    parser.examples = """
+refdiff train tales.txt -o run --max-steps 2000
+refdiff train -o run --resume
+"""
+    parser.brief = ("-o", "--resume", "--config", "--wiring", "--vocab-size", "--hidden-size", "--layers", "--heads")
+    parser.brief += ("--max-steps", "--batch-size", "--context", "--learning-rate", "--save-every", "--keep", "--plot")
+    parser.brief += ("--prompt",)
+    parser.set_defaults(given={})
+
+    def add(group: Any, field: str, spellings: tuple[str, ...], limits: Number, text: str, default: Any) -> None:
+        shown = [s for s in spellings if s == spellings[0] or s in SHOWN]
+        standard = default if not isinstance(default, str) else None
+        words = f"{default:g}" if standard is not None else default
+        action = group.add_argument(
+            *shown, action=_Noted, dest=field, type=limits, default=None if group is model else standard, metavar="N",
+            help=f"{text} (default: {words})",
+        )  # fmt: skip
+        parser.add_alias(action, *(s for s in spellings if s not in shown))
+
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="a UTF-8 file")
+    parser.add_argument("-o", "--output", metavar="OUTPUT", required=True, help="the folder of the run (required)")
+    parser.add_argument("--resume", action="store_true", help="resume OUTPUT's last checkpoint (default: off)")
+    parser.add_argument(
+        "--validation", action=_Noted, type=Number(float, 0, 0.5, above=True), default=0.02, metavar="SHARE",
+        help="share of the text held out (default: 0.02)",
+    )  # fmt: skip
+    parser.add_argument("--plot", metavar="FILE", help="draw loss and lambda, .png or .svg (default: none)")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--config", action=_Noted, metavar="FILE", help="a config.json, changed by options (default: none)"
+    )
+    model.add_argument(
+        "--wiring", action=_Noted, choices=("hf", "paper", "v2", "none"), metavar="VARIANT",
+        help="hf, paper, v2, or none = a Llama (default: hf)",
+    )  # fmt: skip
+    for field, entry in MODEL_SIZES.items():
+        add(model, field, *entry)
+    course = parser.add_argument_group("course")
+    course.add_argument(
+        "--optimizer", action=_Noted, choices=("adamw", "muon"), default="adamw", metavar="NAME",
+        help="adamw or muon (default: adamw)",
+    )  # fmt: skip
+    course.add_argument(
+        "--schedule", action=_Noted, choices=("cosine", "constant"), default="cosine", metavar="NAME",
+        help="cosine or constant learning rate (default: cosine)",
+    )  # fmt: skip
+    for field, entry in SETTINGS.items():
+        add(course, field, *entry)
+    course.add_argument("--keep", type=_COUNT, default=2, metavar="N", help="checkpoints kept, older go (default: 2)")
+    course.add_argument(
+        "--prompt", action=_Noted, default="", metavar="TEXT", help="start of the samples (default: none)"
+    )
+    machine = parser.add_argument_group("machine")
+    add_backend(machine)
+    machine.add_argument(
+        "--dtype", action=_Noted, choices=("float32", "float64"), default="float32", metavar="TYPE",
+        help="float32 or float64 (default: float32)",
+    )  # fmt: skip
+    machine.add_argument(
+        "--threads", action=_Noted, type=Number(int, 0, off="0 = all cores"), default=0, metavar="N",
+        help="CPU threads, 0 = all cores (default: 0)",
+    )  # fmt: skip
+    add_common(machine, offline=False)
+    parser.notes = [
+        "TEXT may be larger than memory; <|endoftext|> on a line of its own separates documents. The tokenizer learns "
+        "from at most 16 MB, spread evenly over it.",
+        "--resume keeps the run's text, model and settings; --max-steps, --learning-rate, --warmup-steps, --grad-clip, "
+        "--prompt, --keep and --…-every may change. Without --threads it uses as many as before; another number rounds "
+        "differently.",
+        "Of the checkpoints the last --keep stay; older ones are deleted. 0 of --…-every = only at the end. The last "
+        "--validation of the text is never trained on. Muon is for the layers' matrices; the rest uses AdamW.",
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,13 +170,67 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.output)
     begin = _resumption(args) if args.resume else _beginning(args)
     with held(out) if out.is_dir() or not args.resume else nullcontext():
-        trainer = begin(out)
-        folder = _trained(trainer, plot, quiet=args.quiet)
+        try:
+            trainer = begin(out)
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(_in_options(str(error), args)) from error
+        trainer.keep = args.keep
+        with _no_traces_of_a_failure(out), _stop_request() as stop:
+            folder = _trained(trainer, plot, stop, quiet=args.quiet)
     sys.stdout.write(f"{folder}\n")
+    if trainer.step < trainer.settings.steps:
+        note(f"refdiff train: stopped at step {trainer.step}; refdiff train -o {out} --resume continues there")
+        raise KeyboardInterrupt
     return 0
 
 
-def _trained(trainer: Trainer, plot: Path | None, *, quiet: bool) -> Path:
+def _in_options(message: str, args: argparse.Namespace) -> str:
+    """Put the option that was typed in place of the field that a message names with its value."""
+    for field, (spellings, *_) in (MODEL_SIZES | SETTINGS).items():
+        typed = args.given.get(field) or args.given.get(_FOLLOWS.get(field, "")) or spellings[0]
+        message = re.sub(rf"\b{field} is (\S+), but must", rf"{typed}: got \1, expected to", message)
+        message = re.sub(rf"(?<![\w-]){field}(?= -?\d)", typed, message)
+    return message
+
+
+@contextmanager
+def _no_traces_of_a_failure(out: Path) -> Iterator[None]:
+    """Take the tokens away again where a run ends before its first step, so that it can be started anew."""
+    from refdiff.training import checkpoint
+
+    try:
+        yield
+    except BaseException:
+        if not checkpoint.checkpoints(out):
+            shutil.rmtree(out / "corpus", ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _stop_request() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C has asked to stop after the step; a second one stops at once."""
+    asked: list[bool] = []
+
+    def ask(*_: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+        os.write(2, b"\nrefdiff train: saving a checkpoint after this step; Ctrl-C again stops without\n")
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _trained(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
     if trainer.threads:
         from threadpoolctl import threadpool_limits
 
@@ -58,9 +240,13 @@ def _trained(trainer: Trainer, plot: Path | None, *, quiet: bool) -> Path:
         counts = ", ".join(f"{len(tokens):,} tokens for {part}" for part, tokens in corpus.tokens.items())
         note(f"{model.num_parameters():,} parameters; {counts}; step {trainer.step} of {trainer.settings.steps}")
     try:
-        return _watched(trainer, plot, quiet=quiet)
+        return _watched(trainer, plot, stop, quiet=quiet)
     except KeyboardInterrupt:
-        note(f"refdiff train: stopped at step {trainer.step}; --resume goes on from the last checkpoint")
+        from refdiff.training import checkpoint
+
+        saved = checkpoint.checkpoints(trainer.out)
+        then = f"--resume continues at step {saved[-1][0]}" if saved else "nothing was written"
+        note(f"refdiff train: stopped at step {trainer.step}; {then}")
         raise
 
 
@@ -72,7 +258,7 @@ def _resumption(args: argparse.Namespace) -> Callable[[Path], Trainer]:
     fixed = [flag for name, flag in args.given.items() if name not in (*CHANGEABLE, "threads")]
     if args.text is not None or fixed:
         others = ", ".join(fixed if args.text is None else ["TEXT", *fixed])
-        raise UsageError(f"--resume goes on with the run's own text, model and course: leave {others} out")
+        raise UsageError(f"--resume: keeps the run's own text, model and settings; leave out {others}")
     given = {name: getattr(args, name) for name in args.given}
     threads = given.pop("threads", None)
     return lambda out: Trainer.resume(out, changes=given, threads=threads, backend=args.backend)
@@ -81,16 +267,16 @@ def _resumption(args: argparse.Namespace) -> Callable[[Path], Trainer]:
 def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
     """Check the text and the flags, and return how to begin in a folder."""
     if args.text is None:
-        raise UsageError("no text: name a UTF-8 file, or go on with --resume")
+        raise UsageError("TEXT: got none, expected a UTF-8 file; or continue a run with --resume")
     text, out = Path(args.text), Path(args.output)
     if not text.is_file():
-        raise UsageError(f"{text}: {_no_file(text)}")
+        raise UsageError(f"TEXT {text}: {_no_file(text)}")
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file, but -o names the folder of the run: name another")
+        raise UsageError(f"-o {out}: got a file, expected the folder of the run; name another")
     try:
         config, settings = _config(args), _settings(args)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(_in_options(str(error), args)) from None
     if args.backend == "numpy":
         _check_memory(config, settings, args.dtype, args.threads or None)
     return lambda out: _started(args, text, out, config, settings)
@@ -99,8 +285,8 @@ def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
 def _no_file(text: Path) -> str:
     if not text.exists():
         return "no such file"
-    kind = "a folder" if text.is_dir() else "no file on a disk, and is read more than once"
-    return f"this is {kind}: name a UTF-8 file"
+    kind = "a folder" if text.is_dir() else "a device or a pipe, which cannot be read twice"
+    return f"got {kind}, expected a UTF-8 file"
 
 
 def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str, threads: int | None) -> None:
@@ -114,9 +300,9 @@ def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str, threa
         there = memory()
     if there is not None and stays + passes > there:
         raise UsageError(
-            f"training would take {size(stays + passes)} of memory or more, but {size(there)} are free: {size(stays)} "
-            "for weights, gradients and optimizer (--vocab-size, --hidden-size, --inner-size and --layers make that "
-            f"less) and {size(passes)} for the tokens of a step (--batch and --context, or --accumulate)"
+            f"memory: training takes at least {size(stays + passes)}, and {size(there)} are free; {size(stays)} are "
+            f"for weights, gradients and optimizer (--vocab-size, --hidden-size, --intermediate-size, --layers) and "
+            f"{size(passes)} for the tokens of a step (--batch-size, --context, --accumulate)"
         )
 
 
@@ -126,7 +312,7 @@ def _started(args: argparse.Namespace, text: Path, out: Path, config: DiffLlamaC
     from refdiff.training.train import Trainer
 
     if checkpoint.checkpoints(out):
-        raise UsageError(f"{out} has a run in it already: go on with --resume, or name another folder")
+        raise UsageError(f"-o {out}: has a run already; continue it with --resume, or name another folder")
     for folder in _left(out, text):
         shutil.rmtree(folder, ignore_errors=True)
     corpus = Corpus.from_text(
@@ -137,9 +323,10 @@ def _started(args: argparse.Namespace, text: Path, out: Path, config: DiffLlamaC
         progress=(lambda what: None) if args.quiet else note,
     )
     config.bos_token_id = config.eos_token_id = corpus.separator
-    return Trainer.start(
-        out, config, corpus, settings, dtype=args.dtype, threads=args.threads or None, backend=args.backend
-    )
+    with _no_traces_of_a_failure(out):
+        return Trainer.start(
+            out, config, corpus, settings, dtype=args.dtype, threads=args.threads or None, backend=args.backend
+        )
 
 
 def _left(out: Path, text: Path) -> list[Path]:
@@ -148,10 +335,12 @@ def _left(out: Path, text: Path) -> list[Path]:
 
     corpus, log, above = out / "corpus", out / "log.jsonl", text.resolve().parents
     if corpus.resolve() in above:
-        raise UsageError(f"{text} is in {corpus}, where the run's tokens go: move the text, or name another folder")
+        raise UsageError(
+            f"TEXT {text}: lies in {corpus}, where the run's tokens go; move it, or name another folder with -o"
+        )
     for path in (corpus, log):
         if path.is_symlink() or (path.exists() and not (path is corpus and is_corpus(corpus))):
-            raise UsageError(f"{path} is there already, and not a run's: move it, or name another folder")
+            raise UsageError(f"-o {out}: {path} exists and is not a run's; move it, or name another folder")
     halves = [path for path in out.glob(".corpus-*") if is_corpus(path, whole=False) and path.resolve() not in above]
     return [corpus, *halves]
 
@@ -167,20 +356,20 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
     """Put the config together: the file, or small sizes that fit together, and the flags over it."""
     from refdiff.model.config import DiffLlamaConfig
 
-    given: dict[str, Any] = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
+    given: dict[str, Any] = {name: getattr(args, name) for name in MODEL_SIZES if getattr(args, name) is not None}
     if args.config is not None:
         fields = DiffLlamaConfig.from_pretrained(args.config).to_dict()
         if args.context > (most := fields["max_position_embeddings"]):
             if (kind := fields["rope_parameters"]["rope_type"]) != "default":
                 raise ValueError(
-                    f"--context is {args.context}, but {args.config} has max_position_embeddings {most}, on which its "
-                    f"rope_type {kind!r} depends: change it there, or take a shorter context"
+                    f"--context: got {args.context}, expected at most {most}, the max_position_embeddings of "
+                    f"{args.config}, on which its rope_type {kind!r} depends; change it there, or shorten the context"
                 )
             fields["max_position_embeddings"] = args.context
         if args.wiring is not None:
             del fields["model_type"]
     else:
-        fields = {name: default for name, (_, _, _, default) in SIZES.items() if isinstance(default, int)} | given
+        fields = {name: default for name, (_, _, _, default) in MODEL_SIZES.items() if isinstance(default, int)} | given
         width, heads = fields["hidden_size"], fields["num_attention_heads"]
         fields.setdefault("num_key_value_heads", heads)
         fields.setdefault("head_dim", max(width // heads, 1))
@@ -190,7 +379,7 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
     return DiffLlamaConfig(**{**fields, **given, **wiring, "pad_token_id": None, "dtype": args.dtype})
 
 
-def _watched(trainer: Trainer, plot: Path | None, *, quiet: bool) -> Path:
+def _watched(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
     """Run with a bar where somebody watches, and lines for what comes now and then."""
     from tqdm import tqdm
 
@@ -208,7 +397,7 @@ def _watched(trainer: Trainer, plot: Path | None, *, quiet: bool) -> Path:
 
         if plot is not None and trainer.step == trainer.settings.steps:  # no record will come
             _draw(trainer.out, plot)
-        return trainer.run(report)
+        return trainer.run(report, stop)
 
 
 def _draw(out: Path, plot: Path) -> None:

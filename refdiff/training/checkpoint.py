@@ -27,15 +27,17 @@ from refdiff.files import read_json, write_atomically, write_json
 from refdiff.model.weights.writing import write_safetensors
 
 KEPT = 2
-"""How many checkpoints stay on the disk."""
+"""How many checkpoints stay on the disk, unless the run says otherwise."""
 
 _STEP = re.compile(r"step-(\d{6,})")
 _STAGING = ".step-"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
-def save(out: Path, step: int, model: Any, state: dict[str, Any], about: dict[str, Any], tokenizer: Path) -> Path:
-    """Write the checkpoint of a step, and take away those before the last two; return its folder.
+def save(
+    out: Path, step: int, model: Any, state: dict[str, Any], about: dict[str, Any], tokenizer: Path, keep: int = KEPT
+) -> Path:
+    """Write the checkpoint of a step, delete all but the last `keep`, and return its folder.
 
     Raises:
         OSError: the disk is full or not writable; the checkpoints that were there still are.
@@ -59,11 +61,11 @@ def save(out: Path, step: int, model: Any, state: dict[str, Any], about: dict[st
         shutil.rmtree(staging, ignore_errors=True)
         then = "free some space, then start again"
         if checkpoints(out):
-            then = "those before it are unharmed: free some space, then go on with --resume"
+            then = "earlier ones are unharmed; free some space, then continue with --resume"
         what = f"cannot write the checkpoint of step {step}: {error.strerror or error}; {then}"
         raise OSError(error.errno, what, str(out)) from error
     _sync(out)
-    for _, old in checkpoints(out)[:-KEPT]:
+    for _, old in checkpoints(out)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -109,7 +111,7 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
     """
     found = checkpoints(out)
     if not found:
-        raise CheckpointError(f"{out}: there is no checkpoint to go on from (no folder step-…): train without --resume")
+        raise CheckpointError(f"{out}: no checkpoint to resume (no folder step-…); train without --resume")
     for path in out.glob(f"{_STAGING}*"):
         shutil.rmtree(path, ignore_errors=True)
     step, folder = found[-1]
@@ -121,7 +123,7 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
 
 def broken(file: Path, why: object) -> CheckpointError:
     """What to say of a checkpoint's file that has not in it what belongs there."""
-    do = f"delete {file.parent} to go on from the one before, or train from the beginning"
+    do = f"delete {file.parent} to resume the one before, or train from the beginning"
     return CheckpointError(f"{file}: not what this version writes: {why}; {do}")
 
 
@@ -138,9 +140,7 @@ def optimizer_state(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error}; delete {folder} to go on from the one before"
-        ) from None
+        raise CheckpointError(f"{path}: cannot be read: {error}; delete {folder} to resume the one before") from None
 
 
 def log(out: Path, record: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ def _advised(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = f"{what}: {error.strerror or error}; free some space, then go on with --resume"
+        why = f"{what}: {error.strerror or error}; free some space, then continue with --resume"
         raise OSError(error.errno, why, str(path)) from error
 
 

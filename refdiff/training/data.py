@@ -203,9 +203,11 @@ def _train_tokenizer(text: Path, cut: int, vocab_size: int) -> tokenizers.Tokeni
     tokenizer.train_from_iterator(sample(text, cut, LEARNED), trainer)
     found = tokenizer.get_vocab_size()
     if found == SMALLEST_VOCABULARY < vocab_size:
-        raise ValueError(f"{text}: there is no text to learn from: the file is empty, or has a line or two")
+        raise ValueError(f"{text}: no text to learn from: the file is empty, or has only a line or two")
     if found < vocab_size:
-        raise ValueError(f"vocab_size is {vocab_size}, but this text has only enough for {found}: take that or less")
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but must be at most {found} for this text, in which no more is found"
+        )
     separator = tokenizer.token_to_id(SEPARATOR)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{SEPARATOR} $A", special_tokens=[(SEPARATOR, separator)]

@@ -50,7 +50,7 @@ class Settings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 1 or more")
         if self.batch % self.accumulate:
-            raise ValueError(f"batch is {self.batch}, which accumulate {self.accumulate} does not divide")
+            raise ValueError(f"batch is {self.batch}, but must be a multiple of accumulate {self.accumulate}")
         if self.optimizer not in OPTIMIZERS or self.schedule not in SCHEDULES:
             raise ValueError(
                 f"optimizer is {self.optimizer!r} and schedule {self.schedule!r}, but must be one of "

@@ -1,4 +1,4 @@
-"""The loop: batches → gradients → weights, with a checkpoint now and then from which it goes on bit for bit.
+"""The loop: batches → gradients → weights, with a checkpoint now and then from which it resumes bit for bit.
 
 What a step does depends on its number, the seed and the weights alone, so that a run that was killed and resumed has
 the weights of one that was not (on one machine, with one number of threads).
@@ -42,6 +42,7 @@ class Trainer:
         model: the `DiffLlamaForCausalLM`, whose weights change.
         step: how many steps have been made.
         threads: that it computes on; 0 is all cores.
+        keep: how many checkpoints stay on the disk.
         changes: settings that it went on with others of: {"step": …, name: [before, after]}, …
     """
 
@@ -51,7 +52,7 @@ class Trainer:
         self.out, self.model, self.corpus, self.settings = out, model, corpus, settings
         self.step = 0
         self.changes: list[dict[str, Any]] = []
-        self.threads = 0
+        self.threads, self.keep = 0, checkpoint.KEPT
         self._params = params
         make: Any = OPTIMIZERS[settings.optimizer]
         self._optimizer = make(params, weight_decay=settings.decay)
@@ -87,7 +88,9 @@ class Trainer:
         """
         fixed = set(changes or {}) - set(CHANGEABLE)
         if fixed:
-            raise ValueError(f"{', '.join(sorted(fixed))} may not change: a run goes on with others of {CHANGEABLE}")
+            raise ValueError(
+                f"{', '.join(sorted(fixed))} may not change: a resumed run may change {', '.join(CHANGEABLE)}"
+            )
         folder, about = checkpoint.latest(out)
         try:
             settings, before = Settings(**about["settings"]), [dict(change) for change in about.get("changes", [])]
@@ -106,8 +109,13 @@ class Trainer:
         trainer._change(changes or {}, folder)
         return trainer
 
-    def run(self, report: Callable[[dict[str, Any]], None] = lambda record: None) -> Path:
+    def run(
+        self, report: Callable[[dict[str, Any]], None] = lambda record: None, stop: Callable[[], bool] = lambda: False
+    ) -> Path:
         """Make all steps that are left, and return the folder of the last checkpoint.
+
+        `stop` is asked after each step: when it says so, a checkpoint is saved and the run returns. Nothing is written
+        before the gradient of the first step is known to be finite.
 
         `report` gets a record for each step: step, loss, rate, gradient (its length before clipping), λ by layer as
         lambdas (v2: means, with validation), tokens_per_second; now and then validation (nats a token), bits_per_byte,
@@ -120,23 +128,23 @@ class Trainer:
         """
         try:
             with getattr(self.model.kernels, "keeping", nullcontext)():
-                return self._run(report)
+                return self._run(report, stop)
         except TrainingError as error:
             raise TrainingError(f"{error}; {self._way_out()}") from None
 
-    def _run(self, report: Callable[[dict[str, Any]], None]) -> Path:
-        s = self.settings
-        last = self.save() if self.step == 0 else checkpoint.latest(self.out)[0]
-        while self.step < s.steps:
+    def _run(self, report: Callable[[dict[str, Any]], None], stop: Callable[[], bool]) -> Path:
+        s, stopping = self.settings, False
+        last = self.out / checkpoint.name(0) if self.step == 0 else checkpoint.latest(self.out)[0]
+        while self.step < s.steps and not stopping:
             started = time.perf_counter()
             record = self._one_step()
             record["tokens_per_second"] = round(s.batch * (s.context - 1) / (time.perf_counter() - started), 1)
-            at_end = self.step == s.steps
+            at_end, stopping = self.step == s.steps, stop()
             if at_end or (s.evaluate_every and self.step % s.evaluate_every == 0):
                 record |= self.evaluate(None if at_end else GLANCE)
             if at_end or (s.sample_every and self.step % s.sample_every == 0):
                 record["sample"] = self.sample()
-            due = at_end or (s.save_every and self.step % s.save_every == 0)
+            due = at_end or stopping or (s.save_every and self.step % s.save_every == 0)
             if due:
                 record["checkpoint"] = checkpoint.name(self.step)
             checkpoint.log(self.out, record)  # before the checkpoint: killed between them, the step is made again
@@ -151,7 +159,7 @@ class Trainer:
             if not is_finite(p):
                 raise TrainingError(f"step {self.step}: {name} is not finite, so no checkpoint is written")
         state = {name: to_numpy(a) for name, a in self._optimizer.state().items()}
-        return checkpoint.save(self.out, self.step, self.model, state, self._about(), self.corpus.folder)
+        return checkpoint.save(self.out, self.step, self.model, state, self._about(), self.corpus.folder, self.keep)
 
     def _about(self) -> dict[str, Any]:
         about = {"settings": asdict(self.settings), "threads": self.threads}
@@ -165,7 +173,9 @@ class Trainer:
             return
         self.settings = replace(self.settings, **others)
         if self.settings.steps < self.step:
-            raise ValueError(f"steps is {self.settings.steps}, but {self.step} have been made: take that or more")
+            raise ValueError(
+                f"steps is {self.settings.steps}, but must be at least {self.step}, the steps already made"
+            )
         self.changes = [*self.changes, {"step": self.step, **{n: [before[n], value] for n, value in others.items()}}]
         checkpoint.describe_anew(folder, self.step, self._about())
 
@@ -181,8 +191,11 @@ class Trainer:
             if found:
                 aside += f", now {checkpoint.set_aside(bad).name}"
             aside += "; "
-        do = "go on from " + found[-1][1].name + " with --resume and" if found else "begin again with"
-        return f"{aside}{do} a lower rate, a longer warm-up or a shorter gradient (--rate, --warmup, --clip)"
+        do = f"resume {found[-1][1].name} with --resume and" if found else "start again with"
+        return (
+            f"{aside}{do} a lower learning rate, a longer warm-up or a smaller gradient norm (--learning-rate, "
+            "--warmup-steps, --grad-clip)"
+        )
 
     def evaluate(self, most: int | None = None) -> dict[str, Any]:
         """Call `evaluate` for this model, corpus, context and batch; in v2 add the mean λ of every layer as lambdas.
@@ -258,6 +271,8 @@ class Trainer:
             if not math.isfinite(norm):
                 where = gradient_culprit(grads, self.model.config.num_hidden_layers)  # clipped, all are NaN
                 raise TrainingError(f"step {self.step + 1}: the gradient is not finite, {where}")
+            if self.step == 0:
+                self.save()
             rate = learning_rate(self.step, peak=s.rate, steps=s.steps, warmup=s.warmup, schedule=s.schedule)
             self._move(clipped, rate)
         self.step += 1

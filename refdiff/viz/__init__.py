@@ -7,7 +7,7 @@
 Functions take arrays of any library, maps or a model's output, and return a figure, or the axes that they drew into:
 pass `axes=` or `figure=` to place them. None calls `show`. Figures belong to no window; a notebook shows them after
 %matplotlib inline.
-Matplotlib comes with `pip install 'refdiff[plot]'`, and is imported when something is drawn; the page needs none.
+Matplotlib comes with `pip install matplotlib`, and is imported when something is drawn; the page needs none.
 """
 
 from refdiff.viz.attention import plot_attention, plot_attention_grid

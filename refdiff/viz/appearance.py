@@ -36,7 +36,7 @@ def new_figure(width: float, height: float, figure: Figure | None = None) -> Fig
     try:
         from matplotlib.figure import Figure as New
     except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'refdiff[plot]'") from error
+        raise ImportError("drawing needs matplotlib: pip install matplotlib") from error
 
     return New(figsize=(width, height), layout="constrained", facecolor="none")
 

@@ -19,7 +19,7 @@ import pytest
 
 import refdiff
 from refdiff import bundled
-from refdiff.cli.options import build_parser
+from refdiff.cli.parser import build_parser
 from refdiff.training import bundle
 from refdiff.training.data import Corpus
 from refdiff.training.evaluate import evaluate

@@ -77,8 +77,13 @@ def run(environment: dict[str, str], tmp_path: Path) -> Run:
     return run
 
 
-def in_terminal(environment: dict[str, str], cwd: Path, *arguments: str | Path) -> tuple[int, str]:
-    """Run with standard error on a terminal 80 columns wide; its exit status and what the terminal got."""
+def in_terminal(
+    environment: dict[str, str], cwd: Path, *arguments: str | Path, module: str = "refdiff", typed: bytes | None = None
+) -> tuple[int, str]:
+    """Run with standard error on a terminal 80 columns wide; its exit status and what the terminal got.
+
+    What is `typed` is read from the terminal too, and then standard output is on it.
+    """
     import fcntl
     import pty
     import struct
@@ -88,14 +93,16 @@ def in_terminal(environment: dict[str, str], cwd: Path, *arguments: str | Path) 
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "refdiff", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", module, *map(str, arguments)],
+        stdin=subprocess.DEVNULL if typed is None else theirs,
+        stdout=subprocess.DEVNULL if typed is None else theirs,
         stderr=theirs,
         env=environment,
         cwd=cwd,
     )
     os.close(theirs)
+    if typed is not None:
+        os.write(ours, typed)
     seen = b""
     try:
         while piece := os.read(ours, 10_000):

@@ -18,8 +18,12 @@ import pytest
 from refdiff.bench import measure as bench
 from refdiff.bench.device import UnavailableError
 from refdiff.bench.measure import Measured, Options
+from refdiff.bench.processes import SIDES
 from refdiff.bench.rows import Row, Work
+from refdiff.bench.sizes import LIKE as SIZES
 from refdiff.cli import main
+from refdiff.cli.bench import LIKE, PEERS
+from refdiff.cli.parser import build_parser
 
 Capture = pytest.CaptureFixture[str]
 
@@ -28,25 +32,28 @@ Capture = pytest.CaptureFixture[str]
     ("arguments", "message"),
     [
         (["--rows", "speed"], "--rows: row 'speed' is none of those known: cold"),
-        (["--rows", "load", "--train"], "--train and --rows each say what is measured"),
-        (["-m", "x", "--like", "tiny"], "-m and --like each give the model"),
-        (["--folder", "x"], "--folder is where --like's checkpoint is kept"),
-        (["--against", "onnxruntime", "--rows", "load"], "--against onnxruntime compares products only"),
+        (["--rows", "load", "--train"], "--train, --rows: got both, expected one of them"),
+        (["-m", "x", "--like", "tiny"], "-m, --like: got both, expected one"),
+        (["--folder", "x"], "--folder: keeps the checkpoint of --like"),
+        (["--against", "onnxruntime", "--rows", "load"], "--against onnxruntime: compares products only"),
         (
             ["--against", "numpy", "--against", "onnxruntime", "--rows", "load"],
-            "--against numpy compares products only",
+            "--against numpy: compares products only",
         ),
-        (["--dtype", "float16"], "--dtype float16 is for --backend cupy; a processor computes in float32 or float64"),
-        (["--backend", "cupy", "--rows", "product:8"], "--rows product is measured on a processor"),
-        (["--backend", "cupy", "--against", "onnxruntime"], "--against onnxruntime compares products, on a processor"),
-        (["--backend", "cupy", "--against", "numpy"], "--against numpy compares products, on a processor"),
-        (["--backend", "cupy", "--dtype", "float16", "--train"], "--dtype float16: training is in float32 or float64"),
-        (["--plot", "x.txt"], "--plot x.txt: the ending says what to write, and must be one of .png, .svg, .pdf"),
-        (["--plot", "no/x.png"], "--plot no/x.png: there is no folder no"),
+        (["--dtype", "float16"], "--dtype: got float16, expected float32 or float64 with --backend numpy"),
+        (["--backend", "cupy", "--rows", "product:8"], "--rows product: is measured on a CPU"),
+        (["--backend", "cupy", "--against", "onnxruntime"], "--against onnxruntime: compares products, on a CPU"),
+        (["--backend", "cupy", "--against", "numpy"], "--against numpy: compares products, on a CPU"),
+        (
+            ["--backend", "cupy", "--dtype", "float16", "--train"],
+            "--dtype: got float16, expected float32 or float64 for training",
+        ),
+        (["--plot", "x.txt"], "--plot x.txt: got .txt, expected a file name that ends in .png, .svg, .pdf"),
+        (["--plot", "no/x.png"], "--plot no/x.png: the folder no does not exist"),
         (["--plot", "x.png", "--rows", "decode:128,load"], "--plot: nothing to plot: measure prefill,"),
         (["--plot", "x.png", "--train"], "--plot: nothing to plot: measure prefill, decode or memory"),
-        (["--json", "no/x.json"], "--json no/x.json: there is no folder no"),
-        (["--json", "."], "--json .: is a folder; name a file in it"),
+        (["--json", "no/x.json"], "--json no/x.json: the folder no does not exist"),
+        (["--json", "."], "--json .: got a folder, expected a file; name a file in it"),
     ],
 )
 def test_flags_that_do_not_fit(arguments: list[str], message: str, capsys: Capture) -> None:
@@ -265,3 +272,17 @@ def test_what_was_measured_until_ctrl_c_is_shown(
     out, err = capsys.readouterr()
     assert out.splitlines()[1].split() == ["load", "1.00", "s"]
     assert err == "refdiff: interrupted\n"
+
+
+def test_choices_are_those_that_there_are() -> None:
+    """They are written down there again, so that `--help` need not import what measures."""
+    assert set(LIKE) == set(SIZES)
+    assert set(PEERS) < set(SIDES)
+
+
+def test_defaults() -> None:
+    args = build_parser().parse_args(["bench"])
+    assert (args.model, args.like, args.folder, args.against, args.rows, args.pairs) == (None,) * 6
+    assert (args.threads, args.dtype, args.train, args.quick) == (0, "float32", False, False)
+    args = build_parser().parse_args(["bench", "--against", "transformers", "--against", "onnxruntime"])
+    assert args.against == ["transformers", "onnxruntime"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from refdiff.cli.bench_flags import PEERS
+from refdiff.cli.bench import PEERS
 from refdiff.cli.bench_table import markdown_lines, text_lines
 from tests.bench.fakes import report
 

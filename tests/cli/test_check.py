@@ -12,6 +12,7 @@ import pytest
 
 from refdiff.cli import main
 from refdiff.cli.check import inputs_page
+from refdiff.cli.parser import build_parser
 from refdiff.oracle.inputs.files import write_arrays
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
@@ -77,8 +78,8 @@ def test_gradients_npz_and_json_files(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give a FILE, or --selftest"),
-        (["--selftest", "{file}"], "give a FILE, or --selftest"),
+        ([], "FILE or --selftest: got "),
+        (["--selftest", "{file}"], "FILE or --selftest: got "),
         (["--spec", "llama", "{file}"], "--spec llama: there are hf_diffllama"),
         (["--recipe", "int8", "{file}"], "--recipe int8: no recipe is called 'int8'"),
         (["--recipe", "tf23", "{file}"], "did you mean 'tf32'?; or the name of a JSON file"),
@@ -88,7 +89,7 @@ def test_gradients_npz_and_json_files(tmp_path: Path, capsys: Capture) -> None:
         (["{folder}/shape.safetensors"], "shape.safetensors: out has shape (2, 5, 6, 12), but must be (2, 6, 5, 12): "),
         (["{folder}/shape.safetensors"], "(query_heads 12, key_heads 4, head_dim 6: read off q, which is taken as (B,"),
         (["{folder}/integers.safetensors"], "integers.safetensors: out has dtype int32, but must be float64"),
-        (["--print-spec", "--selftest"], "--print-spec goes with a FILE"),
+        (["--print-spec", "--selftest"], "--print-spec: does not go with --selftest"),
         (["--spec", "{folder}/none.json", "{file}"], "No such file"),
         (["--spec", "{folder}/list.json", "{file}"], "holds no JSON object"),
         (["--spec", "{folder}/broken.json", "{file}"], "is no JSON"),
@@ -204,3 +205,18 @@ def test_selftest(tables: list[dict[str, Any]], capsys: Capture) -> None:
 def test_selftest_as_nobody_can_have_it(words: list[str], capsys: Capture) -> None:
     assert main(["check", "--selftest", *words]) == 2
     assert words[-1] in capsys.readouterr().err
+
+
+def test_defaults() -> None:
+    args = build_parser().parse_args(["check", "mine.npz"])
+    assert (args.file, args.spec, args.layer, args.recipe) == ("mine.npz", "hf_diffllama", None, "auto")
+    assert (args.selftest, args.seeds, args.json, args.diagnose, args.debug) == (False, 1, False, False, False)
+    assert (args.set, args.inputs, args.print_spec) == ([], False, False)
+    assert build_parser().parse_args(["check", "--set", "a=1", "--set", "b=2"]).set == ["a=1", "b=2"]
+
+
+@pytest.mark.parametrize("words", [["--layer", "-1"], ["--seeds", "0"], ["--layer", "one"]])
+def test_numbers_out_of_range(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", "mine.npz", *words])
+    assert words[0] in capsys.readouterr().err

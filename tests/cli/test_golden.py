@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from refdiff.cli import golden as golden_command
 from refdiff.cli import main
+from refdiff.cli.parser import build_parser
 from refdiff.cli.spec import recipe_of
 from refdiff.oracle import golden
 from refdiff.oracle.cases import fixed
@@ -114,16 +116,16 @@ def test_verify(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["export", "a", "b"], "export takes VECTORS alone; OUTPUTS and --json are for verify"),
-        (["export", "a", "--json"], "export takes VECTORS alone; OUTPUTS and --json are for verify"),
-        (["verify", "a"], "verify needs OUTPUTS, the folder of what your program computed"),
+        (["export", "a", "b"], "OUTPUTS, --json: are for verify; export takes VECTORS alone"),
+        (["export", "a", "--json"], "OUTPUTS, --json: are for verify; export takes VECTORS alone"),
+        (["verify", "a"], "OUTPUTS: got none, expected the folder of what your program computed"),
         (
             ["verify", "a", "b", "--recipe", "tf32", "--no-gradients"],
-            "--recipe, --no-gradients: for export alone; verify judges by what VECTORS were written for",
+            "--recipe, --no-gradients: are for export; verify judges by what VECTORS were written for",
         ),
         (
             ["verify", "a", "b", "--layer", "0", "--set", "window=3"],
-            "--layer, --set: for export alone; verify judges by what VECTORS were written for",
+            "--layer, --set: are for export; verify judges by what VECTORS were written for",
         ),
         (["export", "a", "--spec", "b.json"], "b.json: No such file or directory"),
         (
@@ -145,3 +147,15 @@ def test_usage(args: list[str], says: str, capsys: Capture) -> None:
 def test_no_vectors(tmp_path: Path, capsys: Capture) -> None:
     assert main(["golden", "verify", str(tmp_path), str(tmp_path)]) == 2
     assert "manifest.json: no such file" in capsys.readouterr().err
+
+
+def test_profiles() -> None:
+    assert set(golden_command.PROFILES) == set(fixed.PROFILES)
+
+
+def test_defaults() -> None:
+    args = vars(build_parser().parse_args(["golden", "export", "x"]))
+    assert golden_command.EXPORT_DEFAULTS.items() <= args.items()
+    assert (args["spec"], args["layer"], args["set"], args["recipe"]) == ("hf_diffllama", None, [], "auto")
+    assert (args["profile"], args["dtype"], args["seed"]) == (None, "auto", 0)
+    assert not [name for name in ("outputs", "npz", "no_gradients", "json", "core") if args[name]]

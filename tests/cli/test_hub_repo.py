@@ -62,19 +62,19 @@ def test_a_plain_name_may_have_been_meant_as_a_folder(
 ) -> None:
     done = run(*command, "--offline")
     assert (done.returncode, done.stderr.decode()) == (
-        1,
+        2,
         f"refdiff {command[0]}: error: nowhere: no such folder here, not in the cache, and downloading is switched "
         "off; run once without --offline and HF_HUB_OFFLINE\n",
     )
     environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
     done = run(*command)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert b"error: nowhere: no such folder here, and the connection to http://127.0.0.1:9 failed" in done.stderr
 
 
 @pytest.mark.parametrize("command", [["inspect", "ai/absent"], ["generate", "-m", "ai/absent", "h"]])
 def test_a_repo_that_is_not_there_is_one_line(command: list[str], hub: Lookalike, run: Run) -> None:
     done = run(*command)
-    assert (done.returncode, done.stdout) == (1, b"")
+    assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.startswith(f"refdiff {command[0]}: error: ai/absent: ".encode())
     assert done.stderr.count(b"\n") == 1

@@ -133,7 +133,7 @@ def test_an_unnamed_architecture_is_taken_for_a_language_model(folder: Path) -> 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_broken_checkpoint_is_one_line(name: str, folder: Path, capsys: Capture) -> None:
     (folder / name).write_bytes(b"garbage" * 10)
-    assert main(["inspect", str(folder)]) == 1
+    assert main(["inspect", str(folder)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("refdiff inspect: error: ")

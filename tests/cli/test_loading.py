@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+import refdiff
 from refdiff.cli import loading
-from refdiff.cli.loading import load, read_ahead
+from refdiff.cli.flags import UsageError
+from refdiff.cli.loading import check_prompt, find_checkpoint, load, read_ahead, read_prompt, refuse_other_heads
+from refdiff.cli.parser import build_parser
 from refdiff.errors import CheckpointError
 
 
@@ -110,3 +115,78 @@ def test_whether_a_file_is_in_memory(
 def test_a_system_that_cannot_tell_says_it_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
     assert loading._in_memory(tmp_path / "any")
+
+
+def _parsed(*words: str) -> argparse.Namespace:
+    return build_parser().parse_args(["generate", *words])
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def give(raw: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+
+    return give
+
+
+def test_where_the_prompt_stands(tmp_path: Path, stdin: Any) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes("\ufeffé \r\n\r\n".encode())
+    for words, raw, expected in (
+        ([" a "], b"", " a "),
+        (["--prompt", "c"], b"", "c"),
+        (["-f", str(file)], b"ignored", "é \r\n"),  # one newline goes, and a byte-order mark
+        (["-"], "日\n".encode(), "日"),
+        (["-f", "-"], "日\n".encode(), "日"),
+        ([], "日\n".encode(), "日"),
+        (["Say"], "日\n".encode(), "Say\n日"),
+        (["-p", "Say"], "日\n".encode(), "Say\n日"),
+    ):
+        stdin(raw)
+        check_prompt(_parsed(*words))
+        assert read_prompt(_parsed(*words)) == expected
+
+
+def test_no_prompt_and_too_many(stdin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdin(b"ab\xff")
+    with pytest.raises(UsageError, match="standard input: not UTF-8 at byte 2"):
+        read_prompt(_parsed("-"))
+    for words, others, said in (
+        (["a", "-f", "b"], {}, "PROMPT and -f: got 2 prompts, expected one; leave one out"),
+        (["-p", "a"], {"--lines": "c"}, "-p and --lines: got 2 prompts"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            check_prompt(_parsed(*words), others)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    with pytest.raises(UsageError, match='PROMPT: got none, expected one; give it in quotes, "Once upon a time"'):
+        check_prompt(_parsed())
+
+
+def test_a_terminal_that_may_not_be_read_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False, buffer=SimpleNamespace(read=refused)))
+    assert read_prompt(_parsed("a")) == "a"
+    with pytest.raises(UsageError, match="PROMPT: got none"):
+        read_prompt(_parsed())
+
+
+def test_the_last_checkpoint_of_a_run_is_found(tmp_path: Path) -> None:
+    for name in ("step-000002", "step-000010", "step-000011-unusable", "corpus"):
+        (tmp_path / name).mkdir()
+    assert find_checkpoint(str(tmp_path)) == str(tmp_path / "step-000010")
+    assert find_checkpoint("someone/somemodel") == "someone/somemodel"
+    with pytest.raises(UsageError, match=r"corpus: not a checkpoint: it is empty; name the folder of a model"):
+        find_checkpoint(str(tmp_path / "corpus"))
+    (tmp_path / "corpus" / "a").touch()
+    with pytest.raises(UsageError, match=r"corpus: not a checkpoint: it has no config.json; name the folder"):
+        find_checkpoint(str(tmp_path / "corpus"))
+
+
+@pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_a_checkpoint_with_another_head_is_refused(kind: str, tmp_path: Path) -> None:
+    config = refdiff.DiffLlamaConfig(architectures=[f"DiffLlamaFor{kind}"])
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=f"m: a DiffLlamaFor{kind}, which has no language model's head: load it with"):
+        refuse_other_heads("m", tmp_path)

@@ -123,23 +123,80 @@ def test_a_full_disk_is_one_line_and_status_1(command: str, reciting: Path, star
     assert err.decode() == f"refdiff {command}: error: No space left on device\n"
 
 
-def test_exit_statuses(reciting: Path, run: Run) -> None:
+def test_exit_statuses(reciting: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not an array")
+    absent = "absent/folder/here"
     for arguments, status in (
         (["generate", "-m", reciting, "h"], 0),
         (["inspect", reciting], 0),
-        (["--help"], 0),
         (["--version"], 0),
-        (["generate", "-m", "absent/folder/here", "h"], 1),
+        ([], 0),
         (["generate", "-m", reciting], 2),
         (["generate", "-m", reciting, "--top-k", "x", "h"], 2),
-        ([], 2),
+        # an input that is not there is 2 in every command
+        (["generate", "-m", absent, "h"], 2),
+        (["generate", "-m", reciting, "-f", "absent.txt"], 2),
+        (["generate", "-m", reciting, "--prompts-file", "absent.txt"], 2),
+        (["inspect", absent], 2),
+        (["attention", "-m", absent, "-o", "a.html", "h"], 2),
+        (["convert", absent, "new", "--to", "paper"], 2),
+        (["train", "absent.txt", "-o", "run"], 2),
+        (["check", "absent.npz"], 2),
+        (["golden", "verify", absent, absent], 2),
+        (["trace", absent, "h", "-o", "x.npz"], 2),
+        (["bench", "-m", absent, "--quick", "--rows", "load"], 2),
+        # and so is one that is broken
+        (["check", "notes.txt"], 2),
+        (["inspect", tmp_path], 2),
+        (["generate", "-m", tmp_path, "h"], 2),
     ):
         done = run(*arguments)
         assert done.returncode == status, (arguments, done)
         assert b"Traceback" not in done.stderr
-    done = run("generate", "--debug", "-m", "absent/folder/here", "h")
+        assert status == 0 or done.stderr.count(b"\n") == 1
+    done = run("generate", "--debug", "-m", absent, "h")
     assert done.returncode == 1
     assert b"Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_give_no_traceback(
+    closed: str, reciting: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = f"{sys.executable} -m refdiff generate -q -m {reciting} h {closed}"
+    done = subprocess.run(["sh", "-c", command], env=environment, cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == ("" if ">&-" in closed.replace("2>&-", "") else f"{TEXT}\n")
+
+
+def test_ctrl_c_while_it_starts_gives_no_traceback(reciting: Path, start: Start) -> None:
+    for wait in (0.06, 0.1, 0.15, 0.2, 0.3, 0.5):  # Python itself takes the first 0.03
+        process = start("generate", "-m", reciting, "-n", "0", "--ignore-eos", "h")
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode in (130, -signal.SIGINT), err
+        assert b"Traceback" not in err, wait
+
+
+def test_what_takes_long_is_shown_on_a_terminal(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    slow = "import sys, time, refdiff.cli.terminal as t; t.AFTER = 0.01\nwith t.Waiting('searching'): time.sleep(0.3)"
+    (tmp_path / "slow.py").write_text(slow)
+    status, seen = in_terminal(environment, tmp_path, module="slow")
+    assert status == 0
+    assert "\rsearching ... 0 s" in seen
+    assert seen.endswith("\r\x1b[K")
+
+
+def test_a_conversation_on_a_terminal(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    typed = b"hi\r/save chat.json\r/reset\r/save\r\x04"
+    status, seen = in_terminal(environment, tmp_path, "generate", "-m", reciting, "--chat", "-n", "3", typed=typed)
+    assert status == 0, seen
+    assert "Ctrl-C stops an answer, Ctrl-D ends" in seen
+    roles = [message["role"] for message in json.loads((tmp_path / "chat.json").read_text())]
+    assert roles == ["user", "assistant"]
+    assert "/save: got no name, expected a file" in seen
+    assert "Traceback" not in seen
 
 
 def test_a_killed_run_of_many_prompts_goes_on_where_it_was(
@@ -162,7 +219,7 @@ def test_a_killed_run_of_many_prompts_goes_on_where_it_was(
         file.write(b'{"index": 99, "prom')
     done = run(*command, "out.jsonl")
     assert done.returncode == 0
-    assert f"{complete} of 24 prompts are in out.jsonl already" in done.stderr.decode()
+    assert f"{complete} of 24 prompts are answered in out.jsonl already" in done.stderr.decode()
     assert [json.loads(line)["index"] for line in out.read_bytes().splitlines()] == list(range(24))
     assert run(*command, "whole.jsonl").returncode == 0
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

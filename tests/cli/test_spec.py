@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from refdiff.cli.flags import UsageError
-from refdiff.cli.options import build_parser
+from refdiff.cli.parser import build_parser
 from refdiff.cli.spec import PRESETS, parts, recipe_of, spec_of
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.rounding.recipe import Recipe

@@ -11,8 +11,12 @@ import pytest
 
 import refdiff
 from refdiff.cli import main
+from refdiff.cli.parser import build_parser
+from refdiff.cli.trace import PRECISIONS
 from refdiff.oracle.inputs.files import read_arrays, write_arrays
+from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.trace import read_trace, trace
+from refdiff.oracle.trace.known_points import POINTS
 from tests.oracle.example_inputs import draw, small
 
 Capture = pytest.CaptureFixture[str]
@@ -82,22 +86,22 @@ def test_where_the_model_is(recorded: Path, tiny_checkpoint: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ([], "to record, give MODEL, and either PROMPT or --ids; to compare, --compare MINE REF"),
-        (["m"], "to record, give MODEL, and either PROMPT or --ids; to compare, --compare MINE REF"),
-        (["m", "text", "--ids", "1"], "to record, give MODEL, and either PROMPT or --ids; to compare, --compare"),
-        (["m", "text"], "no file to write: give one with -o, such as -o run.safetensors"),
-        (["m", "text", "-o", "x", "--free"], "--free is for --compare; the model to record is the first argument"),
-        (["m", "text", "-o", "x", "-m", "n"], "-m is for --compare; the model to record is the first argument"),
-        (["m", "--ids", "1,x", "-o", "x"], "--ids is '1,x', but must be whole numbers with commas between, such as"),
-        (["m", "--ids", ",", "-o", "x"], "--ids is ',', but must be one or more token ids, from 0"),
-        (["m", "--ids", "3,-1", "-o", "x"], "--ids is '3,-1', but must be one or more token ids, from 0"),
-        (["m", "x", "-o", "x", "--layer", "3"], "--layer is for --spec; the model has its own"),
-        (["m", "x", "-o", "x", "--set", "window=3"], "--set is for --spec; the model has its own"),
-        (["--spec", "ms_v1"], "to record a spec, give the FILE with its inputs, and -o, such as -o ref.safetensors"),
-        (["m", "x", "-o", "x", "--spec", "ms_v1"], "PROMPT does not go with --spec, which takes a FILE of inputs"),
-        (["--compare", "a", "b", "--spec", "ms_v1"], "--spec is to record; --compare takes MINE and REF"),
-        (["m", "--compare", "a", "b"], "MODEL is to record; --compare takes MINE and REF"),
-        (["--compare", "a", "b", "-o", "x"], "-o is to record; --compare takes MINE and REF"),
+        ([], "expected MODEL and PROMPT (or --ids) to record, or --compare MINE REF to compare"),
+        (["m"], "expected MODEL and PROMPT (or --ids) to record, or --compare MINE REF to compare"),
+        (["m", "text", "--ids", "1"], "expected MODEL and PROMPT (or --ids) to record, or"),
+        (["m", "text"], "-o: got none, expected the file to write, such as -o run.safetensors"),
+        (["m", "text", "-o", "x.npz", "--free"], "--free: is for --compare; the model to record is the first argument"),
+        (["m", "text", "-o", "x.npz", "-m", "n"], "-m: is for --compare; the model to record is the first argument"),
+        (["m", "--ids", "1,x", "-o", "x.npz"], "--ids: got '1,x', expected whole numbers with commas between, such as"),
+        (["m", "--ids", ",", "-o", "x.npz"], "--ids: got ',', expected one or more token ids, from 0"),
+        (["m", "--ids", "3,-1", "-o", "x.npz"], "--ids: got '3,-1', expected one or more token ids, from 0"),
+        (["m", "x", "-o", "x.npz", "--layer", "3"], "--layer: is for --spec; the model has its own"),
+        (["m", "x", "-o", "x.npz", "--set", "window=3"], "--set: is for --spec; the model has its own"),
+        (["--spec", "ms_v1"], "--spec: expected the FILE of its inputs and -o, such as: refdiff trace --spec"),
+        (["m", "x", "-o", "x.npz", "--spec", "ms_v1"], "PROMPT: does not go with --spec, which takes a FILE of inputs"),
+        (["--compare", "a", "b", "--spec", "ms_v1"], "--spec: is to record; --compare takes MINE and REF"),
+        (["m", "--compare", "a", "b"], "MODEL: is to record; --compare takes MINE and REF"),
+        (["--compare", "a", "b", "-o", "x.npz"], "-o: is to record; --compare takes MINE and REF"),
     ],
 )
 def test_usage(args: list[str], says: str, capsys: Capture) -> None:
@@ -129,3 +133,27 @@ def test_of_a_spec_on_the_inputs_in_a_file(tmp_path: Path, capsys: Capture) -> N
     write_arrays(file, {**x, "q": x["q"][:, :, 0]}, {})
     assert main(words) == 2
     assert "q has shape (2, 12, 6), but must be (B, H, T, d)" in capsys.readouterr().err
+
+
+def test_defaults() -> None:
+    args = vars(build_parser().parse_args(["trace", "model", "text"]))
+    assert (args["of"], args["prompt"], args["precision"], args["dtype"]) == ("model", "text", "auto", "auto")
+    assert not [name for name in ("maps", "free", "json", "quiet", "compare", "output", "ids", "model") if args[name]]
+
+
+def test_precisions() -> None:
+    assert set(PRECISIONS) == {"auto", *FORMATS}
+
+
+def test_points_have_name_shape_and_meaning_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "--points"]) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    module = said[said.index("model.layers.N.self_attn.") : said.index("model.layers.N.mlp.")]
+    assert "\n  lambda_full  ()               λ, a number; in v2 (B, h, T, 1)\n" in module
+    assert "\nmodel.layers.N  (B, T, D)  what the layer gives to the next\n" in said
+    for point in POINTS:
+        head, _, name = point.path.removesuffix(".input").rpartition(".")
+        assert f"{point.path.removeprefix(head + '.') if 'N.' in point.path else name} " in said
+        assert point.what
+        assert point.shape in said

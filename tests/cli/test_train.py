@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ import pytest
 
 import refdiff
 from refdiff.cli import main
-from refdiff.cli.pictures import write_picture
+from refdiff.cli.output_files import write_picture
+from refdiff.cli.parser import build_parser
+from refdiff.cli.train import MODEL_SIZES, SETTINGS
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.training.settings import Settings
+from refdiff.training.train import Trainer
 from tests.cli.conftest import in_terminal
 from tests.training.conftest import tale
 
 SMALL = (
-    *("--vocab-size", "270", "--hidden-size", "16", "--layers", "2", "--heads", "2", "--inner-size", "24"),
-    *("--batch", "4", "--context", "16", "--warmup", "2", "--validation", "0.1", "--save-every", "5"),
+    *("--vocab-size", "270", "--hidden-size", "16", "--layers", "2", "--heads", "2", "--intermediate-size", "24"),
+    *("--batch-size", "4", "--context", "16", "--warmup-steps", "2", "--validation", "0.1", "--save-every", "5"),
 )
 
 
@@ -126,7 +132,10 @@ def test_a_context_longer_than_the_config_file_allows(
     config.save_pretrained(tmp_path)
     capsys.readouterr()
     assert main([*command, "--context", "24", "-o", "out"]) == 2
-    assert "--context is 24, but config.json has max_position_embeddings 16, on which its" in capsys.readouterr().err
+    assert (
+        "--context: got 24, expected at most 16, the max_position_embeddings of config.json, on which its"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
@@ -136,11 +145,13 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
     refdiff.DiffLlamaConfig(num_hidden_layers=5000).save_pretrained(tmp_path)
     assert main(["train", "text.txt", "-o", "out", "--config", "config.json", "--threads", "2"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"training would take 8\.06 TB of memory or more, but .* are free: 5\.37 TB for weights", said)
-    assert re.search(r"--layers make that less\) and 2\.69 TB for the tokens of a step \(--batch and --context", said)
+    assert re.search(r"memory: training takes at least 8\.06 TB, and .* are free; 5\.37 TB are for weights", said)
+    assert re.search(
+        r"--layers\) and 2\.69 TB for the tokens of a step \(--batch-size, --context, --accumulate\)", said
+    )
     monkeypatch.setattr("refdiff.training.memory.available", lambda: 30_000_000)
     assert main(["train", "text.txt", "-o", "out", "--vocab-size", "262", "--batch", "64"]) == 2
-    assert "but 30.0 MB are free" in capsys.readouterr().err
+    assert "and 30.0 MB are free" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["train", "text.txt", "-o", "out", *SMALL, "--steps", "1", "-q"]) == 0
 
@@ -148,22 +159,42 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("train", "-o", "out"), 2, "no text: name a UTF-8 file, or go on with --resume"),
-        (("train", "none.txt", "-o", "out"), 2, "none.txt: no such file"),
-        (("train", ".", "-o", "out"), 2, ".: this is a folder: name a UTF-8 file"),
-        (("train", os.devnull, "-o", "out"), 2, "this is no file on a disk, and is read more than once: name a"),
-        (("train", "text.txt", "-o", "out", "--resume"), 2, "leave TEXT out"),
-        (("train", "-o", "out", "--resume", "--seed", "0", "--wiring", "v2"), 2, "leave --seed, --wiring out"),
-        (("train", "-o", "out", "--resume"), 1, "no checkpoint to go on from"),
-        (("train", "text.txt", "-o", "empty.txt"), 2, "error: empty.txt is a file, but -o names the folder of the run"),
-        (("train", "-o", "empty.txt", "--resume"), 1, "empty.txt: there is no checkpoint to go on from"),
-        (("train", "text.txt", "-o", "out", "--heads", "3"), 2, "num_key_value_heads"),
-        (("train", "text.txt", "-o", "out", "--batch", "4", "--accumulate", "3"), 2, "does not divide"),
-        (("train", "text.txt", "-o", "out", "--vocab-size", "5000"), 1, "only enough for"),
-        (("train", "text.txt", "-o", "out", "--vocab-size", "262", "--context", "9000"), 1, "but a row needs 9000"),
-        (("train", "empty.txt", "-o", "out"), 1, "no text to learn from"),
-        (("train", "line.txt", "-o", "out"), 1, "this text has only enough for 2"),
-        (("train", "text.txt", "-o", "out", "--rate", "0"), 2, "--rate: 0 is out of range; give a number above 0"),
+        (("train", "-o", "out"), 2, "TEXT: got none, expected a UTF-8 file; or continue a run with --resume"),
+        (("train", "none.txt", "-o", "out"), 2, "TEXT none.txt: no such file"),
+        (("train", ".", "-o", "out"), 2, "TEXT .: got a folder, expected a UTF-8 file"),
+        (
+            ("train", os.devnull, "-o", "out"),
+            2,
+            "got a device or a pipe, which cannot be read twice, expected a UTF-8 file",
+        ),
+        (
+            ("train", "text.txt", "-o", "out", "--resume"),
+            2,
+            "--resume: keeps the run's own text, model and settings; leave out TEXT",
+        ),
+        (("train", "-o", "out", "--resume", "--seed", "0", "--wiring", "v2"), 2, "leave out --seed, --wiring"),
+        (("train", "-o", "out", "--resume"), 2, "no checkpoint to resume"),
+        (
+            ("train", "text.txt", "-o", "empty.txt"),
+            2,
+            "error: -o empty.txt: got a file, expected the folder of the run",
+        ),
+        (("train", "-o", "empty.txt", "--resume"), 2, "empty.txt: no checkpoint to resume"),
+        (("train", "text.txt", "-o", "out", "--heads", "3"), 2, "--heads: got 3, expected to be even"),
+        (
+            ("train", "text.txt", "-o", "out", "--batch", "4", "--accumulate", "3"),
+            2,
+            "error: --batch: got 4, expected to be a multiple of --accumulate 3",
+        ),
+        (
+            ("train", "text.txt", "-o", "out", "--vocab-size", "5000"),
+            2,
+            "error: --vocab-size: got 5000, expected to be at most ",
+        ),
+        (("train", "text.txt", "-o", "out", "--vocab-size", "262", "--context", "9000"), 2, "but a row needs 9000"),
+        (("train", "empty.txt", "-o", "out"), 2, "no text to learn from"),
+        (("train", "line.txt", "-o", "out"), 2, "error: --vocab-size: got 2048, expected to be at most 2"),
+        (("train", "text.txt", "-o", "out", "--rate", "0"), 2, "--rate: got 0, expected a number above 0"),
     ],
 )
 def test_errors_are_one_line(
@@ -177,7 +208,7 @@ def test_errors_are_one_line(
     last = result.stderr.decode().splitlines()[-1]
     assert message in last
     assert last.startswith("refdiff train: error: ")
-    assert (tmp_path / "out").exists() == ("--context" in arguments)  # whose tokens are there
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_is_begun_again(run: Any, text: Path, tmp_path: Path) -> None:
@@ -223,11 +254,11 @@ def test_two_processes_in_one_folder(
 @pytest.mark.parametrize(
     ("files", "text", "message"),
     [
-        (("corpus/tales.txt", "corpus/notes.txt"), "corpus/tales.txt", "corpus/tales.txt is in corpus, where"),
-        (("tales.txt", "corpus/notes.txt"), "tales.txt", "corpus is there already, and not a run's: move it, or"),
-        (("tales.txt", "corpus"), "tales.txt", "corpus is there already, and not a run's"),
-        (("tales.txt", "corpus/train.bin"), "tales.txt", "corpus is there already, and not a run's"),
-        (("tales.txt", "log.jsonl"), "tales.txt", "log.jsonl is there already, and not a run's"),
+        (("corpus/tales.txt", "corpus/notes.txt"), "corpus/tales.txt", "TEXT corpus/tales.txt: lies in corpus, where"),
+        (("tales.txt", "corpus/notes.txt"), "tales.txt", "corpus exists and is not a run's; move it, or"),
+        (("tales.txt", "corpus"), "tales.txt", "corpus exists and is not a run's"),
+        (("tales.txt", "corpus/train.bin"), "tales.txt", "corpus exists and is not a run's"),
+        (("tales.txt", "log.jsonl"), "tales.txt", "log.jsonl exists and is not a run's"),
     ],
 )
 def test_files_of_others_are_left_alone(
@@ -260,7 +291,7 @@ def test_a_folder_with_a_run_in_it_is_not_written_over(run: Any, text: Path) -> 
     assert run("train", text, "-o", "out", *options).returncode == 0
     result = run("train", text, "-o", "out", *options)
     assert result.returncode == 2
-    assert b"out has a run in it already: go on with --resume" in result.stderr
+    assert b"-o out: has a run already; continue it with --resume" in result.stderr
 
 
 def test_resumed_with_flags_that_may_change(run: Any, text: Path, tmp_path: Path) -> None:
@@ -275,7 +306,7 @@ def test_numbers_that_end_stop_the_run_and_are_located(run: Any, text: Path, tmp
     result = run("train", text, "-o", "out", *SMALL, "--steps", "30", "--rate", "1e30", "--warmup", "0", "-q")
     assert result.returncode == 1
     assert b"refdiff train: error: step " in result.stderr
-    assert b"; go on from step-000000 with --resume and a lower rate" in result.stderr
+    assert b"; resume step-000000 with --resume and a lower learning rate" in result.stderr
     assert (tmp_path / "out" / "step-000000" / "model.safetensors").exists()
 
 
@@ -310,3 +341,94 @@ def test_a_picture_of_the_run(
     assert main(["train", "-o", "out", "--resume", "-q", "--plot", "b.svg"]) == 0  # no step is left
     assert steps[3:] == [5]
     assert b"<svg" in (tmp_path / "b.svg").read_bytes()
+
+
+def test_settings_and_their_defaults() -> None:
+    args = build_parser().parse_args(["train", "text.txt", "-o", "out"])
+    for entry in fields(Settings):
+        assert getattr(args, entry.name) == entry.default, entry.name
+    assert set(SETTINGS) <= {entry.name for entry in fields(Settings)}
+
+
+def test_sizes_are_fields_of_the_config() -> None:
+    assert set(MODEL_SIZES) <= {entry.name for entry in fields(DiffLlamaConfig)}
+
+
+def test_ctrl_c_saves_a_checkpoint_that_resumes_bit_for_bit(
+    run: Any, text: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    options = (*SMALL, "--max-steps", "60", "--save-every", "0", "--threads", "1")
+    assert run("train", text, "-o", "whole", *options, "-q").returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refdiff", "train", str(text), "-o", "cut", *options],
+        env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while process.poll() is None and len(lines_of(tmp_path / "cut")) < 5:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    made = lines(tmp_path / "cut")[-1]["step"]
+    assert 5 <= made < 60
+    assert out.decode() == f"cut/step-{made:06d}\n"
+    assert f"stopped at step {made}; refdiff train -o cut --resume continues there" in err.decode()
+    assert b"Traceback" not in err
+    assert run("train", "-o", "cut", "--resume", "-q").returncode == 0
+    whole, cut = (tmp_path / name / "step-000060" / "model.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_nothing_is_left_of_a_run_that_made_no_step(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refdiff.DiffLlamaForCausalLM, "loss_and_grad", interrupted)
+        assert main(["train", "text.txt", "-o", "out", *SMALL, "-q"]) == 130
+    assert "stopped at step 0; nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["train", "text.txt", "-o", "out", *SMALL, "--max-steps", "1", "-q"]) == 0
+
+
+def test_a_second_ctrl_c_stops_at_once(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    step = Trainer._one_step
+
+    def pressed(self: Trainer) -> dict[str, Any]:
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "_one_step", pressed)
+    assert main(["train", "text.txt", "-o", "out", *SMALL, "--save-every", "2", "-q"]) == 130
+    assert "stopped at step 3; --resume continues at step 2" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_as_many_checkpoints_stay_as_are_to_be_kept(text: Path, tmp_path: Path) -> None:
+    options = [*SMALL, "--save-every", "1", "--max-steps", "5", "-q", "-o"]
+    for extra, kept in (([], [4, 5]), (["--keep", "1"], [5]), (["--keep", "4"], [2, 3, 4, 5])):
+        out = tmp_path / str(len(kept))
+        assert main(["train", str(text), *options, str(out), *extra]) == 0
+        assert sorted(int(path.name[5:]) for path in out.glob("step-*")) == kept
+
+
+def test_a_run_is_named_in_place_of_its_last_checkpoint(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", str(text), "-o", str(out), *SMALL, "--max-steps", "2", "-q"]) == 0
+    capsys.readouterr()
+    texts = []
+    for model in (out, out / "step-000002"):
+        assert main(["generate", "-m", str(model), "-q", "-n", "5", "the king"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != ""
+    assert main(["inspect", str(out)]) == 0

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.cli.options import build_parser
+from refdiff.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "gpu_run.sh"

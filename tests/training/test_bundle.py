@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.cli.options import build_parser
+from refdiff.cli.parser import build_parser
 from refdiff.training import bundle
 from refdiff.training.data import Corpus
 from refdiff.training.train import Trainer

@@ -80,7 +80,7 @@ def test_a_disk_full_at_the_log(start: Start) -> None:
             (trainer.out / "log.jsonl").rename(trainer.out / "kept")
             (trainer.out / "log.jsonl").symlink_to("/dev/full")
 
-    why = "cannot write the record of step 3: No space left on device; free some space, then go on with --resume"
+    why = "cannot write the record of step 3: No space left on device; free some space, then continue with --resume"
     with pytest.raises(OSError, match=why) as caught:
         trainer.run(fill)
     assert caught.value.filename == str(trainer.out / "log.jsonl")
@@ -133,7 +133,7 @@ def test_a_disk_that_is_still_full(start: Start, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(checkpoint, "write_atomically", full)
     monkeypatch.setattr(checkpoint, "write_json", full)
     Trainer.resume(trainer.out)
-    why = r"No space left on device; free some space, then go on with --resume"
+    why = r"No space left on device; free some space, then continue with --resume"
     with pytest.raises(OSError, match=f"cannot write the settings that are to change: {why}") as caught:
         Trainer.resume(trainer.out, changes={"steps": 3})
     assert caught.value.filename == str(folder / "training.json")
@@ -144,7 +144,7 @@ def test_a_disk_that_is_still_full(start: Start, monkeypatch: pytest.MonkeyPatch
 
 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
+    with pytest.raises(CheckpointError, match="no checkpoint to resume"):
         checkpoint.latest(tmp_path)
 
 

@@ -9,7 +9,7 @@ from refdiff.training.settings import Settings
 
 def test_settings_that_do_not_fit_together() -> None:
     for wrong, message in (
-        ({"batch": 4, "accumulate": 3}, "batch is 4, which accumulate 3 does not divide"),
+        ({"batch": 4, "accumulate": 3}, "batch is 4, but must be a multiple of accumulate 3"),
         ({"optimizer": "sgd"}, "one of adamw, muon"),
         ({"schedule": "linear"}, "one of cosine, constant"),
         ({"context": 1}, "context is 1"),

@@ -142,7 +142,7 @@ def test_a_loss_that_is_no_number_stops_and_is_located(start: Start, part: tuple
                 at = at[key]
             at[...] = np.nan
 
-    with pytest.raises(TrainingError, match=rf"step 4: the loss is nan, and {where}; go on from step-000002 with"):
+    with pytest.raises(TrainingError, match=rf"step 4: the loss is nan, and {where}; resume step-000002 with"):
         trainer.run(poison)
     folder, about = checkpoint.latest(trainer.out)
     assert about["step"] == 2
@@ -168,7 +168,7 @@ def test_weights_that_a_step_spoils_are_located_before_anything_is_shown(
 
 
 def test_a_step_too_long_is_seen_at_lambda(start: Start) -> None:
-    with pytest.raises(TrainingError, match=r"step 1: λ of layer 0 is (nan|-?inf); go on from step-000000 with"):
+    with pytest.raises(TrainingError, match=r"step 1: λ of layer 0 is (nan|-?inf); resume step-000000 with"):
         start(rate=1e30, warmup=0).run()
 
 
@@ -239,7 +239,7 @@ def test_weights_that_are_no_numbers_are_not_saved(start: Start) -> None:
 def test_a_checkpoint_that_no_step_can_be_made_from_is_set_aside(start: Start) -> None:
     """Its weights are finite, its next loss or gradient is not: the one before it is gone on from, at a lower rate."""
     trainer = start(wiring="none", steps=3, rate=1e30, warmup=0, save_every=1)
-    why = "no step can be made from step-000001, now step-000001-unusable; go on from step-000000 with --resume and a"
+    why = "no step can be made from step-000001, now step-000001-unusable; resume step-000000 with --resume and a"
     with pytest.raises(TrainingError, match=rf"^step 2: the \S+ is .*; {why} lower rate"):
         trainer.run()
     with pytest.raises(TrainingError, match=why):  # the same rate, the same end
@@ -258,7 +258,7 @@ def test_a_run_goes_on_with_other_settings_and_records_them(start: Start) -> Non
     about = json.loads((folder / "training.json").read_text())
     assert about["changes"] == [{"step": 4, "steps": [4, 6], "clip": [1.0, 0.5]}]
     assert about["settings"]["steps"] == about["step"] == 6
-    with pytest.raises(ValueError, match="steps is 5, but 6 have been made: take that or more"):
+    with pytest.raises(ValueError, match="steps is 5, but must be at least 6, the steps already made"):
         Trainer.resume(trainer.out, changes={"steps": 5})
     with pytest.raises(ValueError, match="batch, seed may not change"):
         Trainer.resume(trainer.out, changes={"seed": 1, "batch": 8, "rate": 1.0})
@@ -319,7 +319,7 @@ Damage = Callable[[dict[str, Any]], Any]
             "not what this version writes: .*'speed'.*; delete .*step-000004",
         ),
         (lambda about: about["settings"].update(rate="high"), "rate is 'high', but must be of type float; delete"),
-        (lambda about: about.update(step="4"), "step is '4'; delete .* to go on from the one before"),
+        (lambda about: about.update(step="4"), "step is '4'; delete .* to resume the one before"),
         (lambda about: about.update(step=2), "step is 2; delete"),
         (lambda about: about.pop("step"), "step is None; delete"),
         (lambda about: about.pop("settings"), "not what this version writes: 'settings'"),

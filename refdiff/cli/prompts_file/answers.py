@@ -12,8 +12,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from refdiff.cli.answering import NUMBERS
 from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file.reading import Prompt
+
+COMPARED = (
+    "model",
+    "dtype",
+    "chat",
+    "system",
+    "echo",
+    "stop",
+    "ignore_eos",
+    *(name for name in NUMBERS if name != "seed"),
+)
+"""What must be the same for a line to be the answer of this run."""
 
 _OPENING = b'{"index": '  # of every line
 _SYNC_EVERY = 1.0  # seconds; a killed process loses nothing that was flushed, a power cut at most this much
@@ -80,20 +93,18 @@ class Answers:
         first, last = np.searchsorted(self._rows[:, 0], [prompt.index, prompt.index + 1])
         for row in self._rows[first:last]:
             if row[3] != hash((prompt.text, seed, run)):
-                self._refuse(row, prompt, seed)
+                self._refuse(row, prompt, seed, run)
         return bool(last > first)
 
-    def _refuse(self, row: Any, prompt: Prompt, seed: int) -> None:
+    def _refuse(self, row: Any, prompt: Prompt, seed: int, run: str) -> None:
         self._file.seek(int(row[2]))
         where = f"{self._path} line {row[1]}"
-        index, text, written, _ = _parsed(self._file.readline(), where)
+        index, text, written, before = _parsed(self._file.readline(), where)
         if text != prompt.text:
             raise _not_there(where, index)
         if written != seed:
             raise UsageError(f"{where}: has seed {written}, this run would use {seed}; give the same -s or another -o")
-        raise UsageError(
-            f"{where}: is of another model, --dtype or options of generation; give the same ones or another -o"
-        )
+        raise UsageError(f"{where}: was made with another {_different(before, run)}; give the same or another -o")
 
     def check_count(self, prompts: int) -> None:
         """Refuse answers of prompts after the last.
@@ -120,11 +131,23 @@ class Answers:
             self._synced = time.monotonic()
 
 
+def _different(before: str | None, run: str) -> str:
+    """The options in which two runs differ, as flags."""
+    one, other = (before or "").partition("-")[2], run.partition("-")[2]
+    pairs = [(one[2 * i : 2 * i + 2], other[2 * i : 2 * i + 2]) for i in range(len(COMPARED))]
+    names = [name for name, (a, b) in zip(COMPARED, pairs, strict=True) if a != b]
+    flags = ["-m" if name == "model" else f"--{name.replace('_', '-')}" for name in names]
+    return ", ".join(flags) if one and flags else "model or option"
+
+
 def _parsed(line: bytes, where: str) -> tuple[int, str, Any, Any]:
     """The index, prompt, seed and run of a line."""
     try:
         row = json.loads(line)
-        index, text, seed = row["index"], row["prompt"], row["seed"]
+        index, seed = row["index"], row["seed"]
+        text = (
+            row["prompt"] if "messages" not in row else json.dumps(row["messages"], ensure_ascii=False, sort_keys=True)
+        )
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{where}: not a line that generate wrote; give another -o") from None
     if not isinstance(index, int) or not 0 <= index < 2**63 or not isinstance(text, str):

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.cli.completion import (
+from refdiff.cli.answering import (
     call_options,
+    chat_messages,
     check_template,
     encode,
-    fields,
     finish_reason,
     given_options,
     length_limit,
+    result_fields,
 )
 from refdiff.cli.loading import load
 from refdiff.cli.prompts_file.reading import Prompt
@@ -102,9 +103,12 @@ class Answering:
         return one_line(error)
 
     def _row(self, task: Task) -> _Row:
-        given = {**self._common, **task.prompt.options}
-        system = given.get("system", self._args.system)
-        text, ids = encode(self._tokenizer, task.prompt.text, chat=self._args.chat, system=system)
+        if task.prompt.problem is not None:
+            raise ValueError(task.prompt.problem)
+        given, messages = {**self._common, **task.prompt.options}, task.prompt.messages
+        if messages is None and self._args.chat:
+            messages = chat_messages(task.prompt.text, given.get("system", self._args.system))
+        text, ids = encode(self._tokenizer, task.prompt.text, messages)
         return _Row(text, ids, task.seed, length_limit(self._model, given, len(ids)), given)
 
     def _kind(self, i: int, row: _Row) -> Any:
@@ -155,4 +159,4 @@ class Answering:
             if transcript.finish_reason == "length" and limit < row.limit:  # others had less room
                 yield from self._generate([row])
             else:
-                yield fields(transcript, row.seed, echo=row.text if self._args.echo else "")
+                yield result_fields(transcript, row.seed, echo=row.text if self._args.echo else "")

@@ -10,21 +10,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.completion import FILTERS
+from refdiff.cli.answering import FILTERS, NUMBERS
 from refdiff.cli.flags import UsageError
-from refdiff.cli.generate_flags import NUMBERS
 
-_FIELDS = ("prompt", "text", "id", "system", "stop", *NUMBERS)
+_FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *NUMBERS)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt of the file: its place among the prompts, its text, and what it sets for itself."""
+    """One prompt of the file: its place among the prompts, its text, and what it sets for itself.
+
+    Of a conversation `messages` are its messages, and `text` is their JSON. A row that is no prompt has a `problem`.
+    """
 
     index: int
     text: str
     id: object = None
     options: dict[str, Any] = field(default_factory=dict)
+    messages: list[dict[str, Any]] | None = None
+    problem: str | None = None
 
 
 class Prompts:
@@ -38,7 +42,7 @@ class Prompts:
         samples, has_system: whether some prompt read so far has a temperature above 0, or a system message.
 
     Raises:
-        UsageError: while it is iterated over, at a line that is no prompt, naming file and line; or no prompts at all.
+        UsageError: while it is iterated over, at a line that is not UTF-8, naming file and line; or no prompts at all.
     """
 
     def __init__(self, path: str, temperature: float | None = None) -> None:
@@ -65,7 +69,7 @@ class Prompts:
         for index, (number, line) in enumerate(self._lines()):
             if index == 0:
                 self._json = self._json or _is_object(line)
-            yield self._of_json(index, number, line) if self._json else Prompt(index, line)
+            yield self._checked(index, number, line) if self._json else Prompt(index, line)
         if index < 0:
             raise UsageError(f"{self.name}: no prompts in it; give one a line")
 
@@ -81,24 +85,39 @@ class Prompts:
             if line.strip():
                 yield number, line
 
-    def _of_json(self, index: int, number: int, line: str) -> Prompt:
+    def _checked(self, index: int, number: int, line: str) -> Prompt:
+        """The prompt of a row, or its problem: one bad row costs no other."""
         where = f"{self.name} line {number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            return self._of_json(index, where, line)
+        except UsageError as error:
+            return Prompt(index, "", problem=str(error))
+
+    def _of_json(self, index: int, where: str, line: str) -> Prompt:
+        try:
+            row = json.loads(line, parse_constant=_refuse_constant)
+            json.dumps(row, ensure_ascii=False).encode()  # lone surrogates are no text
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}: not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise UsageError(f'{where}: not an object; give {{"prompt": "..."}}')
+            raise UsageError(f'{where}: got no object, expected {{"prompt": "..."}}')
         self.ignored.update(dict.fromkeys(key for key in row if key not in _FIELDS))
         row = {key: value for key, value in row.items() if value is not None}  # null: not given
+        if "max_tokens" in row:
+            row.setdefault("max_new_tokens", row.pop("max_tokens"))
+        messages = _messages(row, where)
         text = row.get("prompt", row.get("text"))
+        if messages is not None and text is not None:
+            raise UsageError(f"{where}: got a prompt and messages, expected one of them")
+        if messages is not None:
+            text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
         if not isinstance(text, str):
-            raise UsageError(f'{where}: needs a field "prompt" (or "text") that is a string')
+            raise UsageError(f'{where}: got no text, expected a field "prompt" (or "text") that is a string')
         options = _options(row, where)
         self._check_greedy(options, where)
         self.samples = self.samples or bool(options.get("temperature"))
         self.has_system = self.has_system or "system" in options
-        return Prompt(index, text, row.get("id"), options)
+        return Prompt(index, text, row.get("id"), options, messages)
 
     def _check_greedy(self, options: dict[str, Any], where: str) -> None:
         """Refuse what the flags would be refused for: a filter of the row's own that does nothing."""
@@ -114,11 +133,27 @@ class Prompts:
             )
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
+
+
+def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
+    """A row's conversation, checked."""
+    found = row.get("messages")
+    if found is None:
+        return None
+    if not isinstance(found, list) or not found or not all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in found
+    ):  # fmt: skip
+        raise UsageError(f'{where}: messages: expected a list such as [{{"role": "user", "content": "..."}}]')
+    return found
 
 
 def _options(row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -132,11 +167,12 @@ def _options(row: dict[str, Any], where: str) -> dict[str, Any]:
                 raise UsageError(f"{where}: {key}: {error}") from None
     if "system" in row:
         if not isinstance(row["system"], str):
-            raise UsageError(f"{where}: system: {row['system']!r} is not a string")
+            raise UsageError(f"{where}: system: got {json.dumps(row['system'])}, expected a string")
         options["system"] = row["system"]
     if "stop" in row:
         stop = [row["stop"]] if isinstance(row["stop"], str) else row["stop"]
         if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
-            raise UsageError(f"{where}: stop: {row['stop']!r} is neither a string nor a list of strings, none empty")
+            got = json.dumps(row["stop"])
+            raise UsageError(f"{where}: stop: got {got}, expected a string or a list of strings, none empty")
         options["stop"] = stop
     return options

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from refdiff import cluster
-from refdiff.cli.completion import check_greedy, given_options
-from refdiff.cli.prompts_file.answers import Answers
+from refdiff.cli.answering import check_greedy, given_options
+from refdiff.cli.flags import UsageError
+from refdiff.cli.prompts_file.answers import COMPARED, Answers
 from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
 from refdiff.cli.prompts_file.reading import Prompts
 from refdiff.cli.terminal import note
@@ -34,13 +35,17 @@ def run(args: argparse.Namespace) -> int:
     ):
         left: int | None = None
         if prompts.repeatable:
-            done, left = 0, 0
+            done, bad, left = 0, [], 0
             for task in _tasks(prompts, answers, args):
                 done, left = (done + 1, left) if task is None else (done, left + 1)
+                if task is not None and task.prompt.problem is not None:
+                    bad.append(task.prompt.problem)
+            if bad and len(bad) == done + left:
+                raise UsageError(bad[0] + (f"; and {len(bad) - 1} more such lines" if len(bad) > 1 else ""))
             _check_flags(prompts, args)
             answers.cut()
             if done and not args.quiet:
-                note(f"refdiff: {done} of {done + left} prompts are in {args.output} already")
+                note(f"refdiff: {done} of {done + left} prompts are answered in {args.output} already")
             if not left:
                 return 0
         with _answering(args) as answer:
@@ -57,6 +62,10 @@ def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace) -> Iter
     count = 0
     for prompt in prompts:
         count += 1
+        if prompt.problem is not None:
+            if prompt.index % args.num_shards == args.shard_index:
+                yield Task(prompt, 0, "")
+            continue
         seed = prompt.options.get("seed", base + prompt.index)
         run = _digest(model, args, {**given, **prompt.options})
         done = answers.has(prompt, seed, run)
@@ -72,22 +81,30 @@ def _model(args: argparse.Namespace) -> str:
 
 
 def _digest(model: str, args: argparse.Namespace, given: dict[str, Any]) -> str:
-    """A few letters that differ where the model, the form of the prompt or the options of generation differ."""
+    """Letters that stand for the model, the form of the prompt and the options of generation.
+
+    The first twelve stand for all of them, and then two for each of `COMPARED`, so that a difference has a name.
+    """
     what = {
-        **{name: value for name, value in given.items() if name not in ("seed", "system")},
+        **{name: value for name, value in given.items() if name in COMPARED},
         "model": model,
         "dtype": args.dtype,
         "system": given.get("system", args.system) if args.chat else None,
         "chat": args.chat,
         "echo": args.echo,
     }
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    each = "".join(_letters(what.get(name))[:2] for name in COMPARED)
+    return f"{_letters(what)[:12]}-{each}"
+
+
+def _letters(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _check_flags(prompts: Prompts, args: argparse.Namespace) -> None:
     """Refuse a flag, and name a field, that does nothing for any of the prompts."""
     if prompts.ignored:
-        note(f"refdiff: warning: {prompts.name}: fields without a meaning here, ignored: {', '.join(prompts.ignored)}")
+        note(f"refdiff: warning: {prompts.name}: unknown fields are ignored: {', '.join(prompts.ignored)}")
     if prompts.repeatable and not prompts.samples:
         check_greedy(args)
     if prompts.has_system and not args.chat:
@@ -133,7 +150,7 @@ def _write(
                     tokens += result["generated_tokens"]
         except KeyboardInterrupt:
             bar.close()
-            again = "; the same command goes on from here" if args.output not in (None, "-") else ""
+            again = "; the same command resumes here" if args.output not in (None, "-") else ""
             of = "" if total is None else f" of {total}"
             note(f"refdiff: {count}{of} prompts answered{again}")
             raise
@@ -146,4 +163,6 @@ def _write(
 def _line(task: Task, result: dict[str, Any]) -> dict[str, Any]:
     """What is written about one prompt."""
     own = {} if task.prompt.id is None else {"id": task.prompt.id}
-    return {"index": task.prompt.index, **own, "prompt": task.prompt.text, **result, "run": task.run}
+    text = task.prompt.text
+    asked = {"prompt": text} if task.prompt.messages is None else {"messages": task.prompt.messages}
+    return {"index": task.prompt.index, **own, **asked, **result, "run": task.run}

@@ -33,23 +33,29 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unstopped_one(
     assert main([*command, "-o", str(stopped)]) == 0
     assert stopped.read_bytes() == whole.read_bytes()
     err = capsys.readouterr().err
-    assert (f"{complete} of 5 prompts are in {stopped} already" in err) == (complete > 0)
+    assert (f"{complete} of 5 prompts are answered in {stopped} already" in err) == (complete > 0)
     assert f"{5 - complete} prompt{'s' * (complete != 4)} answered" in err
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["-m other", "--dtype float64", "-n 5", "--temp 0.5", "--top-k 3", "--stop x", "--ignore-eos", "--echo", "--chat"],
-)
-def test_answers_of_another_model_or_other_options_are_refused(
-    change: str, command: list[str], tmp_path: Path, capsys: Capture
+    ("change", "named"),
+    [
+        ("-m other", "-m"), ("--dtype float64", "--dtype"), ("-n 5", "--max-new-tokens"),
+        ("--temp 0.5", "--temperature"), ("--top-k 3", "--top-k"), ("--stop x", "--stop"),
+        ("--ignore-eos", "--ignore-eos"),
+        ("--echo", "--echo"),
+        ("--chat", "--chat"), ("--top-p 0.5 --num-beams 2", "--top-p, --num-beams"),
+    ],
+)  # fmt: skip
+def test_answers_of_another_model_or_other_options_are_refused_by_name(
+    change: str, named: str, command: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "out.jsonl"
     assert main([*command, "-q", "-o", str(out)]) == 0
     before = out.read_bytes()
     assert main([*command, "-q", "-o", str(out), *change.split()]) == 2
     assert out.read_bytes() == before
-    expected = f"{out} line 1: is of another model, --dtype or options of generation; give the same ones or another -o"
+    expected = f"{out} line 1: was made with another {named}; give the same or another -o"
     assert capsys.readouterr() == ("", f"refdiff generate: error: {expected}\n")
 
 
@@ -70,7 +76,7 @@ def test_the_options_of_a_row_are_compared_too(tiny_checkpoint: Path, tmp_path: 
     assert first != second
     path.write_text('{"prompt": "ab"}\n{"prompt": "cd", "temperature": 2}\n')
     assert main(command) == 2
-    assert "line 2: is of another model, --dtype or options" in capsys.readouterr().err
+    assert "line 2: was made with another --temperature; give the same or another -o" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -163,7 +169,10 @@ def test_32_bytes_for_each_answer(tmp_path: Path) -> None:
 def test_both_answers_of_a_prompt_are_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("".join(json.dumps({"index": 0, "prompt": "a", "seed": 0, "run": run}) + "\n" for run in "rs"))
-    with Answers(str(path)) as answers, pytest.raises(UsageError, match="line 2: is of another model"):
+    with (
+        Answers(str(path)) as answers,
+        pytest.raises(UsageError, match="line 2: was made with another model or option"),
+    ):
         answers.has(Prompt(0, "a"), 0, "r")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import refdiff
 from refdiff.cli import main
-from refdiff.cli.options import build_parser
+from refdiff.cli.parser import build_parser
 from refdiff.cli.prompts_file.batches import Answering, Task, batched
 from refdiff.cli.prompts_file.reading import Prompt
 
@@ -133,9 +133,9 @@ def test_frequencies_that_follow_from_the_longest_text(tiny_checkpoint: Path, tm
     }
     (folder / "config.json").write_text(json.dumps(config))
     answering = Answering(arguments(folder, "-n", "4", "--dtype", "float64"))
-    with pytest.warns(UserWarning, match="longer than the 6 positions"):
-        together = answering(tasks())
-    assert together == [answering([task])[0] for task in tasks()]
+    with pytest.warns(UserWarning, match="go beyond the context of 6 tokens"):
+        together, alone = answering(tasks()), [answering([task])[0] for task in tasks()]
+    assert together == alone
 
 
 def test_a_prompt_that_fails_leaves_the_others(float64: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_a_prompt_that_fails_leaves_the_others(float64: Path, monkeypatch: pytes
     answering._model.config.max_position_embeddings = 12
     results = answering(tasks(["ab", "abcdefghijklmnop", "cd"]))
     assert [type(result) for result in results] == [dict, str, dict]
-    assert "the prompt has 17 tokens and the context 12" in str(results[1])
+    assert "prompt: got 17 tokens, expected fewer than 12" in str(results[1])
 
 
 def test_a_batch_that_fails_is_tried_one_by_one(float64: Path, monkeypatch: pytest.MonkeyPatch) -> None:

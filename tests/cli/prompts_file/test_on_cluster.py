@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from refdiff.cli.options import build_parser
+from refdiff.cli.parser import build_parser
 from refdiff.cli.prompts_file.batches import Task
 from refdiff.cli.prompts_file.reading import Prompt
 

@@ -26,20 +26,7 @@ def test_null_is_not_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [
-        (b"", "no prompts in it"),
-        (b"\n \n", "no prompts in it"),
-        (b"a\nb\xff\n", "line 2: not UTF-8"),
-        (b'{"prompt": "a"}\nplain\n', "line 2: not JSON"),
-        (b'{"prompt": "a"}\n\n["b"]\n', "line 3: not an object"),
-        (b'{"promt": "a"}\n', 'line 1: needs a field "prompt" (or "text") that is a string'),
-        (b'{"prompt": 5}\n', "that is a string"),
-        (b'{"prompt": "a", "top_p": 7}\n', "line 1: top_p: 7 is out of range; give a number above 0 to 1 (1 = off)"),
-        (b'{"prompt": "a", "max_new_tokens": "7"}\n', "max_new_tokens: '7' is not a whole number"),
-        (b'{"prompt": "a", "stop": [""]}\n', "none empty"),
-        (b'{"prompt": "a", "stop": 5}\n', "stop: 5 is neither a string nor a list of strings"),
-        (b'{"prompt": "a", "system": 5}\n', "system: 5 is not a string"),
-    ],
+    [(b"", "no prompts in it"), (b"\n \n", "no prompts in it"), (b"a\nb\xff\n", "line 2: not UTF-8")],
 )
 def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts"
@@ -48,6 +35,55 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, tmp_
         read(path)
     assert str(error.value).startswith(str(path))
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("plain", "not JSON"),
+        ('["b"]', 'got no object, expected {"prompt": "..."}'),
+        ('{"promt": "a"}', 'got no text, expected a field "prompt" (or "text") that is a string'),
+        ('{"prompt": 5}', "that is a string"),
+        ('{"prompt": "a", "top_p": 7}', "top_p: got 7, expected a number above 0 and at most 1 (1 = off)"),
+        ('{"prompt": "a", "max_new_tokens": "7"}', "max_new_tokens: got '7', expected a whole number of at least 0"),
+        (
+            '{"prompt": "a", "max_tokens": 1000000000000000000000}',
+            "max_new_tokens: got 1000000000000000000000, expected",
+        ),
+        (
+            '{"prompt": "a", "num_beams": 1000000}',
+            "num_beams: got 1000000, expected a whole number of at least 1 and at",
+        ),
+        ('{"prompt": "a", "top_p": NaN}', "not JSON: NaN is no number of JSON"),
+        ('{"prompt": "a", "id": Infinity}', "not JSON: Infinity is no number of JSON"),
+        ('{"prompt": "a", "id": "\\ud800"}', "not JSON: 'utf-8' codec can't encode"),
+        ("[" * 100_000, "not JSON"),
+        ('{"prompt": "a", "stop": [""]}', "none empty"),
+        ('{"prompt": "a", "stop": 5}', "stop: got 5, expected a string or a list of strings"),
+        ('{"prompt": "a", "system": 5}', "system: got 5, expected a string"),
+        ('{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "got a prompt and messages, expected one"),
+        ('{"messages": []}', 'messages: expected a list such as [{"role": "user", "content": "..."}]'),
+        ('{"messages": [{"role": "user"}]}', "messages: expected a list such as"),
+    ],
+)
+def test_one_bad_row_costs_no_other(row: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts"
+    path.write_text(f'{{"prompt": "a"}}\n\n{row}\n{{"prompt": "b"}}\n')
+    first, bad, last = read(path)
+    assert [first, last] == [Prompt(0, "a"), Prompt(2, "b")]
+    assert bad.index == 1
+    assert str(bad.problem).startswith(f"{path} line 3: ")
+    assert expected in str(bad.problem)
+
+
+def test_messages_and_max_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "é"}]
+    path.write_text(json.dumps({"messages": messages, "max_tokens": 3}) + "\n")
+    (found,) = read(path)
+    assert found.messages == messages
+    assert json.loads(found.text) == messages
+    assert found.options == {"max_new_tokens": 3}
 
 
 def test_a_line_that_looks_like_json_but_is_no_object_is_text(tmp_path: Path) -> None:
@@ -84,9 +120,7 @@ def test_a_filter_that_does_nothing_is_refused_as_the_flag_is(
     if not expected:
         assert read(path, temperature)[1].options == row
         return
-    with pytest.raises(UsageError) as error:
-        read(path, temperature)
-    assert str(error.value).startswith(f"{path} line 2: {expected}")
+    assert str(read(path, temperature)[1].problem).startswith(f"{path} line 2: {expected}")
 
 
 def test_a_file_is_gone_through_twice(tmp_path: Path) -> None:

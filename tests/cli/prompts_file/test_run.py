@@ -118,7 +118,7 @@ def test_jsonl_with_ids_and_options_of_its_own(tiny_checkpoint: Path, tmp_path: 
     assert [row["generated_tokens"] for row in rows[:2]] == [2, 5]
     assert [row["seed"] for row in rows] == [0, 100, 2, 3]
     assert rows[1]["prompt"] == "c\u2028d"
-    assert "fields without a meaning here, ignored: label, source" in err
+    assert "unknown fields are ignored: label, source" in err
 
 
 def test_the_system_message_of_a_prompt(reciting: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -140,7 +140,7 @@ def test_a_prompt_that_fails_is_reported_and_the_rest_go_on(
     assert main(command) == 1
     assert [row["index"] for row in rows_of(out)] == [0, 2]
     err = capsys.readouterr().err
-    assert "error: prompt 1: the prompt has 601 tokens and the context 512" in err
+    assert "error: prompt 1: prompt: got 601 tokens, expected fewer than 512" in err
     assert "2 prompts answered, 1 failed" in err
     assert main(command) == 1  # tried again, and again reported
     assert [row["index"] for row in rows_of(out)] == [0, 2]
@@ -166,6 +166,42 @@ def test_ctrl_c_keeps_what_is_done(
     rows = rows_of(stopped)
     assert 0 < len(rows) < 5
     err = capsys.readouterr().err
-    assert f"{len(rows)} of 5 prompts answered; the same command goes on from here" in err
+    assert f"{len(rows)} of 5 prompts answered; the same command resumes here" in err
     assert main([*command, "-o", str(stopped)]) == 0
     assert stopped.read_bytes() == whole.read_bytes()
+
+
+def test_a_bad_row_is_reported_and_the_rest_is_answered(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    path, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"prompt": "ab"}\n{"prompt": "c", "top_k": -1}\n{"prompt": "d"}\n')
+    command = ["generate", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "2", "-o", str(out)]
+    for _ in range(2):  # the second run tries it again
+        assert main(command) == 1
+        assert [row["index"] for row in rows_of(out)] == [0, 2]
+        err = capsys.readouterr().err
+        assert f"error: prompt 1: {path} line 2: top_k: got -1, expected a whole number of at least 0" in err
+    path.write_text('{"prompt": 1}\n{"prompt": 2}\n')
+    assert main([*command[:-1], str(tmp_path / "none.jsonl")]) == 2
+    assert "; and 1 more such lines" in capsys.readouterr().err
+
+
+def test_messages_go_through_the_template_and_are_answered_once(
+    reciting: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "h"},
+    ]
+    path.write_text(json.dumps({"messages": messages, "max_tokens": 1}) + "\n")
+    command = ["generate", "-m", str(reciting), "--echo", "--prompts-file", str(path), "-o", str(out)]
+    assert main(command) == 0
+    (row,) = rows_of(out)
+    assert row["messages"] == messages
+    assert "prompt" not in row
+    assert row["text"].startswith("[user] a\n[bot] b\n[user] h\n[bot] ") or "[user] a\n" in row["text"]
+    assert row["generated_tokens"] == 1
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "1 of 1 prompts are answered" in capsys.readouterr().err

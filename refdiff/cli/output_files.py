@@ -1,4 +1,4 @@
-"""Figures as files: what can be written is checked before the work begins, and a file is there whole or not at all."""
+"""Files that a command writes: what could not be written is refused before the work begins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.cli.flags import UsageError
-from refdiff.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,13 +20,15 @@ def check_file(flag: str, path: Path, kinds: tuple[str, ...] = PICTURES) -> None
     """Refuse a file that could not be written later.
 
     Raises:
-        UsageError: its ending is not among `kinds`, or `check_place` refuses it.
+        UsageError: its suffix is not among `kinds`, or `check_place` refuses it.
         ImportError: it is a picture, and there is no matplotlib; says how to get it.
     """
     kind = path.suffix.lower()
-    if kind not in kinds:
-        raise UsageError(f"{flag} {path}: the ending says what to write, and must be one of {', '.join(kinds)}")
     check_place(flag, path)
+    if kind not in kinds:
+        raise UsageError(
+            f"{flag} {path}: got {kind or 'no suffix'}, expected a file name that ends in {', '.join(kinds)}"
+        )
     if kind in DRAWN:
         from refdiff.viz.appearance import new_figure
 
@@ -38,19 +39,23 @@ def check_place(flag: str, path: Path) -> None:
     """Refuse a place where no file can be written.
 
     Raises:
-        UsageError: its folder is not there, it is a folder itself, or one may not write there.
+        UsageError: its folder is not there, it is a folder or a device itself, or it may not be written.
     """
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
+        raise UsageError(f"{flag} {path}: the folder {path.parent} does not exist; make it first")
     if path.is_dir():
-        raise UsageError(f"{flag} {path}: is a folder; name a file in it")
+        raise UsageError(f"{flag} {path}: got a folder, expected a file; name a file in it")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{flag} {path}: got a device or a pipe, expected a file; name another")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise UsageError(f"{flag} {path}: may not be written; name another place")
 
 
 def write_picture(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the ending, on no ground of its own."""
+    """Write a figure in the format of the suffix, with a transparent ground."""
+    from refdiff.files import write_atomically
+
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.lower()[1:], dpi=150)
     write_atomically(path, content.getvalue())

@@ -1,0 +1,145 @@
+"""The options of one answer: what they mean to `generate`, how long a text may get, and why it ended."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from refdiff.cli.flags import Number, UsageError
+
+if TYPE_CHECKING:
+    from refdiff.cli.transcript import Transcript
+
+NUMBERS = {
+    "max_new_tokens": Number(int, 0, off="0 = as many as fit"),
+    "temperature": Number(float, 0, off="0 = greedy"),
+    "top_k": Number(int, 0, off="0 = off"),
+    "top_p": Number(float, 0, 1, above=True, off="1 = off"),
+    "min_p": Number(float, 0, 1, off="0 = off"),
+    "repetition_penalty": Number(float, 0, above=True, off="1 = off"),
+    "no_repeat_ngram_size": Number(int, 0, off="0 = off"),
+    "num_beams": Number(int, 1, 1000, off="1 = off"),
+    "seed": Number(int, 0),
+}
+"""What a prompt in a JSONL file can set for itself too, by the names of `generate`'s options."""
+FILTERS = ("top_k", "top_p", "min_p")
+_PASSED_ON = ("repetition_penalty", "no_repeat_ngram_size", "num_beams")
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of this command line, by their names in a JSONL file; those not given are absent."""
+    given = {name: getattr(args, name) for name in NUMBERS if name != "seed" and getattr(args, name) is not None}
+    given["stop"] = args.stop or []
+    given["ignore_eos"] = args.ignore_eos
+    return given
+
+
+def check_greedy(args: argparse.Namespace) -> None:
+    """Refuse --temperature 0 beside a filter, which would do nothing."""
+    filters = [f"--{name.replace('_', '-')}" for name in FILTERS if getattr(args, name) is not None]
+    if args.temperature == 0 and filters:
+        raise UsageError(
+            f"{', '.join(filters)}: no effect with --temperature 0, which takes the most probable token; leave one out"
+        )
+
+
+def check_template(tokenizer: Any, args: argparse.Namespace) -> None:
+    """Refuse --chat where the checkpoint has no template, or none that is the default."""
+    own = tokenizer.chat_template
+    if args.chat and (own is None or (isinstance(own, dict) and "default" not in own)):
+        has = "has no chat template" if own is None else f"none of its chat templates ({', '.join(own)}) is the default"
+        raise UsageError(f"{args.model}: {has}; leave out --chat")
+
+
+def encode(tokenizer: Any, prompt: str, messages: Sequence[dict[str, Any]] | None = None) -> tuple[str, list[int]]:
+    """The text that the model reads, and its ids; `messages` go into the chat template."""
+    if messages is None:
+        return prompt, tokenizer.encode(prompt)
+    text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return text, tokenizer.encode(text, add_special_tokens=False)
+
+
+def chat_messages(prompt: str, system: str | None) -> list[dict[str, Any]]:
+    """One user's message, after the system's."""
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": prompt}]
+
+
+def call_options(tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `generate`, but for the prompt, its seed and its length."""
+    options = _sampling(given)
+    options.update((name, given[name]) for name in _PASSED_ON if name in given)
+    options["tokenizer"] = tokenizer  # for stop_strings, which generation_config.json may have too
+    if given["stop"]:
+        options["stop_strings"] = given["stop"]
+    if given["ignore_eos"]:
+        options["eos_token_id"] = None
+    return options
+
+
+def _sampling(given: dict[str, Any]) -> dict[str, Any]:
+    """Sample or not: --temperature decides; without it a filter means sampling; with neither the checkpoint decides."""
+    filters = {name: given[name] for name in FILTERS if name in given}
+    temperature = given.get("temperature")
+    if temperature == 0:
+        return {"do_sample": False}
+    if temperature is not None:
+        return {"do_sample": True, "temperature": temperature, **filters}
+    return {"do_sample": True, **filters} if filters else {}
+
+
+def samples(model: Any, options: dict[str, Any]) -> bool:
+    """Whether a call with these options draws random numbers, so that its seed matters."""
+    return bool(options.get("do_sample", model.generation_config.get("do_sample")))
+
+
+def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
+    """The number of tokens that may follow a prompt; what was not asked for ends with the context.
+
+    Raises:
+        ValueError: the prompt fills the context, and no number of tokens was asked for.
+    """
+    context, asked = model.config.max_position_embeddings, given.get("max_new_tokens")
+    free = context - prompt_tokens
+    if asked:
+        if asked > free:
+            warnings.warn(
+                f"-n {asked}: prompt and new tokens go beyond the context of {context} tokens, past which the model "
+                "was not trained",
+                stacklevel=2,
+            )
+            warnings.filterwarnings("ignore", "the text is longer than")  # what the model says when it gets there
+        return int(asked)
+    if free < 1:
+        raise ValueError(
+            f"prompt: got {prompt_tokens} tokens, expected fewer than {context}, the context; shorten it, or give -n "
+            "to go beyond the context"
+        )
+    in_file = model.generation_config.get("max_new_tokens")  # generate refuses what is no number, naming the file
+    usual = in_file if type(in_file) is int and in_file > 0 else 128
+    return int(free if asked == 0 else min(usual, free))
+
+
+def finish_reason(model: Any, transcript: Transcript, full: bool, given: dict[str, Any]) -> str:
+    """Why a text ends: stop, eos or, where it has all the tokens that it may have, length."""
+    if transcript.stopped:
+        return "stop"
+    ends = model.generation_config.get("eos_token_id")
+    ends = model.config.eos_token_id if ends is None else ends
+    ended = transcript.ids and transcript.ids[-1] in (ends if isinstance(ends, list) else [ends])
+    if ended and not given["ignore_eos"]:
+        return "eos"
+    return "length" if full else "stop"
+
+
+def result_fields(transcript: Transcript, seed: int, *, echo: str) -> dict[str, Any]:
+    """The fields of a line of JSON about one text, the same for one prompt and for many."""
+    return {
+        "text": echo + transcript.text,
+        "finish_reason": transcript.finish_reason,
+        "prompt_tokens": transcript.prompt_tokens,
+        "generated_tokens": len(transcript.ids),
+        "seed": seed,
+    }

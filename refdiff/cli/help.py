@@ -1,0 +1,28 @@
+"""`refdiff help`: the help of all commands, or of one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refdiff.cli.parser import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    from refdiff.cli.parser import COMMANDS
+
+    parser.description = "Show the help of a command, or of all."
+    parser.examples = "refdiff help\nrefdiff help generate"
+    parser.add_argument("about", nargs="?", metavar="COMMAND", choices=tuple(COMMANDS), help="a command (default: all)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it."""
+    from refdiff.cli.parser import build_parser
+
+    parser = build_parser()
+    sys.stdout.write((parser.commands()[args.about] if args.about else parser).format_help())
+    return 0

@@ -1,0 +1,274 @@
+"""The parser of the whole command line: short and long help, errors that name the option as it was typed."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import importlib
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NoReturn
+
+COMMANDS = {
+    "generate": "continue a prompt, or chat",
+    "inspect": "show what is in a checkpoint",
+    "attention": "show which tokens each token attends to",
+    "train": "train a small model on a text file",
+    "convert": "convert a checkpoint to another attention variant",
+    "check": "judge the output of an attention kernel",
+    "golden": "write or check test vectors for kernels in any language",
+    "trace": "record every intermediate result, or compare two runs",
+    "bench": "measure speed and memory on this machine",
+    "completion": "print a completion script for bash, zsh or fish",
+    "help": "show the help of a command",
+}
+"""Every command, in the order of the help; each is a module of this package."""
+
+COMMANDS_MEANT = {
+    "benchmark": "bench", "chat": "generate --chat", "complete": "generate", "compare": "trace --compare",
+    "finetune": "train", "fit": "train", "info": "inspect", "plot": "attention", "predict": "generate",
+    "run": "generate", "sample": "generate", "show": "inspect", "test": "check", "verify": "check",
+    "visualize": "attention",
+}  # fmt: skip
+"""What people type for a command elsewhere."""
+
+FLAGS_MEANT = {
+    "--ctx": "--context", "--seq-len": "--context", "--max-seq-len": "--context", "--block-size": "--context",
+    "--device": "--backend", "--cuda": "--backend", "--gpu": "--backend", "--do-sample": "--temperature",
+    "--epochs": "--max-steps", "--iters": "--max-steps", "--num-steps": "--max-steps", "--input": "--file",
+    "--max-length": "--max-new-tokens", "--n-predict": "--max-new-tokens", "--num-predict": "--max-new-tokens",
+    "--num-threads": "--threads", "--jobs": "--threads", "--out": "--output", "--output-dir": "--output",
+    "--precision": "--dtype", "--torch-dtype": "--dtype", "--repeat-penalty": "--repetition-penalty",
+    "--stop-strings": "--stop", "--system-prompt": "--system", "--model-path": "--model", "--model-name": "--model",
+    "--eval-every": "--evaluate-every", "--eval-steps": "--evaluate-every", "--save-steps": "--save-every",
+    "--max-grad-norm": "--grad-clip", "--against-torch": "--against", "--variant": "--wiring", "--verbose": "--debug",
+}  # fmt: skip
+"""What people type for an option elsewhere; those that a command does not have are not suggested."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with -h for the options that matter first and --help for all of them; errors are one line.
+
+    Attributes:
+        examples: command lines, one a line, that the help opens with.
+        brief: options that -h shows; None = all.
+        aliases: other spellings of options, which are accepted, and which --help lists at its end.
+        notes: paragraphs after the options of --help.
+        fill: adds the options when they are first needed.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, "add_help": False, "formatter_class": _Formatter, **kwargs})
+        self.examples = ""
+        self.brief: Collection[str] | None = None
+        self.aliases: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.fill: Callable[[Parser], None] | None = None
+        self.has_commands = False
+        self._typed: list[str] = []
+        self._positionals.title = "arguments"
+        self.add_argument("-h", action=_Help, help=argparse.SUPPRESS)
+        self.add_argument("--help", action=_Help, help=argparse.SUPPRESS)
+
+    def load(self) -> Parser:
+        """Add the options of a command, which are imported when they are first needed."""
+        if self.fill is not None:
+            fill, self.fill = self.fill, None
+            fill(self)
+        return self
+
+    def add_alias(self, action: argparse.Action, *spellings: str) -> None:
+        """Accept other spellings of an option."""
+        for spelling in spellings:
+            self.aliases[spelling] = next(o for o in action.option_strings if o.startswith("--"))
+            self._option_string_actions[spelling] = action
+
+    def shown_actions(self) -> list[argparse.Action]:
+        """The arguments that the help shows."""
+        return [action for action in self._actions if action.help != argparse.SUPPRESS]
+
+    def commands(self) -> dict[str, Parser]:
+        """The parser of every command."""
+        found = dict(next(a for a in self._actions if isinstance(a, argparse._SubParsersAction)).choices)
+        return {name: parser.load() for name, parser in found.items()}
+
+    def format_help(self) -> str:
+        """Everything: examples, description, all options, notes."""
+        return self._format(brief=False)
+
+    def format_brief(self) -> str:
+        """The options that matter first, in under 40 lines."""
+        return self._format(brief=True)
+
+    def _format(self, *, brief: bool) -> str:
+        formatter: Any = self._get_formatter()
+        formatter.add_text(
+            self.description if not brief else (self.description or "").partition(". ")[0].rstrip(".") + "."
+        )
+        hidden = False
+        for group in self._action_groups:
+            shown: Any = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
+            if shown and isinstance(shown[0], argparse._SubParsersAction):
+                continue
+            if brief and self.brief is not None:
+                count = len(shown)
+                shown = [a for a in shown if not a.option_strings or set(a.option_strings) & set(self.brief)]
+                hidden = hidden or len(shown) < count
+            if shown:
+                formatter.start_section(group.title)
+                formatter.add_arguments(shown)
+                formatter.end_section()
+        if not brief:
+            for note in [*self.notes, *self._alias_notes()]:
+                formatter.add_text(note)
+        lines = self.examples.strip().splitlines()[: 2 if brief else None]
+        parts = ["examples:", *(f"  {line.strip()}" for line in lines), "", f"usage: {self.format_usage().strip()}", ""]
+        text: str = "\n".join(parts) + "\n" + formatter.format_help()
+        if self.has_commands:
+            text += "\ncommands:\n" + "".join(f"  {name:<11} {summary}\n" for name, summary in COMMANDS.items())
+        if brief:
+            text += f"\n{self.prog} --help: all options and notes\n" if hidden else f"\n{self.prog} --help: notes\n"
+        return text
+
+    def format_usage(self) -> str:
+        words = [self.prog, "[OPTIONS]"]
+        for action in self._actions:
+            if not action.option_strings:
+                name = str(action.metavar or action.dest)
+                words.append(f"[{name}]" if action.nargs in ("?", "*") else name)
+            elif action.required:
+                words.append(f"{action.option_strings[0]} {action.metavar}")
+        return " ".join(words) + "\n"
+
+    def _alias_notes(self) -> Iterable[str]:
+        if self.aliases:
+            spelled = ", ".join(f"{alias} = {option}" for alias, option in self.aliases.items())
+            yield f"Other spellings, also accepted: {spelled}."
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what this command does not take; argparse itself would leave that to the parser of all commands."""
+        self.load()
+        self._typed = list(sys.argv[1:] if args is None else args)
+        known, others = super().parse_known_args(args, namespace)
+        if others:
+            self._refuse(others, known)
+        return known, others
+
+    def _refuse(self, others: list[str], known: argparse.Namespace) -> NoReturn:
+        flags = [word.partition("=")[0] for word in others if word.startswith("-")]
+        prompt = next((a.dest for a in self._actions if a.metavar == "PROMPT" and not a.option_strings), None)
+        if prompt is not None and not flags and (first := getattr(known, prompt)):
+            text = " ".join([first, *others]).replace('"', '\\"')
+            self.error(f'PROMPT: got {1 + len(others)} words, expected one argument; put quotes around it: "{text}"')
+        near = [found for flag in flags if (found := self._meant(flag))]
+        hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
+        self.error(f"unrecognized arguments: {' '.join(others)}{hint}")
+
+    def _meant(self, flag: str) -> str | None:
+        """The option that another spelling stands for."""
+        flag = flag.replace("_", "-")
+        known = self._option_string_actions
+        if flag in known:
+            return flag
+        if (meant := FLAGS_MEANT.get(flag)) in known:
+            return meant
+        near = difflib.get_close_matches(flag, known, n=1)
+        return near[0] if near else None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        if isinstance(action, argparse._SubParsersAction):
+            meant = COMMANDS_MEANT.get(value) or next(iter(difflib.get_close_matches(value, choices, n=1)), None)
+            hint = f"; did you mean `refdiff {meant}`?" if meant else ""
+            if re.search(r"\s", value):
+                hint = f'; to continue a text: refdiff generate "{value}"'
+            raise argparse.ArgumentError(action, f"got {value!r}, expected {', '.join(choices)}{hint}")
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise argparse.ArgumentError(action, f"got {value!r}, expected one of {', '.join(choices)}{hint}")
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.split())
+        if match := re.match(r"argument (\S+): (.*)", line):
+            line = f"{self._as_typed(match[1].split('/'))}: {match[2]}"
+        self.exit(2, f"{self.prog}: error: {line}; see {self.prog} -h\n")
+
+    def _as_typed(self, names: Sequence[str]) -> str:
+        """The spelling of an option that stands on the command line."""
+        action = self._option_string_actions.get(names[0])
+        spellings = [*names, *(a for a in self.aliases if self._option_string_actions[a] is action)]
+        words = [word.partition("=")[0] for word in self._typed]
+        typed = [word for word in words if word in spellings]
+        glued = [name for name in spellings if re.fullmatch(r"-\w", name) and any(w.startswith(name) for w in words)]
+        return [*typed, *glued, names[-1]][0]
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Two columns, 80 wide at most; an option's metavar stands once after its spellings."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+        self._width = min(self._width, 79)
+        self._action_max_length = 26  # the same columns in every help
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{', '.join(action.option_strings)} {self._format_args(action, action.dest.upper())}"
+
+
+class _Help(argparse.Action):
+    """Print the help: -h what matters first, --help everything."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, argparse.SUPPRESS, default=argparse.SUPPRESS, **kwargs)
+        self.nargs = 0
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        sys.stdout.write(parser.format_brief() if option == "-h" else parser.format_help())
+        sys.stdout.flush()
+        parser.exit()
+
+
+class _Version(argparse.Action):
+    """Print the version; read only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from refdiff import __version__
+
+        sys.stdout.write(f"refdiff {__version__}\n")
+        parser.exit()
+
+
+def _fill(name: str, parser: Parser) -> None:
+    importlib.import_module(f"refdiff.cli.{name}").add_arguments(parser)
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(prog="refdiff", description="The Differential Transformer (DiffLlama) in pure NumPy.")
+    parser.examples = """
+refdiff generate "Once upon a time"
+refdiff inspect kajuma/DiffLlama-0.3B-handcut
+"""
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    parser.notes = [
+        "`refdiff COMMAND -h` shows the main options of a command, `refdiff COMMAND --help` all of them.",
+        "Exit status: 0 done; 1 run-time failure; 2 wrong usage, or an input that is missing or broken; 130 after "
+        "Ctrl-C; 141 when the reader of the output has closed it. check, golden and trace: 1 = not passed, 2 = any "
+        "error. inspect: 1 = the checkpoint has problems. bench: 1 = a row failed.",
+        "Environment: REFDIFF_MODEL is the default of -m; OMP_NUM_THREADS that of --threads; HF_HOME, HF_ENDPOINT, "
+        "HF_TOKEN and HF_HUB_OFFLINE are those of huggingface_hub.",
+    ]
+    parser.has_commands = True
+    commands: Any = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
+    for name, summary in COMMANDS.items():
+        commands.add_parser(name, help=summary).fill = functools.partial(_fill, name)
+    return parser

@@ -1,0 +1,147 @@
+"""What options mean to `generate`, where a text may end and why it did, by hand."""
+
+from __future__ import annotations
+
+import argparse
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from refdiff.cli.answering import (
+    NUMBERS,
+    call_options,
+    chat_messages,
+    check_greedy,
+    check_template,
+    encode,
+    finish_reason,
+    given_options,
+    length_limit,
+    result_fields,
+)
+from refdiff.cli.flags import UsageError
+from refdiff.cli.parser import build_parser
+
+
+def _args(*flags: str) -> argparse.Namespace:
+    return build_parser().parse_args(["generate", *flags, "x"])
+
+
+def _model(**generation: Any) -> Any:
+    return SimpleNamespace(
+        generation_config=generation, config=SimpleNamespace(max_position_embeddings=20, eos_token_id=1)
+    )
+
+
+def test_what_was_given_and_nothing_else() -> None:
+    assert given_options(_args()) == {"stop": [], "ignore_eos": False}
+    some = given_options(_args("--temp", "0", "-n", "0", "-s", "3", "--stop", "a", "--stop", "b", "--ignore-eos"))
+    assert some == {"temperature": 0.0, "max_new_tokens": 0, "stop": ["a", "b"], "ignore_eos": True}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"temperature": 0, "top_k": 5}, {"do_sample": False}),
+        ({"temperature": 0.5}, {"do_sample": True, "temperature": 0.5}),
+        ({"min_p": 0.5, "top_k": 0}, {"do_sample": True, "min_p": 0.5, "top_k": 0}),
+        ({"num_beams": 3, "repetition_penalty": 2.0}, {"num_beams": 3, "repetition_penalty": 2.0}),
+        ({"stop": ["a"]}, {"stop_strings": ["a"]}),
+        ({"ignore_eos": True, "max_new_tokens": 5, "system": "s"}, {"eos_token_id": None}),
+    ],
+)
+def test_options_of_the_call(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert call_options("T", {"stop": [], "ignore_eos": False, **given}) == {"tokenizer": "T", **expected}
+
+
+@pytest.mark.parametrize(
+    ("given", "in_file", "expected"),
+    [
+        ({}, {}, 15),
+        ({}, {"max_new_tokens": 7}, 7),
+        ({"max_new_tokens": 3}, {"max_new_tokens": 7}, 3),
+        ({"max_new_tokens": 0}, {"max_new_tokens": 7}, 15),
+        ({"max_new_tokens": 15}, {}, 15),
+    ],
+)
+def test_how_long_a_text_may_get(given: dict[str, Any], in_file: dict[str, Any], expected: int) -> None:
+    assert length_limit(_model(**in_file), given, 5) == expected
+
+
+def test_a_prompt_that_fills_the_context() -> None:
+    assert length_limit(_model(), {"max_new_tokens": 0}, 19) == 1
+    for given in ({"max_new_tokens": 0}, {}):
+        with pytest.raises(ValueError, match="prompt: got 20 tokens, expected fewer than 20, the context; shorten it"):
+            length_limit(_model(), given, 20)
+
+
+def test_more_tokens_than_the_context_are_announced() -> None:
+    with pytest.warns(UserWarning, match="-n 90: prompt and new tokens go beyond the context of 20 tokens, past which"):
+        assert length_limit(_model(), {"max_new_tokens": 90}, 5) == 90
+
+
+@pytest.mark.parametrize(
+    ("ids", "stopped", "full", "ignore", "in_file", "expected"),
+    [
+        ([5], False, True, False, {}, "length"),
+        ([5, 1], False, True, False, {}, "eos"),
+        ([5, 1], False, True, True, {}, "length"),
+        ([5, 1], False, False, False, {"eos_token_id": [7, 5]}, "stop"),
+        ([5, 7], False, False, False, {"eos_token_id": [7, 5]}, "eos"),
+        ([5, 1], True, True, False, {}, "stop"),
+        ([], False, False, False, {}, "stop"),
+    ],
+)
+def test_why_a_text_ends(
+    ids: list[int], stopped: bool, full: bool, ignore: bool, in_file: dict[str, Any], expected: str
+) -> None:
+    transcript: Any = SimpleNamespace(ids=ids, stopped=stopped)
+    assert finish_reason(_model(**in_file), transcript, full, {"ignore_eos": ignore}) == expected
+
+
+def test_a_line_of_json() -> None:
+    transcript: Any = SimpleNamespace(ids=[1, 2], text="b", finish_reason="eos", prompt_tokens=4)
+    assert result_fields(transcript, 9, echo="a") == {
+        "text": "ab",
+        "finish_reason": "eos",
+        "prompt_tokens": 4,
+        "generated_tokens": 2,
+        "seed": 9,
+    }
+
+
+def test_filters_of_greedy_text() -> None:
+    check_greedy(_args("--temp", "0"))
+    check_greedy(_args("--top-k", "5"))
+    with pytest.raises(UsageError, match="--top-k, --min-p: no effect with --temperature 0"):
+        check_greedy(_args("--temp", "0", "--top-k", "5", "--min-p", "0"))
+
+
+def test_templates() -> None:
+    tokenizer: Any = SimpleNamespace(
+        chat_template={"tool": "…"},
+        encode=lambda text, add_special_tokens=True: [len(text), add_special_tokens],
+        apply_chat_template=lambda messages, **_: "".join(f"{m['role']}: {m['content']};" for m in messages),
+    )
+    assert encode(tokenizer, "ab") == ("ab", [2, True])
+    assert encode(tokenizer, "ab", chat_messages("ab", "s")) == ("system: s;user: ab;", [19, False])
+    assert encode(tokenizer, "ab", chat_messages("ab", None))[0] == "user: ab;"
+    check_template(tokenizer, _args())
+    with pytest.raises(ValueError, match=r"bundled: none of its chat templates \(tool\) is the default; leave out"):
+        check_template(tokenizer, _args("--chat"))
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="bundled: has no chat template; leave out --chat"):
+        check_template(tokenizer, _args("--chat"))
+
+
+def test_every_number_says_what_turns_it_off() -> None:
+    for name, number in NUMBERS.items():
+        assert number.off or name == "seed", name
+
+
+def test_every_number_is_a_flag() -> None:
+    args = build_parser().parse_args(["generate", "x"])
+    assert set(NUMBERS) <= set(vars(args))
+    assert not [name for name in NUMBERS if getattr(args, name) is not None]

@@ -1,0 +1,95 @@
+"""`refdiff generate --chat` without a prompt: history, commands, and what stops an answer."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import refdiff
+from refdiff.cli import conversation
+from refdiff.cli.parser import build_parser
+from refdiff.cli.transcript import Transcript
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def converse(reciting: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[dict[str, Any]]]]:
+    """Type some lines; returns the messages that each answer was given."""
+
+    def typed(*lines: str | type[BaseException], options: tuple[str, ...] = ()) -> list[list[dict[str, Any]]]:
+        left, asked = iter(lines), []
+        encode = conversation.encode
+
+        def read(_: str) -> str:
+            line = next(left, EOFError)
+            if not isinstance(line, str):
+                raise line
+            return line
+
+        def seen(tokenizer: Any, prompt: str, messages: Any = None) -> Any:
+            asked.append(list(messages))
+            return encode(tokenizer, prompt, messages)
+
+        monkeypatch.setattr("builtins.input", read)
+        monkeypatch.setattr(conversation, "encode", seen)
+        words = ["generate", "--chat", "-m", str(reciting), "-n", "3", *options]
+        assert conversation.converse(build_parser().parse_args(words)) == 0
+        return asked
+
+    return typed
+
+
+def test_an_answer_is_given_what_was_said_before(converse: Any, capsys: Capture) -> None:
+    first, second, third = converse("h", "", KeyboardInterrupt, "two", "/reset", "three", options=("--system", "s"))
+    system = {"role": "system", "content": "s"}
+    assert first == [system, {"role": "user", "content": "h"}]
+    assert [m["role"] for m in second] == ["system", "user", "assistant", "user"]
+    assert second[-1]["content"] == "two"
+    assert third == [system, {"role": "user", "content": "three"}]
+    out, err = capsys.readouterr()
+    assert second[2]["content"] == out.splitlines()[0]
+    assert "/reset forgets what was said" in err
+
+
+def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
+    converse: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refdiff.DiffLlamaConfig, "max_position_embeddings", 60, raising=False)
+    load = conversation.load
+
+    def short(args: argparse.Namespace) -> Any:
+        model, tokenizer = load(args)
+        model.config.max_position_embeddings = 60
+        return model, tokenizer
+
+    monkeypatch.setattr(conversation, "load", short)
+    asked = converse("a" * 20, "b" * 20, "c" * 20)
+    assert asked[-1] == [{"role": "user", "content": "c" * 20}]
+    assert "the context is full; 2 messages from the beginning are forgotten" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_one_answer_and_keeps_it(converse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = Transcript.put
+
+    def interrupting(self: Transcript, ids: Any) -> None:
+        put(self, ids)
+        if len(self.ids) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Transcript, "put", interrupting)
+    asked = converse("h", "again")
+    assert [m["role"] for m in asked[-1]] == ["user", "assistant", "user"]
+
+
+def test_what_cannot_be_answered_is_taken_back(converse: Any, capsys: Capture, tmp_path: Path) -> None:
+    asked = converse("\udcff", "h", "/what", f"/save {tmp_path / 'none' / 'x'}")
+    assert asked[-1] == [{"role": "user", "content": "h"}]
+    err = capsys.readouterr().err
+    assert "surrogate" in err
+    assert "does not exist; make it first" in err
+    assert err.count("/reset forgets") == 2

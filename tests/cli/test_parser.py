@@ -1,0 +1,143 @@
+"""Help and errors as a user at a terminal of 80 columns sees them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import refdiff
+from refdiff.cli import main
+from refdiff.cli.parser import COMMANDS, build_parser
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def _help(capsys: Capture, *words: str) -> list[str]:
+    with pytest.raises(SystemExit, match="0"):
+        main(words)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_opens_with_examples_and_fits_80_columns(command: str, capsys: Capture) -> None:
+    words = [command] if command else []
+    brief, full = _help(capsys, *words, "-h"), _help(capsys, *words, "--help")
+    for lines in (brief, full):
+        assert lines[0] == "examples:"
+        examples = lines[1 : lines.index("")]
+        assert len(examples) >= 2
+        assert all("refdiff " in line for line in examples)
+        assert max(map(len, lines)) <= 80
+    assert len(brief) < 40
+    assert {line for line in brief if line.startswith("  -")} <= set(full)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_option_takes_one_line_and_ends_with_its_default(command: str, capsys: Capture) -> None:
+    lines = [*_help(capsys, command, "--help"), ""]
+    options = 0
+    for i, line in enumerate(lines):
+        if not re.match(r"  -", line):
+            continue
+        options += 1
+        assert not re.match(r" {20,}", lines[i + 1]), lines[i + 1]
+        required = re.search(r"--(prompt|file|chat|output|ids) ", line) or "REF" in line
+        assert line.endswith(("(required)", ")")) or required, line
+        assert "(default: " in line or "(required)" in line or required, line
+    assert options or command in ("completion", "help")
+
+
+@pytest.mark.parametrize("words", [["help"], ["help", "generate"], ["help", "train"]])
+def test_the_command_help_prints_what_the_option_prints(words: list[str], capsys: Capture) -> None:
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines() == _help(capsys, *words[1:], "--help")
+
+
+def test_refdiff_alone_prints_the_short_help(capsys: Capture) -> None:
+    assert main([]) == 0
+    assert capsys.readouterr().out.splitlines() == _help(capsys, "-h")
+
+
+def test_the_examples_of_the_help_parse() -> None:
+    parser = build_parser()
+    examples = [line for p in (parser, *parser.commands().values()) for line in p.examples.strip().splitlines()]
+    assert len(examples) >= 2 * len(COMMANDS)
+    for example in examples:
+        found = re.search(r"refdiff ([^>)]*)", example)
+        assert found
+        parser.parse_args([word.strip('"') for word in re.findall(r'"[^"]*"|\S+', found[1])])
+
+
+def test_version(capsys: Capture) -> None:
+    assert _help(capsys, "--version") == [f"refdiff {refdiff.__version__}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["generate", "--top-p", "1.5", "x"], "--top-p: got 1.5, expected a number above 0 and at most 1 (1 = off)"),
+        (["generate", "--top-p", "0", "x"], "--top-p: got 0, expected a number above 0 and at most 1 (1 = off)"),
+        (["generate", "--top-k", "-1", "x"], "--top-k: got -1, expected a whole number of at least 0 (0 = off)"),
+        (["generate", "--top-k=2.5", "x"], "--top-k: got 2.5, expected a whole number of at least 0"),
+        (["generate", "--temp", "nan", "x"], "error: --temp: got nan, expected a number of at least 0 (0 = greedy)"),
+        (["generate", "--temperature", "inf", "x"], "error: --temperature: got inf, expected"),
+        (["generate", "-nmany", "x"], "error: -n: got many, expected a whole number of at least 0"),
+        (["generate", "--max-new-tokens", "-3", "x"], "error: --max-new-tokens: got -3"),
+        (["generate", "--num-beams", "0", "x"], "got 0, expected a whole number of at least 1 and at most 1000"),
+        (["generate", "-s", "1" + "0" * 60, "x"], "-s: got 1000000000000000000000000000000000000..., expected a whole"),
+        (["generate", "--dtype", "float8", "x"], "--dtype: got 'float8', expected one of auto, float32, float64,"),
+        (["generate", "--dtype", "bfloat", "x"], "; did you mean bfloat16?"),
+        (["generate", "--max-new", "3"], "unrecognized arguments: --max-new; did you mean --max-new-tokens?"),
+        (["generate", "--max_new_tokens", "3"], "did you mean --max-new-tokens?"),
+        (["generate", "--n-predict=3", "x"], "did you mean --max-new-tokens?"),
+        (["generate", "--device", "cuda", "x"], "did you mean --backend?"),
+        (["generate", "-temp=1", "x"], "unrecognized arguments: -temp=1; did you mean --temp?"),
+        (["generate", "x", "--qqq"], "unrecognized arguments: --qqq; see refdiff generate -h"),
+        (
+            ["generate", "Once", "upon", "a", "time"],
+            'PROMPT: got 4 words, expected one argument; put quotes around it: "Once upon a time"; see refdiff',
+        ),
+        (["attention", "-o", "x.html", "Once", "upon"], 'put quotes around it: "Once upon"'),
+        (["train", "x", "-o", "y", "--lr", "0"], "error: --lr: got 0, expected a number above 0; see refdiff train -h"),
+        (["train", "x", "-o", "y", "--rate", "0"], "error: --rate: got 0, expected a number above 0"),
+        (["train", "x", "-o", "y", "--epochs", "1"], "unrecognized arguments: --epochs 1; did you mean --max-steps?"),
+        (["train", "x"], "error: the following arguments are required: -o/--output"),
+        (["translate"], "got 'translate', expected generate, inspect, attention,"),
+        (["trian"], "did you mean `refdiff train`?"),
+        (["run"], "did you mean `refdiff generate`?"),
+        (["benchmark"], "did you mean `refdiff bench`?"),
+        (["Once upon a time"], 'to continue a text: refdiff generate "Once upon a time"'),
+        (["check", "mine.npz", "--layer", "one"], "--layer: got one, expected a whole number of at least 0"),
+        (["check", "mine.npz", "--seeds", "0"], "--seeds: got 0, expected a whole number of at least 1"),
+        (["attention", "x", "-o", "a.html", "--pair", "1.5"], "--pair: got 1.5, expected a whole number"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_what_was_typed(
+    arguments: list[str], expected: str, capsys: Capture
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert expected in err
+    assert err.endswith(" -h\n")
+
+
+def test_older_spellings_are_accepted_and_documented(capsys: Capture) -> None:
+    old = ["--steps", "7", "--batch", "3", "--rate", "0.5", "--warmup", "2", "--decay", "0", "--clip", "3"]
+    new = ["--max-steps", "7", "--batch-size", "3", "--lr", "0.5", "--warmup-steps", "2", "--weight-decay", "0"]
+    new += ["--grad-clip", "3"]
+    one, other = (vars(build_parser().parse_args(["train", "x", "-o", "y", *words])) for words in (old, new))
+    del one["given"], other["given"]
+    assert one == other
+    said = " ".join(" ".join(_help(capsys, "train", "--help")).split())
+    for word in (*old[::2], "--inner-size"):
+        assert f"{word} = --" in said
