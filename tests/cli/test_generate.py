@@ -146,7 +146,7 @@ def test_what_flags_mean_to_generate(
 
     monkeypatch.setattr(refdiff.DiffLlamaForCausalLM, "generate", generate)
     assert main(["generate", "-q", "-m", str(folder), *arguments, "x"]) == 0
-    always = {"streamer", "seed", "max_new_tokens", "num_return_sequences", "return_dict_in_generate"}
+    always = {"streamer", "seed", "max_new_tokens", "num_return_sequences", "return_dict_in_generate", "tokenizer"}
     assert {name: value for name, value in seen.items() if name not in always} == expected
     assert seen["max_new_tokens"] == file.get("max_new_tokens", 128)
     assert seen["num_return_sequences"] == 1
@@ -312,3 +312,56 @@ def test_cupy_without_cupy_is_one_sentence(reciting: Path, capsys: Capture, monk
     assert err.startswith('refdiff generate: error: backend "cupy" does not answer')
     assert "refdiff[cupy]" in err
     assert err.count("\n") == 1
+
+
+def test_output_goes_into_a_file(reciting: Path, tmp_path: Path, capsys: Capture) -> None:
+    for how, expected in (([], "éあ😀!\n"), (["--no-stream"], "éあ😀!\n"), (["--json"], None)):
+        out = tmp_path / "out.txt"
+        assert main(["generate", "-q", *how, "-m", str(reciting), "-o", str(out), "h"]) == 0
+        text = out.read_text(encoding="utf-8")
+        assert text == expected if expected else json.loads(text)["text"] == "éあ😀!"
+    assert main(["generate", "-q", "-m", str(reciting), "-o", "-", "h"]) == 0
+    assert capsys.readouterr() == ("éあ😀!\n", "")
+    assert main(["generate", "-m", str(reciting), "-o", str(tmp_path / "no" / "x"), "h"]) == 2
+
+
+def test_the_model_of_the_environment(reciting: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_MODEL", str(reciting))
+    assert main(["generate", "-q", "h"]) == 0
+    assert capsys.readouterr().out == "éあ😀!\n"
+    assert main(["inspect"]) == 0
+    assert capsys.readouterr().out.startswith(f"{reciting}\n")
+
+
+def test_the_seed_is_shown_where_it_matters(tiny_checkpoint: Path, capsys: Capture) -> None:
+    for options, shown in ((["-s", "5"], False), (["-s", "5", "--top-k", "3"], True), (["--temp", "0"], False)):
+        assert main(["generate", "-n", "2", "-m", str(tiny_checkpoint), *options, "ab"]) == 0
+        assert ("; seed: 5;" in capsys.readouterr().err) == shown
+
+
+def test_a_panic_of_a_library_is_one_line(reciting: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicError(BaseException):
+        """What a Rust library raises: no Exception."""
+
+    def panics(*_: Any, **__: Any) -> None:
+        raise PanicError("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setattr(refdiff.Tokenizer, "encode", panics)
+    assert main(["generate", "-m", str(reciting), "h"]) == 1
+    assert capsys.readouterr().err == (
+        "refdiff generate: error: PanicError: called `Option::unwrap()` on a `None` value\n"
+    )
+
+
+def test_each_problem_of_a_checkpoint_has_a_line(reciting: Path, tmp_path: Path, capsys: Capture) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(reciting, tmp_path / "model")
+    stored = load_file(folder / "model.safetensors")
+    del stored["model.norm.weight"], stored["model.layers.0.self_attn.lambda_q1"]
+    save_file(stored, folder / "model.safetensors")
+    assert main(["generate", "-m", str(folder), "h"]) == 2
+    first, *problems = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"refdiff generate: error: {folder}")
+    assert len(problems) == 2
+    assert all(line.startswith("  ") for line in problems)

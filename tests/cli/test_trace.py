@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,25 @@ def test_of_a_text(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> No
     ids = refdiff.Tokenizer.from_pretrained(tiny_checkpoint)(["hé"], return_tensors="np")["input_ids"]
     assert np.array_equal(read.inputs["input_ids"], ids)
     assert read["model.layers.0.self_attn.probs1"].dtype == np.float64
+
+
+def test_npz_is_written_as_npz_and_other_suffixes_are_refused(
+    recorded: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "run.npz"
+    assert main(["trace", str(tiny_checkpoint), "--ids", "5,7,11", "-o", str(path)]) == 0
+    expected = read_trace(recorded)
+    with np.load(path) as arrays:
+        assert set(arrays) == {*expected, "inputs.input_ids"}
+        assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
+    assert main(["trace", "--compare", str(path), str(recorded)]) == 0
+    capsys.readouterr()
+    for name, got in (("run.pt", ".pt"), ("run", "no suffix")):
+        assert main(["trace", str(tiny_checkpoint), "--ids", "5", "-o", str(tmp_path / name)]) == 2
+        assert f"got {got}, expected a file name that ends in .safetensors, .npz" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+    assert main(["trace", str(tiny_checkpoint), "--ids", "5", "-o", os.devnull]) == 2
+    assert "got a device or a pipe, expected a file" in capsys.readouterr().err
 
 
 def mistaken(recorded: Path, path: Path) -> Path:
