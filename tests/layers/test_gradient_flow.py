@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refdiff.layers import (
@@ -35,6 +35,7 @@ from tests.tolerances import close
 
 # in thousandths: a subnormal λ would leave gradients with no digits to compare
 LAMBDAS = st.integers(-500, 1500).map(lambda n: n / 1000)
+FEW = settings(max_examples=settings().max_examples // 3)  # each compares every weight of six matrices
 NAMES = ("W_Q1", "W_Q2", "W_K1", "W_K2", "W_V", "W_O")
 STEP = 2e-7
 """Of central differences: small beside √ε = 3e-3, within which the norm of a head of zeros bends."""
@@ -133,6 +134,7 @@ def agree(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> Non
         close(actual[name].reshape(1, -1) / largest + 1, expected[name].reshape(1, -1) / largest + 1, SLOPE)
 
 
+@FEW
 @given(SEEDS, LAMBDAS)
 def test_eq_7(rng: np.random.Generator, lambda_: float) -> None:
     x, w, g = draw(rng, 4, 3, 2, 1.0)
@@ -150,6 +152,7 @@ def test_eq_7_is_the_derivative_of_the_layer(rng: np.random.Generator, lambda_: 
         close(x.T @ gradient[0, 0], expected[name], 1e-10)
 
 
+@FEW
 @given(SEEDS, st.floats(0, 0.8), st.floats(-0.1, 0.1))
 def test_eq_7_with_norm_and_scale(rng: np.random.Generator, start: float, learned: float) -> None:
     x, w, g = draw(rng, 4, 3, 2, 1.0)
@@ -157,6 +160,7 @@ def test_eq_7_with_norm_and_scale(rng: np.random.Generator, start: float, learne
     agree(gradients_of_differential(x, w, g, start + learned, 1 - start), expected)
 
 
+@FEW
 @given(SEEDS)
 def test_eq_9(rng: np.random.Generator) -> None:
     x, w, g = draw(rng, 4, 3, 2, 1.0)
