@@ -2,9 +2,9 @@
 
     python -m tests.parity.false_alarms --checks 20000
 
-A check is one tensor of one kernel on one problem: out, dq, dk, dv or a log-sum-exp. Seeds, layers from 0 to 40, profiles, types and lengths are
-drawn in turn; prints how many checks there were, how many were undecided, and each refusal. The exit status is 1 if a
-correct kernel was refused.
+A check is one tensor of one kernel on one problem: out, dq, dk, dv or a log-sum-exp. Seeds, layers from 0 to 40,
+profiles, types and lengths are drawn in turn; prints how many checks there were, how many were undecided, and each
+refusal. The exit status is 1 if a correct kernel was refused.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Deviation:
     """A deviation by name: what it does, the choice it concerns, its row in oracle.md and a link to where it happened.
 
     Exactly one of: fields, the spec's fields that it changes, or None where it cannot; arrays, the inputs as they are
-    misread, or None; mistake, a wrong layer.
+    misread, or None; problem, another spec and other inputs, or None; mistake, a wrong layer.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Deviation:
     link: str = ""
     fields: Callable[[Spec], dict[str, Any] | None] | None = None
     arrays: Callable[[Spec, Inputs], Inputs | None] | None = None
+    problem: Callable[[Spec, Inputs], tuple[Spec, Inputs] | None] | None = None
     mistake: Mistake | None = None
     aliases: tuple[str, ...] = ()
 
@@ -66,6 +67,9 @@ class Deviation:
         if self.arrays is not None:
             misread = self.arrays(spec, inputs)
             return None if misread is None else replace(problem, inputs=misread)
+        if self.problem is not None:
+            other = self.problem(spec, inputs)
+            return None if other is None else replace(problem, spec=other[0], inputs=other[1])
         changes = self.fields(spec) if self.fields else None
         if not changes:
             return None

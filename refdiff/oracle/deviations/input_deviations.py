@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation
+from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_mask import attention_mask
 
 
 def _tokens_first(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
@@ -84,6 +86,20 @@ def _past_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {name: x for name, x in inputs.items() if name != "x_past"}
 
 
+def _triangle_moved(by: int) -> Callable[[Spec, Inputs], tuple[Spec, Inputs] | None]:
+    """See keys s ≤ t + S − T + by, also where queries are more than keys, whose triangle no layer has."""
+
+    def moved(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
+        if spec.causal != "bottom_right" or kind_of(inputs) != "dense":
+            return None
+        T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+        t, s = np.arange(T)[:, None], np.arange(S)[None]
+        see = attention_mask(spec.replace(causal="none"), inputs) & (s <= t + S - T + by)
+        return spec.replace(causal="none", window=None), {**inputs, "mask": see}
+
+    return moved
+
+
 INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("queries_read_by_token", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
               arrays=_tokens_first("q")),
@@ -94,6 +110,8 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("all_read_by_token", "q, k and v, with heads before tokens in memory, read with tokens before heads.",
               "layout", arrays=_tokens_first("q", "k", "k_pages", "v", "v_pages")),
     Deviation("padding_seen", "Padding seen as if it were text.", "mask", arrays=_padding_seen),
+    Deviation("triangle_one_key_later", "s ≤ t + S − T + 1.", "mask off by one", problem=_triangle_moved(1)),
+    Deviation("triangle_one_key_earlier", "s < t + S − T.", "mask off by one", problem=_triangle_moved(-1)),
     Deviation("mask_unread", "The mask that is given not used.", "mask", arrays=_mask_unread),
     Deviation("bias_unread", "The bias that is given not used.", "bias", arrays=_bias_unread),
     Deviation("positions_unread", "The positions that are given not used.", "rope offset",

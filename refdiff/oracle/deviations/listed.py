@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -14,6 +14,7 @@ from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
 from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
+from refdiff.oracle.inputs import kind_of as kind_of
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
@@ -21,6 +22,8 @@ from refdiff.oracle.spec import Spec
 
 Numpy = np.ndarray[Any, Any]
 KINDS = ("dense", "packed", "paged", "layer")
+NAMED: tuple[Any, ...] = ("name", "what", "axis", "row", "link")
+"""The fields by which a deviation is known, whatever way it is computed."""
 SAME = 1e-9
 """Two outputs no further apart than this, as a share of the largest number, are one function's."""
 
@@ -29,12 +32,6 @@ MISTAKE_DEVIATIONS: tuple[Deviation, ...] = tuple(
 )
 EVERY: tuple[Deviation, ...] = (*MISTAKE_DEVIATIONS, *SPEC_DEVIATIONS, *INPUT_DEVIATIONS, *PRESET_DEVIATIONS)
 """All that any spec may have, a mistake's name before a field's."""
-
-
-def kind_of(inputs: Mapping[str, Any]) -> str:
-    """Which sort of inputs these are: "dense", "packed", "paged" or "layer"."""
-    names = (("x", "layer"), ("k_pages", "paged"), ("cu_seqlens_q", "packed"))
-    return next((kind for name, kind in names if name in inputs), "dense")
 
 
 @lru_cache(maxsize=64)
@@ -94,7 +91,7 @@ def _merged(first: Deviation, second: Deviation) -> Deviation:
     """One entry: the first's name, and the way of the second where that is no wrong layer and the first's is one."""
     aliases = (*first.aliases, second.name)
     if first.mistake is not None and second.mistake is None:
-        return replace(first, fields=second.fields, arrays=second.arrays, mistake=None, aliases=aliases)
+        return replace(second, **{name: getattr(first, name) for name in NAMED}, aliases=aliases)
     return replace(first, aliases=aliases)
 
 

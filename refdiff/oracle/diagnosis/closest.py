@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from refdiff.oracle.deviations.deviation import Deviation, deviated, output
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.variants import Numpy, looks_like
+from refdiff.oracle.diagnosis.variants import Numpy, looks_like, rows_off
 from refdiff.oracle.spec import Spec
 
 SHOWN = 3
@@ -27,10 +29,22 @@ def closest_of(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> lis
     for c in sorted(candidates, key=lambda c: (-c.explains, len(c.deviations))):
         if len(kept) == SHOWN:
             break
+        if c.explains >= WORTH and not c.fits and _changes_nothing(spec, parts, c.deviations):
+            continue  # of a part that is right it would explain everything
         more = any(set(k.deviations) < set(c.deviations) for k in kept)  # that do not explain more
         if c.fits or c.explains < WORTH or not (more or _hides_one(spec, parts, c.deviations, known)):
             kept.append(c)
     return kept
+
+
+def _changes_nothing(spec: Spec, parts: Parts, some: Set) -> bool:
+    """Whether these inputs do not show the deviations at all: they explain no error, whatever a part of them says."""
+    for target in parts.whole:
+        problem = deviated(spec, target.inputs, some)
+        out = None if problem is None else output(problem)
+        if out is not None and (out.shape != target.expected.shape or np.max(rows_off(target, out), initial=0.0) > 0):
+            return False
+    return True
 
 
 def _hides_one(spec: Spec, parts: Parts, some: Set, known: dict[tuple[int, Set], list[Numpy | None]]) -> bool:

@@ -22,7 +22,7 @@ from refdiff.oracle.diagnosis.places import damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
 from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.variants import Target, is_wrong, rows_off
+from refdiff.oracle.diagnosis.variants import Target, explained, is_wrong, quick_residual, rows_off
 from refdiff.oracle.inputs.outputs import output_alone
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
@@ -150,7 +150,24 @@ def diagnose(
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
     shown = tuple(c for c in closest if c.explains >= WORTH)
     pairs = max_deviations == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
-    return Ranking(NONE_FITS, shown, fitted, notes=(_how_close(closest, pairs), *notes), where=where)
+    told = [_how_close(closest, pairs)]
+    if any(len(c.deviations) > 1 for c in shown):
+        first = _first_to_mend(spec, targets, shown)
+        shown = (first,)
+        told.append(f"several: first mend {first.name}, which alone explains {first.explains:.0%}, then ask again")
+    return Ranking(NONE_FITS, shown, fitted, notes=(*told, *notes), where=where)
+
+
+def _first_to_mend(spec: Spec, targets: tuple[Target, ...], closest: tuple[Candidate, ...]) -> Candidate:
+    """Of deviations that do not fit together, which names them wrongly more often than not, the one that does most."""
+    alone = []
+    for d in dict.fromkeys(d for c in closest for d in c.deviations):
+        problems = [deviated(spec, t.inputs, [d]) for t in targets]
+        outs = [None if p is None else output(p) for p in problems]
+        share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
+        residual = max(quick_residual(t, x) for t, x in zip(targets, outs, strict=True))
+        alone.append(Candidate((d,), residual, share, False))
+    return max(alone, key=lambda c: c.explains)
 
 
 def _numbers_instead(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:

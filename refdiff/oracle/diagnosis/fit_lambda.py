@@ -34,17 +34,17 @@ def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, and_scale: bool = Tru
     Args:
         and_scale: whether both together are fitted.
     """
-    target = targets[0]
-    if is_layer(target.inputs) or spec.norm_over != "head" or target.actual.size == 0:
+    inputs = targets[0].inputs
+    if is_layer(inputs) or spec.norm_over != "head" or any(t.actual.size == 0 for t in targets):
         return []
-    first, second = _maps(spec, target.inputs)
-    own = np.asarray(out_factor(spec, target.inputs, ops_for()))
+    shown = [_shown(spec, t) for t in targets]
+    own = np.asarray(out_factor(spec, inputs, ops_for()))
     found = []
     known = [own.item()] if own.size == 1 else []
     for factor in (*known, None) if and_scale else known:
-        lambdas, factors = _by_head(spec, target.actual, first, second, target.inputs.get("norm_weight"), factor)
+        lambdas, factors = _by_head(spec, shown, factor)
         if np.isfinite([*lambdas, *factors]).all():
-            found.append(_trial(spec, target.inputs, lambdas, factors, own, with_scale=factor is None))
+            found.append(_trial(spec, inputs, lambdas, factors, own, with_scale=factor is None))
     return found
 
 
@@ -80,30 +80,37 @@ def _maps(spec: Spec, inputs: Inputs) -> tuple[Numpy, Numpy]:
     return first, first - both
 
 
+def _shown(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Numpy | None]:
+    """Output and both maps' own outputs of some tokens, in numbers that are finite in all three; the norm's weight."""
+    first, second = _maps(spec, target.inputs)
+    step = max(1, target.actual.shape[2] // ENOUGH)
+    out, o1, o2 = (x[:, :, ::step] for x in (target.actual, first, second))
+    known = np.isfinite(out) & np.isfinite(o1) & np.isfinite(o2)
+    out, o1, o2 = (np.where(known, x, 0.0) for x in (out, o1, o2))
+    return out, o1, o2, target.inputs.get("norm_weight")
+
+
 def _by_head(
-    spec: Spec, actual: Numpy, first: Numpy, second: Numpy, weight: Numpy | None, factor: float | None
+    spec: Spec, shown: list[tuple[Numpy, Numpy, Numpy, Numpy | None]], factor: float | None
 ) -> tuple[Numpy, Numpy]:
     """The λ and factor of each head for which the squared error is least: a grid, then smaller and smaller ones.
 
     Args:
         factor: the one of all heads, if it is known.
     """
-    step = max(1, actual.shape[2] // ENOUGH)
-    out, o1, o2 = (x[:, :, ::step] for x in (actual, first, second))
-    known = np.isfinite(out) & np.isfinite(o1) & np.isfinite(o2)
-    out, o1, o2 = (np.where(known, x, 0.0) for x in (out, o1, o2))
-    h = out.shape[1]
+    h = spec.heads
     centre, width = np.full(h, (LOW + HIGH) / 2), (HIGH - LOW) / 2
     factors, ops = np.ones(h), ops_for()
     for n in range(STEPS):
         offsets = np.linspace(-1.0, 1.0, 101 if n == 0 else 11) * width
         errors, scales = [], []
         for offset in offsets:
-            y = normed(spec, o1 - (centre + offset)[None, :, None, None] * o2, weight, ops)
-            square = np.sum(y * y, axis=(0, 2, 3))
-            s = np.sum(out * y, axis=(0, 2, 3)) / np.where(square > 0, square, 1.0)
-            s = s if factor is None else np.full(h, factor)
-            errors.append(np.sum((out - s[None, :, None, None] * y) ** 2, axis=(0, 2, 3)))
+            ys = [normed(spec, o1 - (centre + offset)[None, :, None, None] * o2, w, ops) for _, o1, o2, w in shown]
+            square = np.sum([np.sum(y * y, axis=(0, 2, 3)) for y in ys], axis=0)
+            along = np.sum([np.sum(one[0] * y, axis=(0, 2, 3)) for one, y in zip(shown, ys, strict=True)], axis=0)
+            s = along / np.where(square > 0, square, 1.0) if factor is None else np.full(h, factor)
+            off = [one[0] - s[None, :, None, None] * y for one, y in zip(shown, ys, strict=True)]
+            errors.append(np.sum([np.sum(x**2, axis=(0, 2, 3)) for x in off], axis=0))
             scales.append(s)
         best = np.argmin(np.asarray(errors), axis=0)
         centre, factors = centre + offsets[best], np.asarray(scales)[best, np.arange(h)]

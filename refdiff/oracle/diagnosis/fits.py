@@ -129,10 +129,10 @@ def _cut_off(
 
 def _best(parts: Parts, trial: Callable[[float], Trial], low: float, high: float) -> list[Fit]:
     """Hold the best number between low and high, on a logarithmic scale, against the outputs."""
-    target = parts.last[0]
 
     def residual(log: float) -> float:
-        return quick_residual(target, output(trial(math.exp(log)).problem(target.inputs)))
+        made = trial(math.exp(log))
+        return max(quick_residual(t, output(made.problem(t.inputs))) for t in parts.last)
 
     best, _ = smallest(residual, np.linspace(math.log(low), math.log(high), COARSE))
     return held(trial(math.exp(best)), parts.in_turn(parts.last), large=parts.are_parts)
@@ -168,12 +168,13 @@ def smallest(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
 
 def _window(spec: Spec, parts: Parts) -> list[Fit]:
     """Try every window, where the last queries, which lose most keys by one, are wrong."""
-    target = parts.last[0]
-    keys = target.inputs["k"].shape[2] if "k" in target.inputs else 0
+    keys = max(t.inputs["k"].shape[2] if "k" in t.inputs else 0 for t in parts.last)
     tried = range(1, min(keys, LONGEST) + 1)
-    if not tried or (parts.are_parts and _last_are_right(target)):
+    if not tried or (parts.are_parts and all(map(_last_are_right, parts.last))):
         return []
-    residuals = [quick_residual(target, output(Problem(spec.replace(window=w), target.inputs))) for w in tried]
+    residuals = [
+        max(quick_residual(t, output(Problem(spec.replace(window=w), t.inputs))) for t in parts.last) for w in tried
+    ]
     w = tried[int(np.argmin(residuals))]
     now = "all keys" if spec.window is None else str(spec.window)
     trial = _of_spec(spec, "window", w, f"a query sees {w} keys, itself among them, where the spec has {now}")
@@ -186,12 +187,13 @@ def _last_are_right(target: Target) -> bool:
 
 def _order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:
     """Which head of the truth each head of the output is, if all are, in another order."""
-    target = targets[0]
-    h = target.expected.shape[1]
-    if target.expected.ndim != 4 or target.expected.size == 0:
+    h = targets[0].expected.shape[1]
+    if any(t.expected.ndim != 4 or t.expected.size == 0 for t in targets):
         return []
-    a, y = (np.where(np.isfinite(x), x, 0.0) for x in (target.actual, target.expected))
-    apart = [[float(np.sum((a[:, i] - y[:, j]) ** 2)) for j in range(h)] for i in range(h)]
+    apart = np.zeros((h, h))
+    for t in targets:
+        a, y = (np.where(np.isfinite(x), x, 0.0) for x in (t.actual, t.expected))
+        apart += [[float(np.sum((a[:, i] - y[:, j]) ** 2)) for j in range(h)] for i in range(h)]
     order = [int(np.argmin(row)) for row in apart]
     if sorted(order) != list(range(h)) or order == list(range(h)):
         return []

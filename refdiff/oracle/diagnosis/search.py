@@ -98,7 +98,10 @@ def search(
             return [], closest, (NO_PAIRS if parts.cost <= MOST else NO_PAIRS_OF_LARGE,)
         scored = list(_scored(spec, parts, sets, left))
         found = _ranked(spec, parts, scored, nearly_right, evidence)
+        single = closest[:1]
         closest = closest_of(spec, parts, [*closest, *found])
+        if not any(len(c.deviations) == 1 for c in closest):
+            closest += single
         if fitting := [c for c in found if c.fits]:
             return fitting, closest, _beside(spec, parts, fitting, known, evidence)
     return [], closest, (NEARLY_RIGHT,) if nearly_right else _said(left)

@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.backends import overlay
 from refdiff.oracle.budget.budget import Budget
 from refdiff.oracle.budget.statistics import LIMITS, RowBudget, over, root_mean_square, row_floor, slope
 from refdiff.oracle.deviations.deviation import Problem, ops_with, output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.mistakes import wrap
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import rounded_scalars
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
 from refdiff.oracle.rounding.parallel import run_orders
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.rounding.rounded_layers import rounded_ops
+from refdiff.oracle.rounding.rounded_layers import rounded_mistakes
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.forward import forward
@@ -200,9 +198,7 @@ def judged(problem: Problem, target: Target) -> tuple[bool, float]:
 
 def _rounded(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
     """The output of a kernel of this recipe, with the problem's mistakes over its rounded layers."""
-    ops = rounded_ops(recipe, order, ops_with(()))
-    for mistake in problem.mistakes:
-        ops = overlay(ops, wrap(mistake))
+    ops = rounded_mistakes(recipe, order, problem.mistakes)
     with np.errstate(all="ignore"):
         spec = rounded_scalars(problem.spec, order, ops_with(problem.mistakes))
         return round_to(forward(spec, problem.inputs, ops) * problem.factor, recipe.storage)

@@ -71,6 +71,12 @@ def is_layer(inputs: Mapping[str, Any]) -> bool:
     return "x" in inputs
 
 
+def kind_of(inputs: Mapping[str, Any]) -> str:
+    """Which sort of inputs these are: "dense", "packed", "paged" or "layer"."""
+    names = (("x", "layer"), ("k_pages", "paged"), ("cu_seqlens_q", "packed"))
+    return next((kind for name, kind in names if name in inputs), "dense")
+
+
 def shapes(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, str]:
     """Return the axis letters of every name that such inputs may have, for a layer, a paged or a dense core."""
     names: dict[str, str] = {}

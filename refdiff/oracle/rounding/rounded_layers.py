@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from refdiff.backends import Ops, ops_for, overlay
+from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import USUAL, Arithmetic, Order, error_of_sums
 from refdiff.oracle.rounding.recipe import Recipe
@@ -39,6 +40,55 @@ def rounded_ops(recipe: Recipe, order: Order, ops: Ops | None = None) -> Ops:
         return call
 
     return overlay(ops or ops_for(), wrap)
+
+
+def rounded_mistakes(recipe: Recipe, order: Order, mistakes: Iterable[Mistake]) -> Ops:
+    """Return the rounded layers with mistakes over them; λ is rounded by a mistake that does not call the right layer.
+
+    λ = λ_init, or a λ without exponentials, is computed and stored in the types of the recipe as the right one is: left
+    in float64 it would fit no kernel, and another mistake, which does call the right layer, would have its name.
+    """
+    how = Arithmetic(recipe, order)
+    called: list[str] = []
+
+    def note_calls(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
+        if name != "diff_lambda":
+            return layer
+
+        @functools.wraps(layer)
+        def noted(*args: Any, **options: Any) -> Any:
+            called.append(name)
+            return layer(*args, **options)
+
+        return noted
+
+    def round_result(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
+        if name != "diff_lambda":
+            return layer
+
+        @functools.wraps(layer)
+        def stored(*args: Any, **options: Any) -> Any:
+            called.clear()
+            found = layer(*args, **options)
+            return found if called else _stored_lambda(how, found, *args, **options)
+
+        return stored
+
+    ops = overlay(rounded_ops(recipe, order), note_calls)
+    for mistake in mistakes:
+        ops = overlay(ops, wrap(mistake))
+    return overlay(ops, round_result)
+
+
+def _stored_lambda(how: Arithmetic, found: Numpy, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
+    """λ of another formula, off by as much as its own roundings and those of the dot products usually add up to."""
+    value = float(found)
+    sizes = [value, value - start]
+    sums = [math.sqrt(_squares(q, k)) for q, k in ((q1, k1), (q2, k2))] if value != start else []
+    units = [how.u("lam") / math.sqrt(3) * x for x in sizes] + [error_of_sums(q1.size) * x for x in sums]
+    usual = math.sqrt(sum(x**2 for x in units))
+    exact = np.asarray(value + how.order.shift * usual)
+    return _double(how.round_at(np.asarray(how.perturb(exact, np.asarray(usual)), dtype=how.dtype), "lam"))
 
 
 def _attention(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Any:

@@ -39,6 +39,5 @@ def attention_mask(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
 
 
 def is_plain_causal(spec: Spec, inputs: dict[str, Numpy]) -> bool:
-    """Whether `causal=True` of the layers says the same as the spec's causal and window."""
-    bottom_right = spec.causal == "bottom_right" and spec.window is None
-    return bottom_right and inputs["q"].shape[2] <= inputs["k"].shape[2]
+    """Whether `causal=True` of the layers is the spec's triangle; they take no fewer keys than queries."""
+    return spec.causal == "bottom_right" and bool(inputs["q"].shape[2] <= inputs["k"].shape[2])

@@ -118,7 +118,7 @@ def layer_mask(spec: Spec, inputs: Inputs) -> tuple[Numpy | None, bool]:
     """`mask` and `causal` for a layer: the triangle is the layer's own where it has that one."""
     if not is_plain_causal(spec, inputs):
         return attention_mask(spec, inputs), False
-    if "key_mask" not in inputs and "mask" not in inputs:
+    if spec.window is None and "key_mask" not in inputs and "mask" not in inputs:
         return None, True
     return attention_mask(spec.replace(causal="none"), inputs), True
 
