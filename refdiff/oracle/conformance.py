@@ -41,8 +41,7 @@ from refdiff import cluster
 from refdiff.oracle.cases.fixed import PROFILES, Case, cases, small_spec
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.suite.first_failure import first_failure
-from refdiff.oracle.suite.outcome import Outcome, against_itself, against_truth, check_kernel, in_words
+from refdiff.oracle.suite.outcome import Outcome, against_itself, against_truth, check_kernel, first_failure, in_words
 from refdiff.oracle.suite.relations import RELATIONS
 
 _compared: list[str] = []

@@ -36,7 +36,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Deviation:
-    """A deviation by name: what it does, the choice it concerns, its row in oracle.md and a link to where it happened.
+    """A deviation by name: what it does, the choice it concerns, its row in `mistakes.ROWS`, and where it happened.
 
     Exactly one of: fields, the spec's fields that it changes, or None where it cannot; arrays, the inputs as they are
     misread, or None; problem, another spec and other inputs, or None; mistake, a wrong layer.

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import over, root_mean_square
-from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations.blind_spots import blind_spots, output_of, revealing
-from refdiff.oracle.deviations.deviation import Deviation, deviated, output
+from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.deviations.listed import deviations, kind_of
-from refdiff.oracle.diagnosis.closest import WORTH
-from refdiff.oracle.diagnosis.fits import fits
+from refdiff.oracle.diagnosis.answer import name_output
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients
-from refdiff.oracle.diagnosis.other_recipes import matching_recipe
-from refdiff.oracle.diagnosis.places import damage, right_rows
-from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
-from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
+from refdiff.oracle.diagnosis.ranking import NO_DEVIATION, NONE_FITS, Ranking
 from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.variants import Target, explained, is_wrong, quick_residual, rows_off
+from refdiff.oracle.diagnosis.variants import Target, is_wrong, rows_off
 from refdiff.oracle.inputs.outputs import output_alone
-from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.verdict.verdict import FAIL
 
 Numpy = np.ndarray[Any, Any]
-APART = 5.0
-"""In budgets: two deviations that differ by this much in a row are told apart by a case."""
-DOUBTFUL = 1.0
-"""In budgets: a right name leaves less."""
-AS_GOOD = 2.0
-"""An answer that leaves so many times less than another is the better one."""
-UNWRITTEN = "an output that nothing was written to looks the same"
 
 
 def diagnose(
@@ -99,84 +85,31 @@ def diagnose(
     if max_deviations not in (1, 2):
         raise ValueError(f"max_deviations is {max_deviations!r}, but must be 1 or 2")
     recipe = Recipe.of(recipe)
-    several = [inputs] if isinstance(inputs, Mapping) else list(inputs)
-    outs = [actual] if isinstance(inputs, Mapping) else list(actual)
-    if len(outs) != len(several) or not outs:
-        raise ValueError(
-            f"there are {len(outs)} outputs and {len(several)} inputs, but must be as many, and one or more"
-        )
-    douts = [dout] if isinstance(inputs, Mapping) else [None] * len(several) if dout is None else list(dout)
+    several, outs, douts = _as_lists(actual, inputs, dout)
     without = [isinstance(one, Mapping) and "out" not in one and len(one) > 0 for one in outs]
     if any(without) and not all(without):
         raise ValueError("some of the outputs lack 'out', and others have it: give it in all, or in none")
     known = [budget(spec, x, recipe, members=4, dout=d) for x, d in zip(several, douts, strict=True)]
-    if all(without):
-        beside = _beside(spec, known, outs, douts)
+    targets = () if all(without) else tuple(Target.of(_out(given), b) for given, b in zip(outs, known, strict=True))
+    failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(known, targets, strict=bool(targets))]
+    if any(failing):
+        return name_output(spec, recipe, targets, known, failing, max_deviations)
+    beside = _beside(spec, known, outs, douts)
+    if beside or not targets:
         return Ranking(NONE_FITS if beside else NO_DEVIATION, notes=beside)
-    targets = tuple(Target.of(_out(given), b) for given, b in zip(outs, known, strict=True))
-    verdicts = [b.judge({"out": t.actual}).status for b, t in zip(known, targets, strict=True)]
-    if "fail" not in verdicts:
-        if beside := _beside(spec, known, outs, douts):
-            return Ranking(NONE_FITS, notes=beside)
-        return Ranking(NO_DEVIATION, notes=_hidden(spec, targets, known))
-    kinds = {kind_of(x) for x in several}
-    if len(kinds) > 1:
-        raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
-    damages = [damage(t.actual, b) for t, b in zip(targets, known, strict=True)]
-    not_finite = any(d.not_finite for d in damages)
-    named = deviations(spec, kinds.pop())
-    right = None
-    if all(d.local or status != "fail" for d, status in zip(damages, verdicts, strict=True)):
-        right = tuple(right_rows(t.actual, b) for t, b in zip(targets, known, strict=True))
-    fitting, closest, notes = search(spec, targets, named, max_deviations, not_finite=not_finite, right=right)
-    if len(fitting) == 1 and not not_finite:
-        numbers = _numbers_instead(spec, targets, fitting[0], local=right is not None)
-        if numbers and len(fitting[0].deviations) > 1:
-            return Ranking(AMBIGUOUS, tuple(fitting), numbers, where=_where([d.lines for d in damages]))
-        if numbers:
-            return Ranking(NONE_FITS, (), numbers, where=_where([d.lines for d in damages]))
-    if len(fitting) == 1:
-        zero = not any(t.actual.any() for t in targets)
-        return Ranking(UNIQUE, tuple(fitting), notes=(UNWRITTEN, *notes) if zero else notes)
-    where = _where([d.lines for d in damages])
-    if fitting:
-        return Ranking(AMBIGUOUS, tuple(fitting), separating=separating(spec, recipe, fitting), where=where)
-    # of what passes as right, any number fits; and none gives NaN
-    fitted = () if NEARLY_RIGHT in notes or not_finite else fits(spec, targets, local=right is not None)
-    if any(f.fits for f in fitted):
-        return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
-    other = None if not_finite or right is not None else matching_recipe(spec, recipe, Parts.of(spec, targets).small)
-    if other is not None:
-        return Ranking(NONE_FITS, notes=(other, *notes), where=where)
-    shown = tuple(c for c in closest if c.explains >= WORTH)
-    pairs = max_deviations == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
-    told = [_how_close(closest, pairs)]
-    if any(len(c.deviations) > 1 for c in shown):
-        first = _first_to_mend(spec, targets, shown)
-        shown = (first,)
-        told.append(f"several: first mend {first.name}, which alone explains {first.explains:.0%}, then ask again")
-    return Ranking(NONE_FITS, shown, fitted, notes=(*told, *notes), where=where)
+    return Ranking(NO_DEVIATION, notes=_hidden(spec, targets, known))
 
 
-def _first_to_mend(spec: Spec, targets: tuple[Target, ...], closest: tuple[Candidate, ...]) -> Candidate:
-    """Of deviations that do not fit together, which names them wrongly more often than not, the one that does most."""
-    alone = []
-    for d in dict.fromkeys(d for c in closest for d in c.deviations):
-        problems = [deviated(spec, t.inputs, [d]) for t in targets]
-        outs = [None if p is None else output(p) for p in problems]
-        share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
-        residual = max(quick_residual(t, x) for t, x in zip(targets, outs, strict=True))
-        alone.append(Candidate((d,), residual, share, False))
-    return max(alone, key=lambda c: c.explains)
-
-
-def _numbers_instead(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:
-    """The numbers that are a better answer than a name which leaves much, or as good a one as two names together."""
-    several = len(one.deviations) > 1
-    if not several and one.residual <= DOUBTFUL:
-        return ()
-    most = AS_GOOD * one.residual if several else one.residual / AS_GOOD
-    return tuple(f for f in fits(spec, targets, local=local) if f.fits and f.residual < most)
+def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, Any]], list[Any], list[Any]]:
+    """Inputs, outputs and gradients of the output, one of each for every case."""
+    if isinstance(inputs, Mapping):
+        return [inputs], [actual], [dout]
+    several, outs = list(inputs), list(actual)
+    if len(outs) != len(several) or not outs:
+        raise ValueError(
+            f"there are {len(outs)} outputs and {len(several)} inputs, but must be as many, and one or more"
+        )
+    return several, outs, [None] * len(several) if dout is None else list(dout)
 
 
 def _out(given: Any) -> Numpy:
@@ -220,57 +153,3 @@ def _shown(spec: Spec, parts: Parts, deviation: Deviation) -> bool:
         x is not None and x.shape == t.expected.shape and is_wrong(rows_off(t, x))
         for x, t in zip(wrong, on, strict=True)
     )
-
-
-def _how_close(closest: list[Candidate], pairs: bool) -> str:
-    best = max((c.explains for c in closest), default=0.0)
-    if best >= WORTH:
-        return f"the closest explains {best:.0%} of the squared difference"
-    alone = "alone or in pairs" if pairs else "alone"
-    return f"nothing in the catalogue, {alone}, explains more than {math.ceil(100 * best)}% of the squared difference"
-
-
-def _where(lines: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The places of each output's error; of all, where they are one."""
-    if len(set(lines)) == 1:
-        return lines[0]
-    return tuple(f"output {n}: {line}" for n, one in enumerate(lines) for line in one)
-
-
-def separating(spec: Spec, recipe: Recipe, candidates: list[Candidate]) -> Case | None:
-    """Return a case on which as many of the candidates as possible differ from each other; None where none does.
-
-    One in float32 where roundings of 16 bits are larger than what the candidates differ by.
-    """
-    best: tuple[int, Case | None] = (0, None)
-    pairs = len(candidates) * (len(candidates) - 1) // 2
-    for own in (recipe, Recipe.of("float32")):
-        for profile in ("discriminating", "tiny_values", "extreme"):
-            for case in cases(profile, 7, spec=spec, dtype=own.storage):
-                count = _told_apart(case, own, candidates)
-                if count > best[0]:
-                    best = (count, case)
-                if count == pairs:
-                    return case
-    return best[1]
-
-
-def _told_apart(case: Case, recipe: Recipe, candidates: list[Candidate]) -> int:
-    known = budget(case.spec, case.inputs, recipe, members=2)
-    exact = as_float64(case.spec, known.inputs)
-    outs: list[Numpy | None] = []
-    for candidate in candidates:
-        problem = deviated(case.spec, exact, candidate.deviations)
-        outs.append(None if problem is None else output(problem))
-    count = 0
-    for n, a in enumerate(outs):
-        for b in outs[:n]:
-            if a is None or b is None or a.shape != b.shape:
-                count += (a is None) != (b is None)
-            elif not np.array_equal(np.isfinite(a), np.isfinite(b)):
-                count += 1
-            else:
-                apart = root_mean_square(np.where(np.isfinite(a), a - b, 0.0))
-                size = np.maximum(known.rows["out"], recipe.u * root_mean_square(np.where(np.isfinite(a), a, 0.0)))
-                count += float(np.max(over(apart, size), initial=0.0)) > APART
-    return count

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
-from refdiff.oracle.diagnosis.fit_factor import fit_factor
 from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
 from refdiff.oracle.diagnosis.fit_layer import BOTH, PLACES, fit_layer
 from refdiff.oracle.diagnosis.parameter_fit import EXACT, NEARLY, Trial, held
+from refdiff.oracle.diagnosis.per_head_format import is_one, short_list
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
 from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, is_wrong, quick_residual, rows_off
+from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Layer
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import limited
+from refdiff.oracle.truth.forward import out_factor
 
 COARSE, FINE = 33, 40
 LIMITS = (0.05, 500.0)
@@ -205,3 +208,41 @@ def _order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:
         return []
     text = f"the heads are right and stand in another order: head i is head {tuple(order)}[i] of the truth"
     return [Fit("heads", order, text, worst, worst < AS_RIGHT, share)]
+
+
+def fit_factor(spec: Spec, targets: tuple[Target, ...]) -> Iterator[Trial]:
+    """Yield one factor, then one by head where there are heads, each that of the least squared error.
+
+    A head that is zero is not multiplied by zero: nothing was written to it.
+    """
+    along, square = (np.sum([_along_truth(t, of) for t in targets], axis=0) for of in ("actual", "expected"))
+    if not np.all(square > 0) or not np.all(along != 0):
+        return
+    one = float(np.sum(along) / np.sum(square))
+    has = "" if is_layer(targets[0].inputs) else _factor_format(spec, one, targets[0])
+    yield _factor_trial(spec, one, one, f"out is multiplied by {one:.4g}{has}")
+    factors = along / square
+    if not is_one(factors):
+        text = f"out is multiplied by a factor that differs by head: {short_list(factors)}"
+        yield _factor_trial(spec, factors.tolist(), factors[:, None, None], text)
+
+
+def _factor_trial(spec: Spec, value: float | list[float], factor: float | Numpy, text: str) -> Trial:
+    return Trial("factor", value, text, lambda inputs: Problem(spec, inputs, factor=factor))
+
+
+def _along_truth(target: Target, name: str) -> Numpy:
+    """⟨x, truth⟩ of each head; of a layer's output, which has none, of all of it: (h,) or (1,)."""
+    known = target.compared
+    x, y = (np.where(known, z, 0.0) for z in (getattr(target, name), target.expected))
+    axes = (0, 2, 3) if x.ndim == 4 else None
+    found: Numpy = np.atleast_1d(np.sum(x * y, axis=axes))
+    return found
+
+
+def _factor_format(spec: Spec, factor: float, target: Target) -> str:
+    """What that makes of the spec's own scale, where it has one."""
+    own = np.asarray(out_factor(spec, target.inputs, ops_for()))
+    if spec.out_scale == "none" or own.size != 1:
+        return " beside what the spec has" if spec.out_scale != "none" else ", where the spec has no factor"
+    return f": it is scaled by {factor * own.item():.4g}, where the spec has {own.item():.4g}"

@@ -9,9 +9,9 @@ import numpy as np
 
 from refdiff.oracle.budget.budget import Budget
 from refdiff.oracle.budget.statistics import LIMITS, element_allowance, other_kind, over, root_mean_square, statistics
-from refdiff.oracle.diagnosis.misplaced_tiles import source_of_misplaced
-from refdiff.oracle.diagnosis.region_format import FILLED, repeats
-from refdiff.oracle.diagnosis.rows import Place, Rows
+from refdiff.oracle.diagnosis.region_format import FILLED, Box, indices, repeats
+from refdiff.oracle.diagnosis.rows import NAMES, Place, Rows
+from refdiff.oracle.thresholds import THRESHOLDS
 
 Numpy = np.ndarray[Any, Any]
 LOCAL = 0.5
@@ -202,3 +202,39 @@ def _of_tokens(found: Numpy, of: Numpy, alone: bool) -> str:
     if alone:
         return f"it looks like a mask, a window or positions, from token {first} on" if to_the_end else ""
     return "it looks like a tile not written, or written too early or late" if len(found) >= BLOCK else ""
+
+
+def source_of_misplaced(rows: Rows, place: Place) -> str:
+    """Say where the truth has the numbers of one box of the output: "head 2", "tokens 64 to 95"; "" if nowhere.
+
+    The box is moved along one axis at a time, by as much as there is room.
+    """
+    axes, shape = rows.budget.axes.split(), rows.budget.rows.shape
+    if not place.part or place.columns is not None:
+        return ""
+    box = tuple(place.part[a][0] if a in place.part else np.arange(n) for a, n in zip(axes, shape, strict=True))
+    for n, a in enumerate(axes):
+        if a in place.part:
+            for by in range(-int(box[n][0]), shape[n] - int(box[n][-1])):
+                source = tuple(some + by if m == n else some for m, some in enumerate(box))
+                if by and _is(rows, box, source):
+                    return indices(NAMES[a], source[n], np.arange(shape[n])) or f"other {NAMES[a]}s"
+    return ""
+
+
+def _is(rows: Rows, box: Box, source: Box) -> bool:
+    """Whether the output is in a box what the truth is in another, and the truth itself is not."""
+    b, at, of = rows.budget, np.ix_(*box), np.ix_(*source)
+    known = rows.real[at] & rows.real[of] & ~b.doubtful[of] & (b.rows[of] > 0)
+    if not known.any():
+        return False
+    other, size = b.expected[of], b.rows[of]
+
+    def furthest(x: Numpy) -> Numpy:
+        with np.errstate(invalid="ignore", over="ignore"):
+            found: Numpy = np.nan_to_num(over(root_mean_square(x - other), size)[known], nan=np.inf)
+        return found
+
+    return bool(
+        np.max(furthest(rows.actual[at])) <= LIMITS.row and np.median(furthest(b.expected[at])) > THRESHOLDS.misplaced
+    )

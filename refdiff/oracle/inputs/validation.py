@@ -154,7 +154,7 @@ def _hint(axis: str, shape: tuple[int, ...], axes: list[str], known: dict[str, i
     if axis in known and axis in ("Hd", "Kd", "Vw", "he") and n in (2 * known[axis], 4 * known[axis]):
         return (
             f": {n} is {n // known[axis]} times as much. query_heads and key_heads count the heads of both maps, and "
-            "head_dim is the width of one (rows B5, B15 and B16 of the catalogue)"
+            "head_dim is the width of one"
         )
     if axis == "H" and n == spec.heads:
         return ": it has as many heads as the output; query_heads counts those of both maps"

@@ -1,4 +1,4 @@
-"""Every fork and every bug that oracle.md lists, and where each stands in the oracle."""
+"""Every published fork (F) and bug (B) of differential attention, and where each stands in the oracle."""
 
 from __future__ import annotations
 

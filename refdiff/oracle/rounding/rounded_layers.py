@@ -14,8 +14,7 @@ from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import USUAL, Arithmetic, Order, error_of_sums
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.rounding.rounded_attention import rounded_attention
-from refdiff.oracle.rounding.rounded_attention_vjp import rounded_attention_vjp
+from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded_attention_vjp
 
 Numpy = np.ndarray[Any, Any]
 

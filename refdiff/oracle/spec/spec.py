@@ -12,7 +12,7 @@ from refdiff.oracle.spec.validation import TYPED, check_names, check_spec, plain
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One differential attention, up to its numbers: dimensions, and each fork in the road of oracle.md.
+    """One differential attention, up to its numbers: dimensions, and each choice on which published ones differ.
 
     query_heads H, key_heads K: rows of q and k on the head axis, those of both maps counted. head_dim d: their width.
     layer: the depth, from 0; λ_init depends on it.

@@ -141,22 +141,22 @@ def _check_heads(spec: Spec) -> None:
         )
     if spec.keys == "own" and K % 2:
         raise ValueError(
-            f"key_heads is {K}, but each map of a pair has a key head of its own: it must be even (row B22 of the "
-            "catalogue; with keys='shared' it may be odd)"
+            f"key_heads is {K}, but each map of a pair has a key head of its own: it must be even (with "
+            "keys='shared' it may be odd)"
         )
     noise = H // (r + 1)
     if noise % spec.key_groups:
         what = "shared keys" if spec.keys == "shared" else "pairs of keys"
         raise ValueError(
             f"{H} query heads are {noise} {'pairs' if r == 1 else 'groups'}, which {spec.key_groups} {what} cannot "
-            "share evenly: pairs would straddle groups (row B2 of the catalogue)"
+            "share evenly: pairs would straddle groups"
         )
     if spec.keys == "shared" and spec.values != "single":
         raise ValueError(f"values are {spec.values!r}, but shared keys have one value head of width d each: 'single'")
     if spec.keys == "shared" and spec.pairing == "halves":
         raise ValueError(
-            "keys are shared, and pairing is 'halves': the two queries of a pair would read different keys (row B1 of "
-            "the catalogue); use pairing='interleaved'"
+            "keys are shared, and pairing is 'halves': the two queries of a pair would read different keys, as "
+            "in https://huggingface.co/blog/microsoft/diff-attn-v2; use pairing='interleaved'"
         )
     if r > 1 and (spec.gqa, spec.group_order) != ("pair_then_group", "blocks"):
         raise ValueError(f"ratio is {r}: gqa must be 'pair_then_group' and group_order 'blocks'")

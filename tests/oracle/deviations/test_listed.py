@@ -15,7 +15,7 @@ from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import ROWS
 from tests.oracle.example_inputs import small
 
-# of oracle.md 5.6, for v1; "V2-vs-V1" is λ squashed
+# of v1; "V2-vs-V1" is λ squashed
 AXES = {
     "pair", "gqa", "vlay", "rope kind", "rope dim", "rope base", "rope offset", "scale", "linit base", "linit const",
     "lam form", "post scale", "norm kind", "norm extent", "eps", "order", "clamp", "renorm", "mask align",

@@ -15,10 +15,12 @@ from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations import deviations
 from refdiff.oracle.diagnosis import search
+from refdiff.oracle.diagnosis.answer import UNWRITTEN
 from refdiff.oracle.diagnosis.closest import WORTH
-from refdiff.oracle.diagnosis.diagnose import UNWRITTEN, diagnose, separating
+from refdiff.oracle.diagnosis.diagnose import diagnose
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
+from refdiff.oracle.diagnosis.separating import separating
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate, quantised

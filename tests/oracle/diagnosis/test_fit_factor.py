@@ -12,7 +12,7 @@ from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.diagnosis.diagnose import diagnose
-from refdiff.oracle.diagnosis.fit_factor import fit_factor
+from refdiff.oracle.diagnosis.fits import fit_factor
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec

@@ -52,7 +52,7 @@ def limited(limit: str, dtype: str) -> Target:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "tiny_values"),
+    ("field", "value", "whisper"),
     [("scale", 0.31, False), ("norm_eps", 3e-7, True), ("rope_theta", 700.0, False), ("window", 5, False)],
 )
 def test_a_number_is_found(field: str, value: float, whisper: bool) -> None:

@@ -8,7 +8,7 @@ import pytest
 from refdiff import layers
 from refdiff.oracle.rounding.evaluation_order import Arithmetic, Order
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.rounding.rounded_attention_vjp import rounded_attention_vjp
+from refdiff.oracle.rounding.rounded_attention import rounded_attention_vjp
 from tests.oracle.rounding.test_rounded_attention import ORDERS, inputs
 
 

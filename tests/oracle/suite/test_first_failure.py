@@ -10,7 +10,7 @@ import pytest
 from refdiff.oracle import diagnosis
 from refdiff.oracle.cases.fixed import PROFILES, Case, cases, small_spec
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.suite.first_failure import LINES, first_failure, is_small
+from refdiff.oracle.suite.outcome import LINES, first_failure, is_small
 from tests.oracle.user_kernels import wrong_rope
 
 SPEC = small_spec("hf_diffllama")

@@ -12,7 +12,7 @@ import pytest
 
 from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.suite import first_failure
+from refdiff.oracle.suite import outcome
 from refdiff.oracle.suite.outcome import Outcome, against_itself, against_truth, check_kernel, in_words, kernel_of
 from refdiff.oracle.suite.relations import RELATIONS, same_twice
 from tests.layers.inputs import says as raises
@@ -105,5 +105,5 @@ def test_a_wrong_output_of_a_small_case_is_kept_for_a_diagnosis(monkeypatch: pyt
     found = against_truth(f"{USER}:wrong_rope", RECIPE, CASES[0])
     assert found.wrong.shape == (2, 6, 16, 32)
     assert against_truth(f"{USER}:right", RECIPE, CASES[0]).wrong is None
-    monkeypatch.setattr(first_failure, "SMALL", 100)
+    monkeypatch.setattr(outcome, "SMALL", 100)
     assert against_truth(f"{USER}:wrong_rope", RECIPE, CASES[0]).wrong is None

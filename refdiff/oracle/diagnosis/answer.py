@@ -1,0 +1,135 @@
+"""The answer for an output that fails: a name, several, a number, or the place where it is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from refdiff.oracle.budget.budget import Budget, budget
+from refdiff.oracle.deviations.deviation import deviated, output
+from refdiff.oracle.deviations.listed import deviations
+from refdiff.oracle.diagnosis.closest import WORTH
+from refdiff.oracle.diagnosis.fits import fits
+from refdiff.oracle.diagnosis.places import Damage, damage, right_rows
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
+from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
+from refdiff.oracle.diagnosis.separating import separating
+from refdiff.oracle.diagnosis.sub_case import Parts
+from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, quick_residual
+from refdiff.oracle.inputs import kind_of
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.verdict.verdict import PASS
+
+UNWRITTEN = "an output that nothing was written to looks the same"
+COARSER = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
+"""By storage type, the recipes that round more, the finest first."""
+
+
+def name_output(
+    spec: Spec, recipe: Recipe, targets: tuple[Target, ...], known: Sequence[Budget], failing: Sequence[bool], most: int
+) -> Ranking:
+    """Look for the fewest deviations, `most` at a time, that give outputs of which one fails or more."""
+    kinds = {kind_of(t.inputs) for t in targets}
+    if len(kinds) > 1:
+        raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
+    damages = [damage(t.actual, b) for t, b in zip(targets, known, strict=True)]
+    where, not_finite = _where([d.lines for d in damages]), any(d.not_finite for d in damages)
+    right = _right(targets, known, damages, failing)
+    fitting, closest, notes = search(
+        spec, targets, deviations(spec, kinds.pop()), most, not_finite=not_finite, right=right
+    )
+    if len(fitting) == 1:
+        return _one(spec, targets, fitting[0], notes, where, finite=not not_finite, local=right is not None)
+    if fitting:
+        return Ranking(AMBIGUOUS, tuple(fitting), separating=separating(spec, recipe, fitting), where=where)
+    # of what passes as right, any number fits; and none gives NaN
+    fitted = () if NEARLY_RIGHT in notes or not_finite else fits(spec, targets, local=right is not None)
+    if any(f.fits for f in fitted):
+        return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
+    other = None if not_finite or right is not None else matching_recipe(spec, recipe, Parts.of(spec, targets).small)
+    if other is not None:
+        return Ranking(NONE_FITS, notes=(other, *notes), where=where)
+    shown = tuple(c for c in closest if c.explains >= WORTH)
+    pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
+    told = [_how_close(closest, pairs)]
+    if any(len(c.deviations) > 1 for c in shown):
+        first = _first_to_mend(spec, targets, shown)
+        shown = (first,)
+        told.append(f"several: first mend {first.name}, which alone explains {first.explains:.0%}, then ask again")
+    return Ranking(NONE_FITS, shown, fitted, notes=(*told, *notes), where=where)
+
+
+def _right(
+    targets: tuple[Target, ...], known: Sequence[Budget], damages: Sequence[Damage], failing: Sequence[bool]
+) -> tuple[Numpy, ...] | None:
+    """The rows that are right, where every output that fails is wrong in one place only."""
+    if not all(d.local or not fails for d, fails in zip(damages, failing, strict=True)):
+        return None
+    return tuple(right_rows(t.actual, b) for t, b in zip(targets, known, strict=True))
+
+
+def _one(
+    spec: Spec, targets: tuple[Target, ...], one: Candidate, notes: tuple[str, ...], where: tuple[str, ...], *,
+    finite: bool, local: bool,
+) -> Ranking:  # fmt: skip
+    """The answer where one name fits, or two together: a number may be the better one."""
+    numbers = _numbers_instead(spec, targets, one, local=local) if finite else ()
+    if numbers and len(one.deviations) > 1:
+        return Ranking(AMBIGUOUS, (one,), numbers, where=where)
+    if numbers:
+        return Ranking(NONE_FITS, (), numbers, where=where)
+    zero = not any(t.actual.any() for t in targets)
+    return Ranking(UNIQUE, (one,), notes=(UNWRITTEN, *notes) if zero else notes)
+
+
+def _first_to_mend(spec: Spec, targets: tuple[Target, ...], closest: tuple[Candidate, ...]) -> Candidate:
+    """Of deviations that do not fit together, which names them wrongly more often than not, the one that does most."""
+    alone = []
+    for d in dict.fromkeys(d for c in closest for d in c.deviations):
+        problems = [deviated(spec, t.inputs, [d]) for t in targets]
+        outs = [None if p is None else output(p) for p in problems]
+        share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
+        residual = max(quick_residual(t, x) for t, x in zip(targets, outs, strict=True))
+        alone.append(Candidate((d,), residual, share, False))
+    return max(alone, key=lambda c: c.explains)
+
+
+def _numbers_instead(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:
+    """The numbers that are a better answer than a name which leaves much, or as good a one as two names together."""
+    several = len(one.deviations) > 1
+    if not several and one.residual <= THRESHOLDS.doubtful:
+        return ()
+    most = THRESHOLDS.as_good * one.residual if several else one.residual / THRESHOLDS.as_good
+    return tuple(f for f in fits(spec, targets, local=local) if f.fits and f.residual < most)
+
+
+def _how_close(closest: list[Candidate], pairs: bool) -> str:
+    best = max((c.explains for c in closest), default=0.0)
+    if best >= WORTH:
+        return f"the closest explains {best:.0%} of the squared difference"
+    alone = "alone or in pairs" if pairs else "alone"
+    return f"nothing in the catalogue, {alone}, explains more than {math.ceil(100 * best)}% of the squared difference"
+
+
+def _where(lines: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The places of each output's error; of all, where they are one."""
+    if len(set(lines)) == 1:
+        return lines[0]
+    return tuple(f"output {n}: {line}" for n, one in enumerate(lines) for line in one)
+
+
+def matching_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target]) -> str | None:
+    """Say with which coarser recipe the outputs pass, the finest such one; None where there is none.
+
+    Only what no deviation and no number explains is asked: a small mistake hides in the roundings of a coarser type.
+    """
+    for name in COARSER[recipe.storage]:
+        other = Recipe.of(name)
+        known = [(t, budget(spec, t.inputs, other, members=4)) for t in targets if other != recipe]
+        if known and all(b.judge({"out": t.actual}).status == PASS for t, b in known):
+            return (
+                f"it passes with recipe={name!r}: does your kernel round there, where {recipe.name!r} does not say so?"
+            )
+    return None
