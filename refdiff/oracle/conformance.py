@@ -6,8 +6,9 @@ The function is `kernel(spec, inputs)`: a `Spec` and the dictionary of `refdiff.
 that the kernel stores (bfloat16 is ml_dtypes'); or `kernel(inputs)`, where it has the spec compiled in. It returns its
 output, or a mapping with any of out, lse1, lse2; arrays of any library. `kernel(spec, inputs, dout=None)` is given the
 output's gradient too, and returns dq, dk, dv, … beside where that is not None. It returns `NotImplemented` for inputs
-that it does not serve: such a test is skipped, and a run in which nothing was compared fails. The first case that fails
-is told with the lines that make it again, and if its output is wrong and it is small, with what `diagnose` answers.
+that it does not serve: such a test is skipped, and a run in which more than half are declined fails. The first case
+that fails is told with the lines that make it again, and if its output is wrong and it is small, with what `diagnose`
+answers.
 
     REFDIFF_KERNEL     package.module:function
     REFDIFF_SPEC       hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2 or gda, with 12 query heads
@@ -16,13 +17,17 @@ is told with the lines that make it again, and if its output is wrong and it is 
     REFDIFF_RECIPE     float32, tf32, bfloat16 or float16, also as fp32, bf16, fp16, or a JSON object with fields of a
                        Recipe, such as {"storage": "bf16", "lam": "float32"} (float32)
     REFDIFF_PROFILES   one or more by commas: natural, discriminating, cancellation, tiny_values, extreme, degenerate,
-                       layout, serving, tiles (all of them). Relations between two runs are tested beside, on cases of
-                       natural
+                       layout, serving, lambda, modules, tiles (all of them). Relations between two runs are tested
+                       beside, on cases of natural
+    REFDIFF_SET        quick, or thorough: with up to 1,024 queries and keys, which takes minutes (quick)
+    REFDIFF_SIZES      your own sizes beside, batch, queries and keys: 2x512x512,8x1x4096 (none)
+    REFDIFF_ALLOW_DECLINED   1: a kernel that declines more than half of the cases may pass (it does not)
     REFDIFF_SEED       of the numbers, from 0 (0)
     REFDIFF_DASK       tcp://scheduler:8786: the workers of a dask scheduler run the kernel, a case at a time, with what
                        can be imported there (this process runs it)
 
-Every case has the spec that you name; relations may change its numbers of heads (`groups_as_copies`), and nothing else.
+Every case has the spec that you name; of a preset, heads are 64, 96 and 128 wide in three more cases of `modules`, for
+a kernel that takes the spec. Relations may change numbers of heads (`groups_as_copies`), and nothing else.
 A right kernel in NumPy took 4 s for all on one core, 1.5 of them for `tiles`; with gradients 7 and 3.
 """
 
@@ -30,6 +35,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -39,12 +45,24 @@ import pytest
 
 from refdiff import cluster
 from refdiff.oracle.cases.fixed import PROFILES, Case, cases, small_spec
+from refdiff.oracle.inputs.outputs import takes_inputs_alone
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.suite.outcome import Outcome, against_itself, against_truth, check_kernel, first_failure, in_words
-from refdiff.oracle.suite.relations import RELATIONS
+from refdiff.oracle.suite.outcome import (
+    Outcome,
+    against_itself,
+    against_truth,
+    check_kernel,
+    first_failure,
+    in_words,
+    kernel_of,
+)
+from refdiff.oracle.suite.relations import RELATIONS, same_gradients_twice, same_twice
 
+WIDTHS = (64, 96, 128)
+"""Of heads, as most models have them; a table, a tile or a vector load may be made for one of them."""
 _compared: list[str] = []
+_declined: list[str] = []
 _failed: list[str] = []
 
 
@@ -60,12 +78,22 @@ def recipe_of(text: str) -> Recipe:
     return Recipe.of(json.loads(text) if text.startswith("{") else text)
 
 
-def chosen(environment: Mapping[str, str]) -> list[Case]:
-    """The cases that the variables ask for."""
-    spec, recipe = spec_of(_spec_text(environment)), _recipe(environment)
+def chosen(environment: Mapping[str, str], *, other_widths: bool = True) -> list[Case]:
+    """The cases that the variables ask for; of a preset, whose dimensions nobody chose, heads of other widths too."""
+    text, dtype = _spec_text(environment), _recipe(environment).storage
+    spec, seed = spec_of(text), int(environment.get("REFDIFF_SEED", "0"))
     profiles = [p.strip() for p in environment.get("REFDIFF_PROFILES", ",".join(PROFILES)).split(",") if p.strip()]
-    seed = int(environment.get("REFDIFF_SEED", "0"))
-    return [case for p in profiles for case in cases(p, seed, spec=spec, dtype=recipe.storage)]
+    thorough = {"quick": False, "thorough": True}[environment.get("REFDIFF_SET", "quick")]
+    found = [c for p in profiles for c in cases(p, seed, spec=spec, dtype=dtype, thorough=thorough)]
+    if other_widths and "modules" in profiles and not text.strip().startswith("{"):
+        for d in WIDTHS:
+            wide = cases("modules", seed, spec=spec.replace(head_dim=d), dtype=dtype, batch=1, queries=16)[0]
+            found.append(replace(wide, name=f"{wide.name}-d{d}"))
+    for size in filter(None, environment.get("REFDIFF_SIZES", "").split(",")):
+        B, T, S = map(int, size.split("x"))
+        own = cases("discriminating", seed, spec=spec, dtype=dtype, batch=B, queries=T, keys=S)[0]
+        found.append(replace(own, name=f"{size.strip()}-{dtype}-{seed}"))
+    return found
 
 
 def _spec_text(environment: Mapping[str, str]) -> str:
@@ -92,11 +120,10 @@ def pytest_generate_tests(metafunc: Any) -> None:
             except ValueError as error:
                 raise pytest.Collector.CollectError(str(error)) from None
         try:
-            found = chosen(os.environ)
-        except (TypeError, ValueError) as error:
-            raise pytest.Collector.CollectError(
-                f"REFDIFF_SPEC, REFDIFF_RECIPE, REFDIFF_PROFILES or REFDIFF_SEED: {error}"
-            ) from None
+            alone = not os.environ.get("REFDIFF_DASK") and takes_inputs_alone(kernel_of(name))
+            found = chosen(os.environ, other_widths=not alone)
+        except (KeyError, TypeError, ValueError) as error:
+            raise pytest.Collector.CollectError(f"one of the variables REFDIFF_...: {error}") from None
         metafunc.parametrize("case", found, ids=str)
 
 
@@ -126,13 +153,18 @@ def _piece(name: str, item: Any) -> Callable[[], Outcome]:
     if "case" in given:
         return partial(against_truth, name, recipe, given["case"])
     spec = spec_of(_spec_text(os.environ))
-    natural = cases("natural", int(os.environ.get("REFDIFF_SEED", "0")), spec=spec, dtype=recipe.storage)
-    return partial(against_itself, name, recipe, given["relation"], natural)
+    seed = int(os.environ.get("REFDIFF_SEED", "0"))
+    found = cases("natural", seed, spec=spec, dtype=recipe.storage)
+    if given["relation"] in (same_twice, same_gradients_twice):  # more tiles than one may race
+        found = [*cases("tiles", seed, spec=spec, dtype=recipe.storage)[:1], *found]
+    return partial(against_itself, name, recipe, given["relation"], found)
 
 
 def _tell(outcome: Outcome, node: str) -> None:
     if outcome.compared:
         _compared.append(node)
+    if outcome.declined:
+        _declined.append(node)
     if outcome.status == "skip":
         pytest.skip(outcome.text)
     if outcome.status == "fail":
@@ -155,7 +187,15 @@ def test_against_itself(relation: Any, outcomes: Callable[[str], Outcome], reque
     _tell(outcomes(request.node.nodeid), relation.__name__)
 
 
-def test_something_was_compared() -> None:
-    """A run in which the kernel declined every case has shown nothing."""
+def test_most_cases_were_compared(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run in which the kernel declined every case has shown nothing, and one in which it declined most, little."""
+    every = [item for item in request.session.items if "case" in getattr(getattr(item, "callspec", None), "params", {})]
+    text = f"compared {len(_compared)} of {len(every)}"
+    text += f"; declined: {', '.join(_declined)}" if _declined else ""
+    with capsys.disabled():
+        sys.stdout.write(f"\n{text}\n")
     if not _compared:
         pytest.fail("no output was compared: every case was declined or inconclusive", pytrace=False)
+    if 2 * len(_declined) > len(every) and not os.environ.get("REFDIFF_ALLOW_DECLINED"):
+        pytest.fail(f"{text}: more than half. If that is all it is meant to serve, set REFDIFF_ALLOW_DECLINED=1, or "
+                    "name the profiles that it serves in REFDIFF_PROFILES", pytrace=False)  # fmt: skip

@@ -47,6 +47,8 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
             Structure(packed=((6, 6), (0, 0), (9, 9)), hidden=24),
             *(Structure(3, 7, 11, padding="right"), Structure(3, 7, 11, padding="left")),
             Structure(pages=((1, 13), (1, 0), (1, 6)), page=5),
+            *(Structure(3, 9, 9, padding="left"), Structure(2, 7, 7, unseen="padding")),
+            *(Structure(2, 7, 7, unseen="mask"), Structure(2, 7, 7, unseen="bias")),
         ),
     ),
     "serving": (
@@ -57,6 +59,11 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
             Structure(pages=((4, 11), (4, 21)), page=4),  # four tokens to be verified
             Structure(2, 1, 19),
         ),
+    ),
+    "lambda": ("lambda", (Structure(2, 9, 14), Structure(1, 11, 11), Structure(1, 12, 12))),
+    "modules": (  # what an ordinary module is called with: as many keys as queries, no mask, no cache
+        "discriminating",
+        (Structure(1, 64, 64), Structure(1, 128, 128), Structure(1, 144, 144), Structure(5, 16, 16)),
     ),
     "tiles": (
         "tiles",
@@ -70,10 +77,15 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
             Structure(1, 5, 257, window=64),  # 189 to 193: two tiles and more with none
             Structure(packed=((1, 64), (3, 63), (34, 65))),
             Structure(pages=((1, 65), (1, 63), (1, 129)), page=16),
+            *(Structure(4, 1, 257), Structure(1, 2, 256), Structure(1, 3, 513)),
+            Structure(1, 5, 70, hole=1100),  # positions past tables of 288, 512 and 1,024
         ),
     ),
 }
 """For each profile, the numbers of `draw` and the structures."""
+
+THOROUGH = {"modules": (Structure(1, 256, 256), Structure(1, 512, 512), Structure(1, 1024, 1024))}
+"""Beside those, where minutes do not matter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,17 +138,24 @@ def small_spec(preset: str) -> Spec:
     return Spec.preset(preset, **dims, layer=2)
 
 
-def cases(profile: str, seed: int = 0, *, spec: Spec | None = None, dtype: str = "float32") -> list[Case]:
+def cases(
+    profile: str, seed: int = 0, *, spec: Spec | None = None, dtype: str = "float32", thorough: bool = False,
+    batch: int | None = None, queries: int | None = None, keys: int | None = None,
+) -> list[Case]:  # fmt: skip
     """Return the cases of a profile: of your spec, or of every preset.
 
     Args:
         profile: natural; discriminating, on which mistakes differ most; cancellation, λ near 1 and maps alike;
             tiny_values, on which ε is seen; extreme, large scores, ties and sinks; degenerate, lengths of 0 and 1, rows
             that see nothing; layout, packed, padded and paged; serving, decoding and chunks with pages; tiles, numbers
-            of keys on and beside multiples of 64, up to 257, with masks, bias, positions and windows that end there. A
-            window is the spec's, or a mask where it has none.
+            of keys on and beside multiples of 64, up to 513, with masks, bias, positions and windows that end there;
+            lambda, λ below 0 and above 3; modules, as many keys as queries, up to 144. A window is the spec's, or a
+            mask where it has none.
         seed: the same seed gives the same numbers.
         dtype: that the inputs are stored in: "float32", "bfloat16" or "float16".
+        thorough: with larger ones, up to 1,024 queries and keys in modules, which take minutes.
+        batch, queries, keys: sizes of your own, for one dense case in place of the profile's; queries alone are as many
+            as keys, and the reverse.
 
     Raises:
         ValueError: no profile has that name, or no numbers that dtype.
@@ -145,6 +164,11 @@ def cases(profile: str, seed: int = 0, *, spec: Spec | None = None, dtype: str =
     if profile not in PROFILES:
         raise ValueError(f"no profile is called {profile!r}: there are {', '.join(PROFILES)}")
     values, structures = PROFILES[profile]
+    if thorough:
+        structures += THOROUGH.get(profile, ())
+    if (batch, queries, keys) != (None, None, None):
+        T, S = (n if n is not None else other for n, other in ((queries, keys), (keys, queries)))
+        structures = (Structure(1 if batch is None else batch, 16 if T is None else T, 16 if S is None else S),)
     made = []
     specs = {name: small_spec(name) for name in PRESETS} if spec is None else {"": spec}
     for n, (preset, one) in enumerate(specs.items()):

@@ -11,6 +11,7 @@ from refdiff.oracle.spec import Spec
 
 Numpy = np.ndarray[Any, Any]
 PADDING = ("none", "left", "right")
+UNSEEN = ("none", "padding", "mask", "bias")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Structure:
 
     batch B, queries T, keys S: a dense problem; padding: which side of the keys is padding, a different number of them
     in each sequence. hidden: D, for inputs of the whole layer.
+    unseen: what hides every key from the last sequence, so that all its rows see nothing: padding, a mask, or a bias of
+    −∞ alone.
     window: a mask with which a query sees no more than so many keys, its own the last of them. bias: whether scores
     have one, by head. hole: positions are given, and so many are skipped before key 64. These three: dense alone.
     packed: (queries, keys) of each sequence, one after another; B is then 1, T and S are their sums.
@@ -35,6 +38,7 @@ class Structure:
     keys: int = 7
     hidden: int | None = None
     padding: str = "none"
+    unseen: str = "none"
     window: int | None = None
     bias: bool = False
     hole: int = 0
@@ -49,13 +53,15 @@ class Structure:
             raise ValueError(f"{self}: lengths must be 0 or more, and a page holds 1 key or more")
         if self.padding not in PADDING:
             raise ValueError(f"padding is {self.padding!r}, but must be one of {', '.join(map(repr, PADDING))}")
+        if self.unseen not in UNSEEN:
+            raise ValueError(f"unseen is {self.unseen!r}, but must be one of {', '.join(map(repr, UNSEEN))}")
         if self.packed is not None and self.pages is not None:
             raise ValueError("packed and pages are two ways to say how long the sequences are: give one of them")
         if self.hidden is not None and self.pages is not None:
             raise ValueError("a whole layer has its keys from x, not from pages: hidden must be None")
         dense = self.sequences is None and self.hidden is None
-        if not dense and (self.window is not None or self.bias or self.hole):
-            raise ValueError("window, bias and hole are for dense q, k and v alone")
+        if not dense and (self.window is not None or self.bias or self.hole or self.unseen != "none"):
+            raise ValueError("window, bias, hole and unseen are for dense q, k and v alone")
 
     @property
     def sequences(self) -> tuple[tuple[int, int], ...] | None:
@@ -93,13 +99,17 @@ class Structure:
             return found if self.hidden is not None else found | {"cu_seqlens_k": np.cumsum([0, *of_k], dtype=np.int32)}
         return found | self._pages(rng, of_k)
 
-    def sight(self, spec: Spec) -> dict[str, Numpy]:
-        """The mask of `window` and the positions with a `hole`, where there is one."""
+    def masks(self, spec: Spec) -> dict[str, Numpy]:
+        """The mask of `window`, what hides a sequence, and the positions with a `hole`, where there is one."""
         found: dict[str, Numpy] = {}
         T, S = self.queries, self.keys
         if self.window is not None:
             t = np.arange(T)[:, None] + (0 if spec.causal == "top_left" else S - T)
             found["mask"] = (np.abs(np.arange(S)[None] - t) < self.window)[None, None]
+        if self.unseen in ("mask", "bias"):
+            see = np.ones((self.batch, 1, 1, S), dtype=np.bool_)
+            see[-1:] = False
+            found |= {"mask": see} if self.unseen == "mask" else {"bias": np.where(see, 0.0, -np.inf)}
         if self.hole and spec.rope != "none":
             s = np.arange(S, dtype=np.int32)[None]
             found["k_positions"] = s + np.int32(self.hole) * (s >= 64)
@@ -107,6 +117,8 @@ class Structure:
         return found
 
     def _padding(self, rng: np.random.Generator) -> dict[str, Numpy]:
+        if self.unseen == "padding":
+            return {"key_mask": np.arange(self.batch)[:, None] < np.full((1, self.keys), self.batch - 1)}
         if self.padding == "none" or self.keys == 0:
             return {}
         count = rng.permutation(np.arange(self.batch) % max(1, self.keys - 1))

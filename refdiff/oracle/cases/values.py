@@ -21,7 +21,9 @@ Numpy = np.ndarray[Any, Any]
 STORAGE = ("float32", "bfloat16", "float16")
 ALIASES = {"identify": "discriminating", "whisper": "tiny_values", "cancel": "cancellation"}
 """Former names of profiles, still accepted."""
-VALUES = ("natural", "discriminating", "cancellation", "tiny_values", "extreme", "degenerate", "tiles")
+LAMBDAS = (-0.4, 0.1, 3.4)
+"""Of the profile lambda: a kernel may cut λ off at 0, at 0.3 or at 3."""
+VALUES = ("natural", "discriminating", "cancellation", "tiny_values", "extreme", "degenerate", "tiles", "lambda")
 """The profiles that differ in their numbers; `layout` and `serving` differ in structure and have natural ones."""
 
 
@@ -36,6 +38,7 @@ def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = 
         extreme: scores up to some thousands, some keys equal, one of them far above the others
         degenerate: zeros, equal keys, values all one
         tiles: as discriminating, each query aimed at one key, most of them beside a border of tiles
+        lambda: as discriminating, λ below 0, near 0 or above 3, in turn of seeds
         natural: normal numbers
 
     Raises:
@@ -54,13 +57,13 @@ def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = 
             if name not in (*VECTORS, "lambda_full")}  # fmt: skip
     if structure.hidden is not None and n["R"] and structure.packed is None:
         made["x_past"] = rng.normal(size=(n["B"], n["R"], n["D"]))
-    made |= _lambda(spec, values, rng)
+    made |= _lambda(spec, values, rng, LAMBDAS[seed % 3] if values == "lambda" else None)
     if "q" in made:
         _maps(spec, made, rng, values)
     if structure.pages is not None:
         _into_pages(spec, structure, made, tables, rng)
     if structure.hidden is None:
-        tables |= structure.sight(spec)
+        tables |= structure.masks(spec)
         if structure.bias:
             made["bias"] = 2.0 * rng.normal(size=(1, n["h"], n["T"], n["S"]))
         if values == "tiles":
@@ -85,7 +88,7 @@ def _of(name: str, shape: list[int], rng: np.random.Generator, values: str) -> N
     if name.endswith("_proj.weight"):
         return x * (1.3 / math.sqrt(max(1, shape[-1])))
     if name == "lambda_logits":
-        return x + 3.0 if values == "cancellation" else 1.2 * x
+        return x + 3.0 if values == "cancellation" else {"lambda": 4.0}.get(values, 1.2) * x
     if name == "norm_weight":
         return np.where(rng.random(shape) < 0.25, -1.0, 1.0) * rng.uniform(0.4, 1.6, shape)
     if name == "v":
@@ -93,19 +96,20 @@ def _of(name: str, shape: list[int], rng: np.random.Generator, values: str) -> N
     return x
 
 
-def _lambda(spec: Spec, values: str, rng: np.random.Generator) -> Inputs:
+def _lambda(spec: Spec, values: str, rng: np.random.Generator, wanted: float | None) -> Inputs:
     """The λ vectors, such that λ is where the profile wants it; or λ itself."""
     start = lambda_init(spec, ops_for())
     away = 0.25 if start < 0.55 else -0.25
     target = float(rng.uniform(0.92, 1.08) if values == "cancellation" else min(max(start + away, 0.4), 0.8))
-    target += float(rng.uniform(-0.04, 0.04))
+    target = (target if wanted is None else wanted) + float(rng.uniform(-0.04, 0.04))
     if spec.lambda_form == "given":
         return {"lambda_full": np.asarray(target)}
     if spec.lambda_form == "sigmoid":
         return {}
     # e₁ − e₂ = λ − λ_init, both of order 1 and apart from 1, so that no other formula gives the same
     second = float(rng.uniform(0.5, 0.75))
-    first = max(second + target - start, 0.15)
+    if (first := second + target - start) < 0.15:
+        first, second = (0.15, 0.15 + start - target) if wanted is not None else (0.15, second)
     made: Inputs = {}
     for name, dot in (("1", math.log(first)), ("2", math.log(second))):
         a, b = _normal(rng, (spec.head_dim,)), _normal(rng, (spec.head_dim,))
@@ -117,7 +121,7 @@ def _lambda(spec: Spec, values: str, rng: np.random.Generator) -> Inputs:
 def _maps(spec: Spec, made: Inputs, rng: np.random.Generator, values: str) -> None:
     """Make q and k what the profile wants of the two maps of each pair."""
     q, k, w = made["q"], made["k"], head_indices(spec)
-    if values in ("discriminating", "tiny_values"):
+    if values in ("discriminating", "tiny_values", "lambda"):
         made["q"] = 1.3 * q
     elif values == "cancellation":
         # where several signals share a noise, it is like the last of them

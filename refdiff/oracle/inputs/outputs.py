@@ -84,7 +84,7 @@ def called(kernel: Callable[..., Any]) -> Callable[..., Any]:
     Raises:
         TypeError: it takes something else.
     """
-    alone, with_dout = _takes_inputs_alone(kernel), takes_dout(kernel)
+    alone, with_dout = takes_inputs_alone(kernel), takes_dout(kernel)
 
     def call(spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
         return kernel(*((inputs,) if alone else (spec, inputs)), **({"dout": dout} if with_dout else {}))
@@ -100,7 +100,12 @@ def _signature(kernel: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-def _takes_inputs_alone(kernel: Callable[..., Any]) -> bool:
+def takes_inputs_alone(kernel: Callable[..., Any]) -> bool:
+    """Whether a kernel has its spec compiled in.
+
+    Raises:
+        TypeError: it takes something else than (spec, inputs) or (inputs).
+    """
     signature = _signature(kernel)
     if signature is None:
         return False

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +22,12 @@ from refdiff.oracle.verdict.check import check
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a test says, and whether the kernel computed something that was judged."""
+    """What a test says, whether the kernel computed something that was judged, and whether it declined to."""
 
     status: Literal["pass", "fail", "skip"]
     text: str = ""
     compared: bool = False
+    declined: bool = False
     wrong: Any = field(default=None, compare=False, repr=False)
     """The output, where it failed in a case that is small enough for a diagnosis."""
 
@@ -72,13 +73,16 @@ def against_truth(name: str, recipe: Recipe, case: Case) -> Outcome:
     """Output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe."""
     kernel = kernel_of(name)
     dout = case.dout if takes_dout(kernel) else None
-    given = {name: np.array(x) for name, x in case.inputs.items()}
-    actual = called(kernel)(case.spec, given, dout)
+    whole = dict(case.inputs) if dout is None else {**case.inputs, "dout": dout}
+    given = {name: np.array(x) for name, x in whole.items()}
+    actual = called(kernel)(case.spec, {name: given[name] for name in case.inputs}, given.get("dout"))
     if actual is NotImplemented:
-        return Outcome("skip", "the kernel returned NotImplemented")
-    for name, x in case.inputs.items():
+        return Outcome("skip", "the kernel returned NotImplemented", declined=True)
+    for name, x in whole.items():
         if given[name].tobytes() != x.tobytes():
             return Outcome("fail", f"the kernel has changed its input {name}")
+    if lacking := _incomplete(actual, case, dout):
+        return Outcome("fail", lacking)
     try:
         verdict = check(actual, case.spec, case.inputs, recipe=recipe, dout=dout)
     except (TypeError, ValueError) as error:
@@ -87,7 +91,19 @@ def against_truth(name: str, recipe: Recipe, case: Case) -> Outcome:
         return Outcome("skip", str(verdict))
     of_out = verdict.tensors.get("out")
     wrong = output_alone(actual, "a diagnosis") if of_out and of_out.status == "fail" and is_small(case) else None
-    return Outcome("pass" if verdict else "fail", str(verdict), True, wrong)
+    return Outcome("pass" if verdict else "fail", str(verdict), True, wrong=wrong)
+
+
+def _incomplete(actual: Any, case: Case, dout: Any) -> str:
+    """What a kernel's answer lacks, whatever its numbers: gradients that it was asked for, or a type of its own."""
+    found = actual if isinstance(actual, Mapping) else {"out": actual}
+    wanted = [f"d{n}" for n in ("x", "q", "k", "v", "k_pages", "v_pages") if n in case.inputs]
+    if dout is not None and (missing := [n for n in wanted if n not in found]):
+        return f"the kernel takes dout and does not give {', '.join(missing)}: return NotImplemented where it has none"
+    wide = [n for n, x in found.items() if (n == "out" or n in wanted) and str(getattr(x, "dtype", "")) == "float64"]
+    if wide:
+        return f"{', '.join(wide)} came in float64: a kernel that stores {case.dtype} gives that, or float32"
+    return ""
 
 
 def against_itself(name: str, recipe: Recipe, relation: Callable[..., str], cases: Sequence[Case]) -> Outcome:
@@ -135,11 +151,12 @@ def first_failure(case: Case, spec: str, recipe: Recipe, out: Any = None) -> str
         out: the output, where it is to be diagnosed.
     """
     seed, place = divmod(case.seed, 1000)
+    other = case.name.endswith(f"-d{case.spec.head_dim}")
     lines = (
         "The first case that fails; to have it in Python:",
         "  from refdiff import oracle",
         "  from refdiff.oracle.conformance import spec_of",
-        f"  spec = spec_of({spec!r})",
+        f"  spec = spec_of({spec!r})" + (f".replace(head_dim={case.spec.head_dim})" if other else ""),
         f'  case = oracle.cases("{case.profile}", seed={seed}, spec=spec, dtype="{case.dtype}")[{place}]',
     )
     return "\n".join([*lines, *([] if out is None else [_diagnosis(case, recipe, out)])])

@@ -1,7 +1,7 @@
 """What must hold between two runs of one kernel, whatever its roundings: no truth is needed, and little tolerance.
 
-A kernel is `kernel(spec, inputs)` and returns its output, or a mapping with `out`, or `NotImplemented` for inputs that
-it does not serve.
+A kernel is `kernel(spec, inputs, dout=None)` and returns its output, or a mapping with `out`, or `NotImplemented` for
+inputs that it does not serve.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.budget.statistics import LIMITS, over, root_mean_square
-from refdiff.oracle.inputs.outputs import output_alone
+from refdiff.oracle.cases.layouts import relaid
+from refdiff.oracle.inputs.outputs import output, output_alone
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -23,7 +24,7 @@ from refdiff.oracle.truth.attention_operands import lambda_init, lambda_of
 from refdiff.oracle.truth.head_indices import head_indices
 
 Numpy = np.ndarray[Any, Any]
-Kernel = Callable[[Spec, Inputs], Any]
+Kernel = Callable[..., Any]
 
 
 class DeclinedError(Exception):
@@ -34,14 +35,14 @@ class UnreadableError(Exception):
     """What the kernel returned is no output."""
 
 
-def run(kernel: Kernel, spec: Spec, inputs: Inputs) -> Numpy:
-    """Call a kernel on copies of its inputs, and return its output in float64.
+def run(kernel: Kernel, spec: Spec, inputs: Inputs, *, copy: bool = True) -> Numpy:
+    """Call a kernel on copies of its inputs, or on themselves, and return its output in float64.
 
     Raises:
         DeclinedError: it returned `NotImplemented`, or a mapping without `out`.
         UnreadableError: it returned something else than an output.
     """
-    found = kernel(spec, {name: np.array(x) for name, x in inputs.items()})
+    found = kernel(spec, {name: np.array(x) for name, x in inputs.items()} if copy else inputs)
     if found is NotImplemented:
         raise DeclinedError("the kernel returned NotImplemented")
     if isinstance(found, Mapping) and "out" not in found:
@@ -55,6 +56,29 @@ def run(kernel: Kernel, spec: Spec, inputs: Inputs) -> Numpy:
 def same_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
     """The same inputs give the same bits."""
     return _bits(run(kernel, spec, inputs), run(kernel, spec, inputs), "run again")
+
+
+def same_gradients_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """The same inputs give the same bits of every gradient."""
+    shape = (*inputs["q"].shape[:1], spec.heads, inputs["q"].shape[2], spec.out_dim)
+    dout = np.random.default_rng(977).normal(size=shape).astype(inputs["q"].dtype)
+    first, second = (kernel(spec, {name: np.array(x) for name, x in inputs.items()}, dout.copy()) for _ in range(2))
+    names = [name for name in first if name.startswith("d")] if isinstance(first, Mapping) else []
+    _need(bool(names), "gradients")
+    for name in names:
+        one, two = (output(found[name], name).astype(np.float64) for found in (first, second))
+        if wrong := _bits(one, two, f"{name} again"):
+            return wrong
+    return ""
+
+
+def strides_do_not_matter(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """Inputs that lie otherwise in memory, tokens before heads or rows apart, give what contiguous ones give."""
+    right = run(kernel, spec, inputs)
+    for layout in ("tokens before heads", "padded width", "width first"):
+        if wrong := _near(run(kernel, spec, relaid(inputs, layout), copy=False), right, spec, inputs, recipe):
+            return f"{layout}: {wrong}"
+    return ""
 
 
 def past_unmoved(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
@@ -172,6 +196,8 @@ def maps_swapped(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> 
 
 RELATIONS: tuple[Callable[[Kernel, Spec, Inputs, Recipe], str], ...] = (
     same_twice,
+    same_gradients_twice,
+    strides_do_not_matter,
     past_unmoved,
     decode_as_prefill,
     batch_as_single,

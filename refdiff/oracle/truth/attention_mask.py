@@ -17,7 +17,7 @@ def attention_mask(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
 
     Equation:
         with t' = t + S − T, or t' = t for `causal="top_left"`: s ≤ t', and t' − window < s; without causal
-        |s − t'| < window. Then `key_mask` and `mask`.
+        |s − t'| < window. Then `key_mask`, `mask`, and a bias of −∞.
 
     Shapes:
         (B or 1, h or 1, T, S) boolean
@@ -35,7 +35,15 @@ def attention_mask(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
     if "mask" in inputs:
         mask = inputs["mask"]
         see = see & mask[(None,) * (4 - mask.ndim)]
+    if "bias" in inputs and (hidden := np.isneginf(inputs["bias"])).any():
+        see = see & ~hidden[(None,) * (4 - hidden.ndim)]
     return see
+
+
+def finite_bias(inputs: dict[str, Numpy]) -> Numpy | None:
+    """The bias with 0 where it is −∞: what that hides `attention_mask` says, and −∞ less −∞ would be no number."""
+    bias = inputs.get("bias")
+    return None if bias is None else np.where(np.isneginf(bias), 0.0, bias)
 
 
 def is_plain_causal(spec: Spec, inputs: dict[str, Numpy]) -> bool:

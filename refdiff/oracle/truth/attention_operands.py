@@ -14,7 +14,7 @@ from refdiff.layers.diff_attention import attention_scores
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask, is_plain_causal
+from refdiff.oracle.truth.attention_mask import attention_mask, finite_bias, is_plain_causal
 from refdiff.oracle.truth.head_indices import head_indices, value_heads
 
 Numpy = np.ndarray[Any, Any]
@@ -52,7 +52,7 @@ def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperand
     q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
     if (cap := spec.softcap) is not None:
         (q1, k1), (q2, k2) = (limited(a, b, lambda z: cap * np.tanh(z / cap)) for a, b in ((q1, k1), (q2, k2)))
-    bias, (mask, causal) = inputs.get("bias"), layer_mask(spec, inputs)
+    bias, (mask, causal) = finite_bias(inputs), layer_mask(spec, inputs)
     bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
     if spec.masked_rows == "uniform":
         # zero scores to every key, in place of none to any
@@ -118,7 +118,8 @@ def layer_mask(spec: Spec, inputs: Inputs) -> tuple[Numpy | None, bool]:
     """`mask` and `causal` for a layer: the triangle is the layer's own where it has that one."""
     if not is_plain_causal(spec, inputs):
         return attention_mask(spec, inputs), False
-    if spec.window is None and "key_mask" not in inputs and "mask" not in inputs:
+    hides = np.isneginf(inputs["bias"]).any() if "bias" in inputs else False
+    if spec.window is None and "key_mask" not in inputs and "mask" not in inputs and not hides:
         return None, True
     return attention_mask(spec.replace(causal="none"), inputs), True
 

@@ -17,7 +17,7 @@ from refdiff.layers.diff_heads_paper import in_turn
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_mask import attention_mask, finite_bias
 from refdiff.oracle.truth.attention_operands import (
     AttentionOperands,
     attention_operands,
@@ -85,7 +85,7 @@ def dense(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     see, causal = layer_mask(spec, inputs)
     seen = attention_mask(spec, inputs)
     heads = {"q": q, "k": k, "v": zero_unseen(v, seen), "lambda_": lambda_of(spec, inputs, ops)}
-    options = {"mask": see, "bias": inputs.get("bias"), "causal": causal}
+    options = {"mask": see, "bias": finite_bias(inputs), "causal": causal}
     if name == "diff_heads_v2":
         flat = ops.diff_heads_v2(*heads.values(), **options)
     elif name == "diff_heads_hf":

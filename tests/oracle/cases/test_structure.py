@@ -56,16 +56,16 @@ def test_a_window_as_a_mask_is_the_window_of_a_spec() -> None:
     for causal in ("bottom_right", "top_left", "none"):
         spec = HF.replace(causal=causal)
         inputs = {"q": np.zeros((1, 12, 3, 6)), "k": np.zeros((1, 4, 9, 6))}
-        (mask,) = Structure(1, 3, 9, window=4).sight(spec).values()
+        (mask,) = Structure(1, 3, 9, window=4).masks(spec).values()
         same = attention_mask(spec, {**inputs, "mask": mask})
         assert np.array_equal(same, attention_mask(spec.replace(window=4), inputs))
 
 
 def test_positions_with_a_hole() -> None:
-    found = Structure(1, 2, 66, hole=10).sight(HF)
+    found = Structure(1, 2, 66, hole=10).masks(HF)
     assert found["k_positions"][0, 62:].tolist() == [62, 63, 74, 75]
     assert found["q_positions"].tolist() == [[74, 75]]
-    assert not Structure(1, 2, 66, hole=10).sight(HF.replace(rope="none"))
+    assert not Structure(1, 2, 66, hole=10).masks(HF.replace(rope="none"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Each of these wrong kernels fails in the cases of the suite: they passed it when its cases were few and small."""
+
+from __future__ import annotations
+
+import pytest
+
+from refdiff.oracle.cases.fixed import Case
+from refdiff.oracle.conformance import chosen
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.suite.outcome import against_itself, against_truth
+from refdiff.oracle.suite.relations import same_gradients_twice, same_twice, strides_do_not_matter
+from tests.oracle.suite import wrong_kernels
+
+HERE = "tests.oracle.suite.wrong_kernels"
+
+
+def _cases(profile: str, dtype: str) -> list[Case]:
+    return chosen({"REFDIFF_PROFILES": profile, "REFDIFF_RECIPE": dtype})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "profile"),
+    [
+        ("long_prompts", "modules"),
+        ("full_blocks", "modules"),
+        ("batches_of_four", "modules"),
+        ("heads_of_96", "modules"),
+        ("keys_of_256", "tiles"),
+        ("more_than_257_keys", "tiles"),
+        ("tables_of_288", "tiles"),
+        ("tables_of_512", "tiles"),
+        ("loses_key_256", "tiles"),
+        ("left_padded_queries", "layout"),
+        ("padded_sequence", "layout"),
+        ("masked_sequence", "layout"),
+        ("biased_sequence", "layout"),
+        ("lambda_at_least_0", "lambda"),
+        ("lambda_at_least_03", "lambda"),
+        ("lambda_at_most_3", "lambda"),
+        ("in_float64", "natural"),
+        ("gradients_of_nothing", "natural"),
+        ("gradients_left_out", "natural"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_kernel_fails(kernel: str, profile: str, dtype: str) -> None:
+    """Only cases in which it differs from the right one are judged: the right one passes all, as another test says."""
+    differs = getattr(wrong_kernels, kernel)
+    found = []
+    for case in _cases(profile, dtype):
+        if "gradients" in kernel or kernel == "in_float64" or _shows(differs, case):
+            found.append(against_truth(f"{HERE}:{kernel}", Recipe.of(dtype), case).status)
+        if "fail" in found:
+            break
+    assert "fail" in found
+
+
+def _shows(kernel: object, case: Case) -> bool:
+    """Whether a kernel is another function than the right one on a case, by two runs of it."""
+    right, wrong = (f(case.spec, {n: x.copy() for n, x in case.inputs.items()}) for f in (wrong_kernels.right, kernel))
+    return right.tobytes() != wrong.tobytes()
+
+
+def test_what_is_not_the_same_twice() -> None:
+    recipe = Recipe("float32")
+    tiles, natural = _cases("tiles", "float32")[:1], _cases("natural", "float32")[:1]
+    assert against_itself(f"{HERE}:races_from_64_keys_on", recipe, same_twice, natural).status == "pass"
+    assert against_itself(f"{HERE}:races_from_64_keys_on", recipe, same_twice, tiles).status == "fail"
+    assert against_itself(f"{HERE}:gradients_that_race", recipe, same_gradients_twice, natural).status == "fail"
+    assert against_itself(f"{HERE}:right", recipe, same_gradients_twice, natural).status == "skip"
+    assert against_itself(f"{HERE}:strided", recipe, strides_do_not_matter, natural).status == "fail"
+    assert against_itself(f"{HERE}:right", recipe, strides_do_not_matter, natural).status == "pass"
+
+
+def test_sizes_of_your_own() -> None:
+    found = chosen({"REFDIFF_PROFILES": "natural", "REFDIFF_SIZES": "2x5x9, 1x70x70"})[2:]
+    assert [(c.name, c.inputs["q"].shape[2], c.inputs["k"].shape[2]) for c in found] == [
+        ("2x5x9-float32-0", 5, 9),
+        ("1x70x70-float32-0", 70, 70),
+    ]
+    thorough = chosen({"REFDIFF_PROFILES": "modules", "REFDIFF_SET": "thorough"})
+    assert max(c.structure.queries for c in thorough) == 1024
+    assert {c.spec.head_dim for c in thorough} == {16, 64, 96, 128}

@@ -1,0 +1,137 @@
+"""Kernels that are right on small inputs of one sequence, and wrong where models call them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.inputs import VECTORS
+from refdiff.oracle.spec import Spec
+from tests.oracle.user_kernels import right
+
+Inputs = dict[str, Any]
+Where = Callable[[Spec, Inputs], bool]
+
+
+def _sizes(inputs: Inputs) -> tuple[int, int, int]:
+    if "q" not in inputs or "k" not in inputs:
+        return 0, 0, 0
+    return inputs["q"].shape[0], inputs["q"].shape[2], inputs["k"].shape[2]
+
+
+def _wrong(where: Where) -> Callable[[Spec, Inputs], Any]:
+    """Right, but for the last row of each head where the condition holds."""
+
+    def kernel(spec: Spec, inputs: Inputs) -> Any:
+        out = right(spec, inputs)
+        if where(spec, inputs):
+            out[..., -1, :] *= 2
+        return out
+
+    return kernel
+
+
+long_prompts = _wrong(lambda s, x: _sizes(x)[1] > 128)
+full_blocks = _wrong(lambda s, x: _sizes(x)[1] == _sizes(x)[2] > 0 and _sizes(x)[1] % 64 == 0)
+keys_of_256 = _wrong(lambda s, x: _sizes(x)[2] > 0 and _sizes(x)[2] % 256 == 0)
+more_than_257_keys = _wrong(lambda s, x: _sizes(x)[2] > 257)
+batches_of_four = _wrong(lambda s, x: _sizes(x)[0] > 3)
+heads_of_96 = _wrong(lambda s, x: s.head_dim == 96)
+left_padded_queries = _wrong(
+    lambda s, x: "key_mask" in x and _sizes(x)[1] == _sizes(x)[2] and not np.all(x["key_mask"][:, 0])
+)
+tables_of_288 = _wrong(lambda s, x: int(np.max(x.get("q_positions", 0), initial=0)) >= 288)
+tables_of_512 = _wrong(lambda s, x: int(np.max(x.get("q_positions", 0), initial=0)) >= 512)
+strided = _wrong(lambda s, x: "q" in x and not x["q"].flags.c_contiguous)
+
+
+def _not_a_number(name: str) -> Callable[[Spec, Inputs], Any]:
+    """NaN for a sequence that sees nothing, where that is said by this input."""
+
+    def kernel(spec: Spec, inputs: Inputs) -> Any:
+        out = right(spec, inputs)
+        if name in inputs and out.size and inputs[name].ndim in (2, 4):
+            hidden = np.isneginf(inputs[name]) if name == "bias" else ~inputs[name]
+            out[np.all(hidden.reshape(len(hidden), -1), axis=1)] = np.nan if len(hidden) == len(out) else 0
+        return out
+
+    return kernel
+
+
+padded_sequence, masked_sequence, biased_sequence = (_not_a_number(n) for n in ("key_mask", "mask", "bias"))
+
+
+def _lambda_cut(low: float, high: float) -> Callable[[Spec, Inputs], Any]:
+    def kernel(spec: Spec, inputs: Inputs) -> Any:
+        q1, k1, q2, k2 = (np.asarray(inputs[name], dtype=np.float64) for name in VECTORS)
+        learned = np.exp(q1 @ k1) - np.exp(q2 @ k2)
+        start = 0.8 - 0.6 * np.exp(-0.3 * spec.layer)
+        if low <= learned + start <= high:
+            return right(spec, inputs)
+        cut = {name: x for name, x in inputs.items() if name not in VECTORS}
+        cut["lambda_full"] = np.asarray(np.clip(learned + start, low, high), dtype=np.float32)
+        return right(spec.replace(lambda_form="given"), cut)
+
+    return kernel
+
+
+lambda_at_least_0, lambda_at_least_03, lambda_at_most_3 = (
+    _lambda_cut(*ends) for ends in ((0.0, 9.0), (0.3, 9.0), (-9.0, 3.0))
+)
+
+
+def loses_key_256(spec: Spec, inputs: Inputs) -> Any:
+    """The first key of the third block of 128, in decoding."""
+    _, T, S = _sizes(inputs)
+    if T != 1 or S <= 256 or "mask" in inputs:
+        return right(spec, inputs)
+    return right(spec, {**inputs, "mask": (np.arange(S) != 256)[None, None, None]})
+
+
+def in_float64(spec: Spec, inputs: Inputs) -> Any:
+    return right(spec, inputs).astype(np.float64)
+
+
+@functools.cache
+def _calls() -> list[int]:
+    return [0]
+
+
+def races_from_64_keys_on(spec: Spec, inputs: Inputs) -> Any:
+    _calls()[0] += 1
+    out = right(spec, inputs)
+    return out * np.float32(1 + 1e-7 * (_calls()[0] % 2)) if _sizes(inputs)[2] > 64 else out
+
+
+def _gradients(spec: Spec, inputs: Inputs, dout: Any) -> dict[str, Any]:
+    from tests.oracle.user_kernels import dense_with_gradients
+
+    return dict(dense_with_gradients(spec, inputs, dout))
+
+
+def gradients_of_nothing(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+    """Overwrites `dout` with zeros, and gives the gradients of that."""
+    if dout is None:
+        return right(spec, inputs)
+    dout[...] = 0
+    return _gradients(spec, inputs, dout)
+
+
+def gradients_left_out(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+    found = right(spec, inputs) if dout is None else _gradients(spec, inputs, dout)
+    return found if dout is None else {name: x for name, x in found.items() if name != "dk"}
+
+
+def gradients_that_race(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+    if dout is None:
+        return right(spec, inputs)
+    _calls()[0] += 1
+    found = _gradients(spec, inputs, dout)
+    return {**found, "dq": found["dq"] * np.float32(1 + 1e-6 * (_calls()[0] % 2))}
+
+
+def declines_most(spec: Spec, inputs: Inputs) -> Any:
+    return right(spec, inputs) if _sizes(inputs) == (1, 17, 17) else NotImplemented
