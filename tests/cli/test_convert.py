@@ -133,7 +133,7 @@ def test_nothing_is_written_over(content: str, tmp_path: Path, capsys: Capture) 
     kept = new / "notes.txt" if content == "a file in it" else new
     kept.write_text("mine", encoding="utf-8")
     assert main(["convert", str(tmp_path / "old"), str(new), "--to", "paper"]) == 2
-    assert f"{new} is there already: name a new folder, or an empty one" in capsys.readouterr().err
+    assert f"{new} exists already; name a new folder, or an empty one" in capsys.readouterr().err
     assert kept.read_text(encoding="utf-8") == "mine"
 
 
@@ -206,7 +206,7 @@ def test_no_file_from_outside_the_checkpoint_is_copied(
         os.mkfifo(folder / "vocab.json")
     else:
         (folder / "vocab.json").symlink_to(tmp_path / "id_rsa" if kind == "link" else "/dev/zero")
-    assert main(["convert", str(folder), str(tmp_path / "new"), "--to", "paper"]) == 1
+    assert main(["convert", str(folder), str(tmp_path / "new"), "--to", "paper"]) == 2
     says = "not a regular file" if kind == "pipe" else "'vocab.json' is a link that leads out of the checkpoint's"
     assert says in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
@@ -235,7 +235,7 @@ def test_a_link_that_leads_nowhere(tmp_path: Path, capsys: Capture) -> None:
     saved(tmp_path / "old")
     (tmp_path / "new").symlink_to(tmp_path / "gone")
     assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 2
-    assert f"new is a link to {tmp_path / 'gone'}, which is not there: make that folder" in capsys.readouterr().err
+    assert f"new: links to {tmp_path / 'gone'}, which does not exist; make that folder" in capsys.readouterr().err
 
 
 def test_every_form_of_a_tokenizer_comes_along(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_the_other_weights_are_compared_as_written(
 
     monkeypatch.setattr(weights, "save", damaged)
     assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 1
-    assert "not what they were, as written in float64, are model.norm.weight; nothing was" in capsys.readouterr().err
+    assert "model.norm.weight: changed, as written in float64, without being converted; nothing was" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
