@@ -165,7 +165,7 @@ if [[ -z $dry ]]; then
 fi
 
 tests=("$python" -m pytest -p no:cacheprovider -rs)
-on_device=tests/backends/test_cupy_device.py
+on_device=tests/backends/cupy/test_on_a_gpu.py
 ! wanted kernels || run "kernels against their layers" 900 "${tests[@]}" "$on_device" -k kernel
 ! wanted model || run "the model, its text and its gradients on the device" 600 "${tests[@]}" "$on_device" -k 'not kernel'
 ! wanted layers || run "the layers, with CuPy among the places" 900 "${tests[@]}" tests/layers
@@ -190,7 +190,7 @@ elif wanted sanitizer; then
     ours=()
     if [[ -n $dry || $("${sanitizer[0]}" --help 2>/dev/null) == *"--kernel-name "* ]]; then
         for kernel in $(sed -nE 's/.*__global__ void (__launch_bounds__\([^)]*\) )?(\w+)\(.*/\2/p' \
-            refdiff/backends/cupy_kernels/cuda/*.cu); do
+            refdiff/backends/cupy/cuda/*.cu); do
             ours+=(--kernel-name "kne=$kernel")
         done
     fi

@@ -70,7 +70,8 @@ def kernels_for(xp: Any, kernels: str = "fast", threads: int | None = None, matr
 
         return NumpyKernels(threads)
     if kernels == "fast" and array_api_compat.is_cupy_namespace(xp):
-        from refdiff.backends.cupy_kernels import SIXTEEN_BITS, CupyKernels
+        from refdiff.backends.cupy.device import SIXTEEN_BITS
+        from refdiff.backends.cupy.kernels import CupyKernels
 
         return CupyKernels(rounded=matrices if matrices in SIXTEEN_BITS else None)
     return None
@@ -98,7 +99,7 @@ def keeps_stored(weights: str, xp: Any, kernels: str = "fast") -> bool:
     if weights == "auto" and on_cuda and fast:
         import cupy
 
-        from refdiff.backends.cupy_upload import has_bfloat16
+        from refdiff.backends.cupy.upload import has_bfloat16
 
         return has_bfloat16(cupy)
     return weights == "stored"
@@ -110,7 +111,7 @@ def placing(xp: Any, device: Any, total: int) -> Iterator[Callable[[Any], Any]]:
     if not array_api_compat.is_cupy_namespace(xp):
         yield lambda x: from_numpy(x, xp, device)
         return
-    from refdiff.backends.cupy_upload import Upload
+    from refdiff.backends.cupy.upload import Upload
 
     upload = Upload(total, device)
     try:

@@ -102,7 +102,7 @@ class CupyGpu(Gpu):
         """Return a function that multiplies two matrices of `size` rows and columns as the model's are multiplied."""
         import ml_dtypes
 
-        from refdiff.backends.cupy_kernels.device import Device
+        from refdiff.backends.cupy.device import Device
 
         cupy = self._cupy
         kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

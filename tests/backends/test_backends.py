@@ -120,7 +120,9 @@ def test_cupy_gets_its_kernels_and_its_uploads(monkeypatch):
     """Which is chosen; what they do is in their own tests."""
     import array_api_compat
 
-    from refdiff.backends import cupy_kernels, cupy_upload, placing
+    from refdiff.backends import placing
+    from refdiff.backends.cupy import runtime, upload
+    from refdiff.backends.cupy.kernels import CupyKernels
 
     class Upload:
         closed = False
@@ -137,9 +139,9 @@ def test_cupy_gets_its_kernels_and_its_uploads(monkeypatch):
     cupy = SimpleNamespace()
     monkeypatch.setattr(array_api_compat, "is_cupy_namespace", lambda xp: xp is cupy)
     monkeypatch.setattr(array_api_compat, "is_numpy_namespace", lambda xp: xp is np)
-    monkeypatch.setattr(cupy_kernels, "Device", lambda: SimpleNamespace(fill=None))
-    monkeypatch.setattr(cupy_upload, "Upload", Upload)
-    assert isinstance(kernels_for(cupy), cupy_kernels.CupyKernels)
+    monkeypatch.setattr(runtime, "Device", lambda: SimpleNamespace(fill=None))
+    monkeypatch.setattr(upload, "Upload", Upload)
+    assert isinstance(kernels_for(cupy), CupyKernels)
     assert kernels_for(cupy, "reference") is None
     with placing(cupy, 1, 40) as put:
         x = np.ones(5)

@@ -23,7 +23,7 @@ from refdiff.bench.peers import TransformersSide, device_of
 from refdiff.bench.refdiff_side import RefdiffSide
 from refdiff.bench.rows import parse_rows
 from refdiff.bench.side import Settings
-from tests.backends.test_cupy_model import on_the_device
+from tests.backends.cupy.test_model import on_the_device
 
 
 def test_peak_memory_counts_what_was_held() -> None:
@@ -136,7 +136,7 @@ def test_ceilings_count_copies_both_ways_and_products_in_the_dtype(card: Card, m
         def product(self, a: Any, b: Any) -> None:
             products.append((a.dtype.name, b.dtype.name))
 
-    monkeypatch.setattr("refdiff.backends.cupy_kernels.device.Device", Device)
+    monkeypatch.setattr("refdiff.backends.cupy.device.Device", Device)
     for dtype, launched in (("float32", []), ("bfloat16", [("bfloat16", "bfloat16")] * ON_A_DEVICE)):
         side = CeilingSide(Settings(dtype=dtype, backend="cupy"))
         side.prepare()

@@ -37,11 +37,11 @@ OF_OBJECTS = (
     Use("cupy.RawKernel.__call__", "device.py", True, 4, ("shared_mem",)),
     Use("cupy.cuda.Device.attributes", "device.py"),
     Use("cupy.cuda.Device.cublas_handle", "device.py"),
-    Use("cupy.cuda.Device.__int__", "cupy_upload.py"),
-    Use("cupy.cuda.Device.use", "cupy_upload.py", True, 1),
-    Use("cupy.cuda.Event.synchronize", "cupy_upload.py", True, 1),
-    Use("cupy.cuda.Event.record", "cupy_upload.py", True, 2),
-    Use("cupy.cuda.PinnedMemoryPointer.ptr", "cupy_upload.py"),
+    Use("cupy.cuda.Device.__int__", "upload.py"),
+    Use("cupy.cuda.Device.use", "upload.py", True, 1),
+    Use("cupy.cuda.Event.synchronize", "upload.py", True, 1),
+    Use("cupy.cuda.Event.record", "upload.py", True, 2),
+    Use("cupy.cuda.PinnedMemoryPointer.ptr", "upload.py"),
     Use("cupy.cuda.Stream.record", "graph.py", True, 1),
     Use("cupy.cuda.Stream.wait_event", "graph.py", True, 2),
     Use("cupy.cuda.Stream.synchronize", "graph.py", True, 1),
@@ -52,17 +52,17 @@ OF_OBJECTS = (
     Use("cupy.cuda.MemoryPool.malloc", "graph.py"),
     Use("cupy.ndarray.set", "device.py", True, 2),
     Use("cupy.ndarray.get", "arrays.py", True, 1),
-    Use("cupy.ndarray.copy", "cupy_kernels", True, 1, ("order",)),
+    Use("cupy.ndarray.copy", "backends/cupy", True, 1, ("order",)),
 )
 """What is asked of objects that CuPy made: the class is not in the text, so they are listed (self counts)."""
 
-OF_THE_DEVICE = ("backends/cupy_kernels", "backends/cupy_upload.py", "bench/gpu.py")
+OF_THE_DEVICE = ("backends/cupy", "backends/cupy/upload.py", "bench/gpu.py")
 """Files in which an attribute that NumPy's arrays have is most likely one of CuPy's."""
 
 OF_THE_HOST = ("ctypes",)
 """But for these, which are asked of NumPy's there."""
 
-MODULES = ("np", "cupy", "xp", "self", "layers", "rotation")
+MODULES = ("np", "cupy", "xp", "self", "layers", "norm", "rope", "gemm", "attention", "mlp", "sampling")
 ARRAYS_HAVE = {name for name in dir(np.ndarray) if not name.startswith("_")} - set(OF_THE_HOST)
 
 

@@ -19,8 +19,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.backends.cupy_kernels import device
-from refdiff.backends.cupy_kernels.graph import GraphError
+from refdiff.backends.cupy import device
+from refdiff.backends.cupy.graph import GraphError
 
 HERE = Path(__file__).parent
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -68,7 +68,7 @@ def compiled(text: str, defines: tuple[tuple[str, Any], ...]) -> ctypes.CDLL:
 
 
 class EmulatedDevice:
-    """Runs kernels as `refdiff.backends.cupy_kernels.device.Device` does, and fails where one reads or writes astray.
+    """Runs kernels as `refdiff.backends.cupy.device.Device` does, and fails where one reads or writes astray.
 
     Args:
         shared: the bytes of shared memory that a block may have.

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from refdiff.backends.cupy_kernels import device
+from refdiff.backends.cupy import device
 
 
 def declared(file: str, name: str, **kinds: np.dtype[np.void]) -> np.dtype[np.void]:

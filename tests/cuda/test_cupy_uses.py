@@ -90,7 +90,7 @@ def test_uses_are_read_from_the_source() -> None:
     found = cupy_uses.uses(ROOT / "refdiff")
     paths = {use.path for use in found}
     assert {"array_api_compat.cupy.permute_dims", "array_api_compat.cupy.take", "cupy.cuda.cublas.gemmEx"} <= paths
-    assert Use("cupy.empty", "backends/cupy_kernels/device.py", True, 1, ("dtype",)) in found
+    assert Use("cupy.empty", "backends/cupy/device.py", True, 1, ("dtype",)) in found
     (product,) = [use for use in found if use.path == "cupy.cuda.cublas.gemmEx"]
     assert product.positional == 19
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.backends.cupy_kernels import CupyKernels, device
-from tests.backends.cupy_cases import CASES
-from tests.backends.test_cupy_kernels import hold
+from refdiff.backends.cupy import device
+from refdiff.backends.cupy.kernels import CupyKernels
+from tests.backends.cupy.cases import CASES
+from tests.backends.cupy.test_kernels import hold
 from tests.cuda.emulation import ORDERS, EmulatedDevice
 
 MISTAKES = [

@@ -95,7 +95,7 @@ def test_its_tests_are_there() -> None:
     for words in found:
         for path in (word for word in words if word.startswith("tests/")):
             assert (ROOT / path).exists()
-    names = re.findall(r"^def (test_\w+)", (ROOT / "tests/backends/test_cupy_device.py").read_text(), re.MULTILINE)
+    names = re.findall(r"^def (test_\w+)", (ROOT / "tests/backends/cupy/test_on_a_gpu.py").read_text(), re.MULTILINE)
     assert {"kernel" in name for name in names} == {True, False}
 
 
@@ -106,7 +106,7 @@ def test_every_kernel_has_a_small_test_for_the_sanitizer() -> None:
     for words in found:
         assert words[words.index("-k") + 1] == "small"
         assert "REFDIFF_NO_POOL=1" in words
-    pieces = (ROOT / "tests/backends/test_cupy_device.py").read_text().split("\n\n\n")
+    pieces = (ROOT / "tests/backends/cupy/test_on_a_gpu.py").read_text().split("\n\n\n")
     small = [re.findall(r"^def (test_\w+)", piece, re.MULTILINE) for piece in pieces if '"small' in piece]
     assert [name for names in small for name in names] == [
         "test_decoding_is_recorded_and_replayed_as_it_is_done_step_by_step",
@@ -117,7 +117,7 @@ def test_every_kernel_has_a_small_test_for_the_sanitizer() -> None:
 
 
 def test_races_are_looked_for_in_all_kernels_that_are_ours_and_the_rest_in_all_that_run() -> None:
-    sources = (ROOT / "refdiff/backends/cupy_kernels/cuda").glob("*.cu")
+    sources = (ROOT / "refdiff/backends/cupy/cuda").glob("*.cu")
     kernels = [x for path in sources for x in re.findall(r"__global__ void (?:.* )?(\w+)\(", path.read_text())]
     assert len(kernels) >= 12
     for words in commands("sanitizer"):

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from refdiff.backends.cupy_kernels import device
-from refdiff.backends.cupy_kernels.geometry import attention_tiles, mma_tiles
+from refdiff.backends.cupy import device
+from refdiff.backends.cupy.geometry import attention_tiles, mma_tiles
 from tests.cuda.nvrtc import Nvrtc, Resources, resources
 from tests.cuda.wheels import fetched
 

@@ -9,7 +9,7 @@ import pytest
 
 import refdiff
 from refdiff.backends import ops_for
-from refdiff.backends.cupy_kernels import CupyKernels
+from refdiff.backends.cupy.kernels import CupyKernels
 from tests.cuda.emulation import EmulatedDevice
 from tests.layers.inputs import says
 

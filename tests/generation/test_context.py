@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.backends.cupy_kernels import CupyKernels
+from refdiff.backends.cupy.tuning import Tuning
 from refdiff.generation import context as context_module
 from refdiff.generation.context import Context
 from refdiff.model import cache as cache_module
@@ -120,7 +120,7 @@ def test_more_rows_than_a_piece_are_read_token_by_token(monkeypatch: pytest.Monk
         (None, [(2, 512), (2, 512), (2, 476)]),
         (SimpleNamespace(), [(2, 512), (2, 512), (2, 476)]),
         (SimpleNamespace(piece=2000), [(2, 1000), (2, 500)]),
-        (SimpleNamespace(piece=CupyKernels.piece), [(2, 1500)]),
+        (SimpleNamespace(piece=Tuning.prompt_tokens), [(2, 1500)]),
     ],
 )
 def test_kernels_say_how_many_tokens_they_read_at_once(kernels: Any, calls: list[tuple[int, int]]) -> None:

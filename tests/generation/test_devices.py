@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from tests.backends.test_cupy_model import IDS, MASK, SIZES
+from tests.backends.cupy.test_model import IDS, MASK, SIZES
 from tests.layers.places import Place
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from refdiff.backends import overlay
-from refdiff.backends.cupy_kernels.graph import GraphError
+from refdiff.backends.cupy.graph import GraphError
 from refdiff.generation import recorded_step
 from refdiff.generation.context import Context
 from refdiff.generation.recorded_step import WORTH, RecordedStep
 from refdiff.model.weights import flatten
-from tests.backends.test_cupy_model import IDS, MASK, models, on_the_device, stored_models
+from tests.backends.cupy.test_model import IDS, MASK, models, on_the_device, stored_models
 from tests.cuda.emulation import OnDevice
 
 NEW = 12

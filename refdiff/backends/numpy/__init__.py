@@ -5,17 +5,16 @@ A kernel returns `NotImplemented` for what it does not serve, errors included; t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from refdiff.backends import laid_over
 from refdiff.backends.numpy import attention, attention_vjp, embedding, gemm, loss, mlp, norm, rope
 from refdiff.backends.numpy.layout import FloatArray, same_dtype
 from refdiff.backends.numpy.runtime import Runtime, rows_at_a_time
 from refdiff.backends.numpy.tuning import Tuning
+from refdiff.backends.replaced import unless_replaced
 
 
 class NumpyKernels:
@@ -40,14 +39,14 @@ class NumpyKernels:
         self.rms_norm, self.rms_norm_vjp = partial(norm.rms_norm, rt), partial(norm.rms_norm_vjp, rt)
         self.rope, self.rope_vjp = partial(rope.rope, rt), partial(rope.rope_vjp, rt)
         self.activation = partial(mlp.activation, rt)
-        self.swiglu = _composite(partial(mlp.swiglu, rt))
-        self.swiglu_vjp = _composite(partial(mlp.swiglu_vjp, rt))
+        self.swiglu = unless_replaced(partial(mlp.swiglu, rt))
+        self.swiglu_vjp = unless_replaced(partial(mlp.swiglu_vjp, rt))
         self.diff_lambda = diff_lambda
         self.diff_attention = partial(attention.diff_attention, rt)
         self.diff_attention_vjp = partial(attention_vjp.diff_attention_vjp, rt)
-        self.diff_heads_hf = _composite(partial(attention.diff_heads_hf, rt))
-        self.plain_heads = _composite(partial(attention.plain_heads, rt))
-        self.plain_heads_vjp = _composite(partial(attention_vjp.plain_heads_vjp, rt))
+        self.diff_heads_hf = unless_replaced(partial(attention.diff_heads_hf, rt))
+        self.plain_heads = unless_replaced(partial(attention.plain_heads, rt))
+        self.plain_heads_vjp = unless_replaced(partial(attention_vjp.plain_heads_vjp, rt))
         self.cross_entropy = partial(loss.cross_entropy, rt)
         self.cross_entropy_vjp = partial(loss.cross_entropy_vjp, rt)
 
@@ -72,15 +71,3 @@ def diff_lambda(
     if lambda_q1.ndim != 1 or any(x.shape != lambda_q1.shape for x in vectors) or not same_dtype(*vectors):
         return NotImplemented
     return np.exp(np.vecdot(lambda_q1, lambda_k1)) - np.exp(np.vecdot(lambda_q2, lambda_k2)) + lambda_init
-
-
-def _composite(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Leave the call to the layer where one of the layers that the kernel computes itself was replaced."""
-
-    @wraps(kernel)
-    def call(*args: Any, **options: Any) -> Any:
-        if any(callable(value) and laid_over(value) for value in options.values()):
-            return NotImplemented
-        return kernel(*args, **{name: value for name, value in options.items() if not callable(value)})
-
-    return call

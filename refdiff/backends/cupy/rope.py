@@ -1,4 +1,4 @@
-"""Rotations on the device: what rope.cu is told, for one array, and for all that a layer rotates and keeps at once."""
+"""RoPE on the device: the arguments of rope.cu for one array, and for all that a layer rotates and caches at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.cupy_kernels.device import NUMBERS
+from refdiff.backends.cupy.device import NUMBERS
+from refdiff.backends.cupy.runtime import Runtime
 
 STEPS = np.dtype([(name, np.int64) for name in ("batch", "head", "row")])
 """`Steps` of rope.cu: distances in elements between neighbours along an axis."""
@@ -21,15 +22,15 @@ APPEND = np.dtype(
 """`Append` of rope.cu."""
 
 
-def rope(device: Any, x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Any:
-    """Turn all pairs of a row at once, and leave them as the cache keeps them: by head and token."""
-    if not fits(x, cos, sin) or not whole_rows(x):
+def rope(rt: Runtime, x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Any:
+    """Rotate all pairs of a row at once, into memory (B, T, H, d)."""
+    if not _fits(x, cos, sin) or not _whole_rows(x):
         return NotImplemented
     (B, H, T, d), n = x.shape, cos.shape[-1]
-    cos, sin = angles(cos, sin)
-    y = device.empty((B, T, H, d), x.dtype)
-    device.launch(
-        "rope.cu", "rope", {"NUMBER": NUMBERS[x.dtype.name]}, (T, H, B), threads(d),
+    cos, sin = _angles(cos, sin)
+    y = rt.device.empty((B, T, H, d), x.dtype)
+    rt.device.launch(
+        "rope.cu", "rope", {"NUMBER": NUMBERS[x.dtype.name]}, (T, H, B), _threads(d),
         (x, cos, sin, y, *(np.int64(step // x.itemsize) for step in x.strides[:3]),
          np.int64(0 if cos.shape[0] == 1 else T * n), *(np.int32(i) for i in (H, T, d, n, interleaved))),
     )  # fmt: skip
@@ -37,8 +38,7 @@ def rope(device: Any, x: Array, cos: Array, sin: Array, *, interleaved: bool = F
 
 
 def rope_append(
-    device: Any,
-    length: Array | None,
+    rt: Runtime,
     cache: Any,
     layer: int,
     q: Array,
@@ -52,8 +52,7 @@ def rope_append(
     """Rotate new queries and keys, and append the keys and values to a layer of a cache, in one step.
 
     Args:
-        device: what launches.
-        length: where the device counts the tokens of the cache (1,) int64; None where the cache does.
+        rt: where the device counts the tokens of the cache, if it does.
         cache: a `KVCache`, or what makes room as it does.
         layer: of the cache.
         q: queries (B, H, T, d).
@@ -68,7 +67,7 @@ def rope_append(
         and types.
     """
     alike = q.ndim == k.ndim == v.ndim == 4 and q.dtype == k.dtype == v.dtype
-    if not alike or not fits(q, cos, sin) or not fits(k, cos, sin) or v.shape[2] != k.shape[2] or v.size == 0:
+    if not alike or not _fits(q, cos, sin) or not _fits(k, cos, sin) or v.shape[2] != k.shape[2] or v.size == 0:
         return NotImplemented
     (B, H, T, d), (K, Kv, e), n = q.shape, (k.shape[1], v.shape[1], v.shape[3]), cos.shape[-1]
     if k.shape[3] != d or v.shape[0] != B or H + K + Kv >= 2**16:
@@ -76,27 +75,27 @@ def rope_append(
     keys, values, start = cache.room(layer, k, v)
     if keys.dtype != k.dtype or values.dtype != v.dtype:
         return NotImplemented
-    q, k, v = (x if whole_rows(x) else x.copy(order="C") for x in (q, k, v))
-    cos, sin = angles(cos, sin)
+    q, k, v = (x if _whole_rows(x) else x.copy(order="C") for x in (q, k, v))
+    cos, sin = _angles(cos, sin)
     told = np.zeros((), APPEND)
     for name, x in (("q", q), ("k", k), ("v", v), ("keys", keys), ("values", values)):
         told[name] = tuple(step // x.itemsize for step in x.strides[:3])
-    told["length"] = 0 if length is None else device.address(length)
+    told["length"] = 0 if rt.length is None else rt.device.address(rt.length)
     told["angles_batch"] = 0 if cos.shape[0] == 1 else T * n
     for name, number in (
         ("H", H), ("K", K), ("T", T), ("d", d), ("e", e), ("turning", n), ("interleaved", interleaved), ("start", start)
     ):  # fmt: skip
         told[name] = number
-    y = device.empty((B, T, H, d), q.dtype)
-    device.launch(
-        "rope.cu", "rope_append", {"NUMBER": NUMBERS[q.dtype.name]}, (T, H + K + Kv, B), threads(max(d, e)),
+    y = rt.device.empty((B, T, H, d), q.dtype)
+    rt.device.launch(
+        "rope.cu", "rope_append", {"NUMBER": NUMBERS[q.dtype.name]}, (T, H + K + Kv, B), _threads(max(d, e)),
         (q, k, v, cos, sin, y, keys, values, told),
     )  # fmt: skip
     return namespace(q).permute_dims(y, (0, 2, 1, 3)), *cache.filled(layer, start + T)
 
 
-def fits(x: Array, cos: Array, sin: Array) -> bool:
-    """Whether the kernels take these shapes and types."""
+def _fits(x: Array, cos: Array, sin: Array) -> bool:
+    """Return whether the kernels take these shapes and types."""
     if x.ndim != 4 or cos.ndim != 4 or x.dtype.name not in NUMBERS or x.size == 0:
         return False
     (B, H, T, d), n = x.shape, cos.shape[-1]
@@ -104,19 +103,19 @@ def fits(x: Array, cos: Array, sin: Array) -> bool:
     return alike and max(H, B) < 2**16
 
 
-def angles(cos: Array, sin: Array) -> tuple[Array, Array]:
-    """Both in float32, without gaps."""
+def _angles(cos: Array, sin: Array) -> tuple[Array, Array]:
+    """Return both in float32, without gaps."""
     xp = namespace(cos, sin)
     cos, sin = (xp.astype(y, xp.float32, copy=False) for y in (cos, sin))
     cos, sin = (y if y.flags.c_contiguous else y.copy(order="C") for y in (cos, sin))
     return cos, sin
 
 
-def whole_rows(x: Array) -> bool:
-    """Whether the last axis lies without gaps."""
+def _whole_rows(x: Array) -> bool:
+    """Return whether the last axis lies without gaps."""
     return bool(x.shape[-1] == 1 or x.strides[-1] == x.itemsize)
 
 
-def threads(size: int) -> int:
-    """How many threads turn a row."""
+def _threads(size: int) -> int:
+    """Return how many threads rotate a row."""
     return 32 if size <= 64 else 128

@@ -1,4 +1,4 @@
-"""Attention on the device, forward and back: what attention.cu and attention_vjp.cu are told, and with what."""
+"""Attention and its backward pass on the device: the arguments of attention.cu, attention_mma.cu, attention_vjp.cu."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.attention_inputs import by_map, covers, mask_heads
-from refdiff.backends.cupy_kernels.device import NUMBERS
-from refdiff.backends.cupy_kernels.geometry import (
+from refdiff.backends.attention_inputs import by_map, covers, fits, mask_heads
+from refdiff.backends.cupy.device import NUMBERS
+from refdiff.backends.cupy.geometry import (
     Tiles,
     attention_tiles,
     key_splits,
@@ -19,6 +19,10 @@ from refdiff.backends.cupy_kernels.geometry import (
     mma_tiles,
     worth_tensor_cores,
 )
+from refdiff.backends.cupy.norm import scaled_norm
+from refdiff.backends.cupy.runtime import Runtime
+from refdiff.layers.diff_attention import sum_to
+from refdiff.layers.plain_heads import concat_heads
 
 AXES = np.dtype([(name, np.int64) for name in ("batch", "head", "row", "key")])
 """`Axes` of attention.cuh: distances in elements between neighbours along an axis, 0 where all share one."""
@@ -59,7 +63,7 @@ class Call:
     tile: the 16-bit type that tensor cores compute it in, or None where they do not.
     """
 
-    device: Any
+    rt: Runtime
     defines: dict[str, Any]
     streams: tuple[Array | None, ...]
     masks: tuple[Array | None, ...]
@@ -72,7 +76,7 @@ class Call:
     @classmethod
     def of(
         cls,
-        device: Any,
+        rt: Runtime,
         q: tuple[Array, ...],
         k: tuple[Array, ...],
         v: Array,
@@ -82,14 +86,9 @@ class Call:
         causal: bool,
         *,
         backward: bool = False,
-        length: Array | None = None,
-        rounded: str | None = None,
     ) -> Call | None:
-        """Read the arguments of a layer; None for what the kernels do not serve.
-
-        `length` (1,) int64 on the device counts the keys that are there beside those of the T queries, if not all are.
-        `rounded` is the 16-bit type that float32 may be rounded to, so that tensor cores can multiply it.
-        """
+        """Read the arguments of a layer; None for what the kernels do not serve."""
+        device = rt.device
         B, H, T, d = q[0].shape
         K, S, e = v.shape[1:]
         maps, number = len(q), NUMBERS.get(q[0].dtype.name)
@@ -113,7 +112,7 @@ class Call:
         masks, biases = by_map(mask, H), by_map(bias, H)
         q, k, (v,) = rows_lie_whole(*q), rows_lie_whole(*k), rows_lie_whole(v)
         shape = np.zeros((), SHAPE)
-        shape["length"] = 0 if length is None else device.address(length)
+        shape["length"] = 0 if backward or rt.length is None else device.address(rt.length)
         for name, x in (
             ("q", q[0]),
             ("k", k[0]),
@@ -127,7 +126,7 @@ class Call:
             shape[name] = number_
         shape["keys_of_a_split"], shape["scale"] = S, 1 / math.sqrt(d)
         return cls(
-            device,
+            rt,
             {"NUMBER": number, "MAPS": maps, "D": d, "E": e, "ROWS": tiles.rows, "KEYS": tiles.keys},
             (*(x[m] if m < maps else None for m in range(2) for x in (q, k)), v, lambda_),
             (*masks, *biases),
@@ -135,20 +134,22 @@ class Call:
             tiles,
             -(-(H // K * T) // tiles.rows),
             (B, H, K, T, S, d, e),
-            device.tensor_cores(rounded if number == "float" else number),
+            device.tensor_cores((None if backward else rt.rounded) if number == "float" else number),
         )
 
     def forward(self) -> Array:
         """Compute (B, T, H, e)."""
         B, H, K, T, S, d, e = self.sizes
-        splits, each = key_splits(self.rows * B * K, S, self.tiles.keys, self.device.multiprocessors)
-        out = self.device.empty((B, T, H, e), self.streams[0].dtype)  # type: ignore[union-attr]
-        mma = mma_tiles(d, e, self.defines["MAPS"], H // K * T, self.device.shared) if self.tile else None
-        if mma is not None and worth_tensor_cores(mma, splits):
+        splits, each = key_splits(self.rt.tuning, self.rows * B * K, S, self.tiles.keys, self.rt.device.multiprocessors)
+        out = self.rt.device.empty((B, T, H, e), self.streams[0].dtype)  # type: ignore[union-attr]
+        mma = mma_tiles(d, e, self.defines["MAPS"], H // K * T, self.rt.device.shared) if self.tile else None
+        if mma is not None and worth_tensor_cores(self.rt.tuning, mma, splits):
             defines = {**self.defines, "TILE": self.tile, "ROWS": mma.rows, "KEYS": mma.keys}
             grid = (-(-(H // K * T) // mma.rows), -(-e // mma_columns(e)), B * K)
             arguments: tuple[Any, ...] = (*self.streams, *self.masks, out, self.shape)
-            self.device.launch("attention_mma.cu", "attention_mma", defines, grid, 2 * mma.rows, arguments, mma.shared)
+            self.rt.device.launch(
+                "attention_mma.cu", "attention_mma", defines, grid, 2 * mma.rows, arguments, mma.shared
+            )
             return out
         if splits == 1:
             self._attention((self.rows, 1, B * K), out, None, self.shape)
@@ -158,7 +159,7 @@ class Call:
         partial = self._partial(splits)
         self._attention((self.rows, splits, B * K), out, partial, shape)
         arguments = (partial, self.streams[5], out, shape)
-        self.device.launch("attention.cu", "combine", self.defines, (B * H * T, 1, 1), 128, arguments)
+        self.rt.device.launch("attention.cu", "combine", self.defines, (B * H * T, 1, 1), 128, arguments)
         return out
 
     def backward(self, g: Array) -> tuple[Array | None, ...]:
@@ -167,23 +168,23 @@ class Call:
         What belongs to a second map is None where there is one.
         """
         B, H, K, T, S, d, e = self.sizes
-        maps, launch = self.defines["MAPS"], self.device.launch
+        maps, launch = self.defines["MAPS"], self.rt.device.launch
         (g,) = rows_lie_whole(g)
         axes, dtype = axes_of(g), g.dtype
         partial = self._partial(1)
         self._attention((self.rows, 1, B * K), None, partial, self.shape)
-        sums = self.device.empty((B * H * T, maps, 3), np.float32)
-        dlambda = self.device.empty((B, H, T, 1), np.float32) if maps == 2 else None
+        sums = self.rt.device.empty((B * H * T, maps, 3), np.float32)
+        dlambda = self.rt.device.empty((B, H, T, 1), np.float32) if maps == 2 else None
         launch(
             "attention_vjp.cu", "row_sums", self.defines, (B * H * T, 1, 1), 32,
             (partial, g, sums, dlambda, axes, self.shape),
         )  # fmt: skip
         arguments = (g, *self.streams, *self.masks, sums)
         dq, dk = (
-            [self.device.empty(shape, dtype) if m < maps else None for m in range(2)]
+            [self.rt.device.empty(shape, dtype) if m < maps else None for m in range(2)]
             for shape in ((B, H, T, d), (B, K, S, d))
         )
-        dv = self.device.empty((B, K, S, e), dtype)
+        dv = self.rt.device.empty((B, K, S, e), dtype)
         bytes_ = self.tiles.shared
         launch(
             "attention_vjp.cu", "to_queries", self.defines, (self.rows, 1, B * K), 256,
@@ -197,8 +198,116 @@ class Call:
 
     def _partial(self, splits: int) -> Array:
         B, H, _, T, _, _, e = self.sizes
-        return self.device.empty((splits, B * H * T, self.defines["MAPS"], e + 2), np.float32)
+        return self.rt.device.empty((splits, B * H * T, self.defines["MAPS"], e + 2), np.float32)
 
     def _attention(self, grid: tuple[int, int, int], out: Array | None, partial: Array | None, shape: Any) -> None:
         arguments = (*self.streams, *self.masks, out, partial, shape)
-        self.device.launch("attention.cu", "attention", self.defines, grid, 256, arguments, self.tiles.shared)
+        self.rt.device.launch("attention.cu", "attention", self.defines, grid, 256, arguments, self.tiles.shared)
+
+
+def diff_attention(
+    rt: Runtime,
+    q1: Array,
+    k1: Array,
+    q2: Array,
+    k2: Array,
+    v: Array,
+    lambda_: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+) -> Any:
+    """Sum up both softmax maps in one pass over keys and values; no scores are kept.
+
+    A row of which a bias of −∞ hides every key is 0 as if a mask did, where the layer has NaN.
+    """
+    if not fits(q1, k1, q2, k2, v):
+        return NotImplemented
+    call = Call.of(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal)
+    return NotImplemented if call is None else namespace(q1).permute_dims(call.forward(), (0, 2, 1, 3))
+
+
+def diff_attention_vjp(
+    rt: Runtime,
+    g: Array,
+    q1: Array,
+    k1: Array,
+    q2: Array,
+    k2: Array,
+    v: Array,
+    lambda_: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+) -> Any:
+    """Compute the weights again tile by tile, from the largest score and the sum of each row."""
+    if not fits(q1, k1, q2, k2, v) or tuple(g.shape) != (*q1.shape[:3], v.shape[3]) or g.dtype != q1.dtype:
+        return NotImplemented
+    call = Call.of(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal, backward=True)
+    if call is None:
+        return NotImplemented
+    dq1, dq2, dk1, dk2, dv, dlambda = call.backward(g)
+    xp = namespace(g)
+    lambda_ = xp.asarray(lambda_)
+    return dq1, dk1, dq2, dk2, dv, xp.astype(sum_to(dlambda, tuple(lambda_.shape)), lambda_.dtype)
+
+
+def diff_heads_hf(
+    rt: Runtime,
+    q: Array,
+    k: Array,
+    v: Array,
+    lambda_: Array,
+    lambda_init: float,
+    eps: float,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+) -> Any:
+    """Scale in the norm's own launch."""
+    if any(x.ndim != 4 or x.shape[1] % 2 for x in (q, k)):
+        return NotImplemented
+    H, K = q.shape[1] // 2, k.shape[1] // 2
+    halves = q[:, :H, ...], k[:, :K, ...], q[:, H:, ...], k[:, K:, ...]
+    heads = diff_attention(rt, *halves, v, lambda_, mask, bias, causal=causal)
+    if heads is NotImplemented:
+        return NotImplemented
+    normed = scaled_norm(rt, heads, None, eps, 1 - lambda_init)
+    return normed if normed is NotImplemented else concat_heads(normed)
+
+
+def plain_heads(
+    rt: Runtime, q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None, *,
+    causal: bool = True,
+) -> Any:  # fmt: skip
+    """Sum up one softmax map as `diff_attention` does two."""
+    if not fits(q, k, q, k, v) or not _one_map(q, mask, bias):
+        return NotImplemented
+    call = Call.of(rt, (q,), (k,), v, None, mask, bias, causal)
+    return NotImplemented if call is None else namespace(q).reshape(call.forward(), (q.shape[0], q.shape[2], -1))
+
+
+def plain_heads_vjp(
+    rt: Runtime, g: Array, q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None, *,
+    causal: bool = True,
+) -> Any:  # fmt: skip
+    """Compute the weights again, as `diff_attention_vjp` does."""
+    if g.dtype != q.dtype or not fits(q, k, q, k, v) or not _one_map(q, mask, bias):
+        return NotImplemented
+    (B, H, T, _), e = q.shape, v.shape[3]
+    if tuple(g.shape) != (B, T, H * e):
+        return NotImplemented
+    call = Call.of(rt, (q,), (k,), v, None, mask, bias, causal, backward=True)
+    if call is None:
+        return NotImplemented
+    xp = namespace(g, q)
+    dq, _, dk, _, dv, _ = call.backward(xp.permute_dims(xp.reshape(g, (B, T, H, e)), (0, 2, 1, 3)))
+    return dq, dk, dv
+
+
+def _one_map(q: Array, *masks: Array | None) -> bool:
+    """Return whether no mask has rows for the heads of two maps."""
+    return all(x is None or x.ndim < 3 or x.shape[-3] in (1, q.shape[1]) for x in masks)

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from refdiff.backends.cupy.tuning import Tuning
+
 MAX_QUERY, MAX_VALUE = 256, 512
 """The widest queries and values that attention has registers for."""
 
-SUMS_OF_A_THREAD = 64
+SUMS_PER_THREAD = 64
 """How many sums of values a thread may keep in its registers, beside what else it needs."""
 
-OF_EACH_BLOCK = 1024
+RESERVED_SHARED = 1024
 """Bytes of shared memory that CUDA keeps for each block; a multiprocessor has so many more than a block may (sm_80)."""
-
-WAVES = 2
-"""How many blocks a multiprocessor should have to work on when keys are split."""
-
-LEAST_KEYS = 128
-"""The fewest keys that are worth a block of their own."""
-
-SPLITS_OF_A_WARP = 2
-"""Up to so many splits for each warp of its tile, attention_mma.cu, which splits no keys, is taken all the same.
-
-By count, not measured: four warps keep the four tensor cores of a multiprocessor busy, which multiply 8 (T4) to 16
-times (A100, H100) as many numbers in a cycle as its float32 units, and so make up for 8 splits.
-"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +34,7 @@ def attention_tiles(d: int, e: int, maps: int, rows: int, limit: int, *, backwar
         maps: 2, or 1 for plain attention.
         rows: how many rows of queries read one key head.
         limit: the bytes of shared memory that a block may have.
-        backward: whether it is for the way back, which keeps more.
+        backward: whether it is for the backward pass, which keeps more.
 
     Returns:
         None where no tile fits, or no thread could hold its sums.
@@ -57,9 +46,9 @@ def attention_tiles(d: int, e: int, maps: int, rows: int, limit: int, *, backwar
         Tiles(r, k, shared_bytes(d, e, maps, r, k, backward))
         for r in (64, 32, 16)
         for k in (32, 16)
-        if r == 16 or (r < rows + 16 and maps * columns * r // 16 <= SUMS_OF_A_THREAD)
+        if r == 16 or (r < rows + 16 and maps * columns * r // 16 <= SUMS_PER_THREAD)
     ]
-    twice = (limit + OF_EACH_BLOCK) // 2 - OF_EACH_BLOCK
+    twice = (limit + RESERVED_SHARED) // 2 - RESERVED_SHARED
     fitting = [tiles for tiles in sizes if tiles.shared <= twice] or [
         tiles for tiles in sizes[-1:] if tiles.shared <= limit
     ]
@@ -78,9 +67,9 @@ def mma_tiles(d: int, e: int, maps: int, rows: int, limit: int) -> Tiles | None:
     return None
 
 
-def worth_tensor_cores(tiles: Tiles, splits: int) -> bool:
-    """Whether tensor cores, one block for all keys of a tile of theirs, are to do what `splits` blocks would share."""
-    return splits <= SPLITS_OF_A_WARP * tiles.rows // 16
+def worth_tensor_cores(t: Tuning, tiles: Tiles, splits: int) -> bool:
+    """Return whether tensor cores, with one block for all keys of a tile, beat `splits` blocks that share them."""
+    return splits <= t.splits_per_warp * tiles.rows // 16
 
 
 def mma_columns(e: int) -> int:
@@ -95,18 +84,19 @@ def shared_bytes(d: int, e: int, maps: int, rows: int, keys: int, backward: bool
     return 4 * (both + own)
 
 
-def key_splits(blocks: int, keys: int, tile: int, multiprocessors: int) -> tuple[int, int]:
+def key_splits(t: Tuning, blocks: int, keys: int, tile: int, multiprocessors: int) -> tuple[int, int]:
     """Choose how many blocks share the keys of a row, and how many keys each takes.
 
     They are split where at least twice as many blocks are wanted as there are, else it is (1, keys).
 
     Args:
+        t: the thresholds.
         blocks: the blocks that there are without splitting.
         keys: how many keys there are.
         tile: the keys of a tile, of which each block takes a multiple.
         multiprocessors: of the device.
     """
-    splits = min(WAVES * multiprocessors // blocks, keys // LEAST_KEYS)
+    splits = min(t.waves * multiprocessors // blocks, keys // t.min_split_keys)
     if splits < 2:
         return 1, keys
     each = -(-keys // splits)

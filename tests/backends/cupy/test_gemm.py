@@ -9,9 +9,9 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends import ops_for, overlay
-from refdiff.backends.cupy_kernels import CupyKernels
-from refdiff.backends.cupy_kernels.products import FEW
-from tests.backends.test_cupy_model import IDS, models, on_the_device
+from refdiff.backends.cupy.kernels import CupyKernels
+from refdiff.backends.cupy.tuning import Tuning
+from tests.backends.cupy.test_model import IDS, models, on_the_device
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice
 
@@ -37,7 +37,7 @@ def projections(*dtypes: Any) -> list[dict[str, Any]]:
     return made
 
 
-@pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("rows", [1, Tuning.few_rows, Tuning.few_rows + 1])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, BFLOAT16], ids=["float32", "float16", "bfloat16"])
 def test_several_products_are_those_one_by_one(rows: int, dtype: Any) -> None:
     x, kernels = normal(0, 1, rows, 11).astype(np.float32), CupyKernels(EmulatedDevice())
@@ -45,7 +45,7 @@ def test_several_products_are_those_one_by_one(rows: int, dtype: Any) -> None:
     for y, p in zip(together, projections(dtype, dtype, dtype), strict=True):
         assert y.shape == (1, rows, len(p["weight"]))
         np.testing.assert_array_equal(y, kernels.linear(x, **p))
-        rounded = x.astype(dtype if rows > FEW else np.float32).astype(np.float64)
+        rounded = x.astype(dtype if rows > Tuning.few_rows else np.float32).astype(np.float64)
         exact = layers.linear(rounded, **{name: array.astype(np.float64) for name, array in p.items()})
         np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5)
 
@@ -59,15 +59,15 @@ def test_few_rows_take_three_weights_of_a_type_in_a_launch() -> None:
         np.testing.assert_array_equal(y, CupyKernels(EmulatedDevice()).linear(x, **p))
 
 
-@pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("rows", [1, Tuning.few_rows, Tuning.few_rows + 1])
 def test_swiglu_of_few_rows_is_two_launches(rows: int) -> None:
     device, x = EmulatedDevice(), normal(0, rows, 11).astype(np.float32)
     gate, up = ({"weight": normal(i, 13, 11).astype(np.float16), "bias": normal(i, 13)} for i in (1, 2))
     down = {"weight": normal(3, 5, 13).astype(np.float16)}
     y = ops_for(CupyKernels(device)).swiglu(x, gate, up, down)
-    assert device.launched == (["gated_linear", "linear"] if rows <= FEW else ["gated"])
+    assert device.launched == (["gated_linear", "linear"] if rows <= Tuning.few_rows else ["gated"])
     exact = layers.swiglu(x, *({name: a.astype(np.float32) for name, a in p.items()} for p in (gate, up, down)))
-    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-4 if rows <= FEW else 0.3)
+    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-4 if rows <= Tuning.few_rows else 0.3)
     other = {"weight": up["weight"].astype(BFLOAT16)}
     ops_for(CupyKernels(device)).swiglu(x[:1], gate, other, down)
     assert device.launched[-4:] == ["linear", "linear", "gated", "linear"], "weights of two types"
@@ -75,7 +75,7 @@ def test_swiglu_of_few_rows_is_two_launches(rows: int) -> None:
 
 def test_x_is_rounded_once_for_all_weights_of_a_type() -> None:
     """And lies in one piece, row after row, as cuBLAS is told."""
-    device, x = Noting(), normal(0, 11, FEW + 1).astype(np.float32).T
+    device, x = Noting(), normal(0, 11, Tuning.few_rows + 1).astype(np.float32).T
     given = projections(np.float16, BFLOAT16, np.float16, np.float32)
     together = CupyKernels(device).linears(x, *given)
     assert [y.dtype.name for y in device.given] == ["float16", "bfloat16", "float16", "float32"]
@@ -87,7 +87,7 @@ def test_x_is_rounded_once_for_all_weights_of_a_type() -> None:
 
 
 def test_swiglu_rounds_x_once_where_nothing_is_laid_over_linear() -> None:
-    x, hidden = normal(0, 1, FEW + 1, 11).astype(np.float32), normal(3, 5, 13).astype(np.float16)
+    x, hidden = normal(0, 1, Tuning.few_rows + 1, 11).astype(np.float32), normal(3, 5, 13).astype(np.float16)
     gate, up = ({"weight": normal(i, 13, 11).astype(np.float16)} for i in (1, 2))
     device = Noting()
     ops = ops_for(CupyKernels(device))

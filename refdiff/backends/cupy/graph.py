@@ -78,23 +78,15 @@ class Recorder:
 
 
 def recordable(kernels: Any) -> Ops:
-    """Lay kernels over the layers, so that one that declines what must be a kernel's raises `GraphError`."""
-    return ops_for(_Must(kernels))
+    """Return `ops_for(kernels)`, where the kernels of `MUST` raise `GraphError` instead of declining."""
 
-
-class _Must:
-    def __init__(self, kernels: Any) -> None:
-        self._kernels = kernels
-
-    def __getattr__(self, name: str) -> Any:
-        kernel = getattr(self._kernels, name)
-        if name not in MUST:
-            return kernel
-
-        def served(*args: Any, **kwargs: Any) -> Any:
-            result = kernel(*args, **kwargs)
+    def strict(name: str, kernel: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            result = kernel(*args, **options)
             if result is NotImplemented:
                 raise GraphError(f"{name} has no kernel for these shapes and types")
             return result
 
-        return served
+        return call if name in MUST else kernel
+
+    return ops_for(Ops(**{name: strict(name, kernel) for name, kernel in vars(kernels).items()}))

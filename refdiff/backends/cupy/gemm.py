@@ -1,4 +1,4 @@
-"""Products with weights as they are stored: few rows in linear.cu, many by cuBLAS."""
+"""Products with weights in their own type: few rows in linear.cu, many by cuBLAS."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.cupy_kernels.device import NUMBERS, gaps
+from refdiff.backends.cupy.device import NUMBERS, gaps
+from refdiff.backends.cupy.runtime import Runtime
 
-FEW = 16
-"""Up to so many rows a product with a 16-bit weight reads it in a kernel of ours, which keeps the rows in float32."""
-
-
-TOGETHER = 3
+LINEAR_WEIGHTS = 3
 """How many weights linear.cu takes: those of queries, keys and values."""
 
 
-def linears(device: Any, x: Array, *projections: Mapping[str, Any]) -> Any:
+def linear(rt: Runtime, x: Array, weight: Array, bias: Array | None = None) -> Any:
+    """Multiply with a weight in its own type: few rows in float32, many rounded to it and by cuBLAS."""
+    results = linears(rt, x, {"weight": weight, "bias": bias})
+    return results if results is NotImplemented else results[0]
+
+
+def linears(rt: Runtime, x: Array, *projections: Mapping[str, Any]) -> Any:
     """Multiply x by several weights, x Wᵀ + b each; many rows of x are rounded once for all weights of a type.
 
     Shapes:
@@ -30,35 +33,35 @@ def linears(device: Any, x: Array, *projections: Mapping[str, Any]) -> Any:
     xp, flat = namespace(x), _flat(x)
     rounded = {"float32": flat}
     as_read = [_as_read(**p) for p in projections]
-    if flat.shape[0] <= FEW:
-        results = _few_rows(device, flat, as_read)
+    if flat.shape[0] <= rt.tuning.few_rows:
+        results = _few_rows(rt, flat, as_read)
     else:
         results = []
         for weight, bias in as_read:
             kind = weight.dtype.name
             if kind not in rounded:
                 rounded[kind] = xp.astype(flat, weight.dtype)
-            y = device.product(rounded[kind], weight)
+            y = rt.device.product(rounded[kind], weight)
             results.append(y if bias is None else y + bias)
     return [xp.reshape(y, (*x.shape[:-1], y.shape[-1])) for y in results]
 
 
-def gated(device: Any, x: Array, gate_proj: Mapping[str, Any], up_proj: Mapping[str, Any]) -> Any:
+def gated_few(rt: Runtime, x: Array, gate_proj: Mapping[str, Any], up_proj: Mapping[str, Any]) -> Any:
     """Multiply few rows of x by two weights, and silu(gate) by up, in one launch.
 
     Shapes:
         x (..., inputs), weights (outputs, inputs) of one type, with or without biases -> (..., outputs) in float32;
-        NotImplemented where they do not fit, or there are more than `FEW` rows.
+        NotImplemented where they do not fit, or there are more than `Tuning.few_rows` rows.
     """
-    if not all(_fits(x, **p) for p in (gate_proj, up_proj)) or x.size > FEW * x.shape[-1]:
+    if not all(_fits(x, **p) for p in (gate_proj, up_proj)) or x.size > rt.tuning.few_rows * x.shape[-1]:
         return NotImplemented
     (gate, gate_bias), (up, up_bias) = _as_read(**gate_proj), _as_read(**up_proj)
     if gate.dtype != up.dtype or gate.shape != up.shape:
         return NotImplemented
     flat = _flat(x)
     (N, inputs), outputs, rows = flat.shape, gate.shape[0], _rows_at_once(flat)
-    y = device.empty((*x.shape[:-1], outputs), np.float32)
-    device.launch(
+    y = rt.device.empty((*x.shape[:-1], outputs), np.float32)
+    rt.device.launch(
         "linear.cu", "gated_linear", {"NUMBER": "float", "WEIGHT": NUMBERS[gate.dtype.name], "ROWS": rows},
         (-(-outputs // 8) * -(-N // rows), 1, 1), 256,
         (flat, gate, gate_bias, up, up_bias, y, np.int32(N), np.int32(outputs), np.int32(inputs)),
@@ -67,7 +70,7 @@ def gated(device: Any, x: Array, gate_proj: Mapping[str, Any], up_proj: Mapping[
 
 
 def _fits(x: Array, weight: Array, bias: Array | None = None) -> bool:
-    """Whether there is a way to multiply these."""
+    """Return whether there is a way to multiply these."""
     if weight.dtype.name not in NUMBERS or x.dtype.name != "float32" or weight.ndim != 2 or x.ndim < 1:
         return False
     if x.shape[-1] != weight.shape[1] or x.size == 0:
@@ -91,28 +94,28 @@ def _as_read(weight: Array, bias: Array | None = None) -> tuple[Array, Array | N
 
 
 def _rows_at_once(flat: Array) -> int:
-    """How many rows of x a warp takes, a power of two up to 8."""
+    """Return how many rows of x a warp takes, a power of two up to 8."""
     rows = 1
     while rows < min(flat.shape[0], 8):
         rows *= 2
     return rows
 
 
-def _few_rows(device: Any, flat: Array, projections: list[tuple[Array, Array | None]]) -> list[Array]:
-    """Multiply rows (N, inputs) without rounding them, by `TOGETHER` weights of a type in one launch."""
+def _few_rows(rt: Runtime, flat: Array, projections: list[tuple[Array, Array | None]]) -> list[Array]:
+    """Multiply rows (N, inputs) without rounding them, by `LINEAR_WEIGHTS` weights of a type in one launch."""
     (N, inputs), rows = flat.shape, _rows_at_once(flat)
-    results = [device.empty((N, weight.shape[0]), np.float32) for weight, _ in projections]
+    results = [rt.device.empty((N, weight.shape[0]), np.float32) for weight, _ in projections]
     for kind in dict.fromkeys(weight.dtype.name for weight, _ in projections):
         given = [
             (weight, bias, y, np.int32(weight.shape[0]))
             for (weight, bias), y in zip(projections, results, strict=True)
             if weight.dtype.name == kind
         ]
-        for i in range(0, len(given), TOGETHER):
-            some = given[i : i + TOGETHER]
+        for i in range(0, len(given), LINEAR_WEIGHTS):
+            some = given[i : i + LINEAR_WEIGHTS]
             outputs = sum(int(part[-1]) for part in some)
-            some += [(None, None, None, np.int32(0))] * (TOGETHER - len(some))
-            device.launch(
+            some += [(None, None, None, np.int32(0))] * (LINEAR_WEIGHTS - len(some))
+            rt.device.launch(
                 "linear.cu", "linear", {"NUMBER": "float", "WEIGHT": NUMBERS[kind], "ROWS": rows},
                 (-(-outputs // 8) * -(-N // rows), 1, 1), 256,
                 (flat, *(x for part in some for x in part), np.int32(N), np.int32(inputs)),

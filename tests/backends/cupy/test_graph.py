@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.backends.cupy_kernels import CupyKernels, graph
-from refdiff.backends.cupy_kernels.graph import GraphError, Recorder, recordable
+from refdiff.backends.cupy import graph
+from refdiff.backends.cupy.graph import GraphError, Recorder, recordable
+from refdiff.backends.cupy.kernels import CupyKernels
 from tests.cuda.emulation import EmulatedDevice
 
 

@@ -15,14 +15,14 @@ import pytest
 
 import refdiff
 from refdiff.arrays import to_numpy
-from refdiff.backends.cupy_kernels import CupyKernels
+from refdiff.backends.cupy.kernels import CupyKernels
 from refdiff.generation.context import Context
 from refdiff.model.cache import KVCache
 from refdiff.model.weights import flatten
-from tests.backends.cupy_cases import CASES
-from tests.backends.cupy_kernels.test_choosing import on_the_host
-from tests.backends.test_cupy_kernels import CUDA, KERNELS, hold
-from tests.backends.test_cupy_model import IDS, MASK, SIZES, models
+from tests.backends.cupy.cases import CASES
+from tests.backends.cupy.test_kernels import CUDA, KERNELS, hold
+from tests.backends.cupy.test_model import IDS, MASK, SIZES, models
+from tests.backends.cupy.test_sampling import on_the_host
 from tests.cuda.emulation import BFLOAT16
 
 if CUDA is not None and os.environ.get("REFDIFF_NO_POOL"):  # each array a piece of memory of its own
@@ -123,7 +123,7 @@ def test_decoding_is_recorded_and_replayed_as_it_is_done_step_by_step(
 @on_cuda
 @pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["small-float32", "small-float16"])
 def test_rope_and_the_cache_in_one_kernel(dtype: Any) -> None:
-    from tests.backends.cupy_kernels.test_rotation import one_by_one, step
+    from tests.backends.cupy.test_rope import one_by_one, step
 
     ours, theirs, kernels = KVCache(1), KVCache(1), CupyKernels()
     rounding = 2.0**-10 if dtype is np.float16 else 2e-6

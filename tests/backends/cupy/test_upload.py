@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.backends import cupy_upload
-from refdiff.backends.cupy_upload import Upload
+from refdiff.backends.cupy.tuning import Tuning
+from refdiff.backends.cupy.upload import Upload
 from tests.layers.inputs import says
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -73,10 +73,10 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
         ),
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(cupy_upload, "BUFFER", 100)
     return fake
 
 
+SMALL = Tuning(pinned_bytes=100)
 ARRAYS = (
     np.arange(31, dtype=np.float32).reshape(1, 31),
     np.arange(600, dtype=np.float16).reshape(20, 30)[:, ::2],
@@ -87,7 +87,7 @@ ARRAYS = (
 
 
 def test_all_arrives_however_late_the_copies_are(cupy: Any) -> None:
-    upload = Upload(sum(x.nbytes for x in ARRAYS))
+    upload = Upload(sum(x.nbytes for x in ARRAYS), tuning=SMALL)
     there = [upload(x) for x in ARRAYS]
     upload.close()
     for x, y in zip(ARRAYS, there, strict=True):
@@ -97,7 +97,7 @@ def test_all_arrives_however_late_the_copies_are(cupy: Any) -> None:
 
 def test_a_buffer_is_not_filled_again_before_it_was_sent(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Event, "synchronize", lambda self: None)
-    upload = Upload(0)
+    upload = Upload(0, tuning=SMALL)
     x = np.arange(500, dtype=np.uint8)
     y = upload(x)
     cupy.cuda.get_current_stream().arrive(100)

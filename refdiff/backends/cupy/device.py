@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.backends.cupy_kernels.graph import Recorder
+from refdiff.backends.cupy.graph import Recorder
 
 SOURCES = Path(__file__).parent / "cuda"
 
@@ -23,16 +23,17 @@ CuPy adds -ftz=true: numbers too small for a full float32, below 1.2e-38, are 0.
 PLAIN_SHARED = 48 * 1024
 """The bytes of shared memory that a block gets without asking for more."""
 
+SIXTEEN_BITS = ("float16", "bfloat16")
+
 NUMBERS = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 """The name of a dtype, and its name in the sources."""
-
 
 DATA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
 """cudaDataType, of which CuPy 13 does not name bfloat16."""
 
 
 def gaps(x: Any) -> bool:
-    """Whether an array does not lie in one piece, first axis outermost."""
+    """Return whether an array is not in C order without gaps."""
     return not x.flags.c_contiguous
 
 

@@ -1,4 +1,4 @@
-"""One token a row, chosen where the logits are: `choose.cu` and what it is told."""
+"""The next token of each sequence, chosen on the device from its logits: the arguments of choose.cu."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array
-from refdiff.backends.cupy_kernels.device import NUMBERS
-from refdiff.backends.cupy_kernels.geometry import row_threads
+from refdiff.backends.cupy.device import NUMBERS
+from refdiff.backends.cupy.geometry import row_threads
+from refdiff.backends.cupy.runtime import Runtime
 
 
 def choose(
-    device: Any,
+    rt: Runtime,
     logits: Array,
     uniforms: Array | None = None,
     *,
@@ -32,8 +33,8 @@ def choose(
         return NotImplemented
     if V > 1 and logits.strides[1] != logits.itemsize:
         logits = logits.copy(order="C")
-    tokens, threads = device.empty((B,), np.int64), row_threads(V)
-    device.launch(
+    tokens, threads = rt.device.empty((B,), np.int64), row_threads(V)
+    rt.device.launch(
         "choose.cu", "choose", {"NUMBER": NUMBERS[logits.dtype.name]}, (B, 1, 1), threads,
         (logits, uniforms, tokens, np.int64(logits.strides[0] // logits.itemsize), np.int32(V), np.float64(temperature),
          np.int32(top_k), np.float64(top_p), np.float64(min_p)),

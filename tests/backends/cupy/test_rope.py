@@ -9,8 +9,9 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends import Ops, ops_for, overlay
-from refdiff.backends.cupy_kernels import CupyKernels, device
-from refdiff.backends.cupy_kernels.rotation import APPEND, STEPS
+from refdiff.backends.cupy import device
+from refdiff.backends.cupy.kernels import CupyKernels
+from refdiff.backends.cupy.rope import APPEND, STEPS
 from refdiff.model.cache import KVCache, _grown
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends.cupy_kernels import CupyKernels
-from refdiff.backends.cupy_kernels.attention import AXES, SHAPE, Call, axes_of, rows_lie_whole
-from refdiff.backends.cupy_kernels.geometry import OF_EACH_BLOCK, shared_bytes
-from tests.backends.cupy_cases import heads, seen
-from tests.backends.test_cupy_kernels import hold
+from refdiff.backends.cupy.attention import AXES, SHAPE, Call, axes_of, rows_lie_whole
+from refdiff.backends.cupy.geometry import RESERVED_SHARED, shared_bytes
+from refdiff.backends.cupy.kernels import CupyKernels
+from refdiff.backends.cupy.runtime import Runtime
+from tests.backends.cupy.cases import heads, seen
+from tests.backends.cupy.test_kernels import hold
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice
 from tests.cuda.structs import declared
@@ -50,7 +51,7 @@ def test_arrays_are_copied_only_where_they_must_be() -> None:
 
 def test_a_call_knows_its_grid() -> None:
     q, k, v = (np.zeros(shape, np.float32) for shape in ((2, 6, 37, 8), (2, 3, 41, 8), (2, 3, 41, 16)))
-    call = Call.of(EmulatedDevice(), (q, q), (k, k), v, np.float32(1), None, None, True)
+    call = Call.of(Runtime(EmulatedDevice()), (q, q), (k, k), v, np.float32(1), None, None, True)
     assert call is not None
     assert (call.tiles.rows, call.rows) == (64, 2)  # 2 heads · 37 queries to a key head, in tiles of 64
     assert call.defines == {"NUMBER": "float", "MAPS": 2, "D": 8, "E": 16, "ROWS": 64, "KEYS": 32}
@@ -127,7 +128,7 @@ def test_tensor_cores_in_all_sizes(d: int, e: int, number: Any) -> None:
 
 def room_for_two(tile: int) -> int:
     """The bytes that a block may have where two with such tiles just fit."""
-    return 2 * (tile + OF_EACH_BLOCK) - OF_EACH_BLOCK
+    return 2 * (tile + RESERVED_SHARED) - RESERVED_SHARED
 
 
 class Noting(EmulatedDevice):

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.backends.cupy_kernels import device
+from refdiff.backends.cupy import device
 
 FILES = sorted(path.name for path in device.SOURCES.iterdir())
 

@@ -12,7 +12,7 @@ import pytest
 
 import refdiff
 from refdiff.backends import ops_for
-from refdiff.backends.cupy_kernels import CupyKernels
+from refdiff.backends.cupy.kernels import CupyKernels
 from refdiff.model.weights import flatten, nest
 from tests.cuda.emulation import EmulatedDevice, OnDevice
 

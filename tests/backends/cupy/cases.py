@@ -1,4 +1,4 @@
-"""Calls for the kernels of CUDA: see test_cupy_kernels.py. Every way through a kernel has one, in sizes that differ."""
+"""Calls for the kernels of CUDA: see test_kernels.py. Every way through a kernel has one, in sizes that differ."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.backends.cupy_kernels.geometry import (
+from refdiff.backends.cupy.geometry import (
     MAX_QUERY,
     MAX_VALUE,
-    SUMS_OF_A_THREAD,
+    SUMS_PER_THREAD,
     Tiles,
     attention_tiles,
     key_splits,
@@ -18,6 +18,7 @@ from refdiff.backends.cupy_kernels.geometry import (
     shared_bytes,
     worth_tensor_cores,
 )
+from refdiff.backends.cupy.tuning import Tuning
 
 KIB = 1024
 SM75, SM86, SM80, SM90 = 64 * KIB, 99 * KIB, 163 * KIB, 227 * KIB
@@ -43,7 +44,7 @@ def test_tiles_fit_the_device(d: int, e: int, maps: int, rows: int, limit: int, 
     assert tiles.shared == shared_bytes(d, e, maps, tiles.rows, tiles.keys, backward) <= limit
     assert tiles.rows % 16 == tiles.keys % 16 == 0
     assert tiles.rows == 16 or tiles.rows < rows + 16  # no more than the last 16 rows stand empty
-    assert tiles.rows == 16 or maps * -(-e // 16) * (tiles.rows // 16) <= SUMS_OF_A_THREAD
+    assert tiles.rows == 16 or maps * -(-e // 16) * (tiles.rows // 16) <= SUMS_PER_THREAD
 
 
 @pytest.mark.parametrize(("d", "e"), [(0, 16), (8, 0), (MAX_QUERY + 1, 16), (8, MAX_VALUE + 1)])
@@ -76,25 +77,25 @@ def test_two_blocks_share_a_multiprocessor_where_they_can() -> None:
 @given(blocks=st.integers(1, 10**5), keys=st.integers(1, 10**6), tile=st.sampled_from([16, 32]),
        multiprocessors=st.integers(1, 200))  # fmt: skip
 def test_splits_cover_the_keys_without_an_empty_one(blocks: int, keys: int, tile: int, multiprocessors: int) -> None:
-    splits, each = key_splits(blocks, keys, tile, multiprocessors)
+    splits, each = key_splits(Tuning(), blocks, keys, tile, multiprocessors)
     assert splits >= 1
     assert splits * each >= keys > (splits - 1) * each
     assert splits == 1 or each % tile == 0
 
 
 def test_keys_are_split_only_where_rows_are_few() -> None:
-    assert key_splits(264, 10**5, 32, 132) == (1, 10**5)
-    assert key_splits(133, 10**5, 32, 132) == (1, 10**5)
-    assert key_splits(132, 4096, 32, 132) == (2, 2048)
-    assert key_splits(4, 255, 32, 132) == (1, 255)
-    assert key_splits(4, 4096, 32, 132) == (32, 128)
-    assert key_splits(4, 131072, 32, 132) == (66, 1984 + 32)
+    assert key_splits(Tuning(), 264, 10**5, 32, 132) == (1, 10**5)
+    assert key_splits(Tuning(), 133, 10**5, 32, 132) == (1, 10**5)
+    assert key_splits(Tuning(), 132, 4096, 32, 132) == (2, 2048)
+    assert key_splits(Tuning(), 4, 255, 32, 132) == (1, 255)
+    assert key_splits(Tuning(), 4, 4096, 32, 132) == (32, 128)
+    assert key_splits(Tuning(), 4, 131072, 32, 132) == (66, 1984 + 32)
 
 
 @pytest.mark.parametrize(("rows", "splits"), [(64, 8), (32, 4), (16, 2)])
 def test_a_warp_on_tensor_cores_makes_up_for_two_splits(rows: int, splits: int) -> None:
     tiles = Tiles(rows, 32, 0)
-    assert [worth_tensor_cores(tiles, n) for n in (1, splits, splits + 1)] == [True, True, False]
+    assert [worth_tensor_cores(Tuning(), tiles, n) for n in (1, splits, splits + 1)] == [True, True, False]
 
 
 @given(size=st.integers(1, 10**6))

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.backends.cupy_kernels import device
-from refdiff.backends.cupy_kernels.choosing import choose
+from refdiff.backends.cupy import device
+from refdiff.backends.cupy.runtime import Runtime
+from refdiff.backends.cupy.sampling import choose
 from refdiff.generation import sampling
 from tests.cuda.emulation import BFLOAT16, ORDERS, EmulatedDevice
 from tests.layers.inputs import SEEDS
@@ -46,7 +47,7 @@ def test_draws_are_the_hosts(rng: Any, size: int, ties: bool, order: int, **warp
     logits[0, rng.integers(size, size=size // 3)] = -np.inf
     logits[0, rng.integers(size)] = 0.5
     uniforms = rng.random(3)
-    tokens = choose(EmulatedDevice(order=order), logits, uniforms, **warpers)
+    tokens = choose(Runtime(EmulatedDevice(order=order)), logits, uniforms, **warpers)
     np.testing.assert_array_equal(tokens, on_the_host(logits, uniforms, **warpers))
 
 
@@ -56,7 +57,7 @@ def test_the_ends_of_the_distribution(u: float) -> None:
     logits = np.full((1, 40), -np.inf, np.float32)
     logits[0, [3, 11, 12, 38]] = 2
     expected = {0.0: 3, 0.25: 11, 0.5: 12}.get(u, 38)
-    assert choose(EmulatedDevice(), logits, np.array([u])).item() == expected
+    assert choose(Runtime(EmulatedDevice()), logits, np.array([u])).item() == expected
 
 
 @given(rng=SEEDS, size=st.integers(1, 200), order=st.sampled_from(ORDERS))
@@ -64,15 +65,15 @@ def test_without_a_draw_it_is_the_first_of_the_most_likely(rng: Any, size: int, 
     logits = rng.integers(-3, 4, size=(2, size)).astype(np.float32)
     logits[0, 0] = np.inf if size % 3 == 0 else -np.inf
     logits[0, -1] = max(logits[0, -1], -3)
-    np.testing.assert_array_equal(choose(EmulatedDevice(order=order), logits), logits.argmax(axis=1))
+    np.testing.assert_array_equal(choose(Runtime(EmulatedDevice(order=order)), logits), logits.argmax(axis=1))
 
 
 def test_minus_zero_is_zero() -> None:
     """So the first of the two is the most likely, and top_k = 1 keeps both."""
     logits = np.array([[-0.0, 0.0, -1.0], [0.0, -0.0, -1.0], [-1.0, -2.0, -0.0]], np.float32)
-    assert choose(EmulatedDevice(), logits).tolist() == [0, 0, 2]
+    assert choose(Runtime(EmulatedDevice()), logits).tolist() == [0, 0, 2]
     uniforms = np.array([0.1, 0.9, 0.5])
-    assert choose(EmulatedDevice(), logits, uniforms, top_k=1).tolist() == [0, 1, 2]
+    assert choose(Runtime(EmulatedDevice()), logits, uniforms, top_k=1).tolist() == [0, 1, 2]
     np.testing.assert_array_equal(on_the_host(logits, uniforms, 1.0, 1, 1.0, 0.0), [0, 1, 2])
 
 
@@ -80,29 +81,29 @@ def test_minus_zero_is_zero() -> None:
 def test_logits_of_16_bits(dtype: Any) -> None:
     rng = np.random.default_rng(0)
     logits, uniforms = (3 * rng.normal(size=(5, 97))).astype(dtype), rng.random(5)
-    tokens = choose(EmulatedDevice(), logits, uniforms, top_p=0.9)
+    tokens = choose(Runtime(EmulatedDevice()), logits, uniforms, top_p=0.9)
     np.testing.assert_array_equal(tokens, on_the_host(logits.astype(np.float32), uniforms, 1.0, 0, 0.9, 0.0))
 
 
 def test_rows_that_no_token_can_be_chosen_by() -> None:
     logits = np.zeros((4, 9), np.float32)
     logits[0, 3], logits[1], logits[2, 4] = np.nan, -np.inf, np.inf
-    np.testing.assert_array_equal(choose(EmulatedDevice(), logits), [-1, -1, 4, 0])
-    assert choose(EmulatedDevice(), logits, np.full(4, 0.99)).tolist() == [-1, -1, -1, 8]
+    np.testing.assert_array_equal(choose(Runtime(EmulatedDevice()), logits), [-1, -1, 4, 0])
+    assert choose(Runtime(EmulatedDevice()), logits, np.full(4, 0.99)).tolist() == [-1, -1, -1, 8]
     logits[0, 3] = -np.float32(np.nan)  # whose bits are below those of −inf
     logits[0, 4] = np.inf
-    assert choose(EmulatedDevice(), logits)[0] == -1
+    assert choose(Runtime(EmulatedDevice()), logits)[0] == -1
 
 
 def test_logits_may_lie_in_any_way() -> None:
     logits = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32)
     for view in (logits[:, ::2], logits[::2], logits.T, logits[:, :1]):
-        np.testing.assert_array_equal(choose(EmulatedDevice(), view), view.argmax(axis=1))
+        np.testing.assert_array_equal(choose(Runtime(EmulatedDevice()), view), view.argmax(axis=1))
 
 
 def test_what_is_not_served() -> None:
-    assert choose(EmulatedDevice(), np.zeros((2, 5))) is NotImplemented
-    assert choose(EmulatedDevice(), np.zeros((2, 0), np.float32)) is NotImplemented
+    assert choose(Runtime(EmulatedDevice()), np.zeros((2, 5))) is NotImplemented
+    assert choose(Runtime(EmulatedDevice()), np.zeros((2, 0), np.float32)) is NotImplemented
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,6 @@ def test_a_planted_mistake_is_caught(right: str, wrong: str) -> None:
     ):
         names = dict(zip(WARPERS, warpers, strict=True))
         there = EmulatedDevice(order=1, change=lambda text: text.replace(right, wrong))
-        tokens = choose(there, logits, uniforms, **names)
+        tokens = choose(Runtime(there), logits, uniforms, **names)
         different += (tokens != on_the_host(logits, uniforms, **names)).sum()
     assert different

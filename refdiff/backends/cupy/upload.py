@@ -9,12 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array
-
-BUFFER = 32 * 1024 * 1024
-"""Bytes of a pinned buffer: enough for a transfer to run at full speed, little enough to pin anywhere."""
-
-WORTH_A_BAR = 256 * 1024 * 1024
-"""Fewer bytes are there before a progress bar could be read."""
+from refdiff.backends.cupy.tuning import Tuning
 
 
 class Upload:
@@ -28,20 +23,21 @@ class Upload:
         ValueError: it is another than the current one, where kernels would not find what was sent.
     """
 
-    def __init__(self, total: int, device: Any = None) -> None:
+    def __init__(self, total: int, device: Any = None, tuning: Tuning | None = None) -> None:
         import cupy
 
-        self._cupy = cupy
+        self._cupy, tuning = cupy, tuning or Tuning()
+        self._size = tuning.pinned_bytes
         current = int(cupy.cuda.Device())
         if device is not None and int(device) != current:
             raise ValueError(
                 f"device is {int(device)}, but kernels run on CuPy's current device, which is {current}: call "
                 f"cupy.cuda.Device({int(device)}).use() before, and leave device out"
             )
-        self._buffers = [(cupy.cuda.alloc_pinned_memory(BUFFER), cupy.cuda.Event()) for _ in range(2)]
+        self._buffers = [(cupy.cuda.alloc_pinned_memory(self._size), cupy.cuda.Event()) for _ in range(2)]
         self._turn = 0
         self._bar: Any = None
-        if total >= WORTH_A_BAR and sys.stderr.isatty():
+        if total >= tuning.progress_bytes and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="weights to the device", leave=False)
@@ -61,11 +57,11 @@ class Upload:
         source = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
         stream = cupy.cuda.get_current_stream()
         y = cupy.empty(x.shape, dtype=x.dtype)
-        for start in range(0, source.size, BUFFER):
+        for start in range(0, source.size, self._size):
             pinned, sent = self._buffers[self._turn]
             self._turn = 1 - self._turn
             sent.synchronize()  # what this buffer held before has arrived
-            piece = source[start : start + BUFFER]
+            piece = source[start : start + self._size]
             np.frombuffer(pinned, np.uint8, piece.size)[:] = piece
             cupy.cuda.runtime.memcpyAsync(
                 y.data.ptr + start, pinned.ptr, piece.size, cupy.cuda.runtime.memcpyHostToDevice, stream.ptr
