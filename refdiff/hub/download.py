@@ -15,7 +15,8 @@ from typing import Any
 from refdiff import bundled
 from refdiff.errors import CheckpointError
 from refdiff.files import follow
-from refdiff.hub.explain import explain, explained, is_unreachable
+from refdiff.hub.explain import explain, explained, is_answered, is_unreachable
+from refdiff.hub.guard import MAX_INFO, BadAnswerError, bounded, download
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -64,6 +65,7 @@ def snapshot(
     if folder is not None:
         return folder
     repo = check_repo_id(str(path_or_repo))
+    _check_library(repo)
     options = {"revision": revision, "cache_dir": None if cache_dir is None else os.fspath(cache_dir)}
     if local_files_only:
         return _from_cache(repo, files, **options)
@@ -96,14 +98,20 @@ def list_repo(repo: str, revision: str | None) -> tuple[list[str], str]:
     """Ask the hub for the names of all files of a repo, and the commit that has them."""
     from huggingface_hub import HfApi, constants
 
-    try:
+    def ask() -> tuple[Any, list[Any]]:
         info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        commit, names = info.sha or "", [sibling.rfilename for sibling in info.siblings or []]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        commit, names = "", []
-    if not _COMMIT.fullmatch(commit):
+        return info.sha, [sibling.rfilename for sibling in info.siblings or []]
+
+    found: tuple[Any, list[Any]] = None, []
+    try:
+        found = bounded(ask, max_bytes=MAX_INFO)
+    except Exception as error:
+        if is_answered(error):
+            raise
+    commit, names = str(found[0]), found[1]
+    if not all(isinstance(name, str) for name in names) or not _COMMIT.fullmatch(commit):
         # Such as the page on which a hotel's network wants a password.
-        raise ConnectionError("the answer is not that of a hub")
+        raise BadAnswerError("its description of the repo cannot be read")
     return [name for name in names if not {"", ".", ".."} & set(name.split("/"))], commit
 
 
@@ -156,8 +164,6 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
 
 
 def _download(repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
     what = at(repo, revision)
     try:
         names, _ = list_repo(repo, revision)
@@ -174,7 +180,7 @@ def _download(repo: str, files: Sequence[str], *, revision: str | None, cache_di
     def fetch(name: str) -> Path:
         nonlocal wanted, folder
         with explained(f"{what}: {name}"):
-            path = Path(hf_hub_download(repo, name, revision=wanted, cache_dir=cache_dir))
+            path = download(repo, name, revision=wanted, cache_dir=cache_dir)
         folder = path.parents[name.count("/")]
         wanted = folder.name
         return path
@@ -265,6 +271,16 @@ def _matches(name: str, pattern: str) -> bool:
 def _examples(names: Collection[str]) -> str:
     shown = [ascii(name)[1:-1][:80] for name in sorted(names) if not name.startswith(".git")]
     return f"has {', '.join(shown[:5])}{' and more' if len(shown) > 5 else ''}" if shown else "is empty"
+
+
+def _check_library(repo: str) -> None:
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"{repo}: no such folder here, and a download needs the package huggingface_hub, which is not here "
+            f"({error}): pip install huggingface_hub"
+        ) from None
 
 
 @contextmanager

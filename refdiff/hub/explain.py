@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from refdiff.errors import CheckpointError
+from refdiff.hub.guard import BadAnswerError
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -30,6 +32,15 @@ def is_unreachable(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return _status(error) == 429 or _status(error) >= 500
     return isinstance(error, OfflineModeIsEnabled | ConnectionError | TimeoutError) or _is_network(error)
+
+
+def is_answered(error: BaseException) -> bool:
+    """Tell whether `error` says what the hub, the network or the disk did; any other is a fault in an answer's text."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # A text that is not JSON is an error of the network to `requests`, an older HTTP library.
+    is_text = isinstance(error, json.JSONDecodeError)
+    return not is_text and (isinstance(error, HfHubHTTPError | OSError) or is_unreachable(error))
 
 
 def explain(error: BaseException) -> str:
@@ -62,6 +73,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
         place = error.filename or constants.HF_HUB_CACHE
         return f"{place} cannot be written; choose another folder with cache_dir or HF_HOME"
+    if isinstance(error, BadAnswerError):
+        return f"{constants.ENDPOINT} does not answer as a hub does: {error}; check HF_ENDPOINT and the proxy"
     if _is_network(error) or isinstance(error, ConnectionError | TimeoutError) or "Consistency check" in str(error):
         return (
             f"the connection to {constants.ENDPOINT} failed ({_first_line(error)}); check the network, the proxy and "

@@ -24,6 +24,7 @@ from refdiff.hub.download import (
     snapshot,
 )
 from refdiff.hub.explain import explained
+from refdiff.hub.guard import bounded, download
 
 # Most headers are shorter than this, so that one request is enough; longer ones than the second are not read.
 _FIRST_BYTES = 100_000
@@ -71,10 +72,8 @@ def outline(
                 shutil.copyfile(path, copy)
 
         def fetch(name: str) -> Path:
-            from huggingface_hub import hf_hub_download
-
             with explained(f"{what}: {name}"):
-                cached = hf_hub_download(repo, name, revision=commit, cache_dir=options["cache_dir"])
+                cached = download(repo, name, revision=commit, cache_dir=options["cache_dir"])
                 return Path(shutil.copyfile(cached, target / name))
 
         for name in choose(names, WEIGHTS, what, fetch):
@@ -135,6 +134,10 @@ def _ranges(header: bytes, wanted: re.Pattern[str], data: int, size: int) -> lis
 
 def _read_range(repo: str, name: str, commit: str, begin: int, end: int) -> tuple[bytes, int]:
     """Read the bytes from `begin` up to `end` or the end of the file; return them and the size of the file."""
+    return bounded(lambda: _request_range(repo, name, commit, begin, end), max_bytes=end - begin)
+
+
+def _request_range(repo: str, name: str, commit: str, begin: int, end: int) -> tuple[bytes, int]:
     from huggingface_hub import constants, hf_hub_url, utils
 
     http: Any = utils  # its functions are public, but not declared so for type checkers

@@ -52,7 +52,7 @@ class Repo:
 class Lookalike:
     """The hub: its repos, the faults that it has been told to make, and what it was asked for.
 
-    `info` is sent in place of any repo's description.
+    `info` is sent in place of any repo's description, `info_headers` with it, and `headers` with what is said of files.
     """
 
     endpoint: str = ""
@@ -61,6 +61,8 @@ class Lookalike:
     requests: list[Request] = field(default_factory=list)
     faults: list[tuple[str, str, int]] = field(default_factory=list)
     info: bytes | None = None
+    info_headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def repo(self, name: str, files: dict[str, bytes], access: str = "public") -> Repo:
@@ -70,7 +72,11 @@ class Lookalike:
         return self.repos[name]
 
     def fail(self, path_part: str, how: str, number: int, times: int = 1) -> None:
-        """Let the next requests for a path fail: "status" number, or "cut" or "reset" after a number of bytes."""
+        """Let the next requests for a path fail.
+
+        how: "status" number, "cut" or "reset" after a number of bytes, "endless" with so many bytes at a time, "slow"
+        with a byte of the headers every so many milliseconds.
+        """
         self.faults += [(path_part, how, number)] * times
 
     def take_fault(self, path: str, *hows: str) -> tuple[str, int] | None:
@@ -162,7 +168,11 @@ class _Handler(BaseHTTPRequestHandler):
         if sha := self._commit(name, revision, authorized):
             siblings = [{"rfilename": file} for file in self.lookalike.repos[name].commits[sha]]
             info = {"_id": "1", "id": name, "modelId": name, "sha": sha, "private": False, "siblings": siblings}
-            self._send(200, self.lookalike.info or json.dumps(info).encode(), {"Content-Type": "application/json"})
+            self._send(
+                200,
+                self.lookalike.info or json.dumps(info).encode(),
+                {"Content-Type": "application/json", **self.lookalike.info_headers},
+            )
 
     def _resolve(self, name: str, revision: str, file: str, authorized: bool) -> None:
         sha = self._commit(name, revision, authorized)
@@ -211,13 +221,23 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, message.encode(), {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        if slow := self.lookalike.take_fault(self.path, "slow"):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Padding: ")
+            while not threading.Event().wait(slow[1] / 1000):
+                self.wfile.write(b"x")
         self.send_response(status)
+        if "/resolve/" in self.path:
+            headers = {**headers, **self.lookalike.headers}
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        endless = None if self.command == "HEAD" else self.lookalike.take_fault(self.path, "endless")
+        if endless is None and "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "HEAD":
             return
+        while endless:
+            self.wfile.write(b"x" * endless[1])
         fault = self.lookalike.take_fault(self.path, "cut", "reset")
         if fault is None or len(content) <= fault[1]:
             self.wfile.write(content)

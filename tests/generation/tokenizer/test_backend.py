@@ -40,6 +40,7 @@ def test_refdiff_works_without_the_libraries_of_tokenizers_and_the_hub() -> None
     ("call", "message"),
     [
         ("refdiff.Tokenizer.from_pretrained('bundled')", "a tokenizer needs the package tokenizers"),
+        ("refdiff.DiffLlamaConfig.from_pretrained('ai/model')", "a download needs the package huggingface_hub"),
     ],
 )
 def test_where_a_library_is_needed_the_error_says_which(call: str, message: str) -> None:

@@ -1,0 +1,239 @@
+"""Bounds on what a hub may answer: `HF_ENDPOINT` may name any server, and huggingface_hub takes it at its word.
+
+An ETag such as `../../x` becomes a path to write to, `Retry-After: 1000000` a pause, an endless answer a full disk.
+Every answer that huggingface_hub gets inside `bounded` is checked before it acts on it, and the call has a deadline.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import queue
+import re
+import shutil
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+SECONDS = 120.0  # of one call, without the bytes of a file
+BYTES_PER_SECOND = 20_000  # the slowest connection that is waited for
+MAX_RETRY_AFTER = 30
+MAX_INFO, MAX_ERROR, MAX_JSON, MAX_TOKENIZER = 4_000_000, 1_000_000, 10_000_000, 500_000_000  # bytes
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ETAG = re.compile(r'(?:W/)?"?([0-9a-f]{40,64})"?')
+_UNFINISHED = re.compile(r"[0-9a-f]{40,64}\.[0-9a-f]{8}\.incomplete")
+_UNFINISHED_SECONDS = 600  # without a new byte; a connection without one ends after 10
+_T = TypeVar("_T")
+
+
+class BadAnswerError(ConnectionError):
+    """The server answers what no hub does."""
+
+
+@dataclass
+class _Limits:
+    """What the answers to one call may cost, and what they have said."""
+
+    max_bytes: int
+    free_bytes: int = 2**63
+    etag: str = ""
+    deadline: float = field(default_factory=lambda: time.monotonic() + SECONDS)
+
+
+_limits: ContextVar[_Limits | None] = ContextVar("limits", default=None)
+
+
+def bounded(call: Callable[[], _T], *, max_bytes: int) -> _T:
+    """Call huggingface_hub in a thread with checked answers of at most `max_bytes`; return what it returns.
+
+    A server that sends a byte now and then would hold a client without a second thread forever.
+
+    Raises `BadAnswerError` for an answer that no hub gives, `TimeoutError` beyond the deadline.
+    """
+    return _bounded(call, _Limits(max_bytes))
+
+
+def download(repo: str, name: str, *, revision: str, cache_dir: str | None) -> Path:
+    """Download a file into huggingface_hub's cache, unless it is there; return its path.
+
+    A new file with a SHA-256 as ETag is checked against it.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    cache = Path(cache_dir or constants.HF_HUB_CACHE)
+    sweep(cache / f"models--{repo.replace('/', '--')}" / "blobs")
+    place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+    limits = _Limits(_max_bytes(name), shutil.disk_usage(place).free)
+    path = Path(_bounded(lambda: hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir), limits))
+    if len(limits.etag) == 64:  # of a SHA-256, from the answer to this very call
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != limits.etag:
+                path.resolve().unlink()
+                path.unlink(missing_ok=True)
+                raise BadAnswerError("the file that came has another SHA-256 than the hub has said")
+    return path
+
+
+def sweep(blobs: Path) -> None:
+    """Delete what killed downloads have left: huggingface_hub gives each a name that no later one takes up."""
+    for path in blobs.glob("*.incomplete"):
+        try:
+            if _UNFINISHED.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _UNFINISHED_SECONDS:
+                path.unlink()
+        except OSError:  # another process was faster, or may not
+            continue
+
+
+def _bounded(call: Callable[[], _T], limits: _Limits) -> _T:
+    from huggingface_hub import close_session
+
+    _install()
+    results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        _limits.set(limits)
+        try:
+            results.put((call(), None))
+        except BaseException as error:
+            results.put((None, error))
+
+    threading.Thread(target=work, daemon=True, name="refdiff-hub").start()
+    try:
+        while (left := limits.deadline - time.monotonic()) > 0:
+            try:
+                value, error = results.get(timeout=left)
+            except queue.Empty:
+                continue  # the deadline may have moved, as a file turned out to be large
+            if error is not None:
+                raise error
+            result: _T = value
+            return result
+        close_session()  # the next byte of an answer ends the thread
+        raise TimeoutError("the hub takes too long")
+    finally:
+        limits.deadline = 0.0  # ends a thread that was given up, by Ctrl-C too
+
+
+def _install() -> None:
+    """Add the checks to the HTTP client that huggingface_hub makes; outside of `bounded` they do nothing."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    http: Any = _http
+    make_client = http._GLOBAL_CLIENT_FACTORY  # perhaps the user's own, with a proxy; there is no public name for it
+    if getattr(make_client, "is_checked", False):
+        return
+
+    def make_checked_client() -> Any:
+        client = make_client()
+        hooks = client.event_hooks
+        client.event_hooks = {
+            "request": [*hooks["request"], _check_request],
+            "response": [*hooks["response"], _check_response],
+        }
+        return client
+
+    make_checked_client.is_checked = True  # type: ignore[attr-defined]
+    set_client_factory(make_checked_client)
+
+
+def _check_request(request: Any) -> None:
+    if (limits := _limits.get()) is not None:
+        _check_time(limits)
+        if request.headers.get("Accept-Encoding") != "identity":
+            request.headers["Accept-Encoding"] = "gzip"
+
+
+def _check_response(response: Any) -> None:
+    limits, headers = _limits.get(), response.headers
+    if limits is None:
+        return
+    _check_time(limits)
+    commit = headers.get("X-Repo-Commit")
+    if commit is not None and not _COMMIT.fullmatch(commit):
+        raise BadAnswerError(f"the commit {ascii(commit)[:80]} is not a hash")
+    if commit is not None and response.request.method == "HEAD" and response.status_code < 400:
+        _check_file(limits, headers, is_redirect=response.status_code >= 300)
+    if "Retry-After" in headers or response.status_code == 429:
+        seconds = headers.get("Retry-After", "")
+        headers["Retry-After"] = str(min(int(seconds), MAX_RETRY_AFTER) if re.fullmatch(r"\d{1,9}", seconds) else 1)
+        headers.pop("RateLimit", None)  # says how long to wait, too
+    _bound_body(response, limits)
+
+
+def _check_file(limits: _Limits, headers: Any, *, is_redirect: bool) -> None:
+    """Check what a hub says of a file, from which huggingface_hub makes paths in its cache."""
+    from huggingface_hub import constants
+
+    etag = headers.get("X-Linked-Etag") or headers.get("ETag") or ""
+    match = _ETAG.fullmatch(etag)
+    if match is None:
+        raise BadAnswerError(f"the ETag {ascii(etag)[:80]} is not a hash")
+    limits.etag = match[1]
+    size = headers.get("X-Linked-Size") or (None if is_redirect else headers.get("Content-Length"))
+    if size is not None:
+        if not re.fullmatch(r"\d{1,18}", size) or int(size) > limits.max_bytes:
+            raise BadAnswerError(f"the file has {ascii(size)[1:-1][:40]} bytes, expected at most {limits.max_bytes:,}")
+        if int(size) > limits.free_bytes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        limits.max_bytes = int(size)
+        limits.deadline += int(size) / BYTES_PER_SECOND
+    if urlsplit(constants.ENDPOINT).hostname != "huggingface.co":
+        # Xet has a client of its own, which asks whatever server the hub names. Every hub sends files by HTTP too.
+        headers.pop("X-Xet-Hash", None)
+
+
+def _bound_body(response: Any, limits: _Limits) -> None:
+    """Let the body end in an error beyond the limits, counted after unzipping."""
+    encoding = response.headers.pop("Content-Encoding", "identity").lower()
+    if encoding not in ("identity", "gzip"):
+        raise BadAnswerError(f"the answer is encoded as {ascii(encoding)[:40]}")
+    if encoding == "gzip":
+        response.headers.pop("Content-Length", None)  # that of the zipped bytes
+    inner = response.stream
+    max_bytes = limits.max_bytes if response.status_code in (200, 206) else MAX_ERROR
+
+    class Stream(next(kind for kind in type(inner).__mro__ if kind.__name__ == "SyncByteStream")):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[bytes]:
+            return _counted(inner if encoding == "identity" else _unzipped(inner), limits, max_bytes)
+
+        def close(self) -> None:
+            inner.close()
+
+    response.stream = Stream()
+
+
+def _counted(pieces: Iterator[bytes], limits: _Limits, max_bytes: int) -> Iterator[bytes]:
+    count = 0
+    for piece in pieces:
+        _check_time(limits)
+        count += len(piece)
+        if count > max_bytes:
+            raise BadAnswerError(f"the answer is longer than {max_bytes:,} bytes")
+        yield piece
+
+
+def _unzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    unzip = zlib.decompressobj(wbits=31)
+    for piece in pieces:
+        while piece:
+            yield unzip.decompress(piece, 1_000_000)
+            piece = unzip.unconsumed_tail
+
+
+def _check_time(limits: _Limits) -> None:
+    if time.monotonic() > limits.deadline:
+        raise TimeoutError("the hub takes too long")
+
+
+def _max_bytes(name: str) -> int:
+    if name.endswith(".safetensors"):
+        return 2**63
+    return MAX_JSON if name.endswith(".json") and not name.endswith("tokenizer.json") else MAX_TOKENIZER

@@ -1,0 +1,185 @@
+"""Servers that answer to do harm: refused in bounded time, bytes and memory, and nothing is written elsewhere."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refdiff import hub
+from refdiff.errors import CheckpointError
+from refdiff.hub import guard
+from tests.hub.lookalike import Lookalike
+from tests.hub.test_download import ALL, model_files, names, tensors
+
+
+def files_in(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"ETag": '"../../../../x"', "X-Linked-Etag": '"../../../../x"'},
+        {"ETag": '"/x"', "X-Linked-Etag": '"/x"'},
+        {"ETag": '""', "X-Linked-Etag": '""'},
+        {"ETag": '"' + "a" * 40 + '/../../../../x"', "X-Linked-Etag": '"' + "a" * 65 + '"'},
+        {"X-Repo-Commit": "../../../../x"},
+        {"X-Repo-Commit": "main"},
+        {"X-Repo-Commit": "a" * 41},
+    ],
+    ids=range(7),
+)
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "missing.json"])
+def test_hashes_that_are_paths_are_refused_before_anything_is_written(
+    headers: dict[str, str], file: str, hub_server: Lookalike, tmp_path: Path
+) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.headers = headers
+    before = files_in(tmp_path)
+    if file == "missing.json" and "X-Repo-Commit" not in headers:
+        return  # of a file that is not there no ETag is used
+    with pytest.raises(Exception, match=r"(the ETag|the commit) '.*' is not a hash"):
+        guard.download("ai/model", file, revision="main", cache_dir=str(tmp_path / "cache"))
+    assert files_in(tmp_path) == before
+    with pytest.raises(CheckpointError, match=r"^ai/model: .*does not answer as a hub does: the \w+ .* is not a hash"):
+        hub.snapshot("ai/model", files=ALL)
+
+
+def test_weights_are_verified(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.headers = {"X-Linked-Etag": f'"{"a" * 64}"'}
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*has another SHA-256 than the hub has said"):
+        hub.snapshot("ai/model", files=hub.WEIGHTS)
+    hub_server.headers = {}
+    assert (hub.snapshot("ai/model", files=hub.WEIGHTS) / "model.safetensors").read_bytes() == tensors(1)
+
+
+@pytest.mark.parametrize("part", ["/cdn/", "/resolve/"])
+def test_an_answer_without_end_stops_at_the_size_that_was_said(
+    part: str, hub_server: Lookalike, tmp_path: Path
+) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.fail(part, "endless", 100_000, times=20)
+    with pytest.raises(CheckpointError, match=r"the answer is longer than [\d,]+ bytes"):
+        hub.snapshot("ai/model", files=hub.WEIGHTS if part == "/cdn/" else hub.CONFIG)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1000]
+
+
+def test_an_answer_without_end_and_without_a_size(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_INFO", 1_000_000)
+    hub_server.repo("ai/model", model_files())
+    hub_server.fail("/api/models", "endless", 100_000)
+    with pytest.raises(CheckpointError, match=r"the answer is longer than [\d,]+ bytes"):
+        hub.snapshot("ai/model")
+
+
+def test_a_zipped_answer_is_counted_unzipped(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.info_headers = {"Content-Encoding": "gzip"}
+    hub_server.info = gzip.compress(b" " * 50_000_000)
+    with pytest.raises(CheckpointError, match=r"the answer is longer than 4,000,000 bytes"):
+        hub.snapshot("ai/model")
+    info: dict[str, Any] = {"id": "ai/model", "sha": next(iter(hub_server.repos["ai/model"].commits))}
+    info["siblings"] = [{"rfilename": name} for name in model_files()]
+    hub_server.info = gzip.compress(json.dumps(info).encode())
+    assert names(hub.snapshot("ai/model")) == {"config.json", "generation_config.json"}
+    hub_server.info_headers = {"Content-Encoding": "br"}
+    with pytest.warns(UserWarning, match=r"the answer is encoded as 'br'.*using the copy in the cache"):
+        hub.snapshot("ai/model")
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        b"[" * 100_000,
+        b'{"id": "ai/model", "sha": 5}',
+        b'{"id": "ai/model", "sha": "' + b"a" * 40 + b'", "siblings": [{"rfilename": 5}]}',
+        b'{"id": "ai/model", "sha": "' + b"a" * 40 + b'", "siblings": 5}',
+        b'{"id": "ai/model", "sha": "' + b"a" * 40 + b'", "siblings": [[]]}',
+        b'{"id": "ai/model", "sha": "' + b"a" * 40 + b'", "lastModified": "never"}',
+        b'{"id": "ai/model", "sha": "' + b"a" * 40 + b'", "downloads": ' + b"9" * 5000 + b"}",
+        b"\xff\xfe",
+    ],
+    ids=range(8),
+)
+def test_a_description_that_cannot_be_read_is_one_error(info: bytes, hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.info = info
+    with pytest.raises(CheckpointError, match=r"does not answer as a hub does: its description of the repo cannot be"):
+        hub.snapshot("ai/model")
+
+
+def test_a_pause_is_capped(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    hub_server.repo("ai/model", model_files())
+    hub_server.headers = {"Retry-After": "1000000", "RateLimit": '"api";r=0;t=1000000'}
+    hub_server.fail("/resolve/", "status", 429, times=4)
+    assert names(hub.snapshot("ai/model")) == {"config.json", "generation_config.json"}
+    assert pauses
+    assert max(pauses) <= guard.MAX_RETRY_AFTER + 1
+
+
+@pytest.mark.parametrize("part", ["/api/models", "/resolve/", "/cdn/"])
+def test_a_server_that_takes_forever_is_given_up(
+    part: str, hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_server.repo("ai/model", model_files())
+    monkeypatch.setattr(guard, "SECONDS", 0.5)
+    hub_server.fail(part, "slow", 20)
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"ai/model: .*the hub takes too long"):
+        hub.snapshot("ai/model", files=hub.WEIGHTS)
+    assert time.monotonic() - started < 10
+
+
+def test_sizes_are_checked_before_the_download(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    for size, message in (
+        ("9" * 30, "the file has 9{30} bytes"),
+        ("-1", "the file has -1 bytes"),
+        ("9" * 17, "disk is full"),
+    ):
+        hub_server.headers = {"X-Linked-Size": size}
+        with pytest.raises(CheckpointError, match=message):
+            hub.snapshot("ai/model", files=hub.WEIGHTS)
+    assert not hub_server.asked("/cdn/")
+
+
+def test_what_killed_downloads_left_is_swept(hub_server: Lookalike, tmp_path: Path) -> None:
+    hub_server.repo("ai/model", model_files())
+    blobs = tmp_path / "cache" / "models--ai--model" / "blobs"
+    blobs.mkdir(parents=True)
+    old, new, other = (blobs / f"{letter * 64}.{letter * 8}.incomplete" for letter in "abc")
+    resumed = blobs / f"{'d' * 64}.incomplete"
+    for path in (old, new, resumed):
+        path.write_bytes(b"x")
+    for path in (old, resumed):
+        os.utime(path, (time.time() - 1000,) * 2)
+    other.symlink_to("nowhere")
+    hub.snapshot("ai/model")
+    assert not old.exists()
+    assert new.exists()
+    assert resumed.exists()
+
+
+def test_requests_of_others_are_left_alone(hub_server: Lookalike) -> None:
+    from huggingface_hub import get_session
+
+    hub_server.repo("ai/model", model_files())
+    hub.snapshot("ai/model")
+    hub_server.headers = {"X-Repo-Commit": "main", "ETag": "x"}
+    answer = get_session().get(f"{hub_server.endpoint}/ai/model/resolve/main/config.json")
+    assert answer.headers["X-Repo-Commit"] == "main"
+
+
+def test_xet_is_for_the_hub_itself(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.headers = {"X-Xet-Hash": "a" * 64, "X-Xet-Refresh-Route": "/nowhere"}
+    assert (hub.snapshot("ai/model", files=hub.WEIGHTS) / "model.safetensors").read_bytes() == tensors(1)
