@@ -133,7 +133,7 @@ def test_nothing_is_written_over(content: str, tmp_path: Path, capsys: Capture) 
     kept = new / "notes.txt" if content == "a file in it" else new
     kept.write_text("mine", encoding="utf-8")
     assert main(["convert", str(tmp_path / "old"), str(new), "--to", "paper"]) == 2
-    assert f"{new} exists already; name a new folder, or an empty one" in capsys.readouterr().err
+    assert f"{new}: exists already; name a new folder, or an empty one" in capsys.readouterr().err
     assert kept.read_text(encoding="utf-8") == "mine"
 
 
