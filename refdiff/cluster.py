@@ -27,7 +27,7 @@ class WorkersDiedError(RuntimeError):
 
 @contextmanager
 def connected(address: str) -> Iterator[Client]:
-    """A client of the scheduler at an address such as tcp://scheduler:8786; what it was asked for ends with it.
+    """A client of the scheduler at an address such as tcp://scheduler:8786; its tasks end with it.
 
     Raises:
         ImportError: distributed is not installed.

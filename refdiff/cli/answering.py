@@ -96,10 +96,10 @@ def samples(model: Any, options: dict[str, Any]) -> bool:
 
 
 def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
-    """The number of tokens that may follow a prompt; what was not asked for ends with the context.
+    """The number of tokens that may follow a prompt; without -n it ends with the context.
 
     Raises:
-        ValueError: the prompt fills the context, and no number of tokens was asked for.
+        ValueError: the prompt fills the context, and -n is not given.
     """
     context, asked = model.config.max_position_embeddings, given.get("max_new_tokens")
     free = context - prompt_tokens

@@ -83,7 +83,7 @@ def refuse_other_heads(name: str, folder: Path) -> None:
 
 
 def read_ahead(files: Iterable[Path]) -> None:
-    """Bring files from the disk into the system's cache, showing how far it is; does nothing for what is there already.
+    """Read files into the system's cache with a progress bar; files that are there already are left out.
 
     The weights are memory-mapped, so a first pass over the model would otherwise wait for the disk without a word.
     """

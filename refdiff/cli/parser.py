@@ -235,7 +235,7 @@ class _Help(argparse.Action):
 
 
 class _Version(argparse.Action):
-    """Print the version; read only when asked for."""
+    """Print the version, which is imported only here."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, **kwargs)

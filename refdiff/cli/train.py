@@ -150,7 +150,7 @@ refdiff train -o run --resume
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or go on training; prints the folder of the last checkpoint.
+    """Train, or resume a run; prints the folder of the last checkpoint.
 
     Raises:
         UsageError: no text, flags that do not fit together, or a folder that has a run in it already.
@@ -251,7 +251,7 @@ def _trained(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, q
 
 
 def _resumption(args: argparse.Namespace) -> Callable[[Path], Trainer]:
-    """Check the flags of --resume, and return how to go on in a folder."""
+    """Check the options of --resume, and return how to resume in a folder."""
     from refdiff.training.settings import CHANGEABLE
     from refdiff.training.train import Trainer
 
@@ -265,7 +265,7 @@ def _resumption(args: argparse.Namespace) -> Callable[[Path], Trainer]:
 
 
 def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
-    """Check the text and the flags, and return how to begin in a folder."""
+    """Check the text and the options, and return how to start in a folder."""
     if args.text is None:
         raise UsageError("TEXT: got none, expected a UTF-8 file; or continue a run with --resume")
     text, out = Path(args.text), Path(args.output)

@@ -50,7 +50,7 @@ def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: s
     folder, about = checkpoint.latest(run)
     settings = about["settings"]
     if about["step"] != settings["steps"]:
-        raise ValueError(f"{run} has made {about['step']} of {settings['steps']} steps: go on with --resume first")
+        raise ValueError(f"{run} has made {about['step']} of {settings['steps']} steps; continue with --resume first")
     out.mkdir(parents=True, exist_ok=True)
     DiffLlamaForCausalLM.from_pretrained(folder, dtype=dtype).save_pretrained(out)
     for name in checkpoint.TOKENIZER:

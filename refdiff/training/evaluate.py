@@ -17,7 +17,7 @@ _BACKWARD = ("mlp.down_proj", "mlp", "post_attention_layernorm", "self_attn.o_pr
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on."""
+    """A loss, a gradient or a weight is not finite."""
 
 
 def evaluate(
@@ -79,7 +79,7 @@ def gradient_culprit(grads: Mapping[str, Array], layers: int) -> str:
 
     for name in sorted(grads, key=order):
         if not is_finite(grads[name]):
-            return f"and {name} is the first of them on the way back from the loss"
+            return f"and {name} is the first of them in the backward pass"
     xp = namespace(*grads.values())
     largest = max(grads, key=lambda name: float(xp.max(xp.abs(grads[name]))))
     return f"for the squares overflow, and {largest} has the largest"

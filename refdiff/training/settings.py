@@ -10,7 +10,7 @@ from refdiff.training.schedule import SCHEDULES
 
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 CHANGEABLE = ("steps", "rate", "warmup", "clip", "evaluate_every", "save_every", "sample_every", "prompt")
-"""Settings that a run may go on with others of."""
+"""Settings that a resumed run may change."""
 
 
 @dataclass(frozen=True)

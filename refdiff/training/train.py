@@ -78,7 +78,7 @@ class Trainer:
         cls, out: Path, *, changes: Mapping[str, Any] | None = None, threads: int | None = None,
         backend: str | ModuleType = "numpy", device: Any = None,
     ) -> Trainer:  # fmt: skip
-        """Go on from the last checkpoint in a folder, with other settings where `changes` has some; they are recorded.
+        """Resume the last checkpoint in a folder, with other settings where `changes` has some; they are recorded.
 
         Without `threads`, on as many as before; 0 is all cores.
 
@@ -123,7 +123,7 @@ class Trainer:
 
         Raises:
             TrainingError: the loss or a gradient is not finite; says at which step and layer, and which checkpoint to
-                go on from. One that no step can be made from is set aside as step-…-unusable.
+                resume. One that no step can be made from is set aside as step-…-unusable.
             OSError: the disk is full; the last checkpoint is still there.
         """
         try:
@@ -180,7 +180,7 @@ class Trainer:
         checkpoint.describe_anew(folder, self.step, self._about())
 
     def _way_out(self) -> str:
-        """Say which checkpoint to go on from; one whose own next step is the one that failed is set aside first.
+        """Say which checkpoint to resume; one whose own next step is the one that failed is set aside first.
 
         The one before it is good: steps have been made from it.
         """

@@ -45,7 +45,7 @@ class ModelOnWorker(WorkerPlugin):
         """Answer a batch; others wait, because one uses all of the worker's threads."""
         with self._lock:
             if self._answering is None:
-                raise RuntimeError("this worker has let go of its model: the run that asked for it is over")
+                raise RuntimeError("this worker has released its model: the run that it belonged to is over")
             return self._answering(batch)
 
     def teardown(self, worker: Any) -> None:

@@ -56,7 +56,7 @@ def test_a_worker_loads_the_model_once_with_its_own_threads(
     assert [result["generated_tokens"] for result in results] == [3, 3]
     assert plugin._answering._model is model
     plugin.teardown(WORKER)
-    with pytest.raises(RuntimeError, match="has let go of its model"):
+    with pytest.raises(RuntimeError, match="has released its model"):
         module.answer(("a name", BATCH))
 
 
