@@ -74,6 +74,8 @@ def load_backend(folder: Path) -> Backend:
     for field in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
         if _length(backend.model(field)) > 100:
             raise CheckpointError(f"{path}: {field}: got more than 100 characters, expected at most 100")
+    if (longest := backend.model("max_input_chars_per_word") or 0) > 500:  # WordPiece: cubic time in a word's length
+        raise CheckpointError(f"{path}: max_input_chars_per_word: got {longest:,}, expected at most 500; 100 is usual")
     return backend
 
 

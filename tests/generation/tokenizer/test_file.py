@@ -187,6 +187,18 @@ HUNGRY: dict[str, tuple[str | dict[str, Any], str]] = {
         {"model": {**MODEL, "unk_token": "u" * 101, "vocab": {"a": 0, "b": 1, "u" * 101: 2}}},
         r"unk_token: got more than 100 characters",
     ),
+    "words that take cubic time": (
+        {
+            "model": {
+                "type": "WordPiece",
+                "vocab": {"a": 0, "##a": 1},
+                "unk_token": "a",
+                "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 10**15,
+            }
+        },
+        r"max_input_chars_per_word: got 1,000,000,000,000,000, expected at most 500",
+    ),
     "a very long token": (
         {"model": {**MODEL, "vocab": {"a": 0, "b": 1, "\\\",'" * 5000: 2}}},
         r"model: got a token of more than 5,000 characters",
@@ -209,7 +221,7 @@ def test_files_that_ask_for_memory_on_loading_never_reach_the_library(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content, message = HUNGRY[name]
-    if name != "a long token for every unknown word":  # that one takes memory with a text alone
+    if name not in ("a long token for every unknown word", "words that take cubic time"):  # it takes a text as well
         monkeypatch.setattr(file.RustBackend, "from_json", lambda *_: pytest.fail("the library has read it"))
     with pytest.raises(CheckpointError, match=rf"tokenizer\.json: .*{message}"):
         use(write(tmp_path, {"model": MODEL, **content} if isinstance(content, dict) else content))
