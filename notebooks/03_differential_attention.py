@@ -215,9 +215,9 @@ for layer in range(6):
     )
 
 # %% [markdown]
-# There it is: **one map is sharp, the other broad.** The sharp one selects tokens; the broad one is an even ground.
-# What layers 0, 2 and 4 subtract is this ground. So the crumbs that a softmax must leave everywhere can be removed
-# after all, but not because two noisy maps agree: one of the two has become a measure of the background.
+# There it is: **one map is sharp, the other broad.** The sharp one selects tokens; the broad one is a background.
+# What layers 0, 2 and 4 subtract is this background. So the crumbs that a softmax must leave everywhere can be removed
+# after all, but not because two noisy maps agree: one of the two has become a map of the background.
 #
 # Layers 1 and 5 have λ < 0 and *add* the broad map: they read one or a few tokens together with an average of the text.
 # And layer 3, with λ = 1.56? There $A_1$ is the broad one. The roles are exchanged, and that is exactly what λ > 1
@@ -294,7 +294,7 @@ sketches.curves(range(6), lines, "layer", "size of a head's result", ylim=(0, No
 # - Subtracting a second map removes what both maps share. The needle's weight falls, and its share grows.
 # - It reduces noise that both maps share with correlation ρ only if $0 < \lambda < 2\rho$.
 # - In this small model no layer is in that region. Training has made one map of a pair sharp and the other broad: four
-#   layers subtract the broad ground, two add it.
+#   layers subtract the broad map, two add it.
 # - λ > 1 means that the second map leads; λ < 0 means that a layer adds.
 # - The norm makes heads of different sizes equal; $1 - \lambda_{init}$ sets their common size.
 #

@@ -19,8 +19,6 @@
 
 # %%
 # %matplotlib inline
-import inspect
-
 import numpy as np
 
 from refdiff import layers, oracle, viz
@@ -37,10 +35,7 @@ from refdiff import layers, oracle, viz
 #
 # and leaves choices open: which heads are a pair, what ε is, and more. A `Spec` fixes every choice. We take
 # DiffLlama's, with RoPE already applied and λ given as a number. `oracle.truth` computes it in float64, by the same
-# layer that the models use:
-
-# %%
-print(inspect.getsource(layers.diff_heads_hf))
+# layer that the models use, `layers.diff_heads_hf`.
 
 # %%
 spec = oracle.Spec.preset(

@@ -15,9 +15,9 @@
 #
 # *For engineers.* One source for two machines. refdiff's layers name no array library: they ask an array which
 # library it came from, and use that. So the same lines run on NumPy arrays in a computer's memory and on CuPy arrays
-# in a graphics card's. We look at how that works, and at every place where numbers are copied from one to the other.
+# in a GPU's. We look at how that works, and at every place where numbers are copied from one to the other.
 #
-# This notebook needs no graphics card. Where there is none, it computes the second time with NumPy again, and says
+# This notebook needs no GPU. Where there is none, it computes the second time with NumPy again, and says
 # so.
 
 # %%
@@ -30,18 +30,17 @@ import numpy as np
 
 import refdiff
 from refdiff import arrays, layers, viz
-from refdiff.generation import choice
 
 try:
     xp = arrays.backend("cupy")
-    print("CuPy answers: the second backend is the graphics card")
+    print("CuPy answers: the second backend is the GPU")
 except RuntimeError:
     xp = np
-    print("no graphics card answers here: the second backend is NumPy again")
+    print("no GPU answers here: the second backend is NumPy again")
 
 # %% [markdown]
 # `backend` counts CuPy as present when a small computation on it works, not when it can be imported: a library
-# without a card to run on imports well.
+# without a GPU to run on imports well.
 #
 # ## Whose array is this?
 #
@@ -100,23 +99,18 @@ with tempfile.TemporaryDirectory() as folder:
     del mapped, model, weight, owner, memory
 
 # %% [markdown]
-# **2. Memory → device, once.** `from_pretrained(..., backend="cupy")` sends the weights to the card when the model is
+# **2. Memory → device, once.** `from_pretrained(..., backend="cupy")` sends the weights to the GPU when the model is
 # made.
 #
-# **3. Each step.** With the default kernels on CuPy, `generate` chooses the next token on the card, greedily or by
+# **3. Each step.** With the default kernels on CuPy, `generate` chooses the next token on the GPU, greedily or by
 # sampling, and one id a row comes back. The id, its position and the length of the text go there (and to sample, one
 # random number a row). Keys, values and everything between stay there, the logits too.
 #
 # Logits come back only where the host must see them: for logits processors (`repetition_penalty`, for one),
 # `output_scores` and `output_logits`, the cutoffs `typical_p`, `epsilon_cutoff` and `eta_cutoff`, several
-# `num_return_sequences`, beams, with weights in float64, and with `kernels="reference"`. This decides it; None is the
-# host:
-
-# %%
-print(inspect.getsource(choice.ChoiceOnDevice.of))
-
-# %% [markdown]
-# Here are the bytes for one row of the bundled model on a card. They are worked out from the config, not measured:
+# `num_return_sequences`, beams, with weights in float64, and with `kernels="reference"`.
+#
+# Here are the bytes for one row of the bundled model on a GPU. They are worked out from the config, not measured:
 
 # %%
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", backend=xp)
@@ -199,9 +193,9 @@ assert np.allclose(on_host, back, rtol=0, atol=1e-12)
 #
 # </details>
 # <details>
-# <summary>Which numbers cross between host and card when text is generated, and how often?</summary>
+# <summary>Which numbers cross between host and GPU when text is generated, and how often?</summary>
 #
-# The weights once; at each step the last token's id (with its position and the length) to the card, and the id that was
+# The weights once; at each step the last token's id (with its position and the length) to the GPU, and the id that was
 # chosen there back. Keys, values and logits stay; logits come back only where the host must see them (logits
 # processors, output_scores, output_logits, rare cutoffs, beams, float64, kernels="reference").
 #

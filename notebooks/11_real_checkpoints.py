@@ -19,7 +19,6 @@
 
 # %%
 # %matplotlib inline
-import inspect
 import math
 
 import refdiff
@@ -45,13 +44,9 @@ from refdiff.model.weights.names import count_parameters, parameter_shapes
 #
 # ## How many parameters
 #
-# A config decides the shape of every weight. refdiff computes them with this function before it opens a file, to
-# check the file against it:
-
-# %%
-print(inspect.getsource(parameter_shapes))
-
-# %% [markdown]
+# A config decides the shape of every weight. refdiff computes the shapes with `parameter_shapes` before it opens a
+# file, to check the file against them.
+#
 # Here are the dimensions of the hub's `DiffLlama-0.3B-handcut`. In spite of its name it has more than a billion
 # parameters. Beside it, a model of about the size of `DiffLlama-1B`; its exact dimensions are assumed. And the small
 # one that refdiff brings.
