@@ -1,5 +1,5 @@
 // Makes equations and tables that are wider than the page smaller, as far as they stay legible; then they scroll.
-const LEAST = 0.55;
+const LEAST = 0.48;
 function fit() {
   for (const part of document.querySelectorAll(".math.notranslate, .table-wrapper")) {
     let size = 1;
