@@ -20,7 +20,7 @@ def attention_to(weights: Any, spans: Mapping[str, Keys], queries: Keys | int = 
     """Compute the share of attention that groups of keys get, the mean over queries and over all leading axes.
 
     Equation:
-        share of a group = Σ_{s in group} |A_ts| / Σ_s |A_ts|. The rows of A₁ sum to 1 and those of A₁ − λ A₂ to 1 − λ
+        share of a group = Σ_{s∈group} |A_ts| / Σ_s |A_ts|. The rows of A₁ sum to 1 and those of A₁ − λ A₂ to 1 − λ
         with both signs in them; taken by size, and of their own sum, the two can be compared.
 
     Shapes:

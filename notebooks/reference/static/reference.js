@@ -10,6 +10,18 @@ function fit() {
     }
   }
 }
+// A picture opens by itself, in its full size: on a narrow page its words would be small.
+function enlarge() {
+  for (const picture of document.querySelectorAll(".cell_output img")) {
+    const link = document.createElement("a");
+    link.href = picture.src;
+    link.title = "Open this picture in its full size";
+    picture.replaceWith(link);
+    link.append(picture);
+  }
+}
+document.addEventListener("DOMContentLoaded", enlarge);
+
 // What the theme leaves out for people who do not use a mouse or a screen.
 function complete() {
   for (const caption of document.querySelectorAll('[role="heading"]:not([aria-level])')) {
