@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 SECONDS = 120.0  # of one call, without the bytes of a file
 BYTES_PER_SECOND = 20_000  # the slowest connection that is waited for
@@ -160,7 +160,13 @@ def _check_response(response: Any) -> None:
     if commit is not None and not _COMMIT.fullmatch(commit):
         raise BadAnswerError(f"the commit {ascii(commit)[:80]} is not a hash")
     if commit is not None and response.request.method == "HEAD" and response.status_code < 400:
-        _check_file(limits, headers, is_redirect=response.status_code >= 300)
+        url = str(response.request.url)
+        target = urlsplit(urljoin(url, headers.get("Location", url)))
+        if target.netloc == urlsplit(url).netloc and response.status_code >= 300:
+            headers.pop("X-Linked-Etag", None)  # huggingface_hub goes on to the page that the hub names
+            headers.pop("ETag", None)
+        else:
+            _check_file(limits, headers, is_redirect=response.status_code >= 300)
     if "Retry-After" in headers or response.status_code == 429:
         seconds = headers.get("Retry-After", "")
         headers["Retry-After"] = str(min(int(seconds), MAX_RETRY_AFTER) if re.fullmatch(r"\d{1,9}", seconds) else 1)
@@ -236,4 +242,5 @@ def _check_time(limits: _Limits) -> None:
 def _max_bytes(name: str) -> int:
     if name.endswith(".safetensors"):
         return 2**63
-    return MAX_JSON if name.endswith(".json") and not name.endswith("tokenizer.json") else MAX_TOKENIZER
+    is_vocabulary = name in ("tokenizer.json", "vocab.json", "added_tokens.json")
+    return MAX_JSON if name.endswith(".json") and not is_vocabulary else MAX_TOKENIZER

@@ -53,6 +53,7 @@ class Lookalike:
     """The hub: its repos, the faults that it has been told to make, and what it was asked for.
 
     `info` is sent in place of any repo's description, `info_headers` with it, and `headers` with what is said of files.
+    `moved` sends clients on to another page of the same hub for each small file, as the real one does since 2025.
     """
 
     endpoint: str = ""
@@ -63,6 +64,7 @@ class Lookalike:
     info: bytes | None = None
     info_headers: dict[str, str] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    moved: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def repo(self, name: str, files: dict[str, bytes], access: str = "public") -> Repo:
@@ -145,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(fault[1], b"trouble", {})
         elif match := re.fullmatch(r"/api/models/(.+?)(?:/revision/(.+))?", path):
             self._info(match[1], match[2] or "main", authorized)
-        elif match := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
+        elif match := re.fullmatch(r"/(?:moved/)?(.+?)/resolve/([^/]+)/(.+)", path):
             self._resolve(match[1], match[2], match[3], authorized)
         elif match := re.fullmatch(r"/cdn/([0-9a-f]+)", path):
             self._cdn(match[1])
@@ -181,6 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.lookalike.repos[name].commits[sha].get(file)
         if content is None:
             self._error(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": sha})
+        elif self.lookalike.moved and "/moved/" not in self.path and not file.endswith(".safetensors"):
+            location = f"/moved/{name}/resolve/{sha}/{file}"
+            self._send(307, b"Temporary Redirect", {"X-Repo-Commit": sha, "ETag": 'W/"12-x"', "Location": location})
         elif file.endswith(".safetensors"):
             etag = hashlib.sha256(content).hexdigest()
             disposition = f'inline; filename="{file}";'

@@ -152,6 +152,14 @@ def test_sizes_are_checked_before_the_download(hub_server: Lookalike) -> None:
     assert not hub_server.asked("/cdn/")
 
 
+def test_a_hub_may_send_to_another_page_of_its_own(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.moved = True
+    folder = hub.snapshot("ai/model", files=ALL)
+    assert names(folder) == {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
+    assert hub_server.asked("/moved/")
+
+
 def test_what_killed_downloads_left_is_swept(hub_server: Lookalike, tmp_path: Path) -> None:
     hub_server.repo("ai/model", model_files())
     blobs = tmp_path / "cache" / "models--ai--model" / "blobs"
