@@ -28,7 +28,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 SECONDS = 2.0  # of the thread's CPU; the templates in use take milliseconds
-UNITS, UNITS_PER_CHARACTER = 10_000_000, 100  # memory: a unit is about a character, also of the conversation
+UNITS, UNITS_PER_CHARACTER = 4_000_000, 100  # memory: a unit is about a character, also of the conversation
 
 _ELEMENT, _MAX_DEPTH, _MAX_BITS, _MAX_INDENT, _MAX_STATEMENTS = 32, 100, 4096, 64, 40
 _VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
