@@ -17,12 +17,13 @@ def needed(
 ) -> tuple[int, int]:
     """Estimate the bytes that stay (weights, gradients, what the optimizer keeps) and those of a step's tokens.
 
-    That is what is held at least: what is computed in between comes on top, a quarter of it or so.
+    That is what is held at least, either where the logits and their gradient are, or in the backward pass of a layer;
+    what is computed in between comes on top, up to a quarter.
 
     Equation:
-        4 P and N (L (4 D + (2 H + 2 K) d + 2 F) + 2 V) numbers, for P parameters and N tokens that all threads
-        together compute at a time; in v2 3 H; 3 P with Muon, which keeps one matrix and not two, and P more where
-        gradients are accumulated
+        4 P and N (L A + max(2 V, 2 A)) numbers, A = 4 D + (2 H + 2 K) d + 2 F, for P parameters and N tokens
+        (sequences × context) that all threads together compute at a time; in v2 3 H; 3 P with Muon, which keeps one
+        matrix and not two, and P more where gradients are accumulated
     """
     size = NBYTES[dtype]
     parameters = count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values())
@@ -32,7 +33,8 @@ def needed(
     tokens = sum(rows) * settings.context
     heads = (config.num_query_heads + config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     layer = 4 * config.hidden_size + heads + 2 * config.intermediate_size
-    return copies * parameters * size, tokens * (config.num_hidden_layers * layer + 2 * config.vocab_size) * size
+    widest = max(2 * config.vocab_size, 2 * layer)
+    return copies * parameters * size, tokens * (config.num_hidden_layers * layer + widest) * size
 
 
 def available(info: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
