@@ -38,12 +38,17 @@ def diff_attention_vjp(
 def diff_attention_vjp_from_lse(
     rt: Runtime, g: FloatArray, *given: Any, lse: FloatArray | None, causal: bool = True
 ) -> Any:
-    """Do the same from the log-sum-exps that `diff_attention_with_lse` saved, A = e^(S − c) / s."""
+    """Do the same from the log-sum-exps that `diff_attention_with_lse` saved, A = e^(S − c) / s.
+
+    They are used where the scores of the backward pass have the same bits; see `Tuning.repeatable_scores`.
+    """
     pair = two_maps(*given, causal=causal)
     if pair is None or g.shape != (*given[0].shape[:3], given[4].shape[3]) or not same_dtype(g, given[0]):
         return NotImplemented
     maps, v, lambdas = pair
-    (dq1, dq2), (dk1, dk2), dv, dots = _attention_vjp(rt, g, maps, v, -lambdas, causal, lse)
+    (dq1, dq2), (dk1, dk2), dv, dots = _attention_vjp(
+        rt, g, maps, v, -lambdas, causal, lse if rt.tuning.repeatable_scores else None
+    )
     return dq1, dk1, dq2, dk2, dv, sum_to(-dots, np.shape(given[5]))
 
 

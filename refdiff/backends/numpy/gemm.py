@@ -158,6 +158,9 @@ def _one_token(rt: Runtime, flat: FloatArray, weight: FloatArray) -> tuple[Float
         if t.cached_vector >= K:
             np.vecdot(rows, x, out=out)
             return
+        if t.dot_terms < K:
+            np.sum([np.vecdot(rows[:, terms], x[terms]) for terms in cut(K, t.long_terms)], axis=0, out=out)
+            return
         end = len(rows) // t.stacked_rows * t.stacked_rows
         np.matmul(rows[:end].reshape(-1, t.stacked_rows, K), x, out=out[:end].reshape(-1, t.stacked_rows))
         np.vecdot(rows[end:], x, out=out[end:])

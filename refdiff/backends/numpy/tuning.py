@@ -70,8 +70,10 @@ class Tuning:
     """rows · N · K: OpenBLAS packs larger products, and just above takes twice as long."""
     few_tokens: int = 24
     """Tokens: up to so many, unpacked pieces of the weight are faster than whole halves of it."""
-    exact_tokens: int = 9
-    """Tokens: up to so many, BLAS sums terms in several sums side by side, which is more exact than one sum."""
+    exact_tokens: int = field(default_factory=lambda: 9 if has_avx512() else 1)
+    """Tokens, or heads that share keys: up to so many, BLAS sums terms in several sums side by side, which is more
+    exact than one sum. Without AVX-512 it does so for one alone: one token's attention with 4 heads together had 1.2 to
+    1.6 times the layer's error, head by head 0.9 to 1.1, and was no faster (AMD EPYC with AVX2, 2 threads)."""
     long_terms: int = 8192
     """Terms of a product with up to `exact_tokens` tokens: longer ones BLAS sums one vector after another."""
     vector_tokens: int = 4
@@ -106,6 +108,9 @@ class Tuning:
     """Outputs: `np.matmul` keeps the interpreter for 500 results or fewer, and the other threads wait."""
     cached_vector: int = 4096
     """Terms: up to so many, the token stays in a core's first cache beside each row."""
+    dot_terms: int = 2**16
+    """Terms of one token: longer sums are added up in parts of `long_terms`. Without AVX-512 one sum of 262,144 terms
+    had 5.7 times the layer's error; no model has so many."""
     stacked_rows: int = 4
     """Longer rows are multiplied so many at a time: of 8,192 terms 30 GB/s, by eight 29 GB/s."""
     deep_ratio: int = 6
@@ -161,6 +166,10 @@ class Tuning:
     """Values in such a part at least; `key_piece` at most."""
     value_terms: int = 256
     """Keys whose values all rows of a prompt's attention weights meet at a time; twice as many are no faster."""
+    repeatable_scores: bool = field(default_factory=has_avx512)
+    """Whether BLAS gives a score the same bits in blocks of any size, so that the backward pass may use the
+    log-sum-exps of the forward pass. Without AVX-512 it does not: gradients had 3 to 11 times the layer's error where
+    scores were in the hundreds; with sums of its own the backward pass has 0.9 to 1.5 times (AMD EPYC with AVX2)."""
     vjp_scores: int = 2**17
     """Scores of one map in a block of the backward pass, which holds four arrays of them, the forward pass two."""
     vjp_queries: int = 128
