@@ -1,4 +1,4 @@
-"""What this machine can do at most: the ceilings that times are held against.
+"""The ceilings of this machine, with which times are compared.
 
 `gemv` is what NumPy's BLAS reaches, by which shares are given. It is not the most that a processor reads: rows that
 Python's threads multiply one by one may come faster. So `read` is the best of several ways, among them a sum of bits,
@@ -50,10 +50,10 @@ WAYS: tuple[Way, ...] = (_bits, _by_rows, *(_in_stacks(size) for size in (4, 8) 
 class CeilingSide(Side):
     """NumPy's BLAS on all its threads, or a CUDA device, on operands of the best shape."""
 
-    asked = (*Side.asked, "gemv", "read", "sgemm", "copy", "matmul")
+    requests = (*Side.requests, "gemv", "read", "sgemm", "copy", "matmul")
 
     def prepare(self) -> dict[str, Any]:
-        """Ask for the device, where it is that whose ceilings are wanted."""
+        """Request for the device, where it is that whose ceilings are wanted."""
         if self.settings.backend == "cupy":
             self.gpu = CupyGpu()
         return {}

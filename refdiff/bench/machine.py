@@ -47,8 +47,8 @@ def commit(package: Path = Path(__file__).parents[1]) -> str | None:
     """Name the commit that a package's source is of, and whether it was changed; None where git does not know it."""
 
     def git(*command: str) -> str:
-        asked = ["git", "-C", str(package), *command]
-        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603, these commands of git
+        words = ["git", "-C", str(package), *command]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603, these commands of git
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # an environment within another project's checkout is not it

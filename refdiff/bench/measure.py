@@ -1,4 +1,4 @@
-"""Measure rows: who is asked what, in which process and in which order, and what the answers say of each other."""
+"""Measure rows: which process gets which request, in which order, and how the answers compare."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ENDING = ("cold", "load", "memory")
 """Rows whose processes end with them; they come before those whose processes stay and hold a model each."""
 
 Answer = dict[str, Any]
-Ask = Callable[[], Answer]
+Request = Callable[[], Answer]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Options:
 
     folder: the checkpoint, or None where no row needs one. against: the sides beside refdiff. pairs: rounds that
     count. steps: tokens decoded at a time. looked_up: tokens of prompt lookup after the first. least: seconds that
-    products and ceilings go on for. rest: seconds before each side's turn, so that the threads of the one before it
+    products and ceilings are repeated. rest: seconds before each side's turn, so that the threads of the one before it
     fall asleep. batch and context: of a training step.
     """
 
@@ -70,21 +70,21 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def interleave(
-    asks: Mapping[str, Ask],
+    requests: Mapping[str, Request],
     rounds: int,
     before: Callable[[str], None] = lambda name: None,
     last: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Answer]]:
-    """Ask every side once a round, every other round in the reverse order, so that none is always the first.
+    """Send each side its request once a round, in reverse order every other round, so that none is always the first.
 
     `before` hears whose turn it is, and `last` is called at the end of each round. Returns name → its answers.
     """
-    answers: dict[str, list[Answer]] = {name: [] for name in asks}
-    names = list(asks)
+    answers: dict[str, list[Answer]] = {name: [] for name in requests}
+    names = list(requests)
     for _ in range(rounds):
         for name in names:
             before(name)
-            answers[name].append(asks[name]())
+            answers[name].append(requests[name]())
         names.reverse()
         last()
     return answers
@@ -231,22 +231,22 @@ class Measurer:
         if row.kind == "train":
             with tempfile.TemporaryDirectory(prefix="refdiff-bench-") as folder:
                 return self._train(row, folder)
-        asks, warm = {}, {}
+        requests, warm = {}, {}
         for name in self.sides_of(row):
             match row.kind:
                 case "cold":
-                    asks[name] = warm[name] = self._command(name)
+                    requests[name] = warm[name] = self._command(name)
                 case "load":  # the file is in the system's cache after the first time
-                    asks[name] = warm[name] = functools.partial(self._new, name, "open")
+                    requests[name] = warm[name] = functools.partial(self._new, name, "open")
                 case "memory":
                     what = {"size": row.size, "batch": row.batch, "steps": DECODED_FOR_MEMORY}
-                    asks[name] = functools.partial(self._new, name, "memory", **what)
+                    requests[name] = functools.partial(self._new, name, "memory", **what)
                 case _:
-                    asks[name], warm[name] = self._kept(row, name)
+                    requests[name], warm[name] = self._kept(row, name)
         interleave(warm, 1)
-        return [self._rounds(row, self._work(row, self.config), asks)]
+        return [self._rounds(row, self._work(row, self.config), requests)]
 
-    def _rounds(self, row: Row, work: Work, asks: dict[str, Ask]) -> Measured:
+    def _rounds(self, row: Row, work: Work, requests: dict[str, Request]) -> Measured:
         kinds = ["gemv", "read"] if work.ceiling == "gemv" else [work.ceiling] if work.ceiling else []
         rates: dict[str, list[float]] = {kind: [] for kind in kinds}
         least = {} if self.options.settings.backend == "cupy" else {"least": self.options.least}
@@ -258,10 +258,10 @@ class Measurer:
         def ceiling() -> None:
             for kind, found in rates.items():
                 before("ceilings")
-                found.append(self._child("ceilings").ask(kind, **least)["rate"])
+                found.append(self._child("ceilings").request(kind, **least)["rate"])
 
         ceiling()
-        answers = interleave(asks, self.options.pairs, before, ceiling)
+        answers = interleave(requests, self.options.pairs, before, ceiling)
         rounded = self.options.settings.dtype in SIXTEEN_BITS
         return Measured(row, work, answers, rates.get(work.ceiling, []), rates.get("read", []), rounded)
 
@@ -280,35 +280,36 @@ class Measurer:
         return self._children[name]
 
     def _new(self, name: str, do: str, **what: Any) -> Answer:
-        """Ask a process that is started for it."""
+        """Send one request to a new process."""
         with Child(name, self.options.settings) as child:
-            return child.ask(do, **what)
+            return child.request(do, **what)
 
-    def _kept(self, row: Row, name: str) -> tuple[Ask, Ask]:
-        """What to ask a process that stays, and what to ask it before that, not counted."""
+    def _kept(self, row: Row, name: str) -> tuple[Request, Request]:
+        """Return the request to a process that stays, and one before it that is not counted."""
         o, child = self.options, self._child(name)
 
-        def ask(do: str, **what: Any) -> Ask:
-            return functools.partial(child.ask, do, **what)
+        def request(do: str, **what: Any) -> Request:
+            return functools.partial(child.request, do, **what)
 
         rows = {"size": row.size, "batch": row.batch}
         if row.kind != "product" and name not in self._opened:
-            ask("open")()
+            request("open")()
             self._opened.add(name)
         match row.kind:
             case "product":
                 shape = {"outputs": WEIGHT[0], "inputs": WEIGHT[1], "size": row.size}
-                return (product := ask("product", **shape, least=o.least)), product
+                return (product := request("product", **shape, least=o.least)), product
             case "prefill":
-                return ask("prefill", **rows), ask("prefill", **{**rows, "size": min(row.size, 128)})
+                return request("prefill", **rows), request("prefill", **{**rows, "size": min(row.size, 128)})
             case "decode":
-                return ask("decode", **rows, room=o.steps, steps=o.steps), ask("decode", **rows, room=o.steps, steps=1)
+                rows["capacity"] = o.steps
+                return request("decode", **rows, steps=o.steps), request("decode", **rows, steps=1)
             case _:
                 what = {"size": LOOKUP_PROMPT, "edit": row.kind == "edit"}
                 few = min(o.looked_up, 2 * LOOKED_UP)
-                return ask("lookup", **what, steps=o.looked_up), ask("lookup", **what, steps=few)
+                return request("lookup", **what, steps=o.looked_up), request("lookup", **what, steps=few)
 
-    def _command(self, name: str) -> Ask:
+    def _command(self, name: str) -> Request:
         """Run what a user would: the command here, a script of a few lines there."""
         s, folder = self.options.settings, str(self.options.folder)
         prompt = sixteen_tokens(folder)
@@ -321,11 +322,11 @@ class Measurer:
 
             command = ["-c", WHAT_ONE_WOULD_WRITE, folder, prompt, s.dtype, device_of(s)]
 
-        def ask() -> Answer:
+        def request() -> Answer:
             seconds, text = first_output([sys.executable, *command], s.threads)
             return {"seconds": seconds, "text": text.strip()}
 
-        return ask
+        return request
 
     def _train(self, row: Row, folder: str) -> list[Measured]:
         """Measure steps in processes that do nothing else, so that their memory is that of training."""
@@ -334,10 +335,12 @@ class Measurer:
         what = {"folder": folder, "batch": o.batch, "context": o.context, "vocab_size": config.vocab_size}
         with ExitStack() as ends:
             children = {name: ends.enter_context(Child(name, o.settings)) for name in self.sides_of(row)}
-            asks: dict[str, Ask] = {n: functools.partial(child.ask, "train", **what) for n, child in children.items()}
-            interleave(asks, 1)
-            speed = self._rounds(row, self._work(row, config), asks)
-            peaks = {name: [child.ask("peak")] for name, child in children.items()}
+            requests: dict[str, Request] = {
+                n: functools.partial(child.request, "train", **what) for n, child in children.items()
+            }
+            interleave(requests, 1)
+            speed = self._rounds(row, self._work(row, config), requests)
+            peaks = {name: [child.request("peak")] for name, child in children.items()}
         return [speed, Measured(row, Work("B"), peaks)]
 
 
@@ -386,7 +389,7 @@ def run(
             try:
                 measured = measurer.measure(row)
             except (ChildError, CheckpointError, OSError, ValueError) as error:
-                measurer.close()  # whichever process failed, none goes on in an unknown state
+                measurer.close()  # whichever process failed, none stays in an unknown state
                 measured = [Measured(row, Work("s"), error=" ".join(str(error).split()))]
             yield from measured
     finally:

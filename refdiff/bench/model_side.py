@@ -53,7 +53,7 @@ RENAMED = {"sift_down": "sink", "start": "first", "end": "stop", "root": "parent
 """The edit of prompt lookup: this program with these names changed."""
 
 FORCED = 1e4
-"""What is added to the logit of the token that the text goes on with: more than logits are apart."""
+"""What is added to the logit of the token that continues the text: more than logits are apart."""
 
 
 class Arrivals:
@@ -80,7 +80,7 @@ class ModelSide(ProductSide):
     computed only as far as the next token needs it, see `work.Work`.
     """
 
-    asked = (*ProductSide.asked, "open", "prefill", "decode", "lookup", "memory", "train")
+    requests = (*ProductSide.requests, "open", "prefill", "decode", "lookup", "memory", "train")
     vocab_size: int
     itemsize: int
     sparing: ClassVar[bool] = False
@@ -137,16 +137,16 @@ class ModelSide(ProductSide):
         seconds, tokens = self.timed(lambda: self.start(ids, 1))
         return {"seconds": seconds, "sparing": self.sparing, "tokens": tokens.tolist()}
 
-    def decode(self, size: int, batch: int, steps: int, room: int | None = None) -> dict[str, Any]:
+    def decode(self, size: int, batch: int, steps: int, capacity: int | None = None) -> dict[str, Any]:
         """Decode `steps` tokens a row after a context of `size`, which is read once and kept, not timed.
 
-        room: how many will be at most, in this call or a later one on the same context.
+        capacity: how many there will be at most, in this call or a later one on the same context.
         """
         if self._in_cache == (size, batch):
             self.rewind(size)
         else:
             self._in_cache = None
-            self._first = self.start(random_ids(batch, size, self.vocab_size), 1 + (room or steps))
+            self._first = self.start(random_ids(batch, size, self.vocab_size), 1 + (capacity or steps))
             self._in_cache = size, batch
 
         def decoded() -> Ids:
@@ -181,7 +181,7 @@ class ModelSide(ProductSide):
         return {"seconds": seconds, "passes": len(arrivals.times) - 2, "tokens": made.tolist()}
 
     def memory(self, size: int, batch: int, steps: int) -> dict[str, Any]:
-        """Open, read and decode, and give the most memory that this took; to be asked of a new process."""
+        """Open, read and decode, and return the most memory that this took; a request to a new process."""
         self.open()
         tokens = self.decode(size, batch, steps)["tokens"]
         return {**self.peak(), "tokens": tokens}
@@ -195,7 +195,7 @@ class ModelSide(ProductSide):
 
 
 def repetition(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
-    """Draw a prompt (1, size) of a few tokens over and over, then one of another kind; and how it goes on, (new,)."""
+    """Draw a prompt (1, size) of a few tokens over and over, then one of another kind; and its continuation (new,)."""
     different = min(PATTERN, vocab_size - 1, size - 1)
     *pattern, other = np.random.default_rng(size).choice(vocab_size, different + 1, replace=False)
     return np.append(np.resize(pattern, size - 1), other)[None], np.resize(pattern, new)

@@ -31,16 +31,16 @@ class NumpySide(ProductSide):
     """`x @ weight.T` on the threads of NumPy's BLAS, which has GEMV for one token and GEMM for more."""
 
     def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
-        """Multiply into the same room again and again, as ONNX Runtime does."""
-        room = np.empty((0, 0), np.float32)
+        """Multiply into the same array again and again, as ONNX Runtime does."""
+        out = np.empty((0, 0), np.float32)
 
         def multiply(x: FloatArray) -> FloatArray:
-            nonlocal room
-            if len(room) != len(x):
-                room = np.empty((len(x), len(weights[0])), np.float32)
+            nonlocal out
+            if len(out) != len(x):
+                out = np.empty((len(x), len(weights[0])), np.float32)
             for weight in weights:
-                np.matmul(x, weight.T, out=room)
-            return room
+                np.matmul(x, weight.T, out=out)
+            return out
 
         return multiply
 
@@ -147,7 +147,7 @@ class TransformersSide(ModelSide):
         return self._torch.from_numpy(ids).to(device_of(self.settings))
 
     def start(self, ids: Ids, new: int) -> Ids:
-        """Read a prompt into a `DynamicCache`, which makes room as tokens come."""
+        """Read a prompt into a `DynamicCache`, which grows as tokens come."""
         self._cache: Any = self._transformers.DynamicCache(config=self._model.config)
         return self._next(ids)
 

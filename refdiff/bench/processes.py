@@ -1,7 +1,7 @@
 """A process for each side: `python -m refdiff.bench.processes SETTINGS` answers lines of JSON until its input ends.
 
 A line in is `{"do": "decode", "size": 128, …}`; the line out is the answer, or `{"error": …, "kind": …}`. No process
-outlives the one that asks.
+outlives its parent.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ class Child:
             command = ["-m", "refdiff.bench.processes", json.dumps({"side": name, **asdict(settings)})]
             self._process = _start([sys.executable, *command], settings.threads, subprocess.PIPE, self._errors)
             undo.callback(self.close)
-            self.ask("prepare")
+            self.request("prepare")
             undo.pop_all()
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+    def request(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Have it do something, and return its answer.
 
         Raises:

@@ -27,7 +27,7 @@ class RefdiffSide(ModelSide):
     sparing = True
 
     def prepare(self) -> dict[str, Any]:
-        """Ask for the device, where one is to be used."""
+        """Request for the device, where one is to be used."""
         if self.settings.backend == "cupy":
             self.gpu = CupyGpu()
         return {}
@@ -54,7 +54,7 @@ class RefdiffSide(ModelSide):
         self.vocab_size = self.model.config.vocab_size
 
     def start(self, ids: Ids, new: int) -> Ids:
-        """Read a prompt into a cache with the room that `generate` makes for it and `new` tokens."""
+        """Read a prompt into a cache with the capacity that `generate` gives it for the prompt and `new` tokens."""
         self._context, self._ids = Context(self.model, None, ids.shape[1] + new), ids
         return self._next()
 

@@ -153,7 +153,7 @@ class Work:
                 return measured
 
     def counted(self, itemsize: int | None = None, sparing: bool = False) -> int:
-        """Count what is held against the ceiling: what a side reads or computes itself, not what another one would.
+        """Count the bytes that a side reads, or the operations that it does, to compare with the ceiling.
 
         Bytes, of a side that has its matrices in `itemsize` bytes; or operations, without those spared where it spares
         them. Whatever a side does beyond what is needed (scores that causality hides, or computed once more for the
@@ -229,13 +229,13 @@ def _spared(config: DiffLlamaConfig, tokens: int) -> int:
     """Those of the last layer that its last token's result does not need: of the others, all but keys and values."""
     shapes: dict[str, Any] = parameter_shapes(config, "DiffLlamaForCausalLM")
     last = f".layers.{config.num_hidden_layers - 1}."
-    asked = count_parameters(
+    needed = count_parameters(
         s
         for name, s in shapes.items()
         if len(s) > 1 and last in name and not name.endswith(("k_proj.weight", "v_proj.weight"))
     )
     others = tokens - 1
-    return 2 * asked * others + _attention(config, others * tokens // 2)
+    return 2 * needed * others + _attention(config, others * tokens // 2)
 
 
 def _attention(config: DiffLlamaConfig, seen: int) -> int:

@@ -1,4 +1,4 @@
-"""One side of a comparison, as the process that is measured holds it: a clock, and what it may be asked for.
+"""One side of a comparison, in the process that is measured: a clock, and the requests that it answers.
 
 What is measured is written once, here and in `model_side.py`, out of a few steps that each library does in its own
 way, so that all sides have the same inputs and the clock runs over the same work.
@@ -41,7 +41,7 @@ class Side:
     is one of CUDA's.
     """
 
-    asked: ClassVar[tuple[str, ...]] = ("prepare", "peak")
+    requests: ClassVar[tuple[str, ...]] = ("prepare", "peak")
     clock: Callable[[], float] = staticmethod(time.perf_counter)
     gpu: Any = None
 
@@ -49,13 +49,13 @@ class Side:
         self.settings = settings
 
     def answer(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Do what is asked for by name.
+        """Answer a request.
 
         Raises:
             ValueError: this side does not do that.
         """
-        if do not in self.asked:
-            raise ValueError(f"{type(self).__name__} is asked for {do!r}, but does {', '.join(self.asked)}")
+        if do not in self.requests:
+            raise ValueError(f"{type(self).__name__}: got request {do!r}, expected one of {', '.join(self.requests)}")
         result: dict[str, Any] = getattr(self, do)(**arguments)
         return result
 
@@ -103,7 +103,7 @@ class Side:
 class ProductSide(Side, ABC):
     """A side that multiplies by weights."""
 
-    asked = (*Side.asked, "product")
+    requests = (*Side.requests, "product")
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

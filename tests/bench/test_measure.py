@@ -1,4 +1,4 @@
-"""Rows: turns, what answers come to, who is asked what, and all rows in real processes on a tiny model."""
+"""Rows: turns, requests, what answers come to, and all rows in real processes on a tiny model."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_spread() -> None:
 
 def test_sides_take_turns() -> None:
     order: list[str] = []
-    asks = {name: lambda name=name: order.append(name) or {"n": len(order)} for name in "AB"}  # type: ignore[misc]
-    answers = interleave(asks, 3, lambda name: order.append(name.lower()), lambda: order.append("|"))
+    requests = {name: lambda name=name: order.append(name) or {"n": len(order)} for name in "AB"}  # type: ignore[misc]
+    answers = interleave(requests, 3, lambda name: order.append(name.lower()), lambda: order.append("|"))
     assert "".join(order) == "aAbB|bBaA|aAbB|"
     assert answers == {"A": [{"n": 2}, {"n": 9}, {"n": 12}], "B": [{"n": 4}, {"n": 7}, {"n": 14}]}
 
@@ -183,7 +183,7 @@ class FakeChild:
     def _note(self, what: Any) -> None:
         FakeChild.log.append((self.name, what))
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+    def request(self, do: str, **arguments: Any) -> dict[str, Any]:
         self._note((do, *arguments.values()) if arguments else do)
         if do in ("gemv", "read", "sgemm"):
             return {"rate": 2e9 if do == "read" else 1e9}
@@ -257,8 +257,8 @@ def test_processes_of_their_own(fake: type[FakeChild], tiny_checkpoint: Path) ->
 def test_products_are_measured_beside_everyone(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
     (measured,) = _measure(tiny_checkpoint, "product:4", ("transformers", "onnxruntime"), least=0.7)
     assert set(measured.to_dict()["against"]) == {"transformers", "onnxruntime"}
-    asked = [what for name, what in fake.log if name == "onnxruntime"]
-    assert asked == ["new", *[("product", 2048, 8192, 4, 0.7)] * 3, "end"]  # the first one is not counted
+    requests = [what for name, what in fake.log if name == "onnxruntime"]
+    assert requests == ["new", *[("product", 2048, 8192, 4, 0.7)] * 3, "end"]  # the first one is not counted
     assert not [what for _, what in fake.log if what == "open"]
 
 

@@ -51,7 +51,7 @@ def test_decoding_reads_its_context_once_and_does_not_count_it() -> None:
 
 def test_a_cache_has_room_for_what_will_be_asked_and_no_more() -> None:
     side = _opened()
-    side.decode(size=6, batch=2, steps=1, room=16)
+    side.decode(size=6, batch=2, steps=1, capacity=16)
     assert side.new == 17
     side.decode(size=6, batch=2, steps=16)
     assert [name for name, _ in side.did].count("start") == 1

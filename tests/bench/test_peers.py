@@ -59,5 +59,7 @@ def test_what_is_missing_is_said_in_one_sentence(
 
 @pytest.mark.parametrize("side", [NumpySide, OnnxRuntimeSide])
 def test_a_side_of_products_has_no_model(side: Any) -> None:
-    with pytest.raises(ValueError, match=rf"{side.__name__} is asked for 'prefill', but does prepare, peak, product"):
+    with pytest.raises(
+        ValueError, match=rf"{side.__name__}: got request 'prefill', expected one of prepare, peak, product"
+    ):
         side(Settings()).answer("prefill", size=1, batch=1)

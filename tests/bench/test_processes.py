@@ -1,4 +1,4 @@
-"""Processes that are asked, answer, and never outlive the one who asks."""
+"""Processes that answer requests, and never outlive their parent."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_is_asked_several_times_and_ended() -> None:
     with Child("ceilings", Settings(threads=1)) as child:
-        assert child.ask("gemv", rows=64, columns=64)["rate"] > 0
-        assert child.ask("sgemm", size=64)["rate"] > 0
-        with pytest.raises(ChildError, match="ceilings: ValueError: CeilingSide is asked for 'prefill'"):
-            child.ask("prefill")
-        assert child.ask("peak")["bytes"] > 10_000_000, "an error does not end it"
+        assert child.request("gemv", rows=64, columns=64)["rate"] > 0
+        assert child.request("sgemm", size=64)["rate"] > 0
+        with pytest.raises(ChildError, match="ceilings: ValueError: CeilingSide: got request 'prefill'"):
+            child.request("prefill")
+        assert child.request("peak")["bytes"] > 10_000_000, "an error does not end it"
         pid = child.pid
         assert _alive(pid)
         assert os.getsid(pid) == pid, "Ctrl-C in the terminal would reach it"
@@ -73,9 +73,9 @@ def test_a_process_that_is_killed_is_reported() -> None:
     with Child("ceilings", Settings()) as child:
         os.kill(child.pid, signal.SIGKILL)
         with pytest.raises(ChildError, match=r"ceilings: its process was killed by signal 9 \(out of memory\?\)"):
-            child.ask("peak")
+            child.request("peak")
         with pytest.raises(ChildError, match="killed by signal 9"):
-            child.ask("peak")
+            child.request("peak")
 
 
 def test_a_process_that_fails_at_its_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ from refdiff.bench.processes import Child
 from refdiff.bench.side import Settings
 child = Child("ceilings", Settings())
 print(child.pid, flush=True)
-child.ask("gemv", rows=1, columns=1)
+child.request("gemv", rows=1, columns=1)
 time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment(1))
@@ -117,7 +117,7 @@ def test_what_libraries_print_is_no_answer(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "refdiff").symlink_to(Path(processes.__file__).parents[1])
     monkeypatch.setattr(processes, "environment", lambda threads: {**environment(threads), "PYTHONPATH": str(tmp_path)})
     with Child("onnxruntime", Settings()) as child:
-        assert child.ask("prepare") == {}
+        assert child.request("prepare") == {}
 
 
 def test_first_output_is_timed() -> None:
@@ -151,7 +151,7 @@ def test_answers_are_lines_of_json() -> None:
 @pytest.mark.parametrize(
     ("line", "kind", "part"),
     [
-        ('{"do": "nothing"}', "ValueError", "is asked for 'nothing'"),
+        ('{"do": "nothing"}', "ValueError", "got request 'nothing'"),
         ('{"do": "prefill"}', "TypeError", "size"),
         ("{", "JSONDecodeError", "line 1"),
     ],

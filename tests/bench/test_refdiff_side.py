@@ -75,7 +75,7 @@ def test_the_cache_is_as_large_as_that_of_generate(
         made(self, *given, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(KVCache, "__init__", noted)
-    side.decode(size, 2, steps=1, room=5)
+    side.decode(size, 2, steps=1, capacity=5)
     side.decode(size, 2, steps=5)
     ids = random_ids(2, size, side.vocab_size)
     side.model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)

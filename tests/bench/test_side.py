@@ -27,9 +27,9 @@ def test_only_what_is_offered_is_answered() -> None:
     side = Side(Settings())
     assert side.answer("prepare") == {}
     assert set(side.answer("peak")) == {"bytes", "own_bytes"}
-    with pytest.raises(ValueError, match="Side is asked for 'sync', but does prepare, peak"):
+    with pytest.raises(ValueError, match="Side: got request 'sync', expected one of prepare, peak"):
         side.answer("sync")
-    with pytest.raises(ValueError, match="FakeSide is asked for 'start', but does prepare, peak, product, open"):
+    with pytest.raises(ValueError, match="FakeSide: got request 'start', expected one of prepare, peak, product, open"):
         FakeSide().answer("start")
 
 

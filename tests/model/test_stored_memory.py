@@ -23,8 +23,8 @@ def test_a_process_holds_them_once_and_in_16_bits(tmp_path: Path) -> None:
 
     def held(side: str) -> float:
         with Child(side, Settings(str(tmp_path), threads=2)) as child:
-            before = child.ask("peak")["bytes"]
-            after = child.ask("memory", size=48, batch=2, steps=4)["bytes"]
+            before = child.request("peak")["bytes"]
+            after = child.request("memory", size=48, batch=2, steps=4)["bytes"]
         return (after - before) / stored
 
     assert 1.0 < held("stored") < 1.27
