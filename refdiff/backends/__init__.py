@@ -1,16 +1,19 @@
-"""The one seam between layers and model: `ops`, a plain namespace of the layer functions, and what can be laid over it.
+"""The seam between layers and model: `ops`, a namespace of layer functions, and the backends that speed them up.
 
 reference   ops = the layers                 the equations, on any array library
-fast        ops = the layers + kernels       same names and signatures, laid over
-yours       ops = overlay(ops, wrap)         traced, timed, mistaken, or your kernel in place of ours
+fast        ops = the layers + kernels       the same names and signatures
+yours       ops = overlay(ops, wrap)         traced, timed, changed, or your kernel in place of ours
+
+A layer that is composed of others calls those of the `ops` that it is given (`refdiff.layers.COMPOSED`). A kernel for
+such a layer computes its parts itself. It serves only while every part in `ops` is the backend's own function; where
+one was replaced, the layer runs and calls the replacement. In the same way a backend's whole functions, such as its
+`diffllama`, serve only while `ops` is the backend's own namespace. A function that you replaced is never bypassed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,81 +23,182 @@ import numpy as np
 from refdiff import layers
 from refdiff.arrays import from_numpy
 
-Ops = SimpleNamespace
-"""A namespace with the public functions of `refdiff.layers`, or functions that stand for them."""
-
-FUSED = (
-    "linears", "rope_append", "residual_add", "diff_attention_with_lse", "diff_attention_vjp_from_lse",
-    "cross_entropy_both",
-)  # fmt: skip
-"""Steps of a model, each a sum or several calls of layers, that a backend may do in its own way. What is laid over the
-layers must see them all, so `overlay` leaves these out, and the model does the layers one by one."""
-
-Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
+Function = Callable[..., Any]
 
 
-def overlay(ops: Ops, wrap: Wrap) -> Ops:
+class Ops(SimpleNamespace):
+    """A namespace with the public functions of `refdiff.layers`, or functions that stand for them. It is read-only."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"ops.{name} cannot be assigned; make a new namespace: overlay(ops, lambda name, function: ...)"
+        )
+
+
+def overlay(ops: Ops, wrap: Callable[[str, Function], Function]) -> Ops:
     """Return a new namespace in which each function is what `wrap(name, function)` returns for it.
 
-    A layer that is made of other layers names them as keyword-only arguments (`swiglu(..., *, linear, activation)`);
-    they are filled with the functions of the new namespace, so that laying over `linear` reaches inside `swiglu`.
-    A wrapper passes on the arguments that it does not know, and keeps the signature with `functools.wraps`; a function
-    of your own that does not name such arguments is not given them.
+    A wrapper passes on all arguments: a composed layer is called with `ops=`, the namespace of its parts.
 
     Shapes:
-        `ops` and the result have the same names but for those of `FUSED`; `ops` itself is not changed.
+        `ops` and the result have the same names; `ops` itself is not changed.
     """
-    new = Ops()
-    names = set(vars(ops)) - set(FUSED)
-    for name in vars(ops):
-        if name in names:
-            setattr(new, name, _with_parts_from(new, wrap(name, getattr(ops, name)), names))
-    return new
+    return Ops(**{name: wrap(name, function) for name, function in vars(ops).items()})
 
 
-def kernels_for(xp: Any, kernels: str = "fast", threads: int | None = None, matrices: str = "float32") -> Any:
-    """Return the backend's kernels for arrays of namespace `xp`, or None where the layers serve.
+def ops_for(kernels: Any = None) -> Ops:
+    """Return the layer functions, with the attributes of `kernels` of the same names in their place.
+
+    A kernel that returns `NotImplemented` leaves the call to its layer.
+    """
+    if kernels is None:
+        return Ops(**{name: getattr(layers, name) for name in layers.__all__})
+    own = Ops()
+
+    def dispatched(name: str) -> Function:
+        layer, kernel = getattr(layers, name), getattr(kernels, name, None)
+        if name in layers.COMPOSED:
+            return _composed(own, name, layer, kernel)
+        return layer if kernel is None else _leaf(layer, kernel)
+
+    vars(own).update({name: dispatched(name) for name in layers.__all__})
+    return own
+
+
+def _leaf(layer: Function, kernel: Function) -> Function:
+    def function(*args: Any, **kwargs: Any) -> Any:
+        result = kernel(*args, **kwargs)
+        return layer(*args, **kwargs) if result is NotImplemented else result
+
+    return function
+
+
+def _composed(own: Ops, name: str, layer: Function, kernel: Function | None) -> Function:
+    """Call the kernel while `ops` has the backend's own function for every part of the layer, and else the layer."""
+    parts = _parts(name)
+
+    def function(*args: Any, ops: Any = own, **kwargs: Any) -> Any:
+        if kernel is not None and (ops is own or all(getattr(ops, part) is getattr(own, part) for part in parts)):
+            result = kernel(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return layer(*args, **kwargs, ops=ops)
+
+    return function
+
+
+def _parts(name: str) -> set[str]:
+    """All layers that a layer calls, directly and through others."""
+    direct = layers.COMPOSED.get(name, ())
+    return set(direct).union(*(_parts(part) for part in direct))
+
+
+class Backend:
+    """What a model computes with: its layer functions, and whole functions that take the place of the model's own.
+
+    This class computes with the layers alone; those of NumPy and CuPy have kernels.
+
+    Attributes:
+        ops: the layer functions.
+        kernels: an object with a method for each layer that it has a kernel for, or None.
+        kernels: an object with a method for each layer that it has a kernel for, or None.
+        chunk_size: how many tokens of a prompt, of all items of a batch, go through the model at once.
+    """
+
+    chunk_size = 1024
+
+    def __init__(self, kernels: Any = None) -> None:
+        self.kernels = kernels
+        self.ops = ops_for(kernels)
+
+    def select(self, name: str, ops: Ops) -> Function | None:
+        """Return the backend's whole function of that name, if it has one and `ops` is its own namespace; else None.
+
+        `diffllama` (p, x, ctx, last) and `cross_entropy_and_vjp` (g, logits, targets) are such functions.
+        """
+        return getattr(self, name, None) if ops is self.ops else None
+
+    def saving_ops(self, ops: Ops) -> Ops:
+        """Return `ops` for one forward and backward pass; a backend's save what their derivatives need."""
+        return ops
+
+    def inference_scope(self, weight: Any = None) -> contextlib.AbstractContextManager[Any]:
+        """Return a context manager for one pass through a model.
+
+        Args:
+            weight: one of the model's large weights, if the pass has a single token.
+        """
+        return contextlib.nullcontext()
+
+    def repeated_scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context manager for many passes of the same shapes, as in training."""
+        return contextlib.nullcontext()
+
+    def split_batch(self, batch: int, tokens: int) -> list[slice]:
+        """Return the parts of a batch that one training step takes one by one."""
+        return [slice(0, batch)]
+
+    def map(self, work: Callable[[Any], Any], items: Iterable[Any]) -> None:
+        """Call `work(item)` for every item, in any order."""
+        for item in items:
+            work(item)
+
+    def map_in_order(self, work: Callable[[Any], Any], items: Sequence[Any], take: Callable[[Any], Any]) -> None:
+        """Call `work(item)` for every item, and `take(result)` one at a time in the order of the items."""
+        for item in items:
+            take(work(item))
+
+    def decode_step(self, model: Any) -> Any:
+        """Return what computes one more token of each sequence at once (on CUDA), or None."""
+        return None
+
+    def sampler(self, model: Any, options: Any, pipeline: Any) -> Any:
+        """Return what chooses tokens where the logits are (on CUDA), or None."""
+        return None
+
+
+def backend_for(xp: Any, kernels: str = "fast", threads: int | None = None, matrices: str = "float32") -> Backend:
+    """Return the backend for arrays of namespace `xp`.
 
     Args:
-        kernels: `"fast"` = the backend's, if it has any; `"reference"` = none, the equations as they are written.
-        threads: how many a CPU's kernels may use; None is all cores, or what BLAS is told, see `Workers`.
+        kernels: `"fast"` = the kernels for this library, if there are any; `"reference"` = the layers as written.
+        threads: how many threads a CPU's kernels may use; None is all cores, or what BLAS is told, see `Workers`.
         matrices: the type that a model's matrices are kept in.
 
     Raises:
         ValueError: `kernels` is neither, or `threads` is below 1.
     """
     if kernels not in ("fast", "reference"):
-        raise ValueError(f'kernels is {kernels!r}, but must be "fast" or "reference"')
+        raise ValueError(f'kernels: got {kernels!r}, expected "fast" or "reference"')
     if kernels == "fast" and array_api_compat.is_numpy_namespace(xp):
-        from refdiff.backends.numpy import NumpyKernels
+        from refdiff.backends.numpy.backend import NumpyBackend, NumpyKernels
 
-        return NumpyKernels(threads)
+        return NumpyBackend(NumpyKernels(threads))
     if kernels == "fast" and array_api_compat.is_cupy_namespace(xp):
-        from refdiff.backends.cupy.device import SIXTEEN_BITS
-        from refdiff.backends.cupy.kernels import CupyKernels
+        from refdiff.backends.cupy.backend import SIXTEEN_BITS, CupyBackend, CupyKernels
 
-        return CupyKernels(rounded=matrices if matrices in SIXTEEN_BITS else None)
-    return None
+        return CupyBackend(CupyKernels(rounded=matrices if matrices in SIXTEEN_BITS else None))
+    return Backend()
 
 
-def keeps_stored(weights: str, xp: Any, kernels: str = "fast") -> bool:
-    """Whether 16-bit matrices stay as they are stored, for arrays of namespace `xp`.
+def keep_half(weights: str, xp: Any, kernels: str = "fast") -> bool:
+    """Return whether 16-bit matrices are kept in 16 bits, for arrays of namespace `xp`.
 
     Args:
-        weights: `"stored"`, `"expanded"`, or `"auto"` = where the kernels multiply by them at full speed: CuPy's, whose
-            arrays have bfloat16 since its version 14.
-        kernels: as in `kernels_for`.
+        weights: `"stored"` = yes, `"expanded"` = no, `"auto"` = where the kernels multiply by them at full speed:
+            CuPy's, whose arrays have bfloat16 since its version 14.
+        kernels: as in `backend_for`.
 
     Raises:
-        ValueError: `weights` is none of these, or nothing multiplies by stored ones here.
+        ValueError: `weights` is none of these, or nothing multiplies by 16-bit matrices here.
     """
     if weights not in ("auto", "expanded", "stored"):
-        raise ValueError(f'weights is {weights!r}, but must be "auto", "expanded" or "stored"')
+        raise ValueError(f'weights: got {weights!r}, expected "auto", "expanded" or "stored"')
     on_cuda, fast = array_api_compat.is_cupy_namespace(xp), kernels == "fast"
     if weights == "stored" and not (fast and (on_cuda or array_api_compat.is_numpy_namespace(xp))):
         raise ValueError(
-            'weights="stored" needs the fast kernels of NumPy or CuPy, which expand them as they go: leave backend and '
-            'kernels out, or take weights="expanded"'
+            'weights: got "stored", which needs the fast kernels of NumPy or CuPy; leave backend and kernels out, or '
+            'pass weights="expanded"'
         )
     if weights == "auto" and on_cuda and fast:
         import cupy
@@ -106,8 +210,8 @@ def keeps_stored(weights: str, xp: Any, kernels: str = "fast") -> bool:
 
 
 @contextlib.contextmanager
-def placing(xp: Any, device: Any, total: int) -> Iterator[Callable[[Any], Any]]:
-    """Give what puts NumPy arrays, `total` bytes in all, on `device` as arrays of namespace `xp`."""
+def device_placement(xp: Any, device: Any, total: int) -> Iterator[Callable[[Any], Any]]:
+    """Yield a function that copies NumPy arrays, `total` bytes in all, to `device` as arrays of namespace `xp`."""
     if not array_api_compat.is_cupy_namespace(xp):
         yield lambda x: from_numpy(x, xp, device)
         return
@@ -118,73 +222,3 @@ def placing(xp: Any, device: Any, total: int) -> Iterator[Callable[[Any], Any]]:
         yield lambda x: upload(x) if isinstance(x, np.ndarray) else x
     finally:
         upload.close()
-
-
-def ops_for(kernels: Any = None) -> Ops:
-    """Return the layer functions, those that `kernels` has a method for laid over.
-
-    A kernel that returns `NotImplemented` leaves the call to its layer.
-    """
-    equations = Ops(**{name: getattr(layers, name) for name in layers.__all__})
-    ops = overlay(equations, lambda name, layer: _kernel_or_layer(getattr(kernels, name, None), layer))
-    for name in FUSED:
-        if hasattr(kernels, name):
-            setattr(ops, name, getattr(kernels, name))
-    return ops
-
-
-def _kernel_or_layer(kernel: Callable[..., Any] | None, layer: Callable[..., Any]) -> Callable[..., Any]:
-    if kernel is None:
-        return layer
-
-    @functools.wraps(layer)
-    def fast(*args: Any, **kwargs: Any) -> Any:
-        result = kernel(*args, **kwargs)
-        return layer(*args, **kwargs) if result is NotImplemented else result
-
-    vars(fast)["itself"] = fast  # `functools.wraps` copies it, so that what is laid over it can be told from it
-    return fast
-
-
-def untouched(function: Callable[..., Any]) -> bool:
-    """Whether nothing was laid over a function of `ops_for`: nobody counts how often, or with what, it is called."""
-    return getattr(function, "itself", None) is function
-
-
-def laid_over(part: Callable[..., Any]) -> bool:
-    """Whether a part of a layer is neither the layer of that name nor what `ops_for` has for it: then it is called."""
-    return not untouched(part) and getattr(layers, getattr(part, "__name__", ""), None) is not part
-
-
-def _with_parts_from(ops: Ops, function: Callable[..., Any], names: set[str]) -> Callable[..., Any]:
-    """Fill the keyword-only arguments of `function` that are named like layers from `ops`, when it is called."""
-    parts = [name for name in _keyword_only(_innermost(function)) if name in names]
-    if not parts:
-        return function
-
-    @functools.wraps(function)
-    def bound(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **{**{part: getattr(ops, part) for part in parts}, **kwargs})
-
-    return bound
-
-
-def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What `functools.wraps` was put around again and again: its signature is theirs."""
-    inner: Callable[..., Any] = inspect.unwrap(function, stop=lambda f: hasattr(f, "__signature__"))
-    return inner
-
-
-def _keyword_only(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of arguments; of layers they are read once, which takes longer than a small layer does."""
-    return (
-        _of_layer(function) if getattr(layers, getattr(function, "__name__", ""), None) is function else _read(function)
-    )
-
-
-def _read(function: Callable[..., Any]) -> tuple[str, ...]:
-    parameters = inspect.signature(function).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-
-
-_of_layer = functools.cache(_read)

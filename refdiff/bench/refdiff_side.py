@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
 
 from refdiff.arrays import namespace, to_numpy
-from refdiff.backends import kernels_for, ops_for
+from refdiff.backends import backend_for
 from refdiff.bench.device import SIXTEEN_BITS, CupyGpu
 from refdiff.bench.model_side import LOOKED_UP, Arrivals, Ids, ModelSide
 from refdiff.bench.side import FloatArray
@@ -66,7 +65,7 @@ class RefdiffSide(ModelSide):
     def _next(self) -> Ids:
         if self.gpu is None:
             return np.asarray(self._context.read(self._ids)[:, -1].argmax(axis=1))
-        chosen: Ids = to_numpy(self.model.kernels.choose(self._context.read_there(self._ids)))
+        chosen: Ids = to_numpy(self.model.backend.kernels.choose(self._context.read_there(self._ids)))
         return chosen
 
     def rewind(self, length: int) -> None:
@@ -89,13 +88,12 @@ class RefdiffSide(ModelSide):
 
     def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
         """Call `linear` as a model does in a pass, which says whether it is one of one token by a weight of its own."""
-        kernels = kernels_for(namespace(weights[0]), threads=self.settings.threads)
-        linear = ops_for(kernels).linear
+        backend = backend_for(namespace(weights[0]), threads=self.settings.threads)
 
         def multiply(x: FloatArray) -> Any:
-            with kernels.running(weights[0] if len(x) == 1 else None):
+            with backend.inference_scope(weights[0] if len(x) == 1 else None):
                 for weight in weights:
-                    result = linear(x, weight)
+                    result = backend.ops.linear(x, weight)
             return result
 
         return multiply
@@ -110,16 +108,13 @@ class RefdiffSide(ModelSide):
         }
         model.params = nest(params)
         optimizer = AdamW(params)
-        self.kept = getattr(model.kernels, "keeping", nullcontext)()
+        self.kept = model.backend.repeated_scope()
         self.kept.__enter__()  # as long as there are steps
 
         def one_step() -> float:
             loss, grads = model.loss_and_grad(ids, labels=ids)
-            if model.kernels is None:
-                optimizer.step(flatten(grads), 1e-3)
-            else:
-                with model.kernels.running():
-                    optimizer.step(flatten(grads), 1e-3, each=model.kernels.each)
+            with model.backend.inference_scope():
+                optimizer.step(flatten(grads), 1e-3, each=model.backend.map)
             return float(loss)
 
         return one_step

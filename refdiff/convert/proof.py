@@ -14,7 +14,7 @@ from refdiff.arrays import to_numpy
 from refdiff.backends import ops_for
 from refdiff.convert.checks import attention_of, refuse_another_depth, refuse_another_function
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.diffllama import Context, self_attention
+from refdiff.model.diffllama import ATTENTION, Context
 from refdiff.model.weights import flatten, nest
 from refdiff.model.weights.precision import UNIT, round_to
 
@@ -163,7 +163,7 @@ def _attention(config: DiffLlamaConfig, p: Mapping[str, FloatArray], layer: int,
     )
     cos, sin = ops.rope_cos_sin(positions[None], *frequencies, np.float64)
     with np.errstate(all="ignore"):  # what is not finite shows in the result
-        result: FloatArray = self_attention(nest(p), x, layer, Context(config, ops, cos, sin))
+        result: FloatArray = ATTENTION[config.wiring](nest(p), x, layer, Context(config, ops, cos, sin))
     return result
 
 

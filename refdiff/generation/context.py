@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
-from refdiff.generation.recorded_step import BY_LENGTH, RecordedStep
+from refdiff.backends import Backend
+from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
+from refdiff.model import inputs
 from refdiff.model.cache import KVCache
-
-PIECE = 1024
-"""Tokens of all rows that go through the model at once: more would only need more memory, but for kernels that have a
-`piece` of their own."""
 
 AHEAD = 256
 """Tokens after a prompt that the cache has room for at once, if so many may come."""
@@ -32,7 +30,8 @@ class Context:
         self.model = model
         self.cache: Any = None
         self.length = 0
-        self.step = RecordedStep.of(model)
+        self._backend: Backend = getattr(model, "backend", None) or Backend()
+        self.step = self._backend.decode_step(model)
         self._most = most
         self._mask = mask
         self._positions: NDArray[np.int64] | None = None
@@ -65,10 +64,9 @@ class Context:
     def _stops(self, ids: NDArray[np.int64], keep: int) -> range:
         """Where to stop on the way, so that a long prompt needs no more memory than its pieces."""
         config = self.model.config
-        if getattr(config, "rope_parameters", {}).get("rope_type") in BY_LENGTH:
+        if getattr(config, "rope_parameters", {}).get("rope_type") in LENGTH_DEPENDENT:
             return range(0)  # the frequencies depend on the length: it has to be read at once
-        piece = getattr(getattr(self.model, "kernels", None), "piece", PIECE)
-        step = max(piece // ids.shape[0], 1)
+        step = max(self._backend.chunk_size // ids.shape[0], 1)
         return range(self.length + step, ids.shape[1] - keep + 1, step)
 
     def _pass(self, ids: NDArray[np.int64], keep: int, **extra: Any) -> Any:
@@ -98,6 +96,7 @@ class Context:
         """
         if self.step is not None and ids.shape[1] == self.length + 1:
             self._grow(ids.shape[1])
+            inputs.check_known(ids[:, -1], self.model.config.vocab_size)
             positions = np.full(len(ids), self.length) if self._positions is None else self._positions[:, self.length]
             logits = self.step(self.cache, ids[:, -1], positions, self._mask)
             if logits is not None:

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
-from refdiff.generation.choice import ChoiceOnDevice
 from refdiff.generation.context import Context
 from refdiff.generation.pipeline import Pipeline
 from refdiff.generation.results import GenerateDecoderOnlyOutput
@@ -30,7 +29,8 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     pipeline = Pipeline(o, ids.shape[1], padding)
     streams = request.streams(rows) if o.do_sample else []
     context = Context(request.model, request.mask, request.max_length)
-    there = ChoiceOnDevice.of(request.model, o, pipeline)
+    backend = getattr(request.model, "backend", None)
+    there = None if backend is None else backend.sampler(request.model, o, pipeline)
     live = np.ones(len(rows), dtype=bool)
     lengths = np.full(len(rows), ids.shape[1])
     scores_so_far, logits_so_far = [], []

@@ -16,20 +16,20 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
     eq. 2           λ = exp(λ_q1 · λ_k1) − exp(λ_q2 · λ_k2) + λ_init
         by          diff_lambda
         held by     test_diff_lambda::test_precision, test_diff_lambda::test_bounds,
-                    model/test_wirings::test_lambda_of_every_layer_is_that_of_the_paper
+                    model/test_variants::test_lambda_of_every_layer_is_that_of_the_paper
     section 2.1     λ_init = 0.8 − 0.6 exp(−0.3 (l − 1)), layers counted from 1
         by          lambda_init
         held by     test_diff_lambda::test_start_over_layers
     eq. 3           MultiHead(X) = Concat_i((1 − λ_init) LN(DiffAttn_i(X))) W^O
-        by          diff_heads_paper, diff_heads_hf, value_pairs_hf, model.diffllama.self_attention
+        by          diff_heads_paper, diff_heads_hf, value_pairs_hf, model.diffllama.attention_hf
         held by     test_diff_heads_paper::test_precision, test_diff_heads_hf::test_precision,
                     test_diff_heads_paper::test_equals_hf_after_a_permutation_of_heads,
                     test_diff_heads_paper::test_equals_the_flash_files_of_unilm,
-                    model/test_wirings::test_equals_the_files_of_unilm
+                    model/test_variants::test_equals_the_files_of_unilm
     section 2.1     with h = d_model / 2d heads, parameters and multiplications of matrix products as in a Transformer
-        by          model.weights.names.parameter_shapes, model.diffllama.self_attention
-        held by     model/test_wirings::test_parameters_are_those_of_a_llama_but_for_lambda,
-                    model/test_wirings::test_multiplications_are_those_of_a_llama
+        by          model.weights.names.parameter_shapes, model.diffllama.attention_hf
+        held by     model/test_variants::test_parameters_are_those_of_a_llama_but_for_lambda,
+                    model/test_variants::test_multiplications_are_those_of_a_llama
     eq. 4           Y^l = MultiHead(LN(X^l)) + X^l
         by          model.diffllama.decoder_layer
         held by     model/test_diffllama::test_logits_by_hand,
@@ -167,3 +167,24 @@ __all__ = [
     "value_pairs_hf",
     "value_pairs_hf_vjp",
 ]
+
+COMPOSED = {
+    "attention_weights": ("causal_mask", "softmax"),
+    "attention_weights_vjp": ("attention_weights", "softmax_vjp"),
+    "diff_attention": ("attention_weights",),
+    "diff_attention_vjp": ("attention_weights", "attention_weights_vjp"),
+    "diff_heads_hf": ("diff_attention", "rms_norm"),
+    "diff_heads_hf_vjp": ("diff_attention", "diff_attention_vjp", "rms_norm_vjp"),
+    "diff_heads_paper": ("diff_attention", "rms_norm"),
+    "diff_heads_paper_vjp": ("diff_attention", "diff_attention_vjp", "rms_norm_vjp"),
+    "diff_heads_v2": ("diff_attention",),
+    "diff_heads_v2_vjp": ("diff_attention_vjp",),
+    "diff_lambda_v2": ("activation", "linear"),
+    "diff_lambda_v2_vjp": ("activation_vjp", "linear", "linear_vjp"),
+    "plain_heads": ("attention_weights",),
+    "plain_heads_vjp": ("attention_weights", "attention_weights_vjp"),
+    "swiglu": ("activation", "linear"),
+    "swiglu_vjp": ("activation", "activation_vjp", "linear", "linear_vjp"),
+}
+"""The layers that are composed of others, and those that each calls. They take the functions to call as `ops`, a
+namespace with these names; without it they call the layers of this module."""

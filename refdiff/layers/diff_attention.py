@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from refdiff import layers
 from refdiff.arrays import Array, device, namespace
-from refdiff.layers.mask import causal_mask
-from refdiff.layers.softmax import check_broadcast, check_mask, softmax, softmax_vjp_of
+from refdiff.layers.softmax import check_broadcast, check_mask
 
 
 def attention_weights(
-    q: Array, k: Array, mask: Array | None = None, bias: Array | None = None, *, causal: bool = True
+    q: Array, k: Array, mask: Array | None = None, bias: Array | None = None, *, causal: bool = True, ops: Any = layers
 ) -> Array:
     """Compute one softmax attention map.
 
@@ -30,11 +31,12 @@ def attention_weights(
     Raises:
         ValueError: shapes that do not fit, a mask that is not boolean.
     """
-    return softmax(*attention_scores(q, k, mask, bias, causal=causal))
+    weights: Array = ops.softmax(*attention_scores(q, k, mask, bias, causal=causal, ops=ops))
+    return weights
 
 
 def attention_scores(
-    q: Array, k: Array, mask: Array | None, bias: Array | None, *, causal: bool
+    q: Array, k: Array, mask: Array | None, bias: Array | None, *, causal: bool, ops: Any = layers
 ) -> tuple[Array, Array | None]:
     """Q Kᵀ / √d + bias (B, H, T, S), and which of them `attention_weights` sees: boolean, or None for all."""
     B, H, T, d = _check_heads("attention_weights", q, k)
@@ -49,7 +51,7 @@ def attention_scores(
     if mask is not None:
         check_mask("attention_weights", mask, (B, H, T, S))
     if causal and T > 1:
-        visible = causal_mask(T, S, xp=xp, device=device(q))
+        visible = ops.causal_mask(T, S, xp=xp, device=device(q))
         mask = visible if mask is None else mask & visible
     return scores, mask
 
@@ -65,6 +67,7 @@ def diff_attention(
     bias: Array | None = None,
     *,
     causal: bool = True,
+    ops: Any = layers,
 ) -> Array:
     """Attend with the difference of two softmax maps.
 
@@ -95,8 +98,8 @@ def diff_attention(
     xp = namespace(q1, k1, q2, k2, v, lambda_, mask, bias)
     mask1, mask2 = per_map(mask, H)
     bias1, bias2 = per_map(bias, H)
-    a1 = attention_weights(q1, k1, mask1, bias1, causal=causal)
-    a2 = attention_weights(q2, k2, mask2, bias2, causal=causal)
+    a1 = ops.attention_weights(q1, k1, mask1, bias1, causal=causal, ops=ops)
+    a2 = ops.attention_weights(q2, k2, mask2, bias2, causal=causal, ops=ops)
     K, S, e = v.shape[1:]
     grouped = xp.reshape(a1 - lambda_ * a2, (B, K, H // K, T, S))
     return xp.reshape(grouped @ v[:, :, None, :, :], (B, H, T, e))
@@ -133,6 +136,7 @@ def diff_attention_vjp(
     bias: Array | None = None,
     *,
     causal: bool = True,
+    ops: Any = layers,
 ) -> tuple[Array, Array, Array, Array, Array, Array]:
     """Pull a gradient back through `diff_attention`.
 
@@ -162,8 +166,8 @@ def diff_attention_vjp(
     xp = namespace(g, q1, k1, q2, k2, v, lambda_, mask, bias)
     mask1, mask2 = per_map(mask, H)
     bias1, bias2 = per_map(bias, H)
-    a1 = attention_weights(q1, k1, mask1, bias1, causal=causal)
-    a2 = attention_weights(q2, k2, mask2, bias2, causal=causal)
+    a1 = ops.attention_weights(q1, k1, mask1, bias1, causal=causal, ops=ops)
+    a2 = ops.attention_weights(q2, k2, mask2, bias2, causal=causal, ops=ops)
 
     def grouped(x: Array) -> Array:
         return xp.reshape(x, (B, K, H // K, *x.shape[2:]))
@@ -172,13 +176,21 @@ def diff_attention_vjp(
     dv = xp.sum(xp.matrix_transpose(grouped(a1 - lambda_ * a2)) @ gv, axis=2)
     dp = xp.reshape(gv @ xp.matrix_transpose(v)[:, :, None, :, :], (B, H, T, S))
 
-    dq1, dk1 = _through_scores(dp, a1, q1, k1)
-    dq2, dk2 = _through_scores(-lambda_ * dp, a2, q2, k2)
+    dq1, dk1 = ops.attention_weights_vjp(dp, q1, k1, mask1, bias1, causal=causal, saved=a1, ops=ops)
+    dq2, dk2 = ops.attention_weights_vjp(-lambda_ * dp, q2, k2, mask2, bias2, causal=causal, saved=a2, ops=ops)
     return dq1, dk1, dq2, dk2, dv, sum_to(-xp.sum(dp * a2, axis=-1, keepdims=True), tuple(lambda_.shape))
 
 
 def attention_weights_vjp(
-    g: Array, q: Array, k: Array, mask: Array | None = None, bias: Array | None = None, *, causal: bool = True
+    g: Array,
+    q: Array,
+    k: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    causal: bool = True,
+    saved: Array | None = None,
+    ops: Any = layers,
 ) -> tuple[Array, Array]:
     """Pull a gradient back through `attention_weights`.
 
@@ -189,7 +201,8 @@ def attention_weights_vjp(
         `dq, dk = attention_weights_vjp(g, q, k, mask)`; mask and bias have no gradient
 
     Shapes:
-        g (B, H, T, S), q (B, H, T, d), k (B, K, S, d) -> the shapes of q and k
+        g (B, H, T, S), q (B, H, T, d), k (B, K, S, d) -> the shapes of q and k. saved (B, H, T, S) is A, if the
+        forward pass kept it.
 
     Precision:
         in the dtype of `q`.
@@ -197,21 +210,14 @@ def attention_weights_vjp(
     Raises:
         ValueError: `g` is not of the shape of the result.
     """
-    B, H, T, _ = _check_heads("attention_weights_vjp", q, k)
-    namespace(g, q, k, mask, bias)
-    if tuple(g.shape) != (B, H, T, k.shape[2]):
-        raise ValueError(
-            f"attention_weights_vjp: g has shape {tuple(g.shape)}, but the result has {(B, H, T, k.shape[2])}"
-        )
-    return _through_scores(g, attention_weights(q, k, mask, bias, causal=causal), q, k)
-
-
-def _through_scores(da: Array, a: Array, q: Array, k: Array) -> tuple[Array, Array]:
-    """From the gradient of a map to those of its queries and keys."""
-    xp = namespace(da, a, q, k)
-    B, H, T, d = q.shape
+    B, H, T, d = _check_heads("attention_weights_vjp", q, k)
     K, S = k.shape[1:3]
-    ds = xp.reshape(softmax_vjp_of(da, a) / math.sqrt(d), (B, K, H // K, T, S))
+    xp = namespace(g, q, k, mask, bias)
+    if tuple(g.shape) != (B, H, T, S):
+        raise ValueError(f"attention_weights_vjp: g has shape {tuple(g.shape)}, but the result has {(B, H, T, S)}")
+    a = ops.attention_weights(q, k, mask, bias, causal=causal, ops=ops) if saved is None else saved
+    dscores, _ = ops.softmax_vjp(g, None, saved=a)
+    ds = xp.reshape(dscores / math.sqrt(d), (B, K, H // K, T, S))
     dq = xp.reshape(ds @ k[:, :, None, :, :], q.shape)
     return dq, xp.sum(xp.matrix_transpose(ds) @ xp.reshape(q, (B, K, H // K, T, d)), axis=2)
 

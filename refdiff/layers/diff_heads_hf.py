@@ -8,12 +8,11 @@ V   v₀ v₁  -> one of width 2d      [v₀ v₁]            [v₀ v₁]
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
+from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.layers.diff_attention import diff_attention, diff_attention_vjp
 from refdiff.layers.plain_heads import concat_heads
-from refdiff.layers.rms_norm import rms_norm, rms_norm_vjp
 
 
 def value_pairs_hf(v: Array) -> Array:
@@ -50,8 +49,7 @@ def diff_heads_hf(
     bias: Array | None = None,
     *,
     causal: bool = True,
-    diff_attention: Callable[..., Array] = diff_attention,
-    rms_norm: Callable[..., Array] = rms_norm,
+    ops: Any = layers,
 ) -> Array:
     """Attend with all head pairs as DiffLlama wires them, norm each head, scale, and lay the heads side by side.
 
@@ -77,8 +75,8 @@ def diff_heads_hf(
     H, K = q.shape[1] // 2, k.shape[1] // 2
     q1, q2 = q[:, :H, ...], q[:, H:, ...]
     k1, k2 = k[:, :K, ...], k[:, K:, ...]
-    heads = diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal)
-    return concat_heads((1 - lambda_init) * rms_norm(heads, None, eps))
+    heads = ops.diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, ops=ops)
+    return concat_heads((1 - lambda_init) * ops.rms_norm(heads, None, eps))
 
 
 def _check_even(name: str, what: str, x: Array) -> None:
@@ -125,9 +123,8 @@ def diff_heads_hf_vjp(
     bias: Array | None = None,
     *,
     causal: bool = True,
-    diff_attention: Callable[..., Array] = diff_attention,
-    diff_attention_vjp: Callable[..., tuple[Array, ...]] = diff_attention_vjp,
-    rms_norm_vjp: Callable[..., tuple[Array, Array | None]] = rms_norm_vjp,
+    saved: Array | None = None,
+    ops: Any = layers,
 ) -> tuple[Array, Array, Array, Array]:
     """Pull a gradient back through `diff_heads_hf`.
 
@@ -138,7 +135,8 @@ def diff_heads_hf_vjp(
         `dq, dk, dv, dlambda = diff_heads_hf_vjp(g, q, k, v, lambda_, lambda_init, eps, mask)`
 
     Shapes:
-        g (B, T, H d), the rest as in `diff_heads_hf` -> the shapes of q, k, v, lambda_
+        g (B, T, H d), the rest as in `diff_heads_hf`; saved (B, H/2, T, 2d) is the result of `diff_attention`, if the
+        forward pass kept it -> the shapes of q, k, v, lambda_
 
     Precision:
         in the dtype of `q`.
@@ -151,9 +149,9 @@ def diff_heads_hf_vjp(
     if tuple(g.shape) != (B, T, H * e):
         raise ValueError(f"diff_heads_hf_vjp: g has shape {tuple(g.shape)}, but the result has {(B, T, H * e)}")
     xp = namespace(g, q, k, v)
-    streams = (q[:, :H, ...], k[:, :K, ...], q[:, H:, ...], k[:, K:, ...], v, lambda_, mask, bias)
-    heads = diff_attention(*streams, causal=causal)
+    operands = (q[:, :H, ...], k[:, :K, ...], q[:, H:, ...], k[:, K:, ...], v, lambda_, mask, bias)
+    heads = ops.diff_attention(*operands, causal=causal, ops=ops) if saved is None else saved
     g = (1 - lambda_init) * xp.permute_dims(xp.reshape(g, (B, T, H, e)), (0, 2, 1, 3))
-    g, _ = rms_norm_vjp(g, heads, None, eps)
-    dq1, dk1, dq2, dk2, dv, dlambda = diff_attention_vjp(g, *streams, causal=causal)
+    g, _ = ops.rms_norm_vjp(g, heads, None, eps)
+    dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)
     return xp.concat([dq1, dq2], axis=1), xp.concat([dk1, dk2], axis=1), dv, dlambda

@@ -14,12 +14,11 @@ This file follows the flash files, and so does transformers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
+from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.layers.diff_attention import diff_attention, diff_attention_vjp
-from refdiff.layers.plain_heads import concat_heads, split_heads
-from refdiff.layers.rms_norm import rms_norm, rms_norm_vjp
+from refdiff.layers.plain_heads import concat_heads, split_heads_checked
 
 SUBLN_EPS = 1e-5
 """The ε of the norm after attention in unilm, whatever the other norms of the model have."""
@@ -37,8 +36,7 @@ def diff_heads_paper(
     bias: Array | None = None,
     *,
     causal: bool = True,
-    diff_attention: Callable[..., Array] = diff_attention,
-    rms_norm: Callable[..., Array] = rms_norm,
+    ops: Any = layers,
 ) -> Array:
     """Attend with all head pairs as the paper wires them, norm each head with a weight, scale, lay them side by side.
 
@@ -65,8 +63,9 @@ def diff_heads_paper(
                 f"diff_heads_paper: {name} has shape {tuple(x.shape)}, but must be (B, heads, T, d) with even heads"
             )
     q1, q2, k1, k2 = q[:, 0::2, ...], q[:, 1::2, ...], k[:, 0::2, ...], k[:, 1::2, ...]
-    heads = diff_attention(q1, k1, q2, k2, v, lambda_, first_then_second(mask), first_then_second(bias), causal=causal)
-    return concat_heads((1 - lambda_init) * rms_norm(heads, weight, eps))
+    mask, bias = first_then_second(mask), first_then_second(bias)
+    heads = ops.diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, ops=ops)
+    return concat_heads((1 - lambda_init) * ops.rms_norm(heads, weight, eps))
 
 
 def first_then_second(x: Array | None) -> Array | None:
@@ -89,9 +88,8 @@ def diff_heads_paper_vjp(
     bias: Array | None = None,
     *,
     causal: bool = True,
-    diff_attention: Callable[..., Array] = diff_attention,
-    diff_attention_vjp: Callable[..., tuple[Array, ...]] = diff_attention_vjp,
-    rms_norm_vjp: Callable[..., tuple[Array, Array | None]] = rms_norm_vjp,
+    saved: Array | None = None,
+    ops: Any = layers,
 ) -> tuple[Array, Array, Array, Array, Array | None]:
     """Pull a gradient back through `diff_heads_paper`.
 
@@ -103,7 +101,8 @@ def diff_heads_paper_vjp(
         have no gradient
 
     Shapes:
-        g (B, T, H d), the rest as in `diff_heads_paper` -> the shapes of q, k, v, lambda_, weight
+        g (B, T, H d), the rest as in `diff_heads_paper`; saved (B, H/2, T, 2d) is the result of `diff_attention`, if
+        the forward pass kept it -> the shapes of q, k, v, lambda_, weight
 
     Precision:
         in the dtype of `q`.
@@ -113,10 +112,11 @@ def diff_heads_paper_vjp(
     """
     namespace(g, q, k, v, lambda_, weight, mask, bias)
     q1, q2, k1, k2 = q[:, 0::2, ...], q[:, 1::2, ...], k[:, 0::2, ...], k[:, 1::2, ...]
-    streams = (q1, k1, q2, k2, v, lambda_, first_then_second(mask), first_then_second(bias))
-    g = (1 - lambda_init) * split_heads("diff_heads_paper_vjp", g, q1.shape[1], q.shape[2], v.shape[3])
-    g, dweight = rms_norm_vjp(g, diff_attention(*streams, causal=causal), weight, eps)
-    dq1, dk1, dq2, dk2, dv, dlambda = diff_attention_vjp(g, *streams, causal=causal)
+    operands = (q1, k1, q2, k2, v, lambda_, first_then_second(mask), first_then_second(bias))
+    g = (1 - lambda_init) * split_heads_checked("diff_heads_paper_vjp", g, q1.shape[1], q.shape[2], v.shape[3])
+    heads = ops.diff_attention(*operands, causal=causal, ops=ops) if saved is None else saved
+    g, dweight = ops.rms_norm_vjp(g, heads, weight, eps)
+    dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)
     return in_turn(dq1, dq2), in_turn(dk1, dk2), dv, dlambda, dweight
 
 

@@ -10,12 +10,12 @@ Pairing q₀ with q₄ instead would subtract over different keys and values: th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
+from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.layers.diff_attention import diff_attention, diff_attention_vjp
 from refdiff.layers.diff_heads_paper import first_then_second, in_turn
-from refdiff.layers.plain_heads import concat_heads, split_heads
+from refdiff.layers.plain_heads import concat_heads, split_heads_checked
 
 
 def diff_heads_v2(
@@ -27,7 +27,7 @@ def diff_heads_v2(
     bias: Array | None = None,
     *,
     causal: bool = True,
-    diff_attention: Callable[..., Array] = diff_attention,
+    ops: Any = layers,
 ) -> Array:
     """Attend with all query pairs as v2 wires them, without norm and scale, and lay the heads side by side.
 
@@ -54,7 +54,8 @@ def diff_heads_v2(
             "(B, K, S, d) with h a multiple of K: the two queries of a pair read the same key"
         )
     q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]
-    heads = diff_attention(q1, k, q2, k, v, lambda_, first_then_second(mask), first_then_second(bias), causal=causal)
+    mask, bias = first_then_second(mask), first_then_second(bias)
+    heads = ops.diff_attention(q1, k, q2, k, v, lambda_, mask, bias, causal=causal, ops=ops)
     return concat_heads(heads)
 
 
@@ -68,7 +69,7 @@ def diff_heads_v2_vjp(
     bias: Array | None = None,
     *,
     causal: bool = True,
-    diff_attention_vjp: Callable[..., tuple[Array, ...]] = diff_attention_vjp,
+    ops: Any = layers,
 ) -> tuple[Array, Array, Array, Array]:
     """Pull a gradient back through `diff_heads_v2`.
 
@@ -89,7 +90,7 @@ def diff_heads_v2_vjp(
     """
     namespace(g, q, k, v, lambda_, mask, bias)
     q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]
-    g = split_heads("diff_heads_v2_vjp", g, q1.shape[1], q.shape[2], v.shape[3])
-    see = (first_then_second(mask), first_then_second(bias))
-    dq1, dk1, dq2, dk2, dv, dlambda = diff_attention_vjp(g, q1, k, q2, k, v, lambda_, *see, causal=causal)
+    g = split_heads_checked("diff_heads_v2_vjp", g, q1.shape[1], q.shape[2], v.shape[3])
+    operands = (q1, k, q2, k, v, lambda_, first_then_second(mask), first_then_second(bias))
+    dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)
     return in_turn(dq1, dq2), dk1 + dk2, dv, dlambda

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Any
 
+from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.layers.activation import activation, activation_vjp
-from refdiff.layers.linear import linear, linear_vjp
 
 
 def lambda_init(layer: int) -> float:
@@ -90,8 +89,7 @@ def diff_lambda_v2(
     x: Array,
     weight: Array,
     *,
-    linear: Callable[..., Array] = linear,
-    activation: Callable[..., Array] = activation,
+    ops: Any = layers,
 ) -> Array:
     """Compute the weight λ of the second attention map for each token and head.
 
@@ -112,7 +110,7 @@ def diff_lambda_v2(
     """
     if x.ndim != 3:
         raise ValueError(f"diff_lambda_v2: x has shape {tuple(x.shape)}, but must be (B, T, D)")
-    lambda_ = activation(linear(x, weight), "sigmoid")
+    lambda_ = ops.activation(ops.linear(x, weight), "sigmoid")
     return namespace(lambda_).permute_dims(lambda_, (0, 2, 1))[..., None]
 
 
@@ -121,9 +119,7 @@ def diff_lambda_v2_vjp(
     x: Array,
     weight: Array,
     *,
-    linear: Callable[..., Array] = linear,
-    linear_vjp: Callable[..., tuple[Array, Array, Array | None]] = linear_vjp,
-    activation_vjp: Callable[..., tuple[Array]] = activation_vjp,
+    ops: Any = layers,
 ) -> tuple[Array, Array]:
     """Pull a gradient back through `diff_lambda_v2`.
 
@@ -148,7 +144,7 @@ def diff_lambda_v2_vjp(
         raise ValueError(
             f"diff_lambda_v2_vjp: g has shape {tuple(g.shape)}, but the result has {(B, weight.shape[0], T, 1)}"
         )
-    logits = linear(x, weight)
-    (dlogits,) = activation_vjp(xp.permute_dims(g[..., 0], (0, 2, 1)), logits, "sigmoid")
-    dx, dweight, _ = linear_vjp(dlogits, x, weight)
+    logits = ops.linear(x, weight)
+    (dlogits,) = ops.activation_vjp(xp.permute_dims(g[..., 0], (0, 2, 1)), logits, "sigmoid")
+    dx, dweight, _ = ops.linear_vjp(dlogits, x, weight)
     return dx, dweight

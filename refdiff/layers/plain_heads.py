@@ -5,10 +5,10 @@ H = 4 queries, K = 2 keys and values: query heads 0 and 1 read key head 0, query
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
+from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.layers.diff_attention import attention_weights, attention_weights_vjp
 
 
 def plain_heads(
@@ -19,7 +19,7 @@ def plain_heads(
     bias: Array | None = None,
     *,
     causal: bool = True,
-    attention_weights: Callable[..., Array] = attention_weights,
+    ops: Any = layers,
 ) -> Array:
     """Attend with every head on its own, and lay the heads side by side.
 
@@ -42,7 +42,7 @@ def plain_heads(
     """
     if v.ndim != 4 or tuple(v.shape[:3]) != tuple(k.shape[:3]):
         raise ValueError(f"plain_heads: v has shape {tuple(v.shape)}, but k {tuple(k.shape)} needs (B, K, S, e)")
-    weights = attention_weights(q, k, mask, bias, causal=causal)
+    weights = ops.attention_weights(q, k, mask, bias, causal=causal, ops=ops)
     xp = namespace(weights, v)
     B, H, T, S = weights.shape
     K, e = v.shape[1], v.shape[3]
@@ -59,8 +59,7 @@ def plain_heads_vjp(
     bias: Array | None = None,
     *,
     causal: bool = True,
-    attention_weights: Callable[..., Array] = attention_weights,
-    attention_weights_vjp: Callable[..., tuple[Array, Array]] = attention_weights_vjp,
+    ops: Any = layers,
 ) -> tuple[Array, Array, Array]:
     """Pull a gradient back through `plain_heads`.
 
@@ -82,11 +81,11 @@ def plain_heads_vjp(
     xp = namespace(g, q, k, v, mask, bias)
     B, H, T, _ = q.shape
     K, S, e = v.shape[1:]
-    grouped = xp.reshape(split_heads("plain_heads_vjp", g, H, T, e), (B, K, H // K, T, e))
-    weights = xp.reshape(attention_weights(q, k, mask, bias, causal=causal), (B, K, H // K, T, S))
-    dv = xp.sum(xp.matrix_transpose(weights) @ grouped, axis=2)
+    grouped = xp.reshape(split_heads_checked("plain_heads_vjp", g, H, T, e), (B, K, H // K, T, e))
+    weights = ops.attention_weights(q, k, mask, bias, causal=causal, ops=ops)
+    dv = xp.sum(xp.matrix_transpose(xp.reshape(weights, (B, K, H // K, T, S))) @ grouped, axis=2)
     dweights = xp.reshape(grouped @ xp.matrix_transpose(v)[:, :, None, :, :], (B, H, T, S))
-    return *attention_weights_vjp(dweights, q, k, mask, bias, causal=causal), dv
+    return *ops.attention_weights_vjp(dweights, q, k, mask, bias, causal=causal, saved=weights, ops=ops), dv
 
 
 def concat_heads(heads: Array) -> Array:
@@ -96,9 +95,15 @@ def concat_heads(heads: Array) -> Array:
     return xp.reshape(xp.permute_dims(heads, (0, 2, 1, 3)), (B, T, H * e))
 
 
-def split_heads(name: str, g: Array, H: int, T: int, e: int) -> Array:
-    """(B, T, H e) to (B, H, T, e): the transpose of `concat_heads`, for gradients."""
+def split_heads(x: Array, e: int) -> Array:
+    """(B, T, H e) to (B, H, T, e): the inverse of `concat_heads`."""
+    xp = namespace(x)
+    B, T, width = x.shape
+    return xp.permute_dims(xp.reshape(x, (B, T, width // e, e)), (0, 2, 1, 3))
+
+
+def split_heads_checked(name: str, g: Array, H: int, T: int, e: int) -> Array:
+    """Split the gradient of `concat_heads`, or raise ValueError where it has not the shape of the result."""
     if g.ndim != 3 or tuple(g.shape[1:]) != (T, H * e):
         raise ValueError(f"{name}: g has shape {tuple(g.shape)}, but the result has (B, {T}, {H * e})")
-    xp = namespace(g)
-    return xp.permute_dims(xp.reshape(g, (g.shape[0], T, H, e)), (0, 2, 1, 3))
+    return split_heads(g, e)

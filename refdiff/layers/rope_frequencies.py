@@ -13,6 +13,10 @@ from typing import Any
 Frequencies = tuple[list[float], float]
 
 
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Types of RoPE whose frequencies depend on the length of the text."""
+
+
 def rope_frequencies(
     parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, length: int = 0
 ) -> Frequencies:

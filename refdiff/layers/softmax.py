@@ -59,7 +59,9 @@ def check_broadcast(name: str, what: str, x: Array, shape: tuple[int, ...]) -> N
         raise ValueError(f"{name}: {what} has shape {tuple(x.shape)}, which does not broadcast to {shape}")
 
 
-def softmax_vjp(g: Array, scores: Array, mask: Array | None = None) -> tuple[Array, None]:
+def softmax_vjp(
+    g: Array, scores: Array | None, mask: Array | None = None, *, saved: Array | None = None
+) -> tuple[Array, None]:
     """Pull a gradient back through `softmax`.
 
     Equation:
@@ -69,19 +71,18 @@ def softmax_vjp(g: Array, scores: Array, mask: Array | None = None) -> tuple[Arr
         `dz, _ = softmax_vjp(g, scores, mask)`
 
     Shapes:
-        g and scores (..., S), mask boolean, broadcastable to scores, or None -> (..., S), None
+        g and scores (..., S), mask boolean, broadcastable to scores, or None -> (..., S), None. saved (..., S) is
+        `softmax(scores, mask)`, if the forward pass kept it: scores and mask are then not read.
 
     Precision:
         in the dtype of `scores`.
 
     Raises:
-        ValueError: `g` is not of the shape of `scores`.
+        ValueError: `g` is not of the shape of `scores`, or neither `scores` nor `saved` is given.
     """
-    if g.shape != scores.shape:
-        raise ValueError(f"softmax_vjp: g has shape {tuple(g.shape)}, but scores have {tuple(scores.shape)}")
-    return softmax_vjp_of(g, softmax(scores, mask)), None
-
-
-def softmax_vjp_of(g: Array, weights: Array) -> Array:
-    """a ⊙ (g − Σ_s g_s a_s), from the weights a that a forward pass has computed."""
-    return weights * (g - namespace(g, weights).sum(g * weights, axis=-1, keepdims=True))
+    weights = softmax(scores, mask) if saved is None and scores is not None else saved
+    if weights is None:
+        raise ValueError("softmax_vjp: scores is None; pass the scores, or saved=softmax(scores, mask)")
+    if g.shape != weights.shape:
+        raise ValueError(f"softmax_vjp: g has shape {tuple(g.shape)}, but scores have {tuple(weights.shape)}")
+    return weights * (g - namespace(g, weights).sum(g * weights, axis=-1, keepdims=True)), None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
+from refdiff import layers
 from refdiff.arrays import Array
-from refdiff.layers.activation import activation, activation_vjp
-from refdiff.layers.linear import linear, linear_vjp, named_grads
+from refdiff.layers.linear import named_grads
 
 
 def swiglu(
@@ -16,8 +17,7 @@ def swiglu(
     down_proj: Mapping[str, Array],
     *,
     act: str = "silu",
-    linear: Callable[..., Array] = linear,
-    activation: Callable[..., Array] = activation,
+    ops: Any = layers,
 ) -> Array:
     """Apply the gated feed-forward network.
 
@@ -37,8 +37,9 @@ def swiglu(
     Raises:
         ValueError: shapes that do not fit, an unknown activation.
     """
-    gate = activation(linear(x, **gate_proj), act)
-    return linear(gate * linear(x, **up_proj), **down_proj)
+    gate = ops.activation(ops.linear(x, **gate_proj), act)
+    y: Array = ops.linear(gate * ops.linear(x, **up_proj), **down_proj)
+    return y
 
 
 def swiglu_vjp(
@@ -49,10 +50,8 @@ def swiglu_vjp(
     down_proj: Mapping[str, Array],
     *,
     act: str = "silu",
-    linear: Callable[..., Array] = linear,
-    linear_vjp: Callable[..., tuple[Array, Array, Array | None]] = linear_vjp,
-    activation: Callable[..., Array] = activation,
-    activation_vjp: Callable[..., tuple[Array]] = activation_vjp,
+    saved: tuple[Array, Array] | None = None,
+    ops: Any = layers,
 ) -> tuple[Array, dict[str, Array], dict[str, Array], dict[str, Array]]:
     """Pull a gradient back through `swiglu`.
 
@@ -64,7 +63,8 @@ def swiglu_vjp(
         `dx, dgate, dup, ddown = swiglu_vjp(g, x, **params["mlp"], act=config.hidden_act)`
 
     Shapes:
-        g and x (..., D), projections as in `swiglu` -> (..., D) and three dicts like the projections
+        g and x (..., D), projections as in `swiglu`; saved = (x W_Gᵀ, x W_1ᵀ), each (..., F), if the forward pass
+        kept them -> (..., D) and three dicts like the projections
 
     Precision:
         in the dtype of `x`.
@@ -72,10 +72,10 @@ def swiglu_vjp(
     Raises:
         ValueError: `g` is not of the shape of the result.
     """
-    gate, up = linear(x, **gate_proj), linear(x, **up_proj)
-    activated = activation(gate, act)
-    h, ddown, ddown_bias = linear_vjp(g, activated * up, **down_proj)
-    dx_up, dup, dup_bias = linear_vjp(h * activated, x, **up_proj)
-    (dgate_in,) = activation_vjp(h * up, gate, act)
-    dx_gate, dgate, dgate_bias = linear_vjp(dgate_in, x, **gate_proj)
+    gate, up = saved or (ops.linear(x, **gate_proj), ops.linear(x, **up_proj))
+    activated = ops.activation(gate, act)
+    h, ddown, ddown_bias = ops.linear_vjp(g, activated * up, **down_proj)
+    dx_up, dup, dup_bias = ops.linear_vjp(h * activated, x, **up_proj)
+    (dgate_in,) = ops.activation_vjp(h * up, gate, act)
+    dx_gate, dgate, dgate_bias = ops.linear_vjp(dgate_in, x, **gate_proj)
     return dx_gate + dx_up, named_grads(dgate, dgate_bias), named_grads(dup, dup_bias), named_grads(ddown, ddown_bias)

@@ -1,30 +1,27 @@
-"""ids to hidden states: one decoder layer, and the loop over it.
+"""Embeddings → hidden states: four attention variants, the decoder layer, the loop.
 
-Parameters are the nested weight dict of the checkpoint, `p` below being the part that belongs to the function; `ops`
-is the namespace of layer functions (`refdiff.backends`).
+`p` is the part of the checkpoint's nested weight dict that belongs to a function. `ctx` holds what is the same for
+every layer of one call; `ctx.ops` is the namespace of layer functions (`refdiff.backends`).
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from refdiff.arrays import Array
 from refdiff.backends import Ops
+from refdiff.layers.plain_heads import split_heads
 from refdiff.model.cache import KVCache
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.wirings import WIRINGS, Heads, split_heads
 
 
 @dataclass
 class Context:
     """What is the same for every layer of one call.
 
-    cos, sin (B or 1, 1, T, n): the rotations of the positions. mask, boolean, and bias broadcast to (B, H, T, S) or
-    are None. causal: whether later keys are hidden beside what the mask hides. read: how many of the last tokens the
-    result is wanted of; None is all.
+    cos, sin (B or 1, 1, T, n): RoPE's factors at the positions. mask (boolean "may attend") and bias broadcast to
+    (B, H, T, S) or are None. causal: whether later keys are hidden beside what the mask hides.
     """
 
     config: DiffLlamaConfig
@@ -35,124 +32,106 @@ class Context:
     bias: Array | None = None
     causal: bool = True
     cache: KVCache | None = None
-    read: int | None = None
 
-    def of_rows(self, rows: slice) -> Context:
-        """Be the context of some rows of the batch."""
+    @property
+    def visibility(self) -> dict[str, Any]:
+        """What decides which keys a query attends to, as the attention layers take it."""
+        return {"mask": self.mask, "bias": self.bias, "causal": self.causal}
+
+    def select_batch(self, items: slice) -> Context:
+        """Return the context of some items of the batch."""
         cos, sin, mask, bias = (
-            a if a is None or a.shape[0] == 1 else a[rows] for a in (self.cos, self.sin, self.mask, self.bias)
+            a if a is None or a.shape[0] == 1 else a[items] for a in (self.cos, self.sin, self.mask, self.bias)
         )
         return replace(self, cos=cos, sin=sin, mask=mask, bias=bias)
 
-    def of_last(self, n: int) -> Context:
-        """Be the context of the last n queries."""
-        cos, sin, mask, bias = (
-            None if a is None else a[..., -n:, :] for a in (self.cos, self.sin, self.mask, self.bias)
-        )
-        return replace(self, cos=cos, sin=sin, mask=mask, bias=bias)
 
-
-@dataclass
-class Maps:
-    """What one layer looked at.
-
-    weights (B, H, T, S): the softmax rows of every query head. difference (B, H/2, T, S): A₁ − λ A₂ of every pair.
-    lambda_ (), in v2 (B, H/2, T, 1). Without pairs (wiring "none") the difference is the weights, and λ is 0.
-    """
-
-    weights: Array
-    difference: Array
-    lambda_: Array
-
-
-def diffllama(
-    p: dict[str, Any], hidden: Array, context: Context, *, maps: list[Maps] | None = None,
-    hidden_states: list[Array] | None = None,
-) -> Array:  # fmt: skip
-    """Run all decoder layers and the last norm.
+def diffllama(p: dict[str, Any], x: Array, ctx: Context) -> Array:
+    """Run all decoder layers and the final norm.
 
     Equation:
         X^0 = embeddings; X^{l+1} = decoder_layer(X^l)  (Ye et al. 2024, section 2); result LN(X^L), as in Llama
 
     Shapes:
-        hidden (B, T, D) embeddings -> (B, T, D), or (B, context.read, D). `hidden_states` receives the input of every
-        layer and the result, `maps` what each layer looked at.
+        x (B, T, D) -> (B, T, D)
     """
     for layer, weights in enumerate(p["layers"]):
-        if hidden_states is not None:
-            hidden_states.append(hidden)
-        # of a token that nothing reads, the last layer's keys and values are all that the others need
-        read = context.read if layer + 1 == len(p["layers"]) else None
-        hidden = decoder_layer(weights, hidden, layer, context, maps, read)
-    hidden = context.ops.rms_norm(hidden, **p["norm"], eps=context.config.rms_norm_eps)
-    if hidden_states is not None:
-        hidden_states.append(hidden)
-    return hidden
+        x = decoder_layer(weights, x, layer, ctx)
+    return ctx.ops.rms_norm(x, **p["norm"], eps=ctx.config.rms_norm_eps)
 
 
-def decoder_layer(
-    p: dict[str, Any], x: Array, layer: int, context: Context, maps: list[Maps] | None = None, read: int | None = None
-) -> Array:
+def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:
     """Run one layer: attention and feed-forward network, each after a norm and beside a residual path.
 
     Equation:
         Y = MultiHead(LN(X)) + X;  X' = SwiGLU(LN(Y)) + Y  (Ye et al. 2024, eq. 4 and 5)
 
     Shapes:
-        x (B, T, D) -> (B, T, D), or (B, read, D): of the last tokens
+        x (B, T, D) -> (B, T, D)
     """
-    ops, config = context.ops, context.config
-    add: Callable[[Array, Array], Array] = getattr(ops, "residual_add", operator.add)
-    normed = ops.rms_norm(x, **p["input_layernorm"], eps=config.rms_norm_eps)
-    attended = self_attention(p["self_attn"], normed, layer, context, maps, read)
-    x = add(x if read is None else x[:, -read:, :], attended)
-    normed = ops.rms_norm(x, **p["post_attention_layernorm"], eps=config.rms_norm_eps)
-    return add(x, ops.swiglu(normed, **p["mlp"], act=config.hidden_act))
+    ops, eps = ctx.ops, ctx.config.rms_norm_eps
+    attention = ATTENTION[ctx.config.wiring]
+    x = x + attention(p["self_attn"], ops.rms_norm(x, **p["input_layernorm"], eps=eps), layer, ctx)
+    normed = ops.rms_norm(x, **p["post_attention_layernorm"], eps=eps)
+    return x + ops.swiglu(normed, **p["mlp"], act=ctx.config.hidden_act, ops=ops)
 
 
-def self_attention(
-    p: dict[str, Any], x: Array, layer: int, context: Context, maps: list[Maps] | None = None, read: int | None = None
-) -> Array:
-    """Run multi-head attention, in the wiring of the config, from normed hidden states to the output projection.
-
-    Equation:
-        MultiHead(X) = Concat(head_1, …, head_h) W_O  (Ye et al. 2024, eq. 3)
-
-    Shapes:
-        x (B, T, D) -> (B, T, D), or (B, read, D): of the last tokens
-    """
-    ops, config, wiring = context.ops, context.config, WIRINGS[context.config.wiring]
-    asking, asked = (x, context) if read in (None, x.shape[1]) else (x[:, -read:, :], context.of_last(read))
-    q, k, v = _projected(ops, p, asking, x)
-    q, k = split_heads(q, config.head_dim), split_heads(k, config.head_dim)
-    v = wiring.values(ops, v, config.head_dim)
-    q, k, v = _rotated(q, k, v, layer, asked, context)
-    see = {"mask": asked.mask, "bias": asked.bias, "causal": context.causal}
-    heads = Heads(q, k, v, wiring.lambda_(ops, p, asking, layer), see)
-    if maps is not None:
-        maps.append(Maps(*wiring.maps(ops, heads)))
-    return ops.linear(wiring.attend(ops, heads, p, layer, config.rms_norm_eps), **p["o_proj"])
+# MultiHead(X) = Concat(head_1, …, head_h) W_O (Ye et al. 2024, eq. 3) in four variants, each (B, T, D) -> (B, T, D)
 
 
-def _projected(ops: Ops, p: dict[str, Any], asking: Array, x: Array) -> list[Array]:
-    """Project what asks to queries, and all tokens to keys and values."""
-    fused = getattr(ops, "linears", None)
-    if fused is not None and asking is x:
-        done: Any = fused(x, p["q_proj"], p["k_proj"], p["v_proj"])
-        if done is not NotImplemented:
-            return done  # type: ignore[no-any-return]
-    return [ops.linear(asking, **p["q_proj"]), ops.linear(x, **p["k_proj"]), ops.linear(x, **p["v_proj"])]
+def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:
+    """DiffLlama: heads i and i + H/2 are a pair; RoPE rotates halves; the norm after attention has no weight."""
+    ops, d = ctx.ops, ctx.config.head_dim
+    q, k = rotate_queries_and_keys(p, x, ctx, interleaved=False)
+    v = ops.value_pairs_hf(split_heads(ops.linear(x, **p["v_proj"]), d))
+    k, v = append_to_cache(layer, k, v, ctx)
+    lambda_init = ops.lambda_init(layer)
+    lambda_ = ops.diff_lambda(p["lambda_q1"], p["lambda_k1"], p["lambda_q2"], p["lambda_k2"], lambda_init)
+    eps = ctx.config.rms_norm_eps
+    heads = ops.diff_heads_hf(q, k, v, lambda_, lambda_init, eps, **ctx.visibility, ops=ops)
+    return ops.linear(heads, **p["o_proj"])
 
 
-def _rotated(
-    q: Array, k: Array, v: Array, layer: int, asked: Context, context: Context
-) -> tuple[Array, Array, Array]:  # fmt: skip
-    """Turn queries and keys by their positions; with a cache, give all keys and values so far."""
-    ops, cache, interleaved = context.ops, context.cache, WIRINGS[context.config.wiring].interleaved
-    fused = getattr(ops, "rope_append", None)
-    if fused is not None and cache is not None and asked is context:
-        done: Any = fused(cache, layer, q, k, v, context.cos, context.sin, interleaved=interleaved)
-        if done is not NotImplemented:
-            return done  # type: ignore[no-any-return]
-    q, k = (ops.rope(y, c.cos, c.sin, interleaved=interleaved) for y, c in ((q, asked), (k, context)))
-    return q, *((k, v) if cache is None else cache.append(layer, k, v))
+def attention_paper(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:
+    """As published: heads 2i and 2i + 1 are a pair; RoPE rotates neighbours; the norm has a weight and unilm's ε."""
+    ops, d = ctx.ops, ctx.config.head_dim
+    q, k = rotate_queries_and_keys(p, x, ctx, interleaved=True)
+    k, v = append_to_cache(layer, k, split_heads(ops.linear(x, **p["v_proj"]), 2 * d), ctx)
+    lambda_init = ops.lambda_init(layer)
+    lambda_ = ops.diff_lambda(p["lambda_q1"], p["lambda_k1"], p["lambda_q2"], p["lambda_k2"], lambda_init)
+    heads = ops.diff_heads_paper(q, k, v, lambda_, p["subln"]["weight"], lambda_init, **ctx.visibility, ops=ops)
+    return ops.linear(heads, **p["o_proj"])
+
+
+def attention_v2(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:
+    """DIFF V2: two queries share one key and value head; λ by token and head; no norm."""
+    ops, d = ctx.ops, ctx.config.head_dim
+    q, k = rotate_queries_and_keys(p, x, ctx, interleaved=True)
+    k, v = append_to_cache(layer, k, split_heads(ops.linear(x, **p["v_proj"]), d), ctx)
+    heads = ops.diff_heads_v2(q, k, v, ops.diff_lambda_v2(x, **p["lambda_proj"], ops=ops), **ctx.visibility, ops=ops)
+    return ops.linear(heads, **p["o_proj"])
+
+
+def attention_llama(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:
+    """A plain Llama: each head by itself, no λ."""
+    ops, d = ctx.ops, ctx.config.head_dim
+    q, k = rotate_queries_and_keys(p, x, ctx, interleaved=False)
+    k, v = append_to_cache(layer, k, split_heads(ops.linear(x, **p["v_proj"]), d), ctx)
+    return ops.linear(ops.plain_heads(q, k, v, **ctx.visibility, ops=ops), **p["o_proj"])
+
+
+ATTENTION = {"hf": attention_hf, "paper": attention_paper, "v2": attention_v2, "none": attention_llama}
+"""From `config.wiring` to the attention variant; `refdiff.layers` has them side by side."""
+
+
+def rotate_queries_and_keys(p: dict[str, Any], x: Array, ctx: Context, *, interleaved: bool) -> tuple[Array, Array]:
+    """Project to queries (B, H, T, d) and keys (B, K, T, d), and rotate both by their positions."""
+    ops, d = ctx.ops, ctx.config.head_dim
+    q = ops.rope(split_heads(ops.linear(x, **p["q_proj"]), d), ctx.cos, ctx.sin, interleaved=interleaved)
+    k = ops.rope(split_heads(ops.linear(x, **p["k_proj"]), d), ctx.cos, ctx.sin, interleaved=interleaved)
+    return q, k
+
+
+def append_to_cache(layer: int, k: Array, v: Array, ctx: Context) -> tuple[Array, Array]:
+    """Return the keys and values of all tokens so far: those of earlier calls, if there is a cache, and these."""
+    return (k, v) if ctx.cache is None else ctx.cache.append(layer, k, v)

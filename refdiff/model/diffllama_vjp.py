@@ -1,14 +1,13 @@
-"""The lines of diffllama.py from bottom to top: hidden states and the gradients of everything that made them.
+"""The functions of diffllama.py with their derivatives: hidden states and the gradients of everything that made them.
 
-Each function here has the name of one in diffllama.py and does the same, so that the numbers are the same bit for bit,
-but gives two things: the result, and `back`, a function that takes the gradient of the result and gives those of the
-input and of the parameters, these nested like the parameters. What the way back needs of the way forward, `back`
-holds; nothing is computed twice but what is cheaper to compute than to keep (softmax rows, of which there are T²). A
-`back` is called once: what it held is let go while it runs, so that memory falls from the last layer to the first.
+Each function has the name of one in diffllama.py and computes the same, bit for bit. It returns the result and `back`,
+a closure that takes the gradient of the result and returns those of the input and of the parameters, nested like these.
+`back` holds what the backward pass needs of the forward pass. It is called once, so that memory falls from the last
+layer to the first.
 
-    way forward                                     way back
-    Y  = X + MultiHead(LN(X))                       dY = g + dLN(dSwiGLU(g))
-    X' = Y + SwiGLU(LN(Y))                          dX = dY + dLN(dMultiHead(dY))
+    forward                         backward
+    Y  = X + MultiHead(LN(X))       dY = g + dLN(dSwiGLU(g))
+    X' = Y + SwiGLU(LN(Y))          dX = dY + dLN(dMultiHead(dY))
 """
 
 from __future__ import annotations
@@ -19,62 +18,57 @@ from typing import Any
 from refdiff.arrays import Array
 from refdiff.backends import Ops
 from refdiff.layers.linear import named_grads
-from refdiff.layers.plain_heads import concat_heads
-from refdiff.model.diffllama import Context
-from refdiff.model.wirings import WIRINGS, Heads, split_heads
-from refdiff.model.wirings_vjp import WIRINGS_VJP, Kept
+from refdiff.layers.plain_heads import concat_heads, split_heads
+from refdiff.model.diffllama import Context, rotate_queries_and_keys
+from refdiff.model.weights.names import LAMBDA_VECTORS
 
-Back = Callable[[Array], tuple[Array, dict[str, Any]]]
+Grads = dict[str, Any]
+Back = Callable[[Array], tuple[Array, Grads]]
 """From the gradient of a result to those of the input and, by name, of the parameters."""
 
 
-def diffllama(p: dict[str, Any], hidden: Array, context: Context) -> tuple[Array, Back]:
-    """Run all decoder layers and the last norm, as `diffllama.diffllama`, and give the way back.
+def diffllama(p: dict[str, Any], x: Array, ctx: Context) -> tuple[Array, Back]:
+    """Run all decoder layers and the final norm.
 
     Shapes:
-        hidden (B, T, D) -> (B, T, D), and back: (B, T, D) -> (B, T, D), {"layers": [...], "norm": {"weight"}}
+        x (B, T, D) -> (B, T, D), and back: (B, T, D) -> (B, T, D), {"layers": [...], "norm": {"weight"}}
     """
-    ops, eps = context.ops, context.config.rms_norm_eps
     backs: list[Back] = []
     for layer, weights in enumerate(p["layers"]):
-        hidden, layer_back = decoder_layer(weights, hidden, layer, context)
+        x, layer_back = decoder_layer(weights, x, layer, ctx)
         backs.append(layer_back)
-    last = hidden
+    y, norm_back = norm(p["norm"], x, ctx)
 
-    def back(g: Array) -> tuple[Array, dict[str, Any]]:
-        g, norm = _norm_back(ops, g, last, p["norm"], eps)
+    def back(g: Array) -> tuple[Array, Grads]:
+        g, norm_grads = norm_back(g)
         layers = []
         while backs:
             g, grads = backs.pop()(g)
             layers.append(grads)
-        return g, {"layers": layers[::-1], "norm": norm}
+        return g, {"layers": layers[::-1], "norm": norm_grads}
 
-    return ops.rms_norm(last, **p["norm"], eps=eps), back
+    return y, back
 
 
-def decoder_layer(p: dict[str, Any], x: Array, layer: int, context: Context) -> tuple[Array, Back]:
-    """Run one layer, as `diffllama.decoder_layer`, and give the way back.
-
-    Equation:
-        a residual path passes a gradient on as it is, and adds what comes back beside it
+def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
+    """Run one layer. A residual path passes a gradient on unchanged and adds that of the branch beside it.
 
     Shapes:
         x (B, T, D) -> (B, T, D), and back: (B, T, D) -> (B, T, D), grads like `p`
     """
-    ops, eps, act = context.ops, context.config.rms_norm_eps, context.config.hidden_act
-    attended, attention_back = self_attention(
-        p["self_attn"], ops.rms_norm(x, **p["input_layernorm"], eps=eps), layer, context
-    )
+    ops, act = ctx.ops, ctx.config.hidden_act
+    normed, first_norm_back = norm(p["input_layernorm"], x, ctx)
+    attended, attention_back = ATTENTION[ctx.config.wiring](p["self_attn"], normed, layer, ctx)
     y = x + attended
-    normed = ops.rms_norm(y, **p["post_attention_layernorm"], eps=eps)
-    products = Kept(ops.linear)
+    normed, second_norm_back = norm(p["post_attention_layernorm"], y, ctx)
+    out = y + ops.swiglu(normed, **p["mlp"], act=act, ops=ops)
 
-    def back(g: Array) -> tuple[Array, dict[str, Any]]:
-        dnormed, *projections = ops.swiglu_vjp(g, normed, **p["mlp"], act=act, linear=products.again)
-        dy, second = _norm_back(ops, dnormed, y, p["post_attention_layernorm"], eps)
+    def back(g: Array) -> tuple[Array, Grads]:
+        dnormed, *projections = ops.swiglu_vjp(g, normed, **p["mlp"], act=act, ops=ops)
+        dy, second = second_norm_back(dnormed)
         g = g + dy
         dnormed, attention = attention_back(g)
-        dx, first = _norm_back(ops, dnormed, x, p["input_layernorm"], eps)
+        dx, first = first_norm_back(dnormed)
         return g + dx, {
             "self_attn": attention,
             "mlp": dict(zip(("gate_proj", "up_proj", "down_proj"), projections, strict=True)),
@@ -82,59 +76,121 @@ def decoder_layer(p: dict[str, Any], x: Array, layer: int, context: Context) -> 
             "post_attention_layernorm": second,
         }
 
-    return y + ops.swiglu(normed, **p["mlp"], act=act, linear=products), back
+    return out, back
 
 
-def self_attention(p: dict[str, Any], x: Array, layer: int, context: Context) -> tuple[Array, Back]:
-    """Run multi-head attention, as `diffllama.self_attention`, and give the way back.
+# the four attention variants, each (B, T, D) -> (B, T, D), and back: (B, T, D) -> (B, T, D), grads like `p`
 
-    Equation:
-        ∂L/∂X is the sum of what comes back through Q, K, V, and in v2 through λ
 
-    Shapes:
-        x (B, T, D) -> (B, T, D), and back: (B, T, D) -> (B, T, D), grads like `p`
+def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
+    """DiffLlama: λ depends on its vectors alone."""
+    ops = ctx.ops
+    q, k, v, projections_back = project(p, x, ctx, interleaved=False)
+    v = ops.value_pairs_hf(split_heads(v, ctx.config.head_dim))
+    lambda_init, vectors = ops.lambda_init(layer), [p[name] for name in LAMBDA_VECTORS]
+    operands = (q, k, v, ops.diff_lambda(*vectors, lambda_init), lambda_init, ctx.config.rms_norm_eps)
+    heads = ops.diff_heads_hf(*operands, **ctx.visibility, ops=ops)
+
+    def back(g: Array) -> tuple[Array, Grads]:
+        g, o_proj = linear_back(ops, g, heads, p["o_proj"])
+        dq, dk, dv, dlambda = ops.diff_heads_hf_vjp(g, *operands, **ctx.visibility, ops=ops)
+        (dv,) = ops.value_pairs_hf_vjp(dv, k)  # the value heads have the shape of the key heads
+        dx, grads = projections_back(dq, dk, concat_heads(dv))
+        dvectors = ops.diff_lambda_vjp(dlambda, *vectors, lambda_init)
+        return dx, {**grads, "o_proj": o_proj, **dict(zip(LAMBDA_VECTORS, dvectors, strict=True))}
+
+    return ops.linear(heads, **p["o_proj"]), back
+
+
+def attention_paper(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
+    """As published: the norm after attention has a weight."""
+    ops = ctx.ops
+    q, k, v, projections_back = project(p, x, ctx, interleaved=True)
+    v = split_heads(v, 2 * ctx.config.head_dim)
+    lambda_init, vectors = ops.lambda_init(layer), [p[name] for name in LAMBDA_VECTORS]
+    operands = (q, k, v, ops.diff_lambda(*vectors, lambda_init), p["subln"]["weight"], lambda_init)
+    heads = ops.diff_heads_paper(*operands, **ctx.visibility, ops=ops)
+
+    def back(g: Array) -> tuple[Array, Grads]:
+        g, o_proj = linear_back(ops, g, heads, p["o_proj"])
+        dq, dk, dv, dlambda, weight = ops.diff_heads_paper_vjp(g, *operands, **ctx.visibility, ops=ops)
+        dx, grads = projections_back(dq, dk, concat_heads(dv))
+        dvectors = dict(zip(LAMBDA_VECTORS, ops.diff_lambda_vjp(dlambda, *vectors, lambda_init), strict=True))
+        return dx, {**grads, "o_proj": o_proj, **dvectors, "subln": {"weight": weight}}
+
+    return ops.linear(heads, **p["o_proj"]), back
+
+
+def attention_v2(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
+    """DIFF V2: λ is computed from X, so that X has a gradient through λ too."""
+    ops = ctx.ops
+    q, k, v, projections_back = project(p, x, ctx, interleaved=True)
+    operands = (q, k, split_heads(v, ctx.config.head_dim), ops.diff_lambda_v2(x, **p["lambda_proj"], ops=ops))
+    heads = ops.diff_heads_v2(*operands, **ctx.visibility, ops=ops)
+
+    def back(g: Array) -> tuple[Array, Grads]:
+        g, o_proj = linear_back(ops, g, heads, p["o_proj"])
+        dq, dk, dv, dlambda = ops.diff_heads_v2_vjp(g, *operands, **ctx.visibility, ops=ops)
+        dx, grads = projections_back(dq, dk, concat_heads(dv))
+        dx_lambda, weight = ops.diff_lambda_v2_vjp(dlambda, x, **p["lambda_proj"], ops=ops)
+        return dx + dx_lambda, {**grads, "o_proj": o_proj, "lambda_proj": {"weight": weight}}
+
+    return ops.linear(heads, **p["o_proj"]), back
+
+
+def attention_llama(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
+    """A plain Llama."""
+    ops = ctx.ops
+    q, k, v, projections_back = project(p, x, ctx, interleaved=False)
+    operands = (q, k, split_heads(v, ctx.config.head_dim))
+    heads = ops.plain_heads(*operands, **ctx.visibility, ops=ops)
+
+    def back(g: Array) -> tuple[Array, Grads]:
+        g, o_proj = linear_back(ops, g, heads, p["o_proj"])
+        dq, dk, dv = ops.plain_heads_vjp(g, *operands, **ctx.visibility, ops=ops)
+        dx, grads = projections_back(dq, dk, concat_heads(dv))
+        return dx, {**grads, "o_proj": o_proj}
+
+    return ops.linear(heads, **p["o_proj"]), back
+
+
+ATTENTION = {"hf": attention_hf, "paper": attention_paper, "v2": attention_v2, "none": attention_llama}
+
+
+def project(
+    p: dict[str, Any], x: Array, ctx: Context, *, interleaved: bool
+) -> tuple[Array, Array, Array, Callable[[Array, Array, Array], tuple[Array, Grads]]]:
+    """Project to rotated queries (B, H, T, d) and keys (B, K, T, d), and to values (B, T, width), not split into heads.
+
+    ∂L/∂X is the sum of the gradients through Q, K and V.
     """
-    ops, d, name = context.ops, context.config.head_dim, context.config.wiring
-    wiring, wiring_vjp = WIRINGS[name], WIRINGS_VJP[name]
-    q = split_heads(ops.linear(x, **p["q_proj"]), d)
-    k = split_heads(ops.linear(x, **p["k_proj"]), d)
-    v = wiring.values(ops, ops.linear(x, **p["v_proj"]), d)
-    q, k = (ops.rope(y, context.cos, context.sin, interleaved=wiring.interleaved) for y in (q, k))
-    see = {"mask": context.mask, "bias": context.bias, "causal": context.causal}
-    heads = Heads(q, k, v, wiring.lambda_(ops, p, x, layer), see)
-    attended, attend_back = wiring_vjp.attend(ops, heads, p, layer, context.config.rms_norm_eps)
+    ops = ctx.ops
+    q, k = rotate_queries_and_keys(p, x, ctx, interleaved=interleaved)
 
-    def back(g: Array) -> tuple[Array, dict[str, Any]]:
-        g, dout = linear_back(ops, g, attended, p["o_proj"])
-        dq, dk, dv, dlambda, grads = attend_back(g)
-        # of x, rope_vjp looks at the shape only
-        dq, dk = (
-            ops.rope_vjp(dy, y, context.cos, context.sin, interleaved=wiring.interleaved)[0]
-            for dy, y in ((dq, heads.q), (dk, heads.k))
-        )
-        dx_lambda, lambda_grads = wiring_vjp.lambda_(ops, dlambda, p, x, layer)
-        dx_q, query = linear_back(ops, concat_heads(dq), x, p["q_proj"])
-        dx_k, key = linear_back(ops, concat_heads(dk), x, p["k_proj"])
-        dx_v, value = linear_back(ops, wiring_vjp.values(ops, dv, heads.k), x, p["v_proj"])
-        dx = dx_q + dx_k + dx_v
-        return dx if dx_lambda is None else dx + dx_lambda, {
-            "q_proj": query,
-            "k_proj": key,
-            "v_proj": value,
-            "o_proj": dout,
-            **grads,
-            **lambda_grads,
-        }
+    def back(dq: Array, dk: Array, dv: Array) -> tuple[Array, Grads]:
+        # rope_vjp reads the shape of its second argument only
+        dq = ops.rope_vjp(dq, q, ctx.cos, ctx.sin, interleaved=interleaved)[0]
+        dk = ops.rope_vjp(dk, k, ctx.cos, ctx.sin, interleaved=interleaved)[0]
+        dx_q, q_proj = linear_back(ops, concat_heads(dq), x, p["q_proj"])
+        dx_k, k_proj = linear_back(ops, concat_heads(dk), x, p["k_proj"])
+        dx_v, v_proj = linear_back(ops, dv, x, p["v_proj"])
+        return dx_q + dx_k + dx_v, {"q_proj": q_proj, "k_proj": k_proj, "v_proj": v_proj}
 
-    return ops.linear(attended, **p["o_proj"]), back
+    return q, k, ops.linear(x, **p["v_proj"]), back
+
+
+def norm(p: dict[str, Array], x: Array, ctx: Context) -> tuple[Array, Back]:
+    """Normalize each token."""
+    ops, eps = ctx.ops, ctx.config.rms_norm_eps
+
+    def back(g: Array) -> tuple[Array, Grads]:
+        dx, weight = ops.rms_norm_vjp(g, x, **p, eps=eps)
+        return dx, {"weight": weight}
+
+    return ops.rms_norm(x, **p, eps=eps), back
 
 
 def linear_back(ops: Ops, g: Array, x: Array, p: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """Pull a gradient back through a projection; its bias has one if the projection has a bias."""
+    """Return the gradients of the input and of the weight of a projection, and of its bias, if it has one."""
     dx, weight, bias = ops.linear_vjp(g, x, **p)
     return dx, named_grads(weight, bias)
-
-
-def _norm_back(ops: Ops, g: Array, x: Array, p: dict[str, Array], eps: float) -> tuple[Array, dict[str, Array]]:
-    dx, weight = ops.rms_norm_vjp(g, x, **p, eps=eps)
-    return dx, {"weight": weight}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from refdiff.arrays import Array
+from refdiff.backends import Ops
 from refdiff.model import inputs, losses
 from refdiff.model.cache import KVCache
 from refdiff.model.diffllama import Context, diffllama
@@ -75,16 +76,20 @@ class DiffLlamaForCausalLM(TrainableModel):
             out.loss = losses.causal_lm_loss(self.ops, out.logits, self._array(inputs.integers("labels", labels)))
         return out
 
-    def step(self, ids: Array, context: Context) -> Array:
-        """Compute the next logits (B, V) from one more token of each row, looking at nothing on the host.
+    def next_logits(self, ids: Array, context: Context, decoder: Callable[..., Array] = diffllama) -> Array:
+        """Compute the next logits (B, V) from one more token of each sequence, without reading anything on the host.
 
         ids (B, 1) are on the model's device and known to be in the vocabulary; `context` says the rest.
         """
         p = self.base_params
         hidden = context.ops.embedding(ids, **p["embed_tokens"])
         hidden = self.xp.astype(hidden, p["norm"]["weight"].dtype, copy=False)
-        logits: Array = context.ops.linear(diffllama(p, hidden, context), **self._head)
+        logits: Array = context.ops.linear(decoder(p, hidden, context), **self._head)
         return logits[:, -1, :]
+
+    def context(self, ops: Ops, cos: Array, sin: Array, mask: Array | None = None, cache: Any = None) -> Context:
+        """Return what is the same for every layer of one call."""
+        return Context(self.config, ops, cos, sin, mask=mask, cache=cache)
 
     def generate(
         self,
@@ -116,7 +121,7 @@ class DiffLlamaForCausalLM(TrainableModel):
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
         targets = self._array(inputs.integers("labels", labels))
         logits = self.ops.linear(last, **self._head)
-        loss, dlogits = losses.causal_lm_loss_and_grad(self.ops, g, logits, targets)
+        loss, dlogits = losses.causal_lm_loss_and_grad(self.backend, self.ops, g, logits, targets)
         dlast, head = linear_back(self.ops, dlogits, last, self._head)
         return loss, dlast, {"lm_head": head}
 

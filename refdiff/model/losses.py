@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.arrays import Array, device, namespace
-from refdiff.backends import Ops
+from refdiff.backends import Backend, Ops
 
 
 def causal_lm_loss(ops: Ops, logits: Array, labels: Array) -> Array:
@@ -26,10 +26,10 @@ def causal_lm_loss_vjp(ops: Ops, g: Array, logits: Array, labels: Array) -> Arra
     return dlogits
 
 
-def causal_lm_loss_and_grad(ops: Ops, g: Array, logits: Array, labels: Array) -> tuple[Array, Array]:
+def causal_lm_loss_and_grad(backend: Backend, ops: Ops, g: Array, logits: Array, labels: Array) -> tuple[Array, Array]:
     """Compute both of these, at once where the backend can; -> (), (B, T, V)."""
-    both = getattr(ops, "cross_entropy_both", None)
-    found = NotImplemented if both is None else both(g, logits, _next(labels))
+    both = backend.select("cross_entropy_and_vjp", ops)
+    found: Any = NotImplemented if both is None else both(g, logits, _next(labels))
     if found is not NotImplemented:
         loss, dlogits = found
         return loss, dlogits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import warnings
@@ -14,15 +13,16 @@ import numpy as np
 
 from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace
-from refdiff.backends import keeps_stored, kernels_for, ops_for, placing
+from refdiff.backends import backend_for, device_placement, keep_half
 from refdiff.files import read_json
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 from refdiff.model.commit import read_consistently
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.diffllama import Context, Maps, diffllama
+from refdiff.model.diffllama import Context, diffllama
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.pickled import Pickled
+from refdiff.model.recorder import Recorder
 from refdiff.model.weights import flatten, initialize, load, resolve_dtype, save
 
 P = ParamSpec("P")
@@ -48,15 +48,15 @@ ARGUMENTS = """
 
 
 def one_pass(call: Callable[P, R]) -> Callable[P, R]:
-    """Let the model's kernels have the cores to themselves for the length of a call; document its arguments."""
+    """Run a call in the backend's scope of one pass, and document its arguments."""
 
     @functools.wraps(call)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         model: Any = args[0]
         given: Any = args[1] if len(args) > 1 else kwargs.get("input_ids")
-        running = contextlib.nullcontext if model.kernels is None else model.kernels.running
         one = given is not None and np.size(given) == 1
-        with running(model.base_params["layers"][0]["mlp"]["gate_proj"]["weight"] if one else None):
+        weight = model.base_params["layers"][0]["mlp"]["gate_proj"]["weight"] if one else None
+        with model.backend.inference_scope(weight):
             return call(*args, **kwargs)
 
     called.__doc__ = f"{(call.__doc__ or '').rstrip()}\n{ARGUMENTS}"
@@ -100,11 +100,11 @@ class PreTrainedModel(Pickled):
         self.dtype = dtype
         self.xp = _backend(backend)
         self.device = device
-        with placing(self.xp, device, sum(getattr(a, "nbytes", 0) for a in flatten(params).values())) as put:
+        with device_placement(self.xp, device, sum(getattr(a, "nbytes", 0) for a in flatten(params).values())) as put:
             self.params = _map(put, params)
         matrices = self.base_params["layers"][0]["self_attn"]["o_proj"]["weight"].dtype
-        self.kernels = kernels_for(self.xp, kernels, threads, getattr(matrices, "name", "float32"))
-        self.ops = ops_for(self.kernels)
+        self.backend = backend_for(self.xp, kernels, threads, getattr(matrices, "name", "float32"))
+        self.ops = self.backend.ops
         self.generation_config = generation_config or {}
         self.source: str | None = None
         self.warned_of_length = False
@@ -148,7 +148,7 @@ class PreTrainedModel(Pickled):
             CheckpointError: something is missing or broken; the message names file, tensor and what would help.
         """
         xp, dtype = _backend(backend), _dtype_name(dtype)  # before anything is downloaded
-        stored = keeps_stored(weights, xp, kernels)
+        stored = keep_half(weights, xp, kernels)
         folder = hub.snapshot(
             path_or_repo,
             files=hub.CONFIG + hub.WEIGHTS,
@@ -237,23 +237,24 @@ class PreTrainedModel(Pickled):
         use_cache: bool | None,
         output_attentions: bool,
         output_hidden_states: bool,
-        read: int = 0,
+        last: int = 0,
     ) -> ModelOutput:
-        """Run the base model on inputs as a user gives them; of the result only the last `read` tokens, 0 = all."""
+        """Run the base model on inputs as a user gives them; of the result only the last tokens, 0 = all."""
         hidden, context = self._start(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)
-        maps: list[Maps] | None = [] if output_attentions else None
-        states: list[Array] | None = [] if output_hidden_states else None
-        if read and not (output_attentions or output_hidden_states):
-            context.read = read
-        last = diffllama(self.base_params, hidden, context, maps=maps, hidden_states=states)
-        out = ModelOutput(last_hidden_state=last, cache=context.cache)
-        if states is not None:
-            out.hidden_states = tuple(states)
-        if maps is not None:
-            out.attentions = tuple(m.weights for m in maps)
-            out.differential_attentions = tuple(m.difference for m in maps)
-            out.lambdas = tuple(m.lambda_ for m in maps)
+        if not (output_attentions or output_hidden_states):
+            return ModelOutput(last_hidden_state=self._decode(hidden, context, last), cache=context.cache)
+        recorder = Recorder(self.base_params, attentions=output_attentions, hidden_states=output_hidden_states)
+        context.ops = recorder.over(context.ops)
+        out = ModelOutput(last_hidden_state=self._decode(hidden, context), cache=context.cache)
+        recorder.add_to(out, self.config.wiring)
         return out
+
+    def _decode(self, hidden: Array, context: Context, last: int = 0) -> Array:
+        """Run the decoder, and return the last hidden states of all tokens, or of some of the last (0 = all)."""
+        whole: Callable[..., Array] | None = self.backend.select("diffllama", context.ops)
+        if whole is not None:
+            return whole(self.base_params, hidden, context, last or None)
+        return diffllama(self.base_params, hidden, context)[:, -last:, :]
 
     def _start(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from refdiff.arrays import Array, device
@@ -54,7 +55,7 @@ class TrainableModel(PreTrainedModel):
         ids = None if input_ids is None else inputs.token_ids(input_ids)
         labels = targets.get("labels", targets)
         B, T = hidden.shape[:2]
-        rows = getattr(self.kernels, "rows_at_a_time", _all_rows)(B, T)
+        rows = self.backend.split_batch(B, T)
         shares = self._shares(labels, rows, (B, T)) if len(rows) > 1 else None
         if shares is None:
             return self._one_loss_and_grad(hidden, context, ids, labels, 1.0)
@@ -64,6 +65,7 @@ class TrainableModel(PreTrainedModel):
         self, hidden: Array, context: Context, ids: inputs.IntArray | None, labels: Any, share: float
     ) -> tuple[Array, dict[str, Any]]:
         """Go forward and back; all that is returned is `share` times what it is."""
+        context = replace(context, ops=self.backend.saving_ops(context.ops))
         last, back = diffllama_vjp.diffllama(self.base_params, hidden, context)
         g = self.xp.full((), share, dtype=hidden.dtype, device=device(hidden))
         loss, dlast, head = self._head_loss_and_grad(g, last, ids, labels)
@@ -94,13 +96,12 @@ class TrainableModel(PreTrainedModel):
         def some(part: tuple[slice, float]) -> tuple[Array, dict[str, Any]]:
             at, share = part
             own = None if ids is None else ids[at]
-            return self._one_loss_and_grad(hidden[at].copy("K"), context.of_rows(at), own, labels[at], share)
+            return self._one_loss_and_grad(hidden[at].copy("K"), context.select_batch(at), own, labels[at], share)
 
         def take(one: tuple[Array, dict[str, Any]]) -> None:
             found[:] = [one] if not found else [(found[0][0] + one[0], _added(found[0][1], one[1]))]
 
-        kernels: Any = self.kernels
-        kernels.in_order(some, [part for part in zip(rows, shares, strict=True) if part[1]], take)
+        self.backend.map_in_order(some, [part for part in zip(rows, shares, strict=True) if part[1]], take)
         return found[0]
 
     @abstractmethod
@@ -120,10 +121,6 @@ class TrainableModel(PreTrainedModel):
             g = self.xp.where((ids == pad)[..., None], self.xp.zeros_like(g), g)
         grad: Array = self.ops.embedding_vjp(g, ids, table)[1]
         return grad
-
-
-def _all_rows(batch: int, tokens: int) -> list[slice]:
-    return [slice(0, batch)]
 
 
 def _added(total: Any, more: Any) -> Any:

@@ -10,7 +10,6 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -127,7 +126,7 @@ class Trainer:
             OSError: the disk is full; the last checkpoint is still there.
         """
         try:
-            with getattr(self.model.kernels, "keeping", nullcontext)():
+            with self.model.backend.repeated_scope():
                 return self._run(report, stop)
         except TrainingError as error:
             raise TrainingError(f"{error}; {self._way_out()}") from None
@@ -280,13 +279,9 @@ class Trainer:
         return record | ({"lambdas": lambdas} if (lambdas := self._lambdas()) else {})
 
     def _move(self, grads: dict[str, Any], rate: float) -> None:
-        """Make the optimizer's step, on the threads that the model's kernels have."""
-        kernels = self.model.kernels
-        if kernels is None:
-            self._optimizer.step(grads, rate)
-            return
-        with kernels.running():
-            self._optimizer.step(grads, rate, each=kernels.each)
+        """Make the optimizer's step."""
+        with self.model.backend.inference_scope():
+            self._optimizer.step(grads, rate, each=self.model.backend.map)
 
     def _lambdas(self) -> list[float]:
         """Λ of every layer, where it is one number a layer."""

@@ -15,7 +15,7 @@ from refdiff.convert.proof import _positions as positions
 from refdiff.layers import rope_cos_sin, rope_frequencies
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
-from refdiff.model.diffllama import Context, self_attention
+from refdiff.model.diffllama import ATTENTION, Context
 from refdiff.model.weights.precision import round_to
 from tests.model.models import small_model
 from tests.tolerances import EXACT, close
@@ -105,9 +105,10 @@ def test_the_proof_turns_by_those_positions(monkeypatch: pytest.MonkeyPatch) -> 
 
     def attention(p: Any, x: Any, layer: int, context: Context) -> Any:
         last.append(context.cos[..., -1, :])
-        return self_attention(p, x, layer, context)
+        return original(p, x, layer, context)
 
-    monkeypatch.setattr("refdiff.convert.proof.self_attention", attention)
+    original = ATTENTION["hf"]
+    monkeypatch.setitem(ATTENTION, "hf", attention)
     prove(*2 * [(model.config, model.params)])
     cos, _ = rope_cos_sin(
         np.array([[4999]]), *rope_frequencies(model.config.rope_parameters, 6, 5000, 5000), np.float64

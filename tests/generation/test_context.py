@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.backends import Backend
 from refdiff.backends.cupy.tuning import Tuning
-from refdiff.generation import context as context_module
 from refdiff.generation.context import Context
 from refdiff.model import cache as cache_module
 from tests.generation.fakes import FakeModel
@@ -90,7 +90,7 @@ def test_a_long_prompt_is_read_in_pieces(masked: bool, keep: int, monkeypatch: p
         mask = np.ones((2, 11), dtype=np.int64)
         mask[1, :6] = 0  # a whole piece of nothing
     want = Context(FakeModel(), mask).read(ids, keep)
-    monkeypatch.setattr(context_module, "PIECE", 9)  # of two rows 4 tokens each
+    monkeypatch.setattr(Backend, "chunk_size", 9)  # of two rows 4 tokens each
     model = FakeModel()
     context = Context(model, mask)
     np.testing.assert_allclose(context.read(ids, keep), want, rtol=1e-12)
@@ -108,24 +108,21 @@ def _longer(mask: Any) -> Any:
 
 
 def test_more_rows_than_a_piece_are_read_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context_module, "PIECE", 1)
+    monkeypatch.setattr(Backend, "chunk_size", 1)
     model = FakeModel()
     Context(model, None).read(IDS)
     assert model.calls == [(2, 1)] * 4
 
 
 @pytest.mark.parametrize(
-    ("kernels", "calls"),
-    [
-        (None, [(2, 512), (2, 512), (2, 476)]),
-        (SimpleNamespace(), [(2, 512), (2, 512), (2, 476)]),
-        (SimpleNamespace(piece=2000), [(2, 1000), (2, 500)]),
-        (SimpleNamespace(piece=Tuning.prompt_tokens), [(2, 1500)]),
-    ],
-)
-def test_kernels_say_how_many_tokens_they_read_at_once(kernels: Any, calls: list[tuple[int, int]]) -> None:
+    ("chunk_size", "calls"),
+    [(Backend.chunk_size, [(2, 512), (2, 512), (2, 476)]), (2000, [(2, 1000), (2, 500)]),
+     (Tuning.prompt_tokens, [(2, 1500)])],
+)  # fmt: skip
+def test_the_backend_says_how_many_tokens_it_reads_at_once(chunk_size: int, calls: list[tuple[int, int]]) -> None:
     model = FakeModel()
-    model.kernels = kernels
+    model.backend = Backend()
+    model.backend.chunk_size = chunk_size
     Context(model, None).read(np.full((2, 1500), 5))
     assert model.calls == calls
 
@@ -134,14 +131,14 @@ def test_kernels_say_how_many_tokens_they_read_at_once(kernels: Any, calls: list
 def test_a_text_whose_length_changes_its_positions_is_read_at_once(
     kind: str, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context_module, "PIECE", 4)
+    monkeypatch.setattr(Backend, "chunk_size", 4)
     model = FakeModel(rope_parameters={"rope_type": kind})
     Context(model, None).read(IDS)
     assert len(model.calls) == calls
 
 
 def test_hidden_states_are_those_of_all_new_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context_module, "PIECE", 2)
+    monkeypatch.setattr(Backend, "chunk_size", 2)
     assert Context(FakeModel(), None).read_hidden(IDS)[1].shape == (2, 4, 7)
 
 
@@ -174,7 +171,7 @@ def test_the_cache_has_room_for_the_text_and_no_more_and_is_not_copied(
 
 
 def test_a_prompt_in_pieces_has_its_room_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context_module, "PIECE", 8)
+    monkeypatch.setattr(Backend, "chunk_size", 8)
     context = Context(small_model(max_position_embeddings=512), None, 5_000)
     context.read(np.full((2, 400), 3))
     assert {x.shape[2] for x in context.cache.buffers} == {656}, "half as much again is less than 256 more"

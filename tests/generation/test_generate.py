@@ -181,7 +181,7 @@ def test_a_request_pickles(options: dict[str, Any], monkeypatch: pytest.MonkeyPa
 def test_a_prompt_in_pieces_gives_the_same_text(options: dict[str, Any], prompt: list[int]) -> None:
     expected = generate(MODEL, [prompt], max_new_tokens=6, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refdiff.generation.context.PIECE", 3)
+        patch.setattr("refdiff.backends.Backend.chunk_size", 3)
         np.testing.assert_array_equal(generate(MODEL, [prompt], max_new_tokens=6, **options), expected)
 
 

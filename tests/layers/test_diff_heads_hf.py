@@ -175,23 +175,6 @@ def test_a_row_that_sees_nothing_is_zero() -> None:
     assert np.all(out[1, 1] != 0)
 
 
-def test_calls_the_kernels_that_it_is_given() -> None:
-    calls: list[tuple[str, Any]] = []
-
-    def noted_attention(*args: Any, **options: Any) -> Any:
-        calls.append(("attention", [a.shape for a in args[:5]]))
-        return diff_attention(*args, **options)
-
-    def noted_norm(x: Any, weight: Any, eps: float) -> Any:
-        calls.append(("norm", (x.shape, weight, eps)))
-        return rms_norm(x, weight, eps)
-
-    out = heads(Q, KEYS, V, diff_attention=noted_attention, rms_norm=noted_norm)
-    close(out, heads(Q, KEYS, V), EXACT)
-    q, k = (2, 6, 5, 3), (2, 2, 7, 3)
-    assert calls == [("attention", [q, k, q, k, (2, 2, 7, 6)]), ("norm", ((2, 6, 5, 6), None, EPS))]
-
-
 @pytest.mark.parametrize("shape", [(2, 3, 5, 3), (4, 5, 3), (4, 5), (1, 2, 4, 5, 3)])
 def test_heads_that_do_not_pair(shape: tuple[int, ...]) -> None:
     message = f"has shape {shape}, but must be (B, heads, T, d) with even heads"

@@ -269,23 +269,6 @@ def test_a_bias_for_every_head_may_come_without_a_batch(rng: np.random.Generator
     close(heads(Q, KEYS, V, WEIGHT, mask[:1], bias[0]), heads(Q, KEYS, V, WEIGHT, mask[:1], bias[:1]), EXACT)
 
 
-def test_calls_the_kernels_that_it_is_given() -> None:
-    calls: list[tuple[str, Any]] = []
-
-    def noted_attention(*args: Any, **options: Any) -> Any:
-        calls.append(("attention", [a.shape for a in args[:5]]))
-        return diff_attention(*args, **options)
-
-    def noted_norm(x: Any, weight: Any, eps: float) -> Any:
-        calls.append(("norm", (x.shape, weight.shape, eps)))
-        return rms_norm(x, weight, eps)
-
-    out = heads(Q, KEYS, V, WEIGHT, diff_attention=noted_attention, rms_norm=noted_norm)
-    close(out, heads(Q, KEYS, V, WEIGHT), EXACT)
-    q, k = (2, 6, 5, 3), (2, 2, 7, 3)
-    assert calls == [("attention", [q, k, q, k, (2, 2, 7, 6)]), ("norm", ((2, 6, 5, 6), (6,), EPS))]
-
-
 @pytest.mark.parametrize("shape", [(2, 3, 5, 3), (4, 5, 3), (4, 5), (1, 2, 4, 5, 3)])
 def test_heads_that_do_not_pair(shape: tuple[int, ...]) -> None:
     message = f"has shape {shape}, but must be (B, heads, T, d) with even heads"

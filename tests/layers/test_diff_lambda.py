@@ -1,14 +1,13 @@
 """λ_init by depth, λ of v1 from four learned vectors, λ of v2 from every token."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.layers import activation, diff_lambda, diff_lambda_v2, lambda_init, linear
+from refdiff.layers import diff_lambda, diff_lambda_v2, lambda_init
 from tests.layers import by_loops
 from tests.layers.by_loops import DIGITS, exact, rounded
 from tests.layers.inputs import SEEDS, says
@@ -146,21 +145,6 @@ def test_v2_is_of_each_token_and_head_alone(rng: np.random.Generator) -> None:
     for b, i, t in np.ndindex(2, 3, 5):
         alone = diff_lambda_v2(x[b : b + 1, t : t + 1], weight[i : i + 1])
         close(alone, lambda_[b : b + 1, i : i + 1, t : t + 1], 1e-12)
-
-
-def test_v2_calls_the_kernels_that_it_is_given() -> None:
-    calls: list[Any] = []
-
-    def noted_linear(x: Any, weight: Any) -> Any:
-        calls.append((x.shape, weight.shape))
-        return linear(x, weight)
-
-    def noted_activation(x: Any, name: str) -> Any:
-        calls.append(name)
-        return activation(x, name)
-
-    diff_lambda_v2(np.ones((2, 5, d)), np.ones((3, d)), linear=noted_linear, activation=noted_activation)
-    assert calls == [((2, 5, d), (3, d)), "sigmoid"]
 
 
 @pytest.mark.parametrize("shape", [(5, d), (d,), (1, 2, 5, d)])

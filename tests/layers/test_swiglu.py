@@ -1,13 +1,11 @@
 """W_down(act(W_gate x) ⊙ W_up x)."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.layers import activation, linear, swiglu
+from refdiff.layers import swiglu
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS, says
@@ -76,23 +74,6 @@ def test_reordering_inner_units_changes_nothing(rng: np.random.Generator) -> Non
         "down_proj": {"weight": p["down_proj"]["weight"][:, order]},
     }
     close(swiglu(x, **moved), swiglu(x, **p), FLOAT64)
-
-
-def test_calls_the_kernels_that_it_is_given() -> None:
-    calls: list[str] = []
-
-    def noted_linear(*args: Any, **weights: Any) -> Any:
-        calls.append(f"linear {tuple(weights['weight'].shape)}")
-        return linear(*args, **weights)
-
-    def noted_activation(*args: Any) -> Any:
-        calls.append(f"activation {args[1]}")
-        return activation(*args)
-
-    x, p = RNG.normal(size=(3, D)), weights(RNG)
-    y = swiglu(x, **p, act="mish", linear=noted_linear, activation=noted_activation)
-    close(y, swiglu(x, **p, act="mish"), EXACT)
-    assert sorted(calls) == ["activation mish", "linear (5, 7)", "linear (7, 5)", "linear (7, 5)"]
 
 
 def test_errors_are_those_of_its_parts() -> None:

@@ -8,7 +8,6 @@ import refdiff
 from refdiff import generation, layers
 from refdiff.arrays import to_numpy
 from refdiff.backends import overlay
-from refdiff.model.diffllama import Context
 from tests.model.models import CLASSES, ids, small_model
 
 TOKENS = ids(0, 2, 7)
@@ -340,7 +339,7 @@ def test_a_step_is_a_call_with_one_more_token_of_each_row(stored):
     first, second = (model(TOKENS[:, :6], use_cache=True).cache for _ in range(2))
     frequencies = layers.rope_frequencies(model.config.rope_parameters, 6, 64)
     cos, sin = layers.rope_cos_sin(np.full((2, 1), 6), *frequencies, np.float64)
-    got = model.step(TOKENS[:, 6:], Context(model.config, model.ops, cos, sin, cache=first))
+    got = model.next_logits(TOKENS[:, 6:], model.context(model.ops, cos, sin, cache=first))
     assert got.dtype == np.float64
     np.testing.assert_array_equal(got, model(TOKENS[:, 6:], cache=second).logits[:, -1])
     assert len(first) == 7

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from refdiff.backends import kernels_for, ops_for, overlay
-from refdiff.backends.numpy import NumpyKernels
+from refdiff.backends import Backend, backend_for, ops_for, overlay
 from refdiff.model import losses
 
 OPS = ops_for()
@@ -124,33 +123,32 @@ def test_both_at_once_are_the_loss_and_its_gradient(rows, dtype):
     labels = np.tile(LABELS, (1, -(-rows // 5)))[:, :rows]
     labels[0, -1] = 1
     for logits in (z, np.ascontiguousarray(z.transpose(2, 0, 1)).transpose(1, 2, 0)):
-        for ops in (OPS, ops_for(NumpyKernels(2))):
-            assert hasattr(ops, "cross_entropy_both") == (ops is not OPS)
-            g = np.asarray(1.7, dtype)
-            loss, dlogits = losses.causal_lm_loss_and_grad(ops, g, logits, labels)
+        for backend in (Backend(), backend_for(np, threads=2)):
+            ops, g = backend.ops, np.asarray(1.7, dtype)
+            loss, dlogits = losses.causal_lm_loss_and_grad(backend, ops, g, logits, labels)
             np.testing.assert_array_equal(loss, losses.causal_lm_loss(ops, logits, labels))
             np.testing.assert_array_equal(dlogits, losses.causal_lm_loss_vjp(ops, g, logits, labels))
-    laid_over = overlay(ops, lambda name, layer: layer)
-    assert not hasattr(laid_over, "cross_entropy_both")
+    assert backend.select("cross_entropy_and_vjp", ops) is not None
+    assert backend.select("cross_entropy_and_vjp", overlay(ops, lambda name, layer: layer)) is None
 
 
 def test_what_both_at_once_declines_the_layers_refuse():
-    ops = ops_for(NumpyKernels(2))
+    backend = backend_for(np, threads=2)
     with pytest.raises(IndexError, match="-97"):
-        losses.causal_lm_loss_and_grad(ops, np.asarray(1.0), Z, LABELS + 3)
+        losses.causal_lm_loss_and_grad(backend, backend.ops, np.asarray(1.0), Z, LABELS + 3)
 
 
 @pytest.mark.parametrize("name", SLOPES)
 def test_on_a_device(away, name):
     loss, _, logits, rest = SLOPES[name]
     z, labels = ([away.put(x) for x in given] for given in (logits, rest))
-    found = loss(ops_for(kernels_for(away.xp)), *z, *labels)
+    found = loss(backend_for(away.xp).ops, *z, *labels)
     assert away.holds(found)
     np.testing.assert_allclose(float(found), loss(OPS, *logits, *rest), rtol=1e-13)
 
 
 def test_labels_are_on_the_device_of_the_model_or_refused(away):
-    z, labels, ops = away.put(Z), away.put(LABELS), ops_for(kernels_for(away.xp))
+    z, labels, ops = away.put(Z), away.put(LABELS), backend_for(away.xp).ops
     expected = losses.causal_lm_loss(OPS, Z, LABELS)
     np.testing.assert_allclose(float(losses.causal_lm_loss(ops, z, labels)), expected, rtol=1e-13)
     for problem in (None, "regression", "multi_label_classification"):
@@ -160,7 +158,7 @@ def test_labels_are_on_the_device_of_the_model_or_refused(away):
 
 
 def test_on_another_library_the_losses_are_the_same(away):
-    ops, there = ops_for(kernels_for(away.xp)), away.put
+    ops, there = backend_for(away.xp).ops, away.put
     for problem in ("regression", "multi_label_classification"):
         found = losses.sequence_loss(ops, there(Z[:, 0]), there(SOFT), problem)
         np.testing.assert_allclose(float(found), losses.sequence_loss(OPS, Z[:, 0], SOFT, problem), rtol=1e-13)

@@ -66,13 +66,13 @@ def test_choices_go_along(folder: Path) -> None:
     model.config.use_cache = False
     twin = pickle.loads(pickle.dumps(model))
     _same(twin, model)
-    assert twin.kernels is None
+    assert twin.backend.kernels is None
     assert twin.dtype == "float32"
     assert not twin.config.use_cache
     assert twin(IDS).cache is None
     fast = pickle.loads(pickle.dumps(refdiff.DiffLlamaForCausalLM.from_pretrained(folder, threads=3)))
     assert fast._made["threads"] == 3
-    assert fast.kernels is not None
+    assert fast.backend.kernels is not None
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -117,8 +117,8 @@ def test_every_way_to_a_model_takes_every_choice(away, tmp_path):
         for choice, message in ({"threads": 0}, "threads"), ({"kernels": "slow"}, "kernels"):
             with pytest.raises(ValueError, match=message):
                 way(small_config(), **choice)
-        assert way(small_config(), kernels="reference").kernels is None
-        assert way(small_config()).kernels is not None
+        assert way(small_config(), kernels="reference").backend.kernels is None
+        assert way(small_config()).backend.kernels is not None
         model = way(small_config(), **away.choice, dtype="float64")
         placed = model.params["lm_head"]["weight"]
         assert away.holds(placed)
@@ -153,16 +153,16 @@ def test_large_weights_are_split(tmp_path):
     np.testing.assert_array_equal(KIND.from_pretrained(tmp_path)(TOKENS).logits, small_model()(TOKENS).logits)
 
 
-def test_a_call_has_the_kernels_to_itself_for_its_length():
+def test_a_call_is_one_scope_of_its_backend():
     model, inside = small_model(), []
 
     @contextlib.contextmanager
-    def running(weight):
+    def scope(weight):
         inside.append("in")
         yield
         inside.append("out")
 
-    model.kernels.running = running
+    model.backend.inference_scope = scope
     model.ops = overlay(model.ops, lambda name, f: lambda *a, **k: (inside.append(name), f(*a, **k))[1])
     model(TOKENS)
     assert inside[0] == "in"
@@ -208,18 +208,16 @@ def test_embeddings_are_computed_with_in_the_precision_of_the_weights():
             model(inputs_embeds=np.zeros(shape))
 
 
-def test_a_call_of_one_token_shows_its_kernels_a_weight():
-    """By which they tell whether its products are large enough to leave the cores to BLAS."""
+def test_a_call_of_one_token_shows_its_backend_a_weight():
+    """By which it tells whether the products are large enough to leave the cores to BLAS."""
     model, seen = small_model(), []
     one = ids(0, 1, 1)
 
-    class Kernels:
-        @staticmethod
-        def running(weight):
-            seen.append(weight)
-            return contextlib.nullcontext()
+    def scope(weight):
+        seen.append(weight)
+        return contextlib.nullcontext()
 
-    model.kernels = Kernels()
+    model.backend.inference_scope = scope
     embedded = model.base_params["embed_tokens"]["weight"][one]
     calls = (((one,), {}), ((), {"input_ids": one}), ((ids(0, 2, 1),), {}), ((), {"inputs_embeds": embedded}))
     for args, options in calls:
@@ -243,15 +241,15 @@ def test_what_a_backend_is_told(weights_, matrices, tmp_path, monkeypatch):
 
         monkeypatch.setattr(f"refdiff.model.pretrained.{name}", call)
 
-    told("placing", pretrained.placing)
-    told("kernels_for", pretrained.kernels_for)
+    told("device_placement", pretrained.device_placement)
+    told("backend_for", pretrained.backend_for)
     model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "half", weights=weights_, threads=1)
     flat = weights.flatten(model.params).values()
-    assert given == [("placing", (None, sum(x.nbytes for x in flat))), ("kernels_for", ("fast", 1, matrices))]
+    assert given == [("device_placement", (None, sum(x.nbytes for x in flat))), ("backend_for", ("fast", 1, matrices))]
 
 
 def test_a_library_without_names_of_dtypes_and_sizes_in_bytes():
     model = small_model(backend=array_api_strict)
-    assert model.kernels is None
+    assert model.backend.kernels is None
     again = refdiff.DiffLlamaForCausalLM(model.config, model.params, dtype="float64", backend=array_api_strict)
     np.testing.assert_array_equal(again(TOKENS).logits, model(TOKENS).logits)

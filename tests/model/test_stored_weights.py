@@ -87,7 +87,7 @@ def test_they_are_saved_as_they_were(folder: Path, tmp_path: Path) -> None:
 def test_what_needs_expanded_ones_says_so(folder: Path) -> None:
     with pytest.raises(ValueError, match='load with weights="expanded"'):
         load(folder, weights="stored").loss_and_grad(IDS, labels=IDS)
-    with pytest.raises(ValueError, match="weights is 'quantised', but must be"):
+    with pytest.raises(ValueError, match="weights: got 'quantised', expected"):
         load(folder, weights="quantised")
     for options in ({"kernels": "reference"}, {"backend": "array_api_strict"}):
         if options.get("backend"):
@@ -103,7 +103,7 @@ def test_what_is_not_said_goes_by_the_backend(folder: Path, monkeypatch: pytest.
         return flatten(load(folder, **options).params)["lm_head.weight"].dtype.itemsize == 2
 
     assert not kept()
-    monkeypatch.setattr(pretrained, "keeps_stored", lambda weights, xp, kernels: (weights, kernels) == ("auto", "fast"))
+    monkeypatch.setattr(pretrained, "keep_half", lambda weights, xp, kernels: (weights, kernels) == ("auto", "fast"))
     assert kept()
     assert not kept(weights="expanded")
     assert not kept(kernels="reference")

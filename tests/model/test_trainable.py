@@ -101,7 +101,7 @@ def rows_of(options: dict[str, Any], times: int) -> dict[str, Any]:
 def apart(rows: int, options: dict[str, Any], **other: Any) -> tuple[Any, Any]:
     """A loss and its gradients where about so many rows go through the model at a time."""
     model = small_model(**other)
-    tune(model.kernels, training_tokens=rows * IDS.shape[1])
+    tune(model.backend.kernels, training_tokens=rows * IDS.shape[1])
     return model.loss_and_grad(**options)
 
 
@@ -131,7 +131,7 @@ def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
     for threads in (1, 2, 3):
         model = small_model()
         model = type(model)(model.config, model.params, dtype="float64", threads=threads)
-        tune(model.kernels, training_tokens=rows * 7)
+        tune(model.backend.kernels, training_tokens=rows * 7)
         results.append(model.loss_and_grad(tokens, labels=tokens))
     (loss, grads), *others = results
     for other_loss, other in others:
@@ -142,9 +142,9 @@ def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
 @pytest.mark.parametrize(("batch", "tokens", "at_a_time", "stops"), [(4, 7, 21, [2, 4]), (9, 2, 6, [3, 6, 9])])
 def test_what_goes_apart_are_rows(batch: int, tokens: int, at_a_time: int, stops: list[int]) -> None:
     model, seen = small_model(), []
-    tune(model.kernels, training_tokens=at_a_time)
-    whole = model.kernels.in_order
-    model.kernels.in_order = lambda work, parts, take: (seen.extend(parts), whole(work, parts, take))
+    tune(model.backend.kernels, training_tokens=at_a_time)
+    whole = model.backend.map_in_order
+    model.backend.map_in_order = lambda work, parts, take: (seen.extend(parts), whole(work, parts, take))
     model.loss_and_grad(ids(0, batch, tokens), labels=ids(0, batch, tokens))
     assert [at.stop for at, _ in seen] == stops
     assert abs(sum(share for _, share in seen) - 1) < 1e-15
@@ -164,7 +164,7 @@ def test_other_heads_take_all_rows(kind: type) -> None:
     options = {"input_ids": IDS, **targets(kind)}
     _, whole = small_model(kind, num_labels=3).loss_and_grad(**options)
     model = small_model(kind, num_labels=3)
-    tune(model.kernels, training_tokens=7)
+    tune(model.backend.kernels, training_tokens=7)
     _, grads = model.loss_and_grad(**options)
     assert all(np.array_equal(a, flat(whole)[name]) for name, a in flat(grads).items())
 

@@ -35,18 +35,17 @@ ALSO = {
     "refdiff/model/weights/load.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/weights/precision.py": ("tests/model/weights/test_load.py",),
     "refdiff/model/trainable.py": ("tests/model/test_stored_weights.py",),
-    "refdiff/model/wirings.py": ("tests/model/test_diffllama.py",),
     "refdiff/model/pretrained.py": (
         "tests/model/test_heads.py",
         "tests/model/test_diffllama.py",
         "tests/model/test_pickled.py",
         "tests/model/test_stored_weights.py",
     ),
+    "refdiff/model/recorder.py": ("tests/model/test_diffllama.py", "tests/model/test_variants.py"),
     "refdiff/model/heads.py": ("tests/model/test_trainable.py", "tests/model/test_diffllama.py"),
-    "refdiff/model/diffllama.py": ("tests/model/test_wirings.py",),
+    "refdiff/model/diffllama.py": ("tests/model/test_variants.py",),
     "refdiff/model/config_checks.py": ("tests/model/test_config.py",),
-    "refdiff/layers": ("tests/layers/test_vjp.py", "tests/layers/test_init.py"),
-    "refdiff/model/wirings_vjp.py": ("tests/model/test_trainable.py",),
+    "refdiff/layers": ("tests/layers/test_vjp.py", "tests/layers/test_init.py", "tests/layers/test_composed.py"),
     "refdiff/model/diffllama_vjp.py": ("tests/model/test_trainable.py",),
 }
 """Tests that notice mistakes in a file, or in the files of a folder, beside those of its own name."""

@@ -13,7 +13,7 @@ import transformers
 
 import refdiff
 from refdiff.convert import convert
-from refdiff.model.wirings import WIRINGS
+from refdiff.model.diffllama import ATTENTION
 from tests.compare import compare
 from tests.layers.places import Case, every_case
 from tests.model.models import ids, small_model
@@ -81,7 +81,7 @@ def test_transformers_refuses_what_it_would_compute_otherwise(wiring: str, tmp_p
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("wiring", sorted(WIRINGS))
+@pytest.mark.parametrize("wiring", sorted(ATTENTION))
 def test_every_wiring_on_torch(wiring: str) -> None:
     here, there = small_model(wiring=wiring), small_model(wiring=wiring, backend=array_api_compat.torch)
     tokens, mask = ids(3, 2, 7), np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from refdiff.backends import Ops, ops_for
+from refdiff.backends.decoder import Steps
 
 MUST = ("linear", "embedding", "rms_norm", "rope_append", "diff_attention", "plain_heads")
 """What a recording takes from kernels alone: their layers would call cuBLAS, look at values, or see all room."""
@@ -77,8 +78,8 @@ class Recorder:
         return Recorded(self._stream.end_capture(), result, (work, self._pool, self._stream))
 
 
-def recordable(kernels: Any) -> Ops:
-    """Return `ops_for(kernels)`, where the kernels of `MUST` raise `GraphError` instead of declining."""
+def recordable(kernels: Any) -> Steps:
+    """Return the layers with these kernels; those of `MUST` raise `GraphError` instead of declining."""
 
     def strict(name: str, kernel: Any) -> Any:
         def call(*args: Any, **options: Any) -> Any:
@@ -89,4 +90,5 @@ def recordable(kernels: Any) -> Ops:
 
         return call if name in MUST else kernel
 
-    return ops_for(Ops(**{name: strict(name, kernel) for name, kernel in vars(kernels).items()}))
+    served = Ops(**{name: strict(name, kernel) for name, kernel in vars(kernels).items()})
+    return Steps(ops_for(served), linears=served.linears, rope_append=served.rope_append)

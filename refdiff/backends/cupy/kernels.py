@@ -6,8 +6,6 @@ float16 or bfloat16, and summed in float32. Weights may be of a 16-bit type wher
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -15,7 +13,6 @@ from refdiff.backends.cupy import attention, gemm, mlp, norm, rope, sampling
 from refdiff.backends.cupy.graph import GraphError, recordable
 from refdiff.backends.cupy.runtime import Runtime
 from refdiff.backends.cupy.tuning import Tuning
-from refdiff.backends.replaced import unless_replaced
 
 
 class CupyKernels:
@@ -26,37 +23,26 @@ class CupyKernels:
         rounded: the 16-bit type of the model's matrices, if it has one: where many rows are multiplied, they are
             rounded to it, in attention too; in float16, what is above 65504 is infinite there, and NaN from there on.
         tuning: other thresholds than those of `Tuning()`.
-
-    Attributes:
-        piece: how many tokens of a prompt are read at once.
     """
 
     def __init__(self, device: Any = None, rounded: str | None = None, tuning: Tuning | None = None) -> None:
         rt = self.runtime = Runtime(device, rounded, tuning)
-        self.piece = rt.tuning.prompt_tokens
-        self.running, self.each = contextlib.nullcontext, _one_by_one  # as the CPU's kernels have them
-
         self.embedding, self.diff_lambda = partial(norm.embedding, rt), partial(norm.diff_lambda, rt)
         self.linear = partial(gemm.linear, rt)
         self.rms_norm, self.rms_norm_vjp = partial(norm.rms_norm, rt), partial(norm.rms_norm_vjp, rt)
         self.rope = partial(rope.rope, rt)
-        self.swiglu = unless_replaced(partial(mlp.swiglu, rt))
+        self.swiglu = partial(mlp.swiglu, rt)
         self.diff_attention = partial(attention.diff_attention, rt)
         self.diff_attention_vjp = partial(attention.diff_attention_vjp, rt)
-        self.diff_heads_hf = unless_replaced(partial(attention.diff_heads_hf, rt))
-        self.plain_heads = unless_replaced(partial(attention.plain_heads, rt))
-        self.plain_heads_vjp = unless_replaced(partial(attention.plain_heads_vjp, rt))
+        self.diff_heads_hf = partial(attention.diff_heads_hf, rt)
+        self.plain_heads = partial(attention.plain_heads, rt)
+        self.plain_heads_vjp = partial(attention.plain_heads_vjp, rt)
 
         # steps of a model that are several layers
         self.linears, self.rope_append = partial(gemm.linears, rt), partial(rope.rope_append, rt)
+        self.gated = partial(mlp.gated, rt)
 
         # a decoding step on the device
         self.choose, self.fill = partial(sampling.choose, rt), rt.device.fill
         self.record, self.refusal, self.counted_by = rt.record, GraphError, rt.counted_by
-        self.recordable_ops = partial(recordable, self)
-
-
-def _one_by_one(work: Callable[[Any], Any], items: Iterable[Any]) -> None:
-    """Call `work` for every item: the device has its own threads, and the host only hands it work."""
-    for item in items:
-        work(item)
+        self.recordable_steps = partial(recordable, self)

@@ -30,11 +30,17 @@ def swiglu(
         both = linears(rt, x, gate_proj, up_proj)
         if both is NotImplemented:
             return NotImplemented
-        gate, up = (y.copy(order="C") if gaps(y) else y for y in both)
-        hidden = rt.device.empty(gate.shape, gate.dtype)
-        blocks = min(-(-gate.size // 256), 32 * rt.device.multiprocessors)
-        rt.device.launch(
-            "gated.cu", "gated", {"NUMBER": NUMBERS[gate.dtype.name]}, (blocks, 1, 1), 256,
-            (gate, up, hidden, np.int64(gate.size)),
-        )  # fmt: skip
+        hidden = gated(rt, *both)
     return linear(rt, hidden, **down_proj)
+
+
+def gated(rt: Runtime, gate: Array, up: Array) -> Array:
+    """Compute silu(gate) ⊙ up in one launch."""
+    gate, up = (y.copy(order="C") if gaps(y) else y for y in (gate, up))
+    hidden = rt.device.empty(gate.shape, gate.dtype)
+    blocks = min(-(-gate.size // 256), 32 * rt.device.multiprocessors)
+    rt.device.launch(
+        "gated.cu", "gated", {"NUMBER": NUMBERS[gate.dtype.name]}, (blocks, 1, 1), 256,
+        (gate, up, hidden, np.int64(gate.size)),
+    )  # fmt: skip
+    return hidden

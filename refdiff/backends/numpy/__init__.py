@@ -14,7 +14,6 @@ from refdiff.backends.numpy import attention, attention_vjp, embedding, gemm, lo
 from refdiff.backends.numpy.layout import FloatArray, same_dtype
 from refdiff.backends.numpy.runtime import Runtime, rows_at_a_time
 from refdiff.backends.numpy.tuning import Tuning
-from refdiff.backends.replaced import unless_replaced
 
 
 class NumpyKernels:
@@ -39,14 +38,14 @@ class NumpyKernels:
         self.rms_norm, self.rms_norm_vjp = partial(norm.rms_norm, rt), partial(norm.rms_norm_vjp, rt)
         self.rope, self.rope_vjp = partial(rope.rope, rt), partial(rope.rope_vjp, rt)
         self.activation = partial(mlp.activation, rt)
-        self.swiglu = unless_replaced(partial(mlp.swiglu, rt))
-        self.swiglu_vjp = unless_replaced(partial(mlp.swiglu_vjp, rt))
+        self.swiglu = partial(mlp.swiglu, rt)
+        self.swiglu_vjp = partial(mlp.swiglu_vjp, rt)
         self.diff_lambda = diff_lambda
         self.diff_attention = partial(attention.diff_attention, rt)
         self.diff_attention_vjp = partial(attention_vjp.diff_attention_vjp, rt)
-        self.diff_heads_hf = unless_replaced(partial(attention.diff_heads_hf, rt))
-        self.plain_heads = unless_replaced(partial(attention.plain_heads, rt))
-        self.plain_heads_vjp = unless_replaced(partial(attention_vjp.plain_heads_vjp, rt))
+        self.diff_heads_hf = partial(attention.diff_heads_hf, rt)
+        self.plain_heads = partial(attention.plain_heads, rt)
+        self.plain_heads_vjp = partial(attention_vjp.plain_heads_vjp, rt)
         self.cross_entropy = partial(loss.cross_entropy, rt)
         self.cross_entropy_vjp = partial(loss.cross_entropy_vjp, rt)
 
@@ -54,6 +53,7 @@ class NumpyKernels:
         self.linears = partial(gemm.linears, rt)
         self.residual_add = partial(norm.residual_add, rt)
         self.rope_append = partial(rope.rope_append, rt)
+        self.gated = partial(mlp.gated, rt)
         self.diff_attention_with_lse = partial(attention.diff_attention_with_lse, rt)
         self.diff_attention_vjp_from_lse = partial(attention_vjp.diff_attention_vjp_from_lse, rt)
         self.cross_entropy_both = partial(loss.cross_entropy_both, rt)

@@ -46,7 +46,7 @@ def swiglu(
             both = linears(rt, x, gate_proj, up_proj)
             if both is NotImplemented:
                 return NotImplemented
-            (hidden,) = _elementwise(rt, _gated, 1, *both)
+            hidden = gated(rt, *both)
         return linear(rt, hidden, **down_proj)
 
     flat, size = x.reshape(-1, x.shape[-1]), rt.tuning.mlp_tokens
@@ -62,6 +62,11 @@ def swiglu(
     return out.reshape(*x.shape[:-1], -1)
 
 
+def gated(rt: Runtime, gate: FloatArray, up: FloatArray) -> FloatArray:
+    """Compute silu(gate) ⊙ up block by block."""
+    return _elementwise(rt, _gated, 1, gate, up)[0]
+
+
 def swiglu_vjp(
     rt: Runtime,
     g: FloatArray,
@@ -71,6 +76,7 @@ def swiglu_vjp(
     down_proj: Projection,
     *,
     act: str = "silu",
+    saved: tuple[FloatArray, FloatArray] | None = None,
 ) -> Any:
     """Compute silu and its derivative block by block: with s = σ(a), silu′(a) = s (1 + a (1 − s)).
 
@@ -79,7 +85,7 @@ def swiglu_vjp(
     projections = gate_proj, up_proj
     if act not in SILU_NAMES or not same_dtype(g, x, *(p["weight"] for p in (*projections, down_proj))):
         return NotImplemented
-    gate, up = (linear(rt, x, **p) for p in projections)
+    gate, up = saved or (linear(rt, x, **p) for p in projections)
     if gate is NotImplemented or up is NotImplemented or gate.shape != up.shape:
         return NotImplemented
     hidden, s = _elementwise(rt, _gated_and_sigmoid, 2, gate, up)

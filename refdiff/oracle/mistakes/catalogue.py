@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from refdiff import layers
+from refdiff.backends import Ops
 
 Layer = Callable[..., Any]
 
@@ -66,11 +68,10 @@ def wrap(mistake: Mistake) -> Callable[[str, Layer], Layer]:
     return lambda name, layer: mistake.of(layer) if name in (mistake.layer, *mistake.also) else layer
 
 
-def with_changed(right: Layer, args: tuple[Any, ...], options: dict[str, Any], **changes: Any) -> Any:
-    """Call the right layer with some arguments changed, wherever its signature has them."""
-    bound = inspect.signature(right).bind(*args, **options)
-    bound.arguments |= changes
-    return right(*bound.args, **bound.kwargs)
+def with_parts(options: dict[str, Any], **functions: Layer) -> dict[str, Any]:
+    """Return the options of a composed layer's call, with some of the layers that it calls replaced."""
+    ops = options.get("ops", layers)
+    return options | {"ops": Ops(**{name: getattr(ops, name) for name in layers.__all__} | functions)}
 
 
 def plant(mistake: Mistake) -> None:
@@ -87,6 +88,3 @@ def replace(right: Layer, wrong: Layer) -> None:
         for known_as, value in list(vars(module).items()):
             if value is right:
                 setattr(module, known_as, wrong)
-            elif inspect.isfunction(value) and value.__kwdefaults__:
-                parts = value.__kwdefaults__.items()
-                value.__kwdefaults__ = {part: wrong if f is right else f for part, f in parts}

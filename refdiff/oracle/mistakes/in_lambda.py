@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from refdiff.oracle.mistakes.catalogue import MOTIF, Mistake, mistake
+from refdiff.oracle.mistakes.catalogue import MOTIF, Mistake, mistake, with_parts
 
 LAMBDA_MISTAKES: list[Mistake] = []
 VLLM_MOTIF = "https://github.com/vllm-project/vllm/blob/4ed70f6b47938c58976ac3f55e33f9bdfc3a9f59/vllm/model_executor/models/motif.py"
@@ -101,6 +101,6 @@ def squashed_as_in_v2(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, st
 
 
 @mistake(LAMBDA_MISTAKES, "diff_lambda_v2", "V2-vs-V1", "B3", "https://github.com/microsoft/unilm/pull/1736")
-def v2_without_the_sigmoid(right: Any, x: Array, weight: Array, *, linear: Any = None, activation: Any = None) -> Any:
+def v2_without_the_sigmoid(right: Any, x: Array, weight: Array, **options: Any) -> Any:
     """λ = x W_λ as it is, of any size and sign."""
-    return right(x, weight, **({"linear": linear} if linear else {}), activation=lambda z, name: z)
+    return right(x, weight, **with_parts(options, activation=lambda z, name: z))

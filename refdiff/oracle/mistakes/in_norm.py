@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from refdiff.oracle.mistakes.catalogue import HF_FIRST, MOTIF, UNILM, Mistake, mistake, with_changed
+from refdiff.oracle.mistakes.catalogue import HF_FIRST, MOTIF, UNILM, Mistake, mistake, with_parts
 
 NORM_MISTAKES: list[Mistake] = []
 PAPER = ("diff_heads_paper",)
@@ -79,7 +79,7 @@ def another_default_epsilon(
 @mistake(NORM_MISTAKES, "diff_heads_hf", "norm extent", "B7", HF_FIRST, PAPER)
 def norm_over_all_heads(right: Any, *args: Any, **options: Any) -> Any:
     """One norm for the heads of a token together."""
-    return right(*args, **options | {"rms_norm": lambda x, weight, eps: _weighed(_rms(x, eps, (1, 3)), weight)})
+    return right(*args, **with_parts(options, rms_norm=lambda x, weight, eps: _weighed(_rms(x, eps, (1, 3)), weight)))
 
 
 @mistake(NORM_MISTAKES, "diff_heads_hf", "norm extent", also=PAPER)
@@ -91,37 +91,42 @@ def norm_over_half_of_a_head(right: Any, *args: Any, **options: Any) -> Any:
         split = xp.reshape(x, (*x.shape[:-1], 2, x.shape[-1] // 2))
         return _weighed(xp.reshape(_rms(split, eps), x.shape), weight)
 
-    return right(*args, **options | {"rms_norm": halves})
+    return right(*args, **with_parts(options, rms_norm=halves))
 
 
 @mistake(NORM_MISTAKES, "diff_heads_hf", "norm kind", "B8", MOTIF, PAPER)
 def norm_after_attention_left_out(right: Any, *args: Any, **options: Any) -> Any:
     """No norm after attention."""
-    return right(*args, **options | {"rms_norm": lambda x, weight, eps: _weighed(x, weight)})
+    return right(*args, **with_parts(options, rms_norm=lambda x, weight, eps: _weighed(x, weight)))
 
 
 @mistake(NORM_MISTAKES, "diff_heads_hf", "norm kind", "B8", MOTIF, PAPER)
 def norm_of_queries_and_keys(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
     """The sub-norm on Q and K, not on what attention gives."""
-    without = {"rms_norm": lambda x, weight, eps: _weighed(x, weight)}
-    return right(_rms(q, 1e-5), _rms(k, 1e-5), *rest, **options | without)
+    without = with_parts(options, rms_norm=lambda x, weight, eps: _weighed(x, weight))
+    return right(_rms(q, 1e-5), _rms(k, 1e-5), *rest, **without)
 
 
 @mistake(NORM_MISTAKES, "diff_heads_hf", "post scale", "B10", MOTIF, PAPER)
 def scale_left_out(right: Any, *args: Any, **options: Any) -> Any:
     """Not multiplied by 1 − λ_init."""
-    return with_changed(right, args, options, lambda_init=0.0)
+    return right(*_with_scale(args, lambda start: 0.0), **options)
 
 
 @mistake(NORM_MISTAKES, "diff_heads_hf", "post scale", also=PAPER)
 def scaled_by_lambda_init(right: Any, *args: Any, **options: Any) -> Any:
     """Multiplied by λ_init."""
-    start = inspect.signature(right).bind(*args, **options).arguments["lambda_init"]
-    return with_changed(right, args, options, lambda_init=1 - start)
+    return right(*_with_scale(args, lambda start: 1 - start), **options)
 
 
 @mistake(NORM_MISTAKES, "diff_heads_hf", "post scale", also=PAPER)
 def scaled_by_one_minus_lambda(right: Any, *args: Any, **options: Any) -> Any:
     """Multiplied by 1 − λ, where 1 − λ_init is meant."""
     lambda_ = args[3]
-    return right(*args, **options) if lambda_.ndim else with_changed(right, args, options, lambda_init=lambda_)
+    return right(*args, **options) if lambda_.ndim else right(*_with_scale(args, lambda start: lambda_), **options)
+
+
+def _with_scale(args: tuple[Any, ...], change: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """Change λ_init, the fifth argument of `diff_heads_hf` and the sixth of `diff_heads_paper`, after the weight."""
+    at = 5 if args[4] is None or getattr(args[4], "ndim", 0) > 0 else 4
+    return (*args[:at], change(args[at]), *args[at + 1 :])

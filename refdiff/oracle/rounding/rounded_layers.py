@@ -90,11 +90,11 @@ def _stored_lambda(how: Arithmetic, found: Numpy, q1: Numpy, k1: Numpy, q2: Nump
     return _double(how.round_at(np.asarray(how.perturb(exact, np.asarray(usual)), dtype=how.dtype), "lam"))
 
 
-def _attention(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Any:
+def _attention(how: Arithmetic, layer: Any, *args: Any, ops: Any = None, **options: Any) -> Any:
     return rounded_attention(how, *args, **options)
 
 
-def _attention_vjp(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Any:
+def _attention_vjp(how: Arithmetic, layer: Any, *args: Any, ops: Any = None, **options: Any) -> Any:
     return rounded_attention_vjp(how, *args, **options)
 
 

@@ -163,13 +163,13 @@ class Points:
 
     def _diff_attention(
         self, function: Callable[..., Any], q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array,
-        mask: Array | None = None, bias: Array | None = None, *, causal: bool = True,
+        mask: Array | None = None, bias: Array | None = None, *, causal: bool = True, **parts: Any,
     ) -> Array:  # fmt: skip
         masks, biases = per_map(mask, q1.shape[1]), per_map(bias, q1.shape[1])
         attn1 = self._map("1", q1, k1, v, masks[0], biases[0], causal)
         attn2 = self._map("2", q2, k2, v, masks[1], biases[1], causal)
         if self._whole:
-            diff = function(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal)
+            diff = function(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, **parts)
         else:
             diff = attn1 - lambda_ * attn2
         return self._visit(self._at + "diff", diff)

@@ -8,11 +8,12 @@ So a mistake, a rounding or a recorder that is laid over `ops` acts here as it d
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from refdiff.backends import Ops, ops_for
+from refdiff.backends import Ops, ops_for, overlay
 from refdiff.layers.diff_heads_paper import in_turn
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, sequences
@@ -85,7 +86,7 @@ def dense(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     see, causal = layer_mask(spec, inputs)
     seen = attention_mask(spec, inputs)
     heads = {"q": q, "k": k, "v": zero_unseen(v, seen), "lambda_": lambda_of(spec, inputs, ops)}
-    options = {"mask": see, "bias": finite_bias(inputs), "causal": causal}
+    options = {"mask": see, "bias": finite_bias(inputs), "causal": causal, "ops": ops}
     if name == "diff_heads_v2":
         flat = ops.diff_heads_v2(*heads.values(), **options)
     elif name == "diff_heads_hf":
@@ -99,18 +100,22 @@ def dense(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
 def _in_paper_order(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) -> Numpy:
     q, k = in_turn(s.q1, s.q2), in_turn(s.k1, s.k2)
     mask, bias = (x if x is None or x.shape[1] == 1 else np.repeat(x, 2, axis=1) for x in (s.mask, s.bias))
-    parts: dict[str, Any] = {}
+    parts = ops
     if spec.norm == "none" or spec.norm_over != "head":
-        parts["rms_norm"] = lambda x, weight, eps: normed(spec, x, weight, ops)
+        parts = overlay(ops, lambda name, layer: _spec_norm(spec, ops) if name == "rms_norm" else layer)
     scale = 1 - out_factor(spec, inputs, ops)
     weight = inputs.get("norm_weight")
     flat = ops.diff_heads_paper(
-        q, k, s.v, s.lambda_full, weight, scale, spec.norm_eps, mask, bias, causal=s.causal, **parts
+        q, k, s.v, s.lambda_full, weight, scale, spec.norm_eps, mask, bias, causal=s.causal, ops=parts
     )
     heads = _by_head(spec, inputs, flat)
     if spec.masked_rows == "nan":
         heads = np.where(np.any(s.see, axis=-1, keepdims=True), heads, math.nan)
     return heads
+
+
+def _spec_norm(spec: Spec, ops: Ops) -> Callable[..., Numpy]:
+    return lambda x, weight, eps: normed(spec, x, weight, ops)
 
 
 def _by_head(spec: Spec, inputs: Inputs, flat: Numpy) -> Numpy:

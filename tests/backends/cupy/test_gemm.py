@@ -11,7 +11,7 @@ from refdiff import layers
 from refdiff.backends import ops_for, overlay
 from refdiff.backends.cupy.kernels import CupyKernels
 from refdiff.backends.cupy.tuning import Tuning
-from tests.backends.cupy.test_model import IDS, models, on_the_device
+from tests.backends.cupy.test_model import IDS, give, models, on_the_device
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice
 
@@ -86,7 +86,7 @@ def test_x_is_rounded_once_for_all_weights_of_a_type() -> None:
         np.testing.assert_allclose(y, exact, atol=0.1)
 
 
-def test_swiglu_rounds_x_once_where_nothing_is_laid_over_linear() -> None:
+def test_swiglu_rounds_x_once_where_linear_was_not_replaced() -> None:
     x, hidden = normal(0, 1, Tuning.few_rows + 1, 11).astype(np.float32), normal(3, 5, 13).astype(np.float16)
     gate, up = ({"weight": normal(i, 13, 11).astype(np.float16)} for i in (1, 2))
     device = Noting()
@@ -101,7 +101,7 @@ def test_swiglu_rounds_x_once_where_nothing_is_laid_over_linear() -> None:
         return ops.linear(x, weight, bias)
 
     over = overlay(ops, lambda name, function: counted if name == "linear" else function)
-    np.testing.assert_array_equal(over.swiglu(x, gate, up, {"weight": hidden}), y)
+    np.testing.assert_array_equal(over.swiglu(x, gate, up, {"weight": hidden}, ops=over), y)
     assert seen == [13, 13, 5]
 
 
@@ -117,7 +117,9 @@ def test_a_model_projects_to_queries_keys_and_values_at_once() -> None:
     model, _ = models()
     on_the_device(model)
     seen: list[int] = []
-    linears = model.ops.linears
-    model.ops.linears = lambda x, *p: (seen.append(len(p)), linears(x, *p))[1]
+    kernels = model.backend.kernels
+    linears = kernels.linears
+    kernels.linears = lambda x, *p: (seen.append(len(p)), linears(x, *p))[1]
+    give(model, kernels)
     model(IDS)
     assert seen == [3] * model.config.num_hidden_layers

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.backends import ops_for
-from refdiff.backends.cupy.kernels import CupyKernels
+from refdiff.backends.cupy.backend import CupyBackend, CupyKernels
 from refdiff.model.weights import flatten, nest
 from tests.cuda.emulation import EmulatedDevice, OnDevice
 
@@ -28,24 +27,29 @@ MASK = np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
 def on_the_device(model: Any) -> EmulatedDevice:
     """Give a model in NumPy the kernels of CUDA."""
     device = EmulatedDevice(order=2)
-    model.kernels = CupyKernels(device)
-    model.ops = ops_for(model.kernels)
+    give(model, CupyKernels(device))
     return device
+
+
+def give(model: Any, kernels: CupyKernels) -> None:
+    """Have a model compute with these kernels."""
+    model.backend = CupyBackend(kernels)
+    model.ops = model.backend.ops
 
 
 @contextlib.contextmanager
 def no_layer_of(names: tuple[str, ...], model: Any) -> Iterator[None]:
     """Fail where one of these calls is left to its layer."""
     for name in names:
-        kernel = getattr(model.kernels, name)
+        kernel = getattr(model.backend.kernels, name)
 
         def served(*args: Any, _kernel: Any = kernel, _name: str = name, **kwargs: Any) -> Any:
             result = _kernel(*args, **kwargs)
             assert result is not NotImplemented, f"{_name} was left to the layer"
             return result
 
-        setattr(model.kernels, name, served)
-    model.ops = ops_for(model.kernels)
+        setattr(model.backend.kernels, name, served)
+    give(model, model.backend.kernels)
     yield
 
 
@@ -134,8 +138,8 @@ def test_the_host_asks_for_no_number_on_the_way(wiring: str, monkeypatch: pytest
         fetched.append(x.shape)
         return np.array(x)
 
-    for module in ("choice", "context", "decode"):
-        monkeypatch.setattr(f"refdiff.generation.{module}.to_numpy", watched)
+    for module in ("backends.cupy.sampling", "generation.context", "generation.decode"):
+        monkeypatch.setattr(f"refdiff.{module}.to_numpy", watched)
     monkeypatch.setattr(OnDevice, "refusing", True)
     model.generate(IDS, max_new_tokens=4, eos_token_id=None)
     assert fetched == [(2,)] * 4

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends import Ops, ops_for, overlay
 from refdiff.backends.cupy import device
 from refdiff.backends.cupy.kernels import CupyKernels
 from refdiff.backends.cupy.rope import APPEND, STEPS
@@ -120,12 +119,3 @@ def test_what_is_not_served_leaves_the_cache_alone(change: str) -> None:
     assert CupyKernels(emulated).rope_append(cache, 0, *given) is NotImplemented
     assert len(cache) == 0
     assert emulated.launched == []
-
-
-def test_what_is_laid_over_the_layers_sees_them_one_by_one() -> None:
-    ops = ops_for(CupyKernels(EmulatedDevice()))
-    assert set(vars(ops)) == {*layers.__all__, "linears", "rope_append"}
-    over = overlay(ops, lambda name, function: function)
-    assert set(vars(over)) == set(layers.__all__)
-    assert not hasattr(ops_for(), "rope_append")
-    assert isinstance(over, Ops)

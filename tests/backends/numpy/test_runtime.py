@@ -28,8 +28,8 @@ def test_one_token_reads_large_weights_with_the_threads_of_blas_where_these_are_
 
 def test_the_model_says_when_a_pass_is_of_one_token() -> None:
     model, said = small_model(), []
-    whole = model.kernels.running
-    model.kernels.running = lambda weight: (said.append(weight), whole(weight))[1]
+    whole = model.backend.inference_scope
+    model.backend.inference_scope = lambda weight: (said.append(weight), whole(weight))[1]
     for ids in ([[3]], [[3, 4]], [[3], [4]]):
         model(np.array(ids))
     assert [None if weight is None else weight.shape for weight in said] == [

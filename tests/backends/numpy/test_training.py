@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from refdiff import layers
-from refdiff.backends import kernels_for, ops_for
+from refdiff.backends import backend_for, ops_for
 from refdiff.backends.numpy import NumpyKernels
 from refdiff.backends.numpy.tuning import Tuning
 
 
 def test_models_on_numpy_get_them() -> None:
-    assert isinstance(kernels_for(np), NumpyKernels)
-    assert kernels_for(np, "reference") is None
+    assert isinstance(backend_for(np).kernels, NumpyKernels)
+    assert backend_for(np, "reference").kernels is None
 
 
 def test_gradients_of_activations_come_feature_major() -> None:

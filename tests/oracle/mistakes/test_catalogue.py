@@ -13,7 +13,7 @@ import pytest
 from refdiff import layers
 from refdiff.backends import ops_for, overlay
 from refdiff.oracle.mistakes import CATALOGUE, wrap
-from refdiff.oracle.mistakes.catalogue import Mistake, mistake, with_changed
+from refdiff.oracle.mistakes.catalogue import Mistake, mistake, with_parts
 
 ROOT = Path(__file__).parents[3]
 # of what a difference of attention maps is made of; "window": no wiring here has one. The order of signals and noises
@@ -56,11 +56,12 @@ def test_a_mistake_is_laid_over_its_layers_alone() -> None:
     assert ops.softmax is layers.softmax
 
 
-def test_arguments_are_changed_by_name() -> None:
-    x = np.arange(1.0, 4.0)
-    expected = layers.rms_norm(x, None, 2.0)
-    assert np.array_equal(with_changed(layers.rms_norm, (x, None, 0.1), {}, eps=2.0), expected)
-    assert np.array_equal(with_changed(layers.rms_norm, (x,), {"weight": x, "eps": 2.0}, weight=None), expected)
+def test_a_part_of_a_composed_layer_is_replaced() -> None:
+    x, p = np.arange(6.0).reshape(2, 3), {"weight": np.eye(3)}
+    doubled = with_parts({"act": "relu"}, activation=lambda z, name: 2 * layers.activation(z, name))
+    assert np.array_equal(layers.swiglu(x, p, p, p, **doubled), 2 * layers.swiglu(x, p, p, p, act="relu"))
+    again = with_parts(doubled, linear=lambda z, weight: z)
+    assert np.array_equal(layers.swiglu(x, p, p, p, **again), 2 * x * x)
 
 
 @pytest.mark.slow

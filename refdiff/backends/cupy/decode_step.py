@@ -1,39 +1,36 @@
-"""One more token a row as a single launch: a step of decoding, recorded on the device and replayed.
+"""One more token of each sequence as a single launch: a decoding step, recorded as a CUDA graph and replayed.
 
-The token, its position and the number of tokens in the cache are numbers in the device's memory, and the cache has room
-for more, so that one recording serves step after step. It is made again where it no longer fits: the room is used up
-(each time it doubles), or the cache's buffers are others than were recorded (rows were taken or reordered).
+The token, its position and the number of tokens in the cache are numbers in the device's memory, and the cache has
+capacity for more, so that one recording serves step after step. It is made anew when the capacity is used up (it
+doubles each time), or when the cache has other buffers than those recorded (after a reorder).
 
-Decoding goes on without it where a recording would be wrong or cannot be: kernels other than the backend's own are laid
-over, frequencies of RoPE depend on the length, more rows than `linear` has a kernel for, or the device refuses.
+Decoding continues without a recording where one would be wrong or impossible: a layer function was replaced, RoPE's
+frequencies depend on the length, the batch is larger than the kernel of `linear` serves, or the device refuses.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, from_numpy
-from refdiff.model import inputs
-from refdiff.model.cache import KVCache
-from refdiff.model.diffllama import Context
-from refdiff.model.weights import flatten
+from refdiff.backends import decoder
+from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
 
-BY_LENGTH = ("dynamic", "longrope")
-"""Kinds of RoPE whose frequencies depend on the length of the text."""
+MIN_CAPACITY = 256
+"""Tokens that the cache has capacity for at least."""
 
-LEAST_ROOM = 256
-"""Tokens that the cache has room for at least."""
-
-WORTH = 3
-"""After so many steps a recording, which costs about as many, is worth it."""
+STEPS_BEFORE_RECORDING = 3
+"""A recording costs about as much as this many steps."""
 
 
-class RecordedStep:
-    """The step of one call of `generate`, in which a model's weights and functions stay the same.
+class DecodeStep:
+    """The decoding step of one call of `generate`, during which the model's weights and functions stay the same.
 
     Attributes:
         refused: why nothing is recorded, or None; it is warned of once, but for float64.
@@ -50,15 +47,14 @@ class RecordedStep:
         self.recordings = 0
 
     @classmethod
-    def of(cls, model: Any) -> RecordedStep | None:
+    def of(cls, model: Any) -> DecodeStep | None:
         """Return the step of a model, or None where its kind of RoPE, kernels or functions rule it out."""
-        kernels: Any = getattr(model, "kernels", None)
-        if not hasattr(kernels, "record") or getattr(model.ops, "rope_append", None) is not kernels.rope_append:
+        if model.ops is not model.backend.ops:
             return None
-        return None if model.config.rope_parameters.get("rope_type") in BY_LENGTH else cls(model)
+        return None if model.config.rope_parameters.get("rope_type") in LENGTH_DEPENDENT else cls(model)
 
     def __call__(
-        self, cache: KVCache, tokens: NDArray[np.int64], positions: NDArray[np.int64], mask: NDArray[np.int64] | None
+        self, cache: Any, tokens: NDArray[np.int64], positions: NDArray[np.int64], mask: NDArray[np.int64] | None
     ) -> Array | None:
         """Read one more token of each row; None, and nothing is done, where a step has to be done as usual.
 
@@ -66,9 +62,8 @@ class RecordedStep:
             tokens and positions (B,), mask (B, S) of what is in the cache and the new token, or None -> logits (B, V),
             which the next call writes over
         """
-        inputs.check_known(tokens, self._model.config.vocab_size)
         self._steps += 1
-        if self.refused is not None or self._steps <= WORTH or self._warns(positions):
+        if self.refused is not None or self._steps <= STEPS_BEFORE_RECORDING or self._warns(positions):
             return None
         length = len(cache)
         if self._recorded is None or length >= self._room or not self._same(cache):
@@ -84,7 +79,7 @@ class RecordedStep:
     def _room(self) -> int:
         return int(self._buffers[0].shape[2])
 
-    def _same(self, cache: KVCache) -> bool:
+    def _same(self, cache: Any) -> bool:
         """Whether the buffers of the cache are those that were recorded."""
         now = cache.buffers
         return len(now) == len(self._buffers) and all(a is b for a, b in zip(now, self._buffers, strict=True))
@@ -95,16 +90,16 @@ class RecordedStep:
         return past and not self._model.warned_of_length
 
     def _fill(self, tokens: NDArray[np.int64], positions: NDArray[np.int64], length: int) -> None:
-        self._model.kernels.fill(self._state, np.concatenate([tokens, positions, [length]]).astype(np.int64))
+        self._model.backend.kernels.fill(self._state, np.concatenate([tokens, positions, [length]]).astype(np.int64))
 
     def _record(
-        self, cache: KVCache, tokens: NDArray[np.int64], positions: NDArray[np.int64], mask: NDArray[np.int64] | None
+        self, cache: Any, tokens: NDArray[np.int64], positions: NDArray[np.int64], mask: NDArray[np.int64] | None
     ) -> None:
         self._recorded = None
-        kernels, length = self._model.kernels, len(cache)
+        kernels, length = self._model.backend.kernels, len(cache)
         if cache.static is not None and length >= cache.static:
             return  # the step as usual says so
-        room = max(LEAST_ROOM, 2 * length)
+        room = max(MIN_CAPACITY, 2 * length)
         cache.reserve(cache.static or max(min(room, cache.most or room), length + 1))
         self._buffers = cache.buffers
         B = len(tokens)
@@ -124,7 +119,9 @@ class RecordedStep:
     def _step(self, B: int, mask: NDArray[np.int64] | None) -> Any:
         """Make the function that is recorded: it holds the state, the cache's buffers, the weights and the tables."""
         model, xp, room = self._model, self._model.xp, self._room
-        config, state, ops = model.config, self._state, model.kernels.recordable_ops()
+        kernels, config, state = model.backend.kernels, model.config, self._state
+        steps = kernels.recordable_steps()
+        ops, run = steps.ops, functools.partial(decoder.diffllama, steps=steps)
         frequencies, scale = ops.rope_frequencies(
             config.rope_parameters, config.head_dim, config.max_position_embeddings, room
         )
@@ -139,15 +136,15 @@ class RecordedStep:
             whole[:, : mask.shape[1]] = mask != 0
             seen = ops.padding_mask(self._put(whole))
         places: Any = _Places(self._buffers)
-        weights = flatten(model.params)
+        weights = list(_leaves(model.params))  # kept as long as the recording
 
         def step(_kept: Any = weights) -> Array:
             here = [
                 xp.reshape(xp.take(table, state[B : 2 * B], axis=0), (B, 1, 1, table.shape[1])) for table in (cos, sin)
             ]
-            context = Context(config, ops, here[0], here[1], mask=seen, cache=places)
-            with model.kernels.counted_by(state[2 * B :]):
-                return model.step(xp.reshape(state[:B], (B, 1)), context)
+            ctx = model.context(ops, here[0], here[1], mask=seen, cache=places)
+            with kernels.counted_by(state[2 * B :]):
+                return model.next_logits(xp.reshape(state[:B], (B, 1)), ctx, run)
 
         return step
 
@@ -166,3 +163,12 @@ class _Places:
 
     def filled(self, layer: int, end: int) -> tuple[Array, Array]:
         return self._buffers[2 * layer], self._buffers[2 * layer + 1]
+
+
+def _leaves(nested: Any) -> Iterator[Array]:
+    """Yield the arrays of nested dicts and lists."""
+    if isinstance(nested, dict | list):
+        for value in nested.values() if isinstance(nested, dict) else nested:
+            yield from _leaves(value)
+    else:
+        yield nested

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from refdiff.backends import overlay
+from refdiff.backends.cupy import decode_step
+from refdiff.backends.cupy.decode_step import STEPS_BEFORE_RECORDING, DecodeStep
 from refdiff.backends.cupy.graph import GraphError
-from refdiff.generation import recorded_step
 from refdiff.generation.context import Context
-from refdiff.generation.recorded_step import WORTH, RecordedStep
 from refdiff.model.weights import flatten
 from tests.backends.cupy.test_model import IDS, MASK, models, on_the_device, stored_models
 from tests.cuda.emulation import OnDevice
@@ -27,19 +27,19 @@ OPTIONS = {"max_new_tokens": NEW, "eos_token_id": None}
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[RecordedStep]:
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[DecodeStep]:
     """The steps that were made, in order; rooms are small, so that they are used up."""
-    made: list[RecordedStep] = []
-    of = RecordedStep.of
+    made: list[DecodeStep] = []
+    of = DecodeStep.of
 
-    def watched(model: Any) -> RecordedStep | None:
+    def watched(model: Any) -> DecodeStep | None:
         step = of(model)
         made.extend([] if step is None else [step])
         return step
 
-    monkeypatch.setattr(RecordedStep, "of", watched)
-    monkeypatch.setattr(recorded_step, "LEAST_ROOM", 13)
-    monkeypatch.setattr(recorded_step, "from_numpy", lambda x, xp, device: x.view(OnDevice))
+    monkeypatch.setattr(DecodeStep, "of", watched)
+    monkeypatch.setattr(decode_step, "MIN_CAPACITY", 13)
+    monkeypatch.setattr(decode_step, "from_numpy", lambda x, xp, device: x.view(OnDevice))
     return made
 
 
@@ -58,7 +58,7 @@ def _map(nested: Any) -> Any:
 
 
 @pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
-def test_the_text_is_that_of_the_equations(steps: list[RecordedStep], wiring: str) -> None:
+def test_the_text_is_that_of_the_equations(steps: list[DecodeStep], wiring: str) -> None:
     fast, exact = there(wiring=wiring)
     for options in ({}, {"attention_mask": MASK}, {"do_sample": True, "seed": 4}):
         np.testing.assert_array_equal(
@@ -69,7 +69,7 @@ def test_the_text_is_that_of_the_equations(steps: list[RecordedStep], wiring: st
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_weights_of_16_bits_are_recorded_too(steps: list[RecordedStep], tmp_path: Path, dtype: str) -> None:
+def test_weights_of_16_bits_are_recorded_too(steps: list[DecodeStep], tmp_path: Path, dtype: str) -> None:
     fast, exact = stored_models(tmp_path, dtype)
     device = on_the_device(fast)
     fast.params = _map(fast.params)
@@ -82,7 +82,7 @@ def test_weights_of_16_bits_are_recorded_too(steps: list[RecordedStep], tmp_path
     assert {defines["WEIGHT"] for defines in products} == {dtype}
 
 
-def test_a_layer_of_a_recorded_token_is_nine_kernels(steps: list[RecordedStep]) -> None:
+def test_a_layer_of_a_recorded_token_is_nine_kernels(steps: list[DecodeStep]) -> None:
     """Beside CuPy's own: the values laid together, and both sums with the residual path. λ is computed before."""
     fast, _ = models()
     device = on_the_device(fast)
@@ -97,9 +97,7 @@ def test_a_layer_of_a_recorded_token_is_nine_kernels(steps: list[RecordedStep]) 
 
 
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, {"output_scores": True}])
-def test_what_the_host_must_see_comes_from_recorded_steps_too(
-    steps: list[RecordedStep], options: dict[str, Any]
-) -> None:
+def test_what_the_host_must_see_comes_from_recorded_steps_too(steps: list[DecodeStep], options: dict[str, Any]) -> None:
     fast, exact = there()
     options = {**options, **OPTIONS, "return_dict_in_generate": True}
     ours, theirs = fast.generate(IDS, **options), exact.generate(IDS, **options)
@@ -109,7 +107,7 @@ def test_what_the_host_must_see_comes_from_recorded_steps_too(
     assert [step.recordings for step in steps] == [1]
 
 
-def test_it_is_recorded_again_where_the_room_is_used_up(steps: list[RecordedStep]) -> None:
+def test_it_is_recorded_again_where_the_room_is_used_up(steps: list[DecodeStep]) -> None:
     fast, exact = there()
     logits, usual = Context(fast, MASK), Context(exact, MASK)
     ids = np.random.default_rng(1).integers(3, 41, size=(2, 45))
@@ -123,7 +121,7 @@ def test_it_is_recorded_again_where_the_room_is_used_up(steps: list[RecordedStep
 
 
 def test_after_rows_were_taken_it_is_recorded_again_and_after_tokens_were_forgotten_it_is_not(
-    steps: list[RecordedStep],
+    steps: list[DecodeStep],
 ) -> None:
     fast, exact = there()
     ours, theirs = Context(fast, MASK), Context(exact, MASK)
@@ -146,17 +144,17 @@ def test_after_rows_were_taken_it_is_recorded_again_and_after_tokens_were_forgot
     assert steps[0].recordings == 2
 
 
-def test_a_short_text_is_not_worth_a_recording(steps: list[RecordedStep]) -> None:
+def test_a_short_text_is_not_worth_a_recording(steps: list[DecodeStep]) -> None:
     fast, _ = there()
-    fast.generate(IDS, max_new_tokens=WORTH, eos_token_id=None)
+    fast.generate(IDS, max_new_tokens=STEPS_BEFORE_RECORDING, eos_token_id=None)
     assert steps[0].recordings == 0
 
 
-def test_what_cannot_be_recorded_is_refused_once_and_goes_on_as_usual(steps: list[RecordedStep]) -> None:
+def test_what_cannot_be_recorded_is_refused_once_and_goes_on_as_usual(steps: list[DecodeStep]) -> None:
     """Seventeen rows are multiplied by cuBLAS."""
     fast, exact = there()
     many = np.tile(IDS[:1], (17, 1))
-    options = {"max_new_tokens": WORTH + 3, "eos_token_id": None}
+    options = {"max_new_tokens": STEPS_BEFORE_RECORDING + 3, "eos_token_id": None}
     with pytest.warns(UserWarning, match="not recorded on the device, and take longer: .*cuBLAS"):
         made = fast.generate(many, **options)
     np.testing.assert_array_equal(made, exact.generate(many, **options))
@@ -167,21 +165,20 @@ def test_what_cannot_be_recorded_is_refused_once_and_goes_on_as_usual(steps: lis
 
 def test_what_is_laid_over_the_layers_sees_every_step() -> None:
     fast, _ = there()
-    assert RecordedStep.of(fast) is not None
+    assert DecodeStep.of(fast) is not None
     fast.ops = overlay(fast.ops, lambda name, function: function)
-    assert RecordedStep.of(fast) is None
+    assert DecodeStep.of(fast) is None
 
 
 def test_no_other_model_is_recorded() -> None:
     fast, exact = there()
-    assert RecordedStep.of(exact) is None
+    assert exact.backend.decode_step(exact) is None
     by_length, _ = there(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
-    assert RecordedStep.of(by_length) is None
-    assert RecordedStep.of(object()) is None
-    assert fast is not None
+    assert DecodeStep.of(by_length) is None
+    assert fast.backend.decode_step(fast) is not None
 
 
-def test_the_warning_of_a_long_text_comes_once(steps: list[RecordedStep]) -> None:
+def test_the_warning_of_a_long_text_comes_once(steps: list[DecodeStep]) -> None:
     fast, _ = there(max_position_embeddings=14)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -190,7 +187,7 @@ def test_the_warning_of_a_long_text_comes_once(steps: list[RecordedStep]) -> Non
     assert steps[0].recordings >= 1
 
 
-def test_a_full_static_cache_says_so_as_without_a_recording(steps: list[RecordedStep]) -> None:
+def test_a_full_static_cache_says_so_as_without_a_recording(steps: list[DecodeStep]) -> None:
     from refdiff.model.cache import KVCache
 
     fast, _ = there()
@@ -204,7 +201,7 @@ def test_a_full_static_cache_says_so_as_without_a_recording(steps: list[Recorded
         context.read_there(ids)
 
 
-def test_an_unknown_token_is_refused_before_the_device_sees_it(steps: list[RecordedStep]) -> None:
+def test_an_unknown_token_is_refused_before_the_device_sees_it(steps: list[DecodeStep]) -> None:
     fast, _ = there()
     context = Context(fast, None)
     context.read_there(IDS)
@@ -212,7 +209,7 @@ def test_an_unknown_token_is_refused_before_the_device_sees_it(steps: list[Recor
         context.read_there(np.concatenate([IDS, [[41], [3]]], axis=1))
 
 
-def test_the_recorder_would_notice_what_a_graph_does_not_do(steps: list[RecordedStep]) -> None:
+def test_the_recorder_would_notice_what_a_graph_does_not_do(steps: list[DecodeStep]) -> None:
     """A number of the host's in a launch, here the tokens in the cache, is not the same in the next step."""
     fast, _ = there()
     context = Context(fast, None)
@@ -231,7 +228,7 @@ def test_the_recorder_would_notice_a_number_that_the_host_asks_for(look: Any) ->
     scalar = np.ones(()).view(OnDevice)
     look(scalar)
     with pytest.raises(AssertionError, match="of an array of the device, which is being recorded"):
-        fast.kernels.record(lambda: look(scalar) if OnDevice.refusing else scalar)
+        fast.backend.kernels.record(lambda: look(scalar) if OnDevice.refusing else scalar)
     assert not OnDevice.refusing
-    assert issubclass(fast.kernels.refusal, GraphError)
+    assert issubclass(fast.backend.kernels.refusal, GraphError)
     assert all(isinstance(x, OnDevice) for x in flatten(fast.params).values())

@@ -17,17 +17,16 @@ from hypothesis import strategies as st
 import refdiff
 from refdiff.arrays import to_numpy
 from refdiff.backends import ops_for, overlay
-from refdiff.model.diffllama import Context, self_attention
+from refdiff.model.diffllama import ATTENTION, Context
 from refdiff.model.weights import attention_shapes, count_parameters, nest, parameter_shapes
 from refdiff.model.weights.names import stored_name
-from refdiff.model.wirings import WIRINGS
 from tests.golden import unilm
 from tests.layers.places import Place
 from tests.model.models import CLASSES, ids, small_config, small_model
 from tests.tolerances import EXACT, close
 
 SAME = 1e-10
-EACH = pytest.mark.parametrize("wiring", sorted(WIRINGS))
+EACH = pytest.mark.parametrize("wiring", sorted(ATTENTION))
 KERNELS = pytest.mark.parametrize("kernels", ["fast", "reference"])
 
 
@@ -59,7 +58,7 @@ def test_equals_the_files_of_unilm(kind: str, file: str, size: str) -> None:
     ops = ops_for()
     frequencies = ops.rope_frequencies(config.rope_parameters, config.head_dim, 64, 7)
     cos, sin = ops.rope_cos_sin(np.arange(7)[None], *frequencies, np.float64)
-    out = self_attention(p, case.x, case.options.get("depth", 0), Context(config, ops, cos, sin))
+    out = ATTENTION[config.wiring](p, case.x, case.options.get("depth", 0), Context(config, ops, cos, sin))
     close(out, case.outputs[file], unilm.SAME)
 
 
@@ -133,7 +132,7 @@ def test_a_llamas_attention_by_hand() -> None:
     weights = np.exp(scores) * np.tri(5)
     heads = weights / weights.sum(axis=-1, keepdims=True) @ np.repeat(v, 2, axis=1)
     want = heads.transpose(0, 2, 1, 3).reshape(2, 5, -1) @ p["o_proj"]["weight"].T
-    close(self_attention(p, hidden, 0, context), want, SAME)
+    close(ATTENTION["none"](p, hidden, 0, context), want, SAME)
 
 
 @pytest.mark.parametrize("wiring", ["hf", "paper"])
@@ -273,7 +272,7 @@ def test_parameters_are_those_of_a_llama_but_for_lambda(pairs: int, keys: int, s
     sizes = {"hidden_size": 2 * pairs * keys * size, "num_hidden_layers": layers, **heads}
     count = {
         wiring: count_parameters(parameter_shapes(small_config(wiring=wiring, **sizes), CLASSES[1].__name__).values())
-        for wiring in WIRINGS
+        for wiring in ATTENTION
     }
     assert count["hf"] - count["none"] == layers * 4 * size
     assert count["paper"] - count["none"] == layers * (4 * size + 2 * size)
@@ -311,7 +310,7 @@ def products(wiring: str, T: int, **sizes: Any) -> int:
     cos, sin = (np.ones((1, 1, T, model.config.head_dim // 2)).view(Counted) for _ in range(2))
     Counted.products = 0
     x = np.ones((1, T, model.config.hidden_size)).view(Counted)
-    self_attention(p, x, 0, Context(model.config, model.ops, cos, sin))
+    ATTENTION[wiring](p, x, 0, Context(model.config, model.ops, cos, sin))
     return Counted.products
 
 

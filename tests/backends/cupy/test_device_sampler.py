@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.backends import ops_for
-from refdiff.backends.cupy.kernels import CupyKernels
+from refdiff.backends.cupy.backend import CupyBackend, CupyKernels
 from tests.cuda.emulation import EmulatedDevice
 from tests.layers.inputs import says
 
@@ -24,8 +23,8 @@ def model(on_device: bool, dtype: str = "float32") -> tuple[Any, list[str]]:
     made = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, dtype=dtype)
     device = EmulatedDevice()
     if on_device:
-        made.kernels = CupyKernels(device)
-        made.ops = ops_for(made.kernels)
+        made.backend = CupyBackend(CupyKernels(device))
+        made.ops = made.backend.ops
     return made, device.launched
 
 

@@ -1,0 +1,192 @@
+"""The decoder of `model/diffllama.py` as one function for backends, with the steps that kernels take together.
+
+It computes what the readable one does: `tests/backends/test_decoder.py` compares the two in every attention variant.
+What is different here:
+
+- Q, K and V are projected at once (`linears`), rotated and written to the cache at once (`rope_append`).
+- Where only the last tokens are read, the last layer computes keys and values of all tokens, and the rest for these.
+
+`saving_ops` serves training: its backward pass starts from what the forward pass saved.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from refdiff.arrays import Array
+from refdiff.backends import Ops, overlay
+from refdiff.layers.plain_heads import split_heads
+
+Function = Callable[..., Any]
+
+
+def _unavailable(*args: Any, **kwargs: Any) -> Any:
+    return NotImplemented
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a backend computes at once; a function that returns `NotImplemented` leaves it to the layers in `ops`.
+
+    linears (x, *projections) -> the product with each.
+    rope_append (cache, layer, q, k, v, cos, sin, *, interleaved) -> rotated queries, all keys, all values.
+    add (x, y) -> x + y.
+    gated (gate, up) -> silu(gate) ⊙ up.
+    diff_attention_with_lse (like `diff_attention`) -> the result and the log-sum-exps.
+    diff_attention_vjp_from_lse (like `diff_attention_vjp`, lse=) -> the same gradients, from these log-sum-exps.
+    """
+
+    ops: Any
+    linears: Function = _unavailable
+    rope_append: Function = _unavailable
+    add: Function = operator.add
+    gated: Function = _unavailable
+    diff_attention_with_lse: Function = _unavailable
+    diff_attention_vjp_from_lse: Function = _unavailable
+
+
+def diffllama(p: dict[str, Any], x: Array, ctx: Any, last: int | None = None, *, steps: Steps) -> Array:
+    """Run all decoder layers and the final norm.
+
+    Args:
+        ctx: a `Context` of `refdiff.model.diffllama`, of which `ops` is not read.
+        last: how many of the last tokens the result is wanted of; None is all.
+
+    Shapes:
+        x (B, T, D) -> (B, T or last, D)
+    """
+    for layer, weights in enumerate(p["layers"]):
+        x = decoder_layer(weights, x, layer, ctx, last if layer + 1 == len(p["layers"]) else None, steps)
+    y: Array = steps.ops.rms_norm(x, **p["norm"], eps=ctx.config.rms_norm_eps)
+    return y
+
+
+def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int | None, steps: Steps) -> Array:
+    """Run one layer: (B, T, D) -> (B, T or last, D)."""
+    ops, eps = steps.ops, ctx.config.rms_norm_eps
+    attended = attention(p["self_attn"], ops.rms_norm(x, **p["input_layernorm"], eps=eps), layer, ctx, last, steps)
+    x = steps.add(x if last is None else x[:, -last:, :], attended)
+    normed = ops.rms_norm(x, **p["post_attention_layernorm"], eps=eps)
+    y: Array = steps.add(x, ops.swiglu(normed, **p["mlp"], act=ctx.config.hidden_act))
+    return y
+
+
+def attention(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int | None, steps: Steps) -> Array:
+    """Run attention in the variant of the config: (B, T, D) -> (B, T or last, D)."""
+    ops, d, variant = steps.ops, ctx.config.head_dim, VARIANTS[ctx.config.wiring]
+    cos, sin, visibility, queries = ctx.cos, ctx.sin, ctx.visibility, x
+    if last is not None and last < x.shape[1]:
+        queries = x[:, -last:, :]
+        cos, sin = cos[..., -last:, :], sin[..., -last:, :]
+        visibility |= {n: None if (a := visibility[n]) is None else a[..., -last:, :] for n in ("mask", "bias")}
+    products: Any = steps.linears(x, p["q_proj"], p["k_proj"], p["v_proj"]) if queries is x else NotImplemented
+    if products is NotImplemented:  # also where fewer queries than keys are projected
+        products = ops.linear(queries, **p["q_proj"]), ops.linear(x, **p["k_proj"]), ops.linear(x, **p["v_proj"])
+    q, k, v = split_heads(products[0], d), split_heads(products[1], d), variant.values(ops, products[2], d)
+    rotated: Any = NotImplemented
+    options = {"interleaved": variant.interleaved}
+    if ctx.cache is not None and queries is x:
+        rotated = steps.rope_append(ctx.cache, layer, q, k, v, cos, sin, **options)
+    if rotated is NotImplemented:
+        q, k = ops.rope(q, cos, sin, **options), ops.rope(k, ctx.cos, ctx.sin, **options)
+        rotated = q, *((k, v) if ctx.cache is None else ctx.cache.append(layer, k, v))
+    heads = variant.attend(ops, p, queries, *rotated, layer, ctx.config.rms_norm_eps, visibility)
+    y: Array = ops.linear(heads, **p["o_proj"])
+    return y
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What an attention variant does differently.
+
+    values (ops, v (B, T, width), d) -> (B, heads, T, size), as the cache keeps them. attend (ops, p, x, q, k, v, layer,
+    eps, visibility) -> (B, T, H d).
+    """
+
+    interleaved: bool
+    values: Callable[[Any, Array, int], Array]
+    attend: Function
+
+
+def _lambda(ops: Any, p: dict[str, Any], lambda_init: float) -> Array:
+    return ops.diff_lambda(p["lambda_q1"], p["lambda_k1"], p["lambda_q2"], p["lambda_k2"], lambda_init)
+
+
+def _attend_hf(
+    ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
+) -> Array:
+    init = ops.lambda_init(layer)
+    return ops.diff_heads_hf(q, k, v, _lambda(ops, p, init), init, eps, **visibility)
+
+
+def _attend_paper(
+    ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
+) -> Array:
+    init = ops.lambda_init(layer)
+    return ops.diff_heads_paper(q, k, v, _lambda(ops, p, init), p["subln"]["weight"], init, **visibility)
+
+
+def _attend_v2(
+    ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
+) -> Array:
+    return ops.diff_heads_v2(q, k, v, ops.diff_lambda_v2(x, **p["lambda_proj"]), **visibility)
+
+
+def _attend_llama(
+    ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
+) -> Array:
+    return ops.plain_heads(q, k, v, **visibility)
+
+
+VARIANTS = {
+    "hf": Variant(False, lambda ops, v, d: ops.value_pairs_hf(split_heads(v, d)), _attend_hf),
+    "paper": Variant(True, lambda ops, v, d: split_heads(v, 2 * d), _attend_paper),
+    "v2": Variant(True, lambda ops, v, d: split_heads(v, d), _attend_v2),
+    "none": Variant(False, lambda ops, v, d: split_heads(v, d), _attend_llama),
+}
+
+
+def saving_ops(steps: Steps) -> Ops:
+    """Return the layer functions for one forward and backward pass, whose derivatives start from what layers computed.
+
+    `swiglu` saves its two products, `diff_attention` its result and log-sum-exps. The backward pass visits the layers
+    in reverse, so that each derivative takes what was saved last.
+    """
+    own = steps.ops
+    products: list[Any] = []
+    attention: list[tuple[Array, Array | None]] = []
+
+    def swiglu(x: Array, gate_proj: Any, up_proj: Any, down_proj: Any, *, act: str, ops: Any) -> Array:
+        gate, up = own.linear(x, **gate_proj), own.linear(x, **up_proj)
+        products.append((gate, up))
+        hidden = steps.gated(gate, up) if act in ("silu", "swish") else NotImplemented
+        return own.linear(own.activation(gate, act) * up if hidden is NotImplemented else hidden, **down_proj)
+
+    def diff_attention(*args: Any, ops: Any, **kwargs: Any) -> Array:
+        with_lse = steps.diff_attention_with_lse(*args, **kwargs)
+        result, lse = (own.diff_attention(*args, **kwargs), None) if with_lse is NotImplemented else with_lse
+        attention.append((result, lse))
+        return result
+
+    def diff_attention_vjp(g: Array, *args: Any, ops: Any, **kwargs: Any) -> Any:
+        _, lse = attention.pop()
+        if lse is None:
+            return own.diff_attention_vjp(g, *args, **kwargs)
+        return steps.diff_attention_vjp_from_lse(g, *args, lse=lse, **kwargs)
+
+    functions: dict[str, Function] = {
+        "swiglu": swiglu,
+        "swiglu_vjp": lambda *args, ops, **kwargs: own.swiglu_vjp(*args, saved=products.pop(), **kwargs),
+        "diff_attention": diff_attention,
+        "diff_attention_vjp": diff_attention_vjp,
+        "diff_heads_hf_vjp": lambda *args, **kw: own.diff_heads_hf_vjp(*args, saved=attention[-1][0], **kw),
+        "diff_heads_paper_vjp": lambda *args, **kw: own.diff_heads_paper_vjp(*args, saved=attention[-1][0], **kw),
+    }
+
+    def wrap(name: str, function: Function) -> Function:
+        return functions.get(name, function)
+
+    return overlay(own, wrap)

@@ -1,0 +1,58 @@
+"""The backend of NumPy on a CPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from refdiff.backends import Backend, Ops, decoder
+from refdiff.backends.numpy import NumpyKernels
+
+__all__ = ["NumpyBackend", "NumpyKernels"]
+
+
+class NumpyBackend(Backend):
+    """The kernels of one model, and the threads and memory that they share."""
+
+    kernels: NumpyKernels
+
+    def __init__(self, kernels: NumpyKernels) -> None:
+        super().__init__(kernels)
+        k = kernels
+        self._steps = decoder.Steps(
+            self.ops,
+            linears=k.linears,
+            rope_append=k.rope_append,
+            add=k.residual_add,
+            gated=k.gated,
+            diff_attention_with_lse=k.diff_attention_with_lse,
+            diff_attention_vjp_from_lse=k.diff_attention_vjp_from_lse,
+        )
+        self.diffllama = functools.partial(decoder.diffllama, steps=self._steps)
+        self.cross_entropy_and_vjp = k.cross_entropy_both
+
+    def saving_ops(self, ops: Ops) -> Ops:
+        """Return the layer functions for one forward and backward pass; see `decoder.saving_ops`."""
+        return decoder.saving_ops(self._steps) if ops is self.ops else ops
+
+    def inference_scope(self, weight: Any = None) -> AbstractContextManager[Any]:
+        """Take the cores from BLAS for one pass; see `Runtime.running`."""
+        return self.kernels.running(weight)
+
+    def repeated_scope(self) -> AbstractContextManager[Any]:
+        """Keep scratch memory from one pass to the next."""
+        return self.kernels.keeping()
+
+    def split_batch(self, batch: int, tokens: int) -> list[slice]:
+        """Return parts that a thread trains on by itself; see `rows_at_a_time`."""
+        return self.kernels.rows_at_a_time(batch, tokens)
+
+    def map(self, work: Callable[[Any], Any], items: Any) -> None:
+        """Call `work(item)` for every item, on all threads."""
+        self.kernels.each(work, items)
+
+    def map_in_order(self, work: Callable[[Any], Any], items: Sequence[Any], take: Callable[[Any], Any]) -> None:
+        """Call `work(item)` on all threads, and `take(result)` one at a time in the order of the items."""
+        self.kernels.in_order(work, items, take)

@@ -1,0 +1,80 @@
+"""Attention maps, λ and hidden states of one call, recorded by wrapping the layers that compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from refdiff.arrays import Array, device, namespace
+from refdiff.backends import Ops, overlay
+from refdiff.layers.diff_heads_paper import in_turn
+from refdiff.model.outputs import ModelOutput
+
+
+class Recorder:
+    """What the layers of one call computed.
+
+    Args:
+        p: the weights of the base model.
+        attentions: record the results of `attention_weights`, `diff_lambda` and `diff_lambda_v2`.
+        hidden_states: record what enters each layer's first norm, and the result of the final norm.
+    """
+
+    def __init__(self, p: dict[str, Any], *, attentions: bool, hidden_states: bool) -> None:
+        self._attentions, self._hidden_states = attentions, hidden_states
+        self._first_norms = [layer["input_layernorm"]["weight"] for layer in p["layers"]]
+        self._final_norm = p["norm"]["weight"]
+        self._maps: list[Array] = []
+        self._lambdas: list[Array] = []
+        self._states: list[Array] = []
+
+    def over(self, ops: Ops) -> Ops:
+        """Return `ops` with the recorded layers wrapped."""
+        return overlay(ops, self._wrap)
+
+    def _wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        if self._attentions and name == "attention_weights":
+            return _appending(self._maps, function)
+        if self._attentions and name in ("diff_lambda", "diff_lambda_v2"):
+            return _appending(self._lambdas, function)
+        return self._norm(function) if self._hidden_states and name == "rms_norm" else function
+
+    def _norm(self, rms_norm: Callable[..., Array]) -> Callable[..., Array]:
+        def recorded(x: Array, weight: Array | None, eps: float) -> Array:
+            y = rms_norm(x, weight, eps)
+            if any(weight is first for first in self._first_norms):
+                self._states.append(x)
+            if weight is self._final_norm:
+                self._states.append(y)
+            return y
+
+        return recorded
+
+    def add_to(self, out: ModelOutput, wiring: str) -> None:
+        """Set the fields of `out` that were recorded."""
+        if self._hidden_states:
+            out.hidden_states = tuple(self._states)
+        if not self._attentions:
+            return
+        if wiring == "none":
+            out.attentions = out.differential_attentions = tuple(self._maps)
+            zero = namespace(self._maps[0]).zeros((), dtype=self._maps[0].dtype, device=device(self._maps[0]))
+            out.lambdas = (zero,) * len(self._maps)
+            return
+        pairs = list(zip(self._maps[0::2], self._maps[1::2], strict=True))  # diff_attention computes A₁, then A₂
+        join = _side_by_side if wiring == "hf" else in_turn
+        out.attentions = tuple(join(a1, a2) for a1, a2 in pairs)
+        out.differential_attentions = tuple(a1 - λ * a2 for (a1, a2), λ in zip(pairs, self._lambdas, strict=True))
+        out.lambdas = tuple(self._lambdas)
+
+
+def _appending(results: list[Array], function: Callable[..., Array]) -> Callable[..., Array]:
+    def recorded(*args: Any, **kwargs: Any) -> Array:
+        results.append(function(*args, **kwargs))
+        return results[-1]
+
+    return recorded
+
+
+def _side_by_side(a1: Array, a2: Array) -> Array:
+    return namespace(a1).concat([a1, a2], axis=1)

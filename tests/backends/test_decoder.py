@@ -1,0 +1,234 @@
+"""The decoder of the backends against the readable one, and what a replaced layer function does to both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import refdiff
+from refdiff import layers
+from refdiff.backends import Backend, backend_for, decoder, ops_for, overlay
+from refdiff.model.diffllama import ATTENTION
+from refdiff.model.weights import flatten
+from tests.layers.test_composed import OPERANDS, arrays_in, parts_of
+from tests.model.models import ids, small_model
+from tests.tolerances import close
+
+SAME = 1e-11
+EACH = pytest.mark.parametrize("wiring", sorted(ATTENTION))
+
+
+def recording(seen: list[str]) -> Any:
+    """A wrapper without a signature, as anyone writes it."""
+    return lambda name, f: lambda *args, **options: (seen.append(name), f(*args, **options))[1]
+
+
+class Parted(Backend):
+    """The layers, with the decoder of the backends over them."""
+
+    def __init__(self, **steps: Any) -> None:
+        super().__init__()
+        self.steps = decoder.Steps(self.ops, **steps)
+
+    def diffllama(self, *args: Any) -> Any:
+        return decoder.diffllama(*args, steps=self.steps)
+
+    def saving_ops(self, ops: Any) -> Any:
+        return decoder.saving_ops(self.steps)
+
+
+def model_with(backend: Backend, wiring: str, **fields: Any) -> Any:
+    model = small_model(wiring=wiring, kernels="reference", **fields)
+    model.backend, model.ops = backend, backend.ops
+    return model
+
+
+@EACH
+@given(seed=st.integers(0, 99), past=st.sampled_from([0, 4]), keep=st.integers(0, 9), masked=st.booleans())
+def test_it_computes_what_the_readable_one_does(wiring: str, seed: int, past: int, keep: int, masked: bool) -> None:
+    readable = small_model(wiring=wiring, seed=seed, kernels="reference")
+    whole, fast = model_with(Parted(), wiring, seed=seed), small_model(wiring=wiring, seed=seed)
+    tokens, mask = ids(seed, 3, past + 7), (np.arange(past + 7) >= 2 * np.arange(3)[:, None]).astype(int)
+    see = {"attention_mask": mask} if masked else {}
+    results = []
+    for model in (readable, whole, fast):
+        before = {"attention_mask": mask[:, :past]} if masked else {}
+        cache = model(tokens[:, :past], use_cache=True, **before).cache if past else None
+        out = model(tokens[:, past:], cache=cache, use_cache=True, logits_to_keep=keep, **see)
+        results.append((out.logits, model(ids(5, 3, 2), cache=out.cache).logits))
+    for found in results[1:]:
+        for one, expected in zip(found, results[0], strict=True):
+            close(one, expected, SAME)
+
+
+@EACH
+@pytest.mark.parametrize("serves", [True, False])
+def test_steps_that_a_backend_takes_at_once_are_called_and_may_decline(wiring: str, serves: bool) -> None:
+    seen: list[Any] = []
+
+    def linears(x: Any, *projections: Any) -> Any:
+        seen.append(("linears", x.shape[1], len(projections)))
+        return [layers.linear(x, **p) for p in projections] if serves else NotImplemented
+
+    def rope_append(cache: Any, layer: int, q: Any, k: Any, v: Any, cos: Any, sin: Any, *, interleaved: bool) -> Any:
+        seen.append(("rope_append", layer, q.shape[2]))
+        if not serves:
+            return NotImplemented
+        q, k = (layers.rope(x, cos, sin, interleaved=interleaved) for x in (q, k))
+        return q, *cache.append(layer, k, v)
+
+    plain = small_model(wiring=wiring, kernels="reference")
+    whole = model_with(Parted(linears=linears, rope_append=rope_append), wiring)
+    tokens = ids(4, 2, 7)
+    a, b = (model(tokens, use_cache=True) for model in (plain, whole))
+    close(b.logits, a.logits, SAME)
+    assert seen == [call for layer in range(3) for call in (("linears", 7, 3), ("rope_append", layer, 7))]
+    seen.clear()
+    close(whole(tokens, use_cache=True, logits_to_keep=2).logits, a.logits[:, -2:], SAME)
+    assert len(seen) == 4, "the last layer projects two queries and all keys"
+    seen.clear()
+    whole(tokens, use_cache=False)
+    assert {call[0] for call in seen} == {"linears"}, "there is no cache to append to"
+
+
+def test_the_last_layer_computes_what_is_read_only() -> None:
+    lengths: list[int] = []
+
+    def watched(function: Any) -> Any:
+        return lambda x, *args, **options: (lengths.append(x.shape[1]), function(x, *args, **options))[1]
+
+    backend = Parted()
+    backend.steps = decoder.Steps(overlay(backend.ops, lambda name, f: watched(f) if name == "swiglu" else f))
+    model = model_with(backend, "hf")
+    for keep, last in ((2, 2), (1, 1), (0, 7), ([6], 7)):
+        lengths.clear()
+        model(ids(4, 1, 7), logits_to_keep=keep)
+        assert lengths == [7, 7, last]
+
+
+@EACH
+def test_gradients_start_from_what_the_forward_pass_saved(wiring: str) -> None:
+    """Nothing is computed twice but softmax rows, and what is small."""
+    backend, calls = Parted(), []
+    backend.steps = decoder.Steps(overlay(backend.ops, recording(calls)))
+    plain, whole = small_model(wiring=wiring, kernels="reference"), model_with(backend, wiring)
+    tokens = ids(0, 2, 5)
+    loss, grads = whole.loss_and_grad(tokens, labels=tokens)
+    expected, truths = plain.loss_and_grad(tokens, labels=tokens)
+    assert loss == expected
+    for name, truth in flatten(truths).items():
+        np.testing.assert_array_equal(flatten(grads)[name], truth, err_msg=name)
+    count = Counter(calls)
+    assert count["diff_attention"] == (0 if wiring == "none" else 3)
+    of_lambda = 2 if wiring == "v2" else 0  # small, and computed again
+    assert count["linear"] == 3 * (7 + of_lambda), "four projections of attention, three of the feed-forward network"
+
+
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2"])
+def test_the_backward_pass_gets_the_log_sum_exps_of_its_layer(wiring: str) -> None:
+    """With 300 tokens NumPy's kernels save them."""
+    model = small_model(wiring=wiring, max_position_embeddings=512)
+    exact = small_model(wiring=wiring, max_position_embeddings=512, kernels="reference")
+    saved: list[Any] = []
+    kernels = model.backend.kernels
+    with_lse, from_lse = kernels.diff_attention_with_lse, kernels.diff_attention_vjp_from_lse
+
+    def saving(*args: Any, **options: Any) -> Any:
+        result = with_lse(*args, **options)
+        saved.append(result[1])
+        return result
+
+    def again(*args: Any, lse: Any, **options: Any) -> Any:
+        assert saved.pop() is lse
+        return from_lse(*args, lse=lse, **options)
+
+    steps = decoder.Steps(
+        model.ops, gated=kernels.gated, diff_attention_with_lse=saving, diff_attention_vjp_from_lse=again
+    )
+    model.backend.saving_ops = lambda ops: decoder.saving_ops(steps)
+    tokens = ids(0, 1, 300)
+    loss, grads = model.loss_and_grad(tokens, labels=tokens)
+    expected, truths = exact.loss_and_grad(tokens, labels=tokens)
+    assert not saved
+    assert loss == pytest.approx(expected, rel=1e-12)
+    for name, truth in flatten(truths).items():
+        np.testing.assert_allclose(flatten(grads)[name], truth, rtol=1e-8, atol=1e-12, err_msg=name)
+
+
+LAYERS = {
+    "hf": {"diff_heads_hf", "diff_attention", "diff_lambda", "lambda_init", "value_pairs_hf"},
+    "paper": {"diff_heads_paper", "diff_attention", "diff_lambda", "lambda_init"},
+    "v2": {"diff_heads_v2", "diff_attention", "diff_lambda_v2"},
+    "none": {"plain_heads"},
+}
+EVERYWHERE = {
+    "activation", "attention_weights", "causal_mask", "embedding", "linear", "rms_norm", "rope", "rope_cos_sin",
+    "rope_frequencies", "softmax", "swiglu",
+}  # fmt: skip
+
+
+@EACH
+@pytest.mark.parametrize("kernels", ["reference", "fast"])
+def test_a_plain_closure_sees_every_layer_forward_and_backward(wiring: str, kernels: str) -> None:
+    model, tokens, seen = small_model(wiring=wiring, kernels=kernels), ids(8, 2, 7), []
+    before, (loss, grads) = model(tokens).logits, model.loss_and_grad(tokens, labels=tokens)
+    model.ops = overlay(model.ops, recording(seen))
+    logits = model(tokens).logits
+    assert set(seen) == EVERYWHERE | LAYERS[wiring]
+    seen.clear()
+    again, grads_again = model.loss_and_grad(tokens, labels=tokens)
+    derivatives = {f"{name}_vjp" for name in EVERYWHERE | LAYERS[wiring] if hasattr(layers, f"{name}_vjp")}
+    assert derivatives | {"cross_entropy", "cross_entropy_vjp"} <= set(seen)
+    if kernels == "reference":
+        np.testing.assert_array_equal(logits, before)
+        assert loss == again
+        for name, gradient in flatten(grads).items():
+            np.testing.assert_array_equal(flatten(grads_again)[name], gradient)
+    else:
+        close(logits, before, SAME)
+
+
+@pytest.mark.parametrize("name", sorted(layers.COMPOSED))
+def test_a_part_that_was_replaced_is_never_bypassed(name: str) -> None:
+    """For every layer with parts, and every part: the replacement runs, and what is not replaced stays fast."""
+    ops = backend_for(np).ops
+    for part in parts_of(name):
+        seen: list[str] = []
+        record = recording(seen)
+        replaced = overlay(ops, lambda one, f, part=part, record=record: record(one, f) if one == part else f)
+        result = getattr(replaced, name)(*OPERANDS[name], ops=replaced)
+        assert seen, f"{part} of {name}"
+        for one, other in zip(arrays_in(result), arrays_in(getattr(layers, name)(*OPERANDS[name])), strict=True):
+            close(one, other, SAME)
+
+
+def test_a_kernel_serves_a_composed_layer_while_its_parts_are_the_backends_own() -> None:
+    called: list[str] = []
+    ops = ops_for(SimpleNamespace(swiglu=lambda *args, **options: (called.append("swiglu"), NotImplemented)[1]))
+    ops.swiglu(*OPERANDS["swiglu"])
+    ops.swiglu(*OPERANDS["swiglu"], ops=ops)
+    other = overlay(ops, lambda name, f: (lambda *a, **k: f(*a, **k)) if name == "rms_norm" else f)
+    ops.swiglu(*OPERANDS["swiglu"], ops=other)
+    assert called == ["swiglu"] * 3
+    other = overlay(ops, lambda name, f: (lambda *a, **k: f(*a, **k)) if name == "activation" else f)
+    ops.swiglu(*OPERANDS["swiglu"], ops=other)
+    assert len(called) == 3
+
+
+def test_a_namespace_cannot_be_written_to() -> None:
+    with pytest.raises(AttributeError, match=r"ops\.linear cannot be assigned; make a new namespace: overlay\(ops"):
+        ops_for().linear = layers.linear
+
+
+def test_a_model_asks_its_backend_only_with_the_backends_own_functions() -> None:
+    model = small_model()
+    assert model.backend.select("diffllama", model.ops) is not None
+    assert model.backend.select("diffllama", overlay(model.ops, lambda name, f: f)) is None
+    assert Backend().select("diffllama", ops_for()) is None
+    assert refdiff.DiffLlamaModel.from_config(model.config).backend.select("no such function", model.ops) is None

@@ -1,0 +1,108 @@
+"""Layers that are composed of others: which they call, and that they call those of `ops`."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff import layers
+from refdiff.backends import ops_for, overlay
+from tests.tolerances import EXACT, close
+
+RNG = np.random.default_rng(37)
+B, T, S, d, e, D, F = 2, 5, 7, 3, 6, 11, 13
+
+
+def normal(*shape: int) -> Any:
+    return RNG.normal(size=shape)
+
+
+def weight(*shape: int) -> dict[str, Any]:
+    return {"weight": normal(*shape)}
+
+
+Q, KEYS, PAIRS = normal(B, 8, T, d), normal(B, 4, S, d), normal(B, 2, S, 2 * d)
+MAPS = (Q, KEYS, normal(B, 8, T, d), normal(B, 4, S, d), normal(B, 4, S, e), np.asarray(0.3))
+HF = (Q, KEYS, PAIRS, np.asarray(0.3), 0.2, 1e-5)
+PAPER = (Q, KEYS, PAIRS, np.asarray(0.3), normal(2 * d), 0.2)
+V2 = (Q, KEYS, normal(B, 4, S, e), normal(B, 4, T, 1))
+PLAIN = (Q, KEYS, normal(B, 4, S, e))
+MLP = (normal(B, T, D), weight(F, D), weight(F, D), weight(D, F))
+TOKENS = (normal(B, T, D), normal(4, D))
+OPERANDS = {
+    "attention_weights": (Q, KEYS),
+    "attention_weights_vjp": (normal(B, 8, T, S), Q, KEYS),
+    "diff_attention": MAPS,
+    "diff_attention_vjp": (normal(B, 8, T, e), *MAPS),
+    "diff_heads_hf": HF,
+    "diff_heads_hf_vjp": (normal(B, T, 8 * d), *HF),
+    "diff_heads_paper": PAPER,
+    "diff_heads_paper_vjp": (normal(B, T, 8 * d), *PAPER),
+    "diff_heads_v2": V2,
+    "diff_heads_v2_vjp": (normal(B, T, 4 * e), *V2),
+    "diff_lambda_v2": TOKENS,
+    "diff_lambda_v2_vjp": (normal(B, 4, T, 1), *TOKENS),
+    "plain_heads": PLAIN,
+    "plain_heads_vjp": (normal(B, T, 8 * e), *PLAIN),
+    "swiglu": MLP,
+    "swiglu_vjp": (normal(B, T, D), *MLP),
+}
+
+
+def parts_of(name: str) -> set[str]:
+    """All that a layer calls, by the table, directly and through others."""
+    direct = layers.COMPOSED.get(name, ())
+    return set(direct).union(*map(parts_of, direct))
+
+
+@pytest.mark.no_arrays
+def test_the_table_names_every_layer_that_takes_ops() -> None:
+    assert list(OPERANDS) == sorted(layers.COMPOSED)
+    others = set(layers.__all__) - set(layers.COMPOSED)
+    for name in sorted(others):
+        with pytest.raises(TypeError):
+            getattr(layers, name)(ops=layers)
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+def test_a_plain_closure_sees_what_the_table_says_and_changes_no_bit(name: str) -> None:
+    seen: list[str] = []
+    ops = overlay(ops_for(), lambda part, f: lambda *args, **options: (seen.append(part), f(*args, **options))[1])
+    result = getattr(layers, name)(*OPERANDS[name], ops=ops)
+    assert set(seen) == parts_of(name)
+    for one, other in zip(arrays_in(result), arrays_in(getattr(layers, name)(*OPERANDS[name])), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+SAVED = {"attention_weights": "attention_weights", "swiglu": "linear"}
+"""What the derivative of a layer would compute again; of the heads it is `diff_attention`."""
+
+
+@pytest.mark.parametrize("layer", ["attention_weights", "diff_heads_hf", "diff_heads_paper", "swiglu"])
+def test_saved_values_are_not_computed_again(layer: str) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    def recorded(part: str, f: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            seen.append((part, f(*args, **options)))
+            return seen[-1][1]
+
+        return call
+
+    ops, again = overlay(ops_for(), recorded), SAVED.get(layer, "diff_attention")
+    g, *operands = OPERANDS[f"{layer}_vjp"]
+    result = getattr(layers, layer)(*operands, ops=ops)
+    kept = [value for part, value in seen if part == again]
+    saved = result if layer == again else tuple(kept[:2]) if layer == "swiglu" else kept[0]
+    seen.clear()
+    gradients = getattr(layers, f"{layer}_vjp")(g, *operands, saved=saved, ops=ops)
+    assert again not in [part for part, _ in seen]
+    for one, other in zip(arrays_in(gradients), arrays_in(getattr(layers, f"{layer}_vjp")(g, *operands)), strict=True):
+        close(one, other, EXACT)
+
+
+def arrays_in(x: Any) -> list[Any]:
+    """The arrays of nested results."""
+    if isinstance(x, dict):
+        return [a for value in x.values() for a in arrays_in(value)]
+    return [a for value in x for a in arrays_in(value)] if isinstance(x, tuple) else [x] if x is not None else []
