@@ -412,6 +412,9 @@ class Slider:
         page = SLIDER.replace("DATA", json.dumps(noise.tolist())).replace("INK", INK)
         self.page = page.replace("ORANGE", ORANGE).replace("BLUE", BLUE)
 
+    def __repr__(self) -> str:
+        return "Slider: a notebook shows it"
+
     def _repr_html_(self) -> str:
         return (
             '<iframe title="Two maps with shared noise, to explore" sandbox="allow-scripts" width="100%" height="430" '
