@@ -5,7 +5,7 @@ from building a text of 10^10 characters. These bounds do:
 
 - Time: every pass of a loop, macro or block reads the clock.
 - Memory: a value that an operation makes costs its characters and elements. What would explode before it can be
-  measured (`"a" * 10**10`, `center`, `replace`) pays first.
+  measured (`"a" * 10**10`, `center`, `replace`) is estimated first.
 - Size: no value is larger than the memory bound, each part counted as often as it is held. So no single operation
   takes long, and 60 lists that each hold the one before twice are refused.
 """
@@ -32,8 +32,8 @@ UNITS, UNITS_PER_CHARACTER = 4_000_000, 100  # memory: a unit is about a charact
 
 _ELEMENT, _MAX_DEPTH, _MAX_BITS, _MAX_INDENT, _MAX_STATEMENTS = 32, 100, 4096, 64, 40
 _VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
-_CONTAINERS: tuple[Any, ...] = (list, tuple, set, dict, range, *_VIEWS)
-_HAS_TEXT: tuple[Any, ...] = (type(None), int, float, complex, jinja2.Undefined, Namespace)
+_CONTAINERS: tuple[Any, ...] = (list, tuple, set, dict, *_VIEWS)
+_HAS_TEXT: tuple[Any, ...] = (type(None), int, float, complex, range, jinja2.Undefined, Namespace)
 _TEXT_FILTERS = {
     "capitalize", "center", "e", "escape", "float", "format", "indent", "int", "join", "lower", "replace", "string",
     "title", "trim", "truncate", "upper", "wordcount",
@@ -86,6 +86,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise StoppedError
         return True
 
+    def need(self, units: int) -> None:
+        """Raise `StoppedError` where an operation would write more than is left; `made` takes it off afterwards."""
+        if units > self._left:
+            raise StoppedError
+
     def measure(self, value: Any) -> tuple[int, int, str]:
         """Return a value's size in units, its depth, and the type of a part that has no text ("" if all have).
 
@@ -98,7 +103,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if not isinstance(value, _CONTAINERS):
             return 1, 0, "" if isinstance(value, _HAS_TEXT) else type(value).__name__
         if id(value) not in self._measured:
-            children = [] if isinstance(value, range) else value
+            if _ELEMENT * len(value) > self._limit:
+                raise StoppedError
+            children = value
             if isinstance(value, dict | _VIEWS[2]):
                 children = [*(table := getattr(value, "mapping", value)), *table.values()]
             parts = [self.measure(child) for child in children]
@@ -116,10 +123,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Pay for a new value, but not for what a container holds; return it. Iterators pay as they are read."""
         if isinstance(value, Iterator):
             return self._items(value)
+        unit = 1 if isinstance(value, str) else _ELEMENT if isinstance(value, _CONTAINERS) else 0
+        self.pay(1 + (unit and unit * len(value)))
         self.measure(value)
-        self.pay(
-            len(value) if isinstance(value, str) else _ELEMENT * len(value) if isinstance(value, _CONTAINERS) else 1
-        )
         return value
 
     def printed(self, value: Any) -> Any:
@@ -146,11 +152,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, str | list | tuple) and isinstance(times, int):
-                    self.pay(len(value) * max(times, 0) * (1 if isinstance(value, str) else _ELEMENT))
+                    self.need(len(value) * max(times, 0) * (1 if isinstance(value, str) else _ELEMENT))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             self.measure(1 << min(left.bit_length() * max(right, 0), _MAX_BITS))
         elif operator == "%" and isinstance(left, str):
-            self._pay_percent(left, right)
+            self._need_percent(left, right)
         return self.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
@@ -159,7 +165,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and name == "join" and args:
             args = (__self._joined(args[0], owner),)
         elif isinstance(owner, str):
-            __self._pay_growth(owner, name, [*args, *kwargs.values()])
+            __self._need_growth(owner, name, [*args, *kwargs.values()])
         return __self._result(super().call(__context, __obj, *args, **kwargs), isinstance(owner, str))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -194,27 +200,30 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _joined(self, values: Iterable[Any], separator: str) -> list[Any]:
         items = list(self._items(values))
-        self.pay(len(separator) * len(self.printed(items)))
+        self.need(len(separator) * len(self.printed(items)))
         return items
 
-    def _pay_growth(self, text: str, name: str, options: list[Any]) -> None:
-        """Pay for what a method or filter may add to a text: what replaces, or a width on every line or tab."""
+    def _need_growth(self, text: str, name: str, options: list[Any]) -> None:
+        """Check what a method or filter may add to a text: what replaces, or a width on every line or tab."""
         texts = [option for option in options if isinstance(option, str)]
-        if name == "replace":
-            self.pay(sum(text.count(old) * len(new) for old, new in (texts[:2], texts[1::-1]) if len(texts) > 1))
+        if name in ("split", "rsplit", "splitlines", "title", "wordcount"):
+            pieces = text.count(texts[0]) if texts and name.endswith("split") else len(text)
+            self.need(_ELEMENT // 2 * pieces)
+        elif name == "replace":
+            self.need(sum(text.count(old) * len(new) for old, new in (texts[:2], texts[1::-1]) if len(texts) > 1))
         else:
             widths = [abs(option) for option in options if isinstance(option, int)] + [len(option) for option in texts]
-            self.pay((text.count("\t" if name == "expandtabs" else "\n") + 1) * sum(widths))
+            self.need((text.count("\t" if name == "expandtabs" else "\n") + 1) * sum(widths))
 
-    def _pay_percent(self, text: str, values: Any) -> None:
-        """Pay for `text % values`, as if every field wrote all values."""
-        self.pay(len(text) * (1 + text.count("%(")))  # the search for a closing bracket may run to the end each time
+    def _need_percent(self, text: str, values: Any) -> None:
+        """Check what `text % values` may write, as if every field wrote all values."""
+        self.need(len(text) * (1 + text.count("%(")))  # the search for a closing bracket may run to the end each time
         if _WIDE.search(text):
             raise StoppedError
-        self.pay(text.count("%") * (self.measure(self.printed(values))[0] + 100))
+        self.need(text.count("%") * (self.measure(self.printed(values))[0] + 100))
 
     def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a filter that pays for its result, and before it starts for what it may add."""
+        """Return a filter that pays for its result, and is checked before it starts for what it may add."""
         at = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @functools.wraps(function)
@@ -227,11 +236,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 for operand in (value, *options):
                     self.printed(operand)
                 if name == "format":
-                    self._pay_percent(str(value), options)
+                    self._need_percent(str(value), options)
                 else:
-                    self._pay_growth(str(value), name, options)
+                    self._need_growth(str(value), name, options)
+            elif name in ("list", "sort", "unique") and isinstance(value, str):
+                self.need(_ELEMENT * len(value))
             elif name == "round":
-                self._pay_growth("", name, options)
+                self._need_growth("", name, options)
             elif name == "sum" and not isinstance(kwargs.get("start", [*args[at:], 0, 0][2]), int | float):
                 raise TypeError("sum adds numbers only")
             return self._result(function(*args[:at], value, *args[at + 1 :], **kwargs), name in _TEXT_FILTERS)
