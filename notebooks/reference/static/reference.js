@@ -2,10 +2,12 @@
 const LEAST = 0.48;
 function fit() {
   for (const part of document.querySelectorAll(".math.notranslate, .table-wrapper")) {
+    const drawn = part.querySelector("svg"); // beside it stands the same equation for screen readers, unseen
+    const width = () => (drawn ? drawn.getBoundingClientRect().width : part.scrollWidth);
     let size = 1;
     part.style.fontSize = "";
-    while (part.scrollWidth > part.clientWidth && size > LEAST) {
-      size = Math.max(LEAST, size * Math.min(0.98, part.clientWidth / part.scrollWidth));
+    while (width() > part.clientWidth + 1 && size > LEAST) {
+      size = Math.max(LEAST, size * Math.min(0.98, part.clientWidth / width()));
       part.style.fontSize = `${100 * size}%`; // not everything in it shrinks in proportion
     }
   }
