@@ -122,6 +122,7 @@ class PreTrainedModel(Pickled):
         kernels: str = "fast",
         weights: str = "auto",
         threads: int | None = None,
+        mmap: bool = True,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -140,6 +141,9 @@ class PreTrainedModel(Pickled):
                 device multiply them so; "auto" = as stored on a CUDA device (by CuPy 14 or newer), else expanded.
             threads: how many the fast kernels may use on a CPU; None is all cores, or fewer where
                 `OPENBLAS_NUM_THREADS` or `OMP_NUM_THREADS` says so.
+            mmap: memory-map the weights, which loads at once and shares memory with other processes. False reads them
+                whole, for files that may change while the model is in use: a mapped file that is cut short ends the
+                process (SIGBUS).
             revision: branch, tag or commit of a repo.
             cache_dir: where downloads are kept instead of the usual cache.
             local_files_only: use what has been downloaded before, without network.
@@ -159,7 +163,7 @@ class PreTrainedModel(Pickled):
 
         def read() -> tuple[DiffLlamaConfig, dict[str, Any], str, dict[str, Any]]:
             config, generation = DiffLlamaConfig.from_pretrained(folder), folder / "generation_config.json"
-            params = load(folder, config, cls.__name__, dtype=dtype, stored=stored)
+            params = load(folder, config, cls.__name__, dtype=dtype, stored=stored, mapped=mmap)
             resolved = resolve_dtype(folder, config, dtype)
             return config, params, resolved, read_json(generation) if generation.exists() else {}
 

@@ -13,6 +13,8 @@ from typing import Any
 from refdiff.cli.answering import FILTERS, NUMBERS
 from refdiff.cli.flags import UsageError
 
+MAX_LINE = 10_000_000
+"""Bytes of the longest line: a device such as /dev/zero has one without end."""
 _FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *NUMBERS)
 
 
@@ -75,7 +77,12 @@ class Prompts:
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         # Only a newline ends a line: U+2028 and the like are text, and JSON leaves them as they are.
-        for number, raw in enumerate(self._file, 1):
+        for number, raw in enumerate(iter(lambda: self._file.readline(MAX_LINE + 1), b""), 1):
+            if len(raw) > MAX_LINE:
+                raise UsageError(
+                    f"{self.name} line {number}: longer than {MAX_LINE:,} bytes, the most that a prompt may have; is "
+                    "it a file of prompts, one a line?"
+                )
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError:

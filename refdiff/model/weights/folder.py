@@ -15,8 +15,9 @@ from refdiff.model.commit import read_consistently
 from refdiff.model.weights.safetensors_file import PICKLE_ADVICE, SafetensorsFile, open_safetensors
 
 
-def open_checkpoint(folder: str | os.PathLike[str]) -> list[SafetensorsFile]:
-    """Open a checkpoint's safetensors files and check their headers; no tensor data is read.
+def open_checkpoint(folder: str | os.PathLike[str], *, mapped: bool = True) -> list[SafetensorsFile]:
+    """Open a checkpoint's safetensors files and check their headers; no tensor data is read, unless ``mapped`` is
+    False.
 
     One ``model.safetensors``, or where there is none the files that ``model.safetensors.index.json`` lists: the order
     in which transformers looks.
@@ -25,14 +26,14 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> list[SafetensorsFile]:
         CheckpointError: There is no safetensors file, the index and the files contradict each other, or a file breaks
             the format.
     """
-    return read_consistently(Path(folder), partial(_open_files, Path(folder)))
+    return read_consistently(Path(folder), partial(_open_files, Path(folder), mapped))
 
 
-def _open_files(folder: Path) -> list[SafetensorsFile]:
+def _open_files(folder: Path, mapped: bool) -> list[SafetensorsFile]:
     if os.path.lexists(folder / SINGLE):
-        return [_open(folder, SINGLE)]
+        return [_open(folder, SINGLE, mapped)]
     if os.path.lexists(folder / INDEX):
-        return _open_shards(folder)
+        return _open_shards(folder, mapped)
     message = f"{folder}: has neither {SINGLE} nor {INDEX}" if folder.is_dir() else f"{folder}: is not a folder"
     if pickles := sorted(path.name for path in folder.glob("*.bin")):
         message += f". {show_value(pickles[0])} is a pickle: {PICKLE_ADVICE}"
@@ -54,12 +55,12 @@ def headers(folder: str | os.PathLike[str]) -> dict[str, dict[str, tuple[str, tu
     }
 
 
-def _open(folder: Path, name: str) -> SafetensorsFile:
+def _open(folder: Path, name: str, mapped: bool) -> SafetensorsFile:
     check_name(folder, name)
-    return open_safetensors(folder / name, folder=folder)
+    return open_safetensors(folder / name, folder=folder, mapped=mapped)
 
 
-def _open_shards(folder: Path) -> list[SafetensorsFile]:
+def _open_shards(folder: Path, mapped: bool) -> list[SafetensorsFile]:
     index, label = folder / INDEX, str(folder / INDEX)
     weight_map = _weight_map(read_json(index), label)
     names = sorted(set(weight_map.values()))
@@ -70,7 +71,7 @@ def _open_shards(folder: Path) -> list[SafetensorsFile]:
             f"{label}: {len(missing)} of {len(names)} files are missing: {', '.join(missing[:10])}; "
             "was the download complete?"
         )
-    files = [_open(folder, name) for name in names]
+    files = [_open(folder, name, mapped) for name in names]
     problems = [
         problem for name, file in zip(names, files, strict=True) for problem in _contradictions(name, file, weight_map)
     ]

@@ -46,6 +46,7 @@ def load(
     dtype: str = "auto",
     stored: bool = False,
     deferred: bool = False,
+    mapped: bool = True,
 ) -> dict[str, Any]:
     """Load a checkpoint as the parameters of ``architecture``: nested dicts of read-only float32 or float64 arrays.
 
@@ -60,6 +61,8 @@ def load(
     With ``deferred``, all others are read, and brought into the wanted type, when they are used, and then forgotten
     (``refdiff.arrays.Deferred``): to go through a model of any size with the memory of its largest array.
 
+    Without ``mapped``, the files are read whole instead: for files that somebody may change while they are in use.
+
     The base model's parameters may be stored under any class's prefix. Heads of other classes are passed over, as are
     the ``rotary_emb.inv_freq`` of old files. A head that is not stored is drawn anew, with one warning. With
     ``tie_word_embeddings``, an ``lm_head.weight`` that is stored and differs from the embeddings is kept beside them,
@@ -69,7 +72,7 @@ def load(
         CheckpointError: A file is broken, or does not hold what ``config`` describes.
         ValueError: ``dtype`` or ``architecture`` is none of those known.
     """
-    files = open_checkpoint(folder)
+    files = open_checkpoint(folder, mapped=mapped)
     wanted = _resolve(files, config, dtype)
     shapes = parameter_shapes(config, architecture)
     places = _match(Path(folder), files, config, architecture)

@@ -65,13 +65,15 @@ class Tensor:
 class SafetensorsFile:
     """An open safetensors file whose header holds no contradiction; ``label`` is the name used in messages.
 
-    The file is opened once and mapped: what replaces it under its name later changes nothing here.
+    The file is opened once and memory-mapped, or read whole: what replaces it under its name later changes nothing
+    here. What is written into a mapped file itself does, and where it is cut short the system ends the process
+    (SIGBUS).
     """
 
     label: str
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
-    memory: mmap.mmap
+    memory: mmap.mmap | bytes
 
     def view(self, name: str) -> NDArray[Any]:
         """Return a float tensor as a read-only view of the file (bfloat16: its bits as uint16); nothing is read yet."""
@@ -85,16 +87,18 @@ class SafetensorsFile:
 
         Without this, weights that are converted would stay in memory twice.
         """
-        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows, which does so by itself when memory gets short
+        # not on Windows, which lets go by itself when memory gets short
+        if not isinstance(self.memory, bytes) and hasattr(mmap, "MADV_DONTNEED"):
             begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
             if end > begin:
                 self.memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
-def open_safetensors(path: Path, *, folder: Path | None = None) -> SafetensorsFile:
+def open_safetensors(path: Path, *, folder: Path | None = None, mapped: bool = True) -> SafetensorsFile:
     """Open a file, check its header against the format and the file's size, and map it; no tensor data is read.
 
-    `folder` is the checkpoint that the file belongs to, if it does (`refdiff.files.open_file`).
+    `folder` is the checkpoint that the file belongs to, if it does (`refdiff.files.open_file`). Without `mapped`, the
+    whole file is read into memory at once.
 
     Raises:
         CheckpointError: The file cannot be opened, or breaks a rule of the format; the message says which, and names
@@ -105,12 +109,20 @@ def open_safetensors(path: Path, *, folder: Path | None = None) -> SafetensorsFi
         try:
             size = os.fstat(file.fileno()).st_size
             tensors, metadata = _read_header(file, size, label)
-            memory = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            memory = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if mapped else _whole_file(file, size)
         except (OSError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{label}: cannot be read: {error}") from error
     return SafetensorsFile(label, tensors, metadata, memory)
+
+
+def _whole_file(file: BinaryIO, size: int) -> bytes:
+    file.seek(0)
+    raw = file.read(size)
+    if len(raw) < size:
+        raise ValueError(f"has become shorter while it was read: {len(raw):,} of {size:,} bytes")
+    return raw
 
 
 def _read_header(file: BinaryIO, size: int, label: str) -> tuple[dict[str, Tensor], dict[str, str]]:

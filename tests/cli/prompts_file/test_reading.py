@@ -160,3 +160,12 @@ def test_a_pipe_is_read_as_it_comes() -> None:
         os.close(writing)
         assert list(found) == []
     os.close(reading)
+
+
+def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").symlink_to("/dev/zero")
+    with (
+        Prompts(str(tmp_path / "in.txt")) as prompts,
+        pytest.raises(UsageError, match=r"line 1: longer than 10,000,000"),
+    ):
+        next(iter(prompts))

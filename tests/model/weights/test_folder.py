@@ -212,14 +212,14 @@ def test_save_in_the_middle_of_a_load_is_noticed(tmp_path: Path, monkeypatch: py
     write(tmp_path, split(random_tensors(), 2))
     original = folder_module.open_safetensors
 
-    def meanwhile(path: Path, folder: Path) -> object:
+    def meanwhile(path: Path, **options: object) -> object:
         if path.name == SECOND:
             content = (tmp_path / INDEX).read_bytes()
             (tmp_path / "newer").write_bytes(content)
             (tmp_path / "newer").replace(tmp_path / INDEX)
             if gone:
                 (tmp_path / INDEX).unlink()
-        return original(path, folder=folder)
+        return original(path, **options)
 
     monkeypatch.setattr(folder_module, "open_safetensors", meanwhile)
     says = "has neither" if gone else "was replaced while the checkpoint was being loaded; load it again"

@@ -420,3 +420,16 @@ def test_config_json_is_not_needed(tmp_path: Path) -> None:
     """The config is an argument: `load` reads safetensors files and their index only."""
     write(tmp_path, {SINGLE: pack(random_tensors()), "config.json": json.dumps({"vocab_size": -1}).encode()})
     load(tmp_path, tiny_config(), CAUSAL)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_files_that_are_read_whole_may_be_cut_short_later(tmp_path: Path, stored: bool) -> None:
+    tensors = random_tensors(dtype="BF16")
+    put(tmp_path, tensors)
+    expected = flatten(load(tmp_path, tiny_config(), "DiffLlamaForCausalLM", stored=stored))
+    kept = {name: np.array(values, copy=True) for name, values in expected.items()}
+    loaded = flatten(load(tmp_path, tiny_config(), "DiffLlamaForCausalLM", stored=stored, mapped=False))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for name, values in loaded.items():
+        assert_array_equal(np.array(values), kept[name])
+        assert not values.flags.writeable

@@ -1,0 +1,265 @@
+"""Ways to break a folder: JSON by structure, safetensors by header, any file by bytes or by what stands there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from refdiff.oracle.golden.manifest import manifest_text
+
+ESCAPES = ("\x1b[2J\x1b]0;x\x07", "\u202egnp.exe", "\ud800", "a\nb\rc", "\x9b31m", "\u2028", "\0")
+NUMBERS = (
+    0, -1, 1, 2, 3, 2**31 - 1, 2**31, 2**53, 2**63, 2**64 - 1, 10**18, 10**40, 10**400, -(2**63), 0.5, -0.0, 1e-308,
+    1e30, 1e308, float("inf"), float("-inf"), float("nan"),
+)  # fmt: skip
+TEMPLATES = (
+    "{% for i in range(10**9) %}a{% endfor %}",
+    "{{ 'a ' * 400000 }}",
+    "{{ 'a' * 10**10 }}",
+    "{{ joiner(',') }}",
+    "{{ ''.__class__.__mro__ }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ messages }}" * 2000,
+    "{% if %}",
+    "{{ '\x1b[2J' }}",
+    "{{ raise_exception('\x1b[2J\u202e' * 9999) }}",
+    "{{ 9**9**9 }}",
+    "{{ cycler }}",
+    "{{ '%999999999d' % 1 }}",
+    "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+    "{{ [1] * 10**9 }}",
+    "{{ '{:>999999999}'.format(1) }}",
+    "{{ 'a'.ljust(10**9) }}",
+    "{{ range(10**8) | list }}",
+    "{% include 'x' %}",
+    "{{ self }}",
+    "{{ messages.append(messages) }}{{ messages }}",
+    "{{ 'aaaaaaaaaaaaaaaa!' | urlize }}",
+)
+LARGEST_CHANGED = 10**7
+"""Bytes of the largest file that is changed again: an earlier change may have made a sparse one of gigabytes."""
+NAMED_BY_THE_USER = ("run.safetensors", "bare.safetensors", "run.npz", "in.jsonl")
+OTHERS = (
+    b"", b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>", b"\xef\xbb\xbf{}", b"PK\x03\x04",
+    b"\x80\x02}q\x00.", b"null", b"{}", b"[]", bytes(8),
+)  # fmt: skip
+CODES = ("BOOL", "U8", "I8", "F16", "BF16", "F32", "F64", "I64", "F8_E4M3", "F4", "C64", "X", "")
+STEPS: tuple[dict[str, Any], ...] = (
+    {"type": "Replace", "pattern": {"Regex": "(a*)*b"}, "content": "x" * 999},
+    {"type": "Prepend", "prepend": "y" * 9999},
+    {"type": "Precompiled", "precompiled_charsmap": "////fw=="},
+    {"type": "Strip", "content": "a", "start": 0, "stop": 2**64 - 1},
+    {"type": "Replace", "pattern": {"String": ""}, "content": "zz"},
+    {"type": "NFKD"},
+    {"type": "Metaspace", "replacement": "ab"},
+    {"type": "Split", "pattern": {"Regex": "(?=a)|" * 50}, "behavior": "Isolated", "invert": False},
+    {"type": "Fuse"},
+    {"type": "WordPiece", "prefix": "\x1b", "cleanup": True},
+    {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 5000},
+    {"type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": True},
+    {"type": "Digits", "individual_digits": 3},
+)
+
+
+def mutate(folder: Path, outside: Path, rng: Random) -> str:
+    """Change one thing in a folder; say what."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < LARGEST_CHANGED
+    )
+    path = rng.choice(files)
+    suitable = [_by_bytes, _in_its_place]
+    if path.suffix in (".json", ".jsonl"):
+        suitable += [_in_json] * 6
+    if path.suffix == ".safetensors":
+        suitable += [_in_header] * 4
+    if path.suffix == ".jinja":
+        suitable += [_template] * 4
+    if rng.random() < 0.05:
+        return _beside(folder, outside, rng)
+    change = rng.choice(suitable)
+    return f"{path.relative_to(folder)}: {change.__name__}: {change(path, outside, rng)}"
+
+
+def value(rng: Random) -> Any:
+    """A JSON value that somebody hostile, careless or unlucky would write."""
+    makers: list[Callable[[], Any]] = [
+        lambda: rng.choice(NUMBERS), lambda: rng.choice(NUMBERS), lambda: rng.choice(ESCAPES),
+        lambda: rng.choice((None, True, False, "", [], {}, [[]], "x" * 10**5, "auto", "NaN", "../../x", "/dev/zero")),
+        lambda: [rng.choice(NUMBERS)] * rng.choice((1, 3, 10**4)), lambda: {"a": {"b": rng.choice(ESCAPES)}},
+        lambda: rng.choice(TEMPLATES), lambda: dict(rng.choice(STEPS)), lambda: nested(rng.choice((50, 99, 500))),
+    ]  # fmt: skip
+    return rng.choice(makers)()
+
+
+def nested(depth: int) -> Any:
+    """A list in a list, so many levels deep."""
+    result: Any = 0
+    for _ in range(depth):
+        result = [result]
+    return result
+
+
+def _in_json(path: Path, outside: Path, rng: Random) -> str:
+    text = path.read_text("utf-8", "replace")
+    lines = text.splitlines() or [""] if path.suffix == ".jsonl" else [text]
+    at = rng.randrange(len(lines))
+    try:
+        parsed = json.loads(lines[at])
+    except ValueError:
+        return _by_bytes(path, outside, rng)
+    said = _change(parsed, rng)
+    if path.name == "manifest.json" and isinstance(parsed, dict) and rng.random() < 0.9:
+        try:
+            lines[at] = manifest_text(parsed)
+        except ValueError:  # what JSON has no word for
+            lines[at] = json.dumps(parsed)
+    else:
+        lines[at] = json.dumps(parsed)
+    if rng.random() < 0.05:
+        lines[at] = lines[at].replace("{", '{"x": 1, "x": 2, ', 1)
+    path.write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
+    return said
+
+
+def _change(parsed: Any, rng: Random) -> str:
+    """Change one place of a parsed JSON value, in place."""
+    place, way = parsed, []
+    while isinstance(place, dict | list) and place:
+        key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
+        way.append(key)
+        if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.4:
+            break
+        place = place[key]
+    if not way:
+        return "empty"
+    key = way[-1]
+    kind = rng.choice(("value", "value", "value", "remove", "rename", "add", "repeat"))
+    if kind == "remove":
+        del place[key]
+    elif kind == "repeat" and isinstance(place, list):
+        place *= rng.choice((2, 1000))
+    elif kind in ("rename", "add") and isinstance(place, dict):
+        name = rng.choice((*ESCAPES, "x" * 300, "layers." + "9" * 400, "num_labels", "auto_map", "__class__"))
+        place[name] = place.pop(key) if kind == "rename" else value(rng)
+    else:
+        place[key] = value(rng)
+    return f"{kind} {'.'.join(map(str, way))}"
+
+
+def _in_header(path: Path, outside: Path, rng: Random) -> str:
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    try:
+        header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+    except ValueError:
+        return _by_bytes(path, outside, rng)
+    entry = header[rng.choice(list(header))] if header else {}
+    kind = rng.choice(("any", "dtype", "shape", "offsets", "length", "sparse", "swap"))
+    if kind == "dtype" and "dtype" in entry:
+        entry["dtype"] = rng.choice(CODES)
+    elif kind == "shape" and "shape" in entry:
+        entry["shape"] = rng.choice(([], [0], [-1], [2**62, 4], [2**63], list(reversed(entry["shape"])), [1] * 99))
+    elif kind == "offsets" and "data_offsets" in entry:
+        entry["data_offsets"] = [rng.choice((0, 4, 2**63, -8)), rng.choice((0, 8, 2**63, 10**20))]
+    elif kind == "swap" and len(header) > 2:
+        one, other = rng.sample(list(header), 2)
+        header[one], header[other] = header[other], header[one]
+    else:
+        _change(header, rng)
+    text = json.dumps(header).encode()
+    size = rng.choice((0, 7, 2**63, 2**64 - 1, len(text) - 1)) if kind == "length" else len(text)
+    path.write_bytes(size.to_bytes(8, "little") + text + data)
+    if kind == "sparse":
+        os.truncate(path, 3 * 10**9)
+    return kind
+
+
+def _template(path: Path, outside: Path, rng: Random) -> str:
+    text = rng.choice(TEMPLATES)
+    path.write_text(text)
+    return text[:40]
+
+
+def _by_bytes(path: Path, outside: Path, rng: Random) -> str:
+    raw = bytearray(path.read_bytes())
+    kind = rng.choice(("flip", "flip", "cut", "insert", "double", "other"))
+    at = rng.randrange(len(raw) + 1)
+    if kind == "flip":
+        for _ in range(rng.choice((1, 1, 3, 30))):
+            if raw:
+                raw[rng.randrange(len(raw))] = rng.choice((0, 0x22, 0x39, 0x5B, 0x80, 0xFF, rng.randrange(256)))
+    elif kind == "cut":
+        del raw[at:]
+    elif kind == "insert":
+        raw[at:at] = rng.choice(
+            (b"\0" * 99, b"[" * 10**5, b'"' * 3, b"\xff\xfe", b"[]," * 10**6, b"9" * 9999, rng.randbytes(9))
+        )
+    elif kind == "double":
+        raw *= 2
+    else:
+        raw = bytearray(rng.choice(OTHERS))
+    path.write_bytes(raw)
+    return kind
+
+
+def _in_its_place(path: Path, outside: Path, rng: Random) -> str:
+    """Something else in a file's place: nothing, a folder, a pipe, a socket, a device, a link to what is not ours."""
+    kind = rng.choice(
+        ("gone", "folder", "pipe", "socket", "dangling", "loop", "secret", "zero", "full", "tty", "parent", "copy")
+    )
+    if kind == "secret" and (path.parent.name in ("outputs", "trace", "prompts") or path.name in NAMED_BY_THE_USER):
+        kind = "copy"  # a link that the user names himself is followed
+    if kind in ("pipe", "tty", "parent") and path.name == "in.jsonl":
+        kind = "zero"  # prompts are read from pipes and terminals
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            here = Path.cwd()
+            os.chdir(path.parent)  # the name of a socket has at most 107 bytes
+            try:
+                server.bind(path.name)
+            finally:
+                os.chdir(here)
+    elif kind == "copy":
+        shutil.copy(rng.choice([p for p in path.parent.iterdir() if p.is_file()] or [outside / "secret"]), path)
+    elif kind != "gone":
+        target = {
+            "dangling": "nowhere", "loop": path.name, "secret": str(outside / "secret"), "zero": "/dev/zero",
+            "full": "/dev/full", "tty": "/dev/tty", "parent": "..",
+        }[kind]  # fmt: skip
+        path.symlink_to(target)
+    return kind
+
+
+def _beside(folder: Path, outside: Path, rng: Random) -> str:
+    """Something that nobody asked for, beside the files."""
+    kind = rng.choice(("name", "link", "pipe", "save", "list", "pickle"))
+    if kind == "name":
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + rng.choice((b"\xff", b"\x1b[2J", b"a\nb")))).touch()
+    elif kind == "link":
+        for name in ("merges.txt", "added_tokens.json", "model-00001-of-00001.safetensors"):
+            (folder / name).symlink_to(outside / "secret")
+    elif kind == "pipe":
+        os.mkfifo(folder / rng.choice(("tokenizer.model", "x.safetensors", "special_tokens_map.json")))
+    elif kind == "pickle":
+        (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+    elif kind == "save":
+        (folder / ".refdiff-save").symlink_to(outside)
+    else:
+        (folder / ".refdiff-save").mkdir()
+        names = rng.choice((["../outside/secret"], ["config.json", "model.safetensors"], [3], {"a": 1}))
+        (folder / ".refdiff-save" / "files.json").write_text(json.dumps({"files": names}))
+        (folder / ".refdiff-save" / "model.safetensors").symlink_to(outside / "secret")
+    return f"beside: {kind}"
