@@ -33,7 +33,7 @@ TOKENIZER = (
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 """The same in the forms that older programs read, who need them beside it; here nothing does."""
 
-_MAX_INDEX_BYTES = 10_000_000
+_MAX_INDEX_BYTES, _MAX_FILES = 10_000_000, 1_000
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9_.-]+/)?[A-Za-z0-9_.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -129,6 +129,8 @@ def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Calla
         chosen += _choose_weights(names, what, fetch)
     if not chosen:
         raise CheckpointError(f"{what}: has none of {', '.join(files)}, but {_examples(names)}")
+    if len(chosen) > _MAX_FILES:
+        raise CheckpointError(f"{what}: has {len(chosen):,} files to download, expected at most {_MAX_FILES:,}")
     return list(dict.fromkeys(chosen))
 
 

@@ -152,6 +152,13 @@ def test_sizes_are_checked_before_the_download(hub_server: Lookalike) -> None:
     assert not hub_server.asked("/cdn/")
 
 
+def test_a_repo_of_countless_files_is_refused(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/many", {"config.json": b"{}", **{f"templates/{i}.jinja": b"" for i in range(1001)}})
+    with pytest.raises(CheckpointError, match=r"ai/many: has 1,002 files to download, expected at most 1,000"):
+        hub.snapshot("ai/many", files=("config.json", "templates/*.jinja"))
+    assert not hub_server.asked("/resolve/", "HEAD")
+
+
 def test_a_hub_may_send_to_another_page_of_its_own(hub_server: Lookalike) -> None:
     hub_server.repo("ai/model", model_files())
     hub_server.moved = True
