@@ -4,10 +4,11 @@ function fit() {
   for (const part of document.querySelectorAll(".math.notranslate, .table-wrapper")) {
     const drawn = part.querySelector("svg"); // beside it stands the same equation for screen readers, unseen
     const width = () => (drawn ? drawn.getBoundingClientRect().width : part.scrollWidth);
+    const block = part.tagName === "SPAN" ? part.closest("p, dd, li, td, dt") ?? part.parentElement : part;
     let size = 1;
     part.style.fontSize = "";
-    while (width() > part.clientWidth + 1 && size > LEAST) {
-      size = Math.max(LEAST, size * Math.min(0.98, part.clientWidth / width()));
+    while (width() > block.clientWidth + 1 && size > LEAST) {
+      size = Math.max(LEAST, size * Math.min(0.98, block.clientWidth / width()));
       part.style.fontSize = `${100 * size}%`; // not everything in it shrinks in proportion
     }
   }
