@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from refdiff import convert, exercises, layers, training, viz
+    from refdiff import convert, exercises, layers, oracle, training, viz
     from refdiff.errors import CheckpointError
     from refdiff.generation.stream import BatchTextStreamer, TextIteratorStreamer, TextStreamer
     from refdiff.generation.tokenizer import Tokenizer
@@ -51,6 +51,7 @@ __all__ = [
     "convert",
     "exercises",
     "layers",
+    "oracle",
     "pipeline",
     "training",
     "viz",
@@ -68,7 +69,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "exercises", "layers", "training", "viz"):
+    if name in ("convert", "exercises", "layers", "oracle", "training", "viz"):
         return importlib.import_module(f"refdiff.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'refdiff' has no attribute {name!r}")

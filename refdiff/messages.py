@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+from collections.abc import Mapping
 from typing import Any
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep  # noqa: PTH100, PTH120, pathlib is not loaded with this
 
 MAX_MESSAGE = 2000
 """Characters of the longest message."""
@@ -18,6 +24,29 @@ def printable(text: object, limit: int = MAX_MESSAGE) -> str:
     if not shown.isprintable():
         shown = _cut("".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in shown), limit)
     return shown
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called this package, however deep in it the reason lies."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def summary(result: Any, fields: Mapping[str, Any]) -> str:
+    """Represent a result by the names, shapes and types of its arrays."""
+    return f"{type(result).__name__}({', '.join(f'{name}={_form(value)}' for name, value in fields.items())})"
+
+
+def _form(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, tuple) and value:
+        return f"{len(value)} × {_form(value[0])}"
+    if hasattr(value, "__len__"):
+        return f"{type(value).__name__} of {len(value)} tokens"
+    return type(value).__name__
 
 
 def _cut(text: str, limit: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -13,7 +12,7 @@ from typing import Any
 from refdiff.errors import CheckpointError
 from refdiff.generation.tokenizer.backend import is_tokenizer
 from refdiff.generation.unknown_option import unknown_option
-from refdiff.messages import show_value
+from refdiff.messages import show_value, warn
 
 LARGEST = 2**31 - 1
 """The largest count or token id: more fits no array of ids, and no time."""
@@ -284,4 +283,4 @@ def _warn_ignored(options: Options, given: Mapping[str, Any]) -> None:
         ignored["do_sample=True"] += changed(("top_k",))
     for needed, names in ignored.items():
         if names:
-            warnings.warn(f"{', '.join(names)}: no effect without {needed}", UserWarning, stacklevel=4)
+            warn(f"{', '.join(names)}: no effect without {needed}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.messages import summary
 
-@dataclass
+
+@dataclass(repr=False)
 class GenerateDecoderOnlyOutput:
     """The result of greedy decoding, sampling, contrastive search and guessed decoding.
 
@@ -24,8 +26,11 @@ class GenerateDecoderOnlyOutput:
     lengths: NDArray[np.int64] | None = None
     cache: Any = None
 
+    def __repr__(self) -> str:
+        return _summary(self)
 
-@dataclass
+
+@dataclass(repr=False)
 class GenerateBeamDecoderOnlyOutput:
     """The result of beam search and beam sampling.
 
@@ -43,3 +48,11 @@ class GenerateBeamDecoderOnlyOutput:
     beam_indices: NDArray[np.int64] | None = None
     lengths: NDArray[np.int64] | None = None
     cache: Any = None
+
+    def __repr__(self) -> str:
+        return _summary(self)
+
+
+def _summary(result: GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput) -> str:
+    given = {field.name: getattr(result, field.name) for field in fields(result)}
+    return summary(result, {name: value for name, value in given.items() if value is not None})

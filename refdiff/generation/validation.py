@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,8 @@ from refdiff.errors import CheckpointError
 from refdiff.generation import sampling
 from refdiff.generation.options import Options
 from refdiff.generation.stopping import Stopping
-from refdiff.messages import show_value
+from refdiff.messages import show_value, warn
+from refdiff.model.inputs import refuse_text
 
 Emit = Callable[[Any], None]
 
@@ -69,6 +69,7 @@ def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:
     """
     if input_ids is None:
         input_ids = np.empty((1, 0), dtype=np.int64)
+    refuse_text("input_ids", input_ids)
     try:
         array = np.asarray(input_ids) if isinstance(input_ids, list | tuple) else to_numpy(input_ids)
     except ValueError as error:
@@ -119,11 +120,7 @@ def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> 
             raise ValueError("attention_mask holds other values than 0 (padding) and 1 (token)")
         mask = mask.astype(np.int64)
     if (mask[:, -1] == 0).any() and ids.shape[0] > 1:
-        warnings.warn(
-            "the prompts are padded on the right: the text would go on after padding; pad on the left",
-            UserWarning,
-            stacklevel=4,
-        )
+        warn("the prompts are padded on the right: the text would go on after padding; pad on the left")
     return None if mask.all() else mask
 
 
@@ -149,11 +146,7 @@ def read_max_length(options: Options, prompt_length: int, max_position_embedding
             "many tokens to add with max_new_tokens"
         )
     if options.min_new_tokens is not None and prompt_length + options.min_new_tokens > limit:
-        warnings.warn(
-            f"min_new_tokens is {options.min_new_tokens}, but only {limit - prompt_length} fit: the text ends there",
-            UserWarning,
-            stacklevel=4,
-        )
+        warn(f"min_new_tokens is {options.min_new_tokens}, but only {limit - prompt_length} fit: the text ends there")
     return limit
 
 

@@ -6,7 +6,6 @@ import fnmatch
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,7 @@ from refdiff.errors import CheckpointError
 from refdiff.files import follow
 from refdiff.hub.explain import explain, explained, is_answered, is_unreachable
 from refdiff.hub.guard import MAX_INFO, BadAnswerError, bounded, download
+from refdiff.messages import warn
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -205,7 +205,7 @@ def _instead_of_hub(
         why = f"no such folder here, and {explain(error)}"  # a plain name may have been meant as either
         raise CheckpointError(f"{at(repo, revision)}: {why}") from not_cached
     if not isinstance(error, OfflineModeIsEnabled):
-        warnings.warn(f"{at(repo, revision)}: {explain(error)}; using the copy in the cache", stacklevel=4)
+        warn(f"{at(repo, revision)}: {explain(error)}; using the copy in the cache")
     return folder
 
 

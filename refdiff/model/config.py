@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.files import read_json, write_json
-from refdiff.messages import show_value
+from refdiff.messages import show_value, warn
 from refdiff.model import config_checks, other_fields, rope_parameters
 from refdiff.model.commit import finish
 
@@ -65,7 +64,7 @@ class DiffLlamaConfig:
     def __init__(self, **given: Any) -> None:
         remarks = self._fill(given)
         if remarks:
-            warnings.warn("DiffLlamaConfig: " + "; ".join(remarks), stacklevel=2)
+            warn("DiffLlamaConfig: " + "; ".join(remarks))
 
     @property
     def num_labels(self) -> int:
@@ -94,7 +93,7 @@ class DiffLlamaConfig:
         except ValueError as error:
             raise CheckpointError(f"{source}: {error}") from None
         if remarks:
-            warnings.warn(f"{source}: " + "; ".join(remarks), stacklevel=2)
+            warn(f"{source}: " + "; ".join(remarks))
         return config
 
     @classmethod

@@ -100,7 +100,25 @@ class DiffLlamaForCausalLM(TrainableModel):
         seed: int | Sequence[int] | None = None,
         **generation_options: Any,
     ) -> Any:
-        """Continue the tokens; see `refdiff.generation.generate`, which this is."""
+        """Continue token sequences with `refdiff.generation.generate`; options and results are transformers'.
+
+        Args:
+            input_ids: (B, T) token ids, as of `tokenizer(texts, return_tensors="np")`.
+            attention_mask: (B, T), 1 for a token and 0 for padding, which stands at the left.
+            streamer: gets tokens as they are generated, such as `refdiff.TextStreamer(tokenizer)`.
+            generator, seed: where random choices come from.
+            generation_options: any of these; the defaults hold where generation_config.json has no other:
+
+        Length: max_new_tokens=None and max_length=None (20 new tokens), min_new_tokens=None, max_time=None,
+            eos_token_id=None, stop_strings=None with tokenizer=None, pad_token_id=None
+        Sampling: do_sample=False, temperature=1.0, top_k=50, top_p=1.0, min_p=None, typical_p=1.0, epsilon_cutoff=0.0,
+            eta_cutoff=0.0
+        Processors: repetition_penalty=1.0, no_repeat_ngram_size=0, bad_words_ids=None, suppress_tokens=None,
+            sequence_bias=None
+        Beams and more: num_beams=1, length_penalty=1.0, early_stopping=False, num_return_sequences=1,
+            prompt_lookup_num_tokens=None, assistant_model=None, penalty_alpha=None
+        Results: return_dict_in_generate=False, output_scores=False, output_logits=False
+        """
         from refdiff.generation import generate  # the way down the tree, for the name that HF's users know
 
         return generate(

@@ -5,6 +5,7 @@ Ids, masks and positions are small and decide what is computed, so they are look
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,32 @@ def integers(name: str, x: Any) -> IntArray:
     """Return `x` as host integers.
 
     Raises:
+        TypeError: a text, or the dict that a tokenizer returns.
         ValueError: it holds anything else.
     """
+    refuse_text(name, x)
     values = host(x)
     if values.dtype.kind not in "iu":
         raise ValueError(f"{name} has dtype {values.dtype}, but must hold integers")
     return values.astype(np.int64)
+
+
+def refuse_text(name: str, x: Any) -> None:
+    """Raise where a text, or the dict that a tokenizer returns, stands in place of token ids.
+
+    Raises:
+        TypeError: says what to do.
+    """
+    first = x
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    if isinstance(first, str):
+        fix = 'call tokenizer(text, return_tensors="np")["input_ids"]'
+        raise TypeError(f"{name}: got a text, expected token ids; {fix}")
+    if isinstance(first, Mapping):
+        kind = type(first).__name__
+        article = "an" if kind[0] in "AEIOU" else "a"
+        raise TypeError(f"{name}: got {article} {kind}, expected token ids; unpack it, as in model.generate(**inputs)")
 
 
 def token_ids(input_ids: Any) -> IntArray:

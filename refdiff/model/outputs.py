@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from refdiff.arrays import Array
+from refdiff.messages import summary
 from refdiff.model.cache import KVCache
 
 
-@dataclass
+@dataclass(repr=False)
 class ModelOutput:
     """The results of one call, named as Hugging Face names them; what was not asked for is None.
 
@@ -38,6 +39,9 @@ class ModelOutput:
     attentions: tuple[Array, ...] | None = None
     differential_attentions: tuple[Array, ...] | None = None
     lambdas: tuple[Array, ...] | None = None
+
+    def __repr__(self) -> str:
+        return summary(self, dict(self.items()))
 
     def to_tuple(self) -> tuple[Any, ...]:
         """Return the results that are there, in the order of the attributes."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, ClassVar, ParamSpec, Self, TypeVar
@@ -15,6 +14,7 @@ from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace
 from refdiff.backends import backend_for, device_placement, keep_half
 from refdiff.files import read_json
+from refdiff.messages import warn
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 from refdiff.model.commit import read_consistently
@@ -126,6 +126,8 @@ class PreTrainedModel(Pickled):
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        torch_dtype: Any = None,
+        device_map: Any = None,
     ) -> Self:
         """Load a checkpoint from a folder or a hub repo.
 
@@ -147,10 +149,19 @@ class PreTrainedModel(Pickled):
             revision: branch, tag or commit of a repo.
             cache_dir: where downloads are kept instead of the usual cache.
             local_files_only: use what has been downloaded before, without network.
+            torch_dtype: transformers' older name of `dtype`.
+            device_map: transformers' name for what is not done here; None alone is accepted.
 
         Raises:
             CheckpointError: something is missing or broken; the message names file, tensor and what would help.
         """
+        if device_map is not None:
+            raise ValueError(
+                f"device_map: got {device_map!r}, expected None; one device holds the model, device= of a backend"
+            )
+        if torch_dtype is not None and dtype != "auto":
+            raise ValueError("dtype, torch_dtype: got both, expected one of them")
+        dtype = dtype if torch_dtype is None else torch_dtype
         xp, dtype = _backend(backend), _dtype_name(dtype)  # before anything is downloaded
         stored = keep_half(weights, xp, kernels)
         folder = hub.snapshot(
@@ -217,6 +228,13 @@ class PreTrainedModel(Pickled):
             dtype=self.dtype if dtype is None else _dtype_name(dtype), max_shard_size=max_shard_size,
             generation_config=self.generation_config,
         )  # fmt: skip
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"{type(self).__name__}({self.num_parameters():,} parameters, {c.num_hidden_layers} layers, "
+            f"wiring={c.wiring!r}, dtype={self.dtype!r})"
+        )
 
     def num_parameters(self) -> int:
         """Count the numbers in the weights; tied ones count once."""
@@ -298,10 +316,9 @@ class PreTrainedModel(Pickled):
         length = int(positions.max()) + 1
         if length > config.max_position_embeddings and not self.warned_of_length:
             self.warned_of_length = True
-            warnings.warn(
+            warn(
                 f"the text is longer than the {config.max_position_embeddings} positions that this model was made for "
-                "(max_position_embeddings): what follows is computed all the same, and may be worse",
-                stacklevel=6,  # the caller of the model
+                "(max_position_embeddings): what follows is computed all the same, and may be worse"
             )
         frequencies, scale = self.ops.rope_frequencies(
             config.rope_parameters, config.head_dim, config.max_position_embeddings, length
@@ -346,4 +363,6 @@ def _map(function: Callable[[Any], Any], nested: Any) -> Any:
 
 def _dtype_name(dtype: Any) -> str:
     """Name a precision given by its name or as a NumPy dtype; whether it is one of those known is checked later."""
-    return dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if not isinstance(dtype, str) and repr(dtype).startswith("torch."):
+        dtype = repr(dtype)
+    return dtype.removeprefix("torch.") if isinstance(dtype, str) else np.dtype(dtype).name

@@ -41,7 +41,7 @@ def test_an_empty_prompt_starts_from_bos() -> None:
         ([[1, 2], [3]], ValueError, "different lengths"),
         ([[1.0, 2.0]], TypeError, "dtype float64"),
         ([[True, False]], TypeError, "dtype bool"),
-        ([["a"]], TypeError, "token ids are integers"),
+        ([["a"]], TypeError, "got a text, expected token ids"),
         ([[1, 2], [3, 5]], ValueError, r"input_ids\[1, 1\] is 5, outside the vocabulary of 5 tokens, 0 to 4"),
         ([[-1, 2]], ValueError, r"input_ids\[0, 0\] is -1"),
     ],

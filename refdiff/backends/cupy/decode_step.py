@@ -11,7 +11,6 @@ frequencies depend on the length, the batch is larger than the kernel of `linear
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from refdiff.arrays import Array, from_numpy
 from refdiff.backends import decoder
 from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
+from refdiff.messages import warn
 
 MIN_CAPACITY = 256
 """Tokens that the cache has capacity for at least."""
@@ -112,7 +112,7 @@ class DecodeStep:
             self.refused = str(error)
             if self._model.base_params["norm"]["weight"].dtype != np.float64:  # for which there are no kernels at all
                 said = f"steps of decoding are not recorded on the device, and take longer: {error}"
-                warnings.warn(said, UserWarning, stacklevel=2)
+                warn(said)
             return
         self.recordings += 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Deferred, to_numpy
 from refdiff.errors import CheckpointError
-from refdiff.messages import show_value
+from refdiff.messages import show_value, warn
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.folder import open_checkpoint, report
 from refdiff.model.weights.initialize import draw
@@ -95,7 +94,7 @@ def load(
         remarks.append(f"no {' and '.join(missing)} in the files: drawn at random, so train it before you trust it")
         arrays.update(draw(config, ((name, shapes[name]) for name in missing), seed=0, dtype=wanted))
     if remarks:
-        warnings.warn(f"{folder}: " + "; ".join(remarks), stacklevel=2)
+        warn(f"{folder}: " + "; ".join(remarks))
     order = [*shapes, *(name for name in arrays if name not in shapes)]
     return nest({name: arrays[name] for name in order})
 

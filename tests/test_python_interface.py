@@ -1,0 +1,109 @@
+"""What Python shows of public objects: representations, help, errors that name the fix, warnings at a line."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.generation.options import Options
+from refdiff.messages import warn
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Any:
+    return refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint)
+
+
+def test_a_model_is_one_line(model: Any) -> None:
+    count = f"{model.num_parameters():,}"
+    assert repr(model) == f"DiffLlamaForCausalLM({count} parameters, 2 layers, wiring='hf', dtype='float32')"
+
+
+def test_an_output_has_names_and_shapes(model: Any) -> None:
+    out = model([[0, 5, 7]], output_hidden_states=True, output_attentions=True)
+    assert repr(out) == (
+        "ModelOutput(logits=(1, 3, 259) float32, cache=KVCache of 3 tokens, hidden_states=3 × (1, 3, 24) float32, "
+        "attentions=2 × (1, 4, 3, 3) float32, differential_attentions=2 × (1, 2, 3, 3) float32, lambdas=2 × () float32)"
+    )
+    made = model.generate([[0, 5]], max_new_tokens=2, return_dict_in_generate=True, output_scores=True)
+    assert repr(made).startswith("GenerateDecoderOnlyOutput(sequences=(1, 4) int64, scores=2 × (1, 259) float32, ")
+    beams = model.generate([[0, 5]], max_new_tokens=2, num_beams=2, return_dict_in_generate=True)
+    assert repr(beams).startswith("GenerateBeamDecoderOnlyOutput(sequences=(1, 4) int64, ")
+
+
+def test_the_help_of_generate_lists_every_option_with_its_default(model: Any) -> None:
+    said = " ".join((model.generate.__doc__ or "").split())
+    for option in fields(Options):
+        assert f" {option.name}={option.default!r}" in said, option.name
+
+
+@pytest.mark.parametrize("call", ["generate", "__call__"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("Once", 'got a text, expected token ids; call tokenizer(text, return_tensors="np")["input_ids"]'),
+        (["Once", "upon"], "input_ids: got a text, expected token ids"),
+        ({"input_ids": [[1]]}, "input_ids: got a dict, expected token ids; unpack it, as in model.generate(**inputs)"),
+    ],
+)
+def test_a_text_or_a_dict_in_place_of_ids_says_the_fix(given: Any, message: str, call: str, model: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        getattr(model, call)(given)
+
+
+def test_the_result_of_a_tokenizer_says_the_fix(model: Any, tiny_checkpoint: Path) -> None:
+    tokenizer = refdiff.Tokenizer.from_pretrained(tiny_checkpoint)
+    with pytest.raises(
+        TypeError, match=r"got an Encoded, expected token ids; unpack it, as in model\.generate\(\*\*inputs\)"
+    ):
+        model.generate(tokenizer(["ab"], return_tensors="np"))
+
+
+def test_names_of_transformers_for_loading(tiny_checkpoint: Path) -> None:
+    load = refdiff.DiffLlamaForCausalLM.from_pretrained
+    assert load(tiny_checkpoint, torch_dtype="float64").dtype == "float64"
+    assert load(tiny_checkpoint, torch_dtype=np.float64).dtype == "float64"
+
+    class TorchType:
+        """What `torch.float64` looks like."""
+
+        def __repr__(self) -> str:
+            return "torch.float64"
+
+    for name in ("dtype", "torch_dtype"):
+        assert load(tiny_checkpoint, **{name: TorchType()}).dtype == "float64"
+    with pytest.raises(ValueError, match=r"dtype, torch_dtype: got both, expected one of them"):
+        load(tiny_checkpoint, dtype="float32", torch_dtype="float64")
+    with pytest.raises(ValueError, match=r"device_map: got 'auto', expected None; one device holds the model, device="):
+        load(tiny_checkpoint, device_map="auto")
+
+
+def test_the_package_lists_its_parts() -> None:
+    assert {"oracle", "layers", "convert", "viz", "training", "pipeline", "Tokenizer"} <= set(dir(refdiff))
+    assert refdiff.oracle.check is not None
+
+
+def test_a_warning_points_at_the_line_that_calls_the_package(model: Any) -> None:
+    with pytest.warns(UserWarning, match="said") as seen:
+        warn("said")
+    assert seen[0].filename == __file__
+    short = refdiff.DiffLlamaForCausalLM.from_config(
+        refdiff.DiffLlamaConfig(
+            vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=4, max_position_embeddings=4,
+        )
+    )  # fmt: skip
+    ids = [[1, 2, 3, 4, 5]]
+    for call in (short, lambda x: short.generate(x, max_new_tokens=1), lambda x: short.loss_and_grad(x, labels=x)):
+        short.warned_of_length = False
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(ids)
+        assert [w.filename for w in caught] == [__file__], call
