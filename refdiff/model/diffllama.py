@@ -82,8 +82,9 @@ def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Arra
 def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:
     """DiffLlama: heads i and i + H/2 are a pair; RoPE rotates halves; the norm after attention has no weight."""
     ops, d = ctx.ops, ctx.config.head_dim
-    q, k = rotate_queries_and_keys(p, x, ctx, interleaved=False)
-    v = ops.value_pairs_hf(split_heads(ops.linear(x, **p["v_proj"]), d))
+    q, k, v = project(p, x, ctx, value_size=d)
+    v = ops.value_pairs_hf(v)
+    q, k = rotate(q, k, ctx, interleaved=False)
     k, v = append_to_cache(layer, k, v, ctx)
     lambda_init = ops.lambda_init(layer)
     lambda_ = ops.diff_lambda(p["lambda_q1"], p["lambda_k1"], p["lambda_q2"], p["lambda_k2"], lambda_init)
@@ -95,8 +96,9 @@ def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array
 def attention_paper(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:
     """As published: heads 2i and 2i + 1 are a pair; RoPE rotates neighbours; the norm has a weight and unilm's ε."""
     ops, d = ctx.ops, ctx.config.head_dim
-    q, k = rotate_queries_and_keys(p, x, ctx, interleaved=True)
-    k, v = append_to_cache(layer, k, split_heads(ops.linear(x, **p["v_proj"]), 2 * d), ctx)
+    q, k, v = project(p, x, ctx, value_size=2 * d)
+    q, k = rotate(q, k, ctx, interleaved=True)
+    k, v = append_to_cache(layer, k, v, ctx)
     lambda_init = ops.lambda_init(layer)
     lambda_ = ops.diff_lambda(p["lambda_q1"], p["lambda_k1"], p["lambda_q2"], p["lambda_k2"], lambda_init)
     heads = ops.diff_heads_paper(q, k, v, lambda_, p["subln"]["weight"], lambda_init, **ctx.visibility, ops=ops)
@@ -106,8 +108,9 @@ def attention_paper(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Ar
 def attention_v2(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:
     """DIFF V2: two queries share one key and value head; λ by token and head; no norm."""
     ops, d = ctx.ops, ctx.config.head_dim
-    q, k = rotate_queries_and_keys(p, x, ctx, interleaved=True)
-    k, v = append_to_cache(layer, k, split_heads(ops.linear(x, **p["v_proj"]), d), ctx)
+    q, k, v = project(p, x, ctx, value_size=d)
+    q, k = rotate(q, k, ctx, interleaved=True)
+    k, v = append_to_cache(layer, k, v, ctx)
     heads = ops.diff_heads_v2(q, k, v, ops.diff_lambda_v2(x, **p["lambda_proj"], ops=ops), **ctx.visibility, ops=ops)
     return ops.linear(heads, **p["o_proj"])
 
@@ -115,8 +118,9 @@ def attention_v2(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array
 def attention_llama(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:
     """A plain Llama: each head by itself, no λ."""
     ops, d = ctx.ops, ctx.config.head_dim
-    q, k = rotate_queries_and_keys(p, x, ctx, interleaved=False)
-    k, v = append_to_cache(layer, k, split_heads(ops.linear(x, **p["v_proj"]), d), ctx)
+    q, k, v = project(p, x, ctx, value_size=d)
+    q, k = rotate(q, k, ctx, interleaved=False)
+    k, v = append_to_cache(layer, k, v, ctx)
     return ops.linear(ops.plain_heads(q, k, v, **ctx.visibility, ops=ops), **p["o_proj"])
 
 
@@ -124,12 +128,17 @@ ATTENTION = {"hf": attention_hf, "paper": attention_paper, "v2": attention_v2, "
 """From `config.wiring` to the attention variant; `refdiff.layers` has them side by side."""
 
 
-def rotate_queries_and_keys(p: dict[str, Any], x: Array, ctx: Context, *, interleaved: bool) -> tuple[Array, Array]:
-    """Project to queries (B, H, T, d) and keys (B, K, T, d), and rotate both by their positions."""
-    ops, d = ctx.ops, ctx.config.head_dim
-    q = ops.rope(split_heads(ops.linear(x, **p["q_proj"]), d), ctx.cos, ctx.sin, interleaved=interleaved)
-    k = ops.rope(split_heads(ops.linear(x, **p["k_proj"]), d), ctx.cos, ctx.sin, interleaved=interleaved)
-    return q, k
+def project(p: dict[str, Any], x: Array, ctx: Context, *, value_size: int) -> tuple[Array, Array, Array]:
+    """Project to queries (B, H, T, d), keys (B, K, T, d) and values (B, heads, T, value_size)."""
+    linear, d = ctx.ops.linear, ctx.config.head_dim
+    q, k, v = linear(x, **p["q_proj"]), linear(x, **p["k_proj"]), linear(x, **p["v_proj"])
+    return split_heads(q, d), split_heads(k, d), split_heads(v, value_size)
+
+
+def rotate(q: Array, k: Array, ctx: Context, *, interleaved: bool) -> tuple[Array, Array]:
+    """Rotate queries and keys by their positions."""
+    q = ctx.ops.rope(q, ctx.cos, ctx.sin, interleaved=interleaved)
+    return q, ctx.ops.rope(k, ctx.cos, ctx.sin, interleaved=interleaved)
 
 
 def append_to_cache(layer: int, k: Array, v: Array, ctx: Context) -> tuple[Array, Array]:

@@ -18,8 +18,8 @@ from typing import Any
 from refdiff.arrays import Array
 from refdiff.backends import Ops
 from refdiff.layers.linear import named_grads
-from refdiff.layers.plain_heads import concat_heads, split_heads
-from refdiff.model.diffllama import Context, rotate_queries_and_keys
+from refdiff.layers.plain_heads import concat_heads
+from refdiff.model.diffllama import Context, project, rotate
 from refdiff.model.weights.names import LAMBDA_VECTORS
 
 Grads = dict[str, Any]
@@ -85,8 +85,8 @@ def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tupl
 def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
     """DiffLlama: λ depends on its vectors alone."""
     ops = ctx.ops
-    q, k, v, projections_back = project(p, x, ctx, interleaved=False)
-    v = ops.value_pairs_hf(split_heads(v, ctx.config.head_dim))
+    q, k, v, projections_back = rotated(p, x, ctx, interleaved=False, value_size=ctx.config.head_dim)
+    v = ops.value_pairs_hf(v)
     lambda_init, vectors = ops.lambda_init(layer), [p[name] for name in LAMBDA_VECTORS]
     operands = (q, k, v, ops.diff_lambda(*vectors, lambda_init), lambda_init, ctx.config.rms_norm_eps)
     heads = ops.diff_heads_hf(*operands, **ctx.visibility, ops=ops)
@@ -95,7 +95,7 @@ def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple
         g, o_proj = linear_back(ops, g, heads, p["o_proj"])
         dq, dk, dv, dlambda = ops.diff_heads_hf_vjp(g, *operands, **ctx.visibility, ops=ops)
         (dv,) = ops.value_pairs_hf_vjp(dv, k)  # the value heads have the shape of the key heads
-        dx, grads = projections_back(dq, dk, concat_heads(dv))
+        dx, grads = projections_back(dq, dk, dv)
         dvectors = ops.diff_lambda_vjp(dlambda, *vectors, lambda_init)
         return dx, {**grads, "o_proj": o_proj, **dict(zip(LAMBDA_VECTORS, dvectors, strict=True))}
 
@@ -105,8 +105,7 @@ def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple
 def attention_paper(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
     """As published: the norm after attention has a weight."""
     ops = ctx.ops
-    q, k, v, projections_back = project(p, x, ctx, interleaved=True)
-    v = split_heads(v, 2 * ctx.config.head_dim)
+    q, k, v, projections_back = rotated(p, x, ctx, interleaved=True, value_size=2 * ctx.config.head_dim)
     lambda_init, vectors = ops.lambda_init(layer), [p[name] for name in LAMBDA_VECTORS]
     operands = (q, k, v, ops.diff_lambda(*vectors, lambda_init), p["subln"]["weight"], lambda_init)
     heads = ops.diff_heads_paper(*operands, **ctx.visibility, ops=ops)
@@ -114,7 +113,7 @@ def attention_paper(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tu
     def back(g: Array) -> tuple[Array, Grads]:
         g, o_proj = linear_back(ops, g, heads, p["o_proj"])
         dq, dk, dv, dlambda, weight = ops.diff_heads_paper_vjp(g, *operands, **ctx.visibility, ops=ops)
-        dx, grads = projections_back(dq, dk, concat_heads(dv))
+        dx, grads = projections_back(dq, dk, dv)
         dvectors = dict(zip(LAMBDA_VECTORS, ops.diff_lambda_vjp(dlambda, *vectors, lambda_init), strict=True))
         return dx, {**grads, "o_proj": o_proj, **dvectors, "subln": {"weight": weight}}
 
@@ -124,14 +123,14 @@ def attention_paper(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tu
 def attention_v2(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
     """DIFF V2: λ is computed from X, so that X has a gradient through λ too."""
     ops = ctx.ops
-    q, k, v, projections_back = project(p, x, ctx, interleaved=True)
-    operands = (q, k, split_heads(v, ctx.config.head_dim), ops.diff_lambda_v2(x, **p["lambda_proj"], ops=ops))
+    q, k, v, projections_back = rotated(p, x, ctx, interleaved=True, value_size=ctx.config.head_dim)
+    operands = (q, k, v, ops.diff_lambda_v2(x, **p["lambda_proj"], ops=ops))
     heads = ops.diff_heads_v2(*operands, **ctx.visibility, ops=ops)
 
     def back(g: Array) -> tuple[Array, Grads]:
         g, o_proj = linear_back(ops, g, heads, p["o_proj"])
         dq, dk, dv, dlambda = ops.diff_heads_v2_vjp(g, *operands, **ctx.visibility, ops=ops)
-        dx, grads = projections_back(dq, dk, concat_heads(dv))
+        dx, grads = projections_back(dq, dk, dv)
         dx_lambda, weight = ops.diff_lambda_v2_vjp(dlambda, x, **p["lambda_proj"], ops=ops)
         return dx + dx_lambda, {**grads, "o_proj": o_proj, "lambda_proj": {"weight": weight}}
 
@@ -141,14 +140,14 @@ def attention_v2(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple
 def attention_llama(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
     """A plain Llama."""
     ops = ctx.ops
-    q, k, v, projections_back = project(p, x, ctx, interleaved=False)
-    operands = (q, k, split_heads(v, ctx.config.head_dim))
+    q, k, v, projections_back = rotated(p, x, ctx, interleaved=False, value_size=ctx.config.head_dim)
+    operands = (q, k, v)
     heads = ops.plain_heads(*operands, **ctx.visibility, ops=ops)
 
     def back(g: Array) -> tuple[Array, Grads]:
         g, o_proj = linear_back(ops, g, heads, p["o_proj"])
         dq, dk, dv = ops.plain_heads_vjp(g, *operands, **ctx.visibility, ops=ops)
-        dx, grads = projections_back(dq, dk, concat_heads(dv))
+        dx, grads = projections_back(dq, dk, dv)
         return dx, {**grads, "o_proj": o_proj}
 
     return ops.linear(heads, **p["o_proj"]), back
@@ -157,15 +156,16 @@ def attention_llama(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tu
 ATTENTION = {"hf": attention_hf, "paper": attention_paper, "v2": attention_v2, "none": attention_llama}
 
 
-def project(
-    p: dict[str, Any], x: Array, ctx: Context, *, interleaved: bool
+def rotated(
+    p: dict[str, Any], x: Array, ctx: Context, *, interleaved: bool, value_size: int
 ) -> tuple[Array, Array, Array, Callable[[Array, Array, Array], tuple[Array, Grads]]]:
-    """Project to rotated queries (B, H, T, d) and keys (B, K, T, d), and to values (B, T, width), not split into heads.
+    """Project to rotated queries (B, H, T, d) and keys (B, K, T, d), and to values (B, heads, T, value_size).
 
     ∂L/∂X is the sum of the gradients through Q, K and V.
     """
     ops = ctx.ops
-    q, k = rotate_queries_and_keys(p, x, ctx, interleaved=interleaved)
+    q, k, v = project(p, x, ctx, value_size=value_size)
+    q, k = rotate(q, k, ctx, interleaved=interleaved)
 
     def back(dq: Array, dk: Array, dv: Array) -> tuple[Array, Grads]:
         # rope_vjp reads the shape of its second argument only
@@ -173,10 +173,10 @@ def project(
         dk = ops.rope_vjp(dk, k, ctx.cos, ctx.sin, interleaved=interleaved)[0]
         dx_q, q_proj = linear_back(ops, concat_heads(dq), x, p["q_proj"])
         dx_k, k_proj = linear_back(ops, concat_heads(dk), x, p["k_proj"])
-        dx_v, v_proj = linear_back(ops, dv, x, p["v_proj"])
+        dx_v, v_proj = linear_back(ops, concat_heads(dv), x, p["v_proj"])
         return dx_q + dx_k + dx_v, {"q_proj": q_proj, "k_proj": k_proj, "v_proj": v_proj}
 
-    return q, k, ops.linear(x, **p["v_proj"]), back
+    return q, k, v, back
 
 
 def norm(p: dict[str, Array], x: Array, ctx: Context) -> tuple[Array, Back]:

@@ -1,4 +1,4 @@
-"""Attention maps, λ and hidden states of one call, recorded by wrapping the layers that compute them."""
+"""Attention maps, λ and hidden states of one call: the layers that compute them are wrapped."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Recorder:
 
     Args:
         p: the weights of the base model.
-        attentions: record the results of `attention_weights`, `diff_lambda` and `diff_lambda_v2`.
-        hidden_states: record what enters each layer's first norm, and the result of the final norm.
+        attentions: keep the results of `attention_weights`, `diff_lambda` and `diff_lambda_v2`.
+        hidden_states: keep what enters each layer's first norm, and the result of the final norm.
     """
 
     def __init__(self, p: dict[str, Any], *, attentions: bool, hidden_states: bool) -> None:
@@ -29,7 +29,7 @@ class Recorder:
         self._states: list[Array] = []
 
     def over(self, ops: Ops) -> Ops:
-        """Return `ops` with the recorded layers wrapped."""
+        """Return `ops` with the layers wrapped whose results are kept."""
         return overlay(ops, self._wrap)
 
     def _wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,7 +40,7 @@ class Recorder:
         return self._norm(function) if self._hidden_states and name == "rms_norm" else function
 
     def _norm(self, rms_norm: Callable[..., Array]) -> Callable[..., Array]:
-        def recorded(x: Array, weight: Array | None, eps: float) -> Array:
+        def wrapped(x: Array, weight: Array | None, eps: float) -> Array:
             y = rms_norm(x, weight, eps)
             if any(weight is first for first in self._first_norms):
                 self._states.append(x)
@@ -48,10 +48,10 @@ class Recorder:
                 self._states.append(y)
             return y
 
-        return recorded
+        return wrapped
 
     def add_to(self, out: ModelOutput, wiring: str) -> None:
-        """Set the fields of `out` that were recorded."""
+        """Set the fields of `out` that were asked for."""
         if self._hidden_states:
             out.hidden_states = tuple(self._states)
         if not self._attentions:
@@ -69,11 +69,11 @@ class Recorder:
 
 
 def _appending(results: list[Array], function: Callable[..., Array]) -> Callable[..., Array]:
-    def recorded(*args: Any, **kwargs: Any) -> Array:
+    def wrapped(*args: Any, **kwargs: Any) -> Array:
         results.append(function(*args, **kwargs))
         return results[-1]
 
-    return recorded
+    return wrapped
 
 
 def _side_by_side(a1: Array, a2: Array) -> Array:

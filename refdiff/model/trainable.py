@@ -86,7 +86,7 @@ class TrainableModel(PreTrainedModel):
         ids: inputs.IntArray | None,
         labels: Any,
     ) -> tuple[Array, dict[str, Any]]:
-        """Take some rows of the batch at a time, as its threads do best, and add up: always in the same order.
+        """Take some items of the batch at a time, and add up, always in the same order.
 
         Equation:
             a loss that is a mean over n targets is Σᵢ (nᵢ / n) lossᵢ over parts of nᵢ targets, and so is its gradient
