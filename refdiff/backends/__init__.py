@@ -100,8 +100,7 @@ class Backend:
 
     Attributes:
         ops: the layer functions.
-        kernels: an object with a method for each layer that it has a kernel for, or None.
-        kernels: an object with a method for each layer that it has a kernel for, or None.
+        kernels: an object with an attribute for each layer that it has a kernel for, or None.
         chunk_size: how many tokens of a prompt, of all items of a batch, go through the model at once.
     """
 

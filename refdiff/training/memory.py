@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refdiff.backends.numpy.runtime import rows_at_a_time
+from refdiff.backends.numpy.runtime import split_batch
 from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import count_parameters, parameter_shapes
@@ -28,7 +28,7 @@ def needed(
     size = NBYTES[dtype]
     parameters = count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values())
     copies = (4 if settings.optimizer == "adamw" else 3) + (settings.accumulate > 1)
-    parts = rows_at_a_time(settings.batch // settings.accumulate, settings.context)
+    parts = split_batch(settings.batch // settings.accumulate, settings.context)
     rows = sorted(part.stop - part.start for part in parts)[-Workers(threads).threads :]
     tokens = sum(rows) * settings.context
     heads = (config.num_query_heads + config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim

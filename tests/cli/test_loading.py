@@ -39,7 +39,7 @@ def test_threads_limits_the_linear_algebra_library(tiny_checkpoint: Path) -> Non
         counts = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     assert counts
     assert set(counts) == {1}
-    assert model.kernels.threads == 1
+    assert model.backend.kernels.threads == 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])

@@ -299,7 +299,7 @@ def test_a_run_goes_on_with_the_threads_it_had(start: Start) -> None:
     for given, threads in ((None, 1), (2, 2), (0, 0)):
         again = Trainer.resume(trainer.out, threads=given)
         assert again.threads == threads
-        workers = again.model.kernels.threads
+        workers = again.model.backend.kernels.threads
         assert workers == (threads or default_threads())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from refdiff.backends.numpy import attention, attention_vjp, embedding, gemm, loss, mlp, norm, rope
 from refdiff.backends.numpy.layout import FloatArray, same_dtype
-from refdiff.backends.numpy.runtime import Runtime, rows_at_a_time
+from refdiff.backends.numpy.runtime import Runtime
 from refdiff.backends.numpy.tuning import Tuning
 
 
@@ -30,8 +30,7 @@ class NumpyKernels:
     def __init__(self, threads: int | None = None, tuning: Tuning | None = None) -> None:
         rt = self.runtime = Runtime(threads, tuning)
         self.threads = rt.workers.threads
-        self.running, self.keeping = rt.running, rt.keeping
-        self.each, self.in_order = rt.workers.map, rt.workers.in_order
+        self.inference_scope, self.repeated_scope = rt.inference_scope, rt.repeated_scope
 
         self.embedding, self.embedding_vjp = partial(embedding.embedding, rt), partial(embedding.embedding_vjp, rt)
         self.linear, self.linear_vjp = partial(gemm.linear, rt), partial(gemm.linear_vjp, rt)
@@ -57,10 +56,6 @@ class NumpyKernels:
         self.diff_attention_with_lse = partial(attention.diff_attention_with_lse, rt)
         self.diff_attention_vjp_from_lse = partial(attention_vjp.diff_attention_vjp_from_lse, rt)
         self.cross_entropy_both = partial(loss.cross_entropy_both, rt)
-
-    def rows_at_a_time(self, batch: int, tokens: int) -> list[slice]:
-        """Cut a batch into the parts that training computes one by one."""
-        return rows_at_a_time(batch, tokens, self.runtime.tuning.training_tokens)
 
 
 def diff_lambda(

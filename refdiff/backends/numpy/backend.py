@@ -9,6 +9,7 @@ from typing import Any
 
 from refdiff.backends import Backend, Ops, decoder
 from refdiff.backends.numpy import NumpyKernels
+from refdiff.backends.numpy.runtime import split_batch
 
 __all__ = ["NumpyBackend", "NumpyKernels"]
 
@@ -38,21 +39,21 @@ class NumpyBackend(Backend):
         return decoder.saving_ops(self._steps) if ops is self.ops else ops
 
     def inference_scope(self, weight: Any = None) -> AbstractContextManager[Any]:
-        """Take the cores from BLAS for one pass; see `Runtime.running`."""
-        return self.kernels.running(weight)
+        """Own the cores and keep scratch memory for one pass; see `Runtime`."""
+        return self.kernels.inference_scope(weight)
 
     def repeated_scope(self) -> AbstractContextManager[Any]:
         """Keep scratch memory from one pass to the next."""
-        return self.kernels.keeping()
+        return self.kernels.repeated_scope()
 
     def split_batch(self, batch: int, tokens: int) -> list[slice]:
-        """Return parts that a thread trains on by itself; see `rows_at_a_time`."""
-        return self.kernels.rows_at_a_time(batch, tokens)
+        """Return the parts of a batch that one training step takes one by one, each in one thread."""
+        return split_batch(batch, tokens, self.kernels.runtime.tuning.training_tokens)
 
     def map(self, work: Callable[[Any], Any], items: Any) -> None:
         """Call `work(item)` for every item, on all threads."""
-        self.kernels.each(work, items)
+        self.kernels.runtime.workers.map(work, items)
 
     def map_in_order(self, work: Callable[[Any], Any], items: Sequence[Any], take: Callable[[Any], Any]) -> None:
         """Call `work(item)` on all threads, and `take(result)` one at a time in the order of the items."""
-        self.kernels.in_order(work, items, take)
+        self.kernels.runtime.workers.map_in_order(work, items, take)

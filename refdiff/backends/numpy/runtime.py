@@ -44,7 +44,7 @@ class Runtime:
         return self.unpacked_products and self.workers.owns_cores and dtype == np.float32
 
     @contextlib.contextmanager
-    def running(self, weight: NDArray[Any] | None = None) -> Iterator[None]:
+    def inference_scope(self, weight: NDArray[Any] | None = None) -> Iterator[None]:
         """Own the cores and keep scratch memory for the length of a `with` block, one pass through a model.
 
         A pass of one token passes one of its large weights: with more than `Tuning.python_threads` threads it then
@@ -64,7 +64,7 @@ class Runtime:
                     self.workspace.close()
 
     @contextlib.contextmanager
-    def keeping(self) -> Iterator[None]:
+    def repeated_scope(self) -> Iterator[None]:
         """Keep scratch memory from one pass to the next for the length of a `with` block of equal passes."""
         self._keeping += 1
         try:
@@ -112,7 +112,7 @@ class Runtime:
         return cut(tokens, -(-tokens // (16 * parts)) * 16)
 
 
-def rows_at_a_time(batch: int, tokens: int, training_tokens: int = Tuning.training_tokens) -> list[slice]:
+def split_batch(batch: int, tokens: int, training_tokens: int = Tuning.training_tokens) -> list[slice]:
     """Cut a batch into the parts that training computes one by one; their number does not depend on the threads."""
     parts = min(max(-(-batch * tokens // training_tokens), 1), batch)
     return [slice(i * batch // parts, (i + 1) * batch // parts) for i in range(parts)]

@@ -229,7 +229,9 @@ class Workers:
                 threading.Thread(target=_help, args=(self._calls,), name="refdiff", daemon=True).start()
                 self._helpers += 1
 
-    def in_order(self, work: Callable[[Item], Result], items: Sequence[Item], take: Callable[[Result], Any]) -> None:
+    def map_in_order(
+        self, work: Callable[[Item], Result], items: Sequence[Item], take: Callable[[Result], Any]
+    ) -> None:
         """Call `work(item)` for every item, and `take` of each result: one at a time, in the order of the items.
 
         As many items run at once as there are threads; the remaining ones one after another, on all threads.

@@ -45,7 +45,7 @@ def test_every_way_is_the_layer_for_scores_of_any_size(taken, T, S, way, scale):
     padding = np.ones((2, 1, 1, S), bool)
     padding[1, ..., : S - T + 1] = False
     for mask in (None, padding):
-        with KERNELS.running():
+        with KERNELS.inference_scope():
             found = KERNELS.diff_attention(*inputs, mask)
         np.testing.assert_allclose(found, layers.diff_attention(*inputs, mask), rtol=1e-10, atol=1e-12)
     assert taken == [way, way]
@@ -59,7 +59,7 @@ def test_rows_of_the_batch_do_not_see_each_other(taken, T, S, way):
     calm, steep = (streams(2, 6, 3, T, S, 5, 4, scale) for scale in (1.0, 90.0))
     mixed = [np.concatenate([x[:1], y[1:]]) for x, y in zip(calm[:5], steep[:5], strict=True)]
     broken = [np.concatenate([x[:1], np.full_like(x[1:], np.nan)]) for x in calm[:5]]
-    with KERNELS.running(), np.errstate(invalid="ignore"):
+    with KERNELS.inference_scope(), np.errstate(invalid="ignore"):
         alike, other, beside, nan = (
             KERNELS.diff_attention(*x[:5], np.float64(0.7)) for x in (calm, steep, mixed, broken)
         )
@@ -112,7 +112,7 @@ def test_memory_grows_with_the_tokens_and_not_with_their_square():
 def test_of_8192_keys_the_scores_of_a_few_queries_are_held(kernels, traced):
     """With as many heads as the real checkpoints; blocks of queries follow each other in the same memory."""
     inputs = [np.asarray(x, np.float32) for x in streams(1, 16, 4, 300, 8192, 4, 64)]
-    with kernels.running():
+    with kernels.inference_scope():
         tracemalloc.start()
         try:
             kernels.diff_attention(*inputs)
@@ -151,7 +151,7 @@ def test_attention_of_all_heads_over_8192_tokens_needs_little_too(kernels, trace
 def beside_its_result(kernels, *given) -> int:
     tracemalloc.start()
     try:
-        with kernels.running():
+        with kernels.inference_scope():
             result = kernels.diff_attention(*given, np.float32(0.5))
         return tracemalloc.get_traced_memory()[1] - result.nbytes
     finally:
@@ -176,7 +176,7 @@ def test_keys_are_laid_in_blocks_where_that_is_faster_and_nowhere_else(laid):
         inputs = [np.asarray(x, dtype) for x in streams(1, 8, 2, T, 150, 32, e)]
         np.testing.assert_allclose(kernels.diff_attention(*inputs), layers.diff_attention(*inputs), rtol=0, atol=2e-5)
 
-    with PIECES.running(), KERNELS.running():
+    with PIECES.inference_scope(), KERNELS.inference_scope():
         attend()
         assert laid == [150, 150]
         attend(T=Tuning.block_queries - 1)
@@ -209,7 +209,7 @@ def test_of_several_draws_prompts_in_pieces_are_as_near_to_the_truth_as_the_laye
         for i, (name, at) in enumerate((("diff_attention", [0, 1, 2, 3, 4, 5]), ("plain_heads", [0, 1, 4]))):
             layer = getattr(layers, name)
             truth = layer(*(exact[n] for n in at), mask, **options)
-            with PIECES.running():
+            with PIECES.inference_scope():
                 found = getattr(PIECES, name)(*(args[n] for n in at), mask, **options)
             of_layer = layer(*(args[n] for n in at), mask, **options)
             squares[i] += [np.square(y - truth).sum() for y in (found, of_layer)]
@@ -225,7 +225,7 @@ def test_prompts_in_pieces_with_a_bias_and_values_that_lie_by_features(laid):
     inputs[4] = inputs[4].transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1)
     bias = np.random.default_rng(1).standard_normal((2, 4, 90, 333), np.float32)
     exact = [np.asarray(x, np.float64) for x in inputs]
-    with PIECES.running():
+    with PIECES.inference_scope():
         found = PIECES.diff_attention(*inputs, None, bias)
         again, lse = PIECES.diff_attention_with_lse(*inputs, None, bias)
     np.testing.assert_allclose(found, layers.diff_attention(*exact, None, bias.astype(np.float64)), rtol=0, atol=2e-5)
@@ -240,7 +240,7 @@ def test_prompts_in_pieces_with_a_bias_and_values_that_lie_by_features(laid):
 def test_in_pieces_rows_of_the_batch_do_not_see_each_other(laid):
     """To the last bit, whatever the neighbour has, NaN and infinite numbers included."""
     calm, steep = ([np.asarray(x, np.float32) for x in streams(2, 4, 2, 90, 333, 32, 64, s)] for s in (1.0, 90.0))
-    with PIECES.running(), np.errstate(all="ignore"):
+    with PIECES.inference_scope(), np.errstate(all="ignore"):
         alone = PIECES.diff_attention(*calm)
         for neighbour in (steep, [np.full_like(x, np.nan) for x in steep], [np.full_like(x, np.inf) for x in steep]):
             mixed = [np.concatenate([x[:1], y[1:]]) for x, y in zip(calm[:5], neighbour[:5], strict=True)]
@@ -252,8 +252,8 @@ def test_a_thread_that_shares_with_no_other_has_one_room(monkeypatch):
     """As in the parts of a batch that are trained on by themselves."""
     inputs, rooms, shapes, empty = streams(1, 6, 3, 211, 307, 5, 4), [], [], KERNELS.runtime.empty
     monkeypatch.setattr(KERNELS.runtime, "empty", lambda *given: (shapes.append(given[0]), empty(*given))[1])
-    with KERNELS.running():
-        for each in (lambda work, items: list(map(work, items)), KERNELS.each):
+    with KERNELS.inference_scope():
+        for each in (lambda work, items: list(map(work, items)), KERNELS.runtime.workers.map):
             shapes.clear()
             each(lambda _: KERNELS.diff_attention(*inputs), range(2))
             rooms.append(sum(len(shape) == 2 for shape in shapes))

@@ -17,7 +17,7 @@ def test_how_few_keys_a_neighbour_sees_changes_nothing(T):
     q1, k1, q2, k2, v, lam = streams(2, 6, 3, T, 301, 5, 4, 1.0)
     padded = np.ones((2, 1, 1, 301), dtype=np.bool_)
     padded[1, ..., :-T] = False
-    with KERNELS.running():
+    with KERNELS.inference_scope():
         beside, alike = (KERNELS.diff_attention(q1, k1, q2, k2, v, lam, m) for m in (padded, np.ones_like(padded)))
     np.testing.assert_array_equal(beside[0], alike[0])
     assert np.abs(beside[1] - alike[1]).max() > 0.01
@@ -26,7 +26,7 @@ def test_how_few_keys_a_neighbour_sees_changes_nothing(T):
 @pytest.mark.parametrize(("T", "S"), [(1, 67), (5, 1031)])
 def test_rows_of_the_batch_do_not_see_each_other_where_both_maps_are_multiplied_at_once(T, S):
     def call(q, k, v):
-        with KERNELS.running(), np.errstate(invalid="ignore"):
+        with KERNELS.inference_scope(), np.errstate(invalid="ignore"):
             return KERNELS.diff_heads_hf(q, k, v, np.float64(0.7), 0.2, 1e-5)
 
     g = np.random.default_rng(T)
@@ -83,7 +83,7 @@ def test_of_many_draws_few_queries_are_as_near_to_the_truth_as_the_layer(
         q, k = scale * g.standard_normal((2, 1, H, T, d)), g.standard_normal((2, 1, K, S, d))
         args = [x.astype(np.float32) for x in (q[0], k[0], q[1], k[1], g.standard_normal((1, K, S, e)), np.array(lam))]
         truth = layers.diff_attention(*(x.astype(np.float64) for x in args))
-        with KERNELS.running():
+        with KERNELS.inference_scope():
             found = KERNELS.diff_attention(*args)
         squares += [np.square(y - truth).sum() for y in (found, layers.diff_attention(*args))]
     assert squares[0] <= 1.2**2 * squares[1]

@@ -34,7 +34,7 @@ def test_gradients_come_feature_view():
 def test_which_thread_takes_what_changes_no_number():
     kernels = tune(NumpyKernels(2), vjp_scores=2 * 7 * 41, grouped_scores=2 * 7 * 41)
     results = [kernels.diff_attention_vjp(*streams(np.float32), np.float32(0.7))]
-    with kernels.running():
+    with kernels.inference_scope():
         results += [kernels.diff_attention_vjp(*streams(np.float32), np.float32(0.7)) for _ in range(3)]
     for one in results[1:]:
         for a, b in zip(results[0], one, strict=True):

@@ -20,7 +20,7 @@ def test_one_token_gives_the_same_bits_whichever_threads_take_its_rows(outputs: 
     results = []
     for threads in (1, 2, 3):
         kernels = NumpyKernels(threads)
-        with kernels.running():
+        with kernels.inference_scope():
             results += [kernels.linear(x, weight), *kernels.linears(x, {"weight": weight}, {"weight": weight})]
     for one in results[1:]:
         np.testing.assert_array_equal(one, results[0])
@@ -30,7 +30,7 @@ def test_one_token_is_multiplied_without_the_interpreter_in_hand(monkeypatch: An
     """Of 500 results or fewer NumPy keeps it, and threads would take turns."""
     sizes, whole = [], np.vecdot
     monkeypatch.setattr(np, "vecdot", lambda a, b, out: (sizes.append(out.size), whole(a, b, out=out))[1])
-    with FAST.running():
+    with FAST.inference_scope():
         FAST.linear(normal(0, 1, 4096), normal(1, 1536, 4096))
     assert sizes == [512, 512, 512]
 
@@ -58,7 +58,7 @@ def test_several_products_at_once_are_those_one_by_one(rows: int, stored: Any) -
         projections.append({"weight": weight})
     projections[1]["bias"] = normal(9, 300).astype(np.float32)
     alone = [FAST.linear(x, **p) for p in projections]
-    with FAST.running():
+    with FAST.inference_scope():
         together = FAST.linears(x, *projections)
     for one, other in zip(alone, together, strict=True):
         assert other.shape == one.shape
@@ -81,7 +81,7 @@ def test_gate_and_up_of_few_tokens_are_computed_once(rows: int, kind: str, monke
         gate, up = np.asfortranarray(gate), up if kind == "one transposed" else np.asfortranarray(up)
     products, whole = [], gemm.multiply_whole
     monkeypatch.setattr(gemm, "multiply_whole", lambda flat, w: (products.append(w), whole(flat, w))[1])
-    with kernels.running():
+    with kernels.inference_scope():
         found = kernels.swiglu(x, {"weight": gate}, {"weight": up}, {"weight": down})
     given = [{"weight": w.astype(np.float64)} for w in (gate, up, down)]
     np.testing.assert_allclose(found, layers.swiglu(x.astype(np.float64), *given), rtol=0, atol=2e-3)

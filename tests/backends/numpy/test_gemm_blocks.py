@@ -101,7 +101,7 @@ def test_many_tokens_are_multiplied_as_exactly_as_the_layer_does(
     for rows in (25, 48, 64, 65, 200):
         x = np.asarray(single(rows, 2, rows, terms), order=order)
         exact = x.astype(np.float64) @ of_weight
-        with FAST.running():
+        with FAST.inference_scope():
             results = FAST.linears(x, {"weight": weight}, {"weight": weight[:40], "bias": bias})
         of_layer = np.square(layers.linear(x, weight) - exact).mean()
         assert np.square(results[0] - exact).mean() <= 2 * of_layer
@@ -117,7 +117,7 @@ def test_tokens_are_copied_into_blocks_where_that_is_faster_and_nowhere_else(lai
         x, weight = normal(0, tokens, terms).astype(dtype), normal(1, outputs, terms).astype(dtype)
         np.testing.assert_allclose(kernels.linear(x, weight), layers.linear(x, weight), rtol=1e-3, atol=1e-3)
 
-    with FAST.running():
+    with FAST.inference_scope():
         multiply()
         assert laid == [25]
         multiply(tokens=24)
@@ -125,7 +125,7 @@ def test_tokens_are_copied_into_blocks_where_that_is_faster_and_nowhere_else(lai
         multiply(outputs=99)
         multiply(dtype=np.float64)
     packing = tune(NumpyKernels(3), unpacked_tokens=1, blocked_outputs=100)
-    with packing.running():
+    with packing.inference_scope():
         multiply(kernels=packing)
     multiply()  # outside of a pass, where BLAS has its own threads
     assert laid == [25]
@@ -133,7 +133,7 @@ def test_tokens_are_copied_into_blocks_where_that_is_faster_and_nowhere_else(lai
 
 def test_a_stored_weight_beside_others_is_expanded_as_ever(laid: list[int]) -> None:
     x, weight = single(0, 30, 1024), single(1, 200, 1024)
-    with FAST.running():
+    with FAST.inference_scope():
         one, other = FAST.linears(x, {"weight": weight}, {"weight": weight.astype(np.float16)})
     assert laid == [30]
     np.testing.assert_allclose(one, layers.linear(x, weight), rtol=1e-4, atol=1e-4)
@@ -146,7 +146,7 @@ def test_a_token_of_nan_or_infinity_changes_no_other(laid: list[int]) -> None:
     x, weight = single(0, 100, 1024), single(1, 200, 1024)
     spoiled = x.copy()
     spoiled[3], spoiled[70], spoiled[99] = np.nan, np.inf, 3e38
-    with FAST.running(), np.errstate(all="ignore"):
+    with FAST.inference_scope(), np.errstate(all="ignore"):
         clean, other = FAST.linear(x, weight), FAST.linear(spoiled, weight)
     untouched = np.delete(np.arange(100), [3, 70, 99])
     np.testing.assert_array_equal(other[untouched], clean[untouched])
@@ -157,7 +157,7 @@ def test_a_token_of_nan_or_infinity_changes_no_other(laid: list[int]) -> None:
 def test_an_infinite_weight_makes_the_numbers_that_it_does_in_the_layer(laid: list[int]) -> None:
     x, weight = single(0, 100, 1024), single(1, 200, 1024)
     weight[7, 5] = np.inf
-    with FAST.running(), np.errstate(all="raise"):
+    with FAST.inference_scope(), np.errstate(all="raise"):
         found = FAST.linear(x, weight)
     np.testing.assert_allclose(found, layers.linear(x, weight), rtol=1e-4, atol=1e-4)
     assert laid == [100]

@@ -121,7 +121,7 @@ def test_rows_of_a_batch_do_not_meet(kind: np.dtype) -> None:
     x, weight = rng.normal(size=(5, 1030)).astype(np.float32), rng.normal(size=(1031, 1030)).astype(kind)
     other = x.copy()
     other[3] *= 1e30
-    with FAST.running():
+    with FAST.inference_scope():
         one, two = FAST.linear(x, weight), FAST.linear(other, weight)
     np.testing.assert_array_equal(np.delete(one, 3, axis=0), np.delete(two, 3, axis=0))
 
@@ -130,7 +130,7 @@ def test_the_buffer_of_an_expansion_is_kept() -> None:
     kernels = NumpyKernels(1)
     x, weight = np.ones((1, 2048), np.float32), np.ones((1031, 2048), np.float16)
     for _ in range(3):
-        with kernels.running():
+        with kernels.inference_scope():
             kernels.linear(x, weight)
     assert [len(blocks) for blocks in kernels.runtime.tiles._blocks.values()] == [1]
 
@@ -154,7 +154,7 @@ def test_a_product_is_that_of_the_expanded_weight(
     weight = rng.normal(size=(outputs, inputs)).astype(kind)
     weight.flags.writeable = False
     expanded = weight.astype(dtype)
-    with FAST.running():
+    with FAST.inference_scope():
         result = FAST.linear(x, weight, bias)
         same = FAST.linear(x, weight, bias)
     assert result.dtype == dtype

@@ -224,7 +224,7 @@ def test_kernel_equals_its_layer(name: str) -> None:
         if result is NotImplemented:
             continue
         served += 1
-        with FAST.running():
+        with FAST.inference_scope():
             threaded = KERNELS[name](*args64, **kwargs)
             singles = KERNELS[name](*args32, **kwargs), KERNELS[name](*args32, **kwargs)
         references = leaves(getattr(layers, name)(*args32, **kwargs))
@@ -386,7 +386,7 @@ def test_log_sum_exps_are_saved_and_the_way_back_begins_from_them(case: Any) -> 
     (g, *args), options = case
     *streams, mask, _bias = args
     causal, H = options.get("causal", True), g.shape[1]
-    with FAST.running():
+    with FAST.inference_scope():
         heads, lse = FAST.diff_attention_with_lse(*args, **options)
         grads = FAST.diff_attention_vjp_from_lse(g, *args, lse=lse, **options)
     np.testing.assert_allclose(heads, layers.diff_attention(*args, **options), rtol=1e-10, atol=1e-11)

@@ -14,7 +14,7 @@ def test_a_long_gradient_of_the_weight_is_the_same_with_one_thread_and_with_thre
     weight, sums = np.ones(64, np.float32), []
     for threads in (1, 3, 3):
         kernels = NumpyKernels(threads)
-        with kernels.running():
+        with kernels.inference_scope():
             sums.append(kernels.rms_norm_vjp(g, x, weight, 1e-5)[1])
     assert (sums[0] == sums[1]).all()
     assert (sums[1] == sums[2]).all()
@@ -51,7 +51,7 @@ def test_sums_beside_the_residual_path_are_those_of_numpy(shape: tuple[int, ...]
     x, y = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
     turned = [np.moveaxis(np.moveaxis(a, -1, 0).copy(), 0, -1) for a in (x, y)]
     kernels = NumpyKernels(2)
-    with kernels.running():
+    with kernels.inference_scope():
         total = kernels.residual_add(*turned)
     np.testing.assert_array_equal(total, x + y)
     assert feature_view(total) is not None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from refdiff.backends.numpy.runtime import Runtime, rows_at_a_time
+from refdiff.backends.numpy.runtime import Runtime, split_batch
 from refdiff.backends.numpy.tuning import Tuning, has_avx512
 from tests.model.models import small_model
 
@@ -21,7 +21,7 @@ def test_one_token_reads_large_weights_with_the_threads_of_blas_where_these_are_
         (large, many),
         (np.zeros(Tuning.blas_weights, np.float16), False),
     ):
-        with rt.running(weight):
+        with rt.inference_scope(weight):
             blas = {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
         assert blas == {threads if for_blas else 1}
 
@@ -41,24 +41,24 @@ def test_the_model_says_when_a_pass_is_of_one_token() -> None:
 
 def test_a_pass_has_a_buffer_of_its_own_size_in_every_thread() -> None:
     rt, seen, before = Runtime(2), set[int](), np.getbufsize()
-    with rt.running():
+    with rt.inference_scope():
         rt.workers.map(lambda _: seen.add(np.getbufsize()), range(9))
-        with rt.running(), np.errstate(over="ignore"):
+        with rt.inference_scope(), np.errstate(over="ignore"):
             seen.add(np.getbufsize())
     assert seen == {Tuning.pass_buffer}
     assert np.getbufsize() == before != Tuning.pass_buffer
 
 
 def test_a_pass_leaves_errors_as_the_caller_has_them() -> None:
-    with np.errstate(over="raise"), Runtime().running():
+    with np.errstate(over="raise"), Runtime().inference_scope():
         assert np.geterr()["over"] == "raise"
 
 
 def test_rows_that_go_apart_are_in_as_many_parts_as_they_need() -> None:
-    assert rows_at_a_time(1, 100_000) == [slice(0, 1)]
-    assert rows_at_a_time(16, 128) == [slice(0, 16)]
-    assert rows_at_a_time(16, 256) == [slice(0, 8), slice(8, 16)]
-    assert rows_at_a_time(3, 4096) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert split_batch(1, 100_000) == [slice(0, 1)]
+    assert split_batch(16, 128) == [slice(0, 16)]
+    assert split_batch(16, 256) == [slice(0, 8), slice(8, 16)]
+    assert split_batch(3, 4096) == [slice(0, 1), slice(1, 2), slice(2, 3)]
 
 
 @pytest.mark.parametrize(

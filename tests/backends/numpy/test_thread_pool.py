@@ -286,7 +286,7 @@ def test_results_are_taken_in_the_order_of_the_items(threads, count):
         return item
 
     with workers.running():
-        workers.in_order(work, [str(n) for n in range(count)], taken.append)
+        workers.map_in_order(work, [str(n) for n in range(count)], taken.append)
     assert taken == [str(n) for n in range(count)]
 
 
@@ -298,7 +298,7 @@ def test_what_is_left_over_has_all_threads():
             workers.map(lambda _: meeting.wait(), range(2))  # passes only if two are under way at once
 
     with workers.running():
-        workers.in_order(work, range(3), lambda result: None)
+        workers.map_in_order(work, range(3), lambda result: None)
 
 
 def test_every_thread_has_the_errstate_of_the_caller():

@@ -30,7 +30,7 @@ def test_a_weight_s_gradient_over_many_tokens_is_the_same_with_one_thread_and_wi
     found = []
     for threads in (1, 3):
         kernels = NumpyKernels(threads)
-        with kernels.running():
+        with kernels.inference_scope():
             found.append(kernels.linear_vjp(g, x, weight)[1])
     assert (found[0] == found[1]).all()
     assert len(x) > Tuning.deep_ratio * 40
@@ -43,18 +43,18 @@ def test_memory_is_kept_from_pass_to_pass() -> None:
     g, x, weight = np.ones((4000, 64)), np.ones((4000, 32)), np.ones((64, 32))
 
     def block() -> int:
-        with kernels.running():
+        with kernels.inference_scope():
             dx = kernels.linear_vjp(g, x, weight)[0]
         while dx.base is not None:
             dx = dx.base
         return int(dx.ctypes.data)
 
-    with kernels.keeping():
-        with kernels.keeping():
+    with kernels.repeated_scope():
+        with kernels.repeated_scope():
             first = block()
         assert block() == first
         assert kernels.runtime.workspace._blocks
-        with kernels.running():
+        with kernels.inference_scope():
             held = kernels.linear_vjp(g, x, weight)[0]
         assert block() != first
     assert not kernels.runtime.workspace._blocks
