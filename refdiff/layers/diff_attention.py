@@ -201,8 +201,8 @@ def attention_weights_vjp(
         `dq, dk = attention_weights_vjp(g, q, k, mask)`; mask and bias have no gradient
 
     Shapes:
-        g (B, H, T, S), q (B, H, T, d), k (B, K, S, d) -> the shapes of q and k. saved (B, H, T, S) is A, if the
-        forward pass kept it.
+        g (B, H, T, S), q (B, H, T, d), k (B, K, S, d) -> the shapes of q and k. saved (B, H, T, S) is
+        `attention_weights(q, k, mask, bias)`, if the forward pass kept it.
 
     Precision:
         in the dtype of `q`.
