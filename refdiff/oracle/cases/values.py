@@ -35,7 +35,8 @@ def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = 
         of either sign
         cancellation: λ between 0.9 and 1.1, the second query and key of most pairs close to the first
         tiny_values: as discriminating, the values 2e-3 times as large
-        extreme: scores up to some thousands, some keys equal, one of them far above the others
+        extreme: scores up to some thousands, some keys equal, one of them far above the others; of the last query
+            beyond float16 before they are scaled
         degenerate: zeros, equal keys, values all one
         tiles: as discriminating, each query aimed at one key, most of them beside a border of tiles
         lambda: as discriminating, λ below 0, near 0 or above 3, in turn of seeds
@@ -135,9 +136,22 @@ def _maps(spec: Spec, made: Inputs, rng: np.random.Generator, values: str) -> No
         if keys > 2:
             made["k"][:, :, 2] = made["k"][:, :, 1]  # an exact tie without RoPE, near one with it
             made["k"][:, :, 0] *= 4.0
+            _overflow_unscaled(made)
     elif values == "degenerate":
         made["k"] = np.broadcast_to(k[:, :, :1], k.shape).copy()
         made["q"] = np.where(rng.random((1, 1, q.shape[2], 1)) < 0.5, 0.0, q)
+
+
+def _overflow_unscaled(made: Inputs) -> None:
+    """Lengthen the last query of each head, such that its largest products q·k overflow float16 before they are scaled.
+
+    The cosine of two vectors is usually 1/√d, with RoPE too, and three times that for some of the keys: there |q·k| is
+    3 · 65,504, which divided by √d is in the type's range again for d of 8 or more.
+    """
+    q, k = made["q"][:, :, -1:], made["k"]
+    longest = np.max(np.sqrt(np.sum(k**2, axis=-1)))
+    length = np.sqrt(np.sum(q**2, axis=-1, keepdims=True)) * longest
+    made["q"][:, :, -1:] = q * (3 * 65_504 * math.sqrt(q.shape[-1]) / (3 * length))
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Numpy:

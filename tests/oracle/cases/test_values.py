@@ -6,8 +6,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import STORAGE, VALUES, draw, stored
+from refdiff.oracle.rounding.ensemble import evaluate
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT, Order
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.head_indices import head_indices
@@ -88,3 +93,18 @@ def test_unknown_words() -> None:
         draw(small("ms_v1"), PLAIN, "odd", 0)
     with pytest.raises(ValueError, match="dtype 'float8'"):
         draw(small("ms_v1"), PLAIN, "natural", 0, "float8")
+
+
+@pytest.mark.parametrize("d", [16, 64, 96])
+@pytest.mark.parametrize("structure", [Structure(2, 16, 24), Structure(1, 17, 17)])
+def test_scores_that_are_scaled_after_the_product_overflow_float16(d: int, structure: Structure) -> None:
+    spec = Spec.preset("hf_diffllama", query_heads=12, key_heads=4, head_dim=d, layer=2)
+    allowed = budget(spec, draw(spec, structure, "extreme", 4, "float16"), "float16")
+    after, before = (
+        evaluate(spec, allowed.inputs, Recipe("float16", qk="float16"), Order("", scale_first=first))
+        for first in (False, True)
+    )
+    assert not np.isfinite(after["out"][:, :, -1]).all()
+    assert allowed.judge({"out": after["out"]}).status == "fail"
+    assert np.isfinite(before["out"]).all()
+    assert allowed.judge({"out": evaluate(spec, allowed.inputs, Recipe("float16"), HELD_OUT[3])["out"]})

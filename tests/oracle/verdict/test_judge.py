@@ -125,6 +125,16 @@ def test_what_correct_kernels_overflow_in_is_not_judged(judge: Callable[..., Ten
     assert judge("lse1", np.array([[[found, 1.2]]]), expected, allowed).status == "fail"
 
 
+def test_a_sum_for_which_zeros_would_pass_is_inconclusive() -> None:
+    expected = np.array([0.3, -0.2])
+    verdict = judge_sums("dlambda_q1", expected, expected, np.full(2, 0.4))
+    assert verdict.status == "inconclusive"
+    assert "zeros would pass too" in verdict.notes[0]
+    assert judge_sums("dlambda_q1", expected, expected, np.full(2, 0.25)).status == "pass", "one of them shows"
+    assert judge_sums("dlambda_q1", 0 * expected, 0 * expected, np.full(2, 0.4)).status == "pass", "zeros are right"
+    assert judge_sums("dlambda_q1", -expected, expected, np.full(2, 0.4)).status == "fail"
+
+
 def test_log_sum_exp_and_its_other_conventions() -> None:
     y = np.asarray([[[1.5, -np.inf, 30.0]]])
     allowed = np.full(y.shape, 1e-5)
