@@ -36,8 +36,9 @@ class Thresholds:
         element_rows, element_units: of E_r and of u |y|: a number is one of a row, and rounded where it is stored.
         narrow_exp: a kernel that stores 16 bits may sum coarser exponentials. torch's flash attention on a CPU is off
             by 2⁻¹⁴·² in the log-sum-exp of equal scores, bfloat16 and float16 alike.
-        sum_terms, sum_members: a sum of many terms is a random walk, and six standard deviations are never reached; of
-            ten runs the largest error is about two of them.
+        sum_terms, sum_members: a sum of many terms is a random walk with a standard deviation of about u/3 ‖terms‖. Of
+            1,512 sums of held-out orders (bfloat16 and float16, fused and eager; natural, cancellation, extreme)
+            the largest error was 0.65 of the allowance, the usual one 0.1.
 
     Diagnosis, in budgets of a row unless said otherwise:
         near: a quick residual beyond it is not worth a budget of its own.
@@ -68,8 +69,8 @@ class Thresholds:
     element_rows: float = 6.0
     element_units: float = 2.0
     narrow_exp: float = 2.0**-13
-    sum_terms: float = 6.0
-    sum_members: float = 6.0
+    sum_terms: float = 3.0
+    sum_members: float = 3.0
 
     near: float = 30.0
     apart: float = 5.0

@@ -149,7 +149,7 @@ def budget(
 
     Equation:
         E_r = max over members of rms(member − truth) in row r, at least 0.29 u rms(truth); in a gradient more by the
-        standard deviation over members. For a sum of terms 6 u ‖terms‖₂ + 2 ulp, or 6 times a member's largest error
+        standard deviation over members. For a sum of terms 3 u ‖terms‖₂ + 2 ulp, or 3 times a member's largest error
 
     Args:
         inputs: as `refdiff.oracle.inputs` has them; q, k and v are rounded to the storage type first.

@@ -172,7 +172,7 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
     known = np.isfinite(np.broadcast_to(allowed, expected.shape))
     with np.errstate(invalid="ignore"):
         ratio = np.where(np.isfinite(actual), over(np.abs(actual - expected), np.where(known, allowed, np.inf)), np.inf)
-    s = _worst("sum", np.where(known, ratio, 0.0), "|e| / (6 u ‖terms‖₂ + 2 ulp)")
+    s = _worst("sum", np.where(known, ratio, 0.0), "|e| / (3 u ‖terms‖₂ + 2 ulp)")
     reasons, notes = [], []
     if not known.all():
         notes.append(_overflowing(known))

@@ -178,3 +178,16 @@ def test_printed_in_short() -> None:
         f"Budget(bfloat16, 6 orders, expected: out (2, {spec.heads}, 11, 12) float64, dq (2, "
     )
     assert len(repr(found)) < 500
+
+
+@pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1"])
+def test_a_wrong_derivative_of_lambda_shows_in_bfloat16(preset: str) -> None:
+    """Its sign and its exponential: it moves the sum by some ten times what correct kernels are off by."""
+    shown = []
+    for seed in range(6):
+        spec, found, dout = _case(preset, "bfloat16", seed, T=33, S=33)
+        right = evaluate(spec, found.inputs, Recipe("bfloat16"), HELD_OUT[seed % 5], dout)
+        assert found.judge({"dlambda_full": right["dlambda_full"]}).status != "fail"
+        wrong = found.judge({"dlambda_full": -right["dlambda_full"]}).status
+        shown.append(wrong == "fail")
+    assert sum(shown) >= 5, shown
