@@ -70,6 +70,13 @@ def _last_page_whole(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "lengths": -(-inputs["lengths"] // p) * p}
 
 
+def _last_page_lost(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "block_table" not in inputs:
+        return None
+    p = inputs["k_pages"].shape[2]
+    return {**inputs, "lengths": inputs["lengths"] // p * p}
+
+
 def _positions_given_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {name: x for name, x in inputs.items() if not name.endswith("_positions")}
 
@@ -110,8 +117,6 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("all_read_by_token", "q, k and v, with heads before tokens in memory, read with tokens before heads.",
               "layout", arrays=_tokens_first("q", "k", "k_pages", "v", "v_pages")),
     Deviation("padding_seen", "Padding seen as if it were text.", "mask", arrays=_padding_seen),
-    Deviation("triangle_one_key_later", "s ≤ t + S − T + 1.", "mask off by one", problem=_triangle_moved(1)),
-    Deviation("triangle_one_key_earlier", "s < t + S − T.", "mask off by one", problem=_triangle_moved(-1)),
     Deviation("mask_unread", "The mask that is given not used.", "mask", arrays=_mask_unread),
     Deviation("bias_unread", "The bias that is given not used.", "bias", arrays=_bias_unread),
     Deviation("positions_unread", "The positions that are given not used.", "rope offset",
@@ -124,5 +129,12 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
               arrays=_keys_start_with_the_queries),
     Deviation("pages_as_they_lie", "Pages read in the order of memory, not of the table.", "paged",
               arrays=_pages_as_they_lie),
+    Deviation("last_page_lost", "A last page that is not full not read.", "paged", arrays=_last_page_lost),
     Deviation("last_page_whole", "The last page of each sequence read to its end.", "paged", arrays=_last_page_whole),
 )  # fmt: skip
+
+TRIANGLE_DEVIATIONS: tuple[Deviation, ...] = (
+    Deviation("triangle_one_key_later", "s ≤ t + S − T + 1.", "mask off by one", problem=_triangle_moved(1)),
+    Deviation("triangle_one_key_earlier", "s < t + S − T.", "mask off by one", problem=_triangle_moved(-1)),
+)
+"""The same as two mistakes of layers, which know no triangle of more queries than keys."""

@@ -12,7 +12,7 @@ import numpy as np
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
-from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS
+from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
 from refdiff.oracle.inputs import kind_of as kind_of
 from refdiff.oracle.inputs.sequences import Inputs
@@ -30,7 +30,13 @@ SAME = 1e-9
 MISTAKE_DEVIATIONS: tuple[Deviation, ...] = tuple(
     Deviation(m.name, m.what, m.axis, m.row, m.link, mistake=m) for m in CATALOGUE if not m.layer.endswith("_vjp")
 )
-EVERY: tuple[Deviation, ...] = (*MISTAKE_DEVIATIONS, *SPEC_DEVIATIONS, *INPUT_DEVIATIONS, *PRESET_DEVIATIONS)
+EVERY: tuple[Deviation, ...] = (
+    *MISTAKE_DEVIATIONS,
+    *SPEC_DEVIATIONS,
+    *INPUT_DEVIATIONS,
+    *TRIANGLE_DEVIATIONS,
+    *PRESET_DEVIATIONS,
+)
 """All that any spec may have, a mistake's name before a field's."""
 
 

@@ -183,7 +183,7 @@ def one_more_in_the_denominator(
 
 def _seeing(
     right: Any, first: int | None, args: tuple[Any, ...], options: dict[str, Any], from_left: bool = False,
-    window: int | None = None,
+    window: int | None = None, inverted: bool = False,
 ) -> Any:  # fmt: skip
     """The layer with key s seen by query t where s ≤ t + offset + first, and s is in the window."""
     x = [*args, *(None,) * (8 - len(args))]
@@ -197,6 +197,7 @@ def _seeing(
     visible = xp.ones((T, S), dtype=xp.bool) if first is None else s <= here + first
     if window is not None:
         visible = visible & (s > here - window)
+    visible = xp.logical_not(visible) if inverted else visible
     return right(*x[:6], visible if mask is None else mask & visible, bias, causal=False)
 
 
@@ -222,6 +223,20 @@ def one_future_token_seen(right: Any, *args: Any, **options: Any) -> Any:
 def no_causal_mask(right: Any, *args: Any, **options: Any) -> Any:
     """Every token sees all."""
     return _seeing(right, None, args, options)
+
+
+@mistake(ATTENTION_MISTAKES, "diff_attention", "mask")
+def mask_inverted(right: Any, *args: Any, **options: Any) -> Any:
+    """Every token sees those after it, and not itself or what came before: True taken for "hidden"."""
+    return _seeing(right, 0, args, options, inverted=True)
+
+
+@mistake(ATTENTION_MISTAKES, "diff_attention", "norm kind")
+def queries_and_keys_normed(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, *rest: Any, **options: Any) -> Any:
+    """Q and K divided by their root mean square before the scores, as models with a QK norm do."""
+    xp = namespace(q1)
+    normed = (x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + 1e-6) for x in (q1, k1, q2, k2))
+    return right(*normed, *rest, **options)
 
 
 @mistake(ATTENTION_MISTAKES, "diff_attention", "mask")

@@ -108,11 +108,19 @@ def streams_swapped(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, *res
     return right(q2, k2, q1, k1, *rest, **options)
 
 
-@mistake(HEAD_MISTAKES, "diff_heads_hf", "concat", also=("diff_heads_paper", "diff_heads_v2"))
-def heads_laid_out_before_tokens(right: Any, *args: Any, **options: Any) -> Any:
-    """(B, H, T, e) read as (B, T, H e) without exchanging the axes."""
-    out, H = right(*args, **options), args[0].shape[1] // 2
-    return _axes_exchanged(out, out.shape[1], H, out.shape[2] // H)
+@mistake(HEAD_MISTAKES, "diff_attention", "concat")
+def attention_over_heads(
+    right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
+) -> Any:
+    """Each token's heads attend to each other: (B, T, H, d) given where (B, H, T, d) is meant, without a mask."""
+    (B, H, T, _), xp = q1.shape, namespace(q1)
+    if k1.shape[2] != T:
+        return right(q1, k1, q2, k2, v, lambda_, *rest, **options)
+    keys = (xp.repeat(x, H // k1.shape[1], axis=1) for x in (k1, k2, v))
+    k1, k2, v = (xp.permute_dims(x, (0, 2, 1, 3)) for x in keys)
+    by_token = xp.permute_dims(xp.broadcast_to(lambda_, (B, H, T, 1)), (0, 2, 1, 3))
+    q1, q2 = (xp.permute_dims(x, (0, 2, 1, 3)) for x in (q1, q2))
+    return xp.permute_dims(right(q1, k1, q2, k2, v, by_token, causal=False), (0, 2, 1, 3))
 
 
 @mistake(HEAD_MISTAKES, "diff_heads_hf", "concat", also=("diff_heads_paper", "diff_heads_v2"))

@@ -32,6 +32,15 @@ def only_the_first_of_a_pair_turns(right: Any, x: Array, cos: Array, sin: Array,
     return turned
 
 
+@mistake(ROPE_MISTAKES, "rope", "rope dim")
+def only_half_of_the_width_turns(right: Any, x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Any:
+    """A partial rotary factor of ½: the first half of each head turned, by the frequencies of heads of that size."""
+    n = cos.shape[-1] // 2
+    if n == 0:
+        return right(x, cos, sin, interleaved=interleaved)
+    return right(x, cos[..., : 2 * n : 2], sin[..., : 2 * n : 2], interleaved=interleaved)
+
+
 @mistake(ROPE_MISTAKES, "rope_frequencies", "rope dim", "B6", HF_FIRST)
 def frequencies_of_a_head_of_twice_the_size(
     right: Any, parameters: Any, head_dim: int, *rest: Any, **options: Any

@@ -38,6 +38,7 @@ FIT: dict[str, dict[str, Any]] = {
         **draw(HF, B=1, T=6, S=6), "cu_seqlens_q": np.array([0, 2, 6]), "cu_seqlens_k": np.array([0, 4, 6]),
     },
     "pages_as_they_lie": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "discriminating", 3),
+    "last_page_lost": draw_values(HF, Structure(pages=((1, 7), (1, 9))), "discriminating", 3),
     "last_page_whole": draw_values(HF, Structure(pages=((1, 7), (1, 9))), "discriminating", 3),
 }  # fmt: skip
 

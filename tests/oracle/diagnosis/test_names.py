@@ -113,3 +113,22 @@ def test_what_inputs_do_not_show_explains_nothing() -> None:
     right = evaluate(spec, quantised(inputs, recipe), recipe, HELD_OUT[0])["out"]
     found = diagnose(right * (1 + 3e-6), spec, inputs, recipe="float32", max_deviations=1)
     assert "padding_seen" not in {d.name for c in found.candidates for d in c.deviations}, str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "place"),
+    [
+        ("attention_over_heads", "discriminating", 1),
+        ("mask_inverted", "discriminating", 1),
+        ("queries_and_keys_normed", "discriminating", 1),
+        ("only_half_of_the_width_turns", "discriminating", 1),
+        ("last_page_lost", "serving", 0),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str, place: int, dtype: str) -> None:
+    case = cases(profile, 7, spec=small_spec("hf_diffllama"), dtype=dtype)[place]
+    wrong = kernel(case, [named("hf_diffllama", name)])
+    assert wrong is not None
+    found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
+    assert found.name == name, str(found)
