@@ -133,7 +133,7 @@ def backend(name: str | ModuleType) -> Any:
         told = error.__cause__ or error  # of an import that fails CuPy gives advice, between lines of signs
         lines = [line.strip() for line in str(told).splitlines() if any(c.isalpha() for c in line)]
         reason = f"{type(told).__name__}: {lines[0] if lines else told}"
-        advice = "install refdiff[cupy] on a machine with a CUDA device"
+        advice = f'on a machine with a CUDA device, pip install "{_cupy_package()}[ctk]>=13.3"'
         if _CUDA_LIBRARY.search(str(told)):
             advice = f'install CUDA\'s libraries, pip install "{_cupy_package()}[ctk]>=14"'
         raise RuntimeError(f'backend "cupy" does not answer ({reason}): {advice}, or use backend "numpy"') from error

@@ -135,8 +135,8 @@ def test_cupy_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cupy_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     message = (
-        'backend "cupy" does not answer (ModuleNotFoundError: import of cupy halted; None in sys.modules): install '
-        'refdiff[cupy] on a machine with a CUDA device, or use backend "numpy"'
+        'backend "cupy" does not answer (ModuleNotFoundError: import of cupy halted; None in sys.modules): '
+        'on a machine with a CUDA device, pip install "cupy-cuda12x[ctk]>=13.3", or use backend "numpy"'
     )
     with says(RuntimeError, message):
         arrays.backend("cupy")
@@ -148,8 +148,8 @@ def test_cupy_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     cupy_that(monkeypatch, fails)
     message = (
-        'backend "cupy" does not answer (OSError: no CUDA-capable device): install '
-        'refdiff[cupy] on a machine with a CUDA device, or use backend "numpy"'
+        'backend "cupy" does not answer (OSError: no CUDA-capable device): on a machine '
+        'with a CUDA device, pip install "cupy-cuda12x[ctk]>=13.3", or use backend "numpy"'
     )
     with says(RuntimeError, message):
         arrays.backend("cupy")
@@ -162,7 +162,7 @@ def test_the_reason_is_not_lost_between_signs(monkeypatch: pytest.MonkeyPatch, c
 
     cupy_that(monkeypatch, fails)
     reason = "ImportError: Failed to import CuPy." if cause is None else f"OSError: {cause}"
-    with pytest.raises(RuntimeError, match=re.escape(f'backend "cupy" does not answer ({reason}): install')):
+    with pytest.raises(RuntimeError, match=re.escape(f'backend "cupy" does not answer ({reason}): on a machine')):
         arrays.backend("cupy")
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from refdiff.cli.flags import UsageError
 from refdiff.cli.terminal import Waiting, note
 
-_CHUNK = 16 * 1024 * 1024
-_SAMPLES = 64
 _NO_PROMPT = 'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with -f FILE or a pipe'
 
 
@@ -43,8 +39,6 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     )
     refuse_other_heads(args.model, folder)
     tokenizer = refdiff.Tokenizer.from_pretrained(folder)
-    if sys.stderr.isatty() and not args.quiet:
-        read_ahead(sorted(folder.glob("*.safetensors")))
     with Waiting("loading the model", quiet=args.quiet):
         model = refdiff.DiffLlamaForCausalLM.from_pretrained(
             folder, dtype=args.dtype, backend=args.backend, weights=args.weights, threads=args.threads or None
@@ -80,42 +74,6 @@ def refuse_other_heads(name: str, folder: Path) -> None:
     others = [a for a in named if a.endswith(("SequenceClassification", "TokenClassification", "QuestionAnswering"))]
     if others:
         raise UsageError(f"{name}: a {others[0]}, which has no language model's head: load it with refdiff.{others[0]}")
-
-
-def read_ahead(files: Iterable[Path]) -> None:
-    """Read files into the system's cache with a progress bar; files that are there already are left out.
-
-    The weights are memory-mapped, so a first pass over the model would otherwise wait for the disk without a word.
-    """
-    from tqdm import tqdm
-
-    from refdiff.files import open_file
-
-    cold = [path for path in files if not _in_memory(path)]
-    total = sum(path.stat().st_size for path in cold)
-    if not total:
-        return
-    with tqdm(total=total, unit="B", unit_scale=True, desc="reading weights", file=sys.stderr, leave=False) as bar:
-        for path in cold:
-            with open_file(path, folder=path.parent) as file:
-                while chunk := file.read(_CHUNK):
-                    bar.update(len(chunk))
-
-
-def _in_memory(path: Path) -> bool:
-    """Whether the system has the file in its cache, by a sample of its pages; True where it cannot tell."""
-    from refdiff.files import open_file
-
-    if not hasattr(os, "RWF_NOWAIT"):
-        return True
-    with open_file(path, folder=path.parent) as file:
-        length = os.fstat(file.fileno()).st_size
-        for i in range(_SAMPLES):
-            try:
-                os.preadv(file.fileno(), [bytearray(1)], length * i // _SAMPLES, os.RWF_NOWAIT)
-            except OSError as error:
-                return error.errno != errno.EAGAIN
-    return True
 
 
 def check_prompt(args: argparse.Namespace, others: Mapping[str, Any] | None = None) -> None:

@@ -1,11 +1,10 @@
-"""Reading ahead, threads, and what is asked of the hub."""
+"""The model, its threads and type, what the hub is asked for, and where the prompt stands."""
 
 from __future__ import annotations
 
 import argparse
 import errno
 import io
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +14,9 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import refdiff
-from refdiff.cli import loading
 from refdiff.cli.flags import UsageError
-from refdiff.cli.loading import check_prompt, find_checkpoint, load, read_ahead, read_prompt, refuse_other_heads
+from refdiff.cli.loading import check_prompt, find_checkpoint, load, read_prompt, refuse_other_heads
 from refdiff.cli.parser import build_parser
-from refdiff.errors import CheckpointError
 
 
 def _args(model: Path | str, **options: Any) -> argparse.Namespace:
@@ -69,52 +66,6 @@ def test_the_hub_is_asked_once_for_everything(
     assert options["local_files_only"] is True
     assert options["progress"] is not quiet
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(options["files"])
-
-
-@pytest.mark.parametrize("target", [None, "/dev/zero"])
-def test_nothing_but_files_of_the_folder_is_read_ahead(target: str | None, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    os.mkfifo(path) if target is None else path.symlink_to(target)
-    with pytest.raises(CheckpointError, match=r"not a regular file|leads out"):
-        read_ahead([path])
-
-
-def test_files_that_are_not_in_memory_are_read_with_a_progress_bar(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    files = [tmp_path / "a", tmp_path / "b"]
-    for path in files:
-        path.write_bytes(b"x" * 3_000_000)
-    monkeypatch.setattr(loading, "_in_memory", lambda path: path.name == "a")
-    read_ahead(files)
-    err = capsys.readouterr().err
-    assert "reading weights" in err
-    assert "/3.00M" in err  # one of the two files
-    monkeypatch.setattr(loading, "_in_memory", lambda path: True)
-    read_ahead(files)
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="Linux only")
-@pytest.mark.parametrize(("code", "expected"), [(errno.EAGAIN, False), (errno.EOPNOTSUPP, True), (0, True)])
-def test_whether_a_file_is_in_memory(
-    code: int, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "weights"
-    path.write_bytes(b"x" * 10_000)
-
-    def preadv(*_: Any) -> int:
-        if code:
-            raise OSError(code, os.strerror(code))
-        return 1
-
-    monkeypatch.setattr(os, "preadv", preadv)
-    assert loading._in_memory(path) is expected
-
-
-def test_a_system_that_cannot_tell_says_it_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
-    assert loading._in_memory(tmp_path / "any")
 
 
 def _parsed(*words: str) -> argparse.Namespace:
