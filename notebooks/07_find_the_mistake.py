@@ -22,8 +22,6 @@
 
 # %%
 # %matplotlib inline
-import functools
-
 import numpy as np
 import sketches
 
@@ -53,7 +51,7 @@ def fresh_model():
 def one_layer_too_deep(name, function):
     if name != "lambda_init":
         return function
-    return functools.wraps(function)(lambda layer: function(layer + 1))
+    return lambda layer: function(layer + 1)
 
 
 model, broken = fresh_model(), fresh_model()
@@ -138,7 +136,7 @@ print(local.first.what)
 def without_epsilon(name, function):
     if name != "rms_norm":
         return function
-    return functools.wraps(function)(lambda x, weight, eps: function(x, weight, eps if weight is not None else 0.0))
+    return lambda x, weight, eps: function(x, weight, eps if weight is not None else 0.0)
 
 
 subtle = fresh_model()
