@@ -145,8 +145,7 @@ def commands_page() -> str:
     """What `--help` says, of refdiff and of each of its commands."""
     os.environ["COLUMNS"] = "80"
     parser = build_parser()
-    (commands,) = (action for action in parser._actions if isinstance(action.choices, dict))
     made = ["# The command line", f"```text\n{parser.format_help().rstrip()}\n```"]
-    for name, command in commands.choices.items():
+    for name, command in parser.commands().items():
         made.append(f"## refdiff {name}\n\n```text\n{command.format_help().rstrip()}\n```")
     return "\n\n".join(made) + "\n"

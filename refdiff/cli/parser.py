@@ -103,6 +103,7 @@ class Parser(argparse.ArgumentParser):
         return self._format(brief=True)
 
     def _format(self, *, brief: bool) -> str:
+        self.load()
         formatter: Any = self._get_formatter()
         formatter.add_text(
             self.description if not brief else (self.description or "").partition(". ")[0].rstrip(".") + "."
