@@ -210,7 +210,8 @@ print("   ".join(f"{r['step']}: {r['ratio']:.3f}" for r in repeated[5:]))
 # often put it on the first token: an *attention sink*. Does the differential model have one, and in which map? If
 # queries attended evenly, the first of T tokens would get $\frac1T\sum_t \frac1t$ of the weight. We measure how many
 # times that it gets, on the eight chapter openings of notebook 03. Two ways to cut the text: from its true beginning,
-# where the first token is `<|endoftext|>`, as in training; and from its middle, where the first token is just a word.
+# where the first token is `<|endoftext|>`, as before each tale in training; and from its middle, where the first token
+# is just a word.
 
 # %%
 bundled = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
@@ -231,8 +232,8 @@ for where, part in (("from the beginning", slice(0, 192)), ("from the middle", s
 # %% [markdown]
 # Cut in the middle, no map gives the first token more than its share: whoever measures so finds no sink. From the true
 # beginning the *second* map of layers 0, 1 and 5 gives `<|endoftext|>` more than its share, and more than the first map
-# does. Sinks go where they are taken away again, or where a broad map rests (notebook 03). They are modest: models of
-# this size, trained for so short a time, have only begun to form that habit.
+# does. It is modest, at most 2.4 times the even share. And the difference does not simply remove it: layer 0 subtracts
+# its second map, but layers 1 and 5 have λ < 0 (notebook 03) and add theirs, sink included.
 #
 # ## What we learned
 #
