@@ -87,6 +87,55 @@ def test_no_assert_nothing_unfinished_and_one_topic_a_file() -> None:
     assert not found
 
 
+ABOVE_BACKENDS = ("layers", "model", "generation", "training")
+PUBLIC_ARGUMENTS = ("model/pretrained.py", "training/train.py", "training/retrieval.py", "training/memory.py")
+"""Files that take `kernels` or `threads` from a user, and pass them on."""
+
+
+def _words(tree: ast.Module) -> set[str]:
+    """Return the words of all identifiers: `thread_pool` has two."""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.keyword(arg=str(name)):
+                names.append(name)
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names.append(name)
+            case ast.ImportFrom(module=module, names=aliases):
+                names += [*(module or "").split("."), *(alias.name for alias in aliases)]
+    return {word for name in names for word in name.lower().split("_")}
+
+
+def test_only_backends_know_what_is_fast() -> None:
+    """Above them nothing names kernels or threads, or imports from inside a backend; what is public is passed on."""
+    found: list[tuple[str, object]] = []
+    for path in MODULES:
+        file = path.removeprefix("refdiff/")
+        if not file.startswith(ABOVE_BACKENDS):
+            continue
+        words = {"kernel", "kernels", "thread", "threads", "fused", "workspace"}
+        if file in PUBLIC_ARGUMENTS:
+            words -= {"kernels", "threads"}
+        if file != "model/recorder.py":  # it records what layers compute
+            words.add("recorded")
+        found += [(path, word) for word in words & _words(MODULES[path])]
+        found += [(path, name) for name, _ in _imports(path) if name.startswith("refdiff.backends.")]
+    assert not found
+
+
+def test_only_the_oracle_reads_signatures() -> None:
+    """It asks what a user's kernel takes. Elsewhere a function is called by its documented arguments."""
+    names = {"inspect.signature", "inspect.getfullargspec", "__kwdefaults__", "__signature__", "__wrapped__"}
+    found = [
+        (path, name)
+        for path, tree in MODULES.items()
+        if path != "refdiff/oracle/inputs/outputs.py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and {name := node.attr, ast.unparse(node)} & names
+    ]
+    assert not found
+
+
 def test_public_names_have_docstrings() -> None:
     """Every module, and every public class and function in it; of a layer, with its headings in order and its axes."""
     missing = [path for path, tree in MODULES.items() if not ast.get_docstring(tree)]
@@ -107,7 +156,8 @@ def _headings(name: str) -> Iterator[str]:
     if not name.endswith("_vjp") and not {"Equation:", "Shapes:"} <= set(found):
         yield "no equation, or no shapes"
     shapes = re.search(r"Shapes:\n(.*?)(\n\n|\Z)", doc, re.DOTALL)
-    if shapes and (letters := set(re.findall(r"(?<![\w.])[A-Z](?!\w)", shapes[1])) - AXES):
+    sizes = " ".join(re.findall(r"\(([^()]*)\)", shapes[1])) if shapes else ""
+    if letters := set(re.findall(r"(?<![\w.])[A-Z](?!\w)", sizes)) - AXES:
         yield f"axes {letters} are not among {AXES}"
 
 

@@ -102,9 +102,11 @@ class Backend:
         ops: the layer functions.
         kernels: an object with an attribute for each layer that it has a kernel for, or None.
         chunk_size: how many tokens of a prompt, of all items of a batch, go through the model at once.
+        parallel_calls: how many calls `map` makes at a time.
     """
 
     chunk_size = 1024
+    parallel_calls = 1
 
     def __init__(self, kernels: Any = None) -> None:
         self.kernels = kernels

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refdiff.backends.numpy.runtime import split_batch
-from refdiff.backends.numpy.thread_pool import Workers
+import numpy as np
+
+from refdiff.backends import backend_for
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import count_parameters, parameter_shapes
 from refdiff.model.weights.precision import NBYTES
@@ -28,8 +29,9 @@ def needed(
     size = NBYTES[dtype]
     parameters = count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values())
     copies = (4 if settings.optimizer == "adamw" else 3) + (settings.accumulate > 1)
-    parts = split_batch(settings.batch // settings.accumulate, settings.context)
-    rows = sorted(part.stop - part.start for part in parts)[-Workers(threads).threads :]
+    backend = backend_for(np, threads=threads)
+    parts = backend.split_batch(settings.batch // settings.accumulate, settings.context)
+    rows = sorted(part.stop - part.start for part in parts)[-backend.parallel_calls :]
     tokens = sum(rows) * settings.context
     heads = (config.num_query_heads + config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     layer = 4 * config.hidden_size + heads + 2 * config.intermediate_size

@@ -51,11 +51,13 @@ ALSO = {
 """Tests that notice mistakes in a file, or in the files of a folder, beside those of its own name."""
 
 
-def tests_for(mutant: Mutant) -> tuple[str, ...]:
-    """The test file that mirrors the mutant's, then the others that hold it; for a derivative the others first."""
+def tests_for(mutant: Mutant, root: Path) -> tuple[str, ...]:
+    """The test file named like the mutant's, if there is one, and those of `ALSO`; for a derivative these first."""
     path = Path(mutant.file)
     mirror = str(Path("tests", *path.parts[1:]).with_name(f"test_{path.stem.strip('_')}.py"))
     others = [t for place, tests in ALSO.items() if mutant.file.startswith(place) for t in tests]
+    if others and not (root / mirror).exists():
+        return tuple(others)
     derivative = mutant.function.endswith("_vjp") or mutant.function.startswith(("d_", "_through", "sum_to"))
     return (*others[:1], mirror, *others[1:]) if derivative else (mirror, *others)
 
@@ -86,7 +88,7 @@ def limits(root: Path, mutants: list[Mutant], jobs: int) -> dict[tuple[str, ...]
     Raises:
         SystemExit: they fail.
     """
-    files = list(dict.fromkeys(t for m in mutants for t in tests_for(m)))
+    files = list(dict.fromkeys(t for m in mutants for t in tests_for(m, root)))
     if missing := [t for t in files if not (root / t).exists()]:
         raise SystemExit(f"there is no {', '.join(missing)}")
     seconds: dict[str, float] = {}
@@ -94,7 +96,7 @@ def limits(root: Path, mutants: list[Mutant], jobs: int) -> dict[tuple[str, ...]
         if outcome.result != "survived":
             raise SystemExit(f"{files[number]} fails as it is: {outcome.by or outcome.result}")
         seconds[files[number]] = outcome.seconds
-    return {tests: 10 + 2 * sum(seconds[t] for t in tests) for tests in {tests_for(m) for m in mutants}}
+    return {tests: 10 + 2 * sum(seconds[t] for t in tests) for tests in {tests_for(m, root) for m in mutants}}
 
 
 def judge(root: Path, mutants: list[Mutant], jobs: int, until: float) -> Iterator[tuple[Mutant, Outcome]]:
@@ -105,7 +107,7 @@ def judge(root: Path, mutants: list[Mutant], jobs: int, until: float) -> Iterato
         for mutant in mutants:
             if time.monotonic() > until:
                 return
-            tests = tests_for(mutant)
+            tests = tests_for(mutant, root)
             first = tuple(noticed[place] for place in [(mutant.file, mutant.function)] if place in noticed)
             yield Job(functools.partial(plant, root, mutant), (*first, *tests), allowed[tests])
 

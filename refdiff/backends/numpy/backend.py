@@ -21,7 +21,7 @@ class NumpyBackend(Backend):
 
     def __init__(self, kernels: NumpyKernels) -> None:
         super().__init__(kernels)
-        k = kernels
+        k, self.parallel_calls = kernels, kernels.threads
         self._steps = decoder.Steps(
             self.ops,
             linears=k.linears,
