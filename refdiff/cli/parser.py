@@ -183,6 +183,8 @@ class Parser(argparse.ArgumentParser):
             return
         choices = [str(choice) for choice in action.choices]
         if isinstance(action, argparse._SubParsersAction):
+            if self._typed[0].startswith("-"):
+                self.error(f"{self._typed[0]}: options stand after the command: refdiff COMMAND {self._typed[0]}")
             meant = COMMANDS_MEANT.get(value) or next(iter(difflib.get_close_matches(value, choices, n=1)), None)
             hint = f"; did you mean `refdiff {meant}`?" if meant else ""
             if re.search(r"\s", value):

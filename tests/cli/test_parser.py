@@ -112,6 +112,7 @@ def test_version(capsys: Capture) -> None:
         (["trian"], "did you mean `refdiff train`?"),
         (["run"], "did you mean `refdiff generate`?"),
         (["benchmark"], "did you mean `refdiff bench`?"),
+        (["--lr", "3", "train"], "--lr: options stand after the command: refdiff COMMAND --lr"),
         (["Once upon a time"], 'to continue a text: refdiff generate "Once upon a time"'),
         (["check", "mine.npz", "--layer", "one"], "--layer: got one, expected a whole number of at least 0"),
         (["check", "mine.npz", "--seeds", "0"], "--seeds: got 0, expected a whole number of at least 1"),

@@ -191,7 +191,11 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
             2,
             "error: --vocab-size: got 5000, expected to be at most ",
         ),
-        (("train", "text.txt", "-o", "out", "--vocab-size", "262", "--context", "9000"), 2, "but a row needs 9000"),
+        (
+            ("train", "text.txt", "-o", "out", "--vocab-size", "262", "--context", "9000"),
+            2,
+            "but a sequence needs 9000",
+        ),
         (("train", "empty.txt", "-o", "out"), 2, "no text to learn from"),
         (("train", "line.txt", "-o", "out"), 2, "error: --vocab-size: got 2048, expected to be at most 2"),
         (("train", "text.txt", "-o", "out", "--rate", "0"), 2, "--rate: got 0, expected a number above 0"),

@@ -304,7 +304,7 @@ def test_a_run_goes_on_with_the_threads_it_had(start: Start) -> None:
 
 
 def test_a_context_longer_than_the_text(start: Start) -> None:
-    with pytest.raises(ValueError, match="but a row needs 100000"):
+    with pytest.raises(ValueError, match="but a sequence needs 100000"):
         start(context=100_000)
 
 
