@@ -136,8 +136,8 @@ class Corpus:
         count = (len(self.tokens[part]) - 1) // (length - 1)
         if count < 1:
             raise ValueError(
-                f"the {part} part of the text has {len(self.tokens[part])} tokens, but a sequence needs {length}; take a "
-                "longer text, a shorter context, or another share for validation"
+                f"the {part} part of the text has {len(self.tokens[part])} tokens, but a sequence needs {length}; "
+                "take a longer text, a shorter context, or another share for validation"
             )
         return count
 

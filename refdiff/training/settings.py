@@ -17,8 +17,8 @@ CHANGEABLE = ("steps", "rate", "warmup", "clip", "evaluate_every", "save_every",
 class Settings:
     """What decides the steps of a run.
 
-    steps, batch (rows a step), context (tokens a row), accumulate (parts that a step's rows are computed in);
-    optimizer, rate (the highest learning rate), schedule, warmup (steps), decay, clip (the longest gradient); seed;
+    steps, batch (sequences a step), context (tokens a sequence), accumulate (parts that a step is computed in);
+    optimizer, rate (the peak learning rate), schedule, warmup (steps), decay, clip (the largest gradient norm); seed;
     evaluate_every, save_every, sample_every (steps; 0 = only at the end), prompt of the samples.
 
     Raises:
