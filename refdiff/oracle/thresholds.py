@@ -47,6 +47,7 @@ class Thresholds:
         as_good: an answer that leaves so many times less than another is the better one.
         explained: of the squared error. Zeros explain half of any error that has nothing to do with the truth; of the
             closest singles to outputs of two mistakes 1 in 6 was one of the two below this share, and 5 in 9 above it.
+        large_explained: of the squared error: of large inputs what is far off and explains less does not fit.
         nearly_explained: of the squared error: a number that explains as much is shown though it does not pass.
         same_function: of the largest number: two outputs no further apart are one function's, in float64.
         unseen: a deviation that changes a correct row by more is not in the kernel.
@@ -77,6 +78,7 @@ class Thresholds:
     doubtful: float = 1.0
     as_good: float = 2.0
     explained: float = 0.6
+    large_explained: float = 0.5
     nearly_explained: float = 0.99
     same_function: float = 1e-9
     unseen: float = 10.0

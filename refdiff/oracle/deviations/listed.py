@@ -19,13 +19,12 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 
 Numpy = np.ndarray[Any, Any]
 KINDS = ("dense", "packed", "paged", "layer")
 NAMED: tuple[Any, ...] = ("name", "what", "axis", "row", "link")
 """The fields by which a deviation is known, whatever way it is computed."""
-SAME = 1e-9
-"""Two outputs no further apart than this, as a share of the largest number, are one function's."""
 
 MISTAKE_DEVIATIONS: tuple[Deviation, ...] = tuple(
     Deviation(m.name, m.what, m.axis, m.row, m.link, mistake=m) for m in CATALOGUE if not m.layer.endswith("_vjp")
@@ -79,7 +78,7 @@ def _equal(x: Numpy, y: Numpy) -> bool:
     if x.shape != y.shape:
         return False
     with np.errstate(invalid="ignore"):
-        apart = np.any(np.abs(x - y) > SAME * _largest(y))
+        apart = np.any(np.abs(x - y) > THRESHOLDS.same_function * _largest(y))
     return not apart and np.array_equal(np.isnan(x), np.isnan(y))
 
 

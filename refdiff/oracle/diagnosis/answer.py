@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.deviations.deviation import deviated, output
 from refdiff.oracle.deviations.listed import deviations
-from refdiff.oracle.diagnosis.closest import WORTH
 from refdiff.oracle.diagnosis.fits import fits
 from refdiff.oracle.diagnosis.places import Damage, damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
@@ -51,7 +50,7 @@ def name_output(
     other = None if not_finite or right is not None else matching_recipe(spec, recipe, Parts.of(spec, targets).small)
     if other is not None:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
-    shown = tuple(c for c in closest if c.explains >= WORTH)
+    shown = tuple(c for c in closest if c.explains >= THRESHOLDS.explained)
     pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
     told = [_how_close(closest, pairs)]
     if any(len(c.deviations) > 1 for c in shown):
@@ -107,7 +106,7 @@ def _numbers_instead(spec: Spec, targets: tuple[Target, ...], one: Candidate, *,
 
 def _how_close(closest: list[Candidate], pairs: bool) -> str:
     best = max((c.explains for c in closest), default=0.0)
-    if best >= WORTH:
+    if best >= THRESHOLDS.explained:
         return f"the closest explains {best:.0%} of the squared difference"
     alone = "alone or in pairs" if pairs else "alone"
     return f"nothing in the catalogue, {alone}, explains more than {math.ceil(100 * best)}% of the squared difference"

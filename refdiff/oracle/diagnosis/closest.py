@@ -11,11 +11,9 @@ from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Numpy, looks_like, rows_off
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 
 SHOWN = 3
-WORTH = 0.6
-"""What explains less of the error is not shown. Zeros explain half of any error that has nothing to do with the truth;
-of closest singles to outputs of two mistakes 1 in 6 was one of the two below this share, and 5 in 9 above it."""
 Set = tuple[Deviation, ...]
 
 
@@ -29,10 +27,10 @@ def closest_of(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> lis
     for c in sorted(candidates, key=lambda c: (-c.explains, len(c.deviations))):
         if len(kept) == SHOWN:
             break
-        if c.explains >= WORTH and not c.fits and _changes_nothing(spec, parts, c.deviations):
+        if c.explains >= THRESHOLDS.explained and not c.fits and _changes_nothing(spec, parts, c.deviations):
             continue  # of a part that is right it would explain everything
         more = any(set(k.deviations) < set(c.deviations) for k in kept)  # that do not explain more
-        if c.fits or c.explains < WORTH or not (more or _hides_one(spec, parts, c.deviations, known)):
+        if c.fits or c.explains < THRESHOLDS.explained or not (more or _hides_one(spec, parts, c.deviations, known)):
             kept.append(c)
     return kept
 

@@ -14,6 +14,7 @@ from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Judgement, Target, judgement, row_budget
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.judge import judge_rows
 from refdiff.oracle.verdict.verdict import FAIL
 
@@ -21,13 +22,8 @@ Numpy = np.ndarray[Any, Any]
 Set = tuple[Deviation, ...]
 Evidence = dict[Set, tuple[list[Judgement], list[Judgement]]]
 """Of what fits, how each target was judged: on the part where it was tried, and whole."""
-SAME = 1e-9
 SMALLEST = 1e-150
 """The least that a row is divided by: where all is zero nothing points anywhere."""
-AWAY = 3.0
-"""How many times further than any legal order of it an output points away from a kernel that it is not of."""
-LEAST = 0.1
-"""Of the way to the other: nobody's roundings are known better."""
 
 
 def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, kind: str) -> list[Candidate]:
@@ -55,7 +51,7 @@ def equal(a: Numpy | None, b: Numpy | None) -> bool:
     if a is None or b is None or a.shape != b.shape:
         return (a is None) == (b is None) and a is None
     size = float(np.max(np.abs(a), initial=1e-300, where=np.isfinite(a)))
-    return bool(np.allclose(a, b, rtol=0, atol=SAME * size, equal_nan=True))
+    return bool(np.allclose(a, b, rtol=0, atol=THRESHOLDS.same_function * size, equal_nan=True))
 
 
 def drop_dominated(fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:
@@ -128,7 +124,10 @@ def _shows(spec: Spec, target: Target, some: list[Deviation], allowed: RowBudget
 def _points_to(of_b: list[Judgement], of_a: list[Judgement], targets: tuple[Target, ...]) -> bool:
     at_b, spread_b = _place(of_b, of_a, targets)
     at_a, spread_a = _place(of_a, of_b, targets)
-    return abs(at_b) > AWAY * spread_b + LEAST and abs(at_a) <= AWAY * spread_a + LEAST
+    return (
+        abs(at_b) > THRESHOLDS.points_away * spread_b + THRESHOLDS.points_least
+        and abs(at_a) <= THRESHOLDS.points_away * spread_a + THRESHOLDS.points_least
+    )
 
 
 def _place(of: list[Judgement], to: list[Judgement], targets: tuple[Target, ...]) -> tuple[float, float]:

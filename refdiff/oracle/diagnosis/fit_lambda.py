@@ -9,13 +9,14 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.fit_layer import spec_at_layer
-from refdiff.oracle.diagnosis.parameter_fit import EXACT, Trial, held
+from refdiff.oracle.diagnosis.parameter_fit import Trial, held
 from refdiff.oracle.diagnosis.per_head_format import in_words, is_one, spec_value_format
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.variants import Numpy, Target
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import lambda_init, lambda_of
 from refdiff.oracle.truth.forward import normed, out_factor
 
@@ -131,7 +132,7 @@ def with_name(spec: Spec, targets: tuple[Target, ...], fit: Fit, *, large: bool 
             passing[x] = name
     if not passing:
         return fit
-    names, printed, exact = list(passing.values()), f"{value:.4g}", targets[0].recipe.u < EXACT
+    names, printed, exact = list(passing.values()), f"{value:.4g}", targets[0].recipe.u < THRESHOLDS.exact
     if exact and names == [printed]:
         return replace(fit, text=fit.text.replace("λ is ", "λ is exactly ", 1))
     same = exact and [f"{x:.4g}" for x in passing] == [printed]

@@ -14,7 +14,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
 from refdiff.oracle.diagnosis.fit_layer import BOTH, PLACES, fit_layer
-from refdiff.oracle.diagnosis.parameter_fit import EXACT, NEARLY, Trial, held
+from refdiff.oracle.diagnosis.parameter_fit import Trial, held
 from refdiff.oracle.diagnosis.per_head_format import is_one, short_list
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
@@ -23,6 +23,7 @@ from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Layer
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import limited
 from refdiff.oracle.truth.forward import out_factor
 
@@ -31,10 +32,6 @@ LIMITS = (0.05, 500.0)
 """Between these the limit of scores is looked for."""
 LONGEST = 256
 """Windows are tried one by one up to this length."""
-AS_RIGHT = 2.0
-"""In budgets: heads in another order are right up to this residual."""
-AS_GOOD = 2.0
-"""How many times more of the error may be left by fewer numbers."""
 
 
 def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
@@ -48,7 +45,7 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
     parts = Parts.of(spec, targets)
     layers = [] if local else fit_layer(spec, parts)
     # the same without a name; one number of 16 bits, other than two, may be near a layer's by chance
-    named = any(f.parameter == BOTH for f in layers) or (bool(layers) and targets[0].recipe.u < EXACT)
+    named = any(f.parameter == BOTH for f in layers) or (bool(layers) and targets[0].recipe.u < THRESHOLDS.exact)
     found = [
         *layers,
         *([] if named else _factor_and_lambda(spec, parts)),
@@ -74,7 +71,7 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
 def _nearest(found: list[Fit]) -> tuple[Fit, ...]:
     """Of what explains nearly all the best, or one of fewer numbers, which come first, that leaves not much more."""
     least = min((1 - f.explains for f in found), default=0.0)
-    return tuple(f for f in found if 1 - f.explains <= AS_GOOD * least)[:1]
+    return tuple(f for f in found if 1 - f.explains <= THRESHOLDS.as_good * least)[:1]
 
 
 def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
@@ -204,10 +201,10 @@ def _order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:
     for t in targets:
         moved = Target(t.inputs, t.actual, t.expected[:, order], t.rows[:, order], t.recipe)
         worst, share = max(worst, quick_residual(moved, moved.expected)), min(share, explained(t, moved.expected))
-    if worst >= AS_RIGHT and share < NEARLY:
+    if worst >= THRESHOLDS.as_good and share < THRESHOLDS.nearly_explained:
         return []
     text = f"the heads are right and stand in another order: head i is head {tuple(order)}[i] of the truth"
-    return [Fit("heads", order, text, worst, worst < AS_RIGHT, share)]
+    return [Fit("heads", order, text, worst, worst < THRESHOLDS.as_good, share)]
 
 
 def fit_factor(spec: Spec, targets: tuple[Target, ...]) -> Iterator[Trial]:

@@ -16,21 +16,13 @@ from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.backward import backward
 
 Numpy = np.ndarray[Any, Any]
 Gradients = dict[str, Numpy]
-NEAR = 6.0
-"""In budgets of the truth, root mean square over rows: a gradient this near to that of a deviation may be that."""
-AS_GOOD = 2.0
-"""How many times as near as the others the nearest must be to be the only one; within a budget none is nearer.
-
-A deviation must be so many times as near as the truth.
-"""
 MOST = 3
 """So many deviations that fit are named, of more only how many they are."""
-SAME = 0.02
-"""Two factors no further apart than this, as a share of one, may be one."""
 
 
 def diagnose_gradients(
@@ -49,8 +41,10 @@ def diagnose_gradients(
     for deviation in _with_a_backward(spec, known):
         found = [_gradients(b, dout, deviation) for b, dout in zip(known, douts, strict=True)]
         off = {name: _off(some, [g.get(name) for g in found]) for name, some in targets.items()}
-        near[deviation] = {n: off[n] for n in wrong if off[n] < min(NEAR, by_truth[n] / AS_GOOD)}
-        if any(off[n] > AS_GOOD * max(1.0, by_truth[n]) for n in names if n not in wrong):
+        near[deviation] = {
+            n: off[n] for n in wrong if off[n] < min(THRESHOLDS.near_gradient, by_truth[n] / THRESHOLDS.as_good)
+        }
+        if any(off[n] > THRESHOLDS.as_good * max(1.0, by_truth[n]) for n in names if n not in wrong):
             elsewhere.add(deviation)
     left = list(wrong)
     while left:
@@ -61,7 +55,7 @@ def diagnose_gradients(
         best = max(
             furthest, key=lambda d: (len(of_each[d]), d not in elsewhere, -left.index(of_each[d][0]), -furthest[d])
         )
-        together, limit = of_each[best], AS_GOOD * max(1.0, furthest[best])
+        together, limit = of_each[best], THRESHOLDS.as_good * max(1.0, furthest[best])
         fits = [d for d, x in furthest.items() if of_each[d] == together and x <= limit]
         fits = [d for d in fits if d not in elsewhere] or fits
         yield f"{_listed(together)} {'are those' if len(together) > 1 else 'is that'} of {_named(fits)}"
@@ -81,7 +75,11 @@ def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[str]:
     left = {n: f for n, some in targets.items() if n not in zero and (f := _factor(some)) is not None}
     while left:
         factor = next(iter(left.values()))
-        alike = [n for n, f in left.items() if abs(f - factor) < SAME * abs(factor) and _times(targets[n], factor)]
+        alike = [
+            n
+            for n, f in left.items()
+            if abs(f - factor) < THRESHOLDS.same_factor * abs(factor) and _times(targets[n], factor)
+        ]
         left = {n: f for n, f in left.items() if n not in alike}
         yield f"{_listed(alike)} {_is(alike)} {factor:.4g} times what {'they' if len(alike) > 1 else 'it'} should be"
 
@@ -136,7 +134,7 @@ def _factor(targets: Sequence[Target]) -> float | None:
 
 def _times(targets: Sequence[Target], factor: float) -> bool:
     """Whether they are near a number times the right gradients."""
-    return all(quick_residual(t, factor * t.expected) < NEAR for t in targets)
+    return all(quick_residual(t, factor * t.expected) < THRESHOLDS.near_gradient for t in targets)
 
 
 def _named(found: Sequence[Deviation]) -> str:

@@ -11,17 +11,12 @@ import numpy as np
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.row_prefilter import few_rows_exclude
-from refdiff.oracle.diagnosis.variants import NEAR, Numpy, Target, explained, judged, quick_residual
+from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, judged, quick_residual
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding import round_to
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.judge import judge_rows
 from refdiff.oracle.verdict.verdict import FAIL
-
-NEARLY = 0.99
-"""Of the squared error: what explains as much is worth showing, though the output does not pass with it."""
-
-EXACT = 1e-5
-"""Unit roundoff below which a number with which the output passes is no other one that is near by chance."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +39,20 @@ def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = Fal
     for targets in turns:
         outs = [output(trial.problem(t.inputs)) for t in targets]
         share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
-        if large and any(quick_residual(t, x) > NEAR for t, x in zip(targets, outs, strict=True)):
+        if large and any(quick_residual(t, x) > THRESHOLDS.near for t, x in zip(targets, outs, strict=True)):
             worst, passed = np.inf, False
-        if large and share < NEARLY and any(_excluded(trial, t, x) for t, x in zip(targets, outs, strict=True)):
+        if (
+            large
+            and share < THRESHOLDS.nearly_explained
+            and any(_excluded(trial, t, x) for t, x in zip(targets, outs, strict=True))
+        ):
             return []
         for t in targets if passed else ():
             passed, residual = judged(trial.problem(t.inputs), t)
             worst = max(worst, residual)
             if not passed:
                 break
-        if not passed and share < NEARLY:
+        if not passed and share < THRESHOLDS.nearly_explained:
             return []
     if is_no_deviation(trial, turns[-1]):
         return []

@@ -25,7 +25,6 @@ from refdiff.oracle.diagnosis.row_prefilter import few_rows_exclude
 from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike
 from refdiff.oracle.diagnosis.variants import (
     LOOSE,
-    NEAR,
     Judgement,
     Numpy,
     Target,
@@ -36,21 +35,16 @@ from refdiff.oracle.diagnosis.variants import (
 )
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 
 FINALISTS = 16
 ALWAYS = 3
 """So many get a budget of their own however far they are: a wrong kernel may round much worse than a right one."""
-LEAST = 0.5
-"""Of the squared difference: of large inputs what is far off, and explains less, does not."""
-AS_GOOD = 2.0
-"""A name whose residual is more than this many times the best one's is not the one, though it may pass by itself."""
-NEAR_ON_FEW = 3 * NEAR
+NEAR_ON_FEW = 3 * THRESHOLDS.near
 """Of the few rows of a tiny part one may be far off by itself."""
 MOST = 8_000_000
 """Multiplications of targets on the whole of which pairs are tried, where a part of them does not do."""
 
-UNSEEN = 10.0
-"""In budgets: a deviation that changes a row by more than this is not in a kernel that gives the row rightly."""
 
 NEARLY_RIGHT = (
     "it is off by a little more than right kernels of this recipe are, and towards no deviation: "
@@ -139,7 +133,7 @@ def _misses(target: Target, wrong: Numpy | None) -> bool:
         return False
     now, change = (rows_off(target, x) for x in (target.actual, wrong))
     at = np.unravel_index(int(np.argmax(now)), now.shape)
-    return bool(now[at] > NEAR and change[at] <= 1.0)
+    return bool(now[at] > THRESHOLDS.near and change[at] <= 1.0)
 
 
 def _leaves(spec: Spec, parts: Parts, deviation: Deviation, right: tuple[Numpy, ...]) -> bool:
@@ -149,7 +143,7 @@ def _leaves(spec: Spec, parts: Parts, deviation: Deviation, right: tuple[Numpy, 
         wrong = None if problem is None else output(problem)
         if wrong is None or wrong.shape != target.expected.shape:
             return False
-        if np.max(rows_off(target, wrong)[rows], initial=0.0) > UNSEEN:
+        if np.max(rows_off(target, wrong)[rows], initial=0.0) > THRESHOLDS.unseen:
             return False
     return parts.cost <= MOST
 
@@ -181,7 +175,7 @@ def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> It
                     if first is not None:
                         yield first
                     continue
-        if (found := _quick(spec, on, some, NEAR)) is not None:
+        if (found := _quick(spec, on, some, THRESHOLDS.near)) is not None:
             yield found
 
 
@@ -190,14 +184,18 @@ def _ranked(
 ) -> list[Candidate]:
     """Those that are near with a residual in their own budget, on all of the targets; and those that come closest."""
     scored.sort(key=lambda c: (c.residual, -c.explains))
-    least = LEAST if parts.are_parts else 0.0
-    near = [c for n, c in enumerate(scored[:FINALISTS]) if c.residual < NEAR or (n < ALWAYS and c.explains >= least)]
+    least = THRESHOLDS.large_explained if parts.are_parts else 0.0
+    near = [
+        c
+        for n, c in enumerate(scored[:FINALISTS])
+        if c.residual < THRESHOLDS.near or (n < ALWAYS and c.explains >= least)
+    ]
     known: Known = []
     final = [_judged(spec, parts, c, evidence, known) for c in near]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
     if nearly_right:
         fitting = keep_indicated(spec, fitting, evidence, parts)
-    fitting = [c for c in fitting if c.residual <= AS_GOOD * fitting[0].residual]
+    fitting = [c for c in fitting if c.residual <= THRESHOLDS.as_good * fitting[0].residual]
     fitting = merge_equivalent(spec, fitting, evidence, kind_of(parts.whole[0].inputs))
     fitting = drop_dominated(fitting, evidence, parts)
     best = closest_of(spec, parts, scored)

@@ -26,7 +26,7 @@ from refdiff.oracle.truth.forward import forward
 from refdiff.oracle.verdict.judge import judge_rows
 
 Numpy = np.ndarray[Any, Any]
-NEAR, LOOSE = THRESHOLDS.near, THRESHOLDS.wrong_limits
+LOOSE = THRESHOLDS.wrong_limits
 
 
 FIRST = (DRAWS[0], MEMBERS[1])

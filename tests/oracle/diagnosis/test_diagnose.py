@@ -16,7 +16,6 @@ from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations import deviations
 from refdiff.oracle.diagnosis import search
 from refdiff.oracle.diagnosis.answer import UNWRITTEN
-from refdiff.oracle.diagnosis.closest import WORTH
 from refdiff.oracle.diagnosis.diagnose import diagnose
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
@@ -27,6 +26,7 @@ from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from tests.oracle.diagnosis.__main__ import asked, compatible
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
@@ -196,7 +196,7 @@ def test_what_explains_most_of_the_error_is_shown() -> None:
     found = ask("hf_diffllama", "bfloat16", "layer_norm", "scale_left_out")
     assert found.status == NONE_FITS
     assert "scale_left_out" in [c.name for c in found.candidates]
-    assert all(c.explains >= WORTH for c in found.candidates)
+    assert all(c.explains >= THRESHOLDS.explained for c in found.candidates)
     assert "does not fit, explains " in str(found)
     assert found.notes[0].startswith("the closest explains ")
 

@@ -13,7 +13,6 @@ from refdiff.oracle.diagnosis import diagnose
 from refdiff.oracle.diagnosis.variants import (
     FIRST,
     HOPELESS,
-    NEAR,
     Target,
     explained,
     is_wrong,
@@ -24,6 +23,7 @@ from refdiff.oracle.diagnosis.variants import (
     rows_off,
 )
 from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
 
@@ -44,7 +44,7 @@ def test_residuals() -> None:
     assert problem is not None
     assert other is not None
     assert quick_residual(t, output(problem)) < 3
-    assert quick_residual(t, output(other)) > NEAR
+    assert quick_residual(t, output(other)) > THRESHOLDS.near
     assert judged(problem, t)[0]
     assert judged(problem, t)[1] < 2
     assert not judged(other, t)[0]
