@@ -13,7 +13,7 @@ from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.files import read_json, write_json
 from refdiff.messages import show_value, warn
-from refdiff.model import config_checks, other_fields, rope_parameters
+from refdiff.model import config_checks, rope_parameters, unknown_fields
 from refdiff.model.commit import finish
 
 
@@ -159,7 +159,7 @@ class DiffLlamaConfig:
             if not isinstance(nested_extra, Mapping):
                 raise ValueError(f"extra is {show_value(nested_extra)}, but must be a dict of further fields")
             left = {**nested_extra, **left}
-        other_fields.refuse_other_models(left)
+        unknown_fields.refuse_other_models(left)
         self.wiring = config_checks.wiring(left.pop("wiring", None), left.get("model_type"))
         if left.pop("model_type", None) == "llama":
             left = {**config_checks.LLAMA_DEFAULTS, **left}
@@ -178,9 +178,9 @@ class DiffLlamaConfig:
         config_checks.fill_labels(self, left)
         self.extra = left
         remarks += config_checks.token_id_remarks(self)
-        unknown = sorted(name for name in left if not other_fields.written_by_transformers(name, left[name]))
+        unknown = sorted(name for name in left if not unknown_fields.written_by_transformers(name, left[name]))
         if unknown:
-            remarks.insert(0, other_fields.describe_unknown(unknown, [entry.name for entry in fields(self)]))
+            remarks.insert(0, unknown_fields.describe_unknown(unknown, [entry.name for entry in fields(self)]))
         return remarks
 
 

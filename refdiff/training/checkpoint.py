@@ -24,7 +24,7 @@ import numpy as np
 
 from refdiff.errors import CheckpointError
 from refdiff.files import read_json, write_atomically, write_json
-from refdiff.model.weights.writing import write_safetensors
+from refdiff.model.weights.safetensors_file import write_safetensors
 
 KEPT = 2
 """How many checkpoints stay on the disk, unless the run says otherwise."""

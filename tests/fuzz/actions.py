@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+# the parent imports what children need: jinja2, tokenizers and the commands; a child would do so again each time
+import jinja2.sandbox  # noqa: F401
+import tokenizers  # noqa: F401
+
 import refdiff
+import refdiff.cli.convert
+import refdiff.cli.generate
+import refdiff.cli.inspect
 from refdiff.cli import main
 from refdiff.oracle import golden
 from refdiff.oracle.divergence import first_divergence
@@ -51,7 +59,8 @@ def chat(folder: Path, rng: Random) -> None:
 
 
 def generate(folder: Path, rng: Random) -> None:
-    """The command `generate`."""
+    """The command `generate`; its standard output is the model's text, whatever that is."""
+    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, for the rest of the child
     _command(
         "generate",
         "-m",

@@ -1,4 +1,5 @@
-"""One safetensors file: a header that is checked before anything in it is believed, and the numbers as views of a map.
+"""One safetensors file: read with its header checked and its numbers memory-mapped, and written byte for byte as the
+library writes it.
 
 The layout (https://github.com/huggingface/safetensors, "Format"): 8 bytes, little-endian, the length N of the header;
 N bytes of JSON, name → ``{"dtype", "shape", "data_offsets": [begin, end]}`` and optionally ``"__metadata__"``,
@@ -10,8 +11,10 @@ The library's own loaders copy every tensor, which for a 5 GB file costs seconds
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +22,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.arrays import to_numpy
 from refdiff.errors import CheckpointError
 from refdiff.files import open_file
 from refdiff.messages import show_value
+from refdiff.model.weights.precision import NBYTES, STORED, TILE, encode
 
 MAX_HEADER = 10_000_000
 """Bytes of the longest header that is read. The format allows 100 MB, but that much hostile JSON takes gigabytes of
@@ -37,6 +42,7 @@ BITS = {
 _ARRAY_TYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
 """How NumPy views the types that weights have: little-endian on every machine; bfloat16, unknown to NumPy, as bits."""
 
+_STORED_NAME = {dtype: name for name, dtype in STORED.items()}
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_SIZE = 2**63 - 1
 
@@ -222,3 +228,43 @@ def _check_cover(tensors: list[tuple[str, Tensor]], data: int, size: int, label:
     if position != size:
         fault = "is cut short" if position > size else "has bytes that belong to no tensor"
         raise CheckpointError(f"{label}: {fault}: its header describes {position:,} bytes, and it has {size:,}")
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, Any], dtype: str) -> None:
+    """Write arrays of any backend as one file of type ``dtype``, byte for byte as the safetensors library does.
+
+    The data is on the disk when this returns. Goes through it piece by piece: no second copy of the weights is made.
+
+    Raises:
+        ValueError: A finite value lies beyond float16's range.
+        OSError: The file cannot be written.
+    """
+    names = sorted(arrays)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        shape = [int(axis) for axis in arrays[name].shape]
+        begin, end = end, end + math.prod(shape) * NBYTES[dtype]
+        header[name] = {"dtype": _STORED_NAME[dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that every tensor starts on its natural boundary
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in names:
+            flat = to_numpy(arrays[name]).reshape(-1)
+            for start in range(0, flat.size, TILE):
+                tile = flat[start : start + TILE]
+                file.write(_encoded(tile, dtype, name).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _encoded(tile: NDArray[Any], dtype: str, name: str) -> NDArray[Any]:
+    bits = np.ascontiguousarray(encode(tile, dtype))
+    if dtype == "float16" and (np.isinf(bits) & np.isfinite(tile)).any():
+        raise ValueError(
+            f"{name} has values beyond float16's range of ±65504, which would be saved as infinity; "
+            "save as bfloat16 or float32"
+        )
+    return bits

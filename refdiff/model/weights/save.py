@@ -16,7 +16,7 @@ from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.folder import report
 from refdiff.model.weights.names import count_parameters, flatten, parameter_shapes, stored_name
 from refdiff.model.weights.precision import NBYTES, compute_dtype
-from refdiff.model.weights.writing import write_safetensors
+from refdiff.model.weights.safetensors_file import write_safetensors
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(KB|MB|GB|TB)\s*", re.IGNORECASE)
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from refdiff.model.weights import writing
-from refdiff.model.weights.writing import write_safetensors
+from refdiff.model.weights import safetensors_file as writing
+from refdiff.model.weights.safetensors_file import write_safetensors
 
 TYPES: dict[str, Any] = {
     "float32": np.float32,

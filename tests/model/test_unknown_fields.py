@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from refdiff.model import other_fields
+from refdiff.model import unknown_fields
 from refdiff.model.config import DiffLlamaConfig
 
 
@@ -96,19 +96,19 @@ MORE = [
 
 @pytest.mark.parametrize("name", [*WHOLE, *MORE])
 def test_what_transformers_writes_of_any_model_is_no_news(name: str) -> None:
-    assert other_fields.written_by_transformers(name, WHOLE.get(name, 1))
+    assert unknown_fields.written_by_transformers(name, WHOLE.get(name, 1))
 
 
 def test_a_field_that_is_harmless_while_unset_is_news_when_set() -> None:
     for name in ("mlp_bias", "quantization_config", "per_layer_config", "num_labels"):
-        assert other_fields.written_by_transformers(name, None)
-        assert not other_fields.written_by_transformers(name, 1)
-    assert not other_fields.written_by_transformers("anything", None)
+        assert unknown_fields.written_by_transformers(name, None)
+        assert not unknown_fields.written_by_transformers(name, 1)
+    assert not unknown_fields.written_by_transformers("anything", None)
 
 
 def test_a_near_name_is_suggested_and_a_far_one_is_not() -> None:
     known = ["head_dim", "hidden_size", "hidden_act"]
-    text = other_fields.describe_unknown(["hiden_size", "hidden", "hidden_size" + "x" * 90], known)
+    text = unknown_fields.describe_unknown(["hiden_size", "hidden", "hidden_size" + "x" * 90], known)
     assert text == (
         "DiffLlama does not use these fields, kept for saving: hiden_size (did you mean hidden_size?), hidden, "
         f"'hidden_size{'x' * 69}'"
@@ -117,16 +117,16 @@ def test_a_near_name_is_suggested_and_a_far_one_is_not() -> None:
 
 def test_twenty_unknown_fields_are_named() -> None:
     names = [f"field_{index}" for index in range(21)]
-    assert other_fields.describe_unknown(names[:20], ["head_dim"]).endswith("field_18, field_19")
-    assert other_fields.describe_unknown(names, ["head_dim"]).endswith("field_18, field_19, and 1 more")
+    assert unknown_fields.describe_unknown(names[:20], ["head_dim"]).endswith("field_18, field_19")
+    assert unknown_fields.describe_unknown(names, ["head_dim"]).endswith("field_18, field_19, and 1 more")
 
 
 def test_many_unknown_fields_make_a_short_message() -> None:
-    text = other_fields.describe_unknown([f"field_{index}" for index in range(1000)], ["head_dim"])
+    text = unknown_fields.describe_unknown([f"field_{index}" for index in range(1000)], ["head_dim"])
     assert "field_19" in text
     assert "field_20" not in text
     assert text.endswith("and 980 more")
 
 
 def test_unknown_names_are_escaped() -> None:
-    assert r"'\x1b[31m'" in other_fields.describe_unknown(["\x1b[31m"], ["head_dim"])
+    assert r"'\x1b[31m'" in unknown_fields.describe_unknown(["\x1b[31m"], ["head_dim"])
