@@ -117,7 +117,7 @@ for name, config in configs.items():
 # %% [markdown]
 # `handcut` is stored as float32, so a machine should have 6 GB free for it; the 1B model is stored as bfloat16, takes
 # half of that with `--weights stored`, and about as much as `handcut` without. (What a whole run was measured to take
-# stands in the README.)
+# stands in the guide to testing.)
 #
 # ## How much time
 #

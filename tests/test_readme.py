@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import refdiff
+from refdiff import oracle
 from refdiff.cli.parser import build_parser
 from refdiff.model.config_checks import MODEL_TYPES
 
@@ -149,6 +150,15 @@ def test_what_the_oracle_finds_is_what_its_own_test_found() -> None:
     line = re.findall(r"^\| refdiff, by rows \|(.*)\|$", PAGES["kernels.md"], re.M)[0]
     shown = [cell.strip().replace(",", "") for cell in line.split("|")]
     assert shown == [f"{share} of {of}".replace(",", ""), every, *(cell.replace(",", "") for cell in (own, real))]
+
+
+def test_the_guide_to_kernels_names_every_profile() -> None:
+    (named,) = re.findall(r"^\| `REFDIFF_PROFILES` \| some of `(.+?)`", PAGES["kernels.md"], re.M)
+    assert named.split(",") == list(oracle.strategies.PROFILES)
+    source = (ROOT / "refdiff" / "oracle" / "conformance.py").read_text(encoding="utf-8")
+    assert set(re.findall(r"REFDIFF_[A-Z_]+", PAGES["kernels.md"])) == set(
+        re.findall(r"^    (REFDIFF_[A-Z_]+)", source, re.M)
+    )
 
 
 def test_the_targets_that_are_missed_are_counted() -> None:
