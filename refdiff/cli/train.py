@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -220,7 +221,7 @@ def _stop_request() -> Iterator[Callable[[], bool]]:
         os.write(2, b"\nrefdiff train: saving a checkpoint after this step; Ctrl-C again stops without\n")
 
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     signal.signal(signal.SIGINT, ask)
