@@ -20,6 +20,7 @@ from typing import Any
 from refdiff.errors import CheckpointError
 from refdiff.files import read_text
 from refdiff.generation.tokenizer.backend import SECTIONS, AddedToken, Backend, RustBackend
+from refdiff.messages import show_value
 
 MAX_BYTES = 500_000_000
 MAX_GROWTH = 1_000  # of a text, by the steps of one section; of those in use at most 36
@@ -107,12 +108,23 @@ def read_sections(text: str, path: Path) -> tuple[dict[str, Any], str]:
 
 
 def check_model(model: str, path: Path) -> None:
-    """Raise `CheckpointError` for a token of thousands of characters: a text could have it again and again."""
+    """Check what a model can do to the library.
+
+    Raises `CheckpointError` for a token of thousands of characters (a text could have it again and again), and for
+    merges whose second part lacks the prefix of such parts: the library cuts it off unseen, and ends the process where
+    that leaves half a letter.
+    """
     # Within a JSON string a quotation mark follows a backslash. One that does not follows soon after any place else.
     end_of_string = re.compile(r'[^\\]"')
     for begin in range(0, len(model) - MAX_TOKEN, MAX_TOKEN):
         if not end_of_string.search(model, begin, begin + MAX_TOKEN):
             raise CheckpointError(f"{path}: model: got a token of more than {MAX_TOKEN:,} characters, expected fewer")
+    if '"merges"' in model and re.search(r'"continuing_subword_prefix"\s*:\s*"[^"]', model):
+        try:
+            value, _ = json.JSONDecoder(object_pairs_hook=_unique).raw_decode(model)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: model: {error}") from None
+        _check_merges(value, path)
 
 
 def check_growth(section: Any, name: str, path: Path) -> float:
@@ -198,6 +210,20 @@ def try_in_child(text: str, path: Path, steps: Iterable[str]) -> None:
             f"{path}: has steps that refdiff does not know ({', '.join(sorted(steps))}), and fails in a process with "
             f"{_CHILD_BYTES / 1e9:.0f} GB of memory and {_CHILD_SECONDS} s: {failure}"
         )
+
+
+def _check_merges(model: Any, path: Path) -> None:
+    if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
+        return
+    prefix = str(model.get("continuing_subword_prefix") or "")
+    for merge in model["merges"]:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        for part in parts[1:] if isinstance(parts, list) else ():
+            if isinstance(part, str) and not part.startswith(prefix):
+                raise CheckpointError(
+                    f"{path}: model: merges has {show_value(part)}, which does not begin with the "
+                    f"continuing_subword_prefix {show_value(prefix)}"
+                )
 
 
 def _parse(text: str, path: Path) -> dict[str, Any]:

@@ -199,6 +199,29 @@ HUNGRY: dict[str, tuple[str | dict[str, Any], str]] = {
         },
         r"max_input_chars_per_word: got 1,000,000,000,000,000, expected at most 500",
     ),
+    "merges that the library cuts within a letter": (
+        {
+            "model": {
+                "type": "BPE",
+                "vocab": {"a": 0, "é": 1, "aé": 2},
+                "merges": [["a", "é"]],
+                "dropout": None,
+                "continuing_subword_prefix": "x",
+            }
+        },
+        r"model: merges has '\\xe9', which does not begin with the continuing_subword_prefix 'x'",
+    ),
+    "merges in one text that the library cuts within a letter": (
+        {
+            "model": {
+                "type": "BPE",
+                "vocab": {"a": 0, "é": 1, "aé": 2},
+                "merges": ["a é"],
+                "continuing_subword_prefix": "x",
+            }
+        },
+        r"model: merges has '\\xe9'",
+    ),
     "a very long token": (
         {"model": {**MODEL, "vocab": {"a": 0, "b": 1, "\\\",'" * 5000: 2}}},
         r"model: got a token of more than 5,000 characters",
