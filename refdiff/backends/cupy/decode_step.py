@@ -56,7 +56,7 @@ class DecodeStep:
     def __call__(
         self, cache: Any, tokens: NDArray[np.int64], positions: NDArray[np.int64], mask: NDArray[np.int64] | None
     ) -> Array | None:
-        """Read one more token of each row; None, and nothing is done, where a step has to be done as usual.
+        """Read one more token of each sequence; return None, having done nothing, where a usual step is needed.
 
         Shapes:
             tokens and positions (B,), mask (B, S) of what is in the cache and the new token, or None -> logits (B, V),
@@ -66,7 +66,7 @@ class DecodeStep:
         if self.refused is not None or self._steps <= STEPS_BEFORE_RECORDING or self._warns(positions):
             return None
         length = len(cache)
-        if self._recorded is None or length >= self._room or not self._same(cache):
+        if self._recorded is None or length >= self._capacity or not self._same(cache):
             self._record(cache, tokens, positions, mask)
             if self._recorded is None:
                 return None
@@ -76,16 +76,16 @@ class DecodeStep:
         return logits
 
     @property
-    def _room(self) -> int:
+    def _capacity(self) -> int:
         return int(self._buffers[0].shape[2])
 
     def _same(self, cache: Any) -> bool:
-        """Whether the buffers of the cache are those that were recorded."""
+        """Return whether the buffers of the cache are those that were recorded."""
         now = cache.buffers
         return len(now) == len(self._buffers) and all(a is b for a, b in zip(now, self._buffers, strict=True))
 
     def _warns(self, positions: NDArray[np.int64]) -> bool:
-        """Whether the model has yet to warn that the text is longer than it was made for."""
+        """Return whether the model has yet to warn that the text is longer than its maximum."""
         past = int(positions.max()) >= self._model.config.max_position_embeddings
         return past and not self._model.warned_of_length
 
@@ -98,9 +98,9 @@ class DecodeStep:
         self._recorded = None
         kernels, length = self._model.backend.kernels, len(cache)
         if cache.static is not None and length >= cache.static:
-            return  # the step as usual says so
-        room = max(MIN_CAPACITY, 2 * length)
-        cache.reserve(cache.static or max(min(room, cache.most or room), length + 1))
+            return  # a usual step raises the error
+        capacity = max(MIN_CAPACITY, 2 * length)
+        cache.reserve(cache.static or max(min(capacity, cache.most or capacity), length + 1))
         self._buffers = cache.buffers
         B = len(tokens)
         self._state = self._put(np.zeros(2 * B + 1, np.int64))
@@ -110,39 +110,37 @@ class DecodeStep:
             self._recorded = kernels.record(step)
         except kernels.refusal as error:
             self.refused = str(error)
-            if self._model.base_params["norm"]["weight"].dtype != np.float64:  # for which there are no kernels at all
+            if self._model.base_params["norm"]["weight"].dtype != np.float64:  # for which there are no kernels
                 said = f"steps of decoding are not recorded on the device, and take longer: {error}"
                 warn(said)
             return
         self.recordings += 1
 
     def _step(self, B: int, mask: NDArray[np.int64] | None) -> Any:
-        """Make the function that is recorded: it holds the state, the cache's buffers, the weights and the tables."""
-        model, xp, room = self._model, self._model.xp, self._room
+        """Return the function that is recorded; it keeps alive the state, the buffers, the weights and the tables."""
+        model, xp, capacity = self._model, self._model.xp, self._capacity
         kernels, config, state = model.backend.kernels, model.config, self._state
         steps = kernels.recordable_steps()
         ops, run = steps.ops, functools.partial(decoder.diffllama, steps=steps)
         frequencies, scale = ops.rope_frequencies(
-            config.rope_parameters, config.head_dim, config.max_position_embeddings, room
+            config.rope_parameters, config.head_dim, config.max_position_embeddings, capacity
         )
         dtype = model.base_params["norm"]["weight"].dtype
-        tables = ops.rope_cos_sin(self._put(np.arange(room)[None, :]), frequencies, scale, dtype)
-        cos, sin = (xp.reshape(table, (room, table.shape[3])) for table in tables)
+        tables = ops.rope_cos_sin(self._put(np.arange(capacity)[None, :]), frequencies, scale, dtype)
+        cos, sin = (xp.reshape(table, (capacity, table.shape[3])) for table in tables)
         seen = None
-        if (
-            mask is not None and not mask.all()
-        ):  # of the room, the new tokens are seen; what is not there yet is not read
-            whole = np.ones((B, room), bool)
+        if mask is not None and not mask.all():  # new tokens may be attended to; the rest of the capacity is not read
+            whole = np.ones((B, capacity), bool)
             whole[:, : mask.shape[1]] = mask != 0
             seen = ops.padding_mask(self._put(whole))
-        places: Any = _Places(self._buffers)
+        buffers: Any = _FixedBuffers(self._buffers)
         weights = list(_leaves(model.params))  # kept as long as the recording
 
         def step(_kept: Any = weights) -> Array:
-            here = [
+            factors = [
                 xp.reshape(xp.take(table, state[B : 2 * B], axis=0), (B, 1, 1, table.shape[1])) for table in (cos, sin)
             ]
-            ctx = model.context(ops, here[0], here[1], mask=seen, cache=places)
+            ctx = model.context(ops, *factors, mask=seen, cache=buffers)
             with kernels.counted_by(state[2 * B :]):
                 return model.next_logits(xp.reshape(state[:B], (B, 1)), ctx, run)
 
@@ -152,8 +150,8 @@ class DecodeStep:
         return from_numpy(x, self._model.xp, self._model.device)
 
 
-class _Places:
-    """A cache whose buffers are all there: where in them tokens belong, the device knows."""
+class _FixedBuffers:
+    """A cache of fixed buffers: the device knows where in them the new tokens belong."""
 
     def __init__(self, buffers: tuple[Array, ...]) -> None:
         self._buffers = buffers

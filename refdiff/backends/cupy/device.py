@@ -1,4 +1,4 @@
-"""The way to the device: sources compiled by NVRTC through CuPy, launched on its current stream; and cuBLAS."""
+"""The CUDA device: sources compiled by NVRTC through CuPy, launches on its current stream, and cuBLAS."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from refdiff.backends.cupy.graph import Recorder
 SOURCES = Path(__file__).parent / "cuda"
 
 OPTIONS = ("--std=c++17",)
-"""What every source is compiled with. No fast mathematics: NaN and infinities go through as in the layers.
+"""Compiler options of every source. Without fast math, NaN and infinities propagate as in the layers.
 
-CuPy adds -ftz=true: numbers too small for a full float32, below 1.2e-38, are 0.
+CuPy adds -ftz=true: subnormal float32 numbers, below 1.2e-38, are 0.
 """
 
-PLAIN_SHARED = 48 * 1024
-"""The bytes of shared memory that a block gets without asking for more."""
+DEFAULT_SHARED = 48 * 1024
+"""Bytes of shared memory that a block has unless it requests more."""
 
 SIXTEEN_BITS = ("float16", "bfloat16")
 
@@ -39,7 +39,7 @@ def gaps(x: Any) -> bool:
 
 @functools.cache
 def source(name: str) -> str:
-    """Return the text of a source, with the files that it includes in the place where each is first named."""
+    """Return the text of a source, with each included file in the place of its first #include."""
     there: set[str] = set()
 
     def whole(name: str) -> str:
@@ -101,7 +101,7 @@ class Device:
             cupy = self._cupy
             module = cupy.RawModule(code=source(file), options=options(defines), backend="nvrtc")
             function = self._kernels[key] = module.get_function(kernel)
-        if shared > PLAIN_SHARED and function.max_dynamic_shared_size_bytes < shared:
+        if shared > DEFAULT_SHARED and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = shared
         # CuPy before 14 passes nothing at all for None, and the kernel finds whatever lies there
         given = tuple(np.int64(0) if x is None else x for x in arguments)
@@ -116,7 +116,7 @@ class Device:
             )
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """Make an array of whatever was there before."""
+        """Return an uninitialised array."""
         cupy = self._cupy
         return cupy.empty(shape, dtype=dtype)
 
@@ -126,15 +126,15 @@ class Device:
         return number if number is not None and self.capability >= known.get(number, 1000) else None
 
     def address(self, x: Any) -> int:
-        """Where an array lies, for a struct that points at it."""
+        """Return the address of an array, for a struct that points at it."""
         return int(x.data.ptr)
 
     def fill(self, x: Any, numbers: Any) -> None:
-        """Write numbers of the host into an array, in the order of the current stream."""
+        """Copy numbers of the host into an array, in the order of the current stream."""
         x.set(numbers)
 
     def recorder(self) -> Recorder:
-        """Make what records launches on this device."""
+        """Return a recorder of launches on this device."""
         return Recorder()
 
     def product(self, x: Any, weight: Any) -> Any:

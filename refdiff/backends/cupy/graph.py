@@ -1,8 +1,8 @@
-"""A step's launches as one: recorded by CuPy's stream capture as a CUDA graph, and launched again at once.
+"""CUDA graphs: the launches of a decoding step, recorded by CuPy's stream capture and replayed as one.
 
-What is recorded must be the same each time but for what lies in memory: no answer may reach the host, no shape change,
-and no memory come from elsewhere than the recorder's own pool, which keeps it as long as the graph lives. CuPy lets no
-call of cuBLAS into a recording, so every product must be a kernel's.
+A replay repeats the same launches on the same addresses. The recorded work must not read results on the host, change
+shapes, or take memory from anywhere but the recorder's own pool, which keeps it as long as the graph lives. CuPy
+captures no call of cuBLAS, so that every product must be a kernel's.
 """
 
 from __future__ import annotations
@@ -15,31 +15,30 @@ from refdiff.backends import Ops, ops_for
 from refdiff.backends.decoder import Steps
 
 MUST = ("linear", "embedding", "rms_norm", "rope_append", "diff_attention", "plain_heads")
-"""What a recording takes from kernels alone: their layers would call cuBLAS, look at values, or see all room."""
+"""Layers that a recording needs kernels for: the layers call cuBLAS, read values, or attend to the whole capacity."""
 
 
 class GraphError(RuntimeError):
-    """What cannot be recorded, and so is done step by step; the message says why."""
+    """The work cannot be recorded; the message says why. Decoding then continues step by step."""
 
 
 class Recorded:
-    """Launches that were recorded, and the arrays that they leave their results in.
+    """Recorded launches, and the arrays that their results are in.
 
-    A graph knows addresses only. What lies there lives as long as this: `kept` is what was worked with, the pool that
-    the memory in between came from among it.
+    A graph has addresses only. `kept` keeps alive what is there: the arguments, and the pool of intermediate results.
     """
 
     def __init__(self, graph: Any, result: Any, kept: tuple[Any, ...]) -> None:
         self._graph, self._result, self._kept = graph, result, kept
 
     def replay(self) -> Any:
-        """Launch all on the current stream; the result is always the same array, with new numbers in it."""
+        """Launch all on the current stream, and return the result: always the same array, with new numbers."""
         self._graph.launch()
         return self._result
 
 
 class Recorder:
-    """Records on a stream of its own, with memory that nobody else is given."""
+    """Records on a stream of its own, with memory from a pool of its own."""
 
     def __init__(self) -> None:
         import cupy
@@ -49,17 +48,17 @@ class Recorder:
         self._pool = cupy.cuda.MemoryPool()
 
     def record(self, work: Callable[[], Any]) -> Recorded:
-        """Do some work once as usual, and record it the second time, when it is not done.
+        """Do some work once as usual, then record it without doing it.
 
         Raises:
-            GraphError: CuPy or CUDA refuse.
+            GraphError: CuPy or CUDA refuses.
         """
         cupy = self._cupy
         before = cupy.cuda.get_current_stream().record()
         try:
             with self._stream, cupy.cuda.using_allocator(self._pool.malloc):
                 self._stream.wait_event(before)
-                work()  # compiles what is new, and fills the pool with what the recording will take from it
+                work()  # compiles kernels, and fills the pool from which the recording allocates
                 self._stream.synchronize()
                 return self._recorded(work)
         except GraphError:
@@ -72,7 +71,7 @@ class Recorder:
         try:
             result = work()
         except BaseException:
-            with contextlib.suppress(Exception):  # a stream must not stay in this state
+            with contextlib.suppress(Exception):  # a stream must not stay in capture mode
                 self._stream.end_capture()
             raise
         return Recorded(self._stream.end_capture(), result, (work, self._pool, self._stream))

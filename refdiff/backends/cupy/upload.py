@@ -1,4 +1,4 @@
-"""Weights to the device, once: from the map of their file through two pinned buffers, one filled while one is sent."""
+"""Upload of weights from their memory-mapped file: through two pinned buffers, one filled while one is sent."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from refdiff.backends.cupy.tuning import Tuning
 
 
 class Upload:
-    """Sends NumPy arrays to a CUDA device, and shows on a terminal how far it is.
+    """Copies NumPy arrays to a CUDA device, with a progress bar on a terminal.
 
     Args:
-        total: how many bytes will be sent in all.
+        total: bytes of all arrays together.
         device: a CuPy device or its number; None is the current one.
 
     Raises:
-        ValueError: it is another than the current one, where kernels would not find what was sent.
+        ValueError: `device` is not the current one, on which kernels run.
     """
 
     def __init__(self, total: int, device: Any = None, tuning: Tuning | None = None) -> None:
@@ -46,7 +46,7 @@ class Upload:
         """Return a copy of `x` on the device.
 
         Raises:
-            ValueError: `x` is bfloat16, and CuPy older than 14. As float32 it would be other than what was asked for.
+            ValueError: `x` is bfloat16, and CuPy is older than 14.
         """
         cupy = self._cupy
         if x.dtype.name == "bfloat16" and not has_bfloat16(cupy):
@@ -60,7 +60,7 @@ class Upload:
         for start in range(0, source.size, self._size):
             pinned, sent = self._buffers[self._turn]
             self._turn = 1 - self._turn
-            sent.synchronize()  # what this buffer held before has arrived
+            sent.synchronize()  # the previous contents of this buffer have arrived
             piece = source[start : start + self._size]
             np.frombuffer(pinned, np.uint8, piece.size)[:] = piece
             cupy.cuda.runtime.memcpyAsync(
@@ -72,7 +72,7 @@ class Upload:
         return y
 
     def close(self) -> None:
-        """Wait until all has arrived, and let go of the buffers."""
+        """Wait until all has arrived, and free the buffers."""
         for _, sent in self._buffers:
             sent.synchronize()
         self._buffers = []
@@ -81,5 +81,5 @@ class Upload:
 
 
 def has_bfloat16(cupy: Any) -> bool:
-    """Whether this CuPy can hold bfloat16: since 14."""
+    """Return whether this CuPy has bfloat16, as it does since version 14."""
     return int(cupy.__version__.split(".")[0]) >= 14
