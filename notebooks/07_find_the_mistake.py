@@ -14,7 +14,7 @@
 # # 07 · The output is wrong: where is the mistake?
 #
 # You have written a model. It runs, its text looks fine, and its logits are not those of the reference. A
-# model has thousands of intermediate results, and after the first mistake all of them are different. **How do you find
+# model has hundreds of intermediate results, and after the first mistake all of them are different. **How do you find
 # the place where it went wrong?**
 #
 # You build a model with a mistake that its text does not show, then find it in two ways. One fails as soon as there are

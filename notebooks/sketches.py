@@ -335,7 +335,7 @@ def noise_left(correlations: Sequence[float], lambdas: Sequence[float]) -> Any:
     axes.set_xlabel("correlation ρ of the two maps")
     axes.set_ylabel("λ")
     axes.set_title("noise in A₁ − λ A₂ / noise in A₁: blue below 1, orange above", fontsize=10, color=INK)
-    legend(axes, loc="lower right")
+    legend(axes, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     return axes.figure
 
 
