@@ -48,7 +48,7 @@ class Steps:
     diff_attention_vjp_from_lse: Function = _unavailable
 
 
-def diffllama(p: dict[str, Any], x: Array, ctx: Any, last: int | None = None, *, steps: Steps) -> Array:
+def diffllama(p: dict[str, Any], x: Array, ctx: Any, last: int | None = None, *, steps: Steps) -> Any:
     """Run all decoder layers and the final norm.
 
     Args:
@@ -56,12 +56,13 @@ def diffllama(p: dict[str, Any], x: Array, ctx: Any, last: int | None = None, *,
         last: how many of the last tokens the result is wanted of; None is all.
 
     Shapes:
-        x (B, T, D) -> (B, T or last, D)
+        x (B, T, D) -> (B, T or last, D); NotImplemented for an attention variant that is not in `VARIANTS`
     """
+    if ctx.config.wiring not in VARIANTS:
+        return NotImplemented
     for layer, weights in enumerate(p["layers"]):
         x = decoder_layer(weights, x, layer, ctx, last if layer + 1 == len(p["layers"]) else None, steps)
-    y: Array = steps.ops.rms_norm(x, **p["norm"], eps=ctx.config.rms_norm_eps)
-    return y
+    return steps.ops.rms_norm(x, **p["norm"], eps=ctx.config.rms_norm_eps)
 
 
 def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int | None, steps: Steps) -> Array:

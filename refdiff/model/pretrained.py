@@ -273,10 +273,9 @@ class PreTrainedModel(Pickled):
 
     def _decode(self, hidden: Array, context: Context, last: int = 0) -> Array:
         """Run the decoder, and return the last hidden states of all tokens, or of some of the last (0 = all)."""
-        whole: Callable[..., Array] | None = self.backend.select("diffllama", context.ops)
-        if whole is not None:
-            return whole(self.base_params, hidden, context, last or None)
-        return diffllama(self.base_params, hidden, context)[:, -last:, :]
+        whole = self.backend.select("diffllama", context.ops)
+        result: Any = NotImplemented if whole is None else whole(self.base_params, hidden, context, last or None)
+        return diffllama(self.base_params, hidden, context)[:, -last:, :] if result is NotImplemented else result
 
     def _start(
         self,

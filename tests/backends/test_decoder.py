@@ -97,6 +97,16 @@ def test_steps_that_a_backend_takes_at_once_are_called_and_may_decline(wiring: s
     assert {call[0] for call in seen} == {"linears"}, "there is no cache to append to"
 
 
+def test_a_variant_that_the_backends_do_not_know_is_computed_by_the_readable_decoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fast, tokens = small_model(wiring="none"), ids(4, 2, 7)
+    expected = fast(tokens).logits
+    monkeypatch.delitem(decoder.VARIANTS, "none")
+    close(fast(tokens).logits, expected, SAME)
+    close(fast(tokens, logits_to_keep=2).logits, expected[:, -2:], SAME)
+
+
 def test_the_last_layer_computes_what_is_read_only() -> None:
     lengths: list[int] = []
 
