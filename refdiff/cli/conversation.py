@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from refdiff.cli.answering import chat_messages, check_template, encode, given_o
 from refdiff.cli.generate import generate_into
 from refdiff.cli.loading import load
 from refdiff.cli.output_files import check_place
-from refdiff.cli.terminal import note, one_line
+from refdiff.cli.terminal import note, one_line, write_text
 from refdiff.cli.transcript import Transcript
 from refdiff.files import write_atomically
 
@@ -74,14 +73,14 @@ def _answer(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list
     given = given_options(args)
     try:
         ids = _fitting(model, tokenizer, messages, first, given)
-        transcript = Transcript(tokenizer, given["stop"], _write)
+        transcript = Transcript(tokenizer, given["stop"], write_text)
         seed = secrets.randbits(32) if args.seed is None else args.seed + len(messages)
         generate_into(transcript, model, tokenizer, ids, given, seed)
     except (ValueError, FloatingPointError) as error:
         note(f"refdiff: {one_line(error)}")
         del messages[-1]
         return
-    _write("\n")
+    write_text("\n")
     messages.append({"role": "assistant", "content": transcript.text})
 
 
@@ -101,8 +100,3 @@ def _fitting(
     if dropped:
         note(f"refdiff: the context is full; {dropped} messages from the beginning are forgotten")
     return ids
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

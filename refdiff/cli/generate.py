@@ -26,7 +26,7 @@ from refdiff.cli.answering import (
 )
 from refdiff.cli.flags import Number, UsageError, add_common, add_dask, add_machine, add_model, add_prompt
 from refdiff.cli.loading import check_prompt, load, read_prompt
-from refdiff.cli.terminal import Waiting, note, size
+from refdiff.cli.terminal import Waiting, note, size, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     check_prompt(args)
     prompt = read_prompt(args)
     with ExitStack() as stack:
-        write = _write if args.output in (None, "-") else _writer(stack, args.output)
+        write = write_text if args.output in (None, "-") else write_textr(stack, args.output)
         interrupted = _one(args, prompt, write)
     if interrupted:
         raise KeyboardInterrupt
@@ -151,7 +151,7 @@ def _check_together(args: argparse.Namespace) -> None:
         raise UsageError("--stop: got nothing, expected the text to stop before")
 
 
-def _writer(stack: ExitStack, output: str) -> Callable[[str], None]:
+def write_textr(stack: ExitStack, output: str) -> Callable[[str], None]:
     """Write into a file that is opened before the model is loaded."""
     file = stack.enter_context(Path(output).open("w", encoding="utf-8"))  # noqa: SIM115, see `stack`
 
@@ -247,8 +247,3 @@ def _show(transcript: Transcript, seed: int | None) -> None:
         + ("" if seed is None else f"; seed: {seed}")
         + ("" if memory is None else f"; peak memory: {size(memory)}")
     )
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

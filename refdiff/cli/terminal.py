@@ -40,6 +40,18 @@ def note(line: str) -> None:
     sys.stderr.flush()
 
 
+_CONTROLS = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def write_text(text: str) -> None:
+    """Write a model's text to standard output at once: unchanged, or to a terminal with control characters escaped.
+
+    The tokens of a checkpoint from elsewhere may hold any sequence that a terminal obeys.
+    """
+    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
 class Waiting:
     """Show on a terminal, after two seconds, what takes so long; gone when it is left, or on `done`."""
 

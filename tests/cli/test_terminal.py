@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from refdiff import CheckpointError
-from refdiff.cli.terminal import one_line, size, warnings_in_one_line
+from refdiff.cli.terminal import one_line, size, warnings_in_one_line, write_text
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,13 @@ def test_warnings_are_one_line_without_source(capsys: pytest.CaptureFixture[str]
         warnings.simplefilter("always")
         warnings.warn("two\nlines", stacklevel=1)
     assert capsys.readouterr().err == "refdiff: warning: two lines\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_models_text_cannot_drive_a_terminal(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "a\x1b[2Jb\r\x9b日本\t👨\u200d👩\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    write_text(text)
+    assert capsys.readouterr().out == ("a\\x1b[2Jb\\r\\x9b日本\t👨\u200d👩\n" if terminal else text)
