@@ -66,6 +66,19 @@ STEPS: tuple[dict[str, Any], ...] = (
     {"type": "Digits", "individual_digits": 3},
 )
 
+SECTIONS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_processor": "processors",
+            "decoder": "decoders"}  # fmt: skip
+MODEL_FIELDS: dict[str, tuple[Any, ...]] = {
+    "type": ("BPE", "WordPiece", "WordLevel", "Unigram"),
+    "continuing_subword_prefix": ("a", "##", "é", "x" * 6000),
+    "end_of_word_suffix": ("a", "</w>", "x" * 6000),
+    "unk_token": ("a", "<unk>", "x" * 6000),
+    "max_input_chars_per_word": (0, 10**15),
+    "unk_id": (0, 2**63),
+    "byte_fallback": (True, False),
+    "dropout": (0.0, 1.0, 2.0),
+}
+
 
 def mutate(folder: Path, outside: Path, rng: Random) -> str:
     """Change one thing in a folder; say what."""
@@ -80,6 +93,8 @@ def mutate(folder: Path, outside: Path, rng: Random) -> str:
         suitable += [_in_json] * 6
     if path.suffix == ".safetensors":
         suitable += [_in_header] * 4
+    if path.name == "tokenizer.json":
+        suitable += [_in_tokenizer] * 6
     if path.suffix == ".jinja":
         suitable += [_template] * 4
     if rng.random() < 0.05:
@@ -179,6 +194,32 @@ def _in_header(path: Path, outside: Path, rng: Random) -> str:
     path.write_bytes(size.to_bytes(8, "little") + text + data)
     if kind == "sparse":
         os.truncate(path, 3 * 10**9)
+    return kind
+
+
+def _in_tokenizer(path: Path, outside: Path, rng: Random) -> str:
+    """Steps where the library looks for them, added tokens by the thousand, fields of the model."""
+    try:
+        content = json.loads(path.read_bytes())
+        model = content["model"]
+    except (ValueError, LookupError, TypeError):
+        return _by_bytes(path, outside, rng)
+    kind = rng.choice(("steps", "steps", "steps", "added", "model", "order"))
+    if kind == "steps":
+        section = rng.choice(sorted(SECTIONS))
+        steps = [dict(rng.choice(STEPS)) for _ in range(rng.choice((1, 1, 3, 20)))]
+        content[section] = steps[0] if len(steps) == 1 else {"type": "Sequence", SECTIONS[section]: steps}
+    elif kind == "added":
+        flags = {name: rng.random() < 0.5 for name in ("single_word", "lstrip", "rstrip", "special")}
+        token = {"normalized": rng.random() < 0.7, **flags}
+        content["added_tokens"] = [{"id": 999 + i, "content": f"{i}" + "a" * 40, **token} for i in range(2000)]
+        content["normalizer"] = rng.choice((None, {"type": "Prepend", "prepend": "y" * 900}, {"type": "NFKD"}))
+    elif kind == "model" and isinstance(model, dict):
+        for field in rng.sample(sorted(MODEL_FIELDS), 2):
+            model[field] = rng.choice(MODEL_FIELDS[field])
+    elif kind == "order":
+        content = {"model": model, **{name: item for name, item in content.items() if name != "model"}}
+    path.write_text(json.dumps(content, ensure_ascii=rng.random() < 0.5))
     return kind
 
 
