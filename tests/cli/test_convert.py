@@ -291,6 +291,7 @@ def test_the_other_weights_are_compared_as_written(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_memory_is_for_layers_not_for_the_model(dtype: str, tmp_path: Path) -> None:
     sizes = {"hidden_size": 256, "head_dim": 32, "num_key_value_heads": 8, "num_hidden_layers": 12}
