@@ -10,6 +10,7 @@ refusal. The exit status is 1 if a correct kernel was refused.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import sys
 from collections import Counter
@@ -63,13 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     count: Counter[str] = Counter()
     runs = 0
-    for what, verdict in checks(args.first_seed):
-        runs += 1
-        count.update(tensor.status for tensor in verdict.tensors.values())
-        if verdict.status == "fail":
-            sys.stdout.write(f"{what}\n{verdict}\n")
-        if count.total() >= args.checks:
-            break
+    with contextlib.suppress(KeyboardInterrupt):  # what was judged until then is told
+        for what, verdict in checks(args.first_seed):
+            runs += 1
+            count.update(tensor.status for tensor in verdict.tensors.values())
+            if verdict.status == "fail":
+                sys.stdout.write(f"{what}\n{verdict}\n")
+            if count.total() >= args.checks:
+                break
     sys.stdout.write(
         f"{count.total()} checks, in {runs} runs of kernels: {count['fail']} refused, "
         f"{count['inconclusive']} undecided\n"
