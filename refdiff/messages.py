@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep  # noqa: PTH100, PTH120, pathlib is not loaded with this
@@ -24,6 +24,16 @@ def printable(text: object, limit: int = MAX_MESSAGE) -> str:
     if not shown.isprintable():
         shown = _cut("".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in shown), limit)
     return shown
+
+
+def list_problems(problems: Sequence[str], limit: int = 20) -> str:
+    """One problem as it is, or several with a line each, the first `limit` of them in full."""
+    if len(problems) == 1:
+        return problems[0]
+    lines = [f"{len(problems)} problems:", *(f"  {problem}" for problem in problems[:limit])]
+    if len(problems) > limit:
+        lines.append(f"  and {len(problems) - limit} more")
+    return "\n".join(lines)
 
 
 def warn(message: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.files import read_json, write_json
-from refdiff.messages import show_value, warn
+from refdiff.messages import list_problems, show_value, warn
 from refdiff.model import config_checks, rope_parameters, unknown_fields
 from refdiff.model.commit import finish
 
@@ -163,8 +163,14 @@ class DiffLlamaConfig:
         self.wiring = config_checks.wiring(left.pop("wiring", None), left.get("model_type"))
         if left.pop("model_type", None) == "llama":
             left = {**config_checks.LLAMA_DEFAULTS, **left}
+        problems: list[str] = []
         for name, check in _CHECKS.items():
-            setattr(self, name, check(name, left.pop(name, getattr(DiffLlamaConfig, name))))
+            try:
+                setattr(self, name, check(name, left.pop(name, getattr(DiffLlamaConfig, name))))
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError(list_problems(problems))
         config_checks.fill_heads(self, left)
         legacy = {name: left.pop(name) for name in _LEGACY_ROPE if name in left}
         self.rope_parameters = rope_parameters.resolve(

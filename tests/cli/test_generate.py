@@ -353,6 +353,17 @@ def test_a_panic_of_a_library_is_one_line(reciting: Path, capsys: Capture, monke
     )
 
 
+def test_each_problem_of_a_config_has_a_line(reciting: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = shutil.copytree(reciting, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_size": -3, "rms_norm_eps": "x", "use_cache": 5}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["generate", "-m", str(folder), "h"]) == 2
+    first, *problems = capsys.readouterr().err.splitlines()
+    assert first == f"refdiff generate: error: {folder}/config.json: 3 problems:"
+    assert [line.split()[0] for line in problems] == ["hidden_size", "rms_norm_eps", "use_cache"]
+
+
 def test_each_problem_of_a_checkpoint_has_a_line(reciting: Path, tmp_path: Path, capsys: Capture) -> None:
     from safetensors.numpy import load_file, save_file
 

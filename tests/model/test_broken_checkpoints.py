@@ -41,6 +41,7 @@ HARMLESS = {
     "pathlib.Path.glob",
     "builtins.id",
     "object.__getattr__",
+    "sys._getframe",  # a warning looks for the line that called the package
 }
 # Jinja turns a template into Python, compiles and runs it, and makes code objects to show a template's lines in errors.
 FOR_TEMPLATES = {"compile", "exec", "code.__new__"}
@@ -70,6 +71,7 @@ class Watch:
             if event not in harmless
             # a number is a file that was opened before, by its name
             or (event == "open" and not isinstance(what, int) and Path(os.path.realpath(what)).parent != inside)
+            if what != "/proc/cpuinfo"  # which kernels the processor has
         ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from refdiff.errors import CheckpointError
 from refdiff.files import check_name, read_json
 from refdiff.hub.download import INDEX, SINGLE
-from refdiff.messages import show_value
+from refdiff.messages import list_problems, show_value
 from refdiff.model.commit import read_consistently
 from refdiff.model.weights.safetensors_file import PICKLE_ADVICE, SafetensorsFile, open_safetensors
 
@@ -105,11 +105,6 @@ def _contradictions(name: str, file: SafetensorsFile, weight_map: dict[str, str]
     return sorted(absent) + sorted(extra)
 
 
-def report(label: str, problems: list[str], limit: int = 20) -> str:
-    """Put all problems of a checkpoint into one message, the first ``limit`` of them in full."""
-    if len(problems) == 1:
-        return f"{label}: {problems[0]}"
-    lines = [f"{label}: {len(problems)} problems:", *(f"  {problem}" for problem in problems[:limit])]
-    if len(problems) > limit:
-        lines.append(f"  and {len(problems) - limit} more")
-    return "\n".join(lines)
+def report(label: str, problems: list[str]) -> str:
+    """Put all problems of a checkpoint into one message."""
+    return f"{label}: {list_problems(problems)}"
