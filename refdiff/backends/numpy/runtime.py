@@ -34,14 +34,9 @@ class Runtime:
         self.is_finite = FiniteWeights(self.tuning.expanded_weights)
         self._keeping = 0
 
-    @property
-    def unpacked_products(self) -> bool:
-        """Whether BLAS multiplies small pieces without packing them on this processor."""
-        return self.tuning.unpacked_tokens > 1
-
     def unpacks(self, dtype: Any) -> bool:
         """Return whether large products go in unpacked pieces: in float32, where Python threads own the cores."""
-        return self.unpacked_products and self.workers.owns_cores and dtype == np.float32
+        return self.tuning.unpacked_tokens > 1 and self.workers.owns_cores and dtype == np.float32
 
     @contextlib.contextmanager
     def inference_scope(self, weight: NDArray[Any] | None = None) -> Iterator[None]:
