@@ -7,11 +7,13 @@ Where an entry names no processor, it held on each that was tried. `refdiff benc
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 
+@functools.cache  # the file lists every core, and some kernels take milliseconds to write it
 def has_avx512() -> bool:
     """Return whether the processor has AVX-512; False where /proc/cpuinfo cannot be read."""
     with contextlib.suppress(OSError):
