@@ -138,7 +138,7 @@ def test_nothing_is_written_over(content: str, tmp_path: Path, capsys: Capture) 
 
 
 def test_a_wrong_conversion_is_not_written(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refdiff.convert.attention._interleaved", lambda config: np.arange(config.head_dim))
+    monkeypatch.setattr("refdiff.convert._interleaved", lambda config: np.arange(config.head_dim))
     saved(tmp_path / "old")
     assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "paper"]) == 1
     assert "is more than rounding; nothing was written" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 
 import refdiff
 from refdiff.convert import Proof, convert, prove
-from refdiff.convert.proof import _positions as positions
+from refdiff.convert import _positions as positions
 from refdiff.layers import rope_cos_sin, rope_frequencies
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights

@@ -1,0 +1,490 @@
+"""The same function in another attention variant: `convert` rearranges the weights, `prove` computes both and compares.
+
+hf ↔ paper    Heads of q, k and v change places (pairs i, i + H/2 against 2i, 2i + 1), and with them the rows of each
+              q and k head (RoPE in halves against interleaved). The columns of o_proj stay: both order them by pairs.
+              The weight w of unilm's norm goes into o_proj: W_O (w ⊙ y) = (W_O diag w) y; coming from hf it is 1.
+              Where the model's ε differs from unilm's 1e-5, v_proj is scaled by s: RMSNorm(s c; ε) = RMSNorm(c; ε/s²).
+none → v2     Both queries of a pair become the Llama's one, and W_λ = 0: softmax − σ(0) softmax = softmax / 2, which
+              W_O, doubled, makes whole again.
+v2 → none     Where W_λ = 0, λ is 1/2 everywhere, and W_O (A₁ − A₂/2) V = [W_O, −W_O/2] [A₁ V; A₂ V] is plain attention
+              with twice the heads, or with as many where the two queries of each pair are equal.
+
+Exact means in float64: weights in 16 bits are rounded again where they are multiplied, and `prove` says by how much.
+In memory all variants call the last projection o_proj; in files of paper it is out_proj, as in unilm's module.
+
+Everything else has no exact answer and is refused. Between v1 (hf, paper) and a Llama or v2, λ is no obstacle: λ_q1 = 0
+and λ_q2 · λ_k2 = log(1 + λ_init) make it 0. The norm after attention is: it divides each token's head by its own size,
+and no weights undo that exactly. Values scaled down until their squares vanish beside ε, and W_O scaled up as much,
+come as near as rounding (RMSNorm(s c) → s c / √ε), but leave float16 and cannot be trained on. Zero weights for the
+second map do not help either: they make its scores equal, which is uniform attention.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.arrays import Deferred, to_numpy
+from refdiff.backends import ops_for
+from refdiff.layers.diff_heads_paper import SUBLN_EPS
+from refdiff.layers.rope_frequencies import rope_frequencies
+from refdiff.messages import show_value
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.config_checks import MODEL_TYPES
+from refdiff.model.diffllama import ATTENTION, Context
+from refdiff.model.weights import attention_shapes, flatten, nest
+from refdiff.model.weights.precision import UNIT, round_to
+
+__all__ = ["Proof", "convert", "convert_later", "prove"]
+
+Params = dict[str, Any]
+Model = tuple[DiffLlamaConfig, Mapping[str, Any]]
+FloatArray = NDArray[np.floating[Any]]
+IntArray = NDArray[np.integer[Any]]
+
+SAME_IN_BOTH = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "hidden_act",
+    "max_position_embeddings", "rope_parameters", "rms_norm_eps", "tie_word_embeddings", "pad_token_id", "num_labels",
+)  # fmt: skip
+"""The fields that decide what a model computes, but for those that say how to read attention's weights (wiring, number
+of heads, bias), which a conversion changes. `rms_norm_eps` is the ε of all norms, whatever attention's own is."""
+
+TOKENS = 9
+EXACT = 1e-10
+"""What float64 leaves of a layer's largest output after some hundred roundings, with room; more would be a mistake."""
+ROUNDINGS = 8
+"""How many times as far as one rounding of every weight moved a layer, rounding may have moved it. Each weight moves by
+at most as much as there, but not in the same direction: another draw of signs gives another largest difference, seldom
+twice as large. Mistakes are as large as the output."""
+
+
+def convert(
+    config: DiffLlamaConfig, params: Mapping[str, Any], wiring: str, *, eager: bool = False
+) -> tuple[DiffLlamaConfig, Params]:
+    """Rearrange a model's weights so that another attention variant computes the same function.
+
+    Computed in the type of the weights: where they are multiplied (see `refdiff.convert`), 16 bits are rounded again.
+
+    Args:
+        config: what the weights belong to; its `wiring` is where they come from.
+        params: its parameters, as `model.params` has them, from any backend. They are not changed, and the result
+            shares with it what needs no change. What does comes as NumPy arrays.
+        wiring: "hf", "paper", "v2" or "none".
+        eager: the weights, in the wiring "paper", were trained with unilm's `multihead_diffattn.py`, not a flash file.
+
+    Returns:
+        the config and the weights of the new model.
+
+    Raises:
+        ValueError: there is no exact answer; the message says why. Or the weights are not those of `config`.
+    """
+    new, change = _planned(config, params, wiring, eager)
+    if change is None:
+        return new, dict(params)
+    layers = [
+        {**layer, "self_attn": change(_attention_of(config, params, i))} for i, layer in enumerate(_layers_of(params))
+    ]
+    return new, _with_layers(params, layers)
+
+
+def convert_later(
+    config: DiffLlamaConfig, params: Mapping[str, Any], wiring: str, *, eager: bool = False
+) -> tuple[DiffLlamaConfig, Params]:
+    """Convert as `convert` does, but compute a layer's attention, in float64, when it is read.
+
+    With weights of `load(…, deferred=True)`, a model of any size can be converted with the memory of a layer. The
+    weights of attention in the result are `refdiff.arrays.Deferred`.
+
+    Raises:
+        ValueError: as `convert`; what depends on the numbers of a layer, when that layer is read.
+    """
+    new, change = _planned(config, params, wiring, eager)
+    if change is None:
+        return new, dict(params)
+    step, shapes = change, attention_shapes(new)
+    for i in range(len(_layers_of(params))):
+        _attention_of(config, params, i)
+
+    @lru_cache(maxsize=1)
+    def converted(i: int) -> dict[str, NDArray[Any]]:
+        wide = {k: to_numpy(a).astype(np.float64) for k, a in flatten(_attention_of(config, params, i)).items()}
+        return flatten(step(nest(wide)))
+
+    def deferred(i: int) -> Params:
+        def read(name: str) -> NDArray[Any]:
+            return converted(i)[name]
+
+        return nest({k: Deferred(shape, np.dtype(np.float64), partial(read, k)) for k, shape in shapes.items()})
+
+    return new, _with_layers(
+        params, [{**layer, "self_attn": deferred(i)} for i, layer in enumerate(_layers_of(params))]
+    )
+
+
+def _planned(
+    config: DiffLlamaConfig, params: Mapping[str, Any], wiring: str, eager: bool
+) -> tuple[DiffLlamaConfig, Callable[[Params], Params] | None]:
+    """The new model's config, and what makes its attention of the old one's; None where that is the same."""
+    if wiring not in MODEL_TYPES:
+        raise ValueError(f"wiring is {wiring!r}, but must be one of {', '.join(MODEL_TYPES)}")
+    _refuse_eager(config, eager)
+    new = copy.deepcopy(config)
+    step = config.wiring, wiring
+    if config.wiring == wiring:
+        return new, None
+    if step not in _STEPS:
+        raise ValueError(
+            f"there is no exact conversion from wiring {step[0]!r} to {step[1]!r}: the norm after attention divides "
+            "each token's head by its own size, which no weights can do or undo"
+            + ("; weights of 0 for the second map make it uniform attention, not none" if step[0] == "none" else "")
+        )
+    new.wiring = wiring
+    if step == ("v2", "none"):
+        attentions = (_attention_of(config, params, i) for i in range(len(_layers_of(params))))
+        if not all(_tied(p, config) for p in attentions):
+            new.num_attention_heads = 2 * config.num_attention_heads
+    return new, lambda p: _STEPS[step](p, config, new)
+
+
+def _refuse_eager(config: DiffLlamaConfig, eager: bool) -> None:
+    if not eager:
+        return
+    if config.wiring != "paper":
+        raise ValueError(f'eager is for weights in the wiring "paper", but these are in {config.wiring!r}')
+    H, K = config.num_attention_heads, config.num_key_value_heads
+    if H != K:
+        raise ValueError(
+            f"unilm's multihead_diffattn.py repeats {K} key heads to {H} before it pairs them, so that both maps of a "
+            "pair may read the same key. No wiring does that with the same number of keys; with the heads of k_proj "
+            f"and of v_proj, whose are {2 * config.head_dim} wide, repeated in the weights, so that "
+            f"num_key_value_heads is {H}, they can be converted"
+        )
+
+
+def _with_layers(params: Mapping[str, Any], layers: list[Params]) -> Params:
+    for prefix in ("model", "transformer"):
+        if prefix in params:
+            return {**params, prefix: {**params[prefix], "layers": layers}}
+    return {**params, "layers": layers}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far two models' attention layers are apart on random inputs, computed in float64.
+
+    Attributes:
+        differences: for each layer, the largest difference, as a share of the layer's largest output: 0 where both
+            give zeros alone, infinite where only one does, or where one gives NaN or infinity.
+        changed: the names of weights outside of attention that are not the same.
+        rounded: for each layer, the same measure where every weight of the first model is moved by the largest error
+            that a rounding to the stored type makes, up or down at random; 0 where nothing is rounded.
+    """
+
+    differences: tuple[float, ...]
+    changed: tuple[str, ...] = ()
+    rounded: tuple[float, ...] = ()
+
+    @property
+    def worst(self) -> float:
+        """The largest of the differences; NaN where one is."""
+        return float(np.max(self.differences))
+
+    @property
+    def layer(self) -> int:
+        """The layer that has it, counted from 0."""
+        return int(np.argmax(self.differences))
+
+    @property
+    def unexplained(self) -> int | None:
+        """The first layer whose difference is more than what rounding explains, counted from 0; None if there is none.
+
+        That is `EXACT`, and `ROUNDINGS` times what one rounding of every weight does to the layer.
+        """
+        rounded = self.rounded or (0.0,) * len(self.differences)
+        return next(
+            (
+                i
+                for i, (difference, one) in enumerate(zip(self.differences, rounded, strict=True))
+                if not difference <= EXACT + ROUNDINGS * one
+            ),
+            None,
+        )
+
+    def __str__(self) -> str:
+        others = f"not the same are {', '.join(self.changed)}" if self.changed else "the other weights are the same"
+        return (
+            f"{len(self.differences)} attention layers in both wirings, in float64, on random inputs: they differ by "
+            f"at most {self.worst:.1e} of the largest output (layer {self.layer}); {others}"
+        )
+
+
+def prove(before: Model, after: Model, seed: int = 0, *, dtype: str | None = None) -> Proof:
+    """Compute every attention layer of two models on the same random inputs, in float64, and compare the outputs.
+
+    All other weights are compared as they are, and the fields of the configs that decide what is computed from them.
+    Attention sees positions from 0 to the last that the model is made for, and inputs so small that the ε of the norm
+    matters.
+
+    One layer at a time: beside the weights themselves, which may be `refdiff.arrays.Deferred`, it takes the memory of a
+    few copies of one layer's attention in float64.
+
+    Args:
+        before: the config and the weights of one model.
+        after: those of the other.
+        seed: of the inputs.
+        dtype: the type that the second model's weights are rounded to, all of them: the others must be the same after
+            rounding, and `Proof.rounded` says what rounding does to attention.
+
+    Raises:
+        ValueError: the configs are of two functions, or weights are not those of their config.
+    """
+    _refuse_another_function(before[0], after[0])
+    for (config, params), which in ((before, "first"), (after, "second")):
+        if len(_layers_of(params)) != config.num_hidden_layers:
+            raise ValueError(
+                f"the weights of the {which} model have {len(_layers_of(params))} layers, but its config's "
+                f"num_hidden_layers is {config.num_hidden_layers}: give the weights and the config of one model"
+            )
+    g = np.random.default_rng(seed)
+    inputs = g.normal(size=(3, TOKENS, before[0].hidden_size))
+    inputs[2] *= 1e-3
+    differences, rounded = [], []
+    for layer in range(before[0].num_hidden_layers):
+        one = _in_float64(_attention_of(*before, layer))
+        a = _attention(before[0], one, layer, inputs)
+        differences.append(_apart(a, _attention(after[0], _in_float64(_attention_of(*after, layer)), layer, inputs)))
+        if dtype is not None:
+            moved = {name: w * (1 + UNIT[dtype] * g.choice([-1.0, 1.0], size=w.shape)) for name, w in one.items()}
+            rounded.append(_apart(a, _attention(before[0], moved, layer, inputs)))
+    return Proof(tuple(differences), tuple(_changed(before[1], after[1], dtype)), tuple(rounded))
+
+
+def _in_float64(p: Mapping[str, Any]) -> dict[str, FloatArray]:
+    """All weights by name, in float64."""
+    return {name: to_numpy(array).astype(np.float64, copy=False) for name, array in flatten(p).items()}
+
+
+def _apart(a: FloatArray, b: FloatArray) -> float:
+    size, other = (float(np.abs(x).max()) for x in (a, b))
+    if not (math.isfinite(size) and math.isfinite(other)) or (size == 0) != (other == 0):
+        return math.inf
+    return float(np.abs(a - b).max()) / size if size else 0.0
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any], dtype: str | None) -> Iterator[str]:
+    """Go through the names of the weights outside of attention that only one has, or that differ."""
+    one, other = (
+        {name: a for name, a in flatten(params).items() if ".self_attn." not in name} for params in (before, after)
+    )
+    for name in {**one, **other}:
+        if name not in one or name not in other or not _same(one[name], other[name], dtype):
+            yield name
+
+
+def _same(one: Any, other: Any, dtype: str | None) -> bool:
+    """Whether two weights are equal, the first one rounded to `dtype`; some rows at a time."""
+    if one is other and dtype is None:
+        return True
+    if one.shape != other.shape:
+        return False
+    a, b = to_numpy(one), to_numpy(other)
+    rows = max(1, (1 << 20) // max(1, a[:1].size))
+    for i in range(0, len(a), rows):
+        x, y = a[i : i + rows], b[i : i + rows]
+        if not np.array_equal(x if dtype is None else round_to(x, dtype), y, equal_nan=True):
+            return False
+    return True
+
+
+def _attention(config: DiffLlamaConfig, p: Mapping[str, FloatArray], layer: int, x: FloatArray) -> FloatArray:
+    ops = ops_for()
+    positions = _positions(config.max_position_embeddings, x.shape[1])
+    frequencies = ops.rope_frequencies(
+        config.rope_parameters, config.head_dim, config.max_position_embeddings, int(positions[-1]) + 1
+    )
+    cos, sin = ops.rope_cos_sin(positions[None], *frequencies, np.float64)
+    with np.errstate(all="ignore"):  # what is not finite shows in the result
+        result: FloatArray = ATTENTION[config.wiring](nest(p), x, layer, Context(config, ops, cos, sin))
+    return result
+
+
+def _positions(limit: int, count: int) -> IntArray:
+    """`count` positions, rising from 0 to the last one below `limit` by steps that grow: near ones and far ones."""
+    n = np.arange(count)
+    positions = np.maximum(n, (max(limit, count) ** (n / (count - 1)) - 1).astype(np.int64))
+    positions[-1] = max(limit, count) - 1
+    return positions
+
+
+def _hf_to_paper(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
+    paired = _move_heads(p, old, inverse=False)
+    paired["v_proj"] = _scaled(paired["v_proj"], _size_for_epsilon(SUBLN_EPS, old.rms_norm_eps))
+    dtype = to_numpy(p["o_proj"]["weight"]).dtype
+    return {**paired, "subln": {"weight": np.ones(2 * old.head_dim, dtype=dtype)}}
+
+
+def _paper_to_hf(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
+    paired = _move_heads(p, old, inverse=True)
+    paired["v_proj"] = _scaled(paired["v_proj"], _size_for_epsilon(old.rms_norm_eps, SUBLN_EPS))
+    folded = to_numpy(p["o_proj"]["weight"]) * np.tile(to_numpy(p["subln"]["weight"]), old.num_attention_heads // 2)
+    paired["o_proj"] = {**p["o_proj"], "weight": folded}
+    del paired["subln"]
+    return paired
+
+
+def _none_to_v2(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
+    H, K, rotated = old.num_attention_heads, old.num_key_value_heads, _interleaved(old)
+    weight = to_numpy(p["o_proj"]["weight"])
+    return {
+        **p,
+        "q_proj": _rows(p["q_proj"], np.repeat(np.arange(H), 2), rotated),
+        "k_proj": _rows(p["k_proj"], np.arange(K), rotated),
+        "o_proj": {**p["o_proj"], "weight": 2 * weight},
+        "lambda_proj": {"weight": np.zeros((H, old.hidden_size), dtype=weight.dtype)},
+    }
+
+
+def _v2_to_none(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
+    if np.any(to_numpy(p["lambda_proj"]["weight"])):
+        raise ValueError(
+            "there is no exact conversion from wiring 'v2' to 'none' where λ depends on the token: lambda_proj.weight "
+            "is not 0, and a Llama's output projection is the same for every token"
+        )
+    h, K, halves = old.num_attention_heads, old.num_key_value_heads, np.argsort(_interleaved(old))
+    tied = new.num_attention_heads == h
+    columns = to_numpy(p["o_proj"]["weight"]).reshape(-1, h, 1, old.head_dim)
+    share = [0.5] if tied else [1.0, -0.5]  # of the heads that a pair becomes
+    weight = (columns * np.asarray(share, dtype=columns.dtype)[:, None]).reshape(old.hidden_size, -1)
+    return {
+        **{name: value for name, value in p.items() if name != "lambda_proj"},
+        "q_proj": _rows(p["q_proj"], np.arange(0, 2 * h, 2 if tied else 1), halves),
+        "k_proj": _rows(p["k_proj"], np.arange(K), halves),
+        "o_proj": {**p["o_proj"], "weight": weight},
+    }
+
+
+_STEPS: dict[tuple[str, str], Callable[[Params, DiffLlamaConfig, DiffLlamaConfig], Params]] = {
+    ("hf", "paper"): _hf_to_paper,
+    ("paper", "hf"): _paper_to_hf,
+    ("none", "v2"): _none_to_v2,
+    ("v2", "none"): _v2_to_none,
+}
+
+
+def _move_heads(p: Params, config: DiffLlamaConfig, *, inverse: bool) -> Params:
+    """Put heads i and i + n/2 of q, k and v at 2i and 2i + 1, and RoPE's halves at odds and evens; or back."""
+    rotated, straight = _interleaved(config), np.arange(config.head_dim)
+    moved = dict(p)
+    for name, heads, dims in (
+        ("q_proj", config.num_attention_heads, rotated),
+        ("k_proj", config.num_key_value_heads, rotated),
+        ("v_proj", config.num_key_value_heads, straight),
+    ):
+        order = np.arange(heads).reshape(2, heads // 2).T.reshape(-1)
+        moved[name] = _rows(p[name], np.argsort(order), np.argsort(dims)) if inverse else _rows(p[name], order, dims)
+    return moved
+
+
+def _interleaved(config: DiffLlamaConfig) -> IntArray:
+    """Where each dimension of an interleaved head stands in one of halves; dimensions that are not rotated stay."""
+    frequencies, _ = rope_frequencies(config.rope_parameters, config.head_dim, config.max_position_embeddings)
+    n = len(frequencies)
+    return np.concatenate([np.arange(2 * n).reshape(2, n).T.reshape(-1), np.arange(2 * n, config.head_dim)])
+
+
+def _rows(linear: Params, heads: IntArray, dims: IntArray) -> Params:
+    """Take the rows of the given heads, and in each head the rows of the given dimensions, of weight and bias."""
+    rows = (heads[:, None] * len(dims) + dims).reshape(-1)
+    return {name: to_numpy(array)[rows] for name, array in linear.items()}
+
+
+def _scaled(linear: Params, size: float) -> Params:
+    return linear if size == 1 else {name: array * array.dtype.type(size) for name, array in linear.items()}
+
+
+def _size_for_epsilon(target: float, source: float) -> float:
+    """The factor that makes a norm with ε = target of scaled values what a norm with ε = source was of the values."""
+    if target == source:
+        return 1.0
+    if min(target, source) == 0:
+        raise ValueError(
+            f"there is no exact conversion between a norm with ε = {source} and one with ε = {target}: any two others "
+            "differ by the size of the values, but 0 by an infinite one. Is rms_norm_eps right?"
+        )
+    return math.sqrt(target / source)
+
+
+def _tied(p: Params, config: DiffLlamaConfig) -> bool:
+    """Say whether the two queries of every pair are one and the same."""
+    pairs = (
+        to_numpy(array).reshape(config.num_attention_heads, 2, config.head_dim, -1) for array in p["q_proj"].values()
+    )
+    return all(np.array_equal(pair[:, 0], pair[:, 1]) for pair in pairs)
+
+
+def _layers_of(params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The decoder layers, which stand under `model`, under `transformer`, or on top."""
+    base = params.get("model") or params.get("transformer") or params
+    if "layers" not in base:
+        raise ValueError(
+            f"the weights have {', '.join(map(show_value, base)) or 'nothing'}, but need layers, on top or in model or "
+            "transformer: give what model.params has"
+        )
+    layers: list[dict[str, Any]] = base["layers"]
+    return layers
+
+
+def _attention_of(config: DiffLlamaConfig, params: Mapping[str, Any], layer: int) -> dict[str, Any]:
+    """The weights of one layer's attention, all there and of the shapes that `config` makes them.
+
+    Raises:
+        ValueError: one is not; the message has all of them, both shapes, and the wiring that they fit.
+    """
+    p: dict[str, Any] = _layers_of(params)[layer].get("self_attn", {})
+    expected = attention_shapes(config)
+    found = {name: tuple(int(n) for n in array.shape) for name, array in flatten(p).items()}
+    if found == expected:
+        return p
+    problems = [f"{name} of shape {shape} is missing" for name, shape in expected.items() if name not in found]
+    problems += [f"{name} of shape {shape} is too many" for name, shape in found.items() if name not in expected]
+    problems += [
+        f"{name} has shape {shape}, but should have {expected[name]}"
+        for name, shape in found.items()
+        if name in expected and shape != expected[name]
+    ]
+    sizes = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "attention_bias")
+    fits = [wiring for wiring in MODEL_TYPES if attention_shapes(_in_wiring(config, wiring)) == found]
+    raise ValueError(
+        f"the weights are not those of the config, whose wiring is {config.wiring!r} and "
+        f"{', '.join(f'{name} {getattr(config, name)}' for name in sizes)}: in layers.{layer}.self_attn, "
+        f"{'; '.join(problems)}"
+        + (f". They fit the wiring {' or '.join(map(repr, fits))}: is the config's right?" if fits else "")
+    )
+
+
+def _in_wiring(config: DiffLlamaConfig, wiring: str) -> DiffLlamaConfig:
+    other = copy.copy(config)
+    other.wiring = wiring
+    return other
+
+
+def _refuse_another_function(before: DiffLlamaConfig, after: DiffLlamaConfig) -> None:
+    """Compare the fields that decide what a model computes and that no weights make up for.
+
+    Raises:
+        ValueError: one differs; the message has both values.
+    """
+    for name in SAME_IN_BOTH:
+        one, other = getattr(before, name), getattr(after, name)
+        if one != other:
+            raise ValueError(
+                f"{name} is {show_value(one)} in the first config and {show_value(other)} in the second, so that the "
+                "two models are not the same function, whatever their weights: give both the same"
+            )
