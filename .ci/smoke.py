@@ -35,7 +35,8 @@ tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def run(*arguments: str) -> str:
-    return subprocess.run([command, *arguments], check=True, capture_output=True, encoding="utf-8").stdout
+    quiet = {"check": True, "capture_output": True, "stdin": subprocess.DEVNULL, "encoding": "utf-8"}
+    return subprocess.run([command, *arguments], **quiet).stdout
 
 
 print(run("--version").strip())

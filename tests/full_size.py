@@ -47,7 +47,9 @@ def check(folder: Path, new_tokens: int = 24, most: float = 6e9) -> None:
     """Generate from `folder` with the command line and with transformers in float32; fail where they differ."""
     prompt = "Once upon a time"
     command = [sys.executable, "-m", "refdiff", "generate", "-m", str(folder), "--temp", "0", "--json", "-q"]
-    done = subprocess.run([*command, "-n", str(new_tokens), prompt], stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        [*command, "-n", str(new_tokens), prompt], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True
+    )
     ours = json.loads(done.stdout)
     print(f"refdiff       {ours['text']!r}, peak memory {ours['peak_memory_bytes'] / 1e9:.2f} GB")
     made = transformers.PreTrainedTokenizerFast.from_pretrained(folder)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from refdiff.cli.flags import UsageError
-from refdiff.cli.terminal import Waiting, note
+from refdiff.cli.terminal import AFTER, Waiting, note
 
 _NO_PROMPT = 'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with -f FILE or a pipe'
 
@@ -110,10 +111,19 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 
 def _piped() -> str:
+    hint = (
+        "refdiff: waiting for the end of standard input, which is the prompt or is appended to it; < /dev/null ends it"
+    )
+    timer = threading.Timer(AFTER, note, [hint])
+    timer.daemon = True
+    if not sys.stdin.isatty():
+        timer.start()
     try:
         raw = sys.stdin.buffer.read()
     except OSError:  # a background job may not read the terminal
         return ""
+    finally:
+        timer.cancel()
     return _decoded(raw, "standard input")
 
 
