@@ -21,6 +21,7 @@ EXPORT_DEFAULTS: dict[str, Any] = {
 """The options of export alone, and their defaults."""
 PROFILES = (
     "discriminating", "tiny_values", "cancellation", "extreme", "natural", "degenerate", "layout", "serving", "tiles",
+    "lambda", "modules",
 )  # fmt: skip
 ALIASES = ("identify", "whisper", "cancel")
 """Former names of the first three, still accepted."""
