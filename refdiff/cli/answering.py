@@ -95,13 +95,22 @@ def samples(model: Any, options: dict[str, Any]) -> bool:
     return bool(options.get("do_sample", model.generation_config.get("do_sample")))
 
 
+_FAR_BEYOND = 10
+"""Contexts that a prompt may fill with -n: the time that it takes grows with the square of its length."""
+
+
 def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
     """The number of tokens that may follow a prompt; without -n it ends with the context.
 
     Raises:
-        ValueError: the prompt fills the context, and -n is not given.
+        ValueError: the prompt fills the context, and -n is not given; or it is far longer, for which no time is enough.
     """
     context, asked = model.config.max_position_embeddings, given.get("max_new_tokens")
+    if prompt_tokens > _FAR_BEYOND * context:
+        raise ValueError(
+            f"prompt: got {prompt_tokens:,} tokens, expected at most {_FAR_BEYOND} times the context of {context:,}; "
+            "shorten it"
+        )
     free = context - prompt_tokens
     if asked:
         if asked > free:

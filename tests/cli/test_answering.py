@@ -145,3 +145,10 @@ def test_every_number_is_a_flag() -> None:
     args = build_parser().parse_args(["generate", "x"])
     assert set(NUMBERS) <= set(vars(args))
     assert not [name for name in NUMBERS if getattr(args, name) is not None]
+
+
+@pytest.mark.parametrize("given", [{}, {"max_new_tokens": 0}, {"max_new_tokens": 3}])
+def test_a_prompt_far_beyond_the_context_is_refused(given: dict[str, Any]) -> None:
+    model = SimpleNamespace(generation_config={}, config=SimpleNamespace(max_position_embeddings=20))
+    with pytest.raises(ValueError, match="prompt: got 201 tokens, expected at most 10 times the context"):
+        length_limit(model, given, 201)

@@ -128,7 +128,7 @@ def _in_json(path: Path, outside: Path, rng: Random) -> str:
     at = rng.randrange(len(lines))
     try:
         parsed = json.loads(lines[at])
-    except ValueError:
+    except (ValueError, RecursionError):
         return _by_bytes(path, outside, rng)
     said = _change(parsed, rng)
     if path.name == "manifest.json" and isinstance(parsed, dict) and rng.random() < 0.9:
@@ -174,7 +174,7 @@ def _in_header(path: Path, outside: Path, rng: Random) -> str:
     length = int.from_bytes(raw[:8], "little")
     try:
         header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
-    except ValueError:
+    except (ValueError, RecursionError):
         return _by_bytes(path, outside, rng)
     entry = header[rng.choice(list(header))] if header else {}
     kind = rng.choice(("any", "dtype", "shape", "offsets", "length", "sparse", "swap"))

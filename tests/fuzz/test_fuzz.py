@@ -100,20 +100,21 @@ def exit_oddly() -> None:
 @pytest.mark.parametrize(
     ("action", "says"),
     [
-        (hang, "died"), (compute, "died"), (crash, "died"), (touch_memory, "took 8"), (ask_for_memory, "MemoryError"),
-        (fail, "KeyError: 'x'"), (print_escapes, "unprintable characters"), (print_much, "300,000 characters"),
+        (hang, "died"), (compute, "died"), (crash, "died"), (touch_memory, "took "), (ask_for_memory, "MemoryError"),
+        (fail, "KeyError"), (print_escapes, "unprintable characters"), (print_much, "300,000 characters"),
         (print_addresses, "for programmers"), (exit_oddly, "exit 7"),
     ],
 )  # fmt: skip
 def test_what_a_case_must_not_do_is_found(
     action: Callable[[], Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuzz, "SECONDS", 5)
-    monkeypatch.setattr(fuzz, "CPU_SECONDS", 1)
+    if says == "died":
+        monkeypatch.setattr(fuzz, "SECONDS", 5)
+        monkeypatch.setattr(fuzz, "CPU_SECONDS", 1)
     (tmp_path / "case").mkdir()
     kind, said = fuzz.in_a_child(action, tmp_path / "case")
     assert kind == "bad"
-    assert says.replace("took 8", "took ") in said
+    assert says in said
 
 
 def test_errors_and_what_is_opened(tmp_path: Path) -> None:
