@@ -114,8 +114,8 @@ class Table:
         return sorted(self.counts, key=_order)
 
     def __str__(self) -> str:
-        numbers = f"{'killed':>16}{'of all':>8}{'legal refused':>16}"
-        head = f"{'recipe':9}{'profile':13}{'way':9}{'rule':14}{numbers}"
+        numbers = f"{'killed':>15}{'of all':>7}{'legal refused':>14}"
+        head = f"{'recipe':9}{'profile':13}{'way':9}{'rule':13}{numbers}"
         lines = [
             "killed: of the identifiable mutants; of all: of all mutants",
             head,
@@ -132,8 +132,8 @@ class Table:
         undecided = c.own_undecided + c.real_undecided
         legal = f"{c.refused}/{c.own + c.real}" + (f" +{undecided}?" if undecided else "")
         return (
-            f"{recipe:9}{profile:13}{way:9}{rule:14}{share(c.killed_identifiable, c.identifiable):>16}"
-            f"{share(c.killed, c.mutants).partition(' of')[0]:>8}{legal:>16}"
+            f"{recipe:9}{profile:13}{way:9}{rule:13}{share(c.killed_identifiable, c.identifiable):>15}"
+            f"{share(c.killed, c.mutants).partition(' of')[0]:>7}{legal:>14}"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_sums_and_text() -> None:
     assert table.rules == ("rows", "flex mean")
     text = str(table)
     assert "75.0 % of 4" in text
-    assert "  50.0 %  " in text
+    assert " 50.0 %  " in text
     assert max(map(len, text.splitlines())) <= 80
     assert "1/10 +1?" in text
     assert "1 x one_nan (float32, forward)" in text
