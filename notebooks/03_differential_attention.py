@@ -141,7 +141,7 @@ print(f"their difference {(one - two).mean():.2f} ± {(one - two).std():.2f}")
 # %%
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
 tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
-texts = Path("data/pinocchio.txt").read_text(encoding="utf-8").split("<|endoftext|>")
+texts = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")
 ids = [tokenizer([text.strip()], return_tensors="np")["input_ids"][0][:256] for text in texts]
 maps = [viz.attention_maps(model, list(map(int, row))) for row in ids]
 lambdas = maps[0].lambdas
@@ -154,9 +154,9 @@ viz.plot_lambdas(lambdas).figure
 #
 # ## Is a pattern shared? A measurement on real text
 #
-# We take the openings of eight chapters of "Pinocchio", which the model has not seen in training, and compare the two
-# maps of each pair, row by row: the correlation of $A_1$ and $A_2$ over the tokens that a query sees. For comparison we
-# also correlate maps that do *not* belong together: $A_1$ of one pair with $A_2$ of another pair of the same layer.
+# We take the openings of eight tales, written for this notebook, which the model has not seen, and compare the two maps
+# of each pair, row by row: the correlation of $A_1$ and $A_2$ over the tokens that a query sees. For comparison we also
+# correlate maps that do *not* belong together: $A_1$ of one pair with $A_2$ of another pair of the same layer.
 
 
 # %%
@@ -306,7 +306,7 @@ assert shares[0.75] > 2 * shares[0.0]
 assert first[needle] > (first - 0.75 * second)[needle]
 assert (kept > 1).all()
 assert (own < others)[[2, 3, 4]].all()
-assert (ratio > 0.99).all()
+assert (ratio.round(2) >= 1).all()
 assert ((first_breadth < second_breadth) == (lambdas < 1)).all()
 assert np.allclose(strong, -exchanged)
 assert np.allclose(shown.difference.sum(axis=-1), 1 - shown.lambdas[:, None, None], rtol=0, atol=1e-10)

@@ -88,7 +88,7 @@ for K in (8, 4, 2):
 # %%
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
 tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
-story = Path("data/pinocchio.txt").read_text(encoding="utf-8").split("<|endoftext|>")[0].strip()
+story = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")[0].strip()
 ids = tokenizer([story], return_tensors="np")["input_ids"][:, :256]
 
 config, params = refdiff.convert.convert(model.config, model.params, "paper")

@@ -211,14 +211,14 @@ print("   ".join(f"{r['step']}: {r['ratio']:.3f}" for r in repeated[5:]))
 # A softmax row must sum to 1. A token that needs nothing must still put its weight somewhere, and plain Transformers
 # often put it on the first token: an *attention sink*. Does the differential model have one, and in which map? If
 # queries attended evenly, the first of T tokens would get $\frac1T\sum_t \frac1t$ of the weight. We measure how many
-# times that it gets, on the eight chapter openings of notebook 03. Two ways to cut the text: from its true beginning,
-# where the first token is `<|endoftext|>`, as before each tale in training; and from its middle, where the first token
-# is just a word.
+# times that it gets, on the eight openings of notebook 03. Two ways to cut the text: from its true beginning, where the
+# first token is `<|endoftext|>`, as before each tale in training; and from its middle, where the first token is just a
+# word.
 
 # %%
 bundled = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
 tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
-texts = Path("data/pinocchio.txt").read_text(encoding="utf-8").split("<|endoftext|>")
+texts = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")
 sinks = {}
 for where, part in (("from the beginning", slice(0, 192)), ("from the middle", slice(128, 320))):
     found = []
@@ -234,8 +234,9 @@ for where, part in (("from the beginning", slice(0, 192)), ("from the middle", s
 # %% [markdown]
 # Cut in the middle, no map gives the first token more than its share: whoever measures so finds no sink. From the true
 # beginning the *second* map of layers 0, 1 and 5 gives `<|endoftext|>` more than its share, and more than the first map
-# does. It is modest, at most 2.4 times the even share. And the difference does not simply remove it: layer 0 subtracts
-# its second map, but layers 1 and 5 have λ < 0 (notebook 03) and add theirs, sink included.
+# does. It is modest, at most 2.3 times the even share. (The first maps of layers 3 and 5 give it 1.1 and 1.4 times.)
+# And the difference does not simply remove it: layer 0 subtracts its second map, but layers 1 and 5 have λ < 0
+# (notebook 03) and add theirs, sink included.
 #
 # ## What we learned
 #
