@@ -164,18 +164,19 @@ def test_maps_are_what_multiplies_the_values(wiring: str) -> None:
     heads, n = config.num_query_heads, config.num_attention_heads // config.num_key_value_heads
     mask = (np.random.default_rng(0).random((2, heads, 5, 5)) < 0.8) & np.tri(5, dtype=bool) | np.eye(5, dtype=bool)
     seen: dict[str, Any] = {}
+    inputs: list[Any] = []
 
     def note(name: str, function: Any) -> Any:
         def noted(*args: Any, **options: Any) -> Any:
-            seen.setdefault(name, function(*args, **options))
-            return function(*args, **options)
+            result = function(*args, **options)
+            seen.setdefault(name, result)
+            return result
 
+        if name == "linear":
+            return lambda x, weight: inputs.append((x, weight)) or function(x, weight)
         return noted if name in ("diff_attention", "plain_heads") else function
 
     model.ops = overlay(model.ops, note)
-    inputs: list[Any] = []
-    inner = model.ops.linear
-    model.ops.linear = lambda x, weight: inputs.append((x, weight)) or inner(x, weight)
     out = model(tokens, attention_mask=mask, output_attentions=True)
     weights, difference, lambda_ = out.attentions[0], out.differential_attentions[0], out.lambdas[0]
     assert weights.shape == mask.shape
