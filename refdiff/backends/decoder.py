@@ -71,7 +71,7 @@ def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int |
     attended = attention(p["self_attn"], ops.rms_norm(x, **p["input_layernorm"], eps=eps), layer, ctx, last, steps)
     x = steps.add(x if last is None else x[:, -last:, :], attended)
     normed = ops.rms_norm(x, **p["post_attention_layernorm"], eps=eps)
-    y: Array = steps.add(x, ops.swiglu(normed, **p["mlp"], act=ctx.config.hidden_act))
+    y: Array = steps.add(x, ops.swiglu(normed, **p["mlp"], act=ctx.config.hidden_act, ops=ops))
     return y
 
 
@@ -120,26 +120,26 @@ def _attend_hf(
     ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
 ) -> Array:
     init = ops.lambda_init(layer)
-    return ops.diff_heads_hf(q, k, v, _lambda(ops, p, init), init, eps, **visibility)
+    return ops.diff_heads_hf(q, k, v, _lambda(ops, p, init), init, eps, **visibility, ops=ops)
 
 
 def _attend_paper(
     ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
 ) -> Array:
     init = ops.lambda_init(layer)
-    return ops.diff_heads_paper(q, k, v, _lambda(ops, p, init), p["subln"]["weight"], init, **visibility)
+    return ops.diff_heads_paper(q, k, v, _lambda(ops, p, init), p["subln"]["weight"], init, **visibility, ops=ops)
 
 
 def _attend_v2(
     ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
 ) -> Array:
-    return ops.diff_heads_v2(q, k, v, ops.diff_lambda_v2(x, **p["lambda_proj"]), **visibility)
+    return ops.diff_heads_v2(q, k, v, ops.diff_lambda_v2(x, **p["lambda_proj"], ops=ops), **visibility, ops=ops)
 
 
 def _attend_llama(
     ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
 ) -> Array:
-    return ops.plain_heads(q, k, v, **visibility)
+    return ops.plain_heads(q, k, v, **visibility, ops=ops)
 
 
 VARIANTS = {

@@ -72,6 +72,7 @@ def _attention(
     bias: Numpy | None = None,
     *,
     causal: bool = True,
+    ops: Any = None,
 ) -> Numpy:
     n = q1.shape[1] // k1.shape[1]
     k1, k2, v = (np.repeat(how.array(x), n, axis=1) for x in (k1, k2, v))

@@ -51,7 +51,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(start: Start, file: str, monke
 
             monkeypatch.setattr(module, "write_safetensors", full)
 
-    with pytest.raises(OSError, match=r"cannot write the checkpoint of step 4: .*unharmed: free some space"):
+    with pytest.raises(OSError, match=r"cannot write the checkpoint of step 4: .*unharmed; free some space"):
         trainer.run(fill)
     assert names(trainer.out) == ["corpus", "log.jsonl", "step-000000", "step-000002"]
     monkeypatch.undo()

@@ -108,6 +108,13 @@ def streams_swapped(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, *res
     return right(q2, k2, q1, k1, *rest, **options)
 
 
+@mistake(HEAD_MISTAKES, "diff_heads_hf", "concat", also=("diff_heads_paper", "diff_heads_v2"))
+def heads_laid_out_before_tokens(right: Any, *args: Any, **options: Any) -> Any:
+    """(B, H, T, e) read as (B, T, H e) without exchanging the axes."""
+    out, H = right(*args, **options), args[0].shape[1] // 2
+    return _axes_exchanged(out, out.shape[1], H, out.shape[2] // H)
+
+
 @mistake(HEAD_MISTAKES, "diff_attention", "concat")
 def attention_over_heads(
     right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
