@@ -173,7 +173,9 @@ def check_text(case: TextCase, folder: Path, watch: Watch) -> None:
         watch.on = False
     has_template = "chat_template.jinja" in case.files
     # Python looks for the source of code that does not compile, to quote it; there is no file of this name.
-    watch.events = [event for event in watch.events if event != ("open", "<template>")]
+    # A tokenizer with steps that refdiff cannot bound is tried in a child process with limits first.
+    expected = ("open", "<template>"), ("subprocess.Popen", sys.executable)
+    watch.events = [event for event in watch.events if event not in expected]
     assert time.thread_time() - started < (TEMPLATE_SECONDS if has_template else SECONDS)
     assert not watch.strange(folder, HARMLESS | FOR_TEMPLATES if has_template else HARMLESS)
     assert not (case.private and any(word in f"{text}{error}" for word in PYTHON)), (text, error)

@@ -45,7 +45,11 @@ ALSO = {
     "refdiff/model/heads.py": ("tests/model/test_trainable.py", "tests/model/test_diffllama.py"),
     "refdiff/model/diffllama.py": ("tests/model/test_variants.py",),
     "refdiff/model/config_checks.py": ("tests/model/test_config.py",),
-    "refdiff/layers": ("tests/layers/test_vjp.py", "tests/layers/test_init.py", "tests/layers/test_composed.py"),
+    "refdiff/layers": ("tests/layers/test_vjp.py", "tests/layers/test_init.py"),
+    "refdiff/layers/diff_": ("tests/layers/test_composed.py",),
+    "refdiff/layers/plain_heads.py": ("tests/layers/test_composed.py",),
+    "refdiff/layers/softmax.py": ("tests/layers/test_composed.py",),
+    "refdiff/layers/swiglu.py": ("tests/layers/test_composed.py",),
     "refdiff/model/diffllama_vjp.py": ("tests/model/test_trainable.py",),
 }
 """Tests that notice mistakes in a file, or in the files of a folder, beside those of its own name."""
