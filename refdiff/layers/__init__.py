@@ -21,7 +21,7 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
         by          lambda_init
         held by     test_diff_lambda::test_start_over_layers
     eq. 3           MultiHead(X) = Concat_i((1 − λ_init) LN(DiffAttn_i(X))) W^O
-        by          diff_heads_paper, diff_heads_hf, value_pairs_hf, model.diffllama.attention_hf
+        by          diff_heads_paper, diff_heads_hf, value_pairs_hf, model.diffllama.attention_paper
         held by     test_diff_heads_paper::test_precision, test_diff_heads_hf::test_precision,
                     test_diff_heads_paper::test_equals_hf_after_a_permutation_of_heads,
                     test_diff_heads_paper::test_equals_the_flash_files_of_unilm,

@@ -24,6 +24,8 @@ from refdiff.oracle.inputs import options, shapes
 from refdiff.oracle.inputs.files import safetensors_bytes
 from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.verdict.judge import judge_lse, judge_sums
+from refdiff.oracle.verdict.verdict import PASS
 
 Numpy = np.ndarray[Any, Any]
 
@@ -139,8 +141,10 @@ def _judged(name: str, found: Budget, arrays: dict[str, Numpy]) -> dict[str, Any
     else:
         expected, rows = found.absolute(name)
         rows = np.broadcast_to(rows, expected.shape)
+        judge = judge_lse if name.startswith("lse") else judge_sums
+        certain = judge(name, expected, expected, _single(rows)).status == PASS
         of = {"kind": "numbers", "axes": "", "n": expected.size, "width": 1, "u": found.recipe.u, "row": 1.0,
-              "bulk": 0.0, "element": 0.0, "slope": 0.0, "certain": 1}  # fmt: skip
+              "bulk": 0.0, "element": 0.0, "slope": 0.0, "certain": int(certain)}  # fmt: skip
     arrays[f"expected.{name}"] = np.asarray(expected, dtype=np.float64)
     arrays[f"expected.{name}.hi"], arrays[f"expected.{name}.lo"] = split(expected, found.recipe.storage)
     arrays[f"budget.{name}"] = _single(rows)

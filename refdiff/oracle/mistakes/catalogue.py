@@ -81,10 +81,9 @@ def plant(mistake: Mistake) -> None:
 
 
 def replace(right: Layer, wrong: Layer) -> None:
-    """Put one function in the place of another, everywhere in refdiff that the other is known by name."""
+    """Put one function in the place of another, everywhere in refdiff that a module or a module's dict names it."""
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] != "refdiff":
             continue
-        for known_as, value in list(vars(module).items()):
-            if value is right:
-                setattr(module, known_as, wrong)
+        for table in [vars(module), *(value for value in vars(module).values() if isinstance(value, dict))]:
+            table.update({known_as: wrong for known_as, value in table.items() if value is right})
