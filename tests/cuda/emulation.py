@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import functools
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -33,6 +34,10 @@ _SHARED = "extern __shared__ float shared[];"
 
 @functools.cache
 def _folder() -> Path:
+    """Where compiled kernels lie: in a test run one folder of all its processes (tests/conftest.py)."""
+    if shared := os.environ.get("REFDIFF_EMULATED"):
+        Path(shared).mkdir(exist_ok=True)
+        return Path(shared)
     folder = Path(tempfile.mkdtemp(prefix="refdiff-cuda-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -43,11 +48,15 @@ def _compile(text: str, options: list[str]) -> Path:
         pytest.skip("the kernels of CUDA are emulated by g++ on Linux")
     name = hashlib.blake2b(repr((text, options)).encode(), digest_size=12).hexdigest()
     library = _folder() / f"{name}.so"
+    if library.exists():
+        return library
+    part = library.with_suffix(f".{os.getpid()}")
     command = ["g++", "-std=c++17", "-O1", "-w", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", f"-I{HERE}", *options]
     done = subprocess.run(
-        [*command, "-x", "c++", "-", "-o", library], input=text, text=True, capture_output=True, check=False
+        [*command, "-x", "c++", "-", "-o", part], input=text, text=True, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    part.replace(library)
     return library
 
 
