@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,8 +21,13 @@ from refdiff.model.weights import nest, parameter_shapes
 from tests.model.weights.files import tiny_config
 
 LAYOUTS: dict[str, int | str] = {"single": "5GB", "two shards": 900, "four shards": 400}
+QUICK = {
+    ("none", "single", "other config"),
+    ("single", "two shards", "other config"),
+    ("four shards", "single", "same config"),
+}
 CHANGES = [
-    pytest.param(*names, marks=[pytest.mark.slow] if names[2] == "same config" else [])
+    pytest.param(*names, marks=[] if names in QUICK else [pytest.mark.slow])
     for names in itertools.product(["none", *LAYOUTS], LAYOUTS, ["other config", "same config"])
 ]
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink"}
@@ -148,19 +154,26 @@ def test_a_load_that_is_killed_while_it_finishes_a_save_is_finished_by_the_next(
     assert not (tmp_path / ".refdiff-save").exists()
 
 
-def interrupted(folder: Path) -> Path:
-    """A folder in which a save to two shards was killed right after it counts; return where the new files are."""
+@pytest.fixture(scope="module")
+def half_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a save to two shards was killed right after it counts; its new files are in .refdiff-save."""
+    folder = tmp_path_factory.mktemp("half-saved")
     save(folder, OLD, "5GB")
     for step in range(1, 1000):
         in_a_child(folder, step, lambda: save(folder, NEW, 900))
         if (folder / ".refdiff-save").is_dir():
-            return folder / ".refdiff-save"
+            return folder
     raise AssertionError
 
 
-def test_a_folder_that_cannot_be_written_says_what_lies_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupted(tmp_path)
+@pytest.fixture
+def interrupted(half_saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(half_saved, tmp_path / "checkpoint"))
 
+
+def test_a_folder_that_cannot_be_written_says_what_lies_in_it(
+    interrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -170,18 +183,17 @@ def test_a_folder_that_cannot_be_written_says_what_lies_in_it(tmp_path: Path, mo
         with pytest.raises(
             CheckpointError, match=r"a save was interrupted; its files are in \.refdiff-save and cannot be moved .*Perm"
         ):
-            DiffLlamaConfig.from_pretrained(tmp_path)
-    assert loaded(tmp_path) == NEW
+            DiffLlamaConfig.from_pretrained(interrupted)
+    assert loaded(interrupted) == NEW
 
 
 @pytest.mark.parametrize("listed", [["../secret"], ["config.json", "tokenizer.json"], [3], "config.json", None])
-def test_a_list_from_elsewhere_moves_and_deletes_nothing_of_others(tmp_path: Path, listed: Any) -> None:
-    pending = interrupted(tmp_path)
-    (pending / "files.json").write_text(json.dumps({"files": listed}))
-    before = {path.name for path in tmp_path.iterdir()}
+def test_a_list_from_elsewhere_moves_and_deletes_nothing_of_others(interrupted: Path, listed: Any) -> None:
+    (interrupted / ".refdiff-save" / "files.json").write_text(json.dumps({"files": listed}))
+    before = {path.name for path in interrupted.iterdir()}
     with pytest.raises(CheckpointError, match=r"files\.json: not a list that a save has left; delete "):
-        DiffLlamaForCausalLM.from_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == before
+        DiffLlamaForCausalLM.from_pretrained(interrupted)
+    assert {path.name for path in interrupted.iterdir()} == before
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
