@@ -87,6 +87,7 @@ def test_without_a_device_one_sentence_says_so(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_run(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "report.json"
     rows = ["--rows", "decode:4,prefill:8x2"]

@@ -149,6 +149,7 @@ def test_a_layer_with_a_preset_and_a_changed_field(tmp_path: Path, capsys: Captu
     assert main(["check", "--spec", str(tmp_path / "spec.json"), str(file)]) == 0
 
 
+@pytest.mark.slow
 def test_verdicts_and_the_page_of_inputs_fit_80_columns(tmp_path: Path, capsys: Capture) -> None:
     spec = small("hf_diffllama")
     out = truth(spec, draw(spec, dtype=np.float32)).out.astype(np.float32)

@@ -73,6 +73,7 @@ def test_a_terminal_sees_how_far_it_is(environment: dict[str, str], text: Path, 
     assert max(len(line) for line in re.split(r"[\r\n]", seen)) <= 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wiring", ["hf", "v2"])
 def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_weights(
     run: Any, text: Path, tmp_path: Path, environment: dict[str, str], wiring: str

@@ -73,7 +73,7 @@ def test_padding_on_the_left() -> None:
         )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_a_real_model_says_the_same_with_guesses(dtype: str) -> None:
     """Several tokens at a time go through other kernels than one does; no two of this text's tokens are near a tie."""
     model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype=dtype)
@@ -272,7 +272,9 @@ def test_speculative_step_when_rounding_leaves_nothing() -> None:
     assert {speculative_step(p, q, 0, stream) for _ in range(20)} <= {0, 1}
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.6, "top_p": 0.95}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"temperature": 0.6, "top_p": 0.95}, marks=pytest.mark.slow)], ids=str
+)
 def test_an_assistant_keeps_the_distribution(options: dict[str, Any]) -> None:
     """All continuations of three tokens, against the table that the options make of the model's."""
     rng = np.random.default_rng(0)

@@ -18,6 +18,7 @@ import pytest
 
 import refdiff
 from refdiff import CheckpointError
+from refdiff.generation.chat_template import sandbox
 from refdiff.model.weights import flatten
 from tests.model.broken.cases import SECRET, SOUND, Case, put
 from tests.model.broken.kinds import KINDS, TEXT_KINDS
@@ -26,7 +27,7 @@ from tests.model.weights.files import pack, random_tensors, write
 
 T = TypeVar("T")
 
-SAMPLE = 36  # cases of each kind in the default run
+SAMPLE = 24  # cases of each kind in the default run
 SECONDS = 2.0  # of one thread, for any one checkpoint: about a thousand times what it takes
 MEGABYTES = 200  # of memory, for all of them
 TEXT_MEGABYTES = 400  # one tokenizer.json has 20 MB, and parsed it has 150
@@ -87,6 +88,12 @@ def _without_the_garbage_of_others() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _templates_are_stopped_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred would not end; that two seconds are as long as it says, test_sandbox.py shows."""
+    monkeypatch.setattr(sandbox, "SECONDS", sandbox.SECONDS / 8)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from refdiff.bench.processes import Child
 from refdiff.bench.side import Settings
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much memory a process has held")
 def test_a_process_holds_them_once_and_in_16_bits(tmp_path: Path) -> None:
     """The file and little more: less than one more matrix of a feed-forward network, if that were expanded."""

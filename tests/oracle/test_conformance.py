@@ -88,6 +88,7 @@ def test_what_is_said_of_presets_and_profiles_is_all_of_them() -> None:
     assert f"one or more by commas: {', '.join(PROFILES)} (all of them)" in said
 
 
+@pytest.mark.slow
 def test_the_first_case_that_fails_is_told_once(outside: dict[str, str]) -> None:
     _, text = _run("wrong_rope", outside, REFDIFF_PROFILES="natural")
     assert text.count("The first case that fails; to have it in Python:") == 1

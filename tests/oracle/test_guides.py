@@ -49,6 +49,7 @@ def run_all(parts: list[str], folder: Path) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_the_guide_for_traces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +62,7 @@ def test_the_guide_for_traces(
     assert capsys.readouterr().out == "model.layers.2.self_attn.diff\n"
 
 
+@pytest.mark.slow
 def test_the_guide_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said = run_all(blocks("cuda", "python|sh"), tmp_path)

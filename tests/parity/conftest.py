@@ -100,3 +100,13 @@ def checkpoint(
 def ours(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Any:
     """refdiff's model of the checkpoint in float64, with fast kernels and with the equations as written."""
     return getattr(checkpoint, request.param)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have each checkpoint tried with fast or with reference kernels, in turns; with the other ones every night."""
+    for item in items:
+        params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
+        if not params or not {"checkpoint", "ours"} <= params.keys():
+            continue
+        if params["ours"] != ("fast", "reference")[params["checkpoint"].index % 2]:
+            item.add_marker(pytest.mark.nightly)

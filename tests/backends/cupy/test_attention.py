@@ -87,7 +87,10 @@ def test_where_the_device_counts_keys_what_lies_past_them_is_not_read(multiproce
     assert right is (mistake is None)
 
 
-@pytest.mark.parametrize(("number", "rounded"), [(np.float16, None), (BFLOAT16, None), (np.float32, "bfloat16")])
+@pytest.mark.parametrize(
+    ("number", "rounded"),
+    [(np.float16, None), pytest.param(BFLOAT16, None, marks=pytest.mark.slow), (np.float32, "bfloat16")],
+)
 def test_tensor_cores_round_what_they_multiply_and_nothing_else(number: Any, rounded: str | None) -> None:
     """Several tiles of rows, of keys and of columns of the values; a query is wider than one matrix."""
     B, H, K, T, S, d, e = 1, 4, 2, 37, 41, 21, 136
@@ -110,7 +113,13 @@ def test_tensor_cores_round_what_they_multiply_and_nothing_else(number: Any, rou
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("d", "e", "number"), [(32, 64, np.float16), (80, 80, BFLOAT16), (128, 256, BFLOAT16), (256, 136, np.float16)]
+    ("d", "e", "number"),
+    [
+        (32, 64, np.float16),
+        (80, 80, BFLOAT16),
+        (128, 256, BFLOAT16),
+        pytest.param(256, 136, np.float16, marks=pytest.mark.nightly),
+    ],
 )
 def test_tensor_cores_in_all_sizes(d: int, e: int, number: Any) -> None:
     """Every mask and bias, one map and two, in sizes of a head."""
@@ -144,6 +153,7 @@ class Noting(EmulatedDevice):
         super().launch(file, kernel, defines, *rest)
 
 
+@pytest.mark.slow
 def test_every_tile_that_can_be_chosen_gives_the_layer() -> None:
     """Of the way forward and back: each height that the rows of a key head can fill, with keys by 32 and by 16."""
     noted: set[tuple[Any, ...]] = set()

@@ -57,7 +57,7 @@ def _map(nested: Any) -> Any:
     return [_map(value) for value in nested] if isinstance(nested, list) else nested.view(OnDevice)
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", ["hf", *(pytest.param(w, marks=pytest.mark.slow) for w in ("paper", "v2", "none"))])
 def test_the_text_is_that_of_the_equations(steps: list[DecodeStep], wiring: str) -> None:
     fast, exact = there(wiring=wiring)
     for options in ({}, {"attention_mask": MASK}, {"do_sample": True, "seed": 4}):

@@ -129,7 +129,7 @@ def test_a_layout_by_features_is_taken_and_left_as_it_is():
     np.testing.assert_allclose(found, layers.diff_attention(q1, k1, q2, k2, v, lam), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("kernels", [KERNELS, PIECES], ids=["packed", "pieces"])
+@pytest.mark.parametrize("kernels", [pytest.param(KERNELS, marks=pytest.mark.slow), PIECES], ids=["packed", "pieces"])
 def test_attention_over_8192_tokens_needs_little_beside_its_result(kernels, traced) -> None:
     """With the heads of a group of the full-size model and two threads; its scores would be 4 GB."""
     g = np.random.default_rng(0)
@@ -191,9 +191,15 @@ PROMPTS = [(16, 4, 150, 150, 64, 128), (2, 1, 300, 333, 32, 64), (4, 4, 70, 2100
 """(H, K, T, S, d, e): attention of many queries, over keys that are no whole blocks."""
 
 
-@pytest.mark.parametrize("case", PROMPTS, ids=str)
-@pytest.mark.parametrize(("scale", "lam"), [(0.05, 0.95), (1.0, 0.7), (30.0, 0.2)])
-@pytest.mark.parametrize("see", ["causal", "padded", "all"])
+@pytest.mark.parametrize(
+    ("case", "scale", "lam", "see"),
+    [
+        pytest.param(case, *numbers, see, marks=[] if i == j == k else pytest.mark.slow)
+        for i, case in enumerate(PROMPTS)
+        for j, numbers in enumerate([(0.05, 0.95), (1.0, 0.7), (30.0, 0.2)])
+        for k, see in enumerate(["causal", "padded", "all"])
+    ],
+)
 def test_of_several_draws_prompts_in_pieces_are_as_near_to_the_truth_as_the_layer(laid, case, scale, lam, see):
     """Over both maps and over one; padding hides keys from one row of the batch."""
     H, K, T, S, d, e = case

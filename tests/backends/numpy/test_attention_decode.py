@@ -71,7 +71,10 @@ DECODING += [(2, 1, 1, 61, 32, 64), (4, 4, 3, 63, 128, 16), (2, 2, 2, 62, 64, 64
 
 
 @pytest.mark.parametrize("case", DECODING, ids=str)
-@pytest.mark.parametrize(("scale", "lam"), [(0.05, 0.95), (1.0, 0.7), (3.0, 0.2)])
+@pytest.mark.parametrize(
+    ("scale", "lam"),
+    [pytest.param(0.05, 0.95, marks=pytest.mark.slow), (1.0, 0.7), pytest.param(3.0, 0.2, marks=pytest.mark.slow)],
+)
 def test_of_many_draws_few_queries_are_as_near_to_the_truth_as_the_layer(
     case: tuple[int, ...], scale: float, lam: float
 ) -> None:

@@ -35,7 +35,7 @@ def test_one_token_is_multiplied_without_the_interpreter_in_hand(monkeypatch: An
     assert sizes == [512, 512, 512]
 
 
-@pytest.mark.parametrize("unpacked", [0, 24])
+@pytest.mark.parametrize("unpacked", [pytest.param(0, marks=pytest.mark.slow), 24])
 def test_products_with_few_tokens_are_the_same_in_either_kind_of_piece(unpacked: int) -> None:
     kernels = tune(NumpyKernels(3), unpacked_tokens=unpacked)
     for rows in (2, 3, 4, 5, 7, 8, 15, 24, 25):

@@ -91,7 +91,9 @@ def test_a_piece_is_as_large_as_one_that_blas_does_not_pack(tokens: int, terms: 
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize(("outputs", "terms"), [(129, 512), (100, 700), (260, 2048), (101, 40_000)])
+@pytest.mark.parametrize(
+    ("outputs", "terms"), [(129, 512), (100, 700), (260, 2048), pytest.param(101, 40_000, marks=pytest.mark.slow)]
+)
 def test_many_tokens_are_multiplied_as_exactly_as_the_layer_does(
     outputs: int, terms: int, order: Any, laid: list[int]
 ) -> None:

@@ -180,6 +180,7 @@ def test_what_would_not_end_is_stopped(name: str, monkeypatch: pytest.MonkeyPatc
     assert time.process_time() - start < 3
 
 
+@pytest.mark.slow
 def test_time_is_bounded_as_shipped() -> None:
     start = time.process_time()
     with pytest.raises(CheckpointError, match=r"the chat template was stopped"):

@@ -218,6 +218,7 @@ def test_any_class_takes_the_base_model_of_any_other(tmp_path: Path, source: str
         assert all((loaded[name] == 0).all() == name.endswith("bias") for name in drawn)
 
 
+@pytest.mark.slow
 def test_a_head_is_not_drawn_larger_than_what_is_stored(tmp_path: Path) -> None:
     put(tmp_path, random_tensors("DiffLlamaModel"))
     fits, too_many = tiny_config(num_labels=166_666), tiny_config(num_labels=1_000_000)

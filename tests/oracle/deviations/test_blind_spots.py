@@ -76,8 +76,10 @@ LEGAL = {"exponentials_rounded_to_bfloat16"}  # in bfloat16 what the recipe says
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1", "gda", "diff_v2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "name", ["hf_diffllama", "ms_v1", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("gda", "diff_v2"))]
+)
 def test_everything_is_seen_by_some_case(name: str, dtype: str) -> None:
     """Five budgets of a row or more, in one case at least of the lists of its dtype."""
     spec = small_spec(name)

@@ -64,6 +64,7 @@ def test_two_outputs_look_alike(place: tuple[int, ...]) -> None:
     assert not looks_like(t, right, right[:, :2])
 
 
+@pytest.mark.slow
 def test_of_an_output_with_noise_no_pair_stands_before_the_one_deviation_that_is_there() -> None:
     """Pairs with what these inputs cannot show stood in its place."""
     out = output("layer_norm")

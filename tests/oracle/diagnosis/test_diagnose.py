@@ -60,7 +60,7 @@ def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
     assert name in str(found)
 
 
-@pytest.mark.parametrize("preset", ["hf_diffllama", "diff_v2"])
+@pytest.mark.parametrize("preset", [pytest.param("hf_diffllama", marks=pytest.mark.slow), "diff_v2"])
 def test_a_kernel_that_has_tokens_before_heads_in_memory(preset: str) -> None:
     """It reads and writes (B, T, heads, width); what it reads alone, and what it writes alone, have names too."""
     spec = small_spec(preset)
@@ -165,6 +165,7 @@ def test_a_name_that_leaves_much_gives_way_to_a_number_that_leaves_little() -> N
     assert found.fits[0].value == pytest.approx(0.26, rel=0.01)
 
 
+@pytest.mark.slow
 def test_two_names_for_which_one_number_could_stand_are_not_the_only_answer() -> None:
     """A constant λ of 0.793, which two deviations together give on one case, by chance, to within bfloat16."""
     case = cases("discriminating", 1, spec=Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=3),
@@ -311,7 +312,7 @@ def test_what_inputs_cannot_tell_apart_is_ambiguous_with_a_case_that_can() -> No
     assert found.separating.name in str(found)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_naive_inputs_give_no_wrong_name() -> None:
     """Few tokens, as many keys as queries, fresh numbers, bfloat16: what cannot be told apart is not told."""
     spec = HF.replace(key_heads=12)
@@ -395,7 +396,10 @@ def test_arguments() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "dtype"), [("hf_diffllama", "bfloat16"), ("diff_v2", "float16")])
+@pytest.mark.parametrize(
+    ("preset", "dtype"),
+    [("hf_diffllama", "bfloat16"), pytest.param("diff_v2", "float16", marks=pytest.mark.nightly)],
+)
 def test_all_singles_are_named(preset: str, dtype: str) -> None:
     """Those that both cases can show; the case of whisper has no padding, which a mistake about padding needs."""
     wrong: dict[str, Any] = {}
@@ -412,7 +416,7 @@ def test_all_singles_are_named(preset: str, dtype: str) -> None:
     assert not wrong
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_pairs_are_named() -> None:
     """A sample of the compatible pairs, of which `python -m tests.oracle.diagnosis` asks for more: 95 in 100 and more.
 

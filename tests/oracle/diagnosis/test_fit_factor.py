@@ -28,7 +28,7 @@ def target(spec: Spec, shape: Structure = SHAPE) -> Target:
 
 
 @pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1", "diff_v2"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_a_factor_by_head_is_found(name: str, dtype: str) -> None:
     """Of all heads, and of two where the rest is right."""
     spec = small_spec(name)

@@ -116,6 +116,7 @@ def test_two_numbers_of_16_bits_are_of_a_layer() -> None:
     assert [f.parameter for f in fits(SPEC, (target(SPEC, 7, 7, "bfloat16"),))] == [BOTH]
 
 
+@pytest.mark.slow
 def test_the_answer_names_the_layer_and_nothing_beside_it() -> None:
     case = oracle.cases("discriminating", seed=1, spec=SPEC, dtype="float32")[1]
     out = truth(SPEC.replace(layer=7), case.inputs).out

@@ -88,8 +88,22 @@ AS_IN_THE_SPEC = ("no_causal_mask", "gradient_without_the_causal_mask")
 """Without a norm the gradient does not depend on the output: no mask in it, and none in both, are the same."""
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1", "diff_v2"])
+@pytest.mark.parametrize(
+    ("preset", "dtype"),
+    [
+        ("hf_diffllama", "bfloat16"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("hf_diffllama", "float32"),
+                ("ms_v1", "float32"),
+                ("ms_v1", "bfloat16"),
+                ("diff_v2", "float32"),
+                ("diff_v2", "bfloat16"),
+            )
+        ),
+    ],
+)
 @pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
 def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> None:
     case = cases("discriminating", 3, spec=small_spec(preset), dtype=dtype)[1]

@@ -73,6 +73,7 @@ def test_of_one_tile_that_is_wrong_nothing_is_judged_on_the_whole(done: Counter[
     assert done["exact"] < 15
 
 
+@pytest.mark.slow
 def test_of_noise_nothing_is_judged_on_the_whole(done: Counter[str]) -> None:
     found = ask(np.random.default_rng(0).normal(size=(1, 4, T, 32)), case(), most=1)
     assert found.status == NONE_FITS
@@ -101,6 +102,7 @@ def test_a_deviation_that_shows_late_only_is_named() -> None:
     assert [(f.parameter, f.value) for f in found.fits] == [("window", 100)]
 
 
+@pytest.mark.slow
 def test_a_right_output_and_what_it_could_not_show(done: Counter[str]) -> None:
     found = ask(wrong(of=case()), case())
     assert found.status == NO_DEVIATION
@@ -110,7 +112,7 @@ def test_a_right_output_and_what_it_could_not_show(done: Counter[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.nightly), "bfloat16"])
 def test_two_together_are_named(dtype: str) -> None:
     for names in (("layer_norm", "scale_left_out"), ("keys_crossed", "one_future_token_seen")):
         found = ask(wrong(*names, of=case(dtype)), case(dtype))
@@ -120,7 +122,8 @@ def test_two_together_are_named(dtype: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "keys", "profile"), [("bfloat16", T, "natural"), ("float32", T + 20, "discriminating")]
+    ("dtype", "keys", "profile"),
+    [("bfloat16", T, "natural"), pytest.param("float32", T + 20, "discriminating", marks=pytest.mark.nightly)],
 )
 def test_all_singles_are_named(dtype: str, keys: int, profile: str) -> None:
     """Or they are hidden. Another name is given beside the right one only, with a separating case.

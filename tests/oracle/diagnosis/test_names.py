@@ -79,6 +79,7 @@ def test_a_triangle_that_is_off_by_one(queries: int, keys: int, window: int | No
     assert found.name == name, str(found)
 
 
+@pytest.mark.slow
 def test_three_mistakes_are_several() -> None:
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
     three = [named("hf_diffllama", n) for n in ("layer_norm", "keys_crossed", "neighboring_values_joined")]
@@ -105,6 +106,7 @@ def test_a_number_is_fitted_to_all_inputs() -> None:
     assert fit.value == pytest.approx(3.3e-7, rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_inputs_do_not_show_explains_nothing() -> None:
     """Without padding, padding seen is no mistake: it is not listed, though it leaves the rows that are right."""
     spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=2)
@@ -125,7 +127,7 @@ def test_what_inputs_do_not_show_explains_nothing() -> None:
         ("last_page_lost", "serving", 0),
     ],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str, place: int, dtype: str) -> None:
     case = cases(profile, 7, spec=small_spec("hf_diffllama"), dtype=dtype)[place]
     wrong = kernel(case, [named("hf_diffllama", name)])

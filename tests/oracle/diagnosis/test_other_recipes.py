@@ -16,7 +16,14 @@ from refdiff.oracle.rounding.recipe import Recipe
 HF = small_spec("hf_diffllama")
 
 
-@pytest.mark.parametrize(("said", "does"), [("float32", "tf32"), ("float32", "bfloat16"), ("float16", "bfloat16")])
+@pytest.mark.parametrize(
+    ("said", "does"),
+    [
+        ("float32", "tf32"),
+        pytest.param("float32", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("float16", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_a_right_kernel_that_rounds_more_than_its_recipe_says(said: str, does: str) -> None:
     recipe = Recipe.of(does)
     inputs = draw(HF, Structure(1, 24, 24), "natural", 3)
@@ -28,6 +35,7 @@ def test_a_right_kernel_that_rounds_more_than_its_recipe_says(said: str, does: s
     )
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_every_recipe_is_told_of_none() -> None:
     inputs = draw(HF, Structure(1, 24, 24), "natural", 3)
     out = evaluate(HF.replace(scale=0.31), quantised(inputs, Recipe()), Recipe(), HELD_OUT[0])["out"]

@@ -180,7 +180,14 @@ def test_a_mistake_that_is_everywhere_has_no_place(profile: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "dtype"), [("ms_v1", "float32"), ("diff_v2", "float16"), ("gda", "bfloat16")])
+@pytest.mark.parametrize(
+    ("preset", "dtype"),
+    [
+        pytest.param("ms_v1", "float32", marks=pytest.mark.nightly),
+        pytest.param("diff_v2", "float16", marks=pytest.mark.nightly),
+        ("gda", "bfloat16"),
+    ],
+)
 def test_none_has_a_place_in_any_profile(preset: str, dtype: str) -> None:
     spec = small_spec(preset)
     for profile in ("discriminating", "tiny_values", "natural", "cancellation", "extreme"):

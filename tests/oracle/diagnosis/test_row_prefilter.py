@@ -62,6 +62,7 @@ def test_rows_that_alone_give_something_else_say_nothing() -> None:
     assert not excluded(given(UNLISTED), "tokens_laid_out_before_heads")
 
 
+@pytest.mark.slow
 def test_of_an_unlisted_number_that_is_nearly_the_spec_s_little_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Counter[int]()
     rounded = variants._rounded

@@ -76,6 +76,7 @@ def test_an_epsilon_of_a_hundredth_in_free_mode() -> None:
     assert found_in(epsilon(0.01), 0.06, 24, mode="free").path == LAYER_2 + "input_layernorm"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "mode"), [(0.005, "local"), (0.01, "local"), (0.05, "free")])
 def test_a_bias_of_columns(by: float, mode: str) -> None:
     """Its mean over the columns is nearly 0, and every row allows it."""
@@ -162,7 +163,10 @@ def test_nearly() -> None:
     assert len(set(keys.tolist())) == 4
 
 
-SEEDS = [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (*range(1, 20), 23, 32, 46))]
+SEEDS = [
+    pytest.param(n, marks=pytest.mark.slow if n in (0, 7, 23, 46) else pytest.mark.nightly)
+    for n in (*range(20), 23, 32, 46)
+]
 """Some of the first sixty, which all pass; 0, 7, 23, 32 and 46 alarmed where rounding was drawn otherwise."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -102,11 +103,21 @@ def clean(dtype: str = "bfloat16") -> tuple[dict[str, np.ndarray], Trace]:
     return run(of, call, dtype), trace(of, call["input_ids"])
 
 
-POINTS = ("input_layernorm", "self_attn.v_proj", "self_attn.groupnorm", "mlp.down_proj")
-
-
 @pytest.mark.parametrize(
-    ("mode", "point"), [("local", point) for point in POINTS] + [("free", point) for point in POINTS[:2]]
+    ("mode", "point"),
+    [
+        ("local", "self_attn.groupnorm"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("local", "input_layernorm"),
+                ("local", "self_attn.v_proj"),
+                ("local", "mlp.down_proj"),
+                ("free", "input_layernorm"),
+                ("free", "self_attn.v_proj"),
+            )
+        ),
+    ],
 )
 def test_one_percent_in_bfloat16(point: str, mode: str) -> None:
     mine, ref = clean()
@@ -130,11 +141,16 @@ def test_a_bias_in_bfloat16() -> None:
     assert "equal up to a constant: on average 0.00" in " ".join(str(found).split())
 
 
-@pytest.mark.parametrize(
-    "seed", [*range(100, 103), *(pytest.param(n, marks=pytest.mark.slow) for n in range(103, 130))]
-)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2"])
+def right_runs() -> Iterator[Any]:
+    """Each variant once quickly, each with each type among the slow tests, and thirty seeds of each every night."""
+    for i, wiring in enumerate(("hf", "paper", "v2")):
+        for j, dtype in enumerate(("bfloat16", "float16", "float32")):
+            for seed in range(100, 130):
+                slow = pytest.mark.slow if seed in (101 + i, 104 + j, 107 + i + j) else pytest.mark.nightly
+                yield pytest.param(wiring, dtype, seed, marks=[] if i == j and seed == 101 + i else slow)
+
+
+@pytest.mark.parametrize(("wiring", "dtype", "seed"), [*right_runs()])
 def test_right_runs(wiring: str, dtype: str, seed: int) -> None:
     """Flat and sharp maps, all points and those of modules."""
     ranges = (0.02, 0.06, 0.3) if dtype == "float16" and seed % 2 else (0.06, 0.12, 0.3)

@@ -26,6 +26,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "settings", some)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_one_case_has_all_kinds_of_mutants_and_legal_kernels() -> None:
     table, other = (one_case(seed, Recipe("bfloat16"), "tiny_values", "bfloat16") for seed in (41, 42))
@@ -65,6 +66,7 @@ def test_a_tester_that_lets_pass_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(table.survivors.values()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_a_budget_that_allows_too_much_does_not_make_mutants_unidentifiable(monkeypatch: pytest.MonkeyPatch) -> None:
     right = one_case(43, Recipe("float16"), "natural", "float16").total(rule="rows")
