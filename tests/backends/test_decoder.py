@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import refdiff
@@ -50,6 +50,7 @@ def model_with(backend: Backend, wiring: str, **fields: Any) -> Any:
 
 
 @EACH
+@settings(max_examples=settings().max_examples // 3)
 @given(seed=st.integers(0, 99), past=st.sampled_from([0, 4]), keep=st.integers(0, 9), masked=st.booleans())
 def test_it_computes_what_the_readable_one_does(wiring: str, seed: int, past: int, keep: int, masked: bool) -> None:
     readable = small_model(wiring=wiring, seed=seed, kernels="reference")

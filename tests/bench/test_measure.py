@@ -315,6 +315,7 @@ def _options(folder: Path | None, **options: Any) -> Options:
     return Options(settings.folder, (), 1, steps=2, least=0, rest=0, batch=2, context=8, settings=settings, **options)
 
 
+@pytest.mark.slow
 def test_every_kind_of_row(tiny_checkpoint: Path) -> None:
     rows = parse_rows("prefill:5,decode:5x2,lookup,edit,memory:5,load,cold,train:tiny")
     turns: list[str] = []

@@ -44,6 +44,7 @@ def test_a_case_is_the_same_each_time(bases: dict[str, Base], work: Path) -> Non
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hf", "paper", "v2", "golden", "trace", "prompts"])
 def test_what_nothing_has_changed_is_read(bases: dict[str, Base], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz, "mutate", lambda folder, outside, rng: "nothing")
@@ -100,7 +101,8 @@ def exit_oddly() -> None:
 @pytest.mark.parametrize(
     ("action", "says"),
     [
-        (hang, "died"), (compute, "died"), (crash, "died"), (touch_memory, "took "), (ask_for_memory, "MemoryError"),
+        pytest.param(hang, "died", marks=pytest.mark.slow), pytest.param(compute, "died", marks=pytest.mark.slow),
+        (crash, "died"), (touch_memory, "took "), (ask_for_memory, "MemoryError"),
         (fail, "KeyError"), (print_escapes, "unprintable characters"), (print_much, "300,000 characters"),
         (print_addresses, "for programmers"), (exit_oddly, "exit 7"),
     ],

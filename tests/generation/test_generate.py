@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import refdiff
@@ -66,6 +66,7 @@ def test_cached_is_uncached(prompt: list[int], n: int) -> None:
 
 
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+@settings(max_examples=settings().max_examples // 3)
 @given(st.lists(prompts, min_size=1, max_size=3))
 def test_batch_is_single_and_padded_is_unpadded(options: dict[str, Any], texts: list[list[int]]) -> None:
     width = max(map(len, texts)) + 1
@@ -177,6 +178,7 @@ def test_a_request_pickles(options: dict[str, Any], monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("options", [*WAYS.values(), {"prompt_lookup_num_tokens": 3}], ids=[*WAYS, "lookup"])
+@settings(max_examples=settings().max_examples // 3)
 @given(prompt=st.lists(st.integers(4, V - 1), min_size=4, max_size=9))
 def test_a_prompt_in_pieces_gives_the_same_text(options: dict[str, Any], prompt: list[int]) -> None:
     expected = generate(MODEL, [prompt], max_new_tokens=6, **options)

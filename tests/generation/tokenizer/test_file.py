@@ -362,9 +362,12 @@ def test_damaged_files(tmp_path: Path) -> None:
     assert 20 < sum(outcomes) < 280, "the wounds should neither all heal nor all kill"
 
 
-@pytest.mark.slow
-def test_many_damaged_files(tmp_path: Path) -> None:
-    for seed in range(300, 10_300):
+@pytest.mark.parametrize(
+    "seeds",
+    [pytest.param((300, 2_300), marks=pytest.mark.slow), pytest.param((2_300, 10_300), marks=pytest.mark.nightly)],
+)
+def test_many_damaged_files(tmp_path: Path, seeds: tuple[int, int]) -> None:
+    for seed in range(*seeds):
         fuzz(seed, tmp_path)
 
 

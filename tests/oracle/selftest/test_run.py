@@ -49,7 +49,7 @@ def test_side_by_side_is_the_same() -> None:
     assert one.to_dict() == two.to_dict()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sample() -> None:
     """All recipes and profiles on a seed that the table in the documentation has not."""
     table = selftest([2026])
