@@ -37,7 +37,7 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
 @pytest.mark.parametrize(
     ("function", "recipe", "profiles", "says"),
     [
-        ("dense_with_gradients", "float32", "natural,layout", " skipped"),
+        pytest.param("dense_with_gradients", "float32", "natural,layout", " skipped", marks=pytest.mark.slow),
         (
             "wrong_rope",
             "float32",

@@ -68,7 +68,7 @@ def test_the_text_is_that_of_the_equations(steps: list[DecodeStep], wiring: str)
     assert [(step.recordings, step.refused) for step in steps] == [(1, None)] * 3
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_weights_of_16_bits_are_recorded_too(steps: list[DecodeStep], tmp_path: Path, dtype: str) -> None:
     fast, exact = stored_models(tmp_path, dtype)
     device = on_the_device(fast)

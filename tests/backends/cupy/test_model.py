@@ -117,7 +117,7 @@ def test_weights_stay_as_they_are_stored(tmp_path: Path, dtype: str) -> None:
     )
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", ["hf", *(pytest.param(w, marks=pytest.mark.slow) for w in ("paper", "v2", "none"))])
 def test_the_host_asks_for_no_number_on_the_way(wiring: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading, decoding and gradients only hand work to the device; of text, one id a row and step comes back.
 

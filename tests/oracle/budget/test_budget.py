@@ -26,7 +26,9 @@ def _case(preset: str, recipe: str, seed: int = 0, **lengths: int) -> tuple[Spec
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1", "diff_v2", "gda"])
+@pytest.mark.parametrize(
+    "preset", ["hf_diffllama", *(pytest.param(p, marks=pytest.mark.slow) for p in ("ms_v1", "diff_v2", "gda"))]
+)
 def test_orders_that_it_was_not_made_of_pass(preset: str, recipe: str) -> None:
     spec, found, dout = _case(preset, recipe)
     for order in HELD_OUT:
@@ -180,7 +182,7 @@ def test_printed_in_short() -> None:
     assert len(repr(found)) < 500
 
 
-@pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1"])
+@pytest.mark.parametrize("preset", ["hf_diffllama", pytest.param("ms_v1", marks=pytest.mark.slow)])
 def test_a_wrong_derivative_of_lambda_shows_in_bfloat16(preset: str) -> None:
     """Its sign and its exponential: it moves the sum by some ten times what correct kernels are off by."""
     shown = []

@@ -27,7 +27,9 @@ def test_a_right_kernel_passes(tile: int) -> None:
         assert allowed.judge(tiled(case.spec, case.inputs, tile=tile)).status == "pass", case
 
 
-@pytest.mark.parametrize("tile", [32, 64, 128])
+@pytest.mark.parametrize(
+    "tile", [pytest.param(32, marks=pytest.mark.slow), 64, pytest.param(128, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_every_mistake_is_found(mistake: str, tile: int) -> None:
     assert found_by(mistake, tile, "float32")

@@ -153,6 +153,7 @@ def test_without_an_output_the_rest_is_judged() -> None:
     assert found.notes[1:] == ("dv is 2 times what it should be",)
 
 
+@pytest.mark.slow
 def test_a_name_that_leaves_much_gives_way_to_a_number_that_leaves_little() -> None:
     """Scores of 4 % more on natural numbers of which rounding hides nearly all: a lost key leaves 1.8 budgets."""
     spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)
@@ -369,6 +370,7 @@ def test_replay_of_weights_of_hf_in_the_code_of_unilm() -> None:
     assert found.name == "wired_as_in_ms_v1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [(0, "sequences_seen_together"), (4, "pages_as_they_lie")])
 def test_layouts(kind: int, name: str) -> None:
     case = cases("layout", 5, spec=HF, dtype="bfloat16")[kind]

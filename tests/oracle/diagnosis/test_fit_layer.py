@@ -45,7 +45,15 @@ def found(spec: Spec, t: Target) -> list[Fit]:
 
 @pytest.mark.parametrize(
     ("of_lambda", "of_scale", "place"),
-    [(7, 7, BOTH), (0, 0, BOTH), (10, 10, BOTH), (6, 3, LAMBDA), (4, 3, LAMBDA), (3, 6, SCALE), (3, 2, SCALE)],
+    [
+        (7, 7, BOTH),
+        (4, 3, LAMBDA),
+        (3, 2, SCALE),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((0, 0, BOTH), (10, 10, BOTH), (6, 3, LAMBDA), (3, 6, SCALE))
+        ),
+    ],
 )
 def test_a_layer_is_named_by_where_it_is(of_lambda: int, of_scale: int, place: str) -> None:
     (fit,) = fits(SPEC, (target(SPEC, of_lambda, of_scale),))

@@ -63,7 +63,7 @@ def test_a_number_is_found(field: str, value: float, whisper: bool) -> None:
     assert "where the spec has " in found[field].text
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 @pytest.mark.parametrize("limit", ["smooth", "sharp"])
 def test_a_limit_of_scores_is_found(limit: str, dtype: str) -> None:
     """Neither is right where the other is."""

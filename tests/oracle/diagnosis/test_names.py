@@ -45,7 +45,7 @@ def test_lambda_of_a_mistake_is_stored_as_any_other() -> None:
 
 
 @pytest.mark.parametrize("layer", [3, 4])
-@pytest.mark.parametrize("profile", ["natural", "discriminating"])
+@pytest.mark.parametrize("profile", [pytest.param("natural", marks=pytest.mark.slow), "discriminating"])
 def test_lambda_init_alone_has_its_name(profile: str, layer: int) -> None:
     spec = small_spec("hf_diffllama").replace(layer=layer)
     case = cases(profile, layer, spec=spec, dtype="bfloat16")[1]

@@ -16,12 +16,13 @@ from refdiff.oracle.rounding.recipe import Recipe
 HF = small_spec("hf_diffllama")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "does"),
     [
         ("float32", "tf32"),
-        pytest.param("float32", "bfloat16", marks=pytest.mark.slow),
-        pytest.param("float16", "bfloat16", marks=pytest.mark.slow),
+        ("float32", "bfloat16"),
+        ("float16", "bfloat16"),
     ],
 )
 def test_a_right_kernel_that_rounds_more_than_its_recipe_says(said: str, does: str) -> None:

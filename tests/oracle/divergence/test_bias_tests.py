@@ -87,7 +87,7 @@ def test_a_bias_of_columns(by: float, mode: str) -> None:
     assert not found_in(None, 0.12, 24, mode=mode)
 
 
-@pytest.mark.parametrize("width", [0.06, 0.12])
+@pytest.mark.parametrize("width", [0.06, pytest.param(0.12, marks=pytest.mark.slow)])
 def test_scores_of_two_percent_more_where_only_the_maps_are_there(width: float) -> None:
     found = found_in(scores(0.02), width, 48, modules=True)
     assert found.path == LAYER_2 + "self_attn.probs1"

@@ -142,12 +142,12 @@ def test_a_bias_in_bfloat16() -> None:
 
 
 def right_runs() -> Iterator[Any]:
-    """Each variant once quickly, each with each type among the slow tests, and thirty seeds of each every night."""
+    """One quickly, each variant with each type among the slow tests, and thirty seeds of each every night."""
     for i, wiring in enumerate(("hf", "paper", "v2")):
         for j, dtype in enumerate(("bfloat16", "float16", "float32")):
             for seed in range(100, 130):
                 slow = pytest.mark.slow if seed in (101 + i, 104 + j, 107 + i + j) else pytest.mark.nightly
-                yield pytest.param(wiring, dtype, seed, marks=[] if i == j and seed == 101 + i else slow)
+                yield pytest.param(wiring, dtype, seed, marks=[] if (i, j, seed) == (1, 0, 102) else slow)
 
 
 @pytest.mark.parametrize(("wiring", "dtype", "seed"), [*right_runs()])

@@ -105,7 +105,7 @@ def test_an_order_of_summation_is_nobodys_mistake(added: Any) -> None:
     assert 0.05 < worst(mine) < 0.8
 
 
-@pytest.mark.parametrize("point", ["self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj"])
+@pytest.mark.parametrize("point", first_quickly("mlp.gate_proj", "self_attn.k_proj", "mlp.down_proj"))
 @pytest.mark.parametrize("by", first_quickly(1e-5, 1e-4))
 def test_a_mistake_of_a_hundred_roundoffs_is_seen(point: str, by: float) -> None:
     """A row off by 10⁻⁵: what is allowed for a sum of 192 or 464 terms is not half of that."""

@@ -42,7 +42,7 @@ def _cases(profile: str, dtype: str) -> list[Case]:
         ("gradients_left_out", "natural"),
     ],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_wrong_kernel_fails(kernel: str, profile: str, dtype: str) -> None:
     """Only cases in which it differs from the right one are judged: the right one passes all, as another test says."""
     differs = getattr(wrong_kernels, kernel)
