@@ -1,7 +1,8 @@
 """The hard bound: what no order of the recipe's roundings can exceed, from the sizes of what is added up.
 
-Each step takes the errors of what goes in, and adds its own; γ_n = n u / (1 − n u) for a sum of n products in float32
-(Higham 2002, section 3.1). What is stored is off by u of its type, three times where operations are stored one by one.
+Each step takes the errors of what goes in, and adds its own; γ_n = (1 + u)ⁿ − 1 for a sum of n products in the type of
+the accumulator, at most Higham's n u / (1 − n u) (2002, section 3.1) and finite for 16 bits too. What is stored is off
+by u of its type, three times where operations are stored one by one.
 It is far above what happens: a result beyond it is wrong whatever kernels were seen to do, and a budget beyond it would
 be a mistake of this package.
 """
@@ -34,9 +35,9 @@ Numpy = np.ndarray[Any, Any]
 U32 = FORMATS["float32"].u
 
 
-def gamma(n: int) -> float:
-    """γ_n of float32."""
-    return n * U32 / (1 - n * U32)
+def gamma(n: int, name: str = "float32") -> float:
+    """γ_n of a type."""
+    return math.expm1(min(n * math.log1p(FORMATS[name].u), 700.0))
 
 
 def bounds(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
@@ -85,16 +86,17 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     z = scores(s, number)
     size = np.abs(q) @ np.swapaxes(np.abs(k), -1, -2) / math.sqrt(d)
     norms = np.sqrt(np.sum(q**2, -1))[..., :, None] * np.sqrt(np.sum(k**2, -1))[..., None, :] / math.sqrt(d)
-    error = (gamma(d + 4) + (2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0)) * size
+    sums = FORMATS[recipe.accumulate]
+    error = (gamma(d + 4, recipe.accumulate) + (2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0)) * size
     if spec.rope != "none":
         error = error + 2 * math.sqrt(2) * (3 * FORMATS[recipe.rope or recipe.storage].u + _angle_error(inputs)) * norms
     if spec.softcap is not None:
         error = error + 16 * U32 * np.abs(np.where(s.see, z, 0.0))
     seen = np.abs(np.where(s.see, z, 0.0))
     form = FORMATS[recipe.qk]
-    error = error + 4 * form.u * (seen + error) + 2 * form.tiny
+    error = error + 4 * form.u * (seen + error) + 2 * form.tiny + d * sums.tiny
     # a score that leaves the type's range before it is scaled may be anything
-    return z, np.where(size * math.sqrt(d) > form.top, math.inf, error)
+    return z, np.where(size * math.sqrt(d) > min(form.top, sums.top), math.inf, error)
 
 
 def _angle_error(inputs: Inputs) -> float:
@@ -120,14 +122,15 @@ def _map(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, numbe
     with np.errstate(over="ignore"):
         ratio = np.expm1(hidden + np.max(hidden, axis=-1, keepdims=True) + of_exp + np.max(of_exp, -1, keepdims=True))
     form, tf32 = FORMATS[recipe.p or recipe.storage], 2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
-    ratio = ratio + 3 * form.u + gamma(3 * S + 8) + tf32
+    ratio = ratio + 3 * form.u + gamma(3 * S + 8, recipe.accumulate) + tf32
     with np.errstate(invalid="ignore"):
         dp = np.where(raw > 0, np.minimum(ratio * p, 1.0), np.minimum(np.where(s.see, ratio, 0.0), 1.0) * 2.0**-149)
     dp = dp + np.where(s.see, 3 * form.tiny, 0.0)
     size = np.abs(s.v)
     most = np.max(np.where(np.any(s.see, -2, keepdims=True).swapaxes(-1, -2), size, 0.0), axis=-2, keepdims=True)
     out = p @ s.v
-    error = np.minimum(dp @ size, 2 * most * np.any(s.see, axis=-1, keepdims=True) * 1.01)
+    error = dp @ size + (S * FORMATS[recipe.accumulate].tiny)
+    error = np.minimum(error, 2 * most * np.any(s.see, axis=-1, keepdims=True) * 1.01)
     return out, error + FORMATS[recipe.o or recipe.storage].u * (np.abs(out) + error)
 
 

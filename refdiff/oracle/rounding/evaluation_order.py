@@ -79,6 +79,9 @@ HELD_OUT = (
 SMALLEST = 2.0**-126
 """The smallest normal number of float32 and bfloat16."""
 
+TENSOR_CORE = 16
+"""Products that one instruction of a tensor core adds to its accumulator (m16n8k16 of 16-bit types)."""
+
 USUAL = 0.6
 """Root mean square of a rounding's error in units of u |x|: 1/√3 at a power of two, half of it just below one."""
 
@@ -94,12 +97,12 @@ def lambda_init_error(start: float) -> float:
     return FORMATS["float32"].u * (abs(start) + 4.0 * abs(0.8 - start) + 0.2)
 
 
-def error_of_sums(n: int) -> float:
-    """What a sum of n products in float32 is usually off by, in units of the root of their squares' sum.
+def error_of_sums(n: int, name: str = "float32") -> float:
+    """What a sum of n products in a type is usually off by, in units of the root of their squares' sum.
 
     One after another, the k-th partial sum is rounded, which has grown as √k.
     """
-    return USUAL * FORMATS["float32"].u * math.sqrt(1 + n / 4)
+    return USUAL * FORMATS[name].u * math.sqrt(1 + n / 4)
 
 
 class Arithmetic:
@@ -156,19 +159,31 @@ class Arithmetic:
         return self._round(x, "tf32") if self.recipe.matmul == "tf32" else x
 
     def product(self, a: Numpy, b: Numpy) -> Numpy:
-        """a b with sums in float32, some terms at a time."""
+        """a b, some terms at a time; each partial sum is rounded to the type that the recipe accumulates in."""
         a, b = self.operand(self.array(a)), self.operand(self.array(b))
-        n, terms = a.shape[-1], self.order.terms
+        n, terms, sums = a.shape[-1], self.order.terms, self.recipe.accumulate
         with np.errstate(over="ignore", invalid="ignore"):
-            step = terms or max(n, 1)
+            step = terms or (max(n, 1) if sums == "float32" or self.order.noise else TENSOR_CORE)
             multiply = np.multiply if step == 1 and n else np.matmul
-            total: Numpy = multiply(a[..., :step], b[..., :step, :])
+            total: Numpy = self._partial_sum(multiply(a[..., :step], b[..., :step, :]))
             more = np.empty_like(total)
             for i in range(step, n, step):
                 total += multiply(a[..., i : i + step], b[..., i : i + step, :], out=more)
+                total = self._partial_sum(total)
             if self.order.noise:
-                total = total + self._sign(total) * (np.sqrt(np.matmul(a * a, b * b)) * error_of_sums(n))
-            return total
+                total = total + self._sign(total) * (np.sqrt(np.matmul(a * a, b * b)) * error_of_sums(n, sums))
+            return self._partial_sum(total)
+
+    def _partial_sum(self, x: Numpy) -> Numpy:
+        """Round where sums are kept in 16 bits: float32 has its rounding already, or an error drawn for the whole."""
+        if self.recipe.accumulate == "float32":
+            return x
+        form = FORMATS[self.recipe.accumulate]
+        return (
+            np.where(np.abs(x) > form.top, np.copysign(np.inf, x), x)
+            if self.order.noise
+            else round_to(x, self.recipe.accumulate)
+        )
 
     def inner(self, a: Numpy, b: Numpy, site: str) -> Numpy:
         """⟨a, b⟩ over the last axis, b having been stored at `site`."""

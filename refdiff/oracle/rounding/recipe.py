@@ -37,7 +37,9 @@ class Recipe:
         a kernel that holds them in registers until the end.
     lam: λ, and its two exponentials. None = storage.
     norm: what the norm after the difference is computed in.
-    matmul: "ieee", or "tf32": operands of float32 products cut to 11 significant bits. Sums are in float32.
+    matmul: "ieee", or "tf32": operands of float32 products cut to 11 significant bits.
+    accumulate: the sums of matrix products. "float32", or the storage type: float16 tensor cores with a float16
+        accumulator, or a split product whose partial sums are added in 16 bits. Sums of the softmax stay in float32.
     exp: "exact" to a unit in the last place of float32, or "ex2approx": a GPU's 2^x, off by up to 2⁻²².
 
     Raises:
@@ -53,9 +55,10 @@ class Recipe:
     matmul: str = "ieee"
     exp: str = "exact"
     rope: str | None = None
+    accumulate: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("storage", "qk", "p", "o", "lam", "norm", "rope"):
+        for name in ("storage", "qk", "p", "o", "lam", "norm", "rope", "accumulate"):
             value = getattr(self, name)
             value = self.storage if value is None else ALIASES.get(value, value) if isinstance(value, str) else value
             allowed = STORAGE if name == "storage" else tuple(dict.fromkeys((self.storage, "float32")))

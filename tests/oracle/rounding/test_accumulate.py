@@ -1,0 +1,122 @@
+"""Kernels whose matrix products are summed in 16 bits: judged by a recipe that says so, and by no other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff import layers, oracle
+from refdiff.backends import ops_for, overlay
+from refdiff.oracle.cases.fixed import Case, cases, small_spec
+from refdiff.oracle.conformance import chosen, recipe_of
+from refdiff.oracle.rounding.ensemble import evaluate, quantised
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.suite.outcome import against_truth
+
+HERE = "tests.oracle.rounding.test_accumulate"
+HALF, SINGLE = np.float16, np.float32
+
+
+def _product(a: Any, b: Any, terms: int = 8) -> Any:
+    """a b in NumPy's float16, some products at a time, as a tensor core with a float16 accumulator adds them."""
+    total = np.zeros((*a.shape[:-1], b.shape[-1]), dtype=HALF)
+    for i in range(0, a.shape[-1], terms):
+        total = (total + a[..., i : i + terms].astype(SINGLE) @ b[..., i : i + terms, :].astype(SINGLE)).astype(HALF)
+    return total
+
+
+def _attention(q1: Any, k1: Any, q2: Any, k2: Any, v: Any, lambda_: Any, mask: Any = None, bias: Any = None, *,
+               causal: bool = True, ops: Any = None) -> Any:  # fmt: skip
+    n = q1.shape[1] // k1.shape[1]
+    T, S = q1.shape[2], k1.shape[2]
+    see = layers.causal_mask(T, S, xp=np, device=None) if causal and T > 1 else np.ones((T, S), dtype=bool)
+    see = see if mask is None else see & mask
+    maps = []
+    for q, k in ((q1, k1), (q2, k2)):
+        across = np.swapaxes(np.repeat(k, n, axis=1), -1, -2)
+        z = np.where(see, _product(q, across).astype(SINGLE) / SINGLE(math.sqrt(q.shape[-1])), SINGLE(-math.inf))
+        weights = layers.softmax(np.where(see, z, SINGLE(-1e30)))
+        maps.append(_product(weights.astype(HALF), np.repeat(v, n, axis=1)).astype(SINGLE))
+    return (maps[0] - SINGLE(lambda_) * maps[1]).astype(HALF).astype(np.float64)
+
+
+def sums_in_float16(spec: Spec, inputs: dict[str, Any]) -> Any:
+    """All else is computed in float64 and rounded."""
+    if "bias" in inputs:
+        return NotImplemented
+
+    def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
+        return _attention if name == "diff_attention" else layer
+
+    with np.errstate(all="ignore"):
+        exact = quantised(inputs, Recipe("float16"))
+        found = oracle.truth(spec, exact, want=("out",), ops=overlay(ops_for(), wrap)).out
+        return np.asarray(found).astype(HALF)
+
+
+def _cases(profile: str) -> list[Case]:
+    return cases(profile, spec=small_spec("hf_diffllama"), dtype="float16")
+
+
+@pytest.mark.parametrize("profile", ["natural", "modules", "cancellation", "tiny_values"])
+def test_a_kernel_with_float16_sums_is_right_by_its_recipe(profile: str) -> None:
+    for case in _cases(profile):
+        found = oracle.check(sums_in_float16(case.spec, case.inputs), case.spec, case.inputs,
+                             recipe=Recipe("float16", accumulate="float16"))  # fmt: skip
+        assert found.status == "pass", f"{case.name}: {found}"
+
+
+def test_and_overflows_where_float32_sums_do_not() -> None:
+    case = _cases("extreme")[0]
+    out = sums_in_float16(case.spec, case.inputs)
+    wide, narrow = (
+        oracle.check(out, case.spec, case.inputs, recipe=Recipe("float16", accumulate=sums))
+        for sums in ("float32", "float16")
+    )
+    assert wide.status == "fail"
+    assert narrow.status in ("pass", "inconclusive")
+
+
+def test_one_sum_of_many_numbers() -> None:
+    """Of 4,096 ones a float16 accumulator that takes one at a time keeps 2,048, and tiles of 16 all of them."""
+    from refdiff.oracle.rounding.evaluation_order import MEMBERS, Arithmetic, Order
+
+    ones = np.ones((1, 4096), dtype=SINGLE)
+    recipe = Recipe("float16", accumulate="fp16")
+    assert Arithmetic(recipe, MEMBERS[0]).product(ones, ones.T).item() == 2048
+    assert Arithmetic(recipe, Order("by tensor core")).product(ones, ones.T).item() == 4096
+    assert Arithmetic(Recipe("float16"), MEMBERS[0]).product(ones, ones.T).item() == 4096
+    assert Arithmetic(recipe, Order("two")).product(300 * ones[:, :2], 300 * ones[:, :2].T).item() == np.inf
+
+
+@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
+@pytest.mark.parametrize("profile", ["natural", "cancellation", "extreme"])
+def test_no_order_is_refused(profile: str, storage: str) -> None:
+    recipe = Recipe(storage, accumulate=storage)
+    for case in cases(profile, 5, spec=small_spec("ms_v1"), dtype=storage):
+        dout = case.dout.astype(np.float64)
+        allowed = oracle.budget(case.spec, case.inputs, recipe, dout=dout)
+        for order in HELD_OUT:
+            found = allowed.judge(evaluate(case.spec, allowed.inputs, recipe, order, dout))
+            assert found.status != "fail", f"{case.name} {order.name}: {found}"
+
+
+def test_the_suite_takes_the_recipe() -> None:
+    text = '{"storage": "fp16", "accumulate": "fp16"}'
+    found = chosen({"REFDIFF_PROFILES": "natural,extreme", "REFDIFF_RECIPE": text})
+    for recipe, wrong in ((recipe_of(text), False), (recipe_of("fp16"), True)):
+        outcomes = [against_truth(f"{HERE}:sums_in_float16", recipe, case).status for case in found]
+        assert ("fail" in outcomes) == wrong, outcomes
+        assert "pass" in outcomes
+
+
+def test_a_recipe_says_it_in_words() -> None:
+    assert Recipe("fp16", accumulate="half").name == "float16 accumulate=float16"
+    with pytest.raises(ValueError, match="accumulate is 'float16', but must be one of bfloat16, float32"):
+        Recipe("bf16", accumulate="fp16")
