@@ -26,6 +26,7 @@ from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
+from refdiff.oracle.truth.attention_mask import padded_queries
 from refdiff.oracle.truth.forward import project
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums
 from refdiff.oracle.verdict.lse_conventions import other_sums
@@ -41,6 +42,12 @@ BY_ROWS = {
     "dk_pages": "page K slot",
     "dv_pages": "page V slot",
 }
+BY_QUERY = {
+    **dict.fromkeys(("out", "dq"), "b 1 t 1"),
+    **dict.fromkeys(("dx", "dlambda_logits"), "b t 1"),
+    **dict.fromkeys(("lse1", "lse2", "lambda_full"), "b 1 t"),
+}
+"""Where the queries are in a tensor that has a row for each: of padding they may be anything where the spec says so."""
 BY_ROWS_OF_LAYER = {"out": "b t", "dx": "b t", "dx_past": "b t"}
 
 
@@ -103,6 +110,9 @@ class Budget:
 
     def _one(self, name: str, given: Numpy, limits: Limits) -> TensorVerdict:
         actual = given.astype(np.float64)
+        if (padded := self.padded(name)) is not None:
+            expected = self.tensors[name].expected if name in self.tensors else self.absolute(name)[0]
+            actual = np.where(padded, expected, actual) if actual.shape == expected.shape else actual
         if name in self.tensors:
             return judge_rows(name, actual, self.tensors[name], limits)
         expected, allowed = self.absolute(name)
@@ -114,6 +124,14 @@ class Budget:
                 name, actual, expected, allowed, other_sums(self.spec, _core(self.spec, self.inputs), name)
             )
         return judge_sums(name, actual, expected, allowed)
+
+    def padded(self, name: str) -> Numpy | None:
+        """Which rows of a tensor are of queries that are padding and may be anything, broadcastable to it; or None."""
+        found = padded_queries(self.spec, self.inputs) if name in BY_QUERY else None
+        if found is None or (name == "lambda_full" and self.spec.lambda_form != "sigmoid"):
+            return None
+        shape = BY_QUERY[name] if not is_layer(self.inputs) or name in ("lse1", "lse2", "lambda_full") else "b t 1"
+        return found.reshape([{"b": found.shape[0], "t": found.shape[1]}.get(axis, 1) for axis in shape.split()])
 
     def absolute(self, name: str) -> tuple[Numpy, Numpy]:
         """The truth of λ, a log-sum-exp or a sum, and what each of its numbers may be off by."""

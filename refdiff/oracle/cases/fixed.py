@@ -15,6 +15,7 @@ from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.truth.attention_mask import padded_queries, without_padded
 from refdiff.oracle.truth.forward import out_shape
 
 if TYPE_CHECKING:
@@ -111,12 +112,13 @@ class Case:
 
     @property
     def dout(self) -> Numpy:
-        """A gradient of the shape of the output, in the storage dtype."""
+        """A gradient of the shape of the output, in the storage dtype; 0 where padding may be anything."""
         if is_layer(self.inputs):
             shape: tuple[int, ...] = self.inputs["x"].shape
         else:
             shape = out_shape(self.spec, self.inputs)
-        return stored(np.random.default_rng([self.seed, 977]).normal(size=shape), self.dtype)
+        dout = np.random.default_rng([self.seed, 977]).normal(size=shape)
+        return stored(without_padded(padded_queries(self.spec, self.inputs), dout), self.dtype)
 
     @cached_property
     def blind_to(self) -> tuple[Deviation, ...]:

@@ -136,6 +136,8 @@ def _judged(name: str, found: Budget, arrays: dict[str, Numpy]) -> dict[str, Any
     if name in found.tensors:
         tensor = found.tensors[name]
         expected, rows = tensor.expected, np.where(tensor.doubtful, np.inf, tensor.rows)
+        if (padded := found.padded(name)) is not None:
+            rows = np.where(padded[..., 0], np.inf, rows)
         arrays[f"bound.{name}"] = _single(tensor.bounds)
         of = _of_rows(tensor)
     else:

@@ -32,6 +32,8 @@ class Spec:
     causal: whether the triangle is aligned with the last query and key, or with the first; window: how many keys a
     query sees, itself among them, or None for all.
     masked_rows: what a row of a map is that sees no key. lse_base: of the logarithm in lse1 and lse2.
+    padded_queries: whether queries that `key_mask` calls padding, as the last T of the S keys, are "computed" like all
+    others, or may be "any"thing: kernels that unpad write zeros, or nothing. Their rows are then not judged.
 
     Raises:
         ValueError: a combination that no kernel can compute, such as pairs that would straddle groups.
@@ -63,6 +65,7 @@ class Spec:
     window: int | None = None
     masked_rows: str = "zeros"
     lse_base: str = "e"
+    padded_queries: str = "computed"
 
     def __post_init__(self) -> None:
         for name in TYPED:

@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "causal": ("bottom_right", "top_left", "none"),
     "masked_rows": ("zeros", "uniform", "nan"),
     "lse_base": ("e", "2"),
+    "padded_queries": ("computed", "any"),
 }
 """The fields that are one of several words."""
 

@@ -40,6 +40,27 @@ def attention_mask(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
     return see
 
 
+def padded_queries(spec: Spec, inputs: dict[str, Numpy]) -> Numpy | None:
+    """Return which queries are padding that may be anything: (B, T), or None where there are none.
+
+    The queries are the last T of the S keys, of which `key_mask` says what is padding.
+    """
+    if spec.padded_queries == "computed" or "key_mask" not in inputs or "cu_seqlens_q" in inputs:
+        return None
+    T = (inputs["x"] if "x" in inputs else inputs["q"]).shape[-2]
+    real = inputs["key_mask"][:, -T:] if T else inputs["key_mask"][:, :0]
+    return np.pad(~real, ((0, 0), (T - real.shape[1], 0)))
+
+
+def without_padded(padded: Numpy | None, x: Numpy, axis: int = -2, to: Numpy | float = 0.0) -> Numpy:
+    """Return `x` with the rows of padded queries as in `to`; the batch is its first axis, tokens are along `axis`."""
+    if padded is None:
+        return x
+    shape = [1] * x.ndim
+    shape[0], shape[axis] = padded.shape
+    return np.where(padded.reshape(shape), to, x)
+
+
 def finite_bias(inputs: dict[str, Numpy]) -> Numpy | None:
     """The bias with 0 where it is −∞: what that hides `attention_mask` says, and −∞ less −∞ would be no number."""
     bias = inputs.get("bias")

@@ -11,7 +11,7 @@ from refdiff.backends import Ops
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Sequence, scatter, sequences
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_mask import attention_mask, padded_queries, without_padded
 from refdiff.oracle.truth.attention_operands import (
     AttentionOperands,
     angles,
@@ -34,13 +34,19 @@ def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Num
         `dout` as the output; each gradient as its input, that of `lambda_full` as λ itself: () or (B, h, T)
 
     Raises:
-        ValueError: `dout` is not of the shape of the output, or a row of it is nan by the spec's `masked_rows`.
+        ValueError: `dout` is not of the shape of the output, or not 0 for a query that is padding and may be anything;
+            or a row of the output is nan by the spec's `masked_rows`.
     """
     core = project(spec, inputs, ops) if is_layer(inputs) else inputs
     B, _, T, _ = core["q"].shape
     shape = (B, T, inputs["o_proj.weight"].shape[0]) if is_layer(inputs) else (B, spec.heads, T, spec.out_dim)
     if dout.shape != shape:
         raise ValueError(f"dout has shape {dout.shape}, but the output has {shape}")
+    if np.any(dout != without_padded(padded_queries(spec, inputs), dout)):
+        raise ValueError(
+            "dout is not 0 for some queries that are padding, and padded_queries is 'any': gradients would depend on "
+            "what stands there; set dout to 0 in these rows, or padded_queries to 'computed'"
+        )
     if not is_layer(inputs):
         return _core(spec, core, dout, ops)
     flat = np.moveaxis(forward(spec, core, ops), 1, 2).reshape(B, T, spec.heads * spec.out_dim)

@@ -18,7 +18,7 @@ from refdiff.layers.diff_heads_paper import in_turn
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask, finite_bias
+from refdiff.oracle.truth.attention_mask import attention_mask, finite_bias, padded_queries, without_padded
 from refdiff.oracle.truth.attention_operands import (
     AttentionOperands,
     attention_operands,
@@ -35,7 +35,7 @@ _PLAIN = Spec(query_heads=2, key_heads=2, head_dim=2)
 
 
 def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
-    """Compute the output of float64 inputs (`as_float64`).
+    """Compute the output of float64 inputs (`as_float64`); zeros for queries that are padding and may be anything.
 
     Shapes:
         core inputs -> (B, h, T, e); those of a layer -> (B, T, D)
@@ -45,7 +45,7 @@ def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
     out = np.zeros(out_shape(spec, core))
     for part in sequences(core):
         out[part.batch, :, part.queries] = dense(spec, part.inputs, ops)
-    return projected(out, inputs, ops) if is_layer(inputs) else out
+    return without_padded(padded_queries(spec, inputs), projected(out, inputs, ops) if is_layer(inputs) else out)
 
 
 def out_shape(spec: Spec, core: Inputs) -> tuple[int, int, int, int]:

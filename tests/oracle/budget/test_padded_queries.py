@@ -1,0 +1,100 @@
+"""Rows of queries that are padding: computed like all others, or anything, as the spec says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff import oracle
+from refdiff.oracle.cases.fixed import Case, cases, small_spec
+from refdiff.oracle.conformance import chosen
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.suite.outcome import against_truth
+from tests.oracle.user_kernels import dense_with_gradients, wrong_rope
+
+JSON = '{"preset": "hf_diffllama", "query_heads": 12, "key_heads": 4, "head_dim": 16, "padded_queries": "%s"}'
+HERE = "tests.oracle.budget.test_padded_queries"
+
+
+def _padded(inputs: dict[str, Any]) -> Any:
+    return ~inputs["key_mask"][:, -inputs["q"].shape[2] :]
+
+
+def unpads(spec: Any, inputs: dict[str, Any], dout: Any = None) -> Any:
+    """Packs what is no padding, and leaves NaN where the rest would stand."""
+    found = dense_with_gradients(spec, inputs, dout)
+    if found is NotImplemented or "key_mask" not in inputs:
+        return found
+    tensors = {"out": found} if dout is None else {name: found[name] for name in ("out", "dq", "dk", "dv", "lse1")}
+    for name in ("out", "dq", "lse1"):
+        if name in tensors:
+            tensors[name] = np.array(tensors[name])
+            np.moveaxis(tensors[name], 1, 2)[_padded(inputs)] = np.nan
+    return tensors
+
+
+def _cases(padded_queries: str, dtype: str = "bfloat16") -> list[Case]:
+    spec = small_spec("hf_diffllama").replace(padded_queries=padded_queries)
+    return [c for c in cases("layout", spec=spec, dtype=dtype) if "key_mask" in c.inputs and _padded(c.inputs).any()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_stands_in_padding_is_judged_where_the_spec_says_so(dtype: str) -> None:
+    for computed, case in zip(_cases("computed", dtype), _cases("any", dtype), strict=True):
+        kernel = unpads(case.spec, case.inputs, case.dout)
+        assert not np.any(np.moveaxis(case.dout, 1, 2)[_padded(case.inputs)])
+        assert oracle.check(kernel, case.spec, case.inputs, recipe=dtype, dout=case.dout), case.name
+        wrong = oracle.check(unpads(computed.spec, computed.inputs, case.dout), computed.spec, computed.inputs,
+                             recipe=dtype, dout=case.dout)  # fmt: skip
+        assert [name for name, t in wrong.tensors.items() if t.status == "fail"] == ["out", "dq", "lse1"]
+
+
+def test_the_other_rows_are_judged() -> None:
+    for case in _cases("any"):
+        out = unpads(case.spec, case.inputs)["out"].astype(np.float64)
+        b, t = np.argwhere(~_padded(case.inputs))[-1]
+        out[b, :, t] *= 1.1
+        assert oracle.check(out, case.spec, case.inputs, recipe="bfloat16").status == "fail"
+
+
+def test_a_gradient_that_depends_on_padding_is_not_asked_for() -> None:
+    case = _cases("any")[0]
+    with pytest.raises(
+        ValueError, match="dout is not 0 for some queries that are padding, and padded_queries is 'any'"
+    ):
+        oracle.truth(case.spec, case.inputs, dout=np.ones(case.dout.shape))
+
+
+def test_a_mistake_has_its_name_beside_padding() -> None:
+    case = next(c for c in _cases("any", "float32") if c.inputs["q"].shape[2] == 9)
+    out = wrong_rope(case.spec, case.inputs)
+    np.moveaxis(out, 1, 2)[_padded(case.inputs)] = np.nan
+    found = oracle.diagnose(out, case.spec, case.inputs, recipe="float32", max_deviations=1)
+    assert found.name == "the_other_pairs_turn"
+
+
+def test_golden_vectors_leave_padding_out(tmp_path: Path) -> None:
+    case = _cases("any", "float32")[-1]
+    oracle.golden.export(tmp_path / "vectors", [case], gradients=False)
+    out = unpads(case.spec, case.inputs)["out"]
+    for name, factor in (("fine", 1.0), ("wrong", 1.01)):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / f"{case.name}.npz", out=np.float32(factor) * out)
+    assert oracle.golden.verify(tmp_path / "vectors", tmp_path / "fine").status == "pass"
+    assert oracle.golden.verify(tmp_path / "vectors", tmp_path / "wrong").status == "fail"
+
+
+@pytest.mark.parametrize(("padded_queries", "status"), [("any", "pass"), ("computed", "fail")])
+def test_the_suite_takes_the_spec(padded_queries: str, status: str) -> None:
+    found = chosen({"REFDIFF_SPEC": JSON % padded_queries, "REFDIFF_PROFILES": "layout", "REFDIFF_RECIPE": "bf16"})
+    outcomes = [against_truth(f"{HERE}:unpads", Recipe("bf16"), case).status for case in found]
+    assert ("fail" in outcomes) == (status == "fail"), outcomes
+    assert "pass" in outcomes
+
+
+def test_there_are_two_ways() -> None:
+    with pytest.raises(ValueError, match="padded_queries is 'zeros'"):
+        small_spec("ms_v1").replace(padded_queries="zeros")
