@@ -67,6 +67,16 @@ def test_right_functions_pass_and_wrong_ones_fail(
     assert status == (0 if function in RIGHT else 1), text
 
 
+@pytest.mark.parametrize(("allowed", "status"), [("", 1), ("1", 0)])
+def test_a_kernel_that_declines_most_is_no_pass(allowed: str, status: int, outside: dict[str, str]) -> None:
+    kernel = "tests.oracle.suite.wrong_kernels:declines_most"
+    found, text = _run("right", outside, REFDIFF_KERNEL=kernel, REFDIFF_ALLOW_DECLINED=allowed,
+                       REFDIFF_PROFILES="discriminating,natural")  # fmt: skip
+    assert "compared 1 of 6; declined: " in text, text
+    assert ("more than half. If that is all it is meant to serve" in text) == (status == 1)
+    assert found == status, text
+
+
 def test_variables() -> None:
     assert {c.profile for c in chosen({})} == set(PROFILES)
     fields = spec_of("ms_v1").to_dict()

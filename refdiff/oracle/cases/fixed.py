@@ -64,7 +64,13 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
     "lambda": ("lambda", (Structure(2, 9, 14), Structure(1, 11, 11), Structure(1, 12, 12))),
     "modules": (  # what an ordinary module is called with: as many keys as queries, no mask, no cache
         "discriminating",
-        (Structure(1, 64, 64), Structure(1, 128, 128), Structure(1, 144, 144), Structure(5, 16, 16)),
+        (
+            *(Structure(1, 64, 64), Structure(1, 128, 128), Structure(1, 144, 144), Structure(5, 16, 16)),
+            *(
+                Structure(2, 11, 11, hidden=0),
+                Structure(1, 3, 14, hidden=0),
+            ),  # a model's layer, and next tokens
+        ),
     ),
     "tiles": (
         "tiles",

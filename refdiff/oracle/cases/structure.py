@@ -19,7 +19,7 @@ class Structure:
     """What the inputs of a spec look like.
 
     batch B, queries T, keys S: a dense problem; padding: which side of the keys is padding, a different number of them
-    in each sequence. hidden: D, for inputs of the whole layer.
+    in each sequence. hidden: D, for inputs of the whole layer; 0 is H d, as models have it.
     unseen: what hides every key from the last sequence, so that all its rows see nothing: padding, a mask, or a bias of
     −∞ alone.
     window: a mask with which a query sees no more than so many keys, its own the last of them. bias: whether scores
@@ -81,9 +81,10 @@ class Structure:
             B, T, S = (1, sum(of_q), sum(of_k)) if self.is_ragged else (len(of_q), max(of_q, default=0), 0)
         if self.hidden is not None and self.packed is not None:
             S = T
-        n = {"B": B, "T": T, "S": S, "D": self.hidden or 0, "R": max(S - T, 0)}
+        n = {"B": B, "T": T, "S": S, "D": 0, "R": max(S - T, 0)}
         n |= {"H": spec.query_heads, "K": spec.key_heads, "V": spec.value_heads, "h": spec.heads}
         n |= {"d": spec.head_dim, "w": spec.value_dim, "e": spec.out_dim}
+        n["D"] = self.hidden or n["H"] * n["d"]
         n |= {"Hd": n["H"] * n["d"], "Kd": n["K"] * n["d"], "Vw": n["V"] * n["w"], "he": n["h"] * n["e"]}
         return n
 

@@ -35,6 +35,11 @@ def test_every_mistake_is_found(mistake: str, tile: int) -> None:
     assert found_by(mistake, tile, "float32")
 
 
+@pytest.mark.parametrize("mistake", [name for name in MISTAKES if "rescaled" in name])
+def test_an_online_softmax_that_does_not_rescale_is_found_at_tiles_of_256(mistake: str) -> None:
+    assert found_by(mistake, 256, "float32")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("tile", [32, 64, 128])

@@ -25,6 +25,7 @@ def _cases(profile: str, dtype: str) -> list[Case]:
         ("full_blocks", "modules"),
         ("batches_of_four", "modules"),
         ("heads_of_96", "modules"),
+        ("square_weights_transposed", "modules"),
         ("keys_of_256", "tiles"),
         ("more_than_257_keys", "tiles"),
         ("tables_of_288", "tiles"),

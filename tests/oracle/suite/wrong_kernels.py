@@ -91,6 +91,14 @@ def loses_key_256(spec: Spec, inputs: Inputs) -> Any:
     return right(spec, {**inputs, "mask": (np.arange(S) != 256)[None, None, None]})
 
 
+def square_weights_transposed(spec: Spec, inputs: Inputs) -> Any:
+    """Reads `o_proj.weight` as (h e, D), which no shape tells from (D, h e) where both are as wide."""
+    weight = inputs.get("o_proj.weight")
+    if weight is None or weight.shape[0] != weight.shape[1]:
+        return right(spec, inputs)
+    return right(spec, {**inputs, "o_proj.weight": weight.T})
+
+
 def in_float64(spec: Spec, inputs: Inputs) -> Any:
     return right(spec, inputs).astype(np.float64)
 
