@@ -18,6 +18,7 @@ class Limits:
     bulk: float = 1.3
     element: float = 3.0
     slope: float = 6.0
+    factor: float = 8.0
     noise: float = 0.25
     share: float = 0.05
 

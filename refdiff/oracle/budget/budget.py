@@ -12,6 +12,7 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.array_summary import array_summary
+from refdiff.oracle.budget.common_factor import common_factor
 from refdiff.oracle.budget.gradient_terms import TermRecorder, term_norms
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
 from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, root_mean_square, row_floor, slope
@@ -196,7 +197,8 @@ def budget(
             hard = None
             if name == "out" and not is_layer(exact):
                 hard = bounds(spec, exact, recipe)
-            tensors[name] = _by_rows(name, y, found, hard, recipe, rows.get(name, "row"))
+            divisor = _norm_weight(spec, exact) if name == "out" else None
+            tensors[name] = _by_rows(name, y, found, hard, recipe, rows.get(name, "row"), divisor)
         else:
             sums[name] = (y, _of_sums(y, found, norms.get(name[1:], np.asarray(0.0)), recipe))
     return Budget(spec, exact, recipe, members, tensors, sums)
@@ -206,7 +208,23 @@ def _core(spec: Spec, inputs: Inputs) -> Inputs:
     return project(spec, inputs, ops_for()) if is_layer(inputs) else inputs
 
 
-def _by_rows(name: str, y: Numpy, runs: list[Numpy], hard: Numpy | None, recipe: Recipe, axes: str) -> RowBudget:
+def _norm_weight(spec: Spec, inputs: Inputs) -> Numpy | float | None:
+    """What a norm that makes the rows of the output multiplies them by; None where there is none, or by zeros."""
+    if is_layer(inputs) or (spec.norm, spec.norm_over) != ("rms", "head"):
+        return None
+    weight = inputs.get("norm_weight", 1.0)
+    return weight if np.all(weight) else None
+
+
+def _by_rows(
+    name: str,
+    y: Numpy,
+    runs: list[Numpy],
+    hard: Numpy | None,
+    recipe: Recipe,
+    axes: str,
+    divisor: Numpy | float | None = None,
+) -> RowBudget:
     finite = np.isfinite(y)
     size = root_mean_square(np.where(finite, y, 0.0))
     # what is below the type's range may be lost, and so may the weights that a processor which flushes takes for zero,
@@ -237,7 +255,8 @@ def _by_rows(name: str, y: Numpy, runs: list[Numpy], hard: Numpy | None, recipe:
             "this is a mistake of refdiff; please report it with the inputs"
         )
     relative = "row" if name == "out" else "tensor"
-    return RowBudget(y, rows, hard, max(slopes), recipe.storage, axes, doubtful, relative)
+    factor = common_factor(y, runs, ~doubtful, recipe.storage, divisor, lost_below)
+    return RowBudget(y, rows, hard, max(slopes), recipe.storage, axes, doubtful, relative, factor)
 
 
 def _of_sums(y: Numpy, runs: list[Numpy], norm: Numpy, recipe: Recipe) -> Numpy:

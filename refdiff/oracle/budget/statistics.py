@@ -1,4 +1,4 @@
-"""The rule by which a tensor is accepted: four numbers, each with a limit, and masks that must be the same.
+"""The rule by which a tensor is accepted: five numbers, each with a limit, and masks that must be the same.
 
 A row r is the last axis at one place of the others: (b, h, t) of an output. e is the error, y the truth, E_r what legal
 kernels were seen to be off by (root mean square over the row), u the unit roundoff of the storage type.
@@ -7,6 +7,7 @@ kernels were seen to be off by (root mean square over the row), u the unit round
     bulk      rms_r (rms(e_r) / E_r)                      a small error everywhere
     element   max_i  |e_i| / (6 E_r + 2 u |y_i|)          one wrong number
     slope     |⟨e, y⟩ / ⟨y, y⟩| over all rows             a scale, which is small in every row and points one way
+    factor    |ĉ| over all rows (`common_factor`)         the same, where some rows are noisy and others are not
 
 A rule with one tolerance for a tensor, set by its worst row, would pass anything in the other rows.
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.oracle.budget.common_factor import CommonFactor
 from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -46,6 +48,7 @@ class RowBudget:
     axes: str
     doubtful: Numpy
     relative_to: str = "row"
+    factor: CommonFactor | None = None
 
     @property
     def u(self) -> float:
@@ -86,7 +89,7 @@ def over(x: Numpy, y: Numpy) -> Numpy:
 
 
 def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> list[Statistic]:
-    """Measure a tensor against its budget; the first entries are the masks, then bound, row, bulk, element, slope.
+    """Measure a tensor against its budget: the masks, then bound, row, bulk, element, slope, factor.
 
     Shapes:
         actual as `budget.expected`, float64
@@ -109,6 +112,10 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     allowed = element_allowance(budget, rows, size)
     found.append(_largest("element", over(error, allowed), limits.element, "|e| / (6 E_r + 2 u |y|)"))
     found.append(_slope(actual, counted, budget, limits))
+    if budget.factor is not None:
+        value = abs(budget.factor.estimate(np.where(counted, actual, budget.expected), budget.expected))
+        limit = limits.factor * budget.factor.spread + THRESHOLDS.compute_slope * FORMATS["float32"].u
+        found.append(Statistic("factor", value, limit, None, "|a factor of all rows − 1|"))
     return found
 
 

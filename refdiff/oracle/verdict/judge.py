@@ -1,4 +1,4 @@
-"""One tensor against what it may be: rows by four statistics, log-sum-exps and sums of many terms by a bound each."""
+"""One tensor against what it may be: rows by five statistics, log-sum-exps and sums of many terms by a bound each."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ WORDS = {
     "bulk": "a small error in most rows",
     "element": "one number is wrong",
     "slope": "a factor: all rows are too large or too small by the same part",
+    "factor": "a factor: all rows are too large or too small by the same part",
     "bound": "beyond what any order of the same roundings can give",
 }
 
@@ -102,13 +103,17 @@ def _errors(actual: Numpy, budget: RowBudget) -> Numpy:
 def _follows(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
     """Whether wrong rows, which are named by themselves, are all that a number over the whole tensor shows.
 
+    Of the two numbers for a scale one is told.
+
     The bulk does not, where the other rows by themselves are too far off; the scale does not, where the larger part of
     the error is along the truth.
     """
-    if s.name not in ("bulk", "slope") or not any(other.name == "row" for other in broken):
+    if s.name == "factor" and any(other.name == "slope" for other in broken):
+        return True
+    if s.name not in ("bulk", "slope", "factor") or not any(other.name == "row" for other in broken):
         return False
     errors = _errors(actual, budget)
-    if s.name == "slope":
+    if s.name in ("slope", "factor"):
         along = s.value**2 * float(np.sum(np.where(np.isfinite(budget.expected), budget.expected, 0.0) ** 2))
         return along < 0.5 * float(np.sum(errors**2))
     rest = over(root_mean_square(errors), budget.rows)[~wrong]

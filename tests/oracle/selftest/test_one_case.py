@@ -58,7 +58,7 @@ def _killed(table: Table) -> float:
 @pytest.mark.usefixtures("few")
 def test_a_tester_that_lets_pass_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     judge = module.Budget.judge
-    loose = type(LIMITS)(row=1e9, bulk=1e9, element=1e9, slope=1e9)
+    loose = type(LIMITS)(row=1e9, bulk=1e9, element=1e9, slope=1e9, factor=1e9)
     monkeypatch.setattr(module.Budget, "judge", lambda self, x: judge(self, x, loose))
     table = one_case(43, Recipe("float16"), "natural", "float16")
     assert not table.holds
@@ -74,7 +74,9 @@ def test_a_budget_that_allows_too_much_does_not_make_mutants_unidentifiable(monk
 
     def generous(*args: object, **options: object) -> object:
         found = budget(*args, **options)  # type: ignore[arg-type]
-        tensors = {name: replace(b, rows=100 * b.rows, slope=100 * b.slope) for name, b in found.tensors.items()}
+        tensors = {
+            name: replace(b, rows=100 * b.rows, slope=100 * b.slope, factor=None) for name, b in found.tensors.items()
+        }
         return replace(found, tensors=tensors)
 
     monkeypatch.setattr(module, "budget", generous)

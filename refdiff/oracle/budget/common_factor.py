@@ -1,0 +1,97 @@
+"""A factor that all rows of a tensor have in common: too small for any row, and the same in each.
+
+Equation:
+    f_r = ⟨a_r − y_r, y_r⟩ / ⟨y_r, y_r⟩ is the factor, less 1, by which row r of a result a is the truth y. Of rows that
+    a norm has made, f_r = (‖a_r‖² / ‖y_r‖² − 1) / 2, divided by the norm's weight first: the norm undoes a change of
+    length, whatever has turned the row before it, and to first order both are the same.
+
+    A factor 1 + c in every row gives f_r = c + what the kernel's own roundings make, of which the recipe's orders f_m
+    (m = 1 … M) are samples. With the second moments
+
+        Σ = diag(s_r²) + (1/M) Σ_m f_m f_mᵀ,  s_r² = mean of f_m,r² + (u / √12n)² + u₃₂²
+
+    the best linear estimate of c is ĉ = ⟨w, f⟩, w = Σ⁻¹1 / ⟨1, Σ⁻¹1⟩, and 1 / ⟨1, Σ⁻¹1⟩ is the variance of it that
+    correct kernels have (Aitken 1935, generalised least squares). Rows that are noisy, such as those in which the maps
+    cancel, count little; and so does an error that the rows share, such as that of λ, in so far as it is no factor.
+    u/√12n is the rounding of n stored numbers, u₃₂ that of one operation in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.rounding import FORMATS
+
+Numpy = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class CommonFactor:
+    """How a common factor is estimated, and how far from 1 it comes out of correct kernels.
+
+    weights (…): of each row, 0 where it is not counted; they add up to 1. spread: standard deviation of the estimate.
+    divisor: the weight of a norm that gives all rows one length, 1 of one without weight; None of rows without a norm.
+    """
+
+    weights: Numpy
+    spread: float
+    divisor: Numpy | float | None
+
+    def estimate(self, actual: Numpy, expected: Numpy) -> float:
+        """Return ĉ: by what factor, less 1, a result is the truth."""
+        counted = self.weights != 0
+        return float(np.sum(self.weights[counted] * row_factors(actual, expected, self.divisor)[counted]))
+
+
+def row_factors(actual: Numpy, expected: Numpy, divisor: Numpy | float | None) -> Numpy:
+    """The factor, less 1, of each row; 0 where the row is 0 or not a number."""
+    known = np.isfinite(actual) & np.isfinite(expected)
+    y = np.where(known, expected, 0.0)
+    unit = np.abs(y).max(axis=-1, keepdims=True, initial=0.0)
+    unit = np.where(unit > 0, unit, 1.0)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        a = np.where(known, np.where(known, actual, 0.0), 0.0) / unit
+        y = y / unit
+        if divisor is None:
+            along = np.sum((a - y) * y, axis=-1)
+        else:
+            a, y = a / divisor, y / divisor
+            along = (np.sum(a * a, axis=-1) - np.sum(y * y, axis=-1)) / 2
+        square = np.sum(y * y, axis=-1)
+        return np.where(square > 0, along / np.where(square > 0, square, 1.0), 0.0)
+
+
+def common_factor(
+    expected: Numpy,
+    runs: Sequence[Numpy],
+    counted: Numpy,
+    storage: str,
+    divisor: Numpy | float | None = None,
+    lost_below: float = 0.0,
+) -> CommonFactor | None:
+    """Weigh the rows by what the recipe's orders are off by; None where no row is counted.
+
+    Args:
+        counted: (…), the rows of which something can be said; none is that an order misses by more than itself.
+        lost_below: numbers below it may be 0 in all rows at once; that counts as one more order.
+    """
+    size = np.max(np.where(np.isfinite(expected), np.abs(expected), 0.0), axis=-1, initial=0.0).ravel()
+    lost = lost_below / np.maximum(size, max(lost_below, np.finfo(np.float64).tiny))
+    found = np.stack([*(row_factors(run, expected, divisor).ravel() for run in runs), lost])
+    counted = (counted & np.any(np.isfinite(expected) & (expected != 0), axis=-1)).ravel()
+    counted &= np.all(np.abs(found) <= 1, axis=0)
+    if not counted.any():
+        return None
+    found = np.where(counted, found, 0.0)
+    least = FORMATS[storage].u ** 2 / (12 * expected.shape[-1]) + FORMATS["float32"].u ** 2
+    precision = np.where(counted, 1.0 / (np.mean(found**2, axis=0) + least), 0.0)
+    # Woodbury: the inverse of a diagonal and M outer products takes a system of M equations
+    inner = len(found) * np.eye(len(found)) + (found * precision) @ found.T
+    weights = precision - precision * (np.linalg.solve(inner, found @ precision) @ found)
+    total = float(np.sum(weights))
+    return CommonFactor((weights / total).reshape(expected.shape[:-1]), 1 / math.sqrt(total), divisor)

@@ -1,0 +1,112 @@
+"""A factor that all rows have in common, weighed by what each row can show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refdiff import oracle
+from refdiff.oracle.budget.common_factor import common_factor, row_factors
+from refdiff.oracle.cases.fixed import cases, small_spec
+from refdiff.oracle.rounding import FORMATS, round_to
+from refdiff.oracle.rounding.ensemble import evaluate
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+
+U = FORMATS["bfloat16"].u
+ROWS, WIDTH, RUNS = 600, 32, 10
+
+
+def _rows(seed: int = 0) -> tuple[np.ndarray, np.random.Generator]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(ROWS, WIDTH)), rng
+
+
+def _all(y: np.ndarray) -> np.ndarray:
+    return np.ones(y.shape[:-1], dtype=np.bool_)
+
+
+def test_exact_orders_leave_the_rounding_of_what_is_stored() -> None:
+    y, _ = _rows()
+    found = common_factor(y, [y] * RUNS, _all(y), "bfloat16")
+    assert found is not None
+    np.testing.assert_allclose(found.weights, 1 / ROWS)
+    assert found.spread == pytest.approx(U / np.sqrt(12 * WIDTH * ROWS), rel=1e-3)
+    assert found.estimate(1.25 * y, y) == pytest.approx(0.25)
+    assert abs(found.estimate(round_to(y, "bfloat16"), y)) < 4 * found.spread
+
+
+@pytest.mark.parametrize("divisor", [None, 1.0])
+def test_noisy_rows_count_little(divisor: float | None) -> None:
+    y, rng = _rows(1)
+    noise = np.where(np.arange(ROWS) < 400, 0.3, 1e-3)[:, None]
+    runs = [y + noise * rng.normal(size=y.shape) for _ in range(RUNS)]
+    found = common_factor(y, runs, _all(y), "bfloat16", divisor)
+    assert found is not None
+    assert found.weights.sum() == pytest.approx(1.0)
+    assert np.abs(found.weights[:400]).sum() < 0.01
+    other = y + noise * rng.normal(size=y.shape)
+    assert abs(found.estimate(other, y)) < 4 * found.spread < 1e-3
+    assert found.estimate(1.004 * other, y) > 8 * found.spread
+
+
+def test_an_error_that_the_rows_share_is_told_from_a_factor() -> None:
+    """Such as that of λ: larger in some rows than in others, of another size in each kernel."""
+    y, rng = _rows(2)
+    shape = rng.uniform(0.0, 2.0, size=(ROWS, 1))
+    runs = [y * (1 + s * shape) for s in 0.02 * rng.normal(size=RUNS)]
+    found = common_factor(y, runs, _all(y), "bfloat16")
+    assert found is not None
+    assert abs(found.estimate(y * (1 + 0.03 * shape), y)) < 4 * found.spread
+    assert found.estimate(y * (1.004 + 0.03 * shape), y) > 8 * found.spread
+
+
+def test_a_norm_keeps_the_length_of_a_row_that_is_turned() -> None:
+    y, rng = _rows(3)
+    weight = rng.uniform(0.4, 1.6, WIDTH)
+    unit = y / np.linalg.norm(y, axis=-1, keepdims=True)
+    turned = unit + 0.1 * rng.normal(size=y.shape)
+    turned /= np.linalg.norm(turned, axis=-1, keepdims=True)
+    np.testing.assert_allclose(row_factors(weight * turned, weight * unit, weight), 0.0, atol=1e-12)
+    assert np.all(row_factors(turned, unit, None) < -0.05), "as a share of the row it is shorter"
+    np.testing.assert_allclose(row_factors(1.001 * weight * turned, weight * unit, weight), 0.001, rtol=1e-3)
+
+
+def test_rows_of_which_nothing_is_known() -> None:
+    y = np.array([[0.0, 0.0], [1.0, np.inf], [np.nan, np.nan], [2.0, 1.0], [5.0, 5.0]])
+    counted = np.array([True, True, True, True, False])
+    found = common_factor(y, [y, np.where(np.isfinite(y), y, 0.0)], counted, "float32")
+    assert found is not None
+    np.testing.assert_array_equal(found.weights > 0, [False, True, False, True, False])
+    actual = 2 * y
+    actual[4] = 1e300
+    assert found.estimate(actual, y) == pytest.approx(1.0)
+    assert common_factor(y[:1], [y[:1]], counted[:1], "float32") is None
+    assert common_factor(y, [y], np.zeros(5, dtype=np.bool_), "float32") is None
+
+
+def test_orders_that_go_far_away_give_a_row_no_weight() -> None:
+    y, _ = _rows(4)
+    far = y.copy()
+    far[:5] = 1e300
+    found = common_factor(y, [y, far], _all(y), "bfloat16")
+    assert found is not None
+    assert np.all(found.weights[:5] == 0)
+    assert found.estimate(1.1 * y, y) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1"])
+@pytest.mark.parametrize(
+    ("profile", "dtype"),
+    [("cancellation", "float16"), ("extreme", "bfloat16"), ("tiny_values", "bfloat16"), ("natural", "bfloat16")],
+)
+def test_a_factor_on_everything_is_refused(profile: str, dtype: str, preset: str) -> None:
+    """1.004 and 1.01 passed in these, at 50 to 128 times what valid orders are off by."""
+    for case in cases(profile, 7, spec=small_spec(preset), dtype=dtype):
+        allowed = oracle.budget(case.spec, case.inputs, dtype)
+        for order in HELD_OUT[:3]:
+            out = evaluate(case.spec, allowed.inputs, allowed.recipe, order)["out"]
+            assert allowed.judge(out).status != "fail", f"{case.name} {order.name}"
+            for factor in (0.99, 1.004, 1.01):
+                wrong = allowed.judge(round_to(factor * out, dtype))
+                assert wrong.status == "fail", f"{case.name} {order.name} {factor}"
+                assert "factor" in {s.name for s in wrong.tensors["out"].statistics if not s.holds}
