@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from refdiff.cli.flags import UsageError
+from refdiff.cli.mapped_files import bus_errors_explained
 from refdiff.cli.parser import build_parser
 from refdiff.cli.terminal import (
     discard_output,
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             sys.stdout.write(parser.format_brief())
             return 0
-        with warnings_in_one_line():
+        fault = EXIT_USAGE if args.command in VERDICTS else EXIT_RUN_TIME
+        hint = ", or add --no-mmap" if hasattr(args, "no_mmap") else ""
+        with warnings_in_one_line(), bus_errors_explained(args.command, fault, hint):
             status: int = importlib.import_module(f"refdiff.cli.{args.command}").run(args)
             sys.stdout.flush()
             return status

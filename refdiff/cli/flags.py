@@ -56,10 +56,10 @@ class Number:
     @property
     def accepted(self) -> str:
         """The limits in words, and what turns the option off."""
-        kind = "whole number" if self.kind is int else "number"
-        limits = f"a {kind} above {self.low:g}" if self.above else f"a {kind} of at least {self.low:g}"
+        kind, form = ("whole number", "") if self.kind is int else ("number", "g")
+        limits = f"a {kind} above {self.low:{form}}" if self.above else f"a {kind} of at least {self.low:{form}}"
         if math.isfinite(self.high):
-            limits += f" and at most {self.high:g}"
+            limits += f" and at most {self.high:{form}}"
         return limits + (f" ({self.off})" if self.off else "")
 
 
@@ -130,6 +130,7 @@ def add_machine(group: Any) -> None:
         "--weights", choices=("auto", "expanded", "stored"), default="auto", metavar="HOW",
         help="stored = 16 bits, expanded = 32 (default: auto)",
     )  # fmt: skip
+    group.add_argument("--no-mmap", action="store_true", help="read the weights whole (default: off)")
     add_threads(group)
 
 

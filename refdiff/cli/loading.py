@@ -42,7 +42,12 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     tokenizer = refdiff.Tokenizer.from_pretrained(folder)
     with Waiting("loading the model", quiet=args.quiet):
         model = refdiff.DiffLlamaForCausalLM.from_pretrained(
-            folder, dtype=args.dtype, backend=args.backend, weights=args.weights, threads=args.threads or None
+            folder,
+            dtype=args.dtype,
+            backend=args.backend,
+            weights=args.weights,
+            threads=args.threads or None,
+            mmap=not args.no_mmap,
         )
     return model, tokenizer
 

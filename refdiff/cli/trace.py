@@ -172,7 +172,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     if args.ids is None:
         from refdiff.cli.loading import load
 
-        return load(argparse.Namespace(**{**vars(args), "model": args.of, "backend": "numpy", "weights": "expanded"}))
+        usual = {"model": args.of, "backend": "numpy", "weights": "expanded", "no_mmap": False}
+        return load(argparse.Namespace(**{**vars(args), **usual}))
     import refdiff
 
     return refdiff.DiffLlamaForCausalLM.from_pretrained(

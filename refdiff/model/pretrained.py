@@ -144,8 +144,8 @@ class PreTrainedModel(Pickled):
             threads: how many the fast kernels may use on a CPU; None is all cores, or fewer where
                 `OPENBLAS_NUM_THREADS` or `OMP_NUM_THREADS` says so.
             mmap: memory-map the weights, which loads at once and shares memory with other processes. False reads them
-                whole, for files that may change while the model is in use: a mapped file that is cut short ends the
-                process (SIGBUS).
+                whole, for files that may be overwritten in place while the model is in use: reading a page of a mapped
+                file that is gone ends the process (SIGBUS). Replacing a file by renaming another is safe.
             revision: branch, tag or commit of a repo.
             cache_dir: where downloads are kept instead of the usual cache.
             local_files_only: use what has been downloaded before, without network.

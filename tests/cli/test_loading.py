@@ -21,6 +21,7 @@ from refdiff.cli.parser import build_parser
 
 def _args(model: Path | str, **options: Any) -> argparse.Namespace:
     usual = {"offline": False, "quiet": False, "threads": 0, "backend": "numpy", "weights": "auto", "dtype": "auto"}
+    usual["no_mmap"] = False
     return argparse.Namespace(model=str(model), **{**usual, **options})
 
 
