@@ -75,7 +75,8 @@ def _answer(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list
         ids = _fitting(model, tokenizer, messages, first, given)
         transcript = Transcript(tokenizer, given["stop"], write_text)
         seed = secrets.randbits(32) if args.seed is None else args.seed + len(messages)
-        generate_into(transcript, model, tokenizer, ids, given, seed)
+        with transcript.progress_shown(quiet=args.quiet):
+            generate_into(transcript, model, tokenizer, ids, given, seed)
     except (ValueError, FloatingPointError) as error:
         note(f"refdiff: {one_line(error)}")
         del messages[-1]

@@ -26,7 +26,7 @@ from refdiff.cli.answering import (
 )
 from refdiff.cli.flags import Number, UsageError, add_common, add_dask, add_machine, add_model, add_prompt
 from refdiff.cli.loading import check_prompt, load, read_prompt
-from refdiff.cli.terminal import Waiting, note, size, write_text
+from refdiff.cli.terminal import note, size, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -172,15 +172,10 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
     text, ids = encode(tokenizer, prompt, chat_messages(prompt, args.system) if args.chat else None)
     streamed = not (args.no_stream or args.json)
     given = given_options(args)
-    with Waiting(_waiting_for(len(ids), given), quiet=args.quiet or (args.echo and streamed)) as waiting:
-
-        def show(piece: str) -> None:
-            waiting.done()
-            write(piece)
-
-        transcript = Transcript(tokenizer, given["stop"], show if streamed else None)
-        if streamed and args.echo:
-            write(text)
+    if streamed and args.echo:
+        write(text)
+    transcript = Transcript(tokenizer, given["stop"], write if streamed else None)
+    with transcript.progress_shown(quiet=args.quiet or (args.echo and streamed)):
         interrupted = generate_into(transcript, model, tokenizer, ids, given, seed)
     if args.json:
         row = {"model": args.model, "prompt": prompt, **result_fields(transcript, seed, echo=text if args.echo else "")}
@@ -192,12 +187,6 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
     if not args.quiet:
         _show(transcript, seed if samples(model, call_options(tokenizer, given)) else None)
     return interrupted
-
-
-def _waiting_for(tokens: int, given: dict[str, Any]) -> str:
-    if (beams := given.get("num_beams", 1)) > 1:
-        return f"searching with {beams} beams"
-    return f"reading a prompt of {tokens:,} tokens"
 
 
 def generate_into(

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -53,9 +53,12 @@ def write_text(text: str) -> None:
 
 
 class Waiting:
-    """Show on a terminal, after two seconds, what takes so long; gone when it is left, or on `done`."""
+    """Show on a terminal, after two seconds, what takes so long; gone when it is left, or on `done`.
 
-    def __init__(self, what: str, *, quiet: bool = False) -> None:
+    `what` is called each second if it is a function.
+    """
+
+    def __init__(self, what: str | Callable[[], str], *, quiet: bool = False) -> None:
         self._what, self._started = what, time.monotonic()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -81,7 +84,8 @@ class Waiting:
         if self._over.wait(AFTER):
             return
         while True:
-            line = f"{self._what} ... {time.monotonic() - self._started:.0f} s"
+            what = self._what if isinstance(self._what, str) else self._what()
+            line = f"{what} ... {time.monotonic() - self._started:.0f} s"
             sys.stderr.write(f"\r{line}\x1b[K")
             sys.stderr.flush()
             if self._over.wait(1):
@@ -91,7 +95,12 @@ class Waiting:
 
 
 # What the library's messages tell a Python program to do → the same on a command line.
-_IN_FLAGS = {"local_files_only": "--offline", "cache_dir or HF_HOME": "HF_HOME", "gradients=False": "--no-gradients"}
+_IN_FLAGS = {
+    "local_files_only": "--offline",
+    "cache_dir or HF_HOME": "HF_HOME",
+    "gradients=False": "--no-gradients",
+    ", or pass chat_template=": "",
+}
 
 
 def in_flags(message: str) -> str:

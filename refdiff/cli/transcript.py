@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from refdiff.cli.terminal import Waiting
 from refdiff.generation.stream import PieceDecoder
 
 
@@ -27,6 +29,8 @@ class Transcript:
         self.text = ""
         self.ids: list[int] = []
         self.prompt_tokens = 0
+        self._progress = ("prompt", 0, 0)
+        self._waiting: Waiting | None = None
         self.stopped = False
         self.finish_reason = ""
 
@@ -43,6 +47,24 @@ class Transcript:
         self._times.append((now, len(new)))
         for token in new:
             self._feed(self._decode(token))
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Take how far a long prompt has been read, or a beam search has come."""
+        self._progress = stage, done, total
+
+    @contextmanager
+    def progress_shown(self, *, quiet: bool = False) -> Iterator[None]:
+        """Show on a terminal what takes so long, until the first piece of text is written."""
+        with Waiting(self._doing, quiet=quiet) as self._waiting:
+            yield
+
+    def _doing(self) -> str:
+        stage, done, total = self._progress
+        if stage == "text":
+            return f"generating: {done:,} of at most {total:,} tokens"
+        if self.ids:
+            return f"generating: {len(self.ids):,} tokens"
+        return f"reading the prompt: {done:,} of {total or self.prompt_tokens:,} tokens"
 
     def end(self) -> None:
         """Nothing more comes from generate; the command closes the transcript itself, with a reason."""
@@ -90,4 +112,6 @@ class Transcript:
         piece, self._pending = self._pending[:count], self._pending[count:]
         self.text += piece
         if piece and self._write is not None:
+            if self._waiting is not None:
+                self._waiting.done()
             self._write(piece)

@@ -74,7 +74,7 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     rows = np.repeat(np.arange(B), n)
     pipeline = Pipeline(o, prompt_length, None if request.padding is None else request.padding[rows])
     streams = request.streams(np.arange(B)) if o.do_sample else []
-    context = Context(request.model, request.mask, request.max_length)
+    context = Context(request.model, request.mask, request.max_length, request.progress)
     running, done = _start(request)
     improvable = np.ones(B, dtype=bool)
     scores_so_far, logits_so_far = [], []
@@ -103,6 +103,7 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
         full = done.finished.all(axis=1) if o.early_stopping is True else np.zeros(B, dtype=bool)
         over = not improvable.any() or bool(full.all()) or bool(hits.all())
         agreed.advance(running.ids, done, ~improvable | full | over)
+        request.progress("text", length - prompt_length, request.max_length - prompt_length)
         if over:
             break
         flat = running.ids.reshape(B * n, length)

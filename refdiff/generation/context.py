@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,23 @@ class Context:
     more for each generated token; without a mask, 0, 1, 2, …
 
     most: how many tokens there will be at the end, so that the cache has room for them and for no more.
+    progress: called before each chunk of a prompt that is read in several, see `validation.Progress`.
     """
 
-    def __init__(self, model: Any, mask: NDArray[np.int64] | None, most: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        mask: NDArray[np.int64] | None,
+        most: int | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
         self.model = model
         self.cache: Any = None
         self.length = 0
         self._backend: Backend = getattr(model, "backend", None) or Backend()
         self.step = self._backend.decode_step(model)
         self._most = most
+        self._progress = progress
         self._mask = mask
         self._positions: NDArray[np.int64] | None = None
         if mask is not None:
@@ -50,9 +59,12 @@ class Context:
     def _run(self, ids: NDArray[np.int64], keep: int) -> Any:
         """Let what is new go through the model piece by piece; its logits are wanted at the last `keep` tokens."""
         self._begin(ids.shape[1])
-        for total in self._stops(ids, keep):
-            self._pass(ids[:, :total], 1)
-        return self._pass(ids, keep)
+        stops = self._stops(ids, keep)
+        for total in (*stops, ids.shape[1]):
+            if stops and self._progress is not None:
+                self._progress("prompt", self.length, ids.shape[1])
+            out = self._pass(ids[:, :total], keep if total == ids.shape[1] else 1)
+        return out
 
     def _begin(self, prompt: int) -> None:
         """Have a cache with room for a prompt, not for its first piece only, and for the text that is likely."""

@@ -44,7 +44,7 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
     ids = request.ids
     B, prompt_length = ids.shape
     pipeline = Pipeline(o, prompt_length, request.padding)
-    context = Context(request.model, request.mask, request.max_length)
+    context = Context(request.model, request.mask, request.max_length, request.progress)
     live = np.ones(B, dtype=bool)
     lengths = np.full(B, prompt_length)
     scores_so_far, logits_so_far = [], []

@@ -28,7 +28,7 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     padding = None if request.padding is None else request.padding[rows]
     pipeline = Pipeline(o, ids.shape[1], padding)
     streams = request.streams(rows) if o.do_sample else []
-    context = Context(request.model, request.mask, request.max_length)
+    context = Context(request.model, request.mask, request.max_length, request.progress)
     backend = getattr(request.model, "backend", None)
     there = None if backend is None else backend.sampler(request.model, o, pipeline)
     live = np.ones(len(rows), dtype=bool)

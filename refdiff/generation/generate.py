@@ -36,6 +36,9 @@ def generate(
     and nothing greedy decoding; prompt_lookup_num_tokens or assistant_model makes sampling and greedy decoding faster.
     Without a length, 20 tokens are added.
 
+    A streamer that has a method `progress(stage, done, total)` is told how many tokens of a long "prompt" have been
+    read, and after each step of a beam search how many tokens its "text" has, of how many at most.
+
     Random choices follow from `seed` (one, or one for each prompt), or from one number drawn from `generator`, and for
     each row from its own prompt alone: the text of a prompt is the same in any batch.
 
@@ -83,11 +86,12 @@ def _read(
         stopping=Stopping(limit, options.eos_token_id, options.stop_strings, options.tokenizer, options.max_time),
         seed=validation.read_seed(seed, generator, len(ids)) if options.do_sample else 0,
         emit=_to_nobody if streamer is None else streamer.put,
+        progress=getattr(streamer, "progress", _to_nobody),
     )
 
 
-def _to_nobody(value: Any) -> None:
-    """Where tokens go that nobody reads one by one: a function with a name, so that requests pickle."""
+def _to_nobody(*values: Any) -> None:
+    """Where tokens and progress go that nobody follows: a function with a name, so that requests pickle."""
 
 
 def _run(request: Request) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:

@@ -193,7 +193,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
     stream = request.streams(np.arange(1))[0] if o.do_sample else None
     guesser = _guesser(request, stream)
     pipeline = Pipeline(o, request.ids.shape[1], request.padding)
-    context = Context(request.model, request.mask, request.max_length)
+    context = Context(request.model, request.mask, request.max_length, request.progress)
     ids = request.ids
     scores_so_far, logits_so_far = [], []
 

@@ -20,6 +20,8 @@ from refdiff.messages import show_value, warn
 from refdiff.model.inputs import refuse_text
 
 Emit = Callable[[Any], None]
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, "prompt" or "text", the tokens done, and the tokens of the whole stage at most."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Request:
     stopping: Stopping
     seed: int | tuple[int, ...]
     emit: Emit
+    progress: Progress
 
     @property
     def max_length(self) -> int:

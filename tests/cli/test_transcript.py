@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refdiff
+from refdiff.cli import terminal
 from refdiff.cli.transcript import Transcript
 
 
@@ -91,3 +95,45 @@ def test_special_tokens_are_no_text(tokenizer: refdiff.Tokenizer) -> None:
     transcript, _ = _stream(tokenizer, "a</s>b", [])
     assert transcript.text == "ab"
     assert all(a != b for a, b in pairwise([0, *transcript.ids]))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_takes_long_is_shown_with_tokens_done(
+    tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "AFTER", 0.0)
+
+    def shown(*steps: Callable[[Transcript], None]) -> str:
+        monkeypatch.setattr("sys.stderr", seen := Terminal())
+        transcript = Transcript(tokenizer, [], lambda piece: None)
+        transcript.put(np.zeros((1, 3000), dtype=np.int64))
+        for step in steps:
+            step(transcript)
+        with transcript.progress_shown():
+            deadline = time.monotonic() + 20
+            while " s\x1b[K" not in seen.getvalue() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            transcript.put(np.array([tokenizer.encode("a", add_special_tokens=False)[0]]))
+            assert seen.getvalue().endswith("\r\x1b[K"), "gone when text comes"
+        return seen.getvalue()
+
+    assert "\rreading the prompt: 0 of 3,000 tokens ... 0 s" in shown()
+    assert "\rreading the prompt: 2,048 of 3,000 tokens ... 0 s" in shown(lambda t: t.progress("prompt", 2048, 3000))
+    assert "\rgenerating: 7 of at most 128 tokens ... 0 s" in shown(lambda t: t.progress("text", 7, 128))
+
+
+def test_text_that_is_kept_is_counted(tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "AFTER", 0.0)
+    monkeypatch.setattr("sys.stderr", seen := Terminal())
+    transcript = Transcript(tokenizer, [], None)
+    transcript.put(np.array([[0]]))
+    transcript.put(np.array(tokenizer.encode("ab", add_special_tokens=False)[:1]))
+    with transcript.progress_shown():
+        deadline = time.monotonic() + 20
+        while " s\x1b[K" not in seen.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "\rgenerating: 1 tokens ... 0 s" in seen.getvalue()

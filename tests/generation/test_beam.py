@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.backends import Backend
 from refdiff.generation import generate
 from refdiff.generation.beam import _common_prefix
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput
@@ -225,3 +226,20 @@ def test_common_prefix() -> None:
     texts = [np.array([1, 2, 3, 4]), np.array([1, 2, 3]), np.array([1, 2, 9, 4])]
     assert _common_prefix(texts, 1).tolist() == [1, 2]
     assert _common_prefix(texts[:2], 3).tolist() == [1, 2, 3]
+
+
+def test_progress_is_told_of_the_prompt_and_of_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Following(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told: list[tuple[str, int, int]] = []
+
+        def progress(self, *said: Any) -> None:
+            self.told.append(said)
+
+    monkeypatch.setattr(Backend, "chunk_size", 4)
+    streamer = Following()
+    options: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 4, "eos_token_id": None}
+    got = generate(FakeModel(), [[3, 4, 5, 6, 7, 8]], streamer=streamer, **options)
+    assert streamer.told == [("prompt", 0, 6), ("prompt", 4, 6), *[("text", n, 4) for n in range(1, 5)]]
+    np.testing.assert_array_equal(got, generate(FakeModel(), [[3, 4, 5, 6, 7, 8]], streamer=Recorder(), **options))

@@ -103,6 +103,17 @@ def test_a_long_prompt_is_read_in_pieces(masked: bool, keep: int, monkeypatch: p
     assert model.calls == ([(2, 4), (2, 1)] if keep == 1 else [(2, 5)]), "the last pass has all that is asked for"
 
 
+def test_progress_is_told_before_each_piece_of_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backend, "chunk_size", 4)
+    told: list[tuple[str, int, int]] = []
+    ids = np.random.default_rng(0).integers(3, 20, (1, 11))
+    context = Context(FakeModel(), None, progress=lambda *said: told.append(said))
+    context.read(ids[:, :10])
+    assert told == [("prompt", 0, 10), ("prompt", 4, 10), ("prompt", 8, 10)]
+    context.read(ids)  # one more token is no prompt
+    assert len(told) == 3
+
+
 def _longer(mask: Any) -> Any:
     return None if mask is None else np.concatenate([mask, np.ones((2, 5), dtype=np.int64)], axis=1)
 
