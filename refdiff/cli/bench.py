@@ -213,12 +213,14 @@ def _watched(
 
 def _show(args: argparse.Namespace, report: dict[str, Any]) -> None:
     """Print the table and write the files, each whatever becomes of the others: measuring took hours."""
+    from refdiff.files import write_atomically
+
     with ExitStack() as last_first:
         if args.plot is not None:
             last_first.callback(_plot, report, args.plot)
         if args.json is not None:
             text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-            last_first.callback(Path(args.json).write_text, text, encoding="utf-8")
+            last_first.callback(write_atomically, args.json, text.encode())
         last_first.callback(_print, report, markdown=args.markdown)
 
 

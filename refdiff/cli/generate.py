@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from refdiff.cli.answering import (
 )
 from refdiff.cli.flags import Number, UsageError, add_common, add_dask, add_machine, add_model, add_prompt
 from refdiff.cli.loading import check_prompt, load, read_prompt
+from refdiff.cli.output_files import check_place
 from refdiff.cli.terminal import note, size, write_text
 
 if TYPE_CHECKING:
@@ -109,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
     """Carry the command out and return the exit status."""
     alone = args.prompt is None and args.prompt_flag is None and args.file is None and args.prompts_file is None
     _check_together(args)
+    if args.output not in (None, "-", os.devnull):
+        check_place("-o", Path(args.output))
     if args.prompts_file is not None:
         from refdiff.cli import prompts_file
 
@@ -116,11 +120,17 @@ def run(args: argparse.Namespace) -> int:
     if args.chat and alone and sys.stdin.isatty():
         from refdiff.cli.conversation import converse
 
+        ignored = {"--json": args.json, "--echo": args.echo, "--no-stream": args.no_stream}
+        for flag, given in {**ignored, "-o": args.output not in (None, "-")}.items():
+            if given:
+                raise UsageError(
+                    f"{flag}: is for one prompt, a conversation has many; give PROMPT, or leave {flag} out"
+                )
         return converse(args)
     check_prompt(args)
     prompt = read_prompt(args)
     with ExitStack() as stack:
-        write = write_text if args.output in (None, "-") else write_textr(stack, args.output)
+        write = write_text if args.output in (None, "-") else _into_file(stack, args.output)
         interrupted = _one(args, prompt, write)
     if interrupted:
         raise KeyboardInterrupt
@@ -151,13 +161,18 @@ def _check_together(args: argparse.Namespace) -> None:
         raise UsageError("--stop: got nothing, expected the text to stop before")
 
 
-def write_textr(stack: ExitStack, output: str) -> Callable[[str], None]:
-    """Write into a file that is opened before the model is loaded."""
-    file = stack.enter_context(Path(output).open("w", encoding="utf-8"))  # noqa: SIM115, see `stack`
+def _into_file(stack: ExitStack, output: str) -> Callable[[str], None]:
+    """Return what writes into a file, which is opened before the model is loaded."""
+    file = stack.enter_context(Path(output).open("wb", buffering=0))  # noqa: SIM115, see `stack`
 
     def write(text: str) -> None:
-        file.write(text)
-        file.flush()
+        left = memoryview(text.encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            error.filename = output  # which the system leaves out
+            raise
 
     return write
 

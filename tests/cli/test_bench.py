@@ -198,7 +198,7 @@ def test_a_file_that_fails_in_the_end_keeps_nothing_else_from_being_shown(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(json_file))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("refdiff.files.write_atomically", full)
     given = ["bench", "-m", str(tiny_checkpoint), "--rows", "load,decode:2,decode:2x2", "-q"]
     assert main([*given, "--json", str(json_file), "--plot", picture]) == 1
     out, err = capsys.readouterr()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import sys
 from pathlib import Path
 
 import pytest
 
+from refdiff.cli import main
 from refdiff.cli.flags import UsageError
 from refdiff.cli.output_files import check_file, write_picture
 from refdiff.viz.appearance import new_figure
+
+from .conftest import Run
 
 
 def test_written_in_the_format_of_the_ending_without_a_ground(tmp_path: Path) -> None:
@@ -35,3 +40,42 @@ def test_what_could_not_be_written_is_refused_before(tmp_path: Path, monkeypatch
     with pytest.raises(ImportError, match=r"pip install matplotlib"):
         check_file("-o", tmp_path / "a.png")
     check_file("-o", tmp_path / "a.npz", (".npz",))  # which needs none
+
+
+WRITING = {
+    "generate": (["generate", "-o", "{}", "Once"], "-o"),
+    "prompts": (["generate", "--prompts-file", "in.txt", "-o", "{}"], "-o"),
+    "attention": (["attention", "Once", "-o", "{}"], "-o"),
+    "trace": (["trace", "bundled", "Once", "-o", "{}"], "-o"),
+    "bench": (["bench", "--rows", "load", "--json", "{}"], "--json"),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+@pytest.mark.parametrize("command", WRITING)
+@pytest.mark.parametrize("place", ["/dev/full", "/dev/zero", "pipe", "link"])
+def test_a_device_or_a_pipe_is_refused_before_the_work(
+    command: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text("Once\n")
+    if place == "pipe":
+        os.mkfifo("pipe")
+    elif place == "link":
+        Path("link").symlink_to("/dev/full")
+    words, flag = WRITING[command]
+    assert main([word.format(place) for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert err == (
+        f"refdiff {words[0]}: error: {flag} {place}: got a device or a pipe, expected a file; name another\n"
+    )
+    assert out == ""
+
+
+def test_a_full_disk_names_the_file(reciting: Path, run: Run) -> None:
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))  # as a full disk, but for the word that the system has for it
+
+    done = run("generate", "-m", reciting, "h", "-o", "out.txt", preexec_fn=small)
+    assert done.returncode == 1
+    assert done.stderr == b"refdiff generate: error: out.txt: File too large\n"

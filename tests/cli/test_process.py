@@ -228,6 +228,15 @@ def test_a_conversation_on_a_terminal(reciting: Path, environment: dict[str, str
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("option", [["--json"], ["--echo"], ["--no-stream"], ["-o", "x.txt"]])
+def test_a_conversation_refuses_what_it_would_ignore(
+    option: list[str], reciting: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    status, seen = in_terminal(environment, tmp_path, "generate", "-m", reciting, "--chat", *option, typed=b"hi\r\x04")
+    assert status == 2
+    assert f"{option[0]}: is for one prompt, a conversation has many" in seen
+
+
 def test_a_killed_run_of_many_prompts_goes_on_where_it_was(
     reciting: Path, run: Run, start: Start, tmp_path: Path
 ) -> None:
