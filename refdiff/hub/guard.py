@@ -30,6 +30,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r'(?:W/)?"?([0-9a-f]{40,64})"?')
 _UNFINISHED = re.compile(r"[0-9a-f]{40,64}\.[0-9a-f]{8}\.incomplete")
 _UNFINISHED_SECONDS = 600  # without a new byte; a connection without one ends after 10
+_OTHER_FILE = "the file that came has another SHA-256 than the hub has said"
 _T = TypeVar("_T")
 
 
@@ -44,6 +45,7 @@ class _Limits:
     max_bytes: int
     free_bytes: int = 2**63
     etag: str = ""
+    verified: bool = False
     deadline: float = field(default_factory=lambda: time.monotonic() + SECONDS)
 
 
@@ -63,7 +65,7 @@ def bounded(call: Callable[[], _T], *, max_bytes: int) -> _T:
 def download(repo: str, name: str, *, revision: str, cache_dir: str | None) -> Path:
     """Download a file into huggingface_hub's cache, unless it is there; return its path.
 
-    A new file with a SHA-256 as ETag is checked against it.
+    A new file with a SHA-256 as ETag is checked against it: as it comes, and in its place where it came in parts.
     """
     from huggingface_hub import constants, hf_hub_download
 
@@ -72,12 +74,12 @@ def download(repo: str, name: str, *, revision: str, cache_dir: str | None) -> P
     place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
     limits = _Limits(_max_bytes(name), shutil.disk_usage(place).free)
     path = Path(_bounded(lambda: hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir), limits))
-    if len(limits.etag) == 64:  # of a SHA-256, from the answer to this very call
+    if len(limits.etag) == 64 and not limits.verified:  # of a SHA-256, from the answer to this very call
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != limits.etag:
                 path.resolve().unlink()
                 path.unlink(missing_ok=True)
-                raise BadAnswerError("the file that came has another SHA-256 than the hub has said")
+                raise BadAnswerError(_OTHER_FILE)
     return path
 
 
@@ -205,10 +207,13 @@ def _bound_body(response: Any, limits: _Limits) -> None:
         response.headers.pop("Content-Length", None)  # that of the zipped bytes
     inner = response.stream
     max_bytes = limits.max_bytes if response.status_code in (200, 206) else MAX_ERROR
+    whole = response.status_code == 200 and response.request.method == "GET"
+    verified = whole and len(limits.etag) == 64
 
     class Stream(next(kind for kind in type(inner).__mro__ if kind.__name__ == "SyncByteStream")):  # type: ignore[misc]
         def __iter__(self) -> Iterator[bytes]:
-            return _counted(inner if encoding == "identity" else _unzipped(inner), limits, max_bytes)
+            pieces = _counted(inner if encoding == "identity" else _unzipped(inner), limits, max_bytes)
+            return _verified(pieces, limits) if verified else pieces
 
         def close(self) -> None:
             inner.close()
@@ -224,6 +229,17 @@ def _counted(pieces: Iterator[bytes], limits: _Limits, max_bytes: int) -> Iterat
         if count > max_bytes:
             raise BadAnswerError(f"the answer is longer than {max_bytes:,} bytes")
         yield piece
+
+
+def _verified(pieces: Iterator[bytes], limits: _Limits) -> Iterator[bytes]:
+    """Pass a file on, and raise before its end where it is another one: huggingface_hub then keeps none of it."""
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(piece)
+        yield piece
+    if found.hexdigest() != limits.etag:
+        raise BadAnswerError(_OTHER_FILE)
+    limits.verified = True
 
 
 def _unzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -62,6 +62,20 @@ def test_weights_are_verified(hub_server: Lookalike) -> None:
     assert (hub.snapshot("ai/model", files=hub.WEIGHTS) / "model.safetensors").read_bytes() == tensors(1)
 
 
+def test_weights_are_verified_before_they_are_in_their_place(
+    hub_server: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_server.repo("ai/model", model_files())
+    hub_server.headers = {"X-Linked-Etag": f'"{"a" * 64}"'}
+
+    def in_its_place(*_: object) -> None:
+        raise AssertionError("the file is in its place already")
+
+    monkeypatch.setattr("hashlib.file_digest", in_its_place)
+    with pytest.raises(guard.BadAnswerError, match="has another SHA-256"):
+        guard.download("ai/model", "model.safetensors", revision="main", cache_dir=str(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize("part", ["/cdn/", "/resolve/"])
 def test_an_answer_without_end_stops_at_the_size_that_was_said(
     part: str, hub_server: Lookalike, tmp_path: Path
