@@ -198,7 +198,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
         "",
         f"{'files':48}{'tensors':>14}{'size':>16}",
     ]
-    lines += [f"  {f['name']:<46}{f['tensors'] or '':>14}{size(f['bytes']):>16}" for f in report["files"]]
+    names = [printable(file["name"].replace("\n", "\\n"), 46) for file in report["files"]]
+    for name, file in zip(names, report["files"], strict=True):
+        lines += [f"  {name:<46}{file['tensors'] or '':>14}{size(file['bytes']):>16}"]
     lines += ["", *_parameter_lines(report["tensors"])]
     if report["lambdas"]:
         lines += ["", *_lambda_lines(report["lambdas"])]
@@ -257,7 +259,7 @@ def _parameter_lines(tensors: dict[str, Any]) -> list[str]:
 
     def row(name: str, tensor: dict[str, Any], indent: str) -> str:
         shape = " × ".join(map(str, tensor["shape"])) or "()"
-        return f"{indent + name:<34}{shape:>18}{tensor['dtype']:>12}{size(tensor['bytes']):>14}"
+        return f"{indent + printable(name, 500):<34}{shape:>18}{tensor['dtype']:>12}{size(tensor['bytes']):>14}"
 
     def form(rows: list[tuple[str, Any]]) -> list[tuple[str, Any, Any]]:
         return sorted((name, t["dtype"], t["shape"]) for name, t in rows)

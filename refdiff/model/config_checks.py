@@ -16,7 +16,7 @@ ACTIVATIONS = tuple(sorted(FUNCTIONS))
 """Every name in transformers' ACT2FN but prelu and xielu, whose parameters DiffLlama files lack."""
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-MAX_LABELS = 1_000_000
+MAX_LABELS = 100_000
 MODEL_TYPES = {"hf": "diffllama", "paper": "diff_transformer", "v2": "diff_transformer_v2", "none": "llama"}
 """How a file says which wiring it has. transformers knows the first and the last, and refuses the other two."""
 LLAMA_DEFAULTS = {

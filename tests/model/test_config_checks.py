@@ -54,7 +54,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"head_dim": 1}, "head_dim is 1, but must be between 2 and 65536"),
     ({"head_dim": 2**16 + 2}, "head_dim is 65538, but must be between 2 and 65536"),
     ({"hidden_size": 63}, "hidden_size 63 over num_attention_heads 32 gives a head_dim of 1"),
-    ({"num_labels": 1_000_001}, "num_labels is 1000001, but must be between 1 and 1000000"),
+    ({"num_labels": 100_001}, "num_labels is 100001, but must be between 1 and 100000"),
     ({"id2label": {2**31: "a"}}, "the key 2147483648 of id2label is 2147483648, but must be between 0 and 2147483647"),
     (
         {"id2label": {"000000000001": "a"}},
