@@ -43,6 +43,8 @@ _ARRAY_TYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
 """How NumPy views the types that weights have: little-endian on every machine; bfloat16, unknown to NumPy, as bits."""
 
 _STORED_NAME = {dtype: name for name, dtype in STORED.items()}
+MAX_AXES = 32
+"""Axes of the largest shape: what every NumPy holds."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_SIZE = 2**63 - 1
 
@@ -171,7 +173,7 @@ def _parse(raw: bytes, label: str) -> dict[str, Any]:
         return result
 
     def constant(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON number")
+        raise ValueError(f"{name} is not a JSON number")
 
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
@@ -197,10 +199,12 @@ def _tensor(entry: Any, label: str, data: int) -> Tensor:
         raise CheckpointError(f"{label}: dtype {show_value(dtype)} is not one that the format knows")
     if not isinstance(shape, list) or not all(map(_whole, shape)):
         raise CheckpointError(f"{label}: shape {show_value(shape)} is not a list of whole numbers")
+    if len(shape) > MAX_AXES:
+        raise CheckpointError(f"{label}: has {len(shape)} axes, expected at most {MAX_AXES}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
         raise CheckpointError(f"{label}: data_offsets {show_value(offsets)} are not two whole numbers")
     bits = BITS[dtype]
-    for axis in shape:  # stopping at the first overflow keeps the product small, however long the list is
+    for axis in shape:
         bits *= axis
         if bits > 8 * _MAX_SIZE:
             raise CheckpointError(f"{label}: shape {show_value(shape)} is larger than any file")

@@ -224,7 +224,7 @@ def test_file_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.
         (b"{} x", "not valid: "),
         (b"{'a':1}", "not valid: "),
         (b'{"a":\xff}', "not valid: "),
-        (b'{"a":NaN}', "NaN is no JSON number"),
+        (b'{"a":NaN}', "NaN is not a JSON number"),
         (b'{"a":1,"a":1}', "a key is there twice"),
         (b'{"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}', "a key is there twice"),
         (b'{"\\ud800":1}', "surrogates not allowed"),
@@ -297,6 +297,7 @@ GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
         ({"shape": [2, 3.0]}, "shape [2, 3.0] is not a list of whole numbers"),
         ({"shape": [True, 6]}, "shape [True, 6] is not a list of whole numbers"),
         ({"shape": [2**64, 0]}, "is not a list of whole numbers"),
+        ({"shape": [2, 3] + [1] * 31}, "has 33 axes, expected at most 32"),
         ({"shape": [2**62, 2**62]}, "is larger than any file"),
         ({"shape": [2**62, 2**62, 0]}, "is larger than any file"),
         ({"shape": [2, 4]}, "takes 32 bytes, but data_offsets [0, 24] span 24"),
@@ -357,8 +358,8 @@ def test_long_and_hostile_names_stay_short_and_harmless(tmp_path: Path) -> None:
 
 
 def test_shape_of_a_million_axes_takes_no_time(tmp_path: Path) -> None:
-    assert "takes 4 bytes" in refused(tmp_path, header_of({"x": {**GOOD, "shape": [1] * 1_000_000}}, 24))
-    assert "larger" in refused(tmp_path, header_of({"x": {**GOOD, "shape": [2**61] * 300_000}}, 24))
+    assert "has 1000000 axes" in refused(tmp_path, header_of({"x": {**GOOD, "shape": [1] * 1_000_000}}, 24))
+    assert "has 300000 axes" in refused(tmp_path, header_of({"x": {**GOOD, "shape": [2**61] * 300_000}}, 24))
 
 
 def test_bfloat16_is_seen_as_bits(tmp_path: Path) -> None:
