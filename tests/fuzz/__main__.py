@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -22,18 +23,34 @@ def main() -> int:
     args = parser.parse_args()
     kinds: Counter[str] = Counter()
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as work:
-        bases = make(Path(work))
-        for result in run_many(bases, Path(work), args.seed, args.first, args.cases):
-            kinds[result.kind] += 1
-            if result.kind == "bad":
-                sys.stdout.write(f"bad: ({result.seed}, {result.number}) {result.what!a}\n  {result.said}\n")
-                sys.stdout.flush()
-    sys.stdout.write(
-        f"{sum(kinds.values())} cases of seed {args.seed} in {time.monotonic() - start:.0f} s: "
-        f"{kinds['result']} results, {kinds['refused']} refused, {kinds['bad']} bad\n"
-    )
+    signal.signal(signal.SIGTERM, _end)
+
+    def say(ended: str) -> None:
+        sys.stdout.write(
+            f"{sum(kinds.values())} of {args.cases} cases of seed {args.seed} in {time.monotonic() - start:.0f} s"
+            f"{ended}: {kinds['result']} results, {kinds['refused']} refused, {kinds['bad']} bad\n"
+        )
+        sys.stdout.flush()
+
+    say(" so far")
+    try:
+        with tempfile.TemporaryDirectory() as work:
+            bases = make(Path(work))
+            for result in run_many(bases, Path(work), args.seed, args.first, args.cases):
+                kinds[result.kind] += 1
+                if result.kind == "bad":
+                    sys.stdout.write(f"bad: ({result.seed}, {result.number}) {result.what!a}\n  {result.said}\n")
+                if result.kind == "bad" or sum(kinds.values()) % 1000 == 0:
+                    say(" so far")
+    except BaseException as error:
+        say(f" until {type(error).__name__}")
+        raise
+    say("")
     return int(kinds["bad"] > 0)
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(f"ended by {signal.Signals(number).name}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -28,8 +30,16 @@ CLASSES = (
 TEXT = "Once upon a time aaaab 日本 \x00 é" * 3
 
 
-class StatusError(Exception):
-    """The command line ended with a status that it does not have, or left a traceback."""
+class CommandError(Exception):
+    """A command ended with a status that it does not have, or with something else than one error that names a file."""
+
+
+class Terminal(io.StringIO):
+    """Standard output that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
 
 
 def load(folder: Path, rng: Random) -> None:
@@ -59,31 +69,30 @@ def chat(folder: Path, rng: Random) -> None:
 
 
 def generate(folder: Path, rng: Random) -> None:
-    """The command `generate`; its standard output is the model's text, whatever that is."""
-    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, for the rest of the child
-    _command(
-        "generate",
-        "-m",
-        str(folder),
-        "--quiet",
-        *rng.choice(([], ["-n", "3"], ["--chat"], ["--temperature", "1"])),
-        "Once",
-    )
+    """The command `generate`, as on a terminal, which must not get what it obeys."""
+    options = rng.choice(([], ["-n", "3"], ["--chat"], ["--temperature", "1"]))
+    printed = sys.stdout
+    sys.stdout = Terminal()
+    _command(folder, "generate", "-m", str(folder), "--quiet", *options, "Once")
+    text = sys.stdout.getvalue()
+    if bad := [c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"]:
+        raise CommandError(f"control characters {bad[:5]!a} in the text")
+    printed.write("".join(c for c in text if c.isprintable()))  # letters that are no control characters may be any
 
 
 def inspect(folder: Path, rng: Random) -> None:
     """The command `inspect`."""
-    _command("inspect", str(folder))
+    _command(folder, "inspect", str(folder), reports=True)
 
 
 def inspect_json(folder: Path, rng: Random) -> None:
     """The command `inspect --json`."""
-    _command("inspect", "--json", str(folder))
+    _command(folder, "inspect", "--json", str(folder), reports=True)
 
 
 def convert(folder: Path, rng: Random) -> None:
     """The command `convert`."""
-    _command("convert", str(folder), str(folder / "new"), "--to", rng.choice(("hf", "paper", "v2", "none")))
+    _command(folder, "convert", str(folder), str(folder / "new"), "--to", rng.choice(("hf", "paper", "v2", "none")))
 
 
 def again(folder: Path, rng: Random) -> None:
@@ -113,9 +122,9 @@ def npz(folder: Path, rng: Random) -> None:
 
 def prompts(folder: Path, rng: Random) -> None:
     """The command `generate --prompts-file`."""
-    model = str(folder.parent / "model")
+    model, out = str(folder.parent / "model"), str(folder / "out.jsonl")
     _command(
-        "generate", "-m", model, "--quiet", "--prompts-file", str(folder / "in.jsonl"), "-o", str(folder / "out.jsonl")
+        folder, "generate", "-m", model, "--quiet", "--prompts-file", str(folder / "in.jsonl"), "-o", out, rows=True
     )
 
 
@@ -139,8 +148,18 @@ ACTIONS: dict[str, Callable[[Path, Random], None]] = {
 }
 
 
-def _command(*arguments: str) -> None:
-    status = main(list(arguments))
+def _command(folder: Path, *arguments: str, reports: bool = False, rows: bool = False) -> None:
+    """Run a command; a status that is not 0 goes with one error, which names something in the folder.
+
+    One that reports says in its report what is wrong, with status 1 and no error; with rows each may have an error.
+    """
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = main(list(arguments))
     sys.stdout.flush()
-    if status not in (0, 1, 2):
-        raise StatusError(f"exit status {status}")
+    sys.stderr.write(said.getvalue())
+    errors = [line for line in said.getvalue().splitlines() if ": error: " in line]
+    wanted = 0 if status == 0 or (reports and status == 1) else max(len(errors), 1) if rows else 1
+    if status not in (0, 1, 2) or len(errors) != wanted:
+        raise CommandError(f"exit status {status} with {len(errors)} errors: {said.getvalue()[-300:]}")
+    if nameless := [error for error in errors if str(folder) not in error]:
+        raise CommandError(f"an error that names no file: {nameless[0]}")

@@ -44,7 +44,10 @@ TEMPLATES = (
 )
 LARGEST_CHANGED = 10**7
 """Bytes of the largest file that is changed again: an earlier change may have made a sparse one of gigabytes."""
-NAMED_BY_THE_USER = ("run.safetensors", "bare.safetensors", "run.npz", "in.jsonl")
+NAMED_BY_THE_USER = ("outputs", "run.safetensors", "bare.safetensors", "run.npz", "in.jsonl")
+"""Files, and a folder, that an action names itself: a link there is followed wherever it leads, as `cat` does."""
+PIPES_ALLOWED = ("in.jsonl",)
+"""What may be a device too. A pipe into which nobody writes, or a terminal, would be waited for, as `cat` does."""
 OTHERS = (
     b"", b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>", b"\xef\xbb\xbf{}", b"PK\x03\x04",
     b"\x80\x02}q\x00.", b"null", b"{}", b"[]", bytes(8),
@@ -219,7 +222,8 @@ def _in_tokenizer(path: Path, outside: Path, rng: Random) -> str:
             model[field] = rng.choice(MODEL_FIELDS[field])
     elif kind == "order":
         content = {"model": model, **{name: item for name, item in content.items() if name != "model"}}
-    path.write_text(json.dumps(content, ensure_ascii=rng.random() < 0.5))
+    text = json.dumps(content, ensure_ascii=rng.random() < 0.5)
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
     return kind
 
 
@@ -256,10 +260,10 @@ def _in_its_place(path: Path, outside: Path, rng: Random) -> str:
     kind = rng.choice(
         ("gone", "folder", "pipe", "socket", "dangling", "loop", "secret", "zero", "full", "tty", "parent", "copy")
     )
-    if kind == "secret" and (path.parent.name in ("outputs", "trace", "prompts") or path.name in NAMED_BY_THE_USER):
-        kind = "copy"  # a link that the user names himself is followed
-    if kind in ("pipe", "tty", "parent") and path.name == "in.jsonl":
-        kind = "zero"  # prompts are read from pipes and terminals
+    if kind == "secret" and not {path.name, path.parent.name}.isdisjoint(NAMED_BY_THE_USER):
+        kind = "copy"
+    if kind in ("pipe", "tty") and path.name in PIPES_ALLOWED:
+        kind = "zero"
     path.unlink()
     if kind == "folder":
         path.mkdir()
@@ -274,7 +278,8 @@ def _in_its_place(path: Path, outside: Path, rng: Random) -> str:
             finally:
                 os.chdir(here)
     elif kind == "copy":
-        shutil.copy(rng.choice([p for p in path.parent.iterdir() if p.is_file()] or [outside / "secret"]), path)
+        others = [p for p in sorted(path.parent.iterdir()) if p.is_file() and not p.is_symlink()]
+        shutil.copy(rng.choice([p for p in others if p.stat().st_size < LARGEST_CHANGED]), path)
     elif kind != "gone":
         target = {
             "dangling": "nowhere", "loop": path.name, "secret": str(outside / "secret"), "zero": "/dev/zero",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
 import select
 import shutil
 import signal
+import struct
 import sys
 import time
 import warnings
@@ -21,24 +23,16 @@ from typing import Any
 from refdiff.messages import MAX_MESSAGE
 from tests.fuzz.actions import ACTIONS
 from tests.fuzz.bases import Base
-from tests.fuzz.mutations import mutate
+from tests.fuzz.mutations import LARGEST_CHANGED, PIPES_ALLOWED, mutate
 
 CPU_SECONDS, SECONDS = 20, 120
 MEMORY, MAPPED = 600 * 10**6, 8 * 10**9
 """Bytes that a case may touch beyond what the parent holds, and that it may map, sparse files among them."""
 OUTPUT = 200_000
 """Characters that a command may print."""
-_ALLOWED_OUTSIDE = (
-    "/usr/",
-    "/etc/ld",
-    "/lib",
-    "/sys/",
-    "/proc/",
-    "/dev/null",
-    "/dev/urandom",
-    sys.prefix,
-    sys.base_prefix,
-)
+SECRET = b"SECRET"
+"""What the file outside of every folder says: nothing may open it, print it or copy it."""
+_SYSTEM = ("/usr/", "/etc/ld", "/lib", "/sys/", "/proc/self/", "/dev/null", "/dev/urandom", sys.prefix, sys.base_prefix)
 
 
 @dataclass(frozen=True)
@@ -57,15 +51,21 @@ def run(bases: dict[str, Base], work: Path, seed: int, number: int) -> Result:
     rng = Random(f"{seed}:{number}")
     name = rng.choice(sorted(bases))
     base = bases[name]
-    folder = work / "case"
+    folder, outside = work / "case", base.folder.parent / "outside"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(base.folder, folder)
     changes = []
     for _ in range(rng.choice((1, 1, 2, 3))):
-        with contextlib.suppress(OSError, IndexError):  # what an earlier change has left no file for
-            changes.append(mutate(folder, base.folder.parent / "outside", rng))
+        # what an earlier change has left no file for, or has nested too deeply to be written once more
+        with contextlib.suppress(OSError, IndexError, RecursionError):
+            changes.append(mutate(folder, outside, rng))
     action = rng.choice(base.actions)
-    kind, said = in_a_child(lambda: ACTIONS[action](folder, rng), folder)
+    with watched(outside) as touched:
+        kind, said = in_a_child(lambda: ACTIONS[action](folder, rng), folder)
+    if touched:
+        kind, said = "bad", f"touched what is outside of the folder: {touched[0]}"
+    elif copy := next(copies(folder), None):
+        kind, said = "bad", f"copied what is outside of the folder to {copy}"
     return Result(seed, number, f"{name}, {action}: {'; '.join(changes)}", kind, said)
 
 
@@ -73,47 +73,51 @@ def in_a_child(action: Callable[[], Any], folder: Path) -> tuple[str, str]:
     """Run in a forked child; return "result", "refused" or "bad", and what it said."""
     reading, writing = os.pipe()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    output = folder.parent / "output"
+    outputs = [folder.parent / name for name in ("stdout", "stderr")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on of forks beside threads
         child = os.fork()
     if child == 0:
-        _child(action, folder, output, writing)
+        try:
+            _child(action, folder, outputs, writing)
+        finally:
+            os._exit(1)  # whatever happens: this process must not go on as the one that it was forked from
     os.close(writing)
-    told, status = b"", None
+    told = b""
     deadline = time.monotonic() + SECONDS
     with os.fdopen(reading, "rb", buffering=0) as pipe:
         while time.monotonic() < deadline and select.select([pipe], [], [], max(deadline - time.monotonic(), 0))[0]:
             if not (piece := pipe.read(65536)):
                 break
             told += piece
-        else:
-            os.kill(child, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # with what it has started; it is a group of its own
     _, status, usage = os.wait4(child, 0)
     if not told:
         return "bad", f"died: status {os.waitstatus_to_exitcode(status)} (hang, CPU time, crash)"
     kind, said = json.loads(told)
     if usage.ru_maxrss * 1024 - before > MEMORY:
         return "bad", f"took {usage.ru_maxrss * 1024 - before:,} bytes: {said}"
-    printed = output.read_bytes().decode("utf-8", "backslashreplace")
-    if problem := problem_of(printed):
-        return "bad", f"printed {problem}"
+    for output in outputs:
+        if problem := problem_of(output.read_bytes().decode("utf-8", "backslashreplace")):
+            return "bad", f"printed {problem}"
     return kind, said
 
 
-def _child(action: Callable[[], Any], folder: Path, output: Path, writing: int) -> None:
+def _child(action: Callable[[], Any], folder: Path, outputs: list[Path], writing: int) -> None:
     told: list[str]
     try:
-        with output.open("wb") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        os.setsid()  # without a terminal, and with its own process group
+        for number, path in enumerate(outputs, 1):
+            with path.open("wb") as file:
+                os.dup2(file.fileno(), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdout, sys.stderr = (os.fdopen(n, "w", encoding="utf-8") for n in (1, 2))
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (MAPPED, MAPPED))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         opened = _watch(folder)
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("always")
         told = _outcome(action, folder)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -130,19 +134,13 @@ def _outcome(action: Callable[[], Any], folder: Path) -> list[str]:
         action()
     except ValueError as error:
         text = str(error)
-        if isinstance(error, UnicodeError):
+        if isinstance(error, UnicodeError | json.JSONDecodeError):
             return ["bad", f"{type(error).__name__}: {ascii(text)[:300]}"]
         if problem := problem_of(text, MAX_MESSAGE):
             return ["bad", f"{type(error).__name__} with {problem}: {ascii(text)[:300]}"]
-        if type(error).__name__ == "CheckpointError" and not any(
-            str(p) in text for p in (folder, folder.parent / "model")
-        ):
-            return ["bad", f"an error that names no file: {text[:300]}"]
+        if not any(str(place) in text for place in (folder, folder.parent / "model")):
+            return ["bad", f"{type(error).__name__} that names no file: {text[:300]}"]
         return ["refused", f"{type(error).__name__}: {text[:200]}"]
-    except OSError as error:
-        return ["refused" if error.filename else "bad", f"{type(error).__name__}: {ascii(str(error))[:300]}"]
-    except SystemExit as error:
-        return ["refused" if error.code == 2 else "bad", f"exit {error.code}"]
     except BaseException as error:
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
@@ -160,25 +158,61 @@ def problem_of(text: str, limit: int = OUTPUT) -> str | None:
         return f"unprintable characters {''.join(bad[:5])!a}"
     if "Traceback (most recent call last)" in text or " object at 0x" in text:
         return f"what is for programmers: {text[-300:]}"
-    return "what it may not read" if "SECRET" in text else None
+    return "what it may not read" if SECRET.decode() in text else None
 
 
 def _watch(folder: Path) -> list[str]:
-    """Collect what is opened outside of the folder, by its real path."""
+    """Collect what Python opens outside of the folder, by its real path; `watched` sees what libraries open."""
     opened: list[str] = []
-    allowed = (*_ALLOWED_OUTSIDE, str(folder.parent / "model"), str(Path(__file__).parents[2]))
-    inside = os.path.realpath(folder)
+    inside, source = os.path.realpath(folder), Path(__file__).parents[2]
+    allowed = (f"{inside}/", *_SYSTEM, f"/proc/{os.getpid()}/", f"{source}/", f"{folder.parent}/model/")
+    known = {inside, f"{folder.parent}/model"}
+    asked = [folder / name for name in PIPES_ALLOWED]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(arguments[0], str | bytes):
-            real = os.path.realpath(os.fsdecode(arguments[0]))
-            if real in ("/dev/zero", "/dev/full") and (folder / "in.jsonl").is_symlink():
-                return  # named by the user; its one line without end is refused
-            if real != inside and not real.startswith((f"{inside}/", *allowed)):
+            path = Path(os.fsdecode(arguments[0]))
+            real = os.path.realpath(path)
+            if real not in known and path not in asked and not real.startswith(allowed):
                 opened.append(ascii(real))
 
     sys.addaudithook(hook)
     return opened
+
+
+@contextlib.contextmanager
+def watched(folder: Path) -> Iterator[list[str]]:
+    """Collect what any process does to files of a folder: their names, and the system's numbers for what was done."""
+    touched: list[str] = []
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "inotify_init1"):  # not Linux
+        yield touched
+        return
+    descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if libc.inotify_add_watch(descriptor, os.fsencode(folder), _ANY_EVENT) < 0:
+            raise OSError(ctypes.get_errno(), "inotify_add_watch", str(folder))
+        yield touched
+        with contextlib.suppress(BlockingIOError):
+            events = os.read(descriptor, 65536)
+            while events:
+                _, mask, _, length = struct.unpack_from("iIII", events)
+                touched.append(f"{events[16 : 16 + length].rstrip(bytes(1))!r} ({mask:#x})")
+                events = events[16 + length :]
+    finally:
+        os.close(descriptor)
+
+
+_ANY_EVENT = 0xFFF
+"""IN_ALL_EVENTS of <sys/inotify.h>."""
+
+
+def copies(folder: Path) -> Iterator[Path]:
+    """Files that have what may not be read."""
+    for path in folder.rglob("*"):
+        ours = path.is_file() and not path.is_symlink() and path.stat().st_size < LARGEST_CHANGED
+        if ours and SECRET in path.read_bytes():
+            yield path
 
 
 def run_many(bases: dict[str, Base], work: Path, seed: int, first: int, count: int) -> Iterator[Result]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -104,7 +107,7 @@ def exit_oddly() -> None:
         pytest.param(hang, "died", marks=pytest.mark.slow), pytest.param(compute, "died", marks=pytest.mark.slow),
         (crash, "died"), (touch_memory, "took "), (ask_for_memory, "MemoryError"),
         (fail, "KeyError"), (print_escapes, "unprintable characters"), (print_much, "300,000 characters"),
-        (print_addresses, "for programmers"), (exit_oddly, "exit 7"),
+        (print_addresses, "for programmers"), (exit_oddly, "SystemExit"),
     ],
 )  # fmt: skip
 def test_what_a_case_must_not_do_is_found(
@@ -134,9 +137,62 @@ def test_errors_and_what_is_opened(tmp_path: Path) -> None:
     assert fuzz.in_a_child((folder / "inside").read_bytes, folder) == ("result", "")
     assert fuzz.in_a_child((tmp_path / "secret").read_bytes, folder)[0] == "bad"
     assert fuzz.in_a_child(raised(CheckpointError(f"{folder}: wrong")), folder)[0] == "refused"
-    assert fuzz.in_a_child(raised(CheckpointError("wrong")), folder) == ("bad", "an error that names no file: wrong")
+    assert fuzz.in_a_child(raised(CheckpointError("wrong")), folder) == (
+        "bad",
+        "CheckpointError that names no file: wrong",
+    )
     assert fuzz.in_a_child(raised(ValueError("x" * 3000)), folder)[0] == "bad"
     assert fuzz.in_a_child(raised(ValueError("\x1b")), folder)[0] == "bad"
-    assert fuzz.in_a_child(raised(OSError(5, "broken", "name")), folder)[0] == "refused"
-    assert fuzz.in_a_child(raised(OSError(5, "broken")), folder)[0] == "bad"
-    assert fuzz.in_a_child(lambda: json.loads("["), folder)[0] == "refused"
+    assert fuzz.in_a_child(raised(ValueError("wrong")), folder)[0] == "bad"
+    assert fuzz.in_a_child(raised(OSError(5, "broken", str(folder))), folder)[0] == "bad"
+    assert fuzz.in_a_child(lambda: json.loads("["), folder)[0] == "bad"
+
+
+def test_what_libraries_open_and_what_is_copied_is_found(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    secret = tmp_path / "outside" / "secret"
+    secret.write_text("SECRET")
+    with fuzz.watched(tmp_path / "outside") as touched:
+        pass
+    assert touched == []
+    with fuzz.watched(tmp_path / "outside") as touched:
+        subprocess.run(["cat", str(secret)], check=True, capture_output=True)
+    assert touched
+    assert "secret" in touched[0]
+    with fuzz.watched(tmp_path / "outside") as touched:
+        (tmp_path / "outside" / "new").touch()
+    assert touched
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "link").symlink_to(secret)
+    assert list(fuzz.copies(tmp_path / "case")) == []
+    (tmp_path / "case" / "copy").write_text("a SECRET")
+    assert list(fuzz.copies(tmp_path / "case")) == [tmp_path / "case" / "copy"]
+
+
+def test_what_a_child_has_started_ends_with_it(tmp_path: Path) -> None:
+    (tmp_path / "case").mkdir()
+
+    def start() -> None:
+        with (tmp_path / "case" / "pid").open("w") as file:
+            file.write(str(subprocess.Popen(["sleep", "100"]).pid))
+
+    fuzz.in_a_child(start, tmp_path / "case")
+    status = Path("/proc") / (tmp_path / "case" / "pid").read_text() / "stat"
+    deadline = time.monotonic() + 10
+    while status.exists() and ") Z" not in status.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not status.exists() or ") Z" in status.read_text()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_run_that_is_ended_says_how_far_it_came(name: str) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tests.fuzz", "--cases", "100000"], cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert run.stdout is not None
+    assert run.stdout.readline().startswith("0 of 100000 cases of seed 0 in 0 s so far")
+    run.send_signal(signal.Signals[name])
+    said, error = run.communicate(timeout=60)
+    assert run.returncode not in (0, None)
+    assert re.search(r"^\d+ of 100000 cases of seed 0 in \d+ s until \w+: \d+ results", said, re.MULTILINE), error
