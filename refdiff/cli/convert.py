@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype
 from refdiff.cli.loading import find_checkpoint
 from refdiff.cli.terminal import Waiting
+from refdiff.errors import CheckpointError
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -77,19 +78,20 @@ def run(args: argparse.Namespace) -> int:
     architecture = _architecture(config.architectures)
     dtype = weights.resolve_dtype(folder, config) if args.dtype == "auto" else args.dtype
     before = config, weights.load(folder, config, architecture, stored=True, deferred=True)
-    after = convert_later(*before, args.to, eager=args.eager)
-    with Waiting("comparing the two", quiet=args.quiet):
-        proof = prove(before, after)
-    sys.stdout.write(f"{config.wiring} to {args.to}: {proof}\n")
-    _refuse_what_differs(proof)
-    with Waiting("writing and comparing", quiet=args.quiet), _all_or_nothing(output):
-        weights.save(output, *after, architecture, dtype=dtype)
-        for pattern in files[len(hub.CONFIG + hub.WEIGHTS) :]:
-            for path in folder.glob(pattern):
-                copy_file(path, output / path.name, folder=folder)
-        written = weights.load(output, after[0], architecture, dtype=dtype, stored=True, deferred=True)
-        proof = prove(before, (after[0], written), dtype=dtype)
-        _refuse_what_differs(proof, dtype)
+    with _named(args.model):
+        with Waiting("comparing the two", quiet=args.quiet):
+            after = convert_later(*before, args.to, eager=args.eager)
+            proof = prove(before, after)
+        sys.stdout.write(f"{config.wiring} to {args.to}: {proof}\n")
+        _refuse_what_differs(proof)
+        with Waiting("writing and comparing", quiet=args.quiet), _all_or_nothing(output):
+            weights.save(output, *after, architecture, dtype=dtype)
+            for pattern in files[len(hub.CONFIG + hub.WEIGHTS) :]:
+                for path in folder.glob(pattern):
+                    copy_file(path, output / path.name, folder=folder)
+            written = weights.load(output, after[0], architecture, dtype=dtype, stored=True, deferred=True)
+            proof = prove(before, (after[0], written), dtype=dtype)
+            _refuse_what_differs(proof, dtype)
     sys.stdout.write(
         f"as written to {output} in {dtype}: at most {proof.worst:.1e} (layer {proof.layer}); one rounding of every "
         f"weight makes up to {max(proof.rounded):.1e}\n"
@@ -104,6 +106,17 @@ def _refuse_what_is_there(output: Path) -> None:
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"OUTPUT {output}: exists already; name a new folder, or an empty one")
+
+
+@contextlib.contextmanager
+def _named(model: str) -> Iterator[None]:
+    """Say in an error which checkpoint has no exact conversion."""
+    try:
+        yield
+    except CheckpointError:  # which names its file
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise type(error)(f"{model}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -179,7 +179,7 @@ def json_fields(path: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f"{path} is no JSON: {error}") from error
+        raise UsageError(f"{path} is not JSON: {error}") from error
     return json_object(text, path)
 
 
@@ -188,7 +188,7 @@ def json_object(text: str, name: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{name} is no JSON: {error}") from error
+        raise UsageError(f"{name} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise UsageError(f"{name} holds no JSON object with fields")
     return found

@@ -92,7 +92,7 @@ def test_gradients_npz_and_json_files(tmp_path: Path, capsys: Capture) -> None:
         (["--print-spec", "--selftest"], "--print-spec: does not go with --selftest"),
         (["--spec", "{folder}/none.json", "{file}"], "No such file"),
         (["--spec", "{folder}/list.json", "{file}"], "holds no JSON object"),
-        (["--spec", "{folder}/broken.json", "{file}"], "is no JSON"),
+        (["--spec", "{folder}/broken.json", "{file}"], "is not JSON"),
         (["{folder}/inputs.safetensors"], "nothing to judge"),
         (["{folder}/outputs.safetensors"], "no q and no x"),
         (["{folder}/layer.safetensors"], "the inputs lack q_proj.weight"),

@@ -113,7 +113,9 @@ def test_what_has_no_exact_answer_writes_nothing(tmp_path: Path, capsys: Capture
     assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "hf"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("refdiff convert: error: there is no exact conversion from wiring 'none' to 'hf': the norm")
+    assert err.startswith(
+        f"refdiff convert: error: {tmp_path / 'old'}: there is no exact conversion from wiring 'none' to 'hf': the norm"
+    )
     assert err.count("\n") == 1
     assert not (tmp_path / "new").exists()
 

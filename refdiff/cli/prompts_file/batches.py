@@ -95,6 +95,9 @@ class Answering:
         for group in groups.values():
             for (i, _), result in zip(group, self._answer([row for _, row in group]), strict=True):
                 results[i] = result
+        for i, task in enumerate(tasks):
+            if isinstance(result := results[i], str) and task.prompt.problem is None:
+                results[i] = f"{task.prompt.where}: {result}"
         return results
 
     def _failed(self, error: Exception) -> str:

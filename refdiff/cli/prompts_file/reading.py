@@ -22,7 +22,8 @@ _FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *
 class Prompt:
     """One prompt of the file: its place among the prompts, its text, and what it sets for itself.
 
-    Of a conversation `messages` are its messages, and `text` is their JSON. A row that is no prompt has a `problem`.
+    Of a conversation `messages` are its messages, and `text` is their JSON. A row that is no prompt has a `problem`;
+    `where` names its file and line.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Prompt:
     options: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, Any]] | None = None
     problem: str | None = None
+    where: str = field(default="", compare=False)
 
 
 class Prompts:
@@ -71,7 +73,7 @@ class Prompts:
         for index, (number, line) in enumerate(self._lines()):
             if index == 0:
                 self._json = self._json or _is_object(line)
-            yield self._checked(index, number, line) if self._json else Prompt(index, line)
+            yield self._checked(index, number, line) if self._json else self._plain(index, number, line)
         if index < 0:
             raise UsageError(f"{self.name}: no prompts in it; give one a line")
 
@@ -94,16 +96,24 @@ class Prompts:
 
     def _checked(self, index: int, number: int, line: str) -> Prompt:
         """The prompt of a row, or its problem: one bad row costs no other."""
-        where = f"{self.name} line {number}"
+        where = self._where(number)
         try:
             return self._of_json(index, where, line)
         except UsageError as error:
             return Prompt(index, "", problem=str(error))
 
+    def _plain(self, index: int, number: int, line: str) -> Prompt:
+        return Prompt(index, line, where=self._where(number))
+
+    def _where(self, number: int) -> str:
+        return f"{self.name} line {number}"
+
     def _of_json(self, index: int, where: str, line: str) -> Prompt:
         try:
             row = json.loads(line, parse_constant=_refuse_constant)
-            json.dumps(row, ensure_ascii=False).encode()  # lone surrogates are no text
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{where}: has half a surrogate pair, such as \\ud800, which is not a character") from None
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}: not JSON: {error}") from None
         if not isinstance(row, dict):
@@ -124,7 +134,7 @@ class Prompts:
         self._check_greedy(options, where)
         self.samples = self.samples or bool(options.get("temperature"))
         self.has_system = self.has_system or "system" in options
-        return Prompt(index, text, row.get("id"), options, messages)
+        return Prompt(index, text, row.get("id"), options, messages, where=where)
 
     def _check_greedy(self, options: dict[str, Any], where: str) -> None:
         """Refuse what the flags would be refused for: a filter of the row's own that does nothing."""
@@ -141,7 +151,7 @@ class Prompts:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _is_object(line: str) -> bool:

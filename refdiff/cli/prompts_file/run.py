@@ -18,7 +18,7 @@ from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file.answers import COMPARED, Answers
 from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
 from refdiff.cli.prompts_file.reading import Prompts
-from refdiff.cli.terminal import note
+from refdiff.cli.terminal import in_flags, note
 
 Answer = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
 
@@ -142,7 +142,7 @@ def _write(
                     if isinstance(result, str):
                         failed += 1
                         bar.clear()
-                        note(f"refdiff generate: error: prompt {task.prompt.index}: {result}")
+                        note(f"refdiff generate: error: prompt {task.prompt.index}: {in_flags(result)}")
                         bar.refresh()
                         continue
                     answers.write(_line(task, result))

@@ -52,7 +52,9 @@ class ChatTemplate:
                     raise StoppedError
                 return text
             except RefusedError as error:
-                raise ValueError(f"the chat template refuses these messages: {_first_line(error)}") from None
+                raise ValueError(
+                    f"{self.source}: the chat template refuses these messages: {_first_line(error)}"
+                ) from None
             except StoppedError:
                 raise CheckpointError(
                     f"{self.source}: the chat template was stopped: it takes more time or memory, or writes more, than "

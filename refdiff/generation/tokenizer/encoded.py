@@ -114,7 +114,7 @@ def check_multiple(multiple: Any, max_length: int | None, cut: bool) -> None:
         raise ValueError(f"pad_to_multiple_of is {multiple!r}, but must be a whole number from 1")
     if cut and max_length is not None and max_length % multiple:
         raise ValueError(
-            f"max_length {max_length} is no multiple of pad_to_multiple_of {multiple}, so texts cut to it would be "
+            f"max_length {max_length} is not a multiple of pad_to_multiple_of {multiple}, so texts cut to it would be "
             f"padded beyond it; pass max_length={max_length - max_length % multiple or multiple}"
         )
 

@@ -37,7 +37,7 @@ def packed(maps: AttentionMaps) -> dict[str, Any]:
     for m in kept:
         if not (np.isfinite(m).all() and m.min() >= 0 and m.max() <= 1 + 1e-4):
             raise ValueError(
-                "a map holds what is no weight from 0 to 1: check the model's weights, or compute in float32"
+                "a map has a weight that is not between 0 and 1: check the model's weights, or compute in float32"
             )
     if not np.isfinite(maps.difference).all():
         raise ValueError("A₁ − λ A₂ has numbers that are not finite: check the model's λ, or compute in float32")

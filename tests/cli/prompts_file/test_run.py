@@ -140,7 +140,7 @@ def test_a_prompt_that_fails_is_reported_and_the_rest_go_on(
     assert main(command) == 1
     assert [row["index"] for row in rows_of(out)] == [0, 2]
     err = capsys.readouterr().err
-    assert "error: prompt 1: prompt: got 601 tokens, expected fewer than 512" in err
+    assert f"error: prompt 1: {path} line 2: prompt: got 601 tokens, expected fewer than 512" in err
     assert "2 prompts answered, 1 failed" in err
     assert main(command) == 1  # tried again, and again reported
     assert [row["index"] for row in rows_of(out)] == [0, 2]

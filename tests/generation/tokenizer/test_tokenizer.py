@@ -276,5 +276,5 @@ def test_padding_to_a_multiple() -> None:
     for wrong in (0, -8, 1.5, True, "8"):
         with pytest.raises(ValueError, match="pad_to_multiple_of is"):
             tokenizer("a", padding=True, pad_to_multiple_of=wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"max_length 7 is no multiple of .* 4.*max_length=4"):
+    with pytest.raises(ValueError, match=r"max_length 7 is not a multiple of .* 4.*max_length=4"):
         tokenizer("a", padding=True, truncation=True, max_length=7, pad_to_multiple_of=4)

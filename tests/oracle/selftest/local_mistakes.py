@@ -107,7 +107,7 @@ def a_row_too_large_by_a_tenth(rng: Random, x: Numpy) -> Numpy:
 
 
 def last_numbers_of_a_row_not_written(rng: Random, x: Numpy) -> Numpy:
-    """The last two numbers of a row are zero: a width that is no multiple of a tile."""
+    """The last two numbers of a row are zero: a width that is not a multiple of a tile."""
     at: tuple[Any, ...] = (*_place(rng, x), slice(-2, None))
     return _changed(x, at, 0.0)
 

@@ -59,7 +59,7 @@ def test_errors(maps: AttentionMaps) -> None:
     for wrong in (np.nan, -0.1, 1.5):
         first = maps.first.copy()
         first[1, 2, 4, 3] = wrong
-        with pytest.raises(ValueError, match="no weight from 0 to 1"):
+        with pytest.raises(ValueError, match="a weight that is not between 0 and 1"):
             packed(replace(maps, first=first))
     with pytest.raises(ValueError, match="A₁ − λ A₂ has numbers that are not finite"):
         packed(replace(maps, difference=np.full_like(maps.difference, np.nan)))
