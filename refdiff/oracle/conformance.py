@@ -13,9 +13,11 @@ answers.
     REFDIFF_KERNEL     package.module:function
     REFDIFF_SPEC       hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2 or gda, with 12 query heads
                        (gda 20) of 16, in layer 2; or a JSON object with fields of a Spec, to which "preset" may give
-                       the rest: {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64} (hf_diffllama)
+                       the rest: {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64} (hf_diffllama).
+                       "padded_queries": "any" for a kernel that leaves the rows of padding as they are
     REFDIFF_RECIPE     float32, tf32, bfloat16 or float16, also as fp32, bf16, fp16, or a JSON object with fields of a
-                       Recipe, such as {"storage": "bf16", "lam": "float32"} (float32)
+                       Recipe, such as {"storage": "bf16", "lam": "float32"} (float32), or "accumulate": "fp16" for
+                       products that are summed in 16 bits
     REFDIFF_PROFILES   one or more by commas: natural, discriminating, cancellation, tiny_values, extreme, degenerate,
                        layout, serving, lambda, modules, tiles (all of them). Relations between two runs are tested
                        beside, on cases of natural

@@ -35,6 +35,7 @@ a row, B its bound and e its errors, all of these hold or it fails; rows whose E
     |Σ e y| / Σ y² ≤ slope         over all rows
 
 In "numbers" (n of them) |e| ≤ budget. `certain` 0: what does not fail is inconclusive, as rounding may hide anything.
+A factor that is small in every row is measured by `refdiff.oracle.check` alone (`refdiff.oracle.budget.common_factor`).
 `tests/golden_readers` has readers in C++ and Rust that do this in 80 lines.
 """
 
