@@ -14,7 +14,6 @@ from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, gradient_of_o
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.backward import backward
 from tests.layers.vjps import draw
-from tests.oracle.mistakes import checks
 
 EACH = pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
 OF_LAMBDA = {"lambda_full", "lambda_logits", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}
@@ -30,18 +29,8 @@ CHANGED = {
 """Of which inputs the gradient is wrong, where it is not of q and k."""
 
 
-@EACH
-def test_is_another_function_of_the_same_shape(mistake: Mistake) -> None:
-    checks.is_another_function_of_the_same_shape(mistake)
-
-
-@EACH
-def test_the_forward_of_a_model_is_right(mistake: Mistake) -> None:
-    assert mistake.layer.endswith("_vjp")
-    checks.can_be_laid_over_a_model(mistake)
-
-
 def acts_in(preset: str, mistake: Mistake) -> bool:
+    assert mistake.layer.endswith("_vjp")
     spec = small_spec(preset)
     shared = {
         "gradient_without_the_causal_mask": spec.causal != "none",

@@ -1,17 +1,20 @@
-"""What holds of every mistake: it is another function of the same shape, and it can be laid over a model."""
+"""Every mistake of the catalogue is another function of the same shape, and a model can have it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import pytest
 
 from refdiff import layers
 from refdiff.arrays import to_numpy
 from refdiff.backends import overlay
-from refdiff.oracle.mistakes import Mistake, wrap
+from refdiff.oracle.mistakes import CATALOGUE, Mistake, wrap
 from tests.layers.vjps import draw
 from tests.model.models import ids, small_model
+
+EACH = pytest.mark.parametrize("mistake", CATALOGUE, ids=str)
 
 
 def calls(layer: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -38,7 +41,8 @@ def flat(result: Any) -> np.ndarray:
     return np.concatenate([np.ravel(to_numpy(np.asarray(p))) for p in parts if p is not None])
 
 
-def is_another_function_of_the_same_shape(mistake: Mistake) -> None:
+@EACH
+def test_is_another_function_of_the_same_shape(mistake: Mistake) -> None:
     for layer in (mistake.layer, *mistake.also):
         right, apart = getattr(layers, layer), 0.0
         wrong = mistake.of(right)
@@ -60,7 +64,9 @@ HIDDEN = {
 }
 
 
-def can_be_laid_over_a_model(mistake: Mistake) -> None:
+@EACH
+def test_a_model_can_be_mistaken(mistake: Mistake) -> None:
+    """In its forward pass, but where the mistake is in a derivative or what it is about is not there."""
     wiring = {"diff_heads_paper": "paper", "diff_heads_v2": "v2", "diff_lambda_v2": "v2"}.get(mistake.layer, "hf")
     model, tokens = small_model(wiring=wiring, kernels="reference"), ids(3, 2, 5)
     expected = model(tokens).logits
