@@ -116,18 +116,6 @@ def test_the_second_call_fetches_nothing(hub_server: Lookalike) -> None:
     assert hub_server.requests == []
 
 
-def test_a_changed_repo_is_fetched_again_but_for_what_stayed(hub_server: Lookalike) -> None:
-    repo = hub_server.repo("ai/model", model_files())
-    old = hub.snapshot("ai/model", files=ALL)
-    repo.commit(model_files(**{"config.json": b'{"hidden_size": 64}'}))
-    hub_server.requests.clear()
-    new = hub.snapshot("ai/model", files=ALL)
-    assert new != old
-    assert (new / "config.json").read_bytes() != (old / "config.json").read_bytes()
-    assert (new / "model.safetensors").read_bytes() == tensors(1)
-    assert not hub_server.asked("/cdn/"), "the same weights were fetched twice"
-
-
 def test_revisions(hub_server: Lookalike) -> None:
     repo = hub_server.repo("ai/model", model_files())
     first = repo.branches["main"]
@@ -211,19 +199,6 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(hub_server: Lookalike) 
     assert [request.range for request in hub_server.asked("/cdn/")] == [None, "bytes=7000-", "bytes=12000-"]
 
 
-def test_a_small_file_that_is_cut_goes_on_too(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files(**{"config.json": b"x" * 5000}))
-    hub_server.fail("config.json", "cut", 2000)
-    assert (hub.snapshot("ai/model") / "config.json").read_bytes() == b"x" * 5000
-
-
-def test_a_server_that_ignores_the_range_starts_again(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
-    hub_server.fail("/cdn/", "cut", 7000)
-    hub_server.fail("/cdn/", "no ranges", 0)
-    assert (hub.snapshot("ai/model", files=hub.WEIGHTS) / "model.safetensors").read_bytes() == tensors(1)
-
-
 @pytest.mark.parametrize(("how", "number", "times"), [("cut", 0, 20), ("reset", 7000, 1)])
 def test_a_download_that_fails_for_good_leaves_nothing_that_loads(
     how: str, number: int, times: int, hub_server: Lookalike, tmp_path: Path
@@ -260,12 +235,6 @@ def test_a_shard_that_fails_is_named(hub_server: Lookalike) -> None:
     with pytest.raises(CheckpointError, match=r"1 of them are missing, such as model-00002-of-00002\.safetensors"):
         hub.snapshot("ai/sharded", files=ALL, local_files_only=True)
     assert len(weights.headers(hub.snapshot("ai/sharded", files=ALL))) == 2
-
-
-def test_trouble_that_passes_is_waited_for(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
-    hub_server.fail("/resolve/", "status", 503, times=2)
-    assert names(hub.snapshot("ai/model")) == {"config.json", "generation_config.json"}
 
 
 # Offline
