@@ -17,8 +17,8 @@ from refdiff.bench.rows import parse_rows
 from refdiff.bench.side import Settings
 from refdiff.bench.sizes import write_like
 
-ROWS = "cold,prefill:19,decode:7x3,lookup,memory:19,product:20,train:tiny"
-MORE = "load,prefill:7,decode:19,edit,product:1,train:tiny"
+ROWS = "prefill:19,prefill:7,decode:7x3,lookup,product:20,train:tiny"
+MORE = "cold,load,prefill:19,prefill:7,decode:19,edit,memory:19,product:1,train:tiny"
 
 
 @pytest.fixture(scope="module")
