@@ -185,12 +185,16 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
     model, tokenizer = load(args)
     check_template(tokenizer, args)
     text, ids = encode(tokenizer, prompt, chat_messages(prompt, args.system) if args.chat else None)
-    streamed = not (args.no_stream or args.json)
     given = given_options(args)
+    to_terminal = args.output in (None, "-") and sys.stdout.isatty()
+    beams = given.get("num_beams", model.generation_config.get("num_beams")) or 1
+    # A beam search on a terminal shows its progress, which a piece of text now and then would end.
+    streamed = not (args.no_stream or args.json or (beams > 1 and to_terminal))
     if streamed and args.echo:
         write(text)
     transcript = Transcript(tokenizer, given["stop"], write if streamed else None)
-    with transcript.progress_shown(quiet=args.quiet or (args.echo and streamed)):
+    quiet = args.quiet or (args.echo and streamed and to_terminal)
+    with transcript.progress_shown(quiet=quiet, until_text=streamed and to_terminal):
         interrupted = generate_into(transcript, model, tokenizer, ids, given, seed)
     if args.json:
         row = {"model": args.model, "prompt": prompt, **result_fields(transcript, seed, echo=text if args.echo else "")}

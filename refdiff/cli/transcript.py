@@ -53,9 +53,10 @@ class Transcript:
         self._progress = stage, done, total
 
     @contextmanager
-    def progress_shown(self, *, quiet: bool = False) -> Iterator[None]:
-        """Show on a terminal what takes so long, until the first piece of text is written."""
-        with Waiting(self._doing, quiet=quiet) as self._waiting:
+    def progress_shown(self, *, quiet: bool = False, until_text: bool = True) -> Iterator[None]:
+        """Show on a terminal what takes so long; `until_text`: until text is written, which is to the same terminal."""
+        with Waiting(self._doing, quiet=quiet) as waiting:
+            self._waiting = waiting if until_text else None
             yield
 
     def _doing(self) -> str:

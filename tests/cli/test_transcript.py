@@ -126,14 +126,17 @@ def test_what_takes_long_is_shown_with_tokens_done(
     assert "\rgenerating: 7 of at most 128 tokens ... 0 s" in shown(lambda t: t.progress("text", 7, 128))
 
 
-def test_text_that_is_kept_is_counted(tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("write", [None, lambda piece: None], ids=["kept", "to a file"])
+def test_text_that_goes_elsewhere_is_counted(
+    write: Callable[[str], None] | None, tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(terminal, "AFTER", 0.0)
     monkeypatch.setattr("sys.stderr", seen := Terminal())
-    transcript = Transcript(tokenizer, [], None)
+    transcript = Transcript(tokenizer, [], write)
     transcript.put(np.array([[0]]))
-    transcript.put(np.array(tokenizer.encode("ab", add_special_tokens=False)[:1]))
-    with transcript.progress_shown():
+    with transcript.progress_shown(until_text=False):
+        transcript.put(np.array(tokenizer.encode("ab", add_special_tokens=False)[:1]))
         deadline = time.monotonic() + 20
-        while " s\x1b[K" not in seen.getvalue() and time.monotonic() < deadline:
+        while "generating: 1 tokens ..." not in seen.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert "\rgenerating: 1 tokens ... 0 s" in seen.getvalue()
+    assert "\rgenerating: 1 tokens ... " in seen.getvalue()
