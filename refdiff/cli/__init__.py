@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from refdiff.cli.flags import UsageError
 from refdiff.cli.mapped_files import bus_errors_explained
 from refdiff.cli.parser import build_parser
 from refdiff.cli.terminal import (
+    ctrl_c_remembered,
     discard_output,
     in_flags,
     interrupted,
@@ -35,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after Ctrl-C; 141 when the reader of the output has closed it.
     """
     open_streams()
+    with ctrl_c_remembered() as pressed:
+        return _run(argv, pressed)
+
+
+def _run(argv: Sequence[str] | None, pressed: Callable[[], bool]) -> int:
     args = argparse.Namespace(command=None)
     try:
         parser = build_parser()
@@ -57,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of a Rust library is no Exception
-        if _interrupted(error):
+        if _interrupted(error) or (isinstance(error, ImportError) and pressed()):
             interrupted()
             return EXIT_INTERRUPTED
         if getattr(args, "debug", False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -133,6 +134,34 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"out of memory: {text or 'the model does not fit'}; a smaller model or a shorter text needs less"
     return f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}; --debug shows where"
+
+
+@contextmanager
+def ctrl_c_remembered() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether Ctrl-C was pressed.
+
+    C code whose import Ctrl-C ends, as NumPy's, raises an ImportError that does not say so.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(os, "set_blocking"):
+        yield lambda: False
+        return
+    reading, writing = os.pipe()
+    for descriptor in (reading, writing):
+        os.set_blocking(descriptor, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def pressed() -> bool:
+        try:
+            return signal.SIGINT in os.read(reading, 4096)
+        except BlockingIOError:
+            return False
+
+    try:
+        yield pressed
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
 
 
 def interrupted() -> None:
