@@ -372,6 +372,12 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
     else:
         fields = {name: default for name, (_, _, _, default) in MODEL_SIZES.items() if isinstance(default, int)} | given
         width, heads = fields["hidden_size"], fields["num_attention_heads"]
+        if "head_dim" not in given and heads % 2 == 0 and (size := width // heads) % 2:
+            typed = ", ".join(filter(None, map(args.given.get, ("hidden_size", "num_attention_heads"))))
+            raise UsageError(
+                f"{typed}: got {width} numbers for {heads} heads, which are {size} for each, expected an even number; "
+                "change it, or add --head-dim"
+            )
         fields.setdefault("num_key_value_heads", heads)
         fields.setdefault("head_dim", max(width // heads, 1))
         fields.setdefault("intermediate_size", max(round(width * 8 / 3 / 8), 1) * 8)

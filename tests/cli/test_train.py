@@ -182,6 +182,12 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
         ),
         (("train", "-o", "empty.txt", "--resume"), 2, "empty.txt: no checkpoint to resume"),
         (("train", "text.txt", "-o", "out", "--heads", "3"), 2, "--heads: got 3, expected to be even"),
+        (("train", "text.txt", "-o", "out", "--hidden-size", "33"), 2, "--hidden-size: got 33 numbers for 6 heads"),
+        (
+            ("train", "text.txt", "-o", "out", "--hidden-size", "36", "--heads", "4"),
+            2,
+            "--hidden-size, --heads: got 36 numbers for 4 heads, which are 9 for each, expected an even number",
+        ),
         (
             ("train", "text.txt", "-o", "out", "--batch", "4", "--accumulate", "3"),
             2,
