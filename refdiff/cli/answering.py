@@ -108,8 +108,8 @@ def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
     context, asked = model.config.max_position_embeddings, given.get("max_new_tokens")
     if prompt_tokens > _FAR_BEYOND * context:
         raise ValueError(
-            f"prompt: got {prompt_tokens:,} tokens, expected at most {_FAR_BEYOND} times the context of {context:,}; "
-            "shorten it"
+            f"prompt: got {prompt_tokens:,} tokens, expected at most {_FAR_BEYOND} times the context of {context:,} "
+            f"of {model.source}; shorten it"
         )
     free = context - prompt_tokens
     if asked:
@@ -123,8 +123,8 @@ def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
         return int(asked)
     if free < 1:
         raise ValueError(
-            f"prompt: got {prompt_tokens} tokens, expected fewer than {context}, the context; shorten it, or give -n "
-            "to go beyond the context"
+            f"prompt: got {prompt_tokens} tokens, expected fewer than {context}, the context of {model.source}; "
+            "shorten it, or give -n to go beyond the context"
         )
     in_file = model.generation_config.get("max_new_tokens")  # generate refuses what is no number, naming the file
     usual = in_file if type(in_file) is int and in_file > 0 else 128

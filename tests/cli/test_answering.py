@@ -30,7 +30,7 @@ def _args(*flags: str) -> argparse.Namespace:
 
 def _model(**generation: Any) -> Any:
     return SimpleNamespace(
-        generation_config=generation, config=SimpleNamespace(max_position_embeddings=20, eos_token_id=1)
+        source="here", generation_config=generation, config=SimpleNamespace(max_position_embeddings=20, eos_token_id=1)
     )
 
 
@@ -73,7 +73,9 @@ def test_how_long_a_text_may_get(given: dict[str, Any], in_file: dict[str, Any],
 def test_a_prompt_that_fills_the_context() -> None:
     assert length_limit(_model(), {"max_new_tokens": 0}, 19) == 1
     for given in ({"max_new_tokens": 0}, {}):
-        with pytest.raises(ValueError, match="prompt: got 20 tokens, expected fewer than 20, the context; shorten it"):
+        with pytest.raises(
+            ValueError, match="prompt: got 20 tokens, expected fewer than 20, the context of here; shorten it"
+        ):
             length_limit(_model(), given, 20)
 
 
@@ -149,6 +151,8 @@ def test_every_number_is_a_flag() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"max_new_tokens": 0}, {"max_new_tokens": 3}])
 def test_a_prompt_far_beyond_the_context_is_refused(given: dict[str, Any]) -> None:
-    model = SimpleNamespace(generation_config={}, config=SimpleNamespace(max_position_embeddings=20))
-    with pytest.raises(ValueError, match="prompt: got 201 tokens, expected at most 10 times the context"):
+    model = _model()
+    with pytest.raises(
+        ValueError, match="prompt: got 201 tokens, expected at most 10 times the context of 20 of here; shorten it"
+    ):
         length_limit(model, given, 201)
