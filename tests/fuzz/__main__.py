@@ -32,8 +32,8 @@ def main() -> int:
         )
         sys.stdout.flush()
 
-    say(" so far")
     try:
+        say(" so far")
         with tempfile.TemporaryDirectory() as work:
             bases = make(Path(work))
             for result in run_many(bases, Path(work), args.seed, args.first, args.cases):
