@@ -111,8 +111,7 @@ def verify(folder: Path, rng: Random) -> None:
 def trace(folder: Path, rng: Random) -> None:
     """Read a trace, and compare it with itself by running it again."""
     for name in ("bare.safetensors", "run.safetensors"):
-        read = read_trace(folder / name)
-        repr(read), str(first_divergence(read, read))
+        repr(read_trace(folder / name)), str(first_divergence(folder / name, folder / name))
 
 
 def npz(folder: Path, rng: Random) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.errors import CheckpointError
 from refdiff.oracle.divergence.bias_tests import EPSILON
 from refdiff.oracle.divergence.conditions import differences
 from refdiff.oracle.divergence.expected_values import Expected, expect
@@ -119,27 +122,40 @@ def first_divergence(
         raise ValueError(f"precision is {precision!r}, but must be auto or one of {', '.join(FORMATS)}")
     if isinstance(aliases, str) and aliases not in ("auto", "none"):
         raise ValueError(f'aliases is {aliases!r}, but must be "auto", "none", or a dict of your names to points')
-    reference, given = read_trace(ref, model=model), read_trace(mine)
-    for trace, whose in ((given, "under test"), (reference, "of the reference")):
-        if not trace:
-            raise ValueError(f"the trace {whose} is empty: it has no array of any point")
-    apart, reference = differences(given, reference), _complete(reference)
-    names = canonical_names(given, reference, aliases)
-    points = maps_apart({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
-    known = {path: points[path] for path in reference if path in points}
-    if isinstance(aliases, Mapping):
-        for own in aliases.keys() & given.keys():
-            if own not in names or (names[own] in points and names[own] not in reference):
-                raise ValueError(_no_target(own, aliases[own], reference))
-    if not known:
-        raise ValueError(
-            f"none of the names in the trace is a point of the reference: it has {_some(given)}, the reference "
-            f"{_some(reference)}{_near(given, reference)}"
-        )
-    precision = precision_of(known) if precision == "auto" else precision
-    used = {name for name, path in names.items() if path in known or not _is_point(path, points)}
-    unknown = tuple(name for name in given if name not in used)
-    return replace(_judge(known, reference, mode, precision, unknown), apart=apart)
+    with _named(mine, ref):
+        reference, given = read_trace(ref, model=model), read_trace(mine)
+        for trace, whose in ((given, "under test"), (reference, "of the reference")):
+            if not trace:
+                raise ValueError(f"the trace {whose} is empty: it has no array of any point")
+        apart, reference = differences(given, reference), _complete(reference)
+        names = canonical_names(given, reference, aliases)
+        points = maps_apart({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
+        known = {path: points[path] for path in reference if path in points}
+        if isinstance(aliases, Mapping):
+            for own in aliases.keys() & given.keys():
+                if own not in names or (names[own] in points and names[own] not in reference):
+                    raise ValueError(_no_target(own, aliases[own], reference))
+        if not known:
+            raise ValueError(
+                f"none of the names in the trace is a point of the reference: it has {_some(given)}, the reference "
+                f"{_some(reference)}{_near(given, reference)}"
+            )
+        precision = precision_of(known) if precision == "auto" else precision
+        used = {name for name, path in names.items() if path in known or not _is_point(path, points)}
+        unknown = tuple(name for name in given if name not in used)
+        return replace(_judge(known, reference, mode, precision, unknown), apart=apart)
+
+
+@contextlib.contextmanager
+def _named(*sources: Source) -> Iterator[None]:
+    """Say in an error which files it is about."""
+    try:
+        yield
+    except CheckpointError:  # which does
+        raise
+    except ValueError as error:
+        files = dict.fromkeys(str(source) for source in sources if isinstance(source, str | os.PathLike))
+        raise (ValueError(f"{', '.join(files)}: {error}") if files else error) from None
 
 
 def _no_target(own: str, target: str, reference: Mapping[str, Any]) -> str:

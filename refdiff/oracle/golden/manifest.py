@@ -51,9 +51,9 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
         raise CheckpointError(f"{path}: not a manifest of golden files: {error}; export them again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: the format is not {FORMAT!r}, the one that this version reads")
-    if manifest_text(manifest).encode() != text:  # nothing else that it says can be believed
-        return {**manifest, "cases": []}, [f"{MANIFEST}: its text has been changed"]
     with well_formed(path):
+        if manifest_text(manifest).encode() != text:  # nothing else that it says can be believed
+            return {**manifest, "cases": []}, [f"{MANIFEST}: its text has been changed"]
         return manifest, _changes(folder, manifest)
 
 
@@ -67,7 +67,7 @@ def well_formed(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: not what this version writes: {type(error).__name__}: {error}; export the files again"
         ) from error

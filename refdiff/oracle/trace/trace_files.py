@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,24 @@ def read_trace(source: Source, *, model: Any = None) -> Trace:
         about, order = json.loads(metadata["about"]), json.loads(metadata["order"])
         points = {name: arrays[name] for name in order}
         inputs = {name.removeprefix(INPUT): x for name, x in arrays.items() if name not in points}
-        return Trace(points, inputs, about, _run(about, inputs, model))
+        run = _run(about, inputs, model)
+        return Trace(points, inputs, about, None if run is None else partial(_again, path, run))
     except CheckpointError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: not a trace that this version writes: {type(error).__name__}: {error}; record it again"
         ) from error
+
+
+def _again(path: Path, run: Callable[..., None], visit: Callable[..., Any], **options: Any) -> None:
+    """Repeat the run of a file, whose inputs may be none that the model takes."""
+    try:
+        run(visit, **options)
+    except CheckpointError:
+        raise
+    except (ValueError, IndexError, TypeError) as error:
+        raise CheckpointError(f"{path}: its run cannot be repeated: {error}") from error
 
 
 def _bare(arrays: dict[str, Any]) -> Trace:
@@ -90,7 +102,7 @@ def _run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:
             return None
     if isinstance(model, str | os.PathLike):
         if about["class"] not in ARCHITECTURES:
-            raise CheckpointError(f"class: got {show_value(about['class'])}, expected {', '.join(ARCHITECTURES)}")
+            raise ValueError(f"class: got {show_value(about['class'])}, expected {', '.join(ARCHITECTURES)}")
         import refdiff
 
         # 16-bit types are computed with in float32, and were when the trace was made: a float32 run of such weights

@@ -90,6 +90,13 @@ def test_no_manifest(tmp_path: Path, text: bytes) -> None:
         read_manifest(tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize("value", ["1e999", "-1e999", '"\\ud800"'], ids=range(3))
+def test_a_manifest_with_what_this_version_never_writes(tmp_path: Path, value: str) -> None:
+    (tmp_path / "manifest.json").write_text(f'{{"format": "{FORMAT}", "licence": {value}}}')
+    with pytest.raises(CheckpointError, match=r"manifest\.json: "):
+        read_manifest(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/a", "", "a\x1b[2J"])
 def test_a_manifest_names_files_of_its_folder_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / "manifest.json").write_text(manifest_text({**REST, "files": {name: {"sha256": ""}}}))
