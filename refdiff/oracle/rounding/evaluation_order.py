@@ -131,16 +131,27 @@ class Arithmetic:
             return round_to(x, name)
         form = FORMATS[name]
         with np.errstate(invalid="ignore", over="ignore"):
-            exact = np.isfinite(x)
-            size = np.where(exact, np.abs(x), 0.0)
-            noisy = x + self._sign(x) * (USUAL * (form.u * size + np.minimum(size, form.tiny)))
-        return self._flushed(np.where(np.abs(noisy) > form.top, np.copysign(np.inf, x), noisy))
+            size = np.asarray(np.abs(x))
+            np.copyto(size, 0.0, where=~np.isfinite(size))
+            off = np.minimum(size, form.tiny)
+            size *= form.u
+            off = USUAL * (size + off)
+            noisy = self._sign(x)
+            noisy *= off
+            noisy += x
+        np.copyto(noisy, np.copysign(np.inf, x), where=np.abs(noisy) > form.top)
+        return self._flushed(noisy)
 
     def _flushed(self, x: Numpy) -> Numpy:
-        return np.where(np.abs(x) < SMALLEST, 0.0, x) if self.order.flush else x
+        """x itself, what is too small set to 0 where the order flushes."""
+        if self.order.flush:
+            np.copyto(x, 0.0, where=np.abs(x) < SMALLEST)
+        return x
 
     def _sign(self, x: Numpy) -> Numpy:
-        return np.asarray(self._random.integers(0, 2, x.shape) * 2.0 - 1.0)
+        signs = np.asarray(self._random.integers(0, 2, x.shape) * 2.0)
+        signs -= 1.0
+        return signs
 
     def perturb(self, x: Numpy, error: Numpy) -> Numpy:
         """x with an error of this size, of either sign, where errors are drawn at random; else x."""
@@ -171,7 +182,10 @@ class Arithmetic:
                 total += multiply(a[..., i : i + step], b[..., i : i + step, :], out=more)
                 total = self._partial_sum(total)
             if self.order.noise:
-                total = total + self._sign(total) * (np.sqrt(np.matmul(a * a, b * b)) * error_of_sums(n, sums))
+                off = np.sqrt(np.matmul(a * a, b * b))
+                off *= error_of_sums(n, sums)
+                off *= self._sign(total)
+                total += off
             return self._partial_sum(total)
 
     def _partial_sum(self, x: Numpy) -> Numpy:
@@ -202,11 +216,10 @@ class Arithmetic:
             if self.order.noise:
                 x, less = self.single_step(x), self.single_step(less)
             if not (self.order.base2 or self.recipe.exp == "ex2approx"):
-                natural: Numpy = np.exp(x - less)
-                return self._flushed(natural)
+                return self._flushed(np.asarray(np.exp(x - less)))
             log2 = np.float32(math.log2(math.e))
             power = x * log2 - less * log2
-            result: Numpy = np.exp2(power)
+            result = np.asarray(np.exp2(power))
             if self.recipe.exp == "ex2approx":
                 result *= _approximation(power)
             return self._flushed(result)

@@ -85,22 +85,29 @@ def round_to(x: Numpy, name: str) -> Numpy:
 def _cut(x: Numpy, bits: int) -> Numpy:
     """float32 without its last bits, for types that have float32's exponents: the carry goes where it should."""
     raw = np.ascontiguousarray(x).view(np.uint32)
-    last = (raw >> np.uint32(bits)) & np.uint32(1)
-    rounded = (raw + (np.uint32(2 ** (bits - 1) - 1) + last)) & np.uint32(0xFFFF_FFFF << bits & 0xFFFF_FFFF)
+    rounded = raw >> np.uint32(bits)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(2 ** (bits - 1) - 1)
+    rounded += raw
+    rounded &= np.uint32(0xFFFF_FFFF << bits & 0xFFFF_FFFF)
     result = rounded.view(np.float32).reshape(x.shape)
-    return np.where(np.isnan(x), x, result)
+    np.copyto(result, x, where=np.isnan(x))
+    return result
 
 
 def _by_adding(x: Numpy, form: Format) -> Numpy:
     kind = x.dtype.char
-    within = np.clip(x, -4 * form.top, 4 * form.top)  # infinite all the same, and what is added stays finite
-    raw = np.ascontiguousarray(within).view(_EXPONENT[kind].dtype)
-    power = (raw & _EXPONENT[kind]).view(x.dtype).reshape(x.shape)  # 2^e of each number
-    shift = np.maximum(power, x.dtype.type(2.0**form.smallest)) * x.dtype.type(1.5 * 2.0 ** (_BITS[kind] - form.bits))
+    rounded = np.asarray(np.clip(x, -4 * form.top, 4 * form.top))  # ∞ all the same, and what is added stays finite
+    raw = np.ascontiguousarray(rounded).view(_EXPONENT[kind].dtype)
+    shift = (raw & _EXPONENT[kind]).view(x.dtype).reshape(x.shape)  # 2^e of each number
+    np.maximum(shift, x.dtype.type(2.0**form.smallest), out=shift)
+    shift *= x.dtype.type(1.5 * 2.0 ** (_BITS[kind] - form.bits))
     with np.errstate(invalid="ignore"):  # a signalling NaN
-        rounded = (within + shift) - shift
-    rounded = np.where(np.abs(rounded) > form.top, np.inf, rounded)
-    return np.copysign(rounded, x).astype(x.dtype, copy=False)
+        rounded += shift
+        rounded -= shift
+    np.copyto(rounded, np.inf, where=np.abs(rounded, out=shift) > form.top)
+    np.copysign(rounded, x, out=rounded)
+    return rounded
 
 
 def ulp(x: Numpy, name: str) -> Numpy:
