@@ -30,6 +30,7 @@ from refdiff.oracle.truth.attention_operands import (
     scores,
 )
 from refdiff.oracle.truth.forward import norm_rows, out_factor
+from refdiff.oracle.truth.query_tiles import operand_tiles
 
 Numpy = np.ndarray[Any, Any]
 U32 = FORMATS["float32"].u
@@ -60,7 +61,7 @@ def _dense(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     ops = ops_for()
     s = attention_operands(spec, inputs, ops)
     lambda_ = np.abs(s.lambda_full)
-    (o1, d1), (o2, d2) = (_map(spec, inputs, s, recipe, number) for number in (1, 2))
+    (o1, d1), (o2, d2) = (_of_tiles(spec, inputs, s, recipe, number) for number in (1, 2))
     u_o = FORMATS[recipe.o or recipe.storage].u
     off = lambda_error(spec, inputs, recipe)
     heads = o1 - s.lambda_full * o2
@@ -77,6 +78,12 @@ def _dense(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
         error = error + off * (np.abs(heads) + error)
     error = error + 2 * recipe.u * (size + error) + FORMATS[recipe.storage].tiny
     return root_mean_square(np.where(np.isfinite(error), error, np.finfo(np.float64).max / 2**600))
+
+
+def _of_tiles(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int) -> tuple[Numpy, ...]:
+    """`_map` from tile to tile of queries."""
+    parts = [_map(spec, inputs, tile, recipe, number) for _, tile in operand_tiles(s)]
+    return tuple(np.concatenate(x, axis=2) for x in zip(*parts, strict=True))
 
 
 def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int) -> tuple[Numpy, Numpy]:

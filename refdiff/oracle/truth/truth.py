@@ -21,6 +21,7 @@ from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.attention_operands import attention_operands, lambda_of, log_sum_exp, scores
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import differences, forward, out_shape, project
+from refdiff.oracle.truth.query_tiles import operand_tiles, tiled
 
 Numpy = np.ndarray[Any, Any]
 WANTS = ("out", "lse1", "lse2", "lambda_full", "diff")
@@ -84,7 +85,7 @@ def truth(
     """
     if unknown := [name for name in want if name not in WANTS]:
         raise ValueError(f"want has {unknown}, but may have {', '.join(WANTS)}")
-    ops = ops or ops_for()
+    ops = ops or tiled(ops_for())
     exact = as_float64(spec, inputs)
     out = forward(spec, exact, ops) if "out" in want else None
     inner = _inner(spec, project(spec, exact, ops) if is_layer(exact) else exact, want, ops)
@@ -116,5 +117,6 @@ def _inner(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str,
             base = math.log(2) if spec.lse_base == "2" else 1.0
             some = np.any(attention_mask(spec, part.inputs), axis=-1)
             for name, number in (("lse1", 1), ("lse2", 2)):
-                found[name][at] = np.where(some, log_sum_exp(scores(s, number)) / base, -math.inf)
+                sums = [log_sum_exp(scores(tile, number)) for _, tile in operand_tiles(s)]
+                found[name][at] = np.where(some, np.concatenate(sums, axis=2) / base, -math.inf)
     return {name: x for name, x in found.items() if name in want}
