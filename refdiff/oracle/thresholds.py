@@ -39,6 +39,11 @@ class Thresholds:
         element_rows, element_units: of E_r and of u |y|: a number is one of a row, and rounded where it is stored.
         narrow_exp: a kernel that stores 16 bits may sum coarser exponentials. torch's flash attention on a CPU is off
             by 2⁻¹⁴·² in the log-sum-exp of equal scores, bfloat16 and float16 alike.
+        sample_scores, sample_queries: from so many scores on, so many queries are run in all orders (`row_sample`). All
+            rows of fewer take no more than about three seconds.
+        sample_scatter: of E_r over its estimate, the largest may be so many times the usual one. It is 1.2 to 3.2 over
+            all profiles in bfloat16 and float32.
+        linear: a score's error up to which the error of its weight grows as that of the score: exp(0.1) is 1.105.
         sum_terms, sum_members: a sum of many terms is a random walk with a standard deviation of about u/3 ‖terms‖. Of
             1,512 sums of held-out orders (bfloat16 and float16, fused and eager; natural, cancellation, extreme)
             the largest error was 0.65 of the allowance, the usual one 0.1.
@@ -73,6 +78,10 @@ class Thresholds:
     element_rows: float = 6.0
     element_units: float = 2.0
     narrow_exp: float = 2.0**-13
+    sample_scores: int = 2**20
+    sample_queries: int = 48
+    sample_scatter: float = 8.0
+    linear: float = 0.1
     sum_terms: float = 3.0
     sum_members: float = 3.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,8 @@ from refdiff.oracle.array_summary import array_summary
 from refdiff.oracle.budget.common_factor import common_factor
 from refdiff.oracle.budget.gradient_terms import TermRecorder, term_norms
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
+from refdiff.oracle.budget.row_sample import RowSample, is_large, only_queries, sampled_queries, scaled
+from refdiff.oracle.budget.row_sizes import RowSizeRecorder
 from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, root_mean_square, row_floor, slope
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.outputs import output
@@ -31,7 +33,7 @@ from refdiff.oracle.truth.attention_mask import padded_queries
 from refdiff.oracle.truth.forward import project
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums
 from refdiff.oracle.verdict.lse_conventions import other_sums
-from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
+from refdiff.oracle.verdict.verdict import FAIL, TensorVerdict, Verdict
 
 Numpy = np.ndarray[Any, Any]
 NARROW = ("bfloat16", "float16")
@@ -57,7 +59,8 @@ class Budget:
     """The truth of a case and what a kernel of the recipe may differ from it by.
 
     tensors: for the output, and gradients of tensors, by rows. sums: (truth, allowed) for gradients that are sums of
-    many terms. Names of gradients are d and the input's name: dq, dlambda_q1, dnorm_weight.
+    many terms. Names of gradients are d and the input's name: dq, dlambda_q1, dnorm_weight. sample: the queries
+    that were run in all orders, where these are not all.
     """
 
     spec: Spec
@@ -66,6 +69,7 @@ class Budget:
     members: int
     tensors: dict[str, RowBudget]
     sums: dict[str, tuple[Numpy, Numpy]] = field(default_factory=dict)
+    sample: RowSample | None = None
 
     def __repr__(self) -> str:
         return f"Budget({self.recipe.name}, {self.members} orders, expected: {array_summary(self.expected)})"
@@ -121,9 +125,11 @@ class Budget:
             if given.dtype.name in NARROW:  # as jax gives them; others have float32 here, whatever they store
                 unit = FORMATS[given.dtype.name].u
                 allowed = allowed + 2 * unit * np.where(np.isfinite(expected), np.abs(expected), 0.0)
-            return judge_lse(
-                name, actual, expected, allowed, other_sums(self.spec, _core(self.spec, self.inputs), name)
-            )
+            verdict = judge_lse(name, actual, expected, allowed)
+            if verdict.status != FAIL:
+                return verdict
+            others = other_sums(self.spec, _core(self.spec, self.inputs), name)
+            return judge_lse(name, actual, expected, allowed, others)
         return judge_sums(name, actual, expected, allowed)
 
     def padded(self, name: str) -> Numpy | None:
@@ -148,7 +154,11 @@ class Budget:
 
     @cached_property
     def _score_errors(self) -> tuple[Numpy, Numpy]:
-        return score_errors(self.spec, self.inputs, self.recipe, self.members)
+        if self.sample is None:
+            return score_errors(self.spec, self.inputs, self.recipe, self.members)
+        some, part = only_queries(self.spec, self.inputs, self.sample.queries)
+        first, second = score_errors(some, part, self.recipe, self.members)
+        return self.sample.extended(first), self.sample.extended(second)
 
     def _lse(self, name: str) -> tuple[Numpy, Numpy]:
         found = truth(self.spec, self.inputs, want=("lse1", "lse2"))
@@ -182,6 +192,8 @@ def budget(
     check_kinds(spec, inputs)
     recipe = Recipe.of(recipe)
     exact = quantised(inputs, recipe)
+    if dout is None and is_large(spec, exact) and (sampled := _of_sample(spec, exact, recipe, members)):
+        return sampled
     heard = TermRecorder()
     if dout is not None:
         dout = round_to(output(dout, "dout").astype(np.float64), recipe.storage)
@@ -202,6 +214,41 @@ def budget(
         else:
             sums[name] = (y, _of_sums(y, found, norms.get(name[1:], np.asarray(0.0)), recipe))
     return Budget(spec, exact, recipe, members, tensors, sums)
+
+
+def _of_sample(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budget | None:
+    """The budget of a large output, from all orders of some queries (`row_sample`); None where it takes all of them."""
+    heard = RowSizeRecorder()
+    y = np.asarray(truth(spec, inputs, want=("out",), ops=heard.ops()).out)
+    sizes = heard.sizes()
+    with np.errstate(over="ignore", invalid="ignore"):
+        estimate = sizes.row_error(spec, inputs, recipe, y)
+        rows = sampled_queries(spec, inputs, recipe, sizes, estimate, y)
+    if len(rows) == y.shape[2]:
+        return None
+    some, part = only_queries(spec, inputs, rows)
+    runs = [run["out"] for run in members_of(some, part, recipe, members, None)]
+    hard, divisor = bounds(some, part, recipe), _norm_weight(spec, inputs)
+    of_rows = _by_rows("out", y[:, :, rows], runs, hard, recipe, BY_ROWS["out"], divisor)
+    known = scaled(estimate, rows, of_rows.rows, ~of_rows.doubtful)
+    if known is None:
+        return None
+    floor, _ = _floor(y, recipe)
+    found = replace(
+        of_rows,
+        expected=y,
+        rows=np.maximum(known, floor),
+        bounds=_spread(of_rows.bounds, rows, np.full(known.shape, np.inf)),
+        doubtful=_spread(of_rows.doubtful, rows, np.zeros(known.shape, dtype=np.bool_)),
+        factor=of_rows.factor and of_rows.factor.at(rows, y.shape[2]),
+        sampled=rows,
+    )
+    return Budget(spec, inputs, recipe, members, {"out": found}, sample=RowSample(rows, sizes.reach))
+
+
+def _spread(some: Numpy, queries: Numpy, others: Numpy) -> Numpy:
+    others[..., queries] = some
+    return others
 
 
 def _core(spec: Spec, inputs: Inputs) -> Inputs:
@@ -226,12 +273,7 @@ def _by_rows(
     divisor: Numpy | float | None = None,
 ) -> RowBudget:
     finite = np.isfinite(y)
-    size = root_mean_square(np.where(finite, y, 0.0))
-    # what is below the type's range may be lost, and so may the weights that a processor which flushes takes for zero,
-    # one for each row, with all that the largest rows are multiplied by
-    flushed = SMALLEST * max(1.0, size.size * float(np.max(size, initial=0.0)))
-    lost_below = max(FORMATS[recipe.storage].tiny, flushed)
-    floor = row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0)
+    floor, lost_below = _floor(y, recipe)
     errors, slopes = [], [0.0]
     doubtful = np.zeros(floor.shape, dtype=np.bool_)
     for run in runs:
@@ -257,6 +299,17 @@ def _by_rows(
     relative = "row" if name == "out" else "tensor"
     factor = common_factor(y, runs, ~doubtful, recipe.storage, divisor, lost_below)
     return RowBudget(y, rows, hard, max(slopes), recipe.storage, axes, doubtful, relative, factor)
+
+
+def _floor(y: Numpy, recipe: Recipe) -> tuple[Numpy, float]:
+    """The least E_r of each row, and what of a number may be lost."""
+    finite = np.isfinite(y)
+    size = root_mean_square(np.where(finite, y, 0.0))
+    # what is below the type's range may be lost, and so may the weights that a processor which flushes takes for zero,
+    # one for each row, with all that the largest rows are multiplied by
+    flushed = SMALLEST * max(1.0, size.size * float(np.max(size, initial=0.0)))
+    lost_below = max(FORMATS[recipe.storage].tiny, flushed)
+    return row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0), lost_below
 
 
 def _of_sums(y: Numpy, runs: list[Numpy], norm: Numpy, recipe: Recipe) -> Numpy:

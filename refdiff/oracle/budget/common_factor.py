@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,14 @@ class CommonFactor:
     def estimate(self, actual: Numpy, expected: Numpy) -> float:
         """Return ĉ: by what factor, less 1, a result is the truth."""
         counted = self.weights != 0
-        return float(np.sum(self.weights[counted] * row_factors(actual, expected, self.divisor)[counted]))
+        factors = row_factors(actual[counted], expected[counted], self.divisor)
+        return float(np.sum(self.weights[counted] * factors))
+
+    def at(self, queries: Numpy, count: int) -> CommonFactor:
+        """Return the same of a tensor with `count` queries, of which these are counted: the last axis of `weights`."""
+        weights = np.zeros((*self.weights.shape[:-1], count))
+        weights[..., queries] = self.weights
+        return replace(self, weights=weights)
 
 
 def row_factors(actual: Numpy, expected: Numpy, divisor: Numpy | float | None) -> Numpy:

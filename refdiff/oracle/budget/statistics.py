@@ -37,7 +37,8 @@ class RowBudget:
     """What one tensor may be: the truth, E_r and the hard bound B_r by row, the slope of legal kernels.
 
     expected (…, e), rows and bounds (…); axes names those of `rows`, such as "b h t". doubtful: rows in which legal
-    kernels themselves overflow, so that nothing can be said of them.
+    kernels themselves overflow, so that nothing can be said of them. sampled: which queries, the last axis of `rows`,
+    were run in all orders, None for all; others have a bound for E_r (`row_sample`), the bulk is that of the sampled.
     """
 
     expected: Numpy
@@ -49,6 +50,7 @@ class RowBudget:
     doubtful: Numpy
     relative_to: str = "row"
     factor: CommonFactor | None = None
+    sampled: Numpy | None = None
 
     @property
     def u(self) -> float:
@@ -85,7 +87,9 @@ def root_mean_square(x: Numpy) -> Numpy:
 def over(x: Numpy, y: Numpy) -> Numpy:
     """x / y for what is not negative, with 0 / 0 = 0: an error of nothing is within a budget of nothing."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(x == 0, 0.0, x / np.where(y == 0, 0.0, y))
+        ratio = np.asarray(x / (y + 0.0))  # no −0
+    np.copyto(ratio, 0.0, where=x == 0)
+    return ratio
 
 
 def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> list[Statistic]:
@@ -97,19 +101,21 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     stored = round_to(budget.expected, budget.storage)
     found = [_masks(other_kind(actual, budget), actual, stored)]
     counted = ~budget.doubtful[..., None] & np.isfinite(stored) & np.isfinite(actual)
-    error = np.where(counted, np.abs(np.where(counted, actual, 0.0) - np.where(counted, budget.expected, 0.0)), 0.0)
+    del stored  # as large as the tensor
+    error = np.subtract(actual, budget.expected, out=np.zeros_like(budget.expected), where=counted)
+    np.abs(error, out=error)
     by_row = root_mean_square(error)
     seen = counted.any(axis=-1)
     rows = np.where(budget.doubtful, 0.0, budget.rows)
     ratio = np.where(seen, over(by_row, rows), 0.0)
     found.append(_largest("bound", np.where(seen, over(by_row, budget.bounds), 0.0), 1.0, "hard bound B_r"))
     found.append(_largest("row", ratio, limits.row, "rms(e_r) / E_r"))
-    n = max(int(seen.sum()), 1)
+    queries = slice(None) if budget.sampled is None else budget.sampled
+    usual = ratio[..., queries][seen[..., queries]]
     # the mean of few rows scatters: with one row it is that row's own number
-    bulk = limits.bulk + (limits.row - limits.bulk) / math.sqrt(n)
-    found.append(Statistic("bulk", float(root_mean_square(ratio[seen][None])[0]), bulk, None, "rms over rows"))
-    size = np.where(counted, np.abs(budget.expected), 0.0)
-    allowed = element_allowance(budget, rows, size)
+    bulk = limits.bulk + (limits.row - limits.bulk) / math.sqrt(max(usual.size, 1))
+    found.append(Statistic("bulk", float(root_mean_square(usual[None])[0]), bulk, None, "rms over rows"))
+    allowed = element_allowance(budget, rows, np.where(counted, np.abs(budget.expected), 0.0))
     found.append(_largest("element", over(error, allowed), limits.element, "|e| / (6 E_r + 2 u |y|)"))
     found.append(_slope(actual, counted, budget, limits))
     if budget.factor is not None:
@@ -129,7 +135,7 @@ def other_kind(actual: Numpy, budget: RowBudget) -> Numpy:
 
 def _kind(x: Numpy) -> Numpy:
     """0 for a number, 1 for +∞, 2 for −∞, 3 for NaN."""
-    return np.where(np.isnan(x), 3, np.where(np.isposinf(x), 1, np.where(np.isneginf(x), 2, 0)))
+    return np.isposinf(x) + np.int8(2) * np.isneginf(x) + np.int8(3) * np.isnan(x)
 
 
 def _masks(wrong: Numpy, actual: Numpy, stored: Numpy) -> Statistic:
@@ -149,9 +155,11 @@ def _largest(name: str, x: Numpy, limit: float, what: str) -> Statistic:
 
 def _slope(actual: Numpy, counted: Numpy, budget: RowBudget, limits: Limits) -> Statistic:
     y = np.where(counted, budget.expected, 0.0)
-    e = np.where(counted, actual, 0.0) - y
+    e = np.subtract(actual, budget.expected, out=np.zeros_like(y), where=counted)
     unit = float(np.abs(y).max(initial=0.0)) or 1.0
-    value = abs(slope(e / unit, y / unit))
+    y /= unit
+    e /= unit
+    value = abs(slope(e, y))
     return Statistic("slope", value, slope_limit(budget, limits), None, "|⟨e, y⟩ / ⟨y, y⟩|")
 
 

@@ -151,7 +151,7 @@ def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str
         return text
     row = s.at[: budget.rows.ndim]
     with np.errstate(invalid="ignore"):
-        error = float(root_mean_square((actual - budget.expected)[row][None])[0])
+        error = float(root_mean_square((actual[row] - budget.expected[row])[None])[0])
     size = float(root_mean_square(budget.expected[row][None])[0])
     if s.name == "element":
         y, a = float(budget.expected[s.at]), float(actual[s.at])

@@ -1,0 +1,144 @@
+"""A sample of queries keeps the rule: against all rows in all orders, E_r is no smaller where it is only bounded."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from refdiff.oracle import Budget, Recipe, Spec, budget
+from refdiff.oracle.budget import row_sample
+from refdiff.oracle.budget.row_sample import is_large, only_queries
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
+from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.rounding.ensemble import evaluate
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.truth import truth
+
+SQUARE = Structure(batch=1, queries=192, keys=192)
+QUICK = [
+    ("hf_diffllama", "natural", "bfloat16"),
+    ("timm", "cancellation", "float16"),
+    ("diff_v2", "tiny_values", "float32"),
+]
+THOROUGH = [
+    (preset, values, recipe)
+    for preset in ("hf_diffllama", "ms_v1", "timm", "diff_v2")
+    for values in ("natural", "discriminating", "cancellation", "tiny_values", "degenerate", "tiles", "lambda")
+    for recipe in ("bfloat16", "float16", "float32", "tf32")
+]
+
+
+def _spec(preset: str) -> Spec:
+    return Spec.preset(preset, query_heads=4, key_heads=4 if preset == "timm" else 2, head_dim=16, layer=3)
+
+
+def _sample(monkeypatch: pytest.MonkeyPatch, spec: Spec, inputs: Inputs, recipe: Recipe) -> Budget:
+    """The budget of a sample, however small the case."""
+    monkeypatch.setattr(row_sample, "THRESHOLDS", dataclasses.replace(THRESHOLDS, sample_scores=0))
+    found = budget(spec, inputs, recipe)
+    monkeypatch.setattr(row_sample, "THRESHOLDS", THRESHOLDS)
+    return found
+
+
+def _compare(monkeypatch: pytest.MonkeyPatch, preset: str, values: str, name: str) -> None:
+    spec, recipe = _spec(preset), Recipe.of(name)
+    inputs = draw(spec, SQUARE, values, 5, recipe.storage)
+    whole, some = budget(spec, inputs, recipe), _sample(monkeypatch, spec, inputs, recipe)
+    assert whole.sample is None
+    assert some.sample is not None
+    queries = some.sample.queries
+    assert len(queries) < 60
+    ratio = some.rows["out"] / whole.rows["out"]
+    same = ratio[..., queries]
+    assert 0.6 < same.mean() < 1.6, "the same orders, other errors at random"
+    assert 0.3 < same.min() <= same.max() < 3
+    others = np.delete(ratio, queries, axis=-1)
+    assert others.min() > 0.6, "a correct kernel comes no nearer to the limit than by errors at random"
+    assert np.median(others) < 4, "and a wrong one is seen"
+    for order in HELD_OUT:
+        right = evaluate(spec, some.inputs, recipe, order)["out"]
+        assert some.judge(right).status == whole.judge(right).status
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], right.shape)
+    assert some.judge(whole.expected["out"] + 8 * whole.rows["out"][..., None] * signs).status == "fail"
+
+
+@pytest.mark.parametrize(("preset", "values", "recipe"), QUICK)
+def test_a_sample_bounds_what_all_rows_may_be_off_by(
+    preset: str, values: str, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _compare(monkeypatch, preset, values, recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "values", "recipe"), THOROUGH)
+def test_a_sample_bounds_what_all_rows_may_be_off_by_in_every_profile(
+    preset: str, values: str, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _compare(monkeypatch, preset, values, recipe)
+
+
+def test_a_key_lost_in_one_row_that_was_not_sampled_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, recipe = _spec("hf_diffllama"), Recipe("float16")
+    inputs = draw(spec, SQUARE, "discriminating", 2, recipe.storage)
+    some = _sample(monkeypatch, spec, inputs, recipe)
+    assert some.sample is not None
+    (t, *_) = (t for t in range(30, 192) if t not in some.sample.queries)
+    mask = np.ones((1, 1, 192, 192), dtype=bool)
+    mask[..., t, 0:2] = False
+    right = evaluate(spec, some.inputs, recipe, HELD_OUT[0])["out"]
+    wrong = evaluate(spec, {**some.inputs, "mask": mask}, recipe, HELD_OUT[0])["out"]
+    assert some.judge(right)
+    verdict = some.judge(wrong)
+    assert verdict.status == "fail"
+    assert f"t {t})" in str(verdict)
+
+
+def test_log_sum_exps_are_judged_by_a_sample_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = _spec("hf_diffllama")
+    inputs = draw(spec, SQUARE, "natural", 3, "bfloat16")
+    whole, some = budget(spec, inputs, "bfloat16"), _sample(monkeypatch, spec, inputs, Recipe("bfloat16"))
+    assert some.sample is not None
+    (expected, allowed), (same, bounded) = whole.absolute("lse1"), some.absolute("lse1")
+    np.testing.assert_array_equal(expected, same)
+    others = np.delete(bounded / allowed, some.sample.queries, axis=-1)
+    assert others.min() > 0.8
+    assert np.median(others) < 4
+    assert some.judge({"lse1": expected, "lse2": truth(spec, inputs).lse2})
+    assert "base 2" in str(some.judge({"lse1": expected / np.log(2)}))
+
+
+@pytest.mark.parametrize(("values", "recipe"), [("extreme", "bfloat16"), ("extreme", "float16")])
+def test_where_errors_do_not_add_up_all_rows_are_run(values: str, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = _spec("hf_diffllama")
+    inputs = draw(spec, SQUARE, values, 4, recipe)
+    inputs["q"] = (40 * inputs["q"].astype(np.float32)).astype(inputs["q"].dtype)
+    whole, some = budget(spec, inputs, recipe), _sample(monkeypatch, spec, inputs, Recipe(recipe))
+    assert some.sample is None
+    np.testing.assert_array_equal(some.rows["out"], whole.rows["out"])
+
+
+@pytest.mark.parametrize("preset", ["hf_diffllama", "timm", "diff_v2"])
+def test_the_problem_of_some_queries_has_their_rows(preset: str) -> None:
+    spec = _spec(preset)
+    structure = Structure(batch=2, queries=11, keys=13, padding="left", bias=True, window=7)
+    inputs = as_float64(spec, draw(spec, structure, "natural", 0, "float32"))
+    rows = np.array([0, 3, 4, 10])
+    some, part = only_queries(spec, inputs, rows)
+    whole = truth(spec, inputs, want=("out",)).out
+    np.testing.assert_allclose(truth(some, part, want=("out",)).out, whole[:, :, rows], rtol=1e-12, atol=1e-13)
+
+
+def test_only_large_dense_cores_are_sampled() -> None:
+    spec = _spec("hf_diffllama")
+    q = {"q": np.zeros((1, 4, 1024, 16)), "k": np.zeros((1, 2, 1024, 16))}
+    assert is_large(spec, q)
+    assert not is_large(spec, {**q, "q": q["q"][:, :, :128]}), "few scores"
+    assert not is_large(spec, {"q": np.zeros((64, 4, 128, 16)), "k": np.zeros((64, 2, 1024, 16))}), "few queries"
+    assert not is_large(spec, {**q, "cu_seqlens_q": np.array([0, 1024])})
+    assert not is_large(spec.replace(padded_queries="any"), q)
+    assert not is_large(spec, {"x": np.zeros((1, 1024, 64))})
