@@ -18,7 +18,7 @@ from refdiff.bench import machine, sizes
 from refdiff.bench.device import CEILINGS, SIXTEEN_BITS
 from refdiff.bench.model_side import LOOKED_UP
 from refdiff.bench.processes import Child, ChildError, first_output
-from refdiff.bench.rows import POSSIBLE, WEIGHT, Row, Work, work_of
+from refdiff.bench.rows import OF_ORACLE, POSSIBLE, WEIGHT, Row, Work, work_of
 from refdiff.bench.side import Settings
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
@@ -35,7 +35,7 @@ ONLY = {
 
 DECODED_FOR_MEMORY = 16
 LOOKUP_PROMPT = 256
-ENDING = ("cold", "load", "memory")
+ENDING = ("cold", "load", "memory", *OF_ORACLE)
 """Rows whose processes end with them; they come before those whose processes stay and hold a model each."""
 
 Answer = dict[str, Any]
@@ -140,8 +140,11 @@ class Measured:
     @property
     def title(self) -> str:
         """How a table names it."""
-        memory = self.row.kind == "train" and self.work.unit == "B"
-        return f"training memory, {self.row.model}" if memory else self.row.title
+        if self.work.unit != "B" or self.row.kind not in ("train", *OF_ORACLE):
+            return self.row.title
+        if self.row.kind == "train":
+            return f"training memory, {self.row.model}"
+        return f"memory of {self.row.kind}, {self.row.size} × {self.row.batch}"
 
     @property
     def failed(self) -> bool:
@@ -215,6 +218,8 @@ class Measurer:
 
     def sides_of(self, row: Row) -> list[str]:
         """Name who takes part in a row."""
+        if row.kind in OF_ORACLE:
+            return [OURS]
         return [OURS, *(name for name in self.options.against if row.kind in ONLY.get(name, (row.kind,)))]
 
     def check(self) -> None:
@@ -227,7 +232,9 @@ class Measurer:
             self._child(name)
 
     def measure(self, row: Row) -> list[Measured]:
-        """Measure one row; a training row gives its memory as a second one."""
+        """Measure one row; one of training or of the oracle gives its memory as a second one."""
+        if row.kind in OF_ORACLE:
+            return self._oracle(row)
         if row.kind == "train":
             with tempfile.TemporaryDirectory(prefix="refdiff-bench-") as folder:
                 return self._train(row, folder)
@@ -327,6 +334,16 @@ class Measurer:
             return {"seconds": seconds, "text": text.strip()}
 
         return request
+
+    def _oracle(self, row: Row) -> list[Measured]:
+        """Measure in a new process each time, whose memory is that of this one answer."""
+        seconds, peaks = [], []
+        for _ in range(self.options.pairs):
+            self._turn(row, OURS)
+            with Child("oracle", self.options.settings) as child:
+                seconds.append(child.request(row.kind, size=row.size, heads=row.batch))
+                peaks.append(child.request("peak"))
+        return [Measured(row, Work("s"), {OURS: seconds}), Measured(row, Work("B"), {OURS: peaks})]
 
     def _train(self, row: Row, folder: str) -> list[Measured]:
         """Measure steps in processes that do nothing else, so that their memory is that of training."""

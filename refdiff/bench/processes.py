@@ -30,6 +30,7 @@ SIDES = {
     "transformers": ("peers", "TransformersSide"),
     "numpy": ("peers", "NumpySide"),
     "onnxruntime": ("peers", "OnnxRuntimeSide"),
+    "oracle": ("oracle_side", "OracleSide"),
     "ceilings": ("ceilings", "CeilingSide"),
 }
 """Name → module and class."""

@@ -19,12 +19,17 @@ KINDS = {
     "edit": "the same with a program of which some names are changed",
     "memory": "most memory of a new process that reads SIZE tokens and decodes 16",
     "product": "one weight of 2048 × 8192 with SIZE tokens",
+    "check": "the oracle's check of SIZE queries and keys of xB heads in bfloat16: processor time, then most memory",
+    "diagnose": "the oracle's diagnosis of the same with heads paired in another order",
     "train": f"forward, backward and AdamW of a model of {' or '.join(TRAINED)}",
 }
 """Kind of row → what is measured."""
 
-_SIZED = ("prefill", "decode", "memory", "product")
-_BATCHED = ("prefill", "decode", "memory")
+OF_ORACLE = ("check", "diagnose")
+"""Kinds of rows that need neither a model nor another side."""
+
+_SIZED = ("prefill", "decode", "memory", "product", *OF_ORACLE)
+_BATCHED = ("prefill", "decode", "memory", *OF_ORACLE)
 _SPELLED = re.compile(r"([a-z]+)(?::(\w+?))?(?:x(\d+))?")
 
 
@@ -57,6 +62,8 @@ class Row:
                 return "prompt lookup, an edit"
             case "product":
                 return f"product, {self.size} token{'s' * (self.size > 1)}"
+            case "check" | "diagnose":
+                return f"{self.kind} {self.size}, {self.batch} head{'s' * (self.batch > 1)}"
             case "train":
                 return f"training step, {self.model}"
             case _:
@@ -64,8 +71,8 @@ class Row:
 
     @property
     def needs_model(self) -> bool:
-        """Whether it needs the checkpoint: training has models of its own, and products have none."""
-        return self.kind not in ("train", "product")
+        """Whether it needs the checkpoint: training has models of its own, and the others have none."""
+        return self.kind not in ("train", "product", *OF_ORACLE)
 
 
 def parse_rows(text: str) -> list[Row]:
@@ -109,6 +116,9 @@ QUICK = parse_rows("cold,load,prefill:32,decode:32,decode:32x3,lookup,edit,memor
 
 TRAIN = parse_rows("train:3m,train:30m")
 QUICK_TRAIN = parse_rows("train:tiny")
+
+ORACLE = parse_rows("check:1024x32,check:4096x8,diagnose:256x4")
+"""What the guide for kernel authors has."""
 
 WEIGHT = 2048, 8192
 """Outputs and inputs of the weight that `product` multiplies with."""
@@ -174,7 +184,7 @@ def work_of(
     **shape: int,
 ) -> Work:
     """Count a row's work on a model of `itemsize` bytes a number, `matrices` in a matrix; `shape` is of training."""
-    if row.kind in ("cold", "load"):
+    if row.kind in ("cold", "load", *OF_ORACLE):
         return Work("s")
     if row.kind == "memory":
         return Work("B")

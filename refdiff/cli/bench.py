@@ -63,7 +63,8 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
         f"--against is {', '.join(PEERS)}, and may be given several times. onnxruntime and numpy have products only; "
         "stored is refdiff with --weights stored.",
         "--rows: cold, load, lookup, edit, prefill:TOKENS, decode:CONTEXT, memory:CONTEXT, product:TOKENS, train:3m, "
-        "train:30m; xN after a number of tokens for N sequences at once, as in decode:128x8.",
+        "train:30m; xN after a number of tokens for N sequences at once, as in decode:128x8. check:TOKENSxHEADS and "
+        "diagnose:TOKENSxHEADS measure the oracle, in seconds of the processor.",
         "--dtype float16 and bfloat16 need --backend cupy; tokens may then differ, and are not compared.",
     ]
 
@@ -143,11 +144,12 @@ def _check_plot(rows: list[Row]) -> None:
 def _rows_of_a_device(args: argparse.Namespace, rows: list[Row]) -> list[Row]:
     """Leave out, or refuse, what is only measured on a processor."""
     from refdiff.bench.device import SIXTEEN_BITS
+    from refdiff.bench.rows import OF_ORACLE
 
     if args.rows is None:
         rows = [row for row in rows if row.kind != "product"]
-    elif any(row.kind == "product" for row in rows):
-        raise UsageError("--rows product: is measured on a CPU; leave out --backend cupy")
+    elif kind := next((row.kind for row in rows if row.kind in ("product", *OF_ORACLE)), None):
+        raise UsageError(f"--rows {kind}: is measured on a CPU; leave out --backend cupy")
     for name in PRODUCTS_ONLY:
         if name in (args.against or ()):
             raise UsageError(f"--against {name}: compares products, on a CPU; with --backend cupy name another")

@@ -284,6 +284,16 @@ def test_training_gives_its_memory_too(fake: type[FakeChild], tiny_checkpoint: P
     assert [(do, *what) for do, _, *what in steps] == [("train", 2, 5, 2048)] * 3
 
 
+def test_the_oracle_is_measured_in_a_new_process_each_time() -> None:
+    rows, options = parse_rows("check:19x2,diagnose:23x2"), _options(None)
+    found = list(bench.run(rows, options))
+    assert [m.error for m in found] == [None] * 4
+    assert [m.to_dict()["unit"] for m in found] == ["s", "B"] * 2
+    assert [m.title for m in found[:2]] == ["check 19, 2 heads", "memory of check, 19 × 2"]
+    assert found[0].answers["refdiff"][0]["seconds"] > 0
+    assert found[1].answers["refdiff"][0]["bytes"] > 1e7
+
+
 def test_the_start_of_a_command_is_what_a_user_runs(
     fake: type[FakeChild], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

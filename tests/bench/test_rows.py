@@ -12,7 +12,7 @@ import pytest
 import refdiff
 from refdiff.backends import Backend, decoder, overlay
 from refdiff.bench.model_side import random_ids
-from refdiff.bench.rows import ALL, KINDS, QUICK, QUICK_TRAIN, TRAIN, Row, Work, parse_rows, work_of
+from refdiff.bench.rows import ALL, KINDS, OF_ORACLE, ORACLE, QUICK, QUICK_TRAIN, TRAIN, Row, Work, parse_rows, work_of
 
 
 def test_rows_are_read() -> None:
@@ -24,14 +24,16 @@ def test_rows_are_read() -> None:
     ]
 
 
-@pytest.mark.parametrize("row", [*ALL, *QUICK, *TRAIN, *QUICK_TRAIN], ids=lambda row: row.spelled)
+@pytest.mark.parametrize("row", [*ALL, *QUICK, *TRAIN, *QUICK_TRAIN, *ORACLE], ids=lambda row: row.spelled)
 def test_what_is_spelled_is_read(row: Row) -> None:
     assert parse_rows(row.spelled) == [row]
 
 
 def test_every_kind_is_measured_by_default() -> None:
-    assert {row.kind for row in [*ALL, *TRAIN]} == set(KINDS)
-    assert {row.kind for row in [*QUICK, *QUICK_TRAIN]} == set(KINDS)
+    of_models = set(KINDS) - set(OF_ORACLE)
+    assert {row.kind for row in [*ALL, *TRAIN]} == of_models
+    assert {row.kind for row in [*QUICK, *QUICK_TRAIN]} == of_models
+    assert {row.kind for row in ORACLE} == set(OF_ORACLE)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,8 @@ def test_errors(text: str, message: str) -> None:
         ("product:1", "product, 1 token"),
         ("product:8", "product, 8 tokens"),
         ("train:30m", "training step, 30m"),
+        ("check:1024x32", "check 1024, 32 heads"),
+        ("diagnose:256", "diagnose 256, 1 head"),
     ],
 )
 def test_titles(spelled: str, title: str) -> None:
@@ -74,7 +78,9 @@ def test_titles(spelled: str, title: str) -> None:
 
 
 def test_who_needs_a_checkpoint() -> None:
-    assert [row.needs_model for row in parse_rows("train:3m,product:4,cold,prefill:4")] == [False, False, True, True]
+    assert [row.needs_model for row in parse_rows("train:3m,product:4,cold,prefill:4,check:4")] == [
+        False, False, True, True, False,
+    ]  # fmt: skip
 
 
 # 2 layers; q 8×5... are (8, 6), k and v (4, 6), o (6, 8), gate and up (7, 6), down (6, 7)
