@@ -133,13 +133,15 @@ class Arithmetic:
         with np.errstate(invalid="ignore", over="ignore"):
             size = np.asarray(np.abs(x))
             np.copyto(size, 0.0, where=~np.isfinite(size))
-            off = np.minimum(size, form.tiny)
+            off = np.asarray(np.minimum(size, form.tiny))
             size *= form.u
-            off = USUAL * (size + off)
+            off += size
+            off *= USUAL
             noisy = self._sign(x)
             noisy *= off
             noisy += x
-        np.copyto(noisy, np.copysign(np.inf, x), where=np.abs(noisy) > form.top)
+        if (lost := np.abs(noisy) > form.top).any():
+            np.copyto(noisy, np.copysign(np.inf, x), where=lost)
         return self._flushed(noisy)
 
     def _flushed(self, x: Numpy) -> Numpy:
@@ -149,7 +151,9 @@ class Arithmetic:
         return x
 
     def _sign(self, x: Numpy) -> Numpy:
-        signs = np.asarray(self._random.integers(0, 2, x.shape) * 2.0)
+        bits = self._random.integers(0, 2**32, x.shape, dtype=np.uint32) >> np.uint32(31)
+        signs = np.asarray(bits, dtype=np.float64)  # as of integers(0, 2, …), in a fifth of the time
+        signs *= 2.0
         signs -= 1.0
         return signs
 
