@@ -105,7 +105,7 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     error = np.subtract(actual, budget.expected, out=np.zeros_like(budget.expected), where=counted)
     np.abs(error, out=error)
     by_row = root_mean_square(error)
-    seen = counted.any(axis=-1)
+    seen: Numpy = np.asarray(counted.any(axis=-1))
     rows = np.where(budget.doubtful, 0.0, budget.rows)
     ratio = np.where(seen, over(by_row, rows), 0.0)
     found.append(_largest("bound", np.where(seen, over(by_row, budget.bounds), 0.0), 1.0, "hard bound B_r"))
