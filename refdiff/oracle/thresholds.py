@@ -41,8 +41,8 @@ class Thresholds:
             by 2⁻¹⁴·² in the log-sum-exp of equal scores, bfloat16 and float16 alike.
         sample_scores, sample_queries: from so many scores on, so many queries are run in all orders (`row_sample`). All
             rows of fewer take no more than about three seconds.
-        sample_scatter: of E_r over its estimate, the largest may be so many times the usual one. It is 1.2 to 3.2 over
-            all profiles in bfloat16 and float32.
+        sample_scatter: of E_r over its estimate, the largest may be so many times the usual one. It is 1.2 to 3.4 over
+            presets, profiles and recipes, and 4 to 8 in float32 where all values are alike.
         linear: a score's error up to which the error of its weight grows as that of the score: exp(0.1) is 1.105.
         sum_terms, sum_members: a sum of many terms is a random walk with a standard deviation of about u/3 ‖terms‖. Of
             1,512 sums of held-out orders (bfloat16 and float16, fused and eager; natural, cancellation, extreme)

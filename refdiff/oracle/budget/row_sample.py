@@ -9,10 +9,10 @@ row is c times its estimate.
 
 The rule is kept, because
 
-1. a sampled row has the E_r that it would have if all rows were run;
+1. a sampled row has the E_r of all orders, as if all rows were run;
 2. any other has at least as much as the worst sampled row of its estimate, so that a correct kernel is no nearer to the
-   limit there; it may have up to c over the usual ratio more, which is 1.2 to 3 over all profiles and recipes, and 8
-   (`Thresholds.sample_scatter`) or all rows are run. A wrong row is wrong by more than that, or by little everywhere:
+   limit there; it may have up to c over the usual ratio more, which is 1.2 to 3.4 for values that differ; beyond 8
+   (`Thresholds.sample_scatter`) all rows are run. A wrong row is wrong by more than that, or by little everywhere:
    then the sampled rows show it, whose bulk is judged by itself;
 3. where the first order does not hold, nothing is estimated: queries whose scores are off by a tenth or more, or come
    near the end of the type's range, are all in the sample, and where they are more than half, all rows are run.
