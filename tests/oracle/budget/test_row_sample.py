@@ -50,16 +50,18 @@ def _compare(monkeypatch: pytest.MonkeyPatch, preset: str, values: str, name: st
     inputs = draw(spec, SQUARE, values, 5, recipe.storage)
     whole, some = budget(spec, inputs, recipe), _sample(monkeypatch, spec, inputs, recipe)
     assert whole.sample is None
-    assert some.sample is not None
+    if some.sample is None:
+        assert values == "degenerate", "where all values are alike, errors follow no estimate, and all rows are run"
+        np.testing.assert_array_equal(some.rows["out"], whole.rows["out"])
+        return
     queries = some.sample.queries
     assert len(queries) < 60
     ratio = some.rows["out"] / whole.rows["out"]
-    same = ratio[..., queries]
-    assert 0.6 < same.mean() < 1.6, "the same orders, other errors at random"
-    assert 0.3 < same.min() <= same.max() < 3
-    others = np.delete(ratio, queries, axis=-1)
-    assert others.min() > 0.6, "a correct kernel comes no nearer to the limit than by errors at random"
-    assert np.median(others) < (9 if values == "degenerate" else 4), "and a wrong one is seen"
+    luck = float(ratio[..., queries].mean())
+    assert 0.4 < luck < 2.5, "the same orders, other errors at random, of which that of λ is one for all rows"
+    others = np.delete(ratio, queries, axis=-1) / luck
+    assert others.min() > 0.5, "a correct kernel comes no nearer to the limit than by errors at random"
+    assert np.median(others) < (4 if recipe.storage != "float32" else 9), "and a wrong one is seen"
     for order in HELD_OUT:
         right = evaluate(spec, some.inputs, recipe, order)["out"]
         assert some.judge(right).status == whole.judge(right).status
