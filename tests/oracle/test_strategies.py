@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from refdiff.oracle.cases.fixed import PROFILES, Case
 from refdiff.oracle.deviations import EVERY, Problem, output
-from refdiff.oracle.deviations.blind_spots import blind_spots, output_of
+from refdiff.oracle.deviations.blind_spots import blind_spots
+from refdiff.oracle.deviations.deviation import output_with
 from refdiff.oracle.inputs.validation import as_float64, check_inputs
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.strategies import Structure, cases, draw, specs, structures
@@ -54,7 +55,7 @@ BY_NAME = {d.name: d for d in EVERY}
 def hides(case: Case, name: str) -> bool:
     """Whether a deviation does nothing to the output of a case."""
     exact = as_float64(case.spec, case.inputs)
-    wrong = output_of(case.spec, exact, BY_NAME[name])
+    wrong = output_with(case.spec, exact, [BY_NAME[name]])
     return wrong is None or np.allclose(wrong, output(Problem(case.spec, exact)), rtol=0, atol=1e-12)
 
 

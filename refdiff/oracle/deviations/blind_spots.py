@@ -9,9 +9,8 @@ import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.budget.statistics import over, root_mean_square
-from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
+from refdiff.oracle.deviations.deviation import Deviation, Problem, output, output_with
 from refdiff.oracle.deviations.listed import deviations, kind_of
-from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -49,7 +48,7 @@ def blind_spots(
     for deviation in deviations(revealing(spec), kind_of(exact)):
         if among is not None and deviation.name not in among:
             continue
-        wrong = output_of(spec, exact, deviation)
+        wrong = output_with(spec, exact, [deviation])
         if wrong is None or right is None or not _is_seen(wrong, right, allowed):
             blind.append(deviation)
     return tuple(blind)
@@ -57,7 +56,7 @@ def blind_spots(
 
 def effect(spec: Spec, inputs: Mapping[str, Any], deviation: Deviation, allowed: Budget) -> float:
     """How far a deviation moves the output, in budgets of the row in which that is most."""
-    wrong = output_of(spec, as_float64(spec, allowed.inputs), deviation)
+    wrong = output_with(spec, as_float64(spec, allowed.inputs), [deviation])
     if wrong is None:
         return 0.0
     expected, rows = allowed.expected["out"], allowed.rows["out"]
@@ -65,12 +64,6 @@ def effect(spec: Spec, inputs: Mapping[str, Any], deviation: Deviation, allowed:
         return np.inf
     off = np.where(np.isfinite(expected), wrong - expected, 0.0)
     return float(np.max(over(root_mean_square(off), rows), initial=0.0))
-
-
-def output_of(spec: Spec, inputs: Inputs, deviation: Deviation) -> Numpy | None:
-    """What a kernel with this deviation computes; None where these inputs have no such deviation."""
-    problem = deviated(spec, inputs, [deviation])
-    return None if problem is None else output(problem)
 
 
 def _is_seen(wrong: Numpy, right: Numpy, allowed: Budget | None) -> bool:

@@ -104,6 +104,12 @@ def output(problem: Problem) -> Numpy | None:
         return None
 
 
+def output_with(spec: Spec, inputs: Inputs, deviations: Iterable[Deviation]) -> Numpy | None:
+    """The output of a kernel with all of `deviations`; None where these inputs have no such kernel."""
+    problem = deviated(spec, inputs, deviations)
+    return None if problem is None else output(problem)
+
+
 def _recast(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:
     """The same memory read as the changed spec has it; None where it does not fit."""
     if (changed.heads, changed.out_dim) != (spec.heads, spec.out_dim):

@@ -32,8 +32,9 @@ def _reread(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.moveaxis(x.reshape(B, T, H, d), 2, 1)
 
 
-def _padding_seen(spec: Spec, inputs: Inputs) -> Inputs | None:
-    return {name: x for name, x in inputs.items() if name != "key_mask"}
+def _unread(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Leave these inputs out."""
+    return lambda spec, inputs: {name: x for name, x in inputs.items() if name not in names}
 
 
 def _sequences_seen_together(spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -63,34 +64,16 @@ def _pages_as_they_lie(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "block_table": np.arange(table.size).reshape(table.shape) % max(1, pages)}
 
 
-def _last_page_whole(spec: Spec, inputs: Inputs) -> Inputs | None:
-    if "block_table" not in inputs:
-        return None
-    p = inputs["k_pages"].shape[2]
-    return {**inputs, "lengths": -(-inputs["lengths"] // p) * p}
+def _lengths_of_pages(rounded: Callable[[Any, int], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
+    """The lengths of sequences rounded to whole pages of p keys."""
 
+    def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
+        if "block_table" not in inputs:
+            return None
+        p = inputs["k_pages"].shape[2]
+        return {**inputs, "lengths": rounded(inputs["lengths"], p)}
 
-def _last_page_lost(spec: Spec, inputs: Inputs) -> Inputs | None:
-    if "block_table" not in inputs:
-        return None
-    p = inputs["k_pages"].shape[2]
-    return {**inputs, "lengths": inputs["lengths"] // p * p}
-
-
-def _positions_given_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
-    return {name: x for name, x in inputs.items() if not name.endswith("_positions")}
-
-
-def _mask_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
-    return {name: x for name, x in inputs.items() if name != "mask"}
-
-
-def _bias_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
-    return {name: x for name, x in inputs.items() if name != "bias"}
-
-
-def _past_unread(spec: Spec, inputs: Inputs) -> Inputs | None:
-    return {name: x for name, x in inputs.items() if name != "x_past"}
+    return misread
 
 
 def _triangle_moved(by: int) -> Callable[[Spec, Inputs], tuple[Spec, Inputs] | None]:
@@ -116,12 +99,12 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
               arrays=_tokens_first("v", "v_pages")),
     Deviation("all_read_by_token", "q, k and v, with heads before tokens in memory, read with tokens before heads.",
               "layout", arrays=_tokens_first("q", "k", "k_pages", "v", "v_pages")),
-    Deviation("padding_seen", "Padding seen as if it were text.", "mask", arrays=_padding_seen),
-    Deviation("mask_unread", "The mask that is given not used.", "mask", arrays=_mask_unread),
-    Deviation("bias_unread", "The bias that is given not used.", "bias", arrays=_bias_unread),
+    Deviation("padding_seen", "Padding seen as if it were text.", "mask", arrays=_unread("key_mask")),
+    Deviation("mask_unread", "The mask that is given not used.", "mask", arrays=_unread("mask")),
+    Deviation("bias_unread", "The bias that is given not used.", "bias", arrays=_unread("bias")),
     Deviation("positions_unread", "The positions that are given not used.", "rope offset",
-              arrays=_positions_given_unread),
-    Deviation("past_unread", "What came before not seen.", "cache", arrays=_past_unread),
+              arrays=_unread("q_positions", "k_positions")),
+    Deviation("past_unread", "What came before not seen.", "cache", arrays=_unread("x_past")),
     Deviation("sequences_seen_together", "Packed sequences see each other.", "packed", arrays=_sequences_seen_together),
     Deviation("positions_not_restarted", "Positions counted through all packed sequences.", "packed",
               arrays=_positions_not_restarted),
@@ -129,8 +112,10 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
               arrays=_keys_start_with_the_queries),
     Deviation("pages_as_they_lie", "Pages read in the order of memory, not of the table.", "paged",
               arrays=_pages_as_they_lie),
-    Deviation("last_page_lost", "A last page that is not full not read.", "paged", arrays=_last_page_lost),
-    Deviation("last_page_whole", "The last page of each sequence read to its end.", "paged", arrays=_last_page_whole),
+    Deviation("last_page_lost", "A last page that is not full not read.", "paged",
+              arrays=_lengths_of_pages(lambda n, p: n // p * p)),
+    Deviation("last_page_whole", "The last page of each sequence read to its end.", "paged",
+              arrays=_lengths_of_pages(lambda n, p: -(-n // p) * p)),
 )  # fmt: skip
 
 TRIANGLE_DEVIATIONS: tuple[Deviation, ...] = (

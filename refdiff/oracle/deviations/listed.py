@@ -11,7 +11,7 @@ import numpy as np
 
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
-from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
+from refdiff.oracle.deviations.deviation import Deviation, Problem, output, output_with
 from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
 from refdiff.oracle.inputs import kind_of as kind_of
@@ -66,8 +66,8 @@ def deviations(spec: Spec, kind: str = "dense") -> tuple[Deviation, ...]:
 
 
 def _result(spec: Spec, inputs: Inputs, deviation: Deviation) -> Numpy | None:
-    problem = deviated(spec, inputs, [deviation])
-    return None if problem is None or (out := output(problem)) is None else _flat(out)
+    out = output_with(spec, inputs, [deviation])
+    return None if out is None else _flat(out)
 
 
 def _flat(x: Numpy | None) -> Numpy:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.deviations.deviation import deviated, output
+from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
 from refdiff.oracle.deviations.listed import deviations
+from refdiff.oracle.deviations.tiles import UNUSUAL
+from refdiff.oracle.diagnosis.disambiguation import separating
 from refdiff.oracle.diagnosis.fits import fits
+from refdiff.oracle.diagnosis.hidden_keys import hidden_keys
 from refdiff.oracle.diagnosis.places import Damage, damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
-from refdiff.oracle.diagnosis.separating import separating
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, quick_residual
 from refdiff.oracle.inputs import kind_of
@@ -21,7 +25,10 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.verdict import PASS
 
+BITS = "the output is right, and its bits are taken for whole numbers: .view(ml_dtypes.bfloat16) makes them numbers"
 UNWRITTEN = "an output that nothing was written to looks the same"
+MOST_FIELDS = 2
+"""Of so many fields another value is tried, each with all deviations, and their pairs, from what the spec then is."""
 COARSER = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
 """By storage type, the recipes that round more, the finest first."""
 
@@ -36,28 +43,77 @@ def name_output(
     damages = [damage(t.actual, b) for t, b in zip(targets, known, strict=True)]
     where, not_finite = _where([d.lines for d in damages]), any(d.not_finite for d in damages)
     right = _right(targets, known, damages, failing)
-    fitting, closest, notes = search(
-        spec, targets, deviations(spec, kinds.pop()), most, not_finite=not_finite, right=right
-    )
+    every = (*deviations(spec, kinds.pop()), *UNUSUAL)
+    fitting, closest, notes = search(spec, targets, every, most, not_finite=not_finite, right=right)
     if len(fitting) == 1:
         return _one(spec, targets, fitting[0], notes, where, finite=not not_finite, local=right is not None)
     if fitting:
         return Ranking(AMBIGUOUS, tuple(fitting), separating=separating(spec, recipe, fitting), where=where)
+    if all(_are_bits(t, b) for t, b in zip(targets, known, strict=True)):
+        return Ranking(NONE_FITS, notes=(BITS,))
     # of what passes as right, any number fits; and none gives NaN
     fitted = () if NEARLY_RIGHT in notes or not_finite else fits(spec, targets, local=right is not None)
     if any(f.fits for f in fitted):
         return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
-    other = None if not_finite or right is not None else matching_recipe(spec, recipe, Parts.of(spec, targets).small)
+    parts = Parts.of(spec, targets)
+    other = None if not_finite or right is not None else matching_recipe(spec, recipe, parts.small)
     if other is not None:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
+    if NEARLY_RIGHT not in notes:
+        where += _where([_keys(spec, t) if fails else () for t, fails in zip(targets, failing, strict=True)])
     shown = tuple(c for c in closest if c.explains >= THRESHOLDS.explained)
     pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
     told = [_how_close(closest, pairs)]
     if any(len(c.deviations) > 1 for c in shown):
-        first = _first_to_mend(spec, targets, shown)
+        first = _first_to_mend(spec, parts, shown)
         shown = (first,)
         told.append(f"several: first mend {first.name}, which alone explains {first.explains:.0%}, then ask again")
+    if pairs and right is None and (rest := loosened(spec, recipe, parts, every, closest)):
+        told.append(rest)
     return Ranking(NONE_FITS, shown, fitted, notes=(*told, *notes), where=where)
+
+
+def _keys(spec: Spec, target: Target) -> tuple[str, ...]:
+    found = hidden_keys(spec, target)
+    return (found,) if found else ()
+
+
+def _are_bits(target: Target, known: Budget) -> bool:
+    """Whether an output is right in bfloat16, and its bits are given as whole numbers, with a sign or without."""
+    x = target.actual
+    if not np.array_equal(x, np.round(x)) or not 255 < np.max(np.abs(x), initial=0.0) < 2**16:
+        return False
+    numbers = (x.astype(np.int64).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return known.judge({"out": numbers}).status == PASS
+
+
+def loosened(
+    spec: Spec, recipe: Recipe, parts: Parts, every: Sequence[Deviation], closest: Sequence[Candidate]
+) -> str | None:
+    """Say what an output is with another value of one field of the spec; None where no such spec has a name for it.
+
+    Fields are tried that explain most, alone or beside another deviation.
+    """
+    alone = [c for d in every if d.fields and (c := _alone(spec, parts, d)).explains >= THRESHOLDS.explained]
+    best = sorted((*alone, *closest), key=lambda c: -c.explains)
+    fields = dict.fromkeys(d for c in best for d in c.deviations if d.fields)
+    found = (_with_field(spec, recipe, parts.whole, d) for d in list(fields)[:MOST_FIELDS])
+    return next((text for text in found if text), None)
+
+
+def _with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], field: Deviation) -> str | None:
+    """What the outputs are where the spec is changed by this deviation."""
+    problems = [field.apply(Problem(spec, t.inputs)) for t in targets]
+    known = [budget(p.spec, p.inputs, recipe, members=4) for p in problems if p is not None]
+    if len(known) < len(targets):
+        return None
+    other = known[0].spec
+    looser = tuple(Target.of(t.actual, b) for t, b in zip(targets, known, strict=True))
+    most = 1 if Parts.of(other, looser).are_parts else 2  # of large inputs pairs take long
+    fitting, _, _ = search(other, looser, deviations(other, kind_of(looser[0].inputs)), most)
+    names = [c.name for c in fitting] or [f.text for f in fits(other, looser) if f.fits][:1]
+    fields = ", ".join(f"{n}={x!r}" for n, x in other.to_dict().items() if x != getattr(spec, n))
+    return f"with {fields} it is {' or '.join(names)}" if names else None
 
 
 def _right(
@@ -66,7 +122,7 @@ def _right(
     """The rows that are right, where every output that fails is wrong in one place only."""
     if not all(d.local or not fails for d, fails in zip(damages, failing, strict=True)):
         return None
-    return tuple(right_rows(t.actual, b) for t, b in zip(targets, known, strict=True))
+    return tuple(right_rows(t.actual, b.tensors["out"]) for t, b in zip(targets, known, strict=True))
 
 
 def _one(
@@ -83,16 +139,19 @@ def _one(
     return Ranking(UNIQUE, (one,), notes=(UNWRITTEN, *notes) if zero else notes)
 
 
-def _first_to_mend(spec: Spec, targets: tuple[Target, ...], closest: tuple[Candidate, ...]) -> Candidate:
+def _first_to_mend(spec: Spec, parts: Parts, closest: tuple[Candidate, ...]) -> Candidate:
     """Of deviations that do not fit together, which names them wrongly more often than not, the one that does most."""
-    alone = []
-    for d in dict.fromkeys(d for c in closest for d in c.deviations):
-        problems = [deviated(spec, t.inputs, [d]) for t in targets]
-        outs = [None if p is None else output(p) for p in problems]
-        share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
-        residual = max(quick_residual(t, x) for t, x in zip(targets, outs, strict=True))
-        alone.append(Candidate((d,), residual, share, False))
-    return max(alone, key=lambda c: c.explains)
+    every = dict.fromkeys(d for c in closest for d in c.deviations)
+    return max((_alone(spec, parts, d) for d in every), key=lambda c: c.explains)
+
+
+def _alone(spec: Spec, parts: Parts, deviation: Deviation) -> Candidate:
+    """How much of the error one deviation explains by itself, of large inputs in a part."""
+    targets = parts.which((deviation,))
+    outs = [output_with(spec, t.inputs, [deviation]) for t in targets]
+    share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
+    residual = max(quick_residual(t, x) for t, x in zip(targets, outs, strict=True))
+    return Candidate((deviation,), residual, share, False)
 
 
 def _numbers_instead(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:
@@ -109,7 +168,8 @@ def _how_close(closest: list[Candidate], pairs: bool) -> str:
     if best >= THRESHOLDS.explained:
         return f"the closest explains {best:.0%} of the squared difference"
     alone = "alone or in pairs" if pairs else "alone"
-    return f"nothing in the catalogue, {alone}, explains more than {math.ceil(100 * best)}% of the squared difference"
+    most = math.ceil(100 * best - 1e-6)
+    return f"nothing in the catalogue, {alone}, explains more than {most}% of the squared difference"
 
 
 def _where(lines: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

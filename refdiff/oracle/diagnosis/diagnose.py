@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.deviations.blind_spots import blind_spots, output_of, revealing
-from refdiff.oracle.deviations.deviation import Deviation
+from refdiff.oracle.deviations.blind_spots import blind_spots, revealing
+from refdiff.oracle.deviations.deviation import Deviation, output_with
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.answer import name_output
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients
-from refdiff.oracle.diagnosis.ranking import NO_DEVIATION, NONE_FITS, Ranking
+from refdiff.oracle.diagnosis.places import damage
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Ranking
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target, is_wrong, rows_off
-from refdiff.oracle.inputs.outputs import output_alone
+from refdiff.oracle.inputs.outputs import output, output_alone
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.verdict.verdict import FAIL
@@ -37,9 +38,10 @@ def diagnose(
 
     A unique name is that of the fewest deviations that give the outputs; which others may be there as well, because
     the inputs do not show them beside it, is in the notes. Two together, for which one number could stand as well, are
-    ambiguous. Where none fits, numbers with which the output passes are
-    listed, or else the deviations that explain most of the error, and that number which explains 99 % of it; where one
-    place is wrong and the rest is right, that place.
+    ambiguous. Where none fits, numbers with which the output passes are listed, or else the deviations that explain
+    most of the error, and that number which explains 99 % of it; where one place is wrong and the rest is right, that
+    place, and the keys that seem to be lost there. Where one field of the spec explains most, the rest is looked for
+    with another value of that field: "with norm='none' it is layer_norm".
 
     Printed, an answer is a name with what it means, its row in the catalogue and where it happened:
 
@@ -72,8 +74,8 @@ def diagnose(
     Args:
         actual: the output, an array of any library, or a mapping with it under "out", or with gradients or log-sum-exps
             alone. Or a list of them, one for each of a list of `inputs`: a name must then fit all, and what one case
-            hides the other may show. A name is of the output; what else `check` judges and is wrong where the output is
-            right stands in the notes, and the deviation of which wrong gradients are.
+            hides the other may show. A name is of the output, or of the gradients where the output is right; what else
+            `check` judges and is wrong then stands in the notes.
         dout: as in `check`, where the mapping has gradients; a list with a list.
         recipe: what the kernel rounds, or a type's name for the usual.
         max_deviations: 1 or 2, how many together are looked for.
@@ -94,10 +96,9 @@ def diagnose(
     failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(known, targets, strict=bool(targets))]
     if any(failing):
         return name_output(spec, recipe, targets, known, failing, max_deviations)
-    beside = _beside(spec, known, outs, douts)
-    if beside or not targets:
-        return Ranking(NONE_FITS if beside else NO_DEVIATION, notes=beside)
-    return Ranking(NO_DEVIATION, notes=_hidden(spec, targets, known))
+    if beside := _beside(spec, known, outs, douts):
+        return beside
+    return Ranking(NO_DEVIATION, notes=_hidden(spec, targets, known) if targets else ())
 
 
 def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, Any]], list[Any], list[Any]]:
@@ -116,20 +117,32 @@ def _out(given: Any) -> Numpy:
     return output_alone(given, "a diagnosis").astype(np.float64)
 
 
-def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any]) -> tuple[str, ...]:
-    """What is wrong though no output is: log-sum-exps, λ, gradients; and of which deviation gradients are."""
+def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any]) -> Ranking | None:
+    """The answer where no output is wrong, but log-sum-exps, λ or gradients are: of which deviation gradients are."""
     said: dict[str, str] = {}
+    where: dict[str, list[str]] = {}
     arrays = [dict(one) if isinstance(one, Mapping) else {"out": one} for one in given]
     for one, b in zip(arrays, known, strict=True):
         more = {name: x for name, x in one.items() if name != "out"}
         tensors = b.judge(more).tensors if more else {}
         for name, found in tensors.items():
-            if found.status == "fail":
+            if found.status == FAIL:
                 wrong = f"the output is right, {name} is not" if "out" in one else f"{name} is wrong"
                 said.setdefault(name, f"{wrong}: {'; '.join((*found.notes, *found.reasons))}")
+                if name in b.tensors:
+                    where.setdefault(name, []).extend(damage(output(one[name], name).astype(np.float64), b, name).lines)
+    if not said:
+        return None
     grads = [name for name in said if name.startswith("d")]
     everywhere = grads and all(name in one for name in grads for one in arrays)
-    return (*said.values(), *(diagnose_gradients(spec, known, arrays, douts, grads) if everywhere else ()))
+    answers = list(diagnose_gradients(spec, known, arrays, douts, grads)) if everywhere else []
+    named = {name for answer in answers if answer.candidates for name in answer.names}
+    lines = tuple(line.replace("it is", f"{name} is", 1) for name in where for line in where[name] if name not in named)
+    notes = (*said.values(), *(answer.text for answer in answers))
+    if len(answers) == 1 and named == set(said):
+        fits = answers[0].candidates
+        return Ranking(UNIQUE if len(fits) == 1 else AMBIGUOUS, fits, notes=notes, where=lines)
+    return Ranking(NONE_FITS, notes=notes, where=lines)
 
 
 def _hidden(spec: Spec, targets: tuple[Target, ...], known: list[Budget]) -> tuple[str, ...]:
@@ -148,7 +161,7 @@ def _shown(spec: Spec, parts: Parts, deviation: Deviation) -> bool:
     on = parts.which((deviation,))
     if on is parts.whole:
         return False
-    wrong = [output_of(spec, t.inputs, deviation) for t in on]
+    wrong = [output_with(spec, t.inputs, [deviation]) for t in on]
     return any(
         x is not None and x.shape == t.expected.shape and is_wrong(rows_off(t, x))
         for x, t in zip(wrong, on, strict=True)

@@ -1,4 +1,4 @@
-"""Several names for one output: which are one function, which the output points away from, what one of them hides."""
+"""Several names for one output: which are one function, which one it points away from, what hides, what separates."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.budget.statistics import RowBudget
-from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.budget.statistics import RowBudget, over, root_mean_square
+from refdiff.oracle.cases.fixed import Case, cases
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output_with
 from refdiff.oracle.deviations.listed import probes
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Judgement, Target, judgement, row_budget
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.judge import judge_rows
@@ -34,9 +38,7 @@ def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, k
     kept: list[tuple[Candidate, list[Numpy | None]]] = []
     for candidate in fitting:
         outs: list[Numpy | None] = [j.wrong for j in evidence[candidate.deviations][1]]
-        for x in probed:
-            problem = deviated(spec, x, candidate.deviations)
-            outs.append(None if problem is None else output(problem))
+        outs += [output_with(spec, x, candidate.deviations) for x in probed]
         for n, (other, known) in enumerate(kept):
             if all(equal(a, b) for a, b in zip(outs, known, strict=True)):
                 kept[n] = (replace(other, also=(*other.also, candidate.name)), known)
@@ -116,8 +118,7 @@ def _own_judgement(spec: Spec, target: Target, candidate: Candidate) -> Judgemen
 
 def _shows(spec: Spec, target: Target, some: list[Deviation], allowed: RowBudget) -> bool:
     """Whether these deviations together give an output of their own, or are no kernel."""
-    problem = deviated(spec, target.inputs, some)
-    out = None if problem is None else output(problem)
+    out = output_with(spec, target.inputs, some)
     return out is None or out.shape != allowed.expected.shape or judge_rows("out", out, allowed).status == FAIL
 
 
@@ -148,3 +149,39 @@ def _place(of: list[Judgement], to: list[Judgement], targets: tuple[Target, ...]
     if not square > 0 or not np.isfinite(square):
         return 0.0, np.inf
     return along / square, float(np.max(np.abs(runs))) / square
+
+
+def separating(spec: Spec, recipe: Recipe, candidates: list[Candidate]) -> Case | None:
+    """Return a case on which as many of the candidates as possible differ from each other; None where none does.
+
+    One in float32 where roundings of 16 bits are larger than what the candidates differ by.
+    """
+    best: tuple[int, Case | None] = (0, None)
+    pairs = len(candidates) * (len(candidates) - 1) // 2
+    for own in (recipe, Recipe.of("float32")):
+        for profile in ("discriminating", "tiny_values", "extreme"):
+            for case in cases(profile, 7, spec=spec, dtype=own.storage):
+                count = _told_apart(case, own, candidates)
+                if count > best[0]:
+                    best = (count, case)
+                if count == pairs:
+                    return case
+    return best[1]
+
+
+def _told_apart(case: Case, recipe: Recipe, candidates: list[Candidate]) -> int:
+    known = budget(case.spec, case.inputs, recipe, members=2)
+    exact = as_float64(case.spec, known.inputs)
+    outs = [output_with(case.spec, exact, candidate.deviations) for candidate in candidates]
+    count = 0
+    for n, a in enumerate(outs):
+        for b in outs[:n]:
+            if a is None or b is None or a.shape != b.shape:
+                count += (a is None) != (b is None)
+            elif not np.array_equal(np.isfinite(a), np.isfinite(b)):
+                count += 1
+            else:
+                apart = root_mean_square(np.where(np.isfinite(a), a - b, 0.0))
+                size = np.maximum(known.rows["out"], recipe.u * root_mean_square(np.where(np.isfinite(a), a, 0.0)))
+                count += float(np.max(over(apart, size), initial=0.0)) > THRESHOLDS.apart
+    return count

@@ -9,8 +9,7 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.fit_layer import spec_at_layer
-from refdiff.oracle.diagnosis.parameter_fit import Trial, held
-from refdiff.oracle.diagnosis.per_head_format import in_words, is_one, spec_value_format
+from refdiff.oracle.diagnosis.parameter_fit import Trial, held, in_words, is_one, spec_value_format
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.variants import Numpy, Target
 from refdiff.oracle.inputs import VECTORS, is_layer
@@ -32,6 +31,8 @@ LAYERS, MOST_NAMES = 30, 3
 def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, and_scale: bool = True) -> list[Trial]:
     """Fit to every head of a core, as s · Norm(A₁V − λ A₂V): λ, if s is the spec's one number; then λ and s together.
 
+    Of inputs whose λ differ, one λ for all is fitted first, then one for each.
+
     Args:
         and_scale: whether both together are fitted.
     """
@@ -40,23 +41,59 @@ def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, and_scale: bool = Tru
         return []
     shown = [_shown(spec, t) for t in targets]
     own = np.asarray(out_factor(spec, inputs, ops_for()))
+    groups: dict[bytes, list[int]] = {}
+    for n, t in enumerate(targets):
+        groups.setdefault(_own_lambda(spec, t.inputs).tobytes(), []).append(n)
     found = []
-    known = [own.item()] if own.size == 1 else []
+    known = [own.item()] if own.size == 1 and (len(groups) == 1 or spec.out_scale != "1 - lambda") else []
     for factor in (*known, None) if and_scale else known:
         lambdas, factors = _by_head(spec, shown, factor)
         if np.isfinite([*lambdas, *factors]).all():
-            found.append(_trial(spec, inputs, lambdas, factors, own, with_scale=factor is None))
+            found.append(_trial(spec, targets, lambdas, factors, own, with_scale=factor is None))
+    if len(groups) > 1 and known:
+        each = {key: _by_head(spec, [shown[n] for n in some], known[0])[0] for key, some in groups.items()}
+        found += _trial_of_each(spec, each, [_own_lambda(spec, targets[some[0]].inputs) for some in groups.values()])
     return found
 
 
-def _trial(spec: Spec, inputs: Inputs, lambdas: Numpy, factors: Numpy, own: Numpy, *, with_scale: bool) -> Trial:
+def _own_lambda(spec: Spec, inputs: Inputs) -> Numpy:
+    """The λ that the spec has of these inputs."""
+    return lambda_of(spec, inputs, ops_for())
+
+
+def _trial(
+    spec: Spec, targets: tuple[Target, ...], lambdas: Numpy, factors: Numpy, own: Numpy, *, with_scale: bool
+) -> Trial:
     """In words, beside what the spec has."""
     h = spec.heads
-    now = spec_value_format(lambda_of(spec, inputs, ops_for()), h)
+    now = " and ".join(dict.fromkeys(spec_value_format(_own_lambda(spec, t.inputs), h) for t in targets))
     text = f"λ is {in_words(lambdas)}, where the spec has {now}"
     if with_scale:
         text += f", and the scale of the output is {in_words(factors)}, where the spec has {spec_value_format(own, h)}"
     return _with_lambda(spec, lambdas, factors, text)
+
+
+def _trial_of_each(spec: Spec, each: dict[bytes, Numpy], own: list[Numpy]) -> list[Trial]:
+    """λ of each input beside the spec's, as one sum or one factor where it is that; not of λ that differ by token."""
+    h = spec.heads
+    if any(x.size not in (1, h) for x in own):
+        return []
+    now = np.stack([np.broadcast_to(x.ravel(), h) for x in own])
+    found = np.stack(list(each.values()))
+    words = "; ".join(
+        f"{in_words(x)}, where the spec has {spec_value_format(y, h)}" for x, y in zip(found, own, strict=True)
+    )
+    if is_one(found - now):
+        more = float(np.median(found - now))
+        words = f"{abs(more):.4g} {'more' if more > 0 else 'less'} than the spec's"
+    elif np.all(now != 0) and is_one(found / now):
+        words = f"{np.median(found / now):.4g} times the spec's"
+    changed = spec.replace(lambda_form="given")
+
+    def problem(x: Inputs) -> Problem:
+        return Problem(changed, _with(x, each[_own_lambda(spec, x).tobytes()]))
+
+    return [Trial("lambda_full", {"lambda_full": found.tolist()}, f"λ is {words}", problem)]
 
 
 def _with_lambda(spec: Spec, lambdas: Numpy, factors: Numpy, text: str) -> Trial:
@@ -122,7 +159,7 @@ def _by_head(
 def with_name(spec: Spec, targets: tuple[Target, ...], fit: Fit, *, large: bool = False) -> Fit:
     """Say what λ is known as, where it is one number and the output passes with exactly that which is known."""
     lambdas = np.asarray(fit.value["lambda_full"])
-    if not fit.fits or not is_one(lambdas):
+    if not fit.fits or lambdas.ndim > 1 or not is_one(lambdas):
         return fit
     factors, value = np.asarray(fit.value["scale"]), float(np.median(lambdas))
     passing = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,14 +34,14 @@ def fit_layer(spec: Spec, parts: Parts) -> list[Fit]:
 
     Layers count as those of the spec do, and from 0 where its λ_init is a constant.
     """
-    target = next((t for t in parts.small if not t.right), None)
-    if target is None:
+    targets = [t for t in parts.small if not t.right]
+    if not targets:
         return []
-    found = (_in_place(spec, place, target, parts) for place in _places(spec))
+    found = (_in_place(spec, place, targets, parts) for place in _places(spec))
     return [fit for fit in found if fit is not None]
 
 
-def _in_place(spec: Spec, place: str, target: Target, parts: Parts) -> Fit | None:
+def _in_place(spec: Spec, place: str, targets: Sequence[Target], parts: Parts) -> Fit | None:
     def problem(layer: int, inputs: Inputs) -> Problem:
         return _problem(spec, place, layer, inputs)
 
@@ -50,7 +50,7 @@ def _in_place(spec: Spec, place: str, target: Target, parts: Parts) -> Fit | Non
         fits = held(trial, parts.in_turn(parts.small), large=large)
         return next((f for f in fits if f.fits), None)
 
-    best = _best(lambda layer: quick_residual(target, output(problem(layer, target.inputs))))
+    best = _best(lambda layer: max(quick_residual(t, output(problem(layer, t.inputs))) for t in targets))
     fit = fitted(best, parts.are_parts)
     if fit is None:
         return None

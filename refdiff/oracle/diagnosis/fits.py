@@ -12,10 +12,10 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
+from refdiff.oracle.deviations.tiles import SIZES, tail, with_tail, with_window_of_tiles
 from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
 from refdiff.oracle.diagnosis.fit_layer import BOTH, PLACES, fit_layer
-from refdiff.oracle.diagnosis.parameter_fit import Trial, held
-from refdiff.oracle.diagnosis.per_head_format import is_one, short_list
+from refdiff.oracle.diagnosis.parameter_fit import Trial, held, is_one, short_list
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
 from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, is_wrong, quick_residual, rows_off
@@ -50,6 +50,7 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
         *layers,
         *([] if named else _factor_and_lambda(spec, parts)),
         *_window(spec, parts),
+        *_tiles(spec, parts),
         *_order_of_heads(targets),
     ]
     if not local:
@@ -183,6 +184,42 @@ def _window(spec: Spec, parts: Parts) -> list[Fit]:
 
 def _last_are_right(target: Target) -> bool:
     return not is_wrong(rows_off(target, target.actual)[:, :, -FEWEST:])
+
+
+def _tiles(spec: Spec, parts: Parts) -> list[Fit]:
+    """Try tiles of every usual size: keys padded to one and not masked, and a window that starts where one does."""
+    found: list[Fit] = []
+    for trials in (_tails(spec, parts.whole), _windows_of_tiles(spec)):
+        if trials:
+            off = [max(quick_residual(t, output(one.problem(t.inputs))) for t in parts.whole) for one in trials]
+            found += held(trials[int(np.argmin(off))], [parts.whole], large=parts.are_parts)
+    return found
+
+
+def _tails(spec: Spec, targets: tuple[Target, ...]) -> list[Trial]:
+    """The numbers of keys to which tiles pad, each with all sizes that give it."""
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for n in SIZES:
+        sizes.setdefault(tuple(tail(spec, t.inputs, n) for t in targets), []).append(n)
+    words = {padding: " or ".join(map(str, some)) for padding, some in sizes.items() if any(padding)}
+    return [
+        Trial("tile", sizes[padding], f"keys are padded with zeros to a multiple of {multiple}, and seen",
+              partial(with_tail, spec, tile=sizes[padding][0]))
+        for padding, multiple in words.items()
+    ]  # fmt: skip
+
+
+def _windows_of_tiles(spec: Spec) -> list[Trial]:
+    if spec.window is None or spec.causal == "none":
+        return []
+    return [
+        Trial("window_tiles", (queries, keys), f"the window starts at a tile of {keys} keys, one for each tile of "
+              f"{queries} queries, where the spec has {spec.window} keys for each query",
+              partial(with_window_of_tiles, spec, queries=queries, keys=keys))
+        for queries in (1, *SIZES)
+        for keys in (1, *SIZES)
+        if queries * keys > 1
+    ]  # fmt: skip
 
 
 def _order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:

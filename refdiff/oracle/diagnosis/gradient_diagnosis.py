@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from refdiff.oracle.budget.budget import Budget
 from refdiff.oracle.budget.statistics import root_mean_square
 from refdiff.oracle.deviations.deviation import Deviation, deviated, ops_with
 from refdiff.oracle.deviations.listed import deviations, kind_of
-from refdiff.oracle.diagnosis.variants import Target, quick_residual
+from refdiff.oracle.diagnosis.ranking import Candidate
+from refdiff.oracle.diagnosis.variants import Target, explained, quick_residual
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.rounding import round_to
@@ -25,9 +27,18 @@ MOST = 3
 """So many deviations that fit are named, of more only how many they are."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What is said of some wrong gradients, by name; the deviations that they are of, if they are of any."""
+
+    text: str
+    names: tuple[str, ...]
+    candidates: tuple[Candidate, ...] = ()
+
+
 def diagnose_gradients(
     spec: Spec, known: Sequence[Budget], given: Sequence[Mapping[str, Any]], douts: Sequence[Any], wrong: Sequence[str]
-) -> Iterator[str]:
+) -> Iterator[Answer]:
     """Say of which deviations the gradients named `wrong` are, first of that which most of them have.
 
     Only deviations that have a backward of their own are tried: other choices of the spec, inputs that are misread, and
@@ -37,12 +48,16 @@ def diagnose_gradients(
     targets = {name: [_target(b, name, one[name]) for b, one in zip(known, given, strict=True)] for name in names}
     by_truth = {name: _off(some, [t.expected for t in some]) for name, some in targets.items()}
     near: dict[Deviation, dict[str, float]] = {}
+    shares: dict[Deviation, dict[str, float]] = {}
     elsewhere: set[Deviation] = set()
     for deviation in _with_a_backward(spec, known):
         found = [_gradients(b, dout, deviation) for b, dout in zip(known, douts, strict=True)]
         off = {name: _off(some, [g.get(name) for g in found]) for name, some in targets.items()}
         near[deviation] = {
             n: off[n] for n in wrong if off[n] < min(THRESHOLDS.near_gradient, by_truth[n] / THRESHOLDS.as_good)
+        }
+        shares[deviation] = {
+            n: min(explained(t, g.get(n)) for t, g in zip(targets[n], found, strict=True)) for n in near[deviation]
         }
         if any(off[n] > THRESHOLDS.as_good * max(1.0, by_truth[n]) for n in names if n not in wrong):
             elsewhere.add(deviation)
@@ -58,7 +73,9 @@ def diagnose_gradients(
         together, limit = of_each[best], THRESHOLDS.as_good * max(1.0, furthest[best])
         fits = [d for d, x in furthest.items() if of_each[d] == together and x <= limit]
         fits = [d for d in fits if d not in elsewhere] or fits
-        yield f"{_listed(together)} {'are those' if len(together) > 1 else 'is that'} of {_named(fits)}"
+        text = f"{_listed(together)} {'are those' if len(together) > 1 else 'is that'} of {_named(fits)}"
+        share = {d: min(shares[d][n] for n in together) for d in fits}
+        yield Answer(text, tuple(together), tuple(Candidate((d,), furthest[d], share[d], True) for d in fits))
         left = [name for name in left if name not in together]
     yield from _by_a_factor({name: targets[name] for name in left})
 
@@ -67,11 +84,12 @@ def _off(targets: Sequence[Target], found: Sequence[Numpy | None]) -> float:
     return max(quick_residual(t, x) for t, x in zip(targets, found, strict=True))
 
 
-def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[str]:
+def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
     """Say which of the gradients are zero, and which a number times the right ones, those of one number together."""
     zero = [name for name, some in targets.items() if not any(np.any(t.actual) for t in some)]
     if zero:
-        yield f"{_listed(zero)} {_is(zero)} zero where {'they' if len(zero) > 1 else 'it'} should not be"
+        text = f"{_listed(zero)} {_is(zero)} zero where {'they' if len(zero) > 1 else 'it'} should not be"
+        yield Answer(text, tuple(zero))
     left = {n: f for n, some in targets.items() if n not in zero and (f := _factor(some)) is not None}
     while left:
         factor = next(iter(left.values()))
@@ -81,7 +99,8 @@ def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[str]:
             if abs(f - factor) < THRESHOLDS.same_factor * abs(factor) and _times(targets[n], factor)
         ]
         left = {n: f for n, f in left.items() if n not in alike}
-        yield f"{_listed(alike)} {_is(alike)} {factor:.4g} times what {'they' if len(alike) > 1 else 'it'} should be"
+        text = f"{_listed(alike)} {_is(alike)} {factor:.4g} times what {'they' if len(alike) > 1 else 'it'} should be"
+        yield Answer(text, tuple(alike))
 
 
 def _listed(names: Sequence[str]) -> str:

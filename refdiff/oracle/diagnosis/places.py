@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget
-from refdiff.oracle.budget.statistics import LIMITS, element_allowance, other_kind, over, root_mean_square, statistics
+from refdiff.oracle.budget.statistics import (
+    LIMITS,
+    RowBudget,
+    element_allowance,
+    other_kind,
+    over,
+    root_mean_square,
+    statistics,
+)
 from refdiff.oracle.diagnosis.region_format import FILLED, Box, indices, repeats
 from refdiff.oracle.diagnosis.rows import NAMES, Place, Rows
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -21,6 +30,8 @@ APART = 2.0
 ELSEWHERE = "everything else is within budget"
 BLOCK = 4
 """The fewest rows or columns that count as a block."""
+MOST_EXCHANGED = 16
+"""Of more rows it is not asked whether they stand in another order."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +43,13 @@ class Damage:
     local: bool = False
 
 
-def damage(actual: Numpy, known: Budget) -> Damage:
-    """Say where an output that fails is wrong, if that is one place; of an error that is everywhere nothing is said."""
-    rows = Rows.of(actual, known)
+def damage(actual: Numpy, known: Budget, name: str = "out") -> Damage:
+    """Say where an output that fails is wrong, if that is one place; of an error that is everywhere nothing is said.
+
+    Args:
+        name: of a gradient, if it is one.
+    """
+    rows = Rows.of(actual, known, name)
     other = other_kind(rows.actual, rows.budget)
     if not other.any():
         place = _local(rows)
@@ -47,9 +62,8 @@ def damage(actual: Numpy, known: Budget) -> Damage:
     return Damage((*lines, *more), True, place is not None or not wrong)
 
 
-def right_rows(actual: Numpy, known: Budget) -> Numpy:
+def right_rows(actual: Numpy, b: RowBudget) -> Numpy:
     """The rows that are right by themselves."""
-    b = known.tensors["out"]
     return ~(_wrong(Rows(actual, b, b.doubtful, b.doubtful))[0] | other_kind(actual, b).any(axis=-1))
 
 
@@ -58,8 +72,9 @@ def _finite(rows: Rows, place: Place | None, it_is: str) -> list[str]:
     lines = []
     zeros = _zeros(rows)
     if place is not None:
-        source = source_of_misplaced(rows, place)  # says more than what the shape of the place looks like
-        why = f"it holds what belongs in {source}, as after a wrong offset" if source else _looks_like(place, rows)
+        # what it holds says more than what the shape of the place looks like
+        looks = ", and ".join(filter(None, (_looks_like(place, rows), _multiplied(rows, place))))
+        why = _misplaced(rows, place) or looks
         lines.append(f"{it_is} wrong only in {place.text}; {ELSEWHERE}{why and f': {why}'}")
     if zeros is not None:
         same = place is not None and place.text == zeros.text
@@ -204,6 +219,39 @@ def _of_tokens(found: Numpy, of: Numpy, alone: bool) -> str:
     return "it looks like a tile not written, or written too early or late" if len(found) >= BLOCK else ""
 
 
+def _misplaced(rows: Rows, place: Place) -> str:
+    """Say where the truth has the numbers of one box of the output, or that its rows are in another order."""
+    if not place.part or place.columns is not None:
+        return ""
+    if source := source_of_misplaced(rows, place):
+        return f"it holds what belongs in {source}, as after a wrong offset"
+    axes, box = rows.budget.axes.split(), _box(rows, place)
+    for n, a in enumerate(axes):
+        if a in place.part and 2 <= len(box[n]) <= MOST_EXCHANGED and (order := _order(rows, box, n)):
+            name = NAMES[a]
+            return f"{name}s {_listed(box[n].tolist())} hold what belongs in {name}s {_listed(order)}"
+    return ""
+
+
+def _order(rows: Rows, box: Box, n: int) -> list[int]:
+    """Which index of axis n of a box each of its indices holds, if it holds them all; else nothing."""
+
+    def at(i: int) -> Box:
+        return tuple(np.asarray([i]) if m == n else some for m, some in enumerate(box))
+
+    order = [next((int(j) for j in box[n] if j != i and _is(rows, at(int(i)), at(int(j)))), -1) for i in box[n]]
+    return order if sorted(order) == box[n].tolist() else []
+
+
+def _listed(some: Sequence[int]) -> str:
+    return f"{', '.join(str(i) for i in some[:-1])} and {some[-1]}"
+
+
+def _box(rows: Rows, place: Place) -> Box:
+    axes, shape = rows.budget.axes.split(), rows.budget.rows.shape
+    return tuple(place.part[a][0] if a in place.part else np.arange(n) for a, n in zip(axes, shape, strict=True))
+
+
 def source_of_misplaced(rows: Rows, place: Place) -> str:
     """Say where the truth has the numbers of one box of the output: "head 2", "tokens 64 to 95"; "" if nowhere.
 
@@ -212,7 +260,7 @@ def source_of_misplaced(rows: Rows, place: Place) -> str:
     axes, shape = rows.budget.axes.split(), rows.budget.rows.shape
     if not place.part or place.columns is not None:
         return ""
-    box = tuple(place.part[a][0] if a in place.part else np.arange(n) for a, n in zip(axes, shape, strict=True))
+    box = _box(rows, place)
     for n, a in enumerate(axes):
         if a in place.part:
             for by in range(-int(box[n][0]), shape[n] - int(box[n][-1])):
@@ -220,6 +268,20 @@ def source_of_misplaced(rows: Rows, place: Place) -> str:
                 if by and _is(rows, box, source):
                     return indices(NAMES[a], source[n], np.arange(shape[n])) or f"other {NAMES[a]}s"
     return ""
+
+
+def _multiplied(rows: Rows, place: Place) -> str:
+    """Say by what factor the numbers of a place differ from the truth, if one factor serves for all of them."""
+    b, wrong = rows.budget, _wrong(rows)[0]
+    x, y, off = rows.actual[wrong], b.expected[wrong], b.rows[wrong]
+    if place.columns is not None:
+        x, y = x[:, place.columns], y[:, place.columns]
+    square = float(np.sum(y * y))
+    factor = float(np.sum(x * y)) / square if x.size > 1 and square > 0 else 0.0
+    if not factor or abs(factor - 1) < THRESHOLDS.same_factor:
+        return ""
+    error = over(root_mean_square(x - factor * y), off * max(1.0, abs(factor)))
+    return f"it is {factor:.4g} times the truth there" if np.max(error) <= LIMITS.row else ""
 
 
 def _is(rows: Rows, box: Box, source: Box) -> bool:

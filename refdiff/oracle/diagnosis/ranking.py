@@ -54,8 +54,7 @@ class Candidate:
             {"name": d.name, "axis": d.axis, "what": d.what, "row": d.row, "link": d.link, "aliases": list(d.aliases)}
             for d in self.deviations
         ]
-        numbers = {"residual": self.residual, "explains": self.explains, "fits": self.fits}
-        return {"deviations": named, **numbers, "also": list(self.also)}
+        return {**vars(self), "deviations": named, "also": list(self.also)}
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,7 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
-        return {
-            "parameter": self.parameter,
-            "value": self.value,
-            "text": self.text,
-            "fits": self.fits,
-            "explains": self.explains,
-        }
+        return {name: x for name, x in vars(self).items() if name != "residual"}
 
 
 def _in_short(note: str) -> str:
@@ -106,7 +99,8 @@ class Ranking:
     either, up to three that explain most of the error.
     fits: numbers with which the output passes, where no name fits; or the one that explains nearly all.
     separating: where several fit, a case on which they differ.
-    where: the place, where only one is wrong and no name says why; where it is NaN, and where nothing was written.
+    where: the place, where only one is wrong and no name says why; which keys seem not to be seen there;
+    where it is NaN, and where nothing was written. The same of gradients, where these are wrong.
     """
 
     status: str

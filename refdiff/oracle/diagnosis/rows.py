@@ -20,14 +20,15 @@ from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.forward import out_shape, project
 
 Numpy = np.ndarray[Any, Any]
-NAMES = {"b": "sequence", "h": "head", "t": "token"}
+NAMES = {"b": "sequence", "page": "page", "slot": "slot", "t": "token", "s": "key"} | dict.fromkeys("hHKV", "head")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """An output and its budget, each sequence by itself.
+    """An output or a gradient and its budget, each sequence by itself.
 
-    keys: how many keys each row sees. real: the rows that are no padding of shorter sequences.
+    keys: how many keys each row of an output sees; 2, which are enough to tell, for a gradient's. real: the rows that
+    are no padding of shorter sequences.
     """
 
     actual: Numpy
@@ -36,18 +37,22 @@ class Rows:
     real: Numpy
 
     @staticmethod
-    def of(actual: Numpy, known: Budget) -> Rows:
-        """From an output and the budget of its inputs."""
-        b, inputs = known.tensors["out"], known.inputs
-        keys = _keys(known.spec, as_float64(known.spec, inputs))
-        real = np.ones(b.rows.shape, dtype=np.bool_)
-        if "cu_seqlens_q" not in inputs:
+    def of(actual: Numpy, known: Budget, name: str = "out") -> Rows:
+        """From an output, or the gradient of this name, and the budget of its inputs."""
+        b, inputs = known.tensors[name], known.inputs
+        keys = _keys(known.spec, as_float64(known.spec, inputs)) if name == "out" else np.full(b.rows.shape, 2)
+        real, axes = np.ones(b.rows.shape, dtype=np.bool_), b.axes.split()
+        if "cu_seqlens_q" not in inputs or axes[0] != "b":
             return Rows(actual, b, keys, real)
-        starts, axis = np.asarray(inputs["cu_seqlens_q"]), b.axes.split().index("t")
+        along = "t" if "t" in axes else "s"
+        starts = np.asarray(inputs["cu_seqlens_k" if along == "s" and "cu_seqlens_k" in inputs else "cu_seqlens_q"])
+        axis = axes.index(along)
         actual, expected, rows, bounds, doubtful, keys, real = (
             _apart(x, starts, axis) for x in (actual, b.expected, b.rows, b.bounds, b.doubtful, keys, real)
         )
-        return Rows(actual, replace(b, expected=expected, rows=rows, bounds=bounds, doubtful=doubtful), keys, real)
+        return Rows(
+            actual, replace(b, expected=expected, rows=rows, bounds=bounds, doubtful=doubtful, factor=None), keys, real
+        )
 
     @property
     def stored(self) -> Numpy:

@@ -8,9 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output, output_with
 from refdiff.oracle.deviations.listed import kind_of
-from refdiff.oracle.diagnosis.closest import closest_of
 from refdiff.oracle.diagnosis.disambiguation import (
     Evidence,
     Set,
@@ -30,6 +29,7 @@ from refdiff.oracle.diagnosis.variants import (
     Target,
     explained,
     judgement,
+    looks_like,
     quick_residual,
     rows_off,
 )
@@ -42,6 +42,8 @@ ALWAYS = 3
 """So many get a budget of their own however far they are: a wrong kernel may round much worse than a right one."""
 NEAR_ON_FEW = 3 * THRESHOLDS.near
 """Of the few rows of a tiny part one may be far off by itself."""
+SHOWN = 3
+"""So many of those that explain most are kept."""
 MOST = 8_000_000
 """Multiplications of targets on the whole of which pairs are tried, where a part of them does not do."""
 
@@ -118,8 +120,7 @@ def _passes_as_right(spec: Spec, parts: Parts) -> bool:
 def _is_finite_alike(spec: Spec, parts: Parts, deviation: Deviation) -> bool:
     """Whether a deviation makes NaN and ∞ just where the outputs have them; not asked of large inputs."""
     for target in parts.whole if parts.cost <= MOST else ():
-        problem = deviated(spec, target.inputs, (deviation,))
-        wrong = None if problem is None else output(problem)
+        wrong = output_with(spec, target.inputs, (deviation,))
         if wrong is None or not np.array_equal(
             np.isfinite(round_to(wrong, target.recipe.storage)), np.isfinite(target.actual)
         ):
@@ -139,8 +140,7 @@ def _misses(target: Target, wrong: Numpy | None) -> bool:
 def _leaves(spec: Spec, parts: Parts, deviation: Deviation, right: tuple[Numpy, ...]) -> bool:
     """Whether a deviation changes nothing in the rows that are right; not asked of large inputs."""
     for target, rows in zip(parts.whole if parts.cost <= MOST else (), right, strict=False):
-        problem = deviated(spec, target.inputs, (deviation,))
-        wrong = None if problem is None else output(problem)
+        wrong = output_with(spec, target.inputs, (deviation,))
         if wrong is None or wrong.shape != target.expected.shape:
             return False
         if np.max(rows_off(target, wrong)[rows], initial=0.0) > THRESHOLDS.unseen:
@@ -208,8 +208,7 @@ def _quick(spec: Spec, targets: tuple[Target, ...], some: Set, near: float) -> C
     """The worst residual over the targets, up to the first that is hopeless; None where there is no such kernel."""
     residual, shares = 0.0, []
     for target in targets:
-        problem = deviated(spec, target.inputs, some)
-        wrong = None if problem is None else output(problem)
+        wrong = output_with(spec, target.inputs, some)
         if wrong is None:
             return None
         residual = max(residual, quick_residual(target, wrong))
@@ -260,3 +259,48 @@ def _excluded(spec: Spec, targets: tuple[Target, ...], some: Set, outs: list[Num
         x is not None and few_rows_exclude(t, lambda inputs: deviated(spec, inputs, some), x)
         for x, t in zip(outs, targets, strict=True)
     )
+
+
+def closest_of(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return those that explain most, the best first, but no pair beside one of the two that explains as much alone.
+
+    Nor a pair that looks like one of the two: the other one makes no difference on these inputs.
+    """
+    known: dict[tuple[int, Set], list[Numpy | None]] = {}
+    kept: list[Candidate] = []
+    for c in sorted(candidates, key=lambda c: (-c.explains, len(c.deviations))):
+        if len(kept) == SHOWN:
+            break
+        if c.explains >= THRESHOLDS.explained and not c.fits and _changes_nothing(spec, parts, c.deviations):
+            continue  # of a part that is right it would explain everything
+        more = any(set(k.deviations) < set(c.deviations) for k in kept)  # that do not explain more
+        if c.fits or c.explains < THRESHOLDS.explained or not (more or _hides_one(spec, parts, c.deviations, known)):
+            kept.append(c)
+    return kept
+
+
+def _changes_nothing(spec: Spec, parts: Parts, some: Set) -> bool:
+    """Whether these inputs do not show the deviations at all: they explain no error, whatever a part of them says."""
+    for target in parts.whole:
+        out = output_with(spec, target.inputs, some)
+        if out is not None and (out.shape != target.expected.shape or np.max(rows_off(target, out), initial=0.0) > 0):
+            return False
+    return True
+
+
+def _hides_one(spec: Spec, parts: Parts, some: Set, known: dict[tuple[int, Set], list[Numpy | None]]) -> bool:
+    """Whether one of several deviations makes no difference that could be seen beside the others."""
+    targets = parts.which(some)
+
+    def outs(of: Set) -> list[Numpy | None]:
+        return [output_with(spec, t.inputs, of) for t in targets]
+
+    together = outs(some) if len(some) > 1 else []
+    for n in range(len(some) if together else 0):
+        rest = (*some[:n], *some[n + 1 :])
+        if (id(targets), rest) not in known:
+            known[id(targets), rest] = outs(rest)
+        alone = known[id(targets), rest]
+        if all(looks_like(t, a, b) for t, a, b in zip(targets, together, alone, strict=True)):
+            return True
+    return False

@@ -107,25 +107,13 @@ def _short(path: str) -> str:
 
 def as_dict(found: Divergence) -> dict[str, Any]:
     """Numbers that JSON has not, as infinities, become null."""
-    return {
-        "diverges": bool(found),
-        "path": found.path,
-        "what": found.first.what if found.first else "",
-        "apart": list(found.apart),
-        "mode": found.mode,
-        "precision": found.precision,
-        "stages": [
-            {
-                "path": s.path,
-                "status": s.status,
-                "what": s.what,
-                "ratio": s.ratio if s.ratio < float("inf") else None,
-                "row": list(s.row),
-                "error": s.error if abs(s.error) < float("inf") else None,
-                "size": s.size if abs(s.size) < float("inf") else None,
-                "unseen": s.unseen if s.unseen < float("inf") else None,
-            }
-            for s in found.stages
-        ],
-        "unknown": list(found.unknown),
-    }
+    stages = [{name: _json(x) for name, x in vars(stage).items()} for stage in found.stages]
+    said = {"diverges": bool(found), "path": found.path, "what": found.first.what if found.first else ""}
+    more = {"apart": list(found.apart), "mode": found.mode, "precision": found.precision}
+    return {**said, **more, "stages": stages, "unknown": list(found.unknown)}
+
+
+def _json(x: Any) -> Any:
+    if isinstance(x, float):
+        return x if abs(x) < float("inf") else None
+    return list(x) if isinstance(x, tuple) else x

@@ -18,6 +18,7 @@ UNILM = "https://github.com/microsoft/unilm"
 HF = "https://github.com/huggingface/transformers/blob/main/src/transformers/models/diffllama/modeling_diffllama.py"
 HF_FIRST = "https://github.com/huggingface/transformers/pull/34083"
 V2 = "https://huggingface.co/blog/microsoft/diff-attn-v2"
+EDIFICE = "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html"
 MOTIF = "https://github.com/ppaleja/llama.cpp/blob/2d0dab543f92e5cc8a1a7ff53ad58021ef79249e/src/models/motif.cpp"
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from refdiff.arrays import Array, namespace
 from refdiff.layers.softmax import softmax
-from refdiff.oracle.mistakes.catalogue import MOTIF, UNILM, Mistake, mistake
+from refdiff.oracle.mistakes.catalogue import EDIFICE, MOTIF, UNILM, Mistake, mistake
 
 ATTENTION_MISTAKES: list[Mistake] = []
 LATTICE = "https://github.com/ohdearquant/lattice/pull/5"
-EDIFICE = "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html"
+AYKUT = "https://github.com/aykutcayir34/DifferentialTransformer/issues/1"
 AXOLOTL = "https://github.com/axolotl-ai-cloud/axolotl/pull/2197"
 SLIDING = "https://github.com/vllm-project/vllm/issues/3385"
 
@@ -21,13 +21,7 @@ def _scaled(right: Any, by: float, args: tuple[Any, ...], options: dict[str, Any
     return right(q1 * by, k1, q2 * by, *rest, **options)
 
 
-@mistake(
-    ATTENTION_MISTAKES,
-    "diff_attention",
-    "scale",
-    "B14",
-    "https://github.com/aykutcayir34/DifferentialTransformer/issues/1",
-)
+@mistake(ATTENTION_MISTAKES, "diff_attention", "scale", "B14", AYKUT)
 def scores_not_scaled(right: Any, *args: Any, **options: Any) -> Any:
     """Q Kᵀ, not divided by √d."""
     return _scaled(right, args[0].shape[-1] ** 0.5, args, options)
@@ -129,6 +123,15 @@ def subtracted_before_the_softmax(
     seen = (a1 > 0) & (a2 > 0)
     logs = xp.log(xp.where(seen, a1, 1.0)) - lambda_ * xp.log(xp.where(seen, a2, 1.0))
     return _apply(softmax(logs, seen), v)
+
+
+@mistake(ATTENTION_MISTAKES, "diff_attention", "order")
+def softmax_of_the_difference(
+    right: Any, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array, *see: Any, **options: Any
+) -> Any:
+    """softmax(A₁ − λ A₂) V: a third softmax, over the difference of the two maps."""
+    a1, a2 = _maps(right, (q1, k1, q2, k2, v), lambda_, see, options)
+    return _apply(softmax(a1 - a2, a1 > 0), v)
 
 
 @mistake(ATTENTION_MISTAKES, "diff_attention", "order")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from refdiff.oracle.mistakes.catalogue import HF, MOTIF, UNILM, V2, Mistake, mistake
+from refdiff.oracle.mistakes.catalogue import EDIFICE, HF, MOTIF, UNILM, V2, Mistake, mistake
 
 HEAD_MISTAKES: list[Mistake] = []
 FLASH = f"{UNILM}/blob/master/Diff-Transformer/multihead_flashdiff_1.py"
@@ -137,13 +137,7 @@ def tokens_laid_out_before_heads(right: Any, *args: Any, **options: Any) -> Any:
     return _axes_exchanged(out, H, out.shape[1], out.shape[2] // H)
 
 
-@mistake(
-    HEAD_MISTAKES,
-    "diff_heads_v2",
-    "V2-vs-V1",
-    "B3",
-    "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html",
-)
+@mistake(HEAD_MISTAKES, "diff_heads_v2", "V2-vs-V1", "B3", EDIFICE)
 def v2_with_the_norm_of_v1(right: Any, q: Array, *rest: Any, **options: Any) -> Any:
     """A norm of each head after attention, which v2 does without."""
     out, xp = right(q, *rest, **options), namespace(q)
@@ -152,13 +146,7 @@ def v2_with_the_norm_of_v1(right: Any, q: Array, *rest: Any, **options: Any) -> 
     return xp.reshape(heads / xp.sqrt(xp.mean(heads * heads, axis=-1, keepdims=True) + 1e-5), (B, T, width))
 
 
-@mistake(
-    HEAD_MISTAKES,
-    "diff_heads_v2",
-    "V2-vs-V1",
-    "B3",
-    "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html",
-)
+@mistake(HEAD_MISTAKES, "diff_heads_v2", "V2-vs-V1", "B3", EDIFICE)
 def v2_with_one_lambda_a_layer(
     right: Any, q: Array, k: Array, v: Array, lambda_: Array, *rest: Any, **options: Any
 ) -> Any:

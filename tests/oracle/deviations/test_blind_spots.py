@@ -9,7 +9,8 @@ from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
-from refdiff.oracle.deviations.blind_spots import blind_spots, effect, output_of, revealing
+from refdiff.oracle.deviations.blind_spots import blind_spots, effect, revealing
+from refdiff.oracle.deviations.deviation import output_with
 from refdiff.oracle.deviations.listed import EVERY, deviations
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
@@ -59,7 +60,7 @@ def test_effect_is_in_budgets_of_a_row() -> None:
     assert effect(spec, inputs, by_name["no_padding_mask"], known) == 0
     exact = {name: x.astype(np.float64) for name, x in inputs.items()}
     packed = next(d for d in EVERY if d.name == "sequences_seen_together")
-    assert output_of(spec, exact, packed) is None
+    assert output_with(spec, exact, [packed]) is None
 
 
 @pytest.mark.parametrize("name", PRESETS)

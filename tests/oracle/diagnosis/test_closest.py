@@ -7,8 +7,8 @@ import pytest
 
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.diagnosis import diagnose
-from refdiff.oracle.diagnosis.closest import SHOWN, closest_of
 from refdiff.oracle.diagnosis.ranking import NONE_FITS, Candidate
+from refdiff.oracle.diagnosis.search import SHOWN, closest_of
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target, looks_like
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases

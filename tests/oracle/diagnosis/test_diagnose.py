@@ -17,9 +17,9 @@ from refdiff.oracle.deviations import deviations
 from refdiff.oracle.diagnosis import search
 from refdiff.oracle.diagnosis.answer import UNWRITTEN
 from refdiff.oracle.diagnosis.diagnose import diagnose
+from refdiff.oracle.diagnosis.disambiguation import separating
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
-from refdiff.oracle.diagnosis.separating import separating
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate, quantised

@@ -12,7 +12,7 @@ import pytest
 from refdiff.backends import overlay
 from refdiff.oracle.cases.fixed import Case, cases, small_spec
 from refdiff.oracle.diagnosis import Ranking, diagnose
-from refdiff.oracle.diagnosis.ranking import NONE_FITS
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, UNIQUE
 from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.rounding import round_to
@@ -52,7 +52,9 @@ def test_gradients_of_another_spec(changes: dict[str, Any], name: str, dtype: st
     case = cases("discriminating", 5, spec=SPEC, dtype=dtype)[1]
     wrong = gradients(case, **changes)
     found = asked(case, {n: wrong[n] for n in NAMES})
-    assert found.status == NONE_FITS
+    assert found.status == UNIQUE
+    assert found.name == name
+    assert found.candidates[0].explains > 0.9
     failed = [note.split()[4] for note in found.notes if note.startswith("the output is right, ")]
     assert len(failed) > 1
     assert found.notes[len(failed)].startswith(f"{', '.join(failed[:-1])} and {failed[-1]} are those of {name}")
@@ -120,6 +122,8 @@ def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> Non
     if mistake.name in AS_IN_THE_SPEC and preset == "diff_v2":
         expected = AS_IN_THE_SPEC
     assert tuple(names) == expected
+    assert found.status == (UNIQUE if len(expected) == 1 else AMBIGUOUS)
+    assert tuple(c.name for c in found.candidates) == expected
 
 
 def test_each_of_its_own() -> None:

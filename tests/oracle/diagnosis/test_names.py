@@ -11,8 +11,10 @@ from refdiff.oracle import Spec, cases
 from refdiff.oracle.cases.fixed import Case, small_spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
+from refdiff.oracle.deviations.tiles import UNUSUAL
 from refdiff.oracle.diagnosis import diagnose
 from refdiff.oracle.inputs import VECTORS
+from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate, quantised
@@ -22,6 +24,7 @@ from refdiff.oracle.rounding.rounded_layers import rounded_mistakes
 from tests.oracle.diagnosis.outputs import kernel, named
 
 MISTAKES = {m.name: m for m in CATALOGUE}
+UNUSUAL_BY_NAME = {d.name: d for d in UNUSUAL}
 VECTOR = np.linspace(-0.5, 0.7, 16)
 
 
@@ -123,6 +126,10 @@ def test_what_inputs_do_not_show_explains_nothing() -> None:
         ("attention_over_heads", "discriminating", 1),
         ("mask_inverted", "discriminating", 1),
         ("queries_and_keys_normed", "discriminating", 1),
+        ("softmax_of_the_difference", "discriminating", 1),
+        ("subtracted_before_the_softmax", "discriminating", 1),
+        ("lambda_on_both", "discriminating", 1),
+        ("bfloat16_bits_read_as_integers", "discriminating", 1),
         ("only_half_of_the_width_turns", "discriminating", 1),
         ("last_page_lost", "serving", 0),
     ],
@@ -130,7 +137,114 @@ def test_what_inputs_do_not_show_explains_nothing() -> None:
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str, place: int, dtype: str) -> None:
     case = cases(profile, 7, spec=small_spec("hf_diffllama"), dtype=dtype)[place]
-    wrong = kernel(case, [named("hf_diffllama", name)])
+    wrong = kernel(case, [UNUSUAL_BY_NAME.get(name) or named("hf_diffllama", name)])
     assert wrong is not None
     found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
     assert found.name == name, str(found)
+
+
+@pytest.mark.slow
+def test_a_layer_off_by_one_with_the_scale_of_both_streams() -> None:
+    """In bfloat16 a scale of ln 2 looks the same as 1/√2: two names, and a case that separates them."""
+    spec, two = small_spec("hf_diffllama"), ("scores_scaled_by_the_root_of_2d", "layers_from_one")
+    both = [cases(profile, 5, spec=spec)[1] for profile in ("discriminating", "natural")]
+    outs = [kernel(case, [named("hf_diffllama", name) for name in two]) for case in both]
+    found = diagnose(outs, spec, [case.inputs for case in both], recipe="float32")
+    assert found.name is not None, str(found)
+    assert {d.name for d in found.candidates[0].deviations} == set(two)
+
+
+def test_one_maximum_for_both_maps_is_named_by_its_nan() -> None:
+    """Computed with whole numbers of float32 in which a map's exponentials are all 0."""
+    spec = small_spec("hf_diffllama").replace(rope="none")
+    inputs = draw(spec, Structure(1, 8, 8), "natural", 3)
+    half, K = spec.heads, spec.key_heads // 2
+    q, k = np.asarray(inputs["q"]).copy(), np.asarray(inputs["k"])
+    q[:, half + 1] *= 100
+    inputs["q"] = q
+    n = spec.heads // K
+    z1, z2 = (
+        np.einsum("bhtd,bhsd->bhts", part, np.repeat(keys, n, axis=1)) / np.sqrt(spec.head_dim)
+        for part, keys in ((q[:, :half], k[:, :K]), (q[:, half:], k[:, K:]))
+    )
+    later = np.triu(np.ones((8, 8), dtype=bool), 1)
+    z1, z2 = (np.where(later, -np.inf, z).astype(np.float32) for z in (z1, z2))
+    top = np.maximum(z1.max(axis=-1, keepdims=True), z2.max(axis=-1, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        a1, a2 = (np.exp(z - top) / np.exp(z - top).sum(axis=-1, keepdims=True, dtype=np.float32) for z in (z1, z2))
+    assert np.isnan(a1).any()
+    v = np.asarray(inputs["v"])
+    pairs = np.repeat(np.concatenate([v[:, :K], v[:, K:]], axis=-1), n, axis=1)
+    e1, e2 = (np.exp(inputs[a] @ inputs[b]) for a, b in (VECTORS[:2], VECTORS[2:]))
+    start = np.float32(0.8 - 0.6 * np.exp(-0.3 * spec.layer))
+    heads = (a1 - (e1 - e2 + start) * a2) @ pairs
+    out = (1 - start) * heads / np.sqrt(np.mean(heads**2, axis=-1, keepdims=True) + np.float32(1e-5))
+    found = diagnose(out.astype(np.float32), spec, inputs, recipe="float32", max_deviations=1)
+    assert found.name == "one_maximum_for_both_maps", str(found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_padded_keys_that_are_seen_say_the_tile(dtype: str) -> None:
+    """Keys of a tile of 32, of which 24 are there: the others, of zeros, are not masked."""
+    spec = small_spec("hf_diffllama").replace(causal="none")
+    inputs = draw(spec, Structure(2, 24, 24), "natural", 3, dtype)
+    more = {name: np.pad(inputs[name], ((0, 0), (0, 0), (0, 8), (0, 0))) for name in ("k", "v")}
+    more |= {"q_positions": np.arange(24)[None], "k_positions": np.arange(32)[None]}
+    wrong = evaluate(spec, quantised({**inputs, **more}, Recipe(dtype)), Recipe(dtype), HELD_OUT[0])["out"]
+    found = diagnose(wrong, spec, inputs, recipe=dtype, max_deviations=1)
+    assert [f.parameter for f in found.fits if f.fits][:1] == ["tile"], str(found)
+    assert found.fits[0].text.startswith("keys are padded with zeros to a multiple of 16 or 32, and seen")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_window_of_tiles_says_which(dtype: str) -> None:
+    spec, T = small_spec("hf_diffllama").replace(window=20), 80
+    inputs = draw(spec, Structure(1, T, T), "natural", 3, dtype)
+    t, s = np.arange(T)[:, None], np.arange(T)[None]
+    see = (s <= t) & (s >= (t // 16 * 16 - 19) // 8 * 8)
+    problem = spec.replace(window=None, causal="none")
+    wrong = evaluate(problem, {**quantised(inputs, Recipe(dtype)), "mask": see}, Recipe(dtype), HELD_OUT[0])["out"]
+    found = diagnose(wrong, spec, inputs, recipe=dtype, max_deviations=1)
+    fit = next(f for f in found.fits if f.parameter == "window_tiles")
+    assert fit.fits, str(found)
+    assert fit.value == (16, 8)
+
+
+def test_bits_of_a_right_output_are_no_mistake_of_the_kernel() -> None:
+    case = cases("natural", 5, spec=small_spec("hf_diffllama"), dtype="bfloat16")[0]
+    right = kernel(case, [])
+    assert right is not None
+    bits = (right.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    for out in (bits.astype(np.float32), bits.view(np.int16).astype(np.float32)):
+        found = diagnose(out, case.spec, case.inputs, recipe="bfloat16", max_deviations=1)
+        assert found.notes[0].startswith("the output is right, and its bits are taken for whole numbers"), str(found)
+
+
+@pytest.mark.slow
+def test_the_rest_is_looked_for_with_another_field() -> None:
+    """A kernel without the norm, and with two mistakes more: three are no pair, and one field explains most."""
+    case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
+    three = ("norm_after_attention_left_out", "keys_crossed", "scores_scaled_by_the_root_of_half_of_d")
+    wrong = kernel(case, [named("hf_diffllama", name) for name in three])
+    assert wrong is not None
+    found = diagnose(wrong, case.spec, case.inputs, recipe="float32")
+    assert found.name is None
+    said = next(note for note in found.notes if note.startswith("with norm='none' it is "))
+    assert set(said.partition(" it is ")[2].split(" + ")) == set(three[1:]), str(found)
+    assert any(note.startswith("several: first mend ") for note in found.notes)
+
+
+def test_lambda_is_fitted_to_each_input() -> None:
+    """Inputs of different λ, of which a kernel takes one half."""
+    spec = small_spec("hf_diffllama")
+    both = [cases(profile, seed, spec=spec)[1] for profile, seed in (("natural", 1), ("discriminating", 2))]
+    outs = [_with_lambda(case, 0.5 * _lambda(case)) for case in both]
+    found = diagnose(outs, spec, [case.inputs for case in both], recipe="float32", max_deviations=1)
+    fit = next(f for f in found.fits if f.parameter == "lambda_full")
+    assert fit.fits, str(found)
+    assert fit.text == "λ is 0.5 times the spec's"
+
+
+def _lambda(case: Case) -> float:
+    q1, k1, q2, k2 = (as_float64(case.spec, case.inputs)[name] for name in VECTORS)
+    return float(np.exp(q1 @ k1) - np.exp(q2 @ k2) + 0.8 - 0.6 * np.exp(-0.3 * case.spec.layer))

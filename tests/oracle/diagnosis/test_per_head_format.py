@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.diagnosis.per_head_format import LISTED, in_words, is_one, short_list, spec_value_format
+from refdiff.oracle.diagnosis.parameter_fit import LISTED, in_words, is_one, short_list, spec_value_format
 
 
 def test_one_number_or_several() -> None:

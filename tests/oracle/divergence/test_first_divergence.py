@@ -39,6 +39,7 @@ AT = {
     "powers_of_two": "attn1",
     **dict.fromkeys(
         ("lambda_not_used", "lambda_added", "lambda_on_both", "subtracted_before_the_softmax",
+         "softmax_of_the_difference",
          "each_map_normed_before_the_difference", "negative_weights_cut_off", "rows_made_to_sum_to_one",
          "heads_without_the_difference", "v2_with_one_lambda_a_layer", "v2_lambda_read_by_token",
          "v2_lambda_of_the_head_beside"),
