@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.fuzz.bases import make
-from tests.fuzz.run import run_many
+from tests.fuzz.run import run_many, warm_up
 
 
 def main() -> int:
@@ -36,6 +36,7 @@ def main() -> int:
         say(" so far")
         with tempfile.TemporaryDirectory() as work:
             bases = make(Path(work))
+            warm_up(bases, Path(work))
             for result in run_many(bases, Path(work), args.seed, args.first, args.cases):
                 kinds[result.kind] += 1
                 if result.kind == "bad":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+import importlib
 import json
 import os
 import resource
@@ -213,6 +215,27 @@ def copies(folder: Path) -> Iterator[Path]:
         ours = path.is_file() and not path.is_symlink() and path.stat().st_size < LARGEST_CHANGED
         if ours and SECRET in path.read_bytes():
             yield path
+
+
+def warm_up(bases: dict[str, Base], work: Path) -> None:
+    """Import what the actions import: a child that was forked before would do so again for each case."""
+    for base in bases.values():
+        for name in base.actions:
+            shutil.rmtree(work / "case", ignore_errors=True)
+            shutil.copytree(base.folder, work / "case")
+
+            def imported(action: Callable[[Path, Random], None] = ACTIONS[name]) -> None:
+                known = set(sys.modules)
+                with contextlib.suppress(Exception):
+                    action(work / "case", Random(0))
+                (work / "imported").write_text("\n".join(sys.modules.keys() - known))
+
+            in_a_child(imported, work / "case")
+            for module in (work / "imported").read_text().splitlines():
+                with contextlib.suppress(ImportError):  # a name that stands for another module
+                    importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # nothing that is there now is looked at, and copied for it, in a child
 
 
 def run_many(bases: dict[str, Base], work: Path, seed: int, first: int, count: int) -> Iterator[Result]:

@@ -29,7 +29,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bases(work: Path) -> dict[str, Base]:
-    return make(work)
+    bases = make(work)
+    fuzz.warm_up(bases, work)
+    return bases
 
 
 @pytest.mark.parametrize(
