@@ -94,7 +94,7 @@ def test_orders_that_go_far_away_give_a_row_no_weight() -> None:
     assert found.estimate(1.1 * y, y) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1"])
+@pytest.mark.parametrize("preset", ["hf_diffllama", pytest.param("ms_v1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("profile", "dtype"),
     [("cancellation", "float16"), ("extreme", "bfloat16"), ("tiny_values", "bfloat16"), ("natural", "bfloat16")],

@@ -64,7 +64,7 @@ def _cases(profile: str) -> list[Case]:
     return cases(profile, spec=small_spec("hf_diffllama"), dtype="float16")
 
 
-@pytest.mark.parametrize("profile", ["natural", "modules", "cancellation", "tiny_values"])
+@pytest.mark.parametrize("profile", ["natural", pytest.param("modules", marks=pytest.mark.slow), "cancellation"])
 def test_a_kernel_with_float16_sums_is_right_by_its_recipe(profile: str) -> None:
     for case in _cases(profile):
         found = oracle.check(sums_in_float16(case.spec, case.inputs), case.spec, case.inputs,
@@ -95,6 +95,7 @@ def test_one_sum_of_many_numbers() -> None:
     assert Arithmetic(recipe, Order("two")).product(300 * ones[:, :2], 300 * ones[:, :2].T).item() == np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["float16", "bfloat16"])
 @pytest.mark.parametrize("profile", ["natural", "cancellation", "extreme"])
 def test_no_order_is_refused(profile: str, storage: str) -> None:
