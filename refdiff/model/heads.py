@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
 from refdiff.arrays import Array
 from refdiff.backends import Ops
-from refdiff.model import inputs, losses
-from refdiff.model.cache import KVCache
+from refdiff.model import losses
 from refdiff.model.diffllama import Context, diffllama
 from refdiff.model.diffllama_vjp import linear_back
+from refdiff.model.inputs import host, integers, token_ids
 from refdiff.model.outputs import ModelOutput
-from refdiff.model.pretrained import PreTrainedModel, one_pass
+from refdiff.model.pretrained import ModelInputs, PreTrainedModel, model_call
 from refdiff.model.trainable import HeadResult, TrainableModel
 
 
@@ -23,41 +23,24 @@ class DiffLlamaModel(PreTrainedModel):
 
     base_prefix: ClassVar[str | None] = None
 
-    @one_pass
-    def __call__(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        position_ids: Any = None,
-        cache: KVCache | None = None,
-        inputs_embeds: Any = None,
-        use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> ModelOutput:
+    @model_call
+    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **inputs: Unpack[ModelInputs]) -> ModelOutput:
         """Compute `last_hidden_state` (B, T, D)."""
-        return self._base(
-            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache,
-            output_attentions, output_hidden_states,
-        )  # fmt: skip
+        return self._forward(input_ids, attention_mask, **inputs)
 
 
 class DiffLlamaForCausalLM(TrainableModel):
     """The decoder with a next-token head."""
 
-    @one_pass
+    @model_call
     def __call__(
         self,
         input_ids: Any = None,
         attention_mask: Any = None,
-        position_ids: Any = None,
-        cache: KVCache | None = None,
-        inputs_embeds: Any = None,
+        *,
         labels: Any = None,
-        use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
         logits_to_keep: Any = 0,
+        **inputs: Unpack[ModelInputs],
     ) -> ModelOutput:
         """Compute `logits` (B, T, V), and with labels (B, T) the `loss` of predicting each next one that is not −100.
 
@@ -65,15 +48,12 @@ class DiffLlamaForCausalLM(TrainableModel):
         or those that a boolean array (B, T) marks, then as (marked, V).
         """
         last = int(logits_to_keep) if isinstance(logits_to_keep, int | np.integer) and logits_to_keep > 0 else 0
-        out = self._base(
-            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache,
-            output_attentions, output_hidden_states, last,
-        )  # fmt: skip
-        hidden = self._kept(out.last_hidden_state, logits_to_keep)
+        out = self._forward(input_ids, attention_mask, last=last, **inputs)
+        hidden = self._select_positions(out.last_hidden_state, logits_to_keep)
         out.last_hidden_state = None
         out.logits = self.ops.linear(hidden, **self._head)
         if labels is not None:
-            out.loss = losses.causal_lm_loss(self.ops, out.logits, self._array(inputs.integers("labels", labels)))
+            out.loss = losses.causal_lm_loss(self.ops, out.logits, self._array(integers("labels", labels)))
         return out
 
     def next_logits(self, ids: Array, context: Context, decoder: Callable[..., Array] = diffllama) -> Array:
@@ -137,29 +117,29 @@ class DiffLlamaForCausalLM(TrainableModel):
         return head
 
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
-        targets = self._array(inputs.integers("labels", labels))
+        targets = self._array(integers("labels", labels))
         logits = self.ops.linear(last, **self._head)
         loss, dlogits = losses.causal_lm_loss_and_grad(self.backend, self.ops, g, logits, targets)
         dlast, head = linear_back(self.ops, dlogits, last, self._head)
         return loss, dlast, {"lm_head": head}
 
     def _shares(self, labels: Any, rows: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
-        given = inputs.host(labels)
+        given = host(labels)
         if given.shape != shape:
             return None  # for the loss to refuse
         counts = [int(np.count_nonzero(given[at, 1:] != -100)) for at in rows]
         return [count / sum(counts) for count in counts] if sum(counts) else None
 
-    def _kept(self, hidden: Array, logits_to_keep: Any) -> Array:
+    def _select_positions(self, hidden: Array, logits_to_keep: Any) -> Array:
         xp = self.xp
         if isinstance(logits_to_keep, (int, np.integer)):
             return hidden[:, -int(logits_to_keep) :, :] if logits_to_keep else hidden
-        kept = inputs.host(logits_to_keep)
+        kept = host(logits_to_keep)
         B, T, D = hidden.shape
         if kept.dtype == np.bool_ and kept.shape == (B, T):
             flat = np.flatnonzero(kept)
             return xp.take(xp.reshape(hidden, (B * T, D)), self._array(flat), axis=0)
-        kept = inputs.integers("logits_to_keep", kept)
+        kept = integers("logits_to_keep", kept)
         if kept.ndim not in (1, 2) or (kept.ndim == 2 and kept.shape[0] != B):
             raise ValueError(
                 f"logits_to_keep has shape {kept.shape}, but must be (n,) or ({B}, n), or boolean ({B}, {T})"
@@ -174,18 +154,9 @@ class DiffLlamaForCausalLM(TrainableModel):
 class DiffLlamaForSequenceClassification(TrainableModel):
     """The decoder with a classifier of the whole text."""
 
-    @one_pass
+    @model_call
     def __call__(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        position_ids: Any = None,
-        cache: KVCache | None = None,
-        inputs_embeds: Any = None,
-        labels: Any = None,
-        use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        self, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **inputs: Unpack[ModelInputs]
     ) -> ModelOutput:
         """Compute `logits` (B, C) at each row's last token that is not padding, and with labels the `loss`.
 
@@ -194,10 +165,7 @@ class DiffLlamaForSequenceClassification(TrainableModel):
         Raises:
             ValueError: several rows, and the config has no pad_token_id to find their ends by.
         """
-        out = self._base(
-            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache,
-            output_attentions, output_hidden_states,
-        )  # fmt: skip
+        out = self._forward(input_ids, attention_mask, **inputs)
         pooled, _ = self._pooled(out.last_hidden_state, input_ids)
         out.last_hidden_state = None
         out.logits = self.ops.linear(pooled, **self.params["score"])
@@ -213,7 +181,7 @@ class DiffLlamaForSequenceClassification(TrainableModel):
             raise ValueError(f"a batch of {B} needs config.pad_token_id: without it the ends of the texts are unknown")
         end = np.full(B, T - 1)
         if pad is not None and input_ids is not None:
-            end = (np.arange(T) * (inputs.token_ids(input_ids) != pad)).max(axis=1)
+            end = (np.arange(T) * (token_ids(input_ids) != pad)).max(axis=1)
         rows = self._array(end + T * np.arange(B))
         return self.xp.take(self.xp.reshape(last, (B * T, D)), rows, axis=0), rows
 
@@ -232,32 +200,20 @@ class DiffLlamaForSequenceClassification(TrainableModel):
 class DiffLlamaForTokenClassification(TrainableModel):
     """The decoder with a classifier of every token."""
 
-    @one_pass
+    @model_call
     def __call__(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        position_ids: Any = None,
-        cache: KVCache | None = None,
-        inputs_embeds: Any = None,
-        labels: Any = None,
-        use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        self, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **inputs: Unpack[ModelInputs]
     ) -> ModelOutput:
         """Compute `logits` (B, T, C), and with labels (B, T) the `loss` over those that are not −100."""
-        out = self._base(
-            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache,
-            output_attentions, output_hidden_states,
-        )  # fmt: skip
+        out = self._forward(input_ids, attention_mask, **inputs)
         out.logits = self.ops.linear(out.last_hidden_state, **self.params["score"])
         out.last_hidden_state = None
         if labels is not None:
-            out.loss = losses.token_loss(self.ops, out.logits, self._array(inputs.integers("labels", labels)))
+            out.loss = losses.token_loss(self.ops, out.logits, self._array(integers("labels", labels)))
         return out
 
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
-        targets = self._array(inputs.integers("labels", labels))
+        targets = self._array(integers("labels", labels))
         logits = self.ops.linear(last, **self.params["score"])
         loss = losses.token_loss(self.ops, logits, targets)
         dlogits = losses.token_loss_vjp(self.ops, g, logits, targets)
@@ -270,35 +226,28 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
 
     base_prefix: ClassVar[str | None] = "transformer"
 
-    @one_pass
+    @model_call
     def __call__(
         self,
         input_ids: Any = None,
         attention_mask: Any = None,
-        position_ids: Any = None,
-        cache: KVCache | None = None,
-        inputs_embeds: Any = None,
+        *,
         start_positions: Any = None,
         end_positions: Any = None,
-        use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        **inputs: Unpack[ModelInputs],
     ) -> ModelOutput:
         """Compute `start_logits` and `end_logits` (B, T), and with both positions (B,) the mean of their losses."""
-        out = self._base(
-            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache,
-            output_attentions, output_hidden_states,
-        )  # fmt: skip
+        out = self._forward(input_ids, attention_mask, **inputs)
         logits = self.ops.linear(out.last_hidden_state, **self.params["qa_outputs"])
         out.last_hidden_state = None
         out.start_logits, out.end_logits = logits[..., 0], logits[..., 1]
         if start_positions is not None and end_positions is not None:
-            starts = self._array(inputs.integers("start_positions", start_positions))
-            ends = self._array(inputs.integers("end_positions", end_positions))
+            starts = self._array(integers("start_positions", start_positions))
+            ends = self._array(integers("end_positions", end_positions))
             out.loss = losses.answer_loss(self.ops, out.start_logits, out.end_logits, starts, ends)
         return out
 
-    @one_pass
+    @model_call
     def loss_and_grad(
         self,
         input_ids: Any = None,
@@ -313,7 +262,7 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
         return self._loss_and_grad(input_ids, attention_mask, position_ids, inputs_embeds, spans)
 
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
-        starts, ends = (self._array(inputs.integers(name, at)) for name, at in labels.items())
+        starts, ends = (self._array(integers(name, at)) for name, at in labels.items())
         logits = self.ops.linear(last, **self.params["qa_outputs"])
         halves = (logits[..., 0], logits[..., 1])
         loss = losses.answer_loss(self.ops, *halves, starts, ends)

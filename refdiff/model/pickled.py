@@ -19,10 +19,10 @@ from refdiff.model.weights import flatten, load, nest
 
 
 class Pickled:
-    """The part of a model that `pickle` and `copy` ask; `_made` and `_of_file` are set where a model is made.
+    """The part of a model that `pickle` and `copy` ask; `_init_options` and `_loaded` are set where a model is made.
 
-    _made: the choices of `__init__` that the result does not show: kernels, threads, and its own ops.
-    _of_file: the `weights` argument and the arrays of `from_pretrained`, or None.
+    _init_options: the choices of `__init__` that the result does not show: kernels, threads, and its own ops.
+    _loaded: the `weights` argument and the arrays of `from_pretrained`, or None.
     """
 
     config: DiffLlamaConfig
@@ -33,8 +33,8 @@ class Pickled:
     ops: Ops
     generation_config: dict[str, Any]
     source: str | None
-    _made: dict[str, Any]
-    _of_file: tuple[str, dict[str, Any]] | None
+    _init_options: dict[str, Any]
+    _loaded: tuple[str, dict[str, Any]] | None
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Give what `restore` needs: the path where the weights are still those of the file, else the weights.
@@ -42,7 +42,7 @@ class Pickled:
         Raises:
             TypeError: `ops` were replaced by functions of this process.
         """
-        if self.ops is not self._made["ops"]:
+        if self.ops is not self._init_options["ops"]:
             raise TypeError(
                 "this model has ops of its own, and they do not pickle: send it without, and put them into its `ops` "
                 "where it arrives"
@@ -50,13 +50,13 @@ class Pickled:
         choices = {
             "dtype": self.dtype,
             "device": self.device,
-            "kernels": self._made["kernels"],
-            "threads": self._made["threads"],
+            "kernels": self._init_options["kernels"],
+            "threads": self._init_options["threads"],
             "generation_config": self.generation_config,
         }
         source = None if self.source is None else str(Path(self.source).absolute())
-        if self._of_file is not None and self._is_as_in_file(self._of_file[1]):
-            weights: Any = self._of_file[0]
+        if self._loaded is not None and self._is_as_in_file(self._loaded[1]):
+            weights: Any = self._loaded[0]
         else:
             weights = nest({name: to_numpy(a) for name, a in flatten(self.params).items()})
         return restore, (type(self), self.config, source, weights, self.xp.__name__, choices)
@@ -89,5 +89,5 @@ def restore(
     model = cls(config, params, backend=importlib.import_module(backend), **choices)
     model.source = source
     if isinstance(weights, str):
-        model._of_file = weights, flatten(model.params)
+        model._loaded = weights, flatten(model.params)
     return model

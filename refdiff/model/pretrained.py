@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, ClassVar, ParamSpec, Self, TypeVar
+from typing import Any, ClassVar, ParamSpec, Self, TypedDict, TypeVar
 
 import numpy as np
 
@@ -47,7 +47,18 @@ ARGUMENTS = """
 """What every class takes when it is called, for the docstrings of all of them."""
 
 
-def one_pass(call: Callable[P, R]) -> Callable[P, R]:
+class ModelInputs(TypedDict, total=False):
+    """The keyword arguments that every class takes when it is called, beside `input_ids` and `attention_mask`."""
+
+    position_ids: Any
+    cache: KVCache | None
+    inputs_embeds: Any
+    use_cache: bool | None
+    output_attentions: bool
+    output_hidden_states: bool
+
+
+def model_call(call: Callable[P, R]) -> Callable[P, R]:
     """Run a call in the backend's scope of one pass, and document its arguments."""
 
     @functools.wraps(call)
@@ -108,8 +119,8 @@ class PreTrainedModel(Pickled):
         self.generation_config = generation_config or {}
         self.source: str | None = None
         self.warned_of_length = False
-        self._made = {"kernels": kernels, "threads": threads, "ops": self.ops}
-        self._of_file: tuple[str, dict[str, Any]] | None = None
+        self._init_options = {"kernels": kernels, "threads": threads, "ops": self.ops}
+        self._loaded: tuple[str, dict[str, Any]] | None = None
 
     @classmethod
     def from_pretrained(
@@ -190,7 +201,7 @@ class PreTrainedModel(Pickled):
             generation_config=generation_config,
         )
         model.source = str(folder)
-        model._of_file = "stored" if stored else "expanded", flatten(model.params)
+        model._loaded = "stored" if stored else "expanded", flatten(model.params)
         return model
 
     @classmethod
@@ -249,20 +260,25 @@ class PreTrainedModel(Pickled):
     def _array(self, x: Any) -> Array:
         return from_numpy(inputs.host(x), self.xp, self.device)
 
-    def _base(
+    def _forward(
         self,
         input_ids: Any,
         attention_mask: Any,
-        position_ids: Any,
-        cache: KVCache | None,
-        inputs_embeds: Any,
-        use_cache: bool | None,
-        output_attentions: bool,
-        output_hidden_states: bool,
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
         last: int = 0,
+        **inputs: Any,
     ) -> ModelOutput:
-        """Run the base model on inputs as a user gives them; of the result only the last tokens, 0 = all."""
-        hidden, context = self._start(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)
+        """Run the base model and return the hidden states of the `last` tokens (0 = all) and what else is wanted.
+
+        Raises:
+            TypeError: an argument that no model takes.
+        """
+        for name in inputs.keys() - ModelInputs.__annotations__:
+            known = ", ".join(ModelInputs.__annotations__)
+            raise TypeError(f"{type(self).__name__}: got an unexpected argument {name!r}, expected any of {known}")
+        hidden, context = self._embed(input_ids, attention_mask, **inputs)
         if not (output_attentions or output_hidden_states):
             return ModelOutput(last_hidden_state=self._decode(hidden, context, last), cache=context.cache)
         recorder = Recorder(self.base_params, attentions=output_attentions, hidden_states=output_hidden_states)
@@ -277,14 +293,14 @@ class PreTrainedModel(Pickled):
         result: Any = NotImplemented if whole is None else whole(self.base_params, hidden, context, last or None)
         return diffllama(self.base_params, hidden, context)[:, -last:, :] if result is NotImplemented else result
 
-    def _start(
+    def _embed(
         self,
         input_ids: Any,
         attention_mask: Any,
-        position_ids: Any,
-        cache: KVCache | None,
-        inputs_embeds: Any,
-        use_cache: bool | None,
+        position_ids: Any = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Any = None,
+        use_cache: bool | None = None,
     ) -> tuple[Array, Context]:
         """Turn inputs as a user gives them into embeddings and what is the same for every layer."""
         if (input_ids is None) == (inputs_embeds is None):
@@ -307,7 +323,7 @@ class PreTrainedModel(Pickled):
             cache = KVCache(config.num_hidden_layers)
         positions = inputs.positions(position_ids, B, T, past)
         context = self._context(positions, past, hidden, cache)
-        self._see(context, attention_mask, B, T, past + T, positions if position_ids is not None else None)
+        self._set_visibility(context, attention_mask, B, T, past + T, positions if position_ids is not None else None)
         return hidden, context
 
     def _context(self, positions: inputs.IntArray, past: int, hidden: Array, cache: KVCache | None) -> Context:
@@ -325,10 +341,10 @@ class PreTrainedModel(Pickled):
         cos, sin = self.ops.rope_cos_sin(self._array(positions), frequencies, scale, hidden.dtype)
         return Context(config, self.ops, cos, sin, cache=cache)
 
-    def _see(
+    def _set_visibility(
         self, context: Context, attention_mask: Any, B: int, T: int, S: int, positions: inputs.IntArray | None
     ) -> None:
-        """Decide what each query may see: causal, and what the mask hides, or just what a 4-D mask says."""
+        """Set what each query may attend to: causal less what a 2-D mask hides, or a 4-D mask."""
         if attention_mask is None:
             # transformers takes positions that restart as several sequences in one row, where there is no cache
             if positions is not None and context.cache is None and (positions[:, 1:] - positions[:, :-1] != 1).any():

@@ -10,7 +10,7 @@ from typing import Any
 from refdiff.arrays import Array, device
 from refdiff.model import diffllama_vjp, inputs
 from refdiff.model.diffllama import Context
-from refdiff.model.pretrained import PreTrainedModel, one_pass
+from refdiff.model.pretrained import PreTrainedModel, model_call
 
 HeadResult = tuple[Array, Array, dict[str, Any]]
 """A loss (), its gradient in the last hidden states (B, T, D), and in the parameters of the head."""
@@ -19,7 +19,7 @@ HeadResult = tuple[Array, Array, dict[str, Any]]
 class TrainableModel(PreTrainedModel):
     """A DiffLlama whose head has a loss; use one of its subclasses."""
 
-    @one_pass
+    @model_call
     def loss_and_grad(
         self,
         input_ids: Any = None,
@@ -51,7 +51,9 @@ class TrainableModel(PreTrainedModel):
             raise ValueError(
                 'loss_and_grad needs weights in the precision of the gradients: load with weights="expanded"'
             )
-        hidden, context = self._start(input_ids, attention_mask, position_ids, None, inputs_embeds, False)
+        hidden, context = self._embed(
+            input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, use_cache=False
+        )
         ids = None if input_ids is None else inputs.token_ids(input_ids)
         labels = targets.get("labels", targets)
         B, T = hidden.shape[:2]

@@ -95,7 +95,7 @@ def test_hidden_states_are_what_each_layer_was_given_and_the_normed_result():
     out = model(tokens, output_hidden_states=True)
     assert len(out.hidden_states) == 4
     np.testing.assert_array_equal(out.hidden_states[0], model.params["embed_tokens"]["weight"][tokens])
-    _, context = model._start(tokens, None, None, None, None, False)
+    _, context = model._embed(tokens, None, None, None, None, False)
     for i, layer in enumerate(model.params["layers"]):
         after = decoder_layer(layer, out.hidden_states[i], i, context)
         if i < 2:

@@ -22,7 +22,7 @@ IDS = ids(0, 2, 5)
 def parts(wiring: str) -> tuple[Any, Any, Any]:
     """A base model's parameters, embeddings (B, T, D) and context."""
     model = small_model(refdiff.DiffLlamaModel, wiring=wiring)
-    hidden, context = model._start(IDS, None, None, None, None, False)
+    hidden, context = model._embed(IDS, None, None, None, None, False)
     return model.params, hidden, context
 
 

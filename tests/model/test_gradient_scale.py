@@ -65,7 +65,7 @@ def norms(attention: dict[str, Any]) -> Norms:
 def of_layer(model: Any, layer: int, seed: int) -> Norms:
     """Of one decoder layer as if it were number `layer`, by a random input and a random gradient from above."""
     rng = np.random.default_rng(seed)
-    _, context = model._start(np.zeros((2, TOKENS), np.int64), None, None, None, None, False)
+    _, context = model._embed(np.zeros((2, TOKENS), np.int64), None, None, None, None, False)
     x, g = rng.normal(size=(2, 2, TOKENS, 64))
     p = model.base_params["layers"][layer]
     _, back = diffllama_vjp.decoder_layer(p, x, layer, context)

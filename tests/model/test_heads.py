@@ -26,6 +26,12 @@ def test_base_model_gives_hidden_states():
     np.testing.assert_array_equal(out.hidden_states[-1], out.last_hidden_state)
 
 
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_unknown_argument_is_named(kind):
+    with pytest.raises(TypeError, match=rf"{kind.__name__}: got an unexpected argument 'past_key_values', .* cache,"):
+        small_model(kind)(TOKENS, past_key_values=None)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_causal_lm(tied):
     model = small_model(tie_word_embeddings=tied)

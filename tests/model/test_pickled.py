@@ -71,7 +71,7 @@ def test_choices_go_along(folder: Path) -> None:
     assert not twin.config.use_cache
     assert twin(IDS).cache is None
     fast = pickle.loads(pickle.dumps(refdiff.DiffLlamaForCausalLM.from_pretrained(folder, threads=3)))
-    assert fast._made["threads"] == 3
+    assert fast._init_options["threads"] == 3
     assert fast.backend.kernels is not None
 
 
@@ -109,7 +109,7 @@ def test_changed_weights_are_sent(change: str, folder: Path) -> None:
             model.params["lm_head"] = {"weight": np.ones((53, 26))}
         case _:
             norm["weight"] = writable = np.array(norm["weight"])
-            model._of_file = "expanded", flatten(model.params)
+            model._loaded = "expanded", flatten(model.params)
             writable += 1
     twin = pickle.loads(pickle.dumps(model))
     _same(twin, model)
@@ -154,7 +154,7 @@ def test_copies() -> None:
     shallow.params = {}
     assert model.params
     model.ops = small_model().ops
-    model._made["ops"] = model.ops
+    model._init_options["ops"] = model.ops
     deep = copy.deepcopy(model)
     _same(deep, model)
     assert not np.shares_memory(deep.params["model"]["norm"]["weight"], model.params["model"]["norm"]["weight"])

@@ -125,7 +125,7 @@ def test_a_llamas_attention_by_hand() -> None:
     """RoPE turns value i of a head with value i + d/2, as a complex number; two query heads share a key head."""
     model, tokens = small_model(refdiff.DiffLlamaModel, wiring="none", num_hidden_layers=1), ids(0, 2, 5)
     p, d = model.params["layers"][0]["self_attn"], model.config.head_dim
-    hidden, context = model._start(tokens, None, None, None, None, False)
+    hidden, context = model._embed(tokens, None, None, None, None, False)
     q, k, v = ((hidden @ p[f"{name}_proj"]["weight"].T).reshape(2, 5, -1, d).transpose(0, 2, 1, 3) for name in "qkv")
     turn = np.exp(1j * np.arange(5)[:, None] * 10000.0 ** (-2 * np.arange(d // 2) / d))
     q, k = ((x[..., : d // 2] + 1j * x[..., d // 2 :]) * turn for x in (q, k))

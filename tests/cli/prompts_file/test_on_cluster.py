@@ -50,7 +50,7 @@ def test_a_worker_loads_the_model_once_with_its_own_threads(
     plugin = pickle.loads(pickle.dumps(module.ModelOnWorker(arguments(tiny_checkpoint, *flags))))
     asyncio.run(plugin.setup(WORKER))
     model = plugin._answering._model
-    assert model._made["threads"] == threads
+    assert model._init_options["threads"] == threads
     WORKER.plugins["a name"] = plugin
     results = module.answer(("a name", BATCH))
     assert [result["generated_tokens"] for result in results] == [3, 3]
