@@ -133,7 +133,7 @@ def _planned(
 ) -> tuple[DiffLlamaConfig, Callable[[Params], Params] | None]:
     """The new model's config, and what makes its attention of the old one's; None where that is the same."""
     if wiring not in MODEL_TYPES:
-        raise ValueError(f"wiring is {wiring!r}, but must be one of {', '.join(MODEL_TYPES)}")
+        raise ValueError(f"wiring: got {wiring!r}, expected one of {', '.join(MODEL_TYPES)}")
     _refuse_eager(config, eager)
     new = copy.deepcopy(config)
     step = config.wiring, wiring

@@ -1,22 +1,21 @@
-"""A Jinja environment for templates from strangers: no way to Python, and bounds on time, memory and output.
+"""Jinja's `ImmutableSandboxedEnvironment` with bounds on time, memory and output, for templates from strangers.
 
-Jinja's `ImmutableSandboxedEnvironment` closes the way to Python. It does not stop a template from running forever or
-from building a text of 10^10 characters. These bounds do:
+Jinja's sandbox denies access to Python. It stops neither an endless loop nor `"a" * 10**10`. Three rules do:
 
-- Time: every pass of a loop, macro or block reads the clock.
-- Memory: a value that an operation makes costs its characters and elements. What would explode before it can be
-  measured (`"a" * 10**10`, `center`, `replace`) is estimated first.
-- Size: no value is larger than the memory bound, each part counted as often as it is held. So no single operation
-  takes long, and 60 lists that each hold the one before twice are refused.
+1. Every pass of a loop, macro or block reads the clock.
+2. Every new value pays for its characters and elements. No value, each part counted as often as it is held, is larger
+   than all that may be paid: 60 lists that each hold the one before twice are refused.
+3. An operation that can make a large value in one step (`*`, `**`, `%`, `center`, `replace`) is estimated first.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -24,25 +23,26 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 SECONDS = 2.0  # of the thread's CPU; the templates in use take milliseconds
 UNITS, UNITS_PER_CHARACTER = 4_000_000, 100  # memory: a unit is about a character, also of the conversation
 
-_ELEMENT, _MAX_DEPTH, _MAX_BITS, _MAX_INDENT, _MAX_STATEMENTS = 32, 100, 4096, 64, 40
-_VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
-_CONTAINERS: tuple[Any, ...] = (list, tuple, set, dict, *_VIEWS)
-_HAS_TEXT: tuple[Any, ...] = (type(None), int, float, complex, range, jinja2.Undefined, Namespace)
+_ELEMENT, _MAX_DEPTH, _MAX_BITS, _MAX_STATEMENTS = 32, 100, 4096, 40
+_ITEMS = type({}.items())
+_CONTAINERS = (list, tuple, set, dict, type({}.keys()), type({}.values()), _ITEMS)
+_HAS_TEXT = (*_CONTAINERS, str, int, float, complex, range, type(None), jinja2.Undefined)
 _TEXT_FILTERS = {
-    "capitalize", "center", "e", "escape", "float", "format", "indent", "int", "join", "lower", "replace", "string",
+    "capitalize", "center", "e", "escape", "float", "format", "indent", "int", "lower", "replace", "round", "string",
     "title", "trim", "truncate", "upper", "wordcount",
 }  # fmt: skip
 _FILTERS = {
-    "abs", "attr", "count", "d", "default", "dictsort", "first", "groupby", "items", "last", "length", "list", "map",
-    "max", "min", "reject", "rejectattr", "reverse", "round", "safe", "select", "selectattr", "sort", "sum", "unique",
+    "abs", "attr", "count", "d", "default", "dictsort", "first", "groupby", "items", "join", "last", "length", "list",
+    "map", "max", "min", "reject", "rejectattr", "reverse", "safe", "select", "selectattr", "sort", "sum", "unique",
 }  # fmt: skip
-_FORBIDDEN_TEXT_METHODS = {"encode", "maketrans", "striptags", "translate", "unescape"}
+_PLACES = {"expandtabs": "\t", "format": "%", "indent": "\n"}  # other operations put their operands in once
+_SPLITS = {"rsplit", "split", "splitlines", "title", "wordcount"}
+_FORBIDDEN_METHODS = {"encode", "from_bytes", "maketrans", "striptags", "to_bytes", "translate", "unescape"}
 _WIDE = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(?:\d{3}|\*|\d*\.(?:\d{3}|\*))")  # %1000d, %*d, %.1000f
 _clock = getattr(time, "thread_time", time.process_time)
 
@@ -69,15 +69,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=_printed,
         )
         del self.globals["lipsum"]
-        self.globals.update(raise_exception=_refuse, strftime_now=_strftime_now, namespace=_Namespace, dict=_Dict())
+        self.globals.update(raise_exception=_refuse, strftime_now=_strftime_now, dict=_Dict())
         self.filters = {name: self._bounded(name, self.filters[name]) for name in _TEXT_FILTERS | _FILTERS}
         self.filters["tojson"] = self._tojson
 
-    def start(self, characters: int) -> None:
-        """Begin to render a conversation of so many characters."""
-        self._limit = self._left = UNITS + UNITS_PER_CHARACTER * characters
-        self._deadline = _clock() + SECONDS + characters / 1e6
-        self._measured: dict[int, tuple[Any, tuple[int, int, str]]] = {}
+    def start(self, variables: dict[str, Any]) -> int:
+        """Begin to render a conversation; return its size, about its characters."""
+        self._limit: float = math.inf
+        size = self.measure(variables)[0]
+        self._limit = self._left = UNITS + UNITS_PER_CHARACTER * size
+        self._deadline = _clock() + SECONDS + size / 1e6
+        return size
 
     def pay(self, units: int = 50) -> bool:
         """Take `units` from the memory bound and look at the clock; return True, or raise `StoppedError`."""
@@ -91,41 +93,29 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if units > self._left:
             raise StoppedError
 
-    def measure(self, value: Any) -> tuple[int, int, str]:
-        """Return a value's size in units, its depth, and the type of a part that has no text ("" if all have).
+    def measure(self, value: Any) -> tuple[int, str]:
+        """Return a value's size in units, and the type of a part that has no text ("" if all have).
 
         Raises `StoppedError` for a size beyond the memory bound, `RecursionError` for more than 100 levels.
         """
-        if isinstance(value, str):
-            return len(value) + 1, 0, ""
-        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
-            raise StoppedError
-        if not isinstance(value, _CONTAINERS):
-            return 1, 0, "" if isinstance(value, _HAS_TEXT) else type(value).__name__
-        if id(value) not in self._measured:
-            if _ELEMENT * len(value) > self._limit:
-                raise StoppedError
-            children = value
-            if isinstance(value, dict | _VIEWS[2]):
-                children = [*(table := getattr(value, "mapping", value)), *table.values()]
-            parts = [self.measure(child) for child in children]
-            size = _ELEMENT * (1 + len(value)) + sum(part[0] for part in parts)
-            depth = 1 + max([part[1] for part in parts], default=0)
-            if size > self._limit:
-                raise StoppedError
-            if depth > _MAX_DEPTH:
-                raise RecursionError(f"containers nested deeper than {_MAX_DEPTH} levels")
-            # Containers never change here. Holding them keeps their ids from being used again.
-            self._measured[id(value)] = value, (size, depth, next((part[2] for part in parts if part[2]), ""))
-        return self._measured[id(value)][1]
+        size, object_name, level = 0, "", [value]
+        for _ in range(_MAX_DEPTH + 1):
+            for part in level:
+                size += len(part) if isinstance(part, str) else _ELEMENT * len(part) if _is_container(part) else 1
+                if size > self._limit or (isinstance(part, int) and part.bit_length() > _MAX_BITS):
+                    raise StoppedError
+                object_name = object_name or ("" if isinstance(part, _HAS_TEXT) else type(part).__name__)
+            level = [child for part in level if _is_container(part) for child in _children(part)]
+            if not level:
+                return size, object_name
+        raise RecursionError(f"containers nested deeper than {_MAX_DEPTH} levels")
 
     def made(self, value: Any) -> Any:
         """Pay for a new value, but not for what a container holds; return it. Iterators pay as they are read."""
         if isinstance(value, Iterator):
             return self._items(value)
-        unit = 1 if isinstance(value, str) else _ELEMENT if isinstance(value, _CONTAINERS) else 0
-        self.pay(1 + (unit and unit * len(value)))
         self.measure(value)
+        self.pay(1 + (len(value) if isinstance(value, str) else _ELEMENT * len(value) if _is_container(value) else 0))
         return value
 
     def printed(self, value: Any) -> Any:
@@ -133,10 +123,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         Raises `TypeError` for an object without a text: Python would show its address.
         """
-        size, _, object_name = self.measure(value)
+        size, object_name = self.measure(value)
         if object_name:
             raise TypeError(f"a {object_name} has no text")
-        self.pay(size)
+        self.pay(1 + size)
         return value
 
     def concatenate(self, *values: Any) -> str:
@@ -156,35 +146,31 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             self.measure(1 << min(left.bit_length() * max(right, 0), _MAX_BITS))
         elif operator == "%" and isinstance(left, str):
-            self._need_percent(left, right)
+            self._estimate("format", left, [self.printed(right)])
         return self.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Call a function, method or macro."""
-        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-        if isinstance(owner, str) and name == "join" and args:
-            args = (__self._joined(args[0], owner),)
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str) and __obj.__name__ == "join" and args:
+            args = (__self._to_join(args[0], [owner]),)
         elif isinstance(owner, str):
-            __self._need_growth(owner, name, [*args, *kwargs.values()])
-        return __self._result(super().call(__context, __obj, *args, **kwargs), isinstance(owner, str))
+            __self._estimate(__obj.__name__, owner, [*args, *kwargs.values()])
+        return __self.made(super().call(__context, __obj, *args, **kwargs))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Tell whether a template may read this attribute."""
-        if isinstance(obj, int | float) and attr not in ("bit_length", "is_integer"):
-            return False
-        forbidden = isinstance(obj, str) and attr in _FORBIDDEN_TEXT_METHODS
-        return not forbidden and super().is_safe_attribute(obj, attr, value)
+        is_forbidden = isinstance(obj, str | int) and attr in _FORBIDDEN_METHODS
+        return not is_forbidden and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Replace the methods `format` and `format_map` of a text."""
         if super().wrap_str_format(value) is None:
             return None
         text, is_map = str(value.__self__), value.__name__ == "format_map"
-
-        def bounded_format(*args: Any, **kwargs: Any) -> str:
-            return str(self.made(_Formatter(self).vformat(text, () if is_map else args, args[0] if is_map else kwargs)))
-
-        return bounded_format
+        return lambda *args, **kwargs: _Formatter(self).vformat(
+            text, () if is_map else args, args[0] if is_map else kwargs
+        )
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template: nodes.Template = _Bounds().visit(super()._parse(source, name, filename))
@@ -195,57 +181,39 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.pay(_ELEMENT)
             yield item
 
-    def _result(self, value: Any, is_new_text: bool) -> Any:
-        return value if isinstance(value, str) and not is_new_text and self.pay() else self.made(value)
-
-    def _joined(self, values: Iterable[Any], separator: str) -> list[Any]:
+    def _to_join(self, values: Iterable[Any], options: Sequence[Any]) -> list[Any]:
         items = list(self._items(values))
-        self.need(len(separator) * len(self.printed(items)))
+        self.need(len(self.printed(items)) * sum(len(o) for o in options if isinstance(o, str)))
         return items
 
-    def _need_growth(self, text: str, name: str, options: list[Any]) -> None:
-        """Check what a method or filter may add to a text: what replaces, or a width on every line or tab."""
-        texts = [option for option in options if isinstance(option, str)]
-        if name in ("split", "rsplit", "splitlines", "title", "wordcount"):
-            pieces = text.count(texts[0]) if texts and name.endswith("split") else len(text)
-            self.need(_ELEMENT // 2 * pieces)
-        elif name == "replace":
-            self.need(sum(text.count(old) * len(new) for old, new in (texts[:2], texts[1::-1]) if len(texts) > 1))
-        else:
-            widths = [abs(option) for option in options if isinstance(option, int)] + [len(option) for option in texts]
-            self.need((text.count("\t" if name == "expandtabs" else "\n") + 1) * sum(widths))
-
-    def _need_percent(self, text: str, values: Any) -> None:
-        """Check what `text % values` may write, as if every field wrote all values."""
-        self.need(len(text) * (1 + text.count("%(")))  # the search for a closing bracket may run to the end each time
-        if _WIDE.search(text):
-            raise StoppedError
-        self.need(text.count("%") * (self.measure(self.printed(values))[0] + 100))
+    def _estimate(self, name: str, text: str, operands: Sequence[Any]) -> None:
+        """Check what a method, filter or % may make of a text: all operands, wherever they can be put in."""
+        if is_format := name == "format":
+            self.need(len(text) * text.count("%("))  # the search for a closing bracket may run to the end each time
+            if _WIDE.search(text):
+                raise StoppedError
+        if name in _SPLITS:
+            self.need(_ELEMENT // 2 * len(text))
+        sizes = [abs(o) if isinstance(o, int) and not is_format else self.measure(o)[0] + 100 for o in operands]
+        place = str(operands[0]) if name == "replace" and operands else _PLACES.get(name, text)
+        self.need((1 + text.count(place)) * sum(sizes))
 
     def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a filter that pays for its result, and is checked before it starts for what it may add."""
+        """Return a filter that pays for its result, and is checked before it starts for what it may make."""
         at = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @functools.wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            value, options = args[at], [*args[at + 1 :], *kwargs.values()]
+            value, options = args[at], [*args[at + 1 :], *(kwargs[k] for k in sorted(kwargs)[::-1])]  # old before new
             if name == "join":
-                separator = kwargs.get("d", args[at + 1] if len(args) > at + 1 else "")
-                value = self._joined(value, str(self.printed(separator)))
+                value = self._to_join(value, self.printed(options))
             elif name in _TEXT_FILTERS:
-                for operand in (value, *options):
-                    self.printed(operand)
-                if name == "format":
-                    self._need_percent(str(value), options)
-                else:
-                    self._need_growth(str(value), name, options)
+                self._estimate(name, str(self.printed([value, *options])[0]), options)
             elif name in ("list", "sort", "unique") and isinstance(value, str):
                 self.need(_ELEMENT * len(value))
-            elif name == "round":
-                self._need_growth("", name, options)
-            elif name == "sum" and not isinstance(kwargs.get("start", [*args[at:], 0, 0][2]), int | float):
+            elif name == "sum" and any(map(_is_container, options)):
                 raise TypeError("sum adds numbers only")
-            return self._result(function(*args[:at], value, *args[at + 1 :], **kwargs), name in _TEXT_FILTERS)
+            return self.made(function(*args[:at], value, *args[at + 1 :], **kwargs))
 
         return bounded
 
@@ -257,9 +225,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         separators: Any = None,
         sort_keys: bool = False,
     ) -> str:
-        for space in (indent, *(separators or ())):
-            if (len(space) if isinstance(space, str) else space or 0) > _MAX_INDENT:
-                raise StoppedError
+        widths = [len(o) if isinstance(o, str) else o for o in (indent, *(separators or ())) if o]
+        self.need(_MAX_DEPTH * sum(widths))
         encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         return self.concat(encoder.iterencode(self.printed(value)))
 
@@ -288,13 +255,14 @@ class _Bounds(NodeTransformer):
 
 
 class _Formatter(SandboxedFormatter):
-    def convert_field(self, value: Any, conversion: Any) -> Any:
-        return super().convert_field(self._env.printed(value), conversion)  # type: ignore[attr-defined]
+    def get_field(self, *args: Any) -> Any:
+        value, key = super().get_field(*args)
+        return self._env.printed(value), key  # type: ignore[attr-defined]
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         if re.search(r"\d{3}", format_spec):
             raise StoppedError
-        return super().format_field(self._env.printed(value), format_spec)  # type: ignore[attr-defined]
+        return super().format_field(value, format_spec)
 
 
 class _GenerationTag(Extension):
@@ -305,24 +273,6 @@ class _GenerationTag(Extension):
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-class _Namespace(Namespace):
-    """Jinja's `namespace()` without private names; it prints as one word, so that nested ones cannot explode."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, *rest = args
-        Namespace.__init__(self)
-        for name, value in dict(*rest, **kwargs).items():
-            self[name] = value
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if str(name).startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold the private name {name!r}")
-        super().__setitem__(name, value)
-
-    def __repr__(self) -> str:
-        return "<Namespace>"
 
 
 class _Dict:
@@ -348,6 +298,16 @@ def _strftime_now(form: str) -> str:
     if len(form) > 200:  # Python tries buffers of up to 256 times the format's length
         raise StoppedError
     return datetime.now().strftime(form)
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, _CONTAINERS)
+
+
+def _children(container: Any) -> Iterable[Any]:
+    if not isinstance(container, dict | _ITEMS):
+        return container  # type: ignore[no-any-return]
+    return [part for pair in dict(container).items() for part in pair]
 
 
 def _call(method: str, *arguments: Any) -> nodes.Call:

@@ -44,9 +44,7 @@ class ChatTemplate:
         """
         with self._lock:
             try:
-                self._sandbox.start(2**62)
-                characters = self._sandbox.measure(variables)[0]
-                self._sandbox.start(characters)
+                characters = self._sandbox.start(variables)
                 text = self._template.render(variables)
                 if len(text) > _OUTPUT + _OUTPUT_PER_CHARACTER * characters:
                     raise StoppedError
@@ -63,8 +61,6 @@ class ChatTemplate:
             except Exception as error:  # whatever a stranger's template runs into is the template's failure
                 reason = f"{type(error).__name__}: {_first_line(error)}"
                 raise CheckpointError(f"{self.source}: the chat template failed on these messages: {reason}") from None
-            finally:
-                self._sandbox.start(0)  # lets the conversation go
 
 
 def render(

@@ -95,6 +95,8 @@ STOPPED = {
     "percent many": BIG + "{{ (('%(a)s' * 10000) % {'a': a}) | length }}",
     "replace": BIG + "{{ a.replace('a', a) }}",
     "replace filter": BIG + "{{ a | replace('a', a) }}",
+    "replace nothing": BIG + "{{ a.replace('', a) }}",
+    "replace by name": BIG + "{{ a | replace(new=a, old='') }}",
     "join": BIG + "{{ a.join(range(100000) | map('string')) }}",
     "join filter": BIG + "{{ range(100000) | join(a) }}",
     "join attribute": "{{ range(100000) | map(attribute='z', default='a' * 100000) | join }}",
@@ -131,8 +133,9 @@ ESCAPES = {
     "format": "{{ '{0.__class__.__mro__}'.format(1) }}x{{ ''.__class__.x }}",
     "attr": "{{ (''|attr('__class__')).x }}",
     "map": "{{ ([1]|map(attribute='__class__')|first).x }}",
-    "namespace": "{{ namespace(__class__=1) }}",
-    "namespace later": "{% set ns = namespace() %}{% set ns._x = 1 %}",
+    "namespace": "{{ namespace(__class__=1).__class__.x }}",
+    "namespace later": "{% set ns = namespace() %}{% set ns._x = 1 %}{{ ns._x.y }}{{ ns['_x'].y }}",
+    "class of a dict": "{{ dict['x'].update(messages[0], {'role': 'system'}) }}",
     "change the messages": "{{ messages.append(1) }}",
     "change a message": "{% set messages.x = 1 %}",
     "include": "{% include '/etc/passwd' %}",
@@ -206,7 +209,6 @@ def test_broken_templates(name: str) -> None:
 
 def test_nothing_private_is_printed() -> None:
     assert run("{{ ''.__class__ }}{{ '{0.__class__}'.format(1) }}{{ raise_exception.__globals__ }}") == ""
-    assert run("{% set ns = namespace(a=1) %}{{ ns }}") == "<Namespace>"
 
 
 @pytest.mark.parametrize("text", ["{{ 'a ' * 400000 }}", "{% for i in range(4000) %}" + "x" * 99 + "{% endfor %}"])
@@ -222,6 +224,7 @@ def test_the_output_is_bounded(text: str) -> None:
         "messages | map('upper')", "raise_exception(joiner(','))", "'%s' % joiner(',')", "'{}'.format(cycler)",
         "joiner(',') | string",
         "['a', joiner(',')] | join", "{'a': joiner(',')}", "'%s' | format(dict)", "dict | upper", "self.b",
+        "namespace(a=1)",
     ],
 )  # fmt: skip
 def test_no_address_of_an_object_is_printed(expression: str) -> None:
@@ -263,6 +266,7 @@ ORDINARY = [
     "  {%- if true %}\n  a\n  {% endif %}\n   {# note #}\n b  \n",
     "{% for k, v in messages[0].items() %}{{ k }}={{ v | length }};{% else %}none{% endfor %}",
     "{{ cycler('a', 'b').next() }}",
+    "{{ '%d' % 1700000000 }}{{ '%d %s' | format(1700000000, 'a') }}{{ '{}'.format(1700000000) }}{{ 'ab'.find('b') }}",
     "{{ 10 ** 10 }}{{ 5 .bit_length() }}{{ (2.0).is_integer() }}{{ {1: 'a'}[1] }}{{ {(1, 2): 3}[(1, 2)] }}",
 ]  # fmt: skip
 
@@ -287,6 +291,13 @@ def test_the_budget_grows_with_the_conversation() -> None:
         "{% for m in messages %}{{ m.content | trim ~ '\n' }}{% if m.content.startswith('w') %}!{% endif %}{% endfor %}"
     )
     assert len(ChatTemplate(text, "f").render({"messages": chat})) == 40 * (99_999 + 2)
+
+
+def test_long_parts_of_a_long_message_are_taken_out() -> None:
+    thought = "a line\n" * 5_000
+    chat = [{"role": "assistant", "reasoning": thought, "content": thought + "hello\n" * 5_000}]
+    text = "{% set m = messages[0] %}{{ m.content.replace(m.reasoning, '') }}{{ m.content.removeprefix(m.reasoning) }}"
+    assert ChatTemplate(text, "f").render({"messages": chat}) == "hello\n" * 10_000
 
 
 def test_globals() -> None:

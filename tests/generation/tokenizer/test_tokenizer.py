@@ -274,7 +274,7 @@ def test_padding_to_a_multiple() -> None:
     assert len(tokenizer("a", padding="max_length", max_length=5, pad_to_multiple_of=3)["input_ids"]) == 6
     assert tokenizer("a b", pad_to_multiple_of=4)["input_ids"] == [0, 4, 5]
     for wrong in (0, -8, 1.5, True, "8"):
-        with pytest.raises(ValueError, match="pad_to_multiple_of is"):
+        with pytest.raises(ValueError, match="pad_to_multiple_of: got"):
             tokenizer("a", padding=True, pad_to_multiple_of=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"max_length 7 is not a multiple of .* 4.*max_length=4"):
         tokenizer("a", padding=True, truncation=True, max_length=7, pad_to_multiple_of=4)
