@@ -153,7 +153,7 @@ class Backend:
         """Return what computes one more token of each sequence at once (on CUDA), or None."""
         return None
 
-    def sampler(self, model: Any, options: Any, pipeline: Any) -> Any:
+    def sampler(self, model: Any, options: Any, processors: Any) -> Any:
         """Return what chooses tokens where the logits are (on CUDA), or None."""
         return None
 

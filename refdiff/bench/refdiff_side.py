@@ -12,7 +12,7 @@ from refdiff.backends import backend_for
 from refdiff.bench.device import SIXTEEN_BITS, CupyGpu
 from refdiff.bench.model_side import LOOKED_UP, Arrivals, Ids, ModelSide
 from refdiff.bench.side import FloatArray
-from refdiff.generation.context import Context
+from refdiff.generation.context import DecodingContext
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.weights.names import flatten, nest
 from refdiff.training.adamw import AdamW
@@ -54,7 +54,7 @@ class RefdiffSide(ModelSide):
 
     def start(self, ids: Ids, new: int) -> Ids:
         """Read a prompt into a cache with the capacity that `generate` gives it for the prompt and `new` tokens."""
-        self._context, self._ids = Context(self.model, None, ids.shape[1] + new), ids
+        self._context, self._ids = DecodingContext(self.model, None, ids.shape[1] + new), ids
         return self._next()
 
     def step(self, tokens: Ids) -> Ids:
@@ -65,12 +65,12 @@ class RefdiffSide(ModelSide):
     def _next(self) -> Ids:
         if self.gpu is None:
             return np.asarray(self._context.read(self._ids)[:, -1].argmax(axis=1))
-        chosen: Ids = to_numpy(self.model.backend.kernels.choose(self._context.read_there(self._ids)))
+        chosen: Ids = to_numpy(self.model.backend.kernels.choose(self._context.read_on_device(self._ids)))
         return chosen
 
     def rewind(self, length: int) -> None:
         """Crop the cache."""
-        self._context.forget(length)
+        self._context.crop(length)
         self._ids = self._ids[:, :length]
 
     def by_lookup(self, ids: Ids, new: int, bias: dict[tuple[int, ...], float], streamer: Arrivals) -> Ids:

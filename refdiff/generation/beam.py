@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.generation.context import Context
+from refdiff.generation.context import DecodingContext
 from refdiff.generation.options import Options
-from refdiff.generation.pipeline import Pipeline
-from refdiff.generation.results import GenerateBeamDecoderOnlyOutput
+from refdiff.generation.processors import LogitsProcessors
+from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, RecordedSteps
 from refdiff.generation.sampling import Uniforms, draw_without_replacement, log_softmax, top_indices
 from refdiff.generation.validation import Request
 
@@ -72,24 +72,21 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     if o.stop_strings is not None and o.pad_token_id is None and B * k > 1:
         raise ValueError("stop_strings make texts of different lengths: several beam results need a pad_token_id")
     rows = np.repeat(np.arange(B), n)
-    pipeline = Pipeline(o, prompt_length, None if request.padding is None else request.padding[rows])
+    processors = LogitsProcessors(o, prompt_length, None if request.padding is None else request.padding[rows])
     streams = request.streams(np.arange(B)) if o.do_sample else []
-    context = Context(request.model, request.mask, request.max_length, request.progress)
+    context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
     running, done = _start(request)
     improvable = np.ones(B, dtype=bool)
-    scores_so_far, logits_so_far = [], []
+    steps = RecordedSteps(o)
     agreed = Agreement(request)
 
     flat = request.ids[rows]
     logits = context.read(request.ids)[rows, -1]
-    context.take(rows)
+    context.reorder(rows)
     for length in range(prompt_length + 1, request.max_length + 1):  # with the token that this round adds
-        pipeline.check(logits, flat)
-        log_p = pipeline(log_softmax(logits.astype(np.float64)), flat)
-        if o.output_scores:
-            scores_so_far.append(log_p.astype(logits.dtype))
-        if o.output_logits:
-            logits_so_far.append(logits)
+        processors.check(logits, flat)
+        log_p = processors(log_softmax(logits.astype(np.float64)), flat)
+        steps.append(log_p, logits)
         candidates = _candidates(running, log_p.reshape(B, n, -1), o, streams)
         K = candidates.scores.shape[1]
         padding = None if request.padding is None else np.repeat(request.padding, K)
@@ -97,7 +94,7 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
         done = _finish(done, candidates, hits, improvable, length - prompt_length, o)
         candidates.scores = candidates.scores + hits * _OUT
         running = candidates.best(n)
-        context.take(running.origins[:, :, -1].reshape(-1))
+        context.reorder(running.origins[:, :, -1].reshape(-1))
 
         improvable &= _may_improve(running, done, length - prompt_length, request.max_length - prompt_length, o)
         full = done.finished.all(axis=1) if o.early_stopping is True else np.zeros(B, dtype=bool)
@@ -117,8 +114,8 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
         sequences=sequences,
         lengths=prompt_length + lengths.reshape(B * k),
         sequences_scores=done.scores[:, :k].reshape(-1) if o.output_scores else None,
-        scores=tuple(scores_so_far) if o.output_scores else None,
-        logits=tuple(logits_so_far) if o.output_logits else None,
+        scores=steps.scores,
+        logits=steps.logits,
         beam_indices=done.origins[:, :k, :generated].reshape(B * k, -1),
         cache=context.cache,
     )

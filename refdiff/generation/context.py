@@ -14,17 +14,17 @@ from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 
-AHEAD = 256
-"""Tokens after a prompt that the cache has room for at once, if so many may come."""
+GENERATED_CAPACITY = 256
+"""Generated tokens that the cache has capacity for from the start, if so many may come."""
 
 
-class Context:
+class DecodingContext:
     """Reads a growing (B, T) array of ids; only tokens not read before go through the model.
 
     Positions are those of transformers' `generate`: from a mask, cumsum(mask) − 1 with 0 at masked tokens, then one
     more for each generated token; without a mask, 0, 1, 2, …
 
-    most: how many tokens there will be at the end, so that the cache has room for them and for no more.
+    max_length: how many tokens there will be at most, which bounds the capacity of the cache.
     progress: called before each chunk of a prompt that is read in several, see `validation.Progress`.
     """
 
@@ -32,7 +32,7 @@ class Context:
         self,
         model: Any,
         mask: NDArray[np.int64] | None,
-        most: int | None = None,
+        max_length: int | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.model = model
@@ -40,15 +40,15 @@ class Context:
         self.length = 0
         self._backend: Backend = getattr(model, "backend", None) or Backend()
         self.step = self._backend.decode_step(model)
-        self._most = most
+        self._max_length = max_length
         self._progress = progress
         self._mask = mask
         self._positions: NDArray[np.int64] | None = None
         if mask is not None:
             self._positions = np.where(mask == 0, 0, np.cumsum(mask, axis=1) - 1)
 
-    def _grow(self, total: int) -> None:
-        """Unmasked tokens after the prompt, up to a length of `total`."""
+    def _extend_mask(self, total: int) -> None:
+        """Extend mask and positions by unmasked tokens to a length of `total`."""
         if self._mask is None or self._positions is None or self._mask.shape[1] >= total:
             return
         B, T = self._mask.shape
@@ -56,34 +56,34 @@ class Context:
         self._mask = np.concatenate([self._mask, np.ones((B, total - T), dtype=np.int64)], axis=1)
         self._positions = np.concatenate([self._positions, self._positions[:, -1:] + new], axis=1)
 
-    def _run(self, ids: NDArray[np.int64], keep: int) -> Any:
-        """Let what is new go through the model piece by piece; its logits are wanted at the last `keep` tokens."""
-        self._begin(ids.shape[1])
-        stops = self._stops(ids, keep)
-        for total in (*stops, ids.shape[1]):
-            if stops and self._progress is not None:
+    def _read(self, ids: NDArray[np.int64], keep: int) -> Any:
+        """Run the model over the new tokens in chunks; return its output with logits of the last `keep` tokens."""
+        self._reserve(ids.shape[1])
+        ends = self._chunk_ends(ids, keep)
+        for total in (*ends, ids.shape[1]):
+            if ends and self._progress is not None:
                 self._progress("prompt", self.length, ids.shape[1])
-            out = self._pass(ids[:, :total], keep if total == ids.shape[1] else 1)
+            out = self._forward(ids[:, :total], keep if total == ids.shape[1] else 1)
         return out
 
-    def _begin(self, prompt: int) -> None:
-        """Have a cache with room for a prompt, not for its first piece only, and for the text that is likely."""
+    def _reserve(self, prompt: int) -> None:
+        """Make a cache with capacity for the whole prompt, not only its first chunk, and for the likely text."""
         layers = getattr(self.model.config, "num_hidden_layers", None)
-        if self.cache is None and layers is not None and self._most is not None:
-            self.cache = KVCache(layers, most=self._most)
-            self.cache.reserve(min(self._most, max(prompt * 3 // 2, prompt + AHEAD)))
+        if self.cache is None and layers is not None and self._max_length is not None:
+            self.cache = KVCache(layers, most=self._max_length)
+            self.cache.reserve(min(self._max_length, max(prompt * 3 // 2, prompt + GENERATED_CAPACITY)))
 
-    def _stops(self, ids: NDArray[np.int64], keep: int) -> range:
-        """Where to stop on the way, so that a long prompt needs no more memory than its pieces."""
+    def _chunk_ends(self, ids: NDArray[np.int64], keep: int) -> range:
+        """Return where the chunks of a prompt end, all but the last: a long one needs the memory of one chunk."""
         config = self.model.config
         if getattr(config, "rope_parameters", {}).get("rope_type") in LENGTH_DEPENDENT:
             return range(0)  # the frequencies depend on the length: it has to be read at once
         step = max(self._backend.chunk_size // ids.shape[0], 1)
         return range(self.length + step, ids.shape[1] - keep + 1, step)
 
-    def _pass(self, ids: NDArray[np.int64], keep: int, **extra: Any) -> Any:
+    def _forward(self, ids: NDArray[np.int64], keep: int, **extra: Any) -> Any:
         total = ids.shape[1]
-        self._grow(total)
+        self._extend_mask(total)
         arguments: dict[str, Any] = {}
         if self._mask is not None and self._positions is not None:
             arguments = {
@@ -99,36 +99,36 @@ class Context:
 
     def read(self, ids: NDArray[np.int64], keep: int = 1) -> NDArray[np.floating]:
         """Read what is new in ids (B, T) → logits (B, keep, V) of the last `keep` tokens, on the host."""
-        return to_numpy(self._run(ids, keep).logits)
+        return to_numpy(self._read(ids, keep).logits)
 
-    def read_there(self, ids: NDArray[np.int64]) -> Array:
-        """Read what is new in ids (B, T) → logits (B, V) of the last token, where the model computes.
+    def read_on_device(self, ids: NDArray[np.int64]) -> Array:
+        """Read what is new in ids (B, T) → logits (B, V) of the last token, on the model's device.
 
         The next call may write over them.
         """
         if self.step is not None and ids.shape[1] == self.length + 1:
-            self._grow(ids.shape[1])
+            self._extend_mask(ids.shape[1])
             inputs.check_known(ids[:, -1], self.model.config.vocab_size)
             positions = np.full(len(ids), self.length) if self._positions is None else self._positions[:, self.length]
             logits = self.step(self.cache, ids[:, -1], positions, self._mask)
             if logits is not None:
                 self.length += 1
                 return logits
-        return self._run(ids, 1).logits[:, -1, :]
+        return self._read(ids, 1).logits[:, -1, :]
 
     def read_hidden(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Read what is new in ids (B, T) → logits (B, V) of the last token, last hidden states (B, new tokens, D)."""
-        self._begin(ids.shape[1])
-        out = self._pass(ids, 1, output_hidden_states=True)
+        self._reserve(ids.shape[1])
+        out = self._forward(ids, 1, output_hidden_states=True)
         return to_numpy(out.logits)[:, -1], to_numpy(out.hidden_states[-1])
 
-    def take(self, rows: NDArray[np.int64]) -> None:
-        """Make row i what row `rows[i]` was; there may be more or fewer rows than before."""
+    def reorder(self, rows: NDArray[np.int64]) -> None:
+        """Make sequence i what sequence `rows[i]` was; there may be more or fewer of them than before."""
         self.cache.reorder(rows)
         if self._mask is not None and self._positions is not None:
             self._mask, self._positions = self._mask[rows], self._positions[rows]
 
-    def forget(self, length: int) -> None:
+    def crop(self, length: int) -> None:
         """Keep only the first `length` tokens, where there are more."""
         if length < self.length:
             self.cache.crop(length)

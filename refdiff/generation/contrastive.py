@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.generation.context import Context
-from refdiff.generation.pipeline import Pipeline
-from refdiff.generation.results import GenerateDecoderOnlyOutput
+from refdiff.generation.context import DecodingContext
+from refdiff.generation.processors import LogitsProcessors
+from refdiff.generation.results import GenerateDecoderOnlyOutput, RecordedSteps
 from refdiff.generation.sampling import softmax, top_indices
 from refdiff.generation.validation import Request
 
@@ -43,11 +43,11 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
     alpha = o.penalty_alpha or 0.0
     ids = request.ids
     B, prompt_length = ids.shape
-    pipeline = Pipeline(o, prompt_length, request.padding)
-    context = Context(request.model, request.mask, request.max_length, request.progress)
-    live = np.ones(B, dtype=bool)
+    processors = LogitsProcessors(o, prompt_length, request.padding)
+    context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
+    unfinished = np.ones(B, dtype=bool)
     lengths = np.full(B, prompt_length)
-    scores_so_far, logits_so_far = [], []
+    steps = RecordedSteps(o)
 
     request.emit(ids)
     logits, hidden = context.read_hidden(ids)
@@ -56,16 +56,13 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
     k = min(o.top_k or 1, logits.shape[1])
     each = np.repeat(np.arange(B), k)
     while True:
-        growing = np.ones_like(live) if o.pad_token_id is None else live
-        scores = pipeline(logits, ids, growing)
-        if o.output_scores:
-            scores_so_far.append(scores.astype(logits.dtype))
-        if o.output_logits:
-            logits_so_far.append(logits)
+        active = np.ones_like(unfinished) if o.pad_token_id is None else unfinished
+        scores = processors(logits, ids, active)
+        steps.append(scores, logits)
         options = top_indices(scores, k)
         p = np.take_along_axis(softmax(scores.astype(np.float64)), options, axis=1)
 
-        context.take(each)
+        context.reorder(each)
         extended = np.concatenate([ids[each], options.reshape(-1, 1)], axis=1)
         next_logits, next_hidden = context.read_hidden(extended)
         next_hidden = next_hidden.reshape(B, k, -1)
@@ -75,20 +72,20 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
         choice = value.argmax(axis=1)
 
         chosen = np.arange(B) * k + choice
-        context.take(chosen)
+        context.reorder(chosen)
         logits = next_logits[chosen]
         hidden = np.concatenate([hidden, next_hidden[np.arange(B), choice][:, None]], axis=1)
-        tokens = np.where(growing, options[np.arange(B), choice], o.pad_token_id or 0)
+        tokens = np.where(active, options[np.arange(B), choice], o.pad_token_id or 0)
         ids = np.concatenate([ids, tokens[:, None]], axis=1)
         request.emit(tokens)
-        lengths[live] = ids.shape[1]
-        live &= ~request.stopping(ids, request.padding)
-        if not live.any():
+        lengths[unfinished] = ids.shape[1]
+        unfinished &= ~request.stopping(ids, request.padding)
+        if not unfinished.any():
             break
     return GenerateDecoderOnlyOutput(
         sequences=ids,
         lengths=lengths,
-        scores=tuple(scores_so_far) if o.output_scores else None,
-        logits=tuple(logits_so_far) if o.output_logits else None,
+        scores=steps.scores,
+        logits=steps.logits,
         cache=context.cache,
     )

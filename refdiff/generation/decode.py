@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
-from refdiff.generation.context import Context
-from refdiff.generation.pipeline import Pipeline
-from refdiff.generation.results import GenerateDecoderOnlyOutput
+from refdiff.generation.context import DecodingContext
+from refdiff.generation.processors import LogitsProcessors
+from refdiff.generation.results import GenerateDecoderOnlyOutput, RecordedSteps
 from refdiff.generation.sampling import draw, softmax
 from refdiff.generation.validation import Request
 
@@ -26,52 +26,50 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     rows = np.repeat(np.arange(request.ids.shape[0]), o.num_return_sequences)
     ids = request.ids[rows]
     padding = None if request.padding is None else request.padding[rows]
-    pipeline = Pipeline(o, ids.shape[1], padding)
+    processors = LogitsProcessors(o, ids.shape[1], padding)
     streams = request.streams(rows) if o.do_sample else []
-    context = Context(request.model, request.mask, request.max_length, request.progress)
+    context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
     backend = getattr(request.model, "backend", None)
-    there = None if backend is None else backend.sampler(request.model, o, pipeline)
-    live = np.ones(len(rows), dtype=bool)
+    device_sampler = None if backend is None else backend.sampler(request.model, o, processors)
+    unfinished = np.ones(len(rows), dtype=bool)
     lengths = np.full(len(rows), ids.shape[1])
-    scores_so_far, logits_so_far = [], []
+    steps = RecordedSteps(o)
 
     def read(all_ids: NDArray[np.int64]) -> Array:
-        logits = context.read_there(all_ids)
-        return to_numpy(logits) if there is None else logits
+        logits = context.read_on_device(all_ids)
+        return to_numpy(logits) if device_sampler is None else logits
 
     request.emit(ids)
     logits = read(request.ids)
     if o.num_return_sequences > 1:
-        context.take(rows)
+        context.reorder(rows)
         logits = logits[rows]
     while True:
-        growing = np.ones_like(live) if o.pad_token_id is None else live
-        if there is not None:
-            tokens = there(logits, ids, growing, streams)
+        active = np.ones_like(unfinished) if o.pad_token_id is None else unfinished
+        scores = None
+        if device_sampler is not None:
+            tokens = device_sampler(logits, ids, active, streams)
         else:
-            scores = pipeline(logits, ids, growing)
+            scores = processors(logits, ids, active)
             if o.do_sample:
                 tokens = np.zeros(len(rows), dtype=np.int64)
-                for row in np.flatnonzero(growing):
+                for row in np.flatnonzero(active):
                     tokens[row] = draw(softmax(scores[row].astype(np.float64)), streams[row].next())
             else:
                 tokens = scores.argmax(axis=1)
-        tokens = np.where(growing, tokens, o.pad_token_id or 0)
+        tokens = np.where(active, tokens, o.pad_token_id or 0)
         ids = np.concatenate([ids, tokens[:, None]], axis=1)
-        if o.output_scores:
-            scores_so_far.append(scores.astype(logits.dtype))
-        if o.output_logits:
-            logits_so_far.append(logits)
+        steps.append(scores, logits)
         request.emit(tokens)
-        lengths[live] = ids.shape[1]
-        live &= ~request.stopping(ids, padding)
-        if not live.any():
+        lengths[unfinished] = ids.shape[1]
+        unfinished &= ~request.stopping(ids, padding)
+        if not unfinished.any():
             break
         logits = read(ids)
     return GenerateDecoderOnlyOutput(
         sequences=ids,
         lengths=lengths,
-        scores=tuple(scores_so_far) if o.output_scores else None,
-        logits=tuple(logits_so_far) if o.output_logits else None,
+        scores=steps.scores,
+        logits=steps.logits,
         cache=context.cache,
     )

@@ -13,26 +13,26 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.generation.context import Context
-from refdiff.generation.pipeline import Pipeline
-from refdiff.generation.results import GenerateDecoderOnlyOutput
+from refdiff.generation.context import DecodingContext
+from refdiff.generation.processors import LogitsProcessors
+from refdiff.generation.results import GenerateDecoderOnlyOutput, RecordedSteps
 from refdiff.generation.sampling import Uniforms, draw, softmax
 from refdiff.generation.validation import Request
 
 Ids = NDArray[np.int64]
 Probabilities = NDArray[np.floating]
 
-LONGEST = 16
-"""Tokens of the longest match that is told from a longer one."""
+MAX_MATCH = 16
+"""Matches are not compared beyond this many tokens."""
 
-BY_MATCH = (0.3, 0.5, 0.98)
-"""What share of guesses is right after a match of 1, of 2 and of more tokens, before there is anything to go by."""
+EXPECTED_RATES = (0.3, 0.5, 0.98)
+"""The assumed share of correct guesses after a match of 1, 2 and more tokens, before any was tried."""
 
-PLACES = 4
-"""As how many guesses what followed the earlier places of a match counts, however many places there are."""
+MAX_OCCURRENCES = 4
+"""The earlier occurrences of a match count as at most this many guesses."""
 
-SECOND, FURTHER = 0.2, 0.05
-"""What a pass with two tokens costs more than one with one token, and what every further token costs, in passes."""
+SECOND_TOKEN_COST, FURTHER_TOKEN_COST = 0.2, 0.05
+"""The extra cost of a pass with two tokens, and of every further token, in passes with one token."""
 
 
 def speculative_step(p: Probabilities, q: Probabilities, guess: int, stream: Uniforms) -> int:
@@ -47,7 +47,7 @@ def speculative_step(p: Probabilities, q: Probabilities, guess: int, stream: Uni
     return draw(rest if rest.any() else p, stream.next())  # rounding alone can make q exceed p everywhere
 
 
-class Odds:
+class AcceptanceRate:
     """How often guesses of one kind are right: as `expected` at first, and then more and more as of late."""
 
     keep, weight = 0.95, 2
@@ -57,8 +57,8 @@ class Odds:
         self._expected = expected
         self._right = self._tried = 0.0
 
-    def forget(self) -> None:
-        """Let a round go by; what was never right is so tried again at some time."""
+    def decay(self) -> None:
+        """Give past rounds less weight, so that a kind of guess that was never right is tried again."""
         self._right *= self.keep
         self._tried *= self.keep
 
@@ -67,18 +67,18 @@ class Odds:
         self._right += right
         self._tried += min(right + 1, guessed)
 
-    def worth(self, most: int, alike: int = 1, places: int = 1) -> int:
-        """How many guesses, at most `most`, give the most tokens for what their pass costs; 0 is none.
+    def best_draft_length(self, max_length: int, alike: int = 1, places: int = 1) -> int:
+        """Return how many guesses, at most `max_length`, give the most tokens for the cost of their pass.
 
-        With a share a right, n guesses give 1 + a + … + aⁿ tokens; by `SECOND` and `FURTHER`, 16 tokens cost 2 passes.
-        Of `places` that the text was at before, `alike` went on alike: had the others been guessed by the first of
-        these, alike − 1 of places − 1 had been right, which counts as at most `PLACES` guesses.
+        If a share a is correct, n guesses give 1 + a + … + aⁿ tokens. A pass with 16 tokens costs 2 with one token.
+        The match has occurred `places` times, and was followed by the same token `alike` times. Guessing the others
+        from the first of these, alike − 1 of places − 1 had been correct: at most `MAX_OCCURRENCES` guesses.
         """
-        counted = min(1.0, PLACES / max(places - 1, 1))
+        counted = min(1.0, MAX_OCCURRENCES / max(places - 1, 1))
         right = self._right + self.weight * self._expected + counted * (alike - 1)
         share = right / (self._tried + self.weight + counted * (places - 1))
-        n = np.arange(most + 1)
-        cost = np.where(n > 0, 1 + SECOND + FURTHER * n, 1.0)
+        n = np.arange(max_length + 1)
+        cost = np.where(n > 0, 1 + SECOND_TOKEN_COST + FURTHER_TOKEN_COST * n, 1.0)
         return int((np.cumsum(share**n) / cost).argmax())
 
 
@@ -97,8 +97,8 @@ class PromptLookup:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._odds = [Odds(expected) for expected in BY_MATCH]
-        self._kind = self._odds[0]
+        self._rates = [AcceptanceRate(expected) for expected in EXPECTED_RATES]
+        self._kind = self._rates[0]
 
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
         """What most often followed the longest matches, of several the latest; a text that repeats itself goes on."""
@@ -106,10 +106,10 @@ class PromptLookup:
         after, size = _longest_matches(row)
         if not size:
             return row[:0], None
-        self._kind = self._odds[min(size, len(self._odds)) - 1]
+        self._kind = self._rates[min(size, len(self._rates)) - 1]
         alike = int(np.unique(row[after], return_counts=True)[1].max())
-        worth = self._kind.worth(max(min(most, self._most), 0), alike, len(after))
-        guesses = np.empty(worth, row.dtype)
+        count = self._kind.best_draft_length(max(min(most, self._most), 0), alike, len(after))
+        guesses = np.empty(count, row.dtype)
         for i in range(len(guesses)):
             said = row[after + i % (len(row) - after)]  # past the end of the text, what follows the match once more
             tokens, latest, times = np.unique(said[::-1], return_index=True, return_counts=True)
@@ -120,8 +120,8 @@ class PromptLookup:
 
     def learn(self, guessed: int, right: int) -> None:
         """Learn it for matches of that length; a match of many tokens is another thing than one of a single token."""
-        for odds in self._odds:
-            odds.forget()
+        for rate in self._rates:
+            rate.decay()
         self._kind.learn(guessed, right)
 
 
@@ -129,7 +129,7 @@ def _longest_matches(row: Ids) -> tuple[Ids, int]:
     """Where the text (T,) had the longest of its last tokens before: the places after them, and how many match."""
     size, last = 0, len(row) - 1
     ends = np.arange(last)  # where an earlier occurrence may end
-    while size < LONGEST:
+    while size < MAX_MATCH:
         longer = ends[ends >= size]
         longer = longer[row[longer - size] == row[last - size]]
         if not longer.size:
@@ -146,8 +146,8 @@ class Assistant:
     """
 
     def __init__(self, request: Request, stream: Uniforms | None) -> None:
-        self._context = Context(request.options.assistant_model, request.mask, request.max_length)
-        self._pipeline = Pipeline(request.options, request.ids.shape[1], request.padding)
+        self._context = DecodingContext(request.options.assistant_model, request.mask, request.max_length)
+        self._processors = LogitsProcessors(request.options, request.ids.shape[1], request.padding)
         self._eos = request.options.eos_token_id or []
         self._stream = stream
         self._count = 5
@@ -156,12 +156,12 @@ class Assistant:
         """The assistant's own continuation, up to an end-of-sequence token."""
         # It has read the text as it was and its own guesses. Those that stayed are in the text now, followed by one
         # token of the model's; so what it read from the place of that token on was wrong.
-        self._context.forget(ids.shape[1] - 1)
+        self._context.crop(ids.shape[1] - 1)
         most = min(most, self._count)
         text = ids
         distributions: list[Probabilities] = []
         while text.shape[1] < ids.shape[1] + most:
-            scores = self._pipeline(self._context.read(text)[:, -1], text)[0]
+            scores = self._processors(self._context.read(text)[:, -1], text)[0]
             if self._stream is None:
                 token = int(scores.argmax())
             else:
@@ -192,10 +192,10 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
         )
     stream = request.streams(np.arange(1))[0] if o.do_sample else None
     guesser = _guesser(request, stream)
-    pipeline = Pipeline(o, request.ids.shape[1], request.padding)
-    context = Context(request.model, request.mask, request.max_length, request.progress)
+    processors = LogitsProcessors(o, request.ids.shape[1], request.padding)
+    context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
     ids = request.ids
-    scores_so_far, logits_so_far = [], []
+    steps = RecordedSteps(o)
 
     request.emit(ids)
     finished = False
@@ -206,26 +206,23 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
         logits = context.read(np.concatenate([ids, guesses[None, :]], axis=1), keep=len(guesses) + 1)[0]
         right = 0
         for i in range(len(guesses) + 1):
-            scores = pipeline(logits[i : i + 1], ids)
+            scores = processors(logits[i : i + 1], ids)
             guess = int(guesses[i]) if i < len(guesses) else None
             token = _choose(scores[0], guess, None if q is None or guess is None else q[i], stream)
             ids = np.concatenate([ids, [[token]]], axis=1)
-            if o.output_scores:
-                scores_so_far.append(scores.astype(logits.dtype))
-            if o.output_logits:
-                logits_so_far.append(logits[i : i + 1])
+            steps.append(scores, logits[i : i + 1])
             finished = bool(request.stopping(ids, request.padding)[0])
             if finished or token != guess:
                 break
             right += 1
         request.emit(ids[:, start:])
-        context.forget(ids.shape[1] - 1)
+        context.crop(ids.shape[1] - 1)
         guesser.learn(len(guesses), right)
     return GenerateDecoderOnlyOutput(
         sequences=ids,
         lengths=np.array([ids.shape[1]]),
-        scores=tuple(scores_so_far) if o.output_scores else None,
-        logits=tuple(logits_so_far) if o.output_logits else None,
+        scores=steps.scores,
+        logits=steps.logits,
         cache=context.cache,
     )
 

@@ -10,7 +10,7 @@ import pytest
 
 from refdiff.backends import Backend
 from refdiff.backends.cupy.tuning import Tuning
-from refdiff.generation.context import Context
+from refdiff.generation.context import DecodingContext
 from refdiff.model import cache as cache_module
 from tests.generation.fakes import FakeModel
 from tests.model.models import small_model
@@ -33,7 +33,7 @@ class Seen(FakeModel):
 
 def test_positions_count_what_is_not_masked() -> None:
     model = Seen()
-    context = Context(model, MASK)
+    context = DecodingContext(model, MASK)
     context.read(IDS)
     more = np.concatenate([IDS, [[3, 4], [5, 6]]], axis=1)
     context.read(more, keep=2)
@@ -46,36 +46,36 @@ def test_positions_count_what_is_not_masked() -> None:
 
 def test_without_a_mask_nothing_is_passed() -> None:
     model = Seen()
-    Context(model, None).read(IDS)
+    DecodingContext(model, None).read(IDS)
     assert model.seen == [(None, None)]
 
 
 def test_reading_in_pieces_forgetting_and_taking_rows() -> None:
     rng = np.random.default_rng(0)
     more = np.concatenate([IDS, rng.integers(3, 20, (2, 5))], axis=1)
-    want = Context(FakeModel(), MASK).read(more, keep=3)
-    context = Context(FakeModel(), MASK)
+    want = DecodingContext(FakeModel(), MASK).read(more, keep=3)
+    context = DecodingContext(FakeModel(), MASK)
     context.read(IDS)
     wrong = more.copy()
     wrong[:, 6:] = 11
     context.read(wrong)
-    context.forget(6)
-    context.forget(99)
+    context.crop(6)
+    context.crop(99)
     assert context.length == 6
     np.testing.assert_allclose(context.read(more, keep=3), want, rtol=1e-12)
-    context.take(np.array([1, 0, 1]))
+    context.reorder(np.array([1, 0, 1]))
     longer = np.concatenate([more, [[3], [4]]], axis=1)
     got = context.read(longer[[1, 0, 1]])
-    np.testing.assert_allclose(got, Context(FakeModel(), MASK).read(longer)[[1, 0, 1]], rtol=1e-12)
+    np.testing.assert_allclose(got, DecodingContext(FakeModel(), MASK).read(longer)[[1, 0, 1]], rtol=1e-12)
 
 
 def test_padding_changes_nothing() -> None:
-    padded = Context(FakeModel(), MASK).read(IDS)[1]
-    np.testing.assert_allclose(padded, Context(FakeModel(), None).read(IDS[1:, 1:])[0], rtol=1e-12)
+    padded = DecodingContext(FakeModel(), MASK).read(IDS)[1]
+    np.testing.assert_allclose(padded, DecodingContext(FakeModel(), None).read(IDS[1:, 1:])[0], rtol=1e-12)
 
 
 def test_hidden_states() -> None:
-    context = Context(FakeModel(), None)
+    context = DecodingContext(FakeModel(), None)
     logits, hidden = context.read_hidden(IDS)
     np.testing.assert_allclose(logits, hidden[:, -1] @ FakeModel().W.T)
     assert hidden.shape == (2, 4, 7)
@@ -89,16 +89,16 @@ def test_a_long_prompt_is_read_in_pieces(masked: bool, keep: int, monkeypatch: p
     if masked:
         mask = np.ones((2, 11), dtype=np.int64)
         mask[1, :6] = 0  # a whole piece of nothing
-    want = Context(FakeModel(), mask).read(ids, keep)
+    want = DecodingContext(FakeModel(), mask).read(ids, keep)
     monkeypatch.setattr(Backend, "chunk_size", 9)  # of two rows 4 tokens each
     model = FakeModel()
-    context = Context(model, mask)
+    context = DecodingContext(model, mask)
     np.testing.assert_allclose(context.read(ids, keep), want, rtol=1e-12)
     assert model.calls == [(2, 4), (2, 4), (2, 3)]
     more = np.concatenate([ids, rng.integers(3, 20, (2, 5))], axis=1)
     model.calls.clear()
     np.testing.assert_allclose(
-        context.read(more, keep), Context(FakeModel(), _longer(mask)).read(more, keep), rtol=1e-12
+        context.read(more, keep), DecodingContext(FakeModel(), _longer(mask)).read(more, keep), rtol=1e-12
     )
     assert model.calls == ([(2, 4), (2, 1)] if keep == 1 else [(2, 5)]), "the last pass has all that is asked for"
 
@@ -107,7 +107,7 @@ def test_progress_is_told_before_each_piece_of_a_long_prompt(monkeypatch: pytest
     monkeypatch.setattr(Backend, "chunk_size", 4)
     told: list[tuple[str, int, int]] = []
     ids = np.random.default_rng(0).integers(3, 20, (1, 11))
-    context = Context(FakeModel(), None, progress=lambda *said: told.append(said))
+    context = DecodingContext(FakeModel(), None, progress=lambda *said: told.append(said))
     context.read(ids[:, :10])
     assert told == [("prompt", 0, 10), ("prompt", 4, 10), ("prompt", 8, 10)]
     context.read(ids)  # one more token is no prompt
@@ -121,7 +121,7 @@ def _longer(mask: Any) -> Any:
 def test_more_rows_than_a_piece_are_read_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backend, "chunk_size", 1)
     model = FakeModel()
-    Context(model, None).read(IDS)
+    DecodingContext(model, None).read(IDS)
     assert model.calls == [(2, 1)] * 4
 
 
@@ -134,7 +134,7 @@ def test_the_backend_says_how_many_tokens_it_reads_at_once(chunk_size: int, call
     model = FakeModel()
     model.backend = Backend()
     model.backend.chunk_size = chunk_size
-    Context(model, None).read(np.full((2, 1500), 5))
+    DecodingContext(model, None).read(np.full((2, 1500), 5))
     assert model.calls == calls
 
 
@@ -144,13 +144,13 @@ def test_a_text_whose_length_changes_its_positions_is_read_at_once(
 ) -> None:
     monkeypatch.setattr(Backend, "chunk_size", 4)
     model = FakeModel(rope_parameters={"rope_type": kind})
-    Context(model, None).read(IDS)
+    DecodingContext(model, None).read(IDS)
     assert len(model.calls) == calls
 
 
 def test_hidden_states_are_those_of_all_new_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backend, "chunk_size", 2)
-    assert Context(FakeModel(), None).read_hidden(IDS)[1].shape == (2, 4, 7)
+    assert DecodingContext(FakeModel(), None).read_hidden(IDS)[1].shape == (2, 4, 7)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_the_cache_has_room_for_the_text_and_no_more_and_is_not_copied(
 
 def test_a_prompt_in_pieces_has_its_room_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backend, "chunk_size", 8)
-    context = Context(small_model(max_position_embeddings=512), None, 5_000)
+    context = DecodingContext(small_model(max_position_embeddings=512), None, 5_000)
     context.read(np.full((2, 400), 3))
     assert {x.shape[2] for x in context.cache.buffers} == {656}, "half as much again is less than 256 more"
 

@@ -9,14 +9,14 @@ import pytest
 
 from refdiff.generation import processors, sampling
 from refdiff.generation.options import Options
-from refdiff.generation.pipeline import Pipeline
+from refdiff.generation.processors import LogitsProcessors
 
 Z = np.random.default_rng(0).normal(0, 2, (2, 9)).astype(np.float32)
 IDS = np.array([[1, 2, 3, 1, 2], [4, 4, 5, 4, 6]])
 
 
 def test_without_options_the_logits_come_back_as_they_are() -> None:
-    assert Pipeline(Options(), 3)(Z, IDS) is Z
+    assert LogitsProcessors(Options(), 3)(Z, IDS) is Z
 
 
 def test_processors_in_order() -> None:
@@ -35,10 +35,10 @@ def test_processors_in_order() -> None:
     z = processors.no_repeat_ngram(z, IDS, 2)
     z = processors.bad_words(z, IDS, [[2, 7]])
     z[:, [6, 8]] = -np.inf
-    got = Pipeline(options, 3)(Z, IDS)
+    got = LogitsProcessors(options, 3)(Z, IDS)
     np.testing.assert_array_equal(got, z)
     assert got.dtype == np.float64
-    assert np.isfinite(Pipeline(options, 2)(Z, IDS)[:, 8]).all()  # three tokens are there by then
+    assert np.isfinite(LogitsProcessors(options, 2)(Z, IDS)[:, 8]).all()  # three tokens are there by then
 
 
 def test_warpers_in_order_and_only_when_sampling() -> None:
@@ -58,16 +58,16 @@ def test_warpers_in_order_and_only_when_sampling() -> None:
     z = sampling.typical_p(z, 0.9)
     z = sampling.epsilon_cutoff(z, 0.03)
     z = sampling.eta_cutoff(z, 0.04)
-    np.testing.assert_array_equal(Pipeline(Options(do_sample=True, **settings), 3)(Z, IDS), z)
-    assert Pipeline(Options(**settings), 3)(Z, IDS) is Z
+    np.testing.assert_array_equal(LogitsProcessors(Options(do_sample=True, **settings), 3)(Z, IDS), z)
+    assert LogitsProcessors(Options(**settings), 3)(Z, IDS) is Z
     off = Options(do_sample=True, temperature=None, top_k=0, top_p=None, typical_p=None, epsilon_cutoff=None)
-    assert Pipeline(off, 3)(Z, IDS) is Z
+    assert LogitsProcessors(off, 3)(Z, IDS) is Z
 
 
 @pytest.mark.parametrize(("eos", "left"), [(None, 2), ([1], 2), ([1, 2, 3], 4)])
 def test_beams_keep_more_than_one_token(eos: list[int] | None, left: int) -> None:
     options = Options(do_sample=True, top_k=1, num_beams=2, eos_token_id=eos)
-    assert (np.isfinite(Pipeline(options, 3)(Z, IDS)).sum(axis=1) == left).all()
+    assert (np.isfinite(LogitsProcessors(options, 3)(Z, IDS)).sum(axis=1) == left).all()
 
 
 def with_row(value: float, everywhere: bool = False) -> np.ndarray:
@@ -79,7 +79,7 @@ def with_row(value: float, everywhere: bool = False) -> np.ndarray:
 
 @pytest.mark.parametrize("options", [Options(), Options(do_sample=True), Options(suppress_tokens=[0])], ids=str)
 def test_scores_that_no_token_can_be_chosen_by(options: Options) -> None:
-    pipeline = Pipeline(options, 3)
+    pipeline = LogitsProcessors(options, 3)
     with pytest.raises(ValueError, match="row 1, step 2: a score is NaN"):
         pipeline(with_row(np.nan), IDS)
     with pytest.raises(ValueError, match="row 1, step 2: every token has score -inf"):
@@ -90,11 +90,11 @@ def test_scores_that_no_token_can_be_chosen_by(options: Options) -> None:
 
 
 def test_an_infinite_score_is_the_most_likely_but_cannot_be_sampled() -> None:
-    assert Pipeline(Options(), 3)(with_row(np.inf), IDS)[1].argmax() == 4
+    assert LogitsProcessors(Options(), 3)(with_row(np.inf), IDS)[1].argmax() == 4
     with pytest.raises(ValueError, match="row 1, step 2: a score is infinite"):
-        Pipeline(Options(do_sample=True), 3)(with_row(np.inf), IDS)
+        LogitsProcessors(Options(do_sample=True), 3)(with_row(np.inf), IDS)
 
 
 def test_everything_forbidden_by_options() -> None:
     with pytest.raises(ValueError, match="row 0, step 2: every token has score -inf: relax what forbids tokens"):
-        Pipeline(Options(suppress_tokens=list(range(9))), 3)(Z, IDS)
+        LogitsProcessors(Options(suppress_tokens=list(range(9))), 3)(Z, IDS)

@@ -15,7 +15,7 @@ from refdiff.generation import generate
 from refdiff.generation.options import Options
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw
-from refdiff.generation.speculative import Assistant, Odds, PromptLookup, speculative_step
+from refdiff.generation.speculative import AcceptanceRate, Assistant, PromptLookup, speculative_step
 from tests.generation.fakes import Bigrams, FakeModel, Recorder, letters
 
 TARGET = FakeModel(1, V=19, scale=2.5)
@@ -150,11 +150,15 @@ def test_a_long_match_is_worth_all_guesses_at_once() -> None:
 
 def test_earlier_places_that_went_on_alike_are_worth_more_guesses() -> None:
     """A share of 0.3 at first, as two guesses seen; each place that went on as another did is one more, up to four."""
-    odds = Odds(0.3)
-    worth = [odds.worth(10, n, n) for n in (1, 2, 3, 5, 40)]
-    assert worth == [Odds(share).worth(10) for share in (0.6 / 2, 1.6 / 3, 2.6 / 4, 4.6 / 6, 4.6 / 6)]
+    odds = AcceptanceRate(0.3)
+    worth = [odds.best_draft_length(10, n, n) for n in (1, 2, 3, 5, 40)]
+    assert worth == [
+        AcceptanceRate(share).best_draft_length(10) for share in (0.6 / 2, 1.6 / 3, 2.6 / 4, 4.6 / 6, 4.6 / 6)
+    ]
     assert worth == sorted(worth) > [2]
-    assert odds.worth(10, 1, 5) == odds.worth(10, 2, 40) == 0 < odds.worth(10, 30, 40)
+    assert (
+        odds.best_draft_length(10, 1, 5) == odds.best_draft_length(10, 2, 40) == 0 < odds.best_draft_length(10, 30, 40)
+    )
     often, once = [1, 2, 5, 1, 2, 6, 1, 2, 7, 1], [1, 2, 5, 3, 2, 6, 4, 2, 7, 1]
     assert len(lookup(often)) > len(lookup(once)) > 0
     assert lookup([2, 5, 2, 6, 2, 7, 2, 8, 2, 9, 2]) == [], "each time something else came"
@@ -216,23 +220,23 @@ def test_a_round_without_guesses_is_not_one_in_which_all_were_right() -> None:
 @pytest.mark.parametrize(("share", "worth"), [(1.0, 30), (0.5, 3), (0.1, 0), (0.0, 0)])
 def test_as_many_guesses_as_pay_for_their_pass(share: float, worth: int) -> None:
     """Tokens of a pass that n guesses make longer: 1 + a + … + aⁿ, for 1.2 + n / 20 one-token passes, so 2 for 16."""
-    odds = Odds(share)
-    assert odds.worth(30) == worth
-    assert odds.worth(0) == 0
+    odds = AcceptanceRate(share)
+    assert odds.best_draft_length(30) == worth
+    assert odds.best_draft_length(0) == 0
     rates = [sum(share**i for i in range(n + 1)) / (1.2 + n / 20 if n else 1) for n in range(31)]
     assert rates[worth] == max(rates)
 
 
 def test_odds_follow_what_was_seen_last() -> None:
-    odds = Odds(0.5)
+    odds = AcceptanceRate(0.5)
     for _ in range(50):
-        odds.forget()
+        odds.decay()
         odds.learn(4, 4)
-    good = odds.worth(30)
+    good = odds.best_draft_length(30)
     for _ in range(5):
-        odds.forget()
+        odds.decay()
         odds.learn(4, 1)  # one right, one wrong, and two that say nothing
-    assert good > odds.worth(30) > 0
+    assert good > odds.best_draft_length(30) > 0
 
 
 # ---- sampling

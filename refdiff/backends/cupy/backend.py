@@ -34,6 +34,6 @@ class CupyBackend(Backend):
         """Return the decoding step as one launch, or None where the model rules it out."""
         return DecodeStep.of(model)
 
-    def sampler(self, model: Any, options: Any, pipeline: Any) -> DeviceSampler | None:
+    def sampler(self, model: Any, options: Any, processors: Any) -> DeviceSampler | None:
         """Return what chooses tokens on the device, or None where the host must see the logits."""
-        return DeviceSampler.of(model, options, pipeline)
+        return DeviceSampler.create(model, options, processors)

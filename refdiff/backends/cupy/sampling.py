@@ -50,9 +50,9 @@ class DeviceSampler:
     The draws are those of the host, from the same numbers; only where rounding decides may a token differ.
     """
 
-    def __init__(self, model: Any, options: Any, pipeline: Any) -> None:
+    def __init__(self, model: Any, options: Any, processors: Any) -> None:
         self._model = model
-        self._pipeline = pipeline
+        self._processors = processors
         self._sampling = options.do_sample
         self._warpers: dict[str, Any] = {}
         if options.do_sample:
@@ -61,20 +61,20 @@ class DeviceSampler:
             self._warpers = {name: value for name, value in given.items() if value is not None}
 
     @classmethod
-    def of(cls, model: Any, options: Any, pipeline: Any) -> DeviceSampler | None:
+    def create(cls, model: Any, options: Any, processors: Any) -> DeviceSampler | None:
         """Return the choice for a call of `generate`, or None where the host must see the logits."""
         o = options
         rare = (o.typical_p or 1.0) < 1.0 or (o.epsilon_cutoff or 0.0) > 0.0 or (o.eta_cutoff or 0.0) > 0.0
-        if pipeline.has_processors or o.num_return_sequences > 1:
+        if processors.has_processors or o.num_return_sequences > 1:
             return None
         if o.output_scores or o.output_logits or (o.do_sample and rare):
             return None
         if model.base_params["norm"]["weight"].dtype.name == "float64":  # and so are the logits, which it does not take
             return None
-        return cls(model, options, pipeline)
+        return cls(model, options, processors)
 
     def __call__(
-        self, logits: Array, ids: NDArray[np.int64], growing: NDArray[np.bool_], streams: list[Any]
+        self, logits: Array, ids: NDArray[np.int64], active: NDArray[np.bool_], streams: list[Any]
     ) -> NDArray[np.int64]:
         """Choose for (B, V) logits on the device; rows that do not grow get any token.
 
@@ -83,9 +83,9 @@ class DeviceSampler:
         """
         uniforms = None
         if self._sampling:
-            drawn = np.array([stream.next() if row else 0.0 for stream, row in zip(streams, growing, strict=True)])
+            drawn = np.array([stream.next() if row else 0.0 for stream, row in zip(streams, active, strict=True)])
             uniforms = from_numpy(drawn, self._model.xp, self._model.device)
         tokens = to_numpy(self._model.backend.kernels.choose(logits, uniforms, **self._warpers))
-        if (tokens[growing] < 0).any():
-            self._pipeline.check(to_numpy(logits), ids, growing)
-        return np.where(growing, tokens, 0)
+        if (tokens[active] < 0).any():
+            self._processors.check(to_numpy(logits), ids, active)
+        return np.where(active, tokens, 0)

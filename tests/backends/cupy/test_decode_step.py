@@ -17,7 +17,7 @@ from refdiff.backends import overlay
 from refdiff.backends.cupy import decode_step
 from refdiff.backends.cupy.decode_step import STEPS_BEFORE_RECORDING, DecodeStep
 from refdiff.backends.cupy.graph import GraphError
-from refdiff.generation.context import Context
+from refdiff.generation.context import DecodingContext
 from refdiff.model.weights import flatten
 from tests.backends.cupy.test_model import IDS, MASK, models, on_the_device, stored_models
 from tests.cuda.emulation import OnDevice
@@ -109,10 +109,10 @@ def test_what_the_host_must_see_comes_from_recorded_steps_too(steps: list[Decode
 
 def test_it_is_recorded_again_where_the_room_is_used_up(steps: list[DecodeStep]) -> None:
     fast, exact = there()
-    logits, usual = Context(fast, MASK), Context(exact, MASK)
+    logits, usual = DecodingContext(fast, MASK), DecodingContext(exact, MASK)
     ids = np.random.default_rng(1).integers(3, 41, size=(2, 45))
     for total in range(7, 46):
-        ours, theirs = (context.read_there(ids[:, :total]) for context in (logits, usual))
+        ours, theirs = (context.read_on_device(ids[:, :total]) for context in (logits, usual))
         np.testing.assert_allclose(ours, theirs, atol=3e-6)
         assert len(logits.cache) == logits.length == total
     assert steps[0].recordings == 3  # rooms of 20, 40 and 80
@@ -124,22 +124,22 @@ def test_after_rows_were_taken_it_is_recorded_again_and_after_tokens_were_forgot
     steps: list[DecodeStep],
 ) -> None:
     fast, exact = there()
-    ours, theirs = Context(fast, MASK), Context(exact, MASK)
+    ours, theirs = DecodingContext(fast, MASK), DecodingContext(exact, MASK)
     ids = np.random.default_rng(1).integers(3, 41, size=(2, 20))
 
     def read(rows: list[int], totals: range) -> None:
         for total in totals:
-            a, b = (context.read_there(ids[rows, :total]) for context in (ours, theirs))
+            a, b = (context.read_on_device(ids[rows, :total]) for context in (ours, theirs))
             np.testing.assert_allclose(a, b, atol=3e-6)
 
     read([0, 1], range(7, 13))
     assert steps[0].recordings == 1
     for context in (ours, theirs):
-        context.forget(9)
+        context.crop(9)
     read([0, 1], range(10, 13))
     assert steps[0].recordings == 1
     for context in (ours, theirs):
-        context.take(np.array([1, 0, 1]))
+        context.reorder(np.array([1, 0, 1]))
     read([1, 0, 1], range(13, 16))
     assert steps[0].recordings == 2
 
@@ -191,35 +191,35 @@ def test_a_full_static_cache_says_so_as_without_a_recording(steps: list[DecodeSt
     from refdiff.model.cache import KVCache
 
     fast, _ = there()
-    context = Context(fast, None)
+    context = DecodingContext(fast, None)
     context.cache = KVCache(2, static=13)
     ids = np.random.default_rng(1).integers(3, 41, size=(2, 14))
     for total in range(7, 14):
-        context.read_there(ids[:, :total])
+        context.read_on_device(ids[:, :total])
     assert steps[0].recordings == 1
     with pytest.raises(ValueError, match="14 tokens do not fit into static=13"):
-        context.read_there(ids)
+        context.read_on_device(ids)
 
 
 def test_an_unknown_token_is_refused_before_the_device_sees_it(steps: list[DecodeStep]) -> None:
     fast, _ = there()
-    context = Context(fast, None)
-    context.read_there(IDS)
+    context = DecodingContext(fast, None)
+    context.read_on_device(IDS)
     with pytest.raises(IndexError, match="token id 41 is outside 0 to 40"):
-        context.read_there(np.concatenate([IDS, [[41], [3]]], axis=1))
+        context.read_on_device(np.concatenate([IDS, [[41], [3]]], axis=1))
 
 
 def test_the_recorder_would_notice_what_a_graph_does_not_do(steps: list[DecodeStep]) -> None:
     """A number of the host's in a launch, here the tokens in the cache, is not the same in the next step."""
     fast, _ = there()
-    context = Context(fast, None)
+    context = DecodingContext(fast, None)
     ids = np.random.default_rng(1).integers(3, 41, size=(2, 20))
     for total in range(7, 12):
-        context.read_there(ids[:, :total])
+        context.read_on_device(ids[:, :total])
     assert steps[0].recordings == 1
     steps[0]._recorded._recorded[0][1]["NUMBER"] = "another"
     with pytest.raises(AssertionError):
-        context.read_there(ids[:, :12])
+        context.read_on_device(ids[:, :12])
 
 
 @pytest.mark.parametrize("look", [float, int, bool, lambda x: x.item(), lambda x: x.tolist()])

@@ -16,7 +16,7 @@ import pytest
 import refdiff
 from refdiff.arrays import to_numpy
 from refdiff.backends.cupy.kernels import CupyKernels
-from refdiff.generation.context import Context
+from refdiff.generation.context import DecodingContext
 from refdiff.model.cache import KVCache
 from refdiff.model.weights import flatten
 from tests.backends.cupy.cases import CASES
@@ -109,11 +109,11 @@ def test_decoding_is_recorded_and_replayed_as_it_is_done_step_by_step(
     there, here = pair(max_position_embeddings=512)
     if weights != "float32":
         there = stored(here.config, tmp_path, weights)
-    recorded, usual = Context(there, MASK), Context(there, MASK)
+    recorded, usual = DecodingContext(there, MASK), DecodingContext(there, MASK)
     usual.step = None
     ids = np.random.default_rng(1).integers(3, 41, size=(2, tokens))
     for total in range(7, tokens + 1):
-        ours, theirs = (to_numpy(context.read_there(ids[:, :total])) for context in (recorded, usual))
+        ours, theirs = (to_numpy(context.read_on_device(ids[:, :total])) for context in (recorded, usual))
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert recorded.step is not None
     assert recorded.step.refused is None
