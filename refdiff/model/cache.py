@@ -15,10 +15,10 @@ class KVCache:
 
     Args:
         num_layers: how many layers the model has.
-        static: allocate room for this many tokens at the first `append` and never more. Without it there is room for
-            an eighth more than the first tokens, 8 to 256, or for what was reserved; and it grows by half when it is
-            used up, so that n tokens cost time in proportion to n.
-        most: how many tokens it will have at the end, where that is known: room does not grow past it.
+        static: the capacity in tokens, allocated at the first `append`. Without it the capacity is an eighth more than
+            the first tokens, 8 to 256, or what was reserved; it grows by half when it is used up, so that n tokens
+            cost time in proportion to n.
+        most: how many tokens it will have at most, where that is known: its capacity does not grow past it.
 
     Raises:
         ValueError: `num_layers`, `static` or `most` is below 1.
@@ -58,16 +58,14 @@ class KVCache:
         Raises:
             ValueError: the batch differs from the rows of the cache, or a static cache is full.
         """
-        keys, values, start = self.room(layer, k, v)
+        keys, values, start = self.allocate(layer, k, v)
         end = start + k.shape[2]
         keys[:, :, start:end, :] = k
         values[:, :, start:end, :] = v
-        return self.filled(layer, end)
+        return self.commit(layer, end)
 
-    def room(self, layer: int, k: Array, v: Array) -> tuple[Array, Array, int]:
-        """Make room for new tokens of a layer: its whole buffers, and where in them the tokens belong.
-
-        Whoever writes them there says so with `filled`; `append` is both.
+    def allocate(self, layer: int, k: Array, v: Array) -> tuple[Array, Array, int]:
+        """Return a layer's buffers with capacity for new tokens, and the first one's index; `commit` adds them.
 
         Raises:
             ValueError: as `append`.
@@ -84,39 +82,39 @@ class KVCache:
                 f"KVCache: k has shape {tuple(k.shape)}, but the cache holds {buffers[0].shape[0]} rows: pass the same "
                 "batch, or reorder the cache first"
             )
-        room = 0 if buffers is None else buffers[0].shape[2]
-        if buffers is None or end > room:
-            size = self.static or max(end, self._next_room(end, room))
+        capacity = 0 if buffers is None else buffers[0].shape[2]
+        if buffers is None or end > capacity:
+            size = self.static or max(end, self._next_capacity(end, capacity))
             buffers = (_grown(k, size, buffers and buffers[0], start), _grown(v, size, buffers and buffers[1], start))
             self._buffers[layer] = buffers
         return *buffers, start
 
-    def _next_room(self, end: int, room: int) -> int:
-        """Where `end` tokens do not fit into `room`, or are the first (0): how many should."""
-        wanted = max(end + min(max(end // 8, 8), 256), self._reserved) if room == 0 else room + room // 2
+    def _next_capacity(self, end: int, capacity: int) -> int:
+        """Return the next capacity where `end` tokens exceed this one, which is 0 before the first."""
+        wanted = max(end + min(max(end // 8, 8), 256), self._reserved) if capacity == 0 else capacity + capacity // 2
         return wanted if self.most is None else min(wanted, self.most)
 
-    def filled(self, layer: int, end: int) -> tuple[Array, Array]:
+    def commit(self, layer: int, end: int) -> tuple[Array, Array]:
         """Count the tokens of a layer before `end` as there, and return their keys and values."""
         buffers = self._buffers[layer]
         if buffers is None:
-            raise ValueError(f"KVCache: layer {layer} has no room yet: append to it first")
+            raise ValueError(f"KVCache: layer {layer} has no buffers yet: append to it first")
         self._lengths[layer] = end
         return buffers[0][:, :, :end, :], buffers[1][:, :, :end, :]
 
     @property
     def buffers(self) -> tuple[Array, ...]:
-        """Keys and values of every layer that has any, with all room: (B, K, room, d), (B, Kv, room, e)."""
+        """Keys and values of every layer that has any: (B, K, capacity, d), (B, Kv, capacity, e)."""
         return tuple(x for pair in self._buffers if pair is not None for x in pair)
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` tokens in every layer, where there is less; in an empty one when it gets its first.
+        """Raise the capacity of every layer to `tokens` tokens; of an empty one when it gets its first.
 
         Raises:
             ValueError: the cache is static, and smaller.
         """
         if self.static is not None and tokens > self.static:
-            raise ValueError(f"KVCache: room for {tokens} tokens was asked of static={self.static}: make a larger one")
+            raise ValueError(f"KVCache: cannot reserve {tokens} tokens with static={self.static}: make a larger one")
         self._reserved = tokens
         for layer, buffers in enumerate(self._buffers):
             if buffers is not None and buffers[0].shape[2] < tokens:
@@ -124,14 +122,14 @@ class KVCache:
                 self._buffers[layer] = (k, v)
 
     def advance(self, tokens: int) -> None:
-        """Count `tokens` more as there, which the device has written into the room of every layer.
+        """Count `tokens` more as there, which the device has written into the buffers of every layer.
 
         Raises:
-            ValueError: there is no room for them.
+            ValueError: they exceed the capacity.
         """
         end = len(self) + tokens
         if any(buffers is None or buffers[0].shape[2] < end for buffers in self._buffers):
-            raise ValueError(f"KVCache: there is no room for {end} tokens in every layer: reserve it first")
+            raise ValueError(f"KVCache: {end} tokens exceed the capacity: reserve it first")
         self._lengths = [end] * self.num_layers
 
     def reorder(self, indices: Any) -> None:
@@ -163,7 +161,7 @@ class KVCache:
 
 
 def _grown(like: Array, size: int, old: Array | None, used: int) -> Array:
-    """Allocate room for `size` tokens of the shape of `like`, and move the `used` old ones over."""
+    """Allocate `size` tokens of the shape of `like`, and copy the `used` old ones."""
     xp = namespace(like)
     shape = (like.shape[0], like.shape[1], size, like.shape[3])
     new = xp.empty(shape, dtype=like.dtype, device=device(like))

@@ -50,14 +50,14 @@ def test_its_two_halves_are_append():
     whole, halves, ((a,), (b,)) = KVCache(1), KVCache(1), pieces(5, [3, 2], layers=1)
     for k, v in (a, b):
         expected = whole.append(0, k, v)
-        keys, values, start = halves.room(0, k, v)
+        keys, values, start = halves.allocate(0, k, v)
         assert start == len(halves)
         keys[:, :, start : start + k.shape[2]], values[:, :, start : start + k.shape[2]] = k, v
         assert len(halves) == start
-        for one, exact in zip(halves.filled(0, start + k.shape[2]), expected, strict=True):
+        for one, exact in zip(halves.commit(0, start + k.shape[2]), expected, strict=True):
             np.testing.assert_array_equal(one, exact)
-    with pytest.raises(ValueError, match="layer 0 has no room yet"):
-        KVCache(1).filled(0, 1)
+    with pytest.raises(ValueError, match="layer 0 has no buffers yet"):
+        KVCache(1).commit(0, 1)
 
 
 def test_reorder_picks_rows_and_may_change_their_number():
@@ -213,13 +213,13 @@ def test_room_that_is_there_is_not_reserved_again():
     before = cache.buffers
     cache.reserve(9)
     assert all(x is old for x, old in zip(cache.buffers, before, strict=True))
-    with pytest.raises(ValueError, match=r"room for 10 tokens was asked of static=9"):
+    with pytest.raises(ValueError, match=r"cannot reserve 10 tokens with static=9"):
         cache.reserve(10)
 
 
 def test_a_device_fills_the_room_to_the_last_token():
     cache = KVCache(2)
-    with pytest.raises(ValueError, match="no room for 1 tokens in every layer"):
+    with pytest.raises(ValueError, match="1 tokens exceed the capacity"):
         cache.advance(1)
     for layer in range(2):
         cache.append(layer, *one(3))
@@ -228,7 +228,7 @@ def test_a_device_fills_the_room_to_the_last_token():
     assert len(cache) == 5
     cache.advance(15)
     assert len(cache) == 20
-    with pytest.raises(ValueError, match="no room for 21 tokens in every layer"):
+    with pytest.raises(ValueError, match="21 tokens exceed the capacity"):
         cache.advance(1)
     assert cache.append(1, *one(1))[0].shape[2] == 21
 

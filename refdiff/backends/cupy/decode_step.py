@@ -156,10 +156,10 @@ class _FixedBuffers:
     def __init__(self, buffers: tuple[Array, ...]) -> None:
         self._buffers = buffers
 
-    def room(self, layer: int, k: Array, v: Array) -> tuple[Array, Array, int]:
-        return *self.filled(layer, 0), 0
+    def allocate(self, layer: int, k: Array, v: Array) -> tuple[Array, Array, int]:
+        return *self.commit(layer, 0), 0
 
-    def filled(self, layer: int, end: int) -> tuple[Array, Array]:
+    def commit(self, layer: int, end: int) -> tuple[Array, Array]:
         return self._buffers[2 * layer], self._buffers[2 * layer + 1]
 
 

@@ -72,7 +72,7 @@ def rope_append(
     (B, H, T, d), (K, Kv, e), n = q.shape, (k.shape[1], v.shape[1], v.shape[3]), cos.shape[-1]
     if k.shape[3] != d or v.shape[0] != B or H + K + Kv >= 2**16:
         return NotImplemented
-    keys, values, start = cache.room(layer, k, v)
+    keys, values, start = cache.allocate(layer, k, v)
     if keys.dtype != k.dtype or values.dtype != v.dtype:
         return NotImplemented
     q, k, v = (x if _whole_rows(x) else x.copy(order="C") for x in (q, k, v))
@@ -91,7 +91,7 @@ def rope_append(
         "rope.cu", "rope_append", {"NUMBER": NUMBERS[q.dtype.name]}, (T, H + K + Kv, B), _threads(max(d, e)),
         (q, k, v, cos, sin, y, keys, values, told),
     )  # fmt: skip
-    return namespace(q).permute_dims(y, (0, 2, 1, 3)), *cache.filled(layer, start + T)
+    return namespace(q).permute_dims(y, (0, 2, 1, 3)), *cache.commit(layer, start + T)
 
 
 def _fits(x: Array, cos: Array, sin: Array) -> bool:

@@ -72,7 +72,7 @@ def rope_append(
     fits = k.shape[::2] == v.shape[::2] == (B, T) and d == k.shape[3] == 2 * n
     if not fits or cos.shape != sin.shape or cos.shape[1:3] != (1, T) or cos.shape[0] not in (1, B):
         return NotImplemented
-    keys, values, start = cache.room(layer, k, v)
+    keys, values, start = cache.allocate(layer, k, v)
     x = np.concatenate([q, k], axis=1)
     index: list[tuple[Any, ...]] = [(..., i) if interleaved else (..., i, slice(None)) for i in (None, 0, 1)]
     whole, one, two = index
@@ -82,7 +82,7 @@ def rope_append(
     rotated[two] += across[one]
     y = rotated.reshape(x.shape)
     keys[:, :, start : start + T], values[:, :, start : start + T] = y[:, H:], v
-    return y[:, :H], *cache.filled(layer, start + T)
+    return y[:, :H], *cache.commit(layer, start + T)
 
 
 def _rotate_columns(

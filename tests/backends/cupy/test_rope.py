@@ -55,7 +55,7 @@ def test_where_the_device_counts_it_is_the_devices_number_that_says_where() -> N
     cache, length = KVCache(1, static=11), np.array([4], np.int64)
     q, k, v, cos, sin = step(0, 2, np.float32)
     kernels = CupyKernels(EmulatedDevice())
-    keys, values, _ = cache.room(0, k, v)
+    keys, values, _ = cache.allocate(0, k, v)
     keys[...], values[...] = 7, 8
     with kernels.counted_by(length):
         turned, _, _ = kernels.rope_append(cache, 0, q, k, v, cos, sin)
