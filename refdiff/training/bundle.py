@@ -33,8 +33,13 @@ _SIZES = {
     "num_attention_heads": "heads",
     "num_key_value_heads": "kv-heads",
     "head_dim": "head-dim",
-    "intermediate_size": "inner-size",
+    "intermediate_size": "intermediate-size",
 }
+_RENAMED = {
+    "steps": "max-steps", "batch": "batch-size", "rate": "learning-rate", "warmup": "warmup-steps",
+    "decay": "weight-decay", "clip": "grad-clip",
+}  # fmt: skip
+"""Settings whose option has another name."""
 
 
 def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: str = "float16") -> dict[str, float]:
@@ -70,9 +75,7 @@ def command(config: DiffLlamaConfig, settings: dict[str, Any], text: str, run: s
     """The command line that makes such a run, every choice written out."""
     flags = [f"--wiring {config.wiring}"]
     flags += [f"--{flag} {getattr(config, name)}" for name, flag in _SIZES.items()]
-    flags += [
-        f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in settings.items() if value != ""
-    ]
+    flags += [_flag(name, value) for name, value in settings.items() if value != ""]
     lines, line = [], f"refdiff train {shlex.quote(text)} -o {run}"
     for flag in flags:
         if len(line) + len(flag) > 100:
@@ -82,13 +85,17 @@ def command(config: DiffLlamaConfig, settings: dict[str, Any], text: str, run: s
     return " \\\n".join([*lines, line])
 
 
+def _flag(name: str, value: Any) -> str:
+    return f"--{_RENAMED.get(name, name).replace('_', '-')} {shlex.quote(str(value))}"
+
+
 def _commands(config: DiffLlamaConfig, settings: dict[str, Any], changes: Sequence[dict[str, Any]], text: str) -> str:
     """The run's command lines: as it began, and as it went on with other settings."""
     begun, lines = dict(settings), []
     for change in reversed(changes):
         values = {name: pair for name, pair in change.items() if name != "step"}
         begun |= {name: before for name, (before, _) in values.items()}
-        flags = [f"--{name.replace('_', '-')} {shlex.quote(str(after))}" for name, (_, after) in values.items()]
+        flags = [_flag(name, after) for name, (_, after) in values.items()]
         lines.append(f"refdiff train -o run --resume {' '.join(flags)}  # from step {change['step']}")
     return "\n".join([command(config, begun, text), *reversed(lines)])
 

@@ -62,6 +62,8 @@ def test_the_command_on_the_card_makes_the_same_run(run: Path) -> None:
     settings = json.loads((run / "step-000004" / "training.json").read_text())["settings"]
     words = shlex.split(bundle.command(trainer.model.config, settings, "tales.txt").replace("\\\n", " "))
     args = build_parser().parse_args(words[1:])
+    aliases = build_parser().commands()["train"].aliases
+    assert not aliases.keys() & set(words), "former spellings"
     assert args.text == "tales.txt"
     assert {name: getattr(args, name) for name in settings} == settings
     for name in bundle._SIZES:
@@ -98,11 +100,11 @@ def test_settings_that_changed_on_the_way_are_on_the_card(run: Path, tmp_path: P
     Trainer.resume(run, changes={"steps": 6, "prompt": "the king"}).run()
     bundle.bundle(run, tmp_path / "model", SOURCES)
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert "--rate 0.01" in card
-    assert "--steps 4" in card
+    assert "--learning-rate 0.01" in card
+    assert "--max-steps 4" in card
     assert (
-        "\nrefdiff train -o run --resume --rate 0.0001 --steps 5  # from step 4"
-        "\nrefdiff train -o run --resume --prompt 'the king' --steps 6  # from step 5\n"
+        "\nrefdiff train -o run --resume --learning-rate 0.0001 --max-steps 5  # from step 4"
+        "\nrefdiff train -o run --resume --prompt 'the king' --max-steps 6  # from step 5\n"
     ) in card
 
 
