@@ -27,7 +27,7 @@ class KVCache:
     def __init__(self, num_layers: int, *, static: int | None = None, most: int | None = None) -> None:
         if any(size is not None and size < 1 for size in (num_layers, static, most)):
             raise ValueError(
-                f"KVCache: num_layers is {num_layers}, static is {static} and most is {most}, but must be 1 or more"
+                f"KVCache: num_layers, static, most: got {num_layers}, {static}, {most}, expected 1 or more"
             )
         self.static = static
         self.most = most

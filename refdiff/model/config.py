@@ -152,12 +152,12 @@ class DiffLlamaConfig:
         """Set every field from `given`; return remarks for the one warning."""
         for name in given:
             if not isinstance(name, str):
-                raise ValueError(f"field names must be strings, but one is {show_value(name)}")
+                raise ValueError(f"field names: got {show_value(name)}, expected strings")
         left = copy.deepcopy(dict(given))
         nested_extra = left.pop("extra", None)
         if nested_extra is not None:
             if not isinstance(nested_extra, Mapping):
-                raise ValueError(f"extra is {show_value(nested_extra)}, but must be a dict of further fields")
+                raise ValueError(f"extra: got {show_value(nested_extra)}, expected a dict of further fields")
             left = {**nested_extra, **left}
         unknown_fields.refuse_other_models(left)
         self.wiring = config_checks.wiring(left.pop("wiring", None), left.get("model_type"))

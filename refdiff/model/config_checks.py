@@ -30,10 +30,10 @@ _DTYPE_ALIASES = {"float": "float32", "double": "float64", "half": "float16"}
 def integer(name: str, value: Any, low: int, high: int) -> int:
     """Return `value` as an int within `low` and `high`, or raise `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"{name} is {show_value(value)}, {json_type(value)}, but must be an integer")
+        raise ValueError(f"{name}: got {show_value(value)}, {json_type(value)}, expected an integer")
     number = int(value)
     if not low <= number <= high:
-        raise ValueError(f"{name} is {show_value(number)}, but must be between {low} and {high}")
+        raise ValueError(f"{name}: got {show_value(number)}, expected {low} to {high}")
     return number
 
 
@@ -45,17 +45,17 @@ def size(high: int) -> Callable[[str, Any], int]:
 def non_negative(name: str, value: Any) -> float:
     """Return `value` as a finite float of 0 or more, or raise `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name} is {show_value(value)}, {json_type(value)}, but must be a number of 0 or more")
+        raise ValueError(f"{name}: got {show_value(value)}, {json_type(value)}, expected a number of 0 or more")
     number = int(value) if isinstance(value, numbers.Integral) else float(value)
     if not 0 <= number <= 1e30:  # false for NaN too; more would not fit float32
-        raise ValueError(f"{name} is {show_value(number)}, but must be between 0 and 1e30")
+        raise ValueError(f"{name}: got {show_value(number)}, expected 0 to 1e30")
     return float(number)
 
 
 def boolean(name: str, value: Any) -> bool:
     """Return `value` if it is a bool, or raise `ValueError`."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} is {show_value(value)}, {json_type(value)}, but must be true or false")
+        raise ValueError(f"{name}: got {show_value(value)}, {json_type(value)}, expected true or false")
     return value
 
 
@@ -65,7 +65,7 @@ def no_dropout(name: str, value: Any) -> float:
         return 0.0
     if non_negative(name, value) > 0:
         raise ValueError(
-            f"{name} is {show_value(value)}, but DiffLlama defines no dropout on its attention maps: set it to 0.0"
+            f"{name}: got {show_value(value)}, expected 0.0: DiffLlama defines no dropout on its attention maps"
         )
     return 0.0
 
@@ -73,7 +73,7 @@ def no_dropout(name: str, value: Any) -> float:
 def activation(name: str, value: Any) -> str:
     """Return `value` if it names an activation without weights of its own, or raise `ValueError`."""
     if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise ValueError(f"{name} is {show_value(value)}, but must be one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"{name}: got {show_value(value)}, expected one of {', '.join(ACTIVATIONS)}")
     return value
 
 
@@ -86,7 +86,7 @@ def token_id_or_list(name: str, value: Any) -> int | list[int] | None:
     """Return `value` if it is an integer, a list of integers or None, or raise `ValueError`."""
     if isinstance(value, list | tuple):
         if len(value) > 1000:
-            raise ValueError(f"{name} lists {len(value)} ids, but at most 1000 are accepted")
+            raise ValueError(f"{name}: got {len(value)} ids, expected at most 1000")
         return [integer(f"{name}[{index}]", item, -(2**31), 2**31 - 1) for index, item in enumerate(value)]
     return token_id(name, value)
 
@@ -94,7 +94,7 @@ def token_id_or_list(name: str, value: Any) -> int | list[int] | None:
 def problem_type(name: str, value: Any) -> str | None:
     """Return `value` if it is None or one of the three losses of sequence classification, or raise `ValueError`."""
     if value is not None and (not isinstance(value, str) or value not in PROBLEM_TYPES):
-        raise ValueError(f"{name} is {show_value(value)}, but must be null or one of {', '.join(PROBLEM_TYPES)}")
+        raise ValueError(f"{name}: got {show_value(value)}, expected null or one of {', '.join(PROBLEM_TYPES)}")
     return value
 
 
@@ -104,7 +104,7 @@ def names(name: str, value: Any) -> list[str] | None:
         return None
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ValueError(
-            f"{name} is {show_value(value)}, but must be a list of class names such as ['DiffLlamaForCausalLM']"
+            f"{name}: got {show_value(value)}, expected a list of class names such as ['DiffLlamaForCausalLM']"
         )
     return list(value)
 
@@ -120,7 +120,7 @@ def dtype_name(dtype: Any, torch_dtype: Any) -> str | None:
     name = value.removeprefix("torch.") if isinstance(value, str) else value
     name = _DTYPE_ALIASES.get(name, name) if isinstance(name, str) else name
     if name not in DTYPES:
-        raise ValueError(f"{field} is {show_value(value)}, but must be one of {', '.join(DTYPES)}")
+        raise ValueError(f"{field}: got {show_value(value)}, expected one of {', '.join(DTYPES)}")
     return str(name)
 
 
@@ -131,15 +131,13 @@ def wiring(given: Any, model_type: Any) -> str:
     """
     of_type = {value: name for name, value in MODEL_TYPES.items()}
     if model_type is not None and (not isinstance(model_type, str) or model_type not in of_type):
-        raise ValueError(
-            f"model_type is {show_value(model_type)}, but only {', '.join(of_type)} checkpoints can be read"
-        )
+        raise ValueError(f"model_type: got {show_value(model_type)}, expected one of {', '.join(of_type)}")
     if given is None:
         return of_type[model_type or "diffllama"]
     if not isinstance(given, str) or given not in MODEL_TYPES:
-        raise ValueError(f"wiring is {show_value(given)}, but must be one of {', '.join(MODEL_TYPES)}")
+        raise ValueError(f"wiring: got {show_value(given)}, expected one of {', '.join(MODEL_TYPES)}")
     if model_type not in (None, "diffllama", MODEL_TYPES[given]):
-        raise ValueError(f"wiring is {given!r}, but model_type {model_type!r} stands for {of_type[model_type]!r}")
+        raise ValueError(f"wiring: got {given!r}, expected {of_type[model_type]!r} for model_type {model_type!r}")
     return given
 
 
@@ -155,24 +153,24 @@ def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
     name = "num_attention_heads (and so num_key_value_heads)" if derived else "num_key_value_heads"
     if config.num_key_value_heads % 2 and config.wiring in ("hf", "paper"):
         raise ValueError(
-            f"{name} is {config.num_key_value_heads}, but must be even and at least 2: "
+            f"{name}: got {config.num_key_value_heads}, expected an even number, at least 2: "
             "differential attention splits the values into two halves along these heads"
         )
     if heads % config.num_key_value_heads:
         raise ValueError(
-            f"num_key_value_heads is {config.num_key_value_heads}, but must divide num_attention_heads {heads}"
+            f"num_key_value_heads: got {config.num_key_value_heads}, expected a divisor of num_attention_heads {heads}"
         )
     head_dim = left.pop("head_dim", None)
     if head_dim is None:
         head_dim = config.hidden_size // heads
         if head_dim < 2 or head_dim % 2:
             raise ValueError(
-                f"hidden_size {config.hidden_size} over num_attention_heads {heads} gives a head_dim of {head_dim}, "
-                "but it must be even and at least 2 to be rotated: give head_dim"
+                f"head_dim: got {head_dim} from hidden_size {config.hidden_size} over num_attention_heads {heads}, "
+                "expected an even number, at least 2; give head_dim"
             )
     config.head_dim = integer("head_dim", head_dim, 2, 2**16)
     if config.head_dim % 2:
-        raise ValueError(f"head_dim is {config.head_dim}, but must be even: rotary embedding turns pairs of values")
+        raise ValueError(f"head_dim: got {config.head_dim}, expected an even number: RoPE rotates pairs of values")
 
 
 def fill_labels(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
@@ -191,7 +189,7 @@ def fill_labels(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
     config.label2id = None if label2id is None else _parse_label2id(label2id)
     if config.problem_type == "single_label_classification" and len(labels) == 1:
         raise ValueError(
-            "problem_type is 'single_label_classification' with 1 label, but needs at least 2: "
+            "problem_type: got 'single_label_classification' with 1 label, expected 2 or more; "
             "use num_labels 2, or problem_type 'regression'"
         )
 
@@ -203,7 +201,7 @@ def token_id_remarks(config: DiffLlamaConfig) -> list[str]:
     """
     size = config.vocab_size
     if config.pad_token_id is not None and not -size <= config.pad_token_id < size:
-        raise ValueError(f"pad_token_id is {config.pad_token_id}, but must be below vocab_size {size}, or null")
+        raise ValueError(f"pad_token_id: got {config.pad_token_id}, expected less than vocab_size {size}, or null")
     remarks = []
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         ids = getattr(config, name)
@@ -217,16 +215,16 @@ def token_id_remarks(config: DiffLlamaConfig) -> list[str]:
 def _parse_id2label(value: Any) -> dict[int, str]:
     if not isinstance(value, Mapping):
         raise ValueError(
-            f"id2label is {show_value(value)}, but must be an object such as {{'0': 'NEGATIVE', '1': 'POSITIVE'}}"
+            f"id2label: got {show_value(value)}, expected an object such as {{'0': 'NEGATIVE', '1': 'POSITIVE'}}"
         )
     labels: dict[int, str] = {}
     for key, label in value.items():
         index = int(key) if isinstance(key, str) and len(key) < 12 and key.isascii() and key.isdigit() else key
         index = integer(f"the key {show_value(key)} of id2label", index, 0, 2**31 - 1)
         if isinstance(label, dict | list) or label is None:
-            raise ValueError(f"id2label[{key}] is {show_value(label)}, {json_type(label)}, but must be a string")
+            raise ValueError(f"id2label[{key}]: got {show_value(label)}, {json_type(label)}, expected a string")
         if index in labels:
-            raise ValueError(f"id2label names index {index} twice; keep one of them")
+            raise ValueError(f"id2label: got index {index} twice, expected it once; keep one of them")
         labels[index] = str(label)
     return labels
 
@@ -234,7 +232,7 @@ def _parse_id2label(value: Any) -> dict[int, str]:
 def _parse_label2id(value: Any) -> dict[str, int]:
     if not isinstance(value, Mapping):
         raise ValueError(
-            f"label2id is {show_value(value)}, but must be an object such as {{'NEGATIVE': 0, 'POSITIVE': 1}}"
+            f"label2id: got {show_value(value)}, expected an object such as {{'NEGATIVE': 0, 'POSITIVE': 1}}"
         )
     indices: dict[str, int] = {}
     for label, index in value.items():

@@ -142,10 +142,10 @@ class DiffLlamaForCausalLM(TrainableModel):
         kept = integers("logits_to_keep", kept)
         if kept.ndim not in (1, 2) or (kept.ndim == 2 and kept.shape[0] != B):
             raise ValueError(
-                f"logits_to_keep has shape {kept.shape}, but must be (n,) or ({B}, n), or boolean ({B}, {T})"
+                f"logits_to_keep: got shape {kept.shape}, expected (n,) or ({B}, n), or boolean ({B}, {T})"
             )
         if kept.size and not (kept.min() >= -T and kept.max() < T):
-            raise IndexError(f"logits_to_keep holds {kept.min()} to {kept.max()}, but there are {T} positions")
+            raise IndexError(f"logits_to_keep: got {kept.min()} to {kept.max()}, expected {-T} to {T - 1}")
         kept = np.broadcast_to(kept % T, (B, kept.shape[-1]))
         rows = self._array(np.ascontiguousarray(kept + T * np.arange(B)[:, None]).reshape(-1))
         return xp.reshape(xp.take(xp.reshape(hidden, (B * T, D)), rows, axis=0), (*kept.shape, D))

@@ -31,7 +31,7 @@ def integers(name: str, x: Any) -> IntArray:
     refuse_text(name, x)
     values = host(x)
     if values.dtype.kind not in "iu":
-        raise ValueError(f"{name} has dtype {values.dtype}, but must hold integers")
+        raise ValueError(f"{name}: got dtype {values.dtype}, expected integers")
     return values.astype(np.int64)
 
 
@@ -62,10 +62,10 @@ def token_ids(input_ids: Any) -> IntArray:
     ids = integers("input_ids", input_ids)
     if ids.ndim != 2:
         raise ValueError(
-            f"input_ids has shape {ids.shape}, but must be (B, T): for one sequence write input_ids[None] or [ids]"
+            f"input_ids: got shape {ids.shape}, expected (B, T): for one sequence write input_ids[None] or [ids]"
         )
     if 0 in ids.shape:
-        raise ValueError(f"input_ids has shape {ids.shape}: there must be at least one row and one token")
+        raise ValueError(f"input_ids: got shape {ids.shape}, expected at least one sequence and one token")
     return ids
 
 
@@ -93,9 +93,9 @@ def positions(position_ids: Any, batch: int, tokens: int, past: int) -> IntArray
         return np.arange(past, past + tokens)[None, :]
     ids = integers("position_ids", position_ids)
     if ids.shape not in ((batch, tokens), (1, tokens)):
-        raise ValueError(f"position_ids has shape {ids.shape}, but must be ({batch}, {tokens}), as the tokens are")
+        raise ValueError(f"position_ids: got shape {ids.shape}, expected ({batch}, {tokens}), as the tokens are")
     if (ids < 0).any():
-        raise ValueError(f"position_ids holds {ids.min()}, but positions count from 0")
+        raise ValueError(f"position_ids: got {ids.min()}, expected 0 or more")
     return ids
 
 
@@ -107,7 +107,7 @@ def two_dimensional_mask(attention_mask: NDArray[Any], batch: int, total: int) -
     """
     if attention_mask.shape != (batch, total):
         raise ValueError(
-            f"attention_mask has shape {attention_mask.shape}, but must be ({batch}, {total}): one entry for every "
+            f"attention_mask: got shape {attention_mask.shape}, expected ({batch}, {total}): one entry for every "
             "token, those in the cache included; or four-dimensional (B, 1 or H, T, S)"
         )
     seen = attention_mask != 0
@@ -128,15 +128,15 @@ def four_dimensional_mask(
     fits = shape[0] in (1, batch) and shape[1] in (1, heads) and shape[2] in (1, tokens) and shape[3] == total
     if not fits:
         raise ValueError(
-            f"attention_mask has shape {shape}, but must be ({batch}, 1 or {heads}, {tokens}, {total}), "
+            f"attention_mask: got shape {shape}, expected ({batch}, 1 or {heads}, {tokens}, {total}), "
             "with the tokens in the cache"
         )
     if attention_mask.dtype == np.bool_:
         return attention_mask, None
     if attention_mask.dtype.kind != "f":
         raise ValueError(
-            f"a four-dimensional attention_mask must be boolean (True means may see) or floating-point (added to the "
-            f"scores), got {attention_mask.dtype}"
+            f"attention_mask: got dtype {attention_mask.dtype} in four dimensions, expected boolean "
+            "(True: may attend) or floating-point (added to the scores)"
         )
     visible = attention_mask > np.finfo(attention_mask.dtype).min
     added = np.where(visible, attention_mask, 0)

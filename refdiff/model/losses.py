@@ -102,10 +102,10 @@ def _problem(logits: Array, labels: Array, problem_type: str | None) -> tuple[st
     if labels.ndim == 1 and logits.shape[1] == 1:
         labels = labels[:, None]
     if tuple(labels.shape) != tuple(logits.shape):
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, but {problem_type} needs {tuple(logits.shape)}")
+        raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected {tuple(logits.shape)} for {problem_type}")
     if problem_type not in ("regression", "multi_label_classification"):
         raise ValueError(
-            f"problem_type is {problem_type!r}, but must be regression, single_label_classification or "
+            f"problem_type: got {problem_type!r}, expected regression, single_label_classification or "
             "multi_label_classification"
         )
     return problem_type, xp.astype(labels, logits.dtype)

@@ -304,7 +304,7 @@ class PreTrainedModel(Pickled):
     ) -> tuple[Array, Context]:
         """Turn inputs as a user gives them into embeddings and what is the same for every layer."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass exactly one of input_ids and inputs_embeds")
+            raise ValueError("input_ids, inputs_embeds: got both or none, expected one of them")
         p, config = self.base_params, self.config
         if inputs_embeds is None:
             ids = inputs.token_ids(input_ids)
@@ -315,7 +315,7 @@ class PreTrainedModel(Pickled):
             hidden = self.xp.astype(self._array(inputs_embeds), p["norm"]["weight"].dtype)
             if hidden.ndim != 3 or hidden.shape[2] != config.hidden_size:
                 raise ValueError(
-                    f"inputs_embeds has shape {tuple(hidden.shape)}, but must be (B, T, {config.hidden_size})"
+                    f"inputs_embeds: got shape {tuple(hidden.shape)}, expected (B, T, {config.hidden_size})"
                 )
         B, T, _ = hidden.shape
         past = 0 if cache is None else len(cache)
@@ -360,7 +360,7 @@ class PreTrainedModel(Pickled):
             context.mask = None if mask is None else self._array(mask)
             context.bias = None if bias is None else self.xp.astype(self._array(bias), context.cos.dtype)
         else:
-            raise ValueError(f"attention_mask has shape {given.shape}, but must be (B, S) or (B, 1 or H, T, S)")
+            raise ValueError(f"attention_mask: got shape {given.shape}, expected (B, S) or (B, 1 or H, T, S)")
 
 
 def _backend(name: str | ModuleType) -> Any:

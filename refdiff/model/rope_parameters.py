@@ -54,7 +54,7 @@ def resolve(
     """
     for name, value in (("rope_scaling", legacy.get("rope_scaling")), ("rope_parameters", rope_parameters)):
         if value is not None and not isinstance(value, Mapping):
-            raise ValueError(f"{name} is {json_type(value)}, but must be an object such as {{'rope_type': 'default'}}")
+            raise ValueError(f"{name}: got {json_type(value)}, expected an object such as {{'rope_type': 'default'}}")
     result = dict(legacy.get("rope_scaling") or rope_parameters or {})
     if result.get("partial_rotary_factor", 1) is None:
         del result["partial_rotary_factor"]
@@ -77,7 +77,7 @@ def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> 
     rope_type = rope["rope_type"]
     if not isinstance(rope_type, str) or rope_type not in _FIELDS:
         raise ValueError(
-            f"rope_parameters.rope_type is {show_value(rope_type)}, but must be one of {', '.join(ROPE_TYPES)}"
+            f"rope_parameters.rope_type: got {show_value(rope_type)}, expected one of {', '.join(ROPE_TYPES)}"
         )
     required, optional = _FIELDS[rope_type]
     missing = [name for name in required if name not in rope]
@@ -118,16 +118,16 @@ def _check_field(rope: dict[str, Any], name: str, rope_type: str) -> None:
         return
     if name in ("short_factor", "long_factor"):
         if not isinstance(value, list | tuple):
-            raise ValueError(f"rope_parameters.{name} is {json_type(value)}, but must be a list of numbers")
+            raise ValueError(f"rope_parameters.{name}: got {json_type(value)}, expected a list of numbers")
         for index, item in enumerate(value):
             _require_number(item, f"rope_parameters.{name}[{index}]", may_be_zero=False)
     elif name == "truncate":
         if not isinstance(value, bool):
-            raise ValueError(f"rope_parameters.truncate is {show_value(value)}, but must be true or false")
+            raise ValueError(f"rope_parameters.truncate: got {show_value(value)}, expected true or false")
     elif name == "original_max_position_embeddings":
         _check_number(rope, name)
         if value != int(value):
-            raise ValueError(f"rope_parameters.{name} is {show_value(value)}, but must be a whole number")
+            raise ValueError(f"rope_parameters.{name}: got {show_value(value)}, expected a whole number")
     else:
         _check_number(rope, name)
 
@@ -138,12 +138,10 @@ def _check_number(rope: dict[str, Any], name: str) -> None:
 
 def _require_number(value: Any, name: str, *, may_be_zero: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is {show_value(value)}, {json_type(value)}, but must be a number")
+        raise ValueError(f"{name}: got {show_value(value)}, {json_type(value)}, expected a number")
     # NaN fails this too. The limits leave room for the powers and products of the formulas.
     if not (1e-30 <= value <= 1e30 or (may_be_zero and value == 0)):
-        raise ValueError(
-            f"{name} is {show_value(value)}, but must be {'0, or ' if may_be_zero else ''}between 1e-30 and 1e30"
-        )
+        raise ValueError(f"{name}: got {show_value(value)}, expected {'0, or ' if may_be_zero else ''}1e-30 to 1e30")
 
 
 def _check_rotary_size(rope: dict[str, Any], head_dim: int) -> None:
@@ -151,12 +149,12 @@ def _check_rotary_size(rope: dict[str, Any], head_dim: int) -> None:
     if partial is None:
         return
     if partial > 1:
-        raise ValueError(f"rope_parameters.partial_rotary_factor is {partial}, but must be between 0 and 1")
+        raise ValueError(f"rope_parameters.partial_rotary_factor: got {partial}, expected 0 to 1")
     # transformers' DiffLlama multiplies all of head_dim by cos and sin, so it fails on a shorter rotary part.
     if rope["rope_type"] not in ("default", "proportional") and int(head_dim * partial) != head_dim:
         raise ValueError(
-            f"rope_parameters.partial_rotary_factor is {partial}, but with rope_type '{rope['rope_type']}' DiffLlama "
-            "rotates the whole head: remove the field, or use rope_type 'proportional'"
+            f"rope_parameters.partial_rotary_factor: got {partial}, expected 1 with rope_type '{rope['rope_type']}', "
+            "which rotates the whole head; remove the field, or use rope_type 'proportional'"
         )
 
 
@@ -166,16 +164,21 @@ def _check_relations(rope: dict[str, Any], head_dim: int) -> None:
         for name in ("short_factor", "long_factor"):
             if len(rope[name]) != head_dim // 2:
                 raise ValueError(
-                    f"rope_parameters.{name} has {len(rope[name])} numbers, but must have {head_dim // 2}: "
+                    f"rope_parameters.{name}: got {len(rope[name])} numbers, expected {head_dim // 2}: "
                     f"half of head_dim {head_dim}"
                 )
         if rope["original_max_position_embeddings"] < 2 and rope.get("attention_factor") is None:
-            raise ValueError("rope_parameters.original_max_position_embeddings is 1, but longrope divides by its log")
+            raise ValueError(
+                "rope_parameters.original_max_position_embeddings: got 1, expected 2 or more: longrope takes its log"
+            )
     if rope_type == "llama3" and rope["high_freq_factor"] == rope["low_freq_factor"]:
         raise ValueError(
-            f"rope_parameters.high_freq_factor and low_freq_factor are both {rope['low_freq_factor']}, but must differ"
+            f"rope_parameters: got {rope['low_freq_factor']} for high_freq_factor and low_freq_factor, "
+            "expected two values"
         )
     if rope_type == "dynamic" and head_dim == 2:
-        raise ValueError("head_dim is 2, but rope_type 'dynamic' divides by head_dim - 2; use rope_type 'linear'")
+        raise ValueError(
+            "head_dim: got 2, expected 4 or more: rope_type 'dynamic' divides by head_dim - 2; use rope_type 'linear'"
+        )
     if rope_type == "yarn" and math.log(rope["rope_theta"]) == 0:
-        raise ValueError("rope_parameters.rope_theta is 1, but yarn divides by its logarithm; use another value")
+        raise ValueError("rope_parameters.rope_theta: got 1, expected another value: yarn divides by its logarithm")

@@ -220,7 +220,7 @@ def test_where_the_norm_is_in_the_way(one: str, other: str) -> None:
 
 def test_an_unknown_wiring() -> None:
     model = small_model()
-    with pytest.raises(ValueError, match="wiring is 'flash', but must be one of hf, paper, v2, none"):
+    with pytest.raises(ValueError, match="wiring: got 'flash', expected one of hf, paper, v2, none"):
         convert(model.config, model.params, "flash")
 
 

@@ -144,7 +144,7 @@ def test_another_batch_is_refused():
 
 @pytest.mark.parametrize(("layers", "sizes"), [(0, {}), (2, {"static": 0}), (2, {"most": 0})])
 def test_sizes_below_one_are_refused(layers, sizes):
-    with pytest.raises(ValueError, match="must be 1 or more"):
+    with pytest.raises(ValueError, match="expected 1 or more"):
         KVCache(layers, **sizes)
 
 

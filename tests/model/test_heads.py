@@ -79,11 +79,11 @@ def test_logits_to_keep_by_row(count):
 @pytest.mark.parametrize(
     ("keep", "error", "message"),
     [
-        ([7], IndexError, "logits_to_keep holds 7 to 7, but there are 7 positions"),
-        ([-8], IndexError, "there are 7 positions"),
-        ([[1], [2], [3]], ValueError, r"has shape \(3, 1\), but must be \(n,\) or \(2, n\)"),
-        ([0.5], ValueError, "logits_to_keep has dtype float64, but must hold integers"),
-        (np.ones((2, 2, 2), int), ValueError, r"has shape \(2, 2, 2\)"),
+        ([7], IndexError, "logits_to_keep: got 7 to 7, expected -7 to 6"),
+        ([-8], IndexError, "expected -7 to 6"),
+        ([[1], [2], [3]], ValueError, r"got shape \(3, 1\), expected \(n,\) or \(2, n\)"),
+        ([0.5], ValueError, "logits_to_keep: got dtype float64, expected integers"),
+        (np.ones((2, 2, 2), int), ValueError, r"got shape \(2, 2, 2\)"),
     ],
 )
 def test_logits_to_keep_refused(keep, error, message):
@@ -153,19 +153,19 @@ def test_question_answering():
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_class_hands_everything_on(kind):
-    """In the order of a call without names: what the decoder sees and returns is what the base model alone does."""
+    """What the decoder sees and returns is what the base model alone does."""
     model, positions = small_model(kind), np.arange(7)[None] * 2
     base = refdiff.DiffLlamaModel(model.config, model.base_params, dtype="float64")
     mask = np.ones((2, 7), int)
     mask[1, :3] = 0
-    want = base(TOKENS, mask, positions, output_hidden_states=True).hidden_states
-    out = model(TOKENS, mask, positions, use_cache=False, output_hidden_states=True)
+    want = base(TOKENS, mask, position_ids=positions, output_hidden_states=True).hidden_states
+    out = model(TOKENS, mask, position_ids=positions, use_cache=False, output_hidden_states=True)
     for ours, theirs in zip(out.hidden_states, want, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert ("last_hidden_state" in out.keys()) == (kind is refdiff.DiffLlamaModel)  # noqa: SIM118
     assert (out.cache, out.attentions) == (None, None)
     cache = refdiff.KVCache(3)
-    out = model(TOKENS, mask, positions, cache, output_attentions=True)
+    out = model(TOKENS, mask, position_ids=positions, cache=cache, output_attentions=True)
     assert out.cache is cache
     assert out.hidden_states is None
     assert len(out.attentions) == len(out.lambdas) == len(out.differential_attentions) == 3
@@ -211,7 +211,7 @@ def test_targets_that_are_no_integers_are_told_so_by_name(kind, name):
     model = small_model(kind)
     given = {"start_positions": [0, 1], "end_positions": [0, 1]} if name != "labels" else {}
     for call in (model, model.loss_and_grad):
-        with pytest.raises(ValueError, match=f"^{name} has dtype float64, but must hold integers"):
+        with pytest.raises(ValueError, match=f"^{name}: got dtype float64, expected integers"):
             call(TOKENS, **{**given, name: TOKENS * 0.5})
 
 
@@ -240,12 +240,12 @@ def test_on_a_device(away, kind):
     "inputs", [{}, {"input_ids": TOKENS, "inputs_embeds": np.zeros((2, 7, 26))}]
 )  # fmt: skip
 def test_exactly_one_kind_of_input(inputs):
-    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+    with pytest.raises(ValueError, match="got both or none, expected one of them"):
         small_model()(**inputs)
 
 
 def test_embeddings_of_another_size_are_told_so():
-    with pytest.raises(ValueError, match=r"inputs_embeds has shape \(2, 7, 5\), but must be \(B, T, 26\)"):
+    with pytest.raises(ValueError, match=r"inputs_embeds: got shape \(2, 7, 5\), expected \(B, T, 26\)"):
         small_model()(inputs_embeds=np.zeros((2, 7, 5)))
 
 
@@ -257,7 +257,7 @@ def test_a_token_id_outside_the_vocabulary_is_told_so(backend, token):
 
 
 def test_mask_of_three_axes_is_refused():
-    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 7, 7\)"):
+    with pytest.raises(ValueError, match=r"attention_mask: got shape \(2, 7, 7\)"):
         small_model()(TOKENS, attention_mask=np.ones((2, 7, 7)))
 
 
@@ -279,7 +279,7 @@ def test_a_four_dimensional_mask_counts_the_tokens_in_the_cache():
     model(TOKENS[:, :4], cache=cache)
     got = model(TOKENS[:, 4:], attention_mask=causal[:, :, 4:], cache=cache).logits
     np.testing.assert_allclose(got, model(TOKENS).logits[:, 4:], atol=1e-12)
-    with pytest.raises(ValueError, match=r"must be \(2, 1 or 8, 3, 10\)"):
+    with pytest.raises(ValueError, match=r"expected \(2, 1 or 8, 3, 10\)"):
         model(TOKENS[:, 4:], attention_mask=causal[:, :, 4:], cache=cache)
 
 

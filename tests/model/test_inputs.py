@@ -20,11 +20,11 @@ def test_lists_and_arrays_of_any_library_come_to_the_host():
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([1, 2], r"input_ids has shape \(2,\), but must be \(B, T\): for one sequence write input_ids\[None\]"),
-        ([[]], "input_ids has dtype float64, but must hold integers"),
-        (np.zeros((2, 0), int), "there must be at least one row and one token"),
-        ([[1.5]], "has dtype float64, but must hold integers"),
-        ([[True]], "has dtype bool"),
+        ([1, 2], r"input_ids: got shape \(2,\), expected \(B, T\): for one sequence write input_ids\[None\]"),
+        ([[]], "input_ids: got dtype float64, expected integers"),
+        (np.zeros((2, 0), int), "expected at least one sequence and one token"),
+        ([[1.5]], "got dtype float64, expected integers"),
+        ([[True]], "got dtype bool"),
     ],
 )
 def test_token_ids_refused(ids, message):
@@ -41,9 +41,9 @@ def test_positions_count_on_from_the_cache():
 @pytest.mark.parametrize(
     ("positions", "message"),
     [
-        ([[1, 2]], r"position_ids has shape \(1, 2\), but must be \(2, 3\)"),
-        ([[0, 1, -1], [0, 1, 2]], "position_ids holds -1, but positions count from 0"),
-        ([[0.0, 1.0, 2.0]], "position_ids has dtype float64, but must hold integers"),
+        ([[1, 2]], r"position_ids: got shape \(1, 2\), expected \(2, 3\)"),
+        ([[0, 1, -1], [0, 1, 2]], "position_ids: got -1, expected 0 or more"),
+        ([[0.0, 1.0, 2.0]], "position_ids: got dtype float64, expected integers"),
     ],
 )
 def test_positions_refused(positions, message):
@@ -58,9 +58,7 @@ def test_a_mask_that_hides_nothing_is_none():
 
 
 def test_a_mask_shorter_than_the_cache_is_told_so():
-    with pytest.raises(
-        ValueError, match=r"attention_mask has shape \(2, 3\), but must be \(2, 5\).*those in the cache"
-    ):
+    with pytest.raises(ValueError, match=r"attention_mask: got shape \(2, 3\), expected \(2, 5\).*those in the cache"):
         inputs.two_dimensional_mask(np.ones((2, 3)), 2, 5)
 
 
@@ -87,11 +85,11 @@ def test_an_axis_of_one_serves_for_all(shape):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.zeros((1, 3, 2, 2)), r"has shape \(1, 3, 2, 2\), but must be \(1, 1 or 4, 2, 2\)"),
-        (np.zeros((3, 1, 2, 2)), "must be"),
-        (np.zeros((1, 1, 2, 3)), "must be"),
-        (np.zeros((1, 1, 3, 2)), "must be"),
-        (np.zeros((1, 1, 2, 2), int), "must be boolean .* or floating-point .* got int64"),
+        (np.zeros((1, 3, 2, 2)), r"got shape \(1, 3, 2, 2\), expected \(1, 1 or 4, 2, 2\)"),
+        (np.zeros((3, 1, 2, 2)), r"got shape \(3, 1, 2, 2\), expected"),
+        (np.zeros((1, 1, 2, 3)), r"got shape \(1, 1, 2, 3\), expected"),
+        (np.zeros((1, 1, 3, 2)), r"got shape \(1, 1, 3, 2\), expected"),
+        (np.zeros((1, 1, 2, 2), int), "got dtype int64 in four dimensions, expected boolean .* or floating-point"),
     ],
 )
 def test_four_dimensional_masks_refused(mask, message):

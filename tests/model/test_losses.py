@@ -66,12 +66,12 @@ def test_regression_of_several_values():
 
 
 def test_labels_of_another_shape_are_told_both():
-    with pytest.raises(ValueError, match=r"labels have shape \(2, 3\), but regression needs \(2, 7\)"):
+    with pytest.raises(ValueError, match=r"labels: got shape \(2, 3\), expected \(2, 7\) for regression"):
         losses.sequence_loss(OPS, Z[:, 0], np.zeros((2, 3)), "regression")
 
 
 def test_unknown_problem_type_is_told_the_known_ones():
-    with pytest.raises(ValueError, match="problem_type is 'ranking', but must be regression, single_label"):
+    with pytest.raises(ValueError, match="problem_type: got 'ranking', expected regression, single_label"):
         losses.sequence_loss(OPS, Z[:, 0], np.zeros((2, 7)), "ranking")
 
 

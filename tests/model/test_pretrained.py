@@ -204,7 +204,7 @@ def test_embeddings_are_computed_with_in_the_precision_of_the_weights():
     assert model(inputs_embeds=given).logits.dtype == np.float32
     assert model(inputs_embeds=given.astype(np.float16)).logits.dtype == np.float32
     for shape in ((1, 26), (1, 3, 25), (1, 1, 3, 26)):
-        with pytest.raises(ValueError, match=r"inputs_embeds has shape .*, but must be \(B, T, 26\)"):
+        with pytest.raises(ValueError, match=r"inputs_embeds: got shape .*, expected \(B, T, 26\)"):
             model(inputs_embeds=np.zeros(shape))
 
 

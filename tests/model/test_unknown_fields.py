@@ -15,7 +15,7 @@ from refdiff.model.config import DiffLlamaConfig
     [
         (
             {"model_type": "gpt2"},
-            "model_type is 'gpt2', but only diffllama, diff_transformer, diff_transformer_v2, llama checkpoints can be",
+            "model_type: got 'gpt2', expected one of diffllama, diff_transformer, diff_transformer_v2, llama",
         ),
         (
             {"mlp_bias": True},

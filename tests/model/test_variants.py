@@ -257,7 +257,7 @@ def test_a_llama_may_have_any_number_of_key_heads_and_a_difference_needs_pairs()
     for wiring in ("v2", "none"):
         assert small_config(wiring=wiring, num_attention_heads=3, num_key_value_heads=1).num_key_value_heads == 1
     for wiring in ("hf", "paper"):
-        with pytest.raises(ValueError, match="num_key_value_heads is 1, but must be even"):
+        with pytest.raises(ValueError, match="num_key_value_heads: got 1, expected an even number"):
             small_config(wiring=wiring, num_attention_heads=3, num_key_value_heads=1)
 
 
@@ -359,9 +359,12 @@ def test_config_says_its_wiring_by_model_type(wiring: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"wiring": "flash"}, "wiring is 'flash', but must be one of hf, paper, v2, none"),
-        ({"wiring": None, "model_type": "gpt2"}, "model_type is 'gpt2', but only diffllama, diff_transformer, "),
-        ({"wiring": "v2", "model_type": "llama"}, "wiring is 'v2', but model_type 'llama' stands for 'none'"),
+        ({"wiring": "flash"}, "wiring: got 'flash', expected one of hf, paper, v2, none"),
+        (
+            {"wiring": None, "model_type": "gpt2"},
+            "model_type: got 'gpt2', expected one of diffllama, diff_transformer, ",
+        ),
+        ({"wiring": "v2", "model_type": "llama"}, "wiring: got 'v2', expected 'none' for model_type 'llama'"),
     ],
 )
 def test_wirings_that_are_none(fields: dict[str, Any], message: str) -> None:

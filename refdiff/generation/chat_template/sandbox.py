@@ -29,9 +29,9 @@ SECONDS = 2.0  # of the thread's CPU; the templates in use take milliseconds
 UNITS, UNITS_PER_CHARACTER = 4_000_000, 100  # memory: a unit is about a character, also of the conversation
 
 _ELEMENT, _MAX_DEPTH, _MAX_BITS, _MAX_STATEMENTS = 32, 100, 4096, 40
-_ITEMS = type({}.items())
-_CONTAINERS = (list, tuple, set, dict, type({}.keys()), type({}.values()), _ITEMS)
-_HAS_TEXT = (*_CONTAINERS, str, int, float, complex, range, type(None), jinja2.Undefined)
+_ITEMS: Any = type({}.items())
+_CONTAINERS: Any = (list, tuple, set, dict, type({}.keys()), type({}.values()), _ITEMS)
+_HAS_TEXT: Any = (*_CONTAINERS, str, int, float, complex, range, type(None), jinja2.Undefined)
 _TEXT_FILTERS = {
     "capitalize", "center", "e", "escape", "float", "format", "indent", "int", "lower", "replace", "round", "string",
     "title", "trim", "truncate", "upper", "wordcount",

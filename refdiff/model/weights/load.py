@@ -169,7 +169,7 @@ def nonfinite(params: Mapping[str, Any]) -> dict[str, int]:
 
 def _resolve(files: list[SafetensorsFile], config: DiffLlamaConfig, dtype: str) -> str:
     if dtype not in (*DTYPES, "auto"):
-        raise ValueError(f"dtype is {dtype!r}; it must be one of auto, {', '.join(DTYPES)}")
+        raise ValueError(f"dtype: got {dtype!r}, expected one of auto, {', '.join(DTYPES)}")
     if dtype != "auto":
         return dtype
     if config.dtype is None:
@@ -177,7 +177,7 @@ def _resolve(files: list[SafetensorsFile], config: DiffLlamaConfig, dtype: str) 
         return next(stored, "float32")
     if config.dtype not in DTYPES:
         raise CheckpointError(
-            f"config.json: dtype is {show_value(config.dtype)}; it must be one of {', '.join(DTYPES)}"
+            f"config.json: dtype: got {show_value(config.dtype)}, expected one of {', '.join(DTYPES)}"
         )
     return config.dtype
 

@@ -35,7 +35,7 @@ _BACKBONE = re.compile(r"(embed_tokens|layers|norm)\.")
 def backbone_prefix(architecture: str) -> str:
     """Return what stands before the base model's parameter names: ``""``, ``"model."`` or ``"transformer."``."""
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture is {architecture!r}; it must be one of {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"architecture: got {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     if architecture == "DiffLlamaModel":
         return ""
     return "transformer." if architecture == "DiffLlamaForQuestionAnswering" else "model."

@@ -34,7 +34,7 @@ def compute_dtype(dtype: str) -> np.dtype[Any]:
         ValueError: ``dtype`` is not one of ``DTYPES``.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
     return np.dtype(np.float64 if dtype == "float64" else np.float32)
 
 

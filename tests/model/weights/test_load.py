@@ -180,17 +180,17 @@ def test_unknown_precision(tmp_path: Path) -> None:
         lambda d: load(tmp_path, tiny_config(), CAUSAL, dtype=d),
         lambda d: resolve_dtype(tmp_path, tiny_config(), d),
     ):
-        with pytest.raises(ValueError, match="dtype is 'int8'; it must be one of auto, float32, "):
+        with pytest.raises(ValueError, match="dtype: got 'int8', expected one of auto, float32, "):
             function("int8")
     config = tiny_config()
     config.dtype = "float8_e4m3fn"
-    with pytest.raises(CheckpointError, match=r"config\.json: dtype is 'float8_e4m3fn'; it must be one of float32"):
+    with pytest.raises(CheckpointError, match=r"config\.json: dtype: got 'float8_e4m3fn', expected one of float32"):
         load(tmp_path, config, CAUSAL)
 
 
 def test_unknown_class(tmp_path: Path) -> None:
     put(tmp_path, random_tensors())
-    with pytest.raises(ValueError, match="architecture is 'GPT2'"):
+    with pytest.raises(ValueError, match="architecture: got 'GPT2'"):
         load(tmp_path, tiny_config(), "GPT2")
 
 

@@ -93,7 +93,7 @@ def test_labels_size_the_classifier() -> None:
 
 
 def test_unknown_architecture_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'LlamaForCausalLM'; it must be one of DiffLlamaModel, "):
+    with pytest.raises(ValueError, match=r"got 'LlamaForCausalLM', expected one of DiffLlamaModel, "):
         parameter_shapes(tiny_config(), "LlamaForCausalLM")
 
 

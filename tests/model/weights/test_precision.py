@@ -116,5 +116,5 @@ def test_decode_leaves_other_types_alone() -> None:
 
 
 def test_unknown_type() -> None:
-    with pytest.raises(ValueError, match=r"dtype is 'int8'; it must be one of float32, float64, float16, bfloat16"):
+    with pytest.raises(ValueError, match=r"dtype: got 'int8', expected one of float32, float64, float16, bfloat16"):
         compute_dtype("int8")
