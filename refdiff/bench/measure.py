@@ -43,7 +43,7 @@ Request = Callable[[], Answer]
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """How to measure.
 
     folder: the checkpoint, or None where no row needs one. against: the sides beside refdiff. pairs: rounds that
@@ -202,7 +202,7 @@ class Measured:
 class Measurer:
     """Measures rows one after the other, keeping the processes that several of them use; `close` ends these."""
 
-    def __init__(self, options: Options, turn: Callable[[Row, str], None] = lambda row, side: None) -> None:
+    def __init__(self, options: BenchOptions, turn: Callable[[Row, str], None] = lambda row, side: None) -> None:
         self.options = options
         self._turn = turn
         self._children: dict[str, Child] = {}
@@ -390,7 +390,7 @@ def checkpoint(like: str | None, folder: str | None, dtype: str | None = None) -
 
 
 def run(
-    rows: list[Row], options: Options, turn: Callable[[Row, str], None] = lambda row, side: None
+    rows: list[Row], options: BenchOptions, turn: Callable[[Row, str], None] = lambda row, side: None
 ) -> Generator[Measured, None, None]:
     """Measure rows one after the other, those first whose processes end with them; `turn` hears whose turn it is.
 
@@ -418,7 +418,7 @@ def in_order(results: list[Measured], rows: list[Row]) -> list[Measured]:
     return sorted(results, key=lambda measured: rows.index(measured.row))
 
 
-def report(results: list[Measured], options: Options, *, model: dict[str, Any] | None) -> dict[str, Any]:
+def report(results: list[Measured], options: BenchOptions, *, model: dict[str, Any] | None) -> dict[str, Any]:
     """Make what `--json` writes: machine, model, how it was measured, and the rows, each with refdiff's commit."""
     commit, s = machine.commit(), options.settings
     return {

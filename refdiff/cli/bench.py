@@ -16,7 +16,7 @@ from refdiff.cli.output_files import DRAWN, check_file, check_place
 from refdiff.cli.terminal import note
 
 if TYPE_CHECKING:
-    from refdiff.bench.measure import Measured, Options
+    from refdiff.bench.measure import BenchOptions, Measured
     from refdiff.bench.rows import Row
     from refdiff.cli.parser import Parser
 
@@ -180,17 +180,17 @@ def _folder(args: argparse.Namespace, like: str | None) -> str | None:
     )
 
 
-def _options(args: argparse.Namespace, folder: str | None) -> Options:
+def _options(args: argparse.Namespace, folder: str | None) -> BenchOptions:
     from refdiff.backends.numpy.thread_pool import default_threads
-    from refdiff.bench.measure import Options
+    from refdiff.bench.measure import BenchOptions
     from refdiff.bench.side import Settings
 
     settings = Settings(folder, args.threads or default_threads(), args.dtype, args.backend)
     against = tuple(dict.fromkeys(args.against or ()))
     if args.quick:
         short: dict[str, Any] = {"steps": 4, "looked_up": 20, "least": 0.0, "rest": 0.0, "batch": 2, "context": 32}
-        return Options(folder, against, args.pairs or 1, settings=settings, **short)
-    return Options(folder, against, args.pairs or 5, settings=settings)
+        return BenchOptions(folder, against, args.pairs or 1, settings=settings, **short)
+    return BenchOptions(folder, against, args.pairs or 5, settings=settings)
 
 
 @contextmanager

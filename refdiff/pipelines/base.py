@@ -63,10 +63,3 @@ class Pipeline:
 def host(array: Any) -> NDArray[Any]:
     """Bring a result of the model to NumPy."""
     return np.asarray(to_numpy(array))
-
-
-def softmax(scores: NDArray[Any]) -> NDArray[Any]:
-    """exp(x − max x) / Σ exp(x − max x) over the last axis."""
-    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    result: NDArray[Any] = shifted / shifted.sum(axis=-1, keepdims=True)
-    return result

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.generation.sampling import softmax
 from refdiff.pipelines.base import Pipeline, host
 
 Answer = dict[str, Any]
@@ -125,10 +126,7 @@ def _example(item: Any) -> tuple[str, str]:
 
 
 def _probabilities(logits: NDArray[Any], allowed: NDArray[np.bool_]) -> NDArray[Any]:
-    logits = np.where(allowed, logits, logits.dtype.type(-10000))
-    shifted = np.exp(logits - logits.max())
-    result: NDArray[Any] = shifted / shifted.sum()
-    return result
+    return softmax(np.where(allowed, logits, logits.dtype.type(-10000)))
 
 
 def _spans(

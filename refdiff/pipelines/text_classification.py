@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.pipelines.base import Pipeline, host, softmax
+from refdiff.generation.sampling import softmax
+from refdiff.pipelines.base import Pipeline, host
 
 _BEST = "best"  # top_k was not given: one answer, not a list of one
 

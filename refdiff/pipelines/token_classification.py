@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.generation.sampling import softmax
 from refdiff.generation.tokenizer.config import NO_LIMIT
-from refdiff.pipelines.base import Pipeline, host, softmax
+from refdiff.pipelines.base import Pipeline, host
 
 _STRATEGIES = ("none", "simple", "first", "average", "max")
 Entity = dict[str, Any]

@@ -18,7 +18,7 @@ from refdiff.arrays import to_numpy
 from refdiff.bench import device, machine
 from refdiff.bench.ceilings import ON_A_DEVICE, CeilingSide
 from refdiff.bench.device import CEILINGS, CupyGpu, TorchGpu, UnavailableError, own_memory, peak_memory
-from refdiff.bench.measure import Measurer, Options
+from refdiff.bench.measure import BenchOptions, Measurer
 from refdiff.bench.peers import TransformersSide, device_of
 from refdiff.bench.refdiff_side import RefdiffSide
 from refdiff.bench.rows import parse_rows
@@ -158,7 +158,7 @@ def test_what_is_held_against_what(tiny_checkpoint: Path, dtype: str, row: str, 
     """Decoding reads the matrices as they are stored, and a cache in float32."""
     works = []
     for settings in (Settings(dtype=dtype, backend="cupy"), Settings()):
-        measurer = Measurer(Options(str(tiny_checkpoint), steps=1, settings=settings))
+        measurer = Measurer(BenchOptions(str(tiny_checkpoint), steps=1, settings=settings))
         works.append(measurer._work(parse_rows(row)[0], measurer.config))
     there, here = works
     assert there.ceiling == ceiling == CEILINGS[here.ceiling]

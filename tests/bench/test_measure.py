@@ -11,7 +11,7 @@ import pytest
 
 from refdiff.bench import measure
 from refdiff.bench import measure as bench
-from refdiff.bench.measure import Measured, Measurer, Options, difference, interleave, sixteen_tokens, spread
+from refdiff.bench.measure import BenchOptions, Measured, Measurer, difference, interleave, sixteen_tokens, spread
 from refdiff.bench.processes import ChildError
 from refdiff.bench.rows import Row, Work, parse_rows
 from refdiff.bench.side import Settings
@@ -213,7 +213,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeChild]]:
 def _measure(
     folder: Path, spelled: str, against: tuple[str, ...] = ("transformers",), **options: Any
 ) -> list[Measured]:
-    measurer = Measurer(Options(str(folder), against, 2, steps=3, rest=0, **options))
+    measurer = Measurer(BenchOptions(str(folder), against, 2, steps=3, rest=0, **options))
     try:
         return measurer.measure(parse_rows(spelled)[0])
     finally:
@@ -263,7 +263,7 @@ def test_products_are_measured_beside_everyone(fake: type[FakeChild], tiny_check
 
 
 def test_each_side_takes_part_where_it_does_something_of_its_own() -> None:
-    measurer = Measurer(Options(against=("transformers", "onnxruntime", "numpy", "stored")))
+    measurer = Measurer(BenchOptions(against=("transformers", "onnxruntime", "numpy", "stored")))
     found = {row.spelled: measurer.sides_of(row)[1:] for row in parse_rows("cold,load,decode:9,product:4,train:3m")}
     assert found == {
         "cold": ["transformers"],
@@ -308,7 +308,7 @@ def test_the_start_of_a_command_is_what_a_user_runs(
 
 
 def test_who_is_not_installed_is_noticed_first(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
-    measurer = Measurer(Options(None, ("transformers", "onnxruntime")))
+    measurer = Measurer(BenchOptions(None, ("transformers", "onnxruntime")))
     measurer.check()
     measurer.close()
     assert [name for name, what in fake.log if what == "new"] == ["refdiff", "transformers", "onnxruntime"]
@@ -320,9 +320,11 @@ def test_a_prompt_of_sixteen_tokens(tiny_checkpoint: Path, tmp_path: Path) -> No
         sixteen_tokens(str(tmp_path))
 
 
-def _options(folder: Path | None, **options: Any) -> Options:
+def _options(folder: Path | None, **options: Any) -> BenchOptions:
     settings = Settings(None if folder is None else str(folder), 1)
-    return Options(settings.folder, (), 1, steps=2, least=0, rest=0, batch=2, context=8, settings=settings, **options)
+    return BenchOptions(
+        settings.folder, (), 1, steps=2, least=0, rest=0, batch=2, context=8, settings=settings, **options
+    )
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import pytest
 
 from refdiff.bench import measure as bench
 from refdiff.bench.device import UnavailableError
-from refdiff.bench.measure import Measured, Options
+from refdiff.bench.measure import BenchOptions, Measured
 from refdiff.bench.processes import SIDES
 from refdiff.bench.rows import Row, Work
 from refdiff.bench.sizes import LIKE as SIZES
@@ -111,11 +111,11 @@ def test_a_run(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Row], Options]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Row], BenchOptions]]:
     """Nothing is measured: a row that is named "load" goes well, "lookup" gave other tokens, "cold" failed."""
-    calls: list[tuple[list[Row], Options]] = []
+    calls: list[tuple[list[Row], BenchOptions]] = []
 
-    def run(rows: list[Row], options: Options, turn: Any) -> Generator[Measured, None, None]:
+    def run(rows: list[Row], options: BenchOptions, turn: Any) -> Generator[Measured, None, None]:
         calls.append((rows, options))
         for row in rows:
             turn(row, "refdiff")
@@ -133,7 +133,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Row], Options]]:
 
 @pytest.mark.parametrize(("rows", "status"), [("load", 0), ("lookup", 1), ("cold", 1), ("load,lookup", 1)])
 def test_exit_status(
-    rows: str, status: int, calls: list[tuple[list[Row], Options]], tiny_checkpoint: Path, capsys: Capture
+    rows: str, status: int, calls: list[tuple[list[Row], BenchOptions]], tiny_checkpoint: Path, capsys: Capture
 ) -> None:
     given = ["bench", "-m", str(tiny_checkpoint), "--rows", rows, "--against", "transformers", "-q"]
     assert main(given) == status
@@ -143,7 +143,7 @@ def test_exit_status(
     assert err == ""
 
 
-def test_what_is_measured_by_default(calls: list[tuple[list[Row], Options]], tiny_checkpoint: Path) -> None:
+def test_what_is_measured_by_default(calls: list[tuple[list[Row], BenchOptions]], tiny_checkpoint: Path) -> None:
     from refdiff.bench.rows import ALL, QUICK, QUICK_TRAIN, TRAIN
 
     for flags, expected, pairs in (
@@ -163,7 +163,9 @@ def test_what_is_measured_by_default(calls: list[tuple[list[Row], Options]], tin
     assert calls[-1][1].folder is None, "training needs no checkpoint"
 
 
-def test_like_writes_a_checkpoint_once(calls: list[tuple[list[Row], Options]], tmp_path: Path, capsys: Capture) -> None:
+def test_like_writes_a_checkpoint_once(
+    calls: list[tuple[list[Row], BenchOptions]], tmp_path: Path, capsys: Capture
+) -> None:
     kept = tmp_path / "kept"
     for _ in range(2):
         assert main(["bench", "--like", "tiny", "--folder", str(kept), "--rows", "load"]) == 0
@@ -179,7 +181,7 @@ def test_like_writes_a_checkpoint_once(calls: list[tuple[list[Row], Options]], t
     assert not new.exists()
 
 
-def test_markdown(calls: list[tuple[list[Row], Options]], tiny_checkpoint: Path, capsys: Capture) -> None:
+def test_markdown(calls: list[tuple[list[Row], BenchOptions]], tiny_checkpoint: Path, capsys: Capture) -> None:
     assert main(["bench", "-m", str(tiny_checkpoint), "--rows", "load", "--markdown", "-q"]) == 0
     assert capsys.readouterr().out.startswith(
         "| | refdiff | share of the ceiling |\n|---|---|---|\n| load | 1.00 s | |"
@@ -187,7 +189,7 @@ def test_markdown(calls: list[tuple[list[Row], Options]], tiny_checkpoint: Path,
 
 
 def test_a_file_that_fails_in_the_end_keeps_nothing_else_from_being_shown(
-    calls: list[tuple[list[Row], Options]], tiny_checkpoint: Path, tmp_path: Path,
+    calls: list[tuple[list[Row], BenchOptions]], tiny_checkpoint: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: Capture,
 ) -> None:  # fmt: skip
     pytest.importorskip("matplotlib")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refdiff.bench import measure as bench
-from refdiff.bench.measure import Options
+from refdiff.bench.measure import BenchOptions
 from refdiff.bench.model_side import repetition
 from refdiff.bench.peers import OnnxRuntimeSide, TransformersSide
 from refdiff.bench.plot import plot
@@ -31,7 +31,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("spelled", [ROWS, pytest.param(MORE, marks=pytest.mark.nightly)])
 def test_all_rows_beside_all_others(spelled: str, tiny: Path, tmp_path: Path) -> None:
     settings = Settings(str(tiny), 1)
-    options = Options(
+    options = BenchOptions(
         str(tiny),
         ("transformers", "onnxruntime", "numpy"),
         1,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.pipelines.base import host, softmax
+from refdiff.pipelines.base import host
 from tests.pipelines.models import folder_of, model_of, words
 
 TASKS = {
@@ -117,5 +117,4 @@ def test_options_of_the_call_win() -> None:
 
 
 def test_numbers() -> None:
-    np.testing.assert_allclose(softmax(np.array([[0.0, np.log(3)], [1000.0, 1000.0]])), [[0.25, 0.75], [0.5, 0.5]])
     assert host(np.array([1, 2])).tolist() == [1, 2]

@@ -80,5 +80,5 @@ def test_precision(dtype: str, held: str) -> None:
 
 
 def test_unknown_type() -> None:
-    with pytest.raises(ValueError, match="dtype is 'auto'"):
+    with pytest.raises(ValueError, match="dtype: got 'auto', expected"):
         initialize(tiny_config(), "DiffLlamaModel", dtype="auto")

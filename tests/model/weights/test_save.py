@@ -251,7 +251,7 @@ def test_shard_sizes_that_are_none(tmp_path: Path, size: Any) -> None:
 
 
 def test_unknown_precision(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="dtype is 'auto'"):
+    with pytest.raises(ValueError, match="dtype: got 'auto', expected"):
         save(tmp_path / "new", tiny_config(), constant(1), CAUSAL, dtype="auto")
     assert not (tmp_path / "new").exists()
 
