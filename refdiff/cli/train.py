@@ -191,8 +191,7 @@ def _in_options(message: str, args: argparse.Namespace) -> str:
     """Put the option that was typed in place of the field that a message names with its value."""
     for field, (spellings, *_) in (MODEL_SIZES | SETTINGS).items():
         typed = args.given.get(field) or args.given.get(_FOLLOWS.get(field, "")) or spellings[0]
-        message = re.sub(rf"\b{field} is (\S+), but must", rf"{typed}: got \1, expected to", message)
-        message = re.sub(rf"(?<![\w-]){field}(?= -?\d)", typed, message)
+        message = re.sub(rf"(?<![\w-]){field}(?=: got | -?\d)", typed, message)
     return message
 
 

@@ -241,21 +241,23 @@ def _normalize(values: dict[str, Any]) -> None:
 
 def _check_together(options: Options) -> None:
     if options.do_sample and options.temperature == 0:
-        raise ValueError("temperature is 0 with do_sample=True: it has to be above 0; for greedy text, do_sample=False")
+        raise ValueError("temperature: got 0 with do_sample=True, expected above 0; for greedy text, do_sample=False")
     wanted = options.num_return_sequences
     if wanted > 1 and not options.do_sample and options.num_beams == 1:
         raise ValueError(
             f"num_return_sequences is {wanted}, but greedy decoding has one result: use do_sample=True or num_beams"
         )
     if 1 < options.num_beams < wanted:
-        raise ValueError(f"num_return_sequences is {wanted}: it has to be at most num_beams, {options.num_beams}")
+        raise ValueError(f"num_return_sequences: got {wanted}, expected at most num_beams, {options.num_beams}")
     if options.speculative:
         if options.prompt_lookup_num_tokens is not None and options.assistant_model is not None:
             raise ValueError("prompt_lookup_num_tokens and assistant_model are two ways to guess: use one of them")
         if options.num_beams > 1 or options.contrastive:
             raise ValueError("prompt_lookup_num_tokens and assistant_model work with greedy decoding and sampling only")
         if wanted > 1:
-            raise ValueError("num_return_sequences has to be 1 with prompt_lookup_num_tokens or assistant_model")
+            raise ValueError(
+                f"num_return_sequences: got {wanted}, expected 1 with prompt_lookup_num_tokens or assistant_model"
+            )
 
 
 def _check_vocabulary(options: Options, vocab_size: int) -> None:

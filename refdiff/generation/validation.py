@@ -78,7 +78,7 @@ def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:
     except ValueError as error:
         raise ValueError("input_ids has rows of different lengths: pad on the left, with attention_mask") from error
     if array.ndim != 2:
-        raise ValueError(f"input_ids has shape {array.shape}, but has to be (B, T): [[…]] for one prompt")
+        raise ValueError(f"input_ids: got shape {array.shape}, expected (B, T): [[…]] for one prompt")
     if array.shape[0] == 0:
         raise ValueError("input_ids has no row: give one prompt or more")
     if array.shape[1] == 0:
@@ -192,15 +192,13 @@ def read_seed(
         raise ValueError("seed and generator both say where random numbers come from: give one of them")
     if generator is not None:
         if not isinstance(generator, np.random.Generator):
-            raise TypeError(f"generator is a {type(generator).__name__}: it has to be a numpy.random.Generator")
+            raise TypeError(f"generator: got {type(generator).__name__}, expected a numpy.random.Generator")
         return int(generator.integers(0, 2**63))
     if seed is None:
         return secrets.randbits(63)
     if isinstance(seed, list | tuple | np.ndarray):
         if np.shape(seed) != (prompts,):
-            raise ValueError(
-                f"seed has shape {np.shape(seed)}: it has to be one integer, or ({prompts},), one a prompt"
-            )
+            raise ValueError(f"seed: got shape {np.shape(seed)}, expected one integer, or ({prompts},), one a prompt")
         return tuple(_checked_seed(one) for one in seed)
     return _checked_seed(seed)
 

@@ -165,7 +165,7 @@ def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
         head_dim = config.hidden_size // heads
         if head_dim < 2 or head_dim % 2:
             raise ValueError(
-                f"head_dim: got {head_dim} from hidden_size {config.hidden_size} over num_attention_heads {heads}, "
+                f"hidden_size {config.hidden_size} over num_attention_heads {heads}: got a head_dim of {head_dim}, "
                 "expected an even number, at least 2; give head_dim"
             )
     config.head_dim = integer("head_dim", head_dim, 2, 2**16)

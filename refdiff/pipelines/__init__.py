@@ -71,7 +71,7 @@ def _tokenizer(tokenizer: Any, source: Any, loading: dict[str, Any]) -> Tokenize
         raise TypeError("a model that is loaded already needs tokenizer=, a Tokenizer or the folder or repo of one")
     if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
         raise TypeError(
-            f"tokenizer must be a Tokenizer, or the folder or repo of one, but is {type(tokenizer).__name__}"
+            f"tokenizer: got {type(tokenizer).__name__}, expected a Tokenizer, or the folder or repo of one"
         )
     hub_options = {key: value for key, value in loading.items() if key in _HUB_OPTIONS}
     if tokenizer is not None:

@@ -62,12 +62,12 @@ class QuestionAnsweringPipeline(Pipeline):
         """
         for name, value in (("top_k", top_k), ("max_answer_len", max_answer_len)):
             if value < 1:
-                raise ValueError(f"{name} is {value}, but must be at least 1")
+                raise ValueError(f"{name}: got {value}, expected 1 or more")
         question, text = _example(item)
         length = min(self.tokenizer.model_max_length, 384) if max_seq_len is None else max_seq_len
         stride = min(length // 2, 128) if doc_stride is None else doc_stride
         if stride > length:
-            raise ValueError(f"doc_stride is {stride}, but must be at most max_seq_len, {length}")
+            raise ValueError(f"doc_stride: got {stride}, expected at most max_seq_len, {length}")
         first = self.tokenizer.padding_side == "right"
         (whole,) = self.tokenizer.encodings(
             question if first else text,
@@ -107,7 +107,7 @@ def _paired(questions: Any, contexts: Any) -> list[dict[str, Any]]:
     elif isinstance(questions, list) and isinstance(contexts, str):
         contexts = [contexts] * len(questions)
     if not isinstance(questions, list) or not isinstance(contexts, list):
-        raise TypeError("question and context must be texts, or lists of texts")
+        raise TypeError("question, context: expected texts, or lists of texts")
     if len(questions) != len(contexts):
         raise ValueError(
             f"there are {len(questions)} questions and {len(contexts)} contexts; give one context or as many"
@@ -121,7 +121,7 @@ def _example(item: Any) -> tuple[str, str]:
     question, context = item["question"], item["context"]
     for name, text in (("question", question), ("context", context)):
         if not isinstance(text, str) or not text:
-            raise ValueError(f"{name} is {text!r}, but must be a text that is not empty")
+            raise ValueError(f"{name}: got {text!r}, expected a text that is not empty")
     return question, context
 
 

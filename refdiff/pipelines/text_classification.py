@@ -44,7 +44,7 @@ class TextClassificationPipeline(Pipeline):
         config.json's problem_type and number of labels ask for.
         """
         if top_k != _BEST and top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-            raise ValueError(f"top_k is {top_k!r}, but must be a number from 1, or None for all labels")
+            raise ValueError(f"top_k: got {top_k!r}, expected a number from 1, or None for all labels")
         inputs = item if isinstance(item, dict) else {"text": item}
         if not isinstance(inputs.get("text"), str):
             raise TypeError('text-classification takes a text, a pair {"text": …, "text_pair": …}, or a list of these')
@@ -77,4 +77,4 @@ def _applied(function: str, logits: NDArray[Any]) -> NDArray[Any]:
     if function == "sigmoid":
         result: NDArray[Any] = 1 / (1 + np.exp(-logits))
         return result
-    raise ValueError(f'function_to_apply is {function!r}, but must be "sigmoid", "softmax" or "none"')
+    raise ValueError(f'function_to_apply: got {function!r}, expected "sigmoid", "softmax" or "none"')

@@ -159,7 +159,7 @@ class TextGenerationPipeline(Pipeline):
 
     def _make_room(self, encoded: Encoded, generation: dict[str, Any], how: str) -> Encoded:
         if how != "hole":
-            raise ValueError(f'handle_long_generation is {how!r}, but must be "hole" or None')
+            raise ValueError(f'handle_long_generation: got {how!r}, expected "hole" or None')
         settings = {**self.model.generation_config, **generation}
         width = encoded["input_ids"].shape[1]
         new = settings.get("max_new_tokens")
@@ -214,5 +214,5 @@ def _is_chat(item: Any) -> bool:
 
 def _batch_size(value: Any) -> int:
     if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"batch_size is {value!r}, but must be a number from 1")
+        raise ValueError(f"batch_size: got {value!r}, expected a number from 1")
     return int(value)

@@ -45,7 +45,7 @@ class TokenClassificationPipeline(Pipeline):
             raise TypeError(f"token-classification takes a text or a list of texts, but got {type(item).__name__}")
         strategy = str(aggregation_strategy).lower()
         if strategy not in _STRATEGIES:
-            raise ValueError(f"aggregation_strategy is {aggregation_strategy!r}, but must be one of {_STRATEGIES}")
+            raise ValueError(f"aggregation_strategy: got {aggregation_strategy!r}, expected one of {_STRATEGIES}")
         if stride is not None and strategy == "none":
             raise ValueError("stride needs an aggregation_strategy other than 'none', to put the pieces together")
         ignored = ["O"] if ignore_labels is None else ignore_labels

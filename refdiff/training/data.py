@@ -94,9 +94,7 @@ class Corpus:
             OSError: it cannot be read, or the disk is full; then `folder` is not there.
         """
         if vocab_size < SMALLEST_VOCABULARY:
-            raise ValueError(
-                f"vocab_size is {vocab_size}, but must be {SMALLEST_VOCABULARY} or more: 256 bytes and one"
-            )
+            raise ValueError(f"vocab_size: got {vocab_size}, expected {SMALLEST_VOCABULARY} or more: 256 bytes and one")
         cut, size = split_at(text, validation), text.stat().st_size
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -206,7 +204,7 @@ def _train_tokenizer(text: Path, cut: int, vocab_size: int) -> tokenizers.Tokeni
         raise ValueError(f"{text}: no text to learn from: the file is empty, or has only a line or two")
     if found < vocab_size:
         raise ValueError(
-            f"vocab_size is {vocab_size}, but must be at most {found} for this text, in which no more is found"
+            f"vocab_size: got {vocab_size}, expected at most {found} for this text, in which no more is found"
         )
     separator = tokenizer.token_to_id(SEPARATOR)
     tokenizer.post_processor = processors.TemplateProcessing(

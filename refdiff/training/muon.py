@@ -57,7 +57,7 @@ class Muon:
         weight_decay: float = 0.1,
     ) -> None:
         if not 0 <= momentum < 1:
-            raise ValueError(f"Muon: momentum is {momentum}, but must be from 0 to below 1")
+            raise ValueError(f"Muon: momentum: got {momentum}, expected 0 to below 1")
         self.momentum, self.weight_decay = momentum, weight_decay
         self.params = {name: p for name, p in params.items() if _hidden_matrix(name, p)}
         others = {name: p for name, p in params.items() if name not in self.params}

@@ -29,7 +29,7 @@ def learning_rate(
         ValueError: an unknown schedule.
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule is {schedule!r}, but must be one of {', '.join(SCHEDULES)}")
+        raise ValueError(f"schedule: got {schedule!r}, expected one of {', '.join(SCHEDULES)}")
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":

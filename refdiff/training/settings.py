@@ -45,16 +45,14 @@ class Settings:
         for entry in fields(self):
             value, kind = getattr(self, entry.name), type(entry.default)
             if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-                raise ValueError(f"{entry.name} is {value!r}, but must be of type {kind.__name__}")
+                raise ValueError(f"{entry.name}: got {value!r}, expected type {kind.__name__}")
         for name in ("steps", "batch", "accumulate"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be 1 or more")
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         if self.batch % self.accumulate:
-            raise ValueError(f"batch is {self.batch}, but must be a multiple of accumulate {self.accumulate}")
-        if self.optimizer not in OPTIMIZERS or self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"optimizer is {self.optimizer!r} and schedule {self.schedule!r}, but must be one of "
-                f"{', '.join(OPTIMIZERS)} and one of {', '.join(SCHEDULES)}"
-            )
+            raise ValueError(f"batch: got {self.batch}, expected a multiple of accumulate {self.accumulate}")
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.context < 2:
-            raise ValueError(f"context is {self.context}, but must be 2 or more: one token to see, one to predict")
+            raise ValueError(f"context: got {self.context}, expected 2 or more: one token to see, one to predict")

@@ -172,9 +172,7 @@ class Trainer:
             return
         self.settings = replace(self.settings, **others)
         if self.settings.steps < self.step:
-            raise ValueError(
-                f"steps is {self.settings.steps}, but must be at least {self.step}, the steps already made"
-            )
+            raise ValueError(f"steps: got {self.settings.steps}, expected {self.step} or more, the steps already made")
         self.changes = [*self.changes, {"step": self.step, **{n: [before[n], value] for n, value in others.items()}}]
         checkpoint.describe_anew(folder, self.step, self._about())
 

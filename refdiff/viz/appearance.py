@@ -93,7 +93,7 @@ def signed_range(*arrays: Any, limit: float | None = None) -> Normalize:
     if not np.isfinite(sizes).all():
         raise ValueError("a map holds numbers that are not finite: check the weights, or compute in float32")
     if limit is not None and not limit > 0:
-        raise ValueError(f"limit is {limit}, but must be above 0: the size that has full colour")
+        raise ValueError(f"limit: got {limit}, expected above 0: the size that has full colour")
     sizes = sizes[sizes > 0]
     if limit is None:
         limit = float(np.quantile(sizes, 0.99)) if sizes.size else 1.0

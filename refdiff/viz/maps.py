@@ -120,7 +120,7 @@ class AttentionMaps:
         L, P = self.first.shape[:2]
         for name, index, count in (("layer", layer, L), ("pair", pair, P)):
             if index is not None and not 0 <= index < count:
-                raise IndexError(f"{name} is {index}, but must be from 0 to {count - 1}, or None for the mean")
+                raise IndexError(f"{name}: got {index}, expected 0 to {count - 1}, or None for the mean")
         rows = slice(None) if layer is None else slice(layer, layer + 1)
         return x[rows, slice(None) if pair is None else slice(pair, pair + 1)]
 

@@ -181,7 +181,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
             "error: -o empty.txt: got a file, expected the folder of the run",
         ),
         (("train", "-o", "empty.txt", "--resume"), 2, "empty.txt: no checkpoint to resume"),
-        (("train", "text.txt", "-o", "out", "--heads", "3"), 2, "--heads: got 3, expected to be even"),
+        (("train", "text.txt", "-o", "out", "--heads", "3"), 2, "--heads: got 3, expected an even number"),
         (("train", "text.txt", "-o", "out", "--hidden-size", "33"), 2, "--hidden-size: got 33 numbers for 6 heads"),
         (
             ("train", "text.txt", "-o", "out", "--hidden-size", "36", "--heads", "4"),
@@ -191,12 +191,12 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
         (
             ("train", "text.txt", "-o", "out", "--batch", "4", "--accumulate", "3"),
             2,
-            "error: --batch: got 4, expected to be a multiple of --accumulate 3",
+            "error: --batch: got 4, expected a multiple of --accumulate 3",
         ),
         (
             ("train", "text.txt", "-o", "out", "--vocab-size", "5000"),
             2,
-            "error: --vocab-size: got 5000, expected to be at most ",
+            "error: --vocab-size: got 5000, expected at most ",
         ),
         (
             ("train", "text.txt", "-o", "out", "--vocab-size", "262", "--context", "9000"),
@@ -204,7 +204,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
             "but a sequence needs 9000",
         ),
         (("train", "empty.txt", "-o", "out"), 2, "no text to learn from"),
-        (("train", "line.txt", "-o", "out"), 2, "error: --vocab-size: got 2048, expected to be at most 2"),
+        (("train", "line.txt", "-o", "out"), 2, "error: --vocab-size: got 2048, expected at most 2"),
         (("train", "text.txt", "-o", "out", "--rate", "0"), 2, "--rate: got 0, expected a number above 0"),
     ],
 )

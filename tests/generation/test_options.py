@@ -206,7 +206,10 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"prompt_lookup_num_tokens": 3, "assistant_model": FakeModel()}, "two ways to guess"),
     ({"prompt_lookup_num_tokens": 3, "num_beams": 2}, "greedy decoding and sampling only"),
     ({"assistant_model": FakeModel(), "penalty_alpha": 0.5}, "greedy decoding and sampling only"),
-    ({"prompt_lookup_num_tokens": 3, "do_sample": True, "num_return_sequences": 2}, "has to be 1 with"),
+    (
+        {"prompt_lookup_num_tokens": 3, "do_sample": True, "num_return_sequences": 2},
+        "num_return_sequences: got 2, expected 1 with",
+    ),
 ]
 
 

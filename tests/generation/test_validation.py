@@ -35,8 +35,8 @@ def test_an_empty_prompt_starts_from_bos() -> None:
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        ([1, 2], ValueError, r"has shape \(2,\), but has to be \(B, T\)"),
-        ([[[1]]], ValueError, r"has shape \(1, 1, 1\)"),
+        ([1, 2], ValueError, r"got shape \(2,\), expected \(B, T\)"),
+        ([[[1]]], ValueError, r"got shape \(1, 1, 1\)"),
         (np.empty((0, 3), dtype=int), ValueError, "no row"),
         ([[1, 2], [3]], ValueError, "different lengths"),
         ([[1.0, 2.0]], TypeError, "dtype float64"),
@@ -146,7 +146,7 @@ def test_the_memory_of_this_machine() -> None:
         (-1, None, ValueError, "seed: got -1, expected an integer from 0"),
         (1.5, None, TypeError, "an integer"),
         (True, None, TypeError, "an integer"),
-        ([1, 2], None, ValueError, r"seed has shape \(2,\): it has to be one integer, or \(3,\), one a prompt"),
+        ([1, 2], None, ValueError, r"seed: got shape \(2,\), expected one integer, or \(3,\), one a prompt"),
         ([1, -2, 3], None, ValueError, "seed: got -2, "),
         ([1, "2", 3], None, TypeError, "seed: got '2', "),
         (None, np.random.RandomState(0), TypeError, "numpy.random.Generator"),

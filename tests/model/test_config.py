@@ -258,7 +258,7 @@ def test_an_error_in_a_file_names_the_file_and_in_a_call_is_a_plain_value_error(
     with pytest.raises(ValueError, match="hidden_size") as plain:
         DiffLlamaConfig(hidden_size="64")
     assert not isinstance(plain.value, CheckpointError)
-    with pytest.raises(CheckpointError, match="here: field names: got .*, expected strings"):
+    with pytest.raises(CheckpointError, match=r"here: field names: got .*, expected strings"):
         DiffLlamaConfig.from_dict({3: 4}, source="here")  # type: ignore[dict-item]
 
 

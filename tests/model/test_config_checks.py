@@ -34,7 +34,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"num_attention_heads": 6, "num_key_value_heads": 4}, "got 4, expected a divisor of num_attention_heads 6"),
     ({"head_dim": 5}, "head_dim: got 5, expected an even number"),
-    ({"hidden_size": 96}, "head_dim: got 3 from hidden_size 96 over num_attention_heads 32, .*; give head_dim"),
+    ({"hidden_size": 96}, "hidden_size 96 over num_attention_heads 32: got a head_dim of 3, .*; give head_dim"),
     ({"num_labels": "2"}, "num_labels: got '2', a string, expected an integer"),
     ({"id2label": [1]}, r"id2label: got \[1\], expected an object such as"),
     ({"id2label": {"x": "a"}}, "the key 'x' of id2label: got 'x', a string, expected an integer"),
@@ -53,7 +53,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_key_value_heads": 1, "wiring": "paper"}, "num_key_value_heads: got 1, expected an even number, at least 2"),
     ({"head_dim": 1}, "head_dim: got 1, expected 2 to 65536"),
     ({"head_dim": 2**16 + 2}, "head_dim: got 65538, expected 2 to 65536"),
-    ({"hidden_size": 63}, "head_dim: got 1 from hidden_size 63 over num_attention_heads 32"),
+    ({"hidden_size": 63}, "hidden_size 63 over num_attention_heads 32: got a head_dim of 1"),
     ({"num_labels": 100_001}, "num_labels: got 100001, expected 1 to 100000"),
     ({"id2label": {2**31: "a"}}, "the key 2147483648 of id2label: got 2147483648, expected 0 to 2147483647"),
     (

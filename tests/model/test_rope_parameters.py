@@ -147,52 +147,52 @@ LONG = {
 THREE = {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 512}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_type": "su"}, "rope_type: got 'su', expected one of default, linear"),
-    ({"rope_type": None}, "rope_type is None"),
-    ({"rope_type": ["linear"]}, "rope_type is "),
+    ({"rope_type": None}, "rope_type: got None"),
+    ({"rope_type": ["linear"]}, "rope_type: got "),
     ({"rope_type": "default", "rope_theta": None}, "rope_theta: got None, null, expected a number"),
-    ({"rope_type": "default", "rope_theta": "10000"}, "rope_theta is '10000', a string"),
-    ({"rope_type": "default", "rope_theta": True}, "rope_theta is True, a boolean"),
+    ({"rope_type": "default", "rope_theta": "10000"}, "rope_theta: got '10000', a string"),
+    ({"rope_type": "default", "rope_theta": True}, "rope_theta: got True, a boolean"),
     ({"rope_type": "default", "rope_theta": 0}, "rope_theta: got 0, expected 1e-30 to 1e30"),
-    ({"rope_type": "default", "rope_theta": -1.0}, "rope_theta is -1.0"),
-    ({"rope_type": "default", "rope_theta": math.nan}, "rope_theta is nan"),
-    ({"rope_type": "default", "rope_theta": math.inf}, "rope_theta is inf"),
-    ({"rope_type": "default", "rope_theta": 10**5000}, "rope_theta is an integer above 10\\^40"),
-    ({"rope_type": "default", "partial_rotary_factor": -0.5}, "partial_rotary_factor is -0.5"),
+    ({"rope_type": "default", "rope_theta": -1.0}, "rope_theta: got -1.0"),
+    ({"rope_type": "default", "rope_theta": math.nan}, "rope_theta: got nan"),
+    ({"rope_type": "default", "rope_theta": math.inf}, "rope_theta: got inf"),
+    ({"rope_type": "default", "rope_theta": 10**5000}, "rope_theta: got an integer above 10\\^40"),
+    ({"rope_type": "default", "partial_rotary_factor": -0.5}, "partial_rotary_factor: got -0.5"),
     ({"rope_type": "proportional", "partial_rotary_factor": 1.5}, "partial_rotary_factor: got 1.5, expected "),
     ({"rope_type": "linear"}, "lacks factor, which rope_type 'linear' needs"),
-    ({"rope_type": "linear", "factor": None}, "factor is None"),
+    ({"rope_type": "linear", "factor": None}, "factor: got None"),
     ({"rope_type": "linear", "factor": 0.0}, "factor: got 0.0, expected 1e-30 to 1e30"),
     ({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "use rope_type 'proportional'"),
     ({"rope_type": "yarn", "original_max_position_embeddings": 5}, "lacks factor"),
     ({**YARN, "original_max_position_embeddings": 5.5}, "got 5.5, expected a whole number"),
-    ({**YARN, "original_max_position_embeddings": None}, "original_max_position_embeddings is None"),
+    ({**YARN, "original_max_position_embeddings": None}, "original_max_position_embeddings: got None"),
     ({**YARN, "truncate": 1}, "truncate: got 1, expected true or false"),
     ({**YARN, "mscale": -1.0}, "mscale: got -1.0, expected 0, or 1e-30 to 1e30"),
-    ({**YARN, "attention_factor": 0}, "attention_factor is 0"),
-    ({**YARN, "beta_fast": "32"}, "beta_fast is '32'"),
+    ({**YARN, "attention_factor": 0}, "attention_factor: got 0"),
+    ({**YARN, "beta_fast": "32"}, "beta_fast: got '32'"),
     ({**YARN, "rope_theta": 1}, "rope_theta: got 1, expected another value: yarn"),
     ({"rope_type": "longrope", "original_max_position_embeddings": 5}, "lacks short_factor, long_factor"),
     ({**LONG, "short_factor": "1"}, "short_factor: got a string, expected a list"),
-    ({**LONG, "long_factor": [1.0, "1"]}, r"long_factor\[1\] is '1'"),
-    ({**LONG, "long_factor": [1.0, 0.0]}, r"long_factor\[1\] is 0.0"),
+    ({**LONG, "long_factor": [1.0, "1"]}, r"long_factor\[1\]: got '1'"),
+    ({**LONG, "long_factor": [1.0, 0.0]}, r"long_factor\[1\]: got 0.0"),
     ({**LONG, "long_factor": [1.0]}, "long_factor: got 1 numbers, expected 2: half of head_dim 4"),
     ({**LONG, "original_max_position_embeddings": 1}, "original_max_position_embeddings: got 1, expected 2 or more"),
     ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 5}, "lacks low_freq_factor, high_freq"),
     ({**THREE, "high_freq_factor": 1.0}, "got 1.0 for high_freq_factor and low_freq_factor, expected two values"),
     ({"rope_type": "default", "rope_theta": 9e-31}, "rope_theta: got 9e-31, expected 1e-30 to 1e30"),
-    ({"rope_type": "default", "rope_theta": 1.0001e30}, "rope_theta is 1.0001e.30"),
+    ({"rope_type": "default", "rope_theta": 1.0001e30}, "rope_theta: got 1.0001e.30"),
     (
         {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.9},
         "got 0.9, expected 1 with rope_type 'linear'",
     ),
-    ({"rope_type": "dynamic", "factor": None}, "factor is None"),
-    ({**THREE, "factor": None}, "factor is None"),
+    ({"rope_type": "dynamic", "factor": None}, "factor: got None"),
+    ({**THREE, "factor": None}, "factor: got None"),
     ({**THREE, "low_freq_factor": 0}, "low_freq_factor: got 0, expected "),
-    ({**YARN, "factor": 0}, "factor is 0"),
-    ({**YARN, "original_max_position_embeddings": "5"}, "original_max_position_embeddings is '5', a string"),
+    ({**YARN, "factor": 0}, "factor: got 0"),
+    ({**YARN, "original_max_position_embeddings": "5"}, "original_max_position_embeddings: got '5', a string"),
     ({**LONG, "short_factor": [1.0]}, "short_factor: got 1 numbers, expected 2: half of head_dim 4"),
-    ({**LONG, "short_factor": [True, 1.0]}, r"short_factor\[0\] is True, a boolean"),
-    ({**LONG, "attention_factor": "1"}, "attention_factor is '1'"),
+    ({**LONG, "short_factor": [True, 1.0]}, r"short_factor\[0\]: got True, a boolean"),
+    ({**LONG, "attention_factor": "1"}, "attention_factor: got '1'"),
 ]
 
 
@@ -203,7 +203,7 @@ def test_refused_settings(rope: dict[str, Any], message: str) -> None:
 
 
 def test_dynamic_needs_more_than_one_pair() -> None:
-    with pytest.raises(ValueError, match="head_dim is 2, but rope_type 'dynamic'"):
+    with pytest.raises(ValueError, match="head_dim: got 2, expected 4 or more: rope_type 'dynamic'"):
         check({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, 2, 2048)
     assert check({"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}, 2, 2048) == []
 

@@ -81,7 +81,7 @@ def test_wrong_pieces() -> None:
         refdiff.pipeline("text-classification", model=model, tokenizer=words())
     with pytest.raises(TypeError, match="text-generation needs a DiffLlamaForCausalLM, but got a NoneType"):
         refdiff.pipeline("text-generation", model=None)
-    with pytest.raises(TypeError, match="tokenizer must be a Tokenizer, or the folder or repo of one, but is int"):
+    with pytest.raises(TypeError, match="tokenizer: got int, expected a Tokenizer, or the folder or repo of one"):
         refdiff.pipeline("text-generation", model=model, tokenizer=5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="dtype: the model is loaded already"):
         refdiff.pipeline("text-generation", model=model, tokenizer=words(), dtype="float32")

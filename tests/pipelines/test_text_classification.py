@@ -80,9 +80,9 @@ def test_pairs_and_truncation() -> None:
         (5, {}, TypeError, "takes a text"),
         ([["a", "b"]], {}, TypeError, "text_pair"),
         ({"text_pair": "a"}, {}, TypeError, "takes a text"),
-        ("a", {"top_k": 0}, ValueError, "top_k is 0"),
-        ("a", {"top_k": "all"}, ValueError, "top_k is 'all'"),
-        ("a", {"function_to_apply": "relu"}, ValueError, "function_to_apply is 'relu'"),
+        ("a", {"top_k": 0}, ValueError, "top_k: got 0"),
+        ("a", {"top_k": "all"}, ValueError, "top_k: got 'all'"),
+        ("a", {"function_to_apply": "relu"}, ValueError, "function_to_apply: got 'relu'"),
         ("a", {"return_all_scores": True}, TypeError, "no option 'return_all_scores'"),
     ],
 )

@@ -114,9 +114,9 @@ def test_long_texts_in_pieces() -> None:
     ("inputs", "options", "error", "message"),
     [
         (5, {}, TypeError, "takes a text"),
-        ("a", {"aggregation_strategy": "mean"}, ValueError, "aggregation_strategy is 'mean'"),
+        ("a", {"aggregation_strategy": "mean"}, ValueError, "aggregation_strategy: got 'mean'"),
         ("a", {"stride": 2}, ValueError, "needs an aggregation_strategy"),
-        ("a b", {"stride": 9, "aggregation_strategy": "simple"}, ValueError, "stride is 9"),
+        ("a b", {"stride": 9, "aggregation_strategy": "simple"}, ValueError, "stride: got 9"),
         ("a", {"grouped_entities": True}, TypeError, "no option 'grouped_entities'"),
     ],
 )

@@ -73,5 +73,5 @@ def test_restored_state_goes_on_bit_for_bit() -> None:
 
 
 def test_momentum_out_of_range() -> None:
-    with pytest.raises(ValueError, match=r"momentum is 1\.0"):
+    with pytest.raises(ValueError, match=r"momentum: got 1\.0"):
         Muon({}, momentum=1.0)

@@ -9,14 +9,14 @@ from refdiff.training.settings import Settings
 
 def test_settings_that_do_not_fit_together() -> None:
     for wrong, message in (
-        ({"batch": 4, "accumulate": 3}, "batch is 4, but must be a multiple of accumulate 3"),
+        ({"batch": 4, "accumulate": 3}, "batch: got 4, expected a multiple of accumulate 3"),
         ({"optimizer": "sgd"}, "one of adamw, muon"),
         ({"schedule": "linear"}, "one of cosine, constant"),
-        ({"context": 1}, "context is 1"),
-        ({"batch": 0}, "batch is 0, but must be 1 or more"),
-        ({"rate": "high"}, "rate is 'high', but must be of type float"),
-        ({"steps": 2.5}, "steps is 2.5, but must be of type int"),
-        ({"seed": True}, "seed is True, but must be of type int"),
+        ({"context": 1}, "context: got 1"),
+        ({"batch": 0}, "batch: got 0, expected 1 or more"),
+        ({"rate": "high"}, "rate: got 'high', expected type float"),
+        ({"steps": 2.5}, "steps: got 2.5, expected type int"),
+        ({"seed": True}, "seed: got True, expected type int"),
     ):
         with pytest.raises(ValueError, match=message):
             Settings(**wrong)

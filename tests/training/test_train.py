@@ -257,7 +257,7 @@ def test_a_run_goes_on_with_other_settings_and_records_them(start: Start) -> Non
     about = json.loads((folder / "training.json").read_text())
     assert about["changes"] == [{"step": 4, "steps": [4, 6], "clip": [1.0, 0.5]}]
     assert about["settings"]["steps"] == about["step"] == 6
-    with pytest.raises(ValueError, match="steps is 5, but must be at least 6, the steps already made"):
+    with pytest.raises(ValueError, match="steps: got 5, expected 6 or more, the steps already made"):
         Trainer.resume(trainer.out, changes={"steps": 5})
     with pytest.raises(ValueError, match="batch, seed may not change"):
         Trainer.resume(trainer.out, changes={"seed": 1, "batch": 8, "rate": 1.0})
@@ -317,7 +317,7 @@ Damage = Callable[[dict[str, Any]], Any]
             lambda about: about["settings"].update(speed=3),
             "not what this version writes: .*'speed'.*; delete .*step-000004",
         ),
-        (lambda about: about["settings"].update(rate="high"), "rate is 'high', but must be of type float; delete"),
+        (lambda about: about["settings"].update(rate="high"), "rate: got 'high', expected type float; delete"),
         (lambda about: about.update(step="4"), "step is '4'; delete .* to resume the one before"),
         (lambda about: about.update(step=2), "step is 2; delete"),
         (lambda about: about.pop("step"), "step is None; delete"),

@@ -91,7 +91,7 @@ def test_the_range_is_that_of_all_but_a_hundredth() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="not finite"):
         signed_range(np.array([0.1, np.nan]))
-    with pytest.raises(ValueError, match="limit is 0, but must be above 0"):
+    with pytest.raises(ValueError, match="limit: got 0, expected above 0"):
         signed_range(np.ones(2), limit=0)
 
 

@@ -95,7 +95,7 @@ def test_into_a_figure_that_is_there(maps: AttentionMaps) -> None:
 
     figure = Figure()
     assert plot_attention_grid(maps, figure=figure) is figure
-    with pytest.raises(IndexError, match="layer is 9"):
+    with pytest.raises(IndexError, match="layer: got 9"):
         plot_attention(maps, 9)
     with pytest.raises(ValueError, match="no map 'both'"):
         plot_attention_grid(maps, "both")

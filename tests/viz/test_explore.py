@@ -36,5 +36,5 @@ def test_of_ids(tiny_checkpoint: Path) -> None:
     made = explore(refdiff.DiffLlamaForCausalLM.from_config(model.config), ids, tokenizer)
     assert made.maps.tokens == ("<s>", "a", "b")
     assert '"prompt":"\\u003cs\\u003eab"' in made.page
-    with pytest.raises(IndexError, match="pair is 5"):
+    with pytest.raises(IndexError, match="pair: got 5"):
         explore(model, "a", pair=5)

@@ -126,9 +126,9 @@ def test_what_would_not_fit_is_refused() -> None:
 
 
 def test_errors(maps: AttentionMaps, outputs: Callable[[str], Any]) -> None:
-    with pytest.raises(IndexError, match="layer is 3, but must be from 0 to 2, or None for the mean"):
+    with pytest.raises(IndexError, match="layer: got 3, expected 0 to 2, or None for the mean"):
         maps.map("first", 3)
-    with pytest.raises(IndexError, match="pair is -1, but must be from 0 to 3"):
+    with pytest.raises(IndexError, match="pair: got -1, expected 0 to 3"):
         maps.lambda_(0, -1)
     with pytest.raises(ValueError, match="no map 'third'; there is first, second, difference"):
         maps.map("third")

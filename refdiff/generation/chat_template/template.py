@@ -82,7 +82,7 @@ def render(
         for item in items or ():
             if not isinstance(item, Mapping):
                 raise TypeError(
-                    f"{name} must be a list of dicts (a tool by its JSON schema), but has {type(item).__name__}"
+                    f"{name}: got {type(item).__name__}, expected a list of dicts (a tool by its JSON schema)"
                 )
     chat = [_message(message) for message in messages]
     final = _mark_final(chat, template.text) if continue_final_message else ""
@@ -137,7 +137,7 @@ def plain(value: Any) -> Any:
 def _message(message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise TypeError(
-            f'a message must be a dict such as {{"role": "user", "content": "Hello"}}, but is {type(message).__name__}'
+            f'a message: got {type(message).__name__}, expected a dict such as {{"role": "user", "content": "Hello"}}'
         )
     # Many templates would print an absent content as the word None.
     fields = {name: plain(value) for name, value in message.items() if value is not None}

@@ -83,7 +83,7 @@ def side_in(config: dict[str, Any], name: str, default: str, source: str) -> str
     """
     side = config.get(name, default)
     if str(side).lower() not in ("left", "right"):
-        raise CheckpointError(f'{source}: {name} is {side!r}, but must be "left" or "right"')
+        raise CheckpointError(f'{source}: {name}: got {side!r}, expected "left" or "right"')
     return str(side).lower()
 
 
@@ -96,7 +96,7 @@ def max_length_in(config: dict[str, Any], source: str) -> int:
     if value is None:
         return 10**30
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise CheckpointError(f"{source}: model_max_length is {value!r}, but must be a number of tokens")
+        raise CheckpointError(f"{source}: model_max_length: got {value!r}, expected a number of tokens")
     return int(min(value, 10**30))
 
 
@@ -150,14 +150,14 @@ def _extra_tokens(config: dict[str, Any], source: str) -> Iterable[AddedToken]:
     if isinstance(value, dict):  # the named form, which named_tokens reads
         return []
     if not isinstance(value, list):
-        raise CheckpointError(f"{source}: extra_special_tokens is {json_type(value)}, but must be a list of tokens")
+        raise CheckpointError(f"{source}: extra_special_tokens: got {json_type(value)}, expected a list of tokens")
     return [_token(item, f"{source}: extra_special_tokens[{index}]") for index, item in enumerate(value)]
 
 
 def _added_tokens_decoder(config: dict[str, Any], source: str) -> dict[int, AddedToken]:
     value = config.get("added_tokens_decoder", {})
     if not isinstance(value, dict):
-        raise CheckpointError(f"{source}: added_tokens_decoder is {json_type(value)}, but must be an object id → token")
+        raise CheckpointError(f"{source}: added_tokens_decoder: got {json_type(value)}, expected an object id → token")
     try:
         ids = {key: int(key) for key in value}
     except ValueError as error:
@@ -169,10 +169,10 @@ def _token(value: Any, where: str, special: bool = True) -> AddedToken:
     if isinstance(value, str):
         return AddedToken(value, normalized=not special, special=special)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise CheckpointError(f'{where} is {json_type(value)}, but must be a string or an object with "content"')
+        raise CheckpointError(f'{where}: got {json_type(value)}, expected a string or an object with "content"')
     flags = {name: value[name] for name in _FLAGS if name in value}
     if wrong := [name for name, flag in flags.items() if not isinstance(flag, bool)]:
-        raise CheckpointError(f"{where}: {wrong[0]} is {json_type(flags[wrong[0]])}, but must be true or false")
+        raise CheckpointError(f"{where}: {wrong[0]}: got {json_type(flags[wrong[0]])}, expected true or false")
     # A token under a special name is special whatever its own flag says, as in transformers.
     flags["special"] = special or flags.get("special", False)
     return AddedToken(value["content"], **{"normalized": not flags["special"], **flags})

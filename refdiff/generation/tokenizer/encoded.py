@@ -27,7 +27,7 @@ class Encoded(dict[str, Any]):
 def pad_rows(rows: list[list[int]], length: int, value: int, side: str) -> list[list[int]]:
     """Fill each row with `value` up to `length`, on its left or right; longer rows stay as they are."""
     if side not in ("left", "right"):
-        raise ValueError(f'padding_side is {side!r}, but must be "left" or "right"')
+        raise ValueError(f'padding_side: got {side!r}, expected "left" or "right"')
     if side == "left":
         return [[value] * (length - len(row)) + row for row in rows]
     return [row + [value] * (length - len(row)) for row in rows]
@@ -85,7 +85,7 @@ def check_texts(name: str, value: Any) -> list[str]:
     texts: list[str] = [value] if isinstance(value, str) else list(value) if isinstance(value, _LISTS) else [value]
     for text in texts:
         if not isinstance(text, str):
-            raise TypeError(f"{name} must be a string or a list of strings, but has {type(text).__name__}")
+            raise TypeError(f"{name}: got {type(text).__name__}, expected a string or a list of strings")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -100,18 +100,18 @@ def check_truncation(strategy: Any, limit: int, stride: int, reserved: int) -> N
     """Raise `ValueError` for an unknown strategy, a limit below the `reserved` special tokens, or an endless stride."""
     if strategy not in ("longest_first", "only_first", "only_second"):
         raise ValueError(
-            f"truncation is {strategy!r}, but must be True, False, 'longest_first', 'only_first' or 'only_second'"
+            f"truncation: got {strategy!r}, expected True, False, 'longest_first', 'only_first' or 'only_second'"
         )
     if not isinstance(limit, int | np.integer) or isinstance(limit, bool) or limit < reserved:
-        raise ValueError(f"max_length is {limit!r}, but must be a number from {reserved}, the special tokens added, up")
+        raise ValueError(f"max_length: got {limit!r}, expected a number from {reserved}, the special tokens added, up")
     if not 0 <= stride < max(limit - reserved, 1):
-        raise ValueError(f"stride is {stride}, but must be from 0 to {limit - reserved - 1}, below the room for text")
+        raise ValueError(f"stride: got {stride}, expected 0 to {limit - reserved - 1}, below the room for text")
 
 
 def check_multiple(multiple: Any, max_length: int | None, cut: bool) -> None:
     """Raise `ValueError` for a `pad_to_multiple_of` below 1, or one that a `max_length` to cut to does not keep."""
     if isinstance(multiple, bool) or not isinstance(multiple, int | np.integer) or multiple < 1:
-        raise ValueError(f"pad_to_multiple_of is {multiple!r}, but must be a whole number from 1")
+        raise ValueError(f"pad_to_multiple_of: got {multiple!r}, expected a whole number from 1")
     if cut and max_length is not None and max_length % multiple:
         raise ValueError(
             f"max_length {max_length} is not a multiple of pad_to_multiple_of {multiple}, so texts cut to it would be "

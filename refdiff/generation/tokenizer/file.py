@@ -239,7 +239,7 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     except ValueError as error:  # a key given twice, or an integer of thousands of digits
         raise CheckpointError(f"{path}: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: the top level is {type(value).__name__}, but must be an object")
+        raise CheckpointError(f"{path}: the top level: got {type(value).__name__}, expected an object")
     return value
 
 

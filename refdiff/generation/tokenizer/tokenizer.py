@@ -148,9 +148,9 @@ class Tokenizer(Vocabulary):
         Raises `ValueError` for padding without a pad token, and when texts of different lengths should be one array.
         """
         if return_tensors not in (None, "np"):
-            raise ValueError(f'return_tensors is {return_tensors!r}, but must be None or "np", for NumPy arrays')
+            raise ValueError(f'return_tensors: got {return_tensors!r}, expected None or "np", for NumPy arrays')
         if padding not in _PADDINGS:
-            raise ValueError(f"padding is {padding!r}, but must be one of {', '.join(map(repr, _PADDINGS))}")
+            raise ValueError(f"padding: got {padding!r}, expected one of {', '.join(map(repr, _PADDINGS))}")
         pad = _PADDINGS[padding]
         if truncation is None and max_length is not None and pad is None:
             truncation = True
@@ -195,7 +195,7 @@ class Tokenizer(Vocabulary):
         inputs: Any = texts
         if pairs is not None:
             if len(texts) != len(pairs):
-                raise ValueError(f"text has {len(texts)} texts and text_pair {len(pairs)}, but they must be as many")
+                raise ValueError(f"text, text_pair: got {len(texts)} and {len(pairs)} texts, expected as many")
             inputs = list(zip(texts, pairs, strict=True))
         characters = sum(map(len, texts)) + sum(map(len, pairs or ()))
         if self._max_text is not None and characters > self._max_text:

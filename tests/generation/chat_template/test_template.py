@@ -101,8 +101,8 @@ def test_continue_final_message_that_cannot(template: str, chat: Any, options: d
         ("hello", TypeError, "a list of messages"),
         ({"role": "user"}, TypeError, "a list of messages"),
         (3, TypeError, "a list of messages"),
-        (["hello"], TypeError, "a message must be a dict"),
-        ([CHAT, ["x"]], TypeError, "a message must be a dict"),
+        (["hello"], TypeError, "a message: got str, expected a dict"),
+        ([CHAT, ["x"]], TypeError, "a message: got str, expected a dict"),
     ],
 )
 def test_conversations_of_the_wrong_kind(chat: Any, error: type[Exception], message: str) -> None:
@@ -111,7 +111,7 @@ def test_conversations_of_the_wrong_kind(chat: Any, error: type[Exception], mess
 
 
 def test_tools_must_be_schemas() -> None:
-    with pytest.raises(TypeError, match="tools must be a list of dicts"):
+    with pytest.raises(TypeError, match=r"tools: got .*, expected a list of dicts"):
         show("x", tools=[print])
 
 

@@ -39,11 +39,11 @@ def test_good_calls_pass() -> None:
 @pytest.mark.parametrize(
     ("strategy", "limit", "stride", "message"),
     [
-        ("last", 5, 0, "truncation is 'last'"),
-        ("only_first", 1, 0, "max_length is 1, but must be a number from 2"),
-        ("only_first", True, 0, "max_length is True"),
-        ("only_first", 5, 3, "stride is 3, but must be from 0 to 2"),
-        ("only_first", 5, -1, "stride is -1"),
+        ("last", 5, 0, "truncation: got 'last'"),
+        ("only_first", 1, 0, "max_length: got 1, expected a number from 2"),
+        ("only_first", True, 0, "max_length: got True"),
+        ("only_first", 5, 3, "stride: got 3, expected 0 to 2"),
+        ("only_first", 5, -1, "stride: got -1"),
     ],
 )
 def test_wrong_truncation(strategy: str, limit: Any, stride: int, message: str) -> None:
@@ -52,7 +52,7 @@ def test_wrong_truncation(strategy: str, limit: Any, stride: int, message: str) 
 
 
 def test_wrong_texts() -> None:
-    with pytest.raises(TypeError, match="text_pair must be a string or a list of strings, but has int"):
+    with pytest.raises(TypeError, match="text_pair: got int, expected a string or a list of strings"):
         check_texts("text_pair", ["a", 3])
     with pytest.raises(ValueError, match=r"lone surrogate\) at position 2"):
         check_texts("text", ["ab\udcff"])

@@ -122,7 +122,7 @@ def test_a_page_that_would_be_too_large_is_refused() -> None:
 
 
 def test_a_layer_that_is_not_there(maps: AttentionMaps) -> None:
-    with pytest.raises(IndexError, match="layer is 3"):
+    with pytest.raises(IndexError, match="layer: got 3"):
         attention_page(maps, layer=3)
 
 
