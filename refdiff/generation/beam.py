@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from refdiff.generation.context import DecodingContext
 from refdiff.generation.options import Options
-from refdiff.generation.processors import LogitsProcessors
-from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, RecordedSteps
+from refdiff.generation.processors import LogitsProcessors, RecordedSteps
+from refdiff.generation.results import GenerateBeamDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw_without_replacement, log_softmax, top_indices
 from refdiff.generation.validation import Request
 

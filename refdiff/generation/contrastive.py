@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.generation.context import DecodingContext
-from refdiff.generation.processors import LogitsProcessors
-from refdiff.generation.results import GenerateDecoderOnlyOutput, RecordedSteps
+from refdiff.generation.processors import LogitsProcessors, RecordedSteps
+from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import softmax, top_indices
 from refdiff.generation.validation import Request
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
 from refdiff.generation.context import DecodingContext
-from refdiff.generation.processors import LogitsProcessors
-from refdiff.generation.results import GenerateDecoderOnlyOutput, RecordedSteps
+from refdiff.generation.processors import LogitsProcessors, RecordedSteps
+from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import draw, softmax
 from refdiff.generation.validation import Request
 

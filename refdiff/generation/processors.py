@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.arrays import Array
 from refdiff.generation import sampling
 from refdiff.generation.options import Options
 
@@ -143,6 +144,21 @@ class LogitsProcessors:
                 raise ValueError(f"row {row}, step {step}: every token has score -inf: relax what forbids tokens")
             if best[row] == np.inf and self._sampling:
                 raise ValueError(f"row {row}, step {step}: a score is infinite, which no sampling can follow")
+
+
+class RecordedSteps:
+    """The scores and logits of every step so far, as far as the options ask for them; else None."""
+
+    def __init__(self, options: Options) -> None:
+        self.scores: tuple[Array, ...] | None = () if options.output_scores else None
+        self.logits: tuple[Array, ...] | None = () if options.output_logits else None
+
+    def append(self, scores: NDArray[np.floating] | None, logits: Array) -> None:
+        """Add those of one step; scores in the precision of the logits."""
+        if self.scores is not None and scores is not None:
+            self.scores += (scores.astype(logits.dtype),)
+        if self.logits is not None:
+            self.logits += (logits,)
 
 
 def _select_processors(

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import Array
-from refdiff.generation.options import Options
 from refdiff.messages import summary
 
 
@@ -30,21 +28,6 @@ class GenerateDecoderOnlyOutput:
 
     def __repr__(self) -> str:
         return _summary(self)
-
-
-class RecordedSteps:
-    """The scores and logits of every step so far, as far as the options ask for them; else None."""
-
-    def __init__(self, options: Options) -> None:
-        self.scores: tuple[Array, ...] | None = () if options.output_scores else None
-        self.logits: tuple[Array, ...] | None = () if options.output_logits else None
-
-    def append(self, scores: NDArray[np.floating] | None, logits: Array) -> None:
-        """Add those of one step; scores in the precision of the logits."""
-        if self.scores is not None and scores is not None:
-            self.scores += (scores.astype(logits.dtype),)
-        if self.logits is not None:
-            self.logits += (logits,)
 
 
 @dataclass(repr=False)
