@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from refdiff.oracle.cases.fixed import Case, small_spec
+from refdiff.oracle.cases.fixed import Case, cases, small_spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.diagnosis import Ranking, diagnose
@@ -129,3 +129,21 @@ def test_gradients_are_wrong_in_a_place(name: str, at: tuple[int | slice, ...], 
     assert answer.status == NONE_FITS
     assert answer.where[0].startswith(said), answer
     assert "exactly zero there" in answer.where[1]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "said"),
+    [
+        (0, "dk", "dk is wrong only in keys 5 to 6"),
+        (4, "dk_pages", "dk_pages is wrong only in slots 2 to 4 of pages "),
+        (1, "dx", "dx is wrong only in tokens 6 to 8"),
+    ],
+)
+def test_gradients_of_packed_and_paged_inputs_and_of_a_layer(place: int, name: str, said: str) -> None:
+    """The last three rows of each are zero; of packed keys two are the last of the longest sequence."""
+    one, recipe = cases("layout", 5, spec=SPEC, dtype="float32")[place], Recipe("float32")
+    found = evaluate(one.spec, quantised(one.inputs, recipe), recipe, HELD_OUT[0], one.dout)
+    found[name][..., -3:, :] = 0
+    given = {"out": found["out"], name: found[name]}
+    answer = diagnose(given, one.spec, one.inputs, recipe="float32", dout=one.dout)
+    assert answer.where[0].startswith(said), answer
