@@ -98,13 +98,20 @@ def _padded(x: Numpy, axis: int, more: int, value: Any) -> Numpy:
     return np.pad(x, width, constant_values=value)
 
 
-def with_window_of_tiles(spec: Spec, inputs: Inputs, queries: int, keys: int) -> Problem:
-    """A window that starts where a tile of `keys` does, for the first of each tile of `queries`."""
+def with_window_of_tiles(spec: Spec, inputs: Inputs, queries: int, keys: int, *, by_position: bool) -> Problem:
+    """A window that starts where a tile of `keys` does, for the first of each tile of `queries`.
+
+    Args:
+        by_position: whether tiles of queries count from the first key, as where queries are as many as keys, and so in
+            a part of them; else from the first query.
+    """
     if spec.window is None or kind_of(inputs) != "dense":
         return Problem(spec, inputs)
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    t = np.arange(T) // queries * queries + (0 if spec.causal == "top_left" else S - T)
-    first = (t - spec.window + 1) // keys * keys
+    before = 0 if spec.causal == "top_left" else S - T
+    t = np.arange(T) + before
+    first_query = t // queries * queries if by_position else (t - before) // queries * queries + before
+    first = (first_query - spec.window + 1) // keys * keys
     unlimited = spec.replace(window=None)
     see = attention_mask(unlimited, inputs) & (np.arange(S) >= first[:, None])
     made = {name: x for name, x in inputs.items() if name != "key_mask"}

@@ -189,10 +189,10 @@ def _last_are_right(target: Target) -> bool:
 def _tiles(spec: Spec, parts: Parts) -> list[Fit]:
     """Try tiles of every usual size: keys padded to one and not masked, and a window that starts where one does."""
     found: list[Fit] = []
-    for trials in (_tails(spec, parts.whole), _windows_of_tiles(spec)):
+    for trials in (_tails(spec, parts.last), _windows_of_tiles(spec, parts)):
         if trials:
-            off = [max(quick_residual(t, output(one.problem(t.inputs))) for t in parts.whole) for one in trials]
-            found += held(trials[int(np.argmin(off))], [parts.whole], large=parts.are_parts)
+            off = [max(quick_residual(t, output(one.problem(t.inputs))) for t in parts.last) for one in trials]
+            found += held(trials[int(np.argmin(off))], parts.in_turn(parts.last), large=parts.are_parts)
     return found
 
 
@@ -209,13 +209,16 @@ def _tails(spec: Spec, targets: tuple[Target, ...]) -> list[Trial]:
     ]  # fmt: skip
 
 
-def _windows_of_tiles(spec: Spec) -> list[Trial]:
+def _windows_of_tiles(spec: Spec, parts: Parts) -> list[Trial]:
     if spec.window is None or spec.causal == "none":
         return []
+    by_position = all(t.inputs["q"].shape[2] == t.inputs["k"].shape[2] for t in parts.whole if "k" in t.inputs)
+    if parts.are_parts and not by_position:
+        return []  # a part does not tell where its queries stand in a tile
     return [
         Trial("window_tiles", (queries, keys), f"the window starts at a tile of {keys} keys, one for each tile of "
               f"{queries} queries, where the spec has {spec.window} keys for each query",
-              partial(with_window_of_tiles, spec, queries=queries, keys=keys))
+              partial(with_window_of_tiles, spec, queries=queries, keys=keys, by_position=by_position))
         for queries in (1, *SIZES)
         for keys in (1, *SIZES)
         if queries * keys > 1
