@@ -85,13 +85,14 @@ def common_factor(
 
     Args:
         counted: (…), the rows of which something can be said; none is that an order misses by more than itself.
-        lost_below: numbers below it may be 0 in all rows at once; that counts as one more order.
+        lost_below: numbers below it may be 0 in all rows at once; that counts as one more order, and rows of less than
+            a thousand times as much do not count.
     """
     size = np.max(np.where(np.isfinite(expected), np.abs(expected), 0.0), axis=-1, initial=0.0).ravel()
     lost = lost_below / np.maximum(size, max(lost_below, np.finfo(np.float64).tiny))
     found = np.stack([*(row_factors(run, expected, divisor).ravel() for run in runs), lost])
     counted = (counted & np.any(np.isfinite(expected) & (expected != 0), axis=-1)).ravel()
-    counted &= np.all(np.abs(found) <= 1, axis=0)
+    counted &= np.all(np.abs(found) <= 1, axis=0) & (lost <= 1e-3)
     if not counted.any():
         return None
     found = np.where(counted, found, 0.0)

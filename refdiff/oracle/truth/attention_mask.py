@@ -52,13 +52,12 @@ def padded_queries(spec: Spec, inputs: dict[str, Numpy]) -> Numpy | None:
     return np.pad(~real, ((0, 0), (T - real.shape[1], 0)))
 
 
-def without_padded(padded: Numpy | None, x: Numpy, axis: int = -2, to: Numpy | float = 0.0) -> Numpy:
-    """Return `x` with the rows of padded queries as in `to`; the batch is its first axis, tokens are along `axis`."""
+def without_padded(padded: Numpy | None, x: Numpy) -> Numpy:
+    """Return (B, …, T, e) with 0 in the rows of padded queries, (B, T)."""
     if padded is None:
         return x
-    shape = [1] * x.ndim
-    shape[0], shape[axis] = padded.shape
-    return np.where(padded.reshape(shape), to, x)
+    B, T = padded.shape
+    return np.where(padded.reshape(B, *(1,) * (x.ndim - 3), T, 1), 0.0, x)
 
 
 def finite_bias(inputs: dict[str, Numpy]) -> Numpy | None:

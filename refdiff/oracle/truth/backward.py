@@ -42,7 +42,8 @@ def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Num
     shape = (B, T, inputs["o_proj.weight"].shape[0]) if is_layer(inputs) else (B, spec.heads, T, spec.out_dim)
     if dout.shape != shape:
         raise ValueError(f"dout has shape {dout.shape}, but the output has {shape}")
-    if np.any(dout != without_padded(padded_queries(spec, inputs), dout)):
+    padded = padded_queries(spec, inputs)
+    if padded is not None and np.any(dout != without_padded(padded, dout)):
         raise ValueError(
             "dout is not 0 for some queries that are padding, and padded_queries is 'any': gradients would depend on "
             "what stands there; set dout to 0 in these rows, or padded_queries to 'computed'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -114,8 +115,8 @@ def _follows(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy,
         return False
     errors = _errors(actual, budget)
     if s.name in ("slope", "factor"):
-        along = s.value**2 * float(np.sum(np.where(np.isfinite(budget.expected), budget.expected, 0.0) ** 2))
-        return along < 0.5 * float(np.sum(errors**2))
+        size = math.sqrt(float(np.sum(np.where(np.isfinite(budget.expected), budget.expected, 0.0) ** 2)))
+        return s.value * size < math.sqrt(0.5 * float(np.sum(errors**2)))
     rest = over(root_mean_square(errors), budget.rows)[~wrong]
     return float(root_mean_square(rest[None])[0]) <= s.limit
 

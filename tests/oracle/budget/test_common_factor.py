@@ -84,6 +84,15 @@ def test_rows_of_which_nothing_is_known() -> None:
     assert common_factor(y, [y], np.zeros(5, dtype=np.bool_), "float32") is None
 
 
+def test_rows_near_the_smallest_number_do_not_count() -> None:
+    y, _ = _rows(5)
+    y[:5] *= 1e-140
+    found = common_factor(y, [y] * RUNS, _all(y), "float32", lost_below=2.0**-126)
+    assert found is not None
+    np.testing.assert_array_equal(found.weights[:5], 0)
+    assert found.estimate(np.where(np.arange(ROWS)[:, None] < 5, 1e-38, y), y) == 0
+
+
 def test_orders_that_go_far_away_give_a_row_no_weight() -> None:
     y, _ = _rows(4)
     far = y.copy()

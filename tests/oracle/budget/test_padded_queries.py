@@ -10,10 +10,12 @@ import pytest
 
 from refdiff import oracle
 from refdiff.oracle.cases.fixed import Case, cases, small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.conformance import chosen
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.suite.outcome import against_truth
-from tests.oracle.user_kernels import dense_with_gradients, wrong_rope
+from tests.oracle.user_kernels import dense_with_gradients, right, wrong_rope
 
 JSON = '{"preset": "hf_diffllama", "query_heads": 12, "key_heads": 4, "head_dim": 16, "padded_queries": "%s"}'
 HERE = "tests.oracle.budget.test_padded_queries"
@@ -52,6 +54,18 @@ def test_what_stands_in_padding_is_judged_where_the_spec_says_so(dtype: str) -> 
         assert [name for name, t in wrong.tensors.items() if t.status == "fail"] == ["out", "dq", "lse1"]
 
 
+def test_a_whole_layer() -> None:
+    spec = small_spec("hf_diffllama").replace(padded_queries="any")
+    inputs = draw(spec, Structure(4, 9, 11, hidden=24, padding="left"), "discriminating", 3)
+    out = right(spec.replace(padded_queries="computed"), inputs)
+    padded = ~inputs["key_mask"][:, -9:]
+    assert padded.any()
+    out[padded] = np.nan
+    assert oracle.check(out, spec, inputs, recipe="float32")
+    out[~padded] *= 1.01
+    assert oracle.check(out, spec, inputs, recipe="float32").status == "fail"
+
+
 def test_the_other_rows_are_judged() -> None:
     for case in _cases("any"):
         out = unpads(case.spec, case.inputs)["out"].astype(np.float64)
@@ -66,6 +80,8 @@ def test_a_gradient_that_depends_on_padding_is_not_asked_for() -> None:
         ValueError, match="dout is not 0 for some queries that are padding, and padded_queries is 'any'"
     ):
         oracle.truth(case.spec, case.inputs, dout=np.ones(case.dout.shape))
+    computed = case.spec.replace(padded_queries="computed")
+    assert np.isnan(oracle.truth(computed, case.inputs, dout=np.full(case.dout.shape, np.nan)).grads["v"]).any()
 
 
 def test_a_mistake_has_its_name_beside_padding() -> None:

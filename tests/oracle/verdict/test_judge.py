@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from refdiff.oracle.budget.common_factor import CommonFactor
 from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.verdict.judge import check_shape, judge_lse, judge_rows, judge_sums, place
 from refdiff.oracle.verdict.verdict import TensorVerdict
@@ -37,6 +39,27 @@ def test_the_worst_row_and_what_was_allowed() -> None:
 
 def _names(actual: np.ndarray, budget: RowBudget) -> list[str]:
     return [line.split(":")[0] for line in judge_rows("out", actual, budget).reasons]
+
+
+def test_a_factor_beyond_all_measure_is_judged() -> None:
+    y = _y()
+    y[0, 0, 0] = 1e-10
+    actual = y.copy()
+    actual[0, 0, 0] = 1e150
+    factor = CommonFactor(np.full(y.shape[:-1], 1 / 30), 1e-3, None)
+    found = judge_rows("out", actual, replace(_budget(y), factor=factor))
+    assert found.status == "fail"
+    assert max(s.value for s in found.statistics if s.name == "factor") > 1e155
+
+
+def test_a_factor_is_told_once() -> None:
+    y = _y()
+    factor = CommonFactor(np.full(y.shape[:-1], 1 / 30), 1e-5, None)
+    told = [line.split(":")[0] for line in judge_rows("out", 1.0015 * y, replace(_budget(y), factor=factor)).reasons]
+    assert told == ["slope"]
+    loose = replace(_budget(y), slope=1.0, factor=factor)
+    told = [line.split(":")[0] for line in judge_rows("out", 1.0005 * y, loose).reasons]
+    assert told == ["factor"]
 
 
 def test_wrong_rows_are_counted_and_what_they_share_is_said() -> None:
