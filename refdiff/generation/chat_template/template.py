@@ -48,6 +48,7 @@ class ChatTemplate:
                 text = self._template.render(variables)
                 if len(text) > _OUTPUT + _OUTPUT_PER_CHARACTER * characters:
                     raise StoppedError
+                text.encode()  # half of a surrogate pair, which JSON can spell, is no text
                 return text
             except RefusedError as error:
                 raise ValueError(

@@ -11,7 +11,7 @@ from refdiff.files import read_json, write_atomically, write_json
 from refdiff.generation.chat_template import write_templates
 from refdiff.generation.tokenizer.backend import AddedToken, Backend
 from refdiff.generation.tokenizer.file import check_tokens
-from refdiff.messages import json_type
+from refdiff.messages import json_type, show_value
 
 # transformers writes 10^30 for "no limit" and takes anything above 10^20 as that.
 NO_LIMIT = 10**20
@@ -166,6 +166,9 @@ def _added_tokens_decoder(config: dict[str, Any], source: str) -> dict[int, Adde
 
 
 def _token(value: Any, where: str, special: bool = True) -> AddedToken:
+    content = value.get("content") if isinstance(value, dict) else value
+    if isinstance(content, str) and any("\ud800" <= character <= "\udfff" for character in content):
+        raise CheckpointError(f"{where}: got {show_value(content)}, expected text; half a surrogate pair is none")
     if isinstance(value, str):
         return AddedToken(value, normalized=not special, special=special)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):

@@ -65,6 +65,11 @@ def test_refusal_is_about_the_messages() -> None:
     assert not isinstance(caught.value, CheckpointError)
 
 
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    with pytest.raises(CheckpointError, match="the chat template failed on these messages: UnicodeEncodeError"):
+        show("{{ messages[0].content }}", [{"role": "user", "content": "\ud800"}])
+
+
 @pytest.mark.parametrize(
     ("content", "template", "expected"),
     [

@@ -96,3 +96,10 @@ def test_max_length_in() -> None:
 def test_side_in() -> None:
     assert side_in({"padding_side": "LEFT"}, "padding_side", "right", "f") == "left"
     assert side_in({}, "padding_side", "right", "f") == "right"
+
+
+@pytest.mark.parametrize("token", ["\ud800", {"content": "a\udfff"}])
+def test_a_token_that_is_no_text_names_the_file(token: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="half a surrogate pair is none") as caught:
+        load(tmp_path, tokenizer_config={"bos_token": token})
+    assert str(caught.value).startswith(f"{tmp_path}/tokenizer_config.json: bos_token: got ")
