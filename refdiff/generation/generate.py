@@ -14,6 +14,7 @@ from refdiff.generation.beam import beam_search
 from refdiff.generation.contrastive import contrastive_search
 from refdiff.generation.decode import decode
 from refdiff.generation.options import Options, resolve
+from refdiff.generation.processors import ScoreError
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from refdiff.generation.speculative import speculative_decode
 from refdiff.generation.stopping import Stopping
@@ -51,6 +52,9 @@ def generate(
     try:
         resolved = resolve(model, options)
         result = _run(_read(model, input_ids, attention_mask, streamer, generator, seed, resolved))
+    except ScoreError as error:
+        source = getattr(model, "source", None)
+        raise (ScoreError(f"{source}: {error}") if source else error) from None
     finally:
         if streamer is not None:
             streamer.end()  # also after an error, so that whoever reads the stream in another thread does not wait

@@ -94,6 +94,10 @@ def min_new_tokens(scores: Scores, generated: int, minimum: int, eos: Sequence[i
     return suppress_tokens(scores, eos) if generated < minimum else scores
 
 
+class ScoreError(ValueError):
+    """Scores that no token can be chosen by."""
+
+
 class LogitsProcessors:
     """The processors and, for sampling, the warpers of a call, in the order in which transformers applies them.
 
@@ -139,11 +143,11 @@ class LogitsProcessors:
         step = ids.shape[1] - self.prompt_length
         for row in np.arange(len(best))[rows]:
             if np.isnan(best[row]):
-                raise ValueError(f"row {row}, step {step}: a score is NaN: check the weights, or compute in float32")
+                raise ScoreError(f"row {row}, step {step}: a score is NaN: check the weights, or compute in float32")
             if best[row] == -np.inf:
-                raise ValueError(f"row {row}, step {step}: every token has score -inf: relax what forbids tokens")
+                raise ScoreError(f"row {row}, step {step}: every token has score -inf: relax what forbids tokens")
             if best[row] == np.inf and self._sampling:
-                raise ValueError(f"row {row}, step {step}: a score is infinite, which no sampling can follow")
+                raise ScoreError(f"row {row}, step {step}: a score is infinite, which no sampling can follow")
 
 
 class RecordedSteps:

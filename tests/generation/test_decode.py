@@ -149,6 +149,9 @@ def test_nan_names_row_and_step(do_sample: bool) -> None:
     model.W[3] = np.nan
     with pytest.raises(ValueError, match="row 0, step 0: a score is NaN"):
         generate(model, [[5, 6], [7, 8]], do_sample=do_sample)
+    model.source = "a/folder"
+    with pytest.raises(ValueError, match=r"^a/folder: row 0, step 0: a score is NaN"):
+        generate(model, [[5, 6], [7, 8]], do_sample=do_sample)
 
 
 def test_max_time_ends_a_text_that_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
