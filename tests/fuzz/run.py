@@ -31,7 +31,7 @@ CPU_SECONDS, SECONDS = 20, 120
 MEMORY, MAPPED = 600 * 10**6, 8 * 10**9
 """Bytes that a case may touch beyond what the parent holds, and that it may map, sparse files among them."""
 OUTPUT = 200_000
-"""Characters that a command may print."""
+"""Characters that a command may print, and to standard output four for each byte of JSON, which inspect shows."""
 SECRET = b"SECRET"
 """What the file outside of every folder says: nothing may open it, print it or copy it."""
 _SYSTEM = ("/usr/", "/etc/ld", "/lib", "/sys/", "/proc/self/", "/dev/null", "/dev/urandom", sys.prefix, sys.base_prefix)
@@ -76,6 +76,8 @@ def in_a_child(action: Callable[[], Any], folder: Path) -> tuple[str, str]:
     reading, writing = os.pipe()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     outputs = [folder.parent / name for name in ("stdout", "stderr")]
+    stored = sum(path.stat().st_size for path in folder.glob("*.json") if path.is_file() and not path.is_symlink())
+    limits = OUTPUT + 4 * min(stored, LARGEST_CHANGED), OUTPUT
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on of forks beside threads
         child = os.fork()
@@ -100,8 +102,8 @@ def in_a_child(action: Callable[[], Any], folder: Path) -> tuple[str, str]:
     kind, said = json.loads(told)
     if usage.ru_maxrss * 1024 - before > MEMORY:
         return "bad", f"took {usage.ru_maxrss * 1024 - before:,} bytes: {said}"
-    for output in outputs:
-        if problem := problem_of(output.read_bytes().decode("utf-8", "backslashreplace")):
+    for output, limit in zip(outputs, limits, strict=True):
+        if problem := problem_of(output.read_bytes().decode("utf-8", "backslashreplace"), limit):
             return "bad", f"printed {problem}"
     return kind, said
 
