@@ -179,12 +179,15 @@ def _in_header(path: Path, outside: Path, rng: Random) -> str:
         header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
     except (ValueError, RecursionError):
         return _by_bytes(path, outside, rng)
+    if not isinstance(header, dict):
+        return _by_bytes(path, outside, rng)
     entry = header[rng.choice(list(header))] if header else {}
+    entry = entry if isinstance(entry, dict) else {}  # an earlier change may have left anything
     kind = rng.choice(("any", "dtype", "shape", "offsets", "length", "sparse", "swap"))
     if kind == "dtype" and "dtype" in entry:
         entry["dtype"] = rng.choice(CODES)
-    elif kind == "shape" and "shape" in entry:
-        entry["shape"] = rng.choice(([], [0], [-1], [2**62, 4], [2**63], list(reversed(entry["shape"])), [1] * 99))
+    elif kind == "shape" and isinstance(entry.get("shape"), list):
+        entry["shape"] = rng.choice(([], [0], [-1], [2**62, 4], [2**63], entry["shape"][::-1], [1] * 99))
     elif kind == "offsets" and "data_offsets" in entry:
         entry["data_offsets"] = [rng.choice((0, 4, 2**63, -8)), rng.choice((0, 8, 2**63, 10**20))]
     elif kind == "swap" and len(header) > 2:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -169,6 +172,18 @@ def test_what_libraries_open_and_what_is_copied_is_found(tmp_path: Path) -> None
     assert list(fuzz.copies(tmp_path / "case")) == []
     (tmp_path / "case" / "copy").write_text("a SECRET")
     assert list(fuzz.copies(tmp_path / "case")) == [tmp_path / "case" / "copy"]
+
+
+@pytest.mark.parametrize("header", [{"a": 3}, {"a": {"shape": 3}}, [1], 3, {}])
+def test_a_change_takes_what_earlier_ones_have_left(header: Any, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    text = json.dumps(header).encode()
+    for number in range(60):
+        shutil.rmtree(tmp_path / "case", ignore_errors=True)
+        (tmp_path / "case").mkdir()
+        (tmp_path / "case" / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+        with contextlib.suppress(IndexError):  # no other file to copy
+            assert fuzz.mutate(tmp_path / "case", tmp_path / "outside", Random(number))
 
 
 def test_what_a_child_has_started_ends_with_it(tmp_path: Path) -> None:
