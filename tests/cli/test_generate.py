@@ -361,7 +361,7 @@ def test_each_problem_of_a_config_has_a_line(reciting: Path, tmp_path: Path, cap
     assert main(["generate", "-m", str(folder), "h"]) == 2
     first, *problems = capsys.readouterr().err.splitlines()
     assert first == f"refdiff generate: error: {folder}/config.json: 3 problems:"
-    assert [line.split()[0] for line in problems] == ["hidden_size", "rms_norm_eps", "use_cache"]
+    assert [line.split()[0] for line in problems] == ["hidden_size:", "rms_norm_eps:", "use_cache:"]
 
 
 def test_each_problem_of_a_checkpoint_has_a_line(reciting: Path, tmp_path: Path, capsys: Capture) -> None:
