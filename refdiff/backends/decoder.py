@@ -18,6 +18,7 @@ from typing import Any
 
 from refdiff.arrays import Array
 from refdiff.backends import Ops, overlay
+from refdiff.layers.activation import ACTIVATIONS, silu
 from refdiff.layers.plain_heads import split_heads
 
 Function = Callable[..., Any]
@@ -163,7 +164,7 @@ def saving_ops(steps: Steps) -> Ops:
     def swiglu(x: Array, gate_proj: Any, up_proj: Any, down_proj: Any, *, act: str, ops: Any) -> Array:
         gate, up = own.linear(x, **gate_proj), own.linear(x, **up_proj)
         products.append((gate, up))
-        hidden = steps.gated(gate, up) if act in ("silu", "swish") else NotImplemented
+        hidden = steps.gated(gate, up) if ACTIVATIONS.get(act) is silu else NotImplemented
         return own.linear(own.activation(gate, act) * up if hidden is NotImplemented else hidden, **down_proj)
 
     def diff_attention(*args: Any, ops: Any, **kwargs: Any) -> Array:

@@ -135,8 +135,9 @@ class DiffLlamaConfig:
 
         Raises `ValueError` for a field outside its range, `OSError` when the folder cannot be written.
         """
-        values = self.to_dict()
-        type(self).__new__(type(self))._fill(values)
+        checked = type(self).__new__(type(self))
+        checked._fill(self.to_dict())
+        values = checked.to_dict()
         if values["id2label"] == _default_labels(2):
             # As transformers: two unnamed labels are what every model has, classifier or not.
             del values["id2label"], values["label2id"]

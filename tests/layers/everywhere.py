@@ -74,6 +74,7 @@ def needs_no_place(file: ModuleType, test: Layer) -> bool:
 def check(test: pytest.FixtureRequest, place: Place) -> Iterator[None]:
     """Around one test: fail unless a layer was given arrays, or the test says that none is, by its mark `no_arrays`."""
     place.reached.clear()
+    failed = test.session.testsfailed
     with pytest.MonkeyPatch.context() as patch:
         if place is not NUMPY and is_hypothesis_test(test.function):
             # a third of the examples, set as Hypothesis's own plugin does: the function is the same on all places
@@ -81,6 +82,8 @@ def check(test: pytest.FixtureRequest, place: Place) -> Iterator[None]:
             here: settings = getattr(test.function, name)
             patch.setattr(test.function, name, settings(here, max_examples=max(1, here.max_examples // 3)))
         yield
+    if test.session.testsfailed > failed:
+        return  # it says what is wrong, and may have ended before any layer
     if not test.node.get_closest_marker("no_arrays"):
         assert place.reached, (
             "gave arrays to no layer by a name in its file, so it is not on every place: name one, or mark it no_arrays"

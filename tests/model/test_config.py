@@ -28,6 +28,13 @@ def write(folder: Path, content: str | dict[str, Any]) -> Path:
     return folder
 
 
+def test_what_was_changed_is_saved_under_its_own_name(tmp_path: Path) -> None:
+    config = DiffLlamaConfig()
+    config.dtype = "half"
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["dtype"] == "float16"
+
+
 def test_the_handcut_file(tmp_path: Path) -> None:
     config = DiffLlamaConfig.from_pretrained(write(tmp_path / "model", HANDCUT))
     assert config.rope_parameters == {

@@ -11,6 +11,7 @@ from refdiff.arrays import Array
 from refdiff.backends.cupy.device import NUMBERS, gaps
 from refdiff.backends.cupy.gemm import gated_few, linear, linears
 from refdiff.backends.cupy.runtime import Runtime
+from refdiff.layers.activation import ACTIVATIONS, silu
 
 
 def swiglu(
@@ -23,7 +24,7 @@ def swiglu(
     act: str = "silu",
 ) -> Any:
     """Multiply silu(gate) and up in one launch; of few rows, together with their products."""
-    if act not in ("silu", "swish") or x.dtype.name not in NUMBERS or x.size == 0:
+    if ACTIVATIONS.get(act) is not silu or x.dtype.name not in NUMBERS or x.size == 0:
         return NotImplemented
     hidden = gated_few(rt, x, gate_proj, up_proj)
     if hidden is NotImplemented:

@@ -11,17 +11,15 @@ from refdiff.backends.numpy.gemm import linear, linear_vjp, linears, plan_produc
 from refdiff.backends.numpy.half_weights import is_half
 from refdiff.backends.numpy.layout import KERNEL_DTYPES, FloatArray, is_feature_major, same_dtype
 from refdiff.backends.numpy.runtime import Runtime
+from refdiff.layers.activation import ACTIVATIONS, silu
 from refdiff.layers.linear import named_grads
 
 Projection = Mapping[str, FloatArray]
 
-SILU_NAMES = "silu", "swish"
-"""What the activation x / (1 + e^−x) is called."""
-
 
 def activation(rt: Runtime, x: FloatArray, name: str) -> Any:
     """Compute silu, x / (1 + e^−x), block by block."""
-    if name not in SILU_NAMES or x.dtype not in KERNEL_DTYPES:
+    if ACTIVATIONS.get(name) is not silu or x.dtype not in KERNEL_DTYPES:
         return NotImplemented
     return _elementwise(rt, _silu, 1, x)[0]
 
@@ -37,7 +35,7 @@ def swiglu(
 ) -> Any:
     """Compute down(silu(gate(x)) ⊙ up(x)), many tokens in chunks of `Tuning.mlp_tokens`."""
     float_weights = [w for p in (gate_proj, up_proj, down_proj) if not is_half(w := p["weight"])]
-    if act not in SILU_NAMES or not same_dtype(x, *float_weights):
+    if ACTIVATIONS.get(act) is not silu or not same_dtype(x, *float_weights):
         return NotImplemented
 
     def chunk(x: FloatArray) -> Any:
@@ -83,7 +81,7 @@ def swiglu_vjp(
     Feature-major gradients go back through both projections in one product, Gₐ Wₐ + G_u W_u = [Gₐ G_u] [Wₐ; W_u].
     """
     projections = gate_proj, up_proj
-    if act not in SILU_NAMES or not same_dtype(g, x, *(p["weight"] for p in (*projections, down_proj))):
+    if ACTIVATIONS.get(act) is not silu or not same_dtype(g, x, *(p["weight"] for p in (*projections, down_proj))):
         return NotImplemented
     gate, up = saved or (linear(rt, x, **p) for p in projections)
     if gate is NotImplemented or up is NotImplemented or gate.shape != up.shape:
