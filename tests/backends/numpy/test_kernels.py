@@ -419,7 +419,9 @@ def test_log_sum_exps_are_saved_and_the_way_back_begins_from_them(case: Any) -> 
     exact_args = [cast(a, np.float64) for a in args32]
     exacts = layers.diff_attention_vjp(cast(g32, np.float64), *exact_args, **options)
     # of one λ for all rows also a rounding of the terms of its gradient, g · (A₂ V), which cancel in their sum
-    first, both = (layers.diff_attention(*exact_args[:5], np.asarray(x), *exact_args[6:], **options) for x in (0.0, 1.0))
+    first, both = (
+        layers.diff_attention(*exact_args[:5], np.asarray(x), *exact_args[6:], **options) for x in (0.0, 1.0)
+    )
     terms = np.linalg.norm(g32 * (first - both)) if args[5].size == 1 else 0.0
     for i, (mine, layer, exact) in enumerate(zip(ours, theirs, exacts, strict=True)):
         assert mine.dtype == np.float32
