@@ -133,11 +133,12 @@ def head_pair() -> Any:
 
 def three_maps(tokens: list[str], first: Any, second: Any, lambda_: float) -> Any:
     """A₁, λ A₂ and their difference over one text: queries down, keys across, blue above zero and orange below."""
-    figure = new_figure(9.6, 3.7)
+    figure = new_figure(10.4, 3.7)
     maps = {"A₁": first, f"λ A₂, λ = {lambda_:.2f}": lambda_ * second, "A₁ − λ A₂": first - lambda_ * second}
     norm = signed_range(*maps.values())
-    for number, (axes, (title, weights)) in enumerate(zip(figure.subplots(1, 3), maps.items(), strict=True)):
-        dress(axes).imshow(weights, cmap=signed_colours(), norm=norm)
+    panels = figure.subplots(1, 3)
+    for number, (axes, (title, weights)) in enumerate(zip(panels, maps.items(), strict=True)):
+        shown = dress(axes).imshow(weights, cmap=signed_colours(), norm=norm)
         axes.set_title(title, color=INK, fontsize=10)
         name_ticks(axes, tokens, "x")
         if number == 0:
@@ -146,7 +147,38 @@ def three_maps(tokens: list[str], first: Any, second: Any, lambda_: float) -> An
         else:
             axes.set_yticks([])
         axes.set_xlabel("key: the token looked at", color=INK)
+    bar = figure.colorbar(shown, ax=list(panels), shrink=0.8, label="weight")
+    bar.outline.set_edgecolor(INK)
+    bar.ax.tick_params(colors=INK)
+    bar.ax.yaxis.label.set_color(INK)
     return figure
+
+
+def weighted_sum(words: Sequence[str], query: Any, keys: Any, values: Any, scores: Any, weights: Any) -> Any:
+    """One query's attention in four steps: keys, scores, weights as bars, and values that are summed."""
+    axes, height = _canvas(8.4, 2.9), 0.62
+    columns = {"the word": 0.6, "its key k": 1.75, "score q·k/√d": 3.15, "weight": 4.75, "its value v": 6.3}
+    for title, x in columns.items():
+        _note(axes, x, 2.35, title)
+    _note(axes, 0.2, 2.68, f"the query of “{words[-1]}”:  q = {_vector(query)}", ha="left", fontsize=9.5)
+    for i, (word, key, value, score, weight) in enumerate(zip(words, keys, values, scores, weights, strict=True)):
+        y = 1.95 - height * i
+        _box(axes, 0.6, y, 0.8, 0.4, word)
+        _box(axes, 1.75, y, 0.9, 0.4, _vector(key), ORANGE)
+        _arrow(axes, (2.25, y), (2.7, y), ORANGE)
+        _note(axes, 3.15, y, f"{score:.2f}", fontsize=9.5)
+        _arrow(axes, (3.55, y), (3.95, y))
+        _box(axes, 4.05 + weight / 2, y, weight, 0.3, "", BLUE)
+        _note(axes, 4.15 + weight, y, f"{weight:.2f}", ha="left", fontsize=9.5)
+        _box(axes, 6.3, y, 0.9, 0.4, _vector(value), GREEN)
+        _arrow(axes, (6.75, y), (7.25, 1.95 - height), GREEN)
+    _box(axes, 7.75, 1.95 - height, 1.0, 0.45, _vector(weights @ values), PURPLE)
+    _note(axes, 7.75, 1.95 - height - 0.45, "Σ weight · v")
+    return axes.figure
+
+
+def _vector(numbers: Any) -> str:
+    return f"({', '.join(f'{round(float(number), 2):g}' for number in numbers)})"
 
 
 def loss_by_strength(strengths: list[float], losses: list[float]) -> Any:

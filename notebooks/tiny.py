@@ -37,9 +37,9 @@ def rms_norm(x, eps, weight=1.0):
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
 
 
-def rope(x, theta):
+def rope(x, base):
     d = x.shape[-1]
-    angle = np.arange(x.shape[-2])[:, None] * theta ** (-np.arange(0, d, 2) / d)  # position · frequency: (T, d/2)
+    angle = np.arange(x.shape[-2])[:, None] * base ** (-np.arange(0, d, 2) / d)  # position · frequency: (T, d/2)
     a, b = np.split(x, 2, axis=-1)
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], axis=-1)
 
@@ -58,8 +58,8 @@ def attention(x, p, layer, config):  # eq. 2 and 3
     def heads(name):  # (T, D) -> (heads, T, d)
         return (x @ p[name].T).reshape(len(x), -1, config["head_dim"]).swapaxes(0, 1)
 
-    theta = config["rope_parameters"]["rope_theta"]
-    q, k, v = rope(heads("q_proj.weight"), theta), rope(heads("k_proj.weight"), theta), heads("v_proj.weight")
+    base = config["rope_parameters"]["rope_theta"]
+    q, k, v = rope(heads("q_proj.weight"), base), rope(heads("k_proj.weight"), base), heads("v_proj.weight")
     v = np.concatenate(np.split(v, 2), axis=-1)  # a pair of heads shares one value of size 2d
     k, v = (np.repeat(kv, len(q) // len(k), axis=0) for kv in (k, v))  # H / K query heads share a key/value head
     (q1, q2), (k1, k2) = np.split(q, 2), np.split(k, 2)  # heads i and i + H/2 are a pair
