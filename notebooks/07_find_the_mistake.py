@@ -18,7 +18,7 @@
 # the place where it went wrong?**
 #
 # You build a model with a mistake that its text does not show, then find it in two ways. One fails as soon as there are
-# two mistakes. Allow 15 minutes; you need notebook 03.
+# two mistakes. At the end the mistakes get their names. Allow 15 minutes; you need notebook 03.
 
 # %%
 # %matplotlib inline
@@ -43,8 +43,9 @@ def fresh_model():
 # $$\lambda_{init} = 0.8 - 0.6\,\exp(-0.3\,(l-1)),\quad l = 1, 2, \dots \tag{section 2.1}$$
 #
 # In the paper (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) layers count from 1. In code they
-# count from 0, and the exponent is $-0.3\,l$. Whoever forgets one of the two has every λ_init one layer too deep. We
-# give this mistake to a model: `overlay` wraps each of its functions, here only `lambda_init`.
+# count from 0, and the exponent is $-0.3\,l$. Who counts from 1 and leaves the −1 out has every λ_init one layer too
+# deep. Who counts from 0 and keeps the −1 has it one layer too shallow. We give the first mistake to a model: `overlay`
+# wraps each of its functions, here only `lambda_init`.
 
 
 # %%
@@ -93,6 +94,11 @@ print(" ", ", ".join(points[:9]))
 print(" ", ", ".join(points[9:]))
 
 # %% [markdown]
+# A 1 or a 2 at the end says which map of the pair. `scores1` is $Q_1K_1^\top/\sqrt d$, and `lse1` is the logarithm of
+# what softmax divides by, $\log\sum_s \exp(\mathrm{scores1}_s)$. `attn1` is $A_1V$, and `lambda_full` is λ. `diff` is
+# $A_1V - \lambda A_2V$. `groupnorm` is the RMSNorm of each head (its name in transformers), and `scaled` is that times
+# $1 - \lambda_{init}$.
+#
 # Here is what both see in the first two layers: the relative error of each point. Errors below 1e-12 are drawn at
 # 1e-12. First free, then local.
 
@@ -149,6 +155,57 @@ print(f"largest change of a logit: {change:.0e} of the largest; the same text: {
 print("first divergence, local:", found.path)
 
 # %% [markdown]
+# ## Two mistakes at once
+#
+# Now one model has both. We look at the norm after attention in layer 0, where the second mistake is (an
+# error below 1e-12 is again given as 1e-12):
+
+# %%
+both = fresh_model()
+both.ops = overlay(overlay(both.ops, one_layer_too_deep), without_epsilon)
+traces = {"λ_init": mine, "ε": oracle.trace(subtle, ids), "λ_init and ε": oracle.trace(both, ids)}
+reports, at_norm = {}, {}
+for mode in ("free", "local"):
+    print(f"{mode + ':':7} wrong points, the kinds of them, error of groupnorm in layer 0")
+    for wrong_in, trace in traces.items():
+        report = oracle.first_divergence(trace, reference, mode=mode)
+        (norm,) = [s for s in report.stages if s.path == prefix + "groupnorm"]
+        paths = [s.path for s in report.stages if s.status not in ("equal", "missing")]
+        kinds = sorted({path.rpartition(".")[2] for path in paths})
+        reports[mode, wrong_in], at_norm[mode, wrong_in] = kinds, norm.error / norm.size
+        few = ", ".join(kinds) if len(kinds) < 4 else f"{len(kinds)} kinds"
+        print(f"  {wrong_in:13} {len(paths):3}  {few:22} {max(at_norm[mode, wrong_in], 1e-12):.0e}")
+
+# %% [markdown]
+# In free mode the first and the third row are the same. The norm differs whether it is right or wrong, since what goes
+# into it is wrong already. You would mend λ_init, run again and only then meet the second mistake. Local mode lists
+# both at once.
+#
+# ## What is the mistake called?
+#
+# You know the step now. `diagnose` goes further: it knows mistakes that people have made, computes what each would
+# give, alone and in pairs, and compares. It takes what goes into layer 0's attention and what comes out of it. A `Spec`
+# says what should be computed, here DiffLlama's with queries and keys that are rotated already.
+
+# %%
+spec = oracle.Spec.preset("hf_diffllama", query_heads=6, key_heads=6, head_dim=32, layer=0, rope="none")
+vectors = {name: x for name, x in model.base_params["layers"][0]["self_attn"].items() if name.startswith("lambda_")}
+names = {}
+for wrong_in, trace in {"nothing": reference, **traces}.items():
+    q, k, v, out = (trace[prefix + name] for name in ("q_rope", "k_rope", "v_proj", "scaled"))
+    inputs = {"q": q, "k": k, "v": v.reshape(1, -1, 6, 32).swapaxes(1, 2), **vectors}
+    out = out.reshape(1, -1, 3, 64).swapaxes(1, 2)  # (batch, pair, token, 2d)
+    answer = oracle.diagnose(out, spec, inputs, recipe="float32")
+    names[wrong_in] = answer.name
+    print(f"{wrong_in:13} {answer.status}{': ' * bool(answer.name)}{answer.name or ''}")
+unseen = [deviation.name for deviation in oracle.blind_spots(spec, inputs, "float32")]
+print(f"{len(unseen)} known mistakes change nothing here:")
+print(f"  {', '.join(unseen[:3])}\n  {', '.join(unseen[3:])}")
+
+# %% [markdown]
+# Both are named, also where they stand together. What the input does not exercise stays hidden: in this text nothing is
+# padded, so a mistake in padding changes no number.
+#
 # Your own code can be in any language. Write its arrays to a safetensors file under these names (those of transformers
 # are known too) and compare it on the command line with `refdiff trace`.
 #
@@ -156,7 +213,9 @@ print("first divergence, local:", found.path)
 #
 # - Equal text does not show that a model is right.
 # - Comparing two runs point by point finds the *first* error only; everything behind it is different too.
-# - Computing each point from your own inputs to it lists *every* wrong step, and nothing else.
+# - Computing each point from your own inputs to it lists each step that is wrong by itself, as far as the text shows
+#   it.
+# - Where a mistake is known, comparing with what it would give finds its name.
 
 # %%
 assert not oracle.first_divergence(oracle.trace(model, ids), reference)
@@ -165,11 +224,25 @@ assert same_text
 assert free.path == local.path == "model.layers.0.self_attn.lambda_init"
 assert guilty == [f"model.layers.{layer}.self_attn.lambda_init" for layer in range(6)]
 assert found.path == "model.layers.0.self_attn.groupnorm"
+assert reports["free", "λ_init"] == reports["free", "λ_init and ε"]
+assert np.isclose(at_norm["free", "λ_init"], at_norm["free", "λ_init and ε"], rtol=1e-4)
+assert reports["local", "λ_init and ε"] == ["groupnorm", "lambda_init"]
+assert at_norm["local", "λ_init"] < 1e-12
+assert names == {
+    "nothing": None,
+    "λ_init": "layers_from_one",
+    "ε": "epsilon_left_out",
+    "λ_init and ε": "layers_from_one + epsilon_left_out",
+}
+assert "no_padding_mask" in unseen
 
 # %% [markdown]
 # ## Exercises
 #
-# **1.** Give one model both mistakes. What do the two modes report first? Which one reports both?
+# **1.** Give a model a λ without exponentials, $\lambda_{q1}\lambda_{k1} - \lambda_{q2}\lambda_{k2} + \lambda_{init}$;
+# the function to wrap is `diff_lambda`. Which point does local mode report first? What does `diagnose` call it? Then
+# take a `Spec` with `lambda_form="given"` and give `diagnose` the model's own `lambda_full` in place of the four
+# vectors. Why does it say nothing now?
 #
 # **2.** Write eq. 3 with a mistake of your choice (forget the factor, take 1e-6 for ε, pair neighbours) and let
 # `exercises.check("eq3", …)` name it. Then find a mistake that it does not know.
@@ -177,17 +250,33 @@ assert found.path == "model.layers.0.self_attn.groupnorm"
 # <details>
 # <summary>Answers</summary>
 #
-# 1: Both report `lambda_init` of layer 0 first, since it comes before the norm. But only local mode lists both: in free
-# mode the norm is behind the first mistake, and whether it has one of its own cannot be seen.
+# 1: Local mode reports `lambda_full`, and `diagnose` says `no_exponentials`. Given the model's own λ, everything after
+# it is right: like local mode, `diagnose` judges the output from the inputs that it is given.
 #
 # ```python
 # from refdiff import exercises
 #
-# both = fresh_model()
-# both.ops = overlay(overlay(both.ops, one_layer_too_deep), without_epsilon)
-# result = oracle.first_divergence(oracle.trace(both, ids), reference)
-# names = {s.path.rpartition(".")[2] for s in result.stages if s.status not in ("equal", "missing")}
-# assert names == {"lambda_init", "groupnorm"}
+#
+# def bare_lambda(name, function):
+#     if name != "diff_lambda":
+#         return function
+#     return lambda q1, k1, q2, k2, start: (q1 * k1).sum() - (q2 * k2).sum() + start
+#
+#
+# bare = fresh_model()
+# bare.ops = overlay(bare.ops, bare_lambda)
+# trace = oracle.trace(bare, ids)
+# assert oracle.first_divergence(trace, reference).path == prefix + "lambda_full"
+# q, k, v, out = (trace[prefix + name] for name in ("q_rope", "k_rope", "v_proj", "scaled"))
+# inputs = {"q": q, "k": k, "v": v.reshape(1, -1, 6, 32).swapaxes(1, 2)}
+# out = out.reshape(1, -1, 3, 64).swapaxes(1, 2)
+# assert oracle.diagnose(out, spec, {**inputs, **vectors}, recipe="float32").name == "no_exponentials"
+# given = oracle.Spec.preset(
+#     "hf_diffllama", query_heads=6, key_heads=6, head_dim=32, layer=0, rope="none", lambda_form="given"
+# )
+# lambda_full = trace[prefix + "lambda_full"]
+# answer = oracle.diagnose(out, given, {**inputs, "lambda_full": lambda_full}, recipe="float32")
+# assert answer.status == "no deviation"
 #
 #
 # def no_factor(q, k, v, lambda_, start, eps):
