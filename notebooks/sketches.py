@@ -349,28 +349,6 @@ def bars(rows: Mapping[str, Any], needle: int) -> Any:
     return figure
 
 
-def noise_left(correlations: Sequence[float], lambdas: Sequence[float]) -> Any:
-    """The noise in A₁ − λ A₂ relative to that in A₁, by correlation and λ; and where the layers of a model are."""
-    from matplotlib.colors import ListedColormap
-
-    axes = new_axes(None, 7.4, 4.2)
-    rho, strength = np.meshgrid(np.linspace(-0.15, 1, 231), np.linspace(-1, 1.8, 281))
-    left = 1 + strength**2 - 2 * rho * strength
-    axes.imshow(left > 1, cmap=ListedColormap([f"{BLUE}44", f"{ORANGE}33"]), origin="lower", aspect="auto",
-                extent=(-0.15, 1, -1, 1.8), interpolation="nearest")  # fmt: skip
-    lines = axes.contour(rho, strength, left, levels=[0.1, 0.25, 0.5, 1.5, 2, 3], colors=INK, linewidths=0.7)
-    axes.clabel(lines, fmt="%g", fontsize=8)
-    axes.plot([0, 1], [0, 1], color=BLUE, linestyle="--", label="the λ that leaves least: λ = ρ")
-    axes.plot(correlations, lambdas, color=ORANGE, marker="o", linestyle="", label="layers of the bundled model")
-    for layer, (x, y) in enumerate(zip(correlations, lambdas, strict=True)):
-        axes.text(x + 0.02, y, f"layer {layer}", color=INK, fontsize=8.5, va="center")
-    axes.set_xlabel("correlation ρ of the two maps")
-    axes.set_ylabel("λ")
-    axes.set_title("noise in A₁ − λ A₂ / noise in A₁: blue below 1, orange above", fontsize=10, color=INK)
-    legend(axes, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
-    return axes.figure
-
-
 def curves(
     x: Any,
     lines: Mapping[str, Any],
