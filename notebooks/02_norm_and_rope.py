@@ -18,21 +18,22 @@
 # way: vectors grow from layer to layer, so **what keeps the numbers in range?**
 #
 # You take the answers apart with the bundled model: RMSNorm for the size, RoPE for the order. Then you break each on
-# purpose and read what the model writes. Allow 20 minutes; you need chapter 0.
+# purpose, and read what the model writes and how much worse it predicts. Allow 20 minutes; you need chapter 0.
 
 # %%
 # %matplotlib inline
 import inspect
+from pathlib import Path
 
 import numpy as np
 import sketches
 import tiny
 
 import refdiff
-from refdiff import bundled, viz
+from refdiff import bundled, layers, viz
 
 weights, config = tiny.load(bundled.FOLDER)
-eps, theta = config["rms_norm_eps"], config["rope_parameters"]["rope_theta"]
+eps, base = config["rms_norm_eps"], config["rope_parameters"]["rope_theta"]
 tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
 
@@ -50,13 +51,15 @@ def words_to_ids(text):
 # %%
 ids = words_to_ids("Once upon a time there was a king who had three")
 states = model(ids[None], output_hidden_states=True).hidden_states
-for layer in range(config["num_hidden_layers"]):
+sizes = [float(np.sqrt((x[0, -1] ** 2).mean())) for x in states[: config["num_hidden_layers"]]]
+for layer, size in enumerate(sizes):
     x = states[layer][0, -1]
     normed = tiny.rms_norm(x, eps)
-    print(f"into layer {layer}: size {np.sqrt((x**2).mean()):5.2f}, after the norm {np.sqrt((normed**2).mean()):.2f}")
+    print(f"into layer {layer}: size {size:5.2f}, after the norm {np.sqrt((normed**2).mean()):.2f}")
+print(f"growth from the first to the last: {sizes[-1] / sizes[0]:.0f} times")
 
 # %% [markdown]
-# The vector grows more than fiftyfold, and each layer still reads numbers of size 1. The paper (Ye et al. 2024, [arXiv
+# The vector grows 56-fold, and each layer still reads numbers of size 1. The paper (Ye et al. 2024, [arXiv
 # 2410.05258](https://arxiv.org/abs/2410.05258), section 2.2) writes LN and means RMSNorm (Zhang and Sennrich 2019):
 #
 # $$\mathrm{LN}(x) = \frac{x}{\sqrt{\mathrm{mean}(x^2) + \varepsilon}} \odot w$$
@@ -80,10 +83,10 @@ for size in (100.0, 1.0, 0.01, 0.0001):
     print(f"size before {size:8.4f}   after, ε = 1e-5: {with_eps:.4f}   ε = 0: {without:.4f}")
 
 # %% [markdown]
-# On ordinary tokens ε changes nothing that you would see, so a kernel that forgets it passes careless tests. Remember
-# this for notebook 06.
+# On ordinary tokens ε changes nothing that you would see. So a program that forgets it passes every test whose inputs
+# are ordinary; only a test with vectors near zero shows the mistake. Exercise 1 has such inputs.
 #
-# ## Without positions: a bag of words
+# ## Without positions: a bag of words, almost
 #
 # Now the order. We switch RoPE off (queries and keys stay as they are) and let the first layer's attention read two
 # sentences with exchanged words. What does the last token, "and", get?
@@ -99,7 +102,7 @@ def attention_of_last(text):
 
 rope = tiny.rope
 differences = {}
-for name, function in (("without RoPE", lambda x, theta: x), ("with RoPE", rope)):
+for name, function in (("without RoPE", lambda x, base: x), ("with RoPE", rope)):
     tiny.rope = function
     one, two = attention_of_last("the wolf saw the girl and"), attention_of_last("the girl saw the wolf and")
     differences[name] = np.linalg.norm(one - two) / np.linalg.norm(one)
@@ -108,7 +111,37 @@ for name, difference in differences.items():
     print(f"{name:13} relative difference between the two sentences: {difference:.3f}")
 
 # %% [markdown]
-# Without RoPE, "and" receives exactly the same sum for both sentences: attention sees a bag of words.
+# Without RoPE, "and" receives exactly the same sum for both sentences: to *one* attention layer, the words before the
+# last are a bag. Does that hold for six layers?
+
+
+# %%
+def last_after_each_layer(text):
+    eps, x = config["rms_norm_eps"], weights["model.embed_tokens.weight"][words_to_ids(text)]
+    kept = []
+    for layer in range(config["num_hidden_layers"]):
+        p = tiny.subset(weights, f"model.layers.{layer}.")
+        x = x + tiny.attention(
+            tiny.rms_norm(x, eps, p["input_layernorm.weight"]), tiny.subset(p, "self_attn."), layer, config
+        )
+        x = x + tiny.swiglu(tiny.rms_norm(x, eps, p["post_attention_layernorm.weight"]), tiny.subset(p, "mlp."))
+        kept.append(x[-1])
+    return kept
+
+
+by_layer = {}
+for name, function in (("without RoPE", lambda x, base: x), ("with RoPE", rope)):
+    tiny.rope = function
+    pairs = zip(*map(last_after_each_layer, ("the wolf saw the girl and", "the girl saw the wolf and")), strict=True)
+    by_layer[name] = [float(np.linalg.norm(one - two) / np.linalg.norm(one)) for one, two in pairs]
+    print(f"{name:13} difference of 'and' after layers 0 to 5:", " ".join(f"{d:.2f}" for d in by_layer[name]))
+tiny.rope = rope
+
+# %% [markdown]
+# From layer 1 on the sentences differ, with no RoPE at all. The mask gives the order away: a token sees only what
+# stands before it, so the *first* noun's vector knows nothing of the second, and the second knows of the first. Layer
+# 0 writes this into the vectors, and layer 1 can read it. Still, this model was trained with RoPE and relies on it,
+# as we shall see.
 #
 # ## RoPE: rotate by position
 #
@@ -149,62 +182,109 @@ print("positions × 2 gives the same logits:  ", np.allclose(here, spread, rtol=
 
 # %%
 d = config["head_dim"]
-wavelengths = 2 * np.pi * theta ** (np.arange(0, d, 2) / d)
+wavelengths = 2 * np.pi * base ** (np.arange(0, d, 2) / d)
 print("wavelengths in tokens:", " ".join(f"{w:.0f}" for w in wavelengths))
 slow = int((wavelengths > 512).sum())
 print(f"{slow} of {d // 2} pairs never come around within the 512 tokens of training")
 
 # %% [markdown]
-# A text longer than those of training shows the slow pairs angles that they never had. Several recipes change the
-# frequencies for that case; `rope_type` in a `config.json` names one. This is what each does with a head of 64 numbers.
+# A text longer than those of training shows the slow pairs angles that they never had. Recipes for long texts change
+# the frequencies; `rope_type` in a `config.json` names one. Here are two of them for a text four times as long.
 
 # %%
-viz.plot_rope_wavelengths().figure
+recipes = {
+    "default": {"rope_type": "default", "rope_theta": base},
+    "linear": {"rope_type": "linear", "rope_theta": base, "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "rope_theta": base, "factor": 4.0, "original_max_position_embeddings": 512},
+}
+stretch = {}
+for name, recipe in recipes.items():
+    frequencies, _ = layers.rope_frequencies(recipe, d, 512, 2048)
+    stretch[name] = 2 * np.pi / np.array(frequencies) / wavelengths
+    print(f"{name:8} wavelengths × {stretch[name][0]:.2f} (fastest pair) … × {stretch[name][-1]:.2f} (slowest)")
+viz.plot_rope_wavelengths(recipes, head_dim=d, max_position_embeddings=512, length=2048).figure
 
 # %% [markdown]
-# *linear* slows all pairs alike, so neighbours move closer together. *yarn* and *llama3* keep the fast pairs and slow
-# the slow ones. *dynamic* raises the base as the text grows, *longrope* has a factor for each pair, and *proportional*
-# lets the last pairs stand still.
+# *linear* slows all pairs alike, so neighbours move closer together in angle. *yarn* keeps the fast pairs and slows the
+# slow ones. refdiff has four more kinds; `refdiff.layers.rope_frequencies` describes them.
 #
-# ## Break it: rotate the wrong pairs
+# ## Break it
 #
-# The RoPE paper, and the code of the Differential Transformer's authors, pair *neighbours* $(x_{2i}, x_{2i+1})$;
-# Hugging Face pairs *halves*. Both are the same idea on differently ordered numbers. But a checkpoint fits one of them
-# only. We run the bundled model with the wrong one.
+# Three ways to break the model. The first divides nothing in the norms. The second never rotates. The third is
+# subtle. The RoPE paper, and the code of the Differential Transformer's authors, pair *neighbours* $(x_{2i},
+# x_{2i+1})$; Hugging Face pairs *halves*. We run the bundled model, made for halves, with neighbours. For each we
+# read 16 tokens and measure the loss on a tale (how surprised the model is by each next token, chapter 0).
 
 
 # %%
-def rotate_neighbours(x, theta):
+def rotate_neighbours(x, base):
     order = np.concatenate([np.arange(0, x.shape[-1], 2), np.arange(1, x.shape[-1], 2)])  # neighbours → halves
-    return rope(x[..., order], theta)[..., np.argsort(order)]
+    return rope(x[..., order], base)[..., np.argsort(order)]
 
 
-stories = {}
-for name, function in (("halves", rope), ("neighbours", rotate_neighbours)):
-    tiny.rope = function
-    stories[name] = tokenizer.decode(
-        tiny.generate(words_to_ids("Once upon a time"), 16, weights, config), skip_special_tokens=True
-    )
-    print(f"{name:11} {stories[name]!r}")
-tiny.rope = rope
+tale = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")[0].strip()
+tale_ids, norm = words_to_ids(tale)[:256], tiny.rms_norm
+
+
+def loss_of(weights):
+    logits = tiny.model(tale_ids, weights, config)[:-1]
+    z = logits - logits.max(axis=-1, keepdims=True)
+    return float((np.log(np.exp(z).sum(axis=-1)) - z[np.arange(len(z)), tale_ids[1:]]).mean())
+
+
+stories, losses = {}, {}
+for name, rotate, scale in (
+    ("right", rope, norm),
+    ("no norm", rope, lambda x, eps, weight=1.0: x * weight),
+    ("no RoPE", lambda x, base: x, norm),
+    ("neighbours", rotate_neighbours, norm),
+):
+    tiny.rope, tiny.rms_norm = rotate, scale
+    written = tiny.generate(words_to_ids("Once upon a time"), 16, weights, config)
+    stories[name], losses[name] = tokenizer.decode(written, skip_special_tokens=True), loss_of(weights)
+    print(f"{name:11} loss {losses[name]:8.2f}   {stories[name]!r}")
+tiny.rope, tiny.rms_norm = rope, norm
 
 # %% [markdown]
-# No error, no warning, only a different text. The wrong numbers are rotated together, so distances come out wrong. The
-# cure is to reorder the rows of $W_Q$ and $W_K$, from which the dimensions come; `refdiff.convert` does it.
+# Without norms nothing is left of the language. Without RoPE it is lost after a few words. With the wrong pairs there
+# is no error and no warning, only a worse text and a larger loss.
 #
+# What exactly is wrong with neighbours? Not the distances: they, too, are rotated by position, so a score depends on
+# the distance alone. But the learned weights expect number 5 of a head to turn at the speed $\theta_5$, and now it
+# turns at $\theta_2$. The cure is to reorder the rows of $W_Q$ and $W_K$, from which these numbers come;
+# `refdiff.convert` does it. Both are shown here:
+
+# %%
+rng = np.random.default_rng(0)
+q, k = rng.standard_normal((2, d))
+at = rotate_neighbours(np.tile([[q], [k]], (1, 12, 1)), base)
+print("neighbours, query and key 2 apart:", *(f"{at[0, p] @ at[1, p - 2]:.4f}" for p in (3, 7, 11)))
+to_neighbours = np.argsort(np.concatenate([np.arange(0, d, 2), np.arange(1, d, 2)]))
+reordered = dict(weights)
+for name, w in weights.items():
+    if "q_proj" in name or "k_proj" in name:
+        reordered[name] = w.reshape(-1, d, w.shape[-1])[:, to_neighbours].reshape(w.shape)
+tiny.rope = rotate_neighbours
+cured = loss_of(reordered)
+tiny.rope = rope
+print(f"neighbours with reordered rows: loss {cured:.2f}, equal: {np.isclose(cured, losses['right'], rtol=1e-10)}")
+
+# %% [markdown]
 # ## What we learned
 #
 # - RMSNorm gives every token the size 1 before a layer reads it, and a learned weight for each dimension. ε decides
 #   only for vectors near zero.
-# - Attention without positions sees a bag of words.
+# - One attention layer without positions sees a bag of words. Deeper layers learn some of the order from the mask.
 # - RoPE rotates queries and keys by their positions. Scores then depend on distances alone.
-# - A checkpoint fits one pairing of dimensions. With the other it runs, and writes another text.
+# - A checkpoint fits one pairing of dimensions. With the other it runs, and predicts worse.
 
 # %%
 assert differences["without RoPE"] < 1e-12 < 0.01 < differences["with RoPE"]
 assert np.allclose(here, moved, rtol=0, atol=1e-9)
 assert not np.allclose(here, spread, rtol=0, atol=1e-9)
-assert stories["halves"] != stories["neighbours"]
+assert by_layer["without RoPE"][0] < 1e-12 < 0.01 < by_layer["without RoPE"][1]
+assert losses["right"] + 1 < losses["neighbours"] < losses["no RoPE"] < losses["no norm"]
+assert np.isclose(cured, losses["right"], rtol=1e-10)
 
 # %% [markdown]
 # ## Exercises
@@ -214,7 +294,7 @@ assert stories["halves"] != stories["neighbours"]
 # **2.** `exercises.check("rope_frequencies", …)`: the speeds $\theta_i$ of a head of d numbers.
 #
 # **3.** `exercises.check("rope", …)`: rotate halves, with positions given. A complex number $a + ib$ is rotated by
-# multiplying it by $e^{ip\theta}$, which makes it three lines.
+# multiplying it by $e^{ip\theta_i}$, which makes it three lines.
 #
 # **4.** How many tokens does the fastest pair need for one turn? What does position 6 look like to it?
 #
@@ -225,9 +305,9 @@ assert stories["halves"] != stories["neighbours"]
 # from refdiff import exercises
 #
 #
-# def my_rope(x, positions, theta):
+# def my_rope(x, positions, speeds):
 #     half = x.shape[-1] // 2
-#     z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[:, None] * theta)
+#     z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[:, None] * speeds)
 #     return np.concatenate([z.real, z.imag], axis=-1)
 #
 #
@@ -258,7 +338,7 @@ assert stories["halves"] != stories["neighbours"]
 # <details>
 # <summary>What goes wrong when a checkpoint made for neighbours is run with halves?</summary>
 #
-# Other dimensions are rotated together, so scores are wrong, with no error. Reordering the dimensions (the rows of W_Q
-# and W_K) makes it right.
+# Each learned number turns at another speed than in training, so scores are wrong, with no error. Reordering the
+# dimensions (the rows of W_Q and W_K) makes it right.
 #
 # </details>
