@@ -59,7 +59,7 @@ for layer, size in enumerate(sizes):
 print(f"growth from the first to the last: {sizes[-1] / sizes[0]:.0f} times")
 
 # %% [markdown]
-# The vector grows 56-fold, and each layer still reads numbers of size 1. The paper (Ye et al. 2024, [arXiv
+# The vector grows 53-fold, and each layer still reads numbers of size 1. The paper (Ye et al. 2024, [arXiv
 # 2410.05258](https://arxiv.org/abs/2410.05258), section 2.2) writes LN and means RMSNorm (Zhang and Sennrich 2019):
 #
 # $$\mathrm{LN}(x) = \frac{x}{\sqrt{\mathrm{mean}(x^2) + \varepsilon}} \odot w$$
