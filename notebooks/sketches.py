@@ -321,6 +321,30 @@ def modes() -> Any:
     return axes.figure
 
 
+def copies(weights: int, there: int, back: int, cache: int, logits: int) -> Any:
+    """What crosses between the host's memory and a GPU's while text is generated, in bytes."""
+    axes = _canvas(9.2, 2.9)
+    for x, width, title in ((0.2, 2.3, "host"), (6.0, 3.0, "GPU")):
+        axes.add_patch(_frame(x, 0.35, width, 2.2))
+        _note(axes, x + width / 2, 2.7, title, fontsize=10)
+    crossings = (
+        (2.15, "checkpoint", "weights", f"once: {weights:,} bytes", 1),
+        (1.45, "id, position, length", "keys and values", f"each step: {there} bytes", 1),
+        (0.75, "next id", "logits → choice", f"each step: {back} bytes", -1),
+    )
+    for y, left, right, note, way in crossings:
+        colour = BLUE if way > 0 else ORANGE
+        _box(axes, 1.35, y, 1.9, 0.46, left, colour)
+        _box(axes, 7.5, y, 2.6, 0.46, right, colour)
+        ends = ((2.35, y), (6.15, y))
+        _arrow(axes, *ends[::way], colour=colour)
+        _note(axes, 4.25, y + 0.16, note)
+    _note(
+        axes, 4.6, 0.12, f"Stays on the GPU: {cache:,} bytes of keys and values a token, {logits:,} of logits a step."
+    )
+    return axes.figure
+
+
 def haystack() -> Any:
     """The retrieval task: keys with their values among fillers, and a key that comes again."""
     axes = _canvas(9.2, 2.7)

@@ -26,7 +26,8 @@ LATER = SOURCES[1:]
 """All but chapter 0, which defines a model of its own; tests/test_tiny.py tests that one."""
 ENGINEERS = [path for path in SOURCES if path.stem[:2] in ("06", "10", "11")]
 LEARNERS = [path for path in SOURCES if path not in ENGINEERS]
-ALLOWED = {"refdiff", "numpy", "matplotlib", "tokenizers", "sketches", "tiny", *sys.stdlib_module_names}
+ALLOWED = {"refdiff", "numpy", "array_api_strict", "matplotlib", "tokenizers", "sketches", "tiny"}
+ALLOWED |= sys.stdlib_module_names
 
 
 def _script(name: str) -> ModuleType:
