@@ -348,7 +348,7 @@ def copies(weights: int, there: int, back: int, cache: int, logits: int) -> Any:
 def haystack() -> Any:
     """The retrieval task: keys with their values among fillers, and a key that comes again."""
     axes = _canvas(9.2, 2.7)
-    row = ("f", "k₁", "v₇", "f", "f", "k₄", "v₂", "f", "k₉", "v₅", "f", "f", "k₄", "→ ?")
+    row = ("f", "k₁", "v₇", "f", "f", "k₄", "v₂", "f", "k₉", "v₅", "f", "f", "k₄", "f")
     places = [0.45 + 0.63 * i for i in range(len(row))]
     for x, name in zip(places, row, strict=True):
         _box(axes, x, 1.2, 0.54, 0.4, name, {"f": INK, "k": BLUE, "v": GREEN}.get(name[0], ORANGE))
@@ -357,7 +357,10 @@ def haystack() -> Any:
     _note(axes, places[9], 2.5, "the needle asked for: k₄ and its value v₂")
     for i in (1, 3, 8, 10):
         _arrow(axes, (places[12], 0.98), (places[i], 0.98), bend=-0.15)
-    _note(axes, places[3], 0.2, "attention to all the rest: noise")
+    _note(axes, places[3], 0.2, "attention to all the rest of the haystack: noise")
+    axes.add_patch(_frame(places[0] - 0.32, 0.93, places[11] - places[0] + 0.64, 0.54))
+    _note(axes, places[1], 1.65, "haystack")
+    _note(axes, places[12] + 0.2, 0.62, "a question: the model\nmust say v₂ here")
     return axes.figure
 
 
