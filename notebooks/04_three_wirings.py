@@ -34,8 +34,9 @@ from refdiff import layers
 # %% [markdown]
 # ## The picture
 #
-# Eight query heads share four key heads. Each pair takes two of the queries. In the first two variants each map of a
-# pair has a key of its own; in V2 both maps read one key.
+# Eight query heads share four key heads: *grouped queries*. Fewer keys make the cache of notebook 05 smaller. Each pair
+# takes two of the queries. In the first two variants each map of a pair has a key of its own; in V2 both maps read one
+# key.
 
 # %%
 sketches.pairing()
@@ -48,7 +49,8 @@ sketches.pairing()
 # $$\mathrm{MultiHead}(X) =
 # \mathrm{Concat}_i\big((1-\lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X))\big)W^O \tag{eq. 3}$$
 #
-# All that differs is how heads are split into first and second maps: one line.
+# What differs is how heads are split into first and second maps: one line. (Two values, too, are laid side by side as
+# the value of a pair: neighbours or halves again. Here `v` has them so already; exercise 1 does it.)
 
 
 # %%
@@ -82,33 +84,56 @@ for K in (8, 4, 2):
 # %% [markdown]
 # ## Experiment: read a checkpoint the wrong way
 #
-# The bundled model is in Hugging Face's layout. We measure its loss (mean $-\log p$ of the next token) on an unseen
-# text three times: as it is; with its weights given to the paper's code unchanged; and converted by `refdiff.convert`.
+# The bundled model is in Hugging Face's layout. `refdiff.convert` rewrites it for the paper's code in three steps. It
+# changes the order of heads in $W_Q$ and $W_K$; the order of heads in $W_V$; and the order of the numbers inside each
+# query and key head, because the paper's RoPE rotates neighbours (notebook 02). We measure the loss (mean $-\log p$ of
+# the next token) on an unseen text, and leave out the steps one at a time, then all together.
 
 # %%
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
 tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
 story = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")[0].strip()
 ids = tokenizer([story], return_tensors="np")["input_ids"][:, :256]
-
 config, params = refdiff.convert.convert(model.config, model.params, "paper")
-converted = refdiff.DiffLlamaForCausalLM(config, params, dtype="float64")
-unchanged = refdiff.DiffLlamaForCausalLM(config, params, dtype="float64")
-for new, old in zip(unchanged.base_params["layers"], model.base_params["layers"], strict=True):
-    new["self_attn"] = {**new["self_attn"], "q_proj": old["self_attn"]["q_proj"], "k_proj": old["self_attn"]["k_proj"]}
-losses = {}
-for name, one in (("Hugging Face's code, as stored", model), ("the paper's code, as stored", unchanged),
-                  ("the paper's code, converted", converted)):  # fmt: skip
-    losses[name] = float(one(ids, labels=ids).loss)
-    print(f"{name:31} loss {losses[name]:.4f}")
+
+as_stored = {"heads": np.arange(6), "inside": np.arange(32)}
+by_pairs = {"heads": np.arange(6).reshape(2, 3).T.ravel(), "inside": np.arange(32).reshape(2, 16).T.ravel()}
+print("heads:", by_pairs["heads"], "  numbers inside a head:", by_pairs["inside"][:6], "…")
+
+
+def read_by_paper(pairs, values, rope):
+    """The loss of the paper's code; each step of the conversion is made or left out."""
+    one = refdiff.DiffLlamaForCausalLM(config, params, dtype="float64")
+    heads, inside = ((by_pairs if made else as_stored)[step] for made, step in ((pairs, "heads"), (rope, "inside")))
+    for new, old in zip(one.base_params["layers"], model.base_params["layers"], strict=True):
+        for name in ("q_proj", "k_proj"):
+            w = old["self_attn"][name]["weight"]
+            moved = w.reshape(6, 32, -1)[heads][:, inside].reshape(w.shape)
+            new["self_attn"] = {**new["self_attn"], name: {"weight": moved}}
+        if not values:
+            new["self_attn"] = {**new["self_attn"], "v_proj": old["self_attn"]["v_proj"]}
+    return float(one(ids, labels=ids).loss)
+
+
+losses = {
+    "Hugging Face's code, as stored": float(model(ids, labels=ids).loss),
+    "the paper's code, converted": read_by_paper(pairs=True, values=True, rope=True),
+    "… but queries and keys paired wrongly": read_by_paper(pairs=False, values=True, rope=True),
+    "… but values paired wrongly": read_by_paper(pairs=True, values=False, rope=True),
+    "… but rotated wrongly": read_by_paper(pairs=True, values=True, rope=False),
+    "the paper's code, as stored": read_by_paper(pairs=False, values=False, rope=False),
+}
+for name, found in losses.items():
+    print(f"{name:38} loss {found:.4f}")
+print(f"a uniform guess among {model.config.vocab_size} tokens: {np.log(model.config.vocab_size):.2f}")
 
 # %% [markdown]
-# There is no error message. The wrong reading runs, and its loss is far worse. (A uniform guess among 2048 tokens costs
-# $\ln 2048 = 7.62$.) The converted model equals the original to all printed digits.
+# The converted model equals the original to all printed digits. Each step that is left out costs much, and *there is no
+# error message*: the shapes fit. Wrong pairs of queries and keys alone take the loss from 3.05 to 5.58. Wrong pairs of
+# values are worse than a uniform guess, since a pair then hands $W^O$ the values of another pair.
 #
-# What does the conversion do? It puts the even heads first and the odd heads behind them, or the other way around: rows
-# of $W_Q$ and $W_K$ change places, and nothing else about the heads. (It also reorders the numbers inside a head,
-# because the paper's RoPE rotates neighbours: notebook 02.)
+# So the conversion only changes the order of rows. (Where the norm has a weight or ε differs, it also puts the weight
+# into $W^O$ and rescales $W_V$.) The way back puts the even heads first and the odd ones behind them:
 
 # %%
 evens_then_odds = [np.concatenate(neighbours(x), axis=1) for x in (q, k)]
@@ -163,21 +188,25 @@ print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.
 # ## What we learned
 #
 # - The equation leaves the pairing open. The paper's code and V2 pair neighbours, Hugging Face pairs halves.
-# - Reading a checkpoint with the wrong pairing gives no error, only a much worse model. Reordering heads turns one into
-#   the other exactly.
-# - Whether keys are paired before or after they are repeated is a second fork, invisible when nothing is repeated.
+# - Reading a checkpoint with the wrong pairing gives no error, only a much worse model. Reordering rows turns one
+#   variant into the other exactly.
+# - Code that repeats keys before it pairs them computes something else than code that pairs first. With as many keys as
+#   queries, nobody can see the difference.
 # - V2 has one key for both maps, λ for each token and no norm.
+#
+# With $n = H/K$ queries to a key, and heads counted from 0:
 #
 # | | pair i | its keys | λ | after it |
 # |---|---|---|---|---|
-# | paper | 2i, 2i + 1 | 2j, 2j + 1 | one a layer | norm with a weight, × (1 − λ_init) |
-# | Hugging Face | i, i + H/2 | j, j + K/2 | one a layer | norm, × (1 − λ_init) |
-# | V2 | 2i, 2i + 1 | j, j | each token and pair | nothing |
+# | paper | 2i, 2i + 1 | 2j, 2j + 1 for j = ⌊i/n⌋ | one a layer | norm with a weight, × (1 − λ_init) |
+# | Hugging Face | i, i + H/2 | j, j + K/2 for j = ⌊i/n⌋ | one a layer | norm, × (1 − λ_init) |
+# | V2 | 2i, 2i + 1 | ⌊2i/n⌋ for both | each token and pair | nothing |
 
 # %%
-stored, wrong, right = losses.values()
+stored, right, *wrong = losses.values()
 assert abs(stored - right) < 1e-9
-assert wrong > stored + 1
+assert min(wrong) > stored + 1
+assert losses["… but values paired wrongly"] > np.log(model.config.vocab_size)
 assert np.allclose(by_paper, reordered, rtol=0, atol=1e-13)
 assert apart > 0.1
 
@@ -241,9 +270,10 @@ exercises.check("eq3", lambda *args: multi_head(neighbours, *args))
 # assert np.array_equal(multi_head(neighbours, q, k_8, v_4, lambda_, start, eps), repeat_first)
 # ```
 #
-# 8: Pair $i$ reads key $i$ with both queries. Pairing first, pairs 0 and 1 share the keys 0 and 1, but here they need
-# the different keys 0 and 1. Four keys are not enough. Repeat the rows of W_K and W_V, and the model has K = 8: as many
-# keys as queries, and the memory that grouped queries were to save.
+# 8: No. Pair 0 would need k0 twice and pair 1 would need k1 twice, but `multi_head(neighbours, …)` lets both read
+# (k0, k1). So four keys are not enough. Repeat the rows of $W_K$ and $W_V$ once and for all, as the last lines above
+# do, and it works with K = 8. That is as many keys as queries, and the memory that grouped queries were to save is
+# spent.
 #
 # </details>
 #
@@ -252,8 +282,9 @@ exercises.check("eq3", lambda *args: multi_head(neighbours, *args))
 # <details>
 # <summary>How does one turn heads of the paper's variant into those of Hugging Face's?</summary>
 #
-# Put the even heads first, then the odd ones, for queries and keys; values and pairs stay. The norm's weight goes into
-# W^O, and V is rescaled where ε differs. (For whole checkpoints also the dimensions within a head, because of RoPE.)
+# Put the even heads first, then the odd ones, for queries, keys and values. For whole checkpoints also reorder the
+# numbers inside each query and key head, because of RoPE. The norm's weight goes into $W^O$, and $W_V$ is rescaled
+# where ε differs.
 #
 # </details>
 # <details>
