@@ -11,11 +11,15 @@
 # ---
 
 # %% [markdown]
-# # 11 · Running the real checkpoints
+# # 11 · What the hub's checkpoints need
 #
-# *For engineers.* The commands for DiffLlama checkpoints of the hub, and what they need, worked out from the
-# dimensions of the models: parameters, memory for weights, memory for keys and values, and the least time that a
-# token can take. Nothing is downloaded here.
+# *For engineers.* Before you download a DiffLlama checkpoint: how many parameters has it, how much memory do weights,
+# keys and values take, and how fast can it be at most? We work this out from dimensions alone. **No checkpoint of the
+# hub is downloaded or run here.**
+#
+# Two of them appear. The dimensions of `DiffLlama-0.3B-handcut` are those of its `config.json`. Those of `DiffLlama-1B`
+# are **assumed**: its file was not read. TinyLlama's dimensions with a vocabulary of 102,400 give about the number of
+# parameters that the hub states, so we take these.
 
 # %%
 # %matplotlib inline
@@ -30,7 +34,7 @@ from refdiff.model.weights.names import count_parameters, parameter_shapes
 # ## The commands
 #
 # ```sh
-# refdiff inspect kajuma/DiffLlama-0.3B-handcut        # reads headers and λ vectors: config, parameters, λ, memory
+# refdiff inspect kajuma/DiffLlama-0.3B-handcut        # config, parameters, λ, memory; reads headers and λ vectors
 # refdiff generate -m kajuma/DiffLlama-0.3B-handcut "The capital of France is"
 # refdiff attention -m kajuma/DiffLlama-0.3B-handcut "The capital of France is" -o page.html
 # ```
@@ -47,21 +51,20 @@ from refdiff.model.weights.names import count_parameters, parameter_shapes
 # A config decides the shape of every weight. refdiff computes the shapes with `parameter_shapes` before it opens a
 # file, to check the file against them.
 #
-# Here are the dimensions of the hub's `DiffLlama-0.3B-handcut`. In spite of its name it has more than a billion
-# parameters. Beside it, a model of about the size of `DiffLlama-1B`; its exact dimensions are assumed. And the small
-# one that refdiff brings.
+# Here are both, and the small model that refdiff brings. In spite of its name `DiffLlama-0.3B-handcut` has more than a
+# billion parameters.
 
 # %%
 configs = {
     "handcut": refdiff.DiffLlamaConfig(**HANDCUT),
-    "1B": refdiff.DiffLlamaConfig(**ONE_B),
+    "1B, assumed": refdiff.DiffLlamaConfig(**ONE_B),
     "bundled": refdiff.DiffLlamaForCausalLM.from_pretrained("bundled").config,
 }
 shapes = {name: parameter_shapes(config, "DiffLlamaForCausalLM") for name, config in configs.items()}
 parameters = {name: count_parameters(of.values()) for name, of in shapes.items()}
 for name, config in configs.items():
     print(
-        f"{name:8} {config.num_hidden_layers:2} layers, D = {config.hidden_size}, F = {config.intermediate_size}, "
+        f"{name:11} {config.num_hidden_layers:2} layers, D = {config.hidden_size}, F = {config.intermediate_size}, "
         f"H = {config.num_attention_heads}, K = {config.num_key_value_heads}, V = {config.vocab_size:,}: "
         f"{parameters[name]:,} parameters"
     )
@@ -93,6 +96,10 @@ axes.set_ylabel("share of the parameters")
 axes.figure
 
 # %% [markdown]
+# Most parameters are in the feed-forward layers: 0.55 to 0.65 of them. Attention, the part that this project is about,
+# has 0.14 and 0.15 in the two large models. In the small one, where W_K and W_V are as large as W_Q, it has 0.31.
+
+# %% [markdown]
 # ## How much memory
 #
 # **Weights.** float32 takes 4 bytes a number, bfloat16 takes 2. A float32 file is mapped: its pages count as the
@@ -105,19 +112,19 @@ axes.figure
 
 # %%
 gigabyte = 10**9
-print(f"{'':8} {'float32':>10} {'bfloat16':>10} {'K and V of a token':>20} {'of 4096 tokens':>15}")
+print(f"{'':11} {'float32':>10} {'bfloat16':>10} {'K and V of a token':>20} {'of 4096 tokens':>15}")
 cache = {}
 for name, config in configs.items():
     cache[name] = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     print(
-        f"{name:8} {4 * parameters[name] / gigabyte:7.3f} GB {2 * parameters[name] / gigabyte:7.3f} GB "
+        f"{name:11} {4 * parameters[name] / gigabyte:7.3f} GB {2 * parameters[name] / gigabyte:7.3f} GB "
         f"{cache[name]:14,} bytes {4096 * cache[name] / gigabyte:12.3f} GB"
     )
 
 # %% [markdown]
-# `handcut` is stored as float32, so a machine should have 6 GB free for it; the 1B model is stored as bfloat16, takes
-# half of that with `--weights stored`, and about as much as `handcut` without. (What a whole run was measured to take
-# stands in the guide to testing.)
+# `handcut` is stored as float32, so its weights take the 4.943 GB of the first column. The 1B model is stored as
+# bfloat16. With the assumed dimensions it takes 2.777 GB with `--weights stored`, and 5.554 GB without. The rest of the
+# process comes on top; the guide to testing has measured peaks, with random weights in these dimensions.
 #
 # ## How much time
 #
@@ -126,21 +133,23 @@ for name, config in configs.items():
 #
 # $$\text{seconds a token} \ge \frac{\text{bytes of weights} + \text{bytes of keys and values}}{\text{bytes a second}}$$
 #
-# The machine that you have is not known here. `refdiff bench` measures its memory and how near refdiff comes to this
-# bound. For a memory of 10, 50 and 200 GB a second (the file of `handcut` is float32; its second row is for a copy of
-# it in bfloat16, kept as stored):
+# Here are the bounds for a memory of 10, 50 and 200 GB a second, for a short text, whose keys and values are left out.
+# (The file of `handcut` is float32; its second row is for a copy of it in bfloat16, kept as stored.)
 
 # %%
-print(f"{'':24} {'10 GB/s':>9} {'50 GB/s':>9} {'200 GB/s':>9}   tokens a second at most")
-for name, halved in (("handcut", "bfloat16 copy"), ("1B", "bfloat16, stored")):
+print(f"{'':28} {'10 GB/s':>9} {'50 GB/s':>9} {'200 GB/s':>9}   tokens a second at most")
+for name, halved in (("handcut", "bfloat16 copy"), ("1B, assumed", "bfloat16, stored")):
     read = parameters[name]
     if not configs[name].tie_word_embeddings:
         read -= math.prod(shapes[name]["model.embed_tokens.weight"])
     for dtype, width in (("float32", 4), (halved, 2)):
         rates = [speed * gigabyte / (width * read) for speed in (10, 50, 200)]
-        print(f"{name:7} {dtype:16} " + " ".join(f"{rate:9.1f}" for rate in rates))
+        print(f"{name:11} {dtype:16} " + " ".join(f"{rate:9.1f}" for rate in rates))
 
 # %% [markdown]
+# These are bounds, not measurements. `refdiff bench` measures the memory of your machine and how near refdiff comes to
+# its bound; the page on performance has such a run, with random weights in `handcut`'s dimensions.
+#
 # A prompt is cheaper a token than what follows it: its tokens go through together, and each weight is read once for
 # all of them.
 #
@@ -159,12 +168,15 @@ for name, halved in (("handcut", "bfloat16 copy"), ("1B", "bfloat16, stored")):
 # <details>
 # <summary>Answer</summary>
 #
-# Weights: 4 bytes · 1.24 · 10⁹ = 4.94 GB. A token: 2 · 16 · 8 · 64 · 4 = 65,536 bytes. That is about 75,400 tokens,
+# Weights: 4 bytes · 1.2358 · 10⁹ = 4.943 GB. A token: 2 · 16 · 8 · 64 · 4 = 65,536 bytes. That is about 75,400 tokens,
 # more than half of its 131,072 positions. With K = 32 a token takes four times as much, and it is about 18,900 tokens
 # (leaving aside that the larger W_K and W_V make the weights larger too).
 #
 # ```python
-# 4 * parameters["handcut"] // cache["handcut"]
+# tokens = 4 * parameters["handcut"] // cache["handcut"]
+# print(f"{tokens:,} of {configs['handcut'].max_position_embeddings:,}; with K = 32: {tokens // 4:,}")
+# assert (round(tokens, -2), round(tokens // 4, -2)) == (75_400, 18_900)
+# assert tokens > configs["handcut"].max_position_embeddings / 2
 # ```
 #
 # </details>
@@ -175,7 +187,9 @@ for name, halved in (("handcut", "bfloat16 copy"), ("1B", "bfloat16, stored")):
 assert parameters["handcut"] == 1_235_818_496
 assert extra == 4 * HANDCUT["head_dim"] * HANDCUT["num_hidden_layers"]
 assert parameters["bundled"] == refdiff.DiffLlamaForCausalLM.from_pretrained("bundled").num_parameters()
-assert 75_000 < 4 * parameters["handcut"] // cache["handcut"] < 76_000
+assert [round(share["feed-forward"], 2) for share in shares.values()] == [0.65, 0.55, 0.56]
+assert [round(share["attention"], 2) for share in shares.values()] == [0.14, 0.15, 0.31]
+assert [round(2 * n * parameters["1B, assumed"] / gigabyte, 3) for n in (1, 2)] == [2.777, 5.554]
 
 # %% [markdown]
 # ## Questions
@@ -183,7 +197,7 @@ assert 75_000 < 4 * parameters["handcut"] // cache["handcut"] < 76_000
 # <details>
 # <summary>How much memory do the weights of handcut take in float32?</summary>
 #
-# 4 bytes for each of its 1.24 billion parameters: 4.94 GB.
+# 4 bytes for each of its 1,235,818,496 parameters: 4.943 GB.
 #
 # </details>
 # <details>
