@@ -106,6 +106,14 @@ def test_the_excerpt_is_of_the_sixty_lines() -> None:
     assert f"in {count} lines of NumPy" in README
 
 
+def test_the_story_that_is_quoted_is_what_the_model_writes() -> None:
+    (told,) = re.findall(r"^> (.+)$", README, re.M)
+    ((prompt, count),) = re.findall(r'encode\("(.+?)"\).ids\n.*generate\(ids, (\d+),', README)
+    model, tokenizer = (kind.from_pretrained("bundled") for kind in (refdiff.DiffLlamaForCausalLM, refdiff.Tokenizer))
+    ids = model.generate([tokenizer.encode(prompt)], max_new_tokens=int(count))[0]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == told
+
+
 def test_it_is_read_in_one_sitting_and_names_every_chapter() -> None:
     assert len(README.splitlines()) <= 200
     for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
