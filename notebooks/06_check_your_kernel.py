@@ -41,16 +41,15 @@ from refdiff import layers, oracle, viz
 spec = oracle.Spec.preset(
     "hf_diffllama", query_heads=6, key_heads=2, head_dim=16, layer=3, rope="none", lambda_form="given"
 )
-case = next(c for c in oracle.cases("discriminating", spec=spec) if set(c.inputs) == {"q", "k", "v", "lambda_full"})
-inputs = case.inputs
+cases = oracle.cases("discriminating", spec=spec)
+inputs = cases[1].inputs
 for name, x in inputs.items():
     print(f"{name:12} {x.shape!s:15} {x.dtype}")
 print("the truth:", oracle.truth(spec, inputs).out.shape)
 
 # %% [markdown]
-# The inputs are not `randn`. The set of cases that they come from is made so that mistakes show. Between them, its
-# cases have rows so small that ε matters, λ far from its start, several query heads to a key head, and more keys than
-# queries or fewer. The case here is one of the set; it has as many keys as queries.
+# The inputs are not `randn`. The oracle has a set of cases that are made so that mistakes show, and this is the second
+# of them. What it can show and what it cannot is counted below.
 #
 # ## Your kernel
 #
@@ -100,13 +99,31 @@ print(mine.shape, mine.dtype, "→", verdict.status)
 # %% [markdown]
 # `recipe="float32"` tells the oracle what your kernel rounds to. From that it computes a *budget* for every row of the
 # output: the error that several valid summation orders with the same roundings have. The budget is computed, not
-# guessed. How many budgets a row may be off by is a choice of the oracle, the same for all kernels; each verdict prints
-# it as its limit.
+# guessed. How many budgets a row may be off by is one choice for all kernels. Is it a sensible one? Here are correct
+# runs to compare it with: this kernel, with six block sizes on eight sets of numbers.
+
+# %%
+correct = []
+for seed in range(8):
+    numbers = oracle.cases("discriminating", seed=seed, spec=spec)[1].inputs
+    allowed = oracle.budget(spec, numbers, "float32")
+    for block in (1, 2, 3, 5, 8, 11):
+        judged = allowed.judge(blocked_kernel(**numbers, block=block))
+        (row,) = [s for s in judged.tensors["out"].statistics if s.name == "row"]
+        correct.append((judged.status, row.value))
+limit = row.limit
+print(f"{len(correct)} correct runs: {sum(status == 'pass' for status, _ in correct)} pass")
+within = sum(value < 2 for _, value in correct)
+print(f"in {within} of them no row is off by 2 budgets or more; the oracle's limit is {limit:g}")
+
+# %% [markdown]
+# The oracle's limit comes from many more runs of this kind, torch's and JAX's among them. Their correct kernels come
+# nearer to it than ours. `refdiff/oracle/thresholds.py` has the evidence beside each limit.
 #
 # ## Break it
 #
-# Five mistakes that people have made. The first three are plain to see. The last two are small: they change ordinary
-# numbers in the fourth digit or later.
+# Five mistakes that people have made. The first three are plain to see. The last two are small: no number is off by
+# more than a ten-thousandth of the largest.
 
 # %%
 broken = {
@@ -119,15 +136,15 @@ broken = {
 right = oracle.truth(spec, inputs).out
 budget = oracle.budget(spec, inputs, "float32")
 outputs = {name: blocked_kernel(**inputs, **change) for name, change in broken.items()}
-over = {}
+over, change = {}, {}
+print(f"{'':15} {'oracle':6} {'worst row':>22}  {'largest error':>13}  allclose to 1e-3")
 for name, out in outputs.items():
     judged = budget.judge(out)
     (row,) = [s for s in judged.tensors["out"].statistics if s.name == "row"]
-    over[name] = row.value / row.limit
-    limit = row.limit
+    over[name], change[name] = row.value / limit, np.abs(out - right).max() / np.abs(right).max()
     loose = np.allclose(out, right, rtol=1e-3, atol=1e-3)
-    print(f"{name:15} oracle: {judged.status:5} worst row {over[name]:8.0e} times allowed   allclose to 1e-3: {loose}")
-print(f"allowed is an error of {limit:g} budgets of the row")
+    print(f"{name:15} {judged.status:6} {over[name]:8.0e} times allowed  {change[name]:13.0e}  {loose}")
+print(f"allowed is an error of {limit:g} budgets of the row; the largest error is in parts of the largest number")
 
 # %% [markdown]
 # Here is the smallest of them row by row, for one text and head: the error of the row, and the error that is allowed
@@ -168,18 +185,40 @@ for name, out in outputs.items():
 # ## A test is as good as its inputs
 #
 # Take only the last query of the text and no more than one key. Softmax over one key is 1, whatever the score is. So
-# every mistake in the scores is invisible. `blind_spots` lists what an input cannot show:
+# every mistake in the scores is invisible. `blind_spots` lists what an input cannot show. It asks for everything that a
+# kernel can do wrong that has two pairs of key heads, as `larger` has:
 
 # %%
+larger = oracle.Spec.preset(
+    "hf_diffllama", query_heads=12, key_heads=4, head_dim=16, layer=3, rope="none", lambda_form="given"
+)
 single = {name: x if name == "lambda_full" else x[:, :, -1:] for name, x in inputs.items()}
-hidden = oracle.blind_spots(spec, single, "float32")
-also = oracle.blind_spots(spec, inputs, "float32")
-print(f"one token: blind to {len(hidden)} deviations; the inputs above: to {len(also)}")
-print("the first of them:", ", ".join(d.name for d in hidden[:6]))
+hidden, also = ({d.name for d in oracle.blind_spots(spec, x, "float32")} for x in (single, inputs))
+total = len(oracle.deviations(larger))
+print(f"of {total} deviations one token hides {len(hidden)}, and the inputs above hide {len(also)}:")
+for name in sorted(also):
+    print("   ", name)
 unseen = oracle.check(blocked_kernel(**single, width=32), spec, single, recipe="float32")
 print("the kernel with √2d, on one token:", unseen.status)
 
 # %% [markdown]
+# No single input shows everything: nothing is padded here, for one, and no row sees nothing. So the set has four cases.
+# What all four hide can be shown by none of them:
+
+# %%
+by_all = {}
+for one in (spec, larger):
+    each = [
+        {d.name for d in oracle.blind_spots(one, c.inputs, "float32")} for c in oracle.cases("discriminating", spec=one)
+    ]
+    by_all[one.key_heads] = set.intersection(*each)
+    print(f"{one.key_heads} key heads: the cases hide {', '.join(str(len(names)) for names in each)};", end=" ")
+    print("all four:", ", ".join(sorted(by_all[one.key_heads])) or "nothing")
+
+# %% [markdown]
+# With two key heads there is one pair of them, so every way to pair keys or values is the same. Test with two
+# pairs or more.
+#
 # From the command line, `refdiff check FILE` judges the arrays in a file, inputs and outputs of one case, from whatever
 # language they come. `REFDIFF_KERNEL=package.module:function pytest --pyargs refdiff.oracle.conformance` runs a
 # function of yours on all cases.
@@ -195,7 +234,7 @@ print("the kernel with √2d, on one token:", unseen.status)
 # With blocks of 3 the sums are taken in another order, so the last bits change, within the budget: pass.
 #
 # ```python
-# bool(oracle.check(blocked_kernel(**inputs, block=3), spec, inputs, recipe="float32"))  # True
+# assert oracle.check(blocked_kernel(**inputs, block=3), spec, inputs, recipe="float32")
 # ```
 #
 # A float16 is off by up to $2^{-11}$ of its size, thousands of times what a float32 is: fail. `oracle.Recipe` has no
@@ -204,7 +243,8 @@ print("the kernel with √2d, on one token:", unseen.status)
 #
 # ```python
 # half = blocked_kernel(**inputs, kept=np.float16)
-# [oracle.check(half, spec, inputs, recipe=recipe).status for recipe in ("float32", "float16")]  # ["fail", "pass"]
+# found = [oracle.check(half, spec, inputs, recipe=recipe).status for recipe in ("float32", "float16")]
+# assert found == ["fail", "pass"]
 # ```
 #
 # </details>
@@ -221,8 +261,14 @@ assert names == {
     "ε = 0": "epsilon_left_out",
     "ε = 1e-6": "epsilon_of_1e-6",
 }
+assert {status for status, _ in correct} == {"pass"}
+assert within == len(correct) == 48
+assert limit == 4
+assert max(change["ε = 0"], change["ε = 1e-6"]) < 1e-4
 assert unseen.status == "pass"
 assert len(hidden) > len(also)
+assert len(by_all[2]) == 3
+assert not by_all[4]
 
 # %% [markdown]
 # ## Questions
@@ -231,7 +277,7 @@ assert len(hidden) > len(also)
 # <summary>Where does the oracle's tolerance come from?</summary>
 #
 # From the roundings that the recipe declares: it computes several valid summation orders, and their errors are the
-# budget of each row. How many budgets pass is one fixed choice of the oracle.
+# budget of each row. How many budgets pass is one fixed choice of the oracle, made with many correct runs.
 #
 # </details>
 # <details>
