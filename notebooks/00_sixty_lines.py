@@ -21,7 +21,7 @@
 # on a real checkpoint, a small model of fairy tales. At the end the model tells a story, you switch its subtraction
 # off, and a check shows that your 60 lines compute what the reference implementation computes.
 #
-# You need NumPy and the idea that a language model predicts the next token. Allow 20 minutes. The cells together are
+# You need NumPy and the idea that a language model predicts the next token. Allow 25 minutes. The cells together are
 # the file `notebooks/tiny.py`.
 
 # %%
@@ -389,22 +389,23 @@ def strength(layer):  # λ, eq. 2
 print("λ_init by layer:", [round(float(0.8 - 0.6 * np.exp(-0.3 * layer)), 2) for layer in range(6)])
 print("λ by layer:     ", [round(float(strength(layer)), 2) for layer in range(6)])
 layer, pair = 4, 0
-first, second = kept[2 * layer][pair], kept[2 * layer + 1][pair]
-difference = first - strength(layer) * second
-top = first.argmax(axis=-1)  # the token that A₁ prefers, in each row
-for word in (" who", " son"):
-    i = tokens.index(word)
-    before, after = first[i], difference[i]
-    print(f"row {word!r}: weight of {tokens[top[i]]!r} {before[top[i]]:.2f} → {after[top[i]]:.2f}, "
-          f"all |weight| {before.sum():.2f} → {np.abs(after).sum():.2f}, "
-          f"so its share {before[top[i]]:.0%} → {after[top[i]] / np.abs(after).sum():.0%}")  # fmt: skip
-rises = falls = 0
-for number in range(3):
-    a, d = kept[2 * layer][number], kept[2 * layer][number] - strength(layer) * kept[2 * layer + 1][number]
-    preferred = a.argmax(axis=-1)[:, None]
-    share = np.take_along_axis(np.abs(d), preferred, 1) / np.abs(d).sum(axis=-1, keepdims=True)
-    more = (share > np.take_along_axis(a, preferred, 1))[1:]  # the first token sees itself alone
-    rises, falls = rises + more.sum(), falls + (~more).sum()
+differences = kept[2 * layer] - strength(layer) * kept[2 * layer + 1]  # of all three pairs
+first, second, difference = kept[2 * layer][pair], kept[2 * layer + 1][pair], differences[pair]
+
+
+def shares(a, d):  # of all |weight| in a row: what the token has that A₁ prefers, in A₁ and in the difference
+    top = a.argmax(axis=-1)[:, None]
+    return [np.take_along_axis(np.abs(m), top, 1)[:, 0] / np.abs(m).sum(axis=-1) for m in (a, d)]
+
+
+before, after = shares(first, difference)
+for i in (tokens.index(" who"), tokens.index(" son")):
+    preferred = first[i].argmax()
+    print(f"row {tokens[i]!r}: weight of {tokens[preferred]!r} {first[i].max():.2f} → {difference[i, preferred]:.2f}, "
+          f"all |weight| 1.00 → {np.abs(difference[i]).sum():.2f}, "
+          f"so its share {before[i]:.0%} → {after[i]:.0%}")  # fmt: skip
+gains = np.array([np.subtract(*shares(a, d)[::-1])[1:] for a, d in zip(kept[2 * layer], differences, strict=True)])
+rises, falls = (gains > 0).sum(), (gains <= 0).sum()  # without the first token, which sees itself alone
 print(f"layer {layer}, all pairs: the share of A₁'s preferred token rises in {rises} rows and falls in {falls}")
 sketches.three_maps(tokens, first, second, strength(layer))
 
