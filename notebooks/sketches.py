@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff import layers
 from refdiff.viz.appearance import (
     BLUE,
     GREEN,
@@ -209,7 +210,7 @@ def gradient_flow() -> Any:
     axes.plot([0.75, 6.2], [0.3, 0.3], color=GREEN, linewidth=1.2)
     _arrow(axes, (6.2, 0.3), (6.2, 1.79), GREEN)
     _arrow(axes, (6.65, 2.0), (7.3, 2.0))
-    _box(axes, 7.9, 2.0, 1.2, 0.42, "LN, W^O, … loss")
+    _box(axes, 7.9, 2.0, 1.2, 0.42, "LN, $W^O$, … loss")
     for start, end, text, at, colour in (
         ((7.3, 2.3), (6.4, 2.3), "g = ∂L/∂O", (6.95, 2.52), PURPLE),
         ((5.9, 2.3), (5.0, 2.3), "G = g Vᵀ", (5.45, 2.52), PURPLE),
@@ -405,6 +406,23 @@ def changes(values: Any, tokens: Sequence[str]) -> Any:
     name_ticks(axes, tokens, "x")
     axes.set_yticks(range(len(values)), labels=["embedding", *(f"layer {i}" for i in range(len(values) - 1))])
     return axes.figure
+
+
+def gradient_sizes(depth: int, seed: int, n: int = 64, D: int = 256, d: int = 16) -> list[float]:
+    """‖∂L/∂W_Q‖ of one head: bare difference, with norm, with norm and factor; relative to a plain head."""
+    rng, start = np.random.default_rng(seed), layers.lambda_init(depth)
+    x, g = rng.standard_normal((2, n, D))
+    q, k, v = (x @ w for w in 0.02 * rng.standard_normal((3, D, 2 * d)))
+    g = g @ (0.02 * rng.standard_normal((2 * d, D))).T
+    q2, k2 = (z.reshape(1, n, 2, d).swapaxes(1, 2) for z in (q, k))
+    lambda_, v = np.asarray(start), v[None, None]
+    plain = layers.plain_heads_vjp(g[None], q[None, None], k[None, None], v)[0][0, 0]
+    bare = layers.diff_attention_vjp(g[None, None], q2[:, :1], k2[:, :1], q2[:, 1:], k2[:, 1:], v, lambda_)
+    bare = np.concatenate([bare[0][0, 0], bare[2][0, 0]], axis=-1)
+    norms = [
+        np.concatenate([*layers.diff_heads_hf_vjp(g[None], q2, k2, v, lambda_, s, 1e-5)[0][0]], -1) for s in (0, start)
+    ]
+    return [float(np.linalg.norm(x.T @ by_q) / np.linalg.norm(x.T @ plain)) for by_q in (bare, *norms)]
 
 
 SLIDER = """
