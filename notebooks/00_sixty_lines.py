@@ -193,12 +193,12 @@ for d in (4, 32, 256):
 # ## Positions: rotate, do not add
 #
 # A dot product does not know who stands where: in the example the order of the words played no part. RoPE (Su et al.
-# 2021) rotates pairs of numbers in $q$ and $k$ by an angle that is proportional to the position $p$. Between two
+# 2021) rotates pairs of numbers in $q$ and $k$ by an angle that is proportional to the position $t$. Between two
 # rotated vectors only the *difference* of their angles is left, so a score depends on how far apart two tokens are:
 #
 # $$\theta_i = \mathrm{base}^{-2i/d}, \qquad
 # \begin{pmatrix} a_i' \\ b_i' \end{pmatrix} =
-# \begin{pmatrix} \cos p\theta_i & -\sin p\theta_i \\ \sin p\theta_i & \cos p\theta_i \end{pmatrix}
+# \begin{pmatrix} \cos t\theta_i & -\sin t\theta_i \\ \sin t\theta_i & \cos t\theta_i \end{pmatrix}
 # \begin{pmatrix} a_i \\ b_i \end{pmatrix}$$
 #
 # where $a$ and $b$ are the two halves of a head, and the base is 10,000 in most checkpoints.

@@ -134,13 +134,13 @@ tiny.rope, tiny.attention_map = rope, masked
 # ## RoPE: rotate by position
 #
 # RoPE (Su et al. 2021, eq. 34) rotates queries and keys. Two of a head's numbers $(a, b)$ are a point in a plane; at
-# position $p$ the point is rotated by the angle $p\,\theta_i$.
+# position $t$ the point is rotated by the angle $t\,\theta_i$.
 
 # %%
 sketches.rotation()
 
 # %% [markdown]
-# $$(a, b) \mapsto (a\cos p\theta_i - b\sin p\theta_i,\;\; b\cos p\theta_i + a\sin p\theta_i),\qquad
+# $$(a, b) \mapsto (a\cos t\theta_i - b\sin t\theta_i,\;\; b\cos t\theta_i + a\sin t\theta_i),\qquad
 # \theta_i = \mathrm{base}^{-2i/d}$$
 #
 # Each pair $i$ has its own speed $\theta_i$, as a clock has hands. In Hugging Face's layout, the pairs of a head are
@@ -246,7 +246,7 @@ tiny.rope, tiny.rms_norm = rope, norm
 rng = np.random.default_rng(0)
 q, k = rng.standard_normal((2, d))
 at = rotate_neighbours(np.tile([[q], [k]], (1, 12, 1)), base)
-print("neighbours, query and key 2 apart:", *(f"{at[0, p] @ at[1, p - 2]:.4f}" for p in (3, 7, 11)))
+print("neighbours, query and key 2 apart:", *(f"{at[0, t] @ at[1, t - 2]:.4f}" for t in (3, 7, 11)))
 to_neighbours = np.argsort(np.concatenate([np.arange(0, d, 2), np.arange(1, d, 2)]))
 reordered = dict(weights)
 for name, w in weights.items():
@@ -283,7 +283,7 @@ assert np.isclose(cured, losses["right"], rtol=1e-10)
 # **2.** `exercises.check("rope_frequencies", …)`: the speeds $\theta_i$ of a head of d numbers.
 #
 # **3.** `exercises.check("rope", …)`: rotate halves, with positions given. A complex number $a + ib$ is rotated by
-# multiplying it by $e^{ip\theta_i}$, which makes it three lines.
+# multiplying it by $e^{it\theta_i}$, which makes it three lines.
 #
 # **4.** How many tokens does the fastest pair need for one turn? What does position 6 look like to it?
 #

@@ -235,13 +235,13 @@ def rotation() -> Any:
         axes.axis("off")
         axes.plot(np.cos(circle), np.sin(circle), color=INK, linewidth=0.6, linestyle=":")
     theta = 0.5
-    for p in range(5):
-        x, y = np.cos(0.25 + p * theta), np.sin(0.25 + p * theta)
+    for t in range(5):
+        x, y = np.cos(0.25 + t * theta), np.sin(0.25 + t * theta)
         _arrow(left, (0, 0), (x, y), BLUE)
-        _note(left, 1.22 * x, 1.17 * y, f"p = {p}")
+        _note(left, 1.22 * x, 1.17 * y, f"t = {t}")
     _note(left, 0, -1.28, "one pair (a, b) at positions 0 to 4:\neach position adds the angle θ")
-    for p, length, colour in ((2, 1.0, BLUE), (7, 0.8, PURPLE)):
-        angles = {f"q at {p}": 0.9 + p * theta, f"k at {p - 1}": 0.3 + (p - 1) * theta}
+    for t, length, colour in ((2, 1.0, BLUE), (7, 0.8, PURPLE)):
+        angles = {f"q at {t}": 0.9 + t * theta, f"k at {t - 1}": 0.3 + (t - 1) * theta}
         for name, angle in angles.items():
             x, y = length * np.cos(angle), length * np.sin(angle)
             _arrow(right, (0, 0), (x, y), colour)
