@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refdiff.cli.convert import WIRINGS
 from refdiff.cli.flags import Number, UsageError, add_backend, add_common
 from refdiff.cli.output_files import check_file, write_picture
 from refdiff.cli.terminal import note, one_line, size
@@ -108,7 +109,7 @@ refdiff train -o run --resume
         "--config", action=_Noted, metavar="FILE", help="a config.json, changed by options (default: none)"
     )
     model.add_argument(
-        "--wiring", action=_Noted, choices=("hf", "paper", "v2", "none"), metavar="VARIANT",
+        "--wiring", action=_Noted, choices=WIRINGS, metavar="VARIANT",
         help="hf, paper, v2, or none = a Llama (default: hf)",
     )  # fmt: skip
     for field, entry in MODEL_SIZES.items():

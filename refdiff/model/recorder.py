@@ -8,6 +8,7 @@ from typing import Any
 from refdiff.arrays import Array, device, namespace
 from refdiff.backends import Ops, overlay
 from refdiff.layers.diff_heads_paper import in_turn
+from refdiff.model.config_checks import PAIRING
 from refdiff.model.outputs import ModelOutput
 
 
@@ -56,13 +57,14 @@ class Recorder:
             out.hidden_states = tuple(self._states)
         if not self._attentions:
             return
-        if wiring == "none":
+        pairing = PAIRING[wiring]
+        if pairing is None:
             out.attentions = out.differential_attentions = tuple(self._maps)
             zero = namespace(self._maps[0]).zeros((), dtype=self._maps[0].dtype, device=device(self._maps[0]))
             out.lambdas = (zero,) * len(self._maps)
             return
         pairs = list(zip(self._maps[0::2], self._maps[1::2], strict=True))  # diff_attention computes A₁, then A₂
-        join = _side_by_side if wiring == "hf" else in_turn
+        join = _side_by_side if pairing == "halves" else in_turn
         out.attentions = tuple(join(a1, a2) for a1, a2 in pairs)
         out.differential_attentions = tuple(a1 - λ * a2 for (a1, a2), λ in zip(pairs, self._lambdas, strict=True))
         out.lambdas = tuple(self._lambdas)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from refdiff import layers
 from refdiff.arrays import to_numpy
 from refdiff.layers.diff_heads_paper import first_then_second
+from refdiff.model.config_checks import PAIRING
 from refdiff.model.outputs import ModelOutput
 from refdiff.viz.tokens import token_labels
 
@@ -21,7 +22,6 @@ MAPS = {"first": "A₁", "second": "A₂", "difference": "A₁ − λ A₂"}
 """The three maps of a pair, and how they are written."""
 MOST_BYTES = 2 * 10**9
 """What the maps of one text may take in memory."""
-_PAIRED = ("hf", "paper", "v2")
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,9 @@ def maps_of(out: ModelOutput, tokens: Sequence[str], *, wiring: str = "hf", row:
         raise ValueError("the output has no attention maps: call the model with output_attentions=True")
     weights = [np.asarray(to_numpy(a))[row : row + 1] for a in out.attentions]
     difference = np.concatenate([to_numpy(d)[row : row + 1] for d in out.differential_attentions])
-    if wiring not in _PAIRED:
+    if PAIRING[wiring] is None:
         return AttentionMaps(tuple(tokens), difference, None, difference, None, None)
-    if wiring != "hf":  # heads 2i and 2i + 1; in hf the second ones follow all first ones
+    if PAIRING[wiring] == "interleaved":
         weights = [np.asarray(first_then_second(w)) for w in weights]
     both = np.concatenate(weights)
     half = both.shape[1] // 2

@@ -15,9 +15,10 @@ import pytest
 
 import refdiff
 from refdiff.arrays import to_numpy
+from refdiff.cli import convert as convert_command
 from refdiff.cli import main
-from refdiff.model import weights
-from tests.model.models import CLASSES, ids, small_config, small_model
+from refdiff.model import config_checks, weights
+from tests.model.models import CLASSES, WIRINGS, ids, small_config, small_model
 from tests.tolerances import close
 
 Capture = pytest.CaptureFixture[str]
@@ -52,6 +53,10 @@ def test_what_is_written_computes_the_same(
     assert new.config.wiring == other
     assert new.config.dtype == dtype
     close(new(ids(0, 1, 7)).logits, model(ids(0, 1, 7)).logits, 100 * limit)
+
+
+def test_every_variant_has_its_names() -> None:
+    assert convert_command.WIRINGS == WIRINGS == tuple(config_checks.MODEL_TYPES) == tuple(config_checks.PAIRING)
 
 
 def test_only_moving_numbers_rounds_nothing(tmp_path: Path, capsys: Capture) -> None:

@@ -17,7 +17,7 @@ from refdiff.convert import convert, convert_later, prove
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
 from tests.layers.places import Place
-from tests.model.models import CLASSES, ids, small_model
+from tests.model.models import CLASSES, WIRINGS, ids, small_model
 from tests.tolerances import EXACT, close
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than the")  # where frequencies switch
@@ -185,7 +185,7 @@ def test_weights_on_another_backend(away: Place, one: str, other: str) -> None:
     assert prove((there.config, there.params), (config, params)).worst < 1e-13
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_to_itself(wiring: str) -> None:
     model = small_model(wiring=wiring)
     config, params = convert(model.config, model.params, wiring)

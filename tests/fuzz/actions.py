@@ -15,6 +15,7 @@ from refdiff.cli import main
 from refdiff.oracle import golden
 from refdiff.oracle.divergence import first_divergence
 from refdiff.oracle.trace.trace_files import read_trace
+from tests.model.models import WIRINGS
 
 CLASSES = (
     refdiff.DiffLlamaModel, refdiff.DiffLlamaForCausalLM, refdiff.DiffLlamaForSequenceClassification,
@@ -85,7 +86,7 @@ def inspect_json(folder: Path, rng: Random) -> None:
 
 def convert(folder: Path, rng: Random) -> None:
     """The command `convert`."""
-    _command(folder, "convert", str(folder), str(folder / "new"), "--to", rng.choice(("hf", "paper", "v2", "none")))
+    _command(folder, "convert", str(folder), str(folder / "new"), "--to", rng.choice(WIRINGS))
 
 
 def again(folder: Path, rng: Random) -> None:

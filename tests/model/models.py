@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 import refdiff
+from refdiff.model.diffllama import ATTENTION
 from refdiff.model.pretrained import PreTrainedModel
 
 CLASSES = (
@@ -14,6 +15,9 @@ CLASSES = (
     refdiff.DiffLlamaForTokenClassification,
     refdiff.DiffLlamaForQuestionAnswering,
 )
+
+WIRINGS = tuple(ATTENTION)
+"""Every attention variant; a new one is tried wherever all are."""
 
 
 def small_config(**fields: Any) -> refdiff.DiffLlamaConfig:

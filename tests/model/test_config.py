@@ -20,6 +20,7 @@ from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from tests.model.config_files import HANDCUT, ONE_BILLION, TINY_RANDOM
+from tests.model.models import WIRINGS
 
 
 def write(folder: Path, content: str | dict[str, Any]) -> Path:
@@ -131,7 +132,7 @@ def test_sizes_go_up_to_their_limit(name: str) -> None:
 
 
 def test_v2_has_twice_as_many_query_heads() -> None:
-    counts = {wiring: DiffLlamaConfig(wiring=wiring).num_query_heads for wiring in ("hf", "paper", "v2", "none")}
+    counts = {wiring: DiffLlamaConfig(wiring=wiring).num_query_heads for wiring in WIRINGS}
     assert counts == {"hf": 32, "paper": 32, "v2": 64, "none": 32}
 
 

@@ -14,7 +14,7 @@ from refdiff import layers
 from refdiff.arrays import to_numpy
 from refdiff.backends import overlay
 from refdiff.model.diffllama import Context, decoder_layer
-from tests.model.models import ids, small_model
+from tests.model.models import WIRINGS, ids, small_model
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 
@@ -127,7 +127,7 @@ def attention_of_layers(p, x, layer, context):
     return layers.linear(y, **p["o_proj"])
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 @given(
     seed=st.integers(0, 99),
     sizes=st.tuples(*[st.integers(1, 3)] * 4),
@@ -265,7 +265,7 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("past", [0, 4])
 @pytest.mark.parametrize("keep", [1, 3, 9])

@@ -13,9 +13,8 @@ import refdiff
 from refdiff.backends import overlay
 from refdiff.model import diffllama, diffllama_vjp, weights
 from tests.backends.tuned import tune
-from tests.model.models import ids, small_model
+from tests.model.models import WIRINGS, ids, small_model
 
-WIRINGS = ("hf", "paper", "v2", "none")
 IDS = ids(0, 2, 5)
 
 

@@ -13,10 +13,9 @@ from refdiff.backends import overlay
 from refdiff.model import weights
 from tests.backends.tuned import tune
 from tests.layers.places import Place
-from tests.model.models import CLASSES, ids, small_config, small_model
+from tests.model.models import CLASSES, WIRINGS, ids, small_config, small_model
 
 ROUGH = 3e-8  # what four evaluations in float64 can tell of a slope
-WIRINGS = ("hf", "paper", "v2", "none")
 HEADS = CLASSES[1:]
 IDS = ids(0, 2, 7)
 

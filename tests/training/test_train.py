@@ -20,6 +20,7 @@ from refdiff.model.weights.names import parameter_shapes
 from refdiff.training import checkpoint
 from refdiff.training.evaluate import TrainingError, gradient_culprit
 from refdiff.training.train import Trainer
+from tests.model.models import WIRINGS
 
 Start = Callable[..., Trainer]
 PARTS = (
@@ -205,7 +206,7 @@ def test_a_gradient_that_is_no_number_stops_and_is_located(start: Start, layer: 
 
 def test_gradients_are_gone_through_as_they_are_computed() -> None:
     """Every parameter of every wiring has its place, from the loss to the embeddings."""
-    for wiring in ("hf", "paper", "v2", "none"):
+    for wiring in WIRINGS:
         config = refdiff.DiffLlamaConfig(
             vocab_size=5, hidden_size=4, intermediate_size=3, num_hidden_layers=12, num_attention_heads=2,
             num_key_value_heads=2, head_dim=2, wiring=wiring, attention_bias=True, pad_token_id=None, eos_token_id=2,

@@ -44,7 +44,7 @@ def round_to(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     float64 reaches the sixteen-bit types by way of float32, as in torch. Values beyond the range become infinite.
     """
     bits = encode(values, dtype)
-    return decode(bits, dtype).astype(compute_dtype(dtype), copy=False)
+    return np.asarray(decode(bits, dtype), compute_dtype(dtype))  # of a number without axes, decode gives no array
 
 
 def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:

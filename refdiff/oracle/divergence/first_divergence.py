@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
+from refdiff.model.config_checks import PAIRING
 from refdiff.oracle.divergence.bias_tests import EPSILON
 from refdiff.oracle.divergence.conditions import differences
 from refdiff.oracle.divergence.expected_values import Expected, expect
@@ -197,8 +198,7 @@ def _interleaved(reference: Trace) -> bool:
     """Whether heads 2i, 2i + 1 are a pair."""
     if "spec" in reference.about:
         return bool(reference.about["spec"]["pairing"] == "interleaved")
-    wiring = reference.about.get("config", {}).get("wiring", "hf")
-    return wiring in ("paper", "v2")
+    return PAIRING.get(reference.about.get("config", {}).get("wiring", "hf")) == "interleaved"
 
 
 def _judge(

@@ -14,6 +14,7 @@ import refdiff
 from refdiff.backends.cupy.backend import CupyBackend, CupyKernels
 from refdiff.model.weights import flatten, nest
 from tests.cuda.emulation import EmulatedDevice, OnDevice
+from tests.model.models import WIRINGS
 
 SIZES = {
     "vocab_size": 41, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -72,7 +73,7 @@ def stored_models(folder: Path, dtype: str) -> tuple[Any, Any]:
     return fast, refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float64", kernels="reference")
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_a_model_is_its_equations(wiring: str) -> None:
     fast, exact = models(wiring=wiring)
     device = on_the_device(fast)

@@ -24,6 +24,7 @@ from tests.backends.cupy.test_kernels import CUDA, KERNELS, hold
 from tests.backends.cupy.test_model import IDS, MASK, SIZES, models
 from tests.backends.cupy.test_sampling import on_the_host
 from tests.cuda.emulation import BFLOAT16
+from tests.model.models import WIRINGS
 
 if CUDA is not None and os.environ.get("REFDIFF_NO_POOL"):  # each array a piece of memory of its own
     CUDA.cuda.set_allocator(None)
@@ -49,7 +50,7 @@ def pair(**config: Any) -> tuple[Any, Any]:
     return tuple(refdiff.DiffLlamaForCausalLM.from_config(of, seed=3, backend=name) for name in ("cupy", "numpy"))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("wiring", [] if CUDA is None else ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", () if CUDA is None else WIRINGS)
 @pytest.mark.parametrize("head_dim", [8, 64, 128])
 def test_logits_text_and_gradients(wiring: str, head_dim: int) -> None:
     there, here = pair(wiring=wiring, head_dim=head_dim)
@@ -66,7 +67,7 @@ def test_logits_text_and_gradients(wiring: str, head_dim: int) -> None:
         np.testing.assert_allclose(to_numpy(flatten(grads)[name]), truth, atol=atol, rtol=2e-2, err_msg=name)
 
 
-@pytest.mark.parametrize("wiring", [] if CUDA is None else ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", () if CUDA is None else WIRINGS)
 def test_logits_are_as_near_to_float64_as_on_the_cpu(wiring: str) -> None:
     there, here = pair(wiring=wiring, head_dim=64)
     _, exact = models(wiring=wiring, head_dim=64)
@@ -150,7 +151,8 @@ def test_choose_kernel(size: int, dtype: Any) -> None:
 
 @on_cuda
 def test_a_step_brings_back_its_ids_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from refdiff.generation import choice, context, decode
+    from refdiff.backends.cupy import sampling
+    from refdiff.generation import context, decode
 
     there, _ = pair()
     fetched: list[int] = []
@@ -159,7 +161,7 @@ def test_a_step_brings_back_its_ids_alone(monkeypatch: pytest.MonkeyPatch) -> No
         fetched.append(x.nbytes)
         return to_numpy(x)
 
-    for module in (choice, context, decode):
+    for module in (sampling, context, decode):
         monkeypatch.setattr(module, "to_numpy", watched)
     there.generate(IDS, max_new_tokens=4, eos_token_id=None)
     assert fetched == [8 * len(IDS)] * 4

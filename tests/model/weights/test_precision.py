@@ -118,3 +118,10 @@ def test_decode_leaves_other_types_alone() -> None:
 def test_unknown_type() -> None:
     with pytest.raises(ValueError, match=r"dtype: got 'int8', expected one of float32, float64, float16, bfloat16"):
         compute_dtype("int8")
+
+
+@pytest.mark.parametrize("dtype", precision.DTYPES)
+def test_a_number_without_axes_stays_an_array(dtype: str) -> None:
+    rounded = precision.round_to(np.asarray(1 / 3), dtype)
+    assert isinstance(rounded, np.ndarray)
+    assert rounded.shape == ()

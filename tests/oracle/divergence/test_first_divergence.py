@@ -19,6 +19,7 @@ from refdiff.oracle.trace.points import Points
 from refdiff.oracle.trace.trace import new_path
 from refdiff.oracle.truth.forward import forward
 from tests.layers.inputs import says
+from tests.model.models import WIRINGS
 from tests.oracle.divergence.runs import LAYER, inputs, model, run
 
 # Where a mistake first shows, by what it does; what its layer is made of stands before what the layer gives.
@@ -116,7 +117,7 @@ def test_the_sample_is_of_the_catalogue() -> None:
 @pytest.mark.parametrize(
     "dtype", ["bfloat16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float32", "float16"))]
 )
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_clean_runs(wiring: str, dtype: str, mode: str) -> None:
     if wiring == "none":
         of = model("none", dtype)

@@ -15,7 +15,7 @@ from refdiff.oracle.trace import trace
 from refdiff.oracle.trace.known_points import OUT, POINTS, Flow
 from refdiff.oracle.trace.points import Points
 from refdiff.oracle.trace.trace import SpecRun
-from tests.model.models import ids, small_model
+from tests.model.models import WIRINGS, ids, small_model
 from tests.oracle.example_inputs import draw, small
 
 LETTERS = {"B": 2, "T": 5, "S": 5, "H": 8, "K": 4, "h": 4, "d": 6, "e": 12, "D": 26, "F": 37, "V": 53}
@@ -34,7 +34,7 @@ def seen(model: Any, put: dict[str, Any] | None = None) -> dict[str, Any]:
     return points
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_the_flow_is_that_of_a_run(wiring: str) -> None:
     model = small_model(wiring=wiring, num_hidden_layers=2)
     right = seen(model)
@@ -99,7 +99,7 @@ def test_ancestors_end_at_what_is_there() -> None:
     assert flow.ancestors(at + "lse1", missing) == {at + "scores1"}
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_every_point_is_in_the_list_with_its_shape(wiring: str) -> None:
     shapes = {point.path: point.shape for point in POINTS}
     model = small_model(wiring=wiring)

@@ -12,6 +12,7 @@ import pytest
 
 from refdiff.viz import AttentionMaps
 from refdiff.viz.page.packed import STEPS, packed
+from tests.model.models import WIRINGS
 
 from ..conftest import lambda_by_query
 
@@ -25,7 +26,7 @@ def read(text: str, like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return squares
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2", "none"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_read_back_it_is_within_the_error_that_it_states(maps_in: Callable[[str], AttentionMaps], wiring: str) -> None:
     maps = maps_in(wiring)
     kept = packed(maps)
