@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,8 +14,6 @@ from refdiff.cli import main
 from refdiff.cli.flags import UsageError
 from refdiff.cli.output_files import check_file, write_picture
 from refdiff.viz.appearance import new_figure
-
-from .conftest import Run
 
 
 def test_written_in_the_format_of_the_ending_without_a_ground(tmp_path: Path) -> None:
@@ -72,10 +71,12 @@ def test_a_device_or_a_pipe_is_refused_before_the_work(
     assert out == ""
 
 
-def test_a_full_disk_names_the_file(reciting: Path, run: Run) -> None:
+def test_a_full_disk_names_the_file(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
     def small() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))  # as a full disk, but for the word that the system has for it
 
-    done = run("generate", "-m", reciting, "h", "-o", "out.txt", preexec_fn=small)
+    plain = {key: value for key, value in environment.items() if not key.startswith("COV")}  # coverage writes files too
+    command = [sys.executable, "-m", "refdiff", "generate", "-m", reciting, "h", "-o", "out.txt"]
+    done = subprocess.run(command, env=plain, cwd=tmp_path, capture_output=True, check=False, preexec_fn=small)
     assert done.returncode == 1
     assert done.stderr == b"refdiff generate: error: out.txt: File too large\n"
