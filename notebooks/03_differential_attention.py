@@ -114,19 +114,26 @@ sketches.Slider()
 
 # %%
 n1, n2 = np.random.default_rng(0).standard_normal((2, 2000, S))
-correlations, by_rho = np.linspace(0, 1, 11), {}
-for kind, bump in (("weak", 2.5), ("strong", 6.0)):
-    one = tiny.softmax(n1 + bump * (np.arange(S) == needle))
-    for strength in (0.0, 0.25, 0.5, 0.75):
-        rows = (one - strength * tiny.softmax(rho * n1 + np.sqrt(1 - rho**2) * n2) for rho in correlations)
-        by_rho[kind, strength] = np.array([(abs(r[:, needle]) / np.abs(r).sum(axis=-1)).mean() for r in rows])
+correlations = np.linspace(0, 1, 11)
+
+
+def needle_share(told, strength, rho):
+    one = tiny.softmax(n1 + told * (np.arange(S) == needle))
+    two = tiny.softmax(rho * n1 + np.sqrt(1 - rho**2) * n2)  # the same scores to the part ρ
+    row = np.abs(one - strength * two)
+    return (row[:, needle] / row.sum(axis=-1)).mean()
+
+
+lines = {}
+for kind, told in (("weak", 2.5), ("strong", 6.0)):
+    alone = needle_share(told, 0.0, 0.0)
+    lines[f"{kind} needle, A₁ alone"] = np.full(11, alone)
     for strength in (0.25, 0.5, 0.75):
-        gains = np.flatnonzero(by_rho[kind, strength] > by_rho[kind, 0.0])
-        helps = f"gains from ρ = {correlations[gains[0]]:.1f} on" if gains.size else "loses at every ρ"
-        print(f"{kind:6} needle, λ = {strength:.2f}: {helps}; "
-              f"{by_rho[kind, 0.0][0]:.2f} alone, {by_rho[kind, strength][-1]:.2f} at ρ = 1")  # fmt: skip
-lines = {f"{kind} needle, {'A₁ alone' if x == 0 else 'A₁ − A₂/2'}": by_rho[kind, x]
-         for kind in ("weak", "strong") for x in (0.0, 0.5)}  # fmt: skip
+        found = np.array([needle_share(told, strength, rho) for rho in correlations])
+        helps = f"gains from ρ = {correlations[found > alone][0]:.1f} on" if found.max() > alone else "loses at every ρ"
+        print(f"{kind:6} needle, λ = {strength:.2f}: {helps}; {alone:.2f} alone, {found[-1]:.2f} at ρ = 1")
+        if strength == 0.5:
+            lines[f"{kind} needle, A₁ − A₂/2"] = found
 sketches.curves(correlations, lines, "correlation ρ of the scores", "share of the needle", ylim=(0, 1))
 
 # %% [markdown]
@@ -141,6 +148,8 @@ sketches.curves(correlations, lines, "correlation ρ of the scores", "share of t
 #
 # $$\lambda = \exp(\lambda_{q1}\cdot\lambda_{k1}) - \exp(\lambda_{q2}\cdot\lambda_{k2}) + \lambda_{init} \tag{eq. 2}$$
 # $$\lambda_{init} = 0.8 - 0.6\,\exp(-0.3\,(l-1)),\quad l = 1, 2, \dots \tag{section 2.1}$$
+#
+# (The paper counts layers from 1. The code and this page count from 0: layer 0 has $l = 1$.)
 #
 # Why not simply a number? The paper reparameterizes λ "to synchronize the learning dynamics": the dot products and
 # exponentials are those of attention itself. Why exp − exp? The paper does not say; here is what it does. A difference
@@ -259,18 +268,8 @@ print(f"the leading map is the sharper one in {leading_sharp.sum()} of {leading_
 # %%
 def text_losses(changed=()):
     """The loss of each tale; in the layers `changed` the leading map is alone."""
-    kept = [layer["self_attn"] for layer in model.base_params["layers"]]
-    for layer in changed:
-        shift = (1e6 if lambdas[layer] > 1 else 0) - layers.lambda_init(layer)
-        unit = np.eye(1, 32)[0]
-        powers = {"lambda_k1": np.log(max(1 + shift, 1)) * unit, "lambda_k2": np.log(max(1 - shift, 1)) * unit}
-        model.base_params["layers"][layer]["self_attn"] = {
-            **kept[layer], **powers, "lambda_q1": unit, "lambda_q2": unit,
-        }  # fmt: skip
-    found = np.array([float(model(row[None], labels=row[None]).loss) for row in ids])
-    for layer, old in zip(model.base_params["layers"], kept, strict=True):
-        layer["self_attn"] = old
-    return found
+    with sketches.strengths(model, {layer: 1e6 if lambdas[layer] > 1 else 0 for layer in changed}):
+        return np.array([float(model(row[None], labels=row[None]).loss) for row in ids])
 
 
 as_it_is, removed = text_losses(), {}

@@ -1,8 +1,8 @@
-"""The pictures of the notebooks that no `refdiff.viz` draws: diagrams, and plots of one experiment each.
+"""What the notebooks use and do not show: diagrams, plots, and helpers of one experiment each.
 
     python notebooks/sketches.py FOLDER   # writes the diagrams as PNG, on white and on black, to look at
 
-Each function returns a figure without a ground, legible on a light and a dark page.
+Figures have no ground and are legible on a light and a dark page.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import html
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -423,6 +424,24 @@ def gradient_sizes(depth: int, seed: int, n: int = 64, D: int = 256, d: int = 16
         np.concatenate([*layers.diff_heads_hf_vjp(g[None], q2, k2, v, lambda_, s, 1e-5)[0][0]], -1) for s in (0, start)
     ]
     return [float(np.linalg.norm(x.T @ by_q) / np.linalg.norm(x.T @ plain)) for by_q in (bare, *norms)]
+
+
+@contextmanager
+def strengths(model: Any, changed: Mapping[int, float]) -> Iterator[None]:
+    """Give layers of a model another λ for a while, by λ vectors of eq. 2 that make it."""
+    kept = {layer: model.base_params["layers"][layer]["self_attn"] for layer in changed}
+    for layer, strength in changed.items():
+        shift = strength - layers.lambda_init(layer)  # exp(λ_q1 · λ_k1) − exp(λ_q2 · λ_k2)
+        unit = np.eye(1, len(kept[layer]["lambda_q1"]))[0]
+        model.base_params["layers"][layer]["self_attn"] = kept[layer] | {
+            "lambda_q1": unit, "lambda_k1": np.log(max(1 + shift, 1)) * unit,
+            "lambda_q2": unit, "lambda_k2": np.log(max(1 - shift, 1)) * unit,
+        }  # fmt: skip
+    try:
+        yield
+    finally:
+        for layer, params in kept.items():
+            model.base_params["layers"][layer]["self_attn"] = params
 
 
 SLIDER = """
