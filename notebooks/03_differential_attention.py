@@ -204,7 +204,7 @@ for layer in range(6):
 
 # %% [markdown]
 # The two maps of a pair share little: no ρ is above 0.40. In layers 0, 2, 3 and 4, where λ > 0, they are even *less*
-# alike than maps that do not belong together. Our made-up example needed a ρ near 1.
+# alike than maps that do not belong together. Our made-up needle gained much only at a ρ near 1.
 #
 # ## Does the strongest token gain?
 #
@@ -232,8 +232,8 @@ sketches.curves(range(6), lines, "layer", "share of the top token", ylim=(0, 1))
 
 # %% [markdown]
 # **It falls, in every layer and in more than nine rows of ten.** What stands on all other tokens does not shrink but
-# grows. Layers 0, 2, 3 and 4 do not *clean* a map: they turn its small positive weights into larger negative ones. For
-# this model the headphone is the wrong picture.
+# grows. Layers 0, 2, 3 and 4 do not *clean* a map: they push many small weights below zero, and in sum more |weight|
+# stands beside the top token than before. For this model the headphone is the wrong picture.
 #
 # ## What has training found instead?
 #
@@ -258,7 +258,7 @@ print(f"the leading map is the sharper one in {leading_sharp.sum()} of {leading_
 
 # %% [markdown]
 # **The leading map is the sharper one**, in all pairs but one (pair 2 of layer 3). The other spreads over some 20 to 90
-# tokens. It is not a copy of the noise in the first, but more like an average over much of the text.
+# tokens. It is not a copy of the noise in the first, but more like an average over many tokens.
 #
 # What is it good for? Take it out and see. We set λ to 0, layer by layer. (Layer 3 gets λ = 10⁶ instead, which leaves
 # $A_2$ alone, since the norm removes the size.) The change of the loss is in nats per token, with a 95 % confidence
