@@ -65,6 +65,8 @@ WIDTHS = (64, 96, 128)
 """Of heads, as most models have them; a table, a tile or a vector load may be made for one of them."""
 _compared: list[str] = []
 _declined: list[str] = []
+_gradients: list[str] = []
+_undecided: list[str] = []
 _failed: list[str] = []
 
 
@@ -167,6 +169,9 @@ def _tell(outcome: Outcome, node: str) -> None:
         _compared.append(node)
     if outcome.declined:
         _declined.append(node)
+    if outcome.gradients:
+        _gradients.append(node)
+    _undecided.extend(f"{name} of {node}" for name in outcome.undecided)
     if outcome.status == "skip":
         pytest.skip(outcome.text)
     if outcome.status == "fail":
@@ -193,6 +198,8 @@ def test_most_cases_were_compared(request: pytest.FixtureRequest, capsys: pytest
     """A run in which the kernel declined every case has shown nothing, and one in which it declined most, little."""
     every = [item for item in request.session.items if "case" in getattr(getattr(item, "callspec", None), "params", {})]
     text = f"compared {len(_compared)} of {len(every)}"
+    text += f"; gradients in {len(_gradients)} of them" if _gradients else "; no gradients, which take dout=None"
+    text += f"; inconclusive: {', '.join(_undecided)}" if _undecided else ""
     text += f"; declined: {', '.join(_declined)}" if _declined else ""
     with capsys.disabled():
         sys.stdout.write(f"\n{text}\n")

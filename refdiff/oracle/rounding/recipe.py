@@ -34,7 +34,8 @@ class Recipe:
         them has "float32"; the eager way, matrix by matrix, has the storage type.
     p: the softmax weights as they enter the product with V. None = storage.
     o: the two maps' outputs, their difference, and the norm's result before it is scaled. None = storage; "float32" is
-        a kernel that holds them in registers until the end.
+        a kernel that holds them in registers until the end, and in the backward pass dout as it enters products; a
+        kernel that casts dout to 16 bits there leaves it None.
     lam: λ, and its two exponentials. None = storage.
     norm: what the norm after the difference is computed in.
     matmul: "ieee", or "tf32": operands of float32 products cut to 11 significant bits.

@@ -22,12 +22,17 @@ from refdiff.oracle.verdict.check import check
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a test says, whether the kernel computed something that was judged, and whether it declined to."""
+    """What a test says, whether the kernel computed something that was judged, and whether it declined to.
+
+    gradients: whether it gave some. undecided: what was judged and found inconclusive, such as dk.
+    """
 
     status: Literal["pass", "fail", "skip"]
     text: str = ""
     compared: bool = False
     declined: bool = False
+    gradients: bool = False
+    undecided: tuple[str, ...] = ()
     wrong: Any = field(default=None, compare=False, repr=False)
     """The output, where it failed in a case that is small enough for a diagnosis."""
 
@@ -92,7 +97,9 @@ def against_truth(name: str, recipe: Recipe, case: Case) -> Outcome:
     if verdict.status == "inconclusive" and not (decided and any(t.status == "pass" for t in verdict.tensors.values())):
         return Outcome("skip", str(verdict))
     wrong = output_alone(actual, "a diagnosis") if of_out and of_out.status == "fail" and is_small(case) else None
-    return Outcome("fail" if verdict.status == "fail" else "pass", str(verdict), True, wrong=wrong)
+    undecided = tuple(name for name, tensor in verdict.tensors.items() if tensor.status == "inconclusive")
+    status: Literal["pass", "fail"] = "fail" if verdict.status == "fail" else "pass"
+    return Outcome(status, str(verdict), True, gradients=dout is not None, undecided=undecided, wrong=wrong)
 
 
 def _incomplete(actual: Any, case: Case, dout: Any) -> str:

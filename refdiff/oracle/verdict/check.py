@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from refdiff.oracle.budget.budget import budget
@@ -37,4 +38,8 @@ def check(
         TypeError: something is no array, or a tuple or list of arrays in place of a mapping.
     """
     allowed = budget(spec, inputs, recipe, members=members, dout=dout)
-    return allowed.judge(outputs_of(actual, spec, inputs, dout))
+    verdict = allowed.judge(outputs_of(actual, spec, inputs, dout))
+    if dout is not None and not any(name.startswith("d") for name in verdict.tensors):
+        note = "dout was given, but no gradient was judged"
+        verdict = replace(verdict, notes=(*verdict.notes, note))
+    return verdict

@@ -71,7 +71,7 @@ def test_a_function_is_called_with_these_inputs() -> None:
     x = draw(spec, dtype=np.float32)
 
     def kernel(spec: Spec, inputs: Mapping[str, Any]) -> Any:
-        assert inputs is x
+        assert all(np.array_equal(inputs[name], a) and inputs[name].strides == a.strides for name, a in x.items())
         return {"out": truth(spec, inputs, want=("out",)).out}
 
     def with_gradients(spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
@@ -117,3 +117,26 @@ def test_a_mask_to_be_added_is_no_mask() -> None:
     inputs = {**draw(spec), "mask": np.zeros((5, 7), np.float32)}
     with pytest.raises(ValueError, match=r"^mask has dtype float32, .*; one that is added .* goes under 'bias'$"):
         check(np.zeros(1), spec, inputs, recipe="float32")
+
+
+def test_a_kernel_may_not_change_what_it_is_given() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+    before = {name: a.copy() for name, a in x.items()}
+
+    def kernel(spec: Spec, inputs: Mapping[str, Any]) -> Any:
+        out = truth(spec, inputs, want=("out",)).out
+        inputs["q"][...] = 0
+        return out
+
+    with pytest.raises(ValueError, match="the kernel has changed its input q: it must leave inputs as they are"):
+        check(kernel, spec, x, recipe="float32")
+    assert all(np.array_equal(x[name], a) for name, a in before.items())
+
+
+def test_missing_gradients_are_said() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=np.float32)
+    out, dout = truth(spec, x, want=("out",)).out, np.ones((2, spec.heads, 5, spec.out_dim), dtype=np.float32)
+    assert check(out, spec, x, recipe="float32", dout=dout).notes == ("dout was given, but no gradient was judged",)
+    assert not check(out, spec, x, recipe="float32").notes
