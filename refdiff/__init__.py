@@ -12,14 +12,12 @@
 Names are imported when they are first used.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # nothing is imported here: until `__main__` begins, Ctrl-C shows a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from refdiff import convert, exercises, layers, oracle, training, viz
     from refdiff.errors import CheckpointError
     from refdiff.generation.stream import BatchTextStreamer, TextIteratorStreamer, TextStreamer
@@ -68,7 +66,9 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    import importlib
+
     if name in ("convert", "exercises", "layers", "oracle", "training", "viz"):
         return importlib.import_module(f"refdiff.{name}")
     if name not in _HOMES:

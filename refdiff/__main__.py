@@ -1,11 +1,14 @@
 """`python -m refdiff`, and the `refdiff` command."""
 
-import signal
+import _signal as signal  # type: ignore[import-not-found]  # `signal` wraps it, and imports more meanwhile
 import sys
 
 
 def main() -> int:
-    """Run the command line; Ctrl-C ends the process without a word until the command has begun."""
+    """Run the command line; Ctrl-C ends the process without a word until the command has begun.
+
+    A Ctrl-C before this, while Python itself starts, shows Python's traceback.
+    """
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -44,9 +44,10 @@ def _run(argv: Sequence[str] | None, pressed: Callable[[], bool]) -> int:
     args = argparse.Namespace(command=None)
     try:
         parser = build_parser()
-        args = parser.parse_args(argv)
+        parser.parse_args(argv, args)
         if args.command is None:
             sys.stdout.write(parser.format_brief())
+            sys.stdout.flush()
             return 0
         fault = EXIT_USAGE if args.command in VERDICTS else EXIT_RUN_TIME
         hint = ", or add --no-mmap" if hasattr(args, "no_mmap") else ""
@@ -68,8 +69,9 @@ def _run(argv: Sequence[str] | None, pressed: Callable[[], bool]) -> int:
             return EXIT_INTERRUPTED
         if getattr(args, "debug", False):
             raise
-        note(f"refdiff {args.command}: error: {in_flags(shown(error))}")
-        discard_output()
+        written = discard_output()
+        where = "standard output: " if not written and isinstance(error, OSError) and not error.filename else ""
+        note(f"{' '.join(filter(None, ('refdiff', args.command)))}: error: {where}{in_flags(shown(error))}")
         return EXIT_USAGE if args.command in VERDICTS or isinstance(error, _INPUTS) else EXIT_RUN_TIME
 
 

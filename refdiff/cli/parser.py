@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
+from refdiff.messages import printable
+
 COMMANDS = {
     "generate": "continue a prompt, or chat",
     "inspect": "show what is in a checkpoint",
@@ -199,7 +201,7 @@ class Parser(argparse.ArgumentParser):
         line = " ".join(message.split())
         if match := re.match(r"argument (\S+): (.*)", line):
             line = f"{self._as_typed(match[1].split('/'))}: {match[2]}"
-        self.exit(2, f"{self.prog}: error: {line}; see {self.prog} -h\n")
+        self.exit(2, f"{self.prog}: error: {printable(line)}; see {self.prog} -h\n")
 
     def _as_typed(self, names: Sequence[str]) -> str:
         """The spelling of an option that stands on the command line."""
@@ -248,6 +250,7 @@ class _Version(argparse.Action):
         from refdiff import __version__
 
         sys.stdout.write(f"refdiff {__version__}\n")
+        sys.stdout.flush()
         parser.exit()
 
 

@@ -173,12 +173,14 @@ def interrupted() -> None:
     note("refdiff: interrupted")
 
 
-def discard_output() -> None:
-    """Send what is still to be written nowhere, so that Python does not complain about it when it exits."""
+def discard_output() -> bool:
+    """Flush standard output, or discard what cannot be written, which Python would report at exit; whether it could."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 @contextmanager

@@ -132,6 +132,29 @@ def test_wrong_usage_is_one_line_that_names_what_was_typed(
     assert err.endswith(" -h\n")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "--f\x1b[31m", "x"],
+        ["generate", "--f\x1b[31m=3", "x"],
+        ["generate", "Once", "up\x1b]0;on\x07"],
+        ["generate", "--top-k", "\x1b[31m", "x"],
+        ["generate", "-n\x1b[31m", "x"],
+        ["generate", "--dtype", "\x9b31m", "x"],
+        ["--f\x1b[31m", "generate"],
+        ["gen\x1b[31m"],
+        ["generate", "--\u202e", "x"],
+        ["generate", "--\udce9", "x"],
+    ],
+)
+def test_errors_escape_what_was_typed(arguments: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    err = capsys.readouterr().err
+    assert err[:-1].isprintable()
+    assert re.search(r"\\(x1b|x9b|u202e|udce9)", err)
+
+
 def test_older_spellings_are_accepted_and_documented(capsys: Capture) -> None:
     old = ["--steps", "7", "--batch", "3", "--rate", "0.5", "--warmup", "2", "--decay", "0", "--clip", "3"]
     new = ["--max-steps", "7", "--batch-size", "3", "--lr", "0.5", "--warmup-steps", "2", "--weight-decay", "0"]

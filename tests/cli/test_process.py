@@ -132,7 +132,20 @@ def test_a_full_disk_is_one_line_and_status_1(command: str, reciting: Path, star
         process = start(*arguments, stdout=full.fileno())
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert err.decode() == f"refdiff {command}: error: No space left on device\n"
+    assert err.decode() == f"refdiff {command}: error: standard output: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [(["--help"], "refdiff"), ([], "refdiff"), (["--version"], "refdiff"), (["generate", "-h"], "refdiff generate")],
+)
+def test_a_help_that_cannot_be_written_names_the_output(arguments: list[str], command: str, start: Start) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = start(*arguments, stdout=full.fileno())
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.decode() == f"{command}: error: standard output: No space left on device\n"
 
 
 def test_exit_statuses(reciting: Path, run: Run, tmp_path: Path) -> None:
@@ -194,6 +207,34 @@ sys.argv[0] = "refdiff"
 threading.Thread(target=press, daemon=True).start()
 runpy.run_module("refdiff", run_name="__main__")
 """
+
+
+STARTED = """
+import _signal, sys
+
+def hook(event, arguments):
+    if _signal.getsignal(_signal.SIGINT) is not _signal.default_int_handler:
+        silent.append(True)
+    elif event == "import" and not silent:
+        print(arguments[0])
+
+silent = []
+sys.addaudithook(hook)
+sys.argv = ["refdiff", "--version"]
+from refdiff.__main__ import main  # what the installed command consists of
+
+main()
+"""
+
+
+def test_ctrl_c_is_silent_from_the_first_module_on(environment: dict[str, str], tmp_path: Path) -> None:
+    """Before it is, nothing but the entry module is imported: a traceback can come from Python's own start alone."""
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    *early, version = done.stdout.splitlines()
+    assert version.startswith("refdiff ")
+    assert set(early) <= {"refdiff", "refdiff.__main__", "_signal"}
 
 
 def test_ctrl_c_while_it_starts_gives_no_traceback(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
