@@ -26,6 +26,7 @@ MAX_BYTES = 500_000_000
 MAX_GROWTH = 1_000  # of a text, by the steps of one section; of those in use at most 36
 MAX_ADDED = 5_000_000  # characters of all normalized added tokens, after the normalizer
 MAX_TOKEN = 5_000  # characters
+MAX_UNIGRAM_TOKEN = 200  # characters; at each character of a text Unigram tries every token that begins there
 MAX_TEXT = 10_000_000  # characters after all steps, where they may lengthen a text more than 100 times
 _CHILD_BYTES, _CHILD_SECONDS = 4_000_000_000, 20
 
@@ -67,6 +68,7 @@ def load_backend(folder: Path) -> Backend:
     except CheckpointError:
         _parse(text, path)  # says where it is not JSON
         raise
+    check_unigram(model, backend, path)
     understood = {name: backend.section(name) for name in SECTIONS}  # by the library, perhaps in another way
     for name, section in understood.items():
         check_growth(section, name, path)
@@ -114,17 +116,30 @@ def check_model(model: str, path: Path) -> None:
     merges whose second part lacks the prefix of such parts: the library cuts it off unseen, and ends the process where
     that leaves half a letter.
     """
-    # Within a JSON string a quotation mark follows a backslash. One that does not follows soon after any place else.
-    end_of_string = re.compile(r'[^\\]"')
-    for begin in range(0, len(model) - MAX_TOKEN, MAX_TOKEN):
-        if not end_of_string.search(model, begin, begin + MAX_TOKEN):
-            raise CheckpointError(f"{path}: model: got a token of more than {MAX_TOKEN:,} characters, expected fewer")
+    if _has_long_string(model, MAX_TOKEN):
+        raise CheckpointError(f"{path}: model: got a token of more than {MAX_TOKEN:,} characters, expected fewer")
     if '"merges"' in model and re.search(r'"continuing_subword_prefix"\s*:\s*"[^"]', model):
         try:
             value, _ = json.JSONDecoder(object_pairs_hook=_unique).raw_decode(model)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: model: {error}") from None
         _check_merges(value, path)
+
+
+def check_unigram(model: str, backend: Backend, path: Path) -> None:
+    """Raise `CheckpointError` for a Unigram model with a token of more than `MAX_UNIGRAM_TOKEN` characters.
+
+    Its time for each character of a text grows with the square of that length; SentencePiece makes tokens of at most 16
+    unless told otherwise.
+    """
+    # The vocabulary takes half a second, so it is asked for only where the text of the model may have such a token.
+    if backend.model("type") == "Unigram" and _has_long_string(model, MAX_UNIGRAM_TOKEN // 2):
+        longest = max(map(len, backend.vocab()))
+        if longest > MAX_UNIGRAM_TOKEN:
+            raise CheckpointError(
+                f"{path}: model: got a token of {longest:,} characters in a Unigram model, expected at most "
+                f"{MAX_UNIGRAM_TOKEN}"
+            )
 
 
 def check_growth(section: Any, name: str, path: Path) -> float:
@@ -210,6 +225,13 @@ def try_in_child(text: str, path: Path, steps: Iterable[str]) -> None:
             f"{path}: has steps that refdiff does not know ({', '.join(sorted(steps))}), and fails in a process with "
             f"{_CHILD_BYTES / 1e9:.0f} GB of memory and {_CHILD_SECONDS} s: {failure}"
         )
+
+
+def _has_long_string(text: str, size: int) -> bool:
+    """Whether JSON has a string of more than `size` characters; certain from 2 `size` on."""
+    # Within a JSON string a quotation mark follows a backslash. One that does not follows soon after any place else.
+    end_of_string = re.compile(r'[^\\]"')
+    return any(not end_of_string.search(text, begin, begin + size) for begin in range(0, len(text) - size, size))
 
 
 def _check_merges(model: Any, path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,20 @@ def test_files_that_ask_for_memory_on_loading_never_reach_the_library(
         monkeypatch.setattr(file.RustBackend, "from_json", lambda *_: pytest.fail("the library has read it"))
     with pytest.raises(CheckpointError, match=rf"tokenizer\.json: .*{message}"):
         use(write(tmp_path, {"model": MODEL, **content} if isinstance(content, dict) else content))
+
+
+@pytest.mark.parametrize(("longest", "refused"), [(150, False), (200, False), (201, True), (1999, True)])
+def test_unigram_tokens_are_bounded(longest: int, refused: bool, tmp_path: Path) -> None:
+    vocab = [["<unk>", 0.0], *(["a" * n, -float(n)] for n in range(1, longest + 1))]
+    write(tmp_path, {"model": {"vocab": vocab, "type": "Unigram", "unk_id": 0}})
+    if refused:
+        with pytest.raises(CheckpointError, match=rf"json: model: got a token of {longest:,} char.*Unigram.* most 200"):
+            use(tmp_path)
+        return
+    use(tmp_path)
+    start = time.thread_time()
+    assert Tokenizer.from_pretrained(tmp_path).encode("a" * 5_000)
+    assert time.thread_time() - start < 2
 
 
 def test_added_tokens_of_the_settings_are_bounded_too(tmp_path: Path) -> None:
