@@ -79,7 +79,10 @@ def _read(
     if np.shape(input_ids)[-1:] == (0,):
         attention_mask = None
     limit = validation.read_max_length(options, ids.shape[1], model.config.max_position_embeddings)
-    validation.check_memory(model.config, options, *ids.shape)
+    prompts, prompt_tokens = ids.shape
+    # A text is expected to end with the context; one that goes on takes memory as it grows.
+    tokens = min(limit, max(prompt_tokens, model.config.max_position_embeddings or limit))
+    validation.check_memory(model.config, options, prompts, tokens)
     if not options.return_dict_in_generate:
         options = replace(options, output_scores=False, output_logits=False)
     return Request(

@@ -154,7 +154,7 @@ def read_max_length(options: Options, prompt_length: int, max_position_embedding
 
 
 def check_memory(config: Any, options: Options, prompts: int, tokens: int) -> None:
-    """Refuse more sequences than there is memory for the keys and values of their prompts.
+    """Refuse more sequences than there is memory for the keys and values of `tokens` tokens of each.
 
     Raises:
         ValueError: the cache would be larger than the machine's memory.
@@ -164,10 +164,10 @@ def check_memory(config: Any, options: Options, prompts: int, tokens: int) -> No
     memory = physical_memory()
     if sequences * one > memory:
         name = "num_beams" if options.num_beams > 1 else "num_return_sequences"
-        how = f"{prompts} prompts of {tokens} tokens with {name} {sequences // prompts}"
+        how = f"{prompts} prompts with {name} {sequences // prompts}, of {tokens} tokens each with the text,"
         raise ValueError(
             f"the keys and values of {how} take {sequences * one:,} bytes, but this machine has {memory:,}: give fewer "
-            f"prompts at a time, or at most {name} {max(memory // (one * prompts), 1)}"
+            f"prompts at a time, fewer max_new_tokens, or at most {name} {max(memory // (one * prompts), 1)}"
         )
 
 

@@ -123,9 +123,9 @@ def test_seeds() -> None:
             1,
             10**6,
             {"num_beams": 10_000},
-            r"1 prompts of 1000000 tokens with num_beams 10000 take .* at most",
+            r"1 prompts with num_beams 10000, of 1000000 tokens each with the text, take .* at most",
         ),
-        (10**5, 10**6, {}, "100000 prompts of 1000000 tokens with num_return_sequences 1 take"),
+        (10**5, 10**6, {}, "100000 prompts with num_return_sequences 1, of 1000000 tokens each"),
     ],
 )
 def test_more_sequences_than_memory(prompts: int, tokens: int, options: dict[str, Any], says: str) -> None:
@@ -133,6 +133,23 @@ def test_more_sequences_than_memory(prompts: int, tokens: int, options: dict[str
     validation.check_memory(config, Options(**options), 1, 10)
     with pytest.raises(ValueError, match=says):
         validation.check_memory(config, Options(**options), prompts, tokens)
+
+
+@pytest.mark.parametrize("tokens", [{"max_new_tokens": 3000}, {"max_length": 3000}])
+def test_the_memory_of_the_text_counts_up_to_the_context(
+    tokens: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model()
+    config = model.config
+    one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4  # bytes of a token in float32
+    fits = 50 * one * (config.max_position_embeddings + 1)
+    monkeypatch.setattr(validation, "physical_memory", lambda: fits)
+    with pytest.raises(ValueError, match=rf"num_beams 51, of {config.max_position_embeddings} tokens .* most .*50"):
+        model.generate([[1, 2]], num_beams=51, **tokens)
+    model.generate([[1, 2]], num_beams=3, max_new_tokens=2)
+    with pytest.raises(ValueError, match="num_beams 100,"):
+        model.generate([[1, 2]], num_beams=100, max_length=config.max_position_embeddings)
+    model.generate([[1, 2]], num_beams=60, max_new_tokens=2)
 
 
 def test_the_memory_of_this_machine() -> None:
