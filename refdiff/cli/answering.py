@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 NUMBERS = {
     "max_new_tokens": Number(int, 0, 2**31 - 1, off="0 = as many as fit"),
-    "temperature": Number(float, 0, off="0 = greedy"),
+    "temperature": Number(float, 1e-6, 1e6, or_zero=True, off="0 = greedy"),
     "top_k": Number(int, 0, off="0 = off"),
     "top_p": Number(float, 0, 1, above=True, off="1 = off"),
     "min_p": Number(float, 0, 1, off="0 = off"),
-    "repetition_penalty": Number(float, 0, above=True, off="1 = off"),
+    "repetition_penalty": Number(float, 1e-6, 1000, off="1 = off"),
     "no_repeat_ngram_size": Number(int, 0, off="0 = off"),
     "num_beams": Number(int, 1, 1000, off="1 = off"),
     "seed": Number(int, 0),

@@ -21,13 +21,20 @@ class UsageError(ValueError):
 class Number:
     """A whole or real number between two limits: argparse's `type`, and the check of a field in a JSONL file.
 
-    `above` leaves out the lower limit itself; `off` says which value turns the option off.
+    `above` leaves out the lower limit itself; `or_zero` takes 0 below it; `off` says which value turns the option off.
     """
 
     def __init__(
-        self, kind: type[int] | type[float], low: float, high: float = math.inf, *, above: bool = False, off: str = ""
+        self,
+        kind: type[int] | type[float],
+        low: float,
+        high: float = math.inf,
+        *,
+        above: bool = False,
+        or_zero: bool = False,
+        off: str = "",
     ) -> None:
-        self.kind, self.low, self.high, self.above, self.off = kind, low, high, above, off
+        self.kind, self.low, self.high, self.above, self.or_zero, self.off = kind, low, high, above, or_zero, off
 
     def __call__(self, text: str) -> int | float:
         try:
@@ -44,7 +51,7 @@ class Number:
         whole = self.kind is int
         if whole and isinstance(value, float) and not value.is_integer():
             raise self._error(shown)
-        low = self.low < value if self.above else self.low <= value
+        low = (self.low < value if self.above else self.low <= value) or (self.or_zero and value == 0)
         if not low or value > min(self.high, LARGEST if whole else 1e308) or value == math.inf:
             raise self._error(shown)
         return self.kind(value)
@@ -57,10 +64,11 @@ class Number:
     def accepted(self) -> str:
         """The limits in words, and what turns the option off."""
         kind, form = ("whole number", "") if self.kind is int else ("number", "g")
+        zero = "0 or " if self.or_zero else ""
         limits = f"a {kind} above {self.low:{form}}" if self.above else f"a {kind} of at least {self.low:{form}}"
         if math.isfinite(self.high):
             limits += f" and at most {self.high:{form}}"
-        return limits + (f" ({self.off})" if self.off else "")
+        return zero + limits + (f" ({self.off})" if self.off else "")
 
 
 def add_common(group: Any, *, offline: bool = True, quiet: bool = True) -> None:

@@ -16,6 +16,8 @@ from refdiff.messages import show_value, warn
 
 LARGEST = 2**31 - 1
 """The largest count or token id: more fits no array of ids, and no time."""
+SMALLEST_DIVISOR = 1e-6
+"""The smallest number that scores are divided by: a much smaller one makes them infinite."""
 MOST_BEAMS = 10_000
 """The most beams, or texts of one prompt; how many fit the memory, `validation.check_memory` says."""
 
@@ -96,6 +98,11 @@ def _number(low: float, high: float, *, above: bool = False, below: bool = False
     ), said
 
 
+def _or_zero(accepted: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+    accepts, said = accepted
+    return (lambda v: accepts(v) or (_is_number(v) and v == 0)), f"0 or {said}"
+
+
 def _is_ids(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(_is_int(v) and 0 <= v <= LARGEST for v in value)
 
@@ -107,14 +114,14 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_length": _integer(1),
     "min_new_tokens": _integer(0),
     "do_sample": _FLAG,
-    "temperature": _number(0, 1e6),
+    "temperature": _or_zero(_number(SMALLEST_DIVISOR, 1e6)),
     "top_k": _integer(0),
     "top_p": _number(0, 1),
     "min_p": _number(0, 1),
     "typical_p": _number(0, 1, above=True),
     "epsilon_cutoff": _number(0, 1, below=True),
     "eta_cutoff": _number(0, 1, below=True),
-    "repetition_penalty": _number(0, 1000, above=True),
+    "repetition_penalty": _number(SMALLEST_DIVISOR, 1000),
     "no_repeat_ngram_size": _integer(0),
     "bad_words_ids": (
         lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_ids(word) and len(word) > 0 for word in v),
