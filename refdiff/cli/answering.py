@@ -143,7 +143,7 @@ def finish_reason(model: Any, transcript: Transcript, full: bool, given: dict[st
     return "length" if full else "stop"
 
 
-def result_fields(transcript: Transcript, seed: int, *, echo: str) -> dict[str, Any]:
+def result_fields(transcript: Transcript, seed: int | None, *, echo: str) -> dict[str, Any]:
     """The fields of a line of JSON about one text, the same for one prompt and for many."""
     return {
         "text": echo + transcript.text,

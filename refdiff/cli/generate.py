@@ -196,15 +196,17 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
     quiet = args.quiet or (args.echo and streamed and to_terminal)
     with transcript.progress_shown(quiet=quiet, until_text=streamed and to_terminal):
         interrupted = generate_into(transcript, model, tokenizer, ids, given, seed)
+    used = seed if samples(model, call_options(tokenizer, given)) else None
     if args.json:
-        row = {"model": args.model, "prompt": prompt, **result_fields(transcript, seed, echo=text if args.echo else "")}
+        fields = result_fields(transcript, used if args.seed is None else seed, echo=text if args.echo else "")
+        row = {"model": args.model, "prompt": prompt, **fields}
         write(json.dumps({**row, **_statistics(transcript)}, ensure_ascii=False) + "\n")
     elif streamed:
         write("\n")
     else:
         write((text if args.echo else "") + transcript.text + "\n")
     if not args.quiet:
-        _show(transcript, seed if samples(model, call_options(tokenizer, given)) else None)
+        _show(transcript, used)
     return interrupted
 
 

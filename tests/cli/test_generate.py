@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,27 @@ def test_the_model_of_the_environment(reciting: Path, capsys: Capture, monkeypat
     assert capsys.readouterr().out == "éあ😀!\n"
     assert main(["inspect"]) == 0
     assert capsys.readouterr().out.startswith(f"{reciting}\n")
+
+
+def test_json_has_no_seed_that_nobody_gave_and_nothing_used(tiny_checkpoint: Path, capsys: Capture) -> None:
+    for options, seeds in ((["--temp", "0"], False), (["--temp", "0", "-s", "5"], True), (["--temp", "1"], True)):
+        assert main(["generate", "--json", "-q", "-n", "2", "-m", str(tiny_checkpoint), *options, "ab"]) == 0
+        assert (json.loads(capsys.readouterr().out)["seed"] is not None) == seeds
+
+
+def test_a_temperature_that_overflows_is_refused(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ["generate", "-n", "2", "-m", str(tiny_checkpoint)]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--temperature", "1e-320", "ab"])
+    assert ended.value.code == 2
+    assert "--temperature: got 1e-320, expected 0 or a number of at least 1e-06 and at most" in capsys.readouterr().err
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main([*command, "--temperature", "1e-6", "--repetition-penalty", "1e-6", "ab"]) == 0
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "ab", "temperature": 1e-320}\n')
+    assert main([*command, "--prompts-file", str(path)]) == 2
+    assert "temperature: got 1e-320, expected 0 or a number of at least 1e-06" in capsys.readouterr().err
 
 
 def test_the_seed_is_shown_where_it_matters(tiny_checkpoint: Path, capsys: Capture) -> None:
