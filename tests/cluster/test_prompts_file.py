@@ -106,7 +106,7 @@ def test_a_prompt_that_fails_and_the_rest(
     assert main(command) == 1
     out, err = capsys.readouterr()
     assert [json.loads(line)["index"] for line in out.splitlines()] == [0, 2]
-    assert f"error: prompt 1: {path} line 2: prompt: got 601 tokens, expected fewer than 512" in err
+    assert f"error: {path} line 2: prompt: got 601 tokens, expected fewer than 512" in err
     assert "2 prompts answered, 1 failed" in err
 
 

@@ -124,7 +124,7 @@ class Answers:
     def write(self, row: dict[str, Any]) -> None:
         """Add a line, and see to it that it stays."""
         self.cut()
-        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._file.flush()
         if self._path is not None and time.monotonic() - self._synced > _SYNC_EVERY:
             _sync(self._file)

@@ -77,7 +77,7 @@ def answering(
         work = ((name, batch) for batch in batches)
         for (_, batch), results in cluster.in_order(client, answer, work):
             died = isinstance(results, cluster.WorkersDiedError)
-            yield batch, [str(results)] * len(batch) if died else results
+            yield batch, [f"{task.prompt.where}: {results}" for task in batch] if died else results
 
     try:
         yield answers

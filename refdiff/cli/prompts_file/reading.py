@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from typing import Any
 
 from refdiff.cli.answering import FILTERS, NUMBERS
 from refdiff.cli.flags import UsageError
+from refdiff.messages import show_name
 
 MAX_LINE = 10_000_000
 """Bytes of the longest line: a device such as /dev/zero has one without end."""
+_MAX_DIGITS = 4300  # of an integer: Python's own limit
 _FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *NUMBERS)
 
 
@@ -100,7 +103,7 @@ class Prompts:
         try:
             return self._of_json(index, where, line)
         except UsageError as error:
-            return Prompt(index, "", problem=str(error))
+            return Prompt(index, "", problem=str(error), where=where)
 
     def _plain(self, index: int, number: int, line: str) -> Prompt:
         return Prompt(index, line, where=self._where(number))
@@ -110,18 +113,16 @@ class Prompts:
 
     def _of_json(self, index: int, where: str, line: str) -> Prompt:
         try:
-            row = json.loads(line, parse_constant=_refuse_constant)
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"{where}: has half a surrogate pair, such as \\ud800, which is not a character") from None
-        except (ValueError, RecursionError) as error:
+            row = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer)
+        except RecursionError:
+            raise UsageError(f"{where}: not JSON: nested too deeply") from None
+        except ValueError as error:
             raise UsageError(f"{where}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise UsageError(f'{where}: got no object, expected {{"prompt": "..."}}')
+        _check_characters(row, where)
         self.ignored.update(dict.fromkeys(key for key in row if key not in _FIELDS))
         row = {key: value for key, value in row.items() if value is not None}  # null: not given
-        if "max_tokens" in row:
-            row.setdefault("max_new_tokens", row.pop("max_tokens"))
         messages = _messages(row, where)
         text = row.get("prompt", row.get("text"))
         if messages is not None and text is not None:
@@ -154,11 +155,35 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is beyond the largest number, 1.8e308")
+    return value
+
+
+def _integer(text: str) -> int:
+    if (digits := len(text.lstrip("-"))) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {digits:,} digits, expected at most {_MAX_DIGITS:,}")
+    return int(text)
+
+
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
+        return isinstance(json.loads(line, parse_int=str), dict)
+    except (ValueError, RecursionError):
         return False
+
+
+def _check_characters(row: dict[str, Any], where: str) -> None:
+    """Refuse half a surrogate pair anywhere in a row: no file can have it."""
+    for key, value in row.items():
+        try:
+            json.dumps({key: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{where}: {show_name(key)}: has half a surrogate pair, such as \\ud800, which is not a character"
+            ) from None
 
 
 def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
@@ -175,11 +200,14 @@ def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
 
 def _options(row: dict[str, Any], where: str) -> dict[str, Any]:
     """What a row sets for itself, checked."""
+    if "max_tokens" in row and "max_new_tokens" in row:
+        raise UsageError(f"{where}: got max_tokens and max_new_tokens, expected one of them")
     options: dict[str, Any] = {}
     for key, value in row.items():
-        if key in NUMBERS:
+        name = "max_new_tokens" if key == "max_tokens" else key
+        if name in NUMBERS:
             try:
-                options[key] = NUMBERS[key].check(value)
+                options[name] = NUMBERS[name].check(value)
             except argparse.ArgumentTypeError as error:
                 raise UsageError(f"{where}: {key}: {error}") from None
     if "system" in row:

@@ -142,7 +142,7 @@ def _write(
                     if isinstance(result, str):
                         failed += 1
                         bar.clear()
-                        note(f"refdiff generate: error: prompt {task.prompt.index}: {in_flags(result)}")
+                        note(f"refdiff generate: error: {in_flags(result)}")
                         bar.refresh()
                         continue
                     answers.write(_line(task, result))

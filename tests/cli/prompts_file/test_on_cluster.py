@@ -20,7 +20,7 @@ from refdiff.cli.parser import build_parser
 from refdiff.cli.prompts_file.batches import Task
 from refdiff.cli.prompts_file.reading import Prompt
 
-BATCH = [Task(Prompt(0, "ab"), 1, ""), Task(Prompt(1, "c"), 2, "")]
+BATCH = [Task(Prompt(0, "ab", where="in line 1"), 1, ""), Task(Prompt(1, "c", where="in line 2"), 2, "")]
 NAME = "refdiff.cli.prompts_file.on_cluster"
 
 
@@ -112,4 +112,4 @@ def test_prompts_of_dead_workers_have_failed(module: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(module.cluster, "in_order", lambda client, function, items: ((i, died) for i in items))
     client = SimpleNamespace(register_plugin=lambda plugin, name: None, unregister_worker_plugin=lambda name: 1 / 0)
     with module.answering(client, arguments(Path("a/model"))) as answers:
-        assert list(answers([BATCH])) == [(BATCH, ["4 workers died", "4 workers died"])]
+        assert list(answers([BATCH])) == [(BATCH, ["in line 1: 4 workers died", "in line 2: 4 workers died"])]

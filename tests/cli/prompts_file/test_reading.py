@@ -48,7 +48,7 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, tmp_
         ('{"prompt": "a", "max_new_tokens": "7"}', "max_new_tokens: got '7', expected a whole number of at least 0"),
         (
             '{"prompt": "a", "max_tokens": 1000000000000000000000}',
-            "max_new_tokens: got 1000000000000000000000, expected",
+            "max_tokens: got 1000000000000000000000, expected",
         ),
         (
             '{"prompt": "a", "num_beams": 1000000}',
@@ -56,8 +56,14 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, tmp_
         ),
         ('{"prompt": "a", "top_p": NaN}', "not JSON: NaN is not a JSON number"),
         ('{"prompt": "a", "id": Infinity}', "not JSON: Infinity is not a JSON number"),
-        ('{"prompt": "a", "id": "\\ud800"}', "has half a surrogate pair"),
-        ("[" * 100_000, "not JSON"),
+        ('{"prompt": "a", "id": 1e400}', "not JSON: 1e400 is beyond the largest number, 1.8e308"),
+        ('{"prompt": "a", "id": [-1e999]}', "not JSON: -1e999 is beyond the largest number"),
+        ('{"prompt": "a", "id": ' + "9" * 5000 + "}", "not JSON: an integer of 5,000 digits, expected at most 4,300"),
+        ('{"prompt": "a", "id": "\\ud800"}', "id: has half a surrogate pair"),
+        ('{"prompt": "a", "i\\ud800d": 1}', "'i\\ud800d': has half a surrogate pair"),
+        ("[" * 100_000, "not JSON: nested too deeply"),
+        ('{"prompt": "a", "max_tokens": "3"}', "max_tokens: got '3', expected"),
+        ('{"prompt": "a", "max_tokens": 3, "max_new_tokens": 4}', "got max_tokens and max_new_tokens, expected one of"),
         ('{"prompt": "a", "stop": [""]}', "none empty"),
         ('{"prompt": "a", "stop": 5}', "stop: got 5, expected a string or a list of strings"),
         ('{"prompt": "a", "system": 5}', "system: got 5, expected a string"),
@@ -90,6 +96,8 @@ def test_a_line_that_looks_like_json_but_is_no_object_is_text(tmp_path: Path) ->
     path = tmp_path / "prompts"
     path.write_bytes(b"\xef\xbb\xbf[1, 2]\r\n{not json\r\n")
     assert read(path) == [Prompt(0, "[1, 2]"), Prompt(1, "{not json")]
+    path.write_text("[" * 100_000)
+    assert read(path) == [Prompt(0, "[" * 100_000)]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_prompt_that_fails_is_reported_and_the_rest_go_on(
     assert main(command) == 1
     assert [row["index"] for row in rows_of(out)] == [0, 2]
     err = capsys.readouterr().err
-    assert f"error: prompt 1: {path} line 2: prompt: got 601 tokens, expected fewer than 512" in err
+    assert f"error: {path} line 2: prompt: got 601 tokens, expected fewer than 512" in err
     assert "2 prompts answered, 1 failed" in err
     assert main(command) == 1  # tried again, and again reported
     assert [row["index"] for row in rows_of(out)] == [0, 2]
@@ -179,7 +179,7 @@ def test_a_bad_row_is_reported_and_the_rest_is_answered(tiny_checkpoint: Path, t
         assert main(command) == 1
         assert [row["index"] for row in rows_of(out)] == [0, 2]
         err = capsys.readouterr().err
-        assert f"error: prompt 1: {path} line 2: top_k: got -1, expected a whole number of at least 0" in err
+        assert f"error: {path} line 2: top_k: got -1, expected a whole number of at least 0" in err
     path.write_text('{"prompt": 1}\n{"prompt": 2}\n')
     assert main([*command[:-1], str(tmp_path / "none.jsonl")]) == 2
     assert "; and 1 more such lines" in capsys.readouterr().err
