@@ -27,12 +27,20 @@ def printable(text: object, limit: int = MAX_MESSAGE) -> str:
 
 
 def list_problems(problems: Sequence[str], limit: int = 20) -> str:
-    """One problem as it is, or several with a line each, the first `limit` of them in full."""
+    """One problem as it is, or several with a line each: the first `limit`, or fewer where a message has no room."""
     if len(problems) == 1:
         return problems[0]
-    lines = [f"{len(problems)} problems:", *(f"  {problem}" for problem in problems[:limit])]
-    if len(problems) > limit:
-        lines.append(f"  and {len(problems) - limit} more")
+    room, length = 3 * MAX_MESSAGE // 4, 0  # the rest is for the name of the file
+    shown: list[str] = []
+    for problem in problems[:limit]:
+        line = f"  {_cut(problem, room - 2)}"
+        length += len(line)
+        if length > room:
+            break
+        shown.append(line)
+    lines = [f"{len(problems)} problems:", *shown]
+    if len(problems) > len(shown):
+        lines.append(f"  and {len(problems) - len(shown)} more")
     return "\n".join(lines)
 
 

@@ -82,3 +82,15 @@ def test_a_message_is_short_and_keeps_its_end(letter: str) -> None:
         assert shown.startswith("file: ")
         assert shown.endswith("; the fix")
     assert messages.printable("x" * 2000) == "x" * 2000
+
+
+@pytest.mark.parametrize(("count", "length"), [(3, 40), (20, 60), (56, 130), (56, 1400), (5000, 10)])
+def test_a_long_list_of_problems_ends_between_two_problems(count: int, length: int) -> None:
+    problems = [f"model.layers.{i}.".ljust(length, "x") for i in range(count)]
+    head, *lines = messages.printable(messages.list_problems(problems)).splitlines()
+    assert head == f"{count} problems:"
+    whole = [line.strip() for line in lines if line.strip() in problems]
+    assert whole == problems[: len(whole)]
+    assert whole
+    rest = [f"  and {count - len(whole)} more"] if len(whole) < count else []
+    assert lines[len(whole) :] == rest

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from refdiff.cli.flags import Number, UsageError, add_common, add_machine, add_model, add_prompt
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import PICTURES, check_file, write_picture
-from refdiff.cli.terminal import Waiting
+from refdiff.cli.terminal import Waiting, note, size
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -87,6 +87,7 @@ def _check_output(args: argparse.Namespace, path: Path) -> None:
 def _write(maps: AttentionMaps, args: argparse.Namespace, path: Path, prompt: str) -> None:
     from refdiff import viz
     from refdiff.files import write_atomically
+    from refdiff.viz.page import build
 
     kind = path.suffix.lower()
     if kind in PICTURES:
@@ -94,8 +95,12 @@ def _write(maps: AttentionMaps, args: argparse.Namespace, path: Path, prompt: st
         write_picture(figure, path)
     elif kind == ".html":
         chosen = (args.layer, args.pair) if (args.layer, args.pair) != (None, None) else maps.most_cancelling()
-        page = viz.attention_page(maps, prompt=prompt, model=args.model, layer=chosen[0], pair=chosen[1])
-        write_atomically(path, page.encode("utf-8"))
+        text = viz.attention_page(maps, prompt=prompt, model=args.model, layer=chosen[0], pair=chosen[1])
+        page = text.encode("utf-8")
+        write_atomically(path, page)
+        if len(page) > build.LARGE_BYTES:
+            large = f"{path}: {size(len(page))}, which a browser opens slowly"
+            note(f"refdiff: warning: {large}; a shorter text makes a smaller page")
     else:
         import numpy as np
 

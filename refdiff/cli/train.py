@@ -236,7 +236,9 @@ def _trained(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, q
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(trainer.threads)
-    if not quiet:
+    if trainer.step == (last := trainer.settings.steps):
+        note(f"refdiff train: the run is at step {last} of {last} already; raise --max-steps to continue it")
+    elif not quiet:
         model, corpus = trainer.model, trainer.corpus
         counts = ", ".join(f"{len(tokens):,} tokens for {part}" for part, tokens in corpus.tokens.items())
         note(f"{model.num_parameters():,} parameters; {counts}; step {trainer.step} of {trainer.settings.steps}")
@@ -390,7 +392,7 @@ def _watched(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, q
     """Run with a bar where somebody watches, and lines for what comes now and then."""
     from tqdm import tqdm
 
-    hidden = quiet or not sys.stderr.isatty()
+    hidden = quiet or not sys.stderr.isatty() or trainer.step == trainer.settings.steps
     with tqdm(total=trainer.settings.steps, initial=trainer.step, unit="step", file=sys.stderr, disable=hidden) as bar:
 
         def report(record: dict[str, Any]) -> None:

@@ -33,6 +33,20 @@ def test_a_page(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
+def test_a_large_page_is_announced(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["attention", "-m", str(tiny_checkpoint), "a b c", "-o", str(tmp_path / "page.html")]
+    assert main(command) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("refdiff.viz.page.build.LARGE_BYTES", 1000)
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"refdiff: warning: \S+page\.html: \d+\.?\d* kB, .* browser .*; a shorter text .*\n", said), (
+        said
+    )
+
+
 def test_arrays(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "maps.npz"
     assert main(["attention", "-m", str(tiny_checkpoint), "-p", "h é", "-o", str(path), "--dtype", "float64"]) == 0

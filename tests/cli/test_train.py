@@ -305,6 +305,21 @@ def test_a_folder_with_a_run_in_it_is_not_written_over(run: Any, text: Path) -> 
     assert b"-o out: has a run already; continue it with --resume" in result.stderr
 
 
+def test_a_finished_run_that_is_resumed_says_so(
+    run: Any, text: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    assert run("train", text, "-o", "out", *SMALL, "--max-steps", "3").returncode == 0
+    before = lines_of(tmp_path / "out")
+    done = run("train", "-o", "out", "--resume")
+    assert (done.returncode, done.stdout) == (0, b"out/step-000003\n")
+    said = done.stderr.decode().splitlines()
+    assert said == ["refdiff train: the run is at step 3 of 3 already; raise --max-steps to continue it"]
+    assert run("train", "-o", "out", "--resume", "-q").stderr == done.stderr
+    status, seen = in_terminal(environment, tmp_path, "train", "-o", "out", "--resume")
+    assert (status, seen.split()) == (0, said[0].split())
+    assert lines_of(tmp_path / "out") == before
+
+
 def test_resumed_with_flags_that_may_change(run: Any, text: Path, tmp_path: Path) -> None:
     assert run("train", text, "-o", "out", *SMALL, "--steps", "2", "--rate", "0.002", "-q").returncode == 0
     result = run("train", "-o", "out", "--resume", "--steps", "3", "--rate", "1e-3", "-q")  # the flag's default
