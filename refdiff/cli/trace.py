@@ -19,9 +19,12 @@ from refdiff.cli.terminal import Waiting, note, size
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
+    from refdiff.oracle.divergence import Divergence
     from refdiff.oracle.trace import Trace
     from refdiff.oracle.trace.known_points import Point
 
+WORST = 10
+"""Points that a comparison lists without --all."""
 KINDS = (".safetensors", ".npz")
 PRECISIONS = ("auto", "float64", "float32", "tf32", "float16", "bfloat16")
 
@@ -59,6 +62,7 @@ refdiff trace --compare mine.safetensors run.safetensors
         metavar="TYPE",
         help="the type that MINE computes in (default: auto)",
     )
+    compare.add_argument("--all", action="store_true", help="list every point, not the worst 10 (default: off)")
     compare.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
     add_common(parser)
     parser.notes = [
@@ -203,9 +207,15 @@ def _compare(args: argparse.Namespace) -> int:
     reference = read_trace(ref, model=model)
     with Waiting("comparing", quiet=args.quiet):
         found = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
-    text = json.dumps(found.to_dict(), ensure_ascii=False, indent=2, allow_nan=False) if args.json else str(found)
+    text = json.dumps(found.to_dict(), ensure_ascii=False, indent=2, allow_nan=False) if args.json else _report(found, args)
     sys.stdout.write(text + "\n")
     return int(bool(found))
+
+
+def _report(found: Divergence, args: argparse.Namespace) -> str:
+    from refdiff.oracle.divergence.report import lines
+
+    return "\n".join(lines(found, None if args.all else WORST))
 
 
 HEAD = (

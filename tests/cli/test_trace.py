@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,25 @@ def test_comparisons(recorded: Path, tmp_path: Path, capsys: Capture) -> None:
     assert (found["path"], found["mode"]) == ("model.layers.1.self_attn.lambda_full", "free")
     assert main(["trace", "--compare", str(recorded), str(recorded), "--json", "--precision", "bfloat16"]) == 0
     assert json.loads(capsys.readouterr().out)["precision"] == "bfloat16"
+
+
+def test_a_comparison_fits_a_terminal_and_every_point_comes_on_request(
+    recorded: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    points = list(read_trace(recorded))
+    wrong = mistaken(recorded, tmp_path / "mine.safetensors")
+    row = re.compile(r"  (equal|DIFFERS) +(\S+)  (\S+)")
+    for mine, status in ((recorded, 0), (wrong, 1)):
+        assert main(["trace", "--compare", str(mine), str(recorded), "--all"]) == status
+        every = [m.groups() for line in capsys.readouterr().out.splitlines() if (m := row.fullmatch(line))]
+        assert [point for *_, point in every] == points
+        assert main(["trace", "--compare", str(mine), str(recorded)]) == status
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 24
+        assert lines[-1] == f"  and {len(points) - 10} points with smaller errors; --all shows them"
+        worst = [m.groups() for line in lines if (m := row.fullmatch(line))]
+        assert worst == [entry for entry in every if entry in worst]  # in the order of the run
+        assert sorted(float(ratio) for _, ratio, _ in worst) == sorted(float(ratio) for _, ratio, _ in every)[-10:]
 
 
 def test_where_the_model_is(recorded: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:

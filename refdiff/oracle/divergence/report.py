@@ -24,8 +24,8 @@ _MODES = {
 }
 
 
-def lines(found: Divergence) -> list[str]:
-    """The first point that is not right, then every point that was compared."""
+def lines(found: Divergence, worst: int | None = None) -> list[str]:
+    """The first point that is not right, then every point that was compared, or the `worst` of them without remarks."""
     compared = [s for s in found.stages if s.status != "missing"]
     head = f"{len(compared)} of {len(found.stages)} points compared in {found.precision}: {_MODES[found.mode]}"
     result = [line for text in found.apart for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
@@ -45,11 +45,14 @@ def lines(found: Divergence) -> list[str]:
         elif before:
             result += [f"  right up to {before[-1].path}"]
     result += ["", f"  {'':12}{'error/allowed':>13}  point"]
-    for stage in compared:
+    shown = compared if worst is None else sorted(_worst(compared, first, worst), key=compared.index)
+    for stage in shown:
         mark = {"equal": "equal", "equal up to": "equal up to", "differs": "DIFFERS"}[stage.status]
         result += [f"  {mark:12}{stage.ratio:>13.2g}  {stage.path}"]
-        if stage.what:
+        if stage.what and worst is None:
             result += textwrap.wrap(stage.what, WIDTH - 2, initial_indent=" " * 29, subsequent_indent=" " * 29)
+    if hidden := len(compared) - len(shown):
+        result += [f"  and {hidden} points with smaller errors; --all shows them"]
     if found.unknown:
         names = ", ".join(found.unknown[:8]) + (f", … ({len(found.unknown)})" if len(found.unknown) > 8 else "")
         result += ["", *textwrap.wrap(f"no point of the reference: {names}", WIDTH)]
@@ -57,6 +60,11 @@ def lines(found: Divergence) -> list[str]:
         hints = [f"  {name}{hint}" for name in found.unknown[:8] if (hint := near_point(name, missing))]
         result += [line for hint in hints[:3] for line in textwrap.wrap(hint, WIDTH, subsequent_indent="    ")]
     return result
+
+
+def _worst(compared: list[Stage], first: Stage | None, count: int) -> list[Stage]:
+    """The points of the largest errors, the first divergence among them."""
+    return sorted(compared, key=lambda s: (s is not first, s.status != "differs", -s.ratio))[:count]
 
 
 _INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "  "}
