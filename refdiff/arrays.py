@@ -136,7 +136,7 @@ def backend(name: str | ModuleType) -> Any:
         advice = f'on a machine with a CUDA device, pip install "{_cupy_package()}[ctk]>=13.3"'
         if _CUDA_LIBRARY.search(str(told)):
             advice = f'install CUDA\'s libraries, pip install "{_cupy_package()}[ctk]>=14"'
-        raise RuntimeError(f'backend "cupy" does not answer ({reason}): {advice}, or use backend "numpy"') from error
+        raise RuntimeError(f'backend "cupy" is not available ({reason}): {advice}, or use backend "numpy"') from error
     if not works:
         raise RuntimeError('backend "cupy" computed 1 + 1 + 1 wrongly: use backend "numpy"')
     return importlib.import_module("array_api_compat.cupy")

@@ -141,7 +141,7 @@ def _planned(
         return new, None
     if step not in _STEPS:
         raise ValueError(
-            f"there is no exact conversion from wiring {step[0]!r} to {step[1]!r}: the norm after attention divides "
+            f"cannot convert wiring {step[0]!r} to {step[1]!r} exactly: the norm after attention divides "
             "each token's head by its own size, which no weights can do or undo"
             + ("; weights of 0 for the second map make it uniform attention, not none" if step[0] == "none" else "")
         )
@@ -218,10 +218,10 @@ class Proof:
         )
 
     def __str__(self) -> str:
-        others = f"not the same are {', '.join(self.changed)}" if self.changed else "the other weights are the same"
         return (
-            f"{len(self.differences)} attention layers in both wirings, in float64, on random inputs: they differ by "
-            f"at most {self.worst:.1e} of the largest output (layer {self.layer}); {others}"
+            f"{len(self.differences)} attention layers compared in float64 on random inputs\n"
+            f"  largest difference: {self.worst:.1e} of the largest output (layer {self.layer})\n"
+            f"  other weights: {', '.join(self.changed) + ' changed' if self.changed else 'unchanged'}"
         )
 
 
@@ -354,7 +354,7 @@ def _none_to_v2(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params
 def _v2_to_none(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
     if np.any(to_numpy(p["lambda_proj"]["weight"])):
         raise ValueError(
-            "there is no exact conversion from wiring 'v2' to 'none' where λ depends on the token: lambda_proj.weight "
+            "cannot convert wiring 'v2' to 'none' exactly where λ depends on the token: lambda_proj.weight "
             "is not 0, and a Llama's output projection is the same for every token"
         )
     h, K, halves = old.num_attention_heads, old.num_key_value_heads, np.argsort(_interleaved(old))
@@ -415,8 +415,8 @@ def _size_for_epsilon(target: float, source: float) -> float:
         return 1.0
     if min(target, source) == 0:
         raise ValueError(
-            f"there is no exact conversion between a norm with ε = {source} and one with ε = {target}: any two others "
-            "differ by the size of the values, but 0 by an infinite one. Is rms_norm_eps right?"
+            f"cannot convert a norm with ε = {source} to one with ε = {target} exactly, where one of them is 0; "
+            "check rms_norm_eps"
         )
     return math.sqrt(target / source)
 

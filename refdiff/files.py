@@ -199,8 +199,8 @@ def follow(folder: Path, path: Path) -> Path:
         blobs = [repo / "blobs", repo.parent / "blobs" / real.name[:2]]
     if root not in real.parents and real.parent not in blobs:
         raise CheckpointError(
-            f"{folder}: {ascii(path.name)[:80]} is a link that leads out of the checkpoint's folder and is not "
-            "followed; put the file itself, or a hard link to it, into the folder"
+            f"{folder}: {ascii(path.name)[:80]} is a link that leads out of the folder and is not followed; "
+            "put the file itself, or a hard link to it, into the folder"
         )
     return real
 

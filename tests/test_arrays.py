@@ -135,7 +135,7 @@ def test_cupy_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cupy_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     message = (
-        'backend "cupy" does not answer (ModuleNotFoundError: import of cupy halted; None in sys.modules): '
+        'backend "cupy" is not available (ModuleNotFoundError: import of cupy halted; None in sys.modules): '
         'on a machine with a CUDA device, pip install "cupy-cuda12x[ctk]>=13.3", or use backend "numpy"'
     )
     with says(RuntimeError, message):
@@ -148,7 +148,7 @@ def test_cupy_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     cupy_that(monkeypatch, fails)
     message = (
-        'backend "cupy" does not answer (OSError: no CUDA-capable device): on a machine '
+        'backend "cupy" is not available (OSError: no CUDA-capable device): on a machine '
         'with a CUDA device, pip install "cupy-cuda12x[ctk]>=13.3", or use backend "numpy"'
     )
     with says(RuntimeError, message):
@@ -162,7 +162,7 @@ def test_the_reason_is_not_lost_between_signs(monkeypatch: pytest.MonkeyPatch, c
 
     cupy_that(monkeypatch, fails)
     reason = "ImportError: Failed to import CuPy." if cause is None else f"OSError: {cause}"
-    with pytest.raises(RuntimeError, match=re.escape(f'backend "cupy" does not answer ({reason}): on a machine')):
+    with pytest.raises(RuntimeError, match=re.escape(f'backend "cupy" is not available ({reason}): on a machine')):
         arrays.backend("cupy")
 
 
@@ -208,7 +208,7 @@ def test_a_missing_library_of_cuda_is_told_from_a_missing_device(
     cupy_that(monkeypatch, fails)
     monkeypatch.setattr("importlib.metadata.distributions", lambda name: iter([name] if name == package else []))
     message = (
-        f'backend "cupy" does not answer (RuntimeError: {told}): install CUDA\'s libraries, pip install '
+        f'backend "cupy" is not available (RuntimeError: {told}): install CUDA\'s libraries, pip install '
         f'"{package}[ctk]>=14", or use backend "numpy"'
     )
     with says(RuntimeError, message):

@@ -45,7 +45,7 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
     which.add_argument("--rows", metavar="ROW,…", help="rows to measure (default: some of each but train)")
     which.add_argument("--train", action="store_true", help="measure training steps instead (default: off)")
     how = parser.add_argument_group("how")
-    how.add_argument("--pairs", type=Number(int, 1), metavar="N", help="turns of each side (default: 5, --quick 1)")
+    how.add_argument("--pairs", type=Number(int, 1), metavar="N", help="repetitions per side (default: 5, --quick 1)")
     how.add_argument("--quick", action="store_true", help="short rows, to see that it works (default: off)")
     add_threads(how)
     add_backend(how)
@@ -56,7 +56,7 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
     output.add_argument("--plot", metavar="FILE", help="draw it, .png, .svg or .pdf (default: none)")
     add_common(output)
     parser.notes = [
-        "A ratio is the median of neighbouring turns. Above 1, refdiff is faster; of memory, below 1, it needs less. "
+        "A ratio is the median over the repetitions. Above 1, refdiff is faster; of memory, below 1, it needs less. "
         "The share is of what NumPy's BLAS reads (gemv) or multiplies (sgemm) on this machine, measured before and "
         "after each pair. Exit status: 1 where a row failed, or the sides generated different tokens.",
         f"--like is {LIKE[0]} (4.94 GB), {LIKE[1]} (2.78 GB) or {LIKE[2]} (0.5 MB).",

@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
     parser.examples = """
 refdiff check --spec hf_diffllama --layer 3 mine.safetensors
 refdiff check --spec ms_v1 --set window=128 --print-spec mine.npz
-refdiff check --selftest --seeds 20 --jobs 2 --keep runs --markdown
+refdiff check --selftest --seeds 20 --jobs 2 --state runs --markdown
 """
     parser.add_argument("file", metavar="FILE", nargs="?", help="inputs and outputs of the kernel")
     parser.add_argument("--inputs", action="store_true", help="list the arrays that FILE may hold (default: off)")
@@ -50,14 +50,17 @@ refdiff check --selftest --seeds 20 --jobs 2 --keep runs --markdown
     selftest.add_argument("--seeds", type=number, default=1, metavar="N", help="number of seeds (default: 1)")
     selftest.add_argument("--jobs", type=number, default=1, metavar="N", help="seeds at a time (default: 1)")
     add_dask(selftest)
-    selftest.add_argument("--keep", metavar="FOLDER", help="a file per seed, to resume (default: none)")
+    state = selftest.add_argument(
+        "--state", dest="keep", metavar="FOLDER", help="a file per seed, to resume from (default: none)"
+    )
+    parser.add_alias(state, "--keep")
     selftest.add_argument("--kernels", metavar="MODULE:NAME", help="correct kernels to judge too (default: none)")
     selftest.add_argument("--markdown", action="store_true", help="print a page, not a table (default: off)")
     add_common(parser, offline=False)
     parser.notes = [
         "Exit status: 0 passed; 1 not passed: fail, or inconclusive, where correct kernels differ so much on these "
         "inputs that they show nothing; 2 error. Of the selftest: 0 every mutant is caught and every correct kernel "
-        "passes; 1 not; 2 error.",
+        "passes; 1 otherwise; 2 error.",
         SPEC_NOTE + " Dimensions that it lacks are read off the arrays.",
         RECIPE_NOTE,
         "--kernels tests.parity.real_kernels:KERNELS names a dict of functions.",

@@ -44,9 +44,9 @@ refdiff convert path/to/llama path/to/new --to v2
         "hf = transformers' DiffLlama; paper = unilm's multihead_flashdiff_1.py, whose output matrix is called "
         "out_proj; v2 = DIFF V2, unilm's multihead_flashdiffv2.py; none = a Llama.",
         "hf and paper convert into each other, none into v2, and v2 into none where its λ depends on nothing. The "
-        "rest has no exact conversion and is refused. Weights in 16 bits are rounded once more where they are "
-        "multiplied; the second line printed says by how much that moves a layer. More than rounding explains is an "
-        "error, and nothing is written.",
+        "rest cannot be converted exactly and is refused. Converting 16-bit weights rounds some of them again; the "
+        "second report shows the effect on each layer's output. If the difference exceeds rounding error, the command "
+        "fails and writes nothing.",
         "--eager: unilm's multihead_diffattn.py pairs other keys where there are fewer keys than queries.",
     ]
 
@@ -93,8 +93,9 @@ def run(args: argparse.Namespace) -> int:
             proof = prove(before, (after[0], written), dtype=dtype)
             _refuse_what_differs(proof, dtype)
     sys.stdout.write(
-        f"as written to {output} in {dtype}: at most {proof.worst:.1e} (layer {proof.layer}); one rounding of every "
-        f"weight makes up to {max(proof.rounded):.1e}\n"
+        f"as written in {dtype}\n"
+        f"  largest difference: {proof.worst:.1e} (layer {proof.layer})\n"
+        f"  explained by rounding every weight once: {max(proof.rounded):.1e}\n"
     )
     return 0
 
@@ -150,8 +151,8 @@ def _refuse_what_differs(proof: Proof, dtype: str | None = None) -> None:
     if dtype is None:
         raise RuntimeError(f"the conversion is wrong: {far} (layer {layer}) is more than rounding; nothing was written")
     raise RuntimeError(
-        f"attention layer {layer}{how} differs by {far} of its largest output, but one rounding of every weight makes "
-        f"{proof.rounded[layer]:.1e}: {dtype} does not hold the converted weights, so name a --dtype of more range; "
+        f"attention layer {layer}{how} differs by {far} of its largest output, but rounding every weight once explains "
+        f"{proof.rounded[layer]:.1e}: {dtype} cannot hold the converted weights; choose a --dtype with more range; "
         "nothing was written"
     )
 

@@ -92,7 +92,7 @@ def _add_sampling(parser: Parser, group: argparse._ArgumentGroup) -> None:
     def number(name: str, metavar: str, *flags: str, text: str) -> argparse.Action:
         return group.add_argument(*flags, dest=name, type=NUMBERS[name], metavar=metavar, help=text)
 
-    length = number("max_new_tokens", "N", "-n", "--max-new-tokens", text="0 = as many as fit (default: 128)")
+    length = number("max_new_tokens", "N", "-n", "--max-new-tokens", text="0 = up to the context length (default: 128)")
     temperature = number("temperature", "T", "--temperature", text="randomness, 0 = greedy (default: 0)")
     parser.add_alias(length, "--max-tokens")
     parser.add_alias(temperature, "--temp")

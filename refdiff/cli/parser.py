@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
     """A parser with -h for the options that matter first and --help for all of them; errors are one line.
 
     Attributes:
-        examples: command lines, one a line, that the help opens with.
+        examples: command lines, one a line, which the help shows after the usage.
         brief: options that -h shows; None = all.
         aliases: other spellings of options, which are accepted, and which --help lists at its end.
         notes: paragraphs after the options of --help.
@@ -128,7 +128,7 @@ class Parser(argparse.ArgumentParser):
             for note in [*self.notes, *self._alias_notes()]:
                 formatter.add_text(note)
         lines = self.examples.strip().splitlines()[: 2 if brief else None]
-        parts = ["examples:", *(f"  {line.strip()}" for line in lines), "", f"usage: {self.format_usage().strip()}", ""]
+        parts = [f"usage: {self.format_usage().strip()}", "", "examples:", *(f"  {line.strip()}" for line in lines), ""]
         text: str = "\n".join(parts) + "\n" + formatter.format_help()
         if self.has_commands:
             text += "\ncommands:\n" + "".join(f"  {name:<11} {summary}\n" for name, summary in COMMANDS.items())

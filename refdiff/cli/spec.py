@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError
+from refdiff.cli.terminal import one_line
 
 if TYPE_CHECKING:
     from refdiff.oracle.rounding.recipe import Recipe
@@ -177,7 +178,7 @@ def json_fields(path: str) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+        raise UsageError(one_line(error)) from error
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     return json_object(text, path)

@@ -128,7 +128,8 @@ def _one_line(error: BaseException) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     text = lines[0] + " " + "; ".join(lines[1:]) if lines and lines[0].endswith(":") else " ".join(lines)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        return f"{error.filename}: {why}" if error.filename else why
     if isinstance(error, ValueError | OSError | ImportError | RuntimeError) and text:
         return text
     if isinstance(error, MemoryError):

@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
     parser.description = (
         "Record every intermediate result of a model, or with --spec of one attention, under the names of "
         "transformers' modules and of the points between them; or compare the recording of another program with such a "
-        "file, and name the first point that does not follow from its own inputs."
+        "file, and name the first point that is wrong although the points before it are right."
     )
     parser.examples = """
 refdiff trace path/to/checkpoint "Once upon a time" -o run.safetensors
@@ -207,14 +207,15 @@ def _compare(args: argparse.Namespace) -> int:
     reference = read_trace(ref, model=model)
     with Waiting("comparing", quiet=args.quiet):
         found = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
-    text = json.dumps(found.to_dict(), ensure_ascii=False, indent=2, allow_nan=False) if args.json else _report(found, args)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(_report(found, args) + "\n")
     return int(bool(found))
 
 
 def _report(found: Divergence, args: argparse.Namespace) -> str:
     from refdiff.oracle.divergence.report import lines
 
+    if args.json:
+        return json.dumps(found.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
     return "\n".join(lines(found, None if args.all else WORST))
 
 

@@ -73,9 +73,9 @@ def add_arguments(parser: Parser) -> None:
     """Add the options."""
     parser.description = (
         "Train a small DiffLlama, or a plain Llama to compare it with, on a UTF-8 text. Checkpoints are model folders, "
-        "OUTPUT/step-…, which every command takes; OUTPUT/log.jsonl has a line per step. Ctrl-C saves a checkpoint; a "
-        "run that was killed at any moment and resumed has the weights of one that was not. The folder of the last "
-        "checkpoint goes to standard output."
+        "OUTPUT/step-…, which every command takes; OUTPUT/log.jsonl has a line per step. Ctrl-C saves a checkpoint. "
+        "Killing and resuming a run does not change its weights. The folder of the last checkpoint goes to standard "
+        "output."
     )
     parser.examples = """
 refdiff train tales.txt -o run --max-steps 2000

@@ -72,7 +72,7 @@ def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:
     """
     if input_ids is None:
         input_ids = np.empty((1, 0), dtype=np.int64)
-    refuse_text("input_ids", input_ids)
+    refuse_text("input_ids", input_ids, "model.generate")
     try:
         array = np.asarray(input_ids) if isinstance(input_ids, list | tuple) else to_numpy(input_ids)
     except ValueError as error:

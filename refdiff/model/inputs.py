@@ -35,8 +35,8 @@ def integers(name: str, x: Any) -> IntArray:
     return values.astype(np.int64)
 
 
-def refuse_text(name: str, x: Any) -> None:
-    """Raise where a text, or the dict that a tokenizer returns, stands in place of token ids.
+def refuse_text(name: str, x: Any, call: str = "model") -> None:
+    """Raise where `call` is given a text, or the dict that a tokenizer returns, in place of token ids.
 
     Raises:
         TypeError: says what to do.
@@ -50,7 +50,7 @@ def refuse_text(name: str, x: Any) -> None:
     if isinstance(first, Mapping):
         kind = type(first).__name__
         article = "an" if kind[0] in "AEIOU" else "a"
-        raise TypeError(f"{name}: got {article} {kind}, expected token ids; unpack it, as in model.generate(**inputs)")
+        raise TypeError(f"{name}: got {article} {kind}, expected token ids; unpack it, as in {call}(**inputs)")
 
 
 def token_ids(input_ids: Any) -> IntArray:

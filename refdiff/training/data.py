@@ -204,7 +204,7 @@ def _train_tokenizer(text: Path, cut: int, vocab_size: int) -> tokenizers.Tokeni
         raise ValueError(f"{text}: no text to learn from: the file is empty, or has only a line or two")
     if found < vocab_size:
         raise ValueError(
-            f"vocab_size: got {vocab_size}, expected at most {found} for this text, in which no more is found"
+            f"vocab_size: got {vocab_size}, expected at most {found}: the text has no more tokens to learn"
         )
     separator = tokenizer.token_to_id(SEPARATOR)
     tokenizer.post_processor = processors.TemplateProcessing(

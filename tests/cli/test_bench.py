@@ -82,7 +82,7 @@ def test_without_a_device_one_sentence_says_so(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert "refdiff bench: error: " in done.stderr
-    assert "does not answer (" in done.stderr
+    assert "is not available (" in done.stderr
     assert done.stderr.rstrip().endswith(("--backend numpy", 'backend "numpy"'))
     assert not folder.exists()
 

@@ -90,7 +90,7 @@ def test_gradients_npz_and_json_files(tmp_path: Path, capsys: Capture) -> None:
         (["{folder}/shape.safetensors"], "(query_heads 12, key_heads 4, head_dim 6: read off q, which is taken as (B,"),
         (["{folder}/integers.safetensors"], "integers.safetensors: out has dtype int32, but must be float64"),
         (["--print-spec", "--selftest"], "--print-spec: does not go with --selftest"),
-        (["--spec", "{folder}/none.json", "{file}"], "No such file"),
+        (["--spec", "{folder}/none.json", "{file}"], "no such file"),
         (["--spec", "{folder}/list.json", "{file}"], "holds no JSON object"),
         (["--spec", "{folder}/broken.json", "{file}"], "is not JSON"),
         (["{folder}/inputs.safetensors"], "nothing to judge"),
@@ -195,7 +195,7 @@ def test_selftest(tables: list[dict[str, Any]], capsys: Capture) -> None:
     assert tables[0] == {"kernels": None, "jobs": 1, "keep": None}
     assert main(["check", "--selftest"]) == 0
     assert "100.0 % of 100" in capsys.readouterr().out
-    words = ["--seeds", "3", "--jobs", "3", "--keep", "folder", "--kernels", "a.b:C", "--markdown"]
+    words = ["--seeds", "3", "--jobs", "3", "--state", "folder", "--kernels", "a.b:C", "--markdown"]
     assert main(["check", "--selftest", *words]) == 1, "it killed 98 %"
     assert "| rows | 98 of 100 (98.0 %) |" in capsys.readouterr().out
     assert len(tables[2].pop("seeds")) == 3

@@ -23,10 +23,12 @@ from tests.tolerances import close
 
 Capture = pytest.CaptureFixture[str]
 REPORT = re.compile(
-    r"\A(?P<one>\w+) to (?P<other>\w+): 3 attention layers in both wirings, in float64, on random inputs: they differ "
-    r"by at most (?P<exact>\S+) of the largest output \(layer \d\); the other weights are the same\n"
-    r"as written to (?P<folder>.+) in (?P<dtype>\w+): at most (?P<written>\S+) \(layer \d\); one "
-    r"rounding of every weight makes up to (?P<rounded>\S+)\n\Z"
+    r"\A(?P<one>\w+) to (?P<other>\w+): 3 attention layers compared in float64 on random inputs\n"
+    r"  largest difference: (?P<exact>\S+) of the largest output \(layer \d\)\n"
+    r"  other weights: unchanged\n"
+    r"as written in (?P<dtype>\w+)\n"
+    r"  largest difference: (?P<written>\S+) \(layer \d\)\n"
+    r"  explained by rounding every weight once: (?P<rounded>\S+)\n\Z"
 )
 
 
@@ -46,7 +48,6 @@ def test_what_is_written_computes_the_same(
     report = REPORT.match(capsys.readouterr().out)
     assert report
     assert (report["one"], report["other"], report["dtype"]) == (one, other, dtype)
-    assert report["folder"] == str(tmp_path / "new")
     assert float(report["exact"]) < 1e-13
     assert float(report["written"]) <= limit
     new = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "new", dtype="float64")
@@ -119,7 +120,7 @@ def test_what_has_no_exact_answer_writes_nothing(tmp_path: Path, capsys: Capture
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(
-        f"refdiff convert: error: {tmp_path / 'old'}: there is no exact conversion from wiring 'none' to 'hf': the norm"
+        f"refdiff convert: error: {tmp_path / 'old'}: cannot convert wiring 'none' to 'hf' exactly: the norm"
     )
     assert err.count("\n") == 1
     assert not (tmp_path / "new").exists()
@@ -214,7 +215,7 @@ def test_no_file_from_outside_the_checkpoint_is_copied(
     else:
         (folder / "vocab.json").symlink_to(tmp_path / "id_rsa" if kind == "link" else "/dev/zero")
     assert main(["convert", str(folder), str(tmp_path / "new"), "--to", "paper"]) == 2
-    says = "not a regular file" if kind == "pipe" else "'vocab.json' is a link that leads out of the checkpoint's"
+    says = "not a regular file" if kind == "pipe" else "'vocab.json' is a link that leads out of the folder"
     assert says in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -277,7 +278,7 @@ def test_what_rounding_does_not_explain_is_not_written(tmp_path: Path, capsys: C
     saved(tmp_path / "old", wiring="paper", rms_norm_eps=1e-19)  # so small values are below float16's normal range
     arguments = ["convert", str(tmp_path / "old"), str(tmp_path / "new"), "--to", "hf", "--dtype"]
     assert main([*arguments, "float16"]) == 1
-    assert "float16 does not hold the converted weights, so name a --dtype of more range" in capsys.readouterr().err
+    assert "float16 cannot hold the converted weights; choose a --dtype with more range" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     assert main([*arguments, "bfloat16"]) == 0
 

@@ -127,7 +127,7 @@ def test_verify(tmp_path: Path, capsys: Capture) -> None:
             ["verify", "a", "b", "--layer", "0", "--set", "window=3"],
             "--layer, --set: are for export; verify judges by what VECTORS were written for",
         ),
-        (["export", "a", "--spec", "b.json"], "b.json: No such file or directory"),
+        (["export", "a", "--spec", "b.json"], "b.json: no such file"),
         (
             ["export", "a", "--set", "windw=3"],
             "'windw' is no field of a Spec, did you mean 'window'? there are preset, " + ", ".join(FIELDS),

@@ -25,12 +25,13 @@ def _help(capsys: Capture, *words: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_opens_with_examples_and_fits_80_columns(command: str, capsys: Capture) -> None:
+def test_help_opens_with_usage_and_examples_and_fits_80_columns(command: str, capsys: Capture) -> None:
     words = [command] if command else []
     brief, full = _help(capsys, *words, "-h"), _help(capsys, *words, "--help")
     for lines in (brief, full):
-        assert lines[0] == "examples:"
-        examples = lines[1 : lines.index("")]
+        assert lines[0].startswith("usage: refdiff ")
+        assert lines[1:3] == ["", "examples:"]
+        examples = lines[3 : lines.index("", 3)]
         assert len(examples) >= 2
         assert all("refdiff " in line for line in examples)
         assert max(map(len, lines)) <= 80

@@ -76,7 +76,7 @@ def test_json_with_a_preset(tmp_path: Path) -> None:
         ([*SIZES, "--set", "window=many"], "window is 'many', but must be a whole number of keys, 0 or more, or None"),
         (["--spec", "hf_difllama"], "--spec hf_difllama: did you mean hf_diffllama? there are hf_diffllama, ms_v1"),
         (["--spec", "{"], "--spec is not JSON: "),
-        (["--spec", "[1].json"], "[1].json: No such file"),
+        (["--spec", "[1].json"], "[1].json: no such file"),
     ],
 )
 def test_trouble(words: list[str], message: str) -> None:
@@ -172,7 +172,7 @@ def test_recipes(tmp_path: Path) -> None:
     assert recipe_of(str(tmp_path / "recipe.json")) == recipe
     assert recipe_of("tf32") == Recipe("float32", matmul="tf32")
     assert recipe_of("auto", {"x": np.ones(3, np.float16)}) == Recipe("float16")
-    with says(UsageError, "nowhere.json: No such file or directory"):
+    with says(UsageError, "nowhere.json: no such file"):
         recipe_of("nowhere.json")
     path = tmp_path / "typo.json"
     path.write_text(json.dumps({"p": "int8"}))

@@ -15,7 +15,7 @@ from refdiff.cli.terminal import one_line, size, warnings_in_one_line, write_tex
     [
         (ValueError("top_p is 2:\n  use 1"), "top_p is 2: use 1"),
         (CheckpointError("m: 2 problems:\n  a\n  b"), "m: 2 problems: a; b"),
-        (FileNotFoundError(2, "No such file or directory", "x.txt"), "x.txt: No such file or directory"),
+        (FileNotFoundError(2, "No such file or directory", "x.txt"), "x.txt: no such file"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (KeyError("x"), "KeyError: 'x'"),
         (RuntimeError("no device"), "no device"),

@@ -26,7 +26,7 @@ def test_the_proof_finds_a_single_wrong_row() -> None:
     config, params = convert(model.config, model.params, "hf")
     before = (model.config, model.params)
     assert prove(before, (config, params)).worst < 1e-13
-    assert str(prove(before, (config, params))).startswith("3 attention layers in both wirings, in float64, on random")
+    assert str(prove(before, (config, params))).startswith("3 attention layers compared in float64 on random")
     wrong = copy.deepcopy(params)
     rows = wrong["model"]["layers"][1]["self_attn"]["k_proj"]["weight"]
     rows[[0, 1]] = rows[[1, 0]]
@@ -78,7 +78,7 @@ def test_the_proof_looks_at_the_other_weights_too() -> None:
     proof = prove(before, (config, wrong))
     assert proof.worst < 1e-13
     assert set(proof.changed) == {"model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"}
-    assert "not the same are model.embed_tokens.weight, model.layers.1.mlp.up_proj.weight" in str(proof)
+    assert "other weights: model.embed_tokens.weight, model.layers.1.mlp.up_proj.weight changed" in str(proof)
 
 
 def test_the_proof_finds_another_epsilon() -> None:

@@ -211,9 +211,7 @@ def test_nothing_is_written_to_and_the_rest_is_shared() -> None:
 )  # fmt: skip
 def test_where_the_norm_is_in_the_way(one: str, other: str) -> None:
     model = small_model(wiring=one)
-    with pytest.raises(
-        ValueError, match=f"no exact conversion from wiring '{one}' to '{other}': the norm after"
-    ) as said:
+    with pytest.raises(ValueError, match=f"cannot convert wiring '{one}' to '{other}' exactly: the norm after") as said:
         convert(model.config, model.params, other)
     assert ("weights of 0 for the second map make it uniform attention" in str(said.value)) == (one == "none")
 

@@ -72,7 +72,7 @@ def test_an_unknown_backend_is_told_before_anything_is_read():
 
 def test_cupy_without_a_device_is_one_clear_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(RuntimeError, match=r'backend "cupy" does not answer .* or use backend "numpy"'):
+    with pytest.raises(RuntimeError, match=r'backend "cupy" is not available .* or use backend "numpy"'):
         refdiff.DiffLlamaForCausalLM.from_config(small_config(), backend="cupy")
 
 

@@ -41,7 +41,7 @@ def test_without_a_device_one_sentence_says_so_and_offers_the_cpu() -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert 'backend "cupy" does not answer (' in done.stderr
+    assert 'backend "cupy" is not available (' in done.stderr
     assert done.stderr.rstrip().endswith('or use backend "numpy"')
 
 

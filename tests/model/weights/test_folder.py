@@ -102,7 +102,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path, name: str, rel
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(Path("..") / target.relative_to(tmp_path) if relative else target)
     message = refused(folder)
-    assert f"{name!r} is a link that leads out of the checkpoint's folder" in message
+    assert f"{name!r} is a link that leads out of the folder" in message
     assert "hard link" in message
 
 
@@ -138,7 +138,7 @@ def test_links_to_another_repo_of_the_cache_are_not(tmp_path: Path) -> None:
     _, snapshot = cache(tmp_path)
     (snapshot / FIRST).unlink()
     (snapshot / FIRST).symlink_to(other / "blobs" / FIRST)
-    assert "leads out of the checkpoint's folder" in refused(snapshot)
+    assert "leads out of the folder" in refused(snapshot)
 
 
 # ---- indexes
