@@ -62,11 +62,19 @@ def _bash(commands: dict[str, Parser]) -> str:
         listed = [a for a in parser.shown_actions() if a.option_strings]
         words = " ".join(option for action in listed for option in action.option_strings)
         options.append(f"                {name}) words={shlex.quote(words)};;")
+        if first := _choices_of_first(parser):
+            choices.append(f"            {name}:{name}) [[ $current == -* ]] || words={shlex.quote(first)};;")
         for action in listed:
             if action.choices:
                 cases = "|".join(f"{name}:{option}" for option in action.option_strings)
                 choices.append(f"            {cases}) words={shlex.quote(' '.join(map(str, action.choices)))};;")
     return BASH.format(commands=shlex.quote(" ".join(commands)), options="\n".join(options), choices="\n".join(choices))
+
+
+def _choices_of_first(parser: Parser) -> str:
+    """The words that the first argument of a command may be; "" where it may be any."""
+    first = next((action for action in parser.shown_actions() if not action.option_strings), None)
+    return " ".join(first.choices or ()) if first is not None else ""
 
 
 def _fish(commands: dict[str, Parser]) -> str:
@@ -79,9 +87,12 @@ def _fish(commands: dict[str, Parser]) -> str:
     ]
     for name, parser in commands.items():
         for action in parser.shown_actions():
-            if not action.option_strings:
-                continue
             words = [f"complete -c refdiff -n '__fish_seen_subcommand_from {name}'"]
+            if not action.option_strings:
+                if action.choices:
+                    listed = shlex.quote(" ".join(action.choices))
+                    lines.append(" ".join([*words, f"-f -a {listed} -d {shlex.quote(str(action.help))}"]))
+                continue
             words += [f"-l {o[2:]}" if o.startswith("--") else f"-s {o[1:]}" for o in action.option_strings]
             if action.choices:
                 words.append(f"-x -a {shlex.quote(' '.join(map(str, action.choices)))}")

@@ -87,7 +87,7 @@ def add_model(group: Any) -> None:
         "--model",
         metavar=MODEL,
         default=default_model(),
-        help="folder or hub repo (default: bundled)",
+        help=model_help(),
     )
 
 
@@ -96,6 +96,12 @@ def default_model() -> str:
     from refdiff import bundled
 
     return os.environ.get("REFDIFF_MODEL") or bundled.NAME
+
+
+def model_help() -> str:
+    """The help of an argument whose default is `default_model`."""
+    default = "$REFDIFF_MODEL" if os.environ.get("REFDIFF_MODEL") else "bundled"
+    return f"folder or hub repo (default: {default})"
 
 
 def add_prompt(group: Any) -> None:

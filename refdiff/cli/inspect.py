@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refdiff.cli.flags import MODEL, add_common, default_model
+from refdiff.cli.flags import MODEL, add_common, default_model, model_help
 from refdiff.cli.loading import find_checkpoint
 from refdiff.cli.terminal import Waiting, size
 from refdiff.messages import printable
@@ -50,9 +50,7 @@ def add_arguments(parser: Parser) -> None:
 refdiff inspect path/to/checkpoint
 refdiff inspect --json kajuma/DiffLlama-0.3B-handcut
 """
-    parser.add_argument(
-        "model", nargs="?", metavar=MODEL, default=default_model(), help="folder or hub repo (default: bundled)"
-    )
+    parser.add_argument("model", nargs="?", metavar=MODEL, default=default_model(), help=model_help())
     parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
     add_common(parser)
 

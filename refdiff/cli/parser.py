@@ -6,6 +6,7 @@ import argparse
 import difflib
 import functools
 import importlib
+import itertools
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -166,20 +167,24 @@ class Parser(argparse.ArgumentParser):
         if prompt is not None and not flags and (first := getattr(known, prompt)):
             text = " ".join([first, *others]).replace('"', '\\"')
             self.error(f'PROMPT: got {1 + len(others)} words, expected one argument; put quotes around it: "{text}"')
-        near = [found for flag in flags if (found := self._meant(flag))]
-        hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
-        self.error(f"unrecognized arguments: {' '.join(others)}{hint}")
+        hints = dict.fromkeys(filter(None, map(self._hint, flags)))
+        words = [word for word in others if word.startswith("-")] or others  # a value may have become a PROMPT
+        self.error(f"unrecognized arguments: {' '.join(words)}{''.join(hints)}")
 
-    def _meant(self, flag: str) -> str | None:
-        """The option that another spelling stands for."""
+    def _hint(self, flag: str) -> str:
+        """What to write in place of an option that the command does not have."""
         flag = flag.replace("_", "-")
         known = self._option_string_actions
+        if flag in ("-m", "--model") and any(a.metavar == "MODEL" and not a.option_strings for a in self._actions):
+            return f"; MODEL stands alone: {re.sub(r' .OPTIONS.|[][]', '', self.format_usage().strip())}"
         if flag in known:
-            return flag
+            return f"; did you mean {flag}?"
         if (meant := FLAGS_MEANT.get(flag)) in known:
-            return meant
+            return f"; did you mean {meant}?"
+        if name := next((n for n, p in build_parser().commands().items() if flag in p._option_string_actions), None):
+            return f", an option of refdiff {name}"
         near = difflib.get_close_matches(flag, known, n=1)
-        return near[0] if near else None
+        return f"; did you mean {near[0]}?" if near else ""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
@@ -189,9 +194,10 @@ class Parser(argparse.ArgumentParser):
             if self._typed[0].startswith("-"):
                 self.error(f"{self._typed[0]}: options stand after the command: refdiff COMMAND {self._typed[0]}")
             meant = COMMANDS_MEANT.get(value) or next(iter(difflib.get_close_matches(value, choices, n=1)), None)
-            hint = f"; did you mean `refdiff {meant}`?" if meant else ""
-            if re.search(r"\s", value):
-                hint = f'; to continue a text: refdiff generate "{value}"'
+            hint = f"; did you mean `refdiff {meant}`?"
+            if not meant or re.search(r"\s", value):
+                text = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), self._typed))
+                hint = f'; to continue a text: refdiff generate "{text}"'
             raise argparse.ArgumentError(action, f"got {value!r}, expected {', '.join(choices)}{hint}")
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -27,6 +27,11 @@ def _script(shell: str, capsys: Capture) -> str:
         (["refdiff", "train", "--max"], {"--max-steps"}),
         (["refdiff", "generate", "--backend", ""], {"numpy", "cupy"}),
         (["refdiff", "convert", "--to", "p"], {"paper"}),
+        (["refdiff", "golden", ""], {"export", "verify"}),
+        (["refdiff", "golden", "v"], {"verify"}),
+        (["refdiff", "golden", "--rec"], {"--recipe"}),
+        (["refdiff", "golden", "export", ""], set()),  # files
+        (["refdiff", "completion", ""], {"bash", "zsh", "fish"}),
         (["refdiff", "train", "a"], set()),  # files
     ],
 )
@@ -47,4 +52,8 @@ def test_fish(capsys: Capture) -> None:
     assert [line for line in lines if "__fish_use_subcommand" in line and "-a train " in line]
     (found,) = [line for line in lines if "seen_subcommand_from convert" in line and "-l to" in line]
     assert "-x -a 'hf paper v2 none'" in found
+    assert (
+        "complete -c refdiff -n '__fish_seen_subcommand_from golden' -f -a 'export verify' -d 'export or verify'"
+        in lines
+    )
     assert not [line for line in lines if "--" in line.partition(" -d ")[0]]

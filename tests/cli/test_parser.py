@@ -99,6 +99,19 @@ def test_version(capsys: Capture) -> None:
         (["generate", "--n-predict=3", "x"], "did you mean --max-new-tokens?"),
         (["generate", "--device", "cuda", "x"], "did you mean --backend?"),
         (["generate", "-temp=1", "x"], "unrecognized arguments: -temp=1; did you mean --temp?"),
+        (
+            ["generate", "--max-length", "5", "x"],
+            "unrecognized arguments: --max-length; did you mean --max-new-tokens?",
+        ),
+        (["generate", "--max-length", "5", "x", "y"], "unrecognized arguments: --max-length; did you mean"),
+        (["generate", "--heads", "2", "x"], "unrecognized arguments: --heads, an option of refdiff train; see"),
+        (["generate", "--steps", "2", "x"], "unrecognized arguments: --steps, an option of refdiff train; see"),
+        (["train", "x", "-o", "y", "--rows", "2"], "unrecognized arguments: --rows, an option of refdiff bench; see"),
+        (["inspect", "-m", "bundled"], "unrecognized arguments: -m; MODEL stands alone: refdiff inspect MODEL; see"),
+        (["convert", "--model", "a", "b", "--to", "v2"], "--model; MODEL stands alone: refdiff convert MODEL OUTPUT"),
+        (["Once"], 'to continue a text: refdiff generate "Once"; see refdiff -h'),
+        (["Once", "upon", "a", "time"], 'to continue a text: refdiff generate "Once upon a time"; see'),
+        (["Once", "upon", "-n", "3"], 'to continue a text: refdiff generate "Once upon"; see'),
         (["generate", "x", "--qqq"], "unrecognized arguments: --qqq; see refdiff generate -h"),
         (
             ["generate", "Once", "upon", "a", "time"],
@@ -107,7 +120,7 @@ def test_version(capsys: Capture) -> None:
         (["attention", "-o", "x.html", "Once", "upon"], 'put quotes around it: "Once upon"'),
         (["train", "x", "-o", "y", "--lr", "0"], "error: --lr: got 0, expected a number above 0; see refdiff train -h"),
         (["train", "x", "-o", "y", "--rate", "0"], "error: --rate: got 0, expected a number above 0"),
-        (["train", "x", "-o", "y", "--epochs", "1"], "unrecognized arguments: --epochs 1; did you mean --max-steps?"),
+        (["train", "x", "-o", "y", "--epochs", "1"], "unrecognized arguments: --epochs; did you mean --max-steps?"),
         (["train", "x"], "error: the following arguments are required: -o/--output"),
         (["translate"], "got 'translate', expected generate, inspect, attention,"),
         (["trian"], "did you mean `refdiff train`?"),
@@ -166,3 +179,15 @@ def test_older_spellings_are_accepted_and_documented(capsys: Capture) -> None:
     said = " ".join(" ".join(_help(capsys, "train", "--help")).split())
     for word in (*old[::2], "--inner-size"):
         assert f"{word} = --" in said
+
+
+@pytest.mark.parametrize("command", ["generate", "inspect"])
+def test_the_help_names_the_environment_that_sets_the_model(
+    command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REFDIFF_MODEL", raising=False)
+    assert "folder or hub repo (default: bundled)" in "\n".join(_help(capsys, command, "--help"))
+    monkeypatch.setenv("REFDIFF_MODEL", "a/folder of\x1b[31m 100%s")
+    said = "\n".join(_help(capsys, command, "--help"))
+    assert "folder or hub repo (default: $REFDIFF_MODEL)" in said
+    assert "(default: bundled)" not in said
