@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep  # noqa: PTH100, PTH120, pathlib is not loaded with this
 
 MAX_MESSAGE = 2000
 """Characters of the longest message."""
+
+
+NATIVE_CALLS: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar("NATIVE_CALLS", default=nullcontext)
+"""What each call into the tokenizers library runs in: commands keep there what a panic prints off standard error."""
 
 
 def printable(text: object, limit: int = MAX_MESSAGE) -> str:

@@ -17,6 +17,7 @@ from refdiff.cli.terminal import (
     interrupted,
     note,
     open_streams,
+    panics_unprinted,
     shown,
     warnings_in_one_line,
 )
@@ -51,7 +52,7 @@ def _run(argv: Sequence[str] | None, pressed: Callable[[], bool]) -> int:
             return 0
         fault = EXIT_USAGE if args.command in VERDICTS else EXIT_RUN_TIME
         hint = ", or add --no-mmap" if hasattr(args, "no_mmap") else ""
-        with warnings_in_one_line(), bus_errors_explained(args.command, fault, hint):
+        with warnings_in_one_line(), panics_unprinted(), bus_errors_explained(args.command, fault, hint):
             status: int = importlib.import_module(f"refdiff.cli.{args.command}").run(args)
             sys.stdout.flush()
             return status

@@ -12,10 +12,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from refdiff.errors import CheckpointError
-from refdiff.messages import printable
+from refdiff.messages import NATIVE_CALLS, printable
 
 AFTER = 2.0
 """Seconds after which a terminal is told what takes so long."""
@@ -182,6 +182,48 @@ def discard_output() -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
+
+
+@contextmanager
+def panics_unprinted() -> Iterator[None]:
+    """Keep off standard error what a Rust library prints of a panic, which becomes an error that says it.
+
+    The library writes to descriptor 2 itself. During each of its calls that is a file of its own, whose text is passed
+    on where the call succeeds.
+    """
+    with _unnamed_file() as file:
+        stderr, kept = os.dup(2), file.fileno()
+
+        @contextmanager
+        def call() -> Iterator[None]:
+            os.dup2(kept, 2)
+            succeeded = False
+            try:
+                yield
+                succeeded = True
+            finally:
+                os.dup2(stderr, 2)
+                if os.fstat(kept).st_size:
+                    text = os.pread(kept, os.fstat(kept).st_size, 0)
+                    os.lseek(kept, 0, os.SEEK_SET)
+                    os.ftruncate(kept, 0)
+                    if succeeded:
+                        os.write(2, text)
+
+        token = NATIVE_CALLS.set(call)
+        try:
+            yield
+        finally:
+            NATIVE_CALLS.reset(token)
+            os.close(stderr)
+
+
+def _unnamed_file() -> Any:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("stderr"), "w+b")
+    import tempfile  # slow to import
+
+    return tempfile.TemporaryFile()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,23 @@ def test_closed_streams_give_no_traceback(
     done = subprocess.run(["sh", "-c", command], env=environment, cwd=tmp_path, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode() == ("" if ">&-" in closed.replace("2>&-", "") else f"{TEXT}\n")
+
+
+def test_a_panic_of_a_tokenizer_is_one_line(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(reciting, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["decoder"] = {"type": "Strip", "content": "a", "start": 0, "stop": 2**64 - 1}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "in.txt").write_text("h\n")
+    for words in (["h"], ["--prompts-file", "in.txt"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "refdiff", "generate", "-q", "-m", "model", *words],
+            env={**environment, "RUST_BACKTRACE": "1"}, cwd=tmp_path, capture_output=True, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode in (1, 2)
+        assert re.fullmatch(rb"refdiff generate: error: .*tokenizer\.json: the tokenizers library .*\n", done.stderr)
 
 
 INTERRUPTED = """

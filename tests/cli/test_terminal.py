@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import pytest
 
 from refdiff import CheckpointError
-from refdiff.cli.terminal import one_line, size, warnings_in_one_line, write_text
+from refdiff.cli.terminal import one_line, panics_unprinted, size, warnings_in_one_line, write_text
+from refdiff.messages import NATIVE_CALLS
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,17 @@ def test_a_models_text_cannot_drive_a_terminal(
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     write_text(text)
     assert capsys.readouterr().out == ("a\\x1b[2Jb\\r\\x9b日本\t👨\u200d👩\n" if terminal else text)
+
+
+def test_what_a_native_call_prints_is_passed_on_unless_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    with panics_unprinted():
+        for number in range(2):
+            with NATIVE_CALLS.get()():
+                os.write(2, f"kept {number}\n".encode())
+            with pytest.raises(KeyError), NATIVE_CALLS.get()():
+                os.write(2, b"dropped\n")
+                raise KeyError
+        os.write(2, b"between\n")
+    with NATIVE_CALLS.get()():
+        os.write(2, b"after\n")
+    assert capfd.readouterr().err == "kept 0\nkept 1\nbetween\nafter\n"

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from refdiff.errors import CheckpointError
+from refdiff.messages import NATIVE_CALLS
 
 SECTIONS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
@@ -233,7 +234,8 @@ class RustBackend(Backend):
 def rust_errors(source: str | Path) -> Iterator[None]:
     """Turn whatever the Rust library raises inside the block, panics included, into one error about `source`."""
     try:
-        yield
+        with NATIVE_CALLS.get()():
+            yield
     except (CheckpointError, ImportError, MemoryError):
         raise
     except BaseException as error:
