@@ -334,6 +334,7 @@ def test_a_file_that_becomes_a_pipe_between_check_and_opening(tmp_path: Path, mo
     path.write_bytes(b"x")
 
     def swapped(name: object, flags: int) -> int:
+        assert flags & os.O_NONBLOCK  # or else opening the pipe waits for ever
         path.unlink()
         os.mkfifo(path)
         return real_open(path, flags)

@@ -8,6 +8,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import resource
 import select
 import shutil
@@ -34,6 +35,8 @@ OUTPUT = 200_000
 """Characters that a command may print, and to standard output four for each byte of JSON, which inspect shows."""
 SECRET = b"SECRET"
 """What the file outside of every folder says: nothing may open it, print it or copy it."""
+_FOR_PROGRAMMERS = re.compile(r"Traceback \(most recent|object at 0x|panicked at|RuntimeWarning|encountered in \w+")
+"""Of Python, of Rust and of NumPy, whose warning a command prints without its class."""
 _SYSTEM = ("/usr/", "/etc/ld", "/lib", "/sys/", "/proc/self/", "/dev/null", "/dev/urandom", sys.prefix, sys.base_prefix)
 
 
@@ -122,6 +125,7 @@ def _child(action: Callable[[], Any], folder: Path, outputs: list[Path], writing
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         opened = _watch(folder)
         warnings.simplefilter("always")
+        warnings.showwarning = _print_warning  # pytest would keep warnings to itself
         told = _outcome(action, folder)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -131,6 +135,10 @@ def _child(action: Callable[[], Any], folder: Path, outputs: list[Path], writing
         told = ["bad", f"{type(error).__name__} in the fuzzer: {error}"]
     os.write(writing, json.dumps(told).encode())
     os._exit(0)
+
+
+def _print_warning(message: Warning | str, category: type[Warning], name: str, number: int, *_: object) -> None:
+    sys.stderr.write(warnings.formatwarning(message, category, name, number))
 
 
 def _outcome(action: Callable[[], Any], folder: Path) -> list[str]:
@@ -160,8 +168,8 @@ def problem_of(text: str, limit: int = OUTPUT) -> str | None:
         return f"{len(text):,} characters"
     if bad := [c for c in text if not c.isprintable() and c not in "\n\t"]:
         return f"unprintable characters {''.join(bad[:5])!a}"
-    if "Traceback (most recent call last)" in text or " object at 0x" in text:
-        return f"what is for programmers: {text[-300:]}"
+    if found := _FOR_PROGRAMMERS.search(text):
+        return f"what is for programmers: {text[max(found.start() - 100, 0) : found.start() + 200]}"
     return "what it may not read" if SECRET.decode() in text else None
 
 

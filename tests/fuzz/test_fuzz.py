@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -19,7 +20,9 @@ import numpy as np
 import pytest
 
 from refdiff import CheckpointError
+from refdiff.cli.terminal import warnings_in_one_line
 from tests.fuzz import run as fuzz
+from tests.fuzz.actions import check_lines
 from tests.fuzz.bases import Base, make
 
 CASES, STEP = 1000, 50
@@ -102,6 +105,24 @@ def print_addresses() -> None:
     sys.stdout.write(repr(object()))
 
 
+def print_a_panic() -> None:
+    os.write(2, b"\nthread '<unnamed>' panicked at src/strip.rs:47:39:\n")
+
+
+def warn_of_numbers() -> None:
+    np.exp(np.float32(1000))
+
+
+def warn_in_a_command() -> None:
+    with warnings_in_one_line():
+        np.exp(np.float32(1000))
+
+
+def write_no_json() -> None:
+    Path("out.jsonl").write_text('{"prompt": "a", "text": "b", "id": Infinity}\n')
+    check_lines(Path("out.jsonl"))
+
+
 def exit_oddly() -> None:
     sys.exit(7)
 
@@ -112,7 +133,8 @@ def exit_oddly() -> None:
         pytest.param(hang, "died", marks=pytest.mark.slow), pytest.param(compute, "died", marks=pytest.mark.slow),
         (crash, "died"), (touch_memory, "took "), (ask_for_memory, "MemoryError"),
         (fail, "KeyError"), (print_escapes, "unprintable characters"), (print_much, "300,000 characters"),
-        (print_addresses, "for programmers"), (exit_oddly, "SystemExit"),
+        (print_addresses, "for programmers"), (exit_oddly, "SystemExit"), (print_a_panic, "for programmers"),
+        (warn_of_numbers, "for programmers"), (warn_in_a_command, "for programmers"), (write_no_json, "CommandError"),
     ],
 )  # fmt: skip
 def test_what_a_case_must_not_do_is_found(
@@ -122,6 +144,7 @@ def test_what_a_case_must_not_do_is_found(
         monkeypatch.setattr(fuzz, "SECONDS", 5)
         monkeypatch.setattr(fuzz, "CPU_SECONDS", 1)
     (tmp_path / "case").mkdir()
+    monkeypatch.chdir(tmp_path / "case")
     kind, said = fuzz.in_a_child(action, tmp_path / "case")
     assert kind == "bad"
     assert says in said
