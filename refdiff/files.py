@@ -173,6 +173,20 @@ def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """Make a folder and its parents; where an error ends this, remove those that were made and are empty."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]  # from the inside out
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # what ended this is the error to tell
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
 def check_name(folder: Path, name: str) -> None:
     """Refuse a name that is not a plain one of a file in this folder, without a look at what is there.
 

@@ -176,7 +176,12 @@ def _folder(args: argparse.Namespace, like: str | None) -> str | None:
 
     files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
     return str(
-        hub.snapshot(find_checkpoint(args.model), files=files, local_files_only=args.offline, progress=not args.quiet)
+        hub.snapshot(
+            find_checkpoint(args.model, quiet=args.quiet),
+            files=files,
+            local_files_only=args.offline,
+            progress=not args.quiet,
+        )
     )
 
 

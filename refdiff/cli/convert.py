@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     _refuse_what_is_there(output)
     files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER, *hub.OTHER_TOKENIZERS)
-    folder = hub.snapshot(find_checkpoint(args.model), files=files, local_files_only=args.offline)
+    folder = hub.snapshot(find_checkpoint(args.model, quiet=args.quiet), files=files, local_files_only=args.offline)
     config = DiffLlamaConfig.from_pretrained(folder)
     architecture = _architecture(config.architectures)
     dtype = weights.resolve_dtype(folder, config) if args.dtype == "auto" else args.dtype
@@ -123,16 +123,16 @@ def _named(model: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _all_or_nothing(output: Path) -> Iterator[None]:
     """Leave the folder as it was, empty or not there, where an error or Ctrl-C ends this."""
-    missing = [path for path in (output, *output.parents) if not path.exists()]  # from the inside out
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # what ended this is the error to tell
-            for path in output.iterdir():
-                path.unlink()
-            for path in missing:
-                path.rmdir()
-        raise
+    from refdiff.files import new_folder
+
+    with new_folder(output):
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):  # what ended this is the error to tell
+                for path in output.iterdir():
+                    path.unlink()
+            raise
 
 
 def _refuse_what_differs(proof: Proof, dtype: str | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common
@@ -90,6 +91,10 @@ def run(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     if args.outputs is not None or args.json:
         raise UsageError("OUTPUTS, --json: are for verify; export takes VECTORS alone")
+    folder = Path(args.folder)
+    if folder.exists() and not folder.is_dir():
+        kind = "a file" if folder.is_file() else "a device or a pipe"
+        raise UsageError(f"VECTORS {folder}: got {kind}, expected a folder; name another")
     from refdiff.oracle.cases.fixed import small_spec
 
     spec, _ = spec_of(args, None, small_spec)

@@ -77,8 +77,9 @@ def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
     from refdiff import hub
 
     files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
-    with hub.outline(find_checkpoint(path_or_repo), files=files, local_files_only=offline) as folder:
-        return {"checkpoint": path_or_repo, **_describe(folder)}
+    found = find_checkpoint(path_or_repo, quiet=True)  # the report names it
+    with hub.outline(found, files=files, local_files_only=offline) as folder:
+        return {"checkpoint": found, **_describe(folder)}
 
 
 def _describe(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
         threadpool_limits(args.threads)
     arrays.backend(args.backend)  # before a download that would be for nothing
     folder = hub.snapshot(
-        find_checkpoint(args.model),
+        find_checkpoint(args.model, quiet=args.quiet),
         files=(*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER),
         local_files_only=args.offline,
         progress=not args.quiet,
@@ -52,8 +52,8 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def find_checkpoint(name: str) -> str:
-    """Return the last checkpoint of a training run's folder; any other name as it is.
+def find_checkpoint(name: str, *, quiet: bool = False) -> str:
+    """Return the last checkpoint of a training run's folder, and say which it is; any other name as it is.
 
     Raises:
         UsageError: a folder without config.json.
@@ -63,7 +63,10 @@ def find_checkpoint(name: str) -> str:
         return name
     steps = sorted((int(m[1]), path) for path in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", path.name)))
     if steps:
-        return str(steps[-1][1])
+        last = steps[-1][1]
+        if not quiet:
+            note(f"refdiff: {name}: a training run; using its last checkpoint, {last.name}")
+        return str(last)
     holds = "it is empty" if not any(folder.iterdir()) else "it has no config.json"
     raise UsageError(f"{name}: not a checkpoint: {holds}; name the folder of a model, or a run of refdiff train")
 

@@ -181,7 +181,10 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     import refdiff
 
     return refdiff.DiffLlamaForCausalLM.from_pretrained(
-        find_checkpoint(args.of), dtype=args.dtype, threads=args.threads or None, local_files_only=args.offline
+        find_checkpoint(args.of, quiet=args.quiet),
+        dtype=args.dtype,
+        threads=args.threads or None,
+        local_files_only=args.offline,
     ), None
 
 
@@ -203,7 +206,9 @@ def _compare(args: argparse.Namespace) -> int:
     if model is not None:
         from refdiff import hub
 
-        model = hub.snapshot(find_checkpoint(model), files=hub.CONFIG + hub.WEIGHTS, local_files_only=args.offline)
+        model = hub.snapshot(
+            find_checkpoint(model, quiet=args.quiet), files=hub.CONFIG + hub.WEIGHTS, local_files_only=args.offline
+        )
     reference = read_trace(ref, model=model)
     with Waiting("comparing", quiet=args.quiet):
         found = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)

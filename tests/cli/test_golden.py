@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,8 @@ def test_verify(tmp_path: Path, capsys: Capture) -> None:
             ["verify", "a", "b", "--layer", "0", "--set", "window=3"],
             "--layer, --set: are for export; verify judges by what VECTORS were written for",
         ),
+        (["export", os.devnull], f"VECTORS {os.devnull}: got a device or a pipe, expected a folder; name another"),
+        (["export", __file__], f"VECTORS {__file__}: got a file, expected a folder; name another"),
         (["export", "a", "--spec", "b.json"], "b.json: no such file"),
         (
             ["export", "a", "--set", "windw=3"],

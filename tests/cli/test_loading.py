@@ -124,11 +124,14 @@ def test_a_terminal_that_may_not_be_read_adds_nothing(monkeypatch: pytest.Monkey
         read_prompt(_parsed())
 
 
-def test_the_last_checkpoint_of_a_run_is_found(tmp_path: Path) -> None:
+def test_the_last_checkpoint_of_a_run_is_found_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("step-000002", "step-000010", "step-000011-unusable", "corpus"):
         (tmp_path / name).mkdir()
     assert find_checkpoint(str(tmp_path)) == str(tmp_path / "step-000010")
+    assert capsys.readouterr().err == f"refdiff: {tmp_path}: a training run; using its last checkpoint, step-000010\n"
+    assert find_checkpoint(str(tmp_path), quiet=True) == str(tmp_path / "step-000010")
     assert find_checkpoint("someone/somemodel") == "someone/somemodel"
+    assert capsys.readouterr().err == ""
     with pytest.raises(UsageError, match=r"corpus: not a checkpoint: it is empty; name the folder of a model"):
         find_checkpoint(str(tmp_path / "corpus"))
     (tmp_path / "corpus" / "a").touch()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import refdiff
-from refdiff.files import replaced_atomically
+from refdiff.files import new_folder, replaced_atomically
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.budget.statistics import LIMITS, RowBudget, slope_limit, uncertain
 from refdiff.oracle.cases.fixed import Case
@@ -80,8 +80,10 @@ def export(
         "cases": entries,
     }
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as written:  # all take their places at the end, the manifest as the last
+    with (
+        new_folder(folder),
+        contextlib.ExitStack() as written,
+    ):  # all take their places at the end, the manifest as the last
         for name, data in {MANIFEST: manifest_text(manifest).encode(), **files}.items():
             file = written.enter_context(replaced_atomically(folder / name))
             file.write(data)

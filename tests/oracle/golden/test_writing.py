@@ -155,6 +155,20 @@ def test_a_full_disk_leaves_the_earlier_export(folder: Path, tmp_path: Path, mon
     assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_leaves_no_new_folder(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if there:
+        (tmp_path / "new").mkdir()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        golden.export(tmp_path / "new" / "vectors", [case(next(iter(KINDS)), blind=True)])
+    assert [path.name for path in tmp_path.rglob("*")] == (["new"] if there else [])
+
+
 def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with says(ValueError, "formats has ['gguf'], but may have safetensors, npz"):
         golden.export(tmp_path, [case("v2")], formats=("safetensors", "gguf"))
