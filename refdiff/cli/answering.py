@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from refdiff.cli.transcript import Transcript
 
 NUMBERS = {
-    "max_new_tokens": Number(int, 0, 2**31 - 1, off="0 = as many as fit"),
+    "max_new_tokens": Number(int, 0, 2**31 - 1, off="0 = up to the context length"),
     "temperature": Number(float, 1e-6, 1e6, or_zero=True, off="0 = greedy"),
     "top_k": Number(int, 0, off="0 = off"),
     "top_p": Number(float, 0, 1, above=True, off="1 = off"),
