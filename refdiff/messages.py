@@ -88,6 +88,13 @@ def json_type(value: Any) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
+def json_problem(error: Exception) -> str:
+    """Say why a text is not JSON, without what Python advises a programmer to do."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "an integer of more than 4,300 digits" if "set_int_max_str_digits" in str(error) else str(error)
+
+
 def show_name(name: str) -> str:
     """Show the name of a field: as it is if it is a plain word, or else quoted, escaped and cut short."""
     return name if name.isascii() and name.isidentifier() and len(name) <= 80 else ascii(name[:80])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError
 from refdiff.cli.terminal import one_line
+from refdiff.messages import json_problem
 
 if TYPE_CHECKING:
     from refdiff.oracle.rounding.recipe import Recipe
@@ -189,7 +190,7 @@ def json_object(text: str, name: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{name} is not JSON: {error}") from error
+        raise UsageError(f"{name} is not JSON: {json_problem(error)}") from error
     if not isinstance(found, dict):
         raise UsageError(f"{name} holds no JSON object with fields")
     return found
@@ -215,5 +216,5 @@ def _value(text: str) -> Any:
         pass
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -141,6 +141,8 @@ def _in_json(path: Path, outside: Path, rng: Random) -> str:
             lines[at] = json.dumps(parsed)
     else:
         lines[at] = json.dumps(parsed)
+    if path.suffix == ".jsonl":
+        lines[at] = lines[at].replace("Infinity", "1e400")  # which Python reads as the same, and without a word
     if rng.random() < 0.05:
         lines[at] = lines[at].replace("{", '{"x": 1, "x": 2, ', 1)
     path.write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")

@@ -13,11 +13,10 @@ from typing import Any
 
 from refdiff.cli.answering import FILTERS, NUMBERS
 from refdiff.cli.flags import UsageError
-from refdiff.messages import show_name
+from refdiff.messages import json_problem, show_name
 
 MAX_LINE = 10_000_000
 """Bytes of the longest line: a device such as /dev/zero has one without end."""
-_MAX_DIGITS = 4300  # of an integer: Python's own limit
 _FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *NUMBERS)
 
 
@@ -113,11 +112,9 @@ class Prompts:
 
     def _of_json(self, index: int, where: str, line: str) -> Prompt:
         try:
-            row = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer)
-        except RecursionError:
-            raise UsageError(f"{where}: not JSON: nested too deeply") from None
-        except ValueError as error:
-            raise UsageError(f"{where}: not JSON: {error}") from None
+            row = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: not JSON: {json_problem(error)}") from None
         if not isinstance(row, dict):
             raise UsageError(f'{where}: got no object, expected {{"prompt": "..."}}')
         _check_characters(row, where)
@@ -160,12 +157,6 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"{text[:40]} is beyond the largest number, 1.8e308")
     return value
-
-
-def _integer(text: str) -> int:
-    if (digits := len(text.lstrip("-"))) > _MAX_DIGITS:
-        raise ValueError(f"an integer of {digits:,} digits, expected at most {_MAX_DIGITS:,}")
-    return int(text)
 
 
 def _is_object(line: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from refdiff.errors import CheckpointError
 from refdiff.files import read_text
 from refdiff.generation.tokenizer.backend import SECTIONS, AddedToken, Backend, RustBackend
-from refdiff.messages import show_value
+from refdiff.messages import json_problem, show_value
 
 MAX_BYTES = 500_000_000
 MAX_GROWTH = 1_000  # of a text, by the steps of one section; of those in use at most 36
@@ -122,7 +122,7 @@ def check_model(model: str, path: Path) -> None:
         try:
             value, _ = json.JSONDecoder(object_pairs_hook=_unique).raw_decode(model)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: model: {error}") from None
+            raise CheckpointError(f"{path}: model: {json_problem(error)}") from None
         _check_merges(value, path)
 
 
@@ -259,7 +259,7 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     except RecursionError:
         raise CheckpointError(f"{path}: nested too deeply for a tokenizer.json") from None
     except ValueError as error:  # a key given twice, or an integer of thousands of digits
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {json_problem(error)}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: the top level: got {type(value).__name__}, expected an object")
     return value

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from refdiff.arrays import to_numpy
 from refdiff.errors import CheckpointError
 from refdiff.files import open_file
-from refdiff.messages import show_value
+from refdiff.messages import json_problem, show_value
 from refdiff.model.weights.precision import NBYTES, STORED, TILE, encode
 
 MAX_HEADER = 10_000_000
@@ -179,10 +179,8 @@ def _parse(raw: bytes, label: str) -> dict[str, Any]:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
         # JSON can spell half a surrogate pair ("\ud800"), which is no text and could not be written to any file.
         "".join(header).encode("utf-8")
-    except RecursionError:
-        raise CheckpointError(f"{label}: header: nested too deeply") from None
-    except ValueError as error:
-        raise CheckpointError(f"{label}: header: not valid: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{label}: header: not valid: {json_problem(error)}") from None
     return dict(header)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from refdiff.errors import CheckpointError
 from refdiff.files import check_name, read_bytes
+from refdiff.messages import json_problem
 
 FORMAT = "refdiff-golden 2"
 LARGEST_FOLDER = 20_000_000
@@ -48,7 +49,9 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a manifest of golden files: {error}; export them again") from error
+        raise CheckpointError(
+            f"{path}: not a manifest of golden files: {json_problem(error)}; export them again"
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: the format is not {FORMAT!r}, the one that this version reads")
     with well_formed(path):
