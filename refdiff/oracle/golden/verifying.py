@@ -131,7 +131,8 @@ def _outputs(files: list[Path], case: dict[str, Any], arrays: dict[str, Numpy]) 
         if x.shape != known[tensor]:
             raise CheckpointError(f"{name}: {tensor} has shape {x.shape}, but must be {known[tensor]}")
     present = [tensor for tensor in known if tensor in found]
-    return {tensor: output(found[tensor], f"{name}: {tensor}").astype(np.float64) for tensor in present}
+    with np.errstate(invalid="ignore"):  # a signalling NaN, which is judged as any other
+        return {tensor: output(found[tensor], f"{name}: {tensor}").astype(np.float64) for tensor in present}
 
 
 def _files(folder: Path, case: str, ids: list[str]) -> list[Path]:

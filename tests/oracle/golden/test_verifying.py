@@ -138,6 +138,15 @@ def test_the_output_alone_is_enough(vectors: Path, tmp_path: Path) -> None:
     assert "lse1" not in report.to_dict()["unjudged"]["v2"]
 
 
+def test_a_signalling_nan_fails_without_a_warning(vectors: Path, tmp_path: Path) -> None:
+    outputs = {kind: {"out": of["out"].copy()} for kind, of in right(vectors).items()}
+    outputs["v2"]["out"].view(np.uint32).flat[3] = 0x7F800001
+    write_raw(tmp_path / "raw", outputs)
+    report = golden.verify(vectors, tmp_path / "raw")  # pytest makes an error of a warning
+    assert not report
+    assert str(report).startswith("fail: ")
+
+
 def test_outputs_that_do_not_fit(vectors: Path, tmp_path: Path) -> None:
     outputs = right(vectors)
     write_raw(tmp_path / "raw", {"v2": {"out": outputs["v2"]["out"][..., :-1].copy()}})
