@@ -86,6 +86,11 @@ def _is_number(value: Any) -> bool:
         return False
 
 
+def _is_bias(value: Any) -> bool:
+    """Whether a value is a bias that leaves scores finite, divided by `SMALLEST_DIVISOR` too."""
+    return _is_number(value) and abs(value) <= 1e30
+
+
 def _integer(low: int, high: int = LARGEST) -> tuple[Callable[[Any], bool], str]:
     return (lambda v: _is_int(v) and low <= v <= high), f"an integer from {low} to {high:,}"
 
@@ -129,8 +134,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "suppress_tokens": _IDS,
     "sequence_bias": (
-        lambda v: all(_is_ids(key) and len(key) > 0 and _is_number(bias) for key, bias in _bias_items(v)),
-        "a dict {(id, id, …): bias} or a list [[[id, id, …], bias], …]",
+        lambda v: all(_is_ids(key) and len(key) > 0 and _is_bias(bias) for key, bias in _bias_items(v)),
+        "a dict {(id, id, …): bias} or a list [[[id, id, …], bias], …], each within ±1e30",
     ),
     "num_beams": _integer(1, MOST_BEAMS),
     "length_penalty": _number(-20, 20),

@@ -102,7 +102,8 @@ TOO_LARGE: list[tuple[str, Any]] = [
     ("length_penalty", 1e308), ("length_penalty", -21), ("top_p", HUGE), ("temperature", HUGE), ("temperature", 1e308),
     ("repetition_penalty", 1e308), ("eos_token_id", 2**63), ("eos_token_id", [HUGE]), ("pad_token_id", 2**63),
     ("suppress_tokens", [2**63]), ("bad_words_ids", [[2**63]]), ("sequence_bias", [[[1], HUGE]]),
-    ("sequence_bias", [[[1], 1e999]]), ("no_repeat_ngram_size", HUGE), ("prompt_lookup_num_tokens", HUGE),
+    ("sequence_bias", [[[1], 1e999]]), ("sequence_bias", [[[1], -1e308]]), ("no_repeat_ngram_size", HUGE),
+    ("prompt_lookup_num_tokens", HUGE),
     ("penalty_alpha", HUGE), ("max_time", HUGE), ("min_p", HUGE), ("epsilon_cutoff", HUGE),
     ("max_new_tokens", 10**5000),
 ]  # fmt: skip
