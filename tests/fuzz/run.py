@@ -35,8 +35,10 @@ OUTPUT = 200_000
 """Characters that a command may print, and to standard output four for each byte of JSON, which inspect shows."""
 SECRET = b"SECRET"
 """What the file outside of every folder says: nothing may open it, print it or copy it."""
-_FOR_PROGRAMMERS = re.compile(r"Traceback \(most recent|object at 0x|panicked at|RuntimeWarning|encountered in \w+")
-"""Of Python, of Rust and of NumPy, whose warning a command prints without its class."""
+_FOR_PROGRAMMERS = re.compile(
+    r"Traceback \(most recent|object at 0x|panicked at|(?<!overflow )encountered in|encountered in (?!matmul)"
+)
+"""Of Python, of Rust and of NumPy, but for the truth about weights that a changed byte has made huge."""
 _SYSTEM = ("/usr/", "/etc/ld", "/lib", "/sys/", "/proc/self/", "/dev/null", "/dev/urandom", sys.prefix, sys.base_prefix)
 
 
