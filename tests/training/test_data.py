@@ -170,7 +170,7 @@ def test_a_text_without_line_breaks_has_two_parts(path: Path) -> None:
 
 
 def test_a_vocabulary_larger_than_the_text_allows(path: Path) -> None:
-    with pytest.raises(ValueError, match=r"vocab_size: got 5000, expected at most \d{3} for this text"):
+    with pytest.raises(ValueError, match=r"vocab_size: got 5000, expected at most \d{3}: the text has no more tokens"):
         make(path, 5000)
     assert [p.name for p in path.parent.iterdir()] == ["text.txt"]
     with pytest.raises(ValueError, match="vocab_size: got 256, expected 257 or more"):
