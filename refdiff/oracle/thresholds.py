@@ -69,7 +69,7 @@ class Thresholds:
     """
 
     limits: Limits = Limits()
-    wrong_limits: Limits = Limits(row=4.5, bulk=2.0, element=4.5, slope=12.0)
+    wrong_limits: Limits = Limits(row=4.5, bulk=2.0, element=4.5, slope=12.0, factor=16.0)
     """Wider than for a correct kernel: nobody knows in which order and where a wrong one rounds."""
 
     storage_floor: float = 0.29

@@ -91,7 +91,7 @@ def diagnose(
     without = [isinstance(one, Mapping) and "out" not in one and len(one) > 0 for one in outs]
     if any(without) and not all(without):
         raise ValueError("some of the outputs lack 'out', and others have it: give it in all, or in none")
-    known = [budget(spec, x, recipe, members=4, dout=d) for x, d in zip(several, douts, strict=True)]
+    known = [budget(spec, x, recipe, dout=d) for x, d in zip(several, douts, strict=True)]
     targets = () if all(without) else tuple(Target.of(_out(given), b) for given, b in zip(outs, known, strict=True))
     failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(known, targets, strict=bool(targets))]
     if any(failing):

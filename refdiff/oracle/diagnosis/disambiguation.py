@@ -97,7 +97,7 @@ def unobservable(spec: Spec, parts: Parts, candidate: Candidate, known: Set, evi
     def shows(targets: tuple[Target, ...], some: list[Deviation]) -> bool:
         if id(targets) not in own:
             found = judged.get(id(targets)) or [_own_judgement(spec, t, candidate) for t in targets]
-            own[id(targets)] = [row_budget(j.wrong, j.runs, t.recipe) for j, t in zip(found, targets, strict=True)]
+            own[id(targets)] = [row_budget(j.wrong, j.runs, t) for j, t in zip(found, targets, strict=True)]
         return any(_shows(spec, t, some, allowed) for t, allowed in zip(targets, own[id(targets)], strict=True))
 
     hidden = []

@@ -17,6 +17,8 @@ LARGE = 600_000
 """Multiplications from which a case is reduced: singles, and the pairs that come near, are a hundred of them."""
 TINY = 60_000
 """Of what all pairs are tried on first, a few thousand."""
+WHOLE = 2**28
+"""Of what the whole is tried, where statistics over all rows alone refused it: no part shows that."""
 FEWEST = 4
 OF_KEYS = ("mask", "mask off by one", "window", "bias")
 """Axes of deviations that depend on which keys there are: they see those that come after, or not those long before."""
@@ -148,6 +150,8 @@ class Parts:
             return tuple(part for t, some in zip(targets, found, strict=True) for part in some or [t])
 
         total = sum(cost(spec, t.inputs) if "q" in t.inputs and "k" in t.inputs else 0 for t in targets)
+        if any(t.of_all_rows and cost(spec, t.inputs) <= WHOLE for t in targets if kind_of(t.inputs) == "dense"):
+            return Parts(targets, targets, targets, targets, total)
         return Parts(targets, parts(LARGE), parts(TINY, alone=True), parts(LARGE, all_keys=True), total)
 
     @property

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget
-from refdiff.oracle.budget.statistics import LIMITS, RowBudget, over, root_mean_square, row_floor, slope
+from refdiff.oracle.budget.common_factor import common_factor
+from refdiff.oracle.budget.statistics import (
+    LIMITS,
+    Limits,
+    RowBudget,
+    Statistic,
+    over,
+    root_mean_square,
+    row_floor,
+    slope,
+    statistics,
+)
 from refdiff.oracle.deviations.deviation import Problem, ops_with, output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.rounding.ensemble import rounded_scalars
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
 from refdiff.oracle.rounding.parallel import run_orders
@@ -28,7 +39,8 @@ from refdiff.oracle.verdict.judge import judge_rows
 
 Numpy = np.ndarray[Any, Any]
 LOOSE = THRESHOLDS.wrong_limits
-
+OF_ALL_ROWS = ("slope", "factor")
+"""Statistics that add over all rows: no row, and no part of a case, shows what they refuse."""
 
 FIRST = (DRAWS[0], MEMBERS[1])
 """Enough to see what is hopeless: one order in which everything is rounded at random, and one with λ off."""
@@ -65,6 +77,19 @@ class Target:
         return Target(exact, actual, y, rows, known.recipe, allowed=allowed, spec=known.spec)
 
     @cached_property
+    def limits(self) -> Limits:
+        """The limits of a candidate: those of a correct kernel in the statistics by which alone it was refused."""
+        if not self.of_all_rows:
+            return LOOSE
+        return replace(LOOSE, **{name: getattr(LIMITS, name) for name in OF_ALL_ROWS})
+
+    @cached_property
+    def of_all_rows(self) -> bool:
+        """Whether a statistic over all rows refused it, and no other."""
+        broken = {s.name for s in statistics(self.actual, self.allowed) if not s.holds} if self.allowed else set()
+        return bool(broken) and broken <= set(OF_ALL_ROWS)
+
+    @cached_property
     def known(self) -> Numpy:
         """Which numbers of the output are finite."""
         return np.isfinite(self.actual)
@@ -93,11 +118,22 @@ def is_wrong(rows: Numpy) -> bool:
 
 
 def quick_residual(target: Target, wrong: Numpy | None) -> float:
-    """The error in budgets, root mean square over rows, the budget being the truth's, as large as the rows now are."""
+    """The error in budgets, root mean square over rows, the budget being the truth's, as large as the rows now are.
+
+    Of an output that statistics over all rows alone refused, the larger of that and of what these are.
+    """
     ratio = quick_rows(target, target.actual, wrong)
-    if ratio is None:
+    if ratio is None or wrong is None:
         return np.inf
-    return float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0
+    residual = float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0
+    if not target.of_all_rows or target.allowed is None:
+        return residual
+    return max(residual, _of_all_rows(statistics(target.actual, replace(target.allowed, expected=wrong))))
+
+
+def _of_all_rows(found: Iterable[Statistic]) -> float:
+    """The largest statistic over all rows, as many limits of a row as it is of its own."""
+    return LIMITS.row * max((s.value / s.limit for s in found if s.name in OF_ALL_ROWS), default=0.0)
 
 
 def looks_like(target: Target, a: Numpy | None, b: Numpy | None) -> bool:
@@ -150,8 +186,9 @@ class Judgement:
     furthest: float = 0.0
 
 
-def row_budget(wrong: Numpy, runs: Iterable[Numpy], recipe: Recipe) -> RowBudget:
+def row_budget(wrong: Numpy, runs: Sequence[Numpy], target: Target) -> RowBudget:
     """What a kernel with some deviations may be off by from what they compute, from runs in several orders."""
+    recipe = target.recipe
     finite = np.isfinite(wrong)
     rows = row_floor(root_mean_square(np.where(finite, wrong, 0.0)), recipe)
     slopes, doubtful = [0.0], np.zeros(rows.shape, dtype=np.bool_)
@@ -164,7 +201,11 @@ def row_budget(wrong: Numpy, runs: Iterable[Numpy], recipe: Recipe) -> RowBudget
         rows = np.maximum(rows, root_mean_square(off))
         unit = float(np.abs(y).max(initial=0.0)) or 1.0
         slopes.append(abs(slope(off / unit, y / unit)))
-    return RowBudget(wrong, rows, np.full(rows.shape, np.inf), max(slopes), recipe.storage, AXES[rows.ndim], doubtful)
+    factor = target.allowed.factor if target.allowed else None
+    if factor is not None:
+        factor = common_factor(wrong, runs, ~doubtful, recipe.storage, factor.divisor, FORMATS[recipe.storage].tiny)
+    bounds = np.full(rows.shape, np.inf)
+    return RowBudget(wrong, rows, bounds, max(slopes), recipe.storage, AXES[rows.ndim], doubtful, factor=factor)
 
 
 def judgement(problem: Problem, target: Target, members: int = 3, *, stop: bool = False) -> Judgement | None:
@@ -186,10 +227,11 @@ def judgement(problem: Problem, target: Target, members: int = 3, *, stop: bool 
 
 
 def _judgement(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgement:
-    allowed = row_budget(wrong, runs, target.recipe)
-    verdict = judge_rows("out", target.actual, allowed, LOOSE)
+    allowed = row_budget(wrong, runs, target)
+    verdict = judge_rows("out", target.actual, allowed, target.limits)
     values = {s.name: s.value for s in verdict.statistics}
-    return Judgement(verdict.status != "fail", values["bulk"], wrong, allowed.rows, runs, values["row"])
+    residual = max(values["bulk"], _of_all_rows(verdict.statistics) if target.of_all_rows else 0.0)
+    return Judgement(verdict.status != "fail", residual, wrong, allowed.rows, runs, values["row"])
 
 
 def judged(problem: Problem, target: Target) -> tuple[bool, float]:

@@ -22,7 +22,6 @@ from refdiff.oracle.diagnosis.variants import (
     row_budget,
     rows_off,
 )
-from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
@@ -76,7 +75,7 @@ def test_a_budget_of_a_deviating_kernel_is_about_its_own_output() -> None:
     found = judgement(problem, t)
     assert found is not None
     assert found.fits
-    allowed = row_budget(wrong, found.runs, Recipe.of("bfloat16"))
+    allowed = row_budget(wrong, found.runs, t)
     assert np.array_equal(allowed.rows, found.rows)
     assert np.array_equal(allowed.expected, wrong)
     size = np.sqrt(np.mean(wrong**2, axis=-1))
