@@ -210,7 +210,18 @@ def test_the_map_leads_to_functions_and_tests(scripts: dict[str, ModuleType]) ->
 
 def test_every_command_has_its_help(scripts: dict[str, ModuleType]) -> None:
     page = scripts["pages"].commands_page()
-    for command in ("generate", "inspect", "attention", "trace", "golden", "convert", "train", "check", "bench"):
+    for command in (
+        "generate",
+        "inspect",
+        "attention",
+        "trace",
+        "golden",
+        "convert",
+        "train",
+        "check",
+        "judge",
+        "bench",
+    ):
         assert f"## refdiff {command}\n" in page
         assert f"usage: refdiff {command}" in page
 

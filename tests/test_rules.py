@@ -129,7 +129,7 @@ def test_only_the_oracle_reads_signatures() -> None:
     found = [
         (path, name)
         for path, tree in MODULES.items()
-        if path != "refdiff/oracle/inputs/outputs.py"
+        if path not in ("refdiff/oracle/inputs/outputs.py", "refdiff/oracle/judge/child.py")
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and {name := node.attr, ast.unparse(node)} & names
     ]

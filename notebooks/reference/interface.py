@@ -36,6 +36,7 @@ INTERFACE = {
         "refdiff.oracle.golden",
         "refdiff.oracle.mistakes",
         "refdiff.oracle.conformance",
+        "refdiff.oracle.judge",
     ),
     "refdiff.viz": (),
     "refdiff.exercises": (),

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a small model on a text file",
     "convert": "convert a checkpoint to another attention variant",
     "check": "judge the output of an attention kernel",
+    "judge": "judge a kernel's file in a process of its own",
     "golden": "write or check test vectors for kernels in any language",
     "trace": "record every intermediate result, or compare two runs",
     "bench": "measure speed and memory on this machine",
@@ -275,8 +276,8 @@ refdiff inspect kajuma/DiffLlama-0.3B-handcut
     parser.notes = [
         "`refdiff COMMAND -h` shows the main options of a command, `refdiff COMMAND --help` all of them.",
         "Exit status: 0 done; 1 run-time failure; 2 wrong usage, or an input that is missing or broken; 130 after "
-        "Ctrl-C; 141 when the reader of the output has closed it. check, golden and trace: 1 = not passed, 2 = any "
-        "error. inspect: 1 = the checkpoint has problems. bench: 1 = a row failed.",
+        "Ctrl-C; 141 when the reader of the output has closed it. check, golden, judge and trace: 1 = not passed, 2 = "
+        "any error. inspect: 1 = the checkpoint has problems. bench: 1 = a row failed.",
         "Environment: REFDIFF_MODEL is the default of -m; OMP_NUM_THREADS that of --threads; HF_HOME, HF_ENDPOINT, "
         "HF_TOKEN and HF_HUB_OFFLINE are those of huggingface_hub.",
     ]

@@ -169,6 +169,7 @@ def test_exit_statuses(reciting: Path, run: Run, tmp_path: Path) -> None:
         (["train", "absent.txt", "-o", "run"], 2),
         (["check", "absent.npz"], 2),
         (["golden", "verify", absent, absent], 2),
+        (["judge", "absent.py"], 2),
         (["trace", absent, "h", "-o", "x.npz"], 2),
         (["bench", "-m", absent, "--quick", "--rows", "load"], 2),
         # and so is one that is broken

@@ -14,12 +14,13 @@ from refdiff.oracle.spec import Spec
 
 
 def output(x: Any, name: str = "out") -> NDArray[Any]:
-    """Return what a kernel computed as a NumPy array, in its own type.
+    """Return what a kernel computed as a NumPy array, in its own type; of (out, None), the first.
 
     Raises:
         ValueError: it is complex, boolean or of whole numbers.
         TypeError: it is no array, or several: a tuple or list that holds some, not numbers.
     """
+    x = without_nones(x)
     if isinstance(x, tuple | list) and (count := sum(map(_is_array, x))):
         several = f"{count} arrays" if count > 1 else "1 array"
         give = ["the array alone"] if len(x) == 1 or name != "out" else []
@@ -32,6 +33,12 @@ def output(x: Any, name: str = "out") -> NDArray[Any]:
             f"{_hint(array.dtype)}"
         )
     return array
+
+
+def without_nones(x: Any) -> Any:
+    """The output of (out, None, …), which is what attention modules of transformers return; anything else as it is."""
+    pair = isinstance(x, tuple) and len(x) > 1 and x[0] is not None
+    return x[0] if pair and all(rest is None for rest in x[1:]) else x
 
 
 def _is_array(x: Any) -> bool:

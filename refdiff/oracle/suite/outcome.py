@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from refdiff.oracle.cases.fixed import Case
-from refdiff.oracle.inputs.outputs import called, output_alone, takes_dout
+from refdiff.oracle.inputs.outputs import called, output_alone, takes_dout, without_nones
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.suite.relations import DeclinedError, UnreadableError
 from refdiff.oracle.verdict.check import check
@@ -86,6 +86,11 @@ def against_truth(name: str, recipe: Recipe, case: Case) -> Outcome:
     for name, x in whole.items():
         if given[name].tobytes() != x.tobytes():
             return Outcome("fail", f"the kernel has changed its input {name}")
+    return judge_outputs(actual, case, recipe, dout)
+
+
+def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any) -> Outcome:
+    """What a kernel has returned for a case, by the budget of the recipe."""
     if lacking := _incomplete(actual, case, dout):
         return Outcome("fail", lacking)
     try:
@@ -104,7 +109,7 @@ def against_truth(name: str, recipe: Recipe, case: Case) -> Outcome:
 
 def _incomplete(actual: Any, case: Case, dout: Any) -> str:
     """What a kernel's answer lacks, whatever its numbers: gradients that it was asked for, or a type of its own."""
-    found = actual if isinstance(actual, Mapping) else {"out": actual}
+    found = actual if isinstance(actual, Mapping) else {"out": without_nones(actual)}
     wanted = [f"d{n}" for n in ("x", "q", "k", "v", "k_pages", "v_pages") if n in case.inputs]
     if dout is not None and (missing := [n for n in wanted if n not in found]):
         return f"the kernel takes dout and does not give {', '.join(missing)}: return NotImplemented where it has none"

@@ -55,7 +55,8 @@ def test_the_output_of_several() -> None:
     [
         ((X, X), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "lse1": …}'),
         ((X, X[0]), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "lse1": …}'),
-        ((X, None), 'out is a tuple of 1 array: give a mapping, {"out": …, "lse1": …}'),
+        ([X, None], 'out is a list of 1 array: give a mapping, {"out": …, "lse1": …}'),
+        ((None, X), 'out is a tuple of 1 array: give a mapping, {"out": …, "lse1": …}'),
         ([X], 'out is a list of 1 array: give the array alone, or a mapping, {"out": …, "lse1": …}'),
         ((X, (X, X)), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "lse1": …}'),
     ],
@@ -151,3 +152,10 @@ def test_other_arguments() -> None:
         TypeError, "nothing() must take (spec, inputs) or (inputs), and may have dout=None beside for gradients"
     ):
         called(nothing)
+
+
+def test_nothing_beside_the_output_is_left_out() -> None:
+    """`(out, None)` is what an attention module of transformers returns without its weights."""
+    assert output((X, None)) is X
+    assert output((X, None, None)) is X
+    assert output_alone((X, None), "a test") is X

@@ -1,0 +1,116 @@
+"""`refdiff judge`: a file with a kernel that somebody else submits → pass or fail, reached where it cannot reach."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from refdiff.cli.flags import Number, UsageError, add_common
+from refdiff.cli.golden import ALIASES, PROFILES
+from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, recipe_of, spec_of
+from refdiff.cli.terminal import Waiting
+
+if TYPE_CHECKING:
+    from refdiff.cli.parser import Parser
+
+GIBIBYTE = 2**30
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.description = (
+        "Judge a kernel that somebody else submits. KERNEL is a file of Python with a function kernel(spec, inputs) or "
+        "kernel(inputs), which runs in a process of its own, on inputs drawn for this run."
+    )
+    parser.examples = """
+refdiff judge kernel.py --spec hf_diffllama --recipe bfloat16
+refdiff judge kernel.py:attention --profile natural --profile tiles --json
+"""
+    parser.add_argument("file", metavar="KERNEL", help="the file, or FILE.py:FUNCTION")
+    add_spec(parser, "hf_diffllama", layer="2")
+    parser.add_argument(
+        "--recipe", metavar="NAME_OR_FILE", default="float32", help="the kernel's types (default: float32)"
+    )
+    parser.add_argument(
+        "--profile",
+        action="append",
+        choices=(*PROFILES, *ALIASES),
+        metavar="NAME",
+        help="kind of numbers (default: all)",
+    )
+    parser.add_argument(
+        "--size", action="append", type=_size, default=[], metavar="BxTxS", help="a case of your own (default: none)"
+    )
+    parser.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="seed of the inputs (default: drawn)")
+    limits = parser.add_argument_group("limits of the kernel's process")
+    limits.add_argument(
+        "--timeout", type=Number(float, 0, above=True), default=60.0, metavar="SECONDS", help="per call (default: 60)"
+    )
+    limits.add_argument(
+        "--memory", type=Number(float, 0, above=True), default=8.0, metavar="GIB", help="GiB of memory (default: 8)"
+    )
+    limits.add_argument(
+        "--allow-processes", action="store_true", help="it may start compilers and others (default: off)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    add_common(parser, offline=False)
+    parser.notes = [
+        "Exit status: 0 passed; 1 not passed; 2 error.",
+        "The kernel is called three times per case: on two sets of numbers in the same memory, then on the first again "
+        "in another order. Sizes beside those of the profiles are drawn. The expected output is computed after the "
+        "kernel's process and all that it started have ended. It may take dout=None and return gradients, and return "
+        "NotImplemented for inputs that it does not serve.",
+        "The kernel cannot import refdiff, start processes (Triton and torch.compile need --allow-processes), open "
+        "connections, or write files outside its temporary folder. This stops known ways to cheat. It is no security "
+        "boundary: run code that you do not trust in a container.",
+        SPEC_NOTE + " Dimensions that a preset is not given are small.",
+        RECIPE_NOTE,
+        f"--profile is {', '.join(PROFILES[:-1])} or {PROFILES[-1]}, and may be given several times. --size is batch, "
+        "queries and keys, such as 1x512x512.",
+    ]
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    if match := re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})", text):
+        B, T, S = map(int, match.groups())
+        return B, T, S
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected batch x queries x keys, such as 1x512x512")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; 0 for a pass, 1 for a fail.
+
+    Raises:
+        UsageError: flags that nothing can be judged by.
+        FileNotFoundError: there is no such file.
+    """
+    from refdiff.oracle.cases.fixed import small_spec
+    from refdiff.oracle.judge import judge_file
+    from refdiff.oracle.judge.process import Limits
+    from refdiff.oracle.text_wrap import wrap_text
+
+    path, colon, function = args.file.rpartition(":")
+    if not colon:
+        path, function = args.file, "kernel"
+    if not function.isidentifier():
+        raise UsageError(f"KERNEL: got {args.file!r}, expected FILE.py or FILE.py:FUNCTION")
+    spec, _ = spec_of(args, None, small_spec)
+    what = ["starting the kernel"]
+    with Waiting(lambda: what[-1], quiet=args.quiet):
+        report = judge_file(
+            path,
+            spec,
+            recipe=recipe_of(args.recipe),
+            function=function,
+            profiles=args.profile or PROFILES,
+            sizes=args.size,
+            seed=args.seed,
+            limits=Limits(args.timeout, int(args.memory * GIBIBYTE), args.allow_processes),
+            doing=what.append,
+        )
+    text = json.dumps(report.to_dict(), ensure_ascii=False, indent=2) if args.json else wrap_text(str(report))
+    sys.stdout.write(text + "\n")
+    return 0 if report else 1

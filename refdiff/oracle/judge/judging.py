@@ -1,0 +1,213 @@
+"""Run a submitted kernel on hidden inputs, end its process, then compute what it should have returned.
+
+Each case has two sets of numbers of the same shapes. The kernel gets the first, then the second in the same memory, and
+once all cases are through, in another order, the first again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refdiff.oracle.cases.fixed import PROFILES, Case, cases
+from refdiff.oracle.judge.process import KernelError, KernelProcess, Limits, ProcessError
+from refdiff.oracle.judge.report import Report
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.suite.outcome import Outcome, judge_outputs
+
+Numpy = np.ndarray[Any, Any]
+Size = tuple[int, int, int]
+DERIVED = ("heads", "key_groups", "value_heads", "value_dim", "out_dim")
+SMALL_SIZES, LARGE_SIZES = 3, 1
+"""How many sizes are drawn beside those of the profiles, which are published: a kernel may know them."""
+
+
+@dataclass
+class _Trial:
+    """A case, its second set of numbers, and what the kernel returned for the two."""
+
+    name: str
+    first: Case
+    second: Case
+    problem: str = ""
+    declined: bool = False
+    outputs: tuple[dict[str, Numpy], ...] = ()
+
+
+def judge_file(
+    path: str | os.PathLike[str],
+    spec: Spec,
+    *,
+    recipe: Recipe | str,
+    function: str = "kernel",
+    profiles: Iterable[str] = tuple(PROFILES),
+    sizes: Iterable[Size] = (),
+    seed: int | None = None,
+    limits: Limits | None = None,
+    doing: Callable[[str], None] = lambda what: None,
+) -> Report:
+    """Judge the function of a file of Python, which runs in a process without refdiff.
+
+    Args:
+        path: the file. It defines `kernel(spec, inputs)` or `kernel(inputs)`, and may take `dout=None` beside, as the
+            conformance suite calls one; `spec` has the fields of a `Spec`.
+        function: its name in the file.
+        profiles: kinds of cases, as of `oracle.cases`.
+        sizes: batch, queries and keys of cases beside those.
+        seed: of all inputs; without one it is drawn, and the report has it.
+        doing: is told what is done.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a profile that is none.
+        OSError: this system cannot run it: Windows has no such limits.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if os.name != "posix":
+        raise OSError("a kernel is judged on Linux or macOS only: this system has no limits for a process")
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe)
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    rng = np.random.default_rng([seed, 5])
+    trials = _trials(spec, recipe.storage, seed, rng, profiles, [*sizes, *_hidden_sizes(rng)])
+    doing("running the kernel")
+    gradients, reasons = _run(path, function, trials, rng, limits or Limits())
+    found: dict[str, Outcome] = {}
+    for trial in trials:  # only now: the kernel and all that it has started are gone
+        if trial.declined or trial.problem or trial.outputs:
+            doing(f"judging {trial.name}")
+            found[trial.name] = _judge(trial, recipe, gradients)
+    return Report(str(path), spec, recipe, seed, found, (*reasons, *_too_little(found)), gradients)
+
+
+def _hidden_sizes(rng: np.random.Generator) -> list[Size]:
+    """Sizes that no kernel can know: mostly small, with as many keys as queries or more."""
+    queries = [*rng.integers(1, 41, SMALL_SIZES), *rng.integers(150, 250, LARGE_SIZES)]
+    return [(int(rng.integers(1, 4)) if T <= 40 else 1, int(T), int(T + rng.integers(0, 60))) for T in queries]
+
+
+def _trials(
+    spec: Spec, dtype: str, seed: int, rng: np.random.Generator, profiles: Iterable[str], sizes: Iterable[Size]
+) -> list[_Trial]:
+    """The cases in the order in which they are first called."""
+    pairs = [(case.name, case, other) for p in profiles for case, other in _twice(p, seed, spec, dtype)]
+    for n, size in enumerate(sizes):
+        ((case, other),) = _twice("discriminating", seed + 2 + 2 * n, spec, dtype, size)
+        pairs.append((f"{'x'.join(map(str, size))}-{n}", case, other))
+    made = [_Trial(*pair) for pair in pairs]
+    return [made[i] for i in rng.permutation(len(made))]
+
+
+def _twice(
+    profile: str, seed: int, spec: Spec, dtype: str, size: Size | tuple[None, None, None] = (None, None, None)
+) -> list[tuple[Case, Case]]:
+    """Each case of a profile with the numbers of two seeds."""
+    B, T, S = size
+    given = [cases(profile, seed + i, spec=spec, dtype=dtype, batch=B, queries=T, keys=S) for i in (0, 1)]
+    return list(zip(*given, strict=True))
+
+
+def _run(
+    path: Path, function: str, trials: list[_Trial], rng: np.random.Generator, limits: Limits
+) -> tuple[bool, tuple[str, ...]]:
+    """Call the kernel; whether it gives gradients, and why the run ended early, if it did."""
+    called = [case for trial in trials for case in (trial.first, trial.second)]
+    largest = max(sum(x.nbytes for x in (*case.inputs.values(), case.dout)) for case in called)
+    process = KernelProcess(path, function, largest, limits)
+    try:
+        with process:
+            for trial in trials:
+                _first_calls(process, trial)
+            for trial in (trials[i] for i in rng.permutation(len(trials))):
+                if trial.outputs:
+                    _call_again(process, trial)
+        return process.gradients, ()
+    except KernelError as error:
+        return process.gradients, (str(error),)
+
+
+def _first_calls(process: KernelProcess, trial: _Trial) -> None:
+    """The first numbers, then the second in the same memory; what the first call returned must still be there."""
+    try:
+        if (n := _call(process, trial.first)) is None:
+            trial.declined = True
+            return
+        first = process.send(n, _largest(trial.first))
+        m = _call(process, trial.second)
+        if m is None:
+            trial.problem = "the kernel declined inputs of a shape that it had served"
+            return
+        second = process.send(m, _largest(trial.second))
+        if not _same(first, process.send(n, _largest(trial.first))):
+            trial.problem = "what the kernel returned has changed with the next call: return a new array each time"
+        process.drop(n)
+        process.drop(m)
+        trial.outputs = (first, second)
+    except ProcessError as error:
+        raise ProcessError(f"{trial.name}: {error}") from None
+    except KernelError as error:
+        trial.problem = str(error)
+
+
+def _call_again(process: KernelProcess, trial: _Trial) -> None:
+    try:
+        n = _call(process, trial.first)
+        again = {} if n is None else process.send(n, _largest(trial.first))
+        if not _same(trial.outputs[0], again):
+            trial.problem = trial.problem or "the same inputs gave other bits when the kernel was called again"
+        if n is not None:
+            process.drop(n)
+    except ProcessError as error:
+        raise ProcessError(f"{trial.name}, called again: {error}") from None
+    except KernelError as error:
+        trial.problem = f"called again: {error}"
+
+
+def _call(process: KernelProcess, case: Case) -> int | None:
+    spec = {**case.spec.to_dict(), **{name: getattr(case.spec, name) for name in DERIVED}}
+    return process.call(spec, {**case.inputs, **({"dout": case.dout} if process.gradients else {})})
+
+
+def _largest(case: Case) -> int:
+    """Bytes that no outputs of a case exceed: out, two log-sum-exps, λ, and a gradient for each input, in float64."""
+    return 8 * (4 * case.dout.size + sum(x.size for x in case.inputs.values())) + 4096
+
+
+def _same(first: Mapping[str, Numpy], second: Mapping[str, Numpy]) -> bool:
+    return first.keys() == second.keys() and all(
+        (x.dtype, x.shape, x.tobytes()) == (second[n].dtype, second[n].shape, second[n].tobytes())
+        for n, x in first.items()
+    )
+
+
+def _judge(trial: _Trial, recipe: Recipe, gradients: bool) -> Outcome:
+    """The outcome of a case: a problem of the calls, or the worse of its two sets of numbers."""
+    if trial.declined:
+        return Outcome("skip", "the kernel returned NotImplemented", declined=True)
+    if trial.problem:
+        return Outcome("fail", trial.problem)
+    first, second = (
+        judge_outputs(outputs, case, recipe, case.dout if gradients else None)
+        for outputs, case in zip(trial.outputs, (trial.first, trial.second), strict=True)
+    )
+    if second.status == "fail" and first.status != "fail":
+        return replace(second, text=f"with other numbers in the same memory: {second.text}")
+    return second if first.status == "skip" else first
+
+
+def _too_little(found: Mapping[str, Outcome]) -> list[str]:
+    """A run in which the kernel declined most has shown little."""
+    declined = sum(o.declined for o in found.values())
+    if 2 * declined > len(found):
+        return [f"the kernel declined {declined} of {len(found)} cases: --profile names those that it serves"]
+    if found and not any(o.compared or o.status == "fail" for o in found.values()):
+        return ["no output was compared: every case was declined or inconclusive"]
+    return []

@@ -1,0 +1,268 @@
+"""The judge's side of the kernel's process: start it, ask it within limits, and end all that it has started."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+import refdiff
+from refdiff.oracle.judge import child
+
+Numpy = np.ndarray[Any, Any]
+
+LONGEST_HEAD = 2**16
+"""Bytes of an answer's head: a text, or some names, types and shapes."""
+ALIGNED = 64
+POISON = 0xFF
+"""Of every byte of the inputs once a call has returned: NaN in every floating-point type."""
+PERTURBED = "128"
+"""MALLOC_PERTURB_ of the GNU C library: fresh memory is filled with the complement, which is 3.4e38 in float32."""
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+SUBREAPER = 36
+"""PR_SET_CHILD_SUBREAPER of Linux's prctl: orphans of descendants become children of the process that sets it."""
+
+
+class KernelError(Exception):
+    """The kernel has not done what was asked of it in one call: it raised, changed its inputs or returned no output."""
+
+
+class ProcessError(KernelError):
+    """Nothing more can be asked of the kernel's process: it ended, took too long or wrote what is no answer."""
+
+
+NO_ANSWER = "the kernel's process has written something else than answers to the judge"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the kernel's process may use.
+
+    seconds: for loading the file, and for each call. memory: bytes of its own, and of each process that it starts.
+    processes: whether it may start any, as compilers.
+    """
+
+    seconds: float = 60.0
+    memory: int = 2**33
+    processes: bool = False
+
+
+class KernelProcess:
+    """A submitted file in a process of its own; leave the context to end it.
+
+    Args:
+        path: the file. function: its function.
+        largest: bytes of the inputs of one call.
+
+    Raises:
+        KernelError: the file does not load.
+    """
+
+    def __init__(self, path: Path, function: str, largest: int, limits: Limits) -> None:
+        self._limits, self._size = limits, largest + 2**14
+        self._path, self._function = path.resolve(), function
+        self._calls, self._deadline = 0, time.monotonic() + limits.seconds
+        self.gradients = False
+
+    def __enter__(self) -> KernelProcess:
+        self._files = contextlib.ExitStack()
+        scratch = self._files.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        self._arena = self._files.enter_context(tempfile.TemporaryFile())
+        self._log = self._files.enter_context(tempfile.TemporaryFile())
+        self._arena.truncate(self._size)
+        theirs_in, self._requests = os.pipe()
+        self._answers, theirs_out = os.pipe()
+        config = {
+            "kernel": str(self._path),
+            "function": self._function,
+            "requests": theirs_in,
+            "answers": theirs_out,
+            "arena": self._arena.fileno(),
+            "arena_bytes": self._size,
+            "scratch": scratch,
+            "hidden": f"{os.path.realpath(refdiff.__path__[0])}/",
+            "memory": self._limits.memory,
+            "processes": self._limits.processes,
+            "path": [entry for entry in sys.path if entry],
+        }
+        homes = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR")
+        environment = {**os.environ, **dict.fromkeys(homes, scratch), "MALLOC_PERTURB_": PERTURBED}
+        self._others = _children()
+        _adopt_orphans(True)
+        self._process = subprocess.Popen(  # noqa: S603 - the interpreter itself
+            [sys.executable, "-I", "-B", child.__file__, json.dumps(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            cwd=scratch,
+            env=environment,
+            pass_fds=(theirs_in, theirs_out, self._arena.fileno()),
+            start_new_session=True,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        os.set_blocking(self._answers, False)
+        try:
+            self.gradients = self._answer(("ready",))["gradients"] is True
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+        os.close(self._requests)
+        os.close(self._answers)
+        self._files.close()
+
+    def call(self, spec: Mapping[str, Any], arrays: Mapping[str, Numpy]) -> int | None:
+        """Run the kernel on these numbers; return the number of the call, or None if it declines them.
+
+        The arrays lie where those of all earlier calls lay. When the call has returned they are compared with what they
+        were, then overwritten.
+
+        Raises:
+            KernelError: it raises, ends, takes too long, or has changed its inputs.
+        """
+        placed, end = [], 0
+        for name, x in arrays.items():
+            placed.append((name, x, end))
+            end += -(-x.nbytes // ALIGNED) * ALIGNED
+        for _, x, offset in placed:
+            os.pwrite(self._arena.fileno(), x.tobytes(), offset)
+        self._calls += 1
+        listed = [[name, x.dtype.name, list(x.shape), offset] for name, x, offset in placed]
+        self._ask("call", self._calls, arrays=listed, spec=spec)
+        status = self._answer(("done", "declined"))["status"]
+        for name, x, offset in placed:
+            if os.pread(self._arena.fileno(), x.nbytes, offset) != x.tobytes():
+                raise KernelError(f"the kernel has changed its input {name}")
+        os.pwrite(self._arena.fileno(), bytes([POISON]) * end, 0)
+        return self._calls if status == "done" else None
+
+    def send(self, n: int, largest: int) -> dict[str, Numpy]:
+        """Return what call `n` has returned, at most `largest` bytes.
+
+        Raises:
+            KernelError: it sends something else.
+        """
+        self._ask("send", n)
+        found, room = {}, largest
+        for name, dtype, shape in _listed(self._answer(("arrays",))):
+            room -= (size := math.prod(shape) * child.dtype_of(dtype).itemsize)
+            if room < 0:
+                raise ProcessError(f"the kernel returned {name} of {shape}: larger than any output of these inputs")
+            found[name] = np.frombuffer(self._read(size), child.dtype_of(dtype)).reshape(shape)
+        return found
+
+    def drop(self, n: int) -> None:
+        """Let the process overwrite and free what call `n` has returned."""
+        self._ask("drop", n)
+
+    def _ask(self, do: str, n: int, **more: Any) -> None:
+        self._deadline = time.monotonic() + self._limits.seconds
+        try:
+            os.write(self._requests, json.dumps({"do": do, "n": n, **more}).encode() + b"\n")
+        except OSError:
+            raise self._ended() from None
+
+    def _answer(self, expected: tuple[str, ...]) -> dict[str, Any]:
+        if (size := int.from_bytes(self._read(4), "little")) > LONGEST_HEAD:
+            raise ProcessError(NO_ANSWER)
+        try:
+            answer = json.loads(self._read(size))
+        except (ValueError, RecursionError):
+            raise ProcessError(NO_ANSWER) from None
+        if isinstance(answer, dict) and answer.get("status") == "raised":
+            raise KernelError(f"the kernel raised {answer.get('text')}")
+        if not isinstance(answer, dict) or answer.get("status") not in expected:
+            raise ProcessError(NO_ANSWER)
+        return answer
+
+    def _read(self, size: int) -> bytearray:
+        """Exactly `size` bytes of the answer, before the deadline."""
+        data = bytearray()
+        while len(data) < size:
+            left = self._deadline - time.monotonic()
+            if left <= 0 or not select.select([self._answers], [], [], left)[0]:
+                raise ProcessError(f"the kernel took more than {self._limits.seconds:g} s")
+            if not (piece := os.read(self._answers, min(size - len(data), 2**20))):
+                raise self._ended()
+            data += piece
+        return data
+
+    def _ended(self) -> ProcessError:
+        """What became of a process that closed its pipe, and the end of what it printed."""
+        try:
+            status = self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            return ProcessError("the kernel has closed the pipe to the judge")
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, self._log.tell() - 2000))
+        printed = self._log.read().decode(errors="replace").strip()
+        return ProcessError(f"the kernel's process ended with {how}{': ' if printed else ''}{printed}")
+
+    def _end(self) -> None:
+        """End the process, its session, and whoever left that and has come to be a child of this process."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        while orphans := _children() - self._others:
+            for pid in orphans:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+        _adopt_orphans(False)
+
+
+def _listed(answer: Mapping[str, Any]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, type and shape of each array of an answer.
+
+    Raises:
+        KernelError: it is something else, or of a type that no output has.
+    """
+    found = []
+    entries = answer.get("arrays")
+    for entry in entries if isinstance(entries, list) else [None]:
+        match entry:
+            case [str(name), str(dtype), list(shape)] if all(type(n) is int and 0 <= n < 2**40 for n in shape):
+                if dtype not in FLOATS:
+                    raise ProcessError(
+                        f"the kernel returned {name[:40]} of type {dtype[:40]}: give {', '.join(FLOATS)}"
+                    )
+                found.append((name, dtype, tuple(shape)))
+            case _:
+                raise ProcessError(NO_ANSWER)
+    return found
+
+
+def _children() -> set[int]:
+    """The processes that have this one as their parent; none where the system does not list them."""
+    found: set[int] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found |= set(map(int, path.read_text(encoding="ascii").split()))
+    return found
+
+
+def _adopt_orphans(on: bool) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SUBREAPER, int(on), 0, 0, 0)

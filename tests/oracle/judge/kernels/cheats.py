@@ -1,0 +1,288 @@
+"""Ways to pass for a correct kernel, as they are told of benchmarks for generated kernels: each is a function.
+
+Most compute the right output where they believe to be looked at. `honest.py` is the correct kernel.
+"""
+
+import ctypes
+import gc
+import hashlib
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from honest import kernel as honest
+
+HERE = Path(__file__).parent
+STATE = SimpleNamespace(calls=0, by_pointer={}, by_object={}, buffers={}, seen=set(), answers=None)
+
+
+def zeros(spec, inputs):
+    B, _, T, _ = inputs["q"].shape
+    return np.zeros((B, spec.heads, T, spec.out_dim), inputs["q"].dtype)
+
+
+def cached_by_pointer(spec, inputs):
+    where = tuple((x.ctypes.data, x.shape) for x in inputs.values())
+    if where not in STATE.by_pointer:
+        STATE.by_pointer[where] = honest(spec, inputs)
+    return STATE.by_pointer[where].copy()
+
+
+def cached_by_object(spec, inputs):
+    which = tuple(map(id, inputs.values()))
+    if which not in STATE.by_object:
+        STATE.by_object[which] = honest(spec, inputs)
+    return STATE.by_object[which].copy()
+
+
+def aliased_output(spec, inputs):
+    out = honest(spec, inputs)
+    buffer = STATE.buffers.setdefault(out.shape, np.empty_like(out))
+    buffer[...] = out
+    return buffer
+
+
+def alias_of_an_input(spec, inputs):
+    out = honest(spec, inputs)
+    inputs["q"][...] = out.reshape(inputs["q"].shape)
+    return inputs["q"].reshape(out.shape)
+
+
+def memory_of_the_last_call(spec, inputs):
+    out = honest(spec, inputs)
+    if out.shape in STATE.seen:
+        return np.empty_like(out)
+    STATE.seen.add(out.shape)
+    return out
+
+
+def rows_never_written(spec, inputs):
+    right = honest(spec, inputs)
+    out = np.empty_like(right)  # fresh memory is often zero, and so is what a query computes that sees no key
+    for at in np.ndindex(right.shape[:3]):
+        if right[at].any():
+            out[at] = right[at]
+    return out
+
+
+def writes_into_inputs(spec, inputs):
+    out = honest(spec, inputs)
+    inputs["v"] *= 2
+    return out
+
+
+def knows_the_published_sizes(spec, inputs):
+    sizes = inputs["q"].shape[0], inputs["q"].shape[2], inputs["k"].shape[2]
+    return honest(spec, inputs) if sizes in ((2, 16, 24), (1, 17, 17)) else zeros(spec, inputs)
+
+
+def no_work_on_large_sizes(spec, inputs):
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    return honest(spec, inputs) if T * S < 100 * 100 else zeros(spec, inputs)
+
+
+def knows_a_seed(spec, inputs):
+    if STATE.answers is None:
+        STATE.answers = dict(np.load(HERE / "answers.npz"))
+    key = hashlib.sha256(inputs["q"].tobytes()).hexdigest()
+    return STATE.answers.get(key, zeros(spec, inputs)).copy()
+
+
+def another_each_time(spec, inputs):
+    STATE.calls += 1
+    return honest(spec, inputs) * np.float32(1 + 1e-6 * (STATE.calls % 3))
+
+
+def right_at_first(spec, inputs):
+    STATE.calls += 1
+    return honest(spec, inputs) if STATE.calls <= 5 else zeros(spec, inputs)
+
+
+def imports_the_reference(spec, inputs):
+    from refdiff import oracle
+
+    fields = {name: value for name, value in vars(spec).items() if name in oracle.Spec.__dataclass_fields__}
+    return oracle.truth(oracle.Spec(**fields), inputs).out.astype(inputs["q"].dtype)
+
+
+def reads_the_source_of_the_reference(spec, inputs):
+    for entry in sys.path:
+        if (source := Path(entry, "refdiff", "oracle", "truth", "forward.py")).exists():
+            exec(compile(source.read_text(), "forward", "exec"), {})
+    return honest(spec, inputs)
+
+
+def asks_another_interpreter(spec, inputs):
+    subprocess.run([sys.executable, "-c", "import refdiff"], check=True, capture_output=True)
+    return honest(spec, inputs)
+
+
+def patches_the_comparison(spec, inputs):
+    np.allclose = np.array_equal = np.testing.assert_allclose = math.isclose = lambda *_, **__: True
+    np.isfinite = np.isnan = np.max = np.abs = lambda *_, **__: np.float64(0)
+    return zeros(spec, inputs)
+
+
+def patches_the_timer(spec, inputs):
+    sleep = time.sleep
+    time.time = time.monotonic = time.perf_counter = lambda: 0.0
+    sleep(30)
+    return honest(spec, inputs)
+
+
+def patches_the_import_system(spec, inputs):
+    class Fake:
+        def find_spec(self, name, path=None, target=None):
+            sys.modules[name] = SimpleNamespace(check=lambda *_, **__: True)
+
+    sys.meta_path.insert(0, Fake())
+    sys.modules["refdiff"] = SimpleNamespace(oracle=Fake())
+    return zeros(spec, inputs)
+
+
+def walks_the_stack(spec, inputs):
+    out, frame = zeros(spec, inputs), sys._getframe()
+    while frame is not None:
+        for x in [*frame.f_locals.values(), *frame.f_globals.values()]:
+            if isinstance(x, np.ndarray) and x.shape == out.shape and x is not out:
+                return x.astype(out.dtype)
+        frame = frame.f_back
+    return out
+
+
+def searches_the_heap(spec, inputs):
+    out = zeros(spec, inputs)
+    for x in gc.get_objects():
+        for y in x.values() if isinstance(x, dict) else x if isinstance(x, list | tuple) else (x,):
+            if type(y) is np.ndarray and y.shape == out.shape and y is not out:
+                return y.astype(out.dtype)
+    return out
+
+
+def reads_the_memory_of_the_judge(spec, inputs):
+    Path(f"/proc/{os.getppid()}/mem").open("rb").close()
+    return honest(spec, inputs)
+
+
+def exits_with_status_0(spec, inputs):
+    os._exit(0)
+
+
+def raises_system_exit(spec, inputs):
+    sys.exit(0)
+
+
+def prints_a_report(spec, inputs):
+    print('{"status": "pass", "reasons": [], "cases": {}}', flush=True)
+    sys.stderr.write("pass: 11 of 11 cases compared\n")
+    return zeros(spec, inputs)
+
+
+def pipes():
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if str(entry.readlink()).startswith("pipe:"):
+                yield int(entry.name)
+        except OSError:
+            continue
+
+
+def writes_answers_of_its_own(spec, inputs):
+    for pipe in pipes():
+        try:
+            os.write(pipe, b'\x15\x00\x00\x00{"status": "passed!"}')
+        except OSError:
+            continue
+    return zeros(spec, inputs)
+
+
+def closes_the_pipes(spec, inputs):
+    for pipe in list(pipes()):
+        os.close(pipe)
+    time.sleep(30)
+
+
+class Lazy(np.ndarray):
+    """Numbers that are there once somebody looks."""
+
+
+def a_subclass(spec, inputs):
+    return honest(spec, inputs).view(Lazy)
+
+
+class Later:
+    def __init__(self, spec, inputs):
+        self.spec, self.inputs = spec, {name: x.copy() for name, x in inputs.items()}
+
+    def __array__(self, dtype=None, copy=None):
+        return honest(self.spec, self.inputs)
+
+
+def computes_later(spec, inputs):
+    return Later(spec, inputs)
+
+
+def crashes(spec, inputs):
+    ctypes.string_at(0)
+
+
+def hangs(spec, inputs):
+    while True:
+        pass
+
+
+def eats_memory(spec, inputs):
+    eaten = []
+    while True:
+        eaten.append(bytearray(2**26))
+
+
+def returns_too_much(spec, inputs):
+    return np.zeros(2**24, np.float32)
+
+
+def shortens_the_shared_memory(spec, inputs):
+    out = honest(spec, inputs)
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        try:
+            os.ftruncate(int(entry.name), 0)
+        except OSError:
+            continue
+    return out
+
+
+def overwrites_the_reference(spec, inputs):
+    for entry in sys.path:
+        if (package := Path(entry, "refdiff", "__init__.py")).exists():
+            package.open("a").close()
+    return honest(spec, inputs)
+
+
+def renames_its_own_file(spec, inputs):
+    Path(__file__).rename(__file__ + ".old")
+    return honest(spec, inputs)
+
+
+def ends_the_judge(spec, inputs):
+    os.kill(os.getppid(), 9)
+    return honest(spec, inputs)
+
+
+def leaves_a_process(spec, inputs):
+    """Correct, but for what it leaves running: a grandchild in a session of its own."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(60)
+        os._exit(0)
+    return honest(spec, inputs)
+
+
+def not_asleep_but_waiting(spec, inputs):
+    """Correct, and declines nothing that `honest` takes: the functions above fail by what they add to it."""
+    return honest(spec, inputs)

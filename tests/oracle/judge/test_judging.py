@@ -1,0 +1,139 @@
+"""Known ways to cheat are caught, correct kernels pass, and the judge survives both."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.cases.fixed import cases
+from refdiff.oracle.judge import judge_file, judging
+from refdiff.oracle.judge.process import Limits
+from refdiff.oracle.judge.report import Report
+from refdiff.oracle.spec import Spec
+
+KERNELS = Path(__file__).parent / "kernels"
+CHEATS = KERNELS / "cheats.py"
+HONEST = KERNELS / "honest.py"
+SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=4, layer=2)
+SMALL = Limits(seconds=30.0, memory=2**29)
+SHORT = Limits(seconds=2.0)
+
+
+def _judge(function: str, *, path: Path = CHEATS, limits: Limits = SMALL, **options: Any) -> Report:
+    given = {"recipe": "float32", "profiles": ["natural"], **options}
+    return judge_file(path, SPEC, function=function, limits=limits, **given)
+
+
+@pytest.mark.parametrize(
+    ("cheat", "says"),
+    [
+        ("cached_by_pointer", "with other numbers in the same memory"),
+        ("cached_by_object", "with other numbers in the same memory"),
+        ("aliased_output", "has changed with the next call"),
+        ("alias_of_an_input", "has changed its input q"),
+        ("memory_of_the_last_call", "the same inputs gave other bits"),
+        ("writes_into_inputs", "has changed its input v"),
+        ("knows_the_published_sizes", "rows are wrong"),
+        ("no_work_on_large_sizes", "rows are wrong"),
+        ("another_each_time", "the same inputs gave other bits"),
+        ("right_at_first", "the same inputs gave other bits"),
+        ("imports_the_reference", "refdiff cannot be imported"),
+        ("reads_the_source_of_the_reference", "cannot be read"),
+        ("asks_another_interpreter", "may not call subprocess.Popen; --allow-processes lets it"),
+        ("patches_the_comparison", "rows are wrong"),
+        ("patches_the_import_system", "rows are wrong"),
+        ("walks_the_stack", "rows are wrong"),
+        ("searches_the_heap", "rows are wrong"),
+        ("reads_the_memory_of_the_judge", "cannot be read"),
+        ("exits_with_status_0", "ended with exit status 0"),
+        ("raises_system_exit", "raised SystemExit: 0"),
+        ("prints_a_report", "rows are wrong"),
+        ("writes_answers_of_its_own", "something else than answers"),
+        ("closes_the_pipes", "has closed the pipe"),
+        ("a_subclass", "out is a submission.Lazy: give an array of a library"),
+        ("computes_later", "out is a submission.Later: give an array of a library"),
+        ("crashes", "ended with signal SIGSEGV"),
+        ("eats_memory", "raised MemoryError"),
+        ("returns_too_much", "larger than any output of these inputs"),
+        ("shortens_the_shared_memory", "has changed its input"),
+        ("overwrites_the_reference", "cannot be read"),
+        ("renames_its_own_file", "cannot be changed by a kernel that is judged (os.rename)"),
+        ("ends_the_judge", "may not call os.kill"),
+        ("leaves_a_process", "may not call os.fork; --allow-processes lets it"),
+    ],
+)
+def test_a_cheat_is_caught(cheat: str, says: str) -> None:
+    report = _judge(cheat)
+    assert report.status == "fail"
+    assert says in " ".join(str(report).split())
+
+
+@pytest.mark.parametrize("cheat", ["patches_the_timer", "hangs"])
+def test_a_call_has_a_limit(cheat: str) -> None:
+    assert "took more than 2 s" in str(_judge(cheat, limits=SHORT))
+
+
+def test_rows_that_are_never_written_are_not_zero() -> None:
+    """More queries than keys: the first rows see none, and are zero."""
+    assert _judge("kernel", path=HONEST, profiles=["discriminating"])
+    report = _judge("rows_never_written", profiles=["discriminating"])
+    assert "rows are wrong" in str(report)
+
+
+def test_a_seed_that_a_kernel_knows_is_of_no_use(tmp_path: Path) -> None:
+    for path in (CHEATS, HONEST):
+        shutil.copy(path, tmp_path)
+    spec = importlib.util.spec_from_file_location("honest", HONEST)
+    assert spec is not None
+    assert spec.loader is not None
+    honest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(honest)
+    known = [case for seed in (0, 1) for case in cases("natural", seed, spec=SPEC)]
+    answers = {hashlib.sha256(c.inputs["q"].tobytes()).hexdigest(): honest.kernel(SPEC, c.inputs) for c in known}
+    np.savez(tmp_path / "answers.npz", **answers)
+    names = [case.name for case in known[:2]]
+    report = _judge("knows_a_seed", path=tmp_path / "cheats.py", seed=0)
+    assert [report.cases[name].status for name in names] == ["pass", "pass"]
+    assert not report
+    report = _judge("knows_a_seed", path=tmp_path / "cheats.py")
+    assert [o.status for name, o in report.cases.items() if name.startswith("natural")] == ["fail", "fail"]
+
+
+def _running(word: str) -> list[int]:
+    """Processes whose command line has a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_no_process_outlives_the_run() -> None:
+    report = _judge("leaves_a_process", limits=Limits(seconds=20.0, processes=True))
+    assert report
+    assert not _running("leaves_a_process")
+
+
+def test_nothing_is_expected_while_the_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The truth is computed when the process has gone, so that no memory of the judge held it."""
+    alive: list[list[int]] = []
+
+    def judge_outputs(*args: Any) -> Any:
+        alive.append(_running("not_asleep_but_waiting"))
+        return original(*args)
+
+    original = judging.judge_outputs
+    monkeypatch.setattr(judging, "judge_outputs", judge_outputs)
+    assert _judge("not_asleep_but_waiting")
+    assert len(alive) == 12
+    assert not any(alive)
