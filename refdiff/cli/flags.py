@@ -10,6 +10,8 @@ from typing import Any
 
 LARGEST = 2**63 - 1
 """The largest whole number that any option takes."""
+MAX_PROMPT = 10_000_000
+"""Bytes of the longest prompt: a pipe, or a device such as /dev/zero, may have no end."""
 DTYPES = ("auto", "float32", "float64", "float16", "bfloat16")
 MODEL = "MODEL"
 
@@ -52,22 +54,27 @@ class Number:
         if whole and isinstance(value, float) and not value.is_integer():
             raise self._error(shown)
         low = (self.low < value if self.above else self.low <= value) or (self.or_zero and value == 0)
-        if not low or value > min(self.high, LARGEST if whole else 1e308) or value == math.inf:
-            raise self._error(shown)
+        high = min(self.high, LARGEST if whole else 1e308)
+        if not low or value > high or value == math.inf:
+            raise self._error(shown, high if value > high else self.high)
         return self.kind(value)
 
-    def _error(self, shown: str) -> argparse.ArgumentTypeError:
+    def _error(self, shown: str, high: float | None = None) -> argparse.ArgumentTypeError:
         shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
-        return argparse.ArgumentTypeError(f"got {shown or 'nothing'}, expected {self.accepted}")
+        accepted = self._limits(self.high if high is None else high)
+        return argparse.ArgumentTypeError(f"got {shown or 'nothing'}, expected {accepted}")
 
     @property
     def accepted(self) -> str:
         """The limits in words, and what turns the option off."""
+        return self._limits(self.high)
+
+    def _limits(self, high: float) -> str:
         kind, form = ("whole number", "") if self.kind is int else ("number", "g")
         zero = "0 or " if self.or_zero else ""
         limits = f"a {kind} above {self.low:{form}}" if self.above else f"a {kind} of at least {self.low:{form}}"
-        if math.isfinite(self.high):
-            limits += f" and at most {self.high:{form}}"
+        if math.isfinite(high):
+            limits += f" and at most {high:{form}}"
         return zero + limits + (f" ({self.off})" if self.off else "")
 
 

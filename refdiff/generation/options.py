@@ -18,7 +18,7 @@ LARGEST = 2**31 - 1
 """The largest count or token id: more fits no array of ids, and no time."""
 SMALLEST_DIVISOR = 1e-6
 """The smallest number that scores are divided by: a much smaller one makes them infinite."""
-MOST_BEAMS = 10_000
+MOST_BEAMS = 1_000
 """The most beams, or texts of one prompt; how many fit the memory, `validation.check_memory` says."""
 
 
@@ -227,7 +227,7 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
     _normalize(values)
     options = Options(**values)
     _check_together(options)
-    _check_vocabulary(options, model.config.vocab_size)
+    _check_vocabulary(options, model.config.vocab_size, lambda name: "" if name in given else f"{_origin(model)}: ")
     _warn_ignored(options, given)
     return options
 
@@ -272,12 +272,19 @@ def _check_together(options: Options) -> None:
             )
 
 
-def _check_vocabulary(options: Options, vocab_size: int) -> None:
+def _check_vocabulary(options: Options, vocab_size: int, origin: Callable[[str], str]) -> None:
     named = [("sequence_bias", token) for sequence in options.sequence_bias or {} for token in sequence]
     named += [("bad_words_ids", token) for word in options.bad_words_ids or [] for token in word]
     for name, token in named:
         if token >= vocab_size:
-            raise ValueError(f"{name} names token {token}, outside the vocabulary of {vocab_size} tokens")
+            raise _outside(origin(name), f"{name} names token {token}, outside the vocabulary of {vocab_size} tokens")
+    if len({token for token in options.suppress_tokens or () if token < vocab_size}) == vocab_size:
+        message = f"suppress_tokens: got all {vocab_size:,} tokens of the vocabulary, expected to leave one"
+        raise _outside(origin("suppress_tokens"), message)
+
+
+def _outside(origin: str, message: str) -> ValueError:
+    return (CheckpointError if origin else ValueError)(f"{origin}{message}")
 
 
 def _warn_ignored(options: Options, given: Mapping[str, Any]) -> None:

@@ -84,7 +84,7 @@ def test_version(capsys: Capture) -> None:
     [
         (["generate", "--top-p", "1.5", "x"], "--top-p: got 1.5, expected a number above 0 and at most 1 (1 = off)"),
         (["generate", "--top-p", "0", "x"], "--top-p: got 0, expected a number above 0 and at most 1 (1 = off)"),
-        (["generate", "--top-k", "-1", "x"], "--top-k: got -1, expected a whole number of at least 0 (0 = off)"),
+        (["generate", "--top-k", "-1", "x"], "of at least 0 and at most 2147483647 (0 = off)"),
         (["generate", "--top-k=2.5", "x"], "--top-k: got 2.5, expected a whole number of at least 0"),
         (["generate", "--temp", "nan", "x"], "error: --temp: got nan, expected 0 or a number of at least 1e-06"),
         (["generate", "--temperature", "inf", "x"], "error: --temperature: got inf, expected"),

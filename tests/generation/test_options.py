@@ -76,10 +76,12 @@ WRONG: list[tuple[str, Any, str]] = [
     ("sequence_bias", {(3,): "x"}, "a dict"),
     ("sequence_bias", [[[3], 1.0, 2]], "a dict"),
     ("sequence_bias", 7, "a dict"),
-    ("num_beams", 0, "an integer from 1 to 10,000"),
+    ("num_beams", 0, "an integer from 1 to 1,000"),
+    ("num_beams", 1001, "an integer from 1 to 1,000"),
     ("length_penalty", float("inf"), "a number from -20 to 20"),
     ("early_stopping", "always", 'True, False or "never"'),
-    ("num_return_sequences", 0, "an integer from 1 to 10,000"),
+    ("num_return_sequences", 0, "an integer from 1 to 1,000"),
+    ("num_return_sequences", 1001, "an integer from 1 to 1,000"),
     ("eos_token_id", "x", "a token id or a list"),
     ("eos_token_id", [], "a token id or a list"),
     ("pad_token_id", -1, "an integer from 0 to 2,147,483,647"),
@@ -151,6 +153,19 @@ def test_a_wrong_value_in_the_file_says_so() -> None:
     with pytest.raises(CheckpointError, match="suppress_tokens: got") as caught:
         resolve(model, {"suppress_tokens": [3]})
     assert len(str(caught.value)) < 200
+
+
+def test_a_list_that_suppresses_every_token_is_named() -> None:
+    model, size = FakeModel(), FakeModel().config.vocab_size
+    with pytest.raises(ValueError, match=f"^suppress_tokens: got all {size} tokens of the vocabulary, expected to lea"):
+        resolve(model, {"suppress_tokens": list(range(size + 3))})
+    assert resolve(model, {"suppress_tokens": list(range(1, size + 3))})
+    model.generation_config = {"suppress_tokens": list(range(size))}
+    with pytest.raises(CheckpointError, match=f"^generation_config.json: suppress_tokens: got all {size} tokens"):
+        resolve(model, {})
+    model.generation_config = {"bad_words_ids": [[size]]}
+    with pytest.raises(CheckpointError, match=f"^generation_config.json: bad_words_ids names token {size}, outside"):
+        resolve(model, {})
 
 
 def test_negative_special_tokens_in_files_mean_none() -> None:
