@@ -120,6 +120,14 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON) -> dic
     return value
 
 
+def finite_float(text: str) -> float:
+    """Parse a number of JSON; raises `ValueError` where that overflows, which Python reads as infinity."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is beyond the largest number, 1.8e308")
+    return value
+
+
 def copy_file(source: Path, target: Path, *, folder: Path) -> None:
     """Copy a file of the checkpoint `folder` to a new file; see `open_file`.
 
@@ -159,7 +167,7 @@ def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
         if path.exists() and not path.is_file():
-            message = f"not a regular file, but {_kind(path.stat().st_mode)}; name another file"
+            message = f"not a regular file, but {kind_of_file(path.stat().st_mode)}; name another file"
             raise OSError(errno.EINVAL, message, str(path))
         with temporary.open("xb") as file:
             yield file
@@ -221,10 +229,11 @@ def follow(folder: Path, path: Path) -> Path:
 
 def _refuse_special(path: str | os.PathLike[str], mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{path}: not a regular file, but {_kind(mode)}; put the file itself there")
+        raise CheckpointError(f"{path}: not a regular file, but {kind_of_file(mode)}; put the file itself there")
 
 
-def _kind(mode: int) -> str:
+def kind_of_file(mode: int) -> str:
+    """Name what `st_mode` says a path is, where it is no regular file."""
     return _KINDS.get(stat.S_IFMT(mode), "something else")
 
 

@@ -298,13 +298,27 @@ def test_further_chat_templates_are_looked_at_too(tmp_path: Path, whole: bool) -
     else:
         (folder / "additional_chat_templates").mkdir()
         (folder / "additional_chat_templates" / "rag.jinja").symlink_to(outside / "rag.jinja")
-    with pytest.raises(CheckpointError, match=r"'rag\.jinja' is a link that leads out"):
+    name = "additional_chat_templates" if whole else r"rag\.jinja"
+    with pytest.raises(CheckpointError, match=f"'{name}' is a link that leads out"):
         snapshot(folder)
-    (outside / "rag.jinja").unlink()
-    if not whole:
-        (folder / "additional_chat_templates" / "rag.jinja").unlink()
-        (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ x }}")
+    if whole:  # the names outside are not looked at
+        (outside / "rag.jinja").unlink()
+        with pytest.raises(CheckpointError, match=f"'{name}' is a link that leads out"):
+            snapshot(folder)
+        return
+    (folder / "additional_chat_templates" / "rag.jinja").unlink()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ x }}")
     assert snapshot(folder) == folder
+
+
+def test_a_folder_of_very_many_templates_is_not_gone_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "additional_chat_templates").mkdir()
+    for number in range(3):
+        (tmp_path / "additional_chat_templates" / f"{number}.jinja").touch()
+    assert snapshot(tmp_path) == tmp_path
+    monkeypatch.setattr("refdiff.hub.download._MAX_FILES", 2)
+    with pytest.raises(CheckpointError, match=r"has more than 2 files additional_chat_templates/\*, expected fewer"):
+        snapshot(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["named pipe", "folder", "socket", "device", "link to a device"])

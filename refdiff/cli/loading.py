@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from refdiff.cli.flags import UsageError
+from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.terminal import AFTER, Waiting, note
 
 _NO_PROMPT = 'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with -f FILE or a pipe'
@@ -102,13 +103,17 @@ def check_prompt(args: argparse.Namespace, others: Mapping[str, Any] | None = No
 def read_prompt(args: argparse.Namespace) -> str:
     """Return the prompt's text, from where the options say; one newline at the end of a file or a pipe is dropped.
 
-    Standard input that is not a terminal is the prompt where none is given, and is appended to one that is.
+    Standard input that is not a terminal is the prompt where none is given, and is appended to one that is;
+    a shell's loop over a file loses its lines to that, so it is said.
     """
     given = args.prompt_flag if args.prompt_flag is not None else args.prompt
     if args.file not in (None, "-"):
-        return _decoded(Path(args.file).read_bytes(), args.file)
+        with _waiting(args.file), Path(args.file).open("rb") as file:
+            return _text(file, args.file)
     if given not in (None, "-"):
         piped = "" if sys.stdin.isatty() else _piped()
+        if piped:
+            note("refdiff: standard input is appended to the prompt; < /dev/null leaves it out")
         return f"{given}\n{piped}" if piped else str(given)
     if sys.stdin.isatty():
         note("refdiff: reading the prompt from the terminal; end it with Ctrl-D")
@@ -119,23 +124,30 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 
 def _piped() -> str:
-    hint = (
-        "refdiff: waiting for the end of standard input, which is the prompt or is appended to it; < /dev/null ends it"
-    )
-    timer = threading.Timer(AFTER, note, [hint])
-    timer.daemon = True
-    if not sys.stdin.isatty():
-        timer.start()
+    what = "standard input, which is the prompt or is appended to it; < /dev/null ends it"
     try:
-        raw = sys.stdin.buffer.read()
+        with contextlib.nullcontext() if sys.stdin.isatty() else _waiting(what):
+            return _text(sys.stdin.buffer, "standard input")
     except OSError:  # a background job may not read the terminal
         return ""
+
+
+@contextlib.contextmanager
+def _waiting(what: str) -> Iterator[None]:
+    """Say after two seconds whose end this waits for: a pipe has none as long as somebody may write into it."""
+    timer = threading.Timer(AFTER, note, [f"refdiff: waiting for the end of {what}"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
     finally:
         timer.cancel()
-    return _decoded(raw, "standard input")
 
 
-def _decoded(raw: bytes, name: str) -> str:
+def _text(file: BinaryIO, name: str) -> str:
+    raw = file.read(MAX_PROMPT + 1)
+    if len(raw) > MAX_PROMPT:
+        raise UsageError(f"{name}: longer than {MAX_PROMPT:,} bytes, the most that a prompt may have; shorten it")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

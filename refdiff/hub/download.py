@@ -6,6 +6,7 @@ import fnmatch
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from typing import Any
 
 from refdiff import bundled
 from refdiff.errors import CheckpointError
-from refdiff.files import follow
+from refdiff.files import follow, kind_of_file
 from refdiff.hub.explain import explain, explained, is_answered, is_unreachable
 from refdiff.hub.guard import MAX_INFO, BadAnswerError, bounded, download
 from refdiff.messages import warn
@@ -33,6 +34,7 @@ TOKENIZER = (
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 """The same in the forms that older programs read, who need them beside it; here nothing does."""
 
+_TEMPLATES = "additional_chat_templates"
 _MAX_INDEX_BYTES, _MAX_FILES = 10_000_000, 1_000
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9_.-]+/)?[A-Za-z0-9_.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -147,17 +149,21 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
     path = Path(text).expanduser() if text.startswith("~") else Path(text)
     try:
         if path.is_dir():
-            for pattern in (*CONFIG, *WEIGHTS, *TOKENIZER, "additional_chat_templates/*"):
-                for file in path.glob(pattern):
+            for pattern in (*CONFIG, *WEIGHTS, *TOKENIZER, _TEMPLATES, f"{_TEMPLATES}/*"):
+                for count, file in enumerate(path.glob(pattern), 1):
                     follow(path, file)
+                    if count > _MAX_FILES:
+                        raise CheckpointError(f"{path}: has more than {_MAX_FILES:,} files {pattern}, expected fewer")
             return path
-        is_file = path.exists()
+        mode = path.stat().st_mode if path.exists() else 0
     except OSError as error:
         raise CheckpointError(f"{text[:200]}: cannot be read: {error.strerror}") from None
     if text == bundled.NAME:
         return bundled.FOLDER
-    if is_file:
+    if stat.S_ISREG(mode):
         raise CheckpointError(f"{path}: is a file; give the folder that it is in")
+    if mode:
+        raise CheckpointError(f"{path}: neither a folder nor a regular file, but {kind_of_file(mode)}; name another")
     if isinstance(path_or_repo, os.PathLike) or text.startswith((".", "/", "~", "\\")) or text.count("/") > 1:
         raise CheckpointError(f"{path}: no such folder")
     if text.endswith(("/", "\\")) or ":" in text or "\\" in text:

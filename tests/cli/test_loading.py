@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +16,11 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import refdiff
-from refdiff.cli.flags import UsageError
+from refdiff.cli import loading
+from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.loading import check_prompt, find_checkpoint, load, read_prompt, refuse_other_heads
 from refdiff.cli.parser import build_parser
+from refdiff.cli.terminal import note
 
 
 def _args(model: Path | str, **options: Any) -> argparse.Namespace:
@@ -93,10 +97,70 @@ def test_where_the_prompt_stands(tmp_path: Path, stdin: Any) -> None:
         ([], "日\n".encode(), "日"),
         (["Say"], "日\n".encode(), "Say\n日"),
         (["-p", "Say"], "日\n".encode(), "Say\n日"),
+        (["-p", "-"], "日\n".encode(), "日"),
     ):
         stdin(raw)
         check_prompt(_parsed(*words))
         assert read_prompt(_parsed(*words)) == expected
+
+
+def test_what_is_appended_to_a_prompt_is_said(stdin: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    stdin("日本\n".encode())
+    assert read_prompt(_parsed("-q", "Say")) == "Say\n日本"
+    assert capsys.readouterr().err == "refdiff: standard input is appended to the prompt; < /dev/null leaves it out\n"
+    stdin(b"")
+    assert read_prompt(_parsed("Say")) == "Say"
+    assert capsys.readouterr().err == ""
+
+
+class _Endless(io.RawIOBase):
+    def __init__(self) -> None:
+        self.given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.given += len(buffer)
+        assert self.given < 2 * MAX_PROMPT, "read without bound"
+        buffer[:] = b"a" * len(buffer)
+        return len(buffer)
+
+
+@pytest.mark.parametrize("words", [["-"], [], ["Say"], ["-f", "-"]])
+def test_a_prompt_without_end_is_refused(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(_Endless())))
+    with pytest.raises(UsageError, match=r"standard input: longer than 10,000,000 bytes, the most that a prompt may"):
+        read_prompt(_parsed(*words))
+
+
+def test_a_file_of_at_most_ten_megabytes(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(b"a" * MAX_PROMPT)
+    assert read_prompt(_parsed("-f", str(file))) == "a" * MAX_PROMPT
+    for name in (file, Path("/dev/zero")):
+        file.write_bytes(b"a" * (MAX_PROMPT + 1))
+        with pytest.raises(UsageError, match=f"{name}: longer than 10,000,000 bytes"):
+            read_prompt(_parsed("-f", str(name)))
+
+
+def test_a_file_whose_writer_is_slow_is_waited_for_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, said = tmp_path / "pipe", threading.Event()
+    os.mkfifo(pipe)
+    monkeypatch.setattr(loading, "AFTER", 0.01)
+    monkeypatch.setattr(loading, "note", lambda line: (note(line), said.set()))
+
+    def write() -> None:
+        said.wait(30)
+        pipe.write_text("late\n")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert read_prompt(_parsed("-f", str(pipe))) == "late"
+    writer.join()
+    assert capsys.readouterr().err == f"refdiff: waiting for the end of {pipe}\n"
 
 
 def test_no_prompt_and_too_many(stdin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +179,7 @@ def test_no_prompt_and_too_many(stdin: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_terminal_that_may_not_be_read_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused() -> bytes:
+    def refused(_: int) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False, buffer=SimpleNamespace(read=refused)))

@@ -571,3 +571,7 @@ def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"is a file; give the folder that it is in"):
         hub.snapshot(tmp_path / "model.safetensors")
+    os.mkfifo(tmp_path / "pipe")
+    for read in (hub.snapshot, DiffLlamaConfig.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"pipe: neither a folder nor a regular file, but a named pipe; name"):
+            read(tmp_path / "pipe")

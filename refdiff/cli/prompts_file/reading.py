@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.cli.answering import FILTERS, NUMBERS
-from refdiff.cli.flags import UsageError
+from refdiff.cli.flags import MAX_PROMPT, UsageError
+from refdiff.files import finite_float
 from refdiff.messages import json_problem, show_name
 
-MAX_LINE = 10_000_000
-"""Bytes of the longest line: a device such as /dev/zero has one without end."""
+MAX_LINE = MAX_PROMPT
 _FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *NUMBERS)
 
 
@@ -112,7 +111,7 @@ class Prompts:
 
     def _of_json(self, index: int, where: str, line: str) -> Prompt:
         try:
-            row = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
+            row = json.loads(line, parse_constant=_refuse_constant, parse_float=finite_float)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}: not JSON: {json_problem(error)}") from None
         if not isinstance(row, dict):
@@ -150,13 +149,6 @@ class Prompts:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text[:40]} is beyond the largest number, 1.8e308")
-    return value
 
 
 def _is_object(line: str) -> bool:
