@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from refdiff.arrays import Array
 from refdiff.errors import CheckpointError
 from refdiff.files import open_file, replaced_atomically
+from refdiff.messages import show_name
 from refdiff.model.weights.safetensors_file import open_safetensors
 from refdiff.oracle.inputs.any_array import any_array
 
@@ -22,8 +24,9 @@ _NAMES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
     "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
 }  # fmt: skip
-MAX_UNZIPPED = 10_000_000_000
-"""Bytes of the arrays of the largest npz file that is read; safetensors files are mapped, and have no limit."""
+SMALL_NPZ, MAX_RATIO = 100_000_000, 100
+"""An npz file may have arrays of that many bytes, or that many times its own; safetensors files are mapped, and have no
+limit. Deflate makes zeros a thousand times shorter, and arrays of random numbers hardly."""
 _TYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
@@ -102,15 +105,33 @@ def _dtype(name: str) -> np.dtype[Any]:
     return little
 
 
+def _read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
+    """Read one array, of as many bytes as its member of the archive has after the header."""
+    with archive.open(entry) as member:
+        version = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(member)
+        said, has = math.prod(shape) * dtype.itemsize, entry.file_size - member.tell()
+    if not dtype.hasobject and said != has:
+        raise ValueError(f"{show_name(entry.filename)}: should have {said:,} bytes, but has {has:,}; write it again")
+    with archive.open(entry) as member:
+        array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+    return array
+
+
 def _read_npz(path: Path, folder: Path | None) -> dict[str, NDArray[Any]]:
     with open_file(path, folder=folder) as raw:
         try:
             with zipfile.ZipFile(raw) as archive:
-                if (total := sum(entry.file_size for entry in archive.infolist())) > MAX_UNZIPPED:
-                    raise ValueError(f"unzipped it has {total:,} bytes, more than {MAX_UNZIPPED:,}; use safetensors")
-            raw.seek(0)
-            with np.load(raw, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+                entries = archive.infolist()
+                size = os.fstat(raw.fileno()).st_size
+                total, most = sum(entry.file_size for entry in entries), max(SMALL_NPZ, MAX_RATIO * size)
+                if total > most:
+                    raise ValueError(
+                        f"unzipped it has {total:,} bytes, expected at most {most:,} of a file of {size:,}; write it "
+                        "as safetensors"
+                    )
+                arrays = {entry.filename.removesuffix(".npy"): _read_member(archive, entry) for entry in entries}
         except Exception as error:  # zipfile and NumPy raise errors of many kinds for broken files
             raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     for name, array in arrays.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,38 @@ def test_broken_files(tmp_path: Path) -> None:
         read_arrays(tmp_path / "b.npz")
     with pytest.raises(CheckpointError, match=r"c\.safetensors: no such file"):
         read_arrays(tmp_path / "c.safetensors")
+
+
+def test_an_archive_of_zeros_is_refused_before_it_is_unzipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=np.zeros(9_000_000), y=np.zeros(4_000_000))
+    zipped = path.stat().st_size
+    assert zipped < 200_000
+    with says(
+        CheckpointError,
+        f"{path}: cannot be read: unzipped it has 104,000,256 bytes, expected at most 100,000,000 of a file of "
+        f"{zipped:,}; write it as safetensors",
+    ):
+        read_arrays(path)
+    np.savez(path, x=np.zeros(9_000_000), y=np.zeros(4_000_000))
+    assert read_arrays(path)[0]["x"].shape == (9_000_000,)
+
+
+@pytest.mark.parametrize("count", [2, 10**6, 2**40])
+def test_an_array_of_another_size_than_its_header_says(count: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("x.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": (count,)})
+        member.write(bytes(12))
+    with pytest.raises(
+        CheckpointError, match=rf"a\.npz: cannot be read: 'x\.npy': should have {4 * count:,} bytes, but has 12; write"
+    ):
+        read_arrays(tmp_path / "a.npz")
+
+
+def test_pickled_objects_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(CheckpointError, match=r"a\.npz: cannot be read: .*allow_pickle"):
+        read_arrays(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("name", ["mine.pt", "mine.npy"])
