@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ MAX_GROWTH = 1_000  # of a text, by the steps of one section; of those in use at
 MAX_ADDED = 5_000_000  # characters of all normalized added tokens, after the normalizer
 MAX_TOKEN = 5_000  # characters
 MAX_UNIGRAM_TOKEN = 200  # characters; at each character of a text Unigram tries every token that begins there
+MAX_PIECE = 100_000  # characters of one token's text, after the decoder
 MAX_TEXT = 10_000_000  # characters after all steps, where they may lengthen a text more than 100 times
 _CHILD_BYTES, _CHILD_SECONDS = 4_000_000_000, 20
 
@@ -59,6 +60,7 @@ def load_backend(folder: Path) -> Backend:
     growth = [check_growth(sections.get(name), name, path) for name in SECTIONS]
     tokens = sections.get("added_tokens")
     added = [token for token in tokens if isinstance(token, dict)] if isinstance(tokens, list) else []
+    check_lengths([token.get("content") for token in added], 1.0, path)
     check_added([token.get("content") for token in added if token.get("normalized") is not False], growth[0], path)
     unknown = _unknown_steps([sections.get(name) for name in SECTIONS])
     if unknown:
@@ -70,8 +72,9 @@ def load_backend(folder: Path) -> Backend:
         raise
     check_unigram(model, backend, path)
     understood = {name: backend.section(name) for name in SECTIONS}  # by the library, perhaps in another way
-    for name, section in understood.items():
-        check_growth(section, name, path)
+    growth = [check_growth(section, name, path) for name, section in understood.items()]
+    if growth[-1] * 2 * MAX_TOKEN > MAX_PIECE:  # no decoder in use; the vocabulary takes half a second
+        check_lengths(backend.vocab(), growth[-1], path)
     if surprising := _unknown_steps(list(understood.values())) - unknown:
         try_in_child(text, path, surprising)
     for field in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -169,8 +172,21 @@ def check_added(contents: Iterable[Any], growth: float, path: Path | str) -> Non
         )
 
 
-def check_tokens(tokens: Iterable[AddedToken], backend: Backend, source: str) -> None:
-    """Raise `CheckpointError` where tokens to add may grow too long together; see `check_added`."""
+def check_lengths(contents: Iterable[Any], growth: float, path: Path | str) -> None:
+    """Raise `CheckpointError` for a token that is too long, or may become so in a decoder with this growth."""
+    longest = max(map(_length, contents), default=0)
+    if longest > MAX_TOKEN:
+        raise CheckpointError(f"{path}: got a token of {longest:,} characters, expected at most {MAX_TOKEN:,}")
+    if longest * growth > MAX_PIECE:
+        raise CheckpointError(
+            f"{path}: a token of {longest:,} characters could become {growth:g} times longer in the decoder, "
+            f"expected at most {MAX_PIECE:,} characters"
+        )
+
+
+def check_tokens(tokens: Collection[AddedToken], backend: Backend, source: str) -> None:
+    """Raise `CheckpointError` where tokens to add may grow too long; see `check_lengths` and `check_added`."""
+    check_lengths([token.content for token in tokens], growth_of(backend.section("decoder")), source)
     normalized = [token.content for token in tokens if token.normalized]
     check_added(normalized, growth_of(backend.section("normalizer")) if normalized else 1.0, source)
 

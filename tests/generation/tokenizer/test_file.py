@@ -265,6 +265,39 @@ def test_unigram_tokens_are_bounded(longest: int, refused: bool, tmp_path: Path)
     assert time.thread_time() - start < 2
 
 
+def test_the_text_of_a_token_is_bounded_after_the_decoder(tmp_path: Path) -> None:
+    def content(letters: int, growth: int) -> dict[str, Any]:
+        model = {**MODEL, "vocab": {"a": 0, "a" * letters: 1}}
+        return {"model": model, "decoder": replace({"String": "a"}, "b" * growth)}
+
+    for letters, growth in ((4905, 900), (1001, 100), (101, 1000)):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"json: a token of {letters:,} characters could become {growth} times longer in the decoder, exp",
+        ):
+            use(write(tmp_path, content(letters, growth)))
+    for letters, growth in ((1000, 100), (100, 1000), (4905, 8)):
+        tokenizer = Tokenizer.from_pretrained(write(tmp_path, content(letters, growth)))
+        assert tokenizer.decode([1]) == "b" * letters * growth
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "tokenizer_config.json"])
+def test_added_tokens_are_bounded_before_and_after_the_decoder(place: str, tmp_path: Path) -> None:
+    for letters, decoder, said in (
+        (5_001, None, "got a token of 5,001 characters, expected at most 5,000"),
+        (1_000, replace({"String": "a"}, "b" * 900), "a token of 1,000 characters could become 900 times longer"),
+    ):
+        token = {"id": 2, "content": "a" * letters, "normalized": False, "special": True, "single_word": False}
+        token |= {"lstrip": False, "rstrip": False}
+        write(
+            tmp_path, {"model": MODEL, "decoder": decoder, "added_tokens": [token] if place == "tokenizer.json" else []}
+        )
+        if place != "tokenizer.json":
+            (tmp_path / place).write_text(json.dumps({"added_tokens_decoder": {"2": token}}), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=f"{place}: {said}"):
+            use(tmp_path)
+
+
 def test_added_tokens_of_the_settings_are_bounded_too(tmp_path: Path) -> None:
     write(tmp_path, {"model": MODEL, "normalizer": GROWING})
     settings = {"added_tokens_decoder": {str(token["id"]): token for token in normalized(500)}}
