@@ -84,6 +84,9 @@ def test_names_of_transformers_for_loading(tiny_checkpoint: Path) -> None:
         load(tiny_checkpoint, dtype="float32", torch_dtype="float64")
     with pytest.raises(ValueError, match=r"device_map: got 'auto', expected None; one device holds the model, device="):
         load(tiny_checkpoint, device_map="auto")
+    for cls in (refdiff.DiffLlamaForCausalLM, refdiff.DiffLlamaConfig, refdiff.Tokenizer):
+        cls.from_pretrained(tiny_checkpoint, trust_remote_code=True)
+    refdiff.pipeline("text-generation", model=tiny_checkpoint, trust_remote_code=True)
 
 
 def test_the_package_lists_its_parts() -> None:

@@ -104,8 +104,11 @@ class DiffLlamaConfig:
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        trust_remote_code: Any = None,
     ) -> DiffLlamaConfig:
         """Read the config of a checkpoint folder, a config file or a hub repo (only its config files are downloaded).
+
+        `trust_remote_code` is ignored: no code of a checkpoint is ever run.
 
         Raises `CheckpointError` naming the file or repo, the field and the fix.
         """

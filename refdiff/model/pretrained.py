@@ -139,6 +139,7 @@ class PreTrainedModel(Pickled):
         local_files_only: bool = False,
         torch_dtype: Any = None,
         device_map: Any = None,
+        trust_remote_code: Any = None,
     ) -> Self:
         """Load a checkpoint from a folder or a hub repo.
 
@@ -162,6 +163,7 @@ class PreTrainedModel(Pickled):
             local_files_only: use what has been downloaded before, without network.
             torch_dtype: transformers' older name of `dtype`.
             device_map: transformers' name for what is not done here; None alone is accepted.
+            trust_remote_code: ignored; no code of a checkpoint is ever run.
 
         Raises:
             CheckpointError: something is missing or broken; the message names file, tensor and what would help.

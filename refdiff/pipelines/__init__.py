@@ -49,6 +49,7 @@ def pipeline(
         raise ValueError(f"task is {task!r}, which is unknown: {known}")
     module = importlib.import_module(f"refdiff.pipelines.{name.replace('-', '_')}")
     cls: type[Pipeline] = getattr(module, _CLASSES[name])
+    options.pop("trust_remote_code", None)  # as from_pretrained ignores it
     loading = {key: options.pop(key) for key in _MODEL_OPTIONS if key in options}
     source: Any = None
     if isinstance(model, str | os.PathLike):

@@ -92,8 +92,11 @@ class Tokenizer(Vocabulary):
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        trust_remote_code: Any = None,
     ) -> Tokenizer:
         """Load the tokenizer of a checkpoint: a folder, or a hub repo id.
+
+        `trust_remote_code` is ignored: no code of a checkpoint is ever run.
 
         Raises `CheckpointError`, naming the file, for one that is missing, broken, or not a tokenizer.
         """
