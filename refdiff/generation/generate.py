@@ -80,7 +80,7 @@ def _read(
         attention_mask = None
     limit = validation.read_max_length(options, ids.shape[1], model.config.max_position_embeddings)
     prompts, prompt_tokens = ids.shape
-    # A text is expected to end with the context; one that goes on takes memory as it grows.
+    # A text is expected to end with the context; one that goes on is stopped by the cache.
     tokens = min(limit, max(prompt_tokens, model.config.max_position_embeddings or limit))
     validation.check_memory(model.config, options, prompts, tokens)
     if not options.return_dict_in_generate:

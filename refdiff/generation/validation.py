@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from refdiff.generation import sampling
 from refdiff.generation.options import Options
 from refdiff.generation.stopping import Stopping
 from refdiff.messages import show_value, warn
+from refdiff.model.cache import physical_memory
 from refdiff.model.inputs import refuse_text
 
 Emit = Callable[[Any], None]
@@ -169,14 +169,6 @@ def check_memory(config: Any, options: Options, prompts: int, tokens: int) -> No
             f"the keys and values of {how} take {sequences * one:,} bytes, but this machine has {memory:,}: give fewer "
             f"prompts at a time, fewer max_new_tokens, or at most {name} {max(memory // (one * prompts), 1)}"
         )
-
-
-def physical_memory() -> int:
-    """Bytes of memory that the machine has; 2^63 − 1 where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return 2**63 - 1
 
 
 def read_seed(

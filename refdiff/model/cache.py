@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+import numpy as np
 
 from refdiff.arrays import Array, device, namespace
 
@@ -69,6 +72,8 @@ class KVCache:
 
         Raises:
             ValueError: as `append`.
+            MemoryError: this machine has less memory than the tokens take. Its system may grant what is not there, and
+                end the process where that is used.
         """
         start = len(self)
         end = start + k.shape[2]
@@ -85,9 +90,20 @@ class KVCache:
         capacity = 0 if buffers is None else buffers[0].shape[2]
         if buffers is None or end > capacity:
             size = self.static or max(end, self._next_capacity(end, capacity))
+            self._check_memory(end, k, v)
             buffers = (_grown(k, size, buffers and buffers[0], start), _grown(v, size, buffers and buffers[1], start))
             self._buffers[layer] = buffers
         return *buffers, start
+
+    def _check_memory(self, tokens: int, k: Array, v: Array) -> None:
+        if not isinstance(k, np.ndarray):
+            return
+        needed = self.num_layers * tokens * sum(x.itemsize * x.shape[0] * x.shape[1] * x.shape[3] for x in (k, v))
+        if needed > (memory := physical_memory()):
+            raise MemoryError(
+                f"KVCache: the keys and values of {k.shape[0]} rows of {tokens:,} tokens take {needed:,} bytes, but "
+                f"this machine has {memory:,}"
+            )
 
     def _next_capacity(self, end: int, capacity: int) -> int:
         """Return the next capacity where `end` tokens exceed this one, which is 0 before the first."""
@@ -158,6 +174,14 @@ class KVCache:
         if not 0 <= length <= len(self):
             raise ValueError(f"KVCache: cannot crop to {length}: the cache holds {len(self)} tokens")
         self._lengths = [length] * self.num_layers
+
+
+def physical_memory() -> int:
+    """Bytes of memory that the machine has; 2^63 − 1 where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return 2**63 - 1
 
 
 def _grown(like: Array, size: int, old: Array | None, used: int) -> Array:

@@ -122,8 +122,8 @@ def test_seeds() -> None:
         (
             1,
             10**6,
-            {"num_beams": 10_000},
-            r"1 prompts with num_beams 10000, of 1000000 tokens each with the text, take .* at most",
+            {"num_beams": 1_000},
+            r"1 prompts with num_beams 1000, of 1000000 tokens each with the text, take .* at most",
         ),
         (10**5, 10**6, {}, "100000 prompts with num_return_sequences 1, of 1000000 tokens each"),
     ],

@@ -278,3 +278,17 @@ def test_on_a_device(away):
     cache.reorder([1, 0])
     np.testing.assert_array_equal(to_numpy(keys), np.concatenate([a[0], b[0]], axis=2))
     assert away.holds(values)
+
+
+def test_more_than_the_memory_is_refused_before_the_system_grants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    k, v = np.ones((2, 3, 1, 4), np.float32), np.ones((2, 3, 1, 5), np.float32)
+    monkeypatch.setattr("refdiff.model.cache.physical_memory", lambda: 20 * 2 * 2 * 3 * (4 + 5) * 4)  # 20 tokens
+    cache = KVCache(2)
+    for _ in range(20):
+        for layer in range(2):
+            cache.append(layer, k, v)
+    with pytest.raises(MemoryError, match=r"the keys and values of 2 rows of 2\d tokens take .* bytes, but thi"):
+        for _ in range(20):
+            for layer in range(2):
+                cache.append(layer, k, v)
+    assert len(cache) >= 20
