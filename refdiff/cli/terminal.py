@@ -22,7 +22,11 @@ AFTER = 2.0
 
 
 def open_streams() -> None:
-    """Write UTF-8 whatever the locale says, and nowhere where a standard stream is closed."""
+    """Write UTF-8 whatever the locale says, and nowhere where a standard stream is closed.
+
+    PYTHONUNBUFFERED makes standard output forget what it could not write, by which `discard_output` knows that it
+    failed. So it gets a buffer, which every line flushes.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -31,13 +35,15 @@ def open_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+        elif number == 1 and isinstance(getattr(stream, "buffer", None), io.RawIOBase):
+            sys.stdout = open(1, "w", 1, encoding="utf-8", errors=stream.errors, closefd=False)  # noqa: SIM115
         elif number and isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
             stream.reconfigure(encoding="utf-8")
 
 
 def note(line: str) -> None:
-    """Write one line to standard error, without what a terminal could obey."""
-    sys.stderr.write(f"{printable(line)}\n")
+    """Write a message to standard error, without what a terminal could obey; its further lines are indented."""
+    sys.stderr.write(f"{printable(line)}\n".replace("\n", "\n  ")[:-2])
     sys.stderr.flush()
 
 
@@ -120,7 +126,7 @@ def shown(error: BaseException) -> str:
     """An error's message: one line, but each of several problems of a checkpoint on a line of its own."""
     head, *problems = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     if isinstance(error, CheckpointError) and head.endswith(":") and len(problems) > 1:
-        return printable("\n  ".join([head, *problems]))
+        return printable("\n".join([head, *problems]))
     return one_line(error)
 
 

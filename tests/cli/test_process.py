@@ -81,7 +81,8 @@ def test_an_open_pipe_is_waited_for_with_a_word(reciting: Path, environment: dic
     assert process.stderr is not None
     assert process.stderr.readline().startswith(b"refdiff: waiting for the end of standard input")
     out, err = process.communicate(b"h\n", timeout=120)
-    assert (process.returncode, out.decode(), err) == (0, f"{TEXT}\n", b"")
+    appended = b"refdiff: standard input is appended to the prompt; < /dev/null leaves it out\n"
+    assert (process.returncode, out.decode(), err) == (0, f"{TEXT}\n", appended)
 
 
 def test_text_is_streamed_into_a_pipe_by_whole_characters(reciting: Path, start: Start) -> None:
@@ -141,7 +142,11 @@ def test_a_full_disk_is_one_line_and_status_1(command: str, reciting: Path, star
     ("arguments", "command"),
     [(["--help"], "refdiff"), ([], "refdiff"), (["--version"], "refdiff"), (["generate", "-h"], "refdiff generate")],
 )
-def test_a_help_that_cannot_be_written_names_the_output(arguments: list[str], command: str, start: Start) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_help_that_cannot_be_written_names_the_output(
+    arguments: list[str], command: str, unbuffered: str, environment: dict[str, str], start: Start
+) -> None:
+    environment["PYTHONUNBUFFERED"] = unbuffered
     with Path("/dev/full").open("wb") as full:
         process = start(*arguments, stdout=full.fileno())
         _, err = process.communicate(timeout=120)

@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from refdiff import CheckpointError
-from refdiff.cli.terminal import one_line, panics_unprinted, size, warnings_in_one_line, write_text
+from refdiff.cli.terminal import note, one_line, panics_unprinted, shown, size, warnings_in_one_line, write_text
 from refdiff.messages import NATIVE_CALLS
 
 
@@ -75,3 +75,11 @@ def test_what_a_native_call_prints_is_passed_on_unless_it_fails(capfd: pytest.Ca
     with NATIVE_CALLS.get()():
         os.write(2, b"after\n")
     assert capfd.readouterr().err == "kept 0\nkept 1\nbetween\nafter\n"
+
+
+def test_no_text_in_a_message_can_pass_for_another_message(capsys: pytest.CaptureFixture[str]) -> None:
+    note("m: no such file\nrefdiff: error: false")
+    note("")
+    note(shown(CheckpointError("m: 2 problems:\n  one\n  two")))
+    err = capsys.readouterr().err
+    assert err == "m: no such file\n  refdiff: error: false\n\nm: 2 problems:\n  one\n  two\n"
