@@ -86,7 +86,7 @@ def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> 
     _check_number(rope, "rope_theta")
     for name in ("partial_rotary_factor", *required, *optional):
         if name in rope:
-            _check_field(rope, name, rope_type)
+            _check_field(rope, name, rope_type, head_dim)
     _check_rotary_size(rope, head_dim)
     _check_relations(rope, head_dim)
 
@@ -112,13 +112,18 @@ def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> 
     return remarks
 
 
-def _check_field(rope: dict[str, Any], name: str, rope_type: str) -> None:
+def _check_field(rope: dict[str, Any], name: str, rope_type: str, head_dim: int) -> None:
     value = rope[name]
     if value is None and (name in _NULL_MEANS_ABSENT or (name == "factor" and rope_type in ("yarn", "longrope"))):
         return
     if name in ("short_factor", "long_factor"):
         if not isinstance(value, list | tuple):
             raise ValueError(f"rope_parameters.{name}: got {json_type(value)}, expected a list of numbers")
+        if len(value) != head_dim // 2:
+            raise ValueError(
+                f"rope_parameters.{name}: got {len(value)} numbers, expected {head_dim // 2}: half of head_dim "
+                f"{head_dim}"
+            )
         for index, item in enumerate(value):
             _require_number(item, f"rope_parameters.{name}[{index}]", may_be_zero=False)
     elif name == "truncate":
@@ -160,17 +165,11 @@ def _check_rotary_size(rope: dict[str, Any], head_dim: int) -> None:
 
 def _check_relations(rope: dict[str, Any], head_dim: int) -> None:
     rope_type = rope["rope_type"]
-    if rope_type == "longrope":
-        for name in ("short_factor", "long_factor"):
-            if len(rope[name]) != head_dim // 2:
-                raise ValueError(
-                    f"rope_parameters.{name}: got {len(rope[name])} numbers, expected {head_dim // 2}: "
-                    f"half of head_dim {head_dim}"
-                )
-        if rope["original_max_position_embeddings"] < 2 and rope.get("attention_factor") is None:
-            raise ValueError(
-                "rope_parameters.original_max_position_embeddings: got 1, expected 2 or more: longrope takes its log"
-            )
+    log_of_1 = rope_type == "longrope" and rope["original_max_position_embeddings"] < 2
+    if log_of_1 and rope.get("attention_factor") is None:
+        raise ValueError(
+            "rope_parameters.original_max_position_embeddings: got 1, expected 2 or more: longrope takes its log"
+        )
     if rope_type == "llama3" and rope["high_freq_factor"] == rope["low_freq_factor"]:
         raise ValueError(
             f"rope_parameters: got {rope['low_freq_factor']} for high_freq_factor and low_freq_factor, "

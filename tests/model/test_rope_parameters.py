@@ -202,6 +202,11 @@ def test_refused_settings(rope: dict[str, Any], message: str) -> None:
         check({"rope_theta": 10000.0, **rope}, 4, 2048)
 
 
+def test_lists_are_counted_before_they_are_read() -> None:
+    with pytest.raises(ValueError, match="short_factor: got 400000 numbers, expected 2: half of head_dim 4"):
+        check({"rope_theta": 10000.0, **LONG, "short_factor": ["x"] * 400_000}, 4, 2048)
+
+
 def test_dynamic_needs_more_than_one_pair() -> None:
     with pytest.raises(ValueError, match="head_dim: got 2, expected 4 or more: rope_type 'dynamic'"):
         check({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, 2, 2048)
