@@ -12,14 +12,15 @@ from refdiff.cli.flags import Number, UsageError
 if TYPE_CHECKING:
     from refdiff.cli.transcript import Transcript
 
+_MOST = 2**31 - 1
 NUMBERS = {
-    "max_new_tokens": Number(int, 0, 2**31 - 1, off="0 = up to the context length"),
+    "max_new_tokens": Number(int, 0, _MOST, off="0 = up to the context length"),
     "temperature": Number(float, 1e-6, 1e6, or_zero=True, off="0 = greedy"),
-    "top_k": Number(int, 0, off="0 = off"),
+    "top_k": Number(int, 0, _MOST, off="0 = off"),
     "top_p": Number(float, 0, 1, above=True, off="1 = off"),
     "min_p": Number(float, 0, 1, off="0 = off"),
     "repetition_penalty": Number(float, 1e-6, 1000, off="1 = off"),
-    "no_repeat_ngram_size": Number(int, 0, off="0 = off"),
+    "no_repeat_ngram_size": Number(int, 0, _MOST, off="0 = off"),
     "num_beams": Number(int, 1, 1000, off="1 = off"),
     "seed": Number(int, 0),
 }
@@ -57,7 +58,10 @@ def encode(tokenizer: Any, prompt: str, messages: Sequence[dict[str, Any]] | Non
     """The text that the model reads, and its ids; `messages` go into the chat template."""
     if messages is None:
         return prompt, tokenizer.encode(prompt)
-    text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    try:
+        text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except ValueError as error:  # the template refuses the messages, or fails on them
+        raise UsageError(str(error)) from None
     return text, tokenizer.encode(text, add_special_tokens=False)
 
 

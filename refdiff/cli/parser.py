@@ -181,7 +181,7 @@ class Parser(argparse.ArgumentParser):
         if flag in known:
             return f"; did you mean {flag}?"
         if (meant := FLAGS_MEANT.get(flag)) in known:
-            return f"; did you mean {meant}?"
+            return f"; did you mean {meant}{', which leaves out the prompt' if flag == '--max-length' else ''}?"
         if name := next((n for n, p in build_parser().commands().items() if flag in p._option_string_actions), None):
             return f", an option of refdiff {name}"
         near = difflib.get_close_matches(flag, known, n=1)
@@ -199,7 +199,7 @@ class Parser(argparse.ArgumentParser):
             if not meant or re.search(r"\s", value):
                 text = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), self._typed))
                 hint = f'; to continue a text: refdiff generate "{text}"'
-            raise argparse.ArgumentError(action, f"got {value!r}, expected {', '.join(choices)}{hint}")
+            raise argparse.ArgumentError(action, f"got {value!r}, expected a command{hint}")
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise argparse.ArgumentError(action, f"got {value!r}, expected one of {', '.join(choices)}{hint}")

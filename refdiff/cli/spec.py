@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError
-from refdiff.cli.terminal import one_line
+from refdiff.errors import CheckpointError
+from refdiff.files import MAX_JSON, finite_float, read_text
 from refdiff.messages import json_problem
 
 if TYPE_CHECKING:
@@ -177,18 +178,16 @@ def json_fields(path: str) -> dict[str, Any]:
         UsageError: it cannot be read, or holds something else.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(one_line(error)) from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from error
+        text = read_text(path, max_bytes=MAX_JSON)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
     return json_object(text, path)
 
 
 def json_object(text: str, name: str) -> dict[str, Any]:
     """Return the object that JSON holds; `name` says in an error whose it is."""
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_float=finite_float)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is not JSON: {json_problem(error)}") from error
     if not isinstance(found, dict):
@@ -215,6 +214,6 @@ def _value(text: str) -> Any:
     except KeyError:
         pass
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=finite_float)
     except (ValueError, RecursionError):
         return text

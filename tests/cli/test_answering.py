@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -22,6 +23,9 @@ from refdiff.cli.answering import (
 )
 from refdiff.cli.flags import UsageError
 from refdiff.cli.parser import build_parser
+from refdiff.errors import CheckpointError
+from refdiff.generation.options import resolve
+from tests.generation.fakes import FakeModel
 
 
 def _args(*flags: str) -> argparse.Namespace:
@@ -32,6 +36,18 @@ def _model(**generation: Any) -> Any:
     return SimpleNamespace(
         source="here", generation_config=generation, config=SimpleNamespace(max_position_embeddings=20, eos_token_id=1)
     )
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "top_k", "no_repeat_ngram_size", "num_beams"])
+def test_a_flag_and_a_checkpoint_have_one_limit(name: str) -> None:
+    model, high = FakeModel(), int(NUMBERS[name].high)
+    model.generation_config = {name: high}
+    assert getattr(resolve(model, {}), name) == NUMBERS[name].check(high)
+    with pytest.raises(argparse.ArgumentTypeError, match=f"at most {high}"):
+        NUMBERS[name].check(high + 1)
+    model.generation_config = {name: high + 1}
+    with pytest.raises(CheckpointError, match=f"generation_config.json: {name}: got {high + 1}, .* to {high:,}"):
+        resolve(model, {})
 
 
 def test_what_was_given_and_nothing_else() -> None:
@@ -130,6 +146,10 @@ def test_templates() -> None:
     assert encode(tokenizer, "ab") == ("ab", [2, True])
     assert encode(tokenizer, "ab", chat_messages("ab", "s")) == ("system: s;user: ab;", [19, False])
     assert encode(tokenizer, "ab", chat_messages("ab", None))[0] == "user: ab;"
+    for error in (ValueError("m: refuses"), CheckpointError("m: fails")):  # status 2, as any input that is not taken
+        tokenizer.apply_chat_template = Mock(side_effect=error)
+        with pytest.raises(UsageError, match=f"^{error}$"):
+            encode(tokenizer, "ab", chat_messages("ab", "s"))
     check_template(tokenizer, _args())
     with pytest.raises(ValueError, match=r"bundled: none of its chat templates \(tool\) is the default; leave out"):
         check_template(tokenizer, _args("--chat"))

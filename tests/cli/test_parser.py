@@ -101,7 +101,7 @@ def test_version(capsys: Capture) -> None:
         (["generate", "-temp=1", "x"], "unrecognized arguments: -temp=1; did you mean --temp?"),
         (
             ["generate", "--max-length", "5", "x"],
-            "unrecognized arguments: --max-length; did you mean --max-new-tokens?",
+            "unrecognized arguments: --max-length; did you mean --max-new-tokens, which leaves out the prompt?",
         ),
         (["generate", "--max-length", "5", "x", "y"], "unrecognized arguments: --max-length; did you mean"),
         (["generate", "--heads", "2", "x"], "unrecognized arguments: --heads, an option of refdiff train; see"),
@@ -122,7 +122,7 @@ def test_version(capsys: Capture) -> None:
         (["train", "x", "-o", "y", "--rate", "0"], "error: --rate: got 0, expected a number above 0"),
         (["train", "x", "-o", "y", "--epochs", "1"], "unrecognized arguments: --epochs; did you mean --max-steps?"),
         (["train", "x"], "error: the following arguments are required: -o/--output"),
-        (["translate"], "got 'translate', expected generate, inspect, attention,"),
+        (["translate"], "COMMAND: got 'translate', expected a command; to continue a text: refdiff generate"),
         (["trian"], "did you mean `refdiff train`?"),
         (["run"], "did you mean `refdiff generate`?"),
         (["benchmark"], "did you mean `refdiff bench`?"),

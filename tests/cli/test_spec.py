@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,18 @@ def test_recipes(tmp_path: Path) -> None:
     with says(UsageError, "q is float16, but k or v is float32: say with --recipe what it rounds"):
         recipe_of("auto", mixed)
     assert recipe_of("bf16", mixed) == Recipe("bfloat16")
+
+
+def test_a_file_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    for name, kind in (("pipe.json", "a named pipe"), ("zero.json", "a device")):
+        with pytest.raises(UsageError, match=f"{name}: not a regular file, but {kind}"):
+            spec_of(_args("--spec", str(tmp_path / name)), None)
+
+
+def test_a_number_that_overflows_is_not_read_as_infinity(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"preset": "timm", "scale": 1e400}')
+    for words in (["--spec", str(tmp_path / "a.json")], [*SIZES, "--set", "scale=1e400"]):
+        with pytest.raises(UsageError, match=r"1e400"):
+            spec_of(_args(*words), None)

@@ -14,6 +14,10 @@ from refdiff.generation.chat_template.sandbox import RefusedError, Sandbox, Stop
 
 _OUTPUT, _OUTPUT_PER_CHARACTER = 300_000, 10  # the most characters that a template may write
 _CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
+_REASONS = {
+    RecursionError: "it calls itself without end, or its values are nested too deeply",
+    UnicodeEncodeError: "it writes half a surrogate pair, such as \\ud800, which is not a character",
+}  # where Python's own words say nothing about a template
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -60,7 +64,7 @@ class ChatTemplate:
                     "a chat needs"
                 ) from None
             except Exception as error:  # whatever a stranger's template runs into is the template's failure
-                reason = f"{type(error).__name__}: {_first_line(error)}"
+                reason = _REASONS.get(type(error)) or f"{type(error).__name__}: {_first_line(error)}"
                 raise CheckpointError(f"{self.source}: the chat template failed on these messages: {reason}") from None
 
 

@@ -66,8 +66,14 @@ def test_refusal_is_about_the_messages() -> None:
 
 
 def test_half_a_surrogate_pair_is_no_text() -> None:
-    with pytest.raises(CheckpointError, match="the chat template failed on these messages: UnicodeEncodeError"):
+    with pytest.raises(CheckpointError, match="the chat template failed on these messages: it writes half a surrogate"):
         show("{{ messages[0].content }}", [{"role": "user", "content": "\ud800"}])
+
+
+def test_a_template_without_end_is_said_in_words() -> None:
+    endless = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}"
+    with pytest.raises(CheckpointError, match="failed on these messages: it calls itself without end, or its values"):
+        show(endless)
 
 
 @pytest.mark.parametrize(
