@@ -1,4 +1,4 @@
-"""How cost grows: time and memory against the number of tokens and of rows."""
+"""How cost grows: time and memory against the number of tokens and of sequences."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NOTHING = (
 
 
 DRAWN = {
-    "prefill": ("reading a prompt", "reading the prompts of all rows", "seconds"),
-    "decode": ("one more token", "one more token of all rows", "milliseconds"),
-    "memory": ("memory", "memory of all rows", "peak, GB"),
+    "prefill": ("reading a prompt", "reading several prompts", "seconds"),
+    "decode": ("one more token", "one more token of each sequence", "milliseconds"),
+    "memory": ("memory", "memory for several sequences", "peak, GB"),
 }
-"""Kind of row → title against the number of tokens, title against the number of rows, unit."""
+"""Kind of row → title against the number of tokens, title against the number of sequences, unit."""
 X_NAMES = {"prefill": "tokens of the prompt", "decode": "tokens before it", "memory": "tokens read"}
 
 Points = list[tuple[int, float, float, float]]
@@ -54,7 +54,7 @@ def panels(report: dict[str, Any]) -> list[tuple[str, str, str, dict[str, Points
     for kind, (_, title, unit) in DRAWN.items():
         sizes = [row.size for entry in report["rows"] if (row := parse_rows(entry["row"])[0]).kind == kind]
         size = max(sizes, key=sizes.count, default=0)  # at which most batches were measured
-        made.append((f"{title}, {size} tokens each", "rows", unit, series(report, kind, "batch", size=size)))
+        made.append((title, f"sequences of {size} tokens", unit, series(report, kind, "batch", size=size)))
     return [panel for panel in made if any(len(points) > 1 for points in panel[3].values())]
 
 
@@ -85,9 +85,10 @@ def draw(report: dict[str, Any]) -> Any:
         raise ValueError(NOTHING)
     from refdiff.viz.appearance import MARKERS, SERIES, STYLES, dress, legend, new_figure
 
-    columns = 2 if len(drawn) == 4 else min(len(drawn), 3)
+    columns = min(len(drawn), 3 if len(drawn) <= 3 else 2)
     rows = -(-len(drawn) // columns)
-    figure = new_figure(4.2 * columns, 3.4 * rows)
+    figure = new_figure(4.2 * columns, 3.0 * rows)
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.15)
     for i, (title, x_name, y_name, sides) in enumerate(drawn):
         axes = figure.add_subplot(rows, columns, i + 1)
         for name, points in sides.items():

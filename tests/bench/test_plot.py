@@ -38,14 +38,14 @@ def test_panels_by_hand() -> None:
             {"refdiff": [(128, 0.5, 0.5, 0.5), (512, 2.0, 1.0, 3.0)],
              "transformers": [(128, 1.5, 1.5, 1.5), (512, 4.0, 4.0, 4.0)]},
         ),
-        "reading the prompts of all rows, 128 tokens each": (
-            "rows",
+        "reading several prompts": (
+            "sequences of 128 tokens",
             "seconds",
             {"refdiff": [(1, 0.5, 0.5, 0.5), (4, 2.0, 2.0, 2.0)], "transformers": [(1, 1.5, 1.5, 1.5)]},
         ),
         "memory": ("tokens read", "peak, GB", {"refdiff": [(128, 3.0, 3.0, 3.0), (2048, 5.0, 5.0, 5.0)]}),
-        "one more token of all rows, 128 tokens each": (
-            "rows",
+        "one more token of each sequence": (
+            "sequences of 128 tokens",
             "milliseconds",
             {"refdiff": [(1, 1000.0, 1000.0, 1000.0), (8, 2000.0, 2000.0, 2000.0)],
              "transformers": [(1, 2000.0, 2000.0, 2000.0), (8, 4000.0, 4000.0, 4000.0)]},
