@@ -171,10 +171,9 @@ def test_the_guide_to_kernels_names_every_profile() -> None:
 
 def test_the_targets_that_are_missed_are_counted() -> None:
     targets = PAGES["performance.md"].split("### Targets")[1].split("<!-- end -->")[0]
-    missed, met = (table.strip().splitlines()[2:] for table in targets.split("| meets")[0:2])
-    missed = [line for line in missed if line.startswith("| ")]
-    total = len(missed) + len([line for line in met if line.startswith("| ")])
-    assert f"{len(missed)} of {total} speed targets are missed" in README
+    missed, met = (table.count("\n| ") for table in re.split(r"^\| (?:misses|meets) .*\n", targets, flags=re.M)[1:])
+    assert f"{missed} of {missed + met} speed targets are missed" in README
+    assert f"\n{missed} of {missed + met} targets are missed.\n" in targets
 
 
 def test_the_commands_for_a_gpu_are_ones_that_there_are() -> None:
