@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from refdiff import layers
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks" / "reference"
-SCRIPTS = ("equations", "docstrings", "examples", "interface", "pages", "links", "code_blocks", "build")
+SCRIPTS = ("equations", "docstrings", "examples", "interface", "pages", "links", "code_blocks", "cells", "build")
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +280,47 @@ def test_links_of_a_file_lead_to_pages(scripts: dict[str, ModuleType], monkeypat
     assert build.without_front_matter("---\na: b\n---\n# Title\n") == "# Title\n"
 
 
+def test_a_picture_for_each_theme_follows_the_theme(scripts: dict[str, ModuleType]) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    made = scripts["build"].relinked(text, "index.md", ROOT / "README.md", {})
+    assert "<picture>" not in made
+    for theme in ("light", "dark"):
+        (image,) = re.findall(f'<img class="only-{theme}"[^>]*>', made)
+        assert f'src="notebooks/pictures/needle-{theme}.png"' in image
+        assert 'alt="Three rows of bars' in image
+
+
+@pytest.mark.parametrize(
+    ("code", "folded"),
+    [
+        ("%matplotlib inline\nimport numpy as np", True),
+        ("sketches.head_pair()", True),
+        ("print(inspect.getsource(tiny.rope))", True),
+        ("assert a == b\nc = 1\nassert c", True),
+        ("def rope(x):\n    return x", False),
+        ("def equal(a, b):\n    assert a == b", False),
+        ("x = 1\nprint(x)", False),
+        ("for t in (0.5, 2):\n    print(softmax(z / t))", False),
+        ('exercises.check("eq1", mine)', False),
+        ("sketchy()", False),
+    ],
+)
+def test_code_that_shows_or_asserts_is_folded(scripts: dict[str, ModuleType], code: str, folded: bool) -> None:
+    cell = {"cell_type": "code", "source": code.splitlines(keepends=True), "metadata": {}, "outputs": []}
+    text = json.dumps({"cells": [{"cell_type": "markdown", "source": ["assert"], "metadata": {}}, cell]})
+    words, made = json.loads(scripts["cells"].prepare(text))["cells"]
+    assert made["metadata"] == ({"tags": ["hide-input"]} if folded else {})
+    assert words["metadata"] == {}
+
+
+def test_a_picture_of_a_notebook_is_described_by_its_words(scripts: dict[str, ModuleType]) -> None:
+    axes = [{"words": ["key", "A₁\n· λ"], "artists": []}, {"words": ["key", *map(str, range(40))], "artists": []}]
+    said = scripts["cells"].description([{"output_type": "stream"}, {"metadata": {"drawn": {"axes": axes}}}])
+    assert said.startswith("A picture with the words: key, A₁ · λ, 0, 1,")
+    assert said.endswith(", 27, …")
+    assert scripts["cells"].description([{"metadata": {}}]) == ""
+
+
 def test_sources_of_the_pages(scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = scripts["build"]
     files = build.written()
@@ -290,12 +332,19 @@ def test_sources_of_the_pages(scripts: dict[str, ModuleType], tmp_path: Path, mo
     menu = set(index.partition("```{toctree}")[2].splitlines())
     assert {name.rpartition(".")[0] for name in files if name != "index.md"} <= menu
     assert index.count("```{toctree}") == index.count("\n:hidden:\n") == 4
-    assert index.index("<picture>") < index.index("## Learning path") < index.index("## Set up")
+    assert index.index('class="only-light"') < index.index("## Learning path") < index.index("## Set up")
+    guides = [line for line in index.splitlines() if line.startswith(("guides/", "kernels/"))]
+    assert [name for name in guides if name.startswith("guides/")] == [
+        f"guides/{name}" for name in ("usage", "variants", "kernels", "performance", "clusters", "cuda", "testing")
+    ]
+    assert guides[3].startswith("kernels/")
     for name in menu:
         assert not name.startswith("interface/") or (tmp_path / f"{name}.rst").exists()
     guide = (tmp_path / "guides" / "performance.md").read_text(encoding="utf-8")
     assert 'src="../notebooks/pictures/speed-light.png"' in guide
     assert "[CUDA](../guides/cuda.md)" in guide
     monkeypatch.setattr(scripts["interface"], "missing", lambda: ["refdiff.new"])
+    with pytest.raises(ValueError, match="guides/new have no place in the menu: add them to ORDER"):
+        scripts["pages"].front_page("", ["guides/usage.md", "guides/new.md"])
     with pytest.raises(ValueError, match=r"refdiff\.new list public names and are on no page"):
         build.assemble(tmp_path)

@@ -25,7 +25,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-import code_blocks  # noqa: E402  (a folder of scripts, not a package)
+import cells  # noqa: E402  (a folder of scripts, not a package)
+import code_blocks  # noqa: E402
 import docstrings  # noqa: E402
 import interface  # noqa: E402
 import links  # noqa: E402
@@ -35,7 +36,8 @@ import refdiff  # noqa: E402
 from refdiff import viz  # noqa: E402
 
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
-PICTURE = re.compile(r'(?<=[ ])(src|srcset)="([^":]+)"')
+PICTURE = re.compile(r'(?<=[ ])src="([^":]+)"')
+BY_THEME = re.compile(r'<picture>\s*<source [^>]*srcset="([^"]+)">\s*<img src="([^"]+)" (alt="[^"]+")>\s*</picture>')
 
 
 def written() -> dict[str, Path]:
@@ -60,7 +62,8 @@ def assemble(folder: Path) -> None:
     made |= {f"interface/{name}.rst": text for name, text in interface.interface_pages().items()}
     for name, path in files.items():
         text = path.read_text(encoding="utf-8")
-        made[name] = text if path.suffix == ".ipynb" else relinked(without_front_matter(text), name, path, places)
+        notebook = path.suffix == ".ipynb"
+        made[name] = cells.prepare(text) if notebook else relinked(without_front_matter(text), name, path, places)
     made["index.md"] = pages.front_page(made["index.md"], [name for name in made if "/" in name])
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE.parent / "tiny.py", folder / "notebooks")  # notebooks link to it
@@ -98,10 +101,15 @@ def relinked(text: str, name: str, path: Path, places: dict[Path, str]) -> str:
         return words
 
     def picture(match: re.Match[str]) -> str:
-        return f'{match[1]}="{up}{(path.parent / match[2]).resolve().relative_to(ROOT).as_posix()}"'
+        return f'src="{up}{(path.parent / match[1]).resolve().relative_to(ROOT).as_posix()}"'
+
+    def by_theme(match: re.Match[str]) -> str:  # the theme's button chooses, not the system alone
+        dark, light, alt = match.groups()
+        images = [f'<img class="only-{theme}" src="{src}" {alt}>' for theme, src in (("light", light), ("dark", dark))]
+        return f"<p>{''.join(images)}</p>"
 
     return "".join(
-        part if part.startswith("```") else PICTURE.sub(picture, LINK.sub(target, part))
+        part if part.startswith("```") else PICTURE.sub(picture, BY_THEME.sub(by_theme, LINK.sub(target, part)))
         for part in re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
     )
 

@@ -26,6 +26,8 @@ suppress_warnings = ["config.cache"]
 # the notebooks show the outputs that they have; build.py of the folder above holds them to a fresh run
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_code_prompt_show = "Show the code"
+nb_code_prompt_hide = "Hide the code"
 nb_render_markdown_format = "myst"
 myst_enable_extensions = ["dollarmath", "deflist", "attrs_block"]
 myst_heading_anchors = 4

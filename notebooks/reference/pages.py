@@ -77,6 +77,11 @@ FIND = """## Find your way
 """
 GUIDES = {"guides": "notebooks/reference/guides", "kernels": "refdiff/oracle/guides"}
 """Folders of the site with guides, and where their files are."""
+ORDER = (
+    "guides/usage", "guides/variants", "guides/kernels", "kernels/", "guides/performance", "guides/clusters",
+    "guides/cuda", "guides/testing",
+)  # fmt: skip
+"""The guides in the order of the menu, by the beginnings of their names."""
 ENGINEERS = ("06", "10", "11")
 """Notebooks that are not on the learners' path."""
 
@@ -85,9 +90,12 @@ def _menu(names: list[str]) -> str:
     known = [name.rpartition(".")[0] for name in names]
     notebooks = [name for name in known if name.startswith("notebooks/")]
     engineers = [name for name in notebooks if name.startswith(tuple(f"notebooks/{number}" for number in ENGINEERS))]
+    guides = [name for begin in ORDER for name in known if name.startswith(begin)]
+    if unordered := {name for name in known if name.split("/")[0] in GUIDES} - set(guides):
+        raise ValueError(f"{', '.join(sorted(unordered))} have no place in the menu: add them to ORDER")
     menu = {
         "Learn": [name for name in notebooks if name not in engineers],
-        "Engineer": [*engineers, *(name for name in known if name.split("/")[0] in GUIDES)],
+        "Engineer": [*engineers, *guides],
         "Look up": ["equations", "commands", "tests", "card"],
         "Interface": [f"interface/{name}" for name in INTERFACE],
     }

@@ -48,18 +48,77 @@ def test_equations_are_set_without_a_network(browser: Chromium, reference: Path,
 @pytest.mark.parametrize("width", [400, 1400, 2000])
 @pytest.mark.parametrize("page", PAGES)
 def test_no_page_is_wider_than_the_window(browser: Chromium, reference: Path, page: str, width: int) -> None:
-    browser.open(reference / f"{page}.html", width=width)
-    browser.run(TYPESET) if browser.run("typeof MathJax") == "object" else None
+    arranged(browser, reference / f"{page}.html", width)
     assert browser.run("document.documentElement.scrollWidth") <= width
-    cut_off = (
-        "new Promise((done) => setTimeout(done, 300)).then(() => [...document.querySelectorAll("
-        "'article pre, article .math, article .table-wrapper')].filter((e) => {"
-        "const width = e.querySelector('svg')?.getBoundingClientRect().width ?? e.scrollWidth;"
-        "const block = e.tagName == 'SPAN' ? e.closest('p, dd, li, td, dt') ?? e.parentElement : e;"
-        "return width > block.clientWidth + 1 && !e.closest('.highlight-text')}).map((e) => e.innerText.slice(0, 60)))"
+    unannounced = (
+        "[...document.querySelectorAll('article pre, article div.math, article .table-wrapper, article .picture')]"
+        ".filter((e) => (e.matches('.math') ? e.querySelector('svg').getBoundingClientRect().width : e.scrollWidth)"
+        " > e.clientWidth + 1 && !e.previousElementSibling?.matches('.scroll-hint:not([hidden])'))"
+        ".map((e) => e.outerHTML.slice(0, 60))"
     )
-    if page != "interface/refdiff.layers":  # its long signatures scroll at 400
-        assert browser.run(cut_off) == []
+    assert browser.run(unannounced) == []
+
+
+def arranged(browser: Chromium, page: Path, width: int, scheme: str = "light") -> None:
+    """Open a page, and wait until its equations are set and have their sizes."""
+    browser.open(page, width=width, scheme=scheme)
+    browser.run(TYPESET) if browser.run("typeof MathJax") == "object" else None
+    browser.run("new Promise((done) => setTimeout(done, 300))")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_words_or_equations_are_too_small_to_read(browser: Chromium, reference: Path, page: str) -> None:
+    arranged(browser, reference / f"{page}.html", 400)
+    sizes = browser.run(
+        "[...document.querySelectorAll('article .math, article td, article pre')].filter((e) => e.offsetWidth)"
+        ".map((e) => parseFloat(getComputedStyle(e).fontSize))"
+    )
+    assert min(sizes, default=16) >= 0.65 * 16
+
+
+def test_pictures_are_wide_enough_to_read_and_open_by_themselves(browser: Chromium, reference: Path) -> None:
+    for page in ("index", "guides/performance", PAGES[-1]):
+        arranged(browser, reference / f"{page}.html", 400)
+        pictures = browser.run(
+            "[...document.querySelectorAll('.picture img')].filter((e) => e.offsetWidth)"
+            ".map((e) => [e.offsetWidth, e.naturalWidth, e.parentElement.href == e.src,"
+            "e.parentElement.parentElement.previousElementSibling.innerText])"
+        )
+        assert pictures
+        for shown, drawn, opens, hint in pictures:
+            assert shown >= min(drawn, 560)
+            assert opens
+            assert "tap" in hint or shown <= 400
+
+
+def test_pictures_of_notebooks_lie_on_a_card_and_others_have_an_ink_for_each_theme(
+    browser: Chromium, reference: Path
+) -> None:
+    grounds = "[...document.querySelectorAll('.picture img')].map((e) => getComputedStyle(e).backgroundColor)"
+    seen = "[...document.querySelectorAll('.picture img')].filter((e) => e.offsetWidth).map((e) => e.src.slice(-9, -4))"
+    clear, white = "rgba(0, 0, 0, 0)", "rgb(255, 255, 255)"
+    for scheme, notebook in (("light", clear), ("dark", white)):
+        arranged(browser, reference / f"{PAGES[-1]}.html", 1400, scheme)
+        assert set(browser.run(grounds)) == {notebook}
+        arranged(browser, reference / "index.html", 1400, scheme)
+        assert browser.run(seen) == [{"light": "light", "dark": "-dark"}[scheme]]
+
+
+def test_a_wide_table_says_that_it_scrolls(browser: Chromium, reference: Path) -> None:
+    hint = "document.querySelector('.table-wrapper').previousElementSibling"
+    for width in (400, 1400):
+        arranged(browser, reference / "guides" / "performance.html", width)
+        assert browser.run(f"{hint}.textContent") == "scrolls sideways →"
+        assert browser.run(f"{hint}.offsetWidth > 0") == (width == 400)
+    assert browser.run("document.querySelectorAll('.table-wrapper[tabindex]').length") == 0
+
+
+def test_folded_code_opens(browser: Chromium, reference: Path) -> None:
+    browser.open(reference / f"{PAGES[-1]}.html")
+    summary, details = "div.cell details.hide > summary", "document.querySelector('div.cell details.hide')"
+    assert browser.run(f"{details}.innerText").strip() == "Show the code"
+    browser.point(summary, 0.1, click=True)
+    assert "import numpy" in browser.run(f"{details}.innerText")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

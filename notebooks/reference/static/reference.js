@@ -1,39 +1,74 @@
-// Makes equations and tables that are wider than the page smaller, as far as they stay legible; then they scroll.
-const LEAST = 0.48;
+// Makes equations that are wider than the page smaller, as far as they stay legible; then they scroll.
+const LEAST = 0.65;
 function fit() {
-  for (const part of document.querySelectorAll(".math.notranslate, .table-wrapper")) {
+  for (const part of document.querySelectorAll(".math.notranslate")) {
     const drawn = part.querySelector("svg"); // beside it stands the same equation for screen readers, unseen
-    const width = () => (drawn ? drawn.getBoundingClientRect().width : part.scrollWidth);
     const block = part.tagName === "SPAN" ? part.closest("p, dd, li, td, dt") ?? part.parentElement : part;
-    let size = 1;
     part.style.fontSize = "";
-    while (width() > block.clientWidth + 1 && size > LEAST) {
-      size = Math.max(LEAST, size * Math.min(0.98, block.clientWidth / width()));
-      part.style.fontSize = `${100 * size}%`; // not everything in it shrinks in proportion
+    for (let size = 1; drawn && size > LEAST; part.style.fontSize = `${100 * size}%`) {
+      const share = block.clientWidth / drawn.getBoundingClientRect().width;
+      if (share >= 1) break;
+      size = Math.max(LEAST, size * Math.min(0.98, share)); // not everything in it shrinks in proportion
     }
   }
 }
-// A picture opens by itself, in its full size: on a narrow page its words would be small.
+
+// A picture opens by itself, in its full size. On a narrow page it keeps a width at which its words are legible.
 function enlarge() {
-  for (const picture of document.querySelectorAll(".cell_output img")) {
+  for (const picture of document.querySelectorAll("article img")) {
+    const frame = document.createElement("span");
     const link = document.createElement("a");
+    frame.className = `picture ${picture.className}`; // which of the two themes it is for
     link.href = picture.src;
     link.title = "Open this picture in its full size";
-    picture.replaceWith(link);
+    picture.replaceWith(frame);
+    frame.append(link);
     link.append(picture);
+    picture.className = "";
   }
 }
 document.addEventListener("DOMContentLoaded", enlarge);
 
-// What the theme leaves out for people who do not use a mouse or a screen.
+// What a program prints in columns keeps them; everything else that it prints wraps.
+function keepColumns() {
+  for (const printed of document.querySelectorAll(".cell_output pre")) {
+    printed.classList.toggle("columns", /\S {2,}\S.* {2,}\S/.test(printed.textContent));
+  }
+}
+document.addEventListener("DOMContentLoaded", keepColumns);
+
+// What is wider than the page scrolls by itself: above it stands that it does, and the arrow keys move it.
+function announce() {
+  for (const part of document.querySelectorAll("article :is(pre, div.math, .table-wrapper, .picture)")) {
+    const picture = part.classList.contains("picture");
+    let hint = part.previousElementSibling;
+    if (!hint?.classList.contains("scroll-hint")) {
+      hint = document.createElement("span");
+      hint.className = "scroll-hint";
+      hint.textContent = picture ? "scrolls sideways →, a tap opens it" : "scrolls sideways →";
+      part.before(hint);
+    }
+    const drawn = part.matches(".math") && part.querySelector("svg");
+    const width = drawn ? drawn.getBoundingClientRect().width : part.scrollWidth;
+    hint.hidden = width <= part.clientWidth + 1;
+    if (!hint.hidden && !picture) part.tabIndex = 0;
+  }
+}
+
+// What the theme leaves out for people who do not use a screen.
 function complete() {
   for (const caption of document.querySelectorAll('[role="heading"]:not([aria-level])')) {
     caption.setAttribute("aria-level", "2");
   }
-  for (const part of document.querySelectorAll("pre, .math, .table-wrapper")) {
-    if (part.scrollWidth > part.clientWidth) part.tabIndex = 0; // it is moved by the arrow keys
+  for (const summary of document.querySelectorAll("details.hide > summary")) {
+    summary.removeAttribute("aria-label"); // it has words of its own
   }
 }
 document.addEventListener("DOMContentLoaded", complete);
-window.addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(fit).then(complete));
-window.addEventListener("resize", fit);
+function arrange() {
+  fit();
+  announce();
+}
+window.addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(arrange));
+window.addEventListener("resize", arrange);
+document.addEventListener("toggle", arrange, true); // what was folded has no size
