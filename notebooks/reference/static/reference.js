@@ -39,19 +39,20 @@ document.addEventListener("DOMContentLoaded", keepColumns);
 
 // What is wider than the page scrolls by itself: above it stands that it does, and the arrow keys move it.
 function announce() {
-  for (const part of document.querySelectorAll("article :is(pre, div.math, .table-wrapper, .picture)")) {
-    const picture = part.classList.contains("picture");
-    let hint = part.previousElementSibling;
-    if (!hint?.classList.contains("scroll-hint")) {
-      hint = document.createElement("span");
-      hint.className = "scroll-hint";
-      hint.textContent = picture ? "scrolls sideways →, a tap opens it" : "scrolls sideways →";
-      part.before(hint);
-    }
+  for (const part of document.querySelectorAll("article :is(pre, .math.notranslate, .table-wrapper, .picture)")) {
     const drawn = part.matches(".math") && part.querySelector("svg");
     const width = drawn ? drawn.getBoundingClientRect().width : part.scrollWidth;
-    hint.hidden = width <= part.clientWidth + 1;
-    if (!hint.hidden && !picture) part.tabIndex = 0;
+    const wide = width > part.clientWidth + 1;
+    let hint = part.previousElementSibling;
+    if (!hint?.matches(".scroll-hint")) {
+      if (!wide) continue;
+      hint = document.createElement("span");
+      hint.className = "scroll-hint";
+      hint.textContent = part.matches(".picture") ? "scrolls sideways →, a tap opens it" : "scrolls sideways →";
+      part.before(hint);
+    }
+    hint.hidden = !wide;
+    if (wide && !part.matches(".picture")) part.tabIndex = 0;
   }
 }
 
