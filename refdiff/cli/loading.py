@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -62,9 +61,9 @@ def find_checkpoint(name: str, *, quiet: bool = False) -> str:
     folder = Path(name).expanduser()
     if not folder.is_dir() or (folder / "config.json").exists():
         return name
-    steps = sorted((int(m[1]), path) for path in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", path.name)))
-    if steps:
-        last = steps[-1][1]
+    from refdiff import hub
+
+    if (last := hub.last_checkpoint(folder)) != folder:
         if not quiet:
             note(f"refdiff: {name}: a training run; using its last checkpoint, {last.name}")
         return str(last)

@@ -139,7 +139,8 @@ def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Calla
 def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
     """Return the folder if there is one, None for a string that can only be a repo id, or raise `CheckpointError`.
 
-    `"bundled"` is the package's own model, unless there is a folder of that name.
+    `"bundled"` is the package's own model, unless there is a folder of that name. The folder of a training run stands
+    for its last checkpoint.
     """
     text = os.fspath(path_or_repo)
     if re.match(r"(?:https?|hf)://", text):
@@ -149,6 +150,7 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
     path = Path(text).expanduser() if text.startswith("~") else Path(text)
     try:
         if path.is_dir():
+            path = last_checkpoint(path)
             for pattern in (*CONFIG, *WEIGHTS, *TOKENIZER, _TEMPLATES, f"{_TEMPLATES}/*"):
                 for count, file in enumerate(path.glob(pattern), 1):
                     follow(path, file)
@@ -169,6 +171,22 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
     if text.endswith(("/", "\\")) or ":" in text or "\\" in text:
         raise CheckpointError(f"{path}: no such folder")
     return None
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return the last checkpoint of a training run's folder, and any other folder as it is.
+
+    Raises:
+        CheckpointError: it is a link that leads out of the folder.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    steps = [(int(m[1]), path) for path in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", path.name))]
+    if not steps:
+        return folder
+    last = max(steps)[1]
+    follow(folder, last)
+    return last
 
 
 def _download(repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None) -> Path:

@@ -17,8 +17,21 @@ IntArray = NDArray[np.int64]
 
 
 def host(x: Any) -> NDArray[Any]:
-    """Bring an array of any library, or nested lists, to the host."""
-    return np.asarray(x) if isinstance(x, (list, tuple, int, float)) else to_numpy(x)
+    """Bring an array of any library, or nested lists, to the host.
+
+    Raises:
+        ValueError: lists of different lengths, which are no array.
+    """
+    if not isinstance(x, (list, tuple, int, float)):
+        return to_numpy(x)
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ValueError(
+            "got sequences of different lengths, expected one length; pad them, as tokenizer(texts, padding=True) does"
+        ) from None
 
 
 def integers(name: str, x: Any) -> IntArray:
@@ -29,7 +42,10 @@ def integers(name: str, x: Any) -> IntArray:
         ValueError: it holds anything else.
     """
     refuse_text(name, x)
-    values = host(x)
+    try:
+        values = host(x)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if values.dtype.kind not in "iu":
         raise ValueError(f"{name}: got dtype {values.dtype}, expected integers")
     return values.astype(np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 from collections.abc import Callable
@@ -65,7 +66,9 @@ def model_call(call: Callable[P, R]) -> Callable[P, R]:
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         model: Any = args[0]
         given: Any = args[1] if len(args) > 1 else kwargs.get("input_ids")
-        one = given is not None and np.size(given) == 1
+        while isinstance(given, list | tuple) and len(given) == 1:
+            given = given[0]
+        one = given is not None and not isinstance(given, list | tuple) and np.size(given) == 1
         weight = model.base_params["layers"][0]["mlp"]["gate_proj"]["weight"] if one else None
         with model.backend.inference_scope(weight):
             return call(*args, **kwargs)
@@ -104,6 +107,11 @@ class PreTrainedModel(Pickled):
         threads: int | None = None,
         generation_config: dict[str, Any] | None = None,
     ) -> None:
+        if isinstance(config, str | os.PathLike):
+            raise TypeError(
+                f"config: got {os.fspath(config)!r}, expected a DiffLlamaConfig; "
+                f"{type(self).__name__}.from_pretrained({os.fspath(config)!r}) loads a checkpoint"
+            )
         dtype = _dtype_name(dtype)
         if params is None:
             params = initialize(config, type(self).__name__, dtype=dtype)
@@ -278,8 +286,12 @@ class PreTrainedModel(Pickled):
             TypeError: an argument that no model takes.
         """
         for name in inputs.keys() - ModelInputs.__annotations__:
-            known = ", ".join(ModelInputs.__annotations__)
-            raise TypeError(f"{type(self).__name__}: got an unexpected argument {name!r}, expected any of {known}")
+            known = ["input_ids", "attention_mask", *ModelInputs.__annotations__]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(
+                f"{type(self).__name__}: got an unexpected argument {name!r}, expected any of {', '.join(known)}{hint}"
+            )
         hidden, context = self._embed(input_ids, attention_mask, **inputs)
         if not (output_attentions or output_hidden_states):
             return ModelOutput(last_hidden_state=self._decode(hidden, context, last), cache=context.cache)

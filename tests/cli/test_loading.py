@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import os
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import refdiff
-from refdiff.cli import loading
+from refdiff.cli import loading, main
 from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.loading import check_prompt, find_checkpoint, load, read_prompt, refuse_other_heads
 from refdiff.cli.parser import build_parser
@@ -209,3 +210,30 @@ def test_a_checkpoint_with_another_head_is_refused(kind: str, tmp_path: Path) ->
     config.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=f"m: a DiffLlamaFor{kind}, which has no language model's head: load it with"):
         refuse_other_heads("m", tmp_path)
+
+
+def test_an_error_names_the_environment_where_the_model_is_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFDIFF_MODEL", "./nowhere")
+    for words, told in (([], True), (["-m", "./nothere"], False)):
+        assert main(["generate", *words, "x"]) == 2
+        assert capsys.readouterr().err.endswith("; the model is that of REFDIFF_MODEL\n") == told
+
+
+def test_the_folder_of_a_run_is_its_last_checkpoint_in_python_too(reciting: Path, tmp_path: Path) -> None:
+    shutil.copytree(reciting, tmp_path / "step-000002")
+    (tmp_path / "step-000001").mkdir()
+    config = refdiff.DiffLlamaConfig.from_pretrained(tmp_path)
+    assert config == refdiff.DiffLlamaConfig.from_pretrained(reciting)
+    tokenizer = refdiff.Tokenizer.from_pretrained(tmp_path)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path)
+    assert tokenizer.decode(model.generate([tokenizer.encode("h")])[0], skip_special_tokens=True) == "héあ😀!"
+
+
+def test_a_checkpoint_that_is_linked_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "step-000001").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(refdiff.CheckpointError, match="'step-000001' is a link that leads out of the folder"):
+        refdiff.DiffLlamaConfig.from_pretrained(tmp_path / "run")

@@ -253,3 +253,28 @@ def test_a_library_without_names_of_dtypes_and_sizes_in_bytes():
     assert model.backend.kernels is None
     again = refdiff.DiffLlamaForCausalLM(model.config, model.params, dtype="float64", backend=array_api_strict)
     np.testing.assert_array_equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_a_name_in_place_of_a_config_is_told_how_to_load():
+    message = r"config: got 'bundled', expected a DiffLlamaConfig; DiffLlamaModel.from_pretrained\('bundled'\) loads"
+    with pytest.raises(TypeError, match=message):
+        refdiff.DiffLlamaModel("bundled")
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "LICENSE").write_text("words")
+    with pytest.raises(NotADirectoryError, match=r"got a file, expected a folder; name another: .*LICENSE"):
+        small_model().save_pretrained(tmp_path / "LICENSE")
+    assert (tmp_path / "LICENSE").read_text() == "words"
+
+
+def test_a_misspelled_argument_of_a_call_has_a_hint():
+    with pytest.raises(TypeError, match=r"expected any of input_ids, .*; did you mean output_attentions\?"):
+        small_model()(TOKENS, output_attention=True)
+
+
+def test_sequences_of_different_lengths_are_told_to_be_padded():
+    with pytest.raises(
+        ValueError, match=r"input_ids: got sequences of different lengths, expected one length; pad them"
+    ):
+        small_model()([[1, 2], [1]])

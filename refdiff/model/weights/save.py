@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -61,6 +62,8 @@ def save(
     compute_dtype(dtype)  # refuses a dtype that is none
     shards = _split(arrays, dtype, _in_bytes(max_shard_size))
     directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "got a file, expected a folder; name another", str(directory))
     try:
         with replacing(directory) as staging:
             _write(staging, _described(config, architecture, dtype), arrays, shards, dtype)
