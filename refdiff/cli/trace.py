@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype, add_threads
+from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype, add_threads, utf8_text
 from refdiff.cli.loading import find_checkpoint
 from refdiff.cli.output_files import check_file
 from refdiff.cli.spec import SPEC_NOTE, add_spec, parts, spec_of
@@ -33,8 +33,8 @@ def add_arguments(parser: Parser) -> None:
     """Add the options."""
     parser.description = (
         "Record every intermediate result of a model, or with --spec of one attention, under the names of "
-        "transformers' modules and of the points between them; or compare the recording of another program with such a "
-        "file, and name the first point that is wrong although the points before it are right."
+        "transformers' modules and of the points between them; or compare another program's recording with such a "
+        "file, and name the first wrong point: one that is wrong while every point before it is right."
     )
     parser.examples = """
 refdiff trace path/to/checkpoint "Once upon a time" -o run.safetensors
@@ -44,7 +44,7 @@ refdiff trace --compare mine.safetensors run.safetensors
     parser.add_argument("--points", action="store_true", help="list all points and their shapes (default: off)")
     record = parser.add_argument_group("record")
     record.add_argument("of", nargs="?", metavar="MODEL", help="folder or hub repo; with --spec, a FILE of inputs")
-    record.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text that is run")
+    record.add_argument("prompt", nargs="?", type=utf8_text, metavar="PROMPT", help="the text that is run")
     record.add_argument("--ids", metavar="N,N,...", help="token ids in place of a text (default: none)")
     add_spec(record, None)
     record.add_argument("-o", "--output", metavar="FILE", help="the .safetensors or .npz file to write")
@@ -152,6 +152,10 @@ def _record(args: argparse.Namespace) -> int:
     check_file("-o", Path(args.output), KINDS)
     ids: Any = None if args.ids is None else _ids(args.ids)
     model, tokenizer = _load(args)
+    if ids is not None and max(ids[0]) >= (size_ := model.config.vocab_size):
+        raise UsageError(
+            f"--ids: got {max(ids[0])}, expected token ids from 0 to {size_ - 1}, the vocabulary of the model"
+        )
     if tokenizer is not None:
         ids = tokenizer([args.prompt], return_tensors="np")["input_ids"]
     from refdiff.oracle.trace import trace

@@ -106,7 +106,7 @@ def test_a_comparison_fits_a_terminal_and_every_point_comes_on_request(
         assert main(["trace", "--compare", str(mine), str(recorded)]) == status
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) <= 24
-        assert lines[-1] == f"  and {len(points) - 10} points with smaller errors; --all shows them"
+        assert lines[-1] == f"  and {len(points) - 10} more points; --all shows them"
         worst = [m.groups() for line in lines if (m := row.fullmatch(line))]
         assert worst == [entry for entry in every if entry in worst]  # in the order of the run
         assert sorted(float(ratio) for _, ratio, _ in worst) == sorted(float(ratio) for _, ratio, _ in every)[-10:]

@@ -11,7 +11,11 @@ from refdiff.oracle.trace.trace import Trace
 
 
 def differences(mine: Trace, ref: Trace) -> tuple[str, ...]:
-    """Sentences, the gravest first; none where a recording does not say what it was made of."""
+    """Sentences, the gravest first; none where a recording does not say what it was made of.
+
+    Raises:
+        ValueError: the two are of different numbers of tokens, so that no point of one is comparable with the other's.
+    """
     return (*_inputs(mine.inputs, ref.inputs), *_about(mine.about, ref.about))
 
 
@@ -21,7 +25,10 @@ def _inputs(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
         x, y = (np.asarray(inputs[name]) for inputs in (mine, ref))
         what = "tokens" if name == "input_ids" else name
         if x.shape != y.shape:
-            found.append(f"the two runs have {what} of different shapes, {x.shape} and {y.shape}{_first(name, x, y)}")
+            said = f"the two runs have {what} of different shapes, {x.shape} and {y.shape}{_first(name, x, y)}"
+            if name == "input_ids" and x.size != y.size:
+                raise ValueError(f"{said}; record the same text in both")
+            found.append(said)
         elif not np.array_equal(x.astype(np.float64), y.astype(np.float64), equal_nan=True):
             found.append(f"the two runs have different {what}{_first(name, x, y)}")
     return found

@@ -32,6 +32,11 @@ def lines(found: Divergence, worst: int | None = None) -> list[str]:
     result += textwrap.wrap(head, WIDTH)
     first = found.first
     if first is None:
+        if absent := list(dict.fromkeys(_short(s.path) for s in found.stages if s.status == "missing")):
+            more = f" and {len(absent) - MOST} more kinds" if len(absent) > MOST else ""
+            result += textwrap.wrap(
+                f"not in the trace: {', '.join(absent[:MOST])}{more}", WIDTH, subsequent_indent="  "
+            )
         result += ["", "nothing diverges", *textwrap.wrap(_unseen(compared), WIDTH - 2, **_INDENT)]
     else:
         result += ["", f"first divergence: {first.path}", *textwrap.wrap(first.what, WIDTH - 2, **_INDENT)]
@@ -52,7 +57,7 @@ def lines(found: Divergence, worst: int | None = None) -> list[str]:
         if stage.what and worst is None:
             result += textwrap.wrap(stage.what, WIDTH - 2, initial_indent=" " * 29, subsequent_indent=" " * 29)
     if hidden := len(compared) - len(shown):
-        result += [f"  and {hidden} points with smaller errors; --all shows them"]
+        result += [f"  and {hidden} more points; --all shows them"]
     if found.unknown:
         names = ", ".join(found.unknown[:8]) + (f", … ({len(found.unknown)})" if len(found.unknown) > 8 else "")
         result += ["", *textwrap.wrap(f"no point of the reference: {names}", WIDTH)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,14 @@ def test_other_tokens() -> None:
     ],
 )
 def test_tokens_of_another_shape(tokens: Any, says: str) -> None:
-    assert first_divergence(of(tokens), REF).apart == (f"the two runs have tokens of different shapes, {says}",)
+    with pytest.raises(ValueError, match=re.escape(f"of different shapes, {says}; record the same text in both")):
+        first_divergence(of(tokens), REF)
+
+
+def test_the_same_tokens_in_another_shape() -> None:
+    one = trace(small_model(), TOKENS[:1])
+    flat = Trace(one.points, {"input_ids": TOKENS[0]}, one.about)
+    assert first_divergence(flat, one).apart == ("the two runs have tokens of different shapes, (7,) and (1, 7)",)
 
 
 def test_other_arguments() -> None:

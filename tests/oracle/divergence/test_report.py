@@ -35,6 +35,14 @@ def test_clean() -> None:
     assert sum(line.startswith("  equal ") for line in lines) == len(REF)
 
 
+def test_what_was_not_recorded_is_named_where_nothing_diverges() -> None:
+    few = {path: x for path, x in REF.items() if not path.endswith(("diff", "o_proj", "lm_head"))}
+    lines = str(first_divergence(few, REF)).splitlines()
+    (line,) = (line for line in lines if line.startswith("not in the trace: "))
+    assert "diff, " in line
+    assert "o_proj" in line
+
+
 def test_what_would_not_have_been_seen() -> None:
     mine = {path: x.astype(np.float32) for path, x in REF.items()}
     found = first_divergence(mine, REF, precision="bfloat16")
