@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import secrets
 from pathlib import Path
@@ -14,9 +16,10 @@ from refdiff.cli.loading import load
 from refdiff.cli.output_files import check_place
 from refdiff.cli.terminal import note, one_line, write_text
 from refdiff.cli.transcript import Transcript
-from refdiff.files import write_atomically
+from refdiff.files import MAX_JSON, read_text, write_atomically
 
-HELP = "Ctrl-C stops an answer, Ctrl-D ends; /reset forgets what was said, /save FILE writes it as JSON"
+HELP = "Ctrl-C stops an answer; /reset forgets all, /save FILE keeps it, /quit ends"
+ENDING = ("/quit", "/exit")
 RESERVED = 4
 """An answer that was not limited has at least one in this many tokens of the context to itself."""
 
@@ -29,17 +32,27 @@ def converse(args: argparse.Namespace) -> int:
     messages = list(first)
     if not args.quiet:
         note(HELP)
+    _edit_lines()
     while (line := _read()) is not None:
-        if line == "/reset":
+        command, _, rest = line.strip().partition(" ")
+        if command in ENDING:
+            break
+        if command == "/reset":
             messages = list(first)
-        elif line.split(maxsplit=1)[:1] == ["/save"]:
-            _save(line, messages)
-        elif line.startswith("/"):
-            note(HELP)
-        elif line.strip():
+        elif command == "/save":
+            _save(rest.strip(), messages, len(first))
+        elif command.startswith("/"):
+            note(f"refdiff: {command}: unknown command; there are /reset, /save FILE, /quit")
+        elif command:
             messages.append({"role": "user", "content": line})
             _answer(args, model, tokenizer, messages, len(first))
     return 0
+
+
+def _edit_lines() -> None:
+    """Let the arrow keys edit a line and bring back earlier ones, where Python has readline."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")  # which `input` then uses
 
 
 def _read() -> str | None:
@@ -54,18 +67,30 @@ def _read() -> str | None:
             return None
 
 
-def _save(line: str, messages: list[dict[str, Any]]) -> None:
-    _, _, name = line.partition(" ")
+def _save(name: str, messages: list[dict[str, Any]], first: int) -> None:
     try:
-        if not name.strip():
+        if not name:
             raise ValueError("/save: got no name, expected a file; give one, /save chat.json")
-        path = Path(name.strip()).expanduser()
+        if len(messages) == first:
+            raise ValueError("/save: nothing has been said yet")
+        path = Path(name).expanduser()
         check_place("/save", path)
+        if path.exists() and not _is_conversation(path):
+            raise ValueError(f"/save {path}: holds no conversation that was saved; name another file")
         write_atomically(path, (json.dumps(messages, ensure_ascii=False, indent=2) + "\n").encode())
     except (OSError, ValueError) as error:
         note(f"refdiff: {one_line(error)}")
     else:
         note(f"{len(messages)} messages written to {path}")
+
+
+def _is_conversation(path: Path) -> bool:
+    """Whether a file holds what /save writes."""
+    try:
+        found = json.loads(read_text(path, max_bytes=MAX_JSON))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, list) and all(isinstance(m, dict) and {*m} == {"role", "content"} for m in found)
 
 
 def _answer(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list[dict[str, Any]], first: int) -> None:

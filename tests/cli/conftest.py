@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,7 +83,7 @@ def in_terminal(
 ) -> tuple[int, str]:
     """Run with standard error on a terminal 80 columns wide; its exit status and what the terminal got.
 
-    What is `typed` is read from the terminal too, and then standard output is on it.
+    What is `typed` is read from the terminal too, a line at each prompt, and then standard output is on it.
     """
     import fcntl
     import pty
@@ -101,12 +102,14 @@ def in_terminal(
         cwd=cwd,
     )
     os.close(theirs)
-    if typed is not None:
-        os.write(ours, typed)
-    seen = b""
+    lines = re.findall(rb"[^\r]*\r|.+", typed or b"")
+    seen, since = b"", b""
     try:
         while piece := os.read(ours, 10_000):
-            seen += piece
+            seen, since = seen + piece, since + piece
+            if lines and b"> " in since:
+                since = b""
+                os.write(ours, lines.pop(0))
     except OSError:  # Linux's way to say that the other side is closed
         pass
     finally:

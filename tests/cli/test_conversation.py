@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def test_an_answer_is_given_what_was_said_before(converse: Any, capsys: Capture)
     assert third == [system, {"role": "user", "content": "three"}]
     out, err = capsys.readouterr()
     assert second[2]["content"] == out.splitlines()[0]
-    assert "/reset forgets what was said" in err
+    assert "/reset forgets all, /save FILE keeps it, /quit ends" in err
 
 
 def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
@@ -87,9 +88,42 @@ def test_ctrl_c_stops_one_answer_and_keeps_it(converse: Any, monkeypatch: pytest
 
 
 def test_what_cannot_be_answered_is_taken_back(converse: Any, capsys: Capture, tmp_path: Path) -> None:
-    asked = converse("\udcff", "h", "/what", f"/save {tmp_path / 'none' / 'x'}")
+    asked = converse("\udcff", "h", f"/save {tmp_path / 'none' / 'x'}")
     assert asked[-1] == [{"role": "user", "content": "h"}]
     err = capsys.readouterr().err
     assert "surrogate" in err
     assert "does not exist; make it first" in err
-    assert err.count("/reset forgets") == 2
+
+
+@pytest.mark.parametrize("word", ["/what", "/Reset", "/savex y"])
+def test_an_unknown_command_is_named_with_those_that_there_are(word: str, converse: Any, capsys: Capture) -> None:
+    assert converse(word) == []
+    err = capsys.readouterr().err
+    assert f"refdiff: {word.split()[0]}: unknown command; there are /reset, /save FILE, /quit\n" in err
+    assert max(map(len, err.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("word", ["/quit", "/exit", " /quit "])
+def test_a_command_ends_the_conversation(word: str, converse: Any) -> None:
+    assert converse(word, "h") == []
+
+
+def test_only_a_conversation_that_was_saved_is_replaced(
+    converse: Any, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own, other = Path("chat.json"), {"a.md": "# A page\n", "b.json": '[{"prompt": "A fox"}]', "c.json": "{}"}
+    for name, text in other.items():
+        Path(name).write_text(text)
+    converse("h", "/save chat.json", "two", "/save chat.json", *(f"/save {name}" for name in other))
+    assert len(json.loads(own.read_text())) == 4
+    assert {name: Path(name).read_text() for name in other} == other
+    err = capsys.readouterr().err
+    assert "4 messages written to chat.json" in err
+    assert err.count("holds no conversation that was saved; name another file") == 3
+
+
+def test_nothing_said_is_not_saved(converse: Any, capsys: Capture, tmp_path: Path) -> None:
+    converse(f"/save {tmp_path / 'chat.json'}", options=("--system", "s"))
+    assert not (tmp_path / "chat.json").exists()
+    assert "refdiff: /save: nothing has been said yet" in capsys.readouterr().err

@@ -282,12 +282,14 @@ def test_what_takes_long_is_shown_on_a_terminal(reciting: Path, environment: dic
 
 
 def test_a_conversation_on_a_terminal(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    typed = b"hi\r/save chat.json\r/reset\r/save\r\x04"
+    again = b"\x1b[A\r"  # the arrow up: the line before once more
+    typed = b"hi\r" + again + b"/save chat.json\r/reset\r/save\r\x04"
     status, seen = in_terminal(environment, tmp_path, "generate", "-m", reciting, "--chat", "-n", "3", typed=typed)
     assert status == 0, seen
-    assert "Ctrl-C stops an answer, Ctrl-D ends" in seen
-    roles = [message["role"] for message in json.loads((tmp_path / "chat.json").read_text())]
-    assert roles == ["user", "assistant"]
+    assert "Ctrl-C stops an answer; /reset forgets all" in seen
+    messages = json.loads((tmp_path / "chat.json").read_text())
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    assert [message["content"] for message in messages[::2]] == ["hi", "hi"]
     assert "/save: got no name, expected a file" in seen
     assert "Traceback" not in seen
 
