@@ -7,16 +7,27 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
+from refdiff import bundled
+from refdiff.cli.flags import MODEL
+from refdiff.cli.golden import PROFILES
+from refdiff.cli.spec import PRESETS
+
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
 
 BASH = """\
 # refdiff completion bash: put `source <(refdiff completion bash)` into ~/.bashrc
 _refdiff() {{
-    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} words=
+    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} words= files= file=
     COMPREPLY=()
+    if [[ $current == "=" ]]; then
+        current=
+    elif [[ $previous == "=" ]]; then  # bash takes --dtype=float32 for three words
+        previous=${{COMP_WORDS[COMP_CWORD-2]}}
+    fi
     if (( COMP_CWORD == 1 )); then
         words={commands}
+        [[ $current == -* ]] && words='-h --help --version'
     else
         case ${{COMP_WORDS[1]}}:$previous in
 {choices}
@@ -28,8 +39,11 @@ _refdiff() {{
         fi
     fi
     [[ -n $words ]] && COMPREPLY=($(compgen -W "$words" -- "$current"))
+    if [[ -n $files ]]; then
+        while IFS= read -r file; do COMPREPLY+=("$file"); done < <(compgen -f -- "$current")
+    fi
 }}
-complete -o default -F _refdiff refdiff
+complete -o filenames -o default -F _refdiff refdiff
 """
 
 
@@ -60,21 +74,33 @@ def _bash(commands: dict[str, Parser]) -> str:
     options, choices = [], []
     for name, parser in commands.items():
         listed = [a for a in parser.shown_actions() if a.option_strings]
-        words = " ".join(option for action in listed for option in action.option_strings)
+        words = " ".join(["-h", "--help", *(option for action in listed for option in action.option_strings)])
         options.append(f"                {name}) words={shlex.quote(words)};;")
-        if first := _choices_of_first(parser):
-            choices.append(f"            {name}:{name}) [[ $current == -* ]] || words={shlex.quote(first)};;")
+        first = next((action for action in parser.shown_actions() if not action.option_strings), None)
+        if first is not None and (found := _words(first)):
+            choices.append(f"            {name}:{name}) [[ $current == -* ]] || {found};;")
         for action in listed:
-            if action.choices:
+            if found := _words(action):
                 cases = "|".join(f"{name}:{option}" for option in action.option_strings)
-                choices.append(f"            {cases}) words={shlex.quote(' '.join(map(str, action.choices)))};;")
+                choices.append(f"            {cases}) {found};;")
     return BASH.format(commands=shlex.quote(" ".join(commands)), options="\n".join(options), choices="\n".join(choices))
 
 
-def _choices_of_first(parser: Parser) -> str:
-    """The words that the first argument of a command may be; "" where it may be any."""
-    first = next((action for action in parser.shown_actions() if not action.option_strings), None)
-    return " ".join(first.choices or ()) if first is not None else ""
+def _known(action: argparse.Action) -> tuple[list[str], bool]:
+    """The words that an argument may be, or often is, and whether it may be a file or folder too."""
+    if action.metavar == MODEL and not action.choices:
+        return [bundled.NAME], True
+    if action.dest == "spec":
+        return list(PRESETS), True
+    if action.dest == "profile":
+        return list(PROFILES), False
+    return [str(choice) for choice in action.choices or ()], False
+
+
+def _words(action: argparse.Action) -> str:
+    """What sets `words` and `files` in bash; "" where anything may stand."""
+    words, files = _known(action)
+    return f"words={shlex.quote(' '.join(words))}{' files=1' if files else ''}" if words else ""
 
 
 def _fish(commands: dict[str, Parser]) -> str:
@@ -88,14 +114,17 @@ def _fish(commands: dict[str, Parser]) -> str:
     for name, parser in commands.items():
         for action in parser.shown_actions():
             words = [f"complete -c refdiff -n '__fish_seen_subcommand_from {name}'"]
+            known, files = _known(action)
+            listed = shlex.quote(" ".join(known))
             if not action.option_strings:
-                if action.choices:
-                    listed = shlex.quote(" ".join(action.choices))
-                    lines.append(" ".join([*words, f"-f -a {listed} -d {shlex.quote(str(action.help))}"]))
+                if known:
+                    lines.append(
+                        " ".join([*words, f"{'' if files else '-f '}-a {listed} -d {shlex.quote(str(action.help))}"])
+                    )
                 continue
             words += [f"-l {o[2:]}" if o.startswith("--") else f"-s {o[1:]}" for o in action.option_strings]
-            if action.choices:
-                words.append(f"-x -a {shlex.quote(' '.join(map(str, action.choices)))}")
+            if known:
+                words.append(f"{'-r' if files else '-x'} -a {listed}")
             elif action.nargs != 0:
                 words.append("-r")
             lines.append(" ".join([*words, f"-d {shlex.quote(str(action.help))}"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -33,14 +34,28 @@ def _script(shell: str, capsys: Capture) -> str:
         (["refdiff", "golden", "export", ""], set()),  # files
         (["refdiff", "completion", ""], {"bash", "zsh", "fish"}),
         (["refdiff", "train", "a"], set()),  # files
+        (["refdiff", "--"], {"--help", "--version"}),
+        (["refdiff", "generate", "--he"], {"--help"}),
+        (["refdiff", "generate", "-m", "bun"], {"bundled"}),
+        (["refdiff", "inspect", "bun"], {"bundled"}),
+        (["refdiff", "inspect", ""], {"bundled", "my folder"}),
+        (["refdiff", "check", "--spec", "ms"], {"ms_v1", "ms_v1_naive"}),
+        (["refdiff", "golden", "export", "x", "--profile", "t"], {"tiny_values", "tiles"}),
+        (["refdiff", "golden", "export", "x", "--profile", "w"], set()),  # not the former names
+        (["refdiff", "generate", "--dtype", "=", "fl"], {"float16", "float32", "float64"}),
+        (["refdiff", "generate", "--backend", "="], {"numpy", "cupy"}),
     ],
 )
-def test_bash(typed: list[str], expected: set[str], capsys: Capture) -> None:
+def test_bash(
+    typed: list[str], expected: set[str], capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my folder").mkdir()
     words = " ".join(f"'{word}'" for word in typed)
     script = f"{_script('bash', capsys)}\nCOMP_WORDS=({words})\nCOMP_CWORD={len(typed) - 1}\n_refdiff\n"
     done = subprocess.run(["bash", "-c", script + 'printf "%s\\n" "${COMPREPLY[@]}"'], capture_output=True, text=True)
     assert done.stderr == ""
-    assert set(done.stdout.split()) == expected
+    assert set(done.stdout.splitlines()) == (expected or {""})
 
 
 def test_zsh_loads_the_script_of_bash(capsys: Capture) -> None:
