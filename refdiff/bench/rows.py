@@ -87,7 +87,7 @@ def parse_rows(text: str) -> list[Row]:
 def _parse(part: str) -> Row:
     match = _SPELLED.fullmatch(part)
     if match is None or match[1] not in KINDS:
-        raise ValueError(f"row {part!r} is none of those known: {', '.join(KINDS)}, as in decode:128x8")
+        raise ValueError(f"got {part!r}, expected {', '.join(KINDS)}, as in decode:128x8")
     kind, size, batch = match.groups()
     if kind == "train":
         if size not in TRAINED or batch:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from refdiff.cli.flags import UsageError
 from refdiff.cli.mapped_files import bus_errors_explained
@@ -72,7 +74,12 @@ def _run(argv: Sequence[str] | None, pressed: Callable[[], bool]) -> int:
             raise
         written = discard_output()
         where = "standard output: " if not written and isinstance(error, OSError) and not error.filename else ""
-        note(f"{' '.join(filter(None, ('refdiff', args.command)))}: error: {where}{in_flags(shown(error))}")
+        said = f"{where}{in_flags(shown(error))}"
+        if (model := os.environ.get("REFDIFF_MODEL")) and getattr(args, "model", None) == model:
+            said += (
+                "; the model is that of REFDIFF_MODEL" if said.startswith((f"{model}: ", f"{Path(model)}: ")) else ""
+            )
+        note(f"{' '.join(filter(None, ('refdiff', args.command)))}: error: {said}")
         return EXIT_USAGE if args.command in VERDICTS or isinstance(error, _INPUTS) else EXIT_RUN_TIME
 
 

@@ -112,8 +112,8 @@ def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
     context, asked = model.config.max_position_embeddings, given.get("max_new_tokens")
     if prompt_tokens > _FAR_BEYOND * context:
         raise ValueError(
-            f"prompt: got {prompt_tokens:,} tokens, expected at most {_FAR_BEYOND} times the context of {context:,} "
-            f"of {model.source}; shorten it"
+            f"prompt: got {prompt_tokens:,} tokens, expected at most {_FAR_BEYOND * context:,}, {_FAR_BEYOND} times "
+            f"the context of {model.source}; shorten it"
         )
     free = context - prompt_tokens
     if asked:

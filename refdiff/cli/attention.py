@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refdiff.cli.flags import Number, UsageError, add_common, add_machine, add_model, add_prompt
+from refdiff.cli.flags import PIPE_NOTE, Number, UsageError, add_common, add_machine, add_model, add_prompt
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import PICTURES, check_file, write_picture
 from refdiff.cli.terminal import Waiting, note, size
@@ -29,7 +29,8 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.examples = """
 refdiff attention "Once upon a time" -o page.html
-refdiff attention -m path/to/checkpoint "Once upon a time" -o maps.png
+refdiff attention -m path/to/checkpoint "Once upon a time" -o maps.npz
+refdiff attention "Once upon a time" -o maps.png --layer 3
 """
     given = parser.add_argument_group("model and text")
     add_model(given)
@@ -42,7 +43,10 @@ refdiff attention -m path/to/checkpoint "Once upon a time" -o maps.png
     machine = parser.add_argument_group("machine")
     add_machine(machine)
     add_common(machine)
-    parser.notes = ["In a Llama, --pair is a head. A page opens with --layer and --pair, and shows all of them."]
+    parser.notes = [
+        "In a Llama, --pair is a head. A page opens with --layer and --pair, and shows all of them.",
+        PIPE_NOTE,
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             maps.title(args.layer, args.pair)
         except IndexError as error:
-            raise UsageError(f"--{error}") from None
+            said = str(error).replace(", or None for the mean", "; leave it out for the mean")
+            raise UsageError(f"--{said}") from None
         _write(maps, args, path, prompt)
     sys.stdout.write(f"{path}\n")
     return 0

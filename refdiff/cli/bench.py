@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from refdiff.cli.flags import MODEL, Number, UsageError, add_backend, add_common, add_dtype, add_threads
 from refdiff.cli.loading import find_checkpoint
 from refdiff.cli.output_files import DRAWN, check_file, check_place
-from refdiff.cli.terminal import note
+from refdiff.cli.terminal import bar_width, note
 
 if TYPE_CHECKING:
     from refdiff.bench.measure import BenchOptions, Measured
@@ -58,7 +58,9 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
     parser.notes = [
         "A ratio is the median over the repetitions. Above 1, refdiff is faster; of memory, below 1, it needs less. "
         "The share is of what NumPy's BLAS reads (gemv) or multiplies (sgemm) on this machine, measured before and "
-        "after each pair. Exit status: 1 where a row failed, or the sides generated different tokens.",
+        "after each pair. "
+        "lookup copies a prompt and edit changes one, by prompt lookup; passes are how often the model ran. "
+        "Exit status: 1 where a row failed, or the sides generated different tokens.",
         f"--like is {LIKE[0]} (4.94 GB), {LIKE[1]} (2.78 GB) or {LIKE[2]} (0.5 MB).",
         f"--against is {', '.join(PEERS)}, and may be given several times. onnxruntime and numpy have products only; "
         "stored is refdiff with --weights stored.",
@@ -205,12 +207,15 @@ def _watched(
     """Show whose turn it is where somebody watches, and a line for every row elsewhere."""
     from tqdm import tqdm
 
-    with tqdm(total=len(rows), unit="row", file=sys.stderr, disable=quiet or not sys.stderr.isatty()) as bar:
+    with tqdm(
+        total=len(rows), unit="row", file=sys.stderr, disable=quiet or not sys.stderr.isatty(), ncols=bar_width()
+    ) as bar:
 
         def turn(row: Row, side: str) -> None:
             bar.set_postfix_str(f"{row.title}: {side}")
 
         def done(measured: Measured) -> None:
+            bar.set_postfix_str("", refresh=False)
             bar.update()
             if bar.disable and not quiet:
                 note(f"refdiff bench: {measured.title}: {measured.error or 'measured'}")

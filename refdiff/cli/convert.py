@@ -43,10 +43,10 @@ refdiff convert path/to/llama path/to/new --to v2
     parser.notes = [
         "hf = transformers' DiffLlama; paper = unilm's multihead_flashdiff_1.py, whose output matrix is called "
         "out_proj; v2 = DIFF V2, unilm's multihead_flashdiffv2.py; none = a Llama.",
-        "hf and paper convert into each other, none into v2, and v2 into none where its λ depends on nothing. The "
-        "rest cannot be converted exactly and is refused. Converting 16-bit weights rounds some of them again; the "
-        "second report shows the effect on each layer's output. If the difference exceeds rounding error, the command "
-        "fails and writes nothing.",
+        "hf converts to paper and paper to hf; a Llama (none) converts to v2, and v2 to a Llama where its λ is "
+        "constant. The rest cannot be converted exactly and is refused. Converting 16-bit weights rounds some of them "
+        "again; the second report shows the effect on each layer's output. If the difference exceeds rounding error, "
+        "the command fails and writes nothing.",
         "--eager: unilm's multihead_diffattn.py pairs other keys where there are fewer keys than queries.",
     ]
 
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.write(
         f"as written in {dtype}\n"
         f"  largest difference: {proof.worst:.1e} (layer {proof.layer})\n"
-        f"  explained by rounding every weight once: {max(proof.rounded):.1e}\n"
+        f"  what rounding every weight once may cause: {max(proof.rounded):.1e}\n"
     )
     return 0
 

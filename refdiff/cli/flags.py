@@ -14,6 +14,10 @@ MAX_PROMPT = 10_000_000
 """Bytes of the longest prompt: a pipe, or a device such as /dev/zero, may have no end."""
 DTYPES = ("auto", "float32", "float64", "float16", "bfloat16")
 MODEL = "MODEL"
+PIPE_NOTE = (
+    "Standard input that is not a terminal is the prompt, or is appended to PROMPT. In a shell loop over prompts, add "
+    "< /dev/null."
+)
 
 
 class UsageError(ValueError):
@@ -92,10 +96,29 @@ def add_model(group: Any) -> None:
     group.add_argument(
         "-m",
         "--model",
+        type=model_name,
         metavar=MODEL,
         default=default_model(),
         help=model_help(),
     )
+
+
+def model_name(text: str) -> str:
+    """Take the name of a model: argparse's `type`."""
+    if not text:
+        raise argparse.ArgumentTypeError("got nothing, expected a folder or a hub repo")
+    return text
+
+
+def utf8_text(text: str) -> str:
+    """Take a text that a model reads: argparse's `type`. Bytes that are not UTF-8 arrive as half surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"got bytes that are not UTF-8 at character {error.start}, expected UTF-8 text"
+        ) from None
+    return text
 
 
 def default_model() -> str:
@@ -113,8 +136,16 @@ def model_help() -> str:
 
 def add_prompt(group: Any) -> None:
     """Add PROMPT, -p and -f."""
-    group.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text; - or a pipe = standard input")
-    group.add_argument("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="the same, as an option")
+    group.add_argument(
+        "prompt",
+        nargs="?",
+        type=utf8_text,
+        metavar="PROMPT",
+        help="text; a pipe is appended (in loops: < /dev/null)",
+    )
+    group.add_argument(
+        "-p", "--prompt", dest="prompt_flag", type=utf8_text, metavar="PROMPT", help="the same, as an option"
+    )
     group.add_argument("-f", "--file", metavar="FILE", help="read the text from a UTF-8 file")
 
 
@@ -149,7 +180,7 @@ def add_machine(group: Any) -> None:
     add_dtype(group)
     group.add_argument(
         "--weights", choices=("auto", "expanded", "stored"), default="auto", metavar="HOW",
-        help="stored = 16 bits, expanded = 32 (default: auto)",
+        help="16-bit weights: stored or expanded (default: auto)",
     )  # fmt: skip
     group.add_argument("--no-mmap", action="store_true", help="read the weights whole (default: off)")
     add_threads(group)

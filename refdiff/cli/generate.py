@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,21 @@ from refdiff.cli.answering import (
     result_fields,
     samples,
 )
-from refdiff.cli.flags import Number, UsageError, add_common, add_dask, add_machine, add_model, add_prompt
+from refdiff.cli.flags import (
+    PIPE_NOTE,
+    Number,
+    UsageError,
+    add_common,
+    add_dask,
+    add_machine,
+    add_model,
+    add_prompt,
+    utf8_text,
+)
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import check_place
 from refdiff.cli.terminal import note, size, write_text
+from refdiff.files import write_atomically
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -52,7 +63,9 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
     add_model(given)
     add_prompt(given)
     given.add_argument("--chat", action="store_true", help="use the chat template; without PROMPT, converse")
-    given.add_argument("--system", metavar="TEXT", help="the system message, with --chat (default: none)")
+    given.add_argument(
+        "--system", type=utf8_text, metavar="TEXT", help="the system message, with --chat (default: none)"
+    )
     _add_sampling(parser, parser.add_argument_group("choice of tokens"))
     output = parser.add_argument_group("output")
     output.add_argument("--echo", action="store_true", help="print the prompt before the text (default: off)")
@@ -74,15 +87,18 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
     add_machine(machine)
     add_common(machine)
     parser.notes = [
+        PIPE_NOTE,
+        "FILE of -o is replaced when the text is complete; an error or Ctrl-C leaves it as it was.",
         "Where the checkpoint's generation_config.json sets a choice of tokens, that is the default. With --top-k, "
         "--top-p or --min-p the default of --temperature is 1.",
         f"A line of JSONL has prompt (or text, or messages with role and content), and may have id, system, stop and "
         f"{', '.join(NUMBERS)} (or max_tokens). Each answer is one line of JSON; a prompt that FILE of -o answers "
         "already is skipped, so that a run which was stopped resumes.",
-        "With --batch-size the texts stay the same, but for tokens between which rounding decides. Shard I of N takes "
-        "the prompts I, I + N, I + 2N, ...",
+        "--batch-size changes a text only where two tokens are equally probable up to rounding error. Shard I of N "
+        "takes the prompts I, I + N, I + 2N, ... Prompt I has the seed SEED + I, or its own; without "
+        "--seed, SEED is 0.",
         "A conversation (--chat on a terminal, without PROMPT) keeps as much history as the context holds. Ctrl-C "
-        "stops one answer, Ctrl-D ends; /reset forgets, /save FILE writes the messages as JSON.",
+        "stops one answer, Ctrl-D or /quit ends; /reset forgets, /save FILE writes the messages as JSON.",
         "--weights stored keeps matrices of 16 bits as they are: half the memory and, on a CPU, less speed; auto = "
         "stored with cupy, expanded to float32 with numpy.",
     ]
@@ -96,14 +112,16 @@ def _add_sampling(parser: Parser, group: argparse._ArgumentGroup) -> None:
     temperature = number("temperature", "T", "--temperature", text="randomness, 0 = greedy (default: 0)")
     parser.add_alias(length, "--max-tokens")
     parser.add_alias(temperature, "--temp")
-    number("top_k", "K", "--top-k", text="sample among the K most probable (default: 50)")
-    number("top_p", "P", "--top-p", text="sample among the top probability P (default: 1)")
-    number("min_p", "P", "--min-p", text="drop tokens below P × the largest (default: 0)")
-    number("repetition_penalty", "X", "--repetition-penalty", text="make used tokens less probable (default: 1)")
-    number("no_repeat_ngram_size", "N", "--no-repeat-ngram-size", text="never repeat N tokens in a row (default: 0)")
-    number("num_beams", "N", "--num-beams", text="beam search with N hypotheses (default: 1)")
+    number("top_k", "K", "--top-k", text="keep the K most probable, 0 = off (default: 50)")
+    number("top_p", "P", "--top-p", text="keep the top probability P, 1 = off (default: 1)")
+    number("min_p", "P", "--min-p", text="drop below P × the largest, 0 = off (default: 0)")
+    number("repetition_penalty", "X", "--repetition-penalty", text="divide scores of used tokens, 1 = off (default: 1)")
+    number("no_repeat_ngram_size", "N", "--no-repeat-ngram-size", text="never repeat N tokens, 0 = off (default: 0)")
+    number("num_beams", "N", "--num-beams", text="beam search with N beams, 1 = off (default: 1)")
     number("seed", "SEED", "-s", "--seed", text="makes sampling repeatable (default: random)")
-    group.add_argument("--stop", action="append", metavar="TEXT", help="end before TEXT; repeatable (default: none)")
+    group.add_argument(
+        "--stop", action="append", type=utf8_text, metavar="TEXT", help="end before TEXT; repeatable (default: none)"
+    )
     group.add_argument("--ignore-eos", action="store_true", help="continue after the end token (default: off)")
 
 
@@ -129,9 +147,11 @@ def run(args: argparse.Namespace) -> int:
         return converse(args)
     check_prompt(args)
     prompt = read_prompt(args)
-    with ExitStack() as stack:
-        write = write_text if args.output in (None, "-") else _into_file(stack, args.output)
-        interrupted = _one(args, prompt, write)
+    if args.output in (None, "-"):
+        interrupted = _one(args, prompt, write_text)
+    else:
+        pieces: list[str] = []
+        interrupted = _one(args, prompt, pieces.append, partial(_into_file, args.output, pieces))
     if interrupted:
         raise KeyboardInterrupt
     return 0
@@ -161,24 +181,25 @@ def _check_together(args: argparse.Namespace) -> None:
         raise UsageError("--stop: got nothing, expected the text to stop before")
 
 
-def _into_file(stack: ExitStack, output: str) -> Callable[[str], None]:
-    """Return what writes into a file, which is opened before the model is loaded."""
-    file = stack.enter_context(Path(output).open("wb", buffering=0))  # noqa: SIM115, see `stack`
-
-    def write(text: str) -> None:
-        left = memoryview(text.encode())
-        try:
-            while left:
-                left = left[file.write(left) :]
-        except OSError as error:
-            error.filename = output  # which the system leaves out
-            raise
-
-    return write
+def _into_file(output: str, pieces: list[str], interrupted: bool) -> None:
+    """Write a complete text into the file of -o; what Ctrl-C has left of one goes to standard output."""
+    if interrupted:
+        note(f"refdiff: {output} is left as it was; the text so far goes to standard output")
+        write_text("".join(pieces))
+    elif output != os.devnull:
+        write_atomically(output, "".join(pieces).encode())
 
 
-def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) -> bool:
-    """Answer one prompt; whether Ctrl-C ended the text, of which what was generated until then is kept."""
+def _one(
+    args: argparse.Namespace,
+    prompt: str,
+    write: Callable[[str], None],
+    end: Callable[[bool], None] = lambda interrupted: None,
+) -> bool:
+    """Answer one prompt; whether Ctrl-C ended the text, of which what was generated until then is kept.
+
+    `end` is called after the last `write`.
+    """
     from refdiff.cli.transcript import Transcript
 
     seed = secrets.randbits(32) if args.seed is None else args.seed
@@ -197,6 +218,8 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
     with transcript.progress_shown(quiet=quiet, until_text=streamed and to_terminal):
         interrupted = generate_into(transcript, model, tokenizer, ids, given, seed)
     used = seed if samples(model, call_options(tokenizer, given)) else None
+    if used is None and args.seed is not None:
+        note("refdiff: warning: --seed: no effect on a greedy text; add --temperature 0.7, or leave it out")
     if args.json:
         fields = result_fields(transcript, used if args.seed is None else seed, echo=text if args.echo else "")
         row = {"model": args.model, "prompt": prompt, **fields}
@@ -205,6 +228,7 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
         write("\n")
     else:
         write((text if args.echo else "") + transcript.text + "\n")
+    end(interrupted)
     if not args.quiet:
         _show(transcript, used)
     return interrupted

@@ -69,7 +69,7 @@ refdiff golden verify vectors outputs
         "export writes inputs, correct results and error budgets as files; index.txt and manifest.json in VECTORS list "
         "them. A case has a name such as discriminating-0-float32-0. For each case OUTPUTS holds <case>.safetensors or "
         "<case>.npz with out, and optionally dq, lse1, ...; or <case>.out.f32, <case>.dq.f32, ..., raw float32, "
-        "little-endian, in row-major order. A case without out is missing.",
+        "little-endian, in row-major order. A case whose out is not there counts as missing.",
         "Exit status of verify: 0 all passed; 1 not passed; 2 error.",
         SPEC_NOTE + " Dimensions that a preset is not given are small.",
         RECIPE_NOTE + " --dtype auto is what --recipe stores, or float32.",
@@ -95,6 +95,8 @@ def _export(args: argparse.Namespace) -> int:
     if folder.exists() and not folder.is_dir():
         kind = "a file" if folder.is_file() else "a device or a pipe"
         raise UsageError(f"VECTORS {folder}: got {kind}, expected a folder; name another")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
+        raise UsageError(f"VECTORS {folder}: got a folder with other files, expected a new or empty one, or vectors")
     from refdiff.oracle.cases.fixed import small_spec
 
     spec, _ = spec_of(args, None, small_spec)

@@ -14,9 +14,11 @@ def add_arguments(parser: Parser) -> None:
     """Add the options."""
     from refdiff.cli.parser import COMMANDS
 
-    parser.description = "Show the help of a command, or of all."
+    parser.description = "Show the help of a command, or the list of all commands."
     parser.examples = "refdiff help\nrefdiff help generate"
-    parser.add_argument("about", nargs="?", metavar="COMMAND", choices=tuple(COMMANDS), help="a command (default: all)")
+    parser.add_argument(
+        "about", nargs="?", metavar="COMMAND", choices=tuple(COMMANDS), help="a command (default: the list)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

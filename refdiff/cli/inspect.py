@@ -247,7 +247,7 @@ def _wrapped(line: str) -> list[str]:
 
 def _parameter_lines(tensors: dict[str, Any]) -> list[str]:
     """The table of parameters; layers that are alike stand in it once."""
-    lines = [f"{'parameters':34}{'shape':>18}{'dtype':>12}{'size':>14}"]
+    lines = [f"{'parameters':36}{'shape':>16}{'dtype':>12}{'size':>14}"]
     top: list[tuple[str, Any]] = []
     layers: dict[tuple[str, int], list[tuple[str, Any]]] = {}
     for name, tensor in tensors.items():
@@ -258,7 +258,7 @@ def _parameter_lines(tensors: dict[str, Any]) -> list[str]:
 
     def row(name: str, tensor: dict[str, Any], indent: str) -> str:
         shape = " × ".join(map(str, tensor["shape"])) or "()"
-        return f"{indent + printable(name, 500):<34}{shape:>18}{tensor['dtype']:>12}{size(tensor['bytes']):>14}"
+        return f"{indent + printable(name, 500):<36}{shape:>16}{tensor['dtype']:>12}{size(tensor['bytes']):>14}"
 
     def form(rows: list[tuple[str, Any]]) -> list[tuple[str, Any, Any]]:
         return sorted((name, t["dtype"], t["shape"]) for name, t in rows)

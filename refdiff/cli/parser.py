@@ -10,6 +10,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from refdiff.messages import printable
@@ -48,6 +49,7 @@ FLAGS_MEANT = {
     "--stop-strings": "--stop", "--system-prompt": "--system", "--model-path": "--model", "--model-name": "--model",
     "--eval-every": "--evaluate-every", "--eval-steps": "--evaluate-every", "--save-steps": "--save-every",
     "--max-grad-norm": "--grad-clip", "--against-torch": "--against", "--variant": "--wiring", "--verbose": "--debug",
+    "-v": "--version", "-V": "--version",
 }  # fmt: skip
 """What people type for an option elsewhere; those that a command does not have are not suggested."""
 
@@ -135,7 +137,10 @@ class Parser(argparse.ArgumentParser):
         if self.has_commands:
             text += "\ncommands:\n" + "".join(f"  {name:<11} {summary}\n" for name, summary in COMMANDS.items())
         if brief:
-            text += f"\n{self.prog} --help: all options and notes\n" if hidden else f"\n{self.prog} --help: notes\n"
+            if hidden:
+                text += f"\n{self.prog} --help: all options and notes\n"
+            elif self.notes or self.aliases:
+                text += f"\n{self.prog} --help: notes\n"
         return text
 
     def format_usage(self) -> str:
@@ -166,6 +171,8 @@ class Parser(argparse.ArgumentParser):
         flags = [word.partition("=")[0] for word in others if word.startswith("-")]
         prompt = next((a.dest for a in self._actions if a.metavar == "PROMPT" and not a.option_strings), None)
         if prompt is not None and not flags and (first := getattr(known, prompt)):
+            if len(others) == 1 and _is_model(first) and "-m" in self._option_string_actions:
+                self.error(f"PROMPT: got 2 words, {first} and {others[0]!r}; did you mean -m {first}?")
             text = " ".join([first, *others]).replace('"', '\\"')
             self.error(f'PROMPT: got {1 + len(others)} words, expected one argument; put quotes around it: "{text}"')
         hints = dict.fromkeys(filter(None, map(self._hint, flags)))
@@ -176,6 +183,10 @@ class Parser(argparse.ArgumentParser):
         """What to write in place of an option that the command does not have."""
         flag = flag.replace("_", "-")
         known = self._option_string_actions
+        if "--" in self._typed and flag in self._typed[self._typed.index("--") :]:
+            return "; options stand before --" if flag in known else ""
+        if FLAGS_MEANT.get(flag, flag) == "--version":
+            return "; did you mean refdiff --version?"
         if flag in ("-m", "--model") and any(a.metavar == "MODEL" and not a.option_strings for a in self._actions):
             return f"; MODEL stands alone: {re.sub(r' .OPTIONS.|[][]', '', self.format_usage().strip())}"
         if flag in known:
@@ -208,6 +219,11 @@ class Parser(argparse.ArgumentParser):
         line = " ".join(message.split())
         if match := re.match(r"argument (\S+): (.*)", line):
             line = f"{self._as_typed(match[1].split('/'))}: {match[2]}"
+        if match := re.fullmatch(r"(-\w+): ignored explicit argument '(.*)'", line):
+            word = f"{match[1]}{match[2]}"
+            line = f"unrecognized arguments: {word}"
+            if any(action.metavar == "PROMPT" for action in self._actions):
+                line += f'; a PROMPT that begins with "-" stands after --: {self.prog} -- {word}'
         self.exit(2, f"{self.prog}: error: {printable(line)}; see {self.prog} -h\n")
 
     def _as_typed(self, names: Sequence[str]) -> str:
@@ -220,6 +236,11 @@ class Parser(argparse.ArgumentParser):
         return [*typed, *glued, names[-1]][0]
 
 
+def _is_model(word: str) -> bool:
+    """Whether a word names a checkpoint that is here."""
+    return word == "bundled" or (Path(word) / "config.json").is_file()
+
+
 class _Formatter(argparse.HelpFormatter):
     """Two columns, 80 wide at most; an option's metavar stands once after its spellings."""
 
@@ -227,6 +248,9 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=28)
         self._width = min(self._width, 79)
         self._action_max_length = 26  # the same columns in every help
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(super(_Formatter, self)._fill_text(line, width, indent) for line in text.splitlines())
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -275,9 +299,11 @@ refdiff inspect kajuma/DiffLlama-0.3B-handcut
     parser.add_argument("--version", action=_Version, help="show the version and exit")
     parser.notes = [
         "`refdiff COMMAND -h` shows the main options of a command, `refdiff COMMAND --help` all of them.",
+        "A file that a command writes replaces the one that was there, and only when it is complete. A folder that it "
+        "writes must be new, empty, or an earlier one of the same command.",
         "Exit status: 0 done; 1 run-time failure; 2 wrong usage, or an input that is missing or broken; 130 after "
-        "Ctrl-C; 141 when the reader of the output has closed it. check, golden, judge and trace: 1 = not passed, 2 = "
-        "any error. inspect: 1 = the checkpoint has problems. bench: 1 = a row failed.",
+        "Ctrl-C; 141 when the reader of the output has closed it. In check, golden, judge and trace, 1 means not "
+        "passed, and 2 any error. In inspect, 1 means that the checkpoint has problems; in bench, that a row failed.",
         "Environment: REFDIFF_MODEL is the default of -m; OMP_NUM_THREADS that of --threads; HF_HOME, HF_ENDPOINT, "
         "HF_TOKEN and HF_HUB_OFFLINE are those of huggingface_hub.",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,11 +15,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from refdiff import bundled
 from refdiff.errors import CheckpointError
 from refdiff.messages import NATIVE_CALLS, printable
 
 AFTER = 2.0
 """Seconds after which a terminal is told what takes so long."""
+
+
+REPORTED_EVERY = 60.0
+"""Seconds between two lines of progress where standard error is not a terminal."""
+
+
+def bar_width() -> int:
+    """Columns of a progress bar: "^C", which a terminal echoes, still fits beside it."""
+    return shutil.get_terminal_size().columns - 3
 
 
 def open_streams() -> None:
@@ -111,10 +122,10 @@ _IN_FLAGS = {
 
 
 def in_flags(message: str) -> str:
-    """Put the flags of the command line in place of the library's arguments in a message."""
+    """Put the words of the command line in place of the library's in a message: flags, and `bundled` for its folder."""
     for argument, flag in _IN_FLAGS.items():
         message = message.replace(argument, flag)
-    return message
+    return message.replace(str(bundled.FOLDER), bundled.NAME)
 
 
 def one_line(error: BaseException) -> str:
@@ -244,7 +255,7 @@ def warnings_in_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        note(f"refdiff: warning: {' '.join(str(message).split())}")
+        note(f"refdiff: warning: {in_flags(' '.join(str(message).split()))}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -39,8 +39,8 @@ def test_every_kind_is_measured_by_default() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("speed", "row 'speed' is none of those known: cold, load, prefill"),
-        ("", "row '' is none of those known"),
+        ("speed", "got 'speed', expected cold, load, prefill"),
+        ("", "got '', expected cold"),
         ("prefill", "row 'prefill' needs a number of tokens from 1 to 1000000, as in prefill:128"),
         ("prefill:0", "needs a number of tokens from 1"),
         ("prefill:2000000", "needs a number of tokens from 1"),

@@ -173,6 +173,6 @@ def test_every_number_is_a_flag() -> None:
 def test_a_prompt_far_beyond_the_context_is_refused(given: dict[str, Any]) -> None:
     model = _model()
     with pytest.raises(
-        ValueError, match="prompt: got 201 tokens, expected at most 10 times the context of 20 of here; shorten it"
+        ValueError, match="prompt: got 201 tokens, expected at most 200, 10 times the context of here; shorten it"
     ):
         length_limit(model, given, 201)

@@ -82,7 +82,7 @@ def test_pictures(tiny_checkpoint: Path, tmp_path: Path, name: str, extra: list[
         (["x", "-o", "page.html", "--grid"], "--grid: is for pictures, .png and .svg"),
         (["x", "-o", "a.png", "--grid", "--pair", "0"], "--grid: shows every layer and pair"),
         (["x", "-o", "a.npz", "--layer", "0"], "an .npz holds every layer and pair"),
-        (["x", "-o", "a.html", "--layer", "2"], "--layer: got 2, expected 0 to 1, or None for the mean"),
+        (["x", "-o", "a.html", "--layer", "2"], "--layer: got 2, expected 0 to 1; leave it out for the mean"),
         (["x", "-o", "a.html", "--pair", "2"], "--pair: got 2, expected 0 to 1"),
     ],
 )

@@ -31,7 +31,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rows", "speed"], "--rows: row 'speed' is none of those known: cold"),
+        (["--rows", "speed"], "--rows: got 'speed', expected cold"),
         (["--rows", "load", "--train"], "--train, --rows: got both, expected one of them"),
         (["-m", "x", "--like", "tiny"], "-m, --like: got both, expected one"),
         (["--folder", "x"], "--folder: keeps the checkpoint of --like"),

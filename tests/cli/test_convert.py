@@ -28,7 +28,7 @@ REPORT = re.compile(
     r"  other weights: unchanged\n"
     r"as written in (?P<dtype>\w+)\n"
     r"  largest difference: (?P<written>\S+) \(layer \d\)\n"
-    r"  explained by rounding every weight once: (?P<rounded>\S+)\n\Z"
+    r"  what rounding every weight once may cause: (?P<rounded>\S+)\n\Z"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -25,7 +26,7 @@ def _stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 
 
 def test_text_alone_on_standard_output_and_statistics_on_standard_error(reciting: Path, capsys: Capture) -> None:
-    assert main(["generate", "-m", str(reciting), "-s", "5", "h"]) == 0
+    assert main(["generate", "-m", str(reciting), "h"]) == 0
     out, err = capsys.readouterr()
     assert out == "éあ😀!\n"
     lines = err.splitlines()
@@ -258,7 +259,6 @@ def test_wrong_usage(
         (["-m", "no/such/folder/here", "a"], 2, "no/such/folder/here"),
         (["-m", "MODEL", "-f", "absent.txt"], 2, "absent.txt: no such file"),
         (["-m", "MODEL", "-n", "0", "x" * 600], 1, "prompt: got 601 tokens, expected fewer than 512, the context"),
-        (["-m", "MODEL", "\udcff"], 1, "lone surrogate"),
     ],
 )
 def test_failures_are_one_line(
@@ -324,6 +324,42 @@ def test_output_goes_into_a_file(reciting: Path, tmp_path: Path, capsys: Capture
     assert main(["generate", "-q", "-m", str(reciting), "-o", "-", "h"]) == 0
     assert capsys.readouterr() == ("éあ😀!\n", "")
     assert main(["generate", "-m", str(reciting), "-o", str(tmp_path / "no" / "x"), "h"]) == 2
+
+
+@pytest.mark.parametrize("how", [[], ["--no-stream"], ["--json"]])
+def test_a_file_is_replaced_only_by_a_complete_text(
+    how: list[str], reciting: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.txt"
+    out.write_text("before")
+    put = Transcript.put
+    errors: list[BaseException] = [ValueError("no"), KeyboardInterrupt()]
+
+    def ending(self: Transcript, ids: Any) -> None:
+        put(self, ids)
+        if len(self.ids) == 6:
+            raise errors.pop(0)
+
+    monkeypatch.setattr(Transcript, "put", ending)
+    for status in (1, 130):
+        assert main(["generate", *how, "-m", str(reciting), "-o", str(out), "h"]) == status
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.txt", "before")]
+    printed, err = capsys.readouterr()
+    assert (json.loads(printed)["text"] + "\n" if how == ["--json"] else printed) == "éあ\n"
+    assert f"refdiff: {out} is left as it was; the text so far goes to standard output\n" in err
+
+
+def test_a_null_device_takes_the_text(reciting: Path, capsys: Capture) -> None:
+    assert main(["generate", "-q", "-m", str(reciting), "-o", os.devnull, "h"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert not Path(os.devnull).is_file()
+
+
+def test_a_seed_without_effect_is_told(tiny_checkpoint: Path, capsys: Capture) -> None:
+    line = "refdiff: warning: --seed: no effect on a greedy text; add --temperature 0.7, or leave it out\n"
+    for options, told in (([], 1), (["--temperature", "0"], 1), (["--temperature", "1"], 0), (["--top-k", "5"], 0)):
+        assert main(["generate", "-m", str(tiny_checkpoint), "-n", "1", "-s", "5", *options, "a"]) == 0
+        assert capsys.readouterr().err.count(line) == told
 
 
 def test_the_model_of_the_environment(reciting: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from refdiff.cli.answering import FILTERS, NUMBERS
 from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.files import finite_float
-from refdiff.messages import json_problem, show_name
+from refdiff.messages import json_problem, json_type, show_name
 
 MAX_LINE = MAX_PROMPT
 _FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *NUMBERS)
@@ -74,6 +74,11 @@ class Prompts:
         for index, (number, line) in enumerate(self._lines()):
             if index == 0:
                 self._json = self._json or _is_object(line)
+                if not self._json and _is_array(line):
+                    raise UsageError(
+                        f"{self.name} line {number}: got a JSON array, expected one object a line, as `jq -c '.[]'` "
+                        "writes them"
+                    )
             yield self._checked(index, number, line) if self._json else self._plain(index, number, line)
         if index < 0:
             raise UsageError(f"{self.name}: no prompts in it; give one a line")
@@ -115,7 +120,7 @@ class Prompts:
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}: not JSON: {json_problem(error)}") from None
         if not isinstance(row, dict):
-            raise UsageError(f'{where}: got no object, expected {{"prompt": "..."}}')
+            raise UsageError(f'{where}: got {json_type(row)}, expected an object, {{"prompt": "..."}}')
         _check_characters(row, where)
         self.ignored.update(dict.fromkeys(key for key in row if key not in _FIELDS))
         row = {key: value for key, value in row.items() if value is not None}  # null: not given
@@ -156,6 +161,12 @@ def _is_object(line: str) -> bool:
         return isinstance(json.loads(line, parse_int=str), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _is_array(line: str) -> bool:
+    """Whether a line is a JSON array of objects, or the beginning of one over several lines."""
+    text = line.strip()
+    return text == "[" or (text.startswith("[{") and text.endswith(("]", ",", "{")))
 
 
 def _check_characters(row: dict[str, Any], where: str) -> None:

@@ -18,7 +18,7 @@ from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file.answers import COMPARED, Answers
 from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
 from refdiff.cli.prompts_file.reading import Prompts
-from refdiff.cli.terminal import in_flags, note
+from refdiff.cli.terminal import REPORTED_EVERY, bar_width, in_flags, note
 
 Answer = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
 
@@ -132,9 +132,11 @@ def _write(
     from tqdm import tqdm
 
     failed = count = tokens = 0
-    started = time.monotonic()
+    started = said = time.monotonic()
     # disable=None: only on a terminal
-    with tqdm(total=total, unit="prompt", disable=True if args.quiet else None, file=sys.stderr) as bar:
+    with tqdm(
+        total=total, unit="prompt", disable=True if args.quiet else None, file=sys.stderr, ncols=bar_width()
+    ) as bar:
         try:
             for batch, results in answered:
                 for task, result in zip(batch, results, strict=True):
@@ -148,6 +150,9 @@ def _write(
                     answers.write(_line(task, result))
                     count += 1
                     tokens += result["generated_tokens"]
+                if bar.disable and not args.quiet and time.monotonic() - said >= REPORTED_EVERY:
+                    said = time.monotonic()
+                    note(f"refdiff: {count + failed}{'' if total is None else f' of {total}'} prompts")
         except KeyboardInterrupt:
             bar.close()
             again = "; the same command resumes here" if args.output not in (None, "-") else ""

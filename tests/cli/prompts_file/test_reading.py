@@ -41,7 +41,8 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, tmp_
     ("row", "expected"),
     [
         ("plain", "not JSON"),
-        ('["b"]', 'got no object, expected {"prompt": "..."}'),
+        ('["b"]', 'got a list, expected an object, {"prompt": "..."}'),
+        ('"b"', 'got a string, expected an object, {"prompt": "..."}'),
         ('{"promt": "a"}', 'got no text, expected a field "prompt" (or "text") that is a string'),
         ('{"prompt": 5}', "that is a string"),
         ('{"prompt": "a", "top_p": 7}', "top_p: got 7, expected a number above 0 and at most 1 (1 = off)"),
@@ -90,6 +91,16 @@ def test_messages_and_max_tokens(tmp_path: Path) -> None:
     assert found.messages == messages
     assert json.loads(found.text) == messages
     assert found.options == {"max_new_tokens": 3}
+
+
+@pytest.mark.parametrize("text", ['[{"prompt": "A fox"}]', '[\n{"prompt": "A fox"}\n]', '[{"prompt": "A fox"},\n'])
+def test_a_json_array_is_no_file_of_prompts(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text(text)
+    with pytest.raises(
+        UsageError, match=r"prompts.json line 1: got a JSON array, expected one object a line, as `jq -c"
+    ):
+        read(path)
 
 
 def test_a_line_that_looks_like_json_but_is_no_object_is_text(tmp_path: Path) -> None:
