@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import shutil
 import signal
 import sys
+import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.convert import WIRINGS
-from refdiff.cli.flags import Number, UsageError, add_backend, add_common
+from refdiff.cli.flags import Number, UsageError, add_backend, add_common, utf8_text
 from refdiff.cli.output_files import check_file, write_picture
-from refdiff.cli.terminal import note, one_line, size
+from refdiff.cli.terminal import REPORTED_EVERY, bar_width, note, one_line, size
+from refdiff.cli.training_run import differing_options, leftovers
+from refdiff.messages import printable
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -47,7 +52,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], Number, str, int | float | str]] = {
     "warmup": (("--warmup-steps", "--warmup"), Number(int, 0, off="0 = off"), "linear warm-up", 50),
     "decay": (("--weight-decay", "--decay"), Number(float, 0, off="0 = off"), "of the matrices", 0.1),
     "clip": (("--grad-clip", "--clip"), _POSITIVE, "largest gradient norm", 1.0),
-    "seed": (("--seed",), Number(int, 0), "of weights, order and samples", 0),
+    "seed": (("--seed", "-s"), Number(int, 0), "of weights, order and samples", 0),
     "evaluate_every": (("--evaluate-every",), _NOW_AND_THEN, "steps between validations", 200),
     "save_every": (("--save-every",), _NOW_AND_THEN, "steps between checkpoints", 200),
     "sample_every": (("--sample-every",), _NOW_AND_THEN, "steps between samples", 200),
@@ -97,17 +102,17 @@ refdiff train -o run --resume
         parser.add_alias(action, *(s for s in spellings if s not in shown))
 
     parser.add_argument("text", nargs="?", metavar="TEXT", help="a UTF-8 file")
-    parser.add_argument("-o", "--output", metavar="OUTPUT", required=True, help="the folder of the run (required)")
+    parser.add_argument(
+        "-o", "--output", metavar="OUTPUT", required=True, help="folder, new or empty, or a run (required)"
+    )
     parser.add_argument("--resume", action="store_true", help="resume OUTPUT's last checkpoint (default: off)")
     parser.add_argument(
         "--validation", action=_Noted, type=Number(float, 0, 0.5, above=True), default=0.02, metavar="SHARE",
         help="share of the text held out (default: 0.02)",
     )  # fmt: skip
-    parser.add_argument("--plot", metavar="FILE", help="draw loss and lambda, .png or .svg (default: none)")
+    parser.add_argument("--plot", metavar="FILE", help="draw loss and λ, .png or .svg (default: none)")
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--config", action=_Noted, metavar="FILE", help="a config.json, changed by options (default: none)"
-    )
+    model.add_argument("--config", action=_Noted, metavar="FILE", help="a config.json to start from (default: none)")
     model.add_argument(
         "--wiring", action=_Noted, choices=WIRINGS, metavar="VARIANT",
         help="hf, paper, v2, or none = a Llama (default: hf)",
@@ -127,7 +132,12 @@ refdiff train -o run --resume
         add(course, field, *entry)
     course.add_argument("--keep", type=_COUNT, default=2, metavar="N", help="checkpoints kept, older go (default: 2)")
     course.add_argument(
-        "--prompt", action=_Noted, default="", metavar="TEXT", help="start of the samples (default: none)"
+        "--prompt",
+        action=_Noted,
+        type=utf8_text,
+        default="",
+        metavar="TEXT",
+        help="start of the samples (default: none)",
     )
     machine = parser.add_argument_group("machine")
     add_backend(machine)
@@ -143,11 +153,12 @@ refdiff train -o run --resume
     parser.notes = [
         "TEXT may be larger than memory; <|endoftext|> on a line of its own separates documents. The tokenizer learns "
         "from at most 16 MB, spread evenly over it.",
-        "--resume keeps the run's text, model and settings; --max-steps, --learning-rate, --warmup-steps, --grad-clip, "
-        "--prompt, --keep and --…-every may change. Without --threads it uses as many as before; another number rounds "
-        "differently.",
-        "Of the checkpoints the last --keep stay; older ones are deleted. 0 of --…-every = only at the end. The last "
-        "--validation of the text is never trained on. Muon is for the layers' matrices; the rest uses AdamW.",
+        "--resume keeps the run's text, model and settings, which may be typed again; --max-steps, --learning-rate, "
+        "--warmup-steps, --grad-clip, --prompt, --keep and --…-every may change. Without --threads it uses as many as "
+        "before; another number rounds differently.",
+        "Of the checkpoints the last --keep stay; older ones are deleted. --…-every 0 means at the end only. The last "
+        "--validation of the text is never trained on. Muon is for the layers' matrices; the rest uses AdamW. "
+        "Options override --config. --plot needs matplotlib.",
     ]
 
 
@@ -191,7 +202,9 @@ def run(args: argparse.Namespace) -> int:
 def _in_options(message: str, args: argparse.Namespace) -> str:
     """Put the option that was typed in place of the field that a message names with its value."""
     for field, (spellings, *_) in (MODEL_SIZES | SETTINGS).items():
-        typed = args.given.get(field) or args.given.get(_FOLLOWS.get(field, "")) or spellings[0]
+        leading = args.given.get(_FOLLOWS.get(field, "")) if args.config is None else None
+        own = spellings[0] if args.config is None or field not in MODEL_SIZES else f"{spellings[0]} (of {args.config})"
+        typed = args.given.get(field) or leading or own
         message = re.sub(rf"(?<![\w-]){field}(?=: got | -?\d)", typed, message)
     return message
 
@@ -218,7 +231,8 @@ def _stop_request() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(True)
-        os.write(2, b"\nrefdiff train: saving a checkpoint after this step; Ctrl-C again stops without\n")
+        start = b"\r\x1b[K" if os.isatty(2) else b"\n"  # in place of the bar
+        os.write(2, start + b"refdiff train: saving a checkpoint after this step; Ctrl-C again stops without\n")
 
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
@@ -258,19 +272,27 @@ def _resumption(args: argparse.Namespace) -> Callable[[Path], Trainer]:
     from refdiff.training.settings import CHANGEABLE
     from refdiff.training.train import Trainer
 
-    fixed = [flag for name, flag in args.given.items() if name not in (*CHANGEABLE, "threads")]
-    if args.text is not None or fixed:
-        others = ", ".join(fixed if args.text is None else ["TEXT", *fixed])
-        raise UsageError(f"--resume: keeps the run's own text, model and settings; leave out {others}")
-    given = {name: getattr(args, name) for name in args.given}
-    threads = given.pop("threads", None)
-    return lambda out: Trainer.resume(out, changes=given, threads=threads, backend=args.backend)
+    given = {name: getattr(args, name) for name in args.given if name in CHANGEABLE}
+
+    def resume(out: Path) -> Trainer:
+        fixed = [name for name in args.given if name not in (*CHANGEABLE, "threads")]
+        if args.text is not None or fixed:
+            others = differing_options(args, out, fixed)
+            if others:
+                raise UsageError(
+                    f"--resume: keeps the run's own text, model and settings; leave out {', '.join(others)}"
+                )
+        threads = args.threads if "threads" in args.given else None
+        return Trainer.resume(out, changes=given, threads=threads, backend=args.backend)
+
+    return resume
 
 
 def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
     """Check the text and the options, and return how to start in a folder."""
     if args.text is None:
-        raise UsageError("TEXT: got none, expected a UTF-8 file; or continue a run with --resume")
+        piped = "" if sys.stdin.isatty() else "; standard input is not read"
+        raise UsageError(f"TEXT: got none, expected a UTF-8 file; or continue a run with --resume{piped}")
     text, out = Path(args.text), Path(args.output)
     if not text.is_file():
         raise UsageError(f"TEXT {text}: {_no_file(text)}")
@@ -286,6 +308,8 @@ def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
 
 
 def _no_file(text: Path) -> str:
+    if str(text) == "-":
+        return "got standard input, expected a UTF-8 file, which is read twice"
     if not text.exists():
         return "no such file"
     kind = "a folder" if text.is_dir() else "a device or a pipe, which cannot be read twice"
@@ -316,7 +340,7 @@ def _started(args: argparse.Namespace, text: Path, out: Path, config: DiffLlamaC
 
     if checkpoint.checkpoints(out):
         raise UsageError(f"-o {out}: has a run already; continue it with --resume, or name another folder")
-    for folder in _left(out, text):
+    for folder in leftovers(out, text):
         shutil.rmtree(folder, ignore_errors=True)
     corpus = Corpus.from_text(
         text,
@@ -330,22 +354,6 @@ def _started(args: argparse.Namespace, text: Path, out: Path, config: DiffLlamaC
         return Trainer.start(
             out, config, corpus, settings, dtype=args.dtype, threads=args.threads or None, backend=args.backend
         )
-
-
-def _left(out: Path, text: Path) -> list[Path]:
-    """Find what a run that ended before its first checkpoint left behind; what is not a run's is not written over."""
-    from refdiff.training.data import is_corpus
-
-    corpus, log, above = out / "corpus", out / "log.jsonl", text.resolve().parents
-    if corpus.resolve() in above:
-        raise UsageError(
-            f"TEXT {text}: lies in {corpus}, where the run's tokens go; move it, or name another folder with -o"
-        )
-    for path in (corpus, log):
-        if path.is_symlink() or (path.exists() and not (path is corpus and is_corpus(corpus))):
-            raise UsageError(f"-o {out}: {path} exists and is not a run's; move it, or name another folder")
-    halves = [path for path in out.glob(".corpus-*") if is_corpus(path, whole=False) and path.resolve() not in above]
-    return [corpus, *halves]
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -392,14 +400,23 @@ def _watched(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, q
     """Run with a bar where somebody watches, and lines for what comes now and then."""
     from tqdm import tqdm
 
-    hidden = quiet or not sys.stderr.isatty() or trainer.step == trainer.settings.steps
-    with tqdm(total=trainer.settings.steps, initial=trainer.step, unit="step", file=sys.stderr, disable=hidden) as bar:
+    steps, first, started = trainer.settings.steps, trainer.step, time.monotonic()
+    said = started
+    hidden = quiet or not sys.stderr.isatty() or first == steps
+    with tqdm(total=steps, initial=first, unit="step", file=sys.stderr, disable=hidden, ncols=bar_width()) as bar:
 
         def report(record: dict[str, Any]) -> None:
-            bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tok/s", refresh=False)
+            nonlocal said
+            speed = f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tok/s"
+            bar.set_postfix_str(speed, refresh=False)
             bar.update()
-            if not quiet:
-                for line in _lines(record):
+            lines, now = _lines(record), time.monotonic()
+            if hidden and not lines and now - said >= REPORTED_EVERY:
+                left = (now - started) / (record["step"] - first) * (steps - record["step"])
+                lines = [f"step {record['step']} of {steps}: {speed}, {math.ceil(left / 60)} min left"]
+            if lines and not quiet:
+                said = now
+                for line in lines:
                     bar.write(line, file=sys.stderr)
             if plot is not None and "validation" in record:
                 _draw(trainer.out, plot)
@@ -428,5 +445,6 @@ def _lines(record: dict[str, Any]) -> list[str]:
             f"({record['bits_per_byte']:.4f} bits per byte), {record['tokens_per_second']:.0f} tok/s"
         )
     if "sample" in record:
-        lines.append(f"step {record['step']}: {record['sample']!r}")
+        text = printable(" ".join(record["sample"].split()))
+        lines += textwrap.wrap(f"sample: {text}", 79, initial_indent="  ", subsequent_indent="    ")
     return lines

@@ -111,7 +111,9 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
     """
     found = checkpoints(out)
     if not found:
-        raise CheckpointError(f"{out}: no checkpoint to resume (no folder step-…); train without --resume")
+        raise CheckpointError(
+            f"{out}: no checkpoint to resume (no folder step-…); train without --resume in a new folder"
+        )
     for path in out.glob(f"{_STAGING}*"):
         shutil.rmtree(path, ignore_errors=True)
     step, folder = found[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def test_from_text_to_a_model(run: Any, text: Path, tmp_path: Path) -> None:
     shown = result.stderr.decode()
     assert "parameters" in shown
     assert "bits per byte" in shown
-    assert "'the king" in shown
+    assert "\n  sample: the king" in shown
     records = lines(tmp_path / "out")
     assert [record["step"] for record in records] == list(range(1, 13))
     assert [record["step"] for record in records if "validation" in record] == [5, 10, 12]
@@ -168,12 +169,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
             2,
             "got a device or a pipe, which cannot be read twice, expected a UTF-8 file",
         ),
-        (
-            ("train", "text.txt", "-o", "out", "--resume"),
-            2,
-            "--resume: keeps the run's own text, model and settings; leave out TEXT",
-        ),
-        (("train", "-o", "out", "--resume", "--seed", "0", "--wiring", "v2"), 2, "leave out --seed, --wiring"),
+        (("train", "-", "-o", "out"), 2, "TEXT -: got standard input, expected a UTF-8 file, which is read twice"),
         (("train", "-o", "out", "--resume"), 2, "no checkpoint to resume"),
         (
             ("train", "text.txt", "-o", "empty.txt"),
@@ -270,6 +266,7 @@ def test_two_processes_in_one_folder(
         (("tales.txt", "corpus"), "tales.txt", "corpus exists and is not a run's"),
         (("tales.txt", "corpus/train.bin"), "tales.txt", "corpus exists and is not a run's"),
         (("tales.txt", "log.jsonl"), "tales.txt", "log.jsonl exists and is not a run's"),
+        (("tales.txt", "notes.txt"), "tales.txt", "-o .: got a folder with .corpus-mine in it, expected a new or"),
     ],
 )
 def test_files_of_others_are_left_alone(
@@ -291,10 +288,50 @@ def test_files_of_others_are_left_alone(
 
 
 def test_a_hidden_folder_of_others_is_left_alone(run: Any, text: Path, tmp_path: Path) -> None:
-    (tmp_path / ".corpus-mine").mkdir()
-    (tmp_path / ".corpus-mine" / "notes.txt").write_text("mine")
-    assert run("train", text, "-o", ".", *SMALL, "--steps", "1", "-q").returncode == 0
-    assert (tmp_path / ".corpus-mine" / "notes.txt").read_text() == "mine"
+    assert run("train", text, "-o", "out", *SMALL, "--steps", "1", "-q").returncode == 0
+    for path in (tmp_path / "out").glob("step-*"):
+        shutil.rmtree(path)
+    (tmp_path / "out" / ".corpus-mine").mkdir()
+    (tmp_path / "out" / ".corpus-mine" / "notes.txt").write_text("mine")
+    again = run("train", text, "-o", "out", *SMALL, "--steps", "1", "-q")
+    assert again.returncode == 2
+    line = "out/log.jsonl is of a run without checkpoints; delete it to train anew, or name another folder"
+    assert line in again.stderr.decode()
+    resumed = run("train", "-o", "out", "--resume", "-q").stderr.decode()
+    assert "out: no checkpoint to resume (no folder step-…); train without --resume in a new folder" in resumed
+    (tmp_path / "out" / "log.jsonl").unlink()
+    assert run("train", text, "-o", "out", *SMALL, "--steps", "1", "-q").returncode == 0
+    assert (tmp_path / "out" / ".corpus-mine" / "notes.txt").read_text() == "mine"
+
+
+def test_a_log_gets_a_line_of_progress_now_and_then(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("refdiff.cli.train.REPORTED_EVERY", 0)
+    command = ["train", str(text), "-o", str(tmp_path / "out"), *SMALL, "--steps", "3", "--sample-every", "0"]
+    assert main(command) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if " min left" in line]
+    assert [line.split(":")[0] for line in lines] == ["step 1 of 3", "step 2 of 3"]
+    assert re.fullmatch(r"step 2 of 3: loss \d+\.\d{3}, \d+ tok/s, \d+ min left", lines[1])
+
+
+def test_the_options_of_a_run_may_be_typed_again_to_resume_it(run: Any, text: Path, tmp_path: Path) -> None:
+    command = ("train", text, "-o", "out", *SMALL, "-q")
+    assert run(*command, "--steps", "1").returncode == 0
+    assert run(*command, "--steps", "2", "--resume").stdout == b"out/step-000002\n"
+    other = ("--seed", "1", "--wiring", "v2", "--heads", "4", "--validation", "0.2", "--max-steps", "3")
+    done = run(*command, *other, "--resume")
+    assert (done.returncode, done.stdout) == (2, b"")
+    others = {word.strip(",") for word in done.stderr.decode().split("leave out ")[1].split()}
+    assert others == {"--seed", "--wiring", "--heads", "--validation"}
+    (tmp_path / "other.txt").write_text("another")
+    assert b"leave out TEXT\n" in run("train", "other.txt", "-o", "out", "--resume").stderr
+
+
+def test_a_size_of_the_config_is_not_called_an_option_that_was_typed(run: Any, text: Path) -> None:
+    config = str(Path(refdiff.__file__).parent / "bundled" / "config.json")
+    done = run("train", text, "-o", "out", "--heads", "2", "--config", config)
+    assert b"--kv-heads (of bundled/config.json): got 6, expected a divisor of --heads 2" in done.stderr
 
 
 def test_a_folder_with_a_run_in_it_is_not_written_over(run: Any, text: Path) -> None:
