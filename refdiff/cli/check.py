@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import sys
 import textwrap
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common, add_dask
-from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, parts, recipe_of, spec_of
-from refdiff.cli.terminal import Waiting, note
+from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, parts, preset_fields, recipe_of, spec_of
+from refdiff.cli.terminal import REPORTED_EVERY, Waiting, bar_width, note
+from refdiff.errors import CheckpointError
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
 
+MOST_NAMES = 12
+"""So many arrays of a file are named in an error."""
+NUMBERS_NOTE = """\
+The numbers of a tensor are value/limit; a value above its limit fails. A row is the last axis at one place of the \
+others; its error is a root mean square, e_r. E_r is the error that correct kernels were seen to have there.
+bound: the largest e_r over B_r, the most that a correct kernel can have.
+row: the largest e_r over E_r: a key lost in one row.
+bulk: the root mean square of e_r over E_r: a small error everywhere.
+element: the largest error of one number over its allowance: one wrong number.
+slope: ⟨e, y⟩ over ⟨y, y⟩, with the result y of all rows: a wrong scale.
+factor: the same, weighted by row: a wrong scale where some rows are noisy.
+u is the unit roundoff of the storage type."""
 FIRST_SEED = 4000
 """Of the selftest: none on which anything was tuned."""
 
@@ -59,10 +74,11 @@ refdiff check --selftest --seeds 20 --jobs 2 --state runs --markdown
     add_common(parser, offline=False)
     parser.notes = [
         "Exit status: 0 passed; 1 not passed: fail, or inconclusive, where correct kernels differ so much on these "
-        "inputs that they show nothing; 2 error. Of the selftest: 0 every mutant is caught and every correct kernel "
-        "passes; 1 otherwise; 2 error.",
+        "inputs that they show nothing; 2 error. Of the selftest: 0 enough mutants are caught and every correct kernel "
+        "passes, 1 otherwise, 2 error; its last lines say how many of each are expected.",
         SPEC_NOTE + " Dimensions that it lacks are read off the arrays.",
         RECIPE_NOTE,
+        NUMBERS_NOTE,
         "--kernels tests.parity.real_kernels:KERNELS names a dict of functions.",
     ]
 
@@ -77,9 +93,11 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(inputs_page() + "\n")
         return 0
     if args.print_spec and not args.selftest:
-        inputs = None if args.file is None else _read(args.file)[1]
-        spec, _ = spec_of(args, inputs, source=args.file or "")
-        sys.stdout.write(json.dumps(spec.to_dict(), ensure_ascii=False, indent=2) + "\n")
+        if args.file is None:
+            fields = preset_fields(args)
+        else:
+            fields = spec_of(args, _read(args.file)[1], source=args.file)[0].to_dict()
+        sys.stdout.write(json.dumps(fields, ensure_ascii=False, indent=2) + "\n")
         return 0
     if args.selftest == (args.file is not None):
         got = "both" if args.selftest else "neither"
@@ -90,6 +108,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--dask: goes with --selftest; add that, or leave --dask out")
     if args.dask is not None and args.jobs > 1:
         raise UsageError("--jobs, --dask: got both, expected one of them; --dask has workers of its own")
+    if not args.selftest:
+        used = {"--seeds": args.seeds > 1, "--jobs": args.jobs > 1, "--state": args.keep, "--kernels": args.kernels}
+        if flags := [flag for flag, given in {**used, "--markdown": args.markdown}.items() if given]:
+            raise UsageError(f"{', '.join(flags)}: no effect without --selftest; add that, or leave it out")
     if args.print_spec:
         raise UsageError("--print-spec: does not go with --selftest; leave one out")
     return _selftest(args) if args.selftest else _check(args)
@@ -98,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     given, inputs, dout = _read(args.file)
     if not given:
-        raise UsageError(f"{args.file} holds {', '.join(sorted(inputs))}, but nothing to judge: out, lse1, dq, ...")
+        raise UsageError(f"{args.file} holds {_names(inputs)}, but nothing to judge: out, lse1, dq, ...")
     spec, read = spec_of(args, inputs, source=args.file or "")
     recipe = recipe_of(args.recipe, inputs)
     from refdiff.oracle.text_wrap import wrap_text
@@ -115,19 +137,32 @@ def _check(args: argparse.Namespace) -> int:
         with Waiting("looking for the mistake", quiet=args.quiet):
             report["diagnosis"], named = _diagnosis(given, spec, inputs, recipe, dout)
         text = f"{text}\ndiagnosis: {named}"
+    elif verdict.status == "fail":
+        text += "\n--diagnose names the mistake"
     sys.stdout.write((json.dumps(report, ensure_ascii=False, indent=2) if args.json else wrap_text(text)) + "\n")
     return 0 if verdict else 1
+
+
+def _names(arrays: Collection[str]) -> str:
+    """The names of some arrays, or the first of many."""
+    first = sorted(arrays)[:MOST_NAMES]
+    more = f" and {len(arrays) - len(first)} more" if len(arrays) > len(first) else ""
+    return ", ".join(first) + more or "nothing"
 
 
 def _read(path: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
     from refdiff.oracle.inputs.files import read_arrays
 
-    arrays, _ = read_arrays(path)
+    try:
+        arrays, _ = read_arrays(path)
+    except CheckpointError as error:
+        if Path(path).suffix in (".safetensors", ".npz") or not Path(path).is_file():
+            raise
+        raise UsageError(f"{path}: neither .safetensors nor .npz: {str(error).removeprefix(f'{path}: ')}") from error
     given, inputs, dout = parts(arrays)
     if "q" not in inputs and "x" not in inputs:
         raise UsageError(
-            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, but no q and no x: it needs the inputs too; "
-            "--inputs tells which"
+            f"{path} holds {_names(arrays)}, but no q and no x: it needs the inputs too; --inputs tells which"
         )
     return given, inputs, dout
 
@@ -156,8 +191,29 @@ def inputs_page() -> str:
     )
 
 
-def _done(quiet: bool) -> Callable[[str], None]:
-    return (lambda name: None) if quiet else (lambda name: note(f"{name} done"))
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[dict[str, Callable[..., None]]]:
+    """What the selftest reports to: a bar on a terminal, or lines now and then."""
+    from tqdm import tqdm
+
+    said = time.monotonic()
+    with tqdm(unit="case", file=sys.stderr, disable=True if quiet else None, ncols=bar_width()) as bar:
+
+        def done(name: str) -> None:
+            if not quiet:
+                bar.write(f"{name} done", file=sys.stderr)
+
+        def progress(count: int, total: int) -> None:
+            nonlocal said
+            bar.total = total
+            bar.update(count - bar.n)
+            if bar.disable and not quiet and time.monotonic() - said >= REPORTED_EVERY:
+                said = time.monotonic()
+                note(f"{count} of {total} cases")
+
+        if not quiet:
+            bar.write("each seed has 16 cases of recipe and profile, and takes some minutes", file=sys.stderr)
+        yield {"done": done, "progress": progress}
 
 
 def _selftest_functions() -> tuple[Callable[..., str], Callable[..., Any]]:
@@ -174,15 +230,16 @@ def _selftest_functions() -> tuple[Callable[..., str], Callable[..., Any]]:
 def _selftest(args: argparse.Namespace) -> int:
     page, selftest = _selftest_functions()
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
-    given = {"kernels": args.kernels, "jobs": args.jobs, "keep": args.keep, "done": _done(args.quiet)}
+    given = {"kernels": args.kernels, "jobs": args.jobs, "keep": args.keep}
     try:
         if args.dask is None:
-            table = selftest(seeds, **given)
+            with _progress(args.quiet) as reported:
+                table = selftest(seeds, **given, **reported)
         else:
             from refdiff import cluster
 
-            with cluster.connected(args.dask) as client:
-                table = selftest(seeds, each=partial(cluster.each, client), **given)
+            with cluster.connected(args.dask) as client, _progress(args.quiet) as reported:
+                table = selftest(seeds, each=partial(cluster.each, client), **given, **reported)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if args.json:

@@ -104,7 +104,23 @@ def spec_of(
             hint = f"; --set FIELD=N gives one{', a FILE has them' if small is None else ''}"
         if said and inputs is not None and "q" in inputs and OF_HEADS.match(str(error)):
             hint = "; where they are (B, T, H, d), .transpose(0, 2, 1, 3) puts them right"
-        raise UsageError(f"{_source(args)}{error}{said}{hint}") from error
+        read_off = said if any(name in str(error) for name in (*DIMENSIONS, "heads")) else ""
+        raise UsageError(f"{_source(args)}{error}{read_off}{hint}") from error
+
+
+def preset_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields that the flags set, without the dimensions that only arrays have.
+
+    Raises:
+        UsageError: there is none such.
+    """
+    from refdiff.oracle.cases.fixed import small_spec
+    from refdiff.oracle.spec.validation import DIMENSIONS
+
+    given = {*_described(args.spec), *_changes(args.set)}
+    layer = args.layer if args.layer is not None or "layer" in given else 0  # and not that of the small spec
+    fields = spec_of(argparse.Namespace(**{**vars(args), "layer": layer}), None, small_spec)[0].to_dict()
+    return {name: value for name, value in fields.items() if name not in DIMENSIONS or name in given}
 
 
 def _source(args: argparse.Namespace) -> str:
@@ -166,8 +182,8 @@ def _described(name: str) -> dict[str, Any]:
         return json_fields(name)
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"--spec {name}: {hint}there are {', '.join(PRESETS)}, or the name of a JSON file")
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"--spec: got {name!r}, expected {', '.join(PRESETS)}, or a JSON file{hint}")
     return {"preset": name}
 
 

@@ -80,7 +80,7 @@ def test_gradients_npz_and_json_files(tmp_path: Path, capsys: Capture) -> None:
     [
         ([], "FILE or --selftest: got "),
         (["--selftest", "{file}"], "FILE or --selftest: got "),
-        (["--spec", "llama", "{file}"], "--spec llama: there are hf_diffllama"),
+        (["--spec", "llama", "{file}"], "--spec: got 'llama', expected hf_diffllama, ms_v1"),
         (["--recipe", "int8", "{file}"], "--recipe int8: no recipe is called 'int8'"),
         (["--recipe", "tf23", "{file}"], "did you mean 'tf32'?; or the name of a JSON file"),
         (["--recipe", "{folder}/typo.json", "{file}"], "'storag' is no field of a Recipe, did you mean 'storage'?"),
@@ -94,6 +94,8 @@ def test_gradients_npz_and_json_files(tmp_path: Path, capsys: Capture) -> None:
         (["--spec", "{folder}/list.json", "{file}"], "holds no JSON object"),
         (["--spec", "{folder}/broken.json", "{file}"], "is not JSON"),
         (["{folder}/inputs.safetensors"], "nothing to judge"),
+        (["{folder}/notes.txt"], "notes.txt: neither .safetensors nor .npz: "),
+        (["{folder}/many.safetensors"], "a18, a19 and 28 more, but no q and no x"),
         (["{folder}/outputs.safetensors"], "no q and no x"),
         (["{folder}/layer.safetensors"], "the inputs lack q_proj.weight"),
         (["{folder}/flat.safetensors"], "flat.safetensors: q has shape (3,), but must be (B, H, T, d)"),
@@ -108,6 +110,8 @@ def test_wrong_usage(words: list[str], message: str, tmp_path: Path, capsys: Cap
     write_arrays(tmp_path / "inputs.safetensors", draw(spec), {})
     write_arrays(tmp_path / "outputs.safetensors", {"out": x}, {})
     write_arrays(tmp_path / "layer.safetensors", {"x": x, "out": x}, {})
+    (tmp_path / "notes.txt").write_text("some notes")
+    write_arrays(tmp_path / "many.safetensors", {f"a{n}": np.ones(1, np.float32) for n in range(40)}, {})
     (tmp_path / "typo.json").write_text('{"storag": "float32"}')
     out = truth(spec, draw(spec)).out
     swapped = {"out": np.ascontiguousarray(np.swapaxes(out, 1, 2))}
@@ -116,6 +120,38 @@ def test_wrong_usage(words: list[str], message: str, tmp_path: Path, capsys: Cap
     write_arrays(tmp_path / "flat.safetensors", {"q": x, "k": x, "out": x}, {})
     assert main(["check", *(word.format(file=file, folder=tmp_path) for word in words)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_was_read_off_is_told_only_where_it_matters(tmp_path: Path, capsys: Capture) -> None:
+    file = _file(tmp_path / "mine.safetensors", small("hf_diffllama"))
+    for word, told in (("pairing=foo", False), ("key_heads=3", True)):
+        assert main(["check", "--set", word, file]) == 2
+        assert ("read off" in capsys.readouterr().err) == told
+
+
+def test_a_failure_says_how_to_name_the_mistake(tmp_path: Path, capsys: Capture) -> None:
+    file = _file(tmp_path / "mine.safetensors", small("ms_v1"))
+    hint = "\n--diagnose names the mistake\n"
+    for words, told in ((["--layer", "3"], True), (["--layer", "3", "--json"], False), (["--layer", "2"], False)):
+        status = main(["check", "--spec", "ms_v1", *words, file])
+        assert (status, capsys.readouterr().out.endswith(hint)) == (1 if "3" in words else 0, told)
+
+
+@pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1", "gda"])
+def test_a_preset_is_printed_without_a_file(name: str, capsys: Capture) -> None:
+    assert main(["check", "--print-spec", "--spec", name, "--set", "window=7", "--layer", "3"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    whole = small(name, window=7, layer=3).to_dict()
+    dimensions = {"query_heads", "key_heads", "head_dim"}
+    assert fields == {field: value for field, value in whole.items() if field not in dimensions}
+
+
+def test_the_help_explains_the_numbers(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("bound", "row", "bulk", "element", "slope", "factor"):
+        assert sum(line.startswith(f"{name}: ") for line in lines) == 1
 
 
 def test_what_is_no_pass_is_1_and_trouble_is_2(tmp_path: Path, capsys: Capture) -> None:
@@ -172,11 +208,12 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     asked = []
 
-    def run(seeds: range, *, done: Any, **options: Any) -> Any:
+    def run(seeds: range, *, done: Any, progress: Any, **options: Any) -> Any:
         asked.append({"seeds": [*seeds], **options})
+        progress(1, 16)
         done("seed 1")
         table = selftest.Table()
-        killed = 100 if options["jobs"] < 3 else 98
+        killed = 100 if options["jobs"] < 3 else 97
         table.counts["float16", "cancellation", "lse", "rows"] = selftest.Count(
             mutants=120, identifiable=100, killed=killed, killed_identifiable=killed, own=5
         )
@@ -190,22 +227,56 @@ def test_selftest(tables: list[dict[str, Any]], capsys: Capture) -> None:
     assert main(["check", "--selftest", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["rows"][0]["killed_identifiable"] == 100
-    assert "seed 1 done" in err
+    assert err == "each seed has 16 cases of recipe and profile, and takes some minutes\nseed 1 done\n"
     assert len(tables[0].pop("seeds")) == 1
     assert tables[0] == {"kernels": None, "jobs": 1, "keep": None}
     assert main(["check", "--selftest"]) == 0
     assert "100.0 % of 100" in capsys.readouterr().out
     words = ["--seeds", "3", "--jobs", "3", "--state", "folder", "--kernels", "a.b:C", "--markdown"]
-    assert main(["check", "--selftest", *words]) == 1, "it killed 98 %"
-    assert "| rows | 98 of 100 (98.0 %) |" in capsys.readouterr().out
+    assert main(["check", "--selftest", *words]) == 1, "it killed 97 %"
+    assert "| rows | 97 of 100 (97.0 %) |" in capsys.readouterr().out
     assert len(tables[2].pop("seeds")) == 3
     assert tables[2] == {"kernels": "a.b:C", "jobs": 3, "keep": "folder"}
+
+
+@pytest.mark.usefixtures("tables")
+def test_the_selftest_shows_progress(
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("refdiff.cli.check.REPORTED_EVERY", 0)
+    assert main(["check", "--selftest"]) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines()[1:] == ["1 of 16 cases", "seed 1 done"]
+    assert out.splitlines()[-3:] == [
+        "passed, by the rule `rows`",
+        "  killed: 100.0 % of 100 identifiable mutants; expected 98 % or more",
+        "  refused: 0 of 5 correct kernels; expected 0",
+    ]
+    assert main(["check", "--selftest", "-q"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(["check", "--selftest"]) == 0
+    assert "1/16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--json", "--markdown"], ["--kernels", "nowhere_at_all:KERNELS"]])
 def test_selftest_as_nobody_can_have_it(words: list[str], capsys: Capture) -> None:
     assert main(["check", "--selftest", *words]) == 2
     assert words[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["--seeds", "3", "--jobs", "2"], "--seeds, --jobs"),
+        (["--state", "folder"], "--state"),
+        (["--kernels", "a:B", "--markdown"], "--kernels, --markdown"),
+    ],
+)
+def test_options_of_the_selftest_need_it(words: list[str], flags: str, capsys: Capture) -> None:
+    assert main(["check", *words, "mine.npz"]) == 2
+    assert f"{flags}: no effect without --selftest; add that, or leave it out" in capsys.readouterr().err
 
 
 def test_defaults() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,6 +32,7 @@ def selftest(
     each: Each | None = None,
     keep: str | Path | None = None,
     done: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Table:
     """Judge mutants and legal kernels by our rule and by those of others.
 
@@ -41,6 +43,7 @@ def selftest(
         each: who calls a function of each seed in place of these processes, as a cluster does (`refdiff.cluster`).
         keep: a folder with a file for every seed that is done, by the same recipes and profiles: it is not done again.
         done: called with words for each seed that is done.
+        progress: called with how many recipes and profiles of all seeds are done, and how many there are.
 
     Raises:
         ValueError: `kernels` names no mapping.
@@ -48,7 +51,12 @@ def selftest(
     folder = None if keep is None else Path(keep)
     tables: dict[int, Table] = {}
     work = partial(one_seed, recipes=tuple(recipes), profiles=tuple(profiles), kernels=kernels)
-    for seed, found in (each or partial(_each, jobs))(work, [s for s in seeds if not _kept(folder, s)]):
+    left = [s for s in seeds if not _kept(folder, s)]
+    cases = len(recipes) * len(profiles)
+    if progress is not None and each is None and (jobs == 1 or len(left) < 2):
+        count = itertools.count(1)
+        work = partial(work, done=lambda: progress(next(count), cases * len(left)))
+    for number, (seed, found) in enumerate((each or partial(_each, jobs))(work, left), 1):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             part = _file(folder, seed).with_suffix(".part")
@@ -58,6 +66,8 @@ def selftest(
             tables[seed] = found
         if done is not None:
             done(f"seed {seed}")
+        if progress is not None:
+            progress(cases * number, cases * len(left))
     table = Table()
     for seed in seeds:  # in this order, whichever was done first
         table.add(
@@ -66,8 +76,14 @@ def selftest(
     return table
 
 
-def one_seed(seed: int, recipes: Sequence[str], profiles: Sequence[str], kernels: str | None) -> Table:
-    """All recipes and profiles of one seed."""
+def one_seed(
+    seed: int,
+    recipes: Sequence[str],
+    profiles: Sequence[str],
+    kernels: str | None,
+    done: Callable[[], None] = lambda: None,
+) -> Table:
+    """All recipes and profiles of one seed; `done` is called after each."""
     others = None if kernels is None else kernels_of(kernels)
     table = Table()
     for name in recipes:
@@ -75,6 +91,7 @@ def one_seed(seed: int, recipes: Sequence[str], profiles: Sequence[str], kernels
             table.add(one_case(seed, Recipe.of(name), profile, name))
             if others is not None and name in STORAGE:
                 table.add(case_of_others(seed, name, profile, others))
+            done()
     return table
 
 

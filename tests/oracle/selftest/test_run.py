@@ -42,6 +42,19 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("fake")
+def test_progress_counts_recipes_and_profiles(tmp_path: Path) -> None:
+    few = {"recipes": ["float16"], "profiles": ["tiny_values", "cancellation"], "keep": tmp_path}
+    for seeds, expected in (([3], [1, 2, 2]), ([3, 5, 7], [1, 2, 2, 3, 4, 4])):
+        seen: list[tuple[int, int]] = []
+        selftest(seeds, progress=lambda *counts: seen.append(counts), **few)  # type: ignore[arg-type] # noqa: B023
+        assert seen == [(done, expected[-1]) for done in expected]
+    seen = []
+    selftest([3, 5], each=lambda work, seeds: ((seed, work(seed)) for seed in seeds), recipes=["float16"],
+             progress=lambda *counts: seen.append(counts))  # fmt: skip
+    assert seen == [(4, 8), (8, 8)]
+
+
 @pytest.mark.slow
 def test_side_by_side_is_the_same() -> None:
     few = {"recipes": ["float16"], "profiles": ["natural"]}
