@@ -120,8 +120,9 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     found.append(_slope(actual, counted, budget, limits))
     if budget.factor is not None:
         value = abs(budget.factor.estimate(np.where(counted, actual, budget.expected), budget.expected))
-        limit = limits.factor * budget.factor.spread + THRESHOLDS.compute_slope * FORMATS["float32"].u
-        found.append(Statistic("factor", value, limit, None, "|a factor of all rows − 1|"))
+        found.append(
+            Statistic("factor", value, factor_limit(budget.factor, limits), None, "|a factor of all rows − 1|")
+        )
     return found
 
 
@@ -167,6 +168,11 @@ def slope_limit(budget: RowBudget, limits: Limits = LIMITS) -> float:
     """The largest common factor, of 1, that a correct kernel's error may be: never below a few roundings in float32."""
     limit = limits.slope * (budget.slope + THRESHOLDS.storage_slope * budget.u)
     return max(limit, THRESHOLDS.compute_slope * FORMATS["float32"].u)
+
+
+def factor_limit(factor: CommonFactor, limits: Limits = LIMITS) -> float:
+    """The largest estimate of a common factor, less 1, of a correct kernel."""
+    return limits.factor * factor.spread + THRESHOLDS.compute_slope * FORMATS["float32"].u
 
 
 def element_allowance(budget: RowBudget, rows: Numpy, size: Numpy) -> Numpy:

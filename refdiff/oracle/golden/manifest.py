@@ -15,11 +15,26 @@ from refdiff.errors import CheckpointError
 from refdiff.files import check_name, read_bytes
 from refdiff.messages import json_problem
 
-FORMAT = "refdiff-golden 2"
+FORMAT = "refdiff-golden 3"
 LARGEST_FOLDER = 20_000_000
 """Bytes of a folder of test vectors: what a repository takes without a thought."""
 MANIFEST, INDEX = "manifest.json", "index.txt"
-COLUMNS = ("hi", "lo", "budget", "bound", "u", "row", "bulk", "element", "slope", "certain")
+COLUMNS = (
+    "hi",
+    "lo",
+    "budget",
+    "bound",
+    "u",
+    "row",
+    "bulk",
+    "element",
+    "slope",
+    "factor",
+    "weights",
+    "divisor",
+    "half",
+    "certain",
+)
 """What an index has of each tensor after its name, kind, n and width."""
 
 

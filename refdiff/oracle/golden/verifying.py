@@ -14,6 +14,7 @@ import numpy as np
 
 from refdiff.errors import CheckpointError
 from refdiff.files import check_name, open_file
+from refdiff.oracle.budget.common_factor import CommonFactor
 from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.golden.manifest import MANIFEST, read_manifest, well_formed
 from refdiff.oracle.inputs.files import read_arrays
@@ -167,6 +168,13 @@ def _judge(name: str, case: dict[str, Any], arrays: dict[str, Numpy], actual: Nu
             rows = np.where(np.isinf(rows), 0.0, rows)
         limits = RowBudget(
             expected, np.where(doubtful, 0.0, rows), arrays[f"bound.{name}"].astype(np.float64), of["legal_slope"],
-            of["storage"], of["axes"], doubtful, of["relative_to"],
+            of["storage"], of["axes"], doubtful, of["relative_to"], _factor(of, arrays, name),
         )  # fmt: skip
         return judge_rows(name, actual, limits)
+
+
+def _factor(of: dict[str, Any], arrays: dict[str, Numpy], name: str) -> CommonFactor | None:
+    if of["factor_spread"] is None:
+        return None
+    weights, divisor = (arrays[f"{part}.{name}"].astype(np.float64) for part in ("weights", "divisor"))
+    return CommonFactor(weights, of["factor_spread"], divisor if of["half"] else None)

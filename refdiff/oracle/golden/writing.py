@@ -17,7 +17,8 @@ import numpy as np
 import refdiff
 from refdiff.files import new_folder, replaced_atomically
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import LIMITS, RowBudget, slope_limit, uncertain
+from refdiff.oracle.budget.common_factor import CommonFactor
+from refdiff.oracle.budget.statistics import LIMITS, RowBudget, factor_limit, slope_limit, uncertain
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.golden.manifest import FORMAT, INDEX, LARGEST_FOLDER, MANIFEST, index_text, manifest_text, sha256
 from refdiff.oracle.inputs import options, shapes
@@ -117,7 +118,8 @@ def _case(
     for tensor in judged:
         at = tensor["name"]
         tensor |= {"hi": begins[f"expected.{at}.hi"], "lo": begins[f"expected.{at}.lo"]}
-        tensor |= {"budget": begins[f"budget.{at}"], "bound": begins.get(f"bound.{at}", 0)}
+        tensor["budget"] = begins[f"budget.{at}"]
+        tensor |= {part: begins.get(f"{part}.{at}", 0) for part in ("bound", "weights", "divisor")}
     letters = {**shapes(case.spec, case.inputs), **options(case.inputs)}
     entry = {
         "id": name,
@@ -141,14 +143,19 @@ def _judged(name: str, found: Budget, arrays: dict[str, Numpy]) -> dict[str, Any
         if (padded := found.padded(name)) is not None:
             rows = np.where(padded[..., 0], np.inf, rows)
         arrays[f"bound.{name}"] = _single(tensor.bounds)
+        factor = tensor.factor or CommonFactor(np.zeros(rows.shape), 0.0, None)
+        arrays[f"weights.{name}"] = _single(factor.weights)
+        divisor = 1.0 if factor.divisor is None else factor.divisor
+        arrays[f"divisor.{name}"] = _single(np.broadcast_to(divisor, expected.shape[-1:]))
         of = _of_rows(tensor)
     else:
         expected, rows = found.absolute(name)
         rows = np.broadcast_to(rows, expected.shape)
         judge = judge_lse if name.startswith("lse") else judge_sums
         certain = judge(name, expected, expected, _single(rows)).status == PASS
-        of = {"kind": "numbers", "axes": "", "n": expected.size, "width": 1, "u": found.recipe.u, "row": 1.0,
-              "bulk": 0.0, "element": 0.0, "slope": 0.0, "certain": int(certain)}  # fmt: skip
+        none = dict.fromkeys(("bulk", "element", "slope", "factor", "half"), 0.0)
+        of = {"kind": "numbers", "axes": "", "n": expected.size, "width": 1, "u": found.recipe.u, "row": 1.0, **none,
+              "certain": int(certain)}  # fmt: skip
     arrays[f"expected.{name}"] = np.asarray(expected, dtype=np.float64)
     arrays[f"expected.{name}.hi"], arrays[f"expected.{name}.lo"] = split(expected, found.recipe.storage)
     arrays[f"budget.{name}"] = _single(rows)
@@ -166,8 +173,11 @@ def _of_rows(tensor: RowBudget) -> dict[str, Any]:
         "bulk": LIMITS.bulk,
         "element": LIMITS.element,
         "slope": slope_limit(tensor),
+        "factor": factor_limit(tensor.factor) if tensor.factor else 0.0,
+        "half": 0.0 if tensor.factor is None or tensor.factor.divisor is None else 0.5,
         "certain": int(uncertain(tensor) <= LIMITS.share),
         "legal_slope": tensor.slope,
+        "factor_spread": tensor.factor.spread if tensor.factor else None,
         "storage": tensor.storage,
         "relative_to": tensor.relative_to,
     }
@@ -208,7 +218,7 @@ def _npz(arrays: Mapping[str, Numpy]) -> bytes:
 def _entry(name: str, array: Numpy, letters: Mapping[str, str], begin: int) -> dict[str, Any]:
     role, _, rest = name.partition(".")
     of = rest.removesuffix(".hi").removesuffix(".lo")
-    role = {"inputs": "input", "bound": "budget"}.get(role, role)
+    role = {"inputs": "input", **dict.fromkeys(("bound", "weights", "divisor"), "budget")}.get(role, role)
     if role == "expected" and of.startswith("d"):
         role = "grad"
     axes = letters.get(rest if role == "input" else of.removeprefix("d"), "")

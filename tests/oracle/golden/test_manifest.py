@@ -143,6 +143,6 @@ def test_index() -> None:
     assert head == f"{FORMAT} 1 {zlib.crc32(rest.encode()):08x}"
     lines = rest.splitlines()
     assert lines[0] == f"case a case_a 3 {zlib.crc32(b'123'):08x} 2"
-    assert lines[1].split() == ["out", "rows", "6", "4", *["0.10000000000000001"] * 10]
+    assert lines[1].split() == ["out", "rows", "6", "4", *["0.10000000000000001"] * 14]
     assert lines[2].startswith("dq ")
     assert lines[3:] == ["input q bfloat16 8 2 2 3", "input s bfloat16 8 0"]

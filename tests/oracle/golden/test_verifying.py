@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -112,6 +113,13 @@ def test_a_manifest_of_somebody_elses(vectors: Path, tmp_path: Path, change: dic
         golden.verify(folder, tmp_path / "raw")
 
 
+def test_a_factor_that_all_rows_have_in_common_is_all_that_some_outputs_show(vectors: Path, tmp_path: Path) -> None:
+    out = np.float32(1.004) * right(vectors)["shared"]["out"]
+    write_raw(tmp_path / "raw", {"shared": {"out": out.astype(ml_dtypes.bfloat16).astype("<f4")}})
+    found = golden.verify(vectors, tmp_path / "raw").cases["shared"].tensors["out"]
+    assert [s.name for s in found.statistics if not s.holds] == ["factor"]
+
+
 def test_missing_outputs(vectors: Path, tmp_path: Path) -> None:
     outputs = right(vectors)
     del outputs["half"]["out"], outputs["v2"]
@@ -121,7 +129,7 @@ def test_missing_outputs(vectors: Path, tmp_path: Path) -> None:
     assert "missing: half: no output: out in half.safetensors or half.npz, or half.out.f32" in str(report).splitlines()
     with says(CheckpointError, f"{tmp_path / 'nowhere'}: no folder of outputs"):
         golden.verify(vectors, tmp_path / "nowhere")
-    assert golden.verify(vectors, tmp_path).missing == ("whole", "half", "packed", "v2", "unseen")
+    assert golden.verify(vectors, tmp_path).missing == ("whole", "half", "packed", "v2", "unseen", "shared")
 
 
 def test_the_output_alone_is_enough(vectors: Path, tmp_path: Path) -> None:
@@ -131,8 +139,8 @@ def test_the_output_alone_is_enough(vectors: Path, tmp_path: Path) -> None:
     report = golden.verify(vectors, tmp_path / "raw")
     assert report
     first, *rest = str(report).splitlines()
-    assert first == "pass: 5 cases with an output, 6 tensors judged"
-    assert rest[0].startswith("not given, so not judged: dq, dk, dv, lse1 in 4 of them, lse2, ")
+    assert first == "pass: 6 cases with an output, 7 tensors judged"
+    assert rest[0].startswith("not given, so not judged: dq, dk, dv, lse1 in 5 of them, lse2, ")
     assert max(map(len, rest)) <= 80
     assert "lse1" in report.to_dict()["unjudged"]["half"]
     assert "lse1" not in report.to_dict()["unjudged"]["v2"]

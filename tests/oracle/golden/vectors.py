@@ -26,6 +26,7 @@ KINDS = {
     "packed": (HF, Structure(packed=((3, 3), (0, 2), (2, 5))), "discriminating", "float16"),
     "v2": (V2, Structure(1, 4, 9), "tiny_values", "bfloat16"),
     "unseen": (HF, Structure(1, 4, 2), "discriminating", "float32"),
+    "shared": (HF, Structure(1, 48, 48), "extreme", "bfloat16"),
     "cancelled": (HF, Structure(1, 4, 6), "cancellation", "bfloat16"),
 }
 
@@ -106,5 +107,6 @@ MUTATIONS: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
     "a number where none is": ("unseen", "lse1", _put((0, 0, 0), lambda x: 0.0)),
     "another base": ("whole", "lse2", lambda x: x / np.log(np.float32(2))),
     "a sum": ("whole", "dlambda_q1", _put((3,), lambda x: x + 0.01)),
+    "a factor that no row shows": ("shared", "out", lambda x: x * np.float32(1.01)),
     "streams exchanged": ("v2", "out", lambda x: -x),
 }
