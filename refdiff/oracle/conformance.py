@@ -7,8 +7,8 @@ that the kernel stores (bfloat16 is ml_dtypes'); or `kernel(inputs)`, where it h
 output, or a mapping with any of out, lse1, lse2; arrays of any library. `kernel(spec, inputs, dout=None)` is given the
 output's gradient too, and returns dq, dk, dv, … beside where that is not None. It returns `NotImplemented` for inputs
 that it does not serve: such a test is skipped, and a run in which more than half are declined fails. The first case
-that fails is told with the lines that make it again, and if its output is wrong and it is small, with what `diagnose`
-answers.
+that fails is told with the lines that make it again, and if it is small, with what `diagnose` answers of its output, or
+of its gradients. Where the kernel raises, its own last line is told; `python` with the lines of the case has the rest.
 
     REFDIFF_KERNEL     package.module:function
     REFDIFF_SPEC       hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2 or gda, with 12 query heads

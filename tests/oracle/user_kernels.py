@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.deviations.deviation import ops_with
 from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
+from refdiff.oracle.truth.backward import backward
 
 
 def _dtype(inputs: dict[str, Any]) -> Any:
@@ -96,3 +100,36 @@ def another_each_time(spec: Spec, inputs: dict[str, Any]) -> Any:
 
 def declines(spec: Spec, inputs: dict[str, Any]) -> Any:
     return NotImplemented
+
+
+def raises(spec: Spec, inputs: dict[str, Any]) -> Any:
+    return _meets(inputs)
+
+
+def _meets(inputs: dict[str, Any]) -> Any:
+    return np.linalg.inv(np.zeros((2, 2)))
+
+
+def in_float64(spec: Spec, inputs: dict[str, Any]) -> Any:
+    return right(spec, inputs).astype(np.float64)
+
+
+def not_stored(spec: Spec, inputs: dict[str, Any]) -> Any:
+    """In float32 whatever its inputs are, as a kernel that forgets its last cast."""
+    return truth(spec, quantised(inputs, Recipe.of(str(_dtype(inputs))))).out.astype(np.float32)
+
+
+def stored_and_widened(spec: Spec, inputs: dict[str, Any]) -> Any:
+    """Rounded to the type of its inputs, and handed over in float32, which NumPy knows."""
+    return right(spec, inputs).astype(np.float32)
+
+
+def unmasked_in_the_backward(spec: Spec, inputs: dict[str, Any], dout: Any = None) -> Any:
+    """A backward pass that recomputes the maps from saved sums and forgets the mask."""
+    found = dense_with_gradients(spec, inputs, dout)
+    if dout is None or found is NotImplemented:
+        return found
+    (wrong,) = (m for m in CATALOGUE if m.name == "saved_sums_used_without_a_mask")
+    exact = as_float64(spec, inputs)
+    grads = backward(spec, exact, np.asarray(dout, dtype=np.float64), ops_with((wrong,)))
+    return {**found, **{f"d{n}": g.astype(_dtype(inputs)) for n, g in grads.items() if n in ("q", "k", "v")}}

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.oracle.inputs.any_array import any_array, is_float
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 
 
@@ -59,6 +61,29 @@ def output_alone(found: Any, wanted_by: str) -> NDArray[Any]:
         names = ", ".join(map(str, found)) or "nothing"
         raise ValueError(f"the outputs lack 'out', which {wanted_by} is about: they hold {names}; give out too")
     return output(found["out"] if isinstance(found, Mapping) else found)
+
+
+def wrong_types(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
+    """Say which outputs came in another type than the recipe stores; nothing of those whose numbers that type holds.
+
+    NumPy has no bfloat16: float32 with numbers of bfloat16 is the kernel's own output.
+    """
+    said = []
+    for name, x in found.items():
+        try:
+            array = output(x, name)
+        except (TypeError, ValueError):
+            continue  # whoever judges it says what it is
+        kind, storage = str(array.dtype), recipe.storage
+        with np.errstate(over="ignore", invalid="ignore"):
+            numbers = array.astype(np.float64)
+            held = kind == "float32" and np.array_equal(round_to(numbers, storage), numbers, equal_nan=True)
+        if kind != storage and not held:
+            said.append(
+                f"{name} came in {kind}, and the recipe {recipe.name!r} stores {storage}: cast it to the type of the "
+                "inputs, or name the recipe of what the kernel does"
+            )
+    return tuple(said)
 
 
 def outputs_of(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from refdiff.oracle.cases.fixed import Case
-from refdiff.oracle.inputs.outputs import called, output_alone, takes_dout, without_nones
+from refdiff.oracle.inputs.outputs import called, output, takes_dout, without_nones, wrong_types
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.suite.relations import DeclinedError, UnreadableError
 from refdiff.oracle.verdict.check import check
@@ -34,7 +35,7 @@ class Outcome:
     gradients: bool = False
     undecided: tuple[str, ...] = ()
     wrong: Any = field(default=None, compare=False, repr=False)
-    """The output, where it failed in a case that is small enough for a diagnosis."""
+    """What the kernel gave, where it failed in a case that is small enough for a diagnosis."""
 
 
 def kernel_of(name: str) -> Any:
@@ -74,13 +75,43 @@ def check_kernel(name: str) -> None:
         raise ValueError(f"REFDIFF_KERNEL is {name!r}, which cannot be imported: {what}") from error
 
 
+class KernelError(Exception):
+    """A kernel raised: what, and in which line of its own."""
+
+
+def told(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel whose errors are a `KernelError`, with the last line of its author's files and the innermost."""
+
+    def call(*args: Any) -> Any:
+        try:
+            return called(kernel)(*args)
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)[2:]
+            own = [frame for frame in frames if not _is_installed(frame.filename)][-1:]
+            lines = [f"  {f.filename}:{f.lineno}, in {f.name}: {f.line}" for f in (*own, *frames[-1:])]
+            lines = ["the kernel raised", *dict.fromkeys(lines)]
+            what = "".join(traceback.format_exception_only(error)).strip()
+            raise KernelError("\n".join([*lines, *what.splitlines()[:LINES]])) from error
+
+    return call
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a file is Python's or of a package, and so none of a kernel's author."""
+    packages = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return bool(packages) or file.startswith("<") or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
+
+
 def against_truth(name: str, recipe: Recipe, case: Case) -> Outcome:
     """Output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe."""
     kernel = kernel_of(name)
     dout = case.dout if takes_dout(kernel) else None
     whole = dict(case.inputs) if dout is None else {**case.inputs, "dout": dout}
     given = {name: np.array(x) for name, x in whole.items()}
-    actual = called(kernel)(case.spec, {name: given[name] for name in case.inputs}, given.get("dout"))
+    try:
+        actual = told(kernel)(case.spec, {name: given[name] for name in case.inputs}, given.get("dout"))
+    except KernelError as error:
+        return Outcome("fail", str(error))
     if actual is NotImplemented:
         return Outcome("skip", "the kernel returned NotImplemented", declined=True)
     for name, x in whole.items():
@@ -91,7 +122,7 @@ def against_truth(name: str, recipe: Recipe, case: Case) -> Outcome:
 
 def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any) -> Outcome:
     """What a kernel has returned for a case, by the budget of the recipe."""
-    if lacking := _incomplete(actual, case, dout):
+    if lacking := _incomplete(actual, case, dout, recipe):
         return Outcome("fail", lacking)
     try:
         verdict = check(actual, case.spec, case.inputs, recipe=recipe, dout=dout)
@@ -101,34 +132,34 @@ def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any) -> Outcome
     decided = of_out is None or of_out.status != "inconclusive"  # a gradient may be, of a case whose output is not
     if verdict.status == "inconclusive" and not (decided and any(t.status == "pass" for t in verdict.tensors.values())):
         return Outcome("skip", str(verdict))
-    wrong = output_alone(actual, "a diagnosis") if of_out and of_out.status == "fail" and is_small(case) else None
+    wrong = None
+    if verdict.status == "fail" and is_small(case):
+        wrong = actual if isinstance(actual, Mapping) else {"out": without_nones(actual)}
+        wrong = {name: output(x, name) for name, x in wrong.items() if name in verdict.tensors}
     undecided = tuple(name for name, tensor in verdict.tensors.items() if tensor.status == "inconclusive")
     status: Literal["pass", "fail"] = "fail" if verdict.status == "fail" else "pass"
     return Outcome(status, str(verdict), True, gradients=dout is not None, undecided=undecided, wrong=wrong)
 
 
-def _incomplete(actual: Any, case: Case, dout: Any) -> str:
+def _incomplete(actual: Any, case: Case, dout: Any, recipe: Recipe) -> str:
     """What a kernel's answer lacks, whatever its numbers: gradients that it was asked for, or a type of its own."""
     found = actual if isinstance(actual, Mapping) else {"out": without_nones(actual)}
     wanted = [f"d{n}" for n in ("x", "q", "k", "v", "k_pages", "v_pages") if n in case.inputs]
     if dout is not None and (missing := [n for n in wanted if n not in found]):
         return f"the kernel takes dout and does not give {', '.join(missing)}: return NotImplemented where it has none"
-    wide = [n for n, x in found.items() if (n == "out" or n in wanted) and str(getattr(x, "dtype", "")) == "float64"]
-    if wide:
-        return f"{', '.join(wide)} came in float64: a kernel that stores {case.dtype} gives that, or float32"
-    return ""
+    return "; ".join(wrong_types({n: x for n, x in found.items() if n == "out" or n in wanted}, recipe))
 
 
 def against_itself(name: str, recipe: Recipe, relation: Callable[..., str], cases: Sequence[Case]) -> Outcome:
     """What must hold between two runs, on the first case that the kernel does not decline."""
-    kernel, skipped = called(kernel_of(name)), ""
+    kernel, skipped = told(kernel_of(name)), ""
     for case in cases:
         try:
             wrong = relation(kernel, case.spec, case.inputs, recipe)
         except DeclinedError as reason:
             skipped = str(reason)
             continue
-        except UnreadableError as error:
+        except (UnreadableError, KernelError) as error:
             return Outcome("fail", f"{case.name}: {error}")
         return Outcome("fail", f"{relation.__doc__} {case.name}: {wrong}") if wrong else Outcome("pass")
     return Outcome("skip", skipped)
@@ -161,7 +192,7 @@ def first_failure(case: Case, spec: str, recipe: Recipe, out: Any = None) -> str
     Args:
         case: of `cases`, with one spec.
         spec: what `REFDIFF_SPEC` holds.
-        out: the output, where it is to be diagnosed.
+        out: what the kernel gave, where it is to be diagnosed.
     """
     seed, place = divmod(case.seed, 1000)
     other = case.name.endswith(f"-d{case.spec.head_dim}")
@@ -179,7 +210,8 @@ def _diagnosis(case: Case, recipe: Recipe, out: Any) -> str:
     from refdiff.oracle.diagnosis import diagnose
 
     try:
-        found = diagnose(out, case.spec, case.inputs, recipe=recipe, max_deviations=1)
+        dout = case.dout if isinstance(out, Mapping) and any(name.startswith("d") for name in out) else None
+        found = diagnose(out, case.spec, case.inputs, recipe=recipe, dout=dout, max_deviations=1)
     except Exception as error:  # the verdict stands, whether it has a name or not
         return f"diagnosis: none ({type(error).__name__}: {error})"
     head = "diagnosis, one deviation at a time (oracle.diagnose tries pairs too):"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from refdiff.oracle.budget.budget import budget
-from refdiff.oracle.inputs.outputs import outputs_of
+from refdiff.oracle.inputs.outputs import outputs_of, wrong_types
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.verdict.verdict import Verdict
@@ -38,7 +38,11 @@ def check(
         TypeError: something is no array, or a tuple or list of arrays in place of a mapping.
     """
     allowed = budget(spec, inputs, recipe, members=members, dout=dout)
-    verdict = allowed.judge(outputs_of(actual, spec, inputs, dout))
+    given = outputs_of(actual, spec, inputs, dout)
+    verdict = allowed.judge(given)
+    judged = given if isinstance(given, Mapping) else {"out": given}
+    types = wrong_types({name: x for name, x in judged.items() if name in allowed.tensors}, allowed.recipe)
+    verdict = replace(verdict, notes=(*verdict.notes, *types))
     if dout is not None and not any(name.startswith("d") for name in verdict.tensors):
         note = "dout was given, but no gradient was judged"
         verdict = replace(verdict, notes=(*verdict.notes, note))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,15 @@ import pytest
 from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.suite import outcome
-from refdiff.oracle.suite.outcome import Outcome, against_itself, against_truth, check_kernel, in_words, kernel_of
+from refdiff.oracle.suite.outcome import (
+    Outcome,
+    against_itself,
+    against_truth,
+    check_kernel,
+    first_failure,
+    in_words,
+    kernel_of,
+)
 from refdiff.oracle.suite.relations import RELATIONS, same_twice
 from tests.layers.inputs import says as raises
 
@@ -103,7 +112,44 @@ def test_what_takes_other_arguments_is_no_kernel() -> None:
 
 def test_a_wrong_output_of_a_small_case_is_kept_for_a_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
     found = against_truth(f"{USER}:wrong_rope", RECIPE, CASES[0])
-    assert found.wrong.shape == (2, 6, 16, 32)
+    assert found.wrong["out"].shape == (2, 6, 16, 32)
     assert against_truth(f"{USER}:right", RECIPE, CASES[0]).wrong is None
     monkeypatch.setattr(outcome, "SMALL", 100)
     assert against_truth(f"{USER}:wrong_rope", RECIPE, CASES[0]).wrong is None
+
+
+@pytest.mark.parametrize("piece", [partial(against_truth, f"{USER}:raises", RECIPE, CASES[0]),
+                                   partial(against_itself, f"{USER}:raises", RECIPE, same_twice, CASES)])  # fmt: skip
+def test_a_kernel_that_raises_shows_its_own_last_line(piece: Any) -> None:
+    found = piece()
+    assert found.status == "fail"
+    first, own, inner, *error = found.text.splitlines()
+    assert first.endswith("the kernel raised")
+    assert re.fullmatch(r"  .*user_kernels\.py:\d+, in _meets: return np\.linalg\.inv\(np\.zeros\(\(2, 2\)\)\)", own)
+    assert "numpy" in inner
+    assert error == ["numpy.linalg.LinAlgError: Singular matrix"]
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype", "says"),
+    [
+        ("in_float64", "float32", "out came in float64, and the recipe 'float32' stores float32: cast it"),
+        ("not_stored", "bfloat16", "out came in float32, and the recipe 'bfloat16' stores bfloat16: cast it"),
+        ("not_stored", "float16", "out came in float32, and the recipe 'float16' stores float16: cast it"),
+        ("stored_and_widened", "bfloat16", ""),
+        ("right", "bfloat16", ""),
+    ],
+)
+def test_the_type_of_an_output_is_that_of_the_recipe(function: str, dtype: str, says: str) -> None:
+    case = cases("natural", 3, spec=small_spec("hf_diffllama"), dtype=dtype)[0]
+    found = against_truth(f"{USER}:{function}", Recipe.of(dtype), case)
+    assert found.text.startswith(says)
+    assert found.status == ("fail" if says else "pass"), found.text
+
+
+def test_wrong_gradients_are_diagnosed_as_outputs_are() -> None:
+    case = cases("discriminating", 3, spec=small_spec("hf_diffllama"))[1]
+    found = against_truth(f"{USER}:unmasked_in_the_backward", RECIPE, case)
+    assert found.status == "fail"
+    lines = first_failure(case, "hf_diffllama", RECIPE, found.wrong).splitlines()
+    assert "unique: saved_sums_used_without_a_mask" in lines, lines

@@ -57,7 +57,7 @@ def test_nan_in_an_input_is_said() -> None:
     spec = small("hf_diffllama")
     x = draw(spec, dtype=np.float32)
     x["q"][1, 2, 3, 4] = np.nan
-    verdict = check(truth(spec, x).out, spec, x, recipe="float32")
+    verdict = check(truth(spec, x).out.astype(np.float32), spec, x, recipe="float32")
     assert verdict, "one row of the truth is NaN, and so is that of the output"
     (note,) = verdict.notes
     assert note.startswith("NaN or infinities in the inputs: q has 1 of 720, the first at (1, 2, 3, 4). ")
@@ -137,6 +137,19 @@ def test_a_kernel_may_not_change_what_it_is_given() -> None:
 def test_missing_gradients_are_said() -> None:
     spec = small("hf_diffllama")
     x = draw(spec, dtype=np.float32)
-    out, dout = truth(spec, x, want=("out",)).out, np.ones((2, spec.heads, 5, spec.out_dim), dtype=np.float32)
+    out = truth(spec, x, want=("out",)).out.astype(np.float32)
+    dout = np.ones((2, spec.heads, 5, spec.out_dim), dtype=np.float32)
     assert check(out, spec, x, recipe="float32", dout=dout).notes == ("dout was given, but no gradient was judged",)
     assert not check(out, spec, x, recipe="float32").notes
+
+
+def test_an_output_of_another_type_than_the_recipe_stores_is_said() -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec, dtype=ml_dtypes.bfloat16)
+    out = truth(spec, x, want=("out",)).out
+    stored = out.astype(ml_dtypes.bfloat16)
+    for wrong in (out, out.astype(np.float32)):
+        (note,) = check({"out": wrong}, spec, x, recipe="bfloat16", members=2).notes
+        assert note.startswith(f"out came in {wrong.dtype}, and the recipe 'bfloat16' stores bfloat16: cast it")
+    for right in (stored, stored.astype(np.float32)):
+        assert check(right, spec, x, recipe="bfloat16", members=2).notes == ()
