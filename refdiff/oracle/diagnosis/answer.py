@@ -18,6 +18,7 @@ from refdiff.oracle.diagnosis.places import Damage, damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
 from refdiff.oracle.diagnosis.sub_case import Parts
+from refdiff.oracle.diagnosis.two_fields import two_fields
 from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, quick_residual
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.rounding.recipe import Recipe
@@ -61,9 +62,11 @@ def name_output(
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
     if NEARLY_RIGHT not in notes:
         where += _where([_keys(spec, t) if fails else () for t, fails in zip(targets, failing, strict=True)])
-    shown = tuple(c for c in closest if c.explains >= THRESHOLDS.explained)
     pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
+    if pairs and right is None and (fields := two_fields(spec, parts)):
+        return Ranking(NONE_FITS, notes=(fields, *notes), where=where)
     told = [_how_close(closest, pairs)]
+    shown = tuple(c for c in closest if c.explains >= THRESHOLDS.explained)
     if any(len(c.deviations) > 1 for c in shown):
         first = _first_to_mend(spec, parts, shown)
         shown = (first,)
