@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,73 @@ def _one_maximum(
     bias: Numpy | None = None, *, causal: bool = True, **how: Any,
 ) -> Any:  # fmt: skip
     """Hide the keys whose exponential is lost; a row of a map that loses all of them is 0 / 0."""
-    H = q1.shape[1]
-    seen = []
-    for q, k, see, more in zip((q1, q2), (k1, k2), per_map(mask, H), per_map(bias, H), strict=True):
-        scores, visible = attention_scores(q, k, see, more, causal=causal)
-        seen.append(scores if visible is None else np.where(visible, scores, -np.inf))
+    seen = _scores((q1, q2), (k1, k2), mask, bias, causal=causal)
     top = np.maximum(*(np.max(z, axis=-1, keepdims=True, initial=-np.inf) for z in seen))
     top = np.where(np.isneginf(top), 0.0, top)
     kept = [z >= top + UNDERFLOW for z in seen]
     lost = [np.any(z > -np.inf, axis=-1) & ~np.any(some, axis=-1) for z, some in zip(seen, kept, strict=True)]
     out = right(q1, k1, q2, k2, v, lambda_, np.concatenate(kept, axis=1), bias, causal=False, **how)
     return np.where((lost[0] | lost[1])[..., None], np.nan, out)
+
+
+def _scores(
+    queries: tuple[Numpy, Numpy], keys: tuple[Numpy, Numpy], mask: Numpy | None, bias: Numpy | None, *, causal: bool
+) -> list[Numpy]:
+    """The scores of both maps, (B, H, T, S), −∞ where a query does not see."""
+    H = queries[0].shape[1]
+    found = []
+    for q, k, see, more in zip(queries, keys, per_map(mask, H), per_map(bias, H), strict=True):
+        scores, visible = attention_scores(q, k, see, more, causal=causal)
+        found.append(scores if visible is None else np.where(visible, scores, -np.inf))
+    return found
+
+
+def _not_rescaled(
+    tile: int, of_values: bool, of_weights: bool, right: Layer, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy,
+    lambda_: Numpy, mask: Numpy | None = None, bias: Numpy | None = None, *, causal: bool = True, **how: Any,
+) -> Any:  # fmt: skip
+    """Attend by tiles of keys, whose sums do not shrink where a later tile has a larger score.
+
+    Equation:
+        with z the scores, m_s the largest up to the end of the tile of key s, m the largest of all, the sum that is not
+        multiplied by e^(m_old − m_new) is Σ e^(z_s − m_s) x_s = Σ e^(z_s − m) e^(m − m_s) x_s. So a weight of Σ e^z v
+        grows by e^(m − m_s), as from a bias, where `of_values`; and that of Σ e^z where `of_weights`.
+    """
+    more, ratios = [], []
+    for z in _scores((q1, q2), (k1, k2), mask, bias, causal=causal):
+        S = z.shape[-1]
+        tops = np.maximum.reduceat(z, np.arange(0, S, tile), axis=-1)
+        tops = np.repeat(np.maximum.accumulate(tops, axis=-1), tile, axis=-1)[..., :S]
+        top = np.max(z, axis=-1, keepdims=True)
+        known = np.isfinite(z)
+        behind = np.where(known, np.where(known, top, 0.0) - np.where(known, tops, 0.0), 0.0)
+        weights = np.where(known, np.exp(np.where(known, z - np.where(known, top, 0.0), 0.0)), 0.0)
+        once, grown = (np.sum(weights * x, axis=-1, keepdims=True) for x in (1.0, np.exp(behind)))
+        above, below = grown if of_values else once, grown if of_weights else once
+        ratios.append(np.where(below > 0, above / np.where(below > 0, below, 1.0), 1.0))
+        more.append(behind if of_values else np.zeros_like(behind))
+    if of_values:
+        biases = per_map(bias, q1.shape[1])
+        bias = np.concatenate([x if b is None else x + b for x, b in zip(more, biases, strict=True)], axis=1)
+        see = [None if x is None else np.broadcast_to(x, more[0].shape) for x in per_map(mask, q1.shape[1])]
+        mask = None if see[0] is None or see[1] is None else np.concatenate([see[0], see[1]], axis=1)
+    return ratios[0] * right(q1, k1, q2, k2, v, lambda_ * ratios[1] / ratios[0], mask, bias, causal=causal, **how)
+
+
+ONLINE = "online softmax"
+"""The axis of deviations of an online softmax: each is there with every size of tiles, and none in a pair."""
+_NOT_RESCALED = (
+    ("accumulator_not_rescaled", "the weighted sum of values is not", True, False),
+    ("denominator_not_rescaled", "the sum of weights is not", False, True),
+    ("sums_not_rescaled", "neither sum is", True, True),
+)
+
+
+def _online(name: str, what: str, tile: int, of_values: bool, of_weights: bool) -> Deviation:
+    named = f"{name}_by_tiles_of_{tile}"
+    text = f"Online softmax by tiles of {tile} keys: {what} multiplied by e^(m_old − m_new) where the maximum grows."
+    wrong = partial(_not_rescaled, tile, of_values, of_weights)
+    return Deviation(named, text, ONLINE, mistake=Mistake(named, text, "diff_attention", ONLINE, "", "", wrong))
 
 
 _ONE_MAXIMUM = "One running maximum for both maps: lower scores underflow, and a map that loses all of them is 0 / 0."
@@ -66,6 +123,11 @@ UNUSUAL: tuple[Deviation, ...] = (
     Deviation(
         "bfloat16_bits_read_as_integers", "The 16 bits of each number of q, k and v taken for a whole number.", "bits",
         arrays=_bits,
+    ),
+    *(
+        _online(name, what, tile, values, weights)
+        for name, what, values, weights in _NOT_RESCALED
+        for tile in SIZES
     ),
 )  # fmt: skip
 """Deviations that no usual input shows, or that every input shows: a diagnosis tries them beside `deviations(spec)`."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output, output_with
 from refdiff.oracle.deviations.listed import kind_of
+from refdiff.oracle.deviations.tiles import ONLINE
 from refdiff.oracle.diagnosis.disambiguation import (
     Evidence,
     Set,
@@ -99,7 +100,7 @@ def search(
         if not any(len(c.deviations) == 1 for c in closest):
             closest += single
         if fitting := [c for c in found if c.fits]:
-            return fitting, closest, _beside(spec, parts, fitting, known, evidence)
+            return fitting, closest, _beside(spec, parts, fitting, _in_pairs(known), evidence)
     return [], closest, (NEARLY_RIGHT,) if nearly_right else _said(left)
 
 
@@ -155,9 +156,14 @@ def _said(left: set[str]) -> tuple[str, ...]:
 
 
 def _together(known: Set, count: int) -> Iterator[Set]:
-    for some in combinations(known, count):
+    for some in combinations(known if count == 1 else _in_pairs(known), count):
         if len({d.axis for d in some}) == count:
             yield some
+
+
+def _in_pairs(known: Set) -> Set:
+    """Those of which two together are looked for: not those that are there once for each size of tiles."""
+    return tuple(d for d in known if d.axis != ONLINE)
 
 
 def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> Iterator[Candidate]:

@@ -104,6 +104,12 @@ class Target:
         """Root mean square of the truth's rows."""
         return root_mean_square(np.where(np.isfinite(self.expected), self.expected, 0.0))
 
+    @cached_property
+    def usual(self) -> float:
+        """What a row may usually be off by, as a share of it."""
+        some = self.size > 0
+        return float(np.median(self.rows[some] / self.size[some])) if np.any(some) else 0.0
+
 
 def rows_off(target: Target, x: Numpy) -> Numpy:
     """How far each row is from the truth, in its budget; of what is NaN or infinite nothing is known."""
@@ -152,7 +158,7 @@ def quick_rows(target: Target, actual: Numpy, wrong: Numpy | None) -> Numpy | No
     error = np.where(known, actual, 0.0) - np.where(known, wrong, 0.0)
     size, before = root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), target.size
     rows = np.maximum(target.rows * np.minimum(over(size, before), 1e6), row_floor(size, target.recipe))
-    rows = np.maximum(rows, np.where(before == 0, target.rows, 0.0))
+    rows = np.maximum(rows, np.where(before == 0, np.maximum(target.rows, target.usual * size), 0.0))
     return np.minimum(over(root_mean_square(error), rows), 1e9)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from refdiff.layers.diff_attention import attention_weights, per_map
+from refdiff.layers.diff_attention import attention_scores, attention_weights, per_map
 from refdiff.oracle.mistakes.catalogue import Mistake, mistake
 
 BACKWARD_MISTAKES: list[Mistake] = []
@@ -18,6 +18,59 @@ LAYER = "diff_attention_vjp"
 def gradient_without_the_causal_mask(right: Any, *args: Any, **options: Any) -> Any:
     """The gradient of attention that sees the future."""
     return right(*args, **options | {"causal": False})
+
+
+@mistake(BACKWARD_MISTAKES, LAYER, "backward", "B23")
+def gradient_without_the_mask(right: Any, *args: Any, **options: Any) -> Any:
+    """The gradient of attention that sees padding, or what another mask hides; but not the future."""
+    g, q1, k1, q2, k2, v, lambda_, *see = args
+    bias = options.get("bias", see[1] if len(see) > 1 else None)
+    return right(g, q1, k1, q2, k2, v, lambda_, None, bias, causal=options.get("causal", True))
+
+
+@mistake(BACKWARD_MISTAKES, LAYER, "backward", "B23")
+def saved_sums_used_without_a_mask(right: Any, *args: Any, **options: Any) -> Any:
+    """Aᵢ = exp(Sᵢ − LSEᵢ) recomputed for every key, of which those that are hidden are not set to 0."""
+    g, q1, k1, q2, k2, v, lambda_, *see = args
+    dq1, dk1, dq2, dk2, dv, dlambda = right(*args, **options)
+    xp, (H, K) = namespace(q1), (q1.shape[1], v.shape[1])
+    given = [*see, None, None][:2]
+    masks, biases = (per_map(options.get(n, y), H) for n, y in zip(("mask", "bias"), given, strict=True))
+    values = xp.repeat(v, H // K, axis=1)
+    more = []
+    for q, k, mask, bias, sign in zip((q1, q2), (k1, k2), masks, biases, (1.0, -lambda_), strict=True):
+        z, visible = attention_scores(q, k, mask, bias, causal=options.get("causal", True))
+        if visible is None:
+            more.append((0 * q, 0 * k, 0 * v))
+            continue
+        visible = xp.broadcast_to(visible, z.shape)
+        right_weights = attention_weights(q, k, mask, bias, causal=options.get("causal", True))
+        seen = xp.where(visible, z, xp.min(z))
+        top = xp.max(seen, axis=-1, keepdims=True)
+        total = xp.sum(xp.where(visible, xp.exp(seen - top), 0 * z), axis=-1, keepdims=True)
+        some = total > 0
+        hidden = xp.exp(z - top) / xp.where(some, total, 1.0)
+        hidden = xp.where(some & xp.logical_not(visible), hidden, 0 * z)
+        of_row = xp.sum(sign * g * (right_weights @ values), axis=-1, keepdims=True)
+        ds = hidden * (sign * (g @ xp.matrix_transpose(values)) - of_row)
+        dq, dk = _through_scores(ds, q, k)
+        more.append((dq, dk, _to_groups(xp.matrix_transpose(sign * hidden) @ g, K)))
+    first, second = more
+    return dq1 + first[0], dk1 + first[1], dq2 + second[0], dk2 + second[1], dv + first[2] + second[2], dlambda
+
+
+def _through_scores(ds: Array, q: Array, k: Array) -> tuple[Array, Array]:
+    """∂L/∂Q and ∂L/∂K from ∂L/∂S (B, H, T, S)."""
+    xp, (B, H, T, d), (K, S) = namespace(q), q.shape, k.shape[1:3]
+    grouped = xp.reshape(ds / math.sqrt(d), (B, K, H // K, T, S))
+    dq = xp.reshape(grouped @ k[:, :, None, :, :], q.shape)
+    return dq, xp.sum(xp.matrix_transpose(grouped) @ xp.reshape(q, (B, K, H // K, T, d)), axis=2)
+
+
+def _to_groups(x: Array, groups: int) -> Array:
+    """Sum over the query heads that share a key head: (B, H, S, e) to (B, K, S, e)."""
+    xp, (B, H, *rest) = namespace(x), x.shape
+    return xp.sum(xp.reshape(x, (B, groups, H // groups, *rest)), axis=2)
 
 
 @mistake(BACKWARD_MISTAKES, LAYER, "backward")
@@ -90,13 +143,7 @@ def _more_of_the_scores(
     """The gradients with Aᵢ ⊙ sumᵢ, a number (B, H, T, 1) for each row, added to ∂L/∂Sᵢ."""
     q1, k1, q2, k2 = x
     *of_maps, dv, dlambda = found
-    more: list[Array] = []
-    for q, k, weights, of_rows in ((q1, k1, a[0], sums[0]), (q2, k2, a[1], sums[1])):
-        xp = namespace(q)
-        (B, H, T, d), (K, S) = q.shape, k.shape[1:3]
-        ds = xp.reshape(weights * of_rows / math.sqrt(d), (B, K, H // K, T, S))
-        more.append(xp.reshape(ds @ k[:, :, None, :, :], q.shape))
-        more.append(xp.sum(xp.matrix_transpose(ds) @ xp.reshape(q, (B, K, H // K, T, d)), axis=2))
+    more = (*_through_scores(a[0] * sums[0], q1, k1), *_through_scores(a[1] * sums[1], q2, k2))
     return (*(d + m for d, m in zip(of_maps, more, strict=True)), dv, dlambda)
 
 

@@ -42,6 +42,24 @@ def neighboring_queries_on_halved_keys(right: Any, q: Array, k: Array, *rest: An
     return right(_evens_then_odds(q), k, *rest, **options)
 
 
+@mistake(HEAD_MISTAKES, "diff_heads_hf", "pair", "F1", FLASH)
+def neighboring_keys_on_halved_queries(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
+    """Keys 2j, 2j + 1, queries i, i + H/2: one pairing for each."""
+    return right(q, _evens_then_odds(k), *rest, **options)
+
+
+@mistake(HEAD_MISTAKES, "diff_heads_paper", "pair", "F1", HF)
+def halved_keys_on_neighboring_queries(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
+    """Keys j, j + K/2, queries 2i, 2i + 1: one pairing for each."""
+    return right(q, _halves_in_turn(k), *rest, **options)
+
+
+@mistake(HEAD_MISTAKES, "diff_heads_paper", "pair", "F1", HF)
+def halved_queries_on_neighboring_keys(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
+    """Queries i, i + H/2, keys 2j, 2j + 1: one pairing for each."""
+    return right(_halves_in_turn(q), k, *rest, **options)
+
+
 @mistake(HEAD_MISTAKES, "diff_heads_paper", "pair", "F1", HF)
 def halves_are_a_pair(right: Any, q: Array, k: Array, *rest: Any, **options: Any) -> Any:
     """Heads i, i + H/2 where heads 2i, 2i + 1 are a pair."""

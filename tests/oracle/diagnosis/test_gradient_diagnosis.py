@@ -86,7 +86,10 @@ def mistaken(case: Case, mistake: Mistake) -> dict[str, np.ndarray]:
 
 ALIKE = ("row_sums_left_out", "row_sums_of_the_difference")
 """Below a norm they are the same but for ε, since no gradient that comes through one has a part along its input."""
-AS_IN_THE_SPEC = ("no_causal_mask", "gradient_without_the_causal_mask")
+AS_IN_THE_SPEC = (
+    ("no_causal_mask", "gradient_without_the_causal_mask"),
+    ("no_padding_mask", "gradient_without_the_mask"),
+)
 """Without a norm the gradient does not depend on the output: no mask in it, and none in both, are the same."""
 
 
@@ -108,7 +111,8 @@ AS_IN_THE_SPEC = ("no_causal_mask", "gradient_without_the_causal_mask")
 )
 @pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
 def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> None:
-    case = cases("discriminating", 3, spec=small_spec(preset), dtype=dtype)[1]
+    padded = mistake.name == "gradient_without_the_mask"
+    case = cases("discriminating", 3, spec=small_spec(preset), dtype=dtype)[0 if padded else 1]
     found = asked(case, mistaken(case, mistake))
     failed = [note.split()[4] for note in found.notes if note.startswith("the output is right, ")]
     if preset == "diff_v2" and mistake.layer in ("rms_norm_vjp", "diff_lambda_vjp"):
@@ -119,9 +123,12 @@ def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> Non
     expected: tuple[str, ...] = (mistake.name,)
     if mistake.name in ALIKE and (preset, dtype) in (("hf_diffllama", "bfloat16"), ("ms_v1", "bfloat16")):
         expected = ALIKE
-    if mistake.name in AS_IN_THE_SPEC and preset == "diff_v2":
-        expected = AS_IN_THE_SPEC
+    if preset == "diff_v2":
+        expected = next((pair for pair in AS_IN_THE_SPEC if mistake.name in pair), expected)
     assert tuple(names) == expected
+    if padded:  # what stands in padding is so large that gradients of q and k are rounding, and have no name
+        assert set(said.partition(" are those")[0].replace(" and ", ", ").split(", ")) <= set(failed)
+        return
     assert found.status == (UNIQUE if len(expected) == 1 else AMBIGUOUS)
     assert tuple(c.name for c in found.candidates) == expected
 

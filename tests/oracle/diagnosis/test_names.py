@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 
 import numpy as np
 import pytest
@@ -132,6 +134,10 @@ def test_what_inputs_do_not_show_explains_nothing() -> None:
         ("bfloat16_bits_read_as_integers", "discriminating", 1),
         ("only_half_of_the_width_turns", "discriminating", 1),
         ("last_page_lost", "serving", 0),
+        ("neighboring_keys_on_halved_queries", "discriminating", 1),
+        ("accumulator_not_rescaled_by_tiles_of_16", "tiles", 0),
+        ("denominator_not_rescaled_by_tiles_of_32", "tiles", 0),
+        ("sums_not_rescaled_by_tiles_of_64", "tiles", 1),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
@@ -141,6 +147,63 @@ def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str,
     assert wrong is not None
     found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
     assert found.name == name, str(found)
+
+
+@pytest.mark.parametrize(("accumulator", "denominator"), [(False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("tile", [8, pytest.param(16, marks=pytest.mark.slow)])
+def test_an_online_softmax_that_forgets_to_rescale_is_named(tile: int, accumulator: bool, denominator: bool) -> None:
+    """Written as a kernel is, a tile after another, in float32."""
+    spec = small_spec("hf_diffllama").replace(rope="none", norm="none", out_scale="none")
+    inputs = draw(spec, Structure(1, 40, 40), "natural", 3)
+    half, K = spec.heads, spec.key_heads // 2
+    n = spec.heads // K
+    q, k, v = (np.asarray(inputs[name], dtype=np.float32) for name in "qkv")
+    values = np.repeat(np.concatenate([v[:, :K], v[:, K:]], axis=-1), n, axis=1)
+    maps = []
+    for queries, keys in ((q[:, :half], k[:, :K]), (q[:, half:], k[:, K:])):
+        z = queries @ np.swapaxes(np.repeat(keys, n, axis=1), 2, 3) / np.float32(np.sqrt(spec.head_dim))
+        z = np.where(np.tril(np.ones((40, 40), dtype=bool)), z, -np.inf)
+        m = np.full((*z.shape[:3], 1), -np.inf, dtype=np.float32)
+        acc, den = np.zeros(values.shape, dtype=np.float32), np.zeros_like(m)
+        for start in range(0, 40, tile):
+            new = np.maximum(m, z[..., start : start + tile].max(axis=-1, keepdims=True))
+            alpha, p = np.exp(m - new), np.exp(z[..., start : start + tile] - new)
+            acc = (acc if accumulator else alpha * acc) + p @ values[:, :, start : start + tile]
+            den = (den if denominator else alpha * den) + p.sum(axis=-1, keepdims=True)
+            m = new
+        maps.append(acc / den)
+    q1, k1, q2, k2 = (inputs[name].astype(np.float64) for name in VECTORS)
+    lambda_ = np.float32(np.exp(q1 @ k1) - np.exp(q2 @ k2) + 0.8 - 0.6 * np.exp(-0.3 * spec.layer))
+    out = (maps[0] - lambda_ * maps[1]).astype(np.float32)
+    found = diagnose(out, spec, inputs, recipe="float32", max_deviations=1)
+    name = {(True, False): "accumulator", (False, True): "denominator", (True, True): "sums"}[accumulator, denominator]
+    assert found.name == f"{name}_not_rescaled_by_tiles_of_{tile}", str(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({"layer": 5, "rope_theta": 5e5}, "layer"),
+        pytest.param({"layer": 7, "rope": "interleaved"}, "layer", marks=pytest.mark.slow),
+        pytest.param({"scale": 0.1, "rope_theta": 5e5}, "scale", marks=pytest.mark.slow),
+        pytest.param({"norm_eps": 1e-2, "layer": 7}, "layer", marks=pytest.mark.slow),
+    ],
+)
+def test_two_wrong_fields_of_the_spec_are_told_before_anything_else(changes: dict[str, object], first: str) -> None:
+    case = cases("discriminating", 3, spec=small_spec("hf_diffllama"))[1]
+    recipe = Recipe("float32")
+    out = evaluate(case.spec.replace(**changes), quantised(case.inputs, recipe), recipe, HELD_OUT[0])["out"]
+    found = diagnose(out, case.spec, case.inputs, recipe="float32")
+    assert found.name is None
+    assert not found.candidates, "what explains less is no lead"
+    said = re.fullmatch(
+        r"several fields of the spec: with (\w+)=(.+), (\w+)=(.+) it passes; the best \w+ alone explains \d+%",
+        found.notes[0],
+    )
+    assert said is not None, str(found)
+    assert said[1] == first
+    fitted = {said[1]: ast.literal_eval(said[2]), said[3]: ast.literal_eval(said[4])}
+    assert fitted == {n: x if isinstance(x, str) else pytest.approx(x, rel=0.01) for n, x in changes.items()}
 
 
 @pytest.mark.slow

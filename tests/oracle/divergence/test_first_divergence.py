@@ -25,7 +25,9 @@ from tests.oracle.divergence.runs import LAYER, inputs, model, run
 # Where a mistake first shows, by what it does; what its layer is made of stands before what the layer gives.
 AT = {
     **dict.fromkeys(
-        ("neighbors_are_a_pair", "neighboring_queries_on_halved_keys", "halves_are_a_pair", "v2_halves_are_a_pair",
+        ("neighbors_are_a_pair", "neighboring_queries_on_halved_keys", "neighboring_keys_on_halved_queries",
+         "halved_keys_on_neighboring_queries", "halved_queries_on_neighboring_keys", "halves_are_a_pair",
+         "v2_halves_are_a_pair",
          "keys_repeated_before_they_pair", "keys_tiled", "keys_crossed", "streams_swapped", "scores_not_scaled",
          "scores_scaled_by_the_root_of_half_of_d", "scores_scaled_by_the_root_of_2d", "scores_scaled_twice",
          "norm_of_queries_and_keys", "queries_and_keys_normed", "attention_over_heads", "one_more_in_the_denominator"),

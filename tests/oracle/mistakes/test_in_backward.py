@@ -19,6 +19,8 @@ EACH = pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
 OF_LAMBDA = {"lambda_full", "lambda_logits", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}
 CHANGED = {
     "gradient_without_the_causal_mask": {"q", "k", "v", *OF_LAMBDA},
+    "gradient_without_the_mask": {"q", "k", "v", *OF_LAMBDA},
+    "saved_sums_used_without_a_mask": {"q", "k", "v"},
     "log2_e_left_in_the_gradient_of_queries": {"q"},
     "lambda_held_constant": OF_LAMBDA,
     "values_gradient_of_the_first_map_alone": {"v"},
@@ -34,6 +36,7 @@ def acts_in(preset: str, mistake: Mistake) -> bool:
     spec = small_spec(preset)
     shared = {
         "gradient_without_the_causal_mask": spec.causal != "none",
+        "saved_sums_used_without_a_mask": spec.causal != "none",
         "gradient_of_one_query_head_of_a_group": spec.query_heads != spec.key_heads,
     }
     by_layer = {
@@ -48,7 +51,8 @@ def acts_in(preset: str, mistake: Mistake) -> bool:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_acts_in_the_way_back_of_a_spec(preset: str, mistake: Mistake) -> None:
     """On the gradients that it says, and on no others."""
-    case = cases("discriminating", 5, spec=small_spec(preset))[1]
+    padded = mistake.name == "gradient_without_the_mask"
+    case = cases("discriminating", 5, spec=small_spec(preset))[0 if padded else 1]
     inputs, dout = as_float64(case.spec, case.inputs), case.dout.astype(np.float64)
     right, wrong = (backward(case.spec, inputs, dout, ops_with(some)) for some in ((), (mistake,)))
     off = {n: np.abs(wrong[n] - y).max() / np.abs(y).max() for n, y in right.items()}
@@ -78,3 +82,27 @@ def test_the_last_query_head_of_a_group_however_its_key_is_given() -> None:
 
 def _is_grouped(args: tuple[np.ndarray, ...], options: dict[str, bool]) -> bool:
     return bool(args[0].shape[1] > args[1].shape[1] > 1 and args[1].shape[2] > 1)
+
+
+def test_saved_sums_without_a_mask_are_what_a_kernel_by_tiles_computes() -> None:
+    """Each map's probabilities exp(S − LSE) for every key, in plain loops of one head."""
+    g = np.random.default_rng(3)
+    q1, k1, q2, k2, dout = g.normal(size=(5, 1, 1, 6, 4))
+    v, lambda_ = g.normal(size=(1, 1, 6, 4)), 0.6
+    mask = g.random((1, 1, 6, 6)) > 0.3
+    mask[..., 0] = True
+    see = mask[0, 0] & np.tril(np.ones((6, 6), dtype=bool))
+    (wrong,) = (m for m in BACKWARD_MISTAKES if m.name == "saved_sums_used_without_a_mask")
+    found = wrong.of(layers.diff_attention_vjp)(dout, q1, k1, q2, k2, v, np.asarray(lambda_), mask)
+    dv = np.zeros((6, 4))
+    for n, (q, k, sign) in enumerate(((q1, k1, 1.0), (q2, k2, -lambda_))):
+        z = q[0, 0] @ k[0, 0].T / 2.0
+        lse = np.log(np.sum(np.where(see, np.exp(z), 0.0), axis=1))
+        p = np.exp(z - lse[:, None])
+        d = sign * dout[0, 0]
+        of_row = np.sum(d * (np.where(see, p, 0.0) @ v[0, 0]), axis=1)
+        ds = p * (d @ v[0, 0].T - of_row[:, None]) / 2.0
+        np.testing.assert_allclose(found[2 * n][0, 0], ds @ k[0, 0], atol=1e-12)
+        np.testing.assert_allclose(found[2 * n + 1][0, 0], ds.T @ q[0, 0], atol=1e-12)
+        dv += p.T @ d
+    np.testing.assert_allclose(found[4][0, 0], dv, atol=1e-12)
