@@ -38,7 +38,8 @@ from tokenizers import Tokenizer
 #
 # A model computes with numbers, so a tokenizer first cuts the text into pieces that it knows and replaces each piece
 # by its row number in a vocabulary. This is the only step that we leave to a library. The first id, 0, marks the
-# beginning of a text.
+# beginning of a text. (Its token is called `<|endoftext|>` because it stands between two texts: at the end of one, at
+# the beginning of the next.)
 
 # %%
 folder = Path("../refdiff/bundled")
@@ -379,43 +380,44 @@ attention_map = recording
 model(ids, weights, config)
 attention_map = original
 
-
-def strength(layer):  # λ, eq. 2
+# %%
+starts = [0.8 - 0.6 * np.exp(-0.3 * layer) for layer in range(6)]
+lambdas = []
+for layer in range(6):  # eq. 2
     p = subset(weights, f"model.layers.{layer}.self_attn.")
-    start = 0.8 - 0.6 * np.exp(-0.3 * layer)
-    return np.exp(p["lambda_q1"] @ p["lambda_k1"]) - np.exp(p["lambda_q2"] @ p["lambda_k2"]) + start
+    dots = p["lambda_q1"] @ p["lambda_k1"], p["lambda_q2"] @ p["lambda_k2"]
+    lambdas.append(np.exp(dots[0]) - np.exp(dots[1]) + starts[layer])
+print("λ_init by layer:", *(f"{start:5.2f}" for start in starts))
+print("λ by layer:     ", *(f"{strength:5.2f}" for strength in lambdas))
 
-
-print("λ_init by layer:", [round(float(0.8 - 0.6 * np.exp(-0.3 * layer)), 2) for layer in range(6)])
-print("λ by layer:     ", [round(float(strength(layer)), 2) for layer in range(6)])
+# %%
 layer, pair = 4, 0
-differences = kept[2 * layer] - strength(layer) * kept[2 * layer + 1]  # of all three pairs
-first, second, difference = kept[2 * layer][pair], kept[2 * layer + 1][pair], differences[pair]
-
-
-def shares(a, d):  # of all |weight| in a row: what the token has that A₁ prefers, in A₁ and in the difference
-    top = a.argmax(axis=-1)[:, None]
-    return [np.take_along_axis(np.abs(m), top, 1)[:, 0] / np.abs(m).sum(axis=-1) for m in (a, d)]
-
-
-before, after = shares(first, difference)
-for i in (tokens.index(" who"), tokens.index(" son")):
-    preferred = first[i].argmax()
-    print(f"row {tokens[i]!r}: weight of {tokens[preferred]!r} {first[i].max():.2f} → {difference[i, preferred]:.2f}, "
-          f"all |weight| 1.00 → {np.abs(difference[i]).sum():.2f}, "
-          f"so its share {before[i]:.0%} → {after[i]:.0%}")  # fmt: skip
-gains = np.array([np.subtract(*shares(a, d)[::-1])[1:] for a, d in zip(kept[2 * layer], differences, strict=True)])
-rises, falls = (gains > 0).sum(), (gains <= 0).sum()  # without the first token, which sees itself alone
-print(f"layer {layer}, all pairs: the share of A₁'s preferred token rises in {rises} rows and falls in {falls}")
-sketches.three_maps(tokens, first, second, strength(layer))
+firsts, seconds = kept[2 * layer : 2 * layer + 2]  # three pairs each
+differences = firsts - lambdas[layer] * seconds
+sketches.three_maps(tokens, firsts[pair], seconds[pair], lambdas[layer])
 
 # %% [markdown]
 # Read the row "son" from left to right. The first map finds "three" and little else. The second lays weight on
 # everything before. In the difference "three" still stands out, but the rest of the row is now negative (orange): where
 # λA₂ is larger than A₁, a token's value is *subtracted*, which no softmax can do.
 #
-# Is that what the idea promised? By the measure that the picture in the README uses, the share of all |weight|, no:
-# the share of "three" *falls*, since A₁ was sharp already and the second map adds more negative weight than it
+# Is that what the idea promised? Take the token that A₁ prefers. Which share of all |weight| in its row does it have,
+# in A₁ and in the difference?
+
+# %%
+before, after = sketches.shares_of_top(firsts, differences)
+for word in (" who", " son"):
+    i = tokens.index(word)
+    top = firsts[pair, i].argmax()
+    print(f"row {word!r}: weight of {tokens[top]!r} {firsts[pair, i, top]:.2f} → {differences[pair, i, top]:.2f}, all "
+          f"|weight| 1.00 → {np.abs(differences[pair, i]).sum():.2f}: its share is {before[pair, i]:.0%} → "
+          f"{after[pair, i]:.0%}")  # fmt: skip
+rises = int((after > before)[:, 1:].sum())  # without the first token, which sees itself alone
+falls = before[:, 1:].size - rises
+print(f"layer {layer}, all pairs: the share rises in {rises} rows and falls in {falls}")
+
+# %% [markdown]
+# No: the share of "three" *falls*, since A₁ was sharp already and the second map adds more negative weight than it
 # cancels. The row "who" with its "king" is the same, and so are most rows of this layer. Subtraction can clean a map;
 # this model does something else with it. Keep the question: **what is a broad map subtracted for?** Notebook 03 takes
 # it up.
@@ -484,12 +486,13 @@ sketches.loss_by_strength(strengths, losses)
 # <summary>Answer</summary>
 #
 # 1. Rows of a softmax sum to 1, so rows of the difference sum to $1 - \lambda$. RMSNorm divides each head by its own
-#    size, so a factor that all weights of a row share is removed again; only ε and the sign are left of it.
+#    size, so it removes a factor that all weights of a row share. Two traces of it stay: its sign, and through ε
+#    a little of its size.
 # 2. Far worse than guessing: 8.92 nats, and guessing costs 7.62. The maps are not interchangeable.
 #
 # ```python
-# sums = difference.sum(axis=-1)
-# assert np.allclose(sums, 1 - strength(layer))
+# sums = differences.sum(axis=-1)
+# assert np.allclose(sums, 1 - lambdas[layer])
 #
 # kept_diff = diff_attention
 # diff_attention = lambda q1, k1, q2, k2, v, lambda_: kept_diff(q2, k2, q1, k1, v, lambda_)

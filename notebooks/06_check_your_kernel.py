@@ -20,8 +20,9 @@
 # %%
 # %matplotlib inline
 import numpy as np
+import sketches
 
-from refdiff import layers, oracle, viz
+from refdiff import layers, oracle
 
 # %% [markdown]
 # ## What the kernel is meant to compute
@@ -117,8 +118,8 @@ within = sum(value < 2 for _, value in correct)
 print(f"in {within} of them no row is off by 2 budgets or more; the oracle's limit is {limit:g}")
 
 # %% [markdown]
-# The oracle's limit comes from many more runs of this kind, torch's and JAX's among them. Their correct kernels come
-# nearer to it than ours. `refdiff/oracle/thresholds.py` has the evidence beside each limit.
+# The oracle's limit comes from many more runs of this kind. In 27,000 correct runs, two of torch and JAX came to 3.1
+# and 3.5 budgets, nearer to the limit than ours. `refdiff/oracle/thresholds.py` has the evidence beside each limit.
 #
 # ## Break it
 #
@@ -147,14 +148,10 @@ for name, out in outputs.items():
 print(f"allowed is an error of {limit:g} budgets of the row; the largest error is in parts of the largest number")
 
 # %% [markdown]
-# Here is the smallest of them row by row, for one text and head: the error of the row, and the error that is allowed
-# to it.
+# Each kernel's error, in parts of what the oracle allows and in parts of a tolerance of a thousandth:
 
 # %%
-error = np.sqrt(((outputs["ε = 1e-6"] - right)[1, 1] ** 2).mean(axis=-1))
-queries = [f"query {t}" for t in range(len(error))]
-axes = viz.plot_trace_error(queries, error, limits=limit * budget.rows["out"][1, 1], ylabel="error of the row (rms)")
-axes.figure
+sketches.two_tests(over, {name: error / 1e-3 for name, error in change.items()})
 
 # %% [markdown]
 # `allclose` with a tolerance of a thousandth lets both mistakes in ε pass. The oracle does not, because it knows that

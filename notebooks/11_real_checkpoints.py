@@ -25,8 +25,9 @@
 # %matplotlib inline
 import math
 
+import sketches
+
 import refdiff
-from refdiff import viz
 from refdiff.bench.sizes import HANDCUT, ONE_B
 from refdiff.model.weights.names import count_parameters, parameter_shapes
 
@@ -91,9 +92,7 @@ for name, of in shapes.items():
         part: sum(math.prod(s) for w, s in of.items() if any(key in w for key in keys)) for part, keys in parts.items()
     }
     shares[name] = {part: size / parameters[name] for part, size in sizes.items()}
-axes = viz.plot_attention_to(shares)
-axes.set_ylabel("share of the parameters")
-axes.figure
+sketches.stacked(shares, "share of the parameters")
 
 # %% [markdown]
 # Most parameters are in the feed-forward layers: 0.55 to 0.65 of them. Attention, the part that this project is about,

@@ -28,6 +28,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from aims import AIMS, STORED_AIMS, TRAINING_AIM, met, short_of, short_of_stored  # noqa: E402  (a folder of scripts)
 from compare import differences  # noqa: E402
 from drawn import drawn  # noqa: E402
+from sketches import in_ink  # noqa: E402
 
 from refdiff import layers, oracle, viz  # noqa: E402
 from refdiff.bench.plot import draw  # noqa: E402
@@ -83,19 +84,6 @@ def _speed() -> dict[str, Any]:
 
 
 PICTURES: dict[str, Callable[[], Any]] = {"needle": needle, "speed": speed}
-
-
-def in_ink(figure: Any, ink: str) -> None:
-    """Change what a figure writes and its lines of axes from the ink that serves both pages to that of one."""
-    from matplotlib.spines import Spine
-    from matplotlib.text import Text
-
-    for axes in figure.axes:
-        axes.tick_params(colors=ink, which="both")
-    for text in figure.findobj(Text):
-        text.set_color(ink)
-    for spine in figure.findobj(Spine):
-        spine.set_edgecolor(ink)
 
 
 def budgets() -> str:

@@ -1,8 +1,8 @@
 """What the notebooks use and do not show: diagrams, plots, and helpers of one experiment each.
 
-    python notebooks/sketches.py FOLDER   # writes the diagrams as PNG, on white and on black, to look at
+    python notebooks/sketches.py FOLDER   # writes the diagrams as PNG, to look at
 
-Figures have no ground and are legible on a light and a dark page.
+Figures are drawn in dark ink on a white card, which a light and a dark page show alike.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from refdiff import layers
+from refdiff import layers, viz
 from refdiff.viz.appearance import (
     BLUE,
     GREEN,
-    INK,
     MARKERS,
     ORANGE,
     PURPLE,
@@ -35,12 +34,38 @@ from refdiff.viz.appearance import (
     new_figure,
     signed_colours,
     signed_range,
+    whole_numbers,
 )
+
+INK, CARD, HIDDEN = "#333333", "#ffffff", "#dddddd"
+"""What is written, what it is written on, and a cell of a map that the causal mask hides."""
+
+
+def in_ink(figure: Any, ink: str) -> None:
+    """Give all words, ticks and frames of a figure one ink."""
+    from matplotlib.spines import Spine
+    from matplotlib.text import Text
+
+    for axes in figure.axes:
+        axes.tick_params(colors=ink, which="both")
+    for text in figure.findobj(Text):
+        text.set_color(ink)
+    for spine in figure.findobj(Spine):
+        spine.set_edgecolor(ink)
+
+
+def on_card(figure: Any) -> Any:
+    """Lay a figure on the white card, in its ink."""
+    in_ink(figure, INK)
+    figure.set_facecolor(CARD)
+    return figure
 
 
 def _canvas(width: float, height: float) -> Any:
     """Empty axes of a new figure whose data units are inches."""
-    axes = new_figure(width, height).add_subplot()
+    figure = new_figure(width, height)
+    figure.set_facecolor(CARD)
+    axes = figure.add_subplot()
     axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     axes.axis("off")
     return axes
@@ -137,28 +162,95 @@ def three_maps(tokens: list[str], first: Any, second: Any, lambda_: float) -> An
     """A₁, λ A₂ and their difference over one text: queries down, keys across, blue above zero and orange below."""
     figure = new_figure(10.4, 3.7)
     maps = {"A₁": first, f"λ A₂, λ = {lambda_:.2f}": lambda_ * second, "A₁ − λ A₂": first - lambda_ * second}
-    norm = signed_range(*maps.values())
+    norm, hidden = signed_range(*maps.values()), ~np.tri(len(tokens), dtype=bool)
     panels = figure.subplots(1, 3)
     for number, (axes, (title, weights)) in enumerate(zip(panels, maps.items(), strict=True)):
-        shown = dress(axes).imshow(weights, cmap=signed_colours(), norm=norm)
-        axes.set_title(title, color=INK, fontsize=10)
+        seen = np.ma.masked_array(weights, hidden)
+        shown = dress(axes).imshow(seen, cmap=signed_colours().with_extremes(bad=HIDDEN), norm=norm)
+        axes.set_title(title, fontsize=10)
         name_ticks(axes, tokens, "x")
         if number == 0:
             name_ticks(axes, tokens, "y")
-            axes.set_ylabel("query: the token that looks", color=INK)
+            axes.set_ylabel("query: the token that looks")
         else:
             axes.set_yticks([])
-        axes.set_xlabel("key: the token looked at", color=INK)
-    bar = figure.colorbar(shown, ax=list(panels), shrink=0.8, label="weight")
-    bar.outline.set_edgecolor(INK)
-    bar.ax.tick_params(colors=INK)
-    bar.ax.yaxis.label.set_color(INK)
-    return figure
+        axes.set_xlabel("key: the token looked at")
+    figure.colorbar(shown, ax=list(panels), shrink=0.8, label="weight (grey: hidden)")
+    return on_card(figure)
+
+
+def shares_of_top(first: Any, after: Any) -> tuple[Any, Any]:
+    """The token that each row of `first` weights most: its share of the row's Σ|weight|, there and in `after`."""
+    top = first.argmax(axis=-1)[..., None]
+    first, after = (np.abs(a) for a in (first, after))
+    return tuple(np.take_along_axis(a, top, -1)[..., 0] / a.sum(axis=-1) for a in (first, after))
+
+
+def leading_maps(maps: Any, start: int = 32) -> tuple[Any, Any, Any]:
+    """The map with the larger factor, the other, and how much of the other is subtracted, for queries from `start` on.
+
+    For λ above 1 it is A₂, from which A₁/λ is subtracted: the norm behind it removes the factor −λ.
+    """
+    strengths = maps.lambdas[:, None, None, None]
+    first, second = maps.first[:, :, start:], maps.second[:, :, start:]
+    exchanged = strengths > 1
+    leading, other = np.where(exchanged, second, first), np.where(exchanged, first, second)
+    return leading, other, np.where(exchanged, 1 / np.where(exchanged, strengths, 1), strengths)
+
+
+def share_if_shared(leading: Any, other: Any, strength: Any) -> Any:
+    """The share that each row's top token would have if the rest of the other map had the leading one's shape."""
+    top = leading.argmax(axis=-1)[..., None]
+    p, q = (np.take_along_axis(a, top, -1)[..., 0] for a in (leading, other))
+    needle, rest = np.abs(p - strength[..., 0] * q), np.abs(1 - p - strength[..., 0] * (1 - q))
+    return needle / (needle + rest)
+
+
+def score_correlation(a: Any, b: Any, start: int = 32) -> Any:
+    """Mean over the queries from `start` on of the correlation of two maps' scores.
+
+    The logarithm of a softmax is its scores up to a constant, which a correlation ignores.
+    """
+    seen = np.tri(a.shape[-1], dtype=bool)[start:]
+    x, y = (np.log(np.where(seen, m[..., start:, :], 1)) for m in (a, b))
+    x, y = (np.where(seen, z - z.sum(axis=-1, keepdims=True) / seen.sum(axis=-1, keepdims=True), 0) for z in (x, y))
+    return ((x * y).sum(axis=-1) / np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))).mean(axis=-1)
+
+
+def breadth(a: Any, start: int = 32) -> Any:
+    """Over how many tokens rows spread: the exponential of the entropy, mean over the queries from `start` on."""
+    logs = np.log(np.where(a > 0, a, 1))
+    return np.exp(-(a * logs).sum(axis=-1))[..., start:].mean(axis=-1)
+
+
+def size_spreads(results: Any) -> tuple[float, float]:
+    """How sizes (root mean square) of a layer's results (heads, tokens, d) vary: between heads, and over tokens."""
+    sizes = np.sqrt((results**2).mean(axis=-1))
+    means = sizes.mean(axis=-1)
+    return float(means.std() / means.mean()), float((sizes.std(axis=-1) / means).mean())
+
+
+def last_rows(maps: Any, tokens: Sequence[str]) -> Any:
+    """What the last token takes from each token, in every layer and pair: (layers, pairs, keys)."""
+    axes = new_axes(None, 8.4, 5.4)
+    rows = np.reshape(maps, (-1, len(tokens)))
+    axes.imshow(rows, cmap=signed_colours(), norm=signed_range(rows, limit=1.5), aspect="auto")
+    for (row, column), weight in np.ndenumerate(rows):
+        if abs(weight) >= 0.005:
+            axes.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=7)
+    axes.set_xticks(range(len(tokens)), labels=tokens, rotation=35, ha="right", fontsize=8.5)
+    names = [f"layer {i}, pair {j}" if j == 0 else f"pair {j}" for i, j in np.ndindex(np.shape(maps)[:2])]
+    axes.set_yticks(range(len(rows)), labels=names, fontsize=8.5)
+    for layer in range(1, len(maps)):
+        axes.axhline(layer * np.shape(maps)[1] - 0.5, color=INK, linewidth=0.8)
+    axes.set_title(f"weight that “{tokens[-1].strip()}” gives to each token; blank: below 0.005", fontsize=10)
+    axes.set_xlabel("key: the token looked at")
+    return on_card(axes.figure)
 
 
 def weighted_sum(words: Sequence[str], query: Any, keys: Any, values: Any, scores: Any, weights: Any) -> Any:
     """One query's attention in four steps: keys, scores, weights as bars, and values that are summed."""
-    axes, height = _canvas(8.4, 2.9), 0.62
+    axes, height = _canvas(8.8, 2.9), 0.62
     columns = {"the word": 0.6, "its key k": 1.75, "score q·k/√d": 3.15, "weight": 4.75, "its value v": 6.3}
     for title, x in columns.items():
         _note(axes, x, 2.35, title)
@@ -173,9 +265,11 @@ def weighted_sum(words: Sequence[str], query: Any, keys: Any, values: Any, score
         _box(axes, 4.05 + weight / 2, y, weight, 0.3, "", BLUE)
         _note(axes, 4.15 + weight, y, f"{weight:.2f}", ha="left", fontsize=9.5)
         _box(axes, 6.3, y, 0.9, 0.4, _vector(value), GREEN)
-        _arrow(axes, (6.75, y), (7.25, 1.95 - height), GREEN)
-    _box(axes, 7.75, 1.95 - height, 1.0, 0.45, _vector(weights @ values), PURPLE)
-    _note(axes, 7.75, 1.95 - height - 0.45, "Σ weight · v")
+        thick = {"arrowstyle": "-", "color": GREEN, "linewidth": 0.4 + 7 * weight, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", (7.6, 1.95 - height * (0.7 + 0.3 * i)), (6.75, y), arrowprops=thick)
+        _note(axes, 7.13, y + (0.16, 0.13, -0.16)[i], f"× {weight:.2f}")
+    _box(axes, 8.13, 1.95 - height, 1.06, 0.45, _vector(weights @ values), PURPLE)
+    _note(axes, 8.13, 1.95 - height - 0.45, "Σ weight · v")
     return axes.figure
 
 
@@ -188,9 +282,9 @@ def loss_by_strength(strengths: list[float], losses: list[float]) -> Any:
     axes = new_axes(None, 6.4, 3.2)
     axes.plot(strengths, losses, color=BLUE, marker="o")
     axes.axvline(1, color=INK, linestyle=":", linewidth=1)
-    axes.set_xlabel("λ in every layer, multiplied by", color=INK)
-    axes.set_ylabel("loss (nats per token)", color=INK)
-    return axes.figure
+    axes.annotate("as trained", (1, max(losses)), (6, 0), textcoords="offset points", va="top")
+    axes.set(title="the loss on eight tales", xlabel="λ in every layer, multiplied by", ylabel="loss (nats per token)")
+    return on_card(axes.figure)
 
 
 def gradient_flow() -> Any:
@@ -229,10 +323,11 @@ def gradient_flow() -> Any:
 def rotation() -> Any:
     """RoPE rotates a pair of numbers by its position; a score sees the angle between query and key."""
     figure = new_figure(8.4, 3.4)
+    figure.set_facecolor(CARD)
     left, right = figure.subplots(1, 2)
     circle = np.linspace(0, 2 * np.pi, 181)
     for axes in (left, right):
-        axes.set(xlim=(-1.5, 1.5), ylim=(-1.45, 1.35), aspect="equal")
+        axes.set(xlim=(-1.6, 1.6), ylim=(-1.65, 1.3), aspect="equal")
         axes.axis("off")
         axes.plot(np.cos(circle), np.sin(circle), color=INK, linewidth=0.6, linestyle=":")
     theta = 0.5
@@ -240,16 +335,16 @@ def rotation() -> Any:
         x, y = np.cos(0.25 + t * theta), np.sin(0.25 + t * theta)
         _arrow(left, (0, 0), (x, y), BLUE)
         _note(left, 1.22 * x, 1.17 * y, f"t = {t}")
-    _note(left, 0, -1.28, "one pair (a, b) at positions 0 to 4:\neach position adds the angle θ")
-    for t, length, colour in ((2, 1.0, BLUE), (7, 0.8, PURPLE)):
+    _note(left, 0, -1.45, "one pair (a, b) at positions 0 to 4:\neach position adds the angle θ")
+    for t, colour in ((2, BLUE), (7, PURPLE)):
         angles = {f"q at {t}": 0.9 + t * theta, f"k at {t - 1}": 0.3 + (t - 1) * theta}
         for name, angle in angles.items():
-            x, y = length * np.cos(angle), length * np.sin(angle)
+            x, y = np.cos(angle), np.sin(angle)
             _arrow(right, (0, 0), (x, y), colour)
-            _note(right, x + 0.3 * np.cos(angle), y + 0.18 * np.sin(angle), name)
+            _note(right, 1.27 * x, 1.13 * y, name)
         between = np.linspace(*angles.values(), 40)
-        right.plot(0.4 * length * np.cos(between), 0.4 * length * np.sin(between), color=colour, linewidth=1.4)
-    _note(right, 0, -1.28, "both moved by 5 positions: the angle\nbetween query and key stays, so does q·k")
+        right.plot(0.4 * np.cos(between), 0.4 * np.sin(between), color=colour, linewidth=1.4)
+    _note(right, 0, -1.45, "both moved by 5 positions: the angle\nbetween query and key stays, so does q·k")
     return figure
 
 
@@ -282,35 +377,39 @@ def pairing() -> Any:
 
 
 def cache() -> Any:
-    """What three steps of generation compute without a cache and with one."""
+    """What three steps of generation compute without a cache and with one: keys, values and rows of a map."""
     from matplotlib.patches import Rectangle
 
-    axes, side = _canvas(9.2, 2.7), 0.2
+    axes, side = _canvas(9.2, 3.4), 0.2
     for half, title in enumerate(("without a cache", "with a cache of keys and values")):
-        left = 0.3 + 4.6 * half
-        _note(axes, left + 2.0, 2.5, title, fontsize=10)
+        left = 0.45 + 4.6 * half
+        _note(axes, left + 1.8, 3.25, title, fontsize=10)
         for step, T in enumerate((4, 5, 6)):
             corner = left + 1.4 * step
-            for t in range(T):
-                fresh = t == T - 1 or half == 0
-                for s in range(t + 1):
-                    at = (corner + s * side, 2.1 - (t + 1) * side)
-                    ground = f"{ORANGE}bb" if fresh else "none"
-                    axes.add_patch(Rectangle(at, side, side, edgecolor=INK, linewidth=0.5, facecolor=ground))
-            _note(axes, corner + 0.6, 0.68, f"token {T}: {'1 row' if half else f'{T} rows'}")
-    _note(
-        axes, 4.6, 0.25, "A row is a query, a column a key. Orange: computed in this step. The rows above never change."
-    )
+            cells = [(name, s, 2.8 - 0.28 * n) for n, name in enumerate("kv") for s in range(T)]
+            for name, s, y in cells:
+                ground = ORANGE if s == T - 1 or half == 0 else HIDDEN
+                axes.add_patch(Rectangle((corner + s * side, y), side, side, edgecolor=INK, linewidth=0.5,
+                                         facecolor=ground))  # fmt: skip
+                if s == 0:
+                    _note(axes, corner - 0.1, y + 0.1, name)
+            for t, s in zip(*np.tril_indices(T), strict=True):
+                ground = f"{ORANGE}bb" if t == T - 1 or half == 0 else "none"
+                at = (corner + s * side, 2.35 - (t + 1) * side)
+                axes.add_patch(Rectangle(at, side, side, edgecolor=INK, linewidth=0.5, facecolor=ground))
+            _note(axes, corner + 0.6, 0.95, f"token {T}: {'1 row' if half else f'{T} rows'}")
+    _note(axes, 4.6, 0.4, "Strips: a key and a value for each token. Staircase: the map, a row for each query.\n"
+          "Orange: computed in this step. Grey: kept. White: never needed again.")  # fmt: skip
     return axes.figure
 
 
 def modes() -> Any:
     """One mistake in a trace, as the two ways to compare report it."""
     axes = _canvas(9.2, 2.1)
-    names = ("x", "q, k, v", "A₁, A₂", "λ_init", "λ", "A₁ − λA₂", "LN", "out", "…")
+    names = ("x", "q, k, v", "λ_init", "λ", "A₁, A₂", "A₁ − λA₂", "LN", "out", "…")
     rows = (
-        ("free:\nyour run against another run", range(3, 9)),
-        ("local: each point from\nyour own inputs to it", (3,)),
+        ("free:\nyour run against another run", (2, 3, 5, 6, 7, 8)),
+        ("local: each point from\nyour own inputs to it", (2,)),
     )
     for y, (title, wrong) in zip((1.65, 0.8), rows, strict=True):
         _note(axes, 0.95, y, title)
@@ -323,6 +422,67 @@ def modes() -> Any:
     return axes.figure
 
 
+def two_modes(labels: Sequence[str], errors: Mapping[str, Sequence[float]], limit: float) -> Any:
+    """The relative error of each point of a trace in each mode, as dots on stems; orange above the limit."""
+    figure = new_figure(10.4, 5.6)
+    grid = figure.subplots(len(errors), 1, sharex=True, sharey=True)
+    second = next(i for i, label in enumerate(labels) if label.startswith("1."))
+    for axes, (mode, row) in zip(grid, errors.items(), strict=True):
+        wrong = [error > limit for error in row]
+        colours = [ORANGE if one else BLUE for one in wrong]
+        dress(axes).vlines(range(len(row)), 1e-12, row, color=colours, linewidth=1.2)
+        axes.scatter(range(len(row)), row, s=14, color=colours, zorder=3)
+        axes.axhline(limit, color=INK, linestyle=":", linewidth=1)
+        axes.axvspan(second - 0.5, len(row) - 0.5, color=HIDDEN, alpha=0.4, linewidth=0)
+        axes.set_title(f"{mode}: {sum(wrong)} of {len(row)} points are wrong", fontsize=10)
+        axes.set(yscale="log", ylabel="relative error", ylim=(5e-13, 10), xlim=(-0.7, len(row) - 0.5))
+    grid[0].text(0, 1.5, "layer 0", fontsize=9)
+    grid[0].text(second, 1.5, "layer 1", fontsize=9)
+    grid[-1].set_xticks(range(len(labels)), labels=[label[2:] for label in labels], rotation=90, fontsize=8)
+    return on_card(figure)
+
+
+def two_tests(oracle: Mapping[str, float], loose: Mapping[str, float]) -> Any:
+    """The error of some kernels in parts of what two tests allow: right of 1 a test fails."""
+    axes = new_axes(None, 8.4, 3.0)
+    at = np.arange(len(oracle))
+    axes.scatter(oracle.values(), at - 0.12, color=ORANGE, marker="o", label="oracle: worst row ÷ allowed", zorder=3)
+    axes.scatter(loose.values(), at + 0.12, color=BLUE, marker="D", label="allclose: largest error ÷ 1e-3", zorder=3)
+    axes.axvline(1, color=INK, linestyle=":")
+    axes.axvspan(1, 1e9, color=HIDDEN, alpha=0.4, linewidth=0)
+    axes.set_yticks(at, labels=list(oracle))
+    axes.invert_yaxis()
+    limits = (min(*oracle.values(), *loose.values()) / 3, max(*oracle.values(), *loose.values()) * 3)
+    axes.set(xscale="log", xlim=limits, xlabel="error ÷ allowed error (grey: the test fails)")
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return on_card(axes.figure)
+
+
+def stacked(shares: Mapping[str, Mapping[str, float]], xlabel: str) -> Any:
+    """One bar for each model, cut into parts that sum to 1."""
+    axes = new_axes(None, 8.4, 0.75 * len(shares) + 1.2)
+    begin = np.zeros(len(shares))
+    for part, colour in zip(next(iter(shares.values())), SERIES, strict=False):
+        sizes = np.array([one[part] for one in shares.values()])
+        axes.barh(range(len(shares)), sizes, 0.75, left=begin, facecolor=f"{colour}55", edgecolor=colour)
+        for y, (left, size) in enumerate(zip(begin, sizes, strict=True)):
+            axes.text(
+                left + size / 2, y, f"{part.replace(', ', chr(10))}\n{size:.2f}", ha="center", va="center", fontsize=8
+            )
+        begin += sizes
+    axes.set_yticks(range(len(shares)), labels=list(shares))
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel=xlabel)
+    return on_card(axes.figure)
+
+
+def attention_case(trace: Any, prefix: str) -> tuple[dict[str, Any], Any]:
+    """What goes into the attention of a traced layer of the bundled model, and what comes out: by batch and head."""
+    q, k, v, out = (trace[prefix + name] for name in ("q_rope", "k_rope", "v_proj", "scaled"))
+    inputs = {"q": q, "k": k, "v": v.reshape(1, -1, 6, 32).swapaxes(1, 2)}
+    return inputs, out.reshape(1, -1, 3, 64).swapaxes(1, 2)  # out: (batch, pair, token, 2d)
+
+
 def copies(weights: int, there: int, back: int, cache: int, logits: int) -> Any:
     """What crosses between the host's memory and a GPU's while text is generated, in bytes."""
     axes = _canvas(9.2, 2.9)
@@ -331,7 +491,7 @@ def copies(weights: int, there: int, back: int, cache: int, logits: int) -> Any:
         _note(axes, x + width / 2, 2.7, title, fontsize=10)
     crossings = (
         (2.15, "checkpoint", "weights", f"once: {weights:,} bytes", 1),
-        (1.45, "id, position, length", "keys and values", f"each step: {there} bytes", 1),
+        (1.45, "id, position, length", "one step", f"each step: {there} bytes", 1),
         (0.75, "next id", "logits → choice", f"each step: {back} bytes", -1),
     )
     for y, left, right, note, way in crossings:
@@ -373,9 +533,10 @@ def bars(rows: Mapping[str, Any], needle: int) -> Any:
     for axes, (title, row) in zip(grid, rows.items(), strict=True):
         dress(axes).bar(range(len(row)), row, 0.7, color=[ORANGE if s == needle else BLUE for s in range(len(row))])
         axes.axhline(0, color=INK, linewidth=0.5)
-        axes.set_title(title, fontsize=9.5, loc="left", color=INK)
-    grid[-1].set_xlabel("key", color=INK)
-    return figure
+        axes.set_title(title, fontsize=10, loc="left")
+    grid[-1].set_xlabel("key")
+    grid[len(rows) // 2].set_ylabel("weight")
+    return on_card(figure)
 
 
 def curves(
@@ -385,28 +546,93 @@ def curves(
     ylabel: str,
     *,
     errors: Mapping[str, Any] | None = None,
+    paired: bool = False,
+    band: tuple[float, float, str] | None = None,
     **options: Any,
 ) -> Any:
-    """Named curves over one x, with error bars where there are any; `options` are properties of the axes."""
+    """Named curves over one x, with error bars where there are any; `options` are properties of the axes.
+
+    If `paired`, curves 0 and 1 share a colour, then 2 and 3. A `band` from one x to another is shaded and has a name.
+    """
     axes = new_axes(None, 6.4, 3.4)
     for i, (label, y) in enumerate(lines.items()):
-        axes.errorbar(x, y, None if errors is None else errors[label], color=SERIES[i], linestyle=STYLES[i],
-                      marker=MARKERS[i], markersize=4, capsize=3, label=label)  # fmt: skip
+        colour, line = (i // 2, i % 2) if paired else (i, i)
+        axes.errorbar(x, y, None if errors is None else errors[label], color=SERIES[colour], linestyle=STYLES[line],
+                      marker=MARKERS[colour], markersize=4, capsize=3, label=label)  # fmt: skip
+    if band is not None:
+        axes.axvspan(*band[:2], color=HIDDEN, alpha=0.5, linewidth=0, label=band[2])
     axes.set(xlabel=xlabel, ylabel=ylabel, **options)
+    if all(isinstance(place, int | np.integer) for place in x):
+        whole_numbers(axes.xaxis)
     legend(axes)
-    return axes.figure
+    return on_card(axes.figure)
+
+
+def strengths_by_layer(lambdas: Any) -> Any:
+    """λ of each layer and the λ_init near which it began, and what a λ outside of 0 to 1 means."""
+    axes = viz.plot_lambdas(lambdas)
+    axes.axhspan(0, 1, color=HIDDEN, alpha=0.5, linewidth=0)
+    for y, text in ((1.07, "above 1: A₂ leads"), (0.5, "A₂ is subtracted"), (-0.13, "below 0: A₂ is added")):
+        axes.text(5.15, y, text, fontsize=9, va="center")
+    axes.set_xlim(-0.2, 7.2)
+    axes.set_xticks(range(len(lambdas)))
+    return on_card(axes.figure)
+
+
+def groups(series: Mapping[str, Mapping[str, float]], ylabel: str, title: str = "") -> Any:
+    """Bars in groups: one group for each name in a series, one bar in it for each series."""
+    axes = viz.plot_attention_to({name: dict(one) for name, one in series.items()})
+    axes.set(ylabel=ylabel, title=title)
+    axes.figure.set_size_inches(9, 3.6)
+    return on_card(axes.figure)
+
+
+def loss_bars(losses: Mapping[str, float], guess: float) -> Any:
+    """One bar for the loss of each reading of a checkpoint, and a line at that of a uniform guess."""
+    axes = new_axes(None, 8.4, 2.9)
+    least = min(losses.values())
+    axes.barh(range(len(losses)), losses.values(), 0.65,
+              color=[BLUE if loss < least + 0.01 else ORANGE for loss in losses.values()])  # fmt: skip
+    for i, loss in enumerate(losses.values()):
+        axes.text(loss + 0.08, i, f"{loss:.2f}", va="center", fontsize=9)
+    axes.axvline(guess, color=INK, linestyle=":")
+    axes.text(guess, -0.75, "a uniform guess", ha="center", fontsize=9)
+    axes.set_yticks(range(len(losses)), labels=list(losses))
+    axes.invert_yaxis()
+    axes.set(xlim=(0, None), xlabel="loss (nats per token)")
+    return on_card(axes.figure)
+
+
+def cuts(p: Any, names: Sequence[str], k: int, share: float) -> Any:
+    """The most likely tokens in order, their probabilities and cumulative sum, and where top-k and top-p cut."""
+    figure = new_figure(9, 3.6)
+    axes = dress(figure.add_subplot())
+    at, total = np.arange(len(p)), np.cumsum(p)
+    axes.bar(at, p, 0.7, color=BLUE, label="probability")
+    axes.plot(at, total, color=ORANGE, marker="o", markersize=4, label="sum so far")
+    last = int((total < share).sum())
+    axes.axhline(share, color=INK, linewidth=0.8, linestyle=":")
+    for x, text in ((k - 0.5, f"top-k {k}\nends here"), (last + 0.5, f"top-p {share}\nends here")):
+        axes.axvline(x, color=INK, linestyle="--", linewidth=1)
+        axes.text(x + 0.1, 0.42, text, fontsize=9, va="center")
+    axes.set_xticks(at, labels=names, rotation=35, ha="right", fontsize=9)
+    axes.set(ylabel="probability", ylim=(0, 1), title="Who may be drawn? Tokens from the most likely on")
+    legend(axes, loc="center right")
+    return on_card(figure)
 
 
 def changes(values: Any, tokens: Sequence[str]) -> Any:
     """How much each token's vector changed (columns), after each layer (rows): nothing is blank."""
-    axes = new_axes(None, 7.6, 3.2)
+    axes = new_axes(None, 8.4, 3.4)
     shown = axes.imshow(values, cmap=signed_colours(), norm=signed_range(values), aspect="auto")
     shown.set_clim(-5 * values.max(), 5 * values.max())  # numbers stay legible on it
     for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row, "0" if value == 0 else f"{value:.2f}", ha="center", va="center", color=INK, fontsize=7)
-    name_ticks(axes, tokens, "x")
+        axes.text(column, row, "·" if value == 0 else f"{value:.2f}", ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(tokens)), labels=tokens, rotation=35, ha="right", fontsize=9)
     axes.set_yticks(range(len(values)), labels=["embedding", *(f"layer {i}" for i in range(len(values) - 1))])
-    return axes.figure
+    axes.set_title("relative change of each token's vector after king → man (·: exactly 0)", fontsize=10)
+    axes.set(xlabel="token", ylabel="after")
+    return on_card(axes.figure)
 
 
 def gradient_sizes(depth: int, seed: int, n: int = 64, D: int = 256, d: int = 16) -> list[float]:
@@ -424,6 +650,12 @@ def gradient_sizes(depth: int, seed: int, n: int = 64, D: int = 256, d: int = 16
         np.concatenate([*layers.diff_heads_hf_vjp(g[None], q2, k2, v, lambda_, s, 1e-5)[0][0]], -1) for s in (0, start)
     ]
     return [float(np.linalg.norm(x.T @ by_q) / np.linalg.norm(x.T @ plain)) for by_q in (bare, *norms)]
+
+
+def loss_of(tiny: Any, ids: Any, weights: Any, config: Any) -> float:
+    """The loss of a text by chapter 0's model: the mean of −log p of its next tokens."""
+    p = tiny.softmax(tiny.model(ids, weights, config)[:-1])
+    return float(-np.log(p[np.arange(len(ids) - 1), ids[1:]]).mean())
 
 
 @contextmanager
@@ -447,7 +679,7 @@ def strengths(model: Any, changed: Mapping[int, float]) -> Iterator[None]:
 SLIDER = """
 <!doctype html><meta charset="utf-8"><title>Two maps with shared noise</title>
 <style>
-body { font: 14px sans-serif; color: INK; margin: 4px }
+body { font: 14px sans-serif; color: INK; background: CARD; margin: 0; padding: 4px }
 input { width: 45%; vertical-align: middle }
 text { fill: INK; font-size: 13px }
 </style>
@@ -462,10 +694,14 @@ function draw() {
   inputs.forEach(i => i.parentNode.querySelector("output").textContent = (+i.value).toFixed(2));
   const other = NOISE[0].map((x, i) => rho * x + Math.sqrt(1 - rho * rho) * NOISE[1][i]);
   const first = softmax(NOISE[0].map((x, i) => x + 2.5 * (i == needle))), second = softmax(other);
+  let alone = 0;
   const rows = {"A₁": first, "A₂": second, "A₁ − λ A₂": first.map((x, i) => x - lambda * second[i])};
   svg.innerHTML = Object.entries(rows).map(([name, row], r) => {
     const size = row.reduce((a, x) => a + Math.abs(x), 0), share = Math.abs(row[needle]) / size, base = 85 + 110 * r;
-    return `<text x="4" y="${base - 70}">${name}: ${(100 * share).toFixed(0)} % of Σ|weight| at the needle</text>` +
+    alone = r ? alone : share;
+    const percent = x => `${(100 * x).toFixed(0)} %`, than = r == 2 ? ` (A₁ alone: ${percent(alone)})` : "";
+    return `<text x="4" y="${base - 70}">${name}: ${percent(share)} of Σ|weight| at the needle${than}</text>` +
+      `<text x="${13 * needle + 1}" y="${base + 14}" style="font-size: 10px">key 30</text>` +
       `<line x1="0" x2="640" y1="${base}" y2="${base}" stroke="INK" stroke-width="0.5"/>` +
       row.map((x, i) => `<rect x="${13 * i + 8}" y="${base - 250 * Math.max(x, 0)}" width="9" ` +
         `height="${250 * Math.abs(x)}" fill="${i == needle ? "ORANGE" : "BLUE"}"/>`).join("");
@@ -483,7 +719,7 @@ class Slider:
     def __init__(self) -> None:
         noise = np.random.default_rng(6).standard_normal((2, 48)).round(3)
         self.maps = SimpleNamespace(tokens=("ρ", "λ"), first=noise[0], second=noise[1], difference=None)
-        page = SLIDER.replace("DATA", json.dumps(noise.tolist())).replace("INK", INK)
+        page = SLIDER.replace("DATA", json.dumps(noise.tolist())).replace("INK", INK).replace("CARD", CARD)
         self.page = page.replace("ORANGE", ORANGE).replace("BLUE", BLUE)
 
     def __repr__(self) -> str:
@@ -500,6 +736,4 @@ DIAGRAMS = (checkpoint, residual_stream, head_pair, gradient_flow, rotation, pai
 
 if __name__ == "__main__":
     for sketch in DIAGRAMS:
-        for ground in ("white", "black"):
-            target = Path(sys.argv[1]) / f"{sketch.__name__}-{ground}.png"
-            sketch().savefig(target, dpi=80, facecolor=ground)
+        sketch().savefig(Path(sys.argv[1]) / f"{sketch.__name__}.png", dpi=80)

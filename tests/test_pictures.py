@@ -28,7 +28,7 @@ def pictures() -> Iterator[ModuleType]:
         yield importlib.import_module("pictures")
     finally:
         sys.path.remove(str(ROOT / "notebooks"))
-        for name in ("pictures", "aims", "compare", "drawn"):
+        for name in ("pictures", "aims", "compare", "drawn", "sketches"):
             sys.modules.pop(name, None)
 
 
@@ -83,6 +83,25 @@ def test_each_page_has_its_own_ink(pictures: ModuleType) -> None:
         pictures.in_ink(figure, ink)
         (axes,) = figure.axes
         assert {axes.title.get_color(), axes.xaxis.get_ticklabels()[0].get_color()} == {ink}
+
+
+def _luminance(colour: Any) -> float:
+    from matplotlib.colors import to_rgb
+
+    parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def test_words_of_sketches_have_contrast_with_their_card(pictures: ModuleType) -> None:
+    from matplotlib.text import Text
+
+    sketches = importlib.import_module("sketches")
+    figures = [sketch() for sketch in sketches.DIAGRAMS]
+    figures += [sketches.curves([0, 1], {"a": [0, 1]}, "x", "y", title="t", band=(0, 1, "b"))]
+    for figure in figures:
+        ground = _luminance(figure.get_facecolor())
+        for text in figure.findobj(Text):
+            assert (ground + 0.05) / (_luminance(text.get_color()) + 0.05) >= 7, text.get_text()
 
 
 def test_a_table_of_other_numbers_is_named(
