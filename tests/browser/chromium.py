@@ -113,13 +113,14 @@ class Chromium:
             self.events.append(message)
         return message
 
-    def open(self, path: Path, *, width: int = 1200, height: int = 900, scheme: str = "light") -> None:
-        """Load a file with the network off, and wait for it."""
+    def open(self, page: Path | str, *, width: int = 1200, height: int = 900, scheme: str = "light") -> None:
+        """Load a file with the network off, or an address of a local server, and wait for it."""
         self.events.clear()
-        self.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        limits = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}  # none
+        self.call("Network.emulateNetworkConditions", offline=isinstance(page, Path), **limits)
         self.resize(width, height)
         self.prefer(scheme)
-        answer = self.call("Page.navigate", url=path.as_uri())
+        answer = self.call("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
         self.frame = answer["frameId"]
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._read(60)
@@ -141,7 +142,8 @@ class Chromium:
     def point(self, selector: str, x: float = 0.5, y: float = 0.5, *, click: bool = False) -> None:
         """Move the pointer to a place in an element, in shares of its size, and perhaps press it there."""
         box = self.run(
-            f"(() => {{const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
+            f"(() => {{const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'center', behavior: 'instant'});"
             "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]})()"
         )
         at = {"x": box[0] + box[2] * x, "y": box[1] + box[3] * y}
