@@ -25,7 +25,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-import cells  # noqa: E402  (a folder of scripts, not a package)
+import article  # noqa: E402  (a folder of scripts, not a package)
+import cells  # noqa: E402
 import code_blocks  # noqa: E402
 import docstrings  # noqa: E402
 import interface  # noqa: E402
@@ -129,6 +130,7 @@ def build(out: Path) -> list[str]:
             if pictures.is_dir():  # pages have them as HTML, which Sphinx does not look into
                 shutil.copytree(pictures, new / "notebooks" / "pictures")
             (new / "explore.html").write_text(explore(), encoding="utf-8")
+            article.write(new / "live")
             wrong += links.wrong_in(new)
             shutil.rmtree(out, ignore_errors=True)
             shutil.copytree(new, out)

@@ -1,0 +1,90 @@
+"""The article "The Differential Transformer, live": static files, which need a server and no network.
+
+    python notebooks/reference/article.py           # serves it on this machine, until Ctrl-C
+    python notebooks/reference/article.py FOLDER    # writes it into a folder
+
+The page is plain JavaScript in live/. Beside it stand the bundled checkpoint, which the page runs, and results.json:
+what notebook 09 measured, reduced to what the page draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import http.server
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CHECKPOINT = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+def write(folder: Path) -> None:
+    """Write the page and all that it loads."""
+    shutil.copytree(HERE / "live", folder, dirs_exist_ok=True)
+    (folder / "model").mkdir(exist_ok=True)
+    for name in CHECKPOINT:
+        shutil.copy(ROOT / "refdiff" / "bundled" / name, folder / "model" / name)
+    stored = json.loads((HERE.parent / "data" / "retrieval.json").read_text(encoding="utf-8"))
+    (folder / "results.json").write_text(json.dumps(results(stored)), encoding="utf-8")
+
+
+def results(stored: dict[str, Any]) -> list[dict[str, Any]]:
+    """Reduce notebook 09's runs to one number for each seed, kind and measure."""
+    longest = str(max(stored["experiment"]["train_lengths"]))
+    unseen = str(max(stored["experiment"]["lengths"]))
+
+    def numbers(measure: Any) -> dict[str, list[float]]:
+        kinds = {"plain": "none", "differential": "hf"}
+        runs = sorted(stored["runs"], key=lambda run: int(run["seed"]))
+        return {
+            kind: [round(float(measure(run["measured"])), 5) for run in runs if run["wiring"] == wiring]
+            for kind, wiring in kinds.items()
+        }
+
+    def last_layer(group: str) -> dict[str, list[float]]:
+        return numbers(lambda m: sum(m[longest]["heads"][group][-1]) / len(m[longest]["heads"][group][-1]))
+
+    return [
+        {"name": "answer", "wanted": "more", "numbers": last_layer("answer")},
+        {"name": "noise", "wanted": "less", "numbers": last_layer("noise")},
+        {"name": "accuracy", "wanted": "more", "numbers": numbers(lambda m: m[longest]["accuracy"])},
+        {"name": "accuracy on longer rows", "wanted": "more", "numbers": numbers(lambda m: m[unseen]["accuracy"])},
+    ]
+
+
+def serve(port: int) -> None:
+    """Write the page to a temporary folder and serve it to this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+            sys.stdout.write(f"http://127.0.0.1:{server.server_port}/\n")
+            sys.stdout.flush()
+            server.serve_forever()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page, or serve it."""
+    parser = argparse.ArgumentParser("python notebooks/reference/article.py", description="Write or serve the article.")
+    parser.add_argument("folder", type=Path, nargs="?", help="where to write it (default: serve it)")
+    parser.add_argument("--port", type=int, default=8000, help="of the server; 0 takes a free one (default: 8000)")
+    args = parser.parse_args(argv)
+    if args.folder:
+        write(args.folder)
+        return 0
+    try:
+        serve(args.port)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

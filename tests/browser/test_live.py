@@ -1,0 +1,621 @@
+"""The article "The Differential Transformer, live": its figures, driven, show what refdiff computes.
+
+REFERENCE names a folder of built pages with the article in it; without one only the article is written.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff import layers, oracle, viz
+from refdiff.training import retrieval_table
+from refdiff.viz.tokens import token_labels
+
+from .chromium import Chromium
+from .reading import number
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "notebooks" / "reference" / "live"
+FIGURES = ("needle", "lambdas", "block", "rotation", "pairs", "sentence", "results")
+TEXT = "A fox saw a crow fly off with a piece of cheese in its beak"
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if named := os.environ.get("REFERENCE"):
+        return Path(named).resolve() / "live"
+    made = tmp_path_factory.mktemp("live")
+    subprocess.run([sys.executable, SOURCE.parent / "article.py", made], check=True)
+    return made
+
+
+@pytest.fixture(scope="session")
+def origin(folder: Path) -> Iterator[str]:
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture
+def page(chromium: Chromium, origin: str) -> Iterator[Chromium]:
+    """The article with all its figures. A test also fails if the page complained, or asked another server."""
+    open_article(chromium, origin)
+    yield chromium
+    assert chromium.complaints() == []
+    assert [address for address in chromium.requests() if not address.startswith((origin, "data:"))] == []
+
+
+def open_article(browser: Chromium, origin: str, **options: Any) -> None:
+    browser.open(f"{origin}index.html", **options)
+    wait(
+        browser, "['block', 'sentence', 'results'].every((name) => document.getElementById(name)?.dataset.ready === '')"
+    )
+    wait(browser, "document.querySelector('#lambdas svg') !== null")
+
+
+def wait(browser: Chromium, condition: str) -> None:
+    deadline = time.monotonic() + 30
+    while not browser.run(condition):
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.02)
+
+
+SENTENCE = "import('./main.js').then(({figures: {sentence: {state: s}}}) => %s)"
+CELLS = "[...document.querySelectorAll('#%s tbody tr')].map((row) => [...row.children].map((cell) => cell.textContent))"
+
+
+def shown(browser: Chromium, selector: str) -> str:
+    return str(browser.run(f"document.querySelector({json.dumps(selector)}).textContent"))
+
+
+def slide(browser: Chromium, name: str, value: float) -> None:
+    """Set a slider as a reader does."""
+    browser.run(
+        f"(() => {{const s = document.getElementById('{name}'); s.value = {value};"
+        "s.dispatchEvent(new Event('input', {bubbles: true}))})()"
+    )
+
+
+def check(browser: Chromium, name: str, value: object) -> None:
+    """Choose a radio button."""
+    browser.run(f'document.querySelector(\'input[name="{name}"][value="{value}"]\').click()')
+
+
+def still(browser: Chromium) -> None:
+    """Ask for a page in which nothing moves by itself."""
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+
+
+def numbers(text: str) -> list[float]:
+    return [number(found) for found in re.findall(r"[−+]?\d+(?:\.\d+)?", text)]
+
+
+@pytest.fixture(scope="session")
+def model() -> refdiff.DiffLlamaForCausalLM:
+    return refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return refdiff.Tokenizer.from_pretrained("bundled")
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    return [int(i) for i in tokenizer([text], return_tensors="np")["input_ids"][0]]
+
+
+# ---- the model and the tokenizer, in Node and in the browser
+
+LOAD = """
+const { Model, Reading, generate, readSafetensors } = await load("model.js");
+const { Tokenizer } = await load("tokenizer.js");
+const parsed = async (name) => JSON.parse(new TextDecoder().decode(await read(`model/${name}.json`)));
+const tokenizer = new Tokenizer(await parsed("tokenizer"));
+const model = new Model(await parsed("config"), readSafetensors(await read("model/model.safetensors")));
+"""
+
+
+@pytest.fixture(params=["node", "chromium"])
+def evaluate(request: pytest.FixtureRequest, folder: Path, origin: str, tmp_path: Path) -> Any:
+    """Run statements after LOAD, with `given`, and return what they return: in Node, or in a page of the browser."""
+
+    def in_node(body: str, given: object) -> Any:
+        for name in ("model.js", "tokenizer.js"):
+            (tmp_path / name).write_bytes((folder / name).read_bytes())
+        (tmp_path / "package.json").write_text('{"type": "module"}')
+        (tmp_path / "given.json").write_text(json.dumps(given))
+        (tmp_path / "run.js").write_text(
+            "import { readFileSync, writeFileSync } from 'node:fs';"
+            f"const folder = {json.dumps(str(folder))}, load = (name) => import(`./${{name}}`);"
+            "const read = (name) => new Uint8Array(readFileSync(`${folder}/${name}`)).buffer;"
+            "const given = JSON.parse(readFileSync('given.json', 'utf8'));"
+            f"const run = async () => {{ {LOAD} {body} }};"
+            "writeFileSync('result.json', JSON.stringify(await run()));"
+        )
+        subprocess.run(["node", "run.js"], cwd=tmp_path, check=True)
+        return json.loads((tmp_path / "result.json").read_text())
+
+    def in_page(body: str, given: object) -> Any:
+        browser = request.getfixturevalue("page")
+        return browser.run(
+            "(async () => { const load = (name) => import(`./${name}`);"
+            "const read = async (name) => (await fetch(name)).arrayBuffer();"
+            f"const given = {json.dumps(given)}; {LOAD} {body} }})()"
+        )
+
+    return in_node if request.param == "node" else in_page
+
+
+def tales() -> list[str]:
+    return [line for line in (ROOT / "notebooks/data/tales.txt").read_text(encoding="utf-8").splitlines() if line]
+
+
+def test_the_model_is_refdiffs(evaluate: Any, tokenizer: Any) -> None:
+    prompts = [" ".join(tale.split()[: 3 + i % 6]) for i, tale in enumerate(tales()[:20])]
+    text = ids_of(tokenizer, tales()[0])[:48]
+    logits, lambdas, written = evaluate(
+        "const reading = new Reading(model);"
+        "return [given.text.map((id) => Array.from(model.logits(reading.next(id)))), model.lambdas,"
+        "given.prompts.map((prompt) => generate(model, tokenizer.encode(prompt), 20))];",
+        {"text": text, "prompts": prompts},
+    )
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32")
+    out = model(np.array([text]), output_attentions=True)
+    assert np.abs(np.array(logits) - out.logits[0]).max() <= 1e-4
+    np.testing.assert_allclose(lambdas, out.lambdas, rtol=1e-5)
+    assert len(set(prompts)) == 20
+    for prompt, continued in zip(prompts, written, strict=True):
+        ids = np.array([ids_of(tokenizer, prompt)])
+        assert continued == model.generate(ids, max_new_tokens=20, do_sample=False)[0].tolist()
+
+
+def test_the_tokenizer_is_refdiffs(evaluate: Any, tokenizer: Any) -> None:
+    japanese, emoji = "むかしむかし、あるところに、おじいさんとおばあさんがいました。", "😀👩‍👩‍👧‍👦🇯🇵❤️🦊🐺"
+    rng = np.random.default_rng(0)
+    pool = [*"ab XYZ 019 \t\n\r ''sd.,!?-—“”éßñ\x85\ufeff\xa0\u3000\x00\u200b", *japanese, *emoji]
+    pool += ["<|endoftext|>", "<|endof", " don't", "I'll", "  "]
+    lines = tales()[:200] + [japanese[:i] for i in range(32)] + [emoji[:i] for i in range(1, 20)]
+    lines += ["".join(rng.choice(pool, rng.integers(0, 40))) for _ in range(1000 - len(lines))]
+    found = evaluate(
+        "return given.map((line) => { const ids = tokenizer.encode(line);"
+        "return [ids, ids.map((id) => tokenizer.label(id)), tokenizer.decode(ids)]; });",
+        lines,
+    )
+    assert len(found) == 1000
+    for line, (ids, labels, text) in zip(lines, found, strict=True):
+        assert ids == ids_of(tokenizer, line)
+        assert labels == token_labels(tokenizer, ids)
+        assert text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+# ---- the figures
+
+
+def test_the_needle(page: Chromium) -> None:
+    for lambda_, shared, size in ((0.75, 0.99, 2), (0.0, 0.99, 2), (1.5, 0.5, 0), (2.0, 0.0, 5)):
+        slide(page, "needle-lambda", lambda_)
+        slide(page, "needle-shared", shared)
+        slide(page, "needle-d", size)
+        query, first, second = page.run(
+            "Promise.all([import('./main.js'), import('./needle.js')]).then(([m, n]) => {"
+            "const v = n.vectors(m.figures.needle.state);"
+            "return [[...v.query], v.first.map((k) => [...k]), v.second.map((k) => [...k])]})"
+        )
+        d = len(query)
+        assert d == (4, 8, 16, 32, 64, 128)[size]
+        q, k1, k2 = (np.array(x).reshape(1, 1, -1, d) for x in (query, first, second))
+        one, two = (layers.attention_weights(q, k, causal=False)[0, 0, 0] for k in (k1, k2))
+        row = layers.diff_attention(q, k1, q, k2, np.eye(48)[None, None], np.asarray(lambda_), causal=False)[0, 0, 0]
+        np.testing.assert_allclose(numbers(shown(page, "#needle-weight")), [one[30], row[30]], atol=0.0051)
+        shares = [100 * abs(x[30]) / np.abs(x).sum() for x in (one, row)]
+        np.testing.assert_allclose(numbers(shown(page, "#needle-share")), shares, atol=0.51)
+        np.testing.assert_allclose(numbers(shown(page, "#needle-sum")), 1 - lambda_, atol=0.0051)
+        for name, expected in (("first", one), ("second", two), ("difference", row)):
+            bars = page.run(
+                f"[...document.querySelectorAll('.bars.{name} rect')].map((r) => ["
+                "Number(r.getAttribute('height')), r.classList.contains('minus')])"
+            )
+            heights = np.array([-height if minus else height for height, minus in bars])
+            np.testing.assert_allclose(heights, expected / np.abs([one, two, row]).max(), atol=1e-9)
+        if d > 4:  # the knob says what it does
+            others = np.arange(48) != 30
+            assert (
+                abs(np.corrcoef(np.array(first)[others].ravel(), np.array(second)[others].ravel())[0, 1] - shared) < 0.1
+            )
+
+
+def test_what_the_article_says_of_the_needle(page: Chromium) -> None:
+    still(page)
+
+    def press(tried: int) -> tuple[float, float]:
+        page.point(f"#needle-tries li:nth-child({tried}) button", click=True)
+        before, after = numbers(shown(page, "#needle-share"))
+        return before, after
+
+    assert press(1) == (19, 19)  # too much: back where it was
+    assert page.run("document.querySelectorAll('.bars.difference .minus').length") > 40
+    before, after = press(2)
+    assert after < before
+    before, after = press(3)
+    assert before > 80 > 65 > after
+    assert press(4) == (19, 62)
+    lower, weight = numbers(shown(page, "#needle-weight"))
+    assert weight < lower
+    slide(page, "needle-lambda", 0)
+    assert "Plain attention" in shown(page, "#needle [role=status]")
+    drawn = shown(page, "#needle-weight")
+    page.point("#needle .panel > button", click=True)
+    assert shown(page, "#needle-weight") != drawn
+
+
+def test_lambdas(page: Chromium, model: refdiff.DiffLlamaForCausalLM) -> None:
+    lambdas = model(np.array([[0]]), output_attentions=True).lambdas
+    values = page.run("[...document.querySelectorAll('#lambdas .value')].map((e) => e.textContent)")
+    assert values == [f"{x:.2f}".replace("-", "−") for x in lambdas]
+    ends, starts = (
+        page.run(f"[...document.querySelectorAll('#lambdas .{name}')].map((e) => Number(e.getAttribute('cy')))")
+        for name in ("end", "start")
+    )
+    expected = [*lambdas, *(layers.lambda_init(layer) for layer in range(6))]
+    slope, start = np.polyfit(expected, [*ends, *starts], 1)  # all on one scale
+    np.testing.assert_allclose([*ends, *starts], slope * np.array(expected) + start, atol=1e-6)
+    assert slope < 0
+
+
+def type_text(browser: Chromium, text: str) -> None:
+    browser.run(
+        f"(() => {{const t = document.getElementById('sentence-text'); t.value = {json.dumps(text)};"
+        "t.dispatchEvent(new Event('input', {bubbles: true}))})()"
+    )
+    wait(browser, SENTENCE % f"s.shown === {json.dumps(text)}")
+
+
+def with_lambdas(model: refdiff.DiffLlamaForCausalLM, lambdas: dict[int, float]) -> Any:
+    sys.path.insert(0, str(ROOT / "notebooks"))
+    try:
+        import sketches
+    finally:
+        sys.path.pop(0)
+    return sketches.strengths(model, lambdas)
+
+
+def expect_next(browser: Chromium, tokenizer: Any, trained: Any, pulled: Any) -> None:
+    rows = browser.run(CELLS % "sentence-next")
+    probabilities = [np.exp(z - z.max()) / np.exp(z - z.max()).sum() for z in (trained, pulled)]
+    best = np.argsort(-np.maximum(*probabilities))[:8]
+    expected = {token_labels(tokenizer, [i])[0]: 100 * np.array(probabilities)[:, i] for i in best}
+    assert {row[0] for row in rows} == set(expected)
+    for label, *cells in rows:
+        np.testing.assert_allclose([numbers(cell)[0] for cell in cells], expected[label], atol=0.051)
+    moved = 50 * np.abs(probabilities[0] - probabilities[1]).sum()
+    np.testing.assert_allclose(numbers(shown(browser, "#sentence-moved")), moved, atol=0.051)
+
+
+def test_the_readers_own_sentence(page: Chromium, model: refdiff.DiffLlamaForCausalLM, tokenizer: Any) -> None:
+    type_text(page, TEXT)
+    ids = ids_of(tokenizer, TEXT)
+    maps = viz.attention_maps(model, ids)
+    trained = model(np.array([ids])).logits[0, -1]
+
+    def continued() -> Any:
+        return model.generate(np.array([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
+
+    def expect_row(lambda_: float, layer: int, pair: int, query: int) -> None:
+        rows = page.run(CELLS % "sentence-numbers")
+        first, second = now.first[layer, pair, query, : query + 1], now.second[layer, pair, query, : query + 1]
+        assert [row[0] for row in rows] == token_labels(tokenizer, ids)[: query + 1]
+        expected = np.stack([first, second, first - lambda_ * second], axis=1)
+        np.testing.assert_allclose([[number(x) for x in row[1:]] for row in rows], expected, atol=0.51e-4)
+
+    now = maps
+    for layer, pair, query in ((4, 0, len(ids) - 1), (0, 2, 5), (3, 1, 9), (5, 0, 0)):
+        check(page, "sentence-pair", f"{layer} {pair}")
+        check(page, "sentence-query", query)
+        wait(page, f"document.querySelectorAll('#sentence-numbers tbody tr').length === {query + 1}")
+        expect_row(maps.lambdas[layer], layer, pair, query)
+    expect_next(page, tokenizer, trained, trained)
+
+    check(page, "sentence-pair", "3 1")
+    check(page, "sentence-query", len(ids) - 1)
+    slide(page, "sentence-lambda", -0.25)
+    wait(page, SENTENCE % "s.pulled !== s.read")
+    with with_lambdas(model, {3: -0.25}):
+        now, logits = viz.attention_maps(model, ids), model(np.array([ids])).logits[0, -1]
+        expect_row(-0.25, 3, 1, len(ids) - 1)
+        expect_next(page, tokenizer, trained, logits)
+        page.point(".go-on button", click=True)
+        wait(page, "!document.querySelector('.go-on button').disabled")
+        by_pulled = continued()
+    written = page.run("[...document.querySelectorAll('.written')].map((p) => p.textContent)")
+    for text, expected in zip(written, (continued(), by_pulled), strict=True):
+        assert text == "… " + tokenizer.decode(expected, skip_special_tokens=True).lstrip()
+    page.point(".buttons button:nth-child(3)", click=True)
+    wait(page, SENTENCE % "s.pulled === s.read")
+    expect_next(page, tokenizer, trained, trained)
+
+
+def test_the_pointer_names_the_cell_and_a_click_chooses_the_query(page: Chromium, tokenizer: Any) -> None:
+    labels = token_labels(tokenizer, ids_of(tokenizer, TEXT))
+    type_text(page, TEXT)
+    T = len(labels)
+    canvas = ".maps > div:nth-child(3) canvas"
+    page.point(canvas, x=2.5 / T, y=6.5 / T)
+    assert shown(page, "#sentence .pointed").startswith(f"“{labels[6]}” → “{labels[2]}”: A₁ ")
+    page.point(canvas, x=6.5 / T, y=2.5 / T, click=True)
+    assert "comes later" in shown(page, "#sentence .pointed")
+    wait(page, "document.querySelector('[name=sentence-query]:checked').value === '2'")
+    assert page.run("document.querySelectorAll('#sentence .tokens .later').length") == T - 3
+
+
+def test_a_text_that_is_empty_long_or_hostile(page: Chromium) -> None:
+    type_text(page, "")
+    assert page.run("document.querySelectorAll('#sentence .tokens input').length") == 1
+    type_text(page, "<img src=x onerror=window.ran=1></script> 🦊 桃太郎")
+    assert page.run("window.ran") is None
+    assert page.run("document.querySelectorAll('#sentence img, #sentence script').length") == 0
+    assert "<img·src=x·onerror" in page.run("document.querySelector('#sentence .tokens').textContent")
+    type_text(page, "a king and " * 40)
+    assert page.run("document.querySelectorAll('#sentence .tokens input').length") == 64
+    assert "left out" in shown(page, "#sentence-left")
+
+
+def test_a_tokens_path(page: Chromium, model: refdiff.DiffLlamaForCausalLM, tokenizer: Any) -> None:
+    type_text(page, TEXT)
+    points = oracle.trace(model, np.array([ids_of(tokenizer, TEXT)])).points
+
+    def size(name: str, token: int) -> list[float]:
+        x = points[name]
+        return [float(np.sqrt((row**2).mean())) for row in (x[0, :, token] if x.ndim == 4 else x[:, token])]
+
+    for layer, token in ((2, 16), (0, 0), (5, 7)):
+        slide(page, "block-layer", layer)
+        page.run(
+            f"(() => {{const s = document.getElementById('block-token'); s.selectedIndex = {token};"
+            "s.dispatchEvent(new Event('change'))})()"
+        )
+        at = f"model.layers.{layer}"
+        names = [
+            f"model.layers.{layer - 1}" if layer else "model.embed_tokens", f"{at}.input_layernorm",
+            f"{at}.self_attn.diff", f"{at}.self_attn.scaled", f"{at}.self_attn.o_proj",
+            f"{at}.post_attention_layernorm.input", f"{at}.post_attention_layernorm", f"{at}.mlp.down_proj", at,
+        ]  # fmt: skip
+        sizes = [size(name, token) for name in names]
+        values = page.run("[...document.querySelectorAll('#block .value')].map((e) => e.textContent)")
+        np.testing.assert_allclose([number(x) for x in values], [max(s) for s in sizes], atol=0.0051)
+        places = page.run("[...document.querySelectorAll('#block circle')].map((c) => Number(c.getAttribute('cx')))")
+        logs = np.log([x for s in sizes for x in s])
+        slope, start = np.polyfit(logs, places, 1)
+        np.testing.assert_allclose(places, slope * logs + start, atol=0.1)
+        assert slope > 0
+
+
+def test_rotation(page: Chromium) -> None:
+    q, k = page.run("import('./rotation.js').then((r) => [r.numbers(r.QUERY), r.numbers(r.KEY)])")
+    frequencies = 10000.0 ** (-np.arange(16) / 16)
+    scores = []
+    for position, distance, pair in ((3, 5, 0), (150, 5, 0), (150, 40, 7), (0, 0, 15)):
+        slide(page, "rotation-position", position)
+        slide(page, "rotation-distance", distance)
+        check(page, "rotation-pair", pair)
+        places = np.array([[position + distance], [position]])
+        cos, sin = layers.rope_cos_sin(places, frequencies, 1.0, np.float64)
+        turned = layers.rope(np.array([q, k]).reshape(2, 1, 1, 32), cos, sin)
+        scores.append(float(turned[0, 0, 0] @ turned[1, 0, 0]))
+        assert abs(number(shown(page, "#rotation-score")) - scores[-1]) <= 0.51e-4
+        for name, vector, (place,) in zip(("query", "key"), turned[:, 0, 0], places, strict=True):
+            x1, y1, x2, y2 = page.run(
+                "(({x1, y1, x2, y2}) => [x1, y1, x2, y2].map((x) => x.baseVal.value))"
+                f"(document.querySelector('.dial .hand.{name}:not(.ghost)'))"
+            )
+            direction = np.array([x2 - x1, y1 - y2]) / 50
+            np.testing.assert_allclose(direction, vector[[pair, pair + 16]], atol=1e-5)  # SVG has float32
+            assert abs(number(shown(page, f"#rotation-{name}")) - place * frequencies[pair]) <= 0.51e-3
+    assert abs(scores[0] - scores[1]) < 1e-12 < abs(scores[1] - scores[2])
+
+
+@pytest.mark.parametrize("keys", [4, 2])
+def test_pairs_are_those_of_the_layers(page: Chromium, keys: int) -> None:
+    """Which outputs change when one head does, in refdiff's layers."""
+    H, T, d, rng = 8, 3, 4, np.random.default_rng(0)
+    half = np.asarray(0.5)
+
+    def paper(q: Any, k: Any, v: Any) -> Any:
+        pairs = np.concatenate([v[:, 0::2], v[:, 1::2]], axis=-1)
+        return layers.diff_heads_paper(q, k, pairs, half, np.ones(2 * d), 0.2, 1e-5)
+
+    computed = {
+        "hf": lambda q, k, v: layers.diff_heads_hf(q, k, layers.value_pairs_hf(v), half, 0.2, 1e-5),
+        "paper": paper,
+        "v2": lambda q, k, v: layers.diff_heads_v2(q, k, v, np.full((1, H // 2, T, 1), 0.5)),
+        "none": lambda q, k, v: layers.plain_heads(q, k, v),
+    }
+    for variant, heads in computed.items():
+        q, k, v = (rng.standard_normal((1, n, T, d)) for n in (H, keys, keys))
+        outputs = H if variant == "none" else H // 2
+        base = heads(q, k, v).reshape(T, outputs, -1)
+        reads: dict[str, list[set[int]]] = {
+            "queries": [set() for _ in range(outputs)],
+            "keys": [set() for _ in range(outputs)],
+        }
+        for kind, count in (("queries", H), ("keys", keys)):
+            for head in range(count):
+                changed = [q.copy(), k.copy(), v.copy()]
+                for array in changed[:1] if kind == "queries" else changed[1:]:
+                    array[:, head] += 1.0 + np.arange(d)
+                moved = np.abs(heads(*changed).reshape(T, outputs, -1) - base).max(axis=(0, 2)) > 1e-9
+                for output in np.flatnonzero(moved):
+                    reads[kind][output].add(head)
+        wired = page.run(f"import('./pairs.js').then((p) => p.VARIANTS.{variant}.outputs({H}, {keys}))")
+        for kind in ("queries", "keys"):
+            assert [set(output[kind]) for output in wired] == reads[kind], (variant, kind)
+        check(page, "pairs-variant", variant)
+        check(page, "pairs-keys", keys)
+        check(page, "pairs-output", outputs - 1)
+        on = page.run("[...document.querySelectorAll('#pairs .head.on')].map((g) => g.textContent)")
+        small = str.maketrans("₀₁₂₃₄₅₆₇", "01234567")
+        assert {int(x[1:].translate(small)) for x in on if x.startswith("q")} == reads["queries"][-1]
+        assert {int(x[2:].translate(small)) for x in on if x.startswith("kv")} == reads["keys"][-1]
+
+
+def test_results_are_those_of_notebook_9(page: Chromium) -> None:
+    stored = json.loads((ROOT / "notebooks/data/retrieval.json").read_text(encoding="utf-8"))
+
+    def difference(measure: Any) -> list[float]:
+        by_kind = [
+            {r["seed"]: measure(r["measured"]) for r in stored["runs"] if r["wiring"] == w} for w in ("hf", "none")
+        ]
+        return [by_kind[0][seed] - by_kind[1][seed] for seed in sorted(by_kind[0])]
+
+    expected = {
+        "answer": difference(lambda m: np.mean(m["256"]["heads"]["answer"][-1])),
+        "noise": difference(lambda m: np.mean(m["256"]["heads"]["noise"][-1])),
+        "accuracy": retrieval_table.differences(stored["runs"], 256, "accuracy"),
+        "accuracy on longer rows": retrieval_table.differences(stored["runs"], 512, "accuracy"),
+    }
+    for name, differences in expected.items():
+        check(page, "results-measure", name)
+        said = shown(page, "#results [role=status]")
+        mean, half = retrieval_table.mean_and_interval(differences)
+        np.testing.assert_allclose(numbers(said)[:2], [100 * mean, 100 * half], atol=0.06)
+        assert ("may be chance" in said) == (abs(mean) < half)
+        assert page.run("document.querySelectorAll('#results circle').length") == 20
+
+
+# ---- the page as a whole
+
+
+def test_the_first_figure_is_soon_there(page: Chromium) -> None:
+    assert page.run("performance.getEntriesByName('first figure')[0].startTime") < 2000
+    assert page.run("document.querySelectorAll('#needle .bars rect').length") == 3 * 48
+
+
+def test_it_is_small_and_leaves_nothing_to_other_servers(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8_000_000
+    for path in files:
+        if path.suffix in (".js", ".css"):
+            addresses = re.findall(r"https?://[^\s\"']+", path.read_text(encoding="utf-8"))
+            assert set(addresses) <= {"http://www.w3.org/2000/svg"}, path
+
+
+def test_numbers_in_the_text_stand_in_the_notebooks() -> None:
+    article = (SOURCE / "index.html").read_text(encoding="utf-8")
+    quotes = re.findall(r'<span data-from="(\d\d)">(.*?)</span>', article)
+    assert len(quotes) >= 9
+    for chapter, quoted in quotes:
+        (path,) = (ROOT / "notebooks").glob(f"{chapter}_*.ipynb")
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        said = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        said += ["".join(o.get("text", "")) for cell in cells for o in cell.get("outputs", [])]
+        assert any(re.search(rf"(?<![\d.]){re.escape(quoted)}(?![\d])", " ".join(text.split())) for text in said), (
+            quoted
+        )
+
+
+def test_every_figure_has_its_words(page: Chromium) -> None:
+    for name in FIGURES:
+        assert len(shown(page, f"#{name} .words p")) > 150
+        assert shown(page, f"#{name} figcaption").startswith("Figure ")
+        assert len(shown(page, f"#{name} [role=status]")) > 40
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    seen = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"]]
+    needing = {"image", "slider", "radio", "button", "combobox", "textbox"}
+    assert {role for role, name in seen if name} >= needing
+    assert [role for role, name in seen if role in needing and not name] == []
+    assert sum("math" in role.lower() for role, _ in seen) >= 6
+
+
+def test_by_keyboard_alone(page: Chromium) -> None:
+    stops: list[str] = []
+    for _ in range(100):
+        page.press("Tab")
+        stop = page.run("(({id, name, textContent}) => id || name || textContent.trim())(document.activeElement)")
+        if stop in stops[:1]:
+            break
+        stops.append(stop)
+        if stop == "needle-lambda":
+            page.press("ArrowRight")
+            assert number(shown(page, "[for=needle-lambda]:is(output)")) == 0.8
+        if stop == "sentence-pair":
+            page.press("ArrowRight")
+            wait(page, "document.querySelector('#sentence .status').textContent.startsWith('Layer 4, pair 1')")
+    expected = {
+        "Skip to the article", "needle-shared", "needle-d", "Subtract too much", "block-token", "block-layer",
+        "rotation-distance", "rotation-pair", "pairs-variant", "sentence-text", "sentence-query", "sentence-lambda",
+        "results-measure",
+    }  # fmt: skip
+    assert expected - set(stops) == set()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(chromium: Chromium, origin: str, axe: str, scheme: str) -> None:
+    open_article(chromium, origin, scheme=scheme)
+    chromium.call("Page.setBypassCSP", enabled=True)
+    chromium.run(axe + "; 0")
+    result = chromium.run("axe.run().then((r) => [r.violations, r.passes.length])")
+    assert [(v["id"], v["impact"], [node["html"][:120] for node in v["nodes"]][:3]) for v in result[0]] == []
+    assert result[1] > 25
+
+
+@pytest.mark.parametrize("width", [320, 360, 800, 1400, 2000])
+def test_no_width_makes_it_wider_than_the_window(chromium: Chromium, origin: str, width: int) -> None:
+    open_article(chromium, origin, width=width)
+    assert chromium.run("document.documentElement.scrollWidth") <= width
+    outside = (
+        "[...document.querySelectorAll('p, math, svg text, svg circle, input, button, canvas, td, th, output, legend')]"
+        ".filter((e) => !e.closest('details, .skip')).map((e) => [e.getBoundingClientRect(), e.outerHTML])"
+        f".filter(([b]) => b.width && (b.left < -1 || b.right > {width} + 1)).map(([, html]) => html.slice(0, 80))"
+    )
+    assert chromium.run(outside) == []
+    cut_off = "[...document.querySelectorAll('math[display]')].filter((m) => m.scrollWidth > m.clientWidth + 1).length"
+    assert chromium.run(cut_off) == 0
+
+
+def test_colours_follow_the_theme(page: Chromium) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    picture = "document.querySelector('.maps canvas').toDataURL()"
+    light = page.run(ground), page.run(picture)
+    page.prefer("dark")
+    wait(page, f"{picture} !== {json.dumps(light[1])}")
+    assert page.run(ground) != light[0]
+    page.prefer("light")
+    wait(page, f"{picture} === {json.dumps(light[1])}")
+
+
+def test_nothing_moves_by_itself_for_who_asked_for_that(page: Chromium) -> None:
+    motion = "getComputedStyle(document.documentElement).scrollBehavior"
+    assert page.run(motion) == "smooth"
+    still(page)
+    assert page.run(motion) == "auto"
+
+
+def test_without_the_model_the_page_says_why(chromium: Chromium, origin: str) -> None:
+    chromium.call("Network.setBlockedURLs", urls=["*model.safetensors"])
+    try:
+        chromium.open(f"{origin}index.html")
+        wait(chromium, "document.querySelector('#sentence .stage').textContent.startsWith('This figure could not')")
+        assert chromium.run("document.querySelectorAll('#needle .bars rect').length") == 3 * 48
+    finally:
+        chromium.call("Network.setBlockedURLs", urls=[])
