@@ -37,6 +37,7 @@ INTERFACE = {
         "refdiff.oracle.mistakes",
         "refdiff.oracle.conformance",
         "refdiff.oracle.judge",
+        "refdiff.oracle.torch",
     ),
     "refdiff.viz": (),
     "refdiff.exercises": (),

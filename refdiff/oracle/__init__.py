@@ -14,7 +14,7 @@
 `refdiff.oracle.inputs` says what the input dictionary holds.
 """
 
-from refdiff.oracle import golden, strategies
+from refdiff.oracle import golden, strategies, torch
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations import Deviation, deviations
@@ -52,6 +52,7 @@ __all__ = [
     "hooks",
     "read_trace",
     "strategies",
+    "torch",
     "trace",
     "truth",
 ]

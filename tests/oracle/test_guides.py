@@ -16,7 +16,7 @@ import refdiff
 
 GUIDES = Path(refdiff.__file__).parent / "oracle" / "guides"
 SOURCE = Path(__file__).parents[2] / "refdiff" / "oracle" / "guides"  # an installed package has no tests beside it
-NAMES = ("cuda", "jax", "mlx", "traces", "triton")
+NAMES = ("cuda", "jax", "mlx", "torch", "traces", "triton")
 
 
 def blocks(guide: str, language: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import transformers
 
 from tests.oracle.test_guides import blocks, run_all, run_python
 
@@ -12,6 +13,15 @@ from tests.oracle.test_guides import blocks, run_all, run_python
 def test_the_guide_for_triton(capsys: pytest.CaptureFixture[str]) -> None:
     run_python("triton")
     assert capsys.readouterr().out == "pass\n"
+
+
+def test_the_guide_for_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    run_python("torch")
+    said, (printed,) = capsys.readouterr().out, blocks("torch", "text")
+    assert said.startswith("pass")
+    assert said.endswith(f"\nTrue\n{printed}")
+    for name in ("AttentionInterface", "AttentionMaskInterface"):
+        del getattr(transformers, name)._global_mapping["mine"]
 
 
 def test_the_guide_for_jax(capsys: pytest.CaptureFixture[str]) -> None:

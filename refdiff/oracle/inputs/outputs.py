@@ -136,6 +136,12 @@ def _signature(kernel: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
+def parameter_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of what a function takes; none where it is compiled and does not tell."""
+    signature = _signature(function)
+    return () if signature is None else tuple(signature.parameters)
+
+
 def takes_inputs_alone(kernel: Callable[..., Any]) -> bool:
     """Whether a kernel has its spec compiled in.
 

@@ -1,0 +1,405 @@
+"""Torch in one line: an attention module as a kernel that the oracle can call, and a whole model layer by layer.
+
+    oracle.check(oracle.torch.module(attention, spec), spec, case.inputs, recipe="bfloat16", dout=case.dout)
+    print(oracle.torch.model(model, ids, attn_implementation="sdpa"))
+
+torch is imported when one of the two is called; neither changes the module or the model that it is given.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.model import heads
+from refdiff.oracle.diagnosis import Ranking, diagnose
+from refdiff.oracle.divergence import Divergence, first_divergence
+from refdiff.oracle.inputs import VECTORS, is_layer, kind_of
+from refdiff.oracle.inputs.any_array import any_array, is_float
+from refdiff.oracle.inputs.outputs import parameter_names
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.trace import hooks, trace
+from refdiff.oracle.truth.attention_mask import attention_mask
+
+Numpy = np.ndarray[Any, Any]
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "q_proj": ("q_proj",),
+    "k_proj": ("k_proj",),
+    "v_proj": ("v_proj",),
+    "qkv": ("qkv", "qkv_proj"),
+    "o_proj": ("o_proj", "out_proj", "proj"),
+    "lambda_proj": ("lambda_proj",),
+    "norm": ("groupnorm", "subln", "sub_norm"),
+}
+"""Submodules by their job, and what transformers, unilm and timm call them."""
+NOT_SERVED = ("bias", "mask", "q_positions", "k_positions")
+_INSIDE = re.compile(r"(?P<path>.*\blayers\.(?P<layer>\d+)\.self_attn)\.(?P<point>\w+)")
+_BEFORE = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""Points of an attention that are no part of what `diagnose` looks at: it starts from the projections."""
+
+
+def module(attention: Any, spec: Spec, *, names: Mapping[str, str] | None = None) -> Callable[..., Any]:
+    """Return an attention module of torch as `kernel(inputs, dout=None)`, which the oracle judges like any other.
+
+    What stands in for the projections gives q, k and v of the inputs; λ's vectors and the norm's weight are those of
+    the inputs too. Of more keys than queries the first go through the module's cache. Gradients are autograd's. Inputs
+    that a module cannot take, such as pages, are declined.
+
+    Args:
+        attention: a module whose forward takes hidden states first: transformers', timm's, unilm's or your own.
+        spec: what it is meant to compute.
+        names: what your module calls q_proj, k_proj, v_proj or qkv, o_proj, lambda_proj, norm, lambda_q1, …, where
+            that is another name.
+
+    Raises:
+        ValueError: it has no projections of a known name.
+    """
+    known = dict(names or {})
+    found = {job: known.get(job) or _first(attention, of) for job, of in NAMES.items()}
+    if not found["qkv"] and not all(found[f"{x}_proj"] for x in "qkv"):
+        has = ", ".join(name for name, _ in attention.named_children()) or "no submodule"
+        raise ValueError(f"the module has {has}, expected q_proj, k_proj and v_proj, or qkv; name yours with names=")
+    vectors = {name: known.get(name, name) for name in VECTORS}
+    device = next((x.device for x in attention.parameters()), "cpu")
+
+    def kernel(inputs: Mapping[str, Any], dout: Any = None) -> Any:
+        arrays = {name: any_array(x, name) for name, x in inputs.items()}
+        if not _is_served(attention, spec, arrays):
+            return NotImplemented
+        tensors = {name: _tensor(x, device) for name, x in arrays.items()}
+        leaves = {n: x.requires_grad_(dout is not None) for n, x in tensors.items() if is_float(arrays[n].dtype)}
+        out = _called(attention, found, vectors, spec, arrays, tensors)
+        if dout is None:
+            return out.detach()
+        pulled = importlib.import_module("torch").autograd.grad(
+            out, list(leaves.values()), _tensor(any_array(dout, "dout"), device).to(out.dtype), allow_unused=True
+        )
+        grads = {f"d{name}": g for name, g in zip(leaves, pulled, strict=True) if g is not None}
+        return {"out": out.detach(), **grads}
+
+    return kernel
+
+
+def _first(attention: Any, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in attention._modules), None)
+
+
+def _is_served(attention: Any, spec: Spec, arrays: Mapping[str, Numpy]) -> bool:
+    """Whether a module can be called with such inputs: dense ones, whose queries are the last of the keys."""
+    unmasked = "key_mask" in arrays and not _mask_name(attention)
+    if kind_of(arrays) not in ("dense", "layer") or unmasked or any(name in arrays for name in NOT_SERVED):
+        return False
+    if is_layer(arrays):
+        B, T = arrays["x"].shape[:2]
+        S = T + arrays.get("x_past", arrays["x"][:, :0]).shape[1]
+    else:
+        heads = [arrays[name].shape[1:4:2] for name in "qk"]
+        if heads != [(spec.query_heads, spec.head_dim), (spec.key_heads, spec.head_dim)]:
+            return False
+        B, T, S = arrays["q"].shape[0], arrays["q"].shape[2], arrays["k"].shape[2]
+    if 0 in (B, T, S) or S < T or (S > T and not _cache_name(attention)):
+        return False
+    return bool(attention_mask(spec, _sizes(arrays, T, S)).any(axis=-1).all())
+
+
+def _sizes(arrays: Mapping[str, Numpy], T: int, S: int) -> dict[str, Numpy]:
+    """Inputs whose mask is that of `arrays`, which may be those of a layer."""
+    masks = {name: arrays[name] for name in ("key_mask",) if name in arrays}
+    return {"q": np.empty((1, 1, T, 0)), "k": np.empty((1, 1, S, 0)), **masks}
+
+
+def _cache_name(attention: Any) -> str | None:
+    names = parameter_names(attention.forward)
+    return next((name for name in ("cache", "past_key_values") if name in names), None)
+
+
+def _called(
+    attention: Any, found: Mapping[str, str | None], vectors: Mapping[str, str], spec: Spec,
+    arrays: Mapping[str, Numpy], x: Mapping[str, Any],
+) -> Any:  # fmt: skip
+    """Run a copy of the module, which shares all but what the inputs replace; the output, laid out as a kernel's."""
+    torch = importlib.import_module("torch")
+    layer = is_layer(arrays)
+    T = x["x"].shape[1] if layer else x["q"].shape[2]
+    past = x["x_past"].shape[1] if "x_past" in x else 0 if layer else x["k"].shape[2] - T
+    parts = [slice(0, past), slice(past, past + T)] if past else [slice(0, T)]
+    cache = importlib.import_module("transformers").DynamicCache() if past else None
+    for n, part in enumerate(parts):
+        last = n == len(parts) - 1
+        if layer:
+            hidden = x["x"] if last else x["x_past"]
+            names = [name.removesuffix(".weight") for name in x if name.endswith("_proj.weight")]
+            projected = {name: _linear(x, name) for name in names}
+        else:
+            q = x["q"] if last else x["q"][:, :, :1].expand(-1, -1, past, -1)
+            hidden = torch.zeros((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]), dtype=q.dtype, device=q.device)
+            values = {"q_proj": q, "k_proj": x["k"][:, :, part], "v_proj": x["v"][:, :, part]}
+            given = {name: y.transpose(1, 2).flatten(2) for name, y in values.items()}
+            if "lambda_logits" in x:
+                given["lambda_proj"] = x["lambda_logits"]
+            projected = {name: _constant(y) for name, y in given.items()} | {"o_proj": lambda y: y}
+        mask = attention_mask(spec, _sizes(arrays, T, past + T)) if last else None
+        out = _with(attention, found, vectors, projected, x)(
+            hidden, **_arguments(attention, spec, hidden, part, mask, cache)
+        )
+        out = out[0] if isinstance(out, tuple) else out
+    return out if layer else out.reshape(*out.shape[:2], spec.heads, spec.out_dim).transpose(1, 2)
+
+
+def _linear(x: Mapping[str, Any], name: str) -> Callable[[Any], Any]:
+    torch = importlib.import_module("torch")
+    return lambda y: torch.nn.functional.linear(y, x[f"{name}.weight"], x.get(f"{name}.bias"))
+
+
+def _constant(value: Any) -> Callable[[Any], Any]:
+    return lambda _: value
+
+
+def _with(
+    attention: Any, found: Mapping[str, str | None], vectors: Mapping[str, str],
+    projected: Mapping[str, Callable[[Any], Any]], x: Mapping[str, Any],
+) -> Any:  # fmt: skip
+    """A copy of the module with functions for projections, and the inputs' parameters."""
+    torch = importlib.import_module("torch")
+
+    class Function(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self, function: Callable[[Any], Any]) -> None:
+            super().__init__()
+            self.function = function
+
+        def forward(self, y: Any) -> Any:
+            return self.function(y)
+
+    clone = _copy(attention)
+    functions = dict(projected)
+    if found["qkv"]:
+        three = [functions.pop(f"{name}_proj") for name in "qkv"]
+        functions["qkv"] = lambda y: torch.cat([f(y) for f in three], dim=-1)
+    for job, function in functions.items():
+        if name := found[job]:
+            clone._modules[name] = Function(function)
+    for own, name in vectors.items():
+        if own in x:
+            if name not in clone._parameters:
+                raise ValueError(f"the module has no parameter {name!r}; say with names= what it calls {own}")
+            clone._parameters[name] = x[own].reshape(clone._parameters[name].shape)
+    if "norm_weight" in x:
+        if not (name := found["norm"]):
+            raise ValueError("the spec's norm has a weight, and the module has no groupnorm or subln; give names=")
+        clone._modules[name] = norm = _copy(clone._modules[name])
+        norm._parameters["weight"] = x["norm_weight"]
+    return clone
+
+
+def _copy(part: Any) -> Any:
+    """A module with the same submodules and parameters, of which others may be put in their place."""
+    clone = copy.copy(part)
+    clone.__dict__.update(_modules=dict(part._modules), _parameters=dict(part._parameters))
+    return clone
+
+
+def _arguments(attention: Any, spec: Spec, hidden: Any, part: slice, mask: Numpy | None, cache: Any) -> dict[str, Any]:
+    """What a forward takes beside hidden states, by the names that it has for it."""
+    torch = importlib.import_module("torch")
+    names = parameter_names(attention.forward)
+    found: dict[str, Any] = {}
+    positions = torch.arange(part.start, part.stop, device=hidden.device)[None]
+    turn = spec.rope_theta ** (-torch.arange(0, spec.head_dim, 2, device=hidden.device).float() / spec.head_dim)
+    if "position_embeddings" in names:
+        angles = torch.cat([positions[..., None] * turn] * 2, dim=-1)
+        found["position_embeddings"] = (angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype))
+    if "position_ids" in names:
+        found["position_ids"] = positions
+    if cache is not None:
+        found[str(_cache_name(attention))] = cache
+    if "rel_pos" in names:  # unilm's
+        angles = positions[0, :, None] * turn
+        found["rel_pos"] = (angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype))
+    seen = np.tri(hidden.shape[1], dtype=np.bool_)[None, None] if mask is None else mask
+    if (mask_name := _mask_name(attention)) and not _is_own_mask(attention, spec, seen):
+        least = torch.finfo(hidden.dtype).min
+        see = torch.tensor(np.broadcast_to(seen, (hidden.shape[0], 1, *seen.shape[-2:])), device=hidden.device)
+        found[mask_name] = torch.zeros(see.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~see, least)
+    return found
+
+
+def _mask_name(attention: Any) -> str | None:
+    names = parameter_names(attention.forward)
+    return next((name for name in ("attention_mask", "attn_mask") if name in names), None)
+
+
+def _is_own_mask(attention: Any, spec: Spec, seen: Numpy) -> bool:
+    """Whether a module masks so by itself: all but transformers' eager attention are causal without a mask."""
+    T, S = seen.shape[-2:]
+    eager = getattr(getattr(attention, "config", None), "_attn_implementation", "eager") == "eager"
+    if spec.causal == "none" or T == 1:
+        return bool(seen.all())
+    return not eager and T == S and bool((seen == np.tri(T, dtype=np.bool_)).all())
+
+
+def _tensor(x: Numpy, device: Any) -> Any:
+    """A tensor of its own with the numbers of an array, bfloat16 too."""
+    torch, x = importlib.import_module("torch"), np.array(x, order="C")
+    if x.dtype.name == "bfloat16":
+        return torch.tensor(x.view(np.int16), device=device).view(torch.bfloat16)
+    return torch.tensor(x, device=device)
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """Whether a model computes what it should: true where nothing diverges.
+
+    divergence: of all points, with the first that is wrong. layer: where that is, or None. diagnosis: what the mistake
+    is called, of a point between the projections of an attention.
+    """
+
+    divergence: Divergence
+    layer: int | None = None
+    diagnosis: Ranking | None = None
+
+    def __bool__(self) -> bool:
+        return not self.divergence
+
+    def __str__(self) -> str:
+        if self:
+            return f"pass\n{self.divergence}"
+        where = "" if self.layer is None else f"layer {self.layer}, "
+        name = "" if self.diagnosis is None else f"diagnosis: {self.diagnosis}\n"
+        return f"fail: {where}point {str(self.divergence.path).rpartition('.')[2]}\n{name}{self.divergence}"
+
+
+def model(
+    of: Any,
+    prompt: Any,
+    *,
+    attn_implementation: str | None = None,
+    attention_mask: Any = None,
+    tokenizer: Any = None,
+) -> ModelReport:
+    """Run a DiffLlama of transformers and find the first layer and point that is not what its own inputs make it.
+
+    The points are the outputs of all modules, and of each attention the rotated q and k and what each map gives, seen
+    where the model calls its attention function. The reference has the model's weights, in float64.
+
+    Args:
+        of: the live model, on the CPU or a GPU.
+        prompt: ids (T,) or (B, T), of any library; or a text, with `tokenizer`.
+        attn_implementation: another one for this run, such as "sdpa" or what you have registered; None is the model's.
+        attention_mask: (B, T), 0 for padding.
+
+    Raises:
+        ValueError: another model than DiffLlama, or a text without a tokenizer.
+    """
+    torch = importlib.import_module("torch")
+    kind = next((k for c in type(of).__mro__ if (k := getattr(heads, c.__name__, None)) is not None), None)
+    if kind is None or of.config.model_type != "diffllama":
+        raise ValueError(f"the model is a {type(of).__name__}, expected a DiffLlama of transformers")
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise ValueError("prompt: got a text, expected ids; give the tokenizer beside it")
+        prompt = tokenizer(prompt)["input_ids"]
+    ids = np.atleast_2d(any_array(prompt, "prompt"))
+    call = {"input_ids": ids} | ({} if attention_mask is None else {"attention_mask": any_array(attention_mask)})
+    with tempfile.TemporaryDirectory() as folder:
+        of.save_pretrained(folder)
+        ours = kind.from_pretrained(folder, mmap=False)
+    with (
+        _implementation(of, attn_implementation) as used,
+        hooks(of) as points,
+        _attention_points(of) as inside,
+        torch.no_grad(),
+    ):
+        of(**{name: torch.tensor(x).to(of.device) for name, x in call.items()}, use_cache=False)
+    mine = {**points, **inside}
+    found = first_divergence(mine, trace(ours, call))
+    at = _INSIDE.fullmatch(found.path or "")
+    if at is None or at["point"] in _BEFORE:
+        layer = re.search(r"\blayers\.(\d+)", found.path or "")
+        return ModelReport(found, int(layer[1]) if layer else None)
+    return ModelReport(found, int(at["layer"]), _named(of, mine, at, call, found.precision, eager=used == "eager"))
+
+
+@contextmanager
+def _implementation(of: Any, name: str | None) -> Iterator[str]:
+    """Have a model run with another attention implementation for a while; the name of the one that it runs with."""
+    before = of.config._attn_implementation
+    if name is not None:
+        of.set_attn_implementation(name)
+    try:
+        yield of.config._attn_implementation
+    finally:
+        if name is not None:
+            of.set_attn_implementation(before)
+
+
+@contextmanager
+def _attention_points(of: Any) -> Iterator[dict[str, Numpy]]:
+    """Record what a model's attention function is given and gives: it is called for each half of the values."""
+    functions = importlib.import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS
+    get_interface = functions.get_interface
+    paths = {id(part): name for name, part in of.named_modules()}
+    points: dict[str, Numpy] = {}
+    halves: dict[str, Any] = {}
+
+    def seen(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(part: Any, q: Any, k: Any, *args: Any, **kwargs: Any) -> Any:
+            out = function(part, q, k, *args, **kwargs)
+            path = paths[id(part)]
+            if path not in halves:
+                halves[path] = out[0]
+                points.update({f"{path}.q_rope": any_array(q).copy(), f"{path}.k_rope": any_array(k).copy()})
+                return out
+            both = importlib.import_module("torch").cat([halves.pop(path), out[0]], dim=-1).transpose(1, 2)
+            for n, of_map in enumerate(both.chunk(2, dim=1), start=1):
+                points[f"{path}.attn{n}"] = any_array(of_map).copy()
+            return out
+
+        return call
+
+    functions.get_interface = lambda *args, **kwargs: seen(get_interface(*args, **kwargs))
+    try:
+        yield points
+    finally:
+        del functions.get_interface
+
+
+def _named(
+    of: Any, points: Mapping[str, Numpy], at: re.Match[str], call: Mapping[str, Numpy], precision: str, *, eager: bool
+) -> Ranking | None:
+    """What the mistake of one attention is called, from its projections to what o_proj is given."""
+    path, config = at["path"], of.config
+    part = of.get_submodule(path)
+    H, K, d = config.num_attention_heads, config.num_key_value_heads, part.head_dim
+    rope = dict(config.rope_parameters)
+    plain = rope.get("rope_type", "default") == "default" and rope.get("partial_rotary_factor", 1) == 1
+    if not plain and at["point"] in ("q_rope", "k_rope"):
+        return None
+    spec = Spec.preset(
+        "hf_diffllama", query_heads=H, key_heads=K, head_dim=d, layer=int(at["layer"]), norm_eps=config.rms_norm_eps,
+        rope="halves" if plain else "none", rope_theta=rope.get("rope_theta", 10_000.0), padded_queries="any",
+    )  # fmt: skip
+
+    def by_head(name: str, count: int) -> Numpy:
+        x = points[f"{path}.{name}"]
+        return np.ascontiguousarray(np.swapaxes(x.reshape(*x.shape[:2], count, -1), 1, 2))
+
+    names = {"q": ("q_proj", H), "k": ("k_proj", K), "v": ("v_proj", K)}
+    inputs = {name: by_head(*where) for name, where in names.items()}
+    if not plain:
+        inputs |= {name: points[f"{path}.{name}_rope"] for name in "qk"}
+    inputs |= {name: any_array(getattr(part, name)).copy() for name in VECTORS}
+    if "attention_mask" in call:
+        inputs["key_mask"] = call["attention_mask"] != 0
+    storage = "float32" if precision == "float64" else precision
+    recipe = Recipe.of({"storage": storage, "qk": storage if eager else "float32"})
+    return diagnose(by_head("scaled", spec.heads), spec, inputs, recipe=recipe)

@@ -1,0 +1,185 @@
+"""Torch in one line: modules as kernels, and whole models with a mistake in one layer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention
+
+from refdiff import oracle
+from refdiff.oracle.cases.fixed import Case, cases
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+
+SPEC = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=8, layer=2)
+TIMM = Spec.preset("timm", query_heads=8, key_heads=8, head_dim=8, layer=1)
+SIZES = {
+    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 6, "initializer_range": 0.25, "lambda_std_dev": 0.5, "pad_token_id": 0,
+}  # fmt: skip
+IDS = np.random.default_rng(0).integers(1, 97, (2, 13))
+
+
+def diffllama(implementation: str) -> DiffLlamaAttention:
+    config = transformers.DiffLlamaConfig(
+        hidden_size=64, num_attention_heads=8, num_key_value_heads=4, head_dim=8, rms_norm_eps=SPEC.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": SPEC.rope_theta}, attn_implementation=implementation,
+    )  # fmt: skip
+    return DiffLlamaAttention(config, SPEC.layer)
+
+
+class Timm(torch.nn.Module):
+    """timm's DiffAttention (timm/layers/diff_attention.py, 1.0.31), unfused, without its options."""
+
+    def __init__(self, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.qkv, self.proj = torch.nn.Linear(64, 192), torch.nn.Linear(64, 64)
+        self.sub_norm = torch.nn.RMSNorm(16, eps=1e-5)
+        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
+            setattr(self, name, torch.nn.Parameter(torch.randn(8)))
+        self.lambda_init, self.scale = 0.8 - 0.6 * math.exp(-0.3 * TIMM.layer), scale
+
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).chunk(3, dim=2)
+        q, k = (y.reshape(B, N, 8, 8).transpose(1, 2) for y in (q, k))
+        v = v.reshape(B, N, 4, 16).transpose(1, 2)
+        scores = self.scale * q * 8**-0.5 @ k.transpose(-2, -1)
+        weights = (scores if attn_mask is None else scores + attn_mask).softmax(dim=-1).view(B, 4, 2, N, N)
+        one, two = (torch.exp((getattr(self, f"lambda_q{i}") * getattr(self, f"lambda_k{i}")).sum()) for i in "12")
+        out = (weights[:, :, 0] - (one - two + self.lambda_init) * weights[:, :, 1]) @ v
+        out = self.sub_norm(out) * (1 - self.lambda_init)
+        return self.proj(out.transpose(1, 2).reshape(B, N, C))
+
+
+def judged(kernel: Any, found: list[Case], recipe: Recipe | str) -> list[str]:
+    """Judge outputs and gradients; the cases that were served."""
+    served = []
+    for case in found:
+        got = kernel(case.inputs, dout=case.dout)
+        if got is not NotImplemented:
+            verdict = oracle.check(got, case.spec, case.inputs, recipe=recipe, dout=case.dout)
+            assert verdict.status != "fail", f"{case}: {verdict}"
+            served.append(case.name)
+            assert {"dq", "dk", "dv"} <= set(got) or {"dx", "dq_proj.weight"} <= set(got)
+    return served
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_transformers_module(implementation: str, dtype: str) -> None:
+    """Whole sequences, caches, padding and the whole layer; what has no cache or pages is declined."""
+    attention = diffllama(implementation)
+    before = copy.deepcopy(attention.state_dict())
+    recipe = Recipe.of({"storage": dtype, "qk": dtype if implementation == "eager" else "float32"})
+    found = [case for p in ("natural", "discriminating", "serving") for case in cases(p, 7, spec=SPEC, dtype=dtype)]
+    served = judged(oracle.torch.module(attention, SPEC), found, recipe)
+    names = {"natural-0", "natural-1", "discriminating-1", "discriminating-3", "serving-3"}
+    assert names <= {"-".join(name.split("-")[:2]) for name in served}
+    assert {name: x.tolist() for name, x in before.items()} == {
+        n: x.tolist() for n, x in attention.state_dict().items()
+    }
+    assert isinstance(attention.q_proj, torch.nn.Linear)
+
+
+def test_timms_module_and_a_mistake_in_it() -> None:
+    found = cases("modules", 3, spec=TIMM)[3:] + cases("natural", 3, spec=TIMM)
+    assert len(judged(oracle.torch.module(Timm(), TIMM), found, "float32")) >= 2
+    case = cases("discriminating", 3, spec=TIMM)[1]
+    wrong = oracle.torch.module(Timm(scale=8**0.5), TIMM)
+    assert oracle.check(wrong, TIMM, case.inputs, recipe="float32").status == "fail"
+    assert oracle.diagnose(wrong(case.inputs), TIMM, case.inputs, recipe="float32").status == "unique"
+
+
+def test_a_module_with_names_of_its_own() -> None:
+    mine = Timm()
+    mine.add_module("project", mine.qkv)
+    del mine.qkv
+    with pytest.raises(ValueError, match="the module has proj, sub_norm, project, expected q_proj, k_proj and v_proj"):
+        oracle.torch.module(mine, TIMM)
+    assert oracle.torch.module(mine, TIMM, names={"qkv": "project"})({"k_pages": np.zeros(3)}) is NotImplemented
+
+
+def model_of(dtype: str = "float32") -> Any:
+    torch.manual_seed(0)
+    return transformers.DiffLlamaForCausalLM(transformers.DiffLlamaConfig(**SIZES)).to(getattr(torch, dtype)).eval()
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """Attention functions that are wrong in layer 1, and in no other."""
+    right = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def no_scale(part: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+        wrong = {"scaling": 1.0} if part.layer_idx == 1 else {}
+        return right(part, q, k, v, mask, **{**options, **wrong})
+
+    def keys_crossed(part: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+        return right(part, q, k.roll(2, 1) if part.layer_idx == 1 else k, v, mask, **options)
+
+    ours = {"no_scale": no_scale, "keys_crossed": keys_crossed}
+    for name, function in ours.items():
+        transformers.AttentionInterface.register(name, function)
+        transformers.AttentionMaskInterface.register(name, transformers.masking_utils.sdpa_mask)
+    yield
+    for name in ours:
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop(name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_right_model(implementation: str, dtype: str) -> None:
+    mask = np.ones_like(IDS)
+    mask[1, :3] = 0
+    model = model_of(dtype)
+    before = model.config._attn_implementation
+    for extra in ({}, {"attention_mask": mask}):
+        report = oracle.torch.model(model, torch.tensor(IDS), attn_implementation=implementation, **extra)
+        assert report, str(report)
+        equal = {stage.path for stage in report.divergence.stages if stage.status == "equal"}
+        inside = ("q_proj", "q_rope", "k_rope", "attn1", "attn2", "diff", "scaled")
+        assert {f"model.layers.{n}.self_attn.{point}" for n in range(4) for point in inside} <= equal
+    assert model.config._attn_implementation == before
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(("wrong", "point"), [("no_scale", "attn1"), ("keys_crossed", "attn1")])
+def test_a_mistake_of_an_attention_function_in_one_layer_has_a_name(wrong: str, point: str) -> None:
+    report = oracle.torch.model(model_of(), IDS[:1], attn_implementation=wrong)
+    assert not report
+    assert (report.layer, str(report.divergence.path)) == (1, f"model.layers.1.self_attn.{point}")
+    assert report.diagnosis is not None
+    assert report.diagnosis.status == "unique", str(report)
+    assert str(report).startswith(f"fail: layer 1, point {point}\ndiagnosis: unique: ")
+
+
+def test_a_mistake_in_the_module_has_a_name() -> None:
+    model = model_of("bfloat16")
+    model.model.layers[2].self_attn.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * 3)
+    report = oracle.torch.model(model, IDS)
+    assert (report.layer, report.divergence.path) == (2, "model.layers.2.self_attn.diff")
+    assert report.diagnosis is not None
+    assert report.diagnosis.status == "unique", str(report)
+
+
+def test_a_mistake_outside_of_attention_has_a_place() -> None:
+    model = model_of()
+    model.model.layers[3].mlp.act_fn = torch.nn.GELU()
+    report = oracle.torch.model(model, IDS[0].tolist())
+    assert (report.layer, report.diagnosis) == (3, None)
+    assert str(report).startswith("fail: layer 3, point act_fn\n")
+
+
+def test_what_is_no_model_or_prompt() -> None:
+    with pytest.raises(ValueError, match="got a text, expected ids"):
+        oracle.torch.model(model_of(), "Once upon a time")
+    with pytest.raises(ValueError, match="the model is a Timm, expected a DiffLlama"):
+        oracle.torch.model(Timm(), IDS)
