@@ -172,23 +172,31 @@ def tales() -> list[str]:
     return [line for line in (ROOT / "notebooks/data/tales.txt").read_text(encoding="utf-8").splitlines() if line]
 
 
-def test_the_model_is_refdiffs(evaluate: Any, tokenizer: Any) -> None:
+@pytest.fixture(scope="session")
+def by_refdiff(tokenizer: Any) -> dict[str, Any]:
+    """Logits and λ of one text in float32, and the greedy ends of twenty prompts."""
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32")
     prompts = [" ".join(tale.split()[: 3 + i % 6]) for i, tale in enumerate(tales()[:20])]
     text = ids_of(tokenizer, tales()[0])[:48]
-    logits, lambdas, written = evaluate(
+    out = model(np.array([text]), output_attentions=True)
+    greedy = [
+        model.generate(np.array([ids_of(tokenizer, prompt)]), max_new_tokens=20, do_sample=False)[0].tolist()
+        for prompt in prompts
+    ]
+    return {"prompts": prompts, "text": text, "logits": out.logits[0], "lambdas": out.lambdas, "greedy": greedy}
+
+
+def test_the_model_is_refdiffs(evaluate: Any, by_refdiff: dict[str, Any]) -> None:
+    logits, lambdas, greedy = evaluate(
         "const reading = new Reading(model);"
         "return [given.text.map((id) => Array.from(model.logits(reading.next(id)))), model.lambdas,"
         "given.prompts.map((prompt) => generate(model, tokenizer.encode(prompt), 20))];",
-        {"text": text, "prompts": prompts},
+        {"text": by_refdiff["text"], "prompts": by_refdiff["prompts"]},
     )
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32")
-    out = model(np.array([text]), output_attentions=True)
-    assert np.abs(np.array(logits) - out.logits[0]).max() <= 1e-4
-    np.testing.assert_allclose(lambdas, out.lambdas, rtol=1e-5)
-    assert len(set(prompts)) == 20
-    for prompt, continued in zip(prompts, written, strict=True):
-        ids = np.array([ids_of(tokenizer, prompt)])
-        assert continued == model.generate(ids, max_new_tokens=20, do_sample=False)[0].tolist()
+    assert np.abs(np.array(logits) - by_refdiff["logits"]).max() <= 1e-4
+    np.testing.assert_allclose(lambdas, by_refdiff["lambdas"], rtol=1e-5)
+    assert len(set(by_refdiff["prompts"])) == 20
+    assert greedy == by_refdiff["greedy"]
 
 
 def test_the_tokenizer_is_refdiffs(evaluate: Any, tokenizer: Any) -> None:
@@ -260,7 +268,21 @@ def test_what_the_article_says_of_the_needle(page: Chromium) -> None:
     assert after < before
     before, after = press(3)
     assert before > 80 > 65 > after
+    slide(page, "needle-lambda", 0.15)
+    assert numbers(shown(page, "#needle-share"))[1] > before
     assert press(4) == (19, 62)
+    best, last = numbers(shown(page, "#needle-rule"))
+    p, q = page.run(
+        "import('./main.js').then(({figures: {needle}}) => ['first', 'second'].map((n) => needle.now()[n][30]))"
+    )
+    np.testing.assert_allclose([best, last], [(1 - p) / (1 - q), 2 * p * (1 - p) / (p + q - 2 * p * q)], atol=0.0051)
+    found = []
+    for lambda_ in np.arange(0.05, 2.01, 0.05):  # the rule against what the sliders give
+        slide(page, "needle-lambda", lambda_)
+        found.append(numbers(shown(page, "#needle-share"))[1])
+    assert abs(0.05 + 0.05 * np.argmax(found) - best) <= 0.06
+    assert abs(0.05 * np.sum(np.array(found) > 19) - last) <= 0.1
+    press(4)
     lower, weight = numbers(shown(page, "#needle-weight"))
     assert weight < lower
     slide(page, "needle-lambda", 0)

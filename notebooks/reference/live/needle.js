@@ -53,6 +53,15 @@ export function meanShares({ d, shared }) {
   return total;
 }
 
+/**
+ * The λ at which noise of one shape in both maps cancels, and the λ up to which the needle's share is above what A₁
+ * gives: notebook 03's rule, with p and q for the needle's weights in A₁ and A₂.
+ */
+export function rule({ first, second }) {
+  const p = first[NEEDLE], q = second[NEEDLE];
+  return { best: (1 - p) / (1 - q), last: (2 * p * (1 - p)) / (p + q - 2 * p * q) };
+}
+
 const START = { lambda: 0.75, shared: 0.99, d: 16, seed: 16 };
 const SIZES = [4, 8, 16, 32, 64, 128];
 
@@ -81,7 +90,7 @@ export function needleFigure(figure, tries) {
   };
   const curve = html("div", { class: "curve" });
   const readings = Object.fromEntries(["weight", "share", "sum"].map((name) => [name, html("output", { id: `needle-${name}` })]));
-  const filled = html("i"), status = html("p", { class: "status", role: "status" });
+  const byRule = html("p", { class: "small", id: "needle-rule" }), filled = html("i"), status = html("p", { class: "status", role: "status" });
   const pointed = html("p", { class: "pointed", "aria-hidden": "true" });
   const again = html("button", { type: "button", onclick: () => set({ seed: state.seed + 1 }) }, "Draw other noise");
 
@@ -97,7 +106,7 @@ export function needleFigure(figure, tries) {
           html("div", {}, html("dt", {}, "sum of the row, 1 − λ"), html("dd", {}, readings.sum))),
         html("p", { class: "small" }, html("b", {}, "The needle’s share at every λ"), ": this noise ",
           html("span", { class: "key solid" }), " and the mean of 200 others ", html("span", { class: "key dashed" })),
-        curve, again)),
+        curve, byRule, again)),
     status);
 
   let now;
@@ -109,6 +118,7 @@ export function needleFigure(figure, tries) {
     now = { ...both, difference: difference(both, state.lambda) };
     now.curve = LAMBDAS.map((lambda) => share(difference(both, lambda)));
     now.mean = meanShares(state);
+    now.rule = rule(both);
     drawBars();
     drawCurve();
     tell();
@@ -136,6 +146,8 @@ export function needleFigure(figure, tries) {
       [0, 0.5, 1].map((part) => [svg("line", { class: "grid", x1: left, x2: width - right, y1: y(part), y2: y(part) }),
         svg("text", { x: left - 6, y: y(part) + 4, "text-anchor": "end" }, percent(part).replace(" ", ""))]),
       [0, 0.5, 1, 1.5, 2].map((lambda) => svg("text", { x: x(lambda), y: height - 6, "text-anchor": "middle" }, lambda ? String(lambda) : "λ = 0")),
+      Object.values(now.rule).filter((lambda) => lambda <= 2).map((lambda) =>
+        svg("line", { class: "rule", x1: x(lambda), x2: x(lambda), y1: top, y2: height - bottom })),
       svg("path", { class: "mean", d: line(now.mean) }), svg("path", { class: "this", d: line(now.curve) }),
       svg("circle", { cx: x(state.lambda), cy: y(share(now.difference)), r: 5 })));
   });
@@ -145,6 +157,7 @@ export function needleFigure(figure, tries) {
     readings.weight.textContent = `${text(now.first[NEEDLE])} → ${text(now.difference[NEEDLE])}`;
     readings.share.textContent = `${percent(before)} → ${percent(after)}`;
     readings.sum.textContent = text(now.difference.reduce((a, b) => a + b, 0));
+    byRule.textContent = `Dotted: by the rule below, noise that is shared cancels at λ = ${text(now.rule.best)}, and the gain ends at ${text(now.rule.last)}.`;
     filled.style.inlineSize = `${100 * after}%`;
     const verdict = state.lambda === 0 ? "Plain attention: nothing is subtracted."
       : after > before + 0.005 ? "Subtraction helps the needle here."
