@@ -529,6 +529,7 @@ def test_results_are_those_of_notebook_9(page: Chromium) -> None:
 
 
 def test_the_first_figure_is_soon_there(page: Chromium) -> None:
+    assert page.run("document.getElementById('needs-server').hidden")
     assert page.run("performance.getEntriesByName('first figure')[0].startTime") < 2000
     assert page.run("document.querySelectorAll('#needle .bars rect').length") == 3 * 48
 
@@ -631,6 +632,13 @@ def test_nothing_moves_by_itself_for_who_asked_for_that(page: Chromium) -> None:
     assert page.run(motion) == "smooth"
     still(page)
     assert page.run(motion) == "auto"
+
+
+def test_from_a_disk_the_page_says_what_it_needs(chromium: Chromium, folder: Path) -> None:
+    chromium.open(folder / "index.html")
+    assert chromium.run("document.getElementById('needs-server').offsetHeight > 0")
+    assert chromium.run("[...document.querySelectorAll('.stage')].every((stage) => stage.offsetHeight === 0)")
+    assert chromium.run("document.querySelector('#needle .words').offsetHeight > 0")
 
 
 def test_without_the_model_the_page_says_why(chromium: Chromium, origin: str) -> None:
