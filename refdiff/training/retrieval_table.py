@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-WIRINGS = ("hf", "none")
+WIRINGS = ("hf", "v2", "none")
 DEPTHS = (0, 25, 50, 75, 100)
 """Where in the haystack a needle stands, in percent: 0 is the beginning."""
 
@@ -28,25 +28,27 @@ def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
     return mean, T_95[min(n - 1, len(T_95)) - 1] * math.sqrt(variance / n)
 
 
-def differences(runs: Runs, length: int, measure: str) -> list[float]:
+def differences(runs: Runs, length: int, measure: str, wiring: str = "hf") -> list[float]:
     """Differential − plain, for every seed that has both."""
     by_seed = [
-        {run["seed"]: run["measured"][str(length)][measure] for run in runs if run["wiring"] == wiring}
-        for wiring in WIRINGS
+        {run["seed"]: run["measured"][str(length)][measure] for run in runs if run["wiring"] == kind}
+        for kind in (wiring, "none")
     ]
     return [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
 
 
 def table(runs: Runs) -> str:
-    """Return for each length a line of each wiring and one of their differences by seed: percent, mean ± 95 %."""
+    """Return for each length a line of each wiring and of its difference from plain by seed: percent, mean ± 95 %."""
     lines = [f"{'tokens':>6} {'wiring':7} " + " ".join(f"{name:>12}" for name in MEASURES)]
     for length in sorted({int(key) for run in runs for key in run["measured"]}):
         for wiring in WIRINGS:
             found = [run["measured"][str(length)] for run in runs if run["wiring"] == wiring]
             if found:
                 lines.append(_line(length, wiring, ([f[name] for f in found] for name in MEASURES)))
-        if differences(runs, length, "accuracy"):
-            lines.append(_line(length, "hf−none", (differences(runs, length, name) for name in MEASURES)))
+        for wiring in WIRINGS[:-1]:
+            if differences(runs, length, "accuracy", wiring):
+                by_measure = (differences(runs, length, name, wiring) for name in MEASURES)
+                lines.append(_line(length, f"{wiring}−none", by_measure))
     return "\n".join(lines)
 
 

@@ -15,22 +15,22 @@ from refdiff.training.retrieval import QUICK, Experiment, draw_rows, main, measu
 from refdiff.training.retrieval_table import depth_table, table
 
 SMALL = Experiment(
-    keys=7, values=5, fillers=3, needles=3, questions=2, train_lengths=(13, 17), lengths=(13, 29), width=16, layers=2,
+    keys=7, values=5, fillers=3, spacing=4, questions=2, train_lengths=(13, 17), lengths=(13, 29), width=16, layers=2,
     heads=2, steps=6, begin=3, tokens=53, rows=6,
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("length", [9, 13, 64])
-def test_every_question_has_one_needle_with_its_answer(length: int) -> None:
+@pytest.mark.parametrize(("length", "needles"), [(9, 2), (13, 3), (29, 7)])
+def test_every_question_has_one_needle_with_its_answer(length: int, needles: int) -> None:
     rows = draw_rows(SMALL, 50, length, np.random.default_rng(1))
     assert rows.ids.shape == rows.labels.shape == (50, length)
     assert rows.haystack == length - 3
     for ids, labels, asking, needle in zip(rows.ids, rows.labels, rows.asking, rows.needle, strict=True):
         keys = np.flatnonzero(ids[: rows.haystack] < 7)
-        assert len(keys) == len(set(ids[keys])) == 3
+        assert len(keys) == len(set(ids[keys])) == needles
         values = ids[keys + 1]
         assert ((values >= 7) & (values < 12)).all()
-        assert (ids[: rows.haystack] >= 12).sum() == rows.haystack - 6
+        assert (ids[: rows.haystack] >= 12).sum() == rows.haystack - 2 * needles
         assert list(asking) == [length - 3, length - 2]
         assert len(set(needle)) == 2
         for ask, at in zip(asking, needle, strict=True):
@@ -73,25 +73,32 @@ def looks(ids: np.ndarray, **_: Any) -> SimpleNamespace:
 
 
 def test_shares_and_accuracy_of_maps_made_by_hand() -> None:
-    found = measure(SMALL, looks, 29)  # type: ignore[arg-type]
+    found = measure(SMALL, looks, 29, seed=4)  # type: ignore[arg-type]
     assert found["accuracy"] == 0.5
-    flat = np.array([2, 24]) / 29  # of a row of 29, the needle and the rest of a haystack of 26
+    rng = np.random.default_rng((4, 1, 29))
+    needles = np.concatenate([draw_rows(SMALL, 1, 29, rng).needle for _ in range(6)])
+    assert needles.max() == 24, "of a needle at the end no token stands behind the value"
+    n = np.minimum(26 - needles, 3).mean()  # tokens of the needle: its key, its value, and the one behind them
+    flat = np.array([n, 26 - n]) / 29  # of a row of 29, with a haystack of 26
     assert found["heads"]["answer"] == pytest.approx(np.array([[1, flat[0]], [flat[0], 0]]))
+    n2 = (needles + 2 < 26).mean() / 29
+    assert found["heads"]["behind"] == pytest.approx(np.array([[0, n2], [n2, 0]]))
     assert found["heads"]["noise"] == pytest.approx(np.array([[0, flat[1]], [flat[1], 0]]))
     assert [found["answer"], found["noise"]] == pytest.approx((np.array([1, 0]) + 2 * flat) / 4)
     everything = 0 + 0.29 + 25 + 1
-    assert found["net answer"] == pytest.approx((0 + 0.02 - 2) / everything)
-    assert found["net noise"] == pytest.approx((0.24 + 24) / everything)
+    assert found["net answer"] == pytest.approx((0 + 0.01 * n - 2 + (n - 2)) / everything)
+    assert found["net noise"] == pytest.approx((0.01 + 1) * (26 - n) / everything)
 
 
-def test_means_by_depth_are_those_of_all() -> None:
+def test_means_by_depth_by_hand() -> None:
     experiment = Experiment(**{**SMALL.__dict__, "rows": 40})
-    found = measure(experiment, looks, 29)  # type: ignore[arg-type]
+    depths = measure(experiment, looks, 29)["depths"]  # type: ignore[arg-type]
     rows = draw_rows(experiment, 1, 29, np.random.default_rng((0, 1, 29)))  # batches of one row: 29 of 53 tokens
-    assert found["depths"]["answer"] == pytest.approx([found["answer"]] * 5)
-    assert found["depths"]["noise"] == pytest.approx([found["noise"]] * 5)
+    assert depths["answer"][:4] == pytest.approx([(1 + 2 * 3 / 29) / 4] * 4)
+    assert depths["noise"][:4] == pytest.approx([2 * 23 / 29 / 4] * 4)
+    assert (1 + 2 * 2 / 29) / 4 < depths["answer"][4] < (1 + 2 * 3 / 29) / 4, "some needles end the haystack"
     assert set(np.rint(rows.needle / 24 * 4).ravel()) <= set(range(5))
-    assert any(x != found["accuracy"] for x in found["depths"]["accuracy"])
+    assert len(set(depths["accuracy"])) > 1
 
 
 def test_a_depth_without_a_needle_has_no_mean() -> None:
@@ -100,16 +107,16 @@ def test_a_depth_without_a_needle_has_no_mean() -> None:
     assert found["depths"]["answer"].count(None) >= 3
 
 
-def test_both_wirings_learn_and_are_of_one_size() -> None:
+def test_all_wirings_learn_and_are_of_one_size() -> None:
     experiment = Experiment(**{**SMALL.__dict__, "steps": 60, "begin": 40})
     sizes = []
-    for wiring in ("hf", "none"):
+    for wiring in ("hf", "v2", "none"):
         losses: list[float] = []
         model = train(experiment, wiring, 0, threads=1, report=lambda step, loss, into=losses: into.append(loss))
         vectors = 4 * 8 * 2 if wiring == "hf" else 0
         sizes.append(model.num_parameters() - vectors)
         assert np.mean(losses[-5:]) < 0.8 * losses[0]
-    assert sizes[0] == sizes[1]
+    assert sizes[0] == sizes[1] == sizes[2]
 
 
 def test_keys_are_asked_in_the_first_rows_then_lengths_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,14 +149,14 @@ def test_a_run_is_kept_and_goes_on(
     assert main(options) == 0
     first = json.loads(out.read_text())
     assert first["experiment"]["begin"] == 2
-    assert [(run["wiring"], run["seed"]) for run in first["runs"]] == [("hf", 0), ("none", 0)]
+    assert [(run["wiring"], run["seed"]) for run in first["runs"]] == [("hf", 0), ("none", 0), ("v2", 0)]
     again: list[int] = []
     monkeypatch.setattr(retrieval, "train", lambda x, wiring, seed, **_: again.append(seed) or train(x, wiring, seed))
     assert main([*options, "--seeds", "2"]) == 0
-    assert again == [1, 1]
+    assert again == [1, 1, 1]
     both = json.loads(out.read_text())
-    assert both["runs"][:2] == first["runs"]
-    assert len(both["runs"]) == 4
+    assert both["runs"][:3] == first["runs"]
+    assert len(both["runs"]) == 6
     printed = capsys.readouterr()
     assert printed.out.endswith(f"{table(both['runs'])}\n\n{depth_table(both['runs'], 13)}\n")
     assert "hf seed 0: step 4 of 4" in printed.err
@@ -180,8 +187,10 @@ def test_the_longest_rows_that_training_knows() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"questions": 9}, "questions are 9"),
-        ({"lengths": (11, 8)}, "a row needs 9 tokens"),
+        ({"questions": 0}, "questions: got 0, expected 1 or more"),
+        ({"lengths": (11, 3)}, "a row of 3 tokens with spacing 4 has 0 needles, .* 4 tokens or more"),
+        ({"spacing": 2}, "a row of 13 tokens with spacing 2 has 6 needles, .* 15 tokens or more"),
+        ({"lengths": (11, 32)}, "has 8 needles, but must have from 1 to 7"),
         ({"tokens": 16}, "a step has 16 tokens, but a row of 17"),
     ],
 )

@@ -34,6 +34,7 @@ def test_mean_and_interval_by_hand() -> None:
 def test_differences_are_of_seeds_that_both_kinds_have() -> None:
     assert differences(RUNS, 29, "accuracy") == [0.25, 0.125]
     assert differences(RUNS[:1], 29, "accuracy") == []
+    assert differences([one("v2", 0, 0.875, []), *RUNS], 29, "accuracy", "v2") == [0.625]
 
 
 def test_a_table_has_a_line_of_each_kind_and_of_the_differences() -> None:
@@ -43,6 +44,12 @@ def test_a_table_has_a_line_of_each_kind_and_of_the_differences() -> None:
     assert plain.split()[:5] == ["29", "none", "43.8", "±", f"{100 * 12.706 * 0.1875:.1f}"]
     assert both.split()[:5] == ["29", "hf−none", "18.8", "±", f"{100 * 12.706 * 0.0625:.1f}"]
     assert all(len(line) <= 80 for line in (head, differential, plain, both))
+
+
+def test_each_differential_variant_has_its_line_of_differences() -> None:
+    _, *lines = table([one("v2", 0, 0.875, []), *RUNS]).splitlines()
+    assert [line.split()[1] for line in lines] == ["hf", "v2", "none", "hf−none", "v2−none"]
+    assert lines[-1].split()[:5] == ["29", "v2−none", "62.5", "±", "–"]
 
 
 def test_one_seed_has_no_interval() -> None:
