@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from refdiff import layers, viz
+from refdiff.backends import overlay
 from refdiff.viz.appearance import (
     BLUE,
     GREEN,
@@ -526,7 +527,7 @@ def haystack() -> Any:
     return axes.figure
 
 
-def bars(rows: Mapping[str, Any], needle: int) -> Any:
+def bars(rows: Mapping[str, Any], needle: int, names: Sequence[str] = ()) -> Any:
     """Rows of weights over keys as bars, below each other on one scale; the key that matters in orange."""
     figure = new_figure(8.4, 1.35 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), 1, sharex=True, sharey=True)
@@ -535,7 +536,9 @@ def bars(rows: Mapping[str, Any], needle: int) -> Any:
         axes.axhline(0, color=INK, linewidth=0.5)
         axes.set_title(title, fontsize=10, loc="left")
     grid[-1].set_xlabel("key")
-    grid[len(rows) // 2].set_ylabel("weight")
+    grid[len(rows) // 2].set_ylabel("weight" if not names else "")
+    if names:
+        name_ticks(grid[-1], names, "x")
     return on_card(figure)
 
 
@@ -621,6 +624,76 @@ def cuts(p: Any, names: Sequence[str], k: int, share: float) -> Any:
     return on_card(figure)
 
 
+def by_layer(
+    x: Any, lines: Mapping[str, Any], errors: Mapping[str, Any], xlabel: str, ylabel: str, **options: Any
+) -> Any:
+    """Small multiples: for each layer named curves (x, layers) with the bands of their confidence intervals."""
+    layers_ = len(next(iter(lines.values()))[0])
+    figure = new_figure(10.4, 2.7)
+    grid = figure.subplots(1, layers_, sharey=True)
+    for layer, axes in enumerate(grid):
+        dress(axes)
+        for i, (label, values) in enumerate(lines.items()):
+            y, half = (np.asarray(table)[:, layer] for table in (values, errors[label]))
+            axes.plot(x, y, color=SERIES[i], linestyle=STYLES[i], label=label)
+            axes.fill_between(x, y - half, y + half, color=SERIES[i], alpha=0.2, linewidth=0)
+        axes.axhline(0, color=INK, linewidth=0.5)
+        axes.set(**{"xlabel": xlabel, **options})
+        axes.set_title(f"layer {layer}", color=INK, fontsize=10)
+    grid[0].set_ylabel(ylabel)
+    for axes in grid:
+        dress(axes)
+    legend(grid[0])
+    return on_card(figure)
+
+
+def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) -> Any:
+    """A dot for each run: groups side by side, in each a column for each kind, with the mean as a line."""
+    axes = new_axes(None, 7.4, 3.4)
+    for g, by_kind in enumerate(groups.values()):
+        for i, (kind, values) in enumerate(by_kind.items()):
+            x = g + 0.24 * (i - (len(by_kind) - 1) / 2)
+            axes.plot([x] * len(values), values, MARKERS[i], color=SERIES[i], markersize=5, alpha=0.75,
+                      label=kind if g == 0 else None)  # fmt: skip
+            axes.plot([x - 0.08, x + 0.08], [np.mean(values)] * 2, color=SERIES[i], linewidth=2)
+    axes.set(xticks=range(len(groups)), xticklabels=list(groups), ylabel=ylabel, ylim=(-0.02, 1.02))
+    legend(axes)
+    return on_card(axes.figure)
+
+
+def below_each_other(x: Any, panels: Mapping[str, Mapping[str, Any]], xlabel: str) -> Any:
+    """Panels over one x, each with a name and curves of its own."""
+    figure = new_figure(6.4, 2.1 * len(panels))
+    grid = figure.subplots(len(panels), 1, sharex=True)
+    for axes, (name, lines) in zip(grid, panels.items(), strict=True):
+        for i, (label, y) in enumerate(lines.items()):
+            axes.plot(x, y, color=SERIES[i], linestyle=STYLES[i], marker=MARKERS[i], markersize=3, label=label)
+        axes.axhline(0, color=INK, linewidth=0.5)
+        axes.set_ylabel(name)
+        dress(axes)
+    grid[-1].set_xlabel(xlabel, color=INK)
+    legend(grid[0])
+    return on_card(figure)
+
+
+def moments_of_a_pair(film: Any, moments: Sequence[int]) -> Any:
+    """A₁, A₂ and their difference of one pair (rows) at some steps of its training (columns)."""
+    figure = new_figure(10.4, 6.2)
+    grid = figure.subplots(3, len(moments), sharex=True, sharey=True)
+    for column, moment in enumerate(moments):
+        at = film.moments.index(moment)
+        first, second, lambda_ = film.first[at], film.second[at], film.lambdas[at]
+        maps = {"A₁": first, "A₂": second, "A₁ − λ A₂": first - lambda_ * second}
+        for axes, (name, weights) in zip(grid[:, column], maps.items(), strict=True):
+            dress(axes).imshow(weights, cmap=signed_colours(), norm=signed_range(np.ones(1)))
+            axes.set(xticks=[], yticks=[])
+            if column == 0:
+                axes.set_ylabel(name)
+        grid[0, column].set_title(f"step {moment}\nλ = {lambda_:.2f}, ρ = {film.correlations[at]:.2f}", fontsize=8.5)
+        dress(grid[0, column])
+    return on_card(figure)
+
+
 def changes(values: Any, tokens: Sequence[str]) -> Any:
     """How much each token's vector changed (columns), after each layer (rows): nothing is blank."""
     axes = new_axes(None, 8.4, 3.4)
@@ -656,6 +729,33 @@ def loss_of(tiny: Any, ids: Any, weights: Any, config: Any) -> float:
     """The loss of a text by chapter 0's model: the mean of −log p of its next tokens."""
     p = tiny.softmax(tiny.model(ids, weights, config)[:-1])
     return float(-np.log(p[np.arange(len(ids) - 1), ids[1:]]).mean())
+
+
+def wanted(model: Any, ids: Any) -> list[SimpleNamespace]:
+    """By layer λ and, each (pairs, T, T), A₁, A₂ and G = ∂L/∂P, where L is the loss of the last token alone."""
+    kept: list[Any] = []
+
+    def wrap(name: str, function: Any) -> Any:
+        def recorded(g: Any, *operands: Any, **options: Any) -> Any:
+            kept.append((g, *operands[:6]))
+            return function(g, *operands, **options)
+
+        return recorded if name == "diff_attention_vjp" else function
+
+    labels = np.full_like(ids, -100)
+    labels[:, -1] = ids[:, -1]
+    ops, model.ops = model.ops, overlay(model.ops, wrap)
+    try:
+        model.loss_and_grad(ids, labels=labels)
+    finally:
+        model.ops = ops
+    return [
+        SimpleNamespace(
+            lambda_=float(np.ravel(lambda_)[0]), gradient=(g @ np.swapaxes(v, -1, -2))[0],
+            first=layers.attention_weights(q1, k1)[0], second=layers.attention_weights(q2, k2)[0],
+        )
+        for g, q1, k1, q2, k2, v, lambda_ in reversed(kept)
+    ]  # fmt: skip
 
 
 @contextmanager
@@ -729,6 +829,79 @@ class Slider:
         return (
             '<iframe title="Two maps with shared noise, to explore" sandbox="allow-scripts" width="100%" height="430" '
             f'style="border:0;max-width:720px" srcdoc="{html.escape(self.page)}"></iframe>'
+        )
+
+
+FILM = """
+<!doctype html><meta charset="utf-8"><title>Two maps during training</title>
+<style>
+body { font: 14px sans-serif; color: INK; background: CARD; margin: 0; padding: 4px }
+input { width: 50%; vertical-align: middle }
+text { fill: INK; font-size: 13px }
+</style>
+<button>play</button> <input type="range" min="0" value="0" aria-label="moment of training"> <output></output>
+<svg viewBox="0 0 660 240" width="100%" role="img" aria-label="A1, A2 and their difference at a step of training"></svg>
+<script>
+const FILM = DATA, n = FILM.tokens, side = 200 / n, svg = document.querySelector("svg");
+const range = document.querySelector("input"), button = document.querySelector("button");
+range.max = FILM.moments.length - 1;
+let timer = null;
+function draw() {
+  const i = +range.value, lambda = FILM.lambdas[i], [first, second] = FILM.permille[i].map(m => m.map(x => x / 1000));
+  document.querySelector("output").textContent =
+    `step ${FILM.moments[i]}, λ ${lambda.toFixed(2)}, ρ ${FILM.correlations[i].toFixed(2)}`;
+  const maps = {"A₁": first, "A₂": second, "A₁ − λ A₂": first.map((x, j) => x - lambda * second[j])};
+  svg.innerHTML = Object.entries(maps).map(([name, map], m) => {
+    let cells = "", j = 0;
+    for (let t = 0; t < n; t++) for (let s = 0; s <= t; s++, j++) {
+      const x = map[j];
+      cells += `<rect x="${220 * m + 8 + s * side}" y="${26 + t * side}" width="${side}" height="${side}" ` +
+        `fill="${x < 0 ? "ORANGE" : "BLUE"}" fill-opacity="${Math.min(Math.sqrt(Math.abs(x)), 1).toFixed(3)}"/>`;
+    }
+    return `<text x="${220 * m + 8}" y="16">${name}</text>${cells}`;
+  }).join("");
+}
+function stop() { clearInterval(timer); timer = null; button.textContent = "play" }
+button.addEventListener("click", () => {
+  if (timer) return stop();
+  if (+range.value == +range.max) range.value = 0;
+  button.textContent = "stop";
+  timer = setInterval(() => { range.value = +range.value + 1; draw(); if (range.value == range.max) stop() }, 700);
+});
+range.addEventListener("input", () => { stop(); draw() });
+draw();
+</script>
+"""
+
+
+class Film:
+    """Two maps of one pair during its training, from what data/variants.json has; a notebook plays it in a frame.
+
+    Attributes:
+        tokens, moments: of the text, and the steps.
+        first, second: A₁ and A₂ (moments, T, T); lambdas, correlations: of each moment.
+    """
+
+    def __init__(self, example: Mapping[str, Any], moments: Sequence[int]) -> None:
+        self.tokens, self.moments = tuple(example["tokens"]), tuple(moments)
+        self.lambdas, self.correlations = example["lambda"], example["correlation"]
+        T, permille = len(self.tokens), np.array(example["permille"])
+        both = np.zeros((*permille.shape[:2], T, T))
+        both[:, :, np.tri(T, dtype=bool)] = permille / 1000
+        self.first, self.second = both[:, 0], both[:, 1]
+        self.maps = SimpleNamespace(tokens=self.tokens, first=self.first, second=self.second, difference=None)
+        data = {"tokens": T, "moments": self.moments, "permille": example["permille"]}
+        data |= {"lambdas": self.lambdas, "correlations": self.correlations}
+        page = FILM.replace("DATA", json.dumps(data, separators=(",", ":"))).replace("INK", INK).replace("CARD", CARD)
+        self.page = page.replace("ORANGE", ORANGE).replace("BLUE", BLUE)
+
+    def __repr__(self) -> str:
+        return "Film: a notebook shows it"
+
+    def _repr_html_(self) -> str:
+        return (
+            '<iframe title="Two maps during training, to play" sandbox="allow-scripts" width="100%" height="320" '
+            f'style="border:0;max-width:760px" srcdoc="{html.escape(self.page)}"></iframe>'
         )
 
 

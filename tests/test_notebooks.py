@@ -213,6 +213,28 @@ def test_every_exercise_is_asked_and_its_answer_checked() -> None:
     assert checked == set(exercises.names())
 
 
+def test_the_variants_of_chapter_09_have_equal_parameters() -> None:
+    from refdiff import DiffLlamaForCausalLM
+
+    config = _script("variants").config
+    sizes = [DiffLlamaForCausalLM.from_config(config(kind), 0).num_parameters() for kind in ("none", "hf", "v2")]
+    assert len(set(sizes)) == 3
+    assert max(sizes) < 1.003 * min(sizes)
+
+
+def test_the_correlation_of_two_maps_is_that_of_their_scores() -> None:
+    def causal(scores: Any) -> Any:
+        weights = np.exp(scores) * np.tri(40)
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+    correlation = _script("variants").correlation
+    x, y = np.random.default_rng(1).standard_normal((2, 3, 40, 40))
+    assert correlation(causal(x), causal(2 * x + 1)) == pytest.approx([1, 1, 1])
+    assert correlation(causal(x), causal(-x)) == pytest.approx([-1, -1, -1])
+    by_numpy = [[np.corrcoef(x[b, t, : t + 1], y[b, t, : t + 1])[0, 1] for t in range(32, 40)] for b in range(3)]
+    assert correlation(causal(x), causal(y)) == pytest.approx(np.mean(by_numpy, axis=1))
+
+
 def test_numbers_are_near_or_not() -> None:
     near = _script("compare").near
     assert near("0.123", "0.124")
