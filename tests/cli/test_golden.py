@@ -162,3 +162,10 @@ def test_defaults() -> None:
     assert (args["spec"], args["layer"], args["set"], args["recipe"]) == ("hf_diffllama", None, [], "auto")
     assert (args["profile"], args["dtype"], args["seed"]) == (None, "auto", 0)
     assert not [name for name in ("outputs", "npz", "no_gradients", "json", "core") if args[name]]
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["golden", "export", str(tmp_path), "--profile", "tiny_values"]) == 2
+    assert "got a folder with other files, expected a new or empty one, or vectors" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

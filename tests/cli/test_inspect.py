@@ -233,3 +233,10 @@ def test_lambda_vectors_of_gigabytes_are_not_read(folder: Path, capsys: Capture)
     save_file(tensors, folder / "model.safetensors")
     assert main(["inspect", "--json", str(folder)]) == 1
     assert json.loads(capsys.readouterr().out)["lambdas"] == []
+
+
+def test_columns_of_the_longest_name_are_in_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "bundled"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith("B") and " float" in line]
+    assert any("post_attention_layernorm.weight" in row for row in rows)
+    assert len({row.index(" float") for row in rows}) == 1
