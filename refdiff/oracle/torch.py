@@ -42,7 +42,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "norm": ("groupnorm", "subln", "sub_norm"),
 }
 """Submodules by their job, and what transformers, unilm and timm call them."""
-NOT_SERVED = ("bias", "mask", "q_positions", "k_positions")
+NOT_SERVED = ("bias", "mask", "q_positions", "k_positions", "cu_seqlens_q")
 _INSIDE = re.compile(r"(?P<path>.*\blayers\.(?P<layer>\d+)\.self_attn)\.(?P<point>\w+)")
 _BEFORE = ("q_proj", "k_proj", "v_proj", "o_proj")
 """Points of an attention that are no part of what `diagnose` looks at: it starts from the projections."""

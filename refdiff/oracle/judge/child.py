@@ -189,8 +189,8 @@ def last_line(error: BaseException) -> str:
 class Answers:
     """The pipe to the judge."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._pipe: IO[bytes] = os.fdopen(descriptor, "wb")
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
 
     def say(self, status: str, payload: bytes = b"", **more: Any) -> None:
         """Write an answer and what comes after it."""
@@ -237,7 +237,7 @@ def main(config: dict[str, Any]) -> None:
     limit(config["memory"])
     sys.path.extend(config["path"])
     arena = mmap.mmap(config["arena"], config["arena_bytes"])
-    answers = Answers(config["answers"])
+    answers = Answers(os.fdopen(config["answers"], "wb"))
     sys.addaudithook(guard(config["hidden"], config["scratch"], config["processes"]))
     try:
         kernel, gradients = adapted(load(config["kernel"], config["function"]))

@@ -119,16 +119,19 @@ class KernelProcess:
         os.set_blocking(self._answers, False)
         try:
             self.gradients = self._answer(("ready",))["gradients"] is True
-        except BaseException:
-            self.__exit__(None, None, None)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
         os.close(self._requests)
+        if error is None:  # the process has answered so far, and ends when it reads no more requests
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+        self._end()
         os.close(self._answers)
         self._files.close()
 
