@@ -29,7 +29,7 @@ import sketches
 import tiny
 
 import refdiff
-from refdiff import layers
+from refdiff import bundled, layers
 
 # %% [markdown]
 # ## The picture
@@ -49,8 +49,8 @@ sketches.pairing()
 # $$\mathrm{MultiHead}(X) =
 # \mathrm{Concat}_i\big((1-\lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X))\big)W^O \tag{eq. 3}$$
 #
-# What differs is how heads are split into first and second maps: one line. (Two values, too, are laid side by side as
-# the value of a pair: neighbours or halves again. Here `v` has them so already; exercise 1 does it.)
+# What differs is how heads are split into first and second maps: one line. (The value of a pair is made of two values,
+# neighbours or halves again. Here `v` holds such pairs from the start; exercise 1 makes them.)
 
 
 # %%
@@ -84,53 +84,66 @@ for K in (8, 4, 2):
 # %% [markdown]
 # ## Experiment: read a checkpoint the wrong way
 #
-# The bundled model is in Hugging Face's layout. `refdiff.convert` rewrites it for the paper's code in three steps. It
-# changes the order of heads in $W_Q$ and $W_K$; the order of heads in $W_V$; and the order of the numbers inside each
-# query and key head, because the paper's RoPE rotates neighbours (notebook 02). We measure the loss (mean $-\log p$ of
-# the next token) on an unseen text, and leave out the steps one at a time, then all together.
+# The bundled model is in Hugging Face's layout. `refdiff.convert` rewrites it for the paper's code in three steps. Each
+# is a change of order: of the heads in $W_Q$ and $W_K$; of the heads in $W_V$; and of the numbers inside each query and
+# key head, because the paper's RoPE rotates neighbours (notebook 02).
+#
+# We do this to the weights of chapter 0, by hand. And we read the result as the paper's code does. That needs no new
+# code: neighbours become halves when the even ones are put first. So chapter 0's model computes on weights in *that*
+# order what the paper's code computes on the weights themselves.
+#
+# A converter that forgets a step passes every check of shapes. What does the loss on an unseen text say (mean $-\log p$
+# of the next token)? Rows 3 to 5 leave out exactly one step.
 
 # %%
-model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
+weights, config = tiny.load(bundled.FOLDER)
 tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
 story = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")[0].strip()
-ids = tokenizer([story], return_tensors="np")["input_ids"][:, :256]
-config, params = refdiff.convert.convert(model.config, model.params, "paper")
-
-as_stored = {"heads": np.arange(6), "inside": np.arange(32)}
-by_pairs = {"heads": np.arange(6).reshape(2, 3).T.ravel(), "inside": np.arange(32).reshape(2, 16).T.ravel()}
-print("heads:", by_pairs["heads"], "  numbers inside a head:", by_pairs["inside"][:6], "…")
+ids = tokenizer([story], return_tensors="np")["input_ids"][0, :256]
 
 
-def read_by_paper(pairs, values, rope):
-    """The loss of the paper's code; each step of the conversion is made or left out."""
-    one = refdiff.DiffLlamaForCausalLM(config, params, dtype="float64")
-    heads, inside = ((by_pairs if made else as_stored)[step] for made, step in ((pairs, "heads"), (rope, "inside")))
-    for new, old in zip(one.base_params["layers"], model.base_params["layers"], strict=True):
-        for name in ("q_proj", "k_proj"):
-            w = old["self_attn"][name]["weight"]
-            moved = w.reshape(6, 32, -1)[heads][:, inside].reshape(w.shape)
-            new["self_attn"] = {**new["self_attn"], name: {"weight": moved}}
-        if not values:
-            new["self_attn"] = {**new["self_attn"], "v_proj": old["self_attn"]["v_proj"]}
-    return float(one(ids, labels=ids).loss)
+def interleaved(n):  # 0, n/2, 1, n/2 + 1, …: halves become neighbours
+    return np.arange(n).reshape(2, n // 2).T.ravel()
 
 
-losses = {
-    "Hugging Face's code, as stored": float(model(ids, labels=ids).loss),
-    "the paper's code, converted": read_by_paper(pairs=True, values=True, rope=True),
-    "… but queries and keys paired wrongly": read_by_paper(pairs=False, values=True, rope=True),
-    "… but values paired wrongly": read_by_paper(pairs=True, values=False, rope=True),
-    "… but rotated wrongly": read_by_paper(pairs=True, values=True, rope=False),
-    "the paper's code, as stored": read_by_paper(pairs=False, values=False, rope=False),
-}
-for name, found in losses.items():
-    print(f"{name:38} loss {found:.4f}")
-print(f"a uniform guess among {model.config.vocab_size} tokens: {np.log(model.config.vocab_size):.2f}")
+def evens_first(n):  # 0, 2, …, 1, 3, …: neighbours become halves
+    return np.arange(n).reshape(n // 2, 2).T.ravel()
+
+
+def reorder(weights, order, queries_and_keys=True, values=True, inside=True):
+    new, qk = dict(weights), (queries_and_keys, inside)
+    for layer in range(6):
+        for name, (heads, numbers) in {"q": qk, "k": qk, "v": (values, False)}.items():
+            path = f"model.layers.{layer}.self_attn.{name}_proj.weight"
+            w = weights[path].reshape(6, 32, 192)  # six heads of 32 numbers
+            w = w[order(6)] if heads else w
+            new[path] = (w[:, order(32)] if numbers else w).reshape(192, 192)
+    return new
+
+
+print("heads:", interleaved(6), "  numbers inside a head:", interleaved(32)[:6], "…")
+rows = {"Hugging Face's code, as stored": sketches.loss_of(tiny, ids, weights, config)}
+for name, steps in {
+    "paper's code, converted": (True, True, True),
+    "… without the order of queries and keys": (False, True, True),
+    "… without the order of values": (True, False, True),
+    "… without the order inside a head": (True, True, False),
+    "paper's code, as stored": (False, False, False),
+}.items():
+    converted = reorder(weights, interleaved, *steps)
+    rows[name] = sketches.loss_of(tiny, ids, reorder(converted, evens_first), config)
+for name, loss in rows.items():
+    print(f"{name:40} loss {loss:.4f}")
+guess = np.log(config["vocab_size"])
+sketches.loss_bars(rows, guess)
 
 # %% [markdown]
 # The converted model equals the original to all printed digits. Each step that is left out costs much, and *there is no
 # error message*: the shapes fit. Wrong pairs of queries and keys alone take the loss from 3.05 to 5.58. Wrong pairs of
-# values are worse than a uniform guess, since a pair then hands $W^O$ the values of another pair.
+# values are worse than a uniform guess, since most pairs then hand $W^O$ values of other pairs.
+#
+# **You have a checkpoint and do not know its variant?** Measure its loss on any text under both readings, and take the
+# lower one. Here the wrong reading costs more than 5 nats, so a page of text is enough.
 #
 # So the conversion only changes the order of rows. (Where the norm has a weight or ε differs, it also puts the weight
 # into $W^O$ and rescales $W_V$.) The way back puts the even heads first and the odd ones behind them:
@@ -171,9 +184,10 @@ print(f"largest difference of the outputs: {apart:.2f} of the largest output")
 #
 # ## The second version
 #
-# Differential Transformer V2 (Ye et al. 2026) makes the sharing a principle: both queries of a pair read one key and
-# one value. λ is no longer a number of the layer. Each token and pair has its own, $\lambda = \sigma(x W_\lambda)$,
-# between 0 and 1, and there is no norm. So V2 is plain attention with twice the heads, subtracted in pairs:
+# Differential Transformer V2 ([Ye et al. 2026](https://huggingface.co/blog/microsoft/diff-attn-v2)) makes the sharing
+# a principle: both queries of a pair read one key and one value. λ is no longer a number of the layer. Each token and
+# pair has its own, $\lambda = \sigma(x W_\lambda)$, between 0 and 1, and there is no norm. So V2 is plain attention
+# with twice the heads, subtracted in pairs:
 
 # %%
 key, value = rng.standard_normal((2, B, 2, T, d))
@@ -203,10 +217,17 @@ print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.
 # | V2 | 2i, 2i + 1 | ⌊2i/n⌋ for both | each token and pair | nothing |
 
 # %%
-stored, right, *wrong = losses.values()
+stored, right, *wrong = rows.values()
 assert abs(stored - right) < 1e-9
 assert min(wrong) > stored + 1
-assert losses["… but values paired wrongly"] > np.log(model.config.vocab_size)
+assert wrong[-1] > stored + 5
+assert rows["… without the order of values"] > guess
+library = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
+assert abs(float(library(ids[None], labels=ids[None]).loss) - stored) < 1e-9
+paper = refdiff.DiffLlamaForCausalLM(*refdiff.convert.convert(library.config, library.params, "paper"), dtype="float64")
+assert abs(float(paper(ids[None], labels=ids[None]).loss) - stored) < 1e-9
+by_hand = reorder(weights, interleaved)["model.layers.0.self_attn.q_proj.weight"]
+assert np.array_equal(paper.base_params["layers"][0]["self_attn"]["q_proj"]["weight"], by_hand)
 assert np.allclose(by_paper, reordered, rtol=0, atol=1e-13)
 assert apart > 0.1
 

@@ -29,7 +29,7 @@ import sketches
 import tiny
 
 import refdiff
-from refdiff import bundled, viz
+from refdiff import bundled
 from refdiff.generation import sampling
 
 weights, config = tiny.load(bundled.FOLDER)
@@ -58,7 +58,8 @@ print(tokenizer.decode(story, skip_special_tokens=True))
 #
 # In notebook 01 a change of one token reached later tokens only. So appending a token changes *nothing* about the
 # earlier ones: their vectors, keys and values stay exactly what they were. Keep the keys and values, and each step
-# needs one new row of each attention map.
+# needs one new row of each attention map. (Keys are kept after their rotation: a token's position does not change when
+# others are appended.)
 
 # %%
 sketches.cache()
@@ -79,7 +80,8 @@ print("tokens in the cache:", len(rest.cache))
 # ## What it saves
 #
 # We count: each weight of the layers is multiplied once for each token that goes through. And attention multiplies for
-# each pair of a query and a key that it compares. (The product with $E$, once a step either way, is left out.)
+# each pair of a query and a key that it compares. (The product with $E$ is left out. A step needs it for the last
+# token only.)
 
 # %%
 heads, d, layer_count = (config[name] for name in ("num_attention_heads", "head_dim", "num_hidden_layers"))
@@ -103,6 +105,9 @@ sketches.curves(lengths - start + 1, {"without a cache": without / 1e6, "with a 
 # *square* of the length. The comparison of pairs, small here, grows even with its *cube* (1 + 4 + … + n²). With a
 # cache the weights' part grows with n and that of the pairs with n².
 #
+# Multiplications are not seconds. A step with a cache reads every weight of the model for one single token, so the
+# speed of memory limits it, and a step has costs of its own. Exercise 6 measures seconds.
+#
 # The price is memory: a key and a value of every token, in every layer and head. Differential attention needs no more
 # of it than plain attention with as many heads. Many larger models let several query heads share one key/value head
 # (*grouped queries*), which makes the cache as many times smaller.
@@ -112,12 +117,13 @@ sketches.curves(lengths - start + 1, {"without a cache": without / 1e6, "with a 
 # Greedy decoding always takes the best token. Let it run on for a while:
 
 # %%
-long = model.generate(ids[None], max_new_tokens=110)[0]
+long = model.generate(ids[None], max_new_tokens=220)[0]
 told = tokenizer.decode(long, skip_special_tokens=True)
-print(told[told.index("\n") :].strip())
+print("\n".join(told.split("\n")[2:]).strip())
 
 # %% [markdown]
-# It has fallen into a loop: what was most likely once is most likely again after the same words. Sampling draws the
+# It has fallen into a loop: the same sentence comes again word for word, because what was most likely once is most
+# likely again after the same words. Sampling draws the
 # next token from the probabilities instead,
 #
 # $$p_v = \frac{\exp(z_v/\tau)}{\sum_u \exp(z_u/\tau)} ,$$
@@ -130,16 +136,23 @@ print(told[told.index("\n") :].strip())
 
 # %%
 z = model(ids[None]).logits[:, -1]
-best = np.argsort(-z[0])[:4]
-words = [repr(tokenizer.decode([int(token)])) for token in best]
+order = np.argsort(-z[0])[:12]
+names = [repr(tokenizer.decode([int(token)])) for token in order]
+sketches.cuts(tiny.softmax(z)[0, order], names, k=4, share=0.8)
+
+# %% [markdown]
+# What is kept is divided by its sum. Here is what each way of reshaping gives to the four best tokens, whose own
+# probabilities are the first bars above:
+
+# %%
+best, words = order[:4], names[:4]
 shares = {}
-for name, scores in (("p", z), ("τ = 0.5", z / 0.5), ("τ = 2", z / 2), ("top-p 0.8", sampling.top_p(z, 0.8))):
+for name, scores in (("τ = 0.5", z / 0.5), ("τ = 2", z / 2), ("top-k 4", sampling.top_k(z, 4)),
+                     ("top-p 0.8", sampling.top_p(z, 0.8))):  # fmt: skip
     p = tiny.softmax(scores)[0]
     shares[name] = {**dict(zip(words, map(float, p[best]), strict=True)), "others": float(1 - p[best].sum())}
-axes = viz.plot_attention_to(shares)
-axes.set_ylabel("probability of the next token")
-axes.figure.set_size_inches(9, 3.6)
-axes.figure
+    print(f"{name:9} leaves {int((p > 0).sum()):5,} of {len(p):,} tokens")
+sketches.groups(shares, "probability of the next token")
 
 # %% [markdown]
 # A draw needs one uniform random number $u$: walk along the cumulative probabilities until they pass it. Drawn often
@@ -236,7 +249,7 @@ assert told.count("a daughter to") >= 3
 # ```
 #
 # 5: Greedy is the limit τ → 0. The ratio of the two best probabilities is $\exp((z_1 - z_2)/\tau)$. If the others are
-# negligible, the best gets 99.9 % when the ratio is 999: $\tau = (z_1 - z_2)/\ln 999 = TAU$ here.
+# negligible, the best gets 99.9 % when the ratio is 999: $\tau = (z_1 - z_2)/\ln 999 = 0.09$ here.
 #
 # 6: On a quiet machine the second grows by about 2, and the first by more: towards 4 as texts get longer. For short
 # texts the fixed cost of a step hides the difference.
