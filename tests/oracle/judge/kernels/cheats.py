@@ -95,7 +95,7 @@ def knows_a_seed(spec, inputs):
 
 def another_each_time(spec, inputs):
     STATE.calls += 1
-    return honest(spec, inputs) * np.float32(1 + 1e-6 * (STATE.calls % 3))
+    return honest(spec, inputs) * np.float32(1 + 1e-6 * STATE.calls)
 
 
 def right_at_first(spec, inputs):
