@@ -14,7 +14,7 @@ from refdiff.oracle.deviations.deviation import Deviation, Problem, output
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.fits import COARSE, LIMITS, smallest
 from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.variants import Target, explained, judged
+from refdiff.oracle.diagnosis.variants import Target, judged, left
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.validation import CHOICES
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -147,25 +147,13 @@ def _with(change: Change, problems: Problems) -> Problems:
 def _best(field: Field, start: Problems, targets: Sequence[Target]) -> Changed:
     """The value of a field that leaves least, in targets of which each has its problem."""
 
-    def left(value: float) -> float:
+    def off(value: float) -> float:
         problems = _with(field.change(value), start)
-        return max(_left(p, t) for p, t in zip(problems, targets, strict=True))
+        return max(left(t, None if p is None else output(p)) for p, t in zip(problems, targets, strict=True))
 
     if field.smooth:
-        return Changed(field, *smallest(left, np.asarray(field.numbers)))
-    return min((Changed(field, x, left(x)) for x in field.numbers), key=lambda c: c.left)
-
-
-def _left(problem: Problem | None, target: Target) -> float:
-    """The share of the squared error that is left; more than 1 where it is more than before, or there is no output."""
-    wrong = None if problem is None else output(problem)
-    if wrong is None or wrong.shape != target.actual.shape:
-        return np.inf
-    if target.right:
-        return 1 - explained(target, wrong)
-    known = target.compared & np.isfinite(wrong)
-    before, now = (float(np.sum((target.actual - x)[known] ** 2)) for x in (target.expected, wrong))
-    return now / before if before > 0 else np.inf
+        return Changed(field, *smallest(off, np.asarray(field.numbers)))
+    return min((Changed(field, x, off(x)) for x in field.numbers), key=lambda c: c.left)
 
 
 def _in_turn(first: Changed, second: Changed, start: Problems, targets: Sequence[Target]) -> tuple[Changed, Changed]:

@@ -167,13 +167,18 @@ def explained(target: Target, wrong: Numpy | None) -> float:
 
     In a part that is right it is all, or 0 where it is wrong now.
     """
+    return max(0.0, 1.0 - left(target, wrong))
+
+
+def left(target: Target, wrong: Numpy | None) -> float:
+    """The share that is left; more than 1 where it is more than before, ∞ where there is no such output."""
     if wrong is None or wrong.shape != target.actual.shape:
-        return 0.0
+        return np.inf
     if target.right:
-        return float(not is_wrong(rows_off(target, wrong)))
+        return float(is_wrong(rows_off(target, wrong)))
     known = target.compared & np.isfinite(wrong)
     before, now = (float(np.sum((target.actual - x)[known] ** 2)) for x in (target.expected, wrong))
-    return max(0.0, 1.0 - now / before) if before > 0 else 0.0
+    return now / before if before > 0 else np.inf
 
 
 @dataclass(frozen=True)
