@@ -360,7 +360,7 @@ print(f"layer 3 with λ = 0, A₁ alone:        {wrong_map[0]:+.3f} ± {wrong_ma
 # A second map that is *subtracted* can be taken out of any one layer, and no change of the loss shows: each interval
 # contains 0. Out of all four layers at once it costs 0.06. A second map that is *added* is missed, in layer 1 as in
 # layer 5. So the second maps do carry something, but one subtraction more or less hardly matters to this model. (It was
-# trained with them. Notebook 08 has a plain twin, trained without.)
+# trained with them. Notebook 09 has a plain twin, trained without.)
 #
 # Then why did the model get so much worse when chapter 0 set every λ to 0? The last line has most of the answer: in
 # layer 3 that takes away the map that leads.
