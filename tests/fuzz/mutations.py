@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import os
 import shutil
 import socket
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
+
+import numpy as np
 
 from refdiff.oracle.golden.manifest import manifest_text
 
@@ -98,6 +103,8 @@ def mutate(folder: Path, outside: Path, rng: Random) -> str:
         suitable += [_in_header] * 4
     if path.name == "tokenizer.json":
         suitable += [_in_tokenizer] * 6
+    if path.suffix == ".npz":
+        suitable += [_bomb] * 2
     if path.suffix == ".jinja":
         suitable += [_template] * 4
     if rng.random() < 0.05:
@@ -212,7 +219,7 @@ def _in_tokenizer(path: Path, outside: Path, rng: Random) -> str:
         model = content["model"]
     except (ValueError, LookupError, TypeError):
         return _by_bytes(path, outside, rng)
-    kind = rng.choice(("steps", "steps", "steps", "added", "model", "order"))
+    kind = rng.choice(("steps", "steps", "steps", "added", "long", "model", "order"))
     if kind == "steps":
         section = rng.choice(sorted(SECTIONS))
         steps = [dict(rng.choice(STEPS)) for _ in range(rng.choice((1, 1, 3, 20)))]
@@ -222,6 +229,10 @@ def _in_tokenizer(path: Path, outside: Path, rng: Random) -> str:
         token = {"normalized": rng.random() < 0.7, **flags}
         content["added_tokens"] = [{"id": 999 + i, "content": f"{i}" + "a" * 40, **token} for i in range(2000)]
         content["normalizer"] = rng.choice((None, {"type": "Prepend", "prepend": "y" * 900}, {"type": "NFKD"}))
+    elif kind == "long":
+        token = {"id": 0, "content": "a" * rng.choice((4_999, 10**6)), "normalized": False, "special": True}
+        content["added_tokens"] = [token | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)]
+        content["decoder"] = {"type": "Replace", "pattern": {"String": "a"}, "content": "x" * rng.choice((20, 900))}
     elif kind == "model" and isinstance(model, dict):
         for field in rng.sample(sorted(MODEL_FIELDS), 2):
             model[field] = rng.choice(MODEL_FIELDS[field])
@@ -230,6 +241,27 @@ def _in_tokenizer(path: Path, outside: Path, rng: Random) -> str:
     text = json.dumps(content, ensure_ascii=rng.random() < 0.5)
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
     return kind
+
+
+def _bomb(path: Path, outside: Path, rng: Random) -> str:
+    """An archive that unzips to a thousand times its size, or whose header says more than it has."""
+    size = rng.choice((0, 10**9))
+    path.write_bytes(_archive(size))
+    return f"{size} zeros"
+
+
+@functools.cache
+def _archive(size: int) -> bytes:
+    archive = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (size or 2**40,)}
+    with (
+        zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+        file.open("x.npy", "w") as member,
+    ):
+        np.lib.format.write_array_header_1_0(member, header)
+        for _ in range(size // 10**6):
+            member.write(bytes(10**6))
+    return archive.getvalue()
 
 
 def _template(path: Path, outside: Path, rng: Random) -> str:
@@ -296,12 +328,14 @@ def _in_its_place(path: Path, outside: Path, rng: Random) -> str:
 
 def _beside(folder: Path, outside: Path, rng: Random) -> str:
     """Something that nobody asked for, beside the files."""
-    kind = rng.choice(("name", "link", "pipe", "save", "list", "pickle"))
+    kind = rng.choice(("name", "link", "templates", "pipe", "save", "list", "pickle"))
     if kind == "name":
         Path(os.fsdecode(os.fsencode(folder) + b"/" + rng.choice((b"\xff", b"\x1b[2J", b"a\nb")))).touch()
     elif kind == "link":
         for name in ("merges.txt", "added_tokens.json", "model-00001-of-00001.safetensors"):
             (folder / name).symlink_to(outside / "secret")
+    elif kind == "templates":
+        (folder / "additional_chat_templates").symlink_to(outside)
     elif kind == "pipe":
         os.mkfifo(folder / rng.choice(("tokenizer.model", "x.safetensors", "special_tokens_map.json")))
     elif kind == "pickle":
