@@ -17,6 +17,7 @@ from refdiff.arrays import Array
 from refdiff.errors import CheckpointError
 from refdiff.files import open_file, replaced_atomically
 from refdiff.messages import show_name
+from refdiff.model.cache import physical_memory
 from refdiff.model.weights.safetensors_file import open_safetensors
 from refdiff.oracle.inputs.any_array import any_array
 
@@ -25,8 +26,8 @@ _NAMES = {
     "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
 }  # fmt: skip
 SMALL_NPZ, MAX_RATIO = 100_000_000, 100
-"""An npz file may have arrays of that many bytes, or that many times its own; safetensors files are mapped, and have no
-limit. Deflate makes zeros a thousand times shorter, and arrays of random numbers hardly."""
+"""Bytes that the arrays of an npz file may have, or times its own, up to a quarter of the memory. Deflate makes zeros a
+thousand times shorter, and random numbers hardly. Safetensors files are mapped, and have no limit."""
 _TYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
@@ -124,12 +125,11 @@ def _read_npz(path: Path, folder: Path | None) -> dict[str, NDArray[Any]]:
         try:
             with zipfile.ZipFile(raw) as archive:
                 entries = archive.infolist()
-                size = os.fstat(raw.fileno()).st_size
-                total, most = sum(entry.file_size for entry in entries), max(SMALL_NPZ, MAX_RATIO * size)
+                total = sum(entry.file_size for entry in entries)
+                most = max(SMALL_NPZ, min(MAX_RATIO * os.fstat(raw.fileno()).st_size, physical_memory() // 4))
                 if total > most:
                     raise ValueError(
-                        f"unzipped it has {total:,} bytes, expected at most {most:,} of a file of {size:,}; write it "
-                        "as safetensors"
+                        f"unzipped it has {total:,} bytes, expected at most {most:,}; write it as safetensors"
                     )
                 arrays = {entry.filename.removesuffix(".npy"): _read_member(archive, entry) for entry in entries}
         except Exception as error:  # zipfile and NumPy raise errors of many kinds for broken files
