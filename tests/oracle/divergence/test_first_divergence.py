@@ -382,6 +382,14 @@ def test_without_the_model() -> None:
     assert first_divergence(mine, bare).path == f"model.layers.{LAYER}.self_attn.diff"
 
 
+def test_a_file_may_list_a_point_before_what_it_comes_from() -> None:
+    _, ref = prepared("hf", "float32")
+    turned = Trace(dict(reversed(ref.points.items())), ref.inputs, ref.about)
+    assert not first_divergence(dict(turned.points), turned)
+    wrong = {**turned.points, "model.norm": turned.points["model.norm"] + 1}
+    assert first_divergence(wrong, turned).path == "model.norm"
+
+
 def test_an_error_elsewhere_excuses_nothing_without_the_model() -> None:
     """Queries that are off by 2⁻²⁰ say nothing of values off by 2⁻¹⁷, though they stand before them."""
     _, ref = prepared("hf", "float32")
