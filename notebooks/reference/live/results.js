@@ -1,13 +1,13 @@
-/** What notebook 09 measured: ten seeds of each kind, with the interval of their difference. */
+/** What notebook 09 measured: five seeds of each kind, with the interval of their difference. */
 
-import { choice, html, responsive, svg, text } from "./page.js";
+import { choice, html, percent, responsive, svg, text } from "./page.js";
 
-const T_95 = 2.262; // Student's t for 9 degrees of freedom: ten seeds
+const T_95 = 2.776; // Student's t for 4 degrees of freedom: five seeds
 const LABELS = {
-  answer: ["attention to the answer", "Share of attention that the last layer gives to the answer"],
-  noise: ["attention to noise", "Share of attention that the last layer gives to noise"],
-  accuracy: ["accuracy", "Accuracy on rows as long as the longest of training"],
-  "accuracy on longer rows": ["accuracy, longer rows", "Accuracy on rows twice as long as any of training"],
+  noise: ["attention to noise", "Share of attention that the last layer gives to noise, in rows of 256 tokens"],
+  answer: ["attention to the answer", "Share of attention that the last layer gives to the answer, in rows of 256 tokens"],
+  "accuracy, short rows": ["accuracy, 32 tokens", "Share of values found in rows of 32 tokens"],
+  "accuracy, long rows": ["accuracy, 256 tokens", "Share of values found in rows of 256 tokens"],
 };
 
 export function interval(numbers) {
@@ -25,19 +25,17 @@ export async function resultsFigure(figure) {
 
   const draw = responsive(box, (width) => {
     const { name, numbers } = state.measure, height = 210, left = width < 560 ? 12 : 112, right = 20;
-    const low = name.startsWith("accuracy") ? Math.floor(10 * Math.min(...Object.values(numbers).flat())) / 10 : 0;
-    const x = (value) => left + ((value - low) / (1 - low)) * (width - left - right);
-    const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => low + part * (1 - low));
-    box.replaceChildren(svg("svg", { width, height, role: "img", "aria-label": `${LABELS[name][1]}, ten seeds each. ${Object.entries(numbers).map(([kind, found]) =>
+    const x = (value) => left + value * (width - left - right), ticks = [0, 0.25, 0.5, 0.75, 1];
+    box.replaceChildren(svg("svg", { width, height, role: "img", "aria-label": `${LABELS[name][1]}, five seeds each. ${Object.entries(numbers).map(([kind, found]) =>
       `${kind}: mean ${text(100 * interval(found)[0], 1)} %, from ${text(100 * Math.min(...found), 1)} to ${text(100 * Math.max(...found), 1)} %`).join("; ")}.` },
       ticks.map((value) => [svg("line", { class: "grid", x1: x(value), x2: x(value), y1: 8, y2: height - 28 }),
-        svg("text", { x: x(value), y: height - 8, "text-anchor": "middle" }, `${text(100 * value, low && low > 0.8 ? 1 : 0)} %`)]),
+        svg("text", { x: x(value), y: height - 8, "text-anchor": "middle" }, percent(value))]),
       Object.entries(numbers).map(([kind, found], row) => {
         const y = 58 + 82 * row, [mean, half] = interval(found);
         return svg("g", { class: kind },
           left > 50 ? svg("text", { class: "station", x: 0, y: y + 5 }, kind) : svg("text", { class: "station", x: left, y: y - 26 }, kind),
           found.map((value, seed) => svg("circle", { cx: x(value), cy: y + ((seed % 5) - 2) * 7, r: 5 })),
-          svg("line", { class: "interval", x1: x(Math.max(low, mean - half)), x2: x(Math.min(1, mean + half)), y1: y + 26, y2: y + 26 }),
+          svg("line", { class: "interval", x1: x(Math.max(0, mean - half)), x2: x(Math.min(1, mean + half)), y1: y + 26, y2: y + 26 }),
           svg("line", { class: "interval", x1: x(mean), x2: x(mean), y1: y + 20, y2: y + 32 }));
       })));
   });
