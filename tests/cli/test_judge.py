@@ -63,7 +63,7 @@ def test_what_is_no_kernel(code: str, says: str, tmp_path: Path, capsys: Capture
     [
         (["absent.py"], "absent.py: no such file"),
         (["kernel.py:two words"], "KERNEL: got 'kernel.py:two words', expected FILE.py or FILE.py:FUNCTION"),
-        (["absent.py", "--spec", "hf"], "--spec hf: "),
+        (["absent.py", "--spec", "hf"], "--spec: got 'hf', expected hf_diffllama"),
         (["absent.py", "--recipe", "int8"], "--recipe int8: no recipe is called 'int8'"),
     ],
 )
