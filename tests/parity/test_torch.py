@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention
 
 from refdiff import oracle
 from refdiff.oracle.cases.fixed import Case, cases
+from refdiff.oracle.judge import judge_file
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 
@@ -183,3 +186,25 @@ def test_what_is_no_model_or_prompt() -> None:
         oracle.torch.model(model_of(), "Once upon a time")
     with pytest.raises(ValueError, match="the model is a Timm, expected a DiffLlama"):
         oracle.torch.model(Timm(), IDS)
+
+
+@pytest.mark.parametrize("recipe", ["float32", "bfloat16"])
+def test_a_submitted_kernel_in_torch_is_judged(recipe: str, tmp_path: Path) -> None:
+    """Its tensors come out of its process bit for bit, and importing torch there needs nothing that is refused."""
+    honest = Path(__file__).parents[1] / "oracle" / "judge" / "kernels" / "honest.py"
+    shutil.copy(honest, tmp_path)
+    (tmp_path / "submitted.py").write_text(
+        "import honest\n"
+        "import torch\n"
+        "def kernel(spec, inputs):\n"
+        "    kind = getattr(torch, inputs['q'].dtype.name)\n"
+        "    out = honest.kernel(spec, inputs)\n"
+        "    return torch.tensor(out.astype('float32')).to(kind), None\n"
+        "def wrong(spec, inputs):\n"
+        "    return -kernel(spec, inputs)[0]\n"
+    )
+    for function, status in (("kernel", "pass"), ("wrong", "fail")):
+        given = {"recipe": recipe, "profiles": ["natural"], "function": function}
+        report = judge_file(tmp_path / "submitted.py", SPEC, **given)
+        assert report.status == status, str(report)
+        assert not report.reasons
