@@ -3,8 +3,8 @@
     python notebooks/reference/article.py           # serves it on this machine, until Ctrl-C
     python notebooks/reference/article.py FOLDER    # writes it into a folder
 
-The page is plain JavaScript in live/. Beside it stand the bundled checkpoint, which the page runs, and results.json:
-what notebook 09 measured, reduced to what the page draws.
+The page is plain JavaScript in live/. Beside it stand the bundled checkpoint, which the page runs, and what
+notebook 09 measured, reduced to what the page draws: results.json and training.json.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def write(folder: Path) -> None:
         shutil.copy(ROOT / "refdiff" / "bundled" / name, folder / "model" / name)
     stored = json.loads((HERE.parent / "data" / "retrieval.json").read_text(encoding="utf-8"))
     (folder / "results.json").write_text(json.dumps(results(stored)), encoding="utf-8")
+    stored = json.loads((HERE.parent / "data" / "variants.json").read_text(encoding="utf-8"))
+    (folder / "training.json").write_text(json.dumps(training(stored)), encoding="utf-8")
 
 
 def results(stored: dict[str, Any]) -> list[dict[str, Any]]:
@@ -56,6 +58,18 @@ def results(stored: dict[str, Any]) -> list[dict[str, Any]]:
         {"name": "accuracy, short rows", "wanted": "more", "numbers": numbers(lambda m: m["32"]["accuracy"])},
         {"name": "accuracy, long rows", "wanted": "more", "numbers": numbers(lambda m: m[longest]["accuracy"])},
     ]
+
+
+def training(stored: dict[str, Any]) -> dict[str, Any]:
+    """Of notebook 09's text models at the common rate: λ and the maps' correlation by kind, seed, moment and layer."""
+    rate = stored["runs"][0]["rate"]
+    kinds: dict[str, dict[str, list[Any]]] = {}
+    for run in stored["runs"]:
+        if run["rate"] == rate:
+            kept = kinds.setdefault(run["kind"], {"lambda": [], "correlation": []})
+            kept["lambda"].append(run["lambda"])
+            kept["correlation"].append(run["own"])
+    return {"moments": stored["moments"], "kinds": kinds}
 
 
 def serve(port: int) -> None:

@@ -31,7 +31,7 @@ from .reading import number
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "notebooks" / "reference" / "live"
-FIGURES = ("needle", "lambdas", "block", "rotation", "pairs", "sentence", "results")
+FIGURES = ("needle", "lambdas", "block", "rotation", "pairs", "sentence", "results", "training")
 TEXT = "A fox saw a crow fly off with a piece of cheese in its beak"
 
 
@@ -69,9 +69,7 @@ def page(chromium: Chromium, origin: str) -> Iterator[Chromium]:
 
 def open_article(browser: Chromium, origin: str, **options: Any) -> None:
     browser.open(f"{origin}index.html", **options)
-    wait(
-        browser, "['block', 'sentence', 'results'].every((name) => document.getElementById(name)?.dataset.ready === '')"
-    )
+    wait(browser, "document.querySelectorAll('figure[data-ready]').length === 4")
     wait(browser, "document.querySelector('#lambdas svg') !== null")
 
 
@@ -524,6 +522,29 @@ def test_results_are_those_of_notebook_9(page: Chromium) -> None:
         np.testing.assert_allclose(numbers(said.split("=")[1])[:2], [100 * mean, 100 * half], atol=0.06)
         assert ("may be chance" in said) == (abs(mean) < half)
         assert page.run("document.querySelectorAll('#results circle').length") == 10
+
+
+def test_training_is_that_of_notebook_9(page: Chromium) -> None:
+    stored = json.loads((ROOT / "notebooks/data/variants.json").read_text(encoding="utf-8"))
+    for kind, moment in (("hf", 0), ("v2", 6), ("none", 13), ("hf", 9)):
+        check(page, "training-kind", kind)
+        slide(page, "training-moment", moment)
+        runs = [run for run in stored["runs"] if run["kind"] == kind and run["rate"] == 0.006]
+        lambdas, correlations = (np.array([run[name][moment] for run in runs]) for name in ("lambda", "own"))
+        said = numbers(shown(page, "#training [role=status]"))
+        assert said[0] == stored["moments"][moment]
+        np.testing.assert_allclose(said[1:], [*lambdas.mean(axis=0), *correlations.mean(axis=0)], atol=0.0051)
+        assert len(runs) == 5
+        for panel, found in enumerate((lambdas, correlations)):
+            places = page.run(
+                f"[...document.querySelectorAll('.panel-box')[{panel}].querySelectorAll('circle')]"
+                ".map((c) => c.cy.baseVal.value)"
+            )
+            assert len(places) == found.size
+            if found.size:
+                slope, start = np.polyfit(found.ravel(), places, 1)
+                np.testing.assert_allclose(places, slope * found.ravel() + start, atol=1e-3)
+                assert slope < 0
 
 
 # ---- the page as a whole

@@ -8,6 +8,7 @@ import { pairsFigure } from "./pairs.js";
 import { resultsFigure } from "./results.js";
 import { rotationFigure } from "./rotation.js";
 import { sentenceFigure } from "./sentence.js";
+import { trainingFigure } from "./training.js";
 
 const figure = (name) => document.getElementById(name);
 const figures = {};
@@ -22,6 +23,7 @@ performance.mark("first figure");
 figures.rotation = rotationFigure(figure("rotation"));
 figures.pairs = pairsFigure(figure("pairs"));
 resultsFigure(figure("results")).then((made) => { figures.results = made; }, otherwise("results"));
+trainingFigure(figure("training")).then((made) => { figures.training = made; }, otherwise("training"));
 
 const engine = new Engine();
 figures.block = blockFigure(figure("block"));
