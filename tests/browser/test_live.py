@@ -63,6 +63,7 @@ def page(chromium: Chromium, origin: str) -> Iterator[Chromium]:
     """The article with all its figures. A test also fails if the page complained, or asked another server."""
     open_article(chromium, origin)
     yield chromium
+    chromium.away()  # or the pointer stands on whatever the next test opens
     assert chromium.complaints() == []
     assert [address for address in chromium.requests() if not address.startswith((origin, "data:"))] == []
 
