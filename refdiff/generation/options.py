@@ -18,8 +18,8 @@ LARGEST = 2**31 - 1
 """The largest count or token id: more fits no array of ids, and no time."""
 SMALLEST_DIVISOR = 1e-6
 """The smallest number that scores are divided by: a much smaller one makes them infinite."""
-MOST_BEAMS = 1_000
-"""The most beams, or texts of one prompt; how many fit the memory, `validation.check_memory` says."""
+MOST_BEAMS, MOST_TEXTS = 1_000, 10_000
+"""The most beams, and texts of one prompt; how many fit the memory, `validation.check_memory` says."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_beams": _integer(1, MOST_BEAMS),
     "length_penalty": _number(-20, 20),
     "early_stopping": (lambda v: isinstance(v, bool) or v == "never", 'True, False or "never"'),
-    "num_return_sequences": _integer(1, MOST_BEAMS),
+    "num_return_sequences": _integer(1, MOST_TEXTS),
     "eos_token_id": (lambda v: _is_ids([v]) or (_is_ids(v) and len(v) > 0), "a token id or a list of token ids"),
     "pad_token_id": _integer(0),
     "stop_strings": (
