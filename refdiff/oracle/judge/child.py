@@ -52,7 +52,7 @@ def limit(memory: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
-def guard(hidden: str, scratch: str, processes: bool) -> Callable[[str, tuple[Any, ...]], None]:
+def guard(hidden: tuple[str, ...], scratch: str, processes: bool) -> Callable[[str, tuple[Any, ...]], None]:
     """Return an audit hook that refuses refdiff, other processes and files outside `scratch`."""
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     inside = (f"{os.path.realpath(scratch)}/", "/dev/")
@@ -238,7 +238,7 @@ def main(config: dict[str, Any]) -> None:
     sys.path.extend(config["path"])
     arena = mmap.mmap(config["arena"], config["arena_bytes"])
     answers = Answers(os.fdopen(config["answers"], "wb"))
-    sys.addaudithook(guard(config["hidden"], config["scratch"], config["processes"]))
+    sys.addaudithook(guard(tuple(config["hidden"]), config["scratch"], config["processes"]))
     try:
         kernel, gradients = adapted(load(config["kernel"], config["function"]))
     except BaseException as error:

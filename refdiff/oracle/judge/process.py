@@ -95,7 +95,7 @@ class KernelProcess:
             "arena": self._arena.fileno(),
             "arena_bytes": self._size,
             "scratch": scratch,
-            "hidden": f"{os.path.realpath(refdiff.__path__[0])}/",
+            "hidden": [f"{os.path.realpath(found)}/" for found in (*refdiff.__path__, *_installed())],
             "memory": self._limits.memory,
             "processes": self._limits.processes,
             "path": [entry for entry in sys.path if entry],
@@ -255,6 +255,11 @@ def _listed(answer: Mapping[str, Any]) -> list[tuple[str, str, tuple[int, ...]]]
             case _:
                 raise ProcessError(NO_ANSWER)
     return found
+
+
+def _installed() -> list[Path]:
+    """Every copy of refdiff that Python finds, also one that is installed beside the one in use."""
+    return [found for entry in sys.path if entry and (found := Path(entry, "refdiff")).is_dir()]
 
 
 def _children() -> set[int]:

@@ -63,7 +63,7 @@ def test_what_is_refused(
     event: str, args: tuple[Any, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hook = child.guard(f"{tmp_path}/hidden/", str(tmp_path / "scratch"), False)
+    hook = child.guard((f"{tmp_path}/hidden/",), str(tmp_path / "scratch"), False)
     if says:
         with pytest.raises((ImportError, PermissionError), match=says):
             hook(event, args)
@@ -72,7 +72,7 @@ def test_what_is_refused(
 
 
 def test_processes_that_are_allowed(tmp_path: Path) -> None:
-    child.guard("/hidden/", str(tmp_path), True)("subprocess.Popen", ("cc", [], None, None))
+    child.guard(("/hidden/",), str(tmp_path), True)("subprocess.Popen", ("cc", [], None, None))
 
 
 def test_a_file_without_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def test_a_cheat_is_caught(cheat: str, says: str) -> None:
     report = _judge(cheat)
     assert report.status == "fail"
     assert says in " ".join(str(report).split())
+
+
+@pytest.mark.parametrize("cheat", ["reads_the_source_of_the_reference", "overwrites_the_reference"])
+def test_a_second_copy_of_refdiff_is_hidden_too(cheat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "refdiff" / "oracle" / "truth").mkdir(parents=True)
+    for name in ("__init__.py", "oracle/truth/forward.py"):
+        (tmp_path / "refdiff" / name).touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert "cannot be read" in " ".join(str(_judge(cheat)).split())
 
 
 @pytest.mark.parametrize("cheat", ["patches_the_timer", "hangs"])
