@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from refdiff import hub
     from refdiff.convert import convert_later, prove
     from refdiff.files import copy_file
+    from refdiff.generation.chat_template import NAMED_TEMPLATES
     from refdiff.model import weights
     from refdiff.model.config import DiffLlamaConfig
 
@@ -86,9 +87,11 @@ def run(args: argparse.Namespace) -> int:
         _refuse_what_differs(proof)
         with Waiting("writing and comparing", quiet=args.quiet), _all_or_nothing(output):
             weights.save(output, *after, architecture, dtype=dtype)
-            for pattern in files[len(hub.CONFIG + hub.WEIGHTS) :]:
+            for pattern in ("generation_config.json", *hub.TOKENIZER, *hub.OTHER_TOKENIZERS, NAMED_TEMPLATES):
                 for path in folder.glob(pattern):
-                    copy_file(path, output / path.name, folder=folder)
+                    copy = output / path.relative_to(folder)
+                    copy.parent.mkdir(exist_ok=True)
+                    copy_file(path, copy, folder=folder)
             written = weights.load(output, after[0], architecture, dtype=dtype, stored=True, deferred=True)
             proof = prove(before, (after[0], written), dtype=dtype)
             _refuse_what_differs(proof, dtype)

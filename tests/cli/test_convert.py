@@ -104,14 +104,22 @@ def test_every_class_keeps_its_head(kind: Any, tmp_path: Path) -> None:
             close(b[name], value, 1e-10)
 
 
-def test_tokenizer_and_generation_config_come_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    assert main(["convert", str(tiny_checkpoint), str(tmp_path / "new"), "--to", "paper"]) == 0
-    for path in tiny_checkpoint.iterdir():
-        if path.name not in ("config.json", "model.safetensors"):
-            assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes()
-    assert (tmp_path / "new" / "tokenizer.json").exists()
-    one, other = (refdiff.DiffLlamaForCausalLM.from_pretrained(f) for f in (tiny_checkpoint, tmp_path / "new"))
-    assert np.array_equal(*(m.generate([[0, 5, 7]], max_new_tokens=5, seed=0) for m in (one, other)))
+def test_tokenizer_templates_and_generation_config_come_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(tiny_checkpoint, old)
+    (old / "generation_config.json").write_text('{"max_new_tokens": 4}')
+    (old / "additional_chat_templates").mkdir()
+    (old / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    assert main(["convert", str(old), str(new), "--to", "paper"]) == 0
+    copied = {path.relative_to(old) for path in old.rglob("*") if path.is_file()}
+    copied -= {Path("config.json"), Path("model.safetensors")}
+    assert len(copied) >= 4
+    for path in copied:
+        assert (new / path).read_bytes() == (old / path).read_bytes()
+    one, other = (refdiff.DiffLlamaForCausalLM.from_pretrained(folder) for folder in (old, new))
+    texts = [m.generate([[0, 5, 7]], seed=0) for m in (one, other)]
+    assert np.array_equal(*texts)
+    assert texts[0].shape[1] <= 7
 
 
 def test_what_has_no_exact_answer_writes_nothing(tmp_path: Path, capsys: Capture) -> None:

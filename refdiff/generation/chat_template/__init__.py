@@ -12,7 +12,7 @@ from refdiff.files import read_text, write_atomically
 MAX_CHARACTERS = 100_000  # templates in use have from 1,000 to 60,000
 
 _DEFAULT = "chat_template.jinja"
-_NAMED = "additional_chat_templates/*.jinja"
+NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 
 
 def templates_in(value: Any, source: str) -> str | dict[str, str] | None:
@@ -36,7 +36,7 @@ def read_templates(folder: Path) -> str | dict[str, str] | None:
 
     Raises `CheckpointError` for a file that is too large or not UTF-8.
     """
-    paths = {path.stem: path for path in sorted(folder.glob(_NAMED))}
+    paths = {path.stem: path for path in sorted(folder.glob(NAMED_TEMPLATES))}
     if os.path.lexists(folder / _DEFAULT):
         paths["default"] = folder / _DEFAULT
     found = {name: read_text(path, max_bytes=MAX_CHARACTERS, folder=folder) for name, path in paths.items()}
@@ -53,7 +53,7 @@ def write_templates(folder: Path, templates: str | dict[str, str] | None) -> Non
     for path, text in paths.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
-    for path in [folder / _DEFAULT, *folder.glob(_NAMED)]:
+    for path in [folder / _DEFAULT, *folder.glob(NAMED_TEMPLATES)]:
         if path not in paths:
             path.unlink(missing_ok=True)
 
@@ -86,4 +86,4 @@ def _path(folder: Path, name: str) -> Path:
         return folder / _DEFAULT
     if not name.isprintable() or Path(f"{name}.jinja").name != f"{name}.jinja" or set(name) & set("\\:") or not name:
         raise ValueError(f"a chat template cannot be saved as a file named {name!r}; rename it in `chat_template`")
-    return folder / _NAMED.replace("*", name)
+    return folder / NAMED_TEMPLATES.replace("*", name)
