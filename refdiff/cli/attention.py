@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.cli.flags import PIPE_NOTE, Number, UsageError, add_common, add_machine, add_model, add_prompt
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import PICTURES, check_file, write_picture
-from refdiff.cli.terminal import Waiting, note, size
+from refdiff.cli.terminal import Waiting, note, size, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             said = str(error).replace(", or None for the mean", "; leave it out for the mean")
             raise UsageError(f"--{said}") from None
         _write(maps, args, path, prompt)
-    sys.stdout.write(f"{path}\n")
+    write_text(f"{path}\n")
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common
 from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, recipe_of, spec_of
-from refdiff.cli.terminal import Waiting
+from refdiff.cli.terminal import Waiting, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -105,7 +105,7 @@ def _export(args: argparse.Namespace) -> int:
     profiles = dict.fromkeys(args.profile or ("discriminating", "tiny_values"))
     with Waiting("computing the vectors", quiet=args.quiet):
         _write(args, spec, recipe, dtype, profiles)
-    sys.stdout.write(f"{args.folder}\n")
+    write_text(f"{args.folder}\n")
     return 0
 
 

@@ -33,15 +33,16 @@ COMMANDS = {
 
 COMMANDS_MEANT = {
     "benchmark": "bench", "chat": "generate --chat", "complete": "generate", "compare": "trace --compare",
-    "finetune": "train", "fit": "train", "info": "inspect", "plot": "attention", "predict": "generate",
-    "run": "generate", "sample": "generate", "show": "inspect", "test": "check", "verify": "check",
-    "visualize": "attention",
+    "finetune": "train", "fit": "train", "gen": "generate", "info": "inspect", "plot": "attention",
+    "predict": "generate", "run": "generate", "sample": "generate", "show": "inspect", "test": "check",
+    "verify": "check", "version": "--version", "visualize": "attention",
 }  # fmt: skip
 """What people type for a command elsewhere."""
 
 FLAGS_MEANT = {
     "--ctx": "--context", "--seq-len": "--context", "--max-seq-len": "--context", "--block-size": "--context",
-    "--device": "--backend", "--cuda": "--backend", "--gpu": "--backend", "--do-sample": "--temperature",
+    "--device": "--backend", "--cuda": "--backend", "--gpu": "--backend", "--cpu": "--backend",
+    "--do-sample": "--temperature", "--greedy": "--temperature", "--bs": "--batch-size", "--dim": "--hidden-size",
     "--epochs": "--max-steps", "--iters": "--max-steps", "--num-steps": "--max-steps", "--input": "--file",
     "--max-length": "--max-new-tokens", "--n-predict": "--max-new-tokens", "--num-predict": "--max-new-tokens",
     "--num-threads": "--threads", "--jobs": "--threads", "--out": "--output", "--output-dir": "--output",

@@ -15,7 +15,7 @@ from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype, add_thre
 from refdiff.cli.loading import find_checkpoint
 from refdiff.cli.output_files import check_file
 from refdiff.cli.spec import SPEC_NOTE, add_spec, parts, spec_of
-from refdiff.cli.terminal import Waiting, note, size
+from refdiff.cli.terminal import Waiting, note, size, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -122,7 +122,7 @@ def _written(traced: Trace, what: str, args: argparse.Namespace) -> int:
     _write(traced, Path(args.output))
     if not args.quiet:
         note(f"{what}, {size(Path(args.output).stat().st_size)}")
-    sys.stdout.write(f"{args.output}\n")
+    write_text(f"{args.output}\n")
     return 0
 
 

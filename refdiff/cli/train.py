@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from refdiff.cli.convert import WIRINGS
 from refdiff.cli.flags import Number, UsageError, add_backend, add_common, utf8_text
 from refdiff.cli.output_files import check_file, write_picture
-from refdiff.cli.terminal import REPORTED_EVERY, bar_width, note, one_line, size
+from refdiff.cli.terminal import REPORTED_EVERY, bar_width, note, one_line, size, write_text
 from refdiff.cli.training_run import differing_options, leftovers
 from refdiff.messages import printable
 
@@ -192,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
         trainer.keep = args.keep
         with _no_traces_of_a_failure(out), _stop_request() as stop:
             folder = _trained(trainer, plot, stop, quiet=args.quiet)
-    sys.stdout.write(f"{folder}\n")
+    write_text(f"{folder}\n")
     if trainer.step < trainer.settings.steps:
         note(f"refdiff train: stopped at step {trainer.step}; refdiff train -o {out} --resume continues there")
         raise KeyboardInterrupt

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,15 @@ def test_of_ids(recorded: Path, tiny_checkpoint: Path) -> None:
     read = read_trace(recorded)
     assert list(read) == list(expected)
     assert all(np.array_equal(x, expected[path]) for path, x in read.items())
+
+
+def test_a_terminal_does_not_obey_the_name_of_a_file(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["trace", str(tiny_checkpoint), "--ids", "5", "-o", "\x1b[2J.npz"]) == 0
+    assert capsys.readouterr().out == "\\x1b[2J.npz\n"
 
 
 def test_of_a_text(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -505,7 +505,7 @@ def test_interrupted_by_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="cannot save the model"):
+    with pytest.raises(OSError, match="got a file, expected a folder"):
         save(tmp_path / "file", tiny_config(), constant(1), CAUSAL)
     with pytest.raises(OSError, match="cannot save the model"):
         save(tmp_path / "file" / "below", tiny_config(), constant(1), CAUSAL)
