@@ -470,7 +470,8 @@ sketches.loss_by_strength(strengths, losses)
 # - A language model is a look-up, a loop of "read through a norm, compute, add", and a product with the embedding
 #   table.
 # - The Differential Transformer changes one block: heads work in pairs, and each pair uses $A_1 - \lambda A_2$ in
-#   place of one attention map. It costs four small vectors per layer.
+#   place of one attention map. A norm for each pair and a fixed factor follow. All this costs four small vectors per
+#   layer.
 # - The difference can cancel weight that both maps give, and it can be negative; a softmax can do neither. In the layer
 #   that we looked at, the second map rarely cleans the first; it makes many weights negative.
 # - λ is learned for each layer, and can end far from its start value.
@@ -529,7 +530,8 @@ assert again == story
 # <details>
 # <summary>Which part of a layer has no counterpart in a Llama, and how many parameters is it?</summary>
 #
-# λ (eq. 2) with its four vectors of head size, 4 × 32 = 128 numbers per layer; pairing heads adds none.
+# λ (eq. 2) with its four vectors of head size, 4 × 32 = 128 numbers per layer. Pairing heads, the norm of each pair
+# and the factor 1 − λ_init (eq. 3) are new, too, and add none.
 #
 # </details>
 # <details>

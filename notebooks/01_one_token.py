@@ -196,14 +196,15 @@ print("what 'three' weights most, in layer 1:", strongest[1], " in layer 2:", st
 sketches.last_rows(last, tokens)
 
 # %% [markdown]
-# In layer 0 all three pairs of "three" look at "three" itself; it takes hardly anything from other words. Behind it the
-# pairs differ. In layer 1 they prefer three different tokens, and in layer 2 one prefers "king" and two "had". This is
-# what several heads are for. Three heads can take much from three tokens at once; one softmax could not give 0.9 to
-# each. (The first token, `<|endoftext|>`, gets much weight in layers 1 and 5. A softmax must put its weight somewhere,
-# and often puts it there: notebook 08.)
+# In layer 0 all three pairs of "three" look at "three" itself; it takes hardly anything from other words. From layer 1
+# on the pairs differ. In layer 1 they prefer three different tokens, and in layer 2 one prefers "king" and two "had".
+# This is what several heads are for. Three heads can take much from three tokens at once; one softmax could not give
+# 0.9 to each. (The first token, `<|endoftext|>`, gets much weight in some pairs of layers 1, 3 and 5. A softmax must
+# put its weight somewhere, and often puts it there: notebook 08.)
 #
 # Orange cells are the speciality of this architecture: a token's value can be *subtracted*. In layer 3 the largest
-# weights of "three" are negative in two of the three pairs. Notebook 03 explains them.
+# weights of "three" are negative in two of the three pairs. Layers 1 and 5 have no orange cell: their λ is below 0
+# (chapter 0), so they add their second map. Notebook 03 explains both.
 #
 # ## What we learned
 #

@@ -57,7 +57,7 @@ for layer, size in enumerate(sizes):
     x = states[layer][0, -1]
     w = weights[f"model.layers.{layer}.input_layernorm.weight"]
     normed, weighted = (np.sqrt((tiny.rms_norm(x, eps, weight) ** 2).mean()) for weight in (1, w))
-    print(f"into layer {layer}: size {size:5.2f}, after the norm {normed:.2f}, times its weight w {weighted:.2f}")
+    print(f"into layer {layer}: size {size:6.3f}, after the norm {normed:.2f}, times its weight w {weighted:.2f}")
 print(f"growth from the first to the last: {sizes[-1] / sizes[0]:.0f} times")
 
 # %% [markdown]
@@ -194,12 +194,13 @@ for name, recipe in recipes.items():
     stretch[name] = 2 * np.pi / np.array(frequencies) / wavelengths
     print(f"{name:8} wavelengths × {stretch[name][0]:.2f} (fastest pair) … × {stretch[name][-1]:.2f} (slowest)")
 sketches.curves(np.arange(d // 2), stretch, "pair i, from the fastest to the slowest", "wavelength ÷ default",
-                band=(d // 2 - slow - 0.5, d // 2 - 0.5, "never around within 512"), ylim=(0, 4.5))  # fmt: skip
+                band=(d // 2 - slow - 0.5, d // 2 - 0.5, "no full turn within 512"), ylim=(0, 4.5))  # fmt: skip
 
 # %% [markdown]
-# *linear* slows all pairs alike, so neighbours move closer together in angle. *yarn* keeps the fast pairs and slows the
-# slow ones. Does it matter? We join the tales and read 1,024 tokens at once, twice what the model was trained on, with
-# both recipes made for twice the length. Here is the loss by position, the mean of four such texts. Nothing is trained.
+# *linear* slows all pairs alike, so adjacent tokens move closer together in angle. *yarn* keeps the fast pairs, slows
+# the slow ones, and multiplies all scores by a constant. Does it matter? We join the tales and read 1,024 tokens at
+# once, twice what the model was trained on, so both recipes now get factor 2. Here is the loss by position, the mean
+# of four such texts. Nothing is trained.
 
 # %%
 tales = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")
@@ -224,9 +225,10 @@ sketches.curves(edges[:-1] + 64, by_position, "position in the text", "loss (nat
                 band=(512, 1024, "longer than in training"))  # fmt: skip
 
 # %% [markdown]
-# Behind position 512 the default breaks down. *linear* repairs the far end and pays for it everywhere before, because
-# neighbours have moved closer. *yarn* costs next to nothing before 512 and repairs what is behind. refdiff has four
-# more kinds; `refdiff.layers.rope_frequencies` describes them.
+# (The bumps that all curves share come from the texts.) Behind position 512 the default breaks down. *linear* repairs
+# the far end and pays for it everywhere before, because adjacent tokens have moved closer. *yarn* costs next to
+# nothing before 512 and repairs what is behind. refdiff has four more kinds; `refdiff.layers.rope_frequencies`
+# describes them.
 #
 # ## Break it
 #
@@ -341,7 +343,7 @@ assert np.isclose(cured, losses["right"], rtol=1e-10)
 # ```
 #
 # 4: $\theta_0 = \mathrm{base}^0 = 1$ for every base, so it turns once in $2\pi \approx 6.28$ tokens. Position 6 is
-# almost a whole turn from position 0; to this pair the two look like neighbours. Only slower pairs tell them apart.
+# almost a whole turn from position 0; to this pair the two look nearly the same. Only slower pairs tell them apart.
 #
 # </details>
 #

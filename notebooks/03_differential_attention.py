@@ -105,8 +105,8 @@ for name, told in (("found among noise", 0.0), ("found already", 0.5)):
     best, last = strengths[shares[name].argmax()], strengths[shares[name] > p].max()
     print(f"{name:17} p = {p:.2f}: best λ {best:.3f} (rule {rules[name][0]:.3f}), gain up to λ = {last:.3f} "
           f"(rule {rules[name][1]:.3f}), share {p:.2f} → {shares[name].max():.2f}")  # fmt: skip
-lines = {name: share[::50] for name, share in shares.items()}
-sketches.curves(strengths[::50], lines, "strength λ", "share of the needle", ylim=(0, 1.02))
+lines = {name: share[::40] for name, share in shares.items()}
+sketches.curves(strengths[::40], lines, "strength λ", "share of the needle", ylim=(0, 1.02))
 
 # %% [markdown]
 # A needle among noise gains much, over a wide range of λ. One that $A_1$ has found already gains a little (0.92 → 0.99)
@@ -160,9 +160,9 @@ sketches.curves(correlations, lines, "correlation ρ of the scores", "share of t
 # λ is learned, one number for each layer:
 #
 # $$\lambda = \exp(\lambda_{q1}\cdot\lambda_{k1}) - \exp(\lambda_{q2}\cdot\lambda_{k2}) + \lambda_{init} \tag{eq. 2}$$
-# $$\lambda_{init} = 0.8 - 0.6\,\exp(-0.3\,(l-1)),\quad l = 1, 2, \dots \tag{section 2.1}$$
+# $$\lambda_{init} = 0.8 - 0.6\,\exp(-0.3\,l),\quad l = 0, 1, \dots \tag{section 2.1}$$
 #
-# (The paper counts layers from 1. The code and this page count from 0: layer 0 has $l = 1$.)
+# (As in chapter 0, layers count from 0. The paper counts from 1 and writes $l - 1$.)
 #
 # Why not simply a number? The paper reparameterizes λ "to synchronize the learning dynamics": the dot products and
 # exponentials are those of attention itself. Why exp − exp? The paper does not say; here is what it does. A difference
@@ -192,6 +192,8 @@ sketches.strengths_by_layer(lambdas)
 # %% [markdown]
 # ## λ below 0 and above 1
 #
+# Nothing keeps λ between 0 and 1. Two layers have a negative λ, and layer 3 has λ = 1.56. What do such layers compute?
+#
 # **λ > 1 is the same as exchanging the maps.** The norm of eq. 3 (next section) removes the positive factor in
 # $-\lambda\,(A_2 - \frac{1}{\lambda}A_1)$, and the matrix $W^O$ can absorb the sign. So layer 3 with λ = 1.56 is an
 # ordinary layer in which $A_2$ leads and $A_1$ is subtracted, with strength 1/1.56 = 0.64.
@@ -216,9 +218,10 @@ print(f"1/1.56 = {1 / 1.56:.2f}; λ = 1.56 equals the exchanged pair at 1/1.56 w
 # than softmax heads. The norm brings them to one size before $W^O$ mixes them. *The factor $1-\lambda_{init}$:* it is
 # fixed, and meant to keep gradients at the size that they have in a Transformer, so that hyperparameters carry over.
 #
-# The first can be measured. The size of a head's result is its root mean square. How much does it differ between the
-# three heads of a layer, and how much from token to token? We compare one map alone, which is a softmax head, with the
-# difference, on eight tales. (One map is $A_1$, or $A_2$ in layer 3, where it leads.)
+# The first can be measured. The size of a head's result is its root mean square. How much does it differ (standard
+# deviation ÷ mean) between the three heads of a layer, and how much from token to token? We compare one map alone,
+# which is a softmax head, with the difference, on eight tales. (One map is $A_1$, or $A_2$ in layer 3, where it
+# leads.)
 
 # %%
 prefixes = [f"model.layers.{layer}.self_attn." for layer in range(6)]
@@ -259,8 +262,6 @@ for layer, at in enumerate(prefixes):
 # relative to a softmax head, at a λ of exactly $\lambda_{init}$. Notebook 08 measures what that does to the gradients.
 
 # %% [markdown]
-# Nothing keeps λ between 0 and 1. Two layers have a negative λ: they *add* their maps. One layer has λ = 1.56.
-#
 # ## Is the noise shared? A measurement on real text
 #
 # We take the openings of eight tales, written for this notebook, which the model has not seen, and correlate the scores
@@ -308,11 +309,12 @@ sketches.groups({name: {f"layer {layer}": float(x[layer]) for layer in shown} fo
 
 # %% [markdown]
 # **The share falls, in every layer and in more than nine rows of ten**, and in layers 3 to 5 another token takes first
-# place in a fifth to a quarter of the rows. For this model the headphone is the wrong picture.
+# place in a fifth to a quarter of the rows. For this model the headphone is the wrong picture. (Layers 1 and 5 add.
+# There the share must fall wherever $A_2$ gives the token less than $A_1$ does, so only the other four are evidence.)
 #
 # The middle bars say why. In layers 2, 3 and 4 the same λ would *raise* the share, if only the noise were shared. So λ
-# is not too large there; what is missing is the sharing. In layer 0 the leading map has so little noise that nothing
-# can be gained.
+# is not too large there; what is missing is the sharing. In layer 0 the bars are means over very different rows: many
+# have so little noise that even λ = 0.19 is above the rule's limit, and the middle bar falls, too.
 #
 # ## What has training found instead?
 #
@@ -359,8 +361,9 @@ print(f"layer 3 with λ = 0, A₁ alone:        {wrong_map[0]:+.3f} ± {wrong_ma
 # %% [markdown]
 # A second map that is *subtracted* can be taken out of any one layer, and no change of the loss shows: each interval
 # contains 0. Out of all four layers at once it costs 0.06. A second map that is *added* is missed, in layer 1 as in
-# layer 5. So the second maps do carry something, but one subtraction more or less hardly matters to this model. (It was
-# trained with them. Notebook 09 has a plain twin, trained without.)
+# layer 5. Together the four subtractions are worth as much as the two additions (0.06). So the second maps do carry
+# something, but one subtraction more or less hardly matters to this model. (It was trained with them. Notebook 09 has
+# a plain twin, trained without.)
 #
 # Then why did the model get so much worse when chapter 0 set every λ to 0? The last line has most of the answer: in
 # layer 3 that takes away the map that leads.
@@ -397,8 +400,8 @@ viz.explore(model, text, layer=layer, pair=pair)
 #   shared and λ is below about twice the noise of the first map, $2(1-p)$.
 # - In this small model the scores of a pair share little, and the top token's share *falls* in every layer. λ is not
 #   the reason: with shared noise it would rise in layers 2, 3 and 4.
-# - Training has made the leading map sharp and the other broad: four layers subtract the broad map, two add it. Any one
-#   of the four subtractions can be taken out without a visible loss; the two additions cannot.
+# - Training has made the leading map sharp and the other broad: four layers subtract the broad map, two add it. Any
+#   one of the four subtractions can be taken out without a visible loss, but not all four; neither addition can.
 # - λ > 1 means that the second map leads; λ < 0 means that a layer adds.
 # - Heads differ more in size with both maps in four layers of six. The norm makes them equal. $1 - \lambda_{init}$ is
 #   the size that a difference has at the start, relative to one map.

@@ -89,8 +89,9 @@ for K in (8, 4, 2):
 # key head, because the paper's RoPE rotates neighbours (notebook 02).
 #
 # We do this to the weights of chapter 0, by hand. And we read the result as the paper's code does. That needs no new
-# code: neighbours become halves when the even ones are put first. So chapter 0's model computes on weights in *that*
-# order what the paper's code computes on the weights themselves.
+# code: neighbours become halves when the even ones are put first. We put the even heads, and the even numbers of a
+# head, first, and let chapter 0's model run on the result: that is what the paper's code computes on the weights as
+# they are.
 #
 # A converter that forgets a step passes every check of shapes. What does the loss on an unseen text say (mean $-\log p$
 # of the next token)? Rows 3 to 5 leave out exactly one step.
@@ -210,11 +211,11 @@ print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.
 #
 # With $n = H/K$ queries to a key, and heads counted from 0:
 #
-# | | pair i | its keys | λ | after it |
-# |---|---|---|---|---|
-# | paper | 2i, 2i + 1 | 2j, 2j + 1 for j = ⌊i/n⌋ | one a layer | norm with a weight, × (1 − λ_init) |
-# | Hugging Face | i, i + H/2 | j, j + K/2 for j = ⌊i/n⌋ | one a layer | norm, × (1 − λ_init) |
-# | V2 | 2i, 2i + 1 | ⌊2i/n⌋ for both | each token and pair | nothing |
+# | | pair i | its keys | its value | λ | after it |
+# |---|---|---|---|---|---|
+# | paper | 2i, 2i + 1 | 2j, 2j + 1 for j = ⌊i/n⌋ | both, side by side | one a layer | norm × weight × (1 − λ_init) |
+# | Hugging Face | i, i + H/2 | j, j + K/2 for j = ⌊i/n⌋ | both, side by side | one a layer | norm, × (1 − λ_init) |
+# | V2 | 2i, 2i + 1 | ⌊2i/n⌋ for both | ⌊2i/n⌋, one of size d | each token and pair | nothing |
 
 # %%
 stored, right, *wrong = rows.values()

@@ -105,8 +105,9 @@ sketches.curves(lengths - start + 1, {"without a cache": without / 1e6, "with a 
 # *square* of the length. The comparison of pairs, small here, grows even with its *cube* (1 + 4 + … + n²). With a
 # cache the weights' part grows with n and that of the pairs with n².
 #
-# Multiplications are not seconds. A step with a cache reads every weight of the model for one single token, so the
-# speed of memory limits it, and a step has costs of its own. Exercise 6 measures seconds.
+# Multiplications are not seconds. A step with a cache reads every weight of the model for one single token, so in a
+# large model the speed of memory limits it; in one as small as ours, the fixed cost of a step does. Exercise 6
+# measures seconds.
 #
 # The price is memory: a key and a value of every token, in every layer and head. Differential attention needs no more
 # of it than plain attention with as many heads. Many larger models let several query heads share one key/value head

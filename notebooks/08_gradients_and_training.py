@@ -120,9 +120,10 @@ print(f"largest |G| here {np.abs(G).max():.2f}; largest |ΣG⊙P| of this row in
 sketches.bars({"−G: above 0 the loss wants more": -G, "A₁": a1, "A₂": a2}, int(np.argmin(G)), words[:seen])
 
 # %% [markdown]
-# Of all keys the loss wants "wolf" most, the word to predict, and neither map gives it much. $A_2$ looks at "go", which
-# begins the other animal. (λ is below 0 in this layer, so $A_2$ is added here, not subtracted.) And the row keeps the
-# rule from above: summed over the keys, $G \odot P$ is 0 up to the ε of the norm.
+# Of all keys the loss wants "wolf" most, the word to predict, and neither map gives it much. $A_2$ looks at "go",
+# which begins the other animal. (This layer is the exception to the rule above: its λ is below 0, $A_2$ is added, and
+# the loss wants the same of both maps.) And the row keeps the rule from above: summed over the keys, $G \odot P$ is 0
+# up to the ε of the norm.
 #
 # ## Experiment: what moves λ?
 #
@@ -186,20 +187,21 @@ sketches.below_each_other(
 )  # fmt: skip
 
 # %% [markdown]
-# At first the loss pulls every λ up, hardest in layer 1, and all three grow. In layer 1 the pull then turns against λ
-# more often than not, and λ comes back from its peak of 1.45. So the gradient explains the rise and the turn.
+# At step 30 the loss pulls every λ up, hardest in layer 1, and all three grow. In layer 1 the pull then turns against
+# λ more often than not, and λ comes back from its peak of 1.45. So the sign of the pull fits the rise and the turn.
 #
-# It does not explain everything. In layer 0 the loss goes on pulling up, and λ falls a little all the same. A step of
-# training is not the gradient: AdamW rescales it, and weight decay draws the four vectors towards zero, which draws λ
-# towards λ_init. (Which of them it is here was not tested. The pull, too, was measured on eight sequences only.)
+# Its size does not. In layer 2 λ grows to 0.80 while the pull is almost 0: AdamW, which trains the λ vectors here
+# (Muon has the matrices), divides each gradient by its usual size. And in layer 0 the loss goes on pulling up, and λ
+# falls a little all the same. Weight decay is not the cause: it acts on matrices, not on these vectors. (The pull was
+# measured on eight sequences only; more was not examined.)
 #
 # ## Experiment: what is $1 - \lambda_{init}$ for?
 #
 # Notebook 03 left it open. At initialization all scores are small, so both maps are nearly even and nearly alike, and
 # $A_1 - \lambda A_2 \approx (1 - \lambda_{init})\,A$. Deep layers start with a larger λ_init, so their difference is
-# smaller. The norm blows it up to one size again, and with it the gradients of $W_Q$ and $W_K$, about
-# $1/(1 - \lambda_{init})$ times. The factor $1 - \lambda_{init}$ takes exactly that back. Measured: these gradients for
-# one layer at four depths, relative to those of a plain head with the same weights.
+# smaller. The norm blows it up to one size again, and with it the gradients of $W_Q$ and $W_K$, in proportion to $1/(1
+# - \lambda_{init})$. The factor $1 - \lambda_{init}$ takes exactly that back. Measured: these gradients for one layer
+# at four depths, relative to those of a plain head with the same weights.
 
 # %%
 depths = (0, 3, 11, 27)
@@ -269,7 +271,8 @@ print(f"cut in the middle: the largest of all maps is {sinks['middle'].max():.1f
 # - At initialization the factor $1 - \lambda_{init}$ takes back what the norm does to the gradients of $W_Q$ and $W_K$,
 #   at every depth. In a whole model, layers differ for other reasons, too.
 # - Some second maps use the beginning of a text as a sink. A mean over heads, or a text cut in its middle, hides it.
-# - In a small model the pull of the loss explains how λ rises and, in one layer, turns. The optimizer has its say, too.
+# - In a small model the sign of the pull fits how λ rises and, in one layer, turns. Its size does not: the optimizer
+#   has its say, too.
 
 # %%
 assert worst < 1e-6

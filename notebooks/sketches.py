@@ -149,7 +149,6 @@ def head_pair() -> Any:
         _box(axes, 2.6, y, 1.65, 0.5, f"A{sub} = softmax(Q{sub}K{sub}ᵀ/√d)", colour)
     _arrow(axes, (3.45, 2.35), (4.2, 1.8), BLUE)
     _arrow(axes, (3.45, 1.05), (4.2, 1.6), ORANGE)
-    _note(axes, 4.0, 1.1, "× λ", fontsize=11)
     _box(axes, 4.75, 1.7, 1.05, 0.5, "A₁ − λ A₂", PURPLE)
     _arrow(axes, (5.3, 1.7), (5.75, 1.7))
     _box(axes, 6.05, 1.7, 0.55, 0.5, "· V", GREEN)
@@ -625,15 +624,20 @@ def cuts(p: Any, names: Sequence[str], k: int, share: float) -> Any:
 
 
 def by_layer(
-    x: Any, lines: Mapping[str, Any], errors: Mapping[str, Any], xlabel: str, ylabel: str, **options: Any
-) -> Any:
-    """Small multiples: for each layer named curves (x, layers) with the bands of their confidence intervals."""
+    x: Any, lines: Mapping[str, Any], errors: Mapping[str, Any], xlabel: str, ylabel: str, order: Sequence[str],
+    **options: Any,
+) -> Any:  # fmt: skip
+    """Small multiples: for each layer named curves (x, layers) with the bands of their confidence intervals.
+
+    order: all names of a page, so that a name has the same colour in each of its pictures.
+    """
     layers_ = len(next(iter(lines.values()))[0])
     figure = new_figure(10.4, 2.7)
     grid = figure.subplots(1, layers_, sharey=True)
     for layer, axes in enumerate(grid):
         dress(axes)
-        for i, (label, values) in enumerate(lines.items()):
+        for label, values in lines.items():
+            i = order.index(label)
             y, half = (np.asarray(table)[:, layer] for table in (values, errors[label]))
             axes.plot(x, y, color=SERIES[i], linestyle=STYLES[i], label=label)
             axes.fill_between(x, y - half, y + half, color=SERIES[i], alpha=0.2, linewidth=0)
