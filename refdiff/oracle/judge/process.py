@@ -95,7 +95,7 @@ class KernelProcess:
             "arena": self._arena.fileno(),
             "arena_bytes": self._size,
             "scratch": scratch,
-            "hidden": [f"{os.path.realpath(found)}/" for found in (*refdiff.__path__, *_installed())],
+            "hidden": [f"{os.path.realpath(package)}/" for package in _packages()],
             "memory": self._limits.memory,
             "processes": self._limits.processes,
             "path": [entry for entry in sys.path if entry],
@@ -257,9 +257,9 @@ def _listed(answer: Mapping[str, Any]) -> list[tuple[str, str, tuple[int, ...]]]
     return found
 
 
-def _installed() -> list[Path]:
-    """Every copy of refdiff that Python finds, also one that is installed beside the one in use."""
-    return [found for entry in sys.path if entry and (found := Path(entry, "refdiff")).is_dir()]
+def _packages() -> list[str]:
+    """The folders of refdiff: of the copy in use, and of any other that Python finds, such as one that is installed."""
+    return [*refdiff.__path__, *(str(Path(entry, "refdiff")) for entry in sys.path if entry)]
 
 
 def _children() -> set[int]:
