@@ -175,16 +175,18 @@ def _folder(args: argparse.Namespace, like: str | None) -> str | None:
     if args.model is None:  # and no random weights where no row needs any
         return None if args.folder is None or like is None else str(args.folder)
     from refdiff import hub
+    from refdiff.model import weights
+    from refdiff.model.config import DiffLlamaConfig
 
-    files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
-    return str(
-        hub.snapshot(
-            find_checkpoint(args.model, quiet=args.quiet),
-            files=files,
-            local_files_only=args.offline,
-            progress=not args.quiet,
-        )
+    folder = hub.snapshot(
+        find_checkpoint(args.model, quiet=args.quiet),
+        files=(*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER),
+        local_files_only=args.offline,
+        progress=not args.quiet,
     )
+    # what is broken is said once, and not by every row
+    weights.load(folder, DiffLlamaConfig.from_pretrained(folder), "DiffLlamaForCausalLM", stored=True, deferred=True)
+    return str(folder)
 
 
 def _options(args: argparse.Namespace, folder: str | None) -> BenchOptions:

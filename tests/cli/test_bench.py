@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,16 @@ def test_exit_status(
     assert ("FAILED" in out) == (status == 1)
     assert ("token 0 of row 0 is 1 here and 2 there" in out) == ("lookup" in rows)
     assert err == ""
+
+
+def test_a_broken_checkpoint_is_said_once(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "broken")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert main(["bench", "-m", str(folder), "--quick"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("model.safetensors") == err.count("\n") == 1
 
 
 def test_what_is_measured_by_default(calls: list[tuple[list[Row], BenchOptions]], tiny_checkpoint: Path) -> None:
