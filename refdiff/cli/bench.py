@@ -56,10 +56,11 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
     output.add_argument("--plot", metavar="FILE", help="draw it, .png, .svg or .pdf (default: none)")
     add_common(output)
     parser.notes = [
-        "A ratio is the median over the repetitions. Above 1, refdiff is faster; of memory, below 1, it needs less. "
-        "The share is of what NumPy's BLAS reads (gemv) or multiplies (sgemm) on this machine, measured before and "
-        "after each pair. "
-        "lookup copies a prompt and edit changes one, by prompt lookup; passes are how often the model ran. "
+        "A ratio is the median over the repetitions. Above 1, refdiff is faster; in rows of memory, below "
+        "1, it needs less. The share is of what NumPy's BLAS reads (gemv) or multiplies (sgemm) on this machine, "
+        "measured before and after each pair. "
+        "The rows lookup and edit use prompt lookup to copy a prompt and to edit one; passes are how often the model "
+        "ran. "
         "Exit status: 1 where a row failed, or the sides generated different tokens.",
         f"--like is {LIKE[0]} (4.94 GB), {LIKE[1]} (2.78 GB) or {LIKE[2]} (0.5 MB).",
         f"--against is {', '.join(PEERS)}, and may be given several times. onnxruntime and numpy have products only; "

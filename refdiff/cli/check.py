@@ -26,7 +26,7 @@ MOST_NAMES = 12
 """So many arrays of a file are named in an error."""
 NUMBERS_NOTE = """\
 The numbers of a tensor are value/limit; a value above its limit fails. A row is the last axis at one place of the \
-others; its error is a root mean square, e_r. E_r is the error that correct kernels were seen to have there.
+others; its error is a root mean square, e_r. E_r is the error that correct kernels have there, as measured.
 bound: the largest e_r over B_r, the most that a correct kernel can have.
 row: the largest e_r over E_r: a key lost in one row.
 bulk: the root mean square of e_r over E_r: a small error everywhere.
@@ -74,8 +74,8 @@ refdiff check --selftest --seeds 20 --jobs 2 --state runs --markdown
     add_common(parser, offline=False)
     parser.notes = [
         "Exit status: 0 passed; 1 not passed: fail, or inconclusive, where correct kernels differ so much on these "
-        "inputs that they show nothing; 2 error. Of the selftest: 0 enough mutants are caught and every correct kernel "
-        "passes, 1 otherwise, 2 error; its last lines say how many of each are expected.",
+        "inputs that they show nothing; 2 error. With --selftest: 0 if enough mutants are caught and every correct "
+        "kernel passes, 1 otherwise, 2 error; its last lines say how many of each are expected.",
         SPEC_NOTE + " Dimensions that it lacks are read off the arrays.",
         RECIPE_NOTE,
         NUMBERS_NOTE,

@@ -37,7 +37,7 @@ refdiff convert path/to/llama path/to/new --to v2
     parser.add_argument(
         "--to", choices=WIRINGS, required=True, metavar="VARIANT", help="hf, paper, v2 or none (required)"
     )
-    parser.add_argument("--eager", action="store_true", help="from unilm's multihead_diffattn.py (default: off)")
+    parser.add_argument("--eager", action="store_true", help="MODEL is of multihead_diffattn.py (default: off)")
     add_dtype(parser, text="the type to write")
     add_common(parser)
     parser.notes = [

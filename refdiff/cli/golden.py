@@ -43,7 +43,7 @@ refdiff golden verify vectors outputs
     parser.add_argument("outputs", nargs="?", metavar="OUTPUTS", help="verify: the folder of the program's outputs")
     export = parser.add_argument_group("export")
     add_spec(export, "hf_diffllama", layer="2")
-    export.add_argument("--recipe", metavar="NAME_OR_FILE", help="the kernel's types (default: that of --dtype)")
+    export.add_argument("--recipe", metavar="NAME_OR_FILE", help="the kernel's types (default: all of --dtype)")
     export.add_argument(
         "--profile",
         action="append",

@@ -61,8 +61,8 @@ refdiff judge kernel.py:attention --profile natural --profile tiles --json
         "Exit status: 0 passed; 1 not passed; 2 error.",
         "The kernel is called three times per case: on two sets of numbers in the same memory, then on the first again "
         "in another order. Sizes beside those of the profiles are drawn. The expected output is computed after the "
-        "kernel's process and all that it started have ended. It may take dout=None and return gradients, and return "
-        "NotImplemented for inputs that it does not serve.",
+        "kernel's process and all that it started have ended. The kernel may take dout=None and return gradients, and "
+        "return NotImplemented for inputs that it does not serve.",
         "The kernel cannot import refdiff, start processes (Triton and torch.compile need --allow-processes), open "
         "connections, or write files outside its temporary folder. This stops known ways to cheat. It is no security "
         "boundary: run code that you do not trust in a container.",

@@ -9,6 +9,7 @@ import importlib
 import itertools
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -251,7 +252,11 @@ class _Formatter(argparse.HelpFormatter):
         self._action_max_length = 26  # the same columns in every help
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(super(_Formatter, self)._fill_text(line, width, indent) for line in text.splitlines())
+        wrapper = textwrap.TextWrapper(width, indent, indent, break_on_hyphens=False)
+        return "\n".join(wrapper.fill(line.strip()) for line in text.splitlines())
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:

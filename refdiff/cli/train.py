@@ -119,7 +119,7 @@ refdiff train -o run --resume
     )  # fmt: skip
     for field, entry in MODEL_SIZES.items():
         add(model, field, *entry)
-    course = parser.add_argument_group("course")
+    course = parser.add_argument_group("training")
     course.add_argument(
         "--optimizer", action=_Noted, choices=("adamw", "muon"), default="adamw", metavar="NAME",
         help="adamw or muon (default: adamw)",
@@ -156,8 +156,9 @@ refdiff train -o run --resume
         "--resume keeps the run's text, model and settings, which may be typed again; --max-steps, --learning-rate, "
         "--warmup-steps, --grad-clip, --prompt, --keep and --…-every may change. Without --threads it uses as many as "
         "before; another number rounds differently.",
-        "Of the checkpoints the last --keep stay; older ones are deleted. --…-every 0 means at the end only. The last "
-        "--validation of the text is never trained on. Muon is for the layers' matrices; the rest uses AdamW. "
+        "--keep 2 keeps the last two checkpoints and deletes older ones. --…-every 0 means at the end only. "
+        "--validation 0.05 measures the loss on the last 5 % of the text, which are not trained on. With --optimizer "
+        "muon, Muon trains the layers' matrices and AdamW the rest. "
         "Options override --config. --plot needs matplotlib.",
     ]
 
