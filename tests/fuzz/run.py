@@ -36,8 +36,8 @@ OUTPUT = 200_000
 SECRET = b"SECRET"
 """What the file outside of every folder says: nothing may open it, print it or copy it."""
 _FOR_PROGRAMMERS = re.compile(r"Traceback \(most recent|object at 0x|panicked at|encountered in")
-_TRUE_OF_WEIGHTS = re.compile("overflow encountered in matmul|invalid value encountered in divide")
-"""NumPy's warnings where a changed byte has made a weight huge, and where an RMSNorm without an eps meets zeros."""
+_TRUE_OF_WEIGHTS = re.compile("(?:overflow|invalid value) encountered in matmul|invalid value encountered in divide")
+"""NumPy's warnings where a changed byte has made a weight huge or NaN, and where an RMSNorm without eps meets zeros."""
 _SYSTEM = ("/usr/", "/etc/ld", "/lib", "/sys/", "/proc/self/", "/dev/null", "/dev/urandom", sys.prefix, sys.base_prefix)
 
 
