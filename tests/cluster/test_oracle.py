@@ -19,7 +19,7 @@ from tests.oracle.user_kernels import right
 ROOT = Path(__file__).parents[2]
 
 
-def one_case_of_a_seed(seed: int, recipes: object, profiles: object, kernels: object) -> Table:
+def one_case_of_a_seed(seed: int, recipes: object, profiles: object, kernels: object, done: object = None) -> Table:
     """In place of all that the selftest does with a seed, which takes a minute: one right kernel, on one case."""
     case = cases("natural", seed, spec=small_spec("hf_diffllama"))[0]
     verdict = check(right(case.spec, case.inputs), case.spec, case.inputs, recipe="float32", members=2)
@@ -40,7 +40,7 @@ def test_the_selftest(scheduler: str, capsys: pytest.CaptureFixture[str], monkey
     there, seen_there = capsys.readouterr()
     assert there == here
     assert seen_there == seen
-    assert seen.splitlines() == [f"seed {seed} done" for seed in range(4000, 4005)]
+    assert seen.splitlines()[1:] == [f"seed {seed} done" for seed in range(4000, 4005)]
 
 
 @pytest.mark.usefixtures("workers")
