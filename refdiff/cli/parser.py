@@ -164,6 +164,10 @@ class Parser(argparse.ArgumentParser):
         """Refuse what this command does not take; argparse itself would leave that to the parser of all commands."""
         self.load()
         self._typed = list(sys.argv[1:] if args is None else args)
+        if self._subparsers is None:  # from Python 3.12 on, argparse takes -hello for -h
+            options = itertools.takewhile(lambda word: word != "--", self._typed)
+            if word := next((word for word in options if re.match(r"-h\w", word)), None):
+                self.error(f"-h: ignored explicit argument {word[2:]!r}")
         known, others = super().parse_known_args(args, namespace)
         if others:
             self._refuse(others, known)
