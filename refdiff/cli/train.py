@@ -22,6 +22,7 @@ from refdiff.cli.flags import Number, UsageError, add_backend, add_common, utf8_
 from refdiff.cli.output_files import check_file, write_picture
 from refdiff.cli.terminal import REPORTED_EVERY, bar_width, note, one_line, size, write_text
 from refdiff.cli.training_run import differing_options, leftovers
+from refdiff.errors import CheckpointError
 from refdiff.messages import printable
 
 if TYPE_CHECKING:
@@ -301,6 +302,8 @@ def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
         raise UsageError(f"-o {out}: got a file, expected the folder of the run; name another")
     try:
         config, settings = _config(args), _settings(args)
+    except CheckpointError as error:  # a line for each problem of --config
+        raise CheckpointError(_in_options(str(error), args)) from None
     except ValueError as error:
         raise UsageError(_in_options(str(error), args)) from None
     if args.backend == "numpy":

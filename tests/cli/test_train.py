@@ -158,6 +158,15 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
     assert main(["train", "text.txt", "-o", "out", *SMALL, "--steps", "1", "-q"]) == 0
 
 
+def test_each_problem_of_a_config_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": -3, "rms_norm_eps": "x"}')
+    (tmp_path / "text.txt").write_text("some text")
+    arguments = ["train", str(tmp_path / "text.txt"), "-o", str(tmp_path / "run")]
+    assert main([*arguments, "--config", str(tmp_path / "config.json")]) == 2
+    _, *problems = capsys.readouterr().err.splitlines()
+    assert [problem.split(":")[0].split()[0] for problem in problems] == ["--hidden-size", "rms_norm_eps"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
