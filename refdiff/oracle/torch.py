@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.backends import ops_for
 from refdiff.model import heads
 from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.divergence import Divergence, first_divergence
@@ -29,6 +30,7 @@ from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.trace import hooks, trace
 from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import frequencies
 
 Numpy = np.ndarray[Any, Any]
 
@@ -214,17 +216,18 @@ def _arguments(attention: Any, spec: Spec, hidden: Any, part: slice, mask: Numpy
     names = parameter_names(attention.forward)
     found: dict[str, Any] = {}
     positions = torch.arange(part.start, part.stop, device=hidden.device)[None]
-    turn = spec.rope_theta ** (-torch.arange(0, spec.head_dim, 2, device=hidden.device).float() / spec.head_dim)
+    fast, factor = frequencies(spec, ops_for())
+    turn = torch.tensor(fast, dtype=torch.float32, device=hidden.device)
     if "position_embeddings" in names:
         angles = torch.cat([positions[..., None] * turn] * 2, dim=-1)
-        found["position_embeddings"] = (angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype))
+        found["position_embeddings"] = tuple((factor * f(angles)).to(hidden.dtype) for f in (torch.cos, torch.sin))
     if "position_ids" in names:
         found["position_ids"] = positions
     if cache is not None:
         found[str(_cache_name(attention))] = cache
     if "rel_pos" in names:  # unilm's
         angles = positions[0, :, None] * turn
-        found["rel_pos"] = (angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype))
+        found["rel_pos"] = tuple((factor * f(angles)).to(hidden.dtype) for f in (torch.cos, torch.sin))
     seen = np.tri(hidden.shape[1], dtype=np.bool_)[None, None] if mask is None else mask
     if (mask_name := _mask_name(attention)) and not _is_own_mask(attention, spec, seen):
         least = torch.finfo(hidden.dtype).min

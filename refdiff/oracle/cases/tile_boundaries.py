@@ -16,7 +16,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
-from refdiff.oracle.truth.attention_operands import angles
+from refdiff.oracle.truth.attention_operands import angles, rotate
 from refdiff.oracle.truth.head_indices import head_indices
 
 Numpy = np.ndarray[Any, Any]
@@ -55,10 +55,9 @@ def tile_boundary_keys(see: Numpy) -> Numpy:
 
 def _dense(spec: Spec, inputs: Inputs) -> Numpy:
     q, k, ops, w = inputs["q"], inputs["k"], ops_for(), head_indices(spec)
-    kind = {"interleaved": spec.rope == "interleaved"}
     if spec.rope != "none":
         (cos, sin), of_k = angles(spec, inputs, ops)
-        q, k = ops.rope(q, cos, sin, **kind), ops.rope(k, *of_k, **kind)
+        q, k = rotate(spec, q, cos, sin, ops), rotate(spec, k, *of_k, ops)
     B, H, T, d = q.shape
     scale = 1 / math.sqrt(d) if spec.scale is None else spec.scale
     key_of = np.zeros(H, dtype=np.int64)
@@ -72,4 +71,4 @@ def _dense(spec: Spec, inputs: Inputs) -> Numpy:
             key = k[b, key_of[head], at[n % len(at)]]
             gain = FAR if n % 5 == 4 else 1 + math.log(k.shape[2])
             aimed[b, head, t] += gain / scale * key / np.sum(key * key)
-    return ops.rope(aimed, cos, -sin, **kind) if spec.rope != "none" else aimed
+    return rotate(spec, aimed, cos, -sin, ops) if spec.rope != "none" else aimed

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.mistakes import ROWS
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.spec.presets import PRESETS, YARN
 
 Fields = Callable[[Spec], dict[str, Any] | None]
 
@@ -34,6 +34,16 @@ def _window(by: int) -> Fields:
 
 def _scale(by: float) -> Fields:
     return lambda spec: {"scale": by * (spec.scale or spec.head_dim**-0.5)}
+
+
+def _yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Fields:
+    """Other parameters, where frequencies are yarn's."""
+
+    def fields(spec: Spec) -> dict[str, Any] | None:
+        given = spec.rope_parameters or {}
+        return {"rope_parameters": change(given)} if given.get("rope_type") == "yarn" else None
+
+    return fields
 
 
 def _of(name: str, what: str, axis: str, row: str, fields: Fields) -> Deviation:
@@ -62,6 +72,22 @@ SPEC_DEVIATIONS: tuple[Deviation, ...] = (
         _if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="halves")),
     _of("turned_in_pairs_again", "RoPE of neighbors where none is left to do.", "rope kind", "",
         _if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="interleaved")),
+    _of("the_whole_width_turns", "All of a head turned, where a part of it is.", "rope dim", "F10",
+        _is(partial_rotary_factor=1.0)),
+    _of("the_other_end_turns", "The first dimensions of a head turned for the last, or the reverse.", "rope dim", "F10",
+        lambda s: _other("rotary_at", "first", "last")(s) if s.partial_rotary_factor < 1 else None),
+    _of("frequencies_of_the_whole_width", "θ^(−2i / d), where r of d dimensions turn, by θ^(−2i / r).", "rope dim",
+        "F10", lambda s: None if s.partial_rotary_factor == 1 or s.rope_parameters
+        else {"rope_theta": s.rope_theta ** (s.rotary_dim / s.head_dim)}),
+    _of("plain_frequencies", "θ^(−2i / r), where the spec has others.", "rope base", "F11", _is(rope_parameters=None)),
+    _of("every_frequency_divided", "All frequencies divided by the factor, where yarn keeps the fast ones.",
+        "rope base", "F11", _yarn(lambda p: {"rope_type": "linear", "factor": p["factor"]})),
+    _of("scale_of_yarn_in_the_rotation", "cos and sin times 0.1 log(factor) + 1, where they are not multiplied.",
+        "rope scale", "F11", _yarn(lambda p: {n: x for n, x in p.items() if n != "attention_factor"})),
+    _of("frequencies_of_yarn", "Motif-3's yarn, of its full layers, where frequencies are plain.", "rope base", "F11",
+        _if(lambda s: s.rope != "none" and s.rotary_at == "last" and not s.rope_parameters, rope_parameters=YARN)),
+    _of("scores_scaled_by_the_root_of_d", "Q Kᵀ / √d, where the spec has another scale.", "scale", "B14",
+        _is(scale=None)),
     _of("powers_of_two_for_those_of_e", "2^z for e^z: scores not multiplied by log₂ e.", "lse base", "",
         _scale(math.log(2))),
     _of("softcap_left_out", "Scores not capped.", "softcap", "", _is(softcap=None)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from refdiff.oracle.mistakes.catalogue import HF, HF_FIRST, MOTIF, UNILM, V2
 
 _VLLM = "https://github.com/vllm-project/vllm"
+_LLAMA_CPP = "https://github.com/ggml-org/llama.cpp"
 _FLASH = f"{UNILM}/blob/master/Diff-Transformer/multihead_flashdiff_1.py"
 
 
@@ -37,6 +38,12 @@ ROWS: dict[str, Row] = {
         "https://github.com/huggingface/transformers/pull/46738",
     ),
     "F9": Row("several signal heads to a noise head, by group or all first", "spec", f"{_VLLM}/pull/27396"),
+    "F10": Row("the first dimensions of a head turn, or the last, or all", "spec", f"{_LLAMA_CPP}/pull/26298"),
+    "F11": Row(
+        "yarn's frequencies, or plain ones; its scale on cos and sin, or on the scores",
+        "spec",
+        f"{_LLAMA_CPP}/pull/26298",
+    ),
     "B1": Row("v2 subtracts halves, across groups", "mistake", V2),
     "B2": Row("v2 with pairs that straddle groups", "refused", V2),
     "B3": Row("v2 with v1's λ or norm", "mistake", f"{UNILM}/pull/1736"),

@@ -32,6 +32,11 @@ _UNILM: dict[str, Any] = {
 }
 _VLLM: dict[str, Any] = {"pairing": "interleaved", "values": "interleaved", "norm_weight": True}
 
+YARN: dict[str, Any] = {
+    "rope_type": "yarn", "factor": 64.0, "original_max_position_embeddings": 4096, "attention_factor": 1.0,
+}  # fmt: skip
+"""The frequencies of Motif-3's layers without a window."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "hf_diffllama": {},
     "ms_v1": _UNILM,

@@ -24,6 +24,10 @@ class Spec:
     values: v has K/2 heads of 2d ("wide"); K heads of d, of which j, j + K/2 ("halves") or 2j, 2j + 1 ("interleaved")
     are laid side by side; or a head of d for each key pair, or shared key ("single").
     rope: which dimensions of q and k turn together, or "none" where they come in turned; rope_theta is the base.
+    partial_rotary_factor, rotary_at: which share of a head turns, its first dimensions or its last.
+    rope_parameters: how frequencies differ from rope_theta^(−2i / r), r being how many dimensions turn: `rope_type` and
+    its parameters as a `config.json` has them, such as yarn's; or `frequencies`, r/2 numbers in radians per position.
+    cos and sin are multiplied by `attention_factor`, or what its `rope_type` has for one.
     lambda_form: exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init ("exp"), σ(logits) by token and head ("sigmoid"), or "given".
     lambda_base: λ_init = 0.8 − 0.6 exp(−0.3 l), l being the layer or one less; or "constant": lambda_init, a number.
     norm, norm_over, norm_weight, norm_eps: the norm after the difference, over what, with a weight or without, its ε.
@@ -51,6 +55,9 @@ class Spec:
     values: str = "halves"
     rope: str = "halves"
     rope_theta: float = 10_000.0
+    partial_rotary_factor: float = 1.0
+    rotary_at: str = "first"
+    rope_parameters: Mapping[str, Any] | None = None
     lambda_form: str = "exp"
     lambda_base: str = "depth"
     lambda_init: float | None = None
@@ -114,6 +121,11 @@ class Spec:
     def heads(self) -> int:
         """h: how many output heads there are."""
         return self.query_heads * self.ratio // (self.ratio + 1)
+
+    @property
+    def rotary_dim(self) -> int:
+        """r: how many dimensions of a head turn, in pairs."""
+        return 2 * int(self.head_dim * self.partial_rotary_factor / 2 + 1e-9)
 
     @property
     def key_groups(self) -> int:

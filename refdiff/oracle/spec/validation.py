@@ -9,6 +9,9 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from refdiff.layers import rope_frequencies
+from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
+
 if TYPE_CHECKING:
     from refdiff.oracle.spec import Spec
 
@@ -19,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "group_order": ("blocks", "tiled"),
     "values": ("wide", "halves", "interleaved", "single"),
     "rope": ("none", "halves", "interleaved"),
+    "rotary_at": ("first", "last"),
     "lambda_form": ("exp", "sigmoid", "given"),
     "lambda_base": ("depth", "depth - 1", "constant"),
     "norm": ("rms", "none"),
@@ -41,13 +45,21 @@ _WHOLE = {
 }
 _REAL = {
     "rope_theta": "a number above 0",
+    "partial_rotary_factor": "a number above 0, at most 1",
     "norm_eps": "a number of 0 or more",
     "lambda_init": "a number, or None",
     "scale": "a number above 0, or None",
     "softcap": "a number above 0, or None",
 }
-TYPED = (*_WHOLE, *_REAL, "norm_weight")
-"""The fields that are numbers, or true or false."""
+TYPED = (*_WHOLE, *_REAL, "norm_weight", "rope_parameters")
+"""The fields that are numbers, true or false, or have parameters by name."""
+
+
+class RopeParameters(dict[str, Any]):
+    """Parameters by name that nobody changes: a spec is a key of caches."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items())))
 
 
 def plain(name: str, value: Any) -> Any:
@@ -56,6 +68,8 @@ def plain(name: str, value: Any) -> Any:
     Raises:
         ValueError: it is no number of the field's kind.
     """
+    if name == "rope_parameters":
+        return _parameters(value)
     truth = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
     if name == "norm_weight":
         if not truth:
@@ -74,6 +88,27 @@ def plain(name: str, value: Any) -> Any:
     if not isinstance(value, numbers.Real):
         raise ValueError(f"{name} is {value!r}, but must be {wanted}{_number(value)}")
     return value if type(value).__module__ == "builtins" else float(value)
+
+
+def _parameters(value: Any) -> RopeParameters | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"rope_parameters is {value!r}, but must be a mapping, such as {{'rope_type': 'yarn', 'factor': 4.0, "
+            "'original_max_position_embeddings': 4096}, or None"
+        )
+    made = {str(name): tuple(map(float, x)) if hasattr(x, "__iter__") and not isinstance(x, str) else x
+            for name, x in value.items()}  # fmt: skip
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in made:
+            raise ValueError(f"rope_parameters has {name}, which is a field of the spec itself: give it beside them")
+    if made.get("rope_type") in LENGTH_DEPENDENT:
+        raise ValueError(
+            f"rope_parameters has rope_type {made['rope_type']!r}, whose frequencies depend on the length of a text: "
+            "give those of yours, {'frequencies': [...], 'attention_factor': 1.0}"
+        )
+    return RopeParameters(made)
 
 
 def _number(value: Any) -> str:
@@ -97,12 +132,33 @@ def check_spec(spec: Spec) -> None:
     """Raise ValueError where `spec` is not one of the possible ones."""
     _check_fields(spec)
     _check_heads(spec)
-    if spec.rope != "none" and spec.head_dim % 2:
-        raise ValueError(f"head_dim is {spec.head_dim}, but RoPE turns dimensions in pairs: it must be even")
+    if spec.rope != "none":
+        _check_rope(spec)
     if spec.norm_weight and spec.norm == "none":
         raise ValueError("norm_weight is True, but there is no norm: set norm_weight=False, or norm='rms'")
     if spec.norm_over == "half_head" and spec.out_dim % 2:
         raise ValueError(f"norm_over is 'half_head', but a head is {spec.out_dim} wide, which has no halves")
+
+
+def _check_rope(spec: Spec) -> None:
+    d, r = spec.head_dim, spec.rotary_dim
+    if d % 2 and spec.partial_rotary_factor == 1:
+        raise ValueError(f"head_dim is {d}, but RoPE turns dimensions in pairs: it must be even")
+    if r < 2:
+        raise ValueError(
+            f"partial_rotary_factor is {spec.partial_rotary_factor!r}, of which no pair of the {d} dimensions of a "
+            "head turns: set rope='none', or a larger factor"
+        )
+    given = spec.rope_parameters or {}
+    if "frequencies" in given:
+        if len(given["frequencies"]) != r // 2 or (more := set(given) - {"frequencies", "attention_factor"}):
+            also = f", and beside them {', '.join(sorted(more))}" if len(given["frequencies"]) == r // 2 else ""
+            raise ValueError(
+                f"rope_parameters has {len(given['frequencies'])} frequencies{also}, but must have {r // 2}, one for "
+                f"each pair of the {r} dimensions that turn, and may have attention_factor"
+            )
+    elif given:
+        rope_frequencies({"rope_theta": spec.rope_theta, **given}, r, 1)
 
 
 def _check_fields(spec: Spec) -> None:
@@ -122,6 +178,10 @@ def _check_fields(spec: Spec) -> None:
         raise ValueError(f"window is {spec.window!r}, but must be {_WHOLE['window']}")
     if not 0 <= spec.norm_eps < math.inf:
         raise ValueError(f"norm_eps is {spec.norm_eps!r}, but must be 0 or more")
+    if not 0 < spec.partial_rotary_factor <= 1:
+        raise ValueError(
+            f"partial_rotary_factor is {spec.partial_rotary_factor!r}, but must be {_REAL['partial_rotary_factor']}"
+        )
     if not 0 < spec.rope_theta < math.inf:
         raise ValueError(f"rope_theta is {spec.rope_theta!r}, but must be above 0")
     if spec.lambda_init is not None and not math.isfinite(spec.lambda_init):

@@ -69,8 +69,14 @@ def rotated(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
     if spec.rope == "none":
         return q, k
     of_q, of_k = angles(spec, inputs, ops)
-    kind = {"interleaved": spec.rope == "interleaved"}
-    return ops.rope(q, *of_q, **kind), ops.rope(k, *of_k, **kind)
+    return rotate(spec, q, *of_q, ops), rotate(spec, k, *of_k, ops)
+
+
+def rotate(spec: Spec, x: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:
+    """Turn the dimensions of q or k that the spec turns; its transpose turns them by −sin."""
+    still = spec.head_dim - spec.rotary_dim if spec.rotary_at == "last" else 0
+    turned: Numpy = ops.rope(x[..., still:], cos, sin, interleaved=spec.rope == "interleaved")
+    return np.concatenate([x[..., :still], turned], axis=-1) if still else turned
 
 
 def angles(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[tuple[Numpy, Numpy], tuple[Numpy, Numpy]]:
@@ -78,8 +84,18 @@ def angles(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[tuple[Numpy, Numpy], t
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     at_q = inputs.get("q_positions", np.arange(S - T, S)[None])
     at_k = inputs.get("k_positions", np.arange(S)[None])
-    turn = ops.rope_frequencies({"rope_type": "default", "rope_theta": spec.rope_theta}, spec.head_dim, 1)
+    turn = frequencies(spec, ops)
     return ops.rope_cos_sin(at_q, *turn, np.float64), ops.rope_cos_sin(at_k, *turn, np.float64)
+
+
+def frequencies(spec: Spec, ops: Ops) -> tuple[list[float], float]:
+    """How fast each pair of dimensions turns, in radians per position, and what cos and sin are multiplied by."""
+    given = spec.rope_parameters or {}
+    if "frequencies" in given:
+        return list(given["frequencies"]), float(given.get("attention_factor", 1.0))
+    parameters = {"rope_type": "default", "rope_theta": spec.rope_theta, **given}
+    found: tuple[list[float], float] = ops.rope_frequencies(parameters, spec.rotary_dim, 1)
+    return found
 
 
 def joined(spec: Spec, v: Numpy, ops: Ops) -> Numpy:

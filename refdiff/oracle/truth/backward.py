@@ -195,10 +195,14 @@ def _through_heads(
     if spec.rope == "none":
         return dq, dk
     of_q, of_k = angles(spec, inputs, ops)
-    kind = {"interleaved": spec.rope == "interleaved"}
-    dq, _, _ = ops.rope_vjp(dq, inputs["q"], *of_q, **kind)
-    dk, _, _ = ops.rope_vjp(dk, inputs["k"], *of_k, **kind)
-    return dq, dk
+    return _through_rotation(spec, dq, *of_q, ops), _through_rotation(spec, dk, *of_k, ops)
+
+
+def _through_rotation(spec: Spec, g: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:
+    still = spec.head_dim - spec.rotary_dim if spec.rotary_at == "last" else 0
+    turning = g[..., still:]
+    turned: Numpy = ops.rope_vjp(turning, turning, cos, sin, interleaved=spec.rope == "interleaved")[0]
+    return np.concatenate([g[..., :still], turned], axis=-1) if still else turned
 
 
 def _through_cap(cap: float, dcapped: Numpy, capped: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:

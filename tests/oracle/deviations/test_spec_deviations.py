@@ -8,13 +8,15 @@ from refdiff.oracle.deviations.deviation import Deviation, deviated, output
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
 from refdiff.oracle.mistakes import ROWS
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.spec.presets import PRESETS, YARN
 from tests.oracle.example_inputs import draw, small
 
 SPECS = [
     *(small(name) for name in PRESETS),
     small("hf_diffllama", group_order="tiled", softcap=2.0, window=3, causal="top_left", masked_rows="uniform"),
     small("hf_diffllama", norm_over="all_heads", norm_eps=1e-6),
+    small("hf_diffllama", partial_rotary_factor=0.7, rotary_at="last"),
+    small("hf_diffllama", rope_parameters=YARN, scale=0.3),
 ]
 
 

@@ -55,6 +55,11 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("hf_diffllama", {"out_scale": "lambda_init", "lambda_base": "constant", "lambda_init": 0.6}),
     ("hf_diffllama", {"softcap": 1.5, "scale": 0.7}),
     ("hf_diffllama", {"scale": 0.7, "window": 2, "rope_theta": 100.0}),
+    (
+        "hf_diffllama",
+        {"partial_rotary_factor": 0.7, "rotary_at": "last", "rope_parameters": {"frequencies": [0.7, 0.2]}},
+    ),
+    ("ms_v1", {"partial_rotary_factor": 0.7, "rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
     ("hf_diffllama", {"causal": "top_left", "group_order": "tiled"}),
     ("hf_diffllama", {"causal": "none", "window": 2}),
     ("hf_diffllama", {"values": "interleaved", "lambda_form": "given"}),
