@@ -219,7 +219,9 @@ def test_some_of_each_kind(kind: str, folder: Path, watch: Watch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.nightly) if k == "bits_of_the_header" else k for k in ALL]
+)
 def test_every_one(kind: str, folder: Path, watch: Watch) -> None:
     gc.collect()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -117,7 +117,7 @@ def test_tensor_cores_round_what_they_multiply_and_nothing_else(number: Any, rou
     [
         (32, 64, np.float16),
         (80, 80, BFLOAT16),
-        (128, 256, BFLOAT16),
+        pytest.param(128, 256, BFLOAT16, marks=pytest.mark.nightly),
         pytest.param(256, 136, np.float16, marks=pytest.mark.nightly),
     ],
 )
