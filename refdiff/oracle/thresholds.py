@@ -13,7 +13,9 @@ class Limits:
         (seeds 3000 to 3019 of the self-test) two of torch and jax reached 3.1 and 3.5.
     factor: in spreads (`refdiff.oracle.budget.common_factor`). Of 9,168 tensors of held-out orders (seeds 5000 to 5023,
         float32, bfloat16 fused and eager, float16; all profiles of numbers) the largest estimate was 3.3 spreads; of
-        914 of torch, transformers and jax (seeds 60 and 61 of tests.parity.false_alarms) it was 3.7.
+        914 of torch, transformers and jax (seeds 60 and 61 of tests.parity.false_alarms) it was 3.7. That was before
+        a spread covered orders left out, which makes it larger: in float16 `degenerate` one of transformers was at 9.9
+        of the old spreads, and is at 4.8.
     noise, share: rows that correct kernels may miss by a quarter are uncertain, and 5 % of them are too many.
     """
 
@@ -21,7 +23,7 @@ class Limits:
     bulk: float = 1.3
     element: float = 3.0
     slope: float = 6.0
-    factor: float = 8.0
+    factor: float = 6.0
     noise: float = 0.25
     share: float = 0.05
 
@@ -69,7 +71,7 @@ class Thresholds:
     """
 
     limits: Limits = Limits()
-    wrong_limits: Limits = Limits(row=4.5, bulk=2.0, element=4.5, slope=12.0, factor=16.0)
+    wrong_limits: Limits = Limits(row=4.5, bulk=2.0, element=4.5, slope=12.0, factor=12.0)
     """Wider than for a correct kernel: nobody knows in which order and where a wrong one rounds."""
 
     storage_floor: float = 0.29

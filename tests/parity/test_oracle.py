@@ -40,3 +40,14 @@ def test_no_false_alarm(kernel: str, dtype: str, profile: str) -> None:
             assert verdict.tensors["out"].status == "pass", str(verdict)
         wrong = found.judge({"out": np.roll(actual["out"], 1, axis=2)})
         assert wrong.status == "fail" or profile == "cancellation", "and what is wrong is seen"
+
+
+def test_where_all_tokens_are_alike() -> None:
+    """Its gradient of the values is 4e-4 too small in all rows: rounded, as they are summed from the same terms."""
+    spec = small_spec("hf_diffllama").replace(layer=4)
+    inputs = draw(spec, Structure(1, 33, 33), "degenerate", 20_003, "float16")
+    dout = round_to(np.random.default_rng([20_003, 977]).normal(size=(1, spec.heads, 33, spec.out_dim)), "float16")
+    found = budget(spec, inputs, Recipe.eager("float16"), dout=dout)
+    actual = KERNELS["transformers eager"][2](spec, found.inputs, dout, "float16")
+    assert found.judge({"dv": actual["dv"]}).status == "pass"
+    assert found.judge({"dv": 1.01 * actual["dv"]}).status == "fail"

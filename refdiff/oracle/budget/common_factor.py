@@ -14,6 +14,10 @@ Equation:
     correct kernels have (Aitken 1935, generalised least squares). Rows that are noisy, such as those in which the maps
     cancel, count little; and so does an error that the rows share, such as that of λ, in so far as it is no factor.
     u/√12n is the rounding of n stored numbers, u₃₂ that of one operation in float32.
+
+    So few orders do not show all errors that rows can share: where all tokens are alike, so are the roundings of many
+    rows, and w fits the orders that it has seen better than any other. So each order is also left out in turn, and the
+    spread of ĉ is at least the root mean square of what the others make of it.
 """
 
 from __future__ import annotations
@@ -97,9 +101,18 @@ def common_factor(
         return None
     found = np.where(counted, found, 0.0)
     least = FORMATS[storage].u ** 2 / (12 * expected.shape[-1]) + FORMATS["float32"].u ** 2
+    weights, variance = _estimator(found, counted, least)
+    left_out = [np.delete(found, m, axis=0) for m in range(len(found) - 1)]  # the last stands for no order
+    missed = [_estimator(others, counted, least)[0] @ f for others, f in zip(left_out, found, strict=False)]
+    spread = max(math.sqrt(variance), float(np.sqrt(np.mean(np.square(missed)))))
+    return CommonFactor(weights.reshape(expected.shape[:-1]), spread, divisor)
+
+
+def _estimator(found: Numpy, counted: Numpy, least: float) -> tuple[Numpy, float]:
+    """w and the variance of ĉ, from the factors of the orders (M, rows)."""
     precision = np.where(counted, 1.0 / (np.mean(found**2, axis=0) + least), 0.0)
     # Woodbury: the inverse of a diagonal and M outer products takes a system of M equations
     inner = len(found) * np.eye(len(found)) + (found * precision) @ found.T
     weights = precision - precision * (np.linalg.solve(inner, found @ precision) @ found)
     total = float(np.sum(weights))
-    return CommonFactor((weights / total).reshape(expected.shape[:-1]), 1 / math.sqrt(total), divisor)
+    return weights / total, 1 / total

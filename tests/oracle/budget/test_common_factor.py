@@ -60,6 +60,21 @@ def test_an_error_that_the_rows_share_is_told_from_a_factor() -> None:
     assert found.estimate(y * (1.004 + 0.03 * shape), y) > 8 * found.spread
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_add_up_the_same_errors(seed: int) -> None:
+    """As gradients of keys do that all queries see alike: ten orders show a few of many ways in which rows can agree."""
+    y, rng = _rows(seed)
+
+    def order() -> np.ndarray:
+        factors = np.cumsum(1e-4 * rng.normal(size=100))
+        return y * (1 + np.repeat(factors, ROWS // 100)[:, None])
+
+    found = common_factor(y, [order() for _ in range(RUNS)], _all(y), "bfloat16")
+    assert found is not None
+    others = [found.estimate(order(), y) / found.spread for _ in range(300)]
+    assert np.sqrt(np.mean(np.square(others))) < 1.4
+
+
 def test_a_norm_keeps_the_length_of_a_row_that_is_turned() -> None:
     y, rng = _rows(3)
     weight = rng.uniform(0.4, 1.6, WIDTH)
