@@ -62,7 +62,7 @@ def test_an_error_that_the_rows_share_is_told_from_a_factor() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_that_add_up_the_same_errors(seed: int) -> None:
-    """As gradients of keys do that all queries see alike: ten orders show a few of many ways in which rows can agree."""
+    """As gradients of keys that all queries see alike: ten orders show a few of the many ways to agree."""
     y, rng = _rows(seed)
 
     def order() -> np.ndarray:
