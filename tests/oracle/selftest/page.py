@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
+from tests.oracle.selftest.baseline_rules import BASELINE_RULES
 from tests.oracle.selftest.mutants import WAYS
 from tests.oracle.selftest.table import OURS, Count, Table, share
 
@@ -23,9 +24,9 @@ budget is made, and none of the checker's limits goes into it (`tests/oracle/sel
 errors are beside those of real kernels is below. A *right kernel* that fails is a false alarm; *undecided* is one that
 was neither passed nor failed.
 
-`rows` is this project's rule. The others are FlashAttention's `2×` (`flash 2x`), the mean rule of PyTorch's tests of
-flex-attention (`flex mean`), `allclose` with 1e-2, and `torch.testing.assert_close` with its defaults, all on the
-same arrays.
+`rows` is this project's rule. The others judge the same arrays as their projects have published them, with what a user
+may set at its default. `eager` is the recipe's storage type, op by op with every result stored; `golden` the truth in
+float64, and `ref` the same in the storage type.
 """
 
 
@@ -41,15 +42,18 @@ def page(table: Table, seeds: Sequence[int], kernels: str | None = None) -> str:
         recipes=", ".join(recipes),
         profiles=", ".join(profiles),
     )
-    parts = [head, "## By rule\n", _by_rule(table), _plainly(table.total(rule=OURS))]
-    parts += ["## Identifiable mutants killed, by regime\n", _killed(table)]
-    parts += ["## Right kernels refused, by regime\n", _UNDECIDED, _refused(table)]
+    parts = [head, _sources(table), "## By rule\n", _by_rule(table), _plainly(table.total(rule=OURS))]
+    parts += ["## Identifiable mutants killed, by regime\n", _KILLED, *_by_way(table, _killed)]
+    parts += ["## Right kernels refused, by regime\n", _UNDECIDED, *_by_way(table, _refused)]
     if table.errors:
         parts += ["## Real kernels\n", _REAL, _real(table)]
     parts += ["## Every mutant\n", _MUTANTS, _by_name(table), *_survivors(table)]
     return "\n".join(parts).rstrip()
 
 
+_KILLED = """\
+In percent of the identifiable ones, never rounded up to 100.
+"""
 _UNDECIDED = """\
 How many right kernels there were, of this project and of others, how many of them our rule left undecided, and how many
 each rule refused. A run is undecided where right kernels may be off by more than a quarter of a row in more than 5 % of
@@ -100,31 +104,48 @@ def _of(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} ({share(part, whole).split(' of ')[0]})" if part else f"0 of {whole:,}"
 
 
-def _regimes(table: Table) -> list[tuple[str, str, str]]:
-    return [key[:3] for key in table.in_order() if key[3] == OURS]
+def _sources(table: Table) -> str:
+    rows = [
+        (f"`{name}`", rule.words, f"[{rule.source}]({rule.link})")
+        for name, rule in BASELINE_RULES.items()
+        if name in table.rules
+    ]
+    return _table(("rule", "accepts a tensor where", "source"), rows)
 
 
-def _killed(table: Table) -> str:
-    rows = []
-    for regime in _regimes(table):
-        counts = [table.counts[(*regime, rule)] for rule in table.rules]
-        rows.append(
-            (*regime, counts[0].identifiable, *(_percent(c.killed_identifiable, c.identifiable) for c in counts))
-        )
-    return _table(("recipe", "profile", "way", "mutants", *table.rules), rows)
+def _by_way(table: Table, regimes: Callable[[Table, str], str]) -> list[str]:
+    """A table for outputs, one for gradients and one for log-sum-exps: one for all has too many columns to be read."""
+    found = {key[2] for key in table.counts}
+    return [part for way in WAYS if way in found for part in (f"### {_WAYS[way]}\n", regimes(table, way))]
 
 
-def _refused(table: Table) -> str:
-    rows = []
-    for regime in _regimes(table):
-        counts = [table.counts[(*regime, rule)] for rule in table.rules]
-        undecided = counts[0].own_undecided + counts[0].real_undecided
-        rows.append((*regime, counts[0].own, counts[0].real, undecided, *(c.refused for c in counts)))
-    return _table(("recipe", "profile", "way", "own", "real", "undecided", *table.rules), rows)
+_WAYS = {"forward": "Outputs", "backward": "Gradients", "lse": "Log-sum-exps"}
+
+
+def _regimes(table: Table, way: str) -> list[tuple[tuple[str, str], list[Count]]]:
+    """Recipe and profile, and the counts of each rule."""
+    keys = [key[:2] for key in table.in_order() if key[2:] == (way, OURS)]
+    return [(key, [table.counts[(*key, way, rule)] for rule in table.rules]) for key in keys]
+
+
+def _killed(table: Table, way: str) -> str:
+    rows = [
+        (*key, ours.identifiable, *(_percent(c.killed_identifiable, c.identifiable) for c in (ours, *others)))
+        for key, (ours, *others) in _regimes(table, way)
+    ]
+    return _table(("recipe", "profile", "mutants", *table.rules), rows)
+
+
+def _refused(table: Table, way: str) -> str:
+    rows = [
+        (*key, ours.own, ours.real, ours.own_undecided + ours.real_undecided, *(c.refused for c in (ours, *others)))
+        for key, (ours, *others) in _regimes(table, way)
+    ]
+    return _table(("recipe", "profile", "own", "real", "undecided", *table.rules), rows)
 
 
 def _percent(part: int, whole: int) -> str:
-    return share(part, whole).split(" of ")[0]
+    return share(part, whole).split(" ")[0]
 
 
 def _real(table: Table) -> str:

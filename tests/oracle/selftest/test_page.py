@@ -37,8 +37,12 @@ def test_every_number_in_its_cell() -> None:
     lines = text.split("\n")
     assert "| rows | 239 of 240 (99.6 %) | 83.3 % of 300 | 0 of 50 | 0 of 20 | 7 |" in lines
     assert "| flex mean | 180 of 240 (75.0 %) | 66.7 % of 300 | 3 of 50 (6.0 %) | 4 of 20 (20.0 %) | - |" in lines
-    assert "| float32 | natural | forward | 240 | 99.6 % | 75.0 % |" in lines
-    assert "| float32 | natural | forward | 50 | 20 | 7 | 0 | 7 |" in lines
+    assert "| float32 | natural | 240 | 99.6 | 75.0 |" in lines
+    assert "| float32 | natural | 50 | 20 | 7 | 0 | 7 |" in lines
+    assert [line for line in lines if line.startswith("###")] == ["### Outputs", "### Outputs"]
+    (rule,) = (line for line in lines if line.startswith("| `"))
+    assert rule.startswith("| `flex mean` | mean abs(golden − out) ≤ f mean abs(golden − eager);")
+    assert rule.endswith("(https://github.com/pytorch/pytorch/blob/main/test/inductor/test_flex_attention.py) |")
     assert "| torch | float32 | 1.5, at most 3 | - | - |" in lines
     assert "| scale | scores_not_scaled | 16/16, 2 | - | - |" in lines
     assert "| local | one_nan | - | - | - |" in lines
