@@ -30,7 +30,7 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_mask import padded_queries
-from refdiff.oracle.truth.forward import project
+from refdiff.oracle.truth.forward import has_plain_norm, project
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums
 from refdiff.oracle.verdict.lse_conventions import other_sums
 from refdiff.oracle.verdict.verdict import FAIL, TensorVerdict, Verdict
@@ -42,11 +42,12 @@ BY_ROWS = {
     "dq": "b H t",
     "dk": "b K s",
     "dv": "b V s",
+    "dgate_logits": "b h t",
     "dk_pages": "page K slot",
     "dv_pages": "page V slot",
 }
 BY_QUERY = {
-    **dict.fromkeys(("out", "dq"), "b 1 t 1"),
+    **dict.fromkeys(("out", "dq", "dgate_logits"), "b 1 t 1"),
     **dict.fromkeys(("dx", "dlambda_logits"), "b t 1"),
     **dict.fromkeys(("lse1", "lse2", "lambda_full"), "b 1 t"),
 }
@@ -257,7 +258,7 @@ def _core(spec: Spec, inputs: Inputs) -> Inputs:
 
 def _norm_weight(spec: Spec, inputs: Inputs) -> Numpy | float | None:
     """What a norm that makes the rows of the output multiplies them by; None where there is none, or by zeros."""
-    if is_layer(inputs) or (spec.norm, spec.norm_over) != ("rms", "head"):
+    if is_layer(inputs) or not has_plain_norm(spec) or spec.gate != "none":
         return None
     weight = inputs.get("norm_weight", 1.0)
     return weight if np.all(weight) else None

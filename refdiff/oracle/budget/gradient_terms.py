@@ -11,7 +11,7 @@ import numpy as np
 
 from refdiff import layers
 from refdiff.backends import Ops, ops_for, overlay
-from refdiff.oracle.inputs import VECTORS
+from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import lambda_init
@@ -77,14 +77,17 @@ def term_norms(spec: Spec, core: Inputs, heard: TermRecorder, grads: dict[str, N
     found["lambda_full"] = np.asarray(of_lambda)
     if spec.lambda_form == "exp":
         ops = ops_for()
-        vectors = [core[name] for name in VECTORS]
-        parts_of = ops.diff_lambda_vjp(np.asarray(1.0), *vectors, lambda_init(spec, ops))
-        found |= {name: np.abs(x) * of_lambda for name, x in zip(VECTORS, parts_of, strict=True)}
+        vectors = [np.atleast_2d(core[name]) for name in VECTORS]
+        for n, own in enumerate(zip(*vectors, strict=True)):
+            parts_of = ops.diff_lambda_vjp(np.asarray(1.0), *own, lambda_init(spec, ops))
+            for name, x in zip(VECTORS, parts_of, strict=True):
+                found.setdefault(name, np.empty(core[name].shape))
+                np.atleast_2d(found[name])[n] = np.abs(x) * np.ravel(of_lambda)[n]
     if spec.lambda_form == "sigmoid":
         sigma = 1 / (1 + np.exp(-core["lambda_logits"]))
         found["lambda_logits"] = np.moveaxis(by_token, 1, 2) * sigma * (1 - sigma)
     if heard.of_weight:
         found["norm_weight"] = np.sqrt(np.sum(heard.of_weight, axis=0))
-    elif "norm_weight" in grads:
-        found["norm_weight"] = np.asarray(math.sqrt(float(np.mean(grads["norm_weight"] ** 2))))
+    for name in {"norm_weight", "norm_bias", *QK_WEIGHTS} & set(grads) - set(found):
+        found[name] = np.asarray(math.sqrt(float(np.mean(grads[name] ** 2))))  # of terms of either sign as much
     return found

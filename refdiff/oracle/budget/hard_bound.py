@@ -29,7 +29,8 @@ from refdiff.oracle.truth.attention_operands import (
     lambda_of,
     scores,
 )
-from refdiff.oracle.truth.forward import norm_rows, out_factor
+from refdiff.oracle.truth.forward import cut_rows, out_factor
+from refdiff.oracle.truth.own_layers import center
 from refdiff.oracle.truth.query_tiles import operand_tiles
 
 Numpy = np.ndarray[Any, Any]
@@ -76,6 +77,9 @@ def _dense(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
         error = error + lambda_init_error(lambda_init(spec, ops)) * np.abs(heads)
     if spec.out_scale == "1 - lambda":
         error = error + off * (np.abs(heads) + error)
+    if spec.gate != "none":
+        gate = np.abs(ops.activation(inputs["gate_logits"], spec.gate))
+        size, error = gate * size, gate * error + 3 * recipe.u * gate * (size + error) + 4 * U32 * gate * size
     error = error + 2 * recipe.u * (size + error) + FORMATS[recipe.storage].tiny
     return root_mean_square(np.where(np.isfinite(error), error, np.finfo(np.float64).max / 2**600))
 
@@ -97,6 +101,8 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     error = (gamma(d + 4, recipe.accumulate) + (2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0)) * size
     if spec.rope != "none":
         error = error + 2 * math.sqrt(2) * (3 * FORMATS[recipe.rope or recipe.storage].u + _angle_error(inputs)) * norms
+    if spec.qk_norm != "none":
+        error = error + 2 * _norm_error(spec, inputs, recipe) * norms
     if spec.softcap is not None:
         error = error + 16 * U32 * np.abs(np.where(s.see, z, 0.0))
     seen = np.abs(np.where(s.see, z, 0.0))
@@ -104,6 +110,18 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     error = error + 4 * form.u * (seen + error) + 2 * form.tiny + d * sums.tiny
     # a score that leaves the type's range before it is scaled may be anything
     return z, np.where(size * math.sqrt(d) > min(form.top, sums.top), math.inf, error)
+
+
+def _norm_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
+    """Of a normed query or key, in parts of its length; a mean that is taken away leaves its roundings."""
+    d = spec.head_dim
+    unit = gamma(d + 8) + 6 * FORMATS[recipe.norm].u + 3 * FORMATS[recipe.rope or recipe.storage].u
+    if spec.qk_norm == "rms":
+        return unit
+    rows = [np.where(np.isfinite(x), x, 0.0) for x in (inputs["q"], inputs["k"])]
+    left = [np.sqrt(np.mean(center(x) ** 2, axis=-1) + spec.qk_norm_eps) for x in rows]
+    lost = max(float(np.max(root_mean_square(x) / y, initial=1.0)) for x, y in zip(rows, left, strict=True))
+    return unit + (gamma(d + 4) + 2 * FORMATS[recipe.norm].u) * lost
 
 
 def _angle_error(inputs: Inputs) -> float:
@@ -151,8 +169,8 @@ def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
         return off
     q1, k1, q2, k2 = (inputs[name] for name in VECTORS)
     for q, k in ((q1, k1), (q2, k2)):
-        power = float(np.exp(np.sum(q * k)))
-        off = off + power * (2 * u + (u + gamma(q.size + 4)) * float(np.sum(np.abs(q * k))) + 8 * U32)
+        power, size = np.exp(np.sum(q * k, axis=-1)), np.sum(np.abs(q * k), axis=-1)
+        off = off + (power * (2 * u + (u + gamma(q.shape[-1] + 4)) * size + 8 * U32)).reshape(exact.shape)
     start = lambda_init(spec, ops)
     return off + 2 * u * abs(start) + lambda_init_error(start)
 
@@ -161,9 +179,13 @@ def _normed(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Numpy) 
     """Norm rows, and say how far each number of the result may be off."""
     if spec.norm == "none":
         return x, error
-    rows, back = (x, lambda y: y) if spec.norm_over == "head" else norm_rows(spec, x)
-    off = error if spec.norm_over == "head" else norm_rows(spec, error)[0]
+    (rows, back), off = cut_rows(spec, x), cut_rows(spec, error)[0]
     n, u_n, u_o = rows.shape[-1], FORMATS[recipe.norm].u, FORMATS[recipe.o or recipe.storage].u
+    if spec.norm == "layer":
+        size = np.abs(rows) + off
+        off = off + np.mean(off, axis=-1, keepdims=True)
+        off = off + (gamma(n + 4) + 2 * u_n) * (size + np.mean(size, axis=-1, keepdims=True))
+        rows = center(rows)
     root = np.sqrt(np.mean(rows**2, axis=-1, keepdims=True) + spec.norm_eps)
     shift = root_mean_square(off)[..., None]
     least = np.maximum(root - shift, math.sqrt(spec.norm_eps))
@@ -175,7 +197,10 @@ def _normed(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Numpy) 
         np.abs(y) + np.minimum(dy, math.sqrt(n))
     )
     y, dy = back(y), back(dy)
-    weight = inputs.get("norm_weight")
-    if weight is None:
-        return y, dy
-    return y * weight, (dy + 2 * u_o * (np.abs(y) + dy)) * np.abs(weight)
+    if (weight := inputs.get("norm_weight")) is not None:
+        weight = weight if weight.ndim == 1 else weight[:, None]
+        y, dy = y * weight, (dy + 2 * u_o * (np.abs(y) + dy)) * np.abs(weight)
+    if (bias := inputs.get("norm_bias")) is not None:
+        y = y + (bias if bias.ndim == 1 else bias[:, None])
+        dy = dy + 2 * u_o * (np.abs(y) + dy)
+    return y, dy

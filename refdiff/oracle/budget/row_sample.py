@@ -115,6 +115,8 @@ def only_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Inputs]
     part["q_positions"] = inputs.get("q_positions", np.arange(S - T, S)[None])[:, rows]
     if "lambda_logits" in inputs:
         part["lambda_logits"] = inputs["lambda_logits"][:, rows]
+    if "gate_logits" in inputs:
+        part["gate_logits"] = inputs["gate_logits"][:, :, rows]
     if "lambda_full" in inputs and inputs["lambda_full"].ndim == 3:
         part["lambda_full"] = inputs["lambda_full"][:, :, rows]
     if "bias" in inputs and inputs["bias"].ndim > 1 and inputs["bias"].shape[-2] == T:

@@ -70,8 +70,9 @@ class RowSizes:
         if spec.lambda_form == "exp":
             q1, k1, q2, k2 = (core[name] for name in VECTORS)
             for q, k in ((q1, k1), (q2, k2)):
-                of_dot = (u**2 + error_of_sums(q.size) ** 2) * float(np.sum((q * k) ** 2))
-                squares = squares + (u**2 + of_dot) * float(np.exp(np.sum(q * k))) ** 2
+                of_dot = (u**2 + error_of_sums(q.shape[-1]) ** 2) * np.sum((q * k) ** 2, axis=-1)
+                of_heads = (u**2 + of_dot) * np.exp(np.sum(q * k, axis=-1)) ** 2
+                squares = squares + np.reshape(of_heads, (-1, 1))
         return np.asarray(np.sqrt(squares))
 
 
@@ -91,6 +92,7 @@ def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
     position = np.abs(core.get("q_positions", np.arange(S - T, S)[None]))[:, None]
     storage = FORMATS[recipe.rope or recipe.storage].u
     rope = 0.0 if spec.rope == "none" else storage**2 + (u32 * position / 8) ** 2
+    rope = rope if spec.qk_norm == "none" else rope + storage**2
     operands = MORE_TERMS**2 * (rope + _tf32(recipe) ** 2)
     sums = (error_of_sums(spec.head_dim, recipe.accumulate) / USUAL) ** 2 + 2 * (MORE_TERMS * u32) ** 2
     stored = MORE_TERMS * FORMATS[recipe.qk].u ** 2

@@ -16,7 +16,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
-from refdiff.oracle.truth.attention_operands import angles, rotate
+from refdiff.oracle.truth.attention_operands import angles, preparation, rotate, stages
 from refdiff.oracle.truth.head_indices import head_indices
 
 Numpy = np.ndarray[Any, Any]
@@ -55,9 +55,7 @@ def tile_boundary_keys(see: Numpy) -> Numpy:
 
 def _dense(spec: Spec, inputs: Inputs) -> Numpy:
     q, k, ops, w = inputs["q"], inputs["k"], ops_for(), head_indices(spec)
-    if spec.rope != "none":
-        (cos, sin), of_k = angles(spec, inputs, ops)
-        q, k = rotate(spec, q, cos, sin, ops), rotate(spec, k, *of_k, ops)
+    q, k = (stages(spec, {**inputs, "q": q, "k": k}, name, ops)[-1] for name in "qk")
     B, H, T, d = q.shape
     scale = 1 / math.sqrt(d) if spec.scale is None else spec.scale
     key_of = np.zeros(H, dtype=np.int64)
@@ -71,4 +69,10 @@ def _dense(spec: Spec, inputs: Inputs) -> Numpy:
             key = k[b, key_of[head], at[n % len(at)]]
             gain = FAR if n % 5 == 4 else 1 + math.log(k.shape[2])
             aimed[b, head, t] += gain / scale * key / np.sum(key * key)
-    return rotate(spec, aimed, cos, -sin, ops) if spec.rope != "none" else aimed
+    for step in reversed(preparation(spec)):
+        if step == "norm":  # of any length, and so it is the direction alone that counts
+            aimed = aimed / inputs.get("q_norm_weight", 1.0)
+        else:
+            cos, sin = angles(spec, inputs, ops)[0]
+            aimed = rotate(spec, aimed, cos, -sin, ops)
+    return aimed

@@ -10,7 +10,7 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.tile_boundaries import aim_at_tiles
-from refdiff.oracle.inputs import VECTORS, shapes
+from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS, shapes
 from refdiff.oracle.inputs.sequences import Inputs, slots
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
@@ -90,7 +90,9 @@ def _of(name: str, shape: list[int], rng: np.random.Generator, values: str) -> N
         return x * (1.3 / math.sqrt(max(1, shape[-1])))
     if name == "lambda_logits":
         return x + 3.0 if values == "cancellation" else {"lambda": 4.0}.get(values, 1.2) * x
-    if name == "norm_weight":
+    if name == "norm_bias":
+        return 0.3 * x
+    if name == "norm_weight" or name in QK_WEIGHTS:
         return np.where(rng.random(shape) < 0.25, -1.0, 1.0) * rng.uniform(0.4, 1.6, shape)
     if name == "v":
         return {"tiny_values": 2e-3, "degenerate": 0.0}.get(values, 1.0) * x + (1.0 if values == "degenerate" else 0.0)
@@ -107,7 +109,15 @@ def _lambda(spec: Spec, values: str, rng: np.random.Generator, wanted: float | N
         return {"lambda_full": np.asarray(target)}
     if spec.lambda_form == "sigmoid":
         return {}
-    # e₁ − e₂ = λ − λ_init, both of order 1 and apart from 1, so that no other formula gives the same
+    if spec.lambda_per_head:
+        of_heads = [_vectors(spec, start, target + 0.15 * float(rng.uniform(-1, 1)), rng, wanted)
+                    for _ in range(spec.heads)]  # fmt: skip
+        return {name: np.stack([x[name] for x in of_heads]) for name in VECTORS}
+    return _vectors(spec, start, target, rng, wanted)
+
+
+def _vectors(spec: Spec, start: float, target: float, rng: np.random.Generator, wanted: float | None) -> Inputs:
+    """Four vectors: e₁ − e₂ = λ − λ_init, both of order 1 and apart from 1, so that no other formula gives the same."""
     second = float(rng.uniform(0.5, 0.75))
     if (first := second + target - start) < 0.15:
         first, second = (0.15, 0.15 + start - target) if wanted is not None else (0.15, second)

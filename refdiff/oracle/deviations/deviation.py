@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops, ops_for, overlay
-from refdiff.oracle.inputs import is_layer, shapes
+from refdiff.oracle.inputs import VECTORS, is_layer, options, shapes
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.spec import Spec
@@ -121,9 +121,15 @@ def _recast(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:
         for name in ("v", "v_pages"):
             if name in made:
                 made[name] = _reread(made[name], changed.value_heads, changed.value_dim)
-    if not changed.norm_weight:
-        made.pop("norm_weight", None)
-    return made if set(shapes(changed, made)) <= set(made) else None
+    for names, before, after in (
+        (VECTORS, spec.lambda_per_head, changed.lambda_per_head),
+        (("norm_weight", "norm_bias"), spec.norm_per_head, changed.norm_per_head),
+    ):
+        if before and not after:  # what every head has of its own is the first's
+            made |= {name: made[name][0] for name in names if name in made}
+    wanted = shapes(changed, made)
+    made = {name: x for name, x in made.items() if name in wanted or name in options(made)}
+    return made if set(wanted) <= set(made) else None
 
 
 def _reread(v: Numpy, heads: int, width: int) -> Numpy:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation
-from refdiff.oracle.inputs import kind_of
+from refdiff.oracle.inputs import QK_WEIGHTS, kind_of
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
@@ -90,6 +90,11 @@ def _triangle_moved(by: int) -> Callable[[Spec, Inputs], tuple[Spec, Inputs] | N
     return moved
 
 
+def _weights_exchanged(spec: Spec, inputs: Inputs) -> Inputs | None:
+    q, k = QK_WEIGHTS
+    return {**inputs, q: inputs[k], k: inputs[q]} if q in inputs else None
+
+
 INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("queries_read_by_token", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
               arrays=_tokens_first("q")),
@@ -97,6 +102,10 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
               arrays=_tokens_first("k", "k_pages")),
     Deviation("values_read_by_token", "v, (B, V, S, w) in memory, read as (B, S, V, w).", "layout",
               arrays=_tokens_first("v", "v_pages")),
+    Deviation("gate_read_by_token", "The gate's logits, (B, h, T, e) in memory, read as (B, T, h, e).", "layout",
+              arrays=_tokens_first("gate_logits")),
+    Deviation("weights_of_the_qk_norm_exchanged", "The weight of the norm of k for q, and the reverse.", "qk norm",
+              arrays=_weights_exchanged),
     Deviation("all_read_by_token", "q, k and v, with heads before tokens in memory, read with tokens before heads.",
               "layout", arrays=_tokens_first("q", "k", "k_pages", "v", "v_pages")),
     Deviation("padding_seen", "Padding seen as if it were text.", "mask", arrays=_unread("key_mask")),

@@ -36,6 +36,10 @@ def _scale(by: float) -> Fields:
     return lambda spec: {"scale": by * (spec.scale or spec.head_dim**-0.5)}
 
 
+def _gate(name: str) -> Fields:
+    return _if(lambda s: s.gate not in ("none", name), gate=name)
+
+
 def _yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Fields:
     """Other parameters, where frequencies are yarn's."""
 
@@ -86,6 +90,23 @@ SPEC_DEVIATIONS: tuple[Deviation, ...] = (
         "rope scale", "F11", _yarn(lambda p: {n: x for n, x in p.items() if n != "attention_factor"})),
     _of("frequencies_of_yarn", "Motif-3's yarn, of its full layers, where frequencies are plain.", "rope base", "F11",
         _if(lambda s: s.rope != "none" and s.rotary_at == "last" and not s.rope_parameters, rope_parameters=YARN)),
+    _of("queries_and_keys_not_normed", "Q and K as they are, where they are normed.", "qk norm", "F12",
+        _is(qk_norm="none", qk_norm_weight=False)),
+    _of("weights_of_the_qk_norm_left_out", "Q and K normed without weights.", "qk norm", "F12",
+        _is(qk_norm_weight=False)),
+    _of("qk_norm_takes_the_mean_away", "LayerNorm of Q and K, where it is RMSNorm.", "qk norm", "F12",
+        _if(lambda s: s.qk_norm == "rms", qk_norm="layer")),
+    _of("qk_norm_leaves_the_mean", "RMSNorm of Q and K, where it is LayerNorm.", "qk norm", "F12",
+        _if(lambda s: s.qk_norm == "layer", qk_norm="rms")),
+    _of("qk_norm_after_rope", "Q and K normed after RoPE, where it is before.", "qk norm", "F12",
+        _if(lambda s: s.qk_norm != "none" and s.qk_norm_at == "before_rope", qk_norm_at="after_rope")),
+    _of("qk_norm_before_rope", "Q and K normed before RoPE, where it is after.", "qk norm", "F12",
+        _if(lambda s: s.qk_norm != "none" and s.qk_norm_at == "after_rope", qk_norm_at="before_rope")),
+    _of("lambda_of_the_first_head", "λ of output head 0 in every head.", "lam form", "", _is(lambda_per_head=False)),
+    _of("gate_left_out", "Heads not multiplied by the gate.", "gate", "F13", _is(gate="none")),
+    _of("gate_of_sigmoid", "σ(g) for the gate's function.", "gate", "F13", _gate("sigmoid")),
+    _of("gate_of_silu", "g σ(g) for the gate's function.", "gate", "F13", _gate("silu")),
+    _of("gate_not_squashed", "Heads multiplied by the gate's logits as they are.", "gate", "F13", _gate("linear")),
     _of("scores_scaled_by_the_root_of_d", "Q Kᵀ / √d, where the spec has another scale.", "scale", "B14",
         _is(scale=None)),
     _of("powers_of_two_for_those_of_e", "2^z for e^z: scores not multiplied by log₂ e.", "lse base", "",
@@ -99,8 +120,17 @@ SPEC_DEVIATIONS: tuple[Deviation, ...] = (
     _of("norm_over_half_heads", "A norm for each half of a head.", "norm extent", "", _is(norm_over="half_head")),
     _of("norm_over_one_head", "A norm for each head, where it is over more or less.", "norm extent", "",
         _is(norm_over="head")),
-    _of("no_norm", "No norm after attention.", "norm kind", "B8", _is(norm="none", norm_weight=False)),
-    _of("a_norm_where_none_is", "A norm after attention, as in v1.", "norm kind", "B3", _is(norm="rms")),
+    _of("mean_taken_away_before_the_norm", "LayerNorm after attention, where it is RMSNorm.", "norm kind", "B9",
+        _if(lambda s: s.norm == "rms", norm="layer")),
+    _of("mean_left_in_the_norm", "RMSNorm after attention, where it is LayerNorm.", "norm kind", "B9",
+        _if(lambda s: s.norm == "layer", norm="rms")),
+    _of("bias_of_the_norm_left_out", "The norm after attention without its bias.", "affine", "", _is(norm_bias=False)),
+    _of("norm_of_the_first_head", "Weight and bias of head 0 for every head.", "affine", "",
+        lambda s: {"norm_per_head": False} if s.norm_per_head and (s.norm_weight or s.norm_bias) else None),
+    _of("no_norm", "No norm after attention.", "norm kind", "B8",
+        _is(norm="none", norm_weight=False, norm_bias=False)),
+    _of("a_norm_where_none_is", "A norm after attention, as in v1.", "norm kind", "B3",
+        _if(lambda s: s.norm == "none", norm="rms")),
     _of("out_not_scaled", "Not multiplied by 1 − λ_init.", "post scale", "B10", _is(out_scale="none")),
     _of("out_scaled_by_lambda_init", "Multiplied by λ_init.", "post scale", "",
         _if(lambda s: s.lambda_form != "sigmoid", out_scale="lambda_init")),

@@ -17,7 +17,7 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import lambda_init, lambda_of
-from refdiff.oracle.truth.forward import normed, out_factor
+from refdiff.oracle.truth.forward import has_plain_norm, normed, out_factor
 
 STEPS = 22
 ENOUGH = 64
@@ -37,7 +37,8 @@ def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, and_scale: bool = Tru
         and_scale: whether both together are fitted.
     """
     inputs = targets[0].inputs
-    if is_layer(inputs) or spec.norm_over != "head" or any(t.actual.size == 0 for t in targets):
+    plain = spec.gate == "none" and (has_plain_norm(spec) or spec.norm == "none")
+    if is_layer(inputs) or not plain or any(t.actual.size == 0 for t in targets):
         return []
     shown = [_shown(spec, t) for t in targets]
     own = np.asarray(out_factor(spec, inputs, ops_for()))
@@ -118,19 +119,17 @@ def _maps(spec: Spec, inputs: Inputs) -> tuple[Numpy, Numpy]:
     return first, first - both
 
 
-def _shown(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Numpy | None]:
-    """Output and both maps' own outputs of some tokens, in numbers that are finite in all three; the norm's weight."""
+def _shown(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Inputs]:
+    """Output and both maps' own outputs of some tokens, in numbers that are finite in all three; the inputs."""
     first, second = _maps(spec, target.inputs)
     step = max(1, target.actual.shape[2] // ENOUGH)
     out, o1, o2 = (x[:, :, ::step] for x in (target.actual, first, second))
     known = np.isfinite(out) & np.isfinite(o1) & np.isfinite(o2)
     out, o1, o2 = (np.where(known, x, 0.0) for x in (out, o1, o2))
-    return out, o1, o2, target.inputs.get("norm_weight")
+    return out, o1, o2, target.inputs
 
 
-def _by_head(
-    spec: Spec, shown: list[tuple[Numpy, Numpy, Numpy, Numpy | None]], factor: float | None
-) -> tuple[Numpy, Numpy]:
+def _by_head(spec: Spec, shown: list[tuple[Numpy, Numpy, Numpy, Inputs]], factor: float | None) -> tuple[Numpy, Numpy]:
     """The λ and factor of each head for which the squared error is least: a grid, then smaller and smaller ones.
 
     Args:
@@ -143,7 +142,7 @@ def _by_head(
         offsets = np.linspace(-1.0, 1.0, 101 if n == 0 else 11) * width
         errors, scales = [], []
         for offset in offsets:
-            ys = [normed(spec, o1 - (centre + offset)[None, :, None, None] * o2, w, ops) for _, o1, o2, w in shown]
+            ys = [normed(spec, o1 - (centre + offset)[None, :, None, None] * o2, x, ops) for _, o1, o2, x in shown]
             square = np.sum([np.sum(y * y, axis=(0, 2, 3)) for y in ys], axis=0)
             along = np.sum([np.sum(one[0] * y, axis=(0, 2, 3)) for one, y in zip(shown, ys, strict=True)], axis=0)
             s = along / np.where(square > 0, square, 1.0) if factor is None else np.full(h, factor)

@@ -20,7 +20,7 @@ from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_operands
-from refdiff.oracle.truth.forward import normed, out_factor
+from refdiff.oracle.truth.forward import has_plain_norm, normed, out_factor
 
 SAMPLE = 12
 """So many of the wrong rows are looked at."""
@@ -52,7 +52,9 @@ def hidden_keys(spec: Spec, target: Target) -> str:
         be left out of M, that one of the least error, in the budgets of a dozen of the wrong rows
     """
     inputs, allowed = target.inputs, target.allowed
-    if allowed is None or kind_of(inputs) != "dense" or spec.norm_over != "head" or inputs["k"].shape[2] < 2:
+    if allowed is None or kind_of(inputs) != "dense" or inputs["k"].shape[2] < 2:
+        return ""
+    if spec.gate != "none" or not (has_plain_norm(spec) or spec.norm == "none"):
         return ""
     written = np.any(target.actual != 0, axis=-1)  # a row of zeros says nothing of keys
     wrong = ~right_rows(target.actual, allowed) & np.all(target.compared, axis=-1) & written
@@ -141,7 +143,7 @@ def _finished(spec: Spec, inputs: Any, row: Row, sums: Sequence[Numpy]) -> Numpy
     """Rows, (n, e), from Σ e^z v and Σ e^z of both maps, (n, e + 1); zeros where no key is left."""
     o1, o2 = (_divided(x, 1e-13 * float(np.max(x[:, -1], initial=0.0))) for x in sums)
     heads = (o1 - row.lambda_full * o2)[None, None]
-    finished: Numpy = row.factor * normed(spec, heads, inputs.get("norm_weight"), ops_for())[0, 0]
+    finished: Numpy = row.factor * normed(spec, heads, inputs, ops_for())[0, 0]
     return finished
 
 

@@ -182,6 +182,7 @@ def _part(inputs: Inputs, sequence: int, rows: slice, keys: slice) -> Inputs:
         "k_positions": (keys,),
         "key_mask": (keys,),
         "lambda_logits": (rows,),
+        "gate_logits": (slice(None), rows),
     }
     if "lambda_full" in inputs and inputs["lambda_full"].ndim == 3:
         along["lambda_full"] = (slice(None), rows)

@@ -9,10 +9,13 @@ The attention core, from q, k and v to the heads after norm and scale:
     k                (B, K, S, d)
     v                (B, V, S, w)   V and w by `spec.values`
     lambda_q1, lambda_k1,
-    lambda_q2, lambda_k2   (d,)     lambda_form "exp"
+    lambda_q2, lambda_k2   (d,)     lambda_form "exp"; (h, d) with lambda_per_head
     lambda_logits    (B, T, h)      lambda_form "sigmoid"
     lambda_full      (), (h,) or (B, h, T)         lambda_form "given"
-    norm_weight      (e,)           where the spec has one
+    norm_weight, norm_bias   (e,)   where the spec has one; (h, e) with
+                                    norm_per_head
+    q_norm_weight, k_norm_weight   (d,)   qk_norm_weight
+    gate_logits      (B, h, T, e)   where the spec has a gate
   and if you like
     q_positions      (B, T) or (1, T)   for RoPE; else the queries are the last
     k_positions      (B, S) or (1, S)   T of S
@@ -35,8 +38,8 @@ Paged keys and values, in place of k and v, for the sequences of a batch or of `
                                     past its length may be anything
     lengths          (N,)           how many keys each sequence has
 
-The whole attention layer, from normed hidden states to `o_proj`, has these in place of q, k, v and lambda_logits, and
-may be packed, but not paged:
+The whole attention layer, from normed hidden states to `o_proj`, has these in place of q, k, v, lambda_logits and
+gate_logits, and may be packed, but not paged:
 
     x                (B, T, D)
     x_past           (B, S - T, D)  if you like: earlier tokens, whose keys and
@@ -47,10 +50,11 @@ may be packed, but not paged:
     o_proj.weight    (D, h e)       each of the four may have a .bias of as many
                                     numbers as rows
     lambda_proj.weight   (h, D)     lambda_form "sigmoid"
+    gate_proj.weight   (h e, D)     where the spec has a gate
 
 The result, which a file for `refdiff check` holds beside them: out (B, h, T, e), of a layer (B, T, D); lse1, lse2
 (B, h, T); lambda_full () or (B, h, T). With dout, of the shape of out: the gradient of each input under d and its name,
-such as dq or dlambda_q1, of that input's shape.
+such as dq or dlambda_q1, of that input's shape, and dlambda_full, which is (h,) where each head has one λ.
 """
 
 from __future__ import annotations
@@ -61,6 +65,7 @@ from typing import Any
 from refdiff.oracle.spec import Spec
 
 VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+QK_WEIGHTS = ("q_norm_weight", "k_norm_weight")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 INTEGERS = ("q_positions", "k_positions", "cu_seqlens_q", "cu_seqlens_k", "block_table", "lengths")
 BOOLEANS = ("key_mask", "mask")
@@ -88,15 +93,20 @@ def shapes(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, str]:
     else:
         names |= {"q": "B H T d", "k": "B K S d", "v": "B V S w"}
     if spec.lambda_form == "exp":
-        names |= dict.fromkeys(VECTORS, "d")
+        names |= dict.fromkeys(VECTORS, "h d" if spec.lambda_per_head else "d")
     elif spec.lambda_form == "given":
         names["lambda_full"] = "…"
     elif is_layer(inputs):
         names["lambda_proj.weight"] = "h D"
     else:
         names["lambda_logits"] = "B T h"
-    if spec.norm_weight:
-        names["norm_weight"] = "e"
+    for name, has in (("norm_weight", spec.norm_weight), ("norm_bias", spec.norm_bias)):
+        if has:
+            names[name] = "h e" if spec.norm_per_head else "e"
+    if spec.qk_norm_weight:
+        names |= dict.fromkeys(QK_WEIGHTS, "d")
+    if spec.gate != "none":
+        names |= {"gate_proj.weight": "he D"} if is_layer(inputs) else {"gate_logits": "B h T e"}
     return names
 
 

@@ -25,6 +25,7 @@ _AXES = {
     "lse2": "B h T",
     "lambda_full": "B h T",
     "lambda_logits": "B T h",
+    "gate_logits": "B h T e",
     "x": "B T D",
     "x_past": "B R D",
 }

@@ -45,7 +45,7 @@ def sequences(inputs: Inputs) -> Iterator[Sequence]:
 
 
 def _dense(inputs: Inputs, batch: slice, queries: slice, keys: slice | None, n: int) -> Inputs:
-    part = {name: x for name, x in inputs.items() if name.startswith("lambda_") or name == "norm_weight"}
+    part = {name: x for name, x in inputs.items() if name.startswith("lambda_") or "norm_" in name}
     part["q"] = inputs["q"][batch, :, queries]
     if keys is None:
         length = int(inputs["lengths"][n])
@@ -62,6 +62,8 @@ def _dense(inputs: Inputs, batch: slice, queries: slice, keys: slice | None, n: 
         part["k_positions"] = positions[:, : part["k"].shape[2]] if keys is None else positions[:, keys]
     if "lambda_logits" in inputs:
         part["lambda_logits"] = inputs["lambda_logits"][batch, queries]
+    if "gate_logits" in inputs:
+        part["gate_logits"] = inputs["gate_logits"][batch, :, queries]
     if "lambda_full" in inputs and inputs["lambda_full"].ndim == 3:
         part["lambda_full"] = inputs["lambda_full"][batch, :, queries]
     return part

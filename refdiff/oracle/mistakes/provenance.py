@@ -44,6 +44,12 @@ ROWS: dict[str, Row] = {
         "spec",
         f"{_LLAMA_CPP}/pull/26298",
     ),
+    "F12": Row(
+        "queries and keys are normed, before RoPE or after it, or not",
+        "spec",
+        "https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/diff_attention.py",
+    ),
+    "F13": Row("heads are multiplied by a gate, by which function of it", "spec", f"{_LLAMA_CPP}/pull/26298"),
     "B1": Row("v2 subtracts halves, across groups", "mistake", V2),
     "B2": Row("v2 with pairs that straddle groups", "refused", V2),
     "B3": Row("v2 with v1's λ or norm", "mistake", f"{UNILM}/pull/1736"),

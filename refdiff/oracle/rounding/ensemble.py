@@ -23,7 +23,7 @@ from refdiff.oracle.truth.attention_operands import attention_operands, lambda_i
 from refdiff.oracle.truth.forward import project
 
 Numpy = np.ndarray[Any, Any]
-ROUNDED_ONCE = ("q", "k", "v", "k_pages", "v_pages", "x", "x_past", "bias")
+ROUNDED_ONCE = ("q", "k", "v", "k_pages", "v_pages", "x", "x_past", "bias", "gate_logits")
 """Inputs that a kernel multiplies in its storage type; λ's and the norm's parameters are taken as they come."""
 
 

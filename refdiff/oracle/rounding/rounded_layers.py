@@ -38,7 +38,8 @@ def rounded_ops(recipe: Recipe, order: Order, ops: Ops | None = None) -> Ops:
 
         return call
 
-    return overlay(ops or ops_for(), wrap)
+    own = {name: functools.partial(rounded, how) for name, rounded in _ROUNDED_OWN.items()}
+    return Ops(**vars(overlay(ops or ops_for(), wrap)), **own)
 
 
 def rounded_mistakes(recipe: Recipe, order: Order, mistakes: Iterable[Mistake]) -> Ops:
@@ -210,6 +211,35 @@ def _norm_vjp(how: Arithmetic, layer: Any, g: Numpy, x: Numpy, weight: Numpy | N
     return _double(dx), None if dweight is None else _double(dweight)
 
 
+def _center(how: Arithmetic, x: Numpy) -> Numpy:
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = how.array(x)
+        mean = how.round_at(np.mean(x, axis=-1, keepdims=True, dtype=how.dtype), "norm")
+        return _double(how.round_at(x - mean, "norm"))
+
+
+def _stored(how: Arithmetic, x: Numpy, site: str) -> Numpy:
+    return _double(how.round_if_eager(how.array(x), site))
+
+
+def _qk_norm(how: Arithmetic, x: Numpy, weight: Numpy | None, eps: float, kind: str) -> Numpy:
+    y = _norm(how, None, _center(how, x) if kind == "layer" else x, weight, eps)
+    return _double(how.round_at(how.array(y), "rope"))
+
+
+def _qk_norm_vjp(how: Arithmetic, g: Numpy, x: Numpy, weight: Numpy | None, eps: float, kind: str) -> Any:
+    g = how.round_at(how.array(g), "storage")
+    dx, dweight = _norm_vjp(how, None, g, _center(how, x) if kind == "layer" else x, weight, eps)
+    return _center(how, dx) if kind == "layer" else dx, dweight
+
+
+_ROUNDED_OWN: dict[str, Callable[..., Any]] = {
+    "center": _center,
+    "stored": _stored,
+    "qk_norm": _qk_norm,
+    "qk_norm_vjp": _qk_norm_vjp,
+}
+"""Those of `refdiff.oracle.truth.own_layers`."""
 _ROUNDED: dict[str, Callable[..., Any]] = {
     "diff_attention": _attention,
     "diff_attention_vjp": _attention_vjp,

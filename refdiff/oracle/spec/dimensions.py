@@ -47,13 +47,13 @@ def _width(fields: Mapping[str, Any], inputs: Mapping[str, Any], rows: int) -> i
     if isinstance(heads := fields.get("query_heads"), int) and heads > 0:
         return rows // heads
     if "lambda_q1" in inputs:
-        return _shape(inputs, "lambda_q1", "(d,)", 1)[0]
+        return _shape(inputs, "lambda_q1", *(("(h, d)", 2) if fields.get("lambda_per_head") else ("(d,)", 1)))[-1]
     ratio = fields.get("ratio", 1)
     if "lambda_proj.weight" in inputs and isinstance(ratio, int) and ratio > 0:
         signals = _shape(inputs, "lambda_proj.weight", "(h, D)", 2)[0]
         return rows * ratio // max(signals * (ratio + 1), 1)
     if "norm_weight" in inputs:
-        e = _shape(inputs, "norm_weight", "(e,)", 1)[0]
+        e = _shape(inputs, "norm_weight", *(("(h, e)", 2) if fields.get("norm_per_head") else ("(e,)", 1)))[-1]
         return e if fields.get("values") == "single" else e // 2
     raise ValueError("the arrays of this layer do not say how wide a head is: give head_dim")
 

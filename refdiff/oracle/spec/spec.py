@@ -28,10 +28,15 @@ class Spec:
     rope_parameters: how frequencies differ from rope_theta^(−2i / r), r being how many dimensions turn: `rope_type` and
     its parameters as a `config.json` has them, such as yarn's; or `frequencies`, r/2 numbers in radians per position.
     cos and sin are multiplied by `attention_factor`, or what its `rope_type` has for one.
+    qk_norm, qk_norm_weight, qk_norm_eps, qk_norm_at: the norm of each head of q and k, with weights or without, its ε,
+    before RoPE or after it.
     lambda_form: exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init ("exp"), σ(logits) by token and head ("sigmoid"), or "given".
+    lambda_per_head: the four vectors are those of each output head, and so is λ.
     lambda_base: λ_init = 0.8 − 0.6 exp(−0.3 l), l being the layer or one less; or "constant": lambda_init, a number.
     norm, norm_over, norm_weight, norm_eps: the norm after the difference, over what, with a weight or without, its ε.
-    out_scale: what is multiplied after the norm.
+    norm_bias, norm_per_head: whether it adds a bias, and whether each head has a weight and bias of its own. PyTorch's
+    GroupNorm of h groups, for each token, is a "layer" norm over a "head" with both; of one group, over "all_heads".
+    out_scale: what is multiplied after the norm. gate: the function of `gate_logits` that then multiplies each number.
     scale: what Q Kᵀ is multiplied by; None is 1/√d. softcap: c in c tanh(z / c), or None.
     causal: whether the triangle is aligned with the last query and key, or with the first; window: how many keys a
     query sees, itself among them, or None for all.
@@ -58,14 +63,22 @@ class Spec:
     partial_rotary_factor: float = 1.0
     rotary_at: str = "first"
     rope_parameters: Mapping[str, Any] | None = None
+    qk_norm: str = "none"
+    qk_norm_weight: bool = False
+    qk_norm_eps: float = 1e-6
+    qk_norm_at: str = "before_rope"
     lambda_form: str = "exp"
+    lambda_per_head: bool = False
     lambda_base: str = "depth"
     lambda_init: float | None = None
     norm: str = "rms"
     norm_over: str = "head"
     norm_weight: bool = False
     norm_eps: float = 1e-5
+    norm_bias: bool = False
+    norm_per_head: bool = False
     out_scale: str = "1 - lambda_init"
+    gate: str = "none"
     scale: float | None = None
     softcap: float | None = None
     causal: str = "bottom_right"

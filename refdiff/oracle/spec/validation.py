@@ -25,9 +25,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rotary_at": ("first", "last"),
     "lambda_form": ("exp", "sigmoid", "given"),
     "lambda_base": ("depth", "depth - 1", "constant"),
-    "norm": ("rms", "none"),
+    "qk_norm": ("none", "rms", "layer"),
+    "qk_norm_at": ("before_rope", "after_rope"),
+    "norm": ("rms", "layer", "none"),
     "norm_over": ("head", "half_head", "all_heads"),
     "out_scale": ("1 - lambda_init", "1 - lambda", "lambda_init", "none"),
+    "gate": ("none", "sigmoid", "silu", "linear"),
     "causal": ("bottom_right", "top_left", "none"),
     "masked_rows": ("zeros", "uniform", "nan"),
     "lse_base": ("e", "2"),
@@ -47,11 +50,13 @@ _REAL = {
     "rope_theta": "a number above 0",
     "partial_rotary_factor": "a number above 0, at most 1",
     "norm_eps": "a number of 0 or more",
+    "qk_norm_eps": "a number above 0",
     "lambda_init": "a number, or None",
     "scale": "a number above 0, or None",
     "softcap": "a number above 0, or None",
 }
-TYPED = (*_WHOLE, *_REAL, "norm_weight", "rope_parameters")
+_TRUE_OR_FALSE = ("norm_weight", "norm_bias", "norm_per_head", "qk_norm_weight", "lambda_per_head")
+TYPED = (*_WHOLE, *_REAL, *_TRUE_OR_FALSE, "rope_parameters")
 """The fields that are numbers, true or false, or have parameters by name."""
 
 
@@ -71,9 +76,9 @@ def plain(name: str, value: Any) -> Any:
     if name == "rope_parameters":
         return _parameters(value)
     truth = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
-    if name == "norm_weight":
+    if name in _TRUE_OR_FALSE:
         if not truth:
-            raise ValueError(f"norm_weight is {value!r}, but must be True or False")
+            raise ValueError(f"{name} is {value!r}, but must be True or False")
         return bool(value)
     wanted = _WHOLE.get(name) or _REAL[name]
     if value is None and wanted.endswith("None"):
@@ -136,6 +141,10 @@ def check_spec(spec: Spec) -> None:
         _check_rope(spec)
     if spec.norm_weight and spec.norm == "none":
         raise ValueError("norm_weight is True, but there is no norm: set norm_weight=False, or norm='rms'")
+    if spec.norm_bias and spec.norm == "none":
+        raise ValueError("norm_bias is True, but there is no norm: set norm_bias=False, or norm='layer'")
+    if spec.qk_norm_weight and spec.qk_norm == "none":
+        raise ValueError("qk_norm_weight is True, but there is no norm of q and k: set qk_norm='rms'")
     if spec.norm_over == "half_head" and spec.out_dim % 2:
         raise ValueError(f"norm_over is 'half_head', but a head is {spec.out_dim} wide, which has no halves")
 
@@ -178,6 +187,8 @@ def _check_fields(spec: Spec) -> None:
         raise ValueError(f"window is {spec.window!r}, but must be {_WHOLE['window']}")
     if not 0 <= spec.norm_eps < math.inf:
         raise ValueError(f"norm_eps is {spec.norm_eps!r}, but must be 0 or more")
+    if not 0 < spec.qk_norm_eps < math.inf:
+        raise ValueError(f"qk_norm_eps is {spec.qk_norm_eps!r}, but must be above 0")
     if not 0 < spec.partial_rotary_factor <= 1:
         raise ValueError(
             f"partial_rotary_factor is {spec.partial_rotary_factor!r}, but must be {_REAL['partial_rotary_factor']}"

@@ -16,6 +16,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.budget.statistics import LIMITS, over, root_mean_square
 from refdiff.oracle.cases.layouts import relaid
+from refdiff.oracle.inputs import shapes
 from refdiff.oracle.inputs.outputs import output, output_alone
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding.recipe import Recipe
@@ -98,6 +99,8 @@ def decode_as_prefill(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe
     one = {**inputs, "q": inputs["q"][:, :, -1:]}
     if "lambda_logits" in inputs:
         one["lambda_logits"] = inputs["lambda_logits"][:, -1:]
+    if "gate_logits" in inputs:
+        one["gate_logits"] = inputs["gate_logits"][:, :, -1:]
     _need(spec.causal == "bottom_right" or spec.window is None, "a row that does not depend on the number of queries")
     return _near(run(kernel, spec, one), run(kernel, spec, inputs)[:, :, -1:], spec, one, recipe)
 
@@ -106,19 +109,18 @@ def batch_as_single(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) 
     """A sequence alone gives what it gives in a batch."""
     B = inputs["q"].shape[0]
     _need(B > 1, "a batch")
-    by_batch = ("q", "k", "v", "key_mask", "lambda_logits", "q_positions", "k_positions")
+    by_batch = ("q", "k", "v", "key_mask", "lambda_logits", "gate_logits", "q_positions", "k_positions")
     one = {n: x[-1:] if n in by_batch and x.shape[0] == B else x for n, x in inputs.items()}
     return _near(run(kernel, spec, one), run(kernel, spec, inputs)[-1:], spec, one, recipe)
 
 
 def packed_as_separate(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
     """Sequences one after another in one row give what they give one by one."""
-    dense = {"q", "k", "v", "lambda_logits", "norm_weight", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}
-    _need(set(inputs) <= dense and inputs["q"].shape[0] > 1, "a batch without masks and positions")
+    _need(set(inputs) <= set(shapes(spec, inputs)) and inputs["q"].shape[0] > 1, "a batch without masks and positions")
     B, _, T, _ = inputs["q"].shape
     S = inputs["k"].shape[2]
     packed = dict(inputs)
-    for name in ("q", "k", "v"):
+    for name in {"q", "k", "v", "gate_logits"} & set(inputs):
         packed[name] = np.concatenate(list(inputs[name]), axis=1)[None]
     if "lambda_logits" in inputs:
         packed["lambda_logits"] = np.concatenate(list(inputs["lambda_logits"]), axis=0)[None]
@@ -153,7 +155,7 @@ def groups_as_copies(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe)
 
 def values_scaled(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
     """Values four times as large are normed away, where they are so large that ε is nothing beside them."""
-    _need(spec.norm == "rms", "a norm")
+    _need(spec.norm != "none", "a norm")
     loud = _loud(spec, inputs, recipe)
     first, second = run(kernel, spec, loud), run(kernel, spec, {**loud, "v": loud["v"] * 4})
     return _near(first, second, spec, loud, recipe)
@@ -163,8 +165,11 @@ def ones_for_values(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) 
     """Values of one give rows of 1 − λ before the norm: each number of a row is the same, up to the norm's weight."""
     _need(spec.causal != "top_left" and "mask" not in inputs and "key_mask" not in inputs, "rows that see a key")
     ones = {**inputs, "v": np.ones_like(inputs["v"])}
+    _need(spec.norm != "layer" and spec.gate == "none", "no mean taken away, and no gate")
     if "norm_weight" in inputs:
         ones["norm_weight"] = np.ones_like(inputs["norm_weight"])
+    if "norm_bias" in inputs:
+        ones["norm_bias"] = np.zeros_like(inputs["norm_bias"])
     exact = {name: x.astype(np.float64) for name, x in inputs.items()}
     rest = 1 - np.asarray(lambda_of(spec, exact, ops_for()))
     _need(bool(np.all(np.abs(rest) > 0.05)), "λ that is not 1")
@@ -175,7 +180,8 @@ def ones_for_values(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) 
 def maps_swapped(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
     """Maps swapped and 1/λ for λ turn the sign of the output, ε being nothing: A₂ − A₁/λ = −(A₁ − λ A₂)/λ."""
     _need(spec.ratio == 1 and spec.keys == "own" and spec.gqa == "pair_then_group", "a query and a key for each map")
-    _need(spec.norm == "rms" and spec.lambda_form == "exp" and spec.out_scale != "1 - lambda", "a norm, and λ of v1")
+    _need(spec.norm != "none" and spec.lambda_form == "exp" and spec.out_scale != "1 - lambda", "a norm, and λ of v1")
+    _need(not spec.norm_bias and not spec.lambda_per_head, "no bias after the norm, and one λ")
     inputs, w = _loud(spec, inputs, recipe), head_indices(spec)
     exact = {name: np.asarray(x, dtype=np.float64) for name, x in inputs.items()}
     lambda_, start = float(lambda_of(spec, exact, ops_for())), lambda_init(spec, ops_for())

@@ -16,6 +16,7 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask, finite_bias, is_plain_causal
 from refdiff.oracle.truth.head_indices import head_indices, value_heads
+from refdiff.oracle.truth.own_layers import own
 
 Numpy = np.ndarray[Any, Any]
 
@@ -64,12 +65,27 @@ def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperand
 
 
 def rotated(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
-    """Return q and k after RoPE; what nobody sees is a number first, lest it turn into something that is none."""
-    q, k = inputs["q"], zero_unseen(inputs["k"], attention_mask(spec, inputs))
-    if spec.rope == "none":
-        return q, k
-    of_q, of_k = angles(spec, inputs, ops)
-    return rotate(spec, q, *of_q, ops), rotate(spec, k, *of_k, ops)
+    """Return q and k after norm and RoPE; what nobody sees is a number first, lest it turn into one that is none."""
+    return stages(spec, inputs, "q", ops)[-1], stages(spec, inputs, "k", ops)[-1]
+
+
+def stages(spec: Spec, inputs: Inputs, name: str, ops: Ops) -> list[Numpy]:
+    """q or k as it comes in, and after each of `preparation`."""
+    found = [inputs["q"] if name == "q" else zero_unseen(inputs["k"], attention_mask(spec, inputs))]
+    for step in preparation(spec):
+        x = found[-1]
+        if step == "norm":
+            y = own(ops, "qk_norm")(x, inputs.get(f"{name}_norm_weight"), spec.qk_norm_eps, spec.qk_norm)
+        else:
+            y = rotate(spec, x, *angles(spec, inputs, ops)[name == "k"], ops)
+        found.append(y)
+    return found
+
+
+def preparation(spec: Spec) -> tuple[str, ...]:
+    """What is done to q and k before their products, in order: "norm", "turn"."""
+    steps = ("norm",) * (spec.qk_norm != "none"), ("turn",) * (spec.rope != "none")
+    return steps[0] + steps[1] if spec.qk_norm_at == "before_rope" else steps[1] + steps[0]
 
 
 def rotate(spec: Spec, x: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:
@@ -121,7 +137,11 @@ def lambda_init(spec: Spec, ops: Ops) -> float:
 def lambda_of(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     """λ as `diff_attention` takes it: () or (1 or B, h, 1 or T, 1)."""
     if spec.lambda_form == "exp":
-        return np.asarray(ops.diff_lambda(*(inputs[name] for name in VECTORS), lambda_init(spec, ops)))
+        start, vectors = lambda_init(spec, ops), [inputs[name] for name in VECTORS]
+        if not spec.lambda_per_head:
+            return np.asarray(ops.diff_lambda(*vectors, start))
+        of_heads = [ops.diff_lambda(*(x[i] for x in vectors), start) for i in range(spec.heads)]
+        return np.asarray(of_heads)[None, :, None, None]
     if spec.lambda_form == "sigmoid":
         logits = inputs["lambda_logits"]
         by_token: Numpy = ops.diff_lambda_v2(logits, np.eye(logits.shape[2]))

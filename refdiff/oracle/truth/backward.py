@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops
-from refdiff.oracle.inputs import VECTORS, is_layer
+from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Sequence, scatter, sequences
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask, padded_queries, without_padded
@@ -18,11 +18,23 @@ from refdiff.oracle.truth.attention_operands import (
     attention_operands,
     lambda_init,
     lambda_of,
+    preparation,
     query_factor,
     rotated,
+    stages,
 )
-from refdiff.oracle.truth.forward import differences, forward, norm_rows, normed, out_factor, project
+from refdiff.oracle.truth.forward import (
+    cut_rows,
+    differences,
+    finished,
+    forward,
+    norm_rows,
+    normed,
+    out_factor,
+    project,
+)
 from refdiff.oracle.truth.head_indices import Numbers, head_indices, value_heads
+from refdiff.oracle.truth.own_layers import own
 
 Numpy = np.ndarray[Any, Any]
 
@@ -31,7 +43,7 @@ def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Num
     """Pull `dout` back through `forward`: for each input that has a gradient, by its name, and for `lambda_full`.
 
     Shapes:
-        `dout` as the output; each gradient as its input, that of `lambda_full` as λ itself: () or (B, h, T)
+        `dout` as the output; each gradient as its input, that of `lambda_full` as λ itself: (), (h,) or (B, h, T)
 
     Raises:
         ValueError: `dout` is not of the shape of the output, or not 0 for a query that is padding and may be anything;
@@ -71,6 +83,11 @@ def _through_projections(grads: dict[str, Numpy], inputs: Inputs, ops: Ops) -> d
         d, *rest = ops.linear_vjp(g, of, inputs[f"{name}_proj.weight"], inputs.get(f"{name}_proj.bias"))
         dx[:, P if name == "q" else 0 :] += d
         _keep(grads, inputs, f"{name}_proj", rest)
+    if "gate_logits" in grads:
+        g = np.moveaxis(grads.pop("gate_logits"), 1, 2)
+        d, weight, _ = ops.linear_vjp(g.reshape(*g.shape[:2], -1), x, inputs["gate_proj.weight"])
+        dx[:, P:] += d
+        grads["gate_proj.weight"] = weight
     if "lambda_logits" in grads:
         d, weight, _ = ops.linear_vjp(grads.pop("lambda_logits"), x, inputs["lambda_proj.weight"])
         dx[:, P:] += d
@@ -89,7 +106,8 @@ def _keep(grads: dict[str, Numpy], inputs: Inputs, projection: str, found: list[
 def _core(spec: Spec, core: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
     """The gradients of core inputs, added up over sequences."""
     lambda_ = lambda_of(spec, core, ops)
-    names: tuple[str, ...] = ("q", "k", "v", "k_pages", "v_pages", "norm_weight")
+    weights = ("norm_weight", "norm_bias", *QK_WEIGHTS)
+    names = ("q", "k", "v", "k_pages", "v_pages", "gate_logits", *weights)
     grads = {name: np.zeros_like(core[name]) for name in names if name in core}
     dlambda = np.zeros(lambda_.shape)
     by_token = "lambda_logits" in core or ("lambda_full" in core and core["lambda_full"].ndim == 3)
@@ -97,10 +115,11 @@ def _core(spec: Spec, core: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
         if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
             continue
         found = _dense(spec, part.inputs, dout[part.batch, :, part.queries], ops)
-        grads["q"][part.batch, :, part.queries] += found["q"]
+        for name in {"q", "gate_logits"} & set(grads):
+            grads[name][part.batch, :, part.queries] += found[name]
         _keys(grads, core, part, found)
-        if "norm_weight" in grads:
-            grads["norm_weight"] += found["norm_weight"]
+        for name in set(weights) & set(grads):
+            grads[name] += found[name]
         dlambda[(part.batch, slice(None), part.queries) if by_token else ...] += found["lambda"]
     return {**grads, **_of_lambda(spec, core, dlambda, ops)}
 
@@ -116,8 +135,14 @@ def _keys(grads: dict[str, Numpy], core: Inputs, part: Sequence, found: dict[str
 def _of_lambda(spec: Spec, core: Inputs, dlambda: Numpy, ops: Ops) -> dict[str, Numpy]:
     """From the gradient of λ, in the shape that `diff_attention` takes it, to those of what it is made of."""
     if spec.lambda_form == "exp":
-        vectors = [core[name] for name in VECTORS]
-        found = ops.diff_lambda_vjp(dlambda, *vectors, lambda_init(spec, ops))
+        start, vectors = lambda_init(spec, ops), [core[name] for name in VECTORS]
+        if not spec.lambda_per_head:
+            found = ops.diff_lambda_vjp(dlambda, *vectors, start)
+        else:
+            dlambda = dlambda.reshape(spec.heads)
+            of_heads = [ops.diff_lambda_vjp(np.asarray(g), *(x[i] for x in vectors), start)
+                        for i, g in enumerate(dlambda)]  # fmt: skip
+            found = map(np.stack, zip(*of_heads, strict=True))
         return {"lambda_full": dlambda, **dict(zip(VECTORS, found, strict=True))}
     if spec.lambda_form == "sigmoid":
         logits = core["lambda_logits"]
@@ -127,34 +152,39 @@ def _of_lambda(spec: Spec, core: Inputs, dlambda: Numpy, ops: Ops) -> dict[str, 
 
 
 def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
-    """The gradients of q, k, v, norm_weight and λ of a dense problem."""
+    """The gradients of q, k, v, of weights and biases, the gate's logits and λ of a dense problem."""
     s = attention_operands(spec, inputs, ops)
     some = np.any(s.see, axis=-1, keepdims=True)
     if spec.masked_rows == "nan" and not some.all():
         raise ValueError("a row that sees no key is nan by masked_rows='nan', and so would all gradients be")
     heads = differences(spec, s, ops)
     factor = out_factor(spec, inputs, ops)
-    g, dweight = _through_norm(spec, factor * dout, heads, inputs.get("norm_weight"), ops)
+    more: dict[str, Numpy] = {}
+    if spec.gate != "none":
+        logits = inputs["gate_logits"]
+        through_gate = dout * finished(spec, heads, inputs, ops)
+        (more["gate_logits"],) = ops.activation_vjp(through_gate, logits, spec.gate)
+        dout = dout * ops.activation(logits, spec.gate)
+    g, of_norm = _through_norm(spec, factor * dout, heads, inputs, ops)
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(
         g, s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal
     )
     if spec.out_scale == "1 - lambda":
-        through_factor = -dout * normed(spec, heads, inputs.get("norm_weight"), ops)
+        through_factor = -dout * normed(spec, heads, inputs, ops)
         dlambda = dlambda + _sum_like(np.sum(through_factor, axis=-1, keepdims=True), dlambda)
     if spec.masked_rows == "uniform":  # the zeros that stand there do not depend on q
         sees = np.any(attention_mask(spec, inputs), axis=-1, keepdims=True)
         dq1, dq2 = np.where(sees, dq1, 0.0), np.where(sees, dq2, 0.0)
-    found = {**through_streams(spec, inputs, s, (dq1, dk1, dq2, dk2, dv), ops), "lambda": dlambda}
-    return found if dweight is None else {**found, "norm_weight": dweight}
+    return {**through_streams(spec, inputs, s, (dq1, dk1, dq2, dk2, dv), ops), "lambda": dlambda, **of_norm, **more}
 
 
 def through_streams(
     spec: Spec, inputs: Inputs, s: AttentionOperands, grads: tuple[Numpy, Numpy, Numpy, Numpy, Numpy], ops: Ops
 ) -> dict[str, Numpy]:
-    """From the gradients of a dense problem's q1, k1, q2, k2, v to those of its q, k and v, by name."""
+    """From the gradients of a dense problem's q1, k1, q2, k2, v to those of its q, k, v and their norms' weights."""
     *of_maps, dv = grads
-    dq, dk = _through_heads(spec, inputs, s, (of_maps[0], of_maps[1], of_maps[2], of_maps[3]), ops)
-    return {"q": dq, "k": dk, "v": _through_values(spec, inputs["v"], dv, ops)}
+    of_heads = _through_heads(spec, inputs, s, (of_maps[0], of_maps[1], of_maps[2], of_maps[3]), ops)
+    return {**of_heads, "v": _through_values(spec, inputs["v"], dv, ops)}
 
 
 def _sum_like(x: Numpy, like: Numpy) -> Numpy:
@@ -164,25 +194,34 @@ def _sum_like(x: Numpy, like: Numpy) -> Numpy:
     return total
 
 
-def _through_norm(spec: Spec, g: Numpy, heads: Numpy, weight: Numpy | None, ops: Ops) -> tuple[Numpy, Numpy | None]:
+def _through_norm(spec: Spec, g: Numpy, heads: Numpy, inputs: Inputs, ops: Ops) -> tuple[Numpy, dict[str, Numpy]]:
+    """From the gradient of the normed heads to that of the heads, and of the norm's weight and bias by name."""
+    found: dict[str, Numpy] = {}
     if spec.norm == "none":
-        return g, None
-    if spec.norm_over == "head":
-        dheads, dweight = ops.rms_norm_vjp(g, heads, weight, spec.norm_eps)
-        return dheads, dweight
-    rows, back = norm_rows(spec, heads)
-    dweight = None
-    if weight is not None:
-        dweight = np.sum(g * back(ops.rms_norm(rows, None, spec.norm_eps)), axis=(0, 1, 2))
-        g = g * weight
-    drows, _ = ops.rms_norm_vjp(norm_rows(spec, g)[0], rows, None, spec.norm_eps)
-    return back(drows), dweight
+        return g, found
+    rows, back = norm_rows(spec, heads, ops)
+    weight, inside = inputs.get("norm_weight"), spec.norm_over == "head" and not spec.norm_per_head
+    if spec.norm_bias:
+        found["norm_bias"] = _summed(spec, g)
+    if weight is not None and not inside:
+        found["norm_weight"] = _summed(spec, g * back(ops.rms_norm(rows, None, spec.norm_eps)))
+        g = g * (weight if weight.ndim == 1 else weight[:, None])
+    drows, dweight = ops.rms_norm_vjp(cut_rows(spec, g)[0], rows, weight if inside else None, spec.norm_eps)
+    if dweight is not None:
+        found["norm_weight"] = dweight
+    return back(own(ops, "center")(drows) if spec.norm == "layer" else drows), found
+
+
+def _summed(spec: Spec, x: Numpy) -> Numpy:
+    """(B, h, T, e) as a gradient of the norm's weight or bias."""
+    total: Numpy = np.sum(x, axis=(0, 2) if spec.norm_per_head else (0, 1, 2))
+    return total
 
 
 def _through_heads(
     spec: Spec, inputs: Inputs, s: AttentionOperands, grads: tuple[Numpy, Numpy, Numpy, Numpy], ops: Ops
-) -> tuple[Numpy, Numpy]:
-    """From the gradients of q1, k1, q2, k2 to those of q and k before RoPE."""
+) -> dict[str, Numpy]:
+    """From the gradients of q1, k1, q2, k2 to those of q and k before RoPE, and of the weights of their norms."""
     dq1, dk1, dq2, dk2 = grads
     w = head_indices(spec)
     q, k = rotated(spec, inputs, ops)
@@ -192,10 +231,23 @@ def _through_heads(
         dq2, dk2 = _through_cap(spec.softcap, dq2, s.q2, q[:, w.q2], k[:, w.k2])
     dq = query_factor(spec) * (_to_heads(dq1, w.q1, q) + _to_heads(dq2, w.q2, q))
     dk = _to_heads(dk1, w.k1, k) + _to_heads(dk2, w.k2, k)
-    if spec.rope == "none":
-        return dq, dk
-    of_q, of_k = angles(spec, inputs, ops)
-    return _through_rotation(spec, dq, *of_q, ops), _through_rotation(spec, dk, *of_k, ops)
+    return _through_preparation(spec, inputs, "q", dq, ops) | _through_preparation(spec, inputs, "k", dk, ops)
+
+
+def _through_preparation(spec: Spec, inputs: Inputs, name: str, g: Numpy, ops: Ops) -> dict[str, Numpy]:
+    """The lines of `stages` from bottom to top."""
+    found: dict[str, Numpy] = {}
+    steps = preparation(spec)
+    before = stages(spec, inputs, name, ops) if "norm" in steps else [g] * len(steps)
+    for step, x in zip(reversed(steps), reversed(before[: len(steps)]), strict=True):
+        if step == "turn":
+            g = _through_rotation(spec, g, *angles(spec, inputs, ops)[name == "k"], ops)
+            continue
+        weight = inputs.get(f"{name}_norm_weight")
+        g, dweight = own(ops, "qk_norm_vjp")(g, x, weight, spec.qk_norm_eps, spec.qk_norm)
+        if dweight is not None:
+            found[f"{name}_norm_weight"] = dweight
+    return {name: g, **found}
 
 
 def _through_rotation(spec: Spec, g: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:

@@ -29,6 +29,7 @@ from refdiff.oracle.truth.attention_operands import (
     rotated,
     zero_unseen,
 )
+from refdiff.oracle.truth.own_layers import own
 
 Numpy = np.ndarray[Any, Any]
 _PLAIN = Spec(query_heads=2, key_heads=2, head_dim=2)
@@ -64,6 +65,9 @@ def project(spec: Spec, inputs: Inputs, ops: Ops) -> Inputs:
         core[name] = np.moveaxis(y.reshape(*y.shape[:2], y.shape[2] // width, width), 1, 2)
     if spec.lambda_form == "sigmoid":
         core["lambda_logits"] = ops.linear(x, inputs["lambda_proj.weight"])
+    if spec.gate != "none":
+        y = ops.linear(x, inputs["gate_proj.weight"])
+        core["gate_logits"] = np.moveaxis(y.reshape(*y.shape[:2], spec.heads, spec.out_dim), 1, 2)
     return core
 
 
@@ -76,7 +80,20 @@ def projected(out: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
 
 
 def dense(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
-    """Compute the heads of dense core inputs, with norm and scale: (B, h, T, e)."""
+    """Compute the heads of dense core inputs, with norm, scale and gate: (B, h, T, e)."""
+    return gated(spec, _before_gate(spec, inputs, ops), inputs, ops)
+
+
+def gated(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
+    """Multiply the scaled heads by a function of the gate's logits: (B, h, T, e) to the same."""
+    if spec.gate == "none":
+        return heads
+    keep = own(ops, "stored")
+    product: Numpy = keep(heads, "storage") * keep(ops.activation(inputs["gate_logits"], spec.gate), "storage")
+    return product
+
+
+def _before_gate(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     if inputs["k"].shape[2] == 0 or 0 in inputs["q"].shape:
         return finished(spec, _of_nothing(spec, inputs), inputs, ops)
     name = whole_wiring(spec, inputs)
@@ -101,8 +118,8 @@ def _in_paper_order(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) 
     q, k = in_turn(s.q1, s.q2), in_turn(s.k1, s.k2)
     mask, bias = (x if x is None or x.shape[1] == 1 else np.repeat(x, 2, axis=1) for x in (s.mask, s.bias))
     parts = ops
-    if spec.norm == "none" or spec.norm_over != "head":
-        parts = overlay(ops, lambda name, layer: _spec_norm(spec, ops) if name == "rms_norm" else layer)
+    if not has_plain_norm(spec):
+        parts = overlay(ops, lambda name, layer: _spec_norm(spec, inputs, ops) if name == "rms_norm" else layer)
     scale = 1 - out_factor(spec, inputs, ops)
     weight = inputs.get("norm_weight")
     flat = ops.diff_heads_paper(
@@ -114,8 +131,13 @@ def _in_paper_order(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) 
     return heads
 
 
-def _spec_norm(spec: Spec, ops: Ops) -> Callable[..., Numpy]:
-    return lambda x, weight, eps: normed(spec, x, weight, ops)
+def has_plain_norm(spec: Spec) -> bool:
+    """Whether the norm is RMSNorm of each head, with one weight for all or none."""
+    return (spec.norm, spec.norm_over) == ("rms", "head") and not spec.norm_bias and not spec.norm_per_head
+
+
+def _spec_norm(spec: Spec, inputs: Inputs, ops: Ops) -> Callable[..., Numpy]:
+    return lambda x, weight, eps: normed(spec, x, inputs, ops)
 
 
 def _by_head(spec: Spec, inputs: Inputs, flat: Numpy) -> Numpy:
@@ -125,7 +147,8 @@ def _by_head(spec: Spec, inputs: Inputs, flat: Numpy) -> Numpy:
 
 def whole_wiring(spec: Spec, inputs: Inputs) -> str | None:
     """The layer that has the whole wiring of `spec`, from rotated q and k to scaled heads."""
-    fields = ("gqa", "group_order", "ratio", "norm_over", "scale", "softcap", "masked_rows")
+    fields = ("gqa", "group_order", "ratio", "norm_over", "norm_bias", "norm_per_head", "scale", "softcap",
+              "masked_rows")  # fmt: skip
     if any(getattr(spec, f) != getattr(_PLAIN, f) for f in fields):
         return None
     if any(x.ndim > 2 and x.shape[-3] > 1 for x in (inputs.get("mask"), inputs.get("bias")) if x is not None):
@@ -154,7 +177,7 @@ def _of_nothing(spec: Spec, inputs: Inputs) -> Numpy:
 
 def finished(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     """Norm and scale: (B, h, T, e) to the same."""
-    scaled: Numpy = out_factor(spec, inputs, ops) * normed(spec, heads, inputs.get("norm_weight"), ops)
+    scaled: Numpy = out_factor(spec, inputs, ops) * normed(spec, heads, inputs, ops)
     return scaled
 
 
@@ -168,21 +191,35 @@ def out_factor(spec: Spec, inputs: Inputs, ops: Ops) -> Any:
     return start if spec.out_scale == "lambda_init" else 1 - start
 
 
-def normed(spec: Spec, heads: Numpy, weight: Numpy | None, ops: Ops) -> Numpy:
+def normed(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     """The norm of the spec: (B, h, T, e) to the same."""
     if spec.norm == "none":
         return heads
-    if spec.norm_over == "head":
-        y: Numpy = ops.rms_norm(heads, weight, spec.norm_eps)
-        return y
-    rows, back = norm_rows(spec, heads)
-    y = back(ops.rms_norm(rows, None, spec.norm_eps))
-    return y if weight is None else y * weight
+    rows, back = norm_rows(spec, heads, ops)
+    weight, bias = inputs.get("norm_weight"), inputs.get("norm_bias")
+    inside = spec.norm_over == "head" and not spec.norm_per_head  # the layer multiplies by the weight itself
+    y: Numpy = back(ops.rms_norm(rows, weight if inside else None, spec.norm_eps))
+    if weight is not None and not inside:
+        y = y * _of_heads(weight)
+    return y if bias is None else own(ops, "stored")(y + _of_heads(bias), "o")
 
 
-def norm_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Any]:
-    """The rows that are normed, where they are halves of a head or all heads of a token; and the way back."""
+def _of_heads(x: Numpy) -> Numpy:
+    """A weight or bias, (e,) or (h, e), as it broadcasts to (B, h, T, e)."""
+    return x if x.ndim == 1 else x[:, None]
+
+
+def norm_rows(spec: Spec, heads: Numpy, ops: Ops) -> tuple[Numpy, Callable[[Numpy], Numpy]]:
+    """The rows that RMSNorm gets, less their means where it is LayerNorm; and the way back."""
+    rows, back = cut_rows(spec, heads)
+    return own(ops, "center")(rows) if spec.norm == "layer" else rows, back
+
+
+def cut_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Callable[[Numpy], Numpy]]:
+    """The rows that are normed, where they are a head, halves of one or all heads of a token; and the way back."""
     B, h, T, e = heads.shape
+    if spec.norm_over == "head":
+        return heads, lambda y: y
     if spec.norm_over == "half_head":
         return heads.reshape(B, h, T, 2, e // 2), lambda y: y.reshape(B, h, T, e)
     flat = np.moveaxis(heads, 1, 2).reshape(B, T, h * e)

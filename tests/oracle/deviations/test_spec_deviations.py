@@ -17,6 +17,9 @@ SPECS = [
     small("hf_diffllama", norm_over="all_heads", norm_eps=1e-6),
     small("hf_diffllama", partial_rotary_factor=0.7, rotary_at="last"),
     small("hf_diffllama", rope_parameters=YARN, scale=0.3),
+    small("hf_diffllama", qk_norm="rms", qk_norm_weight=True, lambda_per_head=True, gate="sigmoid"),
+    small("ms_v1", qk_norm="layer", qk_norm_at="after_rope", norm="layer", norm_bias=True, norm_per_head=True),
+    small("ms_v1", gate="linear"),
 ]
 
 

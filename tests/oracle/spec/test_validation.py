@@ -61,6 +61,10 @@ def test_a_word_that_is_none(name: str) -> None:
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' needs the parameter"),
         ({"head_dim": 5}, "head_dim is 5, but RoPE turns dimensions in pairs"),
         ({"norm": "none", "norm_weight": True}, "norm_weight is True, but there is no norm"),
+        ({"norm": "none", "norm_bias": True}, "norm_bias is True, but there is no norm"),
+        ({"qk_norm_weight": True}, "qk_norm_weight is True, but there is no norm of q and k"),
+        ({"qk_norm_eps": 0.0}, "qk_norm_eps is 0.0, but must be above 0"),
+        ({"lambda_per_head": 1}, "lambda_per_head is 1, but must be True or False"),
         ({"values": "single", "head_dim": 3, "rope": "none", "norm_over": "half_head"}, "a head is 3 wide"),
         (
             {"keys": "shared", "key_heads": 3, "pairing": "interleaved"},

@@ -66,6 +66,16 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("ms_v1", {"values": "single"}),
     ("gda", {"pairing": "halves", "lambda_form": "sigmoid", "norm": "none", "norm_weight": False}),
     ("diff_v2", {"norm": "rms", "out_scale": "1 - lambda"}),
+    ("hf_diffllama", {"qk_norm": "rms", "qk_norm_weight": True}),
+    ("ms_v1", {"qk_norm": "layer", "qk_norm_weight": True, "qk_norm_at": "after_rope", "qk_norm_eps": 0.1}),
+    ("timm", {"qk_norm": "layer"}),
+    ("hf_diffllama", {"norm": "layer", "norm_weight": True, "norm_bias": True}),
+    ("ms_v1", {"norm": "layer", "norm_bias": True, "norm_per_head": True, "norm_over": "all_heads"}),
+    ("ms_v1", {"norm_bias": True, "norm_per_head": True}),
+    ("hf_diffllama", {"norm": "layer", "norm_over": "half_head"}),
+    ("hf_diffllama", {"lambda_per_head": True, "out_scale": "1 - lambda"}),
+    ("ms_v1", {"gate": "sigmoid", "out_scale": "1 - lambda"}),
+    ("diff_v2", {"gate": "silu"}),
 ]
 
 
@@ -73,6 +83,11 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
 def test_every_other_choice(name: str, changes: dict[str, Any]) -> None:
     spec = small(name, **changes)
     check_gradients(spec, draw(spec, seed=1))
+
+
+def test_a_layer_with_a_gate() -> None:
+    spec = small("diff_v2", gate="sigmoid", qk_norm="rms", qk_norm_weight=True)
+    check_gradients(spec, draw(spec, seed=2, layer=True))
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 6, 5)])

@@ -13,11 +13,11 @@ from refdiff.backends import ops_for, overlay
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.attention_operands import attention_operands
 from refdiff.oracle.truth.forward import (
+    cut_rows,
     dense,
     differences,
     finished,
     forward,
-    norm_rows,
     normed,
     out_factor,
     out_shape,
@@ -109,11 +109,11 @@ def test_each_field_of_the_end_by_hand() -> None:
     def rms(x: np.ndarray, axis: Any = -1) -> np.ndarray:
         return x / np.sqrt(np.mean(x * x, axis=axis, keepdims=True) + 0.5)
 
-    assert np.allclose(normed(spec, heads, w, OPS), rms(heads) * w)
-    assert np.allclose(normed(spec.replace(norm_over="all_heads"), heads, w, OPS), rms(heads, (1, 3)) * w)
+    assert np.allclose(normed(spec, heads, inputs, OPS), rms(heads) * w)
+    assert np.allclose(normed(spec.replace(norm_over="all_heads"), heads, inputs, OPS), rms(heads, (1, 3)) * w)
     halves = np.concatenate([rms(heads[..., :6]), rms(heads[..., 6:])], axis=-1)
-    assert np.allclose(normed(spec.replace(norm_over="half_head"), heads, w, OPS), halves * w)
-    assert normed(spec.replace(norm="none", norm_weight=False), heads, None, OPS) is heads
+    assert np.allclose(normed(spec.replace(norm_over="half_head"), heads, inputs, OPS), halves * w)
+    assert normed(spec.replace(norm="none", norm_weight=False), heads, {}, OPS) is heads
     start = 0.8 - 0.6 * np.exp(-0.6)
     factors = {"1 - lambda_init": 1 - start, "lambda_init": start, "none": 1.0}
     for word, factor in factors.items():
@@ -128,7 +128,7 @@ def test_each_field_of_the_end_by_hand() -> None:
 @pytest.mark.parametrize("over", ["half_head", "all_heads"])
 def test_rows_of_the_norm_go_there_and_back(over: str) -> None:
     heads = np.arange(2 * 6 * 5 * 12.0).reshape(2, 6, 5, 12)
-    rows, back = norm_rows(small("hf_diffllama", norm_over=over), heads)
+    rows, back = cut_rows(small("hf_diffllama", norm_over=over), heads)
     assert np.array_equal(back(rows), heads)
     assert rows.shape == ((2, 6, 5, 2, 6) if over == "half_head" else (2, 5, 72))
 

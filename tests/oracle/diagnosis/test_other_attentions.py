@@ -1,0 +1,52 @@
+"""Mistakes in choices beyond the presets have names of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from refdiff.oracle import Spec
+from refdiff.oracle.cases.fixed import cases, small_spec
+from refdiff.oracle.deviations import EVERY
+from refdiff.oracle.diagnosis import diagnose
+from refdiff.oracle.spec.presets import YARN
+from tests.oracle.diagnosis.outputs import kernel
+
+LAST = {"partial_rotary_factor": 0.25, "rotary_at": "last"}
+QK = {"qk_norm": "rms", "qk_norm_weight": True}
+NORM = {"norm": "layer", "norm_weight": True, "norm_bias": True, "norm_per_head": True}
+MADE: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("hf_diffllama", LAST, ["the_whole_width_turns", "the_other_end_turns", "frequencies_of_the_whole_width",
+                            "frequencies_of_yarn", "the_other_pairs_turn"]),
+    ("hf_diffllama", {**LAST, "rope_parameters": YARN, "scale": 0.4},
+     ["rope_type_left_out", "every_frequency_divided", "scale_of_yarn_in_the_rotation",
+      "scores_scaled_by_the_root_of_d"]),
+    ("hf_diffllama", {"rope_parameters": {"frequencies": [1.0 / (1 + i) for i in range(8)]}}, ["plain_frequencies"]),
+    ("hf_diffllama", QK, ["queries_and_keys_not_normed", "weights_of_the_qk_norm_left_out",
+                          "qk_norm_takes_the_mean_away", "qk_norm_after_rope", "weights_of_the_qk_norm_exchanged"]),
+    ("hf_diffllama", {**QK, "qk_norm": "layer", "qk_norm_at": "after_rope"},
+     ["qk_norm_leaves_the_mean", "qk_norm_before_rope"]),
+    ("hf_diffllama", NORM, ["mean_left_in_the_norm", "bias_of_the_norm_left_out", "norm_of_the_first_head"]),
+    ("hf_diffllama", {"lambda_per_head": True}, ["lambda_of_the_first_head"]),
+    ("ms_v1", {"gate": "sigmoid"}, ["gate_left_out", "gate_of_silu", "gate_not_squashed", "gate_read_by_token"]),
+    ("ms_v1", {"gate": "silu"}, ["gate_of_sigmoid"]),
+]  # fmt: skip
+BY_NAME = {d.name: d for d in EVERY}
+
+
+def check_name(spec: Spec, name: str, dtype: str = "float32", profile: str = "discriminating") -> None:
+    case = cases(profile, 5, spec=spec, dtype=dtype)[0]
+    wrong = kernel(case, [BY_NAME[name]])
+    assert wrong is not None
+    found = diagnose(wrong, spec, case.inputs, recipe=dtype, max_deviations=1)
+    assert found.name == name, str(found)
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields", "name"),
+    [(preset, fields, name) for preset, fields, names in MADE for name in names],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> None:
+    check_name(small_spec(preset).replace(**fields), name)
