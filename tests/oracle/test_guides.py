@@ -73,10 +73,11 @@ def test_the_guide_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("guide", NAMES)
 def test_links_and_commands(guide: str) -> None:
     text = (GUIDES / f"{guide}.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)]+)\)", text):
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)]+)\)", prose):
         assert (SOURCE / link).resolve().exists(), link
     assert text.startswith("# For the author of a kernel " if guide != "traces" else "# For the owner of a model ")
-    assert len(text.splitlines()) < 100
+    assert len(text.splitlines()) < (250 if guide == "triton" else 100), "the kernel in Triton is there whole"
     for block in blocks(guide, "python"):
         compile(block, guide, "exec")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ import refdiff
 from tests.parity.checkpoints import Recipe, recipes, write
 from tests.parity.float64_transformers import Peer, float32_peer, float64_peer
 
+os.environ["TRITON_INTERPRET"] = "1"  # read where triton is first imported, which any test may do
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""The guides for authors in torch or Triton, JAX and MLX, and for traces: every block is run."""
+"""The guides for authors in torch, JAX and MLX, and for traces: every block is run. test_triton.py has Triton's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ import pytest
 import transformers
 
 from tests.oracle.test_guides import blocks, run_all, run_python
-
-
-def test_the_guide_for_triton(capsys: pytest.CaptureFixture[str]) -> None:
-    run_python("triton")
-    assert capsys.readouterr().out == "pass\n"
 
 
 def test_the_guide_for_torch(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,137 @@
+"""The kernel of the guide for Triton, in Triton's interpreter: it passes, and what is planted in it has a name."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from refdiff import oracle
+from refdiff.oracle.cases.fixed import Case
+from tests.oracle.test_guides import blocks
+
+SPEC: dict[str, Any] = {"query_heads": 8, "key_heads": 4, "head_dim": 16, "layer": 3, "rope": "none", "lse_base": "2"}
+
+FORWARD = {
+    "powers_of_two": ("math.log2(math.e) / math.sqrt(d)", "1 / math.sqrt(d)"),
+    "scores_scaled_by_the_root_of_2d": ("math.log2(math.e) / math.sqrt(d)", "math.log2(math.e) / math.sqrt(2 * d)"),
+    "triangle_at_the_top_left": ("<= rows[:, None] + S - T)", "<= rows[:, None])"),
+    "tokens_that_do_not_see_themselves": ("<= rows[:, None]", "< rows[:, None]"),
+    "one_key_for_both": ("(H // N) + head // N,", "(H // N) + head % (H // 2) // N,"),
+    "keys_tiled": (
+        "+ head // N, batch * (H // N // 2) + head % (H // 2) // N",
+        "+ head // (H // 2) * (H // N // 2) + head % (H // N // 2), batch * (H // N // 2) + head % (H // N // 2)",
+    ),
+    "denominator_not_rescaled_by_tiles_of_32": ("total * old", "total"),
+    "accumulator_not_rescaled_by_tiles_of_32": ("weighted * old[:, None]", "weighted"),
+    "values_joined_in_the_other_order": ("torch.cat(v.chunk(2, dim=1)", "torch.cat(v.chunk(2, dim=1)[::-1]"),
+    "lambda_added": ("first - lambda_ * second", "first + lambda_ * second"),
+    "scale_left_out": ("((1 - lambda_init) * normed)", "normed"),
+}
+BACKWARD = {
+    "gradient_not_scaled": ("1 / math.sqrt(d))", "1.0)"),
+    "log2_e_left_in_the_gradient_of_queries": ("store(DQ, dq * unit", "store(DQ, dq * scale"),
+    "row_sums_left_out": (" - delta[:, None])", ")"),
+    "gradient_of_one_query_head_of_a_group": ("range(of_k * N, of_k", "range(of_k * N + N - 1, of_k"),
+    "values_gradient_of_the_first_map_alone": ("dv += tl", "dv += (1 - i) * tl"),
+}
+"""By the name that `diagnose` gives: what is in the guide, and what an author could write in its place."""
+
+
+def written(folder: Path, code: str) -> ModuleType:
+    """A module of this code: Triton reads the source of a kernel from its file."""
+    path = folder / "attention.py"
+    path.write_text(code, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("attention", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def kernel_of_the_guide() -> str:
+    """All its code up to where it is called."""
+    code = "\n\n".join(blocks("triton", "python"))
+    return code[: code.index("\nsizes = ")]
+
+
+def sized(dtype: str = "float32") -> Case:
+    """More keys than queries, in two tiles each of which the second is not full."""
+    spec = oracle.Spec.preset("hf_diffllama", **SPEC)
+    return oracle.cases("discriminating", seed=1, spec=spec, dtype=dtype, batch=1, queries=37, keys=43)[0]
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    return written(tmp_path_factory.mktemp("guide"), kernel_of_the_guide())
+
+
+def test_every_block_of_the_guide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = written(tmp_path, "\n\n".join(blocks("triton", "python")))
+    assert module.spec == oracle.Spec.preset("hf_diffllama", **SPEC)
+    assert capsys.readouterr().out == "pass\nkeys_crossed\n"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_output_log_sum_exps_and_gradients(right: ModuleType, dtype: str) -> None:
+    case = sized(dtype)
+    verdict = oracle.check(right.kernel, case.spec, case.inputs, recipe=dtype, dout=case.dout)
+    assert verdict.status == "pass", str(verdict)
+    assert {"out", "lse1", "lse2", "dq", "dk", "dv", "dlambda_k2"} <= verdict.tensors.keys()
+
+
+def test_extreme_inputs_and_queries_that_see_nothing(right: ModuleType) -> None:
+    found = oracle.cases("extreme", seed=1, spec=right.spec, dtype="float16", batch=1)
+    found += oracle.cases("discriminating", seed=1, spec=right.spec, dtype="float16", batch=1, queries=7, keys=4)[:1]
+    for case in found:
+        verdict = oracle.check(right.kernel, case.spec, case.inputs, recipe="float16", dout=case.dout)
+        assert verdict.status == "pass", f"{case}: {verdict}"
+
+
+@pytest.mark.parametrize("name", [*FORWARD, *BACKWARD])
+def test_a_planted_mistake_has_its_name(name: str, tmp_path: Path) -> None:
+    old, new = (FORWARD | BACKWARD)[name]
+    code = kernel_of_the_guide()
+    assert old in code
+    case, wrong = sized(), written(tmp_path, code.replace(old, new))
+    if name in FORWARD:
+        given, dout = {"out": wrong.kernel(case.inputs)["out"]}, None
+    else:
+        given, dout = wrong.kernel(case.inputs, case.dout), case.dout
+    found = oracle.diagnose(given, case.spec, case.inputs, recipe="float32", dout=dout)
+    assert found.name == name, str(found)
+
+
+@triton.jit
+def _bfloat16(X, Y, SUM, ROUNDED, N: tl.constexpr):
+    at = tl.arange(0, N)
+    x = tl.load(X + at)
+    tl.store(SUM + at, x + tl.load(Y + at))
+    tl.store(ROUNDED + at, (x.to(tl.float32) * 1.2345).to(tl.bfloat16))
+
+
+def test_what_the_interpreter_does_with_bfloat16() -> None:
+    """What the guide says: sums of bfloat16 are sums of bits, and float32 is cut, not rounded, to bfloat16."""
+    x, y = (torch.randn(1024, generator=torch.Generator().manual_seed(n)).to(torch.bfloat16) for n in (0, 1))
+    total, rounded = torch.empty_like(x), torch.empty_like(x)
+    _bfloat16[(1,)](x, y, total, rounded, 1024)
+    bits = [t.view(torch.int16).numpy().view(np.uint16) for t in (x, y, total)]
+    assert np.array_equal(bits[2], bits[0] + bits[1])
+    cut = (x.float() * np.float32(1.2345)).numpy().view(np.uint32) & np.uint32(0xFFFF0000)
+    assert np.array_equal(rounded.float().numpy(), cut.view(np.float32))
+
+
+def test_a_kernel_that_computes_in_bfloat16_there_has_a_name(right: ModuleType) -> None:
+    case = sized("bfloat16")
+    with np.errstate(all="ignore"):
+        out = right.kernel(case.inputs)["out"]
+    found = oracle.diagnose({"out": out}, case.spec, case.inputs, recipe="bfloat16")
+    assert found.name == "bfloat16_bits_read_as_integers", str(found)
