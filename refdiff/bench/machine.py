@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.backends.numpy.thread_pool import cores
-from refdiff.bench.device import CupyGpu
+from refdiff.bench.device import Gpu
 
 PACKAGES = ("numpy", "transformers", "torch", "onnxruntime")
 
@@ -27,12 +27,19 @@ def describe(threads: int, backend: str = "numpy") -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    card = CupyGpu().describe() if backend == "cupy" else {}
-    versions |= {name: card[name] for name in ("cupy", "cuda") if card}
+    device = {}
+    if backend == "cupy":
+        Gpu.of_cupy()  # says so where it does not answer
+        import cupy
+
+        runtime = cupy.cuda.runtime
+        device["device"] = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+        major, minor = divmod(runtime.runtimeGetVersion(), 1000)
+        versions |= {"cupy": cupy.__version__, "cuda": f"{major}.{minor // 10}"}
     build: Any = np.show_config(mode="dicts")
     blas = build.get("Build Dependencies", {}).get("blas", {})
     return {
-        **({"device": card["device"]} if card else {}),
+        **device,
         "processor": processor(),
         "cores": cores(),
         "threads": threads,

@@ -10,34 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.bench.device import TorchGpu, UnavailableError
-from refdiff.bench.model_side import LOOKED_UP, Arrivals, Ids, ModelSide
-from refdiff.bench.side import FloatArray, ProductSide, Settings
+from refdiff.bench.device import Gpu, UnavailableError
+from refdiff.bench.inputs import Bias, Ids
+from refdiff.bench.side import LOOKED_UP, Answer, Arrivals, FloatArray, Settings, Side
 
 
-def imported(names: tuple[str, ...], needs: str) -> list[Any]:
-    """Import the modules that a side needs.
-
-    Raises:
-        UnavailableError: one of them is not installed.
-    """
+def _imported(*names: str) -> list[Any]:
+    """Import the modules that a side needs; raise `UnavailableError` where one of them is not installed."""
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
+        needs = f"{names[-1]} needs {names[-1]} and {names[0]} (pip install {' '.join(reversed(names))})"
         raise UnavailableError(f"--against {needs}: {error}") from None
 
 
-class NumpySide(ProductSide):
+class NumpySide(Side):
     """`x @ weight.T` on the threads of NumPy's BLAS, which has GEMV for one token and GEMM for more."""
 
-    def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
+    def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
         """Multiply into the same array again and again, as ONNX Runtime does."""
-        out = np.empty((0, 0), np.float32)
+        out = np.empty((len(x), len(weights[0])), np.float32)
 
-        def multiply(x: FloatArray) -> FloatArray:
-            nonlocal out
-            if len(out) != len(x):
-                out = np.empty((len(x), len(weights[0])), np.float32)
+        def multiply() -> FloatArray:
             for weight in weights:
                 np.matmul(x, weight.T, out=out)
             return out
@@ -45,66 +39,57 @@ class NumpySide(ProductSide):
         return multiply
 
 
-class OnnxRuntimeSide(ProductSide):
+class OnnxRuntimeSide(Side):
     """MatMul on the CPU."""
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> Answer:
         """Import onnx, which writes the graph, and onnxruntime, which runs it."""
-        needs = "onnxruntime needs onnxruntime and onnx (pip install onnxruntime onnx)"
-        self._onnx, self._runtime = imported(("onnx", "onnxruntime"), needs)
+        self._onnx, self._runtime = _imported("onnx", "onnxruntime")
         return {}
 
-    def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
+    def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
         """Make one session, which has its threads once, of a node for each weight; what it reads and writes is bound.
 
         A session for each weight would have threads for each, and those of the last one spin while the next one works.
         """
-        runtime, helper, number = self._runtime, self._onnx.helper, self._onnx.TensorProto.FLOAT
-        outputs, inputs = weights[0].shape
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.settings.threads, 1
-        products = {f"y{i}": f"w{i}" for i in range(len(weights))}
-        graph = helper.make_graph(
-            [helper.make_node("MatMul", ["x", held], [result]) for result, held in products.items()],
-            "products",
-            [helper.make_tensor_value_info("x", number, ["n", inputs])],
-            [helper.make_tensor_value_info(result, number, ["n", outputs]) for result in products],
-            [self._in_a_file(held, (inputs, outputs)) for held in products.values()],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        with tempfile.TemporaryDirectory(prefix="refdiff-bench-", ignore_cleanup_errors=True) as folder:
-            for held, weight in zip(products.values(), weights, strict=True):
-                np.ascontiguousarray(weight.T).tofile(Path(folder, held))
-            Path(folder, "model.onnx").write_bytes(model.SerializeToString())
-            session = runtime.InferenceSession(
-                str(Path(folder, "model.onnx")), options, providers=["CPUExecutionProvider"]
-            )
-        bound: list[Any] = [None]
+        results = {f"y{i}": np.empty((len(x), len(weight)), np.float32) for i, weight in enumerate(weights)}
+        session = self._session(list(results), weights)
+        binding = session.io_binding()
+        binding.bind_cpu_input("x", x)
+        for name, y in results.items():
+            binding.bind_output(name, "cpu", 0, np.float32, y.shape, y.ctypes.data)
 
-        def multiply(x: FloatArray) -> Any:
-            if bound[0] is not x:
-                bound[:] = x, *self._bind(session, list(products), x, outputs)
-            _, binding, results = bound
+        def multiply() -> FloatArray:
             session.run_with_iobinding(binding)
-            return results[-1]
+            return list(results.values())[-1]  # the binding has addresses alone, so all are kept here
 
         return multiply
 
-    def _in_a_file(self, name: str, shape: tuple[int, int]) -> Any:
-        """Declare a weight whose numbers are in a file of its name: in the graph they would be copied three times."""
-        tensor = self._onnx.TensorProto(name=name, dims=shape, data_type=self._onnx.TensorProto.FLOAT)
-        tensor.data_location = self._onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value=name)
-        return tensor
-
-    def _bind(self, session: Any, names: list[str], x: FloatArray, outputs: int) -> tuple[Any, list[FloatArray]]:
-        """Say once where x and the results are, which must both be kept: the binding has their addresses alone."""
-        binding = session.io_binding()
-        binding.bind_cpu_input("x", x)
-        results = [np.empty((len(x), outputs), np.float32) for _ in names]
-        for name, y in zip(names, results, strict=True):
-            binding.bind_output(name, "cpu", 0, np.float32, y.shape, y.ctypes.data)
-        return binding, results
+    def _session(self, names: list[str], weights: list[FloatArray]) -> Any:
+        """Load a model of one product per weight, whose numbers are in files: in the graph they would be copied."""
+        helper, proto = self._onnx.helper, self._onnx.TensorProto
+        outputs, inputs = weights[0].shape
+        tensors = []
+        with tempfile.TemporaryDirectory(prefix="refdiff-bench-", ignore_cleanup_errors=True) as folder:
+            for name, weight in zip(names, weights, strict=True):
+                np.ascontiguousarray(weight.T).tofile(Path(folder, f"w{name}"))
+                tensor = proto(name=f"w{name}", dims=(inputs, outputs), data_type=proto.FLOAT)
+                tensor.data_location = proto.EXTERNAL
+                tensor.external_data.add(key="location", value=f"w{name}")
+                tensors.append(tensor)
+            graph = helper.make_graph(
+                [helper.make_node("MatMul", ["x", f"w{name}"], [name]) for name in names],
+                "products",
+                [helper.make_tensor_value_info("x", proto.FLOAT, ["n", inputs])],
+                [helper.make_tensor_value_info(name, proto.FLOAT, ["n", outputs]) for name in names],
+                tensors,
+            )
+            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+            file = Path(folder, "model.onnx")
+            file.write_bytes(model.SerializeToString())
+            options = self._runtime.SessionOptions()
+            options.intra_op_num_threads, options.inter_op_num_threads = self.settings.threads, 1
+            return self._runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 WHAT_ONE_WOULD_WRITE = """
@@ -120,20 +105,20 @@ print(tokenizer.decode(made[0, given["input_ids"].shape[1]:], skip_special_token
 """A script that shows the first token after a prompt."""
 
 
-class TransformersSide(ModelSide):
+class TransformersSide(Side):
     """A `transformers.DiffLlamaForCausalLM`; products by `torch.nn.functional.linear`."""
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> Answer:
         """Import torch and transformers."""
-        needs = "transformers needs transformers and torch (pip install transformers torch)"
-        self._torch, self._transformers = imported(("torch", "transformers"), needs)
-        if self.settings.backend == "cupy":
-            self.gpu = TorchGpu(self._torch)
+        self._torch, self._transformers = _imported("torch", "transformers")
+        self._device = torch_device(self.settings)
+        if self._device == "cuda":
+            self.gpu = Gpu.of_torch(self._torch)
         self._torch.set_num_threads(self.settings.threads)
         self._transformers.logging.set_verbosity_error()
         return {}
 
-    def load(self, folder: str) -> None:
+    def open(self, folder: str) -> None:
         """Open the checkpoint."""
         self._model: Any = self._loaded(folder).eval()
         self.vocab_size, self.itemsize = int(self._model.config.vocab_size), int(self._model.dtype.itemsize)
@@ -141,10 +126,10 @@ class TransformersSide(ModelSide):
     def _loaded(self, folder: str) -> Any:
         return self._transformers.DiffLlamaForCausalLM.from_pretrained(
             folder, dtype=getattr(self._torch, self.settings.dtype), attn_implementation="sdpa", local_files_only=True
-        ).to(device_of(self.settings))
+        ).to(self._device)
 
     def _there(self, ids: Ids) -> Any:
-        return self._torch.from_numpy(ids).to(device_of(self.settings))
+        return self._torch.from_numpy(ids).to(self._device)
 
     def start(self, ids: Ids, new: int) -> Ids:
         """Read a prompt into a `DynamicCache`, which grows as tokens come."""
@@ -166,7 +151,7 @@ class TransformersSide(ModelSide):
         if beyond:
             self._cache.crop(-beyond)
 
-    def by_lookup(self, ids: Ids, new: int, bias: dict[tuple[int, ...], float], streamer: Arrivals) -> Ids:
+    def by_lookup(self, ids: Ids, new: int, bias: Bias, streamer: Arrivals) -> Ids:
         """Call its `generate`."""
         self._model.generation_config.eos_token_id = None
         made = self._model.generate(
@@ -180,15 +165,15 @@ class TransformersSide(ModelSide):
         )
         return np.asarray(made[:, ids.shape[1] :].cpu().numpy())
 
-    def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
+    def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
         """Call torch's product."""
-        linear, torch = self._torch.nn.functional.linear, self._torch
-        held = [torch.from_numpy(weight) for weight in weights]
+        torch = self._torch
+        given, *held = map(torch.from_numpy, (x, *weights))
 
-        def multiply(x: FloatArray) -> Any:
+        def multiply() -> Any:
             with torch.inference_mode():
                 for weight in held:
-                    result = linear(torch.from_numpy(x), weight)
+                    result = torch.nn.functional.linear(given, weight)
                 return result.numpy()
 
         return multiply
@@ -213,6 +198,6 @@ class TransformersSide(ModelSide):
         return one_step
 
 
-def device_of(settings: Settings) -> str:
+def torch_device(settings: Settings) -> str:
     """Name the device in torch's terms."""
     return "cuda" if settings.backend == "cupy" else "cpu"

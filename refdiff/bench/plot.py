@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +15,6 @@ NOTHING = (
     "nothing to plot: measure prefill, decode or memory of one row at two lengths, as in prefill:128,prefill:512, or "
     "of one length with two numbers of rows, as in decode:128,decode:128x8"
 )
-
 
 DRAWN = {
     "prefill": ("reading a prompt", "reading several prompts", "seconds"),
@@ -62,15 +60,6 @@ def can_draw(rows: Iterable[Row]) -> bool:
     """Whether a report of these rows, if none fails, has anything to draw."""
     measured = [{"row": row.spelled, "sides": {"refdiff": {"seconds": [1.0]}}, "error": None} for row in rows]
     return bool(panels({"rows": measured, "settings": {"decoded_tokens": 1}}))
-
-
-def plot(report: dict[str, Any], file: str | os.PathLike[str]) -> None:
-    """Draw the panels of a report into a file, whose name ends in .png, .svg or .pdf.
-
-    Raises:
-        ValueError, ImportError: as `draw`.
-    """
-    draw(report).savefig(file, dpi=144)
 
 
 def draw(report: dict[str, Any]) -> Any:

@@ -22,16 +22,16 @@ from typing import IO, Any, Self
 
 import refdiff
 from refdiff.bench.device import UnavailableError
-from refdiff.bench.side import Settings, Side
+from refdiff.bench.side import Answer, Settings, Side
 
 SIDES = {
-    "refdiff": ("refdiff_side", "RefdiffSide"),
-    "stored": ("refdiff_side", "StoredSide"),
-    "transformers": ("peers", "TransformersSide"),
-    "numpy": ("peers", "NumpySide"),
-    "onnxruntime": ("peers", "OnnxRuntimeSide"),
-    "oracle": ("oracle_side", "OracleSide"),
-    "ceilings": ("ceilings", "CeilingSide"),
+    "refdiff": "refdiff_side.RefdiffSide",
+    "stored": "refdiff_side.StoredSide",
+    "transformers": "peers.TransformersSide",
+    "numpy": "peers.NumpySide",
+    "onnxruntime": "peers.OnnxRuntimeSide",
+    "oracle": "oracle_side.OracleSide",
+    "ceilings": "ceilings.CeilingSide",
 }
 """Name → module and class."""
 
@@ -58,10 +58,8 @@ def environment(threads: int) -> dict[str, str]:
 class Child:
     """The process of one side, started when it is made; `with` ends it.
 
-    It has a session of its own, so that Ctrl-C reaches the parent alone, which then ends it.
-
-    Raises:
-        UnavailableError: a package that it needs is not installed.
+    It has a session of its own, so that Ctrl-C reaches the parent alone, which then ends it. Raises `UnavailableError`
+    where a package that it needs is not installed.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -69,12 +67,12 @@ class Child:
         with ExitStack() as undo:  # Ctrl-C may come at any line
             self._errors = undo.enter_context(tempfile.TemporaryFile())
             command = ["-m", "refdiff.bench.processes", json.dumps({"side": name, **asdict(settings)})]
-            self._process = _start([sys.executable, *command], settings.threads, subprocess.PIPE, self._errors)
+            self.process = _start([sys.executable, *command], settings.threads, subprocess.PIPE, self._errors)
             undo.callback(self.close)
             self.request("prepare")
             undo.pop_all()
 
-    def request(self, do: str, **arguments: Any) -> dict[str, Any]:
+    def request(self, do: str, **arguments: Any) -> Answer:
         """Have it do something, and return its answer.
 
         Raises:
@@ -82,35 +80,25 @@ class Child:
             ChildError: it failed; the message says how.
         """
         line = b""
-        if (sink := self._process.stdin) and (source := self._process.stdout) and self._process.poll() is None:
+        if (sink := self.process.stdin) and (source := self.process.stdout) and self.process.poll() is None:
             with suppress(BrokenPipeError):
                 sink.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
                 sink.flush()
                 line = source.readline()
         if not line:
-            status = self._process.wait()
+            status = self.process.wait()
             how = f"killed by signal {-status} (out of memory?)" if status < 0 else f"ended with status {status}"
             raise ChildError(": ".join([f"{self.name}: its process was {how}", *_last_line(self._errors)]))
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            if answer["kind"] == UnavailableError.__name__:
-                raise UnavailableError(answer["error"])
-            raise ChildError(f"{self.name}: {answer['kind']}: {answer['error']}")
-        return answer
-
-    @property
-    def pid(self) -> int:
-        """The number of the process."""
-        return self._process.pid
+        found: Answer = json.loads(line)
+        if "error" in found:
+            if found["kind"] == UnavailableError.__name__:
+                raise UnavailableError(found["error"])
+            raise ChildError(f"{self.name}: {found['kind']}: {found['error']}")
+        return found
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
-        self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(BrokenPipeError):
-                if pipe is not None:
-                    pipe.close()
-        self._process.wait()
+        _end(self.process)
         self._errors.close()
 
     def __enter__(self) -> Self:
@@ -121,7 +109,7 @@ class Child:
 
 
 def first_output(command: list[str], threads: int) -> tuple[float, str]:
-    """Run a command, and return the seconds from its start to its first output, and all that it printed.
+    """Run a command; return the seconds from its start to its first output, and all that it printed.
 
     Raises:
         ChildError: it failed; the message has its last line.
@@ -135,10 +123,7 @@ def first_output(command: list[str], threads: int) -> tuple[float, str]:
             rest = process.stdout.read() if process.stdout else b""
             status = process.wait()
         finally:
-            process.kill()
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
+            _end(process)
         if status or not first:
             (line,) = _last_line(errors) or ["no output"]
             raise ChildError(f"{Path(command[0]).name} ended with status {status}: {line}")
@@ -156,22 +141,24 @@ def _start(command: list[str], threads: int, stdin: int, errors: IO[bytes]) -> s
     )
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        with suppress(BrokenPipeError):
+            pipe.close()
+    process.wait()
+
+
 def _last_line(errors: IO[bytes]) -> list[str]:
     errors.seek(0)
     return errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
 
 
-def make_side(name: str, settings: Settings) -> Side:
-    """Make a side by its name; only its own module is imported."""
-    module, cls = SIDES[name]
-    side: Side = getattr(importlib.import_module(f"refdiff.bench.{module}"), cls)(settings)
-    return side
-
-
 def answer(side: Side, line: str) -> str:
     """Answer one line."""
     try:
-        result = side.answer(**json.loads(line))
+        request = json.loads(line)
+        result = getattr(side, request.pop("do"))(**request)
     except Exception as error:  # whatever it is, the parent must hear of it
         result = {"error": " ".join(str(error).split()), "kind": type(error).__name__}
     return json.dumps(result)
@@ -190,7 +177,8 @@ def main(arguments: list[str]) -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
-    side = make_side(given.pop("side"), Settings(**given))
+    module, _, name = SIDES[given.pop("side")].partition(".")  # only this side's module is imported
+    side = getattr(importlib.import_module(f"refdiff.bench.{module}"), name)(Settings(**given))
     while True:
         answers.write(answer(side, lines.get()) + "\n")
         answers.flush()

@@ -9,34 +9,30 @@ import numpy as np
 
 from refdiff.arrays import namespace, to_numpy
 from refdiff.backends import backend_for
-from refdiff.bench.device import SIXTEEN_BITS, CupyGpu
-from refdiff.bench.model_side import LOOKED_UP, Arrivals, Ids, ModelSide
-from refdiff.bench.side import FloatArray
+from refdiff.bench.device import SIXTEEN_BITS, Gpu
+from refdiff.bench.inputs import Bias, Ids
+from refdiff.bench.side import LOOKED_UP, Answer, Arrivals, FloatArray, Side
 from refdiff.generation.context import DecodingContext
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.weights.names import flatten, nest
 from refdiff.training.adamw import AdamW
 
 
-class RefdiffSide(ModelSide):
+class RefdiffSide(Side):
     """A `DiffLlamaForCausalLM`, read by what its `generate` reads by."""
 
     model: DiffLlamaForCausalLM
     weights: ClassVar[str] = "expanded"
     sparing = True
 
-    def prepare(self) -> dict[str, Any]:
-        """Request for the device, where one is to be used."""
+    def prepare(self) -> Answer:
+        """Find the device, where one is to be used."""
         if self.settings.backend == "cupy":
-            self.gpu = CupyGpu()
+            self.gpu = Gpu.of_cupy()
         return {}
 
-    def load(self, folder: str) -> None:
-        """Map the files; matrices of a 16-bit dtype stay so.
-
-        Raises:
-            ValueError: the file has them in another type.
-        """
+    def open(self, folder: str) -> None:
+        """Map the files; matrices of a 16-bit dtype stay so, and must be stored so."""
         s = self.settings
         self.model = DiffLlamaForCausalLM.from_pretrained(
             folder,
@@ -73,7 +69,7 @@ class RefdiffSide(ModelSide):
         self._context.crop(length)
         self._ids = self._ids[:, :length]
 
-    def by_lookup(self, ids: Ids, new: int, bias: dict[tuple[int, ...], float], streamer: Arrivals) -> Ids:
+    def by_lookup(self, ids: Ids, new: int, bias: Bias, streamer: Arrivals) -> Ids:
         """Call `generate`."""
         options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": False}
         made = self.model.generate(
@@ -86,11 +82,11 @@ class RefdiffSide(ModelSide):
         )
         return np.asarray(made[:, ids.shape[1] :])
 
-    def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
+    def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
         """Call `linear` as a model does in a pass, which says whether it is one of one token by a weight of its own."""
         backend = backend_for(namespace(weights[0]), threads=self.settings.threads)
 
-        def multiply(x: FloatArray) -> Any:
+        def multiply() -> Any:
             with backend.inference_scope(weights[0] if len(x) == 1 else None):
                 for weight in weights:
                     result = backend.ops.linear(x, weight)

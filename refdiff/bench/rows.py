@@ -6,36 +6,43 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from refdiff.bench.device import SIXTEEN_BITS
+from refdiff.bench.side import WEIGHT, Settings
 from refdiff.bench.sizes import TRAINED
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import count_parameters, parameter_shapes
 
+_MANY = "TOKENS[xN]"
 KINDS = {
-    "cold": "process start to the first token of a 16-token prompt",
-    "load": "opening the checkpoint, in a new process",
-    "prefill": "reading a prompt of SIZE tokens, to the next one",
-    "decode": "tokens one by one after SIZE tokens, xB rows at a time",
-    "lookup": "a text that repeats itself, after its first token, with prompt_lookup_num_tokens",
-    "edit": "the same with a program of which some names are changed",
-    "memory": "most memory of a new process that reads SIZE tokens and decodes 16",
-    "product": "one weight of 2048 × 8192 with SIZE tokens",
-    "check": "the oracle's check of SIZE queries and keys of xB heads in bfloat16: processor time, then most memory",
-    "diagnose": "the oracle's diagnosis of the same with heads paired in another order",
-    "train": f"forward, backward and AdamW of a model of {' or '.join(TRAINED)}",
+    "cold": ("", "start to first token"),  # of the command, with a prompt of 16 tokens
+    "load": ("", "load"),  # in a new process
+    "prefill": (_MANY, "prefill {size}{rows}"),  # a prompt, to the next token
+    "decode": (_MANY, "decode {size}{rows}"),  # one token at a time after TOKENS, N sequences at once
+    "lookup": ("", "prompt lookup, a copy"),  # a text that repeats itself, after its first token
+    "edit": ("", "prompt lookup, an edit"),  # a program in which some names change
+    "memory": (_MANY, "memory {size}{rows}"),  # peak of a new process that reads TOKENS and decodes 16
+    "product": ("TOKENS", "product, {tokens}"),  # of a weight of 2048 × 8192
+    "check": (_MANY, "check {size}, {heads}"),  # the oracle's, of TOKENS queries and keys of N heads in bfloat16
+    "diagnose": (_MANY, "diagnose {size}, {heads}"),  # of the same with heads paired in another order
+    "train": ("MODEL", "training step, {model}"),  # forward, backward and AdamW
 }
-"""Kind of row → what is measured."""
+"""Kind of row → what follows its name on the command line, and how a table names it."""
 
-OF_ORACLE = ("check", "diagnose")
-"""Kinds of rows that need neither a model nor another side."""
+ORACLE_KINDS = ("check", "diagnose")
+"""Kinds of rows that need neither a model nor another side; they are measured in seconds of the processor."""
 
-_SIZED = ("prefill", "decode", "memory", "product", *OF_ORACLE)
-_BATCHED = ("prefill", "decode", "memory", *OF_ORACLE)
-_SPELLED = re.compile(r"([a-z]+)(?::(\w+?))?(?:x(\d+))?")
+_NUMBER = "[1-9][0-9]{0,5}"
+_FORMS = {
+    "": "",
+    "TOKENS": f":(?P<size>{_NUMBER})",
+    _MANY: f":(?P<size>{_NUMBER})(x(?P<batch>{_NUMBER}))?",
+    "MODEL": f":(?P<model>{'|'.join(TRAINED)})",
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: `size` counts tokens, or 0 where none are; `model` names what is trained."""
+    """One row: `size` counts tokens, or 0 where none are; `batch` sequences or heads; `model` is what is trained."""
 
     kind: str
     size: int = 0
@@ -46,62 +53,48 @@ class Row:
     def spelled(self) -> str:
         """How the command line spells it."""
         size = self.model or (str(self.size) if self.size else "")
-        batch = f"x{self.batch}" if self.batch > 1 else ""
-        return f"{self.kind}:{size}{batch}" if size else self.kind
+        return self.kind + (f":{size}" if size else "") + (f"x{self.batch}" if self.batch > 1 else "")
 
     @property
     def title(self) -> str:
         """How a table names it."""
-        rows = f", {self.batch} rows" if self.batch > 1 else ""
-        match self.kind:
-            case "cold":
-                return "start to first token"
-            case "lookup":
-                return "prompt lookup, a copy"
-            case "edit":
-                return "prompt lookup, an edit"
-            case "product":
-                return f"product, {self.size} token{'s' * (self.size > 1)}"
-            case "check" | "diagnose":
-                return f"{self.kind} {self.size}, {self.batch} head{'s' * (self.batch > 1)}"
-            case "train":
-                return f"training step, {self.model}"
-            case _:
-                return f"{self.kind} {self.size or ''}".rstrip() + rows
+        return KINDS[self.kind][1].format(
+            size=self.size,
+            model=self.model,
+            rows=f", {self.batch} rows" if self.batch > 1 else "",
+            tokens=f"{self.size} token{'s' * (self.size > 1)}",
+            heads=f"{self.batch} head{'s' * (self.batch > 1)}",
+        )
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What a side does, as a request to its process."""
+        form = KINDS[self.kind][0]
+        size = {"size": self.size} if "TOKENS" in form else {}
+        return {"do": self.kind, **size, **({"batch": self.batch} if form == _MANY else {})}
 
     @property
     def needs_model(self) -> bool:
         """Whether it needs the checkpoint: training has models of its own, and the others have none."""
-        return self.kind not in ("train", "product", *OF_ORACLE)
+        return self.kind not in ("train", "product", *ORACLE_KINDS)
 
 
 def parse_rows(text: str) -> list[Row]:
-    """Read `prefill:512,decode:128x8,load`.
-
-    Raises:
-        ValueError: a row that there is not; the message names those that there are.
-    """
+    """Read `prefill:512,decode:128x8,load`; raise `ValueError` for a row that there is not."""
     return list(dict.fromkeys(_parse(part.strip()) for part in text.split(",")))
 
 
 def _parse(part: str) -> Row:
-    match = _SPELLED.fullmatch(part)
-    if match is None or match[1] not in KINDS:
+    kind, colon, rest = part.partition(":")
+    if kind not in KINDS:
         raise ValueError(f"got {part!r}, expected {', '.join(KINDS)}, as in decode:128x8")
-    kind, size, batch = match.groups()
-    if kind == "train":
-        if size not in TRAINED or batch:
-            raise ValueError(f"row {part!r} needs the size of a model, {' or '.join(TRAINED)}, as in train:3m")
-        return Row(kind, model=size)
-    if kind not in _SIZED:
-        if size or batch:
-            raise ValueError(f"row {part!r} has a size, but {kind} takes none")
-        return Row(kind)
-    if size is None or not size.isdecimal() or not 1 <= int(size) <= 1_000_000:
-        raise ValueError(f"row {part!r} needs a number of tokens from 1 to 1000000, as in {kind}:128")
-    if batch and (kind not in _BATCHED or not 1 <= int(batch) <= 1024):
-        raise ValueError(f"row {part!r}: a number of rows is for {', '.join(_BATCHED)}, from 1 to 1024")
-    return Row(kind, int(size), int(batch or 1))
+    form = KINDS[kind][0]
+    if (match := re.fullmatch(_FORMS[form], colon + rest)) is None:
+        spelled = f"{kind}:{form}" if form else kind
+        example = {"": "", "MODEL": f"; MODEL is {' or '.join(TRAINED)}"}.get(form, f", as in {kind}:128")
+        raise ValueError(f"got {part!r}, expected {spelled}{example}")
+    found = match.groupdict()
+    return Row(kind, int(found.get("size") or 0), int(found.get("batch") or 1), found.get("model") or "")
 
 
 ALL = parse_rows(
@@ -112,19 +105,9 @@ ALL = parse_rows(
 """What is measured where nothing is said."""
 
 QUICK = parse_rows("cold,load,prefill:32,decode:32,decode:32x3,lookup,edit,memory:32,product:1,product:8")
-"""What `--quick` measures."""
-
 TRAIN = parse_rows("train:3m,train:30m")
 QUICK_TRAIN = parse_rows("train:tiny")
-
-ORACLE = parse_rows("check:1024x32,check:4096x8,diagnose:256x4")
-"""What the guide for kernel authors has."""
-
-WEIGHT = 2048, 8192
-"""Outputs and inputs of the weight that `product` multiplies with."""
-
-POSSIBLE = 1.05
-"""A share of a ceiling above which one of the two was not measured as it is: no more than the spread of both."""
+"""What `--quick`, `--train` and both measure."""
 
 FEW = 16
 """Up to so many tokens, what a product costs is reading its weight."""
@@ -132,125 +115,93 @@ FEW = 16
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens that a row makes or reads, bytes that it must read, operations that a plain pass does; 0 if not counted.
+    """How much a row does.
 
-    unit: what a table shows: tok/s, s, B, GB/s or GFLOP/s.
+    amount: what is divided by the seconds to give a rate in `unit` (tok/s, GB/s, GFLOP/s); 0 for s and B.
+    ceiling: the limit of the machine that it is compared with: gemv, on a device copy (bytes a second), or sgemm, on a
+        device matmul (operations a second), or "".
+    needed: bytes that a pass must read, or operations that it must do.
     matrices: how many numbers of matrices are among those bytes, of `itemsize` bytes each.
-    spared: how many of the operations a pass leaves out that does of the last layer only what the last token needs.
-    ceiling: what the machine holds against it: gemv, on a device copy (bytes a second), sgemm, on a device matmul
-        (operations a second), or "".
+    spared: how many of the operations a side leaves out that computes a prompt's last layer for the last token alone.
     """
 
     unit: str
     ceiling: str = ""
-    tokens: int = 0
-    bytes: int = 0
-    operations: int = 0
+    amount: float = 0
+    needed: int = 0
     matrices: int = 0
     itemsize: int = 4
     spared: int = 0
 
     def rate(self, measured: float) -> float:
         """Turn seconds (or bytes) into what the unit says."""
-        match self.unit:
-            case "tok/s":
-                return self.tokens / measured
-            case "GB/s":
-                return self.bytes / measured / 1e9
-            case "GFLOP/s":
-                return self.operations / measured / 1e9
-            case _:
-                return measured
+        return self.amount / measured if self.amount else measured
 
     def counted(self, itemsize: int | None = None, sparing: bool = False) -> int:
-        """Count the bytes that a side reads, or the operations that it does, to compare with the ceiling.
+        """Count what one side needs: its matrices have `itemsize` bytes a number, or it spares operations.
 
-        Bytes, of a side that has its matrices in `itemsize` bytes; or operations, without those spared where it spares
-        them. Whatever a side does beyond what is needed (scores that causality hides, or computed once more for the
-        other half of the values, as transformers does) counts for nobody.
+        Whatever else it does (scores that causality hides, or computed once more for the other half of the values, as
+        transformers does) counts for nobody.
         """
-        if self.ceiling in ("gemv", "copy"):
-            return self.bytes + self.matrices * ((itemsize or self.itemsize) - self.itemsize)
-        return self.operations - self.spared * sparing
+        larger = (itemsize or self.itemsize) - self.itemsize
+        return self.needed + self.matrices * larger - self.spared * sparing
 
 
-def work_of(
-    row: Row,
-    config: DiffLlamaConfig | None,
-    *,
-    steps: int,
-    itemsize: int = 4,
-    matrices: int | None = None,
-    **shape: int,
-) -> Work:
-    """Count a row's work on a model of `itemsize` bytes a number, `matrices` in a matrix; `shape` is of training."""
-    if row.kind in ("cold", "load", *OF_ORACLE):
+def work_of(row: Row, config: DiffLlamaConfig | None, settings: Settings) -> Work:
+    """Count a row's work on a model; a row that needs none may have None."""
+    s = settings
+    gemv, sgemm = ("copy", "matmul") if s.backend == "cupy" else ("gemv", "sgemm")
+    if row.kind in ("cold", "load", *ORACLE_KINDS):
         return Work("s")
     if row.kind == "memory":
         return Work("B")
     if row.kind == "product":
-        outputs, inputs = WEIGHT
-        few = row.size <= FEW
-        return Work(
-            "GB/s" if few else "GFLOP/s",
-            "gemv" if few else "sgemm",
-            bytes=4 * outputs * inputs,
-            operations=2 * outputs * inputs * row.size,
-        )
+        numbers = WEIGHT[0] * WEIGHT[1]
+        if row.size <= FEW:
+            return Work("GB/s", gemv, 4 * numbers / 1e9, 4 * numbers)
+        return Work("GFLOP/s", sgemm, 2 * numbers * row.size / 1e9, 2 * numbers * row.size)
+    if row.kind in ("lookup", "edit"):
+        return Work("tok/s", amount=s.looked_up)
     if config is None:
         raise ValueError(f"{row.spelled} needs a model")
-    if row.kind in ("lookup", "edit"):
-        return Work("tok/s", tokens=steps)
+    head = config.vocab_size * config.hidden_size
     if row.kind == "prefill":
-        once = _pass(config, row.size) + 2 * config.vocab_size * config.hidden_size
-        operations, spared = once * row.batch, _spared(config, row.size) * row.batch
-        return Work("tok/s", "sgemm", tokens=row.size * row.batch, operations=operations, spared=spared)
+        needed, spared = _forward(config, row.size) + 2 * head, _spared(config, row.size)
+        return Work("tok/s", sgemm, row.size * row.batch, needed * row.batch, spared=spared * row.batch)
     if row.kind == "decode":
-        read, each = steps * _matrices(config, head=True), matrices or itemsize
-        cached = sum(_cache(config) * (row.size + i) for i in range(1, steps + 1)) * row.batch * itemsize
-        tokens = steps * row.batch
-        return Work("tok/s", "gemv", tokens=tokens, bytes=read * each + cached, matrices=read, itemsize=each)
-    tokens = shape["batch"] * shape["context"]
-    logits = 2 * config.vocab_size * config.hidden_size * tokens
+        itemsize = 8 if s.dtype == "float64" else 4  # of the cache
+        stored = 2 if s.dtype in SIXTEEN_BITS else itemsize
+        matrices = s.steps * (_matrices(config, ".layers.") + head)
+        cached = sum(_cached(config) * (row.size + i) for i in range(1, s.steps + 1)) * row.batch
+        return Work("tok/s", gemv, s.steps * row.batch, matrices * stored + cached * itemsize, matrices, stored)
     backward = 3  # the gradients of both factors of every product cost as much as the product each
-    operations = backward * (_pass(config, shape["context"]) * shape["batch"] + logits)
-    return Work("tok/s", "sgemm", tokens=tokens, operations=operations)
+    needed = backward * s.batch * (_forward(config, s.context) + 2 * head * s.context)
+    return Work("tok/s", sgemm, s.batch * s.context, needed)
 
 
-def _matrices(config: DiffLlamaConfig, *, head: bool) -> int:
-    """Numbers in the matrices that every token is multiplied by, those of the head among them or not."""
-    shapes: dict[str, Any] = parameter_shapes(config, "DiffLlamaForCausalLM")
-    layers = count_parameters(s for name, s in shapes.items() if len(s) > 1 and ".layers." in name)
-    return layers + (config.vocab_size * config.hidden_size if head else 0)
+def _matrices(config: DiffLlamaConfig, part: str, without: tuple[str, ...] = ()) -> int:
+    """Count the numbers of the matrices whose names have this part."""
+    shapes = parameter_shapes(config, "DiffLlamaForCausalLM")
+    return count_parameters(s for n, s in shapes.items() if len(s) > 1 and part in n and not n.endswith(without))
 
 
-def _cache(config: DiffLlamaConfig) -> int:
-    """Numbers of keys and values that one token has in the cache."""
+def _cached(config: DiffLlamaConfig) -> int:
+    """Count the numbers of keys and values that one token has in the cache."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
 
 
-def _pass(config: DiffLlamaConfig, tokens: int) -> int:
-    """Operations of all layers on a row of tokens, attention over the keys that causality shows and no others."""
+def _forward(config: DiffLlamaConfig, tokens: int) -> int:
+    """Count the operations of all layers on a sequence, attention over the keys that causality shows and no others."""
     attention = config.num_hidden_layers * _attention(config, tokens * (tokens + 1) // 2)
-    return 2 * _matrices(config, head=False) * tokens + attention
+    return 2 * _matrices(config, ".layers.") * tokens + attention
 
 
 def _spared(config: DiffLlamaConfig, tokens: int) -> int:
-    """Those of the last layer that its last token's result does not need: of the others, all but keys and values."""
-    shapes: dict[str, Any] = parameter_shapes(config, "DiffLlamaForCausalLM")
-    last = f".layers.{config.num_hidden_layers - 1}."
-    needed = count_parameters(
-        s
-        for name, s in shapes.items()
-        if len(s) > 1 and last in name and not name.endswith(("k_proj.weight", "v_proj.weight"))
-    )
-    others = tokens - 1
-    return 2 * needed * others + _attention(config, others * tokens // 2)
+    """Count the operations of the last layer for all tokens but the last, which are needed for keys and values only."""
+    last, kept = f".layers.{config.num_hidden_layers - 1}.", ("k_proj.weight", "v_proj.weight")
+    return 2 * _matrices(config, last, kept) * (tokens - 1) + _attention(config, (tokens - 1) * tokens // 2)
 
 
-def _attention(config: DiffLlamaConfig, seen: int) -> int:
-    """Operations of a layer's attention, where queries see so many keys in all.
-
-    Scores; and as much again for the values, of half as many pairs and twice the width.
-    """
-    return 2 * 2 * config.num_query_heads * config.head_dim * seen
+def _attention(config: DiffLlamaConfig, pairs: int) -> int:
+    """Count a layer's operations for so many pairs of query and key: scores, and as much again for the values."""
+    return 2 * 2 * config.num_query_heads * config.head_dim * pairs

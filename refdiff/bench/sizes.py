@@ -15,21 +15,15 @@ from refdiff.model.weights.names import count_parameters, parameter_shapes
 from refdiff.model.weights.precision import NBYTES, STORED
 
 HANDCUT: dict[str, Any] = {
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "bos_token_id": 128000,
     "eos_token_id": 128001,
     "head_dim": 64,
-    "hidden_act": "silu",
     "hidden_size": 2048,
-    "initializer_range": 0.02,
     "intermediate_size": 8192,
-    "lambda_std_dev": 0.1,
     "max_position_embeddings": 131072,
     "num_attention_heads": 32,
     "num_hidden_layers": 16,
     "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5,
     "rope_scaling": {
         "factor": 32.0,
         "high_freq_factor": 4.0,
@@ -40,11 +34,9 @@ HANDCUT: dict[str, Any] = {
     "rope_theta": 500000.0,
     "tie_word_embeddings": True,
     "torch_dtype": "float32",
-    "transformers_version": "4.46.0.dev0",
-    "use_cache": True,
     "vocab_size": 128256,
 }
-"""kajuma/DiffLlama-0.3B-handcut as its config.json says it: 1,235,818,496 parameters."""
+"""kajuma/DiffLlama-0.3B-handcut as its config.json says it, without defaults: 1,235,818,496 parameters."""
 
 ONE_B: dict[str, Any] = {
     **HANDCUT,
@@ -58,7 +50,6 @@ ONE_B: dict[str, Any] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
-    "transformers_version": "4.49.0",
     "vocab_size": 102400,
 }
 """kajuma/DiffLlama-1B as far as it is known: 1.39 B parameters, bfloat16, the ids of bos and eos. The dimensions are
@@ -79,24 +70,23 @@ TINY: dict[str, Any] = {
 """For trying the benchmark itself: measures calls of Python more than arithmetic."""
 
 LIKE = {"kajuma/DiffLlama-0.3B-handcut": HANDCUT, "kajuma/DiffLlama-1B": ONE_B, "tiny": TINY}
-"""Name → fields of config.json."""
 
-TRAINED: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 88},
-    "3m": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 512},
-    "30m": {"hidden_size": 512, "num_hidden_layers": 9, "num_attention_heads": 8, "intermediate_size": 1368},
-}
-"""Name → dimensions of the models whose training is measured; the rest is `trained_config`'s."""
+CLASS = "DiffLlamaForCausalLM"
+
+TRAINED = {"tiny": (32, 2, 4, 88), "3m": (192, 6, 6, 512), "30m": (512, 9, 8, 1368)}
+"""Models whose training is measured: name → hidden size, layers, heads, size of the feed-forward network."""
 
 
 def trained_config(name: str) -> DiffLlamaConfig:
     """Return the config of one of `TRAINED`: 2048 tokens, tied embeddings, as many key heads as query heads."""
-    fields = TRAINED[name]
-    heads, width = fields["num_attention_heads"], fields["hidden_size"]
+    width, layers, heads, inner = TRAINED[name]
     return DiffLlamaConfig(
-        **fields,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         num_key_value_heads=heads,
         head_dim=width // heads,
+        intermediate_size=inner,
         vocab_size=2048,
         max_position_embeddings=256,
         tie_word_embeddings=True,
@@ -116,13 +106,13 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
     """
     fields = LIKE[name] if dtype is None else {**LIKE[name], "torch_dtype": dtype}
     config = DiffLlamaConfig(**fields)
-    shapes = parameter_shapes(config, "DiffLlamaForCausalLM")
     if (folder / "config.json").exists():
         _check_found(name, folder, config)
     else:
-        _check_empty(name, folder)
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise ValueError(f"{folder} is not an empty folder and holds no config.json: name a new one for {name}")
         folder.mkdir(parents=True, exist_ok=True)
-        need = count_parameters(shapes.values()) * NBYTES[fields["torch_dtype"]]
+        need = count_parameters(parameter_shapes(config, CLASS).values()) * NBYTES[fields["torch_dtype"]]
         if (free := shutil.disk_usage(folder).free) < need * 1.02:
             raise OSError(f"{name} takes {need / 1e9:.2f} GB, but there is room for {free / 1e9:.2f} GB where it goes")
         model = DiffLlamaForCausalLM.from_config(config, dtype=fields["torch_dtype"])
@@ -133,32 +123,18 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
 
 def _check_found(name: str, folder: Path, config: DiffLlamaConfig) -> None:
     """Refuse a checkpoint that is not what would be written: by its config, and by the headers of its weights."""
-    found, need = DiffLlamaConfig.from_pretrained(folder), str(config.dtype)
-    shapes, wanted = (parameter_shapes(one, "DiffLlamaForCausalLM") for one in (found, config))
-    if shapes != wanted or found.rope_parameters != config.rope_parameters:
+    found = DiffLlamaConfig.from_pretrained(folder)
+    shapes, wanted = (parameter_shapes(one, CLASS) for one in (found, config))
+    if (shapes, found.rope_parameters) != (wanted, config.rope_parameters):
         raise ValueError(f"{folder} holds another model than {name}: name a new folder, or measure it with -m")
     try:
         types = {STORED.get(kind, kind) for file in headers(folder).values() for kind, _, _ in file.values()}
     except CheckpointError as error:
+        raise ValueError(f"{folder} should hold {name}, but it is not whole: {error}. Remove it") from None
+    if {*types, found.dtype or config.dtype} != {config.dtype}:
         raise ValueError(
-            f"{folder} should hold {name} in {need}, but it is not whole: {error}. Remove it, or name a new folder"
-        ) from None
-    said = need if found.dtype is None else found.dtype
-    if types != {need} or said != need:
-        raise ValueError(
-            f"{folder} holds {name} in {', '.join(sorted(types))} (its config.json says {said}), but {need} is needed: "
-            "name a new folder, or measure it with -m"
-        )
-
-
-def _check_empty(name: str, folder: Path) -> None:
-    """Refuse to write beside what is something else."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, but {name} takes a folder: name a new one")
-    if there := sorted(path.name for path in folder.glob("*")):
-        raise ValueError(
-            f"{folder} holds {there[0]!r} and no config.json, but {name} is only written into an empty folder: "
-            "name a new one"
+            f"{folder} holds {name} in {', '.join(sorted(types))} (its config.json says {found.dtype}), but "
+            f"{config.dtype} is needed: name a new folder, or measure it with -m"
         )
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from refdiff.cli.output_files import DRAWN, check_file, check_place
 from refdiff.cli.terminal import bar_width, note
 
 if TYPE_CHECKING:
-    from refdiff.bench.measure import BenchOptions, Measured
+    from refdiff.bench.measure import Measured
     from refdiff.bench.rows import Row
+    from refdiff.bench.side import Settings
     from refdiff.cli.parser import Parser
 
 
@@ -94,16 +95,16 @@ def run(args: argparse.Namespace) -> int:
     results: list[Measured] = []
     stored = args.dtype if args.dtype in SIXTEEN_BITS else None
     with bench.checkpoint(like, _folder(args, like), stored) as folder:
-        options = _options(args, folder)
+        settings = _settings(args, folder)
         try:
-            with _watched(rows, quiet=args.quiet) as (turn, done), closing(bench.run(rows, options, turn)) as run:
-                for measured in run:
+            with _watched(rows, quiet=args.quiet) as (turn, done):
+                for measured in bench.run(rows, settings, turn):
                     results.append(measured)
                     done(measured)
         finally:
             if results:  # after Ctrl-C too
                 model = bench.describe_model(like, folder, args.model)
-                _show(args, bench.report(bench.in_order(results, rows), options, model=model))
+                _show(args, bench.report(results, settings, model=model))
     return 1 if any(measured.failed for measured in results) else 0
 
 
@@ -147,11 +148,11 @@ def _check_plot(rows: list[Row]) -> None:
 def _rows_of_a_device(args: argparse.Namespace, rows: list[Row]) -> list[Row]:
     """Leave out, or refuse, what is only measured on a processor."""
     from refdiff.bench.device import SIXTEEN_BITS
-    from refdiff.bench.rows import OF_ORACLE
+    from refdiff.bench.rows import ORACLE_KINDS
 
     if args.rows is None:
         rows = [row for row in rows if row.kind != "product"]
-    elif kind := next((row.kind for row in rows if row.kind in ("product", *OF_ORACLE)), None):
+    elif kind := next((row.kind for row in rows if row.kind in ("product", *ORACLE_KINDS)), None):
         raise UsageError(f"--rows {kind}: is measured on a CPU; leave out --backend cupy")
     for name in PRODUCTS_ONLY:
         if name in (args.against or ()):
@@ -190,17 +191,20 @@ def _folder(args: argparse.Namespace, like: str | None) -> str | None:
     return str(folder)
 
 
-def _options(args: argparse.Namespace, folder: str | None) -> BenchOptions:
+def _settings(args: argparse.Namespace, folder: str | None) -> Settings:
     from refdiff.backends.numpy.thread_pool import default_threads
-    from refdiff.bench.measure import BenchOptions
     from refdiff.bench.side import Settings
 
-    settings = Settings(folder, args.threads or default_threads(), args.dtype, args.backend)
-    against = tuple(dict.fromkeys(args.against or ()))
-    if args.quick:
-        short: dict[str, Any] = {"steps": 4, "looked_up": 20, "least": 0.0, "rest": 0.0, "batch": 2, "context": 32}
-        return BenchOptions(folder, against, args.pairs or 1, settings=settings, **short)
-    return BenchOptions(folder, against, args.pairs or 5, settings=settings)
+    short: dict[str, Any] = {"steps": 4, "looked_up": 20, "least": 0.0, "rest": 0.0, "batch": 2, "context": 32}
+    return Settings(
+        folder,
+        args.threads or default_threads(),
+        args.dtype,
+        args.backend,
+        tuple(dict.fromkeys(args.against or ())),
+        args.pairs or (1 if args.quick else 5),
+        **(short if args.quick else {}),
+    )
 
 
 @contextmanager
@@ -246,6 +250,6 @@ def _print(report: dict[str, Any], *, markdown: bool) -> None:
 
 
 def _plot(report: dict[str, Any], file: str) -> None:
-    from refdiff.bench.plot import plot
+    from refdiff.bench.plot import draw
 
-    plot(report, file)
+    draw(report).savefig(file, dpi=144)

@@ -7,31 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.bench.model_side import Arrivals, Ids, ModelSide
-from refdiff.bench.side import FloatArray, Settings
+from refdiff.bench.inputs import Bias, Ids
+from refdiff.bench.side import Arrivals, FloatArray, Settings, Side
 
 
-class FakeSide(ModelSide):
+class FakeSide(Side):
     """Counts on from the last token; each start takes 5 s, each step 2 s, each product 0.25 s, each training step 3 s.
 
     `did` holds what has been called; its synchronisation takes 0.5 s before and after.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        super().__init__(settings or Settings("somewhere", 1))
+        super().__init__(settings or Settings("somewhere"))
         self.now = 100.0
         self.clock = lambda: self.now
         self.did: list[Any] = []
-
-    def load(self, folder: str) -> None:
-        self.now += 7
         self.vocab_size, self.itemsize = 11, 4
-        self.did.append(("load", folder))
+
+    def open(self, folder: str) -> None:
+        self.now += 7
+        self.did.append(("open", folder))
 
     def start(self, ids: Ids, new: int) -> Ids:
         self.now += 5
-        self.did.append(("start", ids))
-        self.new = new
+        self.did.append(("start", ids, new))
         return ids[:, -1]
 
     def step(self, tokens: Ids) -> Ids:
@@ -42,7 +41,7 @@ class FakeSide(ModelSide):
     def rewind(self, length: int) -> None:
         self.did.append(("rewind", length))
 
-    def by_lookup(self, ids: Ids, new: int, bias: dict[tuple[int, ...], float], streamer: Arrivals) -> Ids:
+    def by_lookup(self, ids: Ids, new: int, bias: Bias, streamer: Arrivals) -> Ids:
         """Reads the prompt in 5 s, gives the first token, and after 2 s each two more."""
         self.did.append(("lookup", ids))
         streamer.put(ids)
@@ -58,8 +57,8 @@ class FakeSide(ModelSide):
         streamer.end()
         return text[None]
 
-    def hold(self, weights: list[FloatArray]) -> Callable[[FloatArray], Any]:
-        def multiply(x: FloatArray) -> Any:
+    def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
+        def multiply() -> Any:
             self.now += 0.25 * len(weights)
             return x @ weights[-1].T
 

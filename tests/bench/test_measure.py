@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Self
 
 import pytest
 
-from refdiff.bench import measure
 from refdiff.bench import measure as bench
-from refdiff.bench.measure import BenchOptions, Measured, Measurer, difference, interleave, sixteen_tokens, spread
+from refdiff.bench.measure import Measured, difference, sides_of, sixteen_tokens, spread
 from refdiff.bench.processes import ChildError
 from refdiff.bench.rows import Row, Work, parse_rows
 from refdiff.bench.side import Settings
@@ -23,14 +22,6 @@ def test_spread() -> None:
     assert spread([4.0, 1.0, 2.0, 8.0])["median"] == 3.0
     with pytest.raises(ValueError):
         spread([])
-
-
-def test_sides_take_turns() -> None:
-    order: list[str] = []
-    requests = {name: lambda name=name: order.append(name) or {"n": len(order)} for name in "AB"}  # type: ignore[misc]
-    answers = interleave(requests, 3, lambda name: order.append(name.lower()), lambda: order.append("|"))
-    assert "".join(order) == "aAbB|bBaA|aAbB|"
-    assert answers == {"A": [{"n": 2}, {"n": 9}, {"n": 12}], "B": [{"n": 4}, {"n": 7}, {"n": 14}]}
 
 
 def test_ratios_are_of_neighbours() -> None:
@@ -59,6 +50,7 @@ def test_ratios_are_of_neighbours() -> None:
         ({"loss": float("nan")}, {"loss": 2.0}, "the loss is nan here and 2 there"),
         ({"sample": [100.0, 0.0]}, {"sample": [100.0, 0.05]}, None),
         ({"sample": [100.0, 0.0]}, {"sample": [100.0, 0.2]}, "a result is 0 here and 0.2 there"),
+        ({"tokens": [1, 2]}, {"tokens": [1]}, "there are (2, 1) tokens here and (1, 1) there"),
         ({"seconds": 1.0}, {"seconds": 2.0}, None),
     ],
 )
@@ -66,10 +58,9 @@ def test_difference(ours: dict[str, object], theirs: dict[str, object], found: s
     assert difference(ours, theirs) == found
 
 
-@pytest.mark.parametrize("key", ["tokens", "sample"])
-def test_answers_of_two_lengths_are_no_match(key: str) -> None:
+def test_samples_of_two_lengths_are_no_match() -> None:
     with pytest.raises(ValueError):
-        difference({key: [1, 2]}, {key: [1]})
+        difference({"sample": [1, 2]}, {"sample": [1]})
 
 
 def test_answers_are_evaluated() -> None:
@@ -81,7 +72,7 @@ def test_answers_are_evaluated() -> None:
             {"seconds": 3.0, "tokens": [1]},
         ],
     }
-    work = Work("tok/s", "gemv", tokens=8, bytes=10)
+    work = Work("tok/s", "gemv", 8, 10)
     found = Measured(Row("decode", 128), work, answers, rates=[20.0, 1.0, 2.0, 10.0]).to_dict()
     assert found["row"] == "decode:128"
     assert found["sides"]["refdiff"]["seconds"] == [1.0, 10.0, 2.0]
@@ -101,14 +92,14 @@ def test_answers_are_evaluated() -> None:
 def test_more_than_there_is_is_doubted() -> None:
     answers = {"refdiff": [{"seconds": 1.0}, {"seconds": 1.0}], "transformers": [{"seconds": 2.0}] * 2}
     for rate, doubtful in ((9.4, ["refdiff"]), (9.6, [])):
-        measured = Measured(Row("decode", 128), Work("tok/s", "gemv", tokens=8, bytes=10), answers, [rate] * 3)
+        measured = Measured(Row("decode", 128), Work("tok/s", "gemv", 8, 10), answers, [rate] * 3)
         assert measured.to_dict()["ceiling"]["doubtful"] == doubtful
 
 
 def test_faster_than_gemv_is_no_doubt_but_faster_than_reading_is() -> None:
     """The share is of gemv; the most that there can be is the better of gemv and read, each around the round."""
     answers = {"refdiff": [{"seconds": 1.0}, {"seconds": 1.0}]}
-    work = Work("tok/s", "gemv", tokens=8, bytes=10)
+    work = Work("tok/s", "gemv", 8, 10)
     for reads, most, doubtful in (
         ([9.6, 1.0, 9.6], [9.6, 9.6], []),
         ([9.4, 1.0, 9.4], [9.4, 9.4], ["refdiff"]),
@@ -121,7 +112,7 @@ def test_faster_than_gemv_is_no_doubt_but_faster_than_reading_is() -> None:
 
 
 def test_each_side_is_held_to_the_bytes_that_it_reads() -> None:
-    work = Work("tok/s", "gemv", tokens=8, bytes=4 * 10 + 2, matrices=10, itemsize=4)
+    work = Work("tok/s", "gemv", 8, 4 * 10 + 2, matrices=10, itemsize=4)
     answers = {"refdiff": [{"seconds": 1.0, "itemsize": 4}], "stored": [{"seconds": 1.0, "itemsize": 2}]}
     ceiling = Measured(Row("decode", 128), work, answers, [100.0, 100.0]).to_dict()["ceiling"]
     assert ceiling["counted"] == {"refdiff": 42, "stored": 22}
@@ -129,7 +120,7 @@ def test_each_side_is_held_to_the_bytes_that_it_reads() -> None:
 
 
 def test_each_side_is_held_to_the_operations_that_it_does() -> None:
-    work = Work("tok/s", "sgemm", tokens=8, operations=50, spared=8)
+    work = Work("tok/s", "sgemm", 8, 50, spared=8)
     answers = {"refdiff": [{"seconds": 1.0, "sparing": True}], "transformers": [{"seconds": 2.0, "sparing": False}]}
     ceiling = Measured(Row("prefill", 8), work, answers, [100.0, 100.0]).to_dict()["ceiling"]
     assert ceiling["counted"] == {"refdiff": 42, "transformers": 50}
@@ -148,11 +139,12 @@ def test_less_memory_is_below_one() -> None:
     assert Measured(Row("train", model="3m"), Work("B"), answers).title == "training memory, 3m"
 
 
-def test_other_tokens_are_a_failure() -> None:
+def test_other_tokens_are_a_failure_but_where_sides_round_to_sixteen_bits() -> None:
     answers = {"refdiff": [{"seconds": 1.0, "tokens": [1]}], "transformers": [{"seconds": 9.0, "tokens": [2]}]}
-    measured = Measured(Row("prefill", 5), Work("tok/s", tokens=5), answers)
+    measured = Measured(Row("prefill", 5), Work("tok/s", amount=5), answers)
     assert measured.to_dict()["against"]["transformers"]["difference"] == "token 0 of row 0 is 1 here and 2 there"
     assert measured.failed
+    assert not Measured(Row("prefill", 5), Work("tok/s", amount=5), answers, rounded=True).failed
 
 
 def test_a_row_that_could_not_be_measured() -> None:
@@ -176,7 +168,7 @@ class FakeChild:
     living: ClassVar[int] = 0
 
     def __init__(self, name: str, settings: Settings) -> None:
-        self.name = name
+        self.name, self.settings = name, settings
         self._note("new")
         FakeChild.living += 1
 
@@ -187,9 +179,7 @@ class FakeChild:
         self._note((do, *arguments.values()) if arguments else do)
         if do in ("gemv", "read", "sgemm"):
             return {"rate": 2e9 if do == "read" else 1e9}
-        if do == "peak":
-            return {"bytes": 5, "own_bytes": 2}
-        return {"seconds": 2.0, "bytes": 7, "tokens": [1], "loss": 3.0, "sample": [1.0]}
+        return {"seconds": 2.0, "bytes": 7, "own_bytes": 2, "tokens": [1], "loss": 3.0, "sample": [1.0]}
 
     def close(self) -> None:
         self._note("end")
@@ -204,73 +194,64 @@ class FakeChild:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeChild]]:
-    monkeypatch.setattr(measure, "Child", FakeChild)
+    monkeypatch.setattr(bench, "Child", FakeChild)
     FakeChild.log, FakeChild.living = [], 0
     yield FakeChild
     assert FakeChild.living == 0
 
 
 def _measure(
-    folder: Path, spelled: str, against: tuple[str, ...] = ("transformers",), **options: Any
+    folder: Path, spelled: str, against: tuple[str, ...] = ("transformers",), **settings: Any
 ) -> list[Measured]:
-    measurer = Measurer(BenchOptions(str(folder), against, 2, steps=3, rest=0, **options))
-    try:
-        return measurer.measure(parse_rows(spelled)[0])
-    finally:
-        measurer.close()
+    (row,) = parse_rows(spelled)
+    return bench.measure(row, Settings(str(folder), against=against, pairs=2, steps=3, rest=0, **settings))
 
 
-def test_sides_that_stay_take_turns_with_the_ceiling(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
+def test_sides_take_turns_with_the_ceilings(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
     (measured,) = _measure(tiny_checkpoint, "decode:9x2")
     a, b, c = "refdiff", "transformers", "ceilings"
-    turn = [(a, ("decode", 9, 2, 3, 3)), (b, ("decode", 9, 2, 3, 3))]
-    most = [(c, ("gemv", 0.3)), (c, ("read", 0.3))]
+    turn = [(a, ("decode", 9, 2)), (b, ("decode", 9, 2))]
+    most = [(c, "gemv"), (c, "read")]
     assert fake.log == [
-        *[(a, "new"), (a, "open"), (b, "new"), (b, "open")],
-        *[(a, ("decode", 9, 2, 3, 1)), (b, ("decode", 9, 2, 3, 1)), (c, "new"), *most],
+        *[(a, "new"), (a, "load"), (b, "new"), (b, "load")],
+        *[(a, ("decode", 9, 2, 1)), (b, ("decode", 9, 2, 1)), (c, "new"), *most],
         *[*turn, *most],
         *[*reversed(turn), *most],
-        *[(a, "end"), (b, "end"), (c, "end")],
+        *[(c, "end"), (b, "end"), (a, "end")],
     ]
     assert measured.to_dict()["sides"]["refdiff"]["rate"]["median"] == 3 * 2 / 2.0
     assert (measured.rates, measured.reads) == ([1e9] * 3, [2e9] * 3)
-    assert _measure(tiny_checkpoint, "prefill:9")[0].reads == []
 
 
-def test_a_long_prompt_is_warmed_up_by_a_short_one(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
-    _measure(tiny_checkpoint, "prefill:500", ())
-    assert [what for name, what in fake.log if name == "refdiff"] == [
-        "new", "open", ("prefill", 128, 1), ("prefill", 500, 1), ("prefill", 500, 1), "end",
-    ]  # fmt: skip
-
-
-def test_processes_of_their_own(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
-    _measure(tiny_checkpoint, "load", ())
-    assert [what for _, what in fake.log] == ["new", "open", "end"] * 3
-    fake.log.clear()
-    (measured,) = _measure(tiny_checkpoint, "memory:9x2", ("transformers", "onnxruntime"))
-    once = ["new", ("memory", 9, 2, 16), "end"]
-    assert fake.log == [(name, what) for name in ("refdiff", *["transformers"] * 2, "refdiff") for what in once]
-    assert measured.to_dict()["against"]["transformers"]["ratio"]["median"] == 1.0
-
-
-def test_products_are_measured_beside_everyone(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
-    (measured,) = _measure(tiny_checkpoint, "product:4", ("transformers", "onnxruntime"), least=0.7)
-    assert set(measured.to_dict()["against"]) == {"transformers", "onnxruntime"}
-    requests = [what for name, what in fake.log if name == "onnxruntime"]
-    assert requests == ["new", *[("product", 2048, 8192, 4, 0.7)] * 3, "end"]  # the first one is not counted
-    assert not [what for _, what in fake.log if what == "open"]
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ("prefill:500", ["new", "load", ("prefill", 128, 1), ("prefill", 500, 1), ("prefill", 500, 1), "end"]),
+        ("lookup", ["new", "load", ("lookup", 20), "lookup", "lookup", "end"]),
+        ("product:4", ["new", *[("product", 4)] * 3, "end"]),
+        ("train:tiny", ["new", "train", "train", "train", "end"]),
+        ("load", ["new", "load", "end"] * 3),
+        ("memory:9x2", ["new", ("memory", 9, 2), "end"] * 2),
+    ],
+)
+def test_what_one_side_is_asked(row: str, asked: list[Any], fake: type[FakeChild], tiny_checkpoint: Path) -> None:
+    """What warms up is not counted; what is loaded, or how much memory there is, has a new process each time."""
+    measured = _measure(tiny_checkpoint, row, ())[0]
+    assert [what for name, what in fake.log if name == "refdiff"] == asked
+    assert len(measured.answers["refdiff"]) == 2
+    assert len(measured.reads) == (3 if row == "product:4" else 0), "what can be read limits what reads weights"
 
 
 def test_each_side_takes_part_where_it_does_something_of_its_own() -> None:
-    measurer = Measurer(BenchOptions(against=("transformers", "onnxruntime", "numpy", "stored")))
-    found = {row.spelled: measurer.sides_of(row)[1:] for row in parse_rows("cold,load,decode:9,product:4,train:3m")}
+    against = ("transformers", "onnxruntime", "numpy", "stored")
+    found = {r.spelled: sides_of(r, against)[1:] for r in parse_rows("cold,load,decode:9,product:4,train:3m,check:4")}
     assert found == {
         "cold": ["transformers"],
         "load": ["transformers", "stored"],
         "decode:9": ["transformers", "stored"],
         "product:4": ["transformers", "onnxruntime", "numpy"],
         "train:3m": ["transformers"],
+        "check:4": [],
     }
 
 
@@ -278,15 +259,12 @@ def test_training_gives_its_memory_too(fake: type[FakeChild], tiny_checkpoint: P
     speed, memory = _measure(tiny_checkpoint, "train:tiny", batch=2, context=5)
     assert speed.to_dict()["unit"] == "tok/s"
     assert speed.to_dict()["sides"]["refdiff"]["rate"]["median"] == 2 * 5 / 2.0
-    assert memory.to_dict()["sides"]["transformers"]["bytes"] == [5]
-    new, *steps, peak, end = [what for name, what in fake.log if name == "refdiff"]
-    assert (new, peak, end) == ("new", "peak", "end")
-    assert [(do, *what) for do, _, *what in steps] == [("train", 2, 5, 2048)] * 3
+    assert memory.title == "training memory, tiny"
+    assert memory.to_dict()["sides"]["transformers"]["bytes"] == [7]
 
 
 def test_the_oracle_is_measured_in_a_new_process_each_time() -> None:
-    rows, options = parse_rows("check:19x2,diagnose:23x2"), _options(None)
-    found = list(bench.run(rows, options))
+    found = list(bench.run(parse_rows("check:19x2,diagnose:23x2"), _settings(None)))
     assert [m.error for m in found] == [None] * 4
     assert [m.to_dict()["unit"] for m in found] == ["s", "B"] * 2
     assert [m.title for m in found[:2]] == ["check 19, 2 heads", "memory of check, 19 × 2"]
@@ -298,7 +276,7 @@ def test_the_start_of_a_command_is_what_a_user_runs(
     fake: type[FakeChild], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[list[str]] = []
-    monkeypatch.setattr(measure, "first_output", lambda command, threads: ran.append(command) or (2.0, " a\n"))
+    monkeypatch.setattr(bench, "first_output", lambda command, threads: ran.append(command) or (2.0, " a\n"))
     (measured,) = _measure(tiny_checkpoint, "cold")
     assert measured.answers["transformers"] == [{"seconds": 2.0, "text": "a"}] * 2
     assert ran[0][1:5] == ["-m", "refdiff", "generate", "-m"]
@@ -307,40 +285,29 @@ def test_the_start_of_a_command_is_what_a_user_runs(
     assert len(ran) == 6
 
 
-def test_who_is_not_installed_is_noticed_first(fake: type[FakeChild], tiny_checkpoint: Path) -> None:
-    measurer = Measurer(BenchOptions(None, ("transformers", "onnxruntime")))
-    measurer.check()
-    measurer.close()
-    assert [name for name, what in fake.log if what == "new"] == ["refdiff", "transformers", "onnxruntime"]
-
-
 def test_a_prompt_of_sixteen_tokens(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert sixteen_tokens(str(tiny_checkpoint)) == "Once upon a tim"  # a byte a token, and <s>
     with pytest.raises(CheckpointError):
         sixteen_tokens(str(tmp_path))
 
 
-def _options(folder: Path | None, **options: Any) -> BenchOptions:
-    settings = Settings(None if folder is None else str(folder), 1)
-    return BenchOptions(
-        settings.folder, (), 1, steps=2, least=0, rest=0, batch=2, context=8, settings=settings, **options
-    )
+def _settings(folder: Path | None) -> Settings:
+    where = None if folder is None else str(folder)
+    return Settings(where, pairs=1, steps=2, looked_up=20, least=0, rest=0, batch=2, context=8)
 
 
 @pytest.mark.slow
 def test_every_kind_of_row(tiny_checkpoint: Path) -> None:
-    rows = parse_rows("prefill:5,decode:5x2,lookup,edit,memory:5,load,cold,train:tiny")
+    rows, settings = (
+        parse_rows("prefill:5,decode:5x2,lookup,edit,memory:5,load,cold,train:tiny"),
+        _settings(tiny_checkpoint),
+    )
     turns: list[str] = []
-    found = list(bench.run(rows, _options(tiny_checkpoint), lambda row, side: turns.append(f"{row.kind} {side}")))
-    assert [m.row.kind for m in found] == [
-        "memory", "load", "cold", "prefill", "decode", "lookup", "edit", "train", "train",
-    ]  # fmt: skip
+    found = list(bench.run(rows, settings, lambda row, side: turns.append(f"{row.kind} {side}")))
     assert [m.error for m in found] == [None] * 9
-    assert "prefill refdiff" in turns
-    assert "prefill ceilings" in turns
-    ordered = bench.in_order(found, rows)
-    assert [m.row for m in ordered] == [*rows, rows[-1]]
-    report = bench.report(ordered, _options(tiny_checkpoint), model={"name": "tiny", "parameters": 1})
+    assert [m.row for m in found] == [*rows, rows[-1]]
+    assert {"prefill refdiff", "prefill ceilings"} <= set(turns)
+    report = bench.report(found, settings, model={"name": "tiny", "parameters": 1})
     assert json.loads(json.dumps(report)) == report
     assert set(report) == {"format", "machine", "model", "settings", "rows"}
     for row in report["rows"]:
@@ -352,23 +319,22 @@ def test_every_kind_of_row(tiny_checkpoint: Path) -> None:
 
 
 def test_a_row_that_fails_does_not_end_the_others(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: type[FakeChild], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed: list[int] = []
+    """Its processes end; before all rows each side is started once, so that what is not installed is said first."""
+    request = FakeChild.request
 
-    def measure(self: Measurer, row: Row) -> list[Measured]:
-        if row.kind == "load":
+    def failing(self: FakeChild, do: str, **arguments: Any) -> dict[str, Any]:
+        if do == "prefill":
             raise ChildError("the process\nis gone")
-        return [Measured(row, Work("s"), {"refdiff": [{"seconds": 1.0}]})]
+        return request(self, do, **arguments)
 
-    monkeypatch.setattr(Measurer, "measure", measure)
-    monkeypatch.setattr(Measurer, "check", lambda self: None)
-    monkeypatch.setattr(Measurer, "close", lambda self: closed.append(1))
-    failed, other = bench.run(parse_rows("load,cold"), _options(tiny_checkpoint))
+    monkeypatch.setattr(FakeChild, "request", failing)
+    failed, other = bench.run(parse_rows("prefill:4,load"), _settings(tiny_checkpoint))
+    assert fake.log[:2] == [("refdiff", "new"), ("refdiff", "end")]
     assert failed.error == "the process is gone"
     assert failed.failed
     assert not other.failed
-    assert len(closed) == 2, "processes in an unknown state are ended, and at the end all"
 
 
 def test_checkpoints(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from refdiff.bench.side import Settings
 
 @pytest.mark.parametrize("do", ["check", "diagnose"])
 def test_it_is_timed(do: str) -> None:
-    assert OracleSide(Settings()).answer(do, size=23, heads=2)["seconds"] > 0
+    assert getattr(OracleSide(Settings()), do)(size=23, batch=2)["seconds"] > 0
 
 
 def test_another_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

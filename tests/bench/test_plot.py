@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from refdiff.bench.plot import can_draw, panels, plot
+from refdiff.bench.plot import can_draw, draw, panels
 from refdiff.bench.rows import parse_rows
 
 from .fakes import report
@@ -56,7 +56,7 @@ def test_panels_by_hand() -> None:
 def test_one_point_is_no_picture() -> None:
     rows = [_row("prefill:512", refdiff=[2.0]), _row("decode:128", refdiff=[2.0])]
     with pytest.raises(ValueError, match="nothing to plot: measure prefill, decode or memory"):
-        plot(report(rows=rows), "nowhere.png")
+        draw(report(rows=rows))
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,16 +10,15 @@ import pytest
 import refdiff
 from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.backends.numpy.tuning import Tuning
-from refdiff.bench.model_side import edited, random_ids, repetition
+from refdiff.bench.inputs import edited, random_ids, repetition
 from refdiff.bench.refdiff_side import RefdiffSide, StoredSide
-from refdiff.bench.side import Settings
+from refdiff.bench.side import LOOKUP_PROMPT, Settings
 from refdiff.model.cache import KVCache
 
 
-@pytest.fixture
-def side(tiny_checkpoint: Path) -> RefdiffSide:
-    side = RefdiffSide(Settings(str(tiny_checkpoint), 1))
-    assert side.open()["seconds"] > 0
+def _side(folder: Path, **settings: int) -> RefdiffSide:
+    side = RefdiffSide(Settings(str(folder), **settings))  # type: ignore[arg-type]
+    assert side.load()["seconds"] > 0
     return side
 
 
@@ -32,23 +29,26 @@ def _greedy(folder: Path, ids: np.ndarray, new: int) -> list[list[int]]:
     return rows
 
 
-def test_tokens_are_those_of_generate(side: RefdiffSide, tiny_checkpoint: Path) -> None:
-    ids = random_ids(2, 9, side.vocab_size)
-    expected = _greedy(tiny_checkpoint, ids, 4)
-    read = side.prefill(9, 2)
-    assert read["tokens"] == [row[0] for row in expected]
-    assert read["sparing"], "of the last layer it computes what the next token needs"
-    first = side.decode(9, 2, steps=3)
+def test_tokens_are_those_of_generate(tiny_checkpoint: Path) -> None:
+    side = _side(tiny_checkpoint, steps=3)
+    expected = _greedy(tiny_checkpoint, random_ids(2, 9, side.vocab_size), 4)
+    first = side.decode(9, 2)
     assert first["tokens"] == expected
     assert first["seconds"] > 0
     assert side.decode(9, 2, steps=2)["tokens"] == [row[:3] for row in expected], "the cache was not rewound"
+    read = side.prefill(9, 2)
+    assert read["tokens"] == [row[0] for row in expected]
+    assert read["sparing"], "of the last layer it computes what the next token needs"
+    answer = RefdiffSide(side.settings).memory(size=9, batch=2)
+    assert answer["tokens"] == expected
+    assert answer["bytes"] > 10_000_000
 
 
-@pytest.mark.parametrize("make", [repetition, edited])
+@pytest.mark.parametrize("edit", [False, True])
 def test_lookup_repeats_its_prompt_in_few_passes(
-    side: RefdiffSide, make: Callable[..., tuple[Any, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+    edit: bool, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[int] = []
+    side, calls = _side(tiny_checkpoint, looked_up=50), []
     forward = type(side.model).__call__
 
     def counted(self: object, ids: np.ndarray, **given: object) -> object:
@@ -56,17 +56,19 @@ def test_lookup_repeats_its_prompt_in_few_passes(
         return forward(self, ids, **given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(side.model), "__call__", counted)
-    answer = side.lookup(60, steps=50, edit=make is edited)
-    assert answer["tokens"] == [make(60, 51, side.vocab_size)[1].tolist()]
+    answer = side.edit() if edit else side.lookup()
+    text = (edited if edit else repetition)(LOOKUP_PROMPT, 51, side.vocab_size)[1]
+    assert answer["tokens"] == [text.tolist()]
     assert answer["passes"] == len(calls) - 1, "all but the first, which reads the prompt"
-    assert answer["passes"] <= (50 / 5 if make is repetition else 50 / 2)
-    assert calls[0] == 60
+    assert answer["passes"] <= (50 / 2 if edit else 50 / 5)
+    assert calls[0] == LOOKUP_PROMPT
 
 
 @pytest.mark.parametrize("size", [9, 300])
 def test_the_cache_is_as_large_as_that_of_generate(
-    side: RefdiffSide, size: int, monkeypatch: pytest.MonkeyPatch
+    size: int, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    side = _side(tiny_checkpoint, steps=5)
     caches: list[KVCache] = []
     made = KVCache.__init__
 
@@ -75,8 +77,8 @@ def test_the_cache_is_as_large_as_that_of_generate(
         made(self, *given, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(KVCache, "__init__", noted)
-    side.decode(size, 2, steps=1, capacity=5)
-    side.decode(size, 2, steps=5)
+    side.decode(size, 2, steps=1)
+    side.decode(size, 2)
     ids = random_ids(2, size, side.vocab_size)
     side.model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)
     ours, theirs = caches
@@ -93,30 +95,14 @@ def test_a_product_of_one_token_is_multiplied_as_in_a_pass_of_one(monkeypatch: p
         lambda self, *, owns_cores=True: seen.append(owns_cores) or running(self, owns_cores=owns_cores),
     )
     monkeypatch.setattr("refdiff.bench.side.CACHES", 1)
-    side = RefdiffSide(Settings(None, Tuning.python_threads + 1))
     for size in (1, 4):
-        side.product(size, outputs=2048, inputs=2048, least=0)
+        RefdiffSide(Settings(None, Tuning.python_threads + 1, least=0)).product(size, (2048, 2048))
     assert seen == [False, True]
 
 
-def test_memory(tiny_checkpoint: Path) -> None:
-    answer = RefdiffSide(Settings(str(tiny_checkpoint), 1)).answer("memory", size=9, batch=2, steps=3)
-    assert answer["tokens"] == _greedy(tiny_checkpoint, random_ids(2, 9, 259), 4)
-    assert answer["bytes"] > 10_000_000
-
-
-def test_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refdiff.bench.side.CACHES", 1)
-    weight = np.random.default_rng(0).standard_normal((24, 31), np.float32)
-    for size in (1, 5):
-        x = np.random.default_rng(1).standard_normal((size, 31), np.float32)
-        answer = RefdiffSide(Settings(None, 2)).product(size, outputs=24, inputs=31, least=0)
-        np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1, ::3], rtol=1e-5)
-
-
 def test_training_goes_down(tiny_checkpoint: Path) -> None:
-    side = RefdiffSide(Settings(None, 1))
-    losses = [side.train(str(tiny_checkpoint), batch=2, context=11, vocab_size=259)["loss"] for _ in range(4)]
+    side = RefdiffSide(Settings(str(tiny_checkpoint), batch=2, context=11))
+    losses = [side.train()["loss"] for _ in range(4)]
     ids = random_ids(2, 11, 259)
     model = refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint)
     assert losses[0] == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-5)  # type: ignore[arg-type]
@@ -124,14 +110,17 @@ def test_training_goes_down(tiny_checkpoint: Path) -> None:
     assert losses[-1] < losses[0] - 0.01
 
 
-def test_weights_stay_as_they_are_stored(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_of_sixteen_bits(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """`stored` keeps them; --dtype bfloat16 does too, and refuses a checkpoint that has another type."""
     refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path, dtype="bfloat16")
-    sides = [kind(Settings(str(tmp_path), 1)) for kind in (RefdiffSide, StoredSide)]
     answers = []
-    for side, bits in zip(sides, (32, 16), strict=True):
-        side.open()
-        assert side.model.params["model"]["layers"][0]["mlp"]["gate_proj"]["weight"].dtype.itemsize == bits // 8
-        answer = side.decode(9, 2, steps=3)
-        assert answer["itemsize"] == bits // 8
-        answers.append(answer["tokens"])
-    assert answers[0] == answers[1]
+    for kind, dtype, nbytes in ((RefdiffSide, "float32", 4), (StoredSide, "float32", 2), (RefdiffSide, "bfloat16", 2)):
+        side = kind(Settings(str(tmp_path), 1, dtype, steps=3))
+        side.load()
+        assert side.model.params["model"]["layers"][0]["mlp"]["gate_proj"]["weight"].dtype.itemsize == nbytes
+        answers.append(side.decode(9, 2))
+        assert answers[-1]["itemsize"] == nbytes
+    assert answers[0]["tokens"] == answers[1]["tokens"]
+    said = "--dtype bfloat16 measures matrices as they are stored, but here they are float32"
+    with pytest.raises(ValueError, match=said):
+        RefdiffSide(Settings(str(tiny_checkpoint), 1, "bfloat16")).load()

@@ -12,15 +12,17 @@ import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from refdiff.bench import measure as bench
 from refdiff.bench.device import UnavailableError
-from refdiff.bench.measure import BenchOptions, Measured
+from refdiff.bench.measure import Measured
 from refdiff.bench.processes import SIDES
 from refdiff.bench.rows import Row, Work
+from refdiff.bench.side import Settings
 from refdiff.bench.sizes import LIKE as SIZES
 from refdiff.cli import main
 from refdiff.cli.bench import LIKE, PEERS
@@ -112,19 +114,19 @@ def test_a_run(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Row], BenchOptions]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Row], Settings]]:
     """Nothing is measured: a row that is named "load" goes well, "lookup" gave other tokens, "cold" failed."""
-    calls: list[tuple[list[Row], BenchOptions]] = []
+    calls: list[tuple[list[Row], Settings]] = []
 
-    def run(rows: list[Row], options: BenchOptions, turn: Any) -> Generator[Measured, None, None]:
-        calls.append((rows, options))
+    def run(rows: list[Row], settings: Settings, turn: Any) -> Generator[Measured, None, None]:
+        calls.append((rows, settings))
         for row in rows:
             turn(row, "refdiff")
             if row.kind == "cold":
                 yield Measured(row, Work("s"), error="no room")
             else:
                 answers = {"refdiff": [{"seconds": 1.0, "tokens": [1]}]}
-                if options.against:
+                if settings.against:
                     answers["transformers"] = [{"seconds": 2.0, "tokens": [2 if row.kind == "lookup" else 1]}]
                 yield Measured(row, Work("s"), answers)
 
@@ -134,7 +136,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Row], BenchOptions
 
 @pytest.mark.parametrize(("rows", "status"), [("load", 0), ("lookup", 1), ("cold", 1), ("load,lookup", 1)])
 def test_exit_status(
-    rows: str, status: int, calls: list[tuple[list[Row], BenchOptions]], tiny_checkpoint: Path, capsys: Capture
+    rows: str, status: int, calls: list[tuple[list[Row], Settings]], tiny_checkpoint: Path, capsys: Capture
 ) -> None:
     given = ["bench", "-m", str(tiny_checkpoint), "--rows", rows, "--against", "transformers", "-q"]
     assert main(given) == status
@@ -154,7 +156,7 @@ def test_a_broken_checkpoint_is_said_once(tiny_checkpoint: Path, tmp_path: Path,
     assert err.count("model.safetensors") == err.count("\n") == 1
 
 
-def test_what_is_measured_by_default(calls: list[tuple[list[Row], BenchOptions]], tiny_checkpoint: Path) -> None:
+def test_what_is_measured_by_default(calls: list[tuple[list[Row], Settings]], tiny_checkpoint: Path) -> None:
     from refdiff.bench.rows import ALL, QUICK, QUICK_TRAIN, TRAIN
 
     for flags, expected, pairs in (
@@ -164,18 +166,18 @@ def test_what_is_measured_by_default(calls: list[tuple[list[Row], BenchOptions]]
         (["--train", "--quick", "--pairs", "3"], QUICK_TRAIN, 3),
     ):
         main(["bench", "-q", "-m", str(tiny_checkpoint), *flags])
-        rows, options = calls[-1]
+        rows, settings = calls[-1]
         assert rows == expected
-        assert options.pairs == pairs
-        assert (options.rest == 0) == ("--quick" in flags)
+        assert settings.pairs == pairs
+        assert (settings.rest == 0) == ("--quick" in flags)
     main(["bench", "-q", "--train", "--threads", "3", "--dtype", "float64"])
-    assert calls[-1][1].settings.threads == 3
-    assert calls[-1][1].settings.dtype == "float64"
+    assert calls[-1][1].threads == 3
+    assert calls[-1][1].dtype == "float64"
     assert calls[-1][1].folder is None, "training needs no checkpoint"
 
 
 def test_like_writes_a_checkpoint_once(
-    calls: list[tuple[list[Row], BenchOptions]], tmp_path: Path, capsys: Capture
+    calls: list[tuple[list[Row], Settings]], tmp_path: Path, capsys: Capture
 ) -> None:
     kept = tmp_path / "kept"
     for _ in range(2):
@@ -192,7 +194,7 @@ def test_like_writes_a_checkpoint_once(
     assert not new.exists()
 
 
-def test_markdown(calls: list[tuple[list[Row], BenchOptions]], tiny_checkpoint: Path, capsys: Capture) -> None:
+def test_markdown(calls: list[tuple[list[Row], Settings]], tiny_checkpoint: Path, capsys: Capture) -> None:
     assert main(["bench", "-m", str(tiny_checkpoint), "--rows", "load", "--markdown", "-q"]) == 0
     assert capsys.readouterr().out.startswith(
         "| | refdiff | share of the ceiling |\n|---|---|---|\n| load | 1.00 s | |"
@@ -200,12 +202,14 @@ def test_markdown(calls: list[tuple[list[Row], BenchOptions]], tiny_checkpoint: 
 
 
 def test_a_file_that_fails_in_the_end_keeps_nothing_else_from_being_shown(
-    calls: list[tuple[list[Row], BenchOptions]], tiny_checkpoint: Path, tmp_path: Path,
+    calls: list[tuple[list[Row], Settings]], tiny_checkpoint: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: Capture,
 ) -> None:  # fmt: skip
     pytest.importorskip("matplotlib")
     plotted: list[str] = []
-    monkeypatch.setattr("refdiff.bench.plot.plot", lambda report, file: plotted.append(file))
+    monkeypatch.setattr(
+        "refdiff.bench.plot.draw", lambda report: SimpleNamespace(savefig=lambda file, dpi: plotted.append(file))
+    )
     json_file, picture = tmp_path / "x.json", str(tmp_path / "x.png")
 
     def full(*_: Any, **__: Any) -> None:

@@ -56,7 +56,7 @@ OF_OBJECTS = (
 )
 """What is asked of objects that CuPy made: the class is not in the text, so they are listed (self counts)."""
 
-OF_THE_DEVICE = ("backends/cupy", "backends/cupy/upload.py", "bench/gpu.py")
+OF_THE_DEVICE = ("backends/cupy",)
 """Files in which an attribute that NumPy's arrays have is most likely one of CuPy's."""
 
 OF_THE_HOST = ("ctypes",)

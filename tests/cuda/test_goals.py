@@ -17,7 +17,7 @@ def report(*, share: dict[str, float], ratio: float | None = None, **failed: str
     """What the bench writes where refdiff takes 1 s: so much of a ceiling of 100 a second, so many times as fast."""
     rows = []
     for name, part in share.items():
-        work = Work("tok/s", "copy" if name.startswith("decode") else "matmul", 1, int(100 * part), int(100 * part))
+        work = Work("tok/s", "copy" if name.startswith("decode") else "matmul", 1, int(100 * part))
         answers = {"refdiff": [{"seconds": 1.0}], **({"transformers": [{"seconds": ratio}]} if ratio else {})}
         (row,) = parse_rows(name)
         rows.append(Measured(row, work, answers, [100.0, 100.0], rounded=True, **failed).to_dict())

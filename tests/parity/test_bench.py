@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from refdiff.bench import measure as bench
-from refdiff.bench.measure import BenchOptions
-from refdiff.bench.model_side import repetition
+from refdiff.bench.inputs import repetition
 from refdiff.bench.peers import OnnxRuntimeSide, TransformersSide
-from refdiff.bench.plot import plot
+from refdiff.bench.plot import draw
 from refdiff.bench.rows import parse_rows
-from refdiff.bench.side import Settings
+from refdiff.bench.side import LOOKUP_PROMPT, Settings
 from refdiff.bench.sizes import write_like
 
 ROWS = "prefill:19,prefill:7,decode:7x3,lookup,product:20,train:tiny"
@@ -30,22 +29,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("spelled", [ROWS, pytest.param(MORE, marks=pytest.mark.nightly)])
 def test_all_rows_beside_all_others(spelled: str, tiny: Path, tmp_path: Path) -> None:
-    settings = Settings(str(tiny), 1)
-    options = BenchOptions(
-        str(tiny),
-        ("transformers", "onnxruntime", "numpy"),
-        1,
-        steps=6,
-        looked_up=20,
-        least=0,
-        rest=0,
-        batch=2,
-        context=8,
-        settings=settings,
-    )
+    against = ("transformers", "onnxruntime", "numpy")
+    settings = Settings(str(tiny), against=against, pairs=1, steps=6, looked_up=20, least=0, rest=0, batch=2, context=8)
     rows = parse_rows(spelled)
-    found = bench.in_order(list(bench.run(rows, options)), rows)
-    report = bench.report(found, options, model=None)
+    found = list(bench.run(rows, settings))
+    report = bench.report(found, settings, model=None)
     assert [(row["row"], row["error"]) for row in report["rows"]] == [(row.spelled, None) for row in [*rows, rows[-1]]]
     for row in report["rows"]:
         others = {"transformers"} | ({"onnxruntime", "numpy"} if row["row"].startswith("product") else set())
@@ -56,7 +44,7 @@ def test_all_rows_beside_all_others(spelled: str, tiny: Path, tmp_path: Path) ->
     assert json.loads(json.dumps(report)) == report
     assert {"torch", "transformers", "onnxruntime"} <= set(report["machine"]["versions"])
     for name in ("picture.png", "picture.svg"):
-        plot(report, tmp_path / name)
+        draw(report).savefig(tmp_path / name)
         assert (tmp_path / name).stat().st_size > 5000
 
 
@@ -65,44 +53,47 @@ def test_other_weights_are_noticed(tiny: Path, tiny_checkpoint: Path) -> None:
     from refdiff.bench.measure import difference
     from refdiff.bench.refdiff_side import RefdiffSide
 
-    theirs = TransformersSide(Settings(str(tiny), 1))
-    theirs.prepare()
-    theirs.open()
-    ours = RefdiffSide(Settings(str(tiny_checkpoint), 1))
-    ours.open()
-    assert difference(ours.decode(7, 2, 5), theirs.decode(7, 2, 5)) is not None
+    theirs = _transformers(tiny, 5)
+    ours = RefdiffSide(Settings(str(tiny_checkpoint), steps=5))
+    ours.load()
+    assert difference(ours.decode(7, 2), theirs.decode(7, 2)) is not None
+
+
+def _transformers(folder: Path, steps: int) -> TransformersSide:
+    side = TransformersSide(Settings(str(folder), steps=steps, looked_up=steps))
+    side.prepare()
+    side.load()
+    return side
 
 
 def test_transformers_rewinds(tiny: Path) -> None:
-    side = TransformersSide(Settings(str(tiny), 1))
-    side.prepare()
-    side.open()
-    first = side.decode(9, 2, steps=4)["tokens"]
-    assert side.decode(9, 2, steps=4)["tokens"] == first
+    side = _transformers(tiny, 4)
+    first = side.decode(9, 2)["tokens"]
+    assert side.decode(9, 2)["tokens"] == first
     assert side.decode(9, 2, steps=2)["tokens"] == [row[:3] for row in first]
 
 
 def test_transformers_looks_up_in_as_many_passes_as_its_model_is_called(tiny: Path) -> None:
-    side = TransformersSide(Settings(str(tiny), 1))
-    side.prepare()
-    side.open()
+    side = _transformers(tiny, 33)
     calls: list[int] = []
     side._model.register_forward_pre_hook(lambda *_: calls.append(1))
-    answer = side.lookup(40, steps=33)
-    assert answer["tokens"] == [repetition(40, 34, side.vocab_size)[1].tolist()]
+    answer = side.lookup()
+    assert answer["tokens"] == [repetition(LOOKUP_PROMPT, 34, side.vocab_size)[1].tolist()]
     assert answer["passes"] == len(calls) - 1 == 3, "11 tokens a pass, after the one that reads the prompt"
 
 
 @pytest.mark.parametrize("kind", [TransformersSide, OnnxRuntimeSide])
 def test_products(kind: type[TransformersSide | OnnxRuntimeSide], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refdiff.bench.side.CACHES", 1)
-    side = kind(Settings(None, 1))
-    side.prepare()
     weight = np.random.default_rng(0).standard_normal((16, 37), np.float32)
-    for size in (3, 3, 1, 20):
-        answer = side.product(size, outputs=16, inputs=37, least=0)
-        x = np.random.default_rng(1).standard_normal((size, 37), np.float32)
-        np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1, ::2], rtol=1e-4, atol=1e-4)
+    for size in (3, 1, 20):
+        side = kind(Settings(least=0))
+        side.prepare()
+        for _ in range(2):
+            answer = side.product(size, (16, 37))
+            x = np.random.default_rng(1).standard_normal((size, 37), np.float32)
+            expected = (x.astype(np.float64) @ weight.T)[-1, ::2]
+            np.testing.assert_allclose(answer["sample"], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_onnxruntime_multiplies_by_all_weights_in_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,13 +102,12 @@ def test_onnxruntime_multiplies_by_all_weights_in_one_session(monkeypatch: pytes
     made: list[object] = []
     session = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **o: made.append(a[1]) or session(*a, **o))
-    monkeypatch.setattr("refdiff.bench.side.CACHES", 3 * 16 * 37 * 4)
-    side = OnnxRuntimeSide(Settings(None, 2))
+    side = OnnxRuntimeSide(Settings(threads=2))
     side.prepare()
-    for size in (1, 4, 1):
-        side.product(size, outputs=16, inputs=37, least=0)
-    (options,) = made
-    assert options.intra_op_num_threads == 2  # type: ignore[attr-defined]
     weights = [np.random.default_rng(i).standard_normal((16, 37), np.float32) for i in range(3)]
     x = np.random.default_rng(7).standard_normal((5, 37), np.float32)
-    np.testing.assert_allclose(side.hold(weights)(x), x @ weights[-1].T, rtol=1e-4, atol=1e-4)
+    multiply = side.hold(weights, x)
+    for _ in range(2):
+        np.testing.assert_allclose(multiply(), x @ weights[-1].T, rtol=1e-4, atol=1e-4)
+    (options,) = made
+    assert options.intra_op_num_threads == 2  # type: ignore[attr-defined]
