@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends.numpy.thread_pool import Workers
-from refdiff.bench.device import SIXTEEN_BITS, Gpu
+from refdiff.bench.device import SIXTEEN_BITS
 from refdiff.bench.side import CACHES, Answer, FloatArray, Settings, Side
 
 ON_A_DEVICE = 30
@@ -45,12 +45,6 @@ class CeilingSide(Side):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._operands: dict[Any, Any] = {}
-
-    def prepare(self) -> Answer:
-        """Find the device, where it is that whose limits are wanted."""
-        if self.settings.backend == "cupy":
-            self.gpu = Gpu.of_cupy()
-        return {}
 
     def gemv(self, rows: int = CACHES // 4 // 8192, columns: int = 8192) -> Answer:
         """Bytes of a weight that matrix-vector products read in a second."""

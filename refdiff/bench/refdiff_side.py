@@ -9,9 +9,9 @@ import numpy as np
 
 from refdiff.arrays import namespace, to_numpy
 from refdiff.backends import backend_for
-from refdiff.bench.device import SIXTEEN_BITS, Gpu
+from refdiff.bench.device import SIXTEEN_BITS
 from refdiff.bench.inputs import Bias, Ids
-from refdiff.bench.side import LOOKED_UP, Answer, Arrivals, FloatArray, Side
+from refdiff.bench.side import LOOKED_UP, Arrivals, FloatArray, Side
 from refdiff.generation.context import DecodingContext
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.weights.names import flatten, nest
@@ -24,12 +24,6 @@ class RefdiffSide(Side):
     model: DiffLlamaForCausalLM
     weights: ClassVar[str] = "expanded"
     sparing = True
-
-    def prepare(self) -> Answer:
-        """Find the device, where one is to be used."""
-        if self.settings.backend == "cupy":
-            self.gpu = Gpu.of_cupy()
-        return {}
 
     def open(self, folder: str) -> None:
         """Map the files; matrices of a 16-bit dtype stay so, and must be stored so."""

@@ -101,7 +101,9 @@ class Side:
         self._repeated: Callable[[], Any] | None = None  # a product or a training step, made once
 
     def prepare(self) -> Answer:
-        """Import what the work needs, untimed; raise `UnavailableError` for a package that is not installed."""
+        """Find the device or import what the work needs, untimed; raise `UnavailableError` where that is not there."""
+        if self.settings.backend == "cupy":
+            self.gpu = Gpu.of_cupy()
         return {}
 
     def peak(self) -> Answer:

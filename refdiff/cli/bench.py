@@ -112,7 +112,9 @@ def _rows(args: argparse.Namespace) -> list[Row]:
     """Read the rows, and refuse what contradicts itself before anything is written or measured."""
     from refdiff.bench import rows as known
     from refdiff.bench.device import SIXTEEN_BITS
+    from refdiff.bench.plot import NOTHING, can_draw
 
+    on_device, sixteen_bits, against = args.backend == "cupy", args.dtype in SIXTEEN_BITS, args.against or ()
     if args.train and args.rows is not None:
         raise UsageError("--train, --rows: got both, expected one of them, such as --rows train:3m")
     if args.json is not None:
@@ -121,44 +123,25 @@ def _rows(args: argparse.Namespace) -> list[Row]:
         check_file("--plot", Path(args.plot), DRAWN)
     if args.rows is None:
         everything, short = (known.TRAIN, known.QUICK_TRAIN) if args.train else (known.ALL, known.QUICK)
-        rows = short if args.quick else everything
+        rows = [row for row in (short if args.quick else everything) if not (on_device and row.kind == "product")]
     else:
         try:
             rows = known.parse_rows(args.rows)
         except ValueError as error:
             raise UsageError(f"--rows: {error}") from None
-    if args.backend == "cupy":
-        rows = _rows_of_a_device(args, rows)
-    elif args.dtype in SIXTEEN_BITS:
+    kinds = dict.fromkeys(row.kind for row in rows)
+    if sixteen_bits and not on_device:
         raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 with --backend numpy")
-    if args.against and set(args.against) <= set(PRODUCTS_ONLY) and not any(row.kind == "product" for row in rows):
-        raise UsageError(f"--against {args.against[0]}: compares products only; add --rows product:1,product:16")
-    if args.plot is not None:
-        _check_plot(rows)
-    return rows
-
-
-def _check_plot(rows: list[Row]) -> None:
-    from refdiff.bench.plot import NOTHING, can_draw
-
-    if not can_draw(rows):
-        raise UsageError(f"--plot: {NOTHING}")
-
-
-def _rows_of_a_device(args: argparse.Namespace, rows: list[Row]) -> list[Row]:
-    """Leave out, or refuse, what is only measured on a processor."""
-    from refdiff.bench.device import SIXTEEN_BITS
-    from refdiff.bench.rows import ORACLE_KINDS
-
-    if args.rows is None:
-        rows = [row for row in rows if row.kind != "product"]
-    elif kind := next((row.kind for row in rows if row.kind in ("product", *ORACLE_KINDS)), None):
-        raise UsageError(f"--rows {kind}: is measured on a CPU; leave out --backend cupy")
-    for name in PRODUCTS_ONLY:
-        if name in (args.against or ()):
-            raise UsageError(f"--against {name}: compares products, on a CPU; with --backend cupy name another")
-    if args.dtype in SIXTEEN_BITS and any(row.kind == "train" for row in rows):
+    if sixteen_bits and "train" in kinds:
         raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 for training")
+    if on_device and (kind := next((k for k in kinds if k in ("product", *known.ORACLE_KINDS)), None)):
+        raise UsageError(f"--rows {kind}: is measured on a CPU; leave out --backend cupy")
+    if on_device and (name := next((n for n in against if n in PRODUCTS_ONLY), None)):
+        raise UsageError(f"--against {name}: compares products, on a CPU; with --backend cupy name another")
+    if against and set(against) <= set(PRODUCTS_ONLY) and "product" not in kinds:
+        raise UsageError(f"--against {against[0]}: compares products only; add --rows product:1,product:16")
+    if args.plot is not None and not can_draw(rows):
+        raise UsageError(f"--plot: {NOTHING}")
     return rows
 
 
@@ -232,24 +215,15 @@ def _watched(
 
 def _show(args: argparse.Namespace, report: dict[str, Any]) -> None:
     """Print the table and write the files, each whatever becomes of the others: measuring took hours."""
+    from refdiff.bench.plot import draw
+    from refdiff.cli.bench_table import markdown_lines, text_lines
     from refdiff.files import write_atomically
 
     with ExitStack() as last_first:
         if args.plot is not None:
-            last_first.callback(_plot, report, args.plot)
+            last_first.callback(lambda: draw(report).savefig(args.plot, dpi=144))
         if args.json is not None:
             text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
             last_first.callback(write_atomically, args.json, text.encode())
-        last_first.callback(_print, report, markdown=args.markdown)
-
-
-def _print(report: dict[str, Any], *, markdown: bool) -> None:
-    from refdiff.cli.bench_table import markdown_lines, text_lines
-
-    sys.stdout.write("\n".join(markdown_lines(report) if markdown else text_lines(report)) + "\n")
-
-
-def _plot(report: dict[str, Any], file: str) -> None:
-    from refdiff.bench.plot import draw
-
-    draw(report).savefig(file, dpi=144)
+        lines = markdown_lines(report) if args.markdown else text_lines(report)
+        sys.stdout.write("\n".join(lines) + "\n")

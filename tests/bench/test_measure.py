@@ -20,21 +20,6 @@ from refdiff.errors import CheckpointError
 def test_spread() -> None:
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
     assert spread([4.0, 1.0, 2.0, 8.0])["median"] == 3.0
-    with pytest.raises(ValueError):
-        spread([])
-
-
-def test_ratios_are_of_neighbours() -> None:
-    """A machine that slows down for both leaves the ratio alone, which a ratio of medians would not."""
-    answers = {
-        name: [{"seconds": s} for s in seconds]
-        for name, seconds in (("refdiff", [1.0, 10.0, 1.0]), ("transformers", [2.0, 20.0, 3.0]))
-    }
-    found = Measured(Row("load"), Work("s"), answers).to_dict()["against"]["transformers"]["ratio"]
-    assert found == {"median": 2.0, "low": 2.0, "high": 3.0}
-    answers["refdiff"].pop()
-    with pytest.raises(ValueError):
-        Measured(Row("load"), Work("s"), answers).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -63,68 +48,61 @@ def test_samples_of_two_lengths_are_no_match() -> None:
         difference({"sample": [1, 2]}, {"sample": [1]})
 
 
+GEMV = Work("tok/s", "gemv", 8, 10)
+
+
+def _decoded(refdiff: list[float], transformers: list[float], *rates: list[float]) -> dict[str, Any]:
+    """What JSON has of a row whose rounds took so many seconds."""
+    answers = {"refdiff": [{"seconds": s} for s in refdiff], "transformers": [{"seconds": s} for s in transformers]}
+    return Measured(Row("decode", 128), GEMV, answers, *rates).to_dict()
+
+
 def test_answers_are_evaluated() -> None:
-    answers = {
-        "refdiff": [{"seconds": 1.0, "tokens": [1]}, {"seconds": 10.0, "tokens": [1]}, {"seconds": 2.0, "tokens": [1]}],
-        "transformers": [
-            {"seconds": 2.0, "tokens": [1]},
-            {"seconds": 30.0, "tokens": [1]},
-            {"seconds": 3.0, "tokens": [1]},
-        ],
-    }
-    work = Work("tok/s", "gemv", 8, 10)
-    found = Measured(Row("decode", 128), work, answers, rates=[20.0, 1.0, 2.0, 10.0]).to_dict()
-    assert found["row"] == "decode:128"
+    """A machine that slows down for both leaves the ratio alone, which a ratio of medians would not."""
+    found = _decoded([1.0, 10.0, 2.0], [2.0, 30.0, 3.0], [20.0, 1.0, 2.0, 10.0])
+    assert (found["row"], found["unit"], found["error"]) == ("decode:128", "tok/s", None)
     assert found["sides"]["refdiff"]["seconds"] == [1.0, 10.0, 2.0]
     assert found["sides"]["refdiff"]["rate"] == {"median": 4.0, "low": 0.8, "high": 8.0}
-    assert found["against"]["transformers"] == {
-        "ratio": {"median": 2.0, "low": 1.5, "high": 3.0},
-        "difference": None,
-    }
+    assert found["against"]["transformers"] == {"ratio": {"median": 2.0, "low": 1.5, "high": 3.0}, "difference": None}
     assert found["ceiling"]["kind"] == "gemv"
     assert found["ceiling"]["rates"] == [20.0, 2.0, 10.0], "the better of before and after"
-    assert found["ceiling"]["doubtful"] == []
     assert found["ceiling"]["share"]["refdiff"] == {"median": 0.5, "low": 0.5, "high": 0.5}
     assert found["ceiling"]["share"]["transformers"]["median"] == pytest.approx(0.25)
-    assert not Measured(Row("decode", 128), work, answers, rates=[20.0, 1.0, 2.0, 10.0]).failed
+    assert found["ceiling"]["doubtful"] == []
+    with pytest.raises(ValueError):
+        _decoded([1.0, 10.0], [2.0])
 
 
-def test_more_than_there_is_is_doubted() -> None:
-    answers = {"refdiff": [{"seconds": 1.0}, {"seconds": 1.0}], "transformers": [{"seconds": 2.0}] * 2}
-    for rate, doubtful in ((9.4, ["refdiff"]), (9.6, [])):
-        measured = Measured(Row("decode", 128), Work("tok/s", "gemv", 8, 10), answers, [rate] * 3)
-        assert measured.to_dict()["ceiling"]["doubtful"] == doubtful
-
-
-def test_faster_than_gemv_is_no_doubt_but_faster_than_reading_is() -> None:
+@pytest.mark.parametrize(
+    ("rates", "most", "doubtful"),
+    [
+        ([[9.4] * 3], None, ["refdiff"]),
+        ([[9.6] * 3], None, []),
+        ([[8.0] * 3, [9.6, 1.0, 9.6]], [9.6, 9.6], []),
+        ([[8.0] * 3, [9.4, 1.0, 9.4]], [9.4, 9.4], ["refdiff"]),
+        ([[8.0] * 3, [2.0] * 3], [8.0, 8.0], ["refdiff"]),
+    ],
+)
+def test_more_than_there_is_is_doubted(rates: list[list[float]], most: list[float] | None, doubtful: list[str]) -> None:
     """The share is of gemv; the most that there can be is the better of gemv and read, each around the round."""
-    answers = {"refdiff": [{"seconds": 1.0}, {"seconds": 1.0}]}
-    work = Work("tok/s", "gemv", 8, 10)
-    for reads, most, doubtful in (
-        ([9.6, 1.0, 9.6], [9.6, 9.6], []),
-        ([9.4, 1.0, 9.4], [9.4, 9.4], ["refdiff"]),
-        ([2.0] * 3, [8.0, 8.0], ["refdiff"]),
-    ):
-        ceiling = Measured(Row("decode", 128), work, answers, [8.0] * 3, reads).to_dict()["ceiling"]
-        assert ceiling["share"]["refdiff"]["median"] == 1.25
-        assert ceiling["read"] == most
-        assert ceiling["doubtful"] == doubtful
+    ceiling = _decoded([1.0, 1.0], [2.0, 2.0], *rates)["ceiling"]
+    assert ceiling["share"]["refdiff"]["median"] == 10 / rates[0][0]
+    assert ceiling.get("read") == most
+    assert ceiling["doubtful"] == doubtful
 
 
-def test_each_side_is_held_to_the_bytes_that_it_reads() -> None:
-    work = Work("tok/s", "gemv", 8, 4 * 10 + 2, matrices=10, itemsize=4)
-    answers = {"refdiff": [{"seconds": 1.0, "itemsize": 4}], "stored": [{"seconds": 1.0, "itemsize": 2}]}
+@pytest.mark.parametrize(
+    ("work", "key", "values", "counted"),
+    [
+        (Work("tok/s", "gemv", 8, 4 * 10 + 2, matrices=10), "itemsize", (4, 2), [42, 22]),
+        (Work("tok/s", "sgemm", 8, 50, spared=8), "sparing", (True, False), [42, 50]),
+    ],
+)
+def test_each_side_is_compared_by_what_it_reads_or_does(work: Work, key: str, values: Any, counted: list[int]) -> None:
+    answers = {name: [{"seconds": 1.0, key: value}] for name, value in zip(("refdiff", "stored"), values, strict=True)}
     ceiling = Measured(Row("decode", 128), work, answers, [100.0, 100.0]).to_dict()["ceiling"]
-    assert ceiling["counted"] == {"refdiff": 42, "stored": 22}
-    assert [ceiling["share"][name]["median"] for name in ("refdiff", "stored")] == [0.42, 0.22]
-
-
-def test_each_side_is_held_to_the_operations_that_it_does() -> None:
-    work = Work("tok/s", "sgemm", 8, 50, spared=8)
-    answers = {"refdiff": [{"seconds": 1.0, "sparing": True}], "transformers": [{"seconds": 2.0, "sparing": False}]}
-    ceiling = Measured(Row("prefill", 8), work, answers, [100.0, 100.0]).to_dict()["ceiling"]
-    assert ceiling["counted"] == {"refdiff": 42, "transformers": 50}
-    assert [ceiling["share"][name]["median"] for name in ("refdiff", "transformers")] == [0.42, 0.25]
+    assert list(ceiling["counted"].values()) == counted
+    assert [ceiling["share"][name]["median"] for name in ("refdiff", "stored")] == [n / 100 for n in counted]
 
 
 def test_less_memory_is_below_one() -> None:
