@@ -14,6 +14,9 @@ from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS
 from tests.oracle.example_inputs import draw, small
 
 HF = small("hf_diffllama")
+GATED = small("hf_diffllama", gate="sigmoid")
+QK_NORMED = small("hf_diffllama", qk_norm="rms", qk_norm_weight=True)
+SPECS = {"gate_read_by_token": GATED, "weights_of_the_qk_norm_exchanged": QK_NORMED}
 BY_NAME = {d.name: d for d in INPUT_DEVIATIONS}
 
 
@@ -25,6 +28,7 @@ FIT: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("queries_read_by_token", "all_read_by_token"), dense()),
     "keys_read_by_token": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "discriminating", 3),
     "values_read_by_token": dense(),
+    **{name: draw(spec) for name, spec in SPECS.items()},
     "padding_seen": dense(key_mask=np.array([[False] * 3 + [True] * 4] * 2)),
     "mask_unread": dense(mask=np.tri(5, 7, 2, dtype=np.bool_)[:, ::-1]),
     "bias_unread": dense(bias=np.arange(7.0)),
@@ -45,10 +49,10 @@ FIT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_is_another_output_on_its_input_and_fits_no_plain_one(name: str) -> None:
-    inputs = FIT[name]
-    problem = deviated(HF, inputs, [BY_NAME[name]])
+    spec, inputs = SPECS.get(name, HF), FIT[name]
+    problem = deviated(spec, inputs, [BY_NAME[name]])
     assert problem is not None
-    right, wrong = output(Problem(HF, inputs)), output(problem)
+    right, wrong = output(Problem(spec, inputs)), output(problem)
     assert right is not None
     assert wrong is not None
     assert wrong.shape == right.shape
@@ -57,12 +61,13 @@ def test_is_another_output_on_its_input_and_fits_no_plain_one(name: str) -> None
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_where_nothing_is_to_be_misread_the_output_is_right_or_there_is_no_such_kernel(name: str) -> None:
-    inputs = draw(HF)
-    problem = deviated(HF, inputs, [BY_NAME[name]])
+    spec = GATED if name == "gate_read_by_token" else HF
+    inputs = draw(spec)
+    problem = deviated(spec, inputs, [BY_NAME[name]])
     if name.endswith("_read_by_token"):  # a lone token has no other order
-        inputs = draw(HF, T=1, S=1)
-        problem = deviated(HF, inputs, [BY_NAME[name]])
+        inputs = draw(spec, T=1, S=1)
+        problem = deviated(spec, inputs, [BY_NAME[name]])
     unread = name.endswith(("_unread", "_read_by_token")) or name == "padding_seen"
     assert (problem is not None) == unread
     if problem is not None:
-        assert np.array_equal(output(problem), output(Problem(HF, inputs)))
+        assert np.array_equal(output(problem), output(Problem(spec, inputs)))
