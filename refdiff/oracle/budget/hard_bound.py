@@ -53,7 +53,7 @@ def bounds(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
     for part in sequences(core):
         if part.inputs["k"].shape[2] and 0 not in part.inputs["q"].shape:
             found[part.batch, :, part.queries] = _dense(spec, part.inputs, recipe)
-        else:
+        elif not spec.norm_bias:  # which else is all that such a row is
             found[part.batch, :, part.queries] = 0.0
     return found
 

@@ -59,3 +59,14 @@ def test_every_gradient_is_judged(preset: str, fields: dict[str, Any]) -> None:
     assert found.judge(right).status == "pass"
     for name in right:
         assert found.judge({name: 1.5 * right[name]}).status == "fail", name
+
+
+def test_rows_that_see_no_key_are_the_bias_of_the_norm() -> None:
+    """Scaled, and rounded once."""
+    spec = small("hf_diffllama", **LAYER_NORM)
+    inputs = draw(spec, Structure(1, 3, 0), "discriminating", 6)
+    found = budget(spec, inputs, "float32")
+    bias = np.broadcast_to(inputs["norm_bias"].astype(np.float64), found.expected["out"].shape)
+    assert np.allclose(found.expected["out"], bias * (0.6 * np.exp(-0.3 * spec.layer) + 0.2), rtol=1e-14)
+    assert found.judge(found.expected["out"].astype(np.float32)).status == "pass"
+    assert found.judge(0.999 * found.expected["out"]).status == "fail"
