@@ -80,8 +80,8 @@ FIND = """## Find your way
 GUIDES = {"guides": "notebooks/reference/guides", "kernels": "refdiff/oracle/guides"}
 """Folders of the site with guides, and where their files are."""
 ORDER = (
-    "guides/usage", "guides/variants", "guides/kernels", "kernels/", "guides/performance", "guides/clusters",
-    "guides/cuda", "guides/testing",
+    "guides/usage", "guides/variants", "guides/kernels", "kernels/", "guides/implementations", "guides/performance",
+    "guides/clusters", "guides/cuda", "guides/testing",
 )  # fmt: skip
 """The guides in the order of the menu, by the beginnings of their names."""
 ENGINEERS = ("06", "10", "11")
