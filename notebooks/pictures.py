@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from refdiff.viz.appearance import BLUE, INK, ORANGE, new_figure  # noqa: E402
 
 FOLDER = HERE / "pictures"
 README, GUIDES = HERE.parent / "README.md", HERE / "reference" / "guides"
+SELFTEST = HERE.parent / "tests" / "oracle" / "selftest" / "results.md"
 INKS = {"light": "#57606a", "dark": "#a9b1ba"}
 SPEED, STORED, TRAINED = (HERE / "data" / f"{name}.json" for name in ("speed", "speed_stored", "speed_train"))
 SHOWN = (
@@ -178,8 +180,30 @@ def summary() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {"budgets": budgets, "speeds": speeds, "summary": summary}
-PAGES = {"budgets": GUIDES / "kernels.md", "speeds": GUIDES / "performance.md", "summary": README}
+def rules() -> str:
+    """What each rule of the oracle's selftest found and refused, from the selftest's own page."""
+    page = SELFTEST.read_text(encoding="utf-8")
+    sources = re.findall(r"^\| `(.+?)` \| .+ \| (\[.+?\]\(.+?\)) \|$", page, re.MULTILINE)
+    names = {rule: f"{source}, `{rule}`" for rule, source in sources} | {"rows": "refdiff, by rows"}
+    lines = [
+        "| rule | identifiable mistakes found | of all mistakes | correct kernels refused | real kernels refused |",
+        "|---|---|---|---|---|",
+    ]
+    for line in page.split("## By rule\n\n")[1].split("\n\n")[0].splitlines()[2:]:
+        rule, found, every, own, real, _ = (cell.strip() for cell in line.strip("|").split("|"))
+        _, of, share = re.fullmatch(r"([\d,]+) of ([\d,]+) \((.+)\)", found).groups()
+        share_of_all, whole = every.split(" of ")
+        lines.append(
+            f"| {names.get(rule, f'`{rule}`')} | {share} of {of} | {share_of_all} of {int(whole):,} | {own} | {real} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {"budgets": budgets, "rules": rules, "speeds": speeds, "summary": summary}
+PAGES = {
+    "budgets": GUIDES / "kernels.md", "rules": GUIDES / "kernels.md", "speeds": GUIDES / "performance.md",
+    "summary": README,
+}  # fmt: skip
 """Where each table stands, between `BEGIN` and `END`."""
 
 

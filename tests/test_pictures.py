@@ -220,3 +220,7 @@ def test_an_unknown_name_is_refused(pictures: ModuleType, capsys: pytest.Capture
 @pytest.mark.slow
 def test_a_fresh_run_draws_and_counts_what_is_stored(pictures: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert pictures.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_the_guide_to_kernels_has_the_rules_of_the_selftest(pictures: ModuleType) -> None:
+    assert pictures.stored_table("rules") == pictures.rules()
