@@ -97,8 +97,8 @@ def checkpoint() -> Any:
         (0.9, "8 bytes", "length of\nthe header", ORANGE),
         (2.5, "JSON header", "name → dtype, shape, offsets", PURPLE),
     ]
-    parts += [(1.4, "E", "2048 × 192", BLUE), (1.4, "norm weight", "192", BLUE)]
-    parts += [(1.3, "W_down", "192 × 464", BLUE), (0.7, "…", "", BLUE)]
+    parts += [(1.4, "embed_tokens", "2048 × 192", BLUE), (1.5, "layers.0.input_\nlayernorm", "192", BLUE)]
+    parts += [(1.4, "layers.0.mlp.\ndown_proj", "192 × 464", BLUE), (0.5, "…", "", BLUE)]
     x = 0.15
     for width, name, note, colour in parts:
         _box(axes, x + width / 2, 1.0, width, 0.55, name, colour)
@@ -158,8 +158,11 @@ def head_pair() -> Any:
     return axes.figure
 
 
-def three_maps(tokens: list[str], first: Any, second: Any, lambda_: float) -> Any:
-    """A₁, λ A₂ and their difference over one text: queries down, keys across, blue above zero and orange below."""
+def three_maps(tokens: list[str], first: Any, second: Any, lambda_: float, rows: Sequence[int] = ()) -> Any:
+    """A₁, λ A₂ and their difference over one text: queries down, keys across, blue above zero and orange below.
+
+    A frame is drawn around each query of `rows`.
+    """
     figure = new_figure(10.4, 3.7)
     maps = {"A₁": first, f"λ A₂, λ = {lambda_:.2f}": lambda_ * second, "A₁ − λ A₂": first - lambda_ * second}
     norm, hidden = signed_range(*maps.values()), ~np.tri(len(tokens), dtype=bool)
@@ -167,6 +170,8 @@ def three_maps(tokens: list[str], first: Any, second: Any, lambda_: float) -> An
     for number, (axes, (title, weights)) in enumerate(zip(panels, maps.items(), strict=True)):
         seen = np.ma.masked_array(weights, hidden)
         shown = dress(axes).imshow(seen, cmap=signed_colours().with_extremes(bad=HIDDEN), norm=norm)
+        for row in rows:
+            axes.add_patch(_frame(-0.5, row - 0.5, row + 1, 1))
         axes.set_title(title, fontsize=10)
         name_ticks(axes, tokens, "x")
         if number == 0:
@@ -243,7 +248,7 @@ def last_rows(maps: Any, tokens: Sequence[str]) -> Any:
     axes.set_yticks(range(len(rows)), labels=names, fontsize=8.5)
     for layer in range(1, len(maps)):
         axes.axhline(layer * np.shape(maps)[1] - 0.5, color=INK, linewidth=0.8)
-    axes.set_title(f"weight that “{tokens[-1].strip()}” gives to each token; blank: below 0.005", fontsize=10)
+    axes.set_title(f"A₁ − λ A₂: what “{tokens[-1].strip()}” takes from each token; blank: below 0.005", fontsize=10)
     axes.set_xlabel("key: the token looked at")
     return on_card(axes.figure)
 
@@ -423,22 +428,18 @@ def modes() -> Any:
 
 
 def two_modes(labels: Sequence[str], errors: Mapping[str, Sequence[float]], limit: float) -> Any:
-    """The relative error of each point of a trace in each mode, as dots on stems; orange above the limit."""
-    figure = new_figure(10.4, 5.6)
+    """The relative error of each point of a layer's trace in each mode, as dots on stems; orange above the limit."""
+    figure = new_figure(9.2, 5.4)
     grid = figure.subplots(len(errors), 1, sharex=True, sharey=True)
-    second = next(i for i, label in enumerate(labels) if label.startswith("1."))
     for axes, (mode, row) in zip(grid, errors.items(), strict=True):
         wrong = [error > limit for error in row]
         colours = [ORANGE if one else BLUE for one in wrong]
         dress(axes).vlines(range(len(row)), 1e-12, row, color=colours, linewidth=1.2)
         axes.scatter(range(len(row)), row, s=14, color=colours, zorder=3)
         axes.axhline(limit, color=INK, linestyle=":", linewidth=1)
-        axes.axvspan(second - 0.5, len(row) - 0.5, color=HIDDEN, alpha=0.4, linewidth=0)
-        axes.set_title(f"{mode}: {sum(wrong)} of {len(row)} points are wrong", fontsize=10)
+        axes.set_title(f"{mode}: wrong points {sum(wrong)} of {len(row)}", fontsize=10)
         axes.set(yscale="log", ylabel="relative error", ylim=(5e-13, 10), xlim=(-0.7, len(row) - 0.5))
-    grid[0].text(0, 1.5, "layer 0", fontsize=9)
-    grid[0].text(second, 1.5, "layer 1", fontsize=9)
-    grid[-1].set_xticks(range(len(labels)), labels=[label[2:] for label in labels], rotation=90, fontsize=8)
+    grid[-1].set_xticks(range(len(labels)), labels=labels, rotation=50, ha="right", fontsize=9)
     return on_card(figure)
 
 
@@ -526,11 +527,16 @@ def haystack() -> Any:
     return axes.figure
 
 
-def bars(rows: Mapping[str, Any], needle: int, names: Sequence[str] = ()) -> Any:
-    """Rows of weights over keys as bars, below each other on one scale; the key that matters in orange."""
+def bars(rows: Mapping[str, Any], needle: int, names: Sequence[str] = (), apart: int = 0) -> Any:
+    """Rows of weights over keys as bars, below each other on one scale; the key that matters in orange.
+
+    The first `apart` rows have scales of their own.
+    """
     figure = new_figure(8.4, 1.35 * len(rows) + 0.4)
-    grid = figure.subplots(len(rows), 1, sharex=True, sharey=True)
-    for axes, (title, row) in zip(grid, rows.items(), strict=True):
+    grid = figure.subplots(len(rows), 1, sharex=True)
+    for number, (axes, (title, row)) in enumerate(zip(grid, rows.items(), strict=True)):
+        if number > apart:
+            axes.sharey(grid[apart])
         dress(axes).bar(range(len(row)), row, 0.7, color=[ORANGE if s == needle else BLUE for s in range(len(row))])
         axes.axhline(0, color=INK, linewidth=0.5)
         axes.set_title(title, fontsize=10, loc="left")
@@ -563,10 +569,36 @@ def curves(
                       marker=MARKERS[colour], markersize=4, capsize=3, label=label)  # fmt: skip
     if band is not None:
         axes.axvspan(*band[:2], color=HIDDEN, alpha=0.5, linewidth=0, label=band[2])
-    axes.set(xlabel=xlabel, ylabel=ylabel, **options)
     if all(isinstance(place, int | np.integer) for place in x):
         whole_numbers(axes.xaxis)
-    legend(axes)
+    axes.set(xlabel=xlabel, ylabel=ylabel, **options)
+    if "yticks" in options:
+        axes.minorticks_off()
+    if len(lines) > 4:
+        axes.figure.set_figwidth(8.4)
+        legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        legend(axes)
+    return on_card(axes.figure)
+
+
+def share_by_strength(x: Any, shares: Mapping[str, Any], limits: Mapping[str, tuple[float, float]]) -> Any:
+    """The needle's share by λ for some needles: where each is best, and where it is back at what A₁ alone gives.
+
+    limits: of each needle, λ* and the λ at which the gain is gone, as the rule has them.
+    """
+    axes = new_axes(None, 7.2, 3.9)
+    for i, (name, share) in enumerate(shares.items()):
+        best, gone = limits[name]
+        axes.plot(x, share, color=SERIES[i], linestyle=STYLES[i], label=name)
+        axes.plot([0, gone], [share[0]] * 2, color=SERIES[i], linewidth=0.9, linestyle=":")
+        axes.axvline(best, color=SERIES[i], linewidth=0.9, linestyle=":")
+        axes.plot([gone], [share[0]], "o", color=SERIES[i], markersize=9, fillstyle="none")
+        axes.annotate(f"λ* = {best:.2f}", (best, 0.02), (3, 0), textcoords="offset points", fontsize=9)
+        axes.annotate(f"the gain is gone: λ = {gone:.2f}", (gone, share[0]), (7, 4), textcoords="offset points",
+                      fontsize=9)  # fmt: skip
+    axes.set(xlabel="strength λ", ylabel="share of the needle", xlim=(0, x[-1]), ylim=(0, 1.04))
+    legend(axes, loc="upper right", bbox_to_anchor=(1, 0.88))
     return on_card(axes.figure)
 
 
@@ -581,10 +613,10 @@ def strengths_by_layer(lambdas: Any) -> Any:
     return on_card(axes.figure)
 
 
-def groups(series: Mapping[str, Mapping[str, float]], ylabel: str, title: str = "") -> Any:
+def groups(series: Mapping[str, Mapping[str, float]], ylabel: str, title: str = "", **options: Any) -> Any:
     """Bars in groups: one group for each name in a series, one bar in it for each series."""
     axes = viz.plot_attention_to({name: dict(one) for name, one in series.items()})
-    axes.set(ylabel=ylabel, title=title)
+    axes.set(ylabel=ylabel, title=title, **options)
     axes.figure.set_size_inches(9, 3.6)
     return on_card(axes.figure)
 
@@ -665,14 +697,17 @@ def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) -> An
     return on_card(axes.figure)
 
 
-def below_each_other(x: Any, panels: Mapping[str, Mapping[str, Any]], xlabel: str) -> Any:
-    """Panels over one x, each with a name and curves of its own."""
+def below_each_other(
+    x: Any, panels: Mapping[str, Mapping[str, Any]], xlabel: str, band: tuple[float, float, str]
+) -> Any:
+    """Panels over one x, each with a name and curves of its own, and a band of x that is shaded and has a name."""
     figure = new_figure(6.4, 2.1 * len(panels))
     grid = figure.subplots(len(panels), 1, sharex=True)
     for axes, (name, lines) in zip(grid, panels.items(), strict=True):
         for i, (label, y) in enumerate(lines.items()):
             axes.plot(x, y, color=SERIES[i], linestyle=STYLES[i], marker=MARKERS[i], markersize=3, label=label)
         axes.axhline(0, color=INK, linewidth=0.5)
+        axes.axvspan(*band[:2], color=HIDDEN, alpha=0.5, linewidth=0, label=band[2])
         axes.set_ylabel(name)
         dress(axes)
     grid[-1].set_xlabel(xlabel, color=INK)
@@ -704,10 +739,10 @@ def changes(values: Any, tokens: Sequence[str]) -> Any:
     shown = axes.imshow(values, cmap=signed_colours(), norm=signed_range(values), aspect="auto")
     shown.set_clim(-5 * values.max(), 5 * values.max())  # numbers stay legible on it
     for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row, "·" if value == 0 else f"{value:.2f}", ha="center", va="center", fontsize=8)
+        axes.text(column, row, "0" if value == 0 else f"{value:.2f}", ha="center", va="center", fontsize=8)
     axes.set_xticks(range(len(tokens)), labels=tokens, rotation=35, ha="right", fontsize=9)
     axes.set_yticks(range(len(values)), labels=["embedding", *(f"layer {i}" for i in range(len(values) - 1))])
-    axes.set_title("relative change of each token's vector after king → man (·: exactly 0)", fontsize=10)
+    axes.set_title("relative change of each token's vector after king → man (0: exactly 0)", fontsize=10)
     axes.set(xlabel="token", ylabel="after")
     return on_card(axes.figure)
 
@@ -730,7 +765,7 @@ def gradient_sizes(depth: int, seed: int, n: int = 64, D: int = 256, d: int = 16
 
 
 def loss_of(tiny: Any, ids: Any, weights: Any, config: Any) -> float:
-    """The loss of a text by chapter 0's model: the mean of −log p of its next tokens."""
+    """The loss of a text by chapter 00's model: the mean of −log p of its next tokens."""
     p = tiny.softmax(tiny.model(ids, weights, config)[:-1])
     return float(-np.log(p[np.arange(len(ids) - 1), ids[1:]]).mean())
 
