@@ -18,8 +18,8 @@
 # other, as a noise-cancelling headphone subtracts the sound of the room. **When does that remove noise, and is it what
 # a trained model does?**
 #
-# First on made-up scores, where we know what matters; then on real text, where the answer is a surprise. Allow 30
-# minutes; you need chapter 0.
+# First on made-up scores, where we know what matters; then on real text, where the answer is a surprise. Allow 40
+# minutes; you need chapter 00.
 
 # %%
 # %matplotlib inline
@@ -43,8 +43,8 @@ from refdiff.training import retrieval_table
 sketches.head_pair()
 
 # %% [markdown]
-# With $A_i = \mathrm{softmax}(Q_i K_i^\top/\sqrt d)$ (Ye et al. 2024,
-# [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)):
+# With $A_i = \mathrm{softmax}(Q_i K_i^\top/\sqrt d)$ (Ye et al. 2024, [arXiv
+# 2410.05258](https://arxiv.org/abs/2410.05258)):
 #
 # $$\mathrm{DiffAttn}(X) = (A_1 - \lambda A_2)\,V \tag{eq. 1}$$
 
@@ -78,8 +78,8 @@ sketches.bars(rows, needle)
 
 # %% [markdown]
 # Look at both numbers. The needle's own weight *falls*: subtraction gives nothing to anyone. What grows is its share,
-# because all other weights shrink more. The share is what counts, since a norm follows (below) that makes up for the
-# smaller sum.
+# because all other weights shrink more. The share is what counts, since a norm follows that makes up for the smaller
+# sum.
 #
 # How far should one go? Beyond some λ the noise comes back with a minus sign. There is a rule. Say $A_1$ gives the
 # needle $p$ and the noise $1-p$, and $A_2$ gives them $q$ and $1-q$. If the noise has the same shape in both, it
@@ -88,8 +88,8 @@ sketches.bars(rows, needle)
 # $$\lambda^* = \frac{1-p}{1-q} \approx 1 - p, \qquad\text{and the share is above } p \text{ as long as}\quad
 # \lambda < \frac{2p(1-p)}{p+q-2pq} \approx 2(1-p)$$
 #
-# where ≈ holds for small $q$. **Subtract as much as $A_1$ has noise; at twice as much the gain is gone.** We try it on
-# two needles: ours, and one that $A_1$ is told about more firmly.
+# where ≈ holds if $A_2$ gives the needle much less than $A_1$ does ($q \ll p$). **Subtract as much as $A_1$ has noise;
+# at twice as much the gain is gone.** We try it on two needles: ours, and one that $A_1$ is told about more firmly.
 
 # %%
 strengths = np.linspace(0, 2, 2001)
@@ -105,18 +105,18 @@ for name, told in (("found among noise", 0.0), ("found already", 0.5)):
     best, last = strengths[shares[name].argmax()], strengths[shares[name] > p].max()
     print(f"{name:17} p = {p:.2f}: best λ {best:.3f} (rule {rules[name][0]:.3f}), gain up to λ = {last:.3f} "
           f"(rule {rules[name][1]:.3f}), share {p:.2f} → {shares[name].max():.2f}")  # fmt: skip
-lines = {name: share[::40] for name, share in shares.items()}
-sketches.curves(strengths[::40], lines, "strength λ", "share of the needle", ylim=(0, 1.02))
+sketches.share_by_strength(strengths, shares, rules)
 
 # %% [markdown]
-# A needle among noise gains much, over a wide range of λ. One that $A_1$ has found already gains a little (0.92 → 0.99)
-# from a small λ, and beyond λ = 0.16 it loses: there $-\lambda A_2$ does not cancel noise, it *is* the noise.
+# The vertical lines are at λ*; the ring is where a curve is back at its height for λ = 0. A needle among noise gains
+# much, over a wide range of λ. One that $A_1$ has found already gains a little (0.92 → 0.99) from a small λ, and beyond
+# λ = 0.16 it loses: there $-\lambda A_2$ does not cancel noise, it *is* the noise.
 #
 # ## When is noise shared?
 #
 # We gave both maps nearly the same scores. That was the whole trick, so let us turn it into a knob: the correlation ρ
-# of the scores of the two maps. Move the sliders: how far can ρ fall before the subtraction stops helping the needle?
-# (GitHub shows an empty place here. The picture that follows needs no sliders.)
+# of the scores of the two maps (above it was near 1). Move the sliders: how far can ρ fall before the subtraction stops
+# helping the needle? (GitHub shows an empty place here. The picture that follows needs no sliders.)
 
 # %%
 sketches.Slider()
@@ -145,15 +145,19 @@ for kind, told in (("weak", 2.5), ("strong", 6.0)):
         found = np.array([needle_share(told, strength, rho) for rho in correlations])
         helps = f"gains from ρ = {correlations[found > alone][0]:.1f} on" if found.max() > alone else "loses at every ρ"
         print(f"{kind:6} needle, λ = {strength:.2f}: {helps}; {alone:.2f} alone, {found[-1]:.2f} at ρ = 1")
-        if strength == 0.5:
-            lines[f"{kind} needle, A₁ − A₂/2"] = found
-sketches.curves(correlations, lines, "correlation ρ of the scores", "share of the needle", paired=True, ylim=(0, 1))
+        if strength == 0.5 or (kind, strength) == ("strong", 0.25):
+            lines[f"{kind} needle, A₁ − {strength:g} A₂"] = found
+kept = [f"weak needle, {what}" for what in ("A₁ alone", "A₁ − 0.5 A₂")]
+kept += [f"strong needle, {what}" for what in ("A₁ alone", "A₁ − 0.5 A₂", "A₁ − 0.25 A₂")]
+sketches.curves(correlations, {name: lines[name] for name in kept}, "correlation ρ of the scores",
+                "share of the needle", paired=True, band=(0, 0.4, "the trained model, below"), ylim=(0, 1))  # fmt: skip
 
 # %% [markdown]
-# So the idea needs two things: **noise that both maps share, and a first map that has much of it.** Without the first
-# the gain is small. (It is not zero at ρ = 0: all softmaxes share a positive weight on every key.) Without the second
-# there is none, but for a small λ and a large ρ. Before we ask a trained model for both, we need to know its λ, and
-# what follows the subtraction.
+# So the idea needs two things: **noise that both maps share, and a first map that has much of it.** If the noise is not
+# shared, the gain is small. (It is not zero at ρ = 0: all softmaxes share a positive weight on every key.) If $A_1$ has
+# found the needle already, there is a gain only for a small λ and a large ρ (λ = 0.25 and ρ of 0.7 or more); otherwise
+# there is a loss. The grey band is where the trained model's ρ will turn out to be. Before we ask that model, we need
+# to know its λ.
 #
 # ## What λ is
 #
@@ -162,7 +166,7 @@ sketches.curves(correlations, lines, "correlation ρ of the scores", "share of t
 # $$\lambda = \exp(\lambda_{q1}\cdot\lambda_{k1}) - \exp(\lambda_{q2}\cdot\lambda_{k2}) + \lambda_{init} \tag{eq. 2}$$
 # $$\lambda_{init} = 0.8 - 0.6\,\exp(-0.3\,l),\quad l = 0, 1, \dots \tag{section 2.1}$$
 #
-# (As in chapter 0, layers count from 0. The paper counts from 1 and writes $l - 1$.)
+# (As in chapter 00, layers count from 0. The paper counts from 1 and writes $l - 1$.)
 #
 # Why not simply a number? The paper reparameterizes λ "to synchronize the learning dynamics": the dot products and
 # exponentials are those of attention itself. Why exp − exp? The paper does not say; here is what it does. A difference
@@ -194,7 +198,7 @@ sketches.strengths_by_layer(lambdas)
 #
 # Nothing keeps λ between 0 and 1. Two layers have a negative λ, and layer 3 has λ = 1.56. What do such layers compute?
 #
-# **λ > 1 is the same as exchanging the maps.** The norm of eq. 3 (next section) removes the positive factor in
+# **λ > 1 is the same as exchanging the maps.** The norm of eq. 3 (last section) removes the positive factor in
 # $-\lambda\,(A_2 - \frac{1}{\lambda}A_1)$, and the matrix $W^O$ can absorb the sign. So layer 3 with λ = 1.56 is an
 # ordinary layer in which $A_2$ leads and $A_1$ is subtracted, with strength 1/1.56 = 0.64.
 #
@@ -208,58 +212,6 @@ strong = layers.diff_heads_hf(q, k, v, np.asarray(1.56), 0.2, 0.0)
 exchanged = layers.diff_heads_hf(q[:, ::-1], k[:, ::-1], v, np.asarray(1 / 1.56), 0.2, 0.0)
 print(f"1/1.56 = {1 / 1.56:.2f}; λ = 1.56 equals the exchanged pair at 1/1.56 with the sign turned:",
       np.allclose(strong, -exchanged))  # fmt: skip
-
-# %% [markdown]
-# ## After the subtraction: a norm and a factor
-#
-# $$\mathrm{head}_i = (1-\lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)) \tag{eq. 3}$$
-#
-# The paper gives two reasons. *The norm, for each head by itself:* differential heads differ more in their statistics
-# than softmax heads. The norm brings them to one size before $W^O$ mixes them. *The factor $1-\lambda_{init}$:* it is
-# fixed, and meant to keep gradients at the size that they have in a Transformer, so that hyperparameters carry over.
-#
-# The first can be measured. The size of a head's result is its root mean square. How much does it differ (standard
-# deviation ÷ mean) between the three heads of a layer, and how much from token to token? We compare one map alone,
-# which is a softmax head, with the difference, on eight tales. (One map is $A_1$, or $A_2$ in layer 3, where it
-# leads.)
-
-# %%
-prefixes = [f"model.layers.{layer}.self_attn." for layer in range(6)]
-spreads = np.zeros((6, 2, 2, len(ids)))  # layer; one map, both; between heads, over tokens; tale
-for number, row in enumerate(ids):
-    trace = oracle.trace(model, row[None])  # every intermediate result of a run (notebook 07)
-    for layer, at in enumerate(prefixes):
-        names = ("attn2" if lambdas[layer] > 1 else "attn1", "diff")
-        spreads[layer, ..., number] = [sketches.size_spreads(trace[at + name][0]) for name in names]
-grows = (spreads[:, 1] > spreads[:, 0]).sum(axis=-1)
-print("sizes differ   between heads: one map, both     over tokens: one map, both")
-for layer, one in enumerate(spreads.mean(axis=-1)):
-    (heads_one, tokens_one), (heads_both, tokens_both) = one
-    print(f"layer {layer} {heads_one:22.2f} → {heads_both:.2f}, grows in {grows[layer, 0]} of 8 "
-          f"{tokens_one:8.2f} → {tokens_both:.2f}, in {grows[layer, 1]} of 8")  # fmt: skip
-
-# %% [markdown]
-# Between heads the sizes differ more with both maps in layers 0, 2, 4 and 5, as much in layer 3, and less in layer 1:
-# the paper's reason shows in four layers of six. Where most is subtracted (layers 2, 3 and 4) sizes also vary about
-# twice as much from token to token. The norm works on each token by itself, so it levels that, too.
-#
-# Now the factor. Take a model as it is before training, with small random weights: how large is the difference,
-# measured by one map's result?
-
-# %%
-untrained = refdiff.DiffLlamaForCausalLM.from_config(model.config, seed=0, dtype="float64")
-trace = oracle.trace(untrained, ids[0][None])
-relative, start_lambdas = [], [float(trace[at + "lambda_full"]) for at in prefixes]
-for layer, at in enumerate(prefixes):
-    one, both = (np.sqrt((trace[at + name] ** 2).mean(axis=-1)).mean() for name in ("attn1", "diff"))
-    relative.append(both / one)
-    print(f"layer {layer}: size of the difference / size of one map {relative[-1]:.3f}   "
-          f"1 − λ {1 - start_lambdas[layer]:.3f}   1 − λ_init {1 - layers.lambda_init(layer):.3f}")  # fmt: skip
-
-# %% [markdown]
-# **At the start both maps are nearly even, so $A_1V \approx A_2V$, and the difference is $1-\lambda$ times one map's
-# result.** The norm throws this size away. The factor $1-\lambda_{init}$ puts back the size that the head would have,
-# relative to a softmax head, at a λ of exactly $\lambda_{init}$. Notebook 08 measures what that does to the gradients.
 
 # %% [markdown]
 # ## Is the noise shared? A measurement on real text
@@ -297,11 +249,13 @@ for m in maps:
     if_shared = sketches.share_if_shared(leading, other, strength)
     on_top = np.abs(after).argmax(axis=-1) == leading.argmax(axis=-1)
     minus = np.maximum(-after, 0).sum(axis=-1) / np.abs(after).sum(axis=-1)
-    table.append([x.mean(axis=(1, 2)) for x in (alone, if_shared, measured, measured < alone, on_top, minus)])
-alone, if_shared, measured, falls, on_top, minus = np.mean(table, axis=0)
+    kinds = (alone, if_shared, measured, measured < alone, on_top, minus, if_shared < alone)
+    table.append([x.mean(axis=(1, 2)) for x in kinds])
+alone, if_shared, measured, falls, on_top, minus, too_much = np.mean(table, axis=0)
 for layer in range(6):
     print(f"layer {layer}, λ {lambdas[layer]:5.2f}: the share falls in {falls[layer]:4.0%} of rows; still the largest "
           f"|weight| in {on_top[layer]:4.0%}; {minus[layer]:3.0%} of Σ|weight| is negative")  # fmt: skip
+print(f"layer 0: its λ is above the rule's limit in {too_much[0]:.0%} of rows")
 series = {"leading map alone": alone, "if the noise were shared": if_shared, "with the second map, measured": measured}
 shown = (0, 2, 3, 4)
 sketches.groups({name: {f"layer {layer}": float(x[layer]) for layer in shown} for name, x in series.items()},
@@ -313,8 +267,8 @@ sketches.groups({name: {f"layer {layer}": float(x[layer]) for layer in shown} fo
 # There the share must fall wherever $A_2$ gives the token less than $A_1$ does, so only the other four are evidence.)
 #
 # The middle bars say why. In layers 2, 3 and 4 the same λ would *raise* the share, if only the noise were shared. So λ
-# is not too large there; what is missing is the sharing. In layer 0 the bars are means over very different rows: many
-# have so little noise that even λ = 0.19 is above the rule's limit, and the middle bar falls, too.
+# is not too large there; what is missing is the sharing. In layer 0, 69 % of the rows have so little noise that even
+# λ = 0.19 is above the rule's limit, and the middle bar falls, too.
 #
 # ## What has training found instead?
 #
@@ -332,8 +286,9 @@ leading_sharp = (first_breadth < second_breadth) == (lambdas < 1)[:, None]
 print(f"the leading map is the sharper one in {leading_sharp.sum()} of {leading_sharp.size} pairs")
 
 # %% [markdown]
-# **The leading map is the sharper one**, in all pairs but one (pair 2 of layer 3). The other spreads over some 20 to 90
-# tokens. It is not a copy of the noise in the first, but more like an average over many tokens.
+# **The leading map is the sharper one**, in all pairs but one (pair 2 of layer 3). Not each of them is sharp: five of
+# the leading maps spread over 30 tokens or more. The other map of a pair spreads over some 20 to 90 tokens. It is not a
+# copy of the noise in the first, but more like an average over many tokens.
 #
 # What is it good for? Take it out and see. We set λ to 0, layer by layer. (Layer 3 gets λ = 10⁶ instead, which leaves
 # $A_2$ alone, since the norm removes the size.) The change of the loss is in nats per token, with a 95 % confidence
@@ -362,11 +317,15 @@ print(f"layer 3 with λ = 0, A₁ alone:        {wrong_map[0]:+.3f} ± {wrong_ma
 # A second map that is *subtracted* can be taken out of any one layer, and no change of the loss shows: each interval
 # contains 0. Out of all four layers at once it costs 0.06. A second map that is *added* is missed, in layer 1 as in
 # layer 5. Together the four subtractions are worth as much as the two additions (0.06). So the second maps do carry
-# something, but one subtraction more or less hardly matters to this model. (It was trained with them. Notebook 09 has
+# something, but one subtraction more or less hardly matters to this model. (It was trained with them. Chapter 09 has
 # a plain twin, trained without.)
 #
-# Then why did the model get so much worse when chapter 0 set every λ to 0? The last line has most of the answer: in
+# Then why did the model get so much worse when chapter 00 set every λ to 0? The last line has most of the answer: in
 # layer 3 that takes away the map that leads.
+#
+# Chapter 00 asked what a broad map is subtracted for. So far we can say what it does: it takes a little off every
+# token, so that what the leading map passes over counts below zero. All four subtractions together are worth 0.06 nats,
+# and none of them alone is missed. What the model gains by the minus sign, we have not found.
 
 # %% [markdown]
 # ## See it
@@ -380,7 +339,8 @@ layer, pair = seen.most_cancelling()
 difference = seen.difference[layer, pair]
 negative = np.maximum(-difference, 0).sum() / np.abs(difference).sum()
 print(f"layer {layer}, pair {pair}: {negative:.0%} of Σ|weight| is negative")
-sketches.three_maps(list(seen.tokens), seen.first[layer, pair], seen.second[layer, pair], float(seen.lambdas[layer]))
+words = [token.replace("·", " ") for token in seen.tokens]
+sketches.three_maps(words, seen.first[layer, pair], seen.second[layer, pair], float(seen.lambdas[layer]))
 
 # %% [markdown]
 # Blue is above zero, orange below; queries go down, keys across. The third map is the first minus the second. $A_1$
@@ -394,19 +354,76 @@ sketches.three_maps(list(seen.tokens), seen.first[layer, pair], seen.second[laye
 viz.explore(model, text, layer=layer, pair=pair)
 
 # %% [markdown]
+# ## After the subtraction: a norm and a factor
+#
+# $$\mathrm{head}_i = (1-\lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)) \tag{eq. 3}$$
+#
+# The paper gives two reasons. *The norm, for each head by itself:* differential heads differ more in their statistics
+# than softmax heads. The norm brings them to one size before $W^O$ mixes them. *The factor $1-\lambda_{init}$:* it is
+# fixed, and meant to keep gradients at the size that they have in a Transformer, so that hyperparameters carry over.
+#
+# The first can be measured. The size of a head's result is its root mean square. How much does it differ (standard
+# deviation ÷ mean) between the three heads of a layer, and how much from token to token? We compare one map alone,
+# which is a softmax head, with the difference, on eight tales. (One map is $A_1$, or $A_2$ in layer 3, where it
+# leads.)
+
+# %%
+prefixes = [f"model.layers.{layer}.self_attn." for layer in range(6)]
+spreads = np.zeros((6, 2, 2, len(ids)))  # layer; one map, both; between heads, over tokens; tale
+for number, row in enumerate(ids):
+    trace = oracle.trace(model, row[None])  # every intermediate result of a run (chapter 07)
+    for layer, at in enumerate(prefixes):
+        names = ("attn2" if lambdas[layer] > 1 else "attn1", "diff")
+        spreads[layer, ..., number] = [sketches.size_spreads(trace[at + name][0]) for name in names]
+grows = (spreads[:, 1] > spreads[:, 0]).sum(axis=-1)
+print("tales in which both maps differ more between heads than one map does, by layer:", grows[:, 0])
+by_token = [spreads[2:5, i, 1].mean() for i in (0, 1)]
+print(f"from token to token, layers 2 to 4: {by_token[0]:.2f} with one map, {by_token[1]:.2f} with both")
+sketches.groups(
+    {name: {f"layer {layer}": spreads[layer, i, 0].mean() for layer in range(6)}
+     for i, name in enumerate(("one map, a softmax head", "both maps"))},
+    "spread of sizes between heads", ylim=(0, 0.35),
+)  # fmt: skip
+
+# %% [markdown]
+# Between heads the sizes differ more with both maps in layers 0, 2, 4 and 5, as much in layer 3, and less in layer 1:
+# the paper's reason shows in four layers of six. Where most is subtracted (layers 2, 3 and 4) sizes also vary about
+# twice as much from token to token. The norm works on each token by itself, so it levels that, too.
+#
+# Now the factor. Take a model as it is before training, with small random weights: how large is the difference,
+# measured by one map's result?
+
+# %%
+untrained = refdiff.DiffLlamaForCausalLM.from_config(model.config, seed=0, dtype="float64")
+trace = oracle.trace(untrained, ids[0][None])
+relative, start_lambdas = [], [float(trace[at + "lambda_full"]) for at in prefixes]
+for layer, at in enumerate(prefixes):
+    one, both = (np.sqrt((trace[at + name] ** 2).mean(axis=-1)).mean() for name in ("attn1", "diff"))
+    relative.append(both / one)
+    print(f"layer {layer}: size of the difference / size of one map {relative[-1]:.3f}   "
+          f"1 − λ {1 - start_lambdas[layer]:.3f}   1 − λ_init {1 - layers.lambda_init(layer):.3f}")  # fmt: skip
+
+# %% [markdown]
+# **At the start both maps are nearly even, so $A_1V \approx A_2V$, and the difference is $1-\lambda$ times one map's
+# result.** The norm throws this size away, and the factor $1-\lambda_{init}$ puts it back: relative to a softmax head
+# that is normed too, the head has the size that it would have at a λ of exactly $\lambda_{init}$. Chapter 08 measures
+# what that does to the gradients.
+
+# %% [markdown]
 # ## What we learned
 #
 # - Subtracting a second map removes what both maps share. The needle's weight falls. Its share grows if the noise is
 #   shared and λ is below about twice the noise of the first map, $2(1-p)$.
 # - In this small model the scores of a pair share little, and the top token's share *falls* in every layer. λ is not
 #   the reason: with shared noise it would rise in layers 2, 3 and 4.
-# - Training has made the leading map sharp and the other broad: four layers subtract the broad map, two add it. Any
-#   one of the four subtractions can be taken out without a visible loss, but not all four; neither addition can.
+# - Training has made the leading map the sharper one in 17 of 18 pairs: four layers subtract the broad map, two add it.
+#   What for stays open. Any one of the four subtractions can be taken out without a visible loss, but not all four;
+#   neither addition can.
 # - λ > 1 means that the second map leads; λ < 0 means that a layer adds.
 # - Heads differ more in size with both maps in four layers of six. The norm makes them equal. $1 - \lambda_{init}$ is
 #   the size that a difference has at the start, relative to one map.
 #
-# All this is one model of 2.9 million parameters; large ones may do otherwise. Notebook 09 asks whether differential
+# All this is one model of 2.9 million parameters; large ones may do otherwise. Chapter 09 asks whether differential
 # attention *looks* at less noise than plain attention when both are trained for one task.
 
 # %%
@@ -425,6 +442,7 @@ assert own.mean(axis=0).max() < 0.405
 assert all(less[layer][0] < -less[layer][1] for layer in (0, 2, 3, 4))
 assert (measured < alone).all()
 assert falls.min() > 0.9
+assert (np.where(lambdas[:, None] > 1, second_breadth, first_breadth) > 30).sum() == 5
 assert (if_shared[2:5] > alone[2:5] + 0.1).all()
 assert if_shared[0] < alone[0]
 assert np.argwhere(~leading_sharp).tolist() == [[3, 2]]
