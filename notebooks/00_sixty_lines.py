@@ -54,7 +54,7 @@ print(list(zip(ids, tokens, strict=True)))
 #
 # What the model has learned is stored in one file. The safetensors format needs no library: 8 bytes give the length
 # of a JSON header, the header gives each array's name, dtype, shape and place, and the rest of the file is the
-# numbers.
+# numbers. (The header writes "F16" for what NumPy calls "float16".)
 
 # %%
 sketches.checkpoint()
@@ -89,7 +89,8 @@ for name, w in subset(weights, "model.layers.0.").items():
 # %% [markdown]
 # Read the list once; you now know every kind of parameter of the model. Four lines deserve a second look: `lambda_q1`,
 # `lambda_k1`, `lambda_q2` and `lambda_k2`. A plain Transformer of the same family, a Llama, has all the others and not
-# these. Four vectors of 32 numbers are all that the Differential Transformer adds to a layer.
+# these. In this version, Hugging Face's, four vectors of 32 numbers are all that the Differential Transformer adds to a
+# layer. (The paper's code has a weight in one more norm, too: chapter 04.)
 #
 # `embed_tokens` has one row for each token of the vocabulary. Looking up our ids gives the array that all layers work
 # on: T tokens, each with D numbers.
@@ -220,7 +221,7 @@ for query, key in [(3, 1), (7, 5), (11, 9), (11, 1)]:
     print(f"query at {query:2}, key at {key}: score {at[0, query] @ at[1, key]:8.4f}")
 
 # %% [markdown]
-# Three pairs that are 2 positions apart have one score; the pair that is 10 apart has another. Notebook 02 takes this
+# Three pairs that are 2 positions apart have one score; the pair that is 10 apart has another. Chapter 02 takes this
 # further.
 #
 # ## One attention map, and the difference of two
@@ -249,6 +250,10 @@ def diff_attention(q1, k1, q2, k2, v, lambda_):  # eq. 1
 
 
 # %% [markdown]
+# **Why only those before?** In training each token must predict the next one. If it could see that one, there would be
+# nothing to predict. `np.tri` is true at and below the diagonal. Everywhere else the score becomes −∞, of which a
+# softmax makes 0.
+#
 # ## A pair of heads
 #
 # Where do $Q_1$, $K_1$, $Q_2$, $K_2$ come from? Three matrices turn each token into queries, keys and values, which
@@ -273,13 +278,16 @@ sketches.head_pair()
 # $$\mathrm{head}_i = (1 - \lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)) \tag{eq. 3}$$
 # $$\mathrm{MultiHead}(X) = [\mathrm{head}_1, \ldots, \mathrm{head}_{H/2}]\,W^O$$
 #
-# Notebook 03 asks why the norm and the factor are there. In code, line by line:
+# Chapter 03 asks why the norm and the factor are there. This model has H = 6 heads of d = 32 numbers, so three pairs,
+# and 6 · 32 = 192 = D. In code, line by line:
 #
 # 1. `heads` multiplies the tokens by a matrix and cuts the result into heads; queries and keys are rotated.
-# 2. The values of heads $i$ and $i + H/2$ are joined: each pair has one value of size $2d$.
+# 2. The values of heads $i$ and $i + H/2$ are joined: `np.split` cuts six heads into the first three and the last
+#    three, `concatenate` lays them side by side. Each pair has one value of size $2d$.
 # 3. `np.repeat` is for models with fewer key/value heads than query heads, which share them to save memory (chapter
 #    05). This model has as many, so nothing is repeated.
-# 4. λ is eq. 2, and the rest is eq. 3: difference, norm, factor, $W^O$.
+# 4. The second `np.split` gives the first heads of all pairs, and the second heads.
+# 5. λ is eq. 2, and the rest is eq. 3: difference, norm, factor, $W^O$.
 
 
 # %%
@@ -347,7 +355,7 @@ for token in np.argsort(-probabilities)[:5]:
 # ## A story
 #
 # To continue a text, take the token with the largest score, append it, and run the model again. (Practice keeps keys
-# and values in a cache instead of computing them again, which changes the cost and not the result: notebook 05.)
+# and values in a cache instead of computing them again, which changes the cost and not the result: chapter 05.)
 
 
 # %%
@@ -394,12 +402,13 @@ print("λ by layer:     ", *(f"{strength:5.2f}" for strength in lambdas))
 layer, pair = 4, 0
 firsts, seconds = kept[2 * layer : 2 * layer + 2]  # three pairs each
 differences = firsts - lambdas[layer] * seconds
-sketches.three_maps(tokens, firsts[pair], seconds[pair], lambdas[layer])
+framed = [tokens.index(word) for word in (" who", " son")]
+sketches.three_maps(tokens, firsts[pair], seconds[pair], lambdas[layer], framed)
 
 # %% [markdown]
-# Read the row "son" from left to right. The first map finds "three" and little else. The second lays weight on
-# everything before. In the difference "three" still stands out, but the rest of the row is now negative (orange): where
-# λA₂ is larger than A₁, a token's value is *subtracted*, which no softmax can do.
+# Read the row "son", the lower frame, from left to right. The first map finds "three" and little else. The second gives
+# weight to everything before. In the difference "three" still stands out, but the rest of the row is now negative
+# (orange): where λA₂ is larger than A₁, a token's value is *subtracted*, which no softmax can do.
 #
 # Is that what the idea promised? Take the token that A₁ prefers. Which share of all |weight| in its row does it have,
 # in A₁ and in the difference?
@@ -418,12 +427,12 @@ print(f"layer {layer}, all pairs: the share rises in {rises} rows and falls in {
 
 # %% [markdown]
 # No: the share of "three" *falls*, since A₁ was sharp already and the second map adds more negative weight than it
-# cancels. The row "who" with its "king" is the same, and so are most rows of this layer. Subtraction can clean a map;
-# this model does something else with it. Keep the question: **what is a broad map subtracted for?** Notebook 03 takes
-# it up.
+# cancels. The row "who" with its "king", the upper frame, is the same, and so are most rows of this layer. Subtraction
+# can clean a map; this model does something else with it. Keep the question: **what is a broad map subtracted for?**
+# Chapter 03 takes it up.
 #
 # Look at the two lists of λ, too: training has moved some far from their start values. Two layers have a λ below 0;
-# they *add* their second map. Notebook 03 asks what they do with it.
+# they *add* their second map. Chapter 03 asks what they do with it.
 #
 # ## Experiment: switch the subtraction off
 #
@@ -455,30 +464,33 @@ strengths = [-0.5, 0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0]
 losses = [loss_with(factor) for factor in strengths]
 for factor, loss in zip(strengths, losses, strict=True):
     print(f"λ × {factor:5.2f}: {loss:.3f} nats per token")
-print(f"perplexity: {np.exp(losses[4]):.1f}; without the second map {np.exp(losses[1]):.1f}")
+print(f"perplexity: {np.exp(losses[4]):.1f}; with λ = 0 in every layer {np.exp(losses[1]):.1f}")
 sketches.loss_by_strength(strengths, losses)
 
 # %% [markdown]
 # Of the strengths tried, the trained one (1.00) has the lowest loss, and the loss rises on both sides. So this model
-# needs its second map. Be careful with the conclusion: it was *trained* with the subtraction and cannot do without it
-# afterwards. That does not show that a model trained without it would be worse. Notebook 09 trains both and compares
-# them.
+# needs its λ as they are. Be careful with two conclusions:
+#
+# - *The second map is what it needs.* λ = 0 takes away the second map, and that is not always the smaller part. Layer 3
+#   has λ = 1.56, so there λ = 0 removes the larger one. Chapter 03 finds that most of the harm is done in that layer.
+# - *The subtraction makes a better model.* This model was *trained* with it. That does not show that a model trained
+#   without it would be worse. Chapter 09 trains both and compares them.
 #
 # ## What we learned
 #
 # - Attention compares one token's query with the keys of others, and fetches their values by the weights that come out.
 # - A language model is a look-up, a loop of "read through a norm, compute, add", and a product with the embedding
 #   table.
-# - The Differential Transformer changes one block: heads work in pairs, and each pair uses $A_1 - \lambda A_2$ in
-#   place of one attention map. A norm for each pair and a fixed factor follow. All this costs four small vectors per
-#   layer.
+# - The Differential Transformer changes one block: heads work in pairs, and each pair uses $A_1 - \lambda A_2$ in place
+#   of one attention map. A norm for each pair and a fixed factor follow. In this version all this costs four small
+#   vectors per layer.
 # - The difference can cancel weight that both maps give, and it can be negative; a softmax can do neither. In the layer
 #   that we looked at, the second map rarely cleans the first; it makes many weights negative.
 # - λ is learned for each layer, and can end far from its start value.
 #
 # ## Exercise
 #
-# 1. Give every row of $A_1 - \lambda A_2$ a sum. What should it be, and is it? Why does the norm in eq. 3 make its
+# 1. Sum each row of $A_1 - \lambda A_2$. What should the sums be, and are they? Why does the norm in eq. 3 make their
 #    size nearly irrelevant?
 # 2. Exchange $Q_1, K_1$ and $Q_2, K_2$ in `diff_attention`, so that the second map is used first. Which loss do you
 #    expect on the tales: a little higher, or worse than guessing? (Guessing among 2,048 tokens costs $\ln 2048$ nats.)
@@ -509,7 +521,7 @@ sketches.loss_by_strength(strengths, losses)
 #
 # These 60 lines compute what refdiff's reference kernels compute: logits equal up to rounding error in float64, and
 # the same story token for token. refdiff in turn is tested against transformers. Its files have the same blocks, each
-# with its derivative and its checks; the following notebooks open them one by one.
+# with its derivative and its checks; the following chapters open them one by one.
 
 # %%
 import refdiff
@@ -531,7 +543,7 @@ assert again == story
 # <summary>Which part of a layer has no counterpart in a Llama, and how many parameters is it?</summary>
 #
 # λ (eq. 2) with its four vectors of head size, 4 × 32 = 128 numbers per layer. Pairing heads, the norm of each pair
-# and the factor 1 − λ_init (eq. 3) are new, too, and add none.
+# (which has no weight here) and the factor 1 − λ_init (eq. 3) are new, too, and add none.
 #
 # </details>
 # <details>
@@ -543,6 +555,7 @@ assert again == story
 # <details>
 # <summary>The loss rises when λ is 0. Why does that not show that the subtraction makes a better model?</summary>
 #
-# The model was trained with it, and its weights rely on it. Only a model trained without it is a fair comparison.
+# In layer 3, λ is above 1, so λ = 0 takes away the larger map. And the model was trained with the subtraction, so its
+# weights rely on it. Only a model trained without it is a fair comparison.
 #
 # </details>
