@@ -13,11 +13,11 @@
 # %% [markdown]
 # # 01 · Where do words meet?
 #
-# Chapter 0 read "Once upon a time" and wrote the next word. Six layers lie between the two. **In which step does a
+# Chapter 00 read "Once upon a time" and wrote the next word. Six layers lie between the two. **In which step does a
 # token learn of the other tokens, and in which layer does the answer appear?**
 #
 # You can look. We change one word of a sentence and watch the change spread through the layers. Then we stop the model
-# after each layer and ask what it would say. Allow 15 minutes. You need chapter 0; its functions are in
+# after each layer and ask what it would say. Allow 15 minutes. You need chapter 00; its functions are in
 # [tiny.py](tiny.py).
 
 # %%
@@ -42,26 +42,16 @@ print(f"{len(ids)} tokens, {config['hidden_size']} numbers each, {config['num_hi
 print(tokens)
 
 # %% [markdown]
-# ## The picture
+# ## The picture, the equations and the code
 #
-# Each token is a vector of 192 numbers. These vectors run through the model on a straight line, the residual stream.
-# Two branches leave the line in each layer, compute something, and *add* it. So a layer corrects what it was given, and
-# whatever it does not touch passes through.
-
-# %%
-sketches.residual_stream(config["num_hidden_layers"])
-
-# %% [markdown]
-# ## The equations
-#
-# The paper (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) writes the two branches as
+# You know them from chapter 00. Tokens run through the model on the residual stream; two branches leave it in each
+# layer, compute something, and *add* it (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)):
 #
 # $$Y = \mathrm{MultiHead}(\mathrm{LN}(X)) + X \tag{eq. 4}$$
 # $$X' = \mathrm{SwiGLU}(\mathrm{LN}(Y)) + Y \tag{eq. 5}$$
-#
-# LN is an RMSNorm. It scales each token to unit root mean square and then multiplies each dimension by a learned weight
-# $w$: $\mathrm{LN}(x) = x / \mathrm{rms}(x) \odot w$. Notebook 02 takes it apart. MultiHead is attention: it subtracts
-# a second map, weighted by λ, from a first (notebook 03). In code, the whole model is a loop over the two equations:
+
+# %%
+sketches.residual_stream(config["num_hidden_layers"])
 
 # %%
 print(inspect.getsource(tiny.model))
@@ -96,7 +86,7 @@ sketches.changes(change, tokens)
 # %% [markdown]
 # Read the picture from top to bottom. After the embedding only "king" differs. One layer later *every* token behind it
 # has changed, and none before it: attention looks back, never ahead. The tokens before "king" change by exactly 0 in
-# all layers (·).
+# all layers.
 #
 # Which block has done this? We take the blocks of the first layer one by one, exchange one row of their input (the
 # vector of "king") for another, and see which rows of the output change.
@@ -140,8 +130,8 @@ for word in ("king", "man", "wolf", "hen", "house"):
     print(f"there was a {word:5} who had three …  {'   '.join(f'{w!r} {p_next[i]:.2f}' for w, i in one_id.items())}")
 
 # %% [markdown]
-# A king or a man has sons; of a house the model is less sure. So what we saw spread in experiment 1 decides the answer.
-# (" daught" is the beginning of "daughter".) Now the king, after each layer:
+# King or man makes little difference to the answer; king or house makes much. So what spreads from this one word, as in
+# experiment 1, decides it. (" daught" is the beginning of "daughter".) Now the king, after each layer:
 
 # %%
 answers, son = [], one_id[" son"]
@@ -157,9 +147,9 @@ for depth, x in enumerate(before):
 
 # %% [markdown]
 # The embedding itself says the word that it came from: the same table is used for reading and for writing. **Then the
-# answer appears in layer 2**: it lifts " son" from number 10 to number 1. Layers 3 and 4 make it surer, 0.53 and
-# 0.84. The last layer takes some of that back (0.74) and gives it to " daught". The size (root
-# mean square) of the vector grows all the way, which is one reason for the norm at the start of each branch.
+# answer appears in layer 2**: it lifts " son" from number 10 to number 1. Layers 3 and 4 make it surer, 0.53 and 0.84.
+# The last layer takes some of that back (0.74) and gives it to " daught". The size (root mean square) of the vector
+# grows all the way, which is one reason for the norm at the start of each branch.
 #
 # Is layer 2 *the* layer for answers? One sentence cannot say. Here is a whole tale that the model has not seen: for
 # which share of its tokens is the model's final choice already on top after each layer, and what would the loss be?
@@ -200,11 +190,14 @@ sketches.last_rows(last, tokens)
 # on the pairs differ. In layer 1 they prefer three different tokens, and in layer 2 one prefers "king" and two "had".
 # This is what several heads are for. Three heads can take much from three tokens at once; one softmax could not give
 # 0.9 to each. (The first token, `<|endoftext|>`, gets much weight in some pairs of layers 1, 3 and 5. A softmax must
-# put its weight somewhere, and often puts it there: notebook 08.)
+# put its weight somewhere, and often puts it there. Chapter 08 measures it over many texts: layers 0, 1 and 5.)
 #
-# Orange cells are the speciality of this architecture: a token's value can be *subtracted*. In layer 3 the largest
-# weights of "three" are negative in two of the three pairs. Layers 1 and 5 have no orange cell: their λ is below 0
-# (chapter 0), so they add their second map. Notebook 03 explains both.
+# Orange cells are the speciality of this architecture: beside tokens whose values are added, a row has tokens whose
+# values are *subtracted* (layers 0, 2 and 4). Two kinds of layers differ (chapter 03 explains both):
+#
+# - Layer 3 has λ above 1, so the second map leads, and the signs of a whole row are exchanged: orange is what it looks
+#   at.
+# - Layers 1 and 5 have λ below 0, so they add their second map: no cell is orange.
 #
 # ## What we learned
 #
