@@ -18,7 +18,10 @@
 # was trained. **What happens if you read it with the wrong one?**
 #
 # You run the bundled model both ways, turn one way into the other, and find a published file that computes something
-# else. Allow 20 minutes; you need notebook 03.
+# else. Allow 20 minutes; you need chapter 03.
+#
+# This chapter is for the day on which you load a checkpoint and its text is nonsense. Until then you may go on with
+# chapter 08; chapter 09 needs the section *The second version* only.
 
 # %%
 # %matplotlib inline
@@ -34,7 +37,7 @@ from refdiff import bundled, layers
 # %% [markdown]
 # ## The picture
 #
-# Eight query heads share four key heads: *grouped queries*. Fewer keys make the cache of notebook 05 smaller. Each pair
+# Eight query heads share four key heads: *grouped queries*. Fewer keys make the cache of chapter 05 smaller. Each pair
 # takes two of the queries. In the first two variants each map of a pair has a key of its own; in V2 both maps read one
 # key.
 
@@ -86,14 +89,16 @@ for K in (8, 4, 2):
 #
 # The bundled model is in Hugging Face's layout. `refdiff.convert` rewrites it for the paper's code in three steps. Each
 # is a change of order: of the heads in $W_Q$ and $W_K$; of the heads in $W_V$; and of the numbers inside each query and
-# key head, because the paper's RoPE rotates neighbours (notebook 02).
+# key head, because the paper's RoPE rotates neighbours (chapter 02).
 #
-# We do this to the weights of chapter 0, by hand. And we read the result as the paper's code does. That needs no new
-# code: neighbours become halves when the even ones are put first. We put the even heads, and the even numbers of a
-# head, first, and let chapter 0's model run on the result: that is what the paper's code computes on the weights as
-# they are.
+# We do this to the weights of chapter 00, by hand. To see what the paper's program makes of some weights, we need no
+# second program. Ours pairs halves. Put the even heads first, and inside each head the even numbers: then our halves
+# are the paper's neighbours. That is `evens_first` below.
 #
-# A converter that forgets a step passes every check of shapes. What does the loss on an unseen text say (mean $-\log p$
+# So each row of the experiment has two changes of order: the converter's, perhaps with a step left out, and this
+# reading. If no step is left out, the second change undoes the first, and row 2 *must* equal row 1. (That refdiff's own
+# converter and its paper variant agree with ours is asserted at the end.) The other rows are the experiment: a
+# converter that forgets a step passes every check of shapes. What does the loss on an unseen text say (mean $-\log p$
 # of the next token)? Rows 3 to 5 leave out exactly one step.
 
 # %%
@@ -139,12 +144,12 @@ guess = np.log(config["vocab_size"])
 sketches.loss_bars(rows, guess)
 
 # %% [markdown]
-# The converted model equals the original to all printed digits. Each step that is left out costs much, and *there is no
+# The converted model equals the original, as it must. Each step that is left out costs much, and *there is no
 # error message*: the shapes fit. Wrong pairs of queries and keys alone take the loss from 3.05 to 5.58. Wrong pairs of
 # values are worse than a uniform guess, since most pairs then hand $W^O$ values of other pairs.
 #
 # **You have a checkpoint and do not know its variant?** Measure its loss on any text under both readings, and take the
-# lower one. Here the wrong reading costs more than 5 nats, so a page of text is enough.
+# lower one. In this model the wrong reading costs more than 5 nats, so a page of text is enough.
 #
 # So the conversion only changes the order of rows. (Where the norm has a weight or ε differs, it also puts the weight
 # into $W^O$ and rescales $W_V$.) The way back puts the even heads first and the odd ones behind them:
@@ -157,10 +162,10 @@ print("paper = Hugging Face on reordered heads:", np.allclose(by_paper, reordere
 # %% [markdown]
 # ## The file that differs
 #
-# The authors published three files. With fewer keys than queries (grouped queries), each key serves $n$ queries. Two of
-# the files pair the keys first and share them then. The third, `multihead_diffattn.py`, shares first: it repeats each
-# key $n$ times and then pairs neighbours. After the repetition, the two neighbours are copies of one key. We can see it
-# in the names alone:
+# (You may skip to *The second version*.) The authors published three files. With fewer keys than queries (grouped
+# queries), each key serves $n$ queries. Two of the files pair the keys first and share them then. The third,
+# `multihead_diffattn.py`, shares first: it repeats each key $n$ times and then pairs neighbours. After the repetition,
+# the two neighbours are copies of one key. We can see it in the names alone:
 
 # %%
 K, n = 4, 2
