@@ -18,7 +18,7 @@
 # who picks the token?**
 #
 # You count the multiplications with and without a cache, then reshape the distribution from which the next token is
-# drawn. (Seconds depend on the machine; exercise 6 measures yours.) Allow 20 minutes; you need chapter 0.
+# drawn. (Seconds depend on the machine; exercise 6 measures yours.) Allow 20 minutes; you need chapter 00.
 
 # %%
 # %matplotlib inline
@@ -46,7 +46,7 @@ ids = tokenizer(["Once upon a time"], return_tensors="np")["input_ids"][0]
 # $$z = x_T E^\top .$$
 #
 # The table of embeddings $E$ is used a second time: the score of a token is how well the vector matches the token's own
-# row. The loop of chapter 0 takes the best token each time, which is called greedy decoding:
+# row. The loop of chapter 00 takes the best token each time, which is called greedy decoding:
 
 # %%
 print(inspect.getsource(tiny.generate))
@@ -56,7 +56,7 @@ print(tokenizer.decode(story, skip_special_tokens=True))
 # %% [markdown]
 # ## What need not be computed again
 #
-# In notebook 01 a change of one token reached later tokens only. So appending a token changes *nothing* about the
+# In chapter 01 a change of one token reached later tokens only. So appending a token changes *nothing* about the
 # earlier ones: their vectors, keys and values stay exactly what they were. Keep the keys and values, and each step
 # needs one new row of each attention map. (Keys are kept after their rotation: a token's position does not change when
 # others are appended.)
@@ -80,8 +80,9 @@ print("tokens in the cache:", len(rest.cache))
 # ## What it saves
 #
 # We count: each weight of the layers is multiplied once for each token that goes through. And attention multiplies for
-# each pair of a query and a key that it compares. (The product with $E$ is left out. A step needs it for the last
-# token only.)
+# each pair of a query and a key that it compares. (tiny.py computes the masked half of a map, too, so it is counted:
+# squares, not the staircases of the drawing. The product with $E$ is left out. A step needs it for the last token
+# only.)
 
 # %%
 heads, d, layer_count = (config[name] for name in ("num_attention_heads", "head_dim", "num_hidden_layers"))
@@ -110,8 +111,9 @@ sketches.curves(lengths - start + 1, {"without a cache": without / 1e6, "with a 
 # measures seconds.
 #
 # The price is memory: a key and a value of every token, in every layer and head. Differential attention needs no more
-# of it than plain attention with as many heads. Many larger models let several query heads share one key/value head
-# (*grouped queries*), which makes the cache as many times smaller.
+# of it than plain attention with as many heads: a pair keeps two keys and one value of twice the size, as two plain
+# heads do. Many larger models let several query heads share one key/value head (*grouped queries*), which makes the
+# cache as many times smaller.
 #
 # ## Who picks the token?
 #
@@ -123,9 +125,10 @@ told = tokenizer.decode(long, skip_special_tokens=True)
 print("\n".join(told.split("\n")[2:]).strip())
 
 # %% [markdown]
-# It has fallen into a loop: the same sentence comes again word for word, because what was most likely once is most
-# likely again after the same words. Sampling draws the
-# next token from the probabilities instead,
+# It has fallen into a loop: the same sentence comes again word for word. Once the last words repeat, so does what is
+# most likely after them.
+#
+# Sampling draws the next token from the probabilities instead,
 #
 # $$p_v = \frac{\exp(z_v/\tau)}{\sum_u \exp(z_u/\tau)} ,$$
 #

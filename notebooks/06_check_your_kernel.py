@@ -55,8 +55,10 @@ print("the truth:", oracle.truth(spec, inputs).out.shape)
 # ## Your kernel
 #
 # This one walks over the keys in blocks and keeps a running maximum and sum, as FlashAttention does, and never holds
-# a whole row of scores. It computes in float32. The arguments at the end let us break it on purpose later, and choose
-# the type of the sum that it keeps.
+# a whole row of scores. It computes in float32. The two outer loops go over pairs and over the two maps of a pair, the
+# inner one over blocks of keys. A block may bring a larger maximum; then all that was summed before shrinks to it. The
+# last lines are the difference, the norm and the factor. The arguments after the star let us break the kernel on
+# purpose later, and choose the type of the sum that it keeps.
 
 # %%
 
@@ -100,8 +102,8 @@ print(mine.shape, mine.dtype, "→", verdict.status)
 # %% [markdown]
 # `recipe="float32"` tells the oracle what your kernel rounds to. From that it computes a *budget* for every row of the
 # output: the error that several valid summation orders with the same roundings have. The budget is computed, not
-# guessed. How many budgets a row may be off by is one choice for all kernels. Is it a sensible one? Here are correct
-# runs to compare it with: this kernel, with six block sizes on eight sets of numbers.
+# guessed. A kernel passes if no row is off by more than 4 budgets. Why 4? Here are correct runs to compare it with:
+# this kernel, with six block sizes on eight sets of numbers.
 
 # %%
 correct = []
@@ -120,6 +122,8 @@ print(f"in {within} of them no row is off by 2 budgets or more; the oracle's lim
 # %% [markdown]
 # The oracle's limit comes from many more runs of this kind. In 27,000 correct runs, two of torch and JAX came to 3.1
 # and 3.5 budgets, nearer to the limit than ours. `refdiff/oracle/thresholds.py` has the evidence beside each limit.
+# (Beside pass and fail there is a third verdict, *undecided*: on some inputs correct kernels differ too much among
+# themselves. It is no pass.)
 #
 # ## Break it
 #
@@ -182,8 +186,9 @@ for name, out in outputs.items():
 # ## A test is as good as its inputs
 #
 # Take only the last query of the text and no more than one key. Softmax over one key is 1, whatever the score is. So
-# every mistake in the scores is invisible. `blind_spots` lists what an input cannot show. It asks for everything that a
-# kernel can do wrong that has two pairs of key heads, as `larger` has:
+# every mistake in the scores is invisible. `blind_spots` lists what an input cannot show. We compare with the list of
+# all mistakes that a kernel with two pairs of key heads can make (`larger` has two; some of them cannot happen with
+# one):
 
 # %%
 larger = oracle.Spec.preset(
