@@ -56,10 +56,11 @@ print(inspect.getsource(arrays.namespace))
 # $$\mathrm{DiffAttn}(X) = \left(\mathrm{softmax}\frac{Q_1K_1^\top}{\sqrt d} - \lambda\,
 # \mathrm{softmax}\frac{Q_2K_2^\top}{\sqrt d}\right)V,\tag{eq. 1}$$
 #
-# is `layers.softmax`. Its first line finds `xp`, the rest is written with it:
+# is `layers.softmax`. Its first line finds `xp`, the rest is written with it. Here it is without its docstring:
 
 # %%
-print(inspect.getsource(layers.softmax))
+head, _, body = inspect.getsource(layers.softmax).split('"""')
+print(head.rstrip() + body)
 
 # %% [markdown]
 # Beside it, here is a softmax that names NumPy. On NumPy arrays both give the same. On the second library only one of
@@ -159,9 +160,12 @@ cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_
 sketches.copies(weights, 3 * number, number, cache, row)
 
 # %% [markdown]
-# Logits come back only where the host must see them: for logits processors (`repetition_penalty`, for one),
-# `output_scores` and `output_logits`, the cutoffs `typical_p`, `epsilon_cutoff` and `eta_cutoff`, several
-# `num_return_sequences`, beams, with weights in float64, and with `kernels="reference"`.
+# Logits come back only where the host must see them:
+#
+# - for options that read scores: logits processors (`repetition_penalty`, for one), `output_scores` and
+#   `output_logits`, the cutoffs `typical_p`, `epsilon_cutoff` and `eta_cutoff`;
+# - for beams, and for several `num_return_sequences`;
+# - with weights in float64, and with `kernels="reference"`.
 #
 # ## Exercise
 #

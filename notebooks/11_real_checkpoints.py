@@ -14,8 +14,8 @@
 # # 11 · What the hub's checkpoints need
 #
 # *For engineers.* Before you download a DiffLlama checkpoint: how many parameters has it, how much memory do weights,
-# keys and values take, and how fast can it be at most? We work this out from dimensions alone. **No checkpoint of the
-# hub is downloaded or run here.**
+# keys and values take, and how fast can it be at most? How long may a text be until its keys and values outweigh the
+# weights? We work this out from dimensions alone. **No checkpoint of the hub is downloaded or run here.**
 #
 # Two of them appear. The dimensions of `DiffLlama-0.3B-handcut` are those of its `config.json`. Those of `DiffLlama-1B`
 # are **assumed**: its file was not read. TinyLlama's dimensions with a vocabulary of 102,400 give about the number of
@@ -32,21 +32,6 @@ from refdiff.bench.sizes import HANDCUT, ONE_B
 from refdiff.model.weights.names import count_parameters, parameter_shapes
 
 # %% [markdown]
-# ## The commands
-#
-# ```sh
-# refdiff inspect kajuma/DiffLlama-0.3B-handcut        # config, parameters, λ, memory; reads headers and λ vectors
-# refdiff generate -m kajuma/DiffLlama-0.3B-handcut "The capital of France is"
-# refdiff attention -m kajuma/DiffLlama-0.3B-handcut "The capital of France is" -o page.html
-# ```
-#
-# The first run of `generate` downloads the checkpoint; later ones find it on disk. In Python:
-#
-# ```python
-# model = refdiff.DiffLlamaForCausalLM.from_pretrained("kajuma/DiffLlama-0.3B-handcut")
-# tokenizer = refdiff.Tokenizer.from_pretrained("kajuma/DiffLlama-0.3B-handcut")
-# ```
-#
 # ## How many parameters
 #
 # A config decides the shape of every weight. refdiff computes the shapes with `parameter_shapes` before it opens a
@@ -85,7 +70,7 @@ print(f"a Llama of that size has {extra:,} parameters fewer: 4 vectors of {HANDC
 # Where the parameters are:
 
 # %%
-parts = {"embeddings, head": ("embed_tokens", "lm_head"), "attention": ("self_attn",), "feed-forward": ("mlp",)}
+parts = {"embeddings, output": ("embed_tokens", "lm_head"), "attention": ("self_attn",), "feed-forward": ("mlp",)}
 shares = {}
 for name, of in shapes.items():
     sizes = {
@@ -149,8 +134,23 @@ for name, halved in (("handcut", "bfloat16 copy"), ("1B, assumed", "bfloat16, st
 # These are bounds, not measurements. `refdiff bench` measures the memory of your machine and how near refdiff comes to
 # its bound; the page on performance has such a run, with random weights in `handcut`'s dimensions.
 #
-# A prompt is cheaper a token than what follows it: its tokens go through together, and each weight is read once for
-# all of them.
+# A token of the prompt costs less than one that is written: the prompt's tokens go through together, and each weight is
+# read once for all of them.
+#
+# ## The commands
+#
+# ```sh
+# refdiff inspect kajuma/DiffLlama-0.3B-handcut        # config, parameters, λ, memory; reads headers and λ vectors
+# refdiff generate -m kajuma/DiffLlama-0.3B-handcut "The capital of France is"
+# refdiff attention -m kajuma/DiffLlama-0.3B-handcut "The capital of France is" -o page.html
+# ```
+#
+# The first run of `generate` downloads the checkpoint; later ones find it on disk. In Python:
+#
+# ```python
+# model = refdiff.DiffLlamaForCausalLM.from_pretrained("kajuma/DiffLlama-0.3B-handcut")
+# tokenizer = refdiff.Tokenizer.from_pretrained("kajuma/DiffLlama-0.3B-handcut")
+# ```
 #
 # ## If it does not fit
 #
