@@ -335,7 +335,8 @@ def test_sources_of_the_pages(scripts: dict[str, ModuleType], tmp_path: Path, mo
     assert index.index('class="only-light"') < index.index("## Learning path") < index.index("## Set up")
     guides = [line for line in index.splitlines() if line.startswith(("guides/", "kernels/"))]
     assert [name for name in guides if name.startswith("guides/")] == [
-        f"guides/{name}" for name in ("usage", "variants", "kernels", "performance", "clusters", "cuda", "testing")
+        f"guides/{name}"
+        for name in ("usage", "variants", "kernels", "implementations", "performance", "clusters", "cuda", "testing")
     ]
     assert guides[3].startswith("kernels/")
     for name in menu:
