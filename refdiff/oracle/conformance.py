@@ -4,23 +4,25 @@
 
 The function is `kernel(spec, inputs)`: a `Spec` and the dictionary of `refdiff.oracle.inputs`, NumPy arrays in the type
 that the kernel stores (bfloat16 is ml_dtypes'); or `kernel(inputs)`, where it has the spec compiled in. It returns its
-output, or a mapping with any of out, lse1, lse2; arrays of any library. `kernel(spec, inputs, dout=None)` is given the
-output's gradient too, and returns dq, dk, dv, … beside where that is not None. It returns `NotImplemented` for inputs
-that it does not serve: such a test is skipped, and a run in which more than half are declined fails. The first case
-that fails is told with the lines that make it again, and if it is small, with what `diagnose` answers of its output, or
-of its gradients. Where the kernel raises, its own last line is told; `python` with the lines of the case has the rest.
+output, or a mapping with any of out, lse1, lse2 (of plain attention out, lse); arrays of any library. `kernel(spec,
+inputs, dout=None)` is given the output's gradient too, and returns dq, dk, dv, … beside where that is not None. It
+returns `NotImplemented` for inputs that it does not serve: such a test is skipped, and a run in which more than half
+are declined fails. The first case that fails is told with the lines that make it again, and if it is small, with what
+`diagnose` answers of its output, or of its gradients. Where the kernel raises, its own last line is told; `python` with
+the lines of the case has the rest.
 
     REFDIFF_KERNEL     package.module:function
-    REFDIFF_SPEC       hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2 or gda, with 12 query heads
-                       (gda 20) of 16, in layer 2; or a JSON object with fields of a Spec, to which "preset" may give
-                       the rest: {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64} (hf_diffllama).
+    REFDIFF_SPEC       hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2, gda or attention, with 12
+                       query heads (gda 20) of 16, in layer 2; or a JSON object with fields of a Spec, to
+                       which "preset" may give the rest:
+                       {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64} (hf_diffllama).
                        "padded_queries": "any" for a kernel that leaves the rows of padding as they are
     REFDIFF_RECIPE     float32, tf32, bfloat16 or float16, also as fp32, bf16, fp16, or a JSON object with fields of a
                        Recipe, such as {"storage": "bf16", "lam": "float32"} (float32), or "accumulate": "fp16" for
                        products that are summed in 16 bits
     REFDIFF_PROFILES   one or more by commas: natural, discriminating, cancellation, tiny_values, extreme, degenerate,
-                       layout, serving, lambda, modules, tiles (all of them). Relations between two runs are tested
-                       beside, on cases of natural
+                       layout, serving, lambda, modules, tiles (all of them). Plain attention has no
+                       cancellation and lambda. Relations between two runs are tested beside, on cases of natural
     REFDIFF_SET        quick, or thorough: with up to 1,024 queries and keys, which takes minutes (quick)
     REFDIFF_SIZES      your own sizes beside, batch, queries and keys: 2x512x512,8x1x4096 (none)
     REFDIFF_ALLOW_DECLINED   1: a kernel that declines more than half of the cases may pass (it does not)
@@ -46,7 +48,7 @@ from typing import Any
 import pytest
 
 from refdiff import cluster
-from refdiff.oracle.cases.fixed import PROFILES, Case, cases, small_spec
+from refdiff.oracle.cases.fixed import OF_DIFFERENCES, PROFILES, Case, cases, small_spec
 from refdiff.oracle.inputs.outputs import takes_inputs_alone
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -86,7 +88,8 @@ def chosen(environment: Mapping[str, str], *, other_widths: bool = True) -> list
     """The cases that the variables ask for; of a preset, whose dimensions nobody chose, heads of other widths too."""
     text, dtype = _spec_text(environment), _recipe(environment).storage
     spec, seed = spec_of(text), int(environment.get("REFDIFF_SEED", "0"))
-    profiles = [p.strip() for p in environment.get("REFDIFF_PROFILES", ",".join(PROFILES)).split(",") if p.strip()]
+    every = [p for p in PROFILES if not (spec.is_plain and p in OF_DIFFERENCES)]
+    profiles = [p.strip() for p in environment.get("REFDIFF_PROFILES", ",".join(every)).split(",") if p.strip()]
     thorough = {"quick": False, "thorough": True}[environment.get("REFDIFF_SET", "quick")]
     found = [c for p in profiles for c in cases(p, seed, spec=spec, dtype=dtype, thorough=thorough)]
     if other_widths and "modules" in profiles and not text.strip().startswith("{"):

@@ -40,7 +40,7 @@ def specs(
         ratio = ratio if name == "gda" else 1
         n = 1 if name == "timm" else n
         dims = {
-            "query_heads": groups * n * (ratio + 1),
+            "query_heads": groups * n * (1 if name == "attention" else ratio + 1),
             "key_heads": groups if shared else 2 * groups,
             "head_dim": head_dim,
             "layer": layer,

@@ -1,10 +1,11 @@
 """Correct kernels of transformers, torch and jax, many times over: none may be refused.
 
     python -m tests.parity.false_alarms --checks 20000
+    python -m tests.parity.false_alarms --runs 1000 --preset attention
 
-A check is one tensor of one kernel on one problem: out, dq, dk, dv or a log-sum-exp. Seeds, layers from 0 to 40,
-profiles, types and lengths are drawn in turn; prints how many checks there were, how many were undecided, and each
-refusal. The exit status is 1 if a correct kernel was refused.
+A check is one tensor of one kernel on one problem: out, dq, dk, dv or a log-sum-exp; a run has all of one problem.
+Seeds, layers from 0 to 40, profiles, types and lengths are drawn in turn; prints how many checks there were, how many
+were undecided, and each refusal. The exit status is 1 if a correct kernel was refused.
 """
 
 from __future__ import annotations
@@ -19,58 +20,82 @@ from collections.abc import Iterator
 import numpy as np
 
 from refdiff.oracle.budget.budget import budget
-from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.fixed import OF_DIFFERENCES, small_spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import VALUES, draw
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
 from refdiff.oracle.verdict.verdict import Verdict
+from tests.parity.plain_kernels import PLAIN_KERNELS, plain_spec
 from tests.parity.real_kernels import DTYPES, KERNELS
 
 LAYERS = 41
 STRUCTURES = {
     "hf_diffllama": (Structure(1, 17, 17), Structure(2, 9, 9), Structure(2, 4, 4), Structure(1, 33, 33)),
     "ms_v1": (Structure(1, 13, 19), Structure(2, 9, 14), Structure(1, 1, 17), Structure(1, 24, 37)),
+    "attention": (Structure(1, 19, 19), Structure(2, 9, 14), Structure(1, 33, 33), Structure(1, 1, 37)),
 }
 """By preset; transformers' module has as many keys as queries."""
 
 
-def problems(first: int) -> Iterator[tuple[int, int, str, str, str, bool]]:
-    """Yield (seed, layer, profile, type, preset, eager): every combination of the last four for each seed."""
-    groups = sorted({(preset, eager) for preset, eager, _ in KERNELS.values()})
+EVERY_KERNEL = {**KERNELS, **PLAIN_KERNELS}
+
+
+def problems(first: int, only: str = "") -> Iterator[tuple[int, Spec, str, str, str, bool]]:
+    """Yield (seed, spec, profile, type, preset, eager): every combination of the last four for each seed.
+
+    Args:
+        only: a preset, for its kernels alone.
+    """
+    groups = sorted({(preset, eager) for preset, eager, _ in EVERY_KERNEL.values() if only in ("", preset)})
     for seed in itertools.count(first):
         for n, (profile, dtype, (preset, eager)) in enumerate(itertools.product(VALUES, DTYPES, groups)):
-            yield seed, (7 * seed + 11 * n) % LAYERS, profile, dtype, preset, eager
+            if preset != "attention":
+                yield (
+                    seed,
+                    small_spec(preset).replace(layer=(7 * seed + 11 * n) % LAYERS),
+                    profile,
+                    dtype,
+                    preset,
+                    eager,
+                )
+            elif profile not in OF_DIFFERENCES:
+                yield seed, plain_spec(seed + n // len(groups)), profile, dtype, preset, eager
 
 
-def checks(first: int) -> Iterator[tuple[str, Verdict]]:
+def checks(first: int, only: str = "") -> Iterator[tuple[str, Verdict]]:
     """Yield (what was judged, the verdict)."""
-    for seed, layer, profile, dtype, preset, eager in problems(first):
-        spec, structure = small_spec(preset).replace(layer=layer), STRUCTURES[preset][seed % 4]
+    for seed, spec, profile, dtype, preset, eager in problems(first, only):
+        structure = STRUCTURES[preset][seed % 4]
         shape = (structure.batch, spec.heads, structure.queries, spec.out_dim)
         dout = round_to(np.random.default_rng([seed, 977]).normal(size=shape), dtype)
         recipe = Recipe.eager(dtype) if eager else Recipe(dtype)
         allowed = budget(spec, draw(spec, structure, profile, seed, dtype), recipe, dout=dout)
-        for name, (of_preset, of_eager, function) in KERNELS.items():
+        for name, (of_preset, of_eager, function) in EVERY_KERNEL.items():
             if (of_preset, of_eager) == (preset, eager) and (found := function(spec, allowed.inputs, dout, dtype)):
-                yield f"{name}, {dtype}, {profile}, layer {layer}, seed {seed}", allowed.judge(found)
+                yield f"{name}, {dtype}, {profile}, seed {seed}, {spec}", allowed.judge(found)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Count refusals; 1 if there is one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checks", type=int, default=800, metavar="N", help="how many at least (default: 800)")
+    parser.add_argument("--runs", type=int, metavar="N", help="how many runs, in place of --checks (default: none)")
+    parser.add_argument(
+        "--preset", choices=sorted(STRUCTURES), default="", help="its kernels alone (default: all kernels)"
+    )
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="of the numbers (default: 0)")
     args = parser.parse_args(arguments)
     count: Counter[str] = Counter()
     runs = 0
     with contextlib.suppress(KeyboardInterrupt):  # what was judged until then is told
-        for what, verdict in checks(args.first_seed):
+        for what, verdict in checks(args.first_seed, args.preset):
             runs += 1
             count.update(tensor.status for tensor in verdict.tensors.values())
             if verdict.status == "fail":
                 sys.stdout.write(f"{what}\n{verdict}\n")
-            if count.total() >= args.checks:
+            if runs == args.runs or (args.runs is None and count.total() >= args.checks):
                 break
     sys.stdout.write(
         f"{count.total()} checks, in {runs} runs of kernels: {count['fail']} refused, "

@@ -14,6 +14,7 @@ def test_the_guide_for_torch(capsys: pytest.CaptureFixture[str]) -> None:
     run_python("torch")
     said, (printed,) = capsys.readouterr().out, blocks("torch", "text")
     assert said.startswith("pass")
+    assert "\nunique: scale_of_the_width_of_values\n" in said
     assert said.endswith(f"\nTrue\n{printed}")
     for name in ("AttentionInterface", "AttentionMaskInterface"):
         del getattr(transformers, name)._global_mapping["mine"]

@@ -14,6 +14,7 @@ from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.recipe import Recipe
+from tests.parity.plain_kernels import PLAIN_KERNELS, PLAIN_SPECS, plain_spec
 from tests.parity.real_kernels import DTYPES, KERNELS, NOT_SERVED
 
 SEEDS = range(int(os.environ.get("REFDIFF_SEEDS", "1")))
@@ -51,3 +52,25 @@ def test_where_all_tokens_are_alike() -> None:
     actual = KERNELS["transformers eager"][2](spec, found.inputs, dout, "float16")
     assert found.judge({"dv": actual["dv"]}).status == "pass"
     assert found.judge({"dv": 1.01 * actual["dv"]}).status == "fail"
+
+
+@pytest.mark.parametrize("number", range(len(PLAIN_SPECS)), ids=list(PLAIN_SPECS))
+@pytest.mark.parametrize("kernel", PLAIN_KERNELS)
+def test_no_false_alarm_of_plain_attention(kernel: str, number: int) -> None:
+    """In one type and profile each, which change from kernel to kernel; `false_alarms` has all of them."""
+    _, eager, function = PLAIN_KERNELS[kernel]
+    turn = number + list(PLAIN_KERNELS).index(kernel)
+    dtype, profile = list(DTYPES)[turn % 3], ("natural", "tiles", "extreme")[turn // 3 % 3]
+    spec = plain_spec(number)
+    inputs = draw(spec, Structure(2, 24, 37), profile, 0, dtype)
+    dout = round_to(np.random.default_rng(0).normal(size=(2, spec.heads, 24, spec.out_dim)), dtype)
+    found = budget(spec, inputs, Recipe.eager(dtype) if eager else Recipe(dtype), dout=dout)
+    actual = function(spec, found.inputs, dout, dtype)
+    assert bool(actual) == (
+        ((spec.softcap is None and not spec.sinks) or "transformers" in kernel)
+        and not (dtype == "float16" and "jax" in kernel)
+    )
+    if actual:
+        assert {"out", "dq", "dk", "dv"} <= set(actual)
+        assert found.judge(actual).status != "fail"
+        assert found.judge({"out": np.roll(actual["out"], 1, axis=2)}).status == "fail"

@@ -49,7 +49,7 @@ BY_ROWS = {
 BY_QUERY = {
     **dict.fromkeys(("out", "dq", "dgate_logits"), "b 1 t 1"),
     **dict.fromkeys(("dx", "dlambda_logits"), "b t 1"),
-    **dict.fromkeys(("lse1", "lse2", "lambda_full"), "b 1 t"),
+    **dict.fromkeys(("lse", "lse1", "lse2", "lambda_full"), "b 1 t"),
 }
 """Where the queries are in a tensor that has a row for each: of padding they may be anything where the spec says so."""
 BY_ROWS_OF_LAYER = {"out": "b t", "dx": "b t", "dx_past": "b t"}
@@ -93,7 +93,8 @@ class Budget:
     @property
     def names(self) -> tuple[str, ...]:
         """What can be judged."""
-        return (*self.tensors, "lse1", "lse2", "lambda_full", *self.sums)
+        lambda_ = () if self.spec.is_plain else ("lambda_full",)
+        return (*self.tensors, *self.spec.lse_names, *lambda_, *self.sums)
 
     def judge(self, actual: Any, limits: Limits = LIMITS) -> Verdict:
         """Judge an output, or a mapping from names to arrays.
@@ -107,7 +108,7 @@ class Budget:
             raise ValueError(f"nothing to judge: give an array, or a mapping with {', '.join(self.names)}")
         for name in given:
             if name not in self.names:
-                hint = "; gradients need dout=" if name.startswith("d") and not self.sums else ""
+                hint = "; gradients need dout=" if name.startswith("d") and len(self.tensors) == 1 else ""
                 raise ValueError(f"{name!r} cannot be judged{hint}: there are {', '.join(self.names)}")
         with np.errstate(over="ignore", invalid="ignore"):
             arrays = {name: output(x, name) for name, x in given.items()}
@@ -122,7 +123,7 @@ class Budget:
         if name in self.tensors:
             return judge_rows(name, actual, self.tensors[name], limits)
         expected, allowed = self.absolute(name)
-        if name in ("lse1", "lse2"):
+        if name in self.spec.lse_names:
             if given.dtype.name in NARROW:  # as jax gives them; others have float32 here, whatever they store
                 unit = FORMATS[given.dtype.name].u
                 allowed = allowed + 2 * unit * np.where(np.isfinite(expected), np.abs(expected), 0.0)
@@ -138,7 +139,9 @@ class Budget:
         found = padded_queries(self.spec, self.inputs) if name in BY_QUERY else None
         if found is None or (name == "lambda_full" and self.spec.lambda_form != "sigmoid"):
             return None
-        shape = BY_QUERY[name] if not is_layer(self.inputs) or name in ("lse1", "lse2", "lambda_full") else "b t 1"
+        shape = (
+            BY_QUERY[name] if not is_layer(self.inputs) or name in (*self.spec.lse_names, "lambda_full") else "b t 1"
+        )
         return found.reshape([{"b": found.shape[0], "t": found.shape[1]}.get(axis, 1) for axis in shape.split()])
 
     def absolute(self, name: str) -> tuple[Numpy, Numpy]:
@@ -162,9 +165,8 @@ class Budget:
         return self.sample.extended(first), self.sample.extended(second)
 
     def _lse(self, name: str) -> tuple[Numpy, Numpy]:
-        found = truth(self.spec, self.inputs, want=("lse1", "lse2"))
-        expected = np.asarray(found.lse1 if name == "lse1" else found.lse2)
-        of_scores = self._score_errors[name == "lse2"]
+        expected = np.asarray(getattr(truth(self.spec, self.inputs, want=(name,)), name))
+        of_scores = self._score_errors[self.spec.lse_names.index(name)]
         unit = math.log(2) if self.spec.lse_base == "2" else 1.0
         nats = np.where(np.isfinite(expected), np.abs(expected) * unit, 0.0)
         of_exp = THRESHOLDS.narrow_exp if self.recipe.storage in NARROW else 0.0
@@ -195,7 +197,7 @@ def budget(
     exact = quantised(inputs, recipe)
     if dout is None and is_large(spec, exact) and (sampled := _of_sample(spec, exact, recipe, members)):
         return sampled
-    heard = TermRecorder()
+    heard = TermRecorder(spec)
     if dout is not None:
         dout = round_to(output(dout, "dout").astype(np.float64), recipe.storage)
     right = truth(spec, exact, dout=dout, want=("out",), ops=heard.ops())

@@ -1,4 +1,4 @@
-"""How large the terms are of which the gradients of λ and of the norm's weight are sums."""
+"""How large the terms are of which the gradients of λ, of the norm's weight and of sinks are sums."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import lambda_init
+from refdiff.oracle.truth.attention_operands import AttentionOperands, lambda_init
+from refdiff.oracle.truth.backward import sink_terms, sum_over_heads
 
 Numpy = np.ndarray[Any, Any]
 
 
 class TermRecorder:
-    """The layers, with an ear for the terms of two sums: Σ g ⊙ A₂ V for λ, and Σ g ⊙ x̂ for the weight."""
+    """The layers, with an ear for the terms of sums: Σ g ⊙ A₂ V for λ, Σ g ⊙ x̂ for the weight, and those of sinks."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self.of_sinks = np.zeros(spec.query_heads)
         self.of_lambda: list[Numpy] = []
         self.of_weight: list[Numpy] = []
 
@@ -49,6 +52,10 @@ class TermRecorder:
             q1, k1, q2, k2, v, 0 * lambda_ + 1, *see, **options
         )
         self.of_lambda.append(np.sum((g * second) ** 2, axis=-1))
+        if self._spec.sinks:
+            mask, bias = see
+            s = AttentionOperands(q1, k1, q2, k2, v, lambda_, bias, mask, mask, **options)
+            self.of_sinks += sum_over_heads(self._spec, sink_terms(g, s, ops_for()) ** 2)
 
     def _norm(self, g: Numpy, x: Numpy, weight: Numpy | None, eps: float) -> None:
         if weight is not None:
@@ -69,12 +76,25 @@ def term_norms(spec: Spec, core: Inputs, heard: TermRecorder, grads: dict[str, N
         squares[part.batch, :, part.queries] = square
     found: dict[str, Numpy] = {}
     by_token = np.sqrt(squares)
+    if spec.sinks:
+        found["sinks"] = np.sqrt(heard.of_sinks)
+    if not spec.is_plain:
+        found |= _of_lambda(spec, core, by_token, grads["lambda_full"].ndim)
+    if heard.of_weight:
+        found["norm_weight"] = np.sqrt(np.sum(heard.of_weight, axis=0))
+    for name in {"norm_weight", "norm_bias", *QK_WEIGHTS} & set(grads) - set(found):
+        found[name] = np.asarray(math.sqrt(float(np.mean(grads[name] ** 2))))  # of terms of either sign as much
+    return found
+
+
+def _of_lambda(spec: Spec, core: Inputs, by_token: Numpy, ndim: int) -> dict[str, Numpy]:
+    """Those of λ, from those of each token's, and of what λ is made of."""
     of_lambda = {
         3: by_token,
-        1: np.sqrt(np.sum(squares, axis=(0, 2))),
-        0: np.sqrt(np.sum(squares)),
-    }[grads["lambda_full"].ndim]
-    found["lambda_full"] = np.asarray(of_lambda)
+        1: np.sqrt(np.sum(by_token**2, axis=(0, 2))),
+        0: np.sqrt(np.sum(by_token**2)),
+    }[ndim]
+    found = {"lambda_full": np.asarray(of_lambda)}
     if spec.lambda_form == "exp":
         ops = ops_for()
         vectors = [np.atleast_2d(core[name]) for name in VECTORS]
@@ -86,8 +106,4 @@ def term_norms(spec: Spec, core: Inputs, heard: TermRecorder, grads: dict[str, N
     if spec.lambda_form == "sigmoid":
         sigma = 1 / (1 + np.exp(-core["lambda_logits"]))
         found["lambda_logits"] = np.moveaxis(by_token, 1, 2) * sigma * (1 - sigma)
-    if heard.of_weight:
-        found["norm_weight"] = np.sqrt(np.sum(heard.of_weight, axis=0))
-    for name in {"norm_weight", "norm_bias", *QK_WEIGHTS} & set(grads) - set(found):
-        found[name] = np.asarray(math.sqrt(float(np.mean(grads[name] ** 2))))  # of terms of either sign as much
     return found

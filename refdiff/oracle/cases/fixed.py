@@ -91,6 +91,9 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
 }
 """For each profile, the numbers of `draw` and the structures."""
 
+OF_DIFFERENCES = ("cancellation", "lambda")
+"""Those that are about two maps: of plain attention they are as natural and discriminating."""
+
 THOROUGH = {"modules": (Structure(1, 256, 256), Structure(1, 512, 512), Structure(1, 1024, 1024))}
 """Beside those, where minutes do not matter."""
 
@@ -141,7 +144,7 @@ def small_spec(preset: str) -> Spec:
         dims["query_heads"] = 20
     if preset == "timm":
         dims["key_heads"] = 12
-    if preset == "diff_v2":
+    if preset in ("diff_v2", "attention"):
         dims["key_heads"] = 3
     return Spec.preset(preset, **dims, layer=2)
 

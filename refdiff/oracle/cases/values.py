@@ -90,6 +90,8 @@ def _of(name: str, shape: list[int], rng: np.random.Generator, values: str) -> N
         return x * (1.3 / math.sqrt(max(1, shape[-1])))
     if name == "lambda_logits":
         return x + 3.0 if values == "cancellation" else {"lambda": 4.0}.get(values, 1.2) * x
+    if name == "sinks":
+        return 1.0 + 1.5 * x
     if name == "norm_bias":
         return 0.3 * x
     if name == "norm_weight" or name in QK_WEIGHTS:
@@ -107,7 +109,7 @@ def _lambda(spec: Spec, values: str, rng: np.random.Generator, wanted: float | N
     target = (target if wanted is None else wanted) + float(rng.uniform(-0.04, 0.04))
     if spec.lambda_form == "given":
         return {"lambda_full": np.asarray(target)}
-    if spec.lambda_form == "sigmoid":
+    if spec.lambda_form in ("sigmoid", "none"):
         return {}
     if spec.lambda_per_head:
         of_heads = [_vectors(spec, start, target + 0.15 * float(rng.uniform(-1, 1)), rng, wanted)

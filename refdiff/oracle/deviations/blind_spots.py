@@ -80,7 +80,7 @@ def revealing(spec: Spec) -> Spec:
     groups = max(2, spec.key_groups)
     key_heads = groups if spec.keys == "shared" else 2 * groups
     return spec.replace(
-        query_heads=3 * groups * (spec.ratio + 1),
+        query_heads=3 * groups * (1 if spec.is_plain else spec.ratio + 1),
         key_heads=key_heads,
         head_dim=max(spec.head_dim + spec.head_dim % 2, 8),
         layer=max(spec.layer, 1),

@@ -73,6 +73,8 @@ class Deviation:
         changes = self.fields(spec) if self.fields else None
         if not changes:
             return None
+        if "values" in changes and spec.v_head_dim is not None:  # the same heads of the output
+            changes = {**changes, "v_head_dim": spec.out_dim // (1 if changes["values"] in ("wide", "single") else 2)}
         try:
             changed = spec.replace(**changes)
         except ValueError:

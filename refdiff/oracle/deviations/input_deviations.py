@@ -5,6 +5,7 @@ What is not read changes nothing where it is not given: such a kernel is right t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -95,6 +96,15 @@ def _weights_exchanged(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, q: inputs[k], k: inputs[q]} if q in inputs else None
 
 
+def _sinks(misread: Callable[[Spec, Any], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Take other numbers for the sinks."""
+    return lambda spec, inputs: {**inputs, "sinks": misread(spec, inputs["sinks"])} if "sinks" in inputs else None
+
+
+def _sinks_of_key_heads(spec: Spec, sinks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.repeat(sinks[: spec.key_heads], spec.query_heads // spec.key_heads)
+
+
 INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("queries_read_by_token", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
               arrays=_tokens_first("q")),
@@ -113,6 +123,14 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("bias_unread", "The bias that is given not used.", "bias", arrays=_unread("bias")),
     Deviation("positions_unread", "The positions that are given not used.", "rope offset",
               arrays=_unread("q_positions", "k_positions")),
+    Deviation("sinks_scaled", "The sink multiplied by 1/√d, or by the spec's scale, as scores are.", "sinks",
+              arrays=_sinks(lambda spec, x: x * (spec.scale or spec.head_dim**-0.5))),
+    Deviation("sinks_to_base_2", "2^sink for e^sink: the sink not multiplied by log₂ e, where scores are.", "sinks",
+              arrays=_sinks(lambda spec, x: x * math.log(2))),
+    Deviation("sinks_of_zero", "1 in the denominator for e^sink: its numbers not read.", "sinks",
+              arrays=_sinks(lambda spec, x: 0 * x)),
+    Deviation("sinks_of_key_heads", "The sink of key head h // (H/K) for that of query head h.", "sinks",
+              arrays=_sinks(_sinks_of_key_heads)),
     Deviation("past_unread", "What came before not seen.", "cache", arrays=_unread("x_past")),
     Deviation("sequences_seen_together", "Packed sequences see each other.", "packed", arrays=_sequences_seen_together),
     Deviation("positions_not_restarted", "Positions counted through all packed sequences.", "packed",

@@ -50,6 +50,10 @@ def _yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Fields:
     return fields
 
 
+def _if_widths_differ(spec: Spec) -> dict[str, Any] | None:
+    return None if spec.v_head_dim in (None, spec.head_dim) else {"scale": spec.value_dim**-0.5}
+
+
 def _of(name: str, what: str, axis: str, row: str, fields: Fields) -> Deviation:
     return Deviation(name, what, axis, row, ROWS[row].link if row else "", fields=fields)
 
@@ -64,9 +68,13 @@ SPEC_DEVIATIONS: tuple[Deviation, ...] = (
     _of("keys_paired_and_then_grouped", "Keys paired first, where they are repeated first.", "gqa", "F5",
         _if(lambda s: s.gqa == "repeat_then_pair", gqa="pair_then_group")),
     _of("groups_tiled", "Output head i on key pair i mod (K/2), where i // n is meant.", "gqa", "",
-        _if(lambda s: s.group_order == "blocks", group_order="tiled")),
+        _if(lambda s: s.group_order == "blocks" and not s.is_plain, group_order="tiled")),
     _of("groups_in_blocks", "Output head i on key pair i // n, where i mod (K/2) is meant.", "gqa", "",
-        _if(lambda s: s.group_order == "tiled", group_order="blocks")),
+        _if(lambda s: s.group_order == "tiled" and not s.is_plain, group_order="blocks")),
+    _of("key_heads_tiled", "Query head h on key head h mod K, where h // (H/K) is meant.", "gqa", "",
+        _if(lambda s: s.group_order == "blocks" and s.is_plain, group_order="tiled")),
+    _of("key_heads_in_blocks", "Query head h on key head h // (H/K), where h mod K is meant.", "gqa", "",
+        _if(lambda s: s.group_order == "tiled" and s.is_plain, group_order="blocks")),
     _of("neighboring_values_side_by_side", "Values 2j, 2j + 1 side by side, or heads of 2d.", "vlay", "F6",
         _if(lambda s: s.values == "halves", values="interleaved")),
     _of("values_of_halves_side_by_side", "Values j, j + K/2 side by side.", "vlay", "F6",
@@ -112,6 +120,11 @@ SPEC_DEVIATIONS: tuple[Deviation, ...] = (
     _of("powers_of_two_for_those_of_e", "2^z for e^z: scores not multiplied by log₂ e.", "lse base", "",
         _scale(math.log(2))),
     _of("softcap_left_out", "Scores not capped.", "softcap", "", _is(softcap=None)),
+    _of("sinks_left_out", "Softmax without the sink in the denominator.", "sinks", "", _is(sinks=False)),
+    _of("softcap_before_the_scale", "c tanh(Q Kᵀ / c) multiplied by the scale: capped first.", "softcap", "",
+        lambda s: None if s.softcap is None else {"softcap": s.softcap * (s.scale or s.head_dim**-0.5)}),
+    _of("scale_of_the_width_of_values", "Q Kᵀ / √w: scaled for the width of v, not for that of q and k.",
+        "scale", "", _if_widths_differ),
     _of("weight_of_the_norm_left_out", "The norm after attention without its weight.", "affine", "F4",
         _is(norm_weight=False)),
     _of("epsilon_of_1e-6", "ε of the norm after attention is 10⁻⁶.", "eps", "F4", _is(norm_eps=1e-6)),
@@ -130,7 +143,7 @@ SPEC_DEVIATIONS: tuple[Deviation, ...] = (
     _of("no_norm", "No norm after attention.", "norm kind", "B8",
         _is(norm="none", norm_weight=False, norm_bias=False)),
     _of("a_norm_where_none_is", "A norm after attention, as in v1.", "norm kind", "B3",
-        _if(lambda s: s.norm == "none", norm="rms")),
+        _if(lambda s: s.norm == "none" and not s.is_plain, norm="rms")),
     _of("out_not_scaled", "Not multiplied by 1 − λ_init.", "post scale", "B10", _is(out_scale="none")),
     _of("out_scaled_by_lambda_init", "Multiplied by λ_init.", "post scale", "",
         _if(lambda s: s.lambda_form != "sigmoid", out_scale="lambda_init")),

@@ -81,7 +81,7 @@ def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
     factors = _first_that_passes(held(trial, turns, large=large) for trial in fit_factor(spec, parts.whole))
     both = not any(f.fits for f in factors)
     found: list[Fit] = []
-    for targets in turns:
+    for targets in () if spec.is_plain else turns:
         trials = fit_lambda(spec, targets, and_scale=both)
         found = _first_that_passes(held(trial, [targets], large=large) for trial in trials)
         if not found:

@@ -16,6 +16,7 @@ The attention core, from q, k and v to the heads after norm and scale:
                                     norm_per_head
     q_norm_weight, k_norm_weight   (d,)   qk_norm_weight
     gate_logits      (B, h, T, e)   where the spec has a gate
+    sinks            (H,)           where the spec has sinks
   and if you like
     q_positions      (B, T) or (1, T)   for RoPE; else the queries are the last
     k_positions      (B, S) or (1, S)   T of S
@@ -53,8 +54,9 @@ gate_logits, and may be packed, but not paged:
     gate_proj.weight   (h e, D)     where the spec has a gate
 
 The result, which a file for `refdiff check` holds beside them: out (B, h, T, e), of a layer (B, T, D); lse1, lse2
-(B, h, T); lambda_full () or (B, h, T). With dout, of the shape of out: the gradient of each input under d and its name,
-such as dq or dlambda_q1, of that input's shape, and dlambda_full, which is (h,) where each head has one λ.
+(B, h, T), of plain attention lse; lambda_full () or (B, h, T). With dout, of the shape of out: the gradient of each
+input under d and its name, such as dq or dlambda_q1, of that input's shape, and dlambda_full, which is (h,) where each
+head has one λ.
 """
 
 from __future__ import annotations
@@ -96,10 +98,8 @@ def shapes(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, str]:
         names |= dict.fromkeys(VECTORS, "h d" if spec.lambda_per_head else "d")
     elif spec.lambda_form == "given":
         names["lambda_full"] = "…"
-    elif is_layer(inputs):
-        names["lambda_proj.weight"] = "h D"
-    else:
-        names["lambda_logits"] = "B T h"
+    elif spec.lambda_form == "sigmoid":
+        names |= {"lambda_proj.weight": "h D"} if is_layer(inputs) else {"lambda_logits": "B T h"}
     for name, has in (("norm_weight", spec.norm_weight), ("norm_bias", spec.norm_bias)):
         if has:
             names[name] = "h e" if spec.norm_per_head else "e"
@@ -107,6 +107,8 @@ def shapes(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, str]:
         names |= dict.fromkeys(QK_WEIGHTS, "d")
     if spec.gate != "none":
         names |= {"gate_proj.weight": "he D"} if is_layer(inputs) else {"gate_logits": "B h T e"}
+    if spec.sinks:
+        names["sinks"] = "H"
     return names
 
 

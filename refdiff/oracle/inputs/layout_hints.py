@@ -21,6 +21,7 @@ _AXES = {
     "v": "B V S w",
     "k_pages": "P K p d",
     "v_pages": "P V p w",
+    "lse": "B h T",
     "lse1": "B h T",
     "lse2": "B h T",
     "lambda_full": "B h T",

@@ -26,7 +26,7 @@ def output(x: Any, name: str = "out") -> NDArray[Any]:
     if isinstance(x, tuple | list) and (count := sum(map(_is_array, x))):
         several = f"{count} arrays" if count > 1 else "1 array"
         give = ["the array alone"] if len(x) == 1 or name != "out" else []
-        give += ['a mapping, {"out": …, "lse1": …}'] if name == "out" else []
+        give += ['a mapping, {"out": …, "dq": …}'] if name == "out" else []
         raise TypeError(f"{name} is a {type(x).__name__} of {several}: give {', or '.join(give)}")
     array = any_array(x, name)
     if not is_float(array.dtype):

@@ -45,7 +45,7 @@ def sequences(inputs: Inputs) -> Iterator[Sequence]:
 
 
 def _dense(inputs: Inputs, batch: slice, queries: slice, keys: slice | None, n: int) -> Inputs:
-    part = {name: x for name, x in inputs.items() if name.startswith("lambda_") or "norm_" in name}
+    part = {name: x for name, x in inputs.items() if name.startswith(("lambda_", "sinks")) or "norm_" in name}
     part["q"] = inputs["q"][batch, :, queries]
     if keys is None:
         length = int(inputs["lengths"][n])

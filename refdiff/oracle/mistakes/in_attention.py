@@ -35,7 +35,7 @@ def scores_scaled_by_the_root_of_half_of_d(right: Any, *args: Any, **options: An
 
 @mistake(ATTENTION_MISTAKES, "diff_attention", "scale", "B14", EDIFICE)
 def scores_scaled_by_the_root_of_2d(right: Any, *args: Any, **options: Any) -> Any:
-    """Q Kᵀ / √2d: the size of both streams together."""
+    """Q Kᵀ / √2d: the width of two heads together."""
     return _scaled(right, 0.5**0.5, args, options)
 
 

@@ -10,7 +10,7 @@ from refdiff.oracle.spec.validation import DIMENSIONS
 
 
 def dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
-    """Return those of query_heads, key_heads and head_dim that `fields` lacks, read off the inputs of a core or layer.
+    """Return those of query_heads, key_heads, head_dim and v_head_dim that `fields` lacks, read off the inputs.
 
     The projections of a layer have heads times width as rows; the width is that of a vector of λ or half of the norm's
     weight, or the number of heads that of `lambda_proj`'s rows.
@@ -18,11 +18,28 @@ def dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
     Raises:
         ValueError: an array that is needed is missing or of another shape, or says too little.
     """
-    missing = [name for name in DIMENSIONS if name not in fields]
-    if not missing:
+    found: dict[str, int] = {}
+    if missing := [name for name in DIMENSIONS if name not in fields]:
+        read = _of_layer(fields, inputs) if is_layer(inputs) else _of_core(inputs)
+        found = {name: read[name] for name in missing}
+    return found | _of_values({**fields, **found}, inputs)
+
+
+def _of_values(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+    """v_head_dim, where v has as many heads as it must, and they have another width than usual."""
+    values, K = fields.get("values", "halves"), fields["key_heads"]
+    heads = K if values in ("halves", "interleaved") or fields.get("keys") == "shared" else K // 2
+    usual = fields["head_dim"] * (2 if values == "wide" else 1)
+    name = next((name for name in ("v", "v_pages", "v_proj.weight") if name in inputs), "")
+    shape = tuple(inputs[name].shape) if name else ()
+    if "v_head_dim" in fields or not isinstance(heads, int) or heads < 1:
         return {}
-    read = _of_layer(fields, inputs) if is_layer(inputs) else _of_core(inputs)
-    return {name: read[name] for name in missing}
+    width = 0
+    if len(shape) == 4 and shape[1] == heads:
+        width = shape[3]
+    elif len(shape) == 2 and shape[0] % heads == 0:
+        width = shape[0] // heads
+    return {"v_head_dim": width} if width not in (0, usual) else {}
 
 
 def _of_core(inputs: Mapping[str, Any]) -> dict[str, int]:

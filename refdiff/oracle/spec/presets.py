@@ -1,5 +1,9 @@
-"""The published differential attentions, each as the fields of a `Spec`; named after their sources.
+"""Plain attention and the published differential attentions, each as the fields of a `Spec`.
 
+attention     softmax(Q Kᵀ / √d) V (Vaswani et al. 2017, eq. 1), with as many key heads as query heads, fewer, or one
+              (MHA, GQA, MQA); `v_head_dim` where v is not as wide as q and k (MLA); `window` and `softcap`. RoPE is
+              left to the caller: `rope="halves"` where the kernel has it. The last query sees the last key, as in
+              FlashAttention; torch's `is_causal` is `causal="top_left"`.
 hf_diffllama  transformers, `models/diffllama/modeling_diffllama.py` (5.24). ε is the model's `rms_norm_eps`.
 ms_v1         microsoft/unilm, `Diff-Transformer/multihead_flashdiff_1.py` and `_2.py`. ε of the norm is 1e-5.
 ms_v1_naive   the same folder's `multihead_diffattn.py`, which repeats keys before it pairs them: as `ms_v1` where there
@@ -23,6 +27,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from refdiff.oracle.spec.validation import PLAIN
 
 _UNILM: dict[str, Any] = {
     "pairing": "interleaved",
@@ -54,6 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "out_scale": "none",
     },
     "gda": {**_VLLM, "rope": "halves", "lambda_base": "depth - 1", "ratio": 4},
+    "attention": {**PLAIN, "lambda_form": "none", "rope": "none", "norm": "none"},
 }
 
 UNGROUPED = ("timm",)

@@ -22,7 +22,8 @@ class Spec:
     group_order: output head i reads key pair i // n ("blocks") or i mod (K/2) ("tiled").
     ratio: signal heads to one noise head. "halves" then has all signals first; "interleaved" has them group by group.
     values: v has K/2 heads of 2d ("wide"); K heads of d, of which j, j + K/2 ("halves") or 2j, 2j + 1 ("interleaved")
-    are laid side by side; or a head of d for each key pair, or shared key ("single").
+    are laid side by side; or a head of d for each key pair, or shared key ("single"). v_head_dim: the width of these
+    heads of v where it is another.
     rope: which dimensions of q and k turn together, or "none" where they come in turned; rope_theta is the base.
     partial_rotary_factor, rotary_at: which share of a head turns, its first dimensions or its last.
     rope_parameters: how frequencies differ from rope_theta^(−2i / r), r being how many dimensions turn: `rope_type` and
@@ -30,17 +31,19 @@ class Spec:
     cos and sin are multiplied by `attention_factor`, or what its `rope_type` has for one.
     qk_norm, qk_norm_weight, qk_norm_eps, qk_norm_at: the norm of each head of q and k, with weights or without, its ε,
     before RoPE or after it.
-    lambda_form: exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init ("exp"), σ(logits) by token and head ("sigmoid"), or "given".
+    lambda_form: exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init ("exp"), σ(logits) by token and head ("sigmoid"), or "given";
+    "none" is plain attention: one map, no λ, an output head for each query head.
     lambda_per_head: the four vectors are those of each output head, and so is λ.
     lambda_base: λ_init = 0.8 − 0.6 exp(−0.3 l), l being the layer or one less; or "constant": lambda_init, a number.
     norm, norm_over, norm_weight, norm_eps: the norm after the difference, over what, with a weight or without, its ε.
     norm_bias, norm_per_head: whether it adds a bias, and whether each head has a weight and bias of its own. PyTorch's
     GroupNorm of h groups, for each token, is a "layer" norm over a "head" with both; of one group, over "all_heads".
     out_scale: what is multiplied after the norm. gate: the function of `gate_logits` that then multiplies each number.
-    scale: what Q Kᵀ is multiplied by; None is 1/√d. softcap: c in c tanh(z / c), or None.
+    scale: what Q Kᵀ is multiplied by; None is 1/√d. softcap: c in c tanh(z / c), or None. sinks: whether each query
+    head has a learned score of no key, so that A = e^z / (e^sink + Σ e^z); it counts in the log-sum-exp too.
     causal: whether the triangle is aligned with the last query and key, or with the first; window: how many keys a
     query sees, itself among them, or None for all.
-    masked_rows: what a row of a map is that sees no key. lse_base: of the logarithm in lse1 and lse2.
+    masked_rows: what a row of a map is that sees no key. lse_base: of the logarithm in lse1 and lse2, or lse.
     padded_queries: whether queries that `key_mask` calls padding, as the last T of the S keys, are "computed" like all
     others, or may be "any"thing: kernels that unpad write zeros, or nothing. Their rows are then not judged.
 
@@ -58,6 +61,7 @@ class Spec:
     group_order: str = "blocks"
     ratio: int = 1
     values: str = "halves"
+    v_head_dim: int | None = None
     rope: str = "halves"
     rope_theta: float = 10_000.0
     partial_rotary_factor: float = 1.0
@@ -81,6 +85,7 @@ class Spec:
     gate: str = "none"
     scale: float | None = None
     softcap: float | None = None
+    sinks: bool = False
     causal: str = "bottom_right"
     window: int | None = None
     masked_rows: str = "zeros"
@@ -131,9 +136,19 @@ class Spec:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is plain attention, of one map."""
+        return self.lambda_form == "none"
+
+    @property
+    def lse_names(self) -> tuple[str, ...]:
+        """What the log-sum-exp of each map is called."""
+        return ("lse",) if self.is_plain else ("lse1", "lse2")
+
+    @property
     def heads(self) -> int:
         """h: how many output heads there are."""
-        return self.query_heads * self.ratio // (self.ratio + 1)
+        return self.query_heads if self.is_plain else self.query_heads * self.ratio // (self.ratio + 1)
 
     @property
     def rotary_dim(self) -> int:
@@ -153,9 +168,10 @@ class Spec:
     @property
     def value_dim(self) -> int:
         """The width of v's heads as they come in."""
-        return 2 * self.head_dim if self.values == "wide" else self.head_dim
+        usual = 2 * self.head_dim if self.values == "wide" else self.head_dim
+        return usual if self.v_head_dim is None else self.v_head_dim
 
     @property
     def out_dim(self) -> int:
         """e: the width of an output head."""
-        return self.head_dim if self.values == "single" else 2 * self.head_dim
+        return self.value_dim if self.values in ("wide", "single") else 2 * self.value_dim

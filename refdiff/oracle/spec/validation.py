@@ -23,7 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "values": ("wide", "halves", "interleaved", "single"),
     "rope": ("none", "halves", "interleaved"),
     "rotary_at": ("first", "last"),
-    "lambda_form": ("exp", "sigmoid", "given"),
+    "lambda_form": ("exp", "sigmoid", "given", "none"),
     "lambda_base": ("depth", "depth - 1", "constant"),
     "qk_norm": ("none", "rms", "layer"),
     "qk_norm_at": ("before_rope", "after_rope"),
@@ -43,6 +43,7 @@ DIMENSIONS = ("query_heads", "key_heads", "head_dim")
 
 _WHOLE = {
     **dict.fromkeys((*DIMENSIONS, "ratio"), "a whole number of 1 or more"),
+    "v_head_dim": "a whole number of 1 or more, or None",
     "layer": "a whole number, counted from 0",
     "window": "a whole number of keys, 0 or more, or None",
 }
@@ -55,7 +56,7 @@ _REAL = {
     "scale": "a number above 0, or None",
     "softcap": "a number above 0, or None",
 }
-_TRUE_OR_FALSE = ("norm_weight", "norm_bias", "norm_per_head", "qk_norm_weight", "lambda_per_head")
+_TRUE_OR_FALSE = ("norm_weight", "norm_bias", "norm_per_head", "qk_norm_weight", "lambda_per_head", "sinks")
 TYPED = (*_WHOLE, *_REAL, *_TRUE_OR_FALSE, "rope_parameters")
 """The fields that are numbers, true or false, or have parameters by name."""
 
@@ -136,7 +137,10 @@ def check_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
 def check_spec(spec: Spec) -> None:
     """Raise ValueError where `spec` is not one of the possible ones."""
     _check_fields(spec)
-    _check_heads(spec)
+    if spec.is_plain:
+        _check_plain(spec)
+    else:
+        _check_heads(spec)
     if spec.rope != "none":
         _check_rope(spec)
     if spec.norm_weight and spec.norm == "none":
@@ -145,6 +149,10 @@ def check_spec(spec: Spec) -> None:
         raise ValueError("norm_bias is True, but there is no norm: set norm_bias=False, or norm='layer'")
     if spec.qk_norm_weight and spec.qk_norm == "none":
         raise ValueError("qk_norm_weight is True, but there is no norm of q and k: set qk_norm='rms'")
+    if spec.sinks and spec.masked_rows != "zeros":
+        raise ValueError(
+            f"masked_rows is {spec.masked_rows!r}, but with sinks it must be 'zeros': of no key the sink has all weight"
+        )
     if spec.norm_over == "half_head" and spec.out_dim % 2:
         raise ValueError(f"norm_over is 'half_head', but a head is {spec.out_dim} wide, which has no halves")
 
@@ -174,8 +182,8 @@ def _check_fields(spec: Spec) -> None:
     for name, words in CHOICES.items():
         if (value := getattr(spec, name)) not in words:
             raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, words))}")
-    for name in ("query_heads", "key_heads", "head_dim", "ratio"):
-        if (value := getattr(spec, name)) < 1:
+    for name in ("query_heads", "key_heads", "head_dim", "ratio", "v_head_dim"):
+        if (value := getattr(spec, name)) is not None and value < 1:
             raise ValueError(f"{name} is {value!r}, but must be {_WHOLE[name]}")
     if spec.layer < 0:
         raise ValueError(f"layer is {spec.layer!r}, but layers count from 0")
@@ -201,6 +209,21 @@ def _check_fields(spec: Spec) -> None:
         raise ValueError(
             f"lambda_base is {spec.lambda_base!r} and lambda_init {spec.lambda_init!r}: the number belongs to "
             "lambda_base='constant', and to no other"
+        )
+
+
+PLAIN = {"pairing": "interleaved", "keys": "shared", "values": "single", "out_scale": "none", "ratio": 1}
+"""What says nothing of plain attention, and its only value there: heads of k and v that groups of query heads share."""
+
+
+def _check_plain(spec: Spec) -> None:
+    for name, only in {**PLAIN, "gqa": "pair_then_group"}.items():
+        if (value := getattr(spec, name)) != only:
+            raise ValueError(f"{name} is {value!r}, but of plain attention (lambda_form='none') it must be {only!r}")
+    if spec.query_heads % spec.key_heads:
+        raise ValueError(
+            f"query_heads is {spec.query_heads} and key_heads {spec.key_heads}, but each key head serves the same "
+            "number of query heads: query_heads must be a multiple of key_heads"
         )
 
 

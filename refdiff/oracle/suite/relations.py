@@ -134,7 +134,7 @@ def groups_as_copies(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe)
     """Keys and values copied for every query give what shared ones give."""
     n = spec.query_heads // spec.key_heads
     _need(n > 1 and spec.gqa == "pair_then_group" and spec.group_order == "blocks", "grouped queries")
-    _need(spec.keys == "own" and spec.ratio == 1, "a key for each map")
+    _need((spec.keys == "own" or spec.is_plain) and spec.ratio == 1, "a key for each map")
 
     def copies(x: Numpy, interleaved: bool) -> Numpy:
         if not interleaved:
@@ -142,7 +142,7 @@ def groups_as_copies(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe)
         B, K, *rest = x.shape
         return np.repeat(x.reshape(B, K // 2, 2, *rest), n, axis=1).reshape(B, K * n, *rest)
 
-    pairs = spec.pairing == "interleaved"
+    pairs = spec.pairing == "interleaved" and not spec.is_plain
     wide = spec.values in ("wide", "single")
     many = {
         **inputs,
@@ -162,7 +162,7 @@ def values_scaled(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) ->
 
 
 def ones_for_values(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
-    """Values of one give rows of 1 − λ before the norm: each number of a row is the same, up to the norm's weight."""
+    """Values that are all one give rows whose numbers are all the same, up to the norm's weight."""
     _need(spec.causal != "top_left" and "mask" not in inputs and "key_mask" not in inputs, "rows that see a key")
     ones = {**inputs, "v": np.ones_like(inputs["v"])}
     _need(spec.norm != "layer" and spec.gate == "none", "no mean taken away, and no gate")

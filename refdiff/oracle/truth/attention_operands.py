@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from refdiff.backends import Ops
-from refdiff.layers.diff_attention import attention_scores
+from refdiff.layers.diff_attention import attention_scores, per_map
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
@@ -28,7 +28,8 @@ class AttentionOperands:
     q1, q2 (B, h, T, d), k1, k2 (B, h, S, d), v (B, h, S, e), lambda_full () or (B, h, T, 1); bias, or None, and see:
     (B or 1, h or 1, T, S). mask and causal say the same as see in the layer's terms. The scores are q kᵀ / √d: another
     scale of the spec is in q1 and q2 already, and scores with a softcap come as q1, q2 (B, h, T, S), with √S times the
-    identity for k1 and k2.
+    identity for k1 and k2. A sink is one more key, the last, of zeros, with a value of zeros and a bias; bias then has
+    the heads of both maps.
     """
 
     q1: Numpy
@@ -61,7 +62,23 @@ def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperand
         q1, q2, see = np.where(some, q1, 0.0), np.where(some, q2, 0.0), see | ~some
         bias = None if bias is None else np.where(some, bias, 0.0)
         mask, causal = see, False
-    return AttentionOperands(q1, k1, q2, k2, v, lambda_of(spec, inputs, ops), bias, see, mask, causal)
+    s = AttentionOperands(q1, k1, q2, k2, v, lambda_of(spec, inputs, ops), bias, see, mask, causal)
+    return with_sinks(s, inputs["sinks"][w.q1], inputs["sinks"][w.q2]) if spec.sinks else s
+
+
+def with_sinks(s: AttentionOperands, first: Numpy, second: Numpy) -> AttentionOperands:
+    """Add the key that each head's sink is: first and second are (h,)."""
+    one = ((0, 0), (0, 0), (0, 0), (0, 1))
+    k1, k2, v = (np.pad(np.swapaxes(x, -1, -2), one).swapaxes(-1, -2) for x in (s.k1, s.k2, s.v))
+    see = np.pad(s.see, one, constant_values=True)
+    h, S = s.q1.shape[1], s.k1.shape[2]
+    bias = np.zeros((1, 1, 1, S)) if s.bias is None else np.broadcast_to(s.bias, (*s.bias.shape[:3], S))
+    shape = (bias.shape[0], h, *bias.shape[2:])
+    of_maps = [
+        np.concatenate([np.broadcast_to(bias, shape), np.broadcast_to(x[:, None, None], (*shape[:3], 1))], axis=-1)
+        for x in (first, second)
+    ]
+    return replace(s, k1=k1, k2=k2, v=v, bias=np.concatenate(of_maps, axis=1), see=see, mask=see, causal=False)
 
 
 def rotated(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
@@ -135,7 +152,7 @@ def lambda_init(spec: Spec, ops: Ops) -> float:
 
 
 def lambda_of(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
-    """λ as `diff_attention` takes it: () or (1 or B, h, 1 or T, 1)."""
+    """λ as `diff_attention` takes it: () or (1 or B, h, 1 or T, 1); 0 of plain attention."""
     if spec.lambda_form == "exp":
         start, vectors = lambda_init(spec, ops), [inputs[name] for name in VECTORS]
         if not spec.lambda_per_head:
@@ -146,6 +163,8 @@ def lambda_of(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
         logits = inputs["lambda_logits"]
         by_token: Numpy = ops.diff_lambda_v2(logits, np.eye(logits.shape[2]))
         return by_token
+    if spec.is_plain:
+        return np.zeros(())
     given = inputs["lambda_full"]
     return given if given.ndim == 0 else given[None, :, None, None] if given.ndim == 1 else given[..., None]
 
@@ -182,9 +201,10 @@ def limited(q: Numpy, k: Numpy, limit: Callable[[Numpy], Numpy]) -> tuple[Numpy,
 
 
 def scores(s: AttentionOperands, number: int) -> Numpy:
-    """The scores of map 1 or 2, −∞ where a query does not see: (B, h, T, S)."""
+    """The scores of map 1 or 2, −∞ where a query does not see: (B, h, T, S), with sinks one more."""
     q, k = (s.q1, s.k1) if number == 1 else (s.q2, s.k2)
-    z, see = attention_scores(q, k, s.mask, s.bias, causal=s.causal)
+    bias = per_map(s.bias, q.shape[1])[number - 1]
+    z, see = attention_scores(q, k, s.mask, bias, causal=s.causal)
     hidden: Numpy = z if see is None else np.where(see, z, -math.inf)
     return hidden
 

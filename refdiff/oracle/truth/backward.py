@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops
+from refdiff.layers.diff_attention import per_map
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Sequence, scatter, sequences
 from refdiff.oracle.spec import Spec
@@ -40,7 +41,8 @@ Numpy = np.ndarray[Any, Any]
 
 
 def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
-    """Pull `dout` back through `forward`: for each input that has a gradient, by its name, and for `lambda_full`.
+    """Pull `dout` back through `forward`: for each input that has a gradient, by its name, and for `lambda_full`
+    where there is a λ.
 
     Shapes:
         `dout` as the output; each gradient as its input, that of `lambda_full` as λ itself: (), (h,) or (B, h, T)
@@ -106,7 +108,7 @@ def _keep(grads: dict[str, Numpy], inputs: Inputs, projection: str, found: list[
 def _core(spec: Spec, core: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
     """The gradients of core inputs, added up over sequences."""
     lambda_ = lambda_of(spec, core, ops)
-    weights = ("norm_weight", "norm_bias", *QK_WEIGHTS)
+    weights = ("norm_weight", "norm_bias", "sinks", *QK_WEIGHTS)
     names = ("q", "k", "v", "k_pages", "v_pages", "gate_logits", *weights)
     grads = {name: np.zeros_like(core[name]) for name in names if name in core}
     dlambda = np.zeros(lambda_.shape)
@@ -148,11 +150,13 @@ def _of_lambda(spec: Spec, core: Inputs, dlambda: Numpy, ops: Ops) -> dict[str, 
         logits = core["lambda_logits"]
         dlogits, _ = ops.diff_lambda_v2_vjp(dlambda, logits, np.eye(logits.shape[2]))
         return {"lambda_full": dlambda[..., 0], "lambda_logits": dlogits}
+    if spec.is_plain:
+        return {}
     return {"lambda_full": dlambda.reshape(core["lambda_full"].shape)}
 
 
 def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
-    """The gradients of q, k, v, of weights and biases, the gate's logits and λ of a dense problem."""
+    """The gradients of q, k, v, of weights and biases, the gate's logits, sinks and λ of a dense problem."""
     s = attention_operands(spec, inputs, ops)
     some = np.any(s.see, axis=-1, keepdims=True)
     if spec.masked_rows == "nan" and not some.all():
@@ -169,13 +173,42 @@ def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(
         g, s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal
     )
+    of_sinks = {}
+    if spec.sinks:
+        of_sinks = {"sinks": sum_over_heads(spec, sink_terms(g, s, ops))}
+        dk1, dk2, dv = dk1[:, :, :-1], dk2[:, :, :-1], dv[:, :, :-1]
     if spec.out_scale == "1 - lambda":
         through_factor = -dout * normed(spec, heads, inputs, ops)
         dlambda = dlambda + _sum_like(np.sum(through_factor, axis=-1, keepdims=True), dlambda)
     if spec.masked_rows == "uniform":  # the zeros that stand there do not depend on q
         sees = np.any(attention_mask(spec, inputs), axis=-1, keepdims=True)
         dq1, dq2 = np.where(sees, dq1, 0.0), np.where(sees, dq2, 0.0)
-    return {**through_streams(spec, inputs, s, (dq1, dk1, dq2, dk2, dv), ops), "lambda": dlambda, **of_norm, **more}
+    found = through_streams(spec, inputs, s, (dq1, dk1, dq2, dk2, dv), ops)
+    return {**found, "lambda": dlambda, **of_norm, **more, **of_sinks}
+
+
+def sink_terms(g: Numpy, s: AttentionOperands, ops: Ops) -> Numpy:
+    """The terms of the gradients of sinks, from that of the heads: (2, B, h, T), of both maps.
+
+    Equation:
+        the value of a sink is 0, so ∂L/∂sink = −Σ_t p ⟨∂L/∂o, o⟩, p being the sink's weight; o₁ has ∂L/∂o, o₂ −λ ∂L/∂o
+    """
+    biases = per_map(s.bias, s.q1.shape[1])
+    v = np.concatenate([s.v, np.zeros((*s.v.shape[:3], 1))], axis=-1)
+    v[:, :, -1, -1] = 1.0  # whose weighted sum is p
+    terms = []
+    for q, k, bias, by in ((s.q1, s.k1, biases[0], 1.0), (s.q2, s.k2, biases[1], -s.lambda_full)):
+        o = ops.diff_attention(q, k, q, k, v, np.zeros(()), s.mask, bias, causal=s.causal)
+        terms.append(-np.sum(by * g * o[..., :-1], axis=-1) * o[..., -1])
+    return np.stack(terms)
+
+
+def sum_over_heads(spec: Spec, terms: Numpy) -> Numpy:
+    """Sum what each output head has of its two query heads: (2, B, h, T) to (H,)."""
+    w, total = head_indices(spec), np.zeros(spec.query_heads)
+    for heads, x in zip((w.q1, w.q2), terms, strict=True):
+        np.add.at(total, heads, np.sum(x, axis=(0, 2)))
+    return total
 
 
 def through_streams(

@@ -32,7 +32,7 @@ from refdiff.oracle.truth.attention_operands import (
 from refdiff.oracle.truth.own_layers import own
 
 Numpy = np.ndarray[Any, Any]
-_PLAIN = Spec(query_heads=2, key_heads=2, head_dim=2)
+_USUAL = Spec(query_heads=2, key_heads=2, head_dim=2)
 
 
 def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
@@ -116,7 +116,7 @@ def _before_gate(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
 
 def _in_paper_order(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) -> Numpy:
     q, k = in_turn(s.q1, s.q2), in_turn(s.k1, s.k2)
-    mask, bias = (x if x is None or x.shape[1] == 1 else np.repeat(x, 2, axis=1) for x in (s.mask, s.bias))
+    mask, bias = (_in_turn(x, spec.heads) for x in (s.mask, s.bias))
     parts = ops
     if not has_plain_norm(spec):
         parts = overlay(ops, lambda name, layer: _spec_norm(spec, inputs, ops) if name == "rms_norm" else layer)
@@ -129,6 +129,13 @@ def _in_paper_order(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) 
     if spec.masked_rows == "nan":
         heads = np.where(np.any(s.see, axis=-1, keepdims=True), heads, math.nan)
     return heads
+
+
+def _in_turn(x: Numpy | None, heads: int) -> Numpy | None:
+    """A mask or a bias in the order of heads of `diff_heads_paper`, both of a pair side by side."""
+    if x is None or x.shape[1] == 1:
+        return x
+    return np.repeat(x, 2, axis=1) if x.shape[1] == heads else in_turn(x[:, :heads], x[:, heads:])
 
 
 def has_plain_norm(spec: Spec) -> bool:
@@ -147,9 +154,9 @@ def _by_head(spec: Spec, inputs: Inputs, flat: Numpy) -> Numpy:
 
 def whole_wiring(spec: Spec, inputs: Inputs) -> str | None:
     """The layer that has the whole wiring of `spec`, from rotated q and k to scaled heads."""
-    fields = ("gqa", "group_order", "ratio", "norm_over", "norm_bias", "norm_per_head", "scale", "softcap",
+    fields = ("gqa", "group_order", "ratio", "norm_over", "norm_bias", "norm_per_head", "scale", "softcap", "sinks",
               "masked_rows")  # fmt: skip
-    if any(getattr(spec, f) != getattr(_PLAIN, f) for f in fields):
+    if spec.is_plain or any(getattr(spec, f) != getattr(_USUAL, f) for f in fields):
         return None
     if any(x.ndim > 2 and x.shape[-3] > 1 for x in (inputs.get("mask"), inputs.get("bias")) if x is not None):
         return None

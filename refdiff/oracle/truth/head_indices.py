@@ -27,8 +27,8 @@ def head_indices(spec: Spec) -> HeadIndices:
     """Return the heads that `spec` puts together.
 
     `q[:, w.q1]`, `k[:, w.k1]`, `q[:, w.q2]`, `k[:, w.k2]`, `join_values(spec, v)[:, w.v]` are the five inputs of
-    `layers.diff_attention`, all with h heads. For the wirings that the layers have, it says what they do; a test
-    holds them together.
+    `layers.diff_attention`, all with h heads; of plain attention the second map, with λ = 0, is the first. For the
+    wirings that the layers have, it says what they do; a test holds them together.
 
     Shapes:
         five times (h,)
@@ -36,7 +36,9 @@ def head_indices(spec: Spec) -> HeadIndices:
     h, r, pairs = spec.heads, spec.ratio, spec.key_groups
     i = np.arange(h)
     noise = i // r
-    if spec.pairing == "halves":
+    if spec.is_plain:
+        q1 = q2 = i
+    elif spec.pairing == "halves":
         q1, q2 = i, h + noise
     else:
         q1, q2 = noise * (r + 1) + i % r, noise * (r + 1) + r

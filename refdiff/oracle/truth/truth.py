@@ -24,7 +24,7 @@ from refdiff.oracle.truth.forward import differences, forward, out_shape, projec
 from refdiff.oracle.truth.query_tiles import operand_tiles, tiled
 
 Numpy = np.ndarray[Any, Any]
-WANTS = ("out", "lse1", "lse2", "lambda_full", "diff")
+FIELDS = ("out", "lse", "lse1", "lse2", "lambda_full", "diff")
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Result:
     """What `truth` computed, all float64; None where it was not wanted.
 
     out (B, h, T, e), of a layer (B, T, D). lse1, lse2 (B, h, T): log Σ exp of each map's scores, −∞ in a row that sees
-    nothing, to the base of the spec. lambda_full () or (B, h, T). diff (B, h, T, e): the heads before the norm.
-    grads: for each input that has one, by its name, an array of its shape; and `lambda_full`.
+    nothing, to the base of the spec; lse that of plain attention, in their place. lambda_full () or (B, h, T).
+    diff (B, h, T, e): the heads before the norm. grads: for each input that has one, by its name, an array of its
+    shape; and `lambda_full`.
     """
 
     out: Numpy | None = None
+    lse: Numpy | None = None
     lse1: Numpy | None = None
     lse2: Numpy | None = None
     lambda_full: Numpy | None = None
@@ -44,7 +46,7 @@ class Result:
     grads: dict[str, Numpy] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        found = {name: x for name in WANTS if (x := getattr(self, name)) is not None}
+        found = {name: x for name in FIELDS if (x := getattr(self, name)) is not None}
         grads = f"; grads: {array_summary(self.grads)}" if self.grads else ""
         return f"Result({array_summary(found)}{grads})"
 
@@ -58,7 +60,7 @@ class Result:
         def moved(y: Numpy | None) -> Any:
             return None if y is None else from_numpy(y, xp, where)
 
-        made = {name: moved(getattr(self, name)) for name in WANTS}
+        made = {name: moved(getattr(self, name)) for name in FIELDS}
         return Result(**made, grads={name: moved(g) for name, g in self.grads.items()})
 
 
@@ -67,7 +69,7 @@ def truth(
     inputs: Mapping[str, Any],
     *,
     dout: Any = None,
-    want: Sequence[str] = ("out", "lse1", "lse2", "lambda_full"),
+    want: Sequence[str] | None = None,
     ops: Ops | None = None,
 ) -> Result:
     """Compute the right answer in float64, from the numbers that the inputs hold in their storage dtype.
@@ -76,15 +78,17 @@ def truth(
 
     Args:
         dout: a gradient of the shape of `out`; with it the result has `grads`.
-        want: of `out`, `lse1`, `lse2`, `lambda_full`, `diff`.
+        want: of `out`, `lse1`, `lse2`, `lambda_full`, `diff`, or of plain attention `out`, `lse`; None is all but diff.
         ops: the layers, or what is laid over them (`refdiff.backends.overlay`).
 
     Raises:
         ValueError: inputs that do not fit `spec` (see `refdiff.oracle.inputs`), or a want that is none.
         TypeError: an input that is no array.
     """
-    if unknown := [name for name in want if name not in WANTS]:
-        raise ValueError(f"want has {unknown}, but may have {', '.join(WANTS)}")
+    usual = ("out", *spec.lse_names, *(() if spec.is_plain else ("lambda_full",)))
+    want = usual if want is None else want
+    if unknown := [name for name in want if name not in (*usual, "diff")]:
+        raise ValueError(f"want has {unknown}, but may have {', '.join((*usual, 'diff'))}")
     ops = ops or tiled(ops_for())
     exact = as_float64(spec, inputs)
     out = forward(spec, exact, ops) if "out" in want else None
@@ -97,15 +101,16 @@ def _inner(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str,
     """What stands between input and output."""
     B, h, T, e = out_shape(spec, core)
     found: dict[str, Any] = {}
-    if "lse1" in want or "lse2" in want:
-        found |= {"lse1": np.full((B, h, T), -math.inf), "lse2": np.full((B, h, T), -math.inf)}
+    sums = any(name in want for name in spec.lse_names)
+    if sums:
+        found |= {name: np.full((B, h, T), -math.inf) for name in spec.lse_names}
     if "diff" in want:
         found["diff"] = np.full((B, h, T, e), math.nan if spec.masked_rows == "nan" else 0.0)
     if "lambda_full" in want:
         lambda_ = lambda_of(spec, core, ops)
         found["lambda_full"] = lambda_ if lambda_.ndim == 0 else np.broadcast_to(lambda_[..., 0], (B, h, T)).copy()
     for part in sequences(core):
-        if "lse1" not in found and "diff" not in found:
+        if not sums and "diff" not in found:
             break
         if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
             continue
@@ -113,10 +118,10 @@ def _inner(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str,
         at = (part.batch, slice(None), part.queries)
         if "diff" in found:
             found["diff"][at] = differences(spec, s, ops)
-        if "lse1" in found:
+        if sums:
             base = math.log(2) if spec.lse_base == "2" else 1.0
-            some = np.any(attention_mask(spec, part.inputs), axis=-1)
-            for name, number in (("lse1", 1), ("lse2", 2)):
-                sums = [log_sum_exp(scores(tile, number)) for _, tile in operand_tiles(s)]
-                found[name][at] = np.where(some, np.concatenate(sums, axis=2) / base, -math.inf)
+            some = np.any(attention_mask(spec, part.inputs), axis=-1) | spec.sinks
+            for number, name in enumerate(spec.lse_names, start=1):
+                of_tiles = [log_sum_exp(scores(tile, number)) for _, tile in operand_tiles(s)]
+                found[name][at] = np.where(some, np.concatenate(of_tiles, axis=2) / base, -math.inf)
     return {name: x for name, x in found.items() if name in want}

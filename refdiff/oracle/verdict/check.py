@@ -25,10 +25,11 @@ def check(
     """Judge what your kernel computed from these inputs.
 
     Args:
-        actual: an output, or a mapping with any of out, lse1, lse2, lambda_full and, with `dout`, gradients under d and
-            the input's name (dq, dk, dv, dlambda_q1, …); arrays of any library. A log-sum-exp in bfloat16 or float16
-            may be off by that type's rounding, in any other by float32's. Or a function that computes them:
-            `kernel(spec, inputs)` or `kernel(inputs)`, each with `dout=None` beside where it gives gradients.
+        actual: an output, or a mapping with any of out, lse1, lse2, lambda_full (of plain attention out, lse) and, with
+            `dout`, gradients under d and the input's name (dq, dk, dv, dlambda_q1, …); arrays of any library. A
+            log-sum-exp in bfloat16 or float16 may be off by that type's rounding, in any other by float32's. Or a
+            function that computes them: `kernel(spec, inputs)` or `kernel(inputs)`, each with `dout=None` beside where
+            it gives gradients.
         recipe: what the kernel rounds, or a type's name for the usual: "float32", "tf32", "bfloat16", "float16".
         dout: what the gradients were pulled back from, of the shape of the output.
         members: how many legal orders the budget is made of, 2 to 8.

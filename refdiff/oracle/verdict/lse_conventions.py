@@ -17,7 +17,7 @@ Numpy = np.ndarray[Any, Any]
 
 
 def other_sums(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
-    """What `lse1` or `lse2` would be under other conventions, by the words that say which.
+    """What `lse1`, `lse2` or `lse` would be under other conventions, by the words that say which.
 
     Shapes:
         each (B, h, T), −∞ in a row that sees nothing
@@ -34,16 +34,19 @@ def other_sums(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
         "it lacks the row's largest score, which was subtracted before the exponentials": (1.0, right, "rest"),
         "it is the row's largest score alone": (1.0, right, "top"),
     }
+    if spec.sinks:
+        found["it leaves the sink out"] = (1.0, right, "keys")
     sums = {text: np.full((B, spec.heads, T), -math.inf) for text in found}
     for part in sequences(core):
         if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
             continue
-        z = scores(attention_operands(spec, part.inputs, ops_for()), 1 if name == "lse1" else 2)
-        some = np.any(attention_mask(spec, part.inputs), axis=-1)
+        z = scores(attention_operands(spec, part.inputs, ops_for()), spec.lse_names.index(name) + 1)
+        some = np.any(attention_mask(spec, part.inputs), axis=-1) | spec.sinks
         top = np.max(z, axis=-1)
         for text, (factor, base, what) in found.items():
             with np.errstate(invalid="ignore"):
                 whole = log_sum_exp(z * factor)
-                value = {"all": whole, "rest": whole - top, "top": top}[what] / base
+                keys = log_sum_exp(z[..., :-1]) if what == "keys" else whole
+                value = {"all": whole, "rest": whole - top, "top": top, "keys": keys}[what] / base
             sums[text][part.batch, :, part.queries] = np.where(some, value, -math.inf)
     return sums

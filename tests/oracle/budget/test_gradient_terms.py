@@ -15,14 +15,14 @@ def _norms(preset: str, **fields: object) -> tuple[dict, dict, dict]:
     spec = small(preset, **fields)
     x = as_float64(spec, draw(spec))
     dout = np.random.default_rng(5).normal(size=(2, spec.heads, 5, spec.out_dim))
-    heard = TermRecorder()
+    heard = TermRecorder(spec)
     grads = backward(spec, x, dout, heard.ops())
     return term_norms(spec, x, heard, grads), grads, x
 
 
 def test_the_sum_of_the_terms_is_the_gradient() -> None:
-    heard = TermRecorder()
     spec = small("ms_v1")
+    heard = TermRecorder(spec)
     x = as_float64(spec, draw(spec))
     dout = np.random.default_rng(5).normal(size=(2, spec.heads, 5, spec.out_dim))
     grads = backward(spec, x, dout, heard.ops())
@@ -39,7 +39,7 @@ def test_one_term_is_its_own_norm() -> None:
     x = as_float64(spec, draw(spec, B=1, T=1, S=4))
     dout = np.zeros((1, 1, 1, spec.out_dim))
     dout[..., 2] = 3.0
-    heard = TermRecorder()
+    heard = TermRecorder(spec)
     grads = backward(spec, x, dout, heard.ops())
     norms = term_norms(spec, x, heard, grads)
     np.testing.assert_allclose(norms["lambda_full"], np.abs(grads["lambda_full"]), rtol=1e-12)

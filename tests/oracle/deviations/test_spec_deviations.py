@@ -14,6 +14,7 @@ from tests.oracle.example_inputs import draw, small
 SPECS = [
     *(small(name) for name in PRESETS),
     small("hf_diffllama", group_order="tiled", softcap=2.0, window=3, causal="top_left", masked_rows="uniform"),
+    small("attention", group_order="tiled", v_head_dim=4, sinks=True),
     small("hf_diffllama", norm_over="all_heads", norm_eps=1e-6),
     small("hf_diffllama", partial_rotary_factor=0.7, rotary_at="last"),
     small("hf_diffllama", rope_parameters=YARN, scale=0.3),

@@ -53,12 +53,12 @@ def test_the_output_of_several() -> None:
 @pytest.mark.parametrize(
     ("x", "says"),
     [
-        ((X, X), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "lse1": …}'),
-        ((X, X[0]), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "lse1": …}'),
-        ([X, None], 'out is a list of 1 array: give a mapping, {"out": …, "lse1": …}'),
-        ((None, X), 'out is a tuple of 1 array: give a mapping, {"out": …, "lse1": …}'),
-        ([X], 'out is a list of 1 array: give the array alone, or a mapping, {"out": …, "lse1": …}'),
-        ((X, (X, X)), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "lse1": …}'),
+        ((X, X), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "dq": …}'),
+        ((X, X[0]), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "dq": …}'),
+        ([X, None], 'out is a list of 1 array: give a mapping, {"out": …, "dq": …}'),
+        ((None, X), 'out is a tuple of 1 array: give a mapping, {"out": …, "dq": …}'),
+        ([X], 'out is a list of 1 array: give the array alone, or a mapping, {"out": …, "dq": …}'),
+        ((X, (X, X)), 'out is a tuple of 2 arrays: give a mapping, {"out": …, "dq": …}'),
     ],
 )
 def test_several_arrays_are_a_mapping(x: Any, says: str) -> None:
@@ -77,7 +77,7 @@ def test_a_tensor_that_numpy_may_not_read_is_not_touched() -> None:
         def __array__(self, *args: Any, **options: Any) -> Any:
             raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
 
-    with raises(TypeError, 'out is a list of 1 array: give the array alone, or a mapping, {"out": …, "lse1": …}'):
+    with raises(TypeError, 'out is a list of 1 array: give the array alone, or a mapping, {"out": …, "dq": …}'):
         output([Tensor()])
     with raises(TypeError, "lse1 is a list of 1 array: give the array alone"):
         output([Tensor()], "lse1")

@@ -17,6 +17,10 @@ from tests.layers.vjps import draw
 
 EACH = pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
 OF_LAMBDA = {"lambda_full", "lambda_logits", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}
+OF_TWO_MAPS = (
+    *("gradients_of_the_maps_exchanged", "second_map_held_constant", "second_gradient_without_its_sign"),
+    *("values_gradient_of_the_first_map_alone", "row_sums_of_the_difference"),
+)
 CHANGED = {
     "gradient_without_the_causal_mask": {"q", "k", "v", *OF_LAMBDA},
     "gradient_without_the_mask": {"q", "k", "v", *OF_LAMBDA},
@@ -37,6 +41,7 @@ def acts_in(preset: str, mistake: Mistake) -> bool:
     shared = {
         "gradient_without_the_causal_mask": spec.causal != "none",
         "saved_sums_used_without_a_mask": spec.causal != "none",
+        **dict.fromkeys(OF_TWO_MAPS, not spec.is_plain),
         "gradient_of_one_query_head_of_a_group": spec.query_heads != spec.key_heads,
     }
     by_layer = {

@@ -30,7 +30,7 @@ def log_sums(setting: Setting, inputs: Inputs, recipe: Recipe, order: Order) -> 
     """Both log-sum-exps of a dense problem as a kernel has them, in float32.
 
     Shapes:
-        lse1, lse2 (B, h, T)
+        lse1, lse2 (B, h, T); of plain attention lse
     """
     how = Arithmetic(recipe, order)
     s = attention_operands(setting.spec, inputs, rounded_ops(recipe, order))
@@ -38,9 +38,9 @@ def log_sums(setting: Setting, inputs: Inputs, recipe: Recipe, order: Order) -> 
     found = {}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         maps = scores_of_maps(how, (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
-        for number, z in enumerate(maps, start=1):
+        for name, z in zip(setting.spec.lse_names, maps, strict=False):
             largest = top(z)
             total = how.single_step(np.sum(how.exp(z, largest), axis=-1, keepdims=True))
             lse = how.single_step(largest + np.log(total))[..., 0].astype(np.float64)
-            found[f"lse{number}"] = round_to(np.broadcast_to(lse / base, s.q1.shape[:3]).copy(), "float32")
+            found[name] = round_to(np.broadcast_to(lse / base, s.q1.shape[:3]).copy(), "float32")
     return found

@@ -113,9 +113,11 @@ def _local(setting: Setting, inputs: Inputs, right: Arrays, dout: Numpy, rng: np
 
 def _other_sums(setting: Setting, inputs: Inputs) -> Iterator[Mutant]:
     """Log-sum-exps of another convention, and those of the other map."""
-    of_maps = {name: other_sums(setting.spec, inputs, name) for name in ("lse1", "lse2")}
-    for text in of_maps["lse1"]:
+    of_maps = {name: other_sums(setting.spec, inputs, name) for name in setting.spec.lse_names}
+    for text in of_maps[setting.spec.lse_names[0]]:
         yield Mutant("lse", text, "lse base", {name: sums[text] for name, sums in of_maps.items()})
+    if setting.spec.is_plain:
+        return
     exact = truth(setting.spec, inputs, want=("lse1", "lse2"))
     yield Mutant("lse", "maps swapped", "lse base", {"lse1": np.asarray(exact.lse2), "lse2": np.asarray(exact.lse1)})
 
@@ -133,7 +135,8 @@ def _gradients(problem: Problem, dout: Numpy) -> Arrays:
 def _log_sums(problem: Problem) -> Arrays:
     try:
         with np.errstate(all="ignore"):
-            found = truth(problem.spec, problem.inputs, want=("lse1", "lse2"), ops=ops_with(problem.mistakes))
+            names = problem.spec.lse_names
+            found = truth(problem.spec, problem.inputs, want=names, ops=ops_with(problem.mistakes))
     except (ValueError, IndexError, TypeError):
         return {}
-    return {"lse1": np.asarray(found.lse1), "lse2": np.asarray(found.lse2)}
+    return {name: np.asarray(getattr(found, name)) for name in names}

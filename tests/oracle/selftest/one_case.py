@@ -30,10 +30,10 @@ Numpy = np.ndarray[Any, Any]
 Arrays = dict[str, Numpy]
 
 
-def one_case(seed: int, recipe: Recipe, profile: str, name: str) -> Table:
-    """Judge all mutants and legal kernels of a seed, under the recipe's name in the table."""
+def one_case(seed: int, recipe: Recipe, profile: str, name: str, problems: tuple[Setting, ...] | None = None) -> Table:
+    """Judge all mutants and legal kernels of a seed, or of its `problems`, under the recipe's name in the table."""
     table = Table()
-    for setting in settings(seed):
+    for setting in settings(seed) if problems is None else problems:
         case = Trial(setting, seed, recipe, profile)
         for order, found in zip(ORDERS, case.runs, strict=True):
             judge_legal(table, (name, profile), f"{order.name}, {setting.kind}, seed {seed}", found, case)
@@ -74,8 +74,9 @@ class Trial:
         """The truth of all tensors."""
         found = self.budget.expected
         if self.setting.main:
-            sums = truth(self.setting.spec, self.budget.inputs, want=("lse1", "lse2"))
-            found |= {"lse1": np.asarray(sums.lse1), "lse2": np.asarray(sums.lse2)}
+            names = self.setting.spec.lse_names
+            sums = truth(self.setting.spec, self.budget.inputs, want=names)
+            found |= {name: np.asarray(getattr(sums, name)) for name in names}
         return found
 
     @cached_property

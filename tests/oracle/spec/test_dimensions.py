@@ -19,8 +19,22 @@ NAMES = ("query_heads", "key_heads", "head_dim")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset(preset: str, layer: bool) -> None:
     spec = small(preset)
-    read = dimensions(PRESETS[preset], draw(spec, layer=layer))
-    assert read == {name: getattr(spec, name) for name in NAMES}
+    given = {"head_dim": 6} if preset == "attention" and layer else {}  # of which no array speaks there
+    read = dimensions({**PRESETS[preset], **given}, draw(spec, layer=layer))
+    assert {**given, **read} == {name: getattr(spec, name) for name in NAMES}
+
+
+@pytest.mark.parametrize("layer", [False, True], ids=["core", "layer"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_another_width_of_values(preset: str, layer: bool) -> None:
+    spec = small(preset, v_head_dim=7)
+    read = dimensions({**PRESETS[preset], "head_dim": 6}, draw(spec, layer=layer))
+    assert read == {"query_heads": 12 if preset != "gda" else 20, "key_heads": spec.key_heads, "v_head_dim": 7}
+
+
+def test_values_of_no_width() -> None:
+    assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones(3)}) == {}
+    assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones((1, 3, 5, 7))}) == {}  # three heads for two
 
 
 def test_only_what_is_missing() -> None:

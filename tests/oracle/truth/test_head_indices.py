@@ -20,7 +20,7 @@ def test_the_layers_have_these_wirings(name: str) -> None:
     inputs = draw(spec)
     by_numbers = finished(spec, differences(spec, attention_operands(spec, inputs, ops), ops), inputs, ops)
     assert np.abs(dense(spec, inputs, ops) - by_numbers).max() <= 1e-13
-    assert (whole_wiring(spec, inputs) is None) == (name in ("ms_v1_naive", "gda"))
+    assert (whole_wiring(spec, inputs) is None) == (name in ("ms_v1_naive", "gda", "attention"))
 
 
 def test_by_hand() -> None:

@@ -1,0 +1,111 @@
+"""Plain attention, forward and backward, against the formula written as loops: one query of one head at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth import truth
+from refdiff.oracle.truth.head_indices import head_indices, value_heads
+from tests.oracle.example_inputs import draw, small
+
+CHANGED: list[dict[str, Any]] = [
+    {},
+    {"key_heads": 12},
+    {"key_heads": 1},
+    {"head_dim": 5, "v_head_dim": 3},
+    {"v_head_dim": 9, "window": 3},
+    {"softcap": 0.7, "scale": 0.3},
+    {"window": 2, "causal": "none"},
+    {"causal": "top_left"},
+    {"group_order": "tiled"},
+    {"sinks": True, "window": 4},
+    {"sinks": True, "key_heads": 12, "softcap": 2.0, "v_head_dim": 4},
+]
+
+
+def by_loops(spec: Spec, inputs: dict[str, Any], dout: Any) -> dict[str, Any]:
+    """o = Σ_s p_s v_s, p_s = e^{z_s} / Σ e^z; dz_s = p_s (⟨dout, v_s⟩ − ⟨dout, o⟩), over the keys that are seen.
+
+    A sink is a z without a key: its p has no v.
+    """
+    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    (B, H, T, d), (K, S) = q.shape, k.shape[1:3]
+    scale, cap = spec.scale or 1 / math.sqrt(d), spec.softcap
+    found = {"out": np.zeros((B, H, T, v.shape[3])), "lse": np.full((B, H, T), -math.inf)}
+    found |= {f"d{name}": np.zeros_like(inputs[name]) for name in "qkv"}
+    sinks = inputs.get("sinks")
+    if sinks is not None:
+        found["dsinks"] = np.zeros(H)
+    for b, h, t in np.ndindex(B, H, T):
+        j = h % K if spec.group_order == "tiled" else h // (H // K)
+        here = t if spec.causal == "top_left" else t + S - T
+        last = S - 1 if spec.causal == "none" else min(here, S - 1)
+        keys = [s for s in range(last + 1) if spec.window is None or abs(here - s) < spec.window]
+        raw = [scale * sum(q[b, h, t, c] * k[b, j, s, c] for c in range(d)) for s in keys]
+        z = raw if cap is None else [cap * math.tanh(x / cap) for x in raw]
+        total = math.fsum(math.exp(x) for x in [*z, *([] if sinks is None else [float(sinks[h])])])
+        if not keys:
+            continue
+        p = [math.exp(x) / total for x in z]
+        found["lse"][b, h, t] = math.log(total)
+        o = found["out"][b, h, t] = sum(x * v[b, j, s] for x, s in zip(p, keys, strict=True))
+        g = dout[b, h, t]
+        if sinks is not None:
+            found["dsinks"][h] += math.exp(sinks[h]) / total * (0.0 - float(g @ o))
+        for x, s, first, capped in zip(p, keys, raw, z, strict=True):
+            dz = x * (float(g @ v[b, j, s]) - float(g @ o))
+            dz *= scale * (1.0 if cap is None else 1 - (capped / cap) ** 2)
+            found["dq"][b, h, t] += dz * k[b, j, s]
+            found["dk"][b, j, s] += dz * q[b, h, t]
+            found["dv"][b, j, s] += x * g
+            assert cap is not None or first == capped
+    return found
+
+
+@pytest.mark.parametrize("changes", CHANGED, ids=str)
+def test_plain_attention_is_the_formula(changes: dict[str, Any]) -> None:
+    spec = small("attention", **changes)
+    inputs = draw(spec)
+    dout = np.random.default_rng(5).normal(size=(2, 12, 5, spec.out_dim))
+    found = truth(spec, inputs, dout=dout)
+    assert found.lambda_full is None
+    assert found.lse1 is None
+    actual = {"out": found.out, "lse": found.lse, **{f"d{name}": g for name, g in found.grads.items()}}
+    expected = by_loops(spec, inputs, dout)
+    assert set(actual) == set(expected) == {"out", "lse", "dq", "dk", "dv"} | ({"dsinks"} if spec.sinks else set())
+    for name, y in expected.items():
+        assert np.allclose(actual[name], y, rtol=0, atol=1e-12), name
+
+
+@pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1", "diff_v2", "gda"])
+def test_sinks_of_both_maps_are_those_of_their_query_heads(name: str) -> None:
+    """The difference of two plain attentions, each with the sinks of its own heads."""
+    spec = small(name, sinks=True, rope="none", norm="none", norm_weight=False, out_scale="none", lambda_form="given")
+    inputs, w = draw(spec), head_indices(spec)
+    v = np.concatenate([inputs["v"][:, part] for part in value_heads(spec)], axis=-1)[:, w.v]
+    plain = small("attention", query_heads=spec.heads, key_heads=spec.heads, v_head_dim=v.shape[-1], sinks=True)
+    none = np.zeros((2, spec.heads, 5, v.shape[-1]))
+    maps = [
+        by_loops(plain, {"q": inputs["q"][:, a], "k": inputs["k"][:, b], "v": v, "sinks": inputs["sinks"][a]}, none)
+        for a, b in ((w.q1, w.k1), (w.q2, w.k2))
+    ]
+    found = truth(spec, inputs)
+    expected = maps[0]["out"] - inputs["lambda_full"] * maps[1]["out"]
+    assert np.allclose(found.out, expected, rtol=0, atol=1e-12)
+    assert np.allclose(found.lse1, maps[0]["lse"], rtol=0, atol=1e-12)
+    assert np.allclose(found.lse2, maps[1]["lse"], rtol=0, atol=1e-12)
+
+
+def test_with_sinks_a_query_that_sees_no_key_gives_zeros() -> None:
+    spec = small("attention", sinks=True)
+    inputs = draw(spec, T=5, S=3)
+    found = truth(spec, inputs, dout=np.ones((2, 12, 5, 6)))
+    assert not np.any(found.out[:, :, :2])
+    assert np.array_equal(found.lse[:, :, :2], np.broadcast_to(inputs["sinks"][:, None], (2, 12, 2)))
+    with pytest.raises(ValueError, match="masked_rows is 'nan', but with sinks"):
+        spec.replace(masked_rows="nan")
