@@ -111,6 +111,7 @@ class Arithmetic:
     def __init__(self, recipe: Recipe, order: Order) -> None:
         self.recipe, self.order = recipe, order
         self._random = np.random.default_rng(order.noise)
+        self._of_forward = np.random.default_rng([order.noise, 1])
 
     @property
     def dtype(self) -> Any:
@@ -160,6 +161,11 @@ class Arithmetic:
     def perturb(self, x: Numpy, error: Numpy) -> Numpy:
         """x with an error of this size, of either sign, where errors are drawn at random; else x."""
         return x + self._sign(x) * error if self.order.noise else x
+
+    def perturb_forward(self, x: Numpy, error: Numpy) -> Numpy:
+        """The same for what a backward pass has from the forward pass: the errors of all else are drawn as without."""
+        signs = np.copysign(1.0, self._of_forward.random(x.shape) - 0.5)
+        return x + signs * error if self.order.noise else x
 
     def single_step(self, x: Numpy) -> Numpy:
         """What one operation in float32 is off by, where errors are drawn at random; else nothing is done."""

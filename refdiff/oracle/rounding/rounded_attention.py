@@ -15,7 +15,8 @@ import numpy as np
 
 from refdiff.layers import causal_mask
 from refdiff.layers.diff_attention import per_map, sum_to
-from refdiff.oracle.rounding.evaluation_order import Arithmetic
+from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding.evaluation_order import USUAL, Arithmetic, error_of_sums
 
 Numpy = np.ndarray[Any, Any]
 ZERO = np.float32(0)
@@ -137,7 +138,8 @@ def rounded_attention_vjp(
     keys = [np.repeat(how.array(k), H // K, axis=1) for k in (k1, k2)]
     values = np.repeat(how.array(v), H // K, axis=1)
     maps = list(scores_of_maps(how, (q1, keys[0], q2, keys[1]), mask, bias, causal))
-    w1, w2 = (_weights_again(how, z) for z in maps)
+    sides = ((how.array(q1), keys[0]), (how.array(q2), keys[1]))
+    w1, w2 = (_weights_again(how, z, *side) for z, side in zip(maps, sides, strict=True))
     g, lambda_ = how.round_at(how.array(g), "o"), how.array(lambda_)
     with np.errstate(over="ignore", invalid="ignore"):
         g2 = how.round_at(-lambda_ * g, "o")
@@ -167,13 +169,24 @@ def rounded_attention_vjp(
     return tuple(np.asarray(x, dtype=np.float64) for x in results)
 
 
-def _weights_again(how: Arithmetic, z: Numpy) -> Numpy:
+def _weights_again(how: Arithmetic, z: Numpy, q: Numpy, k: Numpy) -> Numpy:
+    """The weights from scores and the log-sum-exp of the forward pass.
+
+    That may have rounded the scores otherwise: summed in another order, scaled in one step with a sum or in two.
+    """
     order = how.order
     if order.subtract == "weights" or not (order.tile or order.noise):
         return weights(how, z)
     largest = top(z)
     total = np.sum(how.exp(z, largest), axis=-1, keepdims=True)
     lse = how.single_step(largest + np.log(np.where(total == 0, how.dtype(1), total)))
+    if order.noise:
+        highest = np.take_along_axis(k, np.argmax(z, axis=-1)[..., None], axis=2)
+        of_sum = error_of_sums(q.shape[-1], how.recipe.accumulate) * np.sqrt(
+            np.sum((q * highest) ** 2, -1) / q.shape[-1]
+        )
+        of_scale = USUAL * FORMATS["float32"].u * np.abs(largest)
+        lse = how.perturb_forward(lse, np.hypot(of_sum[..., None], of_scale))
     return how.exp(z, how.array(lse))
 
 
