@@ -130,10 +130,10 @@ def residual_stream(layers: int = 6) -> Any:
     return axes.figure
 
 
-def _frame(x: float, y: float, width: float, height: float) -> Any:
+def _frame(x: float, y: float, width: float, height: float, colour: str = INK) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((x, y), width, height, facecolor="none", edgecolor=INK, linewidth=0.8, linestyle="--")
+    return Rectangle((x, y), width, height, facecolor="none", edgecolor=colour, linewidth=0.8, linestyle="--")
 
 
 def head_pair() -> Any:
@@ -516,8 +516,9 @@ def haystack() -> Any:
     for x, name in zip(places, row, strict=True):
         _box(axes, x, 1.2, 0.54, 0.4, name, {"f": INK, "k": BLUE, "v": GREEN}.get(name[0], ORANGE))
     thick = {"arrowstyle": "-|>", "color": ORANGE, "linewidth": 2.2, "connectionstyle": "arc3,rad=0.35"}
-    axes.annotate("", (places[6], 1.42), (places[12], 1.42), arrowprops=thick)
-    _note(axes, places[9], 2.5, "the needle asked for: k₄ and its value v₂")
+    axes.add_patch(_frame(places[5] - 0.3, 1.06, places[7] - places[5] + 0.6, 0.42, ORANGE))
+    axes.annotate("", (places[6], 1.5), (places[12], 1.42), arrowprops=thick)
+    _note(axes, places[9], 2.5, "answer: k₄, its value v₂, and the token behind them")
     for i in (1, 3, 8, 10):
         _arrow(axes, (places[12], 0.98), (places[i], 0.98), bend=-0.15)
     _note(axes, places[3], 0.2, "attention to all the rest of the haystack: noise")
@@ -679,6 +680,23 @@ def by_layer(
     grid[0].set_ylabel(ylabel)
     for axes in grid:
         dress(axes)
+    legend(grid[0])
+    return on_card(figure)
+
+
+def runs(x: Any, of_kinds: Mapping[str, Any], xlabel: str, ylabel: str, *, guess: Any = None, **options: Any) -> Any:
+    """A panel for each kind, in which each run (seeds, x) is a thin line and their mean a thick one."""
+    figure = new_figure(9.6, 3.2)
+    grid = figure.subplots(1, len(of_kinds), sharey=True)
+    for i, (axes, (kind, lines)) in enumerate(zip(grid, of_kinds.items(), strict=True)):
+        for n, line in enumerate(lines):
+            axes.plot(x, line, color=SERIES[i], linewidth=0.8, alpha=0.8, label=None if n else "one seed")
+        axes.plot(x, np.mean(lines, axis=0), color=SERIES[i], linewidth=2.6, alpha=0.6, label="mean")
+        if guess is not None:
+            axes.plot(x, guess, color=INK, linestyle=":", label="guess")
+        axes.set(xlabel=xlabel, **options)
+        dress(axes).set_title(kind, color=INK, fontsize=10)
+    grid[0].set_ylabel(ylabel)
     legend(grid[0])
     return on_card(figure)
 

@@ -73,8 +73,8 @@ class Experiment:
     width: int = 64
     layers: int = 2
     heads: int = 2
-    steps: int = 1400
-    begin: int = 400
+    steps: int = 2000
+    begin: int = 1000
     tokens: int = 2048
     rate: float = 1e-2
     rows: int = 256
