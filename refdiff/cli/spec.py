@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from refdiff.oracle.rounding.recipe import Recipe
     from refdiff.oracle.spec import Spec
 
-PRESETS = ("hf_diffllama", "ms_v1", "ms_v1_naive", "timm", "phi4flash", "motif", "diff_v2", "gda", "attention")
+PRESETS = (
+    "hf_diffllama",
+    "ms_v1",
+    "ms_v1_naive",
+    "timm",
+    "phi4flash",
+    "motif",
+    "diff_v2",
+    "gda",
+    "motif3",
+    "attention",
+)
 OUTPUTS = ("out", "lse", "lse1", "lse2")
 OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim) is \d|\d+ query heads")
 """How what a Spec says of its dimensions begins."""

@@ -12,9 +12,9 @@ are declined fails. The first case that fails is told with the lines that make i
 the lines of the case has the rest.
 
     REFDIFF_KERNEL     package.module:function
-    REFDIFF_SPEC       hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2, gda or attention, with 12
-                       query heads (gda 20) of 16, in layer 2; or a JSON object with fields of a Spec, to
-                       which "preset" may give the rest:
+    REFDIFF_SPEC       hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2, gda, motif3 or
+                       attention, with 12 query heads (gda and motif3 20) of 16, in layer 2; or a JSON object with
+                       fields of a Spec, to which "preset" may give the rest:
                        {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64} (hf_diffllama).
                        "padded_queries": "any" for a kernel that leaves the rows of padding as they are
     REFDIFF_RECIPE     float32, tf32, bfloat16 or float16, also as fp32, bf16, fp16, or a JSON object with fields of a

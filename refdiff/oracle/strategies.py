@@ -37,7 +37,7 @@ def specs(
 
     def make(name: str, groups: int, n: int, ratio: int, head_dim: int, layer: int) -> Spec:
         shared = PRESETS[name].get("keys") == "shared"
-        ratio = ratio if name == "gda" else 1
+        ratio = ratio if name in ("gda", "motif3") else 1
         n = 1 if name == "timm" else n
         dims = {
             "query_heads": groups * n * (1 if name == "attention" else ratio + 1),

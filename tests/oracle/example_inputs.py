@@ -14,6 +14,7 @@ DIMS: dict[str, dict[str, int]] = {
     name: {"query_heads": 12, "key_heads": 4, "head_dim": 6, "layer": 2} for name in PRESETS
 } | {
     "gda": {"query_heads": 20, "key_heads": 4, "head_dim": 6, "layer": 2},
+    "motif3": {"query_heads": 20, "key_heads": 2, "head_dim": 6, "window": 5},
     "diff_v2": {"query_heads": 12, "key_heads": 3, "head_dim": 6},
     "attention": {"query_heads": 12, "key_heads": 3, "head_dim": 6, "layer": 2},
     "timm": {"query_heads": 12, "key_heads": 12, "head_dim": 6, "layer": 2},

@@ -140,8 +140,10 @@ class Case:
 def small_spec(preset: str) -> Spec:
     """A preset with dimensions in which every choice is seen: grouped queries, depth, heads of 16."""
     dims = {"query_heads": 12, "key_heads": 4, "head_dim": 16}
-    if preset == "gda":
+    if preset in ("gda", "motif3"):
         dims["query_heads"] = 20
+    if preset == "motif3":
+        dims |= {"v_head_dim": 10, "window": 11}
     if preset == "timm":
         dims["key_heads"] = 12
     if preset in ("diff_v2", "attention"):

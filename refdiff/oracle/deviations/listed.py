@@ -12,6 +12,7 @@ import numpy as np
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations.deviation import Deviation, Problem, output, output_with
+from refdiff.oracle.deviations.groups import GROUP_DEVIATIONS
 from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
 from refdiff.oracle.inputs import kind_of as kind_of
@@ -23,6 +24,8 @@ from refdiff.oracle.thresholds import THRESHOLDS
 
 Numpy = np.ndarray[Any, Any]
 KINDS = ("dense", "packed", "paged", "layer")
+MANY = 64
+"""Queries that see more keys than a window has, in a probe."""
 NAMED: tuple[Any, ...] = ("name", "what", "axis", "row", "link")
 """The fields by which a deviation is known, whatever way it is computed."""
 
@@ -34,6 +37,7 @@ EVERY: tuple[Deviation, ...] = (
     *SPEC_DEVIATIONS,
     *INPUT_DEVIATIONS,
     *TRIANGLE_DEVIATIONS,
+    *GROUP_DEVIATIONS,
     *PRESET_DEVIATIONS,
 )
 """All that any spec may have, a mistake's name before a field's."""
@@ -121,7 +125,7 @@ def probes(spec: Spec, kind: str) -> list[Inputs]:
 def _probes(spec: Spec, kind: str) -> Iterator[Inputs]:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}")
-    w = min(spec.window or 0, 64)
+    w = min(spec.window or 0, 256)
     if kind == "packed":
         yield draw(spec, Structure(packed=((3, 3), (4, w + 6), (5, 5 + w))), "discriminating", 1)
         yield draw(spec, Structure(packed=((6, 4), (2, w + 4))), "discriminating", 2)
@@ -131,8 +135,10 @@ def _probes(spec: Spec, kind: str) -> Iterator[Inputs]:
     elif kind == "layer":
         D = 2 * spec.head_dim + 1
         yield draw(spec, Structure(queries=5, keys=w + 8, hidden=D), "discriminating", 1)
-        yield draw(spec, Structure(queries=w + 5, keys=w + 5, hidden=D), "tiny_values", 2)
+        yield draw(spec, Structure(queries=min(w, MANY) + 5, keys=w + 5, hidden=D), "tiny_values", 2)
     else:
         yield draw(spec, Structure(queries=5, keys=w + 8, padding="left"), "discriminating", 1)
-        yield draw(spec, Structure(queries=w + 6, keys=w + 6), "tiny_values", 2)
+        yield draw(spec, Structure(queries=min(w, MANY) + 6, keys=w + 6), "tiny_values", 2)
         yield draw(spec, Structure(queries=6, keys=4), "discriminating", 3)  # the first two rows see nothing
+        if spec.ratio > 1:
+            yield draw(spec, Structure(queries=spec.query_heads, keys=spec.query_heads), "discriminating", 4)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from refdiff.arrays import Array, namespace
+from refdiff.layers.activation import activation
 from refdiff.layers.diff_attention import attention_scores, attention_weights, per_map
 from refdiff.oracle.mistakes.catalogue import Mistake, mistake
 
@@ -219,6 +220,12 @@ def root_held_constant(right: Any, g: Array, x: Array, weight: Array | None, eps
     xp = namespace(x)
     r = 1 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
     return r * (g if weight is None else g * weight), right(g, x, weight, eps)[1]
+
+
+@mistake(BACKWARD_MISTAKES, "activation_vjp", "backward")
+def activation_for_its_slope(right: Any, g: Array, x: Array, name: str) -> Any:
+    """∂L/∂x = g f(x) in place of g f′(x): of a gate σ(x), not multiplied by 1 − σ(x)."""
+    return (g * activation(x, name),)
 
 
 @mistake(BACKWARD_MISTAKES, "rope_vjp", "backward")

@@ -20,6 +20,16 @@ diff_v2       microsoft/unilm, `Diff-Transformer/Diff-Transformer-V2/multihead_f
 gda           Motif-2-12.7B: grouped differential attention (Lim et al. 2025, arXiv 2510.06949) as in vLLM's pull
               request 27396. Heads stand group by group, each `ratio` signals, then their noise. Uncertain: λ_init of
               l − 1 is that of the ports to MLX and Swift; the model's own file was not read.
+motif3        Motif-3: grouped differential latent attention (Lim et al. 2026, arXiv 2608.09119), in a layer with a
+              window, as 39 of its 53 are. Each group of `ratio` signals and their noise shares a key and a value, which
+              are made of one latent of the token; k is the part of each group beside what all share and RoPE turns, as
+              in DeepSeek's MLA. q, k and v are given as after these projections: heads of 192, of which the last 64
+              turn, and `v_head_dim` 128. A layer without a window, each fourth from 0, has window=None, the frequencies
+              of `YARN` and scale=(0.1 log 64 + 1)²/√192. Not here: the latent's own norms and projections.
+              Confirmed by two ports that say they were checked against the model's own file, `modeling_motif.py`, one
+              of them to the bit (rlx-motif and Tenstorrent's motif3 reference), and by llama.cpp's pull request 26298.
+              That file itself and the paper's text were not read. Ports differ: 128 or 129 keys, plain frequencies or
+              yarn's in the layers without a window, and where in a head they store the part that turns.
 """
 
 from __future__ import annotations
@@ -60,6 +70,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "out_scale": "none",
     },
     "gda": {**_VLLM, "rope": "halves", "lambda_base": "depth - 1", "ratio": 4},
+    "motif3": {
+        "pairing": "interleaved",
+        "keys": "shared",
+        "values": "single",
+        "ratio": 4,
+        "rope": "halves",
+        "partial_rotary_factor": 1 / 3,
+        "rotary_at": "last",
+        "lambda_form": "sigmoid",
+        "norm": "none",
+        "out_scale": "none",
+        "gate": "sigmoid",
+        "window": 129,
+    },
     "attention": {**PLAIN, "lambda_form": "none", "rope": "none", "norm": "none"},
 }
 

@@ -27,6 +27,7 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("hf_diffllama", {"lambda_per_head": True}),
     ("ms_v1", {"gate": "sigmoid"}),
     ("diff_v2", {"gate": "silu"}),
+    ("motif3", {}),
 ]  # fmt: skip
 RECIPES = [Recipe("float32"), Recipe("bfloat16"), Recipe.eager("float16")]
 

@@ -43,7 +43,7 @@ def test_keys_that_are_looked_at() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_query_has_most_of_its_weight_on_one_key(name: str) -> None:
-    spec, largest, at_a_border = small_spec(name), [], []
+    spec, largest, at_a_border = small_spec(name).replace(window=None), [], []
     for case in cases("tiles", spec=spec)[2:4]:
         s = attention_operands(spec, as_float64(spec, case.inputs), ops_for())
         for z in (scores(s, 1), scores(s, 2)):

@@ -118,6 +118,9 @@ def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> Non
     if preset == "diff_v2" and mistake.layer in ("rms_norm_vjp", "diff_lambda_vjp"):
         assert not failed, "v2 has no such layer"
         return
+    if mistake.layer == "activation_vjp":
+        assert not failed, "no gate is in these"
+        return
     (said,) = found.notes[len(failed) :]
     names = re.sub(r" \([^ ].*?\)(?= or |$)", "", said.partition(" of ")[2]).split(" or ")
     expected: tuple[str, ...] = (mistake.name,)

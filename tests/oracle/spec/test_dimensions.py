@@ -29,7 +29,11 @@ def test_every_preset(preset: str, layer: bool) -> None:
 def test_another_width_of_values(preset: str, layer: bool) -> None:
     spec = small(preset, v_head_dim=7)
     read = dimensions({**PRESETS[preset], "head_dim": 6}, draw(spec, layer=layer))
-    assert read == {"query_heads": 12 if preset != "gda" else 20, "key_heads": spec.key_heads, "v_head_dim": 7}
+    assert read == {
+        "query_heads": 20 if preset in ("gda", "motif3") else 12,
+        "key_heads": spec.key_heads,
+        "v_head_dim": 7,
+    }
 
 
 def test_values_of_no_width() -> None:

@@ -55,13 +55,15 @@ def test_one_token_at_a_time_is_all_at_once(name: str, seed: int) -> None:
         part["v"] = inputs["v"][:, :, : t + 1]
         if "lambda_logits" in inputs:
             part["lambda_logits"] = inputs["lambda_logits"][:, t : t + 1]
+        if "gate_logits" in inputs:
+            part["gate_logits"] = inputs["gate_logits"][:, :, t : t + 1]
         assert np.allclose(forward(spec, part)[:, :, 0], whole[:, :, t], rtol=0, atol=1e-12)
 
 
 @given(NAMES, SEEDS)
 def test_lambda_of_zero_is_plain_attention(name: str, seed: int) -> None:
     """With values all one every row of a map sums to one: the difference is 1 − λ."""
-    spec = small(name, lambda_form="given", norm="none", norm_weight=False, out_scale="none")
+    spec = small(name, lambda_form="given", norm="none", norm_weight=False, out_scale="none", gate="none")
     inputs = draw(spec, seed)
     inputs["v"] = np.ones_like(inputs["v"])
     for value in (0.0, 0.7):

@@ -8,7 +8,7 @@ import pytest
 from refdiff.backends import ops_for
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.attention_operands import attention_operands
-from refdiff.oracle.truth.forward import dense, differences, finished, whole_wiring
+from refdiff.oracle.truth.forward import dense, differences, finished, gated, whole_wiring
 from refdiff.oracle.truth.head_indices import head_indices, value_heads
 from tests.oracle.example_inputs import draw, small
 
@@ -19,8 +19,9 @@ def test_the_layers_have_these_wirings(name: str) -> None:
     spec, ops = small(name), ops_for()
     inputs = draw(spec)
     by_numbers = finished(spec, differences(spec, attention_operands(spec, inputs, ops), ops), inputs, ops)
+    by_numbers = gated(spec, by_numbers, inputs, ops)
     assert np.abs(dense(spec, inputs, ops) - by_numbers).max() <= 1e-13
-    assert (whole_wiring(spec, inputs) is None) == (name in ("ms_v1_naive", "gda", "attention"))
+    assert (whole_wiring(spec, inputs) is None) == (name in ("ms_v1_naive", "gda", "motif3", "attention"))
 
 
 def test_by_hand() -> None:

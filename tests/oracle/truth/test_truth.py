@@ -29,10 +29,11 @@ def turned(spec: Spec, x: np.ndarray, position: int) -> list[Any]:
     row = [Digits.mpf(float(a)) for a in x]
     if spec.rope == "none":
         return row
-    d, out = spec.head_dim, list(row)
+    d, out = spec.rotary_dim, list(row)
+    first = spec.head_dim - d if spec.rotary_at == "last" else 0
     for i in range(d // 2):
         angle = position * Digits.power(Digits.mpf(spec.rope_theta), Digits.mpf(-2 * i) / d)
-        a, b = (2 * i, 2 * i + 1) if spec.rope == "interleaved" else (i, i + d // 2)
+        a, b = (first + n for n in ((2 * i, 2 * i + 1) if spec.rope == "interleaved" else (i, i + d // 2)))
         c, s = Digits.cos(angle), Digits.sin(angle)
         out[a], out[b] = row[a] * c - row[b] * s, row[b] * c + row[a] * s
     return out
@@ -70,6 +71,9 @@ def row_by_digits(
         r = Digits.sqrt(Digits.fsum(x * x for x in out) / len(out) + Digits.mpf(spec.norm_eps))
         weight = inputs.get("norm_weight", np.ones(len(out)))
         out = [(1 - init) * x / r * Digits.mpf(float(g)) for x, g in zip(out, weight, strict=True)]
+    if spec.gate == "sigmoid":
+        gates = inputs["gate_logits"][b, i, t]
+        out = [x / (1 + Digits.exp(-Digits.mpf(float(g)))) for x, g in zip(out, gates, strict=True)]
     return out, sums, lam
 
 
@@ -109,6 +113,8 @@ def test_packed_is_each_sequence_by_itself(name: str) -> None:
         part = {**inputs, "q": inputs["q"][:, :, q], "k": inputs["k"][:, :, k], "v": inputs["v"][:, :, k]}
         if "lambda_logits" in inputs:
             part["lambda_logits"] = inputs["lambda_logits"][:, q]
+        if "gate_logits" in inputs:
+            part["gate_logits"] = inputs["gate_logits"][:, :, q]
         alone = truth(spec, part)
         assert np.array_equal(whole.out[:, :, q], alone.out)
         assert all(np.array_equal(getattr(whole, x)[:, :, q], getattr(alone, x)) for x in spec.lse_names)
@@ -128,6 +134,8 @@ def test_pages_are_the_keys_in_order_and_what_is_nobodys_does_not_leak(name: str
     for n, length in enumerate(inputs["lengths"]):
         pages = inputs["block_table"][n, : -(-length // 4)]
         part = {x: a for x, a in inputs.items() if x.startswith("lambda") or x == "norm_weight"}
+        if "gate_logits" in inputs:
+            part["gate_logits"] = inputs["gate_logits"][n : n + 1]
         part |= {"q": inputs["q"][n : n + 1]}
         if "lambda_logits" in part:
             part["lambda_logits"] = part["lambda_logits"][n : n + 1]

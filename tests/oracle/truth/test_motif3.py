@@ -1,0 +1,117 @@
+"""Grouped differential latent attention as in Motif-3, transcribed in the form that kernels decode with.
+
+The oracle is given q, k and v of every head. This transcription never makes them: queries are multiplied into the
+latent space, where one key and one value serve all heads; the difference is taken there, and values are made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.presets import YARN
+from refdiff.oracle.truth import truth
+from tests.oracle.truth.test_other_attentions import SAME, dot, turn, yarn
+
+Numpy = np.ndarray[Any, Any]
+GROUPS, SIGNALS, NOPE, ROPE, WIDTH, RANK, T = 2, 4, 8, 4, 5, 7, 9
+DIMS = {"query_heads": GROUPS * (SIGNALS + 1), "key_heads": GROUPS, "head_dim": NOPE + ROPE, "v_head_dim": WIDTH}
+SCALE = (0.1 * math.log(64) + 1) ** 2 / math.sqrt(NOPE + ROPE)
+
+
+def weights(seed: int) -> dict[str, Numpy]:
+    """What the model's projections give for each token, and the two halves of the matrix that makes k and v of it."""
+    rng = np.random.default_rng(seed)
+    H = GROUPS * (SIGNALS + 1)
+    shapes = {
+        "queries": (T, H, NOPE + ROPE), "latent": (T, RANK), "shared": (T, ROPE), "up_k": (GROUPS, NOPE, RANK),
+        "up_v": (GROUPS, WIDTH, RANK), "lambdas": (T, GROUPS * SIGNALS), "gates": (T, GROUPS * SIGNALS, WIDTH),
+    }  # fmt: skip
+    return {name: rng.normal(size=shape) for name, shape in shapes.items()}
+
+
+def by_latents(x: dict[str, Numpy], window: int, frequencies: list[float], scale: float) -> Numpy:
+    """σ(gate) ⊙ W_UV (Σ p c of a signal − σ(λ) Σ p c of the noise of its group), c being the latents: (h, T, w)."""
+    a = {name: array.tolist() for name, array in x.items()}
+    turned = [(i, i + ROPE // 2) for i in range(ROPE // 2)]
+    keys = [turn(a["shared"][s], s, turned, frequencies) for s in range(T)]
+    of_heads: list[list[list[float]]] = []
+    for head in range(GROUPS * (SIGNALS + 1)):
+        up = a["up_k"][head // (SIGNALS + 1)]
+        of_heads.append([])
+        for t in range(T):
+            q = a["queries"][t][head]
+            latent_q = [math.fsum(q[n] * up[n][r] for n in range(NOPE)) for r in range(RANK)]
+            turned_q = turn(q[NOPE:], t, turned, frequencies)
+            seen = [s for s in range(T) if t - window < s <= t]
+            p = [math.exp(scale * (dot(latent_q, a["latent"][s]) + dot(turned_q, keys[s]))) for s in seen]
+            of_heads[-1].append(
+                [math.fsum(w * a["latent"][s][r] for w, s in zip(p, seen, strict=True)) / math.fsum(p)
+                 for r in range(RANK)]
+            )  # fmt: skip
+    out = np.empty((GROUPS * SIGNALS, T, WIDTH))
+    for signal in range(GROUPS * SIGNALS):
+        group, n = divmod(signal, SIGNALS)
+        for t in range(T):
+            lambda_ = 1 / (1 + math.exp(-a["lambdas"][t][signal]))
+            first, noise = (of_heads[group * (SIGNALS + 1) + i][t] for i in (n, SIGNALS))
+            diff = [y - lambda_ * z for y, z in zip(first, noise, strict=True)]
+            for c in range(WIDTH):
+                out[signal, t, c] = dot(a["up_v"][group][c], diff) / (1 + math.exp(-a["gates"][t][signal][c]))
+    return out
+
+
+def of_the_oracle(x: dict[str, Numpy]) -> dict[str, Numpy]:
+    """The dictionary: k of each group is its part of the latents beside what all groups share."""
+    k = [np.concatenate([x["latent"] @ up.T, x["shared"]], axis=1) for up in x["up_k"]]
+    v = [x["latent"] @ up.T for up in x["up_v"]]
+    return {
+        "q": np.moveaxis(x["queries"], 0, 1)[None], "k": np.asarray(k)[None], "v": np.asarray(v)[None],
+        "lambda_logits": x["lambdas"][None], "gate_logits": np.moveaxis(x["gates"], 0, 1)[None],
+    }  # fmt: skip
+
+
+LAYERS: list[tuple[dict[str, Any], int, list[float], float]] = [
+    ({"window": 4}, 4, [1.0, 0.01], (NOPE + ROPE) ** -0.5),
+    ({"window": None, "rope_parameters": YARN, "scale": SCALE}, T, yarn(ROPE, 1e4, 64.0, 4096), SCALE),
+]
+"""With a window, and one of the layers without."""
+
+
+@pytest.mark.parametrize(("fields", "window", "frequencies", "scale"), LAYERS, ids=["window", "full"])
+def test_equals_the_form_in_latent_space(
+    fields: dict[str, Any], window: int, frequencies: list[float], scale: float
+) -> None:
+    x = weights(3)
+    found = truth(Spec.preset("motif3", **DIMS, **fields), of_the_oracle(x), want=("out",)).out
+    assert found is not None
+    assert np.allclose(found[0], by_latents(x, window, frequencies, scale), rtol=0, atol=SAME)
+
+
+def test_dimensions_of_the_model() -> None:
+    """80 and 16 heads of 192, of which the last 64 turn, values of 128, and a window of 128 keys beside the own."""
+    spec = Spec.preset("motif3", query_heads=80, key_heads=16, head_dim=192, v_head_dim=128)
+    assert (spec.heads, spec.rotary_dim, spec.rotary_at, spec.out_dim, spec.window) == (64, 64, "last", 128, 129)
+
+
+def test_a_kernel_that_stays_in_latent_space_is_a_spec_too() -> None:
+    """One key of latents and what turns, one value of latents; before values are made of them there is no gate."""
+    x = weights(5)
+    up = np.repeat(x["up_k"], SIGNALS + 1, axis=0)
+    q = np.einsum("thn,hnr->htr", x["queries"][..., :NOPE], up)
+    q = np.concatenate([q, np.moveaxis(x["queries"][..., NOPE:], 0, 1)], axis=-1)[None]
+    k = np.concatenate([x["latent"], x["shared"]], axis=1)[None, None]
+    inputs = {"q": q, "k": k, "v": x["latent"][None, None], "lambda_logits": x["lambdas"][None]}
+    spec = Spec.preset(
+        "motif3", **{**DIMS, "key_heads": 1, "head_dim": RANK + ROPE, "v_head_dim": RANK}, gate="none", window=4,
+        scale=(NOPE + ROPE) ** -0.5, partial_rotary_factor=ROPE / (RANK + ROPE),
+    )  # fmt: skip
+    latent = truth(spec, inputs, want=("out",)).out[0]
+    expected = by_latents(x, 4, [1.0, 0.01], (NOPE + ROPE) ** -0.5)
+    gates = 1 / (1 + np.exp(-np.moveaxis(x["gates"], 0, 1)))
+    made = np.einsum("htr,hwr->htw", latent, np.repeat(x["up_v"], SIGNALS, axis=0)) * gates
+    assert np.allclose(made, expected, rtol=0, atol=SAME)
