@@ -137,7 +137,7 @@ class Measured:
         rates, reads = ([max(around) for around in itertools.pairwise(found)] for found in (self.rates, self.reads))
         most = [max(both) for both in zip(rates, reads, strict=True)] if reads else rates
         counted = {
-            name: self.work.counted(answers[0].get("itemsize"), answers[0].get("sparing", False))
+            name: self.work.counted(answers[0].get("itemsize", 0), answers[0].get("sparing", False))
             for name, answers in self.answers.items()
         }
 

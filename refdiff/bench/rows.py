@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from refdiff.bench.device import SIXTEEN_BITS
 from refdiff.bench.side import WEIGHT, Settings
 from refdiff.bench.sizes import TRAINED
 from refdiff.model.config import DiffLlamaConfig
@@ -120,8 +119,8 @@ class Work:
     amount: what is divided by the seconds to give a rate in `unit` (tok/s, GB/s, GFLOP/s); 0 for s and B.
     ceiling: the limit of the machine that it is compared with: gemv, on a device copy (bytes a second), or sgemm, on a
         device matmul (operations a second), or "".
-    needed: bytes that a pass must read, or operations that it must do.
-    matrices: how many numbers of matrices are among those bytes, of `itemsize` bytes each.
+    needed: bytes that a pass must read beside its matrices, or operations that it must do.
+    matrices: how many numbers of matrices it must read, of which each side says how many bytes they have.
     spared: how many of the operations a side leaves out that computes a prompt's last layer for the last token alone.
     """
 
@@ -130,21 +129,19 @@ class Work:
     amount: float = 0
     needed: int = 0
     matrices: int = 0
-    itemsize: int = 4
     spared: int = 0
 
     def rate(self, measured: float) -> float:
         """Turn seconds (or bytes) into what the unit says."""
         return self.amount / measured if self.amount else measured
 
-    def counted(self, itemsize: int | None = None, sparing: bool = False) -> int:
-        """Count what one side needs: its matrices have `itemsize` bytes a number, or it spares operations.
+    def counted(self, itemsize: int = 0, sparing: bool = False) -> int:
+        """Count what one side needs, whose matrices have `itemsize` bytes a number, or which spares operations.
 
         Whatever else it does (scores that causality hides, or computed once more for the other half of the values, as
         transformers does) counts for nobody.
         """
-        larger = (itemsize or self.itemsize) - self.itemsize
-        return self.needed + self.matrices * larger - self.spared * sparing
+        return self.needed + self.matrices * itemsize - self.spared * sparing
 
 
 def work_of(row: Row, config: DiffLlamaConfig | None, settings: Settings) -> Work:
@@ -169,11 +166,10 @@ def work_of(row: Row, config: DiffLlamaConfig | None, settings: Settings) -> Wor
         needed, spared = _forward(config, row.size) + 2 * head, _spared(config, row.size)
         return Work("tok/s", sgemm, row.size * row.batch, needed * row.batch, spared=spared * row.batch)
     if row.kind == "decode":
-        itemsize = 8 if s.dtype == "float64" else 4  # of the cache
-        stored = 2 if s.dtype in SIXTEEN_BITS else itemsize
-        matrices = s.steps * (_matrices(config, ".layers.") + head)
+        itemsize = 8 if s.dtype == "float64" else 4
         cached = sum(_cached(config) * (row.size + i) for i in range(1, s.steps + 1)) * row.batch
-        return Work("tok/s", gemv, s.steps * row.batch, matrices * stored + cached * itemsize, matrices, stored)
+        matrices = s.steps * (_matrices(config, ".layers.") + head)
+        return Work("tok/s", gemv, s.steps * row.batch, cached * itemsize, matrices)
     backward = 3  # the gradients of both factors of every product cost as much as the product each
     needed = backward * s.batch * (_forward(config, s.context) + 2 * head * s.context)
     return Work("tok/s", sgemm, s.batch * s.context, needed)

@@ -94,7 +94,7 @@ def test_more_than_there_is_is_doubted(rates: list[list[float]], most: list[floa
 @pytest.mark.parametrize(
     ("work", "key", "values", "counted"),
     [
-        (Work("tok/s", "gemv", 8, 4 * 10 + 2, matrices=10), "itemsize", (4, 2), [42, 22]),
+        (Work("tok/s", "gemv", 8, 2, matrices=10), "itemsize", (4, 2), [42, 22]),
         (Work("tok/s", "sgemm", 8, 50, spared=8), "sparing", (True, False), [42, 50]),
     ],
 )
