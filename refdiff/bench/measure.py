@@ -184,7 +184,7 @@ def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -
         if limits:
             ceilings = stack.enter_context(Child("ceilings", settings)).request
 
-        def ask(side: str, send: Callable[..., Answer], request: Answer) -> Answer:
+        def ask(side: str, send: Callable[..., Answer], request: dict[str, Any]) -> Answer:
             turn(row, side)
             time.sleep(settings.rest)
             return send(**request)
@@ -204,10 +204,10 @@ def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -
     return [measured, Measured(row, Work("B"), answers)] if has_memory else [measured]
 
 
-def _shorter(row: Row) -> Answer:
+def _shorter(row: Row) -> dict[str, Any]:
     """What a request asks for instead where it only warms up."""
     few = {"steps": 2 * LOOKED_UP}
-    shorter: dict[str, Answer] = {"prefill": {"size": min(row.size, 128)}, "decode": {"steps": 1}}
+    shorter: dict[str, dict[str, Any]] = {"prefill": {"size": min(row.size, 128)}, "decode": {"steps": 1}}
     return {**shorter, "lookup": few, "edit": few}.get(row.kind, {})
 
 
