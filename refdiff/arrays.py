@@ -18,12 +18,19 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from refdiff.browser import require
+
 Array = Any
 """An array of any namespace. There is no common base class to name."""
 
 _NUMBERS = (bool, int, float, complex)
 
 _NUMPY = (np.ndarray, np.generic)
+
+_NUMPY_NAMESPACE: Any = (
+    np if hasattr(np, "__array_namespace_info__") else importlib.import_module("array_api_compat.numpy")
+)
+"""NumPy has been such a namespace itself since 2.1; Pyodide 0.27 has an older one."""
 
 _CUDA_LIBRARY = re.compile(
     r"nvrtc|nvjitlink|cudart|cublas|cufft|curand|cusolver|cusparse|cuda_path|cuda headers", re.IGNORECASE
@@ -53,7 +60,7 @@ def namespace(*arrays: Array) -> Any:
         TypeError: there is no array among them, or they come from different libraries.
     """
     if _all_numpy(arrays):
-        return np
+        return _NUMPY_NAMESPACE
     try:
         return array_api_compat.array_namespace(*(a for a in arrays if a is not None))
     except TypeError as error:
@@ -64,8 +71,8 @@ def namespace(*arrays: Array) -> Any:
 def _all_numpy(arrays: tuple[Array, ...]) -> bool:
     """Whether there are NumPy arrays, and beside them nothing but numbers and `None`.
 
-    NumPy has been such a namespace itself since 2.1. array_api_compat's wrapping of it imports all that NumPy has, its
-    compiler of Fortran too, which takes longer than everything else that a command imports.
+    They share NumPy itself: array_api_compat's wrapping of it imports all that NumPy has, its compiler of Fortran too,
+    which takes longer than everything else that a command imports.
     """
     theirs = [isinstance(a, _NUMPY) for a in arrays if a is not None and type(a) not in _NUMBERS]
     return bool(theirs) and all(theirs)
@@ -92,6 +99,27 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     xp = array_api_compat.array_namespace(x)
     host = xp.__array_namespace_info__().devices()[0]
     return np.from_dlpack(array_api_compat.to_device(x, host))
+
+
+def take(x: Array, indices: Array) -> Array:
+    """Return `xp.take(x, indices, axis=0)` for indices of any type: of at most a pointer's size, NumPy asks for.
+
+    A pointer has 32 bits in a browser, and token ids have 64.
+    """
+    xp = namespace(x, indices)
+    if isinstance(indices, _NUMPY):
+        indices = indices.astype(np.intp, copy=False)
+    return xp.take(x, indices, axis=0)
+
+
+def bfloat16() -> np.dtype[Any]:
+    """Return NumPy's type for bfloat16, which the package ml_dtypes adds to it.
+
+    Raises:
+        ImportError: ml_dtypes is not installed.
+    """
+    dtype: np.dtype[Any] = np.dtype(require("ml_dtypes", "bfloat16").bfloat16)
+    return dtype
 
 
 def floats(x: Any) -> np.ndarray[Any, Any]:
@@ -123,7 +151,7 @@ def backend(name: str | ModuleType) -> Any:
     if name not in ("numpy", "cupy"):
         raise ValueError(f'backend {name!r} is not known: use "numpy", "cupy", or an array-API namespace module')
     if name == "numpy":
-        return np
+        return _NUMPY_NAMESPACE
     try:
         with warnings.catch_warnings():  # of what does not matter where it works, and is said below where it does not
             warnings.simplefilter("ignore")

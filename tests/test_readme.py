@@ -28,6 +28,7 @@ ELSEWHERE = {
     "<!-- excerpt -->": "test_the_excerpt_is_of_the_sixty_lines",
     "--backend cupy": "test_the_commands_for_a_gpu_are_ones_that_there_are",
     "python -m pytest -m slow": ".ci/run",
+    "loadPyodide()": "tests/browser/in_node.mjs",
     "--seeds 20": "hours",
     "--against onnxruntime": "hours",
 }

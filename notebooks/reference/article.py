@@ -23,11 +23,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CHECKPOINT = ("config.json", "model.safetensors", "tokenizer.json")
+TOKENIZER = ROOT / "refdiff" / "generation" / "tokenizer" / "byte_level.js"
 
 
 def write(folder: Path) -> None:
     """Write the page and all that it loads."""
     shutil.copytree(HERE / "live", folder, dirs_exist_ok=True)
+    shutil.copy(TOKENIZER, folder / "tokenizer.js")
     (folder / "model").mkdir(exist_ok=True)
     for name in CHECKPOINT:
         shutil.copy(ROOT / "refdiff" / "bundled" / name, folder / "model" / name)

@@ -20,7 +20,7 @@ class TokenBytes:
     def __init__(self, tokenizer: Any) -> None:
         self._backend = backend_of(tokenizer)
         kinds = _kinds(self._backend.section("decoder"))
-        self._letters = _letters_of_bytes() if "ByteLevel" in kinds else None
+        self._letters = letters_of_bytes() if "ByteLevel" in kinds else None
         self._byte_tokens = "ByteFallback" in kinds
         self._context = self._backend.encode(["a"], add_special_tokens=False)[0].ids
         self._context_text = self._decode([])
@@ -55,8 +55,8 @@ def _kinds(decoder: Any) -> set[str]:
     return {str(decoder.get("type"))} | {kind for part in decoder.values() for kind in _kinds(part)}
 
 
-def _letters_of_bytes() -> dict[str, int]:
-    """GPT-2's spelling: printable Latin-1 bytes stand for themselves, the others for the letters from U+0100 on."""
+def letters_of_bytes() -> dict[str, int]:
+    """Return GPT-2's spelling: printable Latin-1 bytes stand for themselves, others for the letters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from refdiff import bundled
+from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.files import follow, kind_of_file
 from refdiff.hub.explain import explain, explained, is_answered, is_unreachable
@@ -300,13 +301,7 @@ def _examples(names: Collection[str]) -> str:
 
 
 def _check_library(repo: str) -> None:
-    try:
-        import huggingface_hub  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"{repo}: no such folder here, and a download needs the package huggingface_hub, which is not here "
-            f"({error}): pip install huggingface_hub"
-        ) from None
+    require("huggingface_hub", f"{repo}: no such folder here, and a download")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refdiff.arrays import Array, device, namespace
+from refdiff.arrays import Array, device, namespace, take
 
 
 def embedding(ids: Array, weight: Array) -> Array:
@@ -35,7 +35,7 @@ def embedding(ids: Array, weight: Array) -> Array:
                 f"embedding: token id {low if low < 0 else high} is outside 0 to {weight.shape[0] - 1}: "
                 "do tokenizer and checkpoint belong together?"
             )
-    return xp.reshape(xp.take(weight, flat, axis=0), (*ids.shape, weight.shape[1]))
+    return xp.reshape(take(weight, flat), (*ids.shape, weight.shape[1]))
 
 
 def embedding_vjp(g: Array, ids: Array, weight: Array) -> tuple[None, Array]:

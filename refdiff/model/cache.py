@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.arrays import Array, device, namespace
+from refdiff.arrays import Array, device, namespace, take
 
 
 class KVCache:
@@ -204,7 +204,7 @@ def _reordered(x: Array, rows: list[int], used: int) -> Array:
         new = xp.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=where)
     if moved:
         there = xp.asarray([rows[i] for i in moved], dtype=xp.int64, device=where)
-        taken = xp.take(x[:, :, :used, :], there, axis=0)
+        taken = take(x[:, :, :used, :], there)
         for i, row in enumerate(moved):
             new[row, :, :used, :] = taken[i, ...]
     return new

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from refdiff.arrays import Array
+from refdiff.arrays import Array, take
 from refdiff.backends import Ops
 from refdiff.model import losses
 from refdiff.model.diffllama import Context, diffllama
@@ -138,7 +138,7 @@ class DiffLlamaForCausalLM(TrainableModel):
         B, T, D = hidden.shape
         if kept.dtype == np.bool_ and kept.shape == (B, T):
             flat = np.flatnonzero(kept)
-            return xp.take(xp.reshape(hidden, (B * T, D)), self._array(flat), axis=0)
+            return take(xp.reshape(hidden, (B * T, D)), self._array(flat))
         kept = integers("logits_to_keep", kept)
         if kept.ndim not in (1, 2) or (kept.ndim == 2 and kept.shape[0] != B):
             raise ValueError(
@@ -148,7 +148,7 @@ class DiffLlamaForCausalLM(TrainableModel):
             raise IndexError(f"logits_to_keep: got {kept.min()} to {kept.max()}, expected {-T} to {T - 1}")
         kept = np.broadcast_to(kept % T, (B, kept.shape[-1]))
         rows = self._array(np.ascontiguousarray(kept + T * np.arange(B)[:, None]).reshape(-1))
-        return xp.reshape(xp.take(xp.reshape(hidden, (B * T, D)), rows, axis=0), (*kept.shape, D))
+        return xp.reshape(take(xp.reshape(hidden, (B * T, D)), rows), (*kept.shape, D))
 
 
 class DiffLlamaForSequenceClassification(TrainableModel):
@@ -183,7 +183,7 @@ class DiffLlamaForSequenceClassification(TrainableModel):
         if pad is not None and input_ids is not None:
             end = (np.arange(T) * (token_ids(input_ids) != pad)).max(axis=1)
         rows = self._array(end + T * np.arange(B))
-        return self.xp.take(self.xp.reshape(last, (B * T, D)), rows, axis=0), rows
+        return take(self.xp.reshape(last, (B * T, D)), rows), rows
 
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
         targets, kind = self._array(labels), self.config.problem_type

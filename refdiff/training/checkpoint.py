@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.files import read_json, write_atomically, write_json
 from refdiff.model.weights.safetensors_file import write_safetensors
@@ -135,6 +136,7 @@ def optimizer_state(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     Raises:
         CheckpointError: the file is missing or broken.
     """
+    require("safetensors", "resuming a run")
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.files import read_json, write_json
 from refdiff.training.documents import SEPARATOR, pieces, sample, split_at
@@ -187,6 +188,7 @@ def row_order(
 
 
 def _train_tokenizer(text: Path, cut: int, vocab_size: int) -> tokenizers.Tokenizer:
+    require("tokenizers", "learning a tokenizer")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())

@@ -30,11 +30,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +40,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.browser import require_processes
 from refdiff.files import read_json, write_json
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
@@ -320,6 +319,10 @@ def _results(
     if jobs == 1:
         yield from (run(experiment, wiring, seed, threads) for wiring, seed in asked)
         return
+    require_processes("--jobs above 1")
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(run, experiment, wiring, seed, threads) for wiring, seed in asked]
         yield from (future.result() for future in as_completed(futures))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import load_file
+
+from refdiff.model.weights.safetensors_file import open_safetensors
 
 FILE = Path(__file__).with_name("unilm.safetensors")
 THETA = 10_000.0
@@ -34,11 +34,12 @@ class Case:
 
 def case(name: str) -> Case:
     """Read the case of this name: v1, v2 or plain, with -mha, -gqa2 or -gqa3."""
-    with safe_open(FILE, "np") as file:
-        about = json.loads(file.metadata()["made_by"])
-    arrays = {key.removeprefix(f"{name}/"): x for key, x in load_file(FILE).items() if key.startswith(f"{name}/")}
+    file = open_safetensors(FILE)
+    about = json.loads(file.metadata["made_by"])
     by_kind: dict[str, dict[str, np.ndarray]] = {"in": {}, "weight": {}, "out": {}}
-    for key, array in arrays.items():
-        kind, _, rest = key.partition("/")
-        by_kind[kind][rest] = array
+    for key in file.tensors:
+        of, _, rest = key.partition("/")
+        kind, _, rest = rest.partition("/")
+        if of == name:
+            by_kind[kind][rest] = file.view(key)
     return Case(about["cases"][name], by_kind["in"]["x"], by_kind["weight"], by_kind["out"])

@@ -63,8 +63,8 @@ class Place:
 
 # On any device but the first, array-api-strict refuses to mix in NumPy arrays and arrays made without `device=`.
 STRICT = Place("array-api-strict on its second device", array_api_strict, array_api_strict.Device("device1"))
-NUMPY = Place("numpy", np)
-READ_ONLY = Place("read-only numpy", np, read_only=True)
+NUMPY = Place("numpy", arrays.backend("numpy"))
+READ_ONLY = Place("read-only numpy", arrays.backend("numpy"), read_only=True)
 
 
 def devices() -> list[Place]:

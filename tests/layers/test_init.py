@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from tests.layers.places import READ_ONLY, STRICT, Case, Place, every_case
+from tests.layers.places import NUMPY, READ_ONLY, STRICT, Case, Place, every_case
 
 pytestmark = pytest.mark.no_arrays  # the cases bring theirs
 
@@ -36,7 +36,7 @@ def test_cases_of_one_layer_have_names_of_their_own() -> None:
 
 
 def test_a_case_fails_where_it_should() -> None:
-    x, here = np.array([1.0, 2.0]), Place("numpy", np)
+    x, here = np.array([1.0, 2.0]), Place("numpy", NUMPY.xp)
 
     def writes(x: np.ndarray) -> np.ndarray:
         x *= 2

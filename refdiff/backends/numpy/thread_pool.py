@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
+from refdiff.browser import IN_BROWSER
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -125,12 +127,14 @@ class Workers:
             `OMP_NUM_THREADS`, if that is less.
 
     Raises:
-        ValueError: `threads` is below 1.
+        ValueError: `threads` is below 1, or in a browser above 1.
     """
 
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, but must be 1 or more, or None for all cores")
+        if IN_BROWSER and threads is not None and threads > 1:
+            raise ValueError(f"threads is {threads}, but a browser has 1: leave it out")
         self.threads = threads or default_threads()
         self._renew()
         _ALL.add(self)
@@ -273,7 +277,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def cores() -> int:
-    """Return how many cores this process may run on."""
+    """Return how many cores this process may run on: in a browser 1, for no thread can be started there."""
+    if IN_BROWSER:
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

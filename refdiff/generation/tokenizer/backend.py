@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
+from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.messages import NATIVE_CALLS
 
@@ -276,11 +276,5 @@ def _inner(tokenizer: Any) -> Any:
     return None
 
 
-def _library() -> ModuleType:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ImportError(
-            f"a tokenizer needs the package tokenizers, which is not here ({error}): pip install tokenizers"
-        ) from None
-    return tokenizers
+def _library() -> Any:
+    return require("tokenizers", "a tokenizer")

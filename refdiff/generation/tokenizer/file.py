@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from refdiff.browser import IN_BROWSER
 from refdiff.errors import CheckpointError
 from refdiff.files import read_text
 from refdiff.generation.tokenizer.backend import SECTIONS, AddedToken, Backend, RustBackend
@@ -66,7 +67,7 @@ def load_backend(folder: Path) -> Backend:
     if unknown:
         try_in_child(text, path, unknown)
     try:
-        backend = RustBackend.from_json(text, path)
+        backend = _from_json(text, path)
     except CheckpointError:
         _parse(text, path)  # says where it is not JSON
         raise
@@ -83,6 +84,14 @@ def load_backend(folder: Path) -> Backend:
     if (longest := backend.model("max_input_chars_per_word") or 0) > 500:  # WordPiece: cubic time in a word's length
         raise CheckpointError(f"{path}: max_input_chars_per_word: got {longest:,}, expected at most 500; 100 is usual")
     return backend
+
+
+def _from_json(text: str, path: Path) -> Backend:
+    if IN_BROWSER:
+        from refdiff.generation.tokenizer.byte_level import ByteLevelBackend
+
+        return ByteLevelBackend.from_json(text, path)
+    return RustBackend.from_json(text, path)
 
 
 def read_sections(text: str, path: Path) -> tuple[dict[str, Any], str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import Deferred, to_numpy
+from refdiff.arrays import Deferred, bfloat16, to_numpy
 from refdiff.errors import CheckpointError
 from refdiff.messages import show_value, warn
 from refdiff.model.config import DiffLlamaConfig
@@ -121,9 +121,7 @@ def _sixteen_bits(file: SafetensorsFile, stored: str) -> NDArray[Any]:
     bits = file.view(stored)
     if STORED[file.tensors[stored].dtype] == "float16":
         return bits.astype(np.float16, copy=False)
-    import ml_dtypes
-
-    return bits.astype(np.uint16, copy=False).view(ml_dtypes.bfloat16)
+    return bits.astype(np.uint16, copy=False).view(bfloat16())
 
 
 def _converted(file: SafetensorsFile, stored: str, dtype: str) -> NDArray[Any]:

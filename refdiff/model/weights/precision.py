@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.arrays import bfloat16
+
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 STORED = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
@@ -49,8 +51,6 @@ def round_to(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Return numbers as a file holds them: little-endian, rounded to ``dtype``; bfloat16 as its bits in uint16."""
-    import ml_dtypes
-
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows or is no number is the caller's to judge
         if dtype == "float64":
             return values.astype("<f8", copy=False)
@@ -59,7 +59,7 @@ def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
             return single
         if dtype == "float16":
             return single.astype("<f2")
-        return single.astype(ml_dtypes.bfloat16).view(np.uint16).astype("<u2", copy=False)
+        return single.astype(bfloat16()).view(np.uint16).astype("<u2", copy=False)
 
 
 def decode(bits: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from refdiff.browser import require
 from refdiff.files import write_json
-from refdiff.hub.download import INDEX
+from refdiff.hub.download import INDEX, SINGLE
 from refdiff.model.commit import PENDING, is_pending, replacing
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.folder import report
@@ -113,10 +114,14 @@ def _in_bytes(size: int | str) -> int:
 
 def _split(arrays: dict[str, Any], dtype: str, limit: int) -> dict[str, list[str]]:
     """Share the tensors out over files as transformers does, sorted by name: file name → tensor names."""
+    in_order = sorted(arrays, key=_in_layer_order)
+    if count_parameters(array.shape for array in arrays.values()) * NBYTES[dtype] <= limit:
+        return {SINGLE: in_order}
+    require("huggingface_hub", "saving to several files")
     from huggingface_hub import split_state_dict_into_shards_factory
 
     return split_state_dict_into_shards_factory(
-        {name: arrays[name] for name in sorted(arrays, key=_in_layer_order)},
+        {name: arrays[name] for name in in_order},
         get_storage_size=lambda array: count_parameters([array.shape]) * NBYTES[dtype],
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=limit,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.arrays import bfloat16
 from refdiff.backends import ops_for
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.tile_boundaries import aim_at_tiles
@@ -77,11 +78,8 @@ def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = 
 
 def stored(x: Numpy, dtype: str) -> Numpy:
     """Round to a storage dtype, once."""
-    if dtype != "bfloat16":
-        return round_to(np.asarray(x, dtype=np.float64), dtype).astype(dtype)
-    import ml_dtypes
-
-    return round_to(np.asarray(x, dtype=np.float64), dtype).astype(ml_dtypes.bfloat16)
+    kind = bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
+    return round_to(np.asarray(x, dtype=np.float64), dtype).astype(kind)
 
 
 def _of(name: str, shape: list[int], rng: np.random.Generator, values: str) -> Numpy:

@@ -13,7 +13,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import Array
+from refdiff.arrays import Array, bfloat16
 from refdiff.oracle.inputs.dlpack import HOST, read_capsule
 
 
@@ -75,11 +75,7 @@ def _from_mlx(x: Any) -> NDArray[Any]:
     mlx = sys.modules["mlx.core"]
     bits = np.asarray(memoryview(x.view(mlx.uint16) if x.dtype == mlx.bfloat16 else x))
     bits.flags.writeable = False
-    if x.dtype != mlx.bfloat16:
-        return bits
-    import ml_dtypes
-
-    return bits.view(ml_dtypes.bfloat16)
+    return bits.view(bfloat16()) if x.dtype == mlx.bfloat16 else bits
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.arrays import bfloat16
+
 HOST = (1, 3, 11)
 """kDLCPU, kDLCUDAHost and kDLROCMHost: devices whose memory the CPU reads as its own."""
 
@@ -75,11 +77,7 @@ def read_capsule(capsule: Any) -> NDArray[Any]:
         strides = tuple(tensor.strides[i] * size for i in range(tensor.ndim)) if tensor.strides else None
         where = {"data": ((tensor.data or 0) + tensor.byte_offset, True), "strides": strides}
         found = np.asarray(_Borrowed(capsule, {"version": 3, "shape": shape, "typestr": dtype.str, **where}))
-    if kind == "bfloat":
-        import ml_dtypes
-
-        return found.view(ml_dtypes.bfloat16)
-    return found
+    return found.view(bfloat16()) if kind == "bfloat" else found
 
 
 def _tensor(capsule: Any) -> _Tensor:

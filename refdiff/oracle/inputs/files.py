@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import Array
+from refdiff.arrays import Array, bfloat16
 from refdiff.errors import CheckpointError
 from refdiff.files import open_file, replaced_atomically
 from refdiff.messages import show_name
@@ -98,10 +98,7 @@ def read_arrays(
 
 def _dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
-        import ml_dtypes
-
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
+        return bfloat16()
     little: np.dtype[Any] = np.dtype(name).newbyteorder("<")
     return little
 

@@ -6,7 +6,11 @@ reached here, so that nothing that the kernel patches, prints or exits with coun
 It is no security boundary: code that attacks the machine belongs in a container.
 """
 
-from refdiff.oracle.judge.judging import judge_file
-from refdiff.oracle.judge.report import Report
+from refdiff.browser import require_processes
+
+require_processes("refdiff.oracle.judge")
+
+from refdiff.oracle.judge.judging import judge_file  # noqa: E402
+from refdiff.oracle.judge.report import Report  # noqa: E402
 
 __all__ = ["Report", "judge_file"]

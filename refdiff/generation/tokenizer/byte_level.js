@@ -24,15 +24,20 @@ export class Tokenizer {
     this.ranks = new Map(file.model.merges.map((pair, rank) => [pair.join(" "), rank]));
     this.special = new Map(file.added_tokens.map(({ content, id }) => [content, id]));
     this.specialIds = new Set(this.special.values());
-    this.atSpecial = new RegExp(`(${[...this.special.keys()].map((s) => s.replace(/[^\w]/g, "\\$&")).join("|")})`);
-    this.prefix = file.post_processor.single // what stands before a text: the mark of its beginning
+    this.atSpecial = new RegExp(`(${[...this.special.keys()].map((s) => s.replace(/[^\w]/g, "\\$&")).join("|") || "(?!)"})`);
+    this.prefix = (file.post_processor?.single ?? []) // what stands before a text: the mark of its beginning
       .flatMap((part) => (part.SpecialToken ? file.post_processor.special_tokens[part.SpecialToken.id].ids : []));
     this.known = new Map(); // words met before
   }
 
   encode(text) {
     return [...this.prefix, ...text.split(this.atSpecial).flatMap((part) =>
-      this.special.has(part) ? [this.special.get(part)] : (part.match(WORDS) ?? []).flatMap((word) => this.word(word)))];
+      this.special.has(part) ? [this.special.get(part)] : this.words(part).flatMap(([, ids]) => ids))];
+  }
+
+  /** The words of a text that has no special tokens in it, each with its ids. */
+  words(text) {
+    return (text.match(WORDS) ?? []).map((word) => [word, this.word(word)]);
   }
 
   /** The ids of one word: its bytes, of which the pair that was learned first is merged, again and again. */

@@ -1,0 +1,270 @@
+"""Byte-level BPE (GPT-2's, Llama 3's) where `tokenizers` cannot be: words and merges by JavaScript, the rest by Python.
+
+In a browser `byte_level.js` beside this file cuts a text into words and merges their bytes; here are offsets, added
+tokens, truncation and decoding around it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refdiff.errors import CheckpointError
+from refdiff.generation.token_bytes import letters_of_bytes
+from refdiff.generation.tokenizer.backend import AddedToken, Backend, Encoding, Truncation
+
+ELSEWHERE = "only the package tokenizers does that, which no browser has: use Python outside of one"
+
+
+_LETTERS = letters_of_bytes()
+
+Words = Callable[[str], Sequence[tuple[str, Sequence[int]]]]
+"""Cuts a text without added tokens into words, which joined are the text, each with its ids."""
+
+
+@dataclass
+class ByteLevelEncoding:
+    """One tokenized text; see `Encoding`. `words` has the number of each token's word, None for special tokens."""
+
+    ids: list[int]
+    tokens: list[str]
+    offsets: list[tuple[int, int]]
+    words: list[int | None]
+    sequence_ids: list[int | None]
+    special_tokens_mask: list[int]
+    overflowing: list[Encoding] = field(default_factory=list)
+
+    def token_to_word(self, token: int) -> int | None:
+        return self.words[token] if token < len(self.words) else None
+
+    def word_to_chars(self, word: int, sequence: int) -> tuple[int, int] | None:
+        found = [at for at, n in zip(self.offsets, self.words, strict=True) if n == word and sequence == 0]
+        return (found[0][0], found[-1][1]) if found else None
+
+
+class ByteLevelBackend(Backend):
+    """A byte-level tokenizer.json of which `words` tokenizes words."""
+
+    def __init__(self, parsed: dict[str, Any], words: Words, source: str | Path = "tokenizer.json") -> None:
+        self.source = str(source)
+        _check(parsed, self.source)
+        self.settings: dict[str, dict[str, Any]] = {name: parsed.get(name) or {} for name in ("padding", "truncation")}
+        self._file, self._words = {**parsed, "padding": None, "truncation": None}, words
+        self._model: dict[str, int] = parsed["model"]["vocab"]
+        self._tokens = {i: token for token, i in self._model.items()}
+        self._added: dict[int, AddedToken] = {}
+        for token in parsed["added_tokens"]:
+            self._add(token["id"], AddedToken(**{name: x for name, x in token.items() if name != "id"}))
+        self._split_special = False
+
+    @classmethod
+    def from_json(cls, text: str, source: str | Path) -> ByteLevelBackend:
+        """Load the text of a tokenizer.json, with JavaScript's words."""
+        try:
+            parsed = json.loads(text)
+        except ValueError as error:
+            raise CheckpointError(f"{source}: not valid JSON: {error}") from None
+        return cls(parsed, javascript_words(text), source)
+
+    def split_special_tokens(self, split: bool) -> None:
+        self._split_special = split
+
+    def encode(
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        *,
+        add_special_tokens: bool = True,
+        truncation: Truncation | None = None,
+    ) -> list[Encoding]:
+        prefix = self._prefix() if add_special_tokens else []
+        found: list[Encoding] = []
+        for text in texts:
+            if not isinstance(text, str):
+                raise CheckpointError(f"{self.source}: a pair of texts is to be tokenized; {ELSEWHERE}")
+            parts = [self._encode(text)]
+            if truncation is not None:
+                if truncation.strategy == "only_second":
+                    raise CheckpointError(f"{self.source}: truncation 'only_second' is given, and no second text")
+                parts = _truncated(parts[0], truncation, truncation.max_length - len(prefix))
+            first, *rest = (self._with_prefix(prefix, part) for part in parts)
+            first.overflowing = list(rest)
+            found.append(first)
+        return found
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        special = {i for i, token in self._added.items() if token.special} if skip_special_tokens else set()
+        return self.decode_tokens([self._tokens[i] for i in ids if i in self._tokens and i not in special])
+
+    def decode_tokens(self, tokens: Sequence[str]) -> str:
+        return b"".join(map(_bytes, tokens)).decode("utf-8", "replace")
+
+    def decode_stream(self, *, skip_special_tokens: bool = False) -> Callable[[int], str]:
+        waiting: list[int] = []
+
+        def step(token_id: int) -> str:
+            waiting.append(token_id)
+            text = self.decode(waiting, skip_special_tokens=skip_special_tokens)
+            if text.endswith("\ufffd"):  # perhaps the first bytes of a character
+                return ""
+            waiting.clear()
+            return text
+
+        return step
+
+    def token_to_id(self, token: str) -> int | None:
+        added = (i for i, known in self._added.items() if known.content == token)
+        return next(added, self._model.get(token))
+
+    def id_to_token(self, token_id: int) -> str | None:
+        return self._tokens.get(token_id)
+
+    def vocab(self) -> dict[str, int]:
+        return {**self._model, **{token.content: i for i, token in self._added.items()}}
+
+    def vocab_size(self, *, with_added_tokens: bool) -> int:
+        return len(self.vocab() if with_added_tokens else self._model)
+
+    def added_tokens(self) -> dict[int, AddedToken]:
+        return dict(sorted(self._added.items()))
+
+    def add_tokens(self, tokens: Sequence[AddedToken]) -> None:
+        for token in tokens:
+            known = self.token_to_id(token.content)
+            self._add(max([len(self._model) - 1, *self._added]) + 1 if known is None else known, token)
+
+    def num_special_tokens(self, *, pair: bool) -> int:
+        template = (self._file.get("post_processor") or {}).get("pair" if pair else "single", [])
+        return len(self._special_ids(template))
+
+    def section(self, name: str) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self._file.get(name)
+        return found
+
+    def model(self, field: str) -> Any:
+        return self._file["model"].get(field)
+
+    def to_json(self) -> str:
+        added = [{"id": i, **asdict(token)} for i, token in self.added_tokens().items()]
+        return json.dumps({**self._file, "added_tokens": added}, indent=2, ensure_ascii=False)
+
+    def _add(self, token_id: int, token: AddedToken) -> None:
+        if token.single_word or token.lstrip or token.rstrip:
+            raise CheckpointError(f"{self.source}: {token.content!r} is single_word, lstrip or rstrip; {ELSEWHERE}")
+        self._added[token_id] = token
+        self._tokens[token_id] = token.content
+
+    def _special_ids(self, template: list[dict[str, Any]]) -> list[int]:
+        names = [part["SpecialToken"]["id"] for part in template if "SpecialToken" in part]
+        return [i for name in names for i in self._file["post_processor"]["special_tokens"][name]["ids"]]
+
+    def _prefix(self) -> list[int]:
+        return self._special_ids((self._file.get("post_processor") or {}).get("single", []))
+
+    def _parts(self, text: str) -> Iterator[tuple[str, Sequence[int]]]:
+        """Cut a text into added tokens and words, each with its ids."""
+        added = {t.content: i for i, t in self._added.items() if not (t.special and self._split_special)}
+        longest_first = sorted(map(re.escape, filter(None, added)), key=len, reverse=True)
+        for part in re.split(f"({'|'.join(longest_first) or '(?!)'})", text):
+            if part in added:
+                yield part, [added[part]]
+            elif part:
+                yield from self._words(part)
+
+    def _encode(self, text: str) -> ByteLevelEncoding:
+        made = ByteLevelEncoding([], [], [], [], [], [])
+        start = 0
+        for number, (part, ids) in enumerate(self._parts(text)):
+            # the characters that have a byte in a token; of an added token all
+            at = [start + i for i, character in enumerate(part) for _ in character.encode()]
+            used = 0
+            for token_id in ids:
+                token = self._tokens[token_id]
+                size = len(at) if token_id in self._added else len(token)
+                made.offsets.append((at[used], at[used + size - 1] + 1))
+                made.ids.append(token_id)
+                made.tokens.append(token)
+                made.words.append(number)
+                used += size
+            start += len(part)
+        made.sequence_ids = [0] * len(made.ids)
+        made.special_tokens_mask = [0] * len(made.ids)
+        return made
+
+    def _with_prefix(self, prefix: list[int], part: ByteLevelEncoding) -> ByteLevelEncoding:
+        n = len(prefix)
+        nothing: list[int | None] = [None] * n
+        return ByteLevelEncoding(
+            prefix + part.ids,
+            [self._tokens[i] for i in prefix] + part.tokens,
+            [(0, 0)] * n + part.offsets,
+            nothing + part.words,
+            nothing + part.sequence_ids,
+            [1] * n + part.special_tokens_mask,
+        )
+
+
+def javascript_words(text: str) -> Words:
+    """Return the words of a tokenizer.json by byte_level.js, run by the JavaScript around this Python."""
+    from pyodide.code import run_js
+
+    source = Path(__file__).with_name("byte_level.js").read_text(encoding="utf-8").replace("export class", "class")
+    tokenizer = run_js(f"(() => {{ {source}\nreturn (text) => new Tokenizer(JSON.parse(text)); }})()")(text)
+    return lambda part: [(word, ids) for word, ids in tokenizer.words(part).to_py()]
+
+
+def _check(parsed: dict[str, Any], source: str) -> None:
+    """Raise `CheckpointError` for what is no byte-level BPE as GPT-2's, perhaps with tokens before a text."""
+    model, steps = parsed.get("model") or {}, parsed.get("pre_tokenizer") or {}
+    after = parsed.get("post_processor") or {"type": "TemplateProcessing", "single": []}
+    plain = (
+        model.get("type") == "BPE"
+        and isinstance(model.get("vocab"), dict)
+        and not any(
+            model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+        )
+        and parsed.get("normalizer") is None
+        and (steps.get("type"), steps.get("add_prefix_space"), steps.get("use_regex")) == ("ByteLevel", False, True)
+        and (parsed.get("decoder") or {}).get("type") == "ByteLevel"
+        and after.get("type") == "TemplateProcessing"
+        and ["Sequence" in part for part in after["single"]] in ([], [True], [False, True])
+    )
+    if not plain:
+        raise CheckpointError(f"{source}: no byte-level BPE with GPT-2's words and steps; {ELSEWHERE}")
+
+
+def _truncated(whole: ByteLevelEncoding, truncation: Truncation, most: int) -> list[ByteLevelEncoding]:
+    """Cut into pieces of `most` tokens that share `stride` tokens; the first is kept, the others overflow."""
+    count = len(whole.ids)
+    if count <= most:
+        return [whole]
+    if most == 0:
+        return [_part(whole, 0, 0), whole]
+    cuts, step = [], most - truncation.stride
+    if truncation.direction == "right":
+        for start in range(0, count, step):
+            cuts.append((start, min(start + most, count)))
+            if start + most >= count:
+                break
+    else:
+        for stop in range(count, 0, -step):
+            cuts.append((max(stop - most, 0), stop))
+            if stop <= most:
+                break
+    return [_part(whole, *cut) for cut in cuts]
+
+
+def _part(whole: ByteLevelEncoding, start: int, stop: int) -> ByteLevelEncoding:
+    lists = (
+        whole.ids, whole.tokens, whole.offsets, whole.words, whole.sequence_ids, whole.special_tokens_mask,
+    )  # fmt: skip
+    return ByteLevelEncoding(*(x[start:stop] for x in lists))  # type: ignore[arg-type]
+
+
+def _bytes(token: str) -> bytes:
+    if all(letter in _LETTERS for letter in token):
+        return bytes(_LETTERS[letter] for letter in token)
+    return token.encode()

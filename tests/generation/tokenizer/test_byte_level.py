@@ -1,0 +1,174 @@
+"""The tokenizer of a browser: the same as the Rust library's, of which it takes here what JavaScript does there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+
+from refdiff import bundled
+from refdiff.errors import CheckpointError
+from refdiff.generation.tokenizer import AddedToken, RustBackend, Tokenizer
+from refdiff.generation.tokenizer.backend import Truncation
+from refdiff.generation.tokenizer.byte_level import ByteLevelBackend
+from tests.generation.trained_tokenizers import ODD_TEXTS, TEXTS, byte_level, unigram
+
+TEXT = (bundled.FOLDER / "tokenizer.json").read_text(encoding="utf-8")
+
+
+def rust_words(native: Any) -> Any:
+    """The library's own words and merges, in the place of JavaScript's."""
+
+    def words(text: str) -> list[tuple[str, list[int]]]:
+        found = native.pre_tokenizer.pre_tokenize_str(text)
+        return [(text[a:b], [token.id for token in native.model.tokenize(word)]) for word, (a, b) in found]
+
+    return words
+
+
+def pair_of(text: str) -> tuple[ByteLevelBackend, RustBackend]:
+    native = tokenizers.Tokenizer.from_str(text)
+    return ByteLevelBackend(json.loads(text), rust_words(native)), RustBackend(tokenizers.Tokenizer.from_str(text))
+
+
+def both(kind: str) -> tuple[ByteLevelBackend, RustBackend]:
+    return pair_of(TEXT if kind == "bundled" else byte_level().to_str())
+
+
+def samples() -> list[str]:
+    rng = np.random.default_rng(3)
+    pool = [
+        *"ab XYZ 019 \t\n\r ''sd.,!?-“éßñ\xa0\u3000",
+        *"昔々、あるところに😀👩‍👧🇯🇵",
+        "<|endoftext|>",
+        "<s>",
+        "</s>",
+        " don't",
+    ]
+    return [*TEXTS, *ODD_TEXTS, *("".join(rng.choice(pool, rng.integers(0, 30))) for _ in range(60))]
+
+
+FIELDS = ("ids", "tokens", "offsets", "sequence_ids", "special_tokens_mask")
+
+
+def same(mine: Any, theirs: Any) -> None:
+    for name in FIELDS:
+        assert getattr(mine, name) == getattr(theirs, name), name
+    for token in range(len(mine.ids)):
+        word = mine.token_to_word(token)
+        assert word == theirs.token_to_word(token)
+        if word is not None:
+            assert mine.word_to_chars(word, 0) == theirs.word_to_chars(word, 0)
+    assert len(mine.overflowing) == len(theirs.overflowing)
+    for one, other in zip(mine.overflowing, theirs.overflowing, strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("kind", ["bundled", "trained"])
+def test_it_encodes_as_the_library_does(kind: str, special: bool) -> None:
+    mine, theirs = both(kind)
+    texts = samples()
+    for one, other in zip(
+        mine.encode(texts, add_special_tokens=special), theirs.encode(texts, add_special_tokens=special), strict=True
+    ):
+        same(one, other)
+    mine.split_special_tokens(True)
+    theirs.split_special_tokens(True)
+    for one, other in zip(mine.encode(texts), theirs.encode(texts), strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize("direction", ["left", "right"])
+@pytest.mark.parametrize(("size", "stride"), [(1, 0), (5, 0), (5, 2), (9, 7), (400, 3)])
+def test_it_truncates_as_the_library_does(size: int, stride: int, direction: str) -> None:
+    mine, theirs = both("bundled")
+    how = Truncation(size, stride, "longest_first", direction)
+    for one, other in zip(mine.encode(TEXTS, truncation=how), theirs.encode(TEXTS, truncation=how), strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize("kind", ["bundled", "trained"])
+def test_it_decodes_as_the_library_does(kind: str) -> None:
+    mine, theirs = both(kind)
+    rng = np.random.default_rng(4)
+    size = mine.vocab_size(with_added_tokens=True)
+    rows = [[int(i) for i in rng.integers(0, size + 3, 12)] for _ in range(40)]
+    rows += [encoding.ids for encoding in theirs.encode(samples())]
+    for row in rows:
+        for skip in (True, False):
+            assert mine.decode(row, skip_special_tokens=skip) == theirs.decode(row, skip_special_tokens=skip)
+            known = [i for i in row if i < size]
+            streams = [backend.decode_stream(skip_special_tokens=skip) for backend in (mine, theirs)]
+            assert [streams[0](i) for i in known] == [streams[1](i) for i in known]
+    tokens = ["Ġking", "no such letter: 猫", "<s>"]
+    assert mine.decode_tokens(tokens) == theirs.decode_tokens(tokens)
+
+
+@pytest.mark.parametrize("kind", ["bundled", "trained"])
+def test_it_knows_what_the_library_knows(kind: str) -> None:
+    mine, theirs = both(kind)
+    for _ in range(2):
+        assert mine.vocab() == theirs.vocab()
+        assert mine.added_tokens() == theirs.added_tokens()
+        for added in (True, False):
+            assert mine.vocab_size(with_added_tokens=added) == theirs.vocab_size(with_added_tokens=added)
+            assert mine.num_special_tokens(pair=added) == theirs.num_special_tokens(pair=added)
+        for token in ("Ġthe", "a", "<s>", "<tool>", "no such token"):
+            assert mine.token_to_id(token) == theirs.token_to_id(token)
+        for i in (0, 5, mine.vocab_size(with_added_tokens=True) - 1, 10**6):
+            assert mine.id_to_token(i) == theirs.id_to_token(i)
+        for name in ("type", "unk_token", "max_input_chars_per_word"):
+            assert mine.model(name) == theirs.model(name)
+        for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+            assert mine.section(name) == theirs.section(name)
+        assert json.loads(mine.to_json()) == json.loads(theirs.to_json())
+        new = [AddedToken("<tool>", special=True, normalized=False), AddedToken("king of", normalized=False)]
+        mine.add_tokens([*new, AddedToken("a", normalized=False)])
+        theirs.add_tokens([*new, AddedToken("a", normalized=False)])
+    text = "A king of kings<tool>, a tool"
+    same(mine.encode([text])[0], theirs.encode([text])[0])
+
+
+def test_the_tokenizer_around_it_is_the_same() -> None:
+    mine, theirs = (Tokenizer(backend) for backend in both("bundled"))
+    for tokenizer in (mine, theirs):
+        tokenizer.pad_token = "<|endoftext|>"
+    texts = [text for text in TEXTS if text]
+    a, b = (tokenizer(texts, padding=True, return_tensors="np") for tokenizer in (mine, theirs))
+    for name in ("input_ids", "attention_mask"):
+        np.testing.assert_array_equal(a[name], b[name])
+    assert mine.batch_decode(a["input_ids"], skip_special_tokens=True) == texts
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"decoder": None},
+        {"post_processor": {"type": "ByteLevel"}},
+        {"model": {"type": "WordPiece", "vocab": {}}},
+    ],
+)
+def test_another_kind_of_tokenizer_is_refused(changed: dict[str, Any]) -> None:
+    parsed = {**json.loads(TEXT), **changed}
+    with pytest.raises(CheckpointError, match=r"^there.json: no byte-level BPE .* no browser has: use Python outside"):
+        ByteLevelBackend(parsed, lambda text: [], "there.json")
+    with pytest.raises(CheckpointError, match="no byte-level BPE"):
+        ByteLevelBackend(json.loads(unigram().to_str()), lambda text: [])
+
+
+def test_what_only_the_library_does_is_refused() -> None:
+    mine, _ = both("bundled")
+    with pytest.raises(CheckpointError, match="a pair of texts is to be tokenized; only the package tokenizers"):
+        mine.encode([("a", "b")])
+    with pytest.raises(CheckpointError, match="'only_second' is given, and no second text"):
+        mine.encode(["a"], truncation=Truncation(3, 0, "only_second"))
+    with pytest.raises(CheckpointError, match=r"'<x>' is single_word, lstrip or rstrip; only the package"):
+        mine.add_tokens([AddedToken("<x>", lstrip=True)])
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        ByteLevelBackend.from_json("{", "tokenizer.json")

@@ -1,0 +1,114 @@
+"""What a browser has not. In one these run as tests/browser/test_pyodide.py; here its marks are set by hand."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+
+import refdiff
+from refdiff import arrays, browser, bundled
+from refdiff.backends.numpy import thread_pool
+from refdiff.generation.tokenizer import file
+from refdiff.generation.tokenizer.byte_level import ByteLevelBackend
+from refdiff.layers import embedding
+from tests.generation.tokenizer.test_byte_level import rust_words
+from tests.layers.inputs import says
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_package_that_is_here() -> None:
+    assert browser.require("json", "nothing") is json
+
+
+@pytest.mark.parametrize(
+    ("inside", "fix"), [(False, "pip install no_such_package"), (True, "use Python outside of a browser, for no")]
+)
+def test_a_package_that_is_missing_is_named_with_the_fix(
+    monkeypatch: pytest.MonkeyPatch, inside: bool, fix: str
+) -> None:
+    monkeypatch.setattr(browser, "IN_BROWSER", inside)
+    with pytest.raises(ImportError) as raised:
+        browser.require("no_such_package", "this test")
+    begin = "this test needs the package no_such_package, which is not here (No module named 'no_such_package'): "
+    assert str(raised.value).startswith(begin + fix)
+    assert raised.value.name == "no_such_package"
+
+
+def test_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    browser.require_processes("this test")
+    monkeypatch.setattr(browser, "IN_BROWSER", True)
+    with says(RuntimeError, "this test starts processes, which no browser has: use Python outside of one"):
+        browser.require_processes("this test")
+
+
+def test_a_browser_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thread_pool, "IN_BROWSER", True)
+    assert thread_pool.cores() == thread_pool.Workers().threads == thread_pool.Workers(1).threads == 1
+    with says(ValueError, "threads is 2, but a browser has 1: leave it out"):
+        thread_pool.Workers(2)
+
+
+def test_the_tokenizer_of_a_browser_is_the_one_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tokenizers
+
+    asked: list[str] = []
+
+    def from_json(text: str, source: Any) -> ByteLevelBackend:
+        asked.append(str(source))
+        return ByteLevelBackend(json.loads(text), rust_words(tokenizers.Tokenizer.from_str(text)), source)
+
+    monkeypatch.setattr(file, "IN_BROWSER", True)
+    monkeypatch.setattr(ByteLevelBackend, "from_json", from_json)
+    tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
+    assert asked == [str(bundled.FOLDER / "tokenizer.json")]
+    assert tokenizer.decode(tokenizer.encode("The king"), skip_special_tokens=True) == "The king"
+
+
+def test_indices_become_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of wider ones, as int64 is where a pointer has 32 bits, NumPy says that they cannot be cast safely."""
+    real, table = np.take, np.arange(12.0).reshape(4, 3)
+
+    def strict(x: Any, indices: Any, axis: int) -> Any:
+        if indices.dtype != np.intp:
+            raise TypeError("Cannot cast array data according to the rule 'safe'")
+        return real(x, indices, axis=axis)
+
+    monkeypatch.setattr(np, "take", strict)
+    ids = np.array([3, 1], np.int32 if np.intp is np.int64 else np.int64)
+    np.testing.assert_array_equal(embedding(ids, table), table[[3, 1]])
+    np.testing.assert_array_equal(arrays.take(table, ids[:1]), table[[3]])
+
+
+def test_bfloat16_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32")
+    assert model.dtype == "float32"
+    with pytest.raises(ImportError, match=r"^bfloat16 needs the package ml_dtypes, .*: pip install ml_dtypes$"):
+        refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="bfloat16")
+
+
+def test_saving_to_one_file_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size == (bundled.FOLDER / "model.safetensors").stat().st_size
+    with pytest.raises(ImportError, match="saving to several files needs the package huggingface_hub"):
+        model.save_pretrained(tmp_path, max_shard_size="1MB")
+
+
+def test_what_a_browser_installs_is_there_for_it() -> None:
+    """Of the packages with compiled code, NumPy is in Pyodide; the others are left out in a browser."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = [x for x in setup["options"]["install_requires"].split("\n") if x.strip() and not x.startswith("#")]
+    here = {"sys_platform": "emscripten", "python_version": "3.12"}
+    kept = {r.name for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate(here)}
+    assert kept == {"array-api-compat", "jinja2", "numpy", "threadpoolctl", "tqdm"}
