@@ -32,6 +32,7 @@ import docstrings  # noqa: E402
 import interface  # noqa: E402
 import links  # noqa: E402
 import pages  # noqa: E402
+import tryout  # noqa: E402
 
 import refdiff  # noqa: E402
 from refdiff import viz  # noqa: E402
@@ -131,6 +132,7 @@ def build(out: Path) -> list[str]:
                 shutil.copytree(pictures, new / "notebooks" / "pictures")
             (new / "explore.html").write_text(explore(), encoding="utf-8")
             article.write(new / "live")
+            tryout.write(new / "try")
             wrong += links.wrong_in(new)
             shutil.rmtree(out, ignore_errors=True)
             shutil.copytree(new, out)

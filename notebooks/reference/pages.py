@@ -72,6 +72,8 @@ FIND = """## Find your way
 
 - <a href="live/index.html">The Differential Transformer, live</a>: an article whose figures compute as you drag,
   with the bundled model in the page.
+- <a href="try/index.html">Try it</a>: Python and refdiff in the page. Change the model, do an exercise, mend five
+  kernels.
 - [The map of equations](equations.md): each equation of the papers, the function that computes it, and its tests.
 - <a href="explore.html">Explore attention</a>: where the bundled model looks, layer by layer and pair by pair.
 - [The interface](interface/refdiff.rst) and [the command line](commands.md).

@@ -73,3 +73,19 @@ function arrange() {
 window.addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(arrange));
 window.addEventListener("resize", arrange);
 document.addEventListener("toggle", arrange, true); // what was folded has no size
+
+// The learners' notebooks run in the page: Python comes when it is asked for. Browsers load no modules from a disk.
+const CHAPTER = /notebooks\/(0[0-5]|0[789])_[^/]*$/;
+function offerToRun() {
+  if (!CHAPTER.test(location.pathname) || !location.protocol.startsWith("http")) return;
+  const bar = document.createElement("p");
+  const button = document.createElement("button");
+  bar.className = "run-chapter runs";
+  button.type = "button";
+  button.textContent = "Run this chapter in your browser";
+  const all = !location.pathname.includes("/08_"); // which learns a tokenizer, by compiled code
+  button.addEventListener("click", async () => (await import("../try/chapter.js")).runChapter(bar));
+  bar.append(button, all ? "" : " Its gradients run there; training needs Python on your machine.");
+  document.querySelector("article h1").after(bar);
+}
+document.addEventListener("DOMContentLoaded", offerToRun);

@@ -1,0 +1,75 @@
+/** Cells that run in one Python: an editor, its buttons and its output each. Python starts with the first that is run. */
+
+import { edit } from "./editor.js";
+
+/**
+ * Let cells run. Each is {place, area, run, reset, output}: its elements. `status` says how Python is; `restart` is the
+ * button that ends it; `chapter` loads what notebooks need; `told` is called with what the worker says of a run's end.
+ */
+export function start(cells, { status, restart, chapter = false, told = () => {} }) {
+  let worker;
+  cells.forEach((cell, number) => {
+    const { place, area, run, reset, output } = cell, first = area.value;
+    cell.start = () => {
+      if (run.disabled) return;
+      output.replaceChildren();
+      place.classList.remove("wrong");
+      run.disabled = true;
+      run.textContent = "Running …";
+      python().postMessage({ number, code: area.value });
+    };
+    cell.end = () => {
+      run.disabled = false;
+      run.textContent = "Run";
+    };
+    const draw = edit(area, cell.start);
+    run.addEventListener("click", cell.start);
+    reset.addEventListener("click", () => {
+      area.value = first;
+      draw();
+    });
+    run.hidden = reset.hidden = false;
+  });
+
+  function python() {
+    if (worker) return worker;
+    worker = new Worker(new URL(`worker.js${chapter ? "?chapter" : ""}`, import.meta.url), { type: "module" });
+    status.textContent = "Python is loading, about 20 MB, once …";
+    worker.onmessage = ({ data: { number, kind, text, done, ready, failed, ...end } }) => {
+      if (ready) status.textContent = "Python is ready.";
+      if (ready) restart.hidden = false;
+      if (failed) stop(`Python could not be loaded: ${failed}`);
+      if (kind) cells[number].output.append(shown(kind, text));
+      if (!done) return;
+      cells[number].end();
+      cells[number].place.classList.toggle("wrong", !end.good);
+      told(end);
+    };
+    worker.onerror = (event) => stop(`Python could not be started: ${event.message ?? "see the browser's console"}`);
+    return worker;
+  }
+
+  /** End Python, with all that it knows: the only way out of an endless loop. */
+  function stop(why) {
+    worker?.terminate();
+    worker = undefined;
+    restart.hidden = true;
+    cells.forEach((one) => one.end());
+    status.textContent = why;
+  }
+  restart.addEventListener("click", () => stop("Python was ended; the next cell starts it anew."));
+}
+
+/** What a cell prints, an image in base64, or HTML that refdiff's own objects draw, as elements. */
+function shown(kind, text) {
+  if (kind === "text") return document.createTextNode(text);
+  if (kind === "image") {
+    const image = document.createElement("img");
+    image.src = `data:image/png;base64,${text}`;
+    image.alt = "What the cell has drawn";
+    return image;
+  }
+  const frame = document.createElement("div");
+  frame.innerHTML = text;
+  return frame;
+}

@@ -1,0 +1,244 @@
+"""The page "Try it", driven in Chromium: Python runs there, offline, and says what it says everywhere.
+
+PYODIDE is as in test_pyodide.py, REFERENCE as in test_reference.py. The server forbids
+Python every other origin.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_tryout import EXERCISE, PUZZLES, code, mended, story
+
+from .chromium import Chromium
+from .test_pyodide import LEAST
+from .test_pyodide import pyodide as pyodide
+from .test_reference import reference as reference
+
+CHAPTER, CELLS = "02_norm_and_rope", 6
+"""A notebook, and how many of its first cells are run: with a picture among them."""
+POLICY = "default-src 'self' 'unsafe-eval' 'wasm-unsafe-eval'; img-src 'self' data:"
+LOCAL = 'export const PYODIDE = new URL("../pyodide/", import.meta.url).href;\n'
+
+
+class _Alone(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def end_headers(self) -> None:
+        if self.path.startswith("/try/"):
+            self.send_header("Content-Security-Policy", POLICY)
+        super().end_headers()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, pyodide: Path, reference: Path) -> Iterator[str]:
+    """The site on a server, with Pyodide beside it in the place of that on the network."""
+    site = tmp_path_factory.mktemp("site")
+    shutil.copytree(reference / "try", site / "try")
+    for name in ("notebooks", "_static"):
+        (site / name).symlink_to(reference / name)
+    (site / "try" / "pyodide.js").write_text(LOCAL)
+    (site / "pyodide").symlink_to(pyodide / "pyodide")
+    handler = functools.partial(_Alone, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def opened(chromium: Chromium, address: str) -> Chromium:
+    """The page, opened once: Python takes seconds to start."""
+    chromium.open(f"{address}try/index.html")
+    return chromium
+
+
+@pytest.fixture
+def page(opened: Chromium, address: str) -> Iterator[Chromium]:
+    """A test also fails if the page complained, or asked another server."""
+    yield opened
+    opened.away()
+    assert opened.complaints() == []
+    assert [one for one in opened.requests() if not one.startswith((address, "data:"))] == []
+
+
+def put(browser: Chromium, name: str, program: str) -> None:
+    """Write a cell's code, as typing does."""
+    browser.run(
+        f"(() => {{const t = document.getElementById('cell-{name}'); t.value = {json.dumps(program)};"
+        "t.dispatchEvent(new Event('input', {bubbles: true}))})()"
+    )
+
+
+def output(browser: Chromium, name: str) -> str:
+    return str(
+        browser.run(f"document.getElementById('cell-{name}').closest('.cell').querySelector('output').innerText")
+    )
+
+
+def run(browser: Chromium, name: str, seconds: float = 120) -> str:
+    """Press a cell's button, and return what it prints."""
+    cell = f"document.getElementById('cell-{name}').closest('.cell')"
+    browser.run(f"{cell}.querySelector('.run').click()")
+    wait(browser, f"!{cell}.querySelector('.run').disabled", seconds)
+    return output(browser, name)
+
+
+def wait(browser: Chromium, condition: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not browser.run(condition):
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.05)
+
+
+def test_the_model_tells_the_same_story(page: Chromium) -> None:
+    nothing, told, same = (run(page, name) for name in ("tiny", "story", "same"))
+    assert page.run("document.getElementById('python-status').innerText") == "Python is ready."
+    assert nothing == ""
+    assert told.strip() == story()[1].strip()
+    assert float(same.split()[-1]) < 1e-9
+
+
+def test_the_exercise_checks_itself(page: Chromium) -> None:
+    assert "eq1: wrong on " in run(page, "exercise")
+    put(page, "exercise", code("exercise").replace(*EXERCISE))
+    assert run(page, "exercise").startswith("eq1: correct, on ")
+
+
+def test_the_puzzles(page: Chromium) -> None:
+    for number, (mistake, _, _) in PUZZLES.items():
+        said = run(page, f"puzzle_{number}")
+        assert said.startswith(f"Puzzle {number}: not solved. On ")
+        assert f"It looks like {mistake}: " in said
+        put(page, f"puzzle_{number}", mended(number))
+        assert run(page, f"puzzle_{number}").startswith(f"Puzzle {number}: solved ✓")
+        assert page.run("document.getElementById('solved').innerText") == f"{number} of 5 puzzles solved"
+        assert page.run("document.querySelectorAll('.cell.solved').length") == number
+
+
+def test_what_a_cell_raises_is_shown_without_what_runs_it(page: Chromium) -> None:
+    put(page, "exercise", "def f(x):\n    return 1 / x\n\nf(0)")
+    said = run(page, "exercise")
+    assert said.splitlines() == [
+        "Traceback (most recent call last):",
+        '  File "<cell>", line 4, in <module>',
+        "    f(0)",
+        '  File "<cell>", line 2, in f',
+        "    return 1 / x",
+        "           ~~^~~",
+        "ZeroDivisionError: division by zero",
+    ]
+    assert page.run("document.getElementById('cell-exercise').closest('.cell').classList.contains('wrong')")
+
+
+def test_it_writes_as_fast_as_one_reads(page: Chromium, capsys: pytest.CaptureFixture[str]) -> None:
+    put(
+        page,
+        "exercise",
+        "import time\nimport numpy as np\nimport refdiff\n"
+        "model = refdiff.DiffLlamaForCausalLM.from_pretrained('bundled', dtype='float32')\n"
+        "start = time.perf_counter()\n"
+        "model.generate(np.array([[0, 1970]]), max_new_tokens=40, do_sample=True, seed=1)\n"
+        "print(40 / (time.perf_counter() - start))",
+    )
+    speed = float(run(page, "exercise"))
+    with capsys.disabled():
+        sys.stdout.write(f"{speed:.0f} tokens/s in Chromium\n")
+    assert speed >= LEAST
+
+
+def test_the_editor_indents_colours_and_runs(page: Chromium) -> None:
+    put(page, "exercise", "for i in range(2):")
+    page.run("(() => {const t = document.getElementById('cell-exercise'); t.focus(); t.setSelectionRange(99, 99)})()")
+    page.press("Enter")
+    page.call("Input.insertText", text="print(i)  # said")
+    assert page.run("document.getElementById('cell-exercise').value") == "for i in range(2):\n    print(i)  # said"
+    kinds = "[...document.querySelector('#cell-exercise').previousElementSibling.querySelectorAll('span')]"
+    assert page.run(kinds + ".map((s) => [s.className, s.textContent])") == [
+        ["keyword", "for"], ["keyword", "in"], ["number", "2"], ["comment", "# said"],
+    ]  # fmt: skip
+    page.run(
+        "document.getElementById('cell-exercise').dispatchEvent("
+        "new KeyboardEvent('keydown', {key: 'Enter', shiftKey: true, bubbles: true, cancelable: true}))"
+    )
+    wait(page, "document.getElementById('cell-exercise').closest('.cell').querySelector('output').innerText !== ''")
+    assert output(page, "exercise").split() == ["0", "1"]
+    page.run("document.getElementById('cell-exercise').closest('.cell').querySelector('.reset').click()")
+    assert page.run("document.getElementById('cell-exercise').value") == code("exercise")
+
+
+@pytest.mark.parametrize("width", [360, 800, 1400])
+def test_no_page_is_wider_than_the_window(page: Chromium, width: int) -> None:
+    page.resize(width)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    lines = "[...document.querySelectorAll('.editor > div')].every((e) => Math.abs(e.children[0].offsetHeight - "
+    assert page.run(
+        lines + "e.children[1].offsetHeight) < 2 && e.children[1].scrollWidth <= e.children[1].offsetWidth)"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page: Chromium, axe: str, scheme: str) -> None:
+    page.resize(1200)
+    page.prefer(scheme)
+    page.run(axe + "; 0")
+    violations, passes = page.run("axe.run().then((r) => [r.violations, r.passes.length])")
+    found = [(v["id"], v["impact"], [n["html"][:120] for n in v["nodes"]][:3]) for v in violations]
+    assert [one for one in found if one[1] in ("serious", "critical")] == []
+    assert passes > 15
+    if folder := os.environ.get("PICTURES"):
+        for wide in (360, 800, 1400):
+            page.resize(wide)
+            page.screenshot(Path(folder) / f"try-{wide}-{scheme}.png")
+
+
+def test_an_endless_loop_is_ended_by_a_restart(page: Chromium) -> None:
+    put(page, "exercise", "while True:\n    pass")
+    page.run("document.getElementById('cell-exercise').closest('.cell').querySelector('.run').click()")
+    page.point("#restart", click=True)
+    wait(page, "!document.querySelector('.run:disabled')")
+    assert page.run("document.getElementById('restart').hidden")
+    put(page, "exercise", "print(1 + 1)")
+    assert run(page, "exercise").strip() == "2"
+
+
+def test_a_chapter_runs_on_its_own_page(chromium: Chromium, address: str) -> None:
+    chromium.open(f"{address}notebooks/{CHAPTER}.html", width=1400)
+    stored = chromium.run(
+        "[...document.querySelectorAll('div.cell')].filter((c) => c.querySelector('.cell_input')).map((c) => "
+        "[...c.querySelectorAll('.cell_output .stream pre')].map((p) => p.textContent).join(''))"
+    )
+    chromium.point(".run-chapter button", click=True)
+    wait(chromium, "document.querySelectorAll('.runs .run').length > 5")
+    runs = f"[...document.querySelectorAll('.cell.runs .run')].slice(0, {CELLS})"
+    chromium.run(f"{runs}.forEach((button) => button.click())")
+    wait(chromium, "!document.querySelector('.run:disabled')", 400)
+    assert chromium.run("document.querySelectorAll('.runs.wrong').length") == 0
+    found = chromium.run(
+        f"[...document.querySelectorAll('.cell.runs output')].slice(0, {CELLS}).map((o) => [...o.childNodes]"
+        ".filter((n) => n.nodeType === 3).map((n) => n.data).join(''))"
+    )
+    pairs = list(zip(found, stored[:CELLS], strict=True))
+    assert [(a, b) for a, b in pairs if a.split() != b.split()] == []
+    assert any(a for a, _ in pairs)
+    assert chromium.run("document.querySelectorAll('.cell.runs output img').length") >= 1
+    assert chromium.complaints() == []
+    assert [one for one in chromium.requests() if not one.startswith((address, "data:"))] == []
+    if folder := os.environ.get("PICTURES"):
+        for wide, scheme in ((360, "light"), (1400, "dark")):
+            chromium.resize(wide)
+            chromium.prefer(scheme)
+            chromium.screenshot(Path(folder) / f"chapter-{wide}-{scheme}.png")

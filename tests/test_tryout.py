@@ -1,0 +1,111 @@
+"""The page "Try it", without a browser: what its cells compute, and that each puzzle has the mistake that it should."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REFERENCE = Path(__file__).parents[1] / "notebooks" / "reference"
+CELLS = REFERENCE / "try" / "cells"
+SCALE = "(1 - (0.8 - 0.6 * np.exp(-0.3 * 3))) * head"
+PUZZLES = {
+    1: ("scale_left_out", "return head", f"return {SCALE}"),
+    2: ("scores_scaled_by_the_root_of_2d", "np.sqrt(2 * d)", "np.sqrt(d)"),
+    3: ("keys_tiled", "np.tile(x, (1, shared, 1, 1))", "np.repeat(x, shared, axis=1)"),
+    4: ("triangle_at_the_top_left", "np.tri(T, S, dtype=bool)", "np.tri(T, S, S - T, dtype=bool)"),
+    5: ("epsilon_of_1e-6", "1e-6", "1e-5"),
+}
+"""By number: the mistake as the oracle names it, where it is, and what mends it."""
+EXERCISE = (
+    "    return weights @ v  # plain attention: subtract the second map",
+    "    other = np.where(visible, q2 @ k2.swapaxes(-1, -2) / np.sqrt(d), -np.inf)\n"
+    "    other = np.exp(other - other.max(axis=-1, keepdims=True))\n"
+    "    return (weights - lambda_ * other / other.sum(axis=-1, keepdims=True)) @ v",
+)
+
+
+def code(name: str) -> str:
+    path = REFERENCE.parent / "tiny.py" if name == "tiny" else CELLS / f"{name}.py"
+    return path.read_text(encoding="utf-8").rstrip("\n")
+
+
+def mended(number: int) -> str:
+    _, wrong, right = PUZZLES[number]
+    assert code(f"puzzle_{number}").count(wrong) == 1
+    return code(f"puzzle_{number}").replace(wrong, right)
+
+
+def run(program: str, names: dict[str, Any] | None = None) -> str:
+    """What a cell prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(program, {} if names is None else names)
+    return said.getvalue()
+
+
+@pytest.fixture
+def puzzles(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(REFERENCE / "try" / "modules")
+    yield __import__("puzzles")
+    del sys.modules["puzzles"]
+
+
+def story() -> list[str]:
+    """What the first cells print, one after another in one namespace."""
+    names: dict[str, Any] = {}
+    return [run(code(name), names) for name in ("tiny", "story", "same")]
+
+
+@pytest.mark.slow
+def test_the_model_tells_a_story_and_is_refdiffs() -> None:
+    nothing, told, same = story()
+    assert nothing == ""
+    assert told.startswith("2,884,800 numbers in ")
+    assert "The wolf said to the little girl" in told
+    assert float(same.split()[-1]) < 1e-9
+
+
+def test_the_exercise_is_wrong_until_it_is_done() -> None:
+    wrong, right = EXERCISE
+    assert code("exercise").count(wrong) == 1
+    assert code("exercise").endswith('\nexercises.check("eq1", diff_attention)')
+    program = code("exercise").replace("\nexercises.check", "\nfound = exercises.check")
+    for one, correct in ((program, False), (program.replace(wrong, right), True)):
+        names: dict[str, Any] = {}
+        run(one, names)
+        assert names["found"].correct is correct
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", PUZZLES)
+def test_a_puzzle_has_one_mistake_which_the_oracle_names(number: int, puzzles: Any) -> None:
+    said = run(code(f"puzzle_{number}"))
+    assert said.startswith(f"Puzzle {number}: not solved. On ")
+    assert " the oracle says: fail\n" in said
+    assert f"\n  It looks like {PUZZLES[number][0]}: " in said
+    assert puzzles.solved == set()
+    assert run(mended(number)).startswith(f"Puzzle {number}: solved ✓")
+    assert puzzles.solved == {number}
+
+
+def test_the_page_has_every_cell_and_python_all_that_it_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(REFERENCE)
+    import tryout  # type: ignore[import-not-found]
+
+    tryout.write(tmp_path)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'<textarea id="cell-(\w+)"', page)) == {"tiny", *(path.stem for path in CELLS.glob("*.py"))}
+    assert "<!--" not in page
+    with zipfile.ZipFile(tmp_path / "python.zip") as archive:
+        names = set(archive.namelist())
+    assert {"puzzles.py", "cells.py", "refdiff/bundled/model.safetensors", "array_api_compat/__init__.py"} <= names
+    assert not [name for name in names if "__pycache__" in name]
