@@ -44,7 +44,8 @@ def name_output(
     damages = [damage(t.actual, b) for t, b in zip(targets, known, strict=True)]
     where, not_finite = _where([d.lines for d in damages]), any(d.not_finite for d in damages)
     right = _right(targets, known, damages, failing)
-    every = (*deviations(spec, kinds.pop()), *UNUSUAL)
+    unusual = (d for d in UNUSUAL if not (spec.is_plain and d.axis == "maximum"))  # of both maps
+    every = (*deviations(spec, kinds.pop()), *unusual)
     fitting, closest, notes = search(spec, targets, every, most, not_finite=not_finite, right=right)
     if len(fitting) == 1:
         return _one(spec, targets, fitting[0], notes, where, finite=not not_finite, local=right is not None)

@@ -60,11 +60,14 @@ class Points:
         maps: whether to show probs1 and probs2 too.
         whole: leave the difference of the maps to the function of `ops`, and compute what lies inside it beside it; or
             else compute it from what `visit` gave back for the points before it.
+        plain: whether it is plain attention, with λ = 0: its one map is shown, under the names of a plain Llama's.
     """
 
-    def __init__(self, weights: Mapping[str, Array], visit: Visit, *, maps: bool = False, whole: bool = True) -> None:
+    def __init__(
+        self, weights: Mapping[str, Array], visit: Visit, *, maps: bool = False, whole: bool = True, plain: bool = False
+    ) -> None:
         self._names = {id(array): name.removesuffix(".weight") for name, array in weights.items()}
-        self._visit, self._maps, self._whole = visit, maps, whole
+        self._visit, self._maps, self._whole, self._plain = visit, maps, whole, plain
         self._layers = len({m[2] for name in self._names.values() if (m := _LAYER.fullmatch(name))})
         self._base = next((name.partition("layers.")[0] for name in weights if "layers." in name), "")
         self._at = self._gate = ""
@@ -166,6 +169,11 @@ class Points:
         mask: Array | None = None, bias: Array | None = None, *, causal: bool = True, **parts: Any,
     ) -> Array:  # fmt: skip
         masks, biases = per_map(mask, q1.shape[1]), per_map(bias, q1.shape[1])
+        if self._plain:
+            attn = self._map("", q1, k1, v, masks[0], biases[0], causal)
+            if not self._whole:
+                return attn
+            return function(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, **parts)
         attn1 = self._map("1", q1, k1, v, masks[0], biases[0], causal)
         attn2 = self._map("2", q2, k2, v, masks[1], biases[1], causal)
         if self._whole:

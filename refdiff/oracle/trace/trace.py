@@ -170,5 +170,5 @@ class SpecRun:
         self._spec, self._inputs = spec, as_float64(spec, inputs)
 
     def __call__(self, visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
-        points = Points(self._inputs, visit, maps=maps, whole=whole)
+        points = Points(self._inputs, visit, maps=maps, whole=whole, plain=self._spec.is_plain)
         visit("out", forward(self._spec, self._inputs, points.over(ops_for())))
