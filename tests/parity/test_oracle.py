@@ -68,7 +68,7 @@ def test_no_false_alarm_of_plain_attention(kernel: str, number: int) -> None:
     actual = function(spec, found.inputs, dout, dtype)
     assert bool(actual) == (
         ((spec.softcap is None and not spec.sinks) or "transformers" in kernel)
-        and not (dtype == "float16" and "jax" in kernel)
+        and not (dtype == "float16" and ("jax" in kernel or ("transformers" in kernel and spec.window is not None)))
     )
     if actual:
         assert {"out", "dq", "dk", "dv"} <= set(actual)

@@ -16,7 +16,7 @@ import numpy as np
 from refdiff.layers import causal_mask
 from refdiff.layers.diff_attention import per_map, sum_to
 from refdiff.oracle.rounding import FORMATS
-from refdiff.oracle.rounding.evaluation_order import USUAL, Arithmetic, error_of_sums
+from refdiff.oracle.rounding.evaluation_order import USUAL, Arithmetic
 
 Numpy = np.ndarray[Any, Any]
 ZERO = np.float32(0)
@@ -182,9 +182,8 @@ def _weights_again(how: Arithmetic, z: Numpy, q: Numpy, k: Numpy) -> Numpy:
     lse = how.single_step(largest + np.log(np.where(total == 0, how.dtype(1), total)))
     if order.noise:
         highest = np.take_along_axis(k, np.argmax(z, axis=-1)[..., None], axis=2)
-        of_sum = error_of_sums(q.shape[-1], how.recipe.accumulate) * np.sqrt(
-            np.sum((q * highest) ** 2, -1) / q.shape[-1]
-        )
+        sums = np.cumsum(q * highest, axis=-1) / math.sqrt(q.shape[-1])  # which grow as the terms where q is along k
+        of_sum = USUAL * FORMATS[how.recipe.accumulate].u * np.sqrt(np.sum(sums**2, axis=-1))
         of_scale = USUAL * FORMATS["float32"].u * np.abs(largest)
         lse = how.perturb_forward(lse, np.hypot(of_sum[..., None], of_scale))
     return how.exp(z, how.array(lse))

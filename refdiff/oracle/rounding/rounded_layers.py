@@ -218,6 +218,10 @@ def _center(how: Arithmetic, x: Numpy) -> Numpy:
         return _double(how.round_at(x - mean, "norm"))
 
 
+def _rounded(how: Arithmetic, x: Numpy, site: str) -> Numpy:
+    return _double(how.round_at(how.array(x), site))
+
+
 def _stored(how: Arithmetic, x: Numpy, site: str) -> Numpy:
     return _double(how.round_if_eager(how.array(x), site))
 
@@ -236,6 +240,7 @@ def _qk_norm_vjp(how: Arithmetic, g: Numpy, x: Numpy, weight: Numpy | None, eps:
 _ROUNDED_OWN: dict[str, Callable[..., Any]] = {
     "center": _center,
     "stored": _stored,
+    "rounded": _rounded,
     "qk_norm": _qk_norm,
     "qk_norm_vjp": _qk_norm_vjp,
 }

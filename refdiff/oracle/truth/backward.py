@@ -260,8 +260,9 @@ def _through_heads(
     q, k = rotated(spec, inputs, ops)
     if spec.softcap is not None:
         q = q * query_factor(spec)
-        dq1, dk1 = _through_cap(spec.softcap, dq1, s.q1, q[:, w.q1], k[:, w.k1])
-        dq2, dk2 = _through_cap(spec.softcap, dq2, s.q2, q[:, w.q2], k[:, w.k2])
+        first, second = (own(ops, "rounded")(x / spec.softcap, "qk") for x in (s.q1, s.q2))
+        dq1, dk1 = _through_tanh(dq1, first, q[:, w.q1], k[:, w.k1])
+        dq2, dk2 = _through_tanh(dq2, second, q[:, w.q2], k[:, w.k2])
     dq = query_factor(spec) * (_to_heads(dq1, w.q1, q) + _to_heads(dq2, w.q2, q))
     dk = _to_heads(dk1, w.k1, k) + _to_heads(dk2, w.k2, k)
     return _through_preparation(spec, inputs, "q", dq, ops) | _through_preparation(spec, inputs, "k", dk, ops)
@@ -290,9 +291,9 @@ def _through_rotation(spec: Spec, g: Numpy, cos: Numpy, sin: Numpy, ops: Ops) ->
     return np.concatenate([g[..., :still], turned], axis=-1) if still else turned
 
 
-def _through_cap(cap: float, dcapped: Numpy, capped: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
-    """tanh' = 1 − tanh², then the scores q kᵀ / √d."""
-    dz = dcapped * (1 - (capped / cap) ** 2) / math.sqrt(q.shape[-1])
+def _through_tanh(dcapped: Numpy, tanh: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
+    """tanh' = 1 − tanh², of which little is left where tanh rounds to 1; then the scores q kᵀ / √d."""
+    dz = dcapped * (1 - tanh**2) / math.sqrt(q.shape[-1])
     return dz @ k, np.swapaxes(dz, -1, -2) @ q
 
 

@@ -28,6 +28,11 @@ def stored(x: Numpy, site: str) -> Numpy:
     return x
 
 
+def rounded(x: Numpy, site: str) -> Numpy:
+    """Round a result to the type that the recipe computes it in at `site`; exactly here."""
+    return x
+
+
 def qk_norm(x: Numpy, weight: Numpy | None, eps: float, kind: str) -> Numpy:
     """Norm q or k by head: (B, H, T, d), "rms" or "layer"."""
     y: Numpy = layers.rms_norm(center(x) if kind == "layer" else x, weight, eps)
@@ -40,7 +45,7 @@ def qk_norm_vjp(g: Numpy, x: Numpy, weight: Numpy | None, eps: float, kind: str)
     return center(dx) if kind == "layer" else dx, dweight
 
 
-OWN: dict[str, Callable[..., Any]] = {f.__name__: f for f in (center, stored, qk_norm, qk_norm_vjp)}
+OWN: dict[str, Callable[..., Any]] = {f.__name__: f for f in (center, stored, rounded, qk_norm, qk_norm_vjp)}
 
 
 def own(ops: Ops, name: str) -> Callable[..., Any]:

@@ -85,12 +85,12 @@ def truth(
         ValueError: inputs that do not fit `spec` (see `refdiff.oracle.inputs`), or a want that is none.
         TypeError: an input that is no array.
     """
+    exact = as_float64(spec, inputs)
     usual = ("out", *spec.lse_names, *(() if spec.is_plain else ("lambda_full",)))
     want = usual if want is None else want
     if unknown := [name for name in want if name not in (*usual, "diff")]:
         raise ValueError(f"want has {unknown}, but may have {', '.join((*usual, 'diff'))}")
     ops = ops or tiled(ops_for())
-    exact = as_float64(spec, inputs)
     out = forward(spec, exact, ops) if "out" in want else None
     inner = _inner(spec, project(spec, exact, ops) if is_layer(exact) else exact, want, ops)
     grads = {} if dout is None else backward(spec, exact, output(dout, "dout").astype(np.float64), ops)
