@@ -1,12 +1,14 @@
 // Makes equations that are wider than the page smaller, as far as they stay legible; then they scroll.
 const LEAST = 0.65;
+function roomOf(part) { // an equation within a line has the width of its paragraph
+  return (part.matches("span.math") ? part.closest("p, dd, li, td, dt") ?? part.parentElement : part).clientWidth;
+}
 function fit() {
   for (const part of document.querySelectorAll(".math.notranslate")) {
     const drawn = part.querySelector("svg"); // beside it stands the same equation for screen readers, unseen
-    const block = part.tagName === "SPAN" ? part.closest("p, dd, li, td, dt") ?? part.parentElement : part;
     part.style.fontSize = "";
     for (let size = 1; drawn && size > LEAST; part.style.fontSize = `${100 * size}%`) {
-      const share = block.clientWidth / drawn.getBoundingClientRect().width;
+      const share = roomOf(part) / drawn.getBoundingClientRect().width;
       if (share >= 1) break;
       size = Math.max(LEAST, size * Math.min(0.98, share)); // not everything in it shrinks in proportion
     }
@@ -42,7 +44,7 @@ function announce() {
   for (const part of document.querySelectorAll("article :is(pre, .math.notranslate, .table-wrapper, .picture)")) {
     const drawn = part.matches(".math") && part.querySelector("svg");
     const width = drawn ? drawn.getBoundingClientRect().width : part.scrollWidth;
-    const wide = width > part.clientWidth + 1;
+    const wide = width > roomOf(part) + 1;
     let hint = part.previousElementSibling;
     if (!hint?.matches(".scroll-hint")) {
       if (!wide) continue;
