@@ -52,3 +52,15 @@ def test_every_sum_has_its_norm(norm_over: str) -> None:
     assert set(norms) == {"lambda_full", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2", "norm_weight"}
     for name, norm in norms.items():
         assert np.all(np.broadcast_to(norm, grads[name].shape) > 0), name
+
+
+def test_the_terms_of_a_sink_are_those_of_its_query_head() -> None:
+    """With one query and one head there is one term, its gradient."""
+    norms, grads, _ = _norms("attention", sinks=True)
+    assert norms["sinks"].shape == (12,)
+    assert np.all(np.abs(grads["sinks"]) <= np.sqrt(2 * 5) * norms["sinks"])
+    spec = small("attention", query_heads=1, key_heads=1, sinks=True)
+    x = as_float64(spec, draw(spec, B=1, T=1))
+    heard = TermRecorder(spec)
+    one = backward(spec, x, np.ones((1, 1, 1, 6)), heard.ops())
+    np.testing.assert_allclose(term_norms(spec, x, heard, one)["sinks"], np.abs(one["sinks"]), rtol=1e-12)

@@ -84,3 +84,18 @@ def test_of_what_is_no_spec(fields: dict[str, object], message: str) -> None:
 def test_missing_dimensions_are_named() -> None:
     with pytest.raises(ValueError, match="the spec lacks query_heads, head_dim: whole numbers of 1 or more"):
         Spec.of({"preset": "timm", "key_heads": 4})
+
+
+def test_plain_attention_has_a_head_for_each_query_head_and_no_pairs() -> None:
+    spec = Spec.preset("attention", query_heads=6, key_heads=3, head_dim=5, v_head_dim=7)
+    assert (spec.heads, spec.key_groups, spec.value_heads, spec.value_dim, spec.out_dim) == (6, 3, 3, 7, 7)
+    assert spec.lse_names == ("lse",)
+    assert spec.replace(key_heads=6, v_head_dim=None).out_dim == 5
+    with pytest.raises(ValueError, match="query_heads is 7 and key_heads 3, but each key head serves the same number"):
+        spec.replace(query_heads=7)
+    with pytest.raises(ValueError, match=r"values is 'halves', but of plain attention .* it must be 'single'"):
+        spec.replace(values="halves")
+    with pytest.raises(ValueError, match="v_head_dim is 0, but must be a whole number of 1 or more, or None"):
+        spec.replace(v_head_dim=0)
+    with pytest.raises(ValueError, match="sinks is 1, but must be True or False"):
+        spec.replace(sinks=1)

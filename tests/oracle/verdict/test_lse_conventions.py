@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.truth import truth
 from refdiff.oracle.verdict.lse_conventions import other_sums
@@ -28,3 +29,12 @@ def test_other_conventions(name: str, base: str, other: str) -> None:
     assert (~some).any()
     np.testing.assert_allclose((top + rest)[some], want[some], rtol=1e-12)
     assert np.all(np.isneginf(rest[~some]))
+
+
+def test_one_that_leaves_the_sink_out_is_told() -> None:
+    spec = small("attention", sinks=True)
+    inputs = draw(spec, dtype=np.float32)
+    without = truth(spec.replace(sinks=False), {n: x for n, x in inputs.items() if n != "sinks"}, want=("lse",)).lse
+    verdict = budget(spec, inputs, "float32").judge({"lse": without})
+    assert verdict.status == "fail"
+    assert verdict.tensors["lse"].notes == ("it leaves the sink out",)
