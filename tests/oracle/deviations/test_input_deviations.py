@@ -16,8 +16,12 @@ from tests.oracle.example_inputs import draw, small
 HF = small("hf_diffllama")
 GATED = small("hf_diffllama", gate="sigmoid")
 QK_NORMED = small("hf_diffllama", qk_norm="rms", qk_norm_weight=True)
-SPECS = {"gate_read_by_token": GATED, "weights_of_the_qk_norm_exchanged": QK_NORMED}
 BY_NAME = {d.name: d for d in INPUT_DEVIATIONS}
+SPECS = {
+    "gate_read_by_token": GATED,
+    "weights_of_the_qk_norm_exchanged": QK_NORMED,
+    **{name: small("hf_diffllama", sinks=True) for name in BY_NAME if name.startswith("sinks_")},
+}
 
 
 def dense(**more: Any) -> dict[str, Any]:
