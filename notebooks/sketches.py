@@ -566,7 +566,8 @@ def curves(
     axes = new_axes(None, 6.4, 3.4)
     for i, (label, y) in enumerate(lines.items()):
         colour, line = (i // 2, i % 2) if paired else (i, i)
-        axes.errorbar(x, y, None if errors is None else errors[label], color=SERIES[colour], linestyle=STYLES[line],
+        beside = 0 if errors is None else 0.008 * (i - len(lines) / 2) * (max(x) - min(x))  # hides no bar
+        axes.errorbar(np.asarray(x) + beside, y, errors and errors[label], color=SERIES[colour], linestyle=STYLES[line],
                       marker=MARKERS[colour], markersize=4, capsize=3, label=label)  # fmt: skip
     if band is not None:
         axes.axvspan(*band[:2], color=HIDDEN, alpha=0.5, linewidth=0, label=band[2])
