@@ -291,9 +291,9 @@ def _by_rows(
     if name != "out":
         # one number, ⟨dout, out⟩, moves a whole row of a gradient: members scatter, and may all be near by luck
         rows = np.maximum(rows, np.max(errors, axis=0) + np.std(errors, axis=0))
-    if hard is None:
-        hard = np.full(rows.shape, np.inf)
-    elif np.any((rows > hard) & ~doubtful):
+    # a row of next to nothing may be lost whole, with the weights that a processor takes for zero
+    hard = np.full(rows.shape, np.inf) if hard is None else np.maximum(hard, floor)
+    if np.any((rows > hard) & ~doubtful):
         at = tuple(int(i) for i in np.argwhere((rows > hard) & ~doubtful)[0])
         raise ArithmeticError(
             f"a legal order is off by {rows[at]:.3g} in row {at} of {name}, beyond the hard bound {hard[at]:.3g}: "

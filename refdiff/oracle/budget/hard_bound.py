@@ -27,6 +27,8 @@ from refdiff.oracle.truth.attention_operands import (
     attention_operands,
     lambda_init,
     lambda_of,
+    query_factor,
+    rotated,
     scores,
 )
 from refdiff.oracle.truth.forward import cut_rows, out_factor
@@ -104,7 +106,7 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     if spec.qk_norm != "none":
         error = error + 2 * _norm_error(spec, inputs, recipe) * norms
     if spec.softcap is not None:
-        error = error + 16 * U32 * np.abs(np.where(s.see, z, 0.0))
+        error = error + 16 * U32 * np.abs(np.where(s.see, z, 0.0)) + _raw_score_error(spec, inputs, recipe)
     seen = np.abs(np.where(s.see, z, 0.0))
     form = FORMATS[recipe.qk]
     error = error + 4 * form.u * (seen + error) + 2 * form.tiny + d * sums.tiny
@@ -122,6 +124,21 @@ def _norm_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
     left = [np.sqrt(np.mean(center(x) ** 2, axis=-1) + spec.qk_norm_eps) for x in rows]
     lost = max(float(np.max(root_mean_square(x) / y, initial=1.0)) for x, y in zip(rows, left, strict=True))
     return unit + (gamma(d + 4) + 2 * FORMATS[recipe.norm].u) * lost
+
+
+def _raw_score_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
+    """How far any score may be off before its softcap, which has no slope above 1; at most the whole range after it."""
+    q, k = rotated(spec, inputs, ops_for())
+    longest = [float(np.sqrt(np.max(np.sum(x**2, axis=-1), initial=0.0))) for x in (q * query_factor(spec), k)]
+    d = spec.head_dim
+    part = gamma(d + 4, recipe.accumulate) + 4 * FORMATS[recipe.qk].u
+    part += 2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
+    off = (
+        part * longest[0] * longest[1] / math.sqrt(d)
+        + 2 * FORMATS[recipe.qk].tiny
+        + d * FORMATS[recipe.accumulate].tiny
+    )
+    return min(off, 2 * float(spec.softcap or 0.0))
 
 
 def _angle_error(inputs: Inputs) -> float:

@@ -14,7 +14,7 @@ from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import USUAL, Arithmetic, Order, error_of_sums
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded_attention_vjp
+from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded_attention_vjp, scores
 
 Numpy = np.ndarray[Any, Any]
 
@@ -222,6 +222,10 @@ def _rounded(how: Arithmetic, x: Numpy, site: str) -> Numpy:
     return _double(how.round_at(how.array(x), site))
 
 
+def _raw_scores(how: Arithmetic, q: Numpy, k: Numpy) -> Numpy:
+    return _double(scores(how, how.array(q), how.array(k), None, None))
+
+
 def _stored(how: Arithmetic, x: Numpy, site: str) -> Numpy:
     return _double(how.round_if_eager(how.array(x), site))
 
@@ -241,6 +245,7 @@ _ROUNDED_OWN: dict[str, Callable[..., Any]] = {
     "center": _center,
     "stored": _stored,
     "rounded": _rounded,
+    "raw_scores": _raw_scores,
     "qk_norm": _qk_norm,
     "qk_norm_vjp": _qk_norm_vjp,
 }

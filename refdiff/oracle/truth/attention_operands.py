@@ -16,7 +16,7 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask, finite_bias, is_plain_causal
 from refdiff.oracle.truth.head_indices import head_indices, value_heads
-from refdiff.oracle.truth.own_layers import own
+from refdiff.oracle.truth.own_layers import own, raw_scores
 
 Numpy = np.ndarray[Any, Any]
 
@@ -53,7 +53,8 @@ def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperand
     q = q * query_factor(spec)
     q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
     if (cap := spec.softcap) is not None:
-        (q1, k1), (q2, k2) = (limited(a, b, lambda z: cap * np.tanh(z / cap)) for a, b in ((q1, k1), (q2, k2)))
+        product = own(ops, "raw_scores")
+        (q1, k1), (q2, k2) = (limited(a, b, lambda z: cap * np.tanh(z / cap), product) for a, b in ((q1, k1), (q2, k2)))
     bias, (mask, causal) = finite_bias(inputs), layer_mask(spec, inputs)
     bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
     if spec.masked_rows == "uniform":
@@ -193,9 +194,11 @@ def query_factor(spec: Spec) -> float:
     return 1.0 if spec.scale is None else spec.scale * math.sqrt(spec.head_dim)
 
 
-def limited(q: Numpy, k: Numpy, limit: Callable[[Numpy], Numpy]) -> tuple[Numpy, Numpy]:
+def limited(
+    q: Numpy, k: Numpy, limit: Callable[[Numpy], Numpy], product: Callable[[Numpy, Numpy], Numpy] = raw_scores
+) -> tuple[Numpy, Numpy]:
     """What `limit` makes of the scores of q and k, as queries and keys whose scores they are."""
-    scores = limit(q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1]))
+    scores = limit(product(q, k))
     unit = math.sqrt(scores.shape[-1]) * np.eye(scores.shape[-1])
     return scores, np.broadcast_to(unit, (*scores.shape[:2], *unit.shape))
 

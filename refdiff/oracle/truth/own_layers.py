@@ -6,6 +6,7 @@ the one here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,12 @@ def rounded(x: Numpy, site: str) -> Numpy:
     return x
 
 
+def raw_scores(q: Numpy, k: Numpy) -> Numpy:
+    """Q Kᵀ / √d, for what is done to scores before the softmax: (B, h, T, S)."""
+    z: Numpy = q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
+    return z
+
+
 def qk_norm(x: Numpy, weight: Numpy | None, eps: float, kind: str) -> Numpy:
     """Norm q or k by head: (B, H, T, d), "rms" or "layer"."""
     y: Numpy = layers.rms_norm(center(x) if kind == "layer" else x, weight, eps)
@@ -45,7 +52,9 @@ def qk_norm_vjp(g: Numpy, x: Numpy, weight: Numpy | None, eps: float, kind: str)
     return center(dx) if kind == "layer" else dx, dweight
 
 
-OWN: dict[str, Callable[..., Any]] = {f.__name__: f for f in (center, stored, rounded, qk_norm, qk_norm_vjp)}
+OWN: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (center, stored, rounded, raw_scores, qk_norm, qk_norm_vjp)
+}
 
 
 def own(ops: Ops, name: str) -> Callable[..., Any]:
