@@ -24,8 +24,8 @@ from refdiff.oracle.thresholds import THRESHOLDS
 
 Numpy = np.ndarray[Any, Any]
 KINDS = ("dense", "packed", "paged", "layer")
-MANY = 64
-"""Queries that see more keys than a window has, in a probe."""
+FEW_GROUPS, SHORT_WINDOW = 3, 24
+"""As many groups and keys as a spec is seen with: of more its deviations are the same, and take longer to try."""
 NAMED: tuple[Any, ...] = ("name", "what", "axis", "row", "link")
 """The fields by which a deviation is known, whatever way it is computed."""
 
@@ -55,6 +55,7 @@ def deviations(spec: Spec, kind: str = "dense") -> tuple[Deviation, ...]:
     Those that are one function are one entry, under the name in the catalogue of mistakes if it is there, the others
     in `aliases`. Of two ways to compute it the one that changes the spec is kept, which can be put together with more.
     """
+    spec = smaller(spec)
     shown = probes(spec, kind)
     right = [_flat(output(Problem(spec, x))) for x in shown]
     kept: list[tuple[Deviation, list[Numpy | None]]] = []
@@ -74,6 +75,17 @@ def deviations(spec: Spec, kind: str = "dense") -> tuple[Deviation, ...]:
         else:
             kept.append((deviation, wrong))
     return tuple(deviation for deviation, _ in kept)
+
+
+def smaller(spec: Spec) -> Spec:
+    """Return the same choices with a short window, and with few groups of signals: what its probes are made for."""
+    window = None if spec.window is None else min(spec.window, SHORT_WINDOW)
+    if spec.ratio == 1:
+        return spec.replace(window=window)
+    groups = min(spec.key_groups, FEW_GROUPS)
+    heads = {"query_heads": spec.query_heads // spec.key_groups * groups,
+             "key_heads": spec.key_heads // spec.key_groups * groups}  # fmt: skip
+    return spec.replace(window=window, **heads)
 
 
 def _is_of_two_maps(deviation: Deviation) -> bool:
@@ -125,7 +137,7 @@ def probes(spec: Spec, kind: str) -> list[Inputs]:
 def _probes(spec: Spec, kind: str) -> Iterator[Inputs]:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}")
-    w = min(spec.window or 0, 256)
+    w = spec.window or 0
     if kind == "packed":
         yield draw(spec, Structure(packed=((3, 3), (4, w + 6), (5, 5 + w))), "discriminating", 1)
         yield draw(spec, Structure(packed=((6, 4), (2, w + 4))), "discriminating", 2)
@@ -135,10 +147,10 @@ def _probes(spec: Spec, kind: str) -> Iterator[Inputs]:
     elif kind == "layer":
         D = 2 * spec.head_dim + 1
         yield draw(spec, Structure(queries=5, keys=w + 8, hidden=D), "discriminating", 1)
-        yield draw(spec, Structure(queries=min(w, MANY) + 5, keys=w + 5, hidden=D), "tiny_values", 2)
+        yield draw(spec, Structure(queries=w + 5, keys=w + 5, hidden=D), "tiny_values", 2)
     else:
         yield draw(spec, Structure(queries=5, keys=w + 8, padding="left"), "discriminating", 1)
-        yield draw(spec, Structure(queries=min(w, MANY) + 6, keys=w + 6), "tiny_values", 2)
+        yield draw(spec, Structure(queries=w + 6, keys=w + 6), "tiny_values", 2)
         yield draw(spec, Structure(queries=6, keys=4), "discriminating", 3)  # the first two rows see nothing
         if spec.ratio > 1:
             yield draw(spec, Structure(queries=spec.query_heads, keys=spec.query_heads), "discriminating", 4)

@@ -11,7 +11,7 @@ from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.budget.statistics import RowBudget, over, root_mean_square
 from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output_with
-from refdiff.oracle.deviations.listed import probes
+from refdiff.oracle.deviations.listed import probes, smaller
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Judgement, Target, judgement, row_budget
@@ -34,6 +34,7 @@ def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, k
     """Put candidates that are one function into one, the others' names in `also`: two keys crossed, or two queries."""
     if len(fitting) < 2:
         return fitting
+    spec = smaller(spec)
     probed = probes(spec, kind)
     kept: list[tuple[Candidate, list[Numpy | None]]] = []
     for candidate in fitting:

@@ -41,6 +41,17 @@ def test_names_are_unique_and_rows_known(kind: str) -> None:
     assert len({d.name for d in EVERY}) == len(EVERY)
 
 
+@pytest.mark.parametrize("window", [7, 129, 4096])
+def test_windows_of_any_length(window: int) -> None:
+    found = {d.name for d in deviations(small("hf_diffllama", window=window))}
+    assert found >= {"window_one_less", "window_one_more", "window_left_out"}
+
+
+def test_many_groups_of_signals_are_seen_as_few() -> None:
+    few, many = (small("motif3", query_heads=5 * n, key_heads=n, window=20 * n) for n in (3, 6))
+    assert deviations(few) == deviations(many)
+
+
 def test_two_ways_to_write_one_function_are_one_entry() -> None:
     by_name = {d.name: d for d in deviations(small("hf_diffllama"))}
     merged = by_name["scale_left_out"]
