@@ -73,6 +73,6 @@ def _dense(spec: Spec, inputs: Inputs) -> Numpy:
         if step == "norm":  # of any length, and so it is the direction alone that counts
             aimed = aimed / inputs.get("q_norm_weight", 1.0)
         else:
-            cos, sin = angles(spec, inputs, ops)[0]
+            cos, sin = angles(spec, inputs, "q", ops)
             aimed = rotate(spec, aimed, cos, -sin, ops)
     return aimed

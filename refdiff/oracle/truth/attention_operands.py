@@ -95,7 +95,7 @@ def stages(spec: Spec, inputs: Inputs, name: str, ops: Ops) -> list[Numpy]:
         if step == "norm":
             y = own(ops, "qk_norm")(x, inputs.get(f"{name}_norm_weight"), spec.qk_norm_eps, spec.qk_norm)
         else:
-            y = rotate(spec, x, *angles(spec, inputs, ops)[name == "k"], ops)
+            y = rotate(spec, x, *angles(spec, inputs, name, ops), ops)
         found.append(y)
     return found
 
@@ -113,13 +113,13 @@ def rotate(spec: Spec, x: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:
     return np.concatenate([x[..., :still], turned], axis=-1) if still else turned
 
 
-def angles(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[tuple[Numpy, Numpy], tuple[Numpy, Numpy]]:
-    """cos and sin for q, and those for k; without positions the queries are the last T of S."""
+def angles(spec: Spec, inputs: Inputs, name: str, ops: Ops) -> tuple[Numpy, Numpy]:
+    """cos and sin for q or for k; without positions the queries are the last T of S."""
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    at_q = inputs.get("q_positions", np.arange(S - T, S)[None])
-    at_k = inputs.get("k_positions", np.arange(S)[None])
-    turn = frequencies(spec, ops)
-    return ops.rope_cos_sin(at_q, *turn, np.float64), ops.rope_cos_sin(at_k, *turn, np.float64)
+    start = S - T if name == "q" else 0
+    at = inputs.get(f"{name}_positions", np.arange(start, S)[None])
+    found: tuple[Numpy, Numpy] = ops.rope_cos_sin(at, *frequencies(spec, ops), np.float64)
+    return found
 
 
 def frequencies(spec: Spec, ops: Ops) -> tuple[list[float], float]:

@@ -275,7 +275,7 @@ def _through_preparation(spec: Spec, inputs: Inputs, name: str, g: Numpy, ops: O
     before = stages(spec, inputs, name, ops) if "norm" in steps else [g] * len(steps)
     for step, x in zip(reversed(steps), reversed(before[: len(steps)]), strict=True):
         if step == "turn":
-            g = _through_rotation(spec, g, *angles(spec, inputs, ops)[name == "k"], ops)
+            g = _through_rotation(spec, g, *angles(spec, inputs, name, ops), ops)
             continue
         weight = inputs.get(f"{name}_norm_weight")
         g, dweight = own(ops, "qk_norm_vjp")(g, x, weight, spec.qk_norm_eps, spec.qk_norm)
