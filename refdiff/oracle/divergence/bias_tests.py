@@ -27,14 +27,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.oracle.divergence.systematic_error import COARSE, DRAWN, ELEMENTARY, ONE, SURE, OneWay
+from refdiff.oracle.divergence.systematic_error import COARSE, DRAWN, ELEMENTARY, EPSILON, ONE, SURE, OneWay
 
 Floats = NDArray[np.float64]
-
-EPSILON = "ε"
-KNOBS = {"scores1": "the first scores", "scores2": "the second scores", "scores": "the scores"}
-"""Points that a factor is tried on where they are not there. λ is none: in 16 bits it is a sum of terms each rounded, a
-few hundredths off in right runs."""
 
 CONSTANTS = 2.0
 """How many roundoffs a factor on a point that is not there may be: its constant, and a cast that cuts off."""
@@ -58,23 +53,6 @@ def nearly(x: Floats, unit: float) -> NDArray[np.uint64]:
     return keys
 
 
-class Along(OneWay):
-    """The same of "columns", ε, or a point of `KNOBS`."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        if self.kind == "columns":
-            return (
-                f"a bias: a constant for each column, about {self.value:.2g} of its size, where rounding explains "
-                f"{self.limit:.2g}"
-            )
-        if self.kind == EPSILON:
-            way = "larger" if self.value > 0 else "smaller"
-            return f"an ε that is about {abs(self.value):.2g} {way}, where rounding explains {self.limit:.2g}"
-        return f"the factor {1 + self.value:.5g} on {KNOBS[self.kind]}, where rounding explains 1 ± {self.limit:.2g}"
-
-
 class Sums(NamedTuple):
     """The coefficient along each direction, and that of each column."""
 
@@ -89,7 +67,7 @@ class Patterns:
         right: the point. unseen: entries that nobody uses, or that stand at padding. noise: the mean square of what a
             run with rounding is off by in each row; infinite in rows that nothing can be said of.
         names: the letters of the axes (`layouts.axes_of`). bends: ∂y/∂a by the name of a.
-        unit and tiny: as `passes.expect` has them. growth: of sums, as `passes.growth`.
+        unit and tiny: as `expect` has them. growth: of sums, as `growth`.
     """
 
     def __init__(
@@ -197,11 +175,11 @@ class Patterns:
         """Take what a run with rounding is off by; `alike`: equal numbers were rounded alike in it."""
         self._draws.setdefault(alike, []).append(self.sums(off))
 
-    def judge(self, off: Floats, values: dict[str, float], common: float) -> Along | None:
+    def judge(self, off: Floats, values: dict[str, float], common: float) -> OneWay | None:
         """Return the largest in shares of what is allowed; None where nothing is told.
 
         Args:
-            values: of what `a` is, where it is not a factor: ε. common: see `one_way.COMMON`.
+            values: of what `a` is, where it is not a factor: ε. common: see `systematic_error.COMMON`.
         """
         found, given = [], self.sums(off)
         elementary = ELEMENTARY * min(self._unit, 2.0**-24)
@@ -209,13 +187,13 @@ class Patterns:
             drawn = max(float(np.sqrt(np.mean([s.along[i] ** 2 for s in some]))) for some in self._draws.values())
             steady = values[kind] * self._unit if kind in values else CONSTANTS * common * self._unit
             limit = steady + elementary * self._all[i] + float(np.hypot(DRAWN * drawn, SURE * self._own[i]))
-            found.append(Along(kind, float(given.along[i]), limit))
+            found.append(OneWay(kind, float(given.along[i]), limit))
         if given.columns is not None:
             columns = [np.stack([s.columns for s in some if s.columns is not None]) for some in self._draws.values()]
             drawn = max(_sure(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
             steady = (common * self._unit + elementary) * self._mean
             limit = steady + float(np.hypot(drawn, SURE * self._own_columns)) + np.finfo(float).tiny
-            found.append(Along("columns", float(np.sqrt((given.columns**2).mean())), limit))
+            found.append(OneWay("columns", float(np.sqrt((given.columns**2).mean())), limit))
         return max(found, key=lambda item: item.ratio, default=None)
 
 

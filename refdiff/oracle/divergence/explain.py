@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.oracle.divergence.expected_values import Expected, Floats
 from refdiff.oracle.divergence.layouts import arrangements, axes_of
-from refdiff.oracle.divergence.verdict import compare
+from refdiff.oracle.divergence.verdict import Expected, Floats, compare
 
+Points = Mapping[str, Expected]
+Arrays = Mapping[str, NDArray[Any]]
 _OF_A_MAP = re.compile(r"(.*(?:scores|lse|probs|attn))([12])(\[\d+\])?$")
 
 
-def explanation(path: str, mine: Floats, expected: Expected, reference: Mapping[str, NDArray[Any]], unit: float) -> str:
+def explanation(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
     """Say what `mine` is equal up to, or nothing where it is none of what is tried.
 
     Tried are: a factor (of `lse`, the base of the logarithm), an order of heads, also across the two maps, an order of
@@ -29,15 +31,15 @@ def explanation(path: str, mine: Floats, expected: Expected, reference: Mapping[
     return ""
 
 
-def _factor(path: str, mine: Floats, expected: Expected, reference: Any, unit: float) -> str:
-    right, hidden, growth = expected.values[path], expected.hidden.get(path), expected.growth.get(path, 0.0)
-    counted = np.isfinite(mine) & np.isfinite(right) & (True if hidden is None else ~hidden)
-    x, y = mine[counted], right[counted]
+def _factor(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
+    point = expected[path]
+    counted = np.isfinite(mine) & point.counted
+    x, y = mine[counted], point.value[counted]
     square = float(y @ y)
     if y.size < 2 or square == 0 or not (x @ x) > 0:
         return ""
     factor = float(x @ y) / square
-    if not compare(mine, factor * right, factor**2 * expected.spread[path], unit, hidden, growth).ok:
+    if not compare(mine, replace(point, value=factor * point.value, spread=factor**2 * point.spread), unit).ok:
         return ""
     if "lse" in path.rpartition(".")[2]:
         for base, log in (("2", math.log(2)), ("10", math.log(10))):
@@ -46,7 +48,7 @@ def _factor(path: str, mine: Floats, expected: Expected, reference: Any, unit: f
     return f"the factor {factor:.5g}{_known(factor, path, reference)}"
 
 
-def _known(factor: float, path: str, reference: Mapping[str, NDArray[Any]]) -> str:
+def _known(factor: float, path: str, reference: Arrays) -> str:
     """What a factor of scores may come from."""
     q = reference.get(path.rpartition(".")[0] + ".q_rope", reference.get("q_rope"))
     if "scores" not in path:
@@ -61,27 +63,26 @@ def _known(factor: float, path: str, reference: Mapping[str, NDArray[Any]]) -> s
     return next((f" = {name}" for name, value in known.items() if abs(factor / value - 1) < 1e-2), "")
 
 
-def _heads(path: str, mine: Floats, expected: Expected, reference: Mapping[str, NDArray[Any]], unit: float) -> str:
+def _heads(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
     match = _OF_A_MAP.match(path)
     names = [path]
     if match and reference.keys() >= {f"{match[1]}{i}{match[3] or ''}" for i in "12"}:
         names = [f"{match[1]}{i}{match[3] or ''}" for i in "12"]
-    pool: list[tuple[Floats, Any, Any]] = []
+    pool: list[Expected] = []
     for name in names:
-        spread, hidden = expected.spread[name], expected.hidden.get(name)
-        heads = _by_head(name, expected.values[name], reference)
+        point = expected[name]
+        heads = _by_head(name, point.value, reference)
         if heads is None:
             return ""
-        hid = [None] * len(heads) if hidden is None else _by_head(name, hidden, reference)
-        spreads = _by_head(name, np.broadcast_to(spread[..., None], expected.values[name].shape), reference)
-        pool += [(h, s[..., 0], d) for h, s, d in zip(heads, spreads, hid, strict=True)]
+        hid = [None] * len(heads) if point.hidden is None else _by_head(name, point.hidden, reference)
+        spreads = _by_head(name, np.broadcast_to(point.spread[..., None], point.value.shape), reference)
+        pool += [Expected(h, s[..., 0], d, expected[path].growth) for h, s, d in zip(heads, spreads, hid, strict=True)]
     own = _by_head(path, mine, reference)
     if own is None or len(own) < 2:
         return ""
-    order, growth = [], expected.growth.get(path, 0.0)
+    order = []
     for head in own:
-        found = [(compare(head, h, s, unit, d, growth), i) for i, (h, s, d) in enumerate(pool)]
-        fits = [(one.ratio, i) for one, i in found if one.ok]
+        fits = [(found.ratio, i) for i, one in enumerate(pool) if (found := compare(head, one, unit)).ok]
         if not fits:
             return ""
         order.append(min(fits)[1])
@@ -98,7 +99,7 @@ def _listed(order: list[int]) -> str:
     return "(" + ", ".join(map(str, order)) + ")"
 
 
-def _by_head(path: str, array: Any, reference: Mapping[str, NDArray[Any]]) -> Any:
+def _by_head(path: str, array: Any, reference: Arrays) -> Any:
     """The heads of an array, one by one; None where it has none."""
     axes = axes_of(path, reference)
     names = axes.names
@@ -113,13 +114,10 @@ def _by_head(path: str, array: Any, reference: Mapping[str, NDArray[Any]]) -> An
     return heads.reshape(-1, *heads.shape[len(front) :])
 
 
-def _axes(path: str, mine: Floats, expected: Expected, reference: Mapping[str, NDArray[Any]], unit: float) -> str:
+def _axes(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
     axes = axes_of(path, reference)
     plain = "".join(n for n, size in zip(axes.names, axes.sizes, strict=True) if size != 1)
     for array, order in arrangements(mine.reshape(-1), axes):
-        if order != plain and array.shape == mine.shape:
-            right, spread, hidden = expected.values[path], expected.spread[path], expected.hidden.get(path)
-            found = compare(array, right, spread, unit, hidden, expected.growth.get(path, 0.0))
-            if found.ok:
-                return f"a transpose: its numbers lie as ({', '.join(order)}), not ({', '.join(plain)})"
+        if order != plain and array.shape == mine.shape and compare(array, expected[path], unit).ok:
+            return f"a transpose: its numbers lie as ({', '.join(order)}), not ({', '.join(plain)})"
     return ""

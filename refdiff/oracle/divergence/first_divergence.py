@@ -13,24 +13,26 @@ from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
 from refdiff.model.config_checks import PAIRING
-from refdiff.oracle.divergence.bias_tests import EPSILON
-from refdiff.oracle.divergence.conditions import differences
-from refdiff.oracle.divergence.expected_values import Expected, expect
+from refdiff.oracle.divergence.expected_values import expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
-from refdiff.oracle.divergence.precision import precision_of
-from refdiff.oracle.divergence.systematic_error import COMMON, one_way
-from refdiff.oracle.divergence.verdict import ROW, Found, allowed_rows, compare
+from refdiff.oracle.divergence.noise_samples import Sampled
+from refdiff.oracle.divergence.systematic_error import COMMON, EPSILON, one_way
+from refdiff.oracle.divergence.verdict import ROW, Expected, allowed_rows, compare
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.trace.known_points import Flow
 from refdiff.oracle.trace.point_names import canonical_names, near_point
-from refdiff.oracle.trace.trace import Trace, new_path
+from refdiff.oracle.trace.trace import Trace
 from refdiff.oracle.trace.trace_files import Source, read_trace
 
 MODES = ("local", "free")
 
 JUMP = 16.0
 """How many times the relative error may grow from point to point, where nobody can say what rounding does to it."""
+
+
+COPIES = ("embed_tokens", "values", "lambda_init")
+"""Points where nothing is computed: they have the type of the weights, whatever the run has."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def first_divergence(
     """Find the first point of the run `mine` that is not what it should be.
 
     A row is wrong if it is off by more than rounding explains. So is what every row would allow, but adds up over all:
-    a factor or a constant (`one_way`), a bias, an ε, or a factor on scores that are not given (`patterns`).
+    a factor or a constant (`one_way`), a bias, an ε, or a factor on scores that are not given (`Patterns`).
 
     Args:
         mine, ref: a `Trace`, a dict of arrays, a file or a folder (`read_trace`); `ref` is of this package.
@@ -128,21 +130,25 @@ def first_divergence(
         for trace, whose in ((given, "under test"), (reference, "of the reference")):
             if not trace:
                 raise ValueError(f"the trace {whose} is empty: it has no array of any point")
-        apart, reference = differences(given, reference), _complete(reference)
+        apart, reference = _differences(given, reference), _complete(reference)
         names = canonical_names(given, reference, aliases)
         points = maps_apart({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
         known = {path: points[path] for path in reference if path in points}
         if isinstance(aliases, Mapping):
             for own in aliases.keys() & given.keys():
                 if own not in names or (names[own] in points and names[own] not in reference):
-                    raise ValueError(_no_target(own, aliases[own], reference))
+                    hint = near_point(str(aliases[own]), reference) or ":"
+                    raise ValueError(
+                        f"aliases: {own!r} is {aliases[own]!r}, which is no point of the reference{hint} it has "
+                        f"{_some(reference)}"
+                    )
         if not known:
             raise ValueError(
                 f"none of the names in the trace is a point of the reference: it has {_some(given)}, the reference "
                 f"{_some(reference)}{_near(given, reference)}"
             )
         precision = precision_of(known) if precision == "auto" else precision
-        used = {name for name, path in names.items() if path in known or not _is_point(path, points)}
+        used = {name for name, path in names.items() if path in known or path not in points}  # or taken apart
         unknown = tuple(name for name in given if name not in used)
         return replace(_judge(known, reference, mode, precision, unknown), apart=apart)
 
@@ -159,11 +165,6 @@ def _named(*sources: Source) -> Iterator[None]:
         raise (ValueError(f"{', '.join(files)}: {error}") if files else error) from None
 
 
-def _no_target(own: str, target: str, reference: Mapping[str, Any]) -> str:
-    hint = near_point(str(target), reference) or ":"
-    return f"aliases: {own!r} is {target!r}, which is no point of the reference{hint} it has {_some(reference)}"
-
-
 def _near(given: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
     """The first name that is nearly a point's."""
     hints = ((name, near_point(name, reference)) for name in list(given)[:20])
@@ -177,16 +178,11 @@ def _complete(reference: Trace) -> Trace:
     points: dict[str, NDArray[Any]] = {}
 
     def keep(path: str, value: Any, **_: Any) -> Any:
-        points[new_path(path, points)] = np.array(value, dtype=np.float64)
+        points[path] = np.array(value, dtype=np.float64)
         return value
 
     reference.run(keep, maps=True)
     return replace(reference, points=points)
-
-
-def _is_point(path: str, points: Mapping[str, Any]) -> bool:
-    """Whether a path was left as it was, and not taken apart."""
-    return path in points
 
 
 def _some(names: Mapping[str, Any]) -> str:
@@ -215,10 +211,15 @@ def _judge(
             reference.run, fitting, unit, tiny, local=mode == "local",
             axes=lambda path: axes_of(path, reference).names, padding=lambda path, x: _padding(path, x, reference),
         )  # fmt: skip
-    _hide_padding(expected, reference)
+    for path, point in expected.items():
+        padding = _padding(path, point.value, reference)
+        if padding is not None:
+            point.hidden = padding if point.hidden is None else point.hidden | padding
     common = COMMON.get(precision, 1.0)
     stages = [_stage(path, laid, expected, reference, unit, tiny, common) for path in reference]
-    bad = next((s.path for s in stages if s.status in ("differs", "equal up to") and not _harmless(s)), None)
+    wrong = [s for s in stages if s.status in ("differs", "equal up to")]
+    # nothing is computed from a log-sum-exp, so its base is a matter of taste
+    bad = next((s.path for s in wrong if "the base of the logarithm" not in s.what), None)
     return Divergence(bad, mode, precision, tuple(stages), unknown)
 
 
@@ -239,44 +240,33 @@ def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | 
     return np.broadcast_to(padding.reshape(shape), value.shape)
 
 
-def _hide_padding(expected: Expected, reference: Trace) -> None:
-    for path, value in expected.values.items():
-        padding = _padding(path, value, reference)
-        if padding is not None:
-            expected.hidden[path] = expected.hidden[path] | padding if path in expected.hidden else padding
-
-
-def _harmless(stage: Stage) -> bool:
-    """Nothing is computed from a log-sum-exp, so its base is a matter of taste."""
-    return "the base of the logarithm" in stage.what
-
-
 def _stage(
-    path: str, laid: Mapping[str, Any], expected: Expected, reference: Trace, unit: float, tiny: float, common: float
-) -> Stage:
-    if path not in laid or path not in expected.values:
+    path: str, laid: Mapping[str, Any], expected: Mapping[str, Sampled], reference: Trace, unit: float, tiny: float,
+    common: float,
+) -> Stage:  # fmt: skip
+    if path not in laid or path not in expected:
         return Stage(path, "missing")
-    array, how = laid[path]
+    (array, how), point = laid[path], expected[path]
     if array is None:
         return Stage(path, "differs", how, np.inf)
-    right, hidden, growth = expected.values[path], expected.hidden.get(path), expected.growth.get(path, 0.0)
-    found = compare(array, right, expected.spread[path], unit, hidden, growth)
+    found = compare(array, point, unit)
     numbers = (found.ratio, found.worst, found.error, found.size)
     if not found.ok:
-        said = explanation(path, array, expected, reference, unit)
-        return Stage(path, "equal up to" if said else "differs", said or _difference(found), *numbers)
-    allowed = allowed_rows(right, expected.spread[path], unit, hidden, growth)
-    unseen, tilt, along = _least(right, allowed, hidden), None, None
-    if path in expected.draws:
+        if said := explanation(path, array, expected, reference, unit):
+            return Stage(path, "equal up to", said, *numbers)
+        said = f"off by {found.error:.2g} where it should be {found.size:.2g} (root mean squares of the worst row)"
+        if np.isinf(found.ratio):
+            said = f"{found.error:g} stands where {found.size:g} should"
+        return Stage(path, "differs", said, *numbers)
+    allowed, tilt, along = allowed_rows(point, unit), None, None
+    unseen = _least(point, allowed)
+    if any(point.draws):
         names = axes_of(path, reference).names
         axis = next((names.index(n) for n in "TS" if n in names), 0)
-        tilt = one_way(
-            array, right, allowed, expected.draws[path],
-            hidden=hidden, axis=axis, unit=unit, tiny=tiny, growth=growth, common=common,
-        )  # fmt: skip
-    if path in expected.patterns:
+        tilt = one_way(array, point, allowed, point.draws, axis=axis, unit=unit, tiny=tiny, common=common)
+    if point.patterns is not None:
         with np.errstate(invalid="ignore"):
-            along = expected.patterns[path].judge(array - right, {EPSILON: expected.epsilon.get(path, 0.0)}, common)
+            along = point.patterns.judge(array - point.value, {EPSILON: point.epsilon}, common)
     if along is not None and along.kind == "columns" and tilt is not None and tilt.ratio > 1:
         along = None  # a constant that is the same for all columns
     worst = max((x for x in (tilt, along) if x is not None), key=lambda x: x.ratio, default=None)
@@ -287,31 +277,24 @@ def _stage(
     return Stage(path, "equal", f"lies as ({', '.join(how)})" if how else "", *numbers, unseen)
 
 
-def _least(right: Floats, allowed: Floats, hidden: Any) -> float:
+def _least(point: Expected, allowed: Floats) -> float:
     """The smallest share of itself by which some row may be off."""
-    counted = np.isfinite(right) if hidden is None else np.isfinite(right) & ~hidden
-    rows = right if right.ndim else right[None]
-    size = np.sqrt(np.mean(np.where(counted, rows, 0.0) ** 2, axis=-1)) if rows.size else np.zeros(0)
+    rows = np.atleast_1d(np.where(point.counted, point.value, 0.0))
+    size = np.sqrt(np.mean(rows**2, axis=-1)) if rows.size else np.zeros(0)
     return float(np.min(ROW * allowed / np.where(size > 0, size, np.nan), initial=np.inf, where=size > 0))
 
 
-def _difference(found: Found) -> str:
-    if np.isinf(found.ratio):
-        return f"{found.error:g} stands where {found.size:g} should"
-    return f"off by {found.error:.2g} where it should be {found.size:.2g} (root mean squares of the worst row)"
-
-
-def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: float) -> Expected:
+def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: float) -> dict[str, Sampled]:
     """Without the model: what the file holds; a point may be `JUMP` times as far off as any it comes from."""
-    expected, flow = Expected(), Flow(reference)
+    expected: dict[str, Sampled] = {}
     levels: dict[str, float] = {}
+    flow = Flow(reference)
     for path, array in reference.items():
         wide = array.astype(np.float64)
         size = _rms(wide)
         known = [levels[p] for p in flow.parents(path) if p in levels]  # a file may list a point before its parents
         level = max(known, default=2 * unit)
-        expected.values[path] = wide
-        expected.spread[path] = np.full(wide.shape[:-1], (JUMP / ROW * level * size) ** 2 + tiny**2)
+        expected[path] = Sampled(wide, np.full(wide.shape[:-1], (JUMP / ROW * level * size) ** 2 + tiny**2))
         if path in given and size:
             off = _rms(given[path] - np.where(np.isfinite(wide), wide, 0.0)) / size
             level = off if level < off <= JUMP * level else level
@@ -322,3 +305,97 @@ def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: 
 def _rms(x: Floats) -> float:
     finite = x[np.isfinite(x)]
     return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+
+
+def precision_of(points: Mapping[str, NDArray[Any]]) -> str:
+    """Name the type that a run computed in: the coarsest that at least a quarter of its arrays are stored in.
+
+    Arrays of float32 that hold nothing but numbers of a 16-bit type are counted as of that type: they were widened to
+    be written.
+
+    Raises:
+        ValueError: there is no floating-point array.
+    """
+    kinds = [
+        _kind(x) for path, x in points.items() if path.rpartition(".")[2] not in COPIES and x.dtype.kind not in "biu"
+    ]
+    if not kinds:
+        raise ValueError("the trace has no array of floating-point numbers that is a point of the run")
+    for name in ("bfloat16", "float16", "float32"):
+        if 4 * kinds.count(name) >= len(kinds):
+            return name
+    return "float64"
+
+
+def _kind(x: NDArray[Any]) -> str:
+    """The narrowest of the known types that has all numbers of an array, if it is stored in float32 or float64."""
+    if x.dtype.name in ("bfloat16", "float16") or x.size < 32:
+        return x.dtype.name
+    finite = x[np.isfinite(x)]
+    with np.errstate(over="ignore"):
+        single = finite.astype(np.float32)
+        if not np.array_equal(single, finite):
+            return "float64"
+        if not (single.view(np.uint32) & 0xFFFF).any():
+            return "bfloat16"
+        return "float16" if np.array_equal(single.astype(np.float16), single) else "float32"
+
+
+def _differences(mine: Trace, ref: Trace) -> tuple[str, ...]:
+    """Say what two recordings were made of where they differ: other tokens or another model explain a divergence.
+
+    The gravest is first; nothing is said where a recording does not tell.
+
+    Raises:
+        ValueError: the two are of different numbers of tokens, so that no point of one is comparable with the other's.
+    """
+    return (*_inputs(mine.inputs, ref.inputs), *_about(mine.about, ref.about))
+
+
+def _inputs(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in (n for n in ref if n in mine):
+        x, y = (np.asarray(inputs[name]) for inputs in (mine, ref))
+        what = "tokens" if name == "input_ids" else name
+        if x.shape != y.shape:
+            said = f"the two runs have {what} of different shapes, {x.shape} and {y.shape}{_first(name, x, y)}"
+            if name == "input_ids" and x.size != y.size:
+                raise ValueError(f"{said}; record the same text in both")
+            found.append(said)
+        elif not np.array_equal(x.astype(np.float64), y.astype(np.float64), equal_nan=True):
+            found.append(f"the two runs have different {what}{_first(name, x, y)}")
+    return found
+
+
+def _first(name: str, x: Any, y: Any) -> str:
+    """Where along the text the tokens part."""
+    if name != "input_ids" or x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+        return ""
+    n = min(x.shape[1], y.shape[1])
+    unlike = (x[:, :n] != y[:, :n]).any(0)
+    at = int(np.argmax(unlike)) if unlike.any() else n
+    return f" from position {at}" if x.shape == y.shape else f", and different ones from position {at}"
+
+
+def _about(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
+    found = []
+    for part, what in (("config", "models"), ("spec", "specs")):
+        if part in mine and part in ref and (other := _fields(mine[part], ref[part])):
+            found.append(f"recorded of {what} of different {other}")
+    if "dtype" in mine and "dtype" in ref and mine["dtype"] != ref["dtype"]:
+        found.append(
+            f"recorded in {mine['dtype']}, the reference in {ref['dtype']}: weights that one of them has rounded are "
+            "other weights"
+        )
+    places = mine.get("model"), ref.get("model")
+    if not found and None not in places and places[0] != places[1]:
+        found.append(f"recorded of the model {places[0]}, the reference of {places[1]}")
+    return found
+
+
+def _fields(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> str:
+    """The fields in which two differ, with both values."""
+    names = [name for name in sorted({*mine, *ref}) if mine.get(name) != ref.get(name)]
+    return ", ".join(f"{name} ({mine.get(name)} and {ref.get(name)})" for name in names[:4]) + (
+        f", … ({len(names)})" if len(names) > 4 else ""
+    )

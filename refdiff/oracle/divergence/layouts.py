@@ -133,8 +133,8 @@ def maps_apart(
             continue
         at, name, again = match[1], match[2].replace("kq", "scores"), match[3] or ""
         whole = f"{at}{name}{again}"
-        if match[2] == "kq":
-            array = _over_root_d(array, reference.get(f"{at}q_rope"))
+        if match[2] == "kq" and f"{at}q_rope" in reference:
+            array = array.astype(np.float64) / math.sqrt(reference[f"{at}q_rope"].shape[-1])
         if whole in reference:
             found.pop(path)
             found[whole] = array
@@ -148,10 +148,6 @@ def maps_apart(
             if all(part is not None for part in parts):
                 found[f"{at}attn{i}"] = np.concatenate(parts, axis=-1)  # type: ignore[arg-type]
     return found
-
-
-def _over_root_d(array: NDArray[Any], q: NDArray[Any] | None) -> NDArray[Any]:
-    return array if q is None else array.astype(np.float64) / math.sqrt(q.shape[-1])
 
 
 def _halves(

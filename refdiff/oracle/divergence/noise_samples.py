@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from refdiff.oracle.divergence.bias_tests import Patterns, nearly
 from refdiff.oracle.divergence.systematic_error import Sums, row_sums
-from refdiff.oracle.divergence.verdict import ROW, counting
+from refdiff.oracle.divergence.verdict import ROW, Expected, counting
 
 Floats = NDArray[np.float64]
 
@@ -53,52 +54,65 @@ class Draw(NamedTuple):
     pilot: bool = False
 
 
-def draws_of(local: bool, pilot: bool) -> list[Draw]:
+def draws_of(local: bool) -> list[Draw]:
     """`STRONG` if errors add up, a pilot, from which rows get their weights in `patterns`, `MEMBERS` of each kind."""
     strong = [] if local else [Draw(MEMBERS + n, size=ROW) for n in range(STRONG)]
-    first = [Draw(MEMBERS + STRONG, alike=True, pilot=True)] if pilot else []
-    return [*strong, *first, *(Draw(n, alike=kind) for kind in (False, True) for n in range(MEMBERS))]
+    pilot = Draw(MEMBERS + STRONG, alike=True, pilot=True)
+    return [*strong, pilot, *(Draw(n, alike=kind) for kind in (False, True) for n in range(MEMBERS))]
 
 
-class Shown:
-    """What runs with rounding are off by.
+@dataclass
+class Sampled(Expected):
+    """A point of a run, and what runs with rounding are off by there.
 
     Where rows are equal, as of a token that is repeated, errors of each number by itself average out over them, and
     those that equal numbers share do not: the larger counts.
+
+    draws: `systematic_error.row_sums` of each run with rounding, by kind; not of points whose doubt is the same for
+    many numbers. patterns: of a point that the run under test has. bends: what it changes by, per number that it
+    depends on; epsilon: that of a norm. sure: the mean squares of its doubt.
     """
 
-    def __init__(self, values: dict[str, Floats], hidden: dict[str, NDArray[np.bool_]]) -> None:
-        self.draws: dict[str, tuple[list[Sums], list[Sums]]] = {}
-        self.patterns: dict[str, Patterns] = {}
-        self._values, self._hidden = values, hidden
-        self._furthest: dict[str, Floats] = {}
-        self._squares: dict[tuple[str, bool], Floats] = {}
+    draws: tuple[list[Sums], list[Sums]] = field(default_factory=lambda: ([], []))
+    patterns: Patterns | None = None
+    bends: dict[str, Floats] = field(default_factory=dict)
+    epsilon: float = 0.0
+    sure: Any = 0.0
+    _furthest: Floats | None = None
+    _squares: list[Any] = field(default_factory=lambda: [0.0, 0.0])
 
-    def add(self, path: str, off: Floats, draw: Draw, summed: bool) -> None:
+    def add(self, off: Floats, draw: Draw, summed: bool) -> None:
         """Take one run's; `summed`: its sums over rows count, too."""
-        square = self._rows(path, off)
+        square = self._rows(off)
         if draw.size > 1:
-            self._furthest[path] = np.maximum(self._furthest.get(path, 0.0), square)
+            self._furthest = square if self._furthest is None else np.maximum(self._furthest, square)
             return
-        self._squares[path, draw.alike] = self._squares.get((path, draw.alike), 0.0) + square / MEMBERS
+        self._squares[draw.alike] = self._squares[draw.alike] + square / MEMBERS
         if summed:
-            sums = row_sums(off, self._values[path], self._hidden.get(path))
-            self.draws.setdefault(path, ([], []))[draw.alike].append(sums)
-        if path in self.patterns:
-            self.patterns[path].add(off, alike=draw.alike)
+            self.draws[draw.alike].append(row_sums(off, self.value, self.hidden))
+        if self.patterns is not None:
+            self.patterns.add(off, alike=draw.alike)
 
-    def level(self, path: str, off: Floats) -> Floats:
+    def level(self, off: Floats) -> Floats:
         """The mean squares of rows as one more run shows them."""
-        return _beyond(self._values[path], self._rows(path, off), self._furthest.get(path))
+        return self._beyond(self._rows(off))
 
-    def spread(self, path: str, tiny: float) -> Floats:
-        """The mean squares of rows as all show them, and of roundings near 0, `tiny` as `passes.expect` has it."""
-        right = self._values[path]
-        square = tiny**2 + np.maximum(self._squares[path, False], self._squares[path, True])
-        return _beyond(right, square * _margin(right, self._hidden.get(path)), self._furthest.get(path))
+    def finish(self, tiny: float) -> None:
+        """Take the mean squares of rows as all runs show them, and of roundings near 0, `tiny` as in `expect`."""
+        self.spread = self._beyond((tiny**2 + np.maximum(*self._squares)) * _margin(self)) + self.sure
 
-    def _rows(self, path: str, off: Floats) -> Floats:
-        return row_mean(np.where(np.isfinite(off), off, 0.0) ** 2, self._hidden.get(path))
+    def _rows(self, off: Floats) -> Floats:
+        return row_mean(np.where(np.isfinite(off), off, 0.0) ** 2, self.hidden)
+
+    def _beyond(self, usual: Floats) -> Floats:
+        """The mean squares of rows, or what stronger errors show where they do more than add up; ∞ if too much."""
+        if self._furthest is None:
+            return usual
+        jump = self._furthest / ROW**2
+        half = row_mean(np.where(np.isfinite(self.value), self.value, 0.0) ** 2, None) / 4
+        far = np.where((JUMP * ROW) ** 2 * jump > half, np.inf, JUMP**2 * jump)
+        result: Floats = np.where(jump > MORE * usual, far, usual)
+        return result
 
 
 def alike(value: Floats, normal: Floats) -> Floats:
@@ -117,23 +131,12 @@ def alike(value: Floats, normal: Floats) -> Floats:
     return found
 
 
-def _beyond(value: Floats, usual: Floats, furthest: Floats | None) -> Floats:
-    """The mean squares of rows, or what stronger errors show where they do more than add up; ∞ if that is too much."""
-    if furthest is None:
-        return usual
-    jump = furthest / ROW**2
-    half = row_mean(np.where(np.isfinite(value), value, 0.0) ** 2, None) / 4
-    far = np.where((JUMP * ROW) ** 2 * jump > half, np.inf, JUMP**2 * jump)
-    result: Floats = np.where(jump > MORE * usual, far, usual)
-    return result
-
-
-def _margin(value: Floats, hidden: NDArray[np.bool_] | None) -> Any:
+def _margin(expected: Expected) -> Any:
     """What a mean of squares of n numbers is multiplied by, so that it is hardly ever too small; 1 for large n.
 
     Wilson and Hilferty 1931: (χ²ₙ / n)^⅓ is about normal, of mean 1 − 2/(9n) and variance 2/(9n).
     """
-    n = MEMBERS * counting(value, hidden)
+    n = MEMBERS * counting(expected)
     return (1 - 2 / (9 * n) - DOUBTFUL * np.sqrt(2 / (9 * n))) ** -3.0
 
 

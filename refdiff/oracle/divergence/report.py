@@ -41,7 +41,7 @@ def lines(found: Divergence, worst: int | None = None) -> list[str]:
     else:
         result += ["", f"first divergence: {first.path}", *textwrap.wrap(first.what, WIDTH - 2, **_INDENT)]
         if first.row:
-            result += [f"  worst row {first.row}, {_times(first)} what rounding explains"]
+            result += [f"  worst row {first.row}, {first.ratio:.3g} times what rounding explains"]
         before = [s for s in compared[: compared.index(first)] if s.status == "equal"]
         skipped = _missing_before(found, first)
         if skipped:
@@ -50,7 +50,8 @@ def lines(found: Divergence, worst: int | None = None) -> list[str]:
         elif before:
             result += [f"  right up to {before[-1].path}"]
     result += ["", f"  {'':12}{'error/allowed':>13}  point"]
-    shown = compared if worst is None else sorted(_worst(compared, first, worst), key=compared.index)
+    largest = sorted(compared, key=lambda s: (s is not first, s.status != "differs", -s.ratio))[:worst]
+    shown = compared if worst is None else sorted(largest, key=compared.index)
     for stage in shown:
         mark = {"equal": "equal", "equal up to": "equal up to", "differs": "DIFFERS"}[stage.status]
         result += [f"  {mark:12}{stage.ratio:>13.2g}  {stage.path}"]
@@ -67,16 +68,7 @@ def lines(found: Divergence, worst: int | None = None) -> list[str]:
     return result
 
 
-def _worst(compared: list[Stage], first: Stage | None, count: int) -> list[Stage]:
-    """The points of the largest errors, the first divergence among them."""
-    return sorted(compared, key=lambda s: (s is not first, s.status != "differs", -s.ratio))[:count]
-
-
 _INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "  "}
-
-
-def _times(stage: Stage) -> str:
-    return f"{stage.ratio:.3g} times"
 
 
 def _unseen(compared: list[Stage]) -> str:

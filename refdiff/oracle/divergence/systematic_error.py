@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.oracle.divergence.verdict import Expected
+
 Floats = NDArray[np.float64]
 Sums = tuple[Floats, Floats]
 
@@ -43,8 +45,17 @@ ELEMENTARY = 16.0
 """How many roundoffs of float32 more: functions of a processor or GPU may be off by a few, all of them upwards."""
 
 
+EPSILON = "ε"
+KNOBS = {"scores1": "the first scores", "scores2": "the second scores", "scores": "the scores"}
+"""Points that a factor is tried on where they are not there. λ is none: in 16 bits it is a sum of terms each rounded, a
+few hundredths off in right runs."""
+
+
 class OneWay(NamedTuple):
-    """What was found: "factor" or "constant", how large and in which direction, and what rounding explains."""
+    """What was found, how large and in which direction, and what rounding explains.
+
+    kind: "factor", "constant", "columns", ε, or a point of `KNOBS`.
+    """
 
     kind: str
     value: float
@@ -56,12 +67,15 @@ class OneWay(NamedTuple):
         return abs(self.value) / self.limit
 
     def __str__(self) -> str:
-        if self.kind == "factor":
-            return f"the factor {1 + self.value:.5g}, where rounding explains 1 ± {self.limit:.2g}"
-        return (
-            f"a constant: on average {abs(self.value):.2g} of its size too {'large' if self.value > 0 else 'small'}, "
-            f"where rounding explains {self.limit:.2g}"
-        )
+        size, limit = f"{abs(self.value):.2g}", f"where rounding explains {self.limit:.2g}"
+        if self.kind == "constant":
+            return f"a constant: on average {size} of its size too {'large' if self.value > 0 else 'small'}, {limit}"
+        if self.kind == "columns":
+            return f"a bias: a constant for each column, about {size} of its size, {limit}"
+        if self.kind == EPSILON:
+            return f"an ε that is about {size} {'larger' if self.value > 0 else 'smaller'}, {limit}"
+        on = f" on {KNOBS[self.kind]}" if self.kind in KNOBS else ""
+        return f"the factor {1 + self.value:.5g}{on}, where rounding explains 1 ± {self.limit:.2g}"
 
 
 def row_sums(off: Floats, right: Floats, hidden: NDArray[np.bool_] | None) -> Sums:
@@ -72,18 +86,17 @@ def row_sums(off: Floats, right: Floats, hidden: NDArray[np.bool_] | None) -> Su
 
 
 def one_way(
-    mine: Floats, right: Floats, allowed: Floats, draws: Sequence[Sequence[Sums]], *,
-    hidden: NDArray[np.bool_] | None, axis: int, unit: float, tiny: float, growth: float, common: float,
+    mine: Floats, expected: Expected, allowed: Floats, draws: Sequence[Sequence[Sums]], *,
+    axis: int, unit: float, tiny: float, common: float,
 ) -> OneWay | None:  # fmt: skip
     """Return the larger of the two, in shares of what is allowed; None where there are too few numbers.
 
     Args:
         allowed: what each row may be off by (`verdict.allowed_rows`); draws: `row_sums` of runs with rounding, of each
             kind of run: that with the larger ones counts.
-        axis: that of the positions. unit and tiny: as `passes.expect` has them. growth: of sums, as `passes.growth`.
-        common: see `COMMON`.
+        axis: that of the positions. unit and tiny: as `expect` has them. common: see `COMMON`.
     """
-    counted = np.isfinite(mine) & np.isfinite(right) & (True if hidden is None else ~hidden)
+    right, counted = expected.value, np.isfinite(mine) & expected.counted
     if right.ndim < 2 or counted.sum() < FEWEST:
         return None
     y = np.where(counted, right, 0.0)
@@ -93,7 +106,7 @@ def one_way(
     squares, sizes = float((weight * square).sum()), float((weight * np.sqrt(n * square)).sum())
     if not squares > 0:
         return None
-    rounding = np.hypot(ONE * unit, growth) * y**2 + tiny * (np.sqrt(square / np.maximum(n, 1)))[..., None]
+    rounding = np.hypot(ONE * unit, expected.growth) * y**2 + tiny * (np.sqrt(square / np.maximum(n, 1)))[..., None]
     by_position = (weight[..., None] * rounding).sum(axis=tuple(i for i in range(y.ndim) if i != axis))
     own = float(np.sqrt((by_position**2).sum())) / squares
 
@@ -103,7 +116,7 @@ def one_way(
     drawn = np.max([np.zeros(2), *(_root_mean_square([of(sums) for sums in some]) for some in draws)], axis=0)
     steady = common * unit + ELEMENTARY * min(unit, 2.0**-24)
     limits = steady + np.hypot(DRAWN * drawn, SURE * own)
-    values = of(row_sums(np.where(counted, mine, 0.0) - y, right, hidden))
+    values = of(row_sums(np.where(counted, mine, 0.0) - y, right, expected.hidden))
     found = [OneWay(*item) for item in zip(("factor", "constant"), values, limits.tolist(), strict=True)]
     return max(found, key=lambda item: item.ratio)
 

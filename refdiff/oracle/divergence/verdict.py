@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,26 @@ FLOOR = 0.4
 
 ELEMENT = (12.0, 4.0)
 """How far off one number may be: so many spreads of its row, and so many roundoffs and growths of itself."""
+
+
+@dataclass
+class Expected:
+    """What a point should be, and how far off it may be.
+
+    spread: the mean square of what rounding does to each row. hidden: entries that nobody uses. growth: of a sum, what
+    its own size adds, relative to it.
+    """
+
+    value: Floats
+    spread: Any = 0.0
+    hidden: NDArray[np.bool_] | None = None
+    growth: float = 0.0
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Which entries are numbers that somebody uses."""
+        finite: NDArray[np.bool_] = np.isfinite(self.value)
+        return finite if self.hidden is None else finite & ~self.hidden
 
 
 @dataclass(frozen=True)
@@ -39,20 +59,14 @@ class Found:
         return self.ratio <= 1
 
 
-def compare(
-    mine: Floats, right: Floats, spread: Any, unit: float, hidden: NDArray[np.bool_] | None = None, growth: float = 0.0
-) -> Found:
-    """Compare two arrays of one shape.
-
-    Args:
-        spread: without the last axis, the mean squares of what rounding does, also to what is 0 by right.
-        growth: the standard deviation of what it does beside that, relative to each number.
-    """
+def compare(mine: Floats, expected: Expected, unit: float) -> Found:
+    """Hold an array against what it should be, from the unit roundoff of its run."""
+    right, seen = expected.value, True if expected.hidden is None else ~expected.hidden
     if right.ndim == 0:
-        mine, right, spread = mine[None], right[None], np.asarray(spread)
+        mine, expected = mine[None], replace(expected, value=right[None], spread=np.asarray(expected.spread))
+        right = expected.value
     if right.size == 0:
         return Found(0.0)
-    seen = np.ones(right.shape, dtype=np.bool_) if hidden is None else ~hidden
     strange = seen & ~(np.isfinite(mine) & np.isfinite(right))
     with np.errstate(invalid="ignore"):
         unlike = strange & ~((mine == right) | (np.isnan(mine) & np.isnan(right)))
@@ -64,29 +78,29 @@ def compare(
     value = np.where(counted, right, 0.0)
     n = np.maximum(counted.sum(axis=-1), 1)
     error, size = (np.sqrt((x**2).sum(axis=-1) / n) for x in (off, value))
-    allowed = allowed_rows(right, spread, unit, hidden, growth)
-    element = np.abs(off) / (ELEMENT[0] * allowed[..., None] + ELEMENT[1] * (unit + growth) * np.abs(value))
+    allowed = allowed_rows(expected, unit)
+    element = np.abs(off) / (ELEMENT[0] * allowed[..., None] + ELEMENT[1] * (unit + expected.growth) * np.abs(value))
     ratio = np.maximum(error / (ROW * allowed), element.max(axis=-1))
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
     return Found(float(ratio[at]), at, float(error[at]), float(size[at]))
 
 
-def allowed_rows(right: Floats, spread: Any, unit: float, hidden: NDArray[np.bool_] | None, growth: float) -> Floats:
+def allowed_rows(expected: Expected, unit: float) -> Floats:
     """Return how far off each row may be, as a root mean square: `ROW` times that is wrong."""
-    counted = np.isfinite(right) if hidden is None else np.isfinite(right) & ~hidden
-    square = (np.where(counted, right, 0.0) ** 2).sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1)
+    counted = expected.counted
+    square = (np.where(counted, expected.value, 0.0) ** 2).sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1)
     # of few numbers the mean is less sure, up to what a single one may be off by
-    allowed = np.sqrt(spread + (1 + 4 / counting(right, hidden)) * ((FLOOR * unit) ** 2 + growth**2) * square)
+    some = 1 + 4 / counting(expected)
+    allowed = np.sqrt(expected.spread + some * ((FLOOR * unit) ** 2 + expected.growth**2) * square)
     result: Floats = np.maximum(allowed, np.finfo(np.float64).tiny)
     return result
 
 
-def counting(value: Floats, hidden: NDArray[np.bool_] | None) -> Floats:
+def counting(expected: Expected) -> Floats:
     """How many numbers of each row count: all where they are alike, 1 where one is far above the rest."""
-    if value.ndim == 0:
+    if expected.value.ndim == 0:
         return np.ones(())
-    counted = np.isfinite(value) if hidden is None else np.isfinite(value) & ~hidden
-    y = np.where(counted, value, 0.0)
+    y = np.where(expected.counted, expected.value, 0.0)
     y = (y / np.maximum(np.abs(y).max(axis=-1, keepdims=True, initial=0.0), np.finfo(np.float64).tiny)) ** 2
     n: Floats = np.maximum(y.sum(axis=-1) ** 2 / np.maximum((y**2).sum(axis=-1), np.finfo(np.float64).tiny), 1.0)
     return n

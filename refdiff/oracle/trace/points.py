@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -67,7 +68,8 @@ class Points:
         self, weights: Mapping[str, Array], visit: Visit, *, maps: bool = False, whole: bool = True, plain: bool = False
     ) -> None:
         self._names = {id(array): name.removesuffix(".weight") for name, array in weights.items()}
-        self._visit, self._maps, self._whole, self._plain = visit, maps, whole, plain
+        self._visitor, self._maps, self._whole, self._plain = visit, maps, whole, plain
+        self._visits = Counter[str]()
         self._layers = len({m[2] for name in self._names.values() if (m := _LAYER.fullmatch(name))})
         self._base = next((name.partition("layers.")[0] for name in weights if "layers." in name), "")
         self._at = self._gate = ""
@@ -77,6 +79,12 @@ class Points:
     def over(self, ops: Ops) -> Ops:
         """Return `ops` with these functions laid over its own."""
         return overlay(ops, self._wrap)
+
+    def _visit(self, path: str, value: Array, **about: Any) -> Array:
+        """Show a value; a path that the run comes to again, as with packed sequences one by one, gets a number."""
+        n = self._visits[path]
+        self._visits[path] += 1
+        return self._visitor(f"{path}[{n}]" if n else path, value, **about)
 
     def _wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         own = getattr(self, f"_{name}", None)

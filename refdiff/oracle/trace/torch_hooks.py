@@ -68,7 +68,7 @@ def hooks(module: Any) -> Iterator[dict[str, NDArray[Any]]]:
 
     def keep(name: str, what: str, value: Any) -> None:
         point = _point(name, what, last)
-        if point and _is_tensor(value):
+        if point and hasattr(value, "__dlpack__") and hasattr(value, "shape"):
             points[point] = any_array(value, point).copy()
 
     def before(name: str) -> Any:
@@ -98,10 +98,6 @@ def hooks(module: Any) -> Iterator[dict[str, NDArray[Any]]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "__dlpack__") and hasattr(value, "shape")
 
 
 def _last_layer(modules: Any) -> int:

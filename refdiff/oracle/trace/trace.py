@@ -100,7 +100,7 @@ def trace(of: PreTrainedModel | Spec, inputs: Any = None, *, maps: bool = False,
     points: dict[str, NDArray[Any]] = {}
 
     def keep(path: str, value: Array, **_: Any) -> Array:
-        points[new_path(path, points)] = to_numpy(value).copy()
+        points[path] = to_numpy(value).copy()
         return value
 
     if isinstance(of, Spec):
@@ -115,25 +115,9 @@ def trace(of: PreTrainedModel | Spec, inputs: Any = None, *, maps: bool = False,
     model(**call)  # type: ignore[operator]
     kept = {name: x for name, x in call.items() if name in ARRAYS}
     again = None if call.get("cache") is not None else ModelRun(of, kept)
-    return Trace(points, kept, _about(of), again)
-
-
-def new_path(path: str, points: Mapping[str, Any]) -> str:
-    """The path, or with a number where there is one already: packed sequences are run one by one."""
-    new, n = path, 0
-    while new in points:
-        n += 1
-        new = f"{path}[{n}]"
-    return new
-
-
-def _about(model: PreTrainedModel) -> dict[str, Any]:
-    return {
-        "model": model.source,
-        "class": type(model).__name__,
-        "dtype": model.dtype,
-        "config": json.loads(json.dumps(model.config.to_dict())),  # as a file holds it
-    }
+    config = json.loads(json.dumps(of.config.to_dict()))  # as a file holds it
+    about = {"model": of.source, "class": type(of).__name__, "dtype": of.dtype, "config": config}
+    return Trace(points, kept, about, again)
 
 
 class ModelRun:

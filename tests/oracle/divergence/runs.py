@@ -83,9 +83,11 @@ def run(
 
     weights = flatten(of.params)
     where = Where(weights)
-    within = Points(
-        {}, rounded(lambda path, x: inner.setdefault(where.at + path, []).append(x)), maps=maps, whole=False
-    )
+
+    def keep(path: str, x: np.ndarray) -> None:
+        inner.setdefault(where.at + path.partition("[")[0], []).append(x)
+
+    within = Points({}, rounded(keep), maps=maps, whole=False)
     ops, seen = ops_for(), within.over(ops_for())
     ops = overlay(ops, lambda name, f: seen.diff_attention if name == "diff_attention" else f)
     if mistake is not None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.divergence import Divergence, first_divergence
-from refdiff.oracle.divergence.bias_tests import EPSILON, Along, Patterns, nearly
+from refdiff.oracle.divergence.bias_tests import Patterns, nearly
+from refdiff.oracle.divergence.systematic_error import EPSILON, OneWay
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.trace import Trace, trace
 from tests.oracle.divergence.runs import KINDS, LAYER, inputs, model, run
@@ -114,7 +115,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
     return x.astype(ml_dtypes.bfloat16).astype(np.float64)
 
 
-def judged(mine: np.ndarray, right: np.ndarray, bends: dict[str, Any], names: str = "BTD") -> Along | None:
+def judged(mine: np.ndarray, right: np.ndarray, bends: dict[str, Any], names: str = "BTD") -> OneWay | None:
     noise = np.zeros(right.shape[:-1])
     of = Patterns(right, None, noise, names, bends, unit=U, tiny=0.0, growth=0.0)
     for _ in range(6):

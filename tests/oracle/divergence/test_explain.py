@@ -7,16 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from refdiff.oracle.divergence.expected_values import Expected
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.first_divergence import first_divergence
+from refdiff.oracle.divergence.verdict import Expected
 from refdiff.oracle.trace import trace
 from tests.model.models import ids, small_model
 
 # as many keys as queries, so that an order of heads is an order of scores
 REF = trace(small_model(num_key_value_heads=8), ids(0, 2, 5), maps=True)
 AT = "model.layers.1.self_attn."
-EXPECTED = Expected(dict(REF), {}, {path: np.zeros(x.shape[:-1]) for path, x in REF.items()})
+EXPECTED = {path: Expected(x, np.zeros(x.shape[:-1])) for path, x in REF.items()}
 
 
 def said(name: str, mine: np.ndarray) -> str:

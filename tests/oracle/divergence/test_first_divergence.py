@@ -16,7 +16,6 @@ from refdiff.oracle.mistakes import CATALOGUE, Mistake, wrap
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.trace import Trace, trace
 from refdiff.oracle.trace.points import Points
-from refdiff.oracle.trace.trace import new_path
 from refdiff.oracle.truth.forward import forward
 from tests.layers.inputs import says
 from tests.model.models import WIRINGS
@@ -267,7 +266,7 @@ def test_attention_alone(name: str, at: str) -> None:
     points: dict[str, np.ndarray] = {}
 
     def keep(path: str, value: Any, **_: Any) -> Any:
-        points[new_path(path, points)] = np.array(value, dtype=np.float32)
+        points[path] = np.array(value, dtype=np.float32)
         return value
 
     inside = Points({}, keep, whole=False).over(ops_for())

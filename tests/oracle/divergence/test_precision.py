@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.oracle.divergence.precision import precision_of
+from refdiff.oracle.divergence.first_divergence import precision_of
 from tests.layers.inputs import says
 
 KINDS = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

@@ -12,6 +12,7 @@ import pytest
 
 from refdiff.oracle.divergence import first_divergence
 from refdiff.oracle.divergence.systematic_error import OneWay, one_way, row_sums
+from refdiff.oracle.divergence.verdict import Expected
 from refdiff.oracle.trace import Trace, trace
 from tests.oracle.divergence.runs import KINDS, inputs, model, run
 
@@ -21,8 +22,8 @@ SHAPE = (2, 40, 64)
 
 def judged(mine: np.ndarray, right: np.ndarray, **options: float) -> OneWay:
     allowed = 0.4 * U * np.sqrt((right**2).mean(-1))
-    given = {"axis": 1, "unit": U, "tiny": 0.0, "growth": 0.0, "common": 1.0} | options
-    found = one_way(mine, right, allowed, [], hidden=None, **given)  # type: ignore[arg-type]
+    given = {"axis": 1, "unit": U, "tiny": 0.0, "common": 1.0} | options
+    found = one_way(mine, Expected(right), allowed, [], **given)  # type: ignore[arg-type]
     assert found is not None
     return found
 
@@ -59,11 +60,11 @@ def test_what_does_not_count() -> None:
     y = np.random.default_rng(0).normal(size=SHAPE)
     sums = row_sums(np.where(y > 1, np.nan, 0.5), y, y < 0)
     assert np.allclose(sums[1], 0.5 * ((y <= 1) & (y >= 0)).sum(-1))
-    plain = {"axis": 1, "unit": U, "tiny": 0.0, "growth": 0.0, "common": 1.0}
+    plain = {"axis": 1, "unit": U, "tiny": 0.0, "common": 1.0}
     rows = np.ones(SHAPE[:2])
-    for few in (one_way(y[:1, :1, :31], y[:1, :1, :31], rows[:1, :1], [], hidden=None, **plain),  # type: ignore[arg-type]
-                one_way(0 * y, 0 * y, rows, [], hidden=None, **plain),  # type: ignore[arg-type]
-                one_way(y, y, np.inf * rows, [], hidden=None, **plain)):  # type: ignore[arg-type]  # fmt: skip
+    for few in (one_way(y[:1, :1, :31], Expected(y[:1, :1, :31]), rows[:1, :1], [], **plain),  # type: ignore[arg-type]
+                one_way(0 * y, Expected(0 * y), rows, [], **plain),  # type: ignore[arg-type]
+                one_way(y, Expected(y), np.inf * rows, [], **plain)):  # type: ignore[arg-type]  # fmt: skip
         assert few is None
 
 
@@ -72,16 +73,16 @@ def test_numbers_that_their_type_hardly_holds() -> None:
     unit, tiny = 2.0**-11, 2.0**-25
     y = np.random.default_rng(0).normal(size=SHAPE)
     allowed = np.full(SHAPE[:2], tiny)
-    given: dict[str, Any] = {"hidden": None, "axis": 1, "unit": unit, "growth": 0.0, "common": 1.0}
-    assert one_way(0 * y, tiny * y, allowed, [], tiny=tiny, **given) is None
+    given: dict[str, Any] = {"axis": 1, "unit": unit, "common": 1.0}
+    assert one_way(0 * y, Expected(tiny * y), allowed, [], tiny=tiny, **given) is None
     for scale, limit in ((10, 0.06), (1000, 0.0013)):
         small = scale * tiny * y
         held = small.astype(np.float16).astype(np.float64)
-        found = one_way(held, small, allowed, [], tiny=tiny, **given)
+        found = one_way(held, Expected(small), allowed, [], tiny=tiny, **given)
         assert found is not None
         assert found.ratio < 1
         assert found.limit == pytest.approx(limit, rel=0.2)
-        wrong = one_way(held + (limit + 0.02) * small, small, allowed, [], tiny=tiny, **given)
+        wrong = one_way(held + (limit + 0.02) * small, Expected(small), allowed, [], tiny=tiny, **given)
         assert wrong is not None
         assert wrong.ratio > 1
 
@@ -89,8 +90,8 @@ def test_numbers_that_their_type_hardly_holds() -> None:
 def test_draws_widen_it() -> None:
     y = np.random.default_rng(0).normal(size=SHAPE)
     drawn = one_way(
-        y, y, np.ones(SHAPE[:2]), [[row_sums(s * 0.01 * y, y, None) for s in (1, -1)]],
-        hidden=None, axis=1, unit=U, tiny=0.0, growth=0.0, common=1.0,
+        y, Expected(y), np.ones(SHAPE[:2]), [[row_sums(s * 0.01 * y, y, None) for s in (1, -1)]],
+        axis=1, unit=U, tiny=0.0, common=1.0,
     )  # fmt: skip
     assert drawn is not None
     assert drawn.limit == pytest.approx(U + 0.08, rel=0.02)

@@ -58,7 +58,6 @@ def test_the_flow_of_the_attention_alone(name: str) -> None:
         found: dict[str, Any] = {}
 
         def visit(path: str, value: Any, **_: Any) -> Any:
-            path = path + "[1]" if path in found else path
             found[path] = np.array(value)
             return np.array(put.get(path, value))
 
