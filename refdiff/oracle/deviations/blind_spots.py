@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import over, root_mean_square
-from refdiff.oracle.deviations.deviation import Deviation, Problem, output, output_with
+from refdiff.oracle.deviations.deviation import Deviation, Problem, equal, output, output_with
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
@@ -54,25 +53,10 @@ def blind_spots(
     return tuple(blind)
 
 
-def effect(spec: Spec, inputs: Mapping[str, Any], deviation: Deviation, allowed: Budget) -> float:
-    """How far a deviation moves the output, in budgets of the row in which that is most."""
-    wrong = output_with(spec, as_float64(spec, allowed.inputs), [deviation])
-    if wrong is None:
-        return 0.0
-    expected, rows = allowed.expected["out"], allowed.rows["out"]
-    if not np.array_equal(np.isfinite(wrong), np.isfinite(expected)):
-        return np.inf
-    off = np.where(np.isfinite(expected), wrong - expected, 0.0)
-    return float(np.max(over(root_mean_square(off), rows), initial=0.0))
-
-
 def _is_seen(wrong: Numpy, right: Numpy, allowed: Budget | None) -> bool:
-    if wrong.shape != right.shape:
-        return True
-    if allowed is not None:
-        return allowed.judge({"out": wrong}).status == "fail"
-    largest = float(np.max(np.abs(right), initial=1e-300, where=np.isfinite(right)))
-    return not np.allclose(wrong, right, rtol=0, atol=1e-9 * largest, equal_nan=True)
+    if allowed is None or wrong.shape != right.shape:
+        return not equal(wrong, right)
+    return allowed.judge({"out": wrong}).status == "fail"
 
 
 def revealing(spec: Spec) -> Spec:

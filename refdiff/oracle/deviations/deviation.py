@@ -14,6 +14,7 @@ from refdiff.oracle.inputs import VECTORS, is_layer, options, shapes
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.forward import forward, whole_wiring
 
 Numpy = np.ndarray[Any, Any]
@@ -110,6 +111,16 @@ def output_with(spec: Spec, inputs: Inputs, deviations: Iterable[Deviation]) -> 
     """The output of a kernel with all of `deviations`; None where these inputs have no such kernel."""
     problem = deviated(spec, inputs, deviations)
     return None if problem is None else output(problem)
+
+
+def equal(a: Numpy | None, b: Numpy | None) -> bool:
+    """Whether two outputs are one function's; what both cannot compute is no difference."""
+    if a is None or b is None or a.shape != b.shape:
+        return a is None and b is None
+    largest = float(np.max(np.abs(b), initial=1e-300, where=np.isfinite(b)))
+    with np.errstate(invalid="ignore"):
+        apart = np.any(np.abs(a - b) > THRESHOLDS.same_function * largest)
+    return not apart and np.array_equal(np.isnan(a), np.isnan(b))
 
 
 def _recast(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
-from refdiff.oracle.deviations.deviation import Deviation, Problem, output, output_with
+from refdiff.oracle.deviations.deviation import Deviation, Problem, equal, output, output_with
 from refdiff.oracle.deviations.groups import GROUP_DEVIATIONS
 from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
@@ -20,7 +19,6 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.thresholds import THRESHOLDS
 
 Numpy = np.ndarray[Any, Any]
 KINDS = ("dense", "packed", "paged", "layer")
@@ -57,16 +55,15 @@ def deviations(spec: Spec, kind: str = "dense") -> tuple[Deviation, ...]:
     """
     spec = smaller(spec)
     shown = probes(spec, kind)
-    right = [_flat(output(Problem(spec, x))) for x in shown]
+    right = [output(Problem(spec, x)) for x in shown]
     kept: list[tuple[Deviation, list[Numpy | None]]] = []
     for deviation in EVERY:
         if spec.is_plain and _is_of_two_maps(deviation):
             continue
-        found = [_result(spec, x, deviation) for x in shown]
-        acts = [f is not None and not _equal(f, y) for f, y in zip(found, right, strict=True)]
-        if not any(acts):
+        found = [output_with(spec, x, [deviation]) for x in shown]
+        wrong = [None if equal(f, y) else f for f, y in zip(found, right, strict=True)]
+        if all(f is None for f in wrong):
             continue
-        wrong = [f if here else None for f, here in zip(found, acts, strict=True)]
         for n, (other, results) in enumerate(kept):
             if _same(wrong, results):
                 merged = [a if b is None else b for a, b in zip(results, wrong, strict=True)]
@@ -94,31 +91,10 @@ def _is_of_two_maps(deviation: Deviation) -> bool:
     return of_norm or deviation.axis in OF_TWO_MAPS
 
 
-def _result(spec: Spec, inputs: Inputs, deviation: Deviation) -> Numpy | None:
-    out = output_with(spec, inputs, [deviation])
-    return None if out is None else _flat(out)
-
-
-def _flat(x: Numpy | None) -> Numpy:
-    return np.zeros(0) if x is None else np.ravel(x)
-
-
-def _equal(x: Numpy, y: Numpy) -> bool:
-    if x.shape != y.shape:
-        return False
-    with np.errstate(invalid="ignore"):
-        apart = np.any(np.abs(x - y) > THRESHOLDS.same_function * _largest(y))
-    return not apart and np.array_equal(np.isnan(x), np.isnan(y))
-
-
 def _same(a: list[Numpy | None], b: list[Numpy | None]) -> bool:
     """Whether they are equal wherever both act, and both act somewhere: a wrong layer may not know every case."""
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    return bool(both) and all(_equal(x, y) for x, y in both)
-
-
-def _largest(x: Numpy) -> float:
-    return float(np.max(np.abs(x), initial=1e-300, where=np.isfinite(x)))
+    return bool(both) and all(equal(x, y) for x, y in both)
 
 
 def _merged(first: Deviation, second: Deviation) -> Deviation:
@@ -131,26 +107,21 @@ def _merged(first: Deviation, second: Deviation) -> Deviation:
 
 def probes(spec: Spec, kind: str) -> list[Inputs]:
     """Small inputs on which every deviation of the spec can be seen, as float64."""
-    return [as_float64(spec, x) for x in _probes(spec, kind)]
-
-
-def _probes(spec: Spec, kind: str) -> Iterator[Inputs]:
-    if kind not in KINDS:
+    w, D = spec.window or 0, 2 * spec.head_dim + 1
+    shapes: dict[str, tuple[Structure, ...]] = {
+        "dense": (
+            Structure(queries=5, keys=w + 8, padding="left"),
+            Structure(queries=w + 6, keys=w + 6),
+            Structure(queries=6, keys=4),  # the first two rows see nothing
+        ),
+        "packed": (Structure(packed=((3, 3), (4, w + 6), (5, 5 + w))), Structure(packed=((6, 4), (2, w + 4)))),
+        "paged": (Structure(pages=((1, w + 9), (1, 3), (1, w + 6))), Structure(pages=((3, w + 7), (1, w + 5)))),
+        "layer": (Structure(queries=5, keys=w + 8, hidden=D), Structure(queries=w + 5, keys=w + 5, hidden=D)),
+    }
+    if kind not in shapes:
         raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}")
-    w = spec.window or 0
-    if kind == "packed":
-        yield draw(spec, Structure(packed=((3, 3), (4, w + 6), (5, 5 + w))), "discriminating", 1)
-        yield draw(spec, Structure(packed=((6, 4), (2, w + 4))), "discriminating", 2)
-    elif kind == "paged":
-        yield draw(spec, Structure(pages=((1, w + 9), (1, 3), (1, w + 6))), "discriminating", 1)
-        yield draw(spec, Structure(pages=((3, w + 7), (1, w + 5))), "tiny_values", 2)
-    elif kind == "layer":
-        D = 2 * spec.head_dim + 1
-        yield draw(spec, Structure(queries=5, keys=w + 8, hidden=D), "discriminating", 1)
-        yield draw(spec, Structure(queries=w + 5, keys=w + 5, hidden=D), "tiny_values", 2)
-    else:
-        yield draw(spec, Structure(queries=5, keys=w + 8, padding="left"), "discriminating", 1)
-        yield draw(spec, Structure(queries=w + 6, keys=w + 6), "tiny_values", 2)
-        yield draw(spec, Structure(queries=6, keys=4), "discriminating", 3)  # the first two rows see nothing
-        if spec.ratio > 1:
-            yield draw(spec, Structure(queries=spec.query_heads, keys=spec.query_heads), "discriminating", 4)
+    if kind == "dense" and spec.ratio > 1:
+        shapes["dense"] += (Structure(queries=spec.query_heads, keys=spec.query_heads),)
+    values = ["tiny_values" if n == 1 and kind != "packed" else "discriminating" for n in range(len(shapes[kind]))]
+    drawn = (draw(spec, shape, values[n], n + 1) for n, shape in enumerate(shapes[kind]))
+    return [as_float64(spec, x) for x in drawn]

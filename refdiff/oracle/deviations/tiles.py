@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -94,11 +95,11 @@ _NOT_RESCALED = (
 def _online(name: str, what: str, tile: int, of_values: bool, of_weights: bool) -> Deviation:
     named = f"{name}_by_tiles_of_{tile}"
     text = f"Online softmax by tiles of {tile} keys: {what} multiplied by e^(m_old − m_new) where the maximum grows."
-    wrong = partial(_not_rescaled, tile, of_values, of_weights)
-    return Deviation(named, text, ONLINE, mistake=Mistake(named, text, "diff_attention", ONLINE, "", "", wrong))
+    return _mistaken(named, text, ONLINE, partial(_not_rescaled, tile, of_values, of_weights))
 
 
-_ONE_MAXIMUM = "One running maximum for both maps: lower scores underflow, and a map that loses all of them is 0 / 0."
+def _mistaken(name: str, what: str, axis: str, wrong: Callable[..., Any]) -> Deviation:
+    return Deviation(name, what, axis, mistake=Mistake(name, what, "diff_attention", axis, "", "", wrong))
 
 
 def _bits(spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -116,9 +117,10 @@ def bfloat16_bits(x: Numpy) -> Numpy:
 
 
 UNUSUAL: tuple[Deviation, ...] = (
-    Deviation(
-        "one_maximum_for_both_maps", _ONE_MAXIMUM, "maximum",
-        mistake=Mistake("one_maximum_for_both_maps", _ONE_MAXIMUM, "diff_attention", "maximum", "", "", _one_maximum),
+    _mistaken(
+        "one_maximum_for_both_maps",
+        "One running maximum for both maps: lower scores underflow, and a map that loses all of them is 0 / 0.",
+        "maximum", _one_maximum,
     ),
     Deviation(
         "bfloat16_bits_read_as_integers", "The 16 bits of each number of q, k and v taken for a whole number.", "bits",

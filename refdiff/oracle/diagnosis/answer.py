@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
+from refdiff.oracle.deviations.deviation import Deviation, Problem
 from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.deviations.tiles import UNUSUAL
 from refdiff.oracle.diagnosis.disambiguation import separating
@@ -16,10 +16,10 @@ from refdiff.oracle.diagnosis.fits import fits
 from refdiff.oracle.diagnosis.hidden_keys import hidden_keys
 from refdiff.oracle.diagnosis.places import Damage, damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
-from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, search
+from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, quick_candidate, search
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.two_fields import two_fields
-from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, quick_residual
+from refdiff.oracle.diagnosis.variants import Numpy, Target
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -62,24 +62,21 @@ def name_output(
     if other is not None:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
     if NEARLY_RIGHT not in notes:
-        where += _where([_keys(spec, t) if fails else () for t, fails in zip(targets, failing, strict=True)])
+        where += _where([hidden_keys(spec, t) if fails else () for t, fails in zip(targets, failing, strict=True)])
     pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
     if pairs and right is None and (fields := two_fields(spec, parts)):
         return Ranking(NONE_FITS, notes=(fields, *notes), where=where)
     told = [_how_close(closest, pairs)]
     shown = tuple(c for c in closest if c.explains >= THRESHOLDS.explained)
     if any(len(c.deviations) > 1 for c in shown):
-        first = _first_to_mend(spec, parts, shown)
+        # they do not fit together, which names them wrongly more often than not: the one that does most
+        alone = _alone(spec, parts, dict.fromkeys(d for c in shown for d in c.deviations))
+        first = max(alone, key=lambda c: c.explains)
         shown = (first,)
         told.append(f"several: first mend {first.name}, which alone explains {first.explains:.0%}, then ask again")
     if pairs and right is None and (rest := loosened(spec, recipe, parts, every, closest)):
         told.append(rest)
     return Ranking(NONE_FITS, shown, fitted, notes=(*told, *notes), where=where)
-
-
-def _keys(spec: Spec, target: Target) -> tuple[str, ...]:
-    found = hidden_keys(spec, target)
-    return (found,) if found else ()
 
 
 def _are_bits(target: Target, known: Budget) -> bool:
@@ -98,11 +95,17 @@ def loosened(
 
     Fields are tried that explain most, alone or beside another deviation.
     """
-    alone = [c for d in every if d.fields and (c := _alone(spec, parts, d)).explains >= THRESHOLDS.explained]
-    best = sorted((*alone, *closest), key=lambda c: -c.explains)
+    alone = _alone(spec, parts, (d for d in every if d.fields))
+    best = sorted((*(c for c in alone if c.explains >= THRESHOLDS.explained), *closest), key=lambda c: -c.explains)
     fields = dict.fromkeys(d for c in best for d in c.deviations if d.fields)
     found = (_with_field(spec, recipe, parts.whole, d) for d in list(fields)[:MOST_FIELDS])
     return next((text for text in found if text), None)
+
+
+def _alone(spec: Spec, parts: Parts, some: Iterable[Deviation]) -> list[Candidate]:
+    """How much of the error each deviation explains by itself, of large inputs in a part."""
+    found = (quick_candidate(spec, parts.which((d,)), (d,)) for d in some)
+    return [c for c in found if c is not None]
 
 
 def _with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], field: Deviation) -> str | None:
@@ -141,21 +144,6 @@ def _one(
         return Ranking(NONE_FITS, (), numbers, where=where)
     zero = not any(t.actual.any() for t in targets)
     return Ranking(UNIQUE, (one,), notes=(UNWRITTEN, *notes) if zero else notes)
-
-
-def _first_to_mend(spec: Spec, parts: Parts, closest: tuple[Candidate, ...]) -> Candidate:
-    """Of deviations that do not fit together, which names them wrongly more often than not, the one that does most."""
-    every = dict.fromkeys(d for c in closest for d in c.deviations)
-    return max((_alone(spec, parts, d) for d in every), key=lambda c: c.explains)
-
-
-def _alone(spec: Spec, parts: Parts, deviation: Deviation) -> Candidate:
-    """How much of the error one deviation explains by itself, of large inputs in a part."""
-    targets = parts.which((deviation,))
-    outs = [output_with(spec, t.inputs, [deviation]) for t in targets]
-    share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
-    residual = max(quick_residual(t, x) for t, x in zip(targets, outs, strict=True))
-    return Candidate((deviation,), residual, share, False)
 
 
 def _numbers_instead(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:

@@ -22,8 +22,6 @@ from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.verdict.verdict import FAIL
 
-Numpy = np.ndarray[Any, Any]
-
 
 def diagnose(
     actual: Any,
@@ -92,7 +90,8 @@ def diagnose(
     if any(without) and not all(without):
         raise ValueError("some of the outputs lack 'out', and others have it: give it in all, or in none")
     known = [budget(spec, x, recipe, dout=d) for x, d in zip(several, douts, strict=True)]
-    targets = () if all(without) else tuple(Target.of(_out(given), b) for given, b in zip(outs, known, strict=True))
+    arrays = () if all(without) else (output_alone(given, "a diagnosis").astype(np.float64) for given in outs)
+    targets = tuple(Target.of(x, b) for x, b in zip(arrays, known, strict=not all(without)))
     failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(known, targets, strict=bool(targets))]
     if any(failing):
         return name_output(spec, recipe, targets, known, failing, max_deviations)
@@ -111,10 +110,6 @@ def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, An
             f"there are {len(outs)} outputs and {len(several)} inputs, but must be as many, and one or more"
         )
     return several, outs, [None] * len(several) if dout is None else list(dout)
-
-
-def _out(given: Any) -> Numpy:
-    return output_alone(given, "a diagnosis").astype(np.float64)
 
 
 def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any]) -> Ranking | None:

@@ -10,7 +10,7 @@ import numpy as np
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.budget.statistics import RowBudget, over, root_mean_square
 from refdiff.oracle.cases.fixed import Case, cases
-from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output_with
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, equal, output_with
 from refdiff.oracle.deviations.listed import probes, smaller
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import Parts
@@ -47,14 +47,6 @@ def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, k
         else:
             kept.append((candidate, outs))
     return [candidate for candidate, _ in kept]
-
-
-def equal(a: Numpy | None, b: Numpy | None) -> bool:
-    """Whether two outputs are one function's; what both cannot compute is no difference."""
-    if a is None or b is None or a.shape != b.shape:
-        return (a is None) == (b is None) and a is None
-    size = float(np.max(np.abs(a), initial=1e-300, where=np.isfinite(a)))
-    return bool(np.allclose(a, b, rtol=0, atol=THRESHOLDS.same_function * size, equal_nan=True))
 
 
 def drop_dominated(fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:
@@ -96,10 +88,16 @@ def unobservable(spec: Spec, parts: Parts, candidate: Candidate, known: Set, evi
     own: dict[int, list[RowBudget]] = {}
 
     def shows(targets: tuple[Target, ...], some: list[Deviation]) -> bool:
+        """Whether these deviations together give an output of their own, or are no kernel."""
         if id(targets) not in own:
-            found = judged.get(id(targets)) or [_own_judgement(spec, t, candidate) for t in targets]
+            alone = (judgement(deviated(spec, t.inputs, candidate.deviations), t) for t in targets)
+            found = judged.get(id(targets)) or [j for j in alone if j]
             own[id(targets)] = [row_budget(j.wrong, j.runs, t) for j, t in zip(found, targets, strict=True)]
-        return any(_shows(spec, t, some, allowed) for t, allowed in zip(targets, own[id(targets)], strict=True))
+        outs = [output_with(spec, t.inputs, some) for t in targets]
+        return any(
+            x is None or x.shape != b.expected.shape or judge_rows("out", x, b).status == FAIL
+            for x, b in zip(outs, own[id(targets)], strict=True)
+        )
 
     hidden = []
     for d in known:
@@ -107,20 +105,6 @@ def unobservable(spec: Spec, parts: Parts, candidate: Candidate, known: Set, evi
         if d.axis not in axes and not any(shows(targets, some) for targets in parts.in_turn(parts.which(some))):
             hidden.append(d.name)
     return hidden
-
-
-def _own_judgement(spec: Spec, target: Target, candidate: Candidate) -> Judgement:
-    problem = deviated(spec, target.inputs, candidate.deviations)
-    found = None if problem is None else judgement(problem, target)
-    if found is None:
-        raise ValueError(f"a kernel with {candidate.name} gives no output for these inputs")
-    return found
-
-
-def _shows(spec: Spec, target: Target, some: list[Deviation], allowed: RowBudget) -> bool:
-    """Whether these deviations together give an output of their own, or are no kernel."""
-    out = output_with(spec, target.inputs, some)
-    return out is None or out.shape != allowed.expected.shape or judge_rows("out", out, allowed).status == FAIL
 
 
 def _points_to(of_b: list[Judgement], of_a: list[Judgement], targets: tuple[Target, ...]) -> bool:

@@ -11,6 +11,7 @@ from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.fit_layer import spec_at_layer
 from refdiff.oracle.diagnosis.parameter_fit import Trial, held, in_words, is_one, spec_value_format
 from refdiff.oracle.diagnosis.ranking import Fit
+from refdiff.oracle.diagnosis.region_format import listed
 from refdiff.oracle.diagnosis.variants import Numpy, Target
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs
@@ -109,21 +110,15 @@ def _with(inputs: Inputs, lambda_full: Numpy) -> Inputs:
     return {**made, "lambda_full": np.asarray(lambda_full, dtype=np.float64)}
 
 
-def _maps(spec: Spec, inputs: Inputs) -> tuple[Numpy, Numpy]:
-    """A₁V and A₂V: (B, h, T, e) twice."""
+def _shown(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Inputs]:
+    """Output, A₁V and A₂V of some tokens, in numbers that are finite in all three; the inputs."""
     bare = spec.replace(lambda_form="given", norm="none", norm_weight=False, out_scale="none")
-    plain = {name: x for name, x in inputs.items() if name != "norm_weight"}
+    plain = {name: x for name, x in target.inputs.items() if name != "norm_weight"}
     first, both = (output(Problem(bare, _with(plain, np.asarray(value)))) for value in (0.0, 1.0))
     if first is None or both is None:
         raise ValueError("the maps of these inputs cannot be computed")
-    return first, first - both
-
-
-def _shown(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Inputs]:
-    """Output and both maps' own outputs of some tokens, in numbers that are finite in all three; the inputs."""
-    first, second = _maps(spec, target.inputs)
     step = max(1, target.actual.shape[2] // ENOUGH)
-    out, o1, o2 = (x[:, :, ::step] for x in (target.actual, first, second))
+    out, o1, o2 = (x[:, :, ::step] for x in (target.actual, first, first - both))
     known = np.isfinite(out) & np.isfinite(o1) & np.isfinite(o2)
     out, o1, o2 = (np.where(known, x, 0.0) for x in (out, o1, o2))
     return out, o1, o2, target.inputs
@@ -172,8 +167,7 @@ def with_name(spec: Spec, targets: tuple[Target, ...], fit: Fit, *, large: bool 
     if exact and names == [printed]:
         return replace(fit, text=fit.text.replace("λ is ", "λ is exactly ", 1))
     same = exact and [f"{x:.4g}" for x in passing] == [printed]
-    said = " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
-    which = f" in every head, which {'is' if same else 'may be'} {said}"
+    which = f" in every head, which {'is' if same else 'may be'} {listed(names, 'or')}"
     return replace(fit, text=fit.text.replace(" in every head", which, 1))
 
 

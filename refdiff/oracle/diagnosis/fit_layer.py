@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.deviations.deviation import Problem, output
+from refdiff.oracle.deviations.deviation import Problem
 from refdiff.oracle.diagnosis.parameter_fit import Trial, held
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.variants import Target, quick_residual
+from refdiff.oracle.diagnosis.variants import Kernel, Target, worst_residual
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Layer
@@ -42,15 +42,15 @@ def fit_layer(spec: Spec, parts: Parts) -> list[Fit]:
 
 
 def _in_place(spec: Spec, place: str, targets: Sequence[Target], parts: Parts) -> Fit | None:
-    def problem(layer: int, inputs: Inputs) -> Problem:
-        return _problem(spec, place, layer, inputs)
+    def kernel(layer: int) -> Kernel:
+        return partial(_problem, spec, place, layer)
 
     def fitted(layer: int, large: bool = True) -> Fit | None:
-        trial = Trial(place, [layer], "", partial(problem, layer))
+        trial = Trial(place, [layer], "", kernel(layer))
         fits = held(trial, parts.in_turn(parts.small), large=large)
         return next((f for f in fits if f.fits), None)
 
-    best = _best(lambda layer: max(quick_residual(t, output(problem(layer, t.inputs))) for t in targets))
+    best = _best(lambda layer: worst_residual(kernel(layer), targets))
     fit = fitted(best, parts.are_parts)
     if fit is None:
         return None
@@ -80,12 +80,12 @@ def _problem(spec: Spec, place: str, layer: int, inputs: Inputs) -> Problem:
         return Problem(other, inputs)
     for_lambda, for_scale = (other, spec) if place == LAMBDA else (spec, other)
     start = lambda_init(for_lambda, ops_for())
-    wrong = Mistake("λ_init_of_another_layer", "", "diff_lambda", "linit base", "", "", partial(_from, start))
+
+    def another_start(right: Layer, q1: Any, k1: Any, q2: Any, k2: Any, _: float) -> Any:
+        return right(q1, k1, q2, k2, start)
+
+    wrong = Mistake("λ_init_of_another_layer", "", "diff_lambda", "linit base", "", "", another_start)
     return Problem(for_scale, inputs, (wrong,))
-
-
-def _from(start: float, right: Layer, q1: Any, k1: Any, q2: Any, k2: Any, _: float) -> Any:
-    return right(q1, k1, q2, k2, start)
 
 
 def _best(residual: Callable[[int], float]) -> int:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.deviations.deviation import Problem, output
+from refdiff.oracle.deviations.deviation import Problem
 from refdiff.oracle.deviations.tiles import SIZES, tail, with_tail, with_window_of_tiles
 from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
 from refdiff.oracle.diagnosis.fit_layer import BOTH, PLACES, fit_layer
 from refdiff.oracle.diagnosis.parameter_fit import Trial, held, is_one, short_list
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
-from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, is_wrong, quick_residual, rows_off
+from refdiff.oracle.diagnosis.variants import (
+    Numpy,
+    Target,
+    explained,
+    is_wrong,
+    quick_residual,
+    rows_off,
+    worst_residual,
+)
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Layer
@@ -49,28 +57,21 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
     found = [
         *layers,
         *([] if named else _factor_and_lambda(spec, parts)),
-        *_window(spec, parts),
-        *_tiles(spec, parts),
+        *_best_of(_windows(spec, parts), parts),
+        *_best_of(_tails(spec, parts.last), parts),
+        *_best_of(_windows_of_tiles(spec, parts), parts),
         *_order_of_heads(targets),
     ]
     if not local:
-        unit = spec.scale or spec.head_dim**-0.5
-        found += _number(spec, parts, "scale", unit, 1 / 30, 30.0, "scores are multiplied by")
-    if spec.norm != "none" and not local:
-        found += _number(spec, parts, "norm_eps", 1.0, 1e-12, 1.0, "ε of the norm is")
-    if spec.rope != "none" and not local:
-        found += _number(spec, parts, "rope_theta", 1.0, 30.0, 1e8, "the base of RoPE is")
-    if not local and not any(f.fits for f in found):
-        found += [
-            *_number(spec, parts, "softcap", 1.0, *LIMITS, "scores z are c tanh(z / c) with c ="),
-            *_clamp(spec, parts),
-        ]
+        *usual, softcap = numbers(spec)
+        for number in usual:
+            found += _number(spec, parts, number)
+        if not any(f.fits for f in found):
+            found += [*_number(spec, parts, softcap), *_clamp(spec, parts)]
     passing = sorted((f for f in found if f.fits), key=lambda f: (f.parameter not in PLACES, f.residual))
-    return tuple(passing) or _nearest(found)
-
-
-def _nearest(found: list[Fit]) -> tuple[Fit, ...]:
-    """Of what explains nearly all the best, or one of fewer numbers, which come first, that leaves not much more."""
+    if passing:
+        return tuple(passing)
+    # of what explains nearly all the best, or one of fewer numbers, which come first, that leaves not much more
     least = min((1 - f.explains for f in found), default=0.0)
     return tuple(f for f in found if 1 - f.explains <= THRESHOLDS.as_good * least)[:1]
 
@@ -100,13 +101,35 @@ def _first_that_passes(held_ones: Iterable[list[Fit]]) -> list[Fit]:
     return kept
 
 
-def _number(spec: Spec, parts: Parts, field: str, unit: float, low: float, high: float, words: str) -> list[Fit]:
-    """Fit one field between low and high units."""
+class Number(NamedTuple):
+    """A number of the spec: its field, what is said before its value, and the logarithms of the values tried first."""
+
+    field: str
+    words: str
+    grid: Numpy
+
+
+def numbers(spec: Spec) -> Iterator[Number]:
+    """Yield the numbers of a spec that count, the limit of scores, which it may lack, last."""
+    unit = spec.scale or spec.head_dim**-0.5
+    yield Number("scale", "scores are multiplied by", _grid(unit / 30, unit * 30))
+    if spec.norm != "none":
+        yield Number("norm_eps", "ε of the norm is", _grid(1e-12, 1.0))
+    if spec.rope != "none":
+        yield Number("rope_theta", "the base of RoPE is", _grid(30.0, 1e8))
+    yield Number("softcap", "scores z are c tanh(z / c) with c =", _grid(*LIMITS))
+
+
+def _grid(low: float, high: float) -> Numpy:
+    return np.linspace(math.log(low), math.log(high), COARSE)
+
+
+def _number(spec: Spec, parts: Parts, number: Number) -> list[Fit]:
+    """Fit one number of the spec."""
+    field, words, grid = number
     now = spec.head_dim**-0.5 if field == "scale" and spec.scale is None else getattr(spec, field)
     has = "none" if now is None else f"{now:.4g}"
-    return _best(
-        parts, lambda x: _of_spec(spec, field, x, f"{words} {x:.4g}, where the spec has {has}"), unit * low, unit * high
-    )
+    return _best(parts, lambda x: _of_spec(spec, field, x, f"{words} {x:.4g}, where the spec has {has}"), grid)
 
 
 def _clamp(spec: Spec, parts: Parts) -> list[Fit]:
@@ -117,7 +140,7 @@ def _clamp(spec: Spec, parts: Parts) -> list[Fit]:
         wrong = Mistake("scores_cut_off", text, "diff_attention", "clamp", "", "", partial(_cut_off, limit))
         return Trial("score_limit", limit, text, lambda inputs: Problem(spec, inputs, (wrong,)))
 
-    return _best(parts, trial, *LIMITS)
+    return _best(parts, trial, _grid(*LIMITS))
 
 
 def _cut_off(
@@ -128,15 +151,25 @@ def _cut_off(
     return right(q1, k1, q2, k2, v, *rest, **how)
 
 
-def _best(parts: Parts, trial: Callable[[float], Trial], low: float, high: float) -> list[Fit]:
-    """Hold the best number between low and high, on a logarithmic scale, against the outputs."""
+def _best(parts: Parts, trial: Callable[[float], Trial], grid: Numpy) -> list[Fit]:
+    """Hold the best number, on a logarithmic scale, against the outputs."""
+    best, _ = smallest(lambda log: _residual(trial(math.exp(log)), parts), grid)
+    return _held(trial(math.exp(best)), parts)
 
-    def residual(log: float) -> float:
-        made = trial(math.exp(log))
-        return max(quick_residual(t, output(made.problem(t.inputs))) for t in parts.last)
 
-    best, _ = smallest(residual, np.linspace(math.log(low), math.log(high), COARSE))
-    return held(trial(math.exp(best)), parts.in_turn(parts.last), large=parts.are_parts)
+def _best_of(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
+    """Hold the best of some numbers against the outputs."""
+    if not trials:
+        return []
+    return _held(trials[int(np.argmin([_residual(trial, parts) for trial in trials]))], parts)
+
+
+def _residual(trial: Trial, parts: Parts) -> float:
+    return worst_residual(trial.kernel, parts.last)
+
+
+def _held(trial: Trial, parts: Parts) -> list[Fit]:
+    return held(trial, parts.in_turn(parts.last), large=parts.are_parts)
 
 
 def _of_spec(spec: Spec, field: str, value: Any, text: str) -> Trial:
@@ -167,33 +200,16 @@ def smallest(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
     return (x, at_x) if at_x <= values[n] else (float(grid[n]), values[n])
 
 
-def _window(spec: Spec, parts: Parts) -> list[Fit]:
-    """Try every window, where the last queries, which lose most keys by one, are wrong."""
-    keys = max(t.inputs["k"].shape[2] if "k" in t.inputs else 0 for t in parts.last)
-    tried = range(1, min(keys, LONGEST) + 1)
-    if not tried or (parts.are_parts and all(map(_last_are_right, parts.last))):
+def _windows(spec: Spec, parts: Parts) -> list[Trial]:
+    """Every window; of large inputs where the last queries, which lose most keys by one, are wrong."""
+    if parts.are_parts and not any(is_wrong(rows_off(t, t.actual)[:, :, -FEWEST:]) for t in parts.last):
         return []
-    residuals = [
-        max(quick_residual(t, output(Problem(spec.replace(window=w), t.inputs))) for t in parts.last) for w in tried
-    ]
-    w = tried[int(np.argmin(residuals))]
+    keys = max(t.inputs["k"].shape[2] if "k" in t.inputs else 0 for t in parts.last)
     now = "all keys" if spec.window is None else str(spec.window)
-    trial = _of_spec(spec, "window", w, f"a query sees {w} keys, itself among them, where the spec has {now}")
-    return held(trial, parts.in_turn(parts.last), large=parts.are_parts)
-
-
-def _last_are_right(target: Target) -> bool:
-    return not is_wrong(rows_off(target, target.actual)[:, :, -FEWEST:])
-
-
-def _tiles(spec: Spec, parts: Parts) -> list[Fit]:
-    """Try tiles of every usual size: keys padded to one and not masked, and a window that starts where one does."""
-    found: list[Fit] = []
-    for trials in (_tails(spec, parts.last), _windows_of_tiles(spec, parts)):
-        if trials:
-            off = [max(quick_residual(t, output(one.problem(t.inputs))) for t in parts.last) for one in trials]
-            found += held(trials[int(np.argmin(off))], parts.in_turn(parts.last), large=parts.are_parts)
-    return found
+    return [
+        _of_spec(spec, "window", w, f"a query sees {w} keys, itself among them, where the spec has {now}")
+        for w in range(1, min(keys, LONGEST) + 1)
+    ]
 
 
 def _tails(spec: Spec, targets: tuple[Target, ...]) -> list[Trial]:

@@ -13,6 +13,7 @@ from refdiff.oracle.budget.statistics import root_mean_square
 from refdiff.oracle.deviations.deviation import Deviation, deviated, ops_with
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.ranking import Candidate
+from refdiff.oracle.diagnosis.region_format import listed
 from refdiff.oracle.diagnosis.variants import Target, explained, quick_residual
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.mistakes import CATALOGUE
@@ -73,7 +74,7 @@ def diagnose_gradients(
         together, limit = of_each[best], THRESHOLDS.as_good * max(1.0, furthest[best])
         fits = [d for d, x in furthest.items() if of_each[d] == together and x <= limit]
         fits = [d for d in fits if d not in elsewhere] or fits
-        text = f"{_listed(together)} {'are those' if len(together) > 1 else 'is that'} of {_named(fits)}"
+        text = f"{listed(together)} {'are those' if len(together) > 1 else 'is that'} of {_named(fits)}"
         share = {d: min(shares[d][n] for n in together) for d in fits}
         yield Answer(text, tuple(together), tuple(Candidate((d,), furthest[d], share[d], True) for d in fits))
         left = [name for name in left if name not in together]
@@ -88,7 +89,7 @@ def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
     """Say which of the gradients are zero, and which a number times the right ones, those of one number together."""
     zero = [name for name, some in targets.items() if not any(np.any(t.actual) for t in some)]
     if zero:
-        text = f"{_listed(zero)} {_is(zero)} zero where {'they' if len(zero) > 1 else 'it'} should not be"
+        text = f"{listed(zero)} {_is(zero)} zero where {'they' if len(zero) > 1 else 'it'} should not be"
         yield Answer(text, tuple(zero))
     left = {n: f for n, some in targets.items() if n not in zero and (f := _factor(some)) is not None}
     while left:
@@ -99,12 +100,8 @@ def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
             if abs(f - factor) < THRESHOLDS.same_factor * abs(factor) and _times(targets[n], factor)
         ]
         left = {n: f for n, f in left.items() if n not in alike}
-        text = f"{_listed(alike)} {_is(alike)} {factor:.4g} times what {'they' if len(alike) > 1 else 'it'} should be"
+        text = f"{listed(alike)} {_is(alike)} {factor:.4g} times what {'they' if len(alike) > 1 else 'it'} should be"
         yield Answer(text, tuple(alike))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(", ".join(part) for part in (names[:-1], names[-1:]) if part)
 
 
 def _is(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.budget.statistics import over, root_mean_square
 from refdiff.oracle.deviations.tiles import SIZES
 from refdiff.oracle.diagnosis.places import right_rows
-from refdiff.oracle.diagnosis.region_format import boxes, worded
+from refdiff.oracle.diagnosis.region_format import boxes, mask_words
 from refdiff.oracle.diagnosis.rows import NAMES
 from refdiff.oracle.diagnosis.variants import LOOSE, Numpy, Target
 from refdiff.oracle.inputs import kind_of
@@ -32,7 +32,7 @@ ABOUT_AS_GOOD = 1.5
 
 @dataclass(frozen=True)
 class Row:
-    """One wrong row: e^z of each key in both maps, and whether it is seen; its own key; the numbers that follow."""
+    """One wrong row: e^z, (v, 1) of each key, and whether it is seen; its own key; the numbers that follow."""
 
     weights: tuple[Numpy, Numpy]
     values: Numpy
@@ -44,8 +44,8 @@ class Row:
     unit: float
 
 
-def hidden_keys(spec: Spec, target: Target) -> str:
-    """Say which keys the wrong rows of a dense output lack, or see beyond their own; "" where none explain the error.
+def hidden_keys(spec: Spec, target: Target) -> tuple[str, ...]:
+    """Say which keys the wrong rows of a dense output lack, or see beyond their own, if these explain the error.
 
     Equation:
         of keys M a row is s · Norm(Σ_M e^{z₁} v / Σ_M e^{z₁} − λ Σ_M e^{z₂} v / Σ_M e^{z₂}); of all intervals that may
@@ -53,15 +53,15 @@ def hidden_keys(spec: Spec, target: Target) -> str:
     """
     inputs, allowed = target.inputs, target.allowed
     if allowed is None or kind_of(inputs) != "dense" or inputs["k"].shape[2] < 2:
-        return ""
+        return ()
     if spec.gate != "none" or not (has_plain_norm(spec) or spec.norm == "none"):
-        return ""
+        return ()
     if spec.sinks:  # which are one more key here
-        return ""
+        return ()
     written = np.any(target.actual != 0, axis=-1)  # a row of zeros says nothing of keys
     wrong = ~right_rows(target.actual, allowed) & np.all(target.compared, axis=-1) & written
     if not wrong.any():
-        return ""
+        return ()
     places = np.argwhere(wrong)
     chosen = places[np.unique(np.linspace(0, len(places) - 1, SAMPLE).astype(int))]
     operands = attention_operands(spec, inputs, ops_for())
@@ -76,8 +76,10 @@ def hidden_keys(spec: Spec, target: Target) -> str:
     total = root_mean_square(off.T)
     likely = int(np.flatnonzero(total <= max(1.0, ABOUT_AS_GOOD * float(total.min())))[0])
     if total[likely] * THRESHOLDS.as_good > root_mean_square(before.T)[0] or off[:, likely].max() > LOOSE.row:
-        return ""
-    return f"it is as if {words[likely]} in {_place(wrong)}"
+        return ()
+    everywhere = np.ones_like(wrong)
+    place = mask_words(boxes(wrong, everywhere), everywhere, [NAMES[a] for a in "bht"], "every head")
+    return (f"it is as if {words[likely]} in {place or f'{wrong.sum()} of {wrong.size} rows'}",)
 
 
 def _row(spec: Spec, target: Target, s: AttentionOperands, b: int, h: int, t: int) -> Row:
@@ -97,7 +99,8 @@ def _row(spec: Spec, target: Target, s: AttentionOperands, b: int, h: int, t: in
     own = t if spec.causal == "top_left" else t + S - T
     factor = at(out_factor(spec, target.inputs, ops_for()), 1)[0]
     known = (float(at(s.lambda_full, 1)[0]), float(factor))
-    return Row((first, second), s.v[b, h], seen, own, *known, target.actual[b, h, t], size)
+    values = np.concatenate([s.v[b, h], np.ones((S, 1))], axis=-1)
+    return Row((first, second), values, seen, own, *known, target.actual[b, h, t], size)
 
 
 def _intervals(S: int) -> list[tuple[int, int]]:
@@ -119,10 +122,9 @@ def _words(a: int, b: int, S: int) -> str:
 def _without(spec: Spec, inputs: Any, row: Row, edges: Sequence[tuple[int, int]]) -> Numpy:
     """The row without each interval of keys, from sums up to every key."""
     a, b = np.asarray(edges).T
-    values = np.concatenate([row.values, np.ones((len(row.values), 1))], axis=-1)
     sums = []
     for weights in row.weights:
-        up_to = np.cumsum((weights * row.seen)[:, None] * values, axis=0)
+        up_to = np.cumsum((weights * row.seen)[:, None] * row.values, axis=0)
         up_to = np.concatenate([np.zeros_like(up_to[:1]), up_to])
         sums.append(up_to[-1] - (up_to[b] - up_to[a]))
     return _finished(spec, inputs, row, sums)
@@ -130,8 +132,7 @@ def _without(spec: Spec, inputs: Any, row: Row, edges: Sequence[tuple[int, int]]
 
 def _of_keys(spec: Spec, inputs: Any, row: Row, seen: Numpy) -> Numpy:
     """The row of each set of keys, (n, S)."""
-    values = np.concatenate([row.values, np.ones((len(row.values), 1))], axis=-1)
-    return _finished(spec, inputs, row, [(weights * seen) @ values for weights in row.weights])
+    return _finished(spec, inputs, row, [(weights * seen) @ row.values for weights in row.weights])
 
 
 def _with_others(spec: Spec, inputs: Any, row: Row) -> Numpy:
@@ -157,12 +158,3 @@ def _divided(x: Numpy, least: float) -> Numpy:
 
 def _off(row: Row, found: Numpy) -> Numpy:
     return over(root_mean_square(row.actual - found), np.full(len(found), row.unit))
-
-
-def _place(wrong: Numpy) -> str:
-    """The wrong rows in words."""
-    everywhere = np.ones_like(wrong)
-    named = [worded(box, everywhere, [NAMES[a] for a in "bht"]) for box in boxes(wrong, everywhere)]
-    if not named or None in named:
-        return f"{wrong.sum()} of {wrong.size} rows"
-    return " and ".join(word or "every head" for word in named)

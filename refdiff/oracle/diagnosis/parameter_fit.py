@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.row_prefilter import few_rows_exclude
-from refdiff.oracle.diagnosis.variants import Numpy, Target, explained, judged, quick_residual
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.diagnosis.sub_case import few_rows_exclude
+from refdiff.oracle.diagnosis.variants import Kernel, Numpy, Target, explained, judged, outputs, quick_residual
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.judge import judge_rows
@@ -26,12 +24,12 @@ LISTED = 16
 
 @dataclass(frozen=True)
 class Trial:
-    """A number by its name, its value, in words, and the problem of a kernel that has it, from the inputs."""
+    """A number by its name, its value, in words, and a kernel that has it."""
 
     parameter: str
     value: Any
     text: str
-    problem: Callable[[Inputs], Problem]
+    kernel: Kernel
 
 
 def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = False) -> list[Fit]:
@@ -42,18 +40,18 @@ def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = Fal
     """
     worst, share, passed = 0.0, 1.0, True
     for targets in turns:
-        outs = [output(trial.problem(t.inputs)) for t in targets]
+        outs = outputs(trial.kernel, targets)
         share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
         if large and any(quick_residual(t, x) > THRESHOLDS.near for t, x in zip(targets, outs, strict=True)):
             worst, passed = np.inf, False
         if (
             large
             and share < THRESHOLDS.nearly_explained
-            and any(_excluded(trial, t, x) for t, x in zip(targets, outs, strict=True))
+            and any(few_rows_exclude(t, trial.kernel, x) for t, x in zip(targets, outs, strict=True))
         ):
             return []
         for t in targets if passed else ():
-            passed, residual = judged(trial.problem(t.inputs), t)
+            passed, residual = judged(trial.kernel(t.inputs), t)
             worst = max(worst, residual)
             if not passed:
                 break
@@ -64,14 +62,9 @@ def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = Fal
     return [Fit(trial.parameter, trial.value, trial.text, worst, passed, share)]
 
 
-def _excluded(trial: Trial, target: Target, out: Numpy | None) -> bool:
-    return out is not None and few_rows_exclude(target, trial.problem, out)
-
-
 def is_no_deviation(trial: Trial, targets: tuple[Target, ...]) -> bool:
     """Whether a kernel with this number is right by the rule of `check`: then it is the spec's own number."""
-    for t in targets:
-        out = output(trial.problem(t.inputs))
+    for t, out in zip(targets, outputs(trial.kernel, targets), strict=True):
         if t.allowed is None or out is None or out.shape != t.expected.shape:
             return False
         if judge_rows("out", round_to(out, t.recipe.storage), t.allowed).status == FAIL:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from refdiff.oracle.budget.statistics import (
     root_mean_square,
     statistics,
 )
-from refdiff.oracle.diagnosis.region_format import FILLED, Box, indices, repeats
+from refdiff.oracle.diagnosis.region_format import FILLED, Box, indices, listed, repeats
 from refdiff.oracle.diagnosis.rows import NAMES, Place, Rows
 from refdiff.oracle.thresholds import THRESHOLDS
 
@@ -223,13 +222,14 @@ def _misplaced(rows: Rows, place: Place) -> str:
     """Say where the truth has the numbers of one box of the output, or that its rows are in another order."""
     if not place.part or place.columns is not None:
         return ""
-    if source := source_of_misplaced(rows, place):
+    axes, shape = rows.budget.axes.split(), rows.budget.rows.shape
+    box = tuple(place.part[a][0] if a in place.part else np.arange(n) for a, n in zip(axes, shape, strict=True))
+    if source := _source_of_misplaced(rows, place, box):
         return f"it holds what belongs in {source}, as after a wrong offset"
-    axes, box = rows.budget.axes.split(), _box(rows, place)
     for n, a in enumerate(axes):
         if a in place.part and 2 <= len(box[n]) <= MOST_EXCHANGED and (order := _order(rows, box, n)):
             name = NAMES[a]
-            return f"{name}s {_listed(box[n].tolist())} hold what belongs in {name}s {_listed(order)}"
+            return f"{name}s {listed(box[n].tolist())} hold what belongs in {name}s {listed(order)}"
     return ""
 
 
@@ -243,25 +243,13 @@ def _order(rows: Rows, box: Box, n: int) -> list[int]:
     return order if sorted(order) == box[n].tolist() else []
 
 
-def _listed(some: Sequence[int]) -> str:
-    return f"{', '.join(str(i) for i in some[:-1])} and {some[-1]}"
-
-
-def _box(rows: Rows, place: Place) -> Box:
-    axes, shape = rows.budget.axes.split(), rows.budget.rows.shape
-    return tuple(place.part[a][0] if a in place.part else np.arange(n) for a, n in zip(axes, shape, strict=True))
-
-
-def source_of_misplaced(rows: Rows, place: Place) -> str:
+def _source_of_misplaced(rows: Rows, place: Place, box: Box) -> str:
     """Say where the truth has the numbers of one box of the output: "head 2", "tokens 64 to 95"; "" if nowhere.
 
     The box is moved along one axis at a time, by as much as there is room.
     """
-    axes, shape = rows.budget.axes.split(), rows.budget.rows.shape
-    if not place.part or place.columns is not None:
-        return ""
-    box = _box(rows, place)
-    for n, a in enumerate(axes):
+    shape = rows.budget.rows.shape
+    for n, a in enumerate(rows.budget.axes.split()):
         if a in place.part:
             for by in range(-int(box[n][0]), shape[n] - int(box[n][-1])):
                 source = tuple(some + by if m == n else some for m, some in enumerate(box))

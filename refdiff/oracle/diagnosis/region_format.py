@@ -77,6 +77,12 @@ def worded(box: Box, counted: Numpy, names: Sequence[str]) -> str | None:
     return None if None in words else " of ".join(word for word in reversed(words) if word)
 
 
+def mask_words(found: Sequence[Box], counted: Numpy, names: Sequence[str], whole: str = "") -> str | None:
+    """The boxes of a mask in words, `whole` for one that is everything; None where they have no pattern."""
+    words = [worded(box, counted, names) for box in found]
+    return None if not words or None in words else " and ".join(filter(None, (word or whole for word in words)))
+
+
 def indices(name: str, found: Numpy, of: Numpy) -> str | None:
     """Some of all indices of an axis in words; "" where it is all of them, None where they follow no pattern."""
     if len(found) >= len(of):
@@ -90,10 +96,16 @@ def indices(name: str, found: Numpy, of: Numpy) -> str | None:
         rest = f"= {low}" if low == high else f"from {low} to {high}"
         return f"{name}s i with i mod {m} {rest}"
     if len(found) <= LISTED:
-        return f"{name}s {', '.join(map(str, found[:-1]))} and {found[-1]}"
+        return f"{name}s {listed(found.tolist())}"
     if len(found) >= FILLED * (found[-1] - found[0] + 1):
         return f"most {name}s from {found[0]} to {found[-1]}"
     return None
+
+
+def listed(some: Sequence[object], word: str = "and") -> str:
+    """Some things in words: "0, 1 and 3"."""
+    *first, last = map(str, some)
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def repeats(found: Numpy, of: Numpy) -> tuple[int, int, int] | None:

@@ -10,7 +10,7 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.budget import Budget
 from refdiff.oracle.budget.statistics import RowBudget
-from refdiff.oracle.diagnosis.region_format import boxes, every, indices, worded
+from refdiff.oracle.diagnosis.region_format import boxes, every, indices, mask_words
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.inputs.validation import as_float64
@@ -63,10 +63,9 @@ class Rows:
         """Rows, and columns of them, in words."""
         axes = self.budget.axes.split()
         found = boxes(some, counted)
-        words = [worded(box, counted, [NAMES[a] for a in axes]) for box in found]
-        shaped = bool(words) and None not in words
-        text = " and ".join(word for word in words if word) if shaped else f"{some.sum()} of {self.real.sum()} rows"
-        part = {}
+        words = mask_words(found, counted, [NAMES[a] for a in axes])
+        shaped, part = words is not None, {}
+        text = f"{some.sum()} of {self.real.sum()} rows" if words is None else words
         if shaped and len(found) == 1:
             of = {a: (found[0][n], every(found[0], counted, n)) for n, a in enumerate(axes)}
             part = {a: (inside, whole) for a, (inside, whole) in of.items() if len(inside) < len(whole)}

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 
 import numpy as np
 
-from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output, output_with
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, equal, output, output_with
 from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.deviations.tiles import ONLINE
 from refdiff.oracle.diagnosis.disambiguation import (
     Evidence,
     Set,
     drop_dominated,
-    equal,
     keep_indicated,
     merge_equivalent,
     unobservable,
 )
 from refdiff.oracle.diagnosis.ranking import Candidate
-from refdiff.oracle.diagnosis.row_prefilter import few_rows_exclude
-from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike
+from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike, few_rows_exclude
 from refdiff.oracle.diagnosis.variants import (
     LOOSE,
     Judgement,
@@ -31,6 +31,7 @@ from refdiff.oracle.diagnosis.variants import (
     explained,
     judgement,
     looks_like,
+    outputs,
     quick_residual,
     rows_off,
 )
@@ -83,13 +84,21 @@ def search(
     evidence: Evidence = {}
     closest: list[Candidate] = []
     left: set[str] = set()
+    singles: list[Set] = [(d,) for d in known]
+    in_pairs = tuple(d for d in known if d.axis != ONLINE)  # not those that are there once for each size of tiles
+    of = {id(t): rows for t, rows in zip(targets, right or (), strict=right is not None)}
+
+    def leaves(target: Target, wrong: Numpy) -> bool:
+        """Whether a deviation changes nothing in the rows that are right."""
+        return bool(np.max(rows_off(target, wrong)[of[id(target)]], initial=0.0) <= THRESHOLDS.unseen)
+
     for count in range(1, 2 if nearly_right else max_deviations + 1):
-        sets = list(_together(known, count))
+        sets = singles if count == 1 else [pair for pair in combinations(in_pairs, 2) if pair[0].axis != pair[1].axis]
         if count > 1 and not_finite:
-            alike = {d for d in known if _is_finite_alike(spec, parts, d)}
+            alike = {d for d in known if _everywhere(spec, parts, d, _is_finite_alike)}
             sets = [some for some in sets if alike & set(some)]
         if count > 1 and right is not None:
-            quiet = {d for d in known if _leaves(spec, parts, d, right)}
+            quiet = {d for d in known if _everywhere(spec, parts, d, leaves)}
             sets = [some for some in sets if quiet >= set(some)]
         if not sets:
             return [], closest, (NO_PAIRS if parts.cost <= MOST else NO_PAIRS_OF_LARGE,)
@@ -100,14 +109,13 @@ def search(
         if not any(len(c.deviations) == 1 for c in closest):
             closest += single
         if fitting := [c for c in found if c.fits]:
-            return fitting, closest, _beside(spec, parts, fitting, _in_pairs(known), evidence)
-    return [], closest, (NEARLY_RIGHT,) if nearly_right else _said(left)
-
-
-def _beside(spec: Spec, parts: Parts, fitting: list[Candidate], known: Set, evidence: Evidence) -> tuple[str, ...]:
-    """What may be wrong as well, where there is one name."""
-    hidden = unobservable(spec, parts, fitting[0], known, evidence) if len(fitting) == 1 else []
-    return (f"beside it these inputs could not show {len(hidden)} more: {', '.join(hidden)}",) if hidden else ()
+            hidden = unobservable(spec, parts, fitting[0], in_pairs, evidence) if len(fitting) == 1 else []
+            note = f"beside it these inputs could not show {len(hidden)} more: {', '.join(hidden)}"
+            return fitting, closest, (note,) if hidden else ()
+    if nearly_right:
+        return [], closest, (NEARLY_RIGHT,)
+    note = f"of pairs none was tried with {', '.join(sorted(left))}, which need the whole of these large inputs"
+    return [], closest, (note,) if left else ()
 
 
 def _passes_as_right(spec: Spec, parts: Parts) -> bool:
@@ -118,15 +126,16 @@ def _passes_as_right(spec: Spec, parts: Parts) -> bool:
     return all(j is not None and j.fits for j in found)
 
 
-def _is_finite_alike(spec: Spec, parts: Parts, deviation: Deviation) -> bool:
-    """Whether a deviation makes NaN and ∞ just where the outputs have them; not asked of large inputs."""
-    for target in parts.whole if parts.cost <= MOST else ():
-        wrong = output_with(spec, target.inputs, (deviation,))
-        if wrong is None or not np.array_equal(
-            np.isfinite(round_to(wrong, target.recipe.storage)), np.isfinite(target.actual)
-        ):
-            return False
-    return parts.cost <= MOST
+def _everywhere(spec: Spec, parts: Parts, deviation: Deviation, holds: Callable[[Target, Numpy], bool]) -> bool:
+    """Whether something holds of what a deviation gives for every target; not asked of large inputs."""
+    if parts.cost > MOST:
+        return False
+    outs = ((t, output_with(spec, t.inputs, (deviation,))) for t in parts.whole)
+    return all(x is not None and x.shape == t.expected.shape and holds(t, x) for t, x in outs)
+
+
+def _is_finite_alike(target: Target, wrong: Numpy) -> bool:
+    return np.array_equal(np.isfinite(round_to(wrong, target.recipe.storage)), target.known)
 
 
 def _misses(target: Target, wrong: Numpy | None) -> bool:
@@ -136,34 +145,6 @@ def _misses(target: Target, wrong: Numpy | None) -> bool:
     now, change = (rows_off(target, x) for x in (target.actual, wrong))
     at = np.unravel_index(int(np.argmax(now)), now.shape)
     return bool(now[at] > THRESHOLDS.near and change[at] <= 1.0)
-
-
-def _leaves(spec: Spec, parts: Parts, deviation: Deviation, right: tuple[Numpy, ...]) -> bool:
-    """Whether a deviation changes nothing in the rows that are right; not asked of large inputs."""
-    for target, rows in zip(parts.whole if parts.cost <= MOST else (), right, strict=False):
-        wrong = output_with(spec, target.inputs, (deviation,))
-        if wrong is None or wrong.shape != target.expected.shape:
-            return False
-        if np.max(rows_off(target, wrong)[rows], initial=0.0) > THRESHOLDS.unseen:
-            return False
-    return parts.cost <= MOST
-
-
-def _said(left: set[str]) -> tuple[str, ...]:
-    if not left:
-        return ()
-    return (f"of pairs none was tried with {', '.join(sorted(left))}, which need the whole of these large inputs",)
-
-
-def _together(known: Set, count: int) -> Iterator[Set]:
-    for some in combinations(known if count == 1 else _in_pairs(known), count):
-        if len({d.axis for d in some}) == count:
-            yield some
-
-
-def _in_pairs(known: Set) -> Set:
-    """Those of which two together are looked for: not those that are there once for each size of tiles."""
-    return tuple(d for d in known if d.axis != ONLINE)
 
 
 def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> Iterator[Candidate]:
@@ -176,12 +157,12 @@ def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> It
                 left |= whole
                 continue
             if all(acts_alike(d) for d in some) and parts.tiny is not parts.small:
-                first = _quick(spec, parts.tiny, some, NEAR_ON_FEW)
+                first = quick_candidate(spec, parts.tiny, some, NEAR_ON_FEW)
                 if first is None or first.residual > NEAR_ON_FEW:
                     if first is not None:
                         yield first
                     continue
-        if (found := _quick(spec, on, some, THRESHOLDS.near)) is not None:
+        if (found := quick_candidate(spec, on, some, THRESHOLDS.near)) is not None:
             yield found
 
 
@@ -210,7 +191,7 @@ def _ranked(
     return [*fitting, *sorted(others, key=lambda c: c.residual)]
 
 
-def _quick(spec: Spec, targets: tuple[Target, ...], some: Set, near: float) -> Candidate | None:
+def quick_candidate(spec: Spec, targets: tuple[Target, ...], some: Set, near: float = math.inf) -> Candidate | None:
     """The worst residual over the targets, up to the first that is hopeless; None where there is no such kernel."""
     residual, shares = 0.0, []
     for target in targets:
@@ -261,10 +242,8 @@ def _excluded(spec: Spec, targets: tuple[Target, ...], some: Set, outs: list[Num
     """Whether deviations change nothing at all in large targets, which are wrong, or a few rows of one exclude them."""
     if all(equal(x, t.expected) for x, t in zip(outs, targets, strict=True)):
         return True
-    return any(
-        x is not None and few_rows_exclude(t, lambda inputs: deviated(spec, inputs, some), x)
-        for x, t in zip(outs, targets, strict=True)
-    )
+    kernel = partial(deviated, spec, deviations=some)
+    return any(few_rows_exclude(t, kernel, x) for x, t in zip(outs, targets, strict=True))
 
 
 def closest_of(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -296,17 +275,13 @@ def _changes_nothing(spec: Spec, parts: Parts, some: Set) -> bool:
 
 def _hides_one(spec: Spec, parts: Parts, some: Set, known: dict[tuple[int, Set], list[Numpy | None]]) -> bool:
     """Whether one of several deviations makes no difference that could be seen beside the others."""
+    if len(some) < 2:
+        return False
     targets = parts.which(some)
-
-    def outs(of: Set) -> list[Numpy | None]:
-        return [output_with(spec, t.inputs, of) for t in targets]
-
-    together = outs(some) if len(some) > 1 else []
-    for n in range(len(some) if together else 0):
-        rest = (*some[:n], *some[n + 1 :])
+    together = outputs(partial(deviated, spec, deviations=some), targets)
+    for rest in combinations(some, len(some) - 1):
         if (id(targets), rest) not in known:
-            known[id(targets), rest] = outs(rest)
-        alone = known[id(targets), rest]
-        if all(looks_like(t, a, b) for t, a, b in zip(targets, together, alone, strict=True)):
+            known[id(targets), rest] = outputs(partial(deviated, spec, deviations=rest), targets)
+        if all(looks_like(t, a, b) for t, a, b in zip(targets, together, known[id(targets), rest], strict=True)):
             return True
     return False

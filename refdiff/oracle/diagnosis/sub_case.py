@@ -7,10 +7,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from refdiff.oracle.deviations.deviation import Deviation
+from refdiff.oracle.budget.statistics import over, root_mean_square
+from refdiff.oracle.deviations.deviation import Deviation, Problem, equal
 from refdiff.oracle.deviations.listed import kind_of
-from refdiff.oracle.diagnosis.variants import Numpy, Target, is_wrong, rows_off
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.diagnosis.variants import (
+    LOOSE,
+    Kernel,
+    Numpy,
+    Target,
+    is_wrong,
+    judgement,
+    outputs,
+    quick_rows,
+    rows_off,
+)
+from refdiff.oracle.inputs.sequences import Inputs, select
 from refdiff.oracle.spec import Spec
 
 LARGE = 600_000
@@ -20,24 +31,12 @@ TINY = 60_000
 WHOLE = 2**28
 """Of what the whole is tried, where statistics over all rows alone refused it: no part shows that."""
 FEWEST = 4
+FEWER = 6
+"""How many times fewer multiplications a few rows must take, so that they are tried before the whole."""
 OF_KEYS = ("mask", "mask off by one", "window", "bias")
 """Axes of deviations that depend on which keys there are: they see those that come after, or not those long before."""
 OF_QUERIES = ("mask align", "cache", "concat", "layout", "rope offset")
 """Axes of those that depend on how many queries there are, or how the whole lies in memory."""
-
-
-@dataclass(frozen=True)
-class SubCase:
-    """The target of a part, and which rows of the whole it is: of this sequence, queries `rows`."""
-
-    target: Target
-    sequence: int
-    rows: slice
-
-    @property
-    def at(self) -> tuple[slice, ...]:
-        """Where it is in an output of the whole."""
-        return _at(self.sequence, self.rows)
 
 
 def acts_alike(deviation: Deviation) -> bool:
@@ -51,7 +50,7 @@ def cost(spec: Spec, inputs: Inputs) -> int:
     return int(2 * B * spec.heads * T * inputs["k"].shape[2] * (spec.head_dim + spec.out_dim))
 
 
-def reduced(spec: Spec, target: Target, most: int | None = None, *, all_keys: bool = False) -> SubCase | None:
+def reduced(spec: Spec, target: Target, most: int | None = None, *, all_keys: bool = False) -> Target | None:
     """Return a part of a dense core of about `most` multiplications; None where it has no more, or is of another kind.
 
     Causal and with as many queries as keys it is the first tokens, which see nothing that comes after them; else, or
@@ -61,7 +60,7 @@ def reduced(spec: Spec, target: Target, most: int | None = None, *, all_keys: bo
     if kind_of(inputs) != "dense" or 0 in target.actual.shape or cost(spec, inputs) <= most:
         return None
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    first = _by_first_tokens(spec, target) and not all_keys
+    first = T == S and spec.causal != "none" and not all_keys
     if spec.causal == "top_left" and not first:
         return None  # which keys the last queries see depends on how many come before
     by_row = cost(spec, inputs) // (inputs["q"].shape[0] * T)
@@ -70,15 +69,15 @@ def reduced(spec: Spec, target: Target, most: int | None = None, *, all_keys: bo
     return _sub_case(target, 0, slice(0, n), n) if first else _sub_case(target, 0, slice(T - n, T), S)
 
 
-def furthest_off(spec: Spec, target: Target, usual: SubCase, *, all_keys: bool = False) -> SubCase | None:
+def furthest_off(spec: Spec, target: Target, usual: Target, *, all_keys: bool = False) -> Target | None:
     """Return the row of a large case that is furthest off, where the usual part is right and it is not; else None."""
     wrong = _wrong(target)
-    if spec.causal == "top_left" or not is_wrong(wrong) or is_wrong(_wrong(usual.target)):
+    if spec.causal == "top_left" or not is_wrong(wrong) or is_wrong(_wrong(usual)):
         return None
     return around(spec, target, wrong, all_keys=all_keys)
 
 
-def around(spec: Spec, target: Target, off: Numpy, *, all_keys: bool = False) -> SubCase:
+def around(spec: Spec, target: Target, off: Numpy, *, all_keys: bool = False) -> Target:
     """Return the row that is furthest off, with those before it, or, where they need later keys, those after it.
 
     Args:
@@ -103,26 +102,17 @@ def _parts(spec: Spec, target: Target, most: int, *, all_keys: bool = False, alo
     other = None if usual is None else furthest_off(spec, target, usual, all_keys=all_keys)
     if usual is None:
         return []
-    right = replace(usual.target, right=other is not None or not is_wrong(_wrong(target)))
+    right = replace(usual, right=other is not None or not is_wrong(_wrong(target)))
     if other is None or alone:
         return [right]
-    return [other.target] if all_keys else [right, other.target]
+    return [other] if all_keys else [right, other]
 
 
-def _by_first_tokens(spec: Spec, target: Target) -> bool:
-    return bool(target.inputs["q"].shape[2] == target.inputs["k"].shape[2] and spec.causal != "none")
-
-
-def _at(sequence: int, rows: slice) -> tuple[slice, ...]:
-    return slice(sequence, sequence + 1), slice(None), rows
-
-
-def _sub_case(target: Target, sequence: int, rows: slice, keys: int) -> SubCase:
+def _sub_case(target: Target, sequence: int, rows: slice, keys: int) -> Target:
     """These queries of a sequence, and its first keys."""
-    part = _part(target.inputs, sequence, rows, slice(0, keys))
-    at = _at(sequence, rows)
-    some = Target(part, target.actual[at], target.expected[at], target.rows[at], target.recipe)
-    return SubCase(some, sequence, rows)
+    at = (slice(sequence, sequence + 1), slice(None), rows)
+    part = select(target.inputs, at[0], rows, slice(0, keys))
+    return Target(part, target.actual[at], target.expected[at], target.rows[at], target.recipe, at=at)
 
 
 @dataclass(frozen=True)
@@ -171,30 +161,41 @@ class Parts:
         return [part] if part is self.whole else [part, self.whole]
 
 
-def _part(inputs: Inputs, sequence: int, rows: slice, keys: slice) -> Inputs:
-    """Of one sequence some queries and some keys of every input."""
-    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    along: dict[str, tuple[slice, ...]] = {
-        "q": (slice(None), rows),
-        "k": (slice(None), keys),
-        "v": (slice(None), keys),
-        "q_positions": (rows,),
-        "k_positions": (keys,),
-        "key_mask": (keys,),
-        "lambda_logits": (rows,),
-        "gate_logits": (slice(None), rows),
-    }
-    if "lambda_full" in inputs and inputs["lambda_full"].ndim == 3:
-        along["lambda_full"] = (slice(None), rows)
-    part = {name: _of(x, sequence)[:, *along[name]] if name in along else x for name, x in inputs.items()}
-    for name in ("mask", "bias"):
-        if name in part:
-            x = _of(part[name][(None,) * (4 - part[name].ndim)], sequence)
-            x = x[:, :, rows] if x.shape[2] == T else x
-            part[name] = x[..., keys] if x.shape[3] == S else x
-    return part
+def few_rows_exclude(target: Target, kernel: Kernel, wrong: Numpy | None) -> bool:
+    """Whether the rows that are furthest from `wrong`, what a kernel gives, show that a large output is not of it.
+
+    Orders of roundings of the whole take long, and what is nearly the truth would need them all to fail by little.
+    Only rows that computed alone give what they give in the whole are asked: not where a deviation depends on keys or
+    queries that are left out.
+
+    Equation:
+        budget of a row ≈ E_right (own / right): what a right kernel may be off by in the whole, times how much worse
+        `wrong` rounds than the truth in the few rows alone, where the error of λ, which rows share, is another draw
+    """
+    spec, inputs = target.spec, target.inputs
+    if wrong is None or spec is None or kind_of(inputs) != "dense" or cost(spec, inputs) <= LARGE:
+        return False
+    rows = quick_rows(target, target.actual, wrong)
+    if rows is None:
+        return False
+    few = _few(spec, target, kernel, wrong, rows)
+    if few is None:
+        return False
+    own, right = (judgement(p, few) for p in (kernel(few.inputs), Problem(spec, few.inputs)))
+    if own is None or right is None:
+        return False
+    known = np.isfinite(few.actual) & np.isfinite(own.wrong)
+    error = root_mean_square(np.where(known, few.actual, 0.0) - np.where(known, own.wrong, 0.0))
+    off = over(error, few.rows * over(own.rows, right.rows))
+    return bool(np.max(off, initial=0.0) > LOOSE.row)
 
 
-def _of(x: Numpy, sequence: int) -> Numpy:
-    """One sequence of an array that has all of them, or one for all."""
-    return x if x.shape[0] == 1 else x[sequence : sequence + 1]
+def _few(spec: Spec, target: Target, kernel: Kernel, wrong: Numpy, rows: Numpy) -> Target | None:
+    """The row that is furthest off, and some before or after it, if they alone give what they give in the whole."""
+    for all_keys in (False, True):
+        few = around(spec, target, rows, all_keys=all_keys)
+        if FEWER * cost(spec, few.inputs) <= cost(spec, target.inputs):
+            (alone,) = outputs(kernel, [few])
+            if alone is not None and equal(alone, wrong[few.at]):
+                return few
+    return None

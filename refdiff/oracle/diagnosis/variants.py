@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -38,6 +38,8 @@ from refdiff.oracle.truth.forward import forward
 from refdiff.oracle.verdict.judge import judge_rows
 
 Numpy = np.ndarray[Any, Any]
+Kernel = Callable[[Inputs], Problem | None]
+"""What a kernel computes of its inputs; None where it cannot have such."""
 LOOSE = THRESHOLDS.wrong_limits
 OF_ALL_ROWS = ("slope", "factor")
 """Statistics that add over all rows: no row, and no part of a case, shows what they refuse."""
@@ -54,8 +56,9 @@ HOPELESS = 3 * LOOSE.row
 class Target:
     """What is to be explained: an output of these inputs, the truth, what a right kernel may be off by in each row.
 
-    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. allowed, spec: of a
-    whole case all that a right kernel may be off by, and what it computes.
+    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. at: where a part is
+    in an output of the whole. allowed, spec: of a whole case all that a right kernel may be off by, and what it
+    computes.
     """
 
     inputs: Inputs
@@ -64,6 +67,7 @@ class Target:
     rows: Numpy
     recipe: Recipe
     right: bool = False
+    at: tuple[slice, ...] = ()
     allowed: RowBudget | None = None
     spec: Spec | None = None
 
@@ -111,6 +115,12 @@ class Target:
         return float(np.median(self.rows[some] / self.size[some])) if np.any(some) else 0.0
 
 
+def outputs(kernel: Kernel, targets: Iterable[Target]) -> list[Numpy | None]:
+    """The output of a kernel for the inputs of each target; None where it has none."""
+    problems = (kernel(t.inputs) for t in targets)
+    return [None if p is None else output(p) for p in problems]
+
+
 def rows_off(target: Target, x: Numpy) -> Numpy:
     """How far each row is from the truth, in its budget; of what is NaN or infinite nothing is known."""
     known = np.isfinite(x) & np.isfinite(target.expected)
@@ -140,6 +150,11 @@ def quick_residual(target: Target, wrong: Numpy | None) -> float:
 def _of_all_rows(found: Iterable[Statistic]) -> float:
     """The largest statistic over all rows, as many limits of a row as it is of its own."""
     return LIMITS.row * max((s.value / s.limit for s in found if s.name in OF_ALL_ROWS), default=0.0)
+
+
+def worst_residual(kernel: Kernel, targets: Sequence[Target]) -> float:
+    """The largest quick residual of a kernel over some targets."""
+    return max(quick_residual(t, x) for t, x in zip(targets, outputs(kernel, targets), strict=True))
 
 
 def looks_like(target: Target, a: Numpy | None, b: Numpy | None) -> bool:
@@ -219,15 +234,15 @@ def row_budget(wrong: Numpy, runs: Sequence[Numpy], target: Target) -> RowBudget
     return RowBudget(wrong, rows, bounds, max(slopes), recipe.storage, AXES[rows.ndim], doubtful, factor=factor)
 
 
-def judgement(problem: Problem, target: Target, members: int = 3, *, stop: bool = False) -> Judgement | None:
-    """Hold the output against these deviations, with a budget of their own; None where the shapes differ.
+def judgement(problem: Problem | None, target: Target, *, stop: bool = False) -> Judgement | None:
+    """Hold the output against these deviations, with a budget of their own; None where they give none of its shape.
 
     With `stop` not all orders are tried where the first are enough to say that the output is none of them.
     """
-    wrong = output(problem)
-    if wrong is None or wrong.shape != target.actual.shape:
+    wrong = None if problem is None else output(problem)
+    if problem is None or wrong is None or wrong.shape != target.actual.shape:
         return None
-    orders = (*DRAWS, *MEMBERS[:members])
+    orders = (*DRAWS, *MEMBERS[:3])
     runs: list[Numpy] = []
     for some in (FIRST, tuple(o for o in orders if o not in FIRST)) if stop else (orders,):
         runs += run_orders(lambda order: _rounded(problem, target.recipe, order), some, problem.inputs)
@@ -245,7 +260,7 @@ def _judgement(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgeme
     return Judgement(verdict.status != "fail", residual, wrong, allowed.rows, runs, values["row"])
 
 
-def judged(problem: Problem, target: Target) -> tuple[bool, float]:
+def judged(problem: Problem | None, target: Target) -> tuple[bool, float]:
     """Whether the output passes as that of a kernel with these deviations, and its residual in their own budget."""
     found = judgement(problem, target)
     return (False, np.inf) if found is None else (found.fits, found.residual)

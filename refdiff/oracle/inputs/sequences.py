@@ -10,6 +10,8 @@ import numpy as np
 
 Numpy = np.ndarray[Any, Any]
 Inputs = dict[str, Numpy]
+LAYOUT = ("cu_seqlens_q", "cu_seqlens_k", "k_pages", "v_pages", "block_table", "lengths")
+"""Names that packed and paged inputs have beside or instead of dense ones."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +47,32 @@ def sequences(inputs: Inputs) -> Iterator[Sequence]:
 
 
 def _dense(inputs: Inputs, batch: slice, queries: slice, keys: slice | None, n: int) -> Inputs:
-    part = {name: x for name, x in inputs.items() if name.startswith(("lambda_", "sinks")) or "norm_" in name}
-    part["q"] = inputs["q"][batch, :, queries]
+    part = {name: x for name, x in inputs.items() if name not in LAYOUT}
     if keys is None:
-        length = int(inputs["lengths"][n])
+        keys = slice(0, int(inputs["lengths"][n]))
         for name, pages in (("k", "k_pages"), ("v", "v_pages")):
-            part[name] = gather(inputs[pages], inputs["block_table"][n], length)
-    else:
-        part |= {"k": inputs["k"][batch, :, keys], "v": inputs["v"][batch, :, keys]}
-        if "key_mask" in inputs:
-            part["key_mask"] = inputs["key_mask"][batch, keys]
-    if "q_positions" in inputs:
-        part["q_positions"] = _of_batch(inputs["q_positions"], batch)[:, queries]
-    if "k_positions" in inputs:
-        positions = _of_batch(inputs["k_positions"], batch)
-        part["k_positions"] = positions[:, : part["k"].shape[2]] if keys is None else positions[:, keys]
-    if "lambda_logits" in inputs:
-        part["lambda_logits"] = inputs["lambda_logits"][batch, queries]
-    if "gate_logits" in inputs:
-        part["gate_logits"] = inputs["gate_logits"][batch, :, queries]
+            part[name] = gather(inputs[pages], inputs["block_table"][n], keys.stop)
+    return select(part, batch, queries, keys)
+
+
+def select(inputs: Inputs, batch: slice, queries: slice, keys: slice) -> Inputs:
+    """Of core inputs with q, k and v, some sequences of the batch, and of these some queries and keys."""
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    every = slice(None)
+    along: dict[str, tuple[slice, ...]] = {
+        **dict.fromkeys(("q", "gate_logits"), (every, queries)),
+        **dict.fromkeys(("k", "v"), (every, keys)),
+        **dict.fromkeys(("q_positions", "lambda_logits"), (queries,)),
+        **dict.fromkeys(("k_positions", "key_mask"), (keys,)),
+    }
     if "lambda_full" in inputs and inputs["lambda_full"].ndim == 3:
-        part["lambda_full"] = inputs["lambda_full"][batch, :, queries]
+        along["lambda_full"] = (every, queries)
+    part = {name: _of_batch(x, batch)[:, *along[name]] if name in along else x for name, x in inputs.items()}
+    for name in ("mask", "bias"):
+        if name in part:
+            x = _of_batch(part[name][(None,) * (4 - part[name].ndim)], batch)
+            x = x[:, :, queries] if x.shape[2] == T else x
+            part[name] = x[..., keys] if x.shape[3] == S else x
     return part
 
 

@@ -9,11 +9,12 @@ from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
-from refdiff.oracle.deviations.blind_spots import blind_spots, effect, revealing
+from refdiff.oracle.deviations.blind_spots import blind_spots, revealing
 from refdiff.oracle.deviations.deviation import output_with
 from refdiff.oracle.deviations.listed import EVERY, deviations
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
+from tests.oracle.deviations.effects import effect
 from tests.oracle.example_inputs import small
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, ops_with, output
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, equal, ops_with, output
 from refdiff.oracle.deviations.listed import EVERY
 from refdiff.oracle.mistakes import CATALOGUE
 from tests.oracle.example_inputs import draw, small
@@ -80,3 +80,14 @@ def test_what_cannot_work_has_no_output() -> None:
     assert problem is not None
     assert output(problem) is None
     assert str(wrong) == "half_a_query"
+
+
+def test_outputs_of_one_function() -> None:
+    x = np.array([1.0, np.nan, np.inf])
+    assert equal(x, x * (1 + 1e-12))
+    assert not equal(x, np.array([1.001, np.nan, np.inf]))
+    assert not equal(x, np.array([1.0, 2.0, np.inf]))
+    assert not equal(x, np.array([1.0, np.nan, 3.0]))
+    assert not equal(x, x[:2])
+    assert equal(None, None)
+    assert not equal(x, None)

@@ -23,9 +23,9 @@ import numpy as np
 
 from refdiff.oracle.cases.fixed import Case, cases, small_spec
 from refdiff.oracle.deviations import Deviation, Problem, deviated, deviations, output
+from refdiff.oracle.deviations.deviation import equal
 from refdiff.oracle.deviations.listed import kind_of, probes
 from refdiff.oracle.diagnosis import Ranking, diagnose
-from refdiff.oracle.diagnosis.disambiguation import equal
 from tests.oracle.diagnosis.outputs import kernel
 
 Some = tuple[Deviation, ...]

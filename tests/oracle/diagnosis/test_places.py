@@ -16,6 +16,7 @@ from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations import deviations
 from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.diagnosis.places import Damage, damage
+from refdiff.oracle.diagnosis.rows import Rows
 from refdiff.oracle.rounding import round_to
 from tests.oracle.diagnosis.outputs import kernel
 
@@ -194,3 +195,73 @@ def test_none_has_a_place_in_any_profile(preset: str, dtype: str) -> None:
         for case in cases(profile, 5, spec=spec, dtype=dtype):
             same = {"rows_that_see_nothing_uniform", "a_row_that_sees_nothing_is_uniform"}
             assert set(_said_of(case)) <= {*OF_PLACES, *same}
+
+
+TILE = (0, 1, slice(32, 64))
+
+
+@pytest.mark.parametrize(
+    ("of", "words"),
+    [
+        ((0, 1, slice(0, 32)), "tokens 0 to 31"),
+        ((0, 1, slice(38, 70)), "tokens 38 to 69"),
+        ((0, 2, slice(32, 64)), "head 2"),
+        ((1, 1, slice(32, 64)), "sequence 1"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_tile_that_holds_another_one(of: tuple[int, int, slice], words: str, dtype: str) -> None:
+    out, _ = right("hf_diffllama", dtype)
+    (said,) = planted(TILE, out[of], dtype=dtype).lines  # one statement, and no guess from the tile's shape beside it
+    assert said == (
+        "it is wrong only in tokens 32 to 63 of head 1 of sequence 0; everything else is within budget: "
+        f"it holds what belongs in {words}, as after a wrong offset"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_is_no_other_tile(dtype: str, seed: int) -> None:
+    """Nor is what is near another tile, or half of it."""
+    out, _ = right("hf_diffllama", dtype)
+    rng, other = np.random.default_rng(seed), out[0, 2, 32:64]
+    size = np.sqrt(np.mean(other**2))
+    for wrong in (rng.normal(0, size, other.shape), other + rng.normal(0, 0.1 * size, other.shape), other / 2):
+        assert "belongs in" not in " ".join(planted(TILE, wrong, dtype=dtype).lines)
+    half = out[0, 1, 32:64].copy()
+    half[:16] = other[:16] + size
+    row = rng.normal(0, size, other.shape[1:])
+    for damaged in (planted(TILE, half, dtype=dtype), planted((0, 1, 40), row, dtype=dtype)):
+        assert "belongs in" not in " ".join(damaged.lines)
+
+
+def test_packed_sequences_are_taken_apart() -> None:
+    spec = small_spec("hf_diffllama")
+    case = cases("layout", 5, spec=spec, dtype="float32")[0]
+    known = budget(spec, case.inputs, "float32", members=2)
+    starts, y = np.asarray(case.inputs["cu_seqlens_q"]), known.expected["out"]
+    rows = Rows.of(y, known)
+    lengths = np.diff(starts)
+    assert rows.actual.shape[0] == len(lengths)
+    assert rows.actual.shape[2] == lengths.max()
+    for n, length in enumerate(lengths):
+        assert np.array_equal(rows.actual[n, :, :length], y[0, :, starts[n] : starts[n + 1]])
+        assert rows.real[n].sum() == length * spec.heads
+        assert not rows.actual[n, :, length:].any()
+
+
+def test_a_place_in_words_and_by_axes() -> None:
+    out, known = right("hf_diffllama", "float32")
+    rows = Rows.of(out, known)
+    assert rows.keys[0, 0].tolist() == list(range(1, 71))
+    some = np.zeros_like(rows.real)
+    some[1, 3, 32:64] = True
+    place = rows.place(some, rows.real)
+    assert place.text == "tokens 32 to 63 of head 3 of sequence 1"
+    assert place.shaped
+    assert {axis: inside.tolist() for axis, (inside, _) in place.part.items()}["t"] == list(range(32, 64))
+    assert set(place.part) == {"b", "h", "t"}
+    columns = np.arange(out.shape[-1]) < 8
+    assert rows.place(some, rows.real, columns).text.startswith("columns 0 to 7 of tokens 32 to 63")
+    scattered = np.random.default_rng(0).random(some.shape) < 0.2
+    assert not rows.place(scattered, rows.real).shaped

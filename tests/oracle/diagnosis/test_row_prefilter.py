@@ -16,7 +16,7 @@ from refdiff.oracle.deviations import deviated, output
 from refdiff.oracle.diagnosis import variants
 from refdiff.oracle.diagnosis.diagnose import diagnose
 from refdiff.oracle.diagnosis.ranking import NONE_FITS
-from refdiff.oracle.diagnosis.row_prefilter import few_rows_exclude
+from refdiff.oracle.diagnosis.sub_case import few_rows_exclude
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.spec import Spec
 from tests.oracle.diagnosis.outputs import kernel, named

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle.budget.budget import budget
-from refdiff.oracle.deviations.blind_spots import effect
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.diagnosis import sub_case
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search
 from refdiff.oracle.diagnosis.variants import Target
+from tests.oracle.deviations.effects import effect
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
 
 BOTH = pair_of_cases("hf_diffllama", "bfloat16")

@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.oracle.deviations import Problem, deviated, deviations, output
 from refdiff.oracle.diagnosis import sub_case
-from refdiff.oracle.diagnosis.sub_case import Parts, SubCase, acts_alike, cost, furthest_off, reduced
+from refdiff.oracle.diagnosis.sub_case import Parts, acts_alike, cost, furthest_off, reduced
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -38,12 +38,12 @@ def test_the_part_is_those_rows(name: str, T: int, S: int) -> None:
     t = whole(spec, T, S, **more)
     part = reduced(spec, t)
     assert part is not None
-    assert part.target.inputs["q"].shape[2] < T
-    assert (part.rows.start == 0) == (T == S)
-    again = output(Problem(spec, part.target.inputs))
-    assert np.allclose(again, t.actual[:1, :, part.rows], rtol=0, atol=1e-12)
-    assert part.target.actual.shape == part.target.expected.shape == (1, spec.heads, again.shape[2], spec.out_dim)
-    assert cost(spec, part.target.inputs) < cost(spec, t.inputs)
+    assert part.inputs["q"].shape[2] < T
+    assert (part.at[2].start == 0) == (T == S)
+    again = output(Problem(spec, part.inputs))
+    assert np.allclose(again, t.actual[:1, :, part.at[2]], rtol=0, atol=1e-12)
+    assert part.actual.shape == part.expected.shape == (1, spec.heads, again.shape[2], spec.out_dim)
+    assert cost(spec, part.inputs) < cost(spec, t.inputs)
 
 
 @pytest.mark.parametrize(("T", "S"), [(23, 23), (9, 23)])
@@ -55,16 +55,16 @@ def test_those_that_act_alike_do(T: int, S: int) -> None:
     alike = [d for d in deviations(spec) if acts_alike(d)]
     assert len(alike) > 45
     for d in alike:
-        there, here = deviated(spec, t.inputs, [d]), deviated(spec, part.target.inputs, [d])
+        there, here = deviated(spec, t.inputs, [d]), deviated(spec, part.inputs, [d])
         assert (there is None) == (here is None)
         if there is not None and here is not None:
             a, b = output(there), output(here)
             assert a is not None
             assert b is not None
-            assert np.allclose(a[:1, :, part.rows], b, rtol=0, atol=1e-10), d
+            assert np.allclose(a[:1, :, part.at[2]], b, rtol=0, atol=1e-10), d
 
 
-def furthest(spec: Spec, t: Target, **how: bool) -> SubCase:
+def furthest(spec: Spec, t: Target, **how: bool) -> Target:
     usual = reduced(spec, t, 2000, **how)
     assert usual is not None
     found = furthest_off(spec, t, usual, **how)
@@ -80,13 +80,13 @@ def test_where_the_usual_rows_are_right_there_is_the_row_furthest_off(T: int, S:
     t.actual[1, 2, 3] += 10
     t.actual[1, 1, 2] += 5
     part = furthest(spec, t, all_keys=all_keys)
-    assert part.sequence == 1
-    assert part.rows == (slice(3, T) if all_keys else slice(0, 4))
-    right = output(Problem(spec, part.target.inputs))
-    assert np.allclose(right, t.expected[1:, :, part.rows], rtol=0, atol=1e-12)
-    assert np.array_equal(part.target.actual, t.actual[1:, :, part.rows])
+    assert part.at[0] == slice(1, 2)
+    assert part.at[2] == (slice(3, T) if all_keys else slice(0, 4))
+    right = output(Problem(spec, part.inputs))
+    assert np.allclose(right, t.expected[1:, :, part.at[2]], rtol=0, atol=1e-12)
+    assert np.array_equal(part.actual, t.actual[1:, :, part.at[2]])
     t.actual[1, 2, 5, 0] = np.nan
-    assert furthest(spec, t, all_keys=all_keys).rows == (slice(5, T) if all_keys else slice(2, 6))
+    assert furthest(spec, t, all_keys=all_keys).at[2] == (slice(5, T) if all_keys else slice(2, 6))
     t.actual[0, 0, [0, T - 1]] += 5
     usual = reduced(spec, t, 2000, all_keys=all_keys)
     assert usual is not None
@@ -118,16 +118,16 @@ def test_deviations_act_alike_around_the_row_furthest_off(T: int, S: int) -> Non
     t.actual[1, 2, 11] += 10
     for all_keys, axes in ((False, ()), (True, sub_case.OF_KEYS)):
         part = furthest(spec, t, all_keys=all_keys)
-        assert part.rows == (slice(11, T) if all_keys else slice(8, 12))
+        assert part.at[2] == (slice(11, T) if all_keys else slice(8, 12))
         for d in deviations(spec):
             if acts_alike(d) or d.axis in axes:
-                there, here = deviated(spec, t.inputs, [d]), deviated(spec, part.target.inputs, [d])
+                there, here = deviated(spec, t.inputs, [d]), deviated(spec, part.inputs, [d])
                 assert (there is None) == (here is None), d
                 if there is not None and here is not None:
                     a, b = output(there), output(here)
                     assert a is not None
                     assert b is not None
-                    assert np.allclose(a[1:, :, part.rows], b, rtol=0, atol=1e-10), d
+                    assert np.allclose(a[1:, :, part.at[2]], b, rtol=0, atol=1e-10), d
 
 
 def test_small_and_other_kinds_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
