@@ -75,11 +75,13 @@ def torch_plain(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, backen
 def transformers_eager(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str) -> Arrays:
     """The eager attention of Gemma 2, which has a softcap, or of gpt-oss, which has sinks.
 
-    Nothing in float16 with a window: a score that overflows is ∞, which no mask hides, and the row is NaN.
+    Nothing where the score of a hidden key overflows: it is ∞, which no mask that is added hides, and the row NaN.
     """
-    if dtype == "float16" and spec.window is not None:
-        return {}
     q, k, v = _leaves(inputs, dtype)
+    keys = k.detach().double().repeat_interleave(spec.query_heads // spec.key_heads, dim=1)
+    raw = (q.detach().double() @ keys.mT).abs().masked_fill(_visible(spec, inputs), 0)
+    if raw.max() > torch.finfo(q.dtype).max:
+        return {}
     hidden = torch.zeros(_visible(spec, inputs).shape, dtype=q.dtype)
     hidden = hidden.masked_fill(~_visible(spec, inputs), torch.finfo(q.dtype).min)
     module = SimpleNamespace(num_key_value_groups=spec.query_heads // spec.key_heads, training=False)
