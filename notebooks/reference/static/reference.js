@@ -78,16 +78,18 @@ document.addEventListener("toggle", arrange, true); // what was folded has no si
 
 // The learners' notebooks run in the page: Python comes when it is asked for. Browsers load no modules from a disk.
 const CHAPTER = /notebooks\/(0[0-5]|0[789])_[^/]*$/;
+const LONG = " Pyodide has not always come through its longest cells; if it ends, the page says so.";
+const LIMITS = { "00": LONG, "03": LONG, "08": " Its gradients run there; training needs Python on your machine." };
 function offerToRun() {
-  if (!CHAPTER.test(location.pathname) || !location.protocol.startsWith("http")) return;
+  const [, chapter] = CHAPTER.exec(location.pathname) ?? [];
+  if (!chapter || !location.protocol.startsWith("http")) return;
   const bar = document.createElement("p");
   const button = document.createElement("button");
   bar.className = "run-chapter runs";
   button.type = "button";
   button.textContent = "Run this chapter in your browser";
-  const all = !location.pathname.includes("/08_"); // which learns a tokenizer, by compiled code
   button.addEventListener("click", async () => (await import("../try/chapter.js")).runChapter(bar));
-  bar.append(button, all ? "" : " Its gradients run there; training needs Python on your machine.");
+  bar.append(button, LIMITS[chapter] ?? "");
   document.querySelector("article h1").after(bar);
 }
 document.addEventListener("DOMContentLoaded", offerToRun);

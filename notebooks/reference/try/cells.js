@@ -35,10 +35,11 @@ export function start(cells, { status, restart, chapter = false, told = () => {}
     if (worker) return worker;
     worker = new Worker(new URL(`worker.js${chapter ? "?chapter" : ""}`, import.meta.url), { type: "module" });
     status.textContent = "Python is loading, about 20 MB, once …";
-    worker.onmessage = ({ data: { number, kind, text, done, ready, failed, ...end } }) => {
+    worker.onmessage = ({ data: { number, kind, text, done, ready, failed, ended, ...end } }) => {
       if (ready) status.textContent = "Python is ready.";
       if (ready) restart.hidden = false;
       if (failed) stop(`Python could not be loaded: ${failed}`);
+      if (ended) stop(`Python has ended (${ended}). The next cell starts it anew.`);
       if (kind) cells[number].output.append(shown(kind, text));
       if (!done) return;
       cells[number].end();

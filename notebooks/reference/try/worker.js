@@ -28,6 +28,10 @@ started.then(() => postMessage({ ready: true }), (error) => postMessage({ failed
 onmessage = async ({ data }) => {
   const cells = await started;
   number = data.number;
-  const good = cells.run(data.code, tell);
-  postMessage({ number, done: true, good, solved: cells.solved().toJs() });
+  try {
+    const good = cells.run(data.code, tell);
+    postMessage({ number, done: true, good, solved: cells.solved().toJs() });
+  } catch (error) { // no Python error: those are shown; the runtime itself has ended
+    postMessage({ number, ended: String(error.message ?? error).split("\n")[0] });
+  }
 };

@@ -38,12 +38,12 @@ def run(code: str, tell: Callable[[str, str], Any]) -> bool:
 
 
 def _show(value: Any, tell: Callable[[str, str], Any]) -> None:
-    if hasattr(value, "_repr_html_"):
-        tell("html", value._repr_html_())
-    elif hasattr(value, "savefig"):
+    if hasattr(value, "savefig"):  # a figure has a _repr_html_ too, which gives nothing here
         drawn = io.BytesIO()
         value.savefig(drawn, format="png", dpi=110)
         tell("image", base64.b64encode(drawn.getvalue()).decode())
+    elif hasattr(value, "_repr_html_"):
+        tell("html", value._repr_html_())
     elif value is not None:
         tell("text", f"{value!r}\n")
 
