@@ -235,7 +235,7 @@ def test_the_answers_that_the_docstring_and_the_guide_show() -> None:
     shown = (diagnose.__doc__ or "").splitlines()
     assert first == "unique: layer_norm"
     assert any(line.strip().startswith(second.strip().partition("residual")[0]) for line in shown)
-    assert any(third.strip().startswith(line.strip().removesuffix("...")) for line in shown if "[B9]" in line)
+    assert third.strip() in [line.strip() for line in shown]
 
 
 def test_a_mistake_that_touches_no_row_that_is_furthest_off_is_not_judged() -> None:
