@@ -103,8 +103,7 @@ print(" ", ", ".join(points[9:]))
 # $A_1V - \lambda A_2V$. `groupnorm` is the RMSNorm of each head (its name in transformers), and `scaled` is that times
 # $1 - \lambda_{init}$.
 #
-# Here is what both see in layer 0: the relative error of each point. (Layer 1 is much the same, and counted below.)
-# Errors below 1e-12 are drawn at 1e-12.
+# Here is what both see in layer 0: the relative error of each point. Errors below 1e-12 are drawn at 1e-12.
 
 # %%
 shown = [s for s in free.stages if s.status != "missing" and s.path.startswith(("model.layers.0.", "model.layers.1."))]
@@ -124,11 +123,15 @@ sketches.two_modes(labels[:first], {mode: row[:first] for mode, row in both_mode
 # In free mode everything that λ reaches is wrong. (The scores and maps of layer 0 stand behind λ in the list but do
 # not depend on it.) In local mode only the guilty step stands out, once in each layer. λ itself, `lambda_full`, is
 # innocent: *given* the wrong λ_init it was computed correctly.
+#
+# Layer 1 is not drawn. Its input is wrong already, so in free mode even its scores and maps must be wrong. We count:
 
 # %%
 guilty = [s.path for s in local.stages if s.status not in ("equal", "missing")]
-wrong = sum(e > 1e-10 for e in errors.values())
-print(f"free:  {wrong} of {len(errors)} points of layers 0 and 1 are wrong; first {free.path}")
+wrong = {layer: [e > 1e-10 for path, e in errors.items() if f"layers.{layer}." in path] for layer in (0, 1)}
+for layer, marks in wrong.items():
+    print(f"free:  {sum(marks)} of {len(marks)} points of layer {layer} are wrong")
+print("       the first of all is", free.path)
 print(f"local: {len(guilty)} points of the whole model are wrong:")
 for path in guilty:
     print("  ", path)
@@ -233,6 +236,7 @@ assert np.array_equal(made["broken"], made["right"])
 assert same_text
 assert free.path == local.path == "model.layers.0.self_attn.lambda_init"
 assert guilty == [f"model.layers.{layer}.self_attn.lambda_init" for layer in range(6)]
+assert (sum(wrong[0]), all(wrong[1])) == (12, True)
 assert found.path == "model.layers.0.self_attn.groupnorm"
 assert reports["free", "λ_init"] == reports["free", "λ_init and ε"]
 assert np.isclose(at_norm["free", "λ_init"], at_norm["free", "λ_init and ε"], rtol=1e-4)
