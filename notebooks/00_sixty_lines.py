@@ -286,7 +286,8 @@ sketches.head_pair()
 #    three, `concatenate` lays them side by side. Each pair has one value of size $2d$.
 # 3. `np.repeat` is for models with fewer key/value heads than query heads, which share them to save memory (chapter
 #    05). This model has as many, so nothing is repeated.
-# 4. The second `np.split` gives the first heads of all pairs, and the second heads.
+# 4. `np.split` once more, now for queries and keys: the first three heads make the first maps, the last three make the
+#    second maps.
 # 5. λ is eq. 2, and the rest is eq. 3: difference, norm, factor, $W^O$.
 
 
@@ -468,8 +469,9 @@ print(f"perplexity: {np.exp(losses[4]):.1f}; with λ = 0 in every layer {np.exp(
 sketches.loss_by_strength(strengths, losses)
 
 # %% [markdown]
-# Of the strengths tried, the trained one (1.00) has the lowest loss, and the loss rises on both sides. So this model
-# needs its λ as they are. Be careful with two conclusions:
+# Of the strengths tried, the trained one (1.00) has the lowest loss, and the loss rises on both sides. So no common
+# factor that we tried improves these λ. (A single layer's λ matters less: chapter 03.) Be careful with two
+# conclusions:
 #
 # - *The second map is what it needs.* λ = 0 takes away the second map, and that is not always the smaller part. Layer 3
 #   has λ = 1.56, so there λ = 0 removes the larger one. Chapter 03 finds that most of the harm is done in that layer.
