@@ -21,7 +21,7 @@
 # else. Allow 20 minutes; you need chapter 03.
 #
 # This chapter is for the day on which you load a checkpoint and its text is nonsense. Until then you may go on with
-# chapter 08; chapter 09 needs the section *The second version* only.
+# chapter 08. Chapter 09 needs the section *The second version* only.
 
 # %%
 # %matplotlib inline
@@ -91,15 +91,18 @@ for K in (8, 4, 2):
 # is a change of order: of the heads in $W_Q$ and $W_K$; of the heads in $W_V$; and of the numbers inside each query and
 # key head, because the paper's RoPE rotates neighbours (chapter 02).
 #
-# We do this to the weights of chapter 00, by hand. To see what the paper's program makes of some weights, we need no
-# second program. Ours pairs halves. Put the even heads first, and inside each head the even numbers: then our halves
-# are the paper's neighbours. That is `evens_first` below.
+# We do this to the weights of chapter 00, by hand. We run everything with our own program, which pairs halves:
 #
-# So each row of the experiment has two changes of order: the converter's, perhaps with a step left out, and this
-# reading. If no step is left out, the second change undoes the first, and row 2 *must* equal row 1. (That refdiff's own
-# converter and its paper variant agree with ours is asserted at the end.) The other rows are the experiment: a
-# converter that forgets a step passes every check of shapes. What does the loss on an unseen text say (mean $-\log p$
-# of the next token)? Rows 3 to 5 leave out exactly one step.
+# - To *convert* weights for the paper's code, we reorder them by `interleaved`: the two halves become neighbours.
+# - To *read* weights as the paper's code does, we first reorder them by `evens_first`: neighbours become the two
+#   halves, which our program pairs.
+#
+# For example, `interleaved` makes 0 2 1 3 of the heads 0 1 2 3, and `evens_first` makes 0 1 2 3 of it again. So
+# converting and then reading must change nothing. (That refdiff's own converter agrees with ours is asserted at the
+# end.)
+#
+# Now we leave out one step of the conversion. The shapes still fit, so no check of shapes fails. What does the loss on
+# an unseen text say (mean $-\log p$ of the next token)?
 
 # %%
 weights, config = tiny.load(bundled.FOLDER)
@@ -127,7 +130,11 @@ def reorder(weights, order, queries_and_keys=True, values=True, inside=True):
     return new
 
 
-print("heads:", interleaved(6), "  numbers inside a head:", interleaved(32)[:6], "…")
+print("four heads, converted:", interleaved(4), "  and read:", interleaved(4)[evens_first(4)])
+print("here six heads:", interleaved(6), "  numbers inside a head:", interleaved(32)[:6], "…")
+paper_pairs = interleaved(6).reshape(3, 2)  # values that belong together, as the converter puts them side by side
+wrong_pairs = np.arange(6).reshape(3, 2)  # what the paper's code pairs if they are left as they were
+print("pairs of values:", paper_pairs.tolist(), "  without the order of values:", wrong_pairs.tolist())
 rows = {"Hugging Face's code, as stored": sketches.loss_of(tiny, ids, weights, config)}
 for name, steps in {
     "paper's code, converted": (True, True, True),
@@ -146,7 +153,7 @@ sketches.loss_bars(rows, guess)
 # %% [markdown]
 # The converted model equals the original, as it must. Each step that is left out costs much, and *there is no
 # error message*: the shapes fit. Wrong pairs of queries and keys alone take the loss from 3.05 to 5.58. Wrong pairs of
-# values are worse than a uniform guess, since most pairs then hand $W^O$ values of other pairs.
+# values are worse than a uniform guess: every pair then hands $W^O$ at least one value of another pair.
 #
 # **You have a checkpoint and do not know its variant?** Measure its loss on any text under both readings, and take the
 # lower one. In this model the wrong reading costs more than 5 nats, so a page of text is enough.
@@ -160,12 +167,34 @@ reordered = layers.diff_heads_hf(*evens_then_odds, v, np.asarray(lambda_), start
 print("paper = Hugging Face on reordered heads:", np.allclose(by_paper, reordered, rtol=0, atol=1e-13))
 
 # %% [markdown]
+# ## The second version
+#
+# Differential Transformer V2 ([Ye et al. 2026](https://huggingface.co/blog/microsoft/diff-attn-v2)) differs in three
+# things:
+#
+# - both queries of a pair read one key and one value;
+# - λ is no longer a number of the layer: each token and pair has its own, $\lambda = \sigma(x W_\lambda)$, between 0
+#   and 1;
+# - no norm follows.
+#
+# So V2 is plain attention with twice the heads, subtracted in pairs:
+
+# %%
+key, value = rng.standard_normal((2, B, 2, T, d))
+token_lambda = layers.diff_lambda_v2(rng.standard_normal((B, T, 5)), rng.standard_normal((H // 2, 5)))
+v2 = layers.diff_heads_v2(q, key, value, token_lambda)
+plain = layers.plain_heads(q, key, value).reshape(B, T, H, d)
+subtracted = plain[:, :, 0::2] - token_lambda[..., 0].swapaxes(1, 2)[..., None] * plain[:, :, 1::2]
+print(f"λ of V2: {token_lambda.size} numbers, from {token_lambda.min():.2f} to {token_lambda.max():.2f}")
+print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.reshape(B, T, -1)))
+
+# %% [markdown]
 # ## The file that differs
 #
-# (You may skip to *The second version*.) The authors published three files. With fewer keys than queries (grouped
-# queries), each key serves $n$ queries. Two of the files pair the keys first and share them then. The third,
-# `multihead_diffattn.py`, shares first: it repeats each key $n$ times and then pairs neighbours. After the repetition,
-# the two neighbours are copies of one key. We can see it in the names alone:
+# (For readers of the authors' code; others may skip it.) The authors published three files for the first version. With
+# fewer keys than queries (grouped queries), each key serves $n$ queries. Two of the files first pair the keys and then
+# share them. The third, `multihead_diffattn.py`, shares first: it repeats each key $n$ times and then pairs neighbours.
+# After the repetition, the two neighbours are copies of one key. We can see it in the names alone:
 
 # %%
 K, n = 4, 2
@@ -184,35 +213,19 @@ apart = np.abs(pair_first - repeat_first).max() / np.abs(pair_first).max()
 print(f"largest difference of the outputs: {apart:.2f} of the largest output")
 
 # %% [markdown]
-# In the right column both maps of a pair read the *same* key. It is still a subtraction, and a model trained so may do
-# well. But it is another function: weights trained with one file give wrong results in the other, without an error.
-# With as many keys as queries nothing is repeated and all three files agree, so a test of that case finds nothing.
+# In the right column both maps of a pair read the *same* key, as in V2. It is still a subtraction, and a model trained
+# so may do well. But it is another function: weights trained with one file give wrong results in the other, without an
+# error. With as many keys as queries nothing is repeated and all three files agree, so a test of that case finds
+# nothing.
 #
-# ## The second version
-#
-# Differential Transformer V2 ([Ye et al. 2026](https://huggingface.co/blog/microsoft/diff-attn-v2)) makes the sharing
-# a principle: both queries of a pair read one key and one value. λ is no longer a number of the layer. Each token and
-# pair has its own, $\lambda = \sigma(x W_\lambda)$, between 0 and 1, and there is no norm. So V2 is plain attention
-# with twice the heads, subtracted in pairs:
-
-# %%
-key, value = rng.standard_normal((2, B, 2, T, d))
-token_lambda = layers.diff_lambda_v2(rng.standard_normal((B, T, 5)), rng.standard_normal((H // 2, 5)))
-v2 = layers.diff_heads_v2(q, key, value, token_lambda)
-plain = layers.plain_heads(q, key, value).reshape(B, T, H, d)
-subtracted = plain[:, :, 0::2] - token_lambda[..., 0].swapaxes(1, 2)[..., None] * plain[:, :, 1::2]
-print(f"λ of V2: {token_lambda.size} numbers, from {token_lambda.min():.2f} to {token_lambda.max():.2f}")
-print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.reshape(B, T, -1)))
-
-# %% [markdown]
 # ## What we learned
 #
 # - The equation leaves the pairing open. The paper's code and V2 pair neighbours, Hugging Face pairs halves.
 # - Reading a checkpoint with the wrong pairing gives no error, only a much worse model. Reordering rows turns one
 #   variant into the other exactly.
+# - V2 has one key for both maps, λ for each token and no norm.
 # - Code that repeats keys before it pairs them computes something else than code that pairs first. With as many keys as
 #   queries, nobody can see the difference.
-# - V2 has one key for both maps, λ for each token and no norm.
 #
 # With $n = H/K$ queries to a key, and heads counted from 0:
 #
