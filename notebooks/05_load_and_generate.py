@@ -125,8 +125,8 @@ told = tokenizer.decode(long, skip_special_tokens=True)
 print("\n".join(told.split("\n")[2:]).strip())
 
 # %% [markdown]
-# It has fallen into a loop: the same sentence comes again word for word. Once the last words repeat, so does what is
-# most likely after them.
+# It has fallen into a loop: the same sentence comes again word for word. Once the last words repeat, so, often, does
+# what is most likely after them.
 #
 # Sampling draws the next token from the probabilities instead,
 #
@@ -141,17 +141,17 @@ print("\n".join(told.split("\n")[2:]).strip())
 # %%
 z = model(ids[None]).logits[:, -1]
 order = np.argsort(-z[0])[:12]
-names = [repr(tokenizer.decode([int(token)])) for token in order]
+names = [tokenizer.decode([int(token)]).replace(" ", "␣") for token in order]  # ␣ is the blank before a word
 sketches.cuts(tiny.softmax(z)[0, order], names, k=4, share=0.8)
 
 # %% [markdown]
-# What is kept is divided by its sum. Here is what each way of reshaping gives to the four best tokens, whose own
-# probabilities are the first bars above:
+# (␣ is a blank: most tokens begin with the one before the word.) What is kept is divided by its sum. Here is what each
+# way of reshaping gives to the four best tokens:
 
 # %%
 best, words = order[:4], names[:4]
 shares = {}
-for name, scores in (("τ = 0.5", z / 0.5), ("τ = 2", z / 2), ("top-k 4", sampling.top_k(z, 4)),
+for name, scores in (("as it is", z), ("τ = 0.5", z / 0.5), ("τ = 2", z / 2), ("top-k 4", sampling.top_k(z, 4)),
                      ("top-p 0.8", sampling.top_p(z, 0.8))):  # fmt: skip
     p = tiny.softmax(scores)[0]
     shares[name] = {**dict(zip(words, map(float, p[best]), strict=True)), "others": float(1 - p[best].sum())}

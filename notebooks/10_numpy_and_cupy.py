@@ -13,13 +13,14 @@
 # %% [markdown]
 # # 10 · One source for NumPy, CuPy and other array libraries
 #
-# *For engineers.* refdiff's layers name no array library: they ask an array which library it came from, and use that.
-# So one source serves NumPy arrays in a computer's memory and CuPy arrays in a GPU's. We look at how that works, how it
-# is tested without a GPU, and at every place where numbers are copied from one memory to the other.
+# *For engineers.* You have a softmax in NumPy, and now your arrays lie in the memory of a GPU. Your tests pass on your
+# own computer, and the first run on the GPU is an error. **How do you write it once for both, and how do you test that
+# without a GPU?** We begin with such an error, then look at what refdiff does instead, and at every place where numbers
+# are copied from one memory to the other.
 #
-# **The CUDA kernels have never run on a GPU**, nor has this notebook. Its second library is
-# [array-api-strict](https://data-apis.org/array-api-strict/), which has a second, pretended device. It refuses every
-# function that is not in the array-API standard, and every hidden copy from that device.
+# **The CUDA kernels have never run on a GPU**, nor has this notebook. The GPU is played by
+# [array-api-strict](https://data-apis.org/array-api-strict/), a library with a second, pretended device. It refuses
+# every function that is not in the array-API standard, and every hidden copy from that device.
 
 # %%
 # %matplotlib inline
@@ -37,17 +38,42 @@ from refdiff import arrays, layers
 second = array_api_strict.Device("device1")
 
 # %% [markdown]
+# ## A softmax that runs in one place only
+#
+# Here it is, with NumPy's name in each line. We call it with an array of NumPy, and with the same numbers on the second
+# device:
+
+
+# %%
+def names_numpy(scores):
+    weights = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+    return weights / np.sum(weights, axis=-1, keepdims=True)
+
+
+rng = np.random.default_rng(10)
+host = [rng.standard_normal((1, 2, 6, 4)) for _ in range(4)] + [rng.standard_normal((1, 2, 6, 8)), np.asarray(0.5)]
+there = [arrays.from_numpy(x, array_api_strict, second) for x in host]
+print("on NumPy: rows sum to 1:", np.allclose(names_numpy(host[0]).sum(axis=-1), 1))
+refused = {}
+try:
+    names_numpy(there[0])
+except RuntimeError as error:
+    refused["names_numpy"] = type(error)
+    print(f"on the second device: {type(error).__name__}: {error}")
+
+# %% [markdown]
+# `np.max` wants the numbers in the computer's own memory, and they are not there. (`arrays.from_numpy` copied them to
+# the second device, and `arrays.to_numpy` copies them back.) No test with NumPy's arrays finds this mistake.
+#
 # ## Whose array is this?
 #
-# One function asks. A *namespace* is the module that has the functions for an array: `numpy`, `cupy` or
-# `array_api_strict`.
+# refdiff's layers name no array library. They ask an array which library it came from, and use that. One function asks.
+# A *namespace* is the module that has the functions for an array: `numpy`, `cupy` or `array_api_strict`.
 
 # %%
 print(inspect.getsource(arrays.namespace))
 
 # %% [markdown]
-# `arrays.from_numpy` and `arrays.to_numpy` copy an array to another library and back.
-#
 # ## A layer does not know
 #
 # The softmax inside differential attention (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258), eq.
@@ -63,38 +89,28 @@ head, _, body = inspect.getsource(layers.softmax).split('"""')
 print(head.rstrip() + body)
 
 # %% [markdown]
-# Beside it, here is a softmax that names NumPy. On NumPy arrays both give the same. On the second library only one of
-# them runs:
-
+# On NumPy arrays it gives what ours gives. On the second device it runs, as does differential attention, which calls
+# it. Arrays of two libraries at once are refused:
 
 # %%
-def names_numpy(scores):
-    weights = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
-    return weights / np.sum(weights, axis=-1, keepdims=True)
-
-
-rng = np.random.default_rng(10)
-host = [rng.standard_normal((1, 2, 6, 4)) for _ in range(4)] + [rng.standard_normal((1, 2, 6, 8)), np.asarray(0.5)]
-there = [arrays.from_numpy(x, array_api_strict, second) for x in host]
 print("on NumPy equal:", np.allclose(layers.softmax(host[0]), names_numpy(host[0])))
-kinds, refused = {}, {}
+kinds = {}
 for name, function, given in (
     ("layers.softmax", layers.softmax, there[:1]),
-    ("names_numpy", names_numpy, there[:1]),
     ("diff_attention", layers.diff_attention, there),
     ("of two libraries", layers.diff_attention, [host[0], *there[1:]]),
 ):
     try:
         kinds[name] = arrays.device(function(*given))
         print(f"{name:16} → on {kinds[name]}")
-    except (RuntimeError, TypeError) as error:
+    except TypeError as error:
         refused[name] = type(error)
         print(f"{name:16} refused: {type(error).__name__}")
 
 # %% [markdown]
-# That is the test: a line that names NumPy, or makes an array on the wrong device, is an error here. refdiff's tests
-# run every layer in this way. What they do not show is how another library *rounds*: array-api-strict computes with
-# NumPy underneath.
+# That is the test without a GPU: a line that names NumPy, or makes an array on the wrong device, is an error here.
+# refdiff's tests run every layer in this way. What they do not show is how another library *rounds*: array-api-strict
+# computes with NumPy underneath.
 #
 # ## The whole model
 #
@@ -150,7 +166,8 @@ with tempfile.TemporaryDirectory() as folder:
 # sampling, and one id a row comes back. The id, its position and the length of the text go there (and to sample, one
 # random number a row). Keys, values and logits stay there.
 #
-# Here are the bytes for one row of the bundled model on a GPU. They are worked out from its config, not measured:
+# Here are the bytes for one row of the bundled model on a GPU, worked out from its config and not measured. The width
+# of an arrow is the logarithm of its bytes:
 
 # %%
 config = bundled.config

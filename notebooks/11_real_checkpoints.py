@@ -13,9 +13,10 @@
 # %% [markdown]
 # # 11 · What the hub's checkpoints need
 #
-# *For engineers.* Before you download a DiffLlama checkpoint: how many parameters has it, how much memory do weights,
-# keys and values take, and how fast can it be at most? How long may a text be until its keys and values outweigh the
-# weights? We work this out from dimensions alone. **No checkpoint of the hub is downloaded or run here.**
+# *For engineers.* You have a laptop with 6 GB of free memory, which it reads at 50 GB a second. **Can it run
+# `DiffLlama-0.3B-handcut`, on how long a text, and how fast at most?** You can know that before you download anything:
+# dimensions are enough. We count parameters, bytes and seconds, and answer the question at the end. **No checkpoint of
+# the hub is downloaded or run here.**
 #
 # Two of them appear. The dimensions of `DiffLlama-0.3B-handcut` are those of its `config.json`. Those of `DiffLlama-1B`
 # are **assumed**: its file was not read. TinyLlama's dimensions with a vocabulary of 102,400 give about the number of
@@ -25,6 +26,7 @@
 # %matplotlib inline
 import math
 
+import numpy as np
 import sketches
 
 import refdiff
@@ -137,6 +139,28 @@ for name, halved in (("handcut", "bfloat16 copy"), ("1B, assumed", "bfloat16, st
 # A token of the prompt costs less than one that is written: the prompt's tokens go through together, and each weight is
 # read once for all of them.
 #
+# ## The answer
+#
+# 6 GB, 50 GB a second, and `handcut` in float32, the default. What the weights leave is for keys and values:
+
+# %%
+free, speed = 6 * gigabyte, 50 * gigabyte
+lengths = np.arange(0, 131_073, 16_384)
+room, lines = {}, {"keys and values alone": lengths * cache["handcut"] / gigabyte}
+for dtype, width in (("float32", 4), ("bfloat16", 2)):
+    held = width * parameters["handcut"]
+    room[dtype] = (free - held) // cache["handcut"]
+    lines[f"with weights in {dtype}"] = (held + lengths * cache["handcut"]) / gigabyte
+    print(f"weights in {dtype:8} {held / gigabyte:.2f} GB, room for {room[dtype]:,} tokens; at most "
+          f"{speed / held:.1f} tokens a second at first, {speed / free:.1f} with the memory full")  # fmt: skip
+lines["free memory"] = np.full(len(lengths), free / gigabyte)
+sketches.curves(lengths, lines, "tokens", "gigabytes", xticks=lengths[::2])
+
+# %% [markdown]
+# **Yes, it fits**, with a text of up to 16,100 tokens, and it writes at most 10 tokens a second. Two limits: the rest
+# of the process needs memory, too, and the full length of 131,072 tokens does not fit. A copy of the weights in
+# bfloat16 doubles the speed and leaves room for 53,800 tokens.
+#
 # ## The commands
 #
 # ```sh
@@ -188,6 +212,7 @@ assert extra == 4 * HANDCUT["head_dim"] * HANDCUT["num_hidden_layers"]
 assert parameters["bundled"] == refdiff.DiffLlamaForCausalLM.from_pretrained("bundled").num_parameters()
 assert [round(share["feed-forward"], 2) for share in shares.values()] == [0.65, 0.55, 0.56]
 assert [round(share["attention"], 2) for share in shares.values()] == [0.14, 0.15, 0.31]
+assert [round(tokens, -2) for tokens in room.values()] == [16_100, 53_800]
 assert [round(2 * n * parameters["1B, assumed"] / gigabyte, 3) for n in (1, 2)] == [2.777, 5.554]
 
 # %% [markdown]

@@ -81,8 +81,12 @@ def _box(axes: Any, x: float, y: float, width: float, height: float, text: str, 
     axes.text(x, y, text, ha="center", va="center", color=INK, fontsize=9)
 
 
-def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], colour: str = INK, bend: float = 0) -> None:
-    style = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+def _arrow(
+    axes: Any, start: tuple[float, float], end: tuple[float, float], colour: str = INK, bend: float = 0,
+    width: float = 1.2,
+) -> None:  # fmt: skip
+    style = {"arrowstyle": "-|>", "color": colour, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
+    style["mutation_scale"] = max(10, 3 * width)
     axes.annotate("", end, start, arrowprops={**style, "connectionstyle": f"arc3,rad={bend}"})
 
 
@@ -211,12 +215,15 @@ def share_if_shared(leading: Any, other: Any, strength: Any) -> Any:
     return needle / (needle + rest)
 
 
-def score_correlation(a: Any, b: Any, start: int = 32) -> Any:
+def score_correlation(a: Any, b: Any, start: int = 32, needles: Any = None) -> Any:
     """Mean over the queries from `start` on of the correlation of two maps' scores.
 
-    The logarithm of a softmax is its scores up to a constant, which a correlation ignores.
+    The logarithm of a softmax is its scores up to a constant, which a correlation ignores. The top key of each row of
+    the map `needles` is left out, if there is one.
     """
     seen = np.tri(a.shape[-1], dtype=bool)[start:]
+    if needles is not None:
+        seen = seen & (np.arange(a.shape[-1]) != needles[..., start:, :].argmax(axis=-1)[..., None])
     x, y = (np.log(np.where(seen, m[..., start:, :], 1)) for m in (a, b))
     x, y = (np.where(seen, z - z.sum(axis=-1, keepdims=True) / seen.sum(axis=-1, keepdims=True), 0) for z in (x, y))
     return ((x * y).sum(axis=-1) / np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))).mean(axis=-1)
@@ -235,8 +242,8 @@ def size_spreads(results: Any) -> tuple[float, float]:
     return float(means.std() / means.mean()), float((sizes.std(axis=-1) / means).mean())
 
 
-def last_rows(maps: Any, tokens: Sequence[str]) -> Any:
-    """What the last token takes from each token, in every layer and pair: (layers, pairs, keys)."""
+def last_rows(maps: Any, tokens: Sequence[str], notes: Mapping[int, str]) -> Any:
+    """What the last token takes from each token, in every layer and pair: (layers, pairs, keys); notes on layers."""
     axes = new_axes(None, 8.4, 5.4)
     rows = np.reshape(maps, (-1, len(tokens)))
     axes.imshow(rows, cmap=signed_colours(), norm=signed_range(rows, limit=1.5), aspect="auto")
@@ -248,8 +255,25 @@ def last_rows(maps: Any, tokens: Sequence[str]) -> Any:
     axes.set_yticks(range(len(rows)), labels=names, fontsize=8.5)
     for layer in range(1, len(maps)):
         axes.axhline(layer * np.shape(maps)[1] - 0.5, color=INK, linewidth=0.8)
+    for layer, note in notes.items():
+        axes.text(len(tokens) - 0.35, (layer + 0.5) * np.shape(maps)[1] - 0.5, note, va="center", fontsize=8.5)
     axes.set_title(f"A₁ − λ A₂: what “{tokens[-1].strip()}” takes from each token; blank: below 0.005", fontsize=10)
     axes.set_xlabel("key: the token looked at")
+    return on_card(axes.figure)
+
+
+def sinks(first: Any, second: Any) -> Any:
+    """What A₁ and A₂ of each pair (layers, pairs) give to the first token, in parts of the even share."""
+    axes = new_axes(None, 8.4, 2.8)
+    count, pairs = first.shape
+    at = np.arange(first.size) + 0.8 * (np.arange(first.size) // pairs)
+    for shift, values, colour, label in ((-0.18, first, BLUE, "A₁"), (0.18, second, ORANGE, "A₂")):
+        axes.bar(at + shift, values.ravel(), 0.34, color=colour, label=label)
+    axes.axhline(1, color=INK, linestyle=":", linewidth=1)
+    axes.annotate("even", (at[-1] + 0.6, 1), (2, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_xticks(at.reshape(-1, pairs).mean(axis=1), labels=[f"layer {layer}" for layer in range(count)])
+    axes.set(ylabel="weight on <|endoftext|>\n÷ even share")
+    legend(axes, loc="upper center")
     return on_card(axes.figure)
 
 
@@ -485,23 +509,23 @@ def attention_case(trace: Any, prefix: str) -> tuple[dict[str, Any], Any]:
 
 
 def copies(weights: int, there: int, back: int, cache: int, logits: int) -> Any:
-    """What crosses between the host's memory and a GPU's while text is generated, in bytes."""
+    """What crosses between the memories of host and GPU as text is generated; arrows are log₁₀ of the bytes wide."""
     axes = _canvas(9.2, 2.9)
     for x, width, title in ((0.2, 2.3, "host"), (6.0, 3.0, "GPU")):
         axes.add_patch(_frame(x, 0.35, width, 2.2))
         _note(axes, x + width / 2, 2.7, title, fontsize=10)
     crossings = (
-        (2.15, "checkpoint", "weights", f"once: {weights:,} bytes", 1),
-        (1.45, "id, position, length", "one step", f"each step: {there} bytes", 1),
-        (0.75, "next id", "logits → choice", f"each step: {back} bytes", -1),
+        (2.15, "checkpoint", "weights", "once", weights, 1),
+        (1.45, "id, position, length", "one step", "each step", there, 1),
+        (0.75, "next id", "logits → choice", "each step", back, -1),
     )
-    for y, left, right, note, way in crossings:
+    for y, left, right, when, size, way in crossings:
         colour = BLUE if way > 0 else ORANGE
         _box(axes, 1.35, y, 1.9, 0.46, left, colour)
         _box(axes, 7.5, y, 2.6, 0.46, right, colour)
         ends = ((2.35, y), (6.15, y))
-        _arrow(axes, *ends[::way], colour=colour)
-        _note(axes, 4.25, y + 0.16, note)
+        _arrow(axes, *ends[::way], colour=colour, width=1.5 * np.log10(size))
+        _note(axes, 4.25, y + 0.22, f"{when}: {size:,} bytes")
     _note(
         axes, 4.6, 0.12, f"Stays on the GPU: {cache:,} bytes of keys and values a token, {logits:,} of logits a step."
     )
@@ -555,20 +579,18 @@ def curves(
     ylabel: str,
     *,
     errors: Mapping[str, Any] | None = None,
-    paired: bool = False,
     band: tuple[float, float, str] | None = None,
     **options: Any,
 ) -> Any:
     """Named curves over one x, with error bars where there are any; `options` are properties of the axes.
 
-    If `paired`, curves 0 and 1 share a colour, then 2 and 3. A `band` from one x to another is shaded and has a name.
+    A `band` from one x to another is shaded and has a name.
     """
     axes = new_axes(None, 6.4, 3.4)
     for i, (label, y) in enumerate(lines.items()):
-        colour, line = (i // 2, i % 2) if paired else (i, i)
         beside = 0 if errors is None else 0.008 * (i - len(lines) / 2) * (max(x) - min(x))  # hides no bar
-        axes.errorbar(np.asarray(x) + beside, y, errors and errors[label], color=SERIES[colour], linestyle=STYLES[line],
-                      marker=MARKERS[colour], markersize=4, capsize=3, label=label)  # fmt: skip
+        axes.errorbar(np.asarray(x) + beside, y, errors and errors[label], color=SERIES[i], linestyle=STYLES[i],
+                      marker=MARKERS[i], markersize=4, capsize=3, label=label)  # fmt: skip
     if band is not None:
         axes.axvspan(*band[:2], color=HIDDEN, alpha=0.5, linewidth=0, label=band[2])
     if all(isinstance(place, int | np.integer) for place in x):
@@ -604,20 +626,68 @@ def share_by_strength(x: Any, shares: Mapping[str, Any], limits: Mapping[str, tu
     return on_card(axes.figure)
 
 
+def gain_by_correlation(rho: Any, panels: Mapping[str, Mapping[str, Any]], trained: tuple[float, float]) -> Any:
+    """The share of a needle by the correlation of the two maps' scores: a panel for each needle, one legend.
+
+    trained: from which ρ to which the layers of a trained model are; it is shaded.
+    """
+    figure = new_figure(9.6, 3.5)
+    grid = figure.subplots(1, len(panels), sharey=True)
+    for axes, (title, lines) in zip(grid, panels.items(), strict=True):
+        dress(axes).axvspan(*trained, color=HIDDEN, alpha=0.6, linewidth=0, label="a trained model,\nlayers 1 to 5")
+        for i, (label, y) in enumerate(lines.items()):
+            colour, marker = (INK, "") if i == 0 else (SERIES[i - 1], MARKERS[i - 1])
+            axes.plot(rho, y, color=colour, linestyle="--" if i == 0 else "-", marker=marker, markersize=4, label=label)
+        axes.set(xlabel="correlation ρ of the scores", ylim=(0, 1))
+        axes.set_title(title, fontsize=10)
+    grid[0].set_ylabel("share of the needle")
+    legend(grid[-1], loc="upper left", bbox_to_anchor=(1, 1))
+    return on_card(figure)
+
+
 def strengths_by_layer(lambdas: Any) -> Any:
-    """λ of each layer and the λ_init near which it began, and what a λ outside of 0 to 1 means."""
-    axes = viz.plot_lambdas(lambdas)
+    """From the λ_init of each layer an arrow to the λ that training made of it, and what λ outside of 0 to 1 means."""
+    axes = new_axes(None, 7.2, 3.6)
     axes.axhspan(0, 1, color=HIDDEN, alpha=0.5, linewidth=0)
+    starts = [layers.lambda_init(layer) for layer in range(len(lambdas))]
+    for layer, (start, end) in enumerate(zip(starts, lambdas, strict=True)):
+        if abs(end - start) > 0.1:
+            _arrow(axes, (layer, start), (layer, end - 0.06 * np.sign(end - start)), BLUE)
+    axes.plot(starts, "_", color=INK, markersize=16, label="λ_init, near which it began")
+    axes.plot(lambdas, "o", color=BLUE, label="λ after training")
+    for layer, end in enumerate(lambdas):
+        axes.annotate(f"{end:.2f}", (layer, end), (11, -3), textcoords="offset points", fontsize=9)
     for y, text in ((1.07, "above 1: A₂ leads"), (0.5, "A₂ is subtracted"), (-0.13, "below 0: A₂ is added")):
-        axes.text(5.15, y, text, fontsize=9, va="center")
-    axes.set_xlim(-0.2, 7.2)
-    axes.set_xticks(range(len(lambdas)))
+        axes.text(5.75, y, text, fontsize=9, va="center")
+    axes.set(xlim=(-0.4, 7.6), ylim=(-1, 1.8), xticks=range(len(lambdas)), xlabel="layer", ylabel="λ")
+    legend(axes, loc="upper left")
+    return on_card(axes.figure)
+
+
+def breadths(spread: Any, lambdas: Any) -> Any:
+    """Over how many tokens both maps (two, layers, pairs) spread: a line from A₁ to A₂ for each pair of each layer."""
+    axes = new_axes(None, 8.4, 3.2)
+    pairs = spread.shape[-1]
+    at = np.arange(spread[0].size) + 1.2 * (np.arange(spread[0].size) // pairs)
+    first, second = spread.reshape(2, -1)
+    axes.vlines(at, first, second, color=INK, linewidth=1)
+    for y, colour, marker, label in ((first, BLUE, "o", "A₁"), (second, ORANGE, "D", "A₂")):
+        axes.plot(at, y, marker, color=colour, label=label)
+    names = [f"layer {i}\nλ = {x:.2f}" for i, x in enumerate(lambdas)]
+    axes.set_xticks(at.reshape(-1, pairs).mean(axis=1), labels=names, fontsize=9)
+    axes.set(ylabel="tokens a row spreads over", ylim=(0, None))
+    legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
     return on_card(axes.figure)
 
 
 def groups(series: Mapping[str, Mapping[str, float]], ylabel: str, title: str = "", **options: Any) -> Any:
-    """Bars in groups: one group for each name in a series, one bar in it for each series."""
+    """Bars in groups: one group for each name in a series, one bar in it for each series; of five the first is grey."""
     axes = viz.plot_attention_to({name: dict(one) for name, one in series.items()})
+    if len(series) > len(SERIES):
+        for bars, colour, hatch in zip(axes.containers, ("#999999", *SERIES), ("", "", "//", "..", "xx"), strict=True):
+            for bar in bars:
+                bar.set(facecolor=colour, hatch=hatch)
+        legend(axes)
     axes.set(ylabel=ylabel, title=title, **options)
     axes.figure.set_size_inches(9, 3.6)
     return on_card(axes.figure)
@@ -716,21 +786,42 @@ def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) -> An
     return on_card(axes.figure)
 
 
-def below_each_other(
-    x: Any, panels: Mapping[str, Mapping[str, Any]], xlabel: str, band: tuple[float, float, str]
-) -> Any:
-    """Panels over one x, each with a name and curves of its own, and a band of x that is shaded and has a name."""
-    figure = new_figure(6.4, 2.1 * len(panels))
-    grid = figure.subplots(len(panels), 1, sharex=True)
-    for axes, (name, lines) in zip(grid, panels.items(), strict=True):
-        for i, (label, y) in enumerate(lines.items()):
-            axes.plot(x, y, color=SERIES[i], linestyle=STYLES[i], marker=MARKERS[i], markersize=3, label=label)
-        axes.axhline(0, color=INK, linewidth=0.5)
-        axes.axvspan(*band[:2], color=HIDDEN, alpha=0.5, linewidth=0, label=band[2])
-        axes.set_ylabel(name)
-        dress(axes)
-    grid[-1].set_xlabel(xlabel, color=INK)
-    legend(grid[0])
+def pull_and_path(x: Any, lambdas: Any, pulls: Any, counted_from: int) -> Any:
+    """A panel for each layer: above, λ over training; below, the pull of the loss on it, coloured by its sign."""
+    figure = new_figure(10.4, 4.4)
+    grid = figure.subplots(2, lambdas.shape[1], sharex=True, sharey="row")
+    fine = np.linspace(x[0], x[-1], 2001)
+    for layer, (path, pull) in enumerate(grid.T):
+        between = np.interp(fine, x, pulls[:, layer])
+        path.plot(x, lambdas[:, layer], color=PURPLE, linewidth=2)
+        path.set_title(f"layer {layer}", fontsize=10)
+        pull.plot(x, pulls[:, layer], color=INK, linewidth=0.8)
+        for sign, colour, label in ((1, BLUE, "pulls λ up"), (-1, ORANGE, "pulls λ down")):
+            height = sign * np.maximum(sign * between, 0)
+            pull.fill_between(fine, 0, height, color=colour, alpha=0.7, linewidth=0, label=label)
+        pull.axhline(0, color=INK, linewidth=0.5)
+        pull.set_xlabel("step")
+        for axes in (path, pull):
+            dress(axes).axvline(counted_from, color=INK, linestyle=":", linewidth=1)
+    grid[0, 0].annotate("counted\nfrom here", (counted_from, 0.3), (5, 0), textcoords="offset points", fontsize=9)
+    grid[0, 0].set_ylabel("λ")
+    grid[1, 0].set_ylabel("pull −∂L/∂λ")
+    legend(grid[1, -1])
+    return on_card(figure)
+
+
+def paths(x: Any, runs: Mapping[str, Any], xlabel: str, ylabel: str) -> Any:
+    """A panel for each layer, in it a curve for each run (x, layers)."""
+    count = next(iter(runs.values())).shape[1]
+    figure = new_figure(10.4, 2.6)
+    grid = figure.subplots(1, count, sharey=True)
+    for layer, axes in enumerate(grid):
+        for i, (name, values) in enumerate(runs.items()):
+            dress(axes).plot(x, values[:, layer], color=SERIES[i], linestyle=STYLES[i], label=name)
+        axes.set_title(f"layer {layer}", fontsize=10)
+        axes.set_xlabel(xlabel)
+    grid[0].set_ylabel(ylabel)
+    legend(grid[-1])
     return on_card(figure)
 
 
