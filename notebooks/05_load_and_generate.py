@@ -145,8 +145,8 @@ names = [tokenizer.decode([int(token)]).replace(" ", "␣") for token in order] 
 sketches.cuts(tiny.softmax(z)[0, order], names, k=4, share=0.8)
 
 # %% [markdown]
-# (␣ is a blank: most tokens begin with the one before the word.) What is kept is divided by its sum. Here is what each
-# way of reshaping gives to the four best tokens:
+# (␣ is a blank: many tokens begin with the one before their word.) What is kept is divided by its sum. Here is what
+# each way of reshaping gives to the four best tokens:
 
 # %%
 best, words = order[:4], names[:4]
