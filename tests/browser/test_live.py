@@ -262,7 +262,13 @@ def test_what_the_article_says_of_the_needle(page: Chromium) -> None:
         before, after = numbers(shown(page, "#needle-share"))
         return before, after
 
-    assert press(1) == (19, 19)  # too much: back where it was
+    before, after = press(1)
+    assert before == 19 > after  # too much: less than before
+    assert shown(page, "#needle [role=status]").startswith("Subtraction hurts")
+    slide(page, "needle-lambda", 1.5)  # just below the rule's limit
+    assert numbers(shown(page, "#needle-share")) == [19, 19]
+    assert shown(page, "#needle [role=status]").startswith("Subtraction changes nothing")
+    press(1)
     assert page.run("document.querySelectorAll('.bars.difference .minus').length") > 40
     before, after = press(2)
     assert after < before
@@ -335,6 +341,25 @@ def expect_next(browser: Chromium, tokenizer: Any, trained: Any, pulled: Any) ->
     np.testing.assert_allclose(numbers(shown(browser, "#sentence-moved")), moved, atol=0.051)
 
 
+STORIES = "[...document.querySelectorAll('.written')].map((p) => p.textContent)"
+
+
+def test_a_story_is_shown_only_with_its_own_lambdas(page: Chromium) -> None:
+    heights = "[...document.querySelectorAll('.go-on > div')].map((d) => d.offsetHeight > 0)"
+    type_text(page, TEXT)
+    assert page.run(heights) == [False, False]
+    page.point(".go-on button", click=True)
+    wait(page, STORIES + "[1] !== ''")  # while it is being told
+    slide(page, "sentence-lambda", 0)
+    wait(page, "!document.querySelector('.go-on button').disabled")
+    told, other = page.run(STORIES)
+    assert told
+    assert other == ""
+    assert page.run(heights) == [True, False]
+    type_text(page, TEXT + " and")
+    assert page.run(heights) == [False, False]
+
+
 def test_the_readers_own_sentence(page: Chromium, model: refdiff.DiffLlamaForCausalLM, tokenizer: Any) -> None:
     type_text(page, TEXT)
     ids = ids_of(tokenizer, TEXT)
@@ -370,11 +395,12 @@ def test_the_readers_own_sentence(page: Chromium, model: refdiff.DiffLlamaForCau
         page.point(".go-on button", click=True)
         wait(page, "!document.querySelector('.go-on button').disabled")
         by_pulled = continued()
-    written = page.run("[...document.querySelectorAll('.written')].map((p) => p.textContent)")
+    written = page.run(STORIES)
     for text, expected in zip(written, (continued(), by_pulled), strict=True):
         assert text == "… " + tokenizer.decode(expected, skip_special_tokens=True).lstrip()
     page.point(".buttons button:nth-child(3)", click=True)
     wait(page, SENTENCE % "s.pulled === s.read")
+    assert page.run(STORIES) == [written[0], ""]  # that was of other λ
     expect_next(page, tokenizer, trained, trained)
 
 

@@ -160,8 +160,8 @@ export function needleFigure(figure, tries) {
     byRule.textContent = `Dotted: by the rule below, noise that is shared cancels at λ = ${text(now.rule.best)}, and the gain ends at ${text(now.rule.last)}.`;
     filled.style.inlineSize = `${100 * after}%`;
     const verdict = state.lambda === 0 ? "Plain attention: nothing is subtracted."
-      : after > before + 0.005 ? "Subtraction helps the needle here."
-      : after < before - 0.005 ? "Subtraction hurts the needle here." : "Subtraction changes nothing for the needle here.";
+      : percent(after) === percent(before) ? "Subtraction changes nothing for the needle here."
+      : `Subtraction ${after > before ? "helps" : "hurts"} the needle here.`;
     status.textContent = `${verdict} Its share of all |weight| goes from ${percent(before)} to ${percent(after)}; ` +
       `its own weight from ${text(now.first[NEEDLE])} to ${text(now.difference[NEEDLE])}.`;
   }

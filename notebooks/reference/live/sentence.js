@@ -24,7 +24,7 @@ function paint(canvas, rows, rgb, second = false) {
 /** `share` is called with each new reading, for the figures that show other sides of it. */
 export async function sentenceFigure(figure, engine, share) {
   const { lambdas: trained, pairs } = await engine.about;
-  const state = { layer: 4, pair: 0, query: 0, lambdas: [...trained], shown: null };
+  const state = { layer: 4, pair: 0, query: 0, lambdas: [...trained], told: [...trained], shown: null };
   let words = null, read, pulled, rgb; // the text with the trained λ, and with those that the reader has set
   const stage = figure.querySelector(".stage");
 
@@ -87,9 +87,11 @@ export async function sentenceFigure(figure, engine, share) {
       read = await engine.ask("read", { ...asked, lambdas: trained });
       words = asked.text;
       state.query = read.ids.length - 1;
-      written.trained.textContent = written.pulled.textContent = "";
+      tellStory("trained", "");
+      tellStory("pulled", "");
       share(read);
     }
+    if (!isCurrent(state.told)) tellStory("pulled", "");
     const same = state.lambdas.every((lambda, layer) => lambda === trained[layer]);
     pulled = same ? read : await engine.ask("read", { ...asked, lambdas: state.lambdas });
     await draw();
@@ -166,11 +168,23 @@ export async function sentenceFigure(figure, engine, share) {
       `${changed ? `λ changed in ${changed} layer${changed > 1 ? "s" : ""}` : "All λ as trained"}: most likely next is “${state.likely}”.`;
   }
 
+  const isCurrent = (lambdas) => state.lambdas.every((lambda, layer) => lambda === lambdas[layer]);
+
+  /** Write a story under its caption; without a story the caption is hidden. */
+  function tellStory(kind, story) {
+    written[kind].textContent = story;
+    written[kind].parentElement.hidden = !story;
+  }
+
   async function continueBoth() {
     write.disabled = true;
     const asked = { text: input.value, most: MOST, count: WRITTEN };
-    for (const [kind, lambdas] of [["trained", trained], ["pulled", [...state.lambdas]]]) {
-      const show = (more) => { written[kind].textContent = `… ${more.trimStart()}`; };
+    state.told = [...state.lambdas];
+    for (const [kind, lambdas] of [["trained", trained], ["pulled", state.told]]) {
+      const show = (more) => {
+        const stale = input.value !== asked.text || (kind === "pulled" && !isCurrent(lambdas));
+        if (!stale) tellStory(kind, `… ${more.trimStart()}`);
+      };
       show(await engine.ask("write", { ...asked, lambdas }, show));
     }
     write.disabled = false;
