@@ -472,7 +472,8 @@ def two_tests(oracle: Mapping[str, float], loose: Mapping[str, float]) -> Any:
     axes = new_axes(None, 8.4, 3.0)
     at = np.arange(len(oracle))
     axes.scatter(oracle.values(), at - 0.12, color=ORANGE, marker="o", label="oracle: worst row ÷ allowed", zorder=3)
-    axes.scatter(loose.values(), at + 0.12, color=BLUE, marker="D", label="tolerance: error ÷ 1e-3 of the largest number", zorder=3)
+    tolerance = "tolerance: error ÷ 1e-3 of the largest number"
+    axes.scatter(loose.values(), at + 0.12, color=BLUE, marker="D", label=tolerance, zorder=3)
     axes.axvline(1, color=INK, linestyle=":")
     axes.axvspan(1, 1e9, color=HIDDEN, alpha=0.4, linewidth=0)
     axes.set_yticks(at, labels=list(oracle))
