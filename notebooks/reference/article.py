@@ -13,6 +13,7 @@ import argparse
 import functools
 import http.server
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -23,12 +24,16 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CHECKPOINT = ("config.json", "model.safetensors", "tokenizer.json")
+SITE_LINK = re.compile(r'<a href="\.\./[^"]*">(.*?)</a>')
 TOKENIZER = ROOT / "refdiff" / "generation" / "tokenizer" / "byte_level.js"
 
 
-def write(folder: Path) -> None:
-    """Write the page and all that it loads."""
+def write(folder: Path, *, alone: bool = True) -> None:
+    """Write the page and all that it loads. `alone` strips the links to the site around it."""
     shutil.copytree(HERE / "live", folder, dirs_exist_ok=True)
+    if alone:
+        page = folder / "index.html"
+        page.write_text(SITE_LINK.sub(r"\1", page.read_text(encoding="utf-8")), encoding="utf-8")
     shutil.copy(TOKENIZER, folder / "tokenizer.js")
     (folder / "model").mkdir(exist_ok=True)
     for name in CHECKPOINT:
@@ -44,7 +49,7 @@ def results(stored: dict[str, Any]) -> list[dict[str, Any]]:
     longest = str(max(stored["experiment"]["train_lengths"]))
 
     def numbers(measure: Any) -> dict[str, list[float]]:
-        kinds = {"plain": "none", "differential": "hf"}
+        kinds = {"plain": "none", "v1": "hf", "v2": "v2"}
         runs = sorted(stored["runs"], key=lambda run: int(run["seed"]))
         return {
             kind: [round(float(measure(run["measured"])), 5) for run in runs if run["wiring"] == wiring]
@@ -58,6 +63,7 @@ def results(stored: dict[str, Any]) -> list[dict[str, Any]]:
         {"name": "noise", "wanted": "less", "numbers": last_layer("noise")},
         {"name": "answer", "wanted": "more", "numbers": last_layer("answer")},
         {"name": "accuracy, short rows", "wanted": "more", "numbers": numbers(lambda m: m["32"]["accuracy"])},
+        {"name": "accuracy, rows of 64", "wanted": "more", "numbers": numbers(lambda m: m["64"]["accuracy"])},
         {"name": "accuracy, long rows", "wanted": "more", "numbers": numbers(lambda m: m[longest]["accuracy"])},
     ]
 

@@ -131,7 +131,7 @@ def build(out: Path) -> list[str]:
             if pictures.is_dir():  # pages have them as HTML, which Sphinx does not look into
                 shutil.copytree(pictures, new / "notebooks" / "pictures")
             (new / "explore.html").write_text(explore(), encoding="utf-8")
-            article.write(new / "live")
+            article.write(new / "live", alone=False)
             tryout.write(new / "try")
             wrong += links.wrong_in(new)
             shutil.rmtree(out, ignore_errors=True)

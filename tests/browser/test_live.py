@@ -72,6 +72,7 @@ def open_article(browser: Chromium, origin: str, **options: Any) -> None:
     browser.open(f"{origin}index.html", **options)
     wait(browser, "document.querySelectorAll('figure[data-ready]').length === 4")
     wait(browser, "document.querySelector('#lambdas svg') !== null")
+    wait(browser, "document.querySelector('[aria-busy]') === null")
 
 
 def wait(browser: Chromium, condition: str) -> None:
@@ -291,6 +292,10 @@ def test_what_the_article_says_of_the_needle(page: Chromium) -> None:
     press(4)
     lower, weight = numbers(shown(page, "#needle-weight"))
     assert weight < lower
+    slide(page, "needle-shared", 0.4)
+    before, after = numbers(shown(page, "#needle-share"))
+    assert abs(after - before) < 3
+    press(4)
     slide(page, "needle-lambda", 0)
     assert "Plain attention" in shown(page, "#needle [role=status]")
     drawn = shown(page, "#needle-weight")
@@ -404,6 +409,27 @@ def test_the_readers_own_sentence(page: Chromium, model: refdiff.DiffLlamaForCau
     expect_next(page, tokenizer, trained, trained)
 
 
+def test_the_second_map_has_the_colour_of_what_it_does(page: Chromium) -> None:
+    type_text(page, TEXT)
+    # the first weight of each map is that of the first token on itself: 1, 1 and 1 − λ
+    pixels = (
+        "[...document.querySelectorAll('.maps canvas')].map((c) => {"
+        "const corner = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});"
+        "corner.drawImage(c, 0, 0); return [...corner.getImageData(0, 0, 1, 1).data].join()})"
+    )
+    for layer, role in ((4, "taken away"), (5, "added")):
+        check(page, "sentence-pair", f"{layer} 0")
+        wait(page, f"document.querySelector('#sentence .status').textContent.startsWith('Layer {layer}, ')")
+        first, second, _ = page.run(pixels)
+        assert role in shown(page, "#sentence-role")
+        assert (first == second) == (role == "added")
+    check(page, "sentence-pair", "3 0")
+    wait(page, "document.querySelector('#sentence .status').textContent.startsWith('Layer 3, ')")
+    assert re.search(
+        r"gives most, by size, to “.+” \(−[\d.]+; negative, because A₂ leads\)", shown(page, "#sentence .status")
+    )
+
+
 def test_the_pointer_names_the_cell_and_a_click_chooses_the_query(page: Chromium, tokenizer: Any) -> None:
     labels = token_labels(tokenizer, ids_of(tokenizer, TEXT))
     type_text(page, TEXT)
@@ -480,6 +506,9 @@ def test_rotation(page: Chromium) -> None:
             direction = np.array([x2 - x1, y1 - y2]) / 50
             np.testing.assert_allclose(direction, vector[[pair, pair + 16]], atol=1e-5)  # SVG has float32
             assert abs(number(shown(page, f"#rotation-{name}")) - place * frequencies[pair]) <= 0.51e-3
+        (said,) = re.findall(r"hands is (\S+)°", shown(page, "#rotation [role=status]"))
+        between = np.arccos(np.clip(turned[0, 0, 0, [pair, pair + 16]] @ turned[1, 0, 0, [pair, pair + 16]], -1, 1))
+        assert abs(number(said) - np.degrees(between)) <= 0.51
     assert abs(scores[0] - scores[1]) < 1e-12 < abs(scores[1] - scores[2])
 
 
@@ -530,25 +559,31 @@ def test_pairs_are_those_of_the_layers(page: Chromium, keys: int) -> None:
 def test_results_are_those_of_notebook_9(page: Chromium) -> None:
     stored = json.loads((ROOT / "notebooks/data/retrieval.json").read_text(encoding="utf-8"))
 
-    def difference(measure: Any) -> list[float]:
+    def difference(measure: Any, kind: str) -> list[float]:
         by_kind = [
-            {r["seed"]: measure(r["measured"]) for r in stored["runs"] if r["wiring"] == w} for w in ("hf", "none")
+            {r["seed"]: measure(r["measured"]) for r in stored["runs"] if r["wiring"] == w} for w in (kind, "none")
         ]
         return [by_kind[0][seed] - by_kind[1][seed] for seed in sorted(by_kind[0])]
 
+    def table(tokens: int, kind: str) -> list[float]:
+        return retrieval_table.differences(stored["runs"], tokens, "accuracy", kind)
+
     expected = {
-        "answer": difference(lambda m: np.mean(m["256"]["heads"]["answer"][-1])),
-        "noise": difference(lambda m: np.mean(m["256"]["heads"]["noise"][-1])),
-        "accuracy, short rows": retrieval_table.differences(stored["runs"], 32, "accuracy"),
-        "accuracy, long rows": retrieval_table.differences(stored["runs"], 256, "accuracy"),
+        "answer": lambda kind: difference(lambda m: np.mean(m["256"]["heads"]["answer"][-1]), kind),
+        "noise": lambda kind: difference(lambda m: np.mean(m["256"]["heads"]["noise"][-1]), kind),
+        "accuracy, short rows": lambda kind: table(32, kind),
+        "accuracy, rows of 64": lambda kind: table(64, kind),
+        "accuracy, long rows": lambda kind: table(256, kind),
     }
     for name, differences in expected.items():
         check(page, "results-measure", name)
-        said = shown(page, "#results [role=status]")
-        mean, half = retrieval_table.mean_and_interval(differences)
-        np.testing.assert_allclose(numbers(said.split("=")[1])[:2], [100 * mean, 100 * half], atol=0.06)
-        assert ("may be chance" in said) == (abs(mean) < half)
-        assert page.run("document.querySelectorAll('#results circle').length") == 10
+        status = shown(page, "#results [role=status]")
+        for kind, shown_as in (("hf", "v1"), ("v2", "v2")):
+            said = status.split(f"{shown_as} − plain = ")[1].split(" − plain")[0]
+            mean, half = retrieval_table.mean_and_interval(differences(kind))
+            np.testing.assert_allclose(numbers(said)[:2], [100 * mean, 100 * half], atol=0.06)
+            assert ("may be chance" in said) == (abs(mean) < half)
+        assert page.run("document.querySelectorAll('#results circle').length") == 15
 
 
 def test_training_is_that_of_notebook_9(page: Chromium) -> None:
@@ -562,6 +597,7 @@ def test_training_is_that_of_notebook_9(page: Chromium) -> None:
         assert said[0] == stored["moments"][moment]
         np.testing.assert_allclose(said[1:], [*lambdas.mean(axis=0), *correlations.mean(axis=0)], atol=0.0051)
         assert len(runs) == 5
+        assert ("no λ" in shown(page, ".panel-box")) == (kind == "none")
         for panel, found in enumerate((lambdas, correlations)):
             places = page.run(
                 f"[...document.querySelectorAll('.panel-box')[{panel}].querySelectorAll('circle')]"
@@ -590,6 +626,16 @@ def test_it_is_small_and_leaves_nothing_to_other_servers(folder: Path) -> None:
         if path.suffix in (".js", ".css"):
             addresses = re.findall(r"https?://[^\s\"']+", path.read_text(encoding="utf-8"))
             assert set(addresses) <= {"http://www.w3.org/2000/svg"}, path
+
+
+def test_every_link_leads_to_a_page(folder: Path) -> None:
+    """Within the site to its pages; served alone, the article has no links to them."""
+    article = (folder / "index.html").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r'href="([^"#]+)"', article) if not link.startswith(("https:", "data:"))]
+    assert [link for link in links if not (folder / link).exists()] == []
+    for anchor in re.findall(r'href="#([^"]+)"', article):
+        assert f'id="{anchor}"' in article
+    assert "the whole model in 60 lines" in article.lower()
 
 
 def test_numbers_in_the_text_stand_in_the_notebooks() -> None:
@@ -696,6 +742,7 @@ def test_without_the_model_the_page_says_why(chromium: Chromium, origin: str) ->
     try:
         chromium.open(f"{origin}index.html")
         wait(chromium, "document.querySelector('#sentence .stage').textContent.startsWith('This figure could not')")
+        wait(chromium, "document.querySelector('[aria-busy]') === null")
         assert chromium.run("document.querySelectorAll('#needle .bars rect').length") == 3 * 48
     finally:
         chromium.call("Network.setBlockedURLs", urls=[])

@@ -11,6 +11,7 @@ import http.server
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_tryout import EXERCISE, PUZZLES, code, mended, story
+from tests.test_tryout import EXERCISE, PUZZLES, REFERENCE, code, mended, story
 
 from .chromium import Chromium
 from .test_pyodide import LEAST
@@ -30,6 +31,7 @@ from .test_reference import reference as reference
 CHAPTER = "02_norm_and_rope"
 """A notebook, of which the cells up to its first picture are run."""
 POLICY = "default-src 'self' 'unsafe-eval' 'wasm-unsafe-eval'; img-src 'self' data:"
+AGAIN = "document.querySelector('.cell output button')"
 LOCAL = 'export const PYODIDE = new URL("../pyodide/", import.meta.url).href;\n'
 
 
@@ -260,3 +262,27 @@ def test_a_chapter_runs_on_its_own_page(chromium: Chromium, address: str) -> Non
             chromium.resize(wide)
             chromium.prefer(scheme)
             chromium.screenshot(Path(folder) / f"chapter-{wide}-{scheme}.png")
+
+
+def test_without_python_the_cell_says_so(chromium: Chromium, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, REFERENCE / "tryout.py", tmp_path / "try"], check=True)
+    (tmp_path / "try" / "pyodide.js").write_text(LOCAL)  # where nothing is
+    handler = functools.partial(_Alone, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        chromium.open(f"http://127.0.0.1:{server.server_port}/try/index.html")
+        top, bottom, window = chromium.run(
+            "(() => {const cell = document.getElementById('cell-tiny').closest('.cell');"
+            "cell.scrollIntoView({behavior: 'instant'});"
+            "const {top, bottom} = cell.querySelector('.run').getBoundingClientRect();"
+            "return [top, bottom, innerHeight]})()"
+        )
+        assert 0 < top < bottom <= window
+        said = run(chromium, "tiny")
+        assert said.startswith(f"Python did not load from 127.0.0.1:{server.server_port}. ")
+        chromium.run(f"{AGAIN}.click()")
+        assert chromium.run("document.querySelector('.run').disabled")
+        wait(chromium, f"{AGAIN} !== null")
+        assert output(chromium, "tiny") == said
+        assert "could not be loaded" in chromium.run("document.getElementById('python-status').innerText")
+        server.shutdown()

@@ -13,21 +13,27 @@ import { trainingFigure } from "./training.js";
 const figure = (name) => document.getElementById(name);
 const figures = {};
 
-/** Show in its own place why a figure is not there; the text of the page stays readable. */
-const otherwise = (...names) => (error) => names.forEach((name) => {
-  figure(name).querySelector(".stage").textContent = `This figure could not be made: ${error.message}`;
-});
+/** Wait until figures are drawn. If they cannot be, say why in their place; the text of the page stays readable. */
+async function drawn(names, drawing) {
+  const stages = names.map((name) => figure(name).querySelector(".stage"));
+  try {
+    figures[names.at(-1)] = await drawing;
+  } catch (error) {
+    for (const stage of stages) stage.textContent = `This figure could not be made: ${error.message}`;
+  }
+  for (const stage of stages) stage.removeAttribute("aria-busy");
+}
 
 figures.needle = needleFigure(figure("needle"), document.getElementById("needle-tries"));
 performance.mark("first figure");
 figures.rotation = rotationFigure(figure("rotation"));
 figures.pairs = pairsFigure(figure("pairs"));
-resultsFigure(figure("results")).then((made) => { figures.results = made; }, otherwise("results"));
-trainingFigure(figure("training")).then((made) => { figures.training = made; }, otherwise("training"));
+drawn(["results"], resultsFigure(figure("results")));
+drawn(["training"], trainingFigure(figure("training")));
 
 const engine = new Engine();
 figures.block = blockFigure(figure("block"));
-engine.about.then((about) => lambdasFigure(figure("lambdas"), about), otherwise("lambdas"));
-sentenceFigure(figure("sentence"), engine, figures.block.show).then((made) => { figures.sentence = made; }, otherwise("block", "sentence"));
+drawn(["lambdas"], engine.about.then((about) => lambdasFigure(figure("lambdas"), about)));
+drawn(["block", "sentence"], sentenceFigure(figure("sentence"), engine, figures.block.show));
 
 export { engine, figures };

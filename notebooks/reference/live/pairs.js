@@ -4,19 +4,19 @@ import { choice, html, responsive, svg } from "./page.js";
 
 /** By variant: for each output, the query heads and the key/value heads that it reads; H query and K key heads. */
 export const VARIANTS = {
-  hf: { name: "Hugging Face", outputs: (H, K) => Array.from({ length: H / 2 }, (_, i) => {
+  hf: { name: "v1, Hugging Face", outputs: (H, K) => Array.from({ length: H / 2 }, (_, i) => {
     const key = Math.floor(i / (H / K));
     return { queries: [i, i + H / 2], keys: [key, key + K / 2] };
   }) },
-  paper: { name: "paper", outputs: (H, K) => Array.from({ length: H / 2 }, (_, i) => {
+  paper: { name: "v1, paper", outputs: (H, K) => Array.from({ length: H / 2 }, (_, i) => {
     const key = Math.floor(i / (H / K));
     return { queries: [2 * i, 2 * i + 1], keys: [2 * key, 2 * key + 1] };
   }) },
-  v2: { name: "DIFF V2", outputs: (H, K) => Array.from({ length: H / 2 }, (_, i) => {
+  v2: { name: "v2", outputs: (H, K) => Array.from({ length: H / 2 }, (_, i) => {
     const key = Math.floor(i / (H / 2 / K));
     return { queries: [2 * i, 2 * i + 1], keys: [key] };
   }) },
-  none: { name: "plain (Llama)", outputs: (H, K) => Array.from({ length: H }, (_, i) => ({ queries: [i], keys: [Math.floor(i / (H / K))] })) },
+  none: { name: "plain", outputs: (H, K) => Array.from({ length: H }, (_, i) => ({ queries: [i], keys: [Math.floor(i / (H / K))] })) },
 };
 const H = 8;
 

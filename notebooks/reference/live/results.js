@@ -7,6 +7,7 @@ const LABELS = {
   noise: ["attention to noise", "Share of attention that the last layer gives to noise, in rows of 256 tokens"],
   answer: ["attention to the answer", "Share of attention that the last layer gives to the answer, in rows of 256 tokens"],
   "accuracy, short rows": ["accuracy, 32 tokens", "Share of values found in rows of 32 tokens"],
+  "accuracy, rows of 64": ["accuracy, 64 tokens", "Share of values found in rows of 64 tokens"],
   "accuracy, long rows": ["accuracy, 256 tokens", "Share of values found in rows of 256 tokens"],
 };
 
@@ -24,7 +25,7 @@ export async function resultsFigure(figure) {
     change: (name) => { state.measure = measures.find((measure) => measure.name === name); draw(); tell(); } }), box, status);
 
   const draw = responsive(box, (width) => {
-    const { name, numbers } = state.measure, height = 210, left = width < 560 ? 12 : 112, right = 20;
+    const { name, numbers } = state.measure, height = 292, left = width < 560 ? 12 : 112, right = 20;
     const x = (value) => left + value * (width - left - right), ticks = [0, 0.25, 0.5, 0.75, 1];
     box.replaceChildren(svg("svg", { width, height, role: "img", "aria-label": `${LABELS[name][1]}, five seeds each. ${Object.entries(numbers).map(([kind, found]) =>
       `${kind}: mean ${text(100 * interval(found)[0], 1)} %, from ${text(100 * Math.min(...found), 1)} to ${text(100 * Math.max(...found), 1)} %`).join("; ")}.` },
@@ -41,11 +42,14 @@ export async function resultsFigure(figure) {
   });
 
   function tell() {
-    const { name, numbers: { plain, differential }, wanted } = state.measure;
-    const [mean, half] = interval(differential.map((value, seed) => value - plain[seed]));
-    const better = (wanted === "more") === mean > 0 ? "differential" : "plain";
-    status.textContent = `${LABELS[name][1]}: differential − plain = ${mean < 0 ? "" : "+"}${text(100 * mean, 1)} ± ${text(100 * half, 1)} percentage points, ` +
-      `by seed. ${Math.abs(mean) < half ? "The interval contains 0: this may be chance." : `The ${better} models do better here.`}`;
+    const { name, numbers: { plain, ...versions }, wanted } = state.measure;
+    const differences = Object.entries(versions).map(([kind, found]) => {
+      const [mean, half] = interval(found.map((value, seed) => value - plain[seed]));
+      const better = (wanted === "more") === mean > 0 ? kind : "plain attention";
+      return `${kind} − plain = ${mean < 0 ? "" : "+"}${text(100 * mean, 1)} ± ${text(100 * half, 1)} percentage points: ` +
+        `${Math.abs(mean) < half ? "the interval contains 0, so this may be chance" : `${better} does better`}.`;
+    });
+    status.textContent = `${LABELS[name][1]}, difference by seed. ${differences.join(" ")}`;
   }
   tell();
   figure.dataset.ready = "";

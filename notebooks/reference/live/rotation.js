@@ -38,7 +38,7 @@ export function rotationFigure(figure) {
     html("dl", { class: "readings" }, html("div", {}, html("dt", {}, "q · k, over all 16 pairs"), html("dd", {}, score))))), clocks, status);
 
   function draw() {
-    const { pair: i, position: n, distance: m } = state, turn = (angle) => text(((angle / Math.PI) * 180) % 360, 0);
+    const { pair: i, position: n, distance: m } = state, between = Math.acos(Math.cos(angles(i).query - angles(i).key));
     large.replaceChildren(...["query", "key"].map((kind) => html("div", {}, dial(kind, i),
       html("p", {}, html("b", {}, kind), ` at ${kind === "query" ? n + m : n}, turned by `, html("output", { id: `rotation-${kind}` }, text((kind === "query" ? n + m : n) * frequency(i), 3)), " rad"))));
     buttons.forEach((label, j) => label.children[1].replaceChildren(svg("svg", { viewBox: "0 0 40 40", "aria-hidden": "true" },
@@ -46,7 +46,7 @@ export function rotationFigure(figure) {
     const total = QUERY.reduce((sum, _, j) => sum + product(j, n, m), 0);
     score.textContent = text(total, 4);
     status.textContent = `Pair ${i} turns by ${text(frequency(i), 4)} radians for each position. Query at ${n + m}, key at ${n}: the angle between the two hands is ` +
-      `${turn(angles(i).query - angles(i).key)}°, this pair adds ${text(product(i, n, m), 3)}, and q · k is ${text(total, 3)}.`;
+      `${text((between / Math.PI) * 180, 0)}°, this pair adds ${text(product(i, n, m), 3)}, and q · k is ${text(total, 3)}.`;
   }
   draw();
   return { state };

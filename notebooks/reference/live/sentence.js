@@ -11,12 +11,12 @@ const MAPS = [["first", "A₁"], ["second", "A₂"], ["difference", "A₁ − λ
 const subtract = (first, second, lambda) => first.map((row, t) => row.map((a, s) => a - lambda * second[t][s]));
 
 /** Draw a map as one pixel for each weight; `rgb` has the theme's colours for plus and minus. */
-function paint(canvas, rows, rgb, second = false) {
+function paint(canvas, rows, rgb, takenAway = false) {
   const T = rows.length, context = canvas.getContext("2d");
   canvas.width = canvas.height = T;
   const image = context.createImageData(T, T);
   rows.forEach((row, t) => row.forEach((weight, s) => {
-    image.data.set([...rgb[weight < 0 || second ? "minus" : "plus"], 255 * strength(weight)], 4 * (t * T + s));
+    image.data.set([...rgb[weight < 0 || takenAway ? "minus" : "plus"], 255 * strength(weight)], 4 * (t * T + s));
   }));
   context.putImageData(image, 0, 0);
 }
@@ -47,8 +47,9 @@ export async function sentenceFigure(figure, engine, share) {
   const pointed = html("p", { class: "pointed", "aria-hidden": "true" });
   const mapsBox = html("div", { class: "maps" }, MAPS.map(([key, name]) =>
     html("div", {}, html("p", {}, html("b", {}, name)), html("div", { class: "canvas" }, canvases[key].canvas, canvases[key].line))));
+  const role = html("span", { id: "sentence-role" });
   const legend = html("p", { class: "small legend" }, "queries down, keys across · ", html("span", { class: "swatch minus" }), ` −${FULL} `,
-    html("span", { class: "ramp" }), ` ${FULL} `, html("span", { class: "swatch plus" }), " · A₂ is drawn in the colour of what is taken away");
+    html("span", { class: "ramp" }), ` ${FULL} `, html("span", { class: "swatch plus" }), role);
   const table = html("tbody");
   const numbers = html("details", {}, html("summary", {}, "The numbers of the chosen token"), html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Numbers of the chosen token" },
     html("table", { id: "sentence-numbers" }, html("thead", {}, html("tr", {}, ["token", "A₁", "A₂", "A₁ − λ A₂"].map((name) => html("th", { scope: "col" }, name)))), table)));
@@ -114,11 +115,12 @@ export async function sentenceFigure(figure, engine, share) {
     maps.difference = subtract(maps.first, maps.second, lambda);
     for (const [key, name] of MAPS) {
       const { canvas, line } = canvases[key];
-      paint(canvas, maps[key], rgb, key === "second");
+      paint(canvas, maps[key], rgb, key === "second" && lambda >= 0);
       canvas.setAttribute("aria-label", `${name}, layer ${layer}, pair ${pair}: ${T} queries down, ${T} keys across`);
       line.style.insetBlockStart = `${(100 * state.query) / T}%`;
       line.style.blockSize = `${100 / T}%`;
     }
+    role.textContent = ` · A₂ is drawn in the colour of what is ${lambda < 0 ? "added, as λ is below 0" : "taken away"}`;
     pull.set(lambda);
     drawTokens(maps);
     await drawNext();
@@ -162,9 +164,10 @@ export async function sentenceFigure(figure, engine, share) {
 
   function tell({ difference }) {
     const row = difference[state.query], top = row.reduce((best, x, s) => (Math.abs(x) > Math.abs(row[best]) ? s : best), 0);
+    const why = row[top] >= 0 ? "" : state.lambdas[state.layer] > 1 ? "; negative, because A₂ leads" : "; negative: there λ A₂ is more than A₁";
     const changed = state.lambdas.filter((lambda, layer) => lambda !== trained[layer]).length;
-    status.textContent = `Layer ${state.layer}, pair ${state.pair}: “${pulled.labels[state.query]}” looks most at “${pulled.labels[top]}” ` +
-      `(${text(row[top])}); the row sums to ${text(row.reduce((a, b) => a + b, 0))}. ` +
+    status.textContent = `Layer ${state.layer}, pair ${state.pair}: “${pulled.labels[state.query]}” gives most${row[top] < 0 ? ", by size," : ""} to “${pulled.labels[top]}” ` +
+      `(${text(row[top])}${why}); the row sums to ${text(row.reduce((a, b) => a + b, 0))}. ` +
       `${changed ? `λ changed in ${changed} layer${changed > 1 ? "s" : ""}` : "All λ as trained"}: most likely next is “${state.likely}”.`;
   }
 

@@ -2,7 +2,7 @@
 
 import { choice, html, responsive, slider, svg, text } from "./page.js";
 
-const NAMES = { hf: "v1", v2: "version 2", none: "plain" };
+const NAMES = { hf: "v1", v2: "v2", none: "plain" };
 const PANELS = [["lambda", "λ", -0.5, 1.5], ["correlation", "ρ, correlation of A₁ and A₂", -1, 1]];
 
 const mean = (numbers) => numbers.reduce((a, b) => a + b, 0) / numbers.length;
@@ -33,13 +33,14 @@ export async function trainingFigure(figure) {
         svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, text(value, 1))]),
       Array.from({ length: layers }, (_, layer) => svg("text", { x: x(layer), y: height - 8, "text-anchor": "middle" }, `layer ${layer}`)),
       now(measure).flatMap((seed, n) => seed.map((value, layer) => svg("circle", { cx: x(layer) + (n - 2) * 5, cy: y(value), r: 4, class: value < 0 ? "minus" : "plus" }))),
+      now(measure)[0].length ? null : svg("text", { x: left + 12, y: y(low) - 10 }, `no ${name}: nothing is subtracted`),
       means(measure).map((value, layer) => svg("line", { class: "interval", x1: x(layer) - 16, x2: x(layer) + 16, y1: y(value), y2: y(value) }))));
   }));
 
   function set(change) {
     Object.assign(state, change);
     redraw.forEach((draw) => draw());
-    status.textContent = `Step ${moments[state.moment]}, means over five seeds. λ by layer: ${means("lambda").map((x) => text(x)).join(", ") || "none"}. ` +
+    status.textContent = `Step ${moments[state.moment]}, means over five seeds. λ by layer: ${means("lambda").map((x) => text(x)).join(", ") || "no λ"}. ` +
       `ρ by layer: ${means("correlation").map((x) => text(x)).join(", ")}.`;
   }
   set({});

@@ -1,6 +1,7 @@
 /** Cells that run in one Python: an editor, its buttons and its output each. Python starts with the first that is run. */
 
 import { edit } from "./editor.js";
+import { PYODIDE } from "./pyodide.js";
 
 /**
  * Let cells run. Each is {place, area, run, reset, output}: its elements. `status` says how Python is; `restart` is the
@@ -38,7 +39,7 @@ export function start(cells, { status, restart, chapter = false, told = () => {}
     worker.onmessage = ({ data: { number, kind, text, done, ready, failed, ended, ...end } }) => {
       if (ready) status.textContent = "Python is ready.";
       if (ready) restart.hidden = false;
-      if (failed) stop(`Python could not be loaded: ${failed}`);
+      if (failed) fail(`Python could not be loaded: ${failed}`);
       if (ended) stop(`Python has ended (${ended}). The next cell starts it anew.`);
       if (kind) cells[number].output.append(shown(kind, text));
       if (!done) return;
@@ -46,7 +47,7 @@ export function start(cells, { status, restart, chapter = false, told = () => {}
       cells[number].place.classList.toggle("wrong", !end.good);
       told(end);
     };
-    worker.onerror = (event) => stop(`Python could not be started: ${event.message ?? "see the browser's console"}`);
+    worker.onerror = (event) => fail(`Python could not be started: ${event.message ?? "see the browser's console"}`);
     return worker;
   }
 
@@ -57,6 +58,20 @@ export function start(cells, { status, restart, chapter = false, told = () => {}
     restart.hidden = true;
     cells.forEach((one) => one.end());
     status.textContent = why;
+  }
+
+  /** End Python, which did not start, and say so at the cells that wait for it. */
+  function fail(why) {
+    const waiting = cells.filter(({ run }) => run.disabled);
+    stop(why);
+    for (const cell of waiting) {
+      const again = document.createElement("button");
+      again.type = "button";
+      again.textContent = "Try again";
+      again.addEventListener("click", cell.start);
+      cell.output.replaceChildren(`Python did not load from ${new URL(PYODIDE).host}. Check your connection to the network. `, again);
+      cell.place.classList.add("wrong");
+    }
   }
   restart.addEventListener("click", () => stop("Python was ended; the next cell starts it anew."));
 }
