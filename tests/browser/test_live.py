@@ -485,6 +485,17 @@ def test_a_tokens_path(page: Chromium, model: refdiff.DiffLlamaForCausalLM, toke
         assert slope > 0
 
 
+def test_no_line_strikes_through_the_words_of_a_station(chromium: Chromium, origin: str) -> None:
+    open_article(chromium, origin, width=400)
+    grounds = chromium.run(
+        "[...document.querySelectorAll('#block .station')].map((words) => {"
+        "const ground = words.previousElementSibling, {fill, stroke} = getComputedStyle(ground);"
+        "const [a, b] = [words, ground].map((e) => e.getBoundingClientRect());"
+        "return [ground.tagName, fill, stroke, b.left <= a.left + 1 && b.right >= a.right - 1]})"
+    )
+    assert grounds == [["rect", chromium.run("getComputedStyle(document.body).backgroundColor"), "none", True]] * 9
+
+
 def test_rotation(page: Chromium) -> None:
     q, k = page.run("import('./rotation.js').then((r) => [r.numbers(r.QUERY), r.numbers(r.KEY)])")
     frequencies = 10000.0 ** (-np.arange(16) / 16)

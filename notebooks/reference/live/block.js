@@ -45,6 +45,10 @@ export function blockFigure(figure) {
         wide ? svg("text", { class: "station", x: left - 18, y: y(i) + 5, "text-anchor": "end" }, label(words)) : svg("text", { class: "station", x: 2, y: y(i) - 15 }, label(words)),
         points(name).map((size) => svg("circle", { cx: x(size), cy: y(i), r: kind === "stream" ? 8 : 6 })),
         svg("text", { class: "value", x: x(Math.max(...points(name))) + 13, y: y(i) + 5 }, text(Math.max(...points(name))))))));
+    for (const words of box.querySelectorAll(".station")) { // no line shows between them
+      const { x, y, width, height } = words.getBBox();
+      words.before(svg("rect", { class: "ground", x, y, width, height }));
+    }
   });
 
   function tell() {
