@@ -262,8 +262,8 @@ def test_nan_is_answered_without_a_search_over_pairs(monkeypatch: pytest.MonkeyP
         tried.append(len(args[2]))
         return quick(*args)
 
-    quick = search._quick
-    monkeypatch.setattr(search, "_quick", counted)
+    quick = search.quick_candidate
+    monkeypatch.setattr(search, "quick_candidate", counted)
     found = diagnose(out, HF, case.inputs, recipe="float32")
     assert set(tried) == {1}
     assert found.status == NONE_FITS
