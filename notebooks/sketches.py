@@ -502,6 +502,25 @@ def stacked(shares: Mapping[str, Mapping[str, float]], xlabel: str) -> Any:
     return on_card(axes.figure)
 
 
+def memory(lengths: Any, lines: Mapping[str, Any], free: float, room: Sequence[int]) -> Any:
+    """Gigabytes by the length of a text, each line named at its end, and the lengths at which memory is full."""
+    axes = new_axes(None, 7.6, 3.8)
+    for (name, y), colour, style in zip(lines.items(), (ORANGE, GREEN, BLUE), STYLES, strict=False):
+        axes.plot(lengths, y, color=colour, linestyle=style)
+        axes.annotate(name, (lengths[-1], y[-1]), (6, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.plot(lengths, [free, free], color=INK, linewidth=1)
+    axes.annotate(f"free memory: {free:g} GB", (lengths[-1], free), (6, 0), textcoords="offset points", va="center",
+                  fontsize=9)  # fmt: skip
+    for tokens, colour in zip(room, (ORANGE, GREEN), strict=True):
+        axes.plot([tokens, tokens], [0, free], color=colour, linewidth=1, linestyle=":")
+        axes.plot([tokens], [free], "o", color=colour)
+        axes.annotate(f"{round(tokens, -2):,}\ntokens", (tokens, 0.38 * free), (5, 0), textcoords="offset points",
+                      va="center", fontsize=9)  # fmt: skip
+    axes.set(xlabel="tokens", ylabel="gigabytes", xlim=(0, lengths[-1]), ylim=(0, None))
+    axes.set_xticks(np.linspace(*lengths, 5), labels=[f"{tokens:,.0f}" for tokens in np.linspace(*lengths, 5)])
+    return on_card(axes.figure)
+
+
 def attention_case(trace: Any, prefix: str) -> tuple[dict[str, Any], Any]:
     """What goes into the attention of a traced layer of the bundled model, and what comes out: by batch and head."""
     q, k, v, out = (trace[prefix + name] for name in ("q_rope", "k_rope", "v_proj", "scaled"))
@@ -530,6 +549,24 @@ def copies(weights: int, there: int, back: int, cache: int, logits: int) -> Any:
     _note(
         axes, 4.6, 0.12, f"Stays on the GPU: {cache:,} bytes of keys and values a token, {logits:,} of logits a step."
     )
+    return axes.figure
+
+
+def namespaces() -> Any:
+    """A layer asks an array for its library, and calls the functions of that library."""
+    axes = _canvas(9.2, 2.7)
+    middle = 1.35
+    _box(axes, 3.05, middle, 1.9, 0.5, "xp = namespace(x)", PURPLE)
+    _note(axes, 3.05, middle - 0.45, "the only step that\nknows of libraries", va="top")
+    _box(axes, 8.1, middle, 1.7, 0.5, "xp.exp(x)", PURPLE)
+    _note(axes, 8.1, middle - 0.45, "the layer: one source", va="top")
+    rows = ((2.25, "numpy", BLUE), (middle, "cupy", GREEN), (0.45, "array_api_strict", ORANGE))
+    for y, library, colour in rows:
+        _box(axes, 0.85, y, 1.4, 0.46, f"array x of\n{library}", colour)
+        _arrow(axes, (1.55, y), (2.08, middle + 0.2 * (y - middle)), colour)
+        _box(axes, 5.55, y, 1.6, 0.46, f"xp is {library}", colour)
+        _arrow(axes, (4.02, middle + 0.2 * (y - middle)), (4.73, y), colour)
+        _arrow(axes, (6.37, y), (7.23, middle + 0.2 * (y - middle)), colour)
     return axes.figure
 
 
@@ -1055,7 +1092,9 @@ class Film:
         )
 
 
-DIAGRAMS = (checkpoint, residual_stream, head_pair, gradient_flow, rotation, pairing, cache, modes, haystack)
+DIAGRAMS = (
+    checkpoint, residual_stream, head_pair, gradient_flow, rotation, pairing, cache, modes, namespaces, haystack,
+)  # fmt: skip
 
 if __name__ == "__main__":
     for sketch in DIAGRAMS:
