@@ -14,9 +14,9 @@
 # # 10 · One source for NumPy, CuPy and other array libraries
 #
 # *For engineers.* You have a softmax in NumPy, and now your arrays lie in the memory of a GPU. Your tests pass on your
-# own computer, and the first run on the GPU is an error. **How do you write it once for both, and how do you test that
-# without a GPU?** We begin with such an error, then look at what refdiff does instead, and at every place where numbers
-# are copied from one memory to the other.
+# own computer, and the first run on the GPU may be an error. **How do you write it once for both, and how do you test
+# that without a GPU?** We begin with such an error, then look at what refdiff does instead, and at every place where
+# numbers are copied from one memory to the other.
 #
 # **The CUDA kernels have never run on a GPU**, nor has this notebook. The GPU is played by
 # [array-api-strict](https://data-apis.org/array-api-strict/), a library with a second, pretended device. It refuses
@@ -40,35 +40,45 @@ second = array_api_strict.Device("device1")
 # %% [markdown]
 # ## A softmax that runs in one place only
 #
-# Here it is, with NumPy's name in each line. We call it with an array of NumPy, and with the same numbers on the second
-# device:
+# Here is chapter 00's causal softmax, with NumPy's name in each line. We call it with an array of NumPy, and with the
+# same numbers on the second device:
 
 
 # %%
 def names_numpy(scores):
+    seen = np.tri(*scores.shape, dtype=bool)
+    scores = np.where(seen, scores, -np.inf)
     weights = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
     return weights / np.sum(weights, axis=-1, keepdims=True)
 
 
 rng = np.random.default_rng(10)
-host = [rng.standard_normal((1, 2, 6, 4)) for _ in range(4)] + [rng.standard_normal((1, 2, 6, 8)), np.asarray(0.5)]
-there = [arrays.from_numpy(x, array_api_strict, second) for x in host]
-print("on NumPy: rows sum to 1:", np.allclose(names_numpy(host[0]).sum(axis=-1), 1))
+scores, mask = rng.standard_normal((6, 6)), np.tri(6, dtype=bool)
+scores_there, mask_there = (arrays.from_numpy(x, array_api_strict, second) for x in (scores, mask))
+print("on NumPy: rows sum to 1:", np.allclose(names_numpy(scores).sum(axis=-1), 1))
 refused = {}
 try:
-    names_numpy(there[0])
+    names_numpy(scores_there)
 except RuntimeError as error:
     refused["names_numpy"] = type(error)
     print(f"on the second device: {type(error).__name__}: {error}")
 
 # %% [markdown]
-# `np.max` wants the numbers in the computer's own memory, and they are not there. (`arrays.from_numpy` copied them to
+# `np.where` wants the numbers in the computer's own memory, and they are not there. (`arrays.from_numpy` copied them to
 # the second device, and `arrays.to_numpy` copies them back.) No test with NumPy's arrays finds this mistake.
+#
+# On CuPy two of the four lines would be wrong (we did not run it). `np.tri` makes an array in the computer's memory,
+# and `np.where` would get one array from each memory: CuPy answers with a `TypeError`. The other two lines would run.
+# CuPy takes over `np.exp`, `np.max` and `np.sum` when they are called with one of its arrays. array-api-strict takes
+# over none of them, so it also finds the lines that happen to run on CuPy.
 #
 # ## Whose array is this?
 #
 # refdiff's layers name no array library. They ask an array which library it came from, and use that. One function asks.
 # A *namespace* is the module that has the functions for an array: `numpy`, `cupy` or `array_api_strict`.
+
+# %%
+sketches.namespaces()
 
 # %%
 print(inspect.getsource(arrays.namespace))
@@ -93,10 +103,12 @@ print(head.rstrip() + body)
 # it. Arrays of two libraries at once are refused:
 
 # %%
-print("on NumPy equal:", np.allclose(layers.softmax(host[0]), names_numpy(host[0])))
+host = [rng.standard_normal((1, 2, 6, 4)) for _ in range(4)] + [rng.standard_normal((1, 2, 6, 8)), np.asarray(0.5)]
+there = [arrays.from_numpy(x, array_api_strict, second) for x in host]
+print("on NumPy equal:", np.allclose(layers.softmax(scores, mask), names_numpy(scores)))
 kinds = {}
 for name, function, given in (
-    ("layers.softmax", layers.softmax, there[:1]),
+    ("layers.softmax", layers.softmax, (scores_there, mask_there)),
     ("diff_attention", layers.diff_attention, there),
     ("of two libraries", layers.diff_attention, [host[0], *there[1:]]),
 ):
