@@ -231,8 +231,8 @@ for query, key in [(3, 1), (7, 5), (11, 9), (11, 1)]:
 # all others, and over a long text these crumbs add up to noise.
 #
 # The idea of the paper: let each pair of heads compute *two* maps and subtract one, times λ, from the other. Weight
-# that both maps give to a token cancels. What the first map sees and the second does not stays; what the second sees
-# and the first does not becomes *negative*:
+# that both maps give to a token cancels in part (all of it where $A_1 = \lambda A_2$). What the first map sees and the
+# second does not stays; what the second sees and the first does not becomes *negative*:
 #
 # $$\mathrm{DiffAttn}(X) = \left(\mathrm{softmax}\frac{Q_1K_1^\top}{\sqrt d} - \lambda\,
 # \mathrm{softmax}\frac{Q_2K_2^\top}{\sqrt d}\right)V \tag{eq. 1}$$

@@ -107,8 +107,8 @@ sketches.curves(lengths - start + 1, {"without a cache": without / 1e6, "with a 
 # cache the weights' part grows with n and that of the pairs with n².
 #
 # Multiplications are not seconds. A step with a cache reads every weight of the model for one single token, so in a
-# large model the speed of memory limits it; in one as small as ours, the fixed cost of a step does. Exercise 6
-# measures seconds.
+# large model the speed of memory limits it. In one as small as ours we expect the fixed cost of a step to matter more.
+# Exercise 6 measures seconds.
 #
 # The price is memory: a key and a value of every token, in every layer and head. Differential attention needs no more
 # of it than plain attention with as many heads: a pair keeps two keys and one value of twice the size, as two plain
@@ -255,8 +255,8 @@ assert told.count("a daughter to") >= 3
 # 5: Greedy is the limit τ → 0. The ratio of the two best probabilities is $\exp((z_1 - z_2)/\tau)$. If the others are
 # negligible, the best gets 99.9 % when the ratio is 999: $\tau = (z_1 - z_2)/\ln 999 = 0.09$ here.
 #
-# 6: On a quiet machine the second grows by about 2, and the first by more: towards 4 as texts get longer. For short
-# texts the fixed cost of a step hides the difference.
+# 6: On a quiet machine the second grows by about 2, and the first by more: towards 4 as texts get longer. In short
+# texts the fixed cost of a step may hide the difference.
 #
 # </details>
 #
