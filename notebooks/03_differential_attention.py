@@ -149,12 +149,15 @@ for kind, told in (("weak", 2.5), ("strong", 6.0)):
 sketches.gain_by_correlation(correlations, panels, (0.24, 0.40))
 
 # %% [markdown]
-# So the idea needs two things: **noise that both maps share, and a first map that has much of it.** If the noise is not
-# shared, a weak needle gains little (λ up to 0.5) or loses (λ = 0.75, ρ below 0.3). (At ρ = 0 a small gain is left: all
-# softmaxes share a positive weight on every key.) If $A_1$ has
-# found the needle already, there is a gain only for a small λ and a large ρ (λ = 0.25 and ρ of 0.7 or more); otherwise
-# there is a loss. The grey band is where ρ will turn out to be in layers 1 to 5 of the trained model. (In layer 0 it is
-# below 0.) Before we ask that model, we need to know its λ.
+# So the idea needs two things: **noise that both maps share, and a first map that has much of it.**
+#
+# - *Weak needle, noise shared:* it gains much.
+# - *Weak needle, noise not shared:* it gains little with λ up to 0.5, and loses with λ = 0.75 and ρ below 0.3. (At
+#   ρ = 0 a small gain is left: all softmaxes share a positive weight on every key.)
+# - *Strong needle:* it gains only with a small λ and a large ρ (λ = 0.25 and ρ of 0.7 or more). Otherwise it loses.
+#
+# The grey band is where ρ will turn out to be in layers 1 to 5 of the trained model. (In layer 0 it is below 0.) Before
+# we ask that model, we need to know its λ.
 #
 # ## What λ is
 #
@@ -247,8 +250,9 @@ print(f"the largest ρ of a single pair is {single.max():.2f}: layer {largest[0]
 # ## Does the strongest token gain?
 #
 # For each query we take the token to which the leading map gives most ($A_1$, or $A_2$ in layer 3). What is its share
-# of Σ|weight| before and after the second map is subtracted? The rule above says what it *would* be if the rest of the
-# second map had the shape of the leading map's noise.
+# of Σ|weight| before and after the other map is subtracted? For comparison we compute a third share, as if the noise
+# were shared. We keep the weights $p$ and $q$ that the two maps give to this token. The rest of the other map we
+# replace by a copy of the leading map's noise, scaled to sum to $1 - q$.
 #
 # This token is the leading map's own first choice. It need not be the token that matters: chapter 08 shows a row in
 # which the loss wants another one.
@@ -281,8 +285,12 @@ sketches.groups({name: {f"layer {layer}": float(x[layer]) for layer in shown} fo
 # the other four are evidence.)
 #
 # The middle bars say why. In layers 2, 3 and 4 the same λ would *raise* the share, if only the noise were shared. So λ
-# is not too large there; what is missing is the sharing. In layer 0, 69 % of the rows have so little noise that even
-# λ = 0.19 is above the rule's limit, and the middle bar falls, too.
+# is not too large there; what is missing is the shape: the rest of the other map is not like the leading map's noise.
+# In layer 0, 69 % of the rows have so little noise that even λ = 0.19 is above the rule's limit, and the middle bar
+# falls, too.
+#
+# (ρ sees one part of that shape: which keys have much of a row's noise. It does not see how sharp a map is. Double all
+# scores of a map: the map becomes sharper, and ρ stays. The next section measures sharpness.)
 #
 # ## What has training found instead?
 #
@@ -424,10 +432,9 @@ for layer, at in enumerate(prefixes):
 
 # %% [markdown]
 # **At the start both maps are nearly even, so $A_1V \approx A_2V$, and the difference is $1-\lambda$ times one map's
-# result.** The norm throws this size away, and the factor $1-\lambda_{init}$ puts it back. A normed softmax head has
-# size
-# 1. This head gets size $1-\lambda_{init}$: what the difference of two even maps would have at λ = $\lambda_{init}$.
-# Chapter 08 measures what that does to the gradients.
+# result.** The norm throws this size away, and the factor $1-\lambda_{init}$ puts it back. A softmax head with a norm
+# would have size 1. This head gets size $1-\lambda_{init}$: what the difference of two even maps would have at
+# λ = $\lambda_{init}$. Chapter 08 measures what that does to the gradients.
 
 # %% [markdown]
 # ## What we learned
@@ -435,7 +442,8 @@ for layer, at in enumerate(prefixes):
 # - Subtracting a second map removes what both maps share. The needle's weight falls. Its share grows if the noise is
 #   shared and λ is below about twice the noise of the first map, $2(1-p)$.
 # - In this small model the scores of a pair share little (mean ρ of a layer at most 0.40). The share of the leading
-#   map's top token *falls* in every layer. λ is not the reason: with shared noise it would rise in layers 2, 3 and 4.
+#   map's top token *falls* in every layer. λ is not the reason: if the rest of the other map had the shape of the
+#   leading map's noise, the share would rise in layers 2, 3 and 4.
 # - Training has made the leading map the sharper one in 17 of 18 pairs: four layers subtract the broad map, two add it.
 #   What for stays open. Any one of the four subtractions can be taken out without a visible loss, but not all four;
 #   neither addition can.
