@@ -825,26 +825,28 @@ def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) -> An
 
 
 def pull_and_path(x: Any, lambdas: Any, pulls: Any, counted_from: int) -> Any:
-    """A panel for each layer: above, λ over training; below, the pull of the loss on it, coloured by its sign."""
+    """A panel for each layer: above, λ over training; below, the pull of the loss on it, coloured by its sign.
+
+    The scale of the pull is logarithmic on both sides of a linear part around 0.
+    """
     figure = new_figure(10.4, 4.4)
     grid = figure.subplots(2, lambdas.shape[1], sharex=True, sharey="row")
-    fine = np.linspace(x[0], x[-1], 2001)
     for layer, (path, pull) in enumerate(grid.T):
-        between = np.interp(fine, x, pulls[:, layer])
         path.plot(x, lambdas[:, layer], color=PURPLE, linewidth=2)
         path.set_title(f"layer {layer}", fontsize=10)
-        pull.plot(x, pulls[:, layer], color=INK, linewidth=0.8)
         for sign, colour, label in ((1, BLUE, "pulls λ up"), (-1, ORANGE, "pulls λ down")):
-            height = sign * np.maximum(sign * between, 0)
-            pull.fill_between(fine, 0, height, color=colour, alpha=0.7, linewidth=0, label=label)
+            height = sign * np.maximum(sign * pulls[:, layer], 0)
+            pull.bar(x, height, 0.8 * (x[1] - x[0]), color=colour, label=label)
         pull.axhline(0, color=INK, linewidth=0.5)
-        pull.set_xlabel("step")
+        pull.set_yscale("symlog", linthresh=0.01)
+        pull.set(xlabel="step", ylim=(-1, 3), yticks=(-0.1, -0.01, 0, 0.01, 0.1, 1))
+        pull.set_yticklabels(("−0.1", "−0.01", "0", "0.01", "0.1", "1"))
         for axes in (path, pull):
             dress(axes).axvline(counted_from, color=INK, linestyle=":", linewidth=1)
     grid[0, 0].annotate("counted\nfrom here", (counted_from, 0.3), (5, 0), textcoords="offset points", fontsize=9)
     grid[0, 0].set_ylabel("λ")
-    grid[1, 0].set_ylabel("pull −∂L/∂λ")
-    legend(grid[1, -1])
+    grid[1, 0].set_ylabel("pull −∂L/∂λ\n(log scale beyond ±0.01)")
+    legend(grid[1, -1], loc="lower left")
     return on_card(figure)
 
 
