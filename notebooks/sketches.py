@@ -469,7 +469,7 @@ def two_modes(labels: Sequence[str], errors: Mapping[str, Sequence[float]], limi
 
 def two_tests(oracle: Mapping[str, float], loose: Mapping[str, float]) -> Any:
     """The error of some kernels in parts of what two tests allow: right of 1 a test fails."""
-    axes = new_axes(None, 8.4, 3.0)
+    axes = new_axes(None, 8.4, 3.3)
     at = np.arange(len(oracle))
     axes.scatter(oracle.values(), at - 0.12, color=ORANGE, marker="o", label="oracle: worst row ÷ allowed", zorder=3)
     tolerance = "tolerance: error ÷ 1e-3 of the largest number"
