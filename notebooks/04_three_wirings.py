@@ -97,9 +97,15 @@ for K in (8, 4, 2):
 # - To *read* weights as the paper's code does, we first reorder them by `evens_first`: neighbours become the two
 #   halves, which our program pairs.
 #
-# For example, `interleaved` makes 0 2 1 3 of the heads 0 1 2 3, and `evens_first` makes 0 1 2 3 of it again. So
-# converting and then reading must change nothing. (That refdiff's own converter agrees with ours is asserted at the
-# end.)
+# So converting and then reading must change nothing. Here are the six heads of our model:
+#
+# | order of the heads | pairs are | which gives | |
+# |---|---|---|---|
+# | stored: 0 1 2 3 4 5 | halves | (0, 3) (1, 4) (2, 5) | as trained |
+# | converted: 0 3 1 4 2 5 | neighbours | (0, 3) (1, 4) (2, 5) | the same |
+# | stored: 0 1 2 3 4 5 | neighbours | (0, 1) (2, 3) (4, 5) | wrong |
+#
+# (That refdiff's own converter agrees with ours is asserted at the end.)
 #
 # Now we leave out one step of the conversion. The shapes still fit, so no check of shapes fails. What does the loss on
 # an unseen text say (mean $-\log p$ of the next token)?
@@ -130,18 +136,18 @@ def reorder(weights, order, queries_and_keys=True, values=True, inside=True):
     return new
 
 
-print("four heads, converted:", interleaved(4), "  and read:", interleaved(4)[evens_first(4)])
-print("here six heads:", interleaved(6), "  numbers inside a head:", interleaved(32)[:6], "…")
+print("six heads, converted:", interleaved(6), "  and read:", interleaved(6)[evens_first(6)])
+print("numbers inside a head, converted:", interleaved(32)[:6], "…")
 paper_pairs = interleaved(6).reshape(3, 2)  # values that belong together, as the converter puts them side by side
 wrong_pairs = np.arange(6).reshape(3, 2)  # what the paper's code pairs if they are left as they were
 print("pairs of values:", paper_pairs.tolist(), "  without the order of values:", wrong_pairs.tolist())
-rows = {"Hugging Face's code, as stored": sketches.loss_of(tiny, ids, weights, config)}
+rows = {"as stored, halves are pairs": sketches.loss_of(tiny, ids, weights, config)}
 for name, steps in {
-    "paper's code, converted": (True, True, True),
+    "converted, neighbours are pairs": (True, True, True),
     "… without the order of queries and keys": (False, True, True),
     "… without the order of values": (True, False, True),
     "… without the order inside a head": (True, True, False),
-    "paper's code, as stored": (False, False, False),
+    "as stored, neighbours are pairs": (False, False, False),
 }.items():
     converted = reorder(weights, interleaved, *steps)
     rows[name] = sketches.loss_of(tiny, ids, reorder(converted, evens_first), config)
@@ -189,12 +195,32 @@ print(f"λ of V2: {token_lambda.size} numbers, from {token_lambda.min():.2f} to 
 print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.reshape(B, T, -1)))
 
 # %% [markdown]
+# ## What we learned
+#
+# - The equation leaves the pairing open. The paper's code and V2 pair neighbours, Hugging Face pairs halves.
+# - Reading a checkpoint with the wrong pairing gives no error, only a much worse model. Reordering rows turns one
+#   variant into the other exactly.
+# - V2 has one key for both maps, λ for each token and no norm.
+# - Code that repeats keys before it pairs them computes something else than code that pairs first, as the part behind
+#   the table shows. With as many keys as queries, nobody can see the difference.
+#
+# With $n = H/K$ queries to a key, and heads counted from 0:
+#
+# | | pair i | its keys | its value | λ | after it |
+# |---|---|---|---|---|---|
+# | paper | 2i, 2i + 1 | 2j, 2j + 1 for j = ⌊i/n⌋ | both, side by side | one a layer | norm × weight × (1 − λ_init) |
+# | Hugging Face | i, i + H/2 | j, j + K/2 for j = ⌊i/n⌋ | both, side by side | one a layer | norm, × (1 − λ_init) |
+# | V2 | 2i, 2i + 1 | ⌊2i/n⌋ for both | ⌊2i/n⌋, one of size d | each token and pair | nothing |
+
+# %% [markdown]
 # ## The file that differs
 #
-# (For readers of the authors' code; others may skip it.) The authors published three files for the first version. With
-# fewer keys than queries (grouped queries), each key serves $n$ queries. Two of the files first pair the keys and then
-# share them. The third, `multihead_diffattn.py`, shares first: it repeats each key $n$ times and then pairs neighbours.
-# After the repetition, the two neighbours are copies of one key. We can see it in the names alone:
+# This part is for readers of the authors' code. Others may go on with the exercises.
+#
+# The authors published three files for the first version. With fewer keys than queries (grouped queries), each key
+# serves $n$ queries. Two of the files first pair the keys and then share them. The third, `multihead_diffattn.py`,
+# shares first: it repeats each key $n$ times and then pairs neighbours. After the repetition, the two neighbours are
+# copies of one key. We can see it in the names alone:
 
 # %%
 K, n = 4, 2
@@ -217,23 +243,6 @@ print(f"largest difference of the outputs: {apart:.2f} of the largest output")
 # so may do well. But it is another function: weights trained with one file give wrong results in the other, without an
 # error. With as many keys as queries nothing is repeated and all three files agree, so a test of that case finds
 # nothing.
-#
-# ## What we learned
-#
-# - The equation leaves the pairing open. The paper's code and V2 pair neighbours, Hugging Face pairs halves.
-# - Reading a checkpoint with the wrong pairing gives no error, only a much worse model. Reordering rows turns one
-#   variant into the other exactly.
-# - V2 has one key for both maps, λ for each token and no norm.
-# - Code that repeats keys before it pairs them computes something else than code that pairs first. With as many keys as
-#   queries, nobody can see the difference.
-#
-# With $n = H/K$ queries to a key, and heads counted from 0:
-#
-# | | pair i | its keys | its value | λ | after it |
-# |---|---|---|---|---|---|
-# | paper | 2i, 2i + 1 | 2j, 2j + 1 for j = ⌊i/n⌋ | both, side by side | one a layer | norm × weight × (1 − λ_init) |
-# | Hugging Face | i, i + H/2 | j, j + K/2 for j = ⌊i/n⌋ | both, side by side | one a layer | norm, × (1 − λ_init) |
-# | V2 | 2i, 2i + 1 | ⌊2i/n⌋ for both | ⌊2i/n⌋, one of size d | each token and pair | nothing |
 
 # %%
 stored, right, *wrong = rows.values()
