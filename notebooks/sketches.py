@@ -694,12 +694,19 @@ def strengths_by_layer(lambdas: Any) -> Any:
     axes.plot(starts, "_", color=INK, markersize=16, label="λ_init, near which it began")
     axes.plot(lambdas, "o", color=BLUE, label="λ after training")
     for layer, end in enumerate(lambdas):
-        axes.annotate(f"{end:.2f}", (layer, end), (11, -3), textcoords="offset points", fontsize=9)
+        axes.annotate(_signed(end), (layer, end), (11, -3), textcoords="offset points", fontsize=9)
     for y, text in ((1.07, "above 1: A₂ leads"), (0.5, "A₂ is subtracted"), (-0.13, "below 0: A₂ is added")):
         axes.text(5.75, y, text, fontsize=9, va="center")
-    axes.set(xlim=(-0.4, 7.6), ylim=(-1, 1.8), xticks=range(len(lambdas)), xlabel="layer", ylabel="λ")
+    axes.set(xlim=(-0.4, 7.6), ylim=(-1, 1.8), xlabel="layer, and its leading map", ylabel="λ")
+    names = [f"{layer}\n{'A₂' if end > 1 else 'A₁'} leads" for layer, end in enumerate(lambdas)]
+    axes.set_xticks(range(len(lambdas)), labels=names, fontsize=9)
     legend(axes, loc="upper left")
     return on_card(axes.figure)
+
+
+def _signed(number: float) -> str:
+    """Two decimals, and a minus sign instead of a hyphen."""
+    return f"{number:.2f}".replace("-", "−")
 
 
 def breadths(spread: Any, lambdas: Any) -> Any:
@@ -711,7 +718,7 @@ def breadths(spread: Any, lambdas: Any) -> Any:
     axes.vlines(at, first, second, color=INK, linewidth=1)
     for y, colour, marker, label in ((first, BLUE, "o", "A₁"), (second, ORANGE, "D", "A₂")):
         axes.plot(at, y, marker, color=colour, label=label)
-    names = [f"layer {i}\nλ = {x:.2f}" for i, x in enumerate(lambdas)]
+    names = [f"layer {i}\nλ = {_signed(x)}" for i, x in enumerate(lambdas)]
     axes.set_xticks(at.reshape(-1, pairs).mean(axis=1), labels=names, fontsize=9)
     axes.set(ylabel="tokens a row spreads over", ylim=(0, None))
     legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
