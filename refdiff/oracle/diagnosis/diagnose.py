@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from refdiff.oracle.diagnosis.places import damage
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Ranking
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target, is_wrong, rows_off
-from refdiff.oracle.inputs.outputs import output, output_alone
+from refdiff.oracle.inputs.outputs import output, output_alone, outputs_of
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.verdict.verdict import FAIL
@@ -73,8 +73,8 @@ def diagnose(
     Args:
         actual: the output, an array of any library, or a mapping with it under "out", or with gradients or log-sum-exps
             alone. Or a list of them, one for each of a list of `inputs`: a name must then fit all, and what one case
-            hides the other may show. A name is of the output, or of the gradients where the output is right; what else
-            `check` judges and is wrong then stands in the notes.
+            hides the other may show. Or a function that computes them, as in `check`. A name is of the output, or of
+            the gradients where the output is right; what else `check` judges and is wrong then stands in the notes.
         dout: as in `check`, where the mapping has gradients; a list with a list.
         recipe: what the kernel rounds, or a type's name for the usual.
         max_deviations: 1 or 2, how many together are looked for.
@@ -86,12 +86,13 @@ def diagnose(
     if max_deviations not in (1, 2):
         raise ValueError(f"max_deviations is {max_deviations!r}, but must be 1 or 2")
     recipe = Recipe.of(recipe)
-    several, outs, douts = _as_lists(actual, inputs, dout)
+    several, given, douts = _as_lists(actual, inputs, dout)
+    known = [budget(spec, x, recipe, dout=d) for x, d in zip(several, douts, strict=True)]
+    outs = [outputs_of(one, spec, x, d) for one, x, d in zip(given, several, douts, strict=True)]
     without = [isinstance(one, Mapping) and "out" not in one and len(one) > 0 for one in outs]
     if any(without) and not all(without):
         raise ValueError("some of the outputs lack 'out', and others have it: give it in all, or in none")
-    known = [budget(spec, x, recipe, dout=d) for x, d in zip(several, douts, strict=True)]
-    arrays = () if all(without) else (output_alone(given, "a diagnosis").astype(np.float64) for given in outs)
+    arrays = () if all(without) else (output_alone(one, "a diagnosis").astype(np.float64) for one in outs)
     targets = tuple(Target.of(x, b) for x, b in zip(arrays, known, strict=not all(without)))
     failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(known, targets, strict=bool(targets))]
     if any(failing):
@@ -103,9 +104,10 @@ def diagnose(
 
 def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, Any]], list[Any], list[Any]]:
     """Inputs, outputs and gradients of the output, one of each for every case."""
-    if isinstance(inputs, Mapping):
+    if isinstance(inputs, Mapping) or not isinstance(inputs, Iterable):
         return [inputs], [actual], [dout]
-    several, outs = list(inputs), list(actual)
+    several = list(inputs)
+    outs = [actual] * len(several) if callable(actual) else list(actual)
     if len(outs) != len(several) or not outs:
         raise ValueError(
             f"there are {len(outs)} outputs and {len(several)} inputs, but must be as many, and one or more"

@@ -21,6 +21,7 @@ from refdiff.oracle.diagnosis.disambiguation import separating
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate, Ranking
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
 from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
@@ -378,6 +379,17 @@ def test_layouts(kind: int, name: str) -> None:
     out = kernel(case, [d])
     found = diagnose(out, HF, case.inputs, recipe="bfloat16", max_deviations=1)
     assert name in [c.name for c in found.candidates if c.fits]
+
+
+def test_a_kernel_in_place_of_its_outputs() -> None:
+    both = [case.inputs for case in pair_of_cases("hf_diffllama", "float32")]
+
+    def mine(inputs: Inputs) -> np.ndarray:
+        return truth(HF.replace(pairing="interleaved"), inputs, want=("out",)).out.astype(np.float32)
+
+    for inputs in (both[0], both):
+        found = diagnose(mine, HF, inputs, recipe="float32", max_deviations=1)
+        assert (found.status, found.name) == (UNIQUE, "neighbors_are_a_pair")
 
 
 def test_arguments() -> None:
