@@ -31,7 +31,10 @@ def check_kinds(spec: Any, inputs: Any) -> None:
     if not isinstance(spec, Spec):
         raise TypeError(f"spec is of type {type(spec).__name__}, but must be a Spec; the outputs come before it")
     if not isinstance(inputs, Mapping):
-        raise TypeError(f"inputs are of type {type(inputs).__name__}, but must be a mapping from names to arrays")
+        of_case = ": pass case.inputs, and dout=case.dout for gradients" if hasattr(inputs, "inputs") else ""
+        raise TypeError(
+            f"inputs are of type {type(inputs).__name__}, but must be a mapping from names to arrays{of_case}"
+        )
 
 
 def check_inputs(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, int]:

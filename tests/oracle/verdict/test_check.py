@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from refdiff.oracle.cases.fixed import cases
+from refdiff.oracle.diagnosis.diagnose import diagnose
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
@@ -101,6 +103,10 @@ def test_arguments_of_another_kind_or_in_another_order() -> None:
     wrong = list(x)
     with pytest.raises(TypeError, match="inputs are of type list, but must be a mapping from names to arrays"):
         check(x["q"], spec, wrong, recipe="float32")
+    wrong = cases("natural", spec=spec)[0]
+    for judge in (check, diagnose):
+        with pytest.raises(TypeError, match=r"of type Case, but .*: pass case\.inputs, and dout=case\.dout for gradi"):
+            judge(x["q"], spec, wrong, recipe="float32")
 
 
 def test_what_comes_as_a_tuple_is_told_to_come_as_a_mapping() -> None:
