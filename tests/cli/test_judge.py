@@ -32,9 +32,17 @@ def test_a_fail(capsys: Capture) -> None:
 
 def test_limits(capsys: Capture) -> None:
     assert main(["judge", f"{KERNELS / 'cheats.py'}:hangs", *SMALL, "--timeout", "0.5"]) == 1
-    assert "took more than 0.5 s" in capsys.readouterr().out
+    assert "took more than 0.5 s: --timeout allows more" in capsys.readouterr().out
     assert main(["judge", f"{KERNELS / 'cheats.py'}:eats_memory", *SMALL, "--memory", "0.4"]) == 1
     assert "MemoryError" in capsys.readouterr().out
+
+
+def test_a_crash_ends_the_run(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "kernel.py").write_text("import os\nkernel = lambda inputs: os._exit(3)")
+    assert main(["judge", str(tmp_path / "kernel.py"), *SMALL]) == 1
+    first, _, reason, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("fail: 0 of 6 cases compared, 0 failed; seed ")
+    assert reason.startswith("ended at ")
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,8 @@ def judge_file(
         if trial.declined or trial.problem or trial.outputs:
             doing(f"judging {trial.name}")
             found[trial.name] = _judge(trial, recipe, gradients)
-    return Report(str(path), spec, recipe, seed, found, (*reasons, *_too_little(found)), gradients)
+    reasons = (*reasons, *_too_little(found))
+    return Report(str(path), spec, recipe, seed, found, reasons, gradients, len(trials) - len(found))
 
 
 def _hidden_sizes(rng: np.random.Generator) -> list[Size]:
@@ -152,7 +153,7 @@ def _first_calls(process: KernelProcess, trial: _Trial) -> None:
         process.drop(m)
         trial.outputs = (first, second)
     except ProcessError as error:
-        raise ProcessError(f"{trial.name}: {error}") from None
+        raise ProcessError(f"ended at {trial.name}: {error}") from None
     except KernelError as error:
         trial.problem = str(error)
 
@@ -166,7 +167,7 @@ def _call_again(process: KernelProcess, trial: _Trial) -> None:
         if n is not None:
             process.drop(n)
     except ProcessError as error:
-        raise ProcessError(f"{trial.name}, called again: {error}") from None
+        raise ProcessError(f"ended at {trial.name}, called again: {error}") from None
     except KernelError as error:
         trial.problem = f"called again: {error}"
 

@@ -205,7 +205,7 @@ class KernelProcess:
         while len(data) < size:
             left = self._deadline - time.monotonic()
             if left <= 0 or not select.select([self._answers], [], [], left)[0]:
-                raise ProcessError(f"the kernel took more than {self._limits.seconds:g} s")
+                raise ProcessError(f"the kernel took more than {self._limits.seconds:g} s: --timeout allows more")
             if not (piece := os.read(self._answers, min(size - len(data), 2**20))):
                 raise self._ended()
             data += piece

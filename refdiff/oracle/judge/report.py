@@ -20,7 +20,7 @@ class Report:
     """The verdict on a kernel: true where it is a pass, and only there.
 
     seed: of all inputs, with which the run can be repeated. cases: by name, in the order of the calls. reasons: what
-    does not hold of the run as a whole.
+    does not hold of the run as a whole. unjudged: how many cases have no outcome because the run ended early.
     """
 
     kernel: str
@@ -30,6 +30,7 @@ class Report:
     cases: Mapping[str, Outcome]
     reasons: tuple[str, ...] = ()
     gradients: bool = field(default=False)
+    unjudged: int = 0
 
     @property
     def status(self) -> str:
@@ -44,7 +45,8 @@ class Report:
 
     def __str__(self) -> str:
         failed = self._named("fail")
-        counts = f"{sum(o.compared for o in self.cases.values())} of {len(self.cases)} cases compared"
+        total = len(self.cases) + self.unjudged
+        counts = f"{sum(o.compared for o in self.cases.values())} of {total} cases compared"
         gradients = "gradients too" if self.gradients else "no gradients, which take dout=None"
         lines = [f"{self.status}: {counts}, {len(failed)} failed; seed {self.seed}", gradients, *self.reasons]
         for name in failed[:SHOWN]:
