@@ -192,8 +192,12 @@ def _described(name: str) -> dict[str, Any]:
     if name.endswith(".json") or (name not in PRESETS and Path(name).is_file()):
         return json_fields(name)
     if name not in PRESETS:
+        from refdiff.oracle.spec.presets import OF_WIRINGS
+
         near = difflib.get_close_matches(name, PRESETS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
+        if name in OF_WIRINGS:
+            hint = f"; the preset of that variant is {OF_WIRINGS[name]}"
         raise UsageError(f"--spec: got {name!r}, expected {', '.join(PRESETS)}, or a JSON file{hint}")
     return {"preset": name}
 

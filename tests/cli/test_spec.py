@@ -76,6 +76,7 @@ def test_json_with_a_preset(tmp_path: Path) -> None:
         ([*SIZES, "--set", "windw=3"], "'windw' is no field of a Spec, did you mean 'window'?"),
         ([*SIZES, "--set", "window=many"], "window is 'many', but must be a whole number of keys, 0 or more, or None"),
         (["--spec", "hf_difllama"], "; did you mean hf_diffllama?"),
+        (["--spec", "paper"], "or a JSON file; the preset of that variant is ms_v1"),
         (["--spec", "{"], "--spec is not JSON: "),
         (["--spec", "[1].json"], "[1].json: no such file"),
     ],

@@ -130,7 +130,7 @@ def test_without_a_kernel(outside: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("SPEC", "hf", "no preset is called 'hf': there are hf_diffllama"),
+        ("SPEC", "hf", "no preset is called 'hf'; the preset of that variant is 'hf_diffllama'; there are"),
         ("SPEC", '{"heads": 3}', "'heads'"),
         ("RECIPE", "int8", "no recipe is called 'int8': there are float32"),
         ("PROFILES", "hard", "no profile is called 'hard': there are natural"),

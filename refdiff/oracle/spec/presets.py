@@ -87,6 +87,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "attention": {**PLAIN, "lambda_form": "none", "rope": "none", "norm": "none"},
 }
 
+OF_WIRINGS = {"hf": "hf_diffllama", "paper": "ms_v1", "v2": "diff_v2", "none": "attention"}
+"""The preset of each variant that is a whole model here (`DiffLlamaConfig.wiring`)."""
+
 UNGROUPED = ("timm",)
 """Those that have as many key heads as query heads, always."""
 
@@ -104,5 +107,7 @@ def over_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(name, str) or name not in PRESETS:
         near = difflib.get_close_matches(str(name), PRESETS, 1)
         hint = f", did you mean {near[0]!r}?" if near else ":"
+        if str(name) in OF_WIRINGS:
+            hint = f"; the preset of that variant is {OF_WIRINGS[name]!r};"
         raise ValueError(f"no preset is called {name!r}{hint} there are {', '.join(PRESETS)}")
     return {**PRESETS[name], **rest}

@@ -45,6 +45,8 @@ def test_is_frozen() -> None:
 def test_an_unknown_preset_names_those_that_there_are() -> None:
     with pytest.raises(ValueError, match=r"no preset is called 'diff_v3', did you mean 'diff_v2'\? there are hf_diff"):
         Spec.preset("diff_v3", query_heads=4, key_heads=4, head_dim=8)
+    with pytest.raises(ValueError, match="called 'paper'; the preset of that variant is 'ms_v1'; there are hf_"):
+        Spec.preset("paper", query_heads=4, key_heads=4, head_dim=8)
 
 
 DIMS: dict[str, Any] = {"query_heads": 12, "key_heads": 4, "head_dim": 6}
