@@ -108,7 +108,8 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     seen: Numpy = np.asarray(counted.any(axis=-1))
     rows = np.where(budget.doubtful, 0.0, budget.rows)
     ratio = np.where(seen, over(by_row, rows), 0.0)
-    found.append(_largest("bound", np.where(seen, over(by_row, budget.bounds), 0.0), 1.0, "hard bound B_r"))
+    if not np.all(np.isinf(budget.bounds)):  # of gradients none is known
+        found.append(_largest("bound", np.where(seen, over(by_row, budget.bounds), 0.0), 1.0, "hard bound B_r"))
     found.append(_largest("row", ratio, limits.row, "rms(e_r) / E_r"))
     queries = slice(None) if budget.sampled is None else budget.sampled
     usual = ratio[..., queries][seen[..., queries]]

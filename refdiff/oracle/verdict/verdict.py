@@ -47,7 +47,18 @@ class TensorVerdict:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer for all tensors of a call. It is true where it is a pass, and only there."""
+    """The answer for all tensors of a call. It is true where it is a pass, and only there.
+
+    Printed, each tensor has a line of value/limit; a value above its limit fails. A row is the last axis at one place
+    of the others. Its error e_r is a root mean square; E_r is the error that correct kernels have there, as measured:
+
+        bound     the largest e_r over B_r, the most that a correct kernel can have; not printed where no B_r is known
+        row       the largest e_r over E_r: a key lost in one row
+        bulk      the root mean square of e_r over E_r: a small error everywhere
+        element   the largest error of one number over its allowance: one wrong number
+        slope     ⟨e, y⟩ over ⟨y, y⟩, with the result y of all rows: a wrong scale
+        factor    the same, weighted by row: a wrong scale where some rows are noisy
+    """
 
     tensors: dict[str, TensorVerdict]
     recipe: str

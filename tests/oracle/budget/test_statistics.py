@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,12 @@ def test_each_number_sees_what_the_others_do_not(mistake: str, notices: set[str]
         budget = RowBudget(**{**vars(budget), "slope": 1e-5})
     failed = {name for name, holds in _found(y + e, budget).items() if not holds}
     assert failed == notices
+
+
+def test_a_bound_that_is_not_known_is_no_statistic() -> None:
+    y, e = _case()
+    without, known = (replace(_budget(y), bounds=np.full(y.shape[:-1], bound)) for bound in (np.inf, 1e9))
+    assert _found(y + e, known).keys() - _found(y + e, without).keys() == {"bound"}
 
 
 def test_masks_must_be_the_same() -> None:
