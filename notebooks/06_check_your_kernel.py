@@ -122,7 +122,7 @@ print(f"in {within} of them no row is off by 2 budgets or more; the oracle's lim
 # %% [markdown]
 # The oracle's limit comes from many more runs of this kind. In 27,000 correct runs, two of torch and JAX came to 3.1
 # and 3.5 budgets, nearer to the limit than ours. `refdiff/oracle/thresholds.py` has the evidence beside each limit.
-# (Beside pass and fail there is a third verdict, *undecided*: on some inputs correct kernels differ too much among
+# (Beside pass and fail there is a third verdict, *inconclusive*: on some inputs correct kernels differ too much among
 # themselves. It is no pass.)
 #
 # ## Break it

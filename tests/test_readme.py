@@ -16,6 +16,7 @@ import refdiff
 from refdiff import oracle
 from refdiff.cli.parser import build_parser
 from refdiff.model.config_checks import MODEL_TYPES
+from refdiff.oracle.spec.presets import OF_WIRINGS, PRESETS
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ROOT / "notebooks" / "reference" / "guides"
@@ -146,14 +147,21 @@ def test_the_table_of_conversions_is_what_convert_does() -> None:
             assert bool(cell) == (one != other)
 
 
+def test_the_table_of_variants_names_the_presets_of_the_oracle() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| `(\w+)` \|$", PAGES["variants.md"], re.M)
+    assert dict(rows) == OF_WIRINGS
+    assert list(OF_WIRINGS) == list(MODEL_TYPES)
+    assert set(OF_WIRINGS.values()) <= set(PRESETS)
+
+
 def test_what_the_oracle_finds_is_what_its_own_test_found() -> None:
     measured = (ROOT / "tests" / "oracle" / "selftest" / "results.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\| rows \|(.*)\|$", measured, re.M)[0].split("|")
-    rows, every, own, real, undecided = (cell.strip() for cell in cells)
+    rows, every, own, real, inconclusive = (cell.strip() for cell in cells)
     _, of, share = re.findall(r"([\d,]+) of ([\d,]+) \(([\d.]+ %)\)", rows)[0]
     runs = sum(int(cell.split(" of ")[1].replace(",", "")) for cell in (own, real))
     assert f"of {of} runs of wrong kernels, the oracle finds the mistake in {share};" in README
-    assert f"of {runs:,} runs of correct kernels, it fails none and leaves {undecided} undecided" in README
+    assert f"of {runs:,} runs of correct kernels, it fails none and leaves {inconclusive} inconclusive" in README
     assert own.startswith("0 of ")
     assert real.startswith("0 of ")
     line = re.findall(r"^\| refdiff, by rows \|(.*)\|$", PAGES["kernels.md"], re.M)[0]
