@@ -41,9 +41,9 @@ FIRST_SEED = 4000
 def add_arguments(parser: Parser) -> None:
     """Add the options."""
     parser.description = (
-        "Judge what a differential attention kernel, or a whole attention layer, computed. FILE (safetensors or npz) "
-        "holds its inputs (q, k, v, lambda_q1, ...) and its outputs: any of out, lse1, lse2, and with dout also dq, "
-        "dk, dv, dlambda_q1, ..."
+        "Judge what an attention kernel (differential or plain) or a whole attention layer computed. FILE (safetensors "
+        "or npz) holds its inputs (q, k, v, lambda_q1, ...) and its outputs: any of out, lse1, lse2 (lse of plain "
+        "attention), and with dout also dq, dk, dv, dlambda_q1, ..."
     )
     parser.examples = """
 refdiff check --spec hf_diffllama --layer 3 mine.safetensors
