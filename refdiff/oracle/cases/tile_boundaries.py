@@ -55,7 +55,8 @@ def tile_boundary_keys(see: Numpy) -> Numpy:
 
 def _dense(spec: Spec, inputs: Inputs) -> Numpy:
     q, k, ops, w = inputs["q"], inputs["k"], ops_for(), head_indices(spec)
-    q, k = (stages(spec, {**inputs, "q": q, "k": k}, name, ops)[-1] for name in "qk")
+    turns = angles(spec, inputs, ops)
+    q, k = (stages(spec, {**inputs, "q": q, "k": k}, name, turns, ops)[-1] for name in "qk")
     B, H, T, d = q.shape
     scale = 1 / math.sqrt(d) if spec.scale is None else spec.scale
     key_of = np.zeros(H, dtype=np.int64)
@@ -73,6 +74,6 @@ def _dense(spec: Spec, inputs: Inputs) -> Numpy:
         if step == "norm":  # of any length, and so it is the direction alone that counts
             aimed = aimed / inputs.get("q_norm_weight", 1.0)
         else:
-            cos, sin = angles(spec, inputs, "q", ops)
+            cos, sin = turns["q"]
             aimed = rotate(spec, aimed, cos, -sin, ops)
     return aimed

@@ -9,7 +9,7 @@ The attention core, from q, k and v to the heads after norm and scale:
     k                (B, K, S, d)
     v                (B, V, S, w)   V and w by `spec.values`
     lambda_q1, lambda_k1,
-    lambda_q2, lambda_k2   (d,)     lambda_form "exp"; (h, d) with lambda_per_head
+    lambda_q2, lambda_k2   (d,)     lambda_form "exp"; (h, d) by lambda_per_head
     lambda_logits    (B, T, h)      lambda_form "sigmoid"
     lambda_full      (), (h,) or (B, h, T)         lambda_form "given"
     norm_weight, norm_bias   (e,)   where the spec has one; (h, e) with

@@ -19,6 +19,8 @@ from refdiff.oracle.truth.head_indices import head_indices, value_heads
 from refdiff.oracle.truth.own_layers import own, raw_scores
 
 Numpy = np.ndarray[Any, Any]
+Angles = dict[str, tuple[Numpy, Numpy]]
+"""cos and sin, of "q" and of "k"."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +86,19 @@ def with_sinks(s: AttentionOperands, first: Numpy, second: Numpy) -> AttentionOp
 
 def rotated(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
     """Return q and k after norm and RoPE; what nobody sees is a number first, lest it turn into one that is none."""
-    return stages(spec, inputs, "q", ops)[-1], stages(spec, inputs, "k", ops)[-1]
+    turns = angles(spec, inputs, ops)
+    return stages(spec, inputs, "q", turns, ops)[-1], stages(spec, inputs, "k", turns, ops)[-1]
 
 
-def stages(spec: Spec, inputs: Inputs, name: str, ops: Ops) -> list[Numpy]:
-    """q or k as it comes in, and after each of `preparation`."""
+def stages(spec: Spec, inputs: Inputs, name: str, turns: Angles, ops: Ops) -> list[Numpy]:
+    """q or k as it comes in, and after each of `preparation`; `turns` are the `angles`."""
     found = [inputs["q"] if name == "q" else zero_unseen(inputs["k"], attention_mask(spec, inputs))]
     for step in preparation(spec):
         x = found[-1]
         if step == "norm":
             y = own(ops, "qk_norm")(x, inputs.get(f"{name}_norm_weight"), spec.qk_norm_eps, spec.qk_norm)
         else:
-            y = rotate(spec, x, *angles(spec, inputs, name, ops), ops)
+            y = rotate(spec, x, *turns[name], ops)
         found.append(y)
     return found
 
@@ -113,13 +116,15 @@ def rotate(spec: Spec, x: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:
     return np.concatenate([x[..., :still], turned], axis=-1) if still else turned
 
 
-def angles(spec: Spec, inputs: Inputs, name: str, ops: Ops) -> tuple[Numpy, Numpy]:
-    """cos and sin for q or for k; without positions the queries are the last T of S."""
+def angles(spec: Spec, inputs: Inputs, ops: Ops) -> Angles:
+    """cos and sin for q and for k, of the same frequencies; without positions the queries are the last T of S."""
+    if spec.rope == "none":
+        return {}
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    start = S - T if name == "q" else 0
-    at = inputs.get(f"{name}_positions", np.arange(start, S)[None])
-    found: tuple[Numpy, Numpy] = ops.rope_cos_sin(at, *frequencies(spec, ops), np.float64)
-    return found
+    turn = frequencies(spec, ops)
+    starts = {"q": S - T, "k": 0}
+    at = {name: inputs.get(f"{name}_positions", np.arange(start, S)[None]) for name, start in starts.items()}
+    return {name: ops.rope_cos_sin(positions, *turn, np.float64) for name, positions in at.items()}
 
 
 def frequencies(spec: Spec, ops: Ops) -> tuple[list[float], float]:

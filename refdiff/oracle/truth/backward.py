@@ -14,6 +14,7 @@ from refdiff.oracle.inputs.sequences import Inputs, Sequence, scatter, sequences
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask, padded_queries, without_padded
 from refdiff.oracle.truth.attention_operands import (
+    Angles,
     AttentionOperands,
     angles,
     attention_operands,
@@ -265,17 +266,20 @@ def _through_heads(
         dq2, dk2 = _through_tanh(dq2, second, q[:, w.q2], k[:, w.k2])
     dq = query_factor(spec) * (_to_heads(dq1, w.q1, q) + _to_heads(dq2, w.q2, q))
     dk = _to_heads(dk1, w.k1, k) + _to_heads(dk2, w.k2, k)
-    return _through_preparation(spec, inputs, "q", dq, ops) | _through_preparation(spec, inputs, "k", dk, ops)
+    turns, found = angles(spec, inputs, ops), {}
+    for name, g in (("q", dq), ("k", dk)):
+        found |= _through_preparation(spec, inputs, name, g, turns, ops)
+    return found
 
 
-def _through_preparation(spec: Spec, inputs: Inputs, name: str, g: Numpy, ops: Ops) -> dict[str, Numpy]:
+def _through_preparation(spec: Spec, inputs: Inputs, name: str, g: Numpy, turns: Angles, ops: Ops) -> dict[str, Numpy]:
     """The lines of `stages` from bottom to top."""
     found: dict[str, Numpy] = {}
     steps = preparation(spec)
-    before = stages(spec, inputs, name, ops) if "norm" in steps else [g] * len(steps)
+    before = stages(spec, inputs, name, turns, ops) if "norm" in steps else [g] * len(steps)
     for step, x in zip(reversed(steps), reversed(before[: len(steps)]), strict=True):
         if step == "turn":
-            g = _through_rotation(spec, g, *angles(spec, inputs, name, ops), ops)
+            g = _through_rotation(spec, g, *turns[name], ops)
             continue
         weight = inputs.get(f"{name}_norm_weight")
         g, dweight = own(ops, "qk_norm_vjp")(g, x, weight, spec.qk_norm_eps, spec.qk_norm)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends import ops_for
+from refdiff.backends import ops_for, overlay
 from refdiff.oracle.truth.attention_operands import (
     attention_operands,
     joined,
@@ -124,3 +124,12 @@ def test_uniform_rows_see_everything_with_scores_of_zero() -> None:
     assert not s.q1[:, :, 0].any()
     assert s.bias is not None
     assert not s.bias[0, 0, 0].any()
+
+
+def test_q_and_k_turn_by_the_same_frequencies() -> None:
+    """They are computed once: an error of theirs turns a query and its keys alike."""
+    seen: list[str] = []
+    counted = overlay(OPS, lambda name, f: lambda *args, **kwargs: (seen.append(name), f(*args, **kwargs))[1])
+    spec = small("hf_diffllama")
+    rotated(spec, draw(spec, T=7), counted)
+    assert seen == ["rope_frequencies", "rope_cos_sin", "rope_cos_sin", "rope", "rope"]
