@@ -266,7 +266,8 @@ def _through_heads(
         dq2, dk2 = _through_tanh(dq2, second, q[:, w.q2], k[:, w.k2])
     dq = query_factor(spec) * (_to_heads(dq1, w.q1, q) + _to_heads(dq2, w.q2, q))
     dk = _to_heads(dk1, w.k1, k) + _to_heads(dk2, w.k2, k)
-    turns, found = angles(spec, inputs, ops), {}
+    turns = angles(spec, inputs, ops)
+    found: dict[str, Numpy] = {}
     for name, g in (("q", dq), ("k", dk)):
         found |= _through_preparation(spec, inputs, name, g, turns, ops)
     return found
