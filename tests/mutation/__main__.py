@@ -56,12 +56,12 @@ ALSO = {
 
 
 def tests_for(mutant: Mutant, root: Path) -> tuple[str, ...]:
-    """The test file named like the mutant's, if there is one, and those of `ALSO`; for a derivative these first."""
+    """The test file named like the mutant's, and those of `ALSO`; for a derivative these first; or the whole folder."""
     path = Path(mutant.file)
     mirror = str(Path("tests", *path.parts[1:]).with_name(f"test_{path.stem.strip('_')}.py"))
     others = [t for place, tests in ALSO.items() if mutant.file.startswith(place) for t in tests]
-    if others and not (root / mirror).exists():
-        return tuple(others)
+    if not (root / mirror).exists():
+        return tuple(others) or (mirror if len(path.parts) == 2 else str(Path(mirror).parent),)
     derivative = mutant.function.endswith("_vjp") or mutant.function.startswith(("d_", "_through", "sum_to"))
     return (*others[:1], mirror, *others[1:]) if derivative else (mirror, *others)
 

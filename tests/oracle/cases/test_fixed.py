@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle.cases.fixed import PROFILES, cases, small_spec
+from refdiff.oracle import cases, truth
+from refdiff.oracle.cases.fixed import PROFILES, small_spec
 from refdiff.oracle.cases.values import ALIASES
 from refdiff.oracle.inputs.validation import check_inputs
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.truth import truth
 from tests.oracle.example_inputs import small
 
 
@@ -21,7 +21,6 @@ def test_every_case_has_a_truth(profile: str) -> None:
     for case in found:
         check_inputs(case.spec, case.inputs)
         result = truth(case.spec, case.inputs, dout=case.dout, want=("out",))
-        assert result.out is not None
         assert result.out.shape == case.dout.shape
         assert np.isfinite(result.out).all()
         assert case.dout.dtype == np.float16
@@ -35,13 +34,6 @@ def test_names_and_presets() -> None:
     again = cases("discriminating", 3)
     assert all(np.array_equal(a.inputs[n], b.inputs[n]) for a, b in zip(found, again, strict=True) for n in a.inputs)
     assert np.array_equal(found[1].dout, again[1].dout)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_small_specs_have_groups_and_depth(name: str) -> None:
-    spec = small_spec(name)
-    assert spec.layer == 2
-    assert spec.heads > spec.key_groups or name == "timm"
 
 
 def test_a_case_knows_what_it_is_blind_to() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from refdiff.oracle import truth
 from refdiff.oracle.cases.layouts import LAYOUTS, relaid
-from refdiff.oracle.truth import truth
 from tests.oracle.example_inputs import draw, small
 
 SPEC = small("hf_diffllama")

@@ -14,25 +14,6 @@ from tests.oracle.example_inputs import small
 HF = small("hf_diffllama")
 
 
-def test_lengths() -> None:
-    n = Structure(3, 5, 7).lengths(HF)
-    assert (n["B"], n["T"], n["S"], n["H"], n["Vw"], n["he"]) == (3, 5, 7, 12, 24, 72)
-    assert Structure(3, 5, 7, hidden=9).lengths(HF)["R"] == 2
-    packed = Structure(packed=((2, 3), (0, 1))).lengths(HF)
-    assert (packed["B"], packed["T"], packed["S"]) == (1, 2, 4)
-    assert Structure(packed=((2, 3), (4, 4)), hidden=9).lengths(HF)["S"] == 6
-    paged = Structure(pages=((1, 3), (1, 9))).lengths(HF)
-    assert (paged["B"], paged["T"]) == (2, 1)
-    ragged = Structure(pages=((1, 3), (4, 9))).lengths(HF)
-    assert (ragged["B"], ragged["T"]) == (1, 5)
-
-
-def test_tables_of_packed_sequences() -> None:
-    found = Structure(packed=((2, 3), (0, 1))).tables(np.random.default_rng(0))
-    assert {name: x.tolist() for name, x in found.items()} == {"cu_seqlens_q": [0, 2, 2], "cu_seqlens_k": [0, 3, 4]}
-    assert list(Structure(packed=((2, 3),), hidden=4).tables(np.random.default_rng(0))) == ["cu_seqlens_q"]
-
-
 def test_every_page_belongs_to_one_sequence_and_two_to_none() -> None:
     found = Structure(pages=((1, 9), (1, 0), (1, 4)), page=4).tables(np.random.default_rng(0))
     used = [*found["block_table"][0], found["block_table"][2][0]]

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.budget.budget import Budget
+from refdiff.oracle import Budget, Deviation, Spec
 from refdiff.oracle.budget.statistics import over, root_mean_square
-from refdiff.oracle.deviations.deviation import Deviation, output_with
+from refdiff.oracle.deviations.deviation import output_with
 from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.spec import Spec
 
 
 def effect(spec: Spec, inputs: Mapping[str, Any], deviation: Deviation, allowed: Budget) -> float:

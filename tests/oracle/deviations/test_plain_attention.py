@@ -7,13 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from refdiff.oracle.cases.fixed import cases
-from refdiff.oracle.deviations import deviations
+from refdiff.oracle import Spec, cases, deviations, diagnose
 from refdiff.oracle.deviations.deviation import output_with
 from refdiff.oracle.deviations.listed import KINDS
-from refdiff.oracle.diagnosis import diagnose
 from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.spec import Spec
 
 SPEC = Spec.preset(
     "attention", query_heads=6, key_heads=2, head_dim=8, v_head_dim=12, sinks=True, softcap=3.0, rope="halves"
@@ -40,7 +37,6 @@ def test_each_is_named(name: str) -> None:
     case = cases("discriminating", seed=3, spec=SPEC, dtype="bfloat16")[1]
     (deviation,) = (d for d in deviations(SPEC) if name in (d.name, *d.aliases))
     wrong = output_with(SPEC, as_float64(SPEC, case.inputs), [deviation])
-    assert wrong is not None
     found = diagnose(wrong.astype(np.float32), SPEC, case.inputs, recipe="bfloat16", max_deviations=1)
     assert found.status == "unique"
     assert found.candidates[0].name == deviation.name
@@ -52,10 +48,8 @@ def test_scale_and_softcap_by_hand() -> None:
     before = {d.name: d for d in deviations(SPEC)}
     other = SPEC.replace(scale=12**-0.5)
     of_values = output_with(SPEC, inputs, [before["scale_of_the_width_of_values"]])
-    assert of_values is not None
     assert np.array_equal(of_values, output_with(other, inputs, []))
     capped = output_with(SPEC, inputs, [before["softcap_before_the_scale"]])
-    assert capped is not None
     assert np.array_equal(capped, output_with(SPEC.replace(softcap=3.0 * 8**-0.5), inputs, []))
     usual = SPEC.replace(v_head_dim=None, softcap=None)
     assert not {"scale_of_the_width_of_values", "softcap_before_the_scale"} & {d.name for d in deviations(usual)}

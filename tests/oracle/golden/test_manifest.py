@@ -40,13 +40,6 @@ def test_has_its_own_hash() -> None:
     assert manifest_text(dict(reversed(REST.items()))) == text
 
 
-def test_untouched(tmp_path: Path) -> None:
-    write(tmp_path, {"a": b"123", "b": b""})
-    manifest, changed = read_manifest(tmp_path)
-    assert changed == []
-    assert manifest["λ"] == 0.8
-
-
 @given(data=st.data())
 def test_one_byte_of_the_manifest(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("golden")

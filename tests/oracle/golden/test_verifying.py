@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from refdiff.errors import CheckpointError
-from refdiff.oracle import golden
-from refdiff.oracle.budget.budget import budget
+from refdiff.oracle import budget, golden
 from refdiff.oracle.golden.manifest import index_text, manifest_text, read_manifest, sha256
 from refdiff.oracle.inputs.files import write_arrays
 from tests.layers.inputs import says

@@ -11,12 +11,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from refdiff.oracle.cases.fixed import Case
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw
+from refdiff.oracle import Case, Spec
 from refdiff.oracle.golden.manifest import FORMAT, read_manifest
 from refdiff.oracle.inputs.files import read_arrays
-from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies import Structure, draw
 
 HF = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=2)
 V2 = Spec.preset("diff_v2", query_heads=4, key_heads=1, head_dim=8)

@@ -1,4 +1,4 @@
-"""Arrays of any library: NumPy's, and stand-ins for those of others. tests/parity has the others themselves."""
+"""Arrays of any library: NumPy's, capsules, stand-ins for those of others. tests/parity has the others themselves."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from refdiff.oracle.inputs.any_array import any_array
+from refdiff.oracle.inputs.dlpack import _Tensor, read_capsule
 from tests.layers.inputs import says
 from tests.oracle.arrays import DTYPES, LAYOUTS, numbers, same_bits, zero_stride
-from tests.oracle.inputs.test_dlpack import Lent
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "zero stride"])
@@ -46,11 +46,6 @@ def test_numbers_of_numpy(x: np.ndarray) -> None:
 def test_lists(x: list[list[int]]) -> None:
     assert same_bits(any_array(x), np.array(x))
     assert same_bits(any_array(tuple(x)), np.array(x))
-
-
-def test_single_numbers() -> None:
-    assert any_array(1.5).dtype == np.float64
-    assert same_bits(any_array(np.float32(1.5)), np.array(1.5, np.float32))
 
 
 class Foreign:
@@ -85,7 +80,7 @@ def test_array_api_strict() -> None:
 def test_device_memory_is_fetched() -> None:
     here = Foreign(Lent(numbers("bfloat16"), 4))
     there = Foreign(here.lent, device=2)
-    there.cpu = lambda: here  # type: ignore[attr-defined]
+    there.cpu = lambda: here
     assert same_bits(any_array(there), here.lent.x)
 
 
@@ -120,7 +115,7 @@ def test_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_jax(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(array_api_compat, "is_jax_array", lambda x: x == "an array of jax")
-    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(device_get=lambda x: X))  # type: ignore[misc]
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(device_get=lambda x: X))
     assert any_array("an array of jax") is X
 
 
@@ -128,11 +123,11 @@ def test_jax(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mlx(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     """Read by the buffer protocol, in which bfloat16 has no letter."""
     library = SimpleNamespace(uint16="uint16", bfloat16="bfloat16")
-    monkeypatch.setitem(sys.modules, "mlx.core", library)  # type: ignore[misc]
+    monkeypatch.setitem(sys.modules, "mlx.core", library)
     x = numbers(dtype)[0, 0]
     kind = (ctypes.c_float if dtype == "float32" else ctypes.c_uint16) * len(x)
 
-    class Buffer(kind):  # type: ignore[misc, valid-type]
+    class Buffer(kind):
         __module__ = "mlx.core"
 
         def view(self, to: str) -> Any:
@@ -212,3 +207,65 @@ def test_no_library_is_imported() -> None:
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert "numpy" in loaded
     assert not loaded & {"torch", "jax", "cupy", "mlx", "ml_dtypes", "tensorflow"}
+
+
+class Lent:
+    """A capsule of any tensor that fits the structure, and what keeps its memory alive."""
+
+    def __init__(self, x: np.ndarray, code: int, *, bits: int | None = None, offset: int = 0, **fields: int) -> None:
+        self.x = x
+        self.shape = (ctypes.c_int64 * max(x.ndim, 1))(*x.shape)
+        self.strides = (ctypes.c_int64 * max(x.ndim, 1))(*(s // x.itemsize for s in x.strides))
+        self.tensor = _Tensor(
+            data=x.ctypes.data - offset, ndim=x.ndim, code=code, bits=8 * x.itemsize if bits is None else bits,
+            **{"device_type": 1, "lanes": 1, "byte_offset": offset, **fields},
+        )  # fmt: skip
+        self.tensor.shape, self.tensor.strides = self.shape, self.strides
+
+    def capsule(self, name: bytes = b"dltensor") -> Any:
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return new(ctypes.addressof(self.tensor), name, None)
+
+
+def test_negative_strides() -> None:
+    x = numbers("float32")[::-1, :, ::-2]
+    lent = Lent(x, 2)
+    assert same_bits(read_capsule(lent.capsule()), x)
+
+
+def test_no_strides_is_in_a_row() -> None:
+    lent = Lent(numbers("int32"), 0)
+    lent.tensor.strides = None
+    assert same_bits(read_capsule(lent.capsule()), lent.x)
+
+
+def test_read_only_memory_comes_in_the_newer_capsule() -> None:
+    x = numbers("float64")
+    x.flags.writeable = False
+    assert same_bits(read_capsule(x.__dlpack__(max_version=(1, 0))), x)
+
+
+def test_memory_outlives_its_owner() -> None:
+    x = numbers("float64")
+    read = read_capsule(x.copy().__dlpack__())
+    for _ in range(50):  # what was freed would be written over
+        x.copy()
+    assert same_bits(read, x)
+
+
+@pytest.mark.parametrize(("code", "bits", "lanes"), [(10, 8, 1), (2, 4, 1), (4, 32, 1), (3, 64, 1), (2, 32, 4)])
+def test_of_types_that_numpy_has_not(code: int, bits: int, lanes: int) -> None:
+    lent = Lent(numbers("float32"), code, bits=bits, lanes=lanes)
+    message = (
+        f"the array has DLPack's type {code} of {bits} bits; what can be read are booleans, integers, floating-point "
+        "and complex numbers of whole bytes, and bfloat16"
+    )
+    with says(TypeError, message):
+        read_capsule(lent.capsule())
+
+
+def test_used_capsules() -> None:
+    lent = Lent(numbers("float32"), 2)
+    with pytest.raises(TypeError, match="is no capsule of __dlpack__, or somebody has taken the array out of it"):
+        read_capsule(lent.capsule(b"used_dltensor"))

@@ -1,13 +1,15 @@
-"""Inputs that do not fit say what they should be."""
+"""Inputs that do not fit say what they should be, and what is said to put an array right does so."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from refdiff.oracle.inputs.layout_hints import other_layout
 from refdiff.oracle.inputs.validation import as_float64, check_inputs, no_numbers
 from tests.oracle.example_inputs import draw, small
 
@@ -154,3 +156,37 @@ def test_inputs_that_are_no_numbers_are_named() -> None:
     inputs["lambda_q1"][0] = np.inf
     (said,) = no_numbers(inputs)
     assert "k has 2 of 336, the first at (1, 2, 3, 4); lambda_q1 has 1 of 6, the first at (0,)" in said
+
+
+N = {"B": 2, "h": 3, "T": 5, "e": 8}
+OTHERS = {
+    "B T h e": "bhte->bthe",
+    "B T he": "bhte->bthe",
+    "BT h e": "bhte->bthe",
+    "Bh T e": "bhte->bhte",
+    "BT he": "bhte->bthe",
+    "T B h e": "bhte->tbhe",
+    "T B he": "bhte->tbhe",
+    "T h e": "bhte->bthe",
+    "h T e": "bhte->bhte",
+    "T he": "bhte->bthe",
+}
+
+
+def _length(axis: str, n: dict[str, int]) -> int:
+    return int(np.prod([n[a] for a in axis]))
+
+
+@pytest.mark.parametrize("layout", OTHERS)
+def test_the_advice_gives_back_the_very_numbers(layout: str) -> None:
+    n = N | {"B": 2 if "B" in layout else 1}
+    right = np.arange(_length("BhTe", n)).reshape(n["B"], 3, 5, 8)
+    x = np.einsum(OTHERS[layout], right).reshape([_length(axis, n) for axis in layout.split()])
+    said = other_layout(x.shape, "BhTe", n)
+    (steps,) = re.findall(r"; (\S.*) puts", said)
+    assert np.array_equal(eval(f"x{steps}", {"x": x}), right), said
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 40), (5, 2, 8, 3), (30, 8), (240,), (8, 5, 3, 2), (4, 3, 5, 4)])
+def test_nothing_is_said_of_other_shapes(shape: tuple[int, ...]) -> None:
+    assert other_layout(shape, "BhTe", N) == ""

@@ -11,12 +11,11 @@ import pytest
 
 from refdiff import layers, oracle
 from refdiff.backends import ops_for, overlay
-from refdiff.oracle.cases.fixed import Case, cases, small_spec
+from refdiff.oracle import Case, Recipe, Spec, cases
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.conformance import chosen, recipe_of
 from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.spec import Spec
 from refdiff.oracle.suite.outcome import against_truth
 
 HERE = "tests.oracle.rounding.test_accumulate"

@@ -1,16 +1,19 @@
-"""Inputs as a kernel gets them, and what its orders give."""
+"""Inputs as a kernel gets them, and what its orders give, one after another or side by side."""
 
 from __future__ import annotations
+
+import threading
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.ensemble import evaluate, members_of, quantised, score_errors
+from refdiff.backends.numpy.thread_pool import Workers
+from refdiff.oracle import Recipe, budget, truth
+from refdiff.oracle.rounding import parallel, round_to
+from refdiff.oracle.rounding.ensemble import members_of, quantised
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.truth import truth
+from refdiff.oracle.rounding.parallel import run_orders, scores
 from tests.oracle.example_inputs import draw, small
 
 
@@ -36,15 +39,6 @@ def test_a_type_that_will_be_refused_is_not_changed_first() -> None:
     }
 
 
-def test_a_layer_is_evaluated_too() -> None:
-    spec = small("hf_diffllama")
-    x = quantised(draw(spec, layer=True), Recipe("bfloat16"))
-    assert not np.array_equal(x["q_proj.weight"], draw(spec, layer=True)["q_proj.weight"])
-    got, want = evaluate(spec, x, Recipe("bfloat16"), MEMBERS[0])["out"], truth(spec, x, want=("out",)).out
-    assert got.shape == want.shape
-    assert 1e-4 < np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) < 0.05
-
-
 def test_outputs_are_of_the_storage_type() -> None:
     spec = small("diff_v2")
     x = quantised(draw(spec), Recipe("float16"))
@@ -58,11 +52,25 @@ def test_outputs_are_of_the_storage_type() -> None:
         members_of(spec, x, Recipe("float16"), 1, None)
 
 
-def test_errors_of_scores() -> None:
+def test_small_inputs_keep_to_one_thread_and_large_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = draw(small("hf_diffllama"))
+    assert scores(inputs) == 2 * 12 * 5 * 7
+    assert run_orders(lambda _: threading.current_thread(), MEMBERS, inputs) == [threading.current_thread()] * 8
+    monkeypatch.setattr(parallel, "LEAST", 0)
+    barrier = threading.Barrier(2, timeout=20)
+    monkeypatch.setattr(parallel, "Workers", lambda: Workers(2))
+    found = run_orders(lambda order: (order, barrier.wait()), MEMBERS, inputs)
+    assert [order for order, _ in found] == list(MEMBERS)
+    monkeypatch.setattr(parallel, "MOST", 1)
+    assert run_orders(lambda _: threading.current_thread(), MEMBERS, inputs) == [threading.current_thread()] * 8
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_budget_is_the_same(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     spec = small("hf_diffllama")
-    x = quantised(draw(spec), Recipe("bfloat16"))
-    first, second = score_errors(spec, x, Recipe("bfloat16"), 2)
-    assert first.shape == second.shape == (2, spec.heads, 5)
-    assert 1e-3 < np.median(first) < 0.1
-    exact, _ = score_errors(spec.replace(rope="none"), x, Recipe("bfloat16"), 2)
-    assert np.max(exact) < 1e-5, "without RoPE the scores of bfloat16 inputs are sums in float32"
+    inputs = draw(spec, dtype=np.float32)
+    one = budget(spec, inputs, dtype, members=4)
+    monkeypatch.setattr(parallel, "LEAST", 0)
+    other = budget(spec, inputs, dtype, members=4)
+    assert np.array_equal(one.rows["out"], other.rows["out"])
+    assert one.tensors["out"].slope == other.tensors["out"].slope

@@ -5,21 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from refdiff.oracle import Recipe
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS, Arithmetic, Order, error_of_sums
-from refdiff.oracle.rounding.recipe import Recipe
-
-PLAIN = Order("plain")
+from refdiff.oracle.rounding.evaluation_order import DRAWS, Arithmetic, Order, error_of_sums
 
 
 def _normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
-
-
-def test_orders_differ_from_each_other() -> None:
-    orders = (*MEMBERS, *DRAWS, *HELD_OUT)
-    assert len({(o.subtract, o.tile, o.reverse, o.stored, o.terms, o.base2, o.shift, o.noise) for o in orders}) == 17
-    assert len({o.name for o in orders}) == 17
 
 
 @pytest.mark.parametrize("terms", [0, 1, 3, 7, 100])
@@ -36,12 +28,6 @@ def test_one_term_at_a_time_is_the_sum_from_left_to_right() -> None:
     how = Arithmetic(Recipe("float32"), Order("", terms=1))
     assert how.product(a, np.ones((3, 1), dtype=np.float32))[0, 0] == 1.0
     assert how.product(a[:, ::-1], np.ones((3, 1), dtype=np.float32))[0, 0] == 1.0 + 2.0**-23
-
-
-def test_tf32_cuts_operands() -> None:
-    a, b = _normal(4, 6), _normal(6, 5)
-    how = Arithmetic(Recipe.of("tf32"), PLAIN)
-    np.testing.assert_array_equal(how.product(a, b), round_to(a, "tf32") @ round_to(b, "tf32"))
 
 
 def test_rounds_where_the_recipe_stores() -> None:
@@ -88,13 +74,6 @@ def test_what_some_processors_flush_is_zero_in_some_draws() -> None:
     assert flushing.exp(np.asarray(-90.0), np.asarray(0.0)) == 0 < keeping.exp(np.asarray(-90.0), np.asarray(0.0))
 
 
-def test_a_number_for_a_whole_row_is_never_right_by_luck() -> None:
-    a = np.random.default_rng(0).normal(size=(50, 16))
-    how = Arithmetic(Recipe("bfloat16"), DRAWS[0])
-    off = np.abs(how.inner(a, a, "o") - np.sum(a * a, -1, keepdims=True))
-    assert np.all(off >= 0.99 * how.u("o") * np.sqrt(np.sum((a * a) ** 2, -1, keepdims=True)))
-
-
 @pytest.mark.parametrize("n", [1, 7, 101, 1009])
 def test_what_a_sum_is_usually_off_by(n: int) -> None:
     a, b = np.random.default_rng(4).normal(size=(2, 500, n)).astype(np.float32)
@@ -104,9 +83,8 @@ def test_what_a_sum_is_usually_off_by(n: int) -> None:
     assert 0.8 * off <= error_of_sums(n) <= 2 * off
 
 
-def test_an_error_of_a_given_size_where_errors_are_drawn() -> None:
-    x, error = np.linspace(1.0, 2.0, 200), np.linspace(0.0, 0.1, 200)
-    off = Arithmetic(Recipe("float32"), DRAWS[0]).perturb(x, error) - x
-    np.testing.assert_allclose(np.abs(off), error, atol=1e-15)
-    assert 50 < np.sum(off > 0) < 150
-    np.testing.assert_array_equal(Arithmetic(Recipe("float32"), PLAIN).perturb(x, error), x)
+def test_a_number_for_a_whole_row_is_never_right_by_luck() -> None:
+    a = np.random.default_rng(0).normal(size=(50, 16))
+    how = Arithmetic(Recipe("bfloat16"), DRAWS[0])
+    off = np.abs(how.inner(a, a, "o") - np.sum(a * a, -1, keepdims=True))
+    assert np.all(off >= 0.99 * how.u("o") * np.sqrt(np.sum((a * a) ** 2, -1, keepdims=True)))

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle import Recipe
 
 
 def test_what_is_not_said_is_the_storage_type() -> None:

@@ -36,17 +36,6 @@ def test_another_width_of_values(preset: str, layer: bool) -> None:
     }
 
 
-def test_values_of_no_width() -> None:
-    assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones(3)}) == {}
-    assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones((1, 3, 5, 7))}) == {}  # three heads for two
-
-
-def test_only_what_is_missing() -> None:
-    spec = small("hf_diffllama")
-    assert dimensions(dict.fromkeys(NAMES, 1), {}) == {}
-    assert dimensions({"query_heads": 12}, draw(spec, layer=True)) == {"key_heads": 4, "head_dim": 6}
-
-
 @pytest.mark.parametrize(
     ("fields", "kept"),
     [
@@ -83,3 +72,8 @@ def test_the_width_of_a_head_of_a_layer(fields: dict[str, Any], kept: str) -> No
 def test_arrays_that_say_too_little(inputs: dict[str, Any], message: str) -> None:
     with says(ValueError, message):
         dimensions({}, inputs)
+
+
+def test_values_of_no_width() -> None:
+    assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones(3)}) == {}
+    assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones((1, 3, 5, 7))}) == {}  # three heads for two

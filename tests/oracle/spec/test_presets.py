@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.truth import truth
+from refdiff.oracle import Spec, truth
 from tests.golden import unilm
 
 FILES = {
@@ -44,16 +42,6 @@ def test_equals_the_files_of_unilm(name: str, size: str) -> None:
     for file in FILES[name]:
         expected = case.outputs[file]
         assert np.abs(out - expected).max() <= unilm.SAME * np.abs(expected).max()
-
-
-def test_each_preset_is_another_function_or_says_so() -> None:
-    specs = {name: Spec.preset(name, query_heads=20, key_heads=2, head_dim=6) for name in PRESETS if name != "timm"}
-    assert len(set(specs.values())) == len(specs)
-
-
-def test_presets_have_known_fields_alone() -> None:
-    fields = set(Spec(query_heads=2, key_heads=2, head_dim=2).to_dict())
-    assert all(set(preset) <= fields for preset in PRESETS.values())
 
 
 def test_timm_has_no_grouped_queries() -> None:

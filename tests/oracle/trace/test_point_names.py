@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from refdiff.oracle.trace import trace
+from refdiff.oracle import trace
 from refdiff.oracle.trace.point_names import canonical_names, near_point
 from tests.model.models import ids, small_model
 from tests.oracle.trace.test_trace import SPEC, spec_inputs

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.divergence import first_divergence
+from refdiff.oracle import first_divergence, hooks, read_trace, trace
 from refdiff.oracle.inputs.files import write_arrays
-from refdiff.oracle.trace import trace
-from refdiff.oracle.trace.torch_hooks import hooks, is_debugger_folder, read_debugger_folder
-from refdiff.oracle.trace.trace_files import read_trace
+from refdiff.oracle.trace.torch_hooks import is_debugger_folder, read_debugger_folder
 from tests.model.models import ids, small_model
 
 AT = "model.layers.0."

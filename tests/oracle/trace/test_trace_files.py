@@ -12,11 +12,9 @@ import pytest
 
 import refdiff
 from refdiff.errors import CheckpointError
-from refdiff.oracle.divergence import first_divergence
+from refdiff.oracle import first_divergence, read_trace, trace
 from refdiff.oracle.inputs.files import write_arrays
-from refdiff.oracle.trace import trace
 from refdiff.oracle.trace.trace import FORMAT
-from refdiff.oracle.trace.trace_files import read_trace
 from tests.model.models import ids, small_model
 from tests.oracle.trace.test_trace import SPEC, run_again, spec_inputs
 from tests.tolerances import FLOAT64, close

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.oracle import Spec, truth
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS
-from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.truth import truth
 from tests.oracle.example_inputs import draw, small
 
 Inputs = dict[str, Any]

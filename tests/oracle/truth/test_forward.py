@@ -1,4 +1,4 @@
-"""From inputs to the output: what must hold whatever the numbers, and what each field does."""
+"""From inputs to the output: what must hold whatever the numbers, what each field does, which heads are a pair."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from refdiff.backends import ops_for, overlay
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.attention_operands import attention_operands
 from refdiff.oracle.truth.forward import (
-    cut_rows,
     dense,
     differences,
     finished,
     forward,
+    gated,
     normed,
     out_factor,
     out_shape,
@@ -25,10 +25,10 @@ from refdiff.oracle.truth.forward import (
     projected,
     whole_wiring,
 )
+from refdiff.oracle.truth.head_indices import head_indices, value_heads
 from tests.oracle.example_inputs import draw, small
 
 OPS = ops_for()
-NAMES = st.sampled_from(list(PRESETS))
 CAUSAL = st.sampled_from([name for name in PRESETS if name != "timm"])
 SEEDS = st.integers(0, 2**16)
 
@@ -60,48 +60,6 @@ def test_one_token_at_a_time_is_all_at_once(name: str, seed: int) -> None:
         assert np.allclose(forward(spec, part)[:, :, 0], whole[:, :, t], rtol=0, atol=1e-12)
 
 
-@given(NAMES, SEEDS)
-def test_lambda_of_zero_is_plain_attention(name: str, seed: int) -> None:
-    """With values all one every row of a map sums to one: the difference is 1 − λ."""
-    spec = small(name, lambda_form="given", norm="none", norm_weight=False, out_scale="none", gate="none")
-    inputs = draw(spec, seed)
-    inputs["v"] = np.ones_like(inputs["v"])
-    for value in (0.0, 0.7):
-        inputs["lambda_full"] = np.asarray(value)
-        assert np.allclose(forward(spec, inputs), 1 - value, rtol=0, atol=1e-13)
-
-
-@given(st.sampled_from(["hf_diffllama", "ms_v1"]), SEEDS)
-def test_larger_values_change_nothing_after_a_norm(name: str, seed: int) -> None:
-    spec = small(name, norm_eps=0.0)
-    inputs = draw(spec, seed)
-    assert np.allclose(forward(spec, {**inputs, "v": 8 * inputs["v"]}), forward(spec, inputs), rtol=0, atol=1e-11)
-
-
-@given(st.sampled_from(["hf_diffllama", "ms_v1", "motif"]), SEEDS)
-def test_keys_for_every_query_are_the_same_as_keys_for_groups(name: str, seed: int) -> None:
-    spec = small(name)
-    inputs = draw(spec, seed)
-    every = spec.replace(key_heads=12)
-    order = np.repeat(np.arange(2), 3)  # pairs 0 0 0 1 1 1
-    of_k = [*order, *(order + 2)] if spec.pairing == "halves" else [2 * p + m for p in order for m in (0, 1)]
-    of_v = order if spec.values == "wide" else of_k
-    more = {**inputs, "k": inputs["k"][:, of_k], "v": inputs["v"][:, of_v]}
-    assert np.allclose(forward(every, more), forward(spec, inputs), rtol=0, atol=1e-12)
-
-
-@given(SEEDS)
-def test_the_paper_is_hf_with_heads_in_another_order(seed: int) -> None:
-    hf, paper = small("hf_diffllama", norm_eps=1e-5), small("ms_v1", rope="halves")
-    inputs = draw(paper, seed)
-    inputs["norm_weight"] = np.ones(12)
-    q = inputs["q"][:, [*range(0, 12, 2), *range(1, 12, 2)]]
-    k = inputs["k"][:, [0, 2, 1, 3]]
-    v = np.concatenate([inputs["v"][..., :6], inputs["v"][..., 6:]], axis=1)
-    same = {**{n: x for n, x in inputs.items() if n != "norm_weight"}, "q": q, "k": k, "v": v}
-    assert np.allclose(forward(hf, same), forward(paper, inputs), rtol=0, atol=1e-12)
-
-
 def test_each_field_of_the_end_by_hand() -> None:
     spec = small("ms_v1", norm_eps=0.5)
     inputs = draw(spec)
@@ -127,14 +85,6 @@ def test_each_field_of_the_end_by_hand() -> None:
     assert np.isclose(out_factor(spec.replace(out_scale="1 - lambda"), inputs, OPS), 1 - lambda_)
 
 
-@pytest.mark.parametrize("over", ["half_head", "all_heads"])
-def test_rows_of_the_norm_go_there_and_back(over: str) -> None:
-    heads = np.arange(2 * 6 * 5 * 12.0).reshape(2, 6, 5, 12)
-    rows, back = cut_rows(small("hf_diffllama", norm_over=over), heads)
-    assert np.array_equal(back(rows), heads)
-    assert rows.shape == ((2, 6, 5, 2, 6) if over == "half_head" else (2, 5, 72))
-
-
 CHANGED: list[tuple[str, dict[str, Any]]] = [
     ("hf_diffllama", {"norm_over": "half_head"}), ("ms_v1", {"norm_over": "all_heads"}),
     ("ms_v1", {"masked_rows": "uniform"}), ("diff_v2", {"norm": "rms"}), ("ms_v1", {"values": "single"}),
@@ -147,14 +97,6 @@ CHANGED: list[tuple[str, dict[str, Any]]] = [
 def test_the_order_of_the_paper_is_the_same_as_the_parts(name: str, changes: dict[str, Any]) -> None:
     spec = small(name, **changes)
     inputs = {**draw(spec), "key_mask": np.array([[True] * 7, [False] * 2 + [True] * 5])}
-    parts = finished(spec, differences(spec, attention_operands(spec, inputs, OPS), OPS), inputs, OPS)
-    assert np.allclose(dense(spec, inputs, OPS), parts, rtol=0, atol=1e-13)
-
-
-def test_masks_of_every_head() -> None:
-    spec, rng = small("ms_v1"), np.random.default_rng(1)
-    inputs = {**draw(spec), "mask": rng.random((2, 6, 5, 7)) < 0.7, "bias": rng.normal(size=(6, 1, 7))}
-    assert whole_wiring(spec, inputs) is None
     parts = finished(spec, differences(spec, attention_operands(spec, inputs, OPS), OPS), inputs, OPS)
     assert np.allclose(dense(spec, inputs, OPS), parts, rtol=0, atol=1e-13)
 
@@ -196,13 +138,6 @@ def test_a_layer_is_its_projections_around_the_core() -> None:
     assert np.allclose(forward(spec, inputs), by_hand, rtol=1e-13)
 
 
-def test_the_past_of_a_layer_is_what_came_before() -> None:
-    spec = small("ms_v1")
-    whole = draw(spec, layer=True, T=6)
-    part = {**whole, "x": whole["x"][:, 4:], "x_past": whole["x"][:, :4]}
-    assert np.allclose(forward(spec, part), forward(spec, whole)[:, 4:], rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_what_is_laid_over_the_layers_acts(name: str) -> None:
     spec = small(name)
@@ -217,3 +152,43 @@ def test_what_is_laid_over_the_layers_acts(name: str) -> None:
 
     forward(spec, inputs, overlay(OPS, wrap))
     assert any(part.startswith("diff_heads") for part in heard)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_layers_have_these_wirings(name: str) -> None:
+    """Through the layer of the whole wiring, and by the numbers of heads."""
+    spec, ops = small(name), ops_for()
+    inputs = draw(spec)
+    by_numbers = finished(spec, differences(spec, attention_operands(spec, inputs, ops), ops), inputs, ops)
+    by_numbers = gated(spec, by_numbers, inputs, ops)
+    assert np.abs(dense(spec, inputs, ops) - by_numbers).max() <= 1e-13
+    assert (whole_wiring(spec, inputs) is None) == (name in ("ms_v1_naive", "gda", "motif3", "attention"))
+
+
+def test_by_hand() -> None:
+    w = head_indices(small("hf_diffllama", query_heads=8, key_heads=4))
+    assert [x.tolist() for x in (w.q1, w.q2, w.k1, w.k2, w.v)] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [0, 0, 1, 1], [2, 2, 3, 3], [0, 0, 1, 1],
+    ]  # fmt: skip
+    w = head_indices(small("ms_v1", query_heads=8, key_heads=4))
+    assert [w.q1.tolist(), w.q2.tolist()] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert [w.k1.tolist(), w.k2.tolist(), w.v.tolist()] == [[0, 0, 2, 2], [1, 1, 3, 3], [0, 0, 1, 1]]
+
+
+def test_groups_of_signals_and_a_noise() -> None:
+    w = head_indices(small("gda", query_heads=8, key_heads=2, ratio=3))
+    assert [w.q1.tolist(), w.q2.tolist()] == [[0, 1, 2, 4, 5, 6], [3, 3, 3, 7, 7, 7]]
+    w = head_indices(small("gda", query_heads=8, key_heads=2, ratio=3, pairing="halves"))
+    assert [w.q1.tolist(), w.q2.tolist()] == [[0, 1, 2, 3, 4, 5], [6, 6, 6, 7, 7, 7]]
+
+
+def test_which_heads_are_joined() -> None:
+    parts = {
+        name: [p.tolist() for p in value_heads(small(name))] for name in ("hf_diffllama", "motif", "ms_v1", "diff_v2")
+    }
+    assert parts == {
+        "hf_diffllama": [[0, 1], [2, 3]],
+        "motif": [[0, 2], [1, 3]],
+        "ms_v1": [[0, 1]],
+        "diff_v2": [[0, 1, 2]],
+    }

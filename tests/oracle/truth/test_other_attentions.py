@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth import truth
+from refdiff.oracle import Spec, truth
 from tests.oracle.example_inputs import draw, small
 
 Numpy = np.ndarray[Any, Any]

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth import truth
+from refdiff.oracle import Spec, truth
 from refdiff.oracle.truth.head_indices import head_indices, value_heads
 from tests.oracle.example_inputs import draw, small
 

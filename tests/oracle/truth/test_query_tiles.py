@@ -7,10 +7,9 @@ import pytest
 
 from refdiff.backends import ops_for
 from refdiff.oracle import Spec, truth
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw
+from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.truth import query_tiles
-from refdiff.oracle.truth.query_tiles import tiled, tiles
+from refdiff.oracle.truth.query_tiles import tiled
 
 STRUCTURES = {
     "square": Structure(batch=2, queries=19, keys=19),
@@ -55,9 +54,3 @@ def test_more_causal_queries_than_keys_are_refused_as_by_the_layer() -> None:
     ops = tiled(ops_for())
     with pytest.raises(ValueError, match="7"):
         ops.diff_attention(q, k, q, k, k, np.asarray(0.5), ops=ops)
-
-
-def test_stretches_are_whole_and_do_not_overlap() -> None:
-    assert list(tiles(query_tiles.SCORES // 3, 8)) == [slice(0, 3), slice(3, 6), slice(6, 8)]
-    assert list(tiles(10 * query_tiles.SCORES, 2)) == [slice(0, 1), slice(1, 2)]
-    assert list(tiles(1, 0)) == [slice(0, 0)]

@@ -9,13 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle.cases.fixed import cases
-from refdiff.oracle.diagnosis.diagnose import diagnose
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth import truth
-from refdiff.oracle.verdict.check import check
+from refdiff.oracle import Recipe, Spec, cases, check, diagnose, truth
+from refdiff.oracle.inputs.sequences import Inputs
 from tests.oracle.example_inputs import draw, small
+
+SPEC = small("hf_diffllama")
 
 
 def test_right_and_wrong() -> None:
@@ -43,34 +41,28 @@ def test_gradients_and_bfloat16() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_is_no_floating_point_number_is_refused() -> None:
-    spec = small("hf_diffllama")
-    x = draw(spec, dtype=np.float32)
-    out = truth(spec, x, want=("out",)).out
+def test_what_is_no_floating_point_number_is_refused(x: Inputs) -> None:
+    out = truth(SPEC, x, want=("out",)).out
     with pytest.raises(ValueError, match="out has dtype complex128, but must be float64"):
-        check(out + 0j, spec, x, recipe="float32")
+        check(out + 0j, SPEC, x, recipe="float32")
     with pytest.raises(ValueError, match="lse1 has dtype bool"):
-        check({"lse1": out[..., 0] > 0}, spec, x, recipe="float32")
+        check({"lse1": out[..., 0] > 0}, SPEC, x, recipe="float32")
     with pytest.raises(ValueError, match="dout has dtype complex128"):
-        check(out, spec, x, recipe="float32", dout=out + 0j)
+        check(out, SPEC, x, recipe="float32", dout=out + 0j)
 
 
-def test_nan_in_an_input_is_said() -> None:
-    spec = small("hf_diffllama")
-    x = draw(spec, dtype=np.float32)
+def test_nan_in_an_input_is_said(x: Inputs) -> None:
     x["q"][1, 2, 3, 4] = np.nan
-    verdict = check(truth(spec, x).out.astype(np.float32), spec, x, recipe="float32")
+    verdict = check(truth(SPEC, x).out.astype(np.float32), SPEC, x, recipe="float32")
     assert verdict, "one row of the truth is NaN, and so is that of the output"
     (note,) = verdict.notes
     assert note.startswith("NaN or infinities in the inputs: q has 1 of 720, the first at (1, 2, 3, 4). ")
     assert note in " ".join(str(verdict).split())
     x["q"][:] = np.nan
-    assert check(truth(spec, x).out, spec, x, recipe="float32").status == "inconclusive"
+    assert check(truth(SPEC, x).out, SPEC, x, recipe="float32").status == "inconclusive"
 
 
-def test_a_function_is_called_with_these_inputs() -> None:
-    spec = small("hf_diffllama")
-    x = draw(spec, dtype=np.float32)
+def test_a_function_is_called_with_these_inputs(x: Inputs) -> None:
 
     def kernel(spec: Spec, inputs: Mapping[str, Any]) -> Any:
         assert all(np.array_equal(inputs[name], a) and inputs[name].strides == a.strides for name, a in x.items())
@@ -79,18 +71,16 @@ def test_a_function_is_called_with_these_inputs() -> None:
     def with_gradients(spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
         return {"dq": truth(spec, inputs, dout=dout).grads["q"]}
 
-    dout = np.ones((2, spec.heads, 5, spec.out_dim), dtype=np.float32)
-    assert list(check(kernel, spec, x, recipe="float32").tensors) == ["out"]
-    assert check(kernel, spec, x, recipe="float32", dout=dout)
-    assert list(check(with_gradients, spec, x, recipe="float32", dout=dout).tensors) == ["dq"]
-    assert not check(lambda s, i: -kernel(s, i)["out"], spec, x, recipe="float32")
+    dout = np.ones((2, SPEC.heads, 5, SPEC.out_dim), dtype=np.float32)
+    assert list(check(kernel, SPEC, x, recipe="float32").tensors) == ["out"]
+    assert check(kernel, SPEC, x, recipe="float32", dout=dout)
+    assert list(check(with_gradients, SPEC, x, recipe="float32", dout=dout).tensors) == ["dq"]
+    assert not check(lambda s, i: -kernel(s, i)["out"], SPEC, x, recipe="float32")
     with pytest.raises(ValueError, match="the kernel returned NotImplemented: it does not serve these inputs"):
-        check(lambda _, __: NotImplemented, spec, x, recipe="float32")
+        check(lambda _, __: NotImplemented, SPEC, x, recipe="float32")
 
 
-def test_arguments_of_another_kind_or_in_another_order() -> None:
-    spec = small("hf_diffllama")
-    x = draw(spec, dtype=np.float32)
+def test_arguments_of_another_kind_or_in_another_order(x: Inputs) -> None:
     wrong: Any
     for wrong, message in (
         ("ms_v1", r"spec is 'ms_v1', but must be a Spec: Spec\.preset\('ms_v1', query_heads=H"),
@@ -102,11 +92,11 @@ def test_arguments_of_another_kind_or_in_another_order() -> None:
             truth(wrong, x)
     wrong = list(x)
     with pytest.raises(TypeError, match="inputs are of type list, but must be a mapping from names to arrays"):
-        check(x["q"], spec, wrong, recipe="float32")
-    wrong = cases("natural", spec=spec)[0]
+        check(x["q"], SPEC, wrong, recipe="float32")
+    wrong = cases("natural", spec=SPEC)[0]
     for judge in (check, diagnose):
         with pytest.raises(TypeError, match=r"of type Case, but .*: pass case\.inputs, and dout=case\.dout for gradi"):
-            judge(x["q"], spec, wrong, recipe="float32")
+            judge(x["q"], SPEC, wrong, recipe="float32")
 
 
 def test_what_comes_as_a_tuple_is_told_to_come_as_a_mapping() -> None:
@@ -125,9 +115,7 @@ def test_a_mask_to_be_added_is_no_mask() -> None:
         check(np.zeros(1), spec, inputs, recipe="float32")
 
 
-def test_a_kernel_may_not_change_what_it_is_given() -> None:
-    spec = small("hf_diffllama")
-    x = draw(spec, dtype=np.float32)
+def test_a_kernel_may_not_change_what_it_is_given(x: Inputs) -> None:
     before = {name: a.copy() for name, a in x.items()}
 
     def kernel(spec: Spec, inputs: Mapping[str, Any]) -> Any:
@@ -136,17 +124,15 @@ def test_a_kernel_may_not_change_what_it_is_given() -> None:
         return out
 
     with pytest.raises(ValueError, match="the kernel has changed its input q: it must leave inputs as they are"):
-        check(kernel, spec, x, recipe="float32")
+        check(kernel, SPEC, x, recipe="float32")
     assert all(np.array_equal(x[name], a) for name, a in before.items())
 
 
-def test_missing_gradients_are_said() -> None:
-    spec = small("hf_diffllama")
-    x = draw(spec, dtype=np.float32)
-    out = truth(spec, x, want=("out",)).out.astype(np.float32)
-    dout = np.ones((2, spec.heads, 5, spec.out_dim), dtype=np.float32)
-    assert check(out, spec, x, recipe="float32", dout=dout).notes == ("dout was given, but no gradient was judged",)
-    assert not check(out, spec, x, recipe="float32").notes
+def test_missing_gradients_are_said(x: Inputs) -> None:
+    out = truth(SPEC, x, want=("out",)).out.astype(np.float32)
+    dout = np.ones((2, SPEC.heads, 5, SPEC.out_dim), dtype=np.float32)
+    assert check(out, SPEC, x, recipe="float32", dout=dout).notes == ("dout was given, but no gradient was judged",)
+    assert not check(out, SPEC, x, recipe="float32").notes
 
 
 def test_an_output_of_another_type_than_the_recipe_stores_is_said() -> None:

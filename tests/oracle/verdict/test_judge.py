@@ -1,4 +1,4 @@
-"""Verdicts of single tensors, and their words."""
+"""Verdicts of single tensors, and their words; what a log-sum-exp is under other conventions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from refdiff.oracle import budget, truth
 from refdiff.oracle.budget.common_factor import CommonFactor
 from refdiff.oracle.budget.statistics import RowBudget
-from refdiff.oracle.verdict.judge import check_shape, judge_lse, judge_rows, judge_sums, place
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.verdict.judge import check_shape, judge_lse, judge_rows, judge_sums
+from refdiff.oracle.verdict.lse_conventions import other_sums
 from refdiff.oracle.verdict.verdict import TensorVerdict
 from tests.layers.inputs import says
+from tests.oracle.example_inputs import draw, small
 
 
 def _budget(y: np.ndarray, e: float = 1e-3) -> RowBudget:
@@ -114,21 +118,6 @@ def test_nan_is_said_where() -> None:
     assert "nan where the truth is" in judge_rows("out", actual, _budget(y)).reasons[0]
 
 
-@pytest.mark.parametrize(
-    ("shape", "hint"),
-    [
-        ((2, 5, 3, 8), r": heads and tokens are swapped; .transpose\(0, 2, 1, 3\) puts them right"),
-        ((2, 5, 24), r": it lies .* the heads side by side .*; .reshape\(2, 5, 3, 8\).transpose\(0, 2, 1, 3\) puts"),
-        ((6, 5, 8), r": it lies as \(B h, T, e\); .reshape\(2, 3, 5, 8\) puts it right"),
-        ((3, 8, 10), r": it has as many numbers in another layout; it must be \(B, h, T, e\)"),
-        ((1,), "$"),
-    ],
-)
-def test_another_shape(shape: tuple[int, ...], hint: str) -> None:
-    with pytest.raises(ValueError, match=r"out has shape \(.*but must be \(2, 3, 5, 8\)" + f".*{hint}"):
-        judge_rows("out", np.zeros(shape), _budget(_y()))
-
-
 def test_sums_have_an_absolute_bound() -> None:
     y = np.asarray([1e-3, -2.0])
     assert judge_sums("dlambda_q1", y + np.asarray([9e-3, -0.01]), y, np.asarray([1e-2, 0.1])).status == "pass"
@@ -171,11 +160,6 @@ def test_log_sum_exp_and_its_other_conventions() -> None:
     assert judge_lse("lse1", finite, y, allowed).statistics[0].at == (0, 0, 1)
 
 
-def test_places_in_words() -> None:
-    assert place("b h t", (0, 3, 95)) == "(b 0, head 3, t 95)"
-    assert place("b K s", (1, 2, 3, 4)) == "(b 1, head 2, s 3, i 4)"
-
-
 @pytest.mark.parametrize(
     ("name", "shape", "right", "hint"),
     [
@@ -199,3 +183,31 @@ def test_places_in_words() -> None:
 def test_hints_are_those_of_the_tensor(name: str, shape: tuple[int, ...], right: tuple[int, ...], hint: str) -> None:
     with says(ValueError, f"{name} has shape {shape}, but must be {right}{hint}"):
         check_shape(name, np.zeros(shape), np.zeros(right))
+
+
+@pytest.mark.parametrize(("base", "other"), [("e", "2"), ("2", "e")])
+@pytest.mark.parametrize("name", ["lse1", "lse2"])
+def test_other_conventions(name: str, base: str, other: str) -> None:
+    spec = small("hf_diffllama", lse_base=base)
+    x = as_float64(spec, draw(spec, T=5, S=4))  # the first query sees nothing
+    found = other_sums(spec, x, name)
+    want = getattr(truth(spec, x), name)
+    of_other = getattr(truth(spec.replace(lse_base=other), x), name)
+    np.testing.assert_allclose(found[f"it is to base {other}, the spec's is {base}"], of_other, rtol=1e-12)
+    unscaled = getattr(truth(spec.replace(scale=1.0), x), name)
+    np.testing.assert_allclose(found["its scores were not scaled"], unscaled, rtol=1e-12)
+    top = found["it is the row's largest score alone"]
+    rest = found["it lacks the row's largest score, which was subtracted before the exponentials"]
+    some = np.isfinite(want)
+    assert (~some).any()
+    np.testing.assert_allclose((top + rest)[some], want[some], rtol=1e-12)
+    assert np.all(np.isneginf(rest[~some]))
+
+
+def test_one_that_leaves_the_sink_out_is_told() -> None:
+    spec = small("attention", sinks=True)
+    inputs = draw(spec, dtype=np.float32)
+    without = truth(spec.replace(sinks=False), {n: x for n, x in inputs.items() if n != "sinks"}, want=("lse",)).lse
+    verdict = budget(spec, inputs, "float32").judge({"lse": without})
+    assert verdict.status == "fail"
+    assert verdict.tensors["lse"].notes == ("it leaves the sink out",)
