@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.oracle import Recipe, Spec, truth
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.deviation import ops_with
 from refdiff.oracle.inputs import is_layer
@@ -14,9 +15,6 @@ from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.backward import backward
 
 
@@ -89,13 +87,13 @@ def by_name(q: Any, k: Any, v: Any, **parameters: Any) -> Any:
 
 
 @functools.cache
-def _calls() -> list[int]:
+def calls() -> list[int]:
     return [0]
 
 
 def another_each_time(spec: Spec, inputs: dict[str, Any]) -> Any:
-    _calls()[0] += 1
-    return right(spec, inputs) * np.asarray(1 + 1e-7 * (_calls()[0] % 2), dtype=_dtype(inputs))
+    calls()[0] += 1
+    return right(spec, inputs) * np.asarray(1 + 1e-7 * (calls()[0] % 2), dtype=_dtype(inputs))
 
 
 def declines(spec: Spec, inputs: dict[str, Any]) -> Any:

@@ -8,11 +8,10 @@ import pytest
 from refdiff import oracle
 from refdiff.oracle.budget.common_factor import common_factor, row_factors
 from refdiff.oracle.cases.fixed import cases, small_spec
-from refdiff.oracle.rounding import FORMATS, round_to
+from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 
-U = FORMATS["bfloat16"].u
 ROWS, WIDTH, RUNS = 600, 32, 10
 
 
@@ -25,23 +24,12 @@ def _all(y: np.ndarray) -> np.ndarray:
     return np.ones(y.shape[:-1], dtype=np.bool_)
 
 
-def test_exact_orders_leave_the_rounding_of_what_is_stored() -> None:
-    y, _ = _rows()
-    found = common_factor(y, [y] * RUNS, _all(y), "bfloat16")
-    assert found is not None
-    np.testing.assert_allclose(found.weights, 1 / ROWS)
-    assert found.spread == pytest.approx(U / np.sqrt(12 * WIDTH * ROWS), rel=1e-3)
-    assert found.estimate(1.25 * y, y) == pytest.approx(0.25)
-    assert abs(found.estimate(round_to(y, "bfloat16"), y)) < 4 * found.spread
-
-
 @pytest.mark.parametrize("divisor", [None, 1.0])
 def test_noisy_rows_count_little(divisor: float | None) -> None:
     y, rng = _rows(1)
     noise = np.where(np.arange(ROWS) < 400, 0.3, 1e-3)[:, None]
     runs = [y + noise * rng.normal(size=y.shape) for _ in range(RUNS)]
     found = common_factor(y, runs, _all(y), "bfloat16", divisor)
-    assert found is not None
     assert found.weights.sum() == pytest.approx(1.0)
     assert np.abs(found.weights[:400]).sum() < 0.01
     other = y + noise * rng.normal(size=y.shape)
@@ -55,7 +43,6 @@ def test_an_error_that_the_rows_share_is_told_from_a_factor() -> None:
     shape = rng.uniform(0.0, 2.0, size=(ROWS, 1))
     runs = [y * (1 + s * shape) for s in 0.02 * rng.normal(size=RUNS)]
     found = common_factor(y, runs, _all(y), "bfloat16")
-    assert found is not None
     assert abs(found.estimate(y * (1 + 0.03 * shape), y)) < 4 * found.spread
     assert found.estimate(y * (1.004 + 0.03 * shape), y) > 8 * found.spread
 
@@ -70,7 +57,6 @@ def test_rows_that_add_up_the_same_errors(seed: int) -> None:
         return y * (1 + np.repeat(factors, ROWS // 100)[:, None])
 
     found = common_factor(y, [order() for _ in range(RUNS)], _all(y), "bfloat16")
-    assert found is not None
     others = [found.estimate(order(), y) / found.spread for _ in range(300)]
     assert np.sqrt(np.mean(np.square(others))) < 1.4
 
@@ -86,36 +72,12 @@ def test_a_norm_keeps_the_length_of_a_row_that_is_turned() -> None:
     np.testing.assert_allclose(row_factors(1.001 * weight * turned, weight * unit, weight), 0.001, rtol=1e-3)
 
 
-def test_rows_of_which_nothing_is_known() -> None:
-    y = np.array([[0.0, 0.0], [1.0, np.inf], [np.nan, np.nan], [2.0, 1.0], [5.0, 5.0]])
-    counted = np.array([True, True, True, True, False])
-    found = common_factor(y, [y, np.where(np.isfinite(y), y, 0.0)], counted, "float32")
-    assert found is not None
-    np.testing.assert_array_equal(found.weights > 0, [False, True, False, True, False])
-    actual = 2 * y
-    actual[4] = 1e300
-    assert found.estimate(actual, y) == pytest.approx(1.0)
-    assert common_factor(y[:1], [y[:1]], counted[:1], "float32") is None
-    assert common_factor(y, [y], np.zeros(5, dtype=np.bool_), "float32") is None
-
-
 def test_rows_near_the_smallest_number_do_not_count() -> None:
     y, _ = _rows(5)
     y[:5] *= 1e-140
     found = common_factor(y, [y] * RUNS, _all(y), "float32", lost_below=2.0**-126)
-    assert found is not None
     np.testing.assert_array_equal(found.weights[:5], 0)
     assert found.estimate(np.where(np.arange(ROWS)[:, None] < 5, 1e-38, y), y) == 0
-
-
-def test_orders_that_go_far_away_give_a_row_no_weight() -> None:
-    y, _ = _rows(4)
-    far = y.copy()
-    far[:5] = 1e300
-    found = common_factor(y, [y, far], _all(y), "bfloat16")
-    assert found is not None
-    assert np.all(found.weights[:5] == 0)
-    assert found.estimate(1.1 * y, y) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("preset", ["hf_diffllama", pytest.param("ms_v1", marks=pytest.mark.slow)])

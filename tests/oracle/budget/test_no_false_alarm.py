@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.oracle import Spec, cases
-from refdiff.oracle.budget.budget import budget
-from refdiff.oracle.cases.fixed import Case
+from refdiff.oracle import Case, Spec, budget, cases
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import lambda_init_error

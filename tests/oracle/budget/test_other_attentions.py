@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget.budget import budget
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw, stored
+from refdiff.oracle import Recipe, budget
+from refdiff.oracle.cases.values import stored
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.strategies import Structure, draw
 from tests.oracle.example_inputs import small
 
 LAYER_NORM = {"norm": "layer", "norm_weight": True, "norm_bias": True}

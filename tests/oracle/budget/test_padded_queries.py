@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from refdiff import oracle
-from refdiff.oracle.cases.fixed import Case, cases, small_spec
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw
+from refdiff.oracle import Case, Recipe, cases
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.conformance import chosen
-from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.suite.outcome import against_truth
 from tests.oracle.user_kernels import dense_with_gradients, right, wrong_rope
 

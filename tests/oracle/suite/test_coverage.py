@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from refdiff.oracle.cases.fixed import Case
+from refdiff.oracle import Case, Recipe
 from refdiff.oracle.conformance import chosen
-from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.suite.outcome import against_itself, against_truth
 from refdiff.oracle.suite.relations import same_gradients_twice, same_twice, strides_do_not_matter
 from tests.oracle.suite import wrong_kernels

@@ -1,8 +1,7 @@
-"""The pieces of the conformance suite, called as a worker calls them."""
+"""The pieces of the conformance suite, called as a worker calls them; what is said after the first that fails."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from functools import partial
@@ -11,20 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.cases.fixed import cases, small_spec
-from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle import Case, Recipe, cases, diagnosis
+from refdiff.oracle.cases.fixed import PROFILES, small_spec
 from refdiff.oracle.suite import outcome
 from refdiff.oracle.suite.outcome import (
+    LINES,
     Outcome,
     against_itself,
     against_truth,
     check_kernel,
     first_failure,
     in_words,
-    kernel_of,
 )
 from refdiff.oracle.suite.relations import RELATIONS, same_twice
 from tests.layers.inputs import says as raises
+from tests.oracle.user_kernels import wrong_rope
 
 USER = "tests.oracle.user_kernels"
 RECIPE = Recipe.of("float32")
@@ -63,11 +63,11 @@ def test_against_itself(function: str, status: str) -> None:
 
 
 def restless(spec: Any, inputs: dict[str, Any]) -> Any:
-    restless.calls += 1  # type: ignore[attr-defined]
-    return np.full((2, 6, 16, 32), restless.calls, dtype=np.float32)  # type: ignore[attr-defined]
+    restless.calls += 1
+    return np.full((2, 6, 16, 32), restless.calls, dtype=np.float32)
 
 
-restless.calls = 0  # type: ignore[attr-defined]
+restless.calls = 0
 
 
 def test_a_kernel_that_changes_its_mind() -> None:
@@ -80,13 +80,6 @@ def test_an_error_comes_back_as_words() -> None:
     found = in_words(partial(against_truth, "no.such_module:f", RECIPE, CASES[0]))
     assert found == Outcome("fail", found.text)
     assert found.text.startswith("ModuleNotFoundError: No module named 'no'\nTraceback")
-
-
-@pytest.mark.parametrize("name", ["nothing", "math:", ":f", "math:nothing"])
-def test_kernels_that_are_none(name: str) -> None:
-    with pytest.raises(ValueError, match="REFDIFF_KERNEL is"):
-        kernel_of(name)
-    assert kernel_of("os:getcwd") is os.getcwd
 
 
 @pytest.mark.parametrize(
@@ -153,3 +146,42 @@ def test_wrong_gradients_are_diagnosed_as_outputs_are() -> None:
     assert found.status == "fail"
     lines = first_failure(case, "hf_diffllama", RECIPE, found.wrong).splitlines()
     assert "unique: saved_sums_used_without_a_mask" in lines, lines
+
+
+SPEC = small_spec("hf_diffllama")
+
+
+@pytest.mark.parametrize(
+    "spec", ["hf_diffllama", ' {"preset": "ms_v1", "query_heads": 4, "key_heads": 2, "head_dim": 8}']
+)
+def test_the_lines_make_the_very_case(spec: str) -> None:
+    from refdiff.oracle.conformance import spec_of
+
+    for profile in PROFILES:
+        for case in cases(profile, 3, spec=spec_of(spec), dtype="float16")[:3]:
+            program = first_failure(case, spec, Recipe.of("float16")).splitlines()
+            names: dict[str, Any] = {}
+            exec("\n".join(line.strip() for line in program[1:]), names)
+            again: Case = names["case"]
+            assert (again.name, again.spec) == (case.name, case.spec)
+            assert all(np.array_equal(x, again.inputs[name], equal_nan=True) for name, x in case.inputs.items())
+
+
+def test_the_mistake_has_its_name() -> None:
+    case = cases("discriminating", spec=SPEC)[1]
+    lines = first_failure(case, "hf_diffllama", RECIPE, wrong_rope(SPEC, case.inputs)).splitlines()
+    assert lines[5:7] == [
+        "diagnosis, one deviation at a time (oracle.diagnose tries pairs too):",
+        "unique: the_other_pairs_turn",
+    ]
+    assert 7 < len(lines) <= 6 + LINES
+
+
+def test_the_verdict_stands_where_a_diagnosis_breaks_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise IndexError("index 2 is out of bounds")
+
+    monkeypatch.setattr(diagnosis, "diagnose", broken)
+    case = cases("discriminating", spec=SPEC)[1]
+    said = first_failure(case, "hf_diffllama", RECIPE, np.zeros(1))
+    assert said.endswith("\ndiagnosis: none (IndexError: index 2 is out of bounds)")

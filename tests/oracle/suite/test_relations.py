@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.oracle import Recipe, Spec
 from refdiff.oracle.cases.values import stored
 from refdiff.oracle.inputs.outputs import called
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.spec import Spec
 from refdiff.oracle.suite import relations
 from refdiff.oracle.suite.relations import RELATIONS, DeclinedError, UnreadableError
 from tests.oracle.example_inputs import draw, small

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.cases.fixed import cases, small_spec
+from refdiff.oracle import Recipe, Spec, cases
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.spec import Spec
 from refdiff.oracle.suite.outcome import against_truth
 from tests.oracle.user_kernels import dense_with_gradients, right
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from refdiff.oracle import Spec
 from refdiff.oracle.inputs import VECTORS
-from refdiff.oracle.spec import Spec
-from tests.oracle.user_kernels import right
+from tests.oracle.user_kernels import calls, dense_with_gradients, right
 
 Inputs = dict[str, Any]
 Where = Callable[[Spec, Inputs], bool]
@@ -103,20 +102,13 @@ def in_float64(spec: Spec, inputs: Inputs) -> Any:
     return right(spec, inputs).astype(np.float64)
 
 
-@functools.cache
-def _calls() -> list[int]:
-    return [0]
-
-
 def races_from_64_keys_on(spec: Spec, inputs: Inputs) -> Any:
-    _calls()[0] += 1
+    calls()[0] += 1
     out = right(spec, inputs)
-    return out * np.float32(1 + 1e-7 * (_calls()[0] % 2)) if _sizes(inputs)[2] > 64 else out
+    return out * np.float32(1 + 1e-7 * (calls()[0] % 2)) if _sizes(inputs)[2] > 64 else out
 
 
 def _gradients(spec: Spec, inputs: Inputs, dout: Any) -> dict[str, Any]:
-    from tests.oracle.user_kernels import dense_with_gradients
-
     return dict(dense_with_gradients(spec, inputs, dout))
 
 
@@ -136,9 +128,9 @@ def gradients_left_out(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
 def gradients_that_race(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
     if dout is None:
         return right(spec, inputs)
-    _calls()[0] += 1
+    calls()[0] += 1
     found = _gradients(spec, inputs, dout)
-    return {**found, "dq": found["dq"] * np.float32(1 + 1e-6 * (_calls()[0] % 2))}
+    return {**found, "dq": found["dq"] * np.float32(1 + 1e-6 * (calls()[0] % 2))}
 
 
 def declines_most(spec: Spec, inputs: Inputs) -> Any:
