@@ -72,26 +72,21 @@ def chat_messages(prompt: str, system: str | None) -> list[dict[str, Any]]:
 
 
 def call_options(tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `generate`, but for the prompt, its seed and its length."""
-    options = _sampling(given)
-    options.update((name, given[name]) for name in _PASSED_ON if name in given)
+    """The keyword arguments of `generate`, but for the prompt, its seed and its length.
+
+    --temperature decides whether to sample; without it a filter means sampling; with neither the checkpoint decides.
+    """
+    options = {name: given[name] for name in ("temperature", *FILTERS, *_PASSED_ON) if name in given}
+    if given.get("temperature") == 0:
+        options = {"do_sample": False, **{name: options[name] for name in _PASSED_ON if name in options}}
+    elif any(name in options for name in ("temperature", *FILTERS)):
+        options["do_sample"] = True
     options["tokenizer"] = tokenizer  # for stop_strings, which generation_config.json may have too
     if given["stop"]:
         options["stop_strings"] = given["stop"]
     if given["ignore_eos"]:
         options["eos_token_id"] = None
     return options
-
-
-def _sampling(given: dict[str, Any]) -> dict[str, Any]:
-    """Sample or not: --temperature decides; without it a filter means sampling; with neither the checkpoint decides."""
-    filters = {name: given[name] for name in FILTERS if name in given}
-    temperature = given.get("temperature")
-    if temperature == 0:
-        return {"do_sample": False}
-    if temperature is not None:
-        return {"do_sample": True, "temperature": temperature, **filters}
-    return {"do_sample": True, **filters} if filters else {}
 
 
 def samples(model: Any, options: dict[str, Any]) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refdiff.cli.flags import PIPE_NOTE, Number, UsageError, add_common, add_machine, add_model, add_prompt
+from refdiff.cli.flags import PIPE_NOTE, Number, UsageError, add_common, add_machine, add_model, add_prompt, refuse
 from refdiff.cli.loading import check_prompt, load, read_prompt
-from refdiff.cli.output_files import PICTURES, check_file, write_picture
+from refdiff.cli.output_files import PICTURES, check_file, write_npz, write_picture
 from refdiff.cli.terminal import Waiting, note, size, write_text
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ KINDS = (".html", *PICTURES, ".npz")
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     parser.description = (
         "Show which tokens each token attends to, for every pair of heads: A1, A2, lambda and A1 - lambda A2. The "
         "suffix of FILE decides the form: .html is one page to explore, which loads nothing from elsewhere; .png and "
@@ -32,7 +30,7 @@ refdiff attention -m path/to/checkpoint "Once upon a time" -o maps.npz
 refdiff attention "Once upon a time" -o maps.png --layer 3
 """
     given = parser.add_argument_group("model and text")
-    add_model(given)
+    add_model(given, "-m", "--model")
     add_prompt(given)
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", metavar="FILE", required=True, help=f"{', '.join(KINDS)} (required)")
@@ -49,17 +47,17 @@ refdiff attention "Once upon a time" -o maps.png --layer 3
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file, print its name and return the exit status.
-
-    Raises:
-        UsageError: no text, options that do not fit together, or an unknown suffix.
-        ValueError: the text is too long.
-        ImportError: a picture without matplotlib.
-        OSError: the file cannot be written.
-    """
+    """Write the file, print its name and return the exit status."""
     check_prompt(args)
     path = Path(args.output)
-    _check_output(args, path)
+    check_file("-o", path, KINDS)
+    kind, chosen = path.suffix.lower(), args.layer is not None or args.pair is not None
+    refuse(
+        f"is for pictures, {' and '.join(PICTURES)}; the page shows all layers and pairs",
+        {"--grid": args.grid and kind not in PICTURES},
+    )
+    refuse("shows every layer and pair; leave out --layer and --pair", {"--grid": args.grid and chosen})
+    refuse("an .npz holds every layer and pair; leave out --layer and --pair", {"-o": kind == ".npz" and chosen})
     prompt = read_prompt(args)
     model, tokenizer = load(args)
     from refdiff.viz import attention_maps
@@ -74,18 +72,6 @@ def run(args: argparse.Namespace) -> int:
         _write(maps, args, path, prompt)
     write_text(f"{path}\n")
     return 0
-
-
-def _check_output(args: argparse.Namespace, path: Path) -> None:
-    """Refuse, before a model is loaded, what could not be written after it."""
-    check_file("-o", path, KINDS)
-    kind, chosen = path.suffix.lower(), args.layer is not None or args.pair is not None
-    if args.grid and kind not in PICTURES:
-        raise UsageError(f"--grid: is for pictures, {' and '.join(PICTURES)}; the page shows all layers and pairs")
-    if args.grid and chosen:
-        raise UsageError("--grid: shows every layer and pair; leave out --layer and --pair")
-    if kind == ".npz" and chosen:
-        raise UsageError("-o: an .npz holds every layer and pair; leave out --layer and --pair")
 
 
 def _write(maps: AttentionMaps, args: argparse.Namespace, path: Path, prompt: str) -> None:
@@ -110,6 +96,4 @@ def _write(maps: AttentionMaps, args: argparse.Namespace, path: Path, prompt: st
 
         arrays = {name: getattr(maps, name) for name in ("first", "second", "difference", "lambdas", "starts")}
         kept = {name: array for name, array in arrays.items() if array is not None}
-        content = io.BytesIO()
-        np.savez_compressed(content, tokens=np.array(maps.tokens), **kept)
-        write_atomically(path, content.getvalue())
+        write_npz(path, {"tokens": np.array(maps.tokens), **kept})

@@ -5,30 +5,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import MODEL, Number, UsageError, add_backend, add_common, add_dtype, add_threads
-from refdiff.cli.loading import find_checkpoint
+from refdiff.cli.loading import fetch
 from refdiff.cli.output_files import DRAWN, check_file, check_place
-from refdiff.cli.terminal import bar_width, note
+from refdiff.cli.terminal import note, progress_bar
 
 if TYPE_CHECKING:
     from refdiff.bench.measure import Measured
     from refdiff.bench.rows import Row
-    from refdiff.bench.side import Settings
     from refdiff.cli.parser import Parser
 
 
 LIKE = ("kajuma/DiffLlama-0.3B-handcut", "kajuma/DiffLlama-1B", "tiny")
 PEERS = ("transformers", "onnxruntime", "numpy", "stored")
 PRODUCTS_ONLY = ("onnxruntime", "numpy")
+QUICK: dict[str, Any] = {"steps": 4, "looked_up": 20, "least": 0.0, "rest": 0.0, "batch": 2, "context": 32}
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     parser.description = (
         "Measure prompts, decoding, loading, memory and training, alone or beside another library. Each side runs in a "
         "process of its own, and they take turns, so that other load on the machine affects both alike."
@@ -74,33 +72,50 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; 1 where a row failed, or the sides gave different tokens.
-
-    Raises:
-        UsageError: flags that do not fit together.
-        UnavailableError: what it should be measured against is not installed.
-        RuntimeError: there is no CUDA device.
-        ImportError: --plot without matplotlib.
-    """
+    """Measure and print; 1 where a row failed, or the sides gave different tokens."""
     from refdiff import arrays
+    from refdiff.backends.numpy.thread_pool import default_threads
     from refdiff.bench import measure as bench
     from refdiff.bench.device import SIXTEEN_BITS
+    from refdiff.bench.side import Settings
+    from refdiff.model import weights
+    from refdiff.model.config import DiffLlamaConfig
 
     rows = _rows(args)
     if args.backend == "cupy":
         arrays.backend("cupy")  # before a checkpoint is written for nothing
-    like = _like(args, rows)
-    if like is not None and not args.quiet:
-        note(f"refdiff bench: random weights in the dimensions of {like}")
+    like: str | None = None
+    kept: str | None = None
+    if args.model is not None:
+        kept = str(fetch(args.model, args))
+        # what is broken is said once, and not by every row
+        config = DiffLlamaConfig.from_pretrained(kept)
+        weights.load(kept, config, "DiffLlamaForCausalLM", stored=True, deferred=True)
+    elif any(row.needs_model for row in rows):
+        like, kept = args.like or "tiny", args.folder
+        if not args.quiet:
+            note(f"refdiff bench: random weights in the dimensions of {like}")
     results: list[Measured] = []
-    stored = args.dtype if args.dtype in SIXTEEN_BITS else None
-    with bench.checkpoint(like, _folder(args, like), stored) as folder:
-        settings = _settings(args, folder)
+    with bench.checkpoint(like, kept, args.dtype if args.dtype in SIXTEEN_BITS else None) as folder:
+        settings = Settings(
+            folder,
+            args.threads or default_threads(),
+            args.dtype,
+            args.backend,
+            tuple(dict.fromkeys(args.against or ())),
+            args.pairs or (1 if args.quick else 5),
+            **(QUICK if args.quick else {}),
+        )
         try:
-            with _watched(rows, quiet=args.quiet) as (turn, done):
-                for measured in bench.run(rows, settings, turn):
+            with progress_bar(quiet=args.quiet, total=len(rows), unit="row") as bar:
+                for measured in bench.run(
+                    rows, settings, lambda row, side: bar.set_postfix_str(f"{row.title}: {side}")
+                ):
                     results.append(measured)
-                    done(measured)
+                    bar.set_postfix_str("", refresh=False)
+                    bar.update()
+                    if bar.disable and not args.quiet:
+                        note(f"refdiff bench: {measured.title}: {measured.error or 'measured'}")
         finally:
             if results:  # after Ctrl-C too
                 model = bench.describe_model(like, folder, args.model)
@@ -142,75 +157,11 @@ def _rows(args: argparse.Namespace) -> list[Row]:
         raise UsageError(f"--against {against[0]}: compares products only; add --rows product:1,product:16")
     if args.plot is not None and not can_draw(rows):
         raise UsageError(f"--plot: {NOTHING}")
-    return rows
-
-
-def _like(args: argparse.Namespace, rows: list[Row]) -> str | None:
-    """Which model random weights are drawn for, if any."""
     if args.model is not None and args.like is not None:
         raise UsageError("-m, --like: got both, expected one of them")
     if args.folder is not None and args.like is None:
         raise UsageError("--folder: keeps the checkpoint of --like; add --like, or name a checkpoint with -m")
-    if args.model is not None or not any(row.needs_model for row in rows):
-        return None
-    return str(args.like or "tiny")
-
-
-def _folder(args: argparse.Namespace, like: str | None) -> str | None:
-    if args.model is None:  # and no random weights where no row needs any
-        return None if args.folder is None or like is None else str(args.folder)
-    from refdiff import hub
-    from refdiff.model import weights
-    from refdiff.model.config import DiffLlamaConfig
-
-    folder = hub.snapshot(
-        find_checkpoint(args.model, quiet=args.quiet),
-        files=(*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER),
-        local_files_only=args.offline,
-        progress=not args.quiet,
-    )
-    # what is broken is said once, and not by every row
-    weights.load(folder, DiffLlamaConfig.from_pretrained(folder), "DiffLlamaForCausalLM", stored=True, deferred=True)
-    return str(folder)
-
-
-def _settings(args: argparse.Namespace, folder: str | None) -> Settings:
-    from refdiff.backends.numpy.thread_pool import default_threads
-    from refdiff.bench.side import Settings
-
-    short: dict[str, Any] = {"steps": 4, "looked_up": 20, "least": 0.0, "rest": 0.0, "batch": 2, "context": 32}
-    return Settings(
-        folder,
-        args.threads or default_threads(),
-        args.dtype,
-        args.backend,
-        tuple(dict.fromkeys(args.against or ())),
-        args.pairs or (1 if args.quick else 5),
-        **(short if args.quick else {}),
-    )
-
-
-@contextmanager
-def _watched(
-    rows: list[Row], *, quiet: bool
-) -> Iterator[tuple[Callable[[Row, str], None], Callable[[Measured], None]]]:
-    """Show whose turn it is where somebody watches, and a line for every row elsewhere."""
-    from tqdm import tqdm
-
-    with tqdm(
-        total=len(rows), unit="row", file=sys.stderr, disable=quiet or not sys.stderr.isatty(), ncols=bar_width()
-    ) as bar:
-
-        def turn(row: Row, side: str) -> None:
-            bar.set_postfix_str(f"{row.title}: {side}")
-
-        def done(measured: Measured) -> None:
-            bar.set_postfix_str("", refresh=False)
-            bar.update()
-            if bar.disable and not quiet:
-                note(f"refdiff bench: {measured.title}: {measured.error or 'measured'}")
-
-        yield turn, done
+    return rows
 
 
 def _show(args: argparse.Namespace, report: dict[str, Any]) -> None:

@@ -8,15 +8,14 @@ import importlib
 import json
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refdiff.cli.flags import Number, UsageError, add_common, add_dask
+from refdiff.cli.flags import Number, UsageError, add_common, add_dask, refuse
 from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, parts, preset_fields, recipe_of, spec_of
-from refdiff.cli.terminal import REPORTED_EVERY, Waiting, bar_width, note
+from refdiff.cli.terminal import Waiting, minutely, note, print_json, progress_bar
 from refdiff.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ FIRST_SEED = 4000
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     parser.description = (
         "Judge what an attention kernel (differential or plain) or a whole attention layer computed. FILE (safetensors "
         "or npz) holds its inputs (q, k, v, lambda_q1, ...) and its outputs: any of out, lse1, lse2 (lse of plain "
@@ -84,11 +82,7 @@ refdiff check --selftest --seeds 20 --jobs 2 --state runs --markdown
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the verdict, the selftest's table, the spec or the page of inputs; 0 for a pass, 1 for another verdict.
-
-    Raises:
-        UsageError: flags or a file that nothing can be judged by.
-    """
+    """Print the verdict, the selftest's table, the spec or the page of inputs; 0 for a pass, 1 for another verdict."""
     if args.inputs:
         sys.stdout.write(inputs_page() + "\n")
         return 0
@@ -97,18 +91,17 @@ def run(args: argparse.Namespace) -> int:
             fields = preset_fields(args)
         else:
             fields = spec_of(args, _read(args.file)[1], source=args.file)[0].to_dict()
-        sys.stdout.write(json.dumps(fields, ensure_ascii=False, indent=2) + "\n")
+        print_json(fields)
         return 0
     if args.selftest == (args.file is not None):
         got = "both" if args.selftest else "neither"
         raise UsageError(f"FILE or --selftest: got {got}, expected one of them; --inputs lists what FILE may hold")
     if args.json and args.markdown:
         raise UsageError("--json, --markdown: got both, expected one of them")
-    if args.dask is not None and not args.selftest:
-        raise UsageError("--dask: goes with --selftest; add that, or leave --dask out")
     if args.dask is not None and args.jobs > 1:
         raise UsageError("--jobs, --dask: got both, expected one of them; --dask has workers of its own")
     if not args.selftest:
+        refuse("goes with --selftest; add that, or leave {} out", {"--dask": args.dask is not None})
         used = {"--seeds": args.seeds > 1, "--jobs": args.jobs > 1, "--state": args.keep, "--kernels": args.kernels}
         if flags := [flag for flag, given in {**used, "--markdown": args.markdown}.items() if given]:
             raise UsageError(f"{', '.join(flags)}: no effect without --selftest; add that, or leave it out")
@@ -134,12 +127,21 @@ def _check(args: argparse.Namespace) -> int:
     report: dict[str, Any] = {"file": args.file, "spec": spec.to_dict(), **verdict.to_dict()}
     text = str(verdict)
     if args.diagnose and verdict.status == "fail":
+        from refdiff.oracle.diagnosis import diagnose
+
         with Waiting("looking for the mistake", quiet=args.quiet):
-            report["diagnosis"], named = _diagnosis(given, spec, inputs, recipe, dout)
+            try:
+                ranking = diagnose(given, spec, inputs, recipe=recipe, dout=dout)
+                report["diagnosis"], named = ranking.to_dict(), str(ranking)
+            except (ValueError, ArithmeticError) as error:  # the verdict stands, whether the mistake has a name or not
+                report["diagnosis"], named = None, f"none ({error})"
         text = f"{text}\ndiagnosis: {named}"
     elif verdict.status == "fail":
         text += "\n--diagnose names the mistake"
-    sys.stdout.write((json.dumps(report, ensure_ascii=False, indent=2) if args.json else wrap_text(text)) + "\n")
+    if args.json:
+        print_json(report)
+    else:
+        sys.stdout.write(wrap_text(text) + "\n")
     return 0 if verdict else 1
 
 
@@ -167,18 +169,6 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
     return given, inputs, dout
 
 
-def _diagnosis(given: dict[str, Any], *args: Any) -> tuple[Any, str]:
-    """The name of the mistake, for a program and for people; the verdict stands, whether it has one or not."""
-    from refdiff.oracle.diagnosis import diagnose
-
-    spec, inputs, recipe, dout = args
-    try:
-        ranking = diagnose(given, spec, inputs, recipe=recipe, dout=dout)
-    except (ValueError, ArithmeticError) as error:
-        return None, f"none ({error})"
-    return ranking.to_dict(), str(ranking)
-
-
 def inputs_page() -> str:
     """What a file holds: the page of `refdiff.oracle.inputs`, 80 columns wide."""
     from refdiff.oracle import inputs
@@ -194,21 +184,17 @@ def inputs_page() -> str:
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[dict[str, Callable[..., None]]]:
     """What the selftest reports to: a bar on a terminal, or lines now and then."""
-    from tqdm import tqdm
-
-    said = time.monotonic()
-    with tqdm(unit="case", file=sys.stderr, disable=True if quiet else None, ncols=bar_width()) as bar:
+    due = minutely()
+    with progress_bar(quiet=quiet, unit="case") as bar:
 
         def done(name: str) -> None:
             if not quiet:
                 bar.write(f"{name} done", file=sys.stderr)
 
         def progress(count: int, total: int) -> None:
-            nonlocal said
             bar.total = total
             bar.update(count - bar.n)
-            if bar.disable and not quiet and time.monotonic() - said >= REPORTED_EVERY:
-                said = time.monotonic()
+            if bar.disable and not quiet and due():
                 note(f"{count} of {total} cases")
 
         if not quiet:
@@ -216,35 +202,29 @@ def _progress(quiet: bool) -> Iterator[dict[str, Callable[..., None]]]:
         yield {"done": done, "progress": progress}
 
 
-def _selftest_functions() -> tuple[Callable[..., str], Callable[..., Any]]:
-    """`page` and `selftest`, which are part of the repository's tests and not of the installed package."""
-    if str(Path.cwd()) not in sys.path:
+def _selftest(args: argparse.Namespace) -> int:
+    if str(Path.cwd()) not in sys.path:  # it is part of the repository's tests and not of the installed package
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found = importlib.import_module("tests.oracle.selftest")
+        tests = importlib.import_module("tests.oracle.selftest")
     except ModuleNotFoundError as error:
         raise UsageError("--selftest: needs refdiff's repository; start it in the folder that holds tests/") from error
-    return found.page, found.selftest
-
-
-def _selftest(args: argparse.Namespace) -> int:
-    page, selftest = _selftest_functions()
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
     given = {"kernels": args.kernels, "jobs": args.jobs, "keep": args.keep}
     try:
         if args.dask is None:
             with _progress(args.quiet) as reported:
-                table = selftest(seeds, **given, **reported)
+                table = tests.selftest(seeds, **given, **reported)
         else:
             from refdiff import cluster
 
             with cluster.connected(args.dask) as client, _progress(args.quiet) as reported:
-                table = selftest(seeds, each=partial(cluster.each, client), **given, **reported)
+                table = tests.selftest(seeds, each=partial(cluster.each, client), **given, **reported)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if args.json:
         text = json.dumps(table.to_dict(), indent=2)
     else:
-        text = page(table, seeds, args.kernels) if args.markdown else str(table)
+        text = tests.page(table, seeds, args.kernels) if args.markdown else str(table)
     sys.stdout.write(text + "\n")
     return 0 if table.holds else 1

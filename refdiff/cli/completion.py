@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from refdiff import bundled
 from refdiff.cli.flags import MODEL
-from refdiff.cli.golden import PROFILES
-from refdiff.cli.spec import PRESETS
+from refdiff.cli.spec import PRESETS, PROFILES
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -48,7 +47,6 @@ complete -o filenames -o default -F _refdiff refdiff
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     parser.description = "Print a completion script for a shell."
     parser.examples = """
 source <(refdiff completion bash)
@@ -77,10 +75,10 @@ def _bash(commands: dict[str, Parser]) -> str:
         words = " ".join(["-h", "--help", *(option for action in listed for option in action.option_strings)])
         options.append(f"                {name}) words={shlex.quote(words)};;")
         first = next((action for action in parser.shown_actions() if not action.option_strings), None)
-        if first is not None and (found := _words(first)):
+        if first is not None and (found := _bash_words(first)):
             choices.append(f"            {name}:{name}) [[ $current == -* ]] || {found};;")
         for action in listed:
-            if found := _words(action):
+            if found := _bash_words(action):
                 cases = "|".join(f"{name}:{option}" for option in action.option_strings)
                 choices.append(f"            {cases}) {found};;")
     return BASH.format(commands=shlex.quote(" ".join(commands)), options="\n".join(options), choices="\n".join(choices))
@@ -97,7 +95,7 @@ def _known(action: argparse.Action) -> tuple[list[str], bool]:
     return [str(choice) for choice in action.choices or ()], False
 
 
-def _words(action: argparse.Action) -> str:
+def _bash_words(action: argparse.Action) -> str:
     """What sets `words` and `files` in bash; "" where anything may stand."""
     words, files = _known(action)
     return f"words={shlex.quote(' '.join(words))}{' files=1' if files else ''}" if words else ""
@@ -117,15 +115,13 @@ def _fish(commands: dict[str, Parser]) -> str:
             known, files = _known(action)
             listed = shlex.quote(" ".join(known))
             if not action.option_strings:
-                if known:
-                    lines.append(
-                        " ".join([*words, f"{'' if files else '-f '}-a {listed} -d {shlex.quote(str(action.help))}"])
-                    )
-                continue
+                if not known:
+                    continue
+                words.append(f"-a {listed}" if files else f"-f -a {listed}")
             words += [f"-l {o[2:]}" if o.startswith("--") else f"-s {o[1:]}" for o in action.option_strings]
-            if known:
+            if action.option_strings and known:
                 words.append(f"{'-r' if files else '-x'} -a {listed}")
-            elif action.nargs != 0:
+            elif action.option_strings and action.nargs != 0:
                 words.append("-r")
             lines.append(" ".join([*words, f"-d {shlex.quote(str(action.help))}"]))
     return "\n".join(lines) + "\n"

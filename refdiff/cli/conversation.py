@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.answering import chat_messages, check_template, encode, given_options
+from refdiff.cli.answering import check_template, encode, given_options
 from refdiff.cli.generate import generate_into
 from refdiff.cli.loading import load
 from refdiff.cli.output_files import check_place
@@ -28,11 +28,12 @@ def converse(args: argparse.Namespace) -> int:
     """Read messages and answer them until the input ends."""
     model, tokenizer = load(args)
     check_template(tokenizer, args)
-    first = chat_messages("", args.system)[:-1]
+    first = [] if args.system is None else [{"role": "system", "content": args.system}]
     messages = list(first)
     if not args.quiet:
         note(HELP)
-    _edit_lines()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")  # with which `input` edits a line and brings back earlier ones
     while (line := _read()) is not None:
         command, _, rest = line.strip().partition(" ")
         if command in ENDING:
@@ -47,12 +48,6 @@ def converse(args: argparse.Namespace) -> int:
             messages.append({"role": "user", "content": line})
             _answer(args, model, tokenizer, messages, len(first))
     return 0
-
-
-def _edit_lines() -> None:
-    """Let the arrow keys edit a line and bring back earlier ones, where Python has readline."""
-    with contextlib.suppress(ImportError):
-        importlib.import_module("readline")  # which `input` then uses
 
 
 def _read() -> str | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype
-from refdiff.cli.loading import find_checkpoint
+from refdiff.cli.loading import fetch
 from refdiff.cli.terminal import Waiting
 from refdiff.errors import CheckpointError
 
@@ -24,7 +25,6 @@ WIRINGS = ("hf", "paper", "v2", "none")
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     parser.description = (
         "Convert a checkpoint to another attention variant, and print how far the two are apart on random inputs."
     )
@@ -57,12 +57,6 @@ def run(args: argparse.Namespace) -> int:
     Weights are read from the file, converted in float64, proved and written one layer after the other. Beside the pages
     of the files, which the system keeps mapped as long as it has room, memory is for a few copies of one layer's
     attention in float64, or of the largest other array where it is not stored in the type that is written.
-
-    Raises:
-        UsageError: the output folder is not empty, or a link that leads nowhere.
-        CheckpointError: the checkpoint is not there, or is broken.
-        ValueError: there is no exact conversion; the message says why.
-        RuntimeError: the two differ by more than rounding, or cannot be compared.
     """
     from refdiff import hub
     from refdiff.convert import convert_later, prove
@@ -73,13 +67,13 @@ def run(args: argparse.Namespace) -> int:
 
     output = Path(args.output)
     _refuse_what_is_there(output)
-    files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER, *hub.OTHER_TOKENIZERS)
-    folder = hub.snapshot(find_checkpoint(args.model, quiet=args.quiet), files=files, local_files_only=args.offline)
+    folder = fetch(args.model, args, also=hub.OTHER_TOKENIZERS)
     config = DiffLlamaConfig.from_pretrained(folder)
-    architecture = _architecture(config.architectures)
+    ours = [f"Diff{name.removeprefix('Diff')}" for name in config.architectures or []]  # a Llama's class among them
+    architecture = next((name for name in ours if name in weights.ARCHITECTURES), "DiffLlamaForCausalLM")
     dtype = weights.resolve_dtype(folder, config) if args.dtype == "auto" else args.dtype
     before = config, weights.load(folder, config, architecture, stored=True, deferred=True)
-    with _named(args.model):
+    try:
         with Waiting("comparing the two", quiet=args.quiet):
             after = convert_later(*before, args.to, eager=args.eager)
             proof = prove(before, after)
@@ -95,6 +89,10 @@ def run(args: argparse.Namespace) -> int:
             written = weights.load(output, after[0], architecture, dtype=dtype, stored=True, deferred=True)
             proof = prove(before, (after[0], written), dtype=dtype)
             _refuse_what_differs(proof, dtype)
+    except CheckpointError:  # which names its file
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise type(error)(f"{args.model}: {error}") from error
     sys.stdout.write(
         f"as written in {dtype}\n"
         f"  largest difference: {proof.worst:.1e} (layer {proof.layer})\n"
@@ -113,17 +111,6 @@ def _refuse_what_is_there(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def _named(model: str) -> Iterator[None]:
-    """Say in an error which checkpoint has no exact conversion."""
-    try:
-        yield
-    except CheckpointError:  # which names its file
-        raise
-    except (ValueError, RuntimeError) as error:
-        raise type(error)(f"{model}: {error}") from error
-
-
-@contextlib.contextmanager
 def _all_or_nothing(output: Path) -> Iterator[None]:
     """Leave the folder as it was, empty or not there, where an error or Ctrl-C ends this."""
     from refdiff.files import new_folder
@@ -134,7 +121,7 @@ def _all_or_nothing(output: Path) -> Iterator[None]:
         except BaseException:
             with contextlib.suppress(OSError):  # what ended this is the error to tell
                 for path in output.iterdir():
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             raise
 
 
@@ -158,11 +145,3 @@ def _refuse_what_differs(proof: Proof, dtype: str | None = None) -> None:
         f"{proof.rounded[layer]:.1e}: {dtype} cannot hold the converted weights; choose a --dtype with more range; "
         "nothing was written"
     )
-
-
-def _architecture(named: list[str] | None) -> str:
-    """The class of ours that a config names, a Llama's among them; a causal language model if it names none."""
-    from refdiff.model.weights import ARCHITECTURES
-
-    ours = [f"Diff{name.removeprefix('Diff')}" for name in named or []]
-    return next((name for name in ours if name in ARCHITECTURES), "DiffLlamaForCausalLM")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 LARGEST = 2**63 - 1
@@ -46,61 +46,59 @@ class Number:
         try:
             value = self.kind(text)
         except ValueError:
-            raise self._error(text) from None
+            raise self._error(text, self.high) from None
         return self.check(value, text)
 
     def check(self, value: object, shown: str | None = None) -> int | float:
         """Return a number inside the limits; raises argparse.ArgumentTypeError for anything else."""
         shown = repr(value) if shown is None else shown
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._error(shown)
         whole = self.kind is int
-        if whole and isinstance(value, float) and not value.is_integer():
-            raise self._error(shown)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or (whole and isinstance(value, float) and not value.is_integer())
+        ):
+            raise self._error(shown, self.high)
         low = (self.low < value if self.above else self.low <= value) or (self.or_zero and value == 0)
         high = min(self.high, LARGEST if whole else 1e308)
-        if not low or value > high or value == math.inf:
+        if not low or value > high:
             raise self._error(shown, high if value > high else self.high)
         return self.kind(value)
 
-    def _error(self, shown: str, high: float | None = None) -> argparse.ArgumentTypeError:
+    def _error(self, shown: str, high: float) -> argparse.ArgumentTypeError:
+        """What was typed, and the limits in words."""
         shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
-        accepted = self._limits(self.high if high is None else high)
-        return argparse.ArgumentTypeError(f"got {shown or 'nothing'}, expected {accepted}")
-
-    @property
-    def accepted(self) -> str:
-        """The limits in words, and what turns the option off."""
-        return self._limits(self.high)
-
-    def _limits(self, high: float) -> str:
         kind, form = ("whole number", "") if self.kind is int else ("number", "g")
         zero = "0 or " if self.or_zero else ""
         limits = f"a {kind} above {self.low:{form}}" if self.above else f"a {kind} of at least {self.low:{form}}"
         if math.isfinite(high):
             limits += f" and at most {high:{form}}"
-        return zero + limits + (f" ({self.off})" if self.off else "")
+        accepted = zero + limits + (f" ({self.off})" if self.off else "")
+        return argparse.ArgumentTypeError(f"got {shown or 'nothing'}, expected {accepted}")
 
 
-def add_common(group: Any, *, offline: bool = True, quiet: bool = True) -> None:
+def refuse(why: str, given: Mapping[str, object]) -> None:
+    """Raise `UsageError` for the first option of `given` that has a value; {} in `why` is that option too."""
+    for flag, value in given.items():
+        if value:
+            raise UsageError(f"{flag}: {why.format(flag)}")
+
+
+def add_common(group: Any, *, offline: bool = True) -> None:
     """Add the options that every command has."""
-    if quiet:
-        group.add_argument("-q", "--quiet", action="store_true", help="no progress (default: off)")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress (default: off)")
     if offline:
         group.add_argument("--offline", action="store_true", help="use only files on this machine (default: off)")
     group.add_argument("--debug", action="store_true", help="show a traceback on errors (default: off)")
 
 
-def add_model(group: Any) -> None:
-    """Add -m, whose default is REFDIFF_MODEL or the bundled model."""
-    group.add_argument(
-        "-m",
-        "--model",
-        type=model_name,
-        metavar=MODEL,
-        default=default_model(),
-        help=model_help(),
-    )
+def add_model(group: Any, *flags: str, **options: Any) -> None:
+    """Add a model that is REFDIFF_MODEL or the bundled one where none is given: the options `flags`, or an argument."""
+    from refdiff import bundled
+
+    variable = os.environ.get("REFDIFF_MODEL")
+    text = f"folder or hub repo (default: {'$REFDIFF_MODEL' if variable else 'bundled'})"
+    group.add_argument(*flags, metavar=MODEL, default=variable or bundled.NAME, help=text, type=model_name, **options)
 
 
 def model_name(text: str) -> str:
@@ -121,67 +119,39 @@ def utf8_text(text: str) -> str:
     return text
 
 
-def default_model() -> str:
-    """The model of a command that was not given one."""
-    from refdiff import bundled
-
-    return os.environ.get("REFDIFF_MODEL") or bundled.NAME
-
-
-def model_help() -> str:
-    """The help of an argument whose default is `default_model`."""
-    default = "$REFDIFF_MODEL" if os.environ.get("REFDIFF_MODEL") else "bundled"
-    return f"folder or hub repo (default: {default})"
-
-
 def add_prompt(group: Any) -> None:
     """Add PROMPT, -p and -f."""
-    group.add_argument(
-        "prompt",
-        nargs="?",
-        type=utf8_text,
-        metavar="PROMPT",
-        help="text; a pipe is appended (in loops: < /dev/null)",
-    )
-    group.add_argument(
-        "-p", "--prompt", dest="prompt_flag", type=utf8_text, metavar="PROMPT", help="the same, as an option"
-    )
+    words: dict[str, Any] = {"type": utf8_text, "metavar": "PROMPT"}
+    group.add_argument("prompt", nargs="?", help="text; a pipe is appended (in loops: < /dev/null)", **words)
+    group.add_argument("-p", "--prompt", dest="prompt_flag", help="the same, as an option", **words)
     group.add_argument("-f", "--file", metavar="FILE", help="read the text from a UTF-8 file")
 
 
-def add_dtype(group: Any, choices: Collection[str] = DTYPES, text: str = "the weights' type") -> None:
+def add_dtype(group: Any, choices: Collection[str] = DTYPES, text: str = "the weights' type", **options: Any) -> None:
     """Add --dtype."""
-    auto = "auto = as stored" if "auto" in choices else "float32"
-    group.add_argument(
-        "--dtype", choices=choices, default="auto" if "auto" in choices else "float32", metavar="TYPE",
-        help=f"{text} (default: {auto})",
-    )  # fmt: skip
+    default, words = ("auto", "auto = as stored") if "auto" in choices else ("float32", "float32")
+    text = f"{text} (default: {words})"
+    group.add_argument("--dtype", choices=choices, default=default, metavar="TYPE", help=text, **options)
 
 
-def add_threads(group: Any) -> None:
+def add_threads(group: Any, **options: Any) -> None:
     """Add --threads."""
-    group.add_argument(
-        "--threads", type=Number(int, 0, off="0 = all cores"), default=0, metavar="N",
-        help="CPU threads, 0 = all cores (default: 0)",
-    )  # fmt: skip
+    count, text = Number(int, 0, off="0 = all cores"), "CPU threads, 0 = all cores (default: 0)"
+    group.add_argument("--threads", type=count, default=0, metavar="N", help=text, **options)
 
 
 def add_backend(group: Any) -> None:
     """Add --backend."""
-    group.add_argument(
-        "--backend", choices=("numpy", "cupy"), default="numpy", metavar="NAME",
-        help="numpy = CPU, cupy = CUDA GPU (default: numpy)",
-    )  # fmt: skip
+    text = "numpy = CPU, cupy = CUDA GPU (default: numpy)"
+    group.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", metavar="NAME", help=text)
 
 
 def add_machine(group: Any) -> None:
     """Add the options that say how a model is loaded and computed."""
     add_backend(group)
     add_dtype(group)
-    group.add_argument(
-        "--weights", choices=("auto", "expanded", "stored"), default="auto", metavar="HOW",
-        help="16-bit weights: stored or expanded (default: auto)",
-    )  # fmt: skip
+    text = "16-bit weights: stored or expanded (default: auto)"
+    group.add_argument("--weights", choices=("auto", "expanded", "stored"), default="auto", metavar="HOW", help=text)
     group.add_argument("--no-mmap", action="store_true", help="read the weights whole (default: off)")
     add_threads(group)
 

@@ -8,34 +8,12 @@ import os
 import secrets
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refdiff.cli.answering import (
-    NUMBERS,
-    call_options,
-    chat_messages,
-    check_greedy,
-    check_template,
-    encode,
-    finish_reason,
-    given_options,
-    length_limit,
-    result_fields,
-    samples,
-)
-from refdiff.cli.flags import (
-    PIPE_NOTE,
-    Number,
-    UsageError,
-    add_common,
-    add_dask,
-    add_machine,
-    add_model,
-    add_prompt,
-    utf8_text,
-)
+from refdiff.cli import answering, flags
+from refdiff.cli.answering import NUMBERS
+from refdiff.cli.flags import Number, UsageError, refuse, utf8_text
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import check_place
 from refdiff.cli.terminal import note, size, write_text
@@ -47,7 +25,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     parser.description = (
         "Continue a prompt. The text goes to standard output as it comes; everything else goes to standard error."
     )
@@ -60,12 +37,11 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
     parser.brief = ("-m", "-f", "--chat", "--system", "-n", "--temperature", "--top-k", "--top-p", "-s", "--stop")
     parser.brief += ("--json", "-o", "-q", "--prompts-file", "--batch-size", "--backend", "--dtype")
     given = parser.add_argument_group("model and prompt")
-    add_model(given)
-    add_prompt(given)
+    flags.add_model(given, "-m", "--model")
+    flags.add_prompt(given)
     given.add_argument("--chat", action="store_true", help="use the chat template; without PROMPT, converse")
-    given.add_argument(
-        "--system", type=utf8_text, metavar="TEXT", help="the system message, with --chat (default: none)"
-    )
+    text = "the system message, with --chat (default: none)"
+    given.add_argument("--system", type=utf8_text, metavar="TEXT", help=text)
     _add_sampling(parser, parser.add_argument_group("choice of tokens"))
     output = parser.add_argument_group("output")
     output.add_argument("--echo", action="store_true", help="print the prompt before the text (default: off)")
@@ -75,19 +51,17 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
     many = parser.add_argument_group("many prompts")
     many.add_argument("--prompts-file", metavar="FILE", help="one prompt a line, or JSONL (default: none)")
     one = Number(int, 1, off="1 = off")
-    many.add_argument(
-        "--batch-size", type=one, default=1, metavar="N", help="prompts in one pass of the model (default: 1)"
-    )
+    text = "prompts in one pass of the model (default: 1)"
+    many.add_argument("--batch-size", type=one, default=1, metavar="N", help=text)
     many.add_argument("--num-shards", type=one, default=1, metavar="N", help="split prompts among N runs (default: 1)")
-    many.add_argument(
-        "--shard-index", type=Number(int, 0), default=0, metavar="I", help="this run's shard (default: 0)"
-    )
-    add_dask(many)
+    text = "this run's shard (default: 0)"
+    many.add_argument("--shard-index", type=Number(int, 0), default=0, metavar="I", help=text)
+    flags.add_dask(many)
     machine = parser.add_argument_group("machine")
-    add_machine(machine)
-    add_common(machine)
+    flags.add_machine(machine)
+    flags.add_common(machine)
     parser.notes = [
-        PIPE_NOTE,
+        flags.PIPE_NOTE,
         "FILE of -o is replaced when the text is complete; an error or Ctrl-C leaves it as it was.",
         "Where the checkpoint's generation_config.json sets a choice of tokens, that is the default. With --top-k, "
         "--top-p or --min-p the default of --temperature is 1.",
@@ -105,8 +79,8 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
 
 
 def _add_sampling(parser: Parser, group: argparse._ArgumentGroup) -> None:
-    def number(name: str, metavar: str, *flags: str, text: str) -> argparse.Action:
-        return group.add_argument(*flags, dest=name, type=NUMBERS[name], metavar=metavar, help=text)
+    def number(name: str, metavar: str, *spellings: str, text: str) -> argparse.Action:
+        return group.add_argument(*spellings, dest=name, type=NUMBERS[name], metavar=metavar, help=text)
 
     length = number("max_new_tokens", "N", "-n", "--max-new-tokens", text="0 = up to the context length (default: 128)")
     temperature = number("temperature", "T", "--temperature", text="randomness, 0 = greedy (default: 0)")
@@ -119,9 +93,8 @@ def _add_sampling(parser: Parser, group: argparse._ArgumentGroup) -> None:
     number("no_repeat_ngram_size", "N", "--no-repeat-ngram-size", text="never repeat N tokens, 0 = off (default: 0)")
     number("num_beams", "N", "--num-beams", text="beam search with N beams, 1 = off (default: 1)")
     number("seed", "SEED", "-s", "--seed", text="makes sampling repeatable (default: random)")
-    group.add_argument(
-        "--stop", action="append", type=utf8_text, metavar="TEXT", help="end before TEXT; repeatable (default: none)"
-    )
+    text = "end before TEXT; repeatable (default: none)"
+    group.add_argument("--stop", action="append", type=utf8_text, metavar="TEXT", help=text)
     group.add_argument("--ignore-eos", action="store_true", help="continue after the end token (default: off)")
 
 
@@ -129,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
     """Carry the command out and return the exit status."""
     alone = args.prompt is None and args.prompt_flag is None and args.file is None and args.prompts_file is None
     _check_together(args)
-    if args.output not in (None, "-", os.devnull):
+    to_stdout = args.output in (None, "-")
+    if not to_stdout and args.output != os.devnull:
         check_place("-o", Path(args.output))
     if args.prompts_file is not None:
         from refdiff.cli import prompts_file
@@ -138,20 +112,23 @@ def run(args: argparse.Namespace) -> int:
     if args.chat and alone and sys.stdin.isatty():
         from refdiff.cli.conversation import converse
 
-        ignored = {"--json": args.json, "--echo": args.echo, "--no-stream": args.no_stream}
-        for flag, given in {**ignored, "-o": args.output not in (None, "-")}.items():
-            if given:
-                raise UsageError(
-                    f"{flag}: is for one prompt, a conversation has many; give PROMPT, or leave {flag} out"
-                )
+        refuse(
+            "is for one prompt, a conversation has many; give PROMPT, or leave {} out",
+            {"--json": args.json, "--echo": args.echo, "--no-stream": args.no_stream, "-o": not to_stdout},
+        )
         return converse(args)
     check_prompt(args)
     prompt = read_prompt(args)
-    if args.output in (None, "-"):
-        interrupted = _one(args, prompt, write_text)
-    else:
-        pieces: list[str] = []
-        interrupted = _one(args, prompt, pieces.append, partial(_into_file, args.output, pieces))
+    pieces: list[str] = []
+    transcript, seed = _one(args, prompt, write_text if to_stdout else pieces.append)
+    interrupted = transcript.finish_reason == "interrupted"
+    if not to_stdout and interrupted:
+        note(f"refdiff: {args.output} is left as it was; the text so far goes to standard output")
+        write_text("".join(pieces))
+    elif not to_stdout and args.output != os.devnull:
+        write_atomically(args.output, "".join(pieces).encode())
+    if not args.quiet:
+        _show(transcript, seed)
     if interrupted:
         raise KeyboardInterrupt
     return 0
@@ -169,44 +146,31 @@ def _check_together(args: argparse.Namespace) -> None:
             f"{args.num_shards}"
         )
     if args.prompts_file is None:
-        others = {"--dask": args.dask is not None, "--num-shards": args.num_shards > 1}
-        for flag, used in {**others, "--batch-size": args.batch_size > 1}.items():
-            if used:
-                raise UsageError(f"{flag}: goes with --prompts-file; add that, or leave {flag} out")
-        check_greedy(args)
-    for flag, used in (("--json", args.json), ("--no-stream", args.no_stream)):
-        if used and args.prompts_file is not None:
-            raise UsageError(f"{flag}: is for one prompt; --prompts-file always writes lines of JSON")
+        many = {
+            "--dask": args.dask is not None,
+            "--num-shards": args.num_shards > 1,
+            "--batch-size": args.batch_size > 1,
+        }
+        refuse("goes with --prompts-file; add that, or leave {} out", many)
+        answering.check_greedy(args)
+    else:
+        one = {"--json": args.json, "--no-stream": args.no_stream}
+        refuse("is for one prompt; --prompts-file always writes lines of JSON", one)
     if "" in (args.stop or []):
         raise UsageError("--stop: got nothing, expected the text to stop before")
 
 
-def _into_file(output: str, pieces: list[str], interrupted: bool) -> None:
-    """Write a complete text into the file of -o; what Ctrl-C has left of one goes to standard output."""
-    if interrupted:
-        note(f"refdiff: {output} is left as it was; the text so far goes to standard output")
-        write_text("".join(pieces))
-    elif output != os.devnull:
-        write_atomically(output, "".join(pieces).encode())
-
-
-def _one(
-    args: argparse.Namespace,
-    prompt: str,
-    write: Callable[[str], None],
-    end: Callable[[bool], None] = lambda interrupted: None,
-) -> bool:
-    """Answer one prompt; whether Ctrl-C ended the text, of which what was generated until then is kept.
-
-    `end` is called after the last `write`.
-    """
+def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) -> tuple[Transcript, int | None]:
+    """Answer one prompt, and return the transcript, and the seed if it mattered."""
+    from refdiff.bench.device import peak_memory
     from refdiff.cli.transcript import Transcript
 
     seed = secrets.randbits(32) if args.seed is None else args.seed
     model, tokenizer = load(args)
-    check_template(tokenizer, args)
-    text, ids = encode(tokenizer, prompt, chat_messages(prompt, args.system) if args.chat else None)
-    given = given_options(args)
+    answering.check_template(tokenizer, args)
+    messages = answering.chat_messages(prompt, args.system) if args.chat else None
+    text, ids = answering.encode(tokenizer, prompt, messages)
+    given = answering.given_options(args)
     to_terminal = args.output in (None, "-") and sys.stdout.isatty()
     beams = given.get("num_beams", model.generation_config.get("num_beams")) or 1
     # A beam search on a terminal shows its progress, which a piece of text now and then would end.
@@ -216,29 +180,33 @@ def _one(
     transcript = Transcript(tokenizer, given["stop"], write if streamed else None)
     quiet = args.quiet or (args.echo and streamed and to_terminal)
     with transcript.progress_shown(quiet=quiet, until_text=streamed and to_terminal):
-        interrupted = generate_into(transcript, model, tokenizer, ids, given, seed)
-    used = seed if samples(model, call_options(tokenizer, given)) else None
+        generate_into(transcript, model, tokenizer, ids, given, seed)
+    used = seed if answering.samples(model, answering.call_options(tokenizer, given)) else None
     if used is None and args.seed is not None:
         note("refdiff: warning: --seed: no effect on a greedy text; add --temperature 0.7, or leave it out")
     if args.json:
-        fields = result_fields(transcript, used if args.seed is None else seed, echo=text if args.echo else "")
-        row = {"model": args.model, "prompt": prompt, **fields}
-        write(json.dumps({**row, **_statistics(transcript)}, ensure_ascii=False) + "\n")
+        shown = used if args.seed is None else seed
+        row = {
+            "model": args.model,
+            "prompt": prompt,
+            **answering.result_fields(transcript, shown, echo=text if args.echo else ""),
+            "prompt_tokens_per_second": transcript.prompt_speed,
+            "generated_tokens_per_second": transcript.speed,
+            "peak_memory_bytes": peak_memory(),
+        }
+        write(json.dumps(row, ensure_ascii=False) + "\n")
     elif streamed:
         write("\n")
     else:
         write((text if args.echo else "") + transcript.text + "\n")
-    end(interrupted)
-    if not args.quiet:
-        _show(transcript, used)
-    return interrupted
+    return transcript, used
 
 
 def generate_into(
     transcript: Transcript, model: Any, tokenizer: Any, ids: list[int], given: dict[str, Any], seed: int
-) -> bool:
-    """Generate into the transcript; whether Ctrl-C ended it. What was generated until then is kept."""
-    limit = length_limit(model, given, len(ids))
+) -> None:
+    """Generate into the transcript, which keeps what there was until Ctrl-C."""
+    limit = answering.length_limit(model, given, len(ids))
     try:
         sequences = model.generate(
             [ids],
@@ -247,32 +215,23 @@ def generate_into(
             max_new_tokens=limit,
             num_return_sequences=1,
             return_dict_in_generate=False,
-            **call_options(tokenizer, given),
+            **answering.call_options(tokenizer, given),
         )
     except KeyboardInterrupt:
         transcript.close("interrupted")
-        return True
-    transcript.close(finish_reason(model, transcript, len(sequences[0]) - len(ids) >= limit, given))
-    return False
-
-
-def _statistics(transcript: Transcript) -> dict[str, Any]:
-    from refdiff.bench.device import peak_memory
-
-    return {
-        "prompt_tokens_per_second": transcript.prompt_speed,
-        "generated_tokens_per_second": transcript.speed,
-        "peak_memory_bytes": peak_memory(),
-    }
+    else:
+        full = len(sequences[0]) - len(ids) >= limit
+        transcript.close(answering.finish_reason(model, transcript, full, given))
 
 
 def _show(transcript: Transcript, seed: int | None) -> None:
     """The statistics for people, on standard error."""
+    from refdiff.bench.device import peak_memory
 
     def line(name: str, tokens: int, speed: float | None) -> str:
         return f"{name:<10}{tokens:>6} tokens" + ("" if speed is None else f"{speed:>10.1f} tok/s")
 
-    memory = _statistics(transcript)["peak_memory_bytes"]
+    memory = peak_memory()
     note("")
     note(line("prompt", transcript.prompt_tokens, transcript.prompt_speed))
     note(line("generated", len(transcript.ids), transcript.speed))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common
-from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, recipe_of, spec_of
-from refdiff.cli.terminal import Waiting, write_text
+from refdiff.cli.spec import PROFILE_NOTE, RECIPE_NOTE, SPEC_NOTE, add_profile, add_spec, recipe_of, spec_of
+from refdiff.cli.terminal import Waiting, print_json, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -20,16 +19,9 @@ EXPORT_DEFAULTS: dict[str, Any] = {
     "seed": 0, "npz": False, "no_gradients": False,
 }  # fmt: skip
 """The options of export alone, and their defaults."""
-PROFILES = (
-    "discriminating", "tiny_values", "cancellation", "extreme", "natural", "degenerate", "layout", "serving", "tiles",
-    "lambda", "modules",
-)  # fmt: skip
-ALIASES = ("identify", "whisper", "cancel")
-"""Former names of the first three, still accepted."""
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     parser.description = (
         "Write test vectors for kernels in any language (export), or judge what a program computed from them (verify)."
     )
@@ -44,19 +36,9 @@ refdiff golden verify vectors outputs
     export = parser.add_argument_group("export")
     add_spec(export, "hf_diffllama", layer="2")
     export.add_argument("--recipe", metavar="NAME_OR_FILE", help="the kernel's types (default: all of --dtype)")
-    export.add_argument(
-        "--profile",
-        action="append",
-        choices=(*PROFILES, *ALIASES),
-        metavar="NAME",
-        help="kind of numbers (default: the first two)",
-    )
-    export.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        metavar="TYPE",
-        help="type of inputs (default: auto)",
-    )
+    add_profile(export, "the first two")
+    types = ("auto", "float32", "bfloat16", "float16")
+    export.add_argument("--dtype", choices=types, metavar="TYPE", help="type of inputs (default: auto)")
     export.add_argument("--core", action="store_true", help="leave out cases of a whole layer (default: off)")
     export.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="seed of the numbers (default: 0)")
     export.add_argument("--npz", action="store_true", help="write .npz files too (default: off)")
@@ -73,18 +55,12 @@ refdiff golden verify vectors outputs
         "Exit status of verify: 0 all passed; 1 not passed; 2 error.",
         SPEC_NOTE + " Dimensions that a preset is not given are small.",
         RECIPE_NOTE + " --dtype auto is what --recipe stores, or float32.",
-        f"--profile is {', '.join(PROFILES[:-1])} or {PROFILES[-1]}, and may be given several times; the default is "
-        "the first two. --core is for a kernel that starts from q, k and v.",
+        f"{PROFILE_NOTE}; the default is the first two. --core is for a kernel that starts from q, k and v.",
     ]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write vectors and print their folder, or print the report; the exit status of a report that is no pass is 1.
-
-    Raises:
-        UsageError: flags that do not fit together.
-        CheckpointError: vectors or outputs that cannot be read.
-    """
+    """Write vectors and print their folder, or print the report; the exit status of a report that is no pass is 1."""
     return _export(args) if args.action == "export" else _verify(args)
 
 
@@ -97,28 +73,22 @@ def _export(args: argparse.Namespace) -> int:
         raise UsageError(f"VECTORS {folder}: got {kind}, expected a folder; name another")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
         raise UsageError(f"VECTORS {folder}: got a folder with other files, expected a new or empty one, or vectors")
-    from refdiff.oracle.cases.fixed import small_spec
+    from refdiff.oracle import golden
+    from refdiff.oracle.cases.fixed import cases, small_spec
+    from refdiff.oracle.inputs import is_layer
 
     spec, _ = spec_of(args, None, small_spec)
     recipe = None if args.recipe == "auto" else recipe_of(args.recipe)
     dtype = args.dtype if args.dtype != "auto" else "float32" if recipe is None else recipe.storage
     profiles = dict.fromkeys(args.profile or ("discriminating", "tiny_values"))
     with Waiting("computing the vectors", quiet=args.quiet):
-        _write(args, spec, recipe, dtype, profiles)
+        made = [case for name in profiles for case in cases(name, args.seed, spec=spec, dtype=dtype)]
+        if args.core:
+            made = [case for case in made if not is_layer(case.inputs)]
+        formats = ("safetensors", "npz") if args.npz else ("safetensors",)
+        golden.export(args.folder, made, formats, recipe=recipe, gradients=not args.no_gradients)
     write_text(f"{args.folder}\n")
     return 0
-
-
-def _write(args: argparse.Namespace, spec: Any, recipe: Any, dtype: str, profiles: dict[str, None]) -> None:
-    from refdiff.oracle import golden
-    from refdiff.oracle.cases.fixed import cases
-    from refdiff.oracle.inputs import is_layer
-
-    made = [case for name in profiles for case in cases(name, args.seed, spec=spec, dtype=dtype)]
-    if args.core:
-        made = [case for case in made if not is_layer(case.inputs)]
-    formats = ("safetensors", "npz") if args.npz else ("safetensors",)
-    golden.export(args.folder, made, formats, recipe=recipe, gradients=not args.no_gradients)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -130,6 +100,8 @@ def _verify(args: argparse.Namespace) -> int:
 
     with Waiting("judging", quiet=args.quiet):
         report = golden.verify(args.folder, args.outputs)
-    text = json.dumps(report.to_dict(), ensure_ascii=False, indent=2, allow_nan=False) if args.json else str(report)
-    sys.stdout.write(text + "\n")
+    if args.json:
+        print_json(report.to_dict())
+    else:
+        sys.stdout.write(f"{report}\n")
     return int(not report)

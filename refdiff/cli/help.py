@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     from refdiff.cli.parser import COMMANDS
 
     parser.description = "Show the help of a command, or the list of all commands."

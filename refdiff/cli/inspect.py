@@ -9,11 +9,11 @@ import json
 import math
 import re
 import sys
-from dataclasses import dataclass
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from refdiff.cli.flags import MODEL, add_common, default_model, model_help
+from refdiff.cli.flags import add_common, add_model
 from refdiff.cli.loading import find_checkpoint
 from refdiff.cli.terminal import Waiting, size
 from refdiff.messages import printable
@@ -28,8 +28,7 @@ _LARGEST_VECTOR = 1_000_000
 """Bytes of a λ vector: it has as many numbers as a head."""
 
 
-@dataclass(frozen=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     """One stored tensor."""
 
     name: str
@@ -40,7 +39,6 @@ class _Tensor:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     parser.description = (
         "Show a checkpoint's config, parameters, files, λ by layer and the memory that it needs, without loading its "
         "weights. Of a hub repo only headers and λ vectors are downloaded. Exit status: 1 where config and weights do "
@@ -50,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
 refdiff inspect path/to/checkpoint
 refdiff inspect --json kajuma/DiffLlama-0.3B-handcut
 """
-    parser.add_argument("model", nargs="?", metavar=MODEL, default=default_model(), help=model_help())
+    add_model(parser, "model", nargs="?")
     parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
     add_common(parser)
 
@@ -59,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the report of one checkpoint, or with --json one object that holds the same; returns the exit status."""
     with Waiting("reading headers", quiet=args.quiet):
         report = inspect(args.model, offline=args.offline)
-    if args.json:
+    if args.json:  # in ASCII: file names may hold half surrogate pairs
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
         sys.stdout.write("\n".join(printable(line.replace("\n", "\\n"), 500) for line in _lines(report)) + "\n")
@@ -95,9 +93,9 @@ def _describe(folder: Path) -> dict[str, Any]:
         for file in stored
         for name, t in file.tensors.items()
     ]
-    named = [name for name in config.architectures or [] if name in ARCHITECTURES]
-    architecture = named[0] if named else "DiffLlamaForCausalLM"
-    dtype = resolve_dtype(folder, config)
+    ours = (name for name in config.architectures or [] if name in ARCHITECTURES)
+    architecture = next(ours, "DiffLlamaForCausalLM")
+    dtype, counts = resolve_dtype(folder, config), collections.Counter(t.file for t in tensors)
     order = {name: i for i, name in enumerate(parameter_shapes(config, architecture))}
     prefix = backbone_prefix(architecture)
     tensors.sort(key=lambda t: order.get(localize(t.name, prefix), len(order)))
@@ -106,7 +104,11 @@ def _describe(folder: Path) -> dict[str, Any]:
         "parameters": sum(math.prod(t.shape) for t in tensors),
         "dtype": dtype,
         "config": config.to_dict(),
-        "files": _files(folder, collections.Counter(t.file for t in tensors)),
+        "files": [
+            {"name": path.name, "bytes": path.stat().st_size, "tensors": counts[path.name]}
+            for path in sorted(folder.iterdir())
+            if path.is_file()
+        ],
         "tensors": {
             t.name: {"dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "file": t.file} for t in tensors
         },
@@ -117,15 +119,6 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 
 _DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
-
-
-def _files(folder: Path, tensors: collections.Counter[str]) -> list[dict[str, Any]]:
-    """The folder's files, and how many tensors each holds."""
-    return [
-        {"name": path.name, "bytes": path.stat().st_size, "tensors": tensors[path.name]}
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-    ]
 
 
 def _lambdas(stored: list[Any]) -> list[dict[str, Any]]:
@@ -189,7 +182,7 @@ def _problems(config: Any, architecture: str, tensors: list[_Tensor]) -> list[st
 
 def _lines(report: dict[str, Any]) -> list[str]:
     lines = [
-        f"{report['checkpoint']}",
+        report["checkpoint"],
         f"{report['architecture']}, {report['parameters']:,} parameters, weights as {report['dtype']}",
         "",
         "config",
@@ -197,9 +190,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
         "",
         f"{'files':48}{'tensors':>14}{'size':>16}",
     ]
-    names = [printable(file["name"].replace("\n", "\\n"), 46) for file in report["files"]]
-    for name, file in zip(names, report["files"], strict=True):
-        lines += [f"  {name:<46}{file['tensors'] or '':>14}{size(file['bytes']):>16}"]
+    for file in report["files"]:
+        name = printable(file["name"].replace("\n", "\\n"), 46)
+        lines.append(f"  {name:<46}{file['tensors'] or '':>14}{size(file['bytes']):>16}")
     lines += ["", *_parameter_lines(report["tensors"])]
     if report["lambdas"]:
         lines += ["", *_lambda_lines(report["lambdas"])]
@@ -235,14 +228,8 @@ def _config_lines(config: dict[str, Any]) -> list[str]:
         left = f"  {key} {text}"
         lines.append(f"{left:<{_WIDTH // 2}}  {right[0]} {right[1]}" if right else left)
     for key, text in long:
-        lines += _wrapped(f"  {key} {text}")
+        lines += textwrap.wrap(f"  {key} {text}", _WIDTH, subsequent_indent="    ", drop_whitespace=False)
     return lines
-
-
-def _wrapped(line: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(line, _WIDTH, subsequent_indent="    ", break_long_words=True, drop_whitespace=False)
 
 
 def _parameter_lines(tensors: dict[str, Any]) -> list[str]:

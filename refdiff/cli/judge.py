@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from typing import TYPE_CHECKING
 
 from refdiff.cli.flags import Number, UsageError, add_common
-from refdiff.cli.golden import ALIASES, PROFILES
-from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, recipe_of, spec_of
-from refdiff.cli.terminal import Waiting
+from refdiff.cli.spec import PROFILE_NOTE, PROFILES, RECIPE_NOTE, SPEC_NOTE, add_profile, add_spec, recipe_of, spec_of
+from refdiff.cli.terminal import Waiting, print_json
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
 
-GIBIBYTE = 2**30
-
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     parser.description = (
         "Judge a kernel that somebody else submits. KERNEL is a file of Python with a function kernel(spec, inputs) or "
         "kernel(inputs), which runs in a process of its own, on inputs drawn for this run."
@@ -34,13 +29,7 @@ refdiff judge kernel.py:attention --profile natural --profile tiles --json
     parser.add_argument(
         "--recipe", metavar="NAME_OR_FILE", default="float32", help="the kernel's types (default: float32)"
     )
-    parser.add_argument(
-        "--profile",
-        action="append",
-        choices=(*PROFILES, *ALIASES),
-        metavar="NAME",
-        help="kind of numbers (default: all)",
-    )
+    add_profile(parser, "all")
     parser.add_argument(
         "--size", action="append", type=_size, default=[], metavar="BxTxS", help="a case of your own (default: none)"
     )
@@ -68,33 +57,25 @@ refdiff judge kernel.py:attention --profile natural --profile tiles --json
         "boundary: run code that you do not trust in a container.",
         SPEC_NOTE + " Dimensions that a preset is not given are small.",
         RECIPE_NOTE,
-        f"--profile is {', '.join(PROFILES[:-1])} or {PROFILES[-1]}, and may be given several times. --size is batch, "
-        "queries and keys, such as 1x512x512.",
+        f"{PROFILE_NOTE}. --size is batch, queries and keys, such as 1x512x512.",
     ]
 
 
 def _size(text: str) -> tuple[int, int, int]:
-    if match := re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})", text):
-        B, T, S = map(int, match.groups())
+    if re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5}){2}", text):
+        B, T, S = map(int, text.split("x"))
         return B, T, S
     raise argparse.ArgumentTypeError(f"got {text!r}, expected batch x queries x keys, such as 1x512x512")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 0 for a pass, 1 for a fail.
-
-    Raises:
-        UsageError: flags that nothing can be judged by.
-        FileNotFoundError: there is no such file.
-    """
+    """Print the report; 0 for a pass, 1 for a fail."""
     from refdiff.oracle.cases.fixed import small_spec
     from refdiff.oracle.judge import judge_file
     from refdiff.oracle.judge.process import Limits
     from refdiff.oracle.text_wrap import wrap_text
 
-    path, colon, function = args.file.rpartition(":")
-    if not colon:
-        path, function = args.file, "kernel"
+    path, _, function = args.file.rpartition(":") if ":" in args.file else (args.file, "", "kernel")
     if not function.isidentifier():
         raise UsageError(f"KERNEL: got {args.file!r}, expected FILE.py or FILE.py:FUNCTION")
     spec, _ = spec_of(args, None, small_spec)
@@ -108,9 +89,11 @@ def run(args: argparse.Namespace) -> int:
             profiles=args.profile or PROFILES,
             sizes=args.size,
             seed=args.seed,
-            limits=Limits(args.timeout, int(args.memory * GIBIBYTE), args.allow_processes),
+            limits=Limits(args.timeout, int(args.memory * 2**30), args.allow_processes),
             doing=what.append,
         )
-    text = json.dumps(report.to_dict(), ensure_ascii=False, indent=2) if args.json else wrap_text(str(report))
-    sys.stdout.write(text + "\n")
+    if args.json:
+        print_json(report.to_dict())
+    else:
+        sys.stdout.write(wrap_text(str(report)) + "\n")
     return 0 if report else 1

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,19 +25,11 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
         RuntimeError: the backend does not work.
     """
     import refdiff
-    from refdiff import arrays, hub
+    from refdiff import arrays
 
-    if args.threads:
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(args.threads)
+    limit_threads(args.threads)
     arrays.backend(args.backend)  # before a download that would be for nothing
-    folder = hub.snapshot(
-        find_checkpoint(args.model, quiet=args.quiet),
-        files=(*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER),
-        local_files_only=args.offline,
-        progress=not args.quiet,
-    )
+    folder = fetch(args.model, args)
     refuse_other_heads(args.model, folder)
     tokenizer = refdiff.Tokenizer.from_pretrained(folder)
     with Waiting("loading the model", quiet=args.quiet):
@@ -52,12 +44,24 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def find_checkpoint(name: str, *, quiet: bool = False) -> str:
-    """Return the last checkpoint of a training run's folder, and say which it is; any other name as it is.
+def limit_threads(count: int | None) -> None:
+    """Limit the threads of BLAS to those of --threads; 0 and None are no limit."""
+    if count:
+        from threadpoolctl import threadpool_limits
 
-    Raises:
-        UsageError: a folder without config.json.
-    """
+        threadpool_limits(count)
+
+
+def fetch(name: str, args: argparse.Namespace, also: Sequence[str] = ()) -> Path:
+    """Return the folder of a checkpoint, of which the hub's files, and those of `also`, are downloaded first."""
+    from refdiff import hub
+
+    found, files = find_checkpoint(name, quiet=args.quiet), (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER, *also)
+    return hub.snapshot(found, files=files, local_files_only=args.offline, progress=not args.quiet)
+
+
+def find_checkpoint(name: str, *, quiet: bool = False) -> str:
+    """Return the last checkpoint of a training run's folder, and say which; any other name but an empty folder's."""
     folder = Path(name).expanduser()
     if not folder.is_dir() or (folder / "config.json").exists():
         return name
@@ -72,11 +76,7 @@ def find_checkpoint(name: str, *, quiet: bool = False) -> str:
 
 
 def refuse_other_heads(name: str, folder: Path) -> None:
-    """Refuse a checkpoint whose head is not that of a language model.
-
-    Raises:
-        UsageError: says which class it is of.
-    """
+    """Refuse a checkpoint whose head is not that of a language model, and say which class it is of."""
     from refdiff.model.config import DiffLlamaConfig
 
     named = DiffLlamaConfig.from_pretrained(folder).architectures or []
@@ -86,11 +86,7 @@ def refuse_other_heads(name: str, folder: Path) -> None:
 
 
 def check_prompt(args: argparse.Namespace, others: Mapping[str, Any] | None = None) -> None:
-    """Refuse more than one prompt, and none where standard input is a terminal; `others` give prompts too.
-
-    Raises:
-        UsageError: names the options.
-    """
+    """Refuse more than one prompt, and none where standard input is a terminal; `others` give prompts too."""
     given = {"PROMPT": args.prompt, "-p": args.prompt_flag, "-f": args.file, **(others or {})}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import UsageError
 
@@ -17,12 +16,7 @@ DRAWN = (*PICTURES, ".pdf")
 
 
 def check_file(flag: str, path: Path, kinds: tuple[str, ...] = PICTURES) -> None:
-    """Refuse a file that could not be written later.
-
-    Raises:
-        UsageError: its suffix is not among `kinds`, or `check_place` refuses it.
-        ImportError: it is a picture, and there is no matplotlib; says how to get it.
-    """
+    """Refuse a file that could not be written later: another suffix, or no matplotlib for a picture."""
     kind = path.suffix.lower()
     check_place(flag, path)
     if kind not in kinds:
@@ -36,11 +30,7 @@ def check_file(flag: str, path: Path, kinds: tuple[str, ...] = PICTURES) -> None
 
 
 def check_place(flag: str, path: Path) -> None:
-    """Refuse a place where no file can be written.
-
-    Raises:
-        UsageError: its folder is not there, it is a folder or a device itself, or it may not be written.
-    """
+    """Refuse a place where no file can be written."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UsageError(f"{flag} {path}: the folder {path.parent} does not exist; make it first")
@@ -54,8 +44,17 @@ def check_place(flag: str, path: Path) -> None:
 
 def write_picture(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the suffix, with a transparent ground."""
-    from refdiff.files import write_atomically
+    from refdiff.files import replaced_atomically
 
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix.lower()[1:], dpi=150)
-    write_atomically(path, content.getvalue())
+    with replaced_atomically(path) as file:
+        figure.savefig(file, format=path.suffix.lower()[1:], dpi=150)
+
+
+def write_npz(path: Path, arrays: dict[str, Any]) -> None:
+    """Write arrays into a compressed .npz file."""
+    import numpy as np
+
+    from refdiff.files import replaced_atomically
+
+    with replaced_atomically(path) as file:
+        np.savez_compressed(file, **arrays)

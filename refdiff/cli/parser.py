@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import functools
 import importlib
 import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from refdiff import __version__
 from refdiff.messages import printable
 
 COMMANDS = {
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         brief: options that -h shows; None = all.
         aliases: other spellings of options, which are accepted, and which --help lists at its end.
         notes: paragraphs after the options of --help.
-        fill: adds the options when they are first needed.
+        command: the module that adds the options when they are first needed.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -74,18 +74,18 @@ class Parser(argparse.ArgumentParser):
         self.brief: Collection[str] | None = None
         self.aliases: dict[str, str] = {}
         self.notes: list[str] = []
-        self.fill: Callable[[Parser], None] | None = None
+        self.command: str | None = None
         self.has_commands = False
         self._typed: list[str] = []
         self._positionals.title = "arguments"
-        self.add_argument("-h", action=_Help, help=argparse.SUPPRESS)
-        self.add_argument("--help", action=_Help, help=argparse.SUPPRESS)
+        self.add_argument("-h", action=_Print, text=Parser.format_brief, help=argparse.SUPPRESS)
+        self.add_argument("--help", action=_Print, text=Parser.format_help, help=argparse.SUPPRESS)
 
     def load(self) -> Parser:
         """Add the options of a command, which are imported when they are first needed."""
-        if self.fill is not None:
-            fill, self.fill = self.fill, None
-            fill(self)
+        if self.command is not None:
+            command, self.command = self.command, None
+            importlib.import_module(f"refdiff.cli.{command}").add_arguments(self)
         return self
 
     def add_alias(self, action: argparse.Action, *spellings: str) -> None:
@@ -103,15 +103,12 @@ class Parser(argparse.ArgumentParser):
         found = dict(next(a for a in self._actions if isinstance(a, argparse._SubParsersAction)).choices)
         return {name: parser.load() for name, parser in found.items()}
 
-    def format_help(self) -> str:
-        """Everything: examples, description, all options, notes."""
-        return self._format(brief=False)
-
     def format_brief(self) -> str:
         """The options that matter first, in under 40 lines."""
-        return self._format(brief=True)
+        return self.format_help(brief=True)
 
-    def _format(self, *, brief: bool) -> str:
+    def format_help(self, *, brief: bool = False) -> str:
+        """Everything: examples, description, all options, notes."""
         self.load()
         formatter: Any = self._get_formatter()
         formatter.add_text(
@@ -131,7 +128,8 @@ class Parser(argparse.ArgumentParser):
                 formatter.add_arguments(shown)
                 formatter.end_section()
         if not brief:
-            for note in [*self.notes, *self._alias_notes()]:
+            spelled = ", ".join(f"{alias} = {option}" for alias, option in self.aliases.items())
+            for note in [*self.notes, *([f"Other spellings, also accepted: {spelled}."] if spelled else [])]:
                 formatter.add_text(note)
         lines = self.examples.strip().splitlines()[: 2 if brief else None]
         parts = [f"usage: {self.format_usage().strip()}", "", "examples:", *(f"  {line.strip()}" for line in lines), ""]
@@ -154,11 +152,6 @@ class Parser(argparse.ArgumentParser):
             elif action.required:
                 words.append(f"{action.option_strings[0]} {action.metavar}")
         return " ".join(words) + "\n"
-
-    def _alias_notes(self) -> Iterable[str]:
-        if self.aliases:
-            spelled = ", ".join(f"{alias} = {option}" for alias, option in self.aliases.items())
-            yield f"Other spellings, also accepted: {spelled}."
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse what this command does not take; argparse itself would leave that to the parser of all commands."""
@@ -268,35 +261,17 @@ class _Formatter(argparse.HelpFormatter):
         return f"{', '.join(action.option_strings)} {self._format_args(action, action.dest.upper())}"
 
 
-class _Help(argparse.Action):
-    """Print the help: -h what matters first, --help everything."""
+class _Print(argparse.Action):
+    """Print a text and end; argparse's own actions say nothing where it cannot be written."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, argparse.SUPPRESS, default=argparse.SUPPRESS, **kwargs)
-        self.nargs = 0
+    def __init__(self, option_strings: Sequence[str], text: Callable[[Parser], str], **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, 0, default=argparse.SUPPRESS, help=options.get("help"))
+        self.text = text
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
-        sys.stdout.write(parser.format_brief() if option == "-h" else parser.format_help())
+    def __call__(self, parser: Any, *_: object) -> None:
+        sys.stdout.write(self.text(parser))
         sys.stdout.flush()
         parser.exit()
-
-
-class _Version(argparse.Action):
-    """Print the version, which is imported only here."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **kwargs)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from refdiff import __version__
-
-        sys.stdout.write(f"refdiff {__version__}\n")
-        sys.stdout.flush()
-        parser.exit()
-
-
-def _fill(name: str, parser: Parser) -> None:
-    importlib.import_module(f"refdiff.cli.{name}").add_arguments(parser)
 
 
 def build_parser() -> Parser:
@@ -306,7 +281,9 @@ def build_parser() -> Parser:
 refdiff generate "Once upon a time"
 refdiff inspect kajuma/DiffLlama-0.3B-handcut
 """
-    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    parser.add_argument(
+        "--version", action=_Print, text=lambda _: f"refdiff {__version__}\n", help="show the version and exit"
+    )
     parser.notes = [
         "`refdiff COMMAND -h` shows the main options of a command, `refdiff COMMAND --help` all of them.",
         "A file that a command writes replaces the one that was there, and only when it is complete. A folder that it "
@@ -320,5 +297,5 @@ refdiff inspect kajuma/DiffLlama-0.3B-handcut
     parser.has_commands = True
     commands: Any = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
     for name, summary in COMMANDS.items():
-        commands.add_parser(name, help=summary).fill = functools.partial(_fill, name)
+        commands.add_parser(name, help=summary).command = name
     return parser

@@ -20,17 +20,14 @@ if TYPE_CHECKING:
     from refdiff.oracle.spec import Spec
 
 PRESETS = (
-    "hf_diffllama",
-    "ms_v1",
-    "ms_v1_naive",
-    "timm",
-    "phi4flash",
-    "motif",
-    "diff_v2",
-    "gda",
-    "motif3",
-    "attention",
-)
+    "hf_diffllama", "ms_v1", "ms_v1_naive", "timm", "phi4flash", "motif", "diff_v2", "gda", "motif3", "attention",
+)  # fmt: skip
+PROFILES = (
+    "discriminating", "tiny_values", "cancellation", "extreme", "natural", "degenerate", "layout", "serving", "tiles",
+    "lambda", "modules",
+)  # fmt: skip
+ALIASES = ("identify", "whisper", "cancel")
+"""Former names of the first three profiles, still accepted."""
 OUTPUTS = ("out", "lse", "lse1", "lse2")
 OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim) is \d|\d+ query heads")
 """How what a Spec says of its dimensions begins."""
@@ -38,24 +35,25 @@ OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim) is \d|\d+ query heads")
 
 def add_spec(group: Any, default: str | None, *, layer: str = "0") -> None:
     """Add the options that describe a spec; `layer` is the default of --layer in words."""
-    group.add_argument(
-        "--spec",
-        metavar="NAME_OR_FILE",
-        default=default,
-        help=f"a preset or a JSON file (default: {default or 'none'})",
-    )
-    group.add_argument(
-        "--layer", type=Number(int, 0), metavar="N", help=f"the layer's depth, for λ_init (default: {layer})"
-    )
-    group.add_argument(
-        "--set", metavar="FIELD=VALUE", action="append", default=[], help="change a field of the spec (default: none)"
-    )
+    text = f"a preset or a JSON file (default: {default or 'none'})"
+    group.add_argument("--spec", metavar="NAME_OR_FILE", default=default, help=text)
+    text = f"the layer's depth, for λ_init (default: {layer})"
+    group.add_argument("--layer", type=Number(int, 0), metavar="N", help=text)
+    text = "change a field of the spec (default: none)"
+    group.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=text)
+
+
+def add_profile(group: Any, default: str) -> None:
+    """Add --profile, whose default in words is `default`."""
+    text = f"kind of numbers (default: {default})"
+    group.add_argument("--profile", action="append", choices=(*PROFILES, *ALIASES), metavar="NAME", help=text)
 
 
 SPEC_NOTE = (
     f'--spec: {", ".join(PRESETS[:-1])} or {PRESETS[-1]}; or a JSON file with the fields of a Spec, or with "preset" '
     "and the fields that differ. --set window=128, --set scale=0.125 and --set causal=none may be given several times."
 )
+PROFILE_NOTE = f"--profile is {', '.join(PROFILES[:-1])} or {PROFILES[-1]}, and may be given several times"
 RECIPE_NOTE = (
     "--recipe is what the kernel rounds to: float32, tf32, bfloat16 or float16, or a JSON file with the fields of a "
     "Recipe."
@@ -86,9 +84,6 @@ def spec_of(
 
     Without inputs a preset has the dimensions of `small`, and where --spec names it the depth too. `source` is the file
     of the inputs, for what is said of them.
-
-    Raises:
-        UsageError: there is none such.
     """
     from refdiff.oracle.spec import Spec
     from refdiff.oracle.spec.presets import over_preset
@@ -120,11 +115,7 @@ def spec_of(
 
 
 def preset_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields that the flags set, without the dimensions that only arrays have.
-
-    Raises:
-        UsageError: there is none such.
-    """
+    """Return the fields that the flags set, without the dimensions that only arrays have."""
     from refdiff.oracle.cases.fixed import small_spec
     from refdiff.oracle.spec.validation import DIMENSIONS
 
@@ -147,10 +138,8 @@ def _read_off(fields: Mapping[str, Any], inputs: Mapping[str, Any], source: str)
     try:
         return dimensions(fields, inputs)
     except ValueError as error:
-        where = f"{source}: " if source else ""
-        raise UsageError(
-            f"{where}{error}{': --set head_dim=N' if str(error).endswith('give head_dim') else ''}"
-        ) from error
+        hint = ": --set head_dim=N" if str(error).endswith("give head_dim") else ""
+        raise UsageError(f"{f'{source}: ' if source else ''}{error}{hint}") from error
 
 
 def _said(read: Mapping[str, int], inputs: Mapping[str, Any]) -> str:
@@ -161,11 +150,7 @@ def _said(read: Mapping[str, int], inputs: Mapping[str, Any]) -> str:
 
 
 def recipe_of(name: str, inputs: Mapping[str, Any] | None = None) -> Recipe:
-    """Return the recipe that --recipe means; "auto" is that of the type that the inputs have.
-
-    Raises:
-        UsageError: it is no type's name, or the file is none of a recipe.
-    """
+    """Return the recipe that --recipe means; "auto" is that of the type that the inputs have."""
     from refdiff.oracle.rounding.recipe import Recipe
 
     of = name
@@ -176,19 +161,19 @@ def recipe_of(name: str, inputs: Mapping[str, Any] | None = None) -> Recipe:
             raise UsageError(
                 f"{first} is {name}, but k or v is {', '.join(sorted(others))}: say with --recipe what it rounds"
             )
-    described = json_fields(name) if name.endswith(".json") else name
+    file = name.endswith(".json")
     try:
-        return Recipe.of(described)
+        return Recipe.of(json_fields(name) if file else name)
+    except UsageError:
+        raise
     except ValueError as error:
-        file = described is not name
-        raise UsageError(
-            f"{name}: {error}" if file else f"--recipe {of}: {error}; or the name of a JSON file"
-        ) from error
+        said = f"{name}: {error}" if file else f"--recipe {of}: {error}; or the name of a JSON file"
+        raise UsageError(said) from error
 
 
 def _described(name: str) -> dict[str, Any]:
     if name.startswith("{"):
-        return json_object(name, "--spec")
+        return _object(name, "--spec")
     if name.endswith(".json") or (name not in PRESETS and Path(name).is_file()):
         return json_fields(name)
     if name not in PRESETS:
@@ -203,19 +188,14 @@ def _described(name: str) -> dict[str, Any]:
 
 
 def json_fields(path: str) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Raises:
-        UsageError: it cannot be read, or holds something else.
-    """
+    """Return the object that a JSON file holds."""
     try:
-        text = read_text(path, max_bytes=MAX_JSON)
+        return _object(read_text(path, max_bytes=MAX_JSON), path)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
-    return json_object(text, path)
 
 
-def json_object(text: str, name: str) -> dict[str, Any]:
+def _object(text: str, name: str) -> dict[str, Any]:
     """Return the object that JSON holds; `name` says in an error whose it is."""
     try:
         found = json.loads(text, parse_float=finite_float)
@@ -240,10 +220,9 @@ def _changes(words: list[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    try:
-        return {"none": None, "true": True, "false": False}[text.lower()]
-    except KeyError:
-        pass
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
     try:
         return json.loads(text, parse_float=finite_float)
     except (ValueError, RecursionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import shutil
@@ -13,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from refdiff import bundled
 from refdiff.errors import CheckpointError
@@ -21,15 +22,29 @@ from refdiff.messages import NATIVE_CALLS, printable
 
 AFTER = 2.0
 """Seconds after which a terminal is told what takes so long."""
-
-
 REPORTED_EVERY = 60.0
 """Seconds between two lines of progress where standard error is not a terminal."""
 
 
-def bar_width() -> int:
-    """Columns of a progress bar: "^C", which a terminal echoes, still fits beside it."""
-    return shutil.get_terminal_size().columns - 3
+def progress_bar(*, quiet: bool, **options: Any) -> Any:
+    """A bar of tqdm on standard error: disabled where that is not a terminal. "^C", which it echoes, fits beside it."""
+    from tqdm import tqdm
+
+    hidden = quiet or not sys.stderr.isatty()
+    return tqdm(file=sys.stderr, disable=hidden, ncols=shutil.get_terminal_size().columns - 3, **options)
+
+
+def minutely() -> Callable[[], bool]:
+    """A function that says whether `REPORTED_EVERY` has passed since the last line of progress."""
+    said = time.monotonic()
+
+    def due() -> bool:
+        nonlocal said
+        passed = time.monotonic() - said >= REPORTED_EVERY
+        said = time.monotonic() if passed else said
+        return passed
+
+    return due
 
 
 def open_streams() -> None:
@@ -68,6 +83,11 @@ def write_text(text: str) -> None:
     """
     sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Write one JSON object to standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 class Waiting:
@@ -130,7 +150,16 @@ def in_flags(message: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks; the kind of error where the message alone says little."""
-    return printable(_one_line(error))
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = lines[0] + " " + "; ".join(lines[1:]) if lines and lines[0].endswith(":") else " ".join(lines)
+    if isinstance(error, OSError) and error.strerror:
+        why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        text = f"{error.filename}: {why}" if error.filename else why
+    elif isinstance(error, MemoryError):
+        text = f"out of memory: {text or 'the model does not fit'}; a smaller model or a shorter text needs less"
+    elif not (isinstance(error, ValueError | OSError | ImportError | RuntimeError) and text):
+        text = f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}; --debug shows where"
+    return printable(text)
 
 
 def shown(error: BaseException) -> str:
@@ -139,19 +168,6 @@ def shown(error: BaseException) -> str:
     if isinstance(error, CheckpointError) and head.endswith(":") and len(problems) > 1:
         return printable("\n".join([head, *problems]))
     return one_line(error)
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    text = lines[0] + " " + "; ".join(lines[1:]) if lines and lines[0].endswith(":") else " ".join(lines)
-    if isinstance(error, OSError) and error.strerror:
-        why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        return f"{error.filename}: {why}" if error.filename else why
-    if isinstance(error, ValueError | OSError | ImportError | RuntimeError) and text:
-        return text
-    if isinstance(error, MemoryError):
-        return f"out of memory: {text or 'the model does not fit'}; a smaller model or a shorter text needs less"
-    return f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}; --debug shows where"
 
 
 @contextmanager
@@ -208,7 +224,13 @@ def panics_unprinted() -> Iterator[None]:
     The library writes to descriptor 2 itself. During each of its calls that is a file of its own, whose text is passed
     on where the call succeeds.
     """
-    with _unnamed_file() as file:
+    if hasattr(os, "memfd_create"):
+        unnamed: Any = os.fdopen(os.memfd_create("stderr"), "w+b")
+    else:
+        import tempfile  # slow to import
+
+        unnamed = tempfile.TemporaryFile()  # noqa: SIM115
+    with unnamed as file:
         stderr, kept = os.dup(2), file.fileno()
 
         @contextmanager
@@ -235,26 +257,11 @@ def panics_unprinted() -> Iterator[None]:
             os.close(stderr)
 
 
-def _unnamed_file() -> Any:
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("stderr"), "w+b")
-    import tempfile  # slow to import
-
-    return tempfile.TemporaryFile()
-
-
 @contextmanager
 def warnings_in_one_line() -> Iterator[None]:
     """Show the library's warnings as one line each, without the place in the source."""
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
         note(f"refdiff: warning: {in_flags(' '.join(str(message).split()))}")
 
     with warnings.catch_warnings():

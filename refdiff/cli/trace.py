@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
-import json
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype, add_threads, utf8_text
-from refdiff.cli.loading import find_checkpoint
-from refdiff.cli.output_files import check_file
+from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype, add_threads, refuse, utf8_text
+from refdiff.cli.loading import fetch, find_checkpoint, load
+from refdiff.cli.output_files import check_file, write_npz
 from refdiff.cli.spec import SPEC_NOTE, add_spec, parts, spec_of
-from refdiff.cli.terminal import Waiting, note, size, write_text
+from refdiff.cli.terminal import Waiting, note, print_json, size, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
-    from refdiff.oracle.divergence import Divergence
     from refdiff.oracle.trace import Trace
     from refdiff.oracle.trace.known_points import Point
 
@@ -30,7 +27,6 @@ PRECISIONS = ("auto", "float64", "float32", "tf32", "float16", "bfloat16")
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     parser.description = (
         "Record every intermediate result of a model, or with --spec of one attention, under the names of "
         "transformers' modules and of the points between them; or compare another program's recording with such a "
@@ -78,19 +74,14 @@ refdiff trace --compare mine.safetensors run.safetensors
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write a trace and print its name, or print a comparison; the exit status of one that diverges is 1.
-
-    Raises:
-        UsageError: flags that do not fit together.
-        CheckpointError: a model or a file that cannot be read.
-    """
+    """Write a trace and print its name, or print a comparison; the exit status of one that diverges is 1."""
     if args.points:
         sys.stdout.write("\n".join(_points()) + "\n")
         return 0
     if args.compare:
         return _compare(args)
-    if args.spec is None and (args.set or args.layer is not None):
-        raise UsageError(f"{'--set' if args.set else '--layer'}: is for --spec; the model has its own")
+    if args.spec is None:
+        refuse("is for --spec; the model has its own", {"--set": args.set, "--layer": args.layer is not None})
     return _record(args) if args.spec is None else _record_spec(args)
 
 
@@ -99,12 +90,11 @@ def _record_spec(args: argparse.Namespace) -> int:
         raise UsageError(
             "--spec: expected the FILE of its inputs and -o, such as: refdiff trace --spec NAME mine.npz -o ref.npz"
         )
-    for flag, given in (
-        ("PROMPT", args.prompt), ("--ids", args.ids), ("--dtype", args.dtype != "auto"), ("-m", args.model),
-        ("--free", args.free), ("--json", args.json),
-    ):  # fmt: skip
-        if given:
-            raise UsageError(f"{flag}: does not go with --spec, which takes a FILE of inputs and computes in float64")
+    others = {"PROMPT": args.prompt, "--ids": args.ids, "--dtype": args.dtype != "auto"}
+    refuse(
+        "does not go with --spec, which takes a FILE of inputs and computes in float64",
+        {**others, "-m": args.model, "--free": args.free, "--json": args.json},
+    )
     check_file("-o", Path(args.output), KINDS)
     from refdiff.oracle.inputs.files import read_arrays
     from refdiff.oracle.trace import trace
@@ -115,30 +105,20 @@ def _record_spec(args: argparse.Namespace) -> int:
         traced = trace(spec, inputs, maps=args.maps)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{args.of}: {error}{read}") from error
-    return _written(traced, f"{len(traced)} points of {args.of}", args)
+    return _write(traced, f"{len(traced)} points of {args.of}", args)
 
 
-def _written(traced: Trace, what: str, args: argparse.Namespace) -> int:
-    _write(traced, Path(args.output))
-    if not args.quiet:
-        note(f"{what}, {size(Path(args.output).stat().st_size)}")
-    write_text(f"{args.output}\n")
-    return 0
-
-
-def _write(traced: Trace, path: Path) -> None:
+def _write(traced: Trace, what: str, args: argparse.Namespace) -> int:
     """Write all points, and the inputs of the run as inputs.…, in the format of the suffix."""
+    path = Path(args.output)
     if path.suffix.lower() == ".safetensors":
         traced.write(path)
-        return
-    import numpy as np
-
-    from refdiff.files import write_atomically
-
-    content = io.BytesIO()
-    arrays: Any = {**traced.points, **{f"inputs.{name}": np.asarray(x) for name, x in traced.inputs.items()}}
-    np.savez_compressed(content, **arrays)
-    write_atomically(path, content.getvalue())
+    else:
+        write_npz(path, {**traced.points, **{f"inputs.{name}": x for name, x in traced.inputs.items()}})
+    if not args.quiet:
+        note(f"{what}, {size(path.stat().st_size)}")
+    write_text(f"{args.output}\n")
+    return 0
 
 
 def _record(args: argparse.Namespace) -> int:
@@ -146,23 +126,32 @@ def _record(args: argparse.Namespace) -> int:
         raise UsageError("expected MODEL and PROMPT (or --ids) to record, or --compare MINE REF to compare")
     if args.output is None:
         raise UsageError("-o: got none, expected the file to write, such as -o run.safetensors")
-    for flag, given in (("-m", args.model), ("--free", args.free), ("--json", args.json)):
-        if given:
-            raise UsageError(f"{flag}: is for --compare; the model to record is the first argument")
+    others = {"-m": args.model, "--free": args.free, "--json": args.json}
+    refuse("is for --compare; the model to record is the first argument", others)
     check_file("-o", Path(args.output), KINDS)
-    ids: Any = None if args.ids is None else _ids(args.ids)
-    model, tokenizer = _load(args)
-    if ids is not None and max(ids[0]) >= (size_ := model.config.vocab_size):
-        raise UsageError(
-            f"--ids: got {max(ids[0])}, expected token ids from 0 to {size_ - 1}, the vocabulary of the model"
-        )
-    if tokenizer is not None:
+    import refdiff
+
+    if args.ids is None:
+        usual = {"model": args.of, "backend": "numpy", "weights": "expanded", "no_mmap": False}
+        model, tokenizer = load(argparse.Namespace(**{**vars(args), **usual}))
         ids = tokenizer([args.prompt], return_tensors="np")["input_ids"]
+    else:
+        ids = _ids(args.ids)
+        model = refdiff.DiffLlamaForCausalLM.from_pretrained(
+            find_checkpoint(args.of, quiet=args.quiet),
+            dtype=args.dtype,
+            threads=args.threads or None,
+            local_files_only=args.offline,
+        )
+        if max(ids[0]) >= (vocabulary := model.config.vocab_size):
+            raise UsageError(
+                f"--ids: got {max(ids[0])}, expected token ids from 0 to {vocabulary - 1}, the vocabulary of the model"
+            )
     from refdiff.oracle.trace import trace
 
     with Waiting("recording", quiet=args.quiet):
         traced = trace(model, ids, maps=args.maps)
-    return _written(traced, f"{len(traced)} points of {len(ids[0])} tokens", args)
+    return _write(traced, f"{len(traced)} points of {len(ids[0])} tokens", args)
 
 
 def _ids(text: str) -> list[list[int]]:
@@ -175,57 +164,22 @@ def _ids(text: str) -> list[list[int]]:
     return [ids]
 
 
-def _load(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model, and where a text is given its tokenizer."""
-    if args.ids is None:
-        from refdiff.cli.loading import load
-
-        usual = {"model": args.of, "backend": "numpy", "weights": "expanded", "no_mmap": False}
-        return load(argparse.Namespace(**{**vars(args), **usual}))
-    import refdiff
-
-    return refdiff.DiffLlamaForCausalLM.from_pretrained(
-        find_checkpoint(args.of, quiet=args.quiet),
-        dtype=args.dtype,
-        threads=args.threads or None,
-        local_files_only=args.offline,
-    ), None
-
-
 def _compare(args: argparse.Namespace) -> int:
-    for flag, given in (
-        ("MODEL", args.of),
-        ("-o", args.output),
-        ("--ids", args.ids),
-        ("--maps", args.maps),
-        ("--spec", args.spec),
-    ):
-        if given:
-            raise UsageError(f"{flag}: is to record; --compare takes MINE and REF")
+    others = {"MODEL": args.of, "-o": args.output, "--ids": args.ids, "--maps": args.maps, "--spec": args.spec}
+    refuse("is to record; --compare takes MINE and REF", others)
     from refdiff.oracle.divergence import first_divergence
+    from refdiff.oracle.divergence.report import lines
     from refdiff.oracle.trace import read_trace
 
     mine, ref = args.compare
-    model = args.model
-    if model is not None:
-        from refdiff import hub
-
-        model = hub.snapshot(
-            find_checkpoint(model, quiet=args.quiet), files=hub.CONFIG + hub.WEIGHTS, local_files_only=args.offline
-        )
-    reference = read_trace(ref, model=model)
+    reference = read_trace(ref, model=None if args.model is None else fetch(args.model, args))
     with Waiting("comparing", quiet=args.quiet):
         found = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
-    sys.stdout.write(_report(found, args) + "\n")
-    return int(bool(found))
-
-
-def _report(found: Divergence, args: argparse.Namespace) -> str:
-    from refdiff.oracle.divergence.report import lines
-
     if args.json:
-        return json.dumps(found.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
-    return "\n".join(lines(found, None if args.all else WORST))
+        print_json(found.to_dict())
+    else:
+        sys.stdout.write("\n".join(lines(found, None if args.all else WORST)) + "\n")
+    return int(bool(found))
 
 
 HEAD = (

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.convert import WIRINGS
-from refdiff.cli.flags import Number, UsageError, add_backend, add_common, utf8_text
+from refdiff.cli.flags import Number, UsageError, add_backend, add_common, add_dtype, add_threads, utf8_text
+from refdiff.cli.loading import limit_threads
 from refdiff.cli.output_files import check_file, write_picture
-from refdiff.cli.terminal import REPORTED_EVERY, bar_width, note, one_line, size, write_text
-from refdiff.cli.training_run import differing_options, leftovers
+from refdiff.cli.terminal import minutely, note, one_line, progress_bar, size, write_text
 from refdiff.errors import CheckpointError
 from refdiff.messages import printable
 
@@ -76,7 +76,6 @@ class _Noted(argparse.Action):
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options."""
     parser.description = (
         "Train a small DiffLlama, or a plain Llama to compare it with, on a UTF-8 text. Checkpoints are model folders, "
         "OUTPUT/step-…, which every command takes; OUTPUT/log.jsonl has a line per step. Ctrl-C saves a checkpoint. "
@@ -96,60 +95,39 @@ refdiff train -o run --resume
         shown = [s for s in spellings if s == spellings[0] or s in SHOWN]
         standard = default if not isinstance(default, str) else None
         words = f"{default:g}" if standard is not None else default
-        action = group.add_argument(
-            *shown, action=_Noted, dest=field, type=limits, default=None if group is model else standard, metavar="N",
-            help=f"{text} (default: {words})",
-        )  # fmt: skip
+        own: dict[str, Any] = {"dest": field, "type": limits, "default": None if group is model else standard}
+        action = group.add_argument(*shown, action=_Noted, metavar="N", help=f"{text} (default: {words})", **own)
         parser.add_alias(action, *(s for s in spellings if s not in shown))
 
     parser.add_argument("text", nargs="?", metavar="TEXT", help="a UTF-8 file")
-    parser.add_argument(
-        "-o", "--output", metavar="OUTPUT", required=True, help="folder, new or empty, or a run (required)"
-    )
+    text = "folder, new or empty, or a run (required)"
+    parser.add_argument("-o", "--output", metavar="OUTPUT", required=True, help=text)
     parser.add_argument("--resume", action="store_true", help="resume OUTPUT's last checkpoint (default: off)")
-    parser.add_argument(
-        "--validation", action=_Noted, type=Number(float, 0, 0.5, above=True), default=0.02, metavar="SHARE",
-        help="share of the text held out (default: 0.02)",
-    )  # fmt: skip
+    share, text = Number(float, 0, 0.5, above=True), "share of the text held out (default: 0.02)"
+    parser.add_argument("--validation", action=_Noted, type=share, default=0.02, metavar="SHARE", help=text)
     parser.add_argument("--plot", metavar="FILE", help="draw loss and λ, .png or .svg (default: none)")
     model = parser.add_argument_group("model")
     model.add_argument("--config", action=_Noted, metavar="FILE", help="a config.json to start from (default: none)")
-    model.add_argument(
-        "--wiring", action=_Noted, choices=WIRINGS, metavar="VARIANT",
-        help="hf, paper, v2, or none = a Llama (default: hf)",
-    )  # fmt: skip
+    text = "hf, paper, v2, or none = a Llama (default: hf)"
+    model.add_argument("--wiring", action=_Noted, choices=WIRINGS, metavar="VARIANT", help=text)
     for field, entry in MODEL_SIZES.items():
         add(model, field, *entry)
     course = parser.add_argument_group("training")
-    course.add_argument(
-        "--optimizer", action=_Noted, choices=("adamw", "muon"), default="adamw", metavar="NAME",
-        help="adamw or muon (default: adamw)",
-    )  # fmt: skip
-    course.add_argument(
-        "--schedule", action=_Noted, choices=("cosine", "constant"), default="cosine", metavar="NAME",
-        help="cosine or constant learning rate (default: cosine)",
-    )  # fmt: skip
+    for name, choices, text in (
+        ("optimizer", ("adamw", "muon"), "adamw or muon (default: adamw)"),
+        ("schedule", ("cosine", "constant"), "cosine or constant learning rate (default: cosine)"),
+    ):
+        given: dict[str, Any] = {"choices": choices, "default": choices[0]}
+        course.add_argument(f"--{name}", action=_Noted, metavar="NAME", help=text, **given)
     for field, entry in SETTINGS.items():
         add(course, field, *entry)
     course.add_argument("--keep", type=_COUNT, default=2, metavar="N", help="checkpoints kept, older go (default: 2)")
-    course.add_argument(
-        "--prompt",
-        action=_Noted,
-        type=utf8_text,
-        default="",
-        metavar="TEXT",
-        help="start of the samples (default: none)",
-    )
+    text = "start of the samples (default: none)"
+    course.add_argument("--prompt", action=_Noted, type=utf8_text, default="", metavar="TEXT", help=text)
     machine = parser.add_argument_group("machine")
     add_backend(machine)
-    machine.add_argument(
-        "--dtype", action=_Noted, choices=("float32", "float64"), default="float32", metavar="TYPE",
-        help="float32 or float64 (default: float32)",
-    )  # fmt: skip
-    machine.add_argument(
-        "--threads", action=_Noted, type=Number(int, 0, off="0 = all cores"), default=0, metavar="N",
-        help="CPU threads, 0 = all cores (default: 0)",
-    )  # fmt: skip
+    add_dtype(machine, ("float32", "float64"), "float32 or float64", action=_Noted)
+    add_threads(machine, action=_Noted)
     add_common(machine, offline=False)
     parser.notes = [
         "TEXT may be larger than memory; <|endoftext|> on a line of its own separates documents. The tokenizer learns "
@@ -165,16 +143,7 @@ refdiff train -o run --resume
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or resume a run; prints the folder of the last checkpoint.
-
-    Raises:
-        UsageError: no text, flags that do not fit together, or a folder that has a run in it already.
-        ImportError: --plot without matplotlib.
-        ValueError: the text has too little in it.
-        TrainingError: the loss is not finite.
-        RuntimeError: the backend does not work, or another process trains in the folder.
-        OSError: something cannot be read or written.
-    """
+    """Train, or resume a run; prints the folder of the last checkpoint."""
     from refdiff import arrays
     from refdiff.training.lock import held
 
@@ -248,10 +217,7 @@ def _stop_request() -> Iterator[Callable[[], bool]]:
 
 
 def _trained(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
-    if trainer.threads:
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(trainer.threads)
+    limit_threads(trainer.threads)
     if trainer.step == (last := trainer.settings.steps):
         note(f"refdiff train: the run is at step {last} of {last} already; raise --max-steps to continue it")
     elif not quiet:
@@ -275,15 +241,11 @@ def _resumption(args: argparse.Namespace) -> Callable[[Path], Trainer]:
     from refdiff.training.train import Trainer
 
     given = {name: getattr(args, name) for name in args.given if name in CHANGEABLE}
+    fixed = [name for name in args.given if name not in (*CHANGEABLE, "threads")]
 
     def resume(out: Path) -> Trainer:
-        fixed = [name for name in args.given if name not in (*CHANGEABLE, "threads")]
-        if args.text is not None or fixed:
-            others = differing_options(args, out, fixed)
-            if others:
-                raise UsageError(
-                    f"--resume: keeps the run's own text, model and settings; leave out {', '.join(others)}"
-                )
+        if (args.text is not None or fixed) and (others := _differing_options(args, out, fixed)):
+            raise UsageError(f"--resume: keeps the run's own text, model and settings; leave out {', '.join(others)}")
         threads = args.threads if "threads" in args.given else None
         return Trainer.resume(out, changes=given, threads=threads, backend=args.backend)
 
@@ -292,6 +254,8 @@ def _resumption(args: argparse.Namespace) -> Callable[[Path], Trainer]:
 
 def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
     """Check the text and the options, and return how to start in a folder."""
+    from refdiff.training.settings import Settings
+
     if args.text is None:
         piped = "" if sys.stdin.isatty() else "; standard input is not read"
         raise UsageError(f"TEXT: got none, expected a UTF-8 file; or continue a run with --resume{piped}")
@@ -301,7 +265,8 @@ def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out}: got a file, expected the folder of the run; name another")
     try:
-        config, settings = _config(args), _settings(args)
+        config = _config(args)
+        settings = Settings(**{name: getattr(args, name) for name in (*SETTINGS, "optimizer", "schedule", "prompt")})
     except CheckpointError as error:  # a line for each problem of --config
         raise CheckpointError(_in_options(str(error), args)) from None
     except ValueError as error:
@@ -321,14 +286,11 @@ def _no_file(text: Path) -> str:
 
 
 def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str, threads: int | None) -> None:
+    from refdiff.bench.machine import memory
     from refdiff.training.memory import available, needed
 
     stays, passes = needed(config, settings, dtype, threads)
-    there = available()
-    if there is None:
-        from refdiff.bench.machine import memory
-
-        there = memory()
+    there = memory() if (free := available()) is None else free
     if there is not None and stays + passes > there:
         raise UsageError(
             f"memory: training takes at least {size(stays + passes)}, and {size(there)} are free; {size(stays)} are "
@@ -344,7 +306,7 @@ def _started(args: argparse.Namespace, text: Path, out: Path, config: DiffLlamaC
 
     if checkpoint.checkpoints(out):
         raise UsageError(f"-o {out}: has a run already; continue it with --resume, or name another folder")
-    for folder in leftovers(out, text):
+    for folder in _leftovers(out, text):
         shutil.rmtree(folder, ignore_errors=True)
     corpus = Corpus.from_text(
         text,
@@ -358,13 +320,6 @@ def _started(args: argparse.Namespace, text: Path, out: Path, config: DiffLlamaC
         return Trainer.start(
             out, config, corpus, settings, dtype=args.dtype, threads=args.threads or None, backend=args.backend
         )
-
-
-def _settings(args: argparse.Namespace) -> Settings:
-    from refdiff.training.settings import Settings
-
-    names = (*SETTINGS, "optimizer", "schedule", "prompt")
-    return Settings(**{name: getattr(args, name) for name in names})
 
 
 def _config(args: argparse.Namespace) -> DiffLlamaConfig:
@@ -402,26 +357,20 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
 
 def _watched(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
     """Run with a bar where somebody watches, and lines for what comes now and then."""
-    from tqdm import tqdm
-
-    steps, first, started = trainer.settings.steps, trainer.step, time.monotonic()
-    said = started
-    hidden = quiet or not sys.stderr.isatty() or first == steps
-    with tqdm(total=steps, initial=first, unit="step", file=sys.stderr, disable=hidden, ncols=bar_width()) as bar:
+    steps, first = trainer.settings.steps, trainer.step
+    started, due = time.monotonic(), minutely()
+    with progress_bar(quiet=quiet or first == steps, total=steps, initial=first, unit="step") as bar:
 
         def report(record: dict[str, Any]) -> None:
-            nonlocal said
             speed = f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tok/s"
             bar.set_postfix_str(speed, refresh=False)
             bar.update()
-            lines, now = _lines(record), time.monotonic()
-            if hidden and not lines and now - said >= REPORTED_EVERY:
-                left = (now - started) / (record["step"] - first) * (steps - record["step"])
+            lines = _lines(record)
+            if bar.disable and due() and not lines:
+                left = (time.monotonic() - started) / (record["step"] - first) * (steps - record["step"])
                 lines = [f"step {record['step']} of {steps}: {speed}, {math.ceil(left / 60)} min left"]
-            if lines and not quiet:
-                said = now
-                for line in lines:
-                    bar.write(line, file=sys.stderr)
+            for line in [] if quiet else lines:
+                bar.write(line, file=sys.stderr)
             if plot is not None and "validation" in record:
                 _draw(trainer.out, plot)
 
@@ -452,3 +401,56 @@ def _lines(record: dict[str, Any]) -> list[str]:
         text = printable(" ".join(record["sample"].split()))
         lines += textwrap.wrap(f"sample: {text}", 79, initial_indent="  ", subsequent_indent="    ")
     return lines
+
+
+def _differing_options(args: argparse.Namespace, out: Path, names: list[str]) -> list[str]:
+    """The options that say of a run what it is not, or what it does not tell."""
+    from refdiff.model.config import DiffLlamaConfig
+    from refdiff.training import checkpoint
+    from refdiff.training.data import Corpus
+    from refdiff.training.documents import split_at
+
+    folder, about = checkpoint.latest(out)
+    config, source = DiffLlamaConfig.from_pretrained(folder), Corpus(out / "corpus").source
+    run = {**vars(config), **about.get("settings", {}), "wiring": config.wiring}
+    others = []
+    if args.text is not None:
+        text = Path(args.text)
+        if not text.is_file() or text.stat().st_size != source.get("bytes"):
+            others.append("TEXT")
+        elif split_at(text, args.validation) == source.get("validation_from_byte"):
+            run["validation"] = args.validation
+    return others + [args.given[name] for name in names if getattr(args, name) != run.get(name)]
+
+
+def _leftovers(out: Path, text: Path) -> list[Path]:
+    """Find what a run that ended before its first checkpoint left behind; what is not a run's is not written over."""
+    from refdiff.training import lock
+    from refdiff.training.data import is_corpus
+
+    corpus, log, above = out / "corpus", out / "log.jsonl", text.resolve().parents
+    if corpus.resolve() in above:
+        raise UsageError(
+            f"TEXT {text}: lies in {corpus}, where the run's tokens go; move it, or name another folder with -o"
+        )
+    if log.is_file() and _is_log(log):
+        raise UsageError(
+            f"-o {out}: {log} is of a run without checkpoints; delete it to train anew, or name another folder"
+        )
+    for path in (corpus, log):
+        if path.is_symlink() or (path.exists() and not (path is corpus and is_corpus(corpus))):
+            raise UsageError(f"-o {out}: {path} exists and is not a run's; move it, or name another folder")
+    halves = [path for path in out.glob(".corpus-*") if is_corpus(path, whole=False) and path.resolve() not in above]
+    others = sorted(path.name for path in out.iterdir() if path.name != lock.NAME)
+    if others and not (corpus.exists() or halves):
+        raise UsageError(f"-o {out}: got a folder with {others[0]} in it, expected a new or empty one, or a run's")
+    return [corpus, *halves]
+
+
+def _is_log(path: Path) -> bool:
+    from refdiff.training.checkpoint import read_log
+
+    try:
+        return bool(read_log(path))
+    except ValueError:
+        return False

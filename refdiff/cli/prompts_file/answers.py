@@ -16,16 +16,7 @@ from refdiff.cli.answering import NUMBERS
 from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file.reading import Prompt
 
-COMPARED = (
-    "model",
-    "dtype",
-    "chat",
-    "system",
-    "echo",
-    "stop",
-    "ignore_eos",
-    *(name for name in NUMBERS if name != "seed"),
-)
+COMPARED = ("model", "dtype", "chat", "system", "echo", "stop", "ignore_eos", *(n for n in NUMBERS if n != "seed"))
 """What must be the same for a line to be the answer of this run."""
 
 _OPENING = b'{"index": '  # of every line
@@ -87,8 +78,7 @@ class Answers:
     def has(self, prompt: Prompt, seed: int, run: str) -> bool:
         """Whether a prompt has been answered with this seed; `run` stands for the model and all other options.
 
-        Raises:
-            UsageError: it has been answered otherwise.
+        An answer that was made otherwise is refused.
         """
         first, last = np.searchsorted(self._rows[:, 0], [prompt.index, prompt.index + 1])
         for row in self._rows[first:last]:
@@ -107,11 +97,7 @@ class Answers:
         raise UsageError(f"{where}: was made with another {_different(before, run)}; give the same or another -o")
 
     def check_count(self, prompts: int) -> None:
-        """Refuse answers of prompts after the last.
-
-        Raises:
-            UsageError: there are some.
-        """
+        """Refuse answers of prompts after the last."""
         if len(self._rows) and self._rows[-1, 0] >= prompts:
             raise _not_there(f"{self._path} line {self._rows[-1, 1]}", self._rows[-1, 0])
 

@@ -9,16 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.cli.answering import (
-    call_options,
-    chat_messages,
-    check_template,
-    encode,
-    finish_reason,
-    given_options,
-    length_limit,
-    result_fields,
-)
+from refdiff.cli import answering
 from refdiff.cli.loading import load
 from refdiff.cli.prompts_file.reading import Prompt
 from refdiff.cli.terminal import one_line
@@ -78,8 +69,8 @@ class Answering:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._model, self._tokenizer = load(args)
-        check_template(self._tokenizer, args)
-        self._common = given_options(args)
+        answering.check_template(self._tokenizer, args)
+        self._common = answering.given_options(args)
 
     def __call__(self, tasks: Sequence[Task]) -> list[Result]:
         """Answer tasks of the same options."""
@@ -110,9 +101,9 @@ class Answering:
             raise ValueError(task.prompt.problem)
         given, messages = {**self._common, **task.prompt.options}, task.prompt.messages
         if messages is None and self._args.chat:
-            messages = chat_messages(task.prompt.text, given.get("system", self._args.system))
-        text, ids = encode(self._tokenizer, task.prompt.text, messages)
-        return _Row(text, ids, task.seed, length_limit(self._model, given, len(ids)), given)
+            messages = answering.chat_messages(task.prompt.text, given.get("system", self._args.system))
+        text, ids = answering.encode(self._tokenizer, task.prompt.text, messages)
+        return _Row(text, ids, task.seed, answering.length_limit(self._model, given, len(ids)), given)
 
     def _kind(self, i: int, row: _Row) -> Any:
         """Rows of one kind are the same in one batch as each alone, but for rounding."""
@@ -150,7 +141,7 @@ class Answering:
             output_scores=False,
             output_logits=False,
             pad_token_id=0,  # any one will do: it is masked before a text, and cut off after it
-            **call_options(self._tokenizer, rows[0].given),
+            **answering.call_options(self._tokenizer, rows[0].given),
         )
         texts = [sequence[longest:end] for sequence, end in zip(out.sequences, out.lengths, strict=True)]
         del out  # the cache
@@ -158,8 +149,8 @@ class Answering:
             transcript = Transcript(self._tokenizer, row.given["stop"], None)
             transcript.put(np.array([row.ids]))
             transcript.put(new[None])
-            transcript.close(finish_reason(self._model, transcript, len(new) >= limit, row.given))
+            transcript.close(answering.finish_reason(self._model, transcript, len(new) >= limit, row.given))
             if transcript.finish_reason == "length" and limit < row.limit:  # others had less room
                 yield from self._generate([row])
             else:
-                yield result_fields(transcript, row.seed, echo=row.text if self._args.echo else "")
+                yield answering.result_fields(transcript, row.seed, echo=row.text if self._args.echo else "")

@@ -70,7 +70,9 @@ def answering(
         RuntimeError: a worker cannot load the model; names the worker.
     """
     name = f"refdiff-{uuid.uuid4().hex}"
-    there = argparse.Namespace(**{**vars(args), "model": _model(args.model), "quiet": True})
+    folder = Path(args.model).expanduser()
+    model = str(folder.absolute()) if folder.is_dir() else args.model  # a worker stands elsewhere
+    there = argparse.Namespace(**{**vars(args), "model": model, "quiet": True})
     client.register_plugin(ModelOnWorker(there), name=name)
 
     def answers(batches: Iterable[list[Task]]) -> Iterator[tuple[list[Task], list[Result]]]:
@@ -84,9 +86,3 @@ def answering(
     finally:
         with suppress(Exception):  # the scheduler may have gone, and this is only for the workers' sake
             client.unregister_worker_plugin(name)
-
-
-def _model(name: str) -> str:
-    """A folder by its whole path: a worker stands elsewhere."""
-    folder = Path(name).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else name

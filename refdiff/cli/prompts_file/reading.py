@@ -15,7 +15,6 @@ from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.files import finite_float
 from refdiff.messages import json_problem, json_type, show_name
 
-MAX_LINE = MAX_PROMPT
 _FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *NUMBERS)
 
 
@@ -71,48 +70,37 @@ class Prompts:
         if self.repeatable:
             self._file.seek(self._start)
         index = -1
-        for index, (number, line) in enumerate(self._lines()):
+        for index, (where, line) in enumerate(self._lines()):
             if index == 0:
                 self._json = self._json or _is_object(line)
                 if not self._json and _is_array(line):
                     raise UsageError(
-                        f"{self.name} line {number}: got a JSON array, expected one object a line, as `jq -c '.[]'` "
-                        "writes them"
+                        f"{where}: got a JSON array, expected one object a line, as `jq -c '.[]'` writes them"
                     )
-            yield self._checked(index, number, line) if self._json else self._plain(index, number, line)
+            try:
+                prompt = self._of_json(index, where, line) if self._json else Prompt(index, line, where=where)
+            except UsageError as error:  # one bad row costs no other
+                prompt = Prompt(index, "", problem=str(error), where=where)
+            yield prompt
         if index < 0:
             raise UsageError(f"{self.name}: no prompts in it; give one a line")
 
-    def _lines(self) -> Iterator[tuple[int, str]]:
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        """The lines that are not empty, each after its file and number."""
         # Only a newline ends a line: U+2028 and the like are text, and JSON leaves them as they are.
-        for number, raw in enumerate(iter(lambda: self._file.readline(MAX_LINE + 1), b""), 1):
-            if len(raw) > MAX_LINE:
+        for number, raw in enumerate(iter(lambda: self._file.readline(MAX_PROMPT + 1), b""), 1):
+            where = f"{self.name} line {number}"
+            if len(raw) > MAX_PROMPT:
                 raise UsageError(
-                    f"{self.name} line {number}: longer than {MAX_LINE:,} bytes, the most that a prompt may have; is "
-                    "it a file of prompts, one a line?"
+                    f"{where}: longer than {MAX_PROMPT:,} bytes, the most that a prompt may have; is it a file of "
+                    "prompts, one a line?"
                 )
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError:
-                raise UsageError(
-                    f"{self.name} line {number}: not UTF-8; convert the file, for instance with iconv"
-                ) from None
+                raise UsageError(f"{where}: not UTF-8; convert the file, for instance with iconv") from None
             if line.strip():
-                yield number, line
-
-    def _checked(self, index: int, number: int, line: str) -> Prompt:
-        """The prompt of a row, or its problem: one bad row costs no other."""
-        where = self._where(number)
-        try:
-            return self._of_json(index, where, line)
-        except UsageError as error:
-            return Prompt(index, "", problem=str(error), where=where)
-
-    def _plain(self, index: int, number: int, line: str) -> Prompt:
-        return Prompt(index, line, where=self._where(number))
-
-    def _where(self, number: int) -> str:
-        return f"{self.name} line {number}"
+                yield where, line
 
     def _of_json(self, index: int, where: str, line: str) -> Prompt:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file.answers import COMPARED, Answers
 from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
 from refdiff.cli.prompts_file.reading import Prompts
-from refdiff.cli.terminal import REPORTED_EVERY, bar_width, in_flags, note
+from refdiff.cli.terminal import in_flags, minutely, note, progress_bar
 
 Answer = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
 
@@ -58,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace) -> Iterator[Task | None]:
     """This shard's prompts, None for one that has its answer."""
-    base, given, model = args.seed or 0, given_options(args), _model(args)
+    base, given, folder = args.seed or 0, given_options(args), Path(args.model).expanduser()
+    model = str(folder.resolve()) if folder.is_dir() else args.model  # one name, however the folder was named
     count = 0
     for prompt in prompts:
         count += 1
@@ -72,12 +72,6 @@ def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace) -> Iter
         if prompt.index % args.num_shards == args.shard_index:
             yield None if done else Task(prompt, seed, run)
     answers.check_count(count)
-
-
-def _model(args: argparse.Namespace) -> str:
-    """The model's folder or repo, by one name however the folder was named."""
-    folder = Path(args.model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else str(args.model)
 
 
 def _digest(model: str, args: argparse.Namespace, given: dict[str, Any]) -> str:
@@ -129,14 +123,10 @@ def _write(
     answered: Iterable[tuple[list[Task], list[Result]]], answers: Answers, total: int | None, args: argparse.Namespace
 ) -> int:
     """Write the lines as they come; how many prompts failed."""
-    from tqdm import tqdm
-
     failed = count = tokens = 0
-    started = said = time.monotonic()
-    # disable=None: only on a terminal
-    with tqdm(
-        total=total, unit="prompt", disable=True if args.quiet else None, file=sys.stderr, ncols=bar_width()
-    ) as bar:
+    started, due = time.monotonic(), minutely()
+    of = "" if total is None else f" of {total}"
+    with progress_bar(quiet=args.quiet, total=total, unit="prompt") as bar:
         try:
             for batch, results in answered:
                 for task, result in zip(batch, results, strict=True):
@@ -150,13 +140,11 @@ def _write(
                     answers.write(_line(task, result))
                     count += 1
                     tokens += result["generated_tokens"]
-                if bar.disable and not args.quiet and time.monotonic() - said >= REPORTED_EVERY:
-                    said = time.monotonic()
-                    note(f"refdiff: {count + failed}{'' if total is None else f' of {total}'} prompts")
+                if bar.disable and not args.quiet and due():
+                    note(f"refdiff: {count + failed}{of} prompts")
         except KeyboardInterrupt:
             bar.close()
             again = "; the same command resumes here" if args.output not in (None, "-") else ""
-            of = "" if total is None else f" of {total}"
             note(f"refdiff: {count}{of} prompts answered{again}")
             raise
     if not args.quiet:
