@@ -1,4 +1,4 @@
-"""A checkpoint that recites a known text, and the command as a process."""
+"""A checkpoint that recites a known text, and the command, in this process and as one of its own."""
 
 from __future__ import annotations
 
@@ -8,16 +8,49 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 import refdiff
+from refdiff.cli import main
 
 from ..conftest import write_tokenizer
 
+
+class Done(NamedTuple):
+    """What a command has written, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Done]
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run `refdiff ARGUMENTS` in this process."""
+
+    def cli(*arguments: object) -> Done:
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Done(status, *capsys.readouterr())
+
+    return cli
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -86,13 +86,15 @@ def test_how_long_a_text_may_get(given: dict[str, Any], in_file: dict[str, Any],
     assert length_limit(_model(**in_file), given, 5) == expected
 
 
-def test_a_prompt_that_fills_the_context() -> None:
+def test_a_prompt_that_fills_the_context_or_goes_far_beyond() -> None:
     assert length_limit(_model(), {"max_new_tokens": 0}, 19) == 1
-    for given in ({"max_new_tokens": 0}, {}):
-        with pytest.raises(
-            ValueError, match="prompt: got 20 tokens, expected fewer than 20, the context of here; shorten it"
-        ):
-            length_limit(_model(), given, 20)
+    full = "prompt: got 20 tokens, expected fewer than 20, the context of here; shorten it"
+    far = "prompt: got 201 tokens, expected at most 200, 10 times the context of here; shorten it"
+    given: list[dict[str, int]] = [{}, {"max_new_tokens": 0}, {"max_new_tokens": 3}]
+    for tokens, said, refused in ((20, full, given[:2]), (201, far, given)):
+        for one in refused:
+            with pytest.raises(ValueError, match=said):
+                length_limit(_model(), one, tokens)
 
 
 def test_more_tokens_than_the_context_are_announced() -> None:
@@ -158,21 +160,7 @@ def test_templates() -> None:
         check_template(tokenizer, _args("--chat"))
 
 
-def test_every_number_says_what_turns_it_off() -> None:
-    for name, number in NUMBERS.items():
-        assert number.off or name == "seed", name
-
-
-def test_every_number_is_a_flag() -> None:
+def test_every_number_is_a_flag_and_says_what_turns_it_off() -> None:
     args = build_parser().parse_args(["generate", "x"])
-    assert set(NUMBERS) <= set(vars(args))
-    assert not [name for name in NUMBERS if getattr(args, name) is not None]
-
-
-@pytest.mark.parametrize("given", [{}, {"max_new_tokens": 0}, {"max_new_tokens": 3}])
-def test_a_prompt_far_beyond_the_context_is_refused(given: dict[str, Any]) -> None:
-    model = _model()
-    with pytest.raises(
-        ValueError, match="prompt: got 201 tokens, expected at most 200, 10 times the context of here; shorten it"
-    ):
-        length_limit(model, given, 201)
+    assert {getattr(args, name) for name in NUMBERS} == {None}
+    assert [name for name, number in NUMBERS.items() if not number.off] == ["seed"]

@@ -12,91 +12,55 @@ import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from refdiff.bench import measure as bench
+from refdiff.bench import rows as known
 from refdiff.bench.device import UnavailableError
 from refdiff.bench.measure import Measured
 from refdiff.bench.processes import SIDES
 from refdiff.bench.rows import Row, Work
 from refdiff.bench.side import Settings
 from refdiff.bench.sizes import LIKE as SIZES
-from refdiff.cli import main
 from refdiff.cli.bench import LIKE, PEERS
 from refdiff.cli.parser import build_parser
 
-Capture = pytest.CaptureFixture[str]
+from .conftest import Cli, Run
+
+Calls = list[tuple[list[Row], Settings]]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--rows", "speed"], "--rows: got 'speed', expected cold"),
-        (["--rows", "load", "--train"], "--train, --rows: got both, expected one of them"),
-        (["-m", "x", "--like", "tiny"], "-m, --like: got both, expected one"),
-        (["--folder", "x"], "--folder: keeps the checkpoint of --like"),
-        (["--against", "onnxruntime", "--rows", "load"], "--against onnxruntime: compares products only"),
-        (
-            ["--against", "numpy", "--against", "onnxruntime", "--rows", "load"],
-            "--against numpy: compares products only",
-        ),
-        (["--dtype", "float16"], "--dtype: got float16, expected float32 or float64 with --backend numpy"),
-        (["--backend", "cupy", "--rows", "product:8"], "--rows product: is measured on a CPU"),
-        (["--backend", "cupy", "--against", "onnxruntime"], "--against onnxruntime: compares products, on a CPU"),
-        (["--backend", "cupy", "--against", "numpy"], "--against numpy: compares products, on a CPU"),
-        (
-            ["--backend", "cupy", "--dtype", "float16", "--train"],
-            "--dtype: got float16, expected float32 or float64 for training",
-        ),
-        (["--plot", "x.txt"], "--plot x.txt: got .txt, expected a file name that ends in .png, .svg, .pdf"),
-        (["--plot", "no/x.png"], "--plot no/x.png: the folder no does not exist"),
-        (["--plot", "x.png", "--rows", "decode:128,load"], "--plot: nothing to plot: measure prefill,"),
-        (["--plot", "x.png", "--train"], "--plot: nothing to plot: measure prefill, decode or memory"),
-        (["--json", "no/x.json"], "--json no/x.json: the folder no does not exist"),
-        (["--json", "."], "--json .: got a folder, expected a file; name a file in it"),
-    ],
-)
-def test_flags_that_do_not_fit(arguments: list[str], message: str, capsys: Capture) -> None:
-    assert main(["bench", *arguments]) == 2
-    assert f"refdiff bench: error: {message}" in capsys.readouterr().err
-
-
-def test_what_may_not_be_written_is_refused_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_what_may_not_be_written_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     there = tmp_path / "there.json"
     there.touch()
     for locked, file in ((tmp_path, tmp_path / "new.json"), (there, there)):
         monkeypatch.setattr(os, "access", lambda path, mode, locked=locked: mode != os.W_OK or Path(path) != locked)
-        assert main(["bench", "--json", str(file), "-q"]) == 2
-        assert f"--json {file}: may not be written; name another place" in capsys.readouterr().err
+        done = cli("bench", "--json", file, "-q")
+        assert done.status == 2
+        assert f"--json {file}: may not be written; name another place" in done.err
 
 
-def test_without_a_device_one_sentence_says_so(tmp_path: Path) -> None:
+def test_without_a_device_one_sentence_says_so(run: Run, environment: dict[str, str], tmp_path: Path) -> None:
     """Before a checkpoint is written; with a device that answers there is nothing to say."""
-    folder = tmp_path / "like"
-    command = [sys.executable, "-m", "refdiff", "bench", "--backend", "cupy", "--like", "tiny", "--folder", str(folder)]
-    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=hidden)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert "refdiff bench: error: " in done.stderr
-    assert "is not available (" in done.stderr
-    assert done.stderr.rstrip().endswith(("--backend numpy", 'backend "numpy"'))
-    assert not folder.exists()
+    environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    done = run("bench", "--backend", "cupy", "--like", "tiny", "--folder", "like")
+    assert (done.returncode, done.stdout) == (1, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith("refdiff bench: error: ")
+    assert "is not available (" in line
+    assert line.endswith(("--backend numpy", 'backend "numpy"'))
+    assert not (tmp_path / "like").exists()
 
 
 @pytest.mark.slow
-def test_a_run(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_run(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
     file = tmp_path / "report.json"
-    rows = ["--rows", "decode:4,prefill:8x2"]
-    arguments = ["bench", "-m", str(tiny_checkpoint), *rows, "--quick", "--pairs", "2", "--threads", "1"]
-    assert main([*arguments, "--json", str(file)]) == 0
-    out, err = capsys.readouterr()
+    how = ("--rows", "decode:4,prefill:8x2", "--quick", "--pairs", "2", "--threads", "1", "--json", file)
+    status, out, err = cli("bench", "-m", tiny_checkpoint, *how)
+    assert status == 0
     lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines[1:5:2]] == ["decode 4", "prefill 8, 2 rows"]
     assert lines[1].endswith(" tok/s")
@@ -114,9 +78,9 @@ def test_a_run(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Row], Settings]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Nothing is measured: a row that is named "load" goes well, "lookup" gave other tokens, "cold" failed."""
-    calls: list[tuple[list[Row], Settings]] = []
+    calls: Calls = []
 
     def run(rows: list[Row], settings: Settings, turn: Any) -> Generator[Measured, None, None]:
         calls.append((rows, settings))
@@ -135,105 +99,84 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Row], Settings]]:
 
 
 @pytest.mark.parametrize(("rows", "status"), [("load", 0), ("lookup", 1), ("cold", 1), ("load,lookup", 1)])
-def test_exit_status(
-    rows: str, status: int, calls: list[tuple[list[Row], Settings]], tiny_checkpoint: Path, capsys: Capture
-) -> None:
-    given = ["bench", "-m", str(tiny_checkpoint), "--rows", rows, "--against", "transformers", "-q"]
-    assert main(given) == status
-    out, err = capsys.readouterr()
-    assert ("FAILED" in out) == (status == 1)
-    assert ("token 0 of row 0 is 1 here and 2 there" in out) == ("lookup" in rows)
-    assert err == ""
+@pytest.mark.usefixtures("calls")
+def test_exit_status(rows: str, status: int, tiny_checkpoint: Path, cli: Cli) -> None:
+    done = cli("bench", "-m", tiny_checkpoint, "--rows", rows, "--against", "transformers", "-q")
+    assert (done.status, "FAILED" in done.out, done.err) == (status, status == 1, "")
+    assert ("token 0 of row 0 is 1 here and 2 there" in done.out) == ("lookup" in rows)
 
 
-def test_a_broken_checkpoint_is_said_once(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_broken_checkpoint_is_said_once(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "broken")
-    weights = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert main(["bench", "-m", str(folder), "--quick"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
+    os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size // 2)
+    status, out, err = cli("bench", "-m", folder, "--quick")
+    assert (status, out) == (2, "")
     assert err.count("model.safetensors") == err.count("\n") == 1
 
 
-def test_what_is_measured_by_default(calls: list[tuple[list[Row], Settings]], tiny_checkpoint: Path) -> None:
-    from refdiff.bench.rows import ALL, QUICK, QUICK_TRAIN, TRAIN
-
-    for flags, expected, pairs in (
-        ([], ALL, 5),
-        (["--quick"], QUICK, 1),
-        (["--train"], TRAIN, 5),
-        (["--train", "--quick", "--pairs", "3"], QUICK_TRAIN, 3),
-    ):
-        main(["bench", "-q", "-m", str(tiny_checkpoint), *flags])
-        rows, settings = calls[-1]
-        assert rows == expected
-        assert settings.pairs == pairs
-        assert (settings.rest == 0) == ("--quick" in flags)
-    main(["bench", "-q", "--train", "--threads", "3", "--dtype", "float64"])
-    assert calls[-1][1].threads == 3
-    assert calls[-1][1].dtype == "float64"
-    assert calls[-1][1].folder is None, "training needs no checkpoint"
-
-
-def test_like_writes_a_checkpoint_once(
-    calls: list[tuple[list[Row], Settings]], tmp_path: Path, capsys: Capture
+@pytest.mark.parametrize(
+    ("flags", "expected", "pairs"),
+    [
+        ([], known.ALL, 5),
+        (["--quick"], known.QUICK, 1),
+        (["--train"], known.TRAIN, 5),
+        (["--train", "--quick", "--pairs", "3"], known.QUICK_TRAIN, 3),
+    ],
+)
+def test_what_is_measured_by_default(
+    flags: list[str], expected: list[Row], pairs: int, calls: Calls, tiny_checkpoint: Path, cli: Cli
 ) -> None:
-    kept = tmp_path / "kept"
+    cli("bench", "-q", "-m", tiny_checkpoint, *flags)
+    ((rows, settings),) = calls
+    assert (rows, settings.pairs, settings.rest == 0) == (expected, pairs, "--quick" in flags)
+
+
+def test_settings(calls: Calls, cli: Cli) -> None:
+    cli("bench", "-q", "--train", "--threads", "3", "--dtype", "float64")
+    ((_, settings),) = calls
+    assert (settings.threads, settings.dtype, settings.folder) == (3, "float64", None), "training needs no checkpoint"
+
+
+def test_like_writes_a_checkpoint_once(calls: Calls, here: Path, cli: Cli) -> None:
     for _ in range(2):
-        assert main(["bench", "--like", "tiny", "--folder", str(kept), "--rows", "load"]) == 0
-        assert calls[-1][1].folder == str(kept)
-    out, err = capsys.readouterr()
-    assert "random weights in the dimensions of tiny, 106,880 parameters" in out.replace("\n", " ")
-    assert err.startswith("refdiff bench: random weights in the dimensions of tiny\n")
-    assert main(["bench", "--rows", "load", "-q"]) == 0
-    assert calls[-1][1].folder not in (None, str(kept))
-    new = tmp_path / "new"
-    assert main(["bench", "--like", "tiny", "--folder", str(new), "--rows", "product:1", "-q"]) == 0
+        done = cli("bench", "--like", "tiny", "--folder", "kept", "--rows", "load")
+        assert (done.status, calls[-1][1].folder) == (0, "kept")
+        assert "random weights in the dimensions of tiny, 106,880 parameters" in done.out.replace("\n", " ")
+        assert done.err.startswith("refdiff bench: random weights in the dimensions of tiny\n")
+    assert cli("bench", "--rows", "load", "-q").status == 0
+    assert calls[-1][1].folder not in (None, "kept")
+    assert cli("bench", "--like", "tiny", "--folder", "new", "--rows", "product:1", "-q").status == 0
     assert calls[-1][1].folder is None, "products need no checkpoint"
-    assert not new.exists()
+    assert not (here / "new").exists()
 
 
-def test_markdown(calls: list[tuple[list[Row], Settings]], tiny_checkpoint: Path, capsys: Capture) -> None:
-    assert main(["bench", "-m", str(tiny_checkpoint), "--rows", "load", "--markdown", "-q"]) == 0
-    assert capsys.readouterr().out.startswith(
-        "| | refdiff | share of the ceiling |\n|---|---|---|\n| load | 1.00 s | |"
-    )
+@pytest.mark.usefixtures("calls")
+def test_markdown(tiny_checkpoint: Path, cli: Cli) -> None:
+    done = cli("bench", "-m", tiny_checkpoint, "--rows", "load", "--markdown", "-q")
+    assert done.out.startswith("| | refdiff | share of the ceiling |\n|---|---|---|\n| load | 1.00 s | |")
 
 
+@pytest.mark.usefixtures("calls")
 def test_a_file_that_fails_in_the_end_keeps_nothing_else_from_being_shown(
-    calls: list[tuple[list[Row], Settings]], tiny_checkpoint: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture,
-) -> None:  # fmt: skip
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, here: Path, cli: Cli
+) -> None:
     pytest.importorskip("matplotlib")
-    plotted: list[str] = []
-    monkeypatch.setattr(
-        "refdiff.bench.plot.draw", lambda report: SimpleNamespace(savefig=lambda file, dpi: plotted.append(file))
-    )
-    json_file, picture = tmp_path / "x.json", str(tmp_path / "x.png")
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(json_file))
-
+    picture = Mock()
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device", "x.json"))
+    monkeypatch.setattr("refdiff.bench.plot.draw", Mock(return_value=picture))
     monkeypatch.setattr("refdiff.files.write_atomically", full)
-    given = ["bench", "-m", str(tiny_checkpoint), "--rows", "load,decode:2,decode:2x2", "-q"]
-    assert main([*given, "--json", str(json_file), "--plot", picture]) == 1
-    out, err = capsys.readouterr()
-    assert out.splitlines()[1].split() == ["load", "1.00", "s"]
-    assert "No space left on device" in err
-    assert plotted == [picture]
+    rows = ("bench", "-m", tiny_checkpoint, "--rows", "load,decode:2,decode:2x2", "-q")
+    done = cli(*rows, "--json", "x.json", "--plot", "x.png")
+    assert done.status == 1
+    assert done.out.splitlines()[1].split() == ["load", "1.00", "s"]
+    assert "x.json: No space left on device" in done.err
+    picture.savefig.assert_called_once_with("x.png", dpi=144)
 
 
-def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    def run(*_: object) -> Generator[Measured, None, None]:
-        raise UnavailableError("--against transformers needs transformers and torch")
-        yield
-
-    monkeypatch.setattr(bench, "run", run)
-    assert main(["bench", "--train", "--against", "transformers", "-q"]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == "refdiff bench: error: --against transformers needs transformers and torch\n"
+def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    monkeypatch.setattr(bench, "run", Mock(side_effect=UnavailableError("--against transformers needs torch")))
+    done = cli("bench", "--train", "--against", "transformers", "-q")
+    assert done == (1, "", "refdiff bench: error: --against transformers needs torch\n")
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes")
@@ -279,17 +222,16 @@ def _children(parent: int) -> list[int]:
 
 
 def test_what_was_measured_until_ctrl_c_is_shown(
-    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, capsys: Capture
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, cli: Cli
 ) -> None:
     def run(rows: list[Row], *_: object) -> Generator[Measured, None, None]:
         yield Measured(rows[0], Work("s"), {"refdiff": [{"seconds": 1.0}]})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench, "run", run)
-    assert main(["bench", "-m", str(tiny_checkpoint), "--rows", "load,cold", "-q"]) == 130
-    out, err = capsys.readouterr()
-    assert out.splitlines()[1].split() == ["load", "1.00", "s"]
-    assert err == "refdiff: interrupted\n"
+    done = cli("bench", "-m", tiny_checkpoint, "--rows", "load,cold", "-q")
+    assert (done.status, done.err) == (130, "refdiff: interrupted\n")
+    assert done.out.splitlines()[1].split() == ["load", "1.00", "s"]
 
 
 def test_choices_are_those_that_there_are() -> None:

@@ -15,6 +15,8 @@ from refdiff.cli import conversation
 from refdiff.cli.parser import build_parser
 from refdiff.cli.transcript import Transcript
 
+from .conftest import Cli
+
 Capture = pytest.CaptureFixture[str]
 
 
@@ -127,3 +129,13 @@ def test_nothing_said_is_not_saved(converse: Any, capsys: Capture, tmp_path: Pat
     converse(f"/save {tmp_path / 'chat.json'}", options=("--system", "s"))
     assert not (tmp_path / "chat.json").exists()
     assert "refdiff: /save: nothing has been said yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--json"], ["--echo"], ["--no-stream"], ["-o", "x.txt"]])
+def test_options_that_it_would_ignore_are_refused(
+    option: list[str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    done = cli("generate", "--chat", *option)
+    assert done.status == 2
+    assert f"{option[0]}: is for one prompt, a conversation has many" in done.err

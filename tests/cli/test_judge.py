@@ -3,51 +3,58 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from refdiff.cli import main
+from .conftest import Cli, Done
 
-Capture = pytest.CaptureFixture[str]
 KERNELS = Path(__file__).parents[1] / "oracle" / "judge" / "kernels"
-SMALL = ["--set", "query_heads=4", "--set", "key_heads=2", "--set", "head_dim=4", "--profile", "natural"]
+Judge = Callable[..., Done]
 
 
-def test_a_pass(capsys: Capture) -> None:
-    assert main(["judge", str(KERNELS / "honest.py"), *SMALL, "--size", "2x5x7", "--seed", "3"]) == 0
-    assert capsys.readouterr().out.startswith(
-        "pass: 7 of 7 cases compared, 0 failed; seed 3\nno gradients, which take dout=None\n"
-    )
+@pytest.fixture
+def judge(cli: Cli) -> Judge:
+    """Judge a file of the kernels, or one's code, by a few small cases."""
+    small = ("--set", "query_heads=4", "--set", "key_heads=2", "--set", "head_dim=4", "--profile", "natural")
+    return lambda kernel, *options: cli("judge", kernel, *small, *options)
 
 
-def test_a_fail(capsys: Capture) -> None:
+def test_a_pass(judge: Judge) -> None:
+    done = judge(KERNELS / "honest.py", "--size", "2x5x7", "--seed", "3")
+    assert done.status == 0
+    first = "pass: 7 of 7 cases compared, 0 failed; seed 3\nno gradients, which take dout=None\n"
+    assert done.out.startswith(first)
+
+
+def test_a_fail(judge: Judge) -> None:
     """What the kernel prints is in no report."""
-    assert main(["judge", f"{KERNELS / 'cheats.py'}:prints_a_report", *SMALL, "--json"]) == 1
-    report = json.loads(capsys.readouterr().out)
-    assert report["status"] == "fail"
+    done = judge(f"{KERNELS / 'cheats.py'}:prints_a_report", "--json")
+    report = json.loads(done.out)
+    assert (done.status, report["status"]) == (1, "fail")
     assert {case["status"] for case in report["cases"].values()} == {"fail"}
     assert (report["spec"]["head_dim"], report["recipe"]["storage"]) == (4, "float32")
 
 
-def test_limits(capsys: Capture) -> None:
-    assert main(["judge", f"{KERNELS / 'cheats.py'}:hangs", *SMALL, "--timeout", "0.5"]) == 1
-    assert "took more than 0.5 s: --timeout allows more" in capsys.readouterr().out
-    assert main(["judge", f"{KERNELS / 'cheats.py'}:eats_memory", *SMALL, "--memory", "0.4"]) == 1
-    assert "MemoryError" in capsys.readouterr().out
-
-
-def test_a_crash_ends_the_run(tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "kernel.py").write_text("import os\nkernel = lambda inputs: os._exit(3)")
-    assert main(["judge", str(tmp_path / "kernel.py"), *SMALL]) == 1
-    first, _, reason, *_ = capsys.readouterr().out.splitlines()
-    assert first.startswith("fail: 0 of 6 cases compared, 0 failed; seed ")
-    assert reason.startswith("ended at ")
+@pytest.mark.parametrize(
+    ("kernel", "limit", "said"),
+    [
+        ("hangs", ["--timeout", "0.5"], "took more than 0.5 s: --timeout allows more"),
+        ("eats_memory", ["--memory", "0.4"], "MemoryError"),
+    ],
+)
+def test_limits(kernel: str, limit: list[str], said: str, judge: Judge) -> None:
+    done = judge(f"{KERNELS / 'cheats.py'}:{kernel}", *limit)
+    assert done.status == 1
+    assert said in done.out
 
 
 @pytest.mark.parametrize(
     ("code", "says"),
     [
+        ("import os\nkernel = lambda inputs: os._exit(3)", "fail: 0 of 6 cases compared, 0 failed; seed "),
+        ("import os\nkernel = lambda inputs: os._exit(3)", " ended at "),
         ("def kernel(", "SyntaxError"),
         ("raise ValueError('no GPU')", "the kernel raised ValueError: no GPU (line 1 of kernel.py)"),
         ("x = 1", "the file has no function 'kernel'"),
@@ -60,27 +67,8 @@ def test_a_crash_ends_the_run(tmp_path: Path, capsys: Capture) -> None:
         ("kernel = lambda spec, inputs: [1.0, 2.0]", "out is a builtins.list: give an array of a library"),
     ],
 )
-def test_what_is_no_kernel(code: str, says: str, tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "kernel.py").write_text(code)
-    assert main(["judge", str(tmp_path / "kernel.py"), *SMALL, "--timeout", "1" if "sleep" in code else "30"]) == 1
-    assert says in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["absent.py"], "absent.py: no such file"),
-        (["kernel.py:two words"], "KERNEL: got 'kernel.py:two words', expected FILE.py or FILE.py:FUNCTION"),
-        (["absent.py", "--spec", "hf"], "--spec: got 'hf', expected hf_diffllama"),
-        (["absent.py", "--recipe", "int8"], "--recipe int8: no recipe is called 'int8'"),
-    ],
-)
-def test_usage(flags: list[str], says: str, capsys: Capture) -> None:
-    assert main(["judge", *flags]) == 2
-    assert capsys.readouterr().err.startswith(f"refdiff judge: error: {says}")
-
-
-def test_a_size_that_is_none(capsys: Capture) -> None:
-    with pytest.raises(SystemExit):
-        main(["judge", "kernel.py", "--size", "2x0x3"])
-    assert "--size: got '2x0x3', expected batch x queries x keys, such as 1x512x512" in capsys.readouterr().err
+def test_what_is_no_kernel(code: str, says: str, here: Path, judge: Judge) -> None:
+    (here / "kernel.py").write_text(code)
+    done = judge("kernel.py", "--timeout", "1" if "sleep" in code else "30")
+    assert done.status == 1
+    assert says in " ".join(done.out.split())

@@ -11,15 +11,17 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import refdiff
-from refdiff.cli import loading, main
+from refdiff import hub
+from refdiff.cli import loading
 from refdiff.cli.flags import MAX_PROMPT, UsageError
-from refdiff.cli.loading import check_prompt, find_checkpoint, load, read_prompt, refuse_other_heads
+from refdiff.cli.loading import check_prompt, fetch, find_checkpoint, load, read_prompt, refuse_other_heads
 from refdiff.cli.parser import build_parser
 from refdiff.cli.terminal import note
 
@@ -30,48 +32,32 @@ def _args(model: Path | str, **options: Any) -> argparse.Namespace:
     return argparse.Namespace(model=str(model), **{**usual, **options})
 
 
-def test_weights_can_stay_as_they_are_stored() -> None:
-    model, _ = load(_args("bundled", weights="stored"))
-    assert model.params["model"]["embed_tokens"]["weight"].dtype == np.float16
-    assert load(_args("bundled"))[0].params["model"]["embed_tokens"]["weight"].dtype == np.float32
+def test_how_weights_are_kept(tiny_checkpoint: Path) -> None:
+    for how, dtype in (("stored", "float16"), ("auto", "float32")):
+        model, _ = load(_args("bundled", weights=how))
+        assert model.params["model"]["embed_tokens"]["weight"].dtype == np.dtype(dtype)
+    for dtype in ("float32", "float64", "bfloat16"):
+        assert load(_args(tiny_checkpoint, dtype=dtype))[0].dtype == dtype
 
 
 def test_threads_limits_the_linear_algebra_library(tiny_checkpoint: Path) -> None:
     with threadpool_limits(None):  # restores what was before
         model, _ = load(_args(tiny_checkpoint, threads=1))
-        counts = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-    assert counts
-    assert set(counts) == {1}
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
     assert model.backend.kernels.threads == 1
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-def test_dtype(dtype: str, tiny_checkpoint: Path) -> None:
-    model, _ = load(_args(tiny_checkpoint, dtype=dtype))
-    assert model.dtype == dtype
 
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_the_hub_is_asked_once_for_everything(
     quiet: bool, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[str, dict[str, Any]]] = []
-    from refdiff import hub
-
-    real = hub.snapshot
-
-    def snapshot(path: Any, **options: Any) -> Path:
-        if str(path) != "someone/somemodel":
-            return real(path, **options)
-        calls.append((path, options))
-        return tiny_checkpoint
-
-    monkeypatch.setattr(hub, "snapshot", snapshot)
-    load(_args("someone/somemodel", offline=True, quiet=quiet))
-    ((_, options),) = calls
-    assert options["local_files_only"] is True
-    assert options["progress"] is not quiet
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(options["files"])
+    snapshot = Mock(return_value=tiny_checkpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "snapshot", snapshot)
+        assert fetch("someone/somemodel", _args("", offline=True, quiet=quiet), also=["more"]) == tiny_checkpoint
+    (((named,), options),) = snapshot.call_args_list
+    assert (named, options["local_files_only"], options["progress"]) == ("someone/somemodel", True, not quiet)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "more"} <= set(options["files"])
 
 
 def _parsed(*words: str) -> argparse.Namespace:
@@ -168,12 +154,8 @@ def test_no_prompt_and_too_many(stdin: Any, monkeypatch: pytest.MonkeyPatch) -> 
     stdin(b"ab\xff")
     with pytest.raises(UsageError, match="standard input: not UTF-8 at byte 2"):
         read_prompt(_parsed("-"))
-    for words, others, said in (
-        (["a", "-f", "b"], {}, "PROMPT and -f: got 2 prompts, expected one; leave one out"),
-        (["-p", "a"], {"--lines": "c"}, "-p and --lines: got 2 prompts"),
-    ):
-        with pytest.raises(UsageError, match=said):
-            check_prompt(_parsed(*words), others)
+    with pytest.raises(UsageError, match="PROMPT and -f and --lines: got 3 prompts, expected one; leave one out"):
+        check_prompt(_parsed("a", "-f", "b"), {"--lines": "c"})
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     with pytest.raises(UsageError, match='PROMPT: got none, expected one; give it in quotes, "Once upon a time"'):
         check_prompt(_parsed())
@@ -210,15 +192,6 @@ def test_a_checkpoint_with_another_head_is_refused(kind: str, tmp_path: Path) ->
     config.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=f"m: a DiffLlamaFor{kind}, which has no language model's head: load it with"):
         refuse_other_heads("m", tmp_path)
-
-
-def test_an_error_names_the_environment_where_the_model_is_from(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("REFDIFF_MODEL", "./nowhere")
-    for words, told in (([], True), (["-m", "./nothere"], False)):
-        assert main(["generate", *words, "x"]) == 2
-        assert capsys.readouterr().err.endswith("; the model is that of REFDIFF_MODEL\n") == told
 
 
 def test_the_folder_of_a_run_is_its_last_checkpoint_in_python_too(reciting: Path, tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,67 +22,56 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names of mapped
 # The command itself, but for one thing: as soon as the model is loaded, {what} happens to its weights.
 PROGRAM = """
 import os, sys
-import refdiff.cli.{module} as module
+import refdiff.cli.generate as module
 from refdiff.cli import main
 
-def changed(*args, load=module.{function}, **options):
+def changed(*args, load=module.load, **options):
     result = load(*args, **options)
-    path = sys.argv.pop()
+    path = "model/model.safetensors"
     {what}
     return result
 
-module.{function} = changed
-sys.exit(main(sys.argv[1:-1]))
+module.load = changed
+sys.exit(main(["generate", "-m", "model", "h", *sys.argv[1:]]))
 """
 CUT = "os.truncate(path, 5000)"
 OVERWRITTEN = "with open(path, 'wb') as file: file.write(bytes(5000))"
+RENAMED = "os.replace('new', path)"
+Generate = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def _run(
-    environment: dict[str, str],
-    folder: Path,
-    what: str,
-    *arguments: str,
-    module: str = "generate",
-    function: str = "load",
-) -> subprocess.CompletedProcess[str]:
-    code = PROGRAM.format(what=what, module=module, function=function)
-    command = [sys.executable, "-c", code, *arguments, str(folder / "model.safetensors")]
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, timeout=60, check=False
-    )
+@pytest.fixture
+def generate(environment: dict[str, str], reciting: Path, here: Path) -> Generate:
+    """Run the program with a copy of a checkpoint."""
+    shutil.copytree(reciting, here / "model")
+    (here / "new").write_bytes(bytes(5000))
+
+    def generate(what: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", PROGRAM.format(what=what), *flags]
+        how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 60}
+        return subprocess.run(command, env=environment, check=False, **how)
+
+    return generate
 
 
 @pytest.mark.parametrize("what", [CUT, OVERWRITTEN])
 @pytest.mark.parametrize("kernels", [[], ["--threads", "1"]])
-def test_the_error_names_the_file(
-    environment: dict[str, str], reciting: Path, tmp_path: Path, what: str, kernels: list[str]
-) -> None:
-    folder = _copy(reciting, tmp_path)
-    result = _run(environment, folder, what, "generate", "-m", str(folder), "h", *kernels)
-    assert result.stderr == (
-        f"refdiff generate: error: {folder}/model.safetensors: was cut short or overwritten while it was in use; write "
-        "a new file beside it and rename that, or add --no-mmap\n"
+def test_the_error_names_the_file(generate: Generate, what: str, kernels: list[str]) -> None:
+    done = generate(what, *kernels)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"refdiff generate: error: \S*model/model.safetensors: was cut short or overwritten while it was in use; write "
+        r"a new file beside it and rename that, or add --no-mmap\n",
+        done.stderr,
     )
-    assert result.stdout == ""
-    assert result.returncode == 1
 
 
-def test_what_was_read_whole_does_not_change(environment: dict[str, str], reciting: Path, tmp_path: Path) -> None:
-    folder = _copy(reciting, tmp_path)
-    result = _run(environment, folder, CUT, "generate", "-m", str(folder), "h", "--no-mmap", "-q")
-    assert (result.returncode, result.stdout, result.stderr) == (0, "éあ😀!\n", "")
-
-
-def test_a_file_that_is_renamed_into_place_changes_nothing(
-    environment: dict[str, str], reciting: Path, tmp_path: Path
+@pytest.mark.parametrize(("what", "flags"), [(CUT, ["--no-mmap"]), (RENAMED, [])])
+def test_what_was_read_whole_or_is_another_file_does_not_change(
+    generate: Generate, what: str, flags: list[str]
 ) -> None:
-    folder = _copy(reciting, tmp_path)
-    (tmp_path / "new").write_bytes(bytes(5000))
-    result = _run(
-        environment, folder, f"os.replace({str(tmp_path / 'new')!r}, path)", "generate", "-m", str(folder), "h", "-q"
-    )
-    assert (result.returncode, result.stdout) == (0, "éあ😀!\n")
+    done = generate(what, "-q", *flags)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "éあ😀!\n", "")
 
 
 def test_files_that_are_whole_again_are_all_named(tmp_path: Path) -> None:
@@ -93,12 +86,3 @@ def test_files_that_are_whole_again_are_all_named(tmp_path: Path) -> None:
         assert explanation("; hint").startswith(f"{path}: was cut short")
         os.truncate(path, 3 * mmap.PAGESIZE)
         assert (path, False) in mapped_files()
-
-
-def _copy(source: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for path in source.iterdir():
-        if path.is_file():
-            (folder / path.name).write_bytes(path.read_bytes())
-    return folder

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.cli import main
 from refdiff.cli.flags import UsageError
 from refdiff.cli.output_files import check_file, write_picture
 from refdiff.viz.appearance import new_figure
+
+from .conftest import Cli
 
 
 def test_written_in_the_format_of_the_ending_without_a_ground(tmp_path: Path) -> None:
@@ -53,22 +54,15 @@ WRITING = {
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 @pytest.mark.parametrize("command", WRITING)
 @pytest.mark.parametrize("place", ["/dev/full", "/dev/zero", "pipe", "link"])
-def test_a_device_or_a_pipe_is_refused_before_the_work(
-    command: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in.txt").write_text("Once\n")
+def test_a_device_or_a_pipe_is_refused_before_the_work(command: str, place: str, here: Path, cli: Cli) -> None:
+    (here / "in.txt").write_text("Once\n")
     if place == "pipe":
         os.mkfifo("pipe")
     elif place == "link":
         Path("link").symlink_to("/dev/full")
     words, flag = WRITING[command]
-    assert main([word.format(place) for word in words]) == 2
-    out, err = capsys.readouterr()
-    assert err == (
-        f"refdiff {words[0]}: error: {flag} {place}: got a device or a pipe, expected a file; name another\n"
-    )
-    assert out == ""
+    said = f"refdiff {words[0]}: error: {flag} {place}: got a device or a pipe, expected a file; name another\n"
+    assert cli(*(word.format(place) for word in words)) == (2, "", said)
 
 
 def test_a_full_disk_names_the_file(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:

@@ -33,14 +33,9 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     def start(*arguments: str | Path, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "refdiff", *map(str, arguments)]
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd=tmp_path,
+            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, env=environment, cwd=tmp_path,
             bufsize=0,
-        )
+        )  # fmt: skip
         started.append(process)
         return process
 
@@ -115,9 +110,6 @@ def test_a_closed_pipe_is_silent(reciting: Path, start: Start) -> None:
     assert process.wait(timeout=30) == 141
     assert process.stderr is not None
     assert process.stderr.read() == b""
-
-
-def test_inspect_into_a_closed_pipe_is_silent(reciting: Path, start: Start) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = start("inspect", reciting, stdout=writer)
@@ -127,68 +119,42 @@ def test_inspect_into_a_closed_pipe_is_silent(reciting: Path, start: Start) -> N
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
-@pytest.mark.parametrize("command", ["generate", "inspect"])
-def test_a_full_disk_is_one_line_and_status_1(command: str, reciting: Path, start: Start) -> None:
-    arguments = ["generate", "-m", reciting, "h"] if command == "generate" else ["inspect", reciting]
-    with Path("/dev/full").open("wb") as full:
-        process = start(*arguments, stdout=full.fileno())
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert err.decode() == f"refdiff {command}: error: standard output: No space left on device\n"
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 @pytest.mark.parametrize(
-    ("arguments", "command"),
-    [(["--help"], "refdiff"), ([], "refdiff"), (["--version"], "refdiff"), (["generate", "-h"], "refdiff generate")],
+    ("arguments", "command", "unbuffered"),
+    [
+        ("generate -m {} h", "refdiff generate", ""),
+        ("inspect {}", "refdiff inspect", ""),
+        *((words, "refdiff", how) for words in ("--help", "", "--version") for how in ("", "1")),
+        *(("generate -h", "refdiff generate", how) for how in ("", "1")),
+    ],
 )
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_help_that_cannot_be_written_names_the_output(
-    arguments: list[str], command: str, unbuffered: str, environment: dict[str, str], start: Start
+def test_what_cannot_be_written_is_one_line_and_status_1(
+    arguments: str, command: str, unbuffered: str, reciting: Path, environment: dict[str, str], start: Start
 ) -> None:
     environment["PYTHONUNBUFFERED"] = unbuffered
     with Path("/dev/full").open("wb") as full:
-        process = start(*arguments, stdout=full.fileno())
+        process = start(*arguments.format(reciting).split(), stdout=full.fileno())
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.decode() == f"{command}: error: standard output: No space left on device\n"
 
 
-def test_exit_statuses(reciting: Path, run: Run, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("not an array")
-    absent = "absent/folder/here"
-    for arguments, status in (
-        (["generate", "-m", reciting, "h"], 0),
-        (["inspect", reciting], 0),
-        (["--version"], 0),
-        ([], 0),
-        (["generate", "-m", reciting], 2),
-        (["generate", "-m", reciting, "--top-k", "x", "h"], 2),
-        # an input that is not there is 2 in every command
-        (["generate", "-m", absent, "h"], 2),
-        (["generate", "-m", reciting, "-f", "absent.txt"], 2),
-        (["generate", "-m", reciting, "--prompts-file", "absent.txt"], 2),
-        (["inspect", absent], 2),
-        (["attention", "-m", absent, "-o", "a.html", "h"], 2),
-        (["convert", absent, "new", "--to", "paper"], 2),
-        (["train", "absent.txt", "-o", "run"], 2),
-        (["check", "absent.npz"], 2),
-        (["golden", "verify", absent, absent], 2),
-        (["judge", "absent.py"], 2),
-        (["trace", absent, "h", "-o", "x.npz"], 2),
-        (["bench", "-m", absent, "--quick", "--rows", "load"], 2),
-        # and so is one that is broken
-        (["check", "notes.txt"], 2),
-        (["inspect", tmp_path], 2),
-        (["generate", "-m", tmp_path, "h"], 2),
-    ):
-        done = run(*arguments)
-        assert done.returncode == status, (arguments, done)
-        assert b"Traceback" not in done.stderr
-        assert status == 0 or done.stderr.count(b"\n") == 1
-    done = run("generate", "--debug", "-m", absent, "h")
-    assert done.returncode == 1
-    assert b"Traceback" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ("generate -m {} h", 0, r"\n(prompt|generated|finish).*"),
+        ("inspect {}", 0, ""),
+        ("", 0, ""),
+        ("generate -m {}", 2, "refdiff generate: error: PROMPT: .*"),
+        ("generate -m {} --top-k x h", 2, "refdiff generate: error: --top-k: .*"),
+        ("generate --debug -m absent/folder/here h", 1, "Traceback .*"),
+    ],
+)
+def test_exit_statuses(arguments: str, status: int, said: str, reciting: Path, run: Run) -> None:
+    """Of a process: those of `main` itself are in test_usage.py."""
+    done = run(*arguments.format(reciting).split())
+    assert done.returncode == status
+    assert re.match(f"{said}\\n" if said else r"\Z", done.stderr.decode()), done.stderr
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
@@ -201,21 +167,19 @@ def test_closed_streams_give_no_traceback(
     assert done.stdout.decode() == ("" if ">&-" in closed.replace("2>&-", "") else f"{TEXT}\n")
 
 
-def test_a_panic_of_a_tokenizer_is_one_line(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(reciting, folder)
+@pytest.mark.parametrize("words", [["h"], ["--prompts-file", "in.txt"]])
+def test_a_panic_of_a_tokenizer_is_one_line(
+    words: list[str], reciting: Path, environment: dict[str, str], run: Run, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(reciting, tmp_path / "model")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["decoder"] = {"type": "Strip", "content": "a", "start": 0, "stop": 2**64 - 1}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (tmp_path / "in.txt").write_text("h\n")
-    for words in (["h"], ["--prompts-file", "in.txt"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "refdiff", "generate", "-q", "-m", "model", *words],
-            env={**environment, "RUST_BACKTRACE": "1"}, cwd=tmp_path, capture_output=True, check=False,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert done.returncode in (1, 2)
-        assert re.fullmatch(rb"refdiff generate: error: .*tokenizer\.json: the tokenizers library .*\n", done.stderr)
+    environment["RUST_BACKTRACE"] = "1"
+    done = run("generate", "-q", "-m", "model", *words)
+    assert done.returncode in (1, 2)
+    assert re.fullmatch(rb"refdiff generate: error: .*tokenizer\.json: the tokenizers library .*\n", done.stderr)
 
 
 INTERRUPTED = """
@@ -292,16 +256,6 @@ def test_a_conversation_on_a_terminal(reciting: Path, environment: dict[str, str
     assert [message["content"] for message in messages[::2]] == ["hi", "hi"]
     assert "/save: got no name, expected a file" in seen
     assert "Traceback" not in seen
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("option", [["--json"], ["--echo"], ["--no-stream"], ["-o", "x.txt"]])
-def test_a_conversation_refuses_what_it_would_ignore(
-    option: list[str], reciting: Path, environment: dict[str, str], tmp_path: Path
-) -> None:
-    status, seen = in_terminal(environment, tmp_path, "generate", "-m", reciting, "--chat", *option, typed=b"hi\r\x04")
-    assert status == 2
-    assert f"{option[0]}: is for one prompt, a conversation has many" in seen
 
 
 def test_a_killed_run_of_many_prompts_goes_on_where_it_was(

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
-import pty
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.model import weights
 from refdiff.model.config import DiffLlamaConfig
+from tests.cli.conftest import in_terminal
 from tests.hub.lookalike import TOKEN, Lookalike
 
 ALL = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
@@ -332,23 +329,11 @@ def test_the_environment_variables_are_honored(hub_server: Lookalike, tmp_path: 
 def test_a_terminal_shows_progress(progress: bool, hub_server: Lookalike, tmp_path: Path) -> None:
     hub_server.repo("ai/model", model_files())
     code = f"from refdiff import hub; hub.snapshot('ai/model', files=hub.WEIGHTS, progress={progress})"
+    (tmp_path / "asking.py").write_text(code)
     environment = {**os.environ, "HF_ENDPOINT": hub_server.endpoint, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    screen, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=terminal)
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            piece = os.read(screen, 10_000)
-        except OSError:  # how Linux says that the other end is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(screen)
-    assert process.wait(60) == 0
-    assert (b"model.safetensors" in shown and b"100%" in shown) is progress
+    status, shown = in_terminal(environment, tmp_path, module="asking")
+    assert status == 0
+    assert ("model.safetensors" in shown and "100%" in shown) is progress
 
 
 @pytest.mark.parametrize("disabled", [False, True])
@@ -370,30 +355,22 @@ def test_progress_bars_are_left_as_they_were(disabled: bool, hub_server: Lookali
 # What is refused, and what the message says
 
 
-def test_a_repo_that_is_not_there(hub_server: Lookalike) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"^ai/none: there is no such repo at http.* check the spelling, .*HF_TOKEN"
-    ):
-        hub.snapshot("ai/none")
-
-
-def test_a_private_repo_without_a_token(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/secret", model_files(), access="private")
-    with pytest.raises(CheckpointError, match=r"^ai/secret: .* if the repo is private, log in"):
-        hub.snapshot("ai/secret")
-
-
-def test_a_gated_repo_without_a_token(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/gated", model_files(), access="gated")
-    with pytest.raises(CheckpointError, match=r"^ai/gated: config\.json: the repo is gated; accept its conditions"):
-        hub.snapshot("ai/gated")
-
-
-def test_a_revision_that_is_not_there(hub_server: Lookalike) -> None:
+@pytest.mark.parametrize(
+    ("repo", "revision", "message"),
+    [
+        ("ai/none", None, "ai/none: there is no such repo at http.* check the spelling, .*HF_TOKEN"),
+        ("ai/private", None, "ai/private: .* if the repo is private, log in"),
+        ("ai/gated", None, r"ai/gated: config\.json: the repo is gated; accept its conditions"),
+        ("ai/model", "v9", "ai/model at revision v9: the repo has no such revision"),
+        ("ai/model", "c" * 40, f"ai/model at revision {'c' * 40}: the repo has no such revision"),
+    ],
+)
+def test_what_is_not_there_or_closed(repo: str, revision: str | None, message: str, hub_server: Lookalike) -> None:
     hub_server.repo("ai/model", model_files())
-    for revision in ("v9", "c" * 40):
-        with pytest.raises(CheckpointError, match=rf"^ai/model at revision {revision}: the repo has no such revision"):
-            hub.snapshot("ai/model", revision=revision)
+    for access in ("private", "gated"):
+        hub_server.repo(f"ai/{access}", model_files(), access=access)
+    with pytest.raises(CheckpointError, match=f"^{message}"):
+        hub.snapshot(repo, revision=revision)
 
 
 @pytest.mark.parametrize(

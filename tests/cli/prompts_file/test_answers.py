@@ -7,34 +7,28 @@ import os
 import sys
 import tracemalloc
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from refdiff.cli import main
 from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file.answers import Answers
 from refdiff.cli.prompts_file.reading import Prompt
 
-from .conftest import rows_of
-
-Capture = pytest.CaptureFixture[str]
+from ..conftest import Cli
+from .conftest import Answer, rows_of
 
 
 @pytest.mark.parametrize("cut", [0, 1, 9, 10, 60, 200, -1])
-def test_a_stopped_run_goes_on_and_ends_as_an_unstopped_one(
-    cut: int, command: list[str], tmp_path: Path, capsys: Capture
-) -> None:
-    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
-    assert main([*command, "-o", str(whole)]) == 0
+def test_a_stopped_run_goes_on_and_ends_as_an_unstopped_one(cut: int, command: list[str], here: Path, cli: Cli) -> None:
+    whole, stopped = here / "whole.jsonl", here / "stopped.jsonl"
+    assert cli(*command, "-o", "whole.jsonl").status == 0
     stopped.write_bytes(whole.read_bytes()[:cut])
     complete = stopped.read_bytes().count(b"\n")
-    capsys.readouterr()
-    assert main([*command, "-o", str(stopped)]) == 0
-    assert stopped.read_bytes() == whole.read_bytes()
-    err = capsys.readouterr().err
-    assert (f"{complete} of 5 prompts are answered in {stopped} already" in err) == (complete > 0)
-    assert f"{5 - complete} prompt{'s' * (complete != 4)} answered" in err
+    done = cli(*command, "-o", "stopped.jsonl")
+    assert (done.status, stopped.read_bytes()) == (0, whole.read_bytes())
+    assert (f"{complete} of 5 prompts are answered in stopped.jsonl already" in done.err) == (complete > 0)
+    assert f"{5 - complete} prompt{'s' * (complete != 4)} answered" in done.err
 
 
 @pytest.mark.parametrize(
@@ -48,35 +42,35 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unstopped_one(
     ],
 )  # fmt: skip
 def test_answers_of_another_model_or_other_options_are_refused_by_name(
-    change: str, named: str, command: list[str], tmp_path: Path, capsys: Capture
+    change: str, named: str, command: list[str], here: Path, cli: Cli
 ) -> None:
-    out = tmp_path / "out.jsonl"
-    assert main([*command, "-q", "-o", str(out)]) == 0
+    out = here / "out.jsonl"
+    assert cli(*command, "-q", "-o", "out.jsonl").status == 0
     before = out.read_bytes()
-    assert main([*command, "-q", "-o", str(out), *change.split()]) == 2
+    said = f"out.jsonl line 1: was made with another {named}; give the same or another -o"
+    done = cli(*command, "-q", "-o", "out.jsonl", *change.split())
+    assert done == (2, "", f"refdiff generate: error: {said}\n")
     assert out.read_bytes() == before
-    expected = f"{out} line 1: was made with another {named}; give the same or another -o"
-    assert capsys.readouterr() == ("", f"refdiff generate: error: {expected}\n")
 
 
-def test_what_changes_no_answer_goes_on(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "out.jsonl"
-    assert main([*command, "-q", "-o", str(out)]) == 0
+def test_what_changes_no_answer_goes_on(
+    command: list[str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = here / "out.jsonl"
+    assert cli(*command, "-q", "-o", out).status == 0
     monkeypatch.chdir(Path(command[2]).parent)
     command[2] = Path(command[2]).name  # the same folder by another name
-    assert main([*command, "-q", "-o", str(out), "--threads", "1", "-s", "0", "--offline"]) == 0
+    assert cli(*command, "-q", "-o", out, "--threads", "1", "-s", "0", "--offline").status == 0
 
 
-def test_the_options_of_a_row_are_compared_too(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
-    path, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
-    command = ["generate", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "3", "-o", str(out)]
-    path.write_text('{"prompt": "ab"}\n{"prompt": "cd", "temperature": 1}\n')
-    assert main(command) == 0
-    first, second = (row["run"] for row in rows_of(out))
+def test_the_options_of_a_row_are_compared_too(answer: Answer, here: Path) -> None:
+    rows = [{"prompt": "ab"}, {"prompt": "cd", "temperature": 1}]
+    assert answer(rows, "-n", "3", "-o", "out.jsonl").status == 0
+    first, second = (row["run"] for row in rows_of(here / "out.jsonl"))
     assert first != second
-    path.write_text('{"prompt": "ab"}\n{"prompt": "cd", "temperature": 2}\n')
-    assert main(command) == 2
-    assert "line 2: was made with another --temperature; give the same or another -o" in capsys.readouterr().err
+    done = answer([rows[0], {"prompt": "cd", "temperature": 2}], "-n", "3", "-o", "out.jsonl")
+    assert done.status == 2
+    assert "line 2: was made with another --temperature; give the same or another -o" in done.err
 
 
 @pytest.mark.parametrize(
@@ -92,53 +86,48 @@ def test_the_options_of_a_row_are_compared_too(tiny_checkpoint: Path, tmp_path: 
     ],
 )
 def test_a_file_of_something_else_is_left_alone(
-    content: bytes, expected: str, command: list[str], tmp_path: Path, capsys: Capture
+    content: bytes, expected: str, command: list[str], here: Path, cli: Cli
 ) -> None:
-    out = tmp_path / "out.jsonl"
-    out.write_bytes(content)
-    assert main([*command, "-o", str(out)]) == 2
-    assert out.read_bytes() == content
-    err = capsys.readouterr().err
-    assert expected in err
-    assert err.count("\n") == 1
+    (here / "out.jsonl").write_bytes(content)
+    done = cli(*command, "-o", "out.jsonl")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert expected in done.err
+    assert (here / "out.jsonl").read_bytes() == content
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock there")
-def test_two_runs_do_not_write_to_one_file(command: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_two_runs_do_not_write_to_one_file(command: list[str], here: Path, cli: Cli) -> None:
     import fcntl
 
-    out = tmp_path / "out.jsonl"
-    with out.open("ab") as other:
+    with (here / "out.jsonl").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert main([*command, "-o", str(out)]) == 2
-    assert "another run is writing to it" in capsys.readouterr().err
+        done = cli(*command, "-o", "out.jsonl")
+    assert done.status == 2
+    assert "another run is writing to it" in done.err
 
 
-def test_without_locks_a_run_goes_without(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_a_run_goes_without(
+    command: list[str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fcntl
 
-    def refused(*_: Any) -> None:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(fcntl, "flock", refused)
-    assert main([*command, "-q", "-o", str(tmp_path / "a.jsonl")]) == 0
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(95, "Operation not supported")))
+    assert cli(*command, "-q", "-o", "a.jsonl").status == 0
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    assert main([*command, "-q", "-o", str(tmp_path / "b.jsonl")]) == 0
-    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert cli(*command, "-q", "-o", "b.jsonl").status == 0
+    assert (here / "a.jsonl").read_bytes() == (here / "b.jsonl").read_bytes()
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="not on this system")
-def test_output_to_nowhere(command: list[str]) -> None:
-    assert main([*command, "-q", "-o", "/dev/null"]) == 0
+def test_output_to_nowhere(command: list[str], cli: Cli) -> None:
+    assert cli(*command, "-q", "-o", "/dev/null").status == 0
 
 
-def test_lines_are_synced_while_the_run_goes_on(
-    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_are_synced_while_the_run_goes_on(command: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     monkeypatch.setattr("refdiff.cli.prompts_file.answers._SYNC_EVERY", -1.0)
     monkeypatch.setattr("os.fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
-    assert main([*command, "-q", "-o", str(tmp_path / "out.jsonl")]) == 0
+    assert cli(*command, "-q", "-o", "out.jsonl").status == 0
     assert len(sizes) == 6  # once a prompt, once at the end
     assert sizes == sorted(sizes)
     assert sizes[0] > 0

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.cli import main
 from refdiff.cli.parser import build_parser
 from refdiff.cli.prompts_file.batches import Answering, Task, batched
 from refdiff.cli.prompts_file.reading import Prompt
+
+from ..conftest import Cli
 
 PROMPTS = ["ab", "c d efgh", "あ", "xyz!", "q", "the last of them", "ab"]
 
@@ -174,8 +175,5 @@ def test_without_batches_none_waits_for_the_next() -> None:
     assert len(next(batched(coming(), 1))) == 1
 
 
-def test_the_command_takes_a_size(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command, "-q"]) == 0
-    alone = capsys.readouterr().out
-    assert main([*command, "-q", "--batch-size", "4"]) == 0
-    assert capsys.readouterr().out == alone
+def test_the_command_takes_a_size(command: list[str], cli: Cli) -> None:
+    assert cli(*command, "-q", "--batch-size", "4") == cli(*command, "-q")

@@ -8,151 +8,117 @@ from typing import Any
 
 import pytest
 
-from refdiff.cli import main
 from refdiff.cli.transcript import Transcript
 
-from .conftest import rows_of
-
-Capture = pytest.CaptureFixture[str]
-
-
-def test_one_prompt_a_line(command: list[str], capsys: Capture) -> None:
-    assert main(command) == 0
-    out, err = capsys.readouterr()
-    rows = [json.loads(line) for line in out.split("\n")[:-1]]
-    assert [row["prompt"] for row in rows] == ["ab", "c d ", "あ", "xyz", "last"]
-    assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
-    assert [row["seed"] for row in rows] == [0, 1, 2, 3, 4]
-    assert set(rows[0]) == {
-        "index",
-        "prompt",
-        "text",
-        "finish_reason",
-        "prompt_tokens",
-        "generated_tokens",
-        "seed",
-        "run",
-    }
-    assert "5 prompts answered, 0 failed" in err
+from ..conftest import Cli
+from .conftest import Answer, rows_of
 
 
-def test_each_answer_is_that_of_the_prompt_alone(command: list[str], tiny_checkpoint: Path, capsys: Capture) -> None:
-    assert main([*command, "-s", "40", "-q"]) == 0
-    for line in capsys.readouterr().out.split("\n")[:-1]:
-        row = json.loads(line)
-        alone = ["generate", "-q", "--json", "-m", str(tiny_checkpoint), "-n", "6", "--temp", "1"]
-        assert main([*alone, "-s", str(40 + row["index"]), "-p", row["prompt"]]) == 0
-        assert json.loads(capsys.readouterr().out)["text"] == row["text"]
-
-
-def test_shards_cover_each_prompt_once_with_the_same_answers(
-    command: list[str], tmp_path: Path, capsys: Capture
+def test_one_prompt_a_line_and_each_answer_is_that_of_the_prompt_alone(
+    command: list[str], tiny_checkpoint: Path, cli: Cli
 ) -> None:
-    assert main([*command, "-q", "-o", str(tmp_path / "all.jsonl")]) == 0
+    done = cli(*command, "-s", "40")
+    rows = rows_of(done.out)
+    assert "5 prompts answered, 0 failed" in done.err
+    assert [row["prompt"] for row in rows] == ["ab", "c d ", "あ", "xyz", "last"]
+    assert [(row["index"], row["seed"]) for row in rows] == [(i, 40 + i) for i in range(5)]
+    fields = {"index", "prompt", "text", "finish_reason", "prompt_tokens", "generated_tokens", "seed", "run"}
+    assert set(rows[0]) == fields
+    for row in rows:
+        alone = ("generate", "-q", "--json", "-m", tiny_checkpoint, "-n", "6", "--temp", "1")
+        assert json.loads(cli(*alone, "-s", row["seed"], "-p", row["prompt"]).out)["text"] == row["text"]
+
+
+def test_shards_cover_each_prompt_once_with_the_same_answers(command: list[str], here: Path, cli: Cli) -> None:
+    assert cli(*command, "-q", "-o", "all.jsonl") == (0, "", "")
     parts = []
     for shard in range(3):
-        part = tmp_path / f"part{shard}.jsonl"
-        assert main([*command, "-q", "--num-shards", "3", "--shard-index", str(shard), "-o", str(part)]) == 0
-        assert [row["index"] for row in rows_of(part)] == list(range(shard, 5, 3))
-        parts += rows_of(part)
-    assert sorted(parts, key=lambda row: row["index"]) == rows_of(tmp_path / "all.jsonl")
-    assert capsys.readouterr() == ("", "")
+        assert cli(*command, "-q", "--num-shards", "3", "--shard-index", shard, "-o", f"{shard}.jsonl") == (0, "", "")
+        part = rows_of(here / f"{shard}.jsonl")
+        assert [row["index"] for row in part] == list(range(shard, 5, 3))
+        parts += part
+    assert sorted(parts, key=lambda row: row["index"]) == rows_of(here / "all.jsonl")
+    assert [row["seed"] for row in rows_of(here / "all.jsonl")] == [0, 1, 2, 3, 4]
 
 
-def test_nothing_left_to_do_loads_no_model(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "out.jsonl"
-    assert main([*command, "-o", str(out)]) == 0
-    before = out.read_bytes()
-
-    def refused(_: object) -> None:
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr("refdiff.cli.prompts_file.batches.load", refused)
-    assert main([*command, "-o", str(out)]) == 0
-    assert out.read_bytes() == before
-
-
-def test_one_is_singular(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
-    path = tmp_path / "prompts"
-    path.write_text("ab\n")
-    assert main(["generate", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "1"]) == 0
-    assert "1 prompt answered, 0 failed" in capsys.readouterr().err
-
-
-def test_filters_with_temperature_0_need_a_row_that_samples(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
+def test_nothing_left_to_do_loads_no_model(
+    command: list[str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "prompts.jsonl"
-    command = ["generate", "-q", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "1", "--temp", "0"]
-    path.write_text('{"prompt": "ab"}\n{"prompt": "ab", "temperature": 0}\n')
-    assert main([*command, "--top-k", "5"]) == 2
-    assert "--top-k: no effect with --temperature 0" in capsys.readouterr().err
-    path.write_text('{"prompt": "ab", "temperature": 0.5}\n')
-    assert main([*command, "--top-k", "5"]) == 0
+    assert cli(*command, "-o", "out.jsonl").status == 0
+    before = (here / "out.jsonl").read_bytes()
+    monkeypatch.setattr("refdiff.cli.prompts_file.batches.load", None)  # a call fails
+    assert cli(*command, "-o", "out.jsonl").status == 0
+    assert (here / "out.jsonl").read_bytes() == before
 
 
-def test_a_system_message_without_chat_is_said_to_be_ignored(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "ab", "system": "s"}\n{"prompt": "ab", "system": "s"}\n')
-    assert main(["generate", "-q", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "1"]) == 0
-    assert capsys.readouterr().err == (
-        f"refdiff: warning: {path}: system has a place in a chat template only, ignored; add --chat\n"
-    )
+def test_filters_with_temperature_0_need_a_row_that_samples(answer: Answer) -> None:
+    flags = ("-q", "-n", "1", "--temp", "0", "--top-k", "5")
+    done = answer([{"prompt": "ab"}, {"prompt": "ab", "temperature": 0}], *flags)
+    assert done.status == 2
+    assert "--top-k: no effect with --temperature 0" in done.err
+    assert answer([{"prompt": "ab", "temperature": 0.5}], *flags).status == 0
 
 
-def test_jsonl_with_ids_and_options_of_its_own(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
-    path = tmp_path / "prompts.jsonl"
-    lines = [
+def test_a_system_message_without_chat_is_said_to_be_ignored(answer: Answer) -> None:
+    done = answer([{"prompt": "ab", "system": "s"}] * 2, "-q", "-n", "1")
+    said = "refdiff: warning: prompts: system has a place in a chat template only, ignored; add --chat\n"
+    assert (done.status, done.err) == (0, said)
+
+
+def test_jsonl_with_ids_and_options_of_its_own(answer: Answer) -> None:
+    rows = [
         {"prompt": "ab", "id": "first", "max_new_tokens": 2, "label": 1},
         {"text": "c\u2028d", "id": 7, "seed": 100, "temperature": 0, "source": "x"},
         {"prompt": "e", "stop": ["q", "r"], "num_beams": 2},
         {"prompt": "f", "stop": "s"},
     ]
-    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
-    assert main(["generate", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "5", "--ignore-eos"]) == 0
-    out, err = capsys.readouterr()
-    rows = [json.loads(line) for line in out.split("\n")[:-1]]
-    assert [row.get("id") for row in rows] == ["first", 7, None, None]
-    assert [row["generated_tokens"] for row in rows[:2]] == [2, 5]
-    assert [row["seed"] for row in rows] == [0, 100, 2, 3]
-    assert rows[1]["prompt"] == "c\u2028d"
-    assert "unknown fields are ignored: label, source" in err
+    done = answer(rows, "-n", "5", "--ignore-eos")
+    found = rows_of(done.out)
+    assert [row.get("id") for row in found] == ["first", 7, None, None]
+    assert [row["generated_tokens"] for row in found[:2]] == [2, 5]
+    assert [row["seed"] for row in found] == [0, 100, 2, 3]
+    assert found[1]["prompt"] == "c\u2028d"
+    assert "unknown fields are ignored: label, source" in done.err
 
 
-def test_the_system_message_of_a_prompt(reciting: Path, tmp_path: Path, capsys: Capture) -> None:
-    path = tmp_path / "prompts"
-    path.write_text('{"prompt": "hi", "system": "own"}\n{"prompt": "hi"}\n')
-    command = ["generate", "-q", "-n", "1", "--echo", "--chat", "--system", "common", "-m", str(reciting)]
-    assert main([*command, "--prompts-file", str(path)]) == 0
-    texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
-    assert texts[0].startswith("[system] own\n")
-    assert texts[1].startswith("[system] common\n")
+def test_the_system_message_of_a_prompt(answer: Answer, reciting: Path) -> None:
+    flags = ("-q", "-n", "1", "--echo", "--chat", "--system", "common")
+    found = rows_of(answer([{"prompt": "hi", "system": "own"}, {"prompt": "hi"}], *flags, model=reciting).out)
+    assert [row["text"].split("\n")[0] for row in found] == ["[system] own", "[system] common"]
 
 
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"prompt": "x" * 600}, "prompt: got 601 tokens, expected fewer than 512"),
+        ({"prompt": "c", "top_k": -1}, "top_k: got -1, expected a whole number of at least 0"),
+    ],
+)
 def test_a_prompt_that_fails_is_reported_and_the_rest_go_on(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
+    bad: dict[str, Any], said: str, answer: Answer, here: Path
 ) -> None:
-    path, out = tmp_path / "prompts", tmp_path / "out.jsonl"
-    path.write_text(f"ab\n{'x' * 600}\ncd\n")
-    command = ["generate", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "0", "-o", str(out)]
-    assert main(command) == 1
-    assert [row["index"] for row in rows_of(out)] == [0, 2]
-    err = capsys.readouterr().err
-    assert f"error: {path} line 2: prompt: got 601 tokens, expected fewer than 512" in err
-    assert "2 prompts answered, 1 failed" in err
-    assert main(command) == 1  # tried again, and again reported
-    assert [row["index"] for row in rows_of(out)] == [0, 2]
-    with pytest.raises(ValueError, match="601 tokens"):
-        main([*command, "--debug"])
+    good, flags = {"prompt": "ab", "max_new_tokens": 2}, ("-o", "out.jsonl")
+    rows = [good, bad, good]
+    for answered in (2, 0):  # tried again, and again reported
+        done = answer(rows, *flags)
+        assert done.status == 1
+        assert [row["index"] for row in rows_of(here / "out.jsonl")] == [0, 2]
+        assert f"error: prompts line 2: {said}" in done.err
+        assert f"{answered} prompts answered, 1 failed" in done.err
+    with pytest.raises(ValueError, match=said):
+        answer(rows, *flags, "--debug")
 
 
-def test_ctrl_c_keeps_what_is_done(
-    command: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
-    assert main([*command, "-q", "-o", str(whole)]) == 0
+def test_prompts_that_are_all_bad_are_an_input_that_is(answer: Answer) -> None:
+    done = answer([{"prompt": 1}, {"prompt": 2}])
+    assert done.status == 2
+    assert "; and 1 more such lines" in done.err
+    assert "1 prompt answered, 0 failed" in answer(["ab"], "-n", "1").err, "singular"
+
+
+def test_ctrl_c_keeps_what_is_done(command: list[str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, stopped = here / "whole.jsonl", here / "stopped.jsonl"
+    assert cli(*command, "-q", "-o", whole).status == 0
     put, calls = Transcript.put, iter(range(10_000))
 
     def interrupting(self: Transcript, ids: Any) -> None:
@@ -162,46 +128,22 @@ def test_ctrl_c_keeps_what_is_done(
 
     with monkeypatch.context() as patch:
         patch.setattr(Transcript, "put", interrupting)
-        assert main([*command, "-o", str(stopped)]) == 130
-    rows = rows_of(stopped)
-    assert 0 < len(rows) < 5
-    err = capsys.readouterr().err
-    assert f"{len(rows)} of 5 prompts answered; the same command resumes here" in err
-    assert main([*command, "-o", str(stopped)]) == 0
+        done = cli(*command, "-o", stopped)
+    count = len(rows_of(stopped))
+    assert (done.status, 0 < count < 5) == (130, True)
+    assert f"{count} of 5 prompts answered; the same command resumes here" in done.err
+    assert cli(*command, "-o", stopped).status == 0
     assert stopped.read_bytes() == whole.read_bytes()
 
 
-def test_a_bad_row_is_reported_and_the_rest_is_answered(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
-    path, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
-    path.write_text('{"prompt": "ab"}\n{"prompt": "c", "top_k": -1}\n{"prompt": "d"}\n')
-    command = ["generate", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "2", "-o", str(out)]
-    for _ in range(2):  # the second run tries it again
-        assert main(command) == 1
-        assert [row["index"] for row in rows_of(out)] == [0, 2]
-        err = capsys.readouterr().err
-        assert f"error: {path} line 2: top_k: got -1, expected a whole number of at least 0" in err
-    path.write_text('{"prompt": 1}\n{"prompt": 2}\n')
-    assert main([*command[:-1], str(tmp_path / "none.jsonl")]) == 2
-    assert "; and 1 more such lines" in capsys.readouterr().err
-
-
-def test_messages_go_through_the_template_and_are_answered_once(
-    reciting: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    path, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
-    messages = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "h"},
-    ]
-    path.write_text(json.dumps({"messages": messages, "max_tokens": 1}) + "\n")
-    command = ["generate", "-m", str(reciting), "--echo", "--prompts-file", str(path), "-o", str(out)]
-    assert main(command) == 0
-    (row,) = rows_of(out)
-    assert row["messages"] == messages
-    assert "prompt" not in row
-    assert row["text"].startswith("[user] a\n[bot] b\n[user] h\n[bot] ") or "[user] a\n" in row["text"]
-    assert row["generated_tokens"] == 1
-    capsys.readouterr()
-    assert main(command) == 0
-    assert "1 of 1 prompts are answered" in capsys.readouterr().err
+def test_messages_go_through_the_template_and_are_answered_once(answer: Answer, reciting: Path, here: Path) -> None:
+    said = [("user", "a"), ("assistant", "b"), ("user", "h")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    rows, flags = [{"messages": messages, "max_tokens": 1}], ("--echo", "-o", "out.jsonl")
+    assert answer(rows, *flags, model=reciting).status == 0
+    (row,) = rows_of(here / "out.jsonl")
+    assert (row["messages"], row["generated_tokens"], "prompt" in row) == (messages, 1, False)
+    assert row["text"].startswith("[user] a\n[assistant] b\n[user] h\n[bot] ")
+    done = answer(rows, *flags, model=reciting)
+    assert done.status == 0
+    assert "1 of 1 prompts are answered" in done.err
