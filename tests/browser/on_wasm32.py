@@ -14,6 +14,8 @@ from refdiff import exercises, layers, oracle
 
 TEXT = "Once upon a time there was a king"
 SENTENCES = (TEXT, "むかしむかし、😀 a\tfox didn't\n\n stop  ", "", "<|endoftext|>x")
+REPEATED = [" ".join(f"w{(i * i + k) % 40}x" for i in range(400)) for k in range(60)]
+"""Texts whose words come again, each with the ids that it had before: references to them once were miscounted."""
 
 
 def computed() -> dict[str, Any]:
@@ -22,6 +24,7 @@ def computed() -> dict[str, Any]:
     encoded = [tokenizer.encodings(text)[0] for text in SENTENCES]
     ids = np.array([tokenizer.encode(TEXT)])
     found: dict[str, Any] = {"tokens": [[list(e.ids), [list(at) for at in e.offsets]] for e in encoded]}
+    found["repeated"] = [tokenizer.encode(text) for text in REPEATED]
     for kernels in ("fast", "reference"):
         model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32", kernels=kernels)
         out = model(ids, output_attentions=True)

@@ -52,6 +52,7 @@ def there(pyodide: Path) -> dict[str, Any]:
 def test_it_computes_what_cpython_computes(there: dict[str, Any]) -> None:
     here = on_wasm32.computed()
     assert there["tokens"] == here["tokens"]
+    assert there["repeated"] == here["repeated"]
     for kernels in ("fast", "reference"):
         a, b = there[kernels], here[kernels]
         assert a["sampled"] == b["sampled"]

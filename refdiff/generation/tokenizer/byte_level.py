@@ -208,12 +208,20 @@ class ByteLevelBackend(Backend):
 
 
 def javascript_words(text: str) -> Words:
-    """Return the words of a tokenizer.json by byte_level.js, run by the JavaScript around this Python."""
+    """Return the words of a tokenizer.json by byte_level.js, run by the JavaScript around this Python.
+
+    They come as JSON. `to_py` of Pyodide 0.27 counts only one reference to an array that it meets several times, as the
+    ids of a word that repeats, and frees its memory while it is in use (pyodide/pyodide#5598).
+    """
     from pyodide.code import run_js
 
     source = Path(__file__).with_name("byte_level.js").read_text(encoding="utf-8").replace("export class", "class")
-    tokenizer = run_js(f"(() => {{ {source}\nreturn (text) => new Tokenizer(JSON.parse(text)); }})()")(text)
-    return lambda part: [(word, ids) for word, ids in tokenizer.words(part).to_py()]
+    make = """(text) => {
+        const tokenizer = new Tokenizer(JSON.parse(text));
+        return (part) => JSON.stringify(tokenizer.words(part));
+    }"""
+    words = run_js(f"(() => {{ {source}\nreturn {make}; }})()")(text)
+    return lambda part: [(word, ids) for word, ids in json.loads(words(part))]
 
 
 def _check(parsed: dict[str, Any], source: str) -> None:
