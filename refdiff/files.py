@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,9 @@ MAX_JSON = 10_000_000
 MAX_VALUES = 1_000_000
 """Values of the largest JSON file: each takes some 60 bytes of memory, however few it takes in the file."""
 MAX_DEPTH = 100
+_PIECE = 2**20
+"""Bytes that are read at a time: Python takes the memory for them before it knows how many there are. In a browser
+500 MB, which a tokenizer.json may have, would stay taken."""
 
 # transformers 5 writes a float that JSON has no word for as {"__float__": "Infinity"}.
 _FLOAT_TAG = "__float__"
@@ -76,7 +80,8 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int, folder: str | os
         CheckpointError: as `open_file`; or the file is larger, or cannot be read.
     """
     with open_file(path, folder=folder) as file, _readable(path):
-        raw = file.read(max_bytes + 1)
+        pieces = iter(lambda: file.read(_PIECE), b"")
+        raw = b"".join(itertools.islice(pieces, max_bytes // _PIECE + 1))
     if len(raw) > max_bytes:
         raise CheckpointError(f"{path}: larger than {max_bytes:,} bytes, the most that is read of such a file")
     return raw

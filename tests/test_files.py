@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import time
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -112,6 +113,21 @@ def test_a_file_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
     assert read_json(path, max_bytes=8) == {"a": 1}
     with pytest.raises(CheckpointError, match="larger than 7 bytes"):
         read_json(path, max_bytes=7)
+
+
+def test_a_short_file_takes_little_memory_however_much_may_be_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 2**13)  # 2 MiB
+    tracemalloc.start()
+    try:
+        assert read_bytes(tmp_path / "file", max_bytes=10**9) == bytes(range(256)) * 2**13
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+    for most in (2**21, 2**21 + 1):
+        assert len(read_bytes(tmp_path / "file", max_bytes=most)) == 2**21
+    for most in (2**21 - 1, 2**20, 9):
+        with pytest.raises(CheckpointError, match=f"larger than {most:,} bytes"):
+            read_bytes(tmp_path / "file", max_bytes=most)
 
 
 def test_many_keys_with_one_twice_is_quick(tmp_path: Path) -> None:
