@@ -178,7 +178,7 @@ class Workers:
     @property
     def idle_threads(self) -> int:
         """How many threads `map` has here: all in a pass, one within an item of another `map`."""
-        return self.threads if self.owns_cores and not self._is_busy() else 1
+        return self.threads if self.threads > 1 and self.owns_cores and not self._is_busy() else 1
 
     def split(self, size: int, work: Callable[[int, int], Any], *, align: int = 1) -> None:
         """Call `work(start, stop)` on parts of range(size), one per thread, that start at multiples of `align`."""
