@@ -1,4 +1,4 @@
-"""What a wrong array is all the same."""
+"""What a wrong array is all the same: a factor, an order of heads, of axes, with both maps in one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from refdiff.oracle import first_divergence, trace
 from refdiff.oracle.divergence.explain import explanation
-from refdiff.oracle.divergence.first_divergence import first_divergence
+from refdiff.oracle.divergence.layouts import arranged
 from refdiff.oracle.divergence.verdict import Expected
-from refdiff.oracle.trace import trace
 from tests.model.models import ids, small_model
 
 # as many keys as queries, so that an order of heads is an order of scores
@@ -96,3 +96,52 @@ def test_nothing_of_that(name: str) -> None:
     g = np.random.default_rng(3)
     assert said(name, g.normal(size=of(name).shape)) == ""
     assert said(name, np.zeros(of(name).shape)) == ""
+
+
+MODEL = trace(small_model(), ids(0, 2, 5), maps=True)
+LAYER_0 = "model.layers.0.self_attn."
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "how"),
+    [
+        (LAYER_0 + "diff", lambda x: x, ""),
+        (LAYER_0 + "diff", lambda x: x.transpose(0, 2, 1, 3), "BTHe"),
+        (LAYER_0 + "diff", lambda x: x.transpose(0, 2, 1, 3).reshape(2, 5, 48), "BTHe"),
+        (LAYER_0 + "diff", lambda x: x.transpose(0, 2, 1, 3).reshape(10, 4, 12), "BTHe"),
+        (LAYER_0 + "diff", lambda x: x.reshape(8, 5, 12)[:, None], "BHTe"),
+        (LAYER_0 + "scaled", lambda x: x.reshape(2, 5, 4, 12).transpose(0, 2, 1, 3), "BHTe"),
+        (LAYER_0 + "q_rope", lambda x: x.transpose(2, 0, 3, 1), "TBdH"),
+        (LAYER_0 + "lse1", lambda x: x.transpose(0, 2, 1)[..., None], "BTH"),
+        (LAYER_0 + "lambda_full", lambda x: x.reshape(1, 1), ""),
+        ("model.rotary_emb.cos", lambda x: np.concatenate([x, x], -1)[0], "Tn"),
+        ("model.rotary_emb.sin", lambda x: np.repeat(x, 2, -1), ""),
+    ],
+)
+def test_arranged(path: str, change: object, how: str) -> None:
+    x = MODEL[path].astype(np.float32)
+    array, said = arranged(change(x), path, MODEL)
+    assert said == how
+    assert array.dtype == np.float64
+    assert array.shape == MODEL[path].shape
+    assert np.array_equal(array.astype(np.float32), x)
+
+
+def test_of_two_that_fit_the_nearer_one_is_taken() -> None:
+    ref = {"scores": np.arange(9.0).reshape(1, 1, 3, 3)}
+    array, how = arranged(ref["scores"][0, 0].T[None], "scores", ref)
+    assert how == "ST"
+    assert np.array_equal(array, ref["scores"])
+
+
+def test_the_plain_one_comes_first() -> None:
+    ref = {"scores": np.arange(9.0).reshape(1, 1, 3, 3)}
+    array, how = arranged(np.swapaxes(ref["scores"], 2, 3), "scores", ref)
+    assert how == ""
+    assert not np.array_equal(array, ref["scores"])
+
+
+def test_shapes_that_are_none_of_it() -> None:
+    array, said = arranged(np.ones((2, 5, 7)), LAYER_0 + "diff", MODEL)
+    assert array is None
+    assert said == "has shape (2, 5, 7), which is no arrangement of BHTe (2, 4, 5, 12)"

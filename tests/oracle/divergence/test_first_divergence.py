@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from refdiff.backends import ops_for, overlay
-from refdiff.oracle.divergence import Divergence, first_divergence
+from refdiff.oracle import Divergence, Spec, Trace, first_divergence, trace
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE, Mistake, wrap
-from refdiff.oracle.spec import Spec
-from refdiff.oracle.trace import Trace, trace
 from refdiff.oracle.trace.points import Points
 from refdiff.oracle.truth.forward import forward
 from tests.layers.inputs import says
@@ -109,11 +107,6 @@ def test_every_mistake(dtype: str, mistake: Mistake) -> None:
     assert found.path == place_of(mistake), str(found)
 
 
-def test_the_sample_is_of_the_catalogue() -> None:
-    assert {m.name for m in FORWARD} >= set(SAMPLE)
-    assert {m.name for m in CATALOGUE} >= {*AT, *UNSEEN, *ROUNDING}
-
-
 @pytest.mark.parametrize("mode", ["local", "free"])
 @pytest.mark.parametrize(
     "dtype", ["bfloat16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float32", "float16"))]
@@ -193,13 +186,6 @@ def test_missing_points_are_skipped_and_said() -> None:
     ), said
 
 
-def test_one_point_is_enough() -> None:
-    mine, ref = mistaken("lambda_added")
-    found = first_divergence({"lm_head": mine["lm_head"]}, ref)
-    assert found.path == "lm_head"
-    assert sum(s.status != "missing" for s in found.stages) == 1
-
-
 def test_not_a_number_diverges() -> None:
     of, ref = prepared("hf", "float32")
     mine = run(of, inputs(), "float32")
@@ -207,7 +193,6 @@ def test_not_a_number_diverges() -> None:
     mine[path][0, 5, 7] = np.nan
     found = first_divergence(mine, ref)
     assert found.path == path
-    assert found.first is not None
     assert found.first.row == (0, 5)
     assert found.first.what.startswith("nan stands where ")
     assert found.to_dict()["stages"][[s.path for s in found.stages].index(path)]["ratio"] is None
@@ -222,7 +207,6 @@ def test_one_number_off(dtype: str) -> None:
     mine[path][0][at] *= 1.25
     found = first_divergence(mine, ref)
     assert found.path == path
-    assert found.first is not None
     assert found.first.row == (0, int(at[0]))
 
 
@@ -314,7 +298,6 @@ def test_a_run_under_names_of_llama_cpp() -> None:
     mine["kqv-2"] = mine["kqv-2"] * np.float32(1.01)
     found = first_divergence(mine, ref)
     assert found.path == "model.layers.2.self_attn.attn1"
-    assert found.first is not None
     assert found.first.what == "equal up to the factor 1.01"
 
 
