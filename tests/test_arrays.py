@@ -1,7 +1,6 @@
 """Whose array is this?"""
 
 import importlib
-import re
 import subprocess
 import sys
 import warnings
@@ -132,37 +131,34 @@ def test_cupy_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     assert arrays.backend("cupy") is there
 
 
+FIX = 'on a machine with a CUDA device, pip install "cupy-cuda12x[ctk]>=13.3", or use backend "numpy"'
+SIGNS = ImportError("\n=====\nFailed to import CuPy.\n\nOriginal error:\n=====\n")
+NO_LIBRARY = OSError("libcuda.so.1: cannot open shared object file")
+
+
 def test_cupy_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    message = (
-        'backend "cupy" is not available (ModuleNotFoundError: import of cupy halted; None in sys.modules): '
-        'on a machine with a CUDA device, pip install "cupy-cuda12x[ctk]>=13.3", or use backend "numpy"'
-    )
-    with says(RuntimeError, message):
+    reason = "ModuleNotFoundError: import of cupy halted; None in sys.modules"
+    with says(RuntimeError, f'backend "cupy" is not available ({reason}): {FIX}'):
         arrays.backend("cupy")
 
 
-def test_cupy_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "cause", "reason"),
+    [
+        (OSError("no CUDA-capable device\nwas found"), None, "OSError: no CUDA-capable device"),
+        (SIGNS, None, "ImportError: Failed to import CuPy."),
+        (SIGNS, NO_LIBRARY, f"OSError: {NO_LIBRARY}"),  # not lost between signs
+    ],
+)
+def test_cupy_without_a_device(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, cause: Exception | None, reason: str
+) -> None:
     def fails(x: np.ndarray) -> Any:
-        raise OSError("no CUDA-capable device\nwas found")
+        raise error from cause
 
     cupy_that(monkeypatch, fails)
-    message = (
-        'backend "cupy" is not available (OSError: no CUDA-capable device): on a machine '
-        'with a CUDA device, pip install "cupy-cuda12x[ctk]>=13.3", or use backend "numpy"'
-    )
-    with says(RuntimeError, message):
-        arrays.backend("cupy")
-
-
-@pytest.mark.parametrize("cause", [None, OSError("libcuda.so.1: cannot open shared object file")])
-def test_the_reason_is_not_lost_between_signs(monkeypatch: pytest.MonkeyPatch, cause: Exception | None) -> None:
-    def fails(x: np.ndarray) -> float:
-        raise ImportError("\n=====\nFailed to import CuPy.\n\nOriginal error:\n=====\n") from cause
-
-    cupy_that(monkeypatch, fails)
-    reason = "ImportError: Failed to import CuPy." if cause is None else f"OSError: {cause}"
-    with pytest.raises(RuntimeError, match=re.escape(f'backend "cupy" is not available ({reason}): on a machine')):
+    with says(RuntimeError, f'backend "cupy" is not available ({reason}): {FIX}'):
         arrays.backend("cupy")
 
 

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.hub.lookalike import Lookalike, serve
+from tests.hub.lookalike import Lookalike, model_files, serve
 
 
 @pytest.fixture
 def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lookalike]:
-    """The look-alike; what huggingface_hub reads from the environment on import is put in place afterwards."""
+    """The look-alike with the repo ai/model; what huggingface_hub reads from the environment is put in place here."""
     from huggingface_hub import constants, utils
 
     with serve() as server:
+        server.repo("ai/model", model_files())
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

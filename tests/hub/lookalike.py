@@ -21,6 +21,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import numpy as np
+from safetensors.numpy import save
+
 TOKEN = "hf_lookalike"
 
 
@@ -254,3 +257,20 @@ class _Handler(BaseHTTPRequestHandler):
             # Closing with a linger time of zero sends a reset instead of a proper end.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
+
+
+def tensors(seed: int, size: int = 5000) -> bytes:
+    return save({f"t{seed}": np.random.default_rng(seed).normal(size=size).astype(np.float32)})
+
+
+def model_files(**more: bytes) -> dict[str, bytes]:
+    """The files of the repo ai/model."""
+    return {
+        "README.md": b"A model.",
+        "config.json": b'{"model_type": "diffllama"}',
+        "generation_config.json": b"{}",
+        "model.safetensors": tensors(1),
+        "pytorch_model.bin": b"\x80\x02never",
+        "tokenizer.json": b"{}",
+        **more,
+    }

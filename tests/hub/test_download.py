@@ -1,4 +1,7 @@
-"""Downloads from the look-alike through huggingface_hub's own code: what is fetched, resumed, refused and said."""
+"""Downloads from the look-alike through huggingface_hub's own code: what is fetched, resumed, refused and said.
+
+It has the repo ai/model.
+"""
 
 from __future__ import annotations
 
@@ -11,35 +14,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save
 
 from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.model import weights
 from refdiff.model.config import DiffLlamaConfig
 from tests.cli.conftest import in_terminal
-from tests.hub.lookalike import TOKEN, Lookalike
+from tests.hub.lookalike import TOKEN, Lookalike, model_files, tensors
 
 ALL = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
 ROOT = Path(__file__).parents[2]
-
-
-def tensors(seed: int, size: int = 5000) -> bytes:
-    return save({f"t{seed}": np.random.default_rng(seed).normal(size=size).astype(np.float32)})
-
-
-def model_files(**more: bytes) -> dict[str, bytes]:
-    return {
-        "README.md": b"A model.",
-        "config.json": b'{"model_type": "diffllama"}',
-        "generation_config.json": b"{}",
-        "model.safetensors": tensors(1),
-        "pytorch_model.bin": b"\x80\x02never",
-        "tokenizer.json": b"{}",
-        **more,
-    }
 
 
 def sharded_files() -> dict[str, bytes]:
@@ -62,7 +47,6 @@ def blobs(cache: Path) -> list[Path]:
 
 
 def test_only_the_files_asked_for_are_fetched(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     folder = hub.snapshot("ai/model")
     assert names(folder) == {"config.json", "generation_config.json"}
     assert (folder / "config.json").read_bytes() == b'{"model_type": "diffllama"}'
@@ -103,7 +87,6 @@ def test_a_pattern_matches_within_one_folder(hub_server: Lookalike) -> None:
 
 
 def test_the_second_call_fetches_nothing(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     folder = hub.snapshot("ai/model", files=ALL)
     hub_server.requests.clear()
     assert hub.snapshot("ai/model", files=ALL) == folder
@@ -142,7 +125,6 @@ def test_one_snapshot_even_if_the_repo_changes_meanwhile(
 
 
 def test_the_cache_folder_can_be_chosen(hub_server: Lookalike, tmp_path: Path) -> None:
-    hub_server.repo("ai/model", model_files())
     folder = hub.snapshot("ai/model", cache_dir=tmp_path / "mine")
     assert folder.is_relative_to(tmp_path / "mine")
     assert hub.snapshot("ai/model", cache_dir=tmp_path / "mine", local_files_only=True) == folder
@@ -159,7 +141,6 @@ def test_a_config_straight_from_the_hub(hub_server: Lookalike) -> None:
 
 def test_the_shared_blobs_of_huggingface_hub_2_can_be_read(hub_server: Lookalike) -> None:
     """With Xet, the blob of a repo is itself a link into a store of the whole cache."""
-    hub_server.repo("ai/model", model_files())
     folder = hub.snapshot("ai/model", files=ALL)
     blob = (folder / "model.safetensors").resolve()
     store = blob.parents[2] / "blobs" / "ab" / ("ab" * 32)
@@ -188,7 +169,6 @@ def test_a_token_opens_what_is_closed_and_does_not_leave_the_hub(
 
 
 def test_a_download_that_is_cut_goes_on_where_it_stopped(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.fail("/cdn/", "cut", 7000)
     hub_server.fail("/cdn/", "cut", 5000)
     folder = hub.snapshot("ai/model", files=hub.WEIGHTS)
@@ -200,7 +180,6 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(hub_server: Lookalike) 
 def test_a_download_that_fails_for_good_leaves_nothing_that_loads(
     how: str, number: int, times: int, hub_server: Lookalike, tmp_path: Path
 ) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.fail("/cdn/", how, number, times)
     with pytest.raises(CheckpointError) as caught:
         hub.snapshot("ai/model", files=ALL)
@@ -238,7 +217,6 @@ def test_a_shard_that_fails_is_named(hub_server: Lookalike) -> None:
 
 
 def test_offline_after_a_download(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     folder = hub.snapshot("ai/model", files=ALL)
     hub_server.requests.clear()
     assert hub.snapshot("ai/model", files=ALL, local_files_only=True) == folder
@@ -248,14 +226,12 @@ def test_offline_after_a_download(hub_server: Lookalike) -> None:
 
 
 def test_offline_without_a_download(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     for revision, what in ((None, "ai/model: "), ("v2", "ai/model at revision v2: ")):
         with pytest.raises(CheckpointError, match=rf"^{what}no such folder here, not in .* without local_files_only"):
             hub.snapshot("ai/model", revision=revision, local_files_only=True)
 
 
 def test_offline_with_only_the_config(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     folder = hub.snapshot("ai/model")
     with pytest.raises(
         CheckpointError, match=r"ai/model: has neither model\.safetensors nor .* run once without"
@@ -265,7 +241,6 @@ def test_offline_with_only_the_config(hub_server: Lookalike) -> None:
 
 
 def test_a_blob_that_was_deleted_counts_as_missing(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     folder = hub.snapshot("ai/model", files=ALL)
     (folder / "model.safetensors").resolve().unlink()
     with pytest.raises(CheckpointError, match=r"has neither model\.safetensors"):
@@ -276,7 +251,6 @@ def test_a_blob_that_was_deleted_counts_as_missing(hub_server: Lookalike) -> Non
 
 @pytest.mark.parametrize("status", [500, 503, 429])
 def test_when_the_hub_has_trouble_the_cache_is_used(status: int, hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     folder = hub.snapshot("ai/model", files=ALL)
     hub_server.fail("/api/models", "status", status)
     with pytest.warns(UserWarning, match=rf"ai/model: http.*HTTP {status}.*; using the copy in the cache"):
@@ -286,7 +260,6 @@ def test_when_the_hub_has_trouble_the_cache_is_used(status: int, hub_server: Loo
 def test_when_the_hub_is_gone_the_cache_is_used(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    hub_server.repo("ai/model", model_files())
     folder = hub.snapshot("ai/model", files=ALL)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.warns(
@@ -307,7 +280,6 @@ def run_with_environment(server: Lookalike, home: Path, code: str, **more: str) 
 
 
 def test_the_environment_variables_are_honored(hub_server: Lookalike, tmp_path: Path) -> None:
-    hub_server.repo("ai/model", model_files())
     code = "from refdiff import hub; print(hub.snapshot('ai/model', files=hub.CONFIG + hub.WEIGHTS))"
     first = run_with_environment(hub_server, tmp_path / "home", code)
     assert (first.returncode, first.stderr) == (0, "")
@@ -327,7 +299,6 @@ def test_the_environment_variables_are_honored(hub_server: Lookalike, tmp_path: 
 
 @pytest.mark.parametrize("progress", [True, False])
 def test_a_terminal_shows_progress(progress: bool, hub_server: Lookalike, tmp_path: Path) -> None:
-    hub_server.repo("ai/model", model_files())
     code = f"from refdiff import hub; hub.snapshot('ai/model', files=hub.WEIGHTS, progress={progress})"
     (tmp_path / "asking.py").write_text(code)
     environment = {**os.environ, "HF_ENDPOINT": hub_server.endpoint, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
@@ -341,7 +312,6 @@ def test_progress_bars_are_left_as_they_were(disabled: bool, hub_server: Lookali
     from huggingface_hub import utils
 
     bars: Any = utils
-    hub_server.repo("ai/model", model_files())
     before = bars.are_progress_bars_disabled()
     try:
         (bars.disable_progress_bars if disabled else bars.enable_progress_bars)()
@@ -366,7 +336,6 @@ def test_progress_bars_are_left_as_they_were(disabled: bool, hub_server: Lookali
     ],
 )
 def test_what_is_not_there_or_closed(repo: str, revision: str | None, message: str, hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     for access in ("private", "gated"):
         hub_server.repo(f"ai/{access}", model_files(), access=access)
     with pytest.raises(CheckpointError, match=f"^{message}"):
@@ -384,7 +353,6 @@ def test_what_is_not_there_or_closed(repo: str, revision: str | None, message: s
     ],
 )
 def test_other_answers(status: int, message: str, hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.fail("/resolve/", "status", status, times=20)
     with pytest.raises(CheckpointError, match=rf"^ai/model: config\.json: .*{message}"):
         hub.snapshot("ai/model")
@@ -466,7 +434,6 @@ def test_names_that_climb_out_of_the_cache_are_passed_over(hub_server: Lookalike
 
 @pytest.mark.parametrize("answer", [b"<html>Password?</html>", b"[1]", b"{}", b'{"id": "ai/model", "sha": "../main"}'])
 def test_a_server_that_is_no_hub(answer: bytes, hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.info = answer
     with pytest.raises(
         CheckpointError,
@@ -490,7 +457,6 @@ def test_a_web_address(address: str) -> None:
 def test_a_full_disk_and_a_cache_that_cannot_be_written(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    hub_server.repo("ai/model", model_files())
     for number, message in (
         (errno.ENOSPC, "the disk is full; free some space, or choose another disk with cache_dir or HF_HOME"),
         (errno.EACCES, "/some/file cannot be written; choose another folder with cache_dir or HF_HOME"),

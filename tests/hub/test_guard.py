@@ -14,8 +14,8 @@ import pytest
 from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.hub import guard
-from tests.hub.lookalike import Lookalike
-from tests.hub.test_download import ALL, model_files, names, tensors
+from tests.hub.lookalike import Lookalike, model_files, tensors
+from tests.hub.test_download import ALL, names
 
 
 def files_in(folder: Path) -> set[Path]:
@@ -43,7 +43,6 @@ FILES = ("config.json", "model.safetensors")
 def test_hashes_that_are_paths_are_refused_before_anything_is_written(
     headers: dict[str, str], file: str, hub_server: Lookalike, tmp_path: Path
 ) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.headers = headers
     before = files_in(tmp_path)
     with pytest.raises(guard.BadAnswerError, match=r"(the ETag|the commit) '.*' is not a hash"):
@@ -54,7 +53,6 @@ def test_hashes_that_are_paths_are_refused_before_anything_is_written(
 
 
 def test_weights_are_verified(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.headers = {"X-Linked-Etag": f'"{"a" * 64}"'}
     with pytest.raises(CheckpointError, match=r"model\.safetensors: .*has another SHA-256 than the hub has said"):
         hub.snapshot("ai/model", files=hub.WEIGHTS)
@@ -65,7 +63,6 @@ def test_weights_are_verified(hub_server: Lookalike) -> None:
 def test_weights_are_verified_before_they_are_in_their_place(
     hub_server: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.headers = {"X-Linked-Etag": f'"{"a" * 64}"'}
 
     def in_its_place(*_: object) -> None:
@@ -80,7 +77,6 @@ def test_weights_are_verified_before_they_are_in_their_place(
 def test_an_answer_without_end_stops_at_the_size_that_was_said(
     part: str, hub_server: Lookalike, tmp_path: Path
 ) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.fail(part, "endless", 100_000, times=20)
     with pytest.raises(CheckpointError, match=r"the answer is longer than [\d,]+ bytes"):
         hub.snapshot("ai/model", files=hub.WEIGHTS if part == "/cdn/" else hub.CONFIG)
@@ -89,14 +85,12 @@ def test_an_answer_without_end_stops_at_the_size_that_was_said(
 
 def test_an_answer_without_end_and_without_a_size(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "MAX_INFO", 1_000_000)
-    hub_server.repo("ai/model", model_files())
     hub_server.fail("/api/models", "endless", 100_000)
     with pytest.raises(CheckpointError, match=r"the answer is longer than [\d,]+ bytes"):
         hub.snapshot("ai/model")
 
 
 def test_a_zipped_answer_is_counted_unzipped(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.info_headers = {"Content-Encoding": "gzip"}
     hub_server.info = gzip.compress(b" " * 50_000_000)
     with pytest.raises(CheckpointError, match=r"the answer is longer than 4,000,000 bytes"):
@@ -125,7 +119,6 @@ def test_a_zipped_answer_is_counted_unzipped(hub_server: Lookalike) -> None:
     ids=range(8),
 )
 def test_a_description_that_cannot_be_read_is_one_error(info: bytes, hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.info = info
     with pytest.raises(CheckpointError, match=r"does not answer as a hub does: its description of the repo cannot be"):
         hub.snapshot("ai/model")
@@ -134,7 +127,6 @@ def test_a_description_that_cannot_be_read_is_one_error(info: bytes, hub_server:
 def test_a_pause_is_capped(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    hub_server.repo("ai/model", model_files())
     hub_server.headers = {"Retry-After": "1000000", "RateLimit": '"api";r=0;t=1000000'}
     hub_server.fail("/resolve/", "status", 429, times=4)
     assert names(hub.snapshot("ai/model")) == {"config.json", "generation_config.json"}
@@ -146,7 +138,6 @@ def test_a_pause_is_capped(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatc
 def test_a_server_that_takes_forever_is_given_up(
     part: str, hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub_server.repo("ai/model", model_files())
     monkeypatch.setattr(guard, "SECONDS", 0.5)
     hub_server.fail(part, "slow", 20)
     started = time.monotonic()
@@ -156,7 +147,6 @@ def test_a_server_that_takes_forever_is_given_up(
 
 
 def test_sizes_are_checked_before_the_download(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     for size, message in (
         ("9" * 30, "the file has 9{30} bytes"),
         ("-1", "the file has -1 bytes"),
@@ -176,7 +166,6 @@ def test_a_repo_of_countless_files_is_refused(hub_server: Lookalike) -> None:
 
 
 def test_a_hub_may_send_to_another_page_of_its_own(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.moved = True
     folder = hub.snapshot("ai/model", files=ALL)
     assert names(folder) == {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
@@ -184,7 +173,6 @@ def test_a_hub_may_send_to_another_page_of_its_own(hub_server: Lookalike) -> Non
 
 
 def test_what_killed_downloads_left_is_swept(hub_server: Lookalike, tmp_path: Path) -> None:
-    hub_server.repo("ai/model", model_files())
     blobs = tmp_path / "cache" / "models--ai--model" / "blobs"
     blobs.mkdir(parents=True)
     old, new, other = (blobs / f"{letter * 64}.{letter * 8}.incomplete" for letter in "abc")
@@ -203,7 +191,6 @@ def test_what_killed_downloads_left_is_swept(hub_server: Lookalike, tmp_path: Pa
 def test_requests_of_others_are_left_alone(hub_server: Lookalike) -> None:
     from huggingface_hub import get_session
 
-    hub_server.repo("ai/model", model_files())
     hub.snapshot("ai/model")
     hub_server.headers = {"X-Repo-Commit": "main", "ETag": "x"}
     answer = get_session().get(f"{hub_server.endpoint}/ai/model/resolve/main/config.json")
@@ -211,6 +198,5 @@ def test_requests_of_others_are_left_alone(hub_server: Lookalike) -> None:
 
 
 def test_xet_is_for_the_hub_itself(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", model_files())
     hub_server.headers = {"X-Xet-Hash": "a" * 64, "X-Xet-Refresh-Route": "/nowhere"}
     assert (hub.snapshot("ai/model", files=hub.WEIGHTS) / "model.safetensors").read_bytes() == tensors(1)
