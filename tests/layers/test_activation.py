@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.layers import activation, activation_vjp
-from refdiff.layers.activation import ACTIVATIONS, DERIVATIVES, erf, sigmoid, softplus
+from refdiff.layers.activation import ACTIVATIONS, DERIVATIVES, erf, softplus
 from tests.layers import by_loops
 from tests.layers.by_loops import DIGITS, exact, rounded
 from tests.layers.inputs import says
-from tests.layers.places import Case, Place
+from tests.layers.places import Case
 from tests.tolerances import EXACT, FLOAT64, close
 
 GRID = np.concatenate([np.linspace(-12, 12, 601), [-1000.0, -87.3, -30.0, 1e-9, -1e-9, 30.0, 87.3, 1000.0]])[:, None]
@@ -35,22 +35,14 @@ BY_HAND = {
     "tanh": (-0.964027580075817, -0.761594155955765, 0.0, 0.761594155955765, 0.999998336943945),
 }
 SAME = {
-    "gelu_accurate": "gelu_new",
-    "gelu_fast": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_python_tanh": "gelu_new",
-    "gelu_python": "gelu",
-    "swish": "silu",
-}
+    "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new",
+    "gelu_python_tanh": "gelu_new", "gelu_python": "gelu", "swish": "silu",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_by_hand(name: str) -> None:
     close(activation(np.array([-2.0, -1.0, 0.0, 1.0, 7.0])[:, None], name)[:, 0], np.array(BY_HAND[name]), 1e-14)
-
-
-def test_gelu_10_stops_at_10() -> None:
-    close(activation(np.array([9.0, 10.0, 11.0, 1e6]), "gelu_10"), np.array([9.0, 10.0, 10.0, 10.0]), FLOAT64)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
@@ -89,13 +81,6 @@ def test_symmetries(x: float) -> None:
     assert abs(activation(both, "tanh").sum()) == 0
 
 
-@given(NUMBERS, NUMBERS)
-def test_order_is_kept(x: float, y: float) -> None:
-    for name in ("linear", "relu", "relu2", "relu6", "leaky_relu", "sigmoid", "tanh", "sqrtsoftplus", "laplace"):
-        low, high = activation(np.array([[min(x, y)], [max(x, y)]]), name)
-        assert low <= high
-
-
 @pytest.mark.no_arrays
 def test_every_function_has_its_derivative() -> None:
     assert list(DERIVATIVES) == list(ACTIVATIONS)
@@ -111,13 +96,9 @@ def test_derivative_is_that_of_the_definition(name: str) -> None:
 
 # where a function has a kink, and the derivative that torch takes there
 KINKS = {
-    "gelu_10": {10.0: 1.0, 10.1: 0.0},
-    "hardswish": {-3.0: 0.0, 0.0: 0.5, 3.0: 1.0},
-    "leaky_relu": {0.0: 0.01},
-    "relu": {0.0: 0.0},
-    "relu2": {0.0: 0.0},
-    "relu6": {0.0: 0.0, 6.0: 0.0},
-}
+    "gelu_10": {10.0: 1.0, 10.1: 0.0}, "hardswish": {-3.0: 0.0, 0.0: 0.5, 3.0: 1.0}, "leaky_relu": {0.0: 0.01},
+    "relu": {0.0: 0.0}, "relu2": {0.0: 0.0}, "relu6": {0.0: 0.0, 6.0: 0.0},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINKS)
@@ -145,13 +126,3 @@ def test_an_unknown_name(name: str) -> None:
     known = ", ".join(sorted(ACTIVATIONS))
     with says(ValueError, f"activation: {name!r} is not one of {known}"):
         activation(np.zeros(3), name)
-
-
-def test_parts_keep_the_dtype() -> None:
-    for function in (sigmoid, softplus, erf):
-        assert function(np.zeros(3, np.float32)).dtype == np.float32
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_any_backend(case: Case, xp: Place) -> None:
-    case.check(xp)

@@ -30,23 +30,14 @@ PLAIN = (Q, KEYS, normal(B, 4, S, e))
 MLP = (normal(B, T, D), weight(F, D), weight(F, D), weight(D, F))
 TOKENS = (normal(B, T, D), normal(4, D))
 OPERANDS = {
-    "attention_weights": (Q, KEYS),
-    "attention_weights_vjp": (normal(B, 8, T, S), Q, KEYS),
-    "diff_attention": MAPS,
-    "diff_attention_vjp": (normal(B, 8, T, e), *MAPS),
-    "diff_heads_hf": HF,
-    "diff_heads_hf_vjp": (normal(B, T, 8 * d), *HF),
-    "diff_heads_paper": PAPER,
-    "diff_heads_paper_vjp": (normal(B, T, 8 * d), *PAPER),
-    "diff_heads_v2": V2,
-    "diff_heads_v2_vjp": (normal(B, T, 4 * e), *V2),
-    "diff_lambda_v2": TOKENS,
-    "diff_lambda_v2_vjp": (normal(B, 4, T, 1), *TOKENS),
-    "plain_heads": PLAIN,
-    "plain_heads_vjp": (normal(B, T, 8 * e), *PLAIN),
-    "swiglu": MLP,
-    "swiglu_vjp": (normal(B, T, D), *MLP),
-}
+    "attention_weights": (Q, KEYS), "attention_weights_vjp": (normal(B, 8, T, S), Q, KEYS), "diff_attention": MAPS,
+    "diff_attention_vjp": (normal(B, 8, T, e), *MAPS), "diff_heads_hf": HF,
+    "diff_heads_hf_vjp": (normal(B, T, 8 * d), *HF), "diff_heads_paper": PAPER,
+    "diff_heads_paper_vjp": (normal(B, T, 8 * d), *PAPER), "diff_heads_v2": V2,
+    "diff_heads_v2_vjp": (normal(B, T, 4 * e), *V2), "diff_lambda_v2": TOKENS,
+    "diff_lambda_v2_vjp": (normal(B, 4, T, 1), *TOKENS), "plain_heads": PLAIN,
+    "plain_heads_vjp": (normal(B, T, 8 * e), *PLAIN), "swiglu": MLP, "swiglu_vjp": (normal(B, T, D), *MLP),
+}  # fmt: skip
 
 
 def parts_of(name: str) -> set[str]:

@@ -125,15 +125,6 @@ def test_swapping_the_streams_inverts_lambda(rng: np.random.Generator, lambda_: 
 
 
 @given(SEEDS, st.floats(-3, 3))
-def test_equal_values_come_out_times_one_minus_lambda(rng: np.random.Generator, lambda_: float) -> None:
-    q1, k1, q2, k2, _ = inputs(rng)
-    one = rng.normal(size=(B, K, 1, e))
-    out = diff_attention(q1, k1, q2, k2, np.repeat(one, S, axis=2), np.array(lambda_))
-    expected = np.broadcast_to(np.repeat(one, H // K, axis=1), out.shape)
-    close(out + lambda_ * expected, expected, 1e-12)
-
-
-@given(SEEDS, st.floats(-3, 3))
 def test_is_linear_in_the_values_and_in_lambda(rng: np.random.Generator, c: float) -> None:
     q1, k1, q2, k2, v = x = inputs(rng)
     other = rng.normal(size=v.shape)
@@ -142,14 +133,6 @@ def test_is_linear_in_the_values_and_in_lambda(rng: np.random.Generator, c: floa
     second = attention_weights(q2, k2) @ np.repeat(v, H // K, axis=1)
     moved = diff_attention(*x, LAMBDA + c) + c * second
     close(moved, diff_attention(*x, LAMBDA), 1e-12)
-
-
-@given(SEEDS)
-def test_grouped_queries_are_repeated_key_heads(rng: np.random.Generator) -> None:
-    for n in (1, 2, 3):
-        q1, k1, q2, k2, v = x = inputs(rng, n=n)
-        k1, k2, v = (np.repeat(a, n, axis=1) for a in (k1, k2, v))
-        close(diff_attention(*x, LAMBDA), diff_attention(q1, k1, q2, k2, v, LAMBDA), FLOAT64)
 
 
 @given(SEEDS)
@@ -271,33 +254,17 @@ def test_packed_sequences_are_as_if_alone(rng: np.random.Generator, lengths: lis
         start += length
 
 
-@given(SEEDS)
-def test_one_token_after_another_is_the_whole(rng: np.random.Generator) -> None:
-    q1, k1, q2, k2, v = x = inputs(rng, S, S)
-    whole = diff_attention(*x, LAMBDA)
-    for t in range(S):
-        keys = [a[:, :, : t + 1] for a in (k1, k2, v)]
-        one = diff_attention(q1[:, :, t : t + 1], keys[0], q2[:, :, t : t + 1], keys[1], keys[2], LAMBDA)
-        close(one, whole[:, :, t : t + 1], 1e-12)
-
-
 FITS = {"q1": (2, 6, 5, 11), "k1": (2, 3, 7, 11), "q2": (2, 6, 5, 11), "k2": (2, 3, 7, 11), "v": (2, 3, 7, 13)}
 
 
 @pytest.mark.parametrize(
     ("q", "k"),
     [
-        ((2, 6, 5, 11), (2, 3, 7, 13)),
-        ((2, 6, 5, 11), (3, 3, 7, 11)),
-        ((2, 6, 5, 11), (2, 4, 7, 11)),
-        ((2, 6, 5, 11), (2, 0, 7, 11)),
-        ((2, 3, 5, 11), (2, 6, 7, 11)),
-        ((6, 5, 11), (6, 7, 11)),
-        ((2, 6, 5, 11, 1), (2, 3, 7, 11, 1)),
-        ((2, 6, 5, 11), (3, 7, 11)),
-        ((6, 5, 11), (2, 3, 7, 11)),
+        ((2, 6, 5, 11), (2, 3, 7, 13)), ((2, 6, 5, 11), (3, 3, 7, 11)), ((2, 6, 5, 11), (2, 4, 7, 11)),
+        ((2, 6, 5, 11), (2, 0, 7, 11)), ((2, 3, 5, 11), (2, 6, 7, 11)), ((6, 5, 11), (6, 7, 11)),
+        ((2, 6, 5, 11, 1), (2, 3, 7, 11, 1)), ((2, 6, 5, 11), (3, 7, 11)), ((6, 5, 11), (2, 3, 7, 11)),
     ],
-)
+)  # fmt: skip
 def test_queries_and_keys_that_do_not_fit(q: tuple[int, ...], k: tuple[int, ...]) -> None:
     message = f"q has shape {q} and k {k}, but they must be (B, H, T, d) and (B, K, S, d) with H a multiple of K"
     with says(ValueError, f"attention_weights: {message}"):
@@ -313,16 +280,10 @@ def test_queries_and_keys_that_do_not_fit(q: tuple[int, ...], k: tuple[int, ...]
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("q2", (2, 6, 4, 11)),
-        ("q2", (2, 3, 5, 11)),
-        ("k2", (2, 3, 6, 11)),
-        ("k2", (2, 6, 7, 11)),
-        ("v", (2, 3, 6, 13)),
-        ("v", (2, 6, 7, 13)),
-        ("v", (3, 7, 13)),
-        ("v", (1, 3, 7, 13)),
+        ("q2", (2, 6, 4, 11)), ("q2", (2, 3, 5, 11)), ("k2", (2, 3, 6, 11)), ("k2", (2, 6, 7, 11)),
+        ("v", (2, 3, 6, 13)), ("v", (2, 6, 7, 13)), ("v", (3, 7, 13)), ("v", (1, 3, 7, 13)),
     ],
-)
+)  # fmt: skip
 def test_maps_that_are_not_alike(name: str, shape: tuple[int, ...]) -> None:
     shapes = FITS | {name: shape}
     message = (
@@ -398,8 +359,3 @@ def test_precision(rng: np.random.Generator, causal: bool) -> None:
     close(diff_attention(*x, lambda_, mask, bias, causal=causal), rounded(expected), FLOAT64)
     one = by_loops.attention(exact(q1), exact(k1), visible[:, :H], bias[:, :H])
     close(attention_weights(q1, k1, mask[:, :H], bias[:, :H], causal=causal), rounded(one), FLOAT64)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_any_backend(case: Case, xp: Place) -> None:
-    case.check(xp)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from refdiff.layers import embedding
 from tests.layers.inputs import SEEDS, says
-from tests.layers.places import Case, Place
+from tests.layers.places import Case
 from tests.tolerances import EXACT, close
 
 RNG = np.random.default_rng(2)
@@ -47,8 +47,3 @@ def test_an_id_outside_the_table(ids: list[list[int]], named: int) -> None:
 def test_a_table_that_is_no_matrix(shape: tuple[int, ...]) -> None:
     with says(ValueError, f"embedding: weight has shape {shape}, but must be (V, D)"):
         embedding(np.array([0]), np.zeros(shape))
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_any_backend(case: Case, xp: Place) -> None:
-    case.check(xp)

@@ -52,15 +52,11 @@ def test_arrays_marked():
     linear(ONE, ONE)
 """
 SAYS = {
-    "test_by_name": "",
-    "test_of_the_package": "",
-    "test_without_an_array_of_its_own": "",
-    "test_behind_another_name": "gave arrays to no layer",
-    "test_nothing": "gave arrays to no layer",
-    "test_numbers": "gave arrays to no layer",
-    "test_numbers_marked": "",
+    "test_by_name": "", "test_of_the_package": "", "test_without_an_array_of_its_own": "",
+    "test_behind_another_name": "gave arrays to no layer", "test_nothing": "gave arrays to no layer",
+    "test_numbers": "gave arrays to no layer", "test_numbers_marked": "",
     "test_arrays_marked": "gives arrays to linear",
-}
+}  # fmt: skip
 
 
 def test_a_length_below_minus_one_is_refused() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from refdiff.arrays import device, namespace
 from refdiff.layers import causal_mask, packed_mask, padding_mask
 from tests.layers.inputs import SEEDS, says
-from tests.layers.places import Case, Place
+from tests.layers.places import Case
 from tests.tolerances import EXACT, close
 
 POSITIONS = np.array([[0, 1, 2, 0, 1], [3, 4, 5, 9, 10]])
@@ -97,8 +97,3 @@ def test_shapes_that_are_not_batch_by_length(shape: tuple[int, ...]) -> None:
         padding_mask(np.ones(shape))
     with says(ValueError, f"packed_mask: position_ids has shape {shape}, but must be (B, T)"):
         packed_mask(np.ones(shape, np.int64))
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_any_backend(case: Case, xp: Place) -> None:
-    case.check(xp)

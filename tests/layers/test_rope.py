@@ -11,7 +11,7 @@ from refdiff.layers import rope, rope_cos_sin, rope_frequencies
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS, says
-from tests.layers.places import Case, Place
+from tests.layers.places import Case
 from tests.tolerances import EXACT, FLOAT64, close
 
 RNG = np.random.default_rng(11)
@@ -140,18 +140,13 @@ def test_positions_that_are_not_batch_by_length(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("x", "cos", "sin"),
     [
-        ((2, 3, 5, 14), (2, 1, 5, 7), (2, 1, 5, 6)),
-        ((2, 5, 14), (2, 1, 5, 7), (2, 1, 5, 7)),
-        ((2, 3, 5, 13), (2, 1, 5, 7), (2, 1, 5, 7)),
-        ((2, 3, 5, 14), (2, 1, 1, 7), (2, 1, 1, 7)),
-        ((2, 3, 5, 14), (2, 1, 4, 7), (2, 1, 4, 7)),
-        ((2, 3, 5, 14), (2, 3, 5, 7), (2, 3, 5, 7)),
-        ((2, 3, 5, 14), (3, 1, 5, 7), (3, 1, 5, 7)),
-        ((2, 3, 5, 14), (1, 5, 7), (1, 5, 7)),
-        ((2, 3, 5, 14), (5, 7), (5, 7)),
-        ((3, 14), (2, 7), (2, 7)),
+        ((2, 3, 5, 14), (2, 1, 5, 7), (2, 1, 5, 6)), ((2, 5, 14), (2, 1, 5, 7), (2, 1, 5, 7)),
+        ((2, 3, 5, 13), (2, 1, 5, 7), (2, 1, 5, 7)), ((2, 3, 5, 14), (2, 1, 1, 7), (2, 1, 1, 7)),
+        ((2, 3, 5, 14), (2, 1, 4, 7), (2, 1, 4, 7)), ((2, 3, 5, 14), (2, 3, 5, 7), (2, 3, 5, 7)),
+        ((2, 3, 5, 14), (3, 1, 5, 7), (3, 1, 5, 7)), ((2, 3, 5, 14), (1, 5, 7), (1, 5, 7)),
+        ((2, 3, 5, 14), (5, 7), (5, 7)), ((3, 14), (2, 7), (2, 7)),
     ],
-)
+)  # fmt: skip
 def test_shapes_that_do_not_fit(x: tuple[int, ...], cos: tuple[int, ...], sin: tuple[int, ...]) -> None:
     message = (
         f"rope: x has shape {x}, cos {cos}, sin {sin}, but must be (B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d"
@@ -168,8 +163,3 @@ def test_precision(rng: np.random.Generator) -> None:
     for interleaved, pairs in ((False, [(0, 3), (1, 4), (2, 5)]), (True, [(0, 1), (2, 3), (4, 5)])):
         expected = by_loops.rope(exact(x), positions, frequencies, 1.1, pairs)
         close(rope(x, cos, sin, interleaved=interleaved), rounded(expected), FLOAT64)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_any_backend(case: Case, xp: Place) -> None:
-    case.check(xp)

@@ -29,12 +29,7 @@ COMPLETE: dict[str, dict[str, Any]] = {
         "long_factor": [2.0, 3.0, 5.0, 7.0],
         "original_max_position_embeddings": 64,
     },
-    "llama3": {
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
     "proportional": {},
 }
 # yarn, with numbers that make its logarithms whole: with base 100, eight dimensions and an original length of 2000 π,
@@ -223,16 +218,6 @@ def test_only_two_types_depend_on_the_length_and_only_two_have_a_scale(kind: str
     assert np.array_equal(short, long) == (kind not in ("dynamic", "longrope"))
     close(short, frequencies(kind), EXACT)  # without a length it is a short one
     assert (scale(kind) == 1) == (kind not in ("yarn", "longrope"))
-
-
-@pytest.mark.parametrize("kind", TYPES)
-@given(theta=st.floats(100, 1e7), half=st.integers(2, 40))
-def test_frequencies_fall_from_one_pair_to_the_next(kind: str, theta: float, half: int) -> None:
-    fields = {"short_factor": [1.1] * half, "long_factor": [2.0] * half} if kind == "longrope" else {}
-    found = frequencies(kind, 2 * half, rope_theta=theta, **fields)
-    assert found.shape == (half,)
-    assert found[0] <= 1
-    assert np.all(np.diff(found) < 0)
 
 
 @given(

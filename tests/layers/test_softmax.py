@@ -131,8 +131,3 @@ def test_precision(rng: np.random.Generator) -> None:
     close(softmax(scores, mask), rounded(expected), FLOAT64)
     expected = [by_loops.softmax(row, [True] * S) for row in exact(scores)]
     close(softmax(scores), rounded(expected), FLOAT64)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_any_backend(case: Case, xp: Place) -> None:
-    case.check(xp)
