@@ -22,18 +22,10 @@ WIRINGS = tuple(ATTENTION)
 
 def small_config(**fields: Any) -> refdiff.DiffLlamaConfig:
     sizes = {
-        "vocab_size": 53,
-        "hidden_size": 26,
-        "intermediate_size": 37,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 6,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.3,
-        "lambda_std_dev": 0.5,
-        "pad_token_id": 0,
-    }
+        "vocab_size": 53, "hidden_size": 26, "intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 6, "max_position_embeddings": 64, "initializer_range": 0.3,
+        "lambda_std_dev": 0.5, "pad_token_id": 0,
+    }  # fmt: skip
     return refdiff.DiffLlamaConfig(**(sizes | fields))
 
 

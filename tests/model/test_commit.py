@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -18,18 +17,13 @@ import safetensors.numpy
 
 from refdiff import CheckpointError, DiffLlamaConfig, DiffLlamaForCausalLM
 from refdiff.model.weights import nest, parameter_shapes
-from tests.model.weights.files import tiny_config
+from tests.model.weights.files import LAYOUTS, layout_changes, tiny_config
 
-LAYOUTS: dict[str, int | str] = {"single": "5GB", "two shards": 900, "four shards": 400}
-QUICK = {
+CHANGES = layout_changes(
     ("none", "single", "other config"),
     ("single", "two shards", "other config"),
     ("four shards", "single", "same config"),
-}
-CHANGES = [
-    pytest.param(*names, marks=[] if names in QUICK else [pytest.mark.slow])
-    for names in itertools.product(["none", *LAYOUTS], LAYOUTS, ["other config", "same config"])
-]
+)
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink"}
 OLD, NEW = (1e-5, 1.0, 7), (0.25, 2.0, 9)
 KILLED = 99

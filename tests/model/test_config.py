@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import pickle
+import re
 import time
 import warnings
 from pathlib import Path
@@ -21,6 +22,7 @@ from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from tests.model.config_files import HANDCUT, ONE_BILLION, TINY_RANDOM
 from tests.model.models import WIRINGS
+from tests.model.test_config_checks import REFUSED
 
 
 def write(folder: Path, content: str | dict[str, Any]) -> Path:
@@ -39,13 +41,9 @@ def test_what_was_changed_is_saved_under_its_own_name(tmp_path: Path) -> None:
 def test_the_handcut_file(tmp_path: Path) -> None:
     config = DiffLlamaConfig.from_pretrained(write(tmp_path / "model", HANDCUT))
     assert config.rope_parameters == {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
-    }
+    }  # fmt: skip
     assert (config.dtype, config.tie_word_embeddings, config.pad_token_id) == ("float32", True, None)
     assert (config.bos_token_id, config.eos_token_id) == (128000, 128001)
     heads, key_values = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -252,12 +250,6 @@ def test_a_field_changed_to_nonsense_is_not_saved(tmp_path: Path) -> None:
     assert DiffLlamaConfig.from_pretrained(tmp_path) == DiffLlamaConfig()
 
 
-def test_saving_where_nothing_can_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        DiffLlamaConfig().save_pretrained(tmp_path / "file")
-
-
 def test_an_error_in_a_file_names_the_file_and_in_a_call_is_a_plain_value_error(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", {"hidden_size": "64"})
     with pytest.raises(CheckpointError, match="hidden_size: got '64', a string, expected an integer") as caught:
@@ -268,11 +260,6 @@ def test_an_error_in_a_file_names_the_file_and_in_a_call_is_a_plain_value_error(
     assert not isinstance(plain.value, CheckpointError)
     with pytest.raises(CheckpointError, match=r"here: field names: got .*, expected strings"):
         DiffLlamaConfig.from_dict({3: 4}, source="here")  # type: ignore[dict-item]
-
-
-def test_a_folder_without_a_config(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
-        DiffLlamaConfig.from_pretrained(tmp_path)
 
 
 def test_a_repo_is_downloaded_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,91 +279,31 @@ def test_a_repo_is_downloaded_without_its_weights(tmp_path: Path, monkeypatch: p
     assert calls == [("some/repo", options)]
 
 
+HOSTILE_VALUES = {
+    "rms_norm_eps": ("Infinity", "1e400", '{"__float__": "NaN"}', '"1e-5"', "true", "9" * 4000),
+    "hidden_size": ("NaN", "9" * 4000, "1000000000000", "16", "null"),
+    "hidden_act": ('{"a": 1}', "\"__import__('os')\""), "rope_theta": ("NaN", "1e400", "null", "[1]"),
+    "rope_scaling": ('"linear"', "[1]", '{"type": {}}', '{"type": "mrope"}'), "rope_parameters": ("3",),
+    "partial_rotary_factor": ('"0.5"', "1.5"), "attention_dropout": ('"0"',), "use_cache": ("1",),
+    "eos_token_id": ("1.5",), "dtype": ('"float8_e4m3fn"',), "id2label": ('{"-1": "b"}',),
+    "num_labels": ("100000000000",), "mlp_bias": ('"false"',), "extra": ("5",),
+}  # fmt: skip
 HOSTILE_FIELDS = [
-    '{"hidden_size": NaN}',
-    '{"rms_norm_eps": NaN}',
-    '{"rms_norm_eps": Infinity}',
-    '{"rms_norm_eps": 1e400}',
-    '{"rms_norm_eps": {"__float__": "NaN"}}',
-    '{"rms_norm_eps": -1e-5}',
-    '{"rms_norm_eps": "1e-5"}',
-    '{"rms_norm_eps": true}',
-    '{"rms_norm_eps": ' + "9" * 4000 + "}",
-    '{"hidden_size": ' + "9" * 4000 + "}",
-    '{"hidden_size": 1000000000000}',
-    '{"num_hidden_layers": 1000000000}',
-    '{"num_hidden_layers": true}',
-    '{"vocab_size": 0}',
-    '{"vocab_size": null}',
-    '{"hidden_act": ["silu"]}',
-    '{"hidden_act": {"a": 1}}',
-    '{"hidden_act": "__import__(\'os\')"}',
-    '{"use_cache": 1}',
-    '{"eos_token_id": [2, "3"]}',
-    '{"eos_token_id": 1.5}',
-    '{"pad_token_id": 32000}',
-    '{"architectures": "DiffLlamaForCausalLM"}',
-    '{"architectures": [1]}',
-    '{"dtype": 5}',
-    '{"torch_dtype": ["float32"]}',
-    '{"dtype": "float8_e4m3fn"}',
-    '{"id2label": []}',
-    '{"id2label": {"a": "b"}}',
-    '{"id2label": {"0": null}}',
-    '{"id2label": {"-1": "b"}}',
-    '{"label2id": [1], "id2label": {"0": "a"}}',
-    '{"label2id": {"a": "x"}, "id2label": {"0": "a"}}',
-    '{"id2label": {"0": "a", "00": "b"}}',
-    '{"num_labels": 0}',
-    '{"num_labels": 1e9}',
-    '{"num_labels": 100000000000}',
-    '{"problem_type": "other"}',
-    '{"problem_type": ["regression"]}',
-    '{"model_type": "gpt2"}',
-    '{"num_key_value_heads": 1, "model_type": "diff_transformer"}',
-    '{"wiring": "flash"}',
-    '{"wiring": ["hf"]}',
-    '{"wiring": "v2", "model_type": "llama"}',
-    '{"model_type": ["diffllama"]}',
-    '{"mlp_bias": true}',
-    '{"mlp_bias": "false"}',
-    '{"quantization_config": {"quant_method": "bitsandbytes"}}',
-    '{"per_layer_config": {"0": {"head_dim": 8}}}',
-    '{"rope_scaling": "linear"}',
-    '{"rope_scaling": [1]}',
-    '{"rope_parameters": 3}',
-    '{"rope_theta": NaN}',
-    '{"rope_theta": 1e400}',
-    '{"rope_theta": null}',
-    '{"rope_theta": [1]}',
-    '{"rope_scaling": {"type": {}}}',
-    '{"rope_scaling": {"type": "mrope"}}',
-    '{"partial_rotary_factor": "0.5"}',
-    '{"partial_rotary_factor": 1.5}',
-    '{"attention_dropout": 0.1}',
-    '{"attention_dropout": "0"}',
-    '{"num_attention_heads": 31}',
-    '{"num_key_value_heads": 7}',
-    '{"num_key_value_heads": 6}',
-    '{"head_dim": 63}',
-    '{"head_dim": 0}',
-    '{"hidden_size": 96}',
-    '{"hidden_size": 16}',
-    '{"extra": 5}',
+    *(json.dumps(fields) for fields, message in REFUSED if "twice" not in message),  # a key that JSON has once
+    *(f'{{"{name}": {value}}}' for name, values in HOSTILE_VALUES.items() for value in values),
 ]
 
 
 @pytest.mark.parametrize("content", HOSTILE_FIELDS, ids=lambda content: content[:60])
 def test_a_hostile_field_gives_one_short_error_that_names_it(content: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "model", content)
-    field = content.split('"')[1].replace("rope_scaling", "rope_")
     start = time.thread_time()
     with pytest.raises(CheckpointError) as caught:
         DiffLlamaConfig.from_pretrained(folder)
     assert time.thread_time() - start < 1
     message = str(caught.value)
     assert str(folder / "config.json") in message
-    assert field in message
+    assert any(name.replace("rope_scaling", "rope_") in message for name in re.findall(r'"(\w+)": ', content))
     assert len(message) < len(str(folder)) + 500
     assert "\n" not in message
 
@@ -391,15 +318,8 @@ NAMES = [
     *("rope_theta", "rope_scaling", "torch_dtype", "num_labels", "partial_rotary_factor", "mlp_bias", "extra"),
 ]
 ROPE_NAMES = (
-    "rope_type",
-    "type",
-    "rope_theta",
-    "factor",
-    "short_factor",
-    "long_factor",
-    "beta_fast",
-    "low_freq_factor",
-)
+    "rope_type", "type", "rope_theta", "factor", "short_factor", "long_factor", "beta_fast", "low_freq_factor",
+)  # fmt: skip
 ROPE_TYPE = st.sampled_from(["default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"])
 ROPE = st.dictionaries(st.sampled_from(ROPE_NAMES), ANY_JSON | ROPE_TYPE | st.floats(0.5, 8), max_size=5)
 

@@ -56,10 +56,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 63}, "hidden_size 63 over num_attention_heads 32: got a head_dim of 1"),
     ({"num_labels": 100_001}, "num_labels: got 100001, expected 1 to 100000"),
     ({"id2label": {2**31: "a"}}, "the key 2147483648 of id2label: got 2147483648, expected 0 to 2147483647"),
-    (
-        {"id2label": {"000000000001": "a"}},
-        "the key '000000000001' of id2label: got '000000000001', a string, expected",
-    ),
+    ({"id2label": {"000000000001": "a"}}, "the key '000000000001' of id2label: got '000000000001', a string, expected"),
     ({"id2label": {0: "a"}, "label2id": {"a": 2**31}}, r"label2id\['a'\]: got 2147483648, expected 0 to 2147483647"),
     (
         {"id2label": {0: "a"}, "label2id": {"a": "000000000001"}},
@@ -67,10 +64,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"wiring": "flash"}, "wiring: got 'flash', expected one of hf, paper, v2, none"),
     ({"wiring": ["hf"]}, r"wiring: got \['hf'\], expected one of"),
-    (
-        {"model_type": "gpt2"},
-        "got 'gpt2', expected one of diffllama, diff_transformer, diff_transformer_v2, llama",
-    ),
+    ({"model_type": "gpt2"}, "got 'gpt2', expected one of diffllama, diff_transformer, diff_transformer_v2, llama"),
     ({"model_type": ["llama"]}, r"model_type: got \['llama'\], expected one of"),
     ({"wiring": "v2", "model_type": "llama"}, "wiring: got 'v2', expected 'none' for model_type 'llama'"),
     (
@@ -80,26 +74,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 ACCEPTED: list[dict[str, Any]] = [
-    {"rms_norm_eps": 1e30},
-    {"rms_norm_eps": 0.0},
-    {"attention_bias": True},
-    {"pad_token_id": -32000},
-    {"bos_token_id": 2**31 - 1},
-    {"bos_token_id": -(2**31)},
-    {"eos_token_id": 31999},
-    {"eos_token_id": [2**31 - 1, -(2**31)]},
-    {"eos_token_id": [7] * 1000},
-    {"architectures": ["A", "B"]},
-    {"problem_type": "regression"},
-    {"problem_type": "single_label_classification"},
+    {"rms_norm_eps": 1e30}, {"rms_norm_eps": 0.0}, {"attention_bias": True}, {"pad_token_id": -32000},
+    {"bos_token_id": 2**31 - 1}, {"bos_token_id": -(2**31)}, {"eos_token_id": 31999},
+    {"eos_token_id": [2**31 - 1, -(2**31)]}, {"eos_token_id": [7] * 1000}, {"architectures": ["A", "B"]},
+    {"problem_type": "regression"}, {"problem_type": "single_label_classification"},
     {"problem_type": "multi_label_classification"},
     {"num_attention_heads": 2**16, "num_key_value_heads": 2**16, "head_dim": 2},
-    {"num_key_value_heads": 1, "wiring": "v2"},
-    {"num_key_value_heads": 1, "wiring": "none"},
-    {"head_dim": 2},
-    {"head_dim": 2**16},
-    {"id2label": {2**31 - 1: "a"}, "label2id": {"a": 2**31 - 1}},
-]
+    {"num_key_value_heads": 1, "wiring": "v2"}, {"num_key_value_heads": 1, "wiring": "none"}, {"head_dim": 2},
+    {"head_dim": 2**16}, {"id2label": {2**31 - 1: "a"}, "label2id": {"a": 2**31 - 1}},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("fields", ACCEPTED, ids=str)
@@ -141,17 +124,12 @@ def test_every_activation_of_the_layers(name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "dtype"),
     [
-        ({}, None),
-        ({"torch_dtype": "bfloat16"}, "bfloat16"),
-        ({"dtype": "torch.float16"}, "float16"),
+        ({}, None), ({"torch_dtype": "bfloat16"}, "bfloat16"), ({"dtype": "torch.float16"}, "float16"),
         ({"dtype": "float64", "torch_dtype": "float32"}, "float64"),
-        ({"dtype": None, "torch_dtype": "float32"}, "float32"),
-        ({"torch_dtype": "auto"}, None),
-        ({"torch_dtype": "torch.half"}, "float16"),
-        ({"dtype": "double"}, "float64"),
-        ({"dtype": "float"}, "float32"),
+        ({"dtype": None, "torch_dtype": "float32"}, "float32"), ({"torch_dtype": "auto"}, None),
+        ({"torch_dtype": "torch.half"}, "float16"), ({"dtype": "double"}, "float64"), ({"dtype": "float"}, "float32"),
     ],
-)
+)  # fmt: skip
 def test_spellings_of_the_dtype(fields: dict[str, Any], dtype: str | None) -> None:
     config = DiffLlamaConfig(**fields)
     assert config.dtype == dtype

@@ -1,8 +1,6 @@
 """The decoder against a transcription of the paper in loops, and the equalities that hold at every step."""
 
-import functools
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 import refdiff
 from refdiff import layers
 from refdiff.arrays import to_numpy
-from refdiff.backends import overlay
 from refdiff.model.diffllama import Context, decoder_layer
 from tests.model.models import WIRINGS, ids, small_model
 
@@ -155,54 +152,6 @@ def test_each_half_of_a_layer_is_added_to_what_it_was_given(wiring, seed, sizes,
     np.testing.assert_allclose(decoder_layer(p, x, layer, context) - y, fed, **CLOSE)
 
 
-@pytest.mark.parametrize("kernels", ["fast", "reference"])
-@given(seed=st.integers(0, 9), cut=st.lists(st.integers(1, 10), max_size=3), static=st.booleans())
-def test_cached_equals_uncached(kernels, seed, cut, static):
-    model, tokens = small_model(kernels=kernels, seed=seed), ids(seed, 2, 11)
-    cache = refdiff.KVCache(3, static=11 if static else None)
-    edges = [0, *sorted(set(cut)), 11]
-    logits = [model(tokens[:, a:b], cache=cache).logits for a, b in pairwise(edges)]
-    np.testing.assert_allclose(np.concatenate(logits, axis=1), model(tokens).logits, **CLOSE)
-    assert len(cache) == 11
-
-
-@pytest.mark.parametrize("kernels", ["fast", "reference"])
-@given(seed=st.integers(0, 9))
-def test_batch_equals_single(kernels, seed):
-    model, tokens = small_model(kernels=kernels, seed=seed), ids(seed, 3, 7)
-    together = model(tokens).logits
-    for row in range(3):
-        np.testing.assert_allclose(together[row], model(tokens[row : row + 1]).logits[0], **CLOSE)
-
-
-@pytest.mark.parametrize("kernels", ["fast", "reference"])
-@pytest.mark.parametrize("side", ["left", "right"])
-@given(seed=st.integers(0, 9), padding=st.integers(1, 5))
-def test_padded_equals_unpadded(kernels, side, seed, padding):
-    model, tokens = small_model(kernels=kernels, seed=seed), ids(seed, 1, 6)
-    before, after = (padding, 0) if side == "left" else (0, padding)
-    padded = np.pad(tokens, ((0, 0), (before, after)))
-    mask = np.pad(np.ones_like(tokens), ((0, 0), (before, after)))
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    logits = model(padded, attention_mask=mask, position_ids=positions).logits
-    np.testing.assert_allclose(logits[:, before : before + 6], model(tokens).logits, **CLOSE)
-
-
-@pytest.mark.parametrize("kernels", ["fast", "reference"])
-def test_later_tokens_change_nothing_before_them(kernels):
-    model, tokens = small_model(kernels=kernels), ids(3, 1, 9)
-    changed = np.concatenate([tokens[:, :6], ids(4, 1, 3)], axis=1)
-    np.testing.assert_allclose(model(tokens).logits[:, :6], model(changed).logits[:, :6], **CLOSE)
-
-
-def test_kernels_equal_the_equations():
-    fast, reference, tokens = small_model(), small_model(kernels="reference"), ids(5, 2, 13)
-    a, b = (m(tokens, output_attentions=True, output_hidden_states=True) for m in (fast, reference))
-    np.testing.assert_allclose(a.logits, b.logits, **CLOSE)
-    for x, y in zip(a.hidden_states + a.attentions, b.hidden_states + b.attentions, strict=True):
-        np.testing.assert_allclose(x, y, **CLOSE)
-
-
 @pytest.mark.parametrize("rope", ["default", "dynamic", "longrope"])
 def test_on_a_device(away, rope):
     parameters = {
@@ -223,38 +172,6 @@ def test_on_a_device(away, rope):
     np.testing.assert_allclose(to_numpy(b.attentions[1]), a.attentions[1], **CLOSE)
     more = there(tokens[:, :1], cache=b.cache, attention_mask=np.concatenate([mask, mask[:, -1:]], axis=1))
     assert len(more.cache) == 8
-
-
-def test_maps_are_what_the_paper_says():
-    model, tokens = small_model(), ids(7, 2, 5)
-    out = model(tokens, output_attentions=True)
-    for layer in range(3):
-        weights, difference, lam = out.attentions[layer], out.differential_attentions[layer], out.lambdas[layer]
-        assert weights.shape == (2, 8, 5, 5)
-        assert difference.shape == (2, 4, 5, 5)
-        assert lam.shape == ()
-        np.testing.assert_allclose(weights.sum(axis=-1), 1.0, **CLOSE)
-        np.testing.assert_allclose(difference, weights[:, :4] - lam * weights[:, 4:], **CLOSE)
-        np.testing.assert_allclose(difference.sum(axis=-1), 1 - lam, **CLOSE)
-
-
-def test_every_layer_goes_through_ops():
-    model, calls = small_model(), []
-
-    def count(name, function):
-        @functools.wraps(function)
-        def counted(*args, **kwargs):
-            calls.append(name)
-            return function(*args, **kwargs)
-
-        return counted
-
-    model.ops = overlay(model.ops, count)
-    model(ids(8, 1, 3))
-    assert calls.count("diff_heads_hf") == calls.count("diff_attention") == calls.count("swiglu") == 3
-    assert calls.count("rms_norm") == 3 * 3 + 1
-    assert calls.count("linear") == 3 * 7 + 1
-    assert calls.count("rope") == 2 * 3
 
 
 MASKS = {

@@ -23,17 +23,9 @@ def test_what_was_not_asked_for_is_none_and_no_item():
 
 def test_every_result_is_an_item_in_the_order_of_the_class():
     names = [
-        "loss",
-        "logits",
-        "start_logits",
-        "end_logits",
-        "last_hidden_state",
-        "cache",
-        "hidden_states",
-        "attentions",
-        "differential_attentions",
-        "lambdas",
-    ]
+        "loss", "logits", "start_logits", "end_logits", "last_hidden_state", "cache", "hidden_states", "attentions",
+        "differential_attentions", "lambdas",
+    ]  # fmt: skip
     out = ModelOutput(**{name: name.upper() for name in reversed(names)})
     assert out.keys() == names
     assert [getattr(out, name) for name in names] == list(out.to_tuple()) == [name.upper() for name in names]

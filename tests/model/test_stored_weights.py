@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff.bench.processes import Child
+from refdiff.bench.side import Settings
 from refdiff.model import pretrained
 from refdiff.model.weights import flatten
+from tests.model.models import small_config
 
+CONFIG = small_config(initializer_range=0.02)
 IDS = np.array([[5, 17, 3, 11, 2], [7, 1, 13, 19, 23]])
 
 
 @pytest.fixture(params=["bfloat16", "float16"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    config = refdiff.DiffLlamaConfig(
-        vocab_size=29, hidden_size=24, intermediate_size=44, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=6,
-    )  # fmt: skip
-    refdiff.DiffLlamaForCausalLM.from_config(config, 3, dtype=request.param).save_pretrained(tmp_path)
+    refdiff.DiffLlamaForCausalLM.from_config(CONFIG, 3, dtype=request.param).save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -47,10 +47,7 @@ def test_matrices_stay_and_the_rest_is_expanded(folder: Path) -> None:
 
 def test_the_map_of_lambda_is_expanded_too(tmp_path: Path) -> None:
     """A projection by its name, but not one that stays."""
-    config = refdiff.DiffLlamaConfig(
-        vocab_size=29, hidden_size=24, intermediate_size=44, num_hidden_layers=1, num_attention_heads=8,
-        num_key_value_heads=2, head_dim=6, wiring="v2",
-    )  # fmt: skip
+    config = small_config(initializer_range=0.02, wiring="v2")
     refdiff.DiffLlamaForCausalLM.from_config(config, 3, dtype="bfloat16").save_pretrained(tmp_path)
     model = load(tmp_path, weights="stored")
     kinds = {name: a.dtype.itemsize for name, a in flatten(model.params).items() if name.endswith("_proj.weight")}
@@ -107,3 +104,24 @@ def test_what_is_not_said_goes_by_the_backend(folder: Path, monkeypatch: pytest.
     assert kept()
     assert not kept(weights="expanded")
     assert not kept(kernels="reference")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much memory a process has held")
+def test_a_process_holds_them_once_and_in_16_bits(tmp_path: Path) -> None:
+    """The file and little more: less than one more matrix of a feed-forward network, if that were expanded."""
+    config = refdiff.DiffLlamaConfig(
+        vocab_size=8000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=3, num_attention_heads=16,
+        num_key_value_heads=4, tie_word_embeddings=False,
+    )  # fmt: skip
+    refdiff.DiffLlamaForCausalLM.from_config(config, dtype="bfloat16").save_pretrained(tmp_path)
+    stored = (tmp_path / "model.safetensors").stat().st_size
+
+    def held(side: str) -> float:
+        with Child(side, Settings(str(tmp_path), threads=2, steps=4)) as child:
+            before = child.request("peak")["bytes"]
+            after = child.request("memory", size=48, batch=2)["bytes"]
+        return (after - before) / stored
+
+    assert 1.0 < held("stored") < 1.27
+    assert held("refdiff") > 1.9

@@ -14,10 +14,6 @@ from refdiff.model.config import DiffLlamaConfig
     ("fields", "message"),
     [
         (
-            {"model_type": "gpt2"},
-            "model_type: got 'gpt2', expected one of diffllama, diff_transformer, diff_transformer_v2, llama",
-        ),
-        (
             {"mlp_bias": True},
             "mlp_bias is True: .* of this checkpoint have a bias, .*; only a checkpoint whose mlp_bias is false can",
         ),
@@ -36,17 +32,13 @@ def test_refused(fields: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"model_type": None},
-        {"mlp_bias": False},
-        {"mlp_bias": None},
-        {"quantization_config": None},
-        {"per_layer_config": {}},
-        {"temperature": 0.5, "do_sample": True, "max_length": 30},
+        {"model_type": None}, {"mlp_bias": False}, {"mlp_bias": None}, {"quantization_config": None},
+        {"per_layer_config": {}}, {"temperature": 0.5, "do_sample": True, "max_length": 30},
         {"is_decoder": True, "torchscript": False, "pruned_heads": {}, "sep_token_id": None},
         {"_commit_hash": "abc", "_attn_implementation_autoset": True, "pretraining_tp": 4},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_usual_fields_are_kept_without_a_word(fields: dict[str, Any]) -> None:
     kept = {name: value for name, value in fields.items() if name != "model_type"}
     assert DiffLlamaConfig(**fields).extra == kept
@@ -69,29 +61,13 @@ WHOLE: dict[str, Any] = {
 }  # fmt: skip
 # what it adds where something was set, and what it keeps for itself
 MORE = [
-    "encoder_repetition_penalty",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "assistant_confidence_threshold",
-    "assistant_lookbehind",
-    "num_assistant_tokens",
-    "num_assistant_tokens_schedule",
-    "target_lookbehind",
-    "original_max_position_embeddings",
-    "pretraining_tp",
-    "tie_last_hidden_states",
-    "name_or_path",
-    "use_return_dict",
-    "attn_implementation",
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_attn_implementation_internal",
-    "experts_implementation",
-    "_experts_implementation",
-    "_experts_implementation_internal",
-    "_output_attentions",
+    "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff", "assistant_confidence_threshold",
+    "assistant_lookbehind", "num_assistant_tokens", "num_assistant_tokens_schedule", "target_lookbehind",
+    "original_max_position_embeddings", "pretraining_tp", "tie_last_hidden_states", "name_or_path", "use_return_dict",
+    "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
+    "experts_implementation", "_experts_implementation", "_experts_implementation_internal", "_output_attentions",
     "_commit_hash",
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*WHOLE, *MORE])
@@ -119,13 +95,6 @@ def test_twenty_unknown_fields_are_named() -> None:
     names = [f"field_{index}" for index in range(21)]
     assert unknown_fields.describe_unknown(names[:20], ["head_dim"]).endswith("field_18, field_19")
     assert unknown_fields.describe_unknown(names, ["head_dim"]).endswith("field_18, field_19, and 1 more")
-
-
-def test_many_unknown_fields_make_a_short_message() -> None:
-    text = unknown_fields.describe_unknown([f"field_{index}" for index in range(1000)], ["head_dim"])
-    assert "field_19" in text
-    assert "field_20" not in text
-    assert text.endswith("and 980 more")
 
 
 def test_unknown_names_are_escaped() -> None:

@@ -15,30 +15,13 @@ SECRET = "secret.safetensors"
 SHARDS = 3
 
 FIELDS: dict[str, Any] = {
-    "architectures": ["DiffLlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 1,
-    "dtype": "float32",
-    "eos_token_id": 2,
-    "head_dim": 2,
-    "hidden_act": "silu",
-    "hidden_size": 6,
-    "initializer_range": 0.02,
-    "intermediate_size": 5,
-    "lambda_std_dev": 0.1,
-    "max_position_embeddings": 64,
-    "model_type": "diffllama",
-    "num_attention_heads": 4,
-    "num_hidden_layers": 1,
-    "num_key_value_heads": 2,
-    "pad_token_id": None,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
-    "tie_word_embeddings": False,
-    "use_cache": True,
-    "vocab_size": 7,
-}
+    "architectures": ["DiffLlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1,
+    "dtype": "float32", "eos_token_id": 2, "head_dim": 2, "hidden_act": "silu", "hidden_size": 6,
+    "initializer_range": 0.02, "intermediate_size": 5, "lambda_std_dev": 0.1, "max_position_embeddings": 64,
+    "model_type": "diffllama", "num_attention_heads": 4, "num_hidden_layers": 1, "num_key_value_heads": 2,
+    "pad_token_id": None, "rms_norm_eps": 1e-5, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    "tie_word_embeddings": False, "use_cache": True, "vocab_size": 7,
+}  # fmt: skip
 TENSORS = random_tensors()
 SOUND = {CONFIG: json.dumps(FIELDS).encode(), SINGLE: pack(TENSORS)}
 SHARDED = {CONFIG: SOUND[CONFIG], **split(TENSORS, SHARDS)}

@@ -10,17 +10,7 @@ import zipfile
 from collections.abc import Iterator
 
 from refdiff.model.weights.folder import SINGLE
-from tests.model.broken.cases import (
-    CONFIG,
-    HEADER,
-    RAW_HEADER,
-    SOUND,
-    Case,
-    Trap,
-    flipped,
-    single,
-    with_header,
-)
+from tests.model.broken.cases import CONFIG, HEADER, RAW_HEADER, SOUND, Case, Trap, flipped, single, with_header
 
 
 def truncated() -> Iterator[Case]:

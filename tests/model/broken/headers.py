@@ -5,12 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from tests.model.broken.cases import (
-    HEADER,
-    RAW_HEADER,
-    Case,
-    with_header,
-)
+from tests.model.broken.cases import HEADER, RAW_HEADER, Case, with_header
 
 
 def headers_that_are_no_table() -> Iterator[Case]:

@@ -9,15 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from refdiff.model.weights.folder import INDEX, SINGLE
-from tests.model.broken.cases import (
-    FIRST_SHARD,
-    SECRET,
-    SHARDED,
-    Case,
-    Link,
-    Trap,
-    flipped,
-)
+from tests.model.broken.cases import FIRST_SHARD, SECRET, SHARDED, Case, Link, Trap, flipped
 
 
 def shards() -> Iterator[Case]:
@@ -52,28 +44,12 @@ def ways_out_of_the_folder() -> Iterator[Case]:
     """Names in the index, and links, that lead out of the folder; `../secret.safetensors` is a sound shard."""
     weight_map = json.loads(SHARDED[INDEX])["weight_map"]
     for name in (
-        f"../{SECRET}",
-        f"./../{SECRET}",
-        f"x/../../{SECRET}",
-        f"..\\{SECRET}",
-        f"{{outside}}/{SECRET}",
-        f"file://{{outside}}/{SECRET}",
-        f"~/{SECRET}",
-        f"$HOME/{SECRET}",
-        "/proc/self/mem.safetensors",
-        "/dev/zero.safetensors",
-        f"C:\\{SECRET}",
-        f"//host/{SECRET}",
-        f"..//{SECRET}",
-        f"%2e%2e/{SECRET}",
-        f"..%2f{SECRET}",
-        f"../{SECRET}\0.safetensors",
-        "\ud800.safetensors",
-        f"http://127.0.0.1/{SECRET}",
-        ".safetensors/../x.safetensors",
-        f"../{'../' * 200}{SECRET}",
-        "x" * 300 + ".safetensors",
-    ):
+        f"../{SECRET}", f"./../{SECRET}", f"x/../../{SECRET}", f"..\\{SECRET}", f"{{outside}}/{SECRET}",
+        f"file://{{outside}}/{SECRET}", f"~/{SECRET}", f"$HOME/{SECRET}", "/proc/self/mem.safetensors",
+        "/dev/zero.safetensors", f"C:\\{SECRET}", f"//host/{SECRET}", f"..//{SECRET}", f"%2e%2e/{SECRET}",
+        f"..%2f{SECRET}", f"../{SECRET}\0.safetensors", "\ud800.safetensors", f"http://127.0.0.1/{SECRET}",
+        ".safetensors/../x.safetensors", f"../{'../' * 200}{SECRET}", "x" * 300 + ".safetensors",
+    ):  # fmt: skip
         for tensors in (
             list(weight_map),
             [t for t, file in weight_map.items() if file == FIRST_SHARD],
@@ -82,16 +58,8 @@ def ways_out_of_the_folder() -> Iterator[Case]:
             yield with_index({**weight_map, **dict.fromkeys(tensors, name)}, True)
     for name in (SINGLE, INDEX, FIRST_SHARD):
         for target in (
-            f"../{SECRET}",
-            f"{{outside}}/{SECRET}",
-            "/dev/zero",
-            "/proc/self/mem",
-            "..",
-            ".",
-            name,
-            "nowhere",
-            "a\nb",
-        ):
+            f"../{SECRET}", f"{{outside}}/{SECRET}", "/dev/zero", "/proc/self/mem", "..", ".", name, "nowhere", "a\nb",
+        ):  # fmt: skip
             yield Case({**SHARDED, name: Link(target)}, True, (name,))
 
 
@@ -104,27 +72,13 @@ def index_files() -> Iterator[Case]:
     for _ in range(900):
         yield Case({**SHARDED, INDEX: flipped(content, rng.randrange(8 * len(content)))}, None)
     for bad in (
-        None,
-        [],
-        1,
-        "x",
-        {},
-        {"weight_map": None},
-        {"weight_map": []},
-        {"weight_map": {}},
-        {"weight_map": "x"},
-    ):
+        None, [], 1, "x", {}, {"weight_map": None}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": "x"},
+    ):  # fmt: skip
         yield Case({**SHARDED, INDEX: json.dumps(bad).encode()}, True, (INDEX,))
     for raw in (
-        b"",
-        b"\0",
-        b"[" * 100_000,
-        b'{"weight_map":' * 50_000,
-        b"NaN",
-        pickle.dumps(Trap(), 2),
-        b"\xff\xfe{}",
+        b"", b"\0", b"[" * 100_000, b'{"weight_map":' * 50_000, b"NaN", pickle.dumps(Trap(), 2), b"\xff\xfe{}",
         b" " * 100_000,
-    ):
+    ):  # fmt: skip
         yield Case({**SHARDED, INDEX: raw}, True, (INDEX,))
     many = {f"t{i}": f"{i}.safetensors" for i in range(20_000)}
     yield with_index(many, True)

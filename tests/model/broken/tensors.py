@@ -11,60 +11,15 @@ import numpy as np
 
 from refdiff.model.weights.folder import SINGLE
 from refdiff.model.weights.safetensors_file import BITS
-from tests.model.broken.cases import (
-    DATA,
-    HEADER,
-    SOUND,
-    TENSORS,
-    Case,
-    single,
-    with_header,
-)
+from tests.model.broken.cases import DATA, HEADER, SOUND, TENSORS, Case, single, with_header
 from tests.model.weights.files import Stored, pack
 
 _BAD_VALUES: tuple[Any, ...] = (
-    None,
-    True,
-    False,
-    "",
-    "0",
-    "F32",
-    {},
-    {"0": 1},
-    [],
-    [[]],
-    [None],
-    [True],
-    ["1"],
-    [1.0],
-    [1.5],
-    [-1],
-    [0],
-    [1],
-    [[1]],
-    0,
-    1,
-    -1,
-    1.0,
-    1e300,
-    2**31,
-    2**63,
-    2**64,
-    10**300,
-    [2**31],
-    [2**63 - 1],
-    [2**63],
-    [2**64],
-    [10**300],
-    [2**32, 2**32],
-    [2**63, 2],
-    [2**40, 2**40, 0],
-    [0, 2**62, 2**62],
-    [1] * 70,
-    [1] * 5000,
-    [10**9] * 5000,
+    None, True, False, "", "0", "F32", {}, {"0": 1}, [], [[]], [None], [True], ["1"], [1.0], [1.5], [-1], [0], [1],
+    [[1]], 0, 1, -1, 1.0, 1e300, 2**31, 2**63, 2**64, 10**300, [2**31], [2**63 - 1], [2**63], [2**64], [10**300],
+    [2**32, 2**32], [2**63, 2], [2**40, 2**40, 0], [0, 2**62, 2**62], [1] * 70, [1] * 5000, [10**9] * 5000,
     "x" * 50_000,
-)
+)  # fmt: skip
 
 
 def fields_of_a_tensor() -> Iterator[Case]:
@@ -88,17 +43,10 @@ def types_and_shapes() -> Iterator[Case]:
             if dtype != "F32":
                 yield with_header({**HEADER, name: {**entry, "dtype": dtype}}, True, name)
         for shape in (
-            entry["shape"][::-1],
-            [*entry["shape"], 1],
-            [1, *entry["shape"]],
-            [rows + 1, *entry["shape"][1:]],
-            [rows - 1, *entry["shape"][1:]],
-            [-rows, *entry["shape"][1:]],
-            [int(np.prod(entry["shape"]))],
-            [],
-            [0, *entry["shape"]],
-            [float(rows), *entry["shape"][1:]],
-        ):
+            entry["shape"][::-1], [*entry["shape"], 1], [1, *entry["shape"]], [rows + 1, *entry["shape"][1:]],
+            [rows - 1, *entry["shape"][1:]], [-rows, *entry["shape"][1:]], [int(np.prod(entry["shape"]))], [],
+            [0, *entry["shape"]], [float(rows), *entry["shape"][1:]],
+        ):  # fmt: skip
             if shape != entry["shape"]:
                 yield with_header({**HEADER, name: {**entry, "shape": shape}}, True, name)
     # whole tensors that are sound in themselves, but of another type or shape than the config makes them
@@ -108,15 +56,7 @@ def types_and_shapes() -> Iterator[Case]:
             if dtype not in ("F32", "F64", "F16", "BF16") and count * bits % 8 == 0:
                 other = Stored(dtype, tensor.shape, bytes(count * bits // 8))
                 yield single(pack({**TENSORS, name: other}), True, name, dtype)
-        for shape in (
-            (count,),
-            (count, 1),
-            (1, *tensor.shape),
-            (),
-            (0,),
-            (*tensor.shape, 0),
-            (*tensor.shape[:-1], 99),
-        ):
+        for shape in ((count,), (count, 1), (1, *tensor.shape), (), (0,), (*tensor.shape, 0), (*tensor.shape[:-1], 99)):
             if shape != tensor.shape:
                 other = Stored("F32", shape, bytes(4 * int(np.prod(shape))))
                 yield single(pack({**TENSORS, name: other}), True, name, str(tensor.shape))
@@ -128,27 +68,12 @@ def places() -> Iterator[Case]:
     for name, entry in HEADER.items():
         begin, end = entry["data_offsets"]
         for offsets in (
-            [begin + 4, end + 4],
-            [begin - 4, end - 4],
-            [begin + 1, end + 1],
-            [begin, end + 4],
-            [begin, end - 4],
-            [begin - 4, end],
-            [end, begin],
-            [0, 0],
-            [begin, begin],
-            [len(DATA), len(DATA) + end - begin],
-            [0, len(DATA)],
-            [begin + 2**40, end + 2**40],
-            [begin + 2**63, end + 2**63],
-            [2**64 - 4, 2**64 + end - begin - 4],
-            [begin - len(DATA), end - len(DATA)],
-            [begin, end, end],
-            [begin],
-            [str(begin), str(end)],
-            [float(begin), float(end)],
-            [begin, 10**400],
-        ):
+            [begin + 4, end + 4], [begin - 4, end - 4], [begin + 1, end + 1], [begin, end + 4], [begin, end - 4],
+            [begin - 4, end], [end, begin], [0, 0], [begin, begin], [len(DATA), len(DATA) + end - begin],
+            [0, len(DATA)], [begin + 2**40, end + 2**40], [begin + 2**63, end + 2**63],
+            [2**64 - 4, 2**64 + end - begin - 4], [begin - len(DATA), end - len(DATA)], [begin, end, end], [begin],
+            [str(begin), str(end)], [float(begin), float(end)], [begin, 10**400],
+        ):  # fmt: skip
             if offsets != entry["data_offsets"]:
                 yield with_header({**HEADER, name: {**entry, "data_offsets": offsets}})
         for other in names:
@@ -168,35 +93,12 @@ def names() -> Iterator[Case]:
     """Names misspelled, missing, doubled under another prefix, hostile, and too many."""
     rng = random.Random(3)
     hostile = [
-        "",
-        ".",
-        "..",
-        "../../etc/passwd",
-        "/etc/passwd",
-        "a" * 100_000,
-        "\x1b[2J",
-        "\n\n",
-        "\0",
-        "__class__",
-        "__proto__",
-        "model",
-        "model.",
-        "model..norm.weight",
-        "model.layers",
-        "model.layers.0",
-        "model.layers.-1.w",
-        "model.layers.0x.w",
-        "model.layers.99999999999999999999.mlp.up_proj.weight",
-        "ｍodel.norm.weight",
-        "model.norm.weight ",
-        "{0.__class__}",
-        "%s%s%s",
-        "model.norm.weight\u202e",
-        "lm_head",
-        "layers.00.input_layernorm.weight",
-        "日本語.weight",
-        "norm",
-    ]
+        "", ".", "..", "../../etc/passwd", "/etc/passwd", "a" * 100_000, "\x1b[2J", "\n\n", "\0", "__class__",
+        "__proto__", "model", "model.", "model..norm.weight", "model.layers", "model.layers.0", "model.layers.-1.w",
+        "model.layers.0x.w", "model.layers.99999999999999999999.mlp.up_proj.weight", "ｍodel.norm.weight",
+        "model.norm.weight ", "{0.__class__}", "%s%s%s", "model.norm.weight\u202e", "lm_head",
+        "layers.00.input_layernorm.weight", "日本語.weight", "norm",
+    ]  # fmt: skip
     for name in hostile:
         yield single(pack({**TENSORS, name: TENSORS["model.norm.weight"]}))
     for name in TENSORS:
@@ -228,16 +130,8 @@ def values() -> Iterator[Case]:
     """NaN, infinities, the largest and smallest numbers: they load as they are."""
     rng = random.Random(4)
     special = [
-        0x7FC00000,
-        0x7F800000,
-        0xFF800000,
-        0x7F800001,
-        0xFFFFFFFF,
-        0x7F7FFFFF,
-        0x00000001,
-        0x80000000,
-        0x00800000,
-    ]
+        0x7FC00000, 0x7F800000, 0xFF800000, 0x7F800001, 0xFFFFFFFF, 0x7F7FFFFF, 0x00000001, 0x80000000, 0x00800000,
+    ]  # fmt: skip
     for name, tensor in TENSORS.items():
         for bits in special:
             for whole in (False, True):

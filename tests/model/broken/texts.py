@@ -126,18 +126,10 @@ THINGS = (
     "raise_exception", "strftime_now", "self", "none", "''.join", "missing",
 )  # fmt: skip
 WAYS = (
-    "{{ O.A }}",
-    "{{ O['A'] }}",
-    "{{ O | attr('A') }}",
-    "{{ [O] | map(attribute='A') | list }}",
-    "{{ '{0.A}'.format(O) }}",
-    "{{ '{x.A}'.format_map({'x': O}) }}",
-    "{% set x = O %}{{ x.A }}",
-    "{{ O.A() }}",
-    "{{ (O.A).x }}",
-    "{{ O | sum('A') }}",
-    "{{ [O] | groupby('A') | map(attribute='grouper') | list }}",
-)
+    "{{ O.A }}", "{{ O['A'] }}", "{{ O | attr('A') }}", "{{ [O] | map(attribute='A') | list }}",
+    "{{ '{0.A}'.format(O) }}", "{{ '{x.A}'.format_map({'x': O}) }}", "{% set x = O %}{{ x.A }}", "{{ O.A() }}",
+    "{{ (O.A).x }}", "{{ O | sum('A') }}", "{{ [O] | groupby('A') | map(attribute='grouper') | list }}",
+)  # fmt: skip
 
 
 def template_escapes() -> Iterator[TextCase]:

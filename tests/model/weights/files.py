@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import refdiff
@@ -27,37 +29,22 @@ class Stored(NamedTuple):
 def tiny_config(**fields: Any) -> refdiff.DiffLlamaConfig:
     """One layer, four heads, hardly any numbers; no two sizes equal where they can differ."""
     sizes = {
-        "vocab_size": 7,
-        "hidden_size": 6,
-        "intermediate_size": 5,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 2,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
+        "vocab_size": 7, "hidden_size": 6, "intermediate_size": 5, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 2, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
     return refdiff.DiffLlamaConfig(**{**sizes, **fields})
 
 
 # (name, shape) for tiny_config(), spelled out: Hugging Face's names, in the order of its state_dict
 BACKBONE = (
-    ("embed_tokens.weight", (7, 6)),
-    ("layers.0.self_attn.lambda_q1", (2,)),
-    ("layers.0.self_attn.lambda_k1", (2,)),
-    ("layers.0.self_attn.lambda_q2", (2,)),
-    ("layers.0.self_attn.lambda_k2", (2,)),
-    ("layers.0.self_attn.q_proj.weight", (8, 6)),
-    ("layers.0.self_attn.k_proj.weight", (4, 6)),
-    ("layers.0.self_attn.v_proj.weight", (4, 6)),
-    ("layers.0.self_attn.o_proj.weight", (6, 8)),
-    ("layers.0.mlp.gate_proj.weight", (5, 6)),
-    ("layers.0.mlp.up_proj.weight", (5, 6)),
-    ("layers.0.mlp.down_proj.weight", (6, 5)),
-    ("layers.0.input_layernorm.weight", (6,)),
-    ("layers.0.post_attention_layernorm.weight", (6,)),
-    ("norm.weight", (6,)),
-)
+    ("embed_tokens.weight", (7, 6)), ("layers.0.self_attn.lambda_q1", (2,)), ("layers.0.self_attn.lambda_k1", (2,)),
+    ("layers.0.self_attn.lambda_q2", (2,)), ("layers.0.self_attn.lambda_k2", (2,)),
+    ("layers.0.self_attn.q_proj.weight", (8, 6)), ("layers.0.self_attn.k_proj.weight", (4, 6)),
+    ("layers.0.self_attn.v_proj.weight", (4, 6)), ("layers.0.self_attn.o_proj.weight", (6, 8)),
+    ("layers.0.mlp.gate_proj.weight", (5, 6)), ("layers.0.mlp.up_proj.weight", (5, 6)),
+    ("layers.0.mlp.down_proj.weight", (6, 5)), ("layers.0.input_layernorm.weight", (6,)),
+    ("layers.0.post_attention_layernorm.weight", (6,)), ("norm.weight", (6,)),
+)  # fmt: skip
 HEADS: dict[str, tuple[tuple[str, tuple[int, ...]], ...]] = {
     "DiffLlamaModel": (),
     "DiffLlamaForCausalLM": (("lm_head.weight", (7, 6)),),
@@ -131,3 +118,14 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
+
+
+LAYOUTS: dict[str, int | str] = {"single": "5GB", "two shards": 900, "four shards": 400}
+
+
+def layout_changes(*quick: tuple[str, str, str]) -> list[Any]:
+    """Every layout saved over every other and over none, with another config and the same; all but `quick` are slow."""
+    return [
+        pytest.param(*names, marks=[] if names in quick else [pytest.mark.slow])
+        for names in itertools.product(["none", *LAYOUTS], LAYOUTS, ["same config", "other config"])
+    ]

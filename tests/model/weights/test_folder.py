@@ -81,18 +81,6 @@ def test_pickle_instead(tmp_path: Path) -> None:
 # ---- what is refused
 
 
-def test_links_inside_the_folder_are_followed(tmp_path: Path) -> None:
-    write(tmp_path, {"real.safetensors": pack(random_tensors())})
-    (tmp_path / SINGLE).symlink_to("real.safetensors")
-    assert len(open_checkpoint(tmp_path)) == 1
-
-
-def test_a_link_to_the_folder_itself_is_followed(tmp_path: Path) -> None:
-    write(tmp_path / "real", {SINGLE: pack(random_tensors())})
-    (tmp_path / "link").symlink_to("real")
-    assert len(open_checkpoint(tmp_path / "link")) == 1
-
-
 @pytest.mark.parametrize("name", [SINGLE, INDEX, SECOND])
 @pytest.mark.parametrize("relative", [True, False])
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path, name: str, relative: bool) -> None:
@@ -104,41 +92,6 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path, name: str, rel
     message = refused(folder)
     assert f"{name!r} is a link that leads out of the folder" in message
     assert "hard link" in message
-
-
-def test_links_that_go_in_circles(tmp_path: Path) -> None:
-    (tmp_path / SINGLE).symlink_to("other")
-    (tmp_path / "other").symlink_to(SINGLE)
-    assert SINGLE in refused(tmp_path)
-
-
-def test_link_that_leads_nowhere(tmp_path: Path) -> None:
-    (tmp_path / SINGLE).symlink_to("gone.safetensors")
-    assert "no such file" in refused(tmp_path)
-
-
-def cache(tmp_path: Path) -> tuple[Path, Path]:
-    """Lay out files as Hugging Face's cache does: snapshots/<commit>/<name> → ../../blobs/<hash>."""
-    repo = tmp_path / "models--a--b"
-    blobs = write(repo / "blobs", split(random_tensors(), 2))
-    snapshot = repo / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    for path in blobs.iterdir():
-        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
-    return repo, snapshot
-
-
-def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
-    _, snapshot = cache(tmp_path)
-    assert len(open_checkpoint(snapshot)) == 2
-
-
-def test_links_to_another_repo_of_the_cache_are_not(tmp_path: Path) -> None:
-    other, _ = cache(tmp_path / "other")
-    _, snapshot = cache(tmp_path)
-    (snapshot / FIRST).unlink()
-    (snapshot / FIRST).symlink_to(other / "blobs" / FIRST)
-    assert "leads out of the folder" in refused(snapshot)
 
 
 # ---- indexes

@@ -107,16 +107,10 @@ def test_any_class_finds_the_base_model_of_any_other(stored: str, prefix: str) -
 @pytest.mark.parametrize(
     "name",
     [
-        "lm_head.weight",
-        "score.bias",
-        "model.other.weight",
-        "model.model.norm.weight",
-        "normal.weight",
-        "norm",
-        "",
+        "lm_head.weight", "score.bias", "model.other.weight", "model.model.norm.weight", "normal.weight", "norm", "",
         "model.",
     ],
-)
+)  # fmt: skip
 def test_other_names_stay(name: str) -> None:
     assert localize(name, "transformer.") == name
 

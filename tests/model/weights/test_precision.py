@@ -35,10 +35,7 @@ def test_every_float16() -> None:
     assert_array_equal(encode(ours, "float16")[numbers].view(np.uint16), EVERY_16_BITS[numbers])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "step"),
-    [("bfloat16", 2.0**-7), ("float16", 2.0**-10)],
-)
+@pytest.mark.parametrize(("dtype", "step"), [("bfloat16", 2.0**-7), ("float16", 2.0**-10)])
 def test_ties_go_to_even(dtype: str, step: float) -> None:
     values = np.array([1 + step / 2, 1 + 1.5 * step, 1 + step / 2 + 2.0**-20, -1 - step / 2], np.float32)
     assert_array_equal(round_to(values, dtype), [1, 1 + 2 * step, 1 + step, -1])
